@@ -1,0 +1,201 @@
+// Package atomicfile writes files that are there whole or not at all, also after a crash or a loss of power.
+//
+// Create makes a temporary file in the directory of its target and, where the size is known, takes the disk space at
+// once, so that a full disk is said before any work is done. Commit flushes the temporary file, renames it to the
+// target, and flushes the directory, in this order. Abort, and any failure of Create or Commit, removes the temporary
+// file. Only a process that is killed leaves one; IsTemporary knows it by its name.
+package atomicfile
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+)
+
+// File is a file that is being written. Its methods may be called at the same time, except Commit and Abort.
+type File struct {
+	*temporary
+	path  string
+	size  int64 // 0 unknown
+	steps steps
+}
+
+// temporary hides the methods of os.File that would go around Commit.
+type temporary struct{ f *os.File }
+
+// steps are what Commit and Create ask of the operating system; tests replace them.
+type steps struct {
+	preallocate func(f *os.File, size int64) error
+	sync        func(f *os.File) error
+	rename      func(from, to string) error
+	syncDir     func(dir string) error
+}
+
+var system = steps{preallocate: preallocate, sync: (*os.File).Sync, rename: os.Rename, syncDir: syncDir}
+
+// Create begins a file that Commit will put at path, in the place of what is there. size is its length in bytes, for
+// which the disk space is taken now; 0 if it is not known. If path is a symbolic link, its target is what is replaced.
+// A path that is there and is not a regular file is refused.
+func Create(path string, size int64) (*File, error) {
+	return create(path, size, system)
+}
+
+func create(path string, size int64, steps steps) (*File, error) {
+	if size < 0 {
+		return nil, fmt.Errorf("create %s: size of %d bytes", path, size)
+	}
+	target, err := resolve(path)
+	if err != nil {
+		return nil, err
+	}
+	f, err := createTemporary(target)
+	if err != nil {
+		return nil, fmt.Errorf("create %s: %w", path, err)
+	}
+	if size > 0 {
+		if err := steps.preallocate(f, size); err != nil {
+			return nil, errors.Join(fmt.Errorf("create %s: take %d bytes of disk: %w", path, size, err), discard(f))
+		}
+	}
+	return &File{temporary: &temporary{f}, path: target, size: size, steps: steps}, nil
+}
+
+// resolve follows a symbolic link at path and refuses what a rename must not replace.
+func resolve(path string) (string, error) {
+	target, err := filepath.EvalSymlinks(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return path, nil // new, or in no directory: creating it will say
+	}
+	if err != nil {
+		return "", fmt.Errorf("create %s: %w", path, err)
+	}
+	stat, err := os.Stat(target)
+	if err != nil {
+		return "", fmt.Errorf("create %s: %w", path, err)
+	}
+	if !stat.Mode().IsRegular() {
+		return "", fmt.Errorf("create %s: is there and is not a regular file", path)
+	}
+	return target, nil
+}
+
+const (
+	marker  = ".headwater-"
+	maxBase = 200 // leaves room for the marker and the random part below the 255 bytes of a name
+)
+
+// IsTemporary reports whether a file of this name was made by Create and, if nobody is writing it, left by a process
+// that was killed.
+func IsTemporary(path string) bool {
+	base := filepath.Base(path)
+	at := strings.LastIndex(base, marker)
+	if at < 0 || base[0] != '.' {
+		return false
+	}
+	_, err := strconv.ParseUint(base[at+len(marker):], 36, 64)
+	return err == nil
+}
+
+// createTemporary makes a new file beside target, with the permissions that a new file gets.
+func createTemporary(target string) (*os.File, error) {
+	dir, base := filepath.Split(target)
+	if base == "" {
+		return nil, errors.New("no name of a file")
+	}
+	if len(base) > maxBase {
+		base = base[:maxBase]
+	}
+	for tries := 0; ; tries++ {
+		name := dir + "." + base + marker + strconv.FormatUint(rand.Uint64(), 36)
+		f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o666)
+		if err == nil || !errors.Is(err, fs.ErrExist) || tries == 100 {
+			return f, err
+		}
+	}
+}
+
+func discard(f *os.File) error {
+	return errors.Join(f.Close(), os.Remove(f.Name()))
+}
+
+// Name returns the path of the temporary file, which ceases to exist at Commit and Abort.
+func (t *temporary) Name() string { return t.f.Name() }
+
+// Write appends p after what Write wrote before.
+func (t *temporary) Write(p []byte) (int, error) { return t.f.Write(p) }
+
+// WriteAt writes p from byte off on.
+func (t *temporary) WriteAt(p []byte, off int64) (int, error) { return t.f.WriteAt(p, off) }
+
+// ReadAt reads what was written, from byte off on.
+func (t *temporary) ReadAt(p []byte, off int64) (int, error) { return t.f.ReadAt(p, off) }
+
+// Path returns where Commit puts the file.
+func (f *File) Path() string { return f.path }
+
+// Commit makes the file durable under its path. If it fails the temporary file is gone, and the path holds what it held
+// before, unless the error says that only its durability is in doubt. After Commit or Abort, Commit is an error.
+func (f *File) Commit() error {
+	if f.temporary.f == nil {
+		return fmt.Errorf("commit %s: %w", f.path, fs.ErrClosed)
+	}
+	if err := f.flush(); err != nil {
+		return errors.Join(fmt.Errorf("commit %s: %w", f.path, err), f.Abort())
+	}
+	name := f.Name()
+	// A failed Close after a successful fsync loses nothing on a local disk, but a network file system may say here
+	// that it could not write.
+	err := f.temporary.f.Close()
+	if err == nil {
+		err = f.steps.rename(name, f.path)
+	}
+	f.temporary.f = nil
+	if err != nil {
+		return errors.Join(fmt.Errorf("commit %s: %w", f.path, err), os.Remove(name))
+	}
+	if err := f.steps.syncDir(filepath.Dir(f.path)); err != nil {
+		return fmt.Errorf("commit %s: the file is there, but may not survive a loss of power: flush its directory: %w", f.path, err)
+	}
+	return nil
+}
+
+// flush checks the length and brings the data to the disk.
+func (f *File) flush() error {
+	if f.size > 0 {
+		stat, err := f.temporary.f.Stat()
+		if err != nil {
+			return err
+		}
+		if stat.Size() != f.size {
+			return fmt.Errorf("%d bytes were written, %d were announced", stat.Size(), f.size)
+		}
+	}
+	return f.steps.sync(f.temporary.f)
+}
+
+// Abort gives the file up and removes the temporary file. After Commit or Abort it does nothing, so it may be deferred.
+func (f *File) Abort() error {
+	if f.temporary.f == nil {
+		return nil
+	}
+	err := discard(f.temporary.f)
+	f.temporary.f = nil
+	if err != nil {
+		return fmt.Errorf("abort %s: %w", f.path, err)
+	}
+	return nil
+}
+
+// syncDir flushes a directory, so that a rename in it survives a loss of power.
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}

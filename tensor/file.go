@@ -1,0 +1,165 @@
+package tensor
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strings"
+)
+
+// File is a set of tensors whose headers have been checked and whose data is read on demand. Its methods may be called
+// at the same time, except Close.
+type File struct {
+	path     string
+	size     int64
+	metadata map[string]string
+	names    []string // sorted
+	tensors  map[string]stored
+	closers  []io.Closer
+}
+
+// stored is a tensor and where its data lies. data is nil if only the header is there.
+type stored struct {
+	info Info
+	file string // the file that holds it, for errors
+	data io.ReaderAt
+	at   int64 // of its first byte in data
+}
+
+// Open opens the file at path by its ending: .safetensors, .safetensors.index.json (with the shards beside it), .npz
+// or .npy, the one tensor of which has the file's name without the ending. A header that breaks the format is a
+// *FormatError. Close releases the file.
+func Open(path string) (*File, error) {
+	var open func(string) (*File, error)
+	switch {
+	case strings.HasSuffix(path, indexSuffix):
+		open = openIndexFile
+	case strings.HasSuffix(path, shardSuffix):
+		open = opener(OpenReaderAt)
+	case strings.HasSuffix(path, npzSuffix):
+		open = opener(openNPZ)
+	case strings.HasSuffix(path, npySuffix):
+		open = opener(openNPY)
+	default:
+		return nil, broken(path, "", "unknown kind of file: its name ends in none of %s, %s, %s, %s", shardSuffix, indexSuffix, npzSuffix, npySuffix)
+	}
+	return open(path)
+}
+
+const (
+	shardSuffix = ".safetensors"
+	indexSuffix = ".safetensors.index.json"
+	npzSuffix   = ".npz"
+	npySuffix   = ".npy"
+)
+
+// opener makes a parser of bytes an opener of paths.
+func opener(parse func(name string, r io.ReaderAt, size int64) (*File, error)) func(path string) (*File, error) {
+	return func(path string) (*File, error) {
+		r, size, err := openRegular(path)
+		if err != nil {
+			return nil, err
+		}
+		f, err := parse(path, r, size)
+		if err != nil {
+			r.Close()
+			return nil, err
+		}
+		f.closers = append(f.closers, r)
+		return f, nil
+	}
+}
+
+// openRegular opens a file that has a size, so no directory, pipe or device.
+func openRegular(path string) (*os.File, int64, error) {
+	// A pipe would block the opening until someone writes to it.
+	if stat, err := os.Stat(path); err != nil {
+		return nil, 0, err
+	} else if !stat.Mode().IsRegular() {
+		return nil, 0, broken(path, "", "not a regular file")
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, 0, err
+	}
+	stat, err := f.Stat()
+	if err != nil {
+		f.Close()
+		return nil, 0, err
+	}
+	return f, stat.Size(), nil
+}
+
+// newFile indexes tensors by name. Their names differ.
+func newFile(path string, size int64, metadata map[string]string, tensors []stored) *File {
+	f := &File{
+		path: path, size: size, metadata: metadata,
+		names: make([]string, 0, len(tensors)), tensors: make(map[string]stored, len(tensors)),
+	}
+	for _, t := range tensors {
+		f.names = append(f.names, t.info.Name)
+		f.tensors[t.info.Name] = t
+	}
+	slices.Sort(f.names)
+	return f
+}
+
+// Path returns the path or name under which the file was opened.
+func (f *File) Path() string { return f.path }
+
+// Size returns the bytes of the file, headers included; of an index, those of its shards and its own.
+func (f *File) Size() int64 { return f.size }
+
+// Metadata returns the file's own strings, empty if it has none. Treat it as read-only.
+func (f *File) Metadata() map[string]string { return f.metadata }
+
+// Names returns the names of the tensors, sorted. Treat it as read-only.
+func (f *File) Names() []string { return f.names }
+
+// Lookup returns the tensor called name, and whether there is one.
+func (f *File) Lookup(name string) (Info, bool) {
+	t, ok := f.tensors[name]
+	return t.info, ok
+}
+
+// ReadAt fills p with the data of the tensor called name, little-endian and row-major, from byte off of the tensor on.
+// It reads all of p or returns an error.
+func (f *File) ReadAt(p []byte, name string, off int64) error {
+	t, ok := f.tensors[name]
+	if !ok {
+		return broken(f.path, name, "missing")
+	}
+	size := t.info.Bytes()
+	if off < 0 || off > size || int64(len(p)) > size-off {
+		return broken(t.file, name, "%d bytes from byte %d on lie outside its %d bytes", len(p), off, size)
+	}
+	if t.data == nil {
+		return broken(t.file, name, "only the header of the file is here")
+	}
+	if len(p) == 0 {
+		return nil
+	}
+	n, err := t.data.ReadAt(p, t.at+off)
+	if n == len(p) {
+		return nil
+	}
+	if err == nil || errors.Is(err, io.EOF) {
+		return broken(t.file, name, "truncated since it was opened: data ends at byte %d of %d", off+int64(n), size)
+	}
+	if rule, ok := errors.AsType[*FormatError](err); ok {
+		return rule
+	}
+	return fmt.Errorf("%s: read tensor %s: %w", printable(t.file), quote(name), err)
+}
+
+// Close releases what Open opened. Reads after it fail.
+func (f *File) Close() error {
+	var errs []error
+	for _, c := range f.closers {
+		errs = append(errs, c.Close())
+	}
+	f.closers = nil
+	return errors.Join(errs...)
+}
