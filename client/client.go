@@ -1,0 +1,203 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/connectivity"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+
+	headwaterv1 "headwater/proto/headwater/v1"
+	"headwater/protocol"
+)
+
+// DefaultPort is the coordinator's where an address names none.
+const DefaultPort = "7600"
+
+// connectTimeout is how long one attempt to connect may take; reconnectDelay the longest pause between attempts.
+const (
+	connectTimeout = 5 * time.Second
+	reconnectDelay = time.Second
+)
+
+// ReconnectWait is how long Wait looks for a coordinator that went away, long enough for it to be started again.
+const ReconnectWait = 30 * time.Second
+
+// errShort is a stream that a coordinator ended before all was said.
+var errShort = status.Error(codes.Unavailable, "the answer ended early")
+
+// Client is a connection to one coordinator.
+type Client struct {
+	address string
+	conn    *grpc.ClientConn
+	service headwaterv1.CoordinatorServiceClient
+}
+
+// Dial prepares a connection to the coordinator at host:port or host; the first call connects. More options are for
+// tests, such as another dialer. The error is a wrong address.
+func Dial(address string, opts ...grpc.DialOption) (*Client, error) {
+	target := address
+	if _, _, err := net.SplitHostPort(address); err != nil {
+		var wrong *net.AddrError
+		if !errors.As(err, &wrong) || wrong.Err != "missing port in address" {
+			return nil, fmt.Errorf("coordinator address %q: %w", address, err)
+		}
+		target = net.JoinHostPort(address, DefaultPort)
+	}
+	retry := backoff.DefaultConfig
+	retry.BaseDelay, retry.MaxDelay = reconnectDelay/10, reconnectDelay
+	all := append(protocol.DialOptions(), grpc.WithConnectParams(grpc.ConnectParams{Backoff: retry, MinConnectTimeout: connectTimeout}))
+	conn, err := grpc.NewClient(target, append(all, opts...)...)
+	if err != nil {
+		return nil, fmt.Errorf("coordinator address %q: %w", address, err)
+	}
+	return &Client{address: target, conn: conn, service: headwaterv1.NewCoordinatorServiceClient(conn)}, nil
+}
+
+// Address is the coordinator's host:port.
+func (c *Client) Address() string { return c.address }
+
+// Close ends the connection and all calls on it.
+func (c *Client) Close() error { return c.conn.Close() }
+
+// Status describes the coordinator and its workers.
+func (c *Client) Status(ctx context.Context) (*headwaterv1.StatusResponse, error) {
+	return unary(ctx, c, "ask for the status", c.service.Status, &headwaterv1.StatusRequest{})
+}
+
+// Get returns a job by id, key or content hash.
+func (c *Client) Get(ctx context.Context, id string) (*headwaterv1.Job, error) {
+	resp, err := unary(ctx, c, "get job "+id, c.service.GetJob, &headwaterv1.GetJobRequest{Id: id})
+	return resp.GetJob(), err
+}
+
+// List returns all jobs that the coordinator keeps, newest first.
+func (c *Client) List(ctx context.Context) ([]*headwaterv1.Job, error) {
+	resp, err := unary(ctx, c, "list jobs", c.service.ListJobs, &headwaterv1.ListJobsRequest{})
+	return resp.GetJobs(), err
+}
+
+// Cancel ends a job, or does nothing to one that has ended, and returns it.
+func (c *Client) Cancel(ctx context.Context, id string) (*headwaterv1.Job, error) {
+	resp, err := unary(ctx, c, "cancel job "+id, c.service.CancelJob, &headwaterv1.CancelJobRequest{Id: id})
+	return resp.GetJob(), err
+}
+
+// unary makes one call and refuses a coordinator of another major version.
+func unary[Q, R any](ctx context.Context, c *Client, doing string, call func(context.Context, *Q, ...grpc.CallOption) (*R, error), req *Q) (*R, error) {
+	var header metadata.MD
+	resp, err := call(ctx, req, grpc.Header(&header))
+	if version := protocol.CheckHeader("coordinator "+c.address, header); version != nil {
+		err = version
+	}
+	if err != nil {
+		return nil, c.wrap(doing, err)
+	}
+	return resp, nil
+}
+
+// Ended tells whether a job will not change any more.
+func Ended(job *headwaterv1.Job) bool {
+	switch job.GetState() {
+	case headwaterv1.JobState_JOB_STATE_SUCCEEDED, headwaterv1.JobState_JOB_STATE_FAILED, headwaterv1.JobState_JOB_STATE_CANCELLED:
+		return true
+	}
+	return false
+}
+
+// Watch calls changed with the job as it is now and whenever it changes, until it has ended, and returns it as it was
+// last. A broken connection is an error; see Wait.
+func (c *Client) Watch(ctx context.Context, id string, changed func(*headwaterv1.Job)) (*headwaterv1.Job, error) {
+	doing := "watch job " + id
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stream, err := c.service.WatchJob(ctx, &headwaterv1.WatchJobRequest{Id: id})
+	if err != nil {
+		return nil, c.wrap(doing, err)
+	}
+	var last *headwaterv1.Job
+	for {
+		resp, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			if last == nil || !Ended(last) {
+				return last, c.wrap(doing, errShort)
+			}
+			return last, nil
+		}
+		if err == nil && last == nil {
+			err = c.checkStream(stream)
+		}
+		if err != nil {
+			return last, c.wrap(doing, err)
+		}
+		last = resp.GetJob()
+		if changed != nil {
+			changed(last)
+		}
+	}
+}
+
+// Wait is Watch that outlives the coordinator's restart: it connects again until ReconnectWait has passed without news.
+// The error of a job that ended without a result is *JobError.
+func (c *Client) Wait(ctx context.Context, id string, changed func(*headwaterv1.Job)) (*headwaterv1.Job, error) {
+	heard := time.Now()
+	for {
+		job, err := c.Watch(ctx, id, func(job *headwaterv1.Job) {
+			heard = time.Now()
+			if changed != nil {
+				changed(job)
+			}
+		})
+		switch {
+		case errors.Is(err, ErrUnreachable) && ctx.Err() == nil:
+			if !c.reconnect(ctx, heard.Add(ReconnectWait)) {
+				return job, err
+			}
+		case err != nil:
+			return job, err
+		case job.GetState() != headwaterv1.JobState_JOB_STATE_SUCCEEDED:
+			return job, &JobError{Job: job}
+		default:
+			return job, nil
+		}
+	}
+}
+
+// reconnect waits until it is worth asking again, and tells whether it is. It pauses first, because a coordinator that is
+// stopping is still connected.
+func (c *Client) reconnect(ctx context.Context, until time.Time) bool {
+	ctx, cancel := context.WithDeadline(ctx, until)
+	defer cancel()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-time.After(reconnectDelay):
+	}
+	for {
+		state := c.conn.GetState()
+		if state == connectivity.Ready {
+			return true
+		}
+		c.conn.Connect()
+		if !c.conn.WaitForStateChange(ctx, state) {
+			return false
+		}
+	}
+}
+
+// checkStream refuses a coordinator of another major version once a stream's header is there.
+func (c *Client) checkStream(stream grpc.ClientStream) error {
+	header, err := stream.Header()
+	if err != nil {
+		return err
+	}
+	return protocol.CheckHeader("coordinator "+c.address, header)
+}

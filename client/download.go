@@ -1,0 +1,101 @@
+package client
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"headwater/internal/atomicfile"
+	headwaterv1 "headwater/proto/headwater/v1"
+)
+
+// Download writes the result of a job to path, and returns the job. The file appears under its name complete, with the
+// SHA-256 that the coordinator names, or not at all. The whole size is reserved first, so that a full disk is said before
+// bytes are fetched. progress may be nil.
+func (c *Client) Download(ctx context.Context, id, path string, progress func(done, total int64)) (*headwaterv1.Job, error) {
+	doing := "fetch the result of job " + id
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stream, err := c.service.DownloadResult(ctx, &headwaterv1.DownloadResultRequest{Id: id})
+	if err != nil {
+		return nil, c.wrap(doing, err)
+	}
+	first, err := stream.Recv()
+	if err == nil {
+		err = c.checkStream(stream)
+	}
+	if err != nil {
+		return nil, c.wrap(doing, unexpectedEnd(err))
+	}
+	job := first.GetJob()
+	want, err := hex.DecodeString(job.GetResultSha256())
+	if err != nil || len(want) != sha256.Size || job.GetResultBytes() > 1<<62 {
+		return nil, c.wrap(doing, status.Error(codes.Internal, "the coordinator named no size and hash"))
+	}
+	size := int64(job.GetResultBytes())
+	file, err := atomicfile.Create(path, size)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", doing, err)
+	}
+	if err := c.fetch(stream, file, first.GetData(), size, want, progress); err != nil {
+		return nil, errors.Join(c.fetchError(doing, err), file.Abort())
+	}
+	if err := file.Commit(); err != nil {
+		return nil, fmt.Errorf("%s: %w", doing, err)
+	}
+	return job, nil
+}
+
+// localError marks an error of this machine's disk, which is no answer of the coordinator.
+type localError struct{ error }
+
+func (e localError) Unwrap() error { return e.error }
+
+func (c *Client) fetchError(doing string, err error) error {
+	var local localError
+	if errors.As(err, &local) {
+		return fmt.Errorf("%s: %w", doing, local.error)
+	}
+	return c.wrap(doing, err)
+}
+
+// fetch writes data and the rest of the stream to file, and checks size and hash.
+func (c *Client) fetch(stream headwaterv1.CoordinatorService_DownloadResultClient, file io.Writer, data []byte, size int64, want []byte, progress func(done, total int64)) error {
+	hash := sha256.New()
+	var done int64
+	for {
+		if int64(len(data)) > size-done {
+			return status.Errorf(codes.DataLoss, "the result is longer than the %d bytes announced", size)
+		}
+		if _, err := file.Write(data); err != nil {
+			return localError{err}
+		}
+		hash.Write(data)
+		done += int64(len(data))
+		if progress != nil && len(data) > 0 {
+			progress(done, size)
+		}
+		resp, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return err
+		}
+		data = resp.GetData()
+	}
+	if done != size {
+		return status.Errorf(codes.DataLoss, "the result ended after %d of %d bytes", done, size)
+	}
+	if got := hash.Sum(nil); !bytes.Equal(got, want) {
+		return status.Errorf(codes.DataLoss, "the result's SHA-256 is %x, the coordinator named %x", got, want)
+	}
+	return nil
+}

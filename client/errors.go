@@ -1,0 +1,104 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	headwaterv1 "headwater/proto/headwater/v1"
+)
+
+// Causes, for errors.Is.
+var (
+	// ErrUnreachable: no coordinator answered, or the connection broke.
+	ErrUnreachable = errors.New("unreachable")
+	// ErrRefused: the coordinator answered that it will not do what was asked; asking again changes nothing.
+	ErrRefused = errors.New("refused")
+	// ErrNotFound: the coordinator does not know the job; such an error is ErrRefused as well.
+	ErrNotFound = errors.New("not found")
+)
+
+// Error is a call that did not succeed.
+type Error struct {
+	Address string     // the coordinator's
+	Doing   string     // what was being done
+	Code    codes.Code // the gRPC code
+	Message string     // why, in one line
+}
+
+func (e *Error) Error() string {
+	if e.Code == codes.Unavailable {
+		return fmt.Sprintf("%s: coordinator %s is unreachable: %s", e.Doing, e.Address, e.Message)
+	}
+	return fmt.Sprintf("%s: %s", e.Doing, e.Message)
+}
+
+// Is tells the causes above, and the context's own errors.
+func (e *Error) Is(target error) bool {
+	switch target {
+	case ErrUnreachable:
+		return e.Code == codes.Unavailable
+	case ErrRefused:
+		return refusal(e.Code)
+	case ErrNotFound:
+		return e.Code == codes.NotFound
+	case context.Canceled:
+		return e.Code == codes.Canceled
+	case context.DeadlineExceeded:
+		return e.Code == codes.DeadlineExceeded
+	}
+	return false
+}
+
+// JobError is a job that ended without a result.
+type JobError struct {
+	Job *headwaterv1.Job
+}
+
+func (e *JobError) Error() string {
+	if e.Job.GetState() == headwaterv1.JobState_JOB_STATE_CANCELLED {
+		return fmt.Sprintf("job %s was cancelled", e.Job.GetId())
+	}
+	return fmt.Sprintf("job %s failed: %s", e.Job.GetId(), oneLine(e.Job.GetError()))
+}
+
+// Is tells ErrRefused where the job's content was at fault, so that running it again changes nothing.
+func (e *JobError) Is(target error) bool {
+	return target == ErrRefused && e.Job.GetState() == headwaterv1.JobState_JOB_STATE_FAILED && refusal(codes.Code(e.Job.GetErrorCode()))
+}
+
+// refusal tells whether a code blames the request and not the state of things.
+func refusal(code codes.Code) bool {
+	switch code {
+	case codes.InvalidArgument, codes.FailedPrecondition, codes.ResourceExhausted, codes.AlreadyExists, codes.NotFound,
+		codes.OutOfRange, codes.PermissionDenied, codes.Unauthenticated, codes.Unimplemented:
+		return true
+	}
+	return false
+}
+
+// wrap makes an error of a call into an *Error; nil stays nil.
+func (c *Client) wrap(doing string, err error) error {
+	if err == nil {
+		return nil
+	}
+	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+		err = status.FromContextError(err).Err()
+	}
+	s := status.Convert(err)
+	return &Error{Address: c.address, Doing: doing, Code: s.Code(), Message: reason(s.Message())}
+}
+
+// reason leaves of gRPC's wrapping of a dial error what a person can act on.
+func reason(message string) string {
+	if _, inner, ok := strings.Cut(message, "Error while dialing: "); ok {
+		message = strings.TrimSuffix(inner, `"`)
+	}
+	return oneLine(message)
+}
+
+func oneLine(s string) string { return strings.Join(strings.Fields(s), " ") }

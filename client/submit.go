@@ -1,0 +1,217 @@
+package client
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	headwaterv1 "headwater/proto/headwater/v1"
+	"headwater/protocol"
+	"headwater/tensor"
+)
+
+// MaxHeaderBytes is the largest header of a job file that a coordinator takes.
+const MaxHeaderBytes = 16 << 20
+
+// SubmitOptions say what to submit and how. Exactly one of Path, File and Reader is given.
+type SubmitOptions struct {
+	Path   string       // a job file: safetensors, the index of a sharded one, or npz
+	File   *tensor.File // an open one; stays the caller's
+	Reader io.ReaderAt  // the bytes of a safetensors file, Size of them
+	Size   int64
+
+	Key       string                   // the same key with the same content is the same job; empty: none
+	Name      string                   // for people; empty: the file's base name
+	Overrides []byte                   // options that override the file's, a JSON object; empty: none
+	Codec     headwaterv1.ContextCodec // unspecified: exact
+	Deadline  time.Duration            // longest time that the job may run; 0: the coordinator's limit
+
+	// Hashed and Sent, where given, are told after each piece how many bytes of the file were hashed or sent, from the
+	// calling goroutine.
+	Hashed, Sent func(done, total int64)
+}
+
+// Submit submits a job and returns it as the coordinator took it, queued as a rule; a job that the coordinator knows by its
+// key is returned as it stands, and no bytes are sent. A coordinator that refuses the job does so before its bytes are
+// sent, unless a value in them is at fault.
+func (c *Client) Submit(ctx context.Context, opts SubmitOptions) (*headwaterv1.Job, error) {
+	source, err := open(opts)
+	if err != nil {
+		return nil, err
+	}
+	job, err := c.submit(ctx, source, opts)
+	return job, errors.Join(err, source.close())
+}
+
+// source is the bytes of a safetensors file, wherever they come from.
+type source struct {
+	io.ReaderAt
+	name  string
+	size  int64
+	close func() error
+}
+
+func open(opts SubmitOptions) (*source, error) {
+	nothing := func() error { return nil }
+	switch {
+	case opts.Reader != nil:
+		return &source{ReaderAt: opts.Reader, name: opts.Name, size: opts.Size, close: nothing}, nil
+	case opts.File != nil:
+		a, err := assemble(opts.File)
+		if err != nil {
+			return nil, err
+		}
+		return &source{ReaderAt: a, name: filepath.Base(opts.File.Path()), size: a.size(), close: nothing}, nil
+	}
+	name := filepath.Base(opts.Path)
+	// tensor.Open looks at the header, so that a broken file is refused here, under its own name.
+	file, err := tensor.Open(opts.Path)
+	if err != nil {
+		return nil, err
+	}
+	if !strings.HasSuffix(name, ".safetensors") {
+		a, err := assemble(file)
+		if err != nil {
+			return nil, errors.Join(err, file.Close())
+		}
+		return &source{ReaderAt: a, name: name, size: a.size(), close: file.Close}, nil
+	}
+	if err := file.Close(); err != nil {
+		return nil, err
+	}
+	f, err := os.Open(opts.Path)
+	if err != nil {
+		return nil, err
+	}
+	info, err := f.Stat()
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return &source{ReaderAt: f, name: name, size: info.Size(), close: f.Close}, nil
+}
+
+func (c *Client) submit(ctx context.Context, source *source, opts SubmitOptions) (*headwaterv1.Job, error) {
+	name := opts.Name
+	if name == "" {
+		name = source.name
+	}
+	doing := "submit " + name
+	begin, err := announce(ctx, source, opts)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", doing, err)
+	}
+	begin.Name = name
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stream, err := c.service.Submit(ctx)
+	if err != nil {
+		return nil, c.wrap(doing, err)
+	}
+	// A Send that fails with io.EOF means that the coordinator has ended the call; Recv says why.
+	err = stream.Send(&headwaterv1.SubmitRequest{Request: &headwaterv1.SubmitRequest_Begin{Begin: begin}})
+	if err != nil && !errors.Is(err, io.EOF) {
+		return nil, c.wrap(doing, err)
+	}
+	verdict, err := stream.Recv()
+	if err == nil {
+		err = c.checkStream(stream)
+	}
+	if err != nil {
+		return nil, c.wrap(doing, unexpectedEnd(err))
+	}
+	if verdict.GetSend() {
+		if err := send(stream, source, opts.Sent); err != nil {
+			return nil, c.wrap(doing, err)
+		}
+	}
+	if err := stream.CloseSend(); err != nil {
+		return nil, c.wrap(doing, err)
+	}
+	job, accepted := verdict.GetJob(), !verdict.GetSend()
+	for {
+		resp, err := stream.Recv()
+		switch {
+		case errors.Is(err, io.EOF) && accepted:
+			return job, nil
+		case err != nil:
+			return nil, c.wrap(doing, unexpectedEnd(err))
+		}
+		job, accepted = resp.GetJob(), true
+	}
+}
+
+// announce reads the file once, for its hash.
+func announce(ctx context.Context, source *source, opts SubmitOptions) (*headwaterv1.SubmitBegin, error) {
+	header, err := tensor.HeaderBytes(source, source.size, MaxHeaderBytes)
+	if err != nil {
+		return nil, err
+	}
+	hash := sha256.New()
+	err = pieces(ctx, source, opts.Hashed, func(piece []byte) error {
+		_, err := hash.Write(piece)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	begin := &headwaterv1.SubmitBegin{
+		Key: opts.Key, SizeBytes: uint64(source.size), Sha256: hash.Sum(nil), Header: header, Overrides: opts.Overrides, Codec: opts.Codec,
+	}
+	if begin.Codec == headwaterv1.ContextCodec_CONTEXT_CODEC_UNSPECIFIED {
+		begin.Codec = headwaterv1.ContextCodec_CONTEXT_CODEC_EXACT
+	}
+	if opts.Deadline > 0 {
+		begin.Deadline = durationpb.New(opts.Deadline)
+	}
+	return begin, nil
+}
+
+// send sends the file's bytes. When the coordinator ends the call, the error is its reason.
+func send(stream headwaterv1.CoordinatorService_SubmitClient, source *source, progress func(done, total int64)) error {
+	err := pieces(stream.Context(), source, progress, func(piece []byte) error {
+		return stream.Send(&headwaterv1.SubmitRequest{Request: &headwaterv1.SubmitRequest_Data{Data: piece}})
+	})
+	if errors.Is(err, io.EOF) {
+		_, err = stream.Recv()
+		return unexpectedEnd(err)
+	}
+	return err
+}
+
+// pieces calls do with one piece of the source after another; the piece is do's until it returns.
+func pieces(ctx context.Context, source *source, progress func(done, total int64), do func([]byte) error) error {
+	buffer := make([]byte, min(protocol.BlockBytes, source.size))
+	for at := int64(0); at < source.size; {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		piece := buffer[:min(int64(len(buffer)), source.size-at)]
+		if n, err := source.ReadAt(piece, at); n < len(piece) {
+			return fmt.Errorf("read byte %d of %d of %s: %w", at+int64(n), source.size, source.name, err)
+		}
+		if err := do(piece); err != nil {
+			return err
+		}
+		at += int64(len(piece))
+		if progress != nil {
+			progress(at, source.size)
+		}
+	}
+	return nil
+}
+
+// unexpectedEnd turns the end of a stream where more was due into an error.
+func unexpectedEnd(err error) error {
+	if errors.Is(err, io.EOF) || err == nil {
+		return errShort
+	}
+	return err
+}
