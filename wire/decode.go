@@ -1,0 +1,121 @@
+package wire
+
+import (
+	"encoding/binary"
+	"math"
+
+	"github.com/klauspost/compress/huff0"
+
+	"headwater/tensor"
+)
+
+// Decode reads a frame into context [tokens, heads, v_dim] and lse [tokens, heads], whose lengths must be the frame's.
+// The checksum is checked before anything is decoded. Beside the buffers it uses scratch of a fixed size, whatever the
+// frame says. Any error is a *FrameError; the buffers then hold nothing of use.
+func Decode(frame []byte, context, lse []float32) (Header, error) {
+	h, err := ReadHeader(frame)
+	if err != nil {
+		return Header{}, err
+	}
+	if err := h.checkLengths(context, lse); err != nil {
+		return Header{}, err
+	}
+	if err := checkSum(frame); err != nil {
+		return Header{}, err
+	}
+	rest := frame[headerBytes : len(frame)-checksumBytes]
+	for i := range lse {
+		lse[i] = math.Float32frombits(binary.LittleEndian.Uint32(rest[4*i:]))
+	}
+	rest = rest[4*len(lse):]
+	c := coders.Get().(*coder)
+	defer coders.Put(c)
+	for at := 0; at < len(context); at += blockElements {
+		block := context[at:min(at+blockElements, len(context))]
+		var planes [4][]byte
+		if rest, err = c.readBlock(rest, planes[:h.Codec.elementBytes()], len(block)); err != nil {
+			return Header{}, err
+		}
+		if h.Codec == Exact {
+			join4(block, planes)
+		} else if err := c.join2(block, planes, h.Codec); err != nil {
+			return Header{}, err
+		}
+	}
+	if len(rest) != 0 {
+		return Header{}, frameErrorf("%d bytes follow its last block", len(rest))
+	}
+	return h, nil
+}
+
+// readBlock sets planes to those of a block of n elements, and returns what follows it. A plane lies in the frame or in
+// the scratch.
+func (c *coder) readBlock(data []byte, planes [][]byte, n int) ([]byte, error) {
+	head := 4 * len(planes)
+	if len(data) < head {
+		return nil, frameErrorf("it ends within a block's descriptors")
+	}
+	rest := data[head:]
+	for p := range planes {
+		descriptor := binary.LittleEndian.Uint32(data[4*p:])
+		method, length := descriptor>>methodShift, int(descriptor&lengthMask)
+		if length > len(rest) {
+			return nil, frameErrorf("a plane of %d bytes has %d", length, len(rest))
+		}
+		coded := rest[:length]
+		rest = rest[length:]
+		plane := c.planes[p][:n]
+		switch {
+		case method == methodRaw && length == n:
+			plane = coded
+		case method == methodRepeat && length == 1:
+			for i := range plane {
+				plane[i] = coded[0]
+			}
+		case method == methodHuff0 && length < n:
+			if err := c.inflate(plane, coded); err != nil {
+				return nil, err
+			}
+		default:
+			return nil, frameErrorf("method %d with %d bytes can not code a plane of %d", method, length, n)
+		}
+		planes[p] = plane
+	}
+	return rest, nil
+}
+
+// inflate decodes a huff0 block that must fill the plane.
+func (c *coder) inflate(plane, coded []byte) error {
+	s, rest, err := huff0.ReadTable(coded, &c.huff)
+	if err != nil {
+		return frameErrorf("huff0 table: %v", err)
+	}
+	out, err := s.Decoder().Decompress4X(plane[:0:len(plane)], rest)
+	if err != nil {
+		return frameErrorf("huff0 streams: %v", err)
+	}
+	if len(out) != len(plane) || &out[0] != &plane[0] {
+		return frameErrorf("huff0 streams give %d bytes for a plane of %d", len(out), len(plane))
+	}
+	return nil
+}
+
+func join4(block []float32, planes [4][]byte) {
+	n := len(block)
+	p0, p1, p2, p3 := planes[0][:n], planes[1][:n], planes[2][:n], planes[3][:n]
+	for i := range block {
+		block[i] = math.Float32frombits(uint32(p0[i]) | uint32(p1[i])<<8 | uint32(p2[i])<<16 | uint32(p3[i])<<24)
+	}
+}
+
+func (c *coder) join2(block []float32, planes [4][]byte, codec Codec) error {
+	n := len(block)
+	p0, p1, narrow := planes[0][:n], planes[1][:n], c.narrow[:2*n]
+	for i := range n {
+		narrow[2*i], narrow[2*i+1] = p0[i], p1[i]
+	}
+	if err := tensor.Widen(block, narrow, codec.dtype()); err != nil {
+		return frameErrorf("widen: %v", err)
+	}
+	return nil
+}
