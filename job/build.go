@@ -45,9 +45,6 @@ func (b *builder) prefixes() ([]prefix, *Error) {
 	found := map[prefix]bool{}
 	var first prefix
 	for _, name := range b.file.Names() {
-		if strings.HasPrefix(name, TruthPrefix) {
-			continue
-		}
 		p, own, ok := splitName(name)
 		switch {
 		case ok && slices.Contains(anchors, own):
@@ -89,7 +86,7 @@ func (b *builder) known() []string {
 // unused refuses tensors that no problem reads: a misspelt prefix must not go unnoticed.
 func (b *builder) unused() *Error {
 	for _, name := range b.file.Names() {
-		if !b.used[name] && !strings.HasPrefix(name, TruthPrefix) {
+		if !b.used[name] {
 			return fault(name, "belongs to no problem of the file")
 		}
 	}

@@ -46,8 +46,6 @@ const (
 	// TokensKey is the key of a file's metadata that holds the tokens as a JSON array of strings, under a sequence's
 	// prefix where they are one sequence's.
 	TokensKey = "tokens"
-	// TruthPrefix begins the names of tensors that a job carries but does not read: what its result is known to be.
-	TruthPrefix = "truth."
 
 	// MaxProblems bounds the problems of a job.
 	MaxProblems = 65536
