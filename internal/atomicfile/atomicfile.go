@@ -19,14 +19,12 @@ import (
 
 // File is a file that is being written. Its methods may be called at the same time, except Commit and Abort.
 type File struct {
-	*temporary
+	f     *os.File // nil after Commit and Abort
+	name  string   // of the temporary file
 	path  string
 	size  int64 // 0 unknown
 	steps steps
 }
-
-// temporary hides the methods of os.File that would go around Commit.
-type temporary struct{ f *os.File }
 
 // steps are what Commit and Create ask of the operating system; tests replace them.
 type steps struct {
@@ -55,28 +53,31 @@ func create(path string, size int64, steps steps) (*File, error) {
 	}
 	f, err := createTemporary(target)
 	if err != nil {
-		return nil, fmt.Errorf("create %s: %w", path, err)
+		return nil, fmt.Errorf("create %s: %w", path, reason(err))
 	}
 	if size > 0 {
 		if err := steps.preallocate(f, size); err != nil {
-			return nil, errors.Join(fmt.Errorf("create %s: take %d bytes of disk: %w", path, size, err), discard(f))
+			return nil, also(fmt.Errorf("create %s: take %d bytes of disk: %w", path, size, err), discard(f))
 		}
 	}
-	return &File{temporary: &temporary{f}, path: target, size: size, steps: steps}, nil
+	return &File{f: f, name: f.Name(), path: target, size: size, steps: steps}, nil
 }
 
 // resolve follows a symbolic link at path and refuses what a rename must not replace.
 func resolve(path string) (string, error) {
+	if path == "" {
+		return "", errors.New("create file: no name of a file")
+	}
 	target, err := filepath.EvalSymlinks(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return path, nil // new, or in no directory: creating it will say
 	}
 	if err != nil {
-		return "", fmt.Errorf("create %s: %w", path, err)
+		return "", fmt.Errorf("create %s: %w", path, reason(err))
 	}
 	stat, err := os.Stat(target)
 	if err != nil {
-		return "", fmt.Errorf("create %s: %w", path, err)
+		return "", fmt.Errorf("create %s: %w", path, reason(err))
 	}
 	if !stat.Mode().IsRegular() {
 		return "", fmt.Errorf("create %s: is there and is not a regular file", path)
@@ -120,20 +121,43 @@ func createTemporary(target string) (*os.File, error) {
 }
 
 func discard(f *os.File) error {
-	return errors.Join(f.Close(), os.Remove(f.Name()))
+	err := f.Close()
+	if gone := os.Remove(f.Name()); gone != nil {
+		err = gone
+	}
+	return err
+}
+
+// also adds what went wrong while cleaning up after err, on the same line.
+func also(err, cleanup error) error {
+	if cleanup == nil {
+		return err
+	}
+	return fmt.Errorf("%w; clean up: %w", err, cleanup)
+}
+
+// reason drops the name of the temporary file from an error of the operating system: callers know the target's.
+func reason(err error) error {
+	if e, ok := errors.AsType[*fs.PathError](err); ok {
+		return e.Err
+	}
+	if e, ok := errors.AsType[*os.LinkError](err); ok {
+		return e.Err
+	}
+	return err
 }
 
 // Name returns the path of the temporary file, which ceases to exist at Commit and Abort.
-func (t *temporary) Name() string { return t.f.Name() }
+func (f *File) Name() string { return f.name }
 
 // Write appends p after what Write wrote before.
-func (t *temporary) Write(p []byte) (int, error) { return t.f.Write(p) }
+func (f *File) Write(p []byte) (int, error) { return f.f.Write(p) }
 
 // WriteAt writes p from byte off on.
-func (t *temporary) WriteAt(p []byte, off int64) (int, error) { return t.f.WriteAt(p, off) }
+func (f *File) WriteAt(p []byte, off int64) (int, error) { return f.f.WriteAt(p, off) }
 
 // ReadAt reads what was written, from byte off on.
-func (t *temporary) ReadAt(p []byte, off int64) (int, error) { return t.f.ReadAt(p, off) }
+func (f *File) ReadAt(p []byte, off int64) (int, error) { return f.f.ReadAt(p, off) }
 
 // Path returns where Commit puts the file.
 func (f *File) Path() string { return f.path }
@@ -141,22 +165,21 @@ func (f *File) Path() string { return f.path }
 // Commit makes the file durable under its path. If it fails the temporary file is gone, and the path holds what it held
 // before, unless the error says that only its durability is in doubt. After Commit or Abort, Commit is an error.
 func (f *File) Commit() error {
-	if f.temporary.f == nil {
+	if f.f == nil {
 		return fmt.Errorf("commit %s: %w", f.path, fs.ErrClosed)
 	}
 	if err := f.flush(); err != nil {
-		return errors.Join(fmt.Errorf("commit %s: %w", f.path, err), f.Abort())
+		return also(fmt.Errorf("commit %s: %w", f.path, reason(err)), f.Abort())
 	}
-	name := f.Name()
 	// A failed Close after a successful fsync loses nothing on a local disk, but a network file system may say here
 	// that it could not write.
-	err := f.temporary.f.Close()
+	err := f.f.Close()
 	if err == nil {
-		err = f.steps.rename(name, f.path)
+		err = f.steps.rename(f.name, f.path)
 	}
-	f.temporary.f = nil
+	f.f = nil
 	if err != nil {
-		return errors.Join(fmt.Errorf("commit %s: %w", f.path, err), os.Remove(name))
+		return also(fmt.Errorf("commit %s: %w", f.path, reason(err)), os.Remove(f.name))
 	}
 	if err := f.steps.syncDir(filepath.Dir(f.path)); err != nil {
 		return fmt.Errorf("commit %s: the file is there, but may not survive a loss of power: flush its directory: %w", f.path, err)
@@ -167,7 +190,7 @@ func (f *File) Commit() error {
 // flush checks the length and brings the data to the disk.
 func (f *File) flush() error {
 	if f.size > 0 {
-		stat, err := f.temporary.f.Stat()
+		stat, err := f.f.Stat()
 		if err != nil {
 			return err
 		}
@@ -175,18 +198,18 @@ func (f *File) flush() error {
 			return fmt.Errorf("%d bytes were written, %d were announced", stat.Size(), f.size)
 		}
 	}
-	return f.steps.sync(f.temporary.f)
+	return f.steps.sync(f.f)
 }
 
 // Abort gives the file up and removes the temporary file. After Commit or Abort it does nothing, so it may be deferred.
 func (f *File) Abort() error {
-	if f.temporary.f == nil {
+	if f.f == nil {
 		return nil
 	}
-	err := discard(f.temporary.f)
-	f.temporary.f = nil
+	err := discard(f.f)
+	f.f = nil
 	if err != nil {
-		return fmt.Errorf("abort %s: %w", f.path, err)
+		return fmt.Errorf("abort %s: %w", f.path, reason(err))
 	}
 	return nil
 }
@@ -197,5 +220,9 @@ func syncDir(dir string) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(d.Sync(), d.Close())
+	err = d.Sync()
+	if closed := d.Close(); err == nil {
+		err = closed
+	}
+	return err
 }
