@@ -24,8 +24,8 @@ type GossipConfig struct {
 	// Bind is the host:port that gossip listens on, over TCP and UDP. Port 0 takes a free one (see GossipAddr); an empty
 	// host is every IPv4 address.
 	Bind string
-	// Advertise is the host or host:port under which others reach Bind. Empty is the address bound, or for 0.0.0.0 the
-	// machine's private address. A host name is resolved once, here.
+	// Advertise is the host, or host:port where Bind names a port, under which others reach Bind. Empty is the address
+	// bound, or for 0.0.0.0 the machine's private address. A host name is resolved once, here.
 	Advertise string
 	// Seeds are host:port of gossip of others, one of which leads to all. Names are resolved anew at each try, all of
 	// their addresses are joined, and the own one is left out, so that all members can have the same seeds.
@@ -136,6 +136,9 @@ func (g *gossip) config(ctx context.Context, cfg GossipConfig) (*memberlist.Conf
 	if cfg.Advertise != "" {
 		host := cfg.Advertise
 		if h, p, err := splitPort(cfg.Advertise); err == nil {
+			if port == 0 {
+				return nil, fmt.Errorf("gossip address to advertise: %s names a port, and %s, which is bound, does not", cfg.Advertise, cfg.Bind)
+			}
 			host, mc.AdvertisePort = h, p
 		}
 		advertise, err := g.resolveOne(ctx, host)
@@ -294,7 +297,6 @@ func (g *gossip) take(node *memberlist.Node) {
 
 // NotifyLeave forgets a member that left or is found dead.
 func (g *gossip) NotifyLeave(node *memberlist.Node) {
-	left := node.State == memberlist.StateLeft
 	g.mu.Lock()
 	m, known := g.members[node.Name]
 	if known {
@@ -305,11 +307,7 @@ func (g *gossip) NotifyLeave(node *memberlist.Node) {
 	if !known || node.Name == g.name {
 		return
 	}
-	if left {
-		g.log.Info("member left", "member", m.Name, "role", m.Role.String(), "address", m.Address)
-	} else {
-		g.log.Warn("member is gone without leaving", "member", m.Name, "role", m.Role.String(), "address", m.Address)
-	}
+	g.log.Info("member left or is found dead", "member", m.Name, "role", m.Role.String(), "address", m.Address)
 }
 
 // NotifyConflict hears of another process that says it has a living member's name. Memberlist keeps the one it knows.
