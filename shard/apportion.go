@@ -235,8 +235,9 @@ func (r *rounding) reach(from int, arc func(a, b int) bool, goal func(int) bool)
 	panic("shard: totals that quotas allow can not be reached")
 }
 
-// improve finds a cycle of shifts that lowers the cost, and does it; false when there is none, which is the optimum.
-// Node n stands for the bounds on totals: from it to a worker that may own less, and to it from one that may own more.
+// improve looks for cycles of shifts that lower the cost, by the method of Bellman and Ford, and does them; false when
+// there is none, which is the optimum. Node n stands for the bounds on totals: from it to a worker that may own less,
+// and to it from one that may own more.
 func (r *rounding) improve() bool {
 	nodes := r.n + 1
 	distance := make([]cost, nodes) // all start at 0, as if from a source beside them
@@ -244,9 +245,8 @@ func (r *rounding) improve() bool {
 	for i := range parent {
 		parent[i] = -1
 	}
-	last := -1
-	for range nodes {
-		last = -1
+	for changed := true; changed; {
+		changed = false
 		for a := range nodes {
 			for b := range nodes {
 				c, ok := r.arc(a, b)
@@ -254,30 +254,46 @@ func (r *rounding) improve() bool {
 					continue
 				}
 				if d := distance[a].add(c); d.less(distance[b]) {
-					distance[b], parent[b], last = d, a, b
+					distance[b], parent[b], changed = d, a, true
 				}
 			}
 		}
-		if last < 0 {
-			return false
+		// A cycle of parents lowers the cost. Such cycles share no worker, so doing one leaves the others as they are.
+		if cycles := cyclesOf(parent); len(cycles) > 0 {
+			for _, cycle := range cycles {
+				if at := slices.Index(cycle, r.n); at >= 0 { // a path between the two workers whose totals change
+					r.walk(slices.Concat(cycle[at+1:], cycle[:at]), 1)
+				} else {
+					r.walk(append(cycle, cycle[0]), int64(len(r.extra)))
+				}
+			}
+			return true
 		}
 	}
-	// What still changes after as many rounds as nodes is reached from a negative cycle: walk back into it.
-	for range nodes {
-		last = parent[last]
+	return false
+}
+
+// cyclesOf returns the cycles of a graph in which each node has one parent or -1, from parents to children.
+func cyclesOf(parent []int) [][]int {
+	var cycles [][]int
+	seen := make([]int, len(parent)) // by which start, counted from 1
+	for start := range parent {
+		at := start
+		for at >= 0 && seen[at] == 0 {
+			seen[at] = start + 1
+			at = parent[at]
+		}
+		if at < 0 || seen[at] != start+1 {
+			continue
+		}
+		cycle := []int{at}
+		for b := parent[at]; b != at; b = parent[b] {
+			cycle = append(cycle, b)
+		}
+		slices.Reverse(cycle)
+		cycles = append(cycles, cycle)
 	}
-	cycle := []int{last}
-	for b := parent[last]; b != last; b = parent[b] {
-		cycle = append(cycle, b)
-	}
-	slices.Reverse(cycle)
-	if at := slices.Index(cycle, r.n); at >= 0 { // a path between the two workers whose totals change
-		path := append(slices.Clone(cycle[at+1:]), cycle[:at]...)
-		r.walk(path, 1)
-		return true
-	}
-	r.walk(append(cycle, cycle[0]), int64(len(r.extra)))
-	return true
+	return cycles
 }
 
 // arc returns what it costs to go from node a to node b, false if one can not.
