@@ -163,3 +163,12 @@ func (f *File) Close() error {
 	f.closers = nil
 	return errors.Join(errs...)
 }
+
+// readError is a failure of the medium, not of the format.
+type readError struct {
+	file string
+	err  error
+}
+
+func (e *readError) Error() string { return fmt.Sprintf("%s: read: %v", printable(e.file), e.err) }
+func (e *readError) Unwrap() error { return e.err }

@@ -35,6 +35,8 @@ func (i Info) Bytes() int64 {
 // check says which rule an Info breaks that is to be stored: "" for none.
 func (i Info) check() string {
 	switch {
+	case i.Name == "":
+		return "tensor without a name"
 	case !i.DType.valid():
 		return "unknown dtype"
 	case len(i.Shape) > maxDims:
