@@ -1,0 +1,141 @@
+package worker
+
+import (
+	"errors"
+	"fmt"
+
+	"headwater/attention"
+	headwaterv1 "headwater/proto/headwater/v1"
+	"headwater/protocol"
+	"headwater/shard"
+	"headwater/tensor"
+	"headwater/wire"
+)
+
+const (
+	maxJobID = 128
+	// maxPositions bounds lengths and offsets so that no sum or product of theirs with a head's bytes overflows.
+	maxPositions = 1 << 40
+)
+
+// problem is one checked (sequence, layer) of a job.
+type problem struct {
+	shape      shard.LayerShape
+	size       int // query heads of a group
+	tokens     int
+	kvLen      int
+	offset     int64
+	layout     attention.Layout
+	opts       attention.Options
+	projection *projection // nil where queries, keys and values come ready
+	epoch      uint64      // highest epoch of any of the problem's shards
+	output     outputRows
+}
+
+// projection is how a problem's hidden states become queries, keys and values.
+type projection struct {
+	dModel                        int
+	ropeDims                      int
+	interleaved                   bool
+	queryBias, keyBias, valueBias bool
+}
+
+var storageTypes = map[headwaterv1.StorageType]tensor.DType{
+	headwaterv1.StorageType_STORAGE_TYPE_F32:  tensor.F32,
+	headwaterv1.StorageType_STORAGE_TYPE_F16:  tensor.F16,
+	headwaterv1.StorageType_STORAGE_TYPE_BF16: tensor.BF16,
+	headwaterv1.StorageType_STORAGE_TYPE_I8:   tensor.I8,
+}
+
+var codecs = map[headwaterv1.ContextCodec]wire.Codec{
+	headwaterv1.ContextCodec_CONTEXT_CODEC_EXACT: wire.Exact,
+	headwaterv1.ContextCodec_CONTEXT_CODEC_BF16:  wire.BF16,
+	headwaterv1.ContextCodec_CONTEXT_CODEC_F16:   wire.F16,
+}
+
+// checkOpen checks the first message of a stream.
+func checkOpen(open *headwaterv1.Open) ([]*problem, wire.Codec, error) {
+	codec, ok := codecs[open.GetCodec()]
+	switch {
+	case !ok:
+		return nil, codec, invalid("open: codec %d is not known", open.GetCodec())
+	case len(open.GetJobId()) > maxJobID:
+		return nil, codec, invalid("open: job id has %d bytes, at most %d are allowed", len(open.GetJobId()), maxJobID)
+	}
+	shapes := make([]shard.LayerShape, len(open.GetProblems()))
+	for i, p := range open.GetProblems() {
+		shapes[i] = shard.LayerShape{Heads: int(p.GetNHeads()), KVHeads: int(p.GetNKvHeads()), HeadDim: int(p.GetHeadDim()), VDim: int(p.GetVDim())}
+	}
+	if _, err := shard.NewGeometry(shapes); err != nil {
+		var ge *shard.GeometryError
+		if errors.As(err, &ge) && ge.Layer >= 0 {
+			return nil, codec, invalid("open: problem %d: %s: %s", ge.Layer, ge.Field, ge.Rule)
+		}
+		return nil, codec, invalid("open: problems: there are %d: %v", len(shapes), err)
+	}
+	problems := make([]*problem, len(shapes))
+	for i, p := range open.GetProblems() {
+		var err error
+		if problems[i], err = checkProblem(p, shapes[i]); err != nil {
+			return nil, codec, invalid("open: problem %d: %v", i, err)
+		}
+	}
+	return problems, codec, nil
+}
+
+func checkProblem(p *headwaterv1.Problem, shape shard.LayerShape) (*problem, error) {
+	dt, ok := storageTypes[p.GetStorage()]
+	switch {
+	case p.GetTokens() < 1 || p.GetTokens() > maxPositions:
+		return nil, fmt.Errorf("tokens: %d is not in 1 to %d", p.GetTokens(), int64(maxPositions))
+	case p.GetKvLen() > maxPositions:
+		return nil, fmt.Errorf("kv_len: %d is more than %d", p.GetKvLen(), int64(maxPositions))
+	case p.GetOffset() > maxPositions || p.GetOffset() < -maxPositions:
+		return nil, fmt.Errorf("offset: %d is not in -%d to %d", p.GetOffset(), int64(maxPositions), int64(maxPositions))
+	case !ok:
+		return nil, fmt.Errorf("storage: type %d is not known", p.GetStorage())
+	}
+	opts := attention.Options{
+		Causal:      p.GetCausal(),
+		WindowLeft:  p.GetWindowLeft(),
+		WindowRight: p.GetWindowRight(),
+		Scale:       p.GetScale(),
+		Softcap:     p.GetSoftcap(),
+		AlibiSlopes: p.GetAlibiSlopes(),
+		Sinks:       p.GetSinks(),
+	}
+	if err := opts.Validate(shape.Heads); err != nil {
+		return nil, err
+	}
+	layout, err := attention.NewLayout(dt, shape.HeadDim, shape.VDim)
+	if err != nil {
+		return nil, err
+	}
+	out := &problem{
+		shape:  shape,
+		size:   shape.GroupSize(),
+		tokens: int(p.GetTokens()),
+		kvLen:  int(p.GetKvLen()),
+		offset: p.GetOffset(),
+		layout: layout,
+		opts:   opts,
+	}
+	if pr := p.GetProjection(); pr != nil {
+		dims := int(pr.GetRopeDims())
+		switch {
+		case pr.GetDModel() < 1 || pr.GetDModel() > protocol.MaxMessageBytes/4:
+			return nil, fmt.Errorf("projection: d_model: %d is not in 1 to %d", pr.GetDModel(), protocol.MaxMessageBytes/4)
+		case dims%2 != 0 || dims > shape.HeadDim:
+			return nil, fmt.Errorf("projection: rope_dims: %d is odd or more than head_dim %d", dims, shape.HeadDim)
+		}
+		out.projection = &projection{
+			dModel:      int(pr.GetDModel()),
+			ropeDims:    dims,
+			interleaved: pr.GetRopeInterleaved(),
+			queryBias:   pr.GetQueryBias(),
+			keyBias:     pr.GetKeyBias(),
+			valueBias:   pr.GetValueBias(),
+		}
+	}
+	return out, nil
+}

@@ -1,0 +1,294 @@
+package worker
+
+import (
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	"headwater/attention"
+	"headwater/kvcache"
+	headwaterv1 "headwater/proto/headwater/v1"
+	"headwater/protocol"
+	"headwater/wire"
+)
+
+// maxAnswer bounds the raw bytes of an answer so that it fits a message with its coding and its other fields.
+const maxAnswer = protocol.MaxMessageBytes - 64<<10
+
+// query is a query block from its arrival until its last group is answered.
+type query struct {
+	problem      *problem
+	index, block uint32
+	shards       []*held
+	start, count int
+	q            []float32 // [groups, count, group size, head_dim], or hidden states [count, d_model]
+	cos, sin     []float32 // [count, rope_dims/2], with hidden states
+	mask, bias   operand
+	arrived      time.Time
+	memory       *kvcache.Arena // of mask and bias
+	bytes        int64          // taken by launch
+	left         atomic.Int32   // groups that are not answered
+}
+
+// operand is a mask or a bias [heads, count, kv_len], and how many bytes of it are here.
+type operand struct {
+	name       string
+	heads      int
+	size, have uint64
+	bytes      []byte    // of a mask
+	values     []float32 // of a bias
+}
+
+func (q *query) String() string { return fmt.Sprintf("problem %d query block %d", q.index, q.block) }
+
+func (q *query) complete() bool { return q.mask.have == q.mask.size && q.bias.have == q.bias.size }
+
+func (r *run) query(m *headwaterv1.QueryBlock) error {
+	shards, err := r.groups(m.GetProblem(), m.GetGroups())
+	if err != nil {
+		return err
+	}
+	q := &query{
+		problem: shards[0].problem,
+		index:   m.GetProblem(),
+		block:   m.GetBlock(),
+		shards:  shards,
+		start:   int(m.GetStart()),
+		count:   int(m.GetCount()),
+		mask:    operand{name: "mask", heads: int(m.GetMaskHeads()), size: m.GetMaskBytes()},
+		bias:    operand{name: "bias", heads: int(m.GetBiasHeads()), size: m.GetBiasBytes()},
+		arrived: time.Now(),
+	}
+	p := q.problem
+	switch {
+	case q.count < 1 || m.GetStart() >= uint64(p.tokens) || q.count > p.tokens-q.start:
+		return invalid("%s: tokens from %d, %d of them, are not in the problem's %d", q, m.GetStart(), q.count, p.tokens)
+	case 4*int64(q.count)*int64(p.size)*int64(p.shape.VDim+1) > maxAnswer:
+		return invalid("%s: the answer for %d tokens exceeds a message of %d bytes", q, q.count, maxAnswer)
+	}
+	for _, h := range shards {
+		if !h.sealed {
+			return misplaced("%s: %s is not sealed", q, h)
+		}
+		if h.weights != nil && !h.weights.query.complete() {
+			return misplaced("%s: %s: %d of %d rows of w_q are here", q, h, h.weights.query.have, h.weights.query.rows)
+		}
+	}
+	// The answer's limit keeps count · group size · 512 below 2⁵⁴, for all of 4,096 groups below 2⁶³ with the bytes of each.
+	rows := int64(len(shards)) * int64(q.count) * int64(p.size)
+	elements, half := rows*int64(p.shape.HeadDim), 0
+	var working int64
+	if p.projection != nil {
+		working = 4 * elements
+		elements, half = int64(q.count)*int64(p.projection.dModel), p.projection.ropeDims/2
+	}
+	if int64(len(m.GetQ())) != 4*elements {
+		return invalid("%s: q has %d bytes, %d are needed", q, len(m.GetQ()), 4*elements)
+	}
+	for _, o := range []*operand{&q.mask, &q.bias} {
+		if err := o.check(q); err != nil {
+			return err
+		}
+	}
+	// Operands are checked to be below 2⁶⁰ bytes each. Context and LSE are there once raw and once as a frame.
+	q.bytes = 4*elements + working + 8*int64(q.count)*int64(half) + 8*rows*int64(p.shape.VDim+1) + int64(q.mask.size) + int64(q.bias.size)
+	if err := r.launch(q.bytes); err != nil {
+		if r.ctx.Err() != nil {
+			return err
+		}
+		return exhausted(q, "queries", err)
+	}
+	r.pending = q // from here on what ends the stream drops the block
+	q.left.Store(1)
+	if q.memory, err = kvcache.MapArena(int64(q.bias.size + q.mask.size)); err != nil {
+		return exhausted(q, "operands", err)
+	}
+	// The bias lies first, where its elements are aligned.
+	q.mask.bytes = q.memory.Bytes()[q.bias.size:]
+	q.bias.values = q.memory.Floats()[:q.bias.size/4]
+	q.q = make([]float32, elements)
+	if err := decode(q.String()+": q", q.q, m.GetQ(), false); err != nil {
+		return err
+	}
+	if q.cos, q.sin, err = rotation(q.index, m.GetCos(), m.GetSin(), q.count, half); err != nil {
+		return err
+	}
+	if !q.complete() {
+		return nil
+	}
+	return r.ask()
+}
+
+// check checks an operand's size against its heads.
+func (o *operand) check(q *query) error {
+	p := q.problem
+	if o.size == 0 {
+		o.heads = 0
+		return nil
+	}
+	heads := len(q.shards) * p.size
+	if o.heads != 1 && o.heads != heads {
+		return invalid("%s: %s: %d heads are neither 1 nor the block's %d", q, o.name, o.heads, heads)
+	}
+	element := int64(1)
+	if o == &q.bias {
+		element = 4
+	}
+	if want, ok := product(int64(o.heads), int64(q.count), int64(p.kvLen), element); !ok || want > 1<<60 || o.size != uint64(want) {
+		return invalid("%s: %s has %d bytes, [%d, %d, %d] are needed", q, o.name, o.size, o.heads, q.count, p.kvLen)
+	}
+	return nil
+}
+
+func (r *run) operand(m *headwaterv1.OperandBlock) error {
+	q := r.pending
+	if q == nil {
+		return invalid("an operand block follows no query block that waits for one")
+	}
+	var o *operand
+	switch m.GetOperand() {
+	case headwaterv1.Operand_OPERAND_MASK:
+		o = &q.mask
+	case headwaterv1.Operand_OPERAND_BIAS:
+		o = &q.bias
+	default:
+		return invalid("%s: operand %d is not known", q, m.GetOperand())
+	}
+	n := uint64(len(m.GetData()))
+	switch {
+	case n == 0:
+		return invalid("%s: a piece of %s is empty", q, o.name)
+	case m.GetOffset() != o.have:
+		return invalid("%s: a piece of %s starts at byte %d, %d bytes are here", q, o.name, m.GetOffset(), o.have)
+	case n > o.size-o.have:
+		return invalid("%s: a piece of %s ends at byte %d of %d", q, o.name, o.have+n, o.size)
+	}
+	if o == &q.mask {
+		copy(o.bytes[o.have:], m.GetData())
+	} else {
+		if n%4 != 0 {
+			return invalid("%s: a piece of bias has %d bytes, not whole float32 values", q, n)
+		}
+		if err := decode(fmt.Sprintf("%s: bias from element %d", q, o.have/4), o.values[o.have/4:(o.have+n)/4], m.GetData(), true); err != nil {
+			return err
+		}
+	}
+	o.have += n
+	if !q.complete() {
+		return nil
+	}
+	return r.ask()
+}
+
+// ask starts a task for each group of the pending block.
+func (r *run) ask() error {
+	q := r.pending
+	r.pending = nil
+	q.left.Store(int32(len(q.shards)))
+	for _, h := range q.shards {
+		h.queries.Add(1)
+	}
+	for i, h := range q.shards {
+		err := r.spawn(func() error { return r.attend(q, i) }, func() {
+			h.queries.Done()
+			r.drop(q)
+		})
+		if err != nil {
+			for _, h := range q.shards[i+1:] {
+				h.queries.Done()
+				r.drop(q)
+			}
+			return err
+		}
+	}
+	return nil
+}
+
+// drop gives up one group's use of a block, and with the last one the block's memory.
+func (r *run) drop(q *query) {
+	if q.left.Add(-1) > 0 {
+		return
+	}
+	if q.memory != nil {
+		q.memory.Close()
+	}
+	r.land(q.bytes)
+}
+
+// attend answers a block for its i-th group.
+func (r *run) attend(q *query, i int) error {
+	h, p := q.shards[i], q.problem
+	heads := p.size
+	aq := attention.Query{
+		Tokens:    q.count,
+		Heads:     heads,
+		FirstHead: int(h.id.Group) * heads,
+		Offset:    p.offset + int64(q.start),
+	}
+	if q.mask.heads > 0 {
+		aq.Mask, aq.MaskHeads = q.mask.bytes, 1
+		if q.mask.heads > 1 {
+			aq.Mask, aq.MaskHeads = part(q.mask.bytes, i, len(q.shards)), heads
+		}
+	}
+	if q.bias.heads > 0 {
+		aq.Bias, aq.BiasHeads = q.bias.values, 1
+		if q.bias.heads > 1 {
+			aq.Bias, aq.BiasHeads = part(q.bias.values, i, len(q.shards)), heads
+		}
+	}
+	out := attention.Output{Context: make([]float32, q.count*heads*p.shape.VDim), LSE: make([]float32, q.count*heads)}
+	threads, err := r.w.acquire(r.ctx, wanted(int64(q.count), int64(heads), int64(p.kvLen), int64(p.shape.HeadDim+p.shape.VDim)))
+	if err != nil {
+		return err
+	}
+	started := time.Now()
+	if aq.Q, err = r.queries(q, i, threads); err == nil {
+		err = attention.Attend(r.ctx, threads, h.cache.KV(p.kvLen), aq, p.opts, out)
+	}
+	computed := time.Now()
+	r.w.release(threads)
+	if err != nil {
+		// The kernel counts tokens from the block's first.
+		var row *attention.RowError
+		if errors.As(err, &row) {
+			err = &attention.RowError{Head: row.Head, Token: q.start + row.Token, Rule: row.Rule}
+		}
+		return fmt.Errorf("%s: group %d: %w", q, h.id.Group, err)
+	}
+	frame, err := wire.Encode(nil, r.codec, int(h.id.Group), q.count, heads, p.shape.VDim, out.Context, out.LSE)
+	if err != nil {
+		return fmt.Errorf("%s: group %d: code the context: %w", q, h.id.Group, err)
+	}
+	return r.answer(&headwaterv1.RunResponse{Response: &headwaterv1.RunResponse_Context{Context: &headwaterv1.Context{
+		Problem:      q.index,
+		Group:        uint32(h.id.Group),
+		Block:        q.block,
+		Epoch:        h.epoch,
+		Frame:        frame,
+		ComputeNanos: nanos(started, computed),
+		QueueNanos:   nanos(q.arrived, started),
+		EncodeNanos:  nanos(computed, time.Now()),
+	}}})
+}
+
+// queries returns the queries [count, group size, head_dim] of a block's i-th group.
+func (r *run) queries(q *query, i, threads int) ([]float32, error) {
+	p := q.problem
+	if p.projection == nil {
+		return part(q.q, i, len(q.shards)), nil
+	}
+	y := make([]float32, q.count*p.size*p.shape.HeadDim)
+	if err := projected(r.ctx, threads, y, q.q, &q.shards[i].weights.query, q.count); err != nil {
+		return nil, err
+	}
+	if dims := p.projection.ropeDims; dims > 0 {
+		attention.ApplyRope(y, q.cos, q.sin, q.count, p.size, p.shape.HeadDim, dims, p.projection.interleaved)
+		return y, checkOverflow("rotated queries", y)
+	}
+	return y, nil
+}
+
+// nanos returns the nanoseconds from one time to another.
+func nanos(from, to time.Time) uint64 { return uint64(max(to.Sub(from), 0)) }

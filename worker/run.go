@@ -1,0 +1,282 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/status"
+
+	"headwater/kvcache"
+	headwaterv1 "headwater/proto/headwater/v1"
+	"headwater/shard"
+	"headwater/wire"
+)
+
+// flightBytes is how much of query and output blocks, with their answers, a stream may have in flight; a larger block
+// runs alone.
+const flightBytes = 16 << 20
+
+type runStream = grpc.BidiStreamingServer[headwaterv1.RunRequest, headwaterv1.RunResponse]
+
+// run is the state of one Run stream. One goroutine handles the stream's messages and alone touches what is not said
+// otherwise; tasks compute answers beside it.
+type run struct {
+	w        *Worker
+	stream   runStream
+	ctx      context.Context // ends with the stream, or at the first error, which is its cause
+	cancel   context.CancelCauseFunc
+	problems []*problem // nil before Open
+	codec    wire.Codec
+	shards   map[shard.ID]*held
+	pending  *query // waits for operands
+
+	send  sync.Mutex // one sender at a time
+	tasks sync.WaitGroup
+	slots chan struct{} // one element for each task
+
+	blocks  atomic.Int64  // blocks in flight
+	flight  atomic.Int64  // their bytes
+	landing chan struct{} // one element after a block has ended
+}
+
+// Run serves one job's share; see the protocol.
+func (w *Worker) Run(stream runStream) error {
+	if err := w.begin(); err != nil {
+		return err
+	}
+	defer w.end()
+	began := time.Now()
+	ctx, cancel := context.WithCancelCause(stream.Context())
+	defer cancel(nil)
+	r := &run{
+		w:       w,
+		stream:  stream,
+		ctx:     ctx,
+		cancel:  cancel,
+		shards:  map[shard.ID]*held{},
+		slots:   make(chan struct{}, 2*w.cfg.Threads+2),
+		landing: make(chan struct{}, 1),
+	}
+	// A server can not interrupt Recv but by returning, so what receives outlives this call by a moment. It holds nothing
+	// that is counted, and Drain waits for it.
+	requests, ended := make(chan *headwaterv1.RunRequest), make(chan error, 1)
+	go func() {
+		defer w.end()
+		ended <- receive(ctx, stream, requests)
+	}()
+	job, err := r.handle(requests, ended)
+	if err != nil {
+		cancel(err)
+	}
+	r.tasks.Wait()
+	if ctx.Err() != nil {
+		err = context.Cause(ctx)
+	}
+	r.free()
+	err = toStatus(err)
+	w.log.LogAttrs(context.WithoutCancel(ctx), slog.LevelDebug, "run ended",
+		slog.String("job", job), slog.Duration("took", time.Since(began)), slog.String("code", status.Code(err).String()), slog.Any("error", err))
+	return err
+}
+
+// receive hands over the stream's messages until it ends.
+func receive(ctx context.Context, stream runStream, requests chan<- *headwaterv1.RunRequest) error {
+	for {
+		req, err := stream.Recv()
+		if err != nil {
+			return err
+		}
+		select {
+		case requests <- req:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// handle handles messages until the stream ends, and returns the job's id.
+func (r *run) handle(requests <-chan *headwaterv1.RunRequest, ended <-chan error) (job string, err error) {
+	for {
+		select {
+		case <-r.ctx.Done():
+			return job, context.Cause(r.ctx)
+		case req := <-requests:
+			if open := req.GetOpen(); open != nil && r.problems == nil {
+				job = open.GetJobId()
+			}
+			if err := r.dispatch(req); err != nil {
+				return job, err
+			}
+		case err := <-ended:
+			switch {
+			case !errors.Is(err, io.EOF):
+				return job, err
+			case r.problems == nil:
+				return job, invalid("the stream ended before open")
+			case r.pending != nil:
+				return job, invalid("%s: the stream ended before its operands", r.pending)
+			}
+			return job, nil
+		}
+	}
+}
+
+func (r *run) dispatch(req *headwaterv1.RunRequest) error {
+	open, opening := req.GetRequest().(*headwaterv1.RunRequest_Open)
+	_, operand := req.GetRequest().(*headwaterv1.RunRequest_Operand)
+	switch {
+	case opening && r.problems != nil:
+		return invalid("open: the stream is open already")
+	case opening:
+		var err error
+		r.problems, r.codec, err = checkOpen(open.Open)
+		return err
+	case r.problems == nil:
+		return invalid("the first message of a stream is open")
+	case r.pending != nil && !operand:
+		return invalid("%s: its operands follow before any other message", r.pending)
+	}
+	switch m := req.GetRequest().(type) {
+	case *headwaterv1.RunRequest_ShardOpen:
+		return r.openShard(m.ShardOpen)
+	case *headwaterv1.RunRequest_KeyValues:
+		return r.append(m.KeyValues)
+	case *headwaterv1.RunRequest_Weights:
+		return r.weights(m.Weights)
+	case *headwaterv1.RunRequest_Hidden:
+		return r.project(m.Hidden)
+	case *headwaterv1.RunRequest_ShardSeal:
+		return r.seal(m.ShardSeal)
+	case *headwaterv1.RunRequest_Query:
+		return r.query(m.Query)
+	case *headwaterv1.RunRequest_Operand:
+		return r.operand(m.Operand)
+	case *headwaterv1.RunRequest_ShardClose:
+		return r.closeShard(m.ShardClose)
+	case *headwaterv1.RunRequest_Output:
+		return r.output(m.Output)
+	}
+	return invalid("the message asks nothing that this worker knows")
+}
+
+// problem returns the problem that a message names.
+func (r *run) problem(index uint32) (*problem, error) {
+	if int64(index) >= int64(len(r.problems)) {
+		return nil, invalid("problem %d: the job has %d", index, len(r.problems))
+	}
+	return r.problems[index], nil
+}
+
+// answer sends one message; any goroutine may.
+func (r *run) answer(resp *headwaterv1.RunResponse) error {
+	r.send.Lock()
+	defer r.send.Unlock()
+	if r.ctx.Err() != nil {
+		return context.Cause(r.ctx)
+	}
+	return r.stream.Send(resp)
+}
+
+// launch takes n bytes of the budget for a block that is to be computed. It waits while the stream has too much in
+// flight, and fails where there is no room although nothing of the stream's own could make any.
+func (r *run) launch(n int64) error {
+	for {
+		blocks := r.blocks.Load()
+		if blocks == 0 || r.flight.Load()+n <= flightBytes {
+			err := r.w.budget.Reserve(n)
+			if err == nil {
+				r.blocks.Add(1)
+				r.flight.Add(n)
+				return nil
+			}
+			if blocks == 0 {
+				return err
+			}
+		}
+		select {
+		case <-r.landing:
+		case <-r.ctx.Done():
+			return context.Cause(r.ctx)
+		}
+	}
+}
+
+// land gives back what launch took; any goroutine may.
+func (r *run) land(n int64) {
+	r.w.budget.Release(n)
+	r.flight.Add(-n)
+	r.blocks.Add(-1)
+	select {
+	case r.landing <- struct{}{}:
+	default:
+	}
+}
+
+// spawn runs do as a task when the stream has a slot for it; an error of do ends the stream. Where the stream ends first,
+// do is not called. done is called in every case, once, when the task has ended or will not be.
+func (r *run) spawn(do func() error, done func()) error {
+	select {
+	case r.slots <- struct{}{}:
+	case <-r.ctx.Done():
+		done()
+		return context.Cause(r.ctx)
+	}
+	r.tasks.Go(func() {
+		err := do()
+		done()
+		<-r.slots
+		if err != nil {
+			r.cancel(err)
+		}
+	})
+	return nil
+}
+
+// free gives back all that the stream holds, when no task runs.
+func (r *run) free() {
+	if r.pending != nil {
+		r.drop(r.pending)
+	}
+	for _, h := range r.shards {
+		h.close(r.w.budget)
+	}
+	for _, p := range r.problems {
+		p.output.close(r.w.budget)
+	}
+}
+
+// hold is memory outside the heap that is counted in a budget.
+type hold struct {
+	arena *kvcache.Arena
+	bytes int64
+}
+
+// holdUnit is the unit in which memory is mapped.
+const holdUnit = 4096
+
+// newHold reserves size bytes, rounded up to whole units, and maps them.
+func newHold(budget *kvcache.Budget, size int64) (hold, error) {
+	size = (size + holdUnit - 1) / holdUnit * holdUnit
+	if err := budget.Reserve(size); err != nil {
+		return hold{}, err
+	}
+	arena, err := kvcache.MapArena(size)
+	if err != nil {
+		budget.Release(size)
+		return hold{}, err
+	}
+	return hold{arena, size}, nil
+}
+
+func (h hold) close(budget *kvcache.Budget) {
+	if h.arena != nil {
+		h.arena.Close()
+		budget.Release(h.bytes)
+	}
+}
