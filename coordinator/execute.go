@@ -1,0 +1,166 @@
+package coordinator
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"headwater/coordinator/internal/scatter"
+	"headwater/internal/atomicfile"
+	"headwater/job"
+	headwaterv1 "headwater/proto/headwater/v1"
+	"headwater/tensor"
+	"headwater/wire"
+)
+
+// errStopping is the cause of the context of a job that runs while the coordinator stops.
+var errStopping = errors.New("the coordinator stops")
+
+// execute runs one job and stores how it ended. Its error is the store's or the disk's, not the job's.
+func (c *Coordinator) execute(ctx context.Context, e *entry) error {
+	id := e.snapshot().GetId()
+	if ours, err := c.start(e); err != nil || !ours {
+		return err
+	}
+	c.Logger.Info("job started", "job", id)
+	deadline := c.Deadline
+	if d := e.request.GetDeadline().AsDuration(); d > 0 {
+		deadline = min(d, deadline)
+	}
+	running, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(ctx, func() { cancel(errStopping) })
+	if e.cancellable(cancel) {
+		cancel(errCancelled)
+	}
+	running, end := context.WithTimeout(running, deadline)
+	done, err := c.compute(running, e)
+	end()
+	cancel(nil)
+	stop()
+	e.cancellable(nil)
+	switch {
+	case errors.Is(err, errStopping):
+		c.Logger.Info("job queued again, the coordinator stops", "job", id)
+		return c.change(e, func(j *headwaterv1.Job) {
+			j.State, j.Progress = headwaterv1.JobState_JOB_STATE_QUEUED, nil
+			j.Attempts--
+		})
+	case errors.Is(err, context.DeadlineExceeded):
+		err = fmt.Errorf("deadline of %s: %w", deadline, err)
+	}
+	if stored := c.end(e, done, err); stored != nil {
+		return stored
+	}
+	c.Logger.Info("job ended", "job", id, "state", e.snapshot().GetState(), "error", err)
+	return c.retain()
+}
+
+// compute runs the job into its result file, and returns what there is to say of it.
+func (c *Coordinator) compute(ctx context.Context, e *entry) (_ func(*headwaterv1.Job), err error) {
+	snapshot := e.snapshot()
+	input, err := tensor.Open(c.input(snapshot.GetId()))
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, input.Close()) }()
+	parsed, err := job.Parse(input, e.request.GetOverrides())
+	if err != nil {
+		return nil, err
+	}
+	codec, err := scatter.ParseCodec(e.request.GetCodec())
+	if err != nil {
+		return nil, err
+	}
+	layout, err := tensor.NewLayout(parsed.ResultInfos(), reserve(parsed))
+	if err != nil {
+		return nil, err
+	}
+	file, err := atomicfile.Create(c.result(snapshot.GetId()), layout.Size())
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, file.Abort()) }()
+	report, err := scatter.Run(ctx, scatter.Config{
+		ID: snapshot.GetId(), Job: parsed, Input: input, Codec: codec, Result: file, Layout: layout,
+		View: c.View, WorkerWait: c.WorkerWait, BlockBytes: c.BlockBytes, Logger: c.Logger,
+		Progress: func(p *headwaterv1.Progress) {
+			running := proto.CloneOf(snapshot)
+			running.Progress = p
+			e.show(running)
+		},
+	})
+	if err != nil {
+		return nil, err
+	}
+	header, err := layout.Header(map[string]string{"headwater": string(c.metadata(snapshot, parsed, codec, report))})
+	if err != nil {
+		return nil, fmt.Errorf("write result: %w", err)
+	}
+	if _, err := file.WriteAt(header, 0); err != nil {
+		return nil, fmt.Errorf("write result: %w", err)
+	}
+	sum := sha256.New()
+	if _, err := io.Copy(sum, io.NewSectionReader(file, 0, layout.Size())); err != nil {
+		return nil, fmt.Errorf("read result: %w", err)
+	}
+	if err := file.Commit(); err != nil {
+		return nil, fmt.Errorf("write result: %w", err)
+	}
+	return func(j *headwaterv1.Job) {
+		j.Report, j.ResultBytes, j.ResultSha256 = report, uint64(layout.Size()), hex.EncodeToString(sum.Sum(nil))
+		j.Progress.Phase = "done"
+	}, nil
+}
+
+// reserve is the room that a result's header keeps for its metadata: the plan's text grows with the shards and the layers,
+// the rest with the workers.
+func reserve(j *job.Job) int {
+	return 64<<10 + 32*j.Geometry().Shards() + 512*len(j.Problems)
+}
+
+// metadata describes a result, as docs/job-file.md says.
+func (c *Coordinator) metadata(snapshot *headwaterv1.Job, j *job.Job, codec wire.Codec, report *headwaterv1.Report) []byte {
+	type workerReport struct {
+		Name        string  `json:"name"`
+		BytesOut    uint64  `json:"bytes_out"`
+		BytesInRaw  uint64  `json:"bytes_in_raw"`
+		BytesInWire uint64  `json:"bytes_in_wire"`
+		ComputeS    float64 `json:"compute_seconds"`
+		WireS       float64 `json:"wire_seconds"`
+		Units       uint64  `json:"units"`
+		Lost        bool    `json:"lost,omitempty"`
+	}
+	var workers []workerReport
+	for _, w := range report.GetWorkers() {
+		workers = append(workers, workerReport{
+			w.GetName(), w.GetBytesOut(), w.GetBytesInRaw(), w.GetBytesInWire(),
+			w.GetCompute().AsDuration().Seconds(), w.GetWire().AsDuration().Seconds(), w.GetUnits(), w.GetLost(),
+		})
+	}
+	text, err := json.Marshal(struct {
+		Job         string          `json:"job"`
+		ContentHash string          `json:"content_hash"`
+		Options     json.RawMessage `json:"options"`
+		Codec       string          `json:"codec"`
+		Plan        json.RawMessage `json:"plan"`
+		Workers     []workerReport  `json:"workers"`
+		Started     time.Time       `json:"started"`
+		ElapsedS    float64         `json:"elapsed_seconds"`
+		Coordinator string          `json:"coordinator"`
+		Version     string          `json:"version"`
+	}{
+		snapshot.GetId(), snapshot.GetContentHash(), j.EffectiveJSON(), codec.String(), report.GetPlan(), workers,
+		snapshot.GetStarted().AsTime(), report.GetElapsed().AsDuration().Seconds(), c.Name, c.Version,
+	})
+	if err != nil {
+		return []byte("{}") // all of it is ours and encodes
+	}
+	return text
+}

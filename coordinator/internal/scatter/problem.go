@@ -1,0 +1,93 @@
+package scatter
+
+import (
+	"fmt"
+
+	"headwater/attention"
+	"headwater/job"
+	headwaterv1 "headwater/proto/headwater/v1"
+	"headwater/protocol"
+	"headwater/tensor"
+)
+
+// Sizes to which queries are cut: a query block's rows are at most protocol.BlockBytes, its mask and bias at most
+// operandBytes, unless one token alone is more.
+const (
+	blockTokens  = 256
+	operandBytes = 8 << 20
+)
+
+// problem is one problem of the job with how its work is cut.
+type problem struct {
+	*job.Problem
+	index       int
+	blockTokens int // query tokens of a block
+	blocks      int
+	layout      attention.Layout
+}
+
+func newProblem(index int, p *job.Problem) (*problem, error) {
+	storage := p.Storage
+	layout, err := attention.NewLayout(storage, p.Shape.HeadDim, p.Shape.VDim)
+	if err != nil {
+		return nil, fmt.Errorf("problem %q: %w", p.Prefix, err)
+	}
+	row := max(p.Shape.Heads*max(p.Shape.HeadDim, p.Shape.VDim), p.DModel) * 4
+	tokens := min(protocol.BlockBytes/row, blockTokens)
+	// A mask or bias for each head is sent for one group at a time.
+	heads := func(n int) int { return min(n, p.Shape.GroupSize()) }
+	if operand := p.KVLen * (heads(p.MaskHeads) + 4*heads(p.BiasHeads)); operand > 0 {
+		tokens = min(tokens, operandBytes/operand)
+	}
+	tokens = min(max(tokens, 1), p.Tokens)
+	return &problem{Problem: p, index: index, blockTokens: tokens, blocks: (p.Tokens + tokens - 1) / tokens, layout: layout}, nil
+}
+
+// block returns the query tokens of block b.
+func (p *problem) block(b int) (start, count int) {
+	start = b * p.blockTokens
+	return start, min(p.blockTokens, p.Tokens-start)
+}
+
+// ropeDims is the number of elements of a head that rotate, 0 without rotation.
+func (p *problem) ropeDims() int {
+	if p.Rope == nil {
+		return 0
+	}
+	return p.Rope.Dims
+}
+
+// projects says whether the workers project queries, keys and values themselves.
+func (p *problem) projects() bool { return p.X != "" }
+
+// message describes the problem to a worker.
+func (p *problem) message() *headwaterv1.Problem {
+	m := &headwaterv1.Problem{
+		NHeads: uint32(p.Shape.Heads), NKvHeads: uint32(p.Shape.KVHeads), HeadDim: uint32(p.Shape.HeadDim), VDim: uint32(p.Shape.VDim),
+		Tokens: uint64(p.Tokens), KvLen: uint64(p.KVLen), Offset: p.Offset, Storage: storageType(p.Storage),
+		Causal: p.Options.Causal, WindowLeft: p.Options.WindowLeft, WindowRight: p.Options.WindowRight,
+		Scale: p.Options.Scale, Softcap: p.Options.Softcap, AlibiSlopes: p.Options.AlibiSlopes, Sinks: p.Options.Sinks,
+	}
+	if p.projects() {
+		m.Projection = &headwaterv1.Projection{
+			DModel: uint32(p.DModel), RopeDims: uint32(p.ropeDims()), RopeInterleaved: p.Rope != nil && p.Rope.Interleaved,
+			QueryBias: p.BQ != "", KeyBias: p.BK != "", ValueBias: p.BV != "",
+		}
+	}
+	return m
+}
+
+func storageType(dt tensor.DType) headwaterv1.StorageType {
+	switch dt {
+	case tensor.F32:
+		return headwaterv1.StorageType_STORAGE_TYPE_F32
+	case tensor.F16:
+		return headwaterv1.StorageType_STORAGE_TYPE_F16
+	case tensor.BF16:
+		return headwaterv1.StorageType_STORAGE_TYPE_BF16
+	case tensor.I8:
+		return headwaterv1.StorageType_STORAGE_TYPE_I8
+	default:
+		return headwaterv1.StorageType_STORAGE_TYPE_UNSPECIFIED
+	}
+}

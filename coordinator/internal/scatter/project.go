@@ -1,0 +1,201 @@
+package scatter
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	headwaterv1 "headwater/proto/headwater/v1"
+)
+
+// strip is a run of output rows [from, to) of one problem's output projection, and the blocks of tokens that it still owes.
+// The projection is one chain over all heads of a token, so it is shared out by output rows.
+type strip struct {
+	problem  *problem
+	from, to int
+	lane     *lane
+	owed     map[int]bool // by block
+}
+
+// project computes y = context·w_oᵀ from the gathered contexts, for the problems that have w_o.
+func (r *run) project(ctx context.Context) error {
+	if !slices.ContainsFunc(r.problems, func(p *problem) bool { return p.WO != "" }) {
+		return nil
+	}
+	if err := r.gather.finish(); err != nil {
+		return err
+	}
+	r.release(ctx)
+	var strips []*strip
+	for {
+		if err := r.connect(ctx); err != nil {
+			return err
+		}
+		r.phase("projecting")
+		if strips == nil {
+			strips = r.strips()
+		}
+		left := 0
+		for _, s := range strips {
+			left += len(s.owed)
+			if s.lane == nil && len(s.owed) > 0 {
+				r.assign(ctx, s, strips)
+			}
+		}
+		for left > 0 {
+			e, err := r.next(ctx)
+			if err != nil {
+				return err
+			}
+			if e.output != nil {
+				if err := r.takeOutput(e.lane, e.output, strips); err != nil {
+					return err
+				}
+				left--
+			}
+			if e.ended != nil {
+				if err := r.lose(e.lane, e.ended); err != nil {
+					return err
+				}
+				for _, s := range strips {
+					if s.lane == e.lane {
+						s.lane = nil
+					}
+				}
+				break
+			}
+		}
+		if left == 0 {
+			return nil
+		}
+	}
+}
+
+// release frees the shards, which have answered all that they were asked.
+func (r *run) release(ctx context.Context) {
+	for _, l := range r.lanes {
+		r.loading.Go(func() {
+			for _, load := range l.shards {
+				err := l.push(ctx, &headwaterv1.RunRequest{Request: &headwaterv1.RunRequest_ShardClose{ShardClose: &headwaterv1.ShardClose{
+					Problem: uint32(load.Problem), Group: uint32(load.Group),
+				}}})
+				if err != nil {
+					return // the job has ended
+				}
+			}
+		})
+	}
+}
+
+// strips shares each problem's output rows over the lanes by their weights.
+func (r *run) strips() []*strip {
+	names := slices.Sorted(maps.Keys(r.lanes))
+	total := 0
+	for _, name := range names {
+		total += max(int(r.lanes[name].identity.GetWeight()), 1)
+	}
+	var strips []*strip
+	for _, p := range r.problems {
+		if p.WO == "" {
+			continue
+		}
+		from, weight := 0, 0
+		for _, name := range names {
+			weight += max(int(r.lanes[name].identity.GetWeight()), 1)
+			to := p.DModel * weight / total
+			if to == from {
+				continue
+			}
+			s := &strip{problem: p, from: from, to: to, owed: map[int]bool{}}
+			for b := range p.blocks {
+				s.owed[b] = true
+			}
+			r.progress.Units += uint64(p.blocks)
+			strips = append(strips, s)
+			from = to
+		}
+	}
+	return strips
+}
+
+// assign gives a strip to the lane that owes least, with its rows of w_o.
+func (r *run) assign(ctx context.Context, s *strip, strips []*strip) {
+	owes := func(l *lane) int {
+		n := 0
+		for _, t := range strips {
+			if t.lane == l {
+				n += len(t.owed)
+			}
+		}
+		return n
+	}
+	names := slices.Sorted(maps.Keys(r.lanes))
+	s.lane = r.lanes[slices.MinFunc(names, func(a, b string) int { return cmp.Compare(owes(r.lanes[a]), owes(r.lanes[b])) })]
+	l, p := s.lane, s.problem
+	var asks []ask
+	for _, b := range slices.Sorted(maps.Keys(s.owed)) {
+		asks = append(asks, ask{block: b, strip: s})
+	}
+	r.loading.Go(func() {
+		err := r.weights(p.WO, p.BO, s.from, s.to-s.from, p.Shape.Heads*p.Shape.VDim, func(row int, data, bias []byte) error {
+			return l.push(ctx, &headwaterv1.RunRequest{Request: &headwaterv1.RunRequest_Weights{Weights: &headwaterv1.WeightBlock{
+				Problem: uint32(p.index), Weight: headwaterv1.Weight_WEIGHT_OUTPUT, Row: uint32(row), Data: data, Bias: bias,
+			}}})
+		})
+		if err != nil {
+			r.emit(ctx, event{failed: err})
+			return
+		}
+		l.add(p, asks)
+	})
+}
+
+// sendOutput reads a block of gathered context and sends it.
+func (r *run) sendOutput(a ask, put func(*headwaterv1.RunRequest) error) error {
+	p := a.problem
+	start, count := p.block(a.block)
+	out := r.gather.tensors[p.contextOutput()]
+	data := make([]byte, count*out.width*4)
+	if _, err := r.Result.ReadAt(data, out.offset+int64(start)*int64(out.width)*4); err != nil {
+		return fmt.Errorf("read gathered context: %w", err)
+	}
+	return put(&headwaterv1.RunRequest{Request: &headwaterv1.RunRequest_Output{Output: &headwaterv1.OutputBlock{
+		Problem: uint32(p.index), Block: uint32(a.block), Row: uint32(a.strip.from), Rows: uint32(a.strip.to - a.strip.from),
+		Count: uint32(count), Context: data,
+	}}})
+}
+
+// takeOutput accepts a strip's answer for one block.
+func (r *run) takeOutput(l *lane, o *headwaterv1.Output, strips []*strip) error {
+	block := int(o.GetBlock())
+	sent, _ := l.answered(askKey{int(o.GetProblem()), block, int(o.GetRow())})
+	i := slices.IndexFunc(strips, func(s *strip) bool {
+		return s.lane == l && s.problem.index == int(o.GetProblem()) && s.from == int(o.GetRow()) && s.owed[block]
+	})
+	if i < 0 {
+		return status.Errorf(codes.Internal, "worker %q projected problem %d, block %d from row %d, which it does not owe", l.name, o.GetProblem(), block, o.GetRow())
+	}
+	s := strips[i]
+	p := s.problem
+	start, count := p.block(block)
+	if len(o.GetY()) != count*(s.to-s.from)*4 {
+		return status.Errorf(codes.Internal, "worker %q projected %d bytes for %d tokens and %d output rows", l.name, len(o.GetY()), count, s.to-s.from)
+	}
+	delete(s.owed, block)
+	if err := r.gather.put(p.yOutput(), block, start, count, s.from, s.to, floats(o.GetY())); err != nil {
+		return err
+	}
+	l.report.BytesInRaw += uint64(len(o.GetY()))
+	l.report.BytesInWire += uint64(len(o.GetY()))
+	compute := time.Duration(o.GetComputeNanos())
+	l.account(compute, time.Since(sent)-compute)
+	r.progress.UnitsDone++
+	r.tell(false)
+	return nil
+}

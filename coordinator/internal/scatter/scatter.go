@@ -1,0 +1,561 @@
+// Package scatter runs one job on the cluster: it gives each worker the shards that the plan says, streams their keys and
+// values, asks with queries sliced by group, and gathers the contexts into the result file.
+//
+// One loop owns the account of what is owed (package ledger) and the result; a goroutine reads the job's file, and two for
+// each worker send and receive. When a worker dies, its shards are planned anew onto the living, loaded there and asked for
+// what is still owed: contexts are pure functions of the job, so the result has the same bits.
+package scatter
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"headwater/attention"
+	"headwater/coordinator/internal/ledger"
+	"headwater/job"
+	"headwater/membership"
+	headwaterv1 "headwater/proto/headwater/v1"
+	"headwater/protocol"
+	"headwater/shard"
+	"headwater/tensor"
+	"headwater/wire"
+)
+
+const (
+	// chances is how many streams to one boot of a worker may break before it is left out of the job.
+	chances = 3
+	// retryAfter is how long after no worker answered all are tried again, unless the membership changes before.
+	retryAfter = 500 * time.Millisecond
+	// progressEvery is how often progress is told at most.
+	progressEvery = 100 * time.Millisecond
+)
+
+// File is the result file: written in pieces, and read again for the output projection.
+type File interface {
+	io.WriterAt
+	io.ReaderAt
+}
+
+// Config is one job and what it runs with.
+type Config struct {
+	ID         string
+	Job        *job.Job
+	Input      *tensor.File // the job's tensors
+	Codec      wire.Codec
+	Result     File
+	Layout     *tensor.Layout // of Result, with the tensors that the job's ResultInfos name
+	View       membership.View
+	WorkerWait time.Duration // how long no worker may answer before the job fails
+	BlockBytes int           // size to which keys, values and hidden states are cut; 0 is protocol.BlockBytes
+	Logger     *slog.Logger
+	Progress   func(*headwaterv1.Progress)
+}
+
+// run is a job at work. Fields below mu-less are owned by the loop, or fixed before it starts.
+type run struct {
+	Config
+	input      *tensor.File
+	codec      wire.Codec
+	blockBytes int
+	geometry   *shard.Geometry
+	problems   []*problem
+	open       *headwaterv1.Open
+	events     chan event
+	answers    sync.Pool // *answer
+
+	ledger   *ledger.Ledger
+	gather   *gatherer
+	plan     *shard.Plan
+	lanes    map[string]*lane
+	reports  []*headwaterv1.WorkerReport // of lanes that ended
+	broken   map[string]int              // by boot: streams that broke
+	lastErr  error                       // why the last worker was lost or did not answer
+	loading  sync.WaitGroup              // what reads the job's file
+	loaded   chan struct{}               // closed when the newest batch is loaded
+	progress *headwaterv1.Progress
+	told     time.Time
+}
+
+// Run runs the job until its result is written, and says what it took. A gRPC status in the error says whose fault it is.
+func Run(ctx context.Context, c Config) (*headwaterv1.Report, error) {
+	r := &run{
+		Config: c, input: c.Input, codec: c.Codec, blockBytes: cmp.Or(c.BlockBytes, protocol.BlockBytes),
+		events: make(chan event), answers: sync.Pool{New: func() any { return &answer{} }},
+		lanes: map[string]*lane{}, broken: map[string]int{}, progress: &headwaterv1.Progress{},
+	}
+	started := time.Now()
+	if err := r.prepare(); err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	err := r.attend(ctx)
+	if err == nil {
+		err = r.project(ctx)
+	}
+	if err == nil {
+		err = r.gather.finish()
+	}
+	if err == nil {
+		err = r.farewell(ctx)
+	}
+	if err != nil && ctx.Err() != nil {
+		err = cmp.Or(context.Cause(ctx), err)
+	}
+	cancel()
+	for _, l := range r.lanes {
+		l.close()
+		r.keep(l, false)
+	}
+	r.loading.Wait()
+	if err != nil {
+		return nil, err
+	}
+	return r.report(time.Since(started))
+}
+
+// prepare cuts the job into units.
+func (r *run) prepare() error {
+	r.geometry = r.Job.Geometry()
+	r.open = &headwaterv1.Open{JobId: r.ID, Codec: contextCodec(r.codec)}
+	accounts := make([]ledger.Problem, len(r.Job.Problems))
+	var outputs []output
+	for i := range r.Job.Problems {
+		p, err := newProblem(i, &r.Job.Problems[i])
+		if err != nil {
+			return err
+		}
+		r.problems = append(r.problems, p)
+		r.open.Problems = append(r.open.Problems, p.message())
+		accounts[i] = ledger.Problem{Layer: p.Index, Groups: p.Shape.KVHeads, Blocks: p.blocks}
+		for _, o := range []struct {
+			name  string
+			width int
+		}{{"context", p.Shape.Heads * p.Shape.VDim}, {"lse", p.Shape.Heads}, {"y", p.DModel}} {
+			offset, ok := r.Layout.Offset(p.Prefix + o.name)
+			if !ok && (o.name != "y" || p.WO != "") {
+				return fmt.Errorf("result has no tensor %q", p.Prefix+o.name)
+			}
+			outputs = append(outputs, output{offset: offset, width: o.width})
+		}
+	}
+	r.gather = newGatherer(r.Result, outputs)
+	r.ledger = ledger.New(accounts)
+	r.progress.Units = uint64(r.ledger.Total())
+	loaded := make(chan struct{})
+	close(loaded)
+	r.loaded = loaded
+	return nil
+}
+
+// The tensors of a problem in the gatherer.
+func (p *problem) contextOutput() int { return 3 * p.index }
+func (p *problem) lseOutput() int     { return 3*p.index + 1 }
+func (p *problem) yOutput() int       { return 3*p.index + 2 }
+
+// emit hands an event to the loop. Once the job has ended nobody listens.
+func (r *run) emit(ctx context.Context, e event) {
+	select {
+	case r.events <- e:
+	case <-ctx.Done():
+	}
+}
+
+// attend brings the account to zero.
+func (r *run) attend(ctx context.Context) error {
+	var unloaded []ledger.Load
+	for replan := true; r.ledger.Pending() > 0; {
+		if replan {
+			if err := r.connect(ctx); err != nil {
+				return err
+			}
+			if err := r.makePlan(); err != nil {
+				return err
+			}
+			loads := r.ledger.Adopt(r.plan)
+			r.reserve(ctx, loads)
+			unloaded = append(unloaded, loads...)
+			replan = false
+		}
+		if len(unloaded) > 0 && r.unconfirmed() == 0 {
+			r.start(ctx, unloaded)
+			unloaded = nil
+		}
+		e, err := r.next(ctx)
+		if err != nil {
+			return err
+		}
+		switch {
+		case e.opened != nil:
+			e.lane.opening--
+		case e.answer != nil:
+			if err := r.take(e.lane, e.answer); err != nil {
+				return err
+			}
+		case e.ended != nil:
+			if err := r.lose(e.lane, e.ended); err != nil {
+				return err
+			}
+			unloaded = slices.DeleteFunc(unloaded, func(l ledger.Load) bool { return l.Worker == e.lane.name })
+			replan = true
+		}
+	}
+	return nil
+}
+
+// next waits for an event of a lane that is still in use.
+func (r *run) next(ctx context.Context) (event, error) {
+	for {
+		select {
+		case e := <-r.events:
+			switch {
+			case e.failed != nil:
+				return event{}, e.failed
+			case e.lane == nil:
+				r.progress.LoadedBytes += uint64(e.loaded)
+				r.tell(false)
+			case r.lanes[e.lane.name] == e.lane:
+				return e, nil
+			}
+		case <-ctx.Done():
+			return event{}, context.Cause(ctx)
+		}
+	}
+}
+
+// connect opens a lane to each worker that the membership names and that answers, and waits for one if none does.
+func (r *run) connect(ctx context.Context) error {
+	var waited time.Duration
+	for {
+		changed := r.View.Changed()
+		r.phase("connecting to workers")
+		if err := r.dial(ctx); err != nil {
+			return err
+		}
+		if len(r.lanes) > 0 {
+			return nil
+		}
+		if waited >= r.WorkerWait {
+			if r.lastErr == nil {
+				return status.Errorf(codes.Unavailable, "no worker joined within %s", r.WorkerWait)
+			}
+			return status.Errorf(codes.Unavailable, "no worker answers since %s; the last error was: %v", r.WorkerWait, describeError(r.lastErr))
+		}
+		r.phase("waiting for workers")
+		pause := min(retryAfter, r.WorkerWait-waited)
+		began := time.Now()
+		timer := time.NewTimer(pause)
+		select {
+		case <-changed:
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return context.Cause(ctx)
+		}
+		timer.Stop()
+		waited += max(time.Since(began), time.Millisecond)
+	}
+}
+
+// describeError is an error without gRPC's own prefix, on one line.
+func describeError(err error) string {
+	if s, ok := status.FromError(err); ok && s.Code() != codes.Unknown {
+		return s.Message()
+	}
+	return err.Error()
+}
+
+// dial opens lanes to the workers that have none. A worker that does not answer is left out.
+func (r *run) dial(ctx context.Context) error {
+	type dialled struct {
+		member   membership.Member
+		conn     *grpc.ClientConn
+		identity *headwaterv1.DescribeResponse
+		err      error
+	}
+	var found []*dialled
+	for _, m := range r.View.Members() {
+		if m.Role == membership.RoleWorker && r.lanes[m.Name] == nil {
+			found = append(found, &dialled{member: m})
+		}
+	}
+	var tasks errgroup.Group
+	for _, d := range found {
+		tasks.Go(func() error {
+			d.conn, d.identity, d.err = describe(ctx, d.member)
+			return nil
+		})
+	}
+	_ = tasks.Wait() // no task returns an error
+	for _, d := range found {
+		if d.err == nil && d.identity.GetName() != d.member.Name {
+			d.err = errors.Join(fmt.Errorf("worker %q at %s says that it is %q", d.member.Name, d.member.Address, d.identity.GetName()), d.conn.Close())
+		}
+		if d.err != nil {
+			r.lastErr = d.err
+			r.Logger.Warn("worker left out", "job", r.ID, "worker", d.member.Name, "error", d.err)
+			continue
+		}
+		if r.broken[string(d.identity.GetBoot())] >= chances {
+			_ = d.conn.Close() // never used
+			continue
+		}
+		l, err := r.openLane(ctx, d.member, d.conn, d.identity)
+		if err != nil {
+			r.lastErr = err
+			continue
+		}
+		r.lanes[l.name] = l
+	}
+	return nil
+}
+
+// makePlan plans the job onto the lanes.
+func (r *run) makePlan() error {
+	var workers []shard.Worker
+	for _, l := range r.lanes {
+		workers = append(workers, shard.Worker{Name: l.name, Weight: max(int(l.identity.GetWeight()), 1)})
+	}
+	plan, err := shard.MakePlan(r.geometry, workers, r.plan)
+	if err != nil {
+		return fmt.Errorf("plan: %w", err)
+	}
+	r.plan = plan
+	return nil
+}
+
+// reserve asks each worker for its shards' memory.
+func (r *run) reserve(ctx context.Context, loads []ledger.Load) {
+	r.phase("reserving memory")
+	for _, load := range loads {
+		l := r.lanes[load.Worker]
+		l.opening++
+		l.shards = append(l.shards, load)
+	}
+	lanes := maps.Clone(r.lanes)
+	r.loading.Go(func() {
+		for _, load := range loads {
+			err := lanes[load.Worker].push(ctx, &headwaterv1.RunRequest{Request: &headwaterv1.RunRequest_ShardOpen{ShardOpen: &headwaterv1.ShardOpen{
+				Problem: uint32(load.Problem), Group: uint32(load.Group), Epoch: uint64(load.Epoch),
+			}}})
+			if err != nil {
+				return // the job has ended
+			}
+		}
+	})
+}
+
+// start loads shards whose memory is reserved, after all that was started before.
+func (r *run) start(ctx context.Context, loads []ledger.Load) {
+	b := batch{}
+	for _, load := range loads {
+		shares := b[load.Problem]
+		i := slices.IndexFunc(shares, func(s *share) bool { return s.lane.name == load.Worker })
+		if i < 0 {
+			i = len(shares)
+			shares = append(shares, &share{lane: r.lanes[load.Worker]})
+			b[load.Problem] = shares
+		}
+		shares[i].groups = append(shares[i].groups, load.Group)
+	}
+	for i, shares := range b {
+		for _, s := range shares {
+			s.asks = r.ledger.Asks(i, s.groups)
+		}
+	}
+	r.progress.LoadBytes += uint64(b.bytes(r))
+	r.phase("loading and attending")
+	before, after := r.loaded, make(chan struct{})
+	r.loaded = after
+	r.loading.Go(func() {
+		defer close(after)
+		select {
+		case <-before:
+		case <-ctx.Done():
+			return
+		}
+		if err := r.load(ctx, b); err != nil {
+			r.emit(ctx, event{failed: err})
+		}
+	})
+}
+
+// take accepts an answer into the account and the result.
+func (r *run) take(l *lane, a *answer) error {
+	unit := ledger.Unit{Problem: int(a.GetProblem()), Group: shard.Group(a.GetGroup()), Block: int(a.GetBlock())}
+	sent, asked := l.answered(askKey{unit.Problem, unit.Block, int(unit.Group)})
+	if !asked {
+		return status.Errorf(codes.Internal, "worker %q answered %s, which it was not asked", l.name, unit)
+	}
+	if err := r.ledger.Answer(l.name, shard.Epoch(a.GetEpoch()), unit); err != nil {
+		return status.Error(codes.Internal, err.Error())
+	}
+	p := r.problems[unit.Problem]
+	start, count := p.block(unit.Block)
+	heads := p.Shape.GroupSize()
+	first, width := int(unit.Group)*heads, p.Shape.VDim
+	if err := r.gather.put(p.contextOutput(), unit.Block, start, count, first*width, (first+heads)*width, a.context); err != nil {
+		return err
+	}
+	if err := r.gather.put(p.lseOutput(), unit.Block, start, count, first, first+heads, a.lse); err != nil {
+		return err
+	}
+	l.report.BytesInRaw += uint64(4 * (len(a.context) + len(a.lse)))
+	l.report.BytesInWire += uint64(len(a.GetFrame()))
+	compute := time.Duration(a.GetComputeNanos())
+	l.account(compute, time.Since(sent)-compute-time.Duration(a.GetQueueNanos())-time.Duration(a.GetEncodeNanos()))
+	a.Context = nil
+	r.answers.Put(a)
+	r.progress.UnitsDone++
+	r.tell(false)
+	return nil
+}
+
+// account adds one answer's times to the lane's report.
+func (l *lane) account(compute, wire time.Duration) {
+	l.report.Units++
+	l.report.Compute = durationpb.New(l.report.GetCompute().AsDuration() + compute)
+	l.report.Wire = durationpb.New(l.report.GetWire().AsDuration() + max(wire, 0))
+}
+
+// lose handles the end of a lane: a worker that died is replaced, one that refused its work fails the job.
+func (r *run) lose(l *lane, err error) error {
+	if fatal(err) {
+		s, _ := status.FromError(err)
+		return status.Errorf(s.Code(), "worker %q: %s", l.name, s.Message())
+	}
+	if errors.Is(err, io.EOF) {
+		err = errors.New("it ended the stream before it had answered")
+	}
+	r.lastErr = fmt.Errorf("worker %q was lost: %s", l.name, describeError(err))
+	r.Logger.Warn("worker lost", "job", r.ID, "worker", l.name, "error", err)
+	r.broken[string(l.identity.GetBoot())]++
+	delete(r.lanes, l.name)
+	l.close()
+	r.keep(l, true)
+	r.ledger.Lose(l.name)
+	return nil
+}
+
+// fatal says whether another worker would say the same.
+func fatal(err error) bool {
+	switch status.Code(err) {
+	case codes.InvalidArgument, codes.ResourceExhausted, codes.FailedPrecondition, codes.DataLoss, codes.OutOfRange, codes.Unimplemented:
+		return true
+	default:
+		return false
+	}
+}
+
+// unconfirmed counts the shards that the living were asked to reserve and have not confirmed.
+func (r *run) unconfirmed() int {
+	n := 0
+	for _, l := range r.lanes {
+		n += l.opening
+	}
+	return n
+}
+
+// farewell ends the lanes that are left and waits until their workers have freed what they held.
+func (r *run) farewell(ctx context.Context) error {
+	r.phase("finishing")
+	for _, l := range r.lanes {
+		close(l.done)
+	}
+	for left := len(r.lanes); left > 0; {
+		e, err := r.next(ctx)
+		if err != nil {
+			return err
+		}
+		if e.ended != nil { // however: its answers are complete
+			left--
+		}
+	}
+	return nil
+}
+
+// keep keeps a lane's report. A worker that came back has one report for each of its boots.
+func (r *run) keep(l *lane, lost bool) {
+	l.report.BytesOut = uint64(l.bytesOut.Load())
+	l.report.Lost = lost
+	r.reports = append(r.reports, l.report)
+}
+
+func (r *run) report(elapsed time.Duration) (*headwaterv1.Report, error) {
+	plan, err := r.plan.MarshalJSON()
+	if err != nil {
+		return nil, fmt.Errorf("encode plan: %w", err)
+	}
+	report := &headwaterv1.Report{Workers: r.reports, Plan: plan, Elapsed: durationpb.New(elapsed)}
+	slices.SortStableFunc(report.Workers, func(a, b *headwaterv1.WorkerReport) int { return cmp.Compare(a.GetName(), b.GetName()) })
+	for _, w := range report.GetWorkers() {
+		if w.GetLost() {
+			report.WorkersLost++
+		}
+	}
+	return report, nil
+}
+
+func (r *run) phase(name string) {
+	r.progress.Phase = name
+	r.tell(true)
+}
+
+// tell tells the progress, now or when it was not told for a while.
+func (r *run) tell(now bool) {
+	if r.Progress == nil || !now && time.Since(r.told) < progressEvery {
+		return
+	}
+	r.told = time.Now()
+	r.Progress(&headwaterv1.Progress{
+		LoadedBytes: r.progress.GetLoadedBytes(), LoadBytes: r.progress.GetLoadBytes(),
+		UnitsDone: r.progress.GetUnitsDone(), Units: r.progress.GetUnits(), Phase: r.progress.GetPhase(),
+	})
+}
+
+// codecs pairs the protocol's codecs with the frames'.
+var codecs = map[headwaterv1.ContextCodec]wire.Codec{
+	headwaterv1.ContextCodec_CONTEXT_CODEC_EXACT: wire.Exact,
+	headwaterv1.ContextCodec_CONTEXT_CODEC_BF16:  wire.BF16,
+	headwaterv1.ContextCodec_CONTEXT_CODEC_F16:   wire.F16,
+}
+
+// ParseCodec is the codec of frames that a request names.
+func ParseCodec(c headwaterv1.ContextCodec) (wire.Codec, error) {
+	codec, ok := codecs[c]
+	if !ok {
+		return 0, fmt.Errorf("context codec %s is unknown", c)
+	}
+	return codec, nil
+}
+
+func contextCodec(codec wire.Codec) headwaterv1.ContextCodec {
+	for c, known := range codecs {
+		if known == codec {
+			return c
+		}
+	}
+	return headwaterv1.ContextCodec_CONTEXT_CODEC_UNSPECIFIED
+}
+
+// ShardBytes is what a worker reserves for one shard of a problem.
+func ShardBytes(p *job.Problem) (uint64, error) {
+	layout, err := attention.NewLayout(p.Storage, p.Shape.HeadDim, p.Shape.VDim)
+	if err != nil {
+		return 0, fmt.Errorf("problem %q: %w", p.Prefix, err)
+	}
+	return uint64((p.KVLen+attention.PageLen-1)/attention.PageLen) * uint64(layout.PageBytes()), nil
+}

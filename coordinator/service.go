@@ -1,0 +1,152 @@
+package coordinator
+
+import (
+	"context"
+	"errors"
+	"io"
+	"os"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"headwater/coordinator/internal/scatter"
+	"headwater/membership"
+	headwaterv1 "headwater/proto/headwater/v1"
+	"headwater/protocol"
+
+	"golang.org/x/sync/errgroup"
+)
+
+// GetJob implements headwater.v1.CoordinatorService.
+func (c *Coordinator) GetJob(_ context.Context, r *headwaterv1.GetJobRequest) (*headwaterv1.GetJobResponse, error) {
+	e, err := c.jobs.find(r.GetId())
+	if err != nil {
+		return nil, err
+	}
+	return &headwaterv1.GetJobResponse{Job: e.snapshot()}, nil
+}
+
+// ListJobs implements headwater.v1.CoordinatorService.
+func (c *Coordinator) ListJobs(context.Context, *headwaterv1.ListJobsRequest) (*headwaterv1.ListJobsResponse, error) {
+	return &headwaterv1.ListJobsResponse{Jobs: c.list()}, nil
+}
+
+// WatchJob implements headwater.v1.CoordinatorService.
+func (c *Coordinator) WatchJob(r *headwaterv1.WatchJobRequest, stream headwaterv1.CoordinatorService_WatchJobServer) error {
+	e, err := c.jobs.find(r.GetId())
+	if err != nil {
+		return err
+	}
+	for {
+		job, changed := e.watch()
+		if err := stream.Send(&headwaterv1.WatchJobResponse{Job: job}); err != nil {
+			return err
+		}
+		if ended(job.GetState()) {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-stream.Context().Done():
+			return status.FromContextError(stream.Context().Err()).Err()
+		case <-c.stopping:
+			return status.Error(codes.Unavailable, "the coordinator stops; the job is kept")
+		}
+	}
+}
+
+// CancelJob implements headwater.v1.CoordinatorService.
+func (c *Coordinator) CancelJob(ctx context.Context, r *headwaterv1.CancelJobRequest) (*headwaterv1.CancelJobResponse, error) {
+	e, err := c.jobs.find(r.GetId())
+	if err != nil {
+		return nil, err
+	}
+	if err := c.cancel(e); err != nil {
+		return nil, statusOf(err).Err()
+	}
+	for {
+		job, changed := e.watch()
+		if ended(job.GetState()) {
+			return &headwaterv1.CancelJobResponse{Job: job}, nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return nil, status.FromContextError(ctx.Err()).Err()
+		case <-c.stopping:
+			return nil, status.Error(codes.Unavailable, "the coordinator stops; the job is kept")
+		}
+	}
+}
+
+// DownloadResult implements headwater.v1.CoordinatorService.
+func (c *Coordinator) DownloadResult(r *headwaterv1.DownloadResultRequest, stream headwaterv1.CoordinatorService_DownloadResultServer) (err error) {
+	e, err := c.jobs.find(r.GetId())
+	if err != nil {
+		return err
+	}
+	job := e.snapshot()
+	if job.GetState() != headwaterv1.JobState_JOB_STATE_SUCCEEDED {
+		return status.Errorf(codes.FailedPrecondition, "job %s has no result: it is %s", job.GetId(), stateName(job.GetState()))
+	}
+	f, err := os.Open(c.result(job.GetId()))
+	if errors.Is(err, os.ErrNotExist) {
+		return status.Errorf(codes.NotFound, "the result of job %s is not kept any more", job.GetId())
+	}
+	if err != nil {
+		return status.Errorf(codes.Internal, "open result: %v", err)
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	m := &headwaterv1.DownloadResultResponse{Job: job}
+	for {
+		piece := make([]byte, protocol.BlockBytes)
+		n, err := io.ReadFull(f, piece)
+		if n > 0 || m.GetJob() != nil {
+			m.Data = piece[:n]
+			if err := stream.Send(m); err != nil {
+				return err
+			}
+			m = &headwaterv1.DownloadResultResponse{}
+		}
+		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+			return nil
+		}
+		if err != nil {
+			return status.Errorf(codes.DataLoss, "read result of job %s: %v", job.GetId(), err)
+		}
+	}
+}
+
+// Status implements headwater.v1.CoordinatorService.
+func (c *Coordinator) Status(ctx context.Context, _ *headwaterv1.StatusRequest) (*headwaterv1.StatusResponse, error) {
+	resp := &headwaterv1.StatusResponse{Name: c.Name, Version: c.Version, Protocol: protocol.Version, Started: timestamppb.New(c.started)}
+	var tasks errgroup.Group
+	for _, m := range c.View.Members() {
+		if m.Role != membership.RoleWorker {
+			continue
+		}
+		w := &headwaterv1.WorkerStatus{Address: m.Address, Worker: &headwaterv1.DescribeResponse{Name: m.Name}}
+		resp.Workers = append(resp.Workers, w)
+		tasks.Go(func() error {
+			described, err := scatter.Describe(ctx, m)
+			if err != nil {
+				w.Error = oneLine(err)
+				return nil
+			}
+			w.Worker = described
+			return nil
+		})
+	}
+	_ = tasks.Wait() // no task returns an error
+	counts := map[headwaterv1.JobState]uint64{}
+	for _, job := range c.list() {
+		counts[job.GetState()]++
+	}
+	for state := headwaterv1.JobState(1); int(state) < len(headwaterv1.JobState_name); state++ {
+		if counts[state] > 0 {
+			resp.Jobs = append(resp.Jobs, &headwaterv1.StateCount{State: state, Count: counts[state]})
+		}
+	}
+	return resp, nil
+}

@@ -1,0 +1,296 @@
+package coordinator
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"headwater/coordinator/internal/scatter"
+	"headwater/internal/atomicfile"
+	"headwater/job"
+	"headwater/membership"
+	headwaterv1 "headwater/proto/headwater/v1"
+	"headwater/shard"
+	"headwater/tensor"
+)
+
+// Bounds of a submission.
+const (
+	maxKey    = 256
+	maxHeader = 16 << 20
+)
+
+type submitStream = headwaterv1.CoordinatorService_SubmitServer
+
+// Submit implements headwater.v1.CoordinatorService.
+func (c *Coordinator) Submit(stream submitStream) error {
+	if err := c.submit(stream); err != nil {
+		return statusOf(err).Err()
+	}
+	return nil
+}
+
+func (c *Coordinator) submit(stream submitStream) error {
+	ctx := stream.Context()
+	first, err := stream.Recv()
+	if err != nil {
+		return err
+	}
+	begin := first.GetBegin()
+	parsed, err := c.check(begin)
+	if err != nil {
+		return err
+	}
+	offered := &headwaterv1.Job{
+		Id: c.newID(), Key: begin.GetKey(), Name: begin.GetName(), State: headwaterv1.JobState_JOB_STATE_UPLOADING,
+		ContentHash: contentHash(begin.GetSha256(), parsed), SizeBytes: begin.GetSizeBytes(), Kind: parsed.Kind.String(),
+		Created: timestamppb.New(c.Now()), Progress: &headwaterv1.Progress{Phase: "uploading"},
+	}
+	request := proto.CloneOf(begin)
+	request.Header = nil
+	e, added := c.jobs.claim(offered, request)
+	if !added {
+		return c.known(stream, e.snapshot(), offered)
+	}
+	if err := c.upload(ctx, stream, e, begin, parsed); err != nil {
+		c.forget(e, err)
+		return err
+	}
+	return stream.Send(&headwaterv1.SubmitResponse{Job: e.snapshot()})
+}
+
+// known answers a submission whose key is taken: the same content is the same job.
+func (c *Coordinator) known(stream submitStream, have, offered *headwaterv1.Job) error {
+	switch {
+	case have.GetContentHash() != offered.GetContentHash():
+		return status.Errorf(codes.AlreadyExists, "key %q is job %s with another content: its content hash is %s, this one's is %s", have.GetKey(), have.GetId(), have.GetContentHash(), offered.GetContentHash())
+	case have.GetState() == headwaterv1.JobState_JOB_STATE_UPLOADING:
+		return status.Errorf(codes.Aborted, "key %q is being uploaded as job %s by another client; try again", have.GetKey(), have.GetId())
+	}
+	return stream.Send(&headwaterv1.SubmitResponse{Job: have})
+}
+
+// check refuses what can be refused without the file's data.
+func (c *Coordinator) check(begin *headwaterv1.SubmitBegin) (*job.Job, error) {
+	refuse := func(format string, args ...any) error { return status.Errorf(codes.InvalidArgument, format, args...) }
+	switch {
+	case begin == nil:
+		return nil, refuse("a submission starts with its announcement")
+	case len(begin.GetKey()) > maxKey || len(begin.GetName()) > maxKey:
+		return nil, refuse("key and name have %d and %d bytes, at most %d are taken", len(begin.GetKey()), len(begin.GetName()), maxKey)
+	case len(begin.GetSha256()) != sha256.Size:
+		return nil, refuse("the file's SHA-256 has %d bytes, not %d", len(begin.GetSha256()), sha256.Size)
+	case len(begin.GetHeader()) > maxHeader:
+		return nil, refuse("the file's header has %d bytes, at most %d are taken", len(begin.GetHeader()), maxHeader)
+	case begin.GetSizeBytes() > 1<<62:
+		return nil, refuse("the file has %d bytes", begin.GetSizeBytes())
+	case begin.GetDeadline().AsDuration() < 0:
+		return nil, refuse("the deadline of %s is negative", begin.GetDeadline().AsDuration())
+	}
+	if _, err := scatter.ParseCodec(begin.GetCodec()); err != nil {
+		return nil, refuse("%v", err)
+	}
+	f, err := tensor.ParseHeader(begin.GetName(), begin.GetHeader(), int64(begin.GetSizeBytes()))
+	if err != nil {
+		return nil, err
+	}
+	return job.Parse(f, begin.GetOverrides())
+}
+
+// contentHash names a job by what it computes: SHA-256 over the file's SHA-256 and the options in effect.
+func contentHash(file []byte, parsed *job.Job) string {
+	h := sha256.New()
+	h.Write(file)
+	h.Write(parsed.EffectiveJSON())
+	return hex.EncodeToString(h.Sum(nil))
+}
+
+// upload takes the bytes of a job that can run, checks them, and queues the job.
+func (c *Coordinator) upload(ctx context.Context, stream submitStream, e *entry, begin *headwaterv1.SubmitBegin, parsed *job.Job) (err error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	e.cancellable(cancel)
+	defer e.cancellable(nil)
+	if err := c.capacity(ctx, parsed); err != nil {
+		return err
+	}
+	id := e.snapshot().GetId()
+	file, err := atomicfile.Create(c.input(id), int64(begin.GetSizeBytes()))
+	if err != nil {
+		return fmt.Errorf("spool job: %w", err)
+	}
+	defer func() { err = errors.Join(err, file.Abort()) }()
+	if err := stream.Send(&headwaterv1.SubmitResponse{Job: e.snapshot(), Send: true}); err != nil {
+		return err
+	}
+	if err := c.receive(ctx, stream, file, begin); err != nil {
+		return err
+	}
+	input, err := tensor.OpenReaderAt(begin.GetName(), file, int64(begin.GetSizeBytes()))
+	if err != nil {
+		return err
+	}
+	if header, err := tensor.HeaderBytes(file, int64(begin.GetSizeBytes()), maxHeader); err != nil || !bytes.Equal(header, begin.GetHeader()) {
+		return errors.Join(status.Error(codes.InvalidArgument, "the file's header is not the one that was announced"), err)
+	}
+	uploaded := e.snapshot()
+	told := c.Now()
+	err = parsed.CheckValues(ctx, input, func(done, total int64) {
+		if now := c.Now(); now.Sub(told) >= 100*time.Millisecond {
+			told = now
+			checking := proto.CloneOf(uploaded)
+			checking.Progress = &headwaterv1.Progress{Phase: "checking values", LoadedBytes: uint64(done), LoadBytes: uint64(total)}
+			e.show(checking)
+		}
+	})
+	if err != nil {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		return err
+	}
+	if err := file.Commit(); err != nil {
+		return fmt.Errorf("spool job: %w", err)
+	}
+	if err := c.enqueue(e); err != nil {
+		return errors.Join(err, remove(c.input(id)))
+	}
+	c.Logger.Info("job queued", "job", id, "name", begin.GetName(), "bytes", begin.GetSizeBytes())
+	return nil
+}
+
+// receive writes the pieces of the file until the client half-closes, and checks their sum.
+func (c *Coordinator) receive(ctx context.Context, stream submitStream, file io.Writer, begin *headwaterv1.SubmitBegin) error {
+	var got uint64
+	sum := sha256.New()
+	for {
+		m, err := stream.Recv()
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return err
+		}
+		if m.GetBegin() != nil {
+			return status.Error(codes.InvalidArgument, "the announcement came twice")
+		}
+		got += uint64(len(m.GetData()))
+		if got > begin.GetSizeBytes() {
+			return status.Errorf(codes.InvalidArgument, "more than the announced %d bytes were sent", begin.GetSizeBytes())
+		}
+		sum.Write(m.GetData())
+		if _, err := file.Write(m.GetData()); err != nil {
+			return fmt.Errorf("spool job: %w", err)
+		}
+	}
+	if got != begin.GetSizeBytes() {
+		return status.Errorf(codes.InvalidArgument, "%d of the announced %d bytes were sent", got, begin.GetSizeBytes())
+	}
+	if !bytes.Equal(sum.Sum(nil), begin.GetSha256()) {
+		return status.Error(codes.InvalidArgument, "the bytes that came have another SHA-256 than was announced")
+	}
+	return nil
+}
+
+// forget drops a job whose upload failed; who watches it sees why.
+func (c *Coordinator) forget(e *entry, err error) {
+	job := proto.CloneOf(e.snapshot())
+	s := statusOf(err)
+	job.State, job.Error, job.ErrorCode, job.Ended = headwaterv1.JobState_JOB_STATE_FAILED, s.Message(), uint32(s.Code()), timestamppb.New(c.Now())
+	if errors.Is(err, errCancelled) {
+		job.State = headwaterv1.JobState_JOB_STATE_CANCELLED
+	}
+	e.show(job)
+	c.jobs.remove(e)
+	c.Logger.Info("submission refused", "job", job.GetId(), "name", job.GetName(), "error", err)
+}
+
+// capacity refuses a job whose keys and values do not fit in the cluster's memory as it is now.
+func (c *Coordinator) capacity(ctx context.Context, j *job.Job) error {
+	workers, problems := c.describe(ctx)
+	for _, p := range problems {
+		if status.Code(p) == codes.FailedPrecondition { // speaks another protocol: it would be left out without a word
+			return status.Error(codes.FailedPrecondition, oneLine(p))
+		}
+	}
+	if len(workers) == 0 {
+		if len(problems) > 0 {
+			return status.Errorf(codes.Unavailable, "no worker answers: %s", oneLine(problems[0]))
+		}
+		return status.Error(codes.Unavailable, "no worker has joined the cluster")
+	}
+	var planned []shard.Worker
+	var sum uint64
+	var rooms []string
+	for _, w := range workers {
+		planned = append(planned, shard.Worker{Name: w.GetName(), Weight: max(int(w.GetWeight()), 1)})
+		sum += w.GetBudgetBytes()
+		rooms = append(rooms, fmt.Sprintf("%s %d", w.GetName(), w.GetBudgetBytes()))
+	}
+	if need := uint64(j.ClusterBytes()); need > sum {
+		return status.Errorf(codes.ResourceExhausted, "the job's keys and values need %d bytes, the cluster's %d workers have %d together (%s)", need, len(workers), sum, strings.Join(rooms, ", "))
+	}
+	plan, err := shard.MakePlan(j.Geometry(), planned, nil)
+	if err != nil {
+		return fmt.Errorf("plan: %w", err)
+	}
+	needs := map[string]uint64{}
+	for i := range j.Problems {
+		p := &j.Problems[i]
+		bytes, err := scatter.ShardBytes(p)
+		if err != nil {
+			return err
+		}
+		for _, w := range planned {
+			needs[w.Name] += bytes * uint64(len(plan.Groups(p.Index, w.Name)))
+		}
+	}
+	for _, w := range workers {
+		if needs[w.GetName()] > w.GetBudgetBytes() {
+			return status.Errorf(codes.ResourceExhausted, "worker %q would hold %d bytes of the job's keys and values by its weight of %d, its budget is %d", w.GetName(), needs[w.GetName()], w.GetWeight(), w.GetBudgetBytes())
+		}
+	}
+	return nil
+}
+
+// describe asks all workers of the view who they are, and returns those that answer and the errors of those that do not.
+func (c *Coordinator) describe(ctx context.Context) ([]*headwaterv1.DescribeResponse, []error) {
+	var members []membership.Member
+	for _, m := range c.View.Members() {
+		if m.Role == membership.RoleWorker {
+			members = append(members, m)
+		}
+	}
+	answers, problems := make([]*headwaterv1.DescribeResponse, len(members)), make([]error, len(members))
+	var tasks errgroup.Group
+	for i, m := range members {
+		tasks.Go(func() error {
+			answers[i], problems[i] = scatter.Describe(ctx, m)
+			return nil
+		})
+	}
+	_ = tasks.Wait() // no task returns an error
+	missing := func(a *headwaterv1.DescribeResponse) bool { return a == nil }
+	return slices.DeleteFunc(answers, missing), slices.DeleteFunc(problems, func(err error) bool { return err == nil })
+}
+
+// oneLine is an error without gRPC's own prefix, which repeats the code.
+func oneLine(err error) string {
+	return strings.ReplaceAll(strings.Join(strings.Fields(err.Error()), " "), "rpc error: code = ", "")
+}
