@@ -347,19 +347,16 @@ func (r *run) projectPiece(h *held, x, cos, sin []float32, n int) error {
 	if err != nil {
 		return err
 	}
-	err = projected(r.ctx, threads, k, x, &h.weights.key, n)
+	err = project(r.ctx, threads, k, x, &h.weights.key, n)
 	if err == nil {
-		err = projected(r.ctx, threads, v, x, &h.weights.value, n)
+		err = project(r.ctx, threads, v, x, &h.weights.value, n)
 	}
 	r.w.release(threads)
 	if err != nil {
 		return err
 	}
-	if dims := p.projection.ropeDims; dims > 0 {
-		attention.ApplyRope(k, cos, sin, n, 1, p.shape.HeadDim, dims, p.projection.interleaved)
-		if err := checkOverflow("rotated keys", k); err != nil {
-			return err
-		}
+	if err := p.rotate("keys", k, cos, sin, n, 1); err != nil {
+		return err
 	}
 	var rows attention.Rows
 	dt := p.layout.DType()

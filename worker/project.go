@@ -3,6 +3,7 @@ package worker
 import (
 	"context"
 	"fmt"
+	"math"
 
 	"headwater/attention"
 )
@@ -31,10 +32,27 @@ func rotation(problem uint32, cos, sin []byte, n, half int) (c, s []float32, err
 	return c, s, decode(fmt.Sprintf("problem %d: sin", problem), s, sin, false)
 }
 
-// projected computes y[n, rows] = x[n, in] · wᵀ + bias, all of it finite.
-func projected(ctx context.Context, threads int, y, x []float32, m *matrix, n int) error {
+// project computes y [n, rows] = x [n, in] · wᵀ + bias.
+func project(ctx context.Context, threads int, y, x []float32, m *matrix, n int) error {
 	if err := attention.Project(ctx, threads, y, x, m.w, m.bias, n, m.in, m.rows); err != nil {
-		return fmt.Errorf("project by %s: %w", m.name, err)
+		return fmt.Errorf("%s: %w", m.name, err)
 	}
-	return checkOverflow("projection by "+m.name, y)
+	return nil
+}
+
+// rotate turns n rows of heads in place, where the projection says so.
+func (p *problem) rotate(what string, x, cos, sin []float32, n, heads int) error {
+	dims := p.projection.ropeDims
+	if dims == 0 {
+		return nil
+	}
+	if err := attention.ApplyRope(x, cos, sin, n, heads, p.shape.HeadDim, dims, p.projection.interleaved); err != nil {
+		return fmt.Errorf("rotate %s: %w", what, err)
+	}
+	for i, v := range x {
+		if math.Float32bits(v)&0x7f800000 == 0x7f800000 {
+			return &overflowError{what, i, v}
+		}
+	}
+	return nil
 }

@@ -6,6 +6,9 @@ import (
 	"sync/atomic"
 	"time"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
 	"headwater/attention"
 	"headwater/kvcache"
 	headwaterv1 "headwater/proto/headwater/v1"
@@ -75,7 +78,7 @@ func (r *run) query(m *headwaterv1.QueryBlock) error {
 			return misplaced("%s: %s: %d of %d rows of w_q are here", q, h, h.weights.query.have, h.weights.query.rows)
 		}
 	}
-	// The answer's limit keeps count · group size · 512 below 2⁵⁴, for all of 4,096 groups below 2⁶³ with the bytes of each.
+	// No product overflows: all groups have at most 4,096 heads, and count is below 2³².
 	rows := int64(len(shards)) * int64(q.count) * int64(p.size)
 	elements, half := rows*int64(p.shape.HeadDim), 0
 	var working int64
@@ -250,12 +253,7 @@ func (r *run) attend(q *query, i int) error {
 	computed := time.Now()
 	r.w.release(threads)
 	if err != nil {
-		// The kernel counts tokens from the block's first.
-		var row *attention.RowError
-		if errors.As(err, &row) {
-			err = &attention.RowError{Head: row.Head, Token: q.start + row.Token, Rule: row.Rule}
-		}
-		return fmt.Errorf("%s: group %d: %w", q, h.id.Group, err)
+		return q.failed(r, h, err)
 	}
 	frame, err := wire.Encode(nil, r.codec, int(h.id.Group), q.count, heads, p.shape.VDim, out.Context, out.LSE)
 	if err != nil {
@@ -273,6 +271,21 @@ func (r *run) attend(q *query, i int) error {
 	}}})
 }
 
+// failed names the block and group in an error of their kernel, and gives it its code.
+func (q *query) failed(r *run, h *held, err error) error {
+	var row *attention.RowError
+	if errors.As(err, &row) {
+		// The kernel counts tokens from the block's first.
+		err = &attention.RowError{Head: row.Head, Token: q.start + row.Token, Rule: row.Rule}
+	}
+	err = toStatus(fmt.Errorf("%s: group %d: %w", q, h.id.Group, err))
+	if status.Code(err) == codes.Internal && r.ctx.Err() == nil {
+		// All that reaches the kernel has been checked, except what options and positions forbid together.
+		return invalid("%s", status.Convert(err).Message())
+	}
+	return err
+}
+
 // queries returns the queries [count, group size, head_dim] of a block's i-th group.
 func (r *run) queries(q *query, i, threads int) ([]float32, error) {
 	p := q.problem
@@ -280,14 +293,10 @@ func (r *run) queries(q *query, i, threads int) ([]float32, error) {
 		return part(q.q, i, len(q.shards)), nil
 	}
 	y := make([]float32, q.count*p.size*p.shape.HeadDim)
-	if err := projected(r.ctx, threads, y, q.q, &q.shards[i].weights.query, q.count); err != nil {
+	if err := project(r.ctx, threads, y, q.q, &q.shards[i].weights.query, q.count); err != nil {
 		return nil, err
 	}
-	if dims := p.projection.ropeDims; dims > 0 {
-		attention.ApplyRope(y, q.cos, q.sin, q.count, p.size, p.shape.HeadDim, dims, p.projection.interleaved)
-		return y, checkOverflow("rotated queries", y)
-	}
-	return y, nil
+	return y, p.rotate("queries", y, q.cos, q.sin, q.count, p.size)
 }
 
 // nanos returns the nanoseconds from one time to another.

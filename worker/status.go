@@ -24,7 +24,7 @@ func misplaced(format string, args ...any) error {
 	return status.Errorf(codes.FailedPrecondition, format, args...)
 }
 
-// overflowError says that finite operands gave a projection that is not finite.
+// overflowError says that a rotation of finite values gave one that is not finite.
 type overflowError struct {
 	what  string
 	index int
@@ -32,7 +32,7 @@ type overflowError struct {
 }
 
 func (e *overflowError) Error() string {
-	return fmt.Sprintf("%s: element %d is %v: the values are too large", e.what, e.index, e.value)
+	return fmt.Sprintf("rotated %s: element %d is %v", e.what, e.index, e.value)
 }
 
 // toStatus gives err the code by which a coordinator decides what to do.
@@ -41,6 +41,7 @@ func toStatus(err error) error {
 		budget   *kvcache.BudgetError
 		row      *attention.RowError
 		narrow   *tensor.RangeError
+		product  *attention.ProjectionError
 		overflow *overflowError
 		coded    interface{ GRPCStatus() *status.Status }
 	)
@@ -51,7 +52,7 @@ func toStatus(err error) error {
 		return status.Error(coded.GRPCStatus().Code(), err.Error())
 	case errors.As(err, &budget):
 		return status.Error(codes.ResourceExhausted, err.Error())
-	case errors.As(err, &row), errors.As(err, &narrow), errors.As(err, &overflow):
+	case errors.As(err, &row), errors.As(err, &narrow), errors.As(err, &product), errors.As(err, &overflow):
 		return status.Error(codes.OutOfRange, err.Error())
 	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		return status.FromContextError(err).Err()
@@ -69,16 +70,6 @@ func decode(what string, dst []float32, p []byte, bias bool) error {
 		return invalid("%s: element %d is %v", what, i, v)
 	}
 	return tensor.Widen(dst, p, tensor.F32)
-}
-
-// checkOverflow refuses a computed operand that is not finite.
-func checkOverflow(what string, x []float32) error {
-	for i, v := range x {
-		if math.Float32bits(v)&0x7f800000 == 0x7f800000 {
-			return &overflowError{what, i, v}
-		}
-	}
-	return nil
 }
 
 // product multiplies sizes that are not negative; ok is false where the product exceeds int64.

@@ -105,7 +105,7 @@ func (w *Worker) Describe(context.Context, *headwaterv1.DescribeRequest) (*headw
 }
 
 // Drain refuses new runs with UNAVAILABLE and waits until those that were accepted have ended and nothing of them is left.
-// Where ctx ends first, it says how many runs are left; they go on until the server stops, and Drain may be called again.
+// Where ctx ends first, it fails: what is left goes on until the server stops, and Drain may be called again.
 func (w *Worker) Drain(ctx context.Context) error {
 	w.mu.Lock()
 	if !w.draining {
