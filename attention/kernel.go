@@ -1,0 +1,155 @@
+package attention
+
+import "math"
+
+// kernel is the part of attention that touches every element of K and V. Every kernel computes the same bits; the
+// portable one below says which.
+type kernel struct {
+	name string
+	// scores carries on the chains s [rows][64] with the products q·k over n dimensions ascending: row r of q is
+	// q[r·stride:][:n], k is [n][64].
+	scores func(s, q, k []float32, rows, stride, n int)
+	// softmax takes the scores s [64] of a page, −Inf where a position is invisible, and replaces them by their weights
+	// exp(s − m), +0 where invisible. It returns their maximum m and the sum l of the weights; m is −Inf, and s and l
+	// mean nothing, if nothing is visible, and NaN if any score is.
+	softmax func(s *[PageLen]float32) (m, l float32)
+	// accumulate sets o to the chains Σ w[t]·v[t] over t ascending, each begun at +0: v is [64][stride], of which it
+	// reads len(o) columns, and no row t whose w[t] is 0.
+	accumulate func(o []float32, w *[PageLen]float32, v []float32, stride int)
+	// merge sets o[i] = fma(o[i], a, x[i]·b), the product rounded; x is as long as o.
+	merge func(o, x []float32, a, b float32)
+}
+
+// kernels are what this machine can run, the best first.
+var kernels = []kernel{portable}
+
+// KernelName names the kernel that Attend and Project use on this machine.
+func KernelName() string { return kernels[0].name }
+
+var portable = kernel{
+	name:       "portable",
+	scores:     portableScores,
+	softmax:    portableSoftmax,
+	accumulate: portableAccumulate,
+	merge:      portableMerge,
+}
+
+func portableScores(s, q, k []float32, rows, stride, n int) {
+	for r := range rows {
+		dst := s[r*PageLen:][:PageLen]
+		row := q[r*stride:][:n]
+		i := 0
+		for ; i+4 <= n; i += 4 {
+			tile := k[i*PageLen:][:4*PageLen]
+			chain4(dst, tile[:PageLen], tile[PageLen:2*PageLen], tile[2*PageLen:3*PageLen], tile[3*PageLen:],
+				row[i], row[i+1], row[i+2], row[i+3])
+		}
+		for ; i < n; i++ {
+			chain(dst, k[i*PageLen:][:PageLen], row[i])
+		}
+	}
+}
+
+// portableSoftmax sums in 16 lanes, lane j the positions j, j+16, j+32 and j+48, and the lanes as a tree.
+func portableSoftmax(s *[PageLen]float32) (m, l float32) {
+	m = float32(math.Inf(-1))
+	for _, x := range s {
+		m = max(m, x)
+	}
+	if m == float32(math.Inf(-1)) {
+		return m, 0
+	}
+	var lanes [16]float32
+	for t, x := range s {
+		p := float32(0)
+		if x != float32(math.Inf(-1)) {
+			p = exp32(x - m)
+		}
+		s[t] = p
+		lanes[t%16] += p
+	}
+	for _, n := range [...]int{8, 4, 2, 1} {
+		for j := range n {
+			lanes[j] += lanes[j+n]
+		}
+	}
+	return m, lanes[0]
+}
+
+// portableAccumulate passes over weights of 0, those of visible positions too: v is finite, so they could change no more
+// than the sign of a zero, which the finished context does not keep.
+func portableAccumulate(o []float32, w *[PageLen]float32, v []float32, stride int) {
+	clear(o)
+	var at [PageLen]uint8
+	n := 0
+	for t, x := range w {
+		if x != 0 {
+			at[n&(PageLen-1)] = uint8(t)
+			n++
+		}
+	}
+	row := func(i int) (x []float32, a float32) {
+		t := int(at[i])
+		return v[t*stride:][:len(o)], w[t]
+	}
+	i := 0
+	for ; i+4 <= n; i += 4 {
+		x0, a0 := row(i)
+		x1, a1 := row(i + 1)
+		x2, a2 := row(i + 2)
+		x3, a3 := row(i + 3)
+		chain4(o, x0, x1, x2, x3, a0, a1, a2, a3)
+	}
+	for ; i < n; i++ {
+		x, a := row(i)
+		chain(o, x, a)
+	}
+}
+
+func portableMerge(o, x []float32, a, b float32) {
+	x = x[:len(o)]
+	for i, y := range o {
+		o[i] = fma32(y, a, float32(x[i]*b))
+	}
+}
+
+// once says whether converting s to binary32 rounds as the exact sum would; see fma32.
+func once(s float64) bool {
+	u := math.Float64bits(s)
+	return u&tail != half && u&^signBit >= normal32
+}
+
+// chain sets dst[j] = fma(a, x[j], dst[j]).
+func chain(dst, x []float32, a float32) {
+	d := float64(a)
+	x = x[:len(dst)]
+	for j, c := range dst {
+		s := d*float64(x[j]) + float64(c)
+		if !once(s) {
+			dst[j] = fmaOdd(d*float64(x[j]), float64(c))
+			continue
+		}
+		dst[j] = float32(s)
+	}
+}
+
+// chain4 is chain with x0 and a0, then x1 and a1, x2 and a2, x3 and a3.
+func chain4(dst, x0, x1, x2, x3 []float32, a0, a1, a2, a3 float32) {
+	d0, d1, d2, d3 := float64(a0), float64(a1), float64(a2), float64(a3)
+	n := len(dst)
+	x0, x1, x2, x3 = x0[:n], x1[:n], x2[:n], x3[:n]
+	for j, c := range dst {
+		s0 := d0*float64(x0[j]) + float64(c)
+		s1 := d1*float64(x1[j]) + float64(float32(s0))
+		s2 := d2*float64(x2[j]) + float64(float32(s1))
+		s3 := d3*float64(x3[j]) + float64(float32(s2))
+		if once(s0) && once(s1) && once(s2) && once(s3) {
+			dst[j] = float32(s3)
+			continue
+		}
+		c = fma32(a0, x0[j], c)
+		c = fma32(a1, x1[j], c)
+		c = fma32(a2, x2[j], c)
+		dst[j] = fma32(a3, x3[j], c)
+	}
+}

@@ -1,0 +1,79 @@
+package attention
+
+import "math"
+
+var negInf = float32(math.Inf(-1))
+
+// parts are what some rows have of their contexts so far, each over the positions that it covers: the largest score m,
+// the sum l of exp(s − m), and o, the sum of the values so weighted. m is −Inf where nothing was visible.
+type parts struct {
+	m, l []float32 // [rows]
+	o    []float32 // [rows][vDim]
+	vDim int
+}
+
+func newParts(rows, vDim int) parts {
+	return parts{m: make([]float32, rows), l: make([]float32, rows), o: make([]float32, rows*vDim), vDim: vDim}
+}
+
+// of returns the parts of n rows from row r.
+func (p parts) of(r, n int) parts {
+	return parts{m: p.m[r:][:n], l: p.l[r:][:n], o: p.o[r*p.vDim:][:n*p.vDim], vDim: p.vDim}
+}
+
+// clear makes every part one that has seen nothing.
+func (p parts) clear() {
+	for r := range p.m {
+		p.m[r] = negInf
+	}
+}
+
+// merge brings a part of the positions that follow into row r. A part with nothing visible is passed over, and the
+// first that has something is copied.
+func (p parts) merge(k *kernel, r int, m, l float32, o []float32) {
+	if m == negInf {
+		return
+	}
+	own := p.o[r*p.vDim:][:p.vDim]
+	if p.m[r] == negInf {
+		p.m[r], p.l[r] = m, l
+		copy(own, o)
+		return
+	}
+	top := max(p.m[r], m)
+	a, b := exp32(p.m[r]-top), exp32(m-top)
+	p.m[r], p.l[r] = top, fma32(p.l[r], a, float32(l*b))
+	k.merge(own, o, a, b)
+}
+
+// mergeAll brings the parts of the positions that follow into all rows.
+func (p parts) mergeAll(k *kernel, next parts) {
+	for r := range p.m {
+		p.merge(k, r, next.m[r], next.l[r], next.o[r*p.vDim:][:p.vDim])
+	}
+}
+
+// finish writes the context [vDim] of row r and returns its LSE, or says what is not finite in it.
+func (p parts) finish(r int, context []float32) (lse float32, rule string) {
+	m, l := p.m[r], p.l[r]
+	if m == negInf {
+		clear(context)
+		return negInf, ""
+	}
+	switch {
+	case m != m:
+		return 0, "a score is not a number"
+	case !finite(m):
+		return 0, "a score overflows to +Inf"
+	case !finite(l):
+		return 0, "the sum of the weights is not finite"
+	}
+	for i, x := range p.o[r*p.vDim:][:p.vDim] {
+		y := x/l + 0
+		if !finite(y) {
+			return 0, "the context is not finite"
+		}
+		context[i] = y
+	}
+	return m + log32(l), ""
+}
