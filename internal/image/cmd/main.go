@@ -1,0 +1,84 @@
+// Command cmd packs Headwater's static binaries into an archive of container images, one image a binary:
+//
+//	go run ./internal/image/cmd -out bin/images.tar -version 0.1.0 bin/coord bin/worker
+//
+// makes headwater/coord:0.1.0 and headwater/worker:0.1.0, whose entrypoints are /coord and /worker with the argument
+// serve. With -add FILE=/PATH each image also holds a copy of that file.
+package main
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"headwater/internal/atomicfile"
+	"headwater/internal/image"
+)
+
+func main() {
+	if err := run(os.Args[1:]); err != nil {
+		fmt.Fprintln(os.Stderr, "image:", err)
+		os.Exit(1)
+	}
+}
+
+// files is the flag -add.
+type files map[string]string
+
+func (f files) String() string { return "" }
+
+// Set implements flag.Value.
+func (f files) Set(s string) error {
+	from, to, ok := strings.Cut(s, "=")
+	if !ok {
+		return fmt.Errorf("%q is not FILE=/PATH", s)
+	}
+	f[to] = from
+	return nil
+}
+
+func run(args []string) (err error) {
+	flags := flag.NewFlagSet("image", flag.ContinueOnError)
+	out := flags.String("out", "", "archive to write")
+	repository := flags.String("repository", "headwater", "prefix of the images' names")
+	version := flags.String("version", "dev", "version, which is the images' tag")
+	revision := flags.String("revision", "", "commit that the binaries were built from")
+	add := files{}
+	flags.Var(add, "add", "`FILE=/PATH` to put into each image; may be repeated")
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	if *out == "" || flags.NArg() == 0 {
+		return fmt.Errorf("want -out ARCHIVE and the binaries to pack")
+	}
+	var specs []image.Spec
+	for _, binary := range flags.Args() {
+		base := filepath.Base(binary)
+		labels := map[string]string{
+			"org.opencontainers.image.title":    "headwater " + base,
+			"org.opencontainers.image.version":  *version,
+			"org.opencontainers.image.licenses": "Apache-2.0",
+		}
+		if *revision != "" {
+			labels["org.opencontainers.image.revision"] = *revision
+		}
+		specs = append(specs, image.Spec{Tag: *repository + "/" + base + ":" + *version, Binary: binary, Cmd: []string{"serve"}, Files: add, Labels: labels})
+	}
+	f, err := atomicfile.Create(*out, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Abort()
+	if err := image.Write(f, specs...); err != nil {
+		return err
+	}
+	if err := f.Commit(); err != nil {
+		return err
+	}
+	for _, spec := range specs {
+		fmt.Println(spec.Tag)
+	}
+	return nil
+}

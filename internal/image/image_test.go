@@ -1,0 +1,223 @@
+package image
+
+import (
+	"archive/tar"
+	"bytes"
+	"debug/elf"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/v1/tarball"
+)
+
+// anELF returns a Linux binary without a program, which asks for a loader or not.
+func anELF(t *testing.T, machine elf.Machine, loader bool) []byte {
+	t.Helper()
+	h := elf.Header64{
+		Ident: [16]byte{0x7f, 'E', 'L', 'F', byte(elf.ELFCLASS64), byte(elf.ELFDATA2LSB), byte(elf.EV_CURRENT)},
+		Type:  uint16(elf.ET_EXEC), Machine: uint16(machine), Version: uint32(elf.EV_CURRENT),
+		Phoff: 64, Ehsize: 64, Phentsize: 56, Phnum: 1, Shentsize: 64,
+	}
+	p := elf.Prog64{Type: uint32(elf.PT_LOAD)}
+	if loader {
+		p.Type = uint32(elf.PT_INTERP)
+	}
+	var b bytes.Buffer
+	for _, part := range []any{h, p} {
+		if err := binary.Write(&b, binary.LittleEndian, part); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return b.Bytes()
+}
+
+func write(t *testing.T, dir, base string, data []byte) string {
+	t.Helper()
+	path := filepath.Join(dir, base)
+	if err := os.WriteFile(path, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func specs(t *testing.T, dir string) []Spec {
+	t.Helper()
+	extra := write(t, dir, "job", []byte("a job"))
+	return []Spec{
+		{Tag: "headwater/coord:1.2.3", Binary: write(t, dir, "coord", anELF(t, elf.EM_X86_64, false)), Cmd: []string{"serve"}, Labels: map[string]string{"a": "b"}, Files: map[string]string{"/fixtures/job.safetensors": extra, "/fixtures/deep/job": extra}},
+		{Tag: "headwater/worker:1.2.3", Binary: write(t, dir, "worker", anELF(t, elf.EM_AARCH64, false)), Cmd: []string{"serve"}},
+	}
+}
+
+func TestArchiveReadsBack(t *testing.T) {
+	dir := t.TempDir()
+	list := specs(t, dir)
+	var archive bytes.Buffer
+	if err := Write(&archive, list...); err != nil {
+		t.Fatal(err)
+	}
+	open := func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(archive.Bytes())), nil }
+	manifest, err := tarball.LoadManifest(open)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(manifest) != len(list) {
+		t.Fatalf("%d images", len(manifest))
+	}
+	for i, want := range []struct{ base, arch string }{{"coord", "amd64"}, {"worker", "arm64"}} {
+		tag, err := name.NewTag(list[i].Tag)
+		if err != nil {
+			t.Fatal(err)
+		}
+		img, err := tarball.Image(open, &tag)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := img.ConfigFile()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if c.OS != "linux" || c.Architecture != want.arch || c.Config.User != "65532:65532" ||
+			!reflect.DeepEqual(c.Config.Entrypoint, []string{"/" + want.base}) || !reflect.DeepEqual(c.Config.Cmd, []string{"serve"}) ||
+			!reflect.DeepEqual(c.Config.Labels, list[i].Labels) {
+			t.Errorf("%s is configured as %+v on %s/%s", want.base, c.Config, c.OS, c.Architecture)
+		}
+		layers, err := img.Layers()
+		if err != nil || len(layers) != 1 || len(c.RootFS.DiffIDs) != 1 {
+			t.Fatalf("%d layers, %v", len(layers), err)
+		}
+		if id, err := layers[0].DiffID(); err != nil || id != c.RootFS.DiffIDs[0] {
+			t.Errorf("%s: the layer is %v, %v, the configuration says %v", want.base, id, err, c.RootFS.DiffIDs)
+		}
+		contents, err := layers[0].Uncompressed()
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := inventory(t, contents)
+		wantFiles := map[string]string{
+			"tmp/":               "d 1777 0:0 0",
+			"var/":               "d 755 0:0 0",
+			"var/lib/":           "d 755 0:0 0",
+			"var/lib/headwater/": "d 700 65532:65532 0",
+			want.base:            "f 755 0:0 120",
+		}
+		if want.base == "coord" {
+			wantFiles["fixtures/"] = "d 755 0:0 0"
+			wantFiles["fixtures/deep/"] = "d 755 0:0 0"
+			wantFiles["fixtures/deep/job"] = "f 644 0:0 5"
+			wantFiles["fixtures/job.safetensors"] = "f 644 0:0 5"
+		}
+		if !reflect.DeepEqual(got, wantFiles) {
+			t.Errorf("%s holds %v, want %v", want.base, got, wantFiles)
+		}
+	}
+}
+
+// inventory reads a layer: by name, kind, mode, owner and size.
+func inventory(t *testing.T, r io.ReadCloser) map[string]string {
+	t.Helper()
+	defer r.Close()
+	files := make(map[string]string)
+	for tr := tar.NewReader(r); ; {
+		h, err := tr.Next()
+		if errors.Is(err, io.EOF) {
+			return files
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		kind := "f"
+		if h.Typeflag == tar.TypeDir {
+			kind = "d"
+		}
+		if !h.ModTime.Equal(epoch) {
+			t.Errorf("%s is of %v", h.Name, h.ModTime)
+		}
+		if _, twice := files[h.Name]; twice {
+			t.Errorf("%s is there twice", h.Name)
+		}
+		files[h.Name] = fmt.Sprintf("%s %o %d:%d %d", kind, h.Mode, h.Uid, h.Gid, h.Size)
+	}
+}
+
+func TestTheSameInputsGiveTheSameBytes(t *testing.T) {
+	var archives [4]bytes.Buffer
+	for i := range archives {
+		// Another directory, and so other paths, inodes and times.
+		if err := Write(&archives[i], specs(t, t.TempDir())...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range archives {
+		if !bytes.Equal(archives[0].Bytes(), archives[i].Bytes()) {
+			t.Fatal("two archives of the same binaries differ")
+		}
+	}
+}
+
+// What docker load and ctr import look for in an archive.
+func TestManifestNamesTheParts(t *testing.T) {
+	var archive bytes.Buffer
+	if err := Write(&archive, specs(t, t.TempDir())[1]); err != nil {
+		t.Fatal(err)
+	}
+	parts := make(map[string][]byte)
+	for tr := tar.NewReader(&archive); ; {
+		h, err := tr.Next()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if parts[h.Name], err = io.ReadAll(tr); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var manifest []struct {
+		Config   string
+		RepoTags []string
+		Layers   []string
+	}
+	if err := json.Unmarshal(parts["manifest.json"], &manifest); err != nil {
+		t.Fatal(err)
+	}
+	if len(manifest) != 1 || len(manifest[0].RepoTags) != 1 || !strings.HasSuffix(manifest[0].RepoTags[0], "headwater/worker:1.2.3") {
+		t.Fatalf("manifest %+v", manifest)
+	}
+	for _, part := range append(manifest[0].Layers, manifest[0].Config) {
+		if len(parts[part]) == 0 {
+			t.Errorf("%s is named and not there", part)
+		}
+	}
+}
+
+func TestImagesThatCannotBeMade(t *testing.T) {
+	dir := t.TempDir()
+	good := write(t, dir, "good", anELF(t, elf.EM_X86_64, false))
+	for rule, list := range map[string][]Spec{
+		"reading " + filepath.Join(dir, "none"): {{Tag: "headwater/a:1", Binary: filepath.Join(dir, "none")}},
+		"as a Linux binary":                     {{Tag: "headwater/a:1", Binary: write(t, dir, "script", []byte("#!/bin/sh\n"))}},
+		"is linked dynamically":                 {{Tag: "headwater/a:1", Binary: write(t, dir, "dynamic", anELF(t, elf.EM_X86_64, true))}},
+		"is built for EM_68K":                   {{Tag: "headwater/a:1", Binary: write(t, dir, "old", anELF(t, elf.EM_68K, false))}},
+		"image of " + good:                      {{Tag: "Not A Tag", Binary: good}},
+		"is asked for twice":                    {{Tag: "headwater/a:1", Binary: good}, {Tag: "headwater/a:1", Binary: good}},
+		`placed at "job"`:                       {{Tag: "headwater/a:1", Binary: good, Files: map[string]string{"job": good}}},
+		`placed at "/a/../good"`:                {{Tag: "headwater/a:1", Binary: good, Files: map[string]string{"/a/../good": good}}},
+		`placed at "/good"`:                     {{Tag: "headwater/a:1", Binary: good, Files: map[string]string{"/good": good}}},
+		"packing /job":                          {{Tag: "headwater/a:1", Binary: good, Files: map[string]string{"/job": filepath.Join(dir, "none")}}},
+	} {
+		if err := Write(io.Discard, list...); err == nil || !strings.Contains(err.Error(), rule) {
+			t.Errorf("want an error that says %q, got %v", rule, err)
+		}
+	}
+}
