@@ -5,6 +5,7 @@ import (
 	"math"
 
 	"github.com/klauspost/compress/huff0"
+	"github.com/klauspost/compress/s2"
 
 	"headwater/tensor"
 )
@@ -75,6 +76,13 @@ func (c *coder) readBlock(data []byte, planes [][]byte, n int) ([]byte, error) {
 		case method == methodHuff0 && length < n:
 			if err := c.inflate(plane, coded); err != nil {
 				return nil, err
+			}
+		case method == methodS2 && length < n:
+			if size, err := s2.DecodedLen(coded); err != nil || size != n {
+				return nil, frameErrorf("s2 block is not one of %d bytes", n)
+			}
+			if _, err := s2.Decode(plane, coded); err != nil {
+				return nil, frameErrorf("s2 block: %v", err)
 			}
 		default:
 			return nil, frameErrorf("method %d with %d bytes can not code a plane of %d", method, length, n)

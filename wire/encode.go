@@ -9,22 +9,25 @@ import (
 	"sync"
 
 	"github.com/klauspost/compress/huff0"
+	"github.com/klauspost/compress/s2"
 	"github.com/zeebo/xxh3"
 
 	"headwater/tensor"
 )
 
-// coder is the scratch of one Encode or Decode: the planes of one block, and huff0's tables.
+// coder is the scratch of one Encode or Decode: the planes of one block, huff0's tables, and a plane coded by s2.
 type coder struct {
-	planes [4][blockElements]byte
-	narrow [2 * blockElements]byte
-	huff   huff0.Scratch
+	planes  [4][blockElements]byte
+	narrow  [2 * blockElements]byte
+	huff    huff0.Scratch
+	repeats []byte
 }
 
 var coders = sync.Pool{New: func() any {
 	c := new(coder)
 	c.huff.Reuse = huff0.ReusePolicyNone // each block stands alone, so equal contexts give equal frames
 	c.huff.MaxDecodedSize = blockElements
+	c.repeats = make([]byte, s2.MaxEncodedLen(blockElements))
 	return c
 }}
 
@@ -109,26 +112,37 @@ func (c *coder) appendBlock(dst []byte, planes, n int) []byte {
 	for range planes {
 		dst = binary.LittleEndian.AppendUint32(dst, 0)
 	}
+	rowsRepeat := false
 	for p := range planes {
-		plane := c.planes[p][:n]
-		coded, method := plane, uint32(methodRaw)
-		switch probe(plane) {
-		case looksConstant:
-			if constant(plane) {
-				coded, method = plane[:1], methodRepeat
-				break
-			}
-			fallthrough
-		case looksSkewed:
-			// Every error of huff0 means that this plane does not get smaller.
-			if out, _, err := huff0.Compress4X(plane, &c.huff); err == nil && len(out) < n {
-				coded, method = out, methodHuff0
-			}
-		}
+		var method uint32
+		var coded []byte
+		method, coded, rowsRepeat = c.code(c.planes[p][:n], p == 0, rowsRepeat)
 		binary.LittleEndian.PutUint32(dst[at+4*p:], method<<methodShift|uint32(len(coded)))
 		dst = append(dst, coded...)
 	}
 	return dst
+}
+
+// code chooses a plane's method. The lowest plane is noise, which s2 passes over at once, unless whole rows repeat, as
+// those of padding do; so it tells whether s2 is worth trying on the others, too. huff0 is tried on what looks skewed.
+func (c *coder) code(plane []byte, lowest, rowsRepeat bool) (method uint32, coded []byte, repeat bool) {
+	method, coded = methodRaw, plane
+	look := probe(plane)
+	if look == looksConstant && constant(plane) {
+		return methodRepeat, plane[:1], rowsRepeat
+	}
+	if lowest || rowsRepeat {
+		if out := s2.Encode(c.repeats, plane); len(out) < len(plane)-len(plane)/8 {
+			method, coded, rowsRepeat = methodS2, out, true
+		}
+	}
+	if look != looksRandom {
+		// Every error of huff0 means that this plane does not get smaller.
+		if out, _, err := huff0.Compress4X(plane, &c.huff); err == nil && len(out) < len(coded) {
+			method, coded = methodHuff0, out
+		}
+	}
+	return method, coded, rowsRepeat
 }
 
 type look uint8

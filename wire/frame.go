@@ -77,6 +77,7 @@ const (
 	methodRaw    = 0 // as it is
 	methodRepeat = 1 // one byte, repeated
 	methodHuff0  = 2 // huff0 with its table and four streams
+	methodS2     = 3 // an s2 block
 )
 
 // Header describes a frame.

@@ -1,0 +1,58 @@
+package wire_test
+
+import (
+	"fmt"
+	"testing"
+
+	"headwater/wire"
+)
+
+// BenchmarkFrame measures whole frames: MB/s of raw context and LSE, and how many raw bytes one byte of frame carries.
+func BenchmarkFrame(b *testing.B) {
+	all := inputs(b)
+	for _, name := range inputNames {
+		for _, codec := range []wire.Codec{wire.Exact, wire.BF16, wire.F16} {
+			var frames [][]byte
+			raw, coded := int64(0), int64(0)
+			for g, a := range all[name] {
+				f, err := wire.Encode(nil, codec, g, a.tokens, a.heads, a.vDim, a.context, a.lse)
+				if err != nil {
+					b.Fatal(err)
+				}
+				frames = append(frames, f)
+				raw += int64(4 * (len(a.context) + len(a.lse)))
+				coded += int64(len(f))
+			}
+			ratio := float64(raw) / float64(coded)
+			b.Run(fmt.Sprintf("encode/%s/%v", name, codec), func(b *testing.B) {
+				b.SetBytes(raw)
+				b.ReportAllocs()
+				for b.Loop() {
+					for g, a := range all[name] {
+						f, err := wire.Encode(frames[g][:0], codec, g, a.tokens, a.heads, a.vDim, a.context, a.lse)
+						if err != nil {
+							b.Fatal(err)
+						}
+						frames[g] = f
+					}
+				}
+				b.ReportMetric(ratio, "ratio")
+			})
+			b.Run(fmt.Sprintf("decode/%s/%v", name, codec), func(b *testing.B) {
+				b.SetBytes(raw)
+				b.ReportAllocs()
+				contexts, lses := make([][]float32, len(frames)), make([][]float32, len(frames))
+				for g, a := range all[name] {
+					contexts[g], lses[g] = make([]float32, len(a.context)), make([]float32, len(a.lse))
+				}
+				for b.Loop() {
+					for g, f := range frames {
+						if _, err := wire.Decode(f, contexts[g], lses[g]); err != nil {
+							b.Fatal(err)
+						}
+					}
+				}
+			})
+		}
+	}
+}
