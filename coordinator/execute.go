@@ -10,6 +10,8 @@ import (
 	"io"
 	"time"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
 	"headwater/coordinator/internal/scatter"
@@ -53,7 +55,7 @@ func (c *Coordinator) execute(ctx context.Context, e *entry) error {
 			j.Attempts--
 		})
 	case errors.Is(err, context.DeadlineExceeded):
-		err = fmt.Errorf("deadline of %s: %w", deadline, err)
+		err = status.Errorf(codes.DeadlineExceeded, "the job did not end within its deadline of %s", deadline)
 	}
 	if stored := c.end(e, done, err); stored != nil {
 		return stored

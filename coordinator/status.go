@@ -31,7 +31,7 @@ func statusOf(err error) *status.Status {
 	case errors.As(err, &jobError), errors.As(err, &format), errors.As(err, &geometry), errors.As(err, &row):
 		return status.New(codes.InvalidArgument, err.Error())
 	case errors.Is(err, context.DeadlineExceeded):
-		return status.New(codes.DeadlineExceeded, "the job did not end within its deadline")
+		return status.New(codes.DeadlineExceeded, err.Error())
 	case errors.Is(err, context.Canceled), errors.Is(err, errCancelled):
 		return status.New(codes.Canceled, err.Error())
 	case errors.Is(err, syscall.ENOSPC):
