@@ -400,14 +400,17 @@ func (p *Problem) farthest() int64 {
 }
 
 func (o *RopeOptions) resolve(headDim int) attention.Rope {
-	return attention.Rope{
+	r := attention.Rope{
 		Base:        deref(o.Base, 10000),
 		Dims:        int(deref(o.Dims, int64(headDim))),
 		Interleaved: deref(o.Interleaved, false),
 		Scale:       deref(o.Scale, 1),
-		Factors:     slices.Clone(o.Factors),
 		Mscale:      deref(o.Mscale, 1),
 	}
+	if len(o.Factors) > 0 {
+		r.Factors = slices.Clone(o.Factors)
+	}
+	return r
 }
 
 func deref[T any](p *T, absent T) T {

@@ -152,7 +152,7 @@ func parseProblems(value json.RawMessage, o *Options) *Error {
 		if _, ok := parsePrefix(prefix); !ok {
 			return optionErrorf("option \"problems\" names the prefix %q, must be \"\", \"layers.N.\", \"seqs.N.\" or \"seqs.N.layers.M.\"", prefix)
 		}
-		one, err := parseObject(value, "problem "+strconv.Quote(prefix)+" of option \"problems\"", false)
+		one, err := parseObject(value, "options", false)
 		if err != nil {
 			err.Rule = "problem " + strconv.Quote(prefix) + ": " + err.Rule
 			return err
@@ -170,7 +170,7 @@ func parseRope(value json.RawMessage) (*RopeOptions, *Error) {
 		case "base":
 			return parsePositive(value, name, &r.Base)
 		case "dims":
-			return parseInt(value, name, 0, maxDim, &r.Dims)
+			return parseInt(value, name, 2, maxDim, &r.Dims)
 		case "interleaved":
 			return parseBool(value, name, &r.Interleaved)
 		case "scale":
