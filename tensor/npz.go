@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"unicode/utf8"
 )
 
 const (
@@ -23,13 +24,16 @@ const (
 	// maxDirectory bounds what is read to find the members of an archive: about 100,000 of them.
 	maxDirectory = 16 << 20
 
+	// zipUTF8 is the flag of a member whose name is in UTF-8; without it, readers take the code page of the IBM PC.
+	zipUTF8 = 0x800
+
 	// maxDeflate is more than deflate can shrink anything by.
 	maxDeflate = 1100
 )
 
 // openNPZ opens an archive as numpy's savez and savez_compressed write it. Members that are stored are read in place; of
 // those that are deflated only the headers are read now, and the first read of their data inflates them into a
-// temporary file without a name.
+// temporary file without a name. The archive's checksums are compared where a member is inflated.
 func openNPZ(path string, r io.ReaderAt, size int64) (*File, error) {
 	bounded := &boundedReaderAt{r: r}
 	bounded.left.Store(maxDirectory)
@@ -95,6 +99,8 @@ func checkMembers(path string, members []*zip.File, size int64) error {
 		}
 		seen[m.Name] = struct{}{}
 		switch {
+		case !utf8.ValidString(m.Name):
+			return broken(path, "", "member %s has a name that is not UTF-8", quote(m.Name))
 		case m.Name != metadataMember && !strings.HasSuffix(m.Name, npySuffix):
 			return broken(path, "", "member %s is neither an .npy array nor %s", quote(m.Name), metadataMember)
 		case m.Flags&1 != 0:
@@ -308,8 +314,13 @@ func writeMember(archive *zip.Writer, name string, pieces ...[]byte) error {
 		header.UncompressedSize64 += uint64(len(p))
 	}
 	header.CompressedSize64 = header.UncompressedSize64
-	if len(name) > math.MaxUint16 {
+	switch {
+	case len(name) > math.MaxUint16:
 		return fmt.Errorf("name of %d bytes exceeds the limit of %d", len(name), math.MaxUint16)
+	case !utf8.ValidString(name):
+		return errors.New("name is not valid UTF-8")
+	case strings.ContainsFunc(name, func(r rune) bool { return r >= utf8.RuneSelf }):
+		header.Flags = zipUTF8
 	}
 	member, err := archive.CreateRaw(header)
 	for i := 0; err == nil && i < len(pieces); i++ {
