@@ -3,6 +3,8 @@ package heatmap
 import (
 	"image/color"
 	"math"
+	"strconv"
+	"strings"
 )
 
 // ramp runs from near black over violet, red and orange to pale yellow:
@@ -53,4 +55,15 @@ func (s *scale) color(weight float64) color.RGBA {
 	}
 	t := 1 + math.Log10(weight)/float64(s.decades)
 	return s.table[int(math.Round(255*min(max(t, 0), 1)))]
+}
+
+// label names 10^-d on the scale.
+func (s *scale) label(d int) string {
+	switch {
+	case d == 0:
+		return "1"
+	case s.decades > 4:
+		return "1e-" + strconv.Itoa(d)
+	}
+	return "0." + strings.Repeat("0", d-1) + "1"
 }

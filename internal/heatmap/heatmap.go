@@ -25,6 +25,7 @@ type Figure struct {
 	Caption string // explains the figure; wrapped to its width, at most 6 lines
 	// Offset is the position of the first query, and Positions those of all
 	// queries where they do not follow each other from Offset; the axis names them.
+	// Both may be negative.
 	Offset    int64
 	Positions []int64
 	Tokens    []string // of the key positions, [keys]; empty for none
@@ -64,6 +65,9 @@ func (e *FigureError) Error() string {
 	return s + ": " + e.Rule
 }
 
+// positionLimit keeps sums of positions and indices from overflowing.
+const positionLimit = 1 << 53
+
 // weightLimit leaves room for the rounding of a weight that was computed in
 // float32.
 const weightLimit = 1 + 1e-4
@@ -100,8 +104,8 @@ func check(f Figure) (queries, keys int, err error) {
 	if len(f.Rows) == 0 {
 		return refuse(-1, -1, -1, -1, "no rows")
 	}
-	if f.Offset < 0 {
-		return refuse(-1, -1, -1, -1, "offset %d is below 0", f.Offset)
+	if max(f.Offset, -f.Offset) > positionLimit || f.Offset == math.MinInt64 {
+		return refuse(-1, -1, -1, -1, "offset %d is not within ±2⁵³", f.Offset)
 	}
 	first := true
 	for _, row := range f.Rows {
@@ -142,20 +146,7 @@ func check(f Figure) (queries, keys int, err error) {
 	if len(f.Positions) != 0 && len(f.Positions) != queries {
 		return refuse(-1, -1, -1, -1, "%d positions for %d queries", len(f.Positions), queries)
 	}
-	for i, p := range f.Positions {
-		if p < 0 {
-			return refuse(-1, -1, i, -1, "position %d is below 0", p)
-		}
-	}
 	return queries, keys, nil
-}
-
-// position of query i on the axis.
-func (f Figure) position(i int) int64 {
-	if len(f.Positions) > 0 {
-		return f.Positions[i]
-	}
-	return f.Offset + int64(i)
 }
 
 // breadth is how many positions a query of the head looks at, on average over

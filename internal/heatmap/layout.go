@@ -2,14 +2,13 @@ package heatmap
 
 import (
 	"image"
-	"math"
 	"strconv"
 )
 
 // Sizes in pixels.
 const (
 	margin       = 32
-	maxPixels    = 48 << 20 // of an image
+	maxPixels    = 32 << 20 // of an image
 	maxWidth     = 2400     // that the panels of a line may take together, unless at minPanel
 	maxHeight    = 6000     // likewise of all lines
 	idealPanel   = 500      // the side that a panel has where there is room
@@ -41,10 +40,10 @@ type layout struct {
 	labelX        int // the axis' name and tick labels left of the first column
 	labelY        int // tick labels below a panel
 
-	title, caption []string
-	rowTicks       []tick
-	keyTicks       []tick
-	names          bool // each key is labeled with its token
+	title, caption, footnote []string
+	rowTicks                 []tick
+	keyTicks                 []tick
+	names                    bool // each key is labeled with its token
 
 	top           int // where the first group begins
 	width, height int
@@ -94,8 +93,9 @@ func newLayout(f Figure, queries, keys int, fonts *fonts) *layout {
 		l.title = wrap(fonts.title, f.Title, content, 2)
 	}
 	l.caption = wrap(fonts.body, f.Caption, content, 6)
+	l.footnote = wrap(fonts.tick, footnote, content, 3)
 	l.top = margin + 34*len(l.title) + 21*len(l.caption) + 74
-	l.height = l.top + lines*l.lineY + len(f.Rows)*(32+groupGap) + 24 + margin - groupGap
+	l.height = l.top + lines*l.lineY + len(f.Rows)*(32+groupGap) + 24 + 21*len(l.footnote) + margin - groupGap
 	return l
 }
 
@@ -111,7 +111,7 @@ func cellsOf(n, side int) (pooled, pixels int) {
 // round positions, on the query axis with their tokens.
 func (l *layout) ticks(f Figure) {
 	token := func(position int64) string {
-		if position >= int64(len(f.Tokens)) {
+		if position < 0 || position >= int64(len(f.Tokens)) {
 			return ""
 		}
 		return clean(f.Tokens[position], 14)
@@ -143,7 +143,11 @@ func (l *layout) ticks(f Figure) {
 	if l.poolY > 1 || l.cellY < labelCell {
 		step = int64(stepOf(40 * l.poolY / l.cellY))
 	}
-	for p := (f.Offset + step - 1) / step * step; p-f.Offset < int64(l.queries); p += step {
+	first := f.Offset / step * step
+	if first < f.Offset {
+		first += step
+	}
+	for p := first; p-f.Offset < int64(l.queries); p += step {
 		l.rowTicks = append(l.rowTicks, rowTick(int(p-f.Offset), p, token(p)))
 	}
 }
@@ -167,6 +171,9 @@ func stepOf(least int) int {
 	}
 }
 
+// footnote explains panelTitle's figure.
+const footnote = "A head looks at as many positions as would, weighed evenly, have the entropy of its weights: the mean over its queries."
+
 // panelTitle is the head's name, and how many positions its queries look at.
 func panelTitle(p Panel) (name, note string) {
 	name = "head " + strconv.Itoa(p.Head)
@@ -175,7 +182,7 @@ func panelTitle(p Panel) (name, note string) {
 		if mean >= 100 {
 			places = 0
 		}
-		note = "looks at ≈ " + strconv.FormatFloat(mean, 'f', places, 64)
+		note = "looks at ≈ " + strconv.FormatFloat(mean, 'f', places, 64) + " positions"
 	}
 	return name, note
 }
@@ -187,9 +194,4 @@ func center(i, pooled, pixels int) int { return i/pooled*pixels + pixels/2 }
 func (l *layout) panelAt(c, y int) image.Rectangle {
 	x := margin + l.labelX + c*l.columnX
 	return image.Rect(x, y+26, x+l.panelX, y+26+l.panelY)
-}
-
-// decadeLabel names 10^-d.
-func decadeLabel(d int) string {
-	return strconv.FormatFloat(math.Pow10(-d), 'f', d, 64)
 }

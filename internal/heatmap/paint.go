@@ -27,8 +27,13 @@ func (l *layout) paint(f Figure) *image.RGBA {
 	for _, row := range f.Rows {
 		y = l.paintGroup(img, f, row, y) + groupGap
 	}
-	x := margin + l.labelX
-	write(img, l.fonts.body, soft, x, y-groupGap+ascent(l.fonts.body)+4, "key position →")
+	y -= groupGap
+	write(img, l.fonts.body, soft, margin+l.labelX, y+ascent(l.fonts.body)+2, "key position →")
+	y += 28
+	for _, line := range l.footnote {
+		write(img, l.fonts.tick, soft, margin, y+ascent(l.fonts.tick), line)
+		y += 21
+	}
 	return img
 }
 
@@ -103,24 +108,22 @@ func (l *layout) paintScale(img *image.RGBA, y int) {
 		c := l.scale.table[i*255/(barWidth-1)]
 		fill(img, image.Rect(bar.Min.X+i, bar.Min.Y, bar.Min.X+i+1, bar.Max.Y), c)
 	}
-	previous := bar.Max.X + 1000 // left end of the label to the right
-	for d := 0; d <= l.scale.decades; d++ {
+	least := "≤ " + l.scale.label(l.scale.decades)
+	taken := bar.Min.X + textWidth(l.fonts.tick, least) + 8 // where the next label may begin
+	base := bar.Max.Y + 7 + ascent(l.fonts.tick)
+	write(img, l.fonts.tick, soft, bar.Min.X, base, least)
+	for d := l.scale.decades; d >= 0; d-- {
 		x := bar.Max.X - 1 - (barWidth-1)*d/l.scale.decades
 		fill(img, image.Rect(x, bar.Max.Y+1, x+1, bar.Max.Y+5), soft)
-		label := decadeLabel(d)
-		if d == l.scale.decades {
-			label = "≤ " + label
-		}
+		label := l.scale.label(d)
 		width := textWidth(l.fonts.tick, label)
-		left := max(x-width/2, bar.Min.X)
-		if left+width+8 > previous {
-			continue
+		if left := x - width/2; left >= taken {
+			write(img, l.fonts.tick, soft, left, base, label)
+			taken = left + width + 8
 		}
-		write(img, l.fonts.tick, soft, left, bar.Max.Y+7+ascent(l.fonts.tick), label)
-		previous = left
 	}
-	x, base := bar.Max.X+24, bar.Max.Y-1
-	write(img, l.fonts.body, ink, x, base, "attention weight, log scale")
+	x := bar.Max.X + 24
+	write(img, l.fonts.body, ink, x, bar.Max.Y-1, "attention weight, log scale")
 	swatch := image.Rect(x, bar.Max.Y+9, x+barHeight, bar.Max.Y+9+barHeight)
 	fill(img, swatch.Inset(-1), rule)
 	fill(img, swatch, unseen)
