@@ -111,8 +111,8 @@ func play(t fataler, w *Worker, open bool, messages ...*headwaterv1.RunRequest) 
 	default:
 		t.Fatalf("code %s says nothing: %v", code, err)
 	}
-	if err != nil && strings.Contains(err.Error(), "\n") {
-		t.Fatalf("an error of more than one line: %v", err)
+	if text := status.Convert(err).Message(); strings.ContainsAny(text, "\n") || strings.Contains(text, "rpc error") {
+		t.Fatalf("an error that does not read well: %v", err)
 	}
 	return s.answers, err
 }

@@ -45,9 +45,10 @@ func toStatus(err error) error {
 		overflow *overflowError
 		coded    interface{ GRPCStatus() *status.Status }
 	)
+	if _, ok := err.(interface{ GRPCStatus() *status.Status }); ok || err == nil {
+		return err
+	}
 	switch {
-	case err == nil:
-		return nil
 	case errors.As(err, &coded):
 		return status.Error(coded.GRPCStatus().Code(), err.Error())
 	case errors.As(err, &budget):
