@@ -93,4 +93,3 @@ func TestLogError(t *testing.T) {
 		t.Errorf("log32(1) = %g, want +0", got)
 	}
 }
-

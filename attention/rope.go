@@ -7,10 +7,10 @@ import (
 
 // Rope is a rotary position embedding. Pair j of the first Dims elements of a head is turned by the angle
 //
-//	position · Base^(−2j/Dims) / (Scale · Factors[j])
+//	position · Scale · Base^(−2j/Dims) / Factors[j]
 //
-// Linear scaling by a factor is Scale; scaling that is aware of frequencies (NTK, YaRN, Llama 3, LongRoPE) is a larger
-// Base, or Factors.
+// Linear scaling to a context f times as long is Scale 1/f; scaling that is aware of frequencies is a larger Base (NTK)
+// or Factors (Llama 3, LongRoPE), with Mscale (YaRN).
 type Rope struct {
 	// Base is the base of the frequencies, such as 10000.
 	Base float64
@@ -18,7 +18,7 @@ type Rope struct {
 	Dims int
 	// Interleaved pairs neighbors (2j, 2j+1), else halves (j, j + Dims/2).
 	Interleaved bool
-	// Scale divides every position; 0 is 1.
+	// Scale multiplies every angle; 0 is 1.
 	Scale float64
 	// Factors [Dims/2], or nil: divides the frequency of each pair.
 	Factors []float64
@@ -62,17 +62,17 @@ func (r Rope) Tables(start int64, n int) (cos, sin []float32) {
 	if mscale == 0 {
 		mscale = 1
 	}
-	divisors := make([]float64, pairs)
-	for j := range divisors {
-		divisors[j] = math.Pow(r.Base, float64(2*j)/float64(r.Dims)) * scale
+	turns := make([]float64, pairs) // angles per position
+	for j := range turns {
+		turns[j] = scale / math.Pow(r.Base, float64(2*j)/float64(r.Dims))
 		if len(r.Factors) != 0 {
-			divisors[j] *= r.Factors[j]
+			turns[j] /= r.Factors[j]
 		}
 	}
 	cos, sin = make([]float32, n*pairs), make([]float32, n*pairs)
 	for i := range n {
-		for j, d := range divisors {
-			s, c := math.Sincos(float64(start+int64(i)) / d)
+		for j, turn := range turns {
+			s, c := math.Sincos(float64(start+int64(i)) * turn)
 			cos[i*pairs+j], sin[i*pairs+j] = float32(c*mscale), float32(s*mscale)
 		}
 	}

@@ -1,0 +1,11 @@
+package hardware
+
+import "golang.org/x/sys/cpu"
+
+// Supported says whether FMA32 can be called here.
+func Supported() bool { return cpu.X86.HasFMA }
+
+// FMA32 returns a·b + c rounded once to binary32, by VFMADD231SS.
+//
+//go:noescape
+func FMA32(a, b, c float32) float32

@@ -1,0 +1,120 @@
+package reference
+
+import (
+	"fmt"
+	"math"
+)
+
+// Layer is an attention layer: hidden states are projected to queries, keys and values, queries and keys are rotated,
+// attended, and the contexts projected back. Attention gives heads, sizes and options; the layer makes its Q, K and V,
+// and its KVTokens and KVLen are the Tokens.
+type Layer struct {
+	Attention Problem
+	DModel    int
+
+	X  []float64 // [Tokens, DModel]
+	WQ []float64 // [Heads·HeadDim, DModel]
+	WK []float64 // [KVHeads·HeadDim, DModel]
+	WV []float64 // [KVHeads·VDim, DModel]
+	WO []float64 // [DModel, Heads·VDim], or nil
+	// Biases, each as long as its projection, or nil.
+	BQ, BK, BV, BO []float64
+	// Rotation, or nil.
+	Rotation *Rotation
+}
+
+// Rotation is a rotary embedding: pair j turns by position·Scale·Base^(−2j/Dims)/Factors[j], and cosines and sines are
+// multiplied by Mscale. Zero Scale and Mscale are 1.
+type Rotation struct {
+	Base        float64
+	Dims        int
+	Interleaved bool
+	Scale       float64
+	Factors     []float64
+	Mscale      float64
+	// Start is the position of the first token.
+	Start int64
+}
+
+// LayerResult is the truth of a layer.
+type LayerResult struct {
+	Result
+	Y []float64 // [Tokens, DModel], nil without WO
+}
+
+// AttendLayer computes a layer.
+func AttendLayer(l Layer) (LayerResult, error) {
+	p := l.Attention
+	p.KVTokens, p.KVLen = p.Tokens, p.Tokens
+	var err error
+	if p.Q, err = project("q", l.X, l.WQ, l.BQ, p.Tokens, l.DModel, p.Heads*p.HeadDim); err != nil {
+		return LayerResult{}, err
+	}
+	if p.K, err = project("k", l.X, l.WK, l.BK, p.Tokens, l.DModel, p.KVHeads*p.HeadDim); err != nil {
+		return LayerResult{}, err
+	}
+	if p.V, err = project("v", l.X, l.WV, l.BV, p.Tokens, l.DModel, p.KVHeads*p.VDim); err != nil {
+		return LayerResult{}, err
+	}
+	if r := l.Rotation; r != nil {
+		if r.Dims < 2 || r.Dims%2 != 0 || r.Dims > p.HeadDim || len(r.Factors) != 0 && len(r.Factors) != r.Dims/2 {
+			return LayerResult{}, fmt.Errorf("reference: rotation of %d dims with %d factors, head_dim %d", r.Dims, len(r.Factors), p.HeadDim)
+		}
+		r.turn(p.Q, p.Heads, p.HeadDim)
+		r.turn(p.K, p.KVHeads, p.HeadDim)
+	}
+	if err := p.Validate(); err != nil {
+		return LayerResult{}, err
+	}
+	res := Attend(p)
+	out := LayerResult{Result: res}
+	if l.WO != nil {
+		out.Y, err = project("output", res.Context, l.WO, l.BO, p.Tokens, p.Heads*p.VDim, l.DModel)
+	}
+	return out, err
+}
+
+func project(name string, x, w, b []float64, rows, in, out int) ([]float64, error) {
+	if len(x) != rows*in || len(w) != out*in || b != nil && len(b) != out {
+		return nil, fmt.Errorf("reference: projection to %s: %d, %d and %d elements for %d rows from %d to %d", name, len(x), len(w), len(b), rows, in, out)
+	}
+	y := make([]float64, 0, rows*out)
+	for r := range rows {
+		for j := range out {
+			sum := 0.0
+			for c := range in {
+				sum += x[r*in+c] * w[j*in+c]
+			}
+			if b != nil {
+				sum += b[j]
+			}
+			y = append(y, sum)
+		}
+	}
+	return y, nil
+}
+
+func (r *Rotation) turn(x []float64, heads, headDim int) {
+	scale, mscale := r.Scale, r.Mscale
+	if scale == 0 {
+		scale = 1
+	}
+	if mscale == 0 {
+		mscale = 1
+	}
+	for at := 0; at < len(x); at += headDim {
+		position := float64(r.Start + int64(at/(heads*headDim)))
+		for j := range r.Dims / 2 {
+			angle := position * scale * math.Exp(-math.Log(r.Base)*float64(2*j)/float64(r.Dims))
+			if len(r.Factors) != 0 {
+				angle /= r.Factors[j]
+			}
+			first, second := at+j, at+j+r.Dims/2
+			if r.Interleaved {
+				first, second = at+2*j, at+2*j+1
+			}
+			s, c := math.Sin(angle)*mscale, math.Cos(angle)*mscale
+			x[first], x[second] = x[first]*c-x[second]*s, x[first]*s+x[second]*c
+		}
+	}
+}
