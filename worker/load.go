@@ -1,6 +1,7 @@
 package worker
 
 import (
+	"context"
 	"fmt"
 	"sync"
 
@@ -61,10 +62,10 @@ func carve(memory []float32, name string, rows, in int, biased bool) (matrix, []
 }
 
 // newGroupWeights reserves the memory of one group's weights.
-func newGroupWeights(budget *kvcache.Budget, p *problem) (*groupWeights, error) {
+func (r *run) newGroupWeights(p *problem) (*groupWeights, error) {
 	rows := p.size*p.shape.HeadDim + p.shape.HeadDim + p.shape.VDim
 	// At most (4,096 + 2) · 512 rows of 8 Mi elements: no overflow.
-	h, err := newHold(budget, int64(rows)*int64(p.projection.dModel+1)*4)
+	h, err := r.newHold(int64(rows) * int64(p.projection.dModel+1) * 4)
 	if err != nil {
 		return nil, err
 	}
@@ -131,14 +132,18 @@ func (r *run) openShard(m *headwaterv1.ShardOpen) error {
 		return misplaced("problem %d group %d: the shard is open already, of epoch %d", m.GetProblem(), m.GetGroup(), r.shards[id].epoch)
 	}
 	h := &held{id: id, problem: p, epoch: m.GetEpoch()}
-	if h.cache, err = kvcache.OpenShard(r.w.budget, p.layout, p.kvLen); err != nil {
-		return exhausted(h, "keys and values", err)
+	err = r.take(func() (err error) {
+		h.cache, err = kvcache.OpenShard(r.w.budget, p.layout, p.kvLen)
+		return err
+	})
+	if err != nil {
+		return r.exhausted(h, "keys and values", err)
 	}
 	reserved := h.cache.Reserved()
 	if p.projection != nil {
-		if h.weights, err = newGroupWeights(r.w.budget, p); err != nil {
+		if h.weights, err = r.newGroupWeights(p); err != nil {
 			h.cache.Close()
-			return exhausted(h, "weights", err)
+			return r.exhausted(h, "weights", err)
 		}
 		reserved += h.weights.hold.bytes
 	}
@@ -148,8 +153,12 @@ func (r *run) openShard(m *headwaterv1.ShardOpen) error {
 	}}})
 }
 
-// exhausted says that there is no memory for something, whether the budget or the machine says so.
-func exhausted(what fmt.Stringer, part string, err error) error {
+// exhausted says that there is no memory for something, whether the budget or the machine says so; or that the stream has
+// ended, which took no memory either.
+func (r *run) exhausted(what fmt.Stringer, part string, err error) error {
+	if r.ctx.Err() != nil {
+		return context.Cause(r.ctx)
+	}
 	return status.Errorf(codes.ResourceExhausted, "%s: %s: %v", what, part, err)
 }
 

@@ -69,9 +69,9 @@ func (r *run) outputWeights(p *problem, m *headwaterv1.WeightBlock) error {
 			stop = min(end, p.output[i].first)
 		}
 		run := &outputRun{first: row}
-		h, err := newHold(r.w.budget, 4*int64(stop-row)*int64(in+1))
+		h, err := r.newHold(4 * int64(stop-row) * int64(in+1))
 		if err != nil {
-			return exhausted(problemName(m.GetProblem()), "w_o", err)
+			return r.exhausted(problemName(m.GetProblem()), "w_o", err)
 		}
 		run.hold = h
 		run.matrix, _ = carve(h.arena.Floats(), "w_o", stop-row, in, biases > 0)
@@ -168,10 +168,7 @@ func (r *run) output(m *headwaterv1.OutputBlock) error {
 	// The answer is there as floats by piece, and as bytes.
 	size := 4*int64(count)*int64(in) + 8*int64(count)*int64(rows)
 	if err := r.launch(size); err != nil {
-		if r.ctx.Err() != nil {
-			return err
-		}
-		return exhausted(problemName(m.GetProblem()), "output block", err)
+		return r.exhausted(problemName(m.GetProblem()), "output block", err)
 	}
 	x := make([]float32, count*in)
 	if err := decode(what+": context", x, m.GetContext(), false); err != nil {

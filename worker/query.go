@@ -97,15 +97,12 @@ func (r *run) query(m *headwaterv1.QueryBlock) error {
 	// Operands are checked to be below 2⁶⁰ bytes each. Context and LSE are there once raw and once as a frame.
 	q.bytes = 4*elements + working + 8*int64(q.count)*int64(half) + 8*rows*int64(p.shape.VDim+1) + int64(q.mask.size) + int64(q.bias.size)
 	if err := r.launch(q.bytes); err != nil {
-		if r.ctx.Err() != nil {
-			return err
-		}
-		return exhausted(q, "queries", err)
+		return r.exhausted(q, "queries", err)
 	}
 	r.pending = q // from here on what ends the stream drops the block
 	q.left.Store(1)
 	if q.memory, err = kvcache.MapArena(int64(q.bias.size + q.mask.size)); err != nil {
-		return exhausted(q, "operands", err)
+		return r.exhausted(q, "operands", err)
 	}
 	// The bias lies first, where its elements are aligned.
 	q.mask.bytes = q.memory.Bytes()[q.bias.size:]

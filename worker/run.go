@@ -6,10 +6,10 @@ import (
 	"io"
 	"log/slog"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	"headwater/kvcache"
@@ -40,9 +40,7 @@ type run struct {
 	tasks sync.WaitGroup
 	slots chan struct{} // one element for each task
 
-	blocks  atomic.Int64  // blocks in flight
-	flight  atomic.Int64  // their bytes
-	landing chan struct{} // one element after a block has ended
+	flight flight // the stream's own blocks
 }
 
 // Run serves one job's share; see the protocol.
@@ -55,13 +53,12 @@ func (w *Worker) Run(stream runStream) error {
 	ctx, cancel := context.WithCancelCause(stream.Context())
 	defer cancel(nil)
 	r := &run{
-		w:       w,
-		stream:  stream,
-		ctx:     ctx,
-		cancel:  cancel,
-		shards:  map[shard.ID]*held{},
-		slots:   make(chan struct{}, 2*w.cfg.Threads+2),
-		landing: make(chan struct{}, 1),
+		w:      w,
+		stream: stream,
+		ctx:    ctx,
+		cancel: cancel,
+		shards: map[shard.ID]*held{},
+		slots:  make(chan struct{}, 2*w.cfg.Threads+2),
 	}
 	// A server can not interrupt Recv but by returning, so what receives outlives this call by a moment. It holds nothing
 	// that is counted, and Drain waits for it.
@@ -80,7 +77,11 @@ func (w *Worker) Run(stream runStream) error {
 	}
 	r.free()
 	err = toStatus(err)
-	w.log.LogAttrs(context.WithoutCancel(ctx), slog.LevelDebug, "run ended",
+	level := slog.LevelInfo
+	if code := status.Code(err); code != codes.OK && code != codes.Canceled {
+		level = slog.LevelWarn
+	}
+	w.log.LogAttrs(context.WithoutCancel(ctx), level, "run ended",
 		slog.String("job", job), slog.Duration("took", time.Since(began)), slog.String("code", status.Code(err).String()), slog.Any("error", err))
 	return err
 }
@@ -183,39 +184,75 @@ func (r *run) answer(resp *headwaterv1.RunResponse) error {
 	return r.stream.Send(resp)
 }
 
-// launch takes n bytes of the budget for a block that is to be computed. It waits while the stream has too much in
-// flight, and fails where there is no room although nothing of the stream's own could make any.
+// launch takes n bytes of the budget for a block that is to be computed. It waits while the stream has too much in flight.
 func (r *run) launch(n int64) error {
+	return r.take(func() error {
+		if r.flight.blocks > 0 && r.flight.bytes+n > flightBytes {
+			return errWait
+		}
+		if err := r.w.budget.Reserve(n); err != nil {
+			return err
+		}
+		r.flight.add(1, n)
+		r.w.flight.add(1, n)
+		return nil
+	})
+}
+
+// land gives back what launch took; any goroutine may.
+func (r *run) land(n int64) { r.w.land(&r.flight, n) }
+
+// take calls do, which takes of the budget, until it does not fail for want of room that blocks in flight hold, of any
+// stream: those end without needing more. Between the calls it waits for one of them to land.
+func (r *run) take(do func() error) error {
 	for {
-		blocks := r.blocks.Load()
-		if blocks == 0 || r.flight.Load()+n <= flightBytes {
-			err := r.w.budget.Reserve(n)
-			if err == nil {
-				r.blocks.Add(1)
-				r.flight.Add(n)
-				return nil
-			}
-			if blocks == 0 {
-				return err
-			}
+		landed, err := r.w.try(do)
+		if landed == nil {
+			return err
 		}
 		select {
-		case <-r.landing:
+		case <-landed:
 		case <-r.ctx.Done():
 			return context.Cause(r.ctx)
 		}
 	}
 }
 
-// land gives back what launch took; any goroutine may.
-func (r *run) land(n int64) {
-	r.w.budget.Release(n)
-	r.flight.Add(-n)
-	r.blocks.Add(-1)
-	select {
-	case r.landing <- struct{}{}:
-	default:
+// flight is how many blocks are in flight, and their bytes. The worker's mutex guards it.
+type flight struct {
+	blocks int
+	bytes  int64
+}
+
+func (f *flight) add(blocks int, bytes int64) {
+	f.blocks += blocks
+	f.bytes += bytes
+}
+
+// errWait says that a block has to wait for others of its stream.
+var errWait = errors.New("wait")
+
+// try calls do. Where it has to wait, try returns a channel that is closed when a block has landed. Flights and budget
+// change together, so that no stream sees one without the other and despairs of room that there will be.
+func (w *Worker) try(do func() error) (landed <-chan struct{}, err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	err = do()
+	var full *kvcache.BudgetError
+	if errors.Is(err, errWait) || errors.As(err, &full) && full.Asked <= full.Free+w.flight.bytes {
+		return w.landed, nil
 	}
+	return nil, err
+}
+
+func (w *Worker) land(own *flight, n int64) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.budget.Release(n)
+	own.add(-1, -n)
+	w.flight.add(-1, -n)
+	close(w.landed)
+	w.landed = make(chan struct{})
 }
 
 // spawn runs do as a task when the stream has a slot for it; an error of do ends the stream. Where the stream ends first,
@@ -261,14 +298,14 @@ type hold struct {
 const holdUnit = 4096
 
 // newHold reserves size bytes, rounded up to whole units, and maps them.
-func newHold(budget *kvcache.Budget, size int64) (hold, error) {
+func (r *run) newHold(size int64) (hold, error) {
 	size = (size + holdUnit - 1) / holdUnit * holdUnit
-	if err := budget.Reserve(size); err != nil {
+	if err := r.take(func() error { return r.w.budget.Reserve(size) }); err != nil {
 		return hold{}, err
 	}
 	arena, err := kvcache.MapArena(size)
 	if err != nil {
-		budget.Release(size)
+		r.w.budget.Release(size)
 		return hold{}, err
 	}
 	return hold{arena, size}, nil

@@ -47,7 +47,9 @@ type Worker struct {
 	threads *semaphore.Weighted
 
 	mu       sync.Mutex
-	running  int // runs, and receivers of runs
+	flight   flight        // blocks of all runs
+	landed   chan struct{} // closed when a block has ended, and made anew
+	running  int           // runs, and receivers of runs
 	draining bool
 	idle     chan struct{} // closed when draining and nothing runs
 }
@@ -81,6 +83,7 @@ func New(cfg Config) (*Worker, error) {
 		log:     cfg.Logger,
 		budget:  kvcache.NewBudget(cfg.Budget),
 		threads: semaphore.NewWeighted(int64(cfg.Threads)),
+		landed:  make(chan struct{}),
 		idle:    make(chan struct{}),
 	}, nil
 }

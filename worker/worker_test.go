@@ -291,3 +291,29 @@ func TestDrainEndsWhatWasAccepted(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// TestStreamsWaitForEachOthersRoom has room for the block of one stream at a time.
+func TestStreamsWaitForEachOthersRoom(t *testing.T) {
+	j := smallJob(t, headwaterv1.StorageType_STORAGE_TYPE_F32)
+	messages := slices.Concat([]*headwaterv1.RunRequest{openOf(j.problem)}, j.load(t, 0, []uint32{0, 1}, 70))
+	for b := range 50 {
+		messages = append(messages, j.query(0, uint32(b), []uint32{0, 1}, b%3, b%3+1, 1<<20)...)
+	}
+	block := int64(4*4*4 + 8*4*(3+1) + 70 + 4*4*70)
+	const streams = 3
+	w := newWorker(t, streams*2*shardBytes(j)+block, 2)
+	client := serve(t, w)
+	var wg sync.WaitGroup
+	for range streams {
+		wg.Go(func() {
+			answers, err := converse(t.Context(), client, messages)
+			if err != nil || len(answers) != 2+2+100 {
+				t.Errorf("%d answers: %v", len(answers), err)
+			}
+		})
+	}
+	wg.Wait()
+	if err := w.Drain(t.Context()); err != nil || w.budget.Used() != 0 || w.flight != (flight{}) {
+		t.Fatalf("%d bytes are in use, %v in flight: %v", w.budget.Used(), w.flight, err)
+	}
+}
