@@ -1,0 +1,349 @@
+// Command job measures whole jobs on real processes and prints one line "figure NAME VALUE" for each figure:
+//
+//	coord_memory     the coordinator's peak of anonymous resident bytes / bytes of the job file
+//	worker_memory    largest over the workers: peak of anonymous resident bytes / bytes of the worker's K and V
+//	job_error_units  largest error of contexts over the attention fixture, in the unit of error of docs/numerics.md
+//	layer_error      largest error of y over the layer fixture, relative to the row's largest absolute value
+//
+// The memory is that of a job of 1 GiB: 32 heads, 8 groups, head_dim 128, 131,072 positions, 8 queries, f32, on three
+// workers. The samples that the figures come from are written as JSON.
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"headwater/client"
+	"headwater/internal/localcluster"
+	headwaterv1 "headwater/proto/headwater/v1"
+	"headwater/tensor"
+)
+
+const (
+	heads     = 32
+	groups    = 8
+	headDim   = 128
+	positions = 131072
+	queries   = 8
+	workers   = 3
+
+	// sampleEvery is how often the processes' memory is read.
+	sampleEvery = 2 * time.Millisecond
+)
+
+func main() {
+	bin := flag.String("bin", "bin", "folder of the binaries")
+	fixtures := flag.String("fixtures", "testdata/smollm2", "folder of the fixtures")
+	samples := flag.String("samples", "figures/job.json", "file for the raw samples")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	defer stop()
+	if err := measure(ctx, *bin, *fixtures, *samples); err != nil {
+		fmt.Fprintln(os.Stderr, "figures:", err)
+		os.Exit(1)
+	}
+}
+
+// record is what is kept of a run.
+type record struct {
+	Taken         time.Time            `json:"taken"`
+	JobBytes      int64                `json:"job_bytes"`
+	Elapsed       float64              `json:"elapsed_seconds"`
+	Processes     map[string]*process  `json:"processes"`
+	AttentionRows map[string][]float64 `json:"attention_error_units_by_row"`
+	LayerRows     map[string][]float64 `json:"layer_error_by_row"`
+}
+
+type process struct {
+	KeyValueBytes int64   `json:"key_value_bytes,omitempty"`
+	PeakAnonymous int64   `json:"peak_anonymous_bytes"`
+	Samples       []int64 `json:"anonymous_bytes"`
+}
+
+func measure(ctx context.Context, bin, fixtures, samples string) (err error) {
+	dir, err := os.MkdirTemp("", "headwater-figures-")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	r := &record{Taken: time.Now(), Processes: map[string]*process{}}
+	command, err := filepath.Abs(filepath.Join(bin, "coord"))
+	if err != nil {
+		return err
+	}
+	start := func() (*localcluster.Cluster, *client.Client, error) {
+		cluster, err := localcluster.Start(ctx, localcluster.Options{Workers: workers, Memory: 1 << 30, Command: []string{command}})
+		if err != nil {
+			return nil, nil, err
+		}
+		c, err := client.Dial(cluster.Address())
+		return cluster, c, err
+	}
+
+	path := filepath.Join(dir, "job.safetensors")
+	if r.JobBytes, err = writeJob(path); err != nil {
+		return err
+	}
+	// A cluster of its own, so that nothing else has grown its processes.
+	if err := r.memory(ctx, start, path); err != nil {
+		return err
+	}
+	coord := r.Processes["coordinator"]
+	fmt.Printf("figure coord_memory %.4f\n", float64(coord.PeakAnonymous)/float64(r.JobBytes))
+	worst := 0.0
+	for _, p := range r.Processes {
+		if p.KeyValueBytes > 0 {
+			worst = max(worst, float64(p.PeakAnonymous)/float64(p.KeyValueBytes))
+		}
+	}
+	fmt.Printf("figure worker_memory %.4f\n", worst)
+
+	cluster, c, err := start()
+	if err != nil {
+		return err
+	}
+	r.AttentionRows, err = errorsOf(ctx, c, dir, fixtures, "attention", "context", unitOfRow)
+	if err == nil {
+		r.LayerRows, err = errorsOf(ctx, c, dir, fixtures, "layer", "y", largestOfRow)
+	}
+	if err := errors.Join(err, c.Close(), cluster.Stop(context.WithoutCancel(ctx))); err != nil {
+		return err
+	}
+	fmt.Printf("figure job_error_units %.4f\n", largest(r.AttentionRows))
+	fmt.Printf("figure layer_error %.3g\n", largest(r.LayerRows))
+
+	if err := os.MkdirAll(filepath.Dir(samples), 0o755); err != nil {
+		return err
+	}
+	text, err := json.Marshal(r)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(samples, text, 0o644)
+}
+
+// writeJob writes the big job, of seeded random numbers.
+func writeJob(path string) (size int64, err error) {
+	layout, err := tensor.NewLayout([]tensor.Info{
+		{Name: "q", DType: tensor.F32, Shape: []int{queries, heads, headDim}},
+		{Name: "k", DType: tensor.F32, Shape: []int{positions, groups, headDim}},
+		{Name: "v", DType: tensor.F32, Shape: []int{positions, groups, headDim}},
+	}, 0)
+	if err != nil {
+		return 0, err
+	}
+	header, err := layout.Header(nil)
+	if err != nil {
+		return 0, err
+	}
+	f, err := os.Create(path)
+	if err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	w := bufio.NewWriterSize(f, 1<<20)
+	if _, err := w.Write(header); err != nil {
+		return 0, err
+	}
+	rng := rand.New(rand.NewPCG(1, 2))
+	var p [4]byte
+	for range (layout.Size() - int64(len(header))) / 4 {
+		binary.LittleEndian.PutUint32(p[:], math.Float32bits(rng.Float32()*2-1))
+		if _, err := w.Write(p[:]); err != nil {
+			return 0, err
+		}
+	}
+	return layout.Size(), w.Flush()
+}
+
+// memory runs the big job and watches the processes.
+func (r *record) memory(ctx context.Context, start func() (*localcluster.Cluster, *client.Client, error), path string) (err error) {
+	cluster, c, err := start()
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, c.Close(), cluster.Stop(context.WithoutCancel(ctx))) }()
+	pids := map[string]int{"coordinator": cluster.Process(-1)}
+	for i := range cluster.Workers() {
+		pids[cluster.Name(i)] = cluster.Process(i)
+	}
+	done := make(chan struct{})
+	var sampling sync.WaitGroup
+	var sampleErr error
+	sampling.Go(func() { sampleErr = r.sample(pids, done) })
+	began := time.Now()
+	job, err := c.Submit(ctx, client.SubmitOptions{Path: path})
+	if err == nil {
+		job, err = c.Wait(ctx, job.GetId(), nil)
+	}
+	r.Elapsed = time.Since(began).Seconds()
+	close(done)
+	sampling.Wait()
+	if err := errors.Join(err, sampleErr); err != nil {
+		return err
+	}
+	return r.shares(job)
+}
+
+// sample reads the anonymous memory of processes until done.
+func (r *record) sample(pids map[string]int, done <-chan struct{}) error {
+	for name := range pids {
+		r.Processes[name] = &process{}
+	}
+	tick := time.NewTicker(sampleEvery)
+	defer tick.Stop()
+	for {
+		for name, pid := range pids {
+			n, err := anonymous(pid)
+			if err != nil {
+				return err
+			}
+			p := r.Processes[name]
+			p.Samples = append(p.Samples, n)
+			p.PeakAnonymous = max(p.PeakAnonymous, n)
+		}
+		select {
+		case <-done:
+			return nil
+		case <-tick.C:
+		}
+	}
+}
+
+// anonymous is a process's anonymous resident memory in bytes (proc(5), RssAnon).
+func anonymous(pid int) (int64, error) {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(text)) {
+		if value, ok := strings.CutPrefix(line, "RssAnon:"); ok {
+			kib, err := strconv.ParseInt(strings.TrimSuffix(strings.TrimSpace(value), " kB"), 10, 64)
+			return kib << 10, err
+		}
+	}
+	return 0, fmt.Errorf("process %d has no RssAnon", pid)
+}
+
+// shares notes the bytes of K and V that each worker held, by the plan.
+func (r *record) shares(job *headwaterv1.Job) error {
+	var plan struct {
+		Layers []struct {
+			Groups map[string][]int `json:"groups"`
+		} `json:"layers"`
+	}
+	if err := json.Unmarshal(job.GetReport().GetPlan(), &plan); err != nil {
+		return fmt.Errorf("plan of the job: %w", err)
+	}
+	for _, layer := range plan.Layers {
+		for name, owned := range layer.Groups {
+			p := r.Processes[name]
+			if p == nil {
+				return fmt.Errorf("the plan names worker %q, which was not watched", name)
+			}
+			p.KeyValueBytes += int64(len(owned)) * positions * 2 * headDim * 4
+		}
+	}
+	return nil
+}
+
+// errorsOf runs a fixture and returns each row's error by tensor: the largest difference from the truth, in scale's unit.
+func errorsOf(ctx context.Context, c *client.Client, dir, fixtures, kind, output string, scale func(truth *tensor.File, name string, row int, values []float64) (float64, error)) (map[string][]float64, error) {
+	job, err := c.Submit(ctx, client.SubmitOptions{Path: filepath.Join(fixtures, kind+".safetensors")})
+	if err != nil {
+		return nil, err
+	}
+	path := filepath.Join(dir, kind+".result.safetensors")
+	if _, err = c.Wait(ctx, job.GetId(), nil); err != nil {
+		return nil, err
+	}
+	if _, err = c.Download(ctx, job.GetId(), path, nil); err != nil {
+		return nil, err
+	}
+	got, err := tensor.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	truth, err := tensor.Open(filepath.Join(fixtures, kind+".truth.safetensors"))
+	if err != nil {
+		return nil, errors.Join(err, got.Close())
+	}
+	rows, err := compare(got, truth, output, scale)
+	return rows, errors.Join(err, got.Close(), truth.Close())
+}
+
+func compare(got, truth *tensor.File, output string, scale func(*tensor.File, string, int, []float64) (float64, error)) (map[string][]float64, error) {
+	rows := map[string][]float64{}
+	for _, name := range truth.Names() {
+		if !strings.HasSuffix(name, output) {
+			continue
+		}
+		info, _ := truth.Lookup(name)
+		is, ok := got.Lookup(name)
+		if !ok || is.Elements() != info.Elements() {
+			return nil, fmt.Errorf("result lacks tensor %q of shape %v", name, info.Shape)
+		}
+		want, have := make([]byte, info.Bytes()), make([]byte, is.Bytes())
+		if err := errors.Join(truth.ReadAt(want, name, 0), got.ReadAt(have, name, 0)); err != nil {
+			return nil, err
+		}
+		width := info.Shape[len(info.Shape)-1]
+		values := make([]float64, width)
+		for row := range int(info.Elements()) / width {
+			worst := 0.0
+			for i := range values {
+				at := row*width + i
+				values[i] = math.Float64frombits(binary.LittleEndian.Uint64(want[8*at:]))
+				worst = max(worst, math.Abs(values[i]-float64(math.Float32frombits(binary.LittleEndian.Uint32(have[4*at:])))))
+			}
+			unit, err := scale(truth, name, row, values)
+			if err != nil {
+				return nil, err
+			}
+			rows[name] = append(rows[name], worst/unit)
+		}
+	}
+	if len(rows) == 0 {
+		return nil, fmt.Errorf("%s holds no tensor %q", truth.Path(), output)
+	}
+	return rows, nil
+}
+
+// unitOfRow is the unit of error that the fixture gives for a row.
+func unitOfRow(truth *tensor.File, name string, row int, _ []float64) (float64, error) {
+	var p [8]byte
+	err := truth.ReadAt(p[:], strings.TrimSuffix(name, "context")+"unit", int64(row)*8)
+	return math.Float64frombits(binary.LittleEndian.Uint64(p[:])), err
+}
+
+func largestOfRow(_ *tensor.File, _ string, _ int, values []float64) (float64, error) {
+	m := 0.0
+	for _, v := range values {
+		m = max(m, math.Abs(v))
+	}
+	return m, nil
+}
+
+func largest(rows map[string][]float64) float64 {
+	m := 0.0
+	for _, r := range rows {
+		for _, v := range r {
+			m = max(m, v)
+		}
+	}
+	return m
+}
