@@ -1,0 +1,444 @@
+// Package k8s_test renders the manifests as `kubectl apply -k` would, checks them strictly against the API's schemas, and
+// then what schemas can't say: that the parts name each other rightly and that every pod is confined.
+package k8s_test
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+
+	"go.yaml.in/yaml/v3"
+)
+
+// tool runs a program of tools/go.mod.
+func tool(t *testing.T, in []byte, args ...string) ([]byte, error) {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), "go", append([]string{"tool", "-modfile=../tools/go.mod"}, args...)...)
+	cmd.Stdin = bytes.NewReader(in)
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		err = fmt.Errorf("%w: %s%s", err, out, stderr.Bytes())
+	}
+	return out, err
+}
+
+func render(t *testing.T, folder string) []byte {
+	t.Helper()
+	out, err := tool(t, nil, "kustomize", "build", folder)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// conform checks manifests against the schemas: unknown fields, wrong types and unknown kinds are errors.
+func conform(t *testing.T, manifests []byte) error {
+	t.Helper()
+	_, err := tool(t, manifests, "kubeconform", "-strict", "-schema-location", "schemas/{{.ResourceKind}}{{.KindSuffix}}.json")
+	return err
+}
+
+type labels map[string]string
+
+// within tells whether a selector selects what has these labels.
+func (selector labels) within(l labels) bool {
+	for k, v := range selector {
+		if l[k] != v {
+			return false
+		}
+	}
+	return len(selector) > 0
+}
+
+type selection struct {
+	MatchLabels labels `yaml:"matchLabels"`
+}
+
+type metadata struct {
+	Name, Namespace string
+	Labels          labels
+}
+
+type security struct {
+	RunAsNonRoot             *bool `yaml:"runAsNonRoot"`
+	RunAsUser                *int  `yaml:"runAsUser"`
+	AllowPrivilegeEscalation *bool `yaml:"allowPrivilegeEscalation"`
+	ReadOnlyRootFilesystem   *bool `yaml:"readOnlyRootFilesystem"`
+	Privileged               *bool
+	SeccompProfile           struct{ Type string } `yaml:"seccompProfile"`
+	Capabilities             struct{ Add, Drop []string }
+}
+
+type port struct {
+	Name          string
+	ContainerPort int `yaml:"containerPort"`
+	Port          any // a number, or in a policy a name
+	TargetPort    any `yaml:"targetPort"`
+	Protocol      string
+}
+
+type probe struct {
+	GRPC *struct {
+		Port    int
+		Service string
+	} `yaml:"grpc"`
+}
+
+type container struct {
+	Name, Image     string
+	ImagePullPolicy string `yaml:"imagePullPolicy"`
+	Command, Args   []string
+	Env             []struct {
+		Name, Value string
+		ValueFrom   struct {
+			FieldRef struct {
+				FieldPath string `yaml:"fieldPath"`
+			} `yaml:"fieldRef"`
+		} `yaml:"valueFrom"`
+	}
+	Ports           []port
+	StartupProbe    *probe `yaml:"startupProbe"`
+	ReadinessProbe  *probe `yaml:"readinessProbe"`
+	LivenessProbe   *probe `yaml:"livenessProbe"`
+	Resources       struct{ Requests, Limits map[string]string }
+	SecurityContext security `yaml:"securityContext"`
+	VolumeMounts    []struct {
+		Name      string
+		MountPath string `yaml:"mountPath"`
+	} `yaml:"volumeMounts"`
+}
+
+func (c container) env(name string) string {
+	for _, e := range c.Env {
+		if e.Name == name {
+			return e.Value + e.ValueFrom.FieldRef.FieldPath
+		}
+	}
+	return ""
+}
+
+type pod struct {
+	ServiceAccountName           string   `yaml:"serviceAccountName"`
+	AutomountServiceAccountToken *bool    `yaml:"automountServiceAccountToken"`
+	EnableServiceLinks           *bool    `yaml:"enableServiceLinks"`
+	HostNetwork                  bool     `yaml:"hostNetwork"`
+	HostPID                      bool     `yaml:"hostPID"`
+	HostIPC                      bool     `yaml:"hostIPC"`
+	SecurityContext              security `yaml:"securityContext"`
+	TopologySpreadConstraints    []struct {
+		LabelSelector selection `yaml:"labelSelector"`
+	} `yaml:"topologySpreadConstraints"`
+	Containers []container
+	Volumes    []struct {
+		Name     string
+		EmptyDir map[string]any `yaml:"emptyDir"`
+		HostPath any            `yaml:"hostPath"`
+	}
+}
+
+// object is what of the kinds in use is looked at.
+type object struct {
+	APIVersion string `yaml:"apiVersion"`
+	Kind       string
+	Metadata   metadata
+	Spec       struct {
+		// Selector is a Service's labels, or the matchLabels of the others.
+		Selector                 map[string]any
+		ClusterIP                string `yaml:"clusterIP"`
+		PublishNotReadyAddresses bool   `yaml:"publishNotReadyAddresses"`
+		Ports                    []port
+		ServiceName              string `yaml:"serviceName"`
+		PodManagementPolicy      string `yaml:"podManagementPolicy"`
+		Replicas                 int
+		PodSelector              selection `yaml:"podSelector"`
+		Ingress                  []struct{ Ports []port }
+		Template                 struct {
+			Metadata metadata
+			Spec     pod
+		}
+		VolumeClaimTemplates []struct{ Metadata metadata } `yaml:"volumeClaimTemplates"`
+	}
+	AutomountServiceAccountToken *bool `yaml:"automountServiceAccountToken"`
+}
+
+// selector returns an object's selector as labels.
+func (o object) selector() labels {
+	from := o.Spec.Selector
+	if inner, ok := from["matchLabels"].(map[string]any); ok {
+		from = inner
+	}
+	l := make(labels)
+	for k, v := range from {
+		l[k] = fmt.Sprint(v)
+	}
+	return l
+}
+
+func parse(t *testing.T, manifests []byte) []object {
+	t.Helper()
+	var objects []object
+	for dec := yaml.NewDecoder(bytes.NewReader(manifests)); ; {
+		var o object
+		err := dec.Decode(&o)
+		if errors.Is(err, io.EOF) {
+			return objects
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		objects = append(objects, o)
+	}
+}
+
+func find(t *testing.T, objects []object, kind, name string) object {
+	t.Helper()
+	for _, o := range objects {
+		if o.Kind == kind && o.Metadata.Name == name {
+			return o
+		}
+	}
+	t.Fatalf("no %s %s", kind, name)
+	return object{}
+}
+
+func is(b *bool, want bool) bool { return b != nil && *b == want }
+
+func TestManifests(t *testing.T) {
+	for _, folder := range []string{"base", "overlays/local"} {
+		t.Run(folder, func(t *testing.T) {
+			manifests := render(t, folder)
+			if err := conform(t, manifests); err != nil {
+				t.Error(err)
+			}
+			objects := parse(t, manifests)
+			seen := make(map[string]bool)
+			for _, o := range objects {
+				if key := o.Kind + " " + o.Metadata.Name; seen[key] {
+					t.Errorf("%s is there twice", key)
+				} else {
+					seen[key] = true
+				}
+				if strings.Contains(o.Kind, "Role") {
+					t.Errorf("%s %s: the accounts are to have no rights", o.Kind, o.Metadata.Name)
+				}
+				if o.Kind != "Namespace" && o.Metadata.Namespace != "headwater" {
+					t.Errorf("%s %s is in namespace %q", o.Kind, o.Metadata.Name, o.Metadata.Namespace)
+				}
+				if o.Kind == "ServiceAccount" && !is(o.AutomountServiceAccountToken, false) {
+					t.Errorf("account %s mounts its token", o.Metadata.Name)
+				}
+			}
+			if find(t, objects, "Namespace", "headwater").Metadata.Labels["pod-security.kubernetes.io/enforce"] != "restricted" {
+				t.Error("the namespace does not enforce the restricted profile")
+			}
+			for name, service := range map[string]string{"headwater-coordinator": "headwater-coordinators", "headwater-worker": "headwater-workers"} {
+				set := find(t, objects, "StatefulSet", name)
+				if set.Spec.PodManagementPolicy != "Parallel" || set.Spec.ServiceName != service {
+					t.Errorf("%s starts %q under %q", name, set.Spec.PodManagementPolicy, set.Spec.ServiceName)
+				}
+				if !set.selector().within(set.Spec.Template.Metadata.Labels) {
+					t.Errorf("%s does not select its own pods", name)
+				}
+				headless := find(t, objects, "Service", service)
+				if headless.Spec.ClusterIP != "None" || !headless.Spec.PublishNotReadyAddresses {
+					t.Errorf("service %s has to be headless, and to name pods that are not ready", service)
+				}
+				find(t, objects, "ServiceAccount", set.Spec.Template.Spec.ServiceAccountName)
+				confined(t, name, set)
+			}
+			selectsOneSet(t, objects)
+			settings(t, objects)
+		})
+	}
+}
+
+// confined checks a set's pods: the restricted profile and what this project asks beyond it.
+func confined(t *testing.T, name string, set object) {
+	t.Helper()
+	p := set.Spec.Template.Spec
+	if !is(p.AutomountServiceAccountToken, false) || !is(p.EnableServiceLinks, false) || p.HostNetwork || p.HostPID || p.HostIPC {
+		t.Errorf("%s: its pods see more than they need", name)
+	}
+	if c := p.SecurityContext; !is(c.RunAsNonRoot, true) || c.RunAsUser == nil || *c.RunAsUser != 65532 || c.SeccompProfile.Type != "RuntimeDefault" {
+		t.Errorf("%s: pod security context %+v", name, c)
+	}
+	volumes := make(map[string]bool)
+	for _, v := range p.Volumes {
+		volumes[v.Name] = true
+		if v.HostPath != nil {
+			t.Errorf("%s mounts a path of its node", name)
+		}
+		if v.EmptyDir != nil && v.EmptyDir["sizeLimit"] == nil {
+			t.Errorf("%s: volume %s has no bound", name, v.Name)
+		}
+	}
+	for _, v := range set.Spec.VolumeClaimTemplates {
+		volumes[v.Metadata.Name] = true
+	}
+	for _, c := range p.Containers {
+		s := c.SecurityContext
+		if !is(s.AllowPrivilegeEscalation, false) || !is(s.ReadOnlyRootFilesystem, true) || s.Privileged != nil || len(s.Capabilities.Add) != 0 || !slices.Equal(s.Capabilities.Drop, []string{"ALL"}) {
+			t.Errorf("%s: container security context %+v", name, s)
+		}
+		if c.Resources.Requests["cpu"] == "" || c.Resources.Requests["memory"] == "" || c.Resources.Limits["memory"] == "" {
+			t.Errorf("%s: resources %+v", name, c.Resources)
+		}
+		for _, v := range c.VolumeMounts {
+			if !volumes[v.Name] {
+				t.Errorf("%s mounts %s, which is not there", name, v.Name)
+			}
+		}
+		grpc := 0
+		for _, p := range c.Ports {
+			if p.Name == "grpc" {
+				grpc = p.ContainerPort
+			}
+		}
+		for _, p := range []*probe{c.StartupProbe, c.ReadinessProbe, c.LivenessProbe} {
+			if p == nil || p.GRPC == nil || p.GRPC.Port != grpc || grpc == 0 {
+				t.Errorf("%s: a probe does not ask the gRPC health service at %d", name, grpc)
+			}
+		}
+	}
+}
+
+// selectsOneSet checks that whatever selects pods selects those of one set, and names ports that these have.
+func selectsOneSet(t *testing.T, objects []object) {
+	t.Helper()
+	for _, o := range objects {
+		var selector labels
+		ports := o.Spec.Ports
+		switch o.Kind {
+		case "Service", "PodDisruptionBudget":
+			selector = o.selector()
+		case "NetworkPolicy":
+			selector = o.Spec.PodSelector.MatchLabels
+			for _, rule := range o.Spec.Ingress {
+				ports = append(ports, rule.Ports...)
+			}
+		case "StatefulSet":
+			for _, c := range o.Spec.Template.Spec.TopologySpreadConstraints {
+				if !c.LabelSelector.MatchLabels.within(o.Spec.Template.Metadata.Labels) {
+					t.Errorf("%s spreads others' pods", o.Metadata.Name)
+				}
+			}
+			continue
+		default:
+			continue
+		}
+		var sets []object
+		for _, set := range objects {
+			if set.Kind == "StatefulSet" && selector.within(set.Spec.Template.Metadata.Labels) {
+				sets = append(sets, set)
+			}
+		}
+		if len(sets) != 1 {
+			t.Errorf("%s %s selects the pods of %d sets", o.Kind, o.Metadata.Name, len(sets))
+			continue
+		}
+		has := make(map[string]port)
+		for _, p := range sets[0].Spec.Template.Spec.Containers[0].Ports {
+			has[p.Name] = p
+		}
+		for _, p := range ports {
+			name := p.TargetPort
+			if o.Kind == "NetworkPolicy" {
+				name = p.Port
+			}
+			to, ok := has[fmt.Sprint(name)]
+			if !ok || to.Protocol != p.Protocol || (o.Kind == "Service" && p.Port != to.ContainerPort) {
+				t.Errorf("%s %s: port %+v leads to %+v", o.Kind, o.Metadata.Name, p, to)
+			}
+		}
+	}
+}
+
+// settings checks that the processes are told their names, and seeds that exist.
+func settings(t *testing.T, objects []object) {
+	t.Helper()
+	for _, o := range objects {
+		if o.Kind != "StatefulSet" {
+			continue
+		}
+		c := o.Spec.Template.Spec.Containers[0]
+		if c.env("HEADWATER_NAME") != "metadata.name" || c.env("POD_IP") != "status.podIP" || !slices.Equal(c.Args, []string{"serve"}) || c.Command != nil {
+			t.Errorf("%s: %s %v", o.Metadata.Name, c.env("HEADWATER_NAME"), c.Args)
+		}
+		at := make(map[string]int)
+		for _, p := range c.Ports {
+			at[p.Name] = p.ContainerPort
+		}
+		for setting, want := range map[string]string{
+			"HEADWATER_LISTEN":           fmt.Sprintf("0.0.0.0:%d", at["grpc"]),
+			"HEADWATER_ADVERTISE":        fmt.Sprintf("$(POD_IP):%d", at["grpc"]),
+			"HEADWATER_GOSSIP":           fmt.Sprintf("0.0.0.0:%d", at["gossip"]),
+			"HEADWATER_GOSSIP_ADVERTISE": fmt.Sprintf("$(POD_IP):%d", at["gossip"]),
+		} {
+			if got := c.env(setting); got != want {
+				t.Errorf("%s: %s is %q, not %q", o.Metadata.Name, setting, got, want)
+			}
+		}
+		for _, seed := range strings.Split(c.env("HEADWATER_JOIN"), ",") {
+			host, number, _ := strings.Cut(seed, ":")
+			s := find(t, objects, "Service", host)
+			protocols := 0
+			for _, p := range s.Spec.Ports {
+				if fmt.Sprint(p.Port) == number {
+					protocols++
+				}
+			}
+			if protocols != 2 {
+				t.Errorf("%s: gossip at %s needs TCP and UDP, %d are served", o.Metadata.Name, seed, protocols)
+			}
+		}
+	}
+}
+
+func TestLocalOverlayNeedsNoRegistryAndNoVolumes(t *testing.T) {
+	objects := parse(t, render(t, "overlays/local"))
+	for name, image := range map[string]string{"headwater-coordinator": "headwater/coord:local", "headwater-worker": "headwater/worker:local"} {
+		set := find(t, objects, "StatefulSet", name)
+		c := set.Spec.Template.Spec.Containers[0]
+		if c.Image != image || c.ImagePullPolicy != "Never" {
+			t.Errorf("%s takes %s, %s", name, c.Image, c.ImagePullPolicy)
+		}
+		if set.Spec.VolumeClaimTemplates != nil {
+			t.Errorf("%s claims a volume", name)
+		}
+	}
+	if n := find(t, objects, "StatefulSet", "headwater-worker").Spec.Replicas; n != 3 {
+		t.Errorf("%d workers", n)
+	}
+}
+
+// The check itself has to see mistakes.
+func TestSchemasAreStrict(t *testing.T) {
+	manifests := string(render(t, "base"))
+	for mistake, change := range map[string][2]string{
+		"a misspelled field":    {"podManagementPolicy:", "podManagmentPolicy:"},
+		"a field out of place":  {"automountServiceAccountToken: false\nkind", "hostNetwork: false\nkind"},
+		"a number for a word":   {"protocol: UDP", "protocol: 17"},
+		"a word for a number":   {"containerPort: 7601", "containerPort: grpc"},
+		"an unknown kind":       {"kind: PodDisruptionBudget", "kind: PodDisruptionBadget"},
+		"an unknown version":    {"apiVersion: apps/v1", "apiVersion: apps/v2"},
+		"a missing part":        {"          type: RuntimeDefault", "          localhostProfile: x"},
+		"an unknown probe":      {"          grpc:\n", "          grcp:\n"},
+		"a list for one string": {"serviceName: headwater-workers", "serviceName: [headwater-workers]"},
+	} {
+		wrong := strings.Replace(manifests, change[0], change[1], 1)
+		if wrong == manifests {
+			t.Errorf("%s: %q is not in the manifests", mistake, change[0])
+			continue
+		}
+		if err := conform(t, []byte(wrong)); err == nil {
+			t.Errorf("%s is not seen", mistake)
+		}
+	}
+}
