@@ -200,3 +200,44 @@ func BenchmarkMethods(b *testing.B) {
 		}
 	}
 }
+
+// BenchmarkTransforms compares what could be done to elements before they are split, by the ratio that huff0 on each
+// plane gives; see docs/wire.md.
+func BenchmarkTransforms(b *testing.B) {
+	all := inputs(b)
+	huff := methods(b)[0]
+	for _, name := range inputNames {
+		for _, tr := range []struct {
+			name string
+			bits func(now, before uint32) uint32 // of an element and of the same one of the token before
+		}{
+			{"none", func(now, _ uint32) uint32 { return now }},
+			{"sign-last", func(now, _ uint32) uint32 { return now<<1 | now>>31 }},
+			{"xor-token", func(now, before uint32) uint32 { return now ^ before }},
+			{"sub-token", func(now, before uint32) uint32 { d := now - before; return d<<1 ^ uint32(int32(d)>>31) }},
+		} {
+			b.Run(name+"/"+tr.name, func(b *testing.B) {
+				raw, coded := 0, 0
+				for b.Loop() {
+					raw, coded = 0, 0
+					for _, a := range all[name] {
+						t := answer{context: make([]float32, len(a.context))}
+						for i, v := range a.context {
+							before := uint32(0)
+							if j := i - a.heads*a.vDim; j >= 0 {
+								before = math.Float32bits(a.context[j])
+							}
+							t.context[i] = math.Float32frombits(tr.bits(math.Float32bits(v), before))
+						}
+						for k := range 4 {
+							p := t.plane(k)
+							raw += len(p)
+							coded += min(len(p), huff.size(p))
+						}
+					}
+				}
+				b.ReportMetric(float64(raw)/float64(coded), "ratio")
+			})
+		}
+	}
+}

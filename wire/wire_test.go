@@ -352,41 +352,57 @@ func TestConcurrentUseGivesEqualBytes(t *testing.T) {
 	wg.Wait()
 }
 
+// mend makes length and checksum right for what a frame says of its shape, so that it is not refused for these alone.
+func mend(f []byte) []byte {
+	if len(f) < 40 {
+		return f
+	}
+	f = slices.Clone(f)
+	rows := int64(binary.LittleEndian.Uint32(f[12:])) * int64(binary.LittleEndian.Uint32(f[16:]))
+	binary.LittleEndian.PutUint64(f[24:], uint64(int64(len(f))-40-4*rows))
+	return resum(f)
+}
+
 func FuzzDecode(f *testing.F) {
 	for _, codec := range codecs {
+		f.Add(encode(f, codec, mixture(1, 1, 1, 1, 64)))
 		f.Add(encode(f, codec, mixture(1, 1, 1, 4, 64)))
-		f.Add(encode(f, codec, repeated(mixture(2, 1, 40, 2, 64))))
+		f.Add(encode(f, codec, repeated(mixture(2, 1, 12, 1, 64))))
 		f.Add(encode(f, codec, answer{1, 1, 2, []float32{0, 0}, []float32{float32(math.Inf(-1))}}))
 	}
 	f.Add([]byte("HWcx"))
-	f.Fuzz(func(t *testing.T, frame []byte) {
-		h, err := wire.ReadHeader(frame)
-		if err != nil {
-			if _, ok := errors.AsType[*wire.FrameError](err); !ok {
-				t.Fatalf("%T: %v", err, err)
+	f.Fuzz(func(t *testing.T, given []byte) {
+		for _, frame := range [][]byte{given, mend(given)} {
+			h, err := wire.ReadHeader(frame)
+			if err != nil {
+				checkFrameError(t, err)
+				continue
 			}
-			return
-		}
-		if wire.RawBytes(h) > 513*int64(len(frame)) {
-			t.Fatalf("%d bytes stand for %d", len(frame), wire.RawBytes(h))
-		}
-		context, lse := make([]float32, h.Elements()), make([]float32, h.Rows())
-		if _, err := wire.Decode(frame, context, lse); err == nil && !bytes.Equal(resum(frame), frame) {
-			t.Fatal("a wrong checksum is unseen")
-		}
-		if _, err := wire.Decode(resum(frame), context, lse); err != nil {
-			if _, ok := errors.AsType[*wire.FrameError](err); !ok {
-				t.Fatalf("%T: %v", err, err)
+			if wire.RawBytes(h) > 513*int64(len(frame)) {
+				t.Fatalf("%d bytes stand for %d", len(frame), wire.RawBytes(h))
 			}
-			return
-		}
-		again, err := wire.Encode(nil, wire.Exact, h.Group, h.Tokens, h.Heads, h.VDim, context, lse)
-		if err != nil {
-			t.Fatal(err)
-		}
-		context2, lse2 := make([]float32, len(context)), make([]float32, len(lse))
-		if _, err := wire.Decode(again, context2, lse2); err != nil || !sameBits(context, context2) || !sameBits(lse, lse2) {
-			t.Fatalf("what was decoded does not survive: %v", err)
+			context, lse := make([]float32, h.Elements()), make([]float32, h.Rows())
+			if _, err := wire.Decode(frame, context, lse); err != nil {
+				checkFrameError(t, err)
+				continue
+			}
+			if !bytes.Equal(resum(frame), frame) {
+				t.Fatal("a wrong checksum is unseen")
+			}
+			again, err := wire.Encode(nil, wire.Exact, h.Group, h.Tokens, h.Heads, h.VDim, context, lse)
+			if err != nil {
+				t.Fatal(err)
+			}
+			context2, lse2 := make([]float32, len(context)), make([]float32, len(lse))
+			if _, err := wire.Decode(again, context2, lse2); err != nil || !sameBits(context, context2) || !sameBits(lse, lse2) {
+				t.Fatalf("what was decoded does not survive: %v", err)
+			}
 		}
 	})
+}
+
+func checkFrameError(t *testing.T, err error) {
+	if e, ok := errors.AsType[*wire.FrameError](err); !ok || strings.Contains(e.Rule, "\n") {
+		t.Fatalf("%T: %v", err, err)
+	}
 }
