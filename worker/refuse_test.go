@@ -2,6 +2,7 @@ package worker
 
 import (
 	"bytes"
+	"errors"
 	"math"
 	"math/rand/v2"
 	"slices"
@@ -16,6 +17,7 @@ import (
 	"pgregory.net/rapid"
 
 	headwaterv1 "headwater/proto/headwater/v1"
+	"headwater/tensor"
 	"headwater/wire"
 )
 
@@ -386,4 +388,88 @@ func TestAnyOrderOfMessages(t *testing.T) {
 			t.Logf("%v", err)
 		}
 	})
+}
+
+func TestLossyCodecs(t *testing.T) {
+	j := smallJob(t, headwaterv1.StorageType_STORAGE_TYPE_F32)
+	for codec, dt := range map[headwaterv1.ContextCodec]tensor.DType{
+		headwaterv1.ContextCodec_CONTEXT_CODEC_BF16: tensor.BF16, headwaterv1.ContextCodec_CONTEXT_CODEC_F16: tensor.F16,
+	} {
+		messages := slices.Concat([]*headwaterv1.RunRequest{openOf(j.problem)}, j.load(t, 0, []uint32{1}, 70), j.query(0, 0, []uint32{1}, 0, 3, 1<<20))
+		messages[0].GetOpen().Codec = codec
+		answers, err := play(t, newWorker(t, 1<<20, 1), false, messages...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want, narrow := make([]float32, len(j.context[1])), make([]byte, 2*len(j.context[1]))
+		if err := errors.Join(tensor.Narrow(narrow, j.context[1], dt), tensor.Widen(want, narrow, dt)); err != nil {
+			t.Fatal(err)
+		}
+		got, lse := make([]float32, len(want)), make([]float32, len(j.lse[1]))
+		if _, err := wire.Decode(answers[len(answers)-1].GetContext().GetFrame(), got, lse); err != nil {
+			t.Fatal(err)
+		}
+		if i := differs(got, want); i >= 0 || differs(lse, j.lse[1]) >= 0 {
+			t.Fatalf("%s: context[%d] is %v", codec, i, got[i])
+		}
+	}
+}
+
+func TestContextsBeyondTheirCodecAreOutOfRange(t *testing.T) {
+	p := &headwaterv1.Problem{NHeads: 1, NKvHeads: 1, HeadDim: 1, VDim: 1, Tokens: 1, KvLen: 1, Storage: headwaterv1.StorageType_STORAGE_TYPE_F32, WindowLeft: -1, WindowRight: -1, Scale: 1}
+	j := newJob(t, rand.New(rand.NewPCG(5, 6)), p, 0, 0)
+	j.rows[0].V = bytesOf(70000)
+	messages := slices.Concat([]*headwaterv1.RunRequest{openOf(p)}, j.load(t, 0, []uint32{0}, 1), j.query(0, 0, []uint32{0}, 0, 1, 1))
+	messages[0].GetOpen().Codec = headwaterv1.ContextCodec_CONTEXT_CODEC_F16
+	if _, err := play(t, newWorker(t, 1<<20, 1), true, messages...); status.Code(err) != codes.OutOfRange || !strings.Contains(err.Error(), "query block 0: group 0") {
+		t.Fatalf("got %v", err)
+	}
+}
+
+func TestAnswersFitAMessage(t *testing.T) {
+	p := &headwaterv1.Problem{NHeads: 1, NKvHeads: 1, HeadDim: 1, VDim: 512, Tokens: 1 << 16, Storage: headwaterv1.StorageType_STORAGE_TYPE_F32, WindowLeft: -1, WindowRight: -1, Scale: 1}
+	messages := []*headwaterv1.RunRequest{
+		openOf(p), shardOpen(&headwaterv1.ShardOpen{Epoch: 1}), shardSeal(&headwaterv1.ShardSeal{Receipt: &headwaterv1.Receipt{}}),
+		queryBlock(&headwaterv1.QueryBlock{Groups: []uint32{0}, Count: 1 << 16, Q: make([]byte, 4<<16)}),
+	}
+	if _, err := play(t, newWorker(t, 1<<30, 1), true, messages...); status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), "exceeds a message") {
+		t.Fatalf("got %v", err)
+	}
+	_, layered := smallLayer(t)
+	pr := layered[0].GetOpen().Problems[0]
+	pr.Tokens, pr.Projection.DModel = 1<<12, 1<<12
+	wide := outputBlock(&headwaterv1.OutputBlock{Rows: 1 << 12, Count: 1 << 12, Context: make([]byte, 4*12<<12)})
+	if _, err := play(t, newWorker(t, 1<<30, 1), true, layered[0], wide); status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), "exceeds a message") {
+		t.Fatalf("got %v", err)
+	}
+}
+
+func TestRotationsAndOutputsThatOverflowAreOutOfRange(t *testing.T) {
+	huge := bytesOf(3e38)
+	l, messages := smallLayer(t)
+	_, copied := smallLayer(t)
+	for _, m := range copied {
+		if h := m.GetHidden(); h != nil {
+			copy(h.Cos, huge)
+		}
+	}
+	if _, err := play(t, newWorker(t, 1<<20, 1), true, copied...); status.Code(err) != codes.OutOfRange || !strings.Contains(err.Error(), "rotated keys") {
+		t.Errorf("got %v", err)
+	}
+	q := l.query(0, []uint32{1}, 0, 5)
+	copy(q.GetQuery().Cos, huge)
+	if _, err := play(t, newWorker(t, 1<<20, 1), true, append(slices.Clone(messages), q)...); status.Code(err) != codes.OutOfRange || !strings.Contains(err.Error(), "rotated queries") {
+		t.Errorf("got %v", err)
+	}
+	rows := weightBlocks(headwaterv1.Weight_WEIGHT_OUTPUT, 0, l.wo, l.bo, 12, 0, 6, 0, 6)[0]
+	copy(rows.GetWeights().Data, bytesOf(3e38, 3e38, 3e38))
+	o := outputBlock(&headwaterv1.OutputBlock{Block: 9, Rows: 6, Count: 1, Context: bytesOf(9, 9, 9, 0, 0, 0, 0, 0, 0, 0, 0, 0)})
+	if _, err := play(t, newWorker(t, 1<<20, 1), true, append(slices.Clone(messages), rows, o)...); status.Code(err) != codes.OutOfRange || !strings.Contains(err.Error(), "output block 9") {
+		t.Errorf("got %v", err)
+	}
+	// Room for the shards, and none for rows of w_o.
+	loaded := int64(2*(5120+4096) + 4095)
+	if _, err := play(t, newWorker(t, loaded, 1), true, append(slices.Clone(messages), rows)...); status.Code(err) != codes.ResourceExhausted || !strings.Contains(err.Error(), "w_o") {
+		t.Errorf("got %v", err)
+	}
 }
