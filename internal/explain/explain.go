@@ -1,0 +1,198 @@
+package explain
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"io"
+	"slices"
+	"strconv"
+	"strings"
+	"text/tabwriter"
+
+	"headwater/job"
+	"headwater/tensor"
+)
+
+// Explanation is where some queries of one problem look.
+type Explanation struct {
+	Prefix string `json:"prefix"` // of the problem
+	Seq    int    `json:"seq"`
+	Layer  int    `json:"layer"`
+	Rows   []Row  `json:"rows"` // by head, then position
+}
+
+// Row is one query of one head.
+type Row struct {
+	Head     int     `json:"head"`
+	Group    int     `json:"group"`
+	Query    int     `json:"query"`           // index of the query, from 0
+	Position int64   `json:"position"`        // its position
+	Token    string  `json:"token,omitempty"` // at its position
+	Matches  []Match `json:"matches"`         // by weight, the largest first; where equal, the earlier position first
+	Rest     float64 `json:"rest"`            // weight of all other positions together, 0 to 1
+	Sink     float64 `json:"sink"`            // weight that went to the head's sink, 0 to 1
+}
+
+// Match is a position that the query sees.
+type Match struct {
+	Position int     `json:"position"`
+	Token    string  `json:"token,omitempty"`
+	Weight   float64 `json:"weight"` // above 0, at most 1
+}
+
+// Explain returns the top matches of the chosen heads and positions of a problem of the job; top is at least 1. The
+// choice's positions nil is the last query alone. Errors are a *ChoiceError, ctx's, or those of reading the file.
+func Explain(ctx context.Context, f *tensor.File, j *job.Job, p *job.Problem, c Choice, top int) (*Explanation, error) {
+	if top < 1 {
+		return nil, &ChoiceError{fmt.Sprintf("%d matches are asked for, must be at least 1", top)}
+	}
+	if c.Positions == nil {
+		c.Positions = []int64{p.Offset + int64(p.Tokens) - 1}
+	}
+	heads, queries, err := c.resolve(p)
+	if err != nil {
+		return nil, err
+	}
+	e := &Explanation{Prefix: p.Prefix, Seq: p.Seq, Layer: p.Layer, Rows: []Row{}}
+	s := &source{file: f, p: p}
+	err = s.rows(ctx, heads, queries, func(head, query int, weights []float64) {
+		r := Row{Head: head, Group: head / p.Shape.GroupSize(), Query: query, Position: p.Offset + int64(query)}
+		r.Matches, r.Rest = best(weights, top)
+		if len(p.Options.Sinks) > 0 {
+			r.Sink = 1
+			for _, w := range weights {
+				r.Sink -= w
+			}
+			r.Sink = max(r.Sink, 0) // rounding
+		}
+		e.Rows = append(e.Rows, r)
+	})
+	if err != nil {
+		return nil, err
+	}
+	names := newLabels(f, j, p)
+	for i := range e.Rows {
+		r := &e.Rows[i]
+		if r.Token, err = names.at(r.Position); err != nil {
+			return nil, err
+		}
+		for k := range r.Matches {
+			if r.Matches[k].Token, err = names.at(int64(r.Matches[k].Position)); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return e, nil
+}
+
+// best returns the largest weights above 0, and the sum of the others.
+func best(weights []float64, top int) (matches []Match, rest float64) {
+	all := make([]Match, 0, len(weights))
+	for i, w := range weights {
+		if w > 0 {
+			all = append(all, Match{Position: i, Weight: w})
+		}
+	}
+	slices.SortStableFunc(all, func(a, b Match) int { return cmp.Compare(b.Weight, a.Weight) })
+	n := min(top, len(all))
+	for _, m := range all[n:] {
+		rest += m.Weight
+	}
+	return slices.Clone(all[:n]), rest
+}
+
+// WriteTable writes one line for each row: group, head, position with its token, and the matches.
+func (e *Explanation) WriteTable(w io.Writer) error {
+	if e.Prefix != "" {
+		if _, err := fmt.Fprintln(w, strings.TrimSuffix(e.Prefix, ".")); err != nil {
+			return err
+		}
+	}
+	sinks := slices.ContainsFunc(e.Rows, func(r Row) bool { return r.Sink > 0 })
+	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	head := "group\thead\tquery\tlooks at\trest"
+	if sinks {
+		head += "\tsink"
+	}
+	fmt.Fprintln(table, head)
+	for _, r := range e.Rows {
+		matches := make([]string, len(r.Matches))
+		for i, m := range r.Matches {
+			matches[i] = percent(m.Weight) + " " + place(int64(m.Position), m.Token)
+		}
+		if len(matches) == 0 {
+			matches = []string{"nothing"}
+		}
+		fmt.Fprintf(table, "%d\t%d\t%s\t%s\t%s", r.Group, r.Head, place(r.Position, r.Token), strings.Join(matches, ", "), percent(r.Rest))
+		if sinks {
+			fmt.Fprintf(table, "\t%s", percent(r.Sink))
+		}
+		fmt.Fprintln(table)
+	}
+	return table.Flush()
+}
+
+func percent(w float64) string { return strconv.FormatFloat(100*w, 'f', 1, 64) + "%" }
+
+// place shows a position with its token, quoted, since tokens hold blanks, line ends and worse.
+func place(position int64, token string) string {
+	if token == "" {
+		return strconv.FormatInt(position, 10)
+	}
+	return strconv.FormatInt(position, 10) + " " + strconv.Quote(token)
+}
+
+// GroupPanels are the weights of the chosen heads of one KV group.
+type GroupPanels struct {
+	Group  int
+	Panels []Panel
+}
+
+// Panel is one query head's weights [queries, kv_len].
+type Panel struct {
+	Head    int
+	Weights [][]float64
+}
+
+// maxCells bounds the weights that Panels returns, 256 MiB.
+const maxCells = 1 << 25
+
+// Panels returns the weights of the chosen heads and positions, by group, then head, and the positions of the queries.
+// Errors are those of Explain; more than 2^25 weights are refused with a *ChoiceError.
+func Panels(ctx context.Context, f *tensor.File, p *job.Problem, c Choice) (groups []GroupPanels, positions []int64, err error) {
+	n, each := int64(p.Tokens), int64(p.Shape.Heads)
+	if c.Positions != nil {
+		n = int64(len(c.Positions))
+	}
+	if c.Heads != nil {
+		each = int64(len(c.Heads))
+	}
+	if row := int64(max(p.KVLen, 1)); n > maxCells || each*n > maxCells/row {
+		return nil, nil, &ChoiceError{fmt.Sprintf("%d heads of %d queries over %d positions are more than %d weights: choose fewer heads or positions", each, n, row, maxCells)}
+	}
+	heads, queries, err := c.resolve(p)
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, q := range queries {
+		positions = append(positions, p.Offset+int64(q))
+	}
+	s := &source{file: f, p: p}
+	err = s.rows(ctx, heads, queries, func(head, _ int, weights []float64) {
+		group := head / p.Shape.GroupSize()
+		if len(groups) == 0 || groups[len(groups)-1].Group != group {
+			groups = append(groups, GroupPanels{Group: group})
+		}
+		g := &groups[len(groups)-1]
+		if len(g.Panels) == 0 || g.Panels[len(g.Panels)-1].Head != head {
+			g.Panels = append(g.Panels, Panel{Head: head})
+		}
+		panel := &g.Panels[len(g.Panels)-1]
+		panel.Weights = append(panel.Weights, weights)
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	return groups, positions, nil
+}
