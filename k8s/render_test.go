@@ -7,7 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -31,6 +34,16 @@ func tool(t *testing.T, in []byte, args ...string) ([]byte, error) {
 
 func render(t *testing.T, folder string) []byte {
 	t.Helper()
+	// Read here as well, so that a changed file makes a cached result of this test stale.
+	err := filepath.WalkDir(".", func(path string, d fs.DirEntry, err error) error {
+		if err == nil && !d.IsDir() {
+			_, err = os.ReadFile(path)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
 	out, err := tool(t, nil, "kustomize", "build", folder)
 	if err != nil {
 		t.Fatal(err)
