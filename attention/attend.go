@@ -63,11 +63,11 @@ const (
 // bits do not depend on how many. It looks at ctx before every page and returns its error, wrapped; the other errors say
 // what does not fit together, or are a *RowError for the first row without a finite answer.
 func Attend(ctx context.Context, threads int, kv KV, q Query, opts Options, out Output) error {
-	return attend(ctx, &kernels[0], threads, kv, q, opts, out)
+	return attend(ctx, &kernels[0], partBytes, threads, kv, q, opts, out)
 }
 
-func attend(ctx context.Context, k *kernel, threads int, kv KV, q Query, opts Options, out Output) error {
-	c := &call{kernel: k, kv: kv, q: q, opts: opts, out: out}
+func attend(ctx context.Context, k *kernel, room, threads int, kv KV, q Query, opts Options, out Output) error {
+	c := &call{kernel: k, room: room, kv: kv, q: q, opts: opts, out: out}
 	if err := c.check(); err != nil {
 		return fmt.Errorf("attend: %w", err)
 	}
@@ -83,6 +83,7 @@ func attend(ctx context.Context, k *kernel, threads int, kv KV, q Query, opts Op
 // call is one Attend. A row is one token of one head, rows are numbered as Query.Q holds them.
 type call struct {
 	kernel *kernel
+	room   int // bytes for parts
 	kv     KV
 	q      Query
 	opts   Options
@@ -212,7 +213,7 @@ func (c *call) run(ctx context.Context, threads int) error {
 			return w.allSplits(ctx)
 		})
 	}
-	wave := max(len(workers), min(splits, partBytes/4/(size*c.kv.Layout.vDim)))
+	wave := max(len(workers), min(splits, c.room/4/(size*c.kv.Layout.vDim)))
 	some := newParts(wave*size, c.kv.Layout.vDim)
 	for first := 0; first < rows; first += size {
 		n := min(size, rows-first)
