@@ -365,6 +365,7 @@ func TestMemberlistsLinesBecomeRecords(t *testing.T) {
 		"[WARN] memberlist: three\n":                        "level=WARN msg=three by=memberlist",
 		"[ERR] memberlist: four\n":                          "level=WARN msg=four by=memberlist",
 		"[ERR] memberlist: Conflicting address for five.\n": `level=DEBUG msg="Conflicting address for five." by=memberlist`,
+		"[WARN] memberlist: Refuting a dead message\n":      `level=DEBUG msg="Refuting a dead message" by=memberlist`,
 		"[ six\n": `level=DEBUG msg="[ six" by=memberlist`,
 	} {
 		if n, err := w.Write([]byte(line)); n != len(line) || err != nil {

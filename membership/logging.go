@@ -9,8 +9,8 @@ import (
 )
 
 // logWriter turns memberlist's lines ("[WARN] memberlist: text") into records. What memberlist calls an error is mostly a
-// lost packet, which it copes with: such a line becomes a warning, and one about a conflicting name, which NotifyConflict
-// tells better, a debug record.
+// lost packet, which it copes with: such a line becomes a warning. Two become debug records: one about a conflicting name,
+// which NotifyConflict tells better, and the refutation of a rumor, which each return under an old name brings.
 type logWriter struct {
 	log    *slog.Logger
 	closed atomic.Bool
@@ -28,7 +28,8 @@ func (w *logWriter) Write(line []byte) (int, error) {
 	if rest, ok := strings.CutPrefix(text, "["); ok {
 		if name, message, ok := strings.Cut(rest, "] "); ok {
 			text = strings.TrimPrefix(message, "memberlist: ")
-			if (name == "ERR" || name == "WARN") && !strings.HasPrefix(text, "Conflicting address") {
+			usual := strings.HasPrefix(text, "Conflicting address") || strings.HasPrefix(text, "Refuting")
+			if (name == "ERR" || name == "WARN") && !usual {
 				level = slog.LevelWarn
 			}
 		}
