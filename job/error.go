@@ -24,7 +24,7 @@ func (e *Error) Error() string {
 	}
 	if e.Tensor != "" {
 		b.WriteString("tensor ")
-		b.WriteString(strconv.Quote(e.Tensor))
+		b.WriteString(quote(e.Tensor))
 		if e.Index >= 0 {
 			fmt.Fprintf(&b, "[%d]", e.Index)
 		}
@@ -40,6 +40,15 @@ func oneLine(s string) string {
 		return strconv.Quote(s)
 	}
 	return s
+}
+
+// quote shows a name that a file chose, cut where it is longer than anyone reads.
+func quote(name string) string {
+	const most = 200
+	if len(name) > most {
+		return strconv.Quote(strings.ToValidUTF8(name[:most], "")) + "…"
+	}
+	return strconv.Quote(name)
 }
 
 func optionErrorf(format string, args ...any) *Error {

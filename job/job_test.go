@@ -117,6 +117,7 @@ func TestErrors(t *testing.T) {
 		{"no v of a layer", under("layers.7.", without(qkv(), "v")), "", "", `tensor "layers.7.v": is missing`},
 		{"unknown", with(qkv(), at("msak", tensor.F32, 1)), "", "", `tensor "msak": is unknown: kind "attention" has q, k, v, k_scale, v_scale, mask, bias, tokens`},
 		{"unknown line", with(qkv(), at("q\n\x1b[2J", tensor.F32, 1)), "", "", `tensor "q\n\x1b[2J": is unknown: kind "attention" has q, k, v, k_scale, v_scale, mask, bias, tokens`},
+		{"long name", with(qkv(), at(strings.Repeat("x", 201), tensor.F32, 1)), "", "", `tensor "` + strings.Repeat("x", 200) + `"…: is unknown: kind "attention" has q, k, v, k_scale, v_scale, mask, bias, tokens`},
 		{"leading zero", under("layers.01.", qkv()), "", "", `tensor "layers.01.k": is unknown: kind "attention" has q, k, v, k_scale, v_scale, mask, bias, tokens`},
 		{"huge number", under("seqs.2147483648.", qkv()), "", "", `tensor "seqs.2147483648.k": is unknown: kind "attention" has q, k, v, k_scale, v_scale, mask, bias, tokens`},
 		{"order of the prefix", under("layers.0.seqs.0.", qkv()), "", "", `tensor "layers.0.seqs.0.k": is unknown: kind "attention" has q, k, v, k_scale, v_scale, mask, bias, tokens`},

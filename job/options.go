@@ -132,13 +132,13 @@ func parseObject(data []byte, what string, top bool) (*Options, *Error) {
 				return err
 			}
 			if _, ok := parseKind(*o.Kind); !ok {
-				return optionErrorf("option %q is %q, must be \"attention\" or \"layer\"", key, *o.Kind)
+				return optionErrorf("option %q is %s, must be \"attention\" or \"layer\"", key, quote(*o.Kind))
 			}
 			return nil
 		case "problems":
 			return parseProblems(value, o)
 		}
-		return optionErrorf("option %q is unknown", key)
+		return optionErrorf("option %s is unknown", quote(key))
 	})
 	if err != nil {
 		return nil, err
@@ -150,7 +150,7 @@ func parseProblems(value json.RawMessage, o *Options) *Error {
 	o.Problems = map[string]*Options{}
 	return eachMember(value, `option "problems"`, func(prefix string, value json.RawMessage) *Error {
 		if _, ok := parsePrefix(prefix); !ok {
-			return optionErrorf("option \"problems\" names the prefix %q, must be \"\", \"layers.N.\", \"seqs.N.\" or \"seqs.N.layers.M.\"", prefix)
+			return optionErrorf("option \"problems\" names the prefix %s, must be \"\", \"layers.N.\", \"seqs.N.\" or \"seqs.N.layers.M.\"", quote(prefix))
 		}
 		one, err := parseObject(value, "options", false)
 		if err != nil {
@@ -180,7 +180,7 @@ func parseRope(value json.RawMessage) (*RopeOptions, *Error) {
 		case "mscale":
 			return parsePositive(value, name, &r.Mscale)
 		}
-		return optionErrorf("option %q is unknown", name)
+		return optionErrorf("option %s is unknown", quote(name))
 	})
 	if err != nil {
 		return nil, err
@@ -206,7 +206,7 @@ func eachMember(data []byte, what string, f func(key string, value json.RawMessa
 		}
 		key, _ := token.(string)
 		if seen[key] {
-			return optionErrorf("%s: key %q is given twice", what, key)
+			return optionErrorf("%s: key %s is given twice", what, quote(key))
 		}
 		seen[key] = true
 		var value json.RawMessage

@@ -1,6 +1,7 @@
 package explain
 
 import (
+	"bytes"
 	"fmt"
 	"io"
 	"strconv"
@@ -39,8 +40,12 @@ type Cost struct {
 	Share         float64 `json:"share"`           // of MHA's cache
 }
 
-// maxContext keeps the bytes of 65,536 layers of any shape within an int64.
-const maxContext = 1 << 22 * 1024
+// Bounds that keep the sums within an int64: of parameters for any geometry, of one layer's bytes.
+const (
+	maxContext = 1 << 32
+	maxModel   = 1 << 20
+	maxBytes   = 1 << 62
+)
 
 // Compare makes the comparison for a cache of so many positions, 0 to 2^32, that holds keys and values as F32, F16,
 // BF16 or I8 (with two f32 scales for each position and KV head). dModel is the size of a hidden state; 0 is
@@ -54,8 +59,8 @@ func Compare(g *shard.Geometry, dModel int, context int64, dt tensor.DType) (*Co
 	if context < 0 || context > maxContext {
 		return nil, &ChoiceError{fmt.Sprintf("context is %d, must be 0 to %d", context, int64(maxContext))}
 	}
-	if dModel < 0 || dModel > 1<<24 {
-		return nil, &ChoiceError{fmt.Sprintf("d_model is %d, must be 0 to %d", dModel, 1<<24)}
+	if dModel < 0 || dModel > maxModel {
+		return nil, &ChoiceError{fmt.Sprintf("d_model is %d, must be 0 to %d", dModel, maxModel)}
 	}
 	c := &Comparison{Context: context, DType: dt.String()}
 	index := map[shard.LayerShape]int{}
@@ -77,7 +82,7 @@ func Compare(g *shard.Geometry, dModel int, context int64, dt tensor.DType) (*Co
 			t.KVHeads += cost.KVHeads * layer.Count
 			t.Parameters += cost.Parameters * n
 			t.BytesPerToken += cost.BytesPerToken * n
-			if c.Total[i].BytesAt > 1<<62-1-cost.BytesAt*n {
+			if cost.BytesAt > (maxBytes-t.BytesAt)/n {
 				return nil, &ChoiceError{fmt.Sprintf("a cache of %d positions exceeds 2^62 bytes", context)}
 			}
 			t.BytesAt += cost.BytesAt * n
@@ -98,13 +103,13 @@ func compareLayer(s shard.LayerShape, first, dModel int, context int64, dt tenso
 		perHead += 8
 	}
 	for i, kvHeads := range [3]int{s.Heads, s.KVHeads, 1} {
-		bytes := int64(kvHeads) * perHead
+		perToken := int64(kvHeads) * perHead
 		layer.Costs[i] = Cost{
 			This: i == 1, Heads: s.Heads, KVHeads: kvHeads,
 			// w_q and w_o by query heads, w_k and w_v by KV heads.
 			Parameters:    int64(dModel) * int64(s.HeadDim+s.VDim) * int64(s.Heads+kvHeads),
-			BytesPerToken: bytes,
-			BytesAt:       bytes * context,
+			BytesPerToken: perToken,
+			BytesAt:       perToken * context,
 			Share:         float64(kvHeads) / float64(s.Heads),
 		}
 		layer.Costs[i].Name = [3]string{"MHA", kindOf(s), "MQA"}[i]
@@ -136,7 +141,8 @@ func name(layers []LayerComparison) string {
 
 // WriteTable writes the comparison: a block for each shape of layer, and one for all layers where there are several.
 func (c *Comparison) WriteTable(w io.Writer) error {
-	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
+	var text bytes.Buffer
+	table := tabwriter.NewWriter(&text, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintf(table, "\theads\tK/V heads\tparameters\tcache/token\tat %d tokens\tof MHA\t\n", c.Context)
 	block := func(title string, costs [3]Cost) {
 		fmt.Fprintf(table, "%s\t\t\t\t\t\t\t\n", title)
@@ -157,7 +163,7 @@ func (c *Comparison) WriteTable(w io.Writer) error {
 	if layers > 1 {
 		block(fmt.Sprintf("all %d layers", layers), c.Total)
 	}
-	return table.Flush()
+	return flush(w, table, &text)
 }
 
 // size shows bytes in binary units.

@@ -1,6 +1,7 @@
 package explain
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"fmt"
@@ -104,13 +105,12 @@ func best(weights []float64, top int) (matches []Match, rest float64) {
 
 // WriteTable writes one line for each row: group, head, position with its token, and the matches.
 func (e *Explanation) WriteTable(w io.Writer) error {
+	var text bytes.Buffer
 	if e.Prefix != "" {
-		if _, err := fmt.Fprintln(w, strings.TrimSuffix(e.Prefix, ".")); err != nil {
-			return err
-		}
+		fmt.Fprintln(&text, strings.TrimSuffix(e.Prefix, "."))
 	}
 	sinks := slices.ContainsFunc(e.Rows, func(r Row) bool { return r.Sink > 0 })
-	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	table := tabwriter.NewWriter(&text, 0, 0, 2, ' ', 0)
 	head := "group\thead\tquery\tlooks at\trest"
 	if sinks {
 		head += "\tsink"
@@ -130,7 +130,18 @@ func (e *Explanation) WriteTable(w io.Writer) error {
 		}
 		fmt.Fprintln(table)
 	}
-	return table.Flush()
+	return flush(w, table, &text)
+}
+
+// flush writes a table that was laid out in text.
+func flush(w io.Writer, table *tabwriter.Writer, text *bytes.Buffer) error {
+	if err := table.Flush(); err != nil {
+		return fmt.Errorf("laying out a table: %w", err)
+	}
+	if _, err := text.WriteTo(w); err != nil {
+		return fmt.Errorf("writing a table: %w", err)
+	}
+	return nil
 }
 
 func percent(w float64) string { return strconv.FormatFloat(100*w, 'f', 1, 64) + "%" }
