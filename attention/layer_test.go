@@ -101,8 +101,15 @@ func TestRope(t *testing.T) {
 	}
 	inf := math.Inf(1)
 	for _, bad := range []Rope{
-		{Base: 1e4}, {Base: 1e4, Dims: 3}, {Base: 1e4, Dims: 6}, {Dims: 4}, {Base: inf, Dims: 4}, {Base: 1e4, Dims: 4, Scale: -1},
-		{Base: 1e4, Dims: 4, Mscale: 1e300}, {Base: 1e4, Dims: 4, Factors: []float64{1}}, {Base: 1e4, Dims: 4, Factors: []float64{1, 0}},
+		{Base: 1e4},
+		{Base: 1e4, Dims: 3},
+		{Base: 1e4, Dims: 6},
+		{Dims: 4},
+		{Base: inf, Dims: 4},
+		{Base: 1e4, Dims: 4, Scale: -1},
+		{Base: 1e4, Dims: 4, Mscale: 1e300},
+		{Base: 1e4, Dims: 4, Factors: []float64{1}},
+		{Base: 1e4, Dims: 4, Factors: []float64{1, 0}},
 	} {
 		if err := bad.Validate(5); err == nil {
 			t.Errorf("%+v passes", bad)

@@ -79,8 +79,12 @@ func TestLayoutRefuses(t *testing.T) {
 		k, v int
 		want string
 	}{
-		{tensor.F64, 4, 4, "stored as F64"}, {0, 4, 4, "stored"}, {tensor.F32, 0, 4, "head_dim is 0"}, {tensor.F32, 513, 4, "head_dim is 513"},
-		{tensor.F32, 4, 0, "v_dim is 0"}, {tensor.F32, 4, 513, "v_dim is 513"},
+		{tensor.F64, 4, 4, "stored as F64"},
+		{0, 4, 4, "stored"},
+		{tensor.F32, 0, 4, "head_dim is 0"},
+		{tensor.F32, 513, 4, "head_dim is 513"},
+		{tensor.F32, 4, 0, "v_dim is 0"},
+		{tensor.F32, 4, 513, "v_dim is 513"},
 	} {
 		if _, err := NewLayout(c.dt, c.k, c.v); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%v, want one with %q", err, c.want)
