@@ -21,10 +21,18 @@ const (
 // (A compiler that fuses the multiplication with the addition changes nothing, since the product is exact.)
 func fma32(a, b, c float32) float32 {
 	s := float64(a)*float64(b) + float64(c)
-	if u := math.Float64bits(s); u&tail == half || u&^signBit < normal32 {
+	if !once(s) {
 		return fmaOdd(float64(a)*float64(b), float64(c))
 	}
 	return float32(s)
+}
+
+// once says whether s is no midpoint of two binary32, so that converting it rounds as the exact sum would. It is false
+// for some others below 2⁻¹²⁶. The first test is the fast one: a midpoint has no more than 25 bits, so its lowest 28 are
+// 0, among subnormals too, where it is an odd multiple of 2⁻¹⁵⁰ below 2⁻¹²⁶.
+func once(s float64) bool {
+	u := math.Float64bits(s)
+	return uint32(u)<<4 != 0 || u&tail != half && u&^signBit >= normal32
 }
 
 // fmaOdd returns p + c rounded once to binary32, where p is a product of two binary32: the sum is rounded to odd in

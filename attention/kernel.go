@@ -113,23 +113,17 @@ func portableMerge(o, x []float32, a, b float32) {
 	}
 }
 
-// once says whether converting s to binary32 rounds as the exact sum would; see fma32.
-func once(s float64) bool {
-	u := math.Float64bits(s)
-	return u&tail != half && u&^signBit >= normal32
-}
-
-// chain sets dst[j] = fma(a, x[j], dst[j]).
+// chain sets dst[j] = fma(a, x[j], dst[j]). It holds fma32 in line, as does chain4.
 func chain(dst, x []float32, a float32) {
 	d := float64(a)
 	x = x[:len(dst)]
 	for j, c := range dst {
 		s := d*float64(x[j]) + float64(c)
+		c = float32(s)
 		if !once(s) {
-			dst[j] = fmaOdd(d*float64(x[j]), float64(c))
-			continue
+			c = fmaOdd(d*float64(x[j]), float64(dst[j]))
 		}
-		dst[j] = float32(s)
+		dst[j] = c
 	}
 }
 
@@ -140,16 +134,25 @@ func chain4(dst, x0, x1, x2, x3 []float32, a0, a1, a2, a3 float32) {
 	x0, x1, x2, x3 = x0[:n], x1[:n], x2[:n], x3[:n]
 	for j, c := range dst {
 		s0 := d0*float64(x0[j]) + float64(c)
-		s1 := d1*float64(x1[j]) + float64(float32(s0))
-		s2 := d2*float64(x2[j]) + float64(float32(s1))
-		s3 := d3*float64(x3[j]) + float64(float32(s2))
-		if once(s0) && once(s1) && once(s2) && once(s3) {
-			dst[j] = float32(s3)
-			continue
+		c0 := float32(s0)
+		if !once(s0) {
+			c0 = fmaOdd(d0*float64(x0[j]), float64(c))
 		}
-		c = fma32(a0, x0[j], c)
-		c = fma32(a1, x1[j], c)
-		c = fma32(a2, x2[j], c)
-		dst[j] = fma32(a3, x3[j], c)
+		s1 := d1*float64(x1[j]) + float64(c0)
+		c1 := float32(s1)
+		if !once(s1) {
+			c1 = fmaOdd(d1*float64(x1[j]), float64(c0))
+		}
+		s2 := d2*float64(x2[j]) + float64(c1)
+		c2 := float32(s2)
+		if !once(s2) {
+			c2 = fmaOdd(d2*float64(x2[j]), float64(c1))
+		}
+		s3 := d3*float64(x3[j]) + float64(c2)
+		c3 := float32(s3)
+		if !once(s3) {
+			c3 = fmaOdd(d3*float64(x3[j]), float64(c2))
+		}
+		dst[j] = c3
 	}
 }
