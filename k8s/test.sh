@@ -70,6 +70,8 @@ cluster down > /dev/null 2>&1 || true # of a run that was killed
 cluster up
 cluster image "$work/images.tar" > /dev/null
 cluster image "$work/client.tar" > /dev/null
+kubectl apply -f k8s/base/namespace.yaml
+kubectl apply -k k8s/base --dry-run=server --validate=strict > /dev/null
 kubectl apply -k k8s/overlays/local
 kubectl rollout status --timeout 120s statefulset/headwater-coordinator
 kubectl rollout status --timeout 120s statefulset/headwater-worker
