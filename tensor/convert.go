@@ -31,18 +31,22 @@ func Widen(dst []float32, src []byte, dt DType) error {
 	}
 	switch dt {
 	case F32:
-		for i := range dst {
-			dst[i] = math.Float32frombits(binary.LittleEndian.Uint32(src[4*i:]))
+		for i := 0; i < len(dst) && len(src) >= 4; i++ {
+			dst[i] = math.Float32frombits(binary.LittleEndian.Uint32(src))
+			src = src[4:]
 		}
 	case F16:
-		for i := range dst {
-			dst[i] = widenF16(binary.LittleEndian.Uint16(src[2*i:]))
+		for i := 0; i < len(dst) && len(src) >= 2; i++ {
+			dst[i] = widenF16(binary.LittleEndian.Uint16(src))
+			src = src[2:]
 		}
 	case BF16:
-		for i := range dst {
-			dst[i] = math.Float32frombits(uint32(binary.LittleEndian.Uint16(src[2*i:])) << 16)
+		for i := 0; i < len(dst) && len(src) >= 2; i++ {
+			dst[i] = math.Float32frombits(uint32(binary.LittleEndian.Uint16(src)) << 16)
+			src = src[2:]
 		}
 	case I8:
+		src = src[:len(dst)]
 		for i := range dst {
 			dst[i] = float32(int8(src[i]))
 		}
