@@ -124,9 +124,12 @@ func (c *call) check() error {
 		}
 	}
 	last := q.FirstHead + q.Heads
-	for name, values := range map[string][]float32{"alibi_slopes": c.opts.AlibiSlopes, "sinks": c.opts.Sinks} {
-		if len(values) != 0 && len(values) < last {
-			return fmt.Errorf("%s has %d values, head %d needs one", name, len(values), last-1)
+	for _, o := range []struct {
+		name   string
+		values []float32
+	}{{"alibi_slopes", c.opts.AlibiSlopes}, {"sinks", c.opts.Sinks}} {
+		if len(o.values) != 0 && len(o.values) < last {
+			return fmt.Errorf("%s has %d values, head %d needs one", o.name, len(o.values), last-1)
 		}
 	}
 	if err := c.opts.Validate(max(len(c.opts.AlibiSlopes), len(c.opts.Sinks))); err != nil {
