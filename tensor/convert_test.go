@@ -274,8 +274,17 @@ func TestQuantizeI8(t *testing.T) {
 	}
 	const tiny = math.SmallestNonzeroFloat32
 	for _, row := range [][]float32{
-		nil, {0, 0}, {float32(math.Copysign(0, -1))}, {127, 0.5, 1.5, 2.5, -0.5, -1.5, -127}, {-127}, {math.MaxFloat32, -math.MaxFloat32, 1},
-		{tiny}, {63 * tiny, -tiny, 0}, {64 * tiny, tiny}, {190 * tiny, -190 * tiny, 127 * tiny}, {1e-40, 1e-38},
+		nil,
+		{0, 0},
+		{float32(math.Copysign(0, -1))},
+		{127, 0.5, 1.5, 2.5, -0.5, -1.5, -127},
+		{-127},
+		{math.MaxFloat32, -math.MaxFloat32, 1},
+		{tiny},
+		{63 * tiny, -tiny, 0},
+		{64 * tiny, tiny},
+		{190 * tiny, -190 * tiny, 127 * tiny},
+		{1e-40, 1e-38},
 	} {
 		check(t, row)
 	}
