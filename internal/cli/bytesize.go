@@ -1,0 +1,80 @@
+package cli
+
+import (
+	"fmt"
+	"math"
+	"strconv"
+	"strings"
+)
+
+// byteSize is a flag for a number of bytes: 4GiB, 512MiB, 1.5GB, or plain bytes.
+type byteSize int64
+
+var byteUnits = []struct {
+	name  string
+	bytes float64
+}{
+	{"KiB", 1 << 10},
+	{"MiB", 1 << 20},
+	{"GiB", 1 << 30},
+	{"TiB", 1 << 40},
+	{"Ki", 1 << 10},
+	{"Mi", 1 << 20},
+	{"Gi", 1 << 30},
+	{"Ti", 1 << 40},
+	{"kB", 1e3},
+	{"KB", 1e3},
+	{"MB", 1e6},
+	{"GB", 1e9},
+	{"TB", 1e12},
+	{"B", 1},
+}
+
+// Type implements pflag.Value.
+func (b *byteSize) Type() string { return "size" }
+
+func (b *byteSize) String() string {
+	if *b == 0 {
+		return "0"
+	}
+	return sizeOf(int64(*b))
+}
+
+// Set implements pflag.Value.
+func (b *byteSize) Set(s string) error {
+	number, unit := strings.TrimSpace(s), 1.0
+	for _, u := range byteUnits {
+		if head, ok := strings.CutSuffix(number, u.name); ok {
+			number, unit = strings.TrimSpace(head), u.bytes
+			break
+		}
+	}
+	if n, err := strconv.ParseInt(number, 10, 64); err == nil && unit == 1 && n >= 0 {
+		*b = byteSize(n)
+		return nil
+	}
+	n, err := strconv.ParseFloat(number, 64)
+	// The comparison is false for NaN as well.
+	if err != nil || !(n >= 0 && n*unit < math.MaxInt64) {
+		return fmt.Errorf("%q is no size: want a number of bytes, KiB, MiB, GiB or TiB", s)
+	}
+	*b = byteSize(n * unit)
+	return nil
+}
+
+// sizeOf prints a number of bytes for people.
+func sizeOf(n int64) string {
+	switch {
+	case n < 0:
+		return strconv.FormatInt(n, 10) + " B"
+	case n < 1<<10:
+		return fmt.Sprintf("%d B", n)
+	case n < 1<<20:
+		return fmt.Sprintf("%.1f KiB", float64(n)/(1<<10))
+	case n < 1<<30:
+		return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20))
+	case n < 1<<40:
+		return fmt.Sprintf("%.2f GiB", float64(n)/(1<<30))
+	}
+	return fmt.Sprintf("%.2f TiB", float64(n)/(1<<40))
+}

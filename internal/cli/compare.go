@@ -1,0 +1,110 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"headwater/internal/accuracy"
+	"headwater/tensor"
+)
+
+// withFiles opens two files of tensors for do.
+func withFiles(first, second string, do func(a, b *tensor.File) error) error {
+	a, err := tensor.Open(first)
+	if err != nil {
+		return err
+	}
+	b, err := tensor.Open(second)
+	if err != nil {
+		return errors.Join(err, a.Close())
+	}
+	return errors.Join(do(a, b), a.Close(), b.Close())
+}
+
+func (a *app) diff() *cobra.Command {
+	return &cobra.Command{
+		Use: "diff RESULT RESULT", Short: "Compare the tensors of two results bit for bit", Args: exactly("RESULT", "RESULT"),
+		Long: "Compare the tensors of two files bit for bit; their metadata, which tells times and workers, may differ.\n" +
+			"The exit code is 0 where they are equal and 5 where they differ.",
+		Example: "  coord diff on-one-worker.safetensors on-five-workers.safetensors",
+		RunE: func(_ *cobra.Command, args []string) error {
+			return withFiles(args[0], args[1], func(first, second *tensor.File) error {
+				differences, compared, err := accuracy.Diff(first, second)
+				if err != nil {
+					return err
+				}
+				if a.json() {
+					if differences == nil {
+						differences = []accuracy.Difference{}
+					}
+					err = a.printJSON(map[string]any{"equal": len(differences) == 0, "differences": differences, "compared_bytes": compared})
+				} else {
+					for _, d := range differences {
+						if _, err = fmt.Fprintf(a.Out, "tensor %q: %s\n", d.Tensor, d.Rule); err != nil {
+							return err
+						}
+					}
+					if len(differences) == 0 {
+						_, err = fmt.Fprintf(a.Out, "%s and %s are equal bit for bit: %d tensors, %s\n", args[0], args[1], len(first.Names()), sizeOf(compared))
+					}
+				}
+				if err == nil && len(differences) > 0 {
+					err = differsError{fmt.Errorf("%s and %s differ in %d tensors", args[0], args[1], len(differences))}
+				}
+				return err
+			})
+		},
+	}
+}
+
+func (a *app) check() *cobra.Command {
+	var truth string
+	cmd := &cobra.Command{
+		Use: "check RESULT", Short: "Compare a result with a float64 truth", Args: exactly("RESULT"),
+		Long: "Compare a result with a file of the true contexts (and y) in float64. Contexts are counted in units of rounding error,\n" +
+			"2^-24*(1+S)*max|v| of each row (docs/numerics.md), where the truth gives them; all else relative to the row's largest value.",
+		Example: "  coord check context.safetensors --truth testdata/smollm2/attention.truth.safetensors",
+		RunE: func(_ *cobra.Command, args []string) error {
+			if truth == "" {
+				return usage("--truth is missing: compare with which file?")
+			}
+			return withFiles(args[0], truth, func(result, exact *tensor.File) error {
+				found, err := accuracy.Against(result, exact)
+				if err != nil {
+					return err
+				}
+				return a.printErrors(found)
+			})
+		},
+	}
+	cmd.Flags().StringVar(&truth, "truth", "", "`file` with the truth in float64")
+	flagOnly(cmd.Flags(), "truth")
+	return cmd
+}
+
+func (a *app) printErrors(found []accuracy.Errors) error {
+	type view struct {
+		Tensor string  `json:"tensor"`
+		Kind   string  `json:"kind"`
+		Rows   int     `json:"rows"`
+		Worst  float64 `json:"worst"`
+		Row    int     `json:"worst_row"`
+	}
+	var views []view
+	t := newTable("", "tensor", ">rows", ">largest error", "of")
+	for _, e := range found {
+		worst, row := e.Worst()
+		views = append(views, view{e.Tensor, e.Kind, len(e.Rows), worst, row})
+		of := "the row's largest value"
+		if e.Kind == accuracy.Units {
+			of = "units of rounding error"
+		}
+		t.AppendRow([]any{e.Tensor, len(e.Rows), fmt.Sprintf("%.3g", worst), of})
+	}
+	if a.json() {
+		return a.printJSON(views)
+	}
+	return a.printTable(t)
+}

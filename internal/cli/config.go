@@ -1,0 +1,129 @@
+package cli
+
+import (
+	"fmt"
+	"os"
+	"sort"
+	"strings"
+
+	"github.com/knadh/koanf/parsers/yaml"
+	"github.com/knadh/koanf/providers/env/v2"
+	"github.com/knadh/koanf/providers/file"
+	"github.com/knadh/koanf/providers/posflag"
+	"github.com/knadh/koanf/v2"
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+)
+
+// envPrefix begins the names of environment variables that are settings.
+const envPrefix = "HEADWATER_"
+
+// onlyFlag marks a flag that the environment and the configuration file do not set, because it means another thing in
+// another command or is none of theirs.
+const onlyFlag = "headwater_only_flag"
+
+func flagOnly(flags *pflag.FlagSet, names ...string) {
+	for _, name := range names {
+		// The only error is an unknown flag.
+		_ = flags.SetAnnotation(name, onlyFlag, []string{"true"})
+	}
+}
+
+// configure gives each flag of the command that was not given the value that the environment or the configuration file
+// has for it.
+func (a *app) configure(cmd *cobra.Command) error {
+	flags := cmd.Flags()
+	settings := koanf.New(".")
+	path := a.global.config
+	if path == "" {
+		path = os.Getenv(envPrefix + "CONFIG")
+	}
+	if path != "" {
+		if err := settings.Load(file.Provider(path), yaml.Parser()); err != nil {
+			return usage("configuration file %s: %w", path, err)
+		}
+		known := settingNames()
+		for _, key := range settings.Keys() {
+			if !known[key] {
+				return usage("configuration file %s: unknown key %q", path, key)
+			}
+		}
+	}
+	fromFile := settings.All()
+	// Kubernetes puts variables of the same prefix into every container beside a Service named headwater-…, so a
+	// variable that names no flag is none of ours.
+	err := settings.Load(env.Provider(".", env.Opt{Prefix: envPrefix, TransformFunc: func(name, value string) (string, any) {
+		key := strings.ReplaceAll(strings.ToLower(strings.TrimPrefix(name, envPrefix)), "_", "-")
+		if flag := flags.Lookup(key); flag == nil || !settable(flag) {
+			return "", nil
+		}
+		return key, value
+	}}), nil)
+	if err != nil {
+		return usage("environment: %w", err)
+	}
+	fromEnv := settings.All()
+	if err := settings.Load(posflag.Provider(flags, ".", settings), nil); err != nil {
+		return usage("flags: %w", err)
+	}
+	var failed error
+	flags.VisitAll(func(flag *pflag.Flag) {
+		value, ok := fromEnv[flag.Name]
+		if flag.Changed || !ok || failed != nil || !settable(flag) {
+			return
+		}
+		if err := flags.Set(flag.Name, settingText(value)); err != nil {
+			origin := "environment " + envPrefix + strings.ReplaceAll(strings.ToUpper(flag.Name), "-", "_")
+			if old, ok := fromFile[flag.Name]; ok && settingText(old) == settingText(value) {
+				origin = "configuration file " + path
+			}
+			failed = usage("%s: %w", origin, err)
+		}
+	})
+	return failed
+}
+
+func settable(flag *pflag.Flag) bool {
+	return flag.Name != "help" && flag.Name != "version" && flag.Name != "config" && flag.Annotations[onlyFlag] == nil
+}
+
+// settingNames returns the names of all flags that a configuration file may set, of any command of both programs: they
+// share one file.
+func settingNames() map[string]bool {
+	known := make(map[string]bool)
+	add := func(flag *pflag.Flag) {
+		if settable(flag) {
+			known[flag.Name] = true
+		}
+	}
+	var visit func(*cobra.Command)
+	visit = func(cmd *cobra.Command) {
+		cmd.Flags().VisitAll(add)
+		cmd.PersistentFlags().VisitAll(add)
+		for _, sub := range cmd.Commands() {
+			visit(sub)
+		}
+	}
+	visit((&app{program: "coord"}).coord())
+	return known
+}
+
+// settingText is a setting as a flag is written: lists with commas.
+func settingText(value any) string {
+	switch value := value.(type) {
+	case []any:
+		words := make([]string, len(value))
+		for i, v := range value {
+			words[i] = settingText(v)
+		}
+		return strings.Join(words, ",")
+	case map[string]any:
+		words := make([]string, 0, len(value))
+		for k, v := range value {
+			words = append(words, k+"="+settingText(v))
+		}
+		sort.Strings(words)
+		return strings.Join(words, ",")
+	}
+	return fmt.Sprint(value)
+}

@@ -1,0 +1,237 @@
+package cli
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"headwater/internal/atomicfile"
+	"headwater/internal/explain"
+	"headwater/internal/heatmap"
+	"headwater/job"
+	"headwater/shard"
+	"headwater/tensor"
+)
+
+// explainFlags choose what of a job is explained.
+type explainFlags struct {
+	heads     string // with commas; empty: all
+	positions string // with commas, below 0 from the end; empty: the last query's
+	seq       int
+	layer     int // the file's number; -1: the first problem of the sequence
+	top       int // 0: no table
+	figure    string
+}
+
+// explanation is a job file that is open to be explained.
+type explanation struct {
+	file    *tensor.File
+	job     *job.Job
+	problem *job.Problem
+	choice  explain.Choice
+	flags   explainFlags
+}
+
+func (a *app) explain() *cobra.Command {
+	f := explainFlags{layer: -1}
+	var options optionFlags
+	cmd := &cobra.Command{
+		Use: "explain JOB", Short: "Show which positions the queries of a job look at, without a cluster", Args: exactly("JOB"),
+		Long: "Show for chosen heads and positions of a job file (kind attention) the positions that match best, with their weights and,\n" +
+			"where the file has them, their tokens; and draw heat maps with one row of panels a KV group. Options given here override the\n" +
+			"file's. Weights are computed here in float64; no coordinator is needed.",
+		Example: `  coord explain job.safetensors --heads 0,1 --positions -1 --top 5
+  coord explain job.safetensors --layer 11 --figure map.png`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			overrides, err := options.overrides(cmd.Flags())
+			if err != nil {
+				return err
+			}
+			if f.top < 1 {
+				return usage("--top is %d, must be at least 1", f.top)
+			}
+			if err := writable(f.figure); err != nil {
+				return err
+			}
+			told, err := openExplanation(args[0], overrides, f)
+			if err != nil {
+				return err
+			}
+			defer told.close()
+			return a.printExplanation(cmd.Context(), told)
+		},
+	}
+	flags := cmd.Flags()
+	options.flags(flags)
+	flags.StringVar(&f.heads, "heads", "", "query heads, `0,1,…` (default: all)")
+	flags.StringVar(&f.positions, "positions", "", "absolute `positions` of queries, below 0 counted from the last query's (default: -1, for heat maps all)")
+	flags.IntVar(&f.seq, "seq", 0, "number of the sequence in the file")
+	flags.IntVar(&f.layer, "layer", -1, "number of the layer in the file (default: the sequence's first)")
+	flags.IntVar(&f.top, "top", 5, "matched positions that are listed of each query and head")
+	flags.StringVar(&f.figure, "figure", "", "PNG `file` to draw heat maps to")
+	flagOnly(flags, "heads", "positions", "seq", "layer", "top", "figure")
+	return cmd
+}
+
+// openExplanation opens a job file and finds what was chosen in it.
+func openExplanation(path string, overrides []byte, f explainFlags) (_ *explanation, err error) {
+	file, err := tensor.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	e := &explanation{file: file, flags: f}
+	defer func() {
+		if err != nil {
+			e.close()
+		}
+	}()
+	if e.job, err = job.Parse(file, overrides); err != nil {
+		return nil, err
+	}
+	if e.job.Kind != job.KindAttention {
+		return nil, fmt.Errorf("%s: kind %s can not be explained: its queries and keys are made by the workers", path, e.job.Kind)
+	}
+	for i := range e.job.Problems {
+		p := &e.job.Problems[i]
+		if p.Seq == f.seq && (f.layer < 0 || p.Layer == f.layer) {
+			e.problem = p
+			break
+		}
+	}
+	if e.problem == nil {
+		return nil, usage("%s has no sequence %d with layer %d", path, f.seq, f.layer)
+	}
+	heads, err := integers("heads", f.heads)
+	if err != nil {
+		return nil, err
+	}
+	for _, h := range heads {
+		e.choice.Heads = append(e.choice.Heads, int(h))
+	}
+	positions, err := integers("positions", f.positions)
+	if err != nil {
+		return nil, err
+	}
+	for _, p := range positions {
+		if p < 0 {
+			p += e.problem.Offset + int64(e.problem.Tokens)
+		}
+		e.choice.Positions = append(e.choice.Positions, p)
+	}
+	return e, nil
+}
+
+// close closes a file that was only read.
+func (e *explanation) close() { _ = e.file.Close() }
+
+// printExplanation prints the table and draws the figure.
+func (a *app) printExplanation(ctx context.Context, e *explanation) error {
+	if e.flags.top > 0 {
+		found, err := explain.Explain(ctx, e.file, e.job, e.problem, e.choice, e.flags.top)
+		switch {
+		case err != nil:
+			return wrongChoice(err)
+		case a.json():
+			err = a.printJSON(found)
+		default:
+			err = found.WriteTable(a.Out)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if e.flags.figure == "" {
+		return nil
+	}
+	if err := e.draw(ctx); err != nil {
+		return err
+	}
+	fmt.Fprintf(a.Err, "heat maps in %s\n", e.flags.figure)
+	return nil
+}
+
+// draw writes the heat maps.
+func (e *explanation) draw(ctx context.Context) error {
+	groups, positions, err := explain.Panels(ctx, e.file, e.problem, e.choice)
+	if err != nil {
+		return wrongChoice(err)
+	}
+	figure := heatmap.Figure{
+		Title: strings.TrimSpace("Attention weights " + strings.TrimSuffix(e.problem.Prefix, ".")),
+		Caption: "One row of panels is one KV group: all query heads in it read the same keys and values. " +
+			"A line of a panel is a query, a column a position; gray positions have no weight.",
+		Offset: e.problem.Offset, Positions: positions,
+	}
+	if tokens := e.job.TokensOf(e.problem); len(tokens) >= e.problem.KVLen {
+		figure.Tokens = tokens[:e.problem.KVLen]
+	}
+	size := e.problem.Shape.GroupSize()
+	for _, group := range groups {
+		row := heatmap.Row{Group: group.Group, Label: fmt.Sprintf("query heads %d-%d", group.Group*size, (group.Group+1)*size-1)}
+		if size == 1 {
+			row.Label = fmt.Sprintf("query head %d", group.Group)
+		}
+		for _, panel := range group.Panels {
+			row.Panels = append(row.Panels, heatmap.Panel{Head: panel.Head, Weights: panel.Weights})
+		}
+		figure.Rows = append(figure.Rows, row)
+	}
+	var image bytes.Buffer
+	if err := heatmap.Draw(&image, figure); err != nil {
+		return fmt.Errorf("draw %s: %w", e.flags.figure, err)
+	}
+	out, err := atomicfile.Create(e.flags.figure, int64(image.Len()))
+	if err != nil {
+		return err
+	}
+	if _, err := out.Write(image.Bytes()); err != nil {
+		return errors.Join(fmt.Errorf("write %s: %w", e.flags.figure, err), out.Abort())
+	}
+	return out.Commit()
+}
+
+// wrongChoice makes a head or a position that the job does not have a wrong use of the command.
+func wrongChoice(err error) error {
+	var choice *explain.ChoiceError
+	if errors.As(err, &choice) {
+		return usageError{err}
+	}
+	return err
+}
+
+// printComparison prints what MHA, the geometry's own attention, and MQA cost.
+func (a *app) printComparison(geometry *shard.Geometry, f planFlags) error {
+	dtype, err := tensor.ParseDType(strings.ToUpper(f.dtype))
+	if err != nil {
+		return usageError{err}
+	}
+	comparison, err := explain.Compare(geometry, f.dModel, f.context, dtype)
+	if err != nil {
+		return usageError{err}
+	}
+	if a.json() {
+		return a.printJSON(comparison)
+	}
+	return comparison.WriteTable(a.Out)
+}
+
+// integers reads whole numbers with commas between; nil for none.
+func integers(name, list string) ([]int64, error) {
+	if strings.TrimSpace(list) == "" {
+		return nil, nil
+	}
+	var numbers []int64
+	for _, word := range strings.Split(list, ",") {
+		n, err := strconv.ParseInt(strings.TrimSpace(word), 10, 64)
+		if err != nil {
+			return nil, usage("--%s: %q is no whole number", name, word)
+		}
+		numbers = append(numbers, n)
+	}
+	return numbers, nil
+}

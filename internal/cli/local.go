@@ -1,0 +1,84 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"headwater/internal/localcluster"
+)
+
+// Limits of a cluster on one machine: to come up, and to end by itself before it is killed.
+const (
+	localStart = time.Minute
+	localStop  = 30 * time.Second
+)
+
+// startLocal starts a cluster on this machine.
+func (a *app) startLocal(ctx context.Context, opts localcluster.Options) (*localcluster.Cluster, error) {
+	if opts.Memory == 0 {
+		all, err := memoryBudget()
+		if err != nil {
+			return nil, err
+		}
+		opts.Memory = all / int64(max(opts.Workers, 1))
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, localStart, fmt.Errorf("it did not come up within %s", localStart))
+	defer cancel()
+	return localcluster.Start(ctx, opts)
+}
+
+// stopLocal ends a cluster, also when the command was interrupted.
+func stopLocal(cluster *localcluster.Cluster) error {
+	ctx, cancel := context.WithTimeout(context.Background(), localStop)
+	defer cancel()
+	return cluster.Stop(ctx)
+}
+
+func (a *app) local() *cobra.Command {
+	var (
+		workers, threads int
+		memory           byteSize
+		data             string
+	)
+	cmd := &cobra.Command{
+		Use: "local", Short: "Run a cluster on this machine until Ctrl-C", Args: exactly(),
+		Long: "Run a coordinator and some workers as processes on this machine, on free ports of the loopback interface, until Ctrl-C.",
+		Example: `  coord local --workers 3
+  coord local --workers 3 --memory 2GiB --data-dir ./data`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if workers < 1 {
+				return usage("--workers is %d, must be at least 1", workers)
+			}
+			cluster, err := a.startLocal(cmd.Context(), localcluster.Options{Workers: workers, Memory: int64(memory), Threads: threads, DataDir: data, Log: a.Err})
+			if err != nil {
+				return err
+			}
+			if a.json() {
+				err = a.printJSON(map[string]any{"coordinator": cluster.Address(), "workers": cluster.Workers()})
+			} else {
+				_, err = fmt.Fprintf(a.Out, "%d workers and a coordinator at %s; Ctrl-C ends them\n\n  export HEADWATER_COORDINATOR=%[2]s\n  %s submit job.safetensors --out context.safetensors\n", cluster.Workers(), cluster.Address(), a.program)
+			}
+			if err == nil {
+				select {
+				case <-cmd.Context().Done():
+				case <-cluster.Done():
+					err = fmt.Errorf("the coordinator ended by itself")
+				}
+			}
+			if stopped := stopLocal(cluster); err == nil {
+				err = stopped
+			}
+			return err
+		},
+	}
+	flags := cmd.Flags()
+	flags.IntVar(&workers, "workers", 3, "number of workers")
+	flags.Var(&memory, "memory", "budget of each worker for keys, values and queries (default: an equal share of what one alone would take)")
+	flags.IntVar(&threads, "threads", 0, "kernel threads of each worker (default: all of the machine's)")
+	flags.StringVar(&data, "data-dir", "", "`folder` of the coordinator's jobs (default: a temporary one)")
+	flagOnly(flags, "workers", "data-dir")
+	return cmd
+}

@@ -1,0 +1,95 @@
+package cli
+
+import (
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/cheggaaa/pb/v3"
+
+	headwaterv1 "headwater/proto/headwater/v1"
+)
+
+// progress shows how far something is: a bar on a terminal, now and then a line elsewhere, nothing when quiet. It is used
+// by one goroutine.
+type progress struct {
+	out      io.Writer
+	terminal bool
+	quiet    bool
+
+	phase       string
+	bytes       bool
+	bar         *pb.ProgressBar
+	done, total int64
+	printed     time.Time
+}
+
+// lineEvery is how often a phase prints a line where there is no terminal.
+const lineEvery = 5 * time.Second
+
+const barTemplate = `{{string . "phase"}} {{bar . }} {{counters . }} {{percent . }} {{rtime . "%s"}}`
+
+func (a *app) progress(quiet bool) *progress {
+	return &progress{out: a.Err, terminal: terminal(a.Err), quiet: quiet}
+}
+
+// show says how much of a phase is done, in bytes or in answers; total 0 is a phase without measure.
+func (p *progress) show(phase string, done, total int64, bytes bool) {
+	if p.quiet || phase == "" {
+		return
+	}
+	if phase != p.phase || total != p.total {
+		p.end()
+		p.phase, p.total, p.bytes, p.printed = phase, total, bytes, time.Now()
+		if p.terminal {
+			p.bar = pb.New64(total).SetTemplateString(barTemplate).SetWriter(p.out).Set("phase", phase).Set(pb.Bytes, bytes).Start()
+		}
+	}
+	p.done = done
+	switch {
+	case p.bar != nil:
+		p.bar.SetCurrent(done)
+	case !p.terminal && time.Since(p.printed) >= lineEvery:
+		p.printed = time.Now()
+		p.line()
+	}
+}
+
+// end finishes the phase.
+func (p *progress) end() {
+	switch {
+	case p.bar != nil:
+		p.bar.Finish()
+		p.bar = nil
+	case p.phase != "" && !p.terminal:
+		p.line()
+	}
+	p.phase = ""
+}
+
+func (p *progress) line() {
+	switch {
+	case p.total == 0:
+		fmt.Fprintln(p.out, p.phase)
+	case p.bytes:
+		fmt.Fprintf(p.out, "%s: %s of %s\n", p.phase, sizeOf(p.done), sizeOf(p.total))
+	default:
+		fmt.Fprintf(p.out, "%s: %d of %d\n", p.phase, p.done, p.total)
+	}
+}
+
+// job shows a job's progress as the coordinator tells it.
+func (p *progress) job(job *headwaterv1.Job) {
+	at := job.GetProgress()
+	switch {
+	case job.GetState() == headwaterv1.JobState_JOB_STATE_QUEUED:
+		p.show("queued", 0, 0, false)
+	case at == nil || at.GetUnitsDone() == 0 && at.GetLoadBytes() == 0 || job.GetState() == headwaterv1.JobState_JOB_STATE_UPLOADING:
+	case at.GetUnitsDone() == 0 && at.GetLoadBytes() > 0:
+		p.show("loading workers", int64(at.GetLoadedBytes()), int64(at.GetLoadBytes()), true)
+	case at.GetUnits() > 0:
+		p.show("attending", int64(at.GetUnitsDone()), int64(at.GetUnits()), false)
+	default:
+		p.show(at.GetPhase(), 0, 0, false)
+	}
+}

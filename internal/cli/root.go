@@ -1,0 +1,211 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"syscall"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+	"golang.org/x/term"
+)
+
+// Version is the program's version. The linker sets it; without, it is the module's.
+var Version = func() string {
+	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
+		return info.Main.Version
+	}
+	return "(devel)"
+}()
+
+// Streams are where a program reads and writes.
+type Streams struct {
+	In       io.Reader
+	Out, Err io.Writer
+}
+
+// app is one invocation.
+type app struct {
+	Streams
+	program string
+	global  globalFlags
+}
+
+type globalFlags struct {
+	config    string
+	output    string
+	logFormat string
+	logLevel  string
+}
+
+// Coord runs the program coord and returns its exit code.
+func Coord(args []string, streams Streams) int {
+	a := &app{Streams: streams, program: "coord"}
+	return a.run(a.coord(), args)
+}
+
+// coord is the command tree of coord. It has every setting of both programs, since a worker runs in it as well.
+func (a *app) coord() *cobra.Command {
+	root := a.root("Distributed grouped-query attention: the coordinator and its client",
+		`  coord local --workers 3 &
+  coord submit job.safetensors --out context.safetensors
+  coord jobs list`)
+	worker := group("worker", "Run a worker", "  coord worker serve", a.serveWorker())
+	worker.Hidden = true
+	root.AddCommand(a.serveCoordinator(), a.submit(), a.jobs(), a.status(), a.plan(), a.explain(), a.local(), a.diff(), a.check(), worker)
+	return root
+}
+
+// Worker runs the program worker and returns its exit code.
+func Worker(args []string, streams Streams) int {
+	a := &app{Streams: streams, program: "worker"}
+	root := a.root("Distributed grouped-query attention: a worker, which holds keys and values and attends over them",
+		`  worker serve --join 127.0.0.1:7610`)
+	root.AddCommand(a.serveWorker())
+	return a.run(root, args)
+}
+
+// root makes a program's top command with what all commands share.
+func (a *app) root(short, example string) *cobra.Command {
+	root := &cobra.Command{
+		Use:     a.program,
+		Short:   short,
+		Long:    short + ".\n\nEvery flag can be set by HEADWATER_<FLAG> in the environment and by a key of the configuration file (YAML, --config);\nflags win over the environment, the environment over the file.\n\n" + exitHelp,
+		Example: example,
+		Version: Version,
+		// Errors are printed once, by run.
+		SilenceErrors:     true,
+		SilenceUsage:      true,
+		CompletionOptions: cobra.CompletionOptions{DisableDefaultCmd: true},
+		Args:              needSubcommand,
+		RunE:              func(*cobra.Command, []string) error { return nil },
+		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error { return a.configure(cmd) },
+	}
+	flags := root.PersistentFlags()
+	flags.StringVar(&a.global.config, "config", "", "configuration `file` (YAML): keys are the flags' names")
+	choice(root, flags, &a.global.output, "output", "table", "how results are printed", "table", "json")
+	choice(root, flags, &a.global.logFormat, "log-format", "text", "how logs are printed", "text", "json")
+	choice(root, flags, &a.global.logLevel, "log-level", "info", "least level that is logged", "debug", "info", "warn", "error")
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	root.SetIn(a.In)
+	root.SetOut(a.Out)
+	root.SetErr(a.Err)
+	root.AddCommand(a.completion())
+	return root
+}
+
+// run executes the command line until it is done or a signal comes; a second signal ends the process at once.
+func (a *app) run(root *cobra.Command, args []string) int {
+	root.InitDefaultHelpCmd()
+	for _, cmd := range root.Commands() {
+		if cmd.Name() == "help" {
+			cmd.Example = fmt.Sprintf("  %s help completion", a.program)
+		}
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	context.AfterFunc(ctx, stop)
+	root.SetArgs(args)
+	cmd, err := root.ExecuteContextC(ctx)
+	if err == nil {
+		return ExitOK
+	}
+	fmt.Fprintln(a.Err, line(a.program, err))
+	code := exitCode(err)
+	if code == ExitUsage {
+		fmt.Fprintf(a.Err, "%s: see %s --help\n", a.program, cmd.CommandPath())
+	}
+	return code
+}
+
+// group makes a command that only has subcommands.
+func group(use, short, example string, subcommands ...*cobra.Command) *cobra.Command {
+	cmd := &cobra.Command{Use: use, Short: short, Example: example, Args: needSubcommand, RunE: func(*cobra.Command, []string) error { return nil }}
+	cmd.AddCommand(subcommands...)
+	return cmd
+}
+
+func needSubcommand(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return usage("%s needs a command", cmd.CommandPath())
+	}
+	return usage("unknown command %q for %s", args[0], cmd.CommandPath())
+}
+
+// exactly demands named arguments.
+func exactly(names ...string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		switch {
+		case len(args) < len(names):
+			return usage("%s: argument %s is missing", cmd.CommandPath(), names[len(args)])
+		case len(args) > len(names):
+			return usage("%s: argument %q is one too many", cmd.CommandPath(), args[len(names)])
+		}
+		return nil
+	}
+}
+
+// choiceValue is a flag that takes one of a few words.
+type choiceValue struct {
+	to      *string
+	allowed []string
+}
+
+func (v choiceValue) String() string {
+	if v.to == nil {
+		return ""
+	}
+	return *v.to
+}
+func (v choiceValue) Type() string { return "word" }
+func (v choiceValue) Set(s string) error {
+	for _, word := range v.allowed {
+		if s == word {
+			*v.to = s
+			return nil
+		}
+	}
+	return fmt.Errorf("want one of %v", v.allowed)
+}
+
+// choice adds a flag that takes one of a few words, with their completion.
+func choice(cmd *cobra.Command, flags *pflag.FlagSet, to *string, name, value, help string, allowed ...string) {
+	*to = value
+	flags.Var(choiceValue{to, allowed}, name, fmt.Sprintf("%s: one of %v", help, allowed))
+	// The only error is a second registration of the same flag.
+	_ = cmd.RegisterFlagCompletionFunc(name, cobra.FixedCompletions(allowed, cobra.ShellCompDirectiveNoFileComp))
+}
+
+func (a *app) completion() *cobra.Command {
+	return &cobra.Command{
+		Use:   "completion bash|zsh|fish|powershell",
+		Short: "Print the script that completes commands and flags in a shell",
+		Example: fmt.Sprintf(`  source <(%[1]s completion bash)
+  %[1]s completion zsh > "${fpath[1]}/_%[1]s"`, a.program),
+		ValidArgs: []string{"bash", "zsh", "fish", "powershell"},
+		Args:      exactly("SHELL"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			switch root := cmd.Root(); args[0] {
+			case "bash":
+				return root.GenBashCompletionV2(a.Out, true)
+			case "zsh":
+				return root.GenZshCompletion(a.Out)
+			case "fish":
+				return root.GenFishCompletion(a.Out, true)
+			case "powershell":
+				return root.GenPowerShellCompletionWithDesc(a.Out)
+			}
+			return usage("unknown shell %q: want bash, zsh, fish or powershell", args[0])
+		},
+	}
+}
+
+// terminal tells whether a stream is one.
+func terminal(stream any) bool {
+	f, ok := stream.(*os.File)
+	return ok && term.IsTerminal(int(f.Fd()))
+}

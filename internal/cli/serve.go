@@ -1,0 +1,343 @@
+package cli
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/health"
+
+	"headwater/coordinator"
+	"headwater/internal/localcluster"
+	"headwater/membership"
+	headwaterv1 "headwater/proto/headwater/v1"
+	"headwater/protocol"
+	"headwater/worker"
+)
+
+const (
+	coordinatorListen = ":7600"
+	coordinatorGossip = ":7610"
+	workerListen      = ":7601"
+	workerGossip      = ":7611"
+	// drainTimeout is how long a stopping process waits for what it has accepted.
+	drainTimeout = 25 * time.Second
+)
+
+// endpointFlags say where a process listens and how others find it.
+type endpointFlags struct {
+	name            string
+	listen          string
+	advertise       string
+	gossip          string
+	gossipAdvertise string
+	join            []string
+	readyFD         int
+}
+
+func (e *endpointFlags) flags(flags *pflag.FlagSet, listen, gossip string) {
+	flags.StringVar(&e.name, "name", "", "name in the cluster, a DNS label (default: the host's name)")
+	flags.StringVar(&e.listen, "listen", listen, "`host:port` of the gRPC service; port 0 takes a free one")
+	flags.StringVar(&e.advertise, "advertise", "", "`host` or host:port under which others reach the gRPC service (default: the address listened on)")
+	flags.StringVar(&e.gossip, "gossip", gossip, "`host:port` of gossip, over TCP and UDP; empty: no gossip")
+	flags.StringVar(&e.gossipAdvertise, "gossip-advertise", "", "`host` or host:port under which others reach gossip (default: the address bound)")
+	flags.StringSliceVar(&e.join, "join", nil, "gossip addresses of others, `host:port,…`")
+	flags.IntVar(&e.readyFD, localcluster.ReadyFlag, 0, "file descriptor that is told when the process serves")
+	_ = flags.MarkHidden(localcluster.ReadyFlag) // it is there
+	flagOnly(flags, localcluster.ReadyFlag)
+}
+
+var notInLabel = regexp.MustCompile(`[^a-z0-9-]+`)
+
+// self is the name to serve under.
+func (e *endpointFlags) self() (string, error) {
+	if e.name != "" {
+		return e.name, nil
+	}
+	host, err := os.Hostname()
+	if err != nil {
+		return "", usage("--name is missing, and the host has none: %w", err)
+	}
+	host, _, _ = strings.Cut(strings.ToLower(host), ".")
+	return strings.Trim(notInLabel.ReplaceAllString(host, "-"), "-"), nil
+}
+
+// address is what others dial: what is advertised, with the port that is listened on where it names none.
+func (e *endpointFlags) address(listening net.Addr) (string, error) {
+	host, port, err := net.SplitHostPort(listening.String())
+	if err != nil {
+		return "", err
+	}
+	if e.advertise != "" {
+		if _, _, err := net.SplitHostPort(e.advertise); err == nil {
+			return e.advertise, nil
+		}
+		return net.JoinHostPort(strings.Trim(e.advertise, "[]"), port), nil
+	}
+	if ip := net.ParseIP(host); ip != nil && !ip.IsUnspecified() {
+		return net.JoinHostPort(host, port), nil
+	}
+	// The source address of a route to elsewhere; nothing is sent.
+	conn, err := net.Dial("udp", "192.0.2.1:9")
+	if err != nil {
+		return net.JoinHostPort("127.0.0.1", port), nil
+	}
+	defer conn.Close()
+	own, _, err := net.SplitHostPort(conn.LocalAddr().String())
+	if err != nil {
+		return "", err
+	}
+	return net.JoinHostPort(own, port), nil
+}
+
+// ready tells the parent that waits on the pipe.
+func (e *endpointFlags) ready(r localcluster.Ready) error {
+	if e.readyFD == 0 {
+		return nil
+	}
+	pipe := os.NewFile(uintptr(e.readyFD), "ready")
+	if pipe == nil {
+		return usage("--%s: %d is no file descriptor", localcluster.ReadyFlag, e.readyFD)
+	}
+	return errors.Join(json.NewEncoder(pipe).Encode(r), pipe.Close())
+}
+
+// view joins the gossip, or follows the list.
+func (e *endpointFlags) view(ctx context.Context, self membership.Member, static string, log *slog.Logger) (membership.View, error) {
+	switch {
+	case static != "":
+		members, err := membership.ParseStatic(static)
+		if err != nil {
+			return nil, usage("--workers: %w", err)
+		}
+		return membership.Static(members), nil
+	case e.gossip == "":
+		return membership.Static(nil), nil
+	}
+	return membership.Gossip(ctx, membership.GossipConfig{Self: self, Bind: e.gossip, Advertise: e.gossipAdvertise, Seeds: e.join, Logger: log})
+}
+
+// service is a process that serves until its context ends.
+type service struct {
+	log    *slog.Logger
+	server *grpc.Server
+	health *health.Server
+	view   membership.View
+}
+
+// serve answers calls until ctx ends; then it says so, lets drain end what was accepted, leaves and stops.
+func (s *service) serve(ctx context.Context, listener net.Listener, drain func(context.Context) error) error {
+	served := make(chan error, 1)
+	go func() { served <- s.server.Serve(listener) }()
+	var err error
+	select {
+	case err = <-served:
+		served <- nil
+	case <-ctx.Done():
+	}
+	s.log.Info("stopping")
+	s.health.Shutdown()
+	within, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
+	defer cancel()
+	// Those who look for it should know before they are refused.
+	err = errors.Join(err, s.view.Close(within), drain(within))
+	stopped := context.AfterFunc(within, s.server.Stop)
+	s.server.GracefulStop()
+	stopped()
+	return errors.Join(err, <-served)
+}
+
+func (a *app) serveCoordinator() *cobra.Command {
+	var (
+		at      endpointFlags
+		workers string
+		config  coordinator.Config
+		keep    byteSize = coordinator.DefaultKeepBytes
+		block   byteSize = protocol.BlockBytes
+	)
+	cmd := &cobra.Command{
+		Use: "serve", Short: "Run a coordinator", Args: exactly(),
+		Long: "Run a coordinator: it takes jobs, keeps them in its data folder, and runs them on the workers that gossip shows, or on\n" +
+			"those of a list.",
+		Example: `  coord serve --data-dir /var/lib/headwater
+  coord serve --workers a=10.0.0.1:7601,b=10.0.0.2:7601`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			config.KeepBytes, config.BlockBytes = int64(keep), int(block)
+			return a.runCoordinator(cmd.Context(), at, workers, config)
+		},
+	}
+	flags := cmd.Flags()
+	at.flags(flags, coordinatorListen, coordinatorGossip)
+	flags.StringVar(&workers, "workers", "", "a list of workers instead of gossip, `name=host:port,…`")
+	flags.StringVar(&config.DataDir, "data-dir", "headwater-data", "`folder` of jobs and results")
+	flags.DurationVar(&config.WorkerWait, "worker-wait", coordinator.DefaultWorkerWait, "how long a job waits for a worker that answers")
+	flags.DurationVar(&config.Deadline, "max-duration", coordinator.DefaultDeadline, "longest time that a job may run")
+	flags.IntVar(&config.KeepJobs, "keep-jobs", coordinator.DefaultKeepJobs, "ended jobs that are kept with their results")
+	flags.DurationVar(&config.KeepFor, "keep-for", coordinator.DefaultKeepFor, "time that ended jobs are kept")
+	flags.Var(&keep, "keep-bytes", "bytes of results that are kept")
+	flags.Var(&block, "block", "size to which keys and values are cut on their way to workers; results do not depend on it")
+	return cmd
+}
+
+func (a *app) runCoordinator(ctx context.Context, at endpointFlags, workers string, config coordinator.Config) (err error) {
+	name, err := at.self()
+	if err != nil {
+		return err
+	}
+	log := a.logger().With("coordinator", name)
+	listener, err := net.Listen("tcp", at.listen)
+	if err != nil {
+		return fmt.Errorf("listen: %w", err)
+	}
+	address, err := at.address(listener.Addr())
+	if err != nil {
+		return errors.Join(err, listener.Close())
+	}
+	view, err := at.view(ctx, membership.Member{Name: name, Boot: uuid.New(), Role: membership.RoleCoordinator, Address: address, Version: Version}, workers, log)
+	if err != nil {
+		return errors.Join(err, listener.Close())
+	}
+	config.Name, config.Version, config.View, config.Logger = name, Version, view, log
+	c, err := coordinator.Open(config)
+	if err != nil {
+		return errors.Join(err, view.Close(ctx), listener.Close())
+	}
+	server := grpc.NewServer(protocol.ServerOptions()...)
+	c.Register(server)
+	s := &service{log: log, server: server, view: view, health: protocol.Register(server, headwaterv1.CoordinatorService_ServiceDesc.ServiceName)}
+	// Should running jobs fail, for the disk's sake, so does the process: it would take jobs that never run.
+	ctx, stop := context.WithCancelCause(ctx)
+	running, end := context.WithCancel(context.WithoutCancel(ctx))
+	ran := make(chan error, 1)
+	go func() {
+		err := c.Run(running)
+		stop(err)
+		ran <- err
+	}()
+	log.Info("serving", "address", address, "gossip", membership.GossipAddr(view), "data", config.DataDir)
+	if err := at.ready(localcluster.Ready{Name: name, Address: address, Gossip: membership.GossipAddr(view)}); err != nil {
+		log.Warn("the parent was not told", "error", err)
+	}
+	err = s.serve(ctx, listener, func(context.Context) error {
+		end()
+		return <-ran
+	})
+	end()
+	return errors.Join(err, c.Close())
+}
+
+func (a *app) serveWorker() *cobra.Command {
+	var (
+		at      endpointFlags
+		memory  byteSize
+		threads int
+		weight  int
+	)
+	cmd := &cobra.Command{
+		Use: "serve", Short: "Run a worker", Args: exactly(),
+		Long: "Run a worker: it holds keys and values of whole KV groups in its memory, and attends over them.",
+		Example: `  worker serve --join coordinator.example:7610
+  worker serve --name a --gossip "" --listen 10.0.0.1:7601 --memory 64GiB`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return a.runWorker(cmd.Context(), at, int64(memory), threads, weight)
+		},
+	}
+	flags := cmd.Flags()
+	at.flags(flags, workerListen, workerGossip)
+	flags.Var(&memory, "memory", "budget for keys, values and queries: 4GiB, 512MiB (default: three quarters of the machine's or the container's)")
+	flags.IntVar(&threads, "threads", 0, "threads that kernels use at once (default: as many as the machine or the container has)")
+	flags.IntVar(&weight, "weight", 1, "share of the groups that this worker gets, beside the other workers' weights")
+	return cmd
+}
+
+func (a *app) runWorker(ctx context.Context, at endpointFlags, memory int64, threads, weight int) error {
+	name, err := at.self()
+	if err != nil {
+		return err
+	}
+	log := a.logger().With("worker", name)
+	if memory == 0 {
+		if memory, err = memoryBudget(); err != nil {
+			return err
+		}
+	}
+	boot := uuid.New()
+	w, err := worker.New(worker.Config{Name: name, Boot: boot, Version: Version, Weight: weight, Budget: memory, Threads: cmp.Or(threads, runtime.GOMAXPROCS(0)), Logger: log})
+	if err != nil {
+		return usageError{err}
+	}
+	listener, err := net.Listen("tcp", at.listen)
+	if err != nil {
+		return fmt.Errorf("listen: %w", err)
+	}
+	address, err := at.address(listener.Addr())
+	if err != nil {
+		return errors.Join(err, listener.Close())
+	}
+	view, err := at.view(ctx, membership.Member{Name: name, Boot: boot, Role: membership.RoleWorker, Address: address, Version: Version, Weight: weight}, "", log)
+	if err != nil {
+		return errors.Join(err, listener.Close())
+	}
+	server := grpc.NewServer(protocol.ServerOptions()...)
+	w.Register(server)
+	s := &service{log: log, server: server, view: view, health: protocol.Register(server, headwaterv1.WorkerService_ServiceDesc.ServiceName)}
+	log.Info("serving", "address", address, "gossip", membership.GossipAddr(view), "memory", sizeOf(memory))
+	if err := at.ready(localcluster.Ready{Name: name, Address: address, Gossip: membership.GossipAddr(view)}); err != nil {
+		log.Warn("the parent was not told", "error", err)
+	}
+	return s.serve(ctx, listener, w.Drain)
+}
+
+// memoryBudget is three quarters of the memory that the process may use: the machine's, or its control group's limit.
+func memoryBudget() (int64, error) {
+	text, err := os.ReadFile("/proc/meminfo")
+	if err != nil {
+		return 0, usage("--memory is missing, and the machine does not say how much it has: %w", err)
+	}
+	var total int64
+	for line := range strings.Lines(string(text)) {
+		if strings.HasPrefix(line, "MemTotal:") {
+			if _, err := fmt.Sscanf(line, "MemTotal: %d kB", &total); err != nil {
+				return 0, usage("--memory is missing, and /proc/meminfo reads %q", strings.TrimSpace(line))
+			}
+			total <<= 10
+		}
+	}
+	// Control groups, version 2 (Documentation/admin-guide/cgroup-v2.rst): the limits of the group and of those above it.
+	own, err := os.ReadFile("/proc/self/cgroup")
+	if err == nil {
+		for line := range strings.Lines(string(own)) {
+			path, ok := strings.CutPrefix(strings.TrimSpace(line), "0::")
+			for ok {
+				var limit int64
+				if text, err := os.ReadFile(filepath.Join("/sys/fs/cgroup", path, "memory.max")); err == nil {
+					if _, err := fmt.Sscan(string(text), &limit); err == nil && limit > 0 {
+						total = min(total, limit)
+					}
+				}
+				if path == "/" || path == "." || path == "" {
+					break
+				}
+				path = filepath.Dir(path)
+			}
+		}
+	}
+	if total == 0 {
+		return 0, usage("--memory is missing, and the machine does not say how much it has")
+	}
+	return total / 4 * 3, nil
+}

@@ -1,0 +1,251 @@
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"headwater/client"
+	"headwater/internal/atomicfile"
+	"headwater/internal/localcluster"
+	"headwater/job"
+	headwaterv1 "headwater/proto/headwater/v1"
+)
+
+// submitFlags are what submit is told.
+type submitFlags struct {
+	at       remote
+	options  optionFlags
+	codec    string
+	key      string
+	deadline time.Duration
+	out      string
+	explain  int
+	figure   string
+	local    int
+	detach   bool
+	quiet    bool
+}
+
+// optionFlags are the flags that override the job file's options, under the same names.
+type optionFlags struct {
+	causal                  bool
+	offset                  int64
+	windowLeft, windowRight int64
+	scale, softcap          float32
+	alibiSlopes, sinks      string
+	kvLen                   int64
+}
+
+func (o *optionFlags) flags(flags *pflag.FlagSet) {
+	flags.BoolVar(&o.causal, "causal", false, "queries see no later position")
+	flags.Int64Var(&o.offset, "offset", 0, "position of the first query (default: kv_len - tokens)")
+	flags.Int64Var(&o.windowLeft, "window-left", -1, "positions seen before the own one, -1 is unbounded")
+	flags.Int64Var(&o.windowRight, "window-right", -1, "positions seen after the own one, -1 is unbounded")
+	flags.Float32Var(&o.scale, "scale", 0, "factor of the scores (default: 1/sqrt(head_dim))")
+	flags.Float32Var(&o.softcap, "softcap", 0, "cap of the scores, 0 is off")
+	flags.StringVar(&o.alibiSlopes, "alibi-slopes", "", "ALiBi `slopes`, one for each query head: 0.5,0.25")
+	flags.StringVar(&o.sinks, "sinks", "", "attention sinks, one `logit` for each query head: 0.1,0.2")
+	flags.Int64Var(&o.kvLen, "kv-len", 0, "positions that queries may see (default: all)")
+	flagOnly(flags, "causal", "offset", "window-left", "window-right", "scale", "softcap", "alibi-slopes", "sinks", "kv-len")
+}
+
+// overrides is the JSON of the options that were given; empty when there are none.
+func (o *optionFlags) overrides(flags *pflag.FlagSet) ([]byte, error) {
+	var given job.Options
+	if flags.Changed("causal") {
+		given.Causal = &o.causal
+	}
+	if flags.Changed("offset") {
+		given.Offset = &o.offset
+	}
+	if flags.Changed("window-left") {
+		given.WindowLeft = &o.windowLeft
+	}
+	if flags.Changed("window-right") {
+		given.WindowRight = &o.windowRight
+	}
+	if flags.Changed("scale") {
+		given.Scale = &o.scale
+	}
+	if flags.Changed("softcap") {
+		given.Softcap = &o.softcap
+	}
+	if flags.Changed("kv-len") {
+		given.KVLen = &o.kvLen
+	}
+	var err error
+	if given.AlibiSlopes, err = floats(flags, "alibi-slopes", o.alibiSlopes); err != nil {
+		return nil, err
+	}
+	if given.Sinks, err = floats(flags, "sinks", o.sinks); err != nil {
+		return nil, err
+	}
+	text, err := json.Marshal(given)
+	if err != nil {
+		// NaN and infinities have no JSON.
+		return nil, usage("options: a number is not finite")
+	}
+	if string(text) == "{}" {
+		return nil, nil
+	}
+	return text, nil
+}
+
+// floats reads numbers with commas between; nil when the flag was not given, none when it is empty.
+func floats(flags *pflag.FlagSet, name, list string) ([]float32, error) {
+	if !flags.Changed(name) {
+		return nil, nil
+	}
+	numbers := []float32{}
+	if strings.TrimSpace(list) == "" {
+		return numbers, nil
+	}
+	for i, word := range strings.Split(list, ",") {
+		n, err := strconv.ParseFloat(strings.TrimSpace(word), 32)
+		if err != nil {
+			return nil, usage("--%s: number %d, %q, is no float32", name, i, word)
+		}
+		numbers = append(numbers, float32(n))
+	}
+	return numbers, nil
+}
+
+var codecs = map[string]headwaterv1.ContextCodec{
+	"exact": headwaterv1.ContextCodec_CONTEXT_CODEC_EXACT,
+	"bf16":  headwaterv1.ContextCodec_CONTEXT_CODEC_BF16,
+	"f16":   headwaterv1.ContextCodec_CONTEXT_CODEC_F16,
+}
+
+func (a *app) submit() *cobra.Command {
+	var f submitFlags
+	cmd := &cobra.Command{
+		Use: "submit JOB", Short: "Run a job file and fetch its result", Args: exactly("JOB"),
+		Long: "Submit a job file (safetensors, the index of a sharded one, or npz; docs/job-file.md), wait for its end, fetch the\n" +
+			"result and print a summary. Options given here override the file's. The job goes on when this command is interrupted.\n\n" + exitHelp,
+		Example: `  coord submit job.safetensors --out context.safetensors
+  coord submit job.npz --causal --window-left 4095 --out context.safetensors
+  coord submit job.safetensors --local 3 --explain 5
+  coord submit job.safetensors --key nightly-7 --detach`,
+		RunE: func(cmd *cobra.Command, args []string) error { return a.runSubmit(cmd, args[0], f) },
+	}
+	flags := cmd.Flags()
+	f.at.flags(flags)
+	f.options.flags(flags)
+	choice(cmd, flags, &f.codec, "codec", "exact", "codec of the contexts on the wire, bf16 and f16 being lossy", "exact", "bf16", "f16")
+	flags.StringVar(&f.key, "key", "", "the same `key` with the same content is the same job")
+	flags.DurationVar(&f.deadline, "deadline", 0, "longest time that the job may run (default: the coordinator's limit)")
+	flags.StringVarP(&f.out, "out", "o", "", "`file` to write the result to (default: it stays with the coordinator)")
+	flags.IntVar(&f.explain, "explain", 0, "print the top `N` matched positions of some heads")
+	flags.StringVar(&f.figure, "figure", "", "PNG `file` to write heat maps of the attention to")
+	flags.IntVar(&f.local, "local", 0, "run on a cluster of `N` workers on this machine, for this job only")
+	flags.BoolVar(&f.detach, "detach", false, "do not wait for the job's end")
+	flags.BoolVarP(&f.quiet, "quiet", "q", false, "show no progress")
+	flagOnly(flags, "key", "out", "explain", "figure", "local", "detach")
+	return cmd
+}
+
+func (a *app) runSubmit(cmd *cobra.Command, path string, f submitFlags) (err error) {
+	ctx := cmd.Context()
+	overrides, err := f.options.overrides(cmd.Flags())
+	if err != nil {
+		return err
+	}
+	switch {
+	case f.deadline < 0:
+		return usage("--deadline is %s, must not be negative", f.deadline)
+	case f.detach && (f.out != "" || f.local != 0):
+		return usage("--detach leaves the result with the coordinator: no --out and no --local with it")
+	case cmd.Flags().Changed("local") && f.local < 1:
+		return usage("--local is %d, must be at least 1", f.local)
+	case f.local != 0 && cmd.Flags().Changed("coordinator"):
+		return usage("--local starts a coordinator of its own: no --coordinator with it")
+	case f.explain < 0:
+		return usage("--explain is %d, must not be negative", f.explain)
+	}
+	for _, out := range []string{f.out, f.figure} {
+		if err := writable(out); err != nil {
+			return err
+		}
+	}
+	var told *explanation
+	if f.explain > 0 || f.figure != "" {
+		// Before the job runs, so that a mistake costs nothing.
+		if told, err = openExplanation(path, overrides, explainFlags{layer: -1, top: f.explain, figure: f.figure}); err != nil {
+			return err
+		}
+		defer told.close()
+	}
+	if f.local != 0 {
+		cluster, err := a.startLocal(ctx, localcluster.Options{Workers: f.local})
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, stopLocal(cluster)) }()
+		f.at.address = cluster.Address()
+	}
+	var done *headwaterv1.Job
+	err = f.at.with(ctx, func(ctx context.Context, c *client.Client) error {
+		done, err = a.submitTo(ctx, c, path, overrides, f)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	if err := a.printJob(done, f.out); err != nil || told == nil {
+		return err
+	}
+	if f.explain > 0 && !a.json() {
+		fmt.Fprintln(a.Out)
+	}
+	return a.printExplanation(ctx, told)
+}
+
+// submitTo submits, waits, and fetches.
+func (a *app) submitTo(ctx context.Context, c *client.Client, path string, overrides []byte, f submitFlags) (*headwaterv1.Job, error) {
+	// An unreachable coordinator is found before the whole file is read for its hash.
+	if _, err := c.Status(ctx); err != nil {
+		return nil, err
+	}
+	bar := a.progress(f.quiet)
+	defer bar.end()
+	taken, err := c.Submit(ctx, client.SubmitOptions{
+		Path: path, Key: f.key, Overrides: overrides, Codec: codecs[f.codec], Deadline: f.deadline,
+		Hashed: func(done, total int64) { bar.show("hashing", done, total, true) },
+		Sent:   func(done, total int64) { bar.show("uploading", done, total, true) },
+	})
+	if err != nil || f.detach {
+		return taken, err
+	}
+	ended, err := c.Wait(ctx, taken.GetId(), bar.job)
+	if err != nil {
+		if ctx.Err() != nil && f.local == 0 {
+			bar.end()
+			fmt.Fprintf(a.Err, "job %s goes on: coord jobs watch %s, coord jobs cancel %s\n", taken.GetId(), taken.GetId(), taken.GetId())
+		}
+		return nil, err
+	}
+	if f.out == "" {
+		return ended, nil
+	}
+	return c.Download(ctx, taken.GetId(), f.out, func(done, total int64) { bar.show("fetching", done, total, true) })
+}
+
+// writable finds out whether a file can be written, before work is done for it.
+func writable(path string) error {
+	if path == "" {
+		return nil
+	}
+	file, err := atomicfile.Create(path, 0)
+	if err != nil {
+		return err
+	}
+	return file.Abort()
+}

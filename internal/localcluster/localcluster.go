@@ -1,0 +1,223 @@
+// Package localcluster runs a coordinator and some workers as processes on this machine, for as long as they are wanted:
+// for one job, until Ctrl-C, or in tests, which can kill them.
+//
+// The processes are the program itself, by its commands "serve" and "worker serve". They listen on free ports of the
+// loopback interface, and tell theirs as one line of JSON on an inherited pipe. Start returns when the coordinator sees
+// every worker answer. None outlives its parent, even one that is killed: the kernel then kills them (on Linux).
+package localcluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"time"
+
+	"headwater/client"
+)
+
+// Options say what to start. Zero values are the defaults.
+type Options struct {
+	Workers         int       // at least 1
+	Memory          int64     // budget of each worker in bytes; 0: the worker's default
+	Threads         int       // kernel threads of each worker; 0: the worker's default
+	Command         []string  // the program coord; default: the running executable
+	CoordinatorArgs []string  // more flags of "serve"
+	WorkerArgs      []string  // more flags of "worker serve"
+	DataDir         string    // the coordinator's; default: a temporary folder, removed by Stop
+	Log             io.Writer // where the processes' stderr goes, from several goroutines unless it is an *os.File; nil: nowhere
+}
+
+// Cluster is a running cluster. Its methods are for one goroutine at a time.
+type Cluster struct {
+	opts        Options
+	spawn       *spawner
+	temporary   string // data folder to remove; empty when it is the caller's
+	coordinator *process
+	workers     []*process
+	address     string // the coordinator's gRPC and gossip addresses, kept over its restarts
+	gossip      string
+}
+
+// pollEvery is how often Start looks whether the workers have been found: nothing tells.
+const pollEvery = 20 * time.Millisecond
+
+// Start starts a cluster and waits until it can work. The context bounds the start alone; Stop ends the cluster.
+func Start(ctx context.Context, opts Options) (_ *Cluster, err error) {
+	if opts.Workers < 1 {
+		return nil, fmt.Errorf("start a local cluster: %d workers, must be at least 1", opts.Workers)
+	}
+	if len(opts.Command) == 0 {
+		self, err := os.Executable()
+		if err != nil {
+			return nil, fmt.Errorf("start a local cluster: find the own executable: %w", err)
+		}
+		opts.Command = []string{self}
+	}
+	c := &Cluster{opts: opts, address: "127.0.0.1:0", gossip: "127.0.0.1:0"}
+	if c.opts.DataDir == "" {
+		if c.temporary, err = os.MkdirTemp("", "headwater-local-"); err != nil {
+			return nil, fmt.Errorf("start a local cluster: %w", err)
+		}
+		c.opts.DataDir = c.temporary
+	}
+	c.spawn = newSpawner()
+	defer func() {
+		if err != nil {
+			c.killAll()
+			err = errors.Join(fmt.Errorf("start a local cluster: %w", err), c.release())
+		}
+	}()
+	if err := c.startCoordinator(ctx); err != nil {
+		return nil, err
+	}
+	for range opts.Workers {
+		if err := c.startWorker(); err != nil {
+			return nil, err
+		}
+	}
+	for _, w := range c.workers {
+		if err := w.awaitReady(ctx); err != nil {
+			return nil, err
+		}
+	}
+	return c, c.AwaitWorkers(ctx)
+}
+
+// Address is the coordinator's host:port.
+func (c *Cluster) Address() string { return c.address }
+
+// Workers is the number of workers that were started.
+func (c *Cluster) Workers() int { return len(c.workers) }
+
+// Name is the name of a worker, from 0: w1 is the first.
+func (c *Cluster) Name(worker int) string { return c.workers[worker].name }
+
+// Process is the id of a worker's process; that of the coordinator's for -1.
+func (c *Cluster) Process(worker int) int {
+	if worker < 0 {
+		return c.coordinator.cmd.Process.Pid
+	}
+	return c.workers[worker].cmd.Process.Pid
+}
+
+// Done is closed when the coordinator's process ends.
+func (c *Cluster) Done() <-chan struct{} { return c.coordinator.done }
+
+// Kill ends a worker as kill -9 does, and waits for its process.
+func (c *Cluster) Kill(worker int) { c.workers[worker].kill() }
+
+// KillCoordinator ends the coordinator as kill -9 does, and waits for its process.
+func (c *Cluster) KillCoordinator() { c.coordinator.kill() }
+
+// RestartCoordinator starts a coordinator that was killed again, on its old ports and data.
+func (c *Cluster) RestartCoordinator(ctx context.Context) error {
+	if err := c.startCoordinator(ctx); err != nil {
+		return fmt.Errorf("restart the coordinator: %w", err)
+	}
+	return nil
+}
+
+func (c *Cluster) startCoordinator(ctx context.Context) error {
+	args := []string{"serve", "--name", "local", "--listen", c.address, "--gossip", c.gossip, "--data-dir", c.opts.DataDir}
+	for _, w := range c.workers {
+		if w.running() {
+			args = append(args, "--join", w.ready.Gossip)
+		}
+	}
+	p, err := c.start("local", append(args, c.opts.CoordinatorArgs...))
+	if err != nil {
+		return err
+	}
+	c.coordinator = p
+	if err := p.awaitReady(ctx); err != nil {
+		return err
+	}
+	c.address, c.gossip = p.ready.Address, p.ready.Gossip
+	return nil
+}
+
+func (c *Cluster) startWorker() error {
+	name := "w" + strconv.Itoa(len(c.workers)+1)
+	args := []string{"worker", "serve", "--name", name, "--listen", "127.0.0.1:0", "--gossip", "127.0.0.1:0", "--join", c.gossip}
+	if c.opts.Memory > 0 {
+		args = append(args, "--memory", strconv.FormatInt(c.opts.Memory, 10))
+	}
+	if c.opts.Threads > 0 {
+		args = append(args, "--threads", strconv.Itoa(c.opts.Threads))
+	}
+	p, err := c.start(name, append(args, c.opts.WorkerArgs...))
+	if err != nil {
+		return err
+	}
+	c.workers = append(c.workers, p)
+	return nil
+}
+
+// AwaitWorkers waits until the coordinator sees every worker that runs answer.
+func (c *Cluster) AwaitWorkers(ctx context.Context) error {
+	conn, err := client.Dial(c.address)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	tick := time.NewTicker(pollEvery)
+	defer tick.Stop()
+	for {
+		status, err := conn.Status(ctx)
+		if err != nil {
+			return err
+		}
+		answers := make(map[string]bool)
+		for _, w := range status.GetWorkers() {
+			answers[w.GetWorker().GetName()] = w.GetError() == ""
+		}
+		missing := ""
+		for _, w := range c.workers {
+			if w.running() && !answers[w.name] {
+				missing = w.name
+			}
+		}
+		if missing == "" {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("worker %s was not found: %w", missing, context.Cause(ctx))
+		case <-tick.C:
+		}
+	}
+}
+
+// Stop ends the cluster gracefully, the coordinator first. What has not ended with ctx is killed. It reports processes that
+// ended with an error, those apart that were killed.
+func (c *Cluster) Stop(ctx context.Context) error {
+	errs := []error{c.coordinator.stop(ctx)}
+	for _, w := range c.workers {
+		w.terminate()
+	}
+	for _, w := range c.workers {
+		errs = append(errs, w.stop(ctx))
+	}
+	return errors.Join(append(errs, c.release())...)
+}
+
+func (c *Cluster) killAll() {
+	if c.coordinator != nil {
+		c.coordinator.kill()
+	}
+	for _, w := range c.workers {
+		w.kill()
+	}
+}
+
+// release gives back what is left once no process runs.
+func (c *Cluster) release() error {
+	c.spawn.close()
+	if c.temporary == "" {
+		return nil
+	}
+	return os.RemoveAll(c.temporary)
+}
