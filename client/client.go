@@ -44,6 +44,9 @@ type Client struct {
 // Dial prepares a connection to the coordinator at host:port or host; the first call connects. More options are for
 // tests, such as another dialer. The error is a wrong address.
 func Dial(address string, opts ...grpc.DialOption) (*Client, error) {
+	if address == "" {
+		return nil, errors.New("coordinator address is empty")
+	}
 	target := address
 	if _, _, err := net.SplitHostPort(address); err != nil {
 		var wrong *net.AddrError

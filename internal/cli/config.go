@@ -54,7 +54,8 @@ func (a *app) configure(cmd *cobra.Command) error {
 	// variable that names no flag is none of ours.
 	err := settings.Load(env.Provider(".", env.Opt{Prefix: envPrefix, TransformFunc: func(name, value string) (string, any) {
 		key := strings.ReplaceAll(strings.ToLower(strings.TrimPrefix(name, envPrefix)), "_", "-")
-		if flag := flags.Lookup(key); flag == nil || !settable(flag) {
+		// An empty variable is one that is not set, as shells and manifests have it.
+		if flag := flags.Lookup(key); flag == nil || !settable(flag) || value == "" {
 			return "", nil
 		}
 		return key, value

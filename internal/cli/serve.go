@@ -61,11 +61,17 @@ func (e *endpointFlags) flags(flags *pflag.FlagSet, listen, gossip string) {
 	flagOnly(flags, localcluster.ReadyFlag)
 }
 
-var notInLabel = regexp.MustCompile(`[^a-z0-9-]+`)
+var (
+	notInLabel = regexp.MustCompile(`[^a-z0-9-]+`)
+	dnsLabel   = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$`)
+)
 
 // self is the name to serve under.
 func (e *endpointFlags) self() (string, error) {
 	if e.name != "" {
+		if !dnsLabel.MatchString(e.name) {
+			return "", usage("--name: %q is not a DNS label: 1 to 63 of a-z, 0-9 and '-', with no '-' at its ends", e.name)
+		}
 		return e.name, nil
 	}
 	host, err := os.Hostname()

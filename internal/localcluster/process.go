@@ -40,6 +40,7 @@ type process struct {
 	pipe   *os.File // its ready line
 	ready  Ready
 	stderr *tail
+	asked  bool // to end
 	killed bool
 	done   chan struct{} // closed when it has ended and err is set
 	err    error
@@ -118,9 +119,10 @@ func (p *process) kill() {
 	<-p.done
 }
 
-// terminate asks the process to end.
+// terminate asks the process to end, once: a second time would end it at once.
 func (p *process) terminate() {
-	if p.running() {
+	if p.running() && !p.asked {
+		p.asked = true
 		// The only error is that it has just ended.
 		_ = p.cmd.Process.Signal(syscall.SIGTERM)
 	}

@@ -1,0 +1,203 @@
+package cli
+
+import (
+	"bytes"
+	"encoding/binary"
+	"encoding/json"
+	"math"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/rogpeppe/go-internal/testscript"
+	"github.com/spf13/cobra"
+	"pgregory.net/rapid"
+
+	"headwater/tensor"
+)
+
+// TestMain lets scripts run the programs, and local clusters run this binary as them.
+func TestMain(m *testing.M) {
+	streams := Streams{In: os.Stdin, Out: os.Stdout, Err: os.Stderr}
+	testscript.Main(m, map[string]func(){
+		"coord":  func() { os.Exit(Coord(os.Args[1:], streams)) },
+		"worker": func() { os.Exit(Worker(os.Args[1:], streams)) },
+	})
+}
+
+// TestScripts runs the commands as a terminal would. "exits N command…" demands an exit code.
+func TestScripts(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir:                 "testdata",
+		RequireExplicitExec: false,
+		Setup: func(env *testscript.Env) error {
+			writeJob(t, filepath.Join(env.WorkDir, "job.safetensors"), 0)
+			writeJob(t, filepath.Join(env.WorkDir, "other.safetensors"), 1)
+			env.Setenv("HOME", env.WorkDir)
+			return nil
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){"exits": exits},
+	})
+}
+
+// exits runs a program of this package and demands its exit code, and that an error is one line that begins with its name.
+func exits(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: exits CODE PROGRAM ARGUMENT…")
+	}
+	ts.Check(os.WriteFile(ts.MkAbs("exit.sh"), []byte("\"$@\" >out.txt 2>err.txt\necho $? >code.txt\n"), 0o600))
+	ts.Check(ts.Exec("sh", append([]string{"exit.sh"}, args[1:]...)...))
+	code := strings.TrimSpace(ts.ReadFile("code.txt"))
+	message := ts.ReadFile("err.txt")
+	if code != args[0] {
+		ts.Fatalf("exit code %s, want %s; stderr: %s", code, args[0], message)
+	}
+	lines := strings.Split(strings.TrimSpace(message), "\n")
+	wanted := 1
+	if args[0] == "2" {
+		wanted = 2 // and where to find the usage
+	}
+	if len(lines) != wanted || !strings.HasPrefix(lines[0], args[1]+": ") {
+		ts.Fatalf("stderr is not %d lines that begin with %q: %q", wanted, args[1]+": ", message)
+	}
+}
+
+// writeJob writes a job of 4 tokens on 6 positions, 4 heads in 2 groups of head_dim 8, whose values depend on seed.
+func writeJob(t *testing.T, path string, seed int) {
+	t.Helper()
+	data := func(name string, shape ...int) tensor.Data {
+		n := 1
+		for _, d := range shape {
+			n *= d
+		}
+		raw := make([]byte, 0, 4*n)
+		for i := range n {
+			raw = binary.LittleEndian.AppendUint32(raw, math.Float32bits(float32(math.Sin(float64(i*7+seed+len(shape))))))
+		}
+		return tensor.Data{Info: tensor.Info{Name: name, DType: tensor.F32, Shape: shape}, Bytes: raw}
+	}
+	f, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	err = tensor.WriteSafetensors(f, []tensor.Data{data("q", 4, 4, 8), data("k", 6, 2, 8), data("v", 6, 2, 8)},
+		map[string]string{"headwater": `{"causal":true}`, "tokens": `["the","river","runs","to","the","sea"]`})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestEveryCommandHasAnExample(t *testing.T) {
+	var visit func(*cobra.Command)
+	visit = func(cmd *cobra.Command) {
+		if cmd.Example == "" {
+			t.Errorf("%s has no example", cmd.CommandPath())
+		}
+		for _, sub := range cmd.Commands() {
+			visit(sub)
+		}
+	}
+	a := &app{Streams: Streams{Out: &bytes.Buffer{}, Err: &bytes.Buffer{}}, program: "coord"}
+	visit(a.coord())
+}
+
+func TestSizesAreRead(t *testing.T) {
+	for text, want := range map[string]int64{"0": 0, "17": 17, "4GiB": 4 << 30, "1.5 KiB": 1536, "2Mi": 2 << 20, "3MB": 3e6, "9223372036854775807": math.MaxInt64, "5B": 5} {
+		var size byteSize
+		if err := size.Set(text); err != nil || int64(size) != want {
+			t.Errorf("%q is %d, %v; want %d", text, size, err, want)
+		}
+	}
+	for _, text := range []string{"", "-1", "GiB", "1e30", "NaN", "Inf", "9999999TiB", "4GiBs", "9223372036854775808"} {
+		var size byteSize
+		if err := size.Set(text); err == nil {
+			t.Errorf("%q was read as %d", text, size)
+		}
+	}
+}
+
+// expand is the oracle of ranges: what a reader takes it to mean.
+func TestRangesCanBeReadBack(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		seen := rapid.SliceOfNDistinct(rapid.IntRange(0, 60), 0, 30, rapid.ID[int]).Draw(t, "numbers")
+		var numbers []int
+		for i := range 61 {
+			for _, n := range seen {
+				if n == i {
+					numbers = append(numbers, i)
+				}
+			}
+		}
+		var back []int
+		words := strings.Split(ranges(numbers), ",")
+		for i := 0; i < len(words) && len(numbers) > 0; i++ {
+			var from, to int
+			if a, b, ok := strings.Cut(words[i], "-"); ok {
+				from, to = number(t, a), number(t, b)
+				for n := from; n <= to; n++ {
+					back = append(back, n)
+				}
+				continue
+			}
+			if words[i] == "…" {
+				step := back[len(back)-1] - back[len(back)-2]
+				for n := back[len(back)-1] + step; n < number(t, words[i+1]); n += step {
+					back = append(back, n)
+				}
+				continue
+			}
+			back = append(back, number(t, words[i]))
+		}
+		if len(back) != len(numbers) {
+			t.Fatalf("%v became %q, which reads %v", numbers, ranges(numbers), back)
+		}
+		for i := range back {
+			if back[i] != numbers[i] {
+				t.Fatalf("%v became %q, which reads %v", numbers, ranges(numbers), back)
+			}
+		}
+	})
+}
+
+func number(t *rapid.T, s string) int {
+	var n int
+	if err := json.Unmarshal([]byte(s), &n); err != nil {
+		t.Fatalf("%q is no number", s)
+	}
+	return n
+}
+
+func FuzzPlanArguments(f *testing.F) {
+	f.Add("3", "", 32, 8, 4)
+	f.Add("a,b:2,c", "2", 9, 3, 30)
+	f.Add("a,a", "x:0", 0, 0, 0)
+	f.Add("99999999999999999999", ",", -1, 513, 1)
+	f.Fuzz(func(t *testing.T, workers, from string, heads, kvHeads, layers int) {
+		if layers > 64 || len(workers) > 1<<12 || len(from) > 1<<12 {
+			return
+		}
+		a := &app{Streams: Streams{Out: &bytes.Buffer{}, Err: &bytes.Buffer{}}, program: "coord"}
+		cmd := a.plan()
+		flags := planFlags{workers: workers, from: from, heads: heads, kvHeads: kvHeads, headDim: 64, vDim: 64, layers: layers}
+		if cmd.Flags().Set("heads", "1") != nil || cmd.Flags().Set("kv-heads", "1") != nil {
+			t.Fatal("flags are gone")
+		}
+		geometry, err := flags.geometry(cmd)
+		if err != nil {
+			return
+		}
+		plan, _, err := flags.plans(geometry)
+		if err != nil {
+			return
+		}
+		drawn, err := drawPlan(plan)
+		if err != nil {
+			t.Fatalf("a plan that was made can not be read: %v", err)
+		}
+		if err := a.printPlan(drawn); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
