@@ -59,11 +59,22 @@ trap 'exit 130' INT TERM
 say "binaries, images and jobs"
 CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o "$work/bin/" ./cmd/coord ./cmd/worker
 go run ./internal/image/cmd -out "$work/images.tar" -version local "$work/bin/coord" "$work/bin/worker"
-go run ./k8s/testjob -out "$work/long.safetensors" ${HEADWATER_TESTJOB:-}
+coord=$work/bin/coord
 cp testdata/smollm2/attention.safetensors "$work/fixture.safetensors"
+"$coord" submit "$work/fixture.safetensors" --local 1 --out "$work/fixture.here.safetensors" --quiet > /dev/null
+# A job that takes so long here takes long enough there for a worker to be deleted in its middle.
+tokens=1024 positions=8192
+while :; do
+  go run ./k8s/testjob -out "$work/long.safetensors" -tokens $tokens -positions $positions
+  began=$SECONDS
+  "$coord" submit "$work/long.safetensors" --local 1 --out "$work/long.here.safetensors" --quiet > /dev/null
+  echo "$tokens tokens on $positions positions take $((SECONDS - began)) s without a cluster"
+  [ $((SECONDS - began)) -lt 10 ] || break
+  [ $tokens -lt 65536 ] || fail "no job of a reasonable size takes long enough"
+  tokens=$((tokens * 2)) positions=$((positions < 32768 ? positions * 2 : positions))
+done
 go run ./internal/image/cmd -out "$work/client.tar" -version jobs -add "$work/fixture.safetensors=/jobs/fixture.safetensors" \
   -add "$work/long.safetensors=/jobs/long.safetensors" "$work/bin/coord"
-coord=$work/bin/coord
 
 say "the cluster"
 cluster down > /dev/null 2>&1 || true # of a run that was killed
@@ -135,7 +146,6 @@ same_bits() {
 }
 
 say "the fixture job, from a pod through the Service"
-"$coord" submit "$work/fixture.safetensors" --local 1 --out "$work/fixture.here.safetensors" --quiet > /dev/null
 submit_pod first fixture
 until_true 120 pod_ended first
 [ "$(pod_phase first)" = Succeeded ] || fail "the pod that submits failed: $(kubectl logs first)"
@@ -143,13 +153,12 @@ kubectl logs first | field state
 same_bits first "$work/fixture.here.safetensors"
 
 say "a second job, whose worker is deleted"
-"$coord" submit "$work/long.safetensors" --local 1 --out "$work/long.here.safetensors" --quiet > /dev/null
 submit_pod second long
-attending() { [ "$(remote jobs show second --output json | field units_done)" -ge 1 ] && in_state second running; }
+attending() { [ "$(remote jobs show second --output json | field units_done)" -ge 1 ]; }
 until_true 120 attending
 was=$(kubectl get pod headwater-worker-1 -o 'jsonpath={.metadata.uid}')
 kubectl delete pod headwater-worker-1 --grace-period=0 --force
-in_state second running || fail "the second job ended before its worker was deleted: make it longer by HEADWATER_TESTJOB='-tokens 8192'"
+in_state second running || fail "the second job ended before its worker was deleted"
 until_true 300 pod_ended second
 [ "$(pod_phase second)" = Succeeded ] || fail "the pod that submits failed: $(kubectl logs second)"
 lost=$(kubectl logs second | field workers_lost)
