@@ -28,6 +28,7 @@ import (
 	"time"
 
 	"headwater/client"
+	"headwater/internal/accuracy"
 	"headwater/internal/localcluster"
 	headwaterv1 "headwater/proto/headwater/v1"
 	"headwater/tensor"
@@ -60,12 +61,12 @@ func main() {
 
 // record is what is kept of a run.
 type record struct {
-	Taken         time.Time            `json:"taken"`
-	JobBytes      int64                `json:"job_bytes"`
-	Elapsed       float64              `json:"elapsed_seconds"`
-	Processes     map[string]*process  `json:"processes"`
-	AttentionRows map[string][]float64 `json:"attention_error_units_by_row"`
-	LayerRows     map[string][]float64 `json:"layer_error_by_row"`
+	Taken     time.Time           `json:"taken"`
+	JobBytes  int64               `json:"job_bytes"`
+	Elapsed   float64             `json:"elapsed_seconds"`
+	Processes map[string]*process `json:"processes"`
+	Attention []accuracy.Errors   `json:"attention_errors"`
+	Layer     []accuracy.Errors   `json:"layer_errors"`
 }
 
 type process struct {
@@ -116,15 +117,23 @@ func measure(ctx context.Context, bin, fixtures, samples string) (err error) {
 	if err != nil {
 		return err
 	}
-	r.AttentionRows, err = errorsOf(ctx, c, dir, fixtures, "attention", "context", unitOfRow)
+	r.Attention, err = errorsOf(ctx, c, dir, fixtures, "attention")
 	if err == nil {
-		r.LayerRows, err = errorsOf(ctx, c, dir, fixtures, "layer", "y", largestOfRow)
+		r.Layer, err = errorsOf(ctx, c, dir, fixtures, "layer")
 	}
 	if err := errors.Join(err, c.Close(), cluster.Stop(context.WithoutCancel(ctx))); err != nil {
 		return err
 	}
-	fmt.Printf("figure job_error_units %.4f\n", largest(r.AttentionRows))
-	fmt.Printf("figure layer_error %.3g\n", largest(r.LayerRows))
+	units, err := largest(r.Attention, accuracy.Units, "context")
+	if err != nil {
+		return err
+	}
+	fmt.Printf("figure job_error_units %.4f\n", units)
+	relative, err := largest(r.Layer, accuracy.Relative, "y")
+	if err != nil {
+		return err
+	}
+	fmt.Printf("figure layer_error %.3g\n", relative)
 
 	if err := os.MkdirAll(filepath.Dir(samples), 0o755); err != nil {
 		return err
@@ -261,8 +270,8 @@ func (r *record) shares(job *headwaterv1.Job) error {
 	return nil
 }
 
-// errorsOf runs a fixture and returns each row's error by tensor: the largest difference from the truth, in scale's unit.
-func errorsOf(ctx context.Context, c *client.Client, dir, fixtures, kind, output string, scale func(truth *tensor.File, name string, row int, values []float64) (float64, error)) (map[string][]float64, error) {
+// errorsOf runs a fixture and compares its result with the truth.
+func errorsOf(ctx context.Context, c *client.Client, dir, fixtures, kind string) ([]accuracy.Errors, error) {
 	job, err := c.Submit(ctx, client.SubmitOptions{Path: filepath.Join(fixtures, kind+".safetensors")})
 	if err != nil {
 		return nil, err
@@ -282,68 +291,21 @@ func errorsOf(ctx context.Context, c *client.Client, dir, fixtures, kind, output
 	if err != nil {
 		return nil, errors.Join(err, got.Close())
 	}
-	rows, err := compare(got, truth, output, scale)
-	return rows, errors.Join(err, got.Close(), truth.Close())
+	found, err := accuracy.Against(got, truth)
+	return found, errors.Join(err, got.Close(), truth.Close())
 }
 
-func compare(got, truth *tensor.File, output string, scale func(*tensor.File, string, int, []float64) (float64, error)) (map[string][]float64, error) {
-	rows := map[string][]float64{}
-	for _, name := range truth.Names() {
-		if !strings.HasSuffix(name, output) {
-			continue
-		}
-		info, _ := truth.Lookup(name)
-		is, ok := got.Lookup(name)
-		if !ok || is.Elements() != info.Elements() {
-			return nil, fmt.Errorf("result lacks tensor %q of shape %v", name, info.Shape)
-		}
-		want, have := make([]byte, info.Bytes()), make([]byte, is.Bytes())
-		if err := errors.Join(truth.ReadAt(want, name, 0), got.ReadAt(have, name, 0)); err != nil {
-			return nil, err
-		}
-		width := info.Shape[len(info.Shape)-1]
-		values := make([]float64, width)
-		for row := range int(info.Elements()) / width {
-			worst := 0.0
-			for i := range values {
-				at := row*width + i
-				values[i] = math.Float64frombits(binary.LittleEndian.Uint64(want[8*at:]))
-				worst = max(worst, math.Abs(values[i]-float64(math.Float32frombits(binary.LittleEndian.Uint32(have[4*at:])))))
-			}
-			unit, err := scale(truth, name, row, values)
-			if err != nil {
-				return nil, err
-			}
-			rows[name] = append(rows[name], worst/unit)
+// largest is the largest error of one kind; none of that kind is an error of the fixture.
+func largest(all []accuracy.Errors, kind, suffix string) (float64, error) {
+	most, found := 0.0, false
+	for _, e := range all {
+		if e.Kind == kind && strings.HasSuffix(e.Tensor, suffix) {
+			worst, _ := e.Worst()
+			most, found = max(most, worst), true
 		}
 	}
-	if len(rows) == 0 {
-		return nil, fmt.Errorf("%s holds no tensor %q", truth.Path(), output)
+	if !found {
+		return 0, fmt.Errorf("the truth has no %s to count errors of in %s", suffix, kind)
 	}
-	return rows, nil
-}
-
-// unitOfRow is the unit of error that the fixture gives for a row.
-func unitOfRow(truth *tensor.File, name string, row int, _ []float64) (float64, error) {
-	var p [8]byte
-	err := truth.ReadAt(p[:], strings.TrimSuffix(name, "context")+"unit", int64(row)*8)
-	return math.Float64frombits(binary.LittleEndian.Uint64(p[:])), err
-}
-
-func largestOfRow(_ *tensor.File, _ string, _ int, values []float64) (float64, error) {
-	m := 0.0
-	for _, v := range values {
-		m = max(m, math.Abs(v))
-	}
-	return m, nil
-}
-
-func largest(rows map[string][]float64) float64 {
-	m := 0.0
-	for _, r := range rows {
-		for _, v := range r {
-			m = max(m, v)
-		}
-	}
-	return m
+	return most, nil
 }
