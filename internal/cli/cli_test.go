@@ -54,12 +54,8 @@ func exits(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Fatalf("exit code %s, want %s; stderr: %s", code, args[0], message)
 	}
 	lines := strings.Split(strings.TrimSpace(message), "\n")
-	wanted := 1
-	if args[0] == "2" {
-		wanted = 2 // and where to find the usage
-	}
-	if len(lines) != wanted || !strings.HasPrefix(lines[0], args[1]+": ") {
-		ts.Fatalf("stderr is not %d lines that begin with %q: %q", wanted, args[1]+": ", message)
+	if len(lines) != 1 || !strings.HasPrefix(lines[0], args[1]+": ") {
+		ts.Fatalf("stderr is not one line that begins with %q: %q", args[1]+": ", message)
 	}
 }
 

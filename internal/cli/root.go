@@ -114,11 +114,11 @@ func (a *app) run(root *cobra.Command, args []string) int {
 	if err == nil {
 		return ExitOK
 	}
-	fmt.Fprintln(a.Err, line(a.program, err))
-	code := exitCode(err)
+	message, code := line(a.program, err), exitCode(err)
 	if code == ExitUsage {
-		fmt.Fprintf(a.Err, "%s: see %s --help\n", a.program, cmd.CommandPath())
+		message += fmt.Sprintf(" (see %s --help)", cmd.CommandPath())
 	}
+	fmt.Fprintln(a.Err, message)
 	return code
 }
 

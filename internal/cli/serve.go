@@ -36,6 +36,8 @@ const (
 	workerGossip      = ":7611"
 	// drainTimeout is how long a stopping process waits for what it has accepted.
 	drainTimeout = 25 * time.Second
+	// leaveTimeout is how long it tries to say that it leaves.
+	leaveTimeout = time.Second
 )
 
 // endpointFlags say where a process listens and how others find it.
@@ -159,8 +161,13 @@ func (s *service) serve(ctx context.Context, listener net.Listener, drain func(c
 	s.health.Shutdown()
 	within, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
 	defer cancel()
-	// Those who look for it should know before they are refused.
-	err = errors.Join(err, s.view.Close(within), drain(within))
+	// Those who look for it should know before they are refused. When they stop as well, nobody is left to be told.
+	leaving, left := context.WithTimeout(within, leaveTimeout)
+	defer left()
+	if err := s.view.Close(leaving); err != nil {
+		s.log.Info("nobody was told of the stop", "error", err)
+	}
+	err = errors.Join(err, drain(within))
 	stopped := context.AfterFunc(within, s.server.Stop)
 	s.server.GracefulStop()
 	stopped()

@@ -184,9 +184,9 @@ func (a *app) runSubmit(cmd *cobra.Command, path string, f submitFlags) (err err
 		defer told.close()
 	}
 	if f.local != 0 {
-		cluster, err := a.startLocal(ctx, localcluster.Options{Workers: f.local})
-		if err != nil {
-			return err
+		cluster, started := a.startLocal(ctx, localcluster.Options{Workers: f.local})
+		if started != nil {
+			return started
 		}
 		defer func() { err = errors.Join(err, stopLocal(cluster)) }()
 		f.at.address = cluster.Address()
