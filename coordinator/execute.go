@@ -122,9 +122,9 @@ func (c *Coordinator) compute(ctx context.Context, e *entry) (_ func(*headwaterv
 }
 
 // reserve is the room that a result's header keeps for its metadata: the plan's text grows with the shards and the layers,
-// the rest with the workers.
+// the rest with the options and the workers. The text stands in a JSON string, which doubles quotes.
 func reserve(j *job.Job) int {
-	return 64<<10 + 32*j.Geometry().Shards() + 512*len(j.Problems)
+	return 128<<10 + 2*len(j.EffectiveJSON()) + 32*j.Geometry().Shards() + 1024*len(j.Problems)
 }
 
 // metadata describes a result, as docs/job-file.md says.

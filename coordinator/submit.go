@@ -243,13 +243,11 @@ func (c *Coordinator) capacity(ctx context.Context, j *job.Job) error {
 		sum += w.GetBudgetBytes()
 		rooms = append(rooms, fmt.Sprintf("%s %d", w.GetName(), w.GetBudgetBytes()))
 	}
-	if need := uint64(j.ClusterBytes()); need > sum {
-		return status.Errorf(codes.ResourceExhausted, "the job's keys and values need %d bytes, the cluster's %d workers have %d together (%s)", need, len(workers), sum, strings.Join(rooms, ", "))
-	}
 	plan, err := shard.MakePlan(j.Geometry(), planned, nil)
 	if err != nil {
 		return fmt.Errorf("plan: %w", err)
 	}
+	var need uint64
 	needs := map[string]uint64{}
 	for i := range j.Problems {
 		p := &j.Problems[i]
@@ -257,9 +255,13 @@ func (c *Coordinator) capacity(ctx context.Context, j *job.Job) error {
 		if err != nil {
 			return err
 		}
+		need += bytes * uint64(p.Shape.KVHeads)
 		for _, w := range planned {
 			needs[w.Name] += bytes * uint64(len(plan.Groups(p.Index, w.Name)))
 		}
+	}
+	if need > sum {
+		return status.Errorf(codes.ResourceExhausted, "the job's keys and values need %d bytes, the cluster's %d workers have %d together (%s)", need, len(workers), sum, strings.Join(rooms, ", "))
 	}
 	for _, w := range workers {
 		if needs[w.GetName()] > w.GetBudgetBytes() {

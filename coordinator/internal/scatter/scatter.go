@@ -551,11 +551,16 @@ func contextCodec(codec wire.Codec) headwaterv1.ContextCodec {
 	return headwaterv1.ContextCodec_CONTEXT_CODEC_UNSPECIFIED
 }
 
-// ShardBytes is what a worker reserves for one shard of a problem.
+// ShardBytes is what a worker reserves for one shard of a problem: pages of keys and values, and the rows of w_q, w_k and w_v
+// where it projects them itself.
 func ShardBytes(p *job.Problem) (uint64, error) {
 	layout, err := attention.NewLayout(p.Storage, p.Shape.HeadDim, p.Shape.VDim)
 	if err != nil {
 		return 0, fmt.Errorf("problem %q: %w", p.Prefix, err)
 	}
-	return uint64((p.KVLen+attention.PageLen-1)/attention.PageLen) * uint64(layout.PageBytes()), nil
+	bytes := uint64((p.KVLen+attention.PageLen-1)/attention.PageLen) * uint64(layout.PageBytes())
+	if p.X != "" {
+		bytes += 4 * uint64(p.Shape.GroupSize()*p.Shape.HeadDim+p.Shape.HeadDim+p.Shape.VDim) * uint64(p.DModel)
+	}
+	return bytes, nil
 }
