@@ -80,7 +80,7 @@ func (c *Coordinator) compute(ctx context.Context, e *entry) (_ func(*headwaterv
 	if err != nil {
 		return nil, err
 	}
-	layout, err := tensor.NewLayout(parsed.ResultInfos(), reserve(parsed))
+	layout, err := tensor.NewLayout(parsed.ResultInfos(), reserve(parsed, len(c.View.Members())))
 	if err != nil {
 		return nil, err
 	}
@@ -123,8 +123,8 @@ func (c *Coordinator) compute(ctx context.Context, e *entry) (_ func(*headwaterv
 
 // reserve is the room that a result's header keeps for its metadata: the plan's text grows with the shards and the layers,
 // the rest with the options and the workers. The text stands in a JSON string, which doubles quotes.
-func reserve(j *job.Job) int {
-	return 128<<10 + 2*len(j.EffectiveJSON()) + 32*j.Geometry().Shards() + 1024*len(j.Problems)
+func reserve(j *job.Job, members int) int {
+	return 8<<10 + 2*len(j.EffectiveJSON()) + 32*j.Geometry().Shards() + 1024*len(j.Problems) + 1024*members
 }
 
 // metadata describes a result, as docs/job-file.md says.

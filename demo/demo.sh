@@ -14,20 +14,21 @@ say 'Two layers of SmolLM2-135M on a coordinator and three workers, five process
 "$coord" submit "$job" --local 3 --out "$out/three.safetensors"
 
 say 'How far the contexts are from the float64 truth, in units of rounding error (8 is the promise)'
-"$coord" check "$out/three.safetensors" --job "$job" --truth testdata/smollm2/attention.truth.safetensors
+"$coord" check "$out/three.safetensors" --truth testdata/smollm2/attention.truth.safetensors
 
 say 'The same job on one worker and on five: equal bit for bit?'
 for n in 1 5; do
-  "$coord" submit "$job" --local "$n" --out "$out/$n.safetensors" --quiet
+  "$coord" submit "$job" --local "$n" --out "$out/$n.safetensors" --quiet >/dev/null
   "$coord" diff "$out/three.safetensors" "$out/$n.safetensors"
 done
 
 say 'The whole layer: hidden states in, projected, rotated, attended, projected'
-"$coord" submit testdata/smollm2/layer.safetensors --local 3 --out "$out/layer.safetensors" --quiet
+"$coord" submit testdata/smollm2/layer.safetensors --local 3 --out "$out/layer.safetensors" --quiet >/dev/null
 "$coord" check "$out/layer.safetensors" --truth testdata/smollm2/layer.truth.safetensors
 
-say 'What three researchers ask of one library: the best matches of the last token'
-"$coord" explain "$job" --problem layers.17. --heads 0,1,2 --positions -1 --top 5 --figure "$out/heads.png"
+say 'Three researchers, one library: what the query heads of a group look for at the last word, and their heat maps'
+"$coord" explain "$job" --problem layers.17. --heads 0,1,2 --positions -5 --top 5
+"$coord" explain "$job" --problem layers.17. --figure "$out/layer-17.png" --top 1 >/dev/null
 
 say 'What grouped queries save'
 "$coord" plan --job "$job" --compare

@@ -88,11 +88,18 @@ type lane struct {
 
 	mu       sync.Mutex
 	asks     []ask
+	sealed   map[shardKey]bool // shards that the worker has confirmed
 	sentAt   map[askKey]time.Time
 	bytesOut atomic.Int64
 
 	opening int           // shards that it has not confirmed; the loop's
 	shards  []ledger.Load // that it was given; the loop's
+}
+
+// shardKey names one shard of one problem.
+type shardKey struct {
+	problem int
+	group   shard.Group
 }
 
 // askKey names one part of an ask.
@@ -142,7 +149,7 @@ func (r *run) openLane(ctx context.Context, m membership.Member, conn *grpc.Clie
 		name: m.Name, identity: identity, report: &headwaterv1.WorkerReport{Name: m.Name},
 		conn: conn, stream: stream, cancel: cancel,
 		loads: make(chan *headwaterv1.RunRequest, loadsQueued), wake: make(chan struct{}, 1),
-		gone: make(chan struct{}), done: make(chan struct{}), sentAt: map[askKey]time.Time{},
+		gone: make(chan struct{}), done: make(chan struct{}), sealed: map[shardKey]bool{}, sentAt: map[askKey]time.Time{},
 	}
 	l.tasks.Go(func() { l.send(ctx, r) })
 	l.tasks.Go(func() { l.receive(ctx, r) })
@@ -188,7 +195,8 @@ func (l *lane) nudge() {
 	}
 }
 
-// next takes the next ask whose turn it is.
+// next takes the next ask whose turn it is. It waits for the worker to confirm its shards, so that the time until the answer
+// is not that of loading them.
 func (l *lane) next(sent int64) (ask, bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -196,6 +204,11 @@ func (l *lane) next(sent int64) (ask, bool) {
 		return ask{}, false
 	}
 	a := l.asks[0]
+	for _, g := range a.groups {
+		if !l.sealed[shardKey{a.problem.index, g}] {
+			return ask{}, false
+		}
+	}
 	parts := a.parts()
 	if len(l.sentAt) >= asksInFlight*len(parts) {
 		return ask{}, false
@@ -297,6 +310,10 @@ func (l *lane) handle(ctx context.Context, r *run, m *headwaterv1.RunResponse) e
 	case *headwaterv1.RunResponse_ShardOpened:
 		r.emit(ctx, event{lane: l, opened: m.ShardOpened})
 	case *headwaterv1.RunResponse_ShardSealed: // the worker has compared its receipt with the one that it was sent
+		l.mu.Lock()
+		l.sealed[shardKey{int(m.ShardSealed.GetProblem()), shard.Group(m.ShardSealed.GetGroup())}] = true
+		l.mu.Unlock()
+		l.nudge()
 	case *headwaterv1.RunResponse_Context:
 		a, err := r.decode(m.Context)
 		if err != nil {
