@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -22,9 +23,8 @@ import (
 type explainFlags struct {
 	heads     string // with commas; empty: all
 	positions string // with commas, below 0 from the end; empty: the last query's
-	seq       int
-	layer     int // the file's number; -1: the first problem of the sequence
-	top       int // 0: no table
+	problem   string // prefix of its tensors; empty: the first
+	top       int    // 0: no table
 	figure    string
 }
 
@@ -38,7 +38,7 @@ type explanation struct {
 }
 
 func (a *app) explain() *cobra.Command {
-	f := explainFlags{layer: -1}
+	var f explainFlags
 	var options optionFlags
 	cmd := &cobra.Command{
 		Use: "explain JOB", Short: "Show which positions the queries of a job look at, without a cluster", Args: exactly("JOB"),
@@ -46,7 +46,7 @@ func (a *app) explain() *cobra.Command {
 			"where the file has them, their tokens; and draw heat maps with one row of panels a KV group. Options given here override the\n" +
 			"file's. Weights are computed here in float64; no coordinator is needed.",
 		Example: `  coord explain job.safetensors --heads 0,1 --positions -1 --top 5
-  coord explain job.safetensors --layer 11 --figure map.png`,
+  coord explain job.safetensors --problem layers.17. --figure map.png`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			overrides, err := options.overrides(cmd.Flags())
 			if err != nil {
@@ -69,12 +69,11 @@ func (a *app) explain() *cobra.Command {
 	flags := cmd.Flags()
 	options.flags(flags)
 	flags.StringVar(&f.heads, "heads", "", "query heads, `0,1,…` (default: all)")
-	flags.StringVar(&f.positions, "positions", "", "absolute `positions` of queries, below 0 counted from the last query's (default: -1, for heat maps all)")
-	flags.IntVar(&f.seq, "seq", 0, "number of the sequence in the file")
-	flags.IntVar(&f.layer, "layer", -1, "number of the layer in the file (default: the sequence's first)")
+	flags.StringVar(&f.positions, "positions", "", "absolute `positions` of queries, below 0 counted back from the last, -1 (default: -1; heat maps show all queries unless several are given)")
+	flags.StringVar(&f.problem, "problem", "", "`prefix` of the tensors of one sequence and layer: layers.17. (default: the file's first)")
 	flags.IntVar(&f.top, "top", 5, "matched positions that are listed of each query and head")
 	flags.StringVar(&f.figure, "figure", "", "PNG `file` to draw heat maps to")
-	flagOnly(flags, "heads", "positions", "seq", "layer", "top", "figure")
+	flagOnly(flags, "heads", "positions", "problem", "top", "figure")
 	return cmd
 }
 
@@ -96,15 +95,16 @@ func openExplanation(path string, overrides []byte, f explainFlags) (_ *explanat
 	if e.job.Kind != job.KindAttention {
 		return nil, fmt.Errorf("%s: kind %s can not be explained: its queries and keys are made by the workers", path, e.job.Kind)
 	}
-	for i := range e.job.Problems {
-		p := &e.job.Problems[i]
-		if p.Seq == f.seq && (f.layer < 0 || p.Layer == f.layer) {
-			e.problem = p
-			break
+	e.problem = &e.job.Problems[0]
+	if f.problem != "" {
+		// The dot at its end may be left out.
+		at := slices.IndexFunc(e.job.Problems, func(p job.Problem) bool {
+			return strings.TrimSuffix(p.Prefix, ".") == strings.TrimSuffix(f.problem, ".")
+		})
+		if at < 0 {
+			return nil, usage("--problem: %s has no tensors under %q", path, f.problem)
 		}
-	}
-	if e.problem == nil {
-		return nil, usage("%s has no sequence %d with layer %d", path, f.seq, f.layer)
+		e.problem = &e.job.Problems[at]
 	}
 	heads, err := integers("heads", f.heads)
 	if err != nil {
@@ -155,9 +155,13 @@ func (a *app) printExplanation(ctx context.Context, e *explanation) error {
 	return nil
 }
 
-// draw writes the heat maps.
+// draw writes the heat maps: of all queries, since one line is no picture, unless several positions were chosen.
 func (e *explanation) draw(ctx context.Context) error {
-	groups, positions, err := explain.Panels(ctx, e.file, e.problem, e.choice)
+	choice := e.choice
+	if len(choice.Positions) <= 1 {
+		choice.Positions = nil
+	}
+	groups, positions, err := explain.Panels(ctx, e.file, e.problem, choice)
 	if err != nil {
 		return wrongChoice(err)
 	}

@@ -74,7 +74,7 @@ func (a *app) root(short, example string) *cobra.Command {
 	root := &cobra.Command{
 		Use:     a.program,
 		Short:   short,
-		Long:    short + ".\n\nEvery flag can be set by HEADWATER_<FLAG> in the environment and by a key of the configuration file (YAML, --config);\nflags win over the environment, the environment over the file.\n\n" + exitHelp,
+		Long:    short + ".\n\nSettings are flags; those that are not about one invocation alone, as --out is, are also taken from HEADWATER_<FLAG> in the\nenvironment and from the configuration file (YAML, --config). Flags win over the environment, the environment over the file.\n\n" + exitHelp,
 		Example: example,
 		Version: Version,
 		// Errors are printed once, by run.

@@ -178,7 +178,7 @@ func (a *app) runSubmit(cmd *cobra.Command, path string, f submitFlags) (err err
 	var told *explanation
 	if f.explain > 0 || f.figure != "" {
 		// Before the job runs, so that a mistake costs nothing.
-		if told, err = openExplanation(path, overrides, explainFlags{layer: -1, top: f.explain, figure: f.figure}); err != nil {
+		if told, err = openExplanation(path, overrides, explainFlags{top: f.explain, figure: f.figure}); err != nil {
 			return err
 		}
 		defer told.close()
