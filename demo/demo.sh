@@ -27,7 +27,7 @@ say 'The whole layer: hidden states in, projected, rotated, attended, projected'
 "$coord" check "$out/layer.safetensors" --truth testdata/smollm2/layer.truth.safetensors
 
 say 'Three researchers, one library: what the query heads of a group look for at the last word, and their heat maps'
-"$coord" explain "$job" --problem layers.17. --heads 0,1,2 --positions -5 --top 5
+"$coord" explain "$job" --problem layers.17. --heads 6,7,8 --positions -9 --top 5
 "$coord" explain "$job" --problem layers.17. --figure "$out/layer-17.png" --top 1 >/dev/null
 
 say 'What grouped queries save'
