@@ -51,8 +51,8 @@ func Coord(args []string, streams Streams) int {
 // coord is the command tree of coord. It has every setting of both programs, since a worker runs in it as well.
 func (a *app) coord() *cobra.Command {
 	root := a.root("Distributed grouped-query attention: the coordinator and its client",
-		`  coord local --workers 3 &
-  coord submit job.safetensors --out context.safetensors
+		`  coord submit job.safetensors --local 3 --out context.safetensors
+  coord submit job.safetensors --coordinator 10.0.0.1:7600 --out context.safetensors
   coord jobs list`)
 	worker := group("worker", "Run a worker", "  coord worker serve", a.serveWorker())
 	worker.Hidden = true

@@ -143,7 +143,7 @@ func (a *app) submit() *cobra.Command {
 	flags.StringVar(&f.key, "key", "", "the same `key` with the same content is the same job")
 	flags.DurationVar(&f.deadline, "deadline", 0, "longest time that the job may run (default: the coordinator's limit)")
 	flags.StringVarP(&f.out, "out", "o", "", "`file` to write the result to (default: it stays with the coordinator)")
-	flags.IntVar(&f.explain, "explain", 0, "print the top `N` matched positions of some heads")
+	flags.IntVar(&f.explain, "explain", 0, "print the top `N` matched positions of each head's last query")
 	flags.StringVar(&f.figure, "figure", "", "PNG `file` to write heat maps of the attention to")
 	flags.IntVar(&f.local, "local", 0, "run on a cluster of `N` workers on this machine, for this job only")
 	flags.BoolVar(&f.detach, "detach", false, "do not wait for the job's end")
