@@ -102,7 +102,7 @@ func unary[Q, R any](ctx context.Context, c *Client, doing string, call func(con
 		err = version
 	}
 	if err != nil {
-		return nil, c.wrap(doing, err)
+		return nil, c.wrapAnswer(doing, err, header)
 	}
 	return resp, nil
 }

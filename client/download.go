@@ -32,7 +32,7 @@ func (c *Client) Download(ctx context.Context, id, path string, progress func(do
 		err = c.checkStream(stream)
 	}
 	if err != nil {
-		return nil, c.wrap(doing, unexpectedEnd(err))
+		return nil, c.firstError(doing, err, stream)
 	}
 	job := first.GetJob()
 	want, err := hex.DecodeString(job.GetResultSha256())

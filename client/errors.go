@@ -6,10 +6,13 @@ import (
 	"fmt"
 	"strings"
 
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
 	headwaterv1 "headwater/proto/headwater/v1"
+	"headwater/protocol"
 )
 
 // Causes, for errors.Is.
@@ -28,10 +31,12 @@ type Error struct {
 	Doing   string     // what was being done
 	Code    codes.Code // the gRPC code
 	Message string     // why, in one line
+	// Answered says that the coordinator itself gave the code. Unavailable then means that it can not do it now.
+	Answered bool
 }
 
 func (e *Error) Error() string {
-	if e.Code == codes.Unavailable {
+	if e.Is(ErrUnreachable) {
 		return fmt.Sprintf("%s: coordinator %s is unreachable: %s", e.Doing, e.Address, e.Message)
 	}
 	return fmt.Sprintf("%s: %s", e.Doing, e.Message)
@@ -41,7 +46,7 @@ func (e *Error) Error() string {
 func (e *Error) Is(target error) bool {
 	switch target {
 	case ErrUnreachable:
-		return e.Code == codes.Unavailable
+		return e.Code == codes.Unavailable && !e.Answered
 	case ErrRefused:
 		return refusal(e.Code)
 	case ErrNotFound:
@@ -91,6 +96,24 @@ func (c *Client) wrap(doing string, err error) error {
 	}
 	s := status.Convert(err)
 	return &Error{Address: c.address, Doing: doing, Code: s.Code(), Message: reason(s.Message())}
+}
+
+// wrapAnswer is wrap for an error that came in the place of a call's first answer: a coordinator that gave it sent its
+// header before.
+func (c *Client) wrapAnswer(doing string, err error, header metadata.MD) error {
+	err = c.wrap(doing, err)
+	var e *Error
+	if errors.As(err, &e) {
+		e.Answered = len(header.Get(protocol.MetadataKey)) > 0
+	}
+	return err
+}
+
+// firstError is wrapAnswer for a stream.
+func (c *Client) firstError(doing string, err error, stream grpc.ClientStream) error {
+	// Where there is no header the error says why.
+	header, _ := stream.Header()
+	return c.wrapAnswer(doing, unexpectedEnd(err), header)
 }
 
 // reason leaves of gRPC's wrapping of a dial error what a person can act on.

@@ -125,7 +125,7 @@ func (c *Client) submit(ctx context.Context, source *source, opts SubmitOptions)
 		err = c.checkStream(stream)
 	}
 	if err != nil {
-		return nil, c.wrap(doing, unexpectedEnd(err))
+		return nil, c.firstError(doing, err, stream)
 	}
 	if verdict.GetSend() {
 		if err := send(stream, source, opts.Sent); err != nil {
