@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"regexp"
 	"strings"
 
 	"google.golang.org/grpc"
@@ -116,12 +117,12 @@ func (c *Client) firstError(doing string, err error, stream grpc.ClientStream) e
 	return c.wrapAnswer(doing, unexpectedEnd(err), header)
 }
 
-// reason leaves of gRPC's wrapping of a dial error what a person can act on.
+// dialError is gRPC's wrapping of an error of dialing, its own or one that the coordinator had with a worker.
+var dialError = regexp.MustCompile(`(code = \w+ desc = )?(connection error: )+desc = "transport: Error while dialing: ([^"]*)"`)
+
+// reason leaves of gRPC's wrapping of a dial error what a person can act on, and keeps who dialed whom.
 func reason(message string) string {
-	if _, inner, ok := strings.Cut(message, "Error while dialing: "); ok {
-		message = strings.TrimSuffix(inner, `"`)
-	}
-	return oneLine(message)
+	return oneLine(dialError.ReplaceAllString(message, "$3"))
 }
 
 func oneLine(s string) string { return strings.Join(strings.Fields(s), " ") }
