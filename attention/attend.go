@@ -63,7 +63,11 @@ const (
 // bits do not depend on how many. It looks at ctx before every page and returns its error, wrapped; the other errors say
 // what does not fit together, or are a *RowError for the first row without a finite answer.
 func Attend(ctx context.Context, threads int, kv KV, q Query, opts Options, out Output) error {
-	return attend(ctx, &kernels[0], partBytes, threads, kv, q, opts, out)
+	in := selected.Load()
+	if in.err != nil {
+		return fmt.Errorf("attend: %w", in.err)
+	}
+	return attend(ctx, in.kernel, partBytes, threads, kv, q, opts, out)
 }
 
 func attend(ctx context.Context, k *kernel, room, threads int, kv KV, q Query, opts Options, out Output) error {
@@ -217,7 +221,9 @@ func (c *call) run(ctx context.Context, threads int) error {
 		})
 	}
 	wave := max(len(workers), min(splits, c.room/4/(size*c.kv.Layout.vDim)))
-	some := newParts(wave*size, c.kv.Layout.vDim)
+	// No two threads share a vector of rows.
+	each := padded(size)
+	some := newParts(wave*each, c.kv.Layout.vDim)
 	for first := 0; first < rows; first += size {
 		n := min(size, rows-first)
 		lead := c.worker(workers, 0, size)
@@ -230,13 +236,13 @@ func (c *call) run(ctx context.Context, threads int) error {
 				if w.first != first || w.n != n {
 					w.begin(first, n)
 				}
-				return w.oneSplit(ctx, s+task, some.of(task*size, n))
+				return w.oneSplit(ctx, s+task, some.of(task*each, n))
 			})
 			if err != nil {
 				return err
 			}
 			for task := range tasks {
-				total.mergeAll(c.kernel, some.of(task*size, n))
+				lead.mergeAll(total, some.of(task*each, n))
 			}
 		}
 		lead.finish()
@@ -289,18 +295,31 @@ type worker struct {
 	s              []float32 // [n][64] scores, then weights
 	o              []float32 // [v_dim] of one row and page
 	split, row     parts     // [n]
+
+	// What only a vector kernel uses, of each row in one page: the positions it sees, those of weight other than 0, m
+	// and l, what is to be done, and the coefficients of the merge.
+	visibleBits, nonzero []uint64
+	pm, pl, a, b, zeros  []float32
+	does                 []uint8
 }
 
 // worker returns the thread's own, which no other touches, and makes it at its first task.
 func (c *call) worker(all []*worker, thread, rows int) *worker {
 	if all[thread] == nil {
 		l := c.kv.Layout
-		all[thread] = &worker{
+		w := &worker{
 			call: c, low: make([]int, rows), end: make([]int, rows),
-			k: make([]float32, l.headDim*PageLen), v: make([]float32, PageLen*l.vStride()),
-			s: make([]float32, rows*PageLen), o: make([]float32, l.vDim),
+			s: aligned(rows * PageLen), o: make([]float32, l.vDim),
 			split: newParts(rows, l.vDim), row: newParts(rows, l.vDim),
 		}
+		if c.kernel.vector == nil {
+			w.k, w.v = make([]float32, l.headDim*PageLen), make([]float32, PageLen*l.vStride())
+		} else {
+			n := padded(rows)
+			w.visibleBits, w.nonzero, w.does = make([]uint64, n), make([]uint64, n), make([]uint8, n)
+			w.pm, w.pl, w.a, w.b, w.zeros = aligned(n), aligned(n), aligned(n), aligned(n), aligned(l.vStride())
+		}
+		all[thread] = w
 	}
 	return all[thread]
 }
@@ -326,7 +345,7 @@ func (w *worker) allSplits(ctx context.Context) error {
 		if err := w.oneSplit(ctx, s, part); err != nil {
 			return err
 		}
-		total.mergeAll(w.kernel, part)
+		w.mergeAll(total, part)
 	}
 	w.finish()
 	return nil
@@ -357,6 +376,10 @@ func (w *worker) onePage(page int, part parts) error {
 		to--
 	}
 	if from == to {
+		return nil
+	}
+	if w.kernel.vector != nil {
+		w.vectorPage(page, from, to, part)
 		return nil
 	}
 	if err := w.load(page); err != nil {
@@ -464,6 +487,15 @@ func (w *worker) at(heads, head, token int) int {
 		head = 0
 	}
 	return (head*w.q.Tokens + token) * w.kv.Len
+}
+
+// mergeAll brings the parts of the positions that follow into total.
+func (w *worker) mergeAll(total, next parts) {
+	if v := w.kernel.vector; v != nil {
+		v.mergeParts(total, next, w.a, w.b)
+		return
+	}
+	total.mergeAll(w.kernel, next)
 }
 
 // finish brings in the sinks and writes the block's contexts.

@@ -1,11 +1,19 @@
 package attention
 
-import "math"
+import (
+	"fmt"
+	"math"
+	"os"
+	"strings"
+	"sync/atomic"
+)
 
 // kernel is the part of attention that touches every element of K and V. Every kernel computes the same bits; the
 // portable one below says which.
 type kernel struct {
 	name string
+	// vector, if there is one, does the same in assembly, from the storage type and many rows at a time.
+	vector *vector
 	// scores carries on the chains s [rows][64] with the products q·k over n dimensions ascending: row r of q is
 	// q[r·stride:][:n], k is [n][64].
 	scores func(s, q, k []float32, rows, stride, n int)
@@ -20,11 +28,69 @@ type kernel struct {
 	merge func(o, x []float32, a, b float32)
 }
 
-// kernels are what this machine can run, the best first.
-var kernels = []kernel{portable}
+// kernelVariable names the kernel to use, in the environment; unset or empty leaves the choice to the machine.
+const kernelVariable = "HEADWATER_KERNEL"
 
-// KernelName names the kernel that Attend and Project use on this machine.
-func KernelName() string { return kernels[0].name }
+// selection is the kernel in use, or why there is none.
+type selection struct {
+	kernel *kernel
+	err    error
+}
+
+var selected atomic.Pointer[selection]
+
+func init() {
+	k, err := findKernel(os.Getenv(kernelVariable))
+	if err != nil {
+		err = fmt.Errorf("%s: %w", kernelVariable, err)
+	}
+	selected.Store(&selection{kernel: k, err: err})
+}
+
+// KernelNames names what this machine can run, the best first; portable is always the last.
+func KernelNames() []string {
+	var names []string
+	for _, k := range kernels {
+		names = append(names, k.name)
+	}
+	return names
+}
+
+// KernelName names the kernel that Attend and Project use: the best that this machine has, unless SelectKernel or
+// HEADWATER_KERNEL in the environment chose another. It is empty if what they chose can not run here.
+func KernelName() string {
+	if s := selected.Load(); s.err == nil {
+		return s.kernel.name
+	}
+	return ""
+}
+
+// KernelError says why the choice in the environment can not run here; Attend and Project return it. It is nil after a
+// successful SelectKernel.
+func KernelError() error { return selected.Load().err }
+
+// SelectKernel chooses the kernel for the calls of Attend and Project that begin from now on: one of KernelNames, or the
+// empty string for the best. After an error the one before stays in use.
+func SelectKernel(name string) error {
+	k, err := findKernel(name)
+	if err != nil {
+		return err
+	}
+	selected.Store(&selection{kernel: k})
+	return nil
+}
+
+func findKernel(name string) (*kernel, error) {
+	if name == "" {
+		return &kernels[0], nil
+	}
+	for i := range kernels {
+		if kernels[i].name == name {
+			return &kernels[i], nil
+		}
+	}
+	return nil, fmt.Errorf("kernel %q is unknown or not supported by this machine, which has %s", name, strings.Join(KernelNames(), ", "))
+}
 
 var portable = kernel{
 	name:       "portable",

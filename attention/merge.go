@@ -6,20 +6,25 @@ var negInf = float32(math.Inf(-1))
 
 // parts are what some rows have of their contexts so far, each over the positions that it covers: the largest score m,
 // the sum l of exp(s − m), and o, the sum of the values so weighted. m is −Inf where nothing was visible.
+//
+// Assembly reads and writes m and l in whole vectors, so there is memory for them, and o with its padding.
 type parts struct {
-	m, l []float32 // [rows]
-	o    []float32 // [rows][vDim]
-	vDim int
+	m, l   []float32 // [rows]
+	o      []float32 // [rows][stride]
+	stride int       // vDim, padded
 }
 
 func newParts(rows, vDim int) parts {
-	return parts{m: make([]float32, rows), l: make([]float32, rows), o: make([]float32, rows*vDim), vDim: vDim}
+	return parts{m: aligned(padded(rows)), l: aligned(padded(rows)), o: aligned(rows * padded(vDim)), stride: padded(vDim)}
 }
 
-// of returns the parts of n rows from row r.
+// of returns the parts of n rows from row r, which is a multiple of vectorLen.
 func (p parts) of(r, n int) parts {
-	return parts{m: p.m[r:][:n], l: p.l[r:][:n], o: p.o[r*p.vDim:][:n*p.vDim], vDim: p.vDim}
+	return parts{m: p.m[r:][:n], l: p.l[r:][:n], o: p.o[r*p.stride:][:n*p.stride], stride: p.stride}
 }
+
+// row returns o of row r with its padding.
+func (p parts) row(r int) []float32 { return p.o[r*p.stride:][:p.stride] }
 
 // clear makes every part one that has seen nothing.
 func (p parts) clear() {
@@ -34,7 +39,7 @@ func (p parts) merge(k *kernel, r int, m, l float32, o []float32) {
 	if m == negInf {
 		return
 	}
-	own := p.o[r*p.vDim:][:p.vDim]
+	own := p.row(r)[:len(o)]
 	if p.m[r] == negInf {
 		p.m[r], p.l[r] = m, l
 		copy(own, o)
@@ -49,7 +54,7 @@ func (p parts) merge(k *kernel, r int, m, l float32, o []float32) {
 // mergeAll brings the parts of the positions that follow into all rows.
 func (p parts) mergeAll(k *kernel, next parts) {
 	for r := range p.m {
-		p.merge(k, r, next.m[r], next.l[r], next.o[r*p.vDim:][:p.vDim])
+		p.merge(k, r, next.m[r], next.l[r], next.row(r))
 	}
 }
 
@@ -68,7 +73,7 @@ func (p parts) finish(r int, context []float32) (lse float32, rule string) {
 	case !finite(l):
 		return 0, "the sum of the weights is not finite"
 	}
-	for i, x := range p.o[r*p.vDim:][:p.vDim] {
+	for i, x := range p.row(r)[:len(context)] {
 		y := x/l + 0
 		if !finite(y) {
 			return 0, "the context is not finite"

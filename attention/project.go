@@ -37,6 +37,10 @@ func Project(ctx context.Context, threads int, y, x, w, bias []float32, rows, in
 	if bias != nil && len(bias) != out {
 		return fmt.Errorf("project: bias has %d elements for %d columns", len(bias), out)
 	}
+	use := selected.Load()
+	if use.err != nil {
+		return fmt.Errorf("project: %w", use.err)
+	}
 	blocks, stripes := (out+PageLen-1)/PageLen, (rows+projectRows-1)/projectRows
 	threads = min(max(threads, 1), max(blocks*stripes, 1))
 	rooms := make([]*projection, threads)
@@ -45,7 +49,8 @@ func Project(ctx context.Context, threads int, y, x, w, bias []float32, rows, in
 	err := share(ctx, threads, blocks*stripes, func(thread, task int) error {
 		if rooms[thread] == nil {
 			rooms[thread] = &projection{
-				tile: make([]float32, min(in, projectDepth)*PageLen), s: make([]float32, min(rows, projectRows)*PageLen),
+				kernel: use.kernel,
+				tile:   make([]float32, min(in, projectDepth)*PageLen), s: make([]float32, min(rows, projectRows)*PageLen),
 			}
 		}
 		row, column := task/blocks*projectRows, task%blocks*PageLen
@@ -82,6 +87,7 @@ func Project(ctx context.Context, threads int, y, x, w, bias []float32, rows, in
 
 // projection is one thread's room: a tile of w, transposed to [depth][64] as a page holds keys, and chains [rows][64].
 type projection struct {
+	kernel  *kernel
 	tile, s []float32
 }
 
@@ -101,7 +107,7 @@ func (p *projection) chains(ctx context.Context, x, w []float32, n, in, columns 
 				p.tile[i*PageLen+j] = v
 			}
 		}
-		kernels[0].scores(p.s, x[c:], p.tile, n, in, depth)
+		p.kernel.scores(p.s, x[c:], p.tile, n, in, depth)
 	}
 	return nil
 }

@@ -1,0 +1,526 @@
+package main
+
+import (
+	"math"
+
+	. "github.com/mmcloughlin/avo/build"
+	. "github.com/mmcloughlin/avo/operand"
+	"github.com/mmcloughlin/avo/reg"
+)
+
+// The constants of exp, as elementary.go has them, each in every lane.
+var constants = []struct {
+	name string
+	bits uint32
+}{
+	{"log2e", math.Float32bits(0x1.715476p+0)},
+	{"magic", math.Float32bits(0x1.8p+23)},
+	{"ln2Hi", math.Float32bits(-0x1.62e4p-1)},
+	{"ln2Lo", math.Float32bits(-0x1.7f7d1cp-20)},
+	{"exp6", math.Float32bits(0x1.6ac752p-10)},
+	{"exp5", math.Float32bits(0x1.123de0p-7)},
+	{"exp4", math.Float32bits(0x1.555858p-5)},
+	{"exp3", math.Float32bits(0x1.55548cp-3)},
+	{"exp2", math.Float32bits(0x1.fffffcp-2)},
+	{"one", math.Float32bits(1)},
+	{"bias", 127},
+	{"expMin", math.Float32bits(-0x1.5d589ep+6)},
+	{"negInf", 0xff800000},
+}
+
+var data = map[string]Mem{}
+
+// vectors of 8 lanes with 1, 2, 4 … 128: the bits of a byte.
+var lanes Mem
+
+func consts() {
+	for _, c := range constants {
+		m := GLOBL(c.name+"_"+isa.name, RODATA|NOPTR)
+		for i := range isa.w {
+			DATA(4*i, U32(c.bits))
+		}
+		data[c.name] = m
+	}
+	if !wide() {
+		lanes = GLOBL("lanes_"+isa.name, RODATA|NOPTR)
+		for i := range isa.w {
+			DATA(4*i, U32(1<<i))
+		}
+	}
+}
+
+// An operand per constant: a register or memory.
+type expConsts map[string]Op
+
+func memConsts() expConsts {
+	c := expConsts{}
+	for k, m := range data {
+		c[k] = m
+	}
+	return c
+}
+
+// exponentials writes exp over x[i], each with room t[i] and p[i] and result in p[i]; zeroes is done by the caller. The
+// instructions of the vectors are interleaved.
+func exponentials(c expConsts, x, t, p []reg.Register) {
+	each := func(f func(i int)) {
+		for i := range x {
+			f(i)
+		}
+	}
+	each(func(i int) { VMOVUPS(c["magic"], t[i]) })
+	each(func(i int) { VFMADD231PS(c["log2e"], x[i], t[i]) })
+	each(func(i int) { VSUBPS(c["magic"], t[i], p[i]) })
+	each(func(i int) { VFMADD231PS(c["ln2Hi"], p[i], x[i]) })
+	each(func(i int) { VFMADD231PS(c["ln2Lo"], p[i], x[i]) })
+	each(func(i int) { VMOVUPS(c["exp6"], p[i]) })
+	for _, k := range []string{"exp5", "exp4", "exp3", "exp2", "one", "one"} {
+		each(func(i int) { VFMADD213PS(c[k], x[i], p[i]) })
+	}
+	each(func(i int) { VPADDD(c["bias"], t[i], t[i]) })
+	each(func(i int) { VPSLLD(U8(23), t[i], t[i]) })
+	each(func(i int) { VMULPS(t[i], p[i], p[i]) })
+}
+
+const softmaxSignature = "func(s, kScale, vScale *float32, scale float32, rows int, visible *uint64, m, l *float32, nonzero *uint64)"
+
+func softmaxName(scaled bool) (name, doc string) {
+	if scaled {
+		return "softmaxScaled", "is kernel.softmax with scales of keys and values."
+	}
+	return "softmax", "is kernel.softmax without scales of keys and values."
+}
+
+// sum16 adds up the 16 lanes of Z or of two Y by the tree, into the first lane of the X register of lo.
+func foldSum(lo, hi reg.Register, lox, hix reg.Register) {
+	VADDPS(hi, lo, lo) // lanes j+8 onto j
+	VEXTRACTF128(U8(1), lo, hix)
+	VADDPS(hix, lox, lox) // j+4
+	VMOVHLPS(lox, lox, hix)
+	VADDPS(hix, lox, lox) // j+2
+	VMOVSHDUP(lox, hix)
+	VADDSS(hix, lox, lox) // j+1
+}
+
+func foldMax(lo, hi reg.Register, lox, hix reg.Register) {
+	VMAXPS(hi, lo, lo)
+	VEXTRACTF128(U8(1), lo, hix)
+	VMAXPS(hix, lox, lox)
+	VMOVHLPS(lox, lox, hix)
+	VMAXPS(hix, lox, lox)
+	VMOVSHDUP(lox, hix)
+	VMAXSS(hix, lox, lox)
+}
+
+// softmax512 keeps a row in four registers and the constants in others.
+func softmax512(scaled bool) {
+	name, doc := softmaxName(scaled)
+	function(name, softmaxSignature, doc)
+	S, ks, vs, rows, vis, M, L, nz := reg.RDI, reg.RSI, reg.RDX, reg.RCX, reg.R8, reg.R9, reg.R10, reg.R11
+	v, u := reg.RAX, reg.RBX
+	Load(Param("s"), S)
+	if scaled {
+		Load(Param("kScale"), ks)
+		Load(Param("vScale"), vs)
+	}
+	Load(Param("rows"), rows)
+	Load(Param("visible"), vis)
+	Load(Param("m"), M)
+	Load(Param("l"), L)
+	Load(Param("nonzero"), nz)
+	c := expConsts{}
+	at := 31
+	take := func() reg.Register { at--; return zmm[at+1] }
+	for _, k := range constants {
+		r := take()
+		VMOVUPS(data[k.name], r)
+		c[k.name] = r
+	}
+	scale := take()
+	p, _ := Param("scale").Resolve()
+	VBROADCASTSS(p.Addr, scale)
+	x, t, e := zmm[0:4], zmm[4:8], zmm[8:12]
+	k := []reg.Register{reg.K1, reg.K2, reg.K3, reg.K4}
+	loop, next, empty, done := label("row"), label("next"), label("empty"), label("done")
+	TESTQ(rows, rows)
+	JZ(LabelRef(done))
+	Label(loop)
+	MOVQ(Mem{Base: vis}, v)
+	for i := range 4 {
+		if i > 0 {
+			SHRQ(U8(16), v)
+		}
+		KMOVW(v.As32(), k[i])
+	}
+	for i := range 4 {
+		if scaled {
+			VMOVUPS(Mem{Base: S, Disp: 64 * i}, t[i])
+			VMULPS(Mem{Base: ks, Disp: 64 * i}, t[i], t[i])
+			VMULPS(scale, t[i], t[i])
+		} else {
+			VMULPS(Mem{Base: S, Disp: 64 * i}, scale, t[i])
+		}
+		VMOVAPS(c["negInf"], x[i])
+	}
+	for i := range 4 {
+		VMOVAPS(t[i], k[i], x[i])
+	}
+	VMAXPS(x[1], x[0], t[0])
+	VMAXPS(x[3], x[2], t[1])
+	VMAXPS(t[1], t[0], t[0])
+	VEXTRACTF64X4(U8(1), t[0], reg.Y5)
+	foldMax(reg.Y4, reg.Y5, reg.X4, reg.X5)
+	// A NaN anywhere makes the maximum NaN: every sum of a NaN is one.
+	VCMPPS(U8(3), x[0], x[1], k[0])
+	VCMPPS(U8(3), x[2], x[3], k[1])
+	KORTESTW(k[0], k[1])
+	number := label("number")
+	JZ(LabelRef(number))
+	VPCMPEQD(reg.X4, reg.X4, reg.X4)
+	Label(number)
+	VMOVSS(reg.X4, Mem{Base: M})
+	VUCOMISS(c["negInf"].(reg.VecPhysical).AsX(), reg.X4)
+	skip := label("some")
+	JNE(LabelRef(skip))
+	JNP(LabelRef(empty))
+	Label(skip)
+	VBROADCASTSS(reg.X4, t[0])
+	for i := range 4 {
+		VSUBPS(t[0], x[i], x[i])
+	}
+	for i := range 4 {
+		VCMPPS(U8(5), c["expMin"], x[i], k[i]) // not less: NaN stays
+	}
+	exponentials(c, x, t, e)
+	for i := range 4 {
+		VMOVAPS_Z(e[i], k[i], e[i])
+	}
+	VADDPS(e[1], e[0], t[0])
+	VADDPS(e[2], t[0], t[0])
+	VADDPS(e[3], t[0], t[0])
+	VEXTRACTF64X4(U8(1), t[0], reg.Y5)
+	foldSum(reg.Y4, reg.Y5, reg.X4, reg.X5)
+	VMOVSS(reg.X4, Mem{Base: L})
+	zero(x[0])
+	for i := range 4 {
+		if scaled {
+			VMULPS_Z(Mem{Base: vs, Disp: 64 * i}, e[i], k[i], e[i])
+		}
+		VMOVUPS(e[i], Mem{Base: S, Disp: 64 * i})
+		VCMPPS(U8(4), x[0], e[i], k[i])
+	}
+	KUNPCKWD(k[0], k[1], k[0])
+	KUNPCKWD(k[2], k[3], k[2])
+	KUNPCKDQ(k[0], k[2], k[0])
+	KMOVQ(k[0], Mem{Base: nz})
+	Label(next)
+	ADDQ(U32(256), S)
+	ADDQ(U8(8), vis)
+	ADDQ(U8(8), nz)
+	ADDQ(U8(4), M)
+	ADDQ(U8(4), L)
+	DECQ(rows)
+	JNZ(LabelRef(loop))
+	Label(done)
+	end()
+	Label(empty)
+	XORQ(u, u)
+	MOVQ(u, Mem{Base: nz})
+	MOVL(u.As32(), Mem{Base: L})
+	JMP(LabelRef(next))
+}
+
+// softmax256 passes over a row in memory, two vectors at a time.
+func softmax256(scaled bool) {
+	name, doc := softmaxName(scaled)
+	function(name, softmaxSignature, doc)
+	S, ks, vs, rows, vis, M, L, nz := reg.RDI, reg.RSI, reg.RDX, reg.RCX, reg.R8, reg.R9, reg.R10, reg.R11
+	v, u, bits := reg.RAX, reg.RBX, reg.R12
+	Load(Param("s"), S)
+	if scaled {
+		Load(Param("kScale"), ks)
+		Load(Param("vScale"), vs)
+	}
+	Load(Param("rows"), rows)
+	Load(Param("visible"), vis)
+	Load(Param("m"), M)
+	Load(Param("l"), L)
+	Load(Param("nonzero"), nz)
+	loop, next, empty, done := label("row"), label("next"), label("empty"), label("done")
+	TESTQ(rows, rows)
+	JZ(LabelRef(done))
+	p, _ := Param("scale").Resolve()
+	Label(loop)
+	// Y15 scale, Y14 −Inf, Y13 the maximum, Y12 all ones where a NaN was.
+	VBROADCASTSS(p.Addr, reg.Y15)
+	VMOVUPS(data["negInf"], reg.Y14)
+	VMOVAPS(reg.Y14, reg.Y13)
+	VXORPS(reg.Y12, reg.Y12, reg.Y12)
+	MOVQ(Mem{Base: vis}, v)
+	for i := range 8 {
+		s := Mem{Base: S, Disp: 32 * i}
+		if scaled {
+			VMOVUPS(s, reg.Y0)
+			VMULPS(Mem{Base: ks, Disp: 32 * i}, reg.Y0, reg.Y0)
+			VMULPS(reg.Y15, reg.Y0, reg.Y0)
+		} else {
+			VMULPS(s, reg.Y15, reg.Y0)
+		}
+		VMOVD(v.As32(), reg.X1)
+		VPBROADCASTD(reg.X1, reg.Y1)
+		SHRQ(U8(8), v)
+		VMOVUPS(lanes, reg.Y2)
+		VPAND(reg.Y2, reg.Y1, reg.Y1)
+		VPCMPEQD(reg.Y2, reg.Y1, reg.Y1)
+		VBLENDVPS(reg.Y1, reg.Y0, reg.Y14, reg.Y0)
+		VMOVUPS(reg.Y0, s)
+		VMAXPS(reg.Y0, reg.Y13, reg.Y13)
+		VCMPPS(U8(3), reg.Y0, reg.Y0, reg.Y1)
+		VORPS(reg.Y1, reg.Y12, reg.Y12)
+	}
+	VEXTRACTF128(U8(1), reg.Y13, reg.X0)
+	VMAXPS(reg.X0, reg.X13, reg.X13)
+	VMOVHLPS(reg.X13, reg.X13, reg.X0)
+	VMAXPS(reg.X0, reg.X13, reg.X13)
+	VMOVSHDUP(reg.X13, reg.X0)
+	VMAXSS(reg.X0, reg.X13, reg.X13)
+	number := label("number")
+	VMOVMSKPS(reg.Y12, u.As32())
+	TESTQ(u, u)
+	JZ(LabelRef(number))
+	VPCMPEQD(reg.X13, reg.X13, reg.X13)
+	Label(number)
+	VMOVSS(reg.X13, Mem{Base: M})
+	VUCOMISS(reg.X14, reg.X13)
+	some := label("some")
+	JNE(LabelRef(some))
+	JNP(LabelRef(empty))
+	Label(some)
+	VBROADCASTSS(reg.X13, reg.Y13)
+	// Y10 and Y11 the 16 lanes of the sum, Y9 zero, Y14 expMin.
+	VMOVUPS(data["expMin"], reg.Y14)
+	VXORPS(reg.Y9, reg.Y9, reg.Y9)
+	VXORPS(reg.Y10, reg.Y10, reg.Y10)
+	VXORPS(reg.Y11, reg.Y11, reg.Y11)
+	XORQ(bits, bits)
+	c := memConsts()
+	for i := range 4 {
+		x := []reg.Register{reg.Y0, reg.Y1}
+		t := []reg.Register{reg.Y2, reg.Y3}
+		e := []reg.Register{reg.Y4, reg.Y5}
+		keep := []reg.Register{reg.Y6, reg.Y7}
+		for j := range 2 {
+			VMOVUPS(Mem{Base: S, Disp: 64*i + 32*j}, x[j])
+			VSUBPS(reg.Y13, x[j], x[j])
+			VCMPPS(U8(5), reg.Y14, x[j], keep[j])
+		}
+		exponentials(c, x, t, e)
+		for j := range 2 {
+			VANDPS(keep[j], e[j], e[j])
+			VADDPS(e[j], ymm[10+j], ymm[10+j])
+			if scaled {
+				VMULPS(Mem{Base: vs, Disp: 64*i + 32*j}, e[j], e[j])
+				// A scale of a position that no row sees may be anything.
+				VANDPS(keep[j], e[j], e[j])
+			}
+			VMOVUPS(e[j], Mem{Base: S, Disp: 64*i + 32*j})
+			VCMPPS(U8(4), reg.Y9, e[j], e[j])
+			VMOVMSKPS(e[j], u.As32())
+			if i+j > 0 {
+				SHLQ(U8(16*i+8*j), u)
+			}
+			ORQ(u, bits)
+		}
+	}
+	MOVQ(bits, Mem{Base: nz})
+	VADDPS(reg.Y11, reg.Y10, reg.Y10)
+	VEXTRACTF128(U8(1), reg.Y10, reg.X0)
+	VADDPS(reg.X0, reg.X10, reg.X10)
+	VMOVHLPS(reg.X10, reg.X10, reg.X0)
+	VADDPS(reg.X0, reg.X10, reg.X10)
+	VMOVSHDUP(reg.X10, reg.X0)
+	VADDSS(reg.X0, reg.X10, reg.X10)
+	VMOVSS(reg.X10, Mem{Base: L})
+	Label(next)
+	ADDQ(U32(256), S)
+	ADDQ(U8(8), vis)
+	ADDQ(U8(8), nz)
+	ADDQ(U8(4), M)
+	ADDQ(U8(4), L)
+	DECQ(rows)
+	JNZ(LabelRef(loop))
+	Label(done)
+	end()
+	Label(empty)
+	XORQ(u, u)
+	MOVQ(u, Mem{Base: nz})
+	MOVL(u.As32(), Mem{Base: L})
+	JMP(LabelRef(next))
+}
+
+// coefficients: how the parts (m, l) take in those that follow, (pm, pl).
+func coefficients() {
+	function("coefficients", "func(m, l, pm, pl, a, b *float32, rows int)", "is kernel.coefficients.")
+	M, L, PM, PL, A, B, rows := reg.RDI, reg.RSI, reg.RDX, reg.RCX, reg.R8, reg.R9, reg.R10
+	Load(Param("m"), M)
+	Load(Param("l"), L)
+	Load(Param("pm"), PM)
+	Load(Param("pl"), PL)
+	Load(Param("a"), A)
+	Load(Param("b"), B)
+	Load(Param("rows"), rows)
+	r := isa.reg
+	ma, mb, top, t, pa, pb, la, lb, inf, xa, xb, tb := r[0], r[1], r[2], r[3], r[4], r[5], r[6], r[7], r[8], r[9], r[10], r[11]
+	keepA, keepB := r[12], r[13]
+	c := memConsts()
+	VMOVUPS(data["negInf"], inf)
+	loop, done := label("rows"), label("done")
+	Label(loop)
+	CMPQ(rows, U8(0))
+	JLE(LabelRef(done))
+	VMOVUPS(Mem{Base: M}, ma)
+	VMOVUPS(Mem{Base: PM}, mb)
+	VMAXPS(mb, ma, top)
+	// NaN if either is.
+	VADDPS(mb, ma, t)
+	if wide() {
+		VCMPPS(U8(3), mb, ma, reg.K1)
+		VMOVAPS(t, reg.K1, top)
+	} else {
+		VCMPPS(U8(3), mb, ma, xa)
+		VBLENDVPS(xa, t, top, top)
+	}
+	VSUBPS(top, ma, xa)
+	VSUBPS(top, mb, xb)
+	if wide() {
+		VCMPPS(U8(5), data["expMin"], xa, reg.K2)
+		VCMPPS(U8(5), data["expMin"], xb, reg.K3)
+	} else {
+		VCMPPS(U8(5), data["expMin"], xa, keepA)
+		VCMPPS(U8(5), data["expMin"], xb, keepB)
+	}
+	exponentials(c, []reg.Register{xa, xb}, []reg.Register{t, tb}, []reg.Register{pa, pb})
+	if wide() {
+		VMOVAPS_Z(pa, reg.K2, pa)
+		VMOVAPS_Z(pb, reg.K3, pb)
+	} else {
+		VANDPS(keepA, pa, pa)
+		VANDPS(keepB, pb, pb)
+	}
+	VMOVUPS(pa, Mem{Base: A})
+	VMOVUPS(pb, Mem{Base: B})
+	VMOVUPS(Mem{Base: L}, la)
+	VMOVUPS(Mem{Base: PL}, lb)
+	VMULPS(pb, lb, tb)
+	VFMADD231PS(pa, la, tb)
+	// The first part is copied, an empty one passed over.
+	if wide() {
+		VCMPPS(U8(0), inf, ma, reg.K1)
+		VMOVAPS(lb, reg.K1, tb)
+		VMOVAPS(mb, reg.K1, top)
+		VCMPPS(U8(0), inf, mb, reg.K1)
+		VMOVAPS(la, reg.K1, tb)
+		VMOVAPS(ma, reg.K1, top)
+	} else {
+		VCMPPS(U8(0), inf, ma, t)
+		VBLENDVPS(t, lb, tb, tb)
+		VBLENDVPS(t, mb, top, top)
+		VCMPPS(U8(0), inf, mb, t)
+		VBLENDVPS(t, la, tb, tb)
+		VBLENDVPS(t, ma, top, top)
+	}
+	VMOVUPS(top, Mem{Base: M})
+	VMOVUPS(tb, Mem{Base: L})
+	for _, p := range []reg.Register{M, L, PM, PL, A, B} {
+		ADDQ(U8(4*isa.w), p)
+	}
+	SUBQ(U8(isa.w), rows)
+	JMP(LabelRef(loop))
+	Label(done)
+	end()
+}
+
+// mergeRows: o[i] = fma(o[i], a, x[i]·b) over a row.
+func mergeRows() {
+	function("merge", "func(o, x *float32, a, b float32, n int)", "is kernel.merge over n elements, a multiple of 16.")
+	o, x, n := reg.RDI, reg.RSI, reg.RCX
+	Load(Param("o"), o)
+	Load(Param("x"), x)
+	Load(Param("n"), n)
+	a, _ := Param("a").Resolve()
+	b, _ := Param("b").Resolve()
+	VBROADCASTSS(a.Addr, isa.tmp[0])
+	VBROADCASTSS(b.Addr, isa.tmp[1])
+	loop, done := label("loop"), label("done")
+	Label(loop)
+	CMPQ(n, U8(0))
+	JLE(LabelRef(done))
+	for i := 0; i < 16/isa.w; i++ {
+		VMULPS(Mem{Base: x, Disp: 4 * isa.w * i}, isa.tmp[1], isa.reg[i])
+		VFMADD231PS(Mem{Base: o, Disp: 4 * isa.w * i}, isa.tmp[0], isa.reg[i])
+		VMOVUPS(isa.reg[i], Mem{Base: o, Disp: 4 * isa.w * i})
+	}
+	ADDQ(U8(64), o)
+	ADDQ(U8(64), x)
+	SUBQ(U8(16), n)
+	JMP(LabelRef(loop))
+	Label(done)
+	end()
+}
+
+// transpose: 8 rows of 8·n float32 into [8·n][64]. The same in both sets: it is bound by memory.
+func transpose() {
+	function("transpose", "func(dst, src *float32, stride, n int)",
+		"writes 8 rows of n float32, n a multiple of 8 and the rows stride bytes apart, as 8 columns of dst [n][64].")
+	dst, src, stride, n, s3, s5 := reg.RDI, reg.RSI, reg.R8, reg.RCX, reg.RAX, reg.RBX
+	Load(Param("dst"), dst)
+	Load(Param("src"), src)
+	Load(Param("stride"), stride)
+	Load(Param("n"), n)
+	LEAQ(Mem{Base: stride, Index: stride, Scale: 2}, s3)
+	LEAQ(Mem{Base: stride, Index: stride, Scale: 4}, s5)
+	s7 := reg.RDX
+	LEAQ(Mem{Base: s3, Index: stride, Scale: 4}, s7)
+	y := ymm
+	loop, done := label("loop"), label("done")
+	Label(loop)
+	CMPQ(n, U8(8))
+	JLT(LabelRef(done))
+	for i, m := range []Mem{
+		{Base: src},
+		{Base: src, Index: stride, Scale: 1},
+		{Base: src, Index: stride, Scale: 2},
+		{Base: src, Index: s3, Scale: 1},
+		{Base: src, Index: stride, Scale: 4},
+		{Base: src, Index: s5, Scale: 1},
+		{Base: src, Index: s3, Scale: 2},
+		{Base: src, Index: s7, Scale: 1},
+	} {
+		VMOVUPS(m, y[i])
+	}
+	for i := 0; i < 8; i += 2 {
+		VUNPCKLPS(y[i+1], y[i], y[8+i])
+		VUNPCKHPS(y[i+1], y[i], y[9+i])
+	}
+	// y8: 00 10 01 11 | …, y9: 02 12 03 13, y10: 20 30 21 31, y11, y12: 40 50 …, y14: 60 70 …
+	for i := 0; i < 2; i++ {
+		b := 8 + 4*i
+		VUNPCKLPD(y[b+2], y[b], y[4*i])
+		VUNPCKHPD(y[b+2], y[b], y[4*i+1])
+		VUNPCKLPD(y[b+3], y[b+1], y[4*i+2])
+		VUNPCKHPD(y[b+3], y[b+1], y[4*i+3])
+	}
+	for i := 0; i < 4; i++ {
+		VPERM2F128(U8(0x20), y[4+i], y[i], y[8+i])
+		VPERM2F128(U8(0x31), y[4+i], y[i], y[12+i])
+	}
+	for i := 0; i < 8; i++ {
+		VMOVUPS(y[8+i], Mem{Base: dst, Disp: 256 * i})
+	}
+	ADDQ(U32(8*256), dst)
+	ADDQ(U8(32), src)
+	SUBQ(U8(8), n)
+	JMP(LabelRef(loop))
+	Label(done)
+	end()
+}

@@ -1,0 +1,44 @@
+package attention
+
+import "github.com/klauspost/cpuid/v2"
+
+//go:generate sh -c "cd _gen && go run . -isa avx512 -out ../vector_avx512_amd64.s -stubs ../vector_avx512_amd64.go -pkg attention"
+//go:generate sh -c "cd _gen && go run . -isa avx2 -out ../vector_avx2_amd64.s -stubs ../vector_avx2_amd64.go -pkg attention"
+
+// kernels are what this machine can run, the best first.
+var kernels = func() []kernel {
+	var all []kernel
+	if cpuid.CPU.Supports(cpuid.AVX2, cpuid.FMA3, cpuid.F16C, cpuid.BMI1) {
+		if cpuid.CPU.Supports(cpuid.AVX512F, cpuid.AVX512BW, cpuid.AVX512DQ, cpuid.AVX512VL) {
+			all = append(all, assembled("avx512", &avx512))
+		}
+		all = append(all, assembled("avx2", &avx2))
+	}
+	return append(all, portable)
+}()
+
+func assembled(name string, v *vector) kernel {
+	k := portable
+	k.name, k.vector = name, v
+	return k
+}
+
+var avx512 = vector{
+	scores:        [...]scoresFunc{scores_f32_avx512, scores_f16_avx512, scores_bf16_avx512, scores_i8_avx512},
+	accumulate:    [...]accumulateFunc{accumulate_f32_avx512, accumulate_f16_avx512, accumulate_bf16_avx512, accumulate_i8_avx512},
+	softmax:       softmax_avx512,
+	softmaxScaled: softmaxScaled_avx512,
+	coefficients:  coefficients_avx512,
+	merge:         merge_avx512,
+	transpose:     transpose_avx512,
+}
+
+var avx2 = vector{
+	scores:        [...]scoresFunc{scores_f32_avx2, scores_f16_avx2, scores_bf16_avx2, scores_i8_avx2},
+	accumulate:    [...]accumulateFunc{accumulate_f32_avx2, accumulate_f16_avx2, accumulate_bf16_avx2, accumulate_i8_avx2},
+	softmax:       softmax_avx2,
+	softmaxScaled: softmaxScaled_avx2,
+	coefficients:  coefficients_avx2,
+	merge:         merge_avx2,
+	transpose:     transpose_avx2,
+}

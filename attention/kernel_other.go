@@ -1,0 +1,6 @@
+//go:build !amd64
+
+package attention
+
+// kernels are what this machine can run, the best first.
+var kernels = []kernel{portable}

@@ -1,0 +1,212 @@
+package attention
+
+import (
+	"unsafe"
+
+	"headwater/tensor"
+)
+
+// vectorLen is the elements that assembly reads and writes at once, at most: rows of parts, and their number, are padded
+// to it.
+const vectorLen = 16
+
+// ahead is how far before its use memory is asked for, in bytes, where it is read for the first time.
+const ahead = 16 << 10
+
+// vector is a kernel in assembly. Pointers are to the first elements of what the comments name; strides are in bytes.
+type vector struct {
+	// scores and accumulate by storage type, in the order of storageIndex.
+	scores     [4]scoresFunc
+	accumulate [4]accumulateFunc
+	// softmax is kernel.softmax for rows of s [rows][64], of which the bits of visible [rows] say what is seen: it first
+	// multiplies s by kScale [64] (softmaxScaled only) and scale, and the weights at last by vScale [64]. nonzero [rows]
+	// become the bits of the weights that are not 0. Of a row that sees nothing it sets m to −Inf, l and nonzero to 0,
+	// and leaves s as it was.
+	softmax, softmaxScaled func(s, kScale, vScale *float32, scale float32, rows int, visible *uint64, m, l *float32, nonzero *uint64)
+	// coefficients merges m and l [rows] of parts with the pm and pl of what follows, and sets a and b [rows] to what o
+	// takes. All are padded to vectorLen; lanes where pm is −Inf keep m and l.
+	coefficients func(m, l, pm, pl, a, b *float32, rows int)
+	// merge is kernel.merge over n elements, a multiple of vectorLen.
+	merge func(o, x *float32, a, b float32, n int)
+	// transpose writes 8 rows of n float32, n a multiple of 8, as 8 columns of dst [n][64].
+	transpose func(dst, src *float32, stride, n int)
+}
+
+type (
+	// scoresFunc is kernel.scores for rows of q that lie stride bytes apart; carry 0 begins the chains at +0 instead of
+	// s. It asks for the memory that lies ahead of each key, unless ahead is 0.
+	scoresFunc = func(s, q *float32, k *byte, stride, n, rows, carry, ahead int)
+	// accumulateFunc makes o' [rows][cols·16], the chains of rows of weights w [rows][64] over the positions in mask, at
+	// least one, each begun at +0. It sets o to o', or to fma(o, a, o'·b) if a is not nil, a and b one of each row.
+	accumulateFunc = func(o, w *float32, v *byte, oStride, vStride, cols, rows int, mask uint64, a, b *float32, ahead int)
+)
+
+func storageIndex(dt tensor.DType) int {
+	switch dt {
+	case tensor.F16:
+		return 1
+	case tensor.BF16:
+		return 2
+	case tensor.I8:
+		return 3
+	}
+	return 0
+}
+
+// unitScales are scales that change nothing.
+var unitScales [PageLen]float32
+
+func init() {
+	for i := range unitScales {
+		unitScales[i] = 1
+	}
+}
+
+// aligned returns n elements, more memory after them up to a full cache line, and none before it on theirs.
+func aligned(n int) []float32 {
+	const line = 64 / 4
+	n = (n + line - 1) / line * line
+	x := make([]float32, n+line)
+	skip := 0
+	if over := uintptr(unsafe.Pointer(unsafe.SliceData(x))) % 64; over != 0 {
+		skip = int(64-over) / 4
+	}
+	return x[skip:][:n:n]
+}
+
+// padded returns n rounded up to vectorLen.
+func padded(n int) int { return (n + vectorLen - 1) / vectorLen * vectorLen }
+
+// span returns the bits [lo, hi) of a page.
+func span(lo, hi int) uint64 { return ^uint64(0) << lo & (^uint64(0) >> (PageLen - hi)) }
+
+// What a page does to a row.
+const (
+	passedOver = iota
+	copied     // it is the first that has something
+	merged
+)
+
+// vectorPage merges what rows [from, to) see of a page into part.
+func (w *worker) vectorPage(page, from, to int, part parts) {
+	v, l, bytes := w.kernel.vector, w.kv.Layout, w.kv.Pages[page]
+	base, rows, storage := page*PageLen, to-from, storageIndex(l.dt)
+	s := w.s[:rows*PageLen]
+	fetch, fetchNext := 0, 0
+	if page+1 < len(w.kv.Pages) && page*PageLen+PageLen < w.hi {
+		// What lies ahead of the keys are the page's own values; ahead of these is the next page, wherever it is.
+		next := w.kv.Pages[page+1]
+		fetch = ahead
+		fetchNext = ahead + int(uintptr(unsafe.Pointer(unsafe.SliceData(next)))-uintptr(unsafe.Pointer(unsafe.SliceData(bytes)))) - l.PageBytes()
+	}
+	v.scores[storage](&s[0], &w.q.Q[(w.first+from)*l.headDim], &bytes[0], 4*l.headDim, l.headDim, rows, 0, fetch)
+
+	softmax, scale, kScale, vScale := v.softmax, w.opts.Scale, (*float32)(nil), (*float32)(nil)
+	if l.scaled() {
+		k, vs := l.scales(bytes)
+		readScales(w.kScale[:], k)
+		readScales(w.vScale[:], vs)
+		softmax, kScale, vScale = v.softmaxScaled, &w.kScale[0], &w.vScale[0]
+	}
+	plain := w.plain()
+	if !plain {
+		scale = 1
+		if kScale != nil {
+			kScale = &unitScales[0]
+		}
+	}
+	for r := from; r < to; r++ {
+		lo, hi := max(w.low[r]-base, 0), min(w.end[r]-base, PageLen)
+		if lo >= hi {
+			w.visibleBits[r] = 0
+			continue
+		}
+		w.visibleBits[r] = span(lo, hi)
+		if !plain {
+			w.scores((*[PageLen]float32)(s[(r-from)*PageLen:]), r, base, lo, hi)
+		}
+	}
+	// Rows of the block that see nothing of the page keep their parts.
+	for r := range w.pm[:from] {
+		w.pm[r] = negInf
+	}
+	for r := range w.pm[to:padded(w.n)] {
+		w.pm[to+r] = negInf
+	}
+	softmax(&s[0], kScale, vScale, scale, rows, &w.visibleBits[from], &w.pm[from], &w.pl[from], &w.nonzero[from])
+	first := w.nonzero[from]
+	same := first != 0
+	for r := from; r < to; r++ {
+		does := uint8(merged)
+		switch {
+		case w.pm[r] == negInf:
+			does = passedOver
+		case part.m[r] == negInf:
+			does = copied
+		}
+		w.does[r] = does
+		same = same && does == w.does[from] && w.nonzero[r] == first
+	}
+	v.coefficients(&part.m[0], &part.l[0], &w.pm[0], &w.pl[0], &w.a[0], &w.b[0], w.n)
+
+	add := v.accumulate[storage]
+	values, vStride, cols := &bytes[l.kBytes()], l.vStride()*l.dt.Size(), l.vStride()/vectorLen
+	for r := from; r < to; {
+		n := to - r
+		if !same {
+			for n = 1; r+n < to && w.does[r+n] == w.does[r] && w.nonzero[r+n] == w.nonzero[r]; {
+				n++
+			}
+		}
+		switch o := part.row(r); {
+		case w.does[r] == passedOver:
+		case w.nonzero[r] == 0: // the scales of the values are 0
+			for i := range n {
+				o = part.row(r + i)
+				if w.does[r] == copied {
+					clear(o)
+				} else {
+					v.merge(&o[0], &w.zeros[0], w.a[r+i], w.b[r+i], len(o))
+				}
+			}
+		case w.does[r] == copied:
+			add(&o[0], &s[(r-from)*PageLen], values, 4*part.stride, vStride, cols, n, w.nonzero[r], nil, nil, fetchNext)
+		default:
+			add(&o[0], &s[(r-from)*PageLen], values, 4*part.stride, vStride, cols, n, w.nonzero[r], &w.a[r], &w.b[r], fetchNext)
+		}
+		r += n
+		fetchNext = 0
+	}
+}
+
+// plain says whether scores only take scales and a range of positions.
+func (c *call) plain() bool {
+	return c.opts.Softcap == 0 && len(c.opts.AlibiSlopes) == 0 && c.q.BiasHeads == 0 && c.q.MaskHeads == 0
+}
+
+// mergeParts is parts.mergeAll in assembly.
+func (v *vector) mergeParts(p, next parts, a, b []float32) {
+	rows := len(p.m)
+	// What coefficients overwrites.
+	var first [vectorLen]bool
+	for at := 0; at < rows; at += vectorLen {
+		n := min(vectorLen, rows-at)
+		for i := range n {
+			first[i] = p.m[at+i] == negInf
+		}
+		for i := n; i < vectorLen; i++ {
+			next.m[: at+vectorLen : at+vectorLen][at+i] = negInf
+		}
+		v.coefficients(&p.m[at], &p.l[at], &next.m[at], &next.l[at], &a[at], &b[at], n)
+		for i := range n {
+			own, o := p.row(at+i), next.row(at+i)
+			switch {
+			case next.m[at+i] == negInf:
+			case first[i]:
+				copy(own, o)
+			default:
+				v.merge(&own[0], &o[0], a[at+i], b[at+i], len(own))
+			}
+		}
+	}
+}
