@@ -259,14 +259,18 @@ func write(path string, tensors []tensor.Data, options string) (string, error) {
 	return path, errors.Join(tensor.WriteSafetensors(f, tensors, map[string]string{"headwater": options}), f.Close())
 }
 
-// Shape of the long job: 24 MiB of keys and values in 8 layers of 6 groups, so 48 answers, for about a second of two
-// processor cores.
+// Shape of the long job: 24 MiB of keys and values in 8 layers of 6 groups, so 48 answers that come one after the other
+// while the rest is loaded.
 const (
-	longLayers, longTokens, longPositions = 8, 96, 1024
-	longHeads, longGroups, longDim        = 12, 6, 64
-	longLoad                              = 2 * 4 * longLayers * longPositions * longGroups * longDim // bytes
-	longAnswers                           = longLayers * longGroups
+	longLayers, longTokens, longPositions = 8, 32, 8192
+	longHeads, longGroups, longDim        = 12, 6, 8
+
+	longLoad    = 2 * 4 * longLayers * longPositions * longGroups * longDim // bytes
+	longAnswers = longLayers * longGroups
 )
+
+// slowly makes the long job long on any processor: every position goes to each worker by itself.
+var slowly = []string{"--block", "1"}
 
 // longJob is a job with time enough to do something in its middle.
 var longJob = sync.OnceValues(func() (string, error) {

@@ -37,7 +37,7 @@ func TestAWorkerIsKilledInAJob(t *testing.T) {
 		t.Run(point.name, func(t *testing.T) {
 			t.Parallel()
 			for try := 1; ; try++ {
-				c := start(t, localcluster.Options{Workers: 3, Threads: 1})
+				c := start(t, localcluster.Options{Workers: 3, CoordinatorArgs: slowly})
 				victim := i % 3
 				job := c.submit(t, client.SubmitOptions{Path: path})
 				c.until(t, job.GetId(), point.holds)
@@ -81,7 +81,7 @@ func TestWorkersAreKilledOneByOne(t *testing.T) {
 	t.Parallel()
 	path, want := undisturbed(t)
 	for try := 1; ; try++ {
-		c := start(t, localcluster.Options{Workers: 4, Threads: 1})
+		c := start(t, localcluster.Options{Workers: 4, CoordinatorArgs: slowly})
 		job := c.submit(t, client.SubmitOptions{Path: path})
 		for victim := range 3 {
 			c.until(t, job.GetId(), func(j *headwaterv1.Job) bool {
@@ -104,7 +104,7 @@ func TestWorkersAreKilledOneByOne(t *testing.T) {
 func TestAllWorkersAreKilledInAJob(t *testing.T) {
 	t.Parallel()
 	path, _ := undisturbed(t)
-	c := start(t, localcluster.Options{Workers: 2, Threads: 1, CoordinatorArgs: []string{"--worker-wait", "2s"}})
+	c := start(t, localcluster.Options{Workers: 2, CoordinatorArgs: append(slowly, "--worker-wait", "2s")})
 	out := filepath.Join(t.TempDir(), "context.safetensors")
 	cli := background(t, "submit", path, "--coordinator", c.Address(), "--key", "doomed", "--out", out, "--quiet")
 	job := c.until(t, c.appears(t, "doomed"), answered)
@@ -196,7 +196,7 @@ func TestTheCoordinatorIsKilledWithJobs(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			for try := 1; ; try++ {
-				c := start(t, localcluster.Options{Workers: 2, Threads: 1})
+				c := start(t, localcluster.Options{Workers: 2, CoordinatorArgs: slowly})
 				first := c.submit(t, client.SubmitOptions{Path: path, Key: "first"})
 				second := c.submit(t, client.SubmitOptions{Path: fixtures + "attention.safetensors", Key: "second"})
 				if state := second.GetState(); state != headwaterv1.JobState_JOB_STATE_QUEUED {
@@ -241,7 +241,7 @@ func TestTheCoordinatorIsKilledWithJobs(t *testing.T) {
 func TestTheCommandLineOutlivesTheCoordinator(t *testing.T) {
 	t.Parallel()
 	path, want := undisturbed(t)
-	c := start(t, localcluster.Options{Workers: 2, Threads: 1})
+	c := start(t, localcluster.Options{Workers: 2, CoordinatorArgs: slowly})
 	out := filepath.Join(t.TempDir(), "context.safetensors")
 	cli := background(t, "submit", path, "--coordinator", c.Address(), "--key", "k", "--out", out, "--quiet", "--output", "json")
 	c.until(t, c.appears(t, "k"), answered)
@@ -255,7 +255,7 @@ func TestTheCommandLineOutlivesTheCoordinator(t *testing.T) {
 func TestAJobThatTheCoordinatorDoesNotSurvive(t *testing.T) {
 	t.Parallel()
 	path, _ := undisturbed(t)
-	c := start(t, localcluster.Options{Workers: 1, Threads: 1})
+	c := start(t, localcluster.Options{Workers: 1, CoordinatorArgs: slowly})
 	id := c.submit(t, client.SubmitOptions{Path: path}).GetId()
 	for attempt := range uint32(3) {
 		job := c.until(t, id, running)
@@ -280,7 +280,7 @@ func TestAWorkerIsStoppedInAJob(t *testing.T) {
 	t.Parallel()
 	path, want := undisturbed(t)
 	for try := 1; ; try++ {
-		c := start(t, localcluster.Options{Workers: 2, Threads: 1})
+		c := start(t, localcluster.Options{Workers: 2, CoordinatorArgs: slowly})
 		job := c.submit(t, client.SubmitOptions{Path: path})
 		c.until(t, job.GetId(), loading)
 		c.signal(t, 0, syscall.SIGTERM)
@@ -313,7 +313,7 @@ func TestTheCoordinatorIsStoppedInAJob(t *testing.T) {
 	t.Parallel()
 	path, want := undisturbed(t)
 	for try := 1; ; try++ {
-		c := start(t, localcluster.Options{Workers: 2, Threads: 1})
+		c := start(t, localcluster.Options{Workers: 2, CoordinatorArgs: slowly})
 		job := c.submit(t, client.SubmitOptions{Path: path})
 		c.until(t, job.GetId(), answered)
 		c.signal(t, -1, syscall.SIGTERM)
