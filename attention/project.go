@@ -4,6 +4,9 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"unsafe"
+
+	"headwater/tensor"
 )
 
 // ProjectionError says which element of a projection is not finite.
@@ -18,8 +21,8 @@ func (e *ProjectionError) Error() string {
 
 // How much of x and w a thread takes at once: the rows that share a tile of w, and its length.
 const (
-	projectRows  = 256
-	projectDepth = 512
+	projectRows  = 512
+	projectDepth = 128
 )
 
 // Project writes y [rows, out] = x [rows, in] · wᵀ, where w is [out, in], plus bias [out] where it is not nil: for each
@@ -50,7 +53,7 @@ func Project(ctx context.Context, threads int, y, x, w, bias []float32, rows, in
 		if rooms[thread] == nil {
 			rooms[thread] = &projection{
 				kernel: use.kernel,
-				tile:   make([]float32, min(in, projectDepth)*PageLen), s: make([]float32, min(rows, projectRows)*PageLen),
+				tile:   aligned(min(in, projectDepth) * PageLen), s: aligned(min(rows, projectRows) * PageLen),
 			}
 		}
 		row, column := task/blocks*projectRows, task%blocks*PageLen
@@ -102,12 +105,34 @@ func (p *projection) chains(ctx context.Context, x, w []float32, n, in, columns 
 			return err
 		}
 		depth := min(projectDepth, in-c)
-		for j := range columns {
-			for i, v := range w[j*in+c:][:depth] {
-				p.tile[i*PageLen+j] = v
-			}
+		p.pack(w[c:], in, columns, depth)
+		if v := p.kernel.vector; v != nil {
+			v.scores[storageIndex(tensor.F32)](&p.s[0], &x[c], (*byte)(unsafe.Pointer(&p.tile[0])), 4*in, depth, n, 1, 0)
+		} else {
+			p.kernel.scores(p.s, x[c:], p.tile, n, in, depth)
 		}
-		p.kernel.scores(p.s, x[c:], p.tile, n, in, depth)
 	}
 	return nil
+}
+
+// pack sets the first columns of the tile [depth][64] to rows of w, which are in elements apart.
+func (p *projection) pack(w []float32, in, columns, depth int) {
+	j, whole := 0, 0
+	if v := p.kernel.vector; v != nil {
+		whole = depth &^ 7
+		for ; j+8 <= columns && whole > 0; j += 8 {
+			v.transpose(&p.tile[j], &w[j*in], 4*in, whole)
+			p.packFrom(w, in, j, j+8, whole, depth)
+		}
+	}
+	p.packFrom(w, in, j, columns, 0, depth)
+}
+
+// packFrom is pack for the columns [j, end) and [from, depth) of them.
+func (p *projection) packFrom(w []float32, in, j, end, from, depth int) {
+	for ; j < end; j++ {
+		for i, v := range w[j*in:][from:depth] {
+			p.tile[(from+i)*PageLen+j] = v
+		}
+	}
 }

@@ -280,3 +280,51 @@ func TestSelectKernel(t *testing.T) {
 		t.Errorf("the best: %v, in use is %s", err, KernelName())
 	}
 }
+
+// TestProjectKernels holds Project on every kernel against chains of fma, with x, w and y between guards.
+func TestProjectKernels(t *testing.T) {
+	was := KernelName()
+	defer func() {
+		if err := SelectKernel(was); err != nil {
+			t.Error(err)
+		}
+	}()
+	rnd := rand.New(rand.NewPCG(1, 2))
+	for i := range 60 {
+		rows, in, out := 1+rnd.IntN(20), 1+rnd.IntN(300), 1+rnd.IntN(150)
+		if i < 4 {
+			rows, in, out = 513+i, 8*i+1, 65
+		}
+		t.Run(fmt.Sprint(rows, in, out), func(t *testing.T) {
+			g := &guards{t: t}
+			defer g.free()
+			kind := kinds[i%3]
+			x, w, y := g.floats(rows*in, i%2 == 0), g.floats(out*in, i%2 == 1), g.floats(rows*out, i%2 == 0)
+			for _, s := range [][]float32{x, w} {
+				for j := range s {
+					s[j] = kind.draw(rnd)
+				}
+			}
+			bias := normals(rnd, out, 1)
+			for _, name := range KernelNames() {
+				if err := SelectKernel(name); err != nil {
+					t.Fatal(err)
+				}
+				if err := Project(context.Background(), 1+i%2, y, x, w, bias, rows, in, out); err != nil {
+					t.Fatal(err)
+				}
+				for r := range rows {
+					for j := range out {
+						s := float32(0)
+						for c := range in {
+							s = fma32(x[r*in+c], w[j*in+c], s)
+						}
+						if s += bias[j]; math.Float32bits(s) != math.Float32bits(y[r*out+j]) {
+							t.Fatalf("%s: row %d, column %d: %x, not %x", name, r, j, y[r*out+j], s)
+						}
+					}
+				}
+			}
+		})
+	}
+}
