@@ -8,8 +8,10 @@
 package e2e
 
 import (
+	"bufio"
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -131,6 +133,19 @@ func awaitDeath(id int) error {
 			return nil
 		}
 	}
+}
+
+// readLine reads one line of JSON.
+func readLine(ctx context.Context, pipe *os.File, into any) error {
+	defer context.AfterFunc(ctx, func() { pipe.Close() })() // ends the read
+	line, err := bufio.NewReader(pipe).ReadBytes('\n')
+	if err == nil {
+		err = json.Unmarshal(line, into)
+	}
+	if ctx.Err() != nil {
+		err = context.Cause(ctx)
+	}
+	return err
 }
 
 // bounded is the test's context with an end.
