@@ -9,10 +9,11 @@ FUZZTIME ?= 60s
 export GOFLAGS += -buildvcs=false
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test unit lint format proto breaking fuzz figures-job fixtures image test-k8s clean
+.PHONY: help build demo test unit lint format proto generate breaking fuzz bench bench-plots figures-kernels figures-job \
+	fixtures image test-k8s clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 build: ## build static binaries: bin/coord and bin/worker
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/...
@@ -35,11 +36,25 @@ format: ## format the code
 proto: ## generate the protocol's code
 	$(TOOL) buf generate
 
+generate: ## generate the attention kernels' assembly
+	$(GO) generate ./attention
+
 breaking: ## check the protocol against the main branch for breaking changes
 	$(TOOL) buf breaking --against '.git#branch=main'
 
 fuzz: ## fuzz every parser of outside bytes for FUZZTIME each (default 60s)
 	@bash .ci/fuzz $(FUZZTIME)
+
+bench: ## measure the attention kernels against the machine's limits; prints a table to paste
+	$(GO) run ./internal/figures/kernels -bench -samples figures/bench.json
+
+bench-plots: ## draw the roofline of the last figures-kernels into docs/images
+	@test -e figures/kernels.json || $(MAKE) figures-kernels
+	$(GO) run ./internal/figures/kernels -samples figures/kernels.json -plot docs/images/roofline.png
+
+figures-kernels: build ## measure the kernels against the machine's limits, and a job; prints `figure NAME VALUE`
+	@$(GO) run ./internal/figures/kernels -samples figures/kernels.json
+	@$(GO) run ./internal/figures/kernels -job -bin bin -samples figures/job_32k.json
 
 figures-job: build ## measure memory and error of whole jobs; prints `figure NAME VALUE`
 	$(GO) run ./internal/figures/job -bin bin -samples figures/job.json
