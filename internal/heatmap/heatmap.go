@@ -89,7 +89,7 @@ func Draw(w io.Writer, f Figure) error {
 	if l.width*l.height > maxPixels {
 		return &FigureError{-1, -1, -1, -1, fmt.Sprintf("%d panels do not fit an image of %d pixels; draw fewer heads", l.panels, maxPixels)}
 	}
-	encoder := png.Encoder{CompressionLevel: png.BestCompression}
+	encoder := png.Encoder{CompressionLevel: png.DefaultCompression}
 	if err := encoder.Encode(w, l.paint(f)); err != nil {
 		return fmt.Errorf("heat map: writing the PNG: %w", err)
 	}
