@@ -7,6 +7,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"math"
 	"net"
@@ -18,6 +19,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -166,8 +168,8 @@ func TestBadJobsAreRefused(t *testing.T) {
 		{name: "unknown flag", file: good, flags: []string{"--casual"}, code: 2, says: []string{"--casual"}},
 		{name: "flag out of range", file: good, flags: []string{"--kv-len", "7"}, says: []string{"kv_len", "7", "6"}},
 		{name: "flag that is no number", file: good, flags: []string{"--window-left", "x"}, code: 2, says: []string{"window-left", `"x"`}},
-		{name: "more than all memory", file: encode("{}", sound(entry{"k", "F32", []int{32768, 2, 8}, nil}, entry{"v", "F32", []int{32768, 2, 8}, nil})...), says: []string{"need 4194304 bytes", "the cluster's 2 workers have 2097152 together", "w1 1048576, w2 1048576"}},
-		{name: "more than one worker's memory", file: encode("{}", sound(entry{"q", "F32", []int{4, 4, 8}, nil}, entry{"k", "F32", []int{32768, 1, 8}, nil}, entry{"v", "F32", []int{32768, 1, 3}, nil})...), says: []string{"worker", "would hold 1441792 bytes", "its budget is 1048576"}},
+		{name: "more than all memory", file: encode("{}", sound(entry{"k", "F32", []int{32768, 2, 8}, nil}, entry{"v", "F32", []int{32768, 2, 16}, nil})...), says: []string{"need 6291456 bytes", "the cluster's 2 workers have 2097152 together", "w1 1048576, w2 1048576"}},
+		{name: "more than one worker's memory", file: encode("{}", sound(entry{"q", "F32", []int{4, 4, 8}, nil}, entry{"k", "F32", []int{16384, 1, 8}, nil}, entry{"v", "F32", []int{16384, 1, 16}, nil})...), says: []string{"worker", "would hold 1572864 bytes", "its budget is 1048576"}},
 	}
 	for _, test := range cases {
 		t.Run(test.name, func(t *testing.T) {
@@ -258,10 +260,10 @@ func (c *cluster) unchanged(t *testing.T, folder string, files ...string) {
 func TestAJobThatIsTooLargeIsRefusedBeforeItIsSent(t *testing.T) {
 	t.Parallel()
 	c := start(t, localcluster.Options{Workers: 2, Memory: 1 << 20})
-	job := put(t, "job.safetensors", encode("{}", sound(entry{"k", "F32", []int{65536, 2, 8}, nil}, entry{"v", "F32", []int{65536, 2, 8}, nil})...))
+	job := put(t, "job.safetensors", encode("{}", sound(entry{"k", "F32", []int{65536, 2, 8}, nil}, entry{"v", "F32", []int{65536, 2, 16}, nil})...))
 	sent := false
 	_, err := c.Submit(bounded(t), client.SubmitOptions{Path: job, Sent: func(int64, int64) { sent = true }})
-	if err == nil || sent || !strings.Contains(err.Error(), "need 8388608 bytes") {
+	if err == nil || sent || !strings.Contains(err.Error(), "need 12582912 bytes") {
 		t.Errorf("sent %t, %v", sent, err)
 	}
 	c.unchanged(t, filepath.Dir(job), "job.safetensors")
@@ -361,17 +363,17 @@ func serve(t *testing.T, args ...string) string {
 	}
 	defer read.Close()
 	defer write.Close()
-	ctx, stop := context.WithCancel(context.Background())
-	cmd := command(ctx, program, append([]string{"serve", "--name", "alone", "--listen", "127.0.0.1:0", "--data-dir", t.TempDir(), "--" + localcluster.ReadyFlag, "3"}, args...)...)
-	cmd.ExtraFiles = []*os.File{write}
-	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
-	cmd.WaitDelay = patience
-	ended := make(chan said, 1)
-	go func() { ended <- execute(cmd) }()
+	var stderr bytes.Buffer
+	// Not by the test's context: at the test's end it is asked to stop, and shall do so.
+	cmd := command(context.Background(), program, append([]string{"serve", "--name", "alone", "--listen", "127.0.0.1:0", "--data-dir", t.TempDir(), "--" + localcluster.ReadyFlag, "3"}, args...)...)
+	cmd.ExtraFiles, cmd.Stderr = []*os.File{write}, &stderr
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
 	t.Cleanup(func() {
-		stop()
-		if s := <-ended; s.code != 0 {
-			t.Errorf("the coordinator ended with %d: %s", s.code, s.stderr)
+		defer time.AfterFunc(patience, func() { _ = cmd.Process.Kill() }).Stop()
+		if err := errors.Join(cmd.Process.Signal(syscall.SIGTERM), cmd.Wait()); err != nil {
+			t.Errorf("the coordinator was asked to stop: %v: %s", err, stderr.String())
 		}
 	})
 	var ready localcluster.Ready
