@@ -4,7 +4,7 @@ GO ?= go
 TOOL := $(GO) tool -modfile=tools/go.mod
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
 # Static binaries: no cgo, no paths of the machine that built them.
-LDFLAGS := -s -w -X headwater/internal/cli.Version=$(VERSION)
+LDFLAGS := -s -w -X headwater/internal/cli.linked=$(VERSION)
 FUZZTIME ?= 60s
 export GOFLAGS += -buildvcs=false
 

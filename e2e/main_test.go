@@ -29,6 +29,9 @@ import (
 // patience bounds each wait. It is no measure of anything: a test that runs into it has hung.
 const patience = 3 * time.Minute
 
+// version is what the programs are linked as.
+const version = "v0.0.0-e2e"
+
 var (
 	workshop string // a folder for the programs and for what tests share
 	program  string // coord
@@ -49,7 +52,7 @@ func run(m *testing.M) (code int, err error) {
 		return 1, err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(workshop)) }()
-	build := exec.Command("go", "build", "-buildvcs=false", "-o", workshop+"/", "headwater/cmd/coord", "headwater/cmd/worker")
+	build := exec.Command("go", "build", "-buildvcs=false", "-ldflags", "-X headwater/internal/cli.linked="+version, "-o", workshop+"/", "headwater/cmd/coord", "headwater/cmd/worker")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if said, err := build.CombinedOutput(); err != nil {
 		return 1, fmt.Errorf("build the programs: %w: %s", err, said)
@@ -61,6 +64,17 @@ func run(m *testing.M) (code int, err error) {
 		err = fmt.Errorf("processes are left: %v", left)
 	}
 	return code, errors.Join(err, goleak.Find())
+}
+
+func TestProgramsTellTheirVersion(t *testing.T) {
+	t.Parallel()
+	for _, name := range []string{"coord", "worker"} {
+		said := execute(command(bounded(t), filepath.Join(workshop, name), "--version"))
+		said.succeeds(t)
+		if want := name + " version " + version + "\n"; said.out != want {
+			t.Errorf("it says %q, want %q", said.out, want)
+		}
+	}
 }
 
 // process is one line of the system's table.

@@ -14,8 +14,14 @@ import (
 	"golang.org/x/term"
 )
 
-// Version is the program's version. The linker sets it; without, it is the module's.
+// linked is the version that the linker sets: a variable that is initialized here would win over it.
+var linked string
+
+// Version is the program's version: what the linker set; without, the module's.
 var Version = func() string {
+	if linked != "" {
+		return linked
+	}
 	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
 		return info.Main.Version
 	}
@@ -129,21 +135,21 @@ func group(use, short, example string, subcommands ...*cobra.Command) *cobra.Com
 	return cmd
 }
 
-func needSubcommand(cmd *cobra.Command, args []string) error {
+func needSubcommand(_ *cobra.Command, args []string) error {
 	if len(args) == 0 {
-		return usage("%s needs a command", cmd.CommandPath())
+		return usage("a command is missing")
 	}
-	return usage("unknown command %q for %s", args[0], cmd.CommandPath())
+	return usage("unknown command %q", args[0])
 }
 
 // exactly demands named arguments.
 func exactly(names ...string) cobra.PositionalArgs {
-	return func(cmd *cobra.Command, args []string) error {
+	return func(_ *cobra.Command, args []string) error {
 		switch {
 		case len(args) < len(names):
-			return usage("%s: argument %s is missing", cmd.CommandPath(), names[len(args)])
+			return usage("argument %s is missing", names[len(args)])
 		case len(args) > len(names):
-			return usage("%s: argument %q is one too many", cmd.CommandPath(), args[len(names)])
+			return usage("argument %q is one too many", args[len(names)])
 		}
 		return nil
 	}
