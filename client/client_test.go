@@ -233,7 +233,7 @@ func TestRefusals(t *testing.T) {
 		t.Errorf("a coordinator without workers: %v", err)
 	}
 	_, err = connect(t, &fake{broken: true}).Submit(t.Context(), SubmitOptions{Path: path})
-	if !errors.Is(err, ErrRefused) || !strings.Contains(err.Error(), `tensor "q"[3]: NaN`) {
+	if !errors.Is(err, ErrRefused) || err.Error() != `submit job.safetensors: tensor "q"[3]: NaN` {
 		t.Errorf("refused value: %v", err)
 	}
 	f = &fake{known: true}

@@ -96,7 +96,12 @@ func (c *Client) wrap(doing string, err error) error {
 		err = status.FromContextError(err).Err()
 	}
 	s := status.Convert(err)
-	return &Error{Address: c.address, Doing: doing, Code: s.Code(), Message: reason(s.Message())}
+	message := reason(s.Message())
+	// What is being done ends with the file, which the coordinator names as well.
+	if file, rest, ok := strings.Cut(message, ": "); ok && strings.HasSuffix(doing, " "+file) {
+		message = rest
+	}
+	return &Error{Address: c.address, Doing: doing, Code: s.Code(), Message: message}
 }
 
 // wrapAnswer is wrap for an error that came in the place of a call's first answer: a coordinator that gave it sent its
