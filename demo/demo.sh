@@ -10,7 +10,7 @@ mkdir -p "$out"
 say() { printf '\n\033[1m%s\033[0m\n' "$1"; }
 [ -t 1 ] || say() { printf '\n== %s\n' "$1"; }
 
-say 'Two layers of SmolLM2-135M on a coordinator and three workers, five processes of this machine in all with the client'
+say 'Attention of two layers of SmolLM2-135M: a coordinator and three workers, each a process of its own'
 "$coord" submit "$job" --local 3 --out "$out/three.safetensors"
 
 say 'How far the contexts are from the float64 truth, in units of rounding error (8 is the promise)'
@@ -22,11 +22,11 @@ for n in 1 5; do
   "$coord" diff "$out/three.safetensors" "$out/$n.safetensors"
 done
 
-say 'The whole layer: hidden states in, projected, rotated, attended, projected'
+say 'The same two layers from their hidden states: projected, rotated, attended, projected (1e-5 of y is the promise)'
 "$coord" submit testdata/smollm2/layer.safetensors --local 3 --out "$out/layer.safetensors" --quiet >/dev/null
 "$coord" check "$out/layer.safetensors" --truth testdata/smollm2/layer.truth.safetensors
 
-say 'Three researchers, one library: what the query heads of a group look for at the last word, and their heat maps'
+say 'Three readers of one library: what the query heads of group 2 look at from one word, and the heat maps of all nine'
 "$coord" explain "$job" --problem layers.17. --heads 6,7,8 --positions -9 --top 5
 "$coord" explain "$job" --problem layers.17. --figure "$out/layer-17.png" --top 1 >/dev/null
 

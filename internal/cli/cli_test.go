@@ -35,7 +35,9 @@ func TestScripts(t *testing.T) {
 			writeJob(t, filepath.Join(env.WorkDir, "job.safetensors"), 0)
 			writeJob(t, filepath.Join(env.WorkDir, "other.safetensors"), 1)
 			env.Setenv("HOME", env.WorkDir)
-			return nil
+			fixtures, err := filepath.Abs("../../testdata/smollm2")
+			env.Setenv("FIXTURES", fixtures)
+			return err
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){"exits": exits},
 	})

@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/jedib0t/go-pretty/v6/table"
 	"github.com/spf13/cobra"
 
 	"headwater/internal/atomicfile"
@@ -42,9 +43,9 @@ func (a *app) explain() *cobra.Command {
 	var options optionFlags
 	cmd := &cobra.Command{
 		Use: "explain JOB", Short: "Show which positions the queries of a job look at, without a cluster", Args: exactly("JOB"),
-		Long: "Show for chosen heads and positions of a job file (kind attention) the positions that match best, with their weights and,\n" +
-			"where the file has them, their tokens; and draw heat maps with one row of panels a KV group. Options given here override the\n" +
-			"file's. Weights are computed here in float64; no coordinator is needed.",
+		Long: "Show for chosen heads and positions of a job file the positions that match best, with their weights and, where the file\n" +
+			"has them, their tokens; and draw heat maps with one row of panels a KV group. Options given here override the file's.\n" +
+			"Weights are computed here in float64, those of kind layer from its hidden states; no coordinator is needed.",
 		Example: `  coord explain job.safetensors --heads 0,1 --positions -1 --top 5
   coord explain job.safetensors --problem layers.17. --figure map.png`,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -68,7 +69,7 @@ func (a *app) explain() *cobra.Command {
 	}
 	flags := cmd.Flags()
 	options.flags(flags)
-	flags.StringVar(&f.heads, "heads", "", "query heads, `0,1,…` (default: all)")
+	flags.StringVar(&f.heads, "heads", "", "query heads, `0,1,...` (default: all)")
 	flags.StringVar(&f.positions, "positions", "", "absolute `positions` of queries, below 0 counted back from the last, -1 (default: -1; heat maps show all queries unless several are given)")
 	flags.StringVar(&f.problem, "problem", "", "`prefix` of the tensors of one sequence and layer: layers.17. (default: the file's first)")
 	flags.IntVar(&f.top, "top", 5, "matched positions that are listed of each query and head")
@@ -91,9 +92,6 @@ func openExplanation(path string, overrides []byte, f explainFlags) (_ *explanat
 	}()
 	if e.job, err = job.Parse(file, overrides); err != nil {
 		return nil, err
-	}
-	if e.job.Kind != job.KindAttention {
-		return nil, fmt.Errorf("%s: kind %s can not be explained: its queries and keys are made by the workers", path, e.job.Kind)
 	}
 	e.problem = &e.job.Problems[0]
 	if f.problem != "" {
@@ -208,7 +206,8 @@ func wrongChoice(err error) error {
 	return err
 }
 
-// printComparison prints what MHA, the geometry's own attention, and MQA cost.
+// printComparison prints what MHA, the geometry's own attention, and MQA cost: for each shape of layer, and for all layers
+// where there are several.
 func (a *app) printComparison(geometry *shard.Geometry, f planFlags) error {
 	dtype, err := tensor.ParseDType(strings.ToUpper(f.dtype))
 	if err != nil {
@@ -221,7 +220,27 @@ func (a *app) printComparison(geometry *shard.Geometry, f planFlags) error {
 	if a.json() {
 		return a.printJSON(comparison)
 	}
-	return comparison.WriteTable(a.Out)
+	t := newTable("", "layer", "attention", ">heads", ">K/V heads", ">parameters", ">cache/token", fmt.Sprintf(">at %d tokens", f.context), ">of MHA")
+	block := func(layers string, costs [3]explain.Cost) {
+		for _, cost := range costs {
+			name := cost.Name
+			if cost.This {
+				name = "this " + name
+			}
+			t.AppendRow(table.Row{layers, name, cost.Heads, cost.KVHeads, cost.Parameters, sizeOf(cost.BytesPerToken), sizeOf(cost.BytesAt), fmt.Sprintf("%.1f%%", 100*cost.Share)})
+			layers = ""
+		}
+		t.AppendSeparator()
+	}
+	all := 0
+	for _, l := range comparison.Layers {
+		block(fmt.Sprintf("%d (%d alike)", l.First, l.Count), l.Costs)
+		all += l.Count
+	}
+	if all > 1 {
+		block(fmt.Sprintf("all %d", all), comparison.Total)
+	}
+	return a.printTable(t)
 }
 
 // integers reads whole numbers with commas between; nil for none.

@@ -5,6 +5,8 @@ import (
 	"time"
 
 	"github.com/lmittmann/tint"
+
+	headwaterv1 "headwater/proto/headwater/v1"
 )
 
 // logger makes the program's logger, on stderr.
@@ -13,7 +15,18 @@ func (a *app) logger() *slog.Logger {
 	// The flag takes only names that slog knows.
 	_ = level.UnmarshalText([]byte(a.global.logLevel))
 	if a.global.logFormat == "json" {
-		return slog.New(slog.NewJSONHandler(a.Err, &slog.HandlerOptions{Level: level}))
+		return slog.New(slog.NewJSONHandler(a.Err, &slog.HandlerOptions{Level: level, ReplaceAttr: plain}))
 	}
-	return slog.New(tint.NewTextHandler(a.Err, &tint.Options{Level: level, TimeFormat: time.TimeOnly, NoColor: !terminal(a.Err)}))
+	return slog.New(tint.NewTextHandler(a.Err, &tint.Options{Level: level, TimeFormat: time.TimeOnly, NoColor: !terminal(a.Err), ReplaceAttr: plain}))
+}
+
+// plain leaves out an error that there is not, and names a job's state as the commands do.
+func plain(_ []string, attr slog.Attr) slog.Attr {
+	switch value := attr.Value.Any().(type) {
+	case nil:
+		return slog.Attr{}
+	case headwaterv1.JobState:
+		attr.Value = slog.StringValue(stateName(value))
+	}
+	return attr
 }

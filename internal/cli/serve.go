@@ -57,7 +57,7 @@ func (e *endpointFlags) flags(flags *pflag.FlagSet, listen, gossip string) {
 	flags.StringVar(&e.advertise, "advertise", "", "`host` or host:port under which others reach the gRPC service (default: the address listened on)")
 	flags.StringVar(&e.gossip, "gossip", gossip, "`host:port` of gossip, over TCP and UDP; empty: no gossip")
 	flags.StringVar(&e.gossipAdvertise, "gossip-advertise", "", "`host` or host:port under which others reach gossip (default: the address bound)")
-	flags.StringSliceVar(&e.join, "join", nil, "gossip addresses of others, `host:port,…`")
+	flags.StringSliceVar(&e.join, "join", nil, "gossip addresses of others, `host:port,...`")
 	flags.IntVar(&e.readyFD, localcluster.ReadyFlag, 0, "file descriptor that is told when the process serves")
 	_ = flags.MarkHidden(localcluster.ReadyFlag) // it is there
 	flagOnly(flags, localcluster.ReadyFlag)
@@ -195,7 +195,7 @@ func (a *app) serveCoordinator() *cobra.Command {
 	}
 	flags := cmd.Flags()
 	at.flags(flags, coordinatorListen, coordinatorGossip)
-	flags.StringVar(&workers, "workers", "", "a list of workers instead of gossip, `name=host:port,…`")
+	flags.StringVar(&workers, "workers", "", "a list of workers instead of gossip, `name=host:port,...`")
 	flags.StringVar(&config.DataDir, "data-dir", "headwater-data", "`folder` of jobs and results")
 	flags.DurationVar(&config.WorkerWait, "worker-wait", coordinator.DefaultWorkerWait, "how long a job waits for a worker that answers")
 	flags.DurationVar(&config.Deadline, "max-duration", coordinator.DefaultDeadline, "longest time that a job may run")

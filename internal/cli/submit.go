@@ -34,8 +34,9 @@ type submitFlags struct {
 	quiet    bool
 }
 
-// optionFlags are the flags that override the job file's options, under the same names.
+// optionFlags are the flags that override the job file's options: all of them as JSON, or some under the same names.
 type optionFlags struct {
+	all                     string
 	causal                  bool
 	offset                  int64
 	windowLeft, windowRight int64
@@ -45,6 +46,7 @@ type optionFlags struct {
 }
 
 func (o *optionFlags) flags(flags *pflag.FlagSet) {
+	flags.StringVar(&o.all, "options", "", "options as one `JSON` object, with the fields of the job file's")
 	flags.BoolVar(&o.causal, "causal", false, "queries see no later position")
 	flags.Int64Var(&o.offset, "offset", 0, "position of the first query (default: kv_len - tokens)")
 	flags.Int64Var(&o.windowLeft, "window-left", -1, "positions seen before the own one, -1 is unbounded")
@@ -54,7 +56,7 @@ func (o *optionFlags) flags(flags *pflag.FlagSet) {
 	flags.StringVar(&o.alibiSlopes, "alibi-slopes", "", "ALiBi `slopes`, one for each query head: 0.5,0.25")
 	flags.StringVar(&o.sinks, "sinks", "", "attention sinks, one `logit` for each query head: 0.1,0.2")
 	flags.Int64Var(&o.kvLen, "kv-len", 0, "positions that queries may see (default: all)")
-	flagOnly(flags, "causal", "offset", "window-left", "window-right", "scale", "softcap", "alibi-slopes", "sinks", "kv-len")
+	flagOnly(flags, "options", "causal", "offset", "window-left", "window-right", "scale", "softcap", "alibi-slopes", "sinks", "kv-len")
 }
 
 // overrides is the JSON of the options that were given; empty when there are none.
@@ -93,10 +95,18 @@ func (o *optionFlags) overrides(flags *pflag.FlagSet) ([]byte, error) {
 		// NaN and infinities have no JSON.
 		return nil, usage("options: a number is not finite")
 	}
-	if string(text) == "{}" {
-		return nil, nil
+	single := string(text) != "{}"
+	switch {
+	case flags.Changed("options") && single:
+		return nil, usage("--options holds all options: no flag of a single one with it")
+	case flags.Changed("options") && !json.Valid([]byte(o.all)):
+		return nil, usage("--options is not valid JSON")
+	case flags.Changed("options"):
+		return []byte(o.all), nil
+	case single:
+		return text, nil
 	}
-	return text, nil
+	return nil, nil
 }
 
 // floats reads numbers with commas between; nil when the flag was not given, none when it is empty.
@@ -132,6 +142,7 @@ func (a *app) submit() *cobra.Command {
 			"result and print a summary. Options given here override the file's. The job goes on when this command is interrupted.\n\n" + exitHelp,
 		Example: `  coord submit job.safetensors --out context.safetensors
   coord submit job.npz --causal --window-left 4095 --out context.safetensors
+  coord submit job.npz --options '{"causal": true, "problems": {"layers.0.": {"window_left": 1023}}}'
   coord submit job.safetensors --local 3 --explain 5
   coord submit job.safetensors --key nightly-7 --detach`,
 		RunE: func(cmd *cobra.Command, args []string) error { return a.runSubmit(cmd, args[0], f) },

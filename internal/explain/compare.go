@@ -1,11 +1,7 @@
 package explain
 
 import (
-	"bytes"
 	"fmt"
-	"io"
-	"strconv"
-	"text/tabwriter"
 
 	"headwater/shard"
 	"headwater/tensor"
@@ -137,45 +133,4 @@ func name(layers []LayerComparison) string {
 		}
 	}
 	return first
-}
-
-// WriteTable writes the comparison: a block for each shape of layer, and one for all layers where there are several.
-func (c *Comparison) WriteTable(w io.Writer) error {
-	var text bytes.Buffer
-	table := tabwriter.NewWriter(&text, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintf(table, "\theads\tK/V heads\tparameters\tcache/token\tat %d tokens\tof MHA\t\n", c.Context)
-	block := func(title string, costs [3]Cost) {
-		fmt.Fprintf(table, "%s\t\t\t\t\t\t\t\n", title)
-		for _, cost := range costs {
-			name := cost.Name
-			if cost.This {
-				name = "this " + name
-			}
-			fmt.Fprintf(table, "%s\t%d\t%d\t%d\t%s\t%s\t%s\t\n", name, cost.Heads, cost.KVHeads, cost.Parameters,
-				size(cost.BytesPerToken), size(cost.BytesAt), percent(cost.Share))
-		}
-	}
-	layers := 0
-	for _, l := range c.Layers {
-		block(fmt.Sprintf("layer %d (%d alike)", l.First, l.Count), l.Costs)
-		layers += l.Count
-	}
-	if layers > 1 {
-		block(fmt.Sprintf("all %d layers", layers), c.Total)
-	}
-	return flush(w, table, &text)
-}
-
-// size shows bytes in binary units.
-func size(n int64) string {
-	const units = "KMGTPE"
-	if n < 1024 {
-		return strconv.FormatInt(n, 10) + " B"
-	}
-	v, u := float64(n)/1024, 0
-	for v >= 1024 && u < len(units)-1 {
-		v /= 1024
-		u++
-	}
-	return strconv.FormatFloat(v, 'f', 1, 64) + " " + units[u:u+1] + "iB"
 }
