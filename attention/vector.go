@@ -10,9 +10,6 @@ import (
 // to it.
 const vectorLen = 16
 
-// ahead is how far before its use memory is asked for, in bytes, where it is read for the first time.
-const ahead = 16 << 10
-
 // vector is a kernel in assembly. Pointers are to the first elements of what the comments name; strides are in bytes.
 type vector struct {
 	// scores and accumulate by storage type, in the order of storageIndex.
@@ -34,10 +31,11 @@ type vector struct {
 
 type (
 	// scoresFunc is kernel.scores for rows of q that lie stride bytes apart; carry 0 begins the chains at +0 instead of
-	// s. It asks for the memory that lies ahead of each key, unless ahead is 0.
+	// s. While it does the first rows it asks for as much memory as k has, from k + ahead on, unless ahead is 0.
 	scoresFunc = func(s, q *float32, k *byte, stride, n, rows, carry, ahead int)
 	// accumulateFunc makes o' [rows][cols·16], the chains of rows of weights w [rows][64] over the positions in mask, at
-	// least one, each begun at +0. It sets o to o', or to fma(o, a, o'·b) if a is not nil, a and b one of each row.
+	// least one, each begun at +0. It sets o to o', or to fma(o, a, o'·b) if a is not nil, a and b one of each row. While
+	// it does the first rows it asks for as much memory as v has, from v + ahead on, unless ahead is 0.
 	accumulateFunc = func(o, w *float32, v *byte, oStride, vStride, cols, rows int, mask uint64, a, b *float32, ahead int)
 )
 
@@ -94,10 +92,10 @@ func (w *worker) vectorPage(page, from, to int, part parts) {
 	s := w.s[:rows*PageLen]
 	fetch, fetchNext := 0, 0
 	if page+1 < len(w.kv.Pages) && page*PageLen+PageLen < w.hi {
-		// What lies ahead of the keys are the page's own values; ahead of these is the next page, wherever it is.
+		// While the keys are read the values come, and with these the keys of the next page, wherever it is.
 		next := w.kv.Pages[page+1]
-		fetch = ahead
-		fetchNext = ahead + int(uintptr(unsafe.Pointer(unsafe.SliceData(next)))-uintptr(unsafe.Pointer(unsafe.SliceData(bytes)))) - l.PageBytes()
+		fetch = l.kBytes()
+		fetchNext = int(uintptr(unsafe.Pointer(unsafe.SliceData(next)))-uintptr(unsafe.Pointer(unsafe.SliceData(bytes)))) - l.kBytes()
 	}
 	v.scores[storage](&s[0], &w.q.Q[(w.first+from)*l.headDim], &bytes[0], 4*l.headDim, l.headDim, rows, 0, fetch)
 

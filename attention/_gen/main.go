@@ -5,6 +5,7 @@ package main
 import (
 	"flag"
 	"fmt"
+	"slices"
 
 	. "github.com/mmcloughlin/avo/build"
 	. "github.com/mmcloughlin/avo/operand"
@@ -22,10 +23,10 @@ type vec struct {
 	name string
 	w    int
 	reg  []reg.Register
-	// cols is how many vectors a tile is wide, with one register each for the loads; tmp are what remains.
-	cols int
-	load []reg.Register
-	tmp  []reg.Register
+	// wide is how many vectors wide a tile of 1, 2, … rows is: enough chains to hide the latency of the FMA units, and
+	// no more registers than there are. Where the columns are not a multiple of that, narrow follow.
+	wide   [tileRows]int
+	narrow []int
 }
 
 var isa vec
@@ -48,9 +49,9 @@ func main() {
 	flag.Parse()
 	switch *set {
 	case "avx512":
-		isa = vec{name: "avx512", w: 16, reg: zmm, cols: 4, load: zmm[24:28], tmp: zmm[28:32]}
+		isa = vec{name: "avx512", w: 16, reg: zmm, wide: [tileRows]int{4, 4, 4, 4, 4, 4}, narrow: []int{2, 1}}
 	case "avx2":
-		isa = vec{name: "avx2", w: 8, reg: ymm, cols: 2, load: ymm[12:14], tmp: ymm[14:16]}
+		isa = vec{name: "avx2", w: 8, reg: ymm, wide: [tileRows]int{8, 4, 4, 3, 2, 2}, narrow: []int{2}}
 	default:
 		panic("which instruction set?")
 	}
@@ -123,265 +124,386 @@ func zero(r reg.Register) {
 	}
 }
 
-// prefetch asks for the lines of a run of vectors of the type at m.
-func prefetch(t dtype, m Mem, vectors int) {
-	for b := 0; b < vectors*isa.w*t.size; b += 64 {
-		PREFETCHT0(m.Offset(b))
+// unroll is how many dimensions, or positions, an inner loop does at a time.
+const unroll = 4
+
+// A tile is rows × cols chains in registers.
+type tile struct{ rows, cols int }
+
+func (t tile) acc(r, c int) reg.Register { return isa.reg[r*t.cols+c] }
+
+// step adds to each chain the product of a row's number, at row(r), with a column's vector, at col(c). What there is less
+// of is kept in registers, and what there is more of goes through those that remain.
+func (t tile) step(dt dtype, row, col func(i int) Mem) {
+	rest := isa.reg[t.rows*t.cols:]
+	if t.rows < t.cols {
+		for r := range t.rows {
+			VBROADCASTSS(row(r), rest[r])
+		}
+		loads := rest[t.rows:]
+		for c := range t.cols {
+			x := loads[c%len(loads)]
+			dt.widen(col(c), x)
+			for r := range t.rows {
+				VFMADD231PS(x, rest[r], t.acc(r, c))
+			}
+		}
+		return
+	}
+	for c := range t.cols {
+		dt.widen(col(c), rest[c])
+	}
+	numbers := rest[t.cols:]
+	for r := range t.rows {
+		x := numbers[r%len(numbers)]
+		VBROADCASTSS(row(r), x)
+		for c := range t.cols {
+			VFMADD231PS(rest[c], x, t.acc(r, c))
+		}
 	}
 }
 
-// tiles writes a loop over rows in count: tiles of tileRows while there are enough, then what remains in one tile. Each
-// calls body, which advances the pointers to the rows.
-func tiles(count reg.Register, body func(rows int)) {
-	var to [tileRows]string
-	full, done := label("rows"), label("done")
-	for r := range to {
-		to[r] = label("tile")
+// prefetch asks for the next n bytes at p, and moves it on.
+func prefetch(p reg.Register, n int) {
+	for b := 0; b < n; b += 64 {
+		PREFETCHT0(Mem{Base: p, Disp: b})
 	}
-	Label(full)
-	CMPQ(count, U8(tileRows))
-	JLT(LabelRef(to[0]))
+	ADDQ(U32(n), p)
+}
+
+// tiles writes a loop over the rows in count: as few tiles as it takes, none of them small if there are others. Each calls
+// body, which advances the pointers to the rows.
+func tiles(count reg.Register, body func(rows int)) {
+	loop, less, done := label("rows"), label("fewer"), label("done")
+	var small [tileRows + 1]string
+	for r := range small {
+		small[r] = label("tile")
+	}
+	Label(loop)
+	CMPQ(count, U8(tileRows+3))
+	JLT(LabelRef(less))
+	Label(small[tileRows])
 	body(tileRows)
 	SUBQ(U8(tileRows), count)
-	JMP(LabelRef(full))
-	Label(to[0])
-	for r := 1; r < tileRows; r++ {
+	JMP(LabelRef(loop))
+	Label(less)
+	for r := 1; r <= tileRows; r++ {
 		CMPQ(count, U8(r))
-		JEQ(LabelRef(to[r]))
+		JEQ(LabelRef(small[r]))
 	}
+	// 7 and 8 are 4 and the rest.
+	CMPQ(count, U8(tileRows))
+	JGT(LabelRef(small[4]))
 	JMP(LabelRef(done))
 	for r := 1; r < tileRows; r++ {
-		Label(to[r])
+		Label(small[r])
 		body(r)
-		if r < tileRows-1 {
-			JMP(LabelRef(done))
-		}
+		SUBQ(U8(r), count)
+		JMP(LabelRef(loop))
 	}
 	Label(done)
 }
 
+// run is a number of neighboring blocks of the same width.
+type run struct{ width, blocks int }
+
+// cut cuts n vectors into blocks for so many rows.
+func cut(n, rows int) (runs []run) {
+	for _, width := range append([]int{isa.wide[rows-1]}, isa.narrow...) {
+		if n >= width {
+			runs = append(runs, run{width, n / width})
+			n %= width
+		}
+	}
+	return runs
+}
+
 // scores: K [n][64] times the rows of q.
-func scores(t dtype) {
-	function("scores_"+t.name, "func(s, q *float32, k *byte, stride, n, rows, carry, ahead int)",
-		"is kernel.scores for keys as "+t.name+".")
-	S, Q, K, stride, n, rows, ahead := reg.RDI, reg.RSI, reg.RDX, reg.R8, reg.R9, reg.R10, reg.R11
-	kp, qp, qp3, i, block := reg.RAX, reg.RBX, reg.RCX, reg.R12, reg.R13
+func scores(dt dtype) {
+	function("scores_"+dt.name, "func(s, q *float32, k *byte, stride, n, rows, carry, ahead int)",
+		"is kernel.scores for keys as "+dt.name+".")
+	S, Q, K, stride, n, rows, fetch := reg.RDI, reg.RSI, reg.RDX, reg.R8, reg.R9, reg.R10, reg.R11
+	kp, qp, qp3, i, from, block := reg.RAX, reg.RBX, reg.RCX, reg.R12, reg.R13, reg.R15
 	Load(Param("s"), S)
 	Load(Param("q"), Q)
 	Load(Param("k"), K)
 	Load(Param("stride"), stride)
 	Load(Param("n"), n)
 	Load(Param("rows"), rows)
-	Load(Param("ahead"), ahead)
-	blocks := pageLen / (isa.w * isa.cols)
+	// The next line to ask for, 0 for none.
+	Load(Param("ahead"), fetch)
+	none := label("none")
+	TESTQ(fetch, fetch)
+	JZ(LabelRef(none))
+	ADDQ(K, fetch)
+	Label(none)
 	tiles(rows, func(rows int) {
-		acc := func(r, c int) reg.Register { return isa.reg[r*isa.cols+c] }
-		s := func(r, c int) Mem { return Mem{Base: S, Disp: r*pageLen*4 + c*isa.w*4} }
-		next, carry, begin := label("block"), label("carry"), label("begin")
-		MOVQ(K, kp)
-		if blocks > 1 {
-			MOVQ(U32(blocks), block)
-			Label(next)
-		}
-		load, _ := Param("carry").Resolve()
-		CMPQ(load.Addr, U8(0))
-		JNE(LabelRef(carry))
-		for r := range rows {
-			for c := range isa.cols {
-				zero(acc(r, c))
+		MOVQ(K, from)
+		for _, run := range cut(pageLen/isa.w, rows) {
+			t := tile{rows, run.width}
+			next, carry, begin := label("block"), label("carry"), label("begin")
+			if run.blocks > 1 {
+				MOVQ(U32(run.blocks), block)
+				Label(next)
 			}
-		}
-		JMP(LabelRef(begin))
-		Label(carry)
-		for r := range rows {
-			for c := range isa.cols {
-				VMOVUPS(s(r, c), acc(r, c))
-			}
-		}
-		Label(begin)
-		MOVQ(Q, qp)
-		if rows > 3 {
-			LEAQ(Mem{Base: stride, Index: stride, Scale: 2}, qp3)
-			ADDQ(Q, qp3)
-		}
-		MOVQ(n, i)
-		step := func(fetch bool) {
-			loop := label("dim")
-			Label(loop)
-			for c := range isa.cols {
-				t.widen(Mem{Base: kp, Disp: c * isa.w * t.size}, isa.load[c])
-			}
-			if fetch {
-				prefetch(t, Mem{Base: kp, Index: ahead, Scale: 1}, isa.cols)
-			}
+			s := func(r, c int) Mem { return Mem{Base: S, Disp: r*pageLen*4 + c*isa.w*4} }
+			load, _ := Param("carry").Resolve()
+			CMPQ(load.Addr, U8(0))
+			JNE(LabelRef(carry))
 			for r := range rows {
-				m := Mem{Base: qp}
-				if r >= 3 {
-					m.Base = qp3
-				}
-				if r%3 != 0 {
-					m.Index, m.Scale = stride, uint8(r%3)
-				}
-				q := isa.tmp[r%len(isa.tmp)]
-				VBROADCASTSS(m, q)
-				for c := range isa.cols {
-					VFMADD231PS(isa.load[c], q, acc(r, c))
+				for c := range t.cols {
+					zero(t.acc(r, c))
 				}
 			}
-			ADDQ(U32(pageLen*t.size), kp)
-			ADDQ(U8(4), qp)
+			JMP(LabelRef(begin))
+			Label(carry)
+			for r := range rows {
+				for c := range t.cols {
+					VMOVUPS(s(r, c), t.acc(r, c))
+				}
+			}
+			Label(begin)
+			MOVQ(from, kp)
+			MOVQ(Q, qp)
 			if rows > 3 {
-				ADDQ(U8(4), qp3)
+				LEAQ(Mem{Base: stride, Index: stride, Scale: 2}, qp3)
+				ADDQ(Q, qp3)
 			}
+			steps := func(n int, ask bool) {
+				if ask {
+					prefetch(fetch, n*t.cols*isa.w*dt.size)
+				}
+				for d := range n {
+					t.step(dt, func(r int) Mem {
+						m := Mem{Base: qp, Disp: 4 * d}
+						if r >= 3 {
+							m.Base = qp3
+						}
+						if r%3 != 0 {
+							m.Index, m.Scale = stride, uint8(r%3)
+						}
+						return m
+					}, func(c int) Mem { return Mem{Base: kp, Disp: (d*pageLen + c*isa.w) * dt.size} })
+				}
+				ADDQ(U32(n*pageLen*dt.size), kp)
+				ADDQ(U8(4*n), qp)
+				if rows > 3 {
+					ADDQ(U8(4*n), qp3)
+				}
+			}
+			few, some, store := label("few"), label("some"), label("store")
+			each := func(ask bool) {
+				loop := label("dims")
+				Label(loop)
+				steps(unroll, ask)
+				SUBQ(U8(unroll), i)
+				JGE(LabelRef(loop))
+				JMP(LabelRef(few))
+			}
+			MOVQ(n, i)
+			SUBQ(U8(unroll), i)
+			JLT(LabelRef(few))
+			plain := label("plain")
+			TESTQ(fetch, fetch)
+			JZ(LabelRef(plain))
+			each(true)
+			Label(plain)
+			each(false)
+			Label(few)
+			ADDQ(U8(unroll), i)
+			JZ(LabelRef(store))
+			Label(some)
+			steps(1, false)
 			DECQ(i)
-			JNZ(LabelRef(loop))
-		}
-		plain, store := label("plain"), label("store")
-		TESTQ(ahead, ahead)
-		JZ(LabelRef(plain))
-		step(true)
-		JMP(LabelRef(store))
-		Label(plain)
-		step(false)
-		Label(store)
-		for r := range rows {
-			for c := range isa.cols {
-				VMOVUPS(acc(r, c), s(r, c))
+			JNZ(LabelRef(some))
+			Label(store)
+			for r := range rows {
+				for c := range t.cols {
+					VMOVUPS(t.acc(r, c), s(r, c))
+				}
+			}
+			ADDQ(U8(t.cols*isa.w*4), S)
+			ADDQ(U8(t.cols*isa.w*dt.size), from)
+			if run.blocks > 1 {
+				DECQ(block)
+				JNZ(LabelRef(next))
 			}
 		}
-		if blocks > 1 {
-			ADDQ(U8(isa.cols*isa.w*4), S)
-			// Back to the first dimension, and on to the next positions.
-			MOVQ(U32(blocks), i)
-			SUBQ(block, i)
-			INCQ(i)
-			IMUL3Q(U32(isa.cols*isa.w*t.size), i, i)
-			MOVQ(K, kp)
-			ADDQ(i, kp)
-			DECQ(block)
-			JNZ(LabelRef(next))
-			ADDQ(U32(rows*pageLen*4-pageLen*4), S)
-		} else {
-			ADDQ(U32(rows*pageLen*4), S)
-		}
-		if rows == tileRows {
-			IMUL3Q(U8(tileRows), stride, i)
-			ADDQ(i, Q)
-			XORQ(ahead, ahead)
-		}
+		ADDQ(U32((rows-1)*pageLen*4), S)
+		IMUL3Q(U8(rows), stride, i)
+		ADDQ(i, Q)
+		XORQ(fetch, fetch)
 	})
 	end()
 }
 
 // accumulate: weights [rows][64] times V, merged into o.
-func accumulate(t dtype) {
-	function("accumulate_"+t.name, "func(o, w *float32, v *byte, oStride, vStride, cols, rows int, mask uint64, a, b *float32, ahead int)",
-		"is kernel.accumulate for values as "+t.name+".")
-	O, V, oStride, vStride, cols, ahead := reg.RDI, reg.RDX, reg.R8, reg.R9, reg.R10, reg.R11
-	op, wp, rows, m, at, x := reg.RAX, reg.RBX, reg.RCX, reg.R12, reg.R13, reg.RSI
-	y := reg.R15
+func accumulate(dt dtype) {
+	function("accumulate_"+dt.name, "func(o, w *float32, v *byte, oStride, vStride, cols, rows int, mask uint64, a, b *float32, ahead int)",
+		"is kernel.accumulate for values as "+dt.name+".")
+	O, W, oStride, vStride, rows, fetch := reg.RDI, reg.RBX, reg.R8, reg.R9, reg.R10, reg.R11
+	from, left, vp, wp, i, op, v3 := reg.RDX, reg.RCX, reg.RSI, reg.R12, reg.R13, reg.RAX, reg.R15
+	// x is free between the inner loops.
+	x := reg.R14
 	Load(Param("o"), O)
-	Load(Param("v"), V)
+	Load(Param("w"), W)
 	Load(Param("oStride"), oStride)
 	Load(Param("vStride"), vStride)
-	Load(Param("cols"), cols)
-	block := func(width int) {
-		MOVQ(O, op)
-		Load(Param("w"), wp)
-		Load(Param("rows"), rows)
-		Load(Param("ahead"), ahead)
-		tiles(rows, func(rows int) {
-			acc := func(r, c int) reg.Register { return isa.reg[r*width+c] }
-			for r := range rows {
-				for c := range width {
-					zero(acc(r, c))
-				}
+	Load(Param("rows"), rows)
+	LEAQ(Mem{Base: vStride, Index: vStride, Scale: 2}, v3)
+	Load(Param("ahead"), fetch)
+	none := label("none")
+	TESTQ(fetch, fetch)
+	JZ(LabelRef(none))
+	Load(Param("v"), x)
+	ADDQ(x, fetch)
+	Label(none)
+	block := func(t tile) {
+		for r := range t.rows {
+			for c := range t.cols {
+				zero(t.acc(r, c))
 			}
-			Load(Param("mask"), m)
-			step := func(fetch bool) {
-				loop := label("position")
-				Label(loop)
-				TZCNTQ(m, at)
-				MOVQ(at, x)
-				IMULQ(vStride, x)
-				ADDQ(V, x)
-				for c := range width {
-					t.widen(Mem{Base: x, Disp: c * isa.w * t.size}, isa.load[c])
-				}
-				if fetch {
-					prefetch(t, Mem{Base: x, Index: ahead, Scale: 1}, width)
-				}
-				for r := range rows {
-					w := isa.tmp[r%len(isa.tmp)]
-					VBROADCASTSS(Mem{Base: wp, Index: at, Scale: 4, Disp: r * pageLen * 4}, w)
-					for c := range width {
-						VFMADD231PS(isa.load[c], w, acc(r, c))
+		}
+		steps := func(n int, ask bool) {
+			if ask {
+				prefetch(fetch, n*t.cols*isa.w*dt.size)
+			}
+			for p := range n {
+				t.step(dt, func(r int) Mem { return Mem{Base: wp, Disp: 4 * (r*pageLen + p)} }, func(c int) Mem {
+					m := Mem{Base: vp, Disp: c * isa.w * dt.size}
+					switch p {
+					case 1, 2:
+						m.Index, m.Scale = vStride, uint8(p)
+					case 3:
+						m.Index, m.Scale = v3, 1
 					}
-				}
-				BLSRQ(m, m)
-				JNZ(LabelRef(loop))
+					return m
+				})
 			}
-			plain, merge := label("plain"), label("merge")
-			TESTQ(ahead, ahead)
-			JZ(LabelRef(plain))
-			step(true)
-			JMP(LabelRef(merge))
-			Label(plain)
-			step(false)
-			Label(merge)
-			store, done := label("store"), label("stored")
-			Load(Param("a"), x)
-			TESTQ(x, x)
-			JZ(LabelRef(store))
-			Load(Param("b"), y)
-			// The number of the first row, from its weights.
-			MOVQ(wp, at)
-			w, _ := Param("w").Resolve()
-			SUBQ(w.Addr, at)
-			SHRQ(U8(6), at)
-			ADDQ(at, x)
-			ADDQ(at, y)
-			for r := range rows {
-				VBROADCASTSS(Mem{Base: x, Disp: 4 * r}, isa.tmp[0])
-				VBROADCASTSS(Mem{Base: y, Disp: 4 * r}, isa.tmp[1])
-				for c := range width {
-					o := Mem{Base: op, Disp: c * isa.w * 4}
-					VMULPS(isa.tmp[1], acc(r, c), acc(r, c))
-					VFMADD231PS(o, isa.tmp[0], acc(r, c))
-					VMOVUPS(acc(r, c), o)
-				}
+		}
+		sparse, few, some, plain, merge := label("sparse"), label("few"), label("some"), label("plain"), label("merge")
+		// Most often the positions are neighbors, [vp, op) of them.
+		Load(Param("mask"), i)
+		TZCNTQ(i, vp)
+		MOVQ(vp, wp)
+		BLSIQ(i, op)
+		ADDQ(i, op)
+		TESTQ(op, i)
+		JNZ(LabelRef(sparse))
+		TZCNTQ(op, i)
+		SUBQ(wp, i)
+		LEAQ(Mem{Base: W, Index: wp, Scale: 4}, wp)
+		IMULQ(vStride, vp)
+		ADDQ(from, vp)
+		each := func(ask bool) {
+			loop := label("positions")
+			Label(loop)
+			steps(unroll, ask)
+			LEAQ(Mem{Base: vp, Index: vStride, Scale: unroll}, vp)
+			ADDQ(U8(4*unroll), wp)
+			SUBQ(U8(unroll), i)
+			JGE(LabelRef(loop))
+			JMP(LabelRef(few))
+		}
+		SUBQ(U8(unroll), i)
+		JLT(LabelRef(few))
+		TESTQ(fetch, fetch)
+		JZ(LabelRef(plain))
+		each(true)
+		Label(plain)
+		each(false)
+		Label(few)
+		ADDQ(U8(unroll), i)
+		JZ(LabelRef(merge))
+		Label(some)
+		steps(1, false)
+		ADDQ(vStride, vp)
+		ADDQ(U8(4), wp)
+		DECQ(i)
+		JNZ(LabelRef(some))
+		JMP(LabelRef(merge))
+		Label(sparse)
+		TZCNTQ(i, op)
+		LEAQ(Mem{Base: W, Index: op, Scale: 4}, wp)
+		MOVQ(op, vp)
+		IMULQ(vStride, vp)
+		ADDQ(from, vp)
+		steps(1, false)
+		BLSRQ(i, i)
+		JNZ(LabelRef(sparse))
+		Label(merge)
+		MOVQ(O, op)
+		store, done := label("store"), label("stored")
+		Load(Param("a"), x)
+		TESTQ(x, x)
+		JZ(LabelRef(store))
+		Load(Param("b"), vp)
+		// The number of the first row, from its weights.
+		MOVQ(W, wp)
+		w, _ := Param("w").Resolve()
+		SUBQ(w.Addr, wp)
+		SHRQ(U8(6), wp)
+		ADDQ(wp, x)
+		ADDQ(wp, vp)
+		a, b := isa.reg[t.rows*t.cols], isa.reg[t.rows*t.cols+1]
+		for r := range t.rows {
+			VBROADCASTSS(Mem{Base: x, Disp: 4 * r}, a)
+			VBROADCASTSS(Mem{Base: vp, Disp: 4 * r}, b)
+			for c := range t.cols {
+				o := Mem{Base: op, Disp: c * isa.w * 4}
+				VMULPS(b, t.acc(r, c), t.acc(r, c))
+				VFMADD231PS(o, a, t.acc(r, c))
+				VMOVUPS(t.acc(r, c), o)
+			}
+			if r < t.rows-1 {
 				ADDQ(oStride, op)
 			}
-			JMP(LabelRef(done))
-			Label(store)
-			for r := range rows {
-				for c := range width {
-					VMOVUPS(acc(r, c), Mem{Base: op, Disp: c * isa.w * 4})
-				}
+		}
+		JMP(LabelRef(done))
+		Label(store)
+		for r := range t.rows {
+			for c := range t.cols {
+				VMOVUPS(t.acc(r, c), Mem{Base: op, Disp: c * isa.w * 4})
+			}
+			if r < t.rows-1 {
 				ADDQ(oStride, op)
 			}
-			Label(done)
-			if rows == tileRows {
-				ADDQ(U32(tileRows*pageLen*4), wp)
-				XORQ(ahead, ahead)
+		}
+		Label(done)
+		ADDQ(U32(t.cols*isa.w*4), O)
+		ADDQ(U32(t.cols*isa.w*dt.size), from)
+		SUBQ(U8(t.cols), left)
+	}
+	tiles(rows, func(rows int) {
+		Load(Param("v"), from)
+		Load(Param("cols"), left)
+		if !wide() {
+			ADDQ(left, left)
+		}
+		for _, width := range slices.Compact(append([]int{isa.wide[rows-1]}, isa.narrow...)) {
+			loop, less := label("columns"), label("less")
+			Label(loop)
+			if width == 3 {
+				// 4 are twice 2.
+				CMPQ(left, U8(4))
+				JEQ(LabelRef(less))
 			}
-		})
-		ADDQ(U32(width*isa.w*4), O)
-		ADDQ(U32(width*isa.w*t.size), V)
-		SUBQ(U8(width*isa.w/16), cols)
-	}
-	widths := []int{isa.cols}
-	if wide() {
-		widths = []int{4, 2, 1}
-	}
-	for _, width := range widths {
-		loop, less := label("columns"), label("fewer")
-		Label(loop)
-		CMPQ(cols, U8(width*isa.w/16))
-		JLT(LabelRef(less))
-		block(width)
-		JMP(LabelRef(loop))
-		Label(less)
-	}
+			CMPQ(left, U8(width))
+			JLT(LabelRef(less))
+			block(tile{rows, width})
+			JMP(LabelRef(loop))
+			Label(less)
+		}
+		// On to the first column of the next rows.
+		w, _ := Param("w").Resolve()
+		ADDQ(U32(rows*pageLen*4), W)
+		MOVQ(W, x)
+		SUBQ(w.Addr, x)
+		SHRQ(U8(8), x)
+		IMULQ(oStride, x)
+		Load(Param("o"), O)
+		ADDQ(x, O)
+		XORQ(fetch, fetch)
+	})
 	end()
 }
