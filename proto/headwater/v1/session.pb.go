@@ -684,8 +684,10 @@ type SessionState struct {
 	Created *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=created,proto3" json:"created,omitempty"`
 	// When it was last used.
 	Used *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=used,proto3" json:"used,omitempty"`
-	// Who holds it; from coordinators only.
-	Holders       []*Holder `protobuf:"bytes,12,rep,name=holders,proto3" json:"holders,omitempty"`
+	// Who holds it: a worker names itself, a coordinator all holders.
+	Holders []*Holder `protobuf:"bytes,12,rep,name=holders,proto3" json:"holders,omitempty"`
+	// What it was made with; absent where all sessions are listed.
+	Config        *SessionConfig `protobuf:"bytes,13,opt,name=config,proto3" json:"config,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -800,6 +802,13 @@ func (x *SessionState) GetUsed() *timestamppb.Timestamp {
 func (x *SessionState) GetHolders() []*Holder {
 	if x != nil {
 		return x.Holders
+	}
+	return nil
+}
+
+func (x *SessionState) GetConfig() *SessionConfig {
+	if x != nil {
+		return x.Config
 	}
 	return nil
 }
@@ -1513,8 +1522,10 @@ func (*DropSessionResponse) Descriptor() ([]byte, []int) {
 // ListSessionsRequest asks for sessions.
 type ListSessionsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Ids, 16 bytes each; all when empty.
-	Sessions      [][]byte `protobuf:"bytes,1,rep,name=sessions,proto3" json:"sessions,omitempty"`
+	// Ids, 16 bytes each; all when empty. An id that is not held is left out.
+	Sessions [][]byte `protobuf:"bytes,1,rep,name=sessions,proto3" json:"sessions,omitempty"`
+	// Whether only the caches are asked for.
+	CachesOnly    bool `protobuf:"varint,2,opt,name=caches_only,json=cachesOnly,proto3" json:"caches_only,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1554,6 +1565,13 @@ func (x *ListSessionsRequest) GetSessions() [][]byte {
 		return x.Sessions
 	}
 	return nil
+}
+
+func (x *ListSessionsRequest) GetCachesOnly() bool {
+	if x != nil {
+		return x.CachesOnly
+	}
+	return false
 }
 
 // ListSessionsResponse is what is held, by id.
@@ -2464,7 +2482,7 @@ const file_headwater_v1_session_proto_rawDesc = "" +
 	"LayerState\x12\x14\n" +
 	"\x05layer\x18\x01 \x01(\rR\x05layer\x12\x16\n" +
 	"\x06length\x18\x02 \x01(\x04R\x06length\x12\x16\n" +
-	"\x06hashes\x18\x03 \x03(\x06R\x06hashes\"\xbd\x03\n" +
+	"\x06hashes\x18\x03 \x03(\x06R\x06hashes\"\xf2\x03\n" +
 	"\fSessionState\x12\x18\n" +
 	"\asession\x18\x01 \x01(\fR\asession\x12)\n" +
 	"\x05epoch\x18\x02 \x01(\v2\x13.headwater.v1.EpochR\x05epoch\x12 \n" +
@@ -2479,7 +2497,8 @@ const file_headwater_v1_session_proto_rawDesc = "" +
 	"\acreated\x18\n" +
 	" \x01(\v2\x1a.google.protobuf.TimestampR\acreated\x12.\n" +
 	"\x04used\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\x04used\x12.\n" +
-	"\aholders\x18\f \x03(\v2\x14.headwater.v1.HolderR\aholders\"\xef\x01\n" +
+	"\aholders\x18\f \x03(\v2\x14.headwater.v1.HolderR\aholders\x123\n" +
+	"\x06config\x18\r \x01(\v2\x1b.headwater.v1.SessionConfigR\x06config\"\xef\x01\n" +
 	"\x14CreateSessionRequest\x12\x18\n" +
 	"\asession\x18\x01 \x01(\fR\asession\x12)\n" +
 	"\x05epoch\x18\x02 \x01(\v2\x13.headwater.v1.EpochR\x05epoch\x123\n" +
@@ -2522,9 +2541,11 @@ const file_headwater_v1_session_proto_rawDesc = "" +
 	"\x12DropSessionRequest\x12\x18\n" +
 	"\asession\x18\x01 \x01(\fR\asession\x12)\n" +
 	"\x05epoch\x18\x02 \x01(\v2\x13.headwater.v1.EpochR\x05epoch\"\x15\n" +
-	"\x13DropSessionResponse\"1\n" +
+	"\x13DropSessionResponse\"R\n" +
 	"\x13ListSessionsRequest\x12\x1a\n" +
-	"\bsessions\x18\x01 \x03(\fR\bsessions\"\x80\x01\n" +
+	"\bsessions\x18\x01 \x03(\fR\bsessions\x12\x1f\n" +
+	"\vcaches_only\x18\x02 \x01(\bR\n" +
+	"cachesOnly\"\x80\x01\n" +
 	"\x14ListSessionsResponse\x126\n" +
 	"\bsessions\x18\x01 \x03(\v2\x1a.headwater.v1.SessionStateR\bsessions\x120\n" +
 	"\x06caches\x18\x02 \x03(\v2\x18.headwater.v1.CacheStateR\x06caches\"\x92\x03\n" +
@@ -2696,53 +2717,54 @@ var file_headwater_v1_session_proto_depIdxs = []int32{
 	33, // 6: headwater.v1.SessionState.created:type_name -> google.protobuf.Timestamp
 	33, // 7: headwater.v1.SessionState.used:type_name -> google.protobuf.Timestamp
 	6,  // 8: headwater.v1.SessionState.holders:type_name -> headwater.v1.Holder
-	2,  // 9: headwater.v1.CreateSessionRequest.epoch:type_name -> headwater.v1.Epoch
-	3,  // 10: headwater.v1.CreateSessionRequest.config:type_name -> headwater.v1.SessionConfig
-	5,  // 11: headwater.v1.CreateSessionRequest.held:type_name -> headwater.v1.HeldLayer
-	8,  // 12: headwater.v1.CreateSessionResponse.state:type_name -> headwater.v1.SessionState
-	2,  // 13: headwater.v1.TakeSessionRequest.epoch:type_name -> headwater.v1.Epoch
-	7,  // 14: headwater.v1.TakeSessionRequest.expect:type_name -> headwater.v1.LayerState
-	8,  // 15: headwater.v1.TakeSessionResponse.state:type_name -> headwater.v1.SessionState
-	2,  // 16: headwater.v1.ForkSessionRequest.epoch:type_name -> headwater.v1.Epoch
-	2,  // 17: headwater.v1.ForkSessionRequest.child_epoch:type_name -> headwater.v1.Epoch
-	8,  // 18: headwater.v1.ForkSessionResponse.state:type_name -> headwater.v1.SessionState
-	2,  // 19: headwater.v1.TruncateSessionRequest.epoch:type_name -> headwater.v1.Epoch
-	8,  // 20: headwater.v1.TruncateSessionResponse.state:type_name -> headwater.v1.SessionState
-	8,  // 21: headwater.v1.PinSessionResponse.state:type_name -> headwater.v1.SessionState
-	2,  // 22: headwater.v1.DropSessionRequest.epoch:type_name -> headwater.v1.Epoch
-	8,  // 23: headwater.v1.ListSessionsResponse.sessions:type_name -> headwater.v1.SessionState
-	23, // 24: headwater.v1.ListSessionsResponse.caches:type_name -> headwater.v1.CacheState
-	27, // 25: headwater.v1.LaneRequest.step:type_name -> headwater.v1.Step
-	32, // 26: headwater.v1.Step.encoding:type_name -> headwater.v1.StorageType
-	0,  // 27: headwater.v1.Step.codec:type_name -> headwater.v1.StepCodec
-	29, // 28: headwater.v1.LaneResponse.result:type_name -> headwater.v1.StepResult
-	30, // 29: headwater.v1.StepResult.error:type_name -> headwater.v1.SessionError
-	0,  // 30: headwater.v1.StepResult.codec:type_name -> headwater.v1.StepCodec
-	1,  // 31: headwater.v1.SessionError.problem:type_name -> headwater.v1.SessionProblem
-	2,  // 32: headwater.v1.SessionError.epoch:type_name -> headwater.v1.Epoch
-	9,  // 33: headwater.v1.SessionService.CreateSession:input_type -> headwater.v1.CreateSessionRequest
-	11, // 34: headwater.v1.SessionService.TakeSession:input_type -> headwater.v1.TakeSessionRequest
-	13, // 35: headwater.v1.SessionService.ForkSession:input_type -> headwater.v1.ForkSessionRequest
-	15, // 36: headwater.v1.SessionService.TruncateSession:input_type -> headwater.v1.TruncateSessionRequest
-	17, // 37: headwater.v1.SessionService.PinSession:input_type -> headwater.v1.PinSessionRequest
-	19, // 38: headwater.v1.SessionService.DropSession:input_type -> headwater.v1.DropSessionRequest
-	21, // 39: headwater.v1.SessionService.ListSessions:input_type -> headwater.v1.ListSessionsRequest
-	24, // 40: headwater.v1.SessionService.ExportSession:input_type -> headwater.v1.ExportSessionRequest
-	26, // 41: headwater.v1.SessionService.Lane:input_type -> headwater.v1.LaneRequest
-	10, // 42: headwater.v1.SessionService.CreateSession:output_type -> headwater.v1.CreateSessionResponse
-	12, // 43: headwater.v1.SessionService.TakeSession:output_type -> headwater.v1.TakeSessionResponse
-	14, // 44: headwater.v1.SessionService.ForkSession:output_type -> headwater.v1.ForkSessionResponse
-	16, // 45: headwater.v1.SessionService.TruncateSession:output_type -> headwater.v1.TruncateSessionResponse
-	18, // 46: headwater.v1.SessionService.PinSession:output_type -> headwater.v1.PinSessionResponse
-	20, // 47: headwater.v1.SessionService.DropSession:output_type -> headwater.v1.DropSessionResponse
-	22, // 48: headwater.v1.SessionService.ListSessions:output_type -> headwater.v1.ListSessionsResponse
-	25, // 49: headwater.v1.SessionService.ExportSession:output_type -> headwater.v1.ExportSessionResponse
-	28, // 50: headwater.v1.SessionService.Lane:output_type -> headwater.v1.LaneResponse
-	42, // [42:51] is the sub-list for method output_type
-	33, // [33:42] is the sub-list for method input_type
-	33, // [33:33] is the sub-list for extension type_name
-	33, // [33:33] is the sub-list for extension extendee
-	0,  // [0:33] is the sub-list for field type_name
+	3,  // 9: headwater.v1.SessionState.config:type_name -> headwater.v1.SessionConfig
+	2,  // 10: headwater.v1.CreateSessionRequest.epoch:type_name -> headwater.v1.Epoch
+	3,  // 11: headwater.v1.CreateSessionRequest.config:type_name -> headwater.v1.SessionConfig
+	5,  // 12: headwater.v1.CreateSessionRequest.held:type_name -> headwater.v1.HeldLayer
+	8,  // 13: headwater.v1.CreateSessionResponse.state:type_name -> headwater.v1.SessionState
+	2,  // 14: headwater.v1.TakeSessionRequest.epoch:type_name -> headwater.v1.Epoch
+	7,  // 15: headwater.v1.TakeSessionRequest.expect:type_name -> headwater.v1.LayerState
+	8,  // 16: headwater.v1.TakeSessionResponse.state:type_name -> headwater.v1.SessionState
+	2,  // 17: headwater.v1.ForkSessionRequest.epoch:type_name -> headwater.v1.Epoch
+	2,  // 18: headwater.v1.ForkSessionRequest.child_epoch:type_name -> headwater.v1.Epoch
+	8,  // 19: headwater.v1.ForkSessionResponse.state:type_name -> headwater.v1.SessionState
+	2,  // 20: headwater.v1.TruncateSessionRequest.epoch:type_name -> headwater.v1.Epoch
+	8,  // 21: headwater.v1.TruncateSessionResponse.state:type_name -> headwater.v1.SessionState
+	8,  // 22: headwater.v1.PinSessionResponse.state:type_name -> headwater.v1.SessionState
+	2,  // 23: headwater.v1.DropSessionRequest.epoch:type_name -> headwater.v1.Epoch
+	8,  // 24: headwater.v1.ListSessionsResponse.sessions:type_name -> headwater.v1.SessionState
+	23, // 25: headwater.v1.ListSessionsResponse.caches:type_name -> headwater.v1.CacheState
+	27, // 26: headwater.v1.LaneRequest.step:type_name -> headwater.v1.Step
+	32, // 27: headwater.v1.Step.encoding:type_name -> headwater.v1.StorageType
+	0,  // 28: headwater.v1.Step.codec:type_name -> headwater.v1.StepCodec
+	29, // 29: headwater.v1.LaneResponse.result:type_name -> headwater.v1.StepResult
+	30, // 30: headwater.v1.StepResult.error:type_name -> headwater.v1.SessionError
+	0,  // 31: headwater.v1.StepResult.codec:type_name -> headwater.v1.StepCodec
+	1,  // 32: headwater.v1.SessionError.problem:type_name -> headwater.v1.SessionProblem
+	2,  // 33: headwater.v1.SessionError.epoch:type_name -> headwater.v1.Epoch
+	9,  // 34: headwater.v1.SessionService.CreateSession:input_type -> headwater.v1.CreateSessionRequest
+	11, // 35: headwater.v1.SessionService.TakeSession:input_type -> headwater.v1.TakeSessionRequest
+	13, // 36: headwater.v1.SessionService.ForkSession:input_type -> headwater.v1.ForkSessionRequest
+	15, // 37: headwater.v1.SessionService.TruncateSession:input_type -> headwater.v1.TruncateSessionRequest
+	17, // 38: headwater.v1.SessionService.PinSession:input_type -> headwater.v1.PinSessionRequest
+	19, // 39: headwater.v1.SessionService.DropSession:input_type -> headwater.v1.DropSessionRequest
+	21, // 40: headwater.v1.SessionService.ListSessions:input_type -> headwater.v1.ListSessionsRequest
+	24, // 41: headwater.v1.SessionService.ExportSession:input_type -> headwater.v1.ExportSessionRequest
+	26, // 42: headwater.v1.SessionService.Lane:input_type -> headwater.v1.LaneRequest
+	10, // 43: headwater.v1.SessionService.CreateSession:output_type -> headwater.v1.CreateSessionResponse
+	12, // 44: headwater.v1.SessionService.TakeSession:output_type -> headwater.v1.TakeSessionResponse
+	14, // 45: headwater.v1.SessionService.ForkSession:output_type -> headwater.v1.ForkSessionResponse
+	16, // 46: headwater.v1.SessionService.TruncateSession:output_type -> headwater.v1.TruncateSessionResponse
+	18, // 47: headwater.v1.SessionService.PinSession:output_type -> headwater.v1.PinSessionResponse
+	20, // 48: headwater.v1.SessionService.DropSession:output_type -> headwater.v1.DropSessionResponse
+	22, // 49: headwater.v1.SessionService.ListSessions:output_type -> headwater.v1.ListSessionsResponse
+	25, // 50: headwater.v1.SessionService.ExportSession:output_type -> headwater.v1.ExportSessionResponse
+	28, // 51: headwater.v1.SessionService.Lane:output_type -> headwater.v1.LaneResponse
+	43, // [43:52] is the sub-list for method output_type
+	34, // [34:43] is the sub-list for method input_type
+	34, // [34:34] is the sub-list for extension type_name
+	34, // [34:34] is the sub-list for extension extendee
+	0,  // [0:34] is the sub-list for field type_name
 }
 
 func init() { file_headwater_v1_session_proto_init() }
