@@ -17,8 +17,8 @@ type vector struct {
 	accumulate [4]accumulateFunc
 	// softmax is kernel.softmax for rows of s [rows][64], of which the bits of visible [rows] say what is seen: it first
 	// multiplies s by kScale [64] (softmaxScaled only) and scale, and the weights at last by vScale [64]. nonzero [rows]
-	// become the bits of the weights that are not 0. Of a row that sees nothing it sets m to −Inf, l and nonzero to 0,
-	// and leaves s as it was.
+	// become bits such that all other weights are 0. Of a row that sees nothing it sets m to −Inf, l and nonzero to 0, and
+	// its s means nothing.
 	softmax, softmaxScaled func(s, kScale, vScale *float32, scale float32, rows int, visible *uint64, m, l *float32, nonzero *uint64)
 	// coefficients merges m and l [rows] of parts with the pm and pl of what follows, and sets a and b [rows] to what o
 	// takes. All are padded to vectorLen; lanes where pm is −Inf keep m and l.

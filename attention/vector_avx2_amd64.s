@@ -19840,768 +19840,844 @@ GLOBL lanes_avx2<>(SB), RODATA|NOPTR, $32
 // func softmax_avx2(s *float32, kScale *float32, vScale *float32, scale float32, rows int, visible *uint64, m *float32, l *float32, nonzero *uint64)
 // Requires: AVX, AVX2, FMA3
 TEXT ·softmax_avx2(SB), NOSPLIT, $0-72
-	MOVQ  s+0(FP), DI
-	MOVQ  rows+32(FP), CX
-	MOVQ  visible+40(FP), R8
-	MOVQ  m+48(FP), R9
-	MOVQ  l+56(FP), R10
-	MOVQ  nonzero+64(FP), R11
-	TESTQ CX, CX
-	JZ    done784
-
-row781:
+	MOVQ         s+0(FP), DI
+	MOVQ         rows+32(FP), CX
+	MOVQ         visible+40(FP), R8
+	MOVQ         m+48(FP), R9
+	TESTQ        CX, CX
+	JZ           done781
 	VBROADCASTSS scale+24(FP), Y15
 	VMOVUPS      negInf_avx2<>+0(SB), Y14
-	VMOVAPS      Y14, Y13
-	VXORPS       Y12, Y12, Y12
-	MOVQ         (R8), AX
+	VMOVUPS      lanes_avx2<>+0(SB), Y10
+
+maximum782:
+	MOVQ    (R8), AX
+	CMPQ    AX, $-1
+	JNE     some783
+	VMULPS  (DI), Y15, Y0
+	VMOVUPS Y0, (DI)
+	VMULPS  32(DI), Y15, Y1
+	VMOVUPS Y1, 32(DI)
+	VMULPS  64(DI), Y15, Y2
+	VMOVUPS Y2, 64(DI)
+	VMULPS  96(DI), Y15, Y3
+	VMOVUPS Y3, 96(DI)
+	VMULPS  128(DI), Y15, Y4
+	VMOVUPS Y4, 128(DI)
+	VMULPS  160(DI), Y15, Y5
+	VMOVUPS Y5, 160(DI)
+	VMULPS  192(DI), Y15, Y6
+	VMOVUPS Y6, 192(DI)
+	VMULPS  224(DI), Y15, Y7
+	VMOVUPS Y7, 224(DI)
+	JMP     found784
+
+some783:
 	VMULPS       (DI), Y15, Y0
-	VMOVD        AX, X1
-	VPBROADCASTD X1, Y1
+	VMOVD        AX, X8
+	VPBROADCASTD X8, Y8
 	SHRQ         $0x08, AX
-	VMOVUPS      lanes_avx2<>+0(SB), Y2
-	VPAND        Y2, Y1, Y1
-	VPCMPEQD     Y2, Y1, Y1
-	VBLENDVPS    Y1, Y0, Y14, Y0
+	VPAND        Y10, Y8, Y8
+	VPCMPEQD     Y10, Y8, Y8
+	VBLENDVPS    Y8, Y0, Y14, Y0
 	VMOVUPS      Y0, (DI)
-	VMAXPS       Y0, Y13, Y13
-	VCMPPS       $0x03, Y0, Y0, Y1
-	VORPS        Y1, Y12, Y12
-	VMULPS       32(DI), Y15, Y0
-	VMOVD        AX, X1
-	VPBROADCASTD X1, Y1
+	VMULPS       32(DI), Y15, Y1
+	VMOVD        AX, X8
+	VPBROADCASTD X8, Y8
 	SHRQ         $0x08, AX
-	VMOVUPS      lanes_avx2<>+0(SB), Y2
-	VPAND        Y2, Y1, Y1
-	VPCMPEQD     Y2, Y1, Y1
-	VBLENDVPS    Y1, Y0, Y14, Y0
-	VMOVUPS      Y0, 32(DI)
-	VMAXPS       Y0, Y13, Y13
-	VCMPPS       $0x03, Y0, Y0, Y1
-	VORPS        Y1, Y12, Y12
-	VMULPS       64(DI), Y15, Y0
-	VMOVD        AX, X1
-	VPBROADCASTD X1, Y1
+	VPAND        Y10, Y8, Y8
+	VPCMPEQD     Y10, Y8, Y8
+	VBLENDVPS    Y8, Y1, Y14, Y1
+	VMOVUPS      Y1, 32(DI)
+	VMULPS       64(DI), Y15, Y2
+	VMOVD        AX, X8
+	VPBROADCASTD X8, Y8
 	SHRQ         $0x08, AX
-	VMOVUPS      lanes_avx2<>+0(SB), Y2
-	VPAND        Y2, Y1, Y1
-	VPCMPEQD     Y2, Y1, Y1
-	VBLENDVPS    Y1, Y0, Y14, Y0
-	VMOVUPS      Y0, 64(DI)
-	VMAXPS       Y0, Y13, Y13
-	VCMPPS       $0x03, Y0, Y0, Y1
-	VORPS        Y1, Y12, Y12
-	VMULPS       96(DI), Y15, Y0
-	VMOVD        AX, X1
-	VPBROADCASTD X1, Y1
+	VPAND        Y10, Y8, Y8
+	VPCMPEQD     Y10, Y8, Y8
+	VBLENDVPS    Y8, Y2, Y14, Y2
+	VMOVUPS      Y2, 64(DI)
+	VMULPS       96(DI), Y15, Y3
+	VMOVD        AX, X8
+	VPBROADCASTD X8, Y8
 	SHRQ         $0x08, AX
-	VMOVUPS      lanes_avx2<>+0(SB), Y2
-	VPAND        Y2, Y1, Y1
-	VPCMPEQD     Y2, Y1, Y1
-	VBLENDVPS    Y1, Y0, Y14, Y0
-	VMOVUPS      Y0, 96(DI)
-	VMAXPS       Y0, Y13, Y13
-	VCMPPS       $0x03, Y0, Y0, Y1
-	VORPS        Y1, Y12, Y12
-	VMULPS       128(DI), Y15, Y0
-	VMOVD        AX, X1
-	VPBROADCASTD X1, Y1
+	VPAND        Y10, Y8, Y8
+	VPCMPEQD     Y10, Y8, Y8
+	VBLENDVPS    Y8, Y3, Y14, Y3
+	VMOVUPS      Y3, 96(DI)
+	VMULPS       128(DI), Y15, Y4
+	VMOVD        AX, X8
+	VPBROADCASTD X8, Y8
 	SHRQ         $0x08, AX
-	VMOVUPS      lanes_avx2<>+0(SB), Y2
-	VPAND        Y2, Y1, Y1
-	VPCMPEQD     Y2, Y1, Y1
-	VBLENDVPS    Y1, Y0, Y14, Y0
-	VMOVUPS      Y0, 128(DI)
-	VMAXPS       Y0, Y13, Y13
-	VCMPPS       $0x03, Y0, Y0, Y1
-	VORPS        Y1, Y12, Y12
-	VMULPS       160(DI), Y15, Y0
-	VMOVD        AX, X1
-	VPBROADCASTD X1, Y1
+	VPAND        Y10, Y8, Y8
+	VPCMPEQD     Y10, Y8, Y8
+	VBLENDVPS    Y8, Y4, Y14, Y4
+	VMOVUPS      Y4, 128(DI)
+	VMULPS       160(DI), Y15, Y5
+	VMOVD        AX, X8
+	VPBROADCASTD X8, Y8
 	SHRQ         $0x08, AX
-	VMOVUPS      lanes_avx2<>+0(SB), Y2
-	VPAND        Y2, Y1, Y1
-	VPCMPEQD     Y2, Y1, Y1
-	VBLENDVPS    Y1, Y0, Y14, Y0
-	VMOVUPS      Y0, 160(DI)
-	VMAXPS       Y0, Y13, Y13
-	VCMPPS       $0x03, Y0, Y0, Y1
-	VORPS        Y1, Y12, Y12
-	VMULPS       192(DI), Y15, Y0
-	VMOVD        AX, X1
-	VPBROADCASTD X1, Y1
+	VPAND        Y10, Y8, Y8
+	VPCMPEQD     Y10, Y8, Y8
+	VBLENDVPS    Y8, Y5, Y14, Y5
+	VMOVUPS      Y5, 160(DI)
+	VMULPS       192(DI), Y15, Y6
+	VMOVD        AX, X8
+	VPBROADCASTD X8, Y8
 	SHRQ         $0x08, AX
-	VMOVUPS      lanes_avx2<>+0(SB), Y2
-	VPAND        Y2, Y1, Y1
-	VPCMPEQD     Y2, Y1, Y1
-	VBLENDVPS    Y1, Y0, Y14, Y0
-	VMOVUPS      Y0, 192(DI)
-	VMAXPS       Y0, Y13, Y13
-	VCMPPS       $0x03, Y0, Y0, Y1
-	VORPS        Y1, Y12, Y12
-	VMULPS       224(DI), Y15, Y0
-	VMOVD        AX, X1
-	VPBROADCASTD X1, Y1
+	VPAND        Y10, Y8, Y8
+	VPCMPEQD     Y10, Y8, Y8
+	VBLENDVPS    Y8, Y6, Y14, Y6
+	VMOVUPS      Y6, 192(DI)
+	VMULPS       224(DI), Y15, Y7
+	VMOVD        AX, X8
+	VPBROADCASTD X8, Y8
 	SHRQ         $0x08, AX
-	VMOVUPS      lanes_avx2<>+0(SB), Y2
-	VPAND        Y2, Y1, Y1
-	VPCMPEQD     Y2, Y1, Y1
-	VBLENDVPS    Y1, Y0, Y14, Y0
-	VMOVUPS      Y0, 224(DI)
-	VMAXPS       Y0, Y13, Y13
-	VCMPPS       $0x03, Y0, Y0, Y1
-	VORPS        Y1, Y12, Y12
-	VEXTRACTF128 $0x01, Y13, X0
-	VMAXPS       X0, X13, X13
-	VMOVHLPS     X13, X13, X0
-	VMAXPS       X0, X13, X13
-	VMOVSHDUP    X13, X0
-	VMAXSS       X0, X13, X13
-	VMOVMSKPS    Y12, BX
+	VPAND        Y10, Y8, Y8
+	VPCMPEQD     Y10, Y8, Y8
+	VBLENDVPS    Y8, Y7, Y14, Y7
+	VMOVUPS      Y7, 224(DI)
+
+found784:
+	VCMPPS       $0x03, Y0, Y1, Y11
+	VCMPPS       $0x03, Y2, Y3, Y8
+	VORPS        Y8, Y11, Y11
+	VCMPPS       $0x03, Y4, Y5, Y8
+	VORPS        Y8, Y11, Y11
+	VCMPPS       $0x03, Y6, Y7, Y8
+	VORPS        Y8, Y11, Y11
+	VMAXPS       Y1, Y0, Y13
+	VMAXPS       Y3, Y2, Y12
+	VMAXPS       Y5, Y4, Y4
+	VMAXPS       Y7, Y6, Y6
+	VMAXPS       Y12, Y13, Y13
+	VMAXPS       Y6, Y4, Y4
+	VMAXPS       Y4, Y13, Y13
+	VEXTRACTF128 $0x01, Y13, X4
+	VMAXPS       X4, X13, X13
+	VMOVHLPS     X13, X13, X4
+	VMAXPS       X4, X13, X13
+	VMOVSHDUP    X13, X4
+	VMAXSS       X4, X13, X13
+	VMOVMSKPS    Y11, BX
 	TESTQ        BX, BX
 	JZ           number785
 	VPCMPEQD     X13, X13, X13
 
 number785:
-	VMOVSS   X13, (R9)
-	VUCOMISS X14, X13
-	JNE      some786
-	JNP      empty783
+	VMOVSS X13, (R9)
+	ADDQ   $0x00000100, DI
+	ADDQ   $0x08, R8
+	ADDQ   $0x04, R9
+	DECQ   CX
+	JNZ    maximum782
+	MOVQ   s+0(FP), DI
+	MOVQ   rows+32(FP), CX
+	MOVQ   m+48(FP), R9
+	MOVQ   l+56(FP), R10
+	MOVQ   nonzero+64(FP), R11
 
-some786:
-	VBROADCASTSS X13, Y13
-	VMOVUPS      expMin_avx2<>+0(SB), Y14
-	VXORPS       Y9, Y9, Y9
-	VXORPS       Y10, Y10, Y10
-	VXORPS       Y11, Y11, Y11
-	XORQ         R12, R12
-	VMOVUPS      (DI), Y0
-	VSUBPS       Y13, Y0, Y0
-	VCMPPS       $0x05, Y14, Y0, Y6
-	VMOVUPS      32(DI), Y1
-	VSUBPS       Y13, Y1, Y1
-	VCMPPS       $0x05, Y14, Y1, Y7
-	VMOVUPS      magic_avx2<>+0(SB), Y2
-	VMOVUPS      magic_avx2<>+0(SB), Y3
-	VFMADD231PS  log2e_avx2<>+0(SB), Y0, Y2
-	VFMADD231PS  log2e_avx2<>+0(SB), Y1, Y3
-	VSUBPS       magic_avx2<>+0(SB), Y2, Y4
-	VSUBPS       magic_avx2<>+0(SB), Y3, Y5
-	VFMADD231PS  ln2Hi_avx2<>+0(SB), Y4, Y0
-	VFMADD231PS  ln2Hi_avx2<>+0(SB), Y5, Y1
-	VFMADD231PS  ln2Lo_avx2<>+0(SB), Y4, Y0
-	VFMADD231PS  ln2Lo_avx2<>+0(SB), Y5, Y1
-	VMOVUPS      exp6_avx2<>+0(SB), Y4
-	VMOVUPS      exp6_avx2<>+0(SB), Y5
-	VFMADD213PS  exp5_avx2<>+0(SB), Y0, Y4
-	VFMADD213PS  exp5_avx2<>+0(SB), Y1, Y5
-	VFMADD213PS  exp4_avx2<>+0(SB), Y0, Y4
-	VFMADD213PS  exp4_avx2<>+0(SB), Y1, Y5
-	VFMADD213PS  exp3_avx2<>+0(SB), Y0, Y4
-	VFMADD213PS  exp3_avx2<>+0(SB), Y1, Y5
-	VFMADD213PS  exp2_avx2<>+0(SB), Y0, Y4
-	VFMADD213PS  exp2_avx2<>+0(SB), Y1, Y5
-	VFMADD213PS  one_avx2<>+0(SB), Y0, Y4
-	VFMADD213PS  one_avx2<>+0(SB), Y1, Y5
-	VFMADD213PS  one_avx2<>+0(SB), Y0, Y4
-	VFMADD213PS  one_avx2<>+0(SB), Y1, Y5
-	VPADDD       bias_avx2<>+0(SB), Y2, Y2
-	VPADDD       bias_avx2<>+0(SB), Y3, Y3
-	VPSLLD       $0x17, Y2, Y2
-	VPSLLD       $0x17, Y3, Y3
-	VMULPS       Y2, Y4, Y4
-	VMULPS       Y3, Y5, Y5
-	VANDPS       Y6, Y4, Y4
-	VADDPS       Y4, Y10, Y10
-	VMOVUPS      Y4, (DI)
-	VCMPPS       $0x04, Y9, Y4, Y4
-	VMOVMSKPS    Y4, BX
-	ORQ          BX, R12
-	VANDPS       Y7, Y5, Y5
-	VADDPS       Y5, Y11, Y11
-	VMOVUPS      Y5, 32(DI)
-	VCMPPS       $0x04, Y9, Y5, Y5
-	VMOVMSKPS    Y5, BX
-	SHLQ         $0x08, BX
-	ORQ          BX, R12
-	VMOVUPS      64(DI), Y0
-	VSUBPS       Y13, Y0, Y0
-	VCMPPS       $0x05, Y14, Y0, Y6
-	VMOVUPS      96(DI), Y1
-	VSUBPS       Y13, Y1, Y1
-	VCMPPS       $0x05, Y14, Y1, Y7
-	VMOVUPS      magic_avx2<>+0(SB), Y2
-	VMOVUPS      magic_avx2<>+0(SB), Y3
-	VFMADD231PS  log2e_avx2<>+0(SB), Y0, Y2
-	VFMADD231PS  log2e_avx2<>+0(SB), Y1, Y3
-	VSUBPS       magic_avx2<>+0(SB), Y2, Y4
-	VSUBPS       magic_avx2<>+0(SB), Y3, Y5
-	VFMADD231PS  ln2Hi_avx2<>+0(SB), Y4, Y0
-	VFMADD231PS  ln2Hi_avx2<>+0(SB), Y5, Y1
-	VFMADD231PS  ln2Lo_avx2<>+0(SB), Y4, Y0
-	VFMADD231PS  ln2Lo_avx2<>+0(SB), Y5, Y1
-	VMOVUPS      exp6_avx2<>+0(SB), Y4
-	VMOVUPS      exp6_avx2<>+0(SB), Y5
-	VFMADD213PS  exp5_avx2<>+0(SB), Y0, Y4
-	VFMADD213PS  exp5_avx2<>+0(SB), Y1, Y5
-	VFMADD213PS  exp4_avx2<>+0(SB), Y0, Y4
-	VFMADD213PS  exp4_avx2<>+0(SB), Y1, Y5
-	VFMADD213PS  exp3_avx2<>+0(SB), Y0, Y4
-	VFMADD213PS  exp3_avx2<>+0(SB), Y1, Y5
-	VFMADD213PS  exp2_avx2<>+0(SB), Y0, Y4
-	VFMADD213PS  exp2_avx2<>+0(SB), Y1, Y5
-	VFMADD213PS  one_avx2<>+0(SB), Y0, Y4
-	VFMADD213PS  one_avx2<>+0(SB), Y1, Y5
-	VFMADD213PS  one_avx2<>+0(SB), Y0, Y4
-	VFMADD213PS  one_avx2<>+0(SB), Y1, Y5
-	VPADDD       bias_avx2<>+0(SB), Y2, Y2
-	VPADDD       bias_avx2<>+0(SB), Y3, Y3
-	VPSLLD       $0x17, Y2, Y2
-	VPSLLD       $0x17, Y3, Y3
-	VMULPS       Y2, Y4, Y4
-	VMULPS       Y3, Y5, Y5
-	VANDPS       Y6, Y4, Y4
-	VADDPS       Y4, Y10, Y10
-	VMOVUPS      Y4, 64(DI)
-	VCMPPS       $0x04, Y9, Y4, Y4
-	VMOVMSKPS    Y4, BX
-	SHLQ         $0x10, BX
-	ORQ          BX, R12
-	VANDPS       Y7, Y5, Y5
-	VADDPS       Y5, Y11, Y11
-	VMOVUPS      Y5, 96(DI)
-	VCMPPS       $0x04, Y9, Y5, Y5
-	VMOVMSKPS    Y5, BX
-	SHLQ         $0x18, BX
-	ORQ          BX, R12
-	VMOVUPS      128(DI), Y0
-	VSUBPS       Y13, Y0, Y0
-	VCMPPS       $0x05, Y14, Y0, Y6
-	VMOVUPS      160(DI), Y1
-	VSUBPS       Y13, Y1, Y1
-	VCMPPS       $0x05, Y14, Y1, Y7
-	VMOVUPS      magic_avx2<>+0(SB), Y2
-	VMOVUPS      magic_avx2<>+0(SB), Y3
-	VFMADD231PS  log2e_avx2<>+0(SB), Y0, Y2
-	VFMADD231PS  log2e_avx2<>+0(SB), Y1, Y3
-	VSUBPS       magic_avx2<>+0(SB), Y2, Y4
-	VSUBPS       magic_avx2<>+0(SB), Y3, Y5
-	VFMADD231PS  ln2Hi_avx2<>+0(SB), Y4, Y0
-	VFMADD231PS  ln2Hi_avx2<>+0(SB), Y5, Y1
-	VFMADD231PS  ln2Lo_avx2<>+0(SB), Y4, Y0
-	VFMADD231PS  ln2Lo_avx2<>+0(SB), Y5, Y1
-	VMOVUPS      exp6_avx2<>+0(SB), Y4
-	VMOVUPS      exp6_avx2<>+0(SB), Y5
-	VFMADD213PS  exp5_avx2<>+0(SB), Y0, Y4
-	VFMADD213PS  exp5_avx2<>+0(SB), Y1, Y5
-	VFMADD213PS  exp4_avx2<>+0(SB), Y0, Y4
-	VFMADD213PS  exp4_avx2<>+0(SB), Y1, Y5
-	VFMADD213PS  exp3_avx2<>+0(SB), Y0, Y4
-	VFMADD213PS  exp3_avx2<>+0(SB), Y1, Y5
-	VFMADD213PS  exp2_avx2<>+0(SB), Y0, Y4
-	VFMADD213PS  exp2_avx2<>+0(SB), Y1, Y5
-	VFMADD213PS  one_avx2<>+0(SB), Y0, Y4
-	VFMADD213PS  one_avx2<>+0(SB), Y1, Y5
-	VFMADD213PS  one_avx2<>+0(SB), Y0, Y4
-	VFMADD213PS  one_avx2<>+0(SB), Y1, Y5
-	VPADDD       bias_avx2<>+0(SB), Y2, Y2
-	VPADDD       bias_avx2<>+0(SB), Y3, Y3
-	VPSLLD       $0x17, Y2, Y2
-	VPSLLD       $0x17, Y3, Y3
-	VMULPS       Y2, Y4, Y4
-	VMULPS       Y3, Y5, Y5
-	VANDPS       Y6, Y4, Y4
-	VADDPS       Y4, Y10, Y10
-	VMOVUPS      Y4, 128(DI)
-	VCMPPS       $0x04, Y9, Y4, Y4
-	VMOVMSKPS    Y4, BX
-	SHLQ         $0x20, BX
-	ORQ          BX, R12
-	VANDPS       Y7, Y5, Y5
-	VADDPS       Y5, Y11, Y11
-	VMOVUPS      Y5, 160(DI)
-	VCMPPS       $0x04, Y9, Y5, Y5
-	VMOVMSKPS    Y5, BX
-	SHLQ         $0x28, BX
-	ORQ          BX, R12
-	VMOVUPS      192(DI), Y0
-	VSUBPS       Y13, Y0, Y0
-	VCMPPS       $0x05, Y14, Y0, Y6
-	VMOVUPS      224(DI), Y1
-	VSUBPS       Y13, Y1, Y1
-	VCMPPS       $0x05, Y14, Y1, Y7
-	VMOVUPS      magic_avx2<>+0(SB), Y2
-	VMOVUPS      magic_avx2<>+0(SB), Y3
-	VFMADD231PS  log2e_avx2<>+0(SB), Y0, Y2
-	VFMADD231PS  log2e_avx2<>+0(SB), Y1, Y3
-	VSUBPS       magic_avx2<>+0(SB), Y2, Y4
-	VSUBPS       magic_avx2<>+0(SB), Y3, Y5
-	VFMADD231PS  ln2Hi_avx2<>+0(SB), Y4, Y0
-	VFMADD231PS  ln2Hi_avx2<>+0(SB), Y5, Y1
-	VFMADD231PS  ln2Lo_avx2<>+0(SB), Y4, Y0
-	VFMADD231PS  ln2Lo_avx2<>+0(SB), Y5, Y1
-	VMOVUPS      exp6_avx2<>+0(SB), Y4
-	VMOVUPS      exp6_avx2<>+0(SB), Y5
-	VFMADD213PS  exp5_avx2<>+0(SB), Y0, Y4
-	VFMADD213PS  exp5_avx2<>+0(SB), Y1, Y5
-	VFMADD213PS  exp4_avx2<>+0(SB), Y0, Y4
-	VFMADD213PS  exp4_avx2<>+0(SB), Y1, Y5
-	VFMADD213PS  exp3_avx2<>+0(SB), Y0, Y4
-	VFMADD213PS  exp3_avx2<>+0(SB), Y1, Y5
-	VFMADD213PS  exp2_avx2<>+0(SB), Y0, Y4
-	VFMADD213PS  exp2_avx2<>+0(SB), Y1, Y5
-	VFMADD213PS  one_avx2<>+0(SB), Y0, Y4
-	VFMADD213PS  one_avx2<>+0(SB), Y1, Y5
-	VFMADD213PS  one_avx2<>+0(SB), Y0, Y4
-	VFMADD213PS  one_avx2<>+0(SB), Y1, Y5
-	VPADDD       bias_avx2<>+0(SB), Y2, Y2
-	VPADDD       bias_avx2<>+0(SB), Y3, Y3
-	VPSLLD       $0x17, Y2, Y2
-	VPSLLD       $0x17, Y3, Y3
-	VMULPS       Y2, Y4, Y4
-	VMULPS       Y3, Y5, Y5
-	VANDPS       Y6, Y4, Y4
-	VADDPS       Y4, Y10, Y10
-	VMOVUPS      Y4, 192(DI)
-	VCMPPS       $0x04, Y9, Y4, Y4
-	VMOVMSKPS    Y4, BX
-	SHLQ         $0x30, BX
-	ORQ          BX, R12
-	VANDPS       Y7, Y5, Y5
-	VADDPS       Y5, Y11, Y11
-	VMOVUPS      Y5, 224(DI)
-	VCMPPS       $0x04, Y9, Y5, Y5
-	VMOVMSKPS    Y5, BX
-	SHLQ         $0x38, BX
-	ORQ          BX, R12
+weights786:
+	VBROADCASTSS (R9), Y15
+	VUCOMISS     negInf_avx2<>+0(SB), X15
+	JNE          sees790
+	JNP          empty788
+
+sees790:
+	VPCMPEQD    Y14, Y14, Y14
+	VXORPS      Y13, Y13, Y13
+	VXORPS      Y12, Y12, Y12
+	VMOVUPS     (DI), Y0
+	VSUBPS      Y15, Y0, Y0
+	VCMPPS      $0x05, expMin_avx2<>+0(SB), Y0, Y9
+	VANDPS      Y9, Y14, Y14
+	VMOVUPS     32(DI), Y1
+	VSUBPS      Y15, Y1, Y1
+	VCMPPS      $0x05, expMin_avx2<>+0(SB), Y1, Y10
+	VANDPS      Y10, Y14, Y14
+	VMOVUPS     64(DI), Y2
+	VSUBPS      Y15, Y2, Y2
+	VCMPPS      $0x05, expMin_avx2<>+0(SB), Y2, Y11
+	VANDPS      Y11, Y14, Y14
+	VMOVUPS     magic_avx2<>+0(SB), Y3
+	VMOVUPS     magic_avx2<>+0(SB), Y4
+	VMOVUPS     magic_avx2<>+0(SB), Y5
+	VFMADD231PS log2e_avx2<>+0(SB), Y0, Y3
+	VFMADD231PS log2e_avx2<>+0(SB), Y1, Y4
+	VFMADD231PS log2e_avx2<>+0(SB), Y2, Y5
+	VSUBPS      magic_avx2<>+0(SB), Y3, Y6
+	VSUBPS      magic_avx2<>+0(SB), Y4, Y7
+	VSUBPS      magic_avx2<>+0(SB), Y5, Y8
+	VFMADD231PS ln2Hi_avx2<>+0(SB), Y6, Y0
+	VFMADD231PS ln2Hi_avx2<>+0(SB), Y7, Y1
+	VFMADD231PS ln2Hi_avx2<>+0(SB), Y8, Y2
+	VFMADD231PS ln2Lo_avx2<>+0(SB), Y6, Y0
+	VFMADD231PS ln2Lo_avx2<>+0(SB), Y7, Y1
+	VFMADD231PS ln2Lo_avx2<>+0(SB), Y8, Y2
+	VMOVUPS     exp6_avx2<>+0(SB), Y6
+	VMOVUPS     exp6_avx2<>+0(SB), Y7
+	VMOVUPS     exp6_avx2<>+0(SB), Y8
+	VFMADD213PS exp5_avx2<>+0(SB), Y0, Y6
+	VFMADD213PS exp5_avx2<>+0(SB), Y1, Y7
+	VFMADD213PS exp5_avx2<>+0(SB), Y2, Y8
+	VFMADD213PS exp4_avx2<>+0(SB), Y0, Y6
+	VFMADD213PS exp4_avx2<>+0(SB), Y1, Y7
+	VFMADD213PS exp4_avx2<>+0(SB), Y2, Y8
+	VFMADD213PS exp3_avx2<>+0(SB), Y0, Y6
+	VFMADD213PS exp3_avx2<>+0(SB), Y1, Y7
+	VFMADD213PS exp3_avx2<>+0(SB), Y2, Y8
+	VFMADD213PS exp2_avx2<>+0(SB), Y0, Y6
+	VFMADD213PS exp2_avx2<>+0(SB), Y1, Y7
+	VFMADD213PS exp2_avx2<>+0(SB), Y2, Y8
+	VFMADD213PS one_avx2<>+0(SB), Y0, Y6
+	VFMADD213PS one_avx2<>+0(SB), Y1, Y7
+	VFMADD213PS one_avx2<>+0(SB), Y2, Y8
+	VFMADD213PS one_avx2<>+0(SB), Y0, Y6
+	VFMADD213PS one_avx2<>+0(SB), Y1, Y7
+	VFMADD213PS one_avx2<>+0(SB), Y2, Y8
+	VPADDD      bias_avx2<>+0(SB), Y3, Y3
+	VPADDD      bias_avx2<>+0(SB), Y4, Y4
+	VPADDD      bias_avx2<>+0(SB), Y5, Y5
+	VPSLLD      $0x17, Y3, Y3
+	VPSLLD      $0x17, Y4, Y4
+	VPSLLD      $0x17, Y5, Y5
+	VMULPS      Y3, Y6, Y6
+	VMULPS      Y4, Y7, Y7
+	VMULPS      Y5, Y8, Y8
+	VANDPS      Y9, Y6, Y6
+	VADDPS      Y6, Y13, Y13
+	VMOVUPS     Y6, (DI)
+	VANDPS      Y10, Y7, Y7
+	VADDPS      Y7, Y12, Y12
+	VMOVUPS     Y7, 32(DI)
+	VANDPS      Y11, Y8, Y8
+	VADDPS      Y8, Y13, Y13
+	VMOVUPS     Y8, 64(DI)
+	VMOVUPS     96(DI), Y0
+	VSUBPS      Y15, Y0, Y0
+	VCMPPS      $0x05, expMin_avx2<>+0(SB), Y0, Y9
+	VANDPS      Y9, Y14, Y14
+	VMOVUPS     128(DI), Y1
+	VSUBPS      Y15, Y1, Y1
+	VCMPPS      $0x05, expMin_avx2<>+0(SB), Y1, Y10
+	VANDPS      Y10, Y14, Y14
+	VMOVUPS     160(DI), Y2
+	VSUBPS      Y15, Y2, Y2
+	VCMPPS      $0x05, expMin_avx2<>+0(SB), Y2, Y11
+	VANDPS      Y11, Y14, Y14
+	VMOVUPS     magic_avx2<>+0(SB), Y3
+	VMOVUPS     magic_avx2<>+0(SB), Y4
+	VMOVUPS     magic_avx2<>+0(SB), Y5
+	VFMADD231PS log2e_avx2<>+0(SB), Y0, Y3
+	VFMADD231PS log2e_avx2<>+0(SB), Y1, Y4
+	VFMADD231PS log2e_avx2<>+0(SB), Y2, Y5
+	VSUBPS      magic_avx2<>+0(SB), Y3, Y6
+	VSUBPS      magic_avx2<>+0(SB), Y4, Y7
+	VSUBPS      magic_avx2<>+0(SB), Y5, Y8
+	VFMADD231PS ln2Hi_avx2<>+0(SB), Y6, Y0
+	VFMADD231PS ln2Hi_avx2<>+0(SB), Y7, Y1
+	VFMADD231PS ln2Hi_avx2<>+0(SB), Y8, Y2
+	VFMADD231PS ln2Lo_avx2<>+0(SB), Y6, Y0
+	VFMADD231PS ln2Lo_avx2<>+0(SB), Y7, Y1
+	VFMADD231PS ln2Lo_avx2<>+0(SB), Y8, Y2
+	VMOVUPS     exp6_avx2<>+0(SB), Y6
+	VMOVUPS     exp6_avx2<>+0(SB), Y7
+	VMOVUPS     exp6_avx2<>+0(SB), Y8
+	VFMADD213PS exp5_avx2<>+0(SB), Y0, Y6
+	VFMADD213PS exp5_avx2<>+0(SB), Y1, Y7
+	VFMADD213PS exp5_avx2<>+0(SB), Y2, Y8
+	VFMADD213PS exp4_avx2<>+0(SB), Y0, Y6
+	VFMADD213PS exp4_avx2<>+0(SB), Y1, Y7
+	VFMADD213PS exp4_avx2<>+0(SB), Y2, Y8
+	VFMADD213PS exp3_avx2<>+0(SB), Y0, Y6
+	VFMADD213PS exp3_avx2<>+0(SB), Y1, Y7
+	VFMADD213PS exp3_avx2<>+0(SB), Y2, Y8
+	VFMADD213PS exp2_avx2<>+0(SB), Y0, Y6
+	VFMADD213PS exp2_avx2<>+0(SB), Y1, Y7
+	VFMADD213PS exp2_avx2<>+0(SB), Y2, Y8
+	VFMADD213PS one_avx2<>+0(SB), Y0, Y6
+	VFMADD213PS one_avx2<>+0(SB), Y1, Y7
+	VFMADD213PS one_avx2<>+0(SB), Y2, Y8
+	VFMADD213PS one_avx2<>+0(SB), Y0, Y6
+	VFMADD213PS one_avx2<>+0(SB), Y1, Y7
+	VFMADD213PS one_avx2<>+0(SB), Y2, Y8
+	VPADDD      bias_avx2<>+0(SB), Y3, Y3
+	VPADDD      bias_avx2<>+0(SB), Y4, Y4
+	VPADDD      bias_avx2<>+0(SB), Y5, Y5
+	VPSLLD      $0x17, Y3, Y3
+	VPSLLD      $0x17, Y4, Y4
+	VPSLLD      $0x17, Y5, Y5
+	VMULPS      Y3, Y6, Y6
+	VMULPS      Y4, Y7, Y7
+	VMULPS      Y5, Y8, Y8
+	VANDPS      Y9, Y6, Y6
+	VADDPS      Y6, Y12, Y12
+	VMOVUPS     Y6, 96(DI)
+	VANDPS      Y10, Y7, Y7
+	VADDPS      Y7, Y13, Y13
+	VMOVUPS     Y7, 128(DI)
+	VANDPS      Y11, Y8, Y8
+	VADDPS      Y8, Y12, Y12
+	VMOVUPS     Y8, 160(DI)
+	VMOVUPS     192(DI), Y0
+	VSUBPS      Y15, Y0, Y0
+	VCMPPS      $0x05, expMin_avx2<>+0(SB), Y0, Y9
+	VANDPS      Y9, Y14, Y14
+	VMOVUPS     224(DI), Y1
+	VSUBPS      Y15, Y1, Y1
+	VCMPPS      $0x05, expMin_avx2<>+0(SB), Y1, Y10
+	VANDPS      Y10, Y14, Y14
+	VMOVUPS     magic_avx2<>+0(SB), Y3
+	VMOVUPS     magic_avx2<>+0(SB), Y4
+	VFMADD231PS log2e_avx2<>+0(SB), Y0, Y3
+	VFMADD231PS log2e_avx2<>+0(SB), Y1, Y4
+	VSUBPS      magic_avx2<>+0(SB), Y3, Y6
+	VSUBPS      magic_avx2<>+0(SB), Y4, Y7
+	VFMADD231PS ln2Hi_avx2<>+0(SB), Y6, Y0
+	VFMADD231PS ln2Hi_avx2<>+0(SB), Y7, Y1
+	VFMADD231PS ln2Lo_avx2<>+0(SB), Y6, Y0
+	VFMADD231PS ln2Lo_avx2<>+0(SB), Y7, Y1
+	VMOVUPS     exp6_avx2<>+0(SB), Y6
+	VMOVUPS     exp6_avx2<>+0(SB), Y7
+	VFMADD213PS exp5_avx2<>+0(SB), Y0, Y6
+	VFMADD213PS exp5_avx2<>+0(SB), Y1, Y7
+	VFMADD213PS exp4_avx2<>+0(SB), Y0, Y6
+	VFMADD213PS exp4_avx2<>+0(SB), Y1, Y7
+	VFMADD213PS exp3_avx2<>+0(SB), Y0, Y6
+	VFMADD213PS exp3_avx2<>+0(SB), Y1, Y7
+	VFMADD213PS exp2_avx2<>+0(SB), Y0, Y6
+	VFMADD213PS exp2_avx2<>+0(SB), Y1, Y7
+	VFMADD213PS one_avx2<>+0(SB), Y0, Y6
+	VFMADD213PS one_avx2<>+0(SB), Y1, Y7
+	VFMADD213PS one_avx2<>+0(SB), Y0, Y6
+	VFMADD213PS one_avx2<>+0(SB), Y1, Y7
+	VPADDD      bias_avx2<>+0(SB), Y3, Y3
+	VPADDD      bias_avx2<>+0(SB), Y4, Y4
+	VPSLLD      $0x17, Y3, Y3
+	VPSLLD      $0x17, Y4, Y4
+	VMULPS      Y3, Y6, Y6
+	VMULPS      Y4, Y7, Y7
+	VANDPS      Y9, Y6, Y6
+	VADDPS      Y6, Y13, Y13
+	VMOVUPS     Y6, 192(DI)
+	VANDPS      Y10, Y7, Y7
+	VADDPS      Y7, Y12, Y12
+	VMOVUPS     Y7, 224(DI)
+	MOVQ        $-1, R12
+	VMOVMSKPS   Y14, BX
+	CMPQ        BX, $0xff
+	JNE         zeros789
+
+store791:
 	MOVQ         R12, (R11)
-	VADDPS       Y11, Y10, Y10
-	VEXTRACTF128 $0x01, Y10, X0
-	VADDPS       X0, X10, X10
-	VMOVHLPS     X10, X10, X0
-	VADDPS       X0, X10, X10
-	VMOVSHDUP    X10, X0
-	VADDSS       X0, X10, X10
-	VMOVSS       X10, (R10)
+	VADDPS       Y12, Y13, Y13
+	VEXTRACTF128 $0x01, Y13, X12
+	VADDPS       X12, X13, X13
+	VMOVHLPS     X13, X13, X12
+	VADDPS       X12, X13, X13
+	VMOVSHDUP    X13, X12
+	VADDSS       X12, X13, X13
+	VMOVSS       X13, (R10)
 
-next782:
+next787:
 	ADDQ $0x00000100, DI
-	ADDQ $0x08, R8
 	ADDQ $0x08, R11
 	ADDQ $0x04, R9
 	ADDQ $0x04, R10
 	DECQ CX
-	JNZ  row781
+	JNZ  weights786
 
-done784:
+done781:
 	VZEROUPPER
 	RET
 
-empty783:
+zeros789:
+	VXORPS    Y0, Y0, Y0
+	XORQ      R12, R12
+	VCMPPS    $0x04, (DI), Y0, Y1
+	VMOVMSKPS Y1, BX
+	ORQ       BX, R12
+	VCMPPS    $0x04, 32(DI), Y0, Y1
+	VMOVMSKPS Y1, BX
+	SHLQ      $0x08, BX
+	ORQ       BX, R12
+	VCMPPS    $0x04, 64(DI), Y0, Y1
+	VMOVMSKPS Y1, BX
+	SHLQ      $0x10, BX
+	ORQ       BX, R12
+	VCMPPS    $0x04, 96(DI), Y0, Y1
+	VMOVMSKPS Y1, BX
+	SHLQ      $0x18, BX
+	ORQ       BX, R12
+	VCMPPS    $0x04, 128(DI), Y0, Y1
+	VMOVMSKPS Y1, BX
+	SHLQ      $0x20, BX
+	ORQ       BX, R12
+	VCMPPS    $0x04, 160(DI), Y0, Y1
+	VMOVMSKPS Y1, BX
+	SHLQ      $0x28, BX
+	ORQ       BX, R12
+	VCMPPS    $0x04, 192(DI), Y0, Y1
+	VMOVMSKPS Y1, BX
+	SHLQ      $0x30, BX
+	ORQ       BX, R12
+	VCMPPS    $0x04, 224(DI), Y0, Y1
+	VMOVMSKPS Y1, BX
+	SHLQ      $0x38, BX
+	ORQ       BX, R12
+	JMP       store791
+
+empty788:
 	XORQ BX, BX
 	MOVQ BX, (R11)
 	MOVL BX, (R10)
-	JMP  next782
+	JMP  next787
 
 // func softmaxScaled_avx2(s *float32, kScale *float32, vScale *float32, scale float32, rows int, visible *uint64, m *float32, l *float32, nonzero *uint64)
 // Requires: AVX, AVX2, FMA3
 TEXT ·softmaxScaled_avx2(SB), NOSPLIT, $0-72
-	MOVQ  s+0(FP), DI
-	MOVQ  kScale+8(FP), SI
-	MOVQ  vScale+16(FP), DX
-	MOVQ  rows+32(FP), CX
-	MOVQ  visible+40(FP), R8
-	MOVQ  m+48(FP), R9
-	MOVQ  l+56(FP), R10
-	MOVQ  nonzero+64(FP), R11
-	TESTQ CX, CX
-	JZ    done790
-
-row787:
+	MOVQ         s+0(FP), DI
+	MOVQ         kScale+8(FP), SI
+	MOVQ         vScale+16(FP), DX
+	MOVQ         rows+32(FP), CX
+	MOVQ         visible+40(FP), R8
+	MOVQ         m+48(FP), R9
+	TESTQ        CX, CX
+	JZ           done792
 	VBROADCASTSS scale+24(FP), Y15
 	VMOVUPS      negInf_avx2<>+0(SB), Y14
-	VMOVAPS      Y14, Y13
-	VXORPS       Y12, Y12, Y12
-	MOVQ         (R8), AX
+	VMOVUPS      lanes_avx2<>+0(SB), Y10
+
+maximum793:
+	MOVQ    (R8), AX
+	CMPQ    AX, $-1
+	JNE     some794
+	VMOVUPS (DI), Y0
+	VMULPS  (SI), Y0, Y0
+	VMULPS  Y15, Y0, Y0
+	VMOVUPS Y0, (DI)
+	VMOVUPS 32(DI), Y1
+	VMULPS  32(SI), Y1, Y1
+	VMULPS  Y15, Y1, Y1
+	VMOVUPS Y1, 32(DI)
+	VMOVUPS 64(DI), Y2
+	VMULPS  64(SI), Y2, Y2
+	VMULPS  Y15, Y2, Y2
+	VMOVUPS Y2, 64(DI)
+	VMOVUPS 96(DI), Y3
+	VMULPS  96(SI), Y3, Y3
+	VMULPS  Y15, Y3, Y3
+	VMOVUPS Y3, 96(DI)
+	VMOVUPS 128(DI), Y4
+	VMULPS  128(SI), Y4, Y4
+	VMULPS  Y15, Y4, Y4
+	VMOVUPS Y4, 128(DI)
+	VMOVUPS 160(DI), Y5
+	VMULPS  160(SI), Y5, Y5
+	VMULPS  Y15, Y5, Y5
+	VMOVUPS Y5, 160(DI)
+	VMOVUPS 192(DI), Y6
+	VMULPS  192(SI), Y6, Y6
+	VMULPS  Y15, Y6, Y6
+	VMOVUPS Y6, 192(DI)
+	VMOVUPS 224(DI), Y7
+	VMULPS  224(SI), Y7, Y7
+	VMULPS  Y15, Y7, Y7
+	VMOVUPS Y7, 224(DI)
+	JMP     found795
+
+some794:
 	VMOVUPS      (DI), Y0
 	VMULPS       (SI), Y0, Y0
 	VMULPS       Y15, Y0, Y0
-	VMOVD        AX, X1
-	VPBROADCASTD X1, Y1
+	VMOVD        AX, X8
+	VPBROADCASTD X8, Y8
 	SHRQ         $0x08, AX
-	VMOVUPS      lanes_avx2<>+0(SB), Y2
-	VPAND        Y2, Y1, Y1
-	VPCMPEQD     Y2, Y1, Y1
-	VBLENDVPS    Y1, Y0, Y14, Y0
+	VPAND        Y10, Y8, Y8
+	VPCMPEQD     Y10, Y8, Y8
+	VBLENDVPS    Y8, Y0, Y14, Y0
 	VMOVUPS      Y0, (DI)
-	VMAXPS       Y0, Y13, Y13
-	VCMPPS       $0x03, Y0, Y0, Y1
-	VORPS        Y1, Y12, Y12
-	VMOVUPS      32(DI), Y0
-	VMULPS       32(SI), Y0, Y0
-	VMULPS       Y15, Y0, Y0
-	VMOVD        AX, X1
-	VPBROADCASTD X1, Y1
+	VMOVUPS      32(DI), Y1
+	VMULPS       32(SI), Y1, Y1
+	VMULPS       Y15, Y1, Y1
+	VMOVD        AX, X8
+	VPBROADCASTD X8, Y8
 	SHRQ         $0x08, AX
-	VMOVUPS      lanes_avx2<>+0(SB), Y2
-	VPAND        Y2, Y1, Y1
-	VPCMPEQD     Y2, Y1, Y1
-	VBLENDVPS    Y1, Y0, Y14, Y0
-	VMOVUPS      Y0, 32(DI)
-	VMAXPS       Y0, Y13, Y13
-	VCMPPS       $0x03, Y0, Y0, Y1
-	VORPS        Y1, Y12, Y12
-	VMOVUPS      64(DI), Y0
-	VMULPS       64(SI), Y0, Y0
-	VMULPS       Y15, Y0, Y0
-	VMOVD        AX, X1
-	VPBROADCASTD X1, Y1
+	VPAND        Y10, Y8, Y8
+	VPCMPEQD     Y10, Y8, Y8
+	VBLENDVPS    Y8, Y1, Y14, Y1
+	VMOVUPS      Y1, 32(DI)
+	VMOVUPS      64(DI), Y2
+	VMULPS       64(SI), Y2, Y2
+	VMULPS       Y15, Y2, Y2
+	VMOVD        AX, X8
+	VPBROADCASTD X8, Y8
 	SHRQ         $0x08, AX
-	VMOVUPS      lanes_avx2<>+0(SB), Y2
-	VPAND        Y2, Y1, Y1
-	VPCMPEQD     Y2, Y1, Y1
-	VBLENDVPS    Y1, Y0, Y14, Y0
-	VMOVUPS      Y0, 64(DI)
-	VMAXPS       Y0, Y13, Y13
-	VCMPPS       $0x03, Y0, Y0, Y1
-	VORPS        Y1, Y12, Y12
-	VMOVUPS      96(DI), Y0
-	VMULPS       96(SI), Y0, Y0
-	VMULPS       Y15, Y0, Y0
-	VMOVD        AX, X1
-	VPBROADCASTD X1, Y1
+	VPAND        Y10, Y8, Y8
+	VPCMPEQD     Y10, Y8, Y8
+	VBLENDVPS    Y8, Y2, Y14, Y2
+	VMOVUPS      Y2, 64(DI)
+	VMOVUPS      96(DI), Y3
+	VMULPS       96(SI), Y3, Y3
+	VMULPS       Y15, Y3, Y3
+	VMOVD        AX, X8
+	VPBROADCASTD X8, Y8
 	SHRQ         $0x08, AX
-	VMOVUPS      lanes_avx2<>+0(SB), Y2
-	VPAND        Y2, Y1, Y1
-	VPCMPEQD     Y2, Y1, Y1
-	VBLENDVPS    Y1, Y0, Y14, Y0
-	VMOVUPS      Y0, 96(DI)
-	VMAXPS       Y0, Y13, Y13
-	VCMPPS       $0x03, Y0, Y0, Y1
-	VORPS        Y1, Y12, Y12
-	VMOVUPS      128(DI), Y0
-	VMULPS       128(SI), Y0, Y0
-	VMULPS       Y15, Y0, Y0
-	VMOVD        AX, X1
-	VPBROADCASTD X1, Y1
+	VPAND        Y10, Y8, Y8
+	VPCMPEQD     Y10, Y8, Y8
+	VBLENDVPS    Y8, Y3, Y14, Y3
+	VMOVUPS      Y3, 96(DI)
+	VMOVUPS      128(DI), Y4
+	VMULPS       128(SI), Y4, Y4
+	VMULPS       Y15, Y4, Y4
+	VMOVD        AX, X8
+	VPBROADCASTD X8, Y8
 	SHRQ         $0x08, AX
-	VMOVUPS      lanes_avx2<>+0(SB), Y2
-	VPAND        Y2, Y1, Y1
-	VPCMPEQD     Y2, Y1, Y1
-	VBLENDVPS    Y1, Y0, Y14, Y0
-	VMOVUPS      Y0, 128(DI)
-	VMAXPS       Y0, Y13, Y13
-	VCMPPS       $0x03, Y0, Y0, Y1
-	VORPS        Y1, Y12, Y12
-	VMOVUPS      160(DI), Y0
-	VMULPS       160(SI), Y0, Y0
-	VMULPS       Y15, Y0, Y0
-	VMOVD        AX, X1
-	VPBROADCASTD X1, Y1
+	VPAND        Y10, Y8, Y8
+	VPCMPEQD     Y10, Y8, Y8
+	VBLENDVPS    Y8, Y4, Y14, Y4
+	VMOVUPS      Y4, 128(DI)
+	VMOVUPS      160(DI), Y5
+	VMULPS       160(SI), Y5, Y5
+	VMULPS       Y15, Y5, Y5
+	VMOVD        AX, X8
+	VPBROADCASTD X8, Y8
 	SHRQ         $0x08, AX
-	VMOVUPS      lanes_avx2<>+0(SB), Y2
-	VPAND        Y2, Y1, Y1
-	VPCMPEQD     Y2, Y1, Y1
-	VBLENDVPS    Y1, Y0, Y14, Y0
-	VMOVUPS      Y0, 160(DI)
-	VMAXPS       Y0, Y13, Y13
-	VCMPPS       $0x03, Y0, Y0, Y1
-	VORPS        Y1, Y12, Y12
-	VMOVUPS      192(DI), Y0
-	VMULPS       192(SI), Y0, Y0
-	VMULPS       Y15, Y0, Y0
-	VMOVD        AX, X1
-	VPBROADCASTD X1, Y1
+	VPAND        Y10, Y8, Y8
+	VPCMPEQD     Y10, Y8, Y8
+	VBLENDVPS    Y8, Y5, Y14, Y5
+	VMOVUPS      Y5, 160(DI)
+	VMOVUPS      192(DI), Y6
+	VMULPS       192(SI), Y6, Y6
+	VMULPS       Y15, Y6, Y6
+	VMOVD        AX, X8
+	VPBROADCASTD X8, Y8
 	SHRQ         $0x08, AX
-	VMOVUPS      lanes_avx2<>+0(SB), Y2
-	VPAND        Y2, Y1, Y1
-	VPCMPEQD     Y2, Y1, Y1
-	VBLENDVPS    Y1, Y0, Y14, Y0
-	VMOVUPS      Y0, 192(DI)
-	VMAXPS       Y0, Y13, Y13
-	VCMPPS       $0x03, Y0, Y0, Y1
-	VORPS        Y1, Y12, Y12
-	VMOVUPS      224(DI), Y0
-	VMULPS       224(SI), Y0, Y0
-	VMULPS       Y15, Y0, Y0
-	VMOVD        AX, X1
-	VPBROADCASTD X1, Y1
+	VPAND        Y10, Y8, Y8
+	VPCMPEQD     Y10, Y8, Y8
+	VBLENDVPS    Y8, Y6, Y14, Y6
+	VMOVUPS      Y6, 192(DI)
+	VMOVUPS      224(DI), Y7
+	VMULPS       224(SI), Y7, Y7
+	VMULPS       Y15, Y7, Y7
+	VMOVD        AX, X8
+	VPBROADCASTD X8, Y8
 	SHRQ         $0x08, AX
-	VMOVUPS      lanes_avx2<>+0(SB), Y2
-	VPAND        Y2, Y1, Y1
-	VPCMPEQD     Y2, Y1, Y1
-	VBLENDVPS    Y1, Y0, Y14, Y0
-	VMOVUPS      Y0, 224(DI)
-	VMAXPS       Y0, Y13, Y13
-	VCMPPS       $0x03, Y0, Y0, Y1
-	VORPS        Y1, Y12, Y12
-	VEXTRACTF128 $0x01, Y13, X0
-	VMAXPS       X0, X13, X13
-	VMOVHLPS     X13, X13, X0
-	VMAXPS       X0, X13, X13
-	VMOVSHDUP    X13, X0
-	VMAXSS       X0, X13, X13
-	VMOVMSKPS    Y12, BX
+	VPAND        Y10, Y8, Y8
+	VPCMPEQD     Y10, Y8, Y8
+	VBLENDVPS    Y8, Y7, Y14, Y7
+	VMOVUPS      Y7, 224(DI)
+
+found795:
+	VCMPPS       $0x03, Y0, Y1, Y11
+	VCMPPS       $0x03, Y2, Y3, Y8
+	VORPS        Y8, Y11, Y11
+	VCMPPS       $0x03, Y4, Y5, Y8
+	VORPS        Y8, Y11, Y11
+	VCMPPS       $0x03, Y6, Y7, Y8
+	VORPS        Y8, Y11, Y11
+	VMAXPS       Y1, Y0, Y13
+	VMAXPS       Y3, Y2, Y12
+	VMAXPS       Y5, Y4, Y4
+	VMAXPS       Y7, Y6, Y6
+	VMAXPS       Y12, Y13, Y13
+	VMAXPS       Y6, Y4, Y4
+	VMAXPS       Y4, Y13, Y13
+	VEXTRACTF128 $0x01, Y13, X4
+	VMAXPS       X4, X13, X13
+	VMOVHLPS     X13, X13, X4
+	VMAXPS       X4, X13, X13
+	VMOVSHDUP    X13, X4
+	VMAXSS       X4, X13, X13
+	VMOVMSKPS    Y11, BX
 	TESTQ        BX, BX
-	JZ           number791
+	JZ           number796
 	VPCMPEQD     X13, X13, X13
 
-number791:
-	VMOVSS   X13, (R9)
-	VUCOMISS X14, X13
-	JNE      some792
-	JNP      empty789
+number796:
+	VMOVSS X13, (R9)
+	ADDQ   $0x00000100, DI
+	ADDQ   $0x08, R8
+	ADDQ   $0x04, R9
+	DECQ   CX
+	JNZ    maximum793
+	MOVQ   s+0(FP), DI
+	MOVQ   rows+32(FP), CX
+	MOVQ   m+48(FP), R9
+	MOVQ   l+56(FP), R10
+	MOVQ   nonzero+64(FP), R11
 
-some792:
-	VBROADCASTSS X13, Y13
-	VMOVUPS      expMin_avx2<>+0(SB), Y14
-	VXORPS       Y9, Y9, Y9
-	VXORPS       Y10, Y10, Y10
-	VXORPS       Y11, Y11, Y11
-	XORQ         R12, R12
-	VMOVUPS      (DI), Y0
-	VSUBPS       Y13, Y0, Y0
-	VCMPPS       $0x05, Y14, Y0, Y6
-	VMOVUPS      32(DI), Y1
-	VSUBPS       Y13, Y1, Y1
-	VCMPPS       $0x05, Y14, Y1, Y7
-	VMOVUPS      magic_avx2<>+0(SB), Y2
-	VMOVUPS      magic_avx2<>+0(SB), Y3
-	VFMADD231PS  log2e_avx2<>+0(SB), Y0, Y2
-	VFMADD231PS  log2e_avx2<>+0(SB), Y1, Y3
-	VSUBPS       magic_avx2<>+0(SB), Y2, Y4
-	VSUBPS       magic_avx2<>+0(SB), Y3, Y5
-	VFMADD231PS  ln2Hi_avx2<>+0(SB), Y4, Y0
-	VFMADD231PS  ln2Hi_avx2<>+0(SB), Y5, Y1
-	VFMADD231PS  ln2Lo_avx2<>+0(SB), Y4, Y0
-	VFMADD231PS  ln2Lo_avx2<>+0(SB), Y5, Y1
-	VMOVUPS      exp6_avx2<>+0(SB), Y4
-	VMOVUPS      exp6_avx2<>+0(SB), Y5
-	VFMADD213PS  exp5_avx2<>+0(SB), Y0, Y4
-	VFMADD213PS  exp5_avx2<>+0(SB), Y1, Y5
-	VFMADD213PS  exp4_avx2<>+0(SB), Y0, Y4
-	VFMADD213PS  exp4_avx2<>+0(SB), Y1, Y5
-	VFMADD213PS  exp3_avx2<>+0(SB), Y0, Y4
-	VFMADD213PS  exp3_avx2<>+0(SB), Y1, Y5
-	VFMADD213PS  exp2_avx2<>+0(SB), Y0, Y4
-	VFMADD213PS  exp2_avx2<>+0(SB), Y1, Y5
-	VFMADD213PS  one_avx2<>+0(SB), Y0, Y4
-	VFMADD213PS  one_avx2<>+0(SB), Y1, Y5
-	VFMADD213PS  one_avx2<>+0(SB), Y0, Y4
-	VFMADD213PS  one_avx2<>+0(SB), Y1, Y5
-	VPADDD       bias_avx2<>+0(SB), Y2, Y2
-	VPADDD       bias_avx2<>+0(SB), Y3, Y3
-	VPSLLD       $0x17, Y2, Y2
-	VPSLLD       $0x17, Y3, Y3
-	VMULPS       Y2, Y4, Y4
-	VMULPS       Y3, Y5, Y5
-	VANDPS       Y6, Y4, Y4
-	VADDPS       Y4, Y10, Y10
-	VMULPS       (DX), Y4, Y4
-	VANDPS       Y6, Y4, Y4
-	VMOVUPS      Y4, (DI)
-	VCMPPS       $0x04, Y9, Y4, Y4
-	VMOVMSKPS    Y4, BX
-	ORQ          BX, R12
-	VANDPS       Y7, Y5, Y5
-	VADDPS       Y5, Y11, Y11
-	VMULPS       32(DX), Y5, Y5
-	VANDPS       Y7, Y5, Y5
-	VMOVUPS      Y5, 32(DI)
-	VCMPPS       $0x04, Y9, Y5, Y5
-	VMOVMSKPS    Y5, BX
-	SHLQ         $0x08, BX
-	ORQ          BX, R12
-	VMOVUPS      64(DI), Y0
-	VSUBPS       Y13, Y0, Y0
-	VCMPPS       $0x05, Y14, Y0, Y6
-	VMOVUPS      96(DI), Y1
-	VSUBPS       Y13, Y1, Y1
-	VCMPPS       $0x05, Y14, Y1, Y7
-	VMOVUPS      magic_avx2<>+0(SB), Y2
-	VMOVUPS      magic_avx2<>+0(SB), Y3
-	VFMADD231PS  log2e_avx2<>+0(SB), Y0, Y2
-	VFMADD231PS  log2e_avx2<>+0(SB), Y1, Y3
-	VSUBPS       magic_avx2<>+0(SB), Y2, Y4
-	VSUBPS       magic_avx2<>+0(SB), Y3, Y5
-	VFMADD231PS  ln2Hi_avx2<>+0(SB), Y4, Y0
-	VFMADD231PS  ln2Hi_avx2<>+0(SB), Y5, Y1
-	VFMADD231PS  ln2Lo_avx2<>+0(SB), Y4, Y0
-	VFMADD231PS  ln2Lo_avx2<>+0(SB), Y5, Y1
-	VMOVUPS      exp6_avx2<>+0(SB), Y4
-	VMOVUPS      exp6_avx2<>+0(SB), Y5
-	VFMADD213PS  exp5_avx2<>+0(SB), Y0, Y4
-	VFMADD213PS  exp5_avx2<>+0(SB), Y1, Y5
-	VFMADD213PS  exp4_avx2<>+0(SB), Y0, Y4
-	VFMADD213PS  exp4_avx2<>+0(SB), Y1, Y5
-	VFMADD213PS  exp3_avx2<>+0(SB), Y0, Y4
-	VFMADD213PS  exp3_avx2<>+0(SB), Y1, Y5
-	VFMADD213PS  exp2_avx2<>+0(SB), Y0, Y4
-	VFMADD213PS  exp2_avx2<>+0(SB), Y1, Y5
-	VFMADD213PS  one_avx2<>+0(SB), Y0, Y4
-	VFMADD213PS  one_avx2<>+0(SB), Y1, Y5
-	VFMADD213PS  one_avx2<>+0(SB), Y0, Y4
-	VFMADD213PS  one_avx2<>+0(SB), Y1, Y5
-	VPADDD       bias_avx2<>+0(SB), Y2, Y2
-	VPADDD       bias_avx2<>+0(SB), Y3, Y3
-	VPSLLD       $0x17, Y2, Y2
-	VPSLLD       $0x17, Y3, Y3
-	VMULPS       Y2, Y4, Y4
-	VMULPS       Y3, Y5, Y5
-	VANDPS       Y6, Y4, Y4
-	VADDPS       Y4, Y10, Y10
-	VMULPS       64(DX), Y4, Y4
-	VANDPS       Y6, Y4, Y4
-	VMOVUPS      Y4, 64(DI)
-	VCMPPS       $0x04, Y9, Y4, Y4
-	VMOVMSKPS    Y4, BX
-	SHLQ         $0x10, BX
-	ORQ          BX, R12
-	VANDPS       Y7, Y5, Y5
-	VADDPS       Y5, Y11, Y11
-	VMULPS       96(DX), Y5, Y5
-	VANDPS       Y7, Y5, Y5
-	VMOVUPS      Y5, 96(DI)
-	VCMPPS       $0x04, Y9, Y5, Y5
-	VMOVMSKPS    Y5, BX
-	SHLQ         $0x18, BX
-	ORQ          BX, R12
-	VMOVUPS      128(DI), Y0
-	VSUBPS       Y13, Y0, Y0
-	VCMPPS       $0x05, Y14, Y0, Y6
-	VMOVUPS      160(DI), Y1
-	VSUBPS       Y13, Y1, Y1
-	VCMPPS       $0x05, Y14, Y1, Y7
-	VMOVUPS      magic_avx2<>+0(SB), Y2
-	VMOVUPS      magic_avx2<>+0(SB), Y3
-	VFMADD231PS  log2e_avx2<>+0(SB), Y0, Y2
-	VFMADD231PS  log2e_avx2<>+0(SB), Y1, Y3
-	VSUBPS       magic_avx2<>+0(SB), Y2, Y4
-	VSUBPS       magic_avx2<>+0(SB), Y3, Y5
-	VFMADD231PS  ln2Hi_avx2<>+0(SB), Y4, Y0
-	VFMADD231PS  ln2Hi_avx2<>+0(SB), Y5, Y1
-	VFMADD231PS  ln2Lo_avx2<>+0(SB), Y4, Y0
-	VFMADD231PS  ln2Lo_avx2<>+0(SB), Y5, Y1
-	VMOVUPS      exp6_avx2<>+0(SB), Y4
-	VMOVUPS      exp6_avx2<>+0(SB), Y5
-	VFMADD213PS  exp5_avx2<>+0(SB), Y0, Y4
-	VFMADD213PS  exp5_avx2<>+0(SB), Y1, Y5
-	VFMADD213PS  exp4_avx2<>+0(SB), Y0, Y4
-	VFMADD213PS  exp4_avx2<>+0(SB), Y1, Y5
-	VFMADD213PS  exp3_avx2<>+0(SB), Y0, Y4
-	VFMADD213PS  exp3_avx2<>+0(SB), Y1, Y5
-	VFMADD213PS  exp2_avx2<>+0(SB), Y0, Y4
-	VFMADD213PS  exp2_avx2<>+0(SB), Y1, Y5
-	VFMADD213PS  one_avx2<>+0(SB), Y0, Y4
-	VFMADD213PS  one_avx2<>+0(SB), Y1, Y5
-	VFMADD213PS  one_avx2<>+0(SB), Y0, Y4
-	VFMADD213PS  one_avx2<>+0(SB), Y1, Y5
-	VPADDD       bias_avx2<>+0(SB), Y2, Y2
-	VPADDD       bias_avx2<>+0(SB), Y3, Y3
-	VPSLLD       $0x17, Y2, Y2
-	VPSLLD       $0x17, Y3, Y3
-	VMULPS       Y2, Y4, Y4
-	VMULPS       Y3, Y5, Y5
-	VANDPS       Y6, Y4, Y4
-	VADDPS       Y4, Y10, Y10
-	VMULPS       128(DX), Y4, Y4
-	VANDPS       Y6, Y4, Y4
-	VMOVUPS      Y4, 128(DI)
-	VCMPPS       $0x04, Y9, Y4, Y4
-	VMOVMSKPS    Y4, BX
-	SHLQ         $0x20, BX
-	ORQ          BX, R12
-	VANDPS       Y7, Y5, Y5
-	VADDPS       Y5, Y11, Y11
-	VMULPS       160(DX), Y5, Y5
-	VANDPS       Y7, Y5, Y5
-	VMOVUPS      Y5, 160(DI)
-	VCMPPS       $0x04, Y9, Y5, Y5
-	VMOVMSKPS    Y5, BX
-	SHLQ         $0x28, BX
-	ORQ          BX, R12
-	VMOVUPS      192(DI), Y0
-	VSUBPS       Y13, Y0, Y0
-	VCMPPS       $0x05, Y14, Y0, Y6
-	VMOVUPS      224(DI), Y1
-	VSUBPS       Y13, Y1, Y1
-	VCMPPS       $0x05, Y14, Y1, Y7
-	VMOVUPS      magic_avx2<>+0(SB), Y2
-	VMOVUPS      magic_avx2<>+0(SB), Y3
-	VFMADD231PS  log2e_avx2<>+0(SB), Y0, Y2
-	VFMADD231PS  log2e_avx2<>+0(SB), Y1, Y3
-	VSUBPS       magic_avx2<>+0(SB), Y2, Y4
-	VSUBPS       magic_avx2<>+0(SB), Y3, Y5
-	VFMADD231PS  ln2Hi_avx2<>+0(SB), Y4, Y0
-	VFMADD231PS  ln2Hi_avx2<>+0(SB), Y5, Y1
-	VFMADD231PS  ln2Lo_avx2<>+0(SB), Y4, Y0
-	VFMADD231PS  ln2Lo_avx2<>+0(SB), Y5, Y1
-	VMOVUPS      exp6_avx2<>+0(SB), Y4
-	VMOVUPS      exp6_avx2<>+0(SB), Y5
-	VFMADD213PS  exp5_avx2<>+0(SB), Y0, Y4
-	VFMADD213PS  exp5_avx2<>+0(SB), Y1, Y5
-	VFMADD213PS  exp4_avx2<>+0(SB), Y0, Y4
-	VFMADD213PS  exp4_avx2<>+0(SB), Y1, Y5
-	VFMADD213PS  exp3_avx2<>+0(SB), Y0, Y4
-	VFMADD213PS  exp3_avx2<>+0(SB), Y1, Y5
-	VFMADD213PS  exp2_avx2<>+0(SB), Y0, Y4
-	VFMADD213PS  exp2_avx2<>+0(SB), Y1, Y5
-	VFMADD213PS  one_avx2<>+0(SB), Y0, Y4
-	VFMADD213PS  one_avx2<>+0(SB), Y1, Y5
-	VFMADD213PS  one_avx2<>+0(SB), Y0, Y4
-	VFMADD213PS  one_avx2<>+0(SB), Y1, Y5
-	VPADDD       bias_avx2<>+0(SB), Y2, Y2
-	VPADDD       bias_avx2<>+0(SB), Y3, Y3
-	VPSLLD       $0x17, Y2, Y2
-	VPSLLD       $0x17, Y3, Y3
-	VMULPS       Y2, Y4, Y4
-	VMULPS       Y3, Y5, Y5
-	VANDPS       Y6, Y4, Y4
-	VADDPS       Y4, Y10, Y10
-	VMULPS       192(DX), Y4, Y4
-	VANDPS       Y6, Y4, Y4
-	VMOVUPS      Y4, 192(DI)
-	VCMPPS       $0x04, Y9, Y4, Y4
-	VMOVMSKPS    Y4, BX
-	SHLQ         $0x30, BX
-	ORQ          BX, R12
-	VANDPS       Y7, Y5, Y5
-	VADDPS       Y5, Y11, Y11
-	VMULPS       224(DX), Y5, Y5
-	VANDPS       Y7, Y5, Y5
-	VMOVUPS      Y5, 224(DI)
-	VCMPPS       $0x04, Y9, Y5, Y5
-	VMOVMSKPS    Y5, BX
-	SHLQ         $0x38, BX
-	ORQ          BX, R12
+weights797:
+	VBROADCASTSS (R9), Y15
+	VUCOMISS     negInf_avx2<>+0(SB), X15
+	JNE          sees801
+	JNP          empty799
+
+sees801:
+	VPCMPEQD    Y14, Y14, Y14
+	VXORPS      Y13, Y13, Y13
+	VXORPS      Y12, Y12, Y12
+	VMOVUPS     (DI), Y0
+	VSUBPS      Y15, Y0, Y0
+	VCMPPS      $0x05, expMin_avx2<>+0(SB), Y0, Y9
+	VANDPS      Y9, Y14, Y14
+	VMOVUPS     32(DI), Y1
+	VSUBPS      Y15, Y1, Y1
+	VCMPPS      $0x05, expMin_avx2<>+0(SB), Y1, Y10
+	VANDPS      Y10, Y14, Y14
+	VMOVUPS     64(DI), Y2
+	VSUBPS      Y15, Y2, Y2
+	VCMPPS      $0x05, expMin_avx2<>+0(SB), Y2, Y11
+	VANDPS      Y11, Y14, Y14
+	VMOVUPS     magic_avx2<>+0(SB), Y3
+	VMOVUPS     magic_avx2<>+0(SB), Y4
+	VMOVUPS     magic_avx2<>+0(SB), Y5
+	VFMADD231PS log2e_avx2<>+0(SB), Y0, Y3
+	VFMADD231PS log2e_avx2<>+0(SB), Y1, Y4
+	VFMADD231PS log2e_avx2<>+0(SB), Y2, Y5
+	VSUBPS      magic_avx2<>+0(SB), Y3, Y6
+	VSUBPS      magic_avx2<>+0(SB), Y4, Y7
+	VSUBPS      magic_avx2<>+0(SB), Y5, Y8
+	VFMADD231PS ln2Hi_avx2<>+0(SB), Y6, Y0
+	VFMADD231PS ln2Hi_avx2<>+0(SB), Y7, Y1
+	VFMADD231PS ln2Hi_avx2<>+0(SB), Y8, Y2
+	VFMADD231PS ln2Lo_avx2<>+0(SB), Y6, Y0
+	VFMADD231PS ln2Lo_avx2<>+0(SB), Y7, Y1
+	VFMADD231PS ln2Lo_avx2<>+0(SB), Y8, Y2
+	VMOVUPS     exp6_avx2<>+0(SB), Y6
+	VMOVUPS     exp6_avx2<>+0(SB), Y7
+	VMOVUPS     exp6_avx2<>+0(SB), Y8
+	VFMADD213PS exp5_avx2<>+0(SB), Y0, Y6
+	VFMADD213PS exp5_avx2<>+0(SB), Y1, Y7
+	VFMADD213PS exp5_avx2<>+0(SB), Y2, Y8
+	VFMADD213PS exp4_avx2<>+0(SB), Y0, Y6
+	VFMADD213PS exp4_avx2<>+0(SB), Y1, Y7
+	VFMADD213PS exp4_avx2<>+0(SB), Y2, Y8
+	VFMADD213PS exp3_avx2<>+0(SB), Y0, Y6
+	VFMADD213PS exp3_avx2<>+0(SB), Y1, Y7
+	VFMADD213PS exp3_avx2<>+0(SB), Y2, Y8
+	VFMADD213PS exp2_avx2<>+0(SB), Y0, Y6
+	VFMADD213PS exp2_avx2<>+0(SB), Y1, Y7
+	VFMADD213PS exp2_avx2<>+0(SB), Y2, Y8
+	VFMADD213PS one_avx2<>+0(SB), Y0, Y6
+	VFMADD213PS one_avx2<>+0(SB), Y1, Y7
+	VFMADD213PS one_avx2<>+0(SB), Y2, Y8
+	VFMADD213PS one_avx2<>+0(SB), Y0, Y6
+	VFMADD213PS one_avx2<>+0(SB), Y1, Y7
+	VFMADD213PS one_avx2<>+0(SB), Y2, Y8
+	VPADDD      bias_avx2<>+0(SB), Y3, Y3
+	VPADDD      bias_avx2<>+0(SB), Y4, Y4
+	VPADDD      bias_avx2<>+0(SB), Y5, Y5
+	VPSLLD      $0x17, Y3, Y3
+	VPSLLD      $0x17, Y4, Y4
+	VPSLLD      $0x17, Y5, Y5
+	VMULPS      Y3, Y6, Y6
+	VMULPS      Y4, Y7, Y7
+	VMULPS      Y5, Y8, Y8
+	VANDPS      Y9, Y6, Y6
+	VADDPS      Y6, Y13, Y13
+	VMULPS      (DX), Y6, Y6
+	VANDPS      Y9, Y6, Y6
+	VMOVUPS     Y6, (DI)
+	VANDPS      Y10, Y7, Y7
+	VADDPS      Y7, Y12, Y12
+	VMULPS      32(DX), Y7, Y7
+	VANDPS      Y10, Y7, Y7
+	VMOVUPS     Y7, 32(DI)
+	VANDPS      Y11, Y8, Y8
+	VADDPS      Y8, Y13, Y13
+	VMULPS      64(DX), Y8, Y8
+	VANDPS      Y11, Y8, Y8
+	VMOVUPS     Y8, 64(DI)
+	VMOVUPS     96(DI), Y0
+	VSUBPS      Y15, Y0, Y0
+	VCMPPS      $0x05, expMin_avx2<>+0(SB), Y0, Y9
+	VANDPS      Y9, Y14, Y14
+	VMOVUPS     128(DI), Y1
+	VSUBPS      Y15, Y1, Y1
+	VCMPPS      $0x05, expMin_avx2<>+0(SB), Y1, Y10
+	VANDPS      Y10, Y14, Y14
+	VMOVUPS     160(DI), Y2
+	VSUBPS      Y15, Y2, Y2
+	VCMPPS      $0x05, expMin_avx2<>+0(SB), Y2, Y11
+	VANDPS      Y11, Y14, Y14
+	VMOVUPS     magic_avx2<>+0(SB), Y3
+	VMOVUPS     magic_avx2<>+0(SB), Y4
+	VMOVUPS     magic_avx2<>+0(SB), Y5
+	VFMADD231PS log2e_avx2<>+0(SB), Y0, Y3
+	VFMADD231PS log2e_avx2<>+0(SB), Y1, Y4
+	VFMADD231PS log2e_avx2<>+0(SB), Y2, Y5
+	VSUBPS      magic_avx2<>+0(SB), Y3, Y6
+	VSUBPS      magic_avx2<>+0(SB), Y4, Y7
+	VSUBPS      magic_avx2<>+0(SB), Y5, Y8
+	VFMADD231PS ln2Hi_avx2<>+0(SB), Y6, Y0
+	VFMADD231PS ln2Hi_avx2<>+0(SB), Y7, Y1
+	VFMADD231PS ln2Hi_avx2<>+0(SB), Y8, Y2
+	VFMADD231PS ln2Lo_avx2<>+0(SB), Y6, Y0
+	VFMADD231PS ln2Lo_avx2<>+0(SB), Y7, Y1
+	VFMADD231PS ln2Lo_avx2<>+0(SB), Y8, Y2
+	VMOVUPS     exp6_avx2<>+0(SB), Y6
+	VMOVUPS     exp6_avx2<>+0(SB), Y7
+	VMOVUPS     exp6_avx2<>+0(SB), Y8
+	VFMADD213PS exp5_avx2<>+0(SB), Y0, Y6
+	VFMADD213PS exp5_avx2<>+0(SB), Y1, Y7
+	VFMADD213PS exp5_avx2<>+0(SB), Y2, Y8
+	VFMADD213PS exp4_avx2<>+0(SB), Y0, Y6
+	VFMADD213PS exp4_avx2<>+0(SB), Y1, Y7
+	VFMADD213PS exp4_avx2<>+0(SB), Y2, Y8
+	VFMADD213PS exp3_avx2<>+0(SB), Y0, Y6
+	VFMADD213PS exp3_avx2<>+0(SB), Y1, Y7
+	VFMADD213PS exp3_avx2<>+0(SB), Y2, Y8
+	VFMADD213PS exp2_avx2<>+0(SB), Y0, Y6
+	VFMADD213PS exp2_avx2<>+0(SB), Y1, Y7
+	VFMADD213PS exp2_avx2<>+0(SB), Y2, Y8
+	VFMADD213PS one_avx2<>+0(SB), Y0, Y6
+	VFMADD213PS one_avx2<>+0(SB), Y1, Y7
+	VFMADD213PS one_avx2<>+0(SB), Y2, Y8
+	VFMADD213PS one_avx2<>+0(SB), Y0, Y6
+	VFMADD213PS one_avx2<>+0(SB), Y1, Y7
+	VFMADD213PS one_avx2<>+0(SB), Y2, Y8
+	VPADDD      bias_avx2<>+0(SB), Y3, Y3
+	VPADDD      bias_avx2<>+0(SB), Y4, Y4
+	VPADDD      bias_avx2<>+0(SB), Y5, Y5
+	VPSLLD      $0x17, Y3, Y3
+	VPSLLD      $0x17, Y4, Y4
+	VPSLLD      $0x17, Y5, Y5
+	VMULPS      Y3, Y6, Y6
+	VMULPS      Y4, Y7, Y7
+	VMULPS      Y5, Y8, Y8
+	VANDPS      Y9, Y6, Y6
+	VADDPS      Y6, Y12, Y12
+	VMULPS      96(DX), Y6, Y6
+	VANDPS      Y9, Y6, Y6
+	VMOVUPS     Y6, 96(DI)
+	VANDPS      Y10, Y7, Y7
+	VADDPS      Y7, Y13, Y13
+	VMULPS      128(DX), Y7, Y7
+	VANDPS      Y10, Y7, Y7
+	VMOVUPS     Y7, 128(DI)
+	VANDPS      Y11, Y8, Y8
+	VADDPS      Y8, Y12, Y12
+	VMULPS      160(DX), Y8, Y8
+	VANDPS      Y11, Y8, Y8
+	VMOVUPS     Y8, 160(DI)
+	VMOVUPS     192(DI), Y0
+	VSUBPS      Y15, Y0, Y0
+	VCMPPS      $0x05, expMin_avx2<>+0(SB), Y0, Y9
+	VANDPS      Y9, Y14, Y14
+	VMOVUPS     224(DI), Y1
+	VSUBPS      Y15, Y1, Y1
+	VCMPPS      $0x05, expMin_avx2<>+0(SB), Y1, Y10
+	VANDPS      Y10, Y14, Y14
+	VMOVUPS     magic_avx2<>+0(SB), Y3
+	VMOVUPS     magic_avx2<>+0(SB), Y4
+	VFMADD231PS log2e_avx2<>+0(SB), Y0, Y3
+	VFMADD231PS log2e_avx2<>+0(SB), Y1, Y4
+	VSUBPS      magic_avx2<>+0(SB), Y3, Y6
+	VSUBPS      magic_avx2<>+0(SB), Y4, Y7
+	VFMADD231PS ln2Hi_avx2<>+0(SB), Y6, Y0
+	VFMADD231PS ln2Hi_avx2<>+0(SB), Y7, Y1
+	VFMADD231PS ln2Lo_avx2<>+0(SB), Y6, Y0
+	VFMADD231PS ln2Lo_avx2<>+0(SB), Y7, Y1
+	VMOVUPS     exp6_avx2<>+0(SB), Y6
+	VMOVUPS     exp6_avx2<>+0(SB), Y7
+	VFMADD213PS exp5_avx2<>+0(SB), Y0, Y6
+	VFMADD213PS exp5_avx2<>+0(SB), Y1, Y7
+	VFMADD213PS exp4_avx2<>+0(SB), Y0, Y6
+	VFMADD213PS exp4_avx2<>+0(SB), Y1, Y7
+	VFMADD213PS exp3_avx2<>+0(SB), Y0, Y6
+	VFMADD213PS exp3_avx2<>+0(SB), Y1, Y7
+	VFMADD213PS exp2_avx2<>+0(SB), Y0, Y6
+	VFMADD213PS exp2_avx2<>+0(SB), Y1, Y7
+	VFMADD213PS one_avx2<>+0(SB), Y0, Y6
+	VFMADD213PS one_avx2<>+0(SB), Y1, Y7
+	VFMADD213PS one_avx2<>+0(SB), Y0, Y6
+	VFMADD213PS one_avx2<>+0(SB), Y1, Y7
+	VPADDD      bias_avx2<>+0(SB), Y3, Y3
+	VPADDD      bias_avx2<>+0(SB), Y4, Y4
+	VPSLLD      $0x17, Y3, Y3
+	VPSLLD      $0x17, Y4, Y4
+	VMULPS      Y3, Y6, Y6
+	VMULPS      Y4, Y7, Y7
+	VANDPS      Y9, Y6, Y6
+	VADDPS      Y6, Y13, Y13
+	VMULPS      192(DX), Y6, Y6
+	VANDPS      Y9, Y6, Y6
+	VMOVUPS     Y6, 192(DI)
+	VANDPS      Y10, Y7, Y7
+	VADDPS      Y7, Y12, Y12
+	VMULPS      224(DX), Y7, Y7
+	VANDPS      Y10, Y7, Y7
+	VMOVUPS     Y7, 224(DI)
+	MOVQ        $-1, R12
+	VMOVMSKPS   Y14, BX
+	CMPQ        BX, $0xff
+	JNE         zeros800
+
+store802:
 	MOVQ         R12, (R11)
-	VADDPS       Y11, Y10, Y10
-	VEXTRACTF128 $0x01, Y10, X0
-	VADDPS       X0, X10, X10
-	VMOVHLPS     X10, X10, X0
-	VADDPS       X0, X10, X10
-	VMOVSHDUP    X10, X0
-	VADDSS       X0, X10, X10
-	VMOVSS       X10, (R10)
+	VADDPS       Y12, Y13, Y13
+	VEXTRACTF128 $0x01, Y13, X12
+	VADDPS       X12, X13, X13
+	VMOVHLPS     X13, X13, X12
+	VADDPS       X12, X13, X13
+	VMOVSHDUP    X13, X12
+	VADDSS       X12, X13, X13
+	VMOVSS       X13, (R10)
 
-next788:
+next798:
 	ADDQ $0x00000100, DI
-	ADDQ $0x08, R8
 	ADDQ $0x08, R11
 	ADDQ $0x04, R9
 	ADDQ $0x04, R10
 	DECQ CX
-	JNZ  row787
+	JNZ  weights797
 
-done790:
+done792:
 	VZEROUPPER
 	RET
 
-empty789:
+zeros800:
+	VXORPS    Y0, Y0, Y0
+	XORQ      R12, R12
+	VCMPPS    $0x04, (DI), Y0, Y1
+	VMOVMSKPS Y1, BX
+	ORQ       BX, R12
+	VCMPPS    $0x04, 32(DI), Y0, Y1
+	VMOVMSKPS Y1, BX
+	SHLQ      $0x08, BX
+	ORQ       BX, R12
+	VCMPPS    $0x04, 64(DI), Y0, Y1
+	VMOVMSKPS Y1, BX
+	SHLQ      $0x10, BX
+	ORQ       BX, R12
+	VCMPPS    $0x04, 96(DI), Y0, Y1
+	VMOVMSKPS Y1, BX
+	SHLQ      $0x18, BX
+	ORQ       BX, R12
+	VCMPPS    $0x04, 128(DI), Y0, Y1
+	VMOVMSKPS Y1, BX
+	SHLQ      $0x20, BX
+	ORQ       BX, R12
+	VCMPPS    $0x04, 160(DI), Y0, Y1
+	VMOVMSKPS Y1, BX
+	SHLQ      $0x28, BX
+	ORQ       BX, R12
+	VCMPPS    $0x04, 192(DI), Y0, Y1
+	VMOVMSKPS Y1, BX
+	SHLQ      $0x30, BX
+	ORQ       BX, R12
+	VCMPPS    $0x04, 224(DI), Y0, Y1
+	VMOVMSKPS Y1, BX
+	SHLQ      $0x38, BX
+	ORQ       BX, R12
+	JMP       store802
+
+empty799:
 	XORQ BX, BX
 	MOVQ BX, (R11)
 	MOVL BX, (R10)
-	JMP  next788
+	JMP  next798
 
 // func coefficients_avx2(m *float32, l *float32, pm *float32, pl *float32, a *float32, b *float32, rows int)
 // Requires: AVX, AVX2, FMA3
@@ -20615,9 +20691,9 @@ TEXT ·coefficients_avx2(SB), NOSPLIT, $0-56
 	MOVQ    rows+48(FP), R10
 	VMOVUPS negInf_avx2<>+0(SB), Y8
 
-rows793:
+rows803:
 	CMPQ        R10, $0x00
-	JLE         done794
+	JLE         done804
 	VMOVUPS     (DI), Y0
 	VMOVUPS     (DX), Y1
 	VMAXPS      Y1, Y0, Y2
@@ -20681,9 +20757,9 @@ rows793:
 	ADDQ        $0x20, R8
 	ADDQ        $0x20, R9
 	SUBQ        $0x08, R10
-	JMP         rows793
+	JMP         rows803
 
-done794:
+done804:
 	VZEROUPPER
 	RET
 
@@ -20696,9 +20772,9 @@ TEXT ·merge_avx2(SB), NOSPLIT, $0-32
 	VBROADCASTSS a+16(FP), Y14
 	VBROADCASTSS b+20(FP), Y15
 
-loop795:
+loop805:
 	CMPQ        CX, $0x00
-	JLE         done796
+	JLE         done806
 	VMULPS      (SI), Y15, Y0
 	VFMADD231PS (DI), Y14, Y0
 	VMOVUPS     Y0, (DI)
@@ -20708,9 +20784,9 @@ loop795:
 	ADDQ        $0x40, DI
 	ADDQ        $0x40, SI
 	SUBQ        $0x10, CX
-	JMP         loop795
+	JMP         loop805
 
-done796:
+done806:
 	VZEROUPPER
 	RET
 
@@ -20725,9 +20801,9 @@ TEXT ·transpose_avx2(SB), NOSPLIT, $0-32
 	LEAQ (R8)(R8*4), BX
 	LEAQ (AX)(R8*4), DX
 
-loop797:
+loop807:
 	CMPQ       CX, $0x08
-	JLT        done798
+	JLT        done808
 	VMOVUPS    (SI), Y0
 	VMOVUPS    (SI)(R8*1), Y1
 	VMOVUPS    (SI)(R8*2), Y2
@@ -20771,8 +20847,8 @@ loop797:
 	ADDQ       $0x00000800, DI
 	ADDQ       $0x20, SI
 	SUBQ       $0x08, CX
-	JMP        loop797
+	JMP        loop807
 
-done798:
+done808:
 	VZEROUPPER
 	RET

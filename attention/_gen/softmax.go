@@ -230,7 +230,8 @@ func softmax512(scaled bool) {
 	JMP(LabelRef(next))
 }
 
-// softmax256 passes over a row in memory, two vectors at a time.
+// softmax256 passes over the rows twice, first for the maxima and then for the weights: each alone has few enough
+// instructions a row for the processor to work on several rows at a time.
 func softmax256(scaled bool) {
 	name, doc := softmaxName(scaled)
 	function(name, softmaxSignature, doc)
@@ -244,106 +245,124 @@ func softmax256(scaled bool) {
 	Load(Param("rows"), rows)
 	Load(Param("visible"), vis)
 	Load(Param("m"), M)
-	Load(Param("l"), L)
-	Load(Param("nonzero"), nz)
-	loop, next, empty, done := label("row"), label("next"), label("empty"), label("done")
+	done := label("done")
 	TESTQ(rows, rows)
 	JZ(LabelRef(done))
+
+	// Y15 scale, Y14 −Inf, Y13 and Y12 maxima, Y11 all ones where a NaN was, Y10 the bits of lanes.
 	p, _ := Param("scale").Resolve()
-	Label(loop)
-	// Y15 scale, Y14 −Inf, Y13 the maximum, Y12 all ones where a NaN was.
 	VBROADCASTSS(p.Addr, reg.Y15)
 	VMOVUPS(data["negInf"], reg.Y14)
-	VMOVAPS(reg.Y14, reg.Y13)
-	VXORPS(reg.Y12, reg.Y12, reg.Y12)
+	VMOVUPS(lanes, reg.Y10)
+	loop, some, found := label("maximum"), label("some"), label("found")
+	Label(loop)
 	MOVQ(Mem{Base: vis}, v)
-	for i := range 8 {
+	scores := func(i int) {
 		s := Mem{Base: S, Disp: 32 * i}
 		if scaled {
-			VMOVUPS(s, reg.Y0)
-			VMULPS(Mem{Base: ks, Disp: 32 * i}, reg.Y0, reg.Y0)
-			VMULPS(reg.Y15, reg.Y0, reg.Y0)
+			VMOVUPS(s, ymm[i])
+			VMULPS(Mem{Base: ks, Disp: 32 * i}, ymm[i], ymm[i])
+			VMULPS(reg.Y15, ymm[i], ymm[i])
 		} else {
-			VMULPS(s, reg.Y15, reg.Y0)
+			VMULPS(s, reg.Y15, ymm[i])
 		}
-		VMOVD(v.As32(), reg.X1)
-		VPBROADCASTD(reg.X1, reg.Y1)
-		SHRQ(U8(8), v)
-		VMOVUPS(lanes, reg.Y2)
-		VPAND(reg.Y2, reg.Y1, reg.Y1)
-		VPCMPEQD(reg.Y2, reg.Y1, reg.Y1)
-		VBLENDVPS(reg.Y1, reg.Y0, reg.Y14, reg.Y0)
-		VMOVUPS(reg.Y0, s)
-		VMAXPS(reg.Y0, reg.Y13, reg.Y13)
-		VCMPPS(U8(3), reg.Y0, reg.Y0, reg.Y1)
-		VORPS(reg.Y1, reg.Y12, reg.Y12)
 	}
-	VEXTRACTF128(U8(1), reg.Y13, reg.X0)
-	VMAXPS(reg.X0, reg.X13, reg.X13)
-	VMOVHLPS(reg.X13, reg.X13, reg.X0)
-	VMAXPS(reg.X0, reg.X13, reg.X13)
-	VMOVSHDUP(reg.X13, reg.X0)
-	VMAXSS(reg.X0, reg.X13, reg.X13)
+	CMPQ(v, I8(-1))
+	JNE(LabelRef(some))
+	for i := range 8 {
+		scores(i)
+		VMOVUPS(ymm[i], Mem{Base: S, Disp: 32 * i})
+	}
+	JMP(LabelRef(found))
+	Label(some)
+	for i := range 8 {
+		scores(i)
+		VMOVD(v.As32(), reg.X8)
+		VPBROADCASTD(reg.X8, reg.Y8)
+		SHRQ(U8(8), v)
+		VPAND(reg.Y10, reg.Y8, reg.Y8)
+		VPCMPEQD(reg.Y10, reg.Y8, reg.Y8)
+		VBLENDVPS(reg.Y8, ymm[i], reg.Y14, ymm[i])
+		VMOVUPS(ymm[i], Mem{Base: S, Disp: 32 * i})
+	}
+	Label(found)
+	VCMPPS(U8(3), reg.Y0, reg.Y1, reg.Y11)
+	for i := 2; i < 8; i += 2 {
+		VCMPPS(U8(3), ymm[i], ymm[i+1], reg.Y8)
+		VORPS(reg.Y8, reg.Y11, reg.Y11)
+	}
+	VMAXPS(reg.Y1, reg.Y0, reg.Y13)
+	VMAXPS(reg.Y3, reg.Y2, reg.Y12)
+	VMAXPS(reg.Y5, reg.Y4, reg.Y4)
+	VMAXPS(reg.Y7, reg.Y6, reg.Y6)
+	VMAXPS(reg.Y12, reg.Y13, reg.Y13)
+	VMAXPS(reg.Y6, reg.Y4, reg.Y4)
+	foldMax(reg.Y13, reg.Y4, reg.X13, reg.X4)
+	VMOVMSKPS(reg.Y11, u.As32())
 	number := label("number")
-	VMOVMSKPS(reg.Y12, u.As32())
 	TESTQ(u, u)
 	JZ(LabelRef(number))
 	VPCMPEQD(reg.X13, reg.X13, reg.X13)
 	Label(number)
 	VMOVSS(reg.X13, Mem{Base: M})
-	VUCOMISS(reg.X14, reg.X13)
-	some := label("some")
-	JNE(LabelRef(some))
-	JNP(LabelRef(empty))
-	Label(some)
-	VBROADCASTSS(reg.X13, reg.Y13)
-	// Y10 and Y11 the 16 lanes of the sum, Y9 zero, Y14 expMin.
-	VMOVUPS(data["expMin"], reg.Y14)
-	VXORPS(reg.Y9, reg.Y9, reg.Y9)
-	VXORPS(reg.Y10, reg.Y10, reg.Y10)
-	VXORPS(reg.Y11, reg.Y11, reg.Y11)
-	XORQ(bits, bits)
+	ADDQ(U32(256), S)
+	ADDQ(U8(8), vis)
+	ADDQ(U8(4), M)
+	DECQ(rows)
+	JNZ(LabelRef(loop))
+
+	Load(Param("s"), S)
+	Load(Param("rows"), rows)
+	Load(Param("m"), M)
+	Load(Param("l"), L)
+	Load(Param("nonzero"), nz)
+	// Y15 the maximum, Y14 all ones where no weight is 0, Y13 and Y12 the 16 lanes of the sum.
 	c := memConsts()
-	for i := range 4 {
-		x := []reg.Register{reg.Y0, reg.Y1}
-		t := []reg.Register{reg.Y2, reg.Y3}
-		e := []reg.Register{reg.Y4, reg.Y5}
-		keep := []reg.Register{reg.Y6, reg.Y7}
-		for j := range 2 {
-			VMOVUPS(Mem{Base: S, Disp: 64*i + 32*j}, x[j])
-			VSUBPS(reg.Y13, x[j], x[j])
-			VCMPPS(U8(5), reg.Y14, x[j], keep[j])
+	loop, next, empty, zeros := label("weights"), label("next"), label("empty"), label("zeros")
+	Label(loop)
+	VBROADCASTSS(Mem{Base: M}, reg.Y15)
+	VUCOMISS(data["negInf"], reg.X15)
+	sees := label("sees")
+	JNE(LabelRef(sees))
+	JNP(LabelRef(empty))
+	Label(sees)
+	VPCMPEQD(reg.Y14, reg.Y14, reg.Y14)
+	zero(reg.Y13)
+	zero(reg.Y12)
+	const abreast = 3
+	for first := 0; first < 8; first += abreast {
+		n := min(abreast, 8-first)
+		x, t, e, keep := ymm[0:n], ymm[3:3+n], ymm[6:6+n], ymm[9:9+n]
+		for j := range n {
+			VMOVUPS(Mem{Base: S, Disp: 32 * (first + j)}, x[j])
+			VSUBPS(reg.Y15, x[j], x[j])
+			VCMPPS(U8(5), data["expMin"], x[j], keep[j]) // not less: NaN stays
+			VANDPS(keep[j], reg.Y14, reg.Y14)
 		}
 		exponentials(c, x, t, e)
-		for j := range 2 {
+		for j := range n {
 			VANDPS(keep[j], e[j], e[j])
-			VADDPS(e[j], ymm[10+j], ymm[10+j])
+			sum := ymm[13-(first+j)%2]
+			VADDPS(e[j], sum, sum)
 			if scaled {
-				VMULPS(Mem{Base: vs, Disp: 64*i + 32*j}, e[j], e[j])
+				VMULPS(Mem{Base: vs, Disp: 32 * (first + j)}, e[j], e[j])
 				// A scale of a position that no row sees may be anything.
 				VANDPS(keep[j], e[j], e[j])
 			}
-			VMOVUPS(e[j], Mem{Base: S, Disp: 64*i + 32*j})
-			VCMPPS(U8(4), reg.Y9, e[j], e[j])
-			VMOVMSKPS(e[j], u.As32())
-			if i+j > 0 {
-				SHLQ(U8(16*i+8*j), u)
-			}
-			ORQ(u, bits)
+			VMOVUPS(e[j], Mem{Base: S, Disp: 32 * (first + j)})
 		}
 	}
+	MOVQ(I32(-1), bits)
+	VMOVMSKPS(reg.Y14, u.As32())
+	CMPQ(u, U8(0xff))
+	JNE(LabelRef(zeros))
+	store := label("store")
+	Label(store)
 	MOVQ(bits, Mem{Base: nz})
-	VADDPS(reg.Y11, reg.Y10, reg.Y10)
-	VEXTRACTF128(U8(1), reg.Y10, reg.X0)
-	VADDPS(reg.X0, reg.X10, reg.X10)
-	VMOVHLPS(reg.X10, reg.X10, reg.X0)
-	VADDPS(reg.X0, reg.X10, reg.X10)
-	VMOVSHDUP(reg.X10, reg.X0)
-	VADDSS(reg.X0, reg.X10, reg.X10)
-	VMOVSS(reg.X10, Mem{Base: L})
+	foldSum(reg.Y13, reg.Y12, reg.X13, reg.X12)
+	VMOVSS(reg.X13, Mem{Base: L})
 	Label(next)
 	ADDQ(U32(256), S)
-	ADDQ(U8(8), vis)
 	ADDQ(U8(8), nz)
 	ADDQ(U8(4), M)
 	ADDQ(U8(4), L)
@@ -351,6 +370,18 @@ func softmax256(scaled bool) {
 	JNZ(LabelRef(loop))
 	Label(done)
 	end()
+	Label(zeros)
+	zero(reg.Y0)
+	XORQ(bits, bits)
+	for i := range 8 {
+		VCMPPS(U8(4), Mem{Base: S, Disp: 32 * i}, reg.Y0, reg.Y1)
+		VMOVMSKPS(reg.Y1, u.As32())
+		if i > 0 {
+			SHLQ(U8(8*i), u)
+		}
+		ORQ(u, bits)
+	}
+	JMP(LabelRef(store))
 	Label(empty)
 	XORQ(u, u)
 	MOVQ(u, Mem{Base: nz})
