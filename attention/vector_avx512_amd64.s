@@ -2,6 +2,240 @@
 
 #include "textflag.h"
 
+DATA log2e_avx512<>+0(SB)/4, $0x3fb8aa3b
+DATA log2e_avx512<>+4(SB)/4, $0x3fb8aa3b
+DATA log2e_avx512<>+8(SB)/4, $0x3fb8aa3b
+DATA log2e_avx512<>+12(SB)/4, $0x3fb8aa3b
+DATA log2e_avx512<>+16(SB)/4, $0x3fb8aa3b
+DATA log2e_avx512<>+20(SB)/4, $0x3fb8aa3b
+DATA log2e_avx512<>+24(SB)/4, $0x3fb8aa3b
+DATA log2e_avx512<>+28(SB)/4, $0x3fb8aa3b
+DATA log2e_avx512<>+32(SB)/4, $0x3fb8aa3b
+DATA log2e_avx512<>+36(SB)/4, $0x3fb8aa3b
+DATA log2e_avx512<>+40(SB)/4, $0x3fb8aa3b
+DATA log2e_avx512<>+44(SB)/4, $0x3fb8aa3b
+DATA log2e_avx512<>+48(SB)/4, $0x3fb8aa3b
+DATA log2e_avx512<>+52(SB)/4, $0x3fb8aa3b
+DATA log2e_avx512<>+56(SB)/4, $0x3fb8aa3b
+DATA log2e_avx512<>+60(SB)/4, $0x3fb8aa3b
+GLOBL log2e_avx512<>(SB), RODATA|NOPTR, $64
+
+DATA magic_avx512<>+0(SB)/4, $0x4b400000
+DATA magic_avx512<>+4(SB)/4, $0x4b400000
+DATA magic_avx512<>+8(SB)/4, $0x4b400000
+DATA magic_avx512<>+12(SB)/4, $0x4b400000
+DATA magic_avx512<>+16(SB)/4, $0x4b400000
+DATA magic_avx512<>+20(SB)/4, $0x4b400000
+DATA magic_avx512<>+24(SB)/4, $0x4b400000
+DATA magic_avx512<>+28(SB)/4, $0x4b400000
+DATA magic_avx512<>+32(SB)/4, $0x4b400000
+DATA magic_avx512<>+36(SB)/4, $0x4b400000
+DATA magic_avx512<>+40(SB)/4, $0x4b400000
+DATA magic_avx512<>+44(SB)/4, $0x4b400000
+DATA magic_avx512<>+48(SB)/4, $0x4b400000
+DATA magic_avx512<>+52(SB)/4, $0x4b400000
+DATA magic_avx512<>+56(SB)/4, $0x4b400000
+DATA magic_avx512<>+60(SB)/4, $0x4b400000
+GLOBL magic_avx512<>(SB), RODATA|NOPTR, $64
+
+DATA ln2Hi_avx512<>+0(SB)/4, $0xbf317200
+DATA ln2Hi_avx512<>+4(SB)/4, $0xbf317200
+DATA ln2Hi_avx512<>+8(SB)/4, $0xbf317200
+DATA ln2Hi_avx512<>+12(SB)/4, $0xbf317200
+DATA ln2Hi_avx512<>+16(SB)/4, $0xbf317200
+DATA ln2Hi_avx512<>+20(SB)/4, $0xbf317200
+DATA ln2Hi_avx512<>+24(SB)/4, $0xbf317200
+DATA ln2Hi_avx512<>+28(SB)/4, $0xbf317200
+DATA ln2Hi_avx512<>+32(SB)/4, $0xbf317200
+DATA ln2Hi_avx512<>+36(SB)/4, $0xbf317200
+DATA ln2Hi_avx512<>+40(SB)/4, $0xbf317200
+DATA ln2Hi_avx512<>+44(SB)/4, $0xbf317200
+DATA ln2Hi_avx512<>+48(SB)/4, $0xbf317200
+DATA ln2Hi_avx512<>+52(SB)/4, $0xbf317200
+DATA ln2Hi_avx512<>+56(SB)/4, $0xbf317200
+DATA ln2Hi_avx512<>+60(SB)/4, $0xbf317200
+GLOBL ln2Hi_avx512<>(SB), RODATA|NOPTR, $64
+
+DATA ln2Lo_avx512<>+0(SB)/4, $0xb5bfbe8e
+DATA ln2Lo_avx512<>+4(SB)/4, $0xb5bfbe8e
+DATA ln2Lo_avx512<>+8(SB)/4, $0xb5bfbe8e
+DATA ln2Lo_avx512<>+12(SB)/4, $0xb5bfbe8e
+DATA ln2Lo_avx512<>+16(SB)/4, $0xb5bfbe8e
+DATA ln2Lo_avx512<>+20(SB)/4, $0xb5bfbe8e
+DATA ln2Lo_avx512<>+24(SB)/4, $0xb5bfbe8e
+DATA ln2Lo_avx512<>+28(SB)/4, $0xb5bfbe8e
+DATA ln2Lo_avx512<>+32(SB)/4, $0xb5bfbe8e
+DATA ln2Lo_avx512<>+36(SB)/4, $0xb5bfbe8e
+DATA ln2Lo_avx512<>+40(SB)/4, $0xb5bfbe8e
+DATA ln2Lo_avx512<>+44(SB)/4, $0xb5bfbe8e
+DATA ln2Lo_avx512<>+48(SB)/4, $0xb5bfbe8e
+DATA ln2Lo_avx512<>+52(SB)/4, $0xb5bfbe8e
+DATA ln2Lo_avx512<>+56(SB)/4, $0xb5bfbe8e
+DATA ln2Lo_avx512<>+60(SB)/4, $0xb5bfbe8e
+GLOBL ln2Lo_avx512<>(SB), RODATA|NOPTR, $64
+
+DATA exp6_avx512<>+0(SB)/4, $0x3ab563a9
+DATA exp6_avx512<>+4(SB)/4, $0x3ab563a9
+DATA exp6_avx512<>+8(SB)/4, $0x3ab563a9
+DATA exp6_avx512<>+12(SB)/4, $0x3ab563a9
+DATA exp6_avx512<>+16(SB)/4, $0x3ab563a9
+DATA exp6_avx512<>+20(SB)/4, $0x3ab563a9
+DATA exp6_avx512<>+24(SB)/4, $0x3ab563a9
+DATA exp6_avx512<>+28(SB)/4, $0x3ab563a9
+DATA exp6_avx512<>+32(SB)/4, $0x3ab563a9
+DATA exp6_avx512<>+36(SB)/4, $0x3ab563a9
+DATA exp6_avx512<>+40(SB)/4, $0x3ab563a9
+DATA exp6_avx512<>+44(SB)/4, $0x3ab563a9
+DATA exp6_avx512<>+48(SB)/4, $0x3ab563a9
+DATA exp6_avx512<>+52(SB)/4, $0x3ab563a9
+DATA exp6_avx512<>+56(SB)/4, $0x3ab563a9
+DATA exp6_avx512<>+60(SB)/4, $0x3ab563a9
+GLOBL exp6_avx512<>(SB), RODATA|NOPTR, $64
+
+DATA exp5_avx512<>+0(SB)/4, $0x3c091ef0
+DATA exp5_avx512<>+4(SB)/4, $0x3c091ef0
+DATA exp5_avx512<>+8(SB)/4, $0x3c091ef0
+DATA exp5_avx512<>+12(SB)/4, $0x3c091ef0
+DATA exp5_avx512<>+16(SB)/4, $0x3c091ef0
+DATA exp5_avx512<>+20(SB)/4, $0x3c091ef0
+DATA exp5_avx512<>+24(SB)/4, $0x3c091ef0
+DATA exp5_avx512<>+28(SB)/4, $0x3c091ef0
+DATA exp5_avx512<>+32(SB)/4, $0x3c091ef0
+DATA exp5_avx512<>+36(SB)/4, $0x3c091ef0
+DATA exp5_avx512<>+40(SB)/4, $0x3c091ef0
+DATA exp5_avx512<>+44(SB)/4, $0x3c091ef0
+DATA exp5_avx512<>+48(SB)/4, $0x3c091ef0
+DATA exp5_avx512<>+52(SB)/4, $0x3c091ef0
+DATA exp5_avx512<>+56(SB)/4, $0x3c091ef0
+DATA exp5_avx512<>+60(SB)/4, $0x3c091ef0
+GLOBL exp5_avx512<>(SB), RODATA|NOPTR, $64
+
+DATA exp4_avx512<>+0(SB)/4, $0x3d2aac2c
+DATA exp4_avx512<>+4(SB)/4, $0x3d2aac2c
+DATA exp4_avx512<>+8(SB)/4, $0x3d2aac2c
+DATA exp4_avx512<>+12(SB)/4, $0x3d2aac2c
+DATA exp4_avx512<>+16(SB)/4, $0x3d2aac2c
+DATA exp4_avx512<>+20(SB)/4, $0x3d2aac2c
+DATA exp4_avx512<>+24(SB)/4, $0x3d2aac2c
+DATA exp4_avx512<>+28(SB)/4, $0x3d2aac2c
+DATA exp4_avx512<>+32(SB)/4, $0x3d2aac2c
+DATA exp4_avx512<>+36(SB)/4, $0x3d2aac2c
+DATA exp4_avx512<>+40(SB)/4, $0x3d2aac2c
+DATA exp4_avx512<>+44(SB)/4, $0x3d2aac2c
+DATA exp4_avx512<>+48(SB)/4, $0x3d2aac2c
+DATA exp4_avx512<>+52(SB)/4, $0x3d2aac2c
+DATA exp4_avx512<>+56(SB)/4, $0x3d2aac2c
+DATA exp4_avx512<>+60(SB)/4, $0x3d2aac2c
+GLOBL exp4_avx512<>(SB), RODATA|NOPTR, $64
+
+DATA exp3_avx512<>+0(SB)/4, $0x3e2aaa46
+DATA exp3_avx512<>+4(SB)/4, $0x3e2aaa46
+DATA exp3_avx512<>+8(SB)/4, $0x3e2aaa46
+DATA exp3_avx512<>+12(SB)/4, $0x3e2aaa46
+DATA exp3_avx512<>+16(SB)/4, $0x3e2aaa46
+DATA exp3_avx512<>+20(SB)/4, $0x3e2aaa46
+DATA exp3_avx512<>+24(SB)/4, $0x3e2aaa46
+DATA exp3_avx512<>+28(SB)/4, $0x3e2aaa46
+DATA exp3_avx512<>+32(SB)/4, $0x3e2aaa46
+DATA exp3_avx512<>+36(SB)/4, $0x3e2aaa46
+DATA exp3_avx512<>+40(SB)/4, $0x3e2aaa46
+DATA exp3_avx512<>+44(SB)/4, $0x3e2aaa46
+DATA exp3_avx512<>+48(SB)/4, $0x3e2aaa46
+DATA exp3_avx512<>+52(SB)/4, $0x3e2aaa46
+DATA exp3_avx512<>+56(SB)/4, $0x3e2aaa46
+DATA exp3_avx512<>+60(SB)/4, $0x3e2aaa46
+GLOBL exp3_avx512<>(SB), RODATA|NOPTR, $64
+
+DATA exp2_avx512<>+0(SB)/4, $0x3efffffe
+DATA exp2_avx512<>+4(SB)/4, $0x3efffffe
+DATA exp2_avx512<>+8(SB)/4, $0x3efffffe
+DATA exp2_avx512<>+12(SB)/4, $0x3efffffe
+DATA exp2_avx512<>+16(SB)/4, $0x3efffffe
+DATA exp2_avx512<>+20(SB)/4, $0x3efffffe
+DATA exp2_avx512<>+24(SB)/4, $0x3efffffe
+DATA exp2_avx512<>+28(SB)/4, $0x3efffffe
+DATA exp2_avx512<>+32(SB)/4, $0x3efffffe
+DATA exp2_avx512<>+36(SB)/4, $0x3efffffe
+DATA exp2_avx512<>+40(SB)/4, $0x3efffffe
+DATA exp2_avx512<>+44(SB)/4, $0x3efffffe
+DATA exp2_avx512<>+48(SB)/4, $0x3efffffe
+DATA exp2_avx512<>+52(SB)/4, $0x3efffffe
+DATA exp2_avx512<>+56(SB)/4, $0x3efffffe
+DATA exp2_avx512<>+60(SB)/4, $0x3efffffe
+GLOBL exp2_avx512<>(SB), RODATA|NOPTR, $64
+
+DATA one_avx512<>+0(SB)/4, $0x3f800000
+DATA one_avx512<>+4(SB)/4, $0x3f800000
+DATA one_avx512<>+8(SB)/4, $0x3f800000
+DATA one_avx512<>+12(SB)/4, $0x3f800000
+DATA one_avx512<>+16(SB)/4, $0x3f800000
+DATA one_avx512<>+20(SB)/4, $0x3f800000
+DATA one_avx512<>+24(SB)/4, $0x3f800000
+DATA one_avx512<>+28(SB)/4, $0x3f800000
+DATA one_avx512<>+32(SB)/4, $0x3f800000
+DATA one_avx512<>+36(SB)/4, $0x3f800000
+DATA one_avx512<>+40(SB)/4, $0x3f800000
+DATA one_avx512<>+44(SB)/4, $0x3f800000
+DATA one_avx512<>+48(SB)/4, $0x3f800000
+DATA one_avx512<>+52(SB)/4, $0x3f800000
+DATA one_avx512<>+56(SB)/4, $0x3f800000
+DATA one_avx512<>+60(SB)/4, $0x3f800000
+GLOBL one_avx512<>(SB), RODATA|NOPTR, $64
+
+DATA bias_avx512<>+0(SB)/4, $0x0000007f
+DATA bias_avx512<>+4(SB)/4, $0x0000007f
+DATA bias_avx512<>+8(SB)/4, $0x0000007f
+DATA bias_avx512<>+12(SB)/4, $0x0000007f
+DATA bias_avx512<>+16(SB)/4, $0x0000007f
+DATA bias_avx512<>+20(SB)/4, $0x0000007f
+DATA bias_avx512<>+24(SB)/4, $0x0000007f
+DATA bias_avx512<>+28(SB)/4, $0x0000007f
+DATA bias_avx512<>+32(SB)/4, $0x0000007f
+DATA bias_avx512<>+36(SB)/4, $0x0000007f
+DATA bias_avx512<>+40(SB)/4, $0x0000007f
+DATA bias_avx512<>+44(SB)/4, $0x0000007f
+DATA bias_avx512<>+48(SB)/4, $0x0000007f
+DATA bias_avx512<>+52(SB)/4, $0x0000007f
+DATA bias_avx512<>+56(SB)/4, $0x0000007f
+DATA bias_avx512<>+60(SB)/4, $0x0000007f
+GLOBL bias_avx512<>(SB), RODATA|NOPTR, $64
+
+DATA expMin_avx512<>+0(SB)/4, $0xc2aeac4f
+DATA expMin_avx512<>+4(SB)/4, $0xc2aeac4f
+DATA expMin_avx512<>+8(SB)/4, $0xc2aeac4f
+DATA expMin_avx512<>+12(SB)/4, $0xc2aeac4f
+DATA expMin_avx512<>+16(SB)/4, $0xc2aeac4f
+DATA expMin_avx512<>+20(SB)/4, $0xc2aeac4f
+DATA expMin_avx512<>+24(SB)/4, $0xc2aeac4f
+DATA expMin_avx512<>+28(SB)/4, $0xc2aeac4f
+DATA expMin_avx512<>+32(SB)/4, $0xc2aeac4f
+DATA expMin_avx512<>+36(SB)/4, $0xc2aeac4f
+DATA expMin_avx512<>+40(SB)/4, $0xc2aeac4f
+DATA expMin_avx512<>+44(SB)/4, $0xc2aeac4f
+DATA expMin_avx512<>+48(SB)/4, $0xc2aeac4f
+DATA expMin_avx512<>+52(SB)/4, $0xc2aeac4f
+DATA expMin_avx512<>+56(SB)/4, $0xc2aeac4f
+DATA expMin_avx512<>+60(SB)/4, $0xc2aeac4f
+GLOBL expMin_avx512<>(SB), RODATA|NOPTR, $64
+
+DATA negInf_avx512<>+0(SB)/4, $0xff800000
+DATA negInf_avx512<>+4(SB)/4, $0xff800000
+DATA negInf_avx512<>+8(SB)/4, $0xff800000
+DATA negInf_avx512<>+12(SB)/4, $0xff800000
+DATA negInf_avx512<>+16(SB)/4, $0xff800000
+DATA negInf_avx512<>+20(SB)/4, $0xff800000
+DATA negInf_avx512<>+24(SB)/4, $0xff800000
+DATA negInf_avx512<>+28(SB)/4, $0xff800000
+DATA negInf_avx512<>+32(SB)/4, $0xff800000
+DATA negInf_avx512<>+36(SB)/4, $0xff800000
+DATA negInf_avx512<>+40(SB)/4, $0xff800000
+DATA negInf_avx512<>+44(SB)/4, $0xff800000
+DATA negInf_avx512<>+48(SB)/4, $0xff800000
+DATA negInf_avx512<>+52(SB)/4, $0xff800000
+DATA negInf_avx512<>+56(SB)/4, $0xff800000
+DATA negInf_avx512<>+60(SB)/4, $0xff800000
+GLOBL negInf_avx512<>(SB), RODATA|NOPTR, $64
+
 // func scores_f32_avx512(s *float32, q *float32, k *byte, stride int, n int, rows int, carry int, ahead int)
 // Requires: AVX, AVX512F, MMX+
 TEXT ·scores_f32_avx512(SB), NOSPLIT, $0-64
@@ -28939,240 +29173,6 @@ less1087:
 done891:
 	VZEROUPPER
 	RET
-
-DATA log2e_avx512<>+0(SB)/4, $0x3fb8aa3b
-DATA log2e_avx512<>+4(SB)/4, $0x3fb8aa3b
-DATA log2e_avx512<>+8(SB)/4, $0x3fb8aa3b
-DATA log2e_avx512<>+12(SB)/4, $0x3fb8aa3b
-DATA log2e_avx512<>+16(SB)/4, $0x3fb8aa3b
-DATA log2e_avx512<>+20(SB)/4, $0x3fb8aa3b
-DATA log2e_avx512<>+24(SB)/4, $0x3fb8aa3b
-DATA log2e_avx512<>+28(SB)/4, $0x3fb8aa3b
-DATA log2e_avx512<>+32(SB)/4, $0x3fb8aa3b
-DATA log2e_avx512<>+36(SB)/4, $0x3fb8aa3b
-DATA log2e_avx512<>+40(SB)/4, $0x3fb8aa3b
-DATA log2e_avx512<>+44(SB)/4, $0x3fb8aa3b
-DATA log2e_avx512<>+48(SB)/4, $0x3fb8aa3b
-DATA log2e_avx512<>+52(SB)/4, $0x3fb8aa3b
-DATA log2e_avx512<>+56(SB)/4, $0x3fb8aa3b
-DATA log2e_avx512<>+60(SB)/4, $0x3fb8aa3b
-GLOBL log2e_avx512<>(SB), RODATA|NOPTR, $64
-
-DATA magic_avx512<>+0(SB)/4, $0x4b400000
-DATA magic_avx512<>+4(SB)/4, $0x4b400000
-DATA magic_avx512<>+8(SB)/4, $0x4b400000
-DATA magic_avx512<>+12(SB)/4, $0x4b400000
-DATA magic_avx512<>+16(SB)/4, $0x4b400000
-DATA magic_avx512<>+20(SB)/4, $0x4b400000
-DATA magic_avx512<>+24(SB)/4, $0x4b400000
-DATA magic_avx512<>+28(SB)/4, $0x4b400000
-DATA magic_avx512<>+32(SB)/4, $0x4b400000
-DATA magic_avx512<>+36(SB)/4, $0x4b400000
-DATA magic_avx512<>+40(SB)/4, $0x4b400000
-DATA magic_avx512<>+44(SB)/4, $0x4b400000
-DATA magic_avx512<>+48(SB)/4, $0x4b400000
-DATA magic_avx512<>+52(SB)/4, $0x4b400000
-DATA magic_avx512<>+56(SB)/4, $0x4b400000
-DATA magic_avx512<>+60(SB)/4, $0x4b400000
-GLOBL magic_avx512<>(SB), RODATA|NOPTR, $64
-
-DATA ln2Hi_avx512<>+0(SB)/4, $0xbf317200
-DATA ln2Hi_avx512<>+4(SB)/4, $0xbf317200
-DATA ln2Hi_avx512<>+8(SB)/4, $0xbf317200
-DATA ln2Hi_avx512<>+12(SB)/4, $0xbf317200
-DATA ln2Hi_avx512<>+16(SB)/4, $0xbf317200
-DATA ln2Hi_avx512<>+20(SB)/4, $0xbf317200
-DATA ln2Hi_avx512<>+24(SB)/4, $0xbf317200
-DATA ln2Hi_avx512<>+28(SB)/4, $0xbf317200
-DATA ln2Hi_avx512<>+32(SB)/4, $0xbf317200
-DATA ln2Hi_avx512<>+36(SB)/4, $0xbf317200
-DATA ln2Hi_avx512<>+40(SB)/4, $0xbf317200
-DATA ln2Hi_avx512<>+44(SB)/4, $0xbf317200
-DATA ln2Hi_avx512<>+48(SB)/4, $0xbf317200
-DATA ln2Hi_avx512<>+52(SB)/4, $0xbf317200
-DATA ln2Hi_avx512<>+56(SB)/4, $0xbf317200
-DATA ln2Hi_avx512<>+60(SB)/4, $0xbf317200
-GLOBL ln2Hi_avx512<>(SB), RODATA|NOPTR, $64
-
-DATA ln2Lo_avx512<>+0(SB)/4, $0xb5bfbe8e
-DATA ln2Lo_avx512<>+4(SB)/4, $0xb5bfbe8e
-DATA ln2Lo_avx512<>+8(SB)/4, $0xb5bfbe8e
-DATA ln2Lo_avx512<>+12(SB)/4, $0xb5bfbe8e
-DATA ln2Lo_avx512<>+16(SB)/4, $0xb5bfbe8e
-DATA ln2Lo_avx512<>+20(SB)/4, $0xb5bfbe8e
-DATA ln2Lo_avx512<>+24(SB)/4, $0xb5bfbe8e
-DATA ln2Lo_avx512<>+28(SB)/4, $0xb5bfbe8e
-DATA ln2Lo_avx512<>+32(SB)/4, $0xb5bfbe8e
-DATA ln2Lo_avx512<>+36(SB)/4, $0xb5bfbe8e
-DATA ln2Lo_avx512<>+40(SB)/4, $0xb5bfbe8e
-DATA ln2Lo_avx512<>+44(SB)/4, $0xb5bfbe8e
-DATA ln2Lo_avx512<>+48(SB)/4, $0xb5bfbe8e
-DATA ln2Lo_avx512<>+52(SB)/4, $0xb5bfbe8e
-DATA ln2Lo_avx512<>+56(SB)/4, $0xb5bfbe8e
-DATA ln2Lo_avx512<>+60(SB)/4, $0xb5bfbe8e
-GLOBL ln2Lo_avx512<>(SB), RODATA|NOPTR, $64
-
-DATA exp6_avx512<>+0(SB)/4, $0x3ab563a9
-DATA exp6_avx512<>+4(SB)/4, $0x3ab563a9
-DATA exp6_avx512<>+8(SB)/4, $0x3ab563a9
-DATA exp6_avx512<>+12(SB)/4, $0x3ab563a9
-DATA exp6_avx512<>+16(SB)/4, $0x3ab563a9
-DATA exp6_avx512<>+20(SB)/4, $0x3ab563a9
-DATA exp6_avx512<>+24(SB)/4, $0x3ab563a9
-DATA exp6_avx512<>+28(SB)/4, $0x3ab563a9
-DATA exp6_avx512<>+32(SB)/4, $0x3ab563a9
-DATA exp6_avx512<>+36(SB)/4, $0x3ab563a9
-DATA exp6_avx512<>+40(SB)/4, $0x3ab563a9
-DATA exp6_avx512<>+44(SB)/4, $0x3ab563a9
-DATA exp6_avx512<>+48(SB)/4, $0x3ab563a9
-DATA exp6_avx512<>+52(SB)/4, $0x3ab563a9
-DATA exp6_avx512<>+56(SB)/4, $0x3ab563a9
-DATA exp6_avx512<>+60(SB)/4, $0x3ab563a9
-GLOBL exp6_avx512<>(SB), RODATA|NOPTR, $64
-
-DATA exp5_avx512<>+0(SB)/4, $0x3c091ef0
-DATA exp5_avx512<>+4(SB)/4, $0x3c091ef0
-DATA exp5_avx512<>+8(SB)/4, $0x3c091ef0
-DATA exp5_avx512<>+12(SB)/4, $0x3c091ef0
-DATA exp5_avx512<>+16(SB)/4, $0x3c091ef0
-DATA exp5_avx512<>+20(SB)/4, $0x3c091ef0
-DATA exp5_avx512<>+24(SB)/4, $0x3c091ef0
-DATA exp5_avx512<>+28(SB)/4, $0x3c091ef0
-DATA exp5_avx512<>+32(SB)/4, $0x3c091ef0
-DATA exp5_avx512<>+36(SB)/4, $0x3c091ef0
-DATA exp5_avx512<>+40(SB)/4, $0x3c091ef0
-DATA exp5_avx512<>+44(SB)/4, $0x3c091ef0
-DATA exp5_avx512<>+48(SB)/4, $0x3c091ef0
-DATA exp5_avx512<>+52(SB)/4, $0x3c091ef0
-DATA exp5_avx512<>+56(SB)/4, $0x3c091ef0
-DATA exp5_avx512<>+60(SB)/4, $0x3c091ef0
-GLOBL exp5_avx512<>(SB), RODATA|NOPTR, $64
-
-DATA exp4_avx512<>+0(SB)/4, $0x3d2aac2c
-DATA exp4_avx512<>+4(SB)/4, $0x3d2aac2c
-DATA exp4_avx512<>+8(SB)/4, $0x3d2aac2c
-DATA exp4_avx512<>+12(SB)/4, $0x3d2aac2c
-DATA exp4_avx512<>+16(SB)/4, $0x3d2aac2c
-DATA exp4_avx512<>+20(SB)/4, $0x3d2aac2c
-DATA exp4_avx512<>+24(SB)/4, $0x3d2aac2c
-DATA exp4_avx512<>+28(SB)/4, $0x3d2aac2c
-DATA exp4_avx512<>+32(SB)/4, $0x3d2aac2c
-DATA exp4_avx512<>+36(SB)/4, $0x3d2aac2c
-DATA exp4_avx512<>+40(SB)/4, $0x3d2aac2c
-DATA exp4_avx512<>+44(SB)/4, $0x3d2aac2c
-DATA exp4_avx512<>+48(SB)/4, $0x3d2aac2c
-DATA exp4_avx512<>+52(SB)/4, $0x3d2aac2c
-DATA exp4_avx512<>+56(SB)/4, $0x3d2aac2c
-DATA exp4_avx512<>+60(SB)/4, $0x3d2aac2c
-GLOBL exp4_avx512<>(SB), RODATA|NOPTR, $64
-
-DATA exp3_avx512<>+0(SB)/4, $0x3e2aaa46
-DATA exp3_avx512<>+4(SB)/4, $0x3e2aaa46
-DATA exp3_avx512<>+8(SB)/4, $0x3e2aaa46
-DATA exp3_avx512<>+12(SB)/4, $0x3e2aaa46
-DATA exp3_avx512<>+16(SB)/4, $0x3e2aaa46
-DATA exp3_avx512<>+20(SB)/4, $0x3e2aaa46
-DATA exp3_avx512<>+24(SB)/4, $0x3e2aaa46
-DATA exp3_avx512<>+28(SB)/4, $0x3e2aaa46
-DATA exp3_avx512<>+32(SB)/4, $0x3e2aaa46
-DATA exp3_avx512<>+36(SB)/4, $0x3e2aaa46
-DATA exp3_avx512<>+40(SB)/4, $0x3e2aaa46
-DATA exp3_avx512<>+44(SB)/4, $0x3e2aaa46
-DATA exp3_avx512<>+48(SB)/4, $0x3e2aaa46
-DATA exp3_avx512<>+52(SB)/4, $0x3e2aaa46
-DATA exp3_avx512<>+56(SB)/4, $0x3e2aaa46
-DATA exp3_avx512<>+60(SB)/4, $0x3e2aaa46
-GLOBL exp3_avx512<>(SB), RODATA|NOPTR, $64
-
-DATA exp2_avx512<>+0(SB)/4, $0x3efffffe
-DATA exp2_avx512<>+4(SB)/4, $0x3efffffe
-DATA exp2_avx512<>+8(SB)/4, $0x3efffffe
-DATA exp2_avx512<>+12(SB)/4, $0x3efffffe
-DATA exp2_avx512<>+16(SB)/4, $0x3efffffe
-DATA exp2_avx512<>+20(SB)/4, $0x3efffffe
-DATA exp2_avx512<>+24(SB)/4, $0x3efffffe
-DATA exp2_avx512<>+28(SB)/4, $0x3efffffe
-DATA exp2_avx512<>+32(SB)/4, $0x3efffffe
-DATA exp2_avx512<>+36(SB)/4, $0x3efffffe
-DATA exp2_avx512<>+40(SB)/4, $0x3efffffe
-DATA exp2_avx512<>+44(SB)/4, $0x3efffffe
-DATA exp2_avx512<>+48(SB)/4, $0x3efffffe
-DATA exp2_avx512<>+52(SB)/4, $0x3efffffe
-DATA exp2_avx512<>+56(SB)/4, $0x3efffffe
-DATA exp2_avx512<>+60(SB)/4, $0x3efffffe
-GLOBL exp2_avx512<>(SB), RODATA|NOPTR, $64
-
-DATA one_avx512<>+0(SB)/4, $0x3f800000
-DATA one_avx512<>+4(SB)/4, $0x3f800000
-DATA one_avx512<>+8(SB)/4, $0x3f800000
-DATA one_avx512<>+12(SB)/4, $0x3f800000
-DATA one_avx512<>+16(SB)/4, $0x3f800000
-DATA one_avx512<>+20(SB)/4, $0x3f800000
-DATA one_avx512<>+24(SB)/4, $0x3f800000
-DATA one_avx512<>+28(SB)/4, $0x3f800000
-DATA one_avx512<>+32(SB)/4, $0x3f800000
-DATA one_avx512<>+36(SB)/4, $0x3f800000
-DATA one_avx512<>+40(SB)/4, $0x3f800000
-DATA one_avx512<>+44(SB)/4, $0x3f800000
-DATA one_avx512<>+48(SB)/4, $0x3f800000
-DATA one_avx512<>+52(SB)/4, $0x3f800000
-DATA one_avx512<>+56(SB)/4, $0x3f800000
-DATA one_avx512<>+60(SB)/4, $0x3f800000
-GLOBL one_avx512<>(SB), RODATA|NOPTR, $64
-
-DATA bias_avx512<>+0(SB)/4, $0x0000007f
-DATA bias_avx512<>+4(SB)/4, $0x0000007f
-DATA bias_avx512<>+8(SB)/4, $0x0000007f
-DATA bias_avx512<>+12(SB)/4, $0x0000007f
-DATA bias_avx512<>+16(SB)/4, $0x0000007f
-DATA bias_avx512<>+20(SB)/4, $0x0000007f
-DATA bias_avx512<>+24(SB)/4, $0x0000007f
-DATA bias_avx512<>+28(SB)/4, $0x0000007f
-DATA bias_avx512<>+32(SB)/4, $0x0000007f
-DATA bias_avx512<>+36(SB)/4, $0x0000007f
-DATA bias_avx512<>+40(SB)/4, $0x0000007f
-DATA bias_avx512<>+44(SB)/4, $0x0000007f
-DATA bias_avx512<>+48(SB)/4, $0x0000007f
-DATA bias_avx512<>+52(SB)/4, $0x0000007f
-DATA bias_avx512<>+56(SB)/4, $0x0000007f
-DATA bias_avx512<>+60(SB)/4, $0x0000007f
-GLOBL bias_avx512<>(SB), RODATA|NOPTR, $64
-
-DATA expMin_avx512<>+0(SB)/4, $0xc2aeac4f
-DATA expMin_avx512<>+4(SB)/4, $0xc2aeac4f
-DATA expMin_avx512<>+8(SB)/4, $0xc2aeac4f
-DATA expMin_avx512<>+12(SB)/4, $0xc2aeac4f
-DATA expMin_avx512<>+16(SB)/4, $0xc2aeac4f
-DATA expMin_avx512<>+20(SB)/4, $0xc2aeac4f
-DATA expMin_avx512<>+24(SB)/4, $0xc2aeac4f
-DATA expMin_avx512<>+28(SB)/4, $0xc2aeac4f
-DATA expMin_avx512<>+32(SB)/4, $0xc2aeac4f
-DATA expMin_avx512<>+36(SB)/4, $0xc2aeac4f
-DATA expMin_avx512<>+40(SB)/4, $0xc2aeac4f
-DATA expMin_avx512<>+44(SB)/4, $0xc2aeac4f
-DATA expMin_avx512<>+48(SB)/4, $0xc2aeac4f
-DATA expMin_avx512<>+52(SB)/4, $0xc2aeac4f
-DATA expMin_avx512<>+56(SB)/4, $0xc2aeac4f
-DATA expMin_avx512<>+60(SB)/4, $0xc2aeac4f
-GLOBL expMin_avx512<>(SB), RODATA|NOPTR, $64
-
-DATA negInf_avx512<>+0(SB)/4, $0xff800000
-DATA negInf_avx512<>+4(SB)/4, $0xff800000
-DATA negInf_avx512<>+8(SB)/4, $0xff800000
-DATA negInf_avx512<>+12(SB)/4, $0xff800000
-DATA negInf_avx512<>+16(SB)/4, $0xff800000
-DATA negInf_avx512<>+20(SB)/4, $0xff800000
-DATA negInf_avx512<>+24(SB)/4, $0xff800000
-DATA negInf_avx512<>+28(SB)/4, $0xff800000
-DATA negInf_avx512<>+32(SB)/4, $0xff800000
-DATA negInf_avx512<>+36(SB)/4, $0xff800000
-DATA negInf_avx512<>+40(SB)/4, $0xff800000
-DATA negInf_avx512<>+44(SB)/4, $0xff800000
-DATA negInf_avx512<>+48(SB)/4, $0xff800000
-DATA negInf_avx512<>+52(SB)/4, $0xff800000
-DATA negInf_avx512<>+56(SB)/4, $0xff800000
-DATA negInf_avx512<>+60(SB)/4, $0xff800000
-GLOBL negInf_avx512<>(SB), RODATA|NOPTR, $64
 
 // func softmax_avx512(s *float32, kScale *float32, vScale *float32, scale float32, rows int, visible *uint64, m *float32, l *float32, nonzero *uint64)
 // Requires: AVX, AVX512BW, AVX512F

@@ -55,11 +55,11 @@ func main() {
 	default:
 		panic("which instruction set?")
 	}
+	consts()
 	for _, t := range types {
 		scores(t)
 		accumulate(t)
 	}
-	consts()
 	if wide() {
 		softmax512(false)
 		softmax512(true)
@@ -108,6 +108,12 @@ func (t dtype) widen(m Mem, r reg.Register) {
 	case "f16":
 		VCVTPH2PS(m, r)
 	case "bf16":
+		if !wide() {
+			// To zero-extend and shift would be two instructions more on the ports of the multiply-adds.
+			VBROADCASTI128(m, r)
+			VPSHUFB(upper, r, r)
+			return
+		}
 		VPMOVZXWD(m, r)
 		VPSLLD(U8(16), r, r)
 	case "i8":

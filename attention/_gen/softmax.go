@@ -30,8 +30,9 @@ var constants = []struct {
 
 var data = map[string]Mem{}
 
-// vectors of 8 lanes with 1, 2, 4 … 128: the bits of a byte.
-var lanes Mem
+// Vectors of 8 lanes, for AVX2 alone: 1, 2, 4 … 128, the bits of a byte; and the bytes that make of 8 bf16, in either
+// half, the upper halves of the lanes.
+var lanes, upper Mem
 
 func consts() {
 	for _, c := range constants {
@@ -45,6 +46,10 @@ func consts() {
 		lanes = GLOBL("lanes_"+isa.name, RODATA|NOPTR)
 		for i := range isa.w {
 			DATA(4*i, U32(1<<i))
+		}
+		upper = GLOBL("upper_"+isa.name, RODATA|NOPTR)
+		for i := range isa.w {
+			DATA(4*i, U32((2*i+1)<<24|2*i<<16|0x8080))
 		}
 	}
 }
