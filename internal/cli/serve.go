@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"runtime"
+	"slices"
 	"strings"
 	"time"
 
@@ -52,9 +53,9 @@ type endpointFlags struct {
 }
 
 func (e *endpointFlags) flags(flags *pflag.FlagSet, listen, gossip string) {
-	flags.StringVar(&e.name, "name", "", "name in the cluster, a DNS label (default: the host's name)")
+	flags.StringVar(&e.name, "name", "", "name in the cluster, a DNS label (default: the host's name after the program's)")
 	flags.StringVar(&e.listen, "listen", listen, "`host:port` of the gRPC service; port 0 takes a free one")
-	flags.StringVar(&e.advertise, "advertise", "", "`host` or host:port under which others reach the gRPC service (default: the address listened on)")
+	flags.StringVar(&e.advertise, "advertise", "", "`host` or host:port under which others reach the gRPC service (default: the address listened on, or of this machine where that is all)")
 	flags.StringVar(&e.gossip, "gossip", gossip, "`host:port` of gossip, over TCP and UDP; empty: no gossip")
 	flags.StringVar(&e.gossipAdvertise, "gossip-advertise", "", "`host` or host:port under which others reach gossip (default: the address bound)")
 	flags.StringSliceVar(&e.join, "join", nil, "gossip addresses of others, `host:port,...`")
@@ -68,8 +69,8 @@ var (
 	dnsLabel   = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$`)
 )
 
-// self is the name to serve under.
-func (e *endpointFlags) self() (string, error) {
+// self is the name to serve under. A coordinator and a worker of one machine have different ones by default.
+func (e *endpointFlags) self(program string) (string, error) {
 	if e.name != "" {
 		if !dnsLabel.MatchString(e.name) {
 			return "", usage("--name: %q is not a DNS label: 1 to 63 of a-z, 0-9 and '-', with no '-' at its ends", e.name)
@@ -81,7 +82,8 @@ func (e *endpointFlags) self() (string, error) {
 		return "", usage("--name is missing, and the host has none: %w", err)
 	}
 	host, _, _ = strings.Cut(strings.ToLower(host), ".")
-	return strings.Trim(notInLabel.ReplaceAllString(host, "-"), "-"), nil
+	name := program + "-" + notInLabel.ReplaceAllString(host, "-")
+	return strings.Trim(name[:min(len(name), 63)], "-"), nil
 }
 
 // address is what others dial: what is advertised, with the port that is listened on where it names none.
@@ -99,17 +101,31 @@ func (e *endpointFlags) address(listening net.Addr) (string, error) {
 	if ip := net.ParseIP(host); ip != nil && !ip.IsUnspecified() {
 		return net.JoinHostPort(host, port), nil
 	}
-	// The source address of a route to elsewhere; nothing is sent.
-	conn, err := net.Dial("udp", "192.0.2.1:9")
-	if err != nil {
-		return net.JoinHostPort("127.0.0.1", port), nil
+	return net.JoinHostPort(ownAddress(e.join).String(), port), nil
+}
+
+// ownAddress is the address of this machine on the way to the seeds, else to anywhere, else on any network. It is a
+// loopback address only where there is no other. Nothing is sent.
+func ownAddress(seeds []string) net.IP {
+	dialer := net.Dialer{Timeout: 2 * time.Second} // for a name that does not resolve
+	for _, to := range append(slices.Clone(seeds), "192.0.2.1:9") {
+		conn, err := dialer.Dial("udp", to)
+		if err != nil {
+			continue
+		}
+		from, ok := conn.LocalAddr().(*net.UDPAddr)
+		_ = conn.Close() // nothing was sent
+		if ok && !from.IP.IsLoopback() {
+			return from.IP
+		}
 	}
-	defer conn.Close()
-	own, _, err := net.SplitHostPort(conn.LocalAddr().String())
-	if err != nil {
-		return "", err
+	addresses, _ := net.InterfaceAddrs() // none where they can not be read
+	for _, address := range addresses {
+		if network, ok := address.(*net.IPNet); ok && network.IP.IsGlobalUnicast() {
+			return network.IP
+		}
 	}
-	return net.JoinHostPort(own, port), nil
+	return net.IPv4(127, 0, 0, 1)
 }
 
 // ready tells the parent that waits on the pipe.
@@ -207,7 +223,7 @@ func (a *app) serveCoordinator() *cobra.Command {
 }
 
 func (a *app) runCoordinator(ctx context.Context, at endpointFlags, workers string, config coordinator.Config) (err error) {
-	name, err := at.self()
+	name, err := at.self("coord")
 	if err != nil {
 		return err
 	}
@@ -278,7 +294,7 @@ func (a *app) serveWorker() *cobra.Command {
 }
 
 func (a *app) runWorker(ctx context.Context, at endpointFlags, memory int64, threads, weight int) error {
-	name, err := at.self()
+	name, err := at.self("worker")
 	if err != nil {
 		return err
 	}
