@@ -68,11 +68,13 @@ func (a *app) configure(cmd *cobra.Command) error {
 		return usage("flags: %w", err)
 	}
 	var failed error
+	a.settled = map[string]bool{}
 	flags.VisitAll(func(flag *pflag.Flag) {
 		value, ok := fromEnv[flag.Name]
 		if flag.Changed || !ok || failed != nil || !settable(flag) {
 			return
 		}
+		a.settled[flag.Name] = true
 		if err := flags.Set(flag.Name, settingText(value)); err != nil {
 			origin := "environment " + envPrefix + strings.ReplaceAll(strings.ToUpper(flag.Name), "-", "_")
 			if old, ok := fromFile[flag.Name]; ok && settingText(old) == settingText(value) {

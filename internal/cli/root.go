@@ -39,6 +39,7 @@ type app struct {
 	Streams
 	program string
 	global  globalFlags
+	settled map[string]bool // flags that the environment or the configuration file set, not the command line
 }
 
 type globalFlags struct {

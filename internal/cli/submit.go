@@ -176,7 +176,7 @@ func (a *app) runSubmit(cmd *cobra.Command, path string, f submitFlags) (err err
 		return usage("--detach leaves the result with the coordinator: no --out and no --local with it")
 	case cmd.Flags().Changed("local") && f.local < 1:
 		return usage("--local is %d, must be at least 1", f.local)
-	case f.local != 0 && cmd.Flags().Changed("coordinator"):
+	case f.local != 0 && cmd.Flags().Changed("coordinator") && !a.settled["coordinator"]:
 		return usage("--local starts a coordinator of its own: no --coordinator with it")
 	case f.explain < 0:
 		return usage("--explain is %d, must not be negative", f.explain)
