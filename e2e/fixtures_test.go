@@ -49,6 +49,8 @@ func TestARealModelOnAnyCluster(t *testing.T) {
 		{2, 2, "1MiB"},
 		{3, 1, "10000"},
 		{3, 2, "4KiB"},
+		{4, 1, "2MiB"},
+		{4, 2, "50001"},
 		{5, 1, "100KiB"},
 		{5, 2, "3MiB"},
 		{7, 1, "1MiB"},
