@@ -3,11 +3,7 @@ package attention
 import (
 	"context"
 	"fmt"
-	"math"
 	"sync"
-	"sync/atomic"
-
-	"headwater/tensor"
 )
 
 // Query is some tokens of the query heads that read one KV head. A call only reads its slices and keeps none.
@@ -59,9 +55,10 @@ const (
 	splitLen  = SplitPages * PageLen
 )
 
-// Attend writes the context and LSE of every token and head, as doc.go specifies, on at most that many threads. The
-// bits do not depend on how many. It looks at ctx before every page and returns its error, wrapped; the other errors say
-// what does not fit together, or are a *RowError for the first row without a finite answer.
+// Attend writes the context and LSE of every token and head, as doc.go specifies, on at most that many threads, which
+// live as long as the call; who makes many calls has a Pool. The bits do not depend on how many threads there are.
+// Attend looks at ctx before every page and returns its error, wrapped; the other errors say what does not fit together,
+// or are a *RowError for the first row without a finite answer.
 func Attend(ctx context.Context, threads int, kv KV, q Query, opts Options, out Output) error {
 	in := selected.Load()
 	if in.err != nil {
@@ -71,27 +68,62 @@ func Attend(ctx context.Context, threads int, kv KV, q Query, opts Options, out 
 }
 
 func attend(ctx context.Context, k *kernel, room, threads int, kv KV, q Query, opts Options, out Output) error {
-	c := &call{kernel: k, room: room, kv: kv, q: q, opts: opts, out: out}
-	if err := c.check(); err != nil {
+	p := NewPool(threads)
+	defer p.Close()
+	t, err := p.Acquire(ctx, Foreground)
+	if err != nil {
 		return fmt.Errorf("attend: %w", err)
 	}
-	if err := c.run(ctx, max(threads, 1)); err != nil {
-		return fmt.Errorf("attend: %w", err)
+	defer t.Release()
+	return t.attend(ctx, limits{kernel: k, room: room}, kv, q, opts, out)
+}
+
+// Attend does what the function Attend does, on this thread and, where the work is enough for several, on those of its
+// pool that have nothing else to do. It allocates nothing once the pool's threads have done work of the same size.
+func (t *Thread) Attend(ctx context.Context, kv KV, q Query, opts Options, out Output) error {
+	in := selected.Load()
+	if in.err != nil {
+		return fmt.Errorf("attend: %w", in.err)
 	}
-	if c.firstError != nil {
-		return c.firstError
+	return t.attend(ctx, limits{kernel: in.kernel, room: partBytes, alone: threadWork}, kv, q, opts, out)
+}
+
+func (t *Thread) attend(ctx context.Context, l limits, kv KV, q Query, opts Options, out Output) error {
+	c := &t.call
+	c.limits, c.kv, c.q, c.opts, c.out = l, kv, q, opts, out
+	err := c.check()
+	if err == nil {
+		err = c.run(ctx, t)
 	}
-	return nil
+	if err != nil {
+		err = fmt.Errorf("attend: %w", err)
+	} else if c.firstError != nil {
+		err = c.firstError
+	}
+	// What belongs to the caller is not kept.
+	c.kv, c.q, c.opts, c.out, c.firstError = KV{}, Query{}, Options{}, Output{}, nil
+	return err
+}
+
+// limits are how a call is computed, of which no bit depends.
+type limits struct {
+	kernel *kernel
+	room   int // bytes for parts
+	alone  int // multiply-adds below which one thread computes them
 }
 
 // call is one Attend. A row is one token of one head, rows are numbered as Query.Q holds them.
 type call struct {
-	kernel *kernel
-	room   int // bytes for parts
-	kv     KV
-	q      Query
-	opts   Options
-	out    Output
+	limits
+	kv   KV
+	q    Query
+	opts Options
+	out  Output
+
+	// Its tasks: blocks of size rows if split is negative, else the splits from that on for the block of n rows from
+	// first, each with parts of its own.
+	size, split, first, n int
+	parts                 parts
 
 	mu         sync.Mutex
 	firstRow   int
@@ -203,46 +235,37 @@ func (c *call) visible(token int) (lo, hi int) {
 }
 
 // run shares out blocks of rows where there are enough of them, else the splits of each block.
-func (c *call) run(ctx context.Context, threads int) error {
-	rows, splits := c.q.Tokens*c.q.Heads, (pagesOf(c.kv.Len)+SplitPages-1)/SplitPages
-	size := min(rows, blockRows)
-	if perThread := (rows + threads - 1) / threads; (rows+size-1)/size*splits < threads && perThread < size {
-		size = max(perThread, 1)
+func (c *call) run(ctx context.Context, t *Thread) error {
+	l := c.kv.Layout
+	rows, splits, threads := c.q.Tokens*c.q.Heads, (pagesOf(c.kv.Len)+SplitPages-1)/SplitPages, t.pool.threads
+	if work := float64(rows) * float64(c.kv.Len) * float64(l.headDim+l.vDim); work < float64(c.alone) {
+		threads = 1
 	}
-	blocks := (rows + size - 1) / size
-	workers := make([]*worker, min(threads, max(blocks, splits)))
-	if blocks >= len(workers) || splits <= 1 {
-		return share(ctx, len(workers), blocks, func(thread, task int) error {
-			// The last rows of a causal query see the most, so they come first.
-			first := (blocks - 1 - task) * size
-			w := c.worker(workers, thread, size)
-			w.begin(first, min(size, rows-first))
-			return w.allSplits(ctx)
-		})
+	c.size = min(rows, blockRows)
+	if perThread := (rows + threads - 1) / threads; (rows+c.size-1)/c.size*splits < threads && perThread < c.size {
+		c.size = max(perThread, 1)
 	}
-	wave := max(len(workers), min(splits, c.room/4/(size*c.kv.Layout.vDim)))
-	// No two threads share a vector of rows.
-	each := padded(size)
-	some := newParts(wave*each, c.kv.Layout.vDim)
-	for first := 0; first < rows; first += size {
-		n := min(size, rows-first)
-		lead := c.worker(workers, 0, size)
-		lead.begin(first, n)
-		total := lead.row.of(0, n)
-		for s := lead.lo / splitLen; s*splitLen < lead.hi; s += wave {
-			tasks := min(wave, (lead.hi-s*splitLen+splitLen-1)/splitLen)
-			err := share(ctx, len(workers), tasks, func(thread, task int) error {
-				w := c.worker(workers, thread, size)
-				if w.first != first || w.n != n {
-					w.begin(first, n)
-				}
-				return w.oneSplit(ctx, s+task, some.of(task*each, n))
-			})
-			if err != nil {
+	blocks := (rows + c.size - 1) / c.size
+	threads = min(threads, max(blocks, splits))
+	if c.split = -1; blocks >= threads || splits <= 1 {
+		return t.share(ctx, c, blocks, threads > 1)
+	}
+	wave := max(threads, min(splits, c.room/4/(c.size*l.vDim)))
+	c.parts.grow(wave*padded(c.size), l.vDim)
+	lead := &t.lead
+	lead.enter(t, c, c.size)
+	for c.first = 0; c.first < rows; c.first += c.size {
+		c.n = min(c.size, rows-c.first)
+		lead.begin(c.first, c.n)
+		total := lead.row.of(0, c.n)
+		total.clear()
+		for c.split = lead.lo / splitLen; c.split*splitLen < lead.hi; c.split += wave {
+			some := min(wave, (lead.hi-c.split*splitLen+splitLen-1)/splitLen)
+			if err := t.share(ctx, c, some, true); err != nil {
 				return err
 			}
-			for task := range tasks {
-				lead.mergeAll(total, some.of(task*each, n))
+			for i := range some {
+				lead.mergeAll(total, c.part(i))
 			}
 		}
 		lead.finish()
@@ -250,271 +273,21 @@ func (c *call) run(ctx context.Context, threads int) error {
 	return nil
 }
 
-// share runs the tasks on that many threads, the caller's among them, and returns once all have ended. After an error
-// the threads begin no other task. Each thread takes the next task when it has ended one.
-func share(ctx context.Context, threads, tasks int, do func(thread, task int) error) error {
-	var next atomic.Int64
-	var failed atomic.Pointer[error]
-	work := func(thread int) {
-		for failed.Load() == nil {
-			task := int(next.Add(1)) - 1
-			if task >= tasks {
-				return
-			}
-			err := ctx.Err()
-			if err == nil {
-				err = do(thread, task)
-			}
-			if err != nil {
-				failed.CompareAndSwap(nil, &err)
-				return
-			}
-		}
-	}
-	var others sync.WaitGroup
-	for thread := 1; thread < min(threads, tasks); thread++ {
-		others.Go(func() { work(thread) })
-	}
-	work(0)
-	others.Wait()
-	if err := failed.Load(); err != nil {
-		return *err
-	}
-	return nil
-}
+// part returns the parts of a wave's i-th split. No two threads share a vector of rows.
+func (c *call) part(i int) parts { return c.parts.of(i*padded(c.size), c.n) }
 
-// worker is one thread's view of a block of rows and its room to work in.
-type worker struct {
-	*call
-	first, n int   // the block's rows [first, first+n)
-	low, end []int // [n] what each row sees by its position: [low, end)
-	lo, hi   int   // what any of them sees: [lo, hi)
-
-	k, v           []float32 // a page, widened: [head_dim][64] and [64][vStride]
-	kScale, vScale [PageLen]float32
-	s              []float32 // [n][64] scores, then weights
-	o              []float32 // [v_dim] of one row and page
-	split, row     parts     // [n]
-
-	// What only a vector kernel uses, of each row in one page: the positions it sees, those of weight other than 0, m
-	// and l, what is to be done, and the coefficients of the merge.
-	visibleBits, nonzero []uint64
-	pm, pl, a, b, zeros  []float32
-	does                 []uint8
-}
-
-// worker returns the thread's own, which no other touches, and makes it at its first task.
-func (c *call) worker(all []*worker, thread, rows int) *worker {
-	if all[thread] == nil {
-		l := c.kv.Layout
-		w := &worker{
-			call: c, low: make([]int, rows), end: make([]int, rows),
-			s: aligned(rows * PageLen), o: make([]float32, l.vDim),
-			split: newParts(rows, l.vDim), row: newParts(rows, l.vDim),
-		}
-		if c.kernel.vector == nil {
-			w.k, w.v = make([]float32, l.headDim*PageLen), make([]float32, PageLen*l.vStride())
-		} else {
-			n := padded(rows)
-			w.visibleBits, w.nonzero, w.does = make([]uint64, n), make([]uint64, n), make([]uint8, n)
-			w.pm, w.pl, w.a, w.b, w.zeros = aligned(n), aligned(n), aligned(n), aligned(n), aligned(l.vStride())
-		}
-		all[thread] = w
+func (c *call) task(ctx context.Context, t *Thread, i int) error {
+	b := &t.block
+	b.enter(t, c, c.size)
+	if c.split >= 0 {
+		b.begin(c.first, c.n)
+		return b.oneSplit(ctx, c.split+i, c.part(i))
 	}
-	return all[thread]
-}
-
-// begin takes up the rows [first, first+n).
-func (w *worker) begin(first, n int) {
-	w.first, w.n, w.lo, w.hi = first, n, math.MaxInt, 0
-	for r := range n {
-		lo, hi := w.visible((first + r) / w.q.Heads)
-		w.low[r], w.end[r] = lo, hi
-		if lo < hi {
-			w.lo, w.hi = min(w.lo, lo), max(w.hi, hi)
-		}
-	}
-	w.lo = min(w.lo, w.hi)
-	w.row.of(0, n).clear()
-}
-
-// allSplits brings the block from its first split to its finished contexts.
-func (w *worker) allSplits(ctx context.Context) error {
-	part, total := w.split.of(0, w.n), w.row.of(0, w.n)
-	for s := w.lo / splitLen; s*splitLen < w.hi; s++ {
-		if err := w.oneSplit(ctx, s, part); err != nil {
-			return err
-		}
-		w.mergeAll(total, part)
-	}
-	w.finish()
-	return nil
-}
-
-// oneSplit sets part [n] to what the block's rows see in split s.
-func (w *worker) oneSplit(ctx context.Context, s int, part parts) error {
-	part.clear()
-	for page := max(s*SplitPages, w.lo/PageLen); page < (s+1)*SplitPages && page*PageLen < w.hi; page++ {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		if err := w.onePage(page, part); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func (w *worker) onePage(page int, part parts) error {
-	base := page * PageLen
-	// The rows [from, to) see something here; most often all of them.
-	from, to := 0, w.n
-	for from < to && !w.sees(from, base) {
-		from++
-	}
-	for from < to && !w.sees(to-1, base) {
-		to--
-	}
-	if from == to {
-		return nil
-	}
-	if w.kernel.vector != nil {
-		w.vectorPage(page, from, to, part)
-		return nil
-	}
-	if err := w.load(page); err != nil {
-		return err
-	}
-	l := w.kv.Layout
-	s := w.s[:(to-from)*PageLen]
-	clear(s)
-	w.kernel.scores(s, w.q.Q[(w.first+from)*l.headDim:], w.k, to-from, l.headDim, l.headDim)
-	for r := from; r < to; r++ {
-		if !w.sees(r, base) {
-			continue
-		}
-		row := (*[PageLen]float32)(s[(r-from)*PageLen:])
-		lo, hi := max(w.low[r]-base, 0), min(w.end[r]-base, PageLen)
-		w.scores(row, r, base, lo, hi)
-		m, sum := w.kernel.softmax(row)
-		if m == negInf {
-			continue
-		}
-		if l.scaled() {
-			for t := lo; t < hi; t++ {
-				row[t] *= w.vScale[t]
-			}
-		}
-		w.kernel.accumulate(w.o, row, w.v, l.vStride())
-		part.merge(w.kernel, r, m, sum, w.o)
-	}
-	return nil
-}
-
-func (w *worker) sees(r, base int) bool { return w.low[r] < base+PageLen && w.end[r] > base }
-
-// load widens a page, of V only the positions that exist.
-func (w *worker) load(page int) error {
-	l, bytes := w.kv.Layout, w.kv.Pages[page]
-	n := min(w.kv.Len-page*PageLen, PageLen)
-	if err := tensor.Widen(w.k, l.k(bytes), l.dt); err != nil {
-		return fmt.Errorf("read page %d: %w", page, err)
-	}
-	if err := tensor.Widen(w.v[:n*l.vStride()], l.v(bytes, n), l.dt); err != nil {
-		return fmt.Errorf("read page %d: %w", page, err)
-	}
-	if l.scaled() {
-		k, v := l.scales(bytes)
-		readScales(w.kScale[:], k)
-		readScales(w.vScale[:], v)
-	}
-	return nil
-}
-
-// scores makes of q·k the scores of row r in the page at base, of which it sees [lo, hi) by position: scale, softcap,
-// ALiBi, bias and mask, in this order; −Inf is what it does not see.
-func (w *worker) scores(s *[PageLen]float32, r, base, lo, hi int) {
-	token, head := (w.first+r)/w.q.Heads, (w.first+r)%w.q.Heads
-	for t := range s[:lo] {
-		s[t] = negInf
-	}
-	for t := range s[hi:] {
-		s[hi+t] = negInf
-	}
-	seen := s[lo:hi]
-	if w.kv.Layout.scaled() {
-		for t, k := range w.kScale[lo:hi] {
-			seen[t] *= k
-		}
-	}
-	for t := range seen {
-		seen[t] *= w.opts.Scale
-	}
-	if cap := w.opts.Softcap; cap != 0 {
-		for t, x := range seen {
-			seen[t] = cap * tanh32(x/cap)
-		}
-	}
-	if len(w.opts.AlibiSlopes) != 0 {
-		slope := -w.opts.AlibiSlopes[w.q.FirstHead+head]
-		d := w.q.Offset + int64(token) - int64(base+lo)
-		for t, x := range seen {
-			seen[t] = fma32(slope, float32(max(d, -d)), x)
-			d--
-		}
-	}
-	if w.q.BiasHeads != 0 {
-		for t, b := range w.q.Bias[w.at(w.q.BiasHeads, head, token)+base+lo:][:len(seen)] {
-			if b == negInf {
-				seen[t] = negInf
-			} else {
-				seen[t] += b
-			}
-		}
-	}
-	if w.q.MaskHeads != 0 {
-		for t, b := range w.q.Mask[w.at(w.q.MaskHeads, head, token)+base+lo:][:len(seen)] {
-			if b == 0 {
-				seen[t] = negInf
-			}
-		}
-	}
-}
-
-// at returns where the row of a mask or bias begins.
-func (w *worker) at(heads, head, token int) int {
-	if heads == 1 {
-		head = 0
-	}
-	return (head*w.q.Tokens + token) * w.kv.Len
-}
-
-// mergeAll brings the parts of the positions that follow into total.
-func (w *worker) mergeAll(total, next parts) {
-	if v := w.kernel.vector; v != nil {
-		v.mergeParts(total, next, w.a, w.b)
-		return
-	}
-	total.mergeAll(w.kernel, next)
-}
-
-// finish brings in the sinks and writes the block's contexts.
-func (w *worker) finish() {
-	vDim := w.kv.Layout.vDim
-	total := w.row.of(0, w.n)
-	for r := range w.n {
-		row := w.first + r
-		token, head := row/w.q.Heads, w.q.FirstHead+row%w.q.Heads
-		if len(w.opts.Sinks) != 0 {
-			clear(w.o)
-			total.merge(w.kernel, r, w.opts.Sinks[head], 1, w.o)
-		}
-		lse, rule := total.finish(r, w.out.Context[row*vDim:][:vDim])
-		if rule != "" {
-			w.fail(row, &RowError{Head: head, Token: token, Rule: rule})
-		}
-		w.out.LSE[row] = lse
-	}
+	rows := c.q.Tokens * c.q.Heads
+	// The last rows of a causal query see the most, so they come first.
+	first := ((rows+c.size-1)/c.size - 1 - i) * c.size
+	b.begin(first, min(c.size, rows-first))
+	return b.allSplits(ctx)
 }
 
 // fail keeps the error of the least row, so that it does not depend on which thread was first.

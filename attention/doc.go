@@ -1,11 +1,13 @@
 // Package attention computes the context and log-sum-exp (LSE) of query heads that read one KV head. It is pure: no
-// network, no clock, no goroutine that outlives a call, and no bit of an answer depends on threads, on how tokens or
+// network, no clock, no goroutine beside those of a Pool, and no bit of an answer depends on threads, on how tokens or
 // heads are shared out over calls, or on the kernel.
 //
 // The way of a query: Attend takes blocks of rows (a row is one token of one head) through the pages of K and V, 64
 // positions each. For every page it makes the scores, their weights and the weighted sum of the values, and merges that
 // into the row's split, 32 pages; splits are merged into the row, and the row is divided by the sum of its weights.
 // Project and ApplyRope stand before and after, for jobs that begin with hidden states.
+//
+// Who makes many calls keeps a Pool of threads for them: Acquire one, let it Attend and Project, Release it.
 //
 // This page is the specification of the options and of the arithmetic. Package reference computes the same in float64
 // and shares no code.

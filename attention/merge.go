@@ -14,8 +14,11 @@ type parts struct {
 	stride int       // vDim, padded
 }
 
-func newParts(rows, vDim int) parts {
-	return parts{m: aligned(padded(rows)), l: aligned(padded(rows)), o: aligned(rows * padded(vDim)), stride: padded(vDim)}
+// grow makes room for that many rows, of which the parts mean nothing.
+func (p *parts) grow(rows, vDim int) {
+	p.stride = padded(vDim)
+	p.m, p.l = growAligned(p.m, padded(rows)), growAligned(p.l, padded(rows))
+	p.o = growAligned(p.o, rows*p.stride)
 }
 
 // of returns the parts of n rows from row r, which is a multiple of vectorLen.

@@ -54,6 +54,9 @@ func storageIndex(dt tensor.DType) int {
 // unitScales are scales that change nothing.
 var unitScales [PageLen]float32
 
+// zeros are the values of a row, all 0.
+var zeros [MaxHeadDim]float32
+
 func init() {
 	for i := range unitScales {
 		unitScales[i] = 1
@@ -86,27 +89,27 @@ const (
 )
 
 // vectorPage merges what rows [from, to) see of a page into part.
-func (w *worker) vectorPage(page, from, to int, part parts) {
-	v, l, bytes := w.kernel.vector, w.kv.Layout, w.kv.Pages[page]
+func (b *block) vectorPage(page, from, to int, part parts) {
+	v, l, bytes := b.kernel.vector, b.kv.Layout, b.kv.Pages[page]
 	base, rows, storage := page*PageLen, to-from, storageIndex(l.dt)
-	s := w.s[:rows*PageLen]
+	s := b.s[:rows*PageLen]
 	fetch, fetchNext := 0, 0
-	if page+1 < len(w.kv.Pages) && page*PageLen+PageLen < w.hi {
+	if page+1 < len(b.kv.Pages) && page*PageLen+PageLen < b.hi {
 		// While the keys are read the values come, and with these the keys of the next page, wherever it is.
-		next := w.kv.Pages[page+1]
+		next := b.kv.Pages[page+1]
 		fetch = l.kBytes()
 		fetchNext = int(uintptr(unsafe.Pointer(unsafe.SliceData(next)))-uintptr(unsafe.Pointer(unsafe.SliceData(bytes)))) - l.kBytes()
 	}
-	v.scores[storage](&s[0], &w.q.Q[(w.first+from)*l.headDim], &bytes[0], 4*l.headDim, l.headDim, rows, 0, fetch)
+	v.scores[storage](&s[0], &b.q.Q[(b.first+from)*l.headDim], &bytes[0], 4*l.headDim, l.headDim, rows, 0, fetch)
 
-	softmax, scale, kScale, vScale := v.softmax, w.opts.Scale, (*float32)(nil), (*float32)(nil)
+	softmax, scale, kScale, vScale := v.softmax, b.opts.Scale, (*float32)(nil), (*float32)(nil)
 	if l.scaled() {
 		k, vs := l.scales(bytes)
-		readScales(w.kScale[:], k)
-		readScales(w.vScale[:], vs)
-		softmax, kScale, vScale = v.softmaxScaled, &w.kScale[0], &w.vScale[0]
+		readScales(b.kScale[:], k)
+		readScales(b.vScale[:], vs)
+		softmax, kScale, vScale = v.softmaxScaled, &b.kScale[0], &b.vScale[0]
 	}
-	plain := w.plain()
+	plain := b.plain()
 	if !plain {
 		scale = 1
 		if kScale != nil {
@@ -114,63 +117,63 @@ func (w *worker) vectorPage(page, from, to int, part parts) {
 		}
 	}
 	for r := from; r < to; r++ {
-		lo, hi := max(w.low[r]-base, 0), min(w.end[r]-base, PageLen)
+		lo, hi := max(b.low[r]-base, 0), min(b.end[r]-base, PageLen)
 		if lo >= hi {
-			w.visibleBits[r] = 0
+			b.visibleBits[r] = 0
 			continue
 		}
-		w.visibleBits[r] = span(lo, hi)
+		b.visibleBits[r] = span(lo, hi)
 		if !plain {
-			w.scores((*[PageLen]float32)(s[(r-from)*PageLen:]), r, base, lo, hi)
+			b.scores((*[PageLen]float32)(s[(r-from)*PageLen:]), r, base, lo, hi)
 		}
 	}
 	// Rows of the block that see nothing of the page keep their parts.
-	for r := range w.pm[:from] {
-		w.pm[r] = negInf
+	for r := range b.pm[:from] {
+		b.pm[r] = negInf
 	}
-	for r := range w.pm[to:padded(w.n)] {
-		w.pm[to+r] = negInf
+	for r := range b.pm[to:padded(b.n)] {
+		b.pm[to+r] = negInf
 	}
-	softmax(&s[0], kScale, vScale, scale, rows, &w.visibleBits[from], &w.pm[from], &w.pl[from], &w.nonzero[from])
-	first := w.nonzero[from]
+	softmax(&s[0], kScale, vScale, scale, rows, &b.visibleBits[from], &b.pm[from], &b.pl[from], &b.nonzero[from])
+	first := b.nonzero[from]
 	same := first != 0
 	for r := from; r < to; r++ {
 		does := uint8(merged)
 		switch {
-		case w.pm[r] == negInf:
+		case b.pm[r] == negInf:
 			does = passedOver
 		case part.m[r] == negInf:
 			does = copied
 		}
-		w.does[r] = does
-		same = same && does == w.does[from] && w.nonzero[r] == first
+		b.does[r] = does
+		same = same && does == b.does[from] && b.nonzero[r] == first
 	}
-	v.coefficients(&part.m[0], &part.l[0], &w.pm[0], &w.pl[0], &w.a[0], &w.b[0], w.n)
+	v.coefficients(&part.m[0], &part.l[0], &b.pm[0], &b.pl[0], &b.a[0], &b.b[0], b.n)
 
 	add := v.accumulate[storage]
 	values, vStride, cols := &bytes[l.kBytes()], l.vStride()*l.dt.Size(), l.vStride()/vectorLen
 	for r := from; r < to; {
 		n := to - r
 		if !same {
-			for n = 1; r+n < to && w.does[r+n] == w.does[r] && w.nonzero[r+n] == w.nonzero[r]; {
+			for n = 1; r+n < to && b.does[r+n] == b.does[r] && b.nonzero[r+n] == b.nonzero[r]; {
 				n++
 			}
 		}
 		switch o := part.row(r); {
-		case w.does[r] == passedOver:
-		case w.nonzero[r] == 0: // the scales of the values are 0
+		case b.does[r] == passedOver:
+		case b.nonzero[r] == 0: // the scales of the values are 0
 			for i := range n {
 				o = part.row(r + i)
-				if w.does[r] == copied {
+				if b.does[r] == copied {
 					clear(o)
 				} else {
-					v.merge(&o[0], &w.zeros[0], w.a[r+i], w.b[r+i], len(o))
+					v.merge(&o[0], &zeros[0], b.a[r+i], b.b[r+i], len(o))
 				}
 			}
-		case w.does[r] == copied:
-			add(&o[0], &s[(r-from)*PageLen], values, 4*part.stride, vStride, cols, n, w.nonzero[r], nil, nil, fetchNext)
+		case b.does[r] == copied:
+			add(&o[0], &s[(r-from)*PageLen], values, 4*part.stride, vStride, cols, n, b.nonzero[r], nil, nil, fetchNext)
 		default:
-			add(&o[0], &s[(r-from)*PageLen], values, 4*part.stride, vStride, cols, n, w.nonzero[r], &w.a[r], &w.b[r], fetchNext)
+			add(&o[0], &s[(r-from)*PageLen], values, 4*part.stride, vStride, cols, n, b.nonzero[r], &b.a[r], &b.b[r], fetchNext)
 		}
 		r += n
 		fetchNext = 0

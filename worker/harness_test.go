@@ -36,12 +36,18 @@ type fataler interface {
 	Fatalf(format string, args ...any)
 }
 
-func newWorker(t fataler, budget int64, threads int) *Worker {
+// newWorker returns a worker that ends with the test.
+func newWorker(t interface {
+	fataler
+	Cleanup(cleanup func())
+}, budget int64, threads int,
+) *Worker {
 	t.Helper()
 	w, err := New(Config{Name: "w1", Boot: uuid.UUID{15: 1}, Version: "test", Weight: 1, Budget: budget, Threads: threads})
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(w.Close)
 	return w
 }
 

@@ -352,15 +352,15 @@ func (r *run) project(m *headwaterv1.HiddenBlock) error {
 func (r *run) projectPiece(h *held, x, cos, sin []float32, n int) error {
 	p := h.problem
 	k, v := make([]float32, n*p.shape.HeadDim), make([]float32, n*p.shape.VDim)
-	threads, err := r.w.acquire(r.ctx, wanted(int64(n), int64(p.projection.dModel), int64(p.shape.HeadDim+p.shape.VDim)))
+	thread, err := r.w.threads.Acquire(r.ctx, attention.Background)
 	if err != nil {
 		return err
 	}
-	err = project(r.ctx, threads, k, x, &h.weights.key, n)
+	err = project(r.ctx, thread, k, x, &h.weights.key, n)
 	if err == nil {
-		err = project(r.ctx, threads, v, x, &h.weights.value, n)
+		err = project(r.ctx, thread, v, x, &h.weights.value, n)
 	}
-	r.w.release(threads)
+	thread.Release()
 	if err != nil {
 		return err
 	}

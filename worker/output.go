@@ -197,14 +197,14 @@ func (r *run) outputs(x []float32, pieces []outputPiece, count, rows int) (y []b
 		if pc.run.bias != nil {
 			bias = pc.run.bias[pc.from:pc.to]
 		}
-		threads, err := r.w.acquire(r.ctx, wanted(int64(count), int64(in), int64(n)))
+		thread, err := r.w.threads.Acquire(r.ctx, attention.Background)
 		if err != nil {
 			return nil, 0, err
 		}
 		started := time.Now()
-		err = attention.Project(r.ctx, threads, part, x, pc.run.w[pc.from*in:pc.to*in], bias, count, in, n)
+		err = thread.Project(r.ctx, part, x, pc.run.w[pc.from*in:pc.to*in], bias, count, in, n)
 		took += nanos(started, time.Now())
-		r.w.release(threads)
+		thread.Release()
 		if err != nil {
 			return nil, 0, err
 		}

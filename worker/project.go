@@ -8,17 +8,6 @@ import (
 	"headwater/attention"
 )
 
-// threadWork is the number of multiply-adds below which one thread is as fast as several.
-const threadWork = 1 << 20
-
-// wanted returns how many threads a kernel call of that many multiply-adds should ask for.
-func wanted(sizes ...int64) int {
-	if work, ok := product(sizes...); ok && work < threadWork {
-		return 1
-	}
-	return maxThreads
-}
-
 // rotation decodes the cosines and sines [n, half] of a block.
 func rotation(problem uint32, cos, sin []byte, n, half int) (c, s []float32, err error) {
 	// Both are checked against bytes that have come before anything is allocated for them.
@@ -33,8 +22,8 @@ func rotation(problem uint32, cos, sin []byte, n, half int) (c, s []float32, err
 }
 
 // project computes y [n, rows] = x [n, in] · wᵀ + bias.
-func project(ctx context.Context, threads int, y, x []float32, m *matrix, n int) error {
-	if err := attention.Project(ctx, threads, y, x, m.w, m.bias, n, m.in, m.rows); err != nil {
+func project(ctx context.Context, t *attention.Thread, y, x []float32, m *matrix, n int) error {
+	if err := t.Project(ctx, y, x, m.w, m.bias, n, m.in, m.rows); err != nil {
 		return fmt.Errorf("%s: %w", m.name, err)
 	}
 	return nil

@@ -239,16 +239,16 @@ func (r *run) attend(q *query, i int) error {
 		}
 	}
 	out := attention.Output{Context: make([]float32, q.count*heads*p.shape.VDim), LSE: make([]float32, q.count*heads)}
-	threads, err := r.w.acquire(r.ctx, wanted(int64(q.count), int64(heads), int64(p.kvLen), int64(p.shape.HeadDim+p.shape.VDim)))
+	thread, err := r.w.threads.Acquire(r.ctx, attention.Background)
 	if err != nil {
 		return err
 	}
 	started := time.Now()
-	if aq.Q, err = r.queries(q, i, threads); err == nil {
-		err = attention.Attend(r.ctx, threads, h.cache.KV(p.kvLen), aq, p.opts, out)
+	if aq.Q, err = r.queries(q, i, thread); err == nil {
+		err = thread.Attend(r.ctx, h.cache.KV(p.kvLen), aq, p.opts, out)
 	}
 	computed := time.Now()
-	r.w.release(threads)
+	thread.Release()
 	if err != nil {
 		return q.failed(r, h, err)
 	}
@@ -284,13 +284,13 @@ func (q *query) failed(r *run, h *held, err error) error {
 }
 
 // queries returns the queries [count, group size, head_dim] of a block's i-th group.
-func (r *run) queries(q *query, i, threads int) ([]float32, error) {
+func (r *run) queries(q *query, i int, thread *attention.Thread) ([]float32, error) {
 	p := q.problem
 	if p.projection == nil {
 		return part(q.q, i, len(q.shards)), nil
 	}
 	y := make([]float32, q.count*p.size*p.shape.HeadDim)
-	if err := project(r.ctx, threads, y, q.q, &q.shards[i].weights.query, q.count); err != nil {
+	if err := project(r.ctx, thread, y, q.q, &q.shards[i].weights.query, q.count); err != nil {
 		return nil, err
 	}
 	return y, p.rotate("queries", y, q.cos, q.sin, q.count, p.size)

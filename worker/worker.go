@@ -16,7 +16,6 @@ import (
 	"sync"
 
 	"github.com/google/uuid"
-	"golang.org/x/sync/semaphore"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -44,7 +43,7 @@ type Worker struct {
 	cfg     Config
 	log     *slog.Logger
 	budget  *kvcache.Budget
-	threads *semaphore.Weighted
+	threads *attention.Pool
 
 	mu       sync.Mutex
 	flight   flight        // blocks of all runs
@@ -61,7 +60,7 @@ const (
 
 var dnsLabel = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$`)
 
-// New checks the configuration and makes a worker of it.
+// New checks the configuration and makes a worker of it. Close ends its threads.
 func New(cfg Config) (*Worker, error) {
 	switch {
 	case !dnsLabel.MatchString(cfg.Name):
@@ -82,7 +81,7 @@ func New(cfg Config) (*Worker, error) {
 		cfg:     cfg,
 		log:     cfg.Logger,
 		budget:  kvcache.NewBudget(cfg.Budget),
-		threads: semaphore.NewWeighted(int64(cfg.Threads)),
+		threads: attention.NewPool(cfg.Threads),
 		landed:  make(chan struct{}),
 		idle:    make(chan struct{}),
 	}, nil
@@ -126,6 +125,9 @@ func (w *Worker) Drain(ctx context.Context) error {
 	}
 }
 
+// Close ends the worker's threads, once all runs have ended. It is called when no run can begin any more.
+func (w *Worker) Close() { w.threads.Close() }
+
 // begin counts a run and its receiver, unless the worker drains.
 func (w *Worker) begin() error {
 	w.mu.Lock()
@@ -146,17 +148,3 @@ func (w *Worker) end() {
 		close(w.idle)
 	}
 }
-
-// acquire waits for one kernel thread and takes up to want of them, as many as no one else waits for.
-func (w *Worker) acquire(ctx context.Context, want int) (int, error) {
-	if err := w.threads.Acquire(ctx, 1); err != nil {
-		return 0, context.Cause(ctx)
-	}
-	got := 1
-	for got < min(want, w.cfg.Threads) && w.threads.TryAcquire(1) {
-		got++
-	}
-	return got, nil
-}
-
-func (w *Worker) release(n int) { w.threads.Release(int64(n)) }

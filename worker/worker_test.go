@@ -188,8 +188,7 @@ func (panics) Fatalf(format string, args ...any) { panic(fmt.Sprintf(format, arg
 
 // busy waits until a kernel runs.
 func busy(w *Worker) {
-	for w.threads.TryAcquire(int64(w.cfg.Threads)) {
-		w.threads.Release(int64(w.cfg.Threads))
+	for w.threads.Busy() == 0 {
 		runtime.Gosched()
 	}
 }

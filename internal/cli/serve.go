@@ -288,7 +288,7 @@ func (a *app) serveWorker() *cobra.Command {
 	flags := cmd.Flags()
 	at.flags(flags, workerListen, workerGossip)
 	flags.Var(&memory, "memory", "budget for keys, values and queries: 4GiB, 512MiB (default: three quarters of the machine's or the container's)")
-	flags.IntVar(&threads, "threads", 0, "threads that kernels use at once (default: as many as the machine or the container has)")
+	flags.IntVar(&threads, "threads", 0, "threads that kernels use at once (default: GOMAXPROCS, which heeds the CPU limit of a control group, as a container has)")
 	flags.IntVar(&weight, "weight", 1, "share of the groups that this worker gets, beside the other workers' weights")
 	return cmd
 }
@@ -309,6 +309,7 @@ func (a *app) runWorker(ctx context.Context, at endpointFlags, memory int64, thr
 	if err != nil {
 		return usageError{err}
 	}
+	defer w.Close()
 	listener, err := net.Listen("tcp", at.listen)
 	if err != nil {
 		return fmt.Errorf("listen: %w", err)

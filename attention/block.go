@@ -1,0 +1,257 @@
+package attention
+
+import (
+	"context"
+	"fmt"
+	"math"
+
+	"headwater/tensor"
+)
+
+// block is some rows of a call, as many as read a page once it is widened, and one thread's room to work on them.
+type block struct {
+	*call
+	thread   *Thread
+	first, n int   // the block's rows [first, first+n)
+	low, end []int // [n] what each row sees by its position: [low, end)
+	lo, hi   int   // what any of them sees: [lo, hi)
+
+	k, v           []float32 // a page, widened: [head_dim][64] and [64][vStride]
+	kScale, vScale [PageLen]float32
+	s              []float32 // [n][64] scores, then weights
+	o              []float32 // [v_dim] of one row and page
+	split, row     parts     // [n]
+
+	// What only a vector kernel uses, of each row in one page: the positions it sees, those of weight other than 0, m
+	// and l, what is to be done, and the coefficients of the merge.
+	visibleBits, nonzero []uint64
+	pm, pl, a, b         []float32
+	does                 []uint8
+}
+
+// enter takes up a call whose blocks have at most that many rows, and sees to it that there is room for them.
+func (b *block) enter(t *Thread, c *call, rows int) {
+	b.thread, b.call = t, c
+	l := c.kv.Layout
+	b.low, b.end = grow(b.low, rows), grow(b.end, rows)
+	b.s, b.o = growAligned(b.s, rows*PageLen), growAligned(b.o, l.vDim)
+	b.split.grow(rows, l.vDim)
+	b.row.grow(rows, l.vDim)
+	if c.kernel.vector == nil {
+		b.k, b.v = growAligned(b.k, l.headDim*PageLen), growAligned(b.v, PageLen*l.vStride())
+		return
+	}
+	n := padded(rows)
+	b.visibleBits, b.nonzero, b.does = grow(b.visibleBits, n), grow(b.nonzero, n), grow(b.does, n)
+	b.pm, b.pl, b.a, b.b = growAligned(b.pm, n), growAligned(b.pl, n), growAligned(b.a, n), growAligned(b.b, n)
+}
+
+// grow returns n elements, those of x if it has room for them; what they hold means nothing.
+func grow[E any](x []E, n int) []E {
+	if cap(x) < n {
+		return make([]E, n)
+	}
+	return x[:n]
+}
+
+// growAligned is grow for memory as aligned returns it.
+func growAligned(x []float32, n int) []float32 {
+	if cap(x) < n {
+		return aligned(n)
+	}
+	return x[:n]
+}
+
+// begin takes up the rows [first, first+n).
+func (b *block) begin(first, n int) {
+	b.first, b.n, b.lo, b.hi = first, n, math.MaxInt, 0
+	for r := range n {
+		lo, hi := b.visible((first + r) / b.q.Heads)
+		b.low[r], b.end[r] = lo, hi
+		if lo < hi {
+			b.lo, b.hi = min(b.lo, lo), max(b.hi, hi)
+		}
+	}
+	b.lo = min(b.lo, b.hi)
+}
+
+// allSplits brings the block from its first split to its finished contexts.
+func (b *block) allSplits(ctx context.Context) error {
+	part, total := b.split.of(0, b.n), b.row.of(0, b.n)
+	total.clear()
+	for s := b.lo / splitLen; s*splitLen < b.hi; s++ {
+		if err := b.oneSplit(ctx, s, part); err != nil {
+			return err
+		}
+		b.mergeAll(total, part)
+	}
+	b.finish()
+	return nil
+}
+
+// oneSplit sets part [n] to what the block's rows see in split s.
+func (b *block) oneSplit(ctx context.Context, s int, part parts) error {
+	part.clear()
+	for page := max(s*SplitPages, b.lo/PageLen); page < (s+1)*SplitPages && page*PageLen < b.hi; page++ {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if err := b.onePage(page, part); err != nil {
+			return err
+		}
+		b.thread.did(b.n*PageLen*(b.kv.Layout.headDim+b.kv.Layout.vDim), b.kernel)
+	}
+	return nil
+}
+
+func (b *block) onePage(page int, part parts) error {
+	base := page * PageLen
+	// The rows [from, to) see something here; most often all of them.
+	from, to := 0, b.n
+	for from < to && !b.sees(from, base) {
+		from++
+	}
+	for from < to && !b.sees(to-1, base) {
+		to--
+	}
+	if from == to {
+		return nil
+	}
+	if b.kernel.vector != nil {
+		b.vectorPage(page, from, to, part)
+		return nil
+	}
+	if err := b.load(page); err != nil {
+		return err
+	}
+	l := b.kv.Layout
+	s := b.s[:(to-from)*PageLen]
+	clear(s)
+	b.kernel.scores(s, b.q.Q[(b.first+from)*l.headDim:], b.k, to-from, l.headDim, l.headDim)
+	for r := from; r < to; r++ {
+		if !b.sees(r, base) {
+			continue
+		}
+		row := (*[PageLen]float32)(s[(r-from)*PageLen:])
+		lo, hi := max(b.low[r]-base, 0), min(b.end[r]-base, PageLen)
+		b.scores(row, r, base, lo, hi)
+		m, sum := b.kernel.softmax(row)
+		if m == negInf {
+			continue
+		}
+		if l.scaled() {
+			for t := lo; t < hi; t++ {
+				row[t] *= b.vScale[t]
+			}
+		}
+		b.kernel.accumulate(b.o, row, b.v, l.vStride())
+		part.merge(b.kernel, r, m, sum, b.o)
+	}
+	return nil
+}
+
+func (b *block) sees(r, base int) bool { return b.low[r] < base+PageLen && b.end[r] > base }
+
+// load widens a page, of V only the positions that exist.
+func (b *block) load(page int) error {
+	l, bytes := b.kv.Layout, b.kv.Pages[page]
+	n := min(b.kv.Len-page*PageLen, PageLen)
+	if err := tensor.Widen(b.k, l.k(bytes), l.dt); err != nil {
+		return fmt.Errorf("read page %d: %w", page, err)
+	}
+	if err := tensor.Widen(b.v[:n*l.vStride()], l.v(bytes, n), l.dt); err != nil {
+		return fmt.Errorf("read page %d: %w", page, err)
+	}
+	if l.scaled() {
+		k, v := l.scales(bytes)
+		readScales(b.kScale[:], k)
+		readScales(b.vScale[:], v)
+	}
+	return nil
+}
+
+// scores makes of q·k the scores of row r in the page at base, of which it sees [lo, hi) by position: scale, softcap,
+// ALiBi, bias and mask, in this order; −Inf is what it does not see.
+func (b *block) scores(s *[PageLen]float32, r, base, lo, hi int) {
+	token, head := (b.first+r)/b.q.Heads, (b.first+r)%b.q.Heads
+	for t := range s[:lo] {
+		s[t] = negInf
+	}
+	for t := range s[hi:] {
+		s[hi+t] = negInf
+	}
+	seen := s[lo:hi]
+	if b.kv.Layout.scaled() {
+		for t, k := range b.kScale[lo:hi] {
+			seen[t] *= k
+		}
+	}
+	for t := range seen {
+		seen[t] *= b.opts.Scale
+	}
+	if cap := b.opts.Softcap; cap != 0 {
+		for t, x := range seen {
+			seen[t] = cap * tanh32(x/cap)
+		}
+	}
+	if len(b.opts.AlibiSlopes) != 0 {
+		slope := -b.opts.AlibiSlopes[b.q.FirstHead+head]
+		d := b.q.Offset + int64(token) - int64(base+lo)
+		for t, x := range seen {
+			seen[t] = fma32(slope, float32(max(d, -d)), x)
+			d--
+		}
+	}
+	if b.q.BiasHeads != 0 {
+		for t, b := range b.q.Bias[b.at(b.q.BiasHeads, head, token)+base+lo:][:len(seen)] {
+			if b == negInf {
+				seen[t] = negInf
+			} else {
+				seen[t] += b
+			}
+		}
+	}
+	if b.q.MaskHeads != 0 {
+		for t, b := range b.q.Mask[b.at(b.q.MaskHeads, head, token)+base+lo:][:len(seen)] {
+			if b == 0 {
+				seen[t] = negInf
+			}
+		}
+	}
+}
+
+// at returns where the row of a mask or bias begins.
+func (b *block) at(heads, head, token int) int {
+	if heads == 1 {
+		head = 0
+	}
+	return (head*b.q.Tokens + token) * b.kv.Len
+}
+
+// mergeAll brings the parts of the positions that follow into total.
+func (b *block) mergeAll(total, next parts) {
+	if v := b.kernel.vector; v != nil {
+		v.mergeParts(total, next, b.a, b.b)
+		return
+	}
+	total.mergeAll(b.kernel, next)
+}
+
+// finish brings in the sinks and writes the block's contexts.
+func (b *block) finish() {
+	vDim := b.kv.Layout.vDim
+	total := b.row.of(0, b.n)
+	for r := range b.n {
+		row := b.first + r
+		token, head := row/b.q.Heads, b.q.FirstHead+row%b.q.Heads
+		if len(b.opts.Sinks) != 0 {
+			clear(b.o)
+			total.merge(b.kernel, r, b.opts.Sinks[head], 1, b.o)
+		}
+		lse, rule := total.finish(r, b.out.Context[row*vDim:][:vDim])
+		if rule != "" {
+			b.fail(row, &RowError{Head: head, Token: token, Rule: rule})
+		}
+		b.out.LSE[row] = lse
+	}
+}

@@ -1,0 +1,362 @@
+package attention
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync"
+	"sync/atomic"
+)
+
+// Class says who goes first where more calls want threads than a pool has.
+type Class uint8
+
+const (
+	// Foreground is for calls that someone waits for, such as the attention of one new token.
+	Foreground Class = iota
+	// Background is for long calls. They let foreground calls go first, also in their middle: between units of work of at
+	// most about half a millisecond, a background call gives up its thread while a foreground call waits for one.
+	Background
+	classes
+)
+
+// ErrClosed is the error of acquiring a thread of a closed pool.
+var ErrClosed = errors.New("the pool of threads is closed")
+
+const (
+	// threadWork is the multiply-adds below which one thread is as fast as several.
+	threadWork = 1 << 20
+	// unitWork is the multiply-adds of a unit in assembly, and unitWorkPortable in Go.
+	unitWork         = 1 << 24
+	unitWorkPortable = 1 << 19
+	// foregroundRun is how many foreground calls in a row get a thread while a background call waits for one.
+	foregroundRun = 3
+)
+
+// Pool is a number of threads, with room to work in, that several callers share. A caller acquires one; the threads
+// that no one has help those calls that have more than one task. A thread that has ended a task goes to who waits for
+// one, the longest waiting first, so that no call holds up others for longer than a task; background calls also give way
+// within a task. No bit of an answer depends on any of this. A pool is safe for concurrent use.
+type Pool struct {
+	threads int
+	held    sync.WaitGroup // acquired threads and those that wait for one
+	helpers sync.WaitGroup
+
+	// How many wait, and how many of them in the foreground, for a look without the lock.
+	waits, urgent atomic.Int32
+
+	mu      sync.Mutex // guards all below
+	closed  bool
+	free    int // threads that no one uses; if there are any, no one waits
+	waiting [classes][]*Thread
+	run     int       // foreground calls that got a thread since a background call did
+	shared  []*work   // of which helpers may take tasks
+	idle    []*helper // without a thread
+	all     []*helper // as NewPool made them
+	rooms   []*Thread // given back
+}
+
+// helper is a goroutine that takes part in the calls of others.
+type helper struct {
+	wake   chan *work // one element, so that it can be sent under the lock
+	thread *Thread
+}
+
+// NewPool starts the threads of a pool, at least 1. Close ends them.
+func NewPool(threads int) *Pool {
+	p := &Pool{threads: max(threads, 1), free: max(threads, 1)}
+	// The caller of a call computes too.
+	for range p.threads - 1 {
+		h := &helper{wake: make(chan *work, 1), thread: p.newThread()}
+		p.all = append(p.all, h)
+		p.helpers.Go(func() { p.help(h) })
+	}
+	p.idle = slices.Clone(p.all)
+	return p
+}
+
+// Threads returns how many threads the pool has.
+func (p *Pool) Threads() int { return p.threads }
+
+// Busy returns how many threads are in use now.
+func (p *Pool) Busy() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.threads - p.free
+}
+
+// Close waits until all threads have been released and the pool's goroutines have ended. Acquire fails from now on.
+func (p *Pool) Close() {
+	p.mu.Lock()
+	first := !p.closed
+	p.closed = true
+	p.mu.Unlock()
+	p.held.Wait()
+	if first {
+		for _, h := range p.all {
+			close(h.wake)
+		}
+	}
+	p.helpers.Wait()
+}
+
+// Thread is the right to compute on one thread of a pool, and the memory for it, which is kept from call to call. One
+// goroutine uses it, for one call at a time.
+type Thread struct {
+	pool    *Pool
+	class   Class
+	granted chan struct{} // one element
+	spent   int           // multiply-adds since the last unit ended
+	work    work          // what the call shares out
+
+	call        call
+	block, lead block // of a task, and of a call whose tasks are splits
+	product     product
+	tile        tile
+}
+
+func (p *Pool) newThread() *Thread {
+	return &Thread{pool: p, granted: make(chan struct{}, 1), work: work{alone: make(chan struct{}, 1)}}
+}
+
+// Acquire waits for a thread, which is to be released. It fails with the cause of ctx's end, or with ErrClosed.
+func (p *Pool) Acquire(ctx context.Context, class Class) (*Thread, error) {
+	p.mu.Lock()
+	if p.closed {
+		p.mu.Unlock()
+		return nil, ErrClosed
+	}
+	p.held.Add(1)
+	var t *Thread
+	if n := len(p.rooms); n > 0 {
+		t, p.rooms = p.rooms[n-1], p.rooms[:n-1]
+	} else {
+		t = p.newThread()
+	}
+	t.class = min(class, Background)
+	if p.free > 0 {
+		p.free--
+		p.mu.Unlock()
+		return t, nil
+	}
+	p.enqueue(t)
+	p.mu.Unlock()
+	select {
+	case <-t.granted:
+		return t, nil
+	case <-ctx.Done():
+	}
+	p.mu.Lock()
+	if !p.dequeue(t) {
+		<-t.granted
+		p.pass()
+	}
+	p.rooms = append(p.rooms, t)
+	p.mu.Unlock()
+	p.held.Done()
+	return nil, context.Cause(ctx)
+}
+
+// Release gives the thread back. It must not be used afterwards.
+func (t *Thread) Release() {
+	p := t.pool
+	p.mu.Lock()
+	p.rooms = append(p.rooms, t)
+	p.pass()
+	p.mu.Unlock()
+	p.held.Done()
+}
+
+// enqueue adds t to those that wait. The lock is held, as for all that follow up to pass.
+func (p *Pool) enqueue(t *Thread) {
+	p.waiting[t.class] = append(p.waiting[t.class], t)
+	p.count(t, 1)
+}
+
+func (p *Pool) dequeue(t *Thread) bool {
+	q := &p.waiting[t.class]
+	i := slices.Index(*q, t)
+	if i < 0 {
+		return false
+	}
+	*q = slices.Delete(*q, i, i+1)
+	p.count(t, -1)
+	return true
+}
+
+func (p *Pool) count(t *Thread, n int32) {
+	p.waits.Add(n)
+	if t.class == Foreground {
+		p.urgent.Add(n)
+	}
+}
+
+// pass gives a thread that its user is done with to the next: to who waits, else to a helper of a call, else to no one.
+func (p *Pool) pass() {
+	foreground, background := p.waiting[Foreground], p.waiting[Background]
+	switch {
+	case len(foreground) > 0 && (len(background) == 0 || p.run < foregroundRun):
+		p.run++
+		p.grant(foreground[0])
+	case len(background) > 0:
+		p.run = 0
+		p.grant(background[0])
+	case !p.lend():
+		p.free++
+	}
+}
+
+func (p *Pool) grant(t *Thread) {
+	p.dequeue(t)
+	t.granted <- struct{}{}
+}
+
+// lend gives a thread to a helper of the call that has the fewest, those in the foreground first. It says whether there
+// is one.
+func (p *Pool) lend() bool {
+	p.shared = slices.DeleteFunc(p.shared, (*work).exhausted)
+	if len(p.shared) == 0 || len(p.idle) == 0 {
+		return false
+	}
+	w := p.shared[0]
+	for _, other := range p.shared[1:] {
+		if other.class < w.class || other.class == w.class && other.helpers < w.helpers {
+			w = other
+		}
+	}
+	last := len(p.idle) - 1
+	h := p.idle[last]
+	p.idle = p.idle[:last]
+	w.helpers++
+	h.wake <- w
+	return true
+}
+
+// help takes part in one call after the other until the pool is closed.
+func (p *Pool) help(h *helper) {
+	t := h.thread
+	for w := range h.wake {
+		t.class = w.class
+		t.take(w, true)
+		t.block.call = nil
+		p.mu.Lock()
+		if w.helpers--; w.helpers == 0 && w.withdrawn {
+			w.alone <- struct{}{}
+		}
+		p.idle = append(p.idle, h)
+		p.pass()
+		p.mu.Unlock()
+	}
+}
+
+// work is what a call shares out: tasks that do not depend on each other.
+type work struct {
+	ctx    context.Context
+	do     tasks
+	class  Class
+	tasks  int
+	next   atomic.Int64
+	failed atomic.Pointer[error]
+	alone  chan struct{} // one element: the last helper has left
+
+	// The pool's lock guards these.
+	helpers   int
+	withdrawn bool
+}
+
+// tasks does the tasks of a call, each on one thread.
+type tasks interface {
+	task(ctx context.Context, t *Thread, i int) error
+}
+
+func (w *work) exhausted() bool {
+	return w.failed.Load() != nil || w.next.Load() >= int64(w.tasks)
+}
+
+func (w *work) fail(err error) { w.failed.CompareAndSwap(nil, &err) }
+
+// share does n tasks on this thread and, if they are to be helped, on those of the pool that have nothing else to do. It
+// returns once all have ended. After an error no thread begins another task.
+func (t *Thread) share(ctx context.Context, do tasks, n int, helped bool) error {
+	w, p := &t.work, t.pool
+	w.ctx, w.do, w.class, w.tasks, w.withdrawn = ctx, do, t.class, n, false
+	w.next.Store(0)
+	w.failed.Store(nil)
+	helped = helped && n > 1 && p.threads > 1
+	if helped {
+		p.mu.Lock()
+		p.shared = append(p.shared, w)
+		for p.free > 0 && w.helpers < n-1 && p.lend() {
+			p.free--
+		}
+		p.mu.Unlock()
+	}
+	t.take(w, false)
+	if helped {
+		p.mu.Lock()
+		p.shared = slices.DeleteFunc(p.shared, func(other *work) bool { return other == w })
+		w.withdrawn = true
+		wait := w.helpers > 0
+		p.mu.Unlock()
+		if wait {
+			<-w.alone
+		}
+	}
+	w.ctx, w.do = nil, nil
+	if err := w.failed.Load(); err != nil {
+		return *err
+	}
+	return nil
+}
+
+// take does one task after the other. Where others wait for a thread, a helper leaves between tasks, and who called lets
+// them go first.
+func (t *Thread) take(w *work, helper bool) {
+	for w.failed.Load() == nil {
+		i := int(w.next.Add(1)) - 1
+		if i >= w.tasks {
+			return
+		}
+		err := w.ctx.Err()
+		if err == nil {
+			err = w.do.task(w.ctx, t, i)
+		}
+		if err != nil {
+			w.fail(err)
+			return
+		}
+		if t.pool.waits.Load() > 0 && !w.exhausted() {
+			if helper {
+				return
+			}
+			t.giveWay()
+		}
+	}
+}
+
+// did counts multiply-adds of a kernel, and ends a unit where there have been enough.
+func (t *Thread) did(work int, k *kernel) {
+	if t.class == Foreground {
+		return
+	}
+	unit := unitWork
+	if k.vector == nil {
+		unit = unitWorkPortable
+	}
+	if t.spent += work; t.spent >= unit {
+		t.spent = 0
+		if t.pool.urgent.Load() > 0 {
+			t.giveWay()
+		}
+	}
+}
+
+// giveWay gives the thread to who waits for one and waits for another.
+func (t *Thread) giveWay() {
+	p := t.pool
+	p.mu.Lock()
+	p.enqueue(t)
+	p.pass()
+	p.mu.Unlock()
+	<-t.granted
+}
