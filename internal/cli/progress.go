@@ -27,6 +27,9 @@ type progress struct {
 // lineEvery is how often a phase prints a line where there is no terminal.
 const lineEvery = 5 * time.Second
 
+// loading is the longest phase's name: bars begin below each other.
+const loading = "loading workers"
+
 const barTemplate = `{{string . "phase"}} {{bar . }} {{counters . }} {{percent . }} {{rtime . "%s"}}`
 
 func (a *app) progress(quiet bool) *progress {
@@ -42,7 +45,7 @@ func (p *progress) show(phase string, done, total int64, bytes bool) {
 		p.end()
 		p.phase, p.total, p.bytes, p.printed = phase, total, bytes, time.Now()
 		if p.terminal {
-			p.bar = pb.New64(total).SetTemplateString(barTemplate).SetWriter(p.out).Set("phase", phase).Set(pb.Bytes, bytes).Start()
+			p.bar = pb.New64(total).SetTemplateString(barTemplate).SetWriter(p.out).Set("phase", fmt.Sprintf("%-*s", len(loading), phase)).Set(pb.Bytes, bytes).Start()
 		}
 	}
 	p.done = done
@@ -86,8 +89,11 @@ func (p *progress) job(job *headwaterv1.Job) {
 		p.show("queued", 0, 0, false)
 	case at == nil || at.GetUnitsDone() == 0 && at.GetLoadBytes() == 0 || job.GetState() == headwaterv1.JobState_JOB_STATE_UPLOADING:
 	case at.GetUnitsDone() == 0 && at.GetLoadBytes() > 0:
-		p.show("loading workers", int64(at.GetLoadedBytes()), int64(at.GetLoadBytes()), true)
+		p.show(loading, int64(at.GetLoadedBytes()), int64(at.GetLoadBytes()), true)
 	case at.GetUnits() > 0:
+		if p.phase == loading {
+			p.show(loading, int64(at.GetLoadedBytes()), int64(at.GetLoadBytes()), true)
+		}
 		p.show("attending", int64(at.GetUnitsDone()), int64(at.GetUnits()), false)
 	default:
 		p.show(at.GetPhase(), 0, 0, false)
