@@ -21,6 +21,8 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/reflection"
 	"google.golang.org/grpc/status"
+
+	"headwater/lane"
 )
 
 // Version is the protocol's version, MAJOR.MINOR. A minor version adds what older peers ignore.
@@ -33,7 +35,7 @@ const MetadataKey = "headwater-protocol"
 // largest group fits (4,096 heads of 512 elements, 8 MiB), and a hidden state with its weights' row.
 const (
 	BlockBytes      = 1 << 20
-	MaxMessageBytes = 32 << 20
+	MaxMessageBytes = lane.MaxFrameBytes
 )
 
 // Time after which a silent connection is probed, and that the answer may take: a peer that hangs is lost after the sum.
@@ -45,6 +47,7 @@ const (
 // ServerOptions returns what every Headwater server is made with.
 func ServerOptions() []grpc.ServerOption {
 	return []grpc.ServerOption{
+		grpc.ForceServerCodecV2(lane.Codec{}),
 		grpc.MaxRecvMsgSize(MaxMessageBytes),
 		grpc.MaxSendMsgSize(MaxMessageBytes),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepaliveTime, Timeout: keepaliveTimeout}),
