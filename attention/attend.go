@@ -15,10 +15,11 @@ type Query struct {
 	FirstHead int
 	// Offset is the position of the first token, token i is at Offset + i; it may be negative.
 	Offset int64
-	// Mask [MaskHeads, Tokens, KV.Len], MaskHeads 1 for all heads alike or Heads, or nil with MaskHeads 0: 0 hides a
-	// position, all else shows it.
+	// Mask [MaskHeads, Tokens, KV.Len − MaskFrom], MaskHeads 1 for all heads alike or Heads, or nil with MaskHeads 0: 0
+	// hides a position, all else shows it. Positions before MaskFrom it does not hide.
 	Mask      []byte
 	MaskHeads int
+	MaskFrom  int
 	// Bias [BiasHeads, Tokens, KV.Len], with BiasHeads like MaskHeads, or nil: added to the scores; −Inf hides.
 	Bias      []float32
 	BiasHeads int
@@ -148,15 +149,18 @@ func (c *call) check() error {
 	if q.Offset < -maxOffset || q.Offset > maxOffset-int64(q.Tokens) {
 		return fmt.Errorf("offset %d is out of range", q.Offset)
 	}
-	for _, o := range []struct {
-		name       string
-		len, heads int
-	}{{"mask", len(q.Mask), q.MaskHeads}, {"bias", len(q.Bias), q.BiasHeads}} {
+	if q.MaskFrom < 0 || q.MaskFrom > c.kv.Len {
+		return fmt.Errorf("a mask from position %d on, there are %d", q.MaskFrom, c.kv.Len)
+	}
+	for _, o := range [...]struct {
+		name             string
+		len, heads, each int
+	}{{"mask", len(q.Mask), q.MaskHeads, c.kv.Len - q.MaskFrom}, {"bias", len(q.Bias), q.BiasHeads, c.kv.Len}} {
 		if o.heads != 0 && o.heads != 1 && o.heads != q.Heads {
 			return fmt.Errorf("%s has %d heads, neither 1 nor %d", o.name, o.heads, q.Heads)
 		}
-		if !shaped(o.len, o.heads, q.Tokens, c.kv.Len) {
-			return fmt.Errorf("%s has %d elements, not %d heads × %d tokens × %d positions", o.name, o.len, o.heads, q.Tokens, c.kv.Len)
+		if !shaped(o.len, o.heads, q.Tokens, o.each) {
+			return fmt.Errorf("%s has %d elements, not %d heads × %d tokens × %d positions", o.name, o.len, o.heads, q.Tokens, o.each)
 		}
 	}
 	last := q.FirstHead + q.Heads

@@ -230,6 +230,47 @@ func wantZeros(t *testing.T, out Output, lse float32) {
 	}
 }
 
+// TestMaskFrom compares a mask of the newest positions with one of all positions that shows the others.
+func TestMaskFrom(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		s := shape{
+			dt: rapid.SampledFrom(storages).Draw(t, "storage"), headDim: 5, vDim: 3, tokens: rapid.IntRange(1, 5).Draw(t, "tokens"),
+			heads: rapid.IntRange(1, 3).Draw(t, "heads"), len: rapid.IntRange(0, 300).Draw(t, "len"), spread: 1,
+		}
+		s.offset = int64(s.len - s.tokens)
+		e := draw(t, rapid.Uint64().Draw(t, "seed"), s)
+		variants[rapid.IntRange(0, len(variants)-1).Draw(t, "variant")].apply(e, rand.New(rand.NewPCG(1, 2)))
+		mask(e, rapid.SampledFrom([]int{1, s.heads}).Draw(t, "mask heads"), rand.New(rand.NewPCG(3, 4)))
+		from := rapid.IntRange(0, s.len).Draw(t, "from")
+		var newest []byte
+		for i := range e.q.MaskHeads * s.tokens {
+			row := e.q.Mask[i*s.len:][:s.len]
+			for j := range row[:from] {
+				row[j] = 1
+			}
+			newest = append(newest, row[from:]...)
+		}
+		for i := range kernels {
+			run := func() (Output, error) {
+				out := e.room()
+				return out, attend(context.Background(), &kernels[i], partBytes, 2, e.kv, e.q, e.opts, out)
+			}
+			e.q.MaskFrom = 0
+			all := e.q.Mask
+			want, wantErr := run()
+			e.q.Mask, e.q.MaskFrom = newest, from
+			got, err := run()
+			if fmt.Sprint(err) != fmt.Sprint(wantErr) {
+				t.Fatalf("%s: %v, want %v", kernels[i].name, err, wantErr)
+			}
+			if err == nil {
+				e.sameRows(t, kernels[i].name, want, got, 0, s.tokens, 0, s.heads)
+			}
+			e.q.Mask = all
+		}
+	})
+}
+
 func TestNothingVisible(t *testing.T) {
 	s := shape{dt: tensor.I8, headDim: 8, vDim: 6, tokens: 3, heads: 2, len: 100, spread: 1, offset: 50}
 	for name, hide := range map[string]func(e *sample){
@@ -350,6 +391,9 @@ func TestAttendRefuses(t *testing.T) {
 		"layout was not":     func(e *sample, _ *Output) { e.kv.Layout = Layout{} },
 		"mask has 3 heads":   func(e *sample, _ *Output) { e.q.MaskHeads = 3 },
 		"mask has 5":         func(e *sample, _ *Output) { e.q.Mask, e.q.MaskHeads = make([]byte, 5), 1 },
+		"from position 301":  func(e *sample, _ *Output) { e.q.MaskFrom = 301 },
+		"from position -1":   func(e *sample, _ *Output) { e.q.MaskFrom = -1 },
+		"× 10 positions":     func(e *sample, _ *Output) { e.q.Mask, e.q.MaskHeads, e.q.MaskFrom = make([]byte, 5), 1, e.kv.Len-10 },
 		"bias has 5":         func(e *sample, _ *Output) { e.q.Bias = make([]float32, 5) },
 		"offset":             func(e *sample, _ *Output) { e.q.Offset = math.MaxInt64 },
 		"scale is NaN":       func(e *sample, _ *Output) { e.opts.Scale = nan },

@@ -203,7 +203,7 @@ func (b *block) scores(s *[PageLen]float32, r, base, lo, hi int) {
 		}
 	}
 	if b.q.BiasHeads != 0 {
-		for t, b := range b.q.Bias[b.at(b.q.BiasHeads, head, token)+base+lo:][:len(seen)] {
+		for t, b := range b.q.Bias[b.at(b.q.BiasHeads, head, token, b.kv.Len)+base+lo:][:len(seen)] {
 			if b == negInf {
 				seen[t] = negInf
 			} else {
@@ -211,8 +211,10 @@ func (b *block) scores(s *[PageLen]float32, r, base, lo, hi int) {
 			}
 		}
 	}
-	if b.q.MaskHeads != 0 {
-		for t, b := range b.q.Mask[b.at(b.q.MaskHeads, head, token)+base+lo:][:len(seen)] {
+	if first := max(b.q.MaskFrom, base+lo); b.q.MaskHeads != 0 && first < base+hi {
+		at := b.at(b.q.MaskHeads, head, token, b.kv.Len-b.q.MaskFrom) + first - b.q.MaskFrom
+		seen = seen[first-base-lo:]
+		for t, b := range b.q.Mask[at:][:len(seen)] {
 			if b == 0 {
 				seen[t] = negInf
 			}
@@ -220,12 +222,12 @@ func (b *block) scores(s *[PageLen]float32, r, base, lo, hi int) {
 	}
 }
 
-// at returns where the row of a mask or bias begins.
-func (b *block) at(heads, head, token int) int {
+// at returns where the row of a mask or bias, of that many positions, begins.
+func (b *block) at(heads, head, token, positions int) int {
 	if heads == 1 {
 		head = 0
 	}
-	return (head*b.q.Tokens + token) * b.kv.Len
+	return (head*b.q.Tokens + token) * positions
 }
 
 // mergeAll brings the parts of the positions that follow into total.

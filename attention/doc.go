@@ -24,7 +24,7 @@
 //	Causal              t ≤ a
 //	WindowLeft  w ≥ 0   a − t ≤ w       windows count positions beside the own one: WindowLeft 1 shows the own position
 //	WindowRight w ≥ 0   t − a ≤ w       and the one before; both 0 show the own one alone; negative is unbounded
-//	Mask                its byte is not 0
+//	Mask                its byte is not 0, or t < MaskFrom
 //	Bias                its value is not −Inf
 //
 // An invisible position takes part in nothing: not in the largest score, not in the sum, not in the values. What a page
@@ -45,8 +45,8 @@
 //	                                  window and length let the row see, be it masked or not
 //	+ Bias
 //
-// Slopes and sinks are indexed by the head's number in its layer, FirstHead + h. Mask and Bias are [heads, Tokens,
-// KV.Len] with 1 head for all or one for each of the query's heads.
+// Slopes and sinks are indexed by the head's number in its layer, FirstHead + h. Bias is [heads, Tokens, KV.Len]
+// and Mask [heads, Tokens, KV.Len − MaskFrom], with 1 head for all or one for each of the query's heads.
 //
 // # Arithmetic
 //

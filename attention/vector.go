@@ -109,7 +109,7 @@ func (b *block) vectorPage(page, from, to int, part parts) {
 		readScales(b.vScale[:], vs)
 		softmax, kScale, vScale = v.softmaxScaled, &b.kScale[0], &b.vScale[0]
 	}
-	plain := b.plain()
+	plain := b.plain(base)
 	if !plain {
 		scale = 1
 		if kScale != nil {
@@ -180,9 +180,10 @@ func (b *block) vectorPage(page, from, to int, part parts) {
 	}
 }
 
-// plain says whether scores only take scales and a range of positions.
-func (c *call) plain() bool {
-	return c.opts.Softcap == 0 && len(c.opts.AlibiSlopes) == 0 && c.q.BiasHeads == 0 && c.q.MaskHeads == 0
+// plain says whether scores in the page at base only take scales and a range of positions.
+func (c *call) plain(base int) bool {
+	return c.opts.Softcap == 0 && len(c.opts.AlibiSlopes) == 0 && c.q.BiasHeads == 0 &&
+		(c.q.MaskHeads == 0 || base+PageLen <= c.q.MaskFrom)
 }
 
 // mergeParts is parts.mergeAll in assembly.
