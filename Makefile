@@ -36,8 +36,8 @@ format: ## format the code
 proto: ## generate the protocol's code
 	$(TOOL) buf generate
 
-generate: ## generate the attention kernels' assembly
-	$(GO) generate ./attention
+generate: ## generate the assembly of the attention kernels and of the codecs
+	$(GO) generate ./attention ./wire
 
 breaking: ## check the protocol against the main branch for breaking changes
 	$(TOOL) buf breaking --against '.git#branch=main'

@@ -3,6 +3,7 @@ package wire_test
 import (
 	"fmt"
 	"testing"
+	"time"
 
 	"headwater/wire"
 )
@@ -11,7 +12,7 @@ import (
 func BenchmarkFrame(b *testing.B) {
 	all := inputs(b)
 	for _, name := range inputNames {
-		for _, codec := range []wire.Codec{wire.Exact, wire.BF16, wire.F16} {
+		for _, codec := range wire.Codecs {
 			var frames [][]byte
 			raw, coded := int64(0), int64(0)
 			for g, a := range all[name] {
@@ -54,5 +55,23 @@ func BenchmarkFrame(b *testing.B) {
 				}
 			})
 		}
+	}
+}
+
+// BenchmarkLadder measures encode and decode together over frames of 64 rows of a real model's contexts.
+func BenchmarkLadder(b *testing.B) {
+	blocks := frames64(b)
+	for _, codec := range wire.Codecs {
+		b.Run(codec.String(), func(b *testing.B) {
+			m, err := wire.Measure(codec, blocks, max(b.N, 5), time.Now)
+			if err != nil {
+				b.Fatal(err)
+			}
+			b.ReportMetric(m.Ratio(), "ratio")
+			b.ReportMetric(m.Rate()/1e9, "GB/s")
+			b.ReportMetric(m.MaxError, "error")
+			b.ReportMetric(float64(m.ContextBytes)/m.Encode.Seconds()/1e9, "encode-GB/s")
+			b.ReportMetric(float64(m.ContextBytes)/m.Decode.Seconds()/1e9, "decode-GB/s")
+		})
 	}
 }

@@ -6,8 +6,6 @@ import (
 
 	"github.com/klauspost/compress/huff0"
 	"github.com/klauspost/compress/s2"
-
-	"headwater/tensor"
 )
 
 // Decode reads a frame into context [tokens, heads, v_dim] and lse [tokens, heads], whose lengths must be the frame's.
@@ -28,18 +26,26 @@ func Decode(frame []byte, context, lse []float32) (Header, error) {
 	for i := range lse {
 		lse[i] = math.Float32frombits(binary.LittleEndian.Uint32(rest[4*i:]))
 	}
-	rest = rest[4*len(lse):]
+	scales := rest[4*len(lse):][:h.scaleBytes()]
+	rest = rest[4*len(lse)+len(scales):]
 	c := coders.Get().(*coder)
 	defer coders.Put(c)
-	for at := 0; at < len(context); at += blockElements {
-		block := context[at:min(at+blockElements, len(context))]
+	for at := 0; at < len(context); at += h.block() {
+		block := context[at:min(at+h.block(), len(context))]
 		var planes [4][]byte
-		if rest, err = c.readBlock(rest, planes[:h.Codec.elementBytes()], len(block)); err != nil {
+		if rest, err = c.readBlock(rest, planes[:h.Codec.elementBytes()], len(block), h); err != nil {
 			return Header{}, err
 		}
-		if h.Codec == Exact {
-			join4(block, planes)
-		} else if err := c.join2(block, planes, h.Codec); err != nil {
+		switch h.Codec {
+		case Exact:
+			join4(block, planes, h.Version)
+		case I8:
+			err = dequantize(block, planes[0], h.VDim, scales)
+			scales = scales[4*(len(block)/h.VDim):]
+		default:
+			err = c.join2(block, planes, h.Codec, h.Version)
+		}
+		if err != nil {
 			return Header{}, err
 		}
 	}
@@ -51,7 +57,7 @@ func Decode(frame []byte, context, lse []float32) (Header, error) {
 
 // readBlock sets planes to those of a block of n elements, and returns what follows it. A plane lies in the frame or in
 // the scratch.
-func (c *coder) readBlock(data []byte, planes [][]byte, n int) ([]byte, error) {
+func (c *coder) readBlock(data []byte, planes [][]byte, n int, h Header) ([]byte, error) {
 	head := 4 * len(planes)
 	if len(data) < head {
 		return nil, frameErrorf("it ends within a block's descriptors")
@@ -84,6 +90,10 @@ func (c *coder) readBlock(data []byte, planes [][]byte, n int) ([]byte, error) {
 			if _, err := s2.Decode(plane, coded); err != nil {
 				return nil, frameErrorf("s2 block: %v", err)
 			}
+		case method == methodLevels && length < n && h.Version > 1:
+			if err := c.readLevels(c.planes[p][:], coded, n, h.VDim); err != nil {
+				return nil, err
+			}
 		default:
 			return nil, frameErrorf("method %d with %d bytes can not code a plane of %d", method, length, n)
 		}
@@ -104,26 +114,6 @@ func (c *coder) inflate(plane, coded []byte) error {
 	}
 	if len(out) != len(plane) || &out[0] != &plane[0] {
 		return frameErrorf("huff0 streams give %d bytes for a plane of %d", len(out), len(plane))
-	}
-	return nil
-}
-
-func join4(block []float32, planes [4][]byte) {
-	n := len(block)
-	p0, p1, p2, p3 := planes[0][:n], planes[1][:n], planes[2][:n], planes[3][:n]
-	for i := range block {
-		block[i] = math.Float32frombits(uint32(p0[i]) | uint32(p1[i])<<8 | uint32(p2[i])<<16 | uint32(p3[i])<<24)
-	}
-}
-
-func (c *coder) join2(block []float32, planes [4][]byte, codec Codec) error {
-	n := len(block)
-	p0, p1, narrow := planes[0][:n], planes[1][:n], c.narrow[:2*n]
-	for i := range n {
-		narrow[2*i], narrow[2*i+1] = p0[i], p1[i]
-	}
-	if err := tensor.Widen(block, narrow, codec.dtype()); err != nil {
-		return frameErrorf("widen: %v", err)
 	}
 	return nil
 }

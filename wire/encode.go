@@ -15,12 +15,17 @@ import (
 	"headwater/tensor"
 )
 
-// coder is the scratch of one Encode or Decode: the planes of one block, huff0's tables, and a plane coded by s2.
+// coder is the scratch of one Encode or Decode: the planes of one block, lists and codes of levels, huff0's tables, and a
+// plane coded by s2. Planes and lists have room behind them, for levels go in steps.
 type coder struct {
-	planes  [4][blockElements]byte
+	planes  [4][blockElements + padding]byte
+	lists   [3][blockElements + padding]byte
+	rows    [blockElements + padding]byte // differences of rows
+	packed  [3*blockElements + padding]byte
 	narrow  [2 * blockElements]byte
 	huff    huff0.Scratch
 	repeats []byte
+	counts  [2]histogram
 }
 
 var coders = sync.Pool{New: func() any {
@@ -33,7 +38,7 @@ var coders = sync.Pool{New: func() any {
 
 // Encode appends to dst the frame of one group's context [tokens, heads, v_dim] and LSE [tokens, heads], which are
 // read only. Equal input gives equal bytes. On an error, which is a *FrameError, or for a lossy codec one that wraps a
-// *tensor.RangeError with the element's index, dst is returned as it was.
+// *tensor.RangeError with the element's index, dst is returned as it was. Int8 has room for no infinity or NaN.
 func Encode(dst []byte, codec Codec, group, tokens, heads, vDim int, context, lse []float32) ([]byte, error) {
 	h := Header{Version: Version, Codec: codec, Group: group, Tokens: tokens, Heads: heads, VDim: vDim}
 	if err := h.checkShape(); err != nil {
@@ -49,19 +54,20 @@ func Encode(dst []byte, codec Codec, group, tokens, heads, vDim int, context, ls
 		out = binary.LittleEndian.AppendUint32(out, math.Float32bits(v))
 	}
 	body := len(out)
+	scales := out[body : body+int(h.scaleBytes())]
+	out = out[:body+len(scales)]
 	c := coders.Get().(*coder)
 	defer coders.Put(c)
-	for at := 0; at < len(context); at += blockElements {
-		block := context[at:min(at+blockElements, len(context))]
-		if codec == Exact {
-			c.split4(block)
-		} else if err := c.split2(block, codec); err != nil {
+	for at := 0; at < len(context); at += h.block() {
+		block := context[at:min(at+h.block(), len(context))]
+		if err := c.split(block, h, scales); err != nil {
 			if r, ok := errors.AsType[*tensor.RangeError](err); ok {
 				r.Index += at
 			}
 			return dst, fmt.Errorf("narrow context of group %d to %s: %w", group, codec, err)
 		}
-		out = c.appendBlock(out, codec.elementBytes(), len(block))
+		scales = scales[min(len(scales), 4*(len(block)/h.VDim)):]
+		out = c.appendBlock(out, h, len(block))
 	}
 	binary.LittleEndian.PutUint64(out[start+24:], uint64(len(out)-body))
 	return binary.LittleEndian.AppendUint64(out, xxh3.Hash(out[start:])), nil
@@ -74,28 +80,16 @@ func (h Header) checkLengths(context, lse []float32) error {
 	return nil
 }
 
-// split4 parts float32 into their four bytes, the lowest in plane 0.
-func (c *coder) split4(block []float32) {
-	n := len(block)
-	p0, p1, p2, p3 := c.planes[0][:n], c.planes[1][:n], c.planes[2][:n], c.planes[3][:n]
-	for i, v := range block {
-		b := math.Float32bits(v)
-		p0[i], p1[i], p2[i], p3[i] = byte(b), byte(b>>8), byte(b>>16), byte(b>>24)
+// split sets the planes to those of a block; with int8 it writes the scales of its rows, too.
+func (c *coder) split(block []float32, h Header, scales []byte) error {
+	switch h.Codec {
+	case Exact:
+		c.split4(block)
+		return nil
+	case I8:
+		return c.quantize(block, h.VDim, scales)
 	}
-}
-
-// split2 narrows float32 and parts the two bytes of each.
-func (c *coder) split2(block []float32, codec Codec) error {
-	n := len(block)
-	narrow := c.narrow[:2*n]
-	if err := tensor.Narrow(narrow, block, codec.dtype()); err != nil {
-		return err
-	}
-	p0, p1 := c.planes[0][:n], c.planes[1][:n]
-	for i := range n {
-		p0[i], p1[i] = narrow[2*i], narrow[2*i+1]
-	}
-	return nil
+	return c.split2(block, h.Codec)
 }
 
 // dtype returns the type that a lossy codec narrows to.
@@ -107,42 +101,63 @@ func (c Codec) dtype() tensor.DType {
 }
 
 // appendBlock appends a block of n elements: a descriptor for each plane, then the planes.
-func (c *coder) appendBlock(dst []byte, planes, n int) []byte {
+func (c *coder) appendBlock(dst []byte, h Header, n int) []byte {
 	at := len(dst)
-	for range planes {
-		dst = binary.LittleEndian.AppendUint32(dst, 0)
-	}
+	planes := h.Codec.elementBytes()
+	dst = append(dst, make([]byte, 4*planes)...)
 	rowsRepeat := false
 	for p := range planes {
+		start := len(dst)
 		var method uint32
-		var coded []byte
-		method, coded, rowsRepeat = c.code(c.planes[p][:n], p == 0, rowsRepeat)
-		binary.LittleEndian.PutUint32(dst[at+4*p:], method<<methodShift|uint32(len(coded)))
-		dst = append(dst, coded...)
+		dst, method, rowsRepeat = c.appendPlane(dst, p, n, h, rowsRepeat)
+		binary.LittleEndian.PutUint32(dst[at+4*p:], method<<methodShift|uint32(len(dst)-start))
 	}
 	return dst
 }
 
-// code chooses a plane's method. The lowest plane is noise, which s2 passes over at once, unless whole rows repeat, as
-// those of padding do; so it tells whether s2 is worth trying on the others, too. huff0 is tried on what looks skewed.
-func (c *coder) code(plane []byte, lowest, rowsRepeat bool) (method uint32, coded []byte, repeat bool) {
-	method, coded = methodRaw, plane
-	look := probe(plane)
+// appendPlane chooses a plane's method and appends what it gives. The lowest plane is noise, which s2 passes over at
+// once, unless whole rows repeat, as those of padding do; so it tells whether s2 is worth trying on the others, too. The
+// highest plane is for levels if it looks skewed. huff0 takes much longer and is for what is skewed in another way.
+func (c *coder) appendPlane(dst []byte, p, n int, h Header, rowsRepeat bool) ([]byte, uint32, bool) {
+	plane := c.planes[p][:n]
+	counts := &c.counts[0]
+	highest := p == h.Codec.elementBytes()-1
+	samples := counts.sample(plane, highest)
+	look := counts.look(samples)
 	if look == looksConstant && constant(plane) {
-		return methodRepeat, plane[:1], rowsRepeat
+		return append(dst, plane[0]), methodRepeat, rowsRepeat
 	}
-	if lowest || rowsRepeat {
-		if out := s2.Encode(c.repeats, plane); len(out) < len(plane)-len(plane)/8 {
-			method, coded, rowsRepeat = methodS2, out, true
+	if p == 0 && h.Codec != I8 || rowsRepeat {
+		if out := s2.Encode(c.repeats, plane); len(out) < n-n/8 {
+			return append(dst, out...), methodS2, true
 		}
 	}
-	if look != looksRandom {
+	if look == looksRandom {
+		return append(dst, plane...), methodRaw, rowsRepeat
+	}
+	if highest {
+		best := makePlan(counts, samples, h.Codec.lowBits())
+		list := c.planes[p][:]
+		if h.Codec == I8 && n > h.VDim {
+			subtractRows(c.rows[:n], plane, h.VDim)
+			if byRow := makePlan(&c.counts[1], c.counts[1].sample(c.rows[:n], true), h.Codec.lowBits()); byRow.bits < best.bits {
+				best, list = byRow, c.rows[:]
+				best.rows = true
+			}
+		}
+		if best.count > 0 {
+			if out, ok := c.appendLevels(dst, list, n, best); ok {
+				return out, methodLevels, rowsRepeat
+			}
+		}
+	}
+	if h.Codec != I8 {
 		// Every error of huff0 means that this plane does not get smaller.
-		if out, _, err := huff0.Compress4X(plane, &c.huff); err == nil && len(out) < len(coded) {
-			method, coded = methodHuff0, out
+		if out, _, err := huff0.Compress4X(plane, &c.huff); err == nil {
+			return append(dst, out...), methodHuff0, rowsRepeat
 		}
 	}
-	return method, coded, rowsRepeat
+	return append(dst, plane...), methodRaw, rowsRepeat
 }
 
 type look uint8
@@ -153,25 +168,32 @@ const (
 	looksConstant
 )
 
-// probe samples up to 512 bytes of a plane, with an odd stride so that no column of the rows is favoured, and looks at
-// how often two of them are equal: once in 256 pairs where bytes are random. A plane that exceeds this by half has an
-// entropy of at most about 7.4 bits, and coding it pays.
-func probe(plane []byte) look {
-	stride := len(plane)/512 | 1
-	var count [256]uint16
-	n := 0
-	for i := 0; i < len(plane); i += stride {
-		count[plane[i]]++
-		n++
+// sample counts up to 256 bytes of a plane, or 512 to plan with, with an odd stride so that no column of the rows is
+// favoured.
+func (h *histogram) sample(plane []byte, toPlan bool) (samples int) {
+	clear(h[:])
+	stride := len(plane)/256 | 1
+	if toPlan {
+		stride = len(plane)/512 | 1
 	}
-	var pairs int
-	for _, c := range count {
+	for i := 0; i < len(plane); i += stride {
+		h[plane[i]]++
+		samples++
+	}
+	return samples
+}
+
+// look sees how often two samples are equal: once in 256 pairs where bytes are random. A plane that exceeds this by half
+// has an entropy of at most about 7.4 bits, and coding it pays.
+func (h *histogram) look(samples int) look {
+	pairs := 0
+	for _, c := range h {
 		pairs += int(c) * (int(c) - 1)
 	}
-	switch {
-	case pairs == n*(n-1):
+	switch all := samples * (samples - 1); {
+	case pairs == all:
 		return looksConstant
-	case pairs*512 > n*(n-1)*3:
+	case pairs*512 > all*3:
 		return looksSkewed
 	}
 	return looksRandom

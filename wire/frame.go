@@ -1,8 +1,8 @@
 // Package wire codes finished contexts for the way back from a worker: one frame for one group's context and LSE.
 //
-// The exact codec returns every bit. It splits the context's float32 into byte planes, because the sign and exponent of
+// The exact codec returns every bit. It splits the context's float32 into byte planes, because the exponents of
 // neighbouring elements resemble each other and their mantissas do not, and codes the planes that compress. The lossy
-// codecs narrow the context to two bytes an element first; they are never a default. The LSE is always exact.
+// codecs narrow the context to two bytes or one an element first; they are never a default. The LSE is always exact.
 // docs/wire.md describes every byte, and why these methods were chosen over others.
 package wire
 
@@ -22,11 +22,15 @@ const (
 	Exact Codec = 1 // every bit comes back
 	BF16  Codec = 2 // narrowed to bfloat16, nearest even
 	F16   Codec = 3 // narrowed to IEEE binary16, nearest even
+	I8    Codec = 4 // narrowed to int8 with a scale for each row, as tensor.QuantizeI8 does
 )
 
-var codecNames = map[Codec]string{Exact: "exact", BF16: "bf16", F16: "f16"}
+// Codecs are all of them, the exact one first.
+var Codecs = []Codec{Exact, BF16, F16, I8}
 
-// String returns "exact", "bf16" or "f16".
+var codecNames = map[Codec]string{Exact: "exact", BF16: "bf16", F16: "f16", I8: "int8"}
+
+// String returns "exact", "bf16", "f16" or "int8".
 func (c Codec) String() string {
 	if name, ok := codecNames[c]; ok {
 		return name
@@ -41,15 +45,29 @@ func ParseCodec(name string) (Codec, error) {
 			return c, nil
 		}
 	}
-	return 0, fmt.Errorf("codec %.40q is not exact, bf16 or f16", name)
+	return 0, fmt.Errorf("codec %.40q is not exact, bf16, f16 or int8", name)
 }
 
 // elementBytes returns the size of a coded context element before compression.
 func (c Codec) elementBytes() int {
-	if c == Exact {
+	switch c {
+	case Exact:
 		return 4
+	case I8:
+		return 1
 	}
 	return 2
+}
+
+// lowBits returns how many of the highest plane's low bits are noise: the mantissa's in a float16, half of an int8.
+func (c Codec) lowBits() uint {
+	switch c {
+	case F16:
+		return 3
+	case I8:
+		return 4
+	}
+	return 0
 }
 
 // Limits of a frame. Group, heads and v_dim are those of the protocol.
@@ -60,8 +78,8 @@ const (
 	MaxTokens = math.MaxUint32
 )
 
-// Version is the version of the frame format that this package writes and reads.
-const Version = 1
+// Version is the version of the frame format that this package writes. It reads all up to it.
+const Version = 2
 
 const (
 	magic         = "HWcx"
@@ -78,6 +96,7 @@ const (
 	methodRepeat = 1 // one byte, repeated
 	methodHuff0  = 2 // huff0 with its table and four streams
 	methodS2     = 3 // an s2 block
+	methodLevels = 4 // see levels.go; from version 2
 )
 
 // Header describes a frame.
@@ -105,8 +124,7 @@ func RawBytes(h Header) int64 { return 4 * (h.Elements() + h.Rows()) }
 // MaxFrameBytes returns a bound for the bytes of a frame of this codec and shape, which must be within the limits.
 func MaxFrameBytes(codec Codec, tokens, heads, vDim int) int64 {
 	h := Header{Codec: codec, Tokens: tokens, Heads: heads, VDim: vDim}
-	size := int64(codec.elementBytes())
-	return headerBytes + checksumBytes + 4*h.Rows() + size*h.Elements() + 4*size*blocks(h.Elements())
+	return headerBytes + checksumBytes + 4*h.Rows() + h.mostContextBytes()
 }
 
 // FrameError says which rule a frame, or what was to become one, does not keep.
@@ -118,12 +136,42 @@ func frameErrorf(format string, args ...any) error {
 	return &FrameError{Rule: fmt.Sprintf(format, args...)}
 }
 
-func blocks(elements int64) int64 { return (elements + blockElements - 1) / blockElements }
+// block returns the elements of a block. With int8 it has whole rows.
+func (h Header) block() int {
+	if h.Codec == I8 {
+		return blockElements / h.VDim * h.VDim
+	}
+	return blockElements
+}
+
+func (h Header) blocks() int64 {
+	size := int64(h.block())
+	return (h.Elements() + size - 1) / size
+}
+
+// scaleBytes returns the bytes of the rows' scales, before the blocks.
+func (h Header) scaleBytes() int64 {
+	if h.Codec == I8 {
+		return 4 * h.Rows()
+	}
+	return 0
+}
+
+// leastContextBytes returns a bound: each plane of each block has a descriptor and a byte.
+func (h Header) leastContextBytes() int64 {
+	return h.scaleBytes() + 5*h.blocks()*int64(h.Codec.elementBytes())
+}
+
+// mostContextBytes returns a bound: each plane of each block has a descriptor and is as it is.
+func (h Header) mostContextBytes() int64 {
+	size := int64(h.Codec.elementBytes())
+	return h.scaleBytes() + 4*h.blocks()*size + h.Elements()*size
+}
 
 // checkShape refuses what is outside the limits. Within them, no product of a shape overflows an int64.
 func (h Header) checkShape() error {
-	if _, ok := codecNames[h.Codec]; !ok {
-		return frameErrorf("codec %d is unknown", uint8(h.Codec))
+	if _, ok := codecNames[h.Codec]; !ok || h.Codec == I8 && h.Version < 2 {
+		return frameErrorf("codec %d is unknown in version %d", uint8(h.Codec), h.Version)
 	}
 	for _, b := range []struct {
 		field           string
@@ -163,14 +211,15 @@ func ReadHeader(frame []byte) (Header, error) {
 		return Header{}, frameErrorf("it does not begin with %q", magic)
 	}
 	u32 := binary.LittleEndian.Uint32
-	if v := binary.LittleEndian.Uint16(frame[4:]); v != Version {
-		return Header{}, frameErrorf("version %d, this side reads version %d", v, Version)
+	version := int(binary.LittleEndian.Uint16(frame[4:]))
+	if version < 1 || version > Version {
+		return Header{}, frameErrorf("version %d, this side reads versions 1 to %d", version, Version)
 	}
 	if frame[7] != 0 {
 		return Header{}, frameErrorf("the reserved byte is %d, not 0", frame[7])
 	}
 	h := Header{
-		Version: Version, Codec: Codec(frame[6]),
+		Version: version, Codec: Codec(frame[6]),
 		Group: int(u32(frame[8:])), Tokens: int(u32(frame[12:])), Heads: int(u32(frame[16:])), VDim: int(u32(frame[20:])),
 	}
 	if err := h.checkShape(); err != nil {
@@ -182,8 +231,7 @@ func ReadHeader(frame []byte) (Header, error) {
 		return Header{}, frameErrorf("%d bytes of LSE and %d of context do not fill its %d bytes", 4*h.Rows(), coded, rest)
 	}
 	h.ContextBytes = int64(coded)
-	size := int64(h.Codec.elementBytes())
-	if n := blocks(h.Elements()); h.ContextBytes < n*size*5 || h.ContextBytes > n*size*4+h.Elements()*size {
+	if h.ContextBytes < h.leastContextBytes() || h.ContextBytes > h.mostContextBytes() {
 		return Header{}, frameErrorf("%d bytes can not code a context of %d elements", h.ContextBytes, h.Elements())
 	}
 	return h, nil

@@ -21,7 +21,7 @@ import (
 	"headwater/wire"
 )
 
-var codecs = []wire.Codec{wire.Exact, wire.BF16, wire.F16}
+var codecs = wire.Codecs
 
 func encode(t testing.TB, codec wire.Codec, a answer) []byte {
 	t.Helper()
@@ -33,8 +33,18 @@ func encode(t testing.TB, codec wire.Codec, a answer) []byte {
 }
 
 // want returns what must come back: every bit, or what tensor's conversions make of it.
-func want(t testing.TB, codec wire.Codec, context []float32) []float32 {
+func want(t testing.TB, codec wire.Codec, context []float32, vDim int) []float32 {
 	t.Helper()
+	if codec == wire.I8 {
+		out, q := make([]float32, len(context)), make([]int8, vDim)
+		for at := 0; at < len(context); at += vDim {
+			scale := tensor.QuantizeI8(q, context[at:at+vDim])
+			for i, code := range q {
+				out[at+i] = float32(code) * scale
+			}
+		}
+		return out
+	}
 	dt, lossy := map[wire.Codec]tensor.DType{wire.BF16: tensor.BF16, wire.F16: tensor.F16}[codec]
 	if !lossy {
 		return context
@@ -61,6 +71,7 @@ func checkRoundTrip(t testing.TB, codec wire.Codec, a answer) {
 		t.Fatalf("%d bytes, the bound is %d", len(f), wire.MaxFrameBytes(codec, a.tokens, a.heads, a.vDim))
 	}
 	context, lse := make([]float32, len(a.context)), make([]float32, len(a.lse))
+	portableContext := make([]float32, len(a.context))
 	h, err := wire.Decode(f, context, lse)
 	if err != nil {
 		t.Fatal(err)
@@ -77,7 +88,17 @@ func checkRoundTrip(t testing.TB, codec wire.Codec, a answer) {
 	if !sameBits(a.context, before) {
 		t.Fatal("the context changed")
 	}
-	if !sameBits(lse, a.lse) || !sameBits(context, want(t, codec, a.context)) {
+	if !sameBits(context, plainDecode(t, f)) {
+		t.Fatalf("%v: the document says other bits", codec)
+	}
+	was := wire.SetVectors(false)
+	portable := encode(t, codec, a)
+	_, err = wire.Decode(f, portableContext, lse)
+	wire.SetVectors(was)
+	if err != nil || !bytes.Equal(portable, f) || !sameBits(portableContext, context) {
+		t.Fatalf("%v: portable code gives other bytes or bits: %v", codec, err)
+	}
+	if !sameBits(lse, a.lse) || !sameBits(context, want(t, codec, a.context, a.vDim)) {
 		t.Fatalf("%v: other bits came back", codec)
 	}
 }
@@ -131,6 +152,12 @@ func TestAnyBitsRoundTrip(t *testing.T) {
 		}
 		checkRoundTrip(t, wire.BF16, a)
 		checkRoundTrip(t, wire.F16, a)
+		for i, v := range a.context {
+			if math.IsInf(float64(v), 0) {
+				a.context[i] = math.MaxFloat32 / 2
+			}
+		}
+		checkRoundTrip(t, wire.I8, a)
 	})
 }
 
@@ -152,6 +179,13 @@ func TestRangeIsRefused(t *testing.T) {
 	if _, err := wire.Encode(nil, wire.BF16, 0, a.tokens, a.heads, a.vDim, a.context, a.lse); err == nil {
 		t.Error("bf16 of the largest float32 is not refused")
 	}
+	for _, v := range []float64{math.Inf(-1), math.NaN()} {
+		a.context[at] = float32(v)
+		out, err := wire.Encode(dst, wire.I8, 0, a.tokens, a.heads, a.vDim, a.context, a.lse)
+		if r, ok := errors.AsType[*tensor.RangeError](err); !ok || r.Index != at || string(out) != "before" {
+			t.Errorf("int8 of %v: %v", v, err)
+		}
+	}
 }
 
 func TestEncodeAppends(t *testing.T) {
@@ -170,7 +204,7 @@ func TestEncodeErrors(t *testing.T) {
 		group, tokens, heads, vDim, c, ls int
 	}{
 		"codec 0":    {0, 0, 1, 1, 1, 1, 1},
-		"codec 4":    {4, 0, 1, 1, 1, 1, 1},
+		"codec 5":    {5, 0, 1, 1, 1, 1, 1},
 		"group -1":   {wire.Exact, -1, 1, 1, 1, 1, 1},
 		"group 4096": {wire.Exact, 4096, 1, 1, 1, 1, 1},
 		"tokens 0":   {wire.Exact, 0, 0, 1, 1, 0, 0},
@@ -200,16 +234,28 @@ func TestCodecNames(t *testing.T) {
 	}
 }
 
-// The bytes of version 1, laid out by hand as docs/wire.md says: a raw plane and repeated ones.
+// The bytes of version 2, laid out by hand as docs/wire.md says: a raw plane and repeated ones; and one of int8.
 func TestFormat(t *testing.T) {
 	f, err := wire.Encode(nil, wire.Exact, 0x102, 1, 1, 2, []float32{1, 1.5}, []float32{-2})
 	if err != nil {
 		t.Fatal(err)
 	}
-	body := "48576378" + "0100" + "01" + "00" + "02010000" + "01000000" + "01000000" + "02000000" + "1500000000000000" +
-		"000000c0" +
-		"01000010" + "01000010" + "02000000" + "01000010" +
-		"00" + "00" + "80c0" + "3f"
+	checkBytes(t, f, "48576378"+"0200"+"01"+"00"+"02010000"+"01000000"+"01000000"+"02000000"+"1500000000000000"+
+		"000000c0"+
+		"01000010"+"01000010"+"02000000"+"01000010"+
+		"00"+"00"+"0080"+"7f")
+	if f, err = wire.Encode(nil, wire.I8, 0x102, 1, 1, 2, []float32{-254, 2.9}, []float32{-2}); err != nil {
+		t.Fatal(err)
+	}
+	checkBytes(t, f, "48576378"+"0200"+"04"+"00"+"02010000"+"01000000"+"01000000"+"02000000"+"0a00000000000000"+
+		"000000c0"+
+		"00000040"+
+		"02000000"+
+		"0181")
+}
+
+func checkBytes(t *testing.T, f []byte, body string) {
+	t.Helper()
 	b, err := hex.DecodeString(body)
 	if err != nil {
 		t.Fatal(err)
@@ -261,7 +307,9 @@ func TestDecodeErrors(t *testing.T) {
 	}
 	for name, change := range map[string]func(f []byte){
 		"begin":           func(f []byte) { f[0]++ },
-		"version 2":       func(f []byte) { f[4] = 2 },
+		"version 3":       func(f []byte) { f[4] = 3 },
+		"codec 4 is unk":  func(f []byte) { f[4], f[6] = 1, 4 },
+		"method 4":        func(f []byte) { f[4] = 1 },
 		"codec 7":         func(f []byte) { f[6] = 7 },
 		"reserved":        func(f []byte) { f[7] = 1 },
 		"group 65541":     func(f []byte) { f[10] = 1 },
@@ -272,7 +320,10 @@ func TestDecodeErrors(t *testing.T) {
 		"of context do":   func(f []byte) { f[24]++ },
 		"can not code":    func(f []byte) { f[20] = 1 },
 		"buffers of":      func(f []byte) { f[20]-- },
-		"huff0":           func(f []byte) { f[at+16+3*384] ^= 0x55; f[at+16+3*384+1] ^= 0x55 },
+		"levels begin":    func(f []byte) { f[at+16+3*384] = 0x40 },
+		"levels of":       func(f []byte) { f[at+16+3*384] ^= 0x04 },
+		"level 0 of":      func(f []byte) { f[at+16+3*384+2] = 0 },
+		"escapes of":      func(f []byte) { copy(f[at+16+3*384+2+4*int(f[at+16+3*384+1]):], strings.Repeat("\xff", 40)) },
 		"method 9":        descriptor(9, 1),
 		"method 1":        descriptor(1, 2),
 		"method 3 with 3": func(f []byte) { f[at+3] = 3 << 4 },
@@ -321,13 +372,13 @@ func TestBombsAreRefused(t *testing.T) {
 func TestConcurrentUseGivesEqualBytes(t *testing.T) {
 	var answers []answer
 	var frames [][]byte
-	for i := range 6 {
+	for i := range 2 * len(codecs) {
 		a := mixture(uint64(i), float64(i), 40+i, 2, 64+i)
 		if i%3 == 2 {
 			a = repeated(a)
 		}
 		answers = append(answers, a)
-		frames = append(frames, encode(t, codecs[i%3], a))
+		frames = append(frames, encode(t, codecs[i%len(codecs)], a))
 	}
 	var wg sync.WaitGroup
 	for g := range 8 {
@@ -336,13 +387,13 @@ func TestConcurrentUseGivesEqualBytes(t *testing.T) {
 			for range 40 {
 				i := r.IntN(len(answers))
 				a := answers[i]
-				f, err := wire.Encode(nil, codecs[i%3], 5, a.tokens, a.heads, a.vDim, a.context, a.lse)
+				f, err := wire.Encode(nil, codecs[i%len(codecs)], 5, a.tokens, a.heads, a.vDim, a.context, a.lse)
 				if err != nil || !bytes.Equal(f, frames[i]) {
 					t.Errorf("frame %d differs: %v", i, err)
 					return
 				}
 				context, lse := make([]float32, len(a.context)), make([]float32, len(a.lse))
-				if _, err := wire.Decode(f, context, lse); err != nil || !sameBits(context, want(t, codecs[i%3], a.context)) {
+				if _, err := wire.Decode(f, context, lse); err != nil || !sameBits(context, want(t, codecs[i%len(codecs)], a.context, a.vDim)) {
 					t.Errorf("frame %d decodes to other bits: %v", i, err)
 					return
 				}
@@ -385,6 +436,13 @@ func FuzzDecode(f *testing.F) {
 			if _, err := wire.Decode(frame, context, lse); err != nil {
 				checkFrameError(t, err)
 				continue
+			}
+			was := wire.SetVectors(false)
+			portable := make([]float32, len(context))
+			_, err = wire.Decode(frame, portable, lse)
+			wire.SetVectors(was)
+			if err != nil || !sameBits(portable, context) {
+				t.Fatalf("portable code gives other bits: %v", err)
 			}
 			if !bytes.Equal(resum(frame), frame) {
 				t.Fatal("a wrong checksum is unseen")

@@ -394,6 +394,7 @@ func TestLossyCodecs(t *testing.T) {
 	j := smallJob(t, headwaterv1.StorageType_STORAGE_TYPE_F32)
 	for codec, dt := range map[headwaterv1.ContextCodec]tensor.DType{
 		headwaterv1.ContextCodec_CONTEXT_CODEC_BF16: tensor.BF16, headwaterv1.ContextCodec_CONTEXT_CODEC_F16: tensor.F16,
+		headwaterv1.ContextCodec_CONTEXT_CODEC_I8: tensor.I8,
 	} {
 		messages := slices.Concat([]*headwaterv1.RunRequest{openOf(j.problem)}, j.load(t, 0, []uint32{1}, 70), j.query(0, 0, []uint32{1}, 0, 3, 1<<20))
 		messages[0].GetOpen().Codec = codec
@@ -401,9 +402,21 @@ func TestLossyCodecs(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		want, narrow := make([]float32, len(j.context[1])), make([]byte, 2*len(j.context[1]))
-		if err := errors.Join(tensor.Narrow(narrow, j.context[1], dt), tensor.Widen(want, narrow, dt)); err != nil {
-			t.Fatal(err)
+		want := make([]float32, len(j.context[1]))
+		if dt == tensor.I8 {
+			dim := int(j.problem.GetVDim())
+			row := make([]int8, dim)
+			for at := 0; at < len(want); at += dim {
+				scale := tensor.QuantizeI8(row, j.context[1][at:at+dim])
+				for i, q := range row {
+					want[at+i] = float32(q) * scale
+				}
+			}
+		} else {
+			narrow := make([]byte, 2*len(want))
+			if err := errors.Join(tensor.Narrow(narrow, j.context[1], dt), tensor.Widen(want, narrow, dt)); err != nil {
+				t.Fatal(err)
+			}
 		}
 		got, lse := make([]float32, len(want)), make([]float32, len(j.lse[1]))
 		if _, err := wire.Decode(answers[len(answers)-1].GetContext().GetFrame(), got, lse); err != nil {

@@ -132,6 +132,7 @@ var codecs = map[string]headwaterv1.ContextCodec{
 	"exact": headwaterv1.ContextCodec_CONTEXT_CODEC_EXACT,
 	"bf16":  headwaterv1.ContextCodec_CONTEXT_CODEC_BF16,
 	"f16":   headwaterv1.ContextCodec_CONTEXT_CODEC_F16,
+	"int8":  headwaterv1.ContextCodec_CONTEXT_CODEC_I8,
 }
 
 func (a *app) submit() *cobra.Command {
@@ -150,7 +151,7 @@ func (a *app) submit() *cobra.Command {
 	flags := cmd.Flags()
 	f.at.flags(flags)
 	f.options.flags(flags)
-	choice(cmd, flags, &f.codec, "codec", "exact", "codec of the contexts on the wire, bf16 and f16 being lossy", "exact", "bf16", "f16")
+	choice(cmd, flags, &f.codec, "codec", "exact", "codec of the contexts on the wire, all but exact being lossy", "exact", "bf16", "f16", "int8")
 	flags.StringVar(&f.key, "key", "", "the same `key` with the same content is the same job")
 	flags.DurationVar(&f.deadline, "deadline", 0, "longest time that the job may run (default: the coordinator's limit)")
 	flags.StringVarP(&f.out, "out", "o", "", "`file` to write the result to (default: it stays with the coordinator)")

@@ -531,6 +531,7 @@ var codecs = map[headwaterv1.ContextCodec]wire.Codec{
 	headwaterv1.ContextCodec_CONTEXT_CODEC_EXACT: wire.Exact,
 	headwaterv1.ContextCodec_CONTEXT_CODEC_BF16:  wire.BF16,
 	headwaterv1.ContextCodec_CONTEXT_CODEC_F16:   wire.F16,
+	headwaterv1.ContextCodec_CONTEXT_CODEC_I8:    wire.I8,
 }
 
 // ParseCodec is the codec of frames that a request names.

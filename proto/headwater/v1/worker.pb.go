@@ -38,6 +38,8 @@ const (
 	ContextCodec_CONTEXT_CODEC_BF16 ContextCodec = 2
 	// Narrowed to IEEE binary16, nearest even. Lossy.
 	ContextCodec_CONTEXT_CODEC_F16 ContextCodec = 3
+	// Int8 with one scale for each query token and head. Lossy.
+	ContextCodec_CONTEXT_CODEC_I8 ContextCodec = 4
 )
 
 // Enum value maps for ContextCodec.
@@ -47,12 +49,14 @@ var (
 		1: "CONTEXT_CODEC_EXACT",
 		2: "CONTEXT_CODEC_BF16",
 		3: "CONTEXT_CODEC_F16",
+		4: "CONTEXT_CODEC_I8",
 	}
 	ContextCodec_value = map[string]int32{
 		"CONTEXT_CODEC_UNSPECIFIED": 0,
 		"CONTEXT_CODEC_EXACT":       1,
 		"CONTEXT_CODEC_BF16":        2,
 		"CONTEXT_CODEC_F16":         3,
+		"CONTEXT_CODEC_I8":          4,
 	}
 )
 
@@ -2402,12 +2406,13 @@ const file_headwater_v1_worker_proto_rawDesc = "" +
 	"\x05block\x18\x02 \x01(\rR\x05block\x12\x10\n" +
 	"\x03row\x18\x03 \x01(\rR\x03row\x12\f\n" +
 	"\x01y\x18\x04 \x01(\fR\x01y\x12#\n" +
-	"\rcompute_nanos\x18\x05 \x01(\x04R\fcomputeNanos*u\n" +
+	"\rcompute_nanos\x18\x05 \x01(\x04R\fcomputeNanos*\x8b\x01\n" +
 	"\fContextCodec\x12\x1d\n" +
 	"\x19CONTEXT_CODEC_UNSPECIFIED\x10\x00\x12\x17\n" +
 	"\x13CONTEXT_CODEC_EXACT\x10\x01\x12\x16\n" +
 	"\x12CONTEXT_CODEC_BF16\x10\x02\x12\x15\n" +
-	"\x11CONTEXT_CODEC_F16\x10\x03*\x83\x01\n" +
+	"\x11CONTEXT_CODEC_F16\x10\x03\x12\x14\n" +
+	"\x10CONTEXT_CODEC_I8\x10\x04*\x83\x01\n" +
 	"\vStorageType\x12\x1c\n" +
 	"\x18STORAGE_TYPE_UNSPECIFIED\x10\x00\x12\x14\n" +
 	"\x10STORAGE_TYPE_F32\x10\x01\x12\x14\n" +
