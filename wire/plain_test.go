@@ -148,6 +148,16 @@ func plainDecode(t testing.TB, frame []byte) (context []float32) {
 	return context
 }
 
+// Blocks follow each other as the document says.
+func TestBlocksByTheDocument(t *testing.T) {
+	a := mixture(6, 1, 350, 1, 96)
+	for _, codec := range codecs {
+		if !sameBits(plainDecode(t, encode(t, codec, a)), want(t, codec, a.context, a.vDim)) {
+			t.Errorf("%v: the document says other bits", codec)
+		}
+	}
+}
+
 // Frames of version 1, as the first release of the format wrote them, are read for ever.
 func TestVersion1IsRead(t *testing.T) {
 	answers := map[string]answer{

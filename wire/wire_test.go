@@ -88,7 +88,7 @@ func checkRoundTrip(t testing.TB, codec wire.Codec, a answer) {
 	if !sameBits(a.context, before) {
 		t.Fatal("the context changed")
 	}
-	if !sameBits(context, plainDecode(t, f)) {
+	if len(f) < 1<<14 && !sameBits(context, plainDecode(t, f)) { // it reads a bit at a time
 		t.Fatalf("%v: the document says other bits", codec)
 	}
 	was := wire.SetVectors(false)
