@@ -462,3 +462,23 @@ func BenchmarkAttend(b *testing.B) {
 		}
 	}
 }
+
+// BenchmarkOptions shows what each option costs beside none.
+func BenchmarkOptions(b *testing.B) {
+	for _, v := range variants {
+		b.Run(v.name, func(b *testing.B) {
+			e := draw(b, 6, shape{dt: tensor.F16, headDim: 128, vDim: 128, tokens: 64, heads: 4, len: 2048, spread: 1, offset: 2048})
+			v.apply(e, rand.New(rand.NewPCG(1, 1)))
+			out := e.room()
+			p := NewPool(1)
+			defer p.Close()
+			thread := acquire(b, p, Foreground)
+			defer thread.Release()
+			for b.Loop() {
+				if err := thread.Attend(context.Background(), e.kv, e.q, e.opts, out); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}

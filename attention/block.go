@@ -27,6 +27,8 @@ type block struct {
 	visibleBits, nonzero []uint64
 	pm, pl, a, b         []float32
 	does                 []uint8
+	partBias             [PageLen]float32
+	partMask             [PageLen]byte
 }
 
 // enter takes up a call whose blocks have at most that many rows, and sees to it that there is room for them.

@@ -7,6 +7,10 @@
 // into the row's split, 32 pages; splits are merged into the row, and the row is divided by the sum of its weights.
 // Project and ApplyRope stand before and after, for jobs that begin with hidden states.
 //
+// Every option, storage type, head size and group size goes the same way through the kernel in use: where that is one in
+// assembly, none of them makes it leave its fast path. The portable kernel, which is the specification of the others, is
+// an order of magnitude slower; KernelName says which is in use.
+//
 // Who makes many calls keeps a Pool of threads for them: Acquire one, let it Attend and Project, Release it.
 //
 // This page is the specification of the options and of the arithmetic. Package reference computes the same in float64

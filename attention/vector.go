@@ -20,6 +20,10 @@ type vector struct {
 	// become bits such that all other weights are 0. Of a row that sees nothing it sets m to −Inf, l and nonzero to 0, and
 	// its s means nothing.
 	softmax, softmaxScaled func(s, kScale, vScale *float32, scale float32, rows int, visible *uint64, m, l *float32, nonzero *uint64)
+	// adjust takes a row of s [64] from q·k to its scores: times kScale [64] unless nil, times scale, the soft cap unless
+	// it is 0, ALiBi of slope unless nil at a distance from the page's first position, and bias [64] unless nil. It takes
+	// from the bits of visible what mask [64], unless nil, and bias hide. A position that is not visible may hold anything.
+	adjust func(s, kScale *float32, scale, softcap float32, slope *float32, distance int32, bias *float32, mask *byte, visible *uint64)
 	// coefficients merges m and l [rows] of parts with the pm and pl of what follows, and sets a and b [rows] to what o
 	// takes. All are padded to vectorLen; lanes where pm is −Inf keep m and l.
 	coefficients func(m, l, pm, pl, a, b *float32, rows int)
@@ -109,22 +113,21 @@ func (b *block) vectorPage(page, from, to int, part parts) {
 		readScales(b.vScale[:], vs)
 		softmax, kScale, vScale = v.softmaxScaled, &b.kScale[0], &b.vScale[0]
 	}
-	plain := b.plain(base)
-	if !plain {
+	for r := from; r < to; r++ {
+		b.visibleBits[r] = 0
+		if lo, hi := max(b.low[r]-base, 0), min(b.end[r]-base, PageLen); lo < hi {
+			b.visibleBits[r] = span(lo, hi)
+		}
+	}
+	if !b.plain(base) {
+		for r := from; r < to; r++ {
+			if b.visibleBits[r] != 0 {
+				b.adjust(&s[(r-from)*PageLen], kScale, r, base)
+			}
+		}
 		scale = 1
 		if kScale != nil {
 			kScale = &unitScales[0]
-		}
-	}
-	for r := from; r < to; r++ {
-		lo, hi := max(b.low[r]-base, 0), min(b.end[r]-base, PageLen)
-		if lo >= hi {
-			b.visibleBits[r] = 0
-			continue
-		}
-		b.visibleBits[r] = span(lo, hi)
-		if !plain {
-			b.scores((*[PageLen]float32)(s[(r-from)*PageLen:]), r, base, lo, hi)
 		}
 	}
 	// Rows of the block that see nothing of the page keep their parts.
@@ -178,6 +181,39 @@ func (b *block) vectorPage(page, from, to int, part parts) {
 		r += n
 		fetchNext = 0
 	}
+}
+
+// adjust makes the scores s [64] of row r in the page at base, and takes what is hidden from its visible bits.
+func (b *block) adjust(s, kScale *float32, r, base int) {
+	token, head := (b.first+r)/b.q.Heads, (b.first+r)%b.q.Heads
+	var slope, bias *float32
+	var mask *byte
+	distance := int32(0)
+	if len(b.opts.AlibiSlopes) != 0 {
+		// What the row sees is less than maxAlibiDistance away, so this fits.
+		slope, distance = &b.opts.AlibiSlopes[b.q.FirstHead+head], int32(b.q.Offset+int64(token)-int64(base))
+	}
+	// Where there is less than a page of them, a copy is read that is as long.
+	n := min(b.kv.Len-base, PageLen)
+	if b.q.BiasHeads != 0 {
+		row := b.q.Bias[b.at(b.q.BiasHeads, head, token, b.kv.Len)+base:][:n]
+		if bias = &row[0]; n < PageLen {
+			copy(b.partBias[:], row)
+			bias = &b.partBias[0]
+		}
+	}
+	if first := max(b.q.MaskFrom-base, 0); b.q.MaskHeads != 0 && first < n {
+		at := b.at(b.q.MaskHeads, head, token, b.kv.Len-b.q.MaskFrom) + base + first - b.q.MaskFrom
+		row := b.q.Mask[at:][:n-first]
+		if mask = &row[0]; len(row) < PageLen {
+			for t := range b.partMask[:first] {
+				b.partMask[t] = 1
+			}
+			copy(b.partMask[first:], row)
+			mask = &b.partMask[0]
+		}
+	}
+	b.kernel.vector.adjust(s, kScale, b.opts.Scale, b.opts.Softcap, slope, distance, bias, mask, &b.visibleBits[r])
 }
 
 // plain says whether scores in the page at base only take scales and a range of positions.

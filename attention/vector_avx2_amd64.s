@@ -20689,6 +20689,330 @@ empty799:
 	MOVL BX, (R10)
 	JMP  next798
 
+DATA absolute_avx2<>+0(SB)/4, $0x7fffffff
+DATA absolute_avx2<>+4(SB)/4, $0x7fffffff
+DATA absolute_avx2<>+8(SB)/4, $0x7fffffff
+DATA absolute_avx2<>+12(SB)/4, $0x7fffffff
+DATA absolute_avx2<>+16(SB)/4, $0x7fffffff
+DATA absolute_avx2<>+20(SB)/4, $0x7fffffff
+DATA absolute_avx2<>+24(SB)/4, $0x7fffffff
+DATA absolute_avx2<>+28(SB)/4, $0x7fffffff
+GLOBL absolute_avx2<>(SB), RODATA|NOPTR, $32
+
+DATA sign_avx2<>+0(SB)/4, $0x80000000
+DATA sign_avx2<>+4(SB)/4, $0x80000000
+DATA sign_avx2<>+8(SB)/4, $0x80000000
+DATA sign_avx2<>+12(SB)/4, $0x80000000
+DATA sign_avx2<>+16(SB)/4, $0x80000000
+DATA sign_avx2<>+20(SB)/4, $0x80000000
+DATA sign_avx2<>+24(SB)/4, $0x80000000
+DATA sign_avx2<>+28(SB)/4, $0x80000000
+GLOBL sign_avx2<>(SB), RODATA|NOPTR, $32
+
+DATA minus2_avx2<>+0(SB)/4, $0xc0000000
+DATA minus2_avx2<>+4(SB)/4, $0xc0000000
+DATA minus2_avx2<>+8(SB)/4, $0xc0000000
+DATA minus2_avx2<>+12(SB)/4, $0xc0000000
+DATA minus2_avx2<>+16(SB)/4, $0xc0000000
+DATA minus2_avx2<>+20(SB)/4, $0xc0000000
+DATA minus2_avx2<>+24(SB)/4, $0xc0000000
+DATA minus2_avx2<>+28(SB)/4, $0xc0000000
+GLOBL minus2_avx2<>(SB), RODATA|NOPTR, $32
+
+DATA tanhSmall_avx2<>+0(SB)/4, $0x3f200000
+DATA tanhSmall_avx2<>+4(SB)/4, $0x3f200000
+DATA tanhSmall_avx2<>+8(SB)/4, $0x3f200000
+DATA tanhSmall_avx2<>+12(SB)/4, $0x3f200000
+DATA tanhSmall_avx2<>+16(SB)/4, $0x3f200000
+DATA tanhSmall_avx2<>+20(SB)/4, $0x3f200000
+DATA tanhSmall_avx2<>+24(SB)/4, $0x3f200000
+DATA tanhSmall_avx2<>+28(SB)/4, $0x3f200000
+GLOBL tanhSmall_avx2<>(SB), RODATA|NOPTR, $32
+
+DATA tanh3_avx2<>+0(SB)/4, $0xbeaaaa99
+DATA tanh3_avx2<>+4(SB)/4, $0xbeaaaa99
+DATA tanh3_avx2<>+8(SB)/4, $0xbeaaaa99
+DATA tanh3_avx2<>+12(SB)/4, $0xbeaaaa99
+DATA tanh3_avx2<>+16(SB)/4, $0xbeaaaa99
+DATA tanh3_avx2<>+20(SB)/4, $0xbeaaaa99
+DATA tanh3_avx2<>+24(SB)/4, $0xbeaaaa99
+DATA tanh3_avx2<>+28(SB)/4, $0xbeaaaa99
+GLOBL tanh3_avx2<>(SB), RODATA|NOPTR, $32
+
+DATA tanh5_avx2<>+0(SB)/4, $0x3e08837b
+DATA tanh5_avx2<>+4(SB)/4, $0x3e08837b
+DATA tanh5_avx2<>+8(SB)/4, $0x3e08837b
+DATA tanh5_avx2<>+12(SB)/4, $0x3e08837b
+DATA tanh5_avx2<>+16(SB)/4, $0x3e08837b
+DATA tanh5_avx2<>+20(SB)/4, $0x3e08837b
+DATA tanh5_avx2<>+24(SB)/4, $0x3e08837b
+DATA tanh5_avx2<>+28(SB)/4, $0x3e08837b
+GLOBL tanh5_avx2<>(SB), RODATA|NOPTR, $32
+
+DATA tanh7_avx2<>+0(SB)/4, $0xbd5c1ad2
+DATA tanh7_avx2<>+4(SB)/4, $0xbd5c1ad2
+DATA tanh7_avx2<>+8(SB)/4, $0xbd5c1ad2
+DATA tanh7_avx2<>+12(SB)/4, $0xbd5c1ad2
+DATA tanh7_avx2<>+16(SB)/4, $0xbd5c1ad2
+DATA tanh7_avx2<>+20(SB)/4, $0xbd5c1ad2
+DATA tanh7_avx2<>+24(SB)/4, $0xbd5c1ad2
+DATA tanh7_avx2<>+28(SB)/4, $0xbd5c1ad2
+GLOBL tanh7_avx2<>(SB), RODATA|NOPTR, $32
+
+DATA tanh9_avx2<>+0(SB)/4, $0x3ca8fc67
+DATA tanh9_avx2<>+4(SB)/4, $0x3ca8fc67
+DATA tanh9_avx2<>+8(SB)/4, $0x3ca8fc67
+DATA tanh9_avx2<>+12(SB)/4, $0x3ca8fc67
+DATA tanh9_avx2<>+16(SB)/4, $0x3ca8fc67
+DATA tanh9_avx2<>+20(SB)/4, $0x3ca8fc67
+DATA tanh9_avx2<>+24(SB)/4, $0x3ca8fc67
+DATA tanh9_avx2<>+28(SB)/4, $0x3ca8fc67
+GLOBL tanh9_avx2<>(SB), RODATA|NOPTR, $32
+
+DATA tanh11_avx2<>+0(SB)/4, $0xbbba8672
+DATA tanh11_avx2<>+4(SB)/4, $0xbbba8672
+DATA tanh11_avx2<>+8(SB)/4, $0xbbba8672
+DATA tanh11_avx2<>+12(SB)/4, $0xbbba8672
+DATA tanh11_avx2<>+16(SB)/4, $0xbbba8672
+DATA tanh11_avx2<>+20(SB)/4, $0xbbba8672
+DATA tanh11_avx2<>+24(SB)/4, $0xbbba8672
+DATA tanh11_avx2<>+28(SB)/4, $0xbbba8672
+GLOBL tanh11_avx2<>(SB), RODATA|NOPTR, $32
+
+DATA index_avx2<>+0(SB)/4, $0x00000000
+DATA index_avx2<>+4(SB)/4, $0x00000001
+DATA index_avx2<>+8(SB)/4, $0x00000002
+DATA index_avx2<>+12(SB)/4, $0x00000003
+DATA index_avx2<>+16(SB)/4, $0x00000004
+DATA index_avx2<>+20(SB)/4, $0x00000005
+DATA index_avx2<>+24(SB)/4, $0x00000006
+DATA index_avx2<>+28(SB)/4, $0x00000007
+DATA index_avx2<>+32(SB)/4, $0x00000008
+DATA index_avx2<>+36(SB)/4, $0x00000009
+DATA index_avx2<>+40(SB)/4, $0x0000000a
+DATA index_avx2<>+44(SB)/4, $0x0000000b
+DATA index_avx2<>+48(SB)/4, $0x0000000c
+DATA index_avx2<>+52(SB)/4, $0x0000000d
+DATA index_avx2<>+56(SB)/4, $0x0000000e
+DATA index_avx2<>+60(SB)/4, $0x0000000f
+DATA index_avx2<>+64(SB)/4, $0x00000010
+DATA index_avx2<>+68(SB)/4, $0x00000011
+DATA index_avx2<>+72(SB)/4, $0x00000012
+DATA index_avx2<>+76(SB)/4, $0x00000013
+DATA index_avx2<>+80(SB)/4, $0x00000014
+DATA index_avx2<>+84(SB)/4, $0x00000015
+DATA index_avx2<>+88(SB)/4, $0x00000016
+DATA index_avx2<>+92(SB)/4, $0x00000017
+DATA index_avx2<>+96(SB)/4, $0x00000018
+DATA index_avx2<>+100(SB)/4, $0x00000019
+DATA index_avx2<>+104(SB)/4, $0x0000001a
+DATA index_avx2<>+108(SB)/4, $0x0000001b
+DATA index_avx2<>+112(SB)/4, $0x0000001c
+DATA index_avx2<>+116(SB)/4, $0x0000001d
+DATA index_avx2<>+120(SB)/4, $0x0000001e
+DATA index_avx2<>+124(SB)/4, $0x0000001f
+DATA index_avx2<>+128(SB)/4, $0x00000020
+DATA index_avx2<>+132(SB)/4, $0x00000021
+DATA index_avx2<>+136(SB)/4, $0x00000022
+DATA index_avx2<>+140(SB)/4, $0x00000023
+DATA index_avx2<>+144(SB)/4, $0x00000024
+DATA index_avx2<>+148(SB)/4, $0x00000025
+DATA index_avx2<>+152(SB)/4, $0x00000026
+DATA index_avx2<>+156(SB)/4, $0x00000027
+DATA index_avx2<>+160(SB)/4, $0x00000028
+DATA index_avx2<>+164(SB)/4, $0x00000029
+DATA index_avx2<>+168(SB)/4, $0x0000002a
+DATA index_avx2<>+172(SB)/4, $0x0000002b
+DATA index_avx2<>+176(SB)/4, $0x0000002c
+DATA index_avx2<>+180(SB)/4, $0x0000002d
+DATA index_avx2<>+184(SB)/4, $0x0000002e
+DATA index_avx2<>+188(SB)/4, $0x0000002f
+DATA index_avx2<>+192(SB)/4, $0x00000030
+DATA index_avx2<>+196(SB)/4, $0x00000031
+DATA index_avx2<>+200(SB)/4, $0x00000032
+DATA index_avx2<>+204(SB)/4, $0x00000033
+DATA index_avx2<>+208(SB)/4, $0x00000034
+DATA index_avx2<>+212(SB)/4, $0x00000035
+DATA index_avx2<>+216(SB)/4, $0x00000036
+DATA index_avx2<>+220(SB)/4, $0x00000037
+DATA index_avx2<>+224(SB)/4, $0x00000038
+DATA index_avx2<>+228(SB)/4, $0x00000039
+DATA index_avx2<>+232(SB)/4, $0x0000003a
+DATA index_avx2<>+236(SB)/4, $0x0000003b
+DATA index_avx2<>+240(SB)/4, $0x0000003c
+DATA index_avx2<>+244(SB)/4, $0x0000003d
+DATA index_avx2<>+248(SB)/4, $0x0000003e
+DATA index_avx2<>+252(SB)/4, $0x0000003f
+GLOBL index_avx2<>(SB), RODATA|NOPTR, $256
+
+// func adjust_avx2(s *float32, kScale *float32, scale float32, softcap float32, slope *float32, distance int32, bias *float32, mask *byte, visible *uint64)
+// Requires: AVX, AVX2, FMA3
+TEXT ·adjust_avx2(SB), NOSPLIT, $0-64
+	MOVQ         s+0(FP), DI
+	MOVQ         kScale+8(FP), SI
+	MOVQ         slope+24(FP), DX
+	MOVQ         bias+40(FP), CX
+	MOVQ         mask+48(FP), R8
+	MOVQ         visible+56(FP), R9
+	LEAQ         index_avx2<>+0(SB), R10
+	VBROADCASTSS scale+16(FP), Y12
+	VBROADCASTSS softcap+20(FP), Y13
+	MOVL         distance+32(FP), AX
+	VMOVD        AX, X15
+	VPBROADCASTD X15, Y15
+	MOVL         softcap+20(FP), BX
+	ADDL         BX, BX
+	TESTQ        DX, DX
+	JZ           noslope803
+	VBROADCASTSS (DX), Y14
+
+noslope803:
+	XORQ R11, R11
+	XORQ R12, R12
+
+pair804:
+	VMOVUPS (DI)(R11*1), Y0
+	VMOVUPS 32(DI)(R11*1), Y1
+	TESTQ   SI, SI
+	JZ      unscaled805
+	VMULPS  (SI)(R11*1), Y0, Y0
+	VMULPS  32(SI)(R11*1), Y1, Y1
+
+unscaled805:
+	VMULPS      Y12, Y0, Y0
+	VMULPS      Y12, Y1, Y1
+	TESTL       BX, BX
+	JZ          uncapped806
+	VDIVPS      Y13, Y0, Y0
+	VDIVPS      Y13, Y1, Y1
+	VANDPS      absolute_avx2<>+0(SB), Y0, Y2
+	VANDPS      absolute_avx2<>+0(SB), Y1, Y3
+	VMULPS      minus2_avx2<>+0(SB), Y2, Y4
+	VMULPS      minus2_avx2<>+0(SB), Y3, Y5
+	VCMPPS      $0x05, expMin_avx2<>+0(SB), Y4, Y10
+	VCMPPS      $0x05, expMin_avx2<>+0(SB), Y5, Y11
+	VMOVUPS     magic_avx2<>+0(SB), Y6
+	VMOVUPS     magic_avx2<>+0(SB), Y7
+	VFMADD231PS log2e_avx2<>+0(SB), Y4, Y6
+	VFMADD231PS log2e_avx2<>+0(SB), Y5, Y7
+	VSUBPS      magic_avx2<>+0(SB), Y6, Y8
+	VSUBPS      magic_avx2<>+0(SB), Y7, Y9
+	VFMADD231PS ln2Hi_avx2<>+0(SB), Y8, Y4
+	VFMADD231PS ln2Hi_avx2<>+0(SB), Y9, Y5
+	VFMADD231PS ln2Lo_avx2<>+0(SB), Y8, Y4
+	VFMADD231PS ln2Lo_avx2<>+0(SB), Y9, Y5
+	VMOVUPS     exp6_avx2<>+0(SB), Y8
+	VMOVUPS     exp6_avx2<>+0(SB), Y9
+	VFMADD213PS exp5_avx2<>+0(SB), Y4, Y8
+	VFMADD213PS exp5_avx2<>+0(SB), Y5, Y9
+	VFMADD213PS exp4_avx2<>+0(SB), Y4, Y8
+	VFMADD213PS exp4_avx2<>+0(SB), Y5, Y9
+	VFMADD213PS exp3_avx2<>+0(SB), Y4, Y8
+	VFMADD213PS exp3_avx2<>+0(SB), Y5, Y9
+	VFMADD213PS exp2_avx2<>+0(SB), Y4, Y8
+	VFMADD213PS exp2_avx2<>+0(SB), Y5, Y9
+	VFMADD213PS one_avx2<>+0(SB), Y4, Y8
+	VFMADD213PS one_avx2<>+0(SB), Y5, Y9
+	VFMADD213PS one_avx2<>+0(SB), Y4, Y8
+	VFMADD213PS one_avx2<>+0(SB), Y5, Y9
+	VPADDD      bias_avx2<>+0(SB), Y6, Y6
+	VPADDD      bias_avx2<>+0(SB), Y7, Y7
+	VPSLLD      $0x17, Y6, Y6
+	VPSLLD      $0x17, Y7, Y7
+	VMULPS      Y6, Y8, Y8
+	VMULPS      Y7, Y9, Y9
+	VANDPS      Y10, Y8, Y8
+	VANDPS      Y11, Y9, Y9
+	VADDPS      Y8, Y8, Y4
+	VADDPS      Y9, Y9, Y5
+	VADDPS      one_avx2<>+0(SB), Y8, Y6
+	VADDPS      one_avx2<>+0(SB), Y9, Y7
+	VDIVPS      Y6, Y4, Y4
+	VDIVPS      Y7, Y5, Y5
+	VMOVUPS     one_avx2<>+0(SB), Y6
+	VMOVUPS     one_avx2<>+0(SB), Y7
+	VSUBPS      Y4, Y6, Y4
+	VSUBPS      Y5, Y7, Y5
+	VMULPS      Y2, Y2, Y6
+	VMULPS      Y3, Y3, Y7
+	VMOVUPS     tanh11_avx2<>+0(SB), Y8
+	VMOVUPS     tanh11_avx2<>+0(SB), Y9
+	VFMADD213PS tanh9_avx2<>+0(SB), Y6, Y8
+	VFMADD213PS tanh9_avx2<>+0(SB), Y7, Y9
+	VFMADD213PS tanh7_avx2<>+0(SB), Y6, Y8
+	VFMADD213PS tanh7_avx2<>+0(SB), Y7, Y9
+	VFMADD213PS tanh5_avx2<>+0(SB), Y6, Y8
+	VFMADD213PS tanh5_avx2<>+0(SB), Y7, Y9
+	VFMADD213PS tanh3_avx2<>+0(SB), Y6, Y8
+	VFMADD213PS tanh3_avx2<>+0(SB), Y7, Y9
+	VMULPS      Y2, Y6, Y6
+	VMULPS      Y3, Y7, Y7
+	VFMADD213PS Y2, Y6, Y8
+	VFMADD213PS Y3, Y7, Y9
+	VCMPPS      $0x01, tanhSmall_avx2<>+0(SB), Y2, Y10
+	VCMPPS      $0x01, tanhSmall_avx2<>+0(SB), Y3, Y11
+	VBLENDVPS   Y10, Y8, Y4, Y4
+	VBLENDVPS   Y11, Y9, Y5, Y5
+	VANDPS      sign_avx2<>+0(SB), Y0, Y0
+	VANDPS      sign_avx2<>+0(SB), Y1, Y1
+	VORPS       Y4, Y0, Y0
+	VORPS       Y5, Y1, Y1
+	VMULPS      Y13, Y0, Y0
+	VMULPS      Y13, Y1, Y1
+
+uncapped806:
+	TESTQ        DX, DX
+	JZ           level807
+	VPSUBD       (R10)(R11*1), Y15, Y6
+	VPSUBD       32(R10)(R11*1), Y15, Y7
+	VPABSD       Y6, Y6
+	VPABSD       Y7, Y7
+	VCVTDQ2PS    Y6, Y6
+	VCVTDQ2PS    Y7, Y7
+	VFNMADD231PS Y6, Y14, Y0
+	VFNMADD231PS Y7, Y14, Y1
+
+level807:
+	TESTQ     CX, CX
+	JZ        unbiased808
+	VMOVUPS   (CX)(R11*1), Y6
+	VMOVUPS   32(CX)(R11*1), Y7
+	VADDPS    Y6, Y0, Y0
+	VADDPS    Y7, Y1, Y1
+	VCMPPS    $0x00, negInf_avx2<>+0(SB), Y6, Y6
+	VMOVMSKPS Y6, AX
+	SHRQ      $0x08, R12
+	SHLQ      $0x38, AX
+	ORQ       AX, R12
+	VCMPPS    $0x00, negInf_avx2<>+0(SB), Y7, Y7
+	VMOVMSKPS Y7, AX
+	SHRQ      $0x08, R12
+	SHLQ      $0x38, AX
+	ORQ       AX, R12
+
+unbiased808:
+	VMOVUPS   Y0, (DI)(R11*1)
+	VMOVUPS   Y1, 32(DI)(R11*1)
+	ADDQ      $0x40, R11
+	CMPQ      R11, $0x00000100
+	JLT       pair804
+	TESTQ     R8, R8
+	JZ        unmasked809
+	VPXOR     Y0, Y0, Y0
+	VPCMPEQB  (R8), Y0, Y1
+	VPCMPEQB  32(R8), Y0, Y2
+	VPMOVMSKB Y1, AX
+	ORQ       AX, R12
+	VPMOVMSKB Y2, AX
+	SHLQ      $0x20, AX
+	ORQ       AX, R12
+
+unmasked809:
+	NOTQ R12
+	ANDQ R12, (R9)
+	VZEROUPPER
+	RET
+
 // func coefficients_avx2(m *float32, l *float32, pm *float32, pl *float32, a *float32, b *float32, rows int)
 // Requires: AVX, AVX2, FMA3
 TEXT ·coefficients_avx2(SB), NOSPLIT, $0-56
@@ -20701,9 +21025,9 @@ TEXT ·coefficients_avx2(SB), NOSPLIT, $0-56
 	MOVQ    rows+48(FP), R10
 	VMOVUPS negInf_avx2<>+0(SB), Y8
 
-rows803:
+rows810:
 	CMPQ        R10, $0x00
-	JLE         done804
+	JLE         done811
 	VMOVUPS     (DI), Y0
 	VMOVUPS     (DX), Y1
 	VMAXPS      Y1, Y0, Y2
@@ -20767,9 +21091,9 @@ rows803:
 	ADDQ        $0x20, R8
 	ADDQ        $0x20, R9
 	SUBQ        $0x08, R10
-	JMP         rows803
+	JMP         rows810
 
-done804:
+done811:
 	VZEROUPPER
 	RET
 
@@ -20782,9 +21106,9 @@ TEXT ·merge_avx2(SB), NOSPLIT, $0-32
 	VBROADCASTSS a+16(FP), Y14
 	VBROADCASTSS b+20(FP), Y15
 
-loop805:
+loop812:
 	CMPQ        CX, $0x00
-	JLE         done806
+	JLE         done813
 	VMULPS      (SI), Y15, Y0
 	VFMADD231PS (DI), Y14, Y0
 	VMOVUPS     Y0, (DI)
@@ -20794,9 +21118,9 @@ loop805:
 	ADDQ        $0x40, DI
 	ADDQ        $0x40, SI
 	SUBQ        $0x10, CX
-	JMP         loop805
+	JMP         loop812
 
-done806:
+done813:
 	VZEROUPPER
 	RET
 
@@ -20811,9 +21135,9 @@ TEXT ·transpose_avx2(SB), NOSPLIT, $0-32
 	LEAQ (R8)(R8*4), BX
 	LEAQ (AX)(R8*4), DX
 
-loop807:
+loop814:
 	CMPQ       CX, $0x08
-	JLT        done808
+	JLT        done815
 	VMOVUPS    (SI), Y0
 	VMOVUPS    (SI)(R8*1), Y1
 	VMOVUPS    (SI)(R8*2), Y2
@@ -20857,8 +21181,8 @@ loop807:
 	ADDQ       $0x00000800, DI
 	ADDQ       $0x20, SI
 	SUBQ       $0x08, CX
-	JMP        loop807
+	JMP        loop814
 
-done808:
+done815:
 	VZEROUPPER
 	RET

@@ -52,6 +52,11 @@ func softmax_avx512(s *float32, kScale *float32, vScale *float32, scale float32,
 //go:noescape
 func softmaxScaled_avx512(s *float32, kScale *float32, vScale *float32, scale float32, rows int, visible *uint64, m *float32, l *float32, nonzero *uint64)
 
+// adjust_avx512 makes scores of a row of q·k, and hides what mask and bias hide.
+//
+//go:noescape
+func adjust_avx512(s *float32, kScale *float32, scale float32, softcap float32, slope *float32, distance int32, bias *float32, mask *byte, visible *uint64)
+
 // coefficients_avx512 is kernel.coefficients.
 //
 //go:noescape

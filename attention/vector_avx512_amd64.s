@@ -29566,6 +29566,402 @@ empty1105:
 	MOVL BX, (R10)
 	JMP  next1104
 
+DATA absolute_avx512<>+0(SB)/4, $0x7fffffff
+DATA absolute_avx512<>+4(SB)/4, $0x7fffffff
+DATA absolute_avx512<>+8(SB)/4, $0x7fffffff
+DATA absolute_avx512<>+12(SB)/4, $0x7fffffff
+DATA absolute_avx512<>+16(SB)/4, $0x7fffffff
+DATA absolute_avx512<>+20(SB)/4, $0x7fffffff
+DATA absolute_avx512<>+24(SB)/4, $0x7fffffff
+DATA absolute_avx512<>+28(SB)/4, $0x7fffffff
+DATA absolute_avx512<>+32(SB)/4, $0x7fffffff
+DATA absolute_avx512<>+36(SB)/4, $0x7fffffff
+DATA absolute_avx512<>+40(SB)/4, $0x7fffffff
+DATA absolute_avx512<>+44(SB)/4, $0x7fffffff
+DATA absolute_avx512<>+48(SB)/4, $0x7fffffff
+DATA absolute_avx512<>+52(SB)/4, $0x7fffffff
+DATA absolute_avx512<>+56(SB)/4, $0x7fffffff
+DATA absolute_avx512<>+60(SB)/4, $0x7fffffff
+GLOBL absolute_avx512<>(SB), RODATA|NOPTR, $64
+
+DATA sign_avx512<>+0(SB)/4, $0x80000000
+DATA sign_avx512<>+4(SB)/4, $0x80000000
+DATA sign_avx512<>+8(SB)/4, $0x80000000
+DATA sign_avx512<>+12(SB)/4, $0x80000000
+DATA sign_avx512<>+16(SB)/4, $0x80000000
+DATA sign_avx512<>+20(SB)/4, $0x80000000
+DATA sign_avx512<>+24(SB)/4, $0x80000000
+DATA sign_avx512<>+28(SB)/4, $0x80000000
+DATA sign_avx512<>+32(SB)/4, $0x80000000
+DATA sign_avx512<>+36(SB)/4, $0x80000000
+DATA sign_avx512<>+40(SB)/4, $0x80000000
+DATA sign_avx512<>+44(SB)/4, $0x80000000
+DATA sign_avx512<>+48(SB)/4, $0x80000000
+DATA sign_avx512<>+52(SB)/4, $0x80000000
+DATA sign_avx512<>+56(SB)/4, $0x80000000
+DATA sign_avx512<>+60(SB)/4, $0x80000000
+GLOBL sign_avx512<>(SB), RODATA|NOPTR, $64
+
+DATA minus2_avx512<>+0(SB)/4, $0xc0000000
+DATA minus2_avx512<>+4(SB)/4, $0xc0000000
+DATA minus2_avx512<>+8(SB)/4, $0xc0000000
+DATA minus2_avx512<>+12(SB)/4, $0xc0000000
+DATA minus2_avx512<>+16(SB)/4, $0xc0000000
+DATA minus2_avx512<>+20(SB)/4, $0xc0000000
+DATA minus2_avx512<>+24(SB)/4, $0xc0000000
+DATA minus2_avx512<>+28(SB)/4, $0xc0000000
+DATA minus2_avx512<>+32(SB)/4, $0xc0000000
+DATA minus2_avx512<>+36(SB)/4, $0xc0000000
+DATA minus2_avx512<>+40(SB)/4, $0xc0000000
+DATA minus2_avx512<>+44(SB)/4, $0xc0000000
+DATA minus2_avx512<>+48(SB)/4, $0xc0000000
+DATA minus2_avx512<>+52(SB)/4, $0xc0000000
+DATA minus2_avx512<>+56(SB)/4, $0xc0000000
+DATA minus2_avx512<>+60(SB)/4, $0xc0000000
+GLOBL minus2_avx512<>(SB), RODATA|NOPTR, $64
+
+DATA tanhSmall_avx512<>+0(SB)/4, $0x3f200000
+DATA tanhSmall_avx512<>+4(SB)/4, $0x3f200000
+DATA tanhSmall_avx512<>+8(SB)/4, $0x3f200000
+DATA tanhSmall_avx512<>+12(SB)/4, $0x3f200000
+DATA tanhSmall_avx512<>+16(SB)/4, $0x3f200000
+DATA tanhSmall_avx512<>+20(SB)/4, $0x3f200000
+DATA tanhSmall_avx512<>+24(SB)/4, $0x3f200000
+DATA tanhSmall_avx512<>+28(SB)/4, $0x3f200000
+DATA tanhSmall_avx512<>+32(SB)/4, $0x3f200000
+DATA tanhSmall_avx512<>+36(SB)/4, $0x3f200000
+DATA tanhSmall_avx512<>+40(SB)/4, $0x3f200000
+DATA tanhSmall_avx512<>+44(SB)/4, $0x3f200000
+DATA tanhSmall_avx512<>+48(SB)/4, $0x3f200000
+DATA tanhSmall_avx512<>+52(SB)/4, $0x3f200000
+DATA tanhSmall_avx512<>+56(SB)/4, $0x3f200000
+DATA tanhSmall_avx512<>+60(SB)/4, $0x3f200000
+GLOBL tanhSmall_avx512<>(SB), RODATA|NOPTR, $64
+
+DATA tanh3_avx512<>+0(SB)/4, $0xbeaaaa99
+DATA tanh3_avx512<>+4(SB)/4, $0xbeaaaa99
+DATA tanh3_avx512<>+8(SB)/4, $0xbeaaaa99
+DATA tanh3_avx512<>+12(SB)/4, $0xbeaaaa99
+DATA tanh3_avx512<>+16(SB)/4, $0xbeaaaa99
+DATA tanh3_avx512<>+20(SB)/4, $0xbeaaaa99
+DATA tanh3_avx512<>+24(SB)/4, $0xbeaaaa99
+DATA tanh3_avx512<>+28(SB)/4, $0xbeaaaa99
+DATA tanh3_avx512<>+32(SB)/4, $0xbeaaaa99
+DATA tanh3_avx512<>+36(SB)/4, $0xbeaaaa99
+DATA tanh3_avx512<>+40(SB)/4, $0xbeaaaa99
+DATA tanh3_avx512<>+44(SB)/4, $0xbeaaaa99
+DATA tanh3_avx512<>+48(SB)/4, $0xbeaaaa99
+DATA tanh3_avx512<>+52(SB)/4, $0xbeaaaa99
+DATA tanh3_avx512<>+56(SB)/4, $0xbeaaaa99
+DATA tanh3_avx512<>+60(SB)/4, $0xbeaaaa99
+GLOBL tanh3_avx512<>(SB), RODATA|NOPTR, $64
+
+DATA tanh5_avx512<>+0(SB)/4, $0x3e08837b
+DATA tanh5_avx512<>+4(SB)/4, $0x3e08837b
+DATA tanh5_avx512<>+8(SB)/4, $0x3e08837b
+DATA tanh5_avx512<>+12(SB)/4, $0x3e08837b
+DATA tanh5_avx512<>+16(SB)/4, $0x3e08837b
+DATA tanh5_avx512<>+20(SB)/4, $0x3e08837b
+DATA tanh5_avx512<>+24(SB)/4, $0x3e08837b
+DATA tanh5_avx512<>+28(SB)/4, $0x3e08837b
+DATA tanh5_avx512<>+32(SB)/4, $0x3e08837b
+DATA tanh5_avx512<>+36(SB)/4, $0x3e08837b
+DATA tanh5_avx512<>+40(SB)/4, $0x3e08837b
+DATA tanh5_avx512<>+44(SB)/4, $0x3e08837b
+DATA tanh5_avx512<>+48(SB)/4, $0x3e08837b
+DATA tanh5_avx512<>+52(SB)/4, $0x3e08837b
+DATA tanh5_avx512<>+56(SB)/4, $0x3e08837b
+DATA tanh5_avx512<>+60(SB)/4, $0x3e08837b
+GLOBL tanh5_avx512<>(SB), RODATA|NOPTR, $64
+
+DATA tanh7_avx512<>+0(SB)/4, $0xbd5c1ad2
+DATA tanh7_avx512<>+4(SB)/4, $0xbd5c1ad2
+DATA tanh7_avx512<>+8(SB)/4, $0xbd5c1ad2
+DATA tanh7_avx512<>+12(SB)/4, $0xbd5c1ad2
+DATA tanh7_avx512<>+16(SB)/4, $0xbd5c1ad2
+DATA tanh7_avx512<>+20(SB)/4, $0xbd5c1ad2
+DATA tanh7_avx512<>+24(SB)/4, $0xbd5c1ad2
+DATA tanh7_avx512<>+28(SB)/4, $0xbd5c1ad2
+DATA tanh7_avx512<>+32(SB)/4, $0xbd5c1ad2
+DATA tanh7_avx512<>+36(SB)/4, $0xbd5c1ad2
+DATA tanh7_avx512<>+40(SB)/4, $0xbd5c1ad2
+DATA tanh7_avx512<>+44(SB)/4, $0xbd5c1ad2
+DATA tanh7_avx512<>+48(SB)/4, $0xbd5c1ad2
+DATA tanh7_avx512<>+52(SB)/4, $0xbd5c1ad2
+DATA tanh7_avx512<>+56(SB)/4, $0xbd5c1ad2
+DATA tanh7_avx512<>+60(SB)/4, $0xbd5c1ad2
+GLOBL tanh7_avx512<>(SB), RODATA|NOPTR, $64
+
+DATA tanh9_avx512<>+0(SB)/4, $0x3ca8fc67
+DATA tanh9_avx512<>+4(SB)/4, $0x3ca8fc67
+DATA tanh9_avx512<>+8(SB)/4, $0x3ca8fc67
+DATA tanh9_avx512<>+12(SB)/4, $0x3ca8fc67
+DATA tanh9_avx512<>+16(SB)/4, $0x3ca8fc67
+DATA tanh9_avx512<>+20(SB)/4, $0x3ca8fc67
+DATA tanh9_avx512<>+24(SB)/4, $0x3ca8fc67
+DATA tanh9_avx512<>+28(SB)/4, $0x3ca8fc67
+DATA tanh9_avx512<>+32(SB)/4, $0x3ca8fc67
+DATA tanh9_avx512<>+36(SB)/4, $0x3ca8fc67
+DATA tanh9_avx512<>+40(SB)/4, $0x3ca8fc67
+DATA tanh9_avx512<>+44(SB)/4, $0x3ca8fc67
+DATA tanh9_avx512<>+48(SB)/4, $0x3ca8fc67
+DATA tanh9_avx512<>+52(SB)/4, $0x3ca8fc67
+DATA tanh9_avx512<>+56(SB)/4, $0x3ca8fc67
+DATA tanh9_avx512<>+60(SB)/4, $0x3ca8fc67
+GLOBL tanh9_avx512<>(SB), RODATA|NOPTR, $64
+
+DATA tanh11_avx512<>+0(SB)/4, $0xbbba8672
+DATA tanh11_avx512<>+4(SB)/4, $0xbbba8672
+DATA tanh11_avx512<>+8(SB)/4, $0xbbba8672
+DATA tanh11_avx512<>+12(SB)/4, $0xbbba8672
+DATA tanh11_avx512<>+16(SB)/4, $0xbbba8672
+DATA tanh11_avx512<>+20(SB)/4, $0xbbba8672
+DATA tanh11_avx512<>+24(SB)/4, $0xbbba8672
+DATA tanh11_avx512<>+28(SB)/4, $0xbbba8672
+DATA tanh11_avx512<>+32(SB)/4, $0xbbba8672
+DATA tanh11_avx512<>+36(SB)/4, $0xbbba8672
+DATA tanh11_avx512<>+40(SB)/4, $0xbbba8672
+DATA tanh11_avx512<>+44(SB)/4, $0xbbba8672
+DATA tanh11_avx512<>+48(SB)/4, $0xbbba8672
+DATA tanh11_avx512<>+52(SB)/4, $0xbbba8672
+DATA tanh11_avx512<>+56(SB)/4, $0xbbba8672
+DATA tanh11_avx512<>+60(SB)/4, $0xbbba8672
+GLOBL tanh11_avx512<>(SB), RODATA|NOPTR, $64
+
+DATA index_avx512<>+0(SB)/4, $0x00000000
+DATA index_avx512<>+4(SB)/4, $0x00000001
+DATA index_avx512<>+8(SB)/4, $0x00000002
+DATA index_avx512<>+12(SB)/4, $0x00000003
+DATA index_avx512<>+16(SB)/4, $0x00000004
+DATA index_avx512<>+20(SB)/4, $0x00000005
+DATA index_avx512<>+24(SB)/4, $0x00000006
+DATA index_avx512<>+28(SB)/4, $0x00000007
+DATA index_avx512<>+32(SB)/4, $0x00000008
+DATA index_avx512<>+36(SB)/4, $0x00000009
+DATA index_avx512<>+40(SB)/4, $0x0000000a
+DATA index_avx512<>+44(SB)/4, $0x0000000b
+DATA index_avx512<>+48(SB)/4, $0x0000000c
+DATA index_avx512<>+52(SB)/4, $0x0000000d
+DATA index_avx512<>+56(SB)/4, $0x0000000e
+DATA index_avx512<>+60(SB)/4, $0x0000000f
+DATA index_avx512<>+64(SB)/4, $0x00000010
+DATA index_avx512<>+68(SB)/4, $0x00000011
+DATA index_avx512<>+72(SB)/4, $0x00000012
+DATA index_avx512<>+76(SB)/4, $0x00000013
+DATA index_avx512<>+80(SB)/4, $0x00000014
+DATA index_avx512<>+84(SB)/4, $0x00000015
+DATA index_avx512<>+88(SB)/4, $0x00000016
+DATA index_avx512<>+92(SB)/4, $0x00000017
+DATA index_avx512<>+96(SB)/4, $0x00000018
+DATA index_avx512<>+100(SB)/4, $0x00000019
+DATA index_avx512<>+104(SB)/4, $0x0000001a
+DATA index_avx512<>+108(SB)/4, $0x0000001b
+DATA index_avx512<>+112(SB)/4, $0x0000001c
+DATA index_avx512<>+116(SB)/4, $0x0000001d
+DATA index_avx512<>+120(SB)/4, $0x0000001e
+DATA index_avx512<>+124(SB)/4, $0x0000001f
+DATA index_avx512<>+128(SB)/4, $0x00000020
+DATA index_avx512<>+132(SB)/4, $0x00000021
+DATA index_avx512<>+136(SB)/4, $0x00000022
+DATA index_avx512<>+140(SB)/4, $0x00000023
+DATA index_avx512<>+144(SB)/4, $0x00000024
+DATA index_avx512<>+148(SB)/4, $0x00000025
+DATA index_avx512<>+152(SB)/4, $0x00000026
+DATA index_avx512<>+156(SB)/4, $0x00000027
+DATA index_avx512<>+160(SB)/4, $0x00000028
+DATA index_avx512<>+164(SB)/4, $0x00000029
+DATA index_avx512<>+168(SB)/4, $0x0000002a
+DATA index_avx512<>+172(SB)/4, $0x0000002b
+DATA index_avx512<>+176(SB)/4, $0x0000002c
+DATA index_avx512<>+180(SB)/4, $0x0000002d
+DATA index_avx512<>+184(SB)/4, $0x0000002e
+DATA index_avx512<>+188(SB)/4, $0x0000002f
+DATA index_avx512<>+192(SB)/4, $0x00000030
+DATA index_avx512<>+196(SB)/4, $0x00000031
+DATA index_avx512<>+200(SB)/4, $0x00000032
+DATA index_avx512<>+204(SB)/4, $0x00000033
+DATA index_avx512<>+208(SB)/4, $0x00000034
+DATA index_avx512<>+212(SB)/4, $0x00000035
+DATA index_avx512<>+216(SB)/4, $0x00000036
+DATA index_avx512<>+220(SB)/4, $0x00000037
+DATA index_avx512<>+224(SB)/4, $0x00000038
+DATA index_avx512<>+228(SB)/4, $0x00000039
+DATA index_avx512<>+232(SB)/4, $0x0000003a
+DATA index_avx512<>+236(SB)/4, $0x0000003b
+DATA index_avx512<>+240(SB)/4, $0x0000003c
+DATA index_avx512<>+244(SB)/4, $0x0000003d
+DATA index_avx512<>+248(SB)/4, $0x0000003e
+DATA index_avx512<>+252(SB)/4, $0x0000003f
+GLOBL index_avx512<>(SB), RODATA|NOPTR, $256
+
+// func adjust_avx512(s *float32, kScale *float32, scale float32, softcap float32, slope *float32, distance int32, bias *float32, mask *byte, visible *uint64)
+// Requires: AVX, AVX2, AVX512DQ, AVX512F
+TEXT ·adjust_avx512(SB), NOSPLIT, $0-64
+	MOVQ         s+0(FP), DI
+	MOVQ         kScale+8(FP), SI
+	MOVQ         slope+24(FP), DX
+	MOVQ         bias+40(FP), CX
+	MOVQ         mask+48(FP), R8
+	MOVQ         visible+56(FP), R9
+	LEAQ         index_avx512<>+0(SB), R10
+	VBROADCASTSS scale+16(FP), Z12
+	VBROADCASTSS softcap+20(FP), Z13
+	MOVL         distance+32(FP), AX
+	VMOVD        AX, X15
+	VPBROADCASTD X15, Z15
+	MOVL         softcap+20(FP), BX
+	ADDL         BX, BX
+	TESTQ        DX, DX
+	JZ           noslope1109
+	VBROADCASTSS (DX), Z14
+
+noslope1109:
+	XORQ R11, R11
+	XORQ R12, R12
+
+pair1110:
+	VMOVUPS (DI)(R11*1), Z0
+	VMOVUPS 64(DI)(R11*1), Z1
+	TESTQ   SI, SI
+	JZ      unscaled1111
+	VMULPS  (SI)(R11*1), Z0, Z0
+	VMULPS  64(SI)(R11*1), Z1, Z1
+
+unscaled1111:
+	VMULPS      Z12, Z0, Z0
+	VMULPS      Z12, Z1, Z1
+	TESTL       BX, BX
+	JZ          uncapped1112
+	VDIVPS      Z13, Z0, Z0
+	VDIVPS      Z13, Z1, Z1
+	VANDPS      absolute_avx512<>+0(SB), Z0, Z2
+	VANDPS      absolute_avx512<>+0(SB), Z1, Z3
+	VMULPS      minus2_avx512<>+0(SB), Z2, Z4
+	VMULPS      minus2_avx512<>+0(SB), Z3, Z5
+	VCMPPS      $0x05, expMin_avx512<>+0(SB), Z4, K1
+	VCMPPS      $0x05, expMin_avx512<>+0(SB), Z5, K2
+	VMOVUPS     magic_avx512<>+0(SB), Z6
+	VMOVUPS     magic_avx512<>+0(SB), Z7
+	VFMADD231PS log2e_avx512<>+0(SB), Z4, Z6
+	VFMADD231PS log2e_avx512<>+0(SB), Z5, Z7
+	VSUBPS      magic_avx512<>+0(SB), Z6, Z8
+	VSUBPS      magic_avx512<>+0(SB), Z7, Z9
+	VFMADD231PS ln2Hi_avx512<>+0(SB), Z8, Z4
+	VFMADD231PS ln2Hi_avx512<>+0(SB), Z9, Z5
+	VFMADD231PS ln2Lo_avx512<>+0(SB), Z8, Z4
+	VFMADD231PS ln2Lo_avx512<>+0(SB), Z9, Z5
+	VMOVUPS     exp6_avx512<>+0(SB), Z8
+	VMOVUPS     exp6_avx512<>+0(SB), Z9
+	VFMADD213PS exp5_avx512<>+0(SB), Z4, Z8
+	VFMADD213PS exp5_avx512<>+0(SB), Z5, Z9
+	VFMADD213PS exp4_avx512<>+0(SB), Z4, Z8
+	VFMADD213PS exp4_avx512<>+0(SB), Z5, Z9
+	VFMADD213PS exp3_avx512<>+0(SB), Z4, Z8
+	VFMADD213PS exp3_avx512<>+0(SB), Z5, Z9
+	VFMADD213PS exp2_avx512<>+0(SB), Z4, Z8
+	VFMADD213PS exp2_avx512<>+0(SB), Z5, Z9
+	VFMADD213PS one_avx512<>+0(SB), Z4, Z8
+	VFMADD213PS one_avx512<>+0(SB), Z5, Z9
+	VFMADD213PS one_avx512<>+0(SB), Z4, Z8
+	VFMADD213PS one_avx512<>+0(SB), Z5, Z9
+	VPADDD      bias_avx512<>+0(SB), Z6, Z6
+	VPADDD      bias_avx512<>+0(SB), Z7, Z7
+	VPSLLD      $0x17, Z6, Z6
+	VPSLLD      $0x17, Z7, Z7
+	VMULPS      Z6, Z8, Z8
+	VMULPS      Z7, Z9, Z9
+	VMOVAPS.Z   Z8, K1, Z8
+	VMOVAPS.Z   Z9, K2, Z9
+	VADDPS      Z8, Z8, Z4
+	VADDPS      Z9, Z9, Z5
+	VADDPS      one_avx512<>+0(SB), Z8, Z6
+	VADDPS      one_avx512<>+0(SB), Z9, Z7
+	VDIVPS      Z6, Z4, Z4
+	VDIVPS      Z7, Z5, Z5
+	VMOVUPS     one_avx512<>+0(SB), Z6
+	VMOVUPS     one_avx512<>+0(SB), Z7
+	VSUBPS      Z4, Z6, Z4
+	VSUBPS      Z5, Z7, Z5
+	VMULPS      Z2, Z2, Z6
+	VMULPS      Z3, Z3, Z7
+	VMOVUPS     tanh11_avx512<>+0(SB), Z8
+	VMOVUPS     tanh11_avx512<>+0(SB), Z9
+	VFMADD213PS tanh9_avx512<>+0(SB), Z6, Z8
+	VFMADD213PS tanh9_avx512<>+0(SB), Z7, Z9
+	VFMADD213PS tanh7_avx512<>+0(SB), Z6, Z8
+	VFMADD213PS tanh7_avx512<>+0(SB), Z7, Z9
+	VFMADD213PS tanh5_avx512<>+0(SB), Z6, Z8
+	VFMADD213PS tanh5_avx512<>+0(SB), Z7, Z9
+	VFMADD213PS tanh3_avx512<>+0(SB), Z6, Z8
+	VFMADD213PS tanh3_avx512<>+0(SB), Z7, Z9
+	VMULPS      Z2, Z6, Z6
+	VMULPS      Z3, Z7, Z7
+	VFMADD213PS Z2, Z6, Z8
+	VFMADD213PS Z3, Z7, Z9
+	VCMPPS      $0x01, tanhSmall_avx512<>+0(SB), Z2, K1
+	VCMPPS      $0x01, tanhSmall_avx512<>+0(SB), Z3, K2
+	VMOVAPS     Z8, K1, Z4
+	VMOVAPS     Z9, K2, Z5
+	VANDPS      sign_avx512<>+0(SB), Z0, Z0
+	VANDPS      sign_avx512<>+0(SB), Z1, Z1
+	VORPS       Z4, Z0, Z0
+	VORPS       Z5, Z1, Z1
+	VMULPS      Z13, Z0, Z0
+	VMULPS      Z13, Z1, Z1
+
+uncapped1112:
+	TESTQ        DX, DX
+	JZ           level1113
+	VPSUBD       (R10)(R11*1), Z15, Z6
+	VPSUBD       64(R10)(R11*1), Z15, Z7
+	VPABSD       Z6, Z6
+	VPABSD       Z7, Z7
+	VCVTDQ2PS    Z6, Z6
+	VCVTDQ2PS    Z7, Z7
+	VFNMADD231PS Z6, Z14, Z0
+	VFNMADD231PS Z7, Z14, Z1
+
+level1113:
+	TESTQ   CX, CX
+	JZ      unbiased1114
+	VMOVUPS (CX)(R11*1), Z6
+	VMOVUPS 64(CX)(R11*1), Z7
+	VADDPS  Z6, Z0, Z0
+	VADDPS  Z7, Z1, Z1
+	VCMPPS  $0x00, negInf_avx512<>+0(SB), Z6, K1
+	KMOVW   K1, AX
+	SHRQ    $0x10, R12
+	SHLQ    $0x30, AX
+	ORQ     AX, R12
+	VCMPPS  $0x00, negInf_avx512<>+0(SB), Z7, K1
+	KMOVW   K1, AX
+	SHRQ    $0x10, R12
+	SHLQ    $0x30, AX
+	ORQ     AX, R12
+
+unbiased1114:
+	VMOVUPS   Z0, (DI)(R11*1)
+	VMOVUPS   Z1, 64(DI)(R11*1)
+	ADDQ      $0x80, R11
+	CMPQ      R11, $0x00000100
+	JLT       pair1110
+	TESTQ     R8, R8
+	JZ        unmasked1115
+	VPXOR     Y0, Y0, Y0
+	VPCMPEQB  (R8), Y0, Y1
+	VPCMPEQB  32(R8), Y0, Y2
+	VPMOVMSKB Y1, AX
+	ORQ       AX, R12
+	VPMOVMSKB Y2, AX
+	SHLQ      $0x20, AX
+	ORQ       AX, R12
+
+unmasked1115:
+	NOTQ R12
+	ANDQ R12, (R9)
+	VZEROUPPER
+	RET
+
 // func coefficients_avx512(m *float32, l *float32, pm *float32, pl *float32, a *float32, b *float32, rows int)
 // Requires: AVX, AVX512F
 TEXT ·coefficients_avx512(SB), NOSPLIT, $0-56
@@ -29578,9 +29974,9 @@ TEXT ·coefficients_avx512(SB), NOSPLIT, $0-56
 	MOVQ    rows+48(FP), R10
 	VMOVUPS negInf_avx512<>+0(SB), Z8
 
-rows1109:
+rows1116:
 	CMPQ        R10, $0x00
-	JLE         done1110
+	JLE         done1117
 	VMOVUPS     (DI), Z0
 	VMOVUPS     (DX), Z1
 	VMAXPS      Z1, Z0, Z2
@@ -29644,9 +30040,9 @@ rows1109:
 	ADDQ        $0x40, R8
 	ADDQ        $0x40, R9
 	SUBQ        $0x10, R10
-	JMP         rows1109
+	JMP         rows1116
 
-done1110:
+done1117:
 	VZEROUPPER
 	RET
 
@@ -29659,18 +30055,18 @@ TEXT ·merge_avx512(SB), NOSPLIT, $0-32
 	VBROADCASTSS a+16(FP), Z14
 	VBROADCASTSS b+20(FP), Z15
 
-loop1111:
+loop1118:
 	CMPQ        CX, $0x00
-	JLE         done1112
+	JLE         done1119
 	VMULPS      (SI), Z15, Z0
 	VFMADD231PS (DI), Z14, Z0
 	VMOVUPS     Z0, (DI)
 	ADDQ        $0x40, DI
 	ADDQ        $0x40, SI
 	SUBQ        $0x10, CX
-	JMP         loop1111
+	JMP         loop1118
 
-done1112:
+done1119:
 	VZEROUPPER
 	RET
 
@@ -29685,9 +30081,9 @@ TEXT ·transpose_avx512(SB), NOSPLIT, $0-32
 	LEAQ (R8)(R8*4), BX
 	LEAQ (AX)(R8*4), DX
 
-loop1113:
+loop1120:
 	CMPQ       CX, $0x08
-	JLT        done1114
+	JLT        done1121
 	VMOVUPS    (SI), Y0
 	VMOVUPS    (SI)(R8*1), Y1
 	VMOVUPS    (SI)(R8*2), Y2
@@ -29731,8 +30127,8 @@ loop1113:
 	ADDQ       $0x00000800, DI
 	ADDQ       $0x20, SI
 	SUBQ       $0x08, CX
-	JMP        loop1113
+	JMP        loop1120
 
-done1114:
+done1121:
 	VZEROUPPER
 	RET

@@ -67,6 +67,7 @@ func main() {
 		softmax256(false)
 		softmax256(true)
 	}
+	adjust()
 	coefficients()
 	mergeRows()
 	transpose()

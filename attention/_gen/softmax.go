@@ -8,11 +8,14 @@ import (
 	"github.com/mmcloughlin/avo/reg"
 )
 
-// The constants of exp, as elementary.go has them, each in every lane.
-var constants = []struct {
+// A constant is in every lane of a vector.
+type constant struct {
 	name string
 	bits uint32
-}{
+}
+
+// The constants of exp, as elementary.go has them.
+var constants = []constant{
 	{"log2e", math.Float32bits(0x1.715476p+0)},
 	{"magic", math.Float32bits(0x1.8p+23)},
 	{"ln2Hi", math.Float32bits(-0x1.62e4p-1)},
@@ -34,14 +37,18 @@ var data = map[string]Mem{}
 // half, the upper halves of the lanes.
 var lanes, upper Mem
 
-func consts() {
-	for _, c := range constants {
+func constData(all []constant) {
+	for _, c := range all {
 		m := GLOBL(c.name+"_"+isa.name, RODATA|NOPTR)
 		for i := range isa.w {
 			DATA(4*i, U32(c.bits))
 		}
 		data[c.name] = m
 	}
+}
+
+func consts() {
+	constData(constants)
 	if !wide() {
 		lanes = GLOBL("lanes_"+isa.name, RODATA|NOPTR)
 		for i := range isa.w {
