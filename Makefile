@@ -23,8 +23,9 @@ demo: build ## run a job of a real model on a local cluster, and show what comes
 
 test: lint build unit ## run the linters and all tests, with the race detector
 
-unit: ## run all tests, with the race detector
+unit: ## run all tests, with the race detector, and more of the kernels' without it
 	$(GO) test -race -timeout 20m ./...
+	$(GO) test -timeout 20m ./attention
 
 lint: ## check format, code, protocol and known vulnerabilities
 	@bash .ci/lint

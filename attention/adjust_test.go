@@ -34,7 +34,7 @@ func TestAdjust(t *testing.T) {
 						t.Fatal(err)
 					}
 					e := &sample{opts: DefaultOptions(1), kv: KV{Layout: l, Len: n}, q: Query{Tokens: 1, Heads: 1, Offset: int64(rnd.IntN(1 << 24))}}
-					e.opts.Scale = kinds[rnd.IntN(2)].draw(rnd)
+					e.opts.Scale = []kind{normal, large}[rnd.IntN(2)].draw(rnd)
 					if form&4 != 0 {
 						e.opts.Softcap = float32(math.Exp(rnd.NormFloat64() * 4))
 					}
@@ -53,7 +53,7 @@ func TestAdjust(t *testing.T) {
 						e.q.Bias = append(g.floats(n, rnd.IntN(2) == 0)[:0], e.q.Bias...)
 					}
 					b := &block{call: &call{kv: e.kv, q: e.q, opts: e.opts, limits: limits{kernel: k}}, visibleBits: make([]uint64, 1)}
-					draw := kinds[[]int{0, 1, 6, 6, 4}[rnd.IntN(5)]].draw
+					draw := []kind{normal, large, anything, anything, subnormal}[rnd.IntN(5)].draw
 					s := g.floats(PageLen, rnd.IntN(2) == 0)
 					for i := range s {
 						s[i] = draw(rnd)

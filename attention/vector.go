@@ -18,7 +18,7 @@ type vector struct {
 	// softmax is kernel.softmax for rows of s [rows][64], of which the bits of visible [rows] say what is seen: it first
 	// multiplies s by kScale [64] (softmaxScaled only) and scale, and the weights at last by vScale [64]. nonzero [rows]
 	// become bits such that all other weights are 0. Of a row that sees nothing it sets m to −Inf, l and nonzero to 0, and
-	// its s means nothing.
+	// its s means nothing. An m of 0 may have either sign, on which nothing depends.
 	softmax, softmaxScaled func(s, kScale, vScale *float32, scale float32, rows int, visible *uint64, m, l *float32, nonzero *uint64)
 	// adjust takes a row of s [64] from q·k to its scores: times kScale [64] unless nil, times scale, the soft cap unless
 	// it is 0, ALiBi of slope unless nil at a distance from the page's first position, and bias [64] unless nil. It takes

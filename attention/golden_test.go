@@ -1,0 +1,112 @@
+package attention
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"testing"
+
+	"headwater/tensor"
+)
+
+// golden are hashes of contexts and LSEs of TestGolden's samples. Whatever changes one of them changes the contract.
+var golden = map[tensor.DType]string{
+	tensor.F32:  "c4ee8ec27574cb74f9d2aaba8b3e6293",
+	tensor.F16:  "a0322f4a0a74c4c0b4d865a7a04d8ca1",
+	tensor.BF16: "8f53d491a7de839d7c168e89f78df839",
+	tensor.I8:   "17d86406106ca13dca3dbbd7b3bec987",
+}
+
+// goldenProjection is the hash of a projection.
+const goldenProjection = "6e292de36fba06b22a4b40bb343923d4"
+
+// fractions draws n multiples of 2⁻²² in [−2, 2)·2^exponent: unlike normals, they are the same on every architecture.
+func fractions(rnd *rand.Rand, n, exponent int) []float32 {
+	x := make([]float32, n)
+	for i := range x {
+		x[i] = float32(math.Ldexp(float64(int(rnd.Uint32()>>8)-1<<23), exponent-22))
+	}
+	return x
+}
+
+// TestGolden: every architecture and kernel gives the bits that were written down here once.
+func TestGolden(t *testing.T) {
+	options := []func(e *sample){
+		func(*sample) {},
+		func(e *sample) { e.opts.Causal = true },
+		func(e *sample) { e.opts.WindowLeft, e.opts.WindowRight = 70, 3 },
+		func(e *sample) { e.opts.Causal, e.opts.Softcap = true, 5 },
+		func(e *sample) {
+			for h := range e.q.Heads {
+				e.opts.AlibiSlopes = append(e.opts.AlibiSlopes, float32(math.Ldexp(1, -h-1)))
+				e.opts.Sinks = append(e.opts.Sinks, float32(h)-1.5)
+			}
+		},
+		func(e *sample) {
+			e.q.MaskHeads, e.q.Mask = 1, make([]byte, e.q.Tokens*e.kv.Len)
+			e.q.BiasHeads, e.q.Bias = 1, make([]float32, e.q.Tokens*e.kv.Len)
+			for i := range e.q.Mask {
+				e.q.Mask[i], e.q.Bias[i] = byte(i*7%5), float32(i*11%13)/4
+			}
+		},
+	}
+	for i := range kernels {
+		k := &kernels[i]
+		if raceDetector && i > 0 {
+			break
+		}
+		for _, dt := range storages {
+			sum := sha256.New()
+			for n, s := range []shape{
+				{headDim: 64, vDim: 64, tokens: 1, heads: 4, len: 2100, offset: 2099},
+				{headDim: 128, vDim: 128, tokens: 3, heads: 8, len: 130, offset: 127},
+				{headDim: 80, vDim: 33, tokens: 70, heads: 2, len: 200, offset: 130},
+				{headDim: 7, vDim: 5, tokens: 9, heads: 1, len: 65, offset: -3},
+			} {
+				for o, apply := range options {
+					rnd := rand.New(rand.NewPCG(uint64(n), uint64(o)))
+					l, err := NewLayout(dt, s.headDim, s.vDim)
+					if err != nil {
+						t.Fatal(err)
+					}
+					keys, ks, _ := store(t, fractions(rnd, s.len*s.headDim, 0), s.headDim, dt)
+					values, vs, _ := store(t, fractions(rnd, s.len*s.vDim, 0), s.vDim, dt)
+					e := &sample{
+						kv:   KV{Layout: l, Pages: paged(t, l, s.len, Rows{K: keys, V: values, KScale: ks, VScale: vs}), Len: s.len},
+						q:    Query{Q: fractions(rnd, s.tokens*s.heads*s.headDim, o%3), Tokens: s.tokens, Heads: s.heads, Offset: s.offset},
+						opts: DefaultOptions(s.headDim),
+					}
+					apply(e)
+					out, err := e.by(k, 1+n%2)
+					if err != nil {
+						t.Fatal(err)
+					}
+					for _, x := range [][]float32{out.Context, out.LSE} {
+						if err := binary.Write(sum, binary.LittleEndian, x); err != nil {
+							t.Fatal(err)
+						}
+					}
+				}
+			}
+			if got := fmt.Sprintf("%x", sum.Sum(nil)[:16]); got != golden[dt] {
+				t.Errorf("%s, %s: %s, not %s", k.name, dt, got, golden[dt])
+			}
+		}
+	}
+	rnd := rand.New(rand.NewPCG(9, 9))
+	const rows, in, out = 5, 300, 70
+	x, w, y := fractions(rnd, rows*in, 0), fractions(rnd, out*in, 0), make([]float32, rows*out)
+	if err := Project(context.Background(), 1, y, x, w, nil, rows, in, out); err != nil {
+		t.Fatal(err)
+	}
+	sum := sha256.New()
+	if err := binary.Write(sum, binary.LittleEndian, y); err != nil {
+		t.Fatal(err)
+	}
+	if got := fmt.Sprintf("%x", sum.Sum(nil)[:16]); got != goldenProjection {
+		t.Errorf("projection: %s, not %s", got, goldenProjection)
+	}
+}

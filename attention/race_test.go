@@ -1,0 +1,6 @@
+//go:build race
+
+package attention
+
+// raceDetector makes the portable kernel more than ten times as slow.
+const raceDetector = true
