@@ -37,8 +37,8 @@ format: ## format the code
 proto: ## generate the protocol's code
 	$(TOOL) buf generate
 
-generate: ## generate the assembly of the attention kernels and of the codecs
-	$(GO) generate ./attention ./wire
+generate: ## generate the assembly of the attention kernels, conversions and codecs
+	$(GO) generate ./attention ./tensor ./wire
 
 breaking: ## check the protocol against the main branch for breaking changes
 	$(TOOL) buf breaking --against '.git#branch=main'

@@ -66,6 +66,11 @@ func Narrow(dst []byte, src []float32, dt DType) error {
 	if len(dst)%dt.Size() != 0 || len(dst)/dt.Size() != len(src) {
 		return fmt.Errorf("narrow float32 to %s: %d bytes for %d elements", dt, len(dst), len(src))
 	}
+	done, over := narrowFirst(dst, src, dt)
+	if over {
+		done = 0 // to find it
+	}
+	dst, src = dst[done*dt.Size():], src[done:]
 	switch dt {
 	case F32:
 		for i, x := range src {
@@ -73,17 +78,17 @@ func Narrow(dst []byte, src []float32, dt DType) error {
 		}
 	case F16:
 		for i, x := range src {
-			h := narrowF16(x)
+			h := halfOf(x)
 			if h&0x7c00 == 0x7c00 && finite(x) {
-				return &RangeError{Index: i, Value: x, DType: dt}
+				return &RangeError{Index: done + i, Value: x, DType: dt}
 			}
 			binary.LittleEndian.PutUint16(dst[2*i:], h)
 		}
 	case BF16:
 		for i, x := range src {
-			h := narrowBF16(x)
+			h := bfloatOf(x)
 			if h&0x7f80 == 0x7f80 && finite(x) {
-				return &RangeError{Index: i, Value: x, DType: dt}
+				return &RangeError{Index: done + i, Value: x, DType: dt}
 			}
 			binary.LittleEndian.PutUint16(dst[2*i:], h)
 		}
@@ -109,7 +114,7 @@ func widenF16(h uint16) float32 {
 	return math.Float32frombits(u + (127-15)<<23 | sign)
 }
 
-func narrowF16(x float32) uint16 {
+func halfOf(x float32) uint16 {
 	u := math.Float32bits(x)
 	sign := uint16(u >> 16 & 0x8000)
 	u &= 0x7fffffff
@@ -126,7 +131,7 @@ func narrowF16(x float32) uint16 {
 	return sign | uint16((u-(127-15)<<23)>>13)
 }
 
-func narrowBF16(x float32) uint16 {
+func bfloatOf(x float32) uint16 {
 	u := math.Float32bits(x)
 	if u&0x7fffffff > 0x7f800000 {
 		return uint16(u>>16) | 0x40
@@ -139,8 +144,8 @@ func narrowBF16(x float32) uint16 {
 // so small that its scale rounds to 0, gives zeros and scale 0. dst and row have the same length; row is finite.
 func QuantizeI8(dst []int8, row []float32) (scale float32) {
 	dst = dst[:len(row)]
-	var amax float32
-	for _, x := range row {
+	amax, done := largestFirst(row)
+	for _, x := range row[done:] {
 		amax = max(amax, math.Float32frombits(math.Float32bits(x)&0x7fffffff))
 	}
 	scale = amax / 127
@@ -148,9 +153,10 @@ func QuantizeI8(dst []int8, row []float32) (scale float32) {
 		clear(dst)
 		return 0
 	}
-	for i, x := range row {
+	done = quantizeFirst(dst, row, scale)
+	for i, x := range row[done:] {
 		q := math.RoundToEven(float64(x / scale))
-		dst[i] = int8(max(-127, min(127, q)))
+		dst[done+i] = int8(max(-127, min(127, q)))
 	}
 	return scale
 }
