@@ -51,3 +51,6 @@ func (a *Arena) Close() {
 	}
 	a.bytes = nil
 }
+
+// address returns where b begins.
+func address(b []byte) uintptr { return uintptr(unsafe.Pointer(unsafe.SliceData(b))) }

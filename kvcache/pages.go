@@ -1,0 +1,281 @@
+package kvcache
+
+import (
+	"errors"
+	"fmt"
+	"math/bits"
+
+	"golang.org/x/sys/unix"
+)
+
+// hugeBytes is the size of the processor's large pages of memory, of which full chunks are made.
+const hugeBytes = 2 << 20
+
+// pages is memory for pages of keys and values, by their size. It is mapped in chunks outside the heap and named by
+// numbers, so that the collector has nothing to scan. Pages of one size are alike: any free one serves, so nothing
+// fragments; the free page of the lowest address is taken, so that the last chunks become empty, and an empty chunk is
+// unmapped.
+//
+// The budget counts a page from its first use. A page that becomes free stays reserved, and resident, as long as its
+// chunk has others in use: idle pages are taken first, and trim gives their memory back where something else needs it.
+// What a chunk maps beyond is not counted; chunks double up to a few MiB, so it is never more than what is in use of that size
+// was at its most, nor than one chunk.
+//
+// It is guarded by its owner's lock.
+type pages struct {
+	budget  *Budget
+	classes map[int]*class
+	used    int64     // bytes of pages in use
+	idle    int64     // bytes of pages reserved and in no use
+	emptied []emptied // chunks in no use, which settle unmaps
+}
+
+// emptied is an arena to unmap and what it has reserved of the budget.
+type emptied struct {
+	arena    *Arena
+	reserved int64
+}
+
+// pageID is the number of a page among those of its size, from 1: the chunk, then the slot in it. 0 is no page.
+type pageID uint32
+
+// class is the memory for pages of one size.
+type class struct {
+	size     int // bytes of a page
+	bytes    int // of a full chunk
+	slots    int // pages of a full chunk
+	shift    uint
+	chunks   []chunk
+	unmapped []int // chunks without memory
+	mapped   int   // pages of all chunks
+	vacant   int   // of these, in no use
+	idle     int   // of these, reserved
+	// No chunk before low has a vacant page, none before lowIdle an idle one.
+	low, lowIdle int
+
+	hole []byte // a page of NaN, see View
+}
+
+// chunk is one mapping. A slot is in use, or vacant; a vacant slot is idle if it is still reserved.
+type chunk struct {
+	arena  *Arena
+	slots  int
+	used   int
+	idle   int
+	vacant []uint64 // [slots] bits
+	held   []uint64 // [slots] bits: reserved, in use or idle
+}
+
+func newPages(budget *Budget) *pages {
+	return &pages{budget: budget, classes: make(map[int]*class)}
+}
+
+// class returns the memory for pages of size bytes, a multiple of 64.
+func (p *pages) class(size int) *class {
+	c := p.classes[size]
+	if c == nil {
+		c = &class{size: size}
+		// The fewest large pages of which less than 1/64 remains.
+		for n := 1; n <= 8; n++ {
+			if b := n * hugeBytes; c.bytes == 0 || b%size*c.bytes < c.bytes%size*b {
+				c.bytes = b
+			}
+			if c.bytes%size*64 <= c.bytes {
+				break
+			}
+		}
+		c.slots = c.bytes / size
+		c.shift = uint(bits.Len(uint(c.slots - 1)))
+		p.classes[size] = c
+	}
+	return c
+}
+
+// take fills ids with pages, or with none and an error: a *BudgetError where there is no room. The pages hold whatever
+// they held.
+func (p *pages) take(c *class, ids []pageID) error {
+	short := max(len(ids)-c.idle, 0)
+	if err := p.budget.Reserve(int64(short) * int64(c.size)); err != nil {
+		return err
+	}
+	for c.vacant < len(ids) {
+		if err := p.grow(c, len(ids)-c.vacant); err != nil {
+			p.budget.Release(int64(short) * int64(c.size))
+			return err
+		}
+	}
+	for i := range ids {
+		ids[i] = p.one(c)
+	}
+	return nil
+}
+
+// one takes a page: an idle one, or where there is none a vacant one, which the caller has reserved.
+func (p *pages) one(c *class) pageID {
+	if c.idle > 0 {
+		for c.chunks[c.lowIdle].idle == 0 {
+			c.lowIdle++
+		}
+		k := &c.chunks[c.lowIdle]
+		slot := lowest(k.vacant, k.held)
+		k.idle--
+		c.idle--
+		p.idle -= int64(c.size)
+		return p.occupy(c, c.lowIdle, slot)
+	}
+	for k := &c.chunks[c.low]; k.used == k.slots; k = &c.chunks[c.low] {
+		c.low++
+	}
+	k := &c.chunks[c.low]
+	slot := lowest(k.vacant, k.vacant)
+	k.held[slot/64] |= 1 << (slot % 64)
+	return p.occupy(c, c.low, slot)
+}
+
+func (p *pages) occupy(c *class, chunk, slot int) pageID {
+	k := &c.chunks[chunk]
+	k.vacant[slot/64] &^= 1 << (slot % 64)
+	k.used++
+	c.vacant--
+	p.used += int64(c.size)
+	return pageID(chunk<<c.shift|slot) + 1
+}
+
+// lowest returns the lowest bit that is set in both, which have one.
+func lowest(a, b []uint64) int {
+	for i, w := range a {
+		if w &= b[i]; w != 0 {
+			return i*64 + bits.TrailingZeros64(w)
+		}
+	}
+	panic("kvcache: a chunk has fewer free pages than it counts")
+}
+
+// grow maps a chunk: as many pages as are wanted or mapped already, whichever is more, up to a full chunk.
+func (p *pages) grow(c *class, want int) error {
+	slots, size := min(max(want, c.mapped), c.slots), c.bytes
+	if slots < c.slots {
+		size = slots * c.size
+	}
+	at := len(c.chunks)
+	if n := len(c.unmapped); n > 0 {
+		at = c.unmapped[n-1]
+	}
+	if uint64(at+1)<<c.shift > 1<<32-1 {
+		return fmt.Errorf("map pages of %d bytes: there are %d already", c.size, c.mapped)
+	}
+	arena, err := MapArena(int64(size))
+	if err != nil {
+		return fmt.Errorf("map %d pages: %w", slots, err)
+	}
+	k := chunk{arena: arena, slots: slots, vacant: make([]uint64, (slots+63)/64), held: make([]uint64, (slots+63)/64)}
+	for i := range slots {
+		k.vacant[i/64] |= 1 << (i % 64)
+	}
+	if at == len(c.chunks) {
+		c.chunks = append(c.chunks, k)
+	} else {
+		c.chunks[at], c.unmapped = k, c.unmapped[:len(c.unmapped)-1]
+	}
+	c.mapped += slots
+	c.vacant += slots
+	c.low = min(c.low, at)
+	return nil
+}
+
+// give makes a page free.
+func (p *pages) give(c *class, id pageID) {
+	at, slot := int(id-1)>>c.shift, int(id-1)&(1<<c.shift-1)
+	k := &c.chunks[at]
+	k.vacant[slot/64] |= 1 << (slot % 64)
+	k.used--
+	k.idle++
+	c.vacant++
+	c.idle++
+	p.used -= int64(c.size)
+	p.idle += int64(c.size)
+	c.low, c.lowIdle = min(c.low, at), min(c.lowIdle, at)
+	if k.used > 0 {
+		return
+	}
+	reserved := int64(k.idle) * int64(c.size)
+	p.emptied = append(p.emptied, emptied{arena: k.arena, reserved: reserved})
+	c.mapped -= k.slots
+	c.vacant -= k.slots
+	c.idle -= k.idle
+	p.idle -= reserved
+	*k = chunk{}
+	c.unmapped = append(c.unmapped, at)
+}
+
+// settle unmaps empty chunks and then gives back what they have reserved. It needs no lock.
+func settle(budget *Budget, chunks []emptied) {
+	for _, e := range chunks {
+		e.arena.Close()
+		budget.Release(e.reserved)
+	}
+}
+
+// trim gives the memory of idle pages back, and says whether there were any. Of the runs of neighbors that do not fill
+// the machine's pages, the ends stay resident.
+func (p *pages) trim() (bool, error) {
+	before := p.idle
+	for _, c := range p.classes {
+		for at := 0; c.idle > 0 && at < len(c.chunks); at++ {
+			k := &c.chunks[at]
+			for from := 0; k.idle > 0 && from < k.slots; from++ {
+				to := from
+				for to < k.slots && k.vacant[to/64]&k.held[to/64]>>(to%64)&1 == 1 {
+					to++
+				}
+				if to == from {
+					continue
+				}
+				if err := discard(k.arena.Bytes()[from*c.size : to*c.size]); err != nil {
+					return false, fmt.Errorf("give memory of %d free pages back: %w", to-from, err)
+				}
+				for i := from; i < to; i++ {
+					k.held[i/64] &^= 1 << (i % 64)
+				}
+				k.idle -= to - from
+				c.idle -= to - from
+				p.idle -= int64(to-from) * int64(c.size)
+				p.budget.Release(int64(to-from) * int64(c.size))
+				from = to
+			}
+		}
+	}
+	return before > 0, nil
+}
+
+// discard tells the machine that the whole pages of its own in b are not needed.
+func discard(b []byte) error {
+	page := unix.Getpagesize()
+	skip := (page - int(address(b)%uintptr(page))) % page
+	if len(b) < skip+page {
+		return nil
+	}
+	b = b[skip:]
+	err := unix.Madvise(b[:len(b)/page*page], unix.MADV_DONTNEED)
+	if errors.Is(err, unix.EAGAIN) {
+		return nil // Resident for longer, which is all that is lost.
+	}
+	return err
+}
+
+// bytes returns the memory of a page.
+func (c *class) page(id pageID) []byte {
+	at, slot := int(id-1)>>c.shift, int(id-1)&(1<<c.shift-1)
+	return c.chunks[at].arena.Bytes()[slot*c.size:][:c.size:c.size]
+}
+
+// nans returns a page that makes an answer not finite if ever it takes part in one.
+func (c *class) nans() []byte {
+	if c.hole == nil {
+		c.hole = make([]byte, c.size)
+		for i := range c.hole {
+			c.hole[i] = 0xff
+		}
+	}
+	return c.hole
+}

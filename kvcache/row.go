@@ -1,0 +1,90 @@
+package kvcache
+
+// row is page p of every held shard of a session: positions [64p, 64p+64) of all layers. Sessions that share positions,
+// the index of prefixes, and views share rows, by one count for the whole row. A row whose count is 1 may be written by the
+// session that has it; of a shared one a session makes its own copy first.
+//
+// All fields but pages and hashes are guarded by Store.mu. These two are written by the only session that has the row, and
+// do not change once it is shared, except that pages which nobody sees any more become 0 under Store.mu.
+type row struct {
+	shape  *shape
+	refs   int32
+	pages  []pageID // [shards] 0 where a layer has no position here, or nobody sees them any more
+	hashes []uint64 // [shards] chained hash at the row's end, where a layer has filled it
+	left   []int32  // [layers] of the sharers, how many see the layer's positions here no more; nil is none
+	bytes  int64    // of its pages
+	key    prefixKey
+	entry  *entry // in the index of prefixes, which counts as one sharer
+}
+
+func newRow(sh *shape) *row {
+	return &row{shape: sh, refs: 1, pages: make([]pageID, sh.shards), hashes: make([]uint64, sh.shards)}
+}
+
+// share counts one more sharer, of which left says how many of the row's layers it sees no more.
+func (st *Store) share(r *row) {
+	if r.entry != nil && r.refs == 1 {
+		st.prefixes.occupy(r.entry)
+	}
+	r.refs++
+}
+
+// release counts one sharer less: a session that has the row as page p, or with nil a view or the index. What nobody sees
+// any more is freed.
+func (st *Store) release(r *row, s *session, p int) {
+	if s != nil {
+		for l, freed := range s.freed {
+			if freed > p {
+				r.left[l]--
+			}
+		}
+	}
+	r.refs--
+	if r.refs == 0 {
+		for l := range r.shape.layers {
+			st.free(r, l)
+		}
+		return
+	}
+	for l, left := range r.left {
+		if left == r.refs {
+			st.free(r, l)
+		}
+	}
+	if r.entry != nil && r.refs == 1 {
+		st.prefixes.vacate(r.entry)
+	}
+}
+
+// leave counts that one sharer sees the positions of held layer l no more.
+func (st *Store) leave(r *row, l int) {
+	if r.left == nil {
+		r.left = make([]int32, len(r.shape.layers))
+	}
+	r.left[l]++
+	if r.left[l] == r.refs {
+		st.free(r, l)
+	}
+}
+
+// free frees the row's pages of held layer l.
+func (st *Store) free(r *row, l int) {
+	h := &r.shape.layers[l]
+	for i := h.first; i < h.first+len(h.groups); i++ {
+		if r.pages[i] != 0 {
+			st.pages.give(h.class, r.pages[i])
+			r.pages[i] = 0
+			r.bytes -= int64(h.class.size)
+		}
+	}
+}
+
+// whole says whether every held shard has a page here.
+func (r *row) whole() bool {
+	for _, id := range r.pages {
+		if id == 0 {
+			return false
+		}
+	}
+	return true
+}

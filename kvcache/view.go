@@ -1,0 +1,154 @@
+package kvcache
+
+import (
+	"slices"
+
+	"headwater/attention"
+	"headwater/shard"
+)
+
+// View is one layer of a session as it was when the view was opened, for attention. It stays as it was until it is released,
+// whatever becomes of the session: appends, truncations and eviction leave what it sees alone. The zero value is ready to be
+// opened; a view that was released may be opened again, and then takes no new memory if the old is enough. It is used by one
+// caller at a time, but what KV returned may be read by several.
+type View struct {
+	// Layer is the layer's config, Groups those that are held, ascending. Both are not to be changed.
+	Layer  *Layer
+	Groups []shard.Group
+	// Len is how many positions the layer has.
+	Len int
+
+	store *Store
+	rows  []*row
+	pages [][]byte // [groups][pages]
+}
+
+// View opens a view on a layer of a session for queries from position query on. It is for who needs no append; Append opens
+// one on what it has added.
+func (st *Store) View(v *View, id SessionID, layer shard.Layer, query uint64) error {
+	s, err := st.open(id, true)
+	if err != nil {
+		return err
+	}
+	defer s.mu.Unlock()
+	l, held := s.shape.layer(layer)
+	if !held {
+		return refuse(Invalid, "session %s: layer %d: it is not held here", id, layer).at(layer, 0)
+	}
+	if err := s.sees(l, query); err != nil {
+		return err
+	}
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	st.view(v, s, l, query)
+	return nil
+}
+
+// sees refuses if queries from position query on see what has been freed.
+func (s *session) sees(l int, query uint64) *Error {
+	h := &s.shape.layers[l]
+	if query > maxPositions {
+		return refuse(Invalid, "session %s: layer %d: query at position %d, more than %d", s.id, h.layer, query, int64(maxPositions)).at(h.layer, s.lengths[l])
+	}
+	if h.seenFrom(int(query)) < s.freed[l] {
+		return refuse(Freed, "session %s: layer %d: positions before %d have been freed, a query at %d sees from %d on", s.id, h.layer,
+			s.freed[l]*attention.PageLen, query, int64(query)-h.Options.WindowLeft).at(h.layer, s.lengths[l])
+	}
+	return nil
+}
+
+// view opens v. Pages that no query sees are not shared; NaN stands for them, so that an answer that used them were none.
+func (st *Store) view(v *View, s *session, l int, query uint64) {
+	h := &s.shape.layers[l]
+	end := pagesOf(s.lengths[l])
+	from := min(h.seenFrom(int(query)), end)
+	v.store, v.Layer, v.Groups, v.Len = st, &h.Layer, h.groups, s.lengths[l]
+	v.rows = v.rows[:0]
+	for p := from; p < end; p++ {
+		st.share(s.row(p))
+		v.rows = append(v.rows, s.row(p))
+	}
+	v.pages = resize(v.pages, len(h.groups)*end)
+	for i := range h.groups {
+		pages := v.pages[i*end:][:end]
+		for p := range from {
+			pages[p] = h.class.nans()
+		}
+		for p := from; p < end; p++ {
+			pages[p] = h.class.page(s.row(p).pages[h.first+i])
+		}
+	}
+}
+
+// KV returns the positions of the i-th held group.
+func (v *View) KV(i int) attention.KV {
+	n := pagesOf(v.Len)
+	return attention.KV{Layout: v.Layer.Layout, Pages: v.pages[i*n:][:n:n], Len: v.Len}
+}
+
+// Release ends the view; what it alone has kept is freed. To release a view that is not open does nothing.
+func (v *View) Release() {
+	if v.store == nil {
+		return
+	}
+	v.store.mu.Lock()
+	for _, r := range v.rows {
+		v.store.release(r, nil, 0)
+	}
+	v.store.unlock()
+	clear(v.rows)
+	clear(v.pages)
+	*v = View{rows: v.rows[:0], pages: v.pages[:0]}
+}
+
+// Export fills rows with positions [start, start+n) of one group of a layer, in the storage type; rows have the lengths that
+// attention.Layout.Write asks for.
+func (st *Store) Export(id SessionID, layer shard.Layer, group shard.Group, start, n int, rows attention.Rows) error {
+	s, err := st.open(id, true)
+	if err != nil {
+		return err
+	}
+	defer s.mu.Unlock()
+	l, held := s.shape.layer(layer)
+	if !held {
+		return refuse(Invalid, "session %s: layer %d: it is not held here", id, layer).at(layer, 0)
+	}
+	h := &s.shape.layers[l]
+	i, held := slices.BinarySearch(h.groups, group)
+	switch {
+	case !held:
+		return refuse(Invalid, "session %s: layer %d group %d: it is not held here", id, layer, group).at(layer, s.lengths[l]).of(group)
+	case start < 0 || n < 1 || start > s.lengths[l] || n > s.lengths[l]-start:
+		return refuse(Invalid, "session %s: layer %d has %d positions, not %d from %d on", id, layer, s.lengths[l], n, start).at(layer, s.lengths[l])
+	case start/attention.PageLen < s.freed[l]:
+		return refuse(Freed, "session %s: layer %d: positions before %d have been freed", id, layer, s.freed[l]*attention.PageLen).at(layer, s.lengths[l])
+	}
+	if err := checkRows(rows, n, h.Layout); err != nil {
+		return refuse(Invalid, "session %s: layer %d group %d: export: %v", id, layer, group, err).at(layer, s.lengths[l]).of(group)
+	}
+	var pages [][]byte
+	st.mu.Lock()
+	for p := start / attention.PageLen; p < pagesOf(start+n); p++ {
+		pages = append(pages, h.class.page(s.row(p).pages[h.first+i]))
+	}
+	st.mu.Unlock()
+	for done := 0; done < n; pages = pages[1:] {
+		in := (start + done) % attention.PageLen
+		m := min(n-done, attention.PageLen-in)
+		if err := h.Layout.Read(pages[0], in, m, part(rows, h.Layout, done, m)); err != nil {
+			return refuse(Invalid, "session %s: layer %d group %d: export: %v", id, layer, group, err).at(layer, s.lengths[l]).of(group)
+		}
+		done += m
+	}
+	return nil
+}
+
+// part returns positions [at, at+m) of rows.
+func part(rows attention.Rows, layout attention.Layout, at, m int) attention.Rows {
+	kb, vb := layout.KRowBytes(), layout.VRowBytes()
+	out := attention.Rows{K: rows.K[at*kb:][:m*kb], V: rows.V[at*vb:][:m*vb]}
+	if scaled(layout) {
+		out.KScale, out.VScale = rows.KScale[at:][:m], rows.VScale[at:][:m]
+	}
+	return out
+}
