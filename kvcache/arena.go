@@ -26,6 +26,7 @@ func MapArena(size int64) (*Arena, error) {
 	if err != nil {
 		return nil, fmt.Errorf("map %d bytes: %w", size, err)
 	}
+	adviseHuge(b)
 	return &Arena{bytes: b}, nil
 }
 
