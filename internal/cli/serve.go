@@ -22,6 +22,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/health"
 
+	"headwater/attention"
 	"headwater/coordinator"
 	"headwater/internal/localcluster"
 	"headwater/membership"
@@ -294,6 +295,10 @@ func (a *app) serveWorker() *cobra.Command {
 }
 
 func (a *app) runWorker(ctx context.Context, at endpointFlags, memory int64, threads, weight int) error {
+	// At once, and not with the first query.
+	if err := attention.KernelError(); err != nil {
+		return usageError{err}
+	}
 	name, err := at.self("worker")
 	if err != nil {
 		return err

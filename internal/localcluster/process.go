@@ -30,8 +30,11 @@ const ReadyFlag = "ready-fd"
 const readyFD = 3
 
 // envPrefix begins the variables that are settings of the program. A child takes none from the parent's environment:
-// they were meant for the parent.
-const envPrefix = "HEADWATER_"
+// they were meant for the parent. Only the kernel is chosen for all.
+const (
+	envPrefix = "HEADWATER_"
+	envKernel = "HEADWATER_KERNEL="
+)
 
 // process is one child.
 type process struct {
@@ -60,7 +63,7 @@ func (c *Cluster) start(name string, args []string) (*process, error) {
 	p.cmd.ExtraFiles = []*os.File{write}
 	p.cmd.SysProcAttr = attributes()
 	for _, variable := range os.Environ() {
-		if !strings.HasPrefix(variable, envPrefix) {
+		if !strings.HasPrefix(variable, envPrefix) || strings.HasPrefix(variable, envKernel) {
 			p.cmd.Env = append(p.cmd.Env, variable)
 		}
 	}
