@@ -155,16 +155,18 @@ GLOBL upper_avx2<>(SB), RODATA|NOPTR, $32
 // func scores_f32_avx2(s *float32, q *float32, k *byte, stride int, n int, rows int, carry int, ahead int)
 // Requires: AVX, FMA3, MMX+
 TEXT ·scores_f32_avx2(SB), NOSPLIT, $0-64
-	MOVQ  s+0(FP), DI
-	MOVQ  q+8(FP), SI
-	MOVQ  k+16(FP), DX
-	MOVQ  stride+24(FP), R8
-	MOVQ  n+32(FP), R9
-	MOVQ  rows+40(FP), R10
-	MOVQ  ahead+56(FP), R11
-	TESTQ R11, R11
-	JZ    none1
-	ADDQ  DX, R11
+	MOVQ   s+0(FP), DI
+	MOVQ   q+8(FP), SI
+	MOVQ   k+16(FP), DX
+	MOVQ   stride+24(FP), R8
+	MOVQ   rows+40(FP), R10
+	MOVQ   ahead+56(FP), R11
+	TESTQ  R11, R11
+	JZ     none1
+	ADDQ   DX, R11
+	MOVQ   n+32(FP), R14
+	IMUL3Q $0x00000040, R14, R14
+	LEAQ   (R14)(R14*2), R9
 
 none1:
 rows2:
@@ -211,7 +213,7 @@ begin14:
 	MOVQ  SI, BX
 	LEAQ  (R8)(R8*2), CX
 	ADDQ  SI, CX
-	MOVQ  R9, R12
+	MOVQ  n+32(FP), R12
 	SUBQ  $0x04, R12
 	JLT   few15
 	TESTQ R11, R11
@@ -219,10 +221,10 @@ begin14:
 
 dims19:
 	PREFETCHT0   (R11)
-	PREFETCHT0   64(R11)
-	PREFETCHT0   128(R11)
-	PREFETCHT0   192(R11)
-	ADDQ         $0x00000100, R11
+	PREFETCHT0   (R11)(R14*1)
+	PREFETCHT0   (R11)(R14*2)
+	PREFETCHT0   (R11)(R9*1)
+	ADDQ         $0x00000040, R11
 	VMOVUPS      (AX), Y12
 	VMOVUPS      32(AX), Y13
 	VBROADCASTSS (BX), Y14
@@ -497,7 +499,7 @@ carry22:
 begin23:
 	MOVQ  R13, AX
 	MOVQ  SI, BX
-	MOVQ  R9, R12
+	MOVQ  n+32(FP), R12
 	SUBQ  $0x04, R12
 	JLT   few24
 	TESTQ R11, R11
@@ -505,22 +507,22 @@ begin23:
 
 dims28:
 	PREFETCHT0   (R11)
+	PREFETCHT0   (R11)(R14*1)
+	PREFETCHT0   (R11)(R14*2)
+	PREFETCHT0   (R11)(R9*1)
 	PREFETCHT0   64(R11)
+	PREFETCHT0   64(R11)(R14*1)
+	PREFETCHT0   64(R11)(R14*2)
+	PREFETCHT0   64(R11)(R9*1)
 	PREFETCHT0   128(R11)
+	PREFETCHT0   128(R11)(R14*1)
+	PREFETCHT0   128(R11)(R14*2)
+	PREFETCHT0   128(R11)(R9*1)
 	PREFETCHT0   192(R11)
-	PREFETCHT0   256(R11)
-	PREFETCHT0   320(R11)
-	PREFETCHT0   384(R11)
-	PREFETCHT0   448(R11)
-	PREFETCHT0   512(R11)
-	PREFETCHT0   576(R11)
-	PREFETCHT0   640(R11)
-	PREFETCHT0   704(R11)
-	PREFETCHT0   768(R11)
-	PREFETCHT0   832(R11)
-	PREFETCHT0   896(R11)
-	PREFETCHT0   960(R11)
-	ADDQ         $0x00000400, R11
+	PREFETCHT0   192(R11)(R14*1)
+	PREFETCHT0   192(R11)(R14*2)
+	PREFETCHT0   192(R11)(R9*1)
+	ADDQ         $0x00000100, R11
 	VBROADCASTSS (BX), Y8
 	VMOVUPS      (AX), Y9
 	VFMADD231PS  Y9, Y8, Y0
@@ -745,7 +747,7 @@ carry31:
 begin32:
 	MOVQ  R13, AX
 	MOVQ  SI, BX
-	MOVQ  R9, R12
+	MOVQ  n+32(FP), R12
 	SUBQ  $0x04, R12
 	JLT   few33
 	TESTQ R11, R11
@@ -753,14 +755,14 @@ begin32:
 
 dims37:
 	PREFETCHT0   (R11)
+	PREFETCHT0   (R11)(R14*1)
+	PREFETCHT0   (R11)(R14*2)
+	PREFETCHT0   (R11)(R9*1)
 	PREFETCHT0   64(R11)
-	PREFETCHT0   128(R11)
-	PREFETCHT0   192(R11)
-	PREFETCHT0   256(R11)
-	PREFETCHT0   320(R11)
-	PREFETCHT0   384(R11)
-	PREFETCHT0   448(R11)
-	ADDQ         $0x00000200, R11
+	PREFETCHT0   64(R11)(R14*1)
+	PREFETCHT0   64(R11)(R14*2)
+	PREFETCHT0   64(R11)(R9*1)
+	ADDQ         $0x00000080, R11
 	VBROADCASTSS (BX), Y8
 	VBROADCASTSS (BX)(R8*1), Y9
 	VMOVUPS      (AX), Y10
@@ -968,7 +970,7 @@ carry40:
 begin41:
 	MOVQ  R13, AX
 	MOVQ  SI, BX
-	MOVQ  R9, R12
+	MOVQ  n+32(FP), R12
 	SUBQ  $0x04, R12
 	JLT   few42
 	TESTQ R11, R11
@@ -976,14 +978,14 @@ begin41:
 
 dims46:
 	PREFETCHT0   (R11)
+	PREFETCHT0   (R11)(R14*1)
+	PREFETCHT0   (R11)(R14*2)
+	PREFETCHT0   (R11)(R9*1)
 	PREFETCHT0   64(R11)
-	PREFETCHT0   128(R11)
-	PREFETCHT0   192(R11)
-	PREFETCHT0   256(R11)
-	PREFETCHT0   320(R11)
-	PREFETCHT0   384(R11)
-	PREFETCHT0   448(R11)
-	ADDQ         $0x00000200, R11
+	PREFETCHT0   64(R11)(R14*1)
+	PREFETCHT0   64(R11)(R14*2)
+	PREFETCHT0   64(R11)(R9*1)
+	ADDQ         $0x00000080, R11
 	VBROADCASTSS (BX), Y12
 	VBROADCASTSS (BX)(R8*1), Y13
 	VBROADCASTSS (BX)(R8*2), Y14
@@ -1242,7 +1244,7 @@ begin50:
 	MOVQ  SI, BX
 	LEAQ  (R8)(R8*2), CX
 	ADDQ  SI, CX
-	MOVQ  R9, R12
+	MOVQ  n+32(FP), R12
 	SUBQ  $0x04, R12
 	JLT   few51
 	TESTQ R11, R11
@@ -1250,12 +1252,14 @@ begin50:
 
 dims55:
 	PREFETCHT0   (R11)
+	PREFETCHT0   (R11)(R14*1)
+	PREFETCHT0   (R11)(R14*2)
+	PREFETCHT0   (R11)(R9*1)
 	PREFETCHT0   64(R11)
-	PREFETCHT0   128(R11)
-	PREFETCHT0   192(R11)
-	PREFETCHT0   256(R11)
-	PREFETCHT0   320(R11)
-	ADDQ         $0x00000180, R11
+	PREFETCHT0   64(R11)(R14*1)
+	PREFETCHT0   64(R11)(R14*2)
+	PREFETCHT0   64(R11)(R9*1)
+	ADDQ         $0x00000060, R11
 	VMOVUPS      (AX), Y12
 	VMOVUPS      32(AX), Y13
 	VMOVUPS      64(AX), Y14
@@ -1497,7 +1501,7 @@ begin59:
 	MOVQ  SI, BX
 	LEAQ  (R8)(R8*2), CX
 	ADDQ  SI, CX
-	MOVQ  R9, R12
+	MOVQ  n+32(FP), R12
 	SUBQ  $0x04, R12
 	JLT   few60
 	TESTQ R11, R11
@@ -1505,10 +1509,10 @@ begin59:
 
 dims64:
 	PREFETCHT0   (R11)
-	PREFETCHT0   64(R11)
-	PREFETCHT0   128(R11)
-	PREFETCHT0   192(R11)
-	ADDQ         $0x00000100, R11
+	PREFETCHT0   (R11)(R14*1)
+	PREFETCHT0   (R11)(R14*2)
+	PREFETCHT0   (R11)(R9*1)
+	ADDQ         $0x00000040, R11
 	VMOVUPS      (AX), Y8
 	VMOVUPS      32(AX), Y9
 	VBROADCASTSS (BX), Y10
@@ -1715,7 +1719,7 @@ begin68:
 	MOVQ  SI, BX
 	LEAQ  (R8)(R8*2), CX
 	ADDQ  SI, CX
-	MOVQ  R9, R12
+	MOVQ  n+32(FP), R12
 	SUBQ  $0x04, R12
 	JLT   few69
 	TESTQ R11, R11
@@ -1723,10 +1727,10 @@ begin68:
 
 dims73:
 	PREFETCHT0   (R11)
-	PREFETCHT0   64(R11)
-	PREFETCHT0   128(R11)
-	PREFETCHT0   192(R11)
-	ADDQ         $0x00000100, R11
+	PREFETCHT0   (R11)(R14*1)
+	PREFETCHT0   (R11)(R14*2)
+	PREFETCHT0   (R11)(R9*1)
+	ADDQ         $0x00000040, R11
 	VMOVUPS      (AX), Y10
 	VMOVUPS      32(AX), Y11
 	VBROADCASTSS (BX), Y12
@@ -1988,13 +1992,16 @@ columns86:
 	JLT    few89
 	TESTQ  R11, R11
 	JZ     plain91
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions93:
 	PREFETCHT0   (R11)
-	PREFETCHT0   64(R11)
-	PREFETCHT0   128(R11)
-	PREFETCHT0   192(R11)
-	ADDQ         $0x00000100, R11
+	PREFETCHT0   (R11)(AX*1)
+	PREFETCHT0   (R11)(AX*2)
+	PREFETCHT0   (R11)(R14*1)
+	ADDQ         $0x00000040, R11
 	VMOVUPS      (SI), Y12
 	VMOVUPS      32(SI), Y13
 	VBROADCASTSS (R12), Y14
@@ -2380,25 +2387,28 @@ columns97:
 	JLT    few100
 	TESTQ  R11, R11
 	JZ     plain102
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions104:
 	PREFETCHT0   (R11)
+	PREFETCHT0   (R11)(AX*1)
+	PREFETCHT0   (R11)(AX*2)
+	PREFETCHT0   (R11)(R14*1)
 	PREFETCHT0   64(R11)
+	PREFETCHT0   64(R11)(AX*1)
+	PREFETCHT0   64(R11)(AX*2)
+	PREFETCHT0   64(R11)(R14*1)
 	PREFETCHT0   128(R11)
+	PREFETCHT0   128(R11)(AX*1)
+	PREFETCHT0   128(R11)(AX*2)
+	PREFETCHT0   128(R11)(R14*1)
 	PREFETCHT0   192(R11)
-	PREFETCHT0   256(R11)
-	PREFETCHT0   320(R11)
-	PREFETCHT0   384(R11)
-	PREFETCHT0   448(R11)
-	PREFETCHT0   512(R11)
-	PREFETCHT0   576(R11)
-	PREFETCHT0   640(R11)
-	PREFETCHT0   704(R11)
-	PREFETCHT0   768(R11)
-	PREFETCHT0   832(R11)
-	PREFETCHT0   896(R11)
-	PREFETCHT0   960(R11)
-	ADDQ         $0x00000400, R11
+	PREFETCHT0   192(R11)(AX*1)
+	PREFETCHT0   192(R11)(AX*2)
+	PREFETCHT0   192(R11)(R14*1)
+	ADDQ         $0x00000100, R11
 	VBROADCASTSS (R12), Y8
 	VMOVUPS      (SI), Y9
 	VFMADD231PS  Y9, Y8, Y0
@@ -2679,13 +2689,16 @@ columns108:
 	JLT    few111
 	TESTQ  R11, R11
 	JZ     plain113
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions115:
 	PREFETCHT0   (R11)
-	PREFETCHT0   64(R11)
-	PREFETCHT0   128(R11)
-	PREFETCHT0   192(R11)
-	ADDQ         $0x00000100, R11
+	PREFETCHT0   (R11)(AX*1)
+	PREFETCHT0   (R11)(AX*2)
+	PREFETCHT0   (R11)(R14*1)
+	ADDQ         $0x00000040, R11
 	VBROADCASTSS (R12), Y2
 	VMOVUPS      (SI), Y3
 	VFMADD231PS  Y3, Y2, Y0
@@ -2844,17 +2857,20 @@ columns119:
 	JLT    few122
 	TESTQ  R11, R11
 	JZ     plain124
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions126:
 	PREFETCHT0   (R11)
+	PREFETCHT0   (R11)(AX*1)
+	PREFETCHT0   (R11)(AX*2)
+	PREFETCHT0   (R11)(R14*1)
 	PREFETCHT0   64(R11)
-	PREFETCHT0   128(R11)
-	PREFETCHT0   192(R11)
-	PREFETCHT0   256(R11)
-	PREFETCHT0   320(R11)
-	PREFETCHT0   384(R11)
-	PREFETCHT0   448(R11)
-	ADDQ         $0x00000200, R11
+	PREFETCHT0   64(R11)(AX*1)
+	PREFETCHT0   64(R11)(AX*2)
+	PREFETCHT0   64(R11)(R14*1)
+	ADDQ         $0x00000080, R11
 	VBROADCASTSS (R12), Y8
 	VBROADCASTSS 256(R12), Y9
 	VMOVUPS      (SI), Y10
@@ -3111,13 +3127,16 @@ columns130:
 	JLT    few133
 	TESTQ  R11, R11
 	JZ     plain135
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions137:
 	PREFETCHT0   (R11)
-	PREFETCHT0   64(R11)
-	PREFETCHT0   128(R11)
-	PREFETCHT0   192(R11)
-	ADDQ         $0x00000100, R11
+	PREFETCHT0   (R11)(AX*1)
+	PREFETCHT0   (R11)(AX*2)
+	PREFETCHT0   (R11)(R14*1)
+	ADDQ         $0x00000040, R11
 	VMOVUPS      (SI), Y4
 	VMOVUPS      32(SI), Y5
 	VBROADCASTSS (R12), Y6
@@ -3322,17 +3341,20 @@ columns141:
 	JLT    few144
 	TESTQ  R11, R11
 	JZ     plain146
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions148:
 	PREFETCHT0   (R11)
+	PREFETCHT0   (R11)(AX*1)
+	PREFETCHT0   (R11)(AX*2)
+	PREFETCHT0   (R11)(R14*1)
 	PREFETCHT0   64(R11)
-	PREFETCHT0   128(R11)
-	PREFETCHT0   192(R11)
-	PREFETCHT0   256(R11)
-	PREFETCHT0   320(R11)
-	PREFETCHT0   384(R11)
-	PREFETCHT0   448(R11)
-	ADDQ         $0x00000200, R11
+	PREFETCHT0   64(R11)(AX*1)
+	PREFETCHT0   64(R11)(AX*2)
+	PREFETCHT0   64(R11)(R14*1)
+	ADDQ         $0x00000080, R11
 	VBROADCASTSS (R12), Y12
 	VBROADCASTSS 256(R12), Y13
 	VBROADCASTSS 512(R12), Y14
@@ -3661,13 +3683,16 @@ columns152:
 	JLT    few155
 	TESTQ  R11, R11
 	JZ     plain157
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions159:
 	PREFETCHT0   (R11)
-	PREFETCHT0   64(R11)
-	PREFETCHT0   128(R11)
-	PREFETCHT0   192(R11)
-	ADDQ         $0x00000100, R11
+	PREFETCHT0   (R11)(AX*1)
+	PREFETCHT0   (R11)(AX*2)
+	PREFETCHT0   (R11)(R14*1)
+	ADDQ         $0x00000040, R11
 	VMOVUPS      (SI), Y6
 	VMOVUPS      32(SI), Y7
 	VBROADCASTSS (R12), Y8
@@ -3916,15 +3941,20 @@ columns163:
 	JLT    few166
 	TESTQ  R11, R11
 	JZ     plain168
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions170:
 	PREFETCHT0   (R11)
+	PREFETCHT0   (R11)(AX*1)
+	PREFETCHT0   (R11)(AX*2)
+	PREFETCHT0   (R11)(R14*1)
 	PREFETCHT0   64(R11)
-	PREFETCHT0   128(R11)
-	PREFETCHT0   192(R11)
-	PREFETCHT0   256(R11)
-	PREFETCHT0   320(R11)
-	ADDQ         $0x00000180, R11
+	PREFETCHT0   64(R11)(AX*1)
+	PREFETCHT0   64(R11)(AX*2)
+	PREFETCHT0   64(R11)(R14*1)
+	ADDQ         $0x00000060, R11
 	VMOVUPS      (SI), Y12
 	VMOVUPS      32(SI), Y13
 	VMOVUPS      64(SI), Y14
@@ -4259,13 +4289,16 @@ columns174:
 	JLT    few177
 	TESTQ  R11, R11
 	JZ     plain179
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions181:
 	PREFETCHT0   (R11)
-	PREFETCHT0   64(R11)
-	PREFETCHT0   128(R11)
-	PREFETCHT0   192(R11)
-	ADDQ         $0x00000100, R11
+	PREFETCHT0   (R11)(AX*1)
+	PREFETCHT0   (R11)(AX*2)
+	PREFETCHT0   (R11)(R14*1)
+	ADDQ         $0x00000040, R11
 	VMOVUPS      (SI), Y8
 	VMOVUPS      32(SI), Y9
 	VBROADCASTSS (R12), Y10
@@ -4552,13 +4585,16 @@ columns185:
 	JLT    few188
 	TESTQ  R11, R11
 	JZ     plain190
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions192:
 	PREFETCHT0   (R11)
-	PREFETCHT0   64(R11)
-	PREFETCHT0   128(R11)
-	PREFETCHT0   192(R11)
-	ADDQ         $0x00000100, R11
+	PREFETCHT0   (R11)(AX*1)
+	PREFETCHT0   (R11)(AX*2)
+	PREFETCHT0   (R11)(R14*1)
+	ADDQ         $0x00000040, R11
 	VMOVUPS      (SI), Y10
 	VMOVUPS      32(SI), Y11
 	VBROADCASTSS (R12), Y12
@@ -4860,16 +4896,18 @@ done78:
 // func scores_f16_avx2(s *float32, q *float32, k *byte, stride int, n int, rows int, carry int, ahead int)
 // Requires: AVX, F16C, FMA3, MMX+
 TEXT ·scores_f16_avx2(SB), NOSPLIT, $0-64
-	MOVQ  s+0(FP), DI
-	MOVQ  q+8(FP), SI
-	MOVQ  k+16(FP), DX
-	MOVQ  stride+24(FP), R8
-	MOVQ  n+32(FP), R9
-	MOVQ  rows+40(FP), R10
-	MOVQ  ahead+56(FP), R11
-	TESTQ R11, R11
-	JZ    none196
-	ADDQ  DX, R11
+	MOVQ   s+0(FP), DI
+	MOVQ   q+8(FP), SI
+	MOVQ   k+16(FP), DX
+	MOVQ   stride+24(FP), R8
+	MOVQ   rows+40(FP), R10
+	MOVQ   ahead+56(FP), R11
+	TESTQ  R11, R11
+	JZ     none196
+	ADDQ   DX, R11
+	MOVQ   n+32(FP), R14
+	IMUL3Q $0x00000020, R14, R14
+	LEAQ   (R14)(R14*2), R9
 
 none196:
 rows197:
@@ -4916,7 +4954,7 @@ begin209:
 	MOVQ  SI, BX
 	LEAQ  (R8)(R8*2), CX
 	ADDQ  SI, CX
-	MOVQ  R9, R12
+	MOVQ  n+32(FP), R12
 	SUBQ  $0x04, R12
 	JLT   few210
 	TESTQ R11, R11
@@ -5200,7 +5238,7 @@ carry217:
 begin218:
 	MOVQ  R13, AX
 	MOVQ  SI, BX
-	MOVQ  R9, R12
+	MOVQ  n+32(FP), R12
 	SUBQ  $0x04, R12
 	JLT   few219
 	TESTQ R11, R11
@@ -5440,7 +5478,7 @@ carry226:
 begin227:
 	MOVQ  R13, AX
 	MOVQ  SI, BX
-	MOVQ  R9, R12
+	MOVQ  n+32(FP), R12
 	SUBQ  $0x04, R12
 	JLT   few228
 	TESTQ R11, R11
@@ -5659,7 +5697,7 @@ carry235:
 begin236:
 	MOVQ  R13, AX
 	MOVQ  SI, BX
-	MOVQ  R9, R12
+	MOVQ  n+32(FP), R12
 	SUBQ  $0x04, R12
 	JLT   few237
 	TESTQ R11, R11
@@ -5929,7 +5967,7 @@ begin245:
 	MOVQ  SI, BX
 	LEAQ  (R8)(R8*2), CX
 	ADDQ  SI, CX
-	MOVQ  R9, R12
+	MOVQ  n+32(FP), R12
 	SUBQ  $0x04, R12
 	JLT   few246
 	TESTQ R11, R11
@@ -6181,7 +6219,7 @@ begin254:
 	MOVQ  SI, BX
 	LEAQ  (R8)(R8*2), CX
 	ADDQ  SI, CX
-	MOVQ  R9, R12
+	MOVQ  n+32(FP), R12
 	SUBQ  $0x04, R12
 	JLT   few255
 	TESTQ R11, R11
@@ -6397,7 +6435,7 @@ begin263:
 	MOVQ  SI, BX
 	LEAQ  (R8)(R8*2), CX
 	ADDQ  SI, CX
-	MOVQ  R9, R12
+	MOVQ  n+32(FP), R12
 	SUBQ  $0x04, R12
 	JLT   few264
 	TESTQ R11, R11
@@ -6668,6 +6706,9 @@ columns281:
 	JLT    few284
 	TESTQ  R11, R11
 	JZ     plain286
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions288:
 	PREFETCHT0   (R11)
@@ -7058,6 +7099,9 @@ columns292:
 	JLT    few295
 	TESTQ  R11, R11
 	JZ     plain297
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions299:
 	PREFETCHT0   (R11)
@@ -7349,6 +7393,9 @@ columns303:
 	JLT    few306
 	TESTQ  R11, R11
 	JZ     plain308
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions310:
 	PREFETCHT0   (R11)
@@ -7512,6 +7559,9 @@ columns314:
 	JLT    few317
 	TESTQ  R11, R11
 	JZ     plain319
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions321:
 	PREFETCHT0   (R11)
@@ -7775,6 +7825,9 @@ columns325:
 	JLT    few328
 	TESTQ  R11, R11
 	JZ     plain330
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions332:
 	PREFETCHT0   (R11)
@@ -7984,6 +8037,9 @@ columns336:
 	JLT    few339
 	TESTQ  R11, R11
 	JZ     plain341
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions343:
 	PREFETCHT0   (R11)
@@ -8319,6 +8375,9 @@ columns347:
 	JLT    few350
 	TESTQ  R11, R11
 	JZ     plain352
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions354:
 	PREFETCHT0   (R11)
@@ -8572,6 +8631,9 @@ columns358:
 	JLT    few361
 	TESTQ  R11, R11
 	JZ     plain363
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions365:
 	PREFETCHT0   (R11)
@@ -8912,6 +8974,9 @@ columns369:
 	JLT    few372
 	TESTQ  R11, R11
 	JZ     plain374
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions376:
 	PREFETCHT0   (R11)
@@ -9203,6 +9268,9 @@ columns380:
 	JLT    few383
 	TESTQ  R11, R11
 	JZ     plain385
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions387:
 	PREFETCHT0   (R11)
@@ -9509,16 +9577,18 @@ done273:
 // func scores_bf16_avx2(s *float32, q *float32, k *byte, stride int, n int, rows int, carry int, ahead int)
 // Requires: AVX, AVX2, FMA3, MMX+
 TEXT ·scores_bf16_avx2(SB), NOSPLIT, $0-64
-	MOVQ  s+0(FP), DI
-	MOVQ  q+8(FP), SI
-	MOVQ  k+16(FP), DX
-	MOVQ  stride+24(FP), R8
-	MOVQ  n+32(FP), R9
-	MOVQ  rows+40(FP), R10
-	MOVQ  ahead+56(FP), R11
-	TESTQ R11, R11
-	JZ    none391
-	ADDQ  DX, R11
+	MOVQ   s+0(FP), DI
+	MOVQ   q+8(FP), SI
+	MOVQ   k+16(FP), DX
+	MOVQ   stride+24(FP), R8
+	MOVQ   rows+40(FP), R10
+	MOVQ   ahead+56(FP), R11
+	TESTQ  R11, R11
+	JZ     none391
+	ADDQ   DX, R11
+	MOVQ   n+32(FP), R14
+	IMUL3Q $0x00000020, R14, R14
+	LEAQ   (R14)(R14*2), R9
 
 none391:
 rows392:
@@ -9565,7 +9635,7 @@ begin404:
 	MOVQ  SI, BX
 	LEAQ  (R8)(R8*2), CX
 	ADDQ  SI, CX
-	MOVQ  R9, R12
+	MOVQ  n+32(FP), R12
 	SUBQ  $0x04, R12
 	JLT   few405
 	TESTQ R11, R11
@@ -9867,7 +9937,7 @@ carry412:
 begin413:
 	MOVQ  R13, AX
 	MOVQ  SI, BX
-	MOVQ  R9, R12
+	MOVQ  n+32(FP), R12
 	SUBQ  $0x04, R12
 	JLT   few414
 	TESTQ R11, R11
@@ -10179,7 +10249,7 @@ carry421:
 begin422:
 	MOVQ  R13, AX
 	MOVQ  SI, BX
-	MOVQ  R9, R12
+	MOVQ  n+32(FP), R12
 	SUBQ  $0x04, R12
 	JLT   few423
 	TESTQ R11, R11
@@ -10434,7 +10504,7 @@ carry430:
 begin431:
 	MOVQ  R13, AX
 	MOVQ  SI, BX
-	MOVQ  R9, R12
+	MOVQ  n+32(FP), R12
 	SUBQ  $0x04, R12
 	JLT   few432
 	TESTQ R11, R11
@@ -10740,7 +10810,7 @@ begin440:
 	MOVQ  SI, BX
 	LEAQ  (R8)(R8*2), CX
 	ADDQ  SI, CX
-	MOVQ  R9, R12
+	MOVQ  n+32(FP), R12
 	SUBQ  $0x04, R12
 	JLT   few441
 	TESTQ R11, R11
@@ -11019,7 +11089,7 @@ begin449:
 	MOVQ  SI, BX
 	LEAQ  (R8)(R8*2), CX
 	ADDQ  SI, CX
-	MOVQ  R9, R12
+	MOVQ  n+32(FP), R12
 	SUBQ  $0x04, R12
 	JLT   few450
 	TESTQ R11, R11
@@ -11253,7 +11323,7 @@ begin458:
 	MOVQ  SI, BX
 	LEAQ  (R8)(R8*2), CX
 	ADDQ  SI, CX
-	MOVQ  R9, R12
+	MOVQ  n+32(FP), R12
 	SUBQ  $0x04, R12
 	JLT   few459
 	TESTQ R11, R11
@@ -11542,6 +11612,9 @@ columns476:
 	JLT    few479
 	TESTQ  R11, R11
 	JZ     plain481
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions483:
 	PREFETCHT0     (R11)
@@ -11952,6 +12025,9 @@ columns487:
 	JLT    few490
 	TESTQ  R11, R11
 	JZ     plain492
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions494:
 	PREFETCHT0     (R11)
@@ -12323,6 +12399,9 @@ columns498:
 	JLT    few501
 	TESTQ  R11, R11
 	JZ     plain503
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions505:
 	PREFETCHT0     (R11)
@@ -12506,6 +12585,9 @@ columns509:
 	JLT    few512
 	TESTQ  R11, R11
 	JZ     plain514
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions516:
 	PREFETCHT0     (R11)
@@ -12809,6 +12891,9 @@ columns520:
 	JLT    few523
 	TESTQ  R11, R11
 	JZ     plain525
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions527:
 	PREFETCHT0     (R11)
@@ -13038,6 +13123,9 @@ columns531:
 	JLT    few534
 	TESTQ  R11, R11
 	JZ     plain536
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions538:
 	PREFETCHT0     (R11)
@@ -13413,6 +13501,9 @@ columns542:
 	JLT    few545
 	TESTQ  R11, R11
 	JZ     plain547
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions549:
 	PREFETCHT0     (R11)
@@ -13686,6 +13777,9 @@ columns553:
 	JLT    few556
 	TESTQ  R11, R11
 	JZ     plain558
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions560:
 	PREFETCHT0     (R11)
@@ -14056,6 +14150,9 @@ columns564:
 	JLT    few567
 	TESTQ  R11, R11
 	JZ     plain569
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions571:
 	PREFETCHT0     (R11)
@@ -14367,6 +14464,9 @@ columns575:
 	JLT    few578
 	TESTQ  R11, R11
 	JZ     plain580
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions582:
 	PREFETCHT0     (R11)
@@ -14693,16 +14793,18 @@ done468:
 // func scores_i8_avx2(s *float32, q *float32, k *byte, stride int, n int, rows int, carry int, ahead int)
 // Requires: AVX, AVX2, FMA3, MMX+
 TEXT ·scores_i8_avx2(SB), NOSPLIT, $0-64
-	MOVQ  s+0(FP), DI
-	MOVQ  q+8(FP), SI
-	MOVQ  k+16(FP), DX
-	MOVQ  stride+24(FP), R8
-	MOVQ  n+32(FP), R9
-	MOVQ  rows+40(FP), R10
-	MOVQ  ahead+56(FP), R11
-	TESTQ R11, R11
-	JZ    none586
-	ADDQ  DX, R11
+	MOVQ   s+0(FP), DI
+	MOVQ   q+8(FP), SI
+	MOVQ   k+16(FP), DX
+	MOVQ   stride+24(FP), R8
+	MOVQ   rows+40(FP), R10
+	MOVQ   ahead+56(FP), R11
+	TESTQ  R11, R11
+	JZ     none586
+	ADDQ   DX, R11
+	MOVQ   n+32(FP), R14
+	IMUL3Q $0x00000010, R14, R14
+	LEAQ   (R14)(R14*2), R9
 
 none586:
 rows587:
@@ -14749,7 +14851,7 @@ begin599:
 	MOVQ  SI, BX
 	LEAQ  (R8)(R8*2), CX
 	ADDQ  SI, CX
-	MOVQ  R9, R12
+	MOVQ  n+32(FP), R12
 	SUBQ  $0x04, R12
 	JLT   few600
 	TESTQ R11, R11
@@ -15050,7 +15152,7 @@ carry607:
 begin608:
 	MOVQ  R13, AX
 	MOVQ  SI, BX
-	MOVQ  R9, R12
+	MOVQ  n+32(FP), R12
 	SUBQ  $0x04, R12
 	JLT   few609
 	TESTQ R11, R11
@@ -15358,7 +15460,7 @@ carry616:
 begin617:
 	MOVQ  R13, AX
 	MOVQ  SI, BX
-	MOVQ  R9, R12
+	MOVQ  n+32(FP), R12
 	SUBQ  $0x04, R12
 	JLT   few618
 	TESTQ R11, R11
@@ -15611,7 +15713,7 @@ carry625:
 begin626:
 	MOVQ  R13, AX
 	MOVQ  SI, BX
-	MOVQ  R9, R12
+	MOVQ  n+32(FP), R12
 	SUBQ  $0x04, R12
 	JLT   few627
 	TESTQ R11, R11
@@ -15915,7 +16017,7 @@ begin635:
 	MOVQ  SI, BX
 	LEAQ  (R8)(R8*2), CX
 	ADDQ  SI, CX
-	MOVQ  R9, R12
+	MOVQ  n+32(FP), R12
 	SUBQ  $0x04, R12
 	JLT   few636
 	TESTQ R11, R11
@@ -16193,7 +16295,7 @@ begin644:
 	MOVQ  SI, BX
 	LEAQ  (R8)(R8*2), CX
 	ADDQ  SI, CX
-	MOVQ  R9, R12
+	MOVQ  n+32(FP), R12
 	SUBQ  $0x04, R12
 	JLT   few645
 	TESTQ R11, R11
@@ -16426,7 +16528,7 @@ begin653:
 	MOVQ  SI, BX
 	LEAQ  (R8)(R8*2), CX
 	ADDQ  SI, CX
-	MOVQ  R9, R12
+	MOVQ  n+32(FP), R12
 	SUBQ  $0x04, R12
 	JLT   few654
 	TESTQ R11, R11
@@ -16714,6 +16816,9 @@ columns671:
 	JLT    few674
 	TESTQ  R11, R11
 	JZ     plain676
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions678:
 	PREFETCHT0   (R11)
@@ -17123,6 +17228,9 @@ columns682:
 	JLT    few685
 	TESTQ  R11, R11
 	JZ     plain687
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions689:
 	PREFETCHT0   (R11)
@@ -17490,6 +17598,9 @@ columns693:
 	JLT    few696
 	TESTQ  R11, R11
 	JZ     plain698
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions700:
 	PREFETCHT0   (R11)
@@ -17672,6 +17783,9 @@ columns704:
 	JLT    few707
 	TESTQ  R11, R11
 	JZ     plain709
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions711:
 	PREFETCHT0   (R11)
@@ -17973,6 +18087,9 @@ columns715:
 	JLT    few718
 	TESTQ  R11, R11
 	JZ     plain720
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions722:
 	PREFETCHT0   (R11)
@@ -18201,6 +18318,9 @@ columns726:
 	JLT    few729
 	TESTQ  R11, R11
 	JZ     plain731
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions733:
 	PREFETCHT0   (R11)
@@ -18574,6 +18694,9 @@ columns737:
 	JLT    few740
 	TESTQ  R11, R11
 	JZ     plain742
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions744:
 	PREFETCHT0   (R11)
@@ -18846,6 +18969,9 @@ columns748:
 	JLT    few751
 	TESTQ  R11, R11
 	JZ     plain753
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions755:
 	PREFETCHT0   (R11)
@@ -19215,6 +19341,9 @@ columns759:
 	JLT    few762
 	TESTQ  R11, R11
 	JZ     plain764
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions766:
 	PREFETCHT0   (R11)
@@ -19525,6 +19654,9 @@ columns770:
 	JLT    few773
 	TESTQ  R11, R11
 	JZ     plain775
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions777:
 	PREFETCHT0   (R11)

@@ -239,16 +239,18 @@ GLOBL negInf_avx512<>(SB), RODATA|NOPTR, $64
 // func scores_f32_avx512(s *float32, q *float32, k *byte, stride int, n int, rows int, carry int, ahead int)
 // Requires: AVX, AVX512F, MMX+
 TEXT ·scores_f32_avx512(SB), NOSPLIT, $0-64
-	MOVQ  s+0(FP), DI
-	MOVQ  q+8(FP), SI
-	MOVQ  k+16(FP), DX
-	MOVQ  stride+24(FP), R8
-	MOVQ  n+32(FP), R9
-	MOVQ  rows+40(FP), R10
-	MOVQ  ahead+56(FP), R11
-	TESTQ R11, R11
-	JZ    none1
-	ADDQ  DX, R11
+	MOVQ   s+0(FP), DI
+	MOVQ   q+8(FP), SI
+	MOVQ   k+16(FP), DX
+	MOVQ   stride+24(FP), R8
+	MOVQ   rows+40(FP), R10
+	MOVQ   ahead+56(FP), R11
+	TESTQ  R11, R11
+	JZ     none1
+	ADDQ   DX, R11
+	MOVQ   n+32(FP), R14
+	IMUL3Q $0x00000040, R14, R14
+	LEAQ   (R14)(R14*2), R9
 
 none1:
 rows2:
@@ -316,7 +318,7 @@ begin14:
 	MOVQ  SI, BX
 	LEAQ  (R8)(R8*2), CX
 	ADDQ  SI, CX
-	MOVQ  R9, R12
+	MOVQ  n+32(FP), R12
 	SUBQ  $0x04, R12
 	JLT   few15
 	TESTQ R11, R11
@@ -742,7 +744,7 @@ carry22:
 begin23:
 	MOVQ  R13, AX
 	MOVQ  SI, BX
-	MOVQ  R9, R12
+	MOVQ  n+32(FP), R12
 	SUBQ  $0x04, R12
 	JLT   few24
 	TESTQ R11, R11
@@ -911,7 +913,7 @@ carry31:
 begin32:
 	MOVQ  R13, AX
 	MOVQ  SI, BX
-	MOVQ  R9, R12
+	MOVQ  n+32(FP), R12
 	SUBQ  $0x04, R12
 	JLT   few33
 	TESTQ R11, R11
@@ -1137,7 +1139,7 @@ carry40:
 begin41:
 	MOVQ  R13, AX
 	MOVQ  SI, BX
-	MOVQ  R9, R12
+	MOVQ  n+32(FP), R12
 	SUBQ  $0x04, R12
 	JLT   few42
 	TESTQ R11, R11
@@ -1422,7 +1424,7 @@ begin50:
 	MOVQ  SI, BX
 	LEAQ  (R8)(R8*2), CX
 	ADDQ  SI, CX
-	MOVQ  R9, R12
+	MOVQ  n+32(FP), R12
 	SUBQ  $0x04, R12
 	JLT   few51
 	TESTQ R11, R11
@@ -1767,7 +1769,7 @@ begin59:
 	MOVQ  SI, BX
 	LEAQ  (R8)(R8*2), CX
 	ADDQ  SI, CX
-	MOVQ  R9, R12
+	MOVQ  n+32(FP), R12
 	SUBQ  $0x04, R12
 	JLT   few60
 	TESTQ R11, R11
@@ -2179,6 +2181,9 @@ columns77:
 	JLT    few80
 	TESTQ  R11, R11
 	JZ     plain82
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions84:
 	PREFETCHT0   (R11)
@@ -2742,6 +2747,9 @@ columns88:
 	JLT    few91
 	TESTQ  R11, R11
 	JZ     plain93
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions95:
 	PREFETCHT0   (R11)
@@ -3103,6 +3111,9 @@ columns99:
 	JLT    few102
 	TESTQ  R11, R11
 	JZ     plain104
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions106:
 	PREFETCHT0   (R11)
@@ -3396,6 +3407,9 @@ columns110:
 	JLT    few113
 	TESTQ  R11, R11
 	JZ     plain115
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions117:
 	PREFETCHT0   (R11)
@@ -3599,6 +3613,9 @@ columns121:
 	JLT    few124
 	TESTQ  R11, R11
 	JZ     plain126
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions128:
 	PREFETCHT0   (R11)
@@ -3745,6 +3762,9 @@ columns132:
 	JLT    few135
 	TESTQ  R11, R11
 	JZ     plain137
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions139:
 	PREFETCHT0   (R11)
@@ -3885,6 +3905,9 @@ columns143:
 	JLT    few146
 	TESTQ  R11, R11
 	JZ     plain148
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions150:
 	PREFETCHT0   (R11)
@@ -4160,6 +4183,9 @@ columns154:
 	JLT    few157
 	TESTQ  R11, R11
 	JZ     plain159
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions161:
 	PREFETCHT0   (R11)
@@ -4349,6 +4375,9 @@ columns165:
 	JLT    few168
 	TESTQ  R11, R11
 	JZ     plain170
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions172:
 	PREFETCHT0   (R11)
@@ -4521,6 +4550,9 @@ columns176:
 	JLT    few179
 	TESTQ  R11, R11
 	JZ     plain181
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions183:
 	PREFETCHT0   (R11)
@@ -4868,6 +4900,9 @@ columns187:
 	JLT    few190
 	TESTQ  R11, R11
 	JZ     plain192
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions194:
 	PREFETCHT0   (R11)
@@ -5100,6 +5135,9 @@ columns198:
 	JLT    few201
 	TESTQ  R11, R11
 	JZ     plain203
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions205:
 	PREFETCHT0   (R11)
@@ -5304,6 +5342,9 @@ columns209:
 	JLT    few212
 	TESTQ  R11, R11
 	JZ     plain214
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions216:
 	PREFETCHT0   (R11)
@@ -5723,6 +5764,9 @@ columns220:
 	JLT    few223
 	TESTQ  R11, R11
 	JZ     plain225
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions227:
 	PREFETCHT0   (R11)
@@ -5998,6 +6042,9 @@ columns231:
 	JLT    few234
 	TESTQ  R11, R11
 	JZ     plain236
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions238:
 	PREFETCHT0   (R11)
@@ -6234,6 +6281,9 @@ columns242:
 	JLT    few245
 	TESTQ  R11, R11
 	JZ     plain247
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions249:
 	PREFETCHT0   (R11)
@@ -6725,6 +6775,9 @@ columns253:
 	JLT    few256
 	TESTQ  R11, R11
 	JZ     plain258
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions260:
 	PREFETCHT0   (R11)
@@ -7043,6 +7096,9 @@ columns264:
 	JLT    few267
 	TESTQ  R11, R11
 	JZ     plain269
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions271:
 	PREFETCHT0   (R11)
@@ -7271,16 +7327,18 @@ done69:
 // func scores_f16_avx512(s *float32, q *float32, k *byte, stride int, n int, rows int, carry int, ahead int)
 // Requires: AVX, AVX512F, MMX+
 TEXT ·scores_f16_avx512(SB), NOSPLIT, $0-64
-	MOVQ  s+0(FP), DI
-	MOVQ  q+8(FP), SI
-	MOVQ  k+16(FP), DX
-	MOVQ  stride+24(FP), R8
-	MOVQ  n+32(FP), R9
-	MOVQ  rows+40(FP), R10
-	MOVQ  ahead+56(FP), R11
-	TESTQ R11, R11
-	JZ    none275
-	ADDQ  DX, R11
+	MOVQ   s+0(FP), DI
+	MOVQ   q+8(FP), SI
+	MOVQ   k+16(FP), DX
+	MOVQ   stride+24(FP), R8
+	MOVQ   rows+40(FP), R10
+	MOVQ   ahead+56(FP), R11
+	TESTQ  R11, R11
+	JZ     none275
+	ADDQ   DX, R11
+	MOVQ   n+32(FP), R14
+	IMUL3Q $0x00000020, R14, R14
+	LEAQ   (R14)(R14*2), R9
 
 none275:
 rows276:
@@ -7348,7 +7406,7 @@ begin288:
 	MOVQ  SI, BX
 	LEAQ  (R8)(R8*2), CX
 	ADDQ  SI, CX
-	MOVQ  R9, R12
+	MOVQ  n+32(FP), R12
 	SUBQ  $0x04, R12
 	JLT   few289
 	TESTQ R11, R11
@@ -7766,7 +7824,7 @@ carry296:
 begin297:
 	MOVQ  R13, AX
 	MOVQ  SI, BX
-	MOVQ  R9, R12
+	MOVQ  n+32(FP), R12
 	SUBQ  $0x04, R12
 	JLT   few298
 	TESTQ R11, R11
@@ -7927,7 +7985,7 @@ carry305:
 begin306:
 	MOVQ  R13, AX
 	MOVQ  SI, BX
-	MOVQ  R9, R12
+	MOVQ  n+32(FP), R12
 	SUBQ  $0x04, R12
 	JLT   few307
 	TESTQ R11, R11
@@ -8145,7 +8203,7 @@ carry314:
 begin315:
 	MOVQ  R13, AX
 	MOVQ  SI, BX
-	MOVQ  R9, R12
+	MOVQ  n+32(FP), R12
 	SUBQ  $0x04, R12
 	JLT   few316
 	TESTQ R11, R11
@@ -8422,7 +8480,7 @@ begin324:
 	MOVQ  SI, BX
 	LEAQ  (R8)(R8*2), CX
 	ADDQ  SI, CX
-	MOVQ  R9, R12
+	MOVQ  n+32(FP), R12
 	SUBQ  $0x04, R12
 	JLT   few325
 	TESTQ R11, R11
@@ -8759,7 +8817,7 @@ begin333:
 	MOVQ  SI, BX
 	LEAQ  (R8)(R8*2), CX
 	ADDQ  SI, CX
-	MOVQ  R9, R12
+	MOVQ  n+32(FP), R12
 	SUBQ  $0x04, R12
 	JLT   few334
 	TESTQ R11, R11
@@ -9163,6 +9221,9 @@ columns351:
 	JLT    few354
 	TESTQ  R11, R11
 	JZ     plain356
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions358:
 	PREFETCHT0   (R11)
@@ -9718,6 +9779,9 @@ columns362:
 	JLT    few365
 	TESTQ  R11, R11
 	JZ     plain367
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions369:
 	PREFETCHT0   (R11)
@@ -10075,6 +10139,9 @@ columns373:
 	JLT    few376
 	TESTQ  R11, R11
 	JZ     plain378
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions380:
 	PREFETCHT0   (R11)
@@ -10366,6 +10433,9 @@ columns384:
 	JLT    few387
 	TESTQ  R11, R11
 	JZ     plain389
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions391:
 	PREFETCHT0   (R11)
@@ -10561,6 +10631,9 @@ columns395:
 	JLT    few398
 	TESTQ  R11, R11
 	JZ     plain400
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions402:
 	PREFETCHT0   (R11)
@@ -10703,6 +10776,9 @@ columns406:
 	JLT    few409
 	TESTQ  R11, R11
 	JZ     plain411
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions413:
 	PREFETCHT0   (R11)
@@ -10841,6 +10917,9 @@ columns417:
 	JLT    few420
 	TESTQ  R11, R11
 	JZ     plain422
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions424:
 	PREFETCHT0   (R11)
@@ -11108,6 +11187,9 @@ columns428:
 	JLT    few431
 	TESTQ  R11, R11
 	JZ     plain433
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions435:
 	PREFETCHT0   (R11)
@@ -11293,6 +11375,9 @@ columns439:
 	JLT    few442
 	TESTQ  R11, R11
 	JZ     plain444
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions446:
 	PREFETCHT0   (R11)
@@ -11463,6 +11548,9 @@ columns450:
 	JLT    few453
 	TESTQ  R11, R11
 	JZ     plain455
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions457:
 	PREFETCHT0   (R11)
@@ -11802,6 +11890,9 @@ columns461:
 	JLT    few464
 	TESTQ  R11, R11
 	JZ     plain466
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions468:
 	PREFETCHT0   (R11)
@@ -12030,6 +12121,9 @@ columns472:
 	JLT    few475
 	TESTQ  R11, R11
 	JZ     plain477
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions479:
 	PREFETCHT0   (R11)
@@ -12232,6 +12326,9 @@ columns483:
 	JLT    few486
 	TESTQ  R11, R11
 	JZ     plain488
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions490:
 	PREFETCHT0   (R11)
@@ -12643,6 +12740,9 @@ columns494:
 	JLT    few497
 	TESTQ  R11, R11
 	JZ     plain499
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions501:
 	PREFETCHT0   (R11)
@@ -12914,6 +13014,9 @@ columns505:
 	JLT    few508
 	TESTQ  R11, R11
 	JZ     plain510
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions512:
 	PREFETCHT0   (R11)
@@ -13148,6 +13251,9 @@ columns516:
 	JLT    few519
 	TESTQ  R11, R11
 	JZ     plain521
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions523:
 	PREFETCHT0   (R11)
@@ -13631,6 +13737,9 @@ columns527:
 	JLT    few530
 	TESTQ  R11, R11
 	JZ     plain532
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions534:
 	PREFETCHT0   (R11)
@@ -13945,6 +14054,9 @@ columns538:
 	JLT    few541
 	TESTQ  R11, R11
 	JZ     plain543
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions545:
 	PREFETCHT0   (R11)
@@ -14171,16 +14283,18 @@ done343:
 // func scores_bf16_avx512(s *float32, q *float32, k *byte, stride int, n int, rows int, carry int, ahead int)
 // Requires: AVX, AVX512F, MMX+
 TEXT ·scores_bf16_avx512(SB), NOSPLIT, $0-64
-	MOVQ  s+0(FP), DI
-	MOVQ  q+8(FP), SI
-	MOVQ  k+16(FP), DX
-	MOVQ  stride+24(FP), R8
-	MOVQ  n+32(FP), R9
-	MOVQ  rows+40(FP), R10
-	MOVQ  ahead+56(FP), R11
-	TESTQ R11, R11
-	JZ    none549
-	ADDQ  DX, R11
+	MOVQ   s+0(FP), DI
+	MOVQ   q+8(FP), SI
+	MOVQ   k+16(FP), DX
+	MOVQ   stride+24(FP), R8
+	MOVQ   rows+40(FP), R10
+	MOVQ   ahead+56(FP), R11
+	TESTQ  R11, R11
+	JZ     none549
+	ADDQ   DX, R11
+	MOVQ   n+32(FP), R14
+	IMUL3Q $0x00000020, R14, R14
+	LEAQ   (R14)(R14*2), R9
 
 none549:
 rows550:
@@ -14248,7 +14362,7 @@ begin562:
 	MOVQ  SI, BX
 	LEAQ  (R8)(R8*2), CX
 	ADDQ  SI, CX
-	MOVQ  R9, R12
+	MOVQ  n+32(FP), R12
 	SUBQ  $0x04, R12
 	JLT   few563
 	TESTQ R11, R11
@@ -14702,7 +14816,7 @@ carry570:
 begin571:
 	MOVQ  R13, AX
 	MOVQ  SI, BX
-	MOVQ  R9, R12
+	MOVQ  n+32(FP), R12
 	SUBQ  $0x04, R12
 	JLT   few572
 	TESTQ R11, R11
@@ -14899,7 +15013,7 @@ carry579:
 begin580:
 	MOVQ  R13, AX
 	MOVQ  SI, BX
-	MOVQ  R9, R12
+	MOVQ  n+32(FP), R12
 	SUBQ  $0x04, R12
 	JLT   few581
 	TESTQ R11, R11
@@ -15153,7 +15267,7 @@ carry588:
 begin589:
 	MOVQ  R13, AX
 	MOVQ  SI, BX
-	MOVQ  R9, R12
+	MOVQ  n+32(FP), R12
 	SUBQ  $0x04, R12
 	JLT   few590
 	TESTQ R11, R11
@@ -15466,7 +15580,7 @@ begin598:
 	MOVQ  SI, BX
 	LEAQ  (R8)(R8*2), CX
 	ADDQ  SI, CX
-	MOVQ  R9, R12
+	MOVQ  n+32(FP), R12
 	SUBQ  $0x04, R12
 	JLT   few599
 	TESTQ R11, R11
@@ -15839,7 +15953,7 @@ begin607:
 	MOVQ  SI, BX
 	LEAQ  (R8)(R8*2), CX
 	ADDQ  SI, CX
-	MOVQ  R9, R12
+	MOVQ  n+32(FP), R12
 	SUBQ  $0x04, R12
 	JLT   few608
 	TESTQ R11, R11
@@ -16279,6 +16393,9 @@ columns625:
 	JLT    few628
 	TESTQ  R11, R11
 	JZ     plain630
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions632:
 	PREFETCHT0   (R11)
@@ -16874,6 +16991,9 @@ columns636:
 	JLT    few639
 	TESTQ  R11, R11
 	JZ     plain641
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions643:
 	PREFETCHT0   (R11)
@@ -17251,6 +17371,9 @@ columns647:
 	JLT    few650
 	TESTQ  R11, R11
 	JZ     plain652
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions654:
 	PREFETCHT0   (R11)
@@ -17552,6 +17675,9 @@ columns658:
 	JLT    few661
 	TESTQ  R11, R11
 	JZ     plain663
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions665:
 	PREFETCHT0   (R11)
@@ -17787,6 +17913,9 @@ columns669:
 	JLT    few672
 	TESTQ  R11, R11
 	JZ     plain674
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions676:
 	PREFETCHT0   (R11)
@@ -17949,6 +18078,9 @@ columns680:
 	JLT    few683
 	TESTQ  R11, R11
 	JZ     plain685
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions687:
 	PREFETCHT0   (R11)
@@ -18097,6 +18229,9 @@ columns691:
 	JLT    few694
 	TESTQ  R11, R11
 	JZ     plain696
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions698:
 	PREFETCHT0   (R11)
@@ -18404,6 +18539,9 @@ columns702:
 	JLT    few705
 	TESTQ  R11, R11
 	JZ     plain707
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions709:
 	PREFETCHT0   (R11)
@@ -18609,6 +18747,9 @@ columns713:
 	JLT    few716
 	TESTQ  R11, R11
 	JZ     plain718
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions720:
 	PREFETCHT0   (R11)
@@ -18789,6 +18930,9 @@ columns724:
 	JLT    few727
 	TESTQ  R11, R11
 	JZ     plain729
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions731:
 	PREFETCHT0   (R11)
@@ -19168,6 +19312,9 @@ columns735:
 	JLT    few738
 	TESTQ  R11, R11
 	JZ     plain740
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions742:
 	PREFETCHT0   (R11)
@@ -19416,6 +19563,9 @@ columns746:
 	JLT    few749
 	TESTQ  R11, R11
 	JZ     plain751
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions753:
 	PREFETCHT0   (R11)
@@ -19628,6 +19778,9 @@ columns757:
 	JLT    few760
 	TESTQ  R11, R11
 	JZ     plain762
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions764:
 	PREFETCHT0   (R11)
@@ -20079,6 +20232,9 @@ columns768:
 	JLT    few771
 	TESTQ  R11, R11
 	JZ     plain773
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions775:
 	PREFETCHT0   (R11)
@@ -20370,6 +20526,9 @@ columns779:
 	JLT    few782
 	TESTQ  R11, R11
 	JZ     plain784
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions786:
 	PREFETCHT0   (R11)
@@ -20614,6 +20773,9 @@ columns790:
 	JLT    few793
 	TESTQ  R11, R11
 	JZ     plain795
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions797:
 	PREFETCHT0   (R11)
@@ -21137,6 +21299,9 @@ columns801:
 	JLT    few804
 	TESTQ  R11, R11
 	JZ     plain806
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions808:
 	PREFETCHT0   (R11)
@@ -21471,6 +21636,9 @@ columns812:
 	JLT    few815
 	TESTQ  R11, R11
 	JZ     plain817
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions819:
 	PREFETCHT0   (R11)
@@ -21707,16 +21875,18 @@ done617:
 // func scores_i8_avx512(s *float32, q *float32, k *byte, stride int, n int, rows int, carry int, ahead int)
 // Requires: AVX, AVX512F, MMX+
 TEXT ·scores_i8_avx512(SB), NOSPLIT, $0-64
-	MOVQ  s+0(FP), DI
-	MOVQ  q+8(FP), SI
-	MOVQ  k+16(FP), DX
-	MOVQ  stride+24(FP), R8
-	MOVQ  n+32(FP), R9
-	MOVQ  rows+40(FP), R10
-	MOVQ  ahead+56(FP), R11
-	TESTQ R11, R11
-	JZ    none823
-	ADDQ  DX, R11
+	MOVQ   s+0(FP), DI
+	MOVQ   q+8(FP), SI
+	MOVQ   k+16(FP), DX
+	MOVQ   stride+24(FP), R8
+	MOVQ   rows+40(FP), R10
+	MOVQ   ahead+56(FP), R11
+	TESTQ  R11, R11
+	JZ     none823
+	ADDQ   DX, R11
+	MOVQ   n+32(FP), R14
+	IMUL3Q $0x00000010, R14, R14
+	LEAQ   (R14)(R14*2), R9
 
 none823:
 rows824:
@@ -21784,7 +21954,7 @@ begin836:
 	MOVQ  SI, BX
 	LEAQ  (R8)(R8*2), CX
 	ADDQ  SI, CX
-	MOVQ  R9, R12
+	MOVQ  n+32(FP), R12
 	SUBQ  $0x04, R12
 	JLT   few837
 	TESTQ R11, R11
@@ -22234,7 +22404,7 @@ carry844:
 begin845:
 	MOVQ  R13, AX
 	MOVQ  SI, BX
-	MOVQ  R9, R12
+	MOVQ  n+32(FP), R12
 	SUBQ  $0x04, R12
 	JLT   few846
 	TESTQ R11, R11
@@ -22427,7 +22597,7 @@ carry853:
 begin854:
 	MOVQ  R13, AX
 	MOVQ  SI, BX
-	MOVQ  R9, R12
+	MOVQ  n+32(FP), R12
 	SUBQ  $0x04, R12
 	JLT   few855
 	TESTQ R11, R11
@@ -22677,7 +22847,7 @@ carry862:
 begin863:
 	MOVQ  R13, AX
 	MOVQ  SI, BX
-	MOVQ  R9, R12
+	MOVQ  n+32(FP), R12
 	SUBQ  $0x04, R12
 	JLT   few864
 	TESTQ R11, R11
@@ -22986,7 +23156,7 @@ begin872:
 	MOVQ  SI, BX
 	LEAQ  (R8)(R8*2), CX
 	ADDQ  SI, CX
-	MOVQ  R9, R12
+	MOVQ  n+32(FP), R12
 	SUBQ  $0x04, R12
 	JLT   few873
 	TESTQ R11, R11
@@ -23355,7 +23525,7 @@ begin881:
 	MOVQ  SI, BX
 	LEAQ  (R8)(R8*2), CX
 	ADDQ  SI, CX
-	MOVQ  R9, R12
+	MOVQ  n+32(FP), R12
 	SUBQ  $0x04, R12
 	JLT   few882
 	TESTQ R11, R11
@@ -23791,6 +23961,9 @@ columns899:
 	JLT    few902
 	TESTQ  R11, R11
 	JZ     plain904
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions906:
 	PREFETCHT0   (R11)
@@ -24382,6 +24555,9 @@ columns910:
 	JLT    few913
 	TESTQ  R11, R11
 	JZ     plain915
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions917:
 	PREFETCHT0   (R11)
@@ -24757,6 +24933,9 @@ columns921:
 	JLT    few924
 	TESTQ  R11, R11
 	JZ     plain926
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions928:
 	PREFETCHT0   (R11)
@@ -25057,6 +25236,9 @@ columns932:
 	JLT    few935
 	TESTQ  R11, R11
 	JZ     plain937
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions939:
 	PREFETCHT0   (R11)
@@ -25288,6 +25470,9 @@ columns943:
 	JLT    few946
 	TESTQ  R11, R11
 	JZ     plain948
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions950:
 	PREFETCHT0   (R11)
@@ -25448,6 +25633,9 @@ columns954:
 	JLT    few957
 	TESTQ  R11, R11
 	JZ     plain959
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions961:
 	PREFETCHT0   (R11)
@@ -25595,6 +25783,9 @@ columns965:
 	JLT    few968
 	TESTQ  R11, R11
 	JZ     plain970
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions972:
 	PREFETCHT0   (R11)
@@ -25898,6 +26089,9 @@ columns976:
 	JLT    few979
 	TESTQ  R11, R11
 	JZ     plain981
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions983:
 	PREFETCHT0   (R11)
@@ -26101,6 +26295,9 @@ columns987:
 	JLT    few990
 	TESTQ  R11, R11
 	JZ     plain992
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions994:
 	PREFETCHT0   (R11)
@@ -26280,6 +26477,9 @@ columns998:
 	JLT    few1001
 	TESTQ  R11, R11
 	JZ     plain1003
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions1005:
 	PREFETCHT0   (R11)
@@ -26655,6 +26855,9 @@ columns1009:
 	JLT    few1012
 	TESTQ  R11, R11
 	JZ     plain1014
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions1016:
 	PREFETCHT0   (R11)
@@ -26901,6 +27104,9 @@ columns1020:
 	JLT    few1023
 	TESTQ  R11, R11
 	JZ     plain1025
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions1027:
 	PREFETCHT0   (R11)
@@ -27112,6 +27318,9 @@ columns1031:
 	JLT    few1034
 	TESTQ  R11, R11
 	JZ     plain1036
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions1038:
 	PREFETCHT0   (R11)
@@ -27559,6 +27768,9 @@ columns1042:
 	JLT    few1045
 	TESTQ  R11, R11
 	JZ     plain1047
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions1049:
 	PREFETCHT0   (R11)
@@ -27848,6 +28060,9 @@ columns1053:
 	JLT    few1056
 	TESTQ  R11, R11
 	JZ     plain1058
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions1060:
 	PREFETCHT0   (R11)
@@ -28091,6 +28306,9 @@ columns1064:
 	JLT    few1067
 	TESTQ  R11, R11
 	JZ     plain1069
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions1071:
 	PREFETCHT0   (R11)
@@ -28610,6 +28828,9 @@ columns1075:
 	JLT    few1078
 	TESTQ  R11, R11
 	JZ     plain1080
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions1082:
 	PREFETCHT0   (R11)
@@ -28942,6 +29163,9 @@ columns1086:
 	JLT    few1089
 	TESTQ  R11, R11
 	JZ     plain1091
+	MOVQ   R9, AX
+	SHLQ   $0x04, AX
+	LEAQ   (AX)(AX*2), R14
 
 positions1093:
 	PREFETCHT0   (R11)

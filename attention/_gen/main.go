@@ -170,12 +170,25 @@ func (t tile) step(dt dtype, row, col func(i int) Mem) {
 	}
 }
 
-// prefetch asks for the next n bytes at p, and moves it on.
-func prefetch(p reg.Register, n int) {
-	for b := 0; b < n; b += 64 {
-		PREFETCHT0(Mem{Base: p, Disp: b})
+// An ask is for memory that is needed next: its first byte not asked for yet, and a quarter of its size and three of them.
+type ask struct{ next, quarter, three reg.Register }
+
+// bytes asks for n bytes more. As f32 they come in four streams abreast, since the bus is then what there is to wait for,
+// and it gives more to several streams; with AVX-512 that has not been measured.
+func (a ask) bytes(t dtype, n int) {
+	abreast := t.size == 4 && !wide()
+	if abreast {
+		n /= 4
 	}
-	ADDQ(U32(n), p)
+	for b := 0; b < n; b += 64 {
+		PREFETCHT0(Mem{Base: a.next, Disp: b})
+		if abreast {
+			PREFETCHT0(Mem{Base: a.next, Index: a.quarter, Scale: 1, Disp: b})
+			PREFETCHT0(Mem{Base: a.next, Index: a.quarter, Scale: 2, Disp: b})
+			PREFETCHT0(Mem{Base: a.next, Index: a.three, Scale: 1, Disp: b})
+		}
+	}
+	ADDQ(U32(n), a.next)
 }
 
 // tiles writes a loop over the rows in count: as few tiles as it takes, none of them small if there are others. Each calls
@@ -229,29 +242,31 @@ func cut(n, rows int) (runs []run) {
 func scores(dt dtype) {
 	function("scores_"+dt.name, "func(s, q *float32, k *byte, stride, n, rows, carry, ahead int)",
 		"is kernel.scores for keys as "+dt.name+".")
-	S, Q, K, stride, n, rows, fetch := reg.RDI, reg.RSI, reg.RDX, reg.R8, reg.R9, reg.R10, reg.R11
+	S, Q, K, stride, rows, fetch := reg.RDI, reg.RSI, reg.RDX, reg.R8, reg.R10, reg.R11
 	kp, qp, qp3, i, from, block := reg.RAX, reg.RBX, reg.RCX, reg.R12, reg.R13, reg.R15
+	next := ask{fetch, reg.R14, reg.R9}
 	Load(Param("s"), S)
 	Load(Param("q"), Q)
 	Load(Param("k"), K)
 	Load(Param("stride"), stride)
-	Load(Param("n"), n)
 	Load(Param("rows"), rows)
-	// The next line to ask for, 0 for none.
 	Load(Param("ahead"), fetch)
 	none := label("none")
 	TESTQ(fetch, fetch)
 	JZ(LabelRef(none))
 	ADDQ(K, fetch)
+	Load(Param("n"), next.quarter)
+	IMUL3Q(U32(pageLen*dt.size/4), next.quarter, next.quarter)
+	LEAQ(Mem{Base: next.quarter, Index: next.quarter, Scale: 2}, next.three)
 	Label(none)
 	tiles(rows, func(rows int) {
 		MOVQ(K, from)
 		for _, run := range cut(pageLen/isa.w, rows) {
 			t := tile{rows, run.width}
-			next, carry, begin := label("block"), label("carry"), label("begin")
+			again, carry, begin := label("block"), label("carry"), label("begin")
 			if run.blocks > 1 {
 				MOVQ(U32(run.blocks), block)
-				Label(next)
+				Label(again)
 			}
 			s := func(r, c int) Mem { return Mem{Base: S, Disp: r*pageLen*4 + c*isa.w*4} }
 			load, _ := Param("carry").Resolve()
@@ -276,9 +291,9 @@ func scores(dt dtype) {
 				LEAQ(Mem{Base: stride, Index: stride, Scale: 2}, qp3)
 				ADDQ(Q, qp3)
 			}
-			steps := func(n int, ask bool) {
-				if ask {
-					prefetch(fetch, n*t.cols*isa.w*dt.size)
+			steps := func(n int, fetch bool) {
+				if fetch {
+					next.bytes(dt, n*t.cols*isa.w*dt.size)
 				}
 				for d := range n {
 					t.step(dt, func(r int) Mem {
@@ -299,15 +314,15 @@ func scores(dt dtype) {
 				}
 			}
 			few, some, store := label("few"), label("some"), label("store")
-			each := func(ask bool) {
+			each := func(fetch bool) {
 				loop := label("dims")
 				Label(loop)
-				steps(unroll, ask)
+				steps(unroll, fetch)
 				SUBQ(U8(unroll), i)
 				JGE(LabelRef(loop))
 				JMP(LabelRef(few))
 			}
-			MOVQ(n, i)
+			Load(Param("n"), i)
 			SUBQ(U8(unroll), i)
 			JLT(LabelRef(few))
 			plain := label("plain")
@@ -333,7 +348,7 @@ func scores(dt dtype) {
 			ADDQ(U32(t.cols*isa.w*dt.size), from)
 			if run.blocks > 1 {
 				DECQ(block)
-				JNZ(LabelRef(next))
+				JNZ(LabelRef(again))
 			}
 		}
 		ADDQ(U32((rows-1)*pageLen*4), S)
@@ -350,8 +365,9 @@ func accumulate(dt dtype) {
 		"is kernel.accumulate for values as "+dt.name+".")
 	O, W, oStride, vStride, rows, fetch := reg.RDI, reg.RBX, reg.R8, reg.R9, reg.R10, reg.R11
 	from, left, vp, wp, i, op, v3 := reg.RDX, reg.RCX, reg.RSI, reg.R12, reg.R13, reg.RAX, reg.R15
-	// x is free between the inner loops.
+	// x is free between the inner loops, op before them.
 	x := reg.R14
+	next := ask{fetch, op, x}
 	Load(Param("o"), O)
 	Load(Param("w"), W)
 	Load(Param("oStride"), oStride)
@@ -371,9 +387,9 @@ func accumulate(dt dtype) {
 				zero(t.acc(r, c))
 			}
 		}
-		steps := func(n int, ask bool) {
-			if ask {
-				prefetch(fetch, n*t.cols*isa.w*dt.size)
+		steps := func(n int, fetch bool) {
+			if fetch {
+				next.bytes(dt, n*t.cols*isa.w*dt.size)
 			}
 			for p := range n {
 				t.step(dt, func(r int) Mem { return Mem{Base: wp, Disp: 4 * (r*pageLen + p)} }, func(c int) Mem {
@@ -402,10 +418,10 @@ func accumulate(dt dtype) {
 		LEAQ(Mem{Base: W, Index: wp, Scale: 4}, wp)
 		IMULQ(vStride, vp)
 		ADDQ(from, vp)
-		each := func(ask bool) {
+		each := func(fetch bool) {
 			loop := label("positions")
 			Label(loop)
-			steps(unroll, ask)
+			steps(unroll, fetch)
 			LEAQ(Mem{Base: vp, Index: vStride, Scale: unroll}, vp)
 			ADDQ(U8(4*unroll), wp)
 			SUBQ(U8(unroll), i)
@@ -416,6 +432,9 @@ func accumulate(dt dtype) {
 		JLT(LabelRef(few))
 		TESTQ(fetch, fetch)
 		JZ(LabelRef(plain))
+		MOVQ(vStride, next.quarter)
+		SHLQ(U8(4), next.quarter)
+		LEAQ(Mem{Base: next.quarter, Index: next.quarter, Scale: 2}, next.three)
 		each(true)
 		Label(plain)
 		each(false)
