@@ -109,9 +109,7 @@ func (b *block) vectorPage(page, from, to int, part parts) {
 	softmax, scale, kScale, vScale := v.softmax, b.opts.Scale, (*float32)(nil), (*float32)(nil)
 	if l.scaled() {
 		k, vs := l.scales(bytes)
-		readScales(b.kScale[:], k)
-		readScales(b.vScale[:], vs)
-		softmax, kScale, vScale = v.softmaxScaled, &b.kScale[0], &b.vScale[0]
+		softmax, kScale, vScale = v.softmaxScaled, (*float32)(unsafe.Pointer(&k[0])), (*float32)(unsafe.Pointer(&vs[0]))
 	}
 	for r := from; r < to; r++ {
 		b.visibleBits[r] = 0
@@ -138,33 +136,30 @@ func (b *block) vectorPage(page, from, to int, part parts) {
 		b.pm[to+r] = negInf
 	}
 	softmax(&s[0], kScale, vScale, scale, rows, &b.visibleBits[from], &b.pm[from], &b.pl[from], &b.nonzero[from])
-	first := b.nonzero[from]
-	same := first != 0
 	for r := from; r < to; r++ {
-		does := uint8(merged)
 		switch {
 		case b.pm[r] == negInf:
-			does = passedOver
+			b.does[r] = passedOver
 		case part.m[r] == negInf:
-			does = copied
+			b.does[r] = copied
+		default:
+			b.does[r] = merged
 		}
-		b.does[r] = does
-		same = same && does == b.does[from] && b.nonzero[r] == first
 	}
 	v.coefficients(&part.m[0], &part.l[0], &b.pm[0], &b.pl[0], &b.a[0], &b.b[0], b.n)
 
 	add := v.accumulate[storage]
 	values, vStride, cols := &bytes[l.kBytes()], l.vStride()*l.dt.Size(), l.vStride()/vectorLen
 	for r := from; r < to; {
-		n := to - r
-		if !same {
-			for n = 1; r+n < to && b.does[r+n] == b.does[r] && b.nonzero[r+n] == b.nonzero[r]; {
-				n++
-			}
+		// What some of the rows do not see weighs 0 there, which can change no more than the sign of a zero: v is finite
+		// where anything is seen. A row with a NaN weighs all positions NaN, even those that do not exist.
+		n, nonzero := 0, uint64(0)
+		for ; r+n < to && b.does[r+n] == b.does[r]; n++ {
+			nonzero |= b.nonzero[r+n] & b.visibleBits[r+n]
 		}
 		switch o := part.row(r); {
 		case b.does[r] == passedOver:
-		case b.nonzero[r] == 0: // the scales of the values are 0
+		case nonzero == 0: // the scales of the values are 0
 			for i := range n {
 				o = part.row(r + i)
 				if b.does[r] == copied {
@@ -174,9 +169,9 @@ func (b *block) vectorPage(page, from, to int, part parts) {
 				}
 			}
 		case b.does[r] == copied:
-			add(&o[0], &s[(r-from)*PageLen], values, 4*part.stride, vStride, cols, n, b.nonzero[r], nil, nil, fetchNext)
+			add(&o[0], &s[(r-from)*PageLen], values, 4*part.stride, vStride, cols, n, nonzero, nil, nil, fetchNext)
 		default:
-			add(&o[0], &s[(r-from)*PageLen], values, 4*part.stride, vStride, cols, n, b.nonzero[r], &b.a[r], &b.b[r], fetchNext)
+			add(&o[0], &s[(r-from)*PageLen], values, 4*part.stride, vStride, cols, n, nonzero, &b.a[r], &b.b[r], fetchNext)
 		}
 		r += n
 		fetchNext = 0
