@@ -2,6 +2,7 @@ package client
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -15,6 +16,8 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
+	"headwater/fanout"
+	"headwater/lane"
 	headwaterv1 "headwater/proto/headwater/v1"
 	"headwater/protocol"
 )
@@ -34,11 +37,13 @@ const ReconnectWait = 30 * time.Second
 // errShort is a stream that a coordinator ended before all was said.
 var errShort = status.Error(codes.Unavailable, "the answer ended early")
 
-// Client is a connection to one coordinator.
+// Client is a connection to one coordinator, and to the workers of sessions that are spoken to directly.
 type Client struct {
 	address string
 	conn    *grpc.ClientConn
 	service headwaterv1.CoordinatorServiceClient
+	conns   *fanout.Conns
+	lane    *fanout.Lane // which drives the sessions
 }
 
 // Dial prepares a connection to the coordinator at host:port or host; the first call connects. More options are for
@@ -58,18 +63,31 @@ func Dial(address string, opts ...grpc.DialOption) (*Client, error) {
 	retry := backoff.DefaultConfig
 	retry.BaseDelay, retry.MaxDelay = reconnectDelay/10, reconnectDelay
 	all := append(protocol.DialOptions(), grpc.WithConnectParams(grpc.ConnectParams{Backoff: retry, MinConnectTimeout: connectTimeout}))
-	conn, err := grpc.NewClient(target, append(all, opts...)...)
+	all = append(all, opts...)
+	conn, err := grpc.NewClient(target, all...)
 	if err != nil {
 		return nil, fmt.Errorf("coordinator address %q: %w", address, err)
 	}
-	return &Client{address: target, conn: conn, service: headwaterv1.NewCoordinatorServiceClient(conn)}, nil
+	conns := fanout.NewConns(all...)
+	return &Client{
+		address: target, conn: conn, service: headwaterv1.NewCoordinatorServiceClient(conn),
+		conns: conns, lane: fanout.NewLane(newLaneID(), conns),
+	}, nil
+}
+
+func newLaneID() (id lane.ID) {
+	_, _ = rand.Read(id[:]) // never fails
+	return id
 }
 
 // Address is the coordinator's host:port.
 func (c *Client) Address() string { return c.address }
 
-// Close ends the connection and all calls on it.
-func (c *Client) Close() error { return c.conn.Close() }
+// Close ends the connections and all calls on them. Sessions stay on the cluster until their TTL.
+func (c *Client) Close() error {
+	c.lane.Close()
+	return errors.Join(c.conns.Close(), c.conn.Close())
+}
 
 // Status describes the coordinator and its workers.
 func (c *Client) Status(ctx context.Context) (*headwaterv1.StatusResponse, error) {

@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
+	"headwater/lane"
 	headwaterv1 "headwater/proto/headwater/v1"
 	"headwater/protocol"
 )
@@ -22,8 +23,16 @@ var (
 	ErrUnreachable = errors.New("unreachable")
 	// ErrRefused: the coordinator answered that it will not do what was asked; asking again changes nothing.
 	ErrRefused = errors.New("refused")
-	// ErrNotFound: the coordinator does not know the job; such an error is ErrRefused as well.
+	// ErrNotFound: the coordinator does not know the job, or nobody holds the session; such an error is ErrRefused as well.
 	ErrNotFound = errors.New("not found")
+	// ErrLost: a worker that held a part of the session can not be reached, or has lost it.
+	ErrLost = errors.New("lost")
+	// ErrTakenOver: another client drives the session now; Attach takes it back.
+	ErrTakenOver = errors.New("taken over")
+	// ErrOverBudget: the workers have no room.
+	ErrOverBudget = errors.New("over budget")
+
+	errClosed = errors.New("it is closed")
 )
 
 // Error is a call that did not succeed.
@@ -75,6 +84,68 @@ func (e *JobError) Error() string {
 // Is tells ErrRefused where the job's content was at fault, so that running it again changes nothing.
 func (e *JobError) Is(target error) bool {
 	return target == ErrRefused && e.Job.GetState() == headwaterv1.JobState_JOB_STATE_FAILED && refusal(codes.Code(e.Job.GetErrorCode()))
+}
+
+// SessionError is a call on a session that was refused, or that a worker was lost at. The session is as it was before, or the
+// same call again makes it whole.
+type SessionError struct {
+	Session SessionID // zero where it is about none
+	Doing   string    // what was being done
+	Problem headwaterv1.SessionProblem
+	Holder  string // name of the worker, or the coordinator's address
+	Length  int    // for BEHIND, AHEAD and DIFFERENT: positions that the worker has
+	Message string // why, in one line
+
+	coordinator bool // the coordinator itself was not reached
+}
+
+func (e *SessionError) Error() string {
+	switch {
+	case e.coordinator:
+		return fmt.Sprintf("%s: coordinator %s is unreachable: %s", e.Doing, e.Holder, e.Message)
+	case e.Holder != "":
+		return fmt.Sprintf("%s: %s: %s", e.Doing, e.Holder, e.Message)
+	}
+	return fmt.Sprintf("%s: %s", e.Doing, e.Message)
+}
+
+// Is tells the causes above.
+func (e *SessionError) Is(target error) bool {
+	switch target {
+	case ErrUnreachable:
+		return e.coordinator
+	case ErrNotFound:
+		return e.Problem == headwaterv1.SessionProblem_SESSION_PROBLEM_UNKNOWN
+	case ErrLost:
+		return e.Problem == headwaterv1.SessionProblem_SESSION_PROBLEM_LOST
+	case ErrTakenOver:
+		return e.Problem == headwaterv1.SessionProblem_SESSION_PROBLEM_STALE_EPOCH
+	case ErrOverBudget:
+		return e.Problem == headwaterv1.SessionProblem_SESSION_PROBLEM_OVER_BUDGET
+	case ErrRefused:
+		return e.Problem != headwaterv1.SessionProblem_SESSION_PROBLEM_LOST && e.Problem != headwaterv1.SessionProblem_SESSION_PROBLEM_BUSY
+	}
+	return false
+}
+
+// sessionError makes an error of a call on a session into a *SessionError where a holder refused it, and else wraps it.
+func (c *Client) sessionError(doing string, id SessionID, err error) error {
+	var own *SessionError
+	if errors.As(err, &own) {
+		return err
+	}
+	if e, ok := lane.FromError(err); ok {
+		why := e.Why
+		lost := why.GetProblem() == headwaterv1.SessionProblem_SESSION_PROBLEM_LOST || why.GetProblem() == headwaterv1.SessionProblem_SESSION_PROBLEM_BUSY
+		return &SessionError{
+			Session: id, Doing: doing, Problem: why.GetProblem(), Holder: why.GetHolder(), Length: int(why.GetLength()), Message: reason(why.GetMessage()),
+			coordinator: lost && why.GetHolder() == c.address,
+		}
+	}
+	if s, ok := status.FromError(err); ok && s.Code() != codes.Unknown {
+		return c.wrap(doing, err)
+	}
+	return fmt.Errorf("%s: %w", doing, err)
 }
 
 // refusal tells whether a code blames the request and not the state of things.

@@ -1,10 +1,13 @@
 // Package coordinator takes jobs from clients, keeps them durably, runs them one after the other on the workers that the
-// membership shows, and serves their results.
+// membership shows, and serves their results. It serves sessions as if it held them whole.
 //
 // The way of a job: Submit checks its header and the cluster's room before a byte is sent, spools the file, checks every
 // value, and stores the job as queued (submit.go). Run takes the oldest queued job, scatters it (internal/scatter), and
 // stores how it ended (execute.go). What clients see of jobs is one table in memory (jobs.go), each durable change of which
 // is on disk (internal/store) before it is shown.
+//
+// The way of a session: CreateSession plans its groups onto the workers and makes it there (sessions.go); Lane cuts each step
+// by holder and gathers the answers (relay.go). Nothing of a session is kept but who holds it, which the workers know as well.
 //
 // A coordinator that is killed finds its jobs in the store when it starts again: queued ones wait, running ones are queued
 // again. A job is a pure function of its file, so to run it twice is only waste.
@@ -26,7 +29,9 @@ import (
 	"google.golang.org/grpc"
 
 	"headwater/coordinator/internal/store"
+	"headwater/fanout"
 	"headwater/internal/atomicfile"
+	"headwater/lane"
 	"headwater/membership"
 	headwaterv1 "headwater/proto/headwater/v1"
 	"headwater/protocol"
@@ -70,6 +75,7 @@ type Coordinator struct {
 	headwaterv1.UnimplementedCoordinatorServiceServer
 
 	Config
+	sessions *sessions
 	store    *store.Store
 	jobs     *table
 	started  time.Time
@@ -98,6 +104,7 @@ func Open(c Config) (*Coordinator, error) {
 		c.Now = time.Now
 	}
 	co := &Coordinator{Config: c, started: c.Now(), stopping: make(chan struct{})}
+	co.sessions = &sessions{c: co, conns: fanout.NewConns(protocol.DialOptions()...), holdings: map[[16]byte]*fanout.Holding{}}
 	if err := os.MkdirAll(co.spool(), 0o700); err != nil {
 		return nil, fmt.Errorf("make data folder: %w", err)
 	}
@@ -169,9 +176,10 @@ func (c *Coordinator) recover() error {
 	return c.retain()
 }
 
-// Register adds the service to a server.
+// Register adds the services to a server.
 func (c *Coordinator) Register(s grpc.ServiceRegistrar) {
 	headwaterv1.RegisterCoordinatorServiceServer(s, c)
+	lane.Register(s, c.sessions)
 }
 
 // Run runs queued jobs until ctx ends, once. The job that runs then is queued again, for the next start, and calls that wait
@@ -200,8 +208,11 @@ func (c *Coordinator) Run(ctx context.Context) error {
 	}
 }
 
-// Close closes the store. Call it after Run and the server have ended.
-func (c *Coordinator) Close() error { return c.store.Close() }
+// Close ends the connections to workers and closes the store. Call it after Run and the server have ended.
+func (c *Coordinator) Close() error {
+	c.sessions.relays.Wait()
+	return errors.Join(c.sessions.conns.Close(), c.store.Close())
+}
 
 // newID makes a job's id; ids ascend with time.
 func (c *Coordinator) newID() string {

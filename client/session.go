@@ -1,0 +1,517 @@
+package client
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"fmt"
+	"math"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"headwater/fanout"
+	"headwater/lane"
+	headwaterv1 "headwater/proto/headwater/v1"
+	"headwater/tensor"
+)
+
+// SessionID names a session. Ids are random and never used again.
+type SessionID [16]byte
+
+// String returns the id in hexadecimal.
+func (id SessionID) String() string { return hex.EncodeToString(id[:]) }
+
+// ParseSessionID reads what String writes.
+func ParseSessionID(text string) (SessionID, error) {
+	var id SessionID
+	if len(text) != 2*len(id) {
+		return SessionID{}, fmt.Errorf("session %.40q: an id has %d hexadecimal digits", text, 2*len(id))
+	}
+	if _, err := hex.Decode(id[:], []byte(text)); err != nil {
+		return SessionID{}, fmt.Errorf("session %.40q: %w", text, err)
+	}
+	return id, nil
+}
+
+// Layer is the geometry of one layer of a session's model, how its keys and values are stored, and what its queries see.
+// The zero value of each option is the usual.
+type Layer struct {
+	Heads   int // query heads (n_heads)
+	KVHeads int // key/value heads (n_kv_heads); divides Heads. 0: Heads
+	HeadDim int // elements of a query and of a key
+	VDim    int // elements of a value; 0: HeadDim
+
+	Storage tensor.DType // F32, F16, BF16, or I8 with one scale per position and head; 0: F32
+
+	NotCausal   bool      // whether a query sees positions after its own as well
+	WindowLeft  int       // positions seen before the own one; 0: all
+	WindowRight int       // positions seen after the own one, where NotCausal; 0: all
+	Scale       float32   // factor of the scores; 0: 1/√HeadDim
+	Softcap     float32   // cap of the scores; 0: none
+	AlibiSlopes []float32 // [Heads]; nil: none
+	Sinks       []float32 // [Heads], a logit each; nil: none
+}
+
+// Codec says how contexts come back.
+type Codec string
+
+// The codecs. The lossy ones are used only by name.
+const (
+	Auto  Codec = ""      // Raw or Exact, whichever takes less time as it is measured
+	Raw   Codec = "raw"   // float32 as it is
+	Exact Codec = "exact" // compressed, every bit comes back
+	BF16  Codec = "bf16"  // narrowed to bfloat16, compressed. Lossy
+	F16   Codec = "f16"   // narrowed to binary16, compressed. Lossy
+	Int8  Codec = "int8"  // narrowed to int8 with one scale for each row, compressed. Lossy
+)
+
+// stepCodecs are the codecs on the wire; Auto begins with the first.
+var stepCodecs = map[Codec]headwaterv1.StepCodec{
+	Auto: headwaterv1.StepCodec_STEP_CODEC_RAW, Raw: headwaterv1.StepCodec_STEP_CODEC_RAW, Exact: headwaterv1.StepCodec_STEP_CODEC_EXACT,
+	BF16: headwaterv1.StepCodec_STEP_CODEC_BF16, F16: headwaterv1.StepCodec_STEP_CODEC_F16, Int8: headwaterv1.StepCodec_STEP_CODEC_I8,
+}
+
+// SessionOptions say what session to open. Only Layers is needed.
+type SessionOptions struct {
+	Layers []Layer
+
+	// Tokens are the ids of the tokens that the session begins with. Whole pages of them that the cluster has already, from a
+	// session of the same Tenant, Model and Layers, need not be appended: Prefix says how many positions that is.
+	Tokens []uint32
+	Tenant string
+	Model  []byte // fingerprint of the model with its adapters
+
+	Name    string        // for people
+	TTL     time.Duration // time without use after which the session may be dropped; 0: the workers' limit
+	Workers int           // at most this many workers; 0: all
+
+	Direct bool  // speak to the workers and not through the coordinator
+	Codec  Codec // how contexts come back
+}
+
+// Session is a sequence held open on the cluster. One goroutine uses it at a time; different sessions are independent, and
+// Do has steps of many in flight at once. What a call with an error has changed, its repetition makes whole.
+type Session struct {
+	client  *Client
+	id      SessionID
+	config  *headwaterv1.SessionConfig
+	holding *fanout.Holding
+	codec   Codec
+	chooser chooser
+	prefix  int
+
+	user        atomic.Pointer[batch] // who uses it now
+	epoch       uint64
+	truncations uint64
+	layers      []held
+	closed      bool
+}
+
+// held is what a layer's holders have: the receipt.
+type held struct {
+	length uint64
+	hashes []uint64 // by group
+	user   *batch   // whose step is in flight
+}
+
+// OpenSession makes a session on the cluster. The first Step continues at Prefix.
+func (c *Client) OpenSession(ctx context.Context, opts SessionOptions) (*Session, error) {
+	var id SessionID
+	_, _ = rand.Read(id[:]) // never fails
+	doing := "open session " + id.String()
+	config, err := opts.config()
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", doing, err)
+	}
+	layers, err := fanout.Layers(config)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", doing, err)
+	}
+	if _, ok := stepCodecs[opts.Codec]; !ok {
+		return nil, fmt.Errorf("%s: codec %q is none of raw, exact, bf16, f16 and int8", doing, string(opts.Codec))
+	}
+	if opts.Workers < 0 || opts.Workers > math.MaxInt32 {
+		return nil, fmt.Errorf("%s: at most %d workers", doing, opts.Workers)
+	}
+	whole, err := c.coordinator(layers)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", doing, err)
+	}
+	state, err := c.conns.Create(ctx, whole, &headwaterv1.CreateSessionRequest{
+		Session: id[:], Epoch: c.epoch(1), Config: config, Tokens: opts.Tokens, Workers: uint32(opts.Workers),
+	})
+	if err != nil {
+		return nil, c.sessionError(doing, id, err)
+	}
+	s := &Session{client: c, id: id, config: config, codec: opts.Codec}
+	if err := s.adopt(whole, state, opts.Direct); err != nil {
+		return nil, c.sessionError(doing, id, err)
+	}
+	s.prefix = s.Len()
+	return s, nil
+}
+
+// config is what the session is made with, as it is sent.
+func (o *SessionOptions) config() (*headwaterv1.SessionConfig, error) {
+	config := &headwaterv1.SessionConfig{Tenant: o.Tenant, Model: o.Model, Name: o.Name}
+	if o.TTL > 0 {
+		config.Ttl = durationpb.New(o.TTL)
+	}
+	for i, l := range o.Layers {
+		storage, ok := storageTypes[l.Storage]
+		if !ok {
+			return nil, fmt.Errorf("layer %d: keys and values can not be stored as %s", i, l.Storage)
+		}
+		for _, n := range []int{l.Heads, l.KVHeads, l.HeadDim, l.VDim, l.WindowLeft, l.WindowRight} {
+			if n < 0 || n > math.MaxInt32 {
+				return nil, fmt.Errorf("layer %d: %d is not in 0 to %d", i, n, math.MaxInt32)
+			}
+		}
+		one := &headwaterv1.SessionLayer{
+			NHeads: uint32(l.Heads), NKvHeads: uint32(l.KVHeads), HeadDim: uint32(l.HeadDim), VDim: uint32(l.VDim), Storage: storage,
+			Causal: !l.NotCausal, WindowLeft: int64(l.WindowLeft), WindowRight: int64(l.WindowRight),
+			Scale: l.Scale, Softcap: l.Softcap, AlibiSlopes: l.AlibiSlopes, Sinks: l.Sinks,
+		}
+		if l.KVHeads == 0 {
+			one.NKvHeads = one.NHeads
+		}
+		if l.VDim == 0 {
+			one.VDim = one.HeadDim
+		}
+		if l.WindowLeft == 0 {
+			one.WindowLeft = -1
+		}
+		if l.WindowRight == 0 {
+			one.WindowRight = -1
+		}
+		config.Layers = append(config.Layers, one)
+	}
+	return config, nil
+}
+
+var storageTypes = map[tensor.DType]headwaterv1.StorageType{
+	0: headwaterv1.StorageType_STORAGE_TYPE_F32, tensor.F32: headwaterv1.StorageType_STORAGE_TYPE_F32, tensor.F16: headwaterv1.StorageType_STORAGE_TYPE_F16,
+	tensor.BF16: headwaterv1.StorageType_STORAGE_TYPE_BF16, tensor.I8: headwaterv1.StorageType_STORAGE_TYPE_I8,
+}
+
+// coordinator is the coordinator as the one holder of all groups.
+func (c *Client) coordinator(layers []fanout.Layer) (*fanout.Holding, error) {
+	return fanout.NewHolding(layers, &fanout.Holder{Name: c.address, Address: c.address})
+}
+
+func (c *Client) epoch(counter uint64) *headwaterv1.Epoch {
+	id := c.lane.ID()
+	return &headwaterv1.Epoch{Counter: counter, Lane: id[:]}
+}
+
+// adopt takes over what the cluster says of the session.
+func (s *Session) adopt(h *fanout.Holding, state *headwaterv1.SessionState, direct bool) error {
+	if direct {
+		var err error
+		if h, err = fanout.ParseHolding(h.Layers(), state.GetHolders()); err != nil {
+			return fmt.Errorf("its holders: %w", err)
+		}
+	}
+	s.holding = h
+	return s.update(state)
+}
+
+// update takes over lengths, hashes, epoch and truncations.
+func (s *Session) update(state *headwaterv1.SessionState) error {
+	layers := s.holding.Layers()
+	if len(state.GetLayers()) != len(layers) {
+		return fmt.Errorf("%d of %d layers are told of", len(state.GetLayers()), len(layers))
+	}
+	next := make([]held, len(layers))
+	for i, l := range state.GetLayers() {
+		if int(l.GetLayer()) != i || len(l.GetHashes()) != layers[i].KVHeads || l.GetLength() > math.MaxInt64 {
+			return fmt.Errorf("layer %d of length %d with %d hashes is no state of layer %d", l.GetLayer(), l.GetLength(), len(l.GetHashes()), i)
+		}
+		next[i] = held{length: l.GetLength(), hashes: l.GetHashes()}
+	}
+	s.layers, s.epoch, s.truncations = next, state.GetEpoch().GetCounter(), state.GetTruncations()
+	return nil
+}
+
+// ID returns the session's id.
+func (s *Session) ID() SessionID { return s.id }
+
+// Prefix returns how many positions were there when the session was opened, and need not be appended.
+func (s *Session) Prefix() int { return s.prefix }
+
+// Len returns the positions that all layers have.
+func (s *Session) Len() int {
+	least := s.layers[0].length
+	for _, l := range s.layers {
+		least = min(least, l.length)
+	}
+	return int(least)
+}
+
+// LayerLen returns the positions that a layer has; within a token, earlier layers have one more.
+func (s *Session) LayerLen(layer int) int { return int(s.layers[layer].length) }
+
+// Layers returns the session's layers.
+func (s *Session) Layers() []Layer {
+	layers := make([]Layer, len(s.config.GetLayers()))
+	for i, l := range s.config.GetLayers() {
+		shape := s.holding.Layers()[i]
+		layers[i] = Layer{
+			Heads: shape.Heads, KVHeads: shape.KVHeads, HeadDim: shape.HeadDim, VDim: shape.VDim, Storage: shape.Storage,
+			NotCausal: !l.GetCausal(), WindowLeft: int(max(l.GetWindowLeft(), 0)), WindowRight: int(max(l.GetWindowRight(), 0)),
+			Scale: l.GetScale(), Softcap: l.GetSoftcap(), AlibiSlopes: slices.Clone(l.GetAlibiSlopes()), Sinks: slices.Clone(l.GetSinks()),
+		}
+	}
+	return layers
+}
+
+// use makes one call the session's user.
+func (s *Session) use(b *batch) error {
+	if s.user.Load() != b && !s.user.CompareAndSwap(nil, b) {
+		return errInUse
+	}
+	if s.closed {
+		s.user.Store(nil)
+		return errClosed
+	}
+	return nil
+}
+
+// control runs a call other than a step.
+func (s *Session) control(doing string, do func() error) error {
+	b := &batch{}
+	err := s.use(b)
+	if err == nil {
+		err = do()
+		s.user.Store(nil)
+	}
+	if err != nil {
+		return s.client.sessionError(doing+" session "+s.id.String(), s.id, err)
+	}
+	return nil
+}
+
+// Truncate takes back the positions from position on, in every layer that has them.
+func (s *Session) Truncate(ctx context.Context, position int) error {
+	return s.control("truncate", func() error {
+		if position < 0 {
+			return fmt.Errorf("to position %d", position)
+		}
+		state, err := s.client.conns.Truncate(ctx, s.holding, &headwaterv1.TruncateSessionRequest{
+			Session: s.id[:], Epoch: s.client.epoch(s.epoch), Truncations: s.truncations, Position: uint64(position),
+		})
+		if err != nil {
+			return err
+		}
+		return s.update(state)
+	})
+}
+
+// Fork makes a session that begins with all positions of this one. Memory is shared until one of both appends.
+func (s *Session) Fork(ctx context.Context) (*Session, error) { return s.fork(ctx, nil) }
+
+// ForkAt makes a session that begins with the positions before position, which every layer must have.
+func (s *Session) ForkAt(ctx context.Context, position int) (*Session, error) {
+	at := uint64(position)
+	if position < 0 {
+		return nil, s.client.sessionError("fork session "+s.id.String(), s.id, fmt.Errorf("at position %d", position))
+	}
+	return s.fork(ctx, &at)
+}
+
+func (s *Session) fork(ctx context.Context, position *uint64) (*Session, error) {
+	child := &Session{client: s.client, config: s.config, holding: s.holding, codec: s.codec}
+	_, _ = rand.Read(child.id[:]) // never fails
+	err := s.control("fork", func() error {
+		state, err := s.client.conns.Fork(ctx, s.holding, &headwaterv1.ForkSessionRequest{
+			Session: s.id[:], Epoch: s.client.epoch(s.epoch), Truncations: s.truncations,
+			Child: child.id[:], ChildEpoch: s.client.epoch(1), Position: position,
+		})
+		if err != nil {
+			return err
+		}
+		return child.update(state)
+	})
+	if err != nil {
+		return nil, err
+	}
+	child.prefix = child.Len()
+	return child, nil
+}
+
+// Pin keeps the session from being dropped for want of room or use, or no longer.
+func (s *Session) Pin(ctx context.Context, pinned bool) error {
+	return s.control("pin", func() error {
+		_, err := s.client.conns.Pin(ctx, s.holding, &headwaterv1.PinSessionRequest{Session: s.id[:], Pinned: pinned})
+		return err
+	})
+}
+
+// Drop ends the session on the cluster and frees its memory.
+func (s *Session) Drop(ctx context.Context) error {
+	return s.control("drop", func() error {
+		err := s.client.conns.Drop(ctx, s.holding.Holders(), &headwaterv1.DropSessionRequest{Session: s.id[:], Epoch: s.client.epoch(s.epoch)})
+		s.closed = err == nil
+		return err
+	})
+}
+
+// Close lets go of the session, which stays on the cluster until its TTL; Attach takes it up again. It waits for nothing.
+func (s *Session) Close() error {
+	return s.control("close", func() error {
+		s.closed = true
+		return nil
+	})
+}
+
+// Receipt is what a client knows that the cluster holds. A client that brings it is never shown less.
+type Receipt struct {
+	Session     SessionID      `json:"session"`
+	Truncations uint64         `json:"truncations"`
+	Layers      []LayerReceipt `json:"layers"`
+}
+
+// LayerReceipt is the receipt of one layer.
+type LayerReceipt struct {
+	Length uint64   `json:"length"`
+	Hashes []uint64 `json:"hashes"` // chained, by group
+}
+
+// Receipt returns the session's receipt as of now, for Attach.
+func (s *Session) Receipt() Receipt {
+	r := Receipt{Session: s.id, Truncations: s.truncations}
+	for _, l := range s.layers {
+		r.Layers = append(r.Layers, LayerReceipt{l.length, slices.Clone(l.hashes)})
+	}
+	return r
+}
+
+// AttachOptions say how to take up a session. The zero value is ready for use.
+type AttachOptions struct {
+	Receipt *Receipt // what must be there; nil: whatever is
+	Direct  bool     // speak to the workers and not through the coordinator
+	Codec   Codec    // how contexts come back
+}
+
+// Attach takes up a session that is on the cluster: from now on this client drives it, and another one that did is refused.
+// Where an append had not reached all workers, the session ends before it; Len says where it stands.
+func (c *Client) Attach(ctx context.Context, id SessionID, opts AttachOptions) (*Session, error) {
+	s, err := c.attach(ctx, id, opts)
+	if err != nil {
+		return nil, c.sessionError("attach to session "+id.String(), id, err)
+	}
+	return s, nil
+}
+
+func (c *Client) attach(ctx context.Context, id SessionID, opts AttachOptions) (*Session, error) {
+	if _, ok := stepCodecs[opts.Codec]; !ok {
+		return nil, fmt.Errorf("codec %q is none of raw, exact, bf16, f16 and int8", string(opts.Codec))
+	}
+	found, err := c.FindSession(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	layers, err := fanout.Layers(found.GetConfig())
+	if err != nil {
+		return nil, err
+	}
+	whole, err := c.coordinator(layers)
+	if err != nil {
+		return nil, err
+	}
+	req := &headwaterv1.TakeSessionRequest{Session: id[:]}
+	if r := opts.Receipt; r != nil {
+		if r.Session != id {
+			return nil, fmt.Errorf("the receipt is of session %s", r.Session)
+		}
+		req.Truncations = r.Truncations
+		for i, l := range r.Layers {
+			req.Expect = append(req.Expect, &headwaterv1.LayerState{Layer: uint32(i), Length: l.Length, Hashes: l.Hashes})
+		}
+		if err := r.compare(found); err != nil {
+			return nil, err
+		}
+	}
+	// Another client may step the epoch meanwhile: the refusal says which it is then.
+	counter := found.GetEpoch().GetCounter()
+	for attempt := 1; ; attempt++ {
+		req.Epoch = c.epoch(counter + 1)
+		state, err := c.conns.Take(ctx, whole, req)
+		if e, ok := lane.FromError(err); ok && e.Problem() == headwaterv1.SessionProblem_SESSION_PROBLEM_STALE_EPOCH && attempt < 4 {
+			counter = e.Why.GetEpoch().GetCounter()
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		s := &Session{client: c, id: id, config: found.GetConfig(), codec: opts.Codec}
+		if err := s.adopt(whole, state, opts.Direct); err != nil {
+			return nil, err
+		}
+		s.prefix = s.Len()
+		return s, nil
+	}
+}
+
+// compare finds what is wrong with a receipt while nothing has been changed: holders that would not refuse it step their
+// epoch, and shut out who drives the session rightly.
+func (r *Receipt) compare(found *headwaterv1.SessionState) error {
+	if len(r.Layers) != len(found.GetLayers()) {
+		return lane.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_INVALID, "the receipt has %d layers, the session %d", len(r.Layers), len(found.GetLayers()))
+	}
+	if r.Truncations != found.GetTruncations() {
+		return lane.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_OTHER_TRUNCATIONS, "the session was truncated %d times, the receipt's %d", found.GetTruncations(), r.Truncations)
+	}
+	for i, l := range found.GetLayers() {
+		switch {
+		case l.GetLength() < r.Layers[i].Length:
+			return lane.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_BEHIND, "layer %d has %d positions, the receipt's %d", i, l.GetLength(), r.Layers[i].Length)
+		case l.GetLength() == r.Layers[i].Length && len(l.GetHashes()) > 0 && !slices.Equal(l.GetHashes(), r.Layers[i].Hashes):
+			return lane.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_DIFFERENT, "layer %d has other keys or values than the receipt's", i)
+		}
+	}
+	return nil
+}
+
+// Sessions returns all sessions on the cluster, by id, and each worker's cache.
+func (c *Client) Sessions(ctx context.Context) ([]*headwaterv1.SessionState, []*headwaterv1.CacheState, error) {
+	resp, err := c.conns.List(ctx, c.address, c.address, &headwaterv1.ListSessionsRequest{})
+	if err != nil {
+		return nil, nil, c.sessionError("list sessions", SessionID{}, err)
+	}
+	return resp.GetSessions(), resp.GetCaches(), nil
+}
+
+// Caches returns each worker's cache.
+func (c *Client) Caches(ctx context.Context) ([]*headwaterv1.CacheState, error) {
+	resp, err := c.conns.List(ctx, c.address, c.address, &headwaterv1.ListSessionsRequest{CachesOnly: true})
+	if err != nil {
+		return nil, c.sessionError("ask for the caches", SessionID{}, err)
+	}
+	return resp.GetCaches(), nil
+}
+
+// FindSession returns what the cluster has of a session. It may be used while another client drives it.
+func (c *Client) FindSession(ctx context.Context, id SessionID) (*headwaterv1.SessionState, error) {
+	doing := "find session " + id.String()
+	resp, err := c.conns.List(ctx, c.address, c.address, &headwaterv1.ListSessionsRequest{Sessions: [][]byte{id[:]}})
+	if err == nil && len(resp.GetSessions()) != 1 {
+		err = lane.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_UNKNOWN, "no worker holds it")
+	}
+	if err != nil {
+		return nil, c.sessionError(doing, id, err)
+	}
+	return resp.GetSessions()[0], nil
+}
+
+// DropSession ends a session on the cluster, whoever drives it.
+func (c *Client) DropSession(ctx context.Context, id SessionID) error {
+	holder := &fanout.Holder{Name: c.address, Address: c.address}
+	if err := c.conns.Drop(ctx, []*fanout.Holder{holder}, &headwaterv1.DropSessionRequest{Session: id[:]}); err != nil {
+		return c.sessionError("drop session "+id.String(), id, err)
+	}
+	return nil
+}

@@ -1,0 +1,490 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+	"unsafe"
+
+	"headwater/fanout"
+	"headwater/lane"
+	headwaterv1 "headwater/proto/headwater/v1"
+	"headwater/tensor"
+)
+
+// Step appends tokens to one layer of a session and lets queries attend over all that is there, both or either. Tensors are
+// as models have them. They are the caller's, and must stay as they are until Do has returned.
+type Step struct {
+	Session *Session
+	Layer   int
+
+	// Q [query tokens, n_heads, head_dim]; nil: nothing attends.
+	Q []float32
+	// K [tokens, n_kv_heads, head_dim] and V [tokens, n_kv_heads, v_dim] are appended; nil: nothing is. They are narrowed to
+	// the layer's storage type.
+	K, V []float32
+	// Stored, in the place of K and V, are rows that are in the storage type already.
+	Stored *Rows
+
+	// Context [query tokens, n_heads, v_dim] and LSE [query tokens, n_heads] are filled. LSE may be nil.
+	Context, LSE []float32
+
+	// Position of the first query token; nil: the query tokens are the newest positions.
+	Position *int
+	// Mask [query tokens, n] says which of the n newest positions each query sees, for trees of drafts; nil: all. n is at
+	// most 4,096; older positions are not masked.
+	Mask []bool
+	// Tokens are the ids of the appended tokens, so that other sessions find them as a prefix; nil: they are not told.
+	Tokens []uint32
+
+	// Err is what Do found, nil where the step was done.
+	Err error
+}
+
+// Rows are keys and values of consecutive positions in a layer's storage type, little endian, group by group.
+type Rows struct {
+	K, V           []byte    // [n_kv_heads, positions, head_dim] and [n_kv_heads, positions, v_dim]
+	KScale, VScale []float32 // [n_kv_heads, positions]; int8 storage only
+}
+
+const (
+	// maxStepBytes is about how many bytes of tensors go in one message, well below what a message may have.
+	maxStepBytes = 12 << 20
+	// maxStepTokens is how many tokens a step has at most.
+	maxStepTokens = 1 << 16
+)
+
+var errInUse = errors.New("it is used by another call: one goroutine uses a session at a time")
+
+// Step appends k and v and attends with q, filling context and lse; see Step, the type, for their shapes and for more that a
+// step can do. It allocates nothing.
+func (s *Session) Step(ctx context.Context, layer int, q, k, v, context, lse []float32) error {
+	b := batches.Get().(*batch)
+	one := &b.one
+	*one = Step{Session: s, Layer: layer, Q: q, K: k, V: v, Context: context, LSE: lse}
+	b.alone[0] = one
+	err := b.do(ctx, b.alone[:])
+	*one = Step{}
+	batches.Put(b)
+	return err
+}
+
+// Do does one step; its Session is set.
+func (s *Session) Do(ctx context.Context, step *Step) error {
+	step.Session = s
+	return Do(ctx, step)
+}
+
+// Do does steps of any sessions and layers, all in flight at once, and waits for all of them. Steps of one layer of a session
+// are done in their order. Each step's Err says what came of it; the error of Do joins them. A step that is too large for
+// one message goes in several, one after the other; where one of these fails, Len says how far it came.
+func Do(ctx context.Context, steps ...*Step) error {
+	b := batches.Get().(*batch)
+	err := b.do(ctx, steps)
+	batches.Put(b)
+	return err
+}
+
+var batches = sync.Pool{New: func() any { return new(batch) }}
+
+// batch is one call of Do.
+type batch struct {
+	one    Step
+	alone  [1]*Step
+	flying []*flight
+}
+
+// flight is one message's worth of a step under way. It is the input and the output of the fan-out.
+type flight struct {
+	fanout.Step
+	step    *Step
+	layer   fanout.Layer
+	held    *held
+	call    *fanout.Call
+	hashes  []uint64
+	mask    []byte
+	sent    time.Time
+	auto    bool
+	append_ span // of the step's appended tokens
+	attend  span // of its query tokens
+	tokens  int  // appended by the whole step
+}
+
+// span is [from, from+n).
+type span struct{ from, n int }
+
+var flights = sync.Pool{New: func() any { return new(flight) }}
+
+func (b *batch) do(ctx context.Context, steps []*Step) error {
+	var failed bool
+	for _, step := range steps {
+		step.Err = b.start(ctx, step)
+		failed = failed || step.Err != nil
+	}
+	failed = b.land(ctx) || failed
+	for _, step := range steps {
+		if s := step.Session; s != nil && s.user.Load() == b {
+			s.user.Store(nil)
+		}
+	}
+	if !failed {
+		return nil
+	}
+	var errs []error
+	for _, step := range steps {
+		if step.Err == nil {
+			continue
+		}
+		if s := step.Session; s != nil {
+			step.Err = s.client.sessionError(fmt.Sprintf("step layer %d of session %s", step.Layer, s.id), s.id, step.Err)
+		}
+		errs = append(errs, step.Err)
+	}
+	if len(errs) == 1 {
+		return errs[0]
+	}
+	return errors.Join(errs...)
+}
+
+// land waits for all that is under way, and tells whether some of it failed.
+func (b *batch) land(ctx context.Context) (failed bool) {
+	for _, f := range b.flying {
+		if err := f.land(ctx); err != nil {
+			f.step.Err, failed = err, true
+		} else {
+			flights.Put(f)
+		}
+	}
+	b.flying = b.flying[:0]
+	return failed
+}
+
+// start checks a step and sends it. One of several messages is sent but for its last.
+func (b *batch) start(ctx context.Context, step *Step) error {
+	s := step.Session
+	if s == nil {
+		return errors.New("step: it names no session")
+	}
+	if err := s.use(b); err != nil {
+		return err
+	}
+	if step.Layer < 0 || step.Layer >= len(s.layers) {
+		return fmt.Errorf("layer %d of %d", step.Layer, len(s.layers))
+	}
+	layer := s.holding.Layers()[step.Layer]
+	tokens, queries, err := step.check(layer)
+	if err != nil {
+		return err
+	}
+	h := &s.layers[step.Layer]
+	if h.user == b {
+		b.land(ctx)
+	}
+	most := step.most(layer)
+	position := int(h.length) + tokens - queries
+	if step.Position != nil {
+		position = *step.Position
+	}
+	if queries > 0 && (position < 0 || position+queries > int(h.length)+tokens) {
+		return fmt.Errorf("%d queries from position %d, the layer has %d then", queries, position, int(h.length)+tokens)
+	}
+	// In pieces, a query must see what one message would show it: only where it sees nothing after its own position may it
+	// attend before the rest is appended.
+	fused := s.config.GetLayers()[step.Layer].GetCausal() && step.Mask == nil && tokens == queries && step.Position == nil
+	if tokens <= most && queries <= most {
+		b.send(ctx, step, layer, h, span{0, tokens}, span{0, queries}, position)
+		return nil
+	}
+	for at := 0; at < tokens; at += most {
+		n := min(most, tokens-at)
+		attend := span{}
+		if fused {
+			attend = span{at, n}
+		}
+		b.send(ctx, step, layer, h, span{at, n}, attend, position+at)
+		if fused && at+n == tokens {
+			return nil
+		}
+		if err := b.landLast(ctx); err != nil {
+			return err
+		}
+	}
+	for at := 0; at < queries; at += most {
+		// Queries change nothing: all pieces may be under way.
+		b.send(ctx, step, layer, h, span{}, span{at, min(most, queries-at)}, position+at)
+	}
+	return nil
+}
+
+// landLast waits for what was sent last, which the next message builds on.
+func (b *batch) landLast(ctx context.Context) error {
+	last := len(b.flying) - 1
+	f := b.flying[last]
+	b.flying = b.flying[:last]
+	if err := f.land(ctx); err != nil {
+		return err
+	}
+	flights.Put(f)
+	return nil
+}
+
+// check returns the tokens that are appended and those that attend.
+func (step *Step) check(l fanout.Layer) (tokens, queries int, err error) {
+	count := func(name string, n, row int) (int, error) {
+		if n%row != 0 {
+			return 0, fmt.Errorf("layer %d: %s has %d elements, no whole tokens of %d", step.Layer, name, n, row)
+		}
+		return n / row, nil
+	}
+	if queries, err = count("q", len(step.Q), l.Heads*l.HeadDim); err != nil {
+		return 0, 0, err
+	}
+	if r := step.Stored; r != nil {
+		if len(step.K) != 0 || len(step.V) != 0 {
+			return 0, 0, fmt.Errorf("layer %d: rows come both as K and V and as Stored", step.Layer)
+		}
+		if tokens, err = count("stored k", len(r.K), l.KVHeads*l.HeadDim*l.Storage.Size()); err != nil {
+			return 0, 0, err
+		}
+		scales := 0
+		if l.Storage == tensor.I8 {
+			scales = tokens * l.KVHeads
+		}
+		if len(r.V) != tokens*l.KVHeads*l.VDim*l.Storage.Size() || len(r.KScale) != scales || len(r.VScale) != scales {
+			return 0, 0, fmt.Errorf("layer %d: stored v has %d bytes and scales %d and %d, of %d tokens", step.Layer, len(r.V), len(r.KScale), len(r.VScale), tokens)
+		}
+	} else {
+		if tokens, err = count("k", len(step.K), l.KVHeads*l.HeadDim); err != nil {
+			return 0, 0, err
+		}
+		if len(step.V) != tokens*l.KVHeads*l.VDim {
+			return 0, 0, fmt.Errorf("layer %d: v has %d elements, %d tokens of k need %d", step.Layer, len(step.V), tokens, tokens*l.KVHeads*l.VDim)
+		}
+	}
+	switch {
+	case tokens == 0 && queries == 0:
+		return 0, 0, fmt.Errorf("layer %d: nothing is appended and nothing attends", step.Layer)
+	case len(step.Context) != queries*l.Heads*l.VDim:
+		return 0, 0, fmt.Errorf("layer %d: room for %d elements of context, %d queries give %d", step.Layer, len(step.Context), queries, queries*l.Heads*l.VDim)
+	case step.LSE != nil && len(step.LSE) != queries*l.Heads:
+		return 0, 0, fmt.Errorf("layer %d: room for %d LSEs, %d queries give %d", step.Layer, len(step.LSE), queries, queries*l.Heads)
+	case len(step.Tokens) != 0 && len(step.Tokens) != tokens:
+		return 0, 0, fmt.Errorf("layer %d: %d ids for %d tokens", step.Layer, len(step.Tokens), tokens)
+	case step.Mask != nil && (queries == 0 || len(step.Mask)%queries != 0 || len(step.Mask) == 0):
+		return 0, 0, fmt.Errorf("layer %d: a mask of %d elements for %d queries", step.Layer, len(step.Mask), queries)
+	}
+	return tokens, queries, nil
+}
+
+// most is how many tokens one message takes.
+func (step *Step) most(l fanout.Layer) int {
+	row := 4 * (l.Heads*(l.HeadDim+l.VDim+1) + l.KVHeads*(l.HeadDim+l.VDim))
+	return max(1, min(maxStepBytes/row, maxStepTokens))
+}
+
+// send sends one message.
+func (b *batch) send(ctx context.Context, step *Step, layer fanout.Layer, h *held, tokens, queries span, position int) {
+	s := step.Session
+	f := flights.Get().(*flight)
+	f.step, f.layer, f.held, f.append_, f.attend = step, layer, h, tokens, queries
+	f.tokens = len(step.K) / (layer.KVHeads * layer.HeadDim)
+	f.hashes = append(f.hashes[:0], h.hashes...)
+	f.Step = fanout.Step{
+		Step: lane.Step{
+			Session: s.id, Epoch: s.epoch, Truncations: s.truncations, Layer: uint32(step.Layer), Length: h.length, Hashes: f.hashes,
+			Append: uint32(tokens.n), Attend: uint32(queries.n), QueryPosition: uint64(position),
+			Encoding: headwaterv1.StorageType_STORAGE_TYPE_F32, Codec: stepCodecs[s.codec],
+		},
+		Input: f, Output: f,
+	}
+	if step.Stored != nil {
+		f.Encoding = storageTypes[layer.Storage]
+		f.tokens = len(step.Stored.K) / (layer.KVHeads * layer.HeadDim * layer.Storage.Size())
+	}
+	if len(step.Tokens) > 0 {
+		f.Tokens = step.Tokens[tokens.from : tokens.from+tokens.n]
+	}
+	if step.Mask != nil && queries.n > 0 {
+		f.packMask(len(step.Mask) / (len(step.Q) / (layer.Heads * layer.HeadDim)))
+	}
+	if f.auto = s.codec == Auto && queries.n > 0; f.auto {
+		f.Codec = s.chooser.codec()
+		f.sent = time.Now()
+	}
+	f.call = s.client.lane.Start(ctx, s.holding, &f.Step)
+	h.user = b
+	b.flying = append(b.flying, f)
+}
+
+// packMask makes bits of the mask's rows of n.
+func (f *flight) packMask(n int) {
+	stride := (n + 7) / 8
+	f.mask = append(f.mask[:0], make([]byte, stride*f.attend.n)...)
+	for t := range f.attend.n {
+		for i, show := range f.step.Mask[(f.attend.from+t)*n:][:n] {
+			if show {
+				f.mask[t*stride+i/8] |= 1 << (i % 8)
+			}
+		}
+	}
+	f.Tree, f.TreeMask = uint32(n), f.mask
+}
+
+// land waits for the answer and takes the receipt. A flight that has not landed well is not used again.
+func (f *flight) land(ctx context.Context) error {
+	err := f.call.Wait(ctx)
+	f.held.user = nil
+	if err != nil {
+		return err
+	}
+	f.held.length = f.Length + uint64(f.Append)
+	copy(f.held.hashes, f.hashes)
+	if f.auto {
+		took := time.Since(f.sent) - time.Duration(f.ComputeNanos+f.QueueNanos)
+		f.step.Session.chooser.measured(f.Codec, took, f.attend.n*f.layer.Heads*f.layer.VDim)
+	}
+	f.step, f.held, f.call = nil, nil, nil
+	f.Step = fanout.Step{}
+	return nil
+}
+
+// raw returns the bytes of float32 values: machines that this is built for are little endian, as the wire is.
+func raw(f []float32) []byte {
+	if len(f) == 0 {
+		return nil
+	}
+	return unsafe.Slice((*byte)(unsafe.Pointer(&f[0])), 4*len(f))
+}
+
+// gather copies a group's part [n, width] of [tokens, groups, width] elements of some bytes.
+func gather(dst, src []byte, at span, groups, group, width int) {
+	for t := range at.n {
+		copy(dst[t*width:][:width], src[((at.from+t)*groups+group)*width:])
+	}
+}
+
+// Query implements fanout.Input.
+func (f *flight) Query(dst []byte, group int) {
+	gather(dst, raw(f.step.Q), f.attend, f.layer.KVHeads, group, 4*f.layer.GroupSize()*f.layer.HeadDim)
+}
+
+// Key implements fanout.Input.
+func (f *flight) Key(dst []byte, group int) {
+	if r := f.step.Stored; r != nil {
+		f.stored(dst, r.K, group, f.layer.HeadDim*f.layer.Storage.Size())
+		return
+	}
+	gather(dst, raw(f.step.K), f.append_, f.layer.KVHeads, group, 4*f.layer.HeadDim)
+}
+
+// Value implements fanout.Input.
+func (f *flight) Value(dst []byte, group int) {
+	if r := f.step.Stored; r != nil {
+		f.stored(dst, r.V, group, f.layer.VDim*f.layer.Storage.Size())
+		return
+	}
+	gather(dst, raw(f.step.V), f.append_, f.layer.KVHeads, group, 4*f.layer.VDim)
+}
+
+// KeyScale implements fanout.Input.
+func (f *flight) KeyScale(dst []byte, group int) { f.stored(dst, raw(f.step.Stored.KScale), group, 4) }
+
+// ValueScale implements fanout.Input.
+func (f *flight) ValueScale(dst []byte, group int) {
+	f.stored(dst, raw(f.step.Stored.VScale), group, 4)
+}
+
+// stored copies a group's part of rows [groups, tokens] of some bytes.
+func (f *flight) stored(dst, src []byte, group, width int) {
+	copy(dst, src[(group*f.tokens+f.append_.from)*width:])
+}
+
+// Take implements fanout.Output.
+func (f *flight) Take(group int, context, lse []float32) {
+	heads := f.layer.GroupSize()
+	width := heads * f.layer.VDim
+	for t := range f.attend.n {
+		at := (f.attend.from+t)*f.layer.KVHeads + group
+		copy(f.step.Context[at*width:][:width], context[t*width:])
+		if f.step.LSE != nil {
+			copy(f.step.LSE[at*heads:][:heads], lse[t*heads:])
+		}
+	}
+}
+
+// probeEvery is how many steps go by until the codec that seems slower is tried again.
+const probeEvery = 64
+
+// chooser picks between raw and exact contexts by the time that an element takes, kernels and queues apart.
+type chooser struct {
+	steps int
+	cost  [2]float64 // nanoseconds of an element, averaged over some steps; 0 where it is not known
+}
+
+var choices = [2]headwaterv1.StepCodec{headwaterv1.StepCodec_STEP_CODEC_RAW, headwaterv1.StepCodec_STEP_CODEC_EXACT}
+
+func (c *chooser) codec() headwaterv1.StepCodec {
+	c.steps++
+	best := 0
+	if c.cost[1] != 0 && c.cost[1] < c.cost[0] {
+		best = 1
+	}
+	if c.steps%probeEvery == 0 {
+		best = 1 - best
+	}
+	return choices[best]
+}
+
+func (c *chooser) measured(codec headwaterv1.StepCodec, took time.Duration, elements int) {
+	i := 0
+	if codec == choices[1] {
+		i = 1
+	}
+	cost := float64(max(took, 1)) / float64(elements)
+	if c.cost[i] != 0 {
+		cost = c.cost[i] + (cost-c.cost[i])/8
+	}
+	c.cost[i] = cost
+}
+
+// Export calls do with the keys and values of a layer as they are stored: count positions from start on, group by group and
+// position by position. The rows are do's until it returns.
+func (s *Session) Export(ctx context.Context, layer, start, count int, do func(group, position, positions int, rows Rows) error) error {
+	return s.control("export", func() error {
+		if layer < 0 || layer >= len(s.layers) || start < 0 || count < 1 {
+			return fmt.Errorf("%d positions from %d on of layer %d", count, start, layer)
+		}
+		l := s.holding.Layers()[layer]
+		req := &headwaterv1.ExportSessionRequest{Session: s.id[:], Layer: uint32(layer), Start: uint64(start), Count: uint64(count)}
+		next := [2]int{0, start} // group and position
+		err := s.client.conns.Export(ctx, s.holding, req, func(m *headwaterv1.ExportSessionResponse) error {
+			n := int(m.GetCount())
+			scales := 0
+			if l.Storage == tensor.I8 {
+				scales = 4 * n
+			}
+			if next[1] == start+count {
+				next = [2]int{next[0] + 1, start}
+			}
+			if int(m.GetGroup()) != next[0] || m.GetStart() != uint64(next[1]) || n < 1 || n > start+count-next[1] ||
+				len(m.GetK()) != n*l.HeadDim*l.Storage.Size() || len(m.GetV()) != n*l.VDim*l.Storage.Size() || len(m.GetKScale()) != scales || len(m.GetVScale()) != scales {
+				return fmt.Errorf("%d positions from %d on of group %d came, with %d and %d bytes, where group %d was at position %d", n, m.GetStart(), m.GetGroup(), len(m.GetK()), len(m.GetV()), next[0], next[1])
+			}
+			next[1] += n
+			rows := Rows{K: m.GetK(), V: m.GetV()}
+			if scales > 0 {
+				rows.KScale, rows.VScale = make([]float32, n), make([]float32, n)
+				if err := errors.Join(tensor.Widen(rows.KScale, m.GetKScale(), tensor.F32), tensor.Widen(rows.VScale, m.GetVScale(), tensor.F32)); err != nil {
+					return err
+				}
+			}
+			return do(int(m.GetGroup()), int(m.GetStart()), n, rows)
+		})
+		if err == nil && next != [2]int{l.KVHeads - 1, start + count} {
+			err = fmt.Errorf("the rows end at group %d, position %d", next[0], next[1])
+		}
+		return err
+	})
+}

@@ -1,0 +1,242 @@
+package coordinator
+
+import (
+	"context"
+	"errors"
+	"io"
+	"sync"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"headwater/fanout"
+	"headwater/lane"
+	headwaterv1 "headwater/proto/headwater/v1"
+	"headwater/wire"
+)
+
+// relayed is how many steps of one lane are under way at once. Its client waits beyond.
+const relayed = 256
+
+// relay serves one lane: it reads steps, sends each to the holders of its layer, and answers when all have.
+type relay struct {
+	*sessions
+	stream *lane.ServerStream
+	lane   *fanout.Lane
+
+	started   chan *relayStep // to a finisher that waits
+	finishers int
+	tasks     sync.WaitGroup
+	steps     sync.Pool  // *relayStep
+	sending   sync.Mutex // held while an answer is sent
+}
+
+// relayStep is one step from its arrival until its answer.
+type relayStep struct {
+	request  lane.Request
+	response lane.Response
+	step     fanout.Step
+	call     *fanout.Call
+	layer    fanout.Layer
+	payload  fanout.Payload // of request, cut by group
+	context  []float32      // [groups, attend, group size, v_dim] where several holders give it
+	lse      []float32      // [groups, attend, group size]
+	frame    []byte
+}
+
+// Lane implements lane.Service.
+func (s *sessions) Lane(stream *lane.ServerStream) error {
+	r := &relay{sessions: s, stream: stream, lane: fanout.NewLane(stream.ID(), s.conns), started: make(chan *relayStep)}
+	r.steps.New = func() any { return new(relayStep) }
+	ended := make(chan error, 1)
+	// Recv ends when this call has returned, so Close waits for it and not this call.
+	s.relays.Go(func() {
+		err := r.read(stream.Context())
+		close(r.started)
+		r.tasks.Wait()
+		r.lane.Close()
+		ended <- err
+	})
+	select {
+	case err := <-ended:
+		return err
+	case <-s.c.stopping:
+		return status.Error(codes.Unavailable, "the coordinator stops; its sessions stay with the workers")
+	}
+}
+
+// read starts steps in the order in which they come.
+func (r *relay) read(ctx context.Context) error {
+	for {
+		s := r.steps.Get().(*relayStep)
+		err := r.stream.Recv(&s.request)
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if err := r.start(ctx, s); err != nil {
+			r.answer(s, err)
+			continue
+		}
+		select {
+		case r.started <- s:
+			continue
+		case <-ctx.Done():
+			return ctx.Err()
+		default:
+		}
+		if r.finishers < relayed {
+			r.finishers++
+			r.tasks.Go(func() { r.finish(ctx, s) })
+			continue
+		}
+		select {
+		case r.started <- s:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// finish waits for a step's answers and answers it, then for those of the next.
+func (r *relay) finish(ctx context.Context, s *relayStep) {
+	for s != nil {
+		r.answer(s, s.call.Once(ctx))
+		if ctx.Err() != nil {
+			return
+		}
+		s = <-r.started // nil at the end
+	}
+}
+
+// start sends a step on. The error is an answer to it.
+func (r *relay) start(ctx context.Context, s *relayStep) error {
+	h, err := r.find(ctx, s.request.Step.Session[:])
+	if err != nil {
+		return err
+	}
+	m := &s.request.Step
+	invalid := func(format string, args ...any) error {
+		return lane.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_INVALID, format, args...)
+	}
+	layers := h.Layers()
+	if int64(m.Layer) >= int64(len(layers)) {
+		return invalid("layer %d of %d", m.Layer, len(layers))
+	}
+	s.layer = layers[m.Layer]
+	if len(m.Hashes) != s.layer.KVHeads {
+		return invalid("layer %d: %d hashes for %d groups", m.Layer, len(m.Hashes), s.layer.KVHeads)
+	}
+	s.step = fanout.Step{Step: *m}
+	if h.Whole(int(m.Layer)) {
+		s.step.Payload, s.request.Payload = s.request.Payload, nil
+		s.call = r.lane.Start(ctx, h, &s.step)
+		return nil
+	}
+	if dt, err := fanout.StorageDType(m.Encoding); m.Append > 0 && m.Encoding != headwaterv1.StorageType_STORAGE_TYPE_F32 && (err != nil || dt != s.layer.Storage) {
+		return invalid("layer %d: keys and values are sent in %s, f32 or the layer's %s is taken", m.Layer, m.Encoding, s.layer.Storage)
+	}
+	if m.Append > maxTokens || m.Attend > maxTokens {
+		return invalid("layer %d: a step of %d and %d tokens, at most %d are taken", m.Layer, m.Append, m.Attend, maxTokens)
+	}
+	if err := s.payload.Cut(s.layer, m, s.request.Payload.Bytes()); err != nil {
+		return err
+	}
+	s.step.Input, s.step.Output = &s.payload, s
+	if m.Codec == headwaterv1.StepCodec_STEP_CODEC_I8 {
+		s.step.Codec = headwaterv1.StepCodec_STEP_CODEC_RAW // to narrow twice is not to narrow once
+	}
+	rows := s.layer.Heads * int(m.Attend)
+	s.context, s.lse = grow(s.context, rows*s.layer.VDim), grow(s.lse, rows)
+	s.call = r.lane.Start(ctx, h, &s.step)
+	return nil
+}
+
+// maxTokens is how many tokens a step appends or lets attend at most.
+const maxTokens = 1 << 16
+
+func grow(s []float32, n int) []float32 {
+	if cap(s) < n {
+		return make([]float32, n)
+	}
+	return s[:n]
+}
+
+// Take implements fanout.Output.
+func (s *relayStep) Take(group int, context, lse []float32) {
+	copy(s.context[group*len(context):], context)
+	copy(s.lse[group*len(lse):], lse)
+}
+
+// answer sends what came of a step.
+func (r *relay) answer(s *relayStep, err error) {
+	s.request.Payload.Free()
+	s.request.Payload = nil
+	m := &s.response
+	m.Reset()
+	m.ID = s.request.ID
+	if err == nil {
+		err = s.result(&m.Result, &m.Payload)
+	}
+	if err != nil {
+		m.Payload.Free()
+		m.Payload = nil
+		m.Result = lane.Result{Hashes: m.Result.Hashes[:0], Err: r.refusal(s.request.Step.Session[:], err)}
+	}
+	r.sending.Lock()
+	err = r.stream.Send(m) // where it fails, Recv does as well
+	r.sending.Unlock()
+	if err == nil {
+		r.steps.Put(s)
+	}
+}
+
+// refusal is an error as an answer.
+func (r *relay) refusal(session []byte, err error) *lane.Error {
+	e, ok := lane.FromError(err)
+	if !ok {
+		e = lane.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_BUSY, "%s", oneLine(err))
+		if code := status.Code(err); code == codes.Internal || code == codes.FailedPrecondition || code == codes.InvalidArgument {
+			e = lane.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_LOST, "%s", oneLine(err))
+		}
+	}
+	switch e.Problem() {
+	case headwaterv1.SessionProblem_SESSION_PROBLEM_LOST, headwaterv1.SessionProblem_SESSION_PROBLEM_UNKNOWN:
+		r.forget(session)
+	}
+	return e
+}
+
+// result makes the answer of a step that was done.
+func (s *relayStep) result(m *lane.Result, payload **lane.Buffer) error {
+	m.Length = s.step.Length + uint64(s.step.Append)
+	m.Hashes = append(m.Hashes, s.step.Hashes...)
+	m.ComputeNanos, m.QueueNanos = s.step.ComputeNanos, s.step.QueueNanos
+	m.Codec = s.request.Step.Codec
+	if s.step.Input == nil {
+		*payload = s.step.Answer
+		return nil
+	}
+	if s.step.Attend == 0 {
+		return nil
+	}
+	if m.Codec == headwaterv1.StepCodec_STEP_CODEC_RAW {
+		*payload = lane.NewBuffer(4 * (len(s.context) + len(s.lse)))
+		all := (*payload).Floats()
+		copy(all[copy(all, s.context):], s.lse)
+		return nil
+	}
+	codec, ok := fanout.FrameCodec(m.Codec)
+	if !ok {
+		return lane.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_INVALID, "codec %s is unknown", m.Codec)
+	}
+	var err error
+	if s.frame, err = wire.Encode(s.frame[:0], codec, 0, s.layer.KVHeads*int(s.step.Attend), s.layer.GroupSize(), s.layer.VDim, s.context, s.lse); err != nil {
+		return lane.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_INVALID, "%v", err)
+	}
+	*payload = lane.NewBuffer(len(s.frame))
+	copy((*payload).Bytes(), s.frame)
+	return nil
+}

@@ -1,0 +1,410 @@
+package coordinator
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+
+	"headwater/fanout"
+	"headwater/lane"
+	"headwater/membership"
+	headwaterv1 "headwater/proto/headwater/v1"
+	"headwater/shard"
+)
+
+// maxHoldings bounds how many sessions' holders are remembered. Those that are not are asked for.
+const maxHoldings = 1 << 16
+
+// sessions serves SessionService as one holder of all groups. It owns nothing of a session: who holds it is known by the
+// workers, and remembered here to be found at once.
+type sessions struct {
+	c     *Coordinator
+	conns *fanout.Conns
+
+	relays sync.WaitGroup // what reads lanes
+
+	mu       sync.Mutex
+	holdings map[[16]byte]*fanout.Holding
+}
+
+func sessionID(id []byte) ([16]byte, error) {
+	if len(id) != 16 {
+		return [16]byte{}, lane.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_INVALID, "a session's id has %d bytes, not 16", len(id))
+	}
+	return [16]byte(id), nil
+}
+
+// workers are the members that may hold sessions.
+func (s *sessions) workers() []membership.Member {
+	return slices.DeleteFunc(s.c.View.Members(), func(m membership.Member) bool { return m.Role != membership.RoleWorker })
+}
+
+// askTimeout is how long a worker may take to say what it has.
+const askTimeout = 5 * time.Second
+
+// ask calls do for every worker beside each other.
+func (s *sessions) ask(ctx context.Context, members []membership.Member, do func(ctx context.Context, i int, m membership.Member)) {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	var tasks errgroup.Group
+	for i, m := range members {
+		tasks.Go(func() error {
+			do(ctx, i, m)
+			return nil
+		})
+	}
+	_ = tasks.Wait() // no task returns an error
+}
+
+// find returns who holds a session. Where it is not remembered, all workers are asked.
+func (s *sessions) find(ctx context.Context, session []byte) (*fanout.Holding, error) {
+	id, err := sessionID(session)
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	h := s.holdings[id]
+	s.mu.Unlock()
+	if h != nil {
+		return h, nil
+	}
+	members := s.workers()
+	answers, errs := make([]*headwaterv1.ListSessionsResponse, len(members)), make([]error, len(members))
+	s.ask(ctx, members, func(ctx context.Context, i int, m membership.Member) {
+		answers[i], errs[i] = s.conns.List(ctx, m.Name, m.Address, &headwaterv1.ListSessionsRequest{Sessions: [][]byte{session}})
+	})
+	var config *headwaterv1.SessionConfig
+	var holders []*headwaterv1.Holder
+	for i, a := range answers {
+		for _, state := range a.GetSessions() {
+			if !bytes.Equal(state.GetSession(), session) {
+				continue
+			}
+			config = state.GetConfig()
+			for _, o := range state.GetHolders() {
+				o.Name, o.Address = members[i].Name, members[i].Address // as they are known here
+				holders = append(holders, o)
+			}
+		}
+	}
+	silent := slices.IndexFunc(errs, func(err error) bool { return err != nil })
+	switch {
+	case len(holders) == 0 && silent >= 0:
+		return nil, fmt.Errorf("session %x is not held by a worker that answers: %w", session, errs[silent])
+	case len(holders) == 0:
+		return nil, lane.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_UNKNOWN, "session %x is held by no worker", session)
+	}
+	layers, err := fanout.Layers(config)
+	if err != nil {
+		return nil, fmt.Errorf("session %x: %w", session, err)
+	}
+	if h, err = fanout.ParseHolding(layers, holders); err != nil {
+		lost := lane.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_LOST, "session %x is not whole: %v", session, err)
+		if silent >= 0 {
+			lost.Why.Holder = members[silent].Name
+		}
+		return nil, lost
+	}
+	s.remember(id, h)
+	return h, nil
+}
+
+func (s *sessions) remember(id [16]byte, h *fanout.Holding) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for other := range s.holdings {
+		if len(s.holdings) < maxHoldings {
+			break
+		}
+		delete(s.holdings, other)
+	}
+	s.holdings[id] = h
+}
+
+// forget makes the next call ask the workers again.
+func (s *sessions) forget(session []byte) {
+	if id, err := sessionID(session); err == nil {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		delete(s.holdings, id)
+	}
+}
+
+// failed is the error of a call on a session. Its holders are asked for again where they seem to be others.
+func (s *sessions) failed(session []byte, err error) error {
+	if fanout.Is(err, headwaterv1.SessionProblem_SESSION_PROBLEM_LOST) || fanout.Is(err, headwaterv1.SessionProblem_SESSION_PROBLEM_UNKNOWN) {
+		s.forget(session)
+	}
+	return statusOf(err).Err()
+}
+
+// CreateSession implements headwater.v1.SessionService.
+func (s *sessions) CreateSession(ctx context.Context, req *headwaterv1.CreateSessionRequest) (*headwaterv1.CreateSessionResponse, error) {
+	state, err := s.create(ctx, req)
+	if err != nil {
+		return nil, s.failed(req.GetSession(), err)
+	}
+	return &headwaterv1.CreateSessionResponse{State: state}, nil
+}
+
+func (s *sessions) create(ctx context.Context, req *headwaterv1.CreateSessionRequest) (*headwaterv1.SessionState, error) {
+	id, err := sessionID(req.GetSession())
+	if err != nil {
+		return nil, err
+	}
+	if len(req.GetHeld()) != 0 {
+		return nil, lane.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_INVALID, "a coordinator plans who holds what; it is not told")
+	}
+	// A request that comes again finds what it has made before, also at another coordinator.
+	h, err := s.find(ctx, req.GetSession())
+	if fanout.Is(err, headwaterv1.SessionProblem_SESSION_PROBLEM_UNKNOWN) || fanout.Is(err, headwaterv1.SessionProblem_SESSION_PROBLEM_LOST) {
+		h, err = s.plan(ctx, req)
+	}
+	if err != nil {
+		return nil, err
+	}
+	state, err := s.conns.Create(ctx, h, req)
+	if err != nil {
+		return nil, err
+	}
+	s.remember(id, h)
+	s.c.Logger.Debug("session created", "session", fmt.Sprintf("%x", id), "holders", len(h.Holders()))
+	return state, nil
+}
+
+// plan gives the session's groups to the workers that answer, by their weights.
+func (s *sessions) plan(ctx context.Context, req *headwaterv1.CreateSessionRequest) (*fanout.Holding, error) {
+	layers, err := fanout.Layers(req.GetConfig())
+	if err != nil {
+		return nil, lane.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_INVALID, "%v", err)
+	}
+	shapes := make([]shard.LayerShape, len(layers))
+	for i, l := range layers {
+		shapes[i] = l.LayerShape
+	}
+	geometry, err := shard.NewGeometry(shapes)
+	if err != nil {
+		return nil, err
+	}
+	members := s.workers()
+	described, errs := make([]*headwaterv1.DescribeResponse, len(members)), make([]error, len(members))
+	s.ask(ctx, members, func(ctx context.Context, i int, m membership.Member) {
+		conn, err := s.conns.Get(m.Address)
+		if err == nil {
+			described[i], err = headwaterv1.NewWorkerServiceClient(conn).Describe(ctx, &headwaterv1.DescribeRequest{})
+		}
+		errs[i] = err
+	})
+	type worker struct {
+		membership.Member
+		*headwaterv1.DescribeResponse
+	}
+	var workers []worker
+	for i, m := range members {
+		switch {
+		case status.Code(errs[i]) == codes.FailedPrecondition: // speaks another protocol: it would be left out without a word
+			return nil, status.Errorf(codes.FailedPrecondition, "worker %q: %s", m.Name, oneLine(errs[i]))
+		case errs[i] == nil:
+			workers = append(workers, worker{m, described[i]})
+		}
+	}
+	if len(workers) == 0 {
+		if len(members) > 0 {
+			return nil, status.Errorf(codes.Unavailable, "no worker answers: worker %q: %s", members[0].Name, oneLine(errs[0]))
+		}
+		return nil, status.Error(codes.Unavailable, "no worker has joined the cluster")
+	}
+	if n := int(min(req.GetWorkers(), uint32(len(workers)))); n > 0 {
+		// Those with the most room.
+		slices.SortStableFunc(workers, func(a, b worker) int {
+			return cmp.Compare(int64(b.GetBudgetBytes()-b.GetUsedBytes()), int64(a.GetBudgetBytes()-a.GetUsedBytes()))
+		})
+		workers = workers[:n]
+	}
+	var planned []shard.Worker
+	for _, w := range workers {
+		planned = append(planned, shard.Worker{Name: w.Member.Name, Weight: max(int(w.GetWeight()), 1)})
+	}
+	plan, err := shard.MakePlan(geometry, planned, nil)
+	if err != nil {
+		return nil, fmt.Errorf("plan: %w", err)
+	}
+	var holders []*fanout.Holder
+	for _, w := range workers {
+		if plan.Load(w.Member.Name) == 0 {
+			continue
+		}
+		o := &fanout.Holder{Name: w.Member.Name, Boot: w.GetBoot(), Address: w.Address, Groups: make([][]int, len(layers))}
+		for l := range layers {
+			for _, g := range plan.Groups(shard.Layer(l), w.Member.Name) {
+				o.Groups[l] = append(o.Groups[l], int(g))
+			}
+		}
+		holders = append(holders, o)
+	}
+	return fanout.NewHolding(layers, holders...)
+}
+
+// TakeSession implements headwater.v1.SessionService.
+func (s *sessions) TakeSession(ctx context.Context, req *headwaterv1.TakeSessionRequest) (*headwaterv1.TakeSessionResponse, error) {
+	h, err := s.find(ctx, req.GetSession())
+	if err == nil {
+		var state *headwaterv1.SessionState
+		if state, err = s.conns.Take(ctx, h, req); err == nil {
+			return &headwaterv1.TakeSessionResponse{State: state}, nil
+		}
+	}
+	return nil, s.failed(req.GetSession(), err)
+}
+
+// ForkSession implements headwater.v1.SessionService.
+func (s *sessions) ForkSession(ctx context.Context, req *headwaterv1.ForkSessionRequest) (*headwaterv1.ForkSessionResponse, error) {
+	child, err := sessionID(req.GetChild())
+	if err != nil {
+		return nil, statusOf(err).Err()
+	}
+	h, err := s.find(ctx, req.GetSession())
+	if err == nil {
+		var state *headwaterv1.SessionState
+		if state, err = s.conns.Fork(ctx, h, req); err == nil {
+			s.remember(child, h)
+			return &headwaterv1.ForkSessionResponse{State: state}, nil
+		}
+	}
+	return nil, s.failed(req.GetSession(), err)
+}
+
+// TruncateSession implements headwater.v1.SessionService.
+func (s *sessions) TruncateSession(ctx context.Context, req *headwaterv1.TruncateSessionRequest) (*headwaterv1.TruncateSessionResponse, error) {
+	h, err := s.find(ctx, req.GetSession())
+	if err == nil {
+		var state *headwaterv1.SessionState
+		if state, err = s.conns.Truncate(ctx, h, req); err == nil {
+			return &headwaterv1.TruncateSessionResponse{State: state}, nil
+		}
+	}
+	return nil, s.failed(req.GetSession(), err)
+}
+
+// PinSession implements headwater.v1.SessionService.
+func (s *sessions) PinSession(ctx context.Context, req *headwaterv1.PinSessionRequest) (*headwaterv1.PinSessionResponse, error) {
+	h, err := s.find(ctx, req.GetSession())
+	if err == nil {
+		var state *headwaterv1.SessionState
+		if state, err = s.conns.Pin(ctx, h, req); err == nil {
+			return &headwaterv1.PinSessionResponse{State: state}, nil
+		}
+	}
+	return nil, s.failed(req.GetSession(), err)
+}
+
+// DropSession implements headwater.v1.SessionService. What is left of a session that has lost holders is dropped as well.
+func (s *sessions) DropSession(ctx context.Context, req *headwaterv1.DropSessionRequest) (*headwaterv1.DropSessionResponse, error) {
+	if _, err := sessionID(req.GetSession()); err != nil {
+		return nil, statusOf(err).Err()
+	}
+	var holders []*fanout.Holder
+	for _, m := range s.workers() {
+		holders = append(holders, &fanout.Holder{Name: m.Name, Address: m.Address})
+	}
+	err := s.conns.Drop(ctx, holders, req)
+	if err == nil {
+		s.forget(req.GetSession())
+		return &headwaterv1.DropSessionResponse{}, nil
+	}
+	return nil, s.failed(req.GetSession(), err)
+}
+
+// ListSessions implements headwater.v1.SessionService. Workers that do not answer are left out.
+func (s *sessions) ListSessions(ctx context.Context, req *headwaterv1.ListSessionsRequest) (*headwaterv1.ListSessionsResponse, error) {
+	members := s.workers()
+	answers := make([]*headwaterv1.ListSessionsResponse, len(members))
+	s.ask(ctx, members, func(ctx context.Context, i int, m membership.Member) {
+		a, err := s.conns.List(ctx, m.Name, m.Address, req)
+		if err != nil {
+			s.c.Logger.Warn("a worker does not list its sessions", "worker", m.Name, "error", err)
+			return
+		}
+		answers[i] = a
+	})
+	resp := &headwaterv1.ListSessionsResponse{}
+	parts := map[[16]byte][]*headwaterv1.SessionState{}
+	for i, a := range answers {
+		for _, cache := range a.GetCaches() {
+			cache.Worker = members[i].Name
+			resp.Caches = append(resp.Caches, cache)
+		}
+		for _, state := range a.GetSessions() {
+			id, err := sessionID(state.GetSession())
+			if err != nil {
+				continue
+			}
+			for _, o := range state.GetHolders() {
+				o.Name, o.Address = members[i].Name, members[i].Address
+			}
+			parts[id] = append(parts[id], state)
+		}
+	}
+	for _, states := range parts {
+		resp.Sessions = append(resp.Sessions, joinStates(states))
+	}
+	slices.SortFunc(resp.Sessions, func(a, b *headwaterv1.SessionState) int { return bytes.Compare(a.GetSession(), b.GetSession()) })
+	return resp, nil
+}
+
+// joinStates makes one state of those of some holders: where they are whole with all that was promised; else, as in a list
+// of all sessions, without hashes, and with the lengths that all have.
+func joinStates(states []*headwaterv1.SessionState) *headwaterv1.SessionState {
+	var holders []*headwaterv1.Holder
+	for _, s := range states {
+		holders = append(holders, s.GetHolders()...)
+	}
+	if config := states[0].GetConfig(); config != nil && len(holders) == len(states) {
+		if layers, err := fanout.Layers(config); err == nil {
+			if h, err := fanout.ParseHolding(layers, holders); err == nil {
+				if all, err := h.Join(states); err == nil {
+					return all
+				}
+			}
+		}
+	}
+	all := proto.CloneOf(states[0])
+	all.Holders, all.Layers, all.PageBytes, all.OwnBytes = holders, nil, 0, 0
+	lengths := map[uint32]uint64{}
+	for _, s := range states {
+		all.PageBytes += s.GetPageBytes()
+		all.OwnBytes += s.GetOwnBytes()
+		for _, l := range s.GetLayers() {
+			if length, ok := lengths[l.GetLayer()]; !ok || l.GetLength() < length {
+				lengths[l.GetLayer()] = l.GetLength()
+			}
+		}
+	}
+	for layer, length := range lengths {
+		all.Layers = append(all.Layers, &headwaterv1.LayerState{Layer: layer, Length: length})
+	}
+	slices.SortFunc(all.Layers, func(a, b *headwaterv1.LayerState) int { return cmp.Compare(a.GetLayer(), b.GetLayer()) })
+	return all
+}
+
+// ExportSession implements headwater.v1.SessionService.
+func (s *sessions) ExportSession(req *headwaterv1.ExportSessionRequest, stream grpc.ServerStreamingServer[headwaterv1.ExportSessionResponse]) error {
+	h, err := s.find(stream.Context(), req.GetSession())
+	if err == nil {
+		err = s.conns.Export(stream.Context(), h, req, stream.Send)
+	}
+	if err != nil {
+		return s.failed(req.GetSession(), err)
+	}
+	return nil
+}

@@ -1,0 +1,331 @@
+package fanout
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"math"
+	"slices"
+
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/protobuf/proto"
+
+	"headwater/lane"
+	headwaterv1 "headwater/proto/headwater/v1"
+)
+
+// each calls do for every holder beside each other, and returns the states in their order. When some fail, the others go on
+// to their end; the error is that of the first holder that refused.
+func (c *Conns) each(ctx context.Context, holders []*Holder, do func(ctx context.Context, s headwaterv1.SessionServiceClient, i int) (*headwaterv1.SessionState, error)) ([]*headwaterv1.SessionState, error) {
+	states, errs := make([]*headwaterv1.SessionState, len(holders)), make([]error, len(holders))
+	var tasks errgroup.Group
+	for i, o := range holders {
+		tasks.Go(func() error {
+			conn, err := c.Get(o.Address)
+			if err != nil {
+				errs[i] = lost(o.Name, err)
+				return nil
+			}
+			if states[i], err = do(ctx, headwaterv1.NewSessionServiceClient(conn), i); err != nil {
+				errs[i] = callError(o.Name, err)
+			}
+			return nil
+		})
+	}
+	_ = tasks.Wait() // no task returns an error
+	var first error
+	for _, err := range errs {
+		if err != nil && (first == nil || transient(first) && !transient(err)) {
+			first = err
+		}
+	}
+	return states, first
+}
+
+// Create makes a session at every holder. It begins with the prefix that all of them have; who has more is cut to it.
+func (c *Conns) Create(ctx context.Context, h *Holding, req *headwaterv1.CreateSessionRequest) (*headwaterv1.SessionState, error) {
+	states, err := c.each(ctx, h.holders, func(ctx context.Context, s headwaterv1.SessionServiceClient, i int) (*headwaterv1.SessionState, error) {
+		own := &headwaterv1.CreateSessionRequest{Session: req.GetSession(), Epoch: req.GetEpoch(), Config: req.GetConfig(), Held: h.holders[i].held(), Tokens: req.GetTokens(), Workers: req.GetWorkers()}
+		resp, err := s.CreateSession(ctx, own)
+		return resp.GetState(), err
+	})
+	if err != nil {
+		if !Is(err, headwaterv1.SessionProblem_SESSION_PROBLEM_EXISTS) {
+			c.abandon(ctx, h, req.GetSession(), req.GetEpoch())
+		}
+		return nil, err
+	}
+	state, err := c.level(ctx, h, req.GetSession(), req.GetEpoch(), states)
+	if err != nil {
+		c.abandon(ctx, h, req.GetSession(), req.GetEpoch())
+	}
+	return state, err
+}
+
+// abandon drops what was made of a session that not all could make. What can not be dropped ends by its TTL.
+func (c *Conns) abandon(ctx context.Context, h *Holding, session []byte, epoch *headwaterv1.Epoch) {
+	_ = c.Drop(context.WithoutCancel(ctx), h.holders, &headwaterv1.DropSessionRequest{Session: session, Epoch: epoch})
+}
+
+// Take makes the lane of the epoch the one that drives the session, at every holder. Where an append was not made whole
+// the session is cut to what all have.
+func (c *Conns) Take(ctx context.Context, h *Holding, req *headwaterv1.TakeSessionRequest) (*headwaterv1.SessionState, error) {
+	states, err := c.each(ctx, h.holders, func(ctx context.Context, s headwaterv1.SessionServiceClient, i int) (*headwaterv1.SessionState, error) {
+		expect, err := h.slice(h.holders[i], req.GetExpect())
+		if err != nil {
+			return nil, err
+		}
+		resp, err := s.TakeSession(ctx, &headwaterv1.TakeSessionRequest{Session: req.GetSession(), Epoch: req.GetEpoch(), Expect: expect, Truncations: req.GetTruncations()})
+		return resp.GetState(), err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return c.level(ctx, h, req.GetSession(), req.GetEpoch(), states)
+}
+
+// slice returns a holder's part of what is known of the layers.
+func (h *Holding) slice(o *Holder, layers []*headwaterv1.LayerState) ([]*headwaterv1.LayerState, error) {
+	if o.Groups == nil {
+		return layers, nil
+	}
+	var own []*headwaterv1.LayerState
+	for _, l := range layers {
+		if int64(l.GetLayer()) >= int64(len(h.layers)) || len(l.GetHashes()) != h.layers[l.GetLayer()].KVHeads {
+			return nil, invalid("layer %d with %d hashes is not one of the session's", l.GetLayer(), len(l.GetHashes()))
+		}
+		groups := o.Groups[l.GetLayer()]
+		if len(groups) == 0 {
+			continue
+		}
+		one := &headwaterv1.LayerState{Layer: l.GetLayer(), Length: l.GetLength()}
+		for _, g := range groups {
+			one.Hashes = append(one.Hashes, l.GetHashes()[g])
+		}
+		own = append(own, one)
+	}
+	return own, nil
+}
+
+// level joins the states of all holders, after it has cut the session to what all of them have where they differ.
+func (c *Conns) level(ctx context.Context, h *Holding, session []byte, epoch *headwaterv1.Epoch, states []*headwaterv1.SessionState) (*headwaterv1.SessionState, error) {
+	least, truncations, differ := uint64(math.MaxUint64), uint64(math.MaxUint64), false
+	first := make(map[uint32]uint64, len(h.layers))
+	for _, s := range states {
+		truncations = min(truncations, s.GetTruncations())
+		differ = differ || s.GetTruncations() != states[0].GetTruncations()
+		for _, l := range s.GetLayers() {
+			if length, ok := first[l.GetLayer()]; ok && length != l.GetLength() {
+				least, differ = min(least, length, l.GetLength()), true
+			} else if !ok {
+				first[l.GetLayer()] = l.GetLength()
+			}
+		}
+	}
+	if !differ {
+		return h.Join(states)
+	}
+	if least == math.MaxUint64 { // truncations alone differ: who has counted one less has not cut yet
+		for _, length := range first {
+			least = min(least, length)
+		}
+	}
+	return c.Truncate(ctx, h, &headwaterv1.TruncateSessionRequest{Session: session, Epoch: epoch, Truncations: truncations, Position: least})
+}
+
+// Join makes one state of those of all holders, in their order. They must have the same lengths.
+func (h *Holding) Join(states []*headwaterv1.SessionState) (*headwaterv1.SessionState, error) {
+	all := proto.CloneOf(states[0])
+	all.Layers, all.PageBytes, all.OwnBytes, all.Holders = nil, 0, 0, nil
+	hashes, lengths, seen := make([][]uint64, len(h.layers)), make([]uint64, len(h.layers)), make([]int, len(h.layers))
+	for l, layer := range h.layers {
+		hashes[l] = make([]uint64, layer.KVHeads)
+	}
+	for i, s := range states {
+		o := h.holders[i]
+		if !bytes.Equal(s.GetSession(), all.GetSession()) {
+			return nil, wrong(o.Name, "it answers for session %x, not %x", s.GetSession(), all.GetSession())
+		}
+		all.PageBytes += s.GetPageBytes()
+		all.OwnBytes += s.GetOwnBytes()
+		all.Pinned = all.Pinned && s.GetPinned()
+		if s.GetUsed().AsTime().After(all.GetUsed().AsTime()) {
+			all.Used = s.GetUsed()
+		}
+		for _, l := range s.GetLayers() {
+			if int64(l.GetLayer()) >= int64(len(h.layers)) {
+				return nil, wrong(o.Name, "it holds layer %d of %d", l.GetLayer(), len(h.layers))
+			}
+			groups := o.layer(int(l.GetLayer()), h.layers[l.GetLayer()])
+			if len(l.GetHashes()) != len(groups) {
+				return nil, wrong(o.Name, "it has %d hashes for %d groups of layer %d", len(l.GetHashes()), len(groups), l.GetLayer())
+			}
+			if seen[l.GetLayer()] > 0 && l.GetLength() != lengths[l.GetLayer()] {
+				return nil, refused(o.Name, lane.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_BEHIND, "layer %d has %d positions, at another holder %d", l.GetLayer(), l.GetLength(), lengths[l.GetLayer()]))
+			}
+			lengths[l.GetLayer()] = l.GetLength()
+			seen[l.GetLayer()] += len(groups)
+			for j, g := range groups {
+				hashes[l.GetLayer()][g] = l.GetHashes()[j]
+			}
+		}
+	}
+	for l, layer := range h.layers {
+		if seen[l] != layer.KVHeads {
+			return nil, wrong(all.GetName(), "layer %d: %d of %d groups are told of", l, seen[l], layer.KVHeads)
+		}
+		all.Layers = append(all.Layers, &headwaterv1.LayerState{Layer: uint32(l), Length: lengths[l], Hashes: hashes[l]})
+	}
+	if h.holders[0].Groups == nil {
+		all.Holders = states[0].GetHolders()
+	} else {
+		all.Holders = h.Proto()
+	}
+	return all, nil
+}
+
+// Fork makes a session that begins as another one, at every holder.
+func (c *Conns) Fork(ctx context.Context, h *Holding, req *headwaterv1.ForkSessionRequest) (*headwaterv1.SessionState, error) {
+	states, err := c.each(ctx, h.holders, func(ctx context.Context, s headwaterv1.SessionServiceClient, _ int) (*headwaterv1.SessionState, error) {
+		resp, err := s.ForkSession(ctx, req)
+		return resp.GetState(), err
+	})
+	if err == nil {
+		var state *headwaterv1.SessionState
+		if state, err = c.level(ctx, h, req.GetChild(), req.GetChildEpoch(), states); err == nil {
+			return state, nil
+		}
+	}
+	if !Is(err, headwaterv1.SessionProblem_SESSION_PROBLEM_EXISTS) {
+		c.abandon(ctx, h, req.GetChild(), req.GetChildEpoch())
+	}
+	return nil, err
+}
+
+// Truncate takes positions back at every holder. Where it fails at some, the same request again makes it whole.
+func (c *Conns) Truncate(ctx context.Context, h *Holding, req *headwaterv1.TruncateSessionRequest) (*headwaterv1.SessionState, error) {
+	states, err := c.each(ctx, h.holders, func(ctx context.Context, s headwaterv1.SessionServiceClient, _ int) (*headwaterv1.SessionState, error) {
+		resp, err := s.TruncateSession(ctx, req)
+		return resp.GetState(), err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return h.Join(states)
+}
+
+// Pin pins a session at every holder, or no longer.
+func (c *Conns) Pin(ctx context.Context, h *Holding, req *headwaterv1.PinSessionRequest) (*headwaterv1.SessionState, error) {
+	states, err := c.each(ctx, h.holders, func(ctx context.Context, s headwaterv1.SessionServiceClient, _ int) (*headwaterv1.SessionState, error) {
+		resp, err := s.PinSession(ctx, req)
+		return resp.GetState(), err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return h.Join(states)
+}
+
+// Drop ends a session at every holder. One that does not know it is no error unless none does.
+func (c *Conns) Drop(ctx context.Context, holders []*Holder, req *headwaterv1.DropSessionRequest) error {
+	known := make([]bool, len(holders))
+	_, err := c.each(ctx, holders, func(ctx context.Context, s headwaterv1.SessionServiceClient, i int) (*headwaterv1.SessionState, error) {
+		_, err := s.DropSession(ctx, req)
+		known[i] = err == nil
+		if Is(err, headwaterv1.SessionProblem_SESSION_PROBLEM_UNKNOWN) {
+			return nil, nil
+		}
+		return nil, err
+	})
+	if err == nil && !slices.Contains(known, true) {
+		return unknown("", req.GetSession())
+	}
+	return err
+}
+
+// State asks every holder what it has of a session and joins it. Layers whose holders differ are an error.
+func (c *Conns) State(ctx context.Context, h *Holding, session []byte) (*headwaterv1.SessionState, error) {
+	states, err := c.each(ctx, h.holders, func(ctx context.Context, s headwaterv1.SessionServiceClient, i int) (*headwaterv1.SessionState, error) {
+		resp, err := s.ListSessions(ctx, &headwaterv1.ListSessionsRequest{Sessions: [][]byte{session}})
+		if err == nil && len(resp.GetSessions()) != 1 {
+			return nil, unknown(h.holders[i].Name, session)
+		}
+		if err != nil {
+			return nil, err
+		}
+		return resp.GetSessions()[0], nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return h.Join(states)
+}
+
+// List asks one holder for sessions and its cache.
+func (c *Conns) List(ctx context.Context, name, address string, req *headwaterv1.ListSessionsRequest) (*headwaterv1.ListSessionsResponse, error) {
+	conn, err := c.Get(address)
+	if err != nil {
+		return nil, lost(name, err)
+	}
+	resp, err := headwaterv1.NewSessionServiceClient(conn).ListSessions(ctx, req)
+	if err != nil {
+		return nil, callError(name, err)
+	}
+	return resp, nil
+}
+
+// Export reads keys and values of one layer and calls do with what comes, ascending by group, then by position.
+func (c *Conns) Export(ctx context.Context, h *Holding, req *headwaterv1.ExportSessionRequest, do func(*headwaterv1.ExportSessionResponse) error) error {
+	if int64(req.GetLayer()) >= int64(len(h.layers)) {
+		return invalid("layer %d of %d", req.GetLayer(), len(h.layers))
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	parts := h.parts[req.GetLayer()]
+	owner := make([]int, h.layers[req.GetLayer()].KVHeads)
+	streams := make([]headwaterv1.SessionService_ExportSessionClient, len(parts))
+	heads := make([]*headwaterv1.ExportSessionResponse, len(parts))
+	for i, p := range parts {
+		for _, g := range p.groups {
+			owner[g] = i
+		}
+		conn, err := c.Get(p.holder.Address)
+		if err != nil {
+			return lost(p.holder.Name, err)
+		}
+		if streams[i], err = headwaterv1.NewSessionServiceClient(conn).ExportSession(ctx, req); err != nil {
+			return callError(p.holder.Name, err)
+		}
+	}
+	next := func(i int) (err error) {
+		if heads[i], err = streams[i].Recv(); errors.Is(err, io.EOF) {
+			heads[i] = nil
+			return nil
+		} else if err != nil {
+			return callError(parts[i].holder.Name, err)
+		}
+		return nil
+	}
+	for i := range parts {
+		if err := next(i); err != nil {
+			return err
+		}
+	}
+	for g, i := range owner {
+		for heads[i] != nil && int64(heads[i].GetGroup()) == int64(g) {
+			if err := do(heads[i]); err != nil {
+				return err
+			}
+			if err := next(i); err != nil {
+				return err
+			}
+		}
+	}
+	for i, m := range heads {
+		if m != nil {
+			return wrong(parts[i].holder.Name, "it sends group %d of layer %d out of turn", m.GetGroup(), req.GetLayer())
+		}
+	}
+	return nil
+}

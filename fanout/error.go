@@ -1,0 +1,101 @@
+package fanout
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+
+	"headwater/lane"
+	headwaterv1 "headwater/proto/headwater/v1"
+)
+
+// Is tells whether an error is, wraps or carries the refusal of a problem.
+func Is(err error, problem headwaterv1.SessionProblem) bool {
+	e, ok := lane.FromError(err)
+	return ok && e.Problem() == problem
+}
+
+// lostError is a holder that can not be reached now. Over a new stream it may be.
+type lostError struct{ why *lane.Error }
+
+func (e lostError) Error() string { return e.why.Error() }
+func (e lostError) Unwrap() error { return e.why }
+
+// transient tells whether the same call may go well soon.
+func transient(err error) bool {
+	var l lostError
+	return errors.As(err, &l) || Is(err, headwaterv1.SessionProblem_SESSION_PROBLEM_BUSY)
+}
+
+// refused is what a holder said. The name that it gives, of who refused it in turn, is kept.
+func refused(holder string, e *lane.Error) *lane.Error {
+	if e.Why.GetHolder() != "" || holder == "" {
+		return e
+	}
+	why := proto.CloneOf(e.Why)
+	why.Holder = holder
+	return &lane.Error{Why: why}
+}
+
+// lost is a connection that was not made, or one that broke under a call, which may go well over a new one.
+func lost(holder string, err error) error {
+	if errors.Is(err, ErrClosed) || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+		return fmt.Errorf("holder %q: %w", holder, err)
+	}
+	s := status.Convert(err)
+	var broken brokenError
+	if e, ok := lane.FromError(err); ok {
+		return refused(holder, e)
+	}
+	problem := headwaterv1.SessionProblem_SESSION_PROBLEM_LOST
+	switch {
+	case s.Code() == codes.InvalidArgument || s.Code() == codes.ResourceExhausted || s.Code() == codes.FailedPrecondition || s.Code() == codes.Unimplemented:
+		return status.Errorf(s.Code(), "holder %q: %s", holder, oneLine(s.Message()))
+	case errors.As(err, &broken):
+		problem = headwaterv1.SessionProblem_SESSION_PROBLEM_BUSY
+	}
+	e := lane.Errorf(problem, "%s", oneLine(s.Message()))
+	e.Why.Holder = holder
+	return lostError{e}
+}
+
+func oneLine(s string) string {
+	return strings.ReplaceAll(strings.Join(strings.Fields(s), " "), "rpc error: code = ", "")
+}
+
+// wrong is an answer that no holder should give.
+func wrong(holder, format string, args ...any) error {
+	return status.Errorf(codes.Internal, "holder %q: %s", holder, fmt.Sprintf(format, args...))
+}
+
+// invalid is a request that no holder is asked.
+func invalid(format string, args ...any) error {
+	return lane.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_INVALID, format, args...)
+}
+
+// unknown is a session that a holder does not have.
+func unknown(holder string, session []byte) error {
+	return refused(holder, lane.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_UNKNOWN, "session %x is not held", session))
+}
+
+// callError makes of the error of a unary call what it means.
+func callError(holder string, err error) error {
+	if e, ok := lane.FromError(err); ok {
+		return refused(holder, e)
+	}
+	switch s := status.Convert(err); s.Code() {
+	case codes.Unavailable:
+		return lost(holder, err)
+	case codes.Canceled:
+		return fmt.Errorf("holder %q: %w", holder, context.Canceled)
+	case codes.DeadlineExceeded:
+		return fmt.Errorf("holder %q: %w", holder, context.DeadlineExceeded)
+	default:
+		return status.Errorf(s.Code(), "holder %q: %s", holder, oneLine(s.Message()))
+	}
+}
