@@ -85,6 +85,7 @@ func startWorker(t *testing.T, name string, o workerOptions) *node {
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(w.Close)
 	options := protocol.ServerOptions()
 	if o.stream != nil {
 		options = append(options, grpc.ChainStreamInterceptor(o.stream))
