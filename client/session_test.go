@@ -551,4 +551,3 @@ func TestAStepTooLargeForAMessageGoesInSeveral(t *testing.T) {
 		step(t, s, m, r, 1, 400)
 	}
 }
-
