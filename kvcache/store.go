@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"headwater/attention"
+	"headwater/shard"
 	"headwater/tensor"
 )
 
@@ -287,6 +288,21 @@ func (st *Store) State(id SessionID) (State, error) {
 	}
 	defer s.mu.Unlock()
 	return st.state(s), nil
+}
+
+// Layer returns a layer's config and its groups that are held, ascending. Both are not to be changed. It does not count as use.
+func (st *Store) Layer(id SessionID, layer shard.Layer) (*Layer, []shard.Group, error) {
+	s, err := st.open(id, false)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer s.mu.Unlock()
+	l, held := s.shape.layer(layer)
+	if !held {
+		return nil, nil, refuse(Invalid, "session %s: layer %d: it is not held here", id, layer).at(layer, 0)
+	}
+	h := &s.shape.layers[l]
+	return &h.Layer, h.groups, nil
 }
 
 // List returns what is held of all sessions, by id.
