@@ -61,16 +61,26 @@ type Result struct {
 	Codec        headwaterv1.StepCodec
 }
 
-// Reset empties the request and keeps its slices' memory. The payload must have been given away.
+// Reset empties the request and keeps its slices' memory for the next frame, unless it is large. The payload must have been
+// given away.
 func (r *Request) Reset() {
 	s := &r.Step
 	*r = Request{
-		Step:    Step{Hashes: s.Hashes[:0], TreeMask: s.TreeMask[:0], Tokens: s.Tokens[:0]},
-		scratch: r.scratch[:0],
+		Step:    Step{Hashes: empty(s.Hashes), TreeMask: empty(s.TreeMask), Tokens: empty(s.Tokens)},
+		scratch: empty(r.scratch),
 	}
 }
 
-// Reset empties the response and keeps its slices' memory. The payload must have been given away.
+// Reset empties the response and keeps its slices' memory for the next frame, unless it is large. The payload must have been
+// given away.
 func (r *Response) Reset() {
-	*r = Response{Result: Result{Hashes: r.Result.Hashes[:0]}, scratch: r.scratch[:0]}
+	*r = Response{Result: Result{Hashes: empty(r.Result.Hashes)}, scratch: empty(r.scratch)}
+}
+
+// empty returns x without elements, and without its memory if that is more than usual frames need.
+func empty[E any](x []E) []E {
+	if cap(x) > 1<<14 {
+		return nil
+	}
+	return x[:0]
 }
