@@ -45,7 +45,8 @@ type run struct {
 
 // Run serves one job's share; see the protocol.
 func (w *Worker) Run(stream runStream) error {
-	if err := w.begin(); err != nil {
+	// The run and its receiver.
+	if err := w.begin(2); err != nil {
 		return err
 	}
 	defer w.end()
@@ -232,13 +233,16 @@ func (f *flight) add(blocks int, bytes int64) {
 // errWait says that a block has to wait for others of its stream.
 var errWait = errors.New("wait")
 
-// try calls do. Where it has to wait, try returns a channel that is closed when a block has landed. Flights and budget
+// try calls do, a second time where sessions and their prefixes have made room. Where it has to wait, try returns a channel that is closed when a block has landed. Flights and budget
 // change together, so that no stream sees one without the other and despairs of room that there will be.
 func (w *Worker) try(do func() error) (landed <-chan struct{}, err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	err = do()
 	var full *kvcache.BudgetError
+	if errors.As(err, &full) && full.Asked <= full.Total && w.sessions.store.Reclaim(full.Asked) {
+		err = do()
+	}
 	if errors.Is(err, errWait) || errors.As(err, &full) && full.Asked <= full.Free+w.flight.bytes {
 		return w.landed, nil
 	}

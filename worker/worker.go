@@ -1,4 +1,5 @@
-// Package worker is the service that holds keys and values and attends over them: WorkerService of headwater.v1.
+// Package worker is the service that holds keys and values and attends over them: WorkerService and SessionService of
+// headwater.v1.
 //
 // A Run stream owns all that it makes the worker hold: shards, weights, and the queries in flight, each counted in the
 // worker's memory budget before it is allocated, and given back when the stream ends. Loading is done in the order in which
@@ -6,14 +7,23 @@
 // at most a few at a time for a stream, while it holds at most flightBytes of them, and on no more threads at once than the
 // worker has, over all its streams. Where there is no room for a block, its stream is not read until there is, so that
 // HTTP/2's flow control holds back the sender.
+//
+// Sessions outlive the calls that use them; a kvcache.Store has them, on the same budget. The way of a step (lane.go,
+// step.go): a goroutine of its lane receives it, leaves the receiving to the next one, waits for the steps of the session
+// that came before, lets the store check and append, takes a kernel thread, attends group by group over a view that no
+// append changes, and sends the answer. What must wait does so in its lane: for its session, for a thread, for a client that
+// does not read. Threads are shared with jobs by turns, and a query of many tokens gives way in its middle to those of few,
+// so that the others' tokens go on while a prompt is read.
 package worker
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
 	"regexp"
 	"sync"
+	"time"
 
 	"github.com/google/uuid"
 	"google.golang.org/grpc"
@@ -22,6 +32,7 @@ import (
 
 	"headwater/attention"
 	"headwater/kvcache"
+	"headwater/lane"
 	headwaterv1 "headwater/proto/headwater/v1"
 )
 
@@ -34,21 +45,36 @@ type Config struct {
 	Budget  int64        // bytes for keys, values, weights and queries in flight, at least 1
 	Threads int          // kernel threads over all streams, at least 1
 	Logger  *slog.Logger // nil is silence
+
+	// SessionTTL is how long a session may go unused before it may be dropped, and the most that one may ask for; 0 is
+	// DefaultSessionTTL. MaxSessions bounds the sessions held; 0 is DefaultMaxSessions.
+	SessionTTL  time.Duration
+	MaxSessions int
+	// Now is the clock of sessions; nil is time.Now.
+	Now func() time.Time
 }
 
-// Worker serves WorkerService.
+// What the configuration has for 0.
+const (
+	DefaultSessionTTL  = time.Hour
+	DefaultMaxSessions = 1 << 16
+)
+
+// Worker serves WorkerService and SessionService.
 type Worker struct {
 	headwaterv1.UnimplementedWorkerServiceServer
 
-	cfg     Config
-	log     *slog.Logger
-	budget  *kvcache.Budget
-	threads *attention.Pool
+	cfg      Config
+	log      *slog.Logger
+	budget   *kvcache.Budget
+	threads  *attention.Pool
+	sessions *sessions
+	stopping chan struct{} // closed when draining
 
 	mu       sync.Mutex
 	flight   flight        // blocks of all runs
 	landed   chan struct{} // closed when a block has ended, and made anew
-	running  int           // runs, and receivers of runs
+	running  int           // runs and lanes, and the goroutines that receive for them
 	draining bool
 	idle     chan struct{} // closed when draining and nothing runs
 }
@@ -73,23 +99,36 @@ func New(cfg Config) (*Worker, error) {
 		return nil, fmt.Errorf("worker %s: a memory budget of %d bytes is less than 1", cfg.Name, cfg.Budget)
 	case cfg.Threads < 1 || cfg.Threads > maxThreads:
 		return nil, fmt.Errorf("worker %s: %d threads are not in 1 to %d", cfg.Name, cfg.Threads, maxThreads)
+	case cfg.SessionTTL < 0:
+		return nil, fmt.Errorf("worker %s: a session TTL of %v is less than 0", cfg.Name, cfg.SessionTTL)
+	case cfg.MaxSessions < 0:
+		return nil, fmt.Errorf("worker %s: at most %d sessions are fewer than 0", cfg.Name, cfg.MaxSessions)
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	return &Worker{
-		cfg:     cfg,
-		log:     cfg.Logger,
-		budget:  kvcache.NewBudget(cfg.Budget),
-		threads: attention.NewPool(cfg.Threads),
-		landed:  make(chan struct{}),
-		idle:    make(chan struct{}),
-	}, nil
+	w := &Worker{
+		cfg:      cfg,
+		log:      cfg.Logger,
+		budget:   kvcache.NewBudget(cfg.Budget),
+		threads:  attention.NewPool(cfg.Threads),
+		stopping: make(chan struct{}),
+		landed:   make(chan struct{}),
+		idle:     make(chan struct{}),
+	}
+	w.sessions = &sessions{w: w, store: kvcache.NewStore(kvcache.StoreConfig{
+		Budget:      w.budget,
+		TTL:         cmp.Or(cfg.SessionTTL, DefaultSessionTTL),
+		MaxSessions: cmp.Or(cfg.MaxSessions, DefaultMaxSessions),
+		Now:         cfg.Now,
+	})}
+	return w, nil
 }
 
-// Register adds the worker's service to a server.
+// Register adds the worker's services to a server, which is made with protocol.ServerOptions.
 func (w *Worker) Register(s grpc.ServiceRegistrar) {
 	headwaterv1.RegisterWorkerServiceServer(s, w)
+	lane.Register(s, w.sessions)
 }
 
 // Describe says who the worker is and what room it has.
@@ -106,12 +145,14 @@ func (w *Worker) Describe(context.Context, *headwaterv1.DescribeRequest) (*headw
 	}, nil
 }
 
-// Drain refuses new runs with UNAVAILABLE and waits until those that were accepted have ended and nothing of them is left.
+// Drain refuses new runs, lanes and sessions as unavailable, ends lanes once the steps that they accepted are answered, and
+// waits until what was accepted has ended and nothing of it is left but sessions.
 // Where ctx ends first, it fails: what is left goes on until the server stops, and Drain may be called again.
 func (w *Worker) Drain(ctx context.Context) error {
 	w.mu.Lock()
 	if !w.draining {
 		w.draining = true
+		close(w.stopping)
 		if w.running == 0 {
 			close(w.idle)
 		}
@@ -125,21 +166,32 @@ func (w *Worker) Drain(ctx context.Context) error {
 	}
 }
 
-// Close ends the worker's threads, once all runs have ended. It is called when no run can begin any more.
-func (w *Worker) Close() { w.threads.Close() }
+// Close drops all sessions and ends the worker's threads, once all runs and lanes have ended. It is called when none can
+// begin any more.
+func (w *Worker) Close() {
+	w.sessions.store.Close()
+	w.threads.Close()
+}
 
-// begin counts a run and its receiver, unless the worker drains.
-func (w *Worker) begin() error {
+// begin counts n goroutines of a run or a lane, unless the worker drains.
+func (w *Worker) begin(n int) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.draining {
 		return status.Errorf(codes.Unavailable, "worker %s is stopping and takes no new work", w.cfg.Name)
 	}
-	w.running += 2
+	w.running += n
 	return nil
 }
 
-// end counts the end of a run or of its receiver.
+// join counts one more goroutine of what has begun and not ended.
+func (w *Worker) join() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.running++
+}
+
+// end counts the end of one.
 func (w *Worker) end() {
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -344,8 +344,8 @@ func scores(dt dtype) {
 					VMOVUPS(t.acc(r, c), s(r, c))
 				}
 			}
-			ADDQ(U32(t.cols*isa.w*4), S)
-			ADDQ(U32(t.cols*isa.w*dt.size), from)
+			ADDQ(U8(t.cols*isa.w*4), S)
+			ADDQ(U8(t.cols*isa.w*dt.size), from)
 			if run.blocks > 1 {
 				DECQ(block)
 				JNZ(LabelRef(again))

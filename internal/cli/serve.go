@@ -272,29 +272,31 @@ func (a *app) runCoordinator(ctx context.Context, at endpointFlags, workers stri
 
 func (a *app) serveWorker() *cobra.Command {
 	var (
-		at      endpointFlags
-		memory  byteSize
-		threads int
-		weight  int
+		at     endpointFlags
+		memory byteSize
+		config worker.Config
 	)
 	cmd := &cobra.Command{
 		Use: "serve", Short: "Run a worker", Args: exactly(),
-		Long: "Run a worker: it holds keys and values of whole KV groups in its memory, and attends over them.",
+		Long: "Run a worker: it holds keys and values of whole KV groups in its memory, for jobs and for sessions, and attends over them.",
 		Example: `  worker serve --join coordinator.example:7610
   worker serve --name a --gossip "" --listen 10.0.0.1:7601 --memory 64GiB`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.runWorker(cmd.Context(), at, int64(memory), threads, weight)
+			config.Budget = int64(memory)
+			return a.runWorker(cmd.Context(), at, config)
 		},
 	}
 	flags := cmd.Flags()
 	at.flags(flags, workerListen, workerGossip)
 	flags.Var(&memory, "memory", "budget for keys, values and queries: 4GiB, 512MiB (default: three quarters of the machine's or the container's)")
-	flags.IntVar(&threads, "threads", 0, "threads that kernels use at once (default: GOMAXPROCS, which heeds the CPU limit of a control group, as a container has)")
-	flags.IntVar(&weight, "weight", 1, "share of the groups that this worker gets, beside the other workers' weights")
+	flags.IntVar(&config.Threads, "threads", 0, "threads that kernels use at once (default: GOMAXPROCS, which heeds the CPU limit of a control group, as a container has)")
+	flags.IntVar(&config.Weight, "weight", 1, "share of the groups that this worker gets, beside the other workers' weights")
+	flags.DurationVar(&config.SessionTTL, "session-ttl", worker.DefaultSessionTTL, "time without use after which a session is dropped unless pinned; sessions may ask for less")
+	flags.IntVar(&config.MaxSessions, "max-sessions", worker.DefaultMaxSessions, "sessions that are held at once")
 	return cmd
 }
 
-func (a *app) runWorker(ctx context.Context, at endpointFlags, memory int64, threads, weight int) error {
+func (a *app) runWorker(ctx context.Context, at endpointFlags, config worker.Config) error {
 	// At once, and not with the first query.
 	if err := attention.KernelError(); err != nil {
 		return usageError{err}
@@ -304,13 +306,14 @@ func (a *app) runWorker(ctx context.Context, at endpointFlags, memory int64, thr
 		return err
 	}
 	log := a.logger().With("worker", name)
-	if memory == 0 {
-		if memory, err = memoryBudget(); err != nil {
+	if config.Budget == 0 {
+		if config.Budget, err = memoryBudget(); err != nil {
 			return err
 		}
 	}
-	boot := uuid.New()
-	w, err := worker.New(worker.Config{Name: name, Boot: boot, Version: Version, Weight: weight, Budget: memory, Threads: cmp.Or(threads, runtime.GOMAXPROCS(0)), Logger: log})
+	config.Name, config.Boot, config.Version, config.Logger = name, uuid.New(), Version, log
+	config.Threads = cmp.Or(config.Threads, runtime.GOMAXPROCS(0))
+	w, err := worker.New(config)
 	if err != nil {
 		return usageError{err}
 	}
@@ -323,18 +326,33 @@ func (a *app) runWorker(ctx context.Context, at endpointFlags, memory int64, thr
 	if err != nil {
 		return errors.Join(err, listener.Close())
 	}
-	view, err := at.view(ctx, membership.Member{Name: name, Boot: boot, Role: membership.RoleWorker, Address: address, Version: Version, Weight: weight}, "", log)
+	view, err := at.view(ctx, membership.Member{Name: name, Boot: config.Boot, Role: membership.RoleWorker, Address: address, Version: Version, Weight: config.Weight}, "", log)
 	if err != nil {
 		return errors.Join(err, listener.Close())
 	}
 	server := grpc.NewServer(protocol.ServerOptions()...)
 	w.Register(server)
-	s := &service{log: log, server: server, view: view, health: protocol.Register(server, headwaterv1.WorkerService_ServiceDesc.ServiceName)}
-	log.Info("serving", "address", address, "gossip", membership.GossipAddr(view), "memory", sizeOf(memory))
+	s := &service{log: log, server: server, view: view, health: protocol.Register(server, headwaterv1.WorkerService_ServiceDesc.ServiceName, headwaterv1.SessionService_ServiceDesc.ServiceName)}
+	stop := expire(ctx, w, config.SessionTTL)
+	defer stop()
+	log.Info("serving", "address", address, "gossip", membership.GossipAddr(view), "memory", sizeOf(config.Budget))
 	if err := at.ready(localcluster.Ready{Name: name, Address: address, Gossip: membership.GossipAddr(view)}); err != nil {
 		log.Warn("the parent was not told", "error", err)
 	}
 	return s.serve(ctx, listener, w.Drain)
+}
+
+// expire lets a worker look for unused sessions each hundredth of their TTL, but once a second at most, until stop is called.
+func expire(ctx context.Context, w *worker.Worker, ttl time.Duration) (stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		ticker := time.NewTicker(max(ttl/100, time.Second))
+		defer ticker.Stop()
+		w.Expire(ctx, ticker.C)
+	}()
+	return func() { cancel(); <-ended }
 }
 
 // memoryBudget is three quarters of the memory that the process may use: the machine's, or its control group's limit.

@@ -1,0 +1,251 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"headwater/kvcache"
+	"headwater/lane"
+)
+
+const (
+	// maxLanes bounds the lanes that are open, laneSteps the steps of one that are in flight, and laneBytes their payloads,
+	// but that of one alone. A lane that has more is not read until it has less.
+	maxLanes  = 4096
+	laneSteps = 256
+	laneBytes = 64 << 20
+	// maxQueuedTokens bounds the query tokens that wait, over all lanes.
+	maxQueuedTokens = 1 << 20
+)
+
+// served is one lane. Its goroutines take turns: one receives a step, passes the turn to another, and does the step and
+// answers it itself, so that no step waits for a goroutine to be woken. There are as many as steps have been in flight at
+// once. All end with the lane.
+type served struct {
+	s      *sessions
+	stream *lane.ServerStream
+	ctx    context.Context
+	turn   chan struct{} // one element: the right to receive
+	closed chan struct{} // closed when the lane has ended
+	ended  chan error    // one element: why no more is received
+
+	send sync.Mutex // one sender at a time
+
+	mu      sync.Mutex // guards what follows
+	workers int
+	running int   // steps in flight
+	bytes   int64 // their payloads
+	owed    bool  // the turn is passed when there is room for more bytes
+	closing bool
+	quiet   chan struct{}               // closed when closing and nothing is in flight
+	last    map[kvcache.SessionID]*task // the newest step in flight of each session
+}
+
+// task is a goroutine's step, from its arrival until it is answered.
+type task struct {
+	request  lane.Request
+	response lane.Response
+	step     step
+	arrived  time.Time
+	queued   int64         // query tokens that it is counted with, -1 once it is not
+	tooMany  bool          // others have more tokens waiting than are allowed
+	behind   bool          // another step of its session comes first
+	start    chan struct{} // one element: that step is done
+	next     *task
+}
+
+// Lane does the steps of a lane until it ends; see the protocol.
+func (s *sessions) Lane(stream *lane.ServerStream) error {
+	if err := s.w.begin(2); err != nil { // the lane and its first goroutine
+		return err
+	}
+	defer s.w.end()
+	if n := s.lanes.Add(1); n > maxLanes {
+		s.lanes.Add(-1)
+		s.w.end()
+		return status.Errorf(codes.ResourceExhausted, "worker %s: %d lanes are open, the most that are allowed: close one, or use one for several sessions", s.w.cfg.Name, maxLanes)
+	}
+	defer s.lanes.Add(-1)
+	began := time.Now()
+	l := &served{
+		s:       s,
+		stream:  stream,
+		ctx:     stream.Context(),
+		turn:    make(chan struct{}, 1),
+		closed:  make(chan struct{}),
+		ended:   make(chan error, 1),
+		workers: 1,
+		quiet:   make(chan struct{}),
+		last:    map[kvcache.SessionID]*task{},
+	}
+	l.turn <- struct{}{}
+	go l.work()
+	var err error
+	select {
+	case err = <-l.ended:
+	case <-l.ctx.Done():
+		err = status.FromContextError(context.Cause(l.ctx)).Err()
+	case <-s.w.stopping:
+		err = status.Errorf(codes.Unavailable, "worker %s is stopping and takes no new work", s.w.cfg.Name)
+	}
+	// What was accepted is answered, or given up where nobody is left to be answered.
+	l.close()
+	<-l.quiet
+	close(l.closed)
+	if errors.Is(err, io.EOF) {
+		err = nil
+	}
+	level := slog.LevelInfo
+	if code := status.Code(err); code != codes.OK && code != codes.Canceled && code != codes.Unavailable {
+		level = slog.LevelWarn
+	}
+	s.w.log.LogAttrs(context.WithoutCancel(l.ctx), level, "lane ended",
+		slog.String("lane", stream.ID().String()), slog.Duration("took", time.Since(began)), slog.String("code", status.Code(err).String()), slog.Any("error", err))
+	return err
+}
+
+// work does one step after the other. A server can not interrupt Recv but by returning from the call, so who receives
+// outlives it by a moment; it holds nothing that is counted, and Drain waits for it.
+func (l *served) work() {
+	defer l.s.w.end()
+	t := &task{start: make(chan struct{}, 1)}
+	for {
+		select {
+		case <-l.turn:
+		case <-l.closed:
+			return
+		}
+		if err := l.stream.Recv(&t.request); err != nil {
+			l.ended <- err
+			return
+		}
+		if !l.accept(t) {
+			return
+		}
+		l.do(t)
+		l.finish(t)
+	}
+}
+
+// close makes the lane accept no more.
+func (l *served) close() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.closing = true
+	if l.running == 0 {
+		close(l.quiet)
+	}
+}
+
+// accept takes up a step and passes the turn. It says no where the lane has been closed meanwhile.
+func (l *served) accept(t *task) bool {
+	t.arrived = time.Now()
+	t.queued = int64(t.request.Step.Attend)
+	session := kvcache.SessionID(t.request.Step.Session)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closing {
+		t.request.Payload.Free()
+		t.request.Payload = nil
+		return false
+	}
+	before := l.last[session]
+	if t.behind = before != nil; t.behind {
+		before.next = t
+	}
+	l.last[session] = t
+	l.s.queuedSteps.Add(1)
+	all := l.s.queuedTokens.Add(t.queued)
+	t.tooMany = all > maxQueuedTokens && all > t.queued
+	l.running++
+	l.bytes += int64(len(t.request.Payload.Bytes()))
+	if l.owed = l.bytes > laneBytes; !l.owed {
+		l.pass()
+	}
+	return true
+}
+
+// pass gives the turn away, to a new goroutine where all have steps to do and there may be more. The lock is held.
+func (l *served) pass() {
+	l.turn <- struct{}{}
+	if l.workers == l.running && l.workers < laneSteps {
+		l.workers++
+		l.s.w.join()
+		go l.work()
+	}
+}
+
+// do does a step in its turn and answers it.
+func (l *served) do(t *task) {
+	if t.behind {
+		<-t.start
+	}
+	r := &t.response
+	r.Reset()
+	r.ID = t.request.ID
+	err := l.ctx.Err()
+	if err == nil {
+		err = l.s.do(l.ctx, l.stream.ID(), t)
+	}
+	t.dequeue(l.s)
+	freed := int64(len(t.request.Payload.Bytes()))
+	t.request.Payload.Free()
+	t.request.Payload = nil
+	// The session's next step begins once this one may be sent, so that answers of a session come in the order of its steps.
+	l.send.Lock()
+	l.hand(t, freed)
+	if refused, ok := lane.FromError(err); ok {
+		r.Result.Err, err = refused, nil
+	}
+	if err == nil {
+		// An error is the end of the stream, which the lane learns by itself.
+		_ = l.stream.Send(r)
+	}
+	l.send.Unlock()
+	r.Payload.Free() // what was not sent
+	r.Payload = nil
+}
+
+// hand lets the session's next step begin, and counts a payload that is gone.
+func (l *served) hand(t *task, freed int64) {
+	session := kvcache.SessionID(t.request.Step.Session)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if next := t.next; next != nil {
+		t.next = nil
+		next.start <- struct{}{}
+	} else {
+		delete(l.last, session)
+	}
+	l.bytes -= freed
+	if l.owed && l.bytes <= laneBytes {
+		l.owed = false
+		l.pass()
+	}
+}
+
+// finish counts a step that was answered.
+func (l *served) finish(t *task) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.running--
+	if l.closing && l.running == 0 {
+		close(l.quiet)
+	}
+}
+
+// dequeue counts that a step waits no more.
+func (t *task) dequeue(s *sessions) {
+	if t.queued >= 0 {
+		s.queuedSteps.Add(-1)
+		s.queuedTokens.Add(-t.queued)
+		t.queued = -1
+	}
+}

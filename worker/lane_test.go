@@ -1,0 +1,342 @@
+package worker
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+
+	"headwater/lane"
+	headwaterv1 "headwater/proto/headwater/v1"
+)
+
+// rawCodec sends and receives messages as they are.
+type rawCodec struct{}
+
+func (rawCodec) Name() string { return "proto" }
+
+func (rawCodec) Marshal(v any) ([]byte, error) { return *v.(*[]byte), nil }
+
+func (rawCodec) Unmarshal(b []byte, v any) error {
+	*v.(*[]byte) = append([]byte(nil), b...)
+	return nil
+}
+
+// raw sends one message on a lane of its own and returns the answer, or how the lane ended.
+func (p *place) raw(t testing.TB, message []byte) (*headwaterv1.LaneResponse, error) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(metadata.AppendToOutgoingContext(context.Background(), lane.MetadataKey, lane.ID{0xee}.String()))
+	defer cancel()
+	stream, err := p.conn.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true, ClientStreams: true}, headwaterv1.SessionService_Lane_FullMethodName, grpc.ForceCodec(rawCodec{}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := stream.SendMsg(&message); err != nil {
+		t.Fatal(err)
+	}
+	var b []byte
+	if err := stream.RecvMsg(&b); err != nil {
+		return nil, err
+	}
+	r := &headwaterv1.LaneResponse{}
+	if err := proto.Unmarshal(b, r); err != nil {
+		t.Fatal(err)
+	}
+	return r, nil
+}
+
+// hostile is a worker with a session that someone else drives, and a step of it.
+func hostile(t testing.TB) (p *place, d *driver, s *sequence, message []byte) {
+	t.Helper()
+	p = serveSessions(t, Config{Budget: 1 << 24})
+	d = p.lane(t, 2)
+	t.Cleanup(d.cancel)
+	s = newSequence(1, simpleLayer(headwaterv1.StorageType_STORAGE_TYPE_F32))
+	s.create(t, p, d)
+	m := s.draw(t, 0, 3, 0, false)
+	if e := d.ask(t, m.step, m.payload).GetResult().GetError(); e != nil {
+		t.Fatal(e)
+	}
+	s.apply(m)
+	m = s.draw(t, 0, 1, 1, false)
+	m.step.Session[0] ^= 1 // a session that is not held, so that no fuzzed step may change this one
+	message, err := proto.Marshal(&headwaterv1.LaneRequest{Id: 1, Step: m.step, Payload: m.payload})
+	m.step.Session[0] ^= 1
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p, d, s, message
+}
+
+// attack sends a message on a lane of its own. The lane ends or answers; another goes on, and nothing is left.
+func attack(t testing.TB, p *place, d *driver, s *sequence, message []byte) {
+	t.Helper()
+	r, err := p.raw(t, message)
+	switch {
+	case err == nil && r.GetResult().GetError().GetProblem() == 0:
+		t.Fatalf("it was done: %v", r)
+	case err != nil && status.Code(err) != codes.InvalidArgument && status.Code(err) != codes.ResourceExhausted:
+		t.Fatalf("the lane ended with %v", err)
+	case err != nil && strings.Contains(err.Error(), "\n"):
+		t.Fatalf("an error that does not read well: %v", err)
+	}
+	m := s.draw(t, 0, 0, 1, false)
+	s.check(t, m, d.ask(t, m.step, m.payload))
+}
+
+func TestHostileFramesEndTheirLaneAlone(t *testing.T) {
+	p, d, s, message := hostile(t)
+	attack(t, p, d, s, nil)
+	rng := rand.New(rand.NewPCG(1, 2))
+	for i := range message {
+		attack(t, p, d, s, message[:i])
+	}
+	for range 300 {
+		m := append([]byte(nil), message...)
+		for range 1 + rng.IntN(4) {
+			m[rng.IntN(len(m))] = byte(rng.Uint32())
+		}
+		attack(t, p, d, s, m)
+	}
+	for _, lie := range [][]byte{
+		{3<<3 | 2, 0xff, 0xff, 0xff, 0xff, 0x7f},
+		{2<<3 | 2, 0xff, 0xff, 0xff, 0x0f},
+		{2<<3 | 2, 5, 6<<3 | 2, 0xff, 0xff, 0xff, 0x0f},
+		{7, 7, 7},
+	} {
+		attack(t, p, d, s, lie)
+	}
+}
+
+func FuzzLane(f *testing.F) {
+	p, d, s, message := hostile(f)
+	f.Add(message)
+	f.Add([]byte{3<<3 | 2, 0xff, 0xff, 0xff, 0xff, 0x7f})
+	f.Fuzz(func(t *testing.T, m []byte) { attack(t, p, d, s, m) })
+}
+
+// flood sends steps of one session whose answers, of a MiB each, are not read, until the lane is not read either.
+func flood(t testing.TB, p *place, d *driver, s *sequence) {
+	t.Helper()
+	m := s.draw(t, 0, 0, 9000, false)
+	sending, stop := context.WithCancel(context.Background())
+	sent := make(chan struct{}, 1)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for range 2 * laneSteps {
+			if err := d.stream.Send(&headwaterv1.LaneRequest{Step: m.step, Payload: m.payload}); err != nil {
+				return
+			}
+			select {
+			case sent <- struct{}{}:
+			case <-sending.Done():
+				return
+			}
+		}
+	}()
+	t.Cleanup(func() { d.cancel(); stop(); <-done })
+	<-sent
+}
+
+func bigLayer() *headwaterv1.SessionLayer {
+	l := simpleLayer(headwaterv1.StorageType_STORAGE_TYPE_F32)
+	l.Causal = false
+	return l
+}
+
+func TestASlowReaderBlocksItsOwnLane(t *testing.T) {
+	p := serveSessions(t, Config{})
+	slow, quick := p.lane(t, 1), p.lane(t, 2)
+	a, b := newSequence(1, bigLayer()), newSequence(2, bigLayer())
+	a.create(t, p, slow)
+	b.create(t, p, quick)
+	flood(t, p, slow, a)
+	for range 50 {
+		m := b.draw(t, 0, 3, 2, false)
+		r := quick.ask(t, m.step, m.payload)
+		b.apply(m)
+		b.check(t, m, r)
+	}
+	quick.end(t)
+}
+
+// TestAClientThatVanishes leaves lanes in the middle of all they do. What is left is sessions, as long as their answers say.
+func TestAClientThatVanishes(t *testing.T) {
+	p := serveSessions(t, Config{})
+	for i := range 20 {
+		d := p.lane(t, byte(i+1))
+		s := newSequence(uint64(i+1), bigLayer())
+		s.create(t, p, d)
+		switch i % 4 {
+		case 0:
+			flood(t, p, d, s)
+		case 1:
+			for range 10 {
+				m := s.draw(t, 0, 20, 20, false)
+				d.send(t, m.step, m.payload)
+				s.apply(m)
+			}
+		case 2:
+			m := s.draw(t, 0, 5000, 5000, false)
+			d.send(t, m.step, m.payload)
+		}
+		d.cancel()
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if err := p.w.Drain(ctx); err != nil { // it waits for the lanes' goroutines
+		t.Fatal(err)
+	}
+	list, err := p.sessions.ListSessions(t.Context(), &headwaterv1.ListSessionsRequest{})
+	if err != nil || len(list.GetSessions()) != 20 {
+		t.Fatalf("%d sessions are left: %v", len(list.GetSessions()), err)
+	}
+	var pages uint64
+	for _, s := range list.GetSessions() {
+		pages += s.GetOwnBytes()
+	}
+	if c := list.GetCaches()[0]; c.GetUsedBytes() != pages || c.GetQueuedSteps() != 0 || c.GetQueuedTokens() != 0 || c.GetLanes() != 0 || uint64(p.w.budget.Used()) != c.GetUsedBytes()+c.GetFreeBytes() {
+		t.Fatalf("pages of sessions are %d bytes, of the budget %d are used: %v", pages, p.w.budget.Used(), c)
+	}
+	for _, s := range list.GetSessions() {
+		if _, err := p.sessions.DropSession(t.Context(), &headwaterv1.DropSessionRequest{Session: s.GetSession()}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if c := p.w.sessions.store.Cache(); c.UsedBytes != 0 {
+		t.Fatalf("%d bytes of pages are lost", c.UsedBytes)
+	}
+}
+
+func TestDrainAnswersWhatWasAccepted(t *testing.T) {
+	p := serveSessions(t, Config{})
+	d := p.lane(t, 1)
+	s := newSequence(1, simpleLayer(headwaterv1.StorageType_STORAGE_TYPE_F32))
+	s.create(t, p, d)
+	m := s.draw(t, 0, 400, 400, false)
+	first := s.draw(t, 0, 0, 1, false)
+	if e := d.ask(t, first.step, first.payload).GetResult().GetError(); e != nil {
+		t.Fatal(e)
+	}
+	id := d.send(t, m.step, m.payload)
+	// A step that the store has is one that was accepted.
+	for p.w.sessions.store.Cache().UsedBytes == 0 {
+		if t.Context().Err() != nil {
+			t.Fatal("the step does not begin")
+		}
+	}
+	drained := make(chan error, 1)
+	go func() { drained <- p.w.Drain(t.Context()) }()
+	r, err := d.stream.Recv()
+	if err != nil || r.GetId() != id {
+		t.Fatalf("got %v: %v", r, err)
+	}
+	s.apply(m)
+	s.check(t, m, r)
+	if _, err := d.stream.Recv(); status.Code(err) != codes.Unavailable || !strings.Contains(err.Error(), "stopping") {
+		t.Fatalf("the lane ended with %v", err)
+	}
+	if err := <-drained; err != nil {
+		t.Fatal(err)
+	}
+	_, err = p.sessions.CreateSession(t.Context(), &headwaterv1.CreateSessionRequest{})
+	if e, ok := lane.FromError(err); !ok || e.Problem() != problemBusy || status.Code(err) != codes.Unavailable {
+		t.Fatalf("got %v", err)
+	}
+	refused := p.lane(t, 2)
+	if _, err := refused.stream.Recv(); status.Code(err) != codes.Unavailable {
+		t.Fatalf("got %v", err)
+	}
+	refused.cancel()
+	d.cancel()
+}
+
+func TestManyQueryTokensAreBusy(t *testing.T) {
+	p := serveSessions(t, Config{})
+	d := p.lane(t, 1)
+	s := newSequence(1, simpleLayer(headwaterv1.StorageType_STORAGE_TYPE_F32))
+	s.create(t, p, d)
+	p.w.sessions.queuedTokens.Add(maxQueuedTokens) // of other lanes
+	m := s.draw(t, 0, 1, 1, false)
+	if e := d.ask(t, m.step, m.payload).GetResult().GetError(); e.GetProblem() != problemBusy || !strings.Contains(e.GetMessage(), "again later") {
+		t.Errorf("got %v", e)
+	}
+	p.w.sessions.queuedTokens.Add(-maxQueuedTokens)
+	r := d.ask(t, m.step, m.payload)
+	s.apply(m)
+	s.check(t, m, r)
+	d.end(t)
+}
+
+// TestAStepAllocatesNothing but what gRPC does.
+func TestAStepAllocatesNothing(t *testing.T) {
+	if raceEnabled {
+		t.Skip("pools drop what they hold under the race detector")
+	}
+	p := serveSessions(t, Config{})
+	d := p.lane(t, 1)
+	s := newSequence(1, simpleLayer(headwaterv1.StorageType_STORAGE_TYPE_BF16))
+	s.create(t, p, d)
+	m := s.draw(t, 0, 100, 1, false)
+	r := d.ask(t, m.step, m.payload)
+	s.apply(m)
+	s.check(t, m, r)
+	m = s.draw(t, 0, 0, 1, false)
+	tk := &task{start: make(chan struct{}, 1)}
+	do := func() {
+		tk.request.Step = lane.Step{
+			Session: [16]byte(s.id), Epoch: 1, Length: 100, Hashes: append(tk.request.Step.Hashes[:0], m.step.Hashes...), Attend: 1,
+			QueryPosition: 99, Codec: headwaterv1.StepCodec_STEP_CODEC_RAW,
+		}
+		tk.request.Payload = lane.NewBuffer(len(m.payload))
+		copy(tk.request.Payload.Bytes(), m.payload)
+		tk.response.Reset()
+		tk.queued = -1
+		if err := p.w.sessions.do(context.Background(), d.id, tk); err != nil {
+			t.Fatal(err)
+		}
+		tk.request.Payload.Free()
+		tk.response.Payload.Free()
+		tk.response.Payload = nil
+	}
+	if n := testing.AllocsPerRun(100, do); n != 0 {
+		t.Errorf("a step allocates %v times", n)
+	}
+	d.end(t)
+}
+
+func BenchmarkStep(b *testing.B) {
+	for _, n := range []int{128, 16384} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			p := serveSessions(b, Config{})
+			l := &headwaterv1.SessionLayer{NHeads: 32, NKvHeads: 8, HeadDim: 128, VDim: 128, Storage: headwaterv1.StorageType_STORAGE_TYPE_BF16, Causal: true, WindowLeft: -1, WindowRight: -1}
+			s := newSequence(1, l)
+			d := p.lane(b, 1)
+			s.create(b, p, d)
+			for s.lengths[0] < n {
+				m := s.draw(b, 0, 128, 0, true)
+				if e := d.ask(b, m.step, m.payload).GetResult().GetError(); e != nil {
+					b.Fatal(e)
+				}
+				s.apply(m)
+			}
+			m := s.draw(b, 0, 0, 1, true)
+			b.ReportAllocs()
+			for b.Loop() {
+				if e := d.ask(b, m.step, m.payload).GetResult().GetError(); e != nil {
+					b.Fatal(e)
+				}
+			}
+			d.end(b)
+		})
+	}
+}

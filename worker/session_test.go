@@ -1,0 +1,792 @@
+package worker
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"math/rand/v2"
+	"net"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+	"google.golang.org/grpc/test/bufconn"
+	"google.golang.org/protobuf/proto"
+	"pgregory.net/rapid"
+
+	"headwater/attention"
+	"headwater/kvcache"
+	"headwater/lane"
+	headwaterv1 "headwater/proto/headwater/v1"
+	"headwater/protocol"
+	"headwater/wire"
+)
+
+// The client of these tests is the generated one, so that the lane's frames have another reader and writer than lane.
+
+// place is a worker on a connection.
+type place struct {
+	w        *Worker
+	conn     *grpc.ClientConn
+	sessions headwaterv1.SessionServiceClient
+}
+
+// serveSessions puts a worker on a connection. When the test ends nothing of the worker may be left.
+func serveSessions(t testing.TB, cfg Config) *place {
+	t.Helper()
+	cfg.Name, cfg.Boot, cfg.Version, cfg.Weight = "w1", uuid.UUID{15: 1}, "test", 1
+	cfg.Threads = max(cfg.Threads, 2)
+	if cfg.Budget == 0 {
+		cfg.Budget = 1 << 30
+	}
+	w, err := New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	listener := bufconn.Listen(1 << 16)
+	server := grpc.NewServer(protocol.ServerOptions()...)
+	w.Register(server)
+	done := make(chan struct{})
+	go func() { defer close(done); _ = server.Serve(listener) }()
+	opts := append(protocol.DialOptions(), grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return listener.DialContext(ctx) }))
+	conn, err := grpc.NewClient("passthrough:///memory", opts...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		conn.Close()
+		server.Stop()
+		<-done
+		// The test's context has ended.
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		if err := w.Drain(ctx); err != nil {
+			t.Error(err)
+		}
+		w.Close()
+		if used := w.budget.Used(); used != 0 {
+			t.Errorf("%d bytes are in use in the end", used)
+		}
+		if steps, tokens, lanes := w.sessions.queuedSteps.Load(), w.sessions.queuedTokens.Load(), w.sessions.lanes.Load(); steps != 0 || tokens != 0 || lanes != 0 {
+			t.Errorf("%d steps and %d tokens are queued on %d lanes in the end", steps, tokens, lanes)
+		}
+	})
+	return &place{w: w, conn: conn, sessions: headwaterv1.NewSessionServiceClient(conn)}
+}
+
+// driver is a lane of the generated client.
+type driver struct {
+	id     lane.ID
+	stream grpc.BidiStreamingClient[headwaterv1.LaneRequest, headwaterv1.LaneResponse]
+	cancel context.CancelFunc
+	steps  uint64
+}
+
+func (p *place) lane(t fataler, id byte) *driver {
+	t.Helper()
+	d := &driver{id: lane.ID{id}}
+	ctx, cancel := context.WithCancel(context.Background())
+	d.cancel = cancel
+	var err error
+	if d.stream, err = p.sessions.Lane(metadata.AppendToOutgoingContext(ctx, lane.MetadataKey, d.id.String())); err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+func (d *driver) send(t fataler, step *headwaterv1.Step, payload []byte) uint64 {
+	t.Helper()
+	d.steps++
+	if err := d.stream.Send(&headwaterv1.LaneRequest{Id: d.steps, Step: step, Payload: payload}); err != nil {
+		t.Fatal(err)
+	}
+	return d.steps
+}
+
+// ask sends a step and returns its answer.
+func (d *driver) ask(t fataler, step *headwaterv1.Step, payload []byte) *headwaterv1.LaneResponse {
+	t.Helper()
+	id := d.send(t, step, payload)
+	r, err := d.stream.Recv()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r.GetId() != id {
+		t.Fatalf("step %d was answered for step %d", r.GetId(), id)
+	}
+	return r
+}
+
+// end closes a lane, of which nothing is left to be received.
+func (d *driver) end(t fataler) {
+	t.Helper()
+	if err := d.stream.CloseSend(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := d.stream.Recv(); !errors.Is(err, io.EOF) {
+		t.Fatalf("a lane ended with %v", err)
+	}
+	d.cancel()
+}
+
+// sequence is a session as its client knows it: all that was appended, by plain slices.
+type sequence struct {
+	id          []byte
+	epoch       uint64
+	truncations uint64
+	config      *headwaterv1.SessionConfig
+	held        []*headwaterv1.HeldLayer
+	rng         *rand.Rand
+	rows        [][]attention.Rows // of each held layer and group
+	lengths     []int              // of each held layer
+}
+
+func newSequence(seed uint64, layers ...*headwaterv1.SessionLayer) *sequence {
+	s := &sequence{epoch: 1, config: &headwaterv1.SessionConfig{Layers: layers, Name: "test"}, rng: rand.New(rand.NewPCG(seed, 1))}
+	s.id = binary.LittleEndian.AppendUint64(make([]byte, 8), seed)
+	for i, l := range layers {
+		h := &headwaterv1.HeldLayer{Layer: uint32(i)}
+		for g := range l.GetNKvHeads() {
+			h.Groups = append(h.Groups, g)
+		}
+		s.held = append(s.held, h)
+		s.rows, s.lengths = append(s.rows, make([]attention.Rows, len(h.Groups))), append(s.lengths, 0)
+	}
+	return s
+}
+
+func (s *sequence) create(t fataler, p *place, d *driver) *headwaterv1.SessionState {
+	t.Helper()
+	resp, err := p.sessions.CreateSession(context.Background(), &headwaterv1.CreateSessionRequest{
+		Session: s.id, Epoch: &headwaterv1.Epoch{Counter: s.epoch, Lane: d.id[:]}, Config: s.config, Held: s.held,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return resp.GetState()
+}
+
+func (s *sequence) layout(t fataler, l int) attention.Layout {
+	t.Helper()
+	c := s.config.Layers[s.held[l].Layer]
+	layout, err := attention.NewLayout(storageNames[c.Storage], int(c.HeadDim), int(c.VDim))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return layout
+}
+
+// hashes are those of a held layer at n positions.
+func (s *sequence) hashes(t fataler, l, n int) []uint64 {
+	t.Helper()
+	layout := s.layout(t, l)
+	var out []uint64
+	for _, rows := range s.rows[l] {
+		var h kvcache.Hasher
+		if n > 0 {
+			if err := h.Update(cutRows(rows, layout, 0, n), n, layout); err != nil {
+				t.Fatal(err)
+			}
+		}
+		out = append(out, h.Receipt().Hash)
+	}
+	return out
+}
+
+func cutRows(rows attention.Rows, layout attention.Layout, from, to int) attention.Rows {
+	j := job{layout: layout}
+	return j.cut(rows, from, to)
+}
+
+// move is a step with its payload and, of what it appends and asks, what it should give.
+type move struct {
+	step    *headwaterv1.Step
+	payload []byte
+	rows    []attention.Rows // appended, of each group
+	q       [][]float32      // of each group
+}
+
+// draw makes a step of random tensors.
+func (s *sequence) draw(t fataler, l, appended, attend int, native bool) *move {
+	t.Helper()
+	c, layout := s.config.Layers[s.held[l].Layer], s.layout(t, l)
+	size := int(c.NHeads / c.NKvHeads)
+	m := &move{step: &headwaterv1.Step{
+		Session: s.id, Epoch: s.epoch, Truncations: s.truncations, Layer: s.held[l].Layer, Length: uint64(s.lengths[l]), Hashes: s.hashes(t, l, s.lengths[l]),
+		Append: uint32(appended), Attend: uint32(attend), QueryPosition: uint64(max(s.lengths[l]+appended-attend, 0)),
+		Encoding: headwaterv1.StorageType_STORAGE_TYPE_F32, Codec: headwaterv1.StepCodec_STEP_CODEC_RAW,
+	}}
+	var k, v, kScale, vScale []byte
+	for range s.held[l].Groups {
+		q := normals(s.rng, attend*size*int(c.HeadDim))
+		m.q, m.payload = append(m.q, q), append(m.payload, littleEndian(q)...)
+		if appended == 0 {
+			m.rows = append(m.rows, attention.Rows{})
+			continue
+		}
+		var rows attention.Rows
+		kf, vf := normals(s.rng, appended*int(c.HeadDim)), normals(s.rng, appended*int(c.VDim))
+		rows.K, rows.KScale = store(t, kf, appended, layout.DType())
+		rows.V, rows.VScale = store(t, vf, appended, layout.DType())
+		m.rows = append(m.rows, rows)
+		if native {
+			k, v = append(k, rows.K...), append(v, rows.V...)
+			kScale, vScale = append(kScale, littleEndian(rows.KScale)...), append(vScale, littleEndian(rows.VScale)...)
+		} else {
+			k, v = append(k, littleEndian(kf)...), append(v, littleEndian(vf)...)
+		}
+	}
+	if native {
+		m.step.Encoding = c.Storage
+	}
+	m.payload = append(append(append(append(m.payload, k...), v...), kScale...), vScale...)
+	return m
+}
+
+// apply notes that a step was done.
+func (s *sequence) apply(m *move) {
+	l := s.index(m.step.Layer)
+	for g, rows := range m.rows {
+		own := &s.rows[l][g]
+		own.K, own.V = append(own.K, rows.K...), append(own.V, rows.V...)
+		own.KScale, own.VScale = append(own.KScale, rows.KScale...), append(own.VScale, rows.VScale...)
+	}
+	s.lengths[l] += int(m.step.Append)
+}
+
+func (s *sequence) index(layer uint32) int {
+	for l, h := range s.held {
+		if h.Layer == layer {
+			return l
+		}
+	}
+	return -1
+}
+
+// truncate cuts every layer to n positions.
+func (s *sequence) truncate(t fataler, n int) {
+	for l := range s.lengths {
+		s.lengths[l] = min(s.lengths[l], n)
+		layout := s.layout(t, l)
+		for g, rows := range s.rows[l] {
+			cut := cutRows(rows, layout, 0, s.lengths[l])
+			for _, b := range []*[]byte{&cut.K, &cut.V} {
+				*b = bytes.Clone(*b)
+			}
+			cut.KScale, cut.VScale = append([]float32(nil), cut.KScale...), append([]float32(nil), cut.VScale...)
+			s.rows[l][g] = cut
+		}
+	}
+}
+
+// fork is another sequence that begins as this one.
+func (s *sequence) fork(t fataler, seed uint64, n int) *sequence {
+	child := newSequence(seed, s.config.Layers...)
+	child.config, child.held = s.config, s.held
+	for l := range s.rows {
+		copy(child.rows[l], s.rows[l])
+		child.lengths[l] = s.lengths[l]
+	}
+	child.truncate(t, n)
+	return child
+}
+
+// check compares an answer with a fresh attention over all that was appended, bit by bit; the step has been applied.
+func (s *sequence) check(t fataler, m *move, r *headwaterv1.LaneResponse) {
+	t.Helper()
+	if e := r.GetResult().GetError(); e != nil {
+		t.Fatalf("refused: %v", e)
+	}
+	l := s.index(m.step.Layer)
+	c, layout := s.config.Layers[m.step.Layer], s.layout(t, l)
+	if want := s.hashes(t, l, s.lengths[l]); r.GetResult().GetLength() != uint64(s.lengths[l]) || fmt.Sprint(r.GetResult().GetHashes()) != fmt.Sprint(want) {
+		t.Fatalf("the layer has %d positions with hashes %x, want %d with %x", r.GetResult().GetLength(), r.GetResult().GetHashes(), s.lengths[l], want)
+	}
+	if m.step.Attend == 0 {
+		if len(r.GetPayload()) != 0 {
+			t.Fatal("an append was answered with a context")
+		}
+		return
+	}
+	size, attend, n := int(c.NHeads/c.NKvHeads), int(m.step.Attend), s.lengths[l]
+	opts := attention.Options{Causal: c.Causal, WindowLeft: c.WindowLeft, WindowRight: c.WindowRight, Scale: c.Scale, Softcap: c.Softcap, AlibiSlopes: c.AlibiSlopes, Sinks: c.Sinks}
+	if opts.Scale == 0 {
+		opts.Scale = attention.DefaultScale(int(c.HeadDim))
+	}
+	var context_, lse []float32
+	for i, g := range s.held[l].Groups {
+		var pages [][]byte
+		for from := 0; from < n; from += attention.PageLen {
+			to := min(from+attention.PageLen, n)
+			page := make([]byte, layout.PageBytes())
+			if err := layout.Write(page, 0, to-from, cutRows(s.rows[l][i], layout, from, to)); err != nil {
+				t.Fatal(err)
+			}
+			pages = append(pages, page)
+		}
+		q := attention.Query{Q: m.q[i], Tokens: attend, Heads: size, FirstHead: int(g) * size, Offset: int64(m.step.QueryPosition)}
+		if tree := int(m.step.Tree); tree > 0 {
+			q.MaskHeads = 1
+			for token := range attend {
+				for at := range n {
+					shown := byte(1)
+					if bit := at - (n - tree); bit >= 0 {
+						shown = m.step.TreeMask[token*((tree+7)/8)+bit/8] >> (bit % 8) & 1
+					}
+					q.Mask = append(q.Mask, shown)
+				}
+			}
+		}
+		out := attention.Output{Context: make([]float32, attend*size*int(c.VDim)), LSE: make([]float32, attend*size)}
+		if err := attention.Attend(context.Background(), 1, attention.KV{Layout: layout, Pages: pages, Len: n}, q, opts, out); err != nil {
+			t.Fatal(err)
+		}
+		context_, lse = append(context_, out.Context...), append(lse, out.LSE...)
+	}
+	want := append(littleEndian(context_), littleEndian(lse)...)
+	if m.step.Codec != headwaterv1.StepCodec_STEP_CODEC_RAW {
+		var err error
+		if want, err = wire.Encode(nil, stepCodecs[m.step.Codec], 0, len(s.held[l].Groups)*attend, size, int(c.VDim), context_, lse); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if r.GetResult().GetCodec() != m.step.Codec || !bytes.Equal(r.GetPayload(), want) {
+		t.Fatalf("codec %s: %d bytes of another answer than a job's %d", r.GetResult().GetCodec(), len(r.GetPayload()), len(want))
+	}
+}
+
+func simpleLayer(storage headwaterv1.StorageType) *headwaterv1.SessionLayer {
+	return &headwaterv1.SessionLayer{NHeads: 4, NKvHeads: 2, HeadDim: 8, VDim: 6, Storage: storage, Causal: true, WindowLeft: -1, WindowRight: -1}
+}
+
+func drawLayer(t *rapid.T) *headwaterv1.SessionLayer {
+	l := simpleLayer(headwaterv1.StorageType(rapid.IntRange(1, 4).Draw(t, "storage")))
+	l.NKvHeads = uint32(rapid.IntRange(1, 3).Draw(t, "groups"))
+	l.NHeads = l.NKvHeads * uint32(rapid.IntRange(1, 3).Draw(t, "group size"))
+	l.HeadDim, l.VDim = uint32(rapid.IntRange(1, 20).Draw(t, "head_dim")), uint32(rapid.IntRange(1, 20).Draw(t, "v_dim"))
+	l.Causal = rapid.Bool().Draw(t, "causal")
+	switch rapid.IntRange(0, 4).Draw(t, "option") {
+	case 0:
+		l.Softcap = 5
+	case 1:
+		for range l.NHeads {
+			l.AlibiSlopes, l.Sinks = append(l.AlibiSlopes, 0.25), append(l.Sinks, 0.5)
+		}
+	case 2:
+		l.Scale = -0.3
+	}
+	return l
+}
+
+// TestSessionsGiveTheJobsBits steps, repeats, truncates and forks at random. Every answer is that of a job over the same tokens.
+func TestSessionsGiveTheJobsBits(t *testing.T) {
+	p := serveSessions(t, Config{})
+	seeds := uint64(0)
+	rapid.Check(t, func(t *rapid.T) {
+		d := p.lane(t, 1)
+		defer d.cancel()
+		seeds++
+		s := newSequence(seeds, drawLayer(t), drawLayer(t))
+		s.create(t, p, d)
+		all := []*sequence{s}
+		var last *move
+		for range rapid.IntRange(1, 25).Draw(t, "moves") {
+			switch rapid.IntRange(0, 9).Draw(t, "what") {
+			case 0:
+				if last != nil && bytes.Equal(last.step.Session, s.id) && last.step.Truncations == s.truncations {
+					s.check(t, last, d.ask(t, last.step, last.payload))
+				}
+			case 1:
+				n := rapid.IntRange(0, max(s.lengths[0], s.lengths[1])).Draw(t, "cut")
+				resp, err := p.sessions.TruncateSession(context.Background(), &headwaterv1.TruncateSessionRequest{
+					Session: s.id, Epoch: &headwaterv1.Epoch{Counter: s.epoch, Lane: d.id[:]}, Truncations: s.truncations, Position: uint64(n),
+				})
+				if err != nil {
+					t.Fatal(err)
+				}
+				s.truncate(t, n)
+				s.truncations++
+				s.same(t, resp.GetState())
+			case 2:
+				n := rapid.IntRange(0, min(s.lengths[0], s.lengths[1])).Draw(t, "fork at")
+				seeds++
+				child := s.fork(t, seeds, n)
+				resp, err := p.sessions.ForkSession(context.Background(), &headwaterv1.ForkSessionRequest{
+					Session: s.id, Epoch: &headwaterv1.Epoch{Counter: s.epoch, Lane: d.id[:]}, Truncations: s.truncations,
+					Child: child.id, ChildEpoch: &headwaterv1.Epoch{Counter: 1, Lane: d.id[:]}, Position: proto.Uint64(uint64(n)),
+				})
+				if err != nil {
+					t.Fatal(err)
+				}
+				child.same(t, resp.GetState())
+				all = append(all, child)
+			case 3:
+				s = rapid.SampledFrom(all).Draw(t, "session")
+			default:
+				l := rapid.IntRange(0, 1).Draw(t, "layer")
+				appended, attend := rapid.SampledFrom([]int{0, 1, 1, 2, 63, 100}).Draw(t, "append"), rapid.SampledFrom([]int{0, 1, 1, 3, 70}).Draw(t, "attend")
+				if appended+attend == 0 {
+					attend = 1
+				}
+				last = s.draw(t, l, appended, attend, rapid.Bool().Draw(t, "native"))
+				last.step.Codec = headwaterv1.StepCodec(rapid.IntRange(1, 5).Draw(t, "codec"))
+				if tree := rapid.IntRange(0, min(s.lengths[l]+appended, 20)).Draw(t, "tree"); attend > 0 && tree > 0 {
+					last.step.Tree = uint32(tree)
+					for range attend * ((tree + 7) / 8) {
+						last.step.TreeMask = append(last.step.TreeMask, byte(s.rng.Uint32()))
+					}
+				}
+				r := d.ask(t, last.step, last.payload)
+				s.apply(last)
+				s.check(t, last, r)
+			}
+		}
+		for _, s := range all {
+			if _, err := p.sessions.DropSession(context.Background(), &headwaterv1.DropSessionRequest{Session: s.id}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		d.end(t)
+		if c := p.w.sessions.store.Cache(); c.UsedBytes != 0 || c.Sessions != 0 {
+			t.Fatalf("%d bytes of %d sessions are left", c.UsedBytes, c.Sessions)
+		}
+	})
+}
+
+// same fails unless a state is that of the sequence.
+func (s *sequence) same(t fataler, state *headwaterv1.SessionState) {
+	t.Helper()
+	if !bytes.Equal(state.GetSession(), s.id) || state.GetTruncations() != s.truncations || len(state.GetLayers()) != len(s.held) {
+		t.Fatalf("got %v", state)
+	}
+	for l, have := range state.GetLayers() {
+		if have.GetLength() != uint64(s.lengths[l]) || fmt.Sprint(have.GetHashes()) != fmt.Sprint(s.hashes(t, l, s.lengths[l])) {
+			t.Fatalf("layer %d has %d positions with hashes %x", l, have.GetLength(), have.GetHashes())
+		}
+	}
+}
+
+// TestManySessionsOnALane keeps steps of many sessions in flight. Those of one session are done in order.
+func TestManySessionsOnALane(t *testing.T) {
+	p := serveSessions(t, Config{})
+	d := p.lane(t, 3)
+	const sessions, steps = 40, 12
+	all := make([]*sequence, sessions)
+	asked := map[uint64]*move{}
+	of := map[uint64]*sequence{}
+	for i := range all {
+		all[i] = newSequence(uint64(i+1), simpleLayer(headwaterv1.StorageType_STORAGE_TYPE_BF16))
+		all[i].create(t, p, d)
+	}
+	type answer struct {
+		r   *headwaterv1.LaneResponse
+		err error
+	}
+	answers := make(chan answer, sessions*steps)
+	go func() {
+		for range sessions * steps {
+			r, err := d.stream.Recv()
+			answers <- answer{r, err}
+			if err != nil {
+				return
+			}
+		}
+	}()
+	// The model is told at once, so that the next step builds on it.
+	lengths := map[uint64]int{}
+	for n := range steps {
+		for _, s := range all {
+			m := s.draw(t, 0, 1+n%3, 1, n%2 == 0)
+			id := d.send(t, m.step, m.payload)
+			s.apply(m)
+			asked[id], of[id], lengths[id] = m, s, s.lengths[0]
+		}
+	}
+	next := map[*sequence]uint64{}
+	for range sessions * steps {
+		a := <-answers
+		if a.err != nil {
+			t.Fatal(a.err)
+		}
+		id := a.r.GetId()
+		s := of[id]
+		if id <= next[s] {
+			t.Fatalf("step %d of a session was answered after step %d", id, next[s])
+		}
+		next[s] = id
+		was := s.fork(t, 1<<20+id, lengths[id])
+		was.check(t, asked[id], a.r)
+	}
+	d.end(t)
+}
+
+// TestStepsAreRefusedByName spoils a step in every way. The session is as before, and the lane goes on.
+func TestStepsAreRefusedByName(t *testing.T) {
+	p := serveSessions(t, Config{})
+	d := p.lane(t, 5)
+	s := newSequence(7, simpleLayer(headwaterv1.StorageType_STORAGE_TYPE_F16), simpleLayer(headwaterv1.StorageType_STORAGE_TYPE_I8))
+	s.held[1].Groups = []uint32{1}
+	s.rows[1] = s.rows[1][:1]
+	s.create(t, p, d)
+	for l := range 2 {
+		m := s.draw(t, l, 70, 0, false)
+		if e := d.ask(t, m.step, m.payload).GetResult().GetError(); e != nil {
+			t.Fatal(e)
+		}
+		s.apply(m)
+	}
+	type problem = headwaterv1.SessionProblem
+	for name, c := range map[string]struct {
+		problem problem
+		says    string
+		spoil   func(m *move)
+	}{
+		"unknown session":   {headwaterv1.SessionProblem_SESSION_PROBLEM_UNKNOWN, "not held here", func(m *move) { m.step.Session = make([]byte, 16) }},
+		"unknown layer":     {problemInvalid, "layer 9", func(m *move) { m.step.Layer = 9 }},
+		"layer 2³²-1":       {problemInvalid, "layer 4294967295", func(m *move) { m.step.Layer = math.MaxUint32 }},
+		"behind":            {headwaterv1.SessionProblem_SESSION_PROBLEM_BEHIND, "70 positions", func(m *move) { m.step.Length += 5 }},
+		"ahead":             {headwaterv1.SessionProblem_SESSION_PROBLEM_AHEAD, "70 positions", func(m *move) { m.step.Length -= 30 }},
+		"different":         {headwaterv1.SessionProblem_SESSION_PROBLEM_DIFFERENT, "group 1", func(m *move) { m.step.Hashes[1]++ }},
+		"stale epoch":       {headwaterv1.SessionProblem_SESSION_PROBLEM_STALE_EPOCH, "epoch 0", func(m *move) { m.step.Epoch = 0 }},
+		"other truncations": {headwaterv1.SessionProblem_SESSION_PROBLEM_OTHER_TRUNCATIONS, "truncated 0 times", func(m *move) { m.step.Truncations = 3 }},
+		"no tokens":         {problemInvalid, "without tokens", func(m *move) { m.step.Append, m.step.Attend, m.payload = 0, 0, nil }},
+		"2³¹ to append":     {problemInvalid, "at most 65536 tokens", func(m *move) { m.step.Append = 1 << 31 }},
+		"2³¹ to attend":     {problemInvalid, "at most 65536 tokens", func(m *move) { m.step.Attend = 1 << 31 }},
+		"2³² - 1 of both":   {problemInvalid, "at most 65536 tokens", func(m *move) { m.step.Append, m.step.Attend = math.MaxUint32, math.MaxUint32 }},
+		"many tokens":       {problemInvalid, "the payload has", func(m *move) { m.step.Append, m.step.Attend = 1<<16, 1<<16 }},
+		"position 2⁶³":      {problemInvalid, "query at position", func(m *move) { m.step.QueryPosition = 1 << 63 }},
+		"length 2⁶³":        {headwaterv1.SessionProblem_SESSION_PROBLEM_BEHIND, "", func(m *move) { m.step.Length = 1 << 39 }},
+		"a short payload":   {problemInvalid, "the payload has", func(m *move) { m.payload = m.payload[1:] }},
+		"no payload":        {problemInvalid, "the payload has 0 bytes", func(m *move) { m.payload = nil }},
+		"a long payload":    {problemInvalid, "the payload has", func(m *move) { m.payload = append(m.payload, 0) }},
+		"no codec":          {problemInvalid, "codec 0", func(m *move) { m.step.Codec = 0 }},
+		"no encoding":       {problemInvalid, "encoding 0", func(m *move) { m.step.Encoding = 0 }},
+		"another encoding":  {problemInvalid, "encoding 3", func(m *move) { m.step.Encoding = headwaterv1.StorageType_STORAGE_TYPE_BF16 }},
+		"no hashes":         {problemInvalid, "0 hashes", func(m *move) { m.step.Hashes = nil }},
+		"many hashes":       {problemInvalid, "3 hashes", func(m *move) { m.step.Hashes = append(m.step.Hashes, 1) }},
+		"tokens":            {problemInvalid, "1 token ids", func(m *move) { m.step.Tokens = []uint32{7} }},
+		"a tree too large":  {problemInvalid, "at most 4096", func(m *move) { m.step.Tree = 4097 }},
+		"a tree of more":    {problemInvalid, "a tree mask of 73 positions", func(m *move) { m.step.Tree, m.step.TreeMask = 73, make([]byte, 20) }},
+		"a short tree mask": {problemInvalid, "the tree mask has 1 bytes", func(m *move) { m.step.Tree, m.step.TreeMask = 3, []byte{1} }},
+		"a mask of nothing": {problemInvalid, "the tree mask has 1 bytes", func(m *move) { m.step.TreeMask = []byte{1} }},
+		"q is NaN":          {problemInvalid, "q of group 1, token 1, head 1: element 7 is NaN", func(m *move) { copy(m.payload[4*(2*2*2*8-1):], littleEndian([]float32{float32(math.NaN())})) }},
+		"k is infinite":     {problemInvalid, "group 0: k at position 70: element 0 is +Inf", func(m *move) { copy(m.payload[4*2*2*2*8:], littleEndian([]float32{float32(math.Inf(1))})) }},
+		"k is too large":    {problemInvalid, "", func(m *move) { copy(m.payload[4*2*2*2*8:], littleEndian([]float32{1e6})) }},
+	} {
+		m := s.draw(t, 0, 2, 2, false)
+		c.spoil(m)
+		r := d.ask(t, m.step, m.payload)
+		e := r.GetResult().GetError()
+		if e.GetProblem() != c.problem || !strings.Contains(e.GetMessage(), c.says) || strings.Contains(e.GetMessage(), "\n") || len(r.GetPayload()) != 0 {
+			t.Errorf("%s: got %v", name, e)
+		}
+		resp, err := p.sessions.ListSessions(t.Context(), &headwaterv1.ListSessionsRequest{Sessions: [][]byte{s.id}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.same(t, resp.GetSessions()[0])
+	}
+	// Groups that are not held here have no place in a payload.
+	m := s.draw(t, 1, 1, 1, false)
+	m.step.Hashes = append(m.step.Hashes, 4)
+	if e := d.ask(t, m.step, append(m.payload, m.payload...)).GetResult().GetError(); e.GetProblem() != problemInvalid {
+		t.Errorf("got %v", e)
+	}
+	// Another lane drives no session that is not its own, also with the right counter.
+	other := p.lane(t, 6)
+	m = s.draw(t, 0, 1, 1, false)
+	if e := other.ask(t, m.step, m.payload).GetResult().GetError(); e.GetProblem() != headwaterv1.SessionProblem_SESSION_PROBLEM_STALE_EPOCH || !bytes.Equal(e.GetEpoch().GetLane(), d.id[:]) {
+		t.Errorf("got %v", e)
+	}
+	other.end(t)
+	for l := range 2 {
+		m := s.draw(t, l, 1, 1, true)
+		r := d.ask(t, m.step, m.payload)
+		s.apply(m)
+		s.check(t, m, r)
+	}
+	d.end(t)
+}
+
+func TestStepsOverBudget(t *testing.T) {
+	layer := simpleLayer(headwaterv1.StorageType_STORAGE_TYPE_F32)
+	p := serveSessions(t, Config{Budget: 3 << 20})
+	d := p.lane(t, 5)
+	s := newSequence(1, layer)
+	s.create(t, p, d)
+	for {
+		m := s.draw(t, 0, 1024, 1, false)
+		e := d.ask(t, m.step, m.payload).GetResult().GetError()
+		if e == nil {
+			s.apply(m)
+			continue
+		}
+		if e.GetProblem() != problemOver {
+			t.Fatalf("got %v", e)
+		}
+		break
+	}
+	if s.lengths[0] == 0 {
+		t.Fatal("nothing fitted")
+	}
+	m := s.draw(t, 0, 0, 1, false)
+	s.check(t, m, d.ask(t, m.step, m.payload))
+	// A payload that exceeds the whole budget.
+	m = s.draw(t, 0, 40_000, 0, false)
+	if e := d.ask(t, m.step, m.payload).GetResult().GetError(); e.GetProblem() != problemOver || !strings.Contains(e.GetMessage(), "fewer tokens") {
+		t.Fatalf("got %v", e)
+	}
+	d.end(t)
+}
+
+func TestSessionCalls(t *testing.T) {
+	now := time.Unix(1e9, 0)
+	p := serveSessions(t, Config{Now: func() time.Time { return now }, SessionTTL: time.Minute, MaxSessions: 2})
+	ctx := t.Context()
+	d := p.lane(t, 9)
+	s := newSequence(3, simpleLayer(headwaterv1.StorageType_STORAGE_TYPE_I8))
+	state := s.create(t, p, d)
+	h := state.GetHolders()
+	if len(h) != 1 || h[0].GetName() != "w1" || len(h[0].GetBoot()) != 16 || len(h[0].GetLayers()) != 1 || len(h[0].GetLayers()[0].GetGroups()) != 2 {
+		t.Fatalf("held by %v", h)
+	}
+	want := proto.CloneOf(s.config)
+	want.Layers[0].Scale = attention.DefaultScale(8)
+	if !proto.Equal(state.GetConfig(), want) || state.GetName() != "test" || !state.GetCreated().AsTime().Equal(now) {
+		t.Fatalf("made with %v", state)
+	}
+	m := s.draw(t, 0, 150, 0, false)
+	r := d.ask(t, m.step, m.payload)
+	s.apply(m)
+	s.check(t, m, r)
+
+	// Export gives back what was stored.
+	layout := s.layout(t, 0)
+	for g := range uint32(2) {
+		stream, err := p.sessions.ExportSession(ctx, &headwaterv1.ExportSessionRequest{Session: s.id, Start: 3, Count: 140})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var k, v, kScale, vScale []byte
+		for {
+			e, err := stream.Recv()
+			if errors.Is(err, io.EOF) {
+				break
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if e.GetGroup() == g {
+				k, v = append(k, e.GetK()...), append(v, e.GetV()...)
+				kScale, vScale = append(kScale, e.GetKScale()...), append(vScale, e.GetVScale()...)
+			}
+		}
+		rows := cutRows(s.rows[0][g], layout, 3, 143)
+		if !bytes.Equal(k, rows.K) || !bytes.Equal(v, rows.V) || !bytes.Equal(kScale, littleEndian(rows.KScale)) || !bytes.Equal(vScale, littleEndian(rows.VScale)) {
+			t.Fatalf("group %d: other rows came back", g)
+		}
+	}
+
+	list, err := p.sessions.ListSessions(ctx, &headwaterv1.ListSessionsRequest{})
+	if err != nil || len(list.GetSessions()) != 1 || list.GetSessions()[0].GetConfig() != nil || list.GetCaches()[0].GetWorker() != "w1" || list.GetCaches()[0].GetLanes() != 1 {
+		t.Fatalf("got %v: %v", list, err)
+	}
+	if list, err = p.sessions.ListSessions(ctx, &headwaterv1.ListSessionsRequest{CachesOnly: true}); err != nil || len(list.GetSessions()) != 0 || list.GetCaches()[0].GetUsedBytes() == 0 {
+		t.Fatalf("got %v: %v", list, err)
+	}
+	if list, err = p.sessions.ListSessions(ctx, &headwaterv1.ListSessionsRequest{Sessions: [][]byte{make([]byte, 16), s.id}}); err != nil || len(list.GetSessions()) != 1 || list.GetSessions()[0].GetConfig() == nil {
+		t.Fatalf("got %v: %v", list, err)
+	}
+
+	// Another lane takes the session over; the first drives it no more.
+	other := p.lane(t, 10)
+	taken, err := p.sessions.TakeSession(ctx, &headwaterv1.TakeSessionRequest{
+		Session: s.id, Epoch: &headwaterv1.Epoch{Counter: 2, Lane: other.id[:]}, Expect: []*headwaterv1.LayerState{{Length: 150, Hashes: s.hashes(t, 0, 150)}},
+	})
+	if err != nil || taken.GetState().GetEpoch().GetCounter() != 2 {
+		t.Fatalf("got %v: %v", taken, err)
+	}
+	m = s.draw(t, 0, 1, 1, false)
+	if e := d.ask(t, m.step, m.payload).GetResult().GetError(); e.GetProblem() != headwaterv1.SessionProblem_SESSION_PROBLEM_STALE_EPOCH {
+		t.Fatalf("got %v", e)
+	}
+	s.epoch = 2
+	m = s.draw(t, 0, 1, 1, false)
+	r = other.ask(t, m.step, m.payload)
+	s.apply(m)
+	s.check(t, m, r)
+
+	// Errors of calls are typed.
+	_, err = p.sessions.TakeSession(ctx, &headwaterv1.TakeSessionRequest{Session: s.id, Epoch: &headwaterv1.Epoch{Counter: 1, Lane: d.id[:]}})
+	if e, ok := lane.FromError(err); !ok || e.Problem() != headwaterv1.SessionProblem_SESSION_PROBLEM_STALE_EPOCH || e.Why.GetEpoch().GetCounter() != 2 {
+		t.Fatalf("got %v", err)
+	}
+	for name, call := range map[string]func() error{
+		"an id has 16 bytes": func() error {
+			_, err := p.sessions.PinSession(ctx, &headwaterv1.PinSessionRequest{Session: []byte("x")})
+			return err
+		},
+		"id of a lane has 16 bytes": func() error {
+			_, err := p.sessions.CreateSession(ctx, &headwaterv1.CreateSessionRequest{Session: make([]byte, 16), Config: s.config, Held: s.held})
+			return err
+		},
+		"0 layers": func() error {
+			_, err := p.sessions.CreateSession(ctx, &headwaterv1.CreateSessionRequest{Session: make([]byte, 16), Epoch: &headwaterv1.Epoch{Counter: 1, Lane: d.id[:]}})
+			return err
+		},
+		"layer 0: storage: type 0": func() error {
+			_, err := p.sessions.CreateSession(ctx, &headwaterv1.CreateSessionRequest{
+				Session: make([]byte, 16), Epoch: &headwaterv1.Epoch{Counter: 1, Lane: d.id[:]}, Held: s.held,
+				Config: &headwaterv1.SessionConfig{Layers: []*headwaterv1.SessionLayer{{NHeads: 1, NKvHeads: 1, HeadDim: 1, VDim: 1}}},
+			})
+			return err
+		},
+		"from 100 on": func() error {
+			stream, err := p.sessions.ExportSession(ctx, &headwaterv1.ExportSessionRequest{Session: s.id, Start: 100, Count: 1000})
+			if err != nil {
+				return err
+			}
+			_, err = stream.Recv()
+			return err
+		},
+	} {
+		err := call()
+		if e, ok := lane.FromError(err); !ok || e.Problem() != problemInvalid || !strings.Contains(e.Error(), name) || status.Code(err) != codes.InvalidArgument {
+			t.Errorf("%s: got %v", name, err)
+		}
+	}
+
+	// What goes unused ends at a tick after its time, but for what is pinned; a session more than are allowed is refused.
+	unused := newSequence(4, s.config.Layers...)
+	unused.create(t, p, d)
+	if _, err := p.sessions.PinSession(ctx, &headwaterv1.PinSessionRequest{Session: s.id, Pinned: true}); err != nil {
+		t.Fatal(err)
+	}
+	_, err = p.sessions.CreateSession(ctx, &headwaterv1.CreateSessionRequest{Session: make([]byte, 16), Epoch: &headwaterv1.Epoch{Counter: 1, Lane: d.id[:]}, Config: s.config, Held: s.held})
+	if e, ok := lane.FromError(err); !ok || e.Problem() != problemOver {
+		t.Fatalf("got %v", err)
+	}
+	now = now.Add(time.Minute)
+	ticks, expired := make(chan time.Time), make(chan struct{})
+	expiring, stop := context.WithCancel(ctx)
+	go func() { defer close(expired); p.w.Expire(expiring, ticks) }()
+	ticks <- now
+	ticks <- now // the first has been handled
+	stop()
+	<-expired
+	list, err = p.sessions.ListSessions(ctx, &headwaterv1.ListSessionsRequest{})
+	if err != nil || len(list.GetSessions()) != 1 || !bytes.Equal(list.GetSessions()[0].GetSession(), s.id) || list.GetCaches()[0].GetEvicted() != 1 {
+		t.Fatalf("got %v: %v", list, err)
+	}
+	d.end(t)
+	other.end(t)
+}

@@ -1,0 +1,257 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"headwater/attention"
+	"headwater/kvcache"
+	"headwater/lane"
+	headwaterv1 "headwater/proto/headwater/v1"
+	"headwater/shard"
+	"headwater/tensor"
+	"headwater/wire"
+)
+
+const (
+	// maxStepTokens bounds what a step appends, and what attends in it; maxTree the positions of a tree mask, and
+	// maxMask its bytes once they are not packed.
+	maxStepTokens = 1 << 16
+	maxTree       = 4096
+	maxMask       = 16 << 20
+	// foregroundTokens is how many query tokens someone waits for, as of a new token or a draft; more are a prompt's.
+	foregroundTokens = 64
+)
+
+var stepCodecs = map[headwaterv1.StepCodec]wire.Codec{
+	headwaterv1.StepCodec_STEP_CODEC_EXACT: wire.Exact,
+	headwaterv1.StepCodec_STEP_CODEC_BF16:  wire.BF16,
+	headwaterv1.StepCodec_STEP_CODEC_F16:   wire.F16,
+	headwaterv1.StepCodec_STEP_CODEC_I8:    wire.I8,
+}
+
+// step is what a request asks, checked, and the memory to do it in.
+type step struct {
+	groups  []shard.Group
+	heads   int // query heads of a group
+	vDim    int
+	raw     bool
+	codec   wire.Codec // of the frame, unless raw
+	append  kvcache.Append
+	view    kvcache.View
+	query   attention.Query
+	options attention.Options
+	q       []float32 // [groups, attend, heads, head_dim]
+	mask    []byte    // [attend, tree]
+}
+
+// do does a step: it checks the request, appends, attends, and makes the answer. After an error that is a *lane.Error the
+// session is as before, but for a context that is not finite; any other error is that of ctx.
+func (s *sessions) do(ctx context.Context, from lane.ID, t *task) error {
+	m, r, st := &t.request.Step, &t.response.Result, &t.step
+	if t.tooMany {
+		return lane.Errorf(problemBusy, "worker %s: more than %d query tokens wait: send the step again later", s.w.cfg.Name, maxQueuedTokens)
+	}
+	layer, groups, err := s.store.Layer(kvcache.SessionID(m.Session), shard.Layer(m.Layer))
+	if err != nil {
+		return refusal(err)
+	}
+	bytes, rule := st.read(m, t.request.Payload, layer, groups)
+	if rule != "" {
+		refused := invalidSession("session %x: layer %d: %s", m.Session, m.Layer, rule)
+		refused.Why.Layer = m.Layer
+		return refused
+	}
+	if err := s.reserve(bytes); err != nil {
+		return err
+	}
+	defer s.w.budget.Release(bytes)
+	if m.Tree > 0 {
+		st.unpack(m)
+	}
+	st.append.Epoch.Lane = kvcache.LaneID(from)
+	view := &st.view
+	if m.Attend == 0 {
+		view = nil
+	}
+	defer st.release()
+	r.Length, r.Hashes, err = s.store.Append(&st.append, r.Hashes, view)
+	if err != nil {
+		return refusal(err)
+	}
+	if m.Attend == 0 {
+		r.QueueNanos = nanos(t.arrived, time.Now())
+		return nil
+	}
+	rows := len(groups) * int(m.Attend) * st.heads
+	raw := lane.NewBuffer(4 * rows * (st.vDim + 1))
+	out := attention.Output{Context: raw.Floats()[:rows*st.vDim], LSE: raw.Floats()[rows*st.vDim:]}
+	if err := s.attend(ctx, t, out); err != nil {
+		raw.Free()
+		return err
+	}
+	r.Codec = m.Codec
+	if st.raw {
+		t.response.Payload = raw
+		return nil
+	}
+	defer raw.Free()
+	tokens := len(groups) * int(m.Attend)
+	frame := lane.NewBuffer(int(wire.MaxFrameBytes(st.codec, tokens, st.heads, st.vDim)))
+	coded, err := wire.Encode(frame.Bytes()[:0], st.codec, 0, tokens, st.heads, st.vDim, out.Context, out.LSE)
+	if err != nil {
+		frame.Free()
+		return notFinite(m, err)
+	}
+	frame.Cut(len(coded))
+	t.response.Payload = frame
+	return nil
+}
+
+// attend lets the queries attend over the view, group by group: each uses all threads that have nothing else to do.
+func (s *sessions) attend(ctx context.Context, t *task, out attention.Output) error {
+	m, st := &t.request.Step, &t.step
+	class := attention.Foreground
+	if m.Attend > foregroundTokens {
+		class = attention.Background
+	}
+	thread, err := s.w.threads.Acquire(ctx, class)
+	if err != nil {
+		return err
+	}
+	started := time.Now()
+	t.dequeue(s)
+	query := st.query
+	if m.Tree > 0 {
+		query.MaskFrom = st.view.Len - int(m.Tree)
+	}
+	for i, g := range st.groups {
+		query.Q, query.FirstHead = part(st.q, i, len(st.groups)), int(g)*st.heads
+		each := attention.Output{Context: part(out.Context, i, len(st.groups)), LSE: part(out.LSE, i, len(st.groups))}
+		if err = thread.Attend(ctx, st.view.KV(i), query, st.options, each); err != nil {
+			break
+		}
+	}
+	ended := time.Now()
+	thread.Release()
+	if err != nil && ctx.Err() == nil {
+		err = notFinite(m, err)
+	}
+	r := &t.response.Result
+	r.ComputeNanos, r.QueueNanos = nanos(started, ended), nanos(t.arrived, started)
+	return err
+}
+
+// notFinite refuses a step for what its kernel or its codec could not do.
+func notFinite(m *lane.Step, err error) error {
+	problem := problemInvalid // what options and positions forbid together
+	var row *attention.RowError
+	var narrow *tensor.RangeError
+	if errors.As(err, &row) || errors.As(err, &narrow) {
+		problem = problemNotFinite
+	}
+	refused := lane.Errorf(problem, "session %x: layer %d: %v", m.Session, m.Layer, err)
+	refused.Why.Layer = m.Layer
+	return refused
+}
+
+// read checks a request against its layer and takes its payload apart. It returns the bytes of the payload and of all that
+// is made of it, or the rule that the request breaks.
+func (st *step) read(m *lane.Step, payload *lane.Buffer, layer *kvcache.Layer, groups []shard.Group) (bytes int64, rule string) {
+	l := layer.Layout
+	heads := layer.Heads / layer.KVHeads
+	codec, framed := stepCodecs[m.Codec]
+	st.groups, st.heads, st.vDim, st.options = groups, heads, l.VDim(), layer.Options
+	st.raw, st.codec = m.Codec == headwaterv1.StepCodec_STEP_CODEC_RAW, codec
+	// No product overflows: groups and heads are at most 2¹² together, tokens at most 2¹⁶.
+	n, attend, appended := int64(len(groups)), int64(m.Attend), int64(m.Append)
+	rows := n * attend * int64(heads)
+	answer := 4 * rows * int64(l.VDim()+1)
+	mask := attend * int64(m.Tree)
+	dt, known := l.DType(), true
+	if appended > 0 {
+		dt, known = storageTypes[m.Encoding]
+	}
+	switch {
+	case attend > maxStepTokens || appended > maxStepTokens:
+		return 0, fmt.Sprintf("a step appends and attends at most %d tokens, not %d and %d", maxStepTokens, appended, attend)
+	case attend == 0 && appended == 0:
+		return 0, "a step without tokens"
+	case attend > 0 && !st.raw && !framed:
+		return 0, fmt.Sprintf("codec %d is not known", m.Codec)
+	case !known || dt != l.DType() && dt != tensor.F32:
+		return 0, fmt.Sprintf("encoding %d is neither f32 nor the layer's %s", m.Encoding, l.DType())
+	case answer > maxAnswer:
+		return 0, fmt.Sprintf("the answer for %d tokens exceeds a message of %d bytes: cut the step into fewer tokens", attend, maxAnswer)
+	case m.QueryPosition > maxPositions:
+		return 0, fmt.Sprintf("query at position %d, more than %d", m.QueryPosition, int64(maxPositions))
+	case m.Tree > maxTree:
+		return 0, fmt.Sprintf("a tree mask of %d positions, at most %d are allowed", m.Tree, maxTree)
+	case m.Tree > 0 && (attend == 0 || uint64(m.Tree) > m.Length+uint64(appended)):
+		return 0, fmt.Sprintf("a tree mask of %d positions for %d tokens over %d", m.Tree, attend, m.Length+uint64(appended))
+	case int64(len(m.TreeMask)) != attend*int64((m.Tree+7)/8):
+		return 0, fmt.Sprintf("the tree mask has %d bytes, %d tokens of %d positions need %d", len(m.TreeMask), attend, m.Tree, attend*int64((m.Tree+7)/8))
+	case mask > maxMask:
+		return 0, fmt.Sprintf("a tree mask of %d elements, at most %d are allowed: cut the step into fewer tokens", mask, maxMask)
+	}
+	q := 4 * rows * int64(l.HeadDim())
+	k, v := n*appended*int64(l.HeadDim()*dt.Size()), n*appended*int64(l.VDim()*dt.Size())
+	scales := int64(0)
+	if dt == tensor.I8 {
+		scales = 4 * n * appended
+	}
+	b := payload.Bytes()
+	if want := q + k + v + 2*scales; int64(len(b)) != want {
+		return 0, fmt.Sprintf("the payload has %d bytes; %d query tokens and %d to append of %d groups need %d", len(b), attend, appended, n, want)
+	}
+	if i, x, ok := tensor.CheckFinite(b[:q], tensor.F32, false); !ok {
+		row := int64(i) / int64(l.HeadDim())
+		return 0, fmt.Sprintf("q of group %d, token %d, head %d: element %d is %v", groups[row/(attend*int64(heads))], row/int64(heads)%attend, row%int64(heads), int64(i)%int64(l.HeadDim()), x)
+	}
+	cut := func(size int64) (part []byte) {
+		part, b = b[:size:size], b[size:]
+		return part
+	}
+	cut(q)
+	st.q = payload.Floats()[:q/4]
+	st.append = kvcache.Append{
+		Session: kvcache.SessionID(m.Session), Epoch: kvcache.Epoch{Counter: m.Epoch}, Truncations: m.Truncations,
+		Layer: shard.Layer(m.Layer), Length: m.Length, Hashes: m.Hashes, Positions: int(m.Append), Encoding: dt,
+		K: cut(k), V: cut(v), KScale: cut(scales), VScale: cut(scales), Tokens: m.Tokens, Query: m.QueryPosition,
+	}
+	st.query = attention.Query{Tokens: int(m.Attend), Heads: heads, Offset: int64(m.QueryPosition)}
+	bytes = int64(len(payload.Bytes())) + answer + mask
+	if !st.raw && attend > 0 {
+		bytes += wire.MaxFrameBytes(codec, int(n*attend), heads, l.VDim())
+	}
+	return bytes, ""
+}
+
+// unpack makes the mask [attend, tree] of bytes from its bits.
+func (st *step) unpack(m *lane.Step) {
+	tree := int(m.Tree)
+	size := int(m.Attend) * tree
+	if cap(st.mask) < size {
+		st.mask = make([]byte, size)
+	}
+	st.mask = st.mask[:size]
+	row := (tree + 7) / 8
+	for token := range int(m.Attend) {
+		bits := m.TreeMask[token*row:][:row]
+		for i := range tree {
+			st.mask[token*tree+i] = bits[i/8] >> (i % 8) & 1
+		}
+	}
+	st.query.Mask, st.query.MaskHeads = st.mask, 1
+}
+
+// release lets go of what the step was given, and of memory that most steps do not need.
+func (st *step) release() {
+	st.view.Release()
+	st.append, st.query, st.options, st.q = kvcache.Append{}, attention.Query{}, attention.Options{}, nil
+	if cap(st.mask) > 1<<14 {
+		st.mask = nil
+	}
+}

@@ -1,0 +1,178 @@
+package worker
+
+import (
+	"encoding/binary"
+	"fmt"
+	"math"
+
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"headwater/attention"
+	"headwater/kvcache"
+	"headwater/lane"
+	headwaterv1 "headwater/proto/headwater/v1"
+	"headwater/shard"
+)
+
+// This file turns the messages of SessionService into what the store takes and gives.
+
+func invalidSession(format string, args ...any) *lane.Error {
+	return lane.Errorf(problemInvalid, format, args...)
+}
+
+func sessionID(field string, b []byte) (id kvcache.SessionID, err error) {
+	if len(b) != len(id) {
+		return id, invalidSession("%s: an id has %d bytes, not %d", field, len(id), len(b))
+	}
+	return kvcache.SessionID(b), nil
+}
+
+func readEpoch(field string, m *headwaterv1.Epoch) (e kvcache.Epoch, err error) {
+	if len(m.GetLane()) != len(e.Lane) {
+		return e, invalidSession("%s: the id of a lane has %d bytes, not %d", field, len(e.Lane), len(m.GetLane()))
+	}
+	return kvcache.Epoch{Counter: m.GetCounter(), Lane: kvcache.LaneID(m.GetLane())}, nil
+}
+
+func writeEpoch(e kvcache.Epoch) *headwaterv1.Epoch {
+	return &headwaterv1.Epoch{Counter: e.Counter, Lane: e.Lane[:]}
+}
+
+var sessionProblems = map[kvcache.Problem]headwaterv1.SessionProblem{
+	kvcache.Invalid:          problemInvalid,
+	kvcache.Unknown:          headwaterv1.SessionProblem_SESSION_PROBLEM_UNKNOWN,
+	kvcache.Exists:           headwaterv1.SessionProblem_SESSION_PROBLEM_EXISTS,
+	kvcache.Behind:           headwaterv1.SessionProblem_SESSION_PROBLEM_BEHIND,
+	kvcache.Ahead:            headwaterv1.SessionProblem_SESSION_PROBLEM_AHEAD,
+	kvcache.Different:        headwaterv1.SessionProblem_SESSION_PROBLEM_DIFFERENT,
+	kvcache.StaleEpoch:       headwaterv1.SessionProblem_SESSION_PROBLEM_STALE_EPOCH,
+	kvcache.OtherTruncations: headwaterv1.SessionProblem_SESSION_PROBLEM_OTHER_TRUNCATIONS,
+	kvcache.Freed:            headwaterv1.SessionProblem_SESSION_PROBLEM_FREED,
+	kvcache.OverBudget:       problemOver,
+}
+
+// refusal is an error of the store as it goes out.
+func refusal(err error) error {
+	e, ok := err.(*kvcache.Error)
+	if !ok {
+		return err
+	}
+	out := lane.Errorf(sessionProblems[e.Problem], "%s", e.Rule)
+	out.Why.Layer, out.Why.Group, out.Why.Length, out.Why.Truncations = uint32(e.Layer), uint32(e.Group), e.Length, e.Truncations
+	if e.Problem == kvcache.StaleEpoch {
+		out.Why.Epoch = writeEpoch(e.Epoch)
+	}
+	return out
+}
+
+// readConfig reads what a session is made with. The store checks what fits together.
+func readConfig(m *headwaterv1.SessionConfig) (kvcache.Config, error) {
+	if n := len(m.GetLayers()); n < 1 || n > shard.MaxLayers {
+		return kvcache.Config{}, invalidSession("config: %d layers are not in 1 to %d", n, shard.MaxLayers)
+	}
+	c := kvcache.Config{Tenant: m.GetTenant(), Model: m.GetModel(), Name: m.GetName(), Layers: make([]kvcache.Layer, 0, len(m.GetLayers()))}
+	if m.GetTtl() != nil {
+		if err := m.GetTtl().CheckValid(); err != nil {
+			return c, invalidSession("config: ttl: %v", err)
+		}
+		c.TTL = m.GetTtl().AsDuration()
+	}
+	shapes := make([]shard.LayerShape, len(m.GetLayers()))
+	for i, l := range m.GetLayers() {
+		shapes[i] = shard.LayerShape{Heads: int(l.GetNHeads()), KVHeads: int(l.GetNKvHeads()), HeadDim: int(l.GetHeadDim()), VDim: int(l.GetVDim())}
+	}
+	if _, err := shard.NewGeometry(shapes); err != nil {
+		return c, invalidSession("config: %v", err)
+	}
+	for i, l := range m.GetLayers() {
+		layer, err := readLayer(l, shapes[i])
+		if err != nil {
+			return c, invalidSession("config: layer %d: %v", i, err)
+		}
+		c.Layers = append(c.Layers, layer)
+	}
+	return c, nil
+}
+
+func readLayer(m *headwaterv1.SessionLayer, shape shard.LayerShape) (l kvcache.Layer, err error) {
+	dt, ok := storageTypes[m.GetStorage()]
+	if !ok {
+		return l, fmt.Errorf("storage: type %d is not known", m.GetStorage())
+	}
+	l = kvcache.Layer{Heads: shape.Heads, KVHeads: shape.KVHeads, Options: attention.DefaultOptions(shape.HeadDim)}
+	l.Options.Causal = m.GetCausal()
+	l.Options.WindowLeft, l.Options.WindowRight = m.GetWindowLeft(), m.GetWindowRight()
+	l.Options.Softcap, l.Options.AlibiSlopes, l.Options.Sinks = m.GetSoftcap(), m.GetAlibiSlopes(), m.GetSinks()
+	if m.GetScale() != 0 {
+		l.Options.Scale = m.GetScale()
+	}
+	if err := l.Options.Validate(shape.Heads); err != nil {
+		return l, err
+	}
+	l.Layout, err = attention.NewLayout(dt, shape.HeadDim, shape.VDim)
+	return l, err
+}
+
+func writeConfig(c *kvcache.Config) *headwaterv1.SessionConfig {
+	m := &headwaterv1.SessionConfig{Tenant: c.Tenant, Model: c.Model, Name: c.Name}
+	if c.TTL > 0 {
+		m.Ttl = durationpb.New(c.TTL)
+	}
+	for _, l := range c.Layers {
+		o := l.Options
+		out := &headwaterv1.SessionLayer{
+			NHeads: uint32(l.Heads), NKvHeads: uint32(l.KVHeads), HeadDim: uint32(l.Layout.HeadDim()), VDim: uint32(l.Layout.VDim()),
+			Causal: o.Causal, WindowLeft: o.WindowLeft, WindowRight: o.WindowRight, Scale: o.Scale, Softcap: o.Softcap,
+			AlibiSlopes: o.AlibiSlopes, Sinks: o.Sinks,
+		}
+		for storage, dt := range storageTypes {
+			if dt == l.Layout.DType() {
+				out.Storage = storage
+			}
+		}
+		m.Layers = append(m.Layers, out)
+	}
+	return m
+}
+
+// state is what the worker has of a session, as it goes out.
+func (s *sessions) state(st kvcache.State, config bool) *headwaterv1.SessionState {
+	m := &headwaterv1.SessionState{
+		Session:     st.Session[:],
+		Epoch:       writeEpoch(st.Epoch),
+		Truncations: st.Truncations,
+		Pinned:      st.Pinned,
+		PageBytes:   uint64(st.PageBytes),
+		OwnBytes:    uint64(st.OwnBytes),
+		Name:        st.Config.Name,
+		Tenant:      st.Config.Tenant,
+		Created:     timestamppb.New(st.Created),
+		Used:        timestamppb.New(st.Used),
+	}
+	for _, l := range st.Layers {
+		m.Layers = append(m.Layers, &headwaterv1.LayerState{Layer: uint32(l.Layer), Length: l.Length, Hashes: l.Hashes})
+	}
+	self := &headwaterv1.Holder{Name: s.w.cfg.Name, Boot: s.w.cfg.Boot[:]}
+	for _, h := range st.Held {
+		layer := &headwaterv1.HeldLayer{Layer: uint32(h.Layer)}
+		for _, g := range h.Groups {
+			layer.Groups = append(layer.Groups, uint32(g))
+		}
+		self.Layers = append(self.Layers, layer)
+	}
+	m.Holders = []*headwaterv1.Holder{self}
+	if config {
+		m.Config = writeConfig(st.Config)
+	}
+	return m
+}
+
+// floatBytes returns values as little-endian bytes.
+func floatBytes(values []float32) []byte {
+	out := make([]byte, 0, 4*len(values))
+	for _, v := range values {
+		out = binary.LittleEndian.AppendUint32(out, math.Float32bits(v))
+	}
+	return out
+}
