@@ -15,7 +15,9 @@
 //	decode_short     one query on 128 positions, f16, in L2: flops a second / FMA peak
 //	append_f16, append_int8  tokens appended one at a time to 1,000 sequences: bytes of K and V, in their storage type,
 //	                 taken in a second / write bandwidth
-//	job_32k          with -job: a whole job on a local cluster, see job.go
+//	job_32k          with -job: a job of 32,768 positions and 64 queries on a local cluster of two workers, from its
+//	                 submission to the result on disk / (kernel time of the slower worker + the job's bytes over its hops
+//	                 through bare gRPC streams + fsync of the result)
 //
 // The limits are those of package limits, measured before and after the kernels of every round; a round's limit is the
 // mean of both. Where the bus or the FMA peak that a figure does not name holds its kernel back more, stderr says so.

@@ -129,3 +129,18 @@ func TestUnknownArgumentsAreRefused(t *testing.T) {
 		}
 	}
 }
+
+func TestBareStreamsCarryTheBytes(t *testing.T) {
+	p, err := startBare(t.Context(), t.Output())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range [][2]int64{{0, 0}, {1, 0}, {0, 1}, {3*bareChunk + 1, 2*bareChunk - 1}} {
+		if err := p.move(t.Context(), n[0], n[1]); err != nil {
+			t.Errorf("%d bytes there and %d back: %v", n[0], n[1], err)
+		}
+	}
+	if err := p.stop(); err != nil {
+		t.Error(err)
+	}
+}
