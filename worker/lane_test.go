@@ -169,6 +169,71 @@ func TestASlowReaderBlocksItsOwnLane(t *testing.T) {
 	quick.end(t)
 }
 
+// TestAPromptGivesWay has one thread, a prompt that takes it for long, and steps of another session, which are answered before.
+func TestAPromptGivesWay(t *testing.T) {
+	p := serveSessions(t, Config{Threads: 1})
+	long, short := p.lane(t, 1), p.lane(t, 2)
+	layer := bigLayer()
+	layer.NHeads, layer.HeadDim, layer.VDim = 256, 32, 1
+	a, b := newSequence(1, layer), newSequence(2, bigLayer())
+	a.create(t, p, long)
+	b.create(t, p, short)
+	m := a.draw(t, 0, 20_000, 0, false)
+	if e := long.ask(t, m.step, m.payload).GetResult().GetError(); e != nil {
+		t.Fatal(e)
+	}
+	a.apply(m)
+	// 128 heads × 400 tokens × 20,000 positions × 33 elements of 2 groups.
+	m = a.draw(t, 0, 0, 400, false)
+	long.send(t, m.step, m.payload)
+	for p.w.threads.Busy() == 0 {
+		if t.Context().Err() != nil {
+			t.Fatal("the prompt does not begin")
+		}
+	}
+	for range 20 {
+		m := b.draw(t, 0, 1, 1, false)
+		r := short.ask(t, m.step, m.payload)
+		b.apply(m)
+		b.check(t, m, r)
+	}
+	// It goes on meanwhile; nobody needs its answer.
+	long.cancel()
+	if r, err := long.stream.Recv(); status.Code(err) != codes.Canceled {
+		t.Fatalf("the prompt came to its end: step %d, %v", r.GetId(), err)
+	}
+	short.end(t)
+}
+
+// TestJobsReclaimWhatSessionsDoNotUse has a job ask for room that an unused session has.
+func TestJobsReclaimWhatSessionsDoNotUse(t *testing.T) {
+	now := time.Unix(1e9, 0)
+	p := serveSessions(t, Config{Budget: 8 << 20, Now: func() time.Time { return now }})
+	d := p.lane(t, 1)
+	s := newSequence(1, simpleLayer(headwaterv1.StorageType_STORAGE_TYPE_F32))
+	s.create(t, p, d)
+	m := s.draw(t, 0, 5000, 0, false)
+	if e := d.ask(t, m.step, m.payload).GetResult().GetError(); e != nil {
+		t.Fatal(e)
+	}
+	d.end(t)
+	ask := func() error {
+		landed, err := p.w.try(func() error { return p.w.budget.Reserve(8 << 20) })
+		if landed != nil {
+			t.Fatal("it waits for blocks in flight, of which there are none")
+		}
+		return err
+	}
+	if err := ask(); err == nil {
+		t.Fatal("room was taken that a session uses")
+	}
+	now = now.Add(DefaultSessionTTL)
+	if err := ask(); err != nil {
+		t.Fatal(err)
+	}
+	p.w.budget.Release(8 << 20)
+}
+
 // TestAClientThatVanishes leaves lanes in the middle of all they do. What is left is sessions, as long as their answers say.
 func TestAClientThatVanishes(t *testing.T) {
 	p := serveSessions(t, Config{})
