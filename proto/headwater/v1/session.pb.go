@@ -88,7 +88,7 @@ func (StepCodec) EnumDescriptor() ([]byte, []int) {
 	return file_headwater_v1_session_proto_rawDescGZIP(), []int{0}
 }
 
-// SessionProblem is why a session's call is refused. The session is as it was before, but for what NOT_FINITE says.
+// SessionProblem is why a session's call is refused. The session is as it was before.
 type SessionProblem int32
 
 const (
@@ -114,7 +114,7 @@ const (
 	SessionProblem_SESSION_PROBLEM_FREED SessionProblem = 9
 	// There is no room, also after dropping what may be dropped.
 	SessionProblem_SESSION_PROBLEM_OVER_BUDGET SessionProblem = 10
-	// A score or a context is not finite. What the step appends has been appended.
+	// A score or a context is not finite.
 	SessionProblem_SESSION_PROBLEM_NOT_FINITE SessionProblem = 11
 	// A holder is lost, and its part of the session with it.
 	SessionProblem_SESSION_PROBLEM_LOST SessionProblem = 12
@@ -529,7 +529,7 @@ type Holder struct {
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// UUID of its boot, 16 bytes.
 	Boot []byte `protobuf:"bytes,2,opt,name=boot,proto3" json:"boot,omitempty"`
-	// Address of its gRPC service, host:port; empty from the worker itself, which is asked at it.
+	// Address of its gRPC service, host:port.
 	Address string `protobuf:"bytes,3,opt,name=address,proto3" json:"address,omitempty"`
 	// What it holds, ascending by layer.
 	Layers        []*HeldLayer `protobuf:"bytes,4,rep,name=layers,proto3" json:"layers,omitempty"`
@@ -2249,7 +2249,7 @@ type StepResult struct {
 	Length uint64 `protobuf:"varint,2,opt,name=length,proto3" json:"length,omitempty"`
 	// Chained hash of each held group now, ascending by group.
 	Hashes []uint64 `protobuf:"fixed64,3,rep,packed,name=hashes,proto3" json:"hashes,omitempty"`
-	// Time from the start of the kernels to their end, in nanoseconds.
+	// Time that kernels took, summed over threads, in nanoseconds.
 	ComputeNanos uint64 `protobuf:"varint,4,opt,name=compute_nanos,json=computeNanos,proto3" json:"compute_nanos,omitempty"`
 	// Time between the arrival of the step and its start, in nanoseconds.
 	QueueNanos uint64 `protobuf:"varint,5,opt,name=queue_nanos,json=queueNanos,proto3" json:"queue_nanos,omitempty"`

@@ -1,0 +1,306 @@
+package bench
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"github.com/HdrHistogram/hdrhistogram-go"
+
+	"headwater/client"
+	"headwater/tensor"
+)
+
+// Test is what is measured.
+type Test string
+
+// The tests.
+const (
+	Prefill Test = "prefill" // a prompt is appended and attends, in chunks
+	Decode  Test = "decode"  // one token after the other is appended and attends, in all sessions of a batch at once
+	Load    Test = "load"    // tokens come at a fixed rate, whether those before are answered or not
+)
+
+// Case is one measurement.
+type Case struct {
+	Test    Test
+	Layers  int // of one geometry
+	Heads   int
+	KVHeads int
+	HeadDim int
+	Storage tensor.DType
+	Codec   client.Codec
+	Direct  bool // the client speaks to the workers itself
+	Workers int  // at most so many hold a session; 0 is all
+
+	Positions int           // that each session has before a token, or in all after a prefill
+	Batch     int           // sessions at once
+	Chunk     int           // tokens of one step of a prefill
+	Spend     time.Duration // about how long steps are made
+	Rate      float64       // tokens a second that come, of all sessions; Load only
+}
+
+// Row is what a measurement gave.
+type Row struct {
+	Case
+	Tokens    int64         // that attended
+	Elapsed   time.Duration // while they did
+	Latencies *hdrhistogram.Histogram
+}
+
+// Latencies are recorded in microseconds from 1 to ten minutes, to three digits.
+const (
+	leastLatency = 1
+	mostLatency  = int64(10 * time.Minute / time.Microsecond)
+	digits       = 3
+)
+
+func newHistogram() *hdrhistogram.Histogram {
+	return hdrhistogram.New(leastLatency, mostLatency, digits)
+}
+
+// record adds a latency; one that the histogram can not hold counts as the largest it can.
+func record(h *hdrhistogram.Histogram, d time.Duration) {
+	_ = h.RecordValue(min(max(d.Microseconds(), leastLatency), mostLatency)) // it is in range
+}
+
+// Quantile returns the latency that a share of them, in 0 to 1, does not exceed.
+func (r *Row) Quantile(q float64) time.Duration {
+	return time.Duration(r.Latencies.ValueAtQuantile(100*q)) * time.Microsecond
+}
+
+// TokensPerSecond returns how many tokens attended in a second, over all sessions; a token passes all layers.
+func (r *Row) TokensPerSecond() float64 { return float64(r.Tokens) / r.Elapsed.Seconds() }
+
+// BytesPerSecond returns the bytes of keys and values that a decode's tokens had to read in a second; 0 for a prefill, whose
+// tokens share what is read.
+func (r *Row) BytesPerSecond() float64 {
+	if r.Test == Prefill {
+		return 0
+	}
+	position := 2 * r.KVHeads * r.HeadDim * r.Storage.Size()
+	if r.Storage == tensor.I8 {
+		position += 2 * 4 * r.KVHeads
+	}
+	return r.TokensPerSecond() * float64(r.Layers) * float64(r.Positions) * float64(position)
+}
+
+// FlopsPerSecond returns the useful floating-point operations in a second: a multiply and an add for each element of each
+// score and of each weighted value that a token sees.
+func (r *Row) FlopsPerSecond() float64 {
+	seen := float64(r.Positions)
+	if r.Test == Prefill {
+		seen = float64(r.Positions+1) / 2 // on average: position i sees i+1
+	}
+	return r.TokensPerSecond() * float64(r.Layers) * float64(r.Heads) * seen * 4 * float64(r.HeadDim)
+}
+
+func (c *Case) check() error {
+	switch {
+	case c.Positions < 1 || c.Batch < 1 || c.Layers < 1:
+		return fmt.Errorf("%d positions, %d sessions and %d layers must each be at least 1", c.Positions, c.Batch, c.Layers)
+	case c.Test == Prefill && c.Chunk < 1:
+		return fmt.Errorf("a chunk of %d tokens must have at least 1", c.Chunk)
+	case c.Test == Load && !(c.Rate > 0 && c.Rate <= 1e6):
+		return fmt.Errorf("a rate of %g tokens a second is not above 0 and at most 1000000", c.Rate)
+	}
+	return nil
+}
+
+// Measure makes one measurement and drops the sessions that it made. Told, if it is not nil, hears what is being done.
+func Measure(ctx context.Context, c *client.Client, of Case, told func(string)) (_ *Row, err error) {
+	if err := of.check(); err != nil {
+		return nil, fmt.Errorf("bench %s: %w", of.Test, err)
+	}
+	if told == nil {
+		told = func(string) {}
+	}
+	b := &bench{Case: of, client: c, told: told, row: &Row{Case: of, Latencies: newHistogram()}}
+	defer func() { err = errors.Join(err, b.drop(context.WithoutCancel(ctx))) }()
+	b.makeTensors()
+	switch of.Test {
+	case Prefill:
+		err = b.prefill(ctx)
+	case Decode:
+		err = b.decode(ctx)
+	case Load:
+		err = b.load(ctx)
+	default:
+		err = fmt.Errorf("it is not known")
+	}
+	if err != nil {
+		return nil, fmt.Errorf("bench %s: %w", of.Test, err)
+	}
+	return b.row, nil
+}
+
+// bench is a measurement under way.
+type bench struct {
+	Case
+	client   *client.Client
+	told     func(string)
+	row      *Row
+	sessions []*client.Session
+	// Tensors of fillTokens or of a chunk; a token takes the first rows. What attends does not look at their values.
+	q, k, v []float32
+	steps   []*client.Step // one for each session
+}
+
+// fillTokens is how many tokens one step appends where nothing attends.
+const fillTokens = 1024
+
+func (b *bench) makeTensors() {
+	rng := rand.New(rand.NewPCG(1, 2))
+	random := func(n int) []float32 {
+		x := make([]float32, n)
+		for i := range x {
+			x[i] = rng.Float32()*2 - 1
+		}
+		return x
+	}
+	tokens := max(min(b.Chunk, b.Positions), 1)
+	filled := max(tokens, min(fillTokens, b.Positions))
+	b.q = random(tokens * b.Heads * b.HeadDim)
+	b.k, b.v = random(filled*b.KVHeads*b.HeadDim), random(filled*b.KVHeads*b.HeadDim)
+}
+
+// open opens the batch's sessions, with so many positions in each layer.
+func (b *bench) open(ctx context.Context, positions int) error {
+	layers := make([]client.Layer, b.Layers)
+	for i := range layers {
+		layers[i] = client.Layer{Heads: b.Heads, KVHeads: b.KVHeads, HeadDim: b.HeadDim, Storage: b.Storage}
+	}
+	for i := range b.Batch {
+		s, err := b.client.OpenSession(ctx, client.SessionOptions{
+			Layers: layers, Name: fmt.Sprintf("bench %d", i), Workers: b.Workers, Direct: b.Direct, Codec: b.Codec,
+		})
+		if err != nil {
+			return err
+		}
+		b.sessions = append(b.sessions, s)
+	}
+	row := b.KVHeads * b.HeadDim
+	for done := 0; done < positions; {
+		n := min(fillTokens, positions-done)
+		for layer := range layers {
+			var steps []*client.Step
+			for _, s := range b.sessions {
+				steps = append(steps, &client.Step{Session: s, Layer: layer, K: b.k[:n*row], V: b.v[:n*row]})
+			}
+			if err := client.Do(ctx, steps...); err != nil {
+				return err
+			}
+		}
+		done += n
+		b.told(fmt.Sprintf("filling: %d of %d positions", done, positions))
+	}
+	return nil
+}
+
+// attend prepares a step of n tokens for each session, at most as many as the one before.
+func (b *bench) attend(n int) {
+	q, kv := b.Heads*b.HeadDim, b.KVHeads*b.HeadDim
+	if len(b.steps) == 0 {
+		for _, s := range b.sessions {
+			b.steps = append(b.steps, &client.Step{Session: s, Context: make([]float32, n*q), LSE: make([]float32, n*b.Heads)})
+		}
+	}
+	for _, step := range b.steps {
+		step.Q, step.K, step.V = b.q[:n*q], b.k[:n*kv], b.v[:n*kv]
+		step.Context, step.LSE = step.Context[:n*q], step.LSE[:n*b.Heads]
+	}
+}
+
+// pass lets the prepared steps go through all layers.
+func (b *bench) pass(ctx context.Context) error {
+	for layer := range b.Layers {
+		for _, step := range b.steps {
+			step.Layer = layer
+		}
+		if err := client.Do(ctx, b.steps...); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// truncate takes back what was appended beyond so many positions.
+func (b *bench) truncate(ctx context.Context, positions int) error {
+	for _, s := range b.sessions {
+		if err := s.Truncate(ctx, positions); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (b *bench) prefill(ctx context.Context) error {
+	if err := b.open(ctx, 0); err != nil {
+		return err
+	}
+	chunk := min(b.Chunk, b.Positions)
+	for b.row.Tokens == 0 || b.row.Elapsed < b.Spend {
+		if err := b.truncate(ctx, 0); err != nil {
+			return err
+		}
+		b.attend(chunk)
+		began := time.Now()
+		for done := 0; done < b.Positions; {
+			n := min(chunk, b.Positions-done)
+			b.attend(n)
+			if err := b.pass(ctx); err != nil {
+				return err
+			}
+			done += n
+			b.told(fmt.Sprintf("prefill: %d of %d positions", done, b.Positions))
+		}
+		took := time.Since(began)
+		record(b.row.Latencies, took)
+		b.row.Elapsed += took
+		b.row.Tokens += int64(b.Positions) * int64(b.Batch)
+	}
+	return nil
+}
+
+// decodeRun is how many tokens a session grows by before they are taken back, so that its length hardly changes.
+const decodeRun = 64
+
+func (b *bench) decode(ctx context.Context) error {
+	// The token that is measured is the last of Positions.
+	if err := b.open(ctx, b.Positions-1); err != nil {
+		return err
+	}
+	b.attend(1)
+	b.told("decode")
+	if err := b.pass(ctx); err != nil { // the first touches what all others find warm
+		return err
+	}
+	for grown := 1; b.row.Tokens == 0 || b.row.Elapsed < b.Spend; grown++ {
+		if grown == decodeRun {
+			if err := b.truncate(ctx, b.Positions-1); err != nil {
+				return err
+			}
+			grown = 0
+		}
+		began := time.Now()
+		if err := b.pass(ctx); err != nil {
+			return err
+		}
+		took := time.Since(began)
+		record(b.row.Latencies, took)
+		b.row.Elapsed += took
+		b.row.Tokens += int64(b.Batch)
+	}
+	return nil
+}
+
+// drop ends the sessions.
+func (b *bench) drop(ctx context.Context) error {
+	var errs []error
+	for _, s := range b.sessions {
+		errs = append(errs, s.Drop(ctx))
+	}
+	return errors.Join(errs...)
+}

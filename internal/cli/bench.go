@@ -1,0 +1,363 @@
+package cli
+
+import (
+	"context"
+	"encoding/csv"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"headwater/client"
+	"headwater/internal/bench"
+	"headwater/internal/localcluster"
+	"headwater/tensor"
+	"headwater/wire"
+)
+
+// benchFlags are what bench is told. Lists have commas; every combination is measured.
+type benchFlags struct {
+	at                              remote
+	local, threads                  int
+	tests, positions, batch         string
+	storage, codec, workers         string
+	layers, heads, kvHeads, headDim int
+	chunk                           int
+	spend                           time.Duration
+	rate                            float64
+	direct, quiet                   bool
+	format, codecs                  string
+}
+
+func (a *app) bench() *cobra.Command {
+	var f benchFlags
+	cmd := &cobra.Command{
+		Use: "bench", Short: "Measure sessions on a cluster: prompts, tokens, latency under load, codecs", Args: exactly(),
+		Long: "Measure sessions on a running cluster, or on one of this machine, from a client's side: prefill (a prompt in chunks), decode\n" +
+			"(one token after the other in all sessions of a batch at once) and load (tokens come at a fixed rate, whether those before\n" +
+			"are answered or not; a token's latency counts from when it was to come). One row for every combination of the lists.\n" +
+			"Keys and values are random, of a fixed seed. With --codecs FILE, what each codec of contexts makes of the contexts in a\n" +
+			"result file: bytes, rate and loss; no cluster is needed.",
+		Example: `  coord bench --local 2
+  coord bench --positions 1024,16384 --batch 1,8 --storage f16,int8 --workers 1,3 --direct
+  coord bench --tests load --rate 200 --batch 16 --spend 30s --format csv
+  coord bench --codecs context.safetensors`,
+		RunE: func(cmd *cobra.Command, _ []string) error { return a.runBench(cmd, f) },
+	}
+	flags := cmd.Flags()
+	f.at.flags(flags)
+	flags.IntVar(&f.local, "local", 0, "measure a cluster of `N` workers on this machine, started for it")
+	flags.IntVar(&f.threads, "threads", 0, "with --local: kernel threads of each worker (default: all of the machine's)")
+	flags.StringVar(&f.tests, "tests", "prefill,decode", "`tests`: prefill, decode, load")
+	flags.StringVar(&f.positions, "positions", "1024,8192", "`positions` that a token sees, or a prompt has in all")
+	flags.StringVar(&f.batch, "batch", "1", "`sessions` at once")
+	flags.StringVar(&f.storage, "storage", "f16", "how keys and values are stored: `f32,f16,bf16,int8`")
+	flags.StringVar(&f.codec, "codec", "auto", "how contexts come back: `auto,raw,exact,bf16,f16,int8`; the last three are lossy")
+	flags.StringVar(&f.workers, "workers", "0", "at most so many `workers` hold a session, 0 is all")
+	flags.IntVar(&f.layers, "layers", 1, "layers of the model")
+	flags.IntVar(&f.heads, "heads", 32, "query heads of a layer (n_heads)")
+	flags.IntVar(&f.kvHeads, "kv-heads", 8, "key/value heads of a layer (n_kv_heads)")
+	flags.IntVar(&f.headDim, "head-dim", 128, "elements of a query, a key and a value")
+	flags.IntVar(&f.chunk, "chunk", 512, "tokens of one step of a prefill")
+	flags.DurationVar(&f.spend, "spend", 3*time.Second, "about how long each row measures")
+	flags.Float64Var(&f.rate, "rate", 100, "`tokens` a second of a load, over all sessions")
+	flags.BoolVar(&f.direct, "direct", false, "speak to the workers, not through the coordinator")
+	flags.StringVar(&f.codecs, "codecs", "", "measure the codecs on the contexts of this result `file` instead")
+	flags.BoolVarP(&f.quiet, "quiet", "q", false, "show no progress")
+	choice(cmd, flags, &f.format, "format", "markdown", "how rows are printed; --output json is json as well", "markdown", "csv", "json")
+	flagOnly(flags, "local", "tests", "positions", "batch", "storage", "codec", "workers", "layers", "heads", "kv-heads", "head-dim",
+		"chunk", "spend", "rate", "direct", "codecs", "format")
+	return cmd
+}
+
+var storageNames = map[string]tensor.DType{"f32": tensor.F32, "f16": tensor.F16, "bf16": tensor.BF16, "int8": tensor.I8}
+
+var sessionCodecs = map[string]client.Codec{
+	"auto": client.Auto, "raw": client.Raw, "exact": client.Exact, "bf16": client.BF16, "f16": client.F16, "int8": client.Int8,
+}
+
+// words reads a list of words, each one of a map's keys.
+func words[T any](name, list string, of map[string]T) ([]string, error) {
+	all := strings.Split(list, ",")
+	for i, word := range all {
+		all[i] = strings.TrimSpace(word)
+		if _, ok := of[all[i]]; !ok {
+			known := make([]string, 0, len(of))
+			for key := range of {
+				known = append(known, key)
+			}
+			slices.Sort(known)
+			return nil, usage("--%s: %q is none of %s", name, all[i], strings.Join(known, ", "))
+		}
+	}
+	return all, nil
+}
+
+// counts reads a list of integers that are at least least.
+func counts(name, list string, least int64) ([]int64, error) {
+	all, err := integers(name, list)
+	if err != nil {
+		return nil, err
+	}
+	if len(all) == 0 {
+		return nil, usage("--%s is empty", name)
+	}
+	for _, n := range all {
+		if n < least || n > 1<<30 {
+			return nil, usage("--%s: %d is not in %d to %d", name, n, least, 1<<30)
+		}
+	}
+	return all, nil
+}
+
+var benchTests = map[string]bench.Test{"prefill": bench.Prefill, "decode": bench.Decode, "load": bench.Load}
+
+// cases are all combinations that the flags name.
+func (f *benchFlags) cases() (all []bench.Case, err error) {
+	tests, err := words("tests", f.tests, benchTests)
+	if err != nil {
+		return nil, err
+	}
+	storage, err := words("storage", f.storage, storageNames)
+	if err != nil {
+		return nil, err
+	}
+	codecs, err := words("codec", f.codec, sessionCodecs)
+	if err != nil {
+		return nil, err
+	}
+	positions, err := counts("positions", f.positions, 1)
+	if err != nil {
+		return nil, err
+	}
+	batches, err := counts("batch", f.batch, 1)
+	if err != nil {
+		return nil, err
+	}
+	workers, err := counts("workers", f.workers, 0)
+	if err != nil {
+		return nil, err
+	}
+	switch {
+	case f.spend <= 0:
+		return nil, usage("--spend is %s, must be above 0", f.spend)
+	case f.layers < 1 || f.heads < 1 || f.kvHeads < 1 || f.headDim < 1 || f.chunk < 1:
+		return nil, usage("--layers, --heads, --kv-heads, --head-dim and --chunk must each be at least 1")
+	}
+	for _, test := range tests {
+		for _, n := range workers {
+			for _, dtype := range storage {
+				for _, codec := range codecs {
+					for _, batch := range batches {
+						for _, long := range positions {
+							all = append(all, bench.Case{
+								Test: benchTests[test], Layers: f.layers, Heads: f.heads, KVHeads: f.kvHeads, HeadDim: f.headDim,
+								Storage: storageNames[dtype], Codec: sessionCodecs[codec], Direct: f.direct, Workers: int(n),
+								Positions: int(long), Batch: int(batch), Chunk: f.chunk, Spend: f.spend, Rate: f.rate,
+							})
+						}
+					}
+				}
+			}
+		}
+	}
+	return all, nil
+}
+
+func (a *app) runBench(cmd *cobra.Command, f benchFlags) (err error) {
+	ctx := cmd.Context()
+	if a.json() {
+		f.format = "json"
+	}
+	if f.codecs != "" {
+		return a.benchCodecs(f)
+	}
+	cases, err := f.cases()
+	switch {
+	case err != nil:
+		return err
+	case cmd.Flags().Changed("local") && f.local < 1:
+		return usage("--local is %d, must be at least 1", f.local)
+	case f.local != 0 && cmd.Flags().Changed("coordinator") && !a.settled["coordinator"]:
+		return usage("--local starts a coordinator of its own: no --coordinator with it")
+	case f.local == 0 && f.threads != 0:
+		return usage("--threads is of the workers that --local starts")
+	}
+	if f.local != 0 {
+		cluster, started := a.startLocal(ctx, localcluster.Options{Workers: f.local, Threads: f.threads})
+		if started != nil {
+			return started
+		}
+		defer func() { err = errors.Join(err, stopLocal(cluster)) }()
+		f.at.address = cluster.Address()
+	}
+	return f.at.with(ctx, func(ctx context.Context, c *client.Client) error {
+		status, err := c.Status(ctx)
+		if err != nil {
+			return err
+		}
+		rows := a.rows(f.format, "test", "geometry", "kv", "codec", "way", "workers", "batch", "positions", ">tokens/s", ">p50 ms", ">p99 ms", ">p99.9 ms", ">KV GB/s", ">GFLOP/s")
+		for i, one := range cases {
+			bar := a.progress(f.quiet)
+			row, err := bench.Measure(ctx, c, one, func(doing string) {
+				bar.show(fmt.Sprintf("row %d of %d, %s %s", i+1, len(cases), one.Test, doing), 0, 0, false)
+			})
+			bar.end()
+			if err != nil {
+				return err
+			}
+			if err := rows.add(benchCells(row, len(status.GetWorkers()))...); err != nil {
+				return err
+			}
+		}
+		return rows.end()
+	})
+}
+
+// storageName is the word of --storage.
+func storageName(of tensor.DType) string {
+	for name, dtype := range storageNames {
+		if dtype == of {
+			return name
+		}
+	}
+	return of.String()
+}
+
+// benchCells are a row as it is printed.
+func benchCells(r *bench.Row, all int) []any {
+	way, workers, rate := "relay", r.Workers, any(nil)
+	if r.Direct {
+		way = "direct"
+	}
+	if workers == 0 || workers > all {
+		workers = all
+	}
+	if n := r.BytesPerSecond(); n > 0 {
+		rate = n / 1e9
+	}
+	codec := string(r.Codec)
+	if codec == "" {
+		codec = "auto"
+	}
+	ms := func(q float64) float64 { return float64(r.Quantile(q)) / float64(time.Millisecond) }
+	test := string(r.Test)
+	if r.Test == bench.Load {
+		test = fmt.Sprintf("load %g/s", r.Rate)
+	}
+	return []any{
+		test, fmt.Sprintf("%dx %d/%d d %d", r.Layers, r.Heads, r.KVHeads, r.HeadDim), storageName(r.Storage), codec, way, workers, r.Batch, r.Positions,
+		r.TokensPerSecond(), ms(0.5), ms(0.99), ms(0.999), rate, r.FlopsPerSecond() / 1e9,
+	}
+}
+
+// rows prints measurements as they come: Markdown or CSV a line each, JSON at the end.
+type rows struct {
+	app    *app
+	format string
+	header []string
+	right  []bool
+	csv    *csv.Writer
+	kept   []map[string]any
+}
+
+// rows begins a table. Columns whose header begins with ">" are numbers, aligned to the right.
+func (a *app) rows(format string, header ...string) *rows {
+	r := &rows{app: a, format: format, csv: csv.NewWriter(a.Out), kept: []map[string]any{}}
+	for _, name := range header {
+		name, right := strings.CutPrefix(name, ">")
+		r.header, r.right = append(r.header, name), append(r.right, right)
+	}
+	return r
+}
+
+// figure prints three digits or more.
+func figure(x float64) string {
+	switch {
+	case x >= 100:
+		return strconv.FormatFloat(x, 'f', 0, 64)
+	case x >= 10:
+		return strconv.FormatFloat(x, 'f', 1, 64)
+	case x >= 0.01 || x == 0:
+		return strconv.FormatFloat(x, 'f', 3, 64)
+	}
+	return strconv.FormatFloat(x, 'e', 2, 64)
+}
+
+func (r *rows) add(cells ...any) error {
+	if r.format == "json" {
+		one := map[string]any{}
+		for i, cell := range cells {
+			one[strings.NewReplacer(" ", "_", "/", "_per_", ".", "_").Replace(strings.ToLower(r.header[i]))] = cell
+		}
+		r.kept = append(r.kept, one)
+		return nil
+	}
+	text := make([]string, len(cells))
+	for i, cell := range cells {
+		switch x := cell.(type) {
+		case nil:
+		case float64:
+			text[i] = figure(x)
+		default:
+			text[i] = fmt.Sprint(x)
+		}
+	}
+	first := len(r.kept) == 0
+	r.kept = append(r.kept, nil)
+	if r.format == "csv" {
+		if first {
+			_ = r.csv.Write(r.header) // as is Write below, told by Error
+		}
+		_ = r.csv.Write(text)
+		r.csv.Flush()
+		return r.csv.Error()
+	}
+	if first {
+		rule := make([]string, len(r.header))
+		for i, right := range r.right {
+			if rule[i] = "---"; right {
+				rule[i] = "--:"
+			}
+		}
+		if _, err := fmt.Fprintf(r.app.Out, "| %s |\n| %s |\n", strings.Join(r.header, " | "), strings.Join(rule, " | ")); err != nil {
+			return err
+		}
+	}
+	_, err := fmt.Fprintf(r.app.Out, "| %s |\n", strings.Join(text, " | "))
+	return err
+}
+
+func (r *rows) end() error {
+	if r.format != "json" {
+		return nil
+	}
+	return r.app.printJSON(r.kept)
+}
+
+// codecRounds is how often each codec is timed.
+const codecRounds = 9
+
+// benchCodecs measures the codecs on the contexts of a result file.
+func (a *app) benchCodecs(f benchFlags) error {
+	blocks, err := bench.ContextBlocks(f.codecs)
+	if err != nil {
+		return err
+	}
+	rows := a.rows(f.format, "codec", ">ratio", ">encode and decode GB/s", ">encode GB/s", ">decode GB/s", ">largest error")
+	for _, codec := range []wire.Codec{wire.Exact, wire.BF16, wire.F16, wire.I8} {
+		m, err := wire.Measure(codec, blocks, codecRounds, time.Now)
+		if err != nil {
+			return fmt.Errorf("%s: %w", f.codecs, err)
+		}
+		rate := func(d time.Duration) float64 { return float64(m.ContextBytes) / d.Seconds() / 1e9 }
+		if err := rows.add(codec.String(), m.Ratio(), m.Rate()/1e9, rate(m.Encode), rate(m.Decode), m.MaxError); err != nil {
+			return err
+		}
+	}
+	return rows.end()
+}
