@@ -32,6 +32,8 @@ var avx512 = vector{
 	coefficients:  coefficients_avx512,
 	merge:         merge_avx512,
 	transpose:     transpose_avx512,
+	columns:       [...]columnsFunc{1: columns1_avx512, 2: columns2_avx512},
+	column:        [...]columnFunc{1: column1_avx512, 2: column2_avx512, 4: column4_avx512},
 }
 
 var avx2 = vector{
@@ -43,4 +45,6 @@ var avx2 = vector{
 	coefficients:  coefficients_avx2,
 	merge:         merge_avx2,
 	transpose:     transpose_avx2,
+	columns:       [...]columnsFunc{1: columns1_avx2, 2: columns2_avx2},
+	column:        [...]columnFunc{1: column1_avx2, 2: column2_avx2, 4: column4_avx2},
 }

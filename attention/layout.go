@@ -27,6 +27,11 @@ const rowPad = 16
 //	KScale  [64] f32, int8 only
 //	VScale  [64] f32, int8 only
 //
+// A position is written into the transposed K at once, though each of its elements lies on a line of its own. To keep the
+// newest page's keys as they come, and transpose them for every attention, was measured (go test -bench Write): in 8,000
+// pages of head_dim 128, as decoding 1,000 sequences of 8 groups goes through them, a position takes 0.8 to 1.0 µs, as it
+// comes 0.1 µs, and to transpose half a page of them 1.0 to 2.0 µs. A step of decoding has one of each.
+//
 // Only NewLayout makes one that is valid. Layouts are comparable.
 type Layout struct {
 	dt            tensor.DType
@@ -133,28 +138,10 @@ func (l Layout) Write(page []byte, at, n int, rows Rows) error {
 		return fmt.Errorf("write to page: %w", err)
 	}
 	size := l.dt.Size()
-	k := l.k(page)
-	switch size {
-	case 1:
-		for t := range n {
-			for i, x := range rows.K[t*l.headDim:][:l.headDim] {
-				k[i*PageLen+at+t] = x
-			}
-		}
-	case 2:
-		for t := range n {
-			row := rows.K[t*2*l.headDim:][:2*l.headDim]
-			for i := 0; i+2 <= len(row); i += 2 {
-				*(*[2]byte)(k[i*PageLen+2*(at+t):]) = [2]byte(row[i:])
-			}
-		}
-	case 4:
-		for t := range n {
-			row := rows.K[t*4*l.headDim:][:4*l.headDim]
-			for i := 0; i+4 <= len(row); i += 4 {
-				*(*[4]byte)(k[i*PageLen+4*(at+t):]) = [4]byte(row[i:])
-			}
-		}
+	if k := selected.Load().kernel; k != nil && k.vector != nil {
+		k.vector.writeKeys(l.k(page), rows.K, at, n, l.headDim, size)
+	} else {
+		writeKeys(l.k(page), rows.K, at, n, l.headDim, size)
 	}
 	v, stride, row := page[l.kBytes():], l.vStride()*size, l.VRowBytes()
 	for t := range n {
@@ -168,6 +155,32 @@ func (l Layout) Write(page []byte, at, n int, rows Rows) error {
 		}
 	}
 	return nil
+}
+
+// writeKeys writes n rows [n][dim] as the columns of k [dim][64] from column at on; size is that of an element in bytes.
+func writeKeys(k, rows []byte, at, n, dim, size int) {
+	switch size {
+	case 1:
+		for t := range n {
+			for i, x := range rows[t*dim:][:dim] {
+				k[i*PageLen+at+t] = x
+			}
+		}
+	case 2:
+		for t := range n {
+			row := rows[t*2*dim:][:2*dim]
+			for i := 0; i+2 <= len(row); i += 2 {
+				*(*[2]byte)(k[i*PageLen+2*(at+t):]) = [2]byte(row[i:])
+			}
+		}
+	case 4:
+		for t := range n {
+			row := rows[t*4*dim:][:4*dim]
+			for i := 0; i+4 <= len(row); i += 4 {
+				*(*[4]byte)(k[i*PageLen+4*(at+t):]) = [4]byte(row[i:])
+			}
+		}
+	}
 }
 
 // Read is the inverse of Write: it fills rows, whose slices have the lengths that Write asks for.

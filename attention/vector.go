@@ -31,9 +31,15 @@ type vector struct {
 	merge func(o, x *float32, a, b float32, n int)
 	// transpose writes 8 rows of n float32, n a multiple of 8, as 8 columns of dst [n][64].
 	transpose func(dst, src *float32, stride, n int)
+	// columns is transpose for elements of 1 and 2 bytes, by their size; n is a multiple of 16 bytes.
+	columns [3]columnsFunc
+	// column writes one row of n elements as a column of dst [n][64], by the size of an element.
+	column [5]columnFunc
 }
 
 type (
+	columnsFunc = func(dst, src *byte, stride, n int)
+	columnFunc  = func(dst, src *byte, n int)
 	// scoresFunc is kernel.scores for rows of q that lie stride bytes apart; carry 0 begins the chains at +0 instead of
 	// s. While it does the first rows it asks for as much memory as k has, from k + ahead on, unless ahead is 0.
 	scoresFunc = func(s, q *float32, k *byte, stride, n, rows, carry, ahead int)
@@ -215,6 +221,29 @@ func (b *block) adjust(s, kScale *float32, r, base int) {
 func (c *call) plain(base int) bool {
 	return c.opts.Softcap == 0 && len(c.opts.AlibiSlopes) == 0 && c.q.BiasHeads == 0 &&
 		(c.q.MaskHeads == 0 || base+PageLen <= c.q.MaskFrom)
+}
+
+// writeKeys is the function writeKeys in assembly: 8 rows at a time, then one by one.
+func (v *vector) writeKeys(k, rows []byte, at, n, dim, size int) {
+	block := 16 / size
+	if size == 4 {
+		block = 8
+	}
+	t, whole := 0, dim/block*block
+	for ; t+8 <= n && whole > 0; t += 8 {
+		dst, src := &k[(at+t)*size], &rows[t*dim*size]
+		if size == 4 {
+			v.transpose((*float32)(unsafe.Pointer(dst)), (*float32)(unsafe.Pointer(src)), 4*dim, whole)
+		} else {
+			v.columns[size](dst, src, dim*size, whole)
+		}
+		for r := t; r < t+8 && whole < dim; r++ {
+			v.column[size](&k[(whole*PageLen+at+r)*size], &rows[(r*dim+whole)*size], dim-whole)
+		}
+	}
+	for ; t < n; t++ {
+		v.column[size](&k[(at+t)*size], &rows[t*dim*size], dim)
+	}
 }
 
 // mergeParts is parts.mergeAll in assembly.

@@ -71,3 +71,28 @@ func merge_avx2(o *float32, x *float32, a float32, b float32, n int)
 //
 //go:noescape
 func transpose_avx2(dst *float32, src *float32, stride int, n int)
+
+// columns1_avx2 writes 8 rows of n elements, n a multiple of 16 and the rows stride bytes apart, as 8 columns of dst [n][64].
+//
+//go:noescape
+func columns1_avx2(dst *byte, src *byte, stride int, n int)
+
+// columns2_avx2 writes 8 rows of n elements, n a multiple of 8 and the rows stride bytes apart, as 8 columns of dst [n][64].
+//
+//go:noescape
+func columns2_avx2(dst *byte, src *byte, stride int, n int)
+
+// column1_avx2 writes n elements as a column of dst [n][64].
+//
+//go:noescape
+func column1_avx2(dst *byte, src *byte, n int)
+
+// column2_avx2 writes n elements as a column of dst [n][64].
+//
+//go:noescape
+func column2_avx2(dst *byte, src *byte, n int)
+
+// column4_avx2 writes n elements as a column of dst [n][64].
+//
+//go:noescape
+func column4_avx2(dst *byte, src *byte, n int)

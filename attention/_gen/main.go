@@ -71,6 +71,11 @@ func main() {
 	coefficients()
 	mergeRows()
 	transpose()
+	columns(1)
+	columns(2)
+	for _, size := range []int{1, 2, 4} {
+		column(size)
+	}
 	Generate()
 }
 

@@ -1,0 +1,98 @@
+//go:build unix
+
+package attention
+
+import (
+	"bytes"
+	"fmt"
+	"math/rand/v2"
+	"testing"
+
+	"headwater/tensor"
+)
+
+// TestWriteKeys holds the transposition in assembly against that in Go, for elements and rows of any size, with keys and
+// pages between guards.
+func TestWriteKeys(t *testing.T) {
+	for i := range kernels {
+		v := kernels[i].vector
+		if v == nil {
+			continue
+		}
+		rnd := rand.New(rand.NewPCG(1, 5))
+		for _, size := range []int{1, 2, 4} {
+			for dim := 1; dim < 150; dim++ {
+				g := &guards{t: t}
+				n := 1 + rnd.IntN(PageLen)
+				at := rnd.IntN(PageLen - n + 1)
+				rows, k := g.bytes(n*dim*size, dim%2 == 0), g.bytes(PageLen*dim*size, rnd.IntN(2) == 0)
+				for i := range rows {
+					rows[i] = byte(rnd.Uint32())
+				}
+				for i := range k {
+					k[i] = byte(rnd.Uint32())
+				}
+				want := bytes.Clone(k)
+				writeKeys(want, rows, at, n, dim, size)
+				v.writeKeys(k, rows, at, n, dim, size)
+				if !bytes.Equal(k, want) {
+					t.Fatalf("%s: %d rows of %d elements of %d bytes from %d differ", kernels[i].name, n, dim, size, at)
+				}
+				g.free()
+			}
+		}
+	}
+}
+
+// BenchmarkWrite appends to the pages of 1,000 sequences of 8 groups, one position to each in turn, and whole pages;
+// beside it what keeping the newest page's keys as they come would take and cost: to copy them, and to transpose up to a
+// page of them at each attention.
+func BenchmarkWrite(b *testing.B) {
+	const pages = 8000
+	for _, dt := range storages {
+		l, err := NewLayout(dt, 128, 128)
+		if err != nil {
+			b.Fatal(err)
+		}
+		size := l.PageBytes()
+		arena := make([]byte, pages*size)
+		rows := rowsOf(l, PageLen)
+		one := Rows{K: rows.K[:l.KRowBytes()], V: rows.V[:l.VRowBytes()]}
+		if l.scaled() {
+			one.KScale, one.VScale = rows.KScale[:1], rows.VScale[:1]
+		}
+		page := func(i int) []byte { return arena[i%pages*size:][:size] }
+		run := func(name string, do func(i int)) {
+			b.Run(fmt.Sprint(dt, " ", name), func(b *testing.B) {
+				for i := 0; b.Loop(); i++ {
+					do(i)
+				}
+			})
+		}
+		run("position", func(i int) {
+			if err := l.Write(page(i), i/pages%PageLen, 1, one); err != nil {
+				b.Fatal(err)
+			}
+		})
+		run("position as it comes", func(i int) {
+			p, at := page(i), i/pages%PageLen
+			copy(p[at*l.KRowBytes():], one.K)
+			copy(p[l.kBytes()+at*l.VRowBytes():], one.V)
+		})
+		run("page", func(i int) {
+			if err := l.Write(page(i), 0, PageLen, rows); err != nil {
+				b.Fatal(err)
+			}
+		})
+		k := make([]byte, l.kBytes())
+		run("transpose 32 at attention", func(i int) {
+			if v := selected.Load().kernel.vector; v != nil {
+				v.writeKeys(k, page(i)[:32*l.KRowBytes()], 0, 32, 128, dt.Size())
+			}
+		})
+		if dt != tensor.F32 {
+			continue
+		}
+		run("page in Go", func(i int) { writeKeys(page(i), rows.K, 0, PageLen, 128, 4) })
+	}
+}
