@@ -10,7 +10,7 @@ export GOFLAGS += -buildvcs=false
 
 .DEFAULT_GOAL := help
 .PHONY: help build demo test unit lint format proto generate breaking fuzz bench bench-plots figures-kernels figures-job figures-sessions \
-	fixtures image test-k8s clean
+	fixtures image test-k8s test-python wheel clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,11 +21,26 @@ build: ## build static binaries: bin/coord and bin/worker
 demo: build ## run a job of a real model on a local cluster, and show what comes out
 	@bash demo/demo.sh
 
-test: lint build unit ## run the linters and all tests, with the race detector
+test: lint build unit test-python ## run the linters and all tests, with the race detector
 
 unit: ## run all tests, with the race detector, and more of the kernels' without it
 	$(GO) test -race -timeout 20m ./...
 	$(GO) test -timeout 20m ./attention
+
+# The Python client's tests, in a virtual environment of their own.
+PYTHON ?= python3
+VENV := .cache/python
+$(VENV)/ready: clients/python/requirements-test.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo 'Python 3.10 or newer is needed; name it by make PYTHON=...' >&2; exit 1; }
+	@$(PYTHON) -m venv --clear $(VENV) || { echo 'Python has no ensurepip: install python3-venv (Debian, Ubuntu), or name another by make PYTHON=...' >&2; exit 1; }
+	$(VENV)/bin/pip install -q --disable-pip-version-check -r $<
+	@touch $@
+
+test-python: build $(VENV)/ready ## check the types of the Python client and run its tests against a local cluster
+	cd clients/python && ../../$(VENV)/bin/mypy && ../../$(VENV)/bin/python -m pytest
+
+wheel: $(VENV)/ready ## build the wheel of the Python client into out/
+	$(VENV)/bin/pip wheel -q --disable-pip-version-check --no-deps -w out clients/python
 
 lint: ## check format, code, protocol and known vulnerabilities
 	@bash .ci/lint
@@ -34,8 +49,9 @@ format: ## format the code
 	$(TOOL) gofumpt -w .
 	$(TOOL) buf format -w
 
-proto: ## generate the protocol's code
+proto: $(VENV)/ready ## generate the protocol's code, for Go and Python
 	$(TOOL) buf generate
+	PYTHON=$(CURDIR)/$(VENV)/bin/python clients/python/generate.sh
 
 generate: ## generate the assembly of the attention kernels, conversions and codecs
 	$(GO) generate ./attention ./tensor ./wire

@@ -1,0 +1,183 @@
+"""Lanes: the streams that carry steps, and their messages, whose tensors protobuf does not copy.
+
+A LaneRequest is its id, a Step and the payload. The Step is small and made by protobuf; the message around it is written
+here, so that the tensors are copied once, into the message. Of a LaneResponse, the payload is a view.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import grpc
+import numpy as np
+from google.protobuf.message import DecodeError
+
+from .arrays import Array
+from .v1 import session_pb2
+
+METHOD = "/headwater.v1.SessionService/Lane"
+METADATA_KEY = "headwater-lane"
+
+
+def _varint(n: int) -> bytes:
+    out = bytearray()
+    while n > 0x7F:
+        out.append(n & 0x7F | 0x80)
+        n >>= 7
+    out.append(n)
+    return bytes(out)
+
+
+def encode_request(id: int, step: bytes, payload: Iterable[Array]) -> bytes:
+    """The bytes of a LaneRequest: a serialized Step, and arrays in C order one after the other."""
+    parts = [a for a in payload if a.nbytes]
+    size = sum(a.nbytes for a in parts)
+    head = b"\x08" + _varint(id) + b"\x12" + _varint(len(step)) + step
+    if size:
+        head += b"\x1a" + _varint(size)
+    return b"".join([head, *(a.reshape(-1).view(np.uint8).data for a in parts)])
+
+
+@dataclass
+class Response:
+    """A LaneResponse. The payload is a view of what was received."""
+
+    id: int
+    result: session_pb2.StepResult
+    payload: memoryview
+
+
+def decode_response(data: bytes) -> Response:
+    """Reads a LaneResponse; a ValueError says that it is none."""
+    view = memoryview(data)
+    id, result, payload = 0, view[:0], view[:0]
+    at = 0
+
+    def varint() -> int:
+        nonlocal at
+        n = shift = 0
+        while True:
+            if at >= len(data) or shift > 63:
+                raise ValueError("a lane's answer ends within a number")
+            b = data[at]
+            at += 1
+            n |= (b & 0x7F) << shift
+            if b < 0x80:
+                return n
+            shift += 7
+
+    while at < len(data):
+        tag = varint()
+        if tag & 7 == 0:
+            n = varint()
+            if tag == 0x08:
+                id = n
+            continue
+        if tag & 7 == 2:
+            size = varint()
+        elif tag & 7 in (1, 5):
+            size = 8 if tag & 7 == 1 else 4
+        else:
+            raise ValueError(f"a lane's answer has a field of type {tag & 7}")
+        if size > len(data) - at:
+            raise ValueError(f"a lane's answer has a field of {size} bytes, {len(data) - at} are there")
+        if tag == 0x12:
+            result = view[at : at + size]
+        elif tag == 0x1A:
+            payload = view[at : at + size]
+        at += size
+    parsed = session_pb2.StepResult()
+    try:
+        parsed.ParseFromString(bytes(result))
+    except DecodeError as e:
+        raise ValueError(f"a lane's answer: {e}") from e
+    return Response(id, parsed, payload)
+
+
+class Pending:
+    """An answer that will come: result() waits for it."""
+
+    def __init__(self) -> None:
+        self._ready = threading.Lock()
+        self._ready.acquire()
+        self._response: Response | None = None
+        self._error: Exception | None = None
+
+    def _set(self, response: Response | None, error: Exception | None) -> None:
+        self._response, self._error = response, error
+        self._ready.release()
+
+    def result(self, timeout: float | None) -> Response:
+        """The answer, or the error that ended the stream; TimeoutError after so many seconds."""
+        if not self._ready.acquire(timeout=-1 if timeout is None else max(timeout, 0)):
+            raise TimeoutError("no answer in time")
+        self._ready.release()
+        if self._error is not None:
+            raise self._error
+        assert self._response is not None
+        return self._response
+
+
+class Stream:
+    """A lane's stream to one holder. Any threads may send; a thread of its own receives, until close or an error."""
+
+    def __init__(self, channel: grpc.Channel, metadata: tuple[tuple[str, str], ...]) -> None:
+        self._requests: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()  # guards _next, _pending and _error
+        self._next = 1
+        self._pending: dict[int, Pending] = {}
+        self._error: Exception | None = None
+        call = channel.stream_stream(METHOD, request_serializer=None, response_deserializer=decode_response)
+        self._call = call(self._outgoing(), metadata=metadata)
+        self._reader = threading.Thread(target=self._read, name="headwater-lane", daemon=True)
+        self._reader.start()
+
+    @property
+    def broken(self) -> bool:
+        """Whether the stream has ended."""
+        with self._lock:
+            return self._error is not None
+
+    def send(self, step: bytes, payload: Iterable[Array]) -> Pending:
+        """Sends a step. Its arrays are copied before this returns."""
+        pending = Pending()
+        with self._lock:
+            if self._error is not None:
+                raise self._error
+            id = self._next
+            self._next += 1
+            self._pending[id] = pending
+            # Within the lock, because steps of a session are done in the order sent.
+            self._requests.put(encode_request(id, step, payload))
+        return pending
+
+    def close(self) -> None:
+        """Ends the stream and waits for its thread. What has not been answered fails."""
+        self._requests.put(None)
+        self._call.cancel()  # type: ignore[no-untyped-call]
+        self._reader.join()
+
+    def _outgoing(self) -> Iterator[bytes]:
+        while (request := self._requests.get()) is not None:
+            yield request
+
+    def _read(self) -> None:
+        error: Exception = ConnectionError("the holder has ended the lane")
+        try:
+            for response in self._call:
+                with self._lock:
+                    pending = self._pending.pop(response.id, None)
+                if pending is not None:
+                    pending._set(response, None)
+        except (grpc.RpcError, ValueError) as e:
+            error = e
+        with self._lock:
+            self._error = error
+            unanswered = list(self._pending.values())
+            self._pending.clear()
+        self._requests.put(None)
+        for pending in unanswered:
+            pending._set(None, error)

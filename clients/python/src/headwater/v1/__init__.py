@@ -1,0 +1,1 @@
+"""The messages of headwater.v1, generated from proto/headwater/v1."""

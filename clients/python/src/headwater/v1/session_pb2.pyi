@@ -1,0 +1,437 @@
+import datetime
+
+from google.protobuf import duration_pb2 as _duration_pb2
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from headwater.v1 import worker_pb2 as _worker_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class StepCodec(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    STEP_CODEC_UNSPECIFIED: _ClassVar[StepCodec]
+    STEP_CODEC_RAW: _ClassVar[StepCodec]
+    STEP_CODEC_EXACT: _ClassVar[StepCodec]
+    STEP_CODEC_BF16: _ClassVar[StepCodec]
+    STEP_CODEC_F16: _ClassVar[StepCodec]
+    STEP_CODEC_I8: _ClassVar[StepCodec]
+
+class SessionProblem(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    SESSION_PROBLEM_UNSPECIFIED: _ClassVar[SessionProblem]
+    SESSION_PROBLEM_INVALID: _ClassVar[SessionProblem]
+    SESSION_PROBLEM_UNKNOWN: _ClassVar[SessionProblem]
+    SESSION_PROBLEM_EXISTS: _ClassVar[SessionProblem]
+    SESSION_PROBLEM_BEHIND: _ClassVar[SessionProblem]
+    SESSION_PROBLEM_AHEAD: _ClassVar[SessionProblem]
+    SESSION_PROBLEM_DIFFERENT: _ClassVar[SessionProblem]
+    SESSION_PROBLEM_STALE_EPOCH: _ClassVar[SessionProblem]
+    SESSION_PROBLEM_OTHER_TRUNCATIONS: _ClassVar[SessionProblem]
+    SESSION_PROBLEM_FREED: _ClassVar[SessionProblem]
+    SESSION_PROBLEM_OVER_BUDGET: _ClassVar[SessionProblem]
+    SESSION_PROBLEM_NOT_FINITE: _ClassVar[SessionProblem]
+    SESSION_PROBLEM_LOST: _ClassVar[SessionProblem]
+    SESSION_PROBLEM_BUSY: _ClassVar[SessionProblem]
+STEP_CODEC_UNSPECIFIED: StepCodec
+STEP_CODEC_RAW: StepCodec
+STEP_CODEC_EXACT: StepCodec
+STEP_CODEC_BF16: StepCodec
+STEP_CODEC_F16: StepCodec
+STEP_CODEC_I8: StepCodec
+SESSION_PROBLEM_UNSPECIFIED: SessionProblem
+SESSION_PROBLEM_INVALID: SessionProblem
+SESSION_PROBLEM_UNKNOWN: SessionProblem
+SESSION_PROBLEM_EXISTS: SessionProblem
+SESSION_PROBLEM_BEHIND: SessionProblem
+SESSION_PROBLEM_AHEAD: SessionProblem
+SESSION_PROBLEM_DIFFERENT: SessionProblem
+SESSION_PROBLEM_STALE_EPOCH: SessionProblem
+SESSION_PROBLEM_OTHER_TRUNCATIONS: SessionProblem
+SESSION_PROBLEM_FREED: SessionProblem
+SESSION_PROBLEM_OVER_BUDGET: SessionProblem
+SESSION_PROBLEM_NOT_FINITE: SessionProblem
+SESSION_PROBLEM_LOST: SessionProblem
+SESSION_PROBLEM_BUSY: SessionProblem
+
+class Epoch(_message.Message):
+    __slots__ = ("counter", "lane")
+    COUNTER_FIELD_NUMBER: _ClassVar[int]
+    LANE_FIELD_NUMBER: _ClassVar[int]
+    counter: int
+    lane: bytes
+    def __init__(self, counter: _Optional[int] = ..., lane: _Optional[bytes] = ...) -> None: ...
+
+class SessionConfig(_message.Message):
+    __slots__ = ("layers", "tenant", "model", "ttl", "name")
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    TTL_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    layers: _containers.RepeatedCompositeFieldContainer[SessionLayer]
+    tenant: str
+    model: bytes
+    ttl: _duration_pb2.Duration
+    name: str
+    def __init__(self, layers: _Optional[_Iterable[_Union[SessionLayer, _Mapping]]] = ..., tenant: _Optional[str] = ..., model: _Optional[bytes] = ..., ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., name: _Optional[str] = ...) -> None: ...
+
+class SessionLayer(_message.Message):
+    __slots__ = ("n_heads", "n_kv_heads", "head_dim", "v_dim", "storage", "causal", "window_left", "window_right", "scale", "softcap", "alibi_slopes", "sinks")
+    N_HEADS_FIELD_NUMBER: _ClassVar[int]
+    N_KV_HEADS_FIELD_NUMBER: _ClassVar[int]
+    HEAD_DIM_FIELD_NUMBER: _ClassVar[int]
+    V_DIM_FIELD_NUMBER: _ClassVar[int]
+    STORAGE_FIELD_NUMBER: _ClassVar[int]
+    CAUSAL_FIELD_NUMBER: _ClassVar[int]
+    WINDOW_LEFT_FIELD_NUMBER: _ClassVar[int]
+    WINDOW_RIGHT_FIELD_NUMBER: _ClassVar[int]
+    SCALE_FIELD_NUMBER: _ClassVar[int]
+    SOFTCAP_FIELD_NUMBER: _ClassVar[int]
+    ALIBI_SLOPES_FIELD_NUMBER: _ClassVar[int]
+    SINKS_FIELD_NUMBER: _ClassVar[int]
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    v_dim: int
+    storage: _worker_pb2.StorageType
+    causal: bool
+    window_left: int
+    window_right: int
+    scale: float
+    softcap: float
+    alibi_slopes: _containers.RepeatedScalarFieldContainer[float]
+    sinks: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, n_heads: _Optional[int] = ..., n_kv_heads: _Optional[int] = ..., head_dim: _Optional[int] = ..., v_dim: _Optional[int] = ..., storage: _Optional[_Union[_worker_pb2.StorageType, str]] = ..., causal: bool = ..., window_left: _Optional[int] = ..., window_right: _Optional[int] = ..., scale: _Optional[float] = ..., softcap: _Optional[float] = ..., alibi_slopes: _Optional[_Iterable[float]] = ..., sinks: _Optional[_Iterable[float]] = ...) -> None: ...
+
+class HeldLayer(_message.Message):
+    __slots__ = ("layer", "groups")
+    LAYER_FIELD_NUMBER: _ClassVar[int]
+    GROUPS_FIELD_NUMBER: _ClassVar[int]
+    layer: int
+    groups: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, layer: _Optional[int] = ..., groups: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class Holder(_message.Message):
+    __slots__ = ("name", "boot", "address", "layers")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    BOOT_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    boot: bytes
+    address: str
+    layers: _containers.RepeatedCompositeFieldContainer[HeldLayer]
+    def __init__(self, name: _Optional[str] = ..., boot: _Optional[bytes] = ..., address: _Optional[str] = ..., layers: _Optional[_Iterable[_Union[HeldLayer, _Mapping]]] = ...) -> None: ...
+
+class LayerState(_message.Message):
+    __slots__ = ("layer", "length", "hashes")
+    LAYER_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    HASHES_FIELD_NUMBER: _ClassVar[int]
+    layer: int
+    length: int
+    hashes: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, layer: _Optional[int] = ..., length: _Optional[int] = ..., hashes: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class SessionState(_message.Message):
+    __slots__ = ("session", "epoch", "truncations", "layers", "pinned", "page_bytes", "own_bytes", "name", "tenant", "created", "used", "holders", "config")
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    TRUNCATIONS_FIELD_NUMBER: _ClassVar[int]
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    PINNED_FIELD_NUMBER: _ClassVar[int]
+    PAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    OWN_BYTES_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    CREATED_FIELD_NUMBER: _ClassVar[int]
+    USED_FIELD_NUMBER: _ClassVar[int]
+    HOLDERS_FIELD_NUMBER: _ClassVar[int]
+    CONFIG_FIELD_NUMBER: _ClassVar[int]
+    session: bytes
+    epoch: Epoch
+    truncations: int
+    layers: _containers.RepeatedCompositeFieldContainer[LayerState]
+    pinned: bool
+    page_bytes: int
+    own_bytes: int
+    name: str
+    tenant: str
+    created: _timestamp_pb2.Timestamp
+    used: _timestamp_pb2.Timestamp
+    holders: _containers.RepeatedCompositeFieldContainer[Holder]
+    config: SessionConfig
+    def __init__(self, session: _Optional[bytes] = ..., epoch: _Optional[_Union[Epoch, _Mapping]] = ..., truncations: _Optional[int] = ..., layers: _Optional[_Iterable[_Union[LayerState, _Mapping]]] = ..., pinned: bool = ..., page_bytes: _Optional[int] = ..., own_bytes: _Optional[int] = ..., name: _Optional[str] = ..., tenant: _Optional[str] = ..., created: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., used: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., holders: _Optional[_Iterable[_Union[Holder, _Mapping]]] = ..., config: _Optional[_Union[SessionConfig, _Mapping]] = ...) -> None: ...
+
+class CreateSessionRequest(_message.Message):
+    __slots__ = ("session", "epoch", "config", "held", "tokens", "workers")
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    CONFIG_FIELD_NUMBER: _ClassVar[int]
+    HELD_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    WORKERS_FIELD_NUMBER: _ClassVar[int]
+    session: bytes
+    epoch: Epoch
+    config: SessionConfig
+    held: _containers.RepeatedCompositeFieldContainer[HeldLayer]
+    tokens: _containers.RepeatedScalarFieldContainer[int]
+    workers: int
+    def __init__(self, session: _Optional[bytes] = ..., epoch: _Optional[_Union[Epoch, _Mapping]] = ..., config: _Optional[_Union[SessionConfig, _Mapping]] = ..., held: _Optional[_Iterable[_Union[HeldLayer, _Mapping]]] = ..., tokens: _Optional[_Iterable[int]] = ..., workers: _Optional[int] = ...) -> None: ...
+
+class CreateSessionResponse(_message.Message):
+    __slots__ = ("state",)
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    state: SessionState
+    def __init__(self, state: _Optional[_Union[SessionState, _Mapping]] = ...) -> None: ...
+
+class TakeSessionRequest(_message.Message):
+    __slots__ = ("session", "epoch", "expect", "truncations")
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    EXPECT_FIELD_NUMBER: _ClassVar[int]
+    TRUNCATIONS_FIELD_NUMBER: _ClassVar[int]
+    session: bytes
+    epoch: Epoch
+    expect: _containers.RepeatedCompositeFieldContainer[LayerState]
+    truncations: int
+    def __init__(self, session: _Optional[bytes] = ..., epoch: _Optional[_Union[Epoch, _Mapping]] = ..., expect: _Optional[_Iterable[_Union[LayerState, _Mapping]]] = ..., truncations: _Optional[int] = ...) -> None: ...
+
+class TakeSessionResponse(_message.Message):
+    __slots__ = ("state",)
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    state: SessionState
+    def __init__(self, state: _Optional[_Union[SessionState, _Mapping]] = ...) -> None: ...
+
+class ForkSessionRequest(_message.Message):
+    __slots__ = ("session", "epoch", "truncations", "child", "child_epoch", "position")
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    TRUNCATIONS_FIELD_NUMBER: _ClassVar[int]
+    CHILD_FIELD_NUMBER: _ClassVar[int]
+    CHILD_EPOCH_FIELD_NUMBER: _ClassVar[int]
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    session: bytes
+    epoch: Epoch
+    truncations: int
+    child: bytes
+    child_epoch: Epoch
+    position: int
+    def __init__(self, session: _Optional[bytes] = ..., epoch: _Optional[_Union[Epoch, _Mapping]] = ..., truncations: _Optional[int] = ..., child: _Optional[bytes] = ..., child_epoch: _Optional[_Union[Epoch, _Mapping]] = ..., position: _Optional[int] = ...) -> None: ...
+
+class ForkSessionResponse(_message.Message):
+    __slots__ = ("state",)
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    state: SessionState
+    def __init__(self, state: _Optional[_Union[SessionState, _Mapping]] = ...) -> None: ...
+
+class TruncateSessionRequest(_message.Message):
+    __slots__ = ("session", "epoch", "truncations", "position")
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    TRUNCATIONS_FIELD_NUMBER: _ClassVar[int]
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    session: bytes
+    epoch: Epoch
+    truncations: int
+    position: int
+    def __init__(self, session: _Optional[bytes] = ..., epoch: _Optional[_Union[Epoch, _Mapping]] = ..., truncations: _Optional[int] = ..., position: _Optional[int] = ...) -> None: ...
+
+class TruncateSessionResponse(_message.Message):
+    __slots__ = ("state",)
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    state: SessionState
+    def __init__(self, state: _Optional[_Union[SessionState, _Mapping]] = ...) -> None: ...
+
+class PinSessionRequest(_message.Message):
+    __slots__ = ("session", "pinned")
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    PINNED_FIELD_NUMBER: _ClassVar[int]
+    session: bytes
+    pinned: bool
+    def __init__(self, session: _Optional[bytes] = ..., pinned: bool = ...) -> None: ...
+
+class PinSessionResponse(_message.Message):
+    __slots__ = ("state",)
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    state: SessionState
+    def __init__(self, state: _Optional[_Union[SessionState, _Mapping]] = ...) -> None: ...
+
+class DropSessionRequest(_message.Message):
+    __slots__ = ("session", "epoch")
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    session: bytes
+    epoch: Epoch
+    def __init__(self, session: _Optional[bytes] = ..., epoch: _Optional[_Union[Epoch, _Mapping]] = ...) -> None: ...
+
+class DropSessionResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListSessionsRequest(_message.Message):
+    __slots__ = ("sessions", "caches_only")
+    SESSIONS_FIELD_NUMBER: _ClassVar[int]
+    CACHES_ONLY_FIELD_NUMBER: _ClassVar[int]
+    sessions: _containers.RepeatedScalarFieldContainer[bytes]
+    caches_only: bool
+    def __init__(self, sessions: _Optional[_Iterable[bytes]] = ..., caches_only: bool = ...) -> None: ...
+
+class ListSessionsResponse(_message.Message):
+    __slots__ = ("sessions", "caches")
+    SESSIONS_FIELD_NUMBER: _ClassVar[int]
+    CACHES_FIELD_NUMBER: _ClassVar[int]
+    sessions: _containers.RepeatedCompositeFieldContainer[SessionState]
+    caches: _containers.RepeatedCompositeFieldContainer[CacheState]
+    def __init__(self, sessions: _Optional[_Iterable[_Union[SessionState, _Mapping]]] = ..., caches: _Optional[_Iterable[_Union[CacheState, _Mapping]]] = ...) -> None: ...
+
+class CacheState(_message.Message):
+    __slots__ = ("worker", "used_bytes", "free_bytes", "budget_bytes", "prefix_bytes", "prefix_asked", "prefix_hits", "prefix_saved_bytes", "evicted", "queued_steps", "queued_tokens", "lanes")
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    USED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    FREE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    BUDGET_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_ASKED_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_HITS_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_SAVED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    EVICTED_FIELD_NUMBER: _ClassVar[int]
+    QUEUED_STEPS_FIELD_NUMBER: _ClassVar[int]
+    QUEUED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    LANES_FIELD_NUMBER: _ClassVar[int]
+    worker: str
+    used_bytes: int
+    free_bytes: int
+    budget_bytes: int
+    prefix_bytes: int
+    prefix_asked: int
+    prefix_hits: int
+    prefix_saved_bytes: int
+    evicted: int
+    queued_steps: int
+    queued_tokens: int
+    lanes: int
+    def __init__(self, worker: _Optional[str] = ..., used_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ..., budget_bytes: _Optional[int] = ..., prefix_bytes: _Optional[int] = ..., prefix_asked: _Optional[int] = ..., prefix_hits: _Optional[int] = ..., prefix_saved_bytes: _Optional[int] = ..., evicted: _Optional[int] = ..., queued_steps: _Optional[int] = ..., queued_tokens: _Optional[int] = ..., lanes: _Optional[int] = ...) -> None: ...
+
+class ExportSessionRequest(_message.Message):
+    __slots__ = ("session", "layer", "start", "count")
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    LAYER_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    session: bytes
+    layer: int
+    start: int
+    count: int
+    def __init__(self, session: _Optional[bytes] = ..., layer: _Optional[int] = ..., start: _Optional[int] = ..., count: _Optional[int] = ...) -> None: ...
+
+class ExportSessionResponse(_message.Message):
+    __slots__ = ("group", "start", "count", "k", "v", "k_scale", "v_scale")
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    K_FIELD_NUMBER: _ClassVar[int]
+    V_FIELD_NUMBER: _ClassVar[int]
+    K_SCALE_FIELD_NUMBER: _ClassVar[int]
+    V_SCALE_FIELD_NUMBER: _ClassVar[int]
+    group: int
+    start: int
+    count: int
+    k: bytes
+    v: bytes
+    k_scale: bytes
+    v_scale: bytes
+    def __init__(self, group: _Optional[int] = ..., start: _Optional[int] = ..., count: _Optional[int] = ..., k: _Optional[bytes] = ..., v: _Optional[bytes] = ..., k_scale: _Optional[bytes] = ..., v_scale: _Optional[bytes] = ...) -> None: ...
+
+class LaneRequest(_message.Message):
+    __slots__ = ("id", "step", "payload")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    PAYLOAD_FIELD_NUMBER: _ClassVar[int]
+    id: int
+    step: Step
+    payload: bytes
+    def __init__(self, id: _Optional[int] = ..., step: _Optional[_Union[Step, _Mapping]] = ..., payload: _Optional[bytes] = ...) -> None: ...
+
+class Step(_message.Message):
+    __slots__ = ("session", "epoch", "truncations", "layer", "length", "hashes", "append", "attend", "query_position", "encoding", "codec", "tree", "tree_mask", "tokens")
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    TRUNCATIONS_FIELD_NUMBER: _ClassVar[int]
+    LAYER_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    HASHES_FIELD_NUMBER: _ClassVar[int]
+    APPEND_FIELD_NUMBER: _ClassVar[int]
+    ATTEND_FIELD_NUMBER: _ClassVar[int]
+    QUERY_POSITION_FIELD_NUMBER: _ClassVar[int]
+    ENCODING_FIELD_NUMBER: _ClassVar[int]
+    CODEC_FIELD_NUMBER: _ClassVar[int]
+    TREE_FIELD_NUMBER: _ClassVar[int]
+    TREE_MASK_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    session: bytes
+    epoch: int
+    truncations: int
+    layer: int
+    length: int
+    hashes: _containers.RepeatedScalarFieldContainer[int]
+    append: int
+    attend: int
+    query_position: int
+    encoding: _worker_pb2.StorageType
+    codec: StepCodec
+    tree: int
+    tree_mask: bytes
+    tokens: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, session: _Optional[bytes] = ..., epoch: _Optional[int] = ..., truncations: _Optional[int] = ..., layer: _Optional[int] = ..., length: _Optional[int] = ..., hashes: _Optional[_Iterable[int]] = ..., append: _Optional[int] = ..., attend: _Optional[int] = ..., query_position: _Optional[int] = ..., encoding: _Optional[_Union[_worker_pb2.StorageType, str]] = ..., codec: _Optional[_Union[StepCodec, str]] = ..., tree: _Optional[int] = ..., tree_mask: _Optional[bytes] = ..., tokens: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class LaneResponse(_message.Message):
+    __slots__ = ("id", "result", "payload")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    RESULT_FIELD_NUMBER: _ClassVar[int]
+    PAYLOAD_FIELD_NUMBER: _ClassVar[int]
+    id: int
+    result: StepResult
+    payload: bytes
+    def __init__(self, id: _Optional[int] = ..., result: _Optional[_Union[StepResult, _Mapping]] = ..., payload: _Optional[bytes] = ...) -> None: ...
+
+class StepResult(_message.Message):
+    __slots__ = ("error", "length", "hashes", "compute_nanos", "queue_nanos", "codec")
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    HASHES_FIELD_NUMBER: _ClassVar[int]
+    COMPUTE_NANOS_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_NANOS_FIELD_NUMBER: _ClassVar[int]
+    CODEC_FIELD_NUMBER: _ClassVar[int]
+    error: SessionError
+    length: int
+    hashes: _containers.RepeatedScalarFieldContainer[int]
+    compute_nanos: int
+    queue_nanos: int
+    codec: StepCodec
+    def __init__(self, error: _Optional[_Union[SessionError, _Mapping]] = ..., length: _Optional[int] = ..., hashes: _Optional[_Iterable[int]] = ..., compute_nanos: _Optional[int] = ..., queue_nanos: _Optional[int] = ..., codec: _Optional[_Union[StepCodec, str]] = ...) -> None: ...
+
+class SessionError(_message.Message):
+    __slots__ = ("problem", "message", "layer", "length", "epoch", "truncations", "group", "holder")
+    PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    LAYER_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    TRUNCATIONS_FIELD_NUMBER: _ClassVar[int]
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    HOLDER_FIELD_NUMBER: _ClassVar[int]
+    problem: SessionProblem
+    message: str
+    layer: int
+    length: int
+    epoch: Epoch
+    truncations: int
+    group: int
+    holder: str
+    def __init__(self, problem: _Optional[_Union[SessionProblem, str]] = ..., message: _Optional[str] = ..., layer: _Optional[int] = ..., length: _Optional[int] = ..., epoch: _Optional[_Union[Epoch, _Mapping]] = ..., truncations: _Optional[int] = ..., group: _Optional[int] = ..., holder: _Optional[str] = ...) -> None: ...

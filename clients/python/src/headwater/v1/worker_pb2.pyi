@@ -1,0 +1,374 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class ContextCodec(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    CONTEXT_CODEC_UNSPECIFIED: _ClassVar[ContextCodec]
+    CONTEXT_CODEC_EXACT: _ClassVar[ContextCodec]
+    CONTEXT_CODEC_BF16: _ClassVar[ContextCodec]
+    CONTEXT_CODEC_F16: _ClassVar[ContextCodec]
+    CONTEXT_CODEC_I8: _ClassVar[ContextCodec]
+
+class StorageType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    STORAGE_TYPE_UNSPECIFIED: _ClassVar[StorageType]
+    STORAGE_TYPE_F32: _ClassVar[StorageType]
+    STORAGE_TYPE_F16: _ClassVar[StorageType]
+    STORAGE_TYPE_BF16: _ClassVar[StorageType]
+    STORAGE_TYPE_I8: _ClassVar[StorageType]
+
+class Weight(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    WEIGHT_UNSPECIFIED: _ClassVar[Weight]
+    WEIGHT_QUERY: _ClassVar[Weight]
+    WEIGHT_KEY: _ClassVar[Weight]
+    WEIGHT_VALUE: _ClassVar[Weight]
+    WEIGHT_OUTPUT: _ClassVar[Weight]
+
+class Operand(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    OPERAND_UNSPECIFIED: _ClassVar[Operand]
+    OPERAND_MASK: _ClassVar[Operand]
+    OPERAND_BIAS: _ClassVar[Operand]
+CONTEXT_CODEC_UNSPECIFIED: ContextCodec
+CONTEXT_CODEC_EXACT: ContextCodec
+CONTEXT_CODEC_BF16: ContextCodec
+CONTEXT_CODEC_F16: ContextCodec
+CONTEXT_CODEC_I8: ContextCodec
+STORAGE_TYPE_UNSPECIFIED: StorageType
+STORAGE_TYPE_F32: StorageType
+STORAGE_TYPE_F16: StorageType
+STORAGE_TYPE_BF16: StorageType
+STORAGE_TYPE_I8: StorageType
+WEIGHT_UNSPECIFIED: Weight
+WEIGHT_QUERY: Weight
+WEIGHT_KEY: Weight
+WEIGHT_VALUE: Weight
+WEIGHT_OUTPUT: Weight
+OPERAND_UNSPECIFIED: Operand
+OPERAND_MASK: Operand
+OPERAND_BIAS: Operand
+
+class DescribeRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class DescribeResponse(_message.Message):
+    __slots__ = ("name", "boot", "version", "weight", "budget_bytes", "used_bytes", "threads", "kernel")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    BOOT_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    BUDGET_BYTES_FIELD_NUMBER: _ClassVar[int]
+    USED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    THREADS_FIELD_NUMBER: _ClassVar[int]
+    KERNEL_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    boot: bytes
+    version: str
+    weight: int
+    budget_bytes: int
+    used_bytes: int
+    threads: int
+    kernel: str
+    def __init__(self, name: _Optional[str] = ..., boot: _Optional[bytes] = ..., version: _Optional[str] = ..., weight: _Optional[int] = ..., budget_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ..., threads: _Optional[int] = ..., kernel: _Optional[str] = ...) -> None: ...
+
+class RunRequest(_message.Message):
+    __slots__ = ("open", "shard_open", "key_values", "weights", "hidden", "shard_seal", "query", "operand", "shard_close", "output")
+    OPEN_FIELD_NUMBER: _ClassVar[int]
+    SHARD_OPEN_FIELD_NUMBER: _ClassVar[int]
+    KEY_VALUES_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    HIDDEN_FIELD_NUMBER: _ClassVar[int]
+    SHARD_SEAL_FIELD_NUMBER: _ClassVar[int]
+    QUERY_FIELD_NUMBER: _ClassVar[int]
+    OPERAND_FIELD_NUMBER: _ClassVar[int]
+    SHARD_CLOSE_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_FIELD_NUMBER: _ClassVar[int]
+    open: Open
+    shard_open: ShardOpen
+    key_values: KeyValueBlock
+    weights: WeightBlock
+    hidden: HiddenBlock
+    shard_seal: ShardSeal
+    query: QueryBlock
+    operand: OperandBlock
+    shard_close: ShardClose
+    output: OutputBlock
+    def __init__(self, open: _Optional[_Union[Open, _Mapping]] = ..., shard_open: _Optional[_Union[ShardOpen, _Mapping]] = ..., key_values: _Optional[_Union[KeyValueBlock, _Mapping]] = ..., weights: _Optional[_Union[WeightBlock, _Mapping]] = ..., hidden: _Optional[_Union[HiddenBlock, _Mapping]] = ..., shard_seal: _Optional[_Union[ShardSeal, _Mapping]] = ..., query: _Optional[_Union[QueryBlock, _Mapping]] = ..., operand: _Optional[_Union[OperandBlock, _Mapping]] = ..., shard_close: _Optional[_Union[ShardClose, _Mapping]] = ..., output: _Optional[_Union[OutputBlock, _Mapping]] = ...) -> None: ...
+
+class RunResponse(_message.Message):
+    __slots__ = ("shard_opened", "shard_sealed", "context", "output")
+    SHARD_OPENED_FIELD_NUMBER: _ClassVar[int]
+    SHARD_SEALED_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_FIELD_NUMBER: _ClassVar[int]
+    shard_opened: ShardOpened
+    shard_sealed: ShardSealed
+    context: Context
+    output: Output
+    def __init__(self, shard_opened: _Optional[_Union[ShardOpened, _Mapping]] = ..., shard_sealed: _Optional[_Union[ShardSealed, _Mapping]] = ..., context: _Optional[_Union[Context, _Mapping]] = ..., output: _Optional[_Union[Output, _Mapping]] = ...) -> None: ...
+
+class Open(_message.Message):
+    __slots__ = ("job_id", "problems", "codec")
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    PROBLEMS_FIELD_NUMBER: _ClassVar[int]
+    CODEC_FIELD_NUMBER: _ClassVar[int]
+    job_id: str
+    problems: _containers.RepeatedCompositeFieldContainer[Problem]
+    codec: ContextCodec
+    def __init__(self, job_id: _Optional[str] = ..., problems: _Optional[_Iterable[_Union[Problem, _Mapping]]] = ..., codec: _Optional[_Union[ContextCodec, str]] = ...) -> None: ...
+
+class Problem(_message.Message):
+    __slots__ = ("n_heads", "n_kv_heads", "head_dim", "v_dim", "tokens", "kv_len", "offset", "storage", "causal", "window_left", "window_right", "scale", "softcap", "alibi_slopes", "sinks", "projection")
+    N_HEADS_FIELD_NUMBER: _ClassVar[int]
+    N_KV_HEADS_FIELD_NUMBER: _ClassVar[int]
+    HEAD_DIM_FIELD_NUMBER: _ClassVar[int]
+    V_DIM_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    KV_LEN_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    STORAGE_FIELD_NUMBER: _ClassVar[int]
+    CAUSAL_FIELD_NUMBER: _ClassVar[int]
+    WINDOW_LEFT_FIELD_NUMBER: _ClassVar[int]
+    WINDOW_RIGHT_FIELD_NUMBER: _ClassVar[int]
+    SCALE_FIELD_NUMBER: _ClassVar[int]
+    SOFTCAP_FIELD_NUMBER: _ClassVar[int]
+    ALIBI_SLOPES_FIELD_NUMBER: _ClassVar[int]
+    SINKS_FIELD_NUMBER: _ClassVar[int]
+    PROJECTION_FIELD_NUMBER: _ClassVar[int]
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    v_dim: int
+    tokens: int
+    kv_len: int
+    offset: int
+    storage: StorageType
+    causal: bool
+    window_left: int
+    window_right: int
+    scale: float
+    softcap: float
+    alibi_slopes: _containers.RepeatedScalarFieldContainer[float]
+    sinks: _containers.RepeatedScalarFieldContainer[float]
+    projection: Projection
+    def __init__(self, n_heads: _Optional[int] = ..., n_kv_heads: _Optional[int] = ..., head_dim: _Optional[int] = ..., v_dim: _Optional[int] = ..., tokens: _Optional[int] = ..., kv_len: _Optional[int] = ..., offset: _Optional[int] = ..., storage: _Optional[_Union[StorageType, str]] = ..., causal: bool = ..., window_left: _Optional[int] = ..., window_right: _Optional[int] = ..., scale: _Optional[float] = ..., softcap: _Optional[float] = ..., alibi_slopes: _Optional[_Iterable[float]] = ..., sinks: _Optional[_Iterable[float]] = ..., projection: _Optional[_Union[Projection, _Mapping]] = ...) -> None: ...
+
+class Projection(_message.Message):
+    __slots__ = ("d_model", "rope_dims", "rope_interleaved", "query_bias", "key_bias", "value_bias")
+    D_MODEL_FIELD_NUMBER: _ClassVar[int]
+    ROPE_DIMS_FIELD_NUMBER: _ClassVar[int]
+    ROPE_INTERLEAVED_FIELD_NUMBER: _ClassVar[int]
+    QUERY_BIAS_FIELD_NUMBER: _ClassVar[int]
+    KEY_BIAS_FIELD_NUMBER: _ClassVar[int]
+    VALUE_BIAS_FIELD_NUMBER: _ClassVar[int]
+    d_model: int
+    rope_dims: int
+    rope_interleaved: bool
+    query_bias: bool
+    key_bias: bool
+    value_bias: bool
+    def __init__(self, d_model: _Optional[int] = ..., rope_dims: _Optional[int] = ..., rope_interleaved: bool = ..., query_bias: bool = ..., key_bias: bool = ..., value_bias: bool = ...) -> None: ...
+
+class ShardOpen(_message.Message):
+    __slots__ = ("problem", "group", "epoch")
+    PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    problem: int
+    group: int
+    epoch: int
+    def __init__(self, problem: _Optional[int] = ..., group: _Optional[int] = ..., epoch: _Optional[int] = ...) -> None: ...
+
+class ShardOpened(_message.Message):
+    __slots__ = ("problem", "group", "reserved_bytes")
+    PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    RESERVED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    problem: int
+    group: int
+    reserved_bytes: int
+    def __init__(self, problem: _Optional[int] = ..., group: _Optional[int] = ..., reserved_bytes: _Optional[int] = ...) -> None: ...
+
+class KeyValueBlock(_message.Message):
+    __slots__ = ("problem", "groups", "start", "count", "k", "v", "k_scale", "v_scale")
+    PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    GROUPS_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    K_FIELD_NUMBER: _ClassVar[int]
+    V_FIELD_NUMBER: _ClassVar[int]
+    K_SCALE_FIELD_NUMBER: _ClassVar[int]
+    V_SCALE_FIELD_NUMBER: _ClassVar[int]
+    problem: int
+    groups: _containers.RepeatedScalarFieldContainer[int]
+    start: int
+    count: int
+    k: bytes
+    v: bytes
+    k_scale: bytes
+    v_scale: bytes
+    def __init__(self, problem: _Optional[int] = ..., groups: _Optional[_Iterable[int]] = ..., start: _Optional[int] = ..., count: _Optional[int] = ..., k: _Optional[bytes] = ..., v: _Optional[bytes] = ..., k_scale: _Optional[bytes] = ..., v_scale: _Optional[bytes] = ...) -> None: ...
+
+class WeightBlock(_message.Message):
+    __slots__ = ("problem", "weight", "group", "row", "data", "bias")
+    PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    ROW_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    BIAS_FIELD_NUMBER: _ClassVar[int]
+    problem: int
+    weight: Weight
+    group: int
+    row: int
+    data: bytes
+    bias: bytes
+    def __init__(self, problem: _Optional[int] = ..., weight: _Optional[_Union[Weight, str]] = ..., group: _Optional[int] = ..., row: _Optional[int] = ..., data: _Optional[bytes] = ..., bias: _Optional[bytes] = ...) -> None: ...
+
+class HiddenBlock(_message.Message):
+    __slots__ = ("problem", "groups", "start", "x", "cos", "sin")
+    PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    GROUPS_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    X_FIELD_NUMBER: _ClassVar[int]
+    COS_FIELD_NUMBER: _ClassVar[int]
+    SIN_FIELD_NUMBER: _ClassVar[int]
+    problem: int
+    groups: _containers.RepeatedScalarFieldContainer[int]
+    start: int
+    x: bytes
+    cos: bytes
+    sin: bytes
+    def __init__(self, problem: _Optional[int] = ..., groups: _Optional[_Iterable[int]] = ..., start: _Optional[int] = ..., x: _Optional[bytes] = ..., cos: _Optional[bytes] = ..., sin: _Optional[bytes] = ...) -> None: ...
+
+class ShardSeal(_message.Message):
+    __slots__ = ("problem", "group", "receipt")
+    PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    RECEIPT_FIELD_NUMBER: _ClassVar[int]
+    problem: int
+    group: int
+    receipt: Receipt
+    def __init__(self, problem: _Optional[int] = ..., group: _Optional[int] = ..., receipt: _Optional[_Union[Receipt, _Mapping]] = ...) -> None: ...
+
+class Receipt(_message.Message):
+    __slots__ = ("length", "hash")
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    HASH_FIELD_NUMBER: _ClassVar[int]
+    length: int
+    hash: int
+    def __init__(self, length: _Optional[int] = ..., hash: _Optional[int] = ...) -> None: ...
+
+class ShardSealed(_message.Message):
+    __slots__ = ("problem", "group", "receipt")
+    PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    RECEIPT_FIELD_NUMBER: _ClassVar[int]
+    problem: int
+    group: int
+    receipt: Receipt
+    def __init__(self, problem: _Optional[int] = ..., group: _Optional[int] = ..., receipt: _Optional[_Union[Receipt, _Mapping]] = ...) -> None: ...
+
+class ShardClose(_message.Message):
+    __slots__ = ("problem", "group")
+    PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    problem: int
+    group: int
+    def __init__(self, problem: _Optional[int] = ..., group: _Optional[int] = ...) -> None: ...
+
+class QueryBlock(_message.Message):
+    __slots__ = ("problem", "block", "groups", "start", "count", "q", "cos", "sin", "mask_bytes", "mask_heads", "bias_bytes", "bias_heads")
+    PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_FIELD_NUMBER: _ClassVar[int]
+    GROUPS_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    Q_FIELD_NUMBER: _ClassVar[int]
+    COS_FIELD_NUMBER: _ClassVar[int]
+    SIN_FIELD_NUMBER: _ClassVar[int]
+    MASK_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MASK_HEADS_FIELD_NUMBER: _ClassVar[int]
+    BIAS_BYTES_FIELD_NUMBER: _ClassVar[int]
+    BIAS_HEADS_FIELD_NUMBER: _ClassVar[int]
+    problem: int
+    block: int
+    groups: _containers.RepeatedScalarFieldContainer[int]
+    start: int
+    count: int
+    q: bytes
+    cos: bytes
+    sin: bytes
+    mask_bytes: int
+    mask_heads: int
+    bias_bytes: int
+    bias_heads: int
+    def __init__(self, problem: _Optional[int] = ..., block: _Optional[int] = ..., groups: _Optional[_Iterable[int]] = ..., start: _Optional[int] = ..., count: _Optional[int] = ..., q: _Optional[bytes] = ..., cos: _Optional[bytes] = ..., sin: _Optional[bytes] = ..., mask_bytes: _Optional[int] = ..., mask_heads: _Optional[int] = ..., bias_bytes: _Optional[int] = ..., bias_heads: _Optional[int] = ...) -> None: ...
+
+class OperandBlock(_message.Message):
+    __slots__ = ("operand", "offset", "data")
+    OPERAND_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    operand: Operand
+    offset: int
+    data: bytes
+    def __init__(self, operand: _Optional[_Union[Operand, str]] = ..., offset: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class Context(_message.Message):
+    __slots__ = ("problem", "group", "block", "epoch", "frame", "compute_nanos", "queue_nanos", "encode_nanos")
+    PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    FRAME_FIELD_NUMBER: _ClassVar[int]
+    COMPUTE_NANOS_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_NANOS_FIELD_NUMBER: _ClassVar[int]
+    ENCODE_NANOS_FIELD_NUMBER: _ClassVar[int]
+    problem: int
+    group: int
+    block: int
+    epoch: int
+    frame: bytes
+    compute_nanos: int
+    queue_nanos: int
+    encode_nanos: int
+    def __init__(self, problem: _Optional[int] = ..., group: _Optional[int] = ..., block: _Optional[int] = ..., epoch: _Optional[int] = ..., frame: _Optional[bytes] = ..., compute_nanos: _Optional[int] = ..., queue_nanos: _Optional[int] = ..., encode_nanos: _Optional[int] = ...) -> None: ...
+
+class OutputBlock(_message.Message):
+    __slots__ = ("problem", "block", "row", "rows", "count", "context")
+    PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_FIELD_NUMBER: _ClassVar[int]
+    ROW_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_FIELD_NUMBER: _ClassVar[int]
+    problem: int
+    block: int
+    row: int
+    rows: int
+    count: int
+    context: bytes
+    def __init__(self, problem: _Optional[int] = ..., block: _Optional[int] = ..., row: _Optional[int] = ..., rows: _Optional[int] = ..., count: _Optional[int] = ..., context: _Optional[bytes] = ...) -> None: ...
+
+class Output(_message.Message):
+    __slots__ = ("problem", "block", "row", "y", "compute_nanos")
+    PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_FIELD_NUMBER: _ClassVar[int]
+    ROW_FIELD_NUMBER: _ClassVar[int]
+    Y_FIELD_NUMBER: _ClassVar[int]
+    COMPUTE_NANOS_FIELD_NUMBER: _ClassVar[int]
+    problem: int
+    block: int
+    row: int
+    y: bytes
+    compute_nanos: int
+    def __init__(self, problem: _Optional[int] = ..., block: _Optional[int] = ..., row: _Optional[int] = ..., y: _Optional[bytes] = ..., compute_nanos: _Optional[int] = ...) -> None: ...

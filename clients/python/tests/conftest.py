@@ -1,0 +1,39 @@
+"""A cluster on this machine for all tests, and holders that are plain NumPy for what a cluster does not do on demand."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import headwater
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[str]:
+    """The address of a coordinator with three workers, of the binaries in bin/."""
+    command = [os.environ.get("HEADWATER_COORD", str(ROOT / "bin" / "coord")), "local", "--workers", "3", "--memory", "64MiB", "--output", "json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        assert process.stdout is not None
+        seen = []
+        for line in process.stdout:
+            seen.append(line)
+            if found := re.search(r"127\.0\.0\.1:\d+", line):
+                break
+        else:
+            pytest.fail("coord local: " + "".join(seen))
+        yield found[0]
+        process.terminate()
+        process.communicate()
+
+
+@pytest.fixture
+def client(cluster: str) -> Iterator[headwater.Client]:
+    with headwater.Client(cluster, timeout=60) as c:
+        yield c

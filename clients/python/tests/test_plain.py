@@ -1,0 +1,263 @@
+"""Sessions against plain holders, which refuse, break and answer wrongly when they are told to."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+import headwater
+import plain
+from headwater.v1 import session_pb2
+
+LAYERS = [
+    headwater.Layer(n_heads=6, n_kv_heads=3, head_dim=8, storage="bf16"),
+    headwater.Layer(n_heads=2, n_kv_heads=1, head_dim=4, v_dim=6, window_left=5),
+]
+
+
+@pytest.fixture
+def nodes() -> Iterator[plain.Cluster]:
+    cluster = plain.Cluster()
+    yield cluster
+    cluster.stop()
+
+
+@pytest.fixture(params=[False, True], ids=["coordinator", "direct"])
+def session(request: pytest.FixtureRequest, nodes: plain.Cluster) -> Iterator[headwater.Session]:
+    with headwater.Client(nodes.coordinator.address, timeout=20) as c, c.open(LAYERS, direct=request.param) as s:
+        s.nodes = nodes.workers if request.param else [nodes.coordinator]
+        yield s
+    assert not [t.name for t in threading.enumerate() if t.name.startswith("headwater-lane")]
+
+
+def draw(rng: np.random.Generator, layer: headwater.Layer, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return tuple(
+        rng.standard_normal((n, heads, d)).astype(np.float32)
+        for heads, d in [(layer.n_heads, layer.head_dim), (layer.n_kv_heads, layer.head_dim), (layer.n_kv_heads, layer.v_dim)]
+    )
+
+
+def stored(layer: headwater.Layer, x: np.ndarray) -> np.ndarray:
+    if layer.storage == "bf16":
+        return (headwater.narrow_bfloat16(x).astype(np.uint32) << 16).view(np.float32)
+    return x
+
+
+def expect(layer: headwater.Layer, q, k, v, first: int, mask=None) -> tuple[np.ndarray, np.ndarray]:
+    config, size = layer.to_proto(), layer.group_size
+    parts = [
+        plain.attend(q[:, g * size : (g + 1) * size], stored(layer, k)[:, g], stored(layer, v)[:, g], first, config, mask)
+        for g in range(layer.n_kv_heads)
+    ]
+    return np.concatenate([p[0] for p in parts], 1), np.concatenate([p[1] for p in parts], 1)
+
+
+def test_steps(session: headwater.Session) -> None:
+    rng = np.random.default_rng(1)
+    for i, layer in enumerate(LAYERS):
+        q, k, v = draw(rng, layer, 12)
+        at = 0
+        for n in (5, 1, 1, 3):
+            part = slice(at, at + n)
+            context, lse = session.step(i, q[part], k[part], v[part])
+            want = expect(layer, q[part], k[: at + n], v[: at + n], at)
+            np.testing.assert_array_equal(context, want[0])
+            np.testing.assert_array_equal(lse, want[1])
+            at += n
+        assert session.length(i) == at == 10
+        # Append alone, attend alone at positions from before, and into given arrays.
+        session.step(i, k=k[10:], v=v[10:])
+        out, out_lse = np.empty((2, layer.n_heads, layer.v_dim), np.float32), np.empty((2, layer.n_heads), np.float32)
+        for positions in (7, [7, 8], np.array([[7, 8]])):
+            out[:] = 0
+            got = session.step(i, q[7:9], positions=positions, out=out, out_lse=out_lse)
+            assert got.context is out and got.lse is out_lse
+            np.testing.assert_array_equal(out, expect(layer, q[7:9], k, v, 7)[0])
+        # A draft of three whose tokens do not all see each other.
+        mask = np.array([[1, 0, 0], [1, 1, 0], [1, 0, 1]], bool)
+        dq, dk, dv = draw(rng, layer, 3)
+        got = session.step(i, dq, dk, dv, mask=mask)
+        want = expect(layer, dq, np.concatenate([k, dk]), np.concatenate([v, dv]), 12, mask)
+        np.testing.assert_array_equal(got.context, want[0])
+    assert len(session) == 15
+
+
+def test_heads_first_and_other_types(session: headwater.Session) -> None:
+    import ml_dtypes
+
+    q, k, v = (x.astype(ml_dtypes.bfloat16) for x in draw(np.random.default_rng(2), LAYERS[0], 4))
+    transposed = [headwater.heads_first(x) for x in (q, k, v)]
+    got = session.step(0, *(headwater.tokens_first(x) for x in transposed))
+    wide = [x.astype(np.float32) for x in (q, k, v)]
+    np.testing.assert_array_equal(got.context, expect(LAYERS[0], *wide, 0)[0])
+
+
+def test_large_steps_go_in_pieces(session: headwater.Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    q, k, v = draw(np.random.default_rng(3), LAYERS[0], 11)
+    monkeypatch.setattr("headwater.session._STEP_BYTES", 3 * 4 * (6 * 17 + 3 * 16))
+    seen: list[int] = []
+    session.nodes[0].refuse = lambda r: seen.append(r.step.append)
+    got = session.step(0, q, k, v)
+    assert seen == [3, 3, 3, 2]
+    np.testing.assert_array_equal(got.context, expect(LAYERS[0], q, k, v, 0)[0])
+    np.testing.assert_array_equal(session.step(0, q, positions=0).context, got.context)
+
+
+def test_fork_truncate_pin_drop(session: headwater.Session) -> None:
+    rng = np.random.default_rng(4)
+    data = [draw(rng, layer, 9) for layer in LAYERS]
+    for i in range(2):
+        session.step(i, k=data[i][1][:6], v=data[i][2][:6])
+    child = session.fork()
+    half = session.fork(3)
+    assert (len(child), len(half)) == (6, 3)
+    session.truncate(4)
+    assert (len(session), len(child)) == (4, 6)
+    for s, at in ((session, 4), (child, 6), (half, 3)):
+        for i, layer in enumerate(LAYERS):
+            q, k, v = data[i]
+            got = s.step(i, q[at : at + 1], k[at : at + 1], v[at : at + 1])
+            np.testing.assert_array_equal(got.context, expect(layer, q[at : at + 1], k[: at + 1], v[: at + 1], at)[0])
+    session.pin()
+    assert all(n.sessions[session.id].pinned for n in session.nodes)
+    child.drop()
+    with pytest.raises(headwater.HeadwaterError, match="is closed"):
+        child.step(0, data[0][0])
+    assert all(child.id not in n.sessions for n in session.nodes)
+
+
+def test_batches(session: headwater.Session) -> None:
+    rng = np.random.default_rng(5)
+    sessions = [session, session.fork(), session.fork()]
+    steps, wants = [], []
+    for n, s in enumerate(sessions):
+        for i, layer in enumerate(LAYERS):
+            q, k, v = draw(rng, layer, 3)
+            steps += [headwater.Step(s, i, q[:2], k[:2], v[:2]), headwater.Step(s, i, q[2:], k[2:], v[2:])]
+            wants += [expect(layer, q[:2], k[:2], v[:2], 0)[0], expect(layer, q[2:], k, v, 2)[0]]
+    for got, want in zip(headwater.batch(steps), wants):
+        np.testing.assert_array_equal(got.context, want)
+    # One that fails leaves the others done.
+    q, k, v = draw(rng, LAYERS[0], 1)
+    wrong = headwater.Step(sessions[1], 1, q, k, v)
+    with pytest.raises(ValueError, match=r"^q has shape \[1, 6, 8\], not \[tokens, 2, 4\]$"):
+        headwater.batch([wrong, headwater.Step(session, 0, q, k, v)])
+    assert session.length(0) in (3, 4)
+
+
+def test_what_is_lost_on_the_way_is_sent_again(session: headwater.Session) -> None:
+    q, k, v = draw(np.random.default_rng(6), LAYERS[0], 2)
+    node, count = session.nodes[-1], [0]
+
+    def refuse(r) -> None:
+        count[0] += 1
+        if count[0] == 1:
+            raise plain.Refusal(session_pb2.SESSION_PROBLEM_BUSY)
+        if count[0] == 2:
+            raise RuntimeError("the lane breaks")
+
+    node.refuse = refuse
+    got = session.step(0, q, k, v)
+    assert count[0] == 3
+    np.testing.assert_array_equal(got.context, expect(LAYERS[0], q, k, v, 0)[0])
+
+
+def test_an_append_that_not_all_did_is_made_whole(session: headwater.Session) -> None:
+    q, k, v = draw(np.random.default_rng(7), LAYERS[0], 4)
+    session.step(0, q[:3], k[:3], v[:3])
+
+    def refuse(r) -> None:
+        raise plain.Refusal(session_pb2.SESSION_PROBLEM_OVER_BUDGET, "no page is left")
+
+    session.nodes[-1].refuse = refuse
+    with pytest.raises(headwater.OverBudgetError, match=f"^step layer 0 of session {session.id.hex()}: .*: no page is left$"):
+        session.step(0, q[3:], k[3:], v[3:])
+    assert session.length(0) == 3
+    session.nodes[-1].refuse = None
+    got = session.step(0, q[3:], k[3:], v[3:])
+    np.testing.assert_array_equal(got.context, expect(LAYERS[0], q[3:], k, v, 3)[0])
+
+
+@pytest.mark.parametrize("problem", [n for n in session_pb2.SessionProblem.values() if n])
+def test_every_problem_is_an_error_of_its_own(problem: int) -> None:
+    name = session_pb2.SessionProblem.Name(problem).removeprefix("SESSION_PROBLEM_").title().replace("_", "")
+    name = {"Unknown": "UnknownSession"}.get(name, name)
+    from headwater.errors import session_error
+
+    error = session_error("do", session_pb2.SessionError(problem=problem, message="why\nso", holder="w1", length=3))
+    assert type(error) is getattr(headwater, f"{name}Error") and str(error) == "do: w1: why so" and error.length == 3
+
+
+def test_wrong_arguments_change_nothing(session: headwater.Session) -> None:
+    q, k, v = draw(np.random.default_rng(8), LAYERS[0], 2)
+    for match, arguments in {
+        "nothing is appended": {},
+        "k and v": {"k": k},
+        "v has 1 tokens": {"k": k, "v": v[:1]},
+        "q has shape": {"q": q[0]},
+        "positions do not follow": {"q": q, "k": k, "v": v, "positions": [0, 2]},
+        "2 queries from position 1": {"q": q, "k": k, "v": v, "positions": 1},
+        "2 queries from position -2": {"q": q},
+        "a mask of shape": {"q": q, "k": k, "v": v, "mask": np.ones((3, 2))},
+        "1 ids for 2": {"k": k, "v": v, "tokens": [1]},
+        "out has shape": {"q": q, "k": k, "v": v, "out": np.empty((2, 6, 7), np.float32)},
+    }.items():
+        with pytest.raises(ValueError, match=match):
+            session.step(0, **arguments)
+    with pytest.raises(IndexError):
+        session.step(2, q)
+    with pytest.raises(OverflowError):
+        session.step(0, k=np.full_like(k, 3.4e38), v=v)
+    assert session.length(0) == 0
+
+
+def test_attach(nodes: plain.Cluster) -> None:
+    q, k, v = draw(np.random.default_rng(9), LAYERS[0], 3)
+    with headwater.Client(nodes.coordinator.address, timeout=20) as a, headwater.Client(nodes.coordinator.address, timeout=20) as b:
+        s = a.open(LAYERS, name="mine")
+        s.step(0, k=k[:2], v=v[:2])
+        receipt = headwater.Receipt.from_json(s.receipt().to_json())
+        assert receipt == s.receipt()
+        taken = b.attach(receipt)
+        assert taken.layers == tuple(LAYERS) and taken.receipt() == receipt
+        with pytest.raises(headwater.StaleEpochError) as e:
+            s.step(0, q[2:], k[2:], v[2:])
+        assert e.value.epoch.counter == 2
+        got = taken.step(0, q[2:], k[2:], v[2:])
+        np.testing.assert_array_equal(got.context, expect(LAYERS[0], q[2:], k, v, 2)[0])
+        newer = taken.receipt()
+        taken.truncate(1)
+        with pytest.raises(headwater.BehindError):
+            a.attach(newer)
+        assert len(b.sessions()[0]) == 1
+        b.drop_session(s.id)
+        with pytest.raises(headwater.UnknownSessionError, match="no worker holds it"):
+            a.attach(s.id)
+
+
+def test_wrong_answers_are_errors(nodes: plain.Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    q, k, v = draw(np.random.default_rng(10), LAYERS[0], 1)
+    with headwater.Client(nodes.coordinator.address, timeout=20) as c:
+        s = c.open(LAYERS)
+        real = plain.Held.step
+        monkeypatch.setattr(plain.Held, "step", lambda *a: (real(*a)[0], bytes(12)))
+        with pytest.raises(headwater.ProtocolError, match="12 bytes for 6 rows of 8"):
+            s.step(0, q, k, v)
+        monkeypatch.setattr(plain.Held, "step", lambda *a: (session_pb2.StepResult(length=9), b""))
+        with pytest.raises(headwater.ProtocolError, match="length 9 and 0 hashes"):
+            s.step(0, q, k, v)
+        assert s.length(0) == 0
+
+
+def test_a_call_that_takes_too_long_ends(nodes: plain.Cluster) -> None:
+    q, k, v = draw(np.random.default_rng(11), LAYERS[0], 1)
+    go_on = threading.Event()
+    nodes.coordinator.refuse = lambda r: go_on.wait() and None
+    with headwater.Client(nodes.coordinator.address, timeout=0.2) as c:
+        s = c.open(LAYERS)
+        with pytest.raises(TimeoutError, match="has not answered in time"):
+            s.step(0, q, k, v)
+        go_on.set()
