@@ -181,6 +181,25 @@ def test_an_append_that_not_all_did_is_made_whole(session: headwater.Session) ->
     np.testing.assert_array_equal(got.context, expect(LAYERS[0], q[3:], k, v, 3)[0])
 
 
+def test_what_not_all_appended_is_taken_back(session: headwater.Session) -> None:
+    q, k, v = draw(np.random.default_rng(12), LAYERS[0], 4)
+    session.step(0, q[:3], k[:3], v[:3])
+    session.step(1, k=np.zeros((3, 1, 4), np.float32), v=np.zeros((3, 1, 6), np.float32))
+
+    def refuse(r) -> None:
+        raise plain.Refusal(session_pb2.SESSION_PROBLEM_OVER_BUDGET)
+
+    session.nodes[-1].refuse = refuse
+    with pytest.raises(headwater.OverBudgetError):
+        session.step(0, k=k[3:] + 1, v=v[3:])
+    session.nodes[-1].refuse = None
+    fork = session.fork()
+    session.truncate(4)  # one holder has a fourth position, the other has not
+    for s in (session, fork):
+        assert s.length(0) == 3
+        np.testing.assert_array_equal(s.step(0, q[3:], k[3:], v[3:]).context, expect(LAYERS[0], q[3:], k, v, 3)[0])
+
+
 @pytest.mark.parametrize("problem", [n for n in session_pb2.SessionProblem.values() if n])
 def test_every_problem_is_an_error_of_its_own(problem: int) -> None:
     name = session_pb2.SessionProblem.Name(problem).removeprefix("SESSION_PROBLEM_").title().replace("_", "")

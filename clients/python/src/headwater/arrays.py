@@ -26,6 +26,17 @@ def to_float32(x: npt.ArrayLike) -> Floats:
     raise TypeError(f"an array of {a.dtype} is not one of float32, float16 or bfloat16")
 
 
+def check_finite(name: str, x: Array) -> None:
+    """Refuses NaN and infinities with their index."""
+    if is_bfloat16(x):
+        finite = (x.view(np.uint16) & np.uint16(0x7F80)) != np.uint16(0x7F80)
+    else:
+        finite = np.isfinite(x)
+    if not finite.all():
+        at = tuple(int(i) for i in np.argwhere(~finite)[0])
+        raise ValueError(f"{name}{list(at)} is {float(x[at])}")
+
+
 def narrow_bfloat16(x: npt.ArrayLike) -> npt.NDArray[np.uint16]:
     """x in bfloat16, nearest even, as the upper halves of float32. A finite value that would become infinite is refused."""
     a = np.asarray(x)

@@ -13,7 +13,7 @@ import grpc
 import numpy as np
 import numpy.typing as npt
 
-from .arrays import Array, Floats, narrow_bfloat16, narrow_float16, to_float32
+from .arrays import Array, Floats, check_finite, narrow_bfloat16, narrow_float16, to_float32
 from .errors import ExistsError, HeadwaterError, ProtocolError, UnknownSessionError, session_error, stream_error
 from .holders import Connections, Holder, transient
 from .lane import Pending
@@ -258,7 +258,7 @@ class Session:
             session=self.id, epoch=self._own_epoch(), truncations=self._truncations, position=position
         )
         states = self._each("truncate", "TruncateSession", request, session_pb2.TruncateSessionResponse)
-        self._update(self._join(states))
+        self._update(self._level(self.id, self._own_epoch(), states))
 
     def fork(self, position: int | None = None) -> Session:
         """Makes a session that begins with the positions of this one, or those before position. Memory is shared until one
@@ -275,7 +275,7 @@ class Session:
         )
         try:
             states = self._each("fork", "ForkSession", request, session_pb2.ForkSessionResponse)
-            state = _join(self.layers, self._holders, states, child)
+            state = self._level(child, session_pb2.Epoch(counter=1, lane=self._connections.lane), states)
         except HeadwaterError as e:
             if not isinstance(e, ExistsError):
                 self._abandon(child)
@@ -340,8 +340,21 @@ class Session:
             except HeadwaterError:
                 pass
 
-    def _join(self, states: Sequence[session_pb2.SessionState]) -> session_pb2.SessionState:
-        return _join(self.layers, self._holders, states, self.id)
+    def _level(
+        self, id: bytes, epoch: session_pb2.Epoch, states: Sequence[session_pb2.SessionState]
+    ) -> session_pb2.SessionState:
+        """One state of those of all holders, after what an append left at some of them alone has been taken back."""
+        lengths: dict[int, set[int]] = {}
+        for state in states:
+            for one in state.layers:
+                lengths.setdefault(one.layer, set()).add(one.length)
+        apart = [min(found) for found in lengths.values() if len(found) > 1]
+        if apart:
+            request = session_pb2.TruncateSessionRequest(
+                session=id, epoch=epoch, truncations=min(s.truncations for s in states), position=min(apart)
+            )
+            states = self._each("truncate", "TruncateSession", request, session_pb2.TruncateSessionResponse)
+        return _join(self.layers, self._holders, states, id)
 
     def _update(self, state: session_pb2.SessionState) -> None:
         if len(state.layers) != len(self.layers):
@@ -366,6 +379,7 @@ class Session:
         queries = appended = 0
         if step.q is not None:
             q = to_float32(step.q)
+            check_finite("q", q)
             queries = _shape("q", q, layer.n_heads, layer.head_dim)
             q = q.reshape(queries, groups, layer.group_size * layer.head_dim)
         if (step.k is None) != (step.v is None):
@@ -375,6 +389,9 @@ class Session:
             appended = _shape("k", k, groups, layer.head_dim)
             if _shape("v", v, groups, layer.v_dim) != appended:
                 raise ValueError(f"v has {v.shape[0]} tokens, k has {appended}")
+            # One holder would refuse it, and others have it already.
+            check_finite("k", k)
+            check_finite("v", v)
             k, v, encoding = _encode(k, v, layer)
         if queries == 0 and appended == 0:
             raise ValueError("nothing is appended and nothing attends")
