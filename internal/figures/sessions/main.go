@@ -16,6 +16,7 @@
 //	              the bytes of the whole pages that they need
 //	fork_ms       a fork of a session of 32,768 tokens, 32 layers, 8 groups, f16, with the first append to every layer of
 //	              the fork; milliseconds
+//	py_step       a step of one token that sees 16,384 positions from the Python client / from Go
 //
 // The samples are kept as JSON.
 package main
@@ -46,9 +47,9 @@ func main() {
 
 // figures is one run.
 type figures struct {
-	bin, fixtures string
-	rounds        int
-	bare          *bare
+	bin, fixtures, python string
+	rounds                int
+	bare                  *bare
 
 	Taken   time.Time           `json:"taken"`
 	Rounds  int                 `json:"rounds"`
@@ -75,12 +76,14 @@ var groups = []group{
 	{[]string{"prefill_stall", "prefill_keep"}, stall},
 	{[]string{"kv_overhead"}, overhead},
 	{[]string{"fork_ms"}, fork},
+	{[]string{"py_step"}, python},
 }
 
 func run(ctx context.Context, args []string) (err error) {
 	f := &figures{Taken: time.Now(), Samples: map[string][]sample{}}
 	flags := flag.NewFlagSet("sessions", flag.ContinueOnError)
 	flags.StringVar(&f.bin, "bin", "bin", "folder of the binaries")
+	flags.StringVar(&f.python, "python", ".cache/python/bin/python", "Python with what the client in clients/python needs")
 	flags.StringVar(&f.fixtures, "fixtures", "testdata/smollm2", "folder of the fixtures")
 	flags.IntVar(&f.rounds, "rounds", 5, "rounds of each figure")
 	samples := flags.String("samples", "figures/sessions.json", "file for the raw samples")
