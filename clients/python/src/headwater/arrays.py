@@ -13,7 +13,7 @@ Floats = npt.NDArray[np.float32]
 
 def is_bfloat16(x: Array) -> bool:
     """Whether x is of ml_dtypes.bfloat16, which NumPy itself does not have."""
-    return x.dtype.name == "bfloat16"
+    return x.dtype.kind == "V" and x.dtype.name == "bfloat16"
 
 
 def to_float32(x: npt.ArrayLike) -> Floats:
