@@ -50,8 +50,8 @@ func (st *Store) Append(a *Append, hashes []uint64, v *View) (length uint64, _ [
 			return 0, hashes, err
 		}
 	}
-	e := st.encoders.Get().(*encoder)
-	defer st.encoders.Put(e)
+	e := st.encoder()
+	defer st.putEncoder(e)
 	switch have := uint64(s.lengths[l]); {
 	case have == a.Length:
 		if err := s.same(l, a.Hashes, s.hashes[h.first:]); err != nil {
@@ -261,6 +261,25 @@ type encoder struct {
 	k, v           []byte
 	kScale, vScale []float32
 	quants         []int8
+}
+
+// encoder returns one that is in no use; there are at most as many as there were appends at the same time.
+func (st *Store) encoder() *encoder {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	n := len(st.encoders) - 1
+	if n < 0 {
+		return new(encoder)
+	}
+	e := st.encoders[n]
+	st.encoders = st.encoders[:n]
+	return e
+}
+
+func (st *Store) putEncoder(e *encoder) {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	st.encoders = append(st.encoders, e)
 }
 
 // plan lays out the rows of pages [first, end): those that are there, and new ones, whose sharing is not yet known.

@@ -45,8 +45,7 @@ type Store struct {
 	endedAt    int
 	prefixes   prefixes
 	counters   counters
-
-	encoders sync.Pool
+	encoders   []*encoder // in no use
 }
 
 type counters struct {
@@ -85,7 +84,6 @@ func NewStore(config StoreConfig) *Store {
 		sessions:   make(map[SessionID]*session),
 		tombstones: make(map[SessionID]struct{}),
 		prefixes:   prefixes{entries: make(map[prefixKey]*entry)},
-		encoders:   sync.Pool{New: func() any { return new(encoder) }},
 	}
 }
 
