@@ -1,6 +1,7 @@
 package bench
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
@@ -9,16 +10,30 @@ import (
 	"headwater/wire"
 )
 
-// frameRows is about how many rows, a token of a head each, one frame carries.
+// frameRows is how many rows, a token of a head each, one frame carries.
 const frameRows = 64
 
-// ContextBlocks reads the contexts of a result file with their LSE, in frames of a few rows.
+// ContextBlocks reads the contexts of a result file with their LSE, cut as workers cut them: by KV group, in frames of 64
+// rows. Rows that do not fill a frame are left out, unless they are all of their group's.
 func ContextBlocks(path string) (blocks []wire.Block, err error) {
 	file, err := tensor.Open(path)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, file.Close()) }()
+	// The plan has a layer for each context, in the file's order.
+	var result struct {
+		Plan struct {
+			Layers []struct {
+				Heads   int `json:"n_heads"`
+				KVHeads int `json:"n_kv_heads"`
+			} `json:"layers"`
+		} `json:"plan"`
+	}
+	if err := json.Unmarshal([]byte(file.Metadata()["headwater"]), &result); err != nil {
+		return nil, fmt.Errorf("%s is no result: metadata headwater: %w", path, err)
+	}
+	layers := result.Plan.Layers
 	for _, name := range file.Names() {
 		prefix, ok := strings.CutSuffix(name, "context")
 		info, _ := file.Lookup(name)
@@ -33,16 +48,26 @@ func ContextBlocks(path string) (blocks []wire.Block, err error) {
 		if err != nil {
 			return nil, err
 		}
-		all, heads, dim := info.Shape[0], info.Shape[1], info.Shape[2]
-		if len(lse) != all*heads {
-			return nil, fmt.Errorf("%s: %slse has %d elements, %d rows of context need as many", path, prefix, len(lse), all*heads)
+		tokens, heads, dim := info.Shape[0], info.Shape[1], info.Shape[2]
+		if len(layers) == 0 || layers[0].Heads != heads || layers[0].KVHeads < 1 || heads%layers[0].KVHeads != 0 || len(lse) != tokens*heads {
+			return nil, fmt.Errorf("%s: %s [%d, %d, %d] fits neither its plan nor its %d LSEs", path, name, tokens, heads, dim, len(lse))
 		}
-		tokens := max(frameRows/heads, 1)
-		for at := 0; at < all; at += tokens {
-			n := min(tokens, all-at)
-			blocks = append(blocks, wire.Block{
-				Tokens: n, Heads: heads, VDim: dim, Context: context[at*heads*dim:][:n*heads*dim], LSE: lse[at*heads:][:n*heads],
-			})
+		size := heads / layers[0].KVHeads
+		layers = layers[1:]
+		rows := tokens * size
+		for first := 0; first < heads; first += size {
+			group := wire.Block{Tokens: rows, Heads: 1, VDim: dim}
+			for t := range tokens {
+				at := t*heads + first
+				group.Context = append(group.Context, context[at*dim:(at+size)*dim]...)
+				group.LSE = append(group.LSE, lse[at:at+size]...)
+			}
+			n := min(rows, frameRows)
+			for at := 0; at+n <= rows; at += n {
+				blocks = append(blocks, wire.Block{
+					Tokens: n, Heads: 1, VDim: dim, Context: group.Context[at*dim:][:n*dim], LSE: group.LSE[at:][:n],
+				})
+			}
 		}
 	}
 	if len(blocks) == 0 {
