@@ -226,8 +226,8 @@ func takeBare(_ any, stream grpc.ServerStream) error {
 	}
 }
 
-// sendBare sends n bytes.
-func sendBare(stream grpc.Stream, n int64) error {
+// sendBare sends n bytes to either end of a stream.
+func sendBare(stream interface{ SendMsg(any) error }, n int64) error {
 	chunk := make([]byte, bareChunk)
 	for n > 0 {
 		k := min(n, bareChunk)
