@@ -221,8 +221,7 @@ func (p *plot) roofs(bus, fma float64) {
 	s := fmt.Sprintf("FMA peak %.0f GFLOP/s", fma/1e9)
 	p.put(roof, width-right-p.wide(s)-6, int(p.y(fma))-10, s)
 	s = fmt.Sprintf("read bandwidth %.1f GB/s", bus/1e9)
-	at := math.Sqrt(from * ridge)
-	p.put(roof, int(p.x(at))-p.wide(s)-10, int(p.y(at*bus))-6, s)
+	p.put(roof, max(int(p.x(ridge))-p.wide(s)-10, left+4), int(p.y(fma))-6, s)
 	// Labels keep off the roof.
 	const steps = 64
 	for i := range steps {
