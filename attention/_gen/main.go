@@ -349,8 +349,9 @@ func scores(dt dtype) {
 					VMOVUPS(t.acc(r, c), s(r, c))
 				}
 			}
-			ADDQ(U8(t.cols*isa.w*4), S)
-			ADDQ(U8(t.cols*isa.w*dt.size), from)
+			// A step of 256 bytes does not fit a U8, which would make it 0.
+			ADDQ(U32(t.cols*isa.w*4), S)
+			ADDQ(U32(t.cols*isa.w*dt.size), from)
 			if run.blocks > 1 {
 				DECQ(block)
 				JNZ(LabelRef(again))
