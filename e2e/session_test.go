@@ -1,0 +1,163 @@
+//go:build linux
+
+package e2e
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"strings"
+	"testing"
+
+	"headwater/client"
+	"headwater/internal/localcluster"
+	"headwater/tensor"
+)
+
+// layerOf is one layer of the fixture, as a model would have it.
+type layerOf struct {
+	q, k, v, context, lse []float32 // context and lse are the job's
+}
+
+// readFloats reads a tensor of float32.
+func readFloats(t *testing.T, f *tensor.File, name string) ([]float32, []int) {
+	t.Helper()
+	info, ok := f.Lookup(name)
+	if !ok {
+		t.Fatalf("%s has no tensor %s", f.Path(), name)
+	}
+	data := make([]byte, info.Bytes())
+	if err := f.ReadAt(data, name, 0); err != nil {
+		t.Fatal(err)
+	}
+	values := make([]float32, info.Elements())
+	if err := tensor.Widen(values, data, info.DType); err != nil {
+		t.Fatal(err)
+	}
+	return values, info.Shape
+}
+
+// generation is a session that goes through the fixture's tokens.
+type generation struct {
+	t              *testing.T
+	ctx            context.Context
+	layers         []layerOf
+	heads, kv, dim int
+	tokens         int
+}
+
+// step lets tokens [from, to) pass all layers of a session, and compares what they see with the job.
+func (g *generation) step(s *client.Session, from, to int) {
+	g.t.Helper()
+	q, kv := g.heads*g.dim, g.kv*g.dim
+	for i, l := range g.layers {
+		context, lse := make([]float32, (to-from)*q), make([]float32, (to-from)*g.heads)
+		if err := s.Step(g.ctx, i, l.q[from*q:to*q], l.k[from*kv:to*kv], l.v[from*kv:to*kv], context, lse); err != nil {
+			g.t.Fatal(err)
+		}
+		for _, c := range []struct {
+			name      string
+			got, want []float32
+		}{{"context", context, l.context[from*q : to*q]}, {"lse", lse, l.lse[from*g.heads : to*g.heads]}} {
+			for j := range c.want {
+				if math.Float32bits(c.got[j]) != math.Float32bits(c.want[j]) {
+					g.t.Fatalf("layer %d, tokens %d to %d: element %d of %s is %x, the job's is %x", i, from, to, j, c.name, c.got[j], c.want[j])
+				}
+			}
+		}
+	}
+}
+
+// TestAModelStepsThroughASession goes through the tokens of a real model on clusters that differ in what must not matter:
+// one token at a time, in chunks, and with forks and truncations in between. Each context has the bits of the job.
+func TestAModelStepsThroughASession(t *testing.T) {
+	t.Parallel()
+	const groupSize = 3
+	for _, shape := range []struct {
+		workers int
+		direct  bool
+	}{{1, false}, {1, true}, {2, true}, {3, false}, {3, true}} {
+		t.Run(fmt.Sprintf("%d workers, direct %v", shape.workers, shape.direct), func(t *testing.T) {
+			t.Parallel()
+			c := start(t, localcluster.Options{Workers: shape.workers, Threads: 1})
+			_, result := c.run(t, fixtures+"attention.safetensors")
+			source := open(t, fixtures+"attention.safetensors")
+			g := &generation{t: t, ctx: bounded(t)}
+			var layers []client.Layer
+			for _, name := range []string{"layers.3.", "layers.17."} {
+				var l layerOf
+				var dims []int
+				l.q, dims = readFloats(t, source, name+"q")
+				l.k, _ = readFloats(t, source, name+"k")
+				l.v, _ = readFloats(t, source, name+"v")
+				l.context, _ = readFloats(t, result, name+"context")
+				l.lse, _ = readFloats(t, result, name+"lse")
+				g.layers = append(g.layers, l)
+				g.tokens, g.heads, g.kv, g.dim = dims[0], dims[1], dims[1]/groupSize, dims[2]
+				layers = append(layers, client.Layer{Heads: g.heads, KVHeads: g.kv, HeadDim: g.dim})
+			}
+			s, err := c.OpenSession(g.ctx, client.SessionOptions{Layers: layers, Direct: shape.direct})
+			if err != nil {
+				t.Fatal(err)
+			}
+			// A prompt in chunks over page borders, then token by token.
+			for _, cut := range [][2]int{{0, 7}, {7, 64}, {64, 129}, {129, 130}} {
+				g.step(s, cut[0], cut[1])
+			}
+			child, err := s.Fork(g.ctx)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for i := 130; i < 150; i++ {
+				g.step(s, i, i+1)
+			}
+			// A draft is taken back, into a page and over its border.
+			for _, to := range []int{140, 127} {
+				if err := s.Truncate(g.ctx, to); err != nil {
+					t.Fatal(err)
+				}
+				g.step(s, to, 150)
+			}
+			// The fork has seen nothing of it.
+			if child.Len() != 130 {
+				t.Fatalf("the fork has %d positions", child.Len())
+			}
+			g.step(child, 130, g.tokens)
+			for i := 150; i < g.tokens; i++ {
+				g.step(s, i, i+1)
+			}
+			if err := errors.Join(child.Drop(g.ctx), s.Drop(g.ctx)); err != nil {
+				t.Fatal(err)
+			}
+		})
+	}
+}
+
+// TestAWorkerOfASessionDies: the step fails within the deadline, says whom it lost, and nothing is made up.
+func TestAWorkerOfASessionDies(t *testing.T) {
+	t.Parallel()
+	for _, direct := range []bool{false, true} {
+		t.Run(fmt.Sprintf("direct %v", direct), func(t *testing.T) {
+			t.Parallel()
+			c := start(t, localcluster.Options{Workers: 2, Threads: 1})
+			ctx := bounded(t)
+			s, err := c.OpenSession(ctx, client.SessionOptions{Layers: []client.Layer{{Heads: 4, KVHeads: 2, HeadDim: 8}}, Direct: direct})
+			if err != nil {
+				t.Fatal(err)
+			}
+			row := make([]float32, 32)
+			if err := s.Step(ctx, 0, row, row[:16], row[:16], make([]float32, 32), make([]float32, 4)); err != nil {
+				t.Fatal(err)
+			}
+			c.Kill(1)
+			err = s.Step(ctx, 0, row, row[:16], row[:16], make([]float32, 32), make([]float32, 4))
+			if err == nil || ctx.Err() != nil || strings.Contains(err.Error(), "\n") {
+				t.Fatalf("got %v", err)
+			}
+			if !strings.Contains(err.Error(), c.Name(1)) {
+				t.Errorf("the error does not name %s: %v", c.Name(1), err)
+			}
+		})
+	}
+}
