@@ -248,7 +248,7 @@ func (a *app) runCoordinator(ctx context.Context, at endpointFlags, workers stri
 	}
 	server := grpc.NewServer(protocol.ServerOptions()...)
 	c.Register(server)
-	s := &service{log: log, server: server, view: view, health: protocol.Register(server, headwaterv1.CoordinatorService_ServiceDesc.ServiceName)}
+	s := &service{log: log, server: server, view: view, health: protocol.Register(server, headwaterv1.CoordinatorService_ServiceDesc.ServiceName, headwaterv1.SessionService_ServiceDesc.ServiceName)}
 	// Should running jobs fail, for the disk's sake, so does the process: it would take jobs that never run.
 	ctx, stop := context.WithCancelCause(ctx)
 	running, end := context.WithCancel(context.WithoutCancel(ctx))
