@@ -161,3 +161,42 @@ func TestAWorkerOfASessionDies(t *testing.T) {
 		})
 	}
 }
+
+// TestSessionsAreListed looks at a session from the command line, and ends it there.
+func TestSessionsAreListed(t *testing.T) {
+	t.Parallel()
+	c := start(t, localcluster.Options{Workers: 2, Threads: 1})
+	ctx := bounded(t)
+	layer := client.Layer{Heads: 4, KVHeads: 2, HeadDim: 8}
+	s, err := c.OpenSession(ctx, client.SessionOptions{Layers: []client.Layer{layer, layer}, Name: "story"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	rows := make([]float32, 70*16)
+	for l := range 2 {
+		if err := s.Do(ctx, &client.Step{Layer: l, K: rows, V: rows}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	id := s.ID().String()
+	for _, at := range []struct {
+		args  []string
+		words []string
+	}{
+		{[]string{"sessions", "list"}, []string{id, "story", "70", "w1 w2"}},
+		{[]string{"sessions", "list", "--output", "json"}, []string{`"id": "` + id + `"`, `"name": "story"`, `"page_bytes": `}},
+		{[]string{"sessions", "show", id}, []string{"2 layers, 70 positions", "w1", "w2"}},
+		{[]string{"sessions", "show", id, "--output", "json"}, []string{`"lengths": [`, `"groups": [`}},
+		{[]string{"sessions", "drop", id}, []string{id + " is dropped"}},
+	} {
+		said := coord(t, append(at.args, "--coordinator", c.Address())...)
+		said.succeeds(t)
+		for _, word := range at.words {
+			if !strings.Contains(said.out, word) {
+				t.Errorf("%v does not say %q: %s", at.args, word, said.out)
+			}
+		}
+	}
+	coord(t, "sessions", "show", id, "--coordinator", c.Address()).fails(t, 4, id)
+	coord(t, "sessions", "show", "story", "--coordinator", c.Address()).fails(t, 2, "hexadecimal")
+}

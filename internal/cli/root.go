@@ -63,7 +63,7 @@ func (a *app) coord() *cobra.Command {
   coord jobs list`)
 	worker := group("worker", "Run a worker", "  coord worker serve", a.serveWorker())
 	worker.Hidden = true
-	root.AddCommand(a.serveCoordinator(), a.submit(), a.jobs(), a.status(), a.plan(), a.explain(), a.local(), a.bench(), a.diff(), a.check(), worker)
+	root.AddCommand(a.serveCoordinator(), a.submit(), a.jobs(), a.sessions(), a.status(), a.plan(), a.explain(), a.local(), a.bench(), a.diff(), a.check(), worker)
 	return root
 }
 

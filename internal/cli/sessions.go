@@ -1,0 +1,188 @@
+package cli
+
+import (
+	"context"
+	"encoding/hex"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/jedib0t/go-pretty/v6/table"
+	"github.com/spf13/cobra"
+
+	"headwater/client"
+	headwaterv1 "headwater/proto/headwater/v1"
+)
+
+// sessions is the group of commands about the sessions that workers hold.
+func (a *app) sessions() *cobra.Command {
+	return group("sessions", "List, show and drop the sessions on the workers",
+		"  coord sessions list\n  coord sessions show 7f3c90aa1e6b4d52b7c8d9e0f1a2b3c4\n  coord sessions drop 7f3c90aa1e6b4d52b7c8d9e0f1a2b3c4",
+		a.sessionsList(), a.sessionsShow(), a.sessionsDrop())
+}
+
+// sessionView is a session as scripts read it.
+type sessionView struct {
+	ID          string       `json:"id"`
+	Name        string       `json:"name,omitempty"`
+	Tenant      string       `json:"tenant,omitempty"`
+	Epoch       uint64       `json:"epoch"`
+	Truncations uint64       `json:"truncations"`
+	Lengths     []uint64     `json:"lengths"` // positions of each layer
+	PageBytes   uint64       `json:"page_bytes"`
+	OwnBytes    uint64       `json:"own_bytes"`
+	Pinned      bool         `json:"pinned"`
+	Created     *time.Time   `json:"created,omitempty"`
+	Used        *time.Time   `json:"used,omitempty"`
+	Holders     []holderView `json:"holders"`
+}
+
+type holderView struct {
+	Name    string     `json:"name"`
+	Address string     `json:"address"`
+	Groups  [][]uint32 `json:"groups"` // of each layer
+}
+
+func viewSession(s *headwaterv1.SessionState) sessionView {
+	v := sessionView{
+		ID: hex.EncodeToString(s.GetSession()), Name: s.GetName(), Tenant: s.GetTenant(), Epoch: s.GetEpoch().GetCounter(),
+		Truncations: s.GetTruncations(), Lengths: []uint64{}, PageBytes: s.GetPageBytes(), OwnBytes: s.GetOwnBytes(), Pinned: s.GetPinned(),
+		Created: when(s.GetCreated()), Used: when(s.GetUsed()), Holders: []holderView{},
+	}
+	for _, l := range s.GetLayers() {
+		v.Lengths = append(v.Lengths, l.GetLength())
+	}
+	for _, h := range s.GetHolders() {
+		one := holderView{h.GetName(), h.GetAddress(), make([][]uint32, len(v.Lengths))}
+		for _, l := range h.GetLayers() {
+			if int(l.GetLayer()) < len(one.Groups) {
+				one.Groups[l.GetLayer()] = l.GetGroups()
+			}
+		}
+		v.Holders = append(v.Holders, one)
+	}
+	return v
+}
+
+// positions are what all layers of a session have.
+func (v *sessionView) positions() (least uint64) {
+	for i, n := range v.Lengths {
+		if i == 0 || n < least {
+			least = n
+		}
+	}
+	return least
+}
+
+// holders names who holds it.
+func (v *sessionView) holders() string {
+	names := make([]string, len(v.Holders))
+	for i, h := range v.Holders {
+		names[i] = h.Name
+	}
+	return strings.Join(names, " ")
+}
+
+func (a *app) sessionsList() *cobra.Command {
+	var at remote
+	cmd := &cobra.Command{
+		Use: "list", Short: "List the sessions that the workers hold", Args: exactly(),
+		Example: "  coord sessions list\n  coord sessions list --output json",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return at.with(cmd.Context(), func(ctx context.Context, c *client.Client) error {
+				found, _, err := c.Sessions(ctx)
+				if err != nil {
+					return err
+				}
+				all := make([]sessionView, len(found))
+				for i, s := range found {
+					all[i] = viewSession(s)
+				}
+				if a.json() {
+					return a.printJSON(all)
+				}
+				t := newTable("", "id", "name", ">layers", ">positions", ">bytes", ">own", "pinned", "on", "last used")
+				for i, v := range all {
+					pinned := ""
+					if v.Pinned {
+						pinned = "yes"
+					}
+					t.AppendRow(table.Row{
+						v.ID, v.Name, len(v.Lengths), v.positions(), sizeOf(int64(v.PageBytes)), sizeOf(int64(v.OwnBytes)), pinned, v.holders(),
+						clock(found[i].GetUsed()),
+					})
+				}
+				return a.printTable(t)
+			})
+		},
+	}
+	at.flags(cmd.Flags())
+	return cmd
+}
+
+func (a *app) sessionsShow() *cobra.Command {
+	var at remote
+	cmd := &cobra.Command{
+		Use: "show ID", Short: "Show one session: its layers, and who holds which groups", Args: exactly("ID"),
+		Example: "  coord sessions show 7f3c90aa1e6b4d52b7c8d9e0f1a2b3c4",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			id, err := client.ParseSessionID(args[0])
+			if err != nil {
+				return usageError{err}
+			}
+			return at.with(cmd.Context(), func(ctx context.Context, c *client.Client) error {
+				found, err := c.FindSession(ctx, id)
+				if err != nil {
+					return err
+				}
+				v := viewSession(found)
+				if a.json() {
+					return a.printJSON(v)
+				}
+				pinned := ""
+				if v.Pinned {
+					pinned = ", pinned"
+				}
+				title := fmt.Sprintf("session %s %s\n%d layers, %d positions, %d truncations, epoch %d%s; %s of pages, %s its own; last used %s",
+					v.ID, v.Name, len(v.Lengths), v.positions(), v.Truncations, v.Epoch, pinned, sizeOf(int64(v.PageBytes)), sizeOf(int64(v.OwnBytes)), clock(found.GetUsed()))
+				t := newTable(title, ">layer", ">positions", "worker", "groups")
+				for layer, length := range v.Lengths {
+					for _, h := range v.Holders {
+						if len(h.Groups[layer]) > 0 {
+							t.AppendRow(table.Row{layer, length, h.Name, strings.Trim(fmt.Sprint(h.Groups[layer]), "[]")})
+						}
+					}
+				}
+				return a.printTable(t)
+			})
+		},
+	}
+	at.flags(cmd.Flags())
+	return cmd
+}
+
+func (a *app) sessionsDrop() *cobra.Command {
+	var at remote
+	cmd := &cobra.Command{
+		Use: "drop ID", Short: "End a session and free its memory, whoever drives it", Args: exactly("ID"),
+		Example: "  coord sessions drop 7f3c90aa1e6b4d52b7c8d9e0f1a2b3c4",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			id, err := client.ParseSessionID(args[0])
+			if err != nil {
+				return usageError{err}
+			}
+			return at.with(cmd.Context(), func(ctx context.Context, c *client.Client) error {
+				if err := c.DropSession(ctx, id); err != nil {
+					return err
+				}
+				if a.json() {
+					return a.printJSON(map[string]string{"dropped": id.String()})
+				}
+				_, err := fmt.Fprintf(a.Out, "session %s is dropped\n", id)
+				return err
+			})
+		},
+	}
+	at.flags(cmd.Flags())
+	return cmd
+}
