@@ -181,6 +181,9 @@ func (h *Holding) Join(states []*headwaterv1.SessionState) (*headwaterv1.Session
 		all.Holders = states[0].GetHolders()
 	} else {
 		all.Holders = h.Proto()
+		for i, s := range states {
+			all.Holders[i].PageBytes, all.Holders[i].OwnBytes = s.GetPageBytes(), s.GetOwnBytes()
+		}
 	}
 	return all, nil
 }

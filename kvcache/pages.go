@@ -3,7 +3,9 @@ package kvcache
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"math/bits"
+	"slices"
 
 	"golang.org/x/sys/unix"
 )
@@ -89,6 +91,16 @@ func (p *pages) class(size int) *class {
 		p.classes[size] = c
 	}
 	return c
+}
+
+// count returns the pages of each size, ascending by size, where the budget has so many bytes left.
+func (p *pages) count(left int64) []PageState {
+	all := make([]PageState, 0, len(p.classes))
+	for _, size := range slices.Sorted(maps.Keys(p.classes)) {
+		c := p.classes[size]
+		all = append(all, PageState{Bytes: size, Used: c.mapped - c.vacant, Free: c.idle + int(left/int64(size))})
+	}
+	return all
 }
 
 // take fills ids with pages, or with none and an error: a *BudgetError where there is no room. The pages hold whatever

@@ -413,8 +413,21 @@ func TestReclaim(t *testing.T) {
 		t.Fatal("room was made of pages in use")
 	}
 	audit(t, st, nil)
+	// As many pages as are said to be free can be taken, and then no more.
+	free := func(want int) {
+		t.Helper()
+		if c := st.Cache(); len(c.Pages) != 1 || c.Pages[0] != (PageState{Bytes: int(page), Used: 64 - want, Free: want}) || c.RoomBytes != int64(want)*page {
+			t.Fatalf("%d pages can be taken, told is %+v", want, c)
+		}
+	}
+	free(54)
 	grow(t, st, SessionID{2}, 64*54, nil)
+	free(0)
 	audit(t, st, nil)
+	if _, err := st.Truncate(SessionID{2}, first, 0, 64*60+1); err != nil {
+		t.Fatal(err)
+	}
+	free(3)
 	st.Close()
 	if budget.Used() != 0 {
 		t.Fatalf("%d bytes are reserved in the end", budget.Used())

@@ -64,6 +64,19 @@ type CacheState struct {
 	// Evicted are the sessions that were dropped for want of room or use.
 	Evicted  uint64
 	Sessions int
+	// RoomBytes can be taken for pages before anything is dropped: those free, and what nobody has reserved of the budget.
+	RoomBytes int64
+	// Pages are those of each size that was in use, ascending by size.
+	Pages []PageState
+}
+
+// PageState is the pages of one size.
+type PageState struct {
+	Bytes int // of a page
+	Used  int
+	// Free is how many can be taken before anything is dropped: those reserved and in no use, and as many as the budget has
+	// room for, which sizes share.
+	Free int
 }
 
 // NewStore makes an empty store.
@@ -348,10 +361,12 @@ func (st *Store) state(s *session) State {
 func (st *Store) Cache() CacheState {
 	st.mu.Lock()
 	defer st.mu.Unlock()
+	left := st.budget.Total() - st.budget.Used()
 	return CacheState{
 		UsedBytes: st.pages.used, FreeBytes: st.pages.idle, BudgetBytes: st.budget.Total(), PrefixBytes: st.prefixes.bytes,
 		PrefixAsked: st.counters.asked, PrefixHits: st.counters.hits, PrefixSavedBytes: st.counters.saved,
 		Evicted: st.counters.evicted, Sessions: len(st.sessions),
+		RoomBytes: st.pages.idle + left, Pages: st.pages.count(left),
 	}
 }
 

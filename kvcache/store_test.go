@@ -816,6 +816,7 @@ func audit(t interface{ Fatalf(string, ...any) }, st *Store, views []*View) {
 	}
 	var used, idle int64
 	owned := map[string]bool{}
+	inUse := map[int]int{} // by size
 	for r, n := range refs {
 		if r.refs != n {
 			t.Fatalf("a row has %d sharers, counted are %d", n, r.refs)
@@ -844,6 +845,7 @@ func audit(t interface{ Fatalf(string, ...any) }, st *Store, views []*View) {
 					t.Fatalf("page %s is in two rows", name)
 				}
 				owned[name] = true
+				inUse[h.class.size]++
 				size += int64(h.class.size)
 			}
 		}
@@ -866,6 +868,15 @@ func audit(t interface{ Fatalf(string, ...any) }, st *Store, views []*View) {
 			t.Fatalf("pages of %d bytes: %d free, %d idle, %d mapped, counted are %d, %d, %d", c.size, free, held, mapped, c.vacant, c.idle, c.mapped)
 		}
 		idle += int64(held) * int64(c.size)
+	}
+	for _, p := range st.pages.count(0) {
+		if p.Used != inUse[p.Bytes] {
+			t.Fatalf("%d pages of %d bytes are in use, counted are %d", inUse[p.Bytes], p.Bytes, p.Used)
+		}
+		delete(inUse, p.Bytes)
+	}
+	if len(inUse) > 0 {
+		t.Fatalf("pages of sizes that are not counted: %v", inUse)
 	}
 	if used != st.pages.used || idle != st.pages.idle || st.budget.Used() != used+idle || len(st.pages.emptied) != 0 {
 		t.Fatalf("%d bytes are used and %d idle, counted are %d and %d, reserved %d", used, idle, st.pages.used, st.pages.idle, st.budget.Used())

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
 
 	"headwater/attention"
 	"headwater/kvcache"
@@ -193,7 +194,7 @@ func (s *sessions) ListSessions(_ context.Context, m *headwaterv1.ListSessionsRe
 
 func (s *sessions) cache() *headwaterv1.CacheState {
 	c := s.store.Cache()
-	return &headwaterv1.CacheState{
+	m := &headwaterv1.CacheState{
 		Worker:           s.w.cfg.Name,
 		UsedBytes:        uint64(c.UsedBytes),
 		FreeBytes:        uint64(c.FreeBytes),
@@ -206,7 +207,13 @@ func (s *sessions) cache() *headwaterv1.CacheState {
 		QueuedSteps:      uint64(max(s.queuedSteps.Load(), 0)),
 		QueuedTokens:     uint64(max(s.queuedTokens.Load(), 0)),
 		Lanes:            uint64(max(s.lanes.Load(), 0)),
+		Sessions:         uint64(c.Sessions),
+		RoomBytes:        proto.Uint64(uint64(c.RoomBytes)),
 	}
+	for _, p := range c.Pages {
+		m.Pages = append(m.Pages, &headwaterv1.PageState{PageBytes: uint64(p.Bytes), Used: uint64(p.Used), Free: uint64(p.Free)})
+	}
+	return m
 }
 
 // ExportSession sends keys and values of one layer, in blocks of protocol.BlockBytes.

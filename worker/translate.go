@@ -153,7 +153,7 @@ func (s *sessions) state(st kvcache.State, config bool) *headwaterv1.SessionStat
 	for _, l := range st.Layers {
 		m.Layers = append(m.Layers, &headwaterv1.LayerState{Layer: uint32(l.Layer), Length: l.Length, Hashes: l.Hashes})
 	}
-	self := &headwaterv1.Holder{Name: s.w.cfg.Name, Boot: s.w.cfg.Boot[:]}
+	self := &headwaterv1.Holder{Name: s.w.cfg.Name, Boot: s.w.cfg.Boot[:], PageBytes: uint64(st.PageBytes), OwnBytes: uint64(st.OwnBytes)}
 	for _, h := range st.Held {
 		layer := &headwaterv1.HeldLayer{Layer: uint32(h.Layer)}
 		for _, g := range h.Groups {

@@ -2,11 +2,14 @@ package cli
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"encoding/json"
 	"math"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -14,6 +17,8 @@ import (
 	"github.com/spf13/cobra"
 	"pgregory.net/rapid"
 
+	"headwater/client"
+	"headwater/internal/localcluster"
 	"headwater/tensor"
 )
 
@@ -39,8 +44,44 @@ func TestScripts(t *testing.T) {
 			env.Setenv("FIXTURES", fixtures)
 			return err
 		},
-		Cmds: map[string]func(*testscript.TestScript, bool, []string){"exits": exits},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){"exits": exits, "cluster": cluster, "session": session},
 	})
+}
+
+// cluster starts a cluster of N workers, which the commands that follow find, until the script ends.
+func cluster(ts *testscript.TestScript, _ bool, args []string) {
+	n, err := strconv.Atoi(strings.Join(args, " "))
+	ts.Check(err)
+	program, err := exec.LookPath("coord")
+	ts.Check(err)
+	c, err := localcluster.Start(context.Background(), localcluster.Options{Workers: n, Command: []string{program}, Memory: 64 << 20})
+	ts.Check(err)
+	ts.Defer(func() { ts.Check(c.Stop(context.Background())) })
+	ts.Setenv("HEADWATER_COORDINATOR", c.Address())
+}
+
+// session makes a session NAME of two layers, which have 3 groups and 1, with as many TOKENS, whose ids others know it by, and
+// puts its id into $NAME and how many of the tokens were there already into $NAME_PREFIX.
+func session(ts *testscript.TestScript, _ bool, args []string) {
+	if len(args) != 2 {
+		ts.Fatalf("usage: session NAME TOKENS")
+	}
+	n, err := strconv.Atoi(args[1])
+	ts.Check(err)
+	ctx := context.Background()
+	c, err := client.Dial(ts.Getenv("HEADWATER_COORDINATOR"))
+	ts.Check(err)
+	defer c.Close()
+	layers := []client.Layer{{Heads: 3, HeadDim: 8}, {Heads: 2, KVHeads: 1, HeadDim: 16, Storage: tensor.BF16}}
+	ids := make([]uint32, n)
+	s, err := c.OpenSession(ctx, client.SessionOptions{Layers: layers, Name: args[0], Tokens: ids})
+	ts.Check(err)
+	for layer, kv := range []int{3 * 8, 16} {
+		rows := make([]float32, (n-s.Prefix())*kv)
+		ts.Check(s.Do(ctx, &client.Step{Layer: layer, K: rows, V: rows, Tokens: ids[s.Prefix():]}))
+	}
+	ts.Setenv(args[0], s.ID().String())
+	ts.Setenv(args[0]+"_PREFIX", strconv.Itoa(s.Prefix()))
 }
 
 // exits runs a program of this package and demands its exit code, and that an error is one line that begins with its name.

@@ -38,9 +38,11 @@ type sessionView struct {
 }
 
 type holderView struct {
-	Name    string     `json:"name"`
-	Address string     `json:"address"`
-	Groups  [][]uint32 `json:"groups"` // of each layer
+	Name      string     `json:"name"`
+	Address   string     `json:"address"`
+	PageBytes uint64     `json:"page_bytes"`
+	OwnBytes  uint64     `json:"own_bytes"`
+	Groups    [][]uint32 `json:"groups"` // of each layer
 }
 
 func viewSession(s *headwaterv1.SessionState) sessionView {
@@ -53,7 +55,10 @@ func viewSession(s *headwaterv1.SessionState) sessionView {
 		v.Lengths = append(v.Lengths, l.GetLength())
 	}
 	for _, h := range s.GetHolders() {
-		one := holderView{h.GetName(), h.GetAddress(), make([][]uint32, len(v.Lengths))}
+		one := holderView{h.GetName(), h.GetAddress(), h.GetPageBytes(), h.GetOwnBytes(), make([][]uint32, len(v.Lengths))}
+		for i := range one.Groups {
+			one.Groups[i] = []uint32{}
+		}
 		for _, l := range h.GetLayers() {
 			if int(l.GetLayer()) < len(one.Groups) {
 				one.Groups[l.GetLayer()] = l.GetGroups()
@@ -74,13 +79,15 @@ func (v *sessionView) positions() (least uint64) {
 	return least
 }
 
-// holders names who holds it.
+// holders says who holds it, and how many bytes of pages.
 func (v *sessionView) holders() string {
-	names := make([]string, len(v.Holders))
+	each := make([]string, len(v.Holders))
 	for i, h := range v.Holders {
-		names[i] = h.Name
+		if each[i] = h.Name; h.PageBytes > 0 {
+			each[i] += " " + sizeOf(int64(h.PageBytes))
+		}
 	}
-	return strings.Join(names, " ")
+	return strings.Join(each, ", ")
 }
 
 func (a *app) sessionsList() *cobra.Command {
@@ -123,7 +130,7 @@ func (a *app) sessionsList() *cobra.Command {
 func (a *app) sessionsShow() *cobra.Command {
 	var at remote
 	cmd := &cobra.Command{
-		Use: "show ID", Short: "Show one session: its layers, and who holds which groups", Args: exactly("ID"),
+		Use: "show ID", Short: "Show one session: who holds how much of it, and which groups of its layers", Args: exactly("ID"),
 		Example: "  coord sessions show 7f3c90aa1e6b4d52b7c8d9e0f1a2b3c4",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			id, err := client.ParseSessionID(args[0])
@@ -143,9 +150,16 @@ func (a *app) sessionsShow() *cobra.Command {
 				if v.Pinned {
 					pinned = ", pinned"
 				}
-				title := fmt.Sprintf("session %s %s\n%d layers, %d positions, %d truncations, epoch %d%s; %s of pages, %s its own; last used %s",
+				title := fmt.Sprintf("session %s %s\n%d layers, %d positions, %d truncations, epoch %d%s; %s of pages, %s its own; last used %s\n",
 					v.ID, v.Name, len(v.Lengths), v.positions(), v.Truncations, v.Epoch, pinned, sizeOf(int64(v.PageBytes)), sizeOf(int64(v.OwnBytes)), clock(found.GetUsed()))
-				t := newTable(title, ">layer", ">positions", "worker", "groups")
+				holders := newTable(title, "worker", "address", ">bytes", ">own")
+				for _, h := range v.Holders {
+					holders.AppendRow(table.Row{h.Name, h.Address, sizeOf(int64(h.PageBytes)), sizeOf(int64(h.OwnBytes))})
+				}
+				if err := a.printTable(holders); err != nil {
+					return err
+				}
+				t := newTable("\nlayers", ">layer", ">positions", "worker", "groups")
 				for layer, length := range v.Lengths {
 					for _, h := range v.Holders {
 						if len(h.Groups[layer]) > 0 {

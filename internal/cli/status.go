@@ -2,12 +2,15 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/google/uuid"
 	"github.com/jedib0t/go-pretty/v6/table"
 	"github.com/spf13/cobra"
+	"google.golang.org/grpc/codes"
 
+	"headwater/attention"
 	"headwater/client"
 	headwaterv1 "headwater/proto/headwater/v1"
 )
@@ -33,20 +36,57 @@ type workerView struct {
 	Threads     uint32 `json:"threads"`
 	Kernel      string `json:"kernel,omitempty"`
 	Error       string `json:"error,omitempty"`
+
+	// Cache is null where the worker, or the coordinator, knows nothing of sessions.
+	Cache *cacheView `json:"cache"`
+}
+
+// cacheView is a worker's cache of sessions.
+type cacheView struct {
+	Sessions         uint64     `json:"sessions"`
+	Pages            []pageView `json:"pages"` // by size, null where the worker does not count them
+	UsedBytes        uint64     `json:"used_bytes"`
+	FreeBytes        *uint64    `json:"free_bytes"` // for pages, before anything is dropped; null where the worker does not count it
+	PrefixBytes      uint64     `json:"prefix_bytes"`
+	PrefixAsked      uint64     `json:"prefix_asked"` // positions
+	PrefixHits       uint64     `json:"prefix_hits"`  // positions
+	PrefixSavedBytes uint64     `json:"prefix_saved_bytes"`
+	Evicted          uint64     `json:"evicted"`
+	QueuedSteps      uint64     `json:"queued_steps"`
+	QueuedTokens     uint64     `json:"queued_tokens"`
+	Lanes            uint64     `json:"lanes"`
+}
+
+// pageView is pages of one size. Sizes share the room for free ones.
+type pageView struct {
+	PageBytes uint64 `json:"page_bytes"`
+	Used      uint64 `json:"used"`
+	Free      uint64 `json:"free"`
 }
 
 func (a *app) status() *cobra.Command {
 	var at remote
 	cmd := &cobra.Command{
-		Use: "status", Short: "Show the coordinator, its workers and its jobs", Args: exactly(),
-		Example: "  coord status\n  coord status --output json | jq '.workers | length'",
+		Use: "status", Short: "Show the coordinator, its workers, their caches of sessions, and its jobs", Args: exactly(),
+		Long: "Show the coordinator, its workers and their memory, what sessions take of it, and the jobs by state.\n\n" +
+			"Of a cache: pages used by sessions and prefixes, and how many more can be taken before anything is dropped (pages of different\n" +
+			"sizes share that room, and jobs have their part in it); how many of the positions that new sessions asked for were there\n" +
+			"already, and the bytes of keys and values that need not be sent for them; sessions evicted for want of room or use; steps\n" +
+			"that wait, and lanes that are open. Counts are since the worker's start.",
+		Example: "  coord status\n  coord status --output json | jq '.workers[].cache.pages'",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return at.with(cmd.Context(), func(ctx context.Context, c *client.Client) error {
 				status, err := c.Status(ctx)
 				if err != nil {
 					return err
 				}
-				view := viewStatus(c.Address(), status)
+				caches, err := c.Caches(ctx)
+				// Coordinators from before sessions have none to tell of.
+				var answer *client.Error
+				if err != nil && !(errors.As(err, &answer) && answer.Code == codes.Unimplemented) {
+					return err
+				}
+				view := viewStatus(c.Address(), status, caches)
 				if a.json() {
 					return a.printJSON(view)
 				}
@@ -58,7 +98,7 @@ func (a *app) status() *cobra.Command {
 	return cmd
 }
 
-func viewStatus(address string, status *headwaterv1.StatusResponse) statusView {
+func viewStatus(address string, status *headwaterv1.StatusResponse, caches []*headwaterv1.CacheState) statusView {
 	v := statusView{Name: status.GetName(), Version: status.GetVersion(), Protocol: status.GetProtocol(), Address: address, Workers: []workerView{}, Jobs: map[string]uint64{}}
 	for _, s := range status.GetWorkers() {
 		w := s.GetWorker()
@@ -69,10 +109,31 @@ func viewStatus(address string, status *headwaterv1.StatusResponse) statusView {
 		if boot, err := uuid.FromBytes(w.GetBoot()); err == nil {
 			one.Boot = boot.String()
 		}
+		for _, c := range caches {
+			if c.GetWorker() == one.Name {
+				one.Cache = viewCache(c)
+			}
+		}
 		v.Workers = append(v.Workers, one)
 	}
 	for _, count := range status.GetJobs() {
 		v.Jobs[stateName(count.GetState())] = count.GetCount()
+	}
+	return v
+}
+
+func viewCache(c *headwaterv1.CacheState) *cacheView {
+	v := &cacheView{
+		Sessions: c.GetSessions(), UsedBytes: c.GetUsedBytes(), FreeBytes: c.RoomBytes,
+		PrefixBytes: c.GetPrefixBytes(), PrefixAsked: c.GetPrefixAsked(), PrefixHits: c.GetPrefixHits(), PrefixSavedBytes: c.GetPrefixSavedBytes(),
+		Evicted: c.GetEvicted(), QueuedSteps: c.GetQueuedSteps(), QueuedTokens: c.GetQueuedTokens(), Lanes: c.GetLanes(),
+	}
+	if c.RoomBytes == nil {
+		return v
+	}
+	v.Pages = []pageView{}
+	for _, p := range c.GetPages() {
+		v.Pages = append(v.Pages, pageView{p.GetPageBytes(), p.GetUsed(), p.GetFree()})
 	}
 	return v
 }
@@ -92,6 +153,11 @@ func (a *app) printStatus(v statusView) error {
 	if err := a.printTable(workers); err != nil {
 		return err
 	}
+	if len(v.Workers) > 0 {
+		if err := a.printCaches(v.Workers); err != nil {
+			return err
+		}
+	}
 	jobs := newTable("jobs", "state", ">count")
 	for state := range len(headwaterv1.JobState_name) {
 		name := stateName(headwaterv1.JobState(state))
@@ -106,4 +172,46 @@ func (a *app) printStatus(v statusView) error {
 		return err
 	}
 	return a.printTable(jobs)
+}
+
+// printCaches prints a line for each worker and size of its pages. What a worker does not tell is "-".
+func (a *app) printCaches(workers []workerView) error {
+	title := fmt.Sprintf("\ncaches; a page holds %d positions of one group of a layer", attention.PageLen)
+	t := newTable(title, "worker", ">sessions", ">page", ">pages used", ">pages free", ">used", ">free", ">prefix hits", ">saved", ">evicted", ">waiting", ">lanes")
+	for _, w := range workers {
+		c := w.Cache
+		if c == nil {
+			t.AppendRow(table.Row{w.Name, "-", "-", "-", "-", "-", "-", "-", "-", "-", "-", "-"})
+			continue
+		}
+		row := table.Row{
+			w.Name, c.Sessions, "-", "-", "-", sizeOf(int64(c.UsedBytes)), "-", hitRate(c.PrefixHits, c.PrefixAsked),
+			sizeOf(int64(c.PrefixSavedBytes)), c.Evicted, c.QueuedSteps, c.Lanes,
+		}
+		if c.FreeBytes == nil { // it counts neither sessions nor pages
+			row[1] = "-"
+		} else {
+			row[3], row[6] = 0, sizeOf(int64(*c.FreeBytes))
+		}
+		for i, p := range c.Pages {
+			if i > 0 {
+				t.AppendRow(row)
+				row = table.Row{}
+				for range 12 {
+					row = append(row, "")
+				}
+			}
+			row[2], row[3], row[4] = sizeOf(int64(p.PageBytes)), p.Used, p.Free
+		}
+		t.AppendRow(row)
+	}
+	return a.printTable(t)
+}
+
+// hitRate prints how many of the positions asked for in prefixes were there.
+func hitRate(hits, asked uint64) string {
+	if asked == 0 {
+		return "none asked"
+	}
+	return fmt.Sprintf("%d/%d (%.0f%%)", hits, asked, 100*float64(hits)/float64(asked))
 }

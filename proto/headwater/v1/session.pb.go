@@ -532,7 +532,11 @@ type Holder struct {
 	// Address of its gRPC service, host:port.
 	Address string `protobuf:"bytes,3,opt,name=address,proto3" json:"address,omitempty"`
 	// What it holds, ascending by layer.
-	Layers        []*HeldLayer `protobuf:"bytes,4,rep,name=layers,proto3" json:"layers,omitempty"`
+	Layers []*HeldLayer `protobuf:"bytes,4,rep,name=layers,proto3" json:"layers,omitempty"`
+	// Where a session's state is told: bytes of the session's pages here, as SessionState counts them.
+	PageBytes uint64 `protobuf:"varint,5,opt,name=page_bytes,json=pageBytes,proto3" json:"page_bytes,omitempty"`
+	// The part of these that no other session and no prefix shares.
+	OwnBytes      uint64 `protobuf:"varint,6,opt,name=own_bytes,json=ownBytes,proto3" json:"own_bytes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -593,6 +597,20 @@ func (x *Holder) GetLayers() []*HeldLayer {
 		return x.Layers
 	}
 	return nil
+}
+
+func (x *Holder) GetPageBytes() uint64 {
+	if x != nil {
+		return x.PageBytes
+	}
+	return 0
+}
+
+func (x *Holder) GetOwnBytes() uint64 {
+	if x != nil {
+		return x.OwnBytes
+	}
+	return 0
 }
 
 // LayerState is what a holder has of one layer.
@@ -1655,7 +1673,14 @@ type CacheState struct {
 	// Query tokens of these.
 	QueuedTokens uint64 `protobuf:"varint,11,opt,name=queued_tokens,json=queuedTokens,proto3" json:"queued_tokens,omitempty"`
 	// Lanes that are open.
-	Lanes         uint64 `protobuf:"varint,12,opt,name=lanes,proto3" json:"lanes,omitempty"`
+	Lanes uint64 `protobuf:"varint,12,opt,name=lanes,proto3" json:"lanes,omitempty"`
+	// Sessions that are held.
+	Sessions uint64 `protobuf:"varint,13,opt,name=sessions,proto3" json:"sessions,omitempty"`
+	// Bytes that pages can take before anything is dropped: free_bytes, and what the budget has left, which jobs share.
+	// Absent from a worker that counts no pages either.
+	RoomBytes *uint64 `protobuf:"varint,14,opt,name=room_bytes,json=roomBytes,proto3,oneof" json:"room_bytes,omitempty"`
+	// Pages by their size, ascending; a size that no session had yet is not there.
+	Pages         []*PageState `protobuf:"bytes,15,rep,name=pages,proto3" json:"pages,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1774,6 +1799,93 @@ func (x *CacheState) GetLanes() uint64 {
 	return 0
 }
 
+func (x *CacheState) GetSessions() uint64 {
+	if x != nil {
+		return x.Sessions
+	}
+	return 0
+}
+
+func (x *CacheState) GetRoomBytes() uint64 {
+	if x != nil && x.RoomBytes != nil {
+		return *x.RoomBytes
+	}
+	return 0
+}
+
+func (x *CacheState) GetPages() []*PageState {
+	if x != nil {
+		return x.Pages
+	}
+	return nil
+}
+
+// PageState is a worker's pages of one size. A page holds 64 positions of one group of a layer, so that sizes are those of
+// the layers' geometry and storage.
+type PageState struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Bytes of a page.
+	PageBytes uint64 `protobuf:"varint,1,opt,name=page_bytes,json=pageBytes,proto3" json:"page_bytes,omitempty"`
+	// Pages in use by sessions and prefixes.
+	Used uint64 `protobuf:"varint,2,opt,name=used,proto3" json:"used,omitempty"`
+	// Pages of this size that can be taken before anything is dropped: those that are mapped and free, and as many as the
+	// budget has room for. Sizes share that room.
+	Free          uint64 `protobuf:"varint,3,opt,name=free,proto3" json:"free,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PageState) Reset() {
+	*x = PageState{}
+	mi := &file_headwater_v1_session_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PageState) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PageState) ProtoMessage() {}
+
+func (x *PageState) ProtoReflect() protoreflect.Message {
+	mi := &file_headwater_v1_session_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PageState.ProtoReflect.Descriptor instead.
+func (*PageState) Descriptor() ([]byte, []int) {
+	return file_headwater_v1_session_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *PageState) GetPageBytes() uint64 {
+	if x != nil {
+		return x.PageBytes
+	}
+	return 0
+}
+
+func (x *PageState) GetUsed() uint64 {
+	if x != nil {
+		return x.Used
+	}
+	return 0
+}
+
+func (x *PageState) GetFree() uint64 {
+	if x != nil {
+		return x.Free
+	}
+	return 0
+}
+
 // ExportSessionRequest asks for keys and values of one layer.
 type ExportSessionRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1791,7 +1903,7 @@ type ExportSessionRequest struct {
 
 func (x *ExportSessionRequest) Reset() {
 	*x = ExportSessionRequest{}
-	mi := &file_headwater_v1_session_proto_msgTypes[22]
+	mi := &file_headwater_v1_session_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1803,7 +1915,7 @@ func (x *ExportSessionRequest) String() string {
 func (*ExportSessionRequest) ProtoMessage() {}
 
 func (x *ExportSessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_session_proto_msgTypes[22]
+	mi := &file_headwater_v1_session_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1816,7 +1928,7 @@ func (x *ExportSessionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportSessionRequest.ProtoReflect.Descriptor instead.
 func (*ExportSessionRequest) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_session_proto_rawDescGZIP(), []int{22}
+	return file_headwater_v1_session_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ExportSessionRequest) GetSession() []byte {
@@ -1870,7 +1982,7 @@ type ExportSessionResponse struct {
 
 func (x *ExportSessionResponse) Reset() {
 	*x = ExportSessionResponse{}
-	mi := &file_headwater_v1_session_proto_msgTypes[23]
+	mi := &file_headwater_v1_session_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1882,7 +1994,7 @@ func (x *ExportSessionResponse) String() string {
 func (*ExportSessionResponse) ProtoMessage() {}
 
 func (x *ExportSessionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_session_proto_msgTypes[23]
+	mi := &file_headwater_v1_session_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1895,7 +2007,7 @@ func (x *ExportSessionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportSessionResponse.ProtoReflect.Descriptor instead.
 func (*ExportSessionResponse) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_session_proto_rawDescGZIP(), []int{23}
+	return file_headwater_v1_session_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ExportSessionResponse) GetGroup() uint32 {
@@ -1964,7 +2076,7 @@ type LaneRequest struct {
 
 func (x *LaneRequest) Reset() {
 	*x = LaneRequest{}
-	mi := &file_headwater_v1_session_proto_msgTypes[24]
+	mi := &file_headwater_v1_session_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1976,7 +2088,7 @@ func (x *LaneRequest) String() string {
 func (*LaneRequest) ProtoMessage() {}
 
 func (x *LaneRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_session_proto_msgTypes[24]
+	mi := &file_headwater_v1_session_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1989,7 +2101,7 @@ func (x *LaneRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LaneRequest.ProtoReflect.Descriptor instead.
 func (*LaneRequest) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_session_proto_rawDescGZIP(), []int{24}
+	return file_headwater_v1_session_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *LaneRequest) GetId() uint64 {
@@ -2050,7 +2162,7 @@ type Step struct {
 
 func (x *Step) Reset() {
 	*x = Step{}
-	mi := &file_headwater_v1_session_proto_msgTypes[25]
+	mi := &file_headwater_v1_session_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2062,7 +2174,7 @@ func (x *Step) String() string {
 func (*Step) ProtoMessage() {}
 
 func (x *Step) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_session_proto_msgTypes[25]
+	mi := &file_headwater_v1_session_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2075,7 +2187,7 @@ func (x *Step) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Step.ProtoReflect.Descriptor instead.
 func (*Step) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_session_proto_rawDescGZIP(), []int{25}
+	return file_headwater_v1_session_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Step) GetSession() []byte {
@@ -2191,7 +2303,7 @@ type LaneResponse struct {
 
 func (x *LaneResponse) Reset() {
 	*x = LaneResponse{}
-	mi := &file_headwater_v1_session_proto_msgTypes[26]
+	mi := &file_headwater_v1_session_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2203,7 +2315,7 @@ func (x *LaneResponse) String() string {
 func (*LaneResponse) ProtoMessage() {}
 
 func (x *LaneResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_session_proto_msgTypes[26]
+	mi := &file_headwater_v1_session_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2216,7 +2328,7 @@ func (x *LaneResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LaneResponse.ProtoReflect.Descriptor instead.
 func (*LaneResponse) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_session_proto_rawDescGZIP(), []int{26}
+	return file_headwater_v1_session_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *LaneResponse) GetId() uint64 {
@@ -2261,7 +2373,7 @@ type StepResult struct {
 
 func (x *StepResult) Reset() {
 	*x = StepResult{}
-	mi := &file_headwater_v1_session_proto_msgTypes[27]
+	mi := &file_headwater_v1_session_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2273,7 +2385,7 @@ func (x *StepResult) String() string {
 func (*StepResult) ProtoMessage() {}
 
 func (x *StepResult) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_session_proto_msgTypes[27]
+	mi := &file_headwater_v1_session_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2286,7 +2398,7 @@ func (x *StepResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StepResult.ProtoReflect.Descriptor instead.
 func (*StepResult) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_session_proto_rawDescGZIP(), []int{27}
+	return file_headwater_v1_session_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *StepResult) GetError() *SessionError {
@@ -2356,7 +2468,7 @@ type SessionError struct {
 
 func (x *SessionError) Reset() {
 	*x = SessionError{}
-	mi := &file_headwater_v1_session_proto_msgTypes[28]
+	mi := &file_headwater_v1_session_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2368,7 +2480,7 @@ func (x *SessionError) String() string {
 func (*SessionError) ProtoMessage() {}
 
 func (x *SessionError) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_session_proto_msgTypes[28]
+	mi := &file_headwater_v1_session_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2381,7 +2493,7 @@ func (x *SessionError) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionError.ProtoReflect.Descriptor instead.
 func (*SessionError) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_session_proto_rawDescGZIP(), []int{28}
+	return file_headwater_v1_session_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *SessionError) GetProblem() SessionProblem {
@@ -2472,12 +2584,15 @@ const file_headwater_v1_session_proto_rawDesc = "" +
 	"\x05sinks\x18\f \x03(\x02R\x05sinks\"9\n" +
 	"\tHeldLayer\x12\x14\n" +
 	"\x05layer\x18\x01 \x01(\rR\x05layer\x12\x16\n" +
-	"\x06groups\x18\x02 \x03(\rR\x06groups\"{\n" +
+	"\x06groups\x18\x02 \x03(\rR\x06groups\"\xb7\x01\n" +
 	"\x06Holder\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04boot\x18\x02 \x01(\fR\x04boot\x12\x18\n" +
 	"\aaddress\x18\x03 \x01(\tR\aaddress\x12/\n" +
-	"\x06layers\x18\x04 \x03(\v2\x17.headwater.v1.HeldLayerR\x06layers\"R\n" +
+	"\x06layers\x18\x04 \x03(\v2\x17.headwater.v1.HeldLayerR\x06layers\x12\x1d\n" +
+	"\n" +
+	"page_bytes\x18\x05 \x01(\x04R\tpageBytes\x12\x1b\n" +
+	"\town_bytes\x18\x06 \x01(\x04R\bownBytes\"R\n" +
 	"\n" +
 	"LayerState\x12\x14\n" +
 	"\x05layer\x18\x01 \x01(\rR\x05layer\x12\x16\n" +
@@ -2548,7 +2663,7 @@ const file_headwater_v1_session_proto_rawDesc = "" +
 	"cachesOnly\"\x80\x01\n" +
 	"\x14ListSessionsResponse\x126\n" +
 	"\bsessions\x18\x01 \x03(\v2\x1a.headwater.v1.SessionStateR\bsessions\x120\n" +
-	"\x06caches\x18\x02 \x03(\v2\x18.headwater.v1.CacheStateR\x06caches\"\x92\x03\n" +
+	"\x06caches\x18\x02 \x03(\v2\x18.headwater.v1.CacheStateR\x06caches\"\x90\x04\n" +
 	"\n" +
 	"CacheState\x12\x16\n" +
 	"\x06worker\x18\x01 \x01(\tR\x06worker\x12\x1d\n" +
@@ -2566,7 +2681,17 @@ const file_headwater_v1_session_proto_rawDesc = "" +
 	"\fqueued_steps\x18\n" +
 	" \x01(\x04R\vqueuedSteps\x12#\n" +
 	"\rqueued_tokens\x18\v \x01(\x04R\fqueuedTokens\x12\x14\n" +
-	"\x05lanes\x18\f \x01(\x04R\x05lanes\"r\n" +
+	"\x05lanes\x18\f \x01(\x04R\x05lanes\x12\x1a\n" +
+	"\bsessions\x18\r \x01(\x04R\bsessions\x12\"\n" +
+	"\n" +
+	"room_bytes\x18\x0e \x01(\x04H\x00R\troomBytes\x88\x01\x01\x12-\n" +
+	"\x05pages\x18\x0f \x03(\v2\x17.headwater.v1.PageStateR\x05pagesB\r\n" +
+	"\v_room_bytes\"R\n" +
+	"\tPageState\x12\x1d\n" +
+	"\n" +
+	"page_bytes\x18\x01 \x01(\x04R\tpageBytes\x12\x12\n" +
+	"\x04used\x18\x02 \x01(\x04R\x04used\x12\x12\n" +
+	"\x04free\x18\x03 \x01(\x04R\x04free\"r\n" +
 	"\x14ExportSessionRequest\x12\x18\n" +
 	"\asession\x18\x01 \x01(\fR\asession\x12\x14\n" +
 	"\x05layer\x18\x02 \x01(\rR\x05layer\x12\x14\n" +
@@ -2670,7 +2795,7 @@ func file_headwater_v1_session_proto_rawDescGZIP() []byte {
 }
 
 var file_headwater_v1_session_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_headwater_v1_session_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
+var file_headwater_v1_session_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
 var file_headwater_v1_session_proto_goTypes = []any{
 	(StepCodec)(0),                  // 0: headwater.v1.StepCodec
 	(SessionProblem)(0),             // 1: headwater.v1.SessionProblem
@@ -2696,26 +2821,27 @@ var file_headwater_v1_session_proto_goTypes = []any{
 	(*ListSessionsRequest)(nil),     // 21: headwater.v1.ListSessionsRequest
 	(*ListSessionsResponse)(nil),    // 22: headwater.v1.ListSessionsResponse
 	(*CacheState)(nil),              // 23: headwater.v1.CacheState
-	(*ExportSessionRequest)(nil),    // 24: headwater.v1.ExportSessionRequest
-	(*ExportSessionResponse)(nil),   // 25: headwater.v1.ExportSessionResponse
-	(*LaneRequest)(nil),             // 26: headwater.v1.LaneRequest
-	(*Step)(nil),                    // 27: headwater.v1.Step
-	(*LaneResponse)(nil),            // 28: headwater.v1.LaneResponse
-	(*StepResult)(nil),              // 29: headwater.v1.StepResult
-	(*SessionError)(nil),            // 30: headwater.v1.SessionError
-	(*durationpb.Duration)(nil),     // 31: google.protobuf.Duration
-	(StorageType)(0),                // 32: headwater.v1.StorageType
-	(*timestamppb.Timestamp)(nil),   // 33: google.protobuf.Timestamp
+	(*PageState)(nil),               // 24: headwater.v1.PageState
+	(*ExportSessionRequest)(nil),    // 25: headwater.v1.ExportSessionRequest
+	(*ExportSessionResponse)(nil),   // 26: headwater.v1.ExportSessionResponse
+	(*LaneRequest)(nil),             // 27: headwater.v1.LaneRequest
+	(*Step)(nil),                    // 28: headwater.v1.Step
+	(*LaneResponse)(nil),            // 29: headwater.v1.LaneResponse
+	(*StepResult)(nil),              // 30: headwater.v1.StepResult
+	(*SessionError)(nil),            // 31: headwater.v1.SessionError
+	(*durationpb.Duration)(nil),     // 32: google.protobuf.Duration
+	(StorageType)(0),                // 33: headwater.v1.StorageType
+	(*timestamppb.Timestamp)(nil),   // 34: google.protobuf.Timestamp
 }
 var file_headwater_v1_session_proto_depIdxs = []int32{
 	4,  // 0: headwater.v1.SessionConfig.layers:type_name -> headwater.v1.SessionLayer
-	31, // 1: headwater.v1.SessionConfig.ttl:type_name -> google.protobuf.Duration
-	32, // 2: headwater.v1.SessionLayer.storage:type_name -> headwater.v1.StorageType
+	32, // 1: headwater.v1.SessionConfig.ttl:type_name -> google.protobuf.Duration
+	33, // 2: headwater.v1.SessionLayer.storage:type_name -> headwater.v1.StorageType
 	5,  // 3: headwater.v1.Holder.layers:type_name -> headwater.v1.HeldLayer
 	2,  // 4: headwater.v1.SessionState.epoch:type_name -> headwater.v1.Epoch
 	7,  // 5: headwater.v1.SessionState.layers:type_name -> headwater.v1.LayerState
-	33, // 6: headwater.v1.SessionState.created:type_name -> google.protobuf.Timestamp
-	33, // 7: headwater.v1.SessionState.used:type_name -> google.protobuf.Timestamp
+	34, // 6: headwater.v1.SessionState.created:type_name -> google.protobuf.Timestamp
+	34, // 7: headwater.v1.SessionState.used:type_name -> google.protobuf.Timestamp
 	6,  // 8: headwater.v1.SessionState.holders:type_name -> headwater.v1.Holder
 	3,  // 9: headwater.v1.SessionState.config:type_name -> headwater.v1.SessionConfig
 	2,  // 10: headwater.v1.CreateSessionRequest.epoch:type_name -> headwater.v1.Epoch
@@ -2734,37 +2860,38 @@ var file_headwater_v1_session_proto_depIdxs = []int32{
 	2,  // 23: headwater.v1.DropSessionRequest.epoch:type_name -> headwater.v1.Epoch
 	8,  // 24: headwater.v1.ListSessionsResponse.sessions:type_name -> headwater.v1.SessionState
 	23, // 25: headwater.v1.ListSessionsResponse.caches:type_name -> headwater.v1.CacheState
-	27, // 26: headwater.v1.LaneRequest.step:type_name -> headwater.v1.Step
-	32, // 27: headwater.v1.Step.encoding:type_name -> headwater.v1.StorageType
-	0,  // 28: headwater.v1.Step.codec:type_name -> headwater.v1.StepCodec
-	29, // 29: headwater.v1.LaneResponse.result:type_name -> headwater.v1.StepResult
-	30, // 30: headwater.v1.StepResult.error:type_name -> headwater.v1.SessionError
-	0,  // 31: headwater.v1.StepResult.codec:type_name -> headwater.v1.StepCodec
-	1,  // 32: headwater.v1.SessionError.problem:type_name -> headwater.v1.SessionProblem
-	2,  // 33: headwater.v1.SessionError.epoch:type_name -> headwater.v1.Epoch
-	9,  // 34: headwater.v1.SessionService.CreateSession:input_type -> headwater.v1.CreateSessionRequest
-	11, // 35: headwater.v1.SessionService.TakeSession:input_type -> headwater.v1.TakeSessionRequest
-	13, // 36: headwater.v1.SessionService.ForkSession:input_type -> headwater.v1.ForkSessionRequest
-	15, // 37: headwater.v1.SessionService.TruncateSession:input_type -> headwater.v1.TruncateSessionRequest
-	17, // 38: headwater.v1.SessionService.PinSession:input_type -> headwater.v1.PinSessionRequest
-	19, // 39: headwater.v1.SessionService.DropSession:input_type -> headwater.v1.DropSessionRequest
-	21, // 40: headwater.v1.SessionService.ListSessions:input_type -> headwater.v1.ListSessionsRequest
-	24, // 41: headwater.v1.SessionService.ExportSession:input_type -> headwater.v1.ExportSessionRequest
-	26, // 42: headwater.v1.SessionService.Lane:input_type -> headwater.v1.LaneRequest
-	10, // 43: headwater.v1.SessionService.CreateSession:output_type -> headwater.v1.CreateSessionResponse
-	12, // 44: headwater.v1.SessionService.TakeSession:output_type -> headwater.v1.TakeSessionResponse
-	14, // 45: headwater.v1.SessionService.ForkSession:output_type -> headwater.v1.ForkSessionResponse
-	16, // 46: headwater.v1.SessionService.TruncateSession:output_type -> headwater.v1.TruncateSessionResponse
-	18, // 47: headwater.v1.SessionService.PinSession:output_type -> headwater.v1.PinSessionResponse
-	20, // 48: headwater.v1.SessionService.DropSession:output_type -> headwater.v1.DropSessionResponse
-	22, // 49: headwater.v1.SessionService.ListSessions:output_type -> headwater.v1.ListSessionsResponse
-	25, // 50: headwater.v1.SessionService.ExportSession:output_type -> headwater.v1.ExportSessionResponse
-	28, // 51: headwater.v1.SessionService.Lane:output_type -> headwater.v1.LaneResponse
-	43, // [43:52] is the sub-list for method output_type
-	34, // [34:43] is the sub-list for method input_type
-	34, // [34:34] is the sub-list for extension type_name
-	34, // [34:34] is the sub-list for extension extendee
-	0,  // [0:34] is the sub-list for field type_name
+	24, // 26: headwater.v1.CacheState.pages:type_name -> headwater.v1.PageState
+	28, // 27: headwater.v1.LaneRequest.step:type_name -> headwater.v1.Step
+	33, // 28: headwater.v1.Step.encoding:type_name -> headwater.v1.StorageType
+	0,  // 29: headwater.v1.Step.codec:type_name -> headwater.v1.StepCodec
+	30, // 30: headwater.v1.LaneResponse.result:type_name -> headwater.v1.StepResult
+	31, // 31: headwater.v1.StepResult.error:type_name -> headwater.v1.SessionError
+	0,  // 32: headwater.v1.StepResult.codec:type_name -> headwater.v1.StepCodec
+	1,  // 33: headwater.v1.SessionError.problem:type_name -> headwater.v1.SessionProblem
+	2,  // 34: headwater.v1.SessionError.epoch:type_name -> headwater.v1.Epoch
+	9,  // 35: headwater.v1.SessionService.CreateSession:input_type -> headwater.v1.CreateSessionRequest
+	11, // 36: headwater.v1.SessionService.TakeSession:input_type -> headwater.v1.TakeSessionRequest
+	13, // 37: headwater.v1.SessionService.ForkSession:input_type -> headwater.v1.ForkSessionRequest
+	15, // 38: headwater.v1.SessionService.TruncateSession:input_type -> headwater.v1.TruncateSessionRequest
+	17, // 39: headwater.v1.SessionService.PinSession:input_type -> headwater.v1.PinSessionRequest
+	19, // 40: headwater.v1.SessionService.DropSession:input_type -> headwater.v1.DropSessionRequest
+	21, // 41: headwater.v1.SessionService.ListSessions:input_type -> headwater.v1.ListSessionsRequest
+	25, // 42: headwater.v1.SessionService.ExportSession:input_type -> headwater.v1.ExportSessionRequest
+	27, // 43: headwater.v1.SessionService.Lane:input_type -> headwater.v1.LaneRequest
+	10, // 44: headwater.v1.SessionService.CreateSession:output_type -> headwater.v1.CreateSessionResponse
+	12, // 45: headwater.v1.SessionService.TakeSession:output_type -> headwater.v1.TakeSessionResponse
+	14, // 46: headwater.v1.SessionService.ForkSession:output_type -> headwater.v1.ForkSessionResponse
+	16, // 47: headwater.v1.SessionService.TruncateSession:output_type -> headwater.v1.TruncateSessionResponse
+	18, // 48: headwater.v1.SessionService.PinSession:output_type -> headwater.v1.PinSessionResponse
+	20, // 49: headwater.v1.SessionService.DropSession:output_type -> headwater.v1.DropSessionResponse
+	22, // 50: headwater.v1.SessionService.ListSessions:output_type -> headwater.v1.ListSessionsResponse
+	26, // 51: headwater.v1.SessionService.ExportSession:output_type -> headwater.v1.ExportSessionResponse
+	29, // 52: headwater.v1.SessionService.Lane:output_type -> headwater.v1.LaneResponse
+	44, // [44:53] is the sub-list for method output_type
+	35, // [35:44] is the sub-list for method input_type
+	35, // [35:35] is the sub-list for extension type_name
+	35, // [35:35] is the sub-list for extension extendee
+	0,  // [0:35] is the sub-list for field type_name
 }
 
 func init() { file_headwater_v1_session_proto_init() }
@@ -2774,13 +2901,14 @@ func file_headwater_v1_session_proto_init() {
 	}
 	file_headwater_v1_worker_proto_init()
 	file_headwater_v1_session_proto_msgTypes[11].OneofWrappers = []any{}
+	file_headwater_v1_session_proto_msgTypes[21].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_headwater_v1_session_proto_rawDesc), len(file_headwater_v1_session_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   29,
+			NumMessages:   30,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

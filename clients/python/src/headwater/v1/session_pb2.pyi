@@ -117,16 +117,20 @@ class HeldLayer(_message.Message):
     def __init__(self, layer: _Optional[int] = ..., groups: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Holder(_message.Message):
-    __slots__ = ("name", "boot", "address", "layers")
+    __slots__ = ("name", "boot", "address", "layers", "page_bytes", "own_bytes")
     NAME_FIELD_NUMBER: _ClassVar[int]
     BOOT_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     LAYERS_FIELD_NUMBER: _ClassVar[int]
+    PAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    OWN_BYTES_FIELD_NUMBER: _ClassVar[int]
     name: str
     boot: bytes
     address: str
     layers: _containers.RepeatedCompositeFieldContainer[HeldLayer]
-    def __init__(self, name: _Optional[str] = ..., boot: _Optional[bytes] = ..., address: _Optional[str] = ..., layers: _Optional[_Iterable[_Union[HeldLayer, _Mapping]]] = ...) -> None: ...
+    page_bytes: int
+    own_bytes: int
+    def __init__(self, name: _Optional[str] = ..., boot: _Optional[bytes] = ..., address: _Optional[str] = ..., layers: _Optional[_Iterable[_Union[HeldLayer, _Mapping]]] = ..., page_bytes: _Optional[int] = ..., own_bytes: _Optional[int] = ...) -> None: ...
 
 class LayerState(_message.Message):
     __slots__ = ("layer", "length", "hashes")
@@ -291,7 +295,7 @@ class ListSessionsResponse(_message.Message):
     def __init__(self, sessions: _Optional[_Iterable[_Union[SessionState, _Mapping]]] = ..., caches: _Optional[_Iterable[_Union[CacheState, _Mapping]]] = ...) -> None: ...
 
 class CacheState(_message.Message):
-    __slots__ = ("worker", "used_bytes", "free_bytes", "budget_bytes", "prefix_bytes", "prefix_asked", "prefix_hits", "prefix_saved_bytes", "evicted", "queued_steps", "queued_tokens", "lanes")
+    __slots__ = ("worker", "used_bytes", "free_bytes", "budget_bytes", "prefix_bytes", "prefix_asked", "prefix_hits", "prefix_saved_bytes", "evicted", "queued_steps", "queued_tokens", "lanes", "sessions", "room_bytes", "pages")
     WORKER_FIELD_NUMBER: _ClassVar[int]
     USED_BYTES_FIELD_NUMBER: _ClassVar[int]
     FREE_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -304,6 +308,9 @@ class CacheState(_message.Message):
     QUEUED_STEPS_FIELD_NUMBER: _ClassVar[int]
     QUEUED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     LANES_FIELD_NUMBER: _ClassVar[int]
+    SESSIONS_FIELD_NUMBER: _ClassVar[int]
+    ROOM_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PAGES_FIELD_NUMBER: _ClassVar[int]
     worker: str
     used_bytes: int
     free_bytes: int
@@ -316,7 +323,20 @@ class CacheState(_message.Message):
     queued_steps: int
     queued_tokens: int
     lanes: int
-    def __init__(self, worker: _Optional[str] = ..., used_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ..., budget_bytes: _Optional[int] = ..., prefix_bytes: _Optional[int] = ..., prefix_asked: _Optional[int] = ..., prefix_hits: _Optional[int] = ..., prefix_saved_bytes: _Optional[int] = ..., evicted: _Optional[int] = ..., queued_steps: _Optional[int] = ..., queued_tokens: _Optional[int] = ..., lanes: _Optional[int] = ...) -> None: ...
+    sessions: int
+    room_bytes: int
+    pages: _containers.RepeatedCompositeFieldContainer[PageState]
+    def __init__(self, worker: _Optional[str] = ..., used_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ..., budget_bytes: _Optional[int] = ..., prefix_bytes: _Optional[int] = ..., prefix_asked: _Optional[int] = ..., prefix_hits: _Optional[int] = ..., prefix_saved_bytes: _Optional[int] = ..., evicted: _Optional[int] = ..., queued_steps: _Optional[int] = ..., queued_tokens: _Optional[int] = ..., lanes: _Optional[int] = ..., sessions: _Optional[int] = ..., room_bytes: _Optional[int] = ..., pages: _Optional[_Iterable[_Union[PageState, _Mapping]]] = ...) -> None: ...
+
+class PageState(_message.Message):
+    __slots__ = ("page_bytes", "used", "free")
+    PAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    USED_FIELD_NUMBER: _ClassVar[int]
+    FREE_FIELD_NUMBER: _ClassVar[int]
+    page_bytes: int
+    used: int
+    free: int
+    def __init__(self, page_bytes: _Optional[int] = ..., used: _Optional[int] = ..., free: _Optional[int] = ...) -> None: ...
 
 class ExportSessionRequest(_message.Message):
     __slots__ = ("session", "layer", "start", "count")

@@ -1,0 +1,120 @@
+package cli
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"net"
+	"strings"
+	"testing"
+
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
+
+	headwaterv1 "headwater/proto/headwater/v1"
+	"headwater/protocol"
+)
+
+// older is a coordinator of three workers. Its caches are those that a coordinator may hear of: nil is one that serves no
+// sessions.
+type older struct {
+	headwaterv1.UnimplementedCoordinatorServiceServer
+	headwaterv1.UnimplementedSessionServiceServer
+	caches []*headwaterv1.CacheState
+}
+
+func (o *older) Status(context.Context, *headwaterv1.StatusRequest) (*headwaterv1.StatusResponse, error) {
+	resp := &headwaterv1.StatusResponse{Name: "c", Protocol: protocol.Version}
+	for _, name := range []string{"w1", "w2", "w3"} {
+		resp.Workers = append(resp.Workers, &headwaterv1.WorkerStatus{Worker: &headwaterv1.DescribeResponse{Name: name}})
+	}
+	return resp, nil
+}
+
+func (o *older) ListSessions(context.Context, *headwaterv1.ListSessionsRequest) (*headwaterv1.ListSessionsResponse, error) {
+	return &headwaterv1.ListSessionsResponse{Caches: o.caches}, nil
+}
+
+// status runs coord status at a coordinator.
+func (o *older) status(t *testing.T, args ...string) string {
+	t.Helper()
+	server := grpc.NewServer(protocol.ServerOptions()...)
+	headwaterv1.RegisterCoordinatorServiceServer(server, o)
+	if o.caches != nil {
+		headwaterv1.RegisterSessionServiceServer(server, o)
+	}
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() { defer close(done); _ = server.Serve(listener) }() // ends with Stop
+	defer func() { server.Stop(); <-done }()
+	var out, errs bytes.Buffer
+	if code := Coord(append([]string{"status", "--coordinator", listener.Addr().String()}, args...), Streams{Out: &out, Err: &errs}); code != ExitOK {
+		t.Fatalf("coord status ends with %d: %s", code, &errs)
+	}
+	return out.String()
+}
+
+// row returns the words of the last line that begins with a word.
+func row(t *testing.T, text, word string) string {
+	t.Helper()
+	found := ""
+	for line := range strings.Lines(text) {
+		if words := strings.Fields(line); len(words) > 0 && words[0] == word {
+			found = strings.Join(words, " ")
+		}
+	}
+	if found == "" {
+		t.Fatalf("no line begins with %q:\n%s", word, text)
+	}
+	return found
+}
+
+func TestStatusOfACoordinatorWithoutSessions(t *testing.T) {
+	text := (&older{}).status(t)
+	if got := row(t, text, "w2"); got != "w2 - - - - - - - - - - -" {
+		t.Errorf("got %q in\n%s", got, text)
+	}
+	var v struct {
+		Workers []struct{ Cache *json.RawMessage }
+	}
+	if err := json.Unmarshal([]byte((&older{}).status(t, "--output", "json")), &v); err != nil || len(v.Workers) != 3 || v.Workers[0].Cache != nil {
+		t.Errorf("got %+v: %v", v, err)
+	}
+}
+
+func TestStatusTellsOfCaches(t *testing.T) {
+	o := &older{caches: []*headwaterv1.CacheState{
+		{
+			Worker: "w1", UsedBytes: 5 << 20, RoomBytes: proto.Uint64(3 << 30), Sessions: 7, PrefixAsked: 400, PrefixHits: 300, PrefixSavedBytes: 2048,
+			Evicted: 9, QueuedSteps: 4, QueuedTokens: 44, Lanes: 2,
+			Pages: []*headwaterv1.PageState{{PageBytes: 1 << 14, Used: 64, Free: 1000}, {PageBytes: 1 << 15, Used: 128, Free: 500}},
+		},
+		{Worker: "w2", UsedBytes: 1 << 10, Lanes: 1},
+	}}
+	text := o.status(t)
+	for word, want := range map[string]string{
+		"w1":   "w1 7 16.0 KiB 64 1000 5.0 MiB 3.00 GiB 300/400 (75%) 2.0 KiB 9 4 2",
+		"32.0": "32.0 KiB 128 500", // the other size of w1
+		"w2":   "w2 - - - - 1.0 KiB - none asked 0 B 0 0 1",
+		"w3":   "w3 - - - - - - - - - - -",
+	} {
+		if got := row(t, text, word); got != want {
+			t.Errorf("got %q, want %q in\n%s", got, want, text)
+		}
+	}
+	var v struct {
+		Workers []struct{ Cache *cacheView }
+	}
+	if err := json.Unmarshal([]byte(o.status(t, "--output", "json")), &v); err != nil {
+		t.Fatal(err)
+	}
+	if c := v.Workers[0].Cache; c == nil || len(c.Pages) != 2 || c.Pages[1] != (pageView{1 << 15, 128, 500}) || *c.FreeBytes != 3<<30 || c.QueuedTokens != 44 {
+		t.Errorf("got %+v", c)
+	}
+	if c := v.Workers[1].Cache; c == nil || c.Pages != nil || c.FreeBytes != nil || v.Workers[2].Cache != nil {
+		t.Errorf("got %+v and %+v", c, v.Workers[2].Cache)
+	}
+}
