@@ -32,14 +32,22 @@ type Append struct {
 }
 
 // Append adds positions to all held groups of a layer, or to none. It returns the layer's length and appends its hashes after
-// it to hashes, which may be nil. What is there already with the same hashes is a success and not added again. With a view
-// it opens the view on the layer as it is then; the caller releases it.
+// it to hashes, which may be nil. What is there already with the same hashes is a success and not added again.
+//
+// With a view it opens the view on the layer as it is then, and what was added is the session's only once the view's Keep is
+// called: a view that is released without it has changed nothing. Until then other calls that would change the session
+// wait, those that look at it see it as before, and a must stay as it is.
 func (st *Store) Append(a *Append, hashes []uint64, v *View) (length uint64, _ []uint64, _ error) {
 	s, err := st.drive(a.Session, a.Epoch)
 	if err != nil {
 		return 0, hashes, err
 	}
 	defer s.mu.Unlock()
+	defer func() {
+		if v == nil || v.pending.session == nil {
+			s.busy.Unlock()
+		}
+	}()
 	l, err := s.check(a)
 	if err != nil {
 		return 0, hashes, err
@@ -50,8 +58,7 @@ func (st *Store) Append(a *Append, hashes []uint64, v *View) (length uint64, _ [
 			return 0, hashes, err
 		}
 	}
-	e := st.encoder()
-	defer st.putEncoder(e)
+	p := pending{session: s, layer: l, append: a, query: maxPositions}
 	switch have := uint64(s.lengths[l]); {
 	case have == a.Length:
 		if err := s.same(l, a.Hashes, s.hashes[h.first:]); err != nil {
@@ -60,16 +67,28 @@ func (st *Store) Append(a *Append, hashes []uint64, v *View) (length uint64, _ [
 		if err := s.tells(a); err != nil {
 			return 0, hashes, err
 		}
-		if a.Positions > 0 {
-			query := maxPositions
-			if v != nil {
-				query = int(a.Query)
-			}
-			if err := st.append(s, l, a, query, e); err != nil {
-				return 0, hashes, err
-			}
+		if a.Positions == 0 {
+			break
 		}
+		p.encoder = st.encoder()
+		if err := st.prepare(&p); err != nil {
+			st.putEncoder(p.encoder)
+			return 0, hashes, err
+		}
+		hashes = append(hashes, p.encoder.hashes...)
+		if v == nil {
+			st.commit(&p)
+			return uint64(s.lengths[l]), hashes, nil
+		}
+		p.query = int(a.Query)
+		st.mu.Lock()
+		st.view(v, s, l, a.Query, p.encoder.rows, p.to())
+		st.mu.Unlock()
+		v.pending = p
+		return uint64(p.to()), hashes, nil
 	case have == a.Length+uint64(a.Positions):
+		e := st.encoder()
+		defer st.putEncoder(e)
 		if err := s.repeats(l, a, e); err != nil {
 			return 0, hashes, err
 		}
@@ -80,7 +99,7 @@ func (st *Store) Append(a *Append, hashes []uint64, v *View) (length uint64, _ [
 	}
 	if v != nil {
 		st.mu.Lock()
-		st.view(v, s, l, a.Query)
+		st.view(v, s, l, a.Query, nil, s.lengths[l])
 		st.mu.Unlock()
 	}
 	return uint64(s.lengths[l]), append(hashes, s.hashes[h.first:h.first+len(h.groups)]...), nil
@@ -173,13 +192,26 @@ func (s *session) repeats(l int, a *Append, e *encoder) *Error {
 	return nil
 }
 
-// append adds positions that fit to held layer l. Queries from position query on are to see what they see.
-func (st *Store) append(s *session, l int, a *Append, query int, e *encoder) *Error {
-	h := &s.shape.layers[l]
-	from, to := s.lengths[l], s.lengths[l]+a.Positions
+// pending is an append that is written and not yet the session's, whose busy lock it holds. Its pages are those of the
+// encoder's rows, beyond what the session has.
+type pending struct {
+	session *session
+	layer   int // that is held
+	append  *Append
+	query   int // queries from there on are to see what they see
+	encoder *encoder
+}
+
+// to is the layer's length with the append.
+func (p *pending) to() int { return p.session.lengths[p.layer] + p.append.Positions }
+
+// prepare writes positions that fit. Of the session nothing changes.
+func (st *Store) prepare(p *pending) *Error {
+	s, e, h := p.session, p.encoder, &p.session.shape.layers[p.layer]
+	from := s.lengths[p.layer]
 	first := from / attention.PageLen
-	e.plan(s, first, pagesOf(to))
-	if err := st.reserve(s, l, first, e); err != nil {
+	e.plan(s, first, pagesOf(p.to()))
+	if err := st.reserve(s, p.layer, first, e); err != nil {
 		return err
 	}
 	for _, c := range e.copies {
@@ -187,7 +219,7 @@ func (st *Store) append(s *session, l int, a *Append, query int, e *encoder) *Er
 	}
 	e.hashes = e.hashes[:0]
 	for i, g := range h.groups {
-		if err := e.write(s, l, a, i); err != nil {
+		if err := e.write(s, p.layer, p.append, i); err != nil {
 			st.mu.Lock()
 			st.cancel(e)
 			st.unlock()
@@ -195,23 +227,30 @@ func (st *Store) append(s *session, l int, a *Append, query int, e *encoder) *Er
 		}
 		e.hashes = append(e.hashes, e.chain.receipt.Hash)
 	}
+	return nil
+}
+
+// commit makes an append the session's. The caller has the session's locks.
+func (st *Store) commit(p *pending) {
+	s, l, e, h := p.session, p.layer, p.encoder, &p.session.shape.layers[p.layer]
+	from, to := s.lengths[l], p.to()
 	copy(s.hashes[h.first:], e.hashes)
 	s.lengths[l] = to
-	if known := len(s.tokens) - from; known >= 0 && known < len(a.Tokens) {
-		s.tokens = append(s.tokens, a.Tokens[known:]...)
+	if known := len(s.tokens) - from; known >= 0 && known < len(p.append.Tokens) {
+		s.tokens = append(s.tokens, p.append.Tokens[known:]...)
 	}
 	st.mu.Lock()
-	st.commit(s, first, e)
+	st.adopt(s, from/attention.PageLen, e)
 	if s.filled() > s.keyed {
 		st.index(s)
 	}
-	seen := h.seenFrom(min(from, query))
+	seen := h.seenFrom(min(from, p.query))
 	if len(s.tokens)/attention.PageLen > s.keyed {
 		seen = min(seen, s.keyed) // Others may find the pages once all layers have filled them.
 	}
 	st.leaveUntil(s, l, seen)
+	st.encoders = append(st.encoders, e)
 	st.unlock()
-	return nil
 }
 
 // index gives keys to the pages that are full in every layer and whose tokens are known, and lets others find them.
@@ -402,8 +441,8 @@ func (st *Store) cancel(e *encoder) {
 	e.forget()
 }
 
-// commit puts the rows of an append, from page first on, into the session.
-func (st *Store) commit(s *session, first int, e *encoder) {
+// adopt puts the rows of an append, from page first on, into the session.
+func (st *Store) adopt(s *session, first int, e *encoder) {
 	for _, w := range e.wants {
 		w.row.bytes += int64(len(w.ids) * w.class.size)
 	}

@@ -245,6 +245,10 @@ type session struct {
 	created time.Time
 	used    time.Time // guarded by Store.mu
 
+	// busy is held while the session is changed, from an append until it is kept or given up; taken before mu, or tried under
+	// Store.mu.
+	busy sync.Mutex
+
 	mu          sync.Mutex // guards what follows; taken before Store.mu, or tried under it
 	gone        bool
 	epoch       Epoch

@@ -335,6 +335,7 @@ func TestSessionsInParallel(t *testing.T) {
 								t.Error("a page has what was never appended")
 							}
 						}
+						v.Keep()
 						v.Release()
 						steps.Add(1)
 					}
@@ -379,6 +380,7 @@ func TestStepTakesNoMemory(t *testing.T) {
 			t.Fatal(err)
 		}
 		copy(a.Hashes, hashes)
+		v.Keep()
 		v.Release()
 	}
 	step()
@@ -479,6 +481,7 @@ func BenchmarkStep(b *testing.B) {
 					b.Fatal(err)
 				}
 				copy(a.Hashes, hashes)
+				v.Keep()
 				v.Release()
 			}
 			a.K, a.V = make([]byte, 8*1024*128*4), make([]byte, 8*1024*128*4)

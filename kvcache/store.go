@@ -108,16 +108,25 @@ func (st *Store) unlock() {
 	settle(st.budget, emptied)
 }
 
-// open returns the session with its lock taken.
-func (st *Store) open(id SessionID, use bool) (*session, *Error) {
+// find returns a session that is held.
+func (st *Store) find(id SessionID, use bool) (*session, *Error) {
 	st.mu.Lock()
+	defer st.mu.Unlock()
 	s := st.sessions[id]
-	if s != nil && use {
-		s.used = st.config.Now()
-	}
-	st.mu.Unlock()
 	if s == nil {
 		return nil, st.unknown(id)
+	}
+	if use {
+		s.used = st.config.Now()
+	}
+	return s, nil
+}
+
+// open returns a session to look at, with its lock mu taken.
+func (st *Store) open(id SessionID, use bool) (*session, *Error) {
+	s, err := st.find(id, use)
+	if err != nil {
+		return nil, err
 	}
 	s.mu.Lock()
 	if s.gone {
@@ -127,18 +136,49 @@ func (st *Store) open(id SessionID, use bool) (*session, *Error) {
 	return s, nil
 }
 
+// hold returns a session to change, with both of its locks taken.
+func (st *Store) hold(id SessionID, use bool) (*session, *Error) {
+	s, err := st.find(id, use)
+	if err != nil {
+		return nil, err
+	}
+	s.busy.Lock()
+	s.mu.Lock()
+	if s.gone {
+		s.unlock()
+		return nil, st.unknown(id)
+	}
+	return s, nil
+}
+
+func (s *session) unlock() {
+	s.mu.Unlock()
+	s.busy.Unlock()
+}
+
+func (s *session) tryLock() bool {
+	if !s.busy.TryLock() {
+		return false
+	}
+	if !s.mu.TryLock() {
+		s.busy.Unlock()
+		return false
+	}
+	return true
+}
+
 func (st *Store) unknown(id SessionID) *Error {
 	return refuse(Unknown, "session %s is not held here", id)
 }
 
-// drive opens a session for the lane of the epoch.
+// drive holds a session for the lane of the epoch.
 func (st *Store) drive(id SessionID, e Epoch) (*session, *Error) {
-	s, err := st.open(id, true)
+	s, err := st.hold(id, true)
 	if err != nil {
 		return nil, err
 	}
 	if e != s.epoch {
-		defer s.mu.Unlock()
+		defer s.unlock()
 		return nil, s.stale(e)
 	}
 	return s, nil
@@ -373,11 +413,11 @@ func (st *Store) Cache() CacheState {
 // Take steps a session's epoch and returns what is held. With expect it refuses where less is held than expected, or other
 // keys and values; what is held beyond is for the caller to see.
 func (st *Store) Take(id SessionID, e Epoch, expect []LayerState, truncations uint64) (State, error) {
-	s, err := st.open(id, true)
+	s, err := st.hold(id, true)
 	if err != nil {
 		return State{}, err
 	}
-	defer s.mu.Unlock()
+	defer s.unlock()
 	switch {
 	case e.Compare(s.epoch) < 0:
 		return State{}, s.stale(e)
@@ -500,7 +540,7 @@ func (st *Store) Truncate(id SessionID, e Epoch, truncations, position uint64) (
 	if err != nil {
 		return State{}, err
 	}
-	defer s.mu.Unlock()
+	defer s.unlock()
 	if s.truncations > 0 && truncations == s.truncations-1 && position == s.cut {
 		return st.state(s), nil
 	}
@@ -570,7 +610,7 @@ func (st *Store) Fork(req ForkRequest) (State, error) {
 		return State{}, err
 	}
 	child, before, err := st.fork(s, req, how)
-	s.mu.Unlock()
+	s.unlock()
 	switch {
 	case err != nil:
 		return State{}, err
@@ -638,7 +678,7 @@ func (st *Store) Pin(id SessionID, pinned bool) (State, error) {
 
 // Drop ends a session, of a lower or another epoch never; nil is whatever its epoch. Of one that ended before it is a success.
 func (st *Store) Drop(id SessionID, e *Epoch) error {
-	s, err := st.open(id, false)
+	s, err := st.hold(id, false)
 	if err != nil {
 		st.mu.Lock()
 		defer st.mu.Unlock()
@@ -647,7 +687,7 @@ func (st *Store) Drop(id SessionID, e *Epoch) error {
 		}
 		return err
 	}
-	defer s.mu.Unlock()
+	defer s.unlock()
 	if e != nil && *e != s.epoch {
 		return s.stale(*e)
 	}
@@ -712,17 +752,17 @@ func (st *Store) evictPrefix() bool {
 // evictSession drops the session that has gone unused the longest of those beyond their TTL.
 func (st *Store) evictSession() bool {
 	for _, s := range st.expired() {
-		if !s.mu.TryLock() {
+		if !s.tryLock() {
 			continue // It is in use.
 		}
 		if !s.gone && !s.pinned {
 			st.end(s)
 			st.releaseRows(s, len(s.rows))
 			st.counters.evicted++
-			s.mu.Unlock()
+			s.unlock()
 			return true
 		}
-		s.mu.Unlock()
+		s.unlock()
 	}
 	return false
 }
@@ -783,9 +823,9 @@ func (st *Store) evict() bool {
 func (st *Store) reclaimable() int64 {
 	n := st.pages.idle + st.prefixes.bytes
 	for _, s := range st.expired() {
-		if s.mu.TryLock() {
+		if s.tryLock() {
 			n += s.pageBytes()
-			s.mu.Unlock()
+			s.unlock()
 		}
 	}
 	return n

@@ -384,6 +384,7 @@ func (m *machine) appendTo(t *rapid.T, s *modelSession, i, n int, withView bool)
 		query = rapid.IntRange(max(from-100, 0), from+n).Draw(t, "query")
 		a.Query = uint64(query)
 	}
+	used := m.store.Cache().UsedBytes
 	length, got, err := m.store.Append(&a, nil, view)
 	switch {
 	case refused(t, err, OverBudget) && !m.roomy:
@@ -402,6 +403,22 @@ func (m *machine) appendTo(t *rapid.T, s *modelSession, i, n int, withView bool)
 		t.Fatalf("append of %d to %d: length %d, hashes %x, want %x", n, from, length, got, hashes(l, from+n))
 	}
 	m.lost(t)
+	if withView && rapid.Bool().Draw(t, "give up") {
+		// Until the view is kept or released the session is as before, and then again, to the page.
+		added := openView{view: view, layer: s.clone().layers[i], query: query}
+		*s = *old
+		m.check(t, s)
+		added.compare(t)
+		view.Release()
+		if now := m.store.Cache().UsedBytes; m.roomy && now != used || now > used {
+			t.Fatalf("%d bytes of pages are in use after an append that was not kept, %d before it", now, used)
+		}
+		m.check(t, s)
+		return
+	}
+	if withView {
+		view.Keep()
+	}
 	l.freed = max(l.freed, l.seenFrom(min(from, query))/64)
 	for p := 0; s.tells && (p+1)*64 <= s.least(); p++ {
 		m.known[fmt.Sprint(s.shape, s.text[:(p+1)*64])] = true

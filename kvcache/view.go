@@ -18,9 +18,10 @@ type View struct {
 	// Len is how many positions the layer has.
 	Len int
 
-	store *Store
-	rows  []*row
-	pages [][]byte // [groups][pages]
+	store   *Store
+	rows    []*row
+	pages   [][]byte // [groups][pages]
+	pending pending  // that Keep makes the session's
 }
 
 // View opens a view on a layer of a session for queries from position query on. It is for who needs no append; Append opens
@@ -40,7 +41,7 @@ func (st *Store) View(v *View, id SessionID, layer shard.Layer, query uint64) er
 	}
 	st.mu.Lock()
 	defer st.mu.Unlock()
-	st.view(v, s, l, query)
+	st.view(v, s, l, query, nil, s.lengths[l])
 	return nil
 }
 
@@ -57,16 +58,23 @@ func (s *session) sees(l int, query uint64) *Error {
 	return nil
 }
 
-// view opens v. Pages that no query sees are not shared; NaN stands for them, so that an answer that used them were none.
-func (st *Store) view(v *View, s *session, l int, query uint64) {
+// view opens v on n positions, of which the last pages are in rows that the session does not have yet. Pages that no query
+// sees are not shared; NaN stands for them, so that an answer that used them were none.
+func (st *Store) view(v *View, s *session, l int, query uint64, rows []*row, n int) {
 	h := &s.shape.layers[l]
-	end := pagesOf(s.lengths[l])
+	end := pagesOf(n)
 	from := min(h.seenFrom(int(query)), end)
-	v.store, v.Layer, v.Groups, v.Len = st, &h.Layer, h.groups, s.lengths[l]
+	v.store, v.Layer, v.Groups, v.Len = st, &h.Layer, h.groups, n
 	v.rows = v.rows[:0]
 	for p := from; p < end; p++ {
-		st.share(s.row(p))
-		v.rows = append(v.rows, s.row(p))
+		var r *row
+		if own := end - len(rows); p < own {
+			r = s.row(p)
+		} else {
+			r = rows[p-own]
+		}
+		st.share(r)
+		v.rows = append(v.rows, r)
 	}
 	v.pages = resize(v.pages, len(h.groups)*end)
 	for i := range h.groups {
@@ -75,7 +83,7 @@ func (st *Store) view(v *View, s *session, l int, query uint64) {
 			pages[p] = h.class.nans()
 		}
 		for p := from; p < end; p++ {
-			pages[p] = h.class.page(s.row(p).pages[h.first+i])
+			pages[p] = h.class.page(v.rows[p-from].pages[h.first+i])
 		}
 	}
 }
@@ -86,7 +94,21 @@ func (v *View) KV(i int) attention.KV {
 	return attention.KV{Layout: v.Layer.Layout, Pages: v.pages[i*n:][:n:n], Len: v.Len}
 }
 
-// Release ends the view; what it alone has kept is freed. To release a view that is not open does nothing.
+// Keep makes what the append that opened the view has added the session's. Without such it does nothing.
+func (v *View) Keep() {
+	p := v.pending
+	if p.session == nil {
+		return
+	}
+	v.pending = pending{}
+	p.session.mu.Lock()
+	v.store.commit(&p)
+	p.session.mu.Unlock()
+	p.session.busy.Unlock()
+}
+
+// Release ends the view; what it alone has kept is freed, and what was not kept of an append as well. To release a view
+// that is not open does nothing.
 func (v *View) Release() {
 	if v.store == nil {
 		return
@@ -95,7 +117,15 @@ func (v *View) Release() {
 	for _, r := range v.rows {
 		v.store.release(r, nil, 0)
 	}
+	p := v.pending
+	if p.session != nil {
+		v.store.cancel(p.encoder)
+		v.store.encoders = append(v.store.encoders, p.encoder)
+	}
 	v.store.unlock()
+	if p.session != nil {
+		p.session.busy.Unlock()
+	}
 	clear(v.rows)
 	clear(v.pages)
 	*v = View{rows: v.rows[:0], pages: v.pages[:0]}

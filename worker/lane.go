@@ -202,7 +202,7 @@ func (l *served) do(t *task) {
 	l.send.Lock()
 	l.hand(t, freed)
 	if refused, ok := lane.FromError(err); ok {
-		r.Result.Err, err = refused, nil
+		r.Result, err = lane.Result{Hashes: r.Result.Hashes[:0], Err: refused}, nil
 	}
 	if err == nil {
 		// An error is the end of the stream, which the lane learns by itself.

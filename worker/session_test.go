@@ -533,7 +533,9 @@ func TestManySessionsOnALane(t *testing.T) {
 func TestStepsAreRefusedByName(t *testing.T) {
 	p := serveSessions(t, Config{})
 	d := p.lane(t, 5)
-	s := newSequence(7, simpleLayer(headwaterv1.StorageType_STORAGE_TYPE_F16), simpleLayer(headwaterv1.StorageType_STORAGE_TYPE_I8))
+	tiny := simpleLayer(headwaterv1.StorageType_STORAGE_TYPE_F32)
+	tiny.NHeads, tiny.NKvHeads, tiny.HeadDim, tiny.VDim = 1, 1, 1, 1
+	s := newSequence(7, simpleLayer(headwaterv1.StorageType_STORAGE_TYPE_F16), simpleLayer(headwaterv1.StorageType_STORAGE_TYPE_I8), tiny)
 	s.held[1].Groups = []uint32{1}
 	s.rows[1] = s.rows[1][:1]
 	s.create(t, p, d)
@@ -581,8 +583,19 @@ func TestStepsAreRefusedByName(t *testing.T) {
 		"q is NaN":          {problemInvalid, "q of group 1, token 1, head 1: element 7 is NaN", func(m *move) { copy(m.payload[4*(2*2*2*8-1):], littleEndian([]float32{float32(math.NaN())})) }},
 		"k is infinite":     {problemInvalid, "group 0: k at position 70: element 0 is +Inf", func(m *move) { copy(m.payload[4*2*2*2*8:], littleEndian([]float32{float32(math.Inf(1))})) }},
 		"k is too large":    {problemInvalid, "", func(m *move) { copy(m.payload[4*2*2*2*8:], littleEndian([]float32{1e6})) }},
+		"a score overflows": {problemNotFinite, "head 0, token 0", func(m *move) {
+			copy(m.payload, littleEndian([]float32{math.MaxFloat32}))
+			copy(m.payload[4*2*2*2*8:], littleEndian([]float32{6e4}))
+		}},
+		"a context that its codec can not hold": {problemNotFinite, "", func(m *move) {
+			m.step.Codec = headwaterv1.StepCodec_STEP_CODEC_F16
+			m.step.Append, m.step.Layer, m.step.Length, m.step.Hashes = 1, 2, 0, []uint64{0}
+			m.step.Attend, m.step.QueryPosition = 1, 0
+			m.payload = littleEndian([]float32{0, 0, 1e6})
+		}},
 	} {
 		m := s.draw(t, 0, 2, 2, false)
+		used := p.w.sessions.store.Cache().UsedBytes
 		c.spoil(m)
 		r := d.ask(t, m.step, m.payload)
 		e := r.GetResult().GetError()
@@ -594,6 +607,9 @@ func TestStepsAreRefusedByName(t *testing.T) {
 			t.Fatal(err)
 		}
 		s.same(t, resp.GetSessions()[0])
+		if now := p.w.sessions.store.Cache().UsedBytes; now != used {
+			t.Errorf("%s: %d bytes of pages are in use, %d before it", name, now, used)
+		}
 	}
 	// Groups that are not held here have no place in a payload.
 	m := s.draw(t, 1, 1, 1, false)

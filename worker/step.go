@@ -47,8 +47,8 @@ type step struct {
 	mask    []byte    // [attend, tree]
 }
 
-// do does a step: it checks the request, appends, attends, and makes the answer. After an error that is a *lane.Error the
-// session is as before, but for a context that is not finite; any other error is that of ctx.
+// do does a step: it checks the request, appends, attends, and makes the answer; what it has appended is kept once there is
+// an answer. After an error the session is as before; one that is no *lane.Error is that of ctx.
 func (s *sessions) do(ctx context.Context, from lane.ID, t *task) error {
 	m, r, st := &t.request.Step, &t.response.Result, &t.step
 	if t.tooMany {
@@ -95,6 +95,7 @@ func (s *sessions) do(ctx context.Context, from lane.ID, t *task) error {
 	r.Codec = m.Codec
 	if st.raw {
 		t.response.Payload = raw
+		view.Keep()
 		return nil
 	}
 	defer raw.Free()
@@ -107,6 +108,7 @@ func (s *sessions) do(ctx context.Context, from lane.ID, t *task) error {
 	}
 	frame.Cut(len(coded))
 	t.response.Payload = frame
+	view.Keep()
 	return nil
 }
 
