@@ -182,7 +182,7 @@ func (s *sessions) create(ctx context.Context, req *headwaterv1.CreateSessionReq
 	return state, nil
 }
 
-// plan gives the session's groups to the workers that answer, by their weights.
+// plan gives the session's groups to the workers that answer; see place.
 func (s *sessions) plan(ctx context.Context, req *headwaterv1.CreateSessionRequest) (*fanout.Holding, error) {
 	layers, err := fanout.Layers(req.GetConfig())
 	if err != nil {
@@ -224,33 +224,21 @@ func (s *sessions) plan(ctx context.Context, req *headwaterv1.CreateSessionReque
 		}
 		return nil, status.Error(codes.Unavailable, "no worker has joined the cluster")
 	}
-	if n := int(min(req.GetWorkers(), uint32(len(workers)))); n > 0 {
-		// Those with the most room.
-		slices.SortStableFunc(workers, func(a, b worker) int {
-			return cmp.Compare(int64(b.GetBudgetBytes()-b.GetUsedBytes()), int64(a.GetBudgetBytes()-a.GetUsedBytes()))
-		})
-		workers = workers[:n]
+	rooms := make([]room, len(workers))
+	for i, w := range workers {
+		budget, used := w.GetBudgetBytes(), w.GetUsedBytes()
+		used -= min(used, w.GetSpareBytes())
+		rooms[i] = room{shard.Worker{Name: w.Member.Name, Weight: int(w.GetWeight())}, budget, budget - min(budget, used)}
 	}
-	var planned []shard.Worker
-	for _, w := range workers {
-		planned = append(planned, shard.Worker{Name: w.Member.Name, Weight: max(int(w.GetWeight()), 1)})
-	}
-	plan, err := shard.MakePlan(geometry, planned, nil)
+	placed, err := place(geometry, placeKey(req), rooms, int(min(req.GetWorkers(), shard.MaxWorkers)))
 	if err != nil {
 		return nil, fmt.Errorf("plan: %w", err)
 	}
 	var holders []*fanout.Holder
 	for _, w := range workers {
-		if plan.Load(w.Member.Name) == 0 {
-			continue
+		if groups := placed[w.Member.Name]; groups != nil {
+			holders = append(holders, &fanout.Holder{Name: w.Member.Name, Boot: w.GetBoot(), Address: w.Address, Groups: groups})
 		}
-		o := &fanout.Holder{Name: w.Member.Name, Boot: w.GetBoot(), Address: w.Address, Groups: make([][]int, len(layers))}
-		for l := range layers {
-			for _, g := range plan.Groups(shard.Layer(l), w.Member.Name) {
-				o.Groups[l] = append(o.Groups[l], int(g))
-			}
-		}
-		holders = append(holders, o)
 	}
 	return fanout.NewHolding(layers, holders...)
 }

@@ -183,7 +183,7 @@ func TestSessionsAreListed(t *testing.T) {
 		args  []string
 		words []string
 	}{
-		{[]string{"sessions", "list"}, []string{id, "story", "70", "w1 w2"}},
+		{[]string{"sessions", "list"}, []string{id, "story", "70", "w1 24.0 KiB, w2 24.0 KiB"}},
 		{[]string{"sessions", "list", "--output", "json"}, []string{`"id": "` + id + `"`, `"name": "story"`, `"page_bytes": `}},
 		{[]string{"sessions", "show", id}, []string{"2 layers, 70 positions", "w1", "w2"}},
 		{[]string{"sessions", "show", id, "--output", "json"}, []string{`"lengths": [`, `"groups": [`}},

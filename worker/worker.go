@@ -133,6 +133,7 @@ func (w *Worker) Register(s grpc.ServiceRegistrar) {
 
 // Describe says who the worker is and what room it has.
 func (w *Worker) Describe(context.Context, *headwaterv1.DescribeRequest) (*headwaterv1.DescribeResponse, error) {
+	cache := w.sessions.store.Cache()
 	return &headwaterv1.DescribeResponse{
 		Name:        w.cfg.Name,
 		Boot:        w.cfg.Boot[:],
@@ -142,6 +143,7 @@ func (w *Worker) Describe(context.Context, *headwaterv1.DescribeRequest) (*headw
 		UsedBytes:   uint64(w.budget.Used()),
 		Threads:     uint32(w.cfg.Threads),
 		Kernel:      attention.KernelName(),
+		SpareBytes:  uint64(cache.FreeBytes + cache.PrefixBytes),
 	}, nil
 }
 

@@ -317,7 +317,9 @@ type DescribeResponse struct {
 	// Threads that kernels may use at once.
 	Threads uint32 `protobuf:"varint,7,opt,name=threads,proto3" json:"threads,omitempty"`
 	// Kernel in use, for people to read.
-	Kernel        string `protobuf:"bytes,8,opt,name=kernel,proto3" json:"kernel,omitempty"`
+	Kernel string `protobuf:"bytes,8,opt,name=kernel,proto3" json:"kernel,omitempty"`
+	// Part of used_bytes that is given up when room is needed: free pages, and prefixes that no session has.
+	SpareBytes    uint64 `protobuf:"varint,9,opt,name=spare_bytes,json=spareBytes,proto3" json:"spare_bytes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -406,6 +408,13 @@ func (x *DescribeResponse) GetKernel() string {
 		return x.Kernel
 	}
 	return ""
+}
+
+func (x *DescribeResponse) GetSpareBytes() uint64 {
+	if x != nil {
+		return x.SpareBytes
+	}
+	return 0
 }
 
 // RunRequest is one message from the coordinator on a Run stream.
@@ -2243,7 +2252,7 @@ var File_headwater_v1_worker_proto protoreflect.FileDescriptor
 const file_headwater_v1_worker_proto_rawDesc = "" +
 	"\n" +
 	"\x19headwater/v1/worker.proto\x12\fheadwater.v1\"\x11\n" +
-	"\x0fDescribeRequest\"\xe0\x01\n" +
+	"\x0fDescribeRequest\"\x81\x02\n" +
 	"\x10DescribeResponse\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04boot\x18\x02 \x01(\fR\x04boot\x12\x18\n" +
@@ -2253,7 +2262,9 @@ const file_headwater_v1_worker_proto_rawDesc = "" +
 	"\n" +
 	"used_bytes\x18\x06 \x01(\x04R\tusedBytes\x12\x18\n" +
 	"\athreads\x18\a \x01(\rR\athreads\x12\x16\n" +
-	"\x06kernel\x18\b \x01(\tR\x06kernel\"\xbb\x04\n" +
+	"\x06kernel\x18\b \x01(\tR\x06kernel\x12\x1f\n" +
+	"\vspare_bytes\x18\t \x01(\x04R\n" +
+	"spareBytes\"\xbb\x04\n" +
 	"\n" +
 	"RunRequest\x12(\n" +
 	"\x04open\x18\x01 \x01(\v2\x12.headwater.v1.OpenH\x00R\x04open\x128\n" +

@@ -60,7 +60,7 @@ class DescribeRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class DescribeResponse(_message.Message):
-    __slots__ = ("name", "boot", "version", "weight", "budget_bytes", "used_bytes", "threads", "kernel")
+    __slots__ = ("name", "boot", "version", "weight", "budget_bytes", "used_bytes", "threads", "kernel", "spare_bytes")
     NAME_FIELD_NUMBER: _ClassVar[int]
     BOOT_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -69,6 +69,7 @@ class DescribeResponse(_message.Message):
     USED_BYTES_FIELD_NUMBER: _ClassVar[int]
     THREADS_FIELD_NUMBER: _ClassVar[int]
     KERNEL_FIELD_NUMBER: _ClassVar[int]
+    SPARE_BYTES_FIELD_NUMBER: _ClassVar[int]
     name: str
     boot: bytes
     version: str
@@ -77,7 +78,8 @@ class DescribeResponse(_message.Message):
     used_bytes: int
     threads: int
     kernel: str
-    def __init__(self, name: _Optional[str] = ..., boot: _Optional[bytes] = ..., version: _Optional[str] = ..., weight: _Optional[int] = ..., budget_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ..., threads: _Optional[int] = ..., kernel: _Optional[str] = ...) -> None: ...
+    spare_bytes: int
+    def __init__(self, name: _Optional[str] = ..., boot: _Optional[bytes] = ..., version: _Optional[str] = ..., weight: _Optional[int] = ..., budget_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ..., threads: _Optional[int] = ..., kernel: _Optional[str] = ..., spare_bytes: _Optional[int] = ...) -> None: ...
 
 class RunRequest(_message.Message):
     __slots__ = ("open", "shard_open", "key_values", "weights", "hidden", "shard_seal", "query", "operand", "shard_close", "output")

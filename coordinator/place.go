@@ -1,0 +1,87 @@
+package coordinator
+
+import (
+	"encoding/binary"
+	"fmt"
+
+	"github.com/zeebo/xxh3"
+
+	"headwater/attention"
+	headwaterv1 "headwater/proto/headwater/v1"
+	"headwater/shard"
+)
+
+// room is a worker that may hold a session, with its memory in bytes.
+type room struct {
+	shard.Worker
+	budget, free uint64
+}
+
+// crowded tells whether a worker has little room left: others are asked first.
+func (r room) crowded() bool { return r.free < r.budget/8 }
+
+// placeKey is what a session's place is drawn by. Sessions that begin with the same page of tokens are drawn alike, so
+// that they find the prefix where the first of them has left it; all others are drawn each for itself.
+func placeKey(req *headwaterv1.CreateSessionRequest) uint64 {
+	config, tokens := req.GetConfig(), req.GetTokens()
+	if len(tokens) <= attention.PageLen { // at least one is left to be appended: there is no whole page to find
+		return xxh3.Hash(req.GetSession())
+	}
+	var b []byte
+	b = append(binary.LittleEndian.AppendUint64(b, uint64(len(config.GetTenant()))), config.GetTenant()...)
+	b = append(binary.LittleEndian.AppendUint64(b, uint64(len(config.GetModel()))), config.GetModel()...)
+	for _, t := range tokens[:attention.PageLen] {
+		b = binary.LittleEndian.AppendUint32(b, t)
+	}
+	return xxh3.Hash(b)
+}
+
+// place says which groups each worker is to hold, by name and layer, of those that hold any. At most so many workers take
+// part, 0 is all; a session of fewer shards than workers is held by as many as it has shards. Shares are by weight; who has
+// one more of what does not divide is drawn by the key, and those with little room are the last. It is the same for the same
+// key and rooms, in any order.
+func place(g *shard.Geometry, key uint64, rooms []room, most int) (map[string][][]int, error) {
+	crowded := make(map[string]bool, len(rooms))
+	all := make([]shard.Worker, len(rooms))
+	for i, r := range rooms {
+		all[i] = shard.Worker{Name: r.Name, Weight: max(r.Weight, 1)}
+		crowded[r.Name] = r.crowded()
+	}
+	var roomy, full []shard.Worker
+	for _, w := range shard.Rank(key, all) {
+		if crowded[w.Name] {
+			full = append(full, w)
+		} else {
+			roomy = append(roomy, w)
+		}
+	}
+	ranked := append(roomy, full...)
+	if most <= 0 || most > g.Shards() {
+		most = g.Shards()
+	}
+	ranked = ranked[:min(most, len(ranked))]
+	// A plan settles ties by name: it is made for names in the order of the draw.
+	byRank := func(i int) string { return fmt.Sprintf("%04d", i) }
+	planned := make([]shard.Worker, len(ranked))
+	for i, w := range ranked {
+		planned[i] = shard.Worker{Name: byRank(i), Weight: w.Weight}
+	}
+	plan, err := shard.MakePlan(g, planned, nil)
+	if err != nil {
+		return nil, err
+	}
+	placed := make(map[string][][]int, len(ranked))
+	for i, w := range ranked {
+		if plan.Load(byRank(i)) == 0 {
+			continue
+		}
+		groups := make([][]int, g.Layers())
+		for l := range groups {
+			for _, group := range plan.Groups(shard.Layer(l), byRank(i)) {
+				groups[l] = append(groups[l], int(group))
+			}
+		}
+		placed[w.Name] = groups
+	}
+	return placed, nil
+}
