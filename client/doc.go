@@ -1,14 +1,72 @@
-// Package client speaks to a coordinator: it submits jobs, follows them, and fetches their results.
+// Package client is the Go client of Headwater: attention over keys and values that a cluster holds.
 //
-// The way of one job: Dial a coordinator; Submit streams a job file to it in pieces of 1 MiB, once the coordinator has
-// looked at the file's header and wants the bytes; Wait follows the job to its end over lost connections; Download
-// writes the result file, which appears under its name only when it is complete and its SHA-256 is right.
+// # Quick start
 //
-// The way of one session: OpenSession makes it on the cluster, or Attach takes up one that is there; Step appends a token's
-// keys and values to a layer and attends, Do has steps of many sessions in flight at once; Truncate takes positions back, Fork
-// begins another session with the same ones; Drop frees it, Close leaves it on the cluster. Steps go through the coordinator,
-// or to the workers where Direct is set. Errors are *SessionError where a holder refused or was lost.
+// A [Session] is a sequence held open on the cluster. A model appends each token's keys and values to it, layer by layer, and
+// its queries attend over all that is there:
 //
-// A Client is safe for concurrent use. It never holds a job file or a result in memory: files are read and written in
-// pieces. Errors of jobs are *Error, or *JobError for a job that ended without a result.
+//	c, err := client.Dial("coordinator.example:7600")
+//	...
+//	defer c.Close()
+//	layer := client.Layer{Heads: 32, KVHeads: 8, HeadDim: 128, Storage: tensor.BF16}
+//	s, err := c.OpenSession(ctx, client.SessionOptions{Layers: []client.Layer{layer, layer}})
+//	...
+//	for l := range 2 { // for each token
+//		err := s.Step(ctx, l, q, k, v, context, lse)
+//	}
+//
+// Tensors are slices of float32, tokens first: q [tokens, n_heads, head_dim], k [tokens, n_kv_heads, head_dim],
+// v [tokens, n_kv_heads, v_dim]; context [tokens, n_heads, v_dim] and lse [tokens, n_heads] are filled. Several tokens, as of
+// a prompt or a draft, go in one step. A step allocates nothing.
+//
+// A job is attention over whole tensors, from a file into a file: [Client.Submit] streams it to the coordinator,
+// [Client.Wait] follows it to its end over lost connections, and [Client.Download] writes the result, which appears under its
+// name only when it is complete and its SHA-256 is right.
+//
+// # What a session can do
+//
+//   - [Session.Step] and [Session.Do] append and attend, both or either; [Step] has all that one can ask for: a mask for trees
+//     of drafts, positions, rows that are in the storage type already.
+//   - [Do] has steps of many sessions and layers in flight at once, and each [Step.Err] says what came of it.
+//   - [Session.Fork] begins another session with the same positions, whose memory both share: beams, samples of one prompt.
+//   - [Session.Truncate] takes the newest positions back: drafts that were not accepted, a prompt that was edited.
+//   - [SessionOptions].Tokens begins with the positions that another session of the same tenant, model and layers has left;
+//     [Session.Prefix] says how many need neither be projected nor appended.
+//   - [Session.Pin] keeps it from being dropped for want of use or room; [Session.Drop] ends it and frees its memory;
+//     [Session.Close] leaves it on the cluster until its TTL, and [Client.Attach] takes it up again, there or elsewhere.
+//
+// # Relayed or direct
+//
+// By default a session's steps go to the coordinator, which cuts them by group for the workers and gathers what they answer:
+// one address to reach, one connection. With [SessionOptions].Direct the client speaks to the workers itself, which saves a hop
+// and the coordinator's copy of every byte; it must reach all of them. Both have the same calls, bits and guarantees.
+//
+// Contexts come back as [Codec] says: [Auto] picks, by what it measures on the link, between [Raw] and [Exact], which both
+// return every bit. [BF16], [F16] and [Int8] lose some, and are used only where they are named.
+//
+// # Errors
+//
+// A call on a session fails with a [*SessionError] where a worker refused it or was lost; a call on a job with an [*Error], and
+// a job that ended without a result is a [*JobError]. All say what was being done, to what, and by whom it was refused.
+// errors.Is tells what to do:
+//
+//   - [ErrUnreachable]: the coordinator did not answer. The same call may go well later.
+//   - [ErrLost]: a worker can not be reached, or has lost its part of the session. Over a broken connection the same call makes
+//     it whole; where a worker has restarted the session is gone: open another.
+//   - [ErrTakenOver]: another client drives the session now; [Client.Attach] takes it back.
+//   - [ErrOverBudget]: the workers have no room, also after dropping what may be dropped. Drop a session, or try later.
+//   - [ErrNotFound]: the session was dropped or has gone unused for its TTL, or there is no such job.
+//   - [ErrRefused]: the request itself is at fault, and again it fails in the same way; it is told of the three before as well.
+//   - none of these, and Problem is SESSION_PROBLEM_BUSY: a worker is stopping or has too much to do. The same call again, later.
+//   - context.Canceled and context.DeadlineExceeded: the caller's context has ended.
+//
+// A call that fails leaves the session as it was, or else the same call again makes it whole: appends carry the chained hash
+// that they build on, and one that is there already is not done twice. So a step may be repeated with the same tensors; of one
+// that is too large for a message, and goes in several, [Session.LayerLen] says how far it came.
+//
+// # Concurrency
+//
+// A [Client] is safe for concurrent use, and one is enough for a program: all its sessions share a stream to each worker. One
+// goroutine uses a [Session] at a time, which is checked. Tensors are the caller's again when a call has returned. Files are
+// read and written in pieces; neither a job nor a result is ever held in memory.
 package client
