@@ -107,6 +107,7 @@ type Session struct {
 	epoch       uint64
 	truncations uint64
 	layers      []held
+	unsure      bool // a step has failed, and some holders may have appended what it brought
 	closed      bool
 }
 
@@ -300,14 +301,40 @@ func (s *Session) Truncate(ctx context.Context, position int) error {
 		if position < 0 {
 			return fmt.Errorf("to position %d", position)
 		}
-		state, err := s.client.conns.Truncate(ctx, s.holding, &headwaterv1.TruncateSessionRequest{
-			Session: s.id[:], Epoch: s.client.epoch(s.epoch), Truncations: s.truncations, Position: uint64(position),
-		})
-		if err != nil {
-			return err
-		}
-		return s.update(state)
+		return s.cut(ctx, uint64(position))
 	})
+}
+
+// cut cuts every layer to position, and to what the client knows to be there: what a failed step has left goes as well.
+func (s *Session) cut(ctx context.Context, position uint64) error {
+	req := &headwaterv1.TruncateSessionRequest{Session: s.id[:], Epoch: s.client.epoch(s.epoch), Truncations: s.truncations, Position: position}
+	for _, l := range s.layers {
+		req.Lengths = append(req.Lengths, min(position, l.length))
+	}
+	state, err := s.client.conns.Truncate(ctx, s.holding, req)
+	if err != nil {
+		return err
+	}
+	s.unsure = false
+	return s.update(state)
+}
+
+// settle makes sure, after a step that failed, that every holder has what the client knows to be there and no more. What some
+// of them have appended is taken back, so that the next step, the same or another, finds the session as it was.
+func (s *Session) settle(ctx context.Context) error {
+	if !s.unsure {
+		return nil
+	}
+	layers := make([]*headwaterv1.LayerState, len(s.layers))
+	for i, l := range s.layers {
+		layers[i] = &headwaterv1.LayerState{Layer: uint32(i), Length: l.length, Hashes: l.hashes}
+	}
+	ok, err := s.client.conns.Holds(ctx, s.holding, s.id[:], s.truncations, layers)
+	if err == nil && !ok {
+		err = s.cut(ctx, math.MaxUint64)
+	}
+	s.unsure = err != nil
+	return err
 }
 
 // Fork makes a session that begins with all positions of this one. Memory is shared until one of both appends.
@@ -326,6 +353,9 @@ func (s *Session) fork(ctx context.Context, position *uint64) (*Session, error) 
 	child := &Session{client: s.client, config: s.config, holding: s.holding, codec: s.codec}
 	_, _ = rand.Read(child.id[:]) // never fails
 	err := s.control("fork", func() error {
+		if err := s.settle(ctx); err != nil {
+			return err
+		}
 		state, err := s.client.conns.Fork(ctx, s.holding, &headwaterv1.ForkSessionRequest{
 			Session: s.id[:], Epoch: s.client.epoch(s.epoch), Truncations: s.truncations,
 			Child: child.id[:], ChildEpoch: s.client.epoch(1), Position: position,
@@ -427,12 +457,12 @@ func (c *Client) attach(ctx context.Context, id SessionID, opts AttachOptions) (
 		if r.Session != id {
 			return nil, fmt.Errorf("the receipt is of session %s", r.Session)
 		}
+		if len(r.Layers) != len(layers) {
+			return nil, lane.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_INVALID, "the receipt has %d layers, the session %d", len(r.Layers), len(layers))
+		}
 		req.Truncations = r.Truncations
 		for i, l := range r.Layers {
 			req.Expect = append(req.Expect, &headwaterv1.LayerState{Layer: uint32(i), Length: l.Length, Hashes: l.Hashes})
-		}
-		if err := r.compare(found); err != nil {
-			return nil, err
 		}
 	}
 	// Another client may step the epoch meanwhile: the refusal says which it is then.
@@ -454,26 +484,6 @@ func (c *Client) attach(ctx context.Context, id SessionID, opts AttachOptions) (
 		s.prefix = s.Len()
 		return s, nil
 	}
-}
-
-// compare finds what is wrong with a receipt while nothing has been changed: holders that would not refuse it step their
-// epoch, and shut out who drives the session rightly.
-func (r *Receipt) compare(found *headwaterv1.SessionState) error {
-	if len(r.Layers) != len(found.GetLayers()) {
-		return lane.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_INVALID, "the receipt has %d layers, the session %d", len(r.Layers), len(found.GetLayers()))
-	}
-	if r.Truncations != found.GetTruncations() {
-		return lane.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_OTHER_TRUNCATIONS, "the session was truncated %d times, the receipt's %d", found.GetTruncations(), r.Truncations)
-	}
-	for i, l := range found.GetLayers() {
-		switch {
-		case l.GetLength() < r.Layers[i].Length:
-			return lane.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_BEHIND, "layer %d has %d positions, the receipt's %d", i, l.GetLength(), r.Layers[i].Length)
-		case l.GetLength() == r.Layers[i].Length && len(l.GetHashes()) > 0 && !slices.Equal(l.GetHashes(), r.Layers[i].Hashes):
-			return lane.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_DIFFERENT, "layer %d has other keys or values than the receipt's", i)
-		}
-	}
-	return nil
 }
 
 // Sessions returns all sessions on the cluster, by id, and each worker's cache.

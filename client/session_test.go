@@ -480,6 +480,121 @@ func TestWhatOnlySomeHoldersHaveIsMadeWhole(t *testing.T) {
 	}
 }
 
+// TestWhatOnlySomeHoldersHaveIsTakenBack lets an append reach one of two holders, and goes on with something else. Other
+// layers, which are further, stay as they are.
+func TestWhatOnlySomeHoldersHaveIsTakenBack(t *testing.T) {
+	refuse := func(*lane.Step) *lane.Error {
+		return lane.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_OVER_BUDGET, "no room")
+	}
+	for _, direct := range []bool{true, false} {
+		for name, next := range map[string]func(t *testing.T, s *client.Session, m *model, r *rand.Rand){
+			"another step": func(t *testing.T, s *client.Session, m *model, r *rand.Rand) { step(t, s, m, r, 1, 3) },
+			"a query": func(t *testing.T, s *client.Session, m *model, r *rand.Rand) {
+				one := project(r, layers[1], 1)
+				want, lse := m.attend(t, 1, one.q, m.len(1)-1, nil)
+				got := make([]float32, len(want))
+				if err := s.Step(t.Context(), 1, one.q, nil, nil, got, lse); err != nil {
+					t.Fatal(err)
+				}
+				equal(t, "context", got, want)
+			},
+			"a truncation": func(t *testing.T, s *client.Session, m *model, _ *rand.Rand) {
+				if err := s.Truncate(t.Context(), 11); err != nil {
+					t.Fatal(err)
+				}
+				m.truncate(11)
+			},
+			"a deep truncation": func(t *testing.T, s *client.Session, m *model, _ *rand.Rand) {
+				if err := s.Truncate(t.Context(), 4); err != nil {
+					t.Fatal(err)
+				}
+				m.truncate(4)
+			},
+			"a fork": func(t *testing.T, s *client.Session, m *model, r *rand.Rand) {
+				child, err := s.Fork(t.Context())
+				if err != nil {
+					t.Fatal(err)
+				}
+				cm := m.clone()
+				for layer := range layers {
+					if child.LayerLen(layer) != m.len(layer) {
+						t.Errorf("layer %d of the fork has %d positions, the session %d", layer, child.LayerLen(layer), m.len(layer))
+					}
+					step(t, child, cm, r, layer, 2)
+				}
+			},
+			"a truncation of nothing": func(t *testing.T, s *client.Session, _ *model, _ *rand.Rand) {
+				receipt := s.Receipt()
+				if err := s.Truncate(t.Context(), s.LayerLen(0)); err != nil { // takes nothing of what is known
+					t.Fatal(err)
+				}
+				if after := s.Receipt(); !slices.EqualFunc(after.Layers, receipt.Layers, func(a, b client.LayerReceipt) bool {
+					return a.Length == b.Length && slices.Equal(a.Hashes, b.Hashes)
+				}) {
+					t.Errorf("the receipt is %v, it was %v", after, receipt)
+				}
+			},
+		} {
+			t.Run(fmt.Sprintf("direct %v, then %s", direct, name), func(t *testing.T) {
+				c := start(t, 2)
+				r := rand.New(rand.NewPCG(17, 18))
+				s, m := open(t, c.Client, client.SessionOptions{Layers: layers, Direct: direct}), newModel(layers)
+				step(t, s, m, r, 0, 12)
+				step(t, s, m, r, 1, 10)
+				step(t, s, m, r, 2, 9)
+				one := project(r, layers[1], 2)
+				c.holders[1].Set(refuse)
+				if err := s.Step(t.Context(), 1, nil, one.k, one.v, nil, nil); !errors.Is(err, client.ErrOverBudget) {
+					t.Fatal(err)
+				}
+				c.holders[1].Set(nil)
+				next(t, s, m, r)
+				for layer := range layers {
+					step(t, s, m, r, layer, 1)
+				}
+			})
+		}
+	}
+}
+
+// TestAWrongReceiptShutsNobodyOut brings one that a holder of some groups finds right and another wrong.
+func TestAWrongReceiptShutsNobodyOut(t *testing.T) {
+	each(t, func(t *testing.T, c *cluster, direct bool) {
+		r := rand.New(rand.NewPCG(19, 20))
+		s, m := open(t, c.Client, client.SessionOptions{Layers: layers, Direct: direct}), newModel(layers)
+		for layer := range layers {
+			step(t, s, m, r, layer, 5)
+		}
+		old := s.Receipt()
+		for layer := range layers {
+			step(t, s, m, r, layer, 2)
+		}
+		other := dial(t, c.address)
+		for layer, l := range layers {
+			for g := range l.KVHeads {
+				wrong := client.Receipt{Session: old.Session}
+				for _, one := range old.Layers {
+					wrong.Layers = append(wrong.Layers, client.LayerReceipt{Length: one.Length, Hashes: slices.Clone(one.Hashes)})
+				}
+				wrong.Layers[layer].Hashes[g]++
+				_, err := other.Attach(t.Context(), s.ID(), client.AttachOptions{Receipt: &wrong, Direct: direct})
+				var refused *client.SessionError
+				if !errors.As(err, &refused) || refused.Problem != headwaterv1.SessionProblem_SESSION_PROBLEM_DIFFERENT {
+					t.Fatalf("layer %d, group %d: %v", layer, g, err)
+				}
+			}
+		}
+		for layer := range layers {
+			step(t, s, m, r, layer, 1) // is not taken over
+		}
+		taken, err := other.Attach(t.Context(), s.ID(), client.AttachOptions{Receipt: &old, Direct: direct})
+		if err != nil {
+			t.Fatal(err)
+		}
+		step(t, taken, m, r, 0, 1)
+	})
+}
+
 func TestALostWorkerIsNamed(t *testing.T) {
 	for _, direct := range []bool{true, false} {
 		c := start(t, 2)
@@ -532,8 +647,11 @@ func TestACoordinatorThatStartsGoesOn(t *testing.T) {
 	if err := other.DropSession(t.Context(), s.ID()); err != nil {
 		t.Fatal(err)
 	}
-	if err := other.DropSession(t.Context(), s.ID()); !errors.Is(err, client.ErrNotFound) {
+	if err := other.DropSession(t.Context(), s.ID()); err != nil {
 		t.Errorf("dropped twice: %v", err)
+	}
+	if err := other.DropSession(t.Context(), client.SessionID{1}); !errors.Is(err, client.ErrNotFound) {
+		t.Errorf("dropped what never was: %v", err)
 	}
 	one := project(r, layers[0], 1)
 	if err := s.Step(t.Context(), 0, nil, one.k, one.v, nil, nil); !errors.Is(err, client.ErrNotFound) {

@@ -167,8 +167,15 @@ func (b *batch) start(ctx context.Context, step *Step) error {
 	if s == nil {
 		return errors.New("step: it names no session")
 	}
+	already := s.user.Load() == b
 	if err := s.use(b); err != nil {
 		return err
+	}
+	// No step of it is in flight before the first.
+	if !already {
+		if err := s.settle(ctx); err != nil {
+			return err
+		}
 	}
 	if step.Layer < 0 || step.Layer >= len(s.layers) {
 		return fmt.Errorf("layer %d of %d", step.Layer, len(s.layers))
@@ -337,6 +344,7 @@ func (f *flight) land(ctx context.Context) error {
 	err := f.call.Wait(ctx)
 	f.held.user = nil
 	if err != nil {
+		f.step.Session.unsure = true
 		return err
 	}
 	f.held.length = f.Length + uint64(f.Append)

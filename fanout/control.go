@@ -68,21 +68,33 @@ func (c *Conns) abandon(ctx context.Context, h *Holding, session []byte, epoch *
 	_ = c.Drop(context.WithoutCancel(ctx), h.holders, &headwaterv1.DropSessionRequest{Session: session, Epoch: epoch})
 }
 
-// Take makes the lane of the epoch the one that drives the session, at every holder. Where an append was not made whole
-// the session is cut to what all have.
+// Take makes the lane of the epoch the one that drives the session, at every holder, or with CheckOnly says whether it
+// would. What is expected, all of several holders confirm before one of them steps its epoch, so that a wrong receipt shuts
+// nobody out. Where an append was not made whole the session is cut to what all have.
 func (c *Conns) Take(ctx context.Context, h *Holding, req *headwaterv1.TakeSessionRequest) (*headwaterv1.SessionState, error) {
-	states, err := c.each(ctx, h.holders, func(ctx context.Context, s headwaterv1.SessionServiceClient, i int) (*headwaterv1.SessionState, error) {
-		expect, err := h.slice(h.holders[i], req.GetExpect())
-		if err != nil {
+	if len(h.holders) > 1 && len(req.GetExpect()) > 0 || req.GetCheckOnly() {
+		if _, err := c.take(ctx, h, req, true); err != nil || req.GetCheckOnly() {
 			return nil, err
 		}
-		resp, err := s.TakeSession(ctx, &headwaterv1.TakeSessionRequest{Session: req.GetSession(), Epoch: req.GetEpoch(), Expect: expect, Truncations: req.GetTruncations()})
-		return resp.GetState(), err
-	})
+	}
+	states, err := c.take(ctx, h, req, false)
 	if err != nil {
 		return nil, err
 	}
 	return c.level(ctx, h, req.GetSession(), req.GetEpoch(), states)
+}
+
+func (c *Conns) take(ctx context.Context, h *Holding, req *headwaterv1.TakeSessionRequest, checkOnly bool) ([]*headwaterv1.SessionState, error) {
+	return c.each(ctx, h.holders, func(ctx context.Context, s headwaterv1.SessionServiceClient, i int) (*headwaterv1.SessionState, error) {
+		expect, err := h.slice(h.holders[i], req.GetExpect())
+		if err != nil {
+			return nil, err
+		}
+		resp, err := s.TakeSession(ctx, &headwaterv1.TakeSessionRequest{
+			Session: req.GetSession(), Epoch: req.GetEpoch(), Expect: expect, Truncations: req.GetTruncations(), CheckOnly: checkOnly,
+		})
+		return resp.GetState(), err
+	})
 }
 
 // slice returns a holder's part of what is known of the layers.
@@ -108,30 +120,34 @@ func (h *Holding) slice(o *Holder, layers []*headwaterv1.LayerState) ([]*headwat
 	return own, nil
 }
 
-// level joins the states of all holders, after it has cut the session to what all of them have where they differ.
-func (c *Conns) level(ctx context.Context, h *Holding, session []byte, epoch *headwaterv1.Epoch, states []*headwaterv1.SessionState) (*headwaterv1.SessionState, error) {
-	least, truncations, differ := uint64(math.MaxUint64), uint64(math.MaxUint64), false
-	first := make(map[uint32]uint64, len(h.layers))
+// least returns for each layer the positions that all of its holders have.
+func (h *Holding) least(states []*headwaterv1.SessionState) []uint64 {
+	least := slices.Repeat([]uint64{math.MaxUint64}, len(h.layers))
 	for _, s := range states {
-		truncations = min(truncations, s.GetTruncations())
-		differ = differ || s.GetTruncations() != states[0].GetTruncations()
 		for _, l := range s.GetLayers() {
-			if length, ok := first[l.GetLayer()]; ok && length != l.GetLength() {
-				least, differ = min(least, length, l.GetLength()), true
-			} else if !ok {
-				first[l.GetLayer()] = l.GetLength()
+			if int64(l.GetLayer()) < int64(len(least)) {
+				least[l.GetLayer()] = min(least[l.GetLayer()], l.GetLength())
 			}
+		}
+	}
+	return least
+}
+
+// level joins the states of all holders, after it has cut each layer to what all of its holders have where they differ. Who
+// has counted one truncation less than others has not cut yet.
+func (c *Conns) level(ctx context.Context, h *Holding, session []byte, epoch *headwaterv1.Epoch, states []*headwaterv1.SessionState) (*headwaterv1.SessionState, error) {
+	least, truncations, differ := h.least(states), states[0].GetTruncations(), false
+	for _, s := range states {
+		differ = differ || s.GetTruncations() != truncations
+		truncations = min(truncations, s.GetTruncations())
+		for _, l := range s.GetLayers() {
+			differ = differ || int64(l.GetLayer()) < int64(len(least)) && l.GetLength() != least[l.GetLayer()]
 		}
 	}
 	if !differ {
 		return h.Join(states)
 	}
-	if least == math.MaxUint64 { // truncations alone differ: who has counted one less has not cut yet
-		for _, length := range first {
-			least = min(least, length)
-		}
-	}
-	return c.Truncate(ctx, h, &headwaterv1.TruncateSessionRequest{Session: session, Epoch: epoch, Truncations: truncations, Position: least})
+	return c.Truncate(ctx, h, &headwaterv1.TruncateSessionRequest{Session: session, Epoch: epoch, Truncations: truncations, Lengths: least})
 }
 
 // Join makes one state of those of all holders, in their order. They must have the same lengths.
@@ -206,8 +222,20 @@ func (c *Conns) Fork(ctx context.Context, h *Holding, req *headwaterv1.ForkSessi
 	return nil, err
 }
 
-// Truncate takes positions back at every holder. Where it fails at some, the same request again makes it whole.
+// Truncate takes positions back at every holder, and what an append has left at some of them alone. Where it fails at some,
+// the same request again makes it whole.
 func (c *Conns) Truncate(ctx context.Context, h *Holding, req *headwaterv1.TruncateSessionRequest) (*headwaterv1.SessionState, error) {
+	if len(h.holders) > 1 && len(req.GetLengths()) == 0 {
+		states, err := c.states(ctx, h, req.GetSession())
+		if err != nil {
+			return nil, err
+		}
+		req = proto.CloneOf(req)
+		req.Lengths = h.least(states)
+		for l := range req.Lengths {
+			req.Lengths[l] = min(req.Lengths[l], req.GetPosition())
+		}
+	}
 	states, err := c.each(ctx, h.holders, func(ctx context.Context, s headwaterv1.SessionServiceClient, _ int) (*headwaterv1.SessionState, error) {
 		resp, err := s.TruncateSession(ctx, req)
 		return resp.GetState(), err
@@ -247,9 +275,9 @@ func (c *Conns) Drop(ctx context.Context, holders []*Holder, req *headwaterv1.Dr
 	return err
 }
 
-// State asks every holder what it has of a session and joins it. Layers whose holders differ are an error.
-func (c *Conns) State(ctx context.Context, h *Holding, session []byte) (*headwaterv1.SessionState, error) {
-	states, err := c.each(ctx, h.holders, func(ctx context.Context, s headwaterv1.SessionServiceClient, i int) (*headwaterv1.SessionState, error) {
+// states asks every holder what it has of a session.
+func (c *Conns) states(ctx context.Context, h *Holding, session []byte) ([]*headwaterv1.SessionState, error) {
+	return c.each(ctx, h.holders, func(ctx context.Context, s headwaterv1.SessionServiceClient, i int) (*headwaterv1.SessionState, error) {
 		resp, err := s.ListSessions(ctx, &headwaterv1.ListSessionsRequest{Sessions: [][]byte{session}})
 		if err == nil && len(resp.GetSessions()) != 1 {
 			return nil, unknown(h.holders[i].Name, session)
@@ -259,10 +287,26 @@ func (c *Conns) State(ctx context.Context, h *Holding, session []byte) (*headwat
 		}
 		return resp.GetSessions()[0], nil
 	})
+}
+
+// Holds tells whether every holder has exactly these positions and hashes of the layers, after as many truncations.
+func (c *Conns) Holds(ctx context.Context, h *Holding, session []byte, truncations uint64, layers []*headwaterv1.LayerState) (bool, error) {
+	states, err := c.states(ctx, h, session)
 	if err != nil {
-		return nil, err
+		return false, err
 	}
-	return h.Join(states)
+	for i, s := range states {
+		want, err := h.slice(h.holders[i], layers)
+		if err != nil {
+			return false, err
+		}
+		if s.GetTruncations() != truncations || !slices.EqualFunc(s.GetLayers(), want, func(a, b *headwaterv1.LayerState) bool {
+			return a.GetLayer() == b.GetLayer() && a.GetLength() == b.GetLength() && slices.Equal(a.GetHashes(), b.GetHashes())
+		}) {
+			return false, nil
+		}
+	}
+	return true, nil
 }
 
 // List asks one holder for sessions and its cache.

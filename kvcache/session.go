@@ -253,7 +253,7 @@ type session struct {
 	gone        bool
 	epoch       Epoch
 	truncations uint64
-	cut         uint64 // position of the last truncation
+	cut         []int // [layers held] lengths of the last truncation
 	pinned      bool
 	lengths     []int    // [layers held]
 	freed       []int    // [layers held] pages that have left the layer's window and that the session needs no more

@@ -411,8 +411,8 @@ func (st *Store) Cache() CacheState {
 }
 
 // Take steps a session's epoch and returns what is held. With expect it refuses where less is held than expected, or other
-// keys and values; what is held beyond is for the caller to see.
-func (st *Store) Take(id SessionID, e Epoch, expect []LayerState, truncations uint64) (State, error) {
+// keys and values; what is held beyond is for the caller to see. With checkOnly it does all but step the epoch.
+func (st *Store) Take(id SessionID, e Epoch, expect []LayerState, truncations uint64, checkOnly bool) (State, error) {
 	s, err := st.hold(id, true)
 	if err != nil {
 		return State{}, err
@@ -444,7 +444,9 @@ func (st *Store) Take(id SessionID, e Epoch, expect []LayerState, truncations ui
 			return State{}, err
 		}
 	}
-	s.epoch = e
+	if !checkOnly {
+		s.epoch = e
+	}
 	return st.state(s), nil
 }
 
@@ -517,14 +519,14 @@ func makeRows(layout attention.Layout, n int) attention.Rows {
 
 func scaled(layout attention.Layout) bool { return layout.DType() == tensor.I8 }
 
-// cutHashes returns what hashes becomes where the layers longer than n positions are cut to them.
-func (st *Store) cutHashes(s *session, n int) ([]uint64, *Error) {
+// cutHashes returns what hashes becomes where the layers are cut to these lengths.
+func (st *Store) cutHashes(s *session, lengths []int) ([]uint64, *Error) {
 	hashes := slices.Clone(s.hashes)
 	for l, h := range s.shape.layers {
-		if n >= s.lengths[l] {
+		if lengths[l] >= s.lengths[l] {
 			continue
 		}
-		at, err := st.hashesAt(s, l, n)
+		at, err := st.hashesAt(s, l, lengths[l])
 		if err != nil {
 			return nil, err
 		}
@@ -536,35 +538,71 @@ func (st *Store) cutHashes(s *session, n int) ([]uint64, *Error) {
 // Truncate takes back the positions of every layer from position on. Truncations are those before; the same request again
 // is a success.
 func (st *Store) Truncate(id SessionID, e Epoch, truncations, position uint64) (State, error) {
+	return st.truncate(id, e, truncations, func(s *session) ([]int, *Error) { return s.all(int(min(position, maxPositions))), nil })
+}
+
+// TruncateLayers is Truncate with a position for each layer of the config.
+func (st *Store) TruncateLayers(id SessionID, e Epoch, truncations uint64, positions []uint64) (State, error) {
+	return st.truncate(id, e, truncations, func(s *session) ([]int, *Error) {
+		if len(positions) != len(s.shape.config.Layers) {
+			return nil, refuse(Invalid, "session %s: lengths of %d layers, it has %d", id, len(positions), len(s.shape.config.Layers))
+		}
+		to := make([]int, len(s.lengths))
+		for l, h := range s.shape.layers {
+			to[l] = int(min(positions[h.layer], maxPositions))
+		}
+		longest := 0
+		for l, n := range to {
+			longest = max(longest, min(n, s.lengths[l]))
+		}
+		for l, n := range to {
+			if n == 0 && longest > 0 && s.freed[l] > 0 {
+				h := &s.shape.layers[l]
+				return nil, refuse(Freed, "session %s: layer %d: positions before %d have been freed, and not all layers begin anew", id, h.layer, s.freed[l]*attention.PageLen).at(h.layer, s.lengths[l])
+			}
+		}
+		return to, nil
+	})
+}
+
+// all returns n for each held layer.
+func (s *session) all(n int) []int { return slices.Repeat([]int{n}, len(s.lengths)) }
+
+func (st *Store) truncate(id SessionID, e Epoch, truncations uint64, read func(*session) ([]int, *Error)) (State, error) {
 	s, err := st.drive(id, e)
 	if err != nil {
 		return State{}, err
 	}
 	defer s.unlock()
-	if s.truncations > 0 && truncations == s.truncations-1 && position == s.cut {
+	to, err := read(s)
+	if err != nil {
+		return State{}, err
+	}
+	if s.truncations > 0 && truncations == s.truncations-1 && slices.Equal(to, s.cut) {
 		return st.state(s), nil
 	}
 	if truncations != s.truncations {
 		return State{}, s.otherTruncations(truncations)
 	}
-	n := int(min(position, maxPositions))
-	hashes, err := st.cutHashes(s, n)
+	hashes, err := st.cutHashes(s, to)
 	if err != nil {
 		return State{}, err
 	}
 	s.hashes = hashes
 	st.mu.Lock()
-	st.cut(s, n)
+	st.shorten(s, to)
 	st.unlock()
 	s.truncations++
-	s.cut = position
+	s.cut = to
 	return st.state(s), nil
 }
 
-// cut shortens a session to n positions, but for its hashes.
-func (st *Store) cut(s *session, n int) {
+// shorten cuts a session's layers to lengths, but for its hashes. Of rows that other layers still need the session frees a
+// layer's pages where it alone has them; where it shares them they go with the row.
+func (st *Store) shorten(s *session, lengths []int) {
+	before := slices.Clone(s.lengths)
 	for l := range s.lengths {
-		s.lengths[l] = min(s.lengths[l], n)
+		s.lengths[l] = min(s.lengths[l], lengths[l])
 	}
 	for keep := pagesOf(slices.Max(s.lengths)); s.end() > max(keep, s.first); {
 		last := len(s.rows) - 1
@@ -572,12 +610,19 @@ func (st *Store) cut(s *session, n int) {
 		s.rows[last] = nil
 		s.rows = s.rows[:last]
 	}
-	if n == 0 {
+	for l, n := range s.lengths {
+		for p := max(pagesOf(n), s.first); p < min(pagesOf(before[l]), s.end()); p++ {
+			if r := s.row(p); r.refs == 1 {
+				st.free(r, l)
+			}
+		}
+	}
+	if slices.Max(s.lengths) == 0 {
 		clear(s.freed)
 		s.first, s.rows, s.edge = 0, nil, edge{}
 	}
-	s.keyed = min(s.keyed, n/attention.PageLen)
-	n = min(n, len(s.tokens))
+	s.keyed = min(s.keyed, s.filled())
+	n := min(slices.Max(lengths), len(s.tokens))
 	s.tokens = s.tokens[:n:n] // A fork may have the same array, so the next append makes another.
 }
 
@@ -636,7 +681,7 @@ func (st *Store) fork(s *session, req ForkRequest, how made) (child, before *ses
 			}
 		}
 	}
-	hashes, err := st.cutHashes(s, n)
+	hashes, err := st.cutHashes(s, s.all(n))
 	if err != nil {
 		return nil, nil, err
 	}
@@ -661,7 +706,7 @@ func (st *Store) fork(s *session, req ForkRequest, how made) (child, before *ses
 			}
 		}
 	}
-	st.cut(child, n)
+	st.shorten(child, child.all(n))
 	return child, nil, nil
 }
 

@@ -638,20 +638,23 @@ func (m *machine) take(t *rapid.T) {
 	bad := slices.Clone(expect)
 	bad[0].Hashes = slices.Clone(bad[0].Hashes)
 	bad[0].Hashes[0]++
-	if _, err := m.store.Take(s.id, next, bad, s.truncations); !refused(t, err, Different) {
+	if _, err := m.store.Take(s.id, next, bad, s.truncations, false); !refused(t, err, Different) {
 		t.Fatalf("take with another hash: %v", err)
 	}
 	bad[0] = LayerState{Layer: bad[0].Layer, Length: uint64(s.layers[0].length()) + 1, Hashes: bad[0].Hashes}
-	if _, err := m.store.Take(s.id, next, bad, s.truncations); !refused(t, err, Behind) {
+	if _, err := m.store.Take(s.id, next, bad, s.truncations, false); !refused(t, err, Behind) {
 		t.Fatalf("take of more than is there: %v", err)
 	}
 	m.check(t, s)
-	if _, err := m.store.Take(s.id, next, expect, s.truncations); err != nil {
+	if state, err := m.store.Take(s.id, next, expect, s.truncations, true); err != nil || state.Epoch != s.epoch {
+		t.Fatalf("a check: epoch %v: %v", state.Epoch, err)
+	}
+	if _, err := m.store.Take(s.id, next, expect, s.truncations, false); err != nil {
 		t.Fatal(err)
 	}
 	old := s.epoch
 	s.epoch, s.used = next, m.now
-	if _, err := m.store.Take(s.id, old, nil, 0); !refused(t, err, StaleEpoch) {
+	if _, err := m.store.Take(s.id, old, nil, 0, false); !refused(t, err, StaleEpoch) {
 		t.Fatalf("take under a lower epoch: %v", err)
 	}
 	m.check(t, s)

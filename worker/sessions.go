@@ -82,9 +82,12 @@ func (s *sessions) TakeSession(_ context.Context, m *headwaterv1.TakeSessionRequ
 	for _, l := range m.GetExpect() {
 		expect = append(expect, kvcache.LayerState{Layer: shard.Layer(l.GetLayer()), Length: l.GetLength(), Hashes: l.GetHashes()})
 	}
-	state, err := s.store.Take(id, epoch, expect, m.GetTruncations())
+	state, err := s.store.Take(id, epoch, expect, m.GetTruncations(), m.GetCheckOnly())
 	if err != nil {
 		return nil, refusal(err)
+	}
+	if m.GetCheckOnly() {
+		return &headwaterv1.TakeSessionResponse{}, nil
 	}
 	return &headwaterv1.TakeSessionResponse{State: s.state(state, true)}, nil
 }
@@ -129,7 +132,12 @@ func (s *sessions) TruncateSession(_ context.Context, m *headwaterv1.TruncateSes
 	if err != nil {
 		return nil, err
 	}
-	state, err := s.store.Truncate(id, epoch, m.GetTruncations(), m.GetPosition())
+	var state kvcache.State
+	if len(m.GetLengths()) > 0 {
+		state, err = s.store.TruncateLayers(id, epoch, m.GetTruncations(), m.GetLengths())
+	} else {
+		state, err = s.store.Truncate(id, epoch, m.GetTruncations(), m.GetPosition())
+	}
 	if err != nil {
 		return nil, refusal(err)
 	}

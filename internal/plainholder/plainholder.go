@@ -49,7 +49,7 @@ type session struct {
 	held        []*headwaterv1.HeldLayer
 	epoch       *headwaterv1.Epoch
 	truncations uint64
-	cut         uint64 // position of the last truncation
+	cut         []uint64 // lengths of the last truncation, by layer
 	pinned      bool
 	shards      map[[2]int]*rows // by layer and group
 }
@@ -101,11 +101,16 @@ func compare(a, b *headwaterv1.Epoch) int {
 	return cmp.Or(cmp.Compare(a.GetCounter(), b.GetCounter()), bytes.Compare(a.GetLane(), b.GetLane()))
 }
 
+func (s *session) stale() *lane.Error {
+	err := refuse(staleEpoch, "another lane drives the session")
+	err.Why.Epoch = s.epoch
+	return err
+}
+
+// check refuses an epoch that is not the accepted one.
 func (s *session) check(e *headwaterv1.Epoch) *lane.Error {
-	if compare(e, s.epoch) < 0 {
-		err := refuse(staleEpoch, "another lane drives the session")
-		err.Why.Epoch = s.epoch
-		return err
+	if compare(e, s.epoch) != 0 {
+		return s.stale()
 	}
 	return nil
 }
@@ -176,8 +181,8 @@ func (h *Holder) TakeSession(_ context.Context, req *headwaterv1.TakeSessionRequ
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	s, err := h.find(req.GetSession())
-	if err == nil {
-		err = s.check(req.GetEpoch())
+	if err == nil && compare(req.GetEpoch(), s.epoch) < 0 {
+		err = s.stale()
 	}
 	if err == nil && len(req.GetExpect()) > 0 {
 		err = s.truncated(req.GetTruncations())
@@ -199,6 +204,9 @@ func (h *Holder) TakeSession(_ context.Context, req *headwaterv1.TakeSessionRequ
 				return nil, refuse(different, "layer %d group %d is different", l.GetLayer(), g)
 			}
 		}
+	}
+	if req.GetCheckOnly() {
+		return &headwaterv1.TakeSessionResponse{}, nil
 	}
 	s.epoch = req.GetEpoch()
 	return &headwaterv1.TakeSessionResponse{State: h.state(req.GetSession(), s, true)}, nil
@@ -258,7 +266,14 @@ func (h *Holder) TruncateSession(_ context.Context, req *headwaterv1.TruncateSes
 	if err == nil {
 		err = s.check(req.GetEpoch())
 	}
-	repeat := err == nil && s.truncations == req.GetTruncations()+1 && s.cut == req.GetPosition()
+	lengths := req.GetLengths()
+	if err == nil && len(lengths) == 0 {
+		lengths = slices.Repeat([]uint64{req.GetPosition()}, len(s.config.GetLayers()))
+	}
+	if err == nil && len(lengths) != len(s.config.GetLayers()) {
+		err = refuse(invalid, "lengths of %d layers of %d", len(lengths), len(s.config.GetLayers()))
+	}
+	repeat := err == nil && s.truncations == req.GetTruncations()+1 && slices.Equal(s.cut, lengths)
 	if err == nil && !repeat {
 		err = s.truncated(req.GetTruncations())
 	}
@@ -267,11 +282,11 @@ func (h *Holder) TruncateSession(_ context.Context, req *headwaterv1.TruncateSes
 	}
 	if !repeat {
 		for key, r := range s.shards {
-			if uint64(len(r.hashes)) > req.GetPosition() {
-				s.shards[key] = r.clone(int(req.GetPosition()))
+			if n := lengths[key[0]]; uint64(len(r.hashes)) > n {
+				s.shards[key] = r.clone(int(n))
 			}
 		}
-		s.truncations, s.cut = s.truncations+1, req.GetPosition()
+		s.truncations, s.cut = s.truncations+1, lengths
 	}
 	return &headwaterv1.TruncateSessionResponse{State: h.state(req.GetSession(), s, true)}, nil
 }
@@ -292,6 +307,9 @@ func (h *Holder) PinSession(_ context.Context, req *headwaterv1.PinSessionReques
 func (h *Holder) DropSession(_ context.Context, req *headwaterv1.DropSessionRequest) (*headwaterv1.DropSessionResponse, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if h.dropped[[16]byte(req.GetSession())] {
+		return &headwaterv1.DropSessionResponse{}, nil
+	}
 	s, err := h.find(req.GetSession())
 	if err == nil && req.GetEpoch() != nil {
 		err = s.check(req.GetEpoch())
@@ -417,9 +435,7 @@ func (h *Holder) step(by lane.ID, req *lane.Request, resp *lane.Response) *lane.
 		return err
 	}
 	if m.Epoch != s.epoch.GetCounter() || !bytes.Equal(by[:], s.epoch.GetLane()) {
-		err := refuse(staleEpoch, "another lane drives the session")
-		err.Why.Epoch = s.epoch
-		return err
+		return s.stale()
 	}
 	if err := s.truncated(m.Truncations); err != nil {
 		return err

@@ -979,7 +979,9 @@ type TakeSessionRequest struct {
 	// Absent, or what the caller knows to be there: a holder that has less, or other hashes, refuses and keeps its epoch.
 	Expect []*LayerState `protobuf:"bytes,3,rep,name=expect,proto3" json:"expect,omitempty"`
 	// With expect: truncations so far.
-	Truncations   uint64 `protobuf:"varint,4,opt,name=truncations,proto3" json:"truncations,omitempty"`
+	Truncations uint64 `protobuf:"varint,4,opt,name=truncations,proto3" json:"truncations,omitempty"`
+	// Whether only to say whether it would be done: the epoch stays as it is.
+	CheckOnly     bool `protobuf:"varint,5,opt,name=check_only,json=checkOnly,proto3" json:"check_only,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1042,10 +1044,17 @@ func (x *TakeSessionRequest) GetTruncations() uint64 {
 	return 0
 }
 
+func (x *TakeSessionRequest) GetCheckOnly() bool {
+	if x != nil {
+		return x.CheckOnly
+	}
+	return false
+}
+
 // TakeSessionResponse is the session.
 type TakeSessionResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// What is held, under the new epoch.
+	// What is held, under the new epoch; absent after a check.
 	State         *SessionState `protobuf:"bytes,1,opt,name=state,proto3" json:"state,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1235,7 +1244,9 @@ type TruncateSessionRequest struct {
 	// Its truncations before this one. The same request again is a success.
 	Truncations uint64 `protobuf:"varint,3,opt,name=truncations,proto3" json:"truncations,omitempty"`
 	// Length of every layer after it; layers that are shorter stay so.
-	Position      uint64 `protobuf:"varint,4,opt,name=position,proto3" json:"position,omitempty"`
+	Position uint64 `protobuf:"varint,4,opt,name=position,proto3" json:"position,omitempty"`
+	// Empty, or in the place of position for each layer of the config its length after it.
+	Lengths       []uint64 `protobuf:"varint,5,rep,packed,name=lengths,proto3" json:"lengths,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1296,6 +1307,13 @@ func (x *TruncateSessionRequest) GetPosition() uint64 {
 		return x.Position
 	}
 	return 0
+}
+
+func (x *TruncateSessionRequest) GetLengths() []uint64 {
+	if x != nil {
+		return x.Lengths
+	}
+	return nil
 }
 
 // TruncateSessionResponse is the session after it.
@@ -2622,12 +2640,14 @@ const file_headwater_v1_session_proto_rawDesc = "" +
 	"\x06tokens\x18\x05 \x03(\rR\x06tokens\x12\x18\n" +
 	"\aworkers\x18\x06 \x01(\rR\aworkers\"I\n" +
 	"\x15CreateSessionResponse\x120\n" +
-	"\x05state\x18\x01 \x01(\v2\x1a.headwater.v1.SessionStateR\x05state\"\xad\x01\n" +
+	"\x05state\x18\x01 \x01(\v2\x1a.headwater.v1.SessionStateR\x05state\"\xcc\x01\n" +
 	"\x12TakeSessionRequest\x12\x18\n" +
 	"\asession\x18\x01 \x01(\fR\asession\x12)\n" +
 	"\x05epoch\x18\x02 \x01(\v2\x13.headwater.v1.EpochR\x05epoch\x120\n" +
 	"\x06expect\x18\x03 \x03(\v2\x18.headwater.v1.LayerStateR\x06expect\x12 \n" +
-	"\vtruncations\x18\x04 \x01(\x04R\vtruncations\"G\n" +
+	"\vtruncations\x18\x04 \x01(\x04R\vtruncations\x12\x1d\n" +
+	"\n" +
+	"check_only\x18\x05 \x01(\bR\tcheckOnly\"G\n" +
 	"\x13TakeSessionResponse\x120\n" +
 	"\x05state\x18\x01 \x01(\v2\x1a.headwater.v1.SessionStateR\x05state\"\xf5\x01\n" +
 	"\x12ForkSessionRequest\x12\x18\n" +
@@ -2640,12 +2660,13 @@ const file_headwater_v1_session_proto_rawDesc = "" +
 	"\bposition\x18\x06 \x01(\x04H\x00R\bposition\x88\x01\x01B\v\n" +
 	"\t_position\"G\n" +
 	"\x13ForkSessionResponse\x120\n" +
-	"\x05state\x18\x01 \x01(\v2\x1a.headwater.v1.SessionStateR\x05state\"\x9b\x01\n" +
+	"\x05state\x18\x01 \x01(\v2\x1a.headwater.v1.SessionStateR\x05state\"\xb5\x01\n" +
 	"\x16TruncateSessionRequest\x12\x18\n" +
 	"\asession\x18\x01 \x01(\fR\asession\x12)\n" +
 	"\x05epoch\x18\x02 \x01(\v2\x13.headwater.v1.EpochR\x05epoch\x12 \n" +
 	"\vtruncations\x18\x03 \x01(\x04R\vtruncations\x12\x1a\n" +
-	"\bposition\x18\x04 \x01(\x04R\bposition\"K\n" +
+	"\bposition\x18\x04 \x01(\x04R\bposition\x12\x18\n" +
+	"\alengths\x18\x05 \x03(\x04R\alengths\"K\n" +
 	"\x17TruncateSessionResponse\x120\n" +
 	"\x05state\x18\x01 \x01(\v2\x1a.headwater.v1.SessionStateR\x05state\"E\n" +
 	"\x11PinSessionRequest\x12\x18\n" +

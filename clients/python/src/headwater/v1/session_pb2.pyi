@@ -195,16 +195,18 @@ class CreateSessionResponse(_message.Message):
     def __init__(self, state: _Optional[_Union[SessionState, _Mapping]] = ...) -> None: ...
 
 class TakeSessionRequest(_message.Message):
-    __slots__ = ("session", "epoch", "expect", "truncations")
+    __slots__ = ("session", "epoch", "expect", "truncations", "check_only")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     EXPECT_FIELD_NUMBER: _ClassVar[int]
     TRUNCATIONS_FIELD_NUMBER: _ClassVar[int]
+    CHECK_ONLY_FIELD_NUMBER: _ClassVar[int]
     session: bytes
     epoch: Epoch
     expect: _containers.RepeatedCompositeFieldContainer[LayerState]
     truncations: int
-    def __init__(self, session: _Optional[bytes] = ..., epoch: _Optional[_Union[Epoch, _Mapping]] = ..., expect: _Optional[_Iterable[_Union[LayerState, _Mapping]]] = ..., truncations: _Optional[int] = ...) -> None: ...
+    check_only: bool
+    def __init__(self, session: _Optional[bytes] = ..., epoch: _Optional[_Union[Epoch, _Mapping]] = ..., expect: _Optional[_Iterable[_Union[LayerState, _Mapping]]] = ..., truncations: _Optional[int] = ..., check_only: bool = ...) -> None: ...
 
 class TakeSessionResponse(_message.Message):
     __slots__ = ("state",)
@@ -235,16 +237,18 @@ class ForkSessionResponse(_message.Message):
     def __init__(self, state: _Optional[_Union[SessionState, _Mapping]] = ...) -> None: ...
 
 class TruncateSessionRequest(_message.Message):
-    __slots__ = ("session", "epoch", "truncations", "position")
+    __slots__ = ("session", "epoch", "truncations", "position", "lengths")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     TRUNCATIONS_FIELD_NUMBER: _ClassVar[int]
     POSITION_FIELD_NUMBER: _ClassVar[int]
+    LENGTHS_FIELD_NUMBER: _ClassVar[int]
     session: bytes
     epoch: Epoch
     truncations: int
     position: int
-    def __init__(self, session: _Optional[bytes] = ..., epoch: _Optional[_Union[Epoch, _Mapping]] = ..., truncations: _Optional[int] = ..., position: _Optional[int] = ...) -> None: ...
+    lengths: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, session: _Optional[bytes] = ..., epoch: _Optional[_Union[Epoch, _Mapping]] = ..., truncations: _Optional[int] = ..., position: _Optional[int] = ..., lengths: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class TruncateSessionResponse(_message.Message):
     __slots__ = ("state",)
