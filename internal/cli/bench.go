@@ -40,8 +40,13 @@ func (a *app) bench() *cobra.Command {
 		Long: "Measure sessions on a running cluster, or on one of this machine, from a client's side: prefill (a prompt in chunks), decode\n" +
 			"(one token after the other in all sessions of a batch at once) and load (tokens come at a fixed rate, whether those before\n" +
 			"are answered or not; a token's latency counts from when it was to come). One row for every combination of the lists.\n" +
-			"Keys and values are random, of a fixed seed. With --codecs FILE, what each codec of contexts makes of the contexts in a\n" +
-			"result file: bytes, rate and loss; no cluster is needed.",
+			"Keys and values are random, of a fixed seed.\n\n" +
+			"Latencies are of a whole prompt, of a token in all sessions of the batch, or of a token of a load. A quantile needs its\n" +
+			"tokens: below a thousand, p99.9 is the slowest. A load that the cluster can not keep up with ends after twice --spend;\n" +
+			"what has not been done by then counts with its wait until then.\n\n" +
+			"With --codecs FILE, what each codec of contexts makes of the contexts in a result file, on one core; no cluster is needed:\n" +
+			"bytes over those of float32, rates in bytes of float32, and the largest error of an element relative to the largest\n" +
+			"magnitude of its row.",
 		Example: `  coord bench --local 2
   coord bench --positions 1024,16384 --batch 1,8 --storage f16,int8 --workers 1,3 --direct
   coord bench --tests load --rate 200 --batch 16 --spend 30s --format csv
@@ -145,6 +150,8 @@ func (f *benchFlags) cases() (all []bench.Case, err error) {
 	switch {
 	case f.spend <= 0:
 		return nil, usage("--spend is %s, must be above 0", f.spend)
+	case !(f.rate > 0 && f.rate <= 1e6):
+		return nil, usage("--rate is %s, must be above 0 and at most 1000000 tokens a second", strconv.FormatFloat(f.rate, 'f', -1, 64))
 	case f.layers < 1 || f.heads < 1 || f.kvHeads < 1 || f.headDim < 1 || f.chunk < 1:
 		return nil, usage("--layers, --heads, --kv-heads, --head-dim and --chunk must each be at least 1")
 	}
@@ -247,7 +254,7 @@ func benchCells(r *bench.Row, all int) []any {
 	ms := func(q float64) float64 { return float64(r.Quantile(q)) / float64(time.Millisecond) }
 	test := string(r.Test)
 	if r.Test == bench.Load {
-		test = fmt.Sprintf("load %g/s", r.Rate)
+		test = fmt.Sprintf("load %s/s", strconv.FormatFloat(r.Rate, 'f', -1, 64))
 	}
 	return []any{
 		test, fmt.Sprintf("%dx %d/%d d %d", r.Layers, r.Heads, r.KVHeads, r.HeadDim), storageName(r.Storage), codec, way, workers, r.Batch, r.Positions,
