@@ -368,7 +368,7 @@ func joinStates(states []*headwaterv1.SessionState) *headwaterv1.SessionState {
 	}
 	all := proto.CloneOf(states[0])
 	all.Holders, all.Layers, all.PageBytes, all.OwnBytes = holders, nil, 0, 0
-	lengths := map[uint32]uint64{}
+	lengths, firsts := map[uint32]uint64{}, map[uint32]uint64{}
 	for _, s := range states {
 		all.PageBytes += s.GetPageBytes()
 		all.OwnBytes += s.GetOwnBytes()
@@ -376,10 +376,11 @@ func joinStates(states []*headwaterv1.SessionState) *headwaterv1.SessionState {
 			if length, ok := lengths[l.GetLayer()]; !ok || l.GetLength() < length {
 				lengths[l.GetLayer()] = l.GetLength()
 			}
+			firsts[l.GetLayer()] = max(firsts[l.GetLayer()], l.GetFirst())
 		}
 	}
 	for layer, length := range lengths {
-		all.Layers = append(all.Layers, &headwaterv1.LayerState{Layer: layer, Length: length})
+		all.Layers = append(all.Layers, &headwaterv1.LayerState{Layer: layer, Length: length, First: firsts[layer]})
 	}
 	slices.SortFunc(all.Layers, func(a, b *headwaterv1.LayerState) int { return cmp.Compare(a.GetLayer(), b.GetLayer()) })
 	return all

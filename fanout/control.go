@@ -46,7 +46,11 @@ func (c *Conns) each(ctx context.Context, holders []*Holder, do func(ctx context
 // Create makes a session at every holder. It begins with the prefix that all of them have; who has more is cut to it.
 func (c *Conns) Create(ctx context.Context, h *Holding, req *headwaterv1.CreateSessionRequest) (*headwaterv1.SessionState, error) {
 	states, err := c.each(ctx, h.holders, func(ctx context.Context, s headwaterv1.SessionServiceClient, i int) (*headwaterv1.SessionState, error) {
-		own := &headwaterv1.CreateSessionRequest{Session: req.GetSession(), Epoch: req.GetEpoch(), Config: req.GetConfig(), Held: h.holders[i].held(), Tokens: req.GetTokens(), Workers: req.GetWorkers()}
+		begin, err := h.sliceBegin(h.holders[i], req.GetBegin())
+		if err != nil {
+			return nil, err
+		}
+		own := &headwaterv1.CreateSessionRequest{Session: req.GetSession(), Epoch: req.GetEpoch(), Config: req.GetConfig(), Held: h.holders[i].held(), Tokens: req.GetTokens(), Workers: req.GetWorkers(), Begin: begin}
 		resp, err := s.CreateSession(ctx, own)
 		return resp.GetState(), err
 	})
@@ -133,6 +137,31 @@ func (h *Holding) least(states []*headwaterv1.SessionState) []uint64 {
 	return least
 }
 
+// sliceBegin returns a holder's part of how layers begin.
+func (h *Holding) sliceBegin(o *Holder, layers []*headwaterv1.BeginLayer) ([]*headwaterv1.BeginLayer, error) {
+	if o.Groups == nil {
+		return layers, nil
+	}
+	var own []*headwaterv1.BeginLayer
+	for _, l := range layers {
+		if int64(l.GetLayer()) >= int64(len(h.layers)) || l.GetFirst() > 0 && len(l.GetHashes()) != h.layers[l.GetLayer()].KVHeads || l.GetFirst() == 0 && len(l.GetHashes()) != 0 {
+			return nil, invalid("layer %d, which begins at position %d with %d hashes, is not one of the session's", l.GetLayer(), l.GetFirst(), len(l.GetHashes()))
+		}
+		groups := o.Groups[l.GetLayer()]
+		if len(groups) == 0 {
+			continue
+		}
+		one := &headwaterv1.BeginLayer{Layer: l.GetLayer(), First: l.GetFirst(), Length: l.GetLength()}
+		if l.GetFirst() > 0 {
+			for _, g := range groups {
+				one.Hashes = append(one.Hashes, l.GetHashes()[g])
+			}
+		}
+		own = append(own, one)
+	}
+	return own, nil
+}
+
 // level joins the states of all holders, after it has cut each layer to what all of its holders have where they differ. Who
 // has counted one truncation less than others has not cut yet.
 func (c *Conns) level(ctx context.Context, h *Holding, session []byte, epoch *headwaterv1.Epoch, states []*headwaterv1.SessionState) (*headwaterv1.SessionState, error) {
@@ -154,7 +183,7 @@ func (c *Conns) level(ctx context.Context, h *Holding, session []byte, epoch *he
 func (h *Holding) Join(states []*headwaterv1.SessionState) (*headwaterv1.SessionState, error) {
 	all := proto.CloneOf(states[0])
 	all.Layers, all.PageBytes, all.OwnBytes, all.Holders = nil, 0, 0, nil
-	hashes, lengths, seen := make([][]uint64, len(h.layers)), make([]uint64, len(h.layers)), make([]int, len(h.layers))
+	hashes, lengths, firsts, seen := make([][]uint64, len(h.layers)), make([]uint64, len(h.layers)), make([]uint64, len(h.layers)), make([]int, len(h.layers))
 	for l, layer := range h.layers {
 		hashes[l] = make([]uint64, layer.KVHeads)
 	}
@@ -181,6 +210,7 @@ func (h *Holding) Join(states []*headwaterv1.SessionState) (*headwaterv1.Session
 				return nil, refused(o.Name, lane.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_BEHIND, "layer %d has %d positions, at another holder %d", l.GetLayer(), l.GetLength(), lengths[l.GetLayer()]))
 			}
 			lengths[l.GetLayer()] = l.GetLength()
+			firsts[l.GetLayer()] = max(firsts[l.GetLayer()], l.GetFirst())
 			seen[l.GetLayer()] += len(groups)
 			for j, g := range groups {
 				hashes[l.GetLayer()][g] = l.GetHashes()[j]
@@ -191,7 +221,7 @@ func (h *Holding) Join(states []*headwaterv1.SessionState) (*headwaterv1.Session
 		if seen[l] != layer.KVHeads {
 			return nil, wrong(all.GetName(), "layer %d: %d of %d groups are told of", l, seen[l], layer.KVHeads)
 		}
-		all.Layers = append(all.Layers, &headwaterv1.LayerState{Layer: uint32(l), Length: lengths[l], Hashes: hashes[l]})
+		all.Layers = append(all.Layers, &headwaterv1.LayerState{Layer: uint32(l), Length: lengths[l], Hashes: hashes[l], First: firsts[l]})
 	}
 	if h.holders[0].Groups == nil {
 		all.Holders = states[0].GetHolders()

@@ -210,6 +210,10 @@ func (st *Store) prepare(p *pending) *Error {
 	s, e, h := p.session, p.encoder, &p.session.shape.layers[p.layer]
 	from := s.lengths[p.layer]
 	first := from / attention.PageLen
+	if gap := first - s.end(); gap > maxGap {
+		return refuse(Invalid, "session %s: layer %d begins at position %d, and no layer has more than %d yet: append to those first that begin earlier",
+			s.id, h.layer, from, s.end()*attention.PageLen).at(h.layer, from)
+	}
 	e.plan(s, first, pagesOf(p.to()))
 	if err := st.reserve(s, p.layer, first, e); err != nil {
 		return err
@@ -248,7 +252,9 @@ func (st *Store) commit(p *pending) {
 	if len(s.tokens)/attention.PageLen > s.keyed {
 		seen = min(seen, s.keyed) // Others may find the pages once all layers have filled them.
 	}
-	st.leaveUntil(s, l, seen)
+	if s.begun == nil || to > s.begun[l].length {
+		st.leaveUntil(s, l, seen)
+	}
 	st.encoders = append(st.encoders, e)
 	st.unlock()
 }
@@ -328,7 +334,7 @@ func (e *encoder) plan(s *session, first, end int) {
 		if p < s.end() {
 			e.rows, e.fresh = append(e.rows, s.row(p)), append(e.fresh, false)
 		} else {
-			e.rows, e.fresh = append(e.rows, newRow(s.shape)), append(e.fresh, true)
+			e.rows, e.fresh = append(e.rows, s.newRow(p)), append(e.fresh, true)
 		}
 	}
 }
@@ -445,6 +451,9 @@ func (st *Store) cancel(e *encoder) {
 func (st *Store) adopt(s *session, first int, e *encoder) {
 	for _, w := range e.wants {
 		w.row.bytes += int64(len(w.ids) * w.class.size)
+	}
+	for s.end() < first {
+		s.rows = append(s.rows, s.newRow(s.end()))
 	}
 	for i, r := range e.rows {
 		switch p := first + i; {

@@ -78,6 +78,8 @@ type LayerState struct {
 	Length uint64
 	// Hashes [groups held] are the chained hashes, see Hasher.
 	Hashes []uint64
+	// First is the first position that is there, a multiple of attention.PageLen; those before have been freed.
+	First uint64
 }
 
 // State is what a store has of a session. It shares nothing that changes.
@@ -263,13 +265,15 @@ type session struct {
 	edge        edge
 	tokens      []uint32 // that are known, from position 0 on without a gap
 	keyed       int      // pages that have a key, from page 0 on
+	begun       []begun  // [layers held] or nil, see CreateRequest.Begin; does not change
 }
 
 // made is how a session came to be, to know a repeated request.
 type made struct {
 	forked   bool
 	from     SessionID
-	position int64 // -1 is all
+	position int64             // -1 is all
+	begin    [sha256.Size]byte // of CreateRequest.Begin, 0 where there is none
 }
 
 // edge is what is still needed of the last row before the first: how the chains go on.

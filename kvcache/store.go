@@ -204,6 +204,8 @@ type CreateRequest struct {
 	Held    []HeldLayer
 	// Tokens that the session begins with. It begins with as many whole pages of them as are held, but not with all.
 	Tokens []uint32
+	// Begin [some layers held, ascending] are layers that begin as those of another session are; not with Tokens.
+	Begin []BeginLayer
 }
 
 // Create makes a session, or answers for the one that the same request made before. The store keeps the config and the
@@ -222,11 +224,16 @@ func (st *Store) Create(req CreateRequest) (State, error) {
 		lengths: make([]int, len(sh.layers)), freed: make([]int, len(sh.layers)), hashes: make([]uint64, sh.shards),
 		tokens: slices.Clone(req.Tokens),
 	}
+	how, err := s.begin(req)
+	if err != nil {
+		err.Rule = fmt.Sprintf("session %s: %s", req.Session, err.Rule)
+		return State{}, err
+	}
 	// No one else knows it yet; a session is locked before the store.
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	st.mu.Lock()
-	before, err := st.admit(s, made{})
+	before, err := st.admit(s, how)
 	if err == nil && before == nil {
 		for i := range sh.layers {
 			sh.layers[i].class = st.pages.class(sh.layers[i].Layout.PageBytes())
@@ -384,7 +391,9 @@ func (st *Store) state(s *session) State {
 	hashes := slices.Clone(s.hashes)
 	for l, h := range sh.layers {
 		end := h.first + len(h.groups)
-		state.Layers[l] = LayerState{Layer: h.layer, Length: uint64(s.lengths[l]), Hashes: hashes[h.first:end:end]}
+		state.Layers[l] = LayerState{
+			Layer: h.layer, Length: uint64(s.lengths[l]), Hashes: hashes[h.first:end:end], First: uint64(s.freed[l] * attention.PageLen),
+		}
 	}
 	st.mu.Lock()
 	defer st.mu.Unlock()
@@ -619,7 +628,7 @@ func (st *Store) shorten(s *session, lengths []int) {
 	}
 	if slices.Max(s.lengths) == 0 {
 		clear(s.freed)
-		s.first, s.rows, s.edge = 0, nil, edge{}
+		s.first, s.rows, s.edge, s.begun = 0, nil, edge{}, nil
 	}
 	s.keyed = min(s.keyed, s.filled())
 	n := min(slices.Max(lengths), len(s.tokens))
@@ -689,6 +698,7 @@ func (st *Store) fork(s *session, req ForkRequest, how made) (child, before *ses
 		id: req.Child, shape: s.shape, epoch: req.ChildEpoch,
 		lengths: slices.Clone(s.lengths), freed: slices.Clone(s.freed), hashes: hashes,
 		rows: slices.Clone(s.rows), first: s.first, edge: s.edge, tokens: s.tokens[:len(s.tokens):len(s.tokens)], keyed: s.keyed,
+		begun: s.begun,
 	}
 	child.mu.Lock()
 	st.mu.Lock()

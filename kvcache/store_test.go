@@ -2,6 +2,7 @@ package kvcache
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -491,7 +492,7 @@ func (m *machine) check(t *rapid.T, s *modelSession) {
 	}
 	for i := range s.layers {
 		l := &s.layers[i]
-		if got := state.Layers[i]; got.Layer != l.layer || got.Length != uint64(l.length()) || !slices.Equal(got.Hashes, hashes(l, l.length())) {
+		if got := state.Layers[i]; got.Layer != l.layer || got.Length != uint64(l.length()) || got.First > uint64(l.freed*64) || !slices.Equal(got.Hashes, hashes(l, l.length())) {
 			t.Fatalf("layer %d: %+v, want %d positions, %x", l.layer, got, l.length(), hashes(l, l.length()))
 		}
 	}
@@ -508,7 +509,7 @@ func (m *machine) export(t *rapid.T) {
 	start := rapid.IntRange(0, l.length()-1).Draw(t, "start")
 	n := rapid.IntRange(1, l.length()-start).Draw(t, "n")
 	rows := makeRows(l.config.Layout, n)
-	err := m.store.Export(s.id, l.layer, l.groups[g], start, n, rows)
+	before, after, err := m.store.Export(s.id, l.layer, l.groups[g], start, n, rows)
 	s.used = m.now
 	if refused(t, err, Freed) && start/64 < l.freed {
 		return
@@ -517,6 +518,106 @@ func (m *machine) export(t *rapid.T) {
 		t.Fatalf("export from %d, %d pages are freed: %v", start, l.freed, err)
 	}
 	compareRows(t, l, g, start, n, rows)
+	if before != hashes(l, start)[g] || after != hashes(l, start+n)[g] {
+		t.Fatalf("export of %d positions from %d: hashes %x and %x, want %x and %x", n, start, before, after, hashes(l, start)[g], hashes(l, start+n)[g])
+	}
+	tokens, err := m.store.Tokens(s.id, start, n)
+	if want := s.text[min(start, len(s.text)):min(start+n, len(s.text))]; err != nil || !slices.Equal(tokens, want) {
+		t.Fatalf("tokens %v of %d from %d, want %v: %v", tokens, n, start, want, err)
+	}
+}
+
+// restore makes a session that takes up what another one has, in pieces. It then is like the other one, also in what it has
+// freed.
+func (m *machine) restore(t *rapid.T) {
+	s := m.pick(t)
+	state, err := m.store.State(s.id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	child := s.clone()
+	child.id, child.epoch, child.truncations, child.pinned, child.used = m.newID(), Epoch{Counter: 1, Lane: LaneID{m.next}}, 0, false, m.now
+	req := CreateRequest{Session: child.id, Epoch: child.epoch, Config: m.shapes[s.shape].config, Held: m.shapes[s.shape].held}
+	var order []int // of layers, those first that begin first
+	for i := range s.layers {
+		b := BeginLayer{Layer: s.layers[i].layer, First: state.Layers[i].First, Length: state.Layers[i].Length}
+		if b.First > 0 {
+			b.Hashes = hashes(&s.layers[i], int(b.First))
+			child.tells, child.salt, child.text = false, uint64(m.next), nil
+		}
+		child.layers[i].freed = int(b.First / 64)
+		req.Begin = append(req.Begin, b)
+		order = append(order, i)
+	}
+	slices.SortStableFunc(order, func(a, b int) int { return cmp.Compare(req.Begin[a].First, req.Begin[b].First) })
+	if _, err := m.store.Create(req); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := m.store.Create(req); err != nil {
+		t.Fatalf("the same request: %v", err)
+	}
+	other := req
+	other.Begin = slices.Clone(req.Begin)
+	other.Begin[0].Length++
+	if _, err := m.store.Create(other); !refused(t, err, Exists) {
+		t.Fatalf("another beginning under the same id: %v", err)
+	}
+	giveUp := func() {
+		if err := m.store.Drop(child.id, &child.epoch); err != nil {
+			t.Fatal(err)
+		}
+		m.ended = append(m.ended, child.id)
+		m.lost(t)
+	}
+	for _, i := range order {
+		l := &child.layers[i]
+		for at := int(req.Begin[i].First); at < l.length(); {
+			n := min(l.length()-at, rapid.IntRange(1, 300).Draw(t, "piece"))
+			a := Append{Session: child.id, Epoch: child.epoch, Layer: l.layer, Length: uint64(at), Positions: n, Hashes: hashes(l, at), Encoding: l.config.Layout.DType()}
+			if child.tells && at < len(child.text) {
+				n = min(n, len(child.text)-at)
+				a.Positions, a.Tokens = n, child.text[at:at+n]
+			}
+			for g := range l.groups {
+				rows := makeRows(l.config.Layout, n)
+				_, _, err := m.store.Export(s.id, l.layer, l.groups[g], at, n, rows)
+				if refused(t, err, Unknown) { // dropped for room
+					giveUp()
+					return
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+				s.used = m.now
+				a.K, a.V = append(a.K, rows.K...), append(a.V, rows.V...)
+				a.KScale, a.VScale = append(a.KScale, floatBytes(rows.KScale...)...), append(a.VScale, floatBytes(rows.VScale...)...)
+			}
+			_, _, err := m.store.Append(&a, nil, nil)
+			if refused(t, err, OverBudget) && !m.roomy {
+				giveUp()
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			m.lost(t)
+			at += n
+		}
+	}
+	m.sessions[child.id] = child
+	for p := 0; child.tells && (p+1)*64 <= min(child.least(), len(child.text)); p++ {
+		m.known[fmt.Sprint(child.shape, child.text[:(p+1)*64])] = true
+	}
+	m.check(t, child)
+	restored, err := m.store.State(child.id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, l := range state.Layers {
+		if got := restored.Layers[i]; got.First != l.First || got.Length != l.Length || !slices.Equal(got.Hashes, l.Hashes) {
+			t.Fatalf("layer %d was restored as %+v, it is %+v", l.Layer, got, l)
+		}
+	}
 }
 
 func compareRows(t *rapid.T, l *modelLayer, g, start, n int, rows attention.Rows) {
@@ -788,7 +889,13 @@ func audit(t interface{ Fatalf(string, ...any) }, st *Store, views []*View) {
 	refs := map[*row]int32{}
 	left := map[*row][]int32{}
 	for _, s := range st.sessions {
-		if s.end() != max(pagesOf(slices.Max(s.lengths)), s.first) || s.first != min(slices.Min(s.freed), s.end()) && s.first != slices.Min(s.freed) {
+		end := s.first
+		for l, n := range s.lengths {
+			if s.begun == nil || n > s.begun[l].first*64 { // else nothing was appended yet
+				end = max(end, pagesOf(n))
+			}
+		}
+		if s.end() != end || s.first != min(slices.Min(s.freed), s.end()) && s.first != slices.Min(s.freed) {
 			t.Fatalf("rows [%d, %d) for lengths %v, freed %v", s.first, s.end(), s.lengths, s.freed)
 		}
 		for i, r := range s.rows {
@@ -928,6 +1035,7 @@ func TestStoreAgreesWithItsModel(t *testing.T) {
 			"expire":     m.expire,
 			"reclaim":    m.reclaim,
 			"export":     m.export,
+			"restore":    m.restore,
 			"open view":  m.open,
 			"close view": m.closeView,
 		})

@@ -81,7 +81,7 @@ func TestLayersAreCutOneByOne(t *testing.T) {
 						break
 					}
 					got := makeRows(cfg.Layers[l].Layout, n)
-					if err := st.Export(id, have.Layer, held[l].Groups[g], 0, n, got); err != nil {
+					if _, _, err := st.Export(id, have.Layer, held[l].Groups[g], 0, n, got); err != nil {
 						t.Fatal(err)
 					}
 					for p, row := range rows[l] {

@@ -693,6 +693,7 @@ func TestSessionCalls(t *testing.T) {
 			t.Fatal(err)
 		}
 		var k, v, kScale, vScale []byte
+		hash := s.hashes(t, 0, 3)[g]
 		for {
 			e, err := stream.Recv()
 			if errors.Is(err, io.EOF) {
@@ -704,11 +705,18 @@ func TestSessionCalls(t *testing.T) {
 			if e.GetGroup() == g {
 				k, v = append(k, e.GetK()...), append(v, e.GetV()...)
 				kScale, vScale = append(kScale, e.GetKScale()...), append(vScale, e.GetVScale()...)
+				if e.GetHashBefore() != hash || len(e.GetTokens()) != 0 {
+					t.Fatalf("group %d from %d: hash %x, want %x; tokens %v", g, e.GetStart(), e.GetHashBefore(), hash, e.GetTokens())
+				}
+				hash = e.GetHashAfter()
 			}
 		}
 		rows := cutRows(s.rows[0][g], layout, 3, 143)
 		if !bytes.Equal(k, rows.K) || !bytes.Equal(v, rows.V) || !bytes.Equal(kScale, littleEndian(rows.KScale)) || !bytes.Equal(vScale, littleEndian(rows.VScale)) {
 			t.Fatalf("group %d: other rows came back", g)
+		}
+		if want := s.hashes(t, 0, 143)[g]; hash != want {
+			t.Fatalf("group %d: hash %x at the end, want %x", g, hash, want)
 		}
 	}
 

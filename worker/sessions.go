@@ -58,6 +58,9 @@ func (s *sessions) CreateSession(_ context.Context, m *headwaterv1.CreateSession
 		}
 		req.Held = append(req.Held, held)
 	}
+	for _, b := range m.GetBegin() {
+		req.Begin = append(req.Begin, kvcache.BeginLayer{Layer: shard.Layer(b.GetLayer()), First: b.GetFirst(), Hashes: b.GetHashes(), Length: b.GetLength()})
+	}
 	state, err := s.store.Create(req)
 	if err != nil {
 		return nil, refusal(err)
@@ -260,14 +263,20 @@ func (s *sessions) ExportSession(m *headwaterv1.ExportSessionRequest, stream grp
 			if l.DType() == tensor.I8 {
 				rows.KScale, rows.VScale = make([]float32, n), make([]float32, n)
 			}
-			if err := s.store.Export(id, shard.Layer(m.GetLayer()), g, int(at), n, rows); err != nil {
+			before, after, err := s.store.Export(id, shard.Layer(m.GetLayer()), g, int(at), n, rows)
+			if err != nil {
 				return refusal(err)
 			}
-			err := stream.Send(&headwaterv1.ExportSessionResponse{
+			block := &headwaterv1.ExportSessionResponse{
 				Group: uint32(g), Start: at, Count: uint32(n), K: rows.K, V: rows.V,
-				KScale: floatBytes(rows.KScale), VScale: floatBytes(rows.VScale),
-			})
-			if err != nil {
+				KScale: floatBytes(rows.KScale), VScale: floatBytes(rows.VScale), HashBefore: before, HashAfter: after,
+			}
+			if m.GetTokens() {
+				if block.Tokens, err = s.store.Tokens(id, int(at), n); err != nil {
+					return refusal(err)
+				}
+			}
+			if err := stream.Send(block); err != nil {
 				return err
 			}
 			at += uint64(n)

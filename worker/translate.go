@@ -151,7 +151,7 @@ func (s *sessions) state(st kvcache.State, config bool) *headwaterv1.SessionStat
 		Used:        timestamppb.New(st.Used),
 	}
 	for _, l := range st.Layers {
-		m.Layers = append(m.Layers, &headwaterv1.LayerState{Layer: uint32(l.Layer), Length: l.Length, Hashes: l.Hashes})
+		m.Layers = append(m.Layers, &headwaterv1.LayerState{Layer: uint32(l.Layer), Length: l.Length, Hashes: l.Hashes, First: l.First})
 	}
 	self := &headwaterv1.Holder{Name: s.w.cfg.Name, Boot: s.w.cfg.Boot[:], PageBytes: uint64(st.PageBytes), OwnBytes: uint64(st.OwnBytes)}
 	for _, h := range st.Held {

@@ -166,6 +166,11 @@ func (h *Holder) CreateSession(_ context.Context, req *headwaterv1.CreateSession
 		}
 		return &headwaterv1.CreateSessionResponse{State: h.state(id[:], s, true)}, nil
 	}
+	for _, b := range req.GetBegin() {
+		if b.GetFirst() > 0 {
+			return nil, refuse(invalid, "layer %d can not begin at position %d: nothing is freed here", b.GetLayer(), b.GetFirst())
+		}
+	}
 	s := &session{config: req.GetConfig(), held: req.GetHeld(), epoch: req.GetEpoch(), shards: map[[2]int]*rows{}}
 	for _, held := range s.held {
 		for _, g := range held.GetGroups() {
@@ -364,7 +369,7 @@ func (h *Holder) ExportSession(req *headwaterv1.ExportSessionRequest, stream grp
 			for at := int(req.GetStart()); at < int(req.GetStart())+count; at += 7 {
 				m := min(7, int(req.GetStart())+count-at)
 				kb, vb := len(r.k)/n, len(r.v)/n
-				piece := &headwaterv1.ExportSessionResponse{Group: g, Start: uint64(at), Count: uint32(m), K: r.k[at*kb : (at+m)*kb], V: r.v[at*vb : (at+m)*vb]}
+				piece := &headwaterv1.ExportSessionResponse{Group: g, Start: uint64(at), Count: uint32(m), K: r.k[at*kb : (at+m)*kb], V: r.v[at*vb : (at+m)*vb], HashBefore: r.hash(at), HashAfter: r.hash(at + m)}
 				if len(r.kScale) > 0 {
 					piece.KScale, piece.VScale = floatBytes(r.kScale[at:at+m]), floatBytes(r.vScale[at:at+m])
 				}

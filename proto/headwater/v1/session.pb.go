@@ -621,7 +621,9 @@ type LayerState struct {
 	// Positions held, alike in all of its groups.
 	Length uint64 `protobuf:"varint,2,opt,name=length,proto3" json:"length,omitempty"`
 	// Chained hash of each held group, ascending by group.
-	Hashes        []uint64 `protobuf:"fixed64,3,rep,packed,name=hashes,proto3" json:"hashes,omitempty"`
+	Hashes []uint64 `protobuf:"fixed64,3,rep,packed,name=hashes,proto3" json:"hashes,omitempty"`
+	// First position that is there: a multiple of 64. Those before have left the layer's window and are freed.
+	First         uint64 `protobuf:"varint,4,opt,name=first,proto3" json:"first,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -675,6 +677,13 @@ func (x *LayerState) GetHashes() []uint64 {
 		return x.Hashes
 	}
 	return nil
+}
+
+func (x *LayerState) GetFirst() uint64 {
+	if x != nil {
+		return x.First
+	}
+	return 0
 }
 
 // SessionState is what a holder has of a session.
@@ -846,7 +855,9 @@ type CreateSessionRequest struct {
 	// already; empty where no prefix is to be looked for.
 	Tokens []uint32 `protobuf:"varint,5,rep,packed,name=tokens,proto3" json:"tokens,omitempty"`
 	// To a coordinator: at most this many workers, 0 is all.
-	Workers       uint32 `protobuf:"varint,6,opt,name=workers,proto3" json:"workers,omitempty"`
+	Workers uint32 `protobuf:"varint,6,opt,name=workers,proto3" json:"workers,omitempty"`
+	// Layers that begin as those of another session are, ascending by layer; not with tokens. The other layers begin empty.
+	Begin         []*BeginLayer `protobuf:"bytes,7,rep,name=begin,proto3" json:"begin,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -923,6 +934,87 @@ func (x *CreateSessionRequest) GetWorkers() uint32 {
 	return 0
 }
 
+func (x *CreateSessionRequest) GetBegin() []*BeginLayer {
+	if x != nil {
+		return x.Begin
+	}
+	return nil
+}
+
+// BeginLayer lets a layer take up the positions of another session's, which are then appended: it has the length `first`
+// and these hashes, and the positions before are as if they had left its window.
+type BeginLayer struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Index of the layer.
+	Layer uint32 `protobuf:"varint,1,opt,name=layer,proto3" json:"layer,omitempty"`
+	// First position that will be there, a multiple of 64; not 0 only where the layer has a left window.
+	First uint64 `protobuf:"varint,2,opt,name=first,proto3" json:"first,omitempty"`
+	// Chained hash of each held group after the positions before, ascending by group; empty where first is 0.
+	Hashes []uint64 `protobuf:"fixed64,3,rep,packed,name=hashes,proto3" json:"hashes,omitempty"`
+	// Until the layer has as many positions, none of them is freed; at least first.
+	Length        uint64 `protobuf:"varint,4,opt,name=length,proto3" json:"length,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BeginLayer) Reset() {
+	*x = BeginLayer{}
+	mi := &file_headwater_v1_session_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BeginLayer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BeginLayer) ProtoMessage() {}
+
+func (x *BeginLayer) ProtoReflect() protoreflect.Message {
+	mi := &file_headwater_v1_session_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BeginLayer.ProtoReflect.Descriptor instead.
+func (*BeginLayer) Descriptor() ([]byte, []int) {
+	return file_headwater_v1_session_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *BeginLayer) GetLayer() uint32 {
+	if x != nil {
+		return x.Layer
+	}
+	return 0
+}
+
+func (x *BeginLayer) GetFirst() uint64 {
+	if x != nil {
+		return x.First
+	}
+	return 0
+}
+
+func (x *BeginLayer) GetHashes() []uint64 {
+	if x != nil {
+		return x.Hashes
+	}
+	return nil
+}
+
+func (x *BeginLayer) GetLength() uint64 {
+	if x != nil {
+		return x.Length
+	}
+	return 0
+}
+
 // CreateSessionResponse is the session as it begins.
 type CreateSessionResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -934,7 +1026,7 @@ type CreateSessionResponse struct {
 
 func (x *CreateSessionResponse) Reset() {
 	*x = CreateSessionResponse{}
-	mi := &file_headwater_v1_session_proto_msgTypes[8]
+	mi := &file_headwater_v1_session_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -946,7 +1038,7 @@ func (x *CreateSessionResponse) String() string {
 func (*CreateSessionResponse) ProtoMessage() {}
 
 func (x *CreateSessionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_session_proto_msgTypes[8]
+	mi := &file_headwater_v1_session_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -959,7 +1051,7 @@ func (x *CreateSessionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateSessionResponse.ProtoReflect.Descriptor instead.
 func (*CreateSessionResponse) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_session_proto_rawDescGZIP(), []int{8}
+	return file_headwater_v1_session_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *CreateSessionResponse) GetState() *SessionState {
@@ -988,7 +1080,7 @@ type TakeSessionRequest struct {
 
 func (x *TakeSessionRequest) Reset() {
 	*x = TakeSessionRequest{}
-	mi := &file_headwater_v1_session_proto_msgTypes[9]
+	mi := &file_headwater_v1_session_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1000,7 +1092,7 @@ func (x *TakeSessionRequest) String() string {
 func (*TakeSessionRequest) ProtoMessage() {}
 
 func (x *TakeSessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_session_proto_msgTypes[9]
+	mi := &file_headwater_v1_session_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1013,7 +1105,7 @@ func (x *TakeSessionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TakeSessionRequest.ProtoReflect.Descriptor instead.
 func (*TakeSessionRequest) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_session_proto_rawDescGZIP(), []int{9}
+	return file_headwater_v1_session_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *TakeSessionRequest) GetSession() []byte {
@@ -1062,7 +1154,7 @@ type TakeSessionResponse struct {
 
 func (x *TakeSessionResponse) Reset() {
 	*x = TakeSessionResponse{}
-	mi := &file_headwater_v1_session_proto_msgTypes[10]
+	mi := &file_headwater_v1_session_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1074,7 +1166,7 @@ func (x *TakeSessionResponse) String() string {
 func (*TakeSessionResponse) ProtoMessage() {}
 
 func (x *TakeSessionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_session_proto_msgTypes[10]
+	mi := &file_headwater_v1_session_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1087,7 +1179,7 @@ func (x *TakeSessionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TakeSessionResponse.ProtoReflect.Descriptor instead.
 func (*TakeSessionResponse) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_session_proto_rawDescGZIP(), []int{10}
+	return file_headwater_v1_session_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *TakeSessionResponse) GetState() *SessionState {
@@ -1118,7 +1210,7 @@ type ForkSessionRequest struct {
 
 func (x *ForkSessionRequest) Reset() {
 	*x = ForkSessionRequest{}
-	mi := &file_headwater_v1_session_proto_msgTypes[11]
+	mi := &file_headwater_v1_session_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1130,7 +1222,7 @@ func (x *ForkSessionRequest) String() string {
 func (*ForkSessionRequest) ProtoMessage() {}
 
 func (x *ForkSessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_session_proto_msgTypes[11]
+	mi := &file_headwater_v1_session_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1143,7 +1235,7 @@ func (x *ForkSessionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForkSessionRequest.ProtoReflect.Descriptor instead.
 func (*ForkSessionRequest) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_session_proto_rawDescGZIP(), []int{11}
+	return file_headwater_v1_session_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ForkSessionRequest) GetSession() []byte {
@@ -1199,7 +1291,7 @@ type ForkSessionResponse struct {
 
 func (x *ForkSessionResponse) Reset() {
 	*x = ForkSessionResponse{}
-	mi := &file_headwater_v1_session_proto_msgTypes[12]
+	mi := &file_headwater_v1_session_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1211,7 +1303,7 @@ func (x *ForkSessionResponse) String() string {
 func (*ForkSessionResponse) ProtoMessage() {}
 
 func (x *ForkSessionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_session_proto_msgTypes[12]
+	mi := &file_headwater_v1_session_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1224,7 +1316,7 @@ func (x *ForkSessionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForkSessionResponse.ProtoReflect.Descriptor instead.
 func (*ForkSessionResponse) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_session_proto_rawDescGZIP(), []int{12}
+	return file_headwater_v1_session_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ForkSessionResponse) GetState() *SessionState {
@@ -1253,7 +1345,7 @@ type TruncateSessionRequest struct {
 
 func (x *TruncateSessionRequest) Reset() {
 	*x = TruncateSessionRequest{}
-	mi := &file_headwater_v1_session_proto_msgTypes[13]
+	mi := &file_headwater_v1_session_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1265,7 +1357,7 @@ func (x *TruncateSessionRequest) String() string {
 func (*TruncateSessionRequest) ProtoMessage() {}
 
 func (x *TruncateSessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_session_proto_msgTypes[13]
+	mi := &file_headwater_v1_session_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1278,7 +1370,7 @@ func (x *TruncateSessionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TruncateSessionRequest.ProtoReflect.Descriptor instead.
 func (*TruncateSessionRequest) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_session_proto_rawDescGZIP(), []int{13}
+	return file_headwater_v1_session_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *TruncateSessionRequest) GetSession() []byte {
@@ -1327,7 +1419,7 @@ type TruncateSessionResponse struct {
 
 func (x *TruncateSessionResponse) Reset() {
 	*x = TruncateSessionResponse{}
-	mi := &file_headwater_v1_session_proto_msgTypes[14]
+	mi := &file_headwater_v1_session_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1339,7 +1431,7 @@ func (x *TruncateSessionResponse) String() string {
 func (*TruncateSessionResponse) ProtoMessage() {}
 
 func (x *TruncateSessionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_session_proto_msgTypes[14]
+	mi := &file_headwater_v1_session_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1352,7 +1444,7 @@ func (x *TruncateSessionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TruncateSessionResponse.ProtoReflect.Descriptor instead.
 func (*TruncateSessionResponse) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_session_proto_rawDescGZIP(), []int{14}
+	return file_headwater_v1_session_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *TruncateSessionResponse) GetState() *SessionState {
@@ -1375,7 +1467,7 @@ type PinSessionRequest struct {
 
 func (x *PinSessionRequest) Reset() {
 	*x = PinSessionRequest{}
-	mi := &file_headwater_v1_session_proto_msgTypes[15]
+	mi := &file_headwater_v1_session_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1387,7 +1479,7 @@ func (x *PinSessionRequest) String() string {
 func (*PinSessionRequest) ProtoMessage() {}
 
 func (x *PinSessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_session_proto_msgTypes[15]
+	mi := &file_headwater_v1_session_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1400,7 +1492,7 @@ func (x *PinSessionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PinSessionRequest.ProtoReflect.Descriptor instead.
 func (*PinSessionRequest) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_session_proto_rawDescGZIP(), []int{15}
+	return file_headwater_v1_session_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *PinSessionRequest) GetSession() []byte {
@@ -1428,7 +1520,7 @@ type PinSessionResponse struct {
 
 func (x *PinSessionResponse) Reset() {
 	*x = PinSessionResponse{}
-	mi := &file_headwater_v1_session_proto_msgTypes[16]
+	mi := &file_headwater_v1_session_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1440,7 +1532,7 @@ func (x *PinSessionResponse) String() string {
 func (*PinSessionResponse) ProtoMessage() {}
 
 func (x *PinSessionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_session_proto_msgTypes[16]
+	mi := &file_headwater_v1_session_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1453,7 +1545,7 @@ func (x *PinSessionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PinSessionResponse.ProtoReflect.Descriptor instead.
 func (*PinSessionResponse) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_session_proto_rawDescGZIP(), []int{16}
+	return file_headwater_v1_session_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *PinSessionResponse) GetState() *SessionState {
@@ -1476,7 +1568,7 @@ type DropSessionRequest struct {
 
 func (x *DropSessionRequest) Reset() {
 	*x = DropSessionRequest{}
-	mi := &file_headwater_v1_session_proto_msgTypes[17]
+	mi := &file_headwater_v1_session_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1488,7 +1580,7 @@ func (x *DropSessionRequest) String() string {
 func (*DropSessionRequest) ProtoMessage() {}
 
 func (x *DropSessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_session_proto_msgTypes[17]
+	mi := &file_headwater_v1_session_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1501,7 +1593,7 @@ func (x *DropSessionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DropSessionRequest.ProtoReflect.Descriptor instead.
 func (*DropSessionRequest) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_session_proto_rawDescGZIP(), []int{17}
+	return file_headwater_v1_session_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *DropSessionRequest) GetSession() []byte {
@@ -1527,7 +1619,7 @@ type DropSessionResponse struct {
 
 func (x *DropSessionResponse) Reset() {
 	*x = DropSessionResponse{}
-	mi := &file_headwater_v1_session_proto_msgTypes[18]
+	mi := &file_headwater_v1_session_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1539,7 +1631,7 @@ func (x *DropSessionResponse) String() string {
 func (*DropSessionResponse) ProtoMessage() {}
 
 func (x *DropSessionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_session_proto_msgTypes[18]
+	mi := &file_headwater_v1_session_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1552,7 +1644,7 @@ func (x *DropSessionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DropSessionResponse.ProtoReflect.Descriptor instead.
 func (*DropSessionResponse) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_session_proto_rawDescGZIP(), []int{18}
+	return file_headwater_v1_session_proto_rawDescGZIP(), []int{19}
 }
 
 // ListSessionsRequest asks for sessions.
@@ -1568,7 +1660,7 @@ type ListSessionsRequest struct {
 
 func (x *ListSessionsRequest) Reset() {
 	*x = ListSessionsRequest{}
-	mi := &file_headwater_v1_session_proto_msgTypes[19]
+	mi := &file_headwater_v1_session_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1580,7 +1672,7 @@ func (x *ListSessionsRequest) String() string {
 func (*ListSessionsRequest) ProtoMessage() {}
 
 func (x *ListSessionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_session_proto_msgTypes[19]
+	mi := &file_headwater_v1_session_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1593,7 +1685,7 @@ func (x *ListSessionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSessionsRequest.ProtoReflect.Descriptor instead.
 func (*ListSessionsRequest) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_session_proto_rawDescGZIP(), []int{19}
+	return file_headwater_v1_session_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ListSessionsRequest) GetSessions() [][]byte {
@@ -1623,7 +1715,7 @@ type ListSessionsResponse struct {
 
 func (x *ListSessionsResponse) Reset() {
 	*x = ListSessionsResponse{}
-	mi := &file_headwater_v1_session_proto_msgTypes[20]
+	mi := &file_headwater_v1_session_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1635,7 +1727,7 @@ func (x *ListSessionsResponse) String() string {
 func (*ListSessionsResponse) ProtoMessage() {}
 
 func (x *ListSessionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_session_proto_msgTypes[20]
+	mi := &file_headwater_v1_session_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1648,7 +1740,7 @@ func (x *ListSessionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSessionsResponse.ProtoReflect.Descriptor instead.
 func (*ListSessionsResponse) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_session_proto_rawDescGZIP(), []int{20}
+	return file_headwater_v1_session_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ListSessionsResponse) GetSessions() []*SessionState {
@@ -1705,7 +1797,7 @@ type CacheState struct {
 
 func (x *CacheState) Reset() {
 	*x = CacheState{}
-	mi := &file_headwater_v1_session_proto_msgTypes[21]
+	mi := &file_headwater_v1_session_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1717,7 +1809,7 @@ func (x *CacheState) String() string {
 func (*CacheState) ProtoMessage() {}
 
 func (x *CacheState) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_session_proto_msgTypes[21]
+	mi := &file_headwater_v1_session_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1730,7 +1822,7 @@ func (x *CacheState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CacheState.ProtoReflect.Descriptor instead.
 func (*CacheState) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_session_proto_rawDescGZIP(), []int{21}
+	return file_headwater_v1_session_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *CacheState) GetWorker() string {
@@ -1855,7 +1947,7 @@ type PageState struct {
 
 func (x *PageState) Reset() {
 	*x = PageState{}
-	mi := &file_headwater_v1_session_proto_msgTypes[22]
+	mi := &file_headwater_v1_session_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1867,7 +1959,7 @@ func (x *PageState) String() string {
 func (*PageState) ProtoMessage() {}
 
 func (x *PageState) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_session_proto_msgTypes[22]
+	mi := &file_headwater_v1_session_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1880,7 +1972,7 @@ func (x *PageState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PageState.ProtoReflect.Descriptor instead.
 func (*PageState) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_session_proto_rawDescGZIP(), []int{22}
+	return file_headwater_v1_session_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *PageState) GetPageBytes() uint64 {
@@ -1914,14 +2006,16 @@ type ExportSessionRequest struct {
 	// First position.
 	Start uint64 `protobuf:"varint,3,opt,name=start,proto3" json:"start,omitempty"`
 	// Positions; 0 is all that follow.
-	Count         uint64 `protobuf:"varint,4,opt,name=count,proto3" json:"count,omitempty"`
+	Count uint64 `protobuf:"varint,4,opt,name=count,proto3" json:"count,omitempty"`
+	// Whether ids of tokens are asked for as well.
+	Tokens        bool `protobuf:"varint,5,opt,name=tokens,proto3" json:"tokens,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ExportSessionRequest) Reset() {
 	*x = ExportSessionRequest{}
-	mi := &file_headwater_v1_session_proto_msgTypes[23]
+	mi := &file_headwater_v1_session_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1933,7 +2027,7 @@ func (x *ExportSessionRequest) String() string {
 func (*ExportSessionRequest) ProtoMessage() {}
 
 func (x *ExportSessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_session_proto_msgTypes[23]
+	mi := &file_headwater_v1_session_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1946,7 +2040,7 @@ func (x *ExportSessionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportSessionRequest.ProtoReflect.Descriptor instead.
 func (*ExportSessionRequest) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_session_proto_rawDescGZIP(), []int{23}
+	return file_headwater_v1_session_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ExportSessionRequest) GetSession() []byte {
@@ -1977,6 +2071,13 @@ func (x *ExportSessionRequest) GetCount() uint64 {
 	return 0
 }
 
+func (x *ExportSessionRequest) GetTokens() bool {
+	if x != nil {
+		return x.Tokens
+	}
+	return false
+}
+
 // ExportSessionResponse is some positions of one group, ascending by group, then by position.
 type ExportSessionResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1993,14 +2094,19 @@ type ExportSessionResponse struct {
 	// Scales of the keys [count] in f32, little endian; int8 storage only.
 	KScale []byte `protobuf:"bytes,6,opt,name=k_scale,json=kScale,proto3" json:"k_scale,omitempty"`
 	// Scales of the values [count] in f32, little endian; int8 storage only.
-	VScale        []byte `protobuf:"bytes,7,opt,name=v_scale,json=vScale,proto3" json:"v_scale,omitempty"`
+	VScale []byte `protobuf:"bytes,7,opt,name=v_scale,json=vScale,proto3" json:"v_scale,omitempty"`
+	// Chained hash of the group before these positions, and after them.
+	HashBefore uint64 `protobuf:"fixed64,8,opt,name=hash_before,json=hashBefore,proto3" json:"hash_before,omitempty"`
+	HashAfter  uint64 `protobuf:"fixed64,9,opt,name=hash_after,json=hashAfter,proto3" json:"hash_after,omitempty"`
+	// Ids of the tokens from the first position on, as far as they are known, if they are asked for.
+	Tokens        []uint32 `protobuf:"varint,10,rep,packed,name=tokens,proto3" json:"tokens,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ExportSessionResponse) Reset() {
 	*x = ExportSessionResponse{}
-	mi := &file_headwater_v1_session_proto_msgTypes[24]
+	mi := &file_headwater_v1_session_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2012,7 +2118,7 @@ func (x *ExportSessionResponse) String() string {
 func (*ExportSessionResponse) ProtoMessage() {}
 
 func (x *ExportSessionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_session_proto_msgTypes[24]
+	mi := &file_headwater_v1_session_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2025,7 +2131,7 @@ func (x *ExportSessionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportSessionResponse.ProtoReflect.Descriptor instead.
 func (*ExportSessionResponse) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_session_proto_rawDescGZIP(), []int{24}
+	return file_headwater_v1_session_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ExportSessionResponse) GetGroup() uint32 {
@@ -2077,6 +2183,27 @@ func (x *ExportSessionResponse) GetVScale() []byte {
 	return nil
 }
 
+func (x *ExportSessionResponse) GetHashBefore() uint64 {
+	if x != nil {
+		return x.HashBefore
+	}
+	return 0
+}
+
+func (x *ExportSessionResponse) GetHashAfter() uint64 {
+	if x != nil {
+		return x.HashAfter
+	}
+	return 0
+}
+
+func (x *ExportSessionResponse) GetTokens() []uint32 {
+	if x != nil {
+		return x.Tokens
+	}
+	return nil
+}
+
 // LaneRequest is one message on the way to a holder.
 type LaneRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2094,7 +2221,7 @@ type LaneRequest struct {
 
 func (x *LaneRequest) Reset() {
 	*x = LaneRequest{}
-	mi := &file_headwater_v1_session_proto_msgTypes[25]
+	mi := &file_headwater_v1_session_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2106,7 +2233,7 @@ func (x *LaneRequest) String() string {
 func (*LaneRequest) ProtoMessage() {}
 
 func (x *LaneRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_session_proto_msgTypes[25]
+	mi := &file_headwater_v1_session_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2119,7 +2246,7 @@ func (x *LaneRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LaneRequest.ProtoReflect.Descriptor instead.
 func (*LaneRequest) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_session_proto_rawDescGZIP(), []int{25}
+	return file_headwater_v1_session_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *LaneRequest) GetId() uint64 {
@@ -2180,7 +2307,7 @@ type Step struct {
 
 func (x *Step) Reset() {
 	*x = Step{}
-	mi := &file_headwater_v1_session_proto_msgTypes[26]
+	mi := &file_headwater_v1_session_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2192,7 +2319,7 @@ func (x *Step) String() string {
 func (*Step) ProtoMessage() {}
 
 func (x *Step) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_session_proto_msgTypes[26]
+	mi := &file_headwater_v1_session_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2205,7 +2332,7 @@ func (x *Step) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Step.ProtoReflect.Descriptor instead.
 func (*Step) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_session_proto_rawDescGZIP(), []int{26}
+	return file_headwater_v1_session_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Step) GetSession() []byte {
@@ -2321,7 +2448,7 @@ type LaneResponse struct {
 
 func (x *LaneResponse) Reset() {
 	*x = LaneResponse{}
-	mi := &file_headwater_v1_session_proto_msgTypes[27]
+	mi := &file_headwater_v1_session_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2333,7 +2460,7 @@ func (x *LaneResponse) String() string {
 func (*LaneResponse) ProtoMessage() {}
 
 func (x *LaneResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_session_proto_msgTypes[27]
+	mi := &file_headwater_v1_session_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2346,7 +2473,7 @@ func (x *LaneResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LaneResponse.ProtoReflect.Descriptor instead.
 func (*LaneResponse) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_session_proto_rawDescGZIP(), []int{27}
+	return file_headwater_v1_session_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *LaneResponse) GetId() uint64 {
@@ -2391,7 +2518,7 @@ type StepResult struct {
 
 func (x *StepResult) Reset() {
 	*x = StepResult{}
-	mi := &file_headwater_v1_session_proto_msgTypes[28]
+	mi := &file_headwater_v1_session_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2403,7 +2530,7 @@ func (x *StepResult) String() string {
 func (*StepResult) ProtoMessage() {}
 
 func (x *StepResult) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_session_proto_msgTypes[28]
+	mi := &file_headwater_v1_session_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2416,7 +2543,7 @@ func (x *StepResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StepResult.ProtoReflect.Descriptor instead.
 func (*StepResult) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_session_proto_rawDescGZIP(), []int{28}
+	return file_headwater_v1_session_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *StepResult) GetError() *SessionError {
@@ -2486,7 +2613,7 @@ type SessionError struct {
 
 func (x *SessionError) Reset() {
 	*x = SessionError{}
-	mi := &file_headwater_v1_session_proto_msgTypes[29]
+	mi := &file_headwater_v1_session_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2498,7 +2625,7 @@ func (x *SessionError) String() string {
 func (*SessionError) ProtoMessage() {}
 
 func (x *SessionError) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_session_proto_msgTypes[29]
+	mi := &file_headwater_v1_session_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2511,7 +2638,7 @@ func (x *SessionError) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionError.ProtoReflect.Descriptor instead.
 func (*SessionError) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_session_proto_rawDescGZIP(), []int{29}
+	return file_headwater_v1_session_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *SessionError) GetProblem() SessionProblem {
@@ -2610,12 +2737,13 @@ const file_headwater_v1_session_proto_rawDesc = "" +
 	"\x06layers\x18\x04 \x03(\v2\x17.headwater.v1.HeldLayerR\x06layers\x12\x1d\n" +
 	"\n" +
 	"page_bytes\x18\x05 \x01(\x04R\tpageBytes\x12\x1b\n" +
-	"\town_bytes\x18\x06 \x01(\x04R\bownBytes\"R\n" +
+	"\town_bytes\x18\x06 \x01(\x04R\bownBytes\"h\n" +
 	"\n" +
 	"LayerState\x12\x14\n" +
 	"\x05layer\x18\x01 \x01(\rR\x05layer\x12\x16\n" +
 	"\x06length\x18\x02 \x01(\x04R\x06length\x12\x16\n" +
-	"\x06hashes\x18\x03 \x03(\x06R\x06hashes\"\xf2\x03\n" +
+	"\x06hashes\x18\x03 \x03(\x06R\x06hashes\x12\x14\n" +
+	"\x05first\x18\x04 \x01(\x04R\x05first\"\xf2\x03\n" +
 	"\fSessionState\x12\x18\n" +
 	"\asession\x18\x01 \x01(\fR\asession\x12)\n" +
 	"\x05epoch\x18\x02 \x01(\v2\x13.headwater.v1.EpochR\x05epoch\x12 \n" +
@@ -2631,14 +2759,21 @@ const file_headwater_v1_session_proto_rawDesc = "" +
 	" \x01(\v2\x1a.google.protobuf.TimestampR\acreated\x12.\n" +
 	"\x04used\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\x04used\x12.\n" +
 	"\aholders\x18\f \x03(\v2\x14.headwater.v1.HolderR\aholders\x123\n" +
-	"\x06config\x18\r \x01(\v2\x1b.headwater.v1.SessionConfigR\x06config\"\xef\x01\n" +
+	"\x06config\x18\r \x01(\v2\x1b.headwater.v1.SessionConfigR\x06config\"\x9f\x02\n" +
 	"\x14CreateSessionRequest\x12\x18\n" +
 	"\asession\x18\x01 \x01(\fR\asession\x12)\n" +
 	"\x05epoch\x18\x02 \x01(\v2\x13.headwater.v1.EpochR\x05epoch\x123\n" +
 	"\x06config\x18\x03 \x01(\v2\x1b.headwater.v1.SessionConfigR\x06config\x12+\n" +
 	"\x04held\x18\x04 \x03(\v2\x17.headwater.v1.HeldLayerR\x04held\x12\x16\n" +
 	"\x06tokens\x18\x05 \x03(\rR\x06tokens\x12\x18\n" +
-	"\aworkers\x18\x06 \x01(\rR\aworkers\"I\n" +
+	"\aworkers\x18\x06 \x01(\rR\aworkers\x12.\n" +
+	"\x05begin\x18\a \x03(\v2\x18.headwater.v1.BeginLayerR\x05begin\"h\n" +
+	"\n" +
+	"BeginLayer\x12\x14\n" +
+	"\x05layer\x18\x01 \x01(\rR\x05layer\x12\x14\n" +
+	"\x05first\x18\x02 \x01(\x04R\x05first\x12\x16\n" +
+	"\x06hashes\x18\x03 \x03(\x06R\x06hashes\x12\x16\n" +
+	"\x06length\x18\x04 \x01(\x04R\x06length\"I\n" +
 	"\x15CreateSessionResponse\x120\n" +
 	"\x05state\x18\x01 \x01(\v2\x1a.headwater.v1.SessionStateR\x05state\"\xcc\x01\n" +
 	"\x12TakeSessionRequest\x12\x18\n" +
@@ -2712,12 +2847,13 @@ const file_headwater_v1_session_proto_rawDesc = "" +
 	"\n" +
 	"page_bytes\x18\x01 \x01(\x04R\tpageBytes\x12\x12\n" +
 	"\x04used\x18\x02 \x01(\x04R\x04used\x12\x12\n" +
-	"\x04free\x18\x03 \x01(\x04R\x04free\"r\n" +
+	"\x04free\x18\x03 \x01(\x04R\x04free\"\x8a\x01\n" +
 	"\x14ExportSessionRequest\x12\x18\n" +
 	"\asession\x18\x01 \x01(\fR\asession\x12\x14\n" +
 	"\x05layer\x18\x02 \x01(\rR\x05layer\x12\x14\n" +
 	"\x05start\x18\x03 \x01(\x04R\x05start\x12\x14\n" +
-	"\x05count\x18\x04 \x01(\x04R\x05count\"\xa7\x01\n" +
+	"\x05count\x18\x04 \x01(\x04R\x05count\x12\x16\n" +
+	"\x06tokens\x18\x05 \x01(\bR\x06tokens\"\xff\x01\n" +
 	"\x15ExportSessionResponse\x12\x14\n" +
 	"\x05group\x18\x01 \x01(\rR\x05group\x12\x14\n" +
 	"\x05start\x18\x02 \x01(\x04R\x05start\x12\x14\n" +
@@ -2725,7 +2861,13 @@ const file_headwater_v1_session_proto_rawDesc = "" +
 	"\x01k\x18\x04 \x01(\fR\x01k\x12\f\n" +
 	"\x01v\x18\x05 \x01(\fR\x01v\x12\x17\n" +
 	"\ak_scale\x18\x06 \x01(\fR\x06kScale\x12\x17\n" +
-	"\av_scale\x18\a \x01(\fR\x06vScale\"_\n" +
+	"\av_scale\x18\a \x01(\fR\x06vScale\x12\x1f\n" +
+	"\vhash_before\x18\b \x01(\x06R\n" +
+	"hashBefore\x12\x1d\n" +
+	"\n" +
+	"hash_after\x18\t \x01(\x06R\thashAfter\x12\x16\n" +
+	"\x06tokens\x18\n" +
+	" \x03(\rR\x06tokens\"_\n" +
 	"\vLaneRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12&\n" +
 	"\x04step\x18\x02 \x01(\v2\x12.headwater.v1.StepR\x04step\x12\x18\n" +
@@ -2816,7 +2958,7 @@ func file_headwater_v1_session_proto_rawDescGZIP() []byte {
 }
 
 var file_headwater_v1_session_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_headwater_v1_session_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
+var file_headwater_v1_session_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
 var file_headwater_v1_session_proto_goTypes = []any{
 	(StepCodec)(0),                  // 0: headwater.v1.StepCodec
 	(SessionProblem)(0),             // 1: headwater.v1.SessionProblem
@@ -2828,91 +2970,93 @@ var file_headwater_v1_session_proto_goTypes = []any{
 	(*LayerState)(nil),              // 7: headwater.v1.LayerState
 	(*SessionState)(nil),            // 8: headwater.v1.SessionState
 	(*CreateSessionRequest)(nil),    // 9: headwater.v1.CreateSessionRequest
-	(*CreateSessionResponse)(nil),   // 10: headwater.v1.CreateSessionResponse
-	(*TakeSessionRequest)(nil),      // 11: headwater.v1.TakeSessionRequest
-	(*TakeSessionResponse)(nil),     // 12: headwater.v1.TakeSessionResponse
-	(*ForkSessionRequest)(nil),      // 13: headwater.v1.ForkSessionRequest
-	(*ForkSessionResponse)(nil),     // 14: headwater.v1.ForkSessionResponse
-	(*TruncateSessionRequest)(nil),  // 15: headwater.v1.TruncateSessionRequest
-	(*TruncateSessionResponse)(nil), // 16: headwater.v1.TruncateSessionResponse
-	(*PinSessionRequest)(nil),       // 17: headwater.v1.PinSessionRequest
-	(*PinSessionResponse)(nil),      // 18: headwater.v1.PinSessionResponse
-	(*DropSessionRequest)(nil),      // 19: headwater.v1.DropSessionRequest
-	(*DropSessionResponse)(nil),     // 20: headwater.v1.DropSessionResponse
-	(*ListSessionsRequest)(nil),     // 21: headwater.v1.ListSessionsRequest
-	(*ListSessionsResponse)(nil),    // 22: headwater.v1.ListSessionsResponse
-	(*CacheState)(nil),              // 23: headwater.v1.CacheState
-	(*PageState)(nil),               // 24: headwater.v1.PageState
-	(*ExportSessionRequest)(nil),    // 25: headwater.v1.ExportSessionRequest
-	(*ExportSessionResponse)(nil),   // 26: headwater.v1.ExportSessionResponse
-	(*LaneRequest)(nil),             // 27: headwater.v1.LaneRequest
-	(*Step)(nil),                    // 28: headwater.v1.Step
-	(*LaneResponse)(nil),            // 29: headwater.v1.LaneResponse
-	(*StepResult)(nil),              // 30: headwater.v1.StepResult
-	(*SessionError)(nil),            // 31: headwater.v1.SessionError
-	(*durationpb.Duration)(nil),     // 32: google.protobuf.Duration
-	(StorageType)(0),                // 33: headwater.v1.StorageType
-	(*timestamppb.Timestamp)(nil),   // 34: google.protobuf.Timestamp
+	(*BeginLayer)(nil),              // 10: headwater.v1.BeginLayer
+	(*CreateSessionResponse)(nil),   // 11: headwater.v1.CreateSessionResponse
+	(*TakeSessionRequest)(nil),      // 12: headwater.v1.TakeSessionRequest
+	(*TakeSessionResponse)(nil),     // 13: headwater.v1.TakeSessionResponse
+	(*ForkSessionRequest)(nil),      // 14: headwater.v1.ForkSessionRequest
+	(*ForkSessionResponse)(nil),     // 15: headwater.v1.ForkSessionResponse
+	(*TruncateSessionRequest)(nil),  // 16: headwater.v1.TruncateSessionRequest
+	(*TruncateSessionResponse)(nil), // 17: headwater.v1.TruncateSessionResponse
+	(*PinSessionRequest)(nil),       // 18: headwater.v1.PinSessionRequest
+	(*PinSessionResponse)(nil),      // 19: headwater.v1.PinSessionResponse
+	(*DropSessionRequest)(nil),      // 20: headwater.v1.DropSessionRequest
+	(*DropSessionResponse)(nil),     // 21: headwater.v1.DropSessionResponse
+	(*ListSessionsRequest)(nil),     // 22: headwater.v1.ListSessionsRequest
+	(*ListSessionsResponse)(nil),    // 23: headwater.v1.ListSessionsResponse
+	(*CacheState)(nil),              // 24: headwater.v1.CacheState
+	(*PageState)(nil),               // 25: headwater.v1.PageState
+	(*ExportSessionRequest)(nil),    // 26: headwater.v1.ExportSessionRequest
+	(*ExportSessionResponse)(nil),   // 27: headwater.v1.ExportSessionResponse
+	(*LaneRequest)(nil),             // 28: headwater.v1.LaneRequest
+	(*Step)(nil),                    // 29: headwater.v1.Step
+	(*LaneResponse)(nil),            // 30: headwater.v1.LaneResponse
+	(*StepResult)(nil),              // 31: headwater.v1.StepResult
+	(*SessionError)(nil),            // 32: headwater.v1.SessionError
+	(*durationpb.Duration)(nil),     // 33: google.protobuf.Duration
+	(StorageType)(0),                // 34: headwater.v1.StorageType
+	(*timestamppb.Timestamp)(nil),   // 35: google.protobuf.Timestamp
 }
 var file_headwater_v1_session_proto_depIdxs = []int32{
 	4,  // 0: headwater.v1.SessionConfig.layers:type_name -> headwater.v1.SessionLayer
-	32, // 1: headwater.v1.SessionConfig.ttl:type_name -> google.protobuf.Duration
-	33, // 2: headwater.v1.SessionLayer.storage:type_name -> headwater.v1.StorageType
+	33, // 1: headwater.v1.SessionConfig.ttl:type_name -> google.protobuf.Duration
+	34, // 2: headwater.v1.SessionLayer.storage:type_name -> headwater.v1.StorageType
 	5,  // 3: headwater.v1.Holder.layers:type_name -> headwater.v1.HeldLayer
 	2,  // 4: headwater.v1.SessionState.epoch:type_name -> headwater.v1.Epoch
 	7,  // 5: headwater.v1.SessionState.layers:type_name -> headwater.v1.LayerState
-	34, // 6: headwater.v1.SessionState.created:type_name -> google.protobuf.Timestamp
-	34, // 7: headwater.v1.SessionState.used:type_name -> google.protobuf.Timestamp
+	35, // 6: headwater.v1.SessionState.created:type_name -> google.protobuf.Timestamp
+	35, // 7: headwater.v1.SessionState.used:type_name -> google.protobuf.Timestamp
 	6,  // 8: headwater.v1.SessionState.holders:type_name -> headwater.v1.Holder
 	3,  // 9: headwater.v1.SessionState.config:type_name -> headwater.v1.SessionConfig
 	2,  // 10: headwater.v1.CreateSessionRequest.epoch:type_name -> headwater.v1.Epoch
 	3,  // 11: headwater.v1.CreateSessionRequest.config:type_name -> headwater.v1.SessionConfig
 	5,  // 12: headwater.v1.CreateSessionRequest.held:type_name -> headwater.v1.HeldLayer
-	8,  // 13: headwater.v1.CreateSessionResponse.state:type_name -> headwater.v1.SessionState
-	2,  // 14: headwater.v1.TakeSessionRequest.epoch:type_name -> headwater.v1.Epoch
-	7,  // 15: headwater.v1.TakeSessionRequest.expect:type_name -> headwater.v1.LayerState
-	8,  // 16: headwater.v1.TakeSessionResponse.state:type_name -> headwater.v1.SessionState
-	2,  // 17: headwater.v1.ForkSessionRequest.epoch:type_name -> headwater.v1.Epoch
-	2,  // 18: headwater.v1.ForkSessionRequest.child_epoch:type_name -> headwater.v1.Epoch
-	8,  // 19: headwater.v1.ForkSessionResponse.state:type_name -> headwater.v1.SessionState
-	2,  // 20: headwater.v1.TruncateSessionRequest.epoch:type_name -> headwater.v1.Epoch
-	8,  // 21: headwater.v1.TruncateSessionResponse.state:type_name -> headwater.v1.SessionState
-	8,  // 22: headwater.v1.PinSessionResponse.state:type_name -> headwater.v1.SessionState
-	2,  // 23: headwater.v1.DropSessionRequest.epoch:type_name -> headwater.v1.Epoch
-	8,  // 24: headwater.v1.ListSessionsResponse.sessions:type_name -> headwater.v1.SessionState
-	23, // 25: headwater.v1.ListSessionsResponse.caches:type_name -> headwater.v1.CacheState
-	24, // 26: headwater.v1.CacheState.pages:type_name -> headwater.v1.PageState
-	28, // 27: headwater.v1.LaneRequest.step:type_name -> headwater.v1.Step
-	33, // 28: headwater.v1.Step.encoding:type_name -> headwater.v1.StorageType
-	0,  // 29: headwater.v1.Step.codec:type_name -> headwater.v1.StepCodec
-	30, // 30: headwater.v1.LaneResponse.result:type_name -> headwater.v1.StepResult
-	31, // 31: headwater.v1.StepResult.error:type_name -> headwater.v1.SessionError
-	0,  // 32: headwater.v1.StepResult.codec:type_name -> headwater.v1.StepCodec
-	1,  // 33: headwater.v1.SessionError.problem:type_name -> headwater.v1.SessionProblem
-	2,  // 34: headwater.v1.SessionError.epoch:type_name -> headwater.v1.Epoch
-	9,  // 35: headwater.v1.SessionService.CreateSession:input_type -> headwater.v1.CreateSessionRequest
-	11, // 36: headwater.v1.SessionService.TakeSession:input_type -> headwater.v1.TakeSessionRequest
-	13, // 37: headwater.v1.SessionService.ForkSession:input_type -> headwater.v1.ForkSessionRequest
-	15, // 38: headwater.v1.SessionService.TruncateSession:input_type -> headwater.v1.TruncateSessionRequest
-	17, // 39: headwater.v1.SessionService.PinSession:input_type -> headwater.v1.PinSessionRequest
-	19, // 40: headwater.v1.SessionService.DropSession:input_type -> headwater.v1.DropSessionRequest
-	21, // 41: headwater.v1.SessionService.ListSessions:input_type -> headwater.v1.ListSessionsRequest
-	25, // 42: headwater.v1.SessionService.ExportSession:input_type -> headwater.v1.ExportSessionRequest
-	27, // 43: headwater.v1.SessionService.Lane:input_type -> headwater.v1.LaneRequest
-	10, // 44: headwater.v1.SessionService.CreateSession:output_type -> headwater.v1.CreateSessionResponse
-	12, // 45: headwater.v1.SessionService.TakeSession:output_type -> headwater.v1.TakeSessionResponse
-	14, // 46: headwater.v1.SessionService.ForkSession:output_type -> headwater.v1.ForkSessionResponse
-	16, // 47: headwater.v1.SessionService.TruncateSession:output_type -> headwater.v1.TruncateSessionResponse
-	18, // 48: headwater.v1.SessionService.PinSession:output_type -> headwater.v1.PinSessionResponse
-	20, // 49: headwater.v1.SessionService.DropSession:output_type -> headwater.v1.DropSessionResponse
-	22, // 50: headwater.v1.SessionService.ListSessions:output_type -> headwater.v1.ListSessionsResponse
-	26, // 51: headwater.v1.SessionService.ExportSession:output_type -> headwater.v1.ExportSessionResponse
-	29, // 52: headwater.v1.SessionService.Lane:output_type -> headwater.v1.LaneResponse
-	44, // [44:53] is the sub-list for method output_type
-	35, // [35:44] is the sub-list for method input_type
-	35, // [35:35] is the sub-list for extension type_name
-	35, // [35:35] is the sub-list for extension extendee
-	0,  // [0:35] is the sub-list for field type_name
+	10, // 13: headwater.v1.CreateSessionRequest.begin:type_name -> headwater.v1.BeginLayer
+	8,  // 14: headwater.v1.CreateSessionResponse.state:type_name -> headwater.v1.SessionState
+	2,  // 15: headwater.v1.TakeSessionRequest.epoch:type_name -> headwater.v1.Epoch
+	7,  // 16: headwater.v1.TakeSessionRequest.expect:type_name -> headwater.v1.LayerState
+	8,  // 17: headwater.v1.TakeSessionResponse.state:type_name -> headwater.v1.SessionState
+	2,  // 18: headwater.v1.ForkSessionRequest.epoch:type_name -> headwater.v1.Epoch
+	2,  // 19: headwater.v1.ForkSessionRequest.child_epoch:type_name -> headwater.v1.Epoch
+	8,  // 20: headwater.v1.ForkSessionResponse.state:type_name -> headwater.v1.SessionState
+	2,  // 21: headwater.v1.TruncateSessionRequest.epoch:type_name -> headwater.v1.Epoch
+	8,  // 22: headwater.v1.TruncateSessionResponse.state:type_name -> headwater.v1.SessionState
+	8,  // 23: headwater.v1.PinSessionResponse.state:type_name -> headwater.v1.SessionState
+	2,  // 24: headwater.v1.DropSessionRequest.epoch:type_name -> headwater.v1.Epoch
+	8,  // 25: headwater.v1.ListSessionsResponse.sessions:type_name -> headwater.v1.SessionState
+	24, // 26: headwater.v1.ListSessionsResponse.caches:type_name -> headwater.v1.CacheState
+	25, // 27: headwater.v1.CacheState.pages:type_name -> headwater.v1.PageState
+	29, // 28: headwater.v1.LaneRequest.step:type_name -> headwater.v1.Step
+	34, // 29: headwater.v1.Step.encoding:type_name -> headwater.v1.StorageType
+	0,  // 30: headwater.v1.Step.codec:type_name -> headwater.v1.StepCodec
+	31, // 31: headwater.v1.LaneResponse.result:type_name -> headwater.v1.StepResult
+	32, // 32: headwater.v1.StepResult.error:type_name -> headwater.v1.SessionError
+	0,  // 33: headwater.v1.StepResult.codec:type_name -> headwater.v1.StepCodec
+	1,  // 34: headwater.v1.SessionError.problem:type_name -> headwater.v1.SessionProblem
+	2,  // 35: headwater.v1.SessionError.epoch:type_name -> headwater.v1.Epoch
+	9,  // 36: headwater.v1.SessionService.CreateSession:input_type -> headwater.v1.CreateSessionRequest
+	12, // 37: headwater.v1.SessionService.TakeSession:input_type -> headwater.v1.TakeSessionRequest
+	14, // 38: headwater.v1.SessionService.ForkSession:input_type -> headwater.v1.ForkSessionRequest
+	16, // 39: headwater.v1.SessionService.TruncateSession:input_type -> headwater.v1.TruncateSessionRequest
+	18, // 40: headwater.v1.SessionService.PinSession:input_type -> headwater.v1.PinSessionRequest
+	20, // 41: headwater.v1.SessionService.DropSession:input_type -> headwater.v1.DropSessionRequest
+	22, // 42: headwater.v1.SessionService.ListSessions:input_type -> headwater.v1.ListSessionsRequest
+	26, // 43: headwater.v1.SessionService.ExportSession:input_type -> headwater.v1.ExportSessionRequest
+	28, // 44: headwater.v1.SessionService.Lane:input_type -> headwater.v1.LaneRequest
+	11, // 45: headwater.v1.SessionService.CreateSession:output_type -> headwater.v1.CreateSessionResponse
+	13, // 46: headwater.v1.SessionService.TakeSession:output_type -> headwater.v1.TakeSessionResponse
+	15, // 47: headwater.v1.SessionService.ForkSession:output_type -> headwater.v1.ForkSessionResponse
+	17, // 48: headwater.v1.SessionService.TruncateSession:output_type -> headwater.v1.TruncateSessionResponse
+	19, // 49: headwater.v1.SessionService.PinSession:output_type -> headwater.v1.PinSessionResponse
+	21, // 50: headwater.v1.SessionService.DropSession:output_type -> headwater.v1.DropSessionResponse
+	23, // 51: headwater.v1.SessionService.ListSessions:output_type -> headwater.v1.ListSessionsResponse
+	27, // 52: headwater.v1.SessionService.ExportSession:output_type -> headwater.v1.ExportSessionResponse
+	30, // 53: headwater.v1.SessionService.Lane:output_type -> headwater.v1.LaneResponse
+	45, // [45:54] is the sub-list for method output_type
+	36, // [36:45] is the sub-list for method input_type
+	36, // [36:36] is the sub-list for extension type_name
+	36, // [36:36] is the sub-list for extension extendee
+	0,  // [0:36] is the sub-list for field type_name
 }
 
 func init() { file_headwater_v1_session_proto_init() }
@@ -2921,15 +3065,15 @@ func file_headwater_v1_session_proto_init() {
 		return
 	}
 	file_headwater_v1_worker_proto_init()
-	file_headwater_v1_session_proto_msgTypes[11].OneofWrappers = []any{}
-	file_headwater_v1_session_proto_msgTypes[21].OneofWrappers = []any{}
+	file_headwater_v1_session_proto_msgTypes[12].OneofWrappers = []any{}
+	file_headwater_v1_session_proto_msgTypes[22].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_headwater_v1_session_proto_rawDesc), len(file_headwater_v1_session_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   30,
+			NumMessages:   31,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -133,14 +133,16 @@ class Holder(_message.Message):
     def __init__(self, name: _Optional[str] = ..., boot: _Optional[bytes] = ..., address: _Optional[str] = ..., layers: _Optional[_Iterable[_Union[HeldLayer, _Mapping]]] = ..., page_bytes: _Optional[int] = ..., own_bytes: _Optional[int] = ...) -> None: ...
 
 class LayerState(_message.Message):
-    __slots__ = ("layer", "length", "hashes")
+    __slots__ = ("layer", "length", "hashes", "first")
     LAYER_FIELD_NUMBER: _ClassVar[int]
     LENGTH_FIELD_NUMBER: _ClassVar[int]
     HASHES_FIELD_NUMBER: _ClassVar[int]
+    FIRST_FIELD_NUMBER: _ClassVar[int]
     layer: int
     length: int
     hashes: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, layer: _Optional[int] = ..., length: _Optional[int] = ..., hashes: _Optional[_Iterable[int]] = ...) -> None: ...
+    first: int
+    def __init__(self, layer: _Optional[int] = ..., length: _Optional[int] = ..., hashes: _Optional[_Iterable[int]] = ..., first: _Optional[int] = ...) -> None: ...
 
 class SessionState(_message.Message):
     __slots__ = ("session", "epoch", "truncations", "layers", "pinned", "page_bytes", "own_bytes", "name", "tenant", "created", "used", "holders", "config")
@@ -173,20 +175,34 @@ class SessionState(_message.Message):
     def __init__(self, session: _Optional[bytes] = ..., epoch: _Optional[_Union[Epoch, _Mapping]] = ..., truncations: _Optional[int] = ..., layers: _Optional[_Iterable[_Union[LayerState, _Mapping]]] = ..., pinned: bool = ..., page_bytes: _Optional[int] = ..., own_bytes: _Optional[int] = ..., name: _Optional[str] = ..., tenant: _Optional[str] = ..., created: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., used: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., holders: _Optional[_Iterable[_Union[Holder, _Mapping]]] = ..., config: _Optional[_Union[SessionConfig, _Mapping]] = ...) -> None: ...
 
 class CreateSessionRequest(_message.Message):
-    __slots__ = ("session", "epoch", "config", "held", "tokens", "workers")
+    __slots__ = ("session", "epoch", "config", "held", "tokens", "workers", "begin")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     CONFIG_FIELD_NUMBER: _ClassVar[int]
     HELD_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     WORKERS_FIELD_NUMBER: _ClassVar[int]
+    BEGIN_FIELD_NUMBER: _ClassVar[int]
     session: bytes
     epoch: Epoch
     config: SessionConfig
     held: _containers.RepeatedCompositeFieldContainer[HeldLayer]
     tokens: _containers.RepeatedScalarFieldContainer[int]
     workers: int
-    def __init__(self, session: _Optional[bytes] = ..., epoch: _Optional[_Union[Epoch, _Mapping]] = ..., config: _Optional[_Union[SessionConfig, _Mapping]] = ..., held: _Optional[_Iterable[_Union[HeldLayer, _Mapping]]] = ..., tokens: _Optional[_Iterable[int]] = ..., workers: _Optional[int] = ...) -> None: ...
+    begin: _containers.RepeatedCompositeFieldContainer[BeginLayer]
+    def __init__(self, session: _Optional[bytes] = ..., epoch: _Optional[_Union[Epoch, _Mapping]] = ..., config: _Optional[_Union[SessionConfig, _Mapping]] = ..., held: _Optional[_Iterable[_Union[HeldLayer, _Mapping]]] = ..., tokens: _Optional[_Iterable[int]] = ..., workers: _Optional[int] = ..., begin: _Optional[_Iterable[_Union[BeginLayer, _Mapping]]] = ...) -> None: ...
+
+class BeginLayer(_message.Message):
+    __slots__ = ("layer", "first", "hashes", "length")
+    LAYER_FIELD_NUMBER: _ClassVar[int]
+    FIRST_FIELD_NUMBER: _ClassVar[int]
+    HASHES_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    layer: int
+    first: int
+    hashes: _containers.RepeatedScalarFieldContainer[int]
+    length: int
+    def __init__(self, layer: _Optional[int] = ..., first: _Optional[int] = ..., hashes: _Optional[_Iterable[int]] = ..., length: _Optional[int] = ...) -> None: ...
 
 class CreateSessionResponse(_message.Message):
     __slots__ = ("state",)
@@ -343,19 +359,21 @@ class PageState(_message.Message):
     def __init__(self, page_bytes: _Optional[int] = ..., used: _Optional[int] = ..., free: _Optional[int] = ...) -> None: ...
 
 class ExportSessionRequest(_message.Message):
-    __slots__ = ("session", "layer", "start", "count")
+    __slots__ = ("session", "layer", "start", "count", "tokens")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     LAYER_FIELD_NUMBER: _ClassVar[int]
     START_FIELD_NUMBER: _ClassVar[int]
     COUNT_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
     session: bytes
     layer: int
     start: int
     count: int
-    def __init__(self, session: _Optional[bytes] = ..., layer: _Optional[int] = ..., start: _Optional[int] = ..., count: _Optional[int] = ...) -> None: ...
+    tokens: bool
+    def __init__(self, session: _Optional[bytes] = ..., layer: _Optional[int] = ..., start: _Optional[int] = ..., count: _Optional[int] = ..., tokens: bool = ...) -> None: ...
 
 class ExportSessionResponse(_message.Message):
-    __slots__ = ("group", "start", "count", "k", "v", "k_scale", "v_scale")
+    __slots__ = ("group", "start", "count", "k", "v", "k_scale", "v_scale", "hash_before", "hash_after", "tokens")
     GROUP_FIELD_NUMBER: _ClassVar[int]
     START_FIELD_NUMBER: _ClassVar[int]
     COUNT_FIELD_NUMBER: _ClassVar[int]
@@ -363,6 +381,9 @@ class ExportSessionResponse(_message.Message):
     V_FIELD_NUMBER: _ClassVar[int]
     K_SCALE_FIELD_NUMBER: _ClassVar[int]
     V_SCALE_FIELD_NUMBER: _ClassVar[int]
+    HASH_BEFORE_FIELD_NUMBER: _ClassVar[int]
+    HASH_AFTER_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
     group: int
     start: int
     count: int
@@ -370,7 +391,10 @@ class ExportSessionResponse(_message.Message):
     v: bytes
     k_scale: bytes
     v_scale: bytes
-    def __init__(self, group: _Optional[int] = ..., start: _Optional[int] = ..., count: _Optional[int] = ..., k: _Optional[bytes] = ..., v: _Optional[bytes] = ..., k_scale: _Optional[bytes] = ..., v_scale: _Optional[bytes] = ...) -> None: ...
+    hash_before: int
+    hash_after: int
+    tokens: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, group: _Optional[int] = ..., start: _Optional[int] = ..., count: _Optional[int] = ..., k: _Optional[bytes] = ..., v: _Optional[bytes] = ..., k_scale: _Optional[bytes] = ..., v_scale: _Optional[bytes] = ..., hash_before: _Optional[int] = ..., hash_after: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class LaneRequest(_message.Message):
     __slots__ = ("id", "step", "payload")
