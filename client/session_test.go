@@ -669,3 +669,25 @@ func TestAStepTooLargeForAMessageGoesInSeveral(t *testing.T) {
 		step(t, s, m, r, 1, 400)
 	}
 }
+
+// A coordinator holds back a lane whose steps have more bytes than it keeps, and all of them are done.
+func TestMoreBytesThanACoordinatorKeeps(t *testing.T) {
+	c := start(t, 2)
+	wide := []client.Layer{{Heads: 2, HeadDim: 512}}
+	const tokens = 1400
+	rows := make([]float32, tokens*2*512)
+	var steps []*client.Step
+	for range 7 { // of 11 MiB
+		steps = append(steps, &client.Step{Session: open(t, c.Client, client.SessionOptions{Layers: wide}), K: rows, V: rows})
+	}
+	for round := 1; round <= 2; round++ {
+		if err := client.Do(t.Context(), steps...); err != nil {
+			t.Fatal(err)
+		}
+		for _, s := range steps {
+			if s.Session.Len() != round*tokens {
+				t.Fatalf("%d positions after %d steps of %d", s.Session.Len(), round, tokens)
+			}
+		}
+	}
+}

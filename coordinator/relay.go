@@ -6,6 +6,7 @@ import (
 	"io"
 	"sync"
 
+	"golang.org/x/sync/semaphore"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -15,8 +16,12 @@ import (
 	"headwater/wire"
 )
 
-// relayed is how many steps of one lane are under way at once. Its client waits beyond.
-const relayed = 256
+// relayed is how many steps of one lane are under way at once, relayedBytes their payloads but for that of the last. The lane
+// is not read beyond, and its client waits.
+const (
+	relayed      = 256
+	relayedBytes = 64 << 20
+)
 
 // relay serves one lane: it reads steps, sends each to the holders of its layer, and answers when all have.
 type relay struct {
@@ -24,7 +29,8 @@ type relay struct {
 	stream *lane.ServerStream
 	lane   *fanout.Lane
 
-	started   chan *relayStep // to a finisher that waits
+	room      *semaphore.Weighted // relayedBytes
+	started   chan *relayStep     // to a finisher that waits
 	finishers int
 	tasks     sync.WaitGroup
 	steps     sync.Pool  // *relayStep
@@ -39,6 +45,7 @@ type relayStep struct {
 	call     *fanout.Call
 	layer    fanout.Layer
 	payload  fanout.Payload // of request, cut by group
+	bytes    int64          // of the relay's room
 	context  []float32      // [groups, attend, group size, v_dim] where several holders give it
 	lse      []float32      // [groups, attend, group size]
 	frame    []byte
@@ -46,7 +53,7 @@ type relayStep struct {
 
 // Lane implements lane.Service.
 func (s *sessions) Lane(stream *lane.ServerStream) error {
-	r := &relay{sessions: s, stream: stream, lane: fanout.NewLane(stream.ID(), s.conns), started: make(chan *relayStep)}
+	r := &relay{sessions: s, stream: stream, lane: fanout.NewLane(stream.ID(), s.conns), room: semaphore.NewWeighted(relayedBytes), started: make(chan *relayStep)}
 	r.steps.New = func() any { return new(relayStep) }
 	ended := make(chan error, 1)
 	// Recv ends when this call has returned, so Close waits for it and not this call.
@@ -74,6 +81,11 @@ func (r *relay) read(ctx context.Context) error {
 			return nil
 		}
 		if err != nil {
+			return err
+		}
+		s.bytes = int64(len(s.request.Payload.Bytes())) // less than all: a message has at most half
+		if err := r.room.Acquire(ctx, s.bytes); err != nil {
+			s.request.Payload.Free()
 			return err
 		}
 		if err := r.start(ctx, s); err != nil {
@@ -174,6 +186,7 @@ func (s *relayStep) Take(group int, context, lse []float32) {
 func (r *relay) answer(s *relayStep, err error) {
 	s.request.Payload.Free()
 	s.request.Payload = nil
+	r.room.Release(s.bytes)
 	m := &s.response
 	m.Reset()
 	m.ID = s.request.ID

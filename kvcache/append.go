@@ -125,7 +125,7 @@ func (s *session) check(a *Append) (int, *Error) {
 	case len(a.Hashes) != groups:
 		return 0, invalid("%d hashes, %d groups are held", len(a.Hashes), groups)
 	case n < 0 || n > MaxAppend:
-		return 0, invalid("an append of %d positions, at most %d are allowed", n, MaxAppend)
+		return 0, invalid("an append of %d positions, at most %d are allowed: cut it into several", n, MaxAppend)
 	case a.Length > maxPositions:
 		return 0, invalid("length %d is more than %d", a.Length, int64(maxPositions))
 	case n > 0 && a.Encoding != dt && a.Encoding != tensor.F32:
@@ -424,7 +424,7 @@ func (st *Store) room(e *encoder, need int64) *Error {
 				continue
 			}
 			st.giveBack(e.wants[:i])
-			return refuse(OverBudget, "%d more bytes of pages are needed: %v", need, err)
+			return refuse(OverBudget, "%d more bytes of pages are needed: %v: drop or truncate a session, or try again later", need, err)
 		}
 	}
 	return nil

@@ -223,6 +223,34 @@ func TestPrefixIsFoundCountedAndEvictedFromItsEnd(t *testing.T) {
 }
 
 // A sliding window keeps what a later query sees and what the last step is repeated with, and no more.
+// What is pinned makes no room, and an append that counts on it would evict in vain.
+func TestPinnedSessionsMakeNoRoom(t *testing.T) {
+	cfg, held := uniform(t, 1, 1, 4, tensor.F16)
+	page := int64(cfg.Layers[0].Layout.PageBytes())
+	now := time.Unix(0, 0)
+	st := NewStore(StoreConfig{Budget: NewBudget(4 * page), TTL: time.Minute, Now: func() time.Time { return now }})
+	text := make([]uint32, 64)
+	create(t, st, SessionID{1}, cfg, held, text)
+	grow(t, st, SessionID{1}, 64, text)
+	if err := st.Drop(SessionID{1}, nil); err != nil {
+		t.Fatal(err)
+	}
+	create(t, st, SessionID{2}, cfg, held, nil)
+	grow(t, st, SessionID{2}, 2*64, nil)
+	if _, err := st.Pin(SessionID{2}, true); err != nil {
+		t.Fatal(err)
+	}
+	now = now.Add(time.Hour)
+	create(t, st, SessionID{3}, cfg, held, nil)
+	n := 3 * 64
+	a := Append{Session: SessionID{3}, Epoch: first, Hashes: []uint64{0}, Positions: n, Encoding: tensor.F16, K: make([]byte, n*4*2), V: make([]byte, n*4*2)}
+	if _, _, err := st.Append(&a, nil, nil); problemOf(err) != OverBudget || st.Cache().PrefixBytes != page {
+		t.Errorf("got %v, and %+v", err, st.Cache())
+	}
+	grow(t, st, SessionID{3}, 2*64, nil) // in the place of the prefix
+	st.Close()
+}
+
 func TestWindowFreesPages(t *testing.T) {
 	cfg := Config{Layers: []Layer{testLayer(t, tensor.F32, 1, 1, 4, 4, 100)}}
 	page := int64(cfg.Layers[0].Layout.PageBytes())

@@ -262,7 +262,7 @@ func (st *Store) admit(s *session, how made) (before *session, err *Error) {
 		return nil, refuse(Exists, "session %s has ended, and its id is not used again", s.id)
 	}
 	if len(st.sessions) >= st.config.MaxSessions && !st.evictSession() {
-		return nil, refuse(OverBudget, "session %s: %d sessions are held, the most that are allowed", s.id, len(st.sessions))
+		return nil, refuse(OverBudget, "session %s: %d sessions are held, the most that are allowed: drop one, or try again once one has gone unused for its TTL", s.id, len(st.sessions))
 	}
 	s.made, s.created = how, st.config.Now()
 	s.used = s.created
@@ -879,7 +879,9 @@ func (st *Store) reclaimable() int64 {
 	n := st.pages.idle + st.prefixes.bytes
 	for _, s := range st.expired() {
 		if s.tryLock() {
-			n += s.pageBytes()
+			if !s.pinned {
+				n += s.pageBytes()
+			}
 			s.unlock()
 		}
 	}

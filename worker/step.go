@@ -178,7 +178,7 @@ func (st *step) read(m *lane.Step, payload *lane.Buffer, layer *kvcache.Layer, g
 	}
 	switch {
 	case attend > maxStepTokens || appended > maxStepTokens:
-		return 0, fmt.Sprintf("a step appends and attends at most %d tokens, not %d and %d", maxStepTokens, appended, attend)
+		return 0, fmt.Sprintf("a step appends and attends at most %d tokens, not %d and %d: cut it into several", maxStepTokens, appended, attend)
 	case attend == 0 && appended == 0:
 		return 0, "a step without tokens"
 	case attend > 0 && !st.raw && !framed:

@@ -136,8 +136,8 @@ func writeConfig(c *kvcache.Config) *headwaterv1.SessionConfig {
 	return m
 }
 
-// state is what the worker has of a session, as it goes out.
-func (s *sessions) state(st kvcache.State, config bool) *headwaterv1.SessionState {
+// state is what the worker has of a session, as it goes out: full, or for a list of all, which is to fit a message.
+func (s *sessions) state(st kvcache.State, full bool) *headwaterv1.SessionState {
 	m := &headwaterv1.SessionState{
 		Session:     st.Session[:],
 		Epoch:       writeEpoch(st.Epoch),
@@ -151,7 +151,11 @@ func (s *sessions) state(st kvcache.State, config bool) *headwaterv1.SessionStat
 		Used:        timestamppb.New(st.Used),
 	}
 	for _, l := range st.Layers {
-		m.Layers = append(m.Layers, &headwaterv1.LayerState{Layer: uint32(l.Layer), Length: l.Length, Hashes: l.Hashes, First: l.First})
+		one := &headwaterv1.LayerState{Layer: uint32(l.Layer), Length: l.Length, First: l.First}
+		if full {
+			one.Hashes = l.Hashes
+		}
+		m.Layers = append(m.Layers, one)
 	}
 	self := &headwaterv1.Holder{Name: s.w.cfg.Name, Boot: s.w.cfg.Boot[:], PageBytes: uint64(st.PageBytes), OwnBytes: uint64(st.OwnBytes)}
 	for _, h := range st.Held {
@@ -162,7 +166,7 @@ func (s *sessions) state(st kvcache.State, config bool) *headwaterv1.SessionStat
 		self.Layers = append(self.Layers, layer)
 	}
 	m.Holders = []*headwaterv1.Holder{self}
-	if config {
+	if full {
 		m.Config = writeConfig(st.Config)
 	}
 	return m

@@ -620,7 +620,7 @@ type LayerState struct {
 	Layer uint32 `protobuf:"varint,1,opt,name=layer,proto3" json:"layer,omitempty"`
 	// Positions held, alike in all of its groups.
 	Length uint64 `protobuf:"varint,2,opt,name=length,proto3" json:"length,omitempty"`
-	// Chained hash of each held group, ascending by group.
+	// Chained hash of each held group, ascending by group; none where all sessions are listed.
 	Hashes []uint64 `protobuf:"fixed64,3,rep,packed,name=hashes,proto3" json:"hashes,omitempty"`
 	// First position that is there: a multiple of 64. Those before have left the layer's window and are freed.
 	First         uint64 `protobuf:"varint,4,opt,name=first,proto3" json:"first,omitempty"`
