@@ -11,7 +11,7 @@
 // Headwater's own client, to generated clients of any language, and to reflection.
 //
 // A round trip of 16 KiB each way over loopback takes 50 µs at the median, and 72 µs through generated messages, on two cores
-// of a Zen 3 machine (BenchmarkRoundTrip, one run).
+// of a Zen 3 machine (one run of go test ./lane -run '^$' -bench RoundTrip, which prints both medians).
 //
 // Lengths are checked against what is there before memory is taken; what can not be read is an error that ends the lane.
 package lane

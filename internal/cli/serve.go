@@ -289,7 +289,7 @@ func (a *app) serveWorker() *cobra.Command {
 	flags := cmd.Flags()
 	at.flags(flags, workerListen, workerGossip)
 	flags.Var(&memory, "memory", "budget for keys, values and queries: 4GiB, 512MiB (default: three quarters of the machine's or the container's)")
-	flags.IntVar(&config.Threads, "threads", 0, "threads that kernels use at once (default: GOMAXPROCS, which heeds the CPU limit of a control group, as a container has)")
+	flags.IntVar(&config.Threads, "threads", 0, "threads that kernels use at once; receiving and storing come beside them, and GOMAXPROCS bounds all (default: GOMAXPROCS, which heeds the CPU limit of a control group, as a container has)")
 	flags.IntVar(&config.Weight, "weight", 1, "share of the groups that this worker gets, beside the other workers' weights")
 	flags.DurationVar(&config.SessionTTL, "session-ttl", worker.DefaultSessionTTL, "time without use after which a session is dropped unless pinned; sessions may ask for less")
 	flags.IntVar(&config.MaxSessions, "max-sessions", worker.DefaultMaxSessions, "sessions that are held at once")
