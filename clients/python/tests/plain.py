@@ -228,8 +228,8 @@ class Node:
         if held.truncations != r.truncations:
             raise Refusal(P.SESSION_PROBLEM_OTHER_TRUNCATIONS, truncations=held.truncations)
         held.truncations += 1
-        for rows in held.rows.values():
-            del rows[r.position :]
+        for (layer, _), rows in held.rows.items():
+            del rows[r.lengths[layer] if r.lengths else r.position :]
         return P.TruncateSessionResponse(state=held.state(r.session))
 
     def pin(self, r: Any) -> Any:

@@ -181,7 +181,8 @@ def test_an_append_that_not_all_did_is_made_whole(session: headwater.Session) ->
     np.testing.assert_array_equal(got.context, expect(LAYERS[0], q[3:], k, v, 3)[0])
 
 
-def test_what_not_all_appended_is_taken_back(session: headwater.Session) -> None:
+@pytest.mark.parametrize("then", ["fork", "truncate", "step"])
+def test_what_not_all_appended_is_taken_back(session: headwater.Session, then: str) -> None:
     q, k, v = draw(np.random.default_rng(12), LAYERS[0], 4)
     session.step(0, q[:3], k[:3], v[:3])
     session.step(1, k=np.zeros((3, 1, 4), np.float32), v=np.zeros((3, 1, 6), np.float32))
@@ -193,9 +194,13 @@ def test_what_not_all_appended_is_taken_back(session: headwater.Session) -> None
     with pytest.raises(headwater.OverBudgetError):
         session.step(0, k=k[3:] + 1, v=v[3:])
     session.nodes[-1].refuse = None
-    fork = session.fork()
-    session.truncate(4)  # one holder has a fourth position, the other has not
-    for s in (session, fork):
+    # One holder has a fourth position, the other has not.
+    if then == "fork":
+        fork = session.fork()
+    elif then == "truncate":
+        session.truncate(4)
+    assert session.length(1) == 3
+    for s in (fork, session) if then == "fork" else (session,):
         assert s.length(0) == 3
         np.testing.assert_array_equal(s.step(0, q[3:], k[3:], v[3:]).context, expect(LAYERS[0], q[3:], k, v, 3)[0])
 

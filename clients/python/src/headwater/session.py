@@ -200,6 +200,7 @@ class Session:
         self._epoch = 0
         self._truncations = 0
         self._state: list[tuple[int, list[int]]] = []
+        self._unsure = False  # a step has failed, and some holders may have appended what it brought
         self._update(state)
         self.prefix = len(self)
         """Positions that were there when the session was opened, and need not be appended."""
@@ -254,16 +255,15 @@ class Session:
     def truncate(self, position: int) -> None:
         """Takes back the positions from this one on, in every layer that has them."""
         self._check_open()
-        request = session_pb2.TruncateSessionRequest(
-            session=self.id, epoch=self._own_epoch(), truncations=self._truncations, position=position
-        )
-        states = self._each("truncate", "TruncateSession", request, session_pb2.TruncateSessionResponse)
-        self._update(self._level(self.id, self._own_epoch(), states))
+        if position < 0:
+            raise ValueError(f"position {position}")
+        self._cut(position)
 
     def fork(self, position: int | None = None) -> Session:
         """Makes a session that begins with the positions of this one, or those before position. Memory is shared until one
         of both appends."""
         self._check_open()
+        self._settle()
         child = secrets.token_bytes(16)
         request = session_pb2.ForkSessionRequest(
             session=self.id,
@@ -340,18 +340,52 @@ class Session:
             except HeadwaterError:
                 pass
 
+    def _cut(self, position: int | None) -> None:
+        """Cuts every layer to position, and to what this client knows to be there: what a failed step has left goes as well."""
+        known = [length for length, _ in self._state]
+        lengths = known if position is None else [min(position, length) for length in known]
+        request = session_pb2.TruncateSessionRequest(
+            session=self.id, epoch=self._own_epoch(), truncations=self._truncations, position=max(lengths), lengths=lengths
+        )
+        states = self._each("truncate", "TruncateSession", request, session_pb2.TruncateSessionResponse)
+        self._update(_join(self.layers, self._holders, states, self.id))
+        self._unsure = False
+
+    def _settle(self) -> None:
+        """Makes sure, after a step that failed, that every holder has what this client knows to be there and no more. What
+        some of them have appended is taken back, so that the next step, the same or another, finds the session as it was."""
+        if not self._unsure:
+            return
+        doing = f"ask for session {self.id.hex()}"
+        request = session_pb2.ListSessionsRequest(sessions=[self.id])
+
+        def held(holder: Holder) -> bool:
+            answer = session_pb2.ListSessionsResponse
+            found = self._connections.call(doing, holder.address, "SessionService/ListSessions", request, answer, self.timeout)
+            if len(found.sessions) != 1:
+                why = session_pb2.SessionError(problem=session_pb2.SESSION_PROBLEM_UNKNOWN, message="it is not held")
+                raise session_error(doing, why, holder.name)
+            state = found.sessions[0]
+            want = [
+                (i, length, [hashes[g] for g in groups])
+                for i, ((length, hashes), groups) in enumerate(zip(self._state, holder.groups))
+                if groups
+            ]
+            have = [(one.layer, one.length, list(one.hashes)) for one in state.layers]
+            return state.truncations == self._truncations and have == want
+
+        if not all(self._connections.each(self._holders, held)):
+            self._cut(None)
+        self._unsure = False
+
     def _level(
         self, id: bytes, epoch: session_pb2.Epoch, states: Sequence[session_pb2.SessionState]
     ) -> session_pb2.SessionState:
-        """One state of those of all holders, after what an append left at some of them alone has been taken back."""
-        lengths: dict[int, set[int]] = {}
-        for state in states:
-            for one in state.layers:
-                lengths.setdefault(one.layer, set()).add(one.length)
-        apart = [min(found) for found in lengths.values() if len(found) > 1]
-        if apart:
+        """One state of those of all holders, after each layer has been cut to what all of its holders have."""
+        least = [min((one.length for s in states for one in s.layers if one.layer == i), default=0) for i in range(len(self.layers))]
+        if any(one.length != least[one.layer] for s in states for one in s.layers):
             request = session_pb2.TruncateSessionRequest(
-                session=id, epoch=epoch, truncations=min(s.truncations for s in states), position=min(apart)
+                session=id, epoch=epoch, truncations=min(s.truncations for s in states), position=max(least), lengths=least
             )
             states = self._each("truncate", "TruncateSession", request, session_pb2.TruncateSessionResponse)
         return _join(self.layers, self._holders, states, id)
@@ -529,16 +563,22 @@ def batch(steps: Sequence[Step], *, timeout: float | None = None) -> list[Attent
     flying: dict[tuple[int, int], tuple[int, _Flight]] = {}
     results: list[Attention | None] = [None] * len(steps)
 
+    settled: set[int] = set()
+
     def land(key: tuple[int, int]) -> None:
         i, flight = flying.pop(key)
         try:
             flight.work.step.session._land(flight, deadline)
         except Exception as e:
+            flight.work.step.session._unsure = True
             errors.setdefault(i, e)
 
     for i, step in enumerate(steps):
         key = (id(step.session), step.layer)
         try:
+            if id(step.session) not in settled:  # nothing of it is in flight before its first step
+                step.session._settle()
+                settled.add(id(step.session))
             if key in flying:
                 land(key)
             work = works[i] or step.session._prepare(step)
