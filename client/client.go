@@ -43,6 +43,7 @@ type Client struct {
 	conn    *grpc.ClientConn
 	service headwaterv1.CoordinatorServiceClient
 	conns   *fanout.Conns
+	kept    fanout.Kept  // that to the coordinator
 	lane    *fanout.Lane // which drives the sessions
 }
 
@@ -69,10 +70,12 @@ func Dial(address string, opts ...grpc.DialOption) (*Client, error) {
 		return nil, fmt.Errorf("coordinator address %q: %w", address, err)
 	}
 	conns := fanout.NewConns(all...)
-	return &Client{
+	c := &Client{
 		address: target, conn: conn, service: headwaterv1.NewCoordinatorServiceClient(conn),
 		conns: conns, lane: fanout.NewLane(newLaneID(), conns),
-	}, nil
+	}
+	c.kept.Set(conns, target)
+	return c, nil
 }
 
 func newLaneID() (id lane.ID) {
@@ -86,6 +89,7 @@ func (c *Client) Address() string { return c.address }
 // Close ends the connections and all calls on them. Sessions stay on the cluster until their TTL.
 func (c *Client) Close() error {
 	c.lane.Close()
+	c.kept.Set(c.conns)
 	return errors.Join(c.conns.Close(), c.conn.Close())
 }
 

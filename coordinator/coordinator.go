@@ -186,6 +186,11 @@ func (c *Coordinator) Register(s grpc.ServiceRegistrar) {
 // for a job end, so that a server can stop gracefully.
 func (c *Coordinator) Run(ctx context.Context) error {
 	defer close(c.stopping)
+	ctx, end := context.WithCancel(ctx)
+	var keeper sync.WaitGroup
+	defer keeper.Wait()
+	defer end()
+	keeper.Go(func() { c.sessions.keep(ctx) })
 	hourly := time.NewTicker(time.Hour)
 	defer hourly.Stop()
 	for {

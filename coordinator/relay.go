@@ -153,6 +153,10 @@ func (r *relay) start(ctx context.Context, s *relayStep) error {
 	if m.Append > maxTokens || m.Attend > maxTokens {
 		return invalid("layer %d: a step of %d and %d tokens, at most %d are taken", m.Layer, m.Append, m.Attend, maxTokens)
 	}
+	// Of several holders' answers, each may fit a frame and all together not.
+	if 4*s.layer.Heads*int(m.Attend)*(s.layer.VDim+1) > maxAnswer {
+		return invalid("layer %d: the answer for %d tokens exceeds a frame of %d bytes: cut the step into fewer tokens", m.Layer, m.Attend, lane.MaxFrameBytes)
+	}
 	if err := s.payload.Cut(s.layer, m, s.request.Payload.Bytes()); err != nil {
 		return err
 	}
@@ -166,8 +170,12 @@ func (r *relay) start(ctx context.Context, s *relayStep) error {
 	return nil
 }
 
-// maxTokens is how many tokens a step appends or lets attend at most.
-const maxTokens = 1 << 16
+const (
+	// maxTokens is how many tokens a step appends or lets attend at most.
+	maxTokens = 1 << 16
+	// maxAnswer bounds the raw bytes of an answer so that it fits a frame with its coding and its other fields.
+	maxAnswer = lane.MaxFrameBytes - 64<<10
+)
 
 func grow(s []float32, n int) []float32 {
 	if cap(s) < n {

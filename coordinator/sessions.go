@@ -49,6 +49,26 @@ func (s *sessions) workers() []membership.Member {
 	return slices.DeleteFunc(s.c.View.Members(), func(m membership.Member) bool { return m.Role != membership.RoleWorker })
 }
 
+// keep keeps the connections to the workers that are members, until ctx ends. Those to others end with the calls that use
+// them.
+func (s *sessions) keep(ctx context.Context) {
+	var kept fanout.Kept
+	defer kept.Set(s.conns)
+	for {
+		changed := s.c.View.Changed()
+		var addresses []string
+		for _, m := range s.workers() {
+			addresses = append(addresses, m.Address)
+		}
+		kept.Set(s.conns, addresses...)
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
 // askTimeout is how long a worker may take to say what it has.
 const askTimeout = 5 * time.Second
 
@@ -199,8 +219,9 @@ func (s *sessions) plan(ctx context.Context, req *headwaterv1.CreateSessionReque
 	members := s.workers()
 	described, errs := make([]*headwaterv1.DescribeResponse, len(members)), make([]error, len(members))
 	s.ask(ctx, members, func(ctx context.Context, i int, m membership.Member) {
-		conn, err := s.conns.Get(m.Address)
+		conn, err := s.conns.Use(m.Address)
 		if err == nil {
+			defer conn.Release()
 			described[i], err = headwaterv1.NewWorkerServiceClient(conn).Describe(ctx, &headwaterv1.DescribeRequest{})
 		}
 		errs[i] = err

@@ -22,11 +22,12 @@ func (c *Conns) each(ctx context.Context, holders []*Holder, do func(ctx context
 	var tasks errgroup.Group
 	for i, o := range holders {
 		tasks.Go(func() error {
-			conn, err := c.Get(o.Address)
+			conn, err := c.Use(o.Address)
 			if err != nil {
 				errs[i] = lost(o.Name, err)
 				return nil
 			}
+			defer conn.Release()
 			if states[i], err = do(ctx, headwaterv1.NewSessionServiceClient(conn), i); err != nil {
 				errs[i] = callError(o.Name, err)
 			}
@@ -341,10 +342,11 @@ func (c *Conns) Holds(ctx context.Context, h *Holding, session []byte, truncatio
 
 // List asks one holder for sessions and its cache.
 func (c *Conns) List(ctx context.Context, name, address string, req *headwaterv1.ListSessionsRequest) (*headwaterv1.ListSessionsResponse, error) {
-	conn, err := c.Get(address)
+	conn, err := c.Use(address)
 	if err != nil {
 		return nil, lost(name, err)
 	}
+	defer conn.Release()
 	resp, err := headwaterv1.NewSessionServiceClient(conn).ListSessions(ctx, req)
 	if err != nil {
 		return nil, callError(name, err)
@@ -367,10 +369,11 @@ func (c *Conns) Export(ctx context.Context, h *Holding, req *headwaterv1.ExportS
 		for _, g := range p.groups {
 			owner[g] = i
 		}
-		conn, err := c.Get(p.holder.Address)
+		conn, err := c.Use(p.holder.Address)
 		if err != nil {
 			return lost(p.holder.Name, err)
 		}
+		defer conn.Release()
 		if streams[i], err = headwaterv1.NewSessionServiceClient(conn).ExportSession(ctx, req); err != nil {
 			return callError(p.holder.Name, err)
 		}

@@ -6,61 +6,11 @@ import (
 	"fmt"
 	"sync"
 
-	"google.golang.org/grpc"
-
 	"headwater/lane"
 )
 
 // inFlight is how many steps a lane has on their way to one holder and back; more wait.
 const inFlight = 256
-
-// Conns are connections to holders, by address. They are made at first use and kept until Close. Safe for concurrent use.
-type Conns struct {
-	options []grpc.DialOption
-
-	mu     sync.Mutex
-	conns  map[string]*grpc.ClientConn
-	closed bool
-}
-
-// NewConns makes an empty set, whose connections are made with the options.
-func NewConns(options ...grpc.DialOption) *Conns {
-	return &Conns{options: options, conns: map[string]*grpc.ClientConn{}}
-}
-
-// ErrClosed is the error of calls on a lane or on connections that were closed.
-var ErrClosed = errors.New("the lane is closed")
-
-// Get returns the connection to an address. It stays the set's.
-func (c *Conns) Get(address string) (*grpc.ClientConn, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.closed {
-		return nil, ErrClosed
-	}
-	if conn, ok := c.conns[address]; ok {
-		return conn, nil
-	}
-	conn, err := grpc.NewClient("passthrough:///"+address, c.options...)
-	if err != nil {
-		return nil, fmt.Errorf("address %q: %w", address, err)
-	}
-	c.conns[address] = conn
-	return conn, nil
-}
-
-// Close ends all connections and the calls on them.
-func (c *Conns) Close() error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.closed = true
-	var errs []error
-	for _, conn := range c.conns {
-		errs = append(errs, conn.Close())
-	}
-	clear(c.conns)
-	return errors.Join(errs...)
-}
 
 // Lane is one client's lane: a stream to each holder that it has steps for, opened at the first of them. Safe for
 // concurrent use; steps that are started one after the other reach each holder in that order.
@@ -107,14 +57,21 @@ func (l *Lane) stream(o *Holder) (*stream, error) {
 	if s, ok := l.streams[o.Address]; ok && s.ctx.Err() == nil {
 		return s, nil
 	}
-	conn, err := l.conns.Get(o.Address)
+	conn, err := l.conns.Use(o.Address)
 	if err != nil {
 		return nil, err
 	}
 	ctx, cancel := context.WithCancelCause(l.ctx)
 	s := &stream{ctx: ctx, fail: cancel, queue: make(chan *callPart, inFlight), room: make(chan struct{}, inFlight), pending: map[uint64]*callPart{}}
 	l.streams[o.Address] = s
-	l.tasks.Go(func() { s.run(conn, l.id) })
+	l.tasks.Go(func() {
+		s.run(conn, l.id)
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		if l.streams[o.Address] == s {
+			delete(l.streams, o.Address)
+		}
+	})
 	return s, nil
 }
 
@@ -158,7 +115,8 @@ type brokenError struct{ error }
 func (e brokenError) Unwrap() error { return e.error }
 
 // run opens the stream, sends and receives until it ends, and fails what is pending then.
-func (s *stream) run(conn *grpc.ClientConn, id lane.ID) {
+func (s *stream) run(conn *Conn, id lane.ID) {
+	defer conn.Release()
 	defer s.finish()
 	rpc, err := lane.Open(s.ctx, conn, id)
 	if err != nil {
@@ -186,6 +144,11 @@ func (s *stream) send(rpc *lane.Stream) {
 		select {
 		case p := <-s.queue:
 			err := rpc.Send(p.request)
+			var refused *lane.Error
+			if errors.As(err, &refused) { // the frame, by this side; the stream goes on
+				s.refuse(p, refused)
+				err = nil
+			}
 			p.call.finished()
 			if err != nil {
 				return // Recv says why
@@ -210,6 +173,19 @@ func (s *stream) answered(r *lane.Response) (*lane.Response, error) {
 	p.answered = true
 	p.call.finished()
 	return r, nil
+}
+
+// refuse ends a part that was not sent.
+func (s *stream) refuse(p *callPart, err error) {
+	s.mu.Lock()
+	_, ok := s.pending[p.request.ID]
+	delete(s.pending, p.request.ID)
+	s.mu.Unlock()
+	if ok { // else the stream has ended meanwhile
+		<-s.room
+		p.err = err
+		p.call.finished()
+	}
 }
 
 // finish fails all that has no answer. Nothing is sent any more.

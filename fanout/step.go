@@ -53,6 +53,7 @@ type Call struct {
 	parts   []*callPart
 	left    atomic.Int32  // parts that are not sent, and parts that are not answered
 	done    chan struct{} // one element when none is left
+	refused error         // why it was not sent
 	context []float32     // scratch: one holder's context and LSE
 	lse     []float32
 }
@@ -89,6 +90,12 @@ func (c *Call) send(ctx context.Context) {
 		c.parts = append(c.parts, &callPart{call: c, request: new(lane.Request), response: new(lane.Response)})
 	}
 	c.parts = c.parts[:len(parts)]
+	if c.refused = s.fits(parts, c.holding.layers[s.Layer]); c.refused != nil {
+		s.Payload.Free()
+		s.Payload = nil
+		c.done <- struct{}{}
+		return
+	}
 	c.left.Store(int32(2 * len(parts)))
 	for i, p := range c.parts {
 		p.holder, p.groups, p.answered, p.err = parts[i].holder, parts[i].groups, false, nil
@@ -116,6 +123,24 @@ func (c *Call) send(ctx context.Context) {
 		}
 	}
 }
+
+// fits refuses a step of which one holder's part, or its answer, is more than a frame takes, before any holder is sent its own.
+func (s *Step) fits(parts []part, layer Layer) error {
+	query, key, value, scale := layer.bytes(&s.Step)
+	each := query + key + value + 2*scale
+	answer := 4 * int(s.Attend) * layer.GroupSize() * (layer.VDim + 1)
+	for _, p := range parts {
+		n := max(each, answer) * len(p.groups)
+		if n += 8*len(p.groups) + len(s.TreeMask) + 5*len(s.Tokens) + roomForFields; n > lane.MaxFrameBytes {
+			return invalid("layer %d: %d tokens to append and %d that attend make a frame of about %d bytes at holder %q, at most %d are allowed: cut the step into fewer tokens",
+				s.Layer, s.Append, s.Attend, n, p.holder.Name, lane.MaxFrameBytes)
+		}
+	}
+	return nil
+}
+
+// roomForFields is more than a frame's other fields, and the coding of a context, take.
+const roomForFields = 32 << 10
 
 // bytes are the sizes of the tensors that a step has for one group.
 func (l Layer) bytes(s *lane.Step) (query, key, value, scale int) {
@@ -254,12 +279,15 @@ func (c *Call) release() {
 		p.response.Payload.Free()
 		p.response.Payload = nil
 	}
-	c.holding, c.step = nil, nil
+	c.holding, c.step, c.refused = nil, nil, nil
 	c.lane.calls.Put(c)
 }
 
 // failure returns what decides about the call: a refusal before what may pass.
 func (c *Call) failure() error {
+	if c.refused != nil {
+		return c.refused
+	}
 	var first error
 	for _, p := range c.parts {
 		var err error

@@ -1,11 +1,11 @@
 package lane
 
 import (
-	"fmt"
-
 	"google.golang.org/grpc/mem"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
+
+	headwaterv1 "headwater/proto/headwater/v1"
 )
 
 // The fields, by message.
@@ -37,26 +37,33 @@ const (
 	resultCodec        protowire.Number = 6
 )
 
+// FrameBytes is the size of the frame that carries the step and a payload of that many bytes.
+func (r *Request) FrameBytes(payload int) int { return frameBytes(r.ID, sizeOfStep(&r.Step), payload) }
+
+func frameBytes(id uint64, body, payload int) int {
+	return sizeOfVarint(fieldID, id) + protowire.SizeTag(fieldBody) + protowire.SizeBytes(body) + sizeOfBytes(fieldPayload, payload)
+}
+
+// tooLarge refuses a frame that its receiver would not read.
+func tooLarge(bytes int) error {
+	if bytes <= MaxFrameBytes {
+		return nil
+	}
+	return Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_INVALID, "a frame of %d bytes, at most %d are allowed: cut the step into fewer tokens", bytes, MaxFrameBytes)
+}
+
 func (r *Request) marshal() (mem.BufferSlice, error) {
 	payload := r.Payload
 	r.Payload = nil
-	size := sizeOfStep(&r.Step)
-	head, out, err := begin(r.ID, size, payload)
-	if err != nil {
-		return nil, err
-	}
+	head, out := begin(r.ID, sizeOfStep(&r.Step), payload)
 	return finish(head, appendStep(out, &r.Step), payload), nil
 }
 
 func (r *Response) marshal() (mem.BufferSlice, error) {
 	payload := r.Payload
 	r.Payload = nil
-	size := sizeOfResult(&r.Result)
-	head, out, err := begin(r.ID, size, payload)
-	if err != nil {
-		return nil, err
-	}
-	out, err = appendResult(out, &r.Result)
+	head, out := begin(r.ID, sizeOfResult(&r.Result), payload)
+	out, err := appendResult(out, &r.Result)
 	if err != nil {
 		head.Free()
 		payload.Free()
@@ -65,21 +72,13 @@ func (r *Response) marshal() (mem.BufferSlice, error) {
 	return finish(head, out, payload), nil
 }
 
-// begin returns a buffer for all that comes before the payload, and its bytes up to a body of that size. On an error the
-// payload is freed.
-func begin(id uint64, body int, payload *Buffer) (head *Buffer, out []byte, err error) {
-	size := sizeOfVarint(fieldID, id) + protowire.SizeTag(fieldBody) + protowire.SizeBytes(body)
-	if n := len(payload.Bytes()); n > 0 {
-		size += sizeOfBytes(fieldPayload, n) - n
-	}
-	if total := size + len(payload.Bytes()); total > MaxFrameBytes {
-		payload.Free()
-		return nil, nil, fmt.Errorf("a frame of %d bytes exceeds %d: cut the step into fewer tokens", total, MaxFrameBytes)
-	}
-	head = NewBuffer(size)
+// begin returns a buffer for all that comes before the payload, and its bytes up to a body of that size.
+func begin(id uint64, body int, payload *Buffer) (head *Buffer, out []byte) {
+	n := len(payload.Bytes())
+	head = NewBuffer(frameBytes(id, body, n) - n)
 	out = appendVarint(head.bytes[:0], fieldID, id)
 	out = protowire.AppendTag(out, fieldBody, protowire.BytesType)
-	return head, protowire.AppendVarint(out, uint64(body)), nil
+	return head, protowire.AppendVarint(out, uint64(body))
 }
 
 func finish(head *Buffer, out []byte, payload *Buffer) mem.BufferSlice {

@@ -283,10 +283,6 @@ func TestLyingLengthsTakeNoMemory(t *testing.T) {
 	if err := r.unmarshal(mem.BufferSlice{mem.SliceBuffer(many)}); err == nil || !strings.Contains(err.Error(), "more than 65536") {
 		t.Fatalf("got %v", err)
 	}
-	r.Payload = NewBuffer(MaxFrameBytes)
-	if _, err := (Codec{}).Marshal(&r); err == nil || r.Payload != nil {
-		t.Fatalf("a frame larger than a message: %v", err)
-	}
 }
 
 func TestBuffers(t *testing.T) {
@@ -464,19 +460,68 @@ func TestLaneSpeaksToGeneratedClients(t *testing.T) {
 	}
 }
 
+// TestFramesTooLarge: who sends one is refused, and its lane goes on; who receives one says so by its own words. The largest
+// that is allowed arrives.
 func TestFramesTooLarge(t *testing.T) {
-	conn := serveEcho(t, grpc.MaxRecvMsgSize(1000))
-	s, err := Open(t.Context(), conn, someID)
+	conn := serveEcho(t, grpc.MaxRecvMsgSize(MaxFrameBytes), grpc.MaxSendMsgSize(MaxFrameBytes))
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	s, err := Open(ctx, limited{conn, MaxFrameBytes}, someID)
 	if err != nil {
 		t.Fatal(err)
 	}
-	r, p := Request{Payload: NewBuffer(1001)}, Response{}
-	if err := s.Send(&r); err != nil || r.Payload != nil {
-		t.Fatal(err)
-	}
-	if err := s.Recv(&p); status.Code(err) != codes.ResourceExhausted || !strings.Contains(err.Error(), "larger than max") {
+	r, p := Request{ID: 1}, Response{}
+	n := MaxFrameBytes - r.FrameBytes(MaxFrameBytes) + MaxFrameBytes // of the largest payload
+	r.Payload = NewBuffer(n + 1)
+	var refused *Error
+	if err := s.Send(&r); !errors.As(err, &refused) || refused.Problem() != headwaterv1.SessionProblem_SESSION_PROBLEM_INVALID || r.Payload != nil ||
+		!strings.Contains(err.Error(), "33554433 bytes, at most 33554432") || !strings.Contains(err.Error(), "fewer tokens") {
 		t.Fatalf("got %v", err)
 	}
+	for _, size := range []int{n - 100, 3} { // the echo's answer has some fields more
+		r.Payload = NewBuffer(size)
+		if err := s.Send(&r); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Recv(&p); err != nil || len(p.Payload.Bytes()) != size {
+			t.Fatalf("%d bytes came back: %v", len(p.Payload.Bytes()), err)
+		}
+		p.Payload.Free()
+		p.Payload = nil
+	}
+	// A client that sends more all the same.
+	small := serveEcho(t, grpc.MaxRecvMsgSize(1000))
+	if s, err = Open(ctx, small, someID); err != nil {
+		t.Fatal(err)
+	}
+	r.Payload = NewBuffer(1001)
+	if err := s.Send(&r); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Recv(&p); status.Code(err) != codes.ResourceExhausted || !strings.Contains(err.Error(), "cut the step into fewer tokens") || strings.Contains(err.Error(), "grpc:") {
+		t.Fatalf("got %v", err)
+	}
+	// A holder that answers more.
+	if s, err = Open(ctx, limited{conn, 1000}, someID); err != nil {
+		t.Fatal(err)
+	}
+	r.Payload = NewBuffer(1001)
+	if err := s.Send(&r); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Recv(&p); status.Code(err) != codes.ResourceExhausted || !strings.Contains(err.Error(), "cut the step into fewer tokens") || strings.Contains(err.Error(), "grpc:") {
+		t.Fatalf("got %v", err)
+	}
+}
+
+// limited takes messages of so many bytes.
+type limited struct {
+	grpc.ClientConnInterface
+	bytes int
+}
+
+func (n limited) NewStream(ctx context.Context, desc *grpc.StreamDesc, method string, opts ...grpc.CallOption) (grpc.ClientStream, error) {
+	return n.ClientConnInterface.NewStream(ctx, desc, method, append(opts, grpc.MaxCallRecvMsgSize(n.bytes))...)
 }
 
 func TestErrorsArriveAsTheyWere(t *testing.T) {

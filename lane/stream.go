@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"slices"
+	"strings"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -53,9 +54,13 @@ var clientDesc = grpc.StreamDesc{StreamName: "Lane", ServerStreams: true, Client
 func (s *Stream) Header() (metadata.MD, error) { return s.stream.Header() }
 
 // Send sends a request, whose payload it takes, also where it fails; the rest of the request may be used again. It blocks
-// while the holder does not read. After io.EOF, Recv says why the lane has ended.
+// while the holder does not read. A frame that is too large is an *Error, and the lane goes on without it. After io.EOF,
+// Recv says why the lane has ended.
 func (s *Stream) Send(r *Request) error {
-	err := s.stream.SendMsg(r)
+	err := tooLarge(r.FrameBytes(len(r.Payload.Bytes())))
+	if err == nil {
+		err = s.stream.SendMsg(r)
+	}
 	r.Payload.Free() // where it was not taken
 	r.Payload = nil
 	return err
@@ -67,6 +72,10 @@ func (s *Stream) CloseSend() error { return s.stream.CloseSend() }
 // Recv makes r the next response. Its payload is the caller's.
 func (s *Stream) Recv(r *Response) error {
 	if err := s.stream.RecvMsg(r); err != nil {
+		// gRPC says so, here of an answer, or at the holder of a request, before that can say it better.
+		if e := status.Convert(err); e.Code() == codes.ResourceExhausted && strings.HasPrefix(e.Message(), "grpc: received message") {
+			return status.Errorf(codes.ResourceExhausted, "a frame on the lane exceeds %d bytes: cut the step into fewer tokens", MaxFrameBytes)
+		}
 		return err
 	}
 	if r.fault != nil {
@@ -88,9 +97,12 @@ func (s *ServerStream) Context() context.Context { return s.stream.Context() }
 func (s *ServerStream) ID() ID { return s.id }
 
 // Send sends a response, whose payload it takes, also where it fails; the rest of the response may be used again. It blocks
-// while the client does not read.
+// while the client does not read. A frame that is too large is an *Error, and the lane goes on without it.
 func (s *ServerStream) Send(r *Response) error {
-	err := s.stream.SendMsg(r)
+	err := tooLarge(frameBytes(r.ID, sizeOfResult(&r.Result), len(r.Payload.Bytes())))
+	if err == nil {
+		err = s.stream.SendMsg(r)
+	}
 	r.Payload.Free() // where it was not taken
 	r.Payload = nil
 	return err
@@ -99,6 +111,9 @@ func (s *ServerStream) Send(r *Response) error {
 // Recv makes r the next request. Its payload is the caller's. io.EOF says that no more come.
 func (s *ServerStream) Recv(r *Request) error {
 	if err := s.stream.RecvMsg(r); err != nil {
+		if status.Code(err) == codes.ResourceExhausted { // only gRPC says so, of the size
+			return status.Errorf(codes.ResourceExhausted, "lane %s: a frame exceeds %d bytes: cut the step into fewer tokens", s.id, MaxFrameBytes)
+		}
 		return err
 	}
 	if r.fault != nil {
