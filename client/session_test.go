@@ -691,3 +691,21 @@ func TestMoreBytesThanACoordinatorKeeps(t *testing.T) {
 		}
 	}
 }
+
+// Sessions of one group, which only one worker can hold, are not all of the same one's.
+func TestSmallSessionsSpread(t *testing.T) {
+	c := start(t, 3)
+	held := map[string]int{}
+	const sessions = 48
+	for range sessions {
+		s := open(t, c.Client, client.SessionOptions{Layers: []client.Layer{{Heads: 2, KVHeads: 1, HeadDim: 4}}})
+		found, err := c.FindSession(t.Context(), s.ID())
+		if err != nil || len(found.GetHolders()) != 1 {
+			t.Fatalf("%v: %v", found, err)
+		}
+		held[found.GetHolders()[0].GetName()]++
+	}
+	if len(held) != 3 {
+		t.Errorf("%d sessions are at %v", sessions, held)
+	}
+}
