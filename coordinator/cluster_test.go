@@ -19,6 +19,7 @@ import (
 	"github.com/google/uuid"
 	"go.uber.org/goleak"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/stats"
 
 	"headwater/client"
 	"headwater/coordinator"
@@ -72,6 +73,8 @@ type workerOptions struct {
 	weight  int
 	// stream, where given, stands between the worker and its peer.
 	stream grpc.StreamServerInterceptor
+	// stats, where given, is told of the worker's connections.
+	stats stats.Handler
 	// dialect, where given, is the protocol version that it answers with.
 	dialect string
 }
@@ -89,6 +92,9 @@ func startWorker(t *testing.T, name string, o workerOptions) *node {
 	options := protocol.ServerOptions()
 	if o.stream != nil {
 		options = append(options, grpc.ChainStreamInterceptor(o.stream))
+	}
+	if o.stats != nil {
+		options = append(options, grpc.StatsHandler(o.stats))
 	}
 	s := grpc.NewServer(options...)
 	w.Register(s)

@@ -381,7 +381,7 @@ func joinStates(states []*headwaterv1.SessionState) *headwaterv1.SessionState {
 	if config := states[0].GetConfig(); config != nil && len(holders) == len(states) {
 		if layers, err := fanout.Layers(config); err == nil {
 			if h, err := fanout.ParseHolding(layers, holders); err == nil {
-				if all, err := h.Join(states); err == nil {
+				if all, err := h.Join(states[0].GetSession(), states); err == nil {
 					return all
 				}
 			}

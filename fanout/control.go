@@ -175,13 +175,16 @@ func (c *Conns) level(ctx context.Context, h *Holding, session []byte, epoch *he
 		}
 	}
 	if !differ {
-		return h.Join(states)
+		return h.Join(session, states)
 	}
 	return c.Truncate(ctx, h, &headwaterv1.TruncateSessionRequest{Session: session, Epoch: epoch, Truncations: truncations, Lengths: least})
 }
 
-// Join makes one state of those of all holders, in their order. They must have the same lengths.
-func (h *Holding) Join(states []*headwaterv1.SessionState) (*headwaterv1.SessionState, error) {
+// Join makes one state of a session of those of all holders, in their order. They must have the same lengths and truncations.
+func (h *Holding) Join(session []byte, states []*headwaterv1.SessionState) (*headwaterv1.SessionState, error) {
+	if states[0] == nil {
+		return nil, wrong(h.holders[0].Name, "it answers without a state")
+	}
 	all := proto.CloneOf(states[0])
 	all.Layers, all.PageBytes, all.OwnBytes, all.Holders = nil, 0, 0, nil
 	hashes, lengths, firsts, seen := make([][]uint64, len(h.layers)), make([]uint64, len(h.layers)), make([]uint64, len(h.layers)), make([]int, len(h.layers))
@@ -190,8 +193,11 @@ func (h *Holding) Join(states []*headwaterv1.SessionState) (*headwaterv1.Session
 	}
 	for i, s := range states {
 		o := h.holders[i]
-		if !bytes.Equal(s.GetSession(), all.GetSession()) {
-			return nil, wrong(o.Name, "it answers for session %x, not %x", s.GetSession(), all.GetSession())
+		if !bytes.Equal(s.GetSession(), session) {
+			return nil, wrong(o.Name, "it answers for session %x, not %x", s.GetSession(), session)
+		}
+		if s.GetTruncations() != all.GetTruncations() {
+			return nil, refused(o.Name, lane.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_OTHER_TRUNCATIONS, "session %x: truncated %d times, at another holder %d", session, s.GetTruncations(), all.GetTruncations()))
 		}
 		all.PageBytes += s.GetPageBytes()
 		all.OwnBytes += s.GetOwnBytes()
@@ -199,12 +205,14 @@ func (h *Holding) Join(states []*headwaterv1.SessionState) (*headwaterv1.Session
 		if s.GetUsed().AsTime().After(all.GetUsed().AsTime()) {
 			all.Used = s.GetUsed()
 		}
+		last := int64(-1)
 		for _, l := range s.GetLayers() {
-			if int64(l.GetLayer()) >= int64(len(h.layers)) {
-				return nil, wrong(o.Name, "it holds layer %d of %d", l.GetLayer(), len(h.layers))
+			if int64(l.GetLayer()) >= int64(len(h.layers)) || int64(l.GetLayer()) <= last {
+				return nil, wrong(o.Name, "it tells of layer %d of %d after layer %d", l.GetLayer(), len(h.layers), last)
 			}
+			last = int64(l.GetLayer())
 			groups := o.layer(int(l.GetLayer()), h.layers[l.GetLayer()])
-			if len(l.GetHashes()) != len(groups) {
+			if len(l.GetHashes()) != len(groups) || len(groups) == 0 {
 				return nil, wrong(o.Name, "it has %d hashes for %d groups of layer %d", len(l.GetHashes()), len(groups), l.GetLayer())
 			}
 			if seen[l.GetLayer()] > 0 && l.GetLength() != lengths[l.GetLayer()] {
@@ -220,7 +228,11 @@ func (h *Holding) Join(states []*headwaterv1.SessionState) (*headwaterv1.Session
 	}
 	for l, layer := range h.layers {
 		if seen[l] != layer.KVHeads {
-			return nil, wrong(all.GetName(), "layer %d: %d of %d groups are told of", l, seen[l], layer.KVHeads)
+			for i, s := range states {
+				if len(h.holders[i].layer(l, layer)) > 0 && !slices.ContainsFunc(s.GetLayers(), func(t *headwaterv1.LayerState) bool { return int64(t.GetLayer()) == int64(l) }) {
+					return nil, wrong(h.holders[i].Name, "it does not tell of layer %d", l)
+				}
+			}
 		}
 		all.Layers = append(all.Layers, &headwaterv1.LayerState{Layer: uint32(l), Length: lengths[l], Hashes: hashes[l], First: firsts[l]})
 	}
@@ -274,10 +286,11 @@ func (c *Conns) Truncate(ctx context.Context, h *Holding, req *headwaterv1.Trunc
 	if err != nil {
 		return nil, err
 	}
-	return h.Join(states)
+	return h.Join(req.GetSession(), states)
 }
 
-// Pin pins a session at every holder, or no longer.
+// Pin pins a session at every holder, or no longer. Where an append was not made whole, the layers that it returns have what
+// all holders have, and no hashes.
 func (c *Conns) Pin(ctx context.Context, h *Holding, req *headwaterv1.PinSessionRequest) (*headwaterv1.SessionState, error) {
 	states, err := c.each(ctx, h.holders, func(ctx context.Context, s headwaterv1.SessionServiceClient, _ int) (*headwaterv1.SessionState, error) {
 		resp, err := s.PinSession(ctx, req)
@@ -286,7 +299,16 @@ func (c *Conns) Pin(ctx context.Context, h *Holding, req *headwaterv1.PinSession
 	if err != nil {
 		return nil, err
 	}
-	return h.Join(states)
+	state, err := h.Join(req.GetSession(), states)
+	if Is(err, headwaterv1.SessionProblem_SESSION_PROBLEM_BEHIND) {
+		state = proto.CloneOf(states[0])
+		state.Layers, state.Holders = nil, h.Proto()
+		for l, n := range h.least(states) {
+			state.Layers = append(state.Layers, &headwaterv1.LayerState{Layer: uint32(l), Length: n})
+		}
+		return state, nil
+	}
+	return state, err
 }
 
 // Drop ends a session at every holder. One that does not know it is no error unless none does.
