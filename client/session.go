@@ -1,6 +1,7 @@
 package client
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -488,12 +489,27 @@ func (c *Client) attach(ctx context.Context, id SessionID, opts AttachOptions) (
 
 // Sessions returns all sessions on the cluster, by id, and each worker's cache.
 func (c *Client) Sessions(ctx context.Context) ([]*headwaterv1.SessionState, []*headwaterv1.CacheState, error) {
-	resp, err := c.conns.List(ctx, c.address, c.address, &headwaterv1.ListSessionsRequest{})
-	if err != nil {
-		return nil, nil, c.sessionError("list sessions", SessionID{}, err)
+	var all []*headwaterv1.SessionState
+	req := &headwaterv1.ListSessionsRequest{Limit: listed}
+	for {
+		resp, err := c.conns.List(ctx, c.address, c.address, req)
+		if err != nil {
+			return nil, nil, c.sessionError("list sessions", SessionID{}, err)
+		}
+		found := resp.GetSessions()
+		if len(found) > 0 && bytes.Compare(found[0].GetSession(), req.After) <= 0 {
+			found = nil // a coordinator that knows no limits begins anew, and had told all
+		}
+		all = append(all, found...)
+		if len(found) != listed {
+			return all, resp.GetCaches(), nil
+		}
+		req.After = found[len(found)-1].GetSession()
 	}
-	return resp.GetSessions(), resp.GetCaches(), nil
 }
+
+// listed is how many sessions are asked for at once.
+const listed = 1000
 
 // Caches returns each worker's cache.
 func (c *Client) Caches(ctx context.Context) ([]*headwaterv1.CacheState, error) {

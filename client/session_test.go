@@ -1,6 +1,7 @@
 package client_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -707,5 +708,41 @@ func TestSmallSessionsSpread(t *testing.T) {
 	}
 	if len(held) != 3 {
 		t.Errorf("%d sessions are at %v", sessions, held)
+	}
+}
+
+// A list in parts is the list of all, with each session whole.
+func TestSessionsAreListedInParts(t *testing.T) {
+	c := start(t, 3)
+	for groups := range 8 {
+		open(t, c.Client, client.SessionOptions{Layers: []client.Layer{{Heads: groups + 1, HeadDim: 4}}})
+	}
+	all, _, err := c.Sessions(t.Context())
+	if err != nil || len(all) != 8 {
+		t.Fatalf("%d sessions: %v", len(all), err)
+	}
+	conn, err := grpc.NewClient(c.address, protocol.DialOptions()...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	for limit := uint32(1); limit < 10; limit++ {
+		req := &headwaterv1.ListSessionsRequest{Limit: limit}
+		rest := all
+		for {
+			resp, err := headwaterv1.NewSessionServiceClient(conn).ListSessions(t.Context(), req)
+			if err != nil || len(resp.GetSessions()) != min(int(limit), len(rest)) {
+				t.Fatalf("%d of %d sessions in parts of %d: %v", len(resp.GetSessions()), len(rest), limit, err)
+			}
+			for i, s := range resp.GetSessions() {
+				if !bytes.Equal(s.GetSession(), rest[i].GetSession()) || len(s.GetHolders()) != len(rest[i].GetHolders()) {
+					t.Fatalf("got %v, want %v", s, rest[i])
+				}
+			}
+			if rest = rest[len(resp.GetSessions()):]; len(rest) == 0 {
+				break
+			}
+			req.After = resp.GetSessions()[len(resp.GetSessions())-1].GetSession()
+		}
 	}
 }

@@ -368,6 +368,10 @@ func (s *sessions) ListSessions(ctx context.Context, req *headwaterv1.ListSessio
 		resp.Sessions = append(resp.Sessions, joinStates(states))
 	}
 	slices.SortFunc(resp.Sessions, func(a, b *headwaterv1.SessionState) int { return bytes.Compare(a.GetSession(), b.GetSession()) })
+	// Each worker has told its first ones, so that the first of all are whole. Of those beyond parts may be missing.
+	if limit := int(req.GetLimit()); limit > 0 && len(req.GetSessions()) == 0 && len(resp.Sessions) > limit {
+		resp.Sessions = resp.Sessions[:limit]
+	}
 	return resp, nil
 }
 

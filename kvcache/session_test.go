@@ -223,6 +223,42 @@ func TestPrefixIsFoundCountedAndEvictedFromItsEnd(t *testing.T) {
 }
 
 // A sliding window keeps what a later query sees and what the last step is repeated with, and no more.
+// A list is all sessions by id, in parts of any size.
+func TestListInParts(t *testing.T) {
+	cfg, held := uniform(t, 1, 1, 4, tensor.F16)
+	st := NewStore(StoreConfig{Budget: NewBudget(1 << 20)})
+	const sessions = 9
+	for i := range sessions {
+		create(t, st, SessionID{byte(i * 7 % sessions)}, cfg, held, nil)
+	}
+	for limit := range sessions + 2 {
+		var all []SessionID
+		var after *SessionID
+		for {
+			part := st.List(after, limit)
+			if limit > 0 && len(part) > limit {
+				t.Fatalf("%d sessions, at most %d were asked for", len(part), limit)
+			}
+			for _, state := range part {
+				all = append(all, state.Session)
+			}
+			if len(part) == 0 || limit == 0 {
+				break
+			}
+			after = &all[len(all)-1]
+		}
+		for i, id := range all {
+			if id != (SessionID{byte(i)}) {
+				t.Fatalf("by %d: session %d is %s", limit, i, id)
+			}
+		}
+		if len(all) != sessions {
+			t.Fatalf("by %d: %d sessions of %d", limit, len(all), sessions)
+		}
+	}
+	st.Close()
+}
+
 // What is pinned makes no room, and an append that counts on it would evict in vain.
 func TestPinnedSessionsMakeNoRoom(t *testing.T) {
 	cfg, held := uniform(t, 1, 1, 4, tensor.F16)
@@ -374,7 +410,7 @@ func TestSessionsInParallel(t *testing.T) {
 				if p := problemOf(err); err != nil && p != OverBudget && p != Unknown {
 					t.Error(err)
 				}
-				st.List()
+				st.List(nil, 0)
 			}
 		})
 	}

@@ -363,18 +363,26 @@ func (st *Store) Layer(id SessionID, layer shard.Layer) (*Layer, []shard.Group, 
 	return &h.Layer, h.groups, nil
 }
 
-// List returns what is held of all sessions, by id.
-func (st *Store) List() []State {
+// List returns what is held of the sessions after an id, nil is of all, by id: at most limit of them, 0 is no limit.
+func (st *Store) List(after *SessionID, limit int) []State {
 	st.mu.Lock()
 	ids := make([]SessionID, 0, len(st.sessions))
 	for id := range st.sessions {
-		ids = append(ids, id)
+		if after == nil || bytes.Compare(id[:], after[:]) > 0 {
+			ids = append(ids, id)
+		}
 	}
 	st.mu.Unlock()
 	slices.SortFunc(ids, func(a, b SessionID) int { return bytes.Compare(a[:], b[:]) })
-	states := make([]State, 0, len(ids))
+	if limit <= 0 {
+		limit = len(ids)
+	}
+	states := make([]State, 0, min(limit, len(ids)))
 	for _, id := range ids {
-		if state, err := st.State(id); err == nil {
+		if len(states) == limit {
+			break
+		}
+		if state, err := st.State(id); err == nil { // else it has ended meanwhile
 			states = append(states, state)
 		}
 	}
@@ -784,7 +792,7 @@ func (st *Store) releaseRows(s *session, n int) {
 
 // Close drops all sessions and prefixes. What is reserved after it belongs to views that are not released yet.
 func (st *Store) Close() {
-	for _, state := range st.List() {
+	for _, state := range st.List(nil, 0) {
 		_ = st.Drop(state.Session, nil) // It fails only where the session has ended.
 	}
 	st.mu.Lock()

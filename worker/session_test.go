@@ -724,6 +724,15 @@ func TestSessionCalls(t *testing.T) {
 	if err != nil || len(list.GetSessions()) != 1 || list.GetSessions()[0].GetConfig() != nil || list.GetCaches()[0].GetWorker() != "w1" || list.GetCaches()[0].GetLanes() != 1 {
 		t.Fatalf("got %v: %v", list, err)
 	}
+	if list, err = p.sessions.ListSessions(ctx, &headwaterv1.ListSessionsRequest{After: s.id}); err != nil || len(list.GetSessions()) != 0 {
+		t.Fatalf("after the last: %v: %v", list, err)
+	}
+	if list, err = p.sessions.ListSessions(ctx, &headwaterv1.ListSessionsRequest{After: make([]byte, 16), Limit: 1}); err != nil || len(list.GetSessions()) != 1 {
+		t.Fatalf("got %v: %v", list, err)
+	}
+	if _, err = p.sessions.ListSessions(ctx, &headwaterv1.ListSessionsRequest{After: []byte{1}}); status.Code(err) != codes.InvalidArgument {
+		t.Fatalf("after an id of a byte: %v", err)
+	}
 	if list, err = p.sessions.ListSessions(ctx, &headwaterv1.ListSessionsRequest{CachesOnly: true}); err != nil || len(list.GetSessions()) != 0 || list.GetCaches()[0].GetUsedBytes() == 0 {
 		t.Fatalf("got %v: %v", list, err)
 	}

@@ -186,7 +186,15 @@ func (s *sessions) ListSessions(_ context.Context, m *headwaterv1.ListSessionsRe
 	switch {
 	case m.GetCachesOnly():
 	case len(m.GetSessions()) == 0:
-		for _, state := range s.store.List() {
+		var after *kvcache.SessionID
+		if len(m.GetAfter()) > 0 {
+			id, err := sessionID("after", m.GetAfter())
+			if err != nil {
+				return nil, err
+			}
+			after = &id
+		}
+		for _, state := range s.store.List(after, int(m.GetLimit())) {
 			resp.Sessions = append(resp.Sessions, s.state(state, false))
 		}
 	default:

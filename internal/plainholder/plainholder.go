@@ -340,6 +340,12 @@ func (h *Holder) ListSessions(_ context.Context, req *headwaterv1.ListSessionsRe
 		cache.UsedBytes += h.state(id[:], s, false).GetPageBytes()
 	}
 	slices.SortFunc(resp.GetSessions(), func(a, b *headwaterv1.SessionState) int { return bytes.Compare(a.GetSession(), b.GetSession()) })
+	if len(req.GetSessions()) == 0 {
+		resp.Sessions = slices.DeleteFunc(resp.Sessions, func(s *headwaterv1.SessionState) bool { return bytes.Compare(s.GetSession(), req.GetAfter()) <= 0 })
+		if limit := int(req.GetLimit()); limit > 0 && limit < len(resp.Sessions) {
+			resp.Sessions = resp.Sessions[:limit]
+		}
+	}
 	return resp, nil
 }
 

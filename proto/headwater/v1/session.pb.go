@@ -1653,7 +1653,11 @@ type ListSessionsRequest struct {
 	// Ids, 16 bytes each; all when empty. An id that is not held is left out.
 	Sessions [][]byte `protobuf:"bytes,1,rep,name=sessions,proto3" json:"sessions,omitempty"`
 	// Whether only the caches are asked for.
-	CachesOnly    bool `protobuf:"varint,2,opt,name=caches_only,json=cachesOnly,proto3" json:"caches_only,omitempty"`
+	CachesOnly bool `protobuf:"varint,2,opt,name=caches_only,json=cachesOnly,proto3" json:"caches_only,omitempty"`
+	// Of all sessions at most so many, the first by id; 0 is no limit, and tens of thousands are more than a message takes.
+	Limit uint32 `protobuf:"varint,3,opt,name=limit,proto3" json:"limit,omitempty"`
+	// Of all sessions only those after this id, 16 bytes; empty is from the first on.
+	After         []byte `protobuf:"bytes,4,opt,name=after,proto3" json:"after,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1700,6 +1704,20 @@ func (x *ListSessionsRequest) GetCachesOnly() bool {
 		return x.CachesOnly
 	}
 	return false
+}
+
+func (x *ListSessionsRequest) GetLimit() uint32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+func (x *ListSessionsRequest) GetAfter() []byte {
+	if x != nil {
+		return x.After
+	}
+	return nil
 }
 
 // ListSessionsResponse is what is held, by id.
@@ -2812,11 +2830,13 @@ const file_headwater_v1_session_proto_rawDesc = "" +
 	"\x12DropSessionRequest\x12\x18\n" +
 	"\asession\x18\x01 \x01(\fR\asession\x12)\n" +
 	"\x05epoch\x18\x02 \x01(\v2\x13.headwater.v1.EpochR\x05epoch\"\x15\n" +
-	"\x13DropSessionResponse\"R\n" +
+	"\x13DropSessionResponse\"~\n" +
 	"\x13ListSessionsRequest\x12\x1a\n" +
 	"\bsessions\x18\x01 \x03(\fR\bsessions\x12\x1f\n" +
 	"\vcaches_only\x18\x02 \x01(\bR\n" +
-	"cachesOnly\"\x80\x01\n" +
+	"cachesOnly\x12\x14\n" +
+	"\x05limit\x18\x03 \x01(\rR\x05limit\x12\x14\n" +
+	"\x05after\x18\x04 \x01(\fR\x05after\"\x80\x01\n" +
 	"\x14ListSessionsResponse\x126\n" +
 	"\bsessions\x18\x01 \x03(\v2\x1a.headwater.v1.SessionStateR\bsessions\x120\n" +
 	"\x06caches\x18\x02 \x03(\v2\x18.headwater.v1.CacheStateR\x06caches\"\x90\x04\n" +

@@ -32,6 +32,7 @@ _CODECS: dict[str, worker_pb2.ContextCodec] = {
 }
 _ENDED = (coordinator_pb2.JOB_STATE_SUCCEEDED, coordinator_pb2.JOB_STATE_FAILED, coordinator_pb2.JOB_STATE_CANCELLED)
 _PIECE = 1 << 20
+_LISTED = 1000  # sessions that are asked for at once
 
 
 class Client:
@@ -116,9 +117,16 @@ class Client:
 
     def sessions(self) -> tuple[Sequence[session_pb2.SessionState], Sequence[session_pb2.CacheState]]:
         """All sessions on the cluster, by id, and each worker's cache."""
-        request = session_pb2.ListSessionsRequest()
-        response = self._call("list sessions", "SessionService/ListSessions", request, session_pb2.ListSessionsResponse)
-        return response.sessions, response.caches
+        found: list[session_pb2.SessionState] = []
+        request = session_pb2.ListSessionsRequest(limit=_LISTED)
+        while True:
+            response = self._call("list sessions", "SessionService/ListSessions", request, session_pb2.ListSessionsResponse)
+            # A coordinator that knows no limits begins anew, and had told all.
+            more = [s for s in response.sessions if s.session > request.after]
+            found += more
+            if len(more) != _LISTED:
+                return found, response.caches
+            request.after = more[-1].session
 
     def find_session(self, session: bytes) -> session_pb2.SessionState:
         """What the cluster has of a session. It may be used while another client drives it."""

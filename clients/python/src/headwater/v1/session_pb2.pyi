@@ -299,12 +299,16 @@ class DropSessionResponse(_message.Message):
     def __init__(self) -> None: ...
 
 class ListSessionsRequest(_message.Message):
-    __slots__ = ("sessions", "caches_only")
+    __slots__ = ("sessions", "caches_only", "limit", "after")
     SESSIONS_FIELD_NUMBER: _ClassVar[int]
     CACHES_ONLY_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
     sessions: _containers.RepeatedScalarFieldContainer[bytes]
     caches_only: bool
-    def __init__(self, sessions: _Optional[_Iterable[bytes]] = ..., caches_only: bool = ...) -> None: ...
+    limit: int
+    after: bytes
+    def __init__(self, sessions: _Optional[_Iterable[bytes]] = ..., caches_only: bool = ..., limit: _Optional[int] = ..., after: _Optional[bytes] = ...) -> None: ...
 
 class ListSessionsResponse(_message.Message):
     __slots__ = ("sessions", "caches")
