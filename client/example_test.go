@@ -145,6 +145,34 @@ func ExampleSession_Truncate() {
 	// after 3 of them, 8 attends to [5 50]
 }
 
+// A tree of drafts goes in one step: the mask says which of the newest positions each query sees, its branch and no other.
+func ExampleStep() {
+	c, stop := dialCluster()
+	defer stop()
+	ctx := context.Background()
+
+	s, err := c.OpenSession(ctx, client.SessionOptions{Layers: []client.Layer{layer}})
+	if err != nil {
+		log.Fatal(err)
+	}
+	_, k, v := projected(2, 4)
+	if err := s.Do(ctx, &client.Step{K: k, V: v}); err != nil { // appends alone
+		log.Fatal(err)
+	}
+	q, k, v := projected(6, 12, 8) // 6 and 12 both follow the prompt, 8 follows 6
+	tree := &client.Step{Q: q, K: k, V: v, Context: make([]float32, len(q)), Mask: []bool{
+		true, false, false,
+		false, true, false,
+		true, false, true,
+	}}
+	if err := s.Do(ctx, tree); err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println("branches attend to", tree.Context)
+	// Output:
+	// branches attend to [4 40 6 60 5 50]
+}
+
 // A server with many users has the steps of all of their sessions in flight at once. One that fails fails alone.
 func ExampleDo() {
 	c, stop := dialCluster()
