@@ -144,9 +144,7 @@ func (s *stream) send(rpc *lane.Stream) {
 		select {
 		case p := <-s.queue:
 			err := rpc.Send(p.request)
-			var refused *lane.Error
-			if errors.As(err, &refused) { // the frame, by this side; the stream goes on
-				s.refuse(p, refused)
+			if err != nil && s.refused(p, err) {
 				err = nil
 			}
 			p.call.finished()
@@ -173,6 +171,16 @@ func (s *stream) answered(r *lane.Response) (*lane.Response, error) {
 	p.answered = true
 	p.call.finished()
 	return r, nil
+}
+
+// refused ends a part whose frame this side has refused, after which the stream goes on, and tells whether it is so.
+func (s *stream) refused(p *callPart, err error) bool {
+	var own *lane.Error
+	if !errors.As(err, &own) {
+		return false
+	}
+	s.refuse(p, own)
+	return true
 }
 
 // refuse ends a part that was not sent.
