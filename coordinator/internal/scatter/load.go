@@ -79,6 +79,7 @@ func (r *run) loadKeyValues(ctx context.Context, p *problem, shares []*share) er
 	if positions > attention.PageLen {
 		positions -= positions % attention.PageLen
 	}
+	positions = min(positions, p.KVLen)
 	hashers := make(map[shard.Group]*kvcache.Hasher)
 	for _, s := range shares {
 		for _, g := range s.groups {

@@ -93,7 +93,13 @@ func (p *problem) heads(n int, groups []shard.Group) []int {
 // sendOperand streams [heads, count, kv_len] of an operand.
 func (r *run) sendOperand(p *problem, o operand, start, count int, put func(*headwaterv1.RunRequest) error) error {
 	var offset uint64
-	buffer := make([]byte, 0, protocol.BlockBytes)
+	rest := len(o.heads) * count * p.KVLen * o.element // bytes
+	var buffer []byte
+	room := func() {
+		n := min(rest, protocol.BlockBytes)
+		buffer, rest = make([]byte, 0, n), rest-n
+	}
+	room()
 	flush := func() error {
 		if len(buffer) == 0 {
 			return nil
@@ -102,7 +108,7 @@ func (r *run) sendOperand(p *problem, o operand, start, count int, put func(*hea
 			Operand: o.kind, Offset: offset, Data: buffer,
 		}}})
 		offset += uint64(len(buffer))
-		buffer = make([]byte, 0, protocol.BlockBytes)
+		room()
 		return err
 	}
 	for _, h := range o.heads {
