@@ -61,7 +61,12 @@ func (c *Conns) Create(ctx context.Context, h *Holding, req *headwaterv1.CreateS
 		}
 		return nil, err
 	}
-	state, err := c.level(ctx, h, req.GetSession(), req.GetEpoch(), states)
+	least := h.least(states)
+	if len(req.GetBegin()) == 0 {
+		// Holders of other layers may have other prefixes, too: the first step continues at one position in all layers.
+		least = slices.Repeat([]uint64{slices.Min(least)}, len(least))
+	}
+	state, err := c.level(ctx, h, req.GetSession(), req.GetEpoch(), states, least)
 	if err != nil {
 		c.abandon(ctx, h, req.GetSession(), req.GetEpoch())
 	}
@@ -86,7 +91,7 @@ func (c *Conns) Take(ctx context.Context, h *Holding, req *headwaterv1.TakeSessi
 	if err != nil {
 		return nil, err
 	}
-	return c.level(ctx, h, req.GetSession(), req.GetEpoch(), states)
+	return c.level(ctx, h, req.GetSession(), req.GetEpoch(), states, h.least(states))
 }
 
 func (c *Conns) take(ctx context.Context, h *Holding, req *headwaterv1.TakeSessionRequest, checkOnly bool) ([]*headwaterv1.SessionState, error) {
@@ -163,21 +168,21 @@ func (h *Holding) sliceBegin(o *Holder, layers []*headwaterv1.BeginLayer) ([]*he
 	return own, nil
 }
 
-// level joins the states of all holders, after it has cut each layer to what all of its holders have where they differ. Who
-// has counted one truncation less than others has not cut yet.
-func (c *Conns) level(ctx context.Context, h *Holding, session []byte, epoch *headwaterv1.Epoch, states []*headwaterv1.SessionState) (*headwaterv1.SessionState, error) {
-	least, truncations, differ := h.least(states), states[0].GetTruncations(), false
+// level joins the states of all holders, after it has cut each layer to the length of that layer where some have more. Who has
+// counted one truncation less than others has not cut yet.
+func (c *Conns) level(ctx context.Context, h *Holding, session []byte, epoch *headwaterv1.Epoch, states []*headwaterv1.SessionState, lengths []uint64) (*headwaterv1.SessionState, error) {
+	truncations, differ := states[0].GetTruncations(), false
 	for _, s := range states {
 		differ = differ || s.GetTruncations() != truncations
 		truncations = min(truncations, s.GetTruncations())
 		for _, l := range s.GetLayers() {
-			differ = differ || int64(l.GetLayer()) < int64(len(least)) && l.GetLength() != least[l.GetLayer()]
+			differ = differ || int64(l.GetLayer()) < int64(len(lengths)) && l.GetLength() != lengths[l.GetLayer()]
 		}
 	}
 	if !differ {
 		return h.Join(session, states)
 	}
-	return c.Truncate(ctx, h, &headwaterv1.TruncateSessionRequest{Session: session, Epoch: epoch, Truncations: truncations, Lengths: least})
+	return c.Truncate(ctx, h, &headwaterv1.TruncateSessionRequest{Session: session, Epoch: epoch, Truncations: truncations, Lengths: lengths})
 }
 
 // Join makes one state of a session of those of all holders, in their order. They must have the same lengths and truncations.
@@ -255,7 +260,7 @@ func (c *Conns) Fork(ctx context.Context, h *Holding, req *headwaterv1.ForkSessi
 	})
 	if err == nil {
 		var state *headwaterv1.SessionState
-		if state, err = c.level(ctx, h, req.GetChild(), req.GetChildEpoch(), states); err == nil {
+		if state, err = c.level(ctx, h, req.GetChild(), req.GetChildEpoch(), states, h.least(states)); err == nil {
 			return state, nil
 		}
 	}
@@ -265,8 +270,8 @@ func (c *Conns) Fork(ctx context.Context, h *Holding, req *headwaterv1.ForkSessi
 	return nil, err
 }
 
-// Truncate takes positions back at every holder, and what an append has left at some of them alone. Where it fails at some,
-// the same request again makes it whole.
+// Truncate takes positions back at every holder, and what an append has left at some of them alone, or with CheckOnly says
+// whether it would. Where it fails at some, the same request again makes it whole.
 func (c *Conns) Truncate(ctx context.Context, h *Holding, req *headwaterv1.TruncateSessionRequest) (*headwaterv1.SessionState, error) {
 	if len(h.holders) > 1 && len(req.GetLengths()) == 0 {
 		states, err := c.states(ctx, h, req.GetSession())
@@ -279,14 +284,26 @@ func (c *Conns) Truncate(ctx context.Context, h *Holding, req *headwaterv1.Trunc
 			req.Lengths[l] = min(req.Lengths[l], req.GetPosition())
 		}
 	}
-	states, err := c.each(ctx, h.holders, func(ctx context.Context, s headwaterv1.SessionServiceClient, _ int) (*headwaterv1.SessionState, error) {
-		resp, err := s.TruncateSession(ctx, req)
-		return resp.GetState(), err
-	})
+	// Where one may have freed what another still has, none begins before all have agreed.
+	if len(h.holders) > 1 && slices.ContainsFunc(h.layers, func(l Layer) bool { return l.Windowed }) || req.GetCheckOnly() {
+		check := proto.CloneOf(req)
+		check.CheckOnly = true
+		if _, err := c.truncate(ctx, h, check); err != nil || req.GetCheckOnly() {
+			return nil, err
+		}
+	}
+	states, err := c.truncate(ctx, h, req)
 	if err != nil {
 		return nil, err
 	}
 	return h.Join(req.GetSession(), states)
+}
+
+func (c *Conns) truncate(ctx context.Context, h *Holding, req *headwaterv1.TruncateSessionRequest) ([]*headwaterv1.SessionState, error) {
+	return c.each(ctx, h.holders, func(ctx context.Context, s headwaterv1.SessionServiceClient, _ int) (*headwaterv1.SessionState, error) {
+		resp, err := s.TruncateSession(ctx, req)
+		return resp.GetState(), err
+	})
 }
 
 // Pin pins a session at every holder, or no longer. Where an append was not made whole, the layers that it returns have what

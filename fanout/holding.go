@@ -14,7 +14,8 @@ import (
 // Layer is what is to be known of a layer to cut its tensors by group.
 type Layer struct {
 	shard.LayerShape
-	Storage tensor.DType
+	Storage  tensor.DType
+	Windowed bool // positions that have left its window are freed
 }
 
 // Layers reads the layers of a session's config. The error says which number of which layer can not be.
@@ -27,7 +28,7 @@ func Layers(config *headwaterv1.SessionConfig) ([]Layer, error) {
 		if err != nil {
 			return nil, fmt.Errorf("layer %d: %w", i, err)
 		}
-		layers[i] = Layer{shapes[i], storage}
+		layers[i] = Layer{LayerShape: shapes[i], Storage: storage, Windowed: l.GetWindowLeft() >= 0}
 	}
 	if _, err := shard.NewGeometry(shapes); err != nil {
 		return nil, err

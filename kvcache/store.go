@@ -313,9 +313,8 @@ func (st *Store) match(s *session) {
 		s.lengths[l] = length
 		st.counters.saved += uint64(length * len(h.groups) * h.rowBytes())
 	}
-	for l := range s.shape.layers {
-		st.leaveUntil(s, l, s.shape.layers[l].seenFrom(length))
-	}
+	// What has left a layer's window is left with the first append: until then the session may be cut to a shorter prefix,
+	// where another holder has found less.
 	st.counters.hits += uint64(length)
 }
 
@@ -555,12 +554,12 @@ func (st *Store) cutHashes(s *session, lengths []int) ([]uint64, *Error) {
 // Truncate takes back the positions of every layer from position on. Truncations are those before; the same request again
 // is a success.
 func (st *Store) Truncate(id SessionID, e Epoch, truncations, position uint64) (State, error) {
-	return st.truncate(id, e, truncations, func(s *session) ([]int, *Error) { return s.all(int(min(position, maxPositions))), nil })
+	return st.truncate(id, e, truncations, false, func(s *session) ([]int, *Error) { return s.all(int(min(position, maxPositions))), nil })
 }
 
-// TruncateLayers is Truncate with a position for each layer of the config.
-func (st *Store) TruncateLayers(id SessionID, e Epoch, truncations uint64, positions []uint64) (State, error) {
-	return st.truncate(id, e, truncations, func(s *session) ([]int, *Error) {
+// TruncateLayers is Truncate with a position for each layer of the config. With checkOnly it changes nothing.
+func (st *Store) TruncateLayers(id SessionID, e Epoch, truncations uint64, positions []uint64, checkOnly bool) (State, error) {
+	return st.truncate(id, e, truncations, checkOnly, func(s *session) ([]int, *Error) {
 		if len(positions) != len(s.shape.config.Layers) {
 			return nil, refuse(Invalid, "session %s: lengths of %d layers, it has %d", id, len(positions), len(s.shape.config.Layers))
 		}
@@ -585,7 +584,7 @@ func (st *Store) TruncateLayers(id SessionID, e Epoch, truncations uint64, posit
 // all returns n for each held layer.
 func (s *session) all(n int) []int { return slices.Repeat([]int{n}, len(s.lengths)) }
 
-func (st *Store) truncate(id SessionID, e Epoch, truncations uint64, read func(*session) ([]int, *Error)) (State, error) {
+func (st *Store) truncate(id SessionID, e Epoch, truncations uint64, checkOnly bool, read func(*session) ([]int, *Error)) (State, error) {
 	s, err := st.drive(id, e)
 	if err != nil {
 		return State{}, err
@@ -604,6 +603,9 @@ func (st *Store) truncate(id SessionID, e Epoch, truncations uint64, read func(*
 	hashes, err := st.cutHashes(s, to)
 	if err != nil {
 		return State{}, err
+	}
+	if checkOnly {
+		return st.state(s), nil
 	}
 	s.hashes = hashes
 	st.mu.Lock()

@@ -50,12 +50,12 @@ func TestLayersAreCutOneByOne(t *testing.T) {
 					to[l] = uint64(rapid.IntRange(0, len(rows[l])+2).Draw(t, "length"))
 				}
 				for range 2 { // the second time it is a repeat
-					if _, err := st.TruncateLayers(id, first, truncations, to); err != nil {
+					if _, err := st.TruncateLayers(id, first, truncations, to, false); err != nil {
 						t.Fatal(err)
 					}
 				}
 				to[0]++
-				if _, err := st.TruncateLayers(id, first, truncations, to); problemOf(err) != OtherTruncations {
+				if _, err := st.TruncateLayers(id, first, truncations, to, false); problemOf(err) != OtherTruncations {
 					t.Fatalf("a late truncation: %v", err)
 				}
 				to[0]--
@@ -108,10 +108,10 @@ func TestLayersOfASharedRowAreCut(t *testing.T) {
 	if _, err := st.Fork(ForkRequest{Session: SessionID{1}, Epoch: first, Child: SessionID{2}, ChildEpoch: first, Position: -1}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := st.TruncateLayers(SessionID{1}, first, 0, []uint64{130, 10}); err != nil {
+	if _, err := st.TruncateLayers(SessionID{1}, first, 0, []uint64{130, 10}, false); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := st.TruncateLayers(SessionID{1}, first, 1, []uint64{130}); problemOf(err) != Invalid {
+	if _, err := st.TruncateLayers(SessionID{1}, first, 1, []uint64{130}, false); problemOf(err) != Invalid {
 		t.Fatalf("lengths of one of two layers: %v", err)
 	}
 	grow(t, st, SessionID{1}, 200, nil)
@@ -154,13 +154,13 @@ func TestAFreedLayerDoesNotBeginAnewAlone(t *testing.T) {
 	for range 300 {
 		grow(t, st, SessionID{1}, 1, nil)
 	}
-	if _, err := st.TruncateLayers(SessionID{1}, first, 0, []uint64{300, 0}); problemOf(err) != Freed {
+	if _, err := st.TruncateLayers(SessionID{1}, first, 0, []uint64{300, 0}, false); problemOf(err) != Freed {
 		t.Fatalf("got %v", err)
 	}
-	if _, err := st.TruncateLayers(SessionID{1}, first, 0, []uint64{200, 299}); err != nil {
+	if _, err := st.TruncateLayers(SessionID{1}, first, 0, []uint64{200, 299}, false); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := st.TruncateLayers(SessionID{1}, first, 1, []uint64{0, 0}); err != nil {
+	if _, err := st.TruncateLayers(SessionID{1}, first, 1, []uint64{0, 0}, false); err != nil {
 		t.Fatal(err)
 	}
 	grow(t, st, SessionID{1}, 1, nil)

@@ -136,13 +136,16 @@ func (s *sessions) TruncateSession(_ context.Context, m *headwaterv1.TruncateSes
 		return nil, err
 	}
 	var state kvcache.State
-	if len(m.GetLengths()) > 0 {
-		state, err = s.store.TruncateLayers(id, epoch, m.GetTruncations(), m.GetLengths())
+	if len(m.GetLengths()) > 0 || m.GetCheckOnly() {
+		state, err = s.store.TruncateLayers(id, epoch, m.GetTruncations(), m.GetLengths(), m.GetCheckOnly())
 	} else {
 		state, err = s.store.Truncate(id, epoch, m.GetTruncations(), m.GetPosition())
 	}
 	if err != nil {
 		return nil, refusal(err)
+	}
+	if m.GetCheckOnly() {
+		return &headwaterv1.TruncateSessionResponse{}, nil
 	}
 	return &headwaterv1.TruncateSessionResponse{State: s.state(state, true)}, nil
 }

@@ -285,13 +285,16 @@ func (h *Holder) TruncateSession(_ context.Context, req *headwaterv1.TruncateSes
 	if err != nil {
 		return nil, err
 	}
-	if !repeat {
+	if !repeat && !req.GetCheckOnly() {
 		for key, r := range s.shards {
 			if n := lengths[key[0]]; uint64(len(r.hashes)) > n {
 				s.shards[key] = r.clone(int(n))
 			}
 		}
 		s.truncations, s.cut = s.truncations+1, lengths
+	}
+	if req.GetCheckOnly() {
+		return &headwaterv1.TruncateSessionResponse{}, nil
 	}
 	return &headwaterv1.TruncateSessionResponse{State: h.state(req.GetSession(), s, true)}, nil
 }

@@ -1338,7 +1338,9 @@ type TruncateSessionRequest struct {
 	// Length of every layer after it; layers that are shorter stay so.
 	Position uint64 `protobuf:"varint,4,opt,name=position,proto3" json:"position,omitempty"`
 	// Empty, or in the place of position for each layer of the config its length after it.
-	Lengths       []uint64 `protobuf:"varint,5,rep,packed,name=lengths,proto3" json:"lengths,omitempty"`
+	Lengths []uint64 `protobuf:"varint,5,rep,packed,name=lengths,proto3" json:"lengths,omitempty"`
+	// With lengths: whether only to say whether it would be done. Nothing changes.
+	CheckOnly     bool `protobuf:"varint,6,opt,name=check_only,json=checkOnly,proto3" json:"check_only,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1406,6 +1408,13 @@ func (x *TruncateSessionRequest) GetLengths() []uint64 {
 		return x.Lengths
 	}
 	return nil
+}
+
+func (x *TruncateSessionRequest) GetCheckOnly() bool {
+	if x != nil {
+		return x.CheckOnly
+	}
+	return false
 }
 
 // TruncateSessionResponse is the session after it.
@@ -2813,13 +2822,15 @@ const file_headwater_v1_session_proto_rawDesc = "" +
 	"\bposition\x18\x06 \x01(\x04H\x00R\bposition\x88\x01\x01B\v\n" +
 	"\t_position\"G\n" +
 	"\x13ForkSessionResponse\x120\n" +
-	"\x05state\x18\x01 \x01(\v2\x1a.headwater.v1.SessionStateR\x05state\"\xb5\x01\n" +
+	"\x05state\x18\x01 \x01(\v2\x1a.headwater.v1.SessionStateR\x05state\"\xd4\x01\n" +
 	"\x16TruncateSessionRequest\x12\x18\n" +
 	"\asession\x18\x01 \x01(\fR\asession\x12)\n" +
 	"\x05epoch\x18\x02 \x01(\v2\x13.headwater.v1.EpochR\x05epoch\x12 \n" +
 	"\vtruncations\x18\x03 \x01(\x04R\vtruncations\x12\x1a\n" +
 	"\bposition\x18\x04 \x01(\x04R\bposition\x12\x18\n" +
-	"\alengths\x18\x05 \x03(\x04R\alengths\"K\n" +
+	"\alengths\x18\x05 \x03(\x04R\alengths\x12\x1d\n" +
+	"\n" +
+	"check_only\x18\x06 \x01(\bR\tcheckOnly\"K\n" +
 	"\x17TruncateSessionResponse\x120\n" +
 	"\x05state\x18\x01 \x01(\v2\x1a.headwater.v1.SessionStateR\x05state\"E\n" +
 	"\x11PinSessionRequest\x12\x18\n" +

@@ -253,18 +253,20 @@ class ForkSessionResponse(_message.Message):
     def __init__(self, state: _Optional[_Union[SessionState, _Mapping]] = ...) -> None: ...
 
 class TruncateSessionRequest(_message.Message):
-    __slots__ = ("session", "epoch", "truncations", "position", "lengths")
+    __slots__ = ("session", "epoch", "truncations", "position", "lengths", "check_only")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     TRUNCATIONS_FIELD_NUMBER: _ClassVar[int]
     POSITION_FIELD_NUMBER: _ClassVar[int]
     LENGTHS_FIELD_NUMBER: _ClassVar[int]
+    CHECK_ONLY_FIELD_NUMBER: _ClassVar[int]
     session: bytes
     epoch: Epoch
     truncations: int
     position: int
     lengths: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, session: _Optional[bytes] = ..., epoch: _Optional[_Union[Epoch, _Mapping]] = ..., truncations: _Optional[int] = ..., position: _Optional[int] = ..., lengths: _Optional[_Iterable[int]] = ...) -> None: ...
+    check_only: bool
+    def __init__(self, session: _Optional[bytes] = ..., epoch: _Optional[_Union[Epoch, _Mapping]] = ..., truncations: _Optional[int] = ..., position: _Optional[int] = ..., lengths: _Optional[_Iterable[int]] = ..., check_only: bool = ...) -> None: ...
 
 class TruncateSessionResponse(_message.Message):
     __slots__ = ("state",)
