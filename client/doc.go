@@ -42,7 +42,9 @@
 // and the coordinator's copy of every byte; it must reach all of them. Both have the same calls, bits and guarantees.
 //
 // Contexts come back as [Codec] says: [Auto] picks, by what it measures on the link, between [Raw] and [Exact], which both
-// return every bit. [BF16], [F16] and [Int8] lose some, and are used only where they are named.
+// return every bit. [BF16], [F16] and [Int8] lose some, and are used only where they are named. Keys and values go out in the
+// layer's storage type, narrowed here to the bits that the workers would have made of them, or as float32 with
+// [SessionOptions].SendF32.
 //
 // # Errors
 //

@@ -91,6 +91,10 @@ type SessionOptions struct {
 
 	Direct bool  // speak to the workers and not through the coordinator
 	Codec  Codec // how contexts come back
+
+	// SendF32 sends keys and values as float32, for the workers to narrow. Else they are narrowed here, to the same bits, and
+	// less is sent.
+	SendF32 bool
 }
 
 // Session is a sequence held open on the cluster. One goroutine uses it at a time; different sessions are independent, and
@@ -101,6 +105,7 @@ type Session struct {
 	config  *headwaterv1.SessionConfig
 	holding *fanout.Holding
 	codec   Codec
+	sendF32 bool
 	chooser chooser
 	prefix  int
 
@@ -148,7 +153,7 @@ func (c *Client) OpenSession(ctx context.Context, opts SessionOptions) (*Session
 	if err != nil {
 		return nil, c.sessionError(doing, id, err)
 	}
-	s := &Session{client: c, id: id, config: config, codec: opts.Codec}
+	s := &Session{client: c, id: id, config: config, codec: opts.Codec, sendF32: opts.SendF32}
 	if err := s.adopt(whole, state, opts.Direct); err != nil {
 		return nil, c.sessionError(doing, id, err)
 	}
@@ -351,7 +356,7 @@ func (s *Session) ForkAt(ctx context.Context, position int) (*Session, error) {
 }
 
 func (s *Session) fork(ctx context.Context, position *uint64) (*Session, error) {
-	child := &Session{client: s.client, config: s.config, holding: s.holding, codec: s.codec}
+	child := &Session{client: s.client, config: s.config, holding: s.holding, codec: s.codec, sendF32: s.sendF32}
 	_, _ = rand.Read(child.id[:]) // never fails
 	err := s.control("fork", func() error {
 		if err := s.settle(ctx); err != nil {
@@ -425,6 +430,7 @@ type AttachOptions struct {
 	Receipt *Receipt // what must be there; nil: whatever is
 	Direct  bool     // speak to the workers and not through the coordinator
 	Codec   Codec    // how contexts come back
+	SendF32 bool     // see SessionOptions
 }
 
 // Attach takes up a session that is on the cluster: from now on this client drives it, and another one that did is refused.
@@ -478,7 +484,7 @@ func (c *Client) attach(ctx context.Context, id SessionID, opts AttachOptions) (
 		if err != nil {
 			return nil, err
 		}
-		s := &Session{client: c, id: id, config: found.GetConfig(), codec: opts.Codec}
+		s := &Session{client: c, id: id, config: found.GetConfig(), codec: opts.Codec, sendF32: opts.SendF32}
 		if err := s.adopt(whole, state, opts.Direct); err != nil {
 			return nil, err
 		}

@@ -746,3 +746,97 @@ func TestSessionsAreListedInParts(t *testing.T) {
 		}
 	}
 }
+
+// Keys and values that are narrowed here are those that the workers would have made of them, to the hash, whatever is sent.
+func TestNarrowedHereOrThereIsTheSame(t *testing.T) {
+	var stored []client.Layer
+	for _, storage := range []tensor.DType{tensor.F32, tensor.F16, tensor.BF16, tensor.I8} {
+		stored = append(stored, client.Layer{Heads: 6, KVHeads: 3, HeadDim: 24, VDim: 20, Storage: storage})
+	}
+	c := start(t, 2)
+	sent := make(chan headwaterv1.StorageType, 64)
+	for _, h := range c.holders {
+		h.Set(func(m *lane.Step) *lane.Error {
+			sent <- m.Encoding
+			return nil
+		})
+	}
+	// encodings are those of all parts that the holders have been sent.
+	encodings := func() map[headwaterv1.StorageType]bool {
+		all := map[headwaterv1.StorageType]bool{}
+		for len(sent) > 0 {
+			all[<-sent] = true
+		}
+		return all
+	}
+	for _, direct := range []bool{false, true} {
+		here := open(t, c.Client, client.SessionOptions{Layers: stored, Direct: direct})
+		there := open(t, c.Client, client.SessionOptions{Layers: stored, Direct: direct, SendF32: true})
+		r := rand.New(rand.NewPCG(19, 20))
+		both := func(layer int, one tokens) (errs [2]error) {
+			for i, s := range []*client.Session{here, there} {
+				want := headwaterv1.StorageType_STORAGE_TYPE_F32
+				if s == here {
+					want += headwaterv1.StorageType(layer) // which stores the types in their order
+				}
+				errs[i] = s.Step(t.Context(), layer, nil, one.k, one.v, nil, nil)
+				if got := encodings(); errs[i] == nil && (len(got) != 1 || !got[want]) {
+					t.Fatalf("layer %d was sent as %v, want %v", layer, got, want)
+				}
+			}
+			return errs
+		}
+		for _, n := range []int{1, 5, 64, 1} {
+			for layer, l := range stored {
+				if errs := both(layer, project(r, l, n)); errs[0] != nil || errs[1] != nil {
+					t.Fatal(errs)
+				}
+			}
+		}
+		for layer, l := range stored {
+			for _, x := range []float64{math.NaN(), math.Inf(1), math.Inf(-1), 65519, 65520, math.MaxFloat32} {
+				for _, n := range []int{1, 3} {
+					one := project(r, l, n)
+					one.v[len(one.v)-1] = float32(x)
+					errs := both(layer, one)
+					var a, b *client.SessionError
+					if (errs[0] == nil) != (errs[1] == nil) || errors.As(errs[0], &a) && errors.As(errs[1], &b) && a.Problem != b.Problem {
+						t.Errorf("layer %d of %s, %g among %d tokens: %v, and sent as f32 %v", layer, l.Storage, x, n, errs[0], errs[1])
+					}
+				}
+			}
+		}
+		for layer := range stored {
+			a, b := here.Receipt().Layers[layer], there.Receipt().Layers[layer]
+			if a.Length != b.Length || !slices.Equal(a.Hashes, b.Hashes) || a.Length < 71 {
+				t.Errorf("layer %d: %d positions %x, and narrowed by workers %d %x", layer, a.Length, a.Hashes, b.Length, b.Hashes)
+			}
+		}
+	}
+}
+
+// The same on real workers.
+func TestNarrowedHereOrByRealWorkersIsTheSame(t *testing.T) {
+	c, stop := dialCluster()
+	defer stop()
+	for _, storage := range []tensor.DType{tensor.F16, tensor.BF16, tensor.I8} {
+		l := client.Layer{Heads: 6, KVHeads: 3, HeadDim: 24, VDim: 20, Storage: storage}
+		here := open(t, c, client.SessionOptions{Layers: []client.Layer{l}})
+		there := open(t, c, client.SessionOptions{Layers: []client.Layer{l}, SendF32: true})
+		r := rand.New(rand.NewPCG(21, 22))
+		for _, n := range []int{1, 70, 2} {
+			one := project(r, l, n)
+			var contexts [2][]float32
+			for i, s := range []*client.Session{here, there} {
+				contexts[i] = make([]float32, n*l.Heads*l.VDim)
+				if err := s.Step(t.Context(), 0, one.q, one.k, one.v, contexts[i], nil); err != nil {
+					t.Fatal(err)
+				}
+			}
+			equal(t, storage.String(), contexts[0], contexts[1])
+			if a, b := here.Receipt().Layers[0].Hashes, there.Receipt().Layers[0].Hashes; !slices.Equal(a, b) {
+				t.Fatalf("%s: hashes %x, and narrowed by workers %x", storage, a, b)
+			}
+		}
+	}
+}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 	"unsafe"
@@ -23,7 +24,7 @@ type Step struct {
 	// Q [query tokens, n_heads, head_dim]; nil: nothing attends.
 	Q []float32
 	// K [tokens, n_kv_heads, head_dim] and V [tokens, n_kv_heads, v_dim] are appended; nil: nothing is. They are narrowed to
-	// the layer's storage type.
+	// the layer's storage type, here or by the workers; see SessionOptions.SendF32.
 	K, V []float32
 	// Stored, in the place of K and V, are rows that are in the storage type already.
 	Stored *Rows
@@ -52,6 +53,8 @@ type Rows struct {
 const (
 	// maxStepBytes is about how many bytes of tensors go in one message, well below what a message may have.
 	maxStepBytes = 12 << 20
+	// maxKept is how many bytes of rows are kept from one step to another.
+	maxKept = 1 << 20
 	// maxStepTokens is how many tokens a step has at most.
 	maxStepTokens = 1 << 16
 )
@@ -99,17 +102,20 @@ type batch struct {
 // flight is one message's worth of a step under way. It is the input and the output of the fan-out.
 type flight struct {
 	fanout.Step
-	step    *Step
-	layer   fanout.Layer
-	held    *held
-	call    *fanout.Call
-	hashes  []uint64
-	mask    []byte
-	sent    time.Time
-	auto    bool
-	append_ span // of the step's appended tokens
-	attend  span // of its query tokens
-	tokens  int  // appended by the whole step
+	step   *Step
+	layer  fanout.Layer
+	held   *held
+	call   *fanout.Call
+	hashes []uint64
+	mask   []byte
+	// Where narrowed is set, narrow's keys and values go out in the place of the step's.
+	narrowed bool
+	rows     Rows
+	sent     time.Time
+	auto     bool
+	append_  span // of the step's appended tokens
+	attend   span // of its query tokens
+	tokens   int  // appended by the whole step
 }
 
 // span is [from, from+n).
@@ -306,9 +312,13 @@ func (b *batch) send(ctx context.Context, step *Step, layer fanout.Layer, h *hel
 		},
 		Input: f, Output: f,
 	}
-	if step.Stored != nil {
+	switch {
+	case step.Stored != nil:
 		f.Encoding = storageTypes[layer.Storage]
 		f.tokens = len(step.Stored.K) / (layer.KVHeads * layer.HeadDim * layer.Storage.Size())
+	case !s.sendF32 && layer.Storage != tensor.F32 && tokens.n > 0 && f.narrow():
+		f.Encoding = storageTypes[layer.Storage]
+		f.narrowed = true
 	}
 	if len(step.Tokens) > 0 {
 		f.Tokens = step.Tokens[tokens.from : tokens.from+tokens.n]
@@ -323,6 +333,45 @@ func (b *batch) send(ctx context.Context, step *Step, layer fanout.Layer, h *hel
 	f.call = s.client.lane.Start(ctx, s.holding, &f.Step)
 	h.user = b
 	b.flying = append(b.flying, f)
+}
+
+// narrow makes rows of the message's keys and values in the storage type, as their holders would. It says no where it can
+// not: they go out as they are then, and who holds them says what is wrong with them.
+func (f *flight) narrow() bool {
+	var ok bool
+	f.rows.K, f.rows.KScale, ok = f.narrowRows(f.rows.K, f.rows.KScale, f.step.K, f.layer.HeadDim)
+	if ok {
+		f.rows.V, f.rows.VScale, ok = f.narrowRows(f.rows.V, f.rows.VScale, f.step.V, f.layer.VDim)
+	}
+	return ok
+}
+
+// narrowRows makes x [tokens, groups, dim] into rows [groups, tokens, dim] with scales [groups, tokens], in the memory of these.
+func (f *flight) narrowRows(rows []byte, scales []float32, x []float32, dim int) ([]byte, []float32, bool) {
+	storage, groups, n := f.layer.Storage, f.layer.KVHeads, f.append_.n
+	x = x[f.append_.from*groups*dim:][:n*groups*dim]
+	width := dim * storage.Size()
+	rows = slices.Grow(rows[:0], groups*n*width)[:groups*n*width]
+	if storage != tensor.I8 && n == 1 { // the rows stand as they are to stand
+		return rows, scales, tensor.Narrow(rows, x, storage) == nil
+	}
+	if storage == tensor.I8 {
+		scales = slices.Grow(scales[:0], groups*n)[:groups*n]
+		if _, _, finite := tensor.CheckFinite(raw(x), tensor.F32, false); !finite {
+			return rows, scales, false
+		}
+	}
+	for g := range groups {
+		for t := range n {
+			row, from := rows[(g*n+t)*width:][:width], x[(t*groups+g)*dim:][:dim]
+			if storage == tensor.I8 {
+				scales[g*n+t] = tensor.QuantizeI8(unsafe.Slice((*int8)(unsafe.Pointer(&row[0])), dim), from)
+			} else if tensor.Narrow(row, from, storage) != nil {
+				return rows, scales, false
+			}
+		}
+	}
+	return rows, scales, true
 }
 
 // packMask makes bits of the mask's rows of n.
@@ -354,6 +403,9 @@ func (f *flight) land(ctx context.Context) error {
 		f.step.Session.chooser.measured(f.Codec, took, f.attend.n*f.layer.Heads*f.layer.VDim)
 	}
 	f.step, f.held, f.call = nil, nil, nil
+	if f.narrowed = false; cap(f.rows.K)+cap(f.rows.V) > maxKept {
+		f.rows = Rows{}
+	}
 	f.Step = fanout.Step{}
 	return nil
 }
@@ -380,8 +432,12 @@ func (f *flight) Query(dst []byte, group int) {
 
 // Key implements fanout.Input.
 func (f *flight) Key(dst []byte, group int) {
-	if r := f.step.Stored; r != nil {
-		f.stored(dst, r.K, group, f.layer.HeadDim*f.layer.Storage.Size())
+	switch {
+	case f.narrowed:
+		f.group(dst, f.rows.K, group, f.layer.HeadDim*f.layer.Storage.Size())
+		return
+	case f.step.Stored != nil:
+		f.stored(dst, f.step.Stored.K, group, f.layer.HeadDim*f.layer.Storage.Size())
 		return
 	}
 	gather(dst, raw(f.step.K), f.append_, f.layer.KVHeads, group, 4*f.layer.HeadDim)
@@ -389,19 +445,38 @@ func (f *flight) Key(dst []byte, group int) {
 
 // Value implements fanout.Input.
 func (f *flight) Value(dst []byte, group int) {
-	if r := f.step.Stored; r != nil {
-		f.stored(dst, r.V, group, f.layer.VDim*f.layer.Storage.Size())
+	switch {
+	case f.narrowed:
+		f.group(dst, f.rows.V, group, f.layer.VDim*f.layer.Storage.Size())
+		return
+	case f.step.Stored != nil:
+		f.stored(dst, f.step.Stored.V, group, f.layer.VDim*f.layer.Storage.Size())
 		return
 	}
 	gather(dst, raw(f.step.V), f.append_, f.layer.KVHeads, group, 4*f.layer.VDim)
 }
 
 // KeyScale implements fanout.Input.
-func (f *flight) KeyScale(dst []byte, group int) { f.stored(dst, raw(f.step.Stored.KScale), group, 4) }
+func (f *flight) KeyScale(dst []byte, group int) {
+	if f.narrowed {
+		f.group(dst, raw(f.rows.KScale), group, 4)
+		return
+	}
+	f.stored(dst, raw(f.step.Stored.KScale), group, 4)
+}
 
 // ValueScale implements fanout.Input.
 func (f *flight) ValueScale(dst []byte, group int) {
+	if f.narrowed {
+		f.group(dst, raw(f.rows.VScale), group, 4)
+		return
+	}
 	f.stored(dst, raw(f.step.Stored.VScale), group, 4)
+}
+
+// group copies a group's part of rows [groups, tokens of the message] of some bytes.
+func (f *flight) group(dst, src []byte, group, width int) {
+	copy(dst, src[group*f.append_.n*width:][:f.append_.n*width])
 }
 
 // stored copies a group's part of rows [groups, tokens] of some bytes.

@@ -32,6 +32,7 @@ type Case struct {
 	HeadDim int
 	Storage tensor.DType
 	Codec   client.Codec
+	SendF32 bool // keys and values go out as float32, and not as they are stored
 	Direct  bool // the client speaks to the workers itself
 	Workers int  // at most so many hold a session; 0 is all
 
@@ -174,7 +175,7 @@ func (b *bench) open(ctx context.Context, positions int) error {
 	}
 	for i := range b.Batch {
 		s, err := b.client.OpenSession(ctx, client.SessionOptions{
-			Layers: layers, Name: fmt.Sprintf("bench %d", i), Workers: b.Workers, Direct: b.Direct, Codec: b.Codec,
+			Layers: layers, Name: fmt.Sprintf("bench %d", i), Workers: b.Workers, Direct: b.Direct, Codec: b.Codec, SendF32: b.SendF32,
 		})
 		if err != nil {
 			return err

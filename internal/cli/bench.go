@@ -24,7 +24,7 @@ type benchFlags struct {
 	at                              remote
 	local, threads                  int
 	tests, positions, batch         string
-	storage, codec, workers         string
+	storage, send, codec, workers   string
 	layers, heads, kvHeads, headDim int
 	chunk                           int
 	spend                           time.Duration
@@ -61,6 +61,7 @@ func (a *app) bench() *cobra.Command {
 	flags.StringVar(&f.positions, "positions", "1024,8192", "`positions` that a token sees, or a prompt has in all")
 	flags.StringVar(&f.batch, "batch", "1", "`sessions` at once")
 	flags.StringVar(&f.storage, "storage", "f16", "how keys and values are stored: `f32,f16,bf16,int8`")
+	flags.StringVar(&f.send, "send", "stored", "how keys and values go out: `stored,f32`: narrowed by the client as they are stored, or as f32, which workers narrow")
 	flags.StringVar(&f.codec, "codec", "auto", "how contexts come back: `auto,raw,exact,bf16,f16,int8`; the last three are lossy")
 	flags.StringVar(&f.workers, "workers", "0", "at most so many `workers` hold a session, 0 is all")
 	flags.IntVar(&f.layers, "layers", 1, "layers of the model")
@@ -74,7 +75,7 @@ func (a *app) bench() *cobra.Command {
 	flags.StringVar(&f.codecs, "codecs", "", "measure the codecs on the contexts of this result `file` instead")
 	flags.BoolVarP(&f.quiet, "quiet", "q", false, "show no progress")
 	choice(cmd, flags, &f.format, "format", "markdown", "how rows are printed; --output json is json as well", "markdown", "csv", "json")
-	flagOnly(flags, "local", "tests", "positions", "batch", "storage", "codec", "workers", "layers", "heads", "kv-heads", "head-dim",
+	flagOnly(flags, "local", "tests", "positions", "batch", "storage", "send", "codec", "workers", "layers", "heads", "kv-heads", "head-dim",
 		"chunk", "spend", "rate", "direct", "codecs", "format")
 	return cmd
 }
@@ -131,6 +132,10 @@ func (f *benchFlags) cases() (all []bench.Case, err error) {
 	if err != nil {
 		return nil, err
 	}
+	sends, err := words("send", f.send, map[string]bool{"stored": false, "f32": true})
+	if err != nil {
+		return nil, err
+	}
 	codecs, err := words("codec", f.codec, sessionCodecs)
 	if err != nil {
 		return nil, err
@@ -158,14 +163,19 @@ func (f *benchFlags) cases() (all []bench.Case, err error) {
 	for _, test := range tests {
 		for _, n := range workers {
 			for _, dtype := range storage {
-				for _, codec := range codecs {
-					for _, batch := range batches {
-						for _, long := range positions {
-							all = append(all, bench.Case{
-								Test: benchTests[test], Layers: f.layers, Heads: f.heads, KVHeads: f.kvHeads, HeadDim: f.headDim,
-								Storage: storageNames[dtype], Codec: sessionCodecs[codec], Direct: f.direct, Workers: int(n),
-								Positions: int(long), Batch: int(batch), Chunk: f.chunk, Spend: f.spend, Rate: f.rate,
-							})
+				for i, send := range sends {
+					if i > 0 && dtype == "f32" {
+						break // all go out alike
+					}
+					for _, codec := range codecs {
+						for _, batch := range batches {
+							for _, long := range positions {
+								all = append(all, bench.Case{
+									Test: benchTests[test], Layers: f.layers, Heads: f.heads, KVHeads: f.kvHeads, HeadDim: f.headDim,
+									Storage: storageNames[dtype], SendF32: send == "f32", Codec: sessionCodecs[codec], Direct: f.direct, Workers: int(n),
+									Positions: int(long), Batch: int(batch), Chunk: f.chunk, Spend: f.spend, Rate: f.rate,
+								})
+							}
 						}
 					}
 				}
@@ -252,12 +262,16 @@ func benchCells(r *bench.Row, all int) []any {
 		codec = "auto"
 	}
 	ms := func(q float64) float64 { return float64(r.Quantile(q)) / float64(time.Millisecond) }
+	kv := storageName(r.Storage)
+	if r.SendF32 && r.Storage != tensor.F32 {
+		kv += " sent f32"
+	}
 	test := string(r.Test)
 	if r.Test == bench.Load {
 		test = fmt.Sprintf("load %s/s", strconv.FormatFloat(r.Rate, 'f', -1, 64))
 	}
 	return []any{
-		test, fmt.Sprintf("%dx %d/%d d %d", r.Layers, r.Heads, r.KVHeads, r.HeadDim), storageName(r.Storage), codec, way, workers, r.Batch, r.Positions,
+		test, fmt.Sprintf("%dx %d/%d d %d", r.Layers, r.Heads, r.KVHeads, r.HeadDim), kv, codec, way, workers, r.Batch, r.Positions,
 		r.TokensPerSecond(), ms(0.5), ms(0.99), ms(0.999), rate, r.FlopsPerSecond() / 1e9,
 	}
 }

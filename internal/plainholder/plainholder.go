@@ -552,7 +552,12 @@ func appended(r *rows, layer fanout.Layer, m *lane.Step, index int, payload *fan
 			v, vs, bad = narrow(floats(v), layer.VDim, layer.Storage)
 		}
 		if bad != nil {
-			return nil, refuse(notFinite, "%v", bad)
+			return nil, refuse(invalid, "%v", bad)
+		}
+	}
+	for _, stored := range [][]byte{k, v} {
+		if i, x, ok := tensor.CheckFinite(stored, layer.Storage, false); !ok {
+			return nil, refuse(invalid, "element %d is %v", i, x)
 		}
 	}
 	next.k, next.v = append(next.k, k...), append(next.v, v...)
