@@ -34,6 +34,8 @@
 //     [Session.Prefix] says how many need neither be projected nor appended.
 //   - [Session.Pin] keeps it from being dropped for want of use or room; [Session.Drop] ends it and frees its memory;
 //     [Session.Close] leaves it on the cluster until its TTL, and [Client.Attach] takes it up again, there or elsewhere.
+//   - [Session.Snapshot] writes it to a file or stream, and [Client.RestoreSession] goes on from there on any cluster with the
+//     same bits; [Client.SnapshotSession] writes one that another client drives.
 //
 // # Relayed or direct
 //

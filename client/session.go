@@ -25,6 +25,11 @@ type SessionID [16]byte
 // String returns the id in hexadecimal.
 func (id SessionID) String() string { return hex.EncodeToString(id[:]) }
 
+func newSessionID() (id SessionID) {
+	_, _ = rand.Read(id[:]) // never fails
+	return id
+}
+
 // ParseSessionID reads what String writes.
 func ParseSessionID(text string) (SessionID, error) {
 	var id SessionID
@@ -126,39 +131,58 @@ type held struct {
 
 // OpenSession makes a session on the cluster. The first Step continues at Prefix.
 func (c *Client) OpenSession(ctx context.Context, opts SessionOptions) (*Session, error) {
-	var id SessionID
-	_, _ = rand.Read(id[:]) // never fails
-	doing := "open session " + id.String()
 	config, err := opts.config()
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", doing, err)
+		return nil, fmt.Errorf("open a session: %w", err)
 	}
-	layers, err := fanout.Layers(config)
+	req := &headwaterv1.CreateSessionRequest{Config: config, Tokens: opts.Tokens}
+	s, err := c.create(ctx, "open", req, opts.Workers, opts.Direct, opts.Codec)
+	if err != nil {
+		return nil, err
+	}
+	s.sendF32 = opts.SendF32
+	return s, nil
+}
+
+// create makes a session of a new id as req asks.
+func (c *Client) create(ctx context.Context, doing string, req *headwaterv1.CreateSessionRequest, workers int, direct bool, codec Codec) (*Session, error) {
+	s := &Session{client: c, id: newSessionID(), config: req.GetConfig(), codec: codec}
+	doing += " session " + s.id.String()
+	layers, err := fanout.Layers(s.config)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", doing, err)
 	}
-	if _, ok := stepCodecs[opts.Codec]; !ok {
-		return nil, fmt.Errorf("%s: codec %q is none of raw, exact, bf16, f16 and int8", doing, string(opts.Codec))
+	if _, ok := stepCodecs[codec]; !ok {
+		return nil, fmt.Errorf("%s: codec %q is none of raw, exact, bf16, f16 and int8", doing, string(codec))
 	}
-	if opts.Workers < 0 || opts.Workers > math.MaxInt32 {
-		return nil, fmt.Errorf("%s: at most %d workers", doing, opts.Workers)
+	if workers < 0 || workers > math.MaxInt32 {
+		return nil, fmt.Errorf("%s: at most %d workers", doing, workers)
 	}
 	whole, err := c.coordinator(layers)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", doing, err)
 	}
-	state, err := c.conns.Create(ctx, whole, &headwaterv1.CreateSessionRequest{
-		Session: id[:], Epoch: c.epoch(1), Config: config, Tokens: opts.Tokens, Workers: uint32(opts.Workers),
-	})
+	req.Session, req.Epoch, req.Workers = s.id[:], c.epoch(1), uint32(workers)
+	state, err := c.conns.Create(ctx, whole, req)
 	if err != nil {
-		return nil, c.sessionError(doing, id, err)
+		return nil, c.sessionError(doing, s.id, err)
 	}
-	s := &Session{client: c, id: id, config: config, codec: opts.Codec, sendF32: opts.SendF32}
-	if err := s.adopt(whole, state, opts.Direct); err != nil {
-		return nil, c.sessionError(doing, id, err)
+	if err := s.adopt(whole, state, direct); err != nil {
+		c.abandon(ctx, s.id)
+		return nil, c.sessionError(doing, s.id, err)
 	}
 	s.prefix = s.Len()
 	return s, nil
+}
+
+// abandonTimeout is how long the end of a session that nobody will use may take; what can not be dropped ends by its TTL.
+const abandonTimeout = 10 * time.Second
+
+// abandon drops a session that was made in vain, also where ctx has ended.
+func (c *Client) abandon(ctx context.Context, id SessionID) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), abandonTimeout)
+	defer cancel()
+	_ = c.DropSession(ctx, id)
 }
 
 // config is what the session is made with, as it is sent.
@@ -356,8 +380,7 @@ func (s *Session) ForkAt(ctx context.Context, position int) (*Session, error) {
 }
 
 func (s *Session) fork(ctx context.Context, position *uint64) (*Session, error) {
-	child := &Session{client: s.client, config: s.config, holding: s.holding, codec: s.codec, sendF32: s.sendF32}
-	_, _ = rand.Read(child.id[:]) // never fails
+	child := &Session{client: s.client, id: newSessionID(), config: s.config, holding: s.holding, codec: s.codec, sendF32: s.sendF32}
 	err := s.control("fork", func() error {
 		if err := s.settle(ctx); err != nil {
 			return err

@@ -293,7 +293,14 @@ func (step *Step) check(l fanout.Layer) (tokens, queries int, err error) {
 
 // most is how many tokens one message takes.
 func (step *Step) most(l fanout.Layer) int {
-	row := 4 * (l.Heads*(l.HeadDim+l.VDim+1) + l.KVHeads*(l.HeadDim+l.VDim))
+	key := 4 * (l.HeadDim + l.VDim)
+	if step.Stored != nil {
+		key = l.Storage.Size()*(l.HeadDim+l.VDim) + 8
+	}
+	row := l.KVHeads * key
+	if len(step.Q) > 0 {
+		row += 4 * l.Heads * (l.HeadDim + l.VDim + 1)
+	}
 	return max(1, min(maxStepBytes/row, maxStepTokens))
 }
 
@@ -539,25 +546,10 @@ func (s *Session) Export(ctx context.Context, layer, start, count int, do func(g
 		if layer < 0 || layer >= len(s.layers) || start < 0 || count < 1 {
 			return fmt.Errorf("%d positions from %d on of layer %d", count, start, layer)
 		}
-		l := s.holding.Layers()[layer]
-		req := &headwaterv1.ExportSessionRequest{Session: s.id[:], Layer: uint32(layer), Start: uint64(start), Count: uint64(count)}
-		next := [2]int{0, start} // group and position
-		err := s.client.conns.Export(ctx, s.holding, req, func(m *headwaterv1.ExportSessionResponse) error {
+		return s.export(ctx, layer, start, count, false, func(m *headwaterv1.ExportSessionResponse) error {
 			n := int(m.GetCount())
-			scales := 0
-			if l.Storage == tensor.I8 {
-				scales = 4 * n
-			}
-			if next[1] == start+count {
-				next = [2]int{next[0] + 1, start}
-			}
-			if int(m.GetGroup()) != next[0] || m.GetStart() != uint64(next[1]) || n < 1 || n > start+count-next[1] ||
-				len(m.GetK()) != n*l.HeadDim*l.Storage.Size() || len(m.GetV()) != n*l.VDim*l.Storage.Size() || len(m.GetKScale()) != scales || len(m.GetVScale()) != scales {
-				return fmt.Errorf("%d positions from %d on of group %d came, with %d and %d bytes, where group %d was at position %d", n, m.GetStart(), m.GetGroup(), len(m.GetK()), len(m.GetV()), next[0], next[1])
-			}
-			next[1] += n
 			rows := Rows{K: m.GetK(), V: m.GetV()}
-			if scales > 0 {
+			if len(m.GetKScale()) > 0 {
 				rows.KScale, rows.VScale = make([]float32, n), make([]float32, n)
 				if err := errors.Join(tensor.Widen(rows.KScale, m.GetKScale(), tensor.F32), tensor.Widen(rows.VScale, m.GetVScale(), tensor.F32)); err != nil {
 					return err
@@ -565,9 +557,33 @@ func (s *Session) Export(ctx context.Context, layer, start, count int, do func(g
 			}
 			return do(int(m.GetGroup()), int(m.GetStart()), n, rows)
 		})
-		if err == nil && next != [2]int{l.KVHeads - 1, start + count} {
-			err = fmt.Errorf("the rows end at group %d, position %d", next[0], next[1])
-		}
-		return err
 	})
+}
+
+// export calls do with exactly the messages that bring count positions from start on, group by group and position by
+// position, each of whose tensors has its length.
+func (s *Session) export(ctx context.Context, layer, start, count int, tokens bool, do func(m *headwaterv1.ExportSessionResponse) error) error {
+	l := s.holding.Layers()[layer]
+	req := &headwaterv1.ExportSessionRequest{Session: s.id[:], Layer: uint32(layer), Start: uint64(start), Count: uint64(count), Tokens: tokens}
+	next := [2]int{0, start} // group and position
+	err := s.client.conns.Export(ctx, s.holding, req, func(m *headwaterv1.ExportSessionResponse) error {
+		n := int(m.GetCount())
+		scales := 0
+		if l.Storage == tensor.I8 {
+			scales = 4 * n
+		}
+		if next[1] == start+count {
+			next = [2]int{next[0] + 1, start}
+		}
+		if int(m.GetGroup()) != next[0] || m.GetStart() != uint64(next[1]) || n < 1 || n > start+count-next[1] || len(m.GetTokens()) > n ||
+			len(m.GetK()) != n*l.HeadDim*l.Storage.Size() || len(m.GetV()) != n*l.VDim*l.Storage.Size() || len(m.GetKScale()) != scales || len(m.GetVScale()) != scales {
+			return fmt.Errorf("%d positions from %d on of group %d came, with %d and %d bytes, where group %d was at position %d", n, m.GetStart(), m.GetGroup(), len(m.GetK()), len(m.GetV()), next[0], next[1])
+		}
+		next[1] += n
+		return do(m)
+	})
+	if err == nil && next != [2]int{l.KVHeads - 1, start + count} {
+		err = fmt.Errorf("the rows end at group %d, position %d", next[0], next[1])
+	}
+	return err
 }

@@ -4,9 +4,13 @@ package e2e
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"math"
+	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -47,6 +51,29 @@ type generation struct {
 	tokens         int
 }
 
+// generate reads the fixture, and runs it as a job, which says what sessions must see.
+func generate(t *testing.T, c *cluster) (*generation, []client.Layer) {
+	t.Helper()
+	const groupSize = 3
+	_, result := c.run(t, fixtures+"attention.safetensors")
+	source := open(t, fixtures+"attention.safetensors")
+	g := &generation{t: t, ctx: bounded(t)}
+	var layers []client.Layer
+	for _, name := range []string{"layers.3.", "layers.17."} {
+		var l layerOf
+		var dims []int
+		l.q, dims = readFloats(t, source, name+"q")
+		l.k, _ = readFloats(t, source, name+"k")
+		l.v, _ = readFloats(t, source, name+"v")
+		l.context, _ = readFloats(t, result, name+"context")
+		l.lse, _ = readFloats(t, result, name+"lse")
+		g.layers = append(g.layers, l)
+		g.tokens, g.heads, g.kv, g.dim = dims[0], dims[1], dims[1]/groupSize, dims[2]
+		layers = append(layers, client.Layer{Heads: g.heads, KVHeads: g.kv, HeadDim: g.dim})
+	}
+	return g, layers
+}
+
 // step lets tokens [from, to) pass all layers of a session, and compares what they see with the job.
 func (g *generation) step(s *client.Session, from, to int) {
 	g.t.Helper()
@@ -73,7 +100,6 @@ func (g *generation) step(s *client.Session, from, to int) {
 // one token at a time, in chunks, and with forks and truncations in between. Each context has the bits of the job.
 func TestAModelStepsThroughASession(t *testing.T) {
 	t.Parallel()
-	const groupSize = 3
 	for _, shape := range []struct {
 		workers int
 		direct  bool
@@ -81,22 +107,7 @@ func TestAModelStepsThroughASession(t *testing.T) {
 		t.Run(fmt.Sprintf("%d workers, direct %v", shape.workers, shape.direct), func(t *testing.T) {
 			t.Parallel()
 			c := start(t, localcluster.Options{Workers: shape.workers, Threads: 1})
-			_, result := c.run(t, fixtures+"attention.safetensors")
-			source := open(t, fixtures+"attention.safetensors")
-			g := &generation{t: t, ctx: bounded(t)}
-			var layers []client.Layer
-			for _, name := range []string{"layers.3.", "layers.17."} {
-				var l layerOf
-				var dims []int
-				l.q, dims = readFloats(t, source, name+"q")
-				l.k, _ = readFloats(t, source, name+"k")
-				l.v, _ = readFloats(t, source, name+"v")
-				l.context, _ = readFloats(t, result, name+"context")
-				l.lse, _ = readFloats(t, result, name+"lse")
-				g.layers = append(g.layers, l)
-				g.tokens, g.heads, g.kv, g.dim = dims[0], dims[1], dims[1]/groupSize, dims[2]
-				layers = append(layers, client.Layer{Heads: g.heads, KVHeads: g.kv, HeadDim: g.dim})
-			}
+			g, layers := generate(t, c)
 			s, err := c.OpenSession(g.ctx, client.SessionOptions{Layers: layers, Direct: shape.direct})
 			if err != nil {
 				t.Fatal(err)
@@ -199,4 +210,74 @@ func TestSessionsAreListed(t *testing.T) {
 	}
 	coord(t, "sessions", "show", id, "--coordinator", c.Address()).fails(t, 4, id)
 	coord(t, "sessions", "show", "story", "--coordinator", c.Address()).fails(t, 2, "hexadecimal")
+}
+
+// TestASessionGoesOnElsewhere writes a session of the real model's tokens to a file from the command line, restores it on
+// another cluster of another number of workers, and lets the rest of the tokens go through there: with the bits of the job.
+func TestASessionGoesOnElsewhere(t *testing.T) {
+	t.Parallel()
+	for _, shape := range []struct{ from, to int }{{1, 3}, {3, 2}} {
+		t.Run(fmt.Sprintf("from %d to %d workers", shape.from, shape.to), func(t *testing.T) {
+			t.Parallel()
+			c, elsewhere := start(t, localcluster.Options{Workers: shape.from, Threads: 1}), start(t, localcluster.Options{Workers: shape.to, Threads: 1})
+			g, layers := generate(t, c)
+			s, err := c.OpenSession(g.ctx, client.SessionOptions{Layers: layers, Name: "alice"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			g.step(s, 0, 100)
+			g.step(s, 100, 150)
+			path := filepath.Join(t.TempDir(), "alice.snapshot")
+			coord(t, "sessions", "snapshot", s.ID().String(), path, "--quiet", "--coordinator", c.Address()).succeeds(t)
+			said := coord(t, "sessions", "restore", path, "--quiet", "--output", "json", "--coordinator", elsewhere.Address())
+			said.succeeds(t)
+			var made struct {
+				ID      string   `json:"id"`
+				Name    string   `json:"name"`
+				Lengths []uint64 `json:"lengths"`
+				Holders []struct {
+					Name string `json:"name"`
+				} `json:"holders"`
+			}
+			if err := json.Unmarshal([]byte(said.out), &made); err != nil {
+				t.Fatal(err)
+			}
+			if made.Name != "alice" || !slices.Equal(made.Lengths, []uint64{150, 150}) || len(made.Holders) != shape.to {
+				t.Fatalf("restored as %+v", made)
+			}
+			id, err := client.ParseSessionID(made.ID)
+			if err != nil {
+				t.Fatal(err)
+			}
+			// Both go on, each on its cluster.
+			back, err := elsewhere.Attach(g.ctx, id, client.AttachOptions{Direct: true})
+			if err != nil {
+				t.Fatal(err)
+			}
+			for i := 150; i < g.tokens; i++ {
+				g.step(back, i, i+1)
+			}
+			g.step(s, 150, g.tokens)
+			if err := back.Truncate(g.ctx, 127); err != nil {
+				t.Fatal(err)
+			}
+			g.step(back, 127, g.tokens)
+			if a, b := s.Receipt(), back.Receipt(); !slices.EqualFunc(a.Layers, b.Layers, func(a, b client.LayerReceipt) bool { return a.Length == b.Length && slices.Equal(a.Hashes, b.Hashes) }) {
+				t.Fatalf("receipts %v and %v", a, b)
+			}
+			// A file that was cut is refused by name, and nothing of it stays.
+			whole, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			short := filepath.Join(t.TempDir(), "short.snapshot")
+			if err := os.WriteFile(short, whole[:len(whole)-1], 0o600); err != nil {
+				t.Fatal(err)
+			}
+			coord(t, "sessions", "restore", short, "--quiet", "--coordinator", elsewhere.Address()).fails(t, 4, "short.snapshot", "ends early")
+			if all, _, err := elsewhere.Sessions(g.ctx); err != nil || len(all) != 1 {
+				t.Fatalf("%d sessions: %v", len(all), err)
+			}
+		})
+	}
 }

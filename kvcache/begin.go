@@ -3,6 +3,7 @@ package kvcache
 import (
 	"crypto/sha256"
 	"encoding/binary"
+	"slices"
 
 	"headwater/attention"
 	"headwater/shard"
@@ -41,9 +42,6 @@ func (s *session) begin(req CreateRequest) (made, *Error) {
 	if len(req.Begin) == 0 {
 		return made{}, nil
 	}
-	if len(req.Tokens) > 0 {
-		return made{}, refuse(Invalid, "layers that begin as those of another session, and tokens whose prefix is to be found")
-	}
 	s.begun = make([]begun, len(s.shape.layers))
 	var said []byte
 	before := shard.Layer(-1)
@@ -80,9 +78,9 @@ func (s *session) begin(req CreateRequest) (made, *Error) {
 			said = binary.LittleEndian.AppendUint64(said, hash)
 		}
 	}
-	s.first = s.freed[0]
-	for _, page := range s.freed {
-		s.first = min(s.first, page)
+	s.first = slices.Min(s.freed)
+	if slices.Max(s.freed) > 0 {
+		s.tokens = nil // Pages that lack a layer are no prefix, and would be kept to become one.
 	}
 	if s.first > 0 {
 		s.edge.hashes = make([]uint64, s.shape.shards)

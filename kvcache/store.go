@@ -204,7 +204,8 @@ type CreateRequest struct {
 	Held    []HeldLayer
 	// Tokens that the session begins with. It begins with as many whole pages of them as are held, but not with all.
 	Tokens []uint32
-	// Begin [some layers held, ascending] are layers that begin as those of another session are; not with Tokens.
+	// Begin [some layers held, ascending] are layers that begin as those of another session are. No prefix of Tokens is looked
+	// for then, they are only told.
 	Begin []BeginLayer
 }
 
@@ -238,7 +239,9 @@ func (st *Store) Create(req CreateRequest) (State, error) {
 		for i := range sh.layers {
 			sh.layers[i].class = st.pages.class(sh.layers[i].Layout.PageBytes())
 		}
-		st.match(s)
+		if s.begun == nil {
+			st.match(s)
+		}
 	}
 	st.unlock()
 	switch {

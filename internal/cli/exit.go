@@ -9,6 +9,7 @@ import (
 	"headwater/client"
 	"headwater/job"
 	"headwater/shard"
+	"headwater/snapshot"
 	"headwater/tensor"
 )
 
@@ -42,6 +43,7 @@ func exitCode(err error) int {
 		format     *tensor.FormatError
 		rule       *job.Error
 		geometry   *shard.GeometryError
+		taken      *snapshot.Error
 	)
 	switch {
 	case err == nil:
@@ -52,7 +54,7 @@ func exitCode(err error) int {
 		return ExitDiffers
 	case errors.Is(err, client.ErrUnreachable):
 		return ExitUnreachable
-	case errors.Is(err, client.ErrRefused), errors.As(err, &format), errors.As(err, &rule), errors.As(err, &geometry):
+	case errors.Is(err, client.ErrRefused), errors.As(err, &format), errors.As(err, &rule), errors.As(err, &geometry), errors.As(err, &taken):
 		return ExitRefused
 	}
 	return ExitFailed

@@ -16,9 +16,9 @@ import (
 
 // sessions is the group of commands about the sessions that workers hold.
 func (a *app) sessions() *cobra.Command {
-	return group("sessions", "List, show and drop the sessions on the workers",
-		"  coord sessions list\n  coord sessions show 7f3c90aa1e6b4d52b7c8d9e0f1a2b3c4\n  coord sessions drop 7f3c90aa1e6b4d52b7c8d9e0f1a2b3c4",
-		a.sessionsList(), a.sessionsShow(), a.sessionsDrop())
+	return group("sessions", "List, show and drop the sessions on the workers, and carry them elsewhere",
+		"  coord sessions list\n  coord sessions show 7f3c90aa1e6b4d52b7c8d9e0f1a2b3c4\n  coord sessions snapshot 7f3c90aa1e6b4d52b7c8d9e0f1a2b3c4 story.snapshot\n  coord sessions restore story.snapshot",
+		a.sessionsList(), a.sessionsShow(), a.sessionsDrop(), a.sessionsSnapshot(), a.sessionsRestore())
 }
 
 // sessionView is a session as scripts read it.

@@ -856,7 +856,8 @@ type CreateSessionRequest struct {
 	Tokens []uint32 `protobuf:"varint,5,rep,packed,name=tokens,proto3" json:"tokens,omitempty"`
 	// To a coordinator: at most this many workers, 0 is all.
 	Workers uint32 `protobuf:"varint,6,opt,name=workers,proto3" json:"workers,omitempty"`
-	// Layers that begin as those of another session are, ascending by layer; not with tokens. The other layers begin empty.
+	// Layers that begin as those of another session are, ascending by layer; the other layers begin empty. No prefix is looked
+	// up then: tokens are told, and say to a coordinator beside which sessions this one is to be held.
 	Begin         []*BeginLayer `protobuf:"bytes,7,rep,name=begin,proto3" json:"begin,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -1,0 +1,347 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"headwater/attention"
+	"headwater/fanout"
+	"headwater/lane"
+	headwaterv1 "headwater/proto/headwater/v1"
+	"headwater/snapshot"
+	"headwater/tensor"
+)
+
+// Snapshot writes the session to w as docs/snapshot.md has it, for RestoreSession. The session is as it was; it can not be used
+// meanwhile, but a Fork of it can, or be what is written. progress may be nil; it is told the bytes of keys and values. What
+// was written is whole only if the error is nil.
+func (s *Session) Snapshot(ctx context.Context, w io.Writer, progress func(done, total int64)) error {
+	return s.control("snapshot", func() error {
+		if err := s.settle(ctx); err != nil {
+			return err
+		}
+		return s.snapshot(ctx, w, progress)
+	})
+}
+
+// SnapshotSession is Snapshot of a session that another client may drive, of which it takes nothing: what is written is a
+// fork, which is dropped in the end. It returns what the snapshot begins with.
+func (c *Client) SnapshotSession(ctx context.Context, id SessionID, w io.Writer, progress func(done, total int64)) (*snapshot.Header, error) {
+	doing := "snapshot session " + id.String()
+	s, pinned, err := c.forkOf(ctx, id)
+	if err != nil {
+		return nil, c.sessionError(doing, id, err)
+	}
+	defer c.abandon(ctx, s.id)
+	header, err := s.header(ctx)
+	if err != nil {
+		return nil, c.sessionError(doing, id, err)
+	}
+	header.Pinned = pinned // the fork is not
+	if err := s.write(ctx, header, w, progress); err != nil {
+		return nil, c.sessionError(doing, id, err)
+	}
+	return header, nil
+}
+
+// forkOf makes a fork of a session in the name of whoever drives it, and tells whether the session is pinned.
+func (c *Client) forkOf(ctx context.Context, id SessionID) (_ *Session, pinned bool, _ error) {
+	// The driver may have stepped on or truncated between the question and the fork.
+	for attempt := 1; ; attempt++ {
+		found, err := c.FindSession(ctx, id)
+		if err != nil {
+			return nil, false, err
+		}
+		layers, err := fanout.Layers(found.GetConfig())
+		if err != nil {
+			return nil, false, err
+		}
+		whole, err := c.coordinator(layers)
+		if err != nil {
+			return nil, false, err
+		}
+		child := &Session{client: c, id: newSessionID(), config: found.GetConfig()}
+		state, err := c.conns.Fork(ctx, whole, &headwaterv1.ForkSessionRequest{
+			Session: id[:], Epoch: found.GetEpoch(), Truncations: found.GetTruncations(), Child: child.id[:], ChildEpoch: c.epoch(1),
+		})
+		switch {
+		case err == nil:
+			if err := child.adopt(whole, state, false); err != nil {
+				c.abandon(ctx, child.id)
+				return nil, false, err
+			}
+			return child, found.GetPinned(), nil
+		case attempt == 4 || !fanout.Is(err, headwaterv1.SessionProblem_SESSION_PROBLEM_STALE_EPOCH) && !fanout.Is(err, headwaterv1.SessionProblem_SESSION_PROBLEM_OTHER_TRUNCATIONS):
+			return nil, false, err
+		}
+	}
+}
+
+func (s *Session) snapshot(ctx context.Context, w io.Writer, progress func(done, total int64)) error {
+	header, err := s.header(ctx)
+	if err != nil {
+		return err
+	}
+	return s.write(ctx, header, w, progress)
+}
+
+// errChanged is what a reader finds when a session is not what it was.
+var errChanged = lane.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_DIFFERENT, "another client has changed it meanwhile")
+
+// header is what a snapshot of the session begins with.
+func (s *Session) header(ctx context.Context) (*snapshot.Header, error) {
+	found, err := s.client.FindSession(ctx, s.id)
+	if err != nil {
+		return nil, err
+	}
+	c := found.GetConfig()
+	h := &snapshot.Header{Name: c.GetName(), Tenant: c.GetTenant(), Model: c.GetModel(), TTL: c.GetTtl().AsDuration(), Pinned: found.GetPinned()}
+	layers := s.holding.Layers()
+	if len(c.GetLayers()) != len(layers) || len(found.GetLayers()) != len(layers) {
+		return nil, fmt.Errorf("%d of its %d layers are told of", len(found.GetLayers()), len(layers))
+	}
+	for i, l := range layers {
+		m, state := c.GetLayers()[i], found.GetLayers()[i]
+		layout, err := attention.NewLayout(l.Storage, l.HeadDim, l.VDim)
+		if err != nil {
+			return nil, fmt.Errorf("layer %d: %w", i, err)
+		}
+		one := snapshot.Layer{Heads: l.Heads, KVHeads: l.KVHeads, Layout: layout, First: state.GetFirst(), Length: s.layers[i].length}
+		one.Options = attention.Options{
+			Causal: m.GetCausal(), WindowLeft: m.GetWindowLeft(), WindowRight: m.GetWindowRight(), Scale: m.GetScale(), Softcap: m.GetSoftcap(),
+			AlibiSlopes: m.GetAlibiSlopes(), Sinks: m.GetSinks(),
+		}
+		if one.Options.Scale == 0 {
+			one.Options.Scale = attention.DefaultScale(l.HeadDim)
+		}
+		if int(state.GetLayer()) != i || one.First > one.Length || state.GetLength() < one.Length {
+			return nil, errChanged
+		}
+		switch {
+		case one.First == one.Length && one.First > 0:
+			one.Before = slices.Clone(s.layers[i].hashes)
+		case one.First > 0:
+			// The first positions are asked for only for what is before them.
+			one.Before = make([]uint64, l.KVHeads)
+			err := s.export(ctx, i, int(one.First), 1, false, func(m *headwaterv1.ExportSessionResponse) error {
+				one.Before[m.GetGroup()] = m.GetHashBefore()
+				return nil
+			})
+			if err != nil {
+				return nil, err
+			}
+		}
+		h.Layers = append(h.Layers, one)
+	}
+	return h, nil
+}
+
+// write writes a snapshot that begins with header. That all blocks follow each other in one and the same session is known by
+// the hashes before and after each.
+func (s *Session) write(ctx context.Context, header *snapshot.Header, w io.Writer, progress func(done, total int64)) error {
+	out, err := snapshot.NewWriter(w, header)
+	if err != nil {
+		return err
+	}
+	// The first layer that has all positions brings the ids of the tokens.
+	told, known := -1, uint64(0)
+	if layer, start, _, ok := out.Next(); ok && start == 0 {
+		told = layer
+	}
+	total, done := header.Bytes(), int64(0)
+	hashes := make([][]uint64, len(header.Layers))
+	for i, l := range header.Layers {
+		hashes[i] = make([]uint64, l.KVHeads)
+		copy(hashes[i], l.Before)
+	}
+	var block snapshot.Block
+	for {
+		layer, start, n, ok := out.Next()
+		if !ok {
+			break
+		}
+		// A block has the ids of all of its tokens or of none, and so have those of other layers at its positions.
+		if layer != told && start < known {
+			n = int(min(uint64(n), known-start))
+		}
+		l, before := &header.Layers[layer], slices.Clone(hashes[layer])
+		if err := s.read(ctx, &block, l, layer, int(start), n, layer == told, hashes[layer]); err != nil {
+			return err
+		}
+		if ids := len(block.Tokens); ids > 0 && ids < n {
+			copy(hashes[layer], before)
+			if err := s.read(ctx, &block, l, layer, int(start), ids, true, hashes[layer]); err != nil {
+				return err
+			}
+		}
+		if known += uint64(len(block.Tokens)); layer == told && len(block.Tokens) == 0 {
+			told = -1
+		}
+		if err := out.Write(&block); err != nil {
+			return err
+		}
+		done += int64(block.Bytes())
+		if progress != nil {
+			progress(done, total)
+		}
+	}
+	after := make([][]uint64, len(s.layers))
+	for i := range s.layers {
+		after[i] = s.layers[i].hashes
+		if !slices.Equal(after[i], hashes[i]) {
+			return errChanged
+		}
+	}
+	return out.Close(after)
+}
+
+// read fills a block with n positions of all groups. hashes [n_kv_heads] are those before, and become those after.
+func (s *Session) read(ctx context.Context, b *snapshot.Block, l *snapshot.Layer, layer, start, n int, tokens bool, hashes []uint64) error {
+	kRow, vRow := l.Layout.KRowBytes(), l.Layout.VRowBytes()
+	*b = snapshot.Block{
+		Layer: layer, Start: uint64(start), Positions: n,
+		K: resize(b.K, l.KVHeads*n*kRow), V: resize(b.V, l.KVHeads*n*vRow), Tokens: b.Tokens[:0], KScale: b.KScale[:0], VScale: b.VScale[:0],
+	}
+	if l.Layout.DType() == tensor.I8 {
+		b.KScale, b.VScale = resize(b.KScale, l.KVHeads*n), resize(b.VScale, l.KVHeads*n)
+	}
+	return s.export(ctx, layer, start, n, tokens, func(m *headwaterv1.ExportSessionResponse) error {
+		group, in := int(m.GetGroup()), int(m.GetStart())-start
+		at := group*n + in
+		copy(b.K[at*kRow:], m.GetK())
+		copy(b.V[at*vRow:], m.GetV())
+		if scales := len(m.GetKScale()) / 4; scales > 0 {
+			err := errors.Join(tensor.Widen(b.KScale[at:][:scales], m.GetKScale(), tensor.F32), tensor.Widen(b.VScale[at:][:scales], m.GetVScale(), tensor.F32))
+			if err != nil {
+				return err
+			}
+		}
+		if group == 0 && len(b.Tokens) == in {
+			b.Tokens = append(b.Tokens, m.GetTokens()...)
+		}
+		if m.GetHashBefore() != hashes[group] {
+			return errChanged
+		}
+		hashes[group] = m.GetHashAfter()
+		return nil
+	})
+}
+
+// resize returns s, or another slice where s is too small, with n elements of any value.
+func resize[E any](s []E, n int) []E {
+	if cap(s) < n {
+		return make([]E, n)
+	}
+	return s[:n]
+}
+
+// RestoreOptions say how to restore a session. The zero value is ready for use.
+type RestoreOptions struct {
+	Name    string // for people, in the place of the snapshot's; "": the snapshot's
+	Workers int    // at most this many workers; 0: all
+	Direct  bool   // speak to the workers and not through the coordinator
+	Codec   Codec  // how contexts come back
+	SendF32 bool   // see SessionOptions
+	// Progress is told the bytes of keys and values; it may be nil.
+	Progress func(done, total int64)
+}
+
+// RestoreSession makes a session of a new id that has what a snapshot has: the same keys and values in every bit, so the same
+// contexts and receipts from there on, on this cluster and as many workers as it has. It reads r to its end. Of what can not be
+// restored nothing stays on the cluster; the error is, or wraps, a *snapshot.Error where the snapshot is at fault.
+func (c *Client) RestoreSession(ctx context.Context, r io.Reader, opts RestoreOptions) (*Session, error) {
+	in, err := snapshot.NewReader(r)
+	if err != nil {
+		return nil, fmt.Errorf("restore a session: %w", err)
+	}
+	defer in.Close()
+	first, err := in.Next()
+	if err != nil && !errors.Is(err, io.EOF) {
+		return nil, fmt.Errorf("restore a session: %w", err)
+	}
+	req := begin(in.Header(), opts.Name)
+	if first != nil {
+		// As many as a coordinator needs to hold the session where others look for its prefix.
+		req.Tokens = slices.Clone(first.Tokens[:min(len(first.Tokens), attention.PageLen+1)])
+	}
+	s, err := c.create(ctx, "restore", req, opts.Workers, opts.Direct, opts.Codec)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.restore(ctx, in, first, opts.Progress); err != nil {
+		c.abandon(ctx, s.id)
+		return nil, c.sessionError("restore session "+s.id.String(), s.id, err)
+	}
+	s.prefix, s.sendF32 = s.Len(), opts.SendF32
+	return s, nil
+}
+
+// begin asks for a session that begins as a snapshot's does.
+func begin(h *snapshot.Header, name string) *headwaterv1.CreateSessionRequest {
+	config := &headwaterv1.SessionConfig{Name: h.Name, Tenant: h.Tenant, Model: h.Model}
+	if name != "" {
+		config.Name = name
+	}
+	if h.TTL > 0 {
+		config.Ttl = durationpb.New(h.TTL)
+	}
+	req := &headwaterv1.CreateSessionRequest{Config: config}
+	for i, l := range h.Layers {
+		o := l.Options
+		config.Layers = append(config.Layers, &headwaterv1.SessionLayer{
+			NHeads: uint32(l.Heads), NKvHeads: uint32(l.KVHeads), HeadDim: uint32(l.Layout.HeadDim()), VDim: uint32(l.Layout.VDim()),
+			Storage: storageTypes[l.Layout.DType()], Causal: o.Causal, WindowLeft: o.WindowLeft, WindowRight: o.WindowRight,
+			Scale: o.Scale, Softcap: o.Softcap, AlibiSlopes: o.AlibiSlopes, Sinks: o.Sinks,
+		})
+		if l.Length > 0 {
+			req.Begin = append(req.Begin, &headwaterv1.BeginLayer{Layer: uint32(i), First: l.First, Hashes: l.Before, Length: l.Length})
+		}
+	}
+	return req
+}
+
+// maxToldTokens bounds the ids that a restore keeps, 64 MiB. Prefixes are found up to there.
+const maxToldTokens = 1 << 24
+
+// restore appends all that the snapshot has, from block b on, and compares what the workers then have with what the
+// snapshot's had.
+func (s *Session) restore(ctx context.Context, in *snapshot.Reader, b *snapshot.Block, progress func(done, total int64)) error {
+	header := in.Header()
+	total, done := header.Bytes(), int64(0)
+	var tokens []uint32
+	for b != nil {
+		step := Step{Layer: b.Layer, Stored: &Rows{K: b.K, V: b.V, KScale: b.KScale, VScale: b.VScale}, Tokens: b.Tokens}
+		// Each worker is to know the tokens, also one that holds nothing of the layer that brings them.
+		switch end := b.Start + uint64(b.Positions); {
+		case len(b.Tokens) > 0 && b.Start == uint64(len(tokens)) && end <= maxToldTokens:
+			tokens = append(tokens, b.Tokens...)
+		case len(b.Tokens) == 0 && end <= uint64(len(tokens)):
+			step.Tokens = tokens[b.Start:end]
+		}
+		if err := s.Do(ctx, &step); err != nil {
+			return err
+		}
+		done += int64(b.Bytes())
+		if progress != nil {
+			progress(done, total)
+		}
+		var err error
+		if b, err = in.Next(); err != nil && !errors.Is(err, io.EOF) {
+			return err
+		}
+	}
+	for i, want := range in.After() {
+		if s.layers[i].length != header.Layers[i].Length || !slices.Equal(s.layers[i].hashes, want) {
+			return fmt.Errorf("layer %d: the workers have other keys or values than the snapshot's session had", i)
+		}
+	}
+	if header.Pinned {
+		return s.Pin(ctx, true)
+	}
+	return nil
+}

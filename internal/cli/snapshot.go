@@ -1,0 +1,164 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+
+	"github.com/spf13/cobra"
+
+	"headwater/client"
+	"headwater/internal/atomicfile"
+	"headwater/snapshot"
+)
+
+// stdio is the name of the standard streams where a file is asked for.
+const stdio = "-"
+
+// snapshotView is a snapshot that was written, as scripts read it.
+type snapshotView struct {
+	Session string   `json:"session"`
+	File    string   `json:"file"`
+	Bytes   int64    `json:"bytes"`    // of the file
+	KVBytes int64    `json:"kv_bytes"` // keys and values in it, as pages have them
+	Lengths []uint64 `json:"lengths"`  // positions of each layer
+	Pinned  bool     `json:"pinned"`
+}
+
+// counter counts what is written through it.
+type counter struct {
+	io.Writer
+	n int64
+}
+
+func (c *counter) Write(p []byte) (int, error) {
+	n, err := c.Writer.Write(p)
+	c.n += int64(n)
+	return n, err
+}
+
+func (a *app) sessionsSnapshot() *cobra.Command {
+	var at remote
+	var quiet bool
+	cmd := &cobra.Command{
+		Use: "snapshot ID FILE", Short: "Write a session to a file, while it goes on", Args: exactly("ID", "FILE"),
+		Long: "Write all keys and values of a session, as they are stored, to a file that coord sessions restore reads (docs/snapshot.md);\n" +
+			"- is the standard output. The session goes on meanwhile: what is written is a fork of it. The file appears under its name\n" +
+			"complete or not at all.",
+		Example: `  coord sessions snapshot 7f3c90aa1e6b4d52b7c8d9e0f1a2b3c4 story.snapshot
+  coord sessions snapshot 7f3c90aa1e6b4d52b7c8d9e0f1a2b3c4 - | ssh elsewhere coord sessions restore -`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			id, err := client.ParseSessionID(args[0])
+			if err != nil {
+				return usageError{err}
+			}
+			if args[1] == stdio && terminal(a.Out) {
+				return usage("a snapshot is no text for a terminal: name a file, or a pipe")
+			}
+			return at.with(cmd.Context(), func(ctx context.Context, c *client.Client) error {
+				return a.takeSnapshot(ctx, c, id, args[1], quiet)
+			})
+		},
+	}
+	at.flags(cmd.Flags())
+	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "show no progress")
+	return cmd
+}
+
+func (a *app) takeSnapshot(ctx context.Context, c *client.Client, id client.SessionID, path string, quiet bool) error {
+	bar := a.progress(quiet)
+	defer bar.end()
+	progress := func(done, total int64) { bar.show("writing", done, total, true) }
+	if path == stdio {
+		_, err := c.SnapshotSession(ctx, id, a.Out, progress)
+		return err
+	}
+	file, err := atomicfile.Create(path, 0)
+	if err != nil {
+		return err
+	}
+	out := &counter{Writer: file}
+	header, err := c.SnapshotSession(ctx, id, out, progress)
+	if err != nil {
+		return errors.Join(err, file.Abort())
+	}
+	if err := file.Commit(); err != nil {
+		return err
+	}
+	bar.end()
+	v := snapshotView{Session: id.String(), File: path, Bytes: out.n, KVBytes: header.Bytes(), Lengths: []uint64{}, Pinned: header.Pinned}
+	for _, l := range header.Layers {
+		v.Lengths = append(v.Lengths, l.Length)
+	}
+	if a.json() {
+		return a.printJSON(v)
+	}
+	_, err = fmt.Fprintf(a.Out, "session %s is written to %s: %d layers, %d positions, %s of keys and values in %s\n",
+		id, path, len(v.Lengths), slices.Min(v.Lengths), sizeOf(v.KVBytes), sizeOf(v.Bytes))
+	return err
+}
+
+func (a *app) sessionsRestore() *cobra.Command {
+	var at remote
+	var opts client.RestoreOptions
+	var quiet bool
+	cmd := &cobra.Command{
+		Use: "restore FILE", Short: "Make a session of what a snapshot has", Args: exactly("FILE"),
+		Long: "Make a session that has what a file of coord sessions snapshot has, on this cluster and as many workers as it has; - is the\n" +
+			"standard input. It has a new id, which is printed, and goes on with the same bits. Of what can not be restored nothing stays.",
+		Example: "  coord sessions restore story.snapshot\n  coord sessions restore story.snapshot --coordinator 10.0.0.9:7600 --workers 2 --name story-2",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if opts.Workers < 0 {
+				return usage("--workers is %d, must not be negative", opts.Workers)
+			}
+			in := a.In
+			if args[0] != stdio {
+				file, err := os.Open(args[0])
+				if err != nil {
+					return fmt.Errorf("restore a session: %w", err)
+				}
+				defer file.Close()
+				in = file
+			}
+			return at.with(cmd.Context(), func(ctx context.Context, c *client.Client) error {
+				return a.restoreSnapshot(ctx, c, in, args[0], opts, quiet)
+			})
+		},
+	}
+	flags := cmd.Flags()
+	at.flags(flags)
+	flags.StringVar(&opts.Name, "name", "", "`name` of the session for people (default: the snapshot's)")
+	flags.IntVar(&opts.Workers, "workers", 0, "at most so many workers, 0 is all")
+	flags.BoolVarP(&quiet, "quiet", "q", false, "show no progress")
+	flagOnly(flags, "name", "workers")
+	return cmd
+}
+
+func (a *app) restoreSnapshot(ctx context.Context, c *client.Client, in io.Reader, path string, opts client.RestoreOptions, quiet bool) error {
+	bar := a.progress(quiet)
+	defer bar.end()
+	opts.Progress = func(done, total int64) { bar.show("restoring", done, total, true) }
+	s, err := c.RestoreSession(ctx, in, opts)
+	if err != nil {
+		var bad *snapshot.Error
+		if errors.As(err, &bad) {
+			err = fmt.Errorf("restore %s: %w", path, bad)
+		}
+		return err
+	}
+	bar.end()
+	found, err := c.FindSession(ctx, s.ID())
+	if err != nil {
+		return err
+	}
+	v := viewSession(found)
+	if a.json() {
+		return a.printJSON(v)
+	}
+	_, err = fmt.Fprintf(a.Out, "session %s is restored from %s: %d layers, %d positions, %s of pages on %s\n",
+		v.ID, path, len(v.Lengths), v.positions(), sizeOf(int64(v.PageBytes)), v.holders())
+	return err
+}
