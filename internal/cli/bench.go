@@ -46,11 +46,12 @@ func (a *app) bench() *cobra.Command {
 			"what has not been done by then counts with its wait until then.\n\n" +
 			"With --codecs FILE, what each codec of contexts makes of the contexts in a result file, on one core; no cluster is needed:\n" +
 			"bytes over those of float32, rates in bytes of float32, and the largest error of an element relative to the largest\n" +
-			"magnitude of its row.",
+			"magnitude of its row. Of a job file, what each storage type makes of its keys and values.",
 		Example: `  coord bench --local 2
   coord bench --positions 1024,16384 --batch 1,8 --storage f16,int8 --workers 1,3 --direct
   coord bench --tests load --rate 200 --batch 16 --spend 30s --format csv
-  coord bench --codecs context.safetensors`,
+  coord bench --codecs context.safetensors
+  coord bench --codecs job.safetensors`,
 		RunE: func(cmd *cobra.Command, _ []string) error { return a.runBench(cmd, f) },
 	}
 	flags := cmd.Flags()
@@ -72,7 +73,7 @@ func (a *app) bench() *cobra.Command {
 	flags.DurationVar(&f.spend, "spend", 3*time.Second, "about how long each row measures")
 	flags.Float64Var(&f.rate, "rate", 100, "`tokens` a second of a load, over all sessions")
 	flags.BoolVar(&f.direct, "direct", false, "speak to the workers, not through the coordinator")
-	flags.StringVar(&f.codecs, "codecs", "", "measure the codecs on the contexts of this result `file` instead")
+	flags.StringVar(&f.codecs, "codecs", "", "measure the codecs on the contexts of this result `file`, or on the keys and values of this job file, instead")
 	flags.BoolVarP(&f.quiet, "quiet", "q", false, "show no progress")
 	choice(cmd, flags, &f.format, "format", "markdown", "how rows are printed; --output json is json as well", "markdown", "csv", "json")
 	flagOnly(flags, "local", "tests", "positions", "batch", "storage", "send", "codec", "workers", "layers", "heads", "kv-heads", "head-dim",
@@ -363,14 +364,36 @@ func (r *rows) end() error {
 // codecRounds is how often each codec is timed.
 const codecRounds = 9
 
-// benchCodecs measures the codecs on the contexts of a result file.
+// benchCodecs measures the codecs on the contexts of a result file, or the storage types on the keys and values of a job file.
 func (a *app) benchCodecs(f benchFlags) error {
-	blocks, err := bench.ContextBlocks(f.codecs)
+	kv, err := bench.JobRows(f.codecs)
 	if err != nil {
 		return err
 	}
+	var blocks []wire.Block
+	if len(kv) == 0 {
+		if blocks, err = bench.ContextBlocks(f.codecs); err != nil {
+			return err
+		}
+	}
 	rows := a.rows(f.format, "codec", ">ratio", ">encode and decode GB/s", ">encode GB/s", ">decode GB/s", ">largest error")
+	for _, storage := range []string{"bf16", "f16", "int8"} {
+		if len(kv) == 0 {
+			break
+		}
+		m, err := bench.MeasureRows(storageNames[storage], kv, codecRounds, time.Now)
+		if err != nil {
+			return fmt.Errorf("%s: %w", f.codecs, err)
+		}
+		err = rows.add("k and v as "+storage, float64(m.Stored)/float64(m.Bytes), nil, float64(m.Bytes)/m.Took.Seconds()/1e9, nil, m.MaxError)
+		if err != nil {
+			return err
+		}
+	}
 	for _, codec := range []wire.Codec{wire.Exact, wire.BF16, wire.F16, wire.I8} {
+		if len(blocks) == 0 {
+			break
+		}
 		m, err := wire.Measure(codec, blocks, codecRounds, time.Now)
 		if err != nil {
 			return fmt.Errorf("%s: %w", f.codecs, err)
