@@ -109,6 +109,11 @@ func (e *SessionError) Error() string {
 	return fmt.Sprintf("%s: %s", e.Doing, e.Message)
 }
 
+// GRPCStatus is what a holder's refusal is among gRPC's codes, for status.Code.
+func (e *SessionError) GRPCStatus() *status.Status {
+	return lane.Errorf(e.Problem, "%s", e.Error()).GRPCStatus()
+}
+
 // Is tells the causes above.
 func (e *SessionError) Is(target error) bool {
 	switch target {

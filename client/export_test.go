@@ -1,0 +1,25 @@
+package client
+
+import "slices"
+
+// Known is what a session's client knows of it.
+type Known struct {
+	ID                 SessionID
+	Epoch, Truncations uint64
+	Layers             []LayerReceipt
+}
+
+// Tamper makes a session's client know something else, until it is set right again.
+func Tamper(s *Session, change func(*Known)) (right func()) {
+	id, epoch, truncations, layers := s.id, s.epoch, s.truncations, s.layers
+	k := Known{ID: id, Epoch: epoch, Truncations: truncations}
+	for _, l := range layers {
+		k.Layers = append(k.Layers, LayerReceipt{l.length, slices.Clone(l.hashes)})
+	}
+	change(&k)
+	s.id, s.epoch, s.truncations, s.layers = k.ID, k.Epoch, k.Truncations, nil
+	for _, l := range k.Layers {
+		s.layers = append(s.layers, held{length: l.Length, hashes: l.Hashes})
+	}
+	return func() { s.id, s.epoch, s.truncations, s.layers, s.unsure = id, epoch, truncations, layers, false }
+}
