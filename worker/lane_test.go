@@ -153,20 +153,106 @@ func bigLayer() *headwaterv1.SessionLayer {
 	return l
 }
 
-func TestASlowReaderBlocksItsOwnLane(t *testing.T) {
-	p := serveSessions(t, Config{})
-	slow, quick := p.lane(t, 1), p.lane(t, 2)
-	a, b := newSequence(1, bigLayer()), newSequence(2, bigLayer())
-	a.create(t, p, slow)
-	b.create(t, p, quick)
-	flood(t, p, slow, a)
-	for range 50 {
-		m := b.draw(t, 0, 3, 2, false)
-		r := quick.ask(t, m.step, m.payload)
-		b.apply(m)
-		b.check(t, m, r)
+// tap stands between one lane and its client.
+type tap struct {
+	lane     lane.ID
+	received chan struct{} // one element for each step
+	sending  chan struct{} // one element for each answer, before it is sent
+	send     chan struct{} // from which each answer takes one
+	ended    chan struct{} // closed when the lane has ended
+}
+
+func newTap(id byte) *tap {
+	return &tap{lane.ID{id}, make(chan struct{}, 10_000), make(chan struct{}, 10_000), make(chan struct{}, 10_000), make(chan struct{})}
+}
+
+func (p *tap) intercept(srv any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, handle grpc.StreamHandler) error {
+	if ids := metadata.ValueFromIncomingContext(stream.Context(), lane.MetadataKey); len(ids) != 1 || ids[0] != p.lane.String() {
+		return handle(srv, stream)
 	}
-	quick.end(t)
+	defer close(p.ended)
+	return handle(srv, &tapped{stream, p})
+}
+
+type tapped struct {
+	grpc.ServerStream
+	tap *tap
+}
+
+func (s *tapped) RecvMsg(m any) error {
+	err := s.ServerStream.RecvMsg(m)
+	if err == nil {
+		s.tap.received <- struct{}{}
+	}
+	return err
+}
+
+func (s *tapped) SendMsg(m any) error {
+	s.tap.sending <- struct{}{}
+	select {
+	case <-s.tap.send:
+	case <-s.Context().Done():
+	}
+	return s.ServerStream.SendMsg(m)
+}
+
+// TestASlowReaderBlocksItsOwnLane sends more steps than a lane may have in flight, whose answers are not read. The lane is
+// read to its limit of steps or of bytes and no further, while another one is served; once the answers are read, so is the rest.
+func TestASlowReaderBlocksItsOwnLane(t *testing.T) {
+	for name, attend := range map[string]int{"steps": 1, "bytes": 2000} {
+		t.Run(name, func(t *testing.T) {
+			slow := newTap(1)
+			p := serveSessions(t, Config{}, grpc.ChainStreamInterceptor(slow.intercept))
+			d, quick := p.lane(t, 1), p.lane(t, 2)
+			defer d.cancel()
+			l := bigLayer()
+			l.HeadDim, l.VDim = 128, 1
+			a, b := newSequence(1, l), newSequence(2, bigLayer())
+			a.create(t, p, d)
+			b.create(t, p, quick)
+			m := a.draw(t, 0, 0, attend, false)
+			// All of a lane's steps are in flight until the first is answered; its payload is free by then.
+			most := min(laneSteps, laneBytes/len(m.payload)+2)
+			steps := most + 3
+			sent := make(chan error, 1)
+			go func() {
+				for i := range steps {
+					if err := d.stream.Send(&headwaterv1.LaneRequest{Id: uint64(i + 1), Step: m.step, Payload: m.payload}); err != nil {
+						sent <- err
+						return
+					}
+				}
+				sent <- nil
+			}()
+			for range most {
+				<-slow.received
+			}
+			for range 50 {
+				m := b.draw(t, 0, 3, 2, false)
+				r := quick.ask(t, m.step, m.payload)
+				b.apply(m)
+				b.check(t, m, r)
+			}
+			if n := len(slow.received); n != 0 {
+				t.Errorf("%d steps are read beyond the %d that a lane may have in flight", n, most)
+			}
+			close(slow.send)
+			for i := range steps {
+				r, err := d.stream.Recv()
+				if err != nil || r.GetId() != uint64(i+1) {
+					t.Fatalf("answer %d: of step %d: %v", i+1, r.GetId(), err)
+				}
+				if i == 0 || i == steps-1 {
+					a.check(t, m, r)
+				}
+			}
+			if err := <-sent; err != nil {
+				t.Fatal(err)
+			}
+			d.end(t)
+			quick.end(t)
+		})
+	}
 }
 
 // TestAClientThatVanishes leaves lanes in the middle of all they do. What is left is sessions, as long as their answers say.
@@ -218,24 +304,18 @@ func TestAClientThatVanishes(t *testing.T) {
 }
 
 func TestDrainAnswersWhatWasAccepted(t *testing.T) {
-	p := serveSessions(t, Config{})
+	held := newTap(1)
+	p := serveSessions(t, Config{}, grpc.ChainStreamInterceptor(held.intercept))
 	d := p.lane(t, 1)
 	s := newSequence(1, simpleLayer(headwaterv1.StorageType_STORAGE_TYPE_F32))
 	s.create(t, p, d)
 	m := s.draw(t, 0, 400, 400, false)
-	first := s.draw(t, 0, 0, 1, false)
-	if e := d.ask(t, first.step, first.payload).GetResult().GetError(); e != nil {
-		t.Fatal(e)
-	}
 	id := d.send(t, m.step, m.payload)
-	// A step that the store has is one that was accepted.
-	for p.w.sessions.store.Cache().UsedBytes == 0 {
-		if t.Context().Err() != nil {
-			t.Fatal("the step does not begin")
-		}
-	}
+	<-held.sending // so it was accepted
 	drained := make(chan error, 1)
 	go func() { drained <- p.w.Drain(t.Context()) }()
+	<-p.w.stopping
+	close(held.send)
 	r, err := d.stream.Recv()
 	if err != nil || r.GetId() != id {
 		t.Fatalf("got %v: %v", r, err)
@@ -271,6 +351,14 @@ func TestManyQueryTokensAreBusy(t *testing.T) {
 		t.Errorf("got %v", e)
 	}
 	p.w.sessions.queuedTokens.Add(-maxQueuedTokens)
+	state, err := p.sessions.ListSessions(t.Context(), &headwaterv1.ListSessionsRequest{Sessions: [][]byte{s.id}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.same(t, state.GetSessions()[0])
+	if c := state.GetCaches()[0]; c.GetUsedBytes() != 0 || c.GetQueuedTokens() != 0 {
+		t.Errorf("a step that was refused has left %v", c)
+	}
 	r := d.ask(t, m.step, m.payload)
 	s.apply(m)
 	s.check(t, m, r)

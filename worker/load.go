@@ -352,7 +352,7 @@ func (r *run) project(m *headwaterv1.HiddenBlock) error {
 func (r *run) projectPiece(h *held, x, cos, sin []float32, n int) error {
 	p := h.problem
 	k, v := make([]float32, n*p.shape.HeadDim), make([]float32, n*p.shape.VDim)
-	thread, err := r.w.threads.Acquire(r.ctx, attention.Background)
+	thread, err := r.w.thread(r.ctx, attention.Background)
 	if err != nil {
 		return err
 	}

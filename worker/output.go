@@ -197,7 +197,7 @@ func (r *run) outputs(x []float32, pieces []outputPiece, count, rows int) (y []b
 		if pc.run.bias != nil {
 			bias = pc.run.bias[pc.from:pc.to]
 		}
-		thread, err := r.w.threads.Acquire(r.ctx, attention.Background)
+		thread, err := r.w.thread(r.ctx, attention.Background)
 		if err != nil {
 			return nil, 0, err
 		}

@@ -239,7 +239,7 @@ func (r *run) attend(q *query, i int) error {
 		}
 	}
 	out := attention.Output{Context: make([]float32, q.count*heads*p.shape.VDim), LSE: make([]float32, q.count*heads)}
-	thread, err := r.w.threads.Acquire(r.ctx, attention.Background)
+	thread, err := r.w.thread(r.ctx, attention.Background)
 	if err != nil {
 		return err
 	}

@@ -41,7 +41,7 @@ type place struct {
 }
 
 // serveSessions puts a worker on a connection. When the test ends nothing of the worker may be left.
-func serveSessions(t testing.TB, cfg Config) *place {
+func serveSessions(t testing.TB, cfg Config, opts ...grpc.ServerOption) *place {
 	t.Helper()
 	cfg.Name, cfg.Boot, cfg.Version, cfg.Weight = "w1", uuid.UUID{15: 1}, "test", 1
 	cfg.Threads = max(cfg.Threads, 2)
@@ -53,12 +53,12 @@ func serveSessions(t testing.TB, cfg Config) *place {
 		t.Fatal(err)
 	}
 	listener := bufconn.Listen(1 << 16)
-	server := grpc.NewServer(protocol.ServerOptions()...)
+	server := grpc.NewServer(append(protocol.ServerOptions(), opts...)...)
 	w.Register(server)
 	done := make(chan struct{})
 	go func() { defer close(done); _ = server.Serve(listener) }()
-	opts := append(protocol.DialOptions(), grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return listener.DialContext(ctx) }))
-	conn, err := grpc.NewClient("passthrough:///memory", opts...)
+	dialer := grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return listener.DialContext(ctx) })
+	conn, err := grpc.NewClient("passthrough:///memory", append(protocol.DialOptions(), dialer)...)
 	if err != nil {
 		t.Fatal(err)
 	}

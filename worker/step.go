@@ -119,7 +119,7 @@ func (s *sessions) attend(ctx context.Context, t *task, out attention.Output) er
 	if m.Attend > foregroundTokens {
 		class = attention.Background
 	}
-	thread, err := s.w.threads.Acquire(ctx, class)
+	thread, err := s.w.thread(ctx, class)
 	if err != nil {
 		return err
 	}

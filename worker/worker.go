@@ -70,6 +70,8 @@ type Worker struct {
 	threads  *attention.Pool
 	sessions *sessions
 	stopping chan struct{} // closed when draining
+	// acquired, nil but in tests, is called with the context of each kernel that has been given a thread.
+	acquired func(context.Context)
 
 	mu       sync.Mutex
 	flight   flight        // blocks of all runs
@@ -173,6 +175,15 @@ func (w *Worker) Drain(ctx context.Context) error {
 func (w *Worker) Close() {
 	w.sessions.store.Close()
 	w.threads.Close()
+}
+
+// thread waits for a thread for a kernel, which releases it.
+func (w *Worker) thread(ctx context.Context, class attention.Class) (*attention.Thread, error) {
+	t, err := w.threads.Acquire(ctx, class)
+	if err == nil && w.acquired != nil {
+		w.acquired(ctx)
+	}
+	return t, err
 }
 
 // begin counts n goroutines of a run or a lane, unless the worker drains.

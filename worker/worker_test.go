@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -186,17 +185,12 @@ func (panics) Helper()                           {}
 func (panics) Fatal(args ...any)                 { panic(fmt.Sprint(args...)) }
 func (panics) Fatalf(format string, args ...any) { panic(fmt.Sprintf(format, args...)) }
 
-// busy waits until a kernel runs.
-func busy(w *Worker) {
-	for w.threads.Busy() == 0 {
-		runtime.Gosched()
-	}
-}
-
 func TestKernelsEndWithTheirStream(t *testing.T) {
 	messages := endless()
 	t.Run("cancelled", func(t *testing.T) {
 		w := newWorker(t, 256<<20, 2)
+		began := make(chan struct{}, 1)
+		w.acquired = func(context.Context) { began <- struct{}{} }
 		client := serve(t, w)
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 1)
@@ -204,7 +198,7 @@ func TestKernelsEndWithTheirStream(t *testing.T) {
 			_, err := converse(ctx, client, messages)
 			done <- err
 		}()
-		busy(w)
+		<-began
 		cancel()
 		if err := <-done; status.Code(err) != codes.Canceled {
 			t.Errorf("got %v", err)
