@@ -184,7 +184,7 @@ func TestRefusals(t *testing.T) {
 			}},
 		} {
 			t.Run(test.name, func(t *testing.T) {
-				receipt, used := s.Receipt(), c.counts(t)
+				receipt, used := s.Receipt(), c.inUse(t)
 				err := test.call()
 				var refused *client.SessionError
 				if !errors.As(err, &refused) || refused.Problem != test.problem || !errors.Is(err, test.is) || status.Code(err) != test.code || strings.Contains(err.Error(), "\n") {
@@ -200,7 +200,7 @@ func TestRefusals(t *testing.T) {
 				if after := s.Receipt(); !slices.EqualFunc(after.Layers, receipt.Layers, sameLayer) {
 					t.Errorf("the receipt is %v, it was %v", after, receipt)
 				}
-				if now := c.counts(t); !slices.Equal(now, used) {
+				if now := c.inUse(t); !slices.Equal(now, used) {
 					t.Errorf("in use are %v, they were %v", now, used)
 				}
 				goOn()
@@ -208,7 +208,7 @@ func TestRefusals(t *testing.T) {
 		}
 
 		// A repeat with the same keys is a success with the same answer, and nothing is appended.
-		receipt, used := s.Receipt(), c.counts(t)
+		receipt, used := s.Receipt(), c.inUse(t)
 		want, _ := m.attend(t, 0, last.q, m.len(0)-2, nil)
 		right := client.Tamper(s, func(k *client.Known) { k.Layers[0] = before.Layers[0] })
 		got, err := attended(t, s, 0, last)
@@ -218,7 +218,7 @@ func TestRefusals(t *testing.T) {
 			t.Fatalf("a repeat: %v", err)
 		}
 		equal(t, "context of a repeat", got, want)
-		if now := c.counts(t); !slices.Equal(now, used) {
+		if now := c.inUse(t); !slices.Equal(now, used) {
 			t.Errorf("in use are %v, they were %v", now, used)
 		}
 
@@ -242,7 +242,7 @@ func sameLayer(a, b client.LayerReceipt) bool {
 // TestRelayedFramesAreRefusedByName sends frames to a coordinator that its own client would not. Each is answered by name, or
 // ends its lane alone where it is too large to be read; the session is as it was.
 func TestRelayedFramesAreRefusedByName(t *testing.T) {
-	c := startWorkers(t, 2, worker.Config{})
+	c := startReal(t, 2, worker.Config{})
 	conn, err := grpc.NewClient(c.address, append(protocol.DialOptions(), grpc.WithDefaultCallOptions(grpc.MaxCallSendMsgSize(1<<30)))...)
 	if err != nil {
 		t.Fatal(err)
@@ -307,7 +307,7 @@ func TestRelayedFramesAreRefusedByName(t *testing.T) {
 		"a group too few":        func(m *lane.Step) { m.Hashes = m.Hashes[:1] },
 		"another encoding":       func(m *lane.Step) { m.Encoding = headwaterv1.StorageType_STORAGE_TYPE_F16 },
 		"no codec":               func(m *lane.Step) { m.Codec = 0 },
-		"a tree of what is not":  func(m *lane.Step) { m.Tree, m.TreeMask = 9, []byte{1, 2} },
+		"a tree too large":       func(m *lane.Step) { m.Tree, m.TreeMask = 4097, make([]byte, 513) },
 		"tokens without a token": func(m *lane.Step) { m.Tokens = []uint32{1, 2, 3} },
 		// Each worker's answer would fit a frame, both together do not.
 		"an answer too large": func(m *lane.Step) {
@@ -317,7 +317,7 @@ func TestRelayedFramesAreRefusedByName(t *testing.T) {
 			clear(request.Payload.Bytes())
 		},
 	} {
-		used := c.counts(t)
+		used := c.inUse(t)
 		right()
 		spoil(&request.Step)
 		if err := stream.Send(&request); err != nil {
@@ -329,7 +329,7 @@ func TestRelayedFramesAreRefusedByName(t *testing.T) {
 		if e := response.Result.Err; e == nil || e.Problem() != headwaterv1.SessionProblem_SESSION_PROBLEM_INVALID || response.Payload != nil {
 			t.Errorf("%s: got %v", name, e)
 		}
-		if now := c.counts(t); !slices.Equal(now, used) {
+		if now := c.inUse(t); !slices.Equal(now, used) {
 			t.Errorf("%s: in use are %v, they were %v", name, now, used)
 		}
 		goOn()

@@ -34,9 +34,9 @@ type cluster struct {
 }
 
 // serve serves on loopback until the test ends.
-func serve(t testing.TB, register func(grpc.ServiceRegistrar)) (*grpc.Server, string) {
+func serve(t testing.TB, register func(grpc.ServiceRegistrar), opts ...grpc.ServerOption) (*grpc.Server, string) {
 	t.Helper()
-	s := grpc.NewServer(protocol.ServerOptions()...)
+	s := grpc.NewServer(append(protocol.ServerOptions(), opts...)...)
 	register(s)
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

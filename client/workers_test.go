@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"google.golang.org/grpc"
 
 	"headwater/client"
 	"headwater/membership"
@@ -45,8 +46,8 @@ func (c *clock) move(d time.Duration) {
 	c.now = c.now.Add(d)
 }
 
-// startWorkers starts a cluster of n workers. The config's budget and limits are each worker's.
-func startWorkers(t testing.TB, n int, config worker.Config) *real {
+// startReal starts a cluster of n workers. The config's budget and limits are each worker's.
+func startReal(t testing.TB, n int, config worker.Config, opts ...func(worker int) []grpc.ServerOption) *real {
 	t.Helper()
 	r := &real{clock: &clock{now: time.Unix(1e9, 0)}}
 	for i := range n {
@@ -68,7 +69,11 @@ func startWorkers(t testing.TB, n int, config worker.Config) *real {
 				t.Errorf("%d bytes of %s are in use in the end: %v", d.GetUsedBytes(), config.Name, err)
 			}
 		})
-		_, address := serve(t, w.Register)
+		var own []grpc.ServerOption
+		for _, o := range opts {
+			own = append(own, o(i)...)
+		}
+		_, address := serve(t, w.Register, own...)
 		r.workers = append(r.workers, w)
 		r.members = append(r.members, membership.Member{Name: config.Name, Role: membership.RoleWorker, Address: address, Weight: 1})
 	}
@@ -77,8 +82,27 @@ func startWorkers(t testing.TB, n int, config worker.Config) *real {
 	return r
 }
 
+// expire has all that has gone unused for so long end, and says how many sessions are left.
+func (r *real) expire(t testing.TB, unused time.Duration) int {
+	t.Helper()
+	r.clock.move(unused)
+	for _, w := range r.workers {
+		ctx, cancel := context.WithCancel(t.Context())
+		ticks, done := make(chan time.Time), make(chan struct{})
+		go func() { defer close(done); w.Expire(ctx, ticks) }()
+		ticks <- time.Time{}
+		cancel()
+		<-done
+	}
+	sessions, _, err := r.Sessions(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(sessions)
+}
+
 // counts are what each worker has in use.
-type counts struct{ pages, steps, tokens uint64 }
+type counts struct{ pages, steps, tokens, lanes uint64 }
 
 func (r *real) counts(t testing.TB) []counts {
 	t.Helper()
@@ -89,7 +113,17 @@ func (r *real) counts(t testing.TB) []counts {
 	slices.SortFunc(caches, func(a, b *headwaterv1.CacheState) int { return cmp.Compare(a.GetWorker(), b.GetWorker()) })
 	var all []counts
 	for _, c := range caches {
-		all = append(all, counts{c.GetUsedBytes(), c.GetQueuedSteps(), c.GetQueuedTokens()})
+		all = append(all, counts{c.GetUsedBytes(), c.GetQueuedSteps(), c.GetQueuedTokens(), c.GetLanes()})
+	}
+	return all
+}
+
+// inUse are the counts without lanes, which clients open and close when they like.
+func (r *real) inUse(t testing.TB) []counts {
+	t.Helper()
+	all := r.counts(t)
+	for i := range all {
+		all[i].lanes = 0
 	}
 	return all
 }
@@ -100,7 +134,7 @@ var small = layers[:2]
 // eachReal runs a test through the coordinator and directly, on two workers.
 func eachReal(t *testing.T, config worker.Config, test func(t *testing.T, c *real, direct bool)) {
 	for _, direct := range []bool{false, true} {
-		t.Run(fmt.Sprintf("direct=%v", direct), func(t *testing.T) { test(t, startWorkers(t, 2, config), direct) })
+		t.Run(fmt.Sprintf("direct=%v", direct), func(t *testing.T) { test(t, startReal(t, 2, config), direct) })
 	}
 }
 

@@ -1,0 +1,175 @@
+package client_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+
+	"headwater/client"
+	headwaterv1 "headwater/proto/headwater/v1"
+	"headwater/worker"
+)
+
+// door is before the second of two workers. What comes while its method is shut waits there until who sent it is gone.
+type door struct {
+	shut    atomic.Pointer[string]
+	arrived chan struct{} // one element for each that waits
+	done    chan struct{} // one element for each that has waited and has been handled
+	lanes   chan struct{} // one element for each lane of any worker that has ended
+}
+
+func newDoor() *door {
+	return &door{arrived: make(chan struct{}, 100), done: make(chan struct{}, 100), lanes: make(chan struct{}, 100)}
+}
+
+func (d *door) close(method string) { d.shut.Store(&method) }
+func (d *door) open()               { d.shut.Store(nil) }
+
+// wait tells whether it was shut.
+func (d *door) wait(ctx context.Context, method string) bool {
+	if shut := d.shut.Load(); shut == nil || *shut != method {
+		return false
+	}
+	d.arrived <- struct{}{}
+	<-ctx.Done()
+	return true
+}
+
+func (d *door) options(worker int) []grpc.ServerOption {
+	return []grpc.ServerOption{
+		grpc.ChainUnaryInterceptor(func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
+			if worker == 1 && d.wait(ctx, info.FullMethod) {
+				defer func() { d.done <- struct{}{} }()
+			}
+			return handle(ctx, req)
+		}),
+		grpc.ChainStreamInterceptor(func(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handle grpc.StreamHandler) error {
+			if info.FullMethod != headwaterv1.SessionService_Lane_FullMethodName {
+				return handle(srv, stream)
+			}
+			defer func() { d.lanes <- struct{}{} }()
+			if worker == 1 {
+				stream = &doored{stream, d}
+			}
+			return handle(srv, stream)
+		}),
+	}
+}
+
+type doored struct {
+	grpc.ServerStream
+	door *door
+}
+
+func (s *doored) RecvMsg(m any) error {
+	err := s.ServerStream.RecvMsg(m)
+	if err == nil {
+		s.door.wait(s.Context(), headwaterv1.SessionService_Lane_FullMethodName)
+	}
+	return err
+}
+
+// TestAClientIsGone in the middle of a step that one of two workers has done, of an open and of a fork. Lanes end; the session
+// stays, another client goes on with it, and once its TTL is over no page is in use.
+func TestAClientIsGone(t *testing.T) {
+	for _, direct := range []bool{false, true} {
+		for name, leave := range map[string]func(t *testing.T, d *door, c *real, mine *client.Client, s *client.Session){
+			"mid step": func(t *testing.T, d *door, c *real, mine *client.Client, s *client.Session) {
+				d.close(headwaterv1.SessionService_Lane_FullMethodName)
+				said := make(chan error, 1)
+				one := project(rng(5), small[0], 100)
+				go func() {
+					_, err := attended(t, s, 0, one)
+					said <- err
+				}()
+				<-d.arrived
+				if err := mine.Close(); err != nil {
+					t.Error(err)
+				}
+				if err := <-said; err == nil {
+					t.Error("a step of a client that is closed is done")
+				}
+			},
+			"mid open": func(t *testing.T, d *door, c *real, mine *client.Client, s *client.Session) {
+				d.close(headwaterv1.SessionService_CreateSession_FullMethodName)
+				cancelled(t, d, func(ctx context.Context) error {
+					_, err := mine.OpenSession(ctx, client.SessionOptions{Layers: small})
+					return err
+				})
+			},
+			"mid fork": func(t *testing.T, d *door, c *real, mine *client.Client, s *client.Session) {
+				d.close(headwaterv1.SessionService_ForkSession_FullMethodName)
+				cancelled(t, d, func(ctx context.Context) error {
+					_, err := s.Fork(ctx)
+					return err
+				})
+			},
+		} {
+			t.Run(fmt.Sprintf("%s,direct=%v", name, direct), func(t *testing.T) {
+				d := newDoor()
+				c := startReal(t, 2, worker.Config{SessionTTL: time.Minute}, d.options)
+				mine, err := client.Dial(c.address)
+				if err != nil {
+					t.Fatal(err)
+				}
+				r := rng(3)
+				s, m := open(t, mine, client.SessionOptions{Layers: small, Direct: direct}), newModel(small)
+				step(t, s, m, r, 0, 70)
+				step(t, s, m, r, 1, 70)
+				receipt := s.Receipt()
+
+				leave(t, d, c, mine, s)
+				d.open()
+				_ = mine.Close() // it may be closed already
+				for range c.workers {
+					<-d.lanes
+				}
+				for i, now := range c.counts(t) {
+					if now.steps != 0 || now.tokens != 0 || now.lanes != 0 {
+						t.Errorf("worker %d has %v", i+1, now)
+					}
+				}
+				taken, err := c.Attach(t.Context(), s.ID(), client.AttachOptions{Receipt: &receipt, Direct: direct})
+				if err != nil {
+					t.Fatal(err)
+				}
+				for layer := range small {
+					if taken.LayerLen(layer) != m.len(layer) {
+						t.Errorf("layer %d has %d positions, want %d", layer, taken.LayerLen(layer), m.len(layer))
+					}
+					step(t, taken, m, r, layer, 2)
+				}
+				if left := c.expire(t, time.Minute-1); left < 1 {
+					t.Error("the session has ended before its time")
+				}
+				if left := c.expire(t, 1); left != 0 {
+					t.Errorf("%d sessions are left", left)
+				}
+				for i, now := range c.counts(t) {
+					if now.pages != 0 {
+						t.Errorf("worker %d has %d bytes of pages in use", i+1, now.pages)
+					}
+				}
+			})
+		}
+	}
+}
+
+// cancelled makes a call, and cancels it while one worker has it.
+func cancelled(t *testing.T, d *door, call func(ctx context.Context) error) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	said := make(chan error, 1)
+	go func() { said <- call(ctx) }()
+	<-d.arrived
+	cancel()
+	if err := <-said; !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+	<-d.done
+}
