@@ -112,7 +112,7 @@ func TestAClientIsGone(t *testing.T) {
 		} {
 			t.Run(fmt.Sprintf("%s,direct=%v", name, direct), func(t *testing.T) {
 				d := newDoor()
-				c := startReal(t, 2, worker.Config{SessionTTL: time.Minute}, d.options)
+				c := startCounted(t, 2, worker.Config{SessionTTL: time.Minute}, d.options)
 				mine, err := client.Dial(c.address)
 				if err != nil {
 					t.Fatal(err)

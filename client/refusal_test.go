@@ -242,7 +242,7 @@ func sameLayer(a, b client.LayerReceipt) bool {
 // TestRelayedFramesAreRefusedByName sends frames to a coordinator that its own client would not. Each is answered by name, or
 // ends its lane alone where it is too large to be read; the session is as it was.
 func TestRelayedFramesAreRefusedByName(t *testing.T) {
-	c := startReal(t, 2, worker.Config{})
+	c := startCounted(t, 2, worker.Config{})
 	conn, err := grpc.NewClient(c.address, append(protocol.DialOptions(), grpc.WithDefaultCallOptions(grpc.MaxCallSendMsgSize(1<<30)))...)
 	if err != nil {
 		t.Fatal(err)

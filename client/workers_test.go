@@ -46,8 +46,8 @@ func (c *clock) move(d time.Duration) {
 	c.now = c.now.Add(d)
 }
 
-// startReal starts a cluster of n workers. The config's budget and limits are each worker's.
-func startReal(t testing.TB, n int, config worker.Config, opts ...func(worker int) []grpc.ServerOption) *real {
+// startCounted starts a cluster of n workers. The config's budget and limits are each worker's.
+func startCounted(t testing.TB, n int, config worker.Config, opts ...func(worker int) []grpc.ServerOption) *real {
 	t.Helper()
 	r := &real{clock: &clock{now: time.Unix(1e9, 0)}}
 	for i := range n {
@@ -134,7 +134,7 @@ var small = layers[:2]
 // eachReal runs a test through the coordinator and directly, on two workers.
 func eachReal(t *testing.T, config worker.Config, test func(t *testing.T, c *real, direct bool)) {
 	for _, direct := range []bool{false, true} {
-		t.Run(fmt.Sprintf("direct=%v", direct), func(t *testing.T) { test(t, startReal(t, 2, config), direct) })
+		t.Run(fmt.Sprintf("direct=%v", direct), func(t *testing.T) { test(t, startCounted(t, 2, config), direct) })
 	}
 }
 
