@@ -8,6 +8,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/jedib0t/go-pretty/v6/table"
 	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc/codes"
 
 	"headwater/attention"
@@ -76,15 +77,22 @@ func (a *app) status() *cobra.Command {
 		Example: "  coord status\n  coord status --output json | jq '.workers[].cache.pages'",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return at.with(cmd.Context(), func(ctx context.Context, c *client.Client) error {
+				// Beside each other, since a worker that hangs holds up both.
+				var caches []*headwaterv1.CacheState
+				var asked errgroup.Group
+				asked.Go(func() (err error) {
+					caches, err = c.Caches(ctx)
+					return err
+				})
 				status, err := c.Status(ctx)
+				unasked := asked.Wait()
 				if err != nil {
 					return err
 				}
-				caches, err := c.Caches(ctx)
-				// Coordinators from before sessions have none to tell of.
+				// Coordinators from before sessions have no caches to tell of.
 				var answer *client.Error
-				if err != nil && !(errors.As(err, &answer) && answer.Code == codes.Unimplemented) {
-					return err
+				if unasked != nil && !(errors.As(unasked, &answer) && answer.Code == codes.Unimplemented) {
+					return unasked
 				}
 				view := viewStatus(c.Address(), status, caches)
 				if a.json() {
