@@ -343,7 +343,7 @@ func TestRelayedFramesAreRefusedByName(t *testing.T) {
 	if err := raw.SendMsg(&headwaterv1.LaneRequest{Id: 1, Payload: make([]byte, lane.MaxFrameBytes)}); err != nil {
 		t.Fatal(err)
 	}
-	if err := raw.RecvMsg(&headwaterv1.LaneResponse{}); status.Code(err) != codes.ResourceExhausted {
+	if err := raw.RecvMsg(&headwaterv1.LaneResponse{}); status.Code(err) != codes.ResourceExhausted || !strings.Contains(err.Error(), "cut the step into fewer tokens") {
 		t.Errorf("got %v", err)
 	}
 	goOn()

@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"slices"
 
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/mem"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 
@@ -49,6 +51,10 @@ func decode(data mem.BufferSlice, id *uint64, scratch *[]byte, body func([]byte)
 		}
 	}()
 	c := cursor{rest: data, left: data.Len()}
+	if c.left > MaxFrameBytes {
+		// Peers let gRPC read somewhat more, so that it is said here and by name.
+		return status.Errorf(codes.ResourceExhausted, "a frame of %d bytes, at most %d are allowed: cut the step into fewer tokens", c.left, MaxFrameBytes)
+	}
 	for c.left > 0 {
 		field, kind, err := c.tag()
 		if err != nil {

@@ -45,7 +45,7 @@ func frameBytes(id uint64, body, payload int) int {
 }
 
 // tooLarge refuses a frame that its receiver would not read.
-func tooLarge(bytes int) error {
+func tooLarge(bytes int) *Error {
 	if bytes <= MaxFrameBytes {
 		return nil
 	}

@@ -489,7 +489,28 @@ func TestFramesTooLarge(t *testing.T) {
 		p.Payload.Free()
 		p.Payload = nil
 	}
-	// A client that sends more all the same.
+	// An answer that is too large, here for what the echo says beside it, is refused in its place.
+	r.Step.Attend = 13
+	r.Payload = NewBuffer(n - 10)
+	if err := s.Send(&r); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Recv(&p); err != nil || p.Result.Err == nil || p.Result.Err.Problem() != headwaterv1.SessionProblem_SESSION_PROBLEM_INVALID || p.Payload != nil || p.ID != r.ID {
+		t.Fatalf("got %v: %v", p.Result.Err, err)
+	}
+	r.Step.Attend = 0
+	// A client that sends more all the same, and one that sends much more.
+	roomy := serveEcho(t, grpc.MaxRecvMsgSize(2*MaxFrameBytes))
+	stock, err := headwaterv1.NewSessionServiceClient(roomy).Lane(metadata.AppendToOutgoingContext(ctx, MetadataKey, someID.String()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := stock.Send(&headwaterv1.LaneRequest{Payload: make([]byte, MaxFrameBytes)}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := stock.Recv(); status.Code(err) != codes.ResourceExhausted || !strings.Contains(err.Error(), "a frame of 33554437 bytes, at most 33554432 are allowed: cut the step into fewer tokens") {
+		t.Fatalf("got %v", err)
+	}
 	small := serveEcho(t, grpc.MaxRecvMsgSize(1000))
 	if s, err = Open(ctx, small, someID); err != nil {
 		t.Fatal(err)

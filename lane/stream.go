@@ -57,8 +57,10 @@ func (s *Stream) Header() (metadata.MD, error) { return s.stream.Header() }
 // while the holder does not read. A frame that is too large is an *Error, and the lane goes on without it. After io.EOF,
 // Recv says why the lane has ended.
 func (s *Stream) Send(r *Request) error {
-	err := tooLarge(r.FrameBytes(len(r.Payload.Bytes())))
-	if err == nil {
+	var err error
+	if refused := tooLarge(r.FrameBytes(len(r.Payload.Bytes()))); refused != nil {
+		err = refused
+	} else {
 		err = s.stream.SendMsg(r)
 	}
 	r.Payload.Free() // where it was not taken
@@ -72,16 +74,13 @@ func (s *Stream) CloseSend() error { return s.stream.CloseSend() }
 // Recv makes r the next response. Its payload is the caller's.
 func (s *Stream) Recv(r *Response) error {
 	if err := s.stream.RecvMsg(r); err != nil {
-		// gRPC says so, here of an answer, or at the holder of a request, before that can say it better.
+		// Of a frame that is much too large gRPC says so first, here or at the holder.
 		if e := status.Convert(err); e.Code() == codes.ResourceExhausted && strings.HasPrefix(e.Message(), "grpc: received message") {
 			return status.Errorf(codes.ResourceExhausted, "a frame on the lane exceeds %d bytes: cut the step into fewer tokens", MaxFrameBytes)
 		}
 		return err
 	}
-	if r.fault != nil {
-		return status.Errorf(codes.DataLoss, "an answer on the lane can not be read: %v", r.fault)
-	}
-	return nil
+	return unreadable(codes.DataLoss, "an answer on the lane", r.fault)
 }
 
 // ServerStream is the holder's end of a lane. One goroutine may send while another receives.
@@ -97,12 +96,13 @@ func (s *ServerStream) Context() context.Context { return s.stream.Context() }
 func (s *ServerStream) ID() ID { return s.id }
 
 // Send sends a response, whose payload it takes, also where it fails; the rest of the response may be used again. It blocks
-// while the client does not read. A frame that is too large is an *Error, and the lane goes on without it.
+// while the client does not read. In the place of a frame that is too large goes its refusal, so that each step is answered.
 func (s *ServerStream) Send(r *Response) error {
-	err := tooLarge(frameBytes(r.ID, sizeOfResult(&r.Result), len(r.Payload.Bytes())))
-	if err == nil {
-		err = s.stream.SendMsg(r)
+	if refused := tooLarge(frameBytes(r.ID, sizeOfResult(&r.Result), len(r.Payload.Bytes()))); refused != nil {
+		r.Payload.Free()
+		r.Payload, r.Result = nil, Result{Hashes: r.Result.Hashes[:0], Err: refused}
 	}
+	err := s.stream.SendMsg(r)
 	r.Payload.Free() // where it was not taken
 	r.Payload = nil
 	return err
@@ -111,15 +111,20 @@ func (s *ServerStream) Send(r *Response) error {
 // Recv makes r the next request. Its payload is the caller's. io.EOF says that no more come.
 func (s *ServerStream) Recv(r *Request) error {
 	if err := s.stream.RecvMsg(r); err != nil {
-		if status.Code(err) == codes.ResourceExhausted { // only gRPC says so, of the size
-			return status.Errorf(codes.ResourceExhausted, "lane %s: a frame exceeds %d bytes: cut the step into fewer tokens", s.id, MaxFrameBytes)
-		}
 		return err
 	}
-	if r.fault != nil {
-		return status.Errorf(codes.InvalidArgument, "lane %s: a message can not be read: %v", s.id, r.fault)
+	return unreadable(codes.InvalidArgument, "lane "+s.id.String()+": a message", r.fault)
+}
+
+// unreadable is the error of a frame that was received and has a fault.
+func unreadable(code codes.Code, what string, fault error) error {
+	switch {
+	case fault == nil:
+		return nil
+	case status.Code(fault) == codes.ResourceExhausted:
+		return fault
 	}
-	return nil
+	return status.Errorf(code, "%s can not be read: %v", what, fault)
 }
 
 // Service is SessionService with lanes of frames: what headwaterv1.SessionServiceServer is but for Lane.

@@ -36,6 +36,9 @@ const MetadataKey = "headwater-protocol"
 const (
 	BlockBytes      = 1 << 20
 	MaxMessageBytes = lane.MaxFrameBytes
+	// maxReceiveBytes is what gRPC reads of a message, so that a lane's frame that is too large is refused by name. Beyond it
+	// gRPC ends the call itself.
+	maxReceiveBytes = 2 * MaxMessageBytes
 )
 
 // Time after which a silent connection is probed, and that the answer may take: a peer that hangs is lost after the sum.
@@ -48,7 +51,7 @@ const (
 func ServerOptions() []grpc.ServerOption {
 	return []grpc.ServerOption{
 		grpc.ForceServerCodecV2(lane.Codec{}),
-		grpc.MaxRecvMsgSize(MaxMessageBytes),
+		grpc.MaxRecvMsgSize(maxReceiveBytes),
 		grpc.MaxSendMsgSize(MaxMessageBytes),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepaliveTime, Timeout: keepaliveTimeout}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: keepaliveTime / 2, PermitWithoutStream: true}),
@@ -65,7 +68,7 @@ func DialOptions() []grpc.DialOption {
 func dialOptions(version string) []grpc.DialOption {
 	return []grpc.DialOption{
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(MaxMessageBytes), grpc.MaxCallSendMsgSize(MaxMessageBytes)),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxReceiveBytes), grpc.MaxCallSendMsgSize(MaxMessageBytes)),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: keepaliveTime, Timeout: keepaliveTimeout}),
 		grpc.WithUnaryInterceptor(func(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
 			return invoke(metadata.AppendToOutgoingContext(ctx, MetadataKey, version), method, req, reply, cc, opts...)
