@@ -24,6 +24,7 @@ func assembled(name string, v *vector) kernel {
 }
 
 var avx512 = vector{
+	streams:       1,
 	scores:        [...]scoresFunc{scores_f32_avx512, scores_f16_avx512, scores_bf16_avx512, scores_i8_avx512},
 	accumulate:    [...]accumulateFunc{accumulate_f32_avx512, accumulate_f16_avx512, accumulate_bf16_avx512, accumulate_i8_avx512},
 	softmax:       softmax_avx512,
@@ -37,6 +38,7 @@ var avx512 = vector{
 }
 
 var avx2 = vector{
+	streams:       4,
 	scores:        [...]scoresFunc{scores_f32_avx2, scores_f16_avx2, scores_bf16_avx2, scores_i8_avx2},
 	accumulate:    [...]accumulateFunc{accumulate_f32_avx2, accumulate_f16_avx2, accumulate_bf16_avx2, accumulate_i8_avx2},
 	softmax:       softmax_avx2,

@@ -71,7 +71,7 @@ func (l Layout) VRowBytes() int { return l.vDim * l.dt.Size() }
 
 // PageBytes returns the size of a page, a multiple of 64.
 func (l Layout) PageBytes() int {
-	n := l.kBytes() + PageLen*l.vStride()*l.dt.Size()
+	n := l.kBytes() + l.vBytes()
 	if l.scaled() {
 		n += 2 * PageLen * 4
 	}
@@ -81,6 +81,8 @@ func (l Layout) PageBytes() int {
 func (l Layout) scaled() bool { return l.dt == tensor.I8 }
 
 func (l Layout) kBytes() int { return l.headDim * PageLen * l.dt.Size() }
+
+func (l Layout) vBytes() int { return PageLen * l.vStride() * l.dt.Size() }
 
 // vStride returns the elements from one row of V to the next.
 func (l Layout) vStride() int { return (l.vDim + rowPad - 1) / rowPad * rowPad }

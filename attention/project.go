@@ -21,8 +21,10 @@ func (e *ProjectionError) Error() string {
 
 // How much of x and w a thread takes at once: the rows that share a tile of w, and its length.
 const (
-	projectRows  = 512
+	projectRows  = 256
 	projectDepth = 128
+	// packBlocks is the fewest columns, in pages' widths, for which a stripe of x is packed.
+	packBlocks = 4
 )
 
 // Project writes y [rows, out] = x [rows, in] · wᵀ, where w is [out, in], plus bias [out] where it is not nil: for each
@@ -65,6 +67,7 @@ func (t *Thread) multiply(ctx context.Context, alone float64, y, x, w, bias []fl
 	}
 	p := &t.product
 	p.kernel, p.y, p.x, p.w, p.bias, p.rows, p.in, p.out = use.kernel, y, x, w, bias, rows, in, out
+	p.calls++
 	err := t.share(ctx, p, p.blocks()*p.stripes(), float64(rows)*float64(in)*float64(out) >= alone)
 	if err != nil {
 		err = fmt.Errorf("project: %w", err)
@@ -81,6 +84,7 @@ type product struct {
 	kernel        *kernel
 	y, x, w, bias []float32
 	rows, in, out int
+	calls         uint64 // so many before this one, and this
 
 	mu    sync.Mutex
 	first *ProjectionError
@@ -96,7 +100,11 @@ func (p *product) task(ctx context.Context, t *Thread, i int) error {
 	l := &t.tile
 	l.kernel = p.kernel
 	l.w, l.s = growAligned(l.w, projectDepth*PageLen), growAligned(l.s, n*PageLen)
-	if err := l.chains(ctx, t, p.x[row*p.in:], p.w[column*p.in:], n, p.in, columns); err != nil {
+	x := stripe{x: p.x[row*p.in:], rows: n, in: p.in}
+	if p.kernel.vector != nil && p.blocks() >= packBlocks {
+		x = l.pack(p, row, n)
+	}
+	if err := l.chains(ctx, t, x, p.w[column*p.in:], columns); err != nil {
 		return err
 	}
 	for r := range n {
@@ -122,14 +130,52 @@ func (p *product) fail(row, column int, value float32) {
 	}
 }
 
-// tile is one thread's room: a tile of w, transposed to [depth][64] as a page holds keys, and chains s [rows][64].
-type tile struct {
-	kernel *kernel
-	w, s   []float32
+// stripe is some rows of x, of in elements each, as they are or by tiles: each [rows][depth] without gaps.
+type stripe struct {
+	x        []float32
+	rows, in int
+	tiled    bool
 }
 
-// chains sets s [n][64] to the products of n rows of x with the given number of rows of w.
-func (l *tile) chains(ctx context.Context, t *Thread, x, w []float32, n, in, columns int) error {
+// tile returns columns [c, c + depth) of the rows, and how many elements apart these are.
+func (s stripe) tile(c, depth int) (x []float32, stride int) {
+	if s.tiled {
+		return s.x[s.rows*c:], depth
+	}
+	return s.x[c:], s.in
+}
+
+// tile is one thread's room: a tile of w, transposed to [depth][64] as a page holds keys, chains s [rows][64], and a stripe
+// of x by tiles, that of a call and a first row.
+type tile struct {
+	kernel  *kernel
+	w, s, x []float32
+	product *product
+	call    uint64
+	row     int
+}
+
+// pack returns n rows of x from row on, by tiles: where in is a power of two, the rows of a tile would otherwise share a few
+// sets of the caches, and every task would fetch them from memory anew.
+func (l *tile) pack(p *product, row, n int) stripe {
+	if l.product != p || l.call != p.calls || l.row != row {
+		l.product, l.call, l.row = p, p.calls, row
+		l.x = growAligned(l.x, n*p.in)
+		to := l.x
+		for c := 0; c < p.in; c += projectDepth {
+			depth := min(projectDepth, p.in-c)
+			for r := range n {
+				copy(to[:depth], p.x[(row+r)*p.in+c:])
+				to = to[depth:]
+			}
+		}
+	}
+	return stripe{x: l.x, rows: n, in: p.in, tiled: true}
+}
+
+// chains sets s [rows][64] to the products of x with the given number of rows of w.
+func (l *tile) chains(ctx context.Context, t *Thread, x stripe, w []float32, columns int) error {
+	n, in := x.rows, x.in
 	clear(l.s[:n*PageLen])
 	if columns < PageLen {
 		clear(l.w)
@@ -139,32 +185,33 @@ func (l *tile) chains(ctx context.Context, t *Thread, x, w []float32, n, in, col
 			return err
 		}
 		depth := min(projectDepth, in-c)
-		l.pack(w[c:], in, columns, depth)
+		l.transpose(w[c:], in, columns, depth)
+		rows, stride := x.tile(c, depth)
 		if v := l.kernel.vector; v != nil {
-			v.scores[storageIndex(tensor.F32)](&l.s[0], &x[c], (*byte)(unsafe.Pointer(&l.w[0])), 4*in, depth, n, 1, 0)
+			v.scores[storageIndex(tensor.F32)](&l.s[0], &rows[0], (*byte)(unsafe.Pointer(&l.w[0])), 4*stride, depth, n, 1, nil)
 		} else {
-			l.kernel.scores(l.s, x[c:], l.w, n, in, depth)
+			l.kernel.scores(l.s, rows, l.w, n, stride, depth)
 		}
 		t.did(n*depth*PageLen, l.kernel)
 	}
 	return nil
 }
 
-// pack sets the first columns of the tile [depth][64] to rows of w, which are in elements apart.
-func (l *tile) pack(w []float32, in, columns, depth int) {
+// transpose sets the first columns of the tile [depth][64] to rows of w, which are in elements apart.
+func (l *tile) transpose(w []float32, in, columns, depth int) {
 	j, whole := 0, 0
 	if v := l.kernel.vector; v != nil {
 		whole = depth &^ 7
 		for ; j+8 <= columns && whole > 0; j += 8 {
 			v.transpose(&l.w[j], &w[j*in], 4*in, whole)
-			l.packFrom(w, in, j, j+8, whole, depth)
+			l.transposeFrom(w, in, j, j+8, whole, depth)
 		}
 	}
-	l.packFrom(w, in, j, columns, 0, depth)
+	l.transposeFrom(w, in, j, columns, 0, depth)
 }
 
-// packFrom is pack for the columns [j, end) and [from, depth) of them.
-func (l *tile) packFrom(w []float32, in, j, end, from, depth int) {
+// transposeFrom is transpose for the columns [j, end) and [from, depth) of them.
+func (l *tile) transposeFrom(w []float32, in, j, end, from, depth int) {
 	for ; j < end; j++ {
 		for i, v := range w[j*in:][from:depth] {
 			l.w[(from+i)*PageLen+j] = v

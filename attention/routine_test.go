@@ -123,8 +123,17 @@ func (r *routines) scores(dt tensor.DType) {
 	}
 }
 
-// ahead returns how far ahead to ask for memory: it is no access, wherever it points.
-func (r *routines) ahead() int { return []int{0, 16 << 10, 1 << 40, -1 << 20}[r.rnd.IntN(4)] }
+// ahead returns what to ask memory for, or nothing: to ask is no access, wherever it points.
+func (r *routines) ahead() *uintptr {
+	if r.rnd.IntN(2) == 0 {
+		return nil
+	}
+	var all [maxStreams]uintptr
+	for i := range all {
+		all[i] = uintptr(r.rnd.Uint64())
+	}
+	return &all[0]
+}
 
 func (r *routines) accumulate(dt tensor.DType) {
 	rows, cols, beside := 1+r.rnd.IntN(20), 1+r.rnd.IntN(9), 16*r.rnd.IntN(2)

@@ -6,12 +6,17 @@ import (
 	"headwater/tensor"
 )
 
+// maxStreams bounds vector.streams.
+const maxStreams = 4
+
 // vectorLen is the elements that assembly reads and writes at once, at most: rows of parts, and their number, are padded
 // to it.
 const vectorLen = 16
 
 // vector is a kernel in assembly. Pointers are to the first elements of what the comments name; strides are in bytes.
 type vector struct {
+	// streams is how many streams of memory scores and accumulate ask for abreast, at most maxStreams.
+	streams int
 	// scores and accumulate by storage type, in the order of storageIndex.
 	scores     [4]scoresFunc
 	accumulate [4]accumulateFunc
@@ -41,12 +46,14 @@ type (
 	columnsFunc = func(dst, src *byte, stride, n int)
 	columnFunc  = func(dst, src *byte, n int)
 	// scoresFunc is kernel.scores for rows of q that lie stride bytes apart; carry 0 begins the chains at +0 instead of
-	// s. While it does the first rows it asks for as much memory as k has, from k + ahead on, unless ahead is 0.
-	scoresFunc = func(s, q *float32, k *byte, stride, n, rows, carry, ahead int)
+	// s. While it does the first rows it asks for as much memory as k has, in equal parts from each of the addresses
+	// ahead [streams] on, unless ahead is nil.
+	scoresFunc = func(s, q *float32, k *byte, stride, n, rows, carry int, ahead *uintptr)
 	// accumulateFunc makes o' [rows][cols·16], the chains of rows of weights w [rows][64] over the positions in mask, at
 	// least one, each begun at +0. It sets o to o', or to fma(o, a, o'·b) if a is not nil, a and b one of each row. While
-	// it does the first rows it asks for as much memory as v has, from v + ahead on, unless ahead is 0.
-	accumulateFunc = func(o, w *float32, v *byte, oStride, vStride, cols, rows int, mask uint64, a, b *float32, ahead int)
+	// it does the first rows it asks for as much memory as v has, in equal parts from each of the addresses ahead
+	// [streams] on, unless ahead is nil.
+	accumulateFunc = func(o, w *float32, v *byte, oStride, vStride, cols, rows int, mask uint64, a, b *float32, ahead *uintptr)
 )
 
 func storageIndex(dt tensor.DType) int {
@@ -103,14 +110,7 @@ func (b *block) vectorPage(page, from, to int, part parts) {
 	v, l, bytes := b.kernel.vector, b.kv.Layout, b.kv.Pages[page]
 	base, rows, storage := page*PageLen, to-from, storageIndex(l.dt)
 	s := b.s[:rows*PageLen]
-	fetch, fetchNext := 0, 0
-	if page+1 < len(b.kv.Pages) && page*PageLen+PageLen < b.hi {
-		// While the keys are read the values come, and with these the keys of the next page, wherever it is.
-		next := b.kv.Pages[page+1]
-		fetch = l.kBytes()
-		fetchNext = int(uintptr(unsafe.Pointer(unsafe.SliceData(next)))-uintptr(unsafe.Pointer(unsafe.SliceData(bytes)))) - l.kBytes()
-	}
-	v.scores[storage](&s[0], &b.q.Q[(b.first+from)*l.headDim], &bytes[0], 4*l.headDim, l.headDim, rows, 0, fetch)
+	v.scores[storage](&s[0], &b.q.Q[(b.first+from)*l.headDim], &bytes[0], 4*l.headDim, l.headDim, rows, 0, b.askByKeys(page))
 
 	softmax, scale, kScale, vScale := v.softmax, b.opts.Scale, (*float32)(nil), (*float32)(nil)
 	if l.scaled() {
@@ -154,7 +154,7 @@ func (b *block) vectorPage(page, from, to int, part parts) {
 	}
 	v.coefficients(&part.m[0], &part.l[0], &b.pm[0], &b.pl[0], &b.a[0], &b.b[0], b.n)
 
-	add := v.accumulate[storage]
+	add, ahead := v.accumulate[storage], b.askByValues(page)
 	values, vStride, cols := &bytes[l.kBytes()], l.vStride()*l.dt.Size(), l.vStride()/vectorLen
 	for r := from; r < to; {
 		// What some of the rows do not see weighs 0 there, which can change no more than the sign of a zero: v is finite
@@ -175,12 +175,12 @@ func (b *block) vectorPage(page, from, to int, part parts) {
 				}
 			}
 		case b.does[r] == copied:
-			add(&o[0], &s[(r-from)*PageLen], values, 4*part.stride, vStride, cols, n, nonzero, nil, nil, fetchNext)
+			add(&o[0], &s[(r-from)*PageLen], values, 4*part.stride, vStride, cols, n, nonzero, nil, nil, ahead)
 		default:
-			add(&o[0], &s[(r-from)*PageLen], values, 4*part.stride, vStride, cols, n, nonzero, &b.a[r], &b.b[r], fetchNext)
+			add(&o[0], &s[(r-from)*PageLen], values, 4*part.stride, vStride, cols, n, nonzero, &b.a[r], &b.b[r], ahead)
 		}
 		r += n
-		fetchNext = 0
+		ahead = nil
 	}
 }
 
@@ -271,4 +271,51 @@ func (v *vector) mergeParts(p, next parts, a, b []float32) {
 			}
 		}
 	}
+}
+
+// farAhead is the fewest pages to go through at which all of the next one is asked for while a page is worked on: the
+// streams are then further apart, and the memory gives more. Where there are fewer, what that leaves out of the first page
+// counts for more: values are asked for while the keys of their page are read, and keys while the values before them are.
+const farAhead = 8
+
+// askByKeys returns what scores asks memory for while it goes through the keys of a page, nil if nothing.
+func (b *block) askByKeys(page int) *uintptr {
+	l, next, streams := b.kv.Layout, b.nextPage(page), b.kernel.vector.streams
+	if !b.far() {
+		return b.ask(b.kv.Pages[page][l.kBytes():], l.vBytes()/streams)
+	}
+	if next == nil {
+		return nil
+	}
+	return b.ask(next, (l.kBytes()+l.vBytes())/streams)
+}
+
+// askByValues is askByKeys for accumulate and the values.
+func (b *block) askByValues(page int) *uintptr {
+	l, next, streams := b.kv.Layout, b.nextPage(page), b.kernel.vector.streams
+	switch {
+	case next == nil:
+		return nil
+	case b.far():
+		return b.ask(next[l.kBytes()/streams:], (l.kBytes()+l.vBytes())/streams)
+	}
+	return b.ask(next, l.kBytes()/streams)
+}
+
+func (b *block) far() bool { return b.kernel.vector.streams > 1 && b.hi-b.lo > farAhead*PageLen }
+
+// nextPage returns the page that the block comes to after that one, wherever it is, or nil.
+func (b *block) nextPage(page int) []byte {
+	if (page+1)*PageLen >= b.hi {
+		return nil
+	}
+	return b.kv.Pages[page+1]
+}
+
+// ask returns where the streams begin, so many bytes apart.
+func (b *block) ask(from []byte, apart int) *uintptr {
+	for i := range b.ahead {
+		b.ahead[i] = uintptr(unsafe.Pointer(unsafe.SliceData(from))) + uintptr(i*apart)
+	}
+	return &b.ahead[0]
 }

@@ -5,42 +5,42 @@ package attention
 // scores_f32_avx512 is kernel.scores for keys as f32.
 //
 //go:noescape
-func scores_f32_avx512(s *float32, q *float32, k *byte, stride int, n int, rows int, carry int, ahead int)
+func scores_f32_avx512(s *float32, q *float32, k *byte, stride int, n int, rows int, carry int, ahead *uintptr)
 
 // accumulate_f32_avx512 is kernel.accumulate for values as f32.
 //
 //go:noescape
-func accumulate_f32_avx512(o *float32, w *float32, v *byte, oStride int, vStride int, cols int, rows int, mask uint64, a *float32, b *float32, ahead int)
+func accumulate_f32_avx512(o *float32, w *float32, v *byte, oStride int, vStride int, cols int, rows int, mask uint64, a *float32, b *float32, ahead *uintptr)
 
 // scores_f16_avx512 is kernel.scores for keys as f16.
 //
 //go:noescape
-func scores_f16_avx512(s *float32, q *float32, k *byte, stride int, n int, rows int, carry int, ahead int)
+func scores_f16_avx512(s *float32, q *float32, k *byte, stride int, n int, rows int, carry int, ahead *uintptr)
 
 // accumulate_f16_avx512 is kernel.accumulate for values as f16.
 //
 //go:noescape
-func accumulate_f16_avx512(o *float32, w *float32, v *byte, oStride int, vStride int, cols int, rows int, mask uint64, a *float32, b *float32, ahead int)
+func accumulate_f16_avx512(o *float32, w *float32, v *byte, oStride int, vStride int, cols int, rows int, mask uint64, a *float32, b *float32, ahead *uintptr)
 
 // scores_bf16_avx512 is kernel.scores for keys as bf16.
 //
 //go:noescape
-func scores_bf16_avx512(s *float32, q *float32, k *byte, stride int, n int, rows int, carry int, ahead int)
+func scores_bf16_avx512(s *float32, q *float32, k *byte, stride int, n int, rows int, carry int, ahead *uintptr)
 
 // accumulate_bf16_avx512 is kernel.accumulate for values as bf16.
 //
 //go:noescape
-func accumulate_bf16_avx512(o *float32, w *float32, v *byte, oStride int, vStride int, cols int, rows int, mask uint64, a *float32, b *float32, ahead int)
+func accumulate_bf16_avx512(o *float32, w *float32, v *byte, oStride int, vStride int, cols int, rows int, mask uint64, a *float32, b *float32, ahead *uintptr)
 
 // scores_i8_avx512 is kernel.scores for keys as i8.
 //
 //go:noescape
-func scores_i8_avx512(s *float32, q *float32, k *byte, stride int, n int, rows int, carry int, ahead int)
+func scores_i8_avx512(s *float32, q *float32, k *byte, stride int, n int, rows int, carry int, ahead *uintptr)
 
 // accumulate_i8_avx512 is kernel.accumulate for values as i8.
 //
 //go:noescape
-func accumulate_i8_avx512(o *float32, w *float32, v *byte, oStride int, vStride int, cols int, rows int, mask uint64, a *float32, b *float32, ahead int)
+func accumulate_i8_avx512(o *float32, w *float32, v *byte, oStride int, vStride int, cols int, rows int, mask uint64, a *float32, b *float32, ahead *uintptr)
 
 // softmax_avx512 is kernel.softmax without scales of keys and values.
 //

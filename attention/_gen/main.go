@@ -27,6 +27,10 @@ type vec struct {
 	// no more registers than there are. Where the columns are not a multiple of that, narrow follow.
 	wide   [tileRows]int
 	narrow []int
+	// streams is how many streams of memory are asked for abreast, near how many dimensions or positions before its use a
+	// line is asked for once more: it has come no nearer than the second cache, or the first time was in vain. With 0 it
+	// is not.
+	streams, near int
 }
 
 var isa vec
@@ -49,9 +53,9 @@ func main() {
 	flag.Parse()
 	switch *set {
 	case "avx512":
-		isa = vec{name: "avx512", w: 16, reg: zmm, wide: [tileRows]int{4, 4, 4, 4, 4, 4}, narrow: []int{2, 1}}
+		isa = vec{name: "avx512", w: 16, reg: zmm, wide: [tileRows]int{4, 4, 4, 4, 4, 4}, narrow: []int{2, 1}, streams: 1}
 	case "avx2":
-		isa = vec{name: "avx2", w: 8, reg: ymm, wide: [tileRows]int{8, 4, 4, 3, 2, 2}, narrow: []int{2}}
+		isa = vec{name: "avx2", w: 8, reg: ymm, wide: [tileRows]int{8, 4, 4, 2, 2, 2}, narrow: []int{2}, streams: 4, near: 8}
 	default:
 		panic("which instruction set?")
 	}
@@ -175,26 +179,29 @@ func (t tile) step(dt dtype, row, col func(i int) Mem) {
 	}
 }
 
-// An ask is for memory that is needed next: its first byte not asked for yet, and a quarter of its size and three of them.
-type ask struct{ next, quarter, three reg.Register }
+// An ask is for memory that is needed later: what comes next of each of some streams, as many as the instruction set has.
+type ask []reg.Register
 
-// bytes asks for n bytes more. As f32 they come in four streams abreast, since the bus is then what there is to wait for,
-// and it gives more to several streams; with AVX-512 that has not been measured.
-func (a ask) bytes(t dtype, n int) {
-	abreast := t.size == 4 && !wide()
-	if abreast {
-		n /= 4
+// turn is how many unrolled steps an inner loop that asks does at a time: they ask each stream for the same.
+func turn() int { return isa.streams }
+
+// after asks, when dimension or position d of a turn is done, for its part of as many bytes as the turn reads. Their lines
+// are spread evenly over the turn and over the streams: what is asked for at once waits for the same few buffers.
+func (a ask) after(d, bytes int) {
+	lines := (bytes/turn() + 63) / 64 * turn()
+	for j := d * lines / (turn() * unroll); j < (d+1)*lines/(turn()*unroll); j++ {
+		PREFETCHT0(Mem{Base: a[j%turn()], Disp: j / turn() * 64})
 	}
-	for b := 0; b < n; b += 64 {
-		PREFETCHT0(Mem{Base: a.next, Disp: b})
-		if abreast {
-			PREFETCHT0(Mem{Base: a.next, Index: a.quarter, Scale: 1, Disp: b})
-			PREFETCHT0(Mem{Base: a.next, Index: a.quarter, Scale: 2, Disp: b})
-			PREFETCHT0(Mem{Base: a.next, Index: a.three, Scale: 1, Disp: b})
-		}
-	}
-	ADDQ(U32(n), a.next)
 }
+
+// goOn goes on by so many bytes in each stream.
+func (a ask) goOn(bytes int) {
+	for _, r := range a {
+		ADDQ(U32(bytes), r)
+	}
+}
+
+func nothing(int) {}
 
 // tiles writes a loop over the rows in count: as few tiles as it takes, none of them small if there are others. Each calls
 // body, which advances the pointers to the rows.
@@ -245,27 +252,26 @@ func cut(n, rows int) (runs []run) {
 
 // scores: K [n][64] times the rows of q.
 func scores(dt dtype) {
-	function("scores_"+dt.name, "func(s, q *float32, k *byte, stride, n, rows, carry, ahead int)",
+	function("scores_"+dt.name, "func(s, q *float32, k *byte, stride, n, rows, carry int, ahead *uintptr)",
 		"is kernel.scores for keys as "+dt.name+".")
-	S, Q, K, stride, rows, fetch := reg.RDI, reg.RSI, reg.RDX, reg.R8, reg.R10, reg.R11
+	S, Q, stride, rows := reg.RDI, reg.RSI, reg.R8, reg.R10
 	kp, qp, qp3, i, from, block := reg.RAX, reg.RBX, reg.RCX, reg.R12, reg.R13, reg.R15
-	next := ask{fetch, reg.R14, reg.R9}
+	next := ask{reg.R11, reg.R14, reg.R9, reg.RDX}[:turn()]
+	fetch := next[0]
 	Load(Param("s"), S)
 	Load(Param("q"), Q)
-	Load(Param("k"), K)
 	Load(Param("stride"), stride)
 	Load(Param("rows"), rows)
 	Load(Param("ahead"), fetch)
 	none := label("none")
 	TESTQ(fetch, fetch)
 	JZ(LabelRef(none))
-	ADDQ(K, fetch)
-	Load(Param("n"), next.quarter)
-	IMUL3Q(U32(pageLen*dt.size/4), next.quarter, next.quarter)
-	LEAQ(Mem{Base: next.quarter, Index: next.quarter, Scale: 2}, next.three)
+	for i := len(next) - 1; i >= 0; i-- {
+		MOVQ(Mem{Base: fetch, Disp: 8 * i}, next[i])
+	}
 	Label(none)
 	tiles(rows, func(rows int) {
-		MOVQ(K, from)
+		Load(Param("k"), from)
 		for _, run := range cut(pageLen/isa.w, rows) {
 			t := tile{rows, run.width}
 			again, carry, begin := label("block"), label("carry"), label("begin")
@@ -296,10 +302,7 @@ func scores(dt dtype) {
 				LEAQ(Mem{Base: stride, Index: stride, Scale: 2}, qp3)
 				ADDQ(Q, qp3)
 			}
-			steps := func(n int, fetch bool) {
-				if fetch {
-					next.bytes(dt, n*t.cols*isa.w*dt.size)
-				}
+			steps := func(n int, after func(i int)) {
 				for d := range n {
 					t.step(dt, func(r int) Mem {
 						m := Mem{Base: qp, Disp: 4 * d}
@@ -311,6 +314,7 @@ func scores(dt dtype) {
 						}
 						return m
 					}, func(c int) Mem { return Mem{Base: kp, Disp: (d*pageLen + c*isa.w) * dt.size} })
+					after(d)
 				}
 				ADDQ(U32(n*pageLen*dt.size), kp)
 				ADDQ(U8(4*n), qp)
@@ -319,28 +323,39 @@ func scores(dt dtype) {
 				}
 			}
 			few, some, store := label("few"), label("some"), label("store")
-			each := func(fetch bool) {
-				loop := label("dims")
-				Label(loop)
-				steps(unroll, fetch)
-				SUBQ(U8(unroll), i)
-				JGE(LabelRef(loop))
-				JMP(LabelRef(few))
-			}
+			loop, plain, short := label("dims"), label("plain"), label("short")
 			Load(Param("n"), i)
-			SUBQ(U8(unroll), i)
-			JLT(LabelRef(few))
-			plain := label("plain")
 			TESTQ(fetch, fetch)
 			JZ(LabelRef(plain))
-			each(true)
+			SUBQ(U8(turn()*unroll), i)
+			JLT(LabelRef(short))
+			Label(loop)
+			for j := range turn() {
+				steps(unroll, func(d int) {
+					next.after(j*unroll+d, turn()*unroll*t.cols*isa.w*dt.size)
+					if isa.near > 0 {
+						PREFETCHT0(Mem{Base: kp, Disp: (d + isa.near) * pageLen * dt.size})
+					}
+				})
+			}
+			next.goOn(unroll * t.cols * isa.w * dt.size)
+			SUBQ(U8(turn()*unroll), i)
+			JGE(LabelRef(loop))
+			Label(short)
+			ADDQ(U8(turn()*unroll), i)
 			Label(plain)
-			each(false)
+			SUBQ(U8(unroll), i)
+			JLT(LabelRef(few))
+			loop = label("dims")
+			Label(loop)
+			steps(unroll, nothing)
+			SUBQ(U8(unroll), i)
+			JGE(LabelRef(loop))
 			Label(few)
 			ADDQ(U8(unroll), i)
 			JZ(LabelRef(store))
 			Label(some)
-			steps(1, false)
+			steps(1, nothing)
 			DECQ(i)
 			JNZ(LabelRef(some))
 			Label(store)
@@ -367,13 +382,14 @@ func scores(dt dtype) {
 
 // accumulate: weights [rows][64] times V, merged into o.
 func accumulate(dt dtype) {
-	function("accumulate_"+dt.name, "func(o, w *float32, v *byte, oStride, vStride, cols, rows int, mask uint64, a, b *float32, ahead int)",
+	function("accumulate_"+dt.name, "func(o, w *float32, v *byte, oStride, vStride, cols, rows int, mask uint64, a, b *float32, ahead *uintptr)",
 		"is kernel.accumulate for values as "+dt.name+".")
 	O, W, oStride, vStride, rows, fetch := reg.RDI, reg.RBX, reg.R8, reg.R9, reg.R10, reg.R11
-	from, left, vp, wp, i, op, v3 := reg.RDX, reg.RCX, reg.RSI, reg.R12, reg.R13, reg.RAX, reg.R15
+	from, vp, wp, i, op, v3, near := reg.RDX, reg.RSI, reg.R12, reg.R13, reg.RAX, reg.R15, reg.RCX
 	// x is free between the inner loops, op before them.
 	x := reg.R14
-	next := ask{fetch, op, x}
+	next := ask{fetch, op, x, oStride}[:turn()]
+	streams, left := AllocLocal(8*turn()), AllocLocal(8)
 	Load(Param("o"), O)
 	Load(Param("w"), W)
 	Load(Param("oStride"), oStride)
@@ -382,10 +398,13 @@ func accumulate(dt dtype) {
 	LEAQ(Mem{Base: vStride, Index: vStride, Scale: 2}, v3)
 	Load(Param("ahead"), fetch)
 	none := label("none")
+	MOVQ(fetch, streams)
 	TESTQ(fetch, fetch)
 	JZ(LabelRef(none))
-	Load(Param("v"), x)
-	ADDQ(x, fetch)
+	for j := range turn() {
+		MOVQ(Mem{Base: fetch, Disp: 8 * j}, x)
+		MOVQ(x, streams.Offset(8*j))
+	}
 	Label(none)
 	block := func(t tile) {
 		for r := range t.rows {
@@ -393,21 +412,22 @@ func accumulate(dt dtype) {
 				zero(t.acc(r, c))
 			}
 		}
-		steps := func(n int, fetch bool) {
-			if fetch {
-				next.bytes(dt, n*t.cols*isa.w*dt.size)
+		position := func(base reg.Register, p, disp int) Mem {
+			m := Mem{Base: base, Disp: disp}
+			switch p {
+			case 1, 2:
+				m.Index, m.Scale = vStride, uint8(p)
+			case 3:
+				m.Index, m.Scale = v3, 1
 			}
+			return m
+		}
+		steps := func(n int, after func(i int)) {
 			for p := range n {
 				t.step(dt, func(r int) Mem { return Mem{Base: wp, Disp: 4 * (r*pageLen + p)} }, func(c int) Mem {
-					m := Mem{Base: vp, Disp: c * isa.w * dt.size}
-					switch p {
-					case 1, 2:
-						m.Index, m.Scale = vStride, uint8(p)
-					case 3:
-						m.Index, m.Scale = v3, 1
-					}
-					return m
+					return position(vp, p, c*isa.w*dt.size)
 				})
+				after(p)
 			}
 		}
 		sparse, few, some, plain, merge := label("sparse"), label("few"), label("some"), label("plain"), label("merge")
@@ -424,31 +444,58 @@ func accumulate(dt dtype) {
 		LEAQ(Mem{Base: W, Index: wp, Scale: 4}, wp)
 		IMULQ(vStride, vp)
 		ADDQ(from, vp)
-		each := func(fetch bool) {
-			loop := label("positions")
-			Label(loop)
-			steps(unroll, fetch)
-			LEAQ(Mem{Base: vp, Index: vStride, Scale: unroll}, vp)
-			ADDQ(U8(4*unroll), wp)
-			SUBQ(U8(unroll), i)
-			JGE(LabelRef(loop))
-			JMP(LabelRef(few))
+		goOn := func(n int) {
+			LEAQ(Mem{Base: vp, Index: vStride, Scale: uint8(n)}, vp)
+			ADDQ(U8(4*n), wp)
 		}
+		loop, short := label("positions"), label("short")
+		CMPQ(streams, U8(0))
+		JEQ(LabelRef(plain))
+		SUBQ(U8(turn()*unroll), i)
+		JLT(LabelRef(short))
+		for j, r := range next {
+			MOVQ(streams.Offset(8*j), r)
+		}
+		if isa.near > 0 {
+			LEAQ(Mem{Base: vp, Index: vStride, Scale: uint8(isa.near)}, near)
+		}
+		Label(loop)
+		for j := range turn() {
+			steps(unroll, func(p int) {
+				next.after(j*unroll+p, turn()*unroll*t.cols*isa.w*dt.size)
+				if isa.near > 0 {
+					PREFETCHT0(position(near, p, 0))
+				}
+			})
+			goOn(unroll)
+			if isa.near > 0 {
+				LEAQ(Mem{Base: near, Index: vStride, Scale: unroll}, near)
+			}
+		}
+		next.goOn(unroll * t.cols * isa.w * dt.size)
+		SUBQ(U8(turn()*unroll), i)
+		JGE(LabelRef(loop))
+		// Between the inner loops their registers are something else.
+		for j, r := range next {
+			MOVQ(r, streams.Offset(8*j))
+		}
+		Load(Param("oStride"), oStride)
+		Label(short)
+		ADDQ(U8(turn()*unroll), i)
+		Label(plain)
 		SUBQ(U8(unroll), i)
 		JLT(LabelRef(few))
-		TESTQ(fetch, fetch)
-		JZ(LabelRef(plain))
-		MOVQ(vStride, next.quarter)
-		SHLQ(U8(4), next.quarter)
-		LEAQ(Mem{Base: next.quarter, Index: next.quarter, Scale: 2}, next.three)
-		each(true)
-		Label(plain)
-		each(false)
+		loop = label("positions")
+		Label(loop)
+		steps(unroll, nothing)
+		goOn(unroll)
+		SUBQ(U8(unroll), i)
+		JGE(LabelRef(loop))
 		Label(few)
 		ADDQ(U8(unroll), i)
 		JZ(LabelRef(merge))
 		Label(some)
-		steps(1, false)
+		steps(1, nothing)
 		ADDQ(vStride, vp)
 		ADDQ(U8(4), wp)
 		DECQ(i)
@@ -460,7 +507,7 @@ func accumulate(dt dtype) {
 		MOVQ(op, vp)
 		IMULQ(vStride, vp)
 		ADDQ(from, vp)
-		steps(1, false)
+		steps(1, nothing)
 		BLSRQ(i, i)
 		JNZ(LabelRef(sparse))
 		Label(merge)
@@ -508,18 +555,14 @@ func accumulate(dt dtype) {
 	}
 	tiles(rows, func(rows int) {
 		Load(Param("v"), from)
-		Load(Param("cols"), left)
+		Load(Param("cols"), x)
 		if !wide() {
-			ADDQ(left, left)
+			ADDQ(x, x)
 		}
+		MOVQ(x, left)
 		for _, width := range slices.Compact(append([]int{isa.wide[rows-1]}, isa.narrow...)) {
 			loop, less := label("columns"), label("less")
 			Label(loop)
-			if width == 3 {
-				// 4 are twice 2.
-				CMPQ(left, U8(4))
-				JEQ(LabelRef(less))
-			}
 			CMPQ(left, U8(width))
 			JLT(LabelRef(less))
 			block(tile{rows, width})
@@ -535,7 +578,7 @@ func accumulate(dt dtype) {
 		IMULQ(oStride, x)
 		Load(Param("o"), O)
 		ADDQ(x, O)
-		XORQ(fetch, fetch)
+		MOVQ(U32(0), streams)
 	})
 	end()
 }

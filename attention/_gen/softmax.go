@@ -328,8 +328,13 @@ func softmax256(scaled bool) {
 	Load(Param("m"), M)
 	Load(Param("l"), L)
 	Load(Param("nonzero"), nz)
-	// Y15 the maximum, Y14 all ones where no weight is 0, Y13 and Y12 the 16 lanes of the sum.
+	// Y15 the maximum, Y14 all ones where no weight is 0, Y13 and Y12 the 16 lanes of the sum, Y8 to Y11 constants: two
+	// loads fit into a cycle, and constants from memory would be most of what there is to wait for.
 	c := memConsts()
+	for i, k := range []string{"magic", "log2e", "exp6", "ln2Hi"} {
+		VMOVUPS(data[k], ymm[8+i])
+		c[k] = ymm[8+i]
+	}
 	loop, next, empty, zeros := label("weights"), label("next"), label("empty"), label("zeros")
 	Label(loop)
 	VBROADCASTSS(Mem{Base: M}, reg.Y15)
@@ -341,18 +346,16 @@ func softmax256(scaled bool) {
 	VPCMPEQD(reg.Y14, reg.Y14, reg.Y14)
 	zero(reg.Y13)
 	zero(reg.Y12)
-	const abreast = 3
-	for first := 0; first < 8; first += abreast {
-		n := min(abreast, 8-first)
-		x, t, e, keep := ymm[0:n], ymm[3:3+n], ymm[6:6+n], ymm[9:9+n]
-		for j := range n {
+	for first := 0; first < 8; first += 2 {
+		x, t, e, keep := ymm[0:2], ymm[2:4], ymm[4:6], ymm[6:8]
+		for j := range x {
 			VMOVUPS(Mem{Base: S, Disp: 32 * (first + j)}, x[j])
 			VSUBPS(reg.Y15, x[j], x[j])
 			VCMPPS(U8(5), data["expMin"], x[j], keep[j]) // not less: NaN stays
 			VANDPS(keep[j], reg.Y14, reg.Y14)
 		}
 		exponentials(c, x, t, e)
-		for j := range n {
+		for j := range x {
 			VANDPS(keep[j], e[j], e[j])
 			sum := ymm[13-(first+j)%2]
 			VADDPS(e[j], sum, sum)

@@ -110,6 +110,7 @@ type harness struct {
 	buffer *limits.Buffer
 	isas   []limits.ISA
 	tell   func(r row)
+	pools  map[int]*attention.Pool // by their threads
 }
 
 // mostMemory bounds a working set, whatever the cache.
@@ -121,7 +122,7 @@ func newHarness(quick bool, rounds int, log io.Writer) (*harness, error) {
 			Taken: time.Now(), Processor: processor(), Cache: lastLevelCache(), Kernel: attention.KernelName(),
 			Rounds: rounds, Quick: quick,
 		},
-		size: fullSizes, spend: 100 * time.Millisecond, log: log, isas: limits.ISAs(), tell: func(row) {},
+		size: fullSizes, spend: 100 * time.Millisecond, log: log, isas: limits.ISAs(), tell: func(row) {}, pools: make(map[int]*attention.Pool),
 	}
 	if len(h.isas) == 0 {
 		return nil, errors.New("no loops that find the limits of this processor")
@@ -143,7 +144,21 @@ func newHarness(quick bool, rounds int, log io.Writer) (*harness, error) {
 	return h, err
 }
 
-func (h *harness) close() { _ = h.buffer.Close() }
+func (h *harness) close() {
+	_ = h.buffer.Close()
+	for _, p := range h.pools {
+		p.Close()
+	}
+}
+
+func (h *harness) pool(threads int) *attention.Pool {
+	p := h.pools[threads]
+	if p == nil {
+		p = attention.NewPool(threads)
+		h.pools[threads] = p
+	}
+	return p
+}
 
 // stages measures those that have a row that matches, in turn.
 func (h *harness) stages(ctx context.Context, all []stage, only *regexp.Regexp) (rows []row, err error) {

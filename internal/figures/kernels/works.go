@@ -119,8 +119,8 @@ func newCache(layout attention.Layout, groups, positions int, size int64) (*cach
 
 func (c *cache) free() { c.arena.Close() }
 
-// attend returns a work that lets tokens at the end of each sequence attend, causally.
-func (c *cache) attend(name, test string, heads, groups, tokens, threads int) work {
+// attend returns a work that lets tokens at the end of each sequence attend, causally, on a pool as a worker has one.
+func (c *cache) attend(h *harness, name, test string, heads, groups, tokens, threads int) work {
 	kv := c.shards[0]
 	layout, positions := kv.Layout, kv.Len
 	group := heads / groups
@@ -146,10 +146,15 @@ func (c *cache) attend(name, test string, heads, groups, tokens, threads int) wo
 			Set:   int64(len(c.arena.Bytes())),
 		},
 		pass: func(ctx context.Context) error {
+			thread, err := h.pool(threads).Acquire(ctx, attention.Foreground)
+			if err != nil {
+				return err
+			}
+			defer thread.Release()
 			for s, kv := range c.shards {
 				g := s % groups
 				q := attention.Query{Q: queries[g], Tokens: tokens, Heads: group, FirstHead: g * group, Offset: int64(positions - tokens)}
-				if err := attention.Attend(ctx, threads, kv, q, opts, out); err != nil {
+				if err := thread.Attend(ctx, kv, q, opts, out); err != nil {
 					return err
 				}
 			}
@@ -178,7 +183,7 @@ func decode(name string, dt tensor.DType, value func(*work, *round) float64) sta
 			if err != nil {
 				return nil, nil, err
 			}
-			w := c.attend(name, decodeTest(h.size.positions), heads, groups, 1, 1)
+			w := c.attend(h, name, decodeTest(h.size.positions), heads, groups, 1, 1)
 			w.value = value
 			return []work{w}, c.free, nil
 		},
@@ -198,13 +203,13 @@ var decodeHalf = stage{
 			return nil, nil, err
 		}
 		test := decodeTest(h.size.positions)
-		one := c.attend("decode_f16", test, heads, groups, 1, 1)
+		one := c.attend(h, "decode_f16", test, heads, groups, 1, 1)
 		one.value = ofBus
-		two := c.attend("decode_2core", test, heads, groups, 1, 2)
+		two := c.attend(h, "decode_2core", test, heads, groups, 1, 2)
 		two.value = func(w *work, r *round) float64 {
 			return r.seconds["decode_f16"] / r.seconds["decode_2core"] / (r.limits[read2] / r.limits[read1])
 		}
-		wide := c.attend("decode_g8", test, 64, groups, 1, 1)
+		wide := c.attend(h, "decode_g8", test, 64, groups, 1, 1)
 		wide.value = ofBus
 		return []work{one, two, wide}, c.free, nil
 	},
@@ -237,7 +242,7 @@ func prefill(kernel string, byGroups map[string]int, names ...string) stage {
 					return nil, nil, err
 				}
 				caches = append(caches, c)
-				w := c.attend(name, prefillTest(h.size.prefillTokens, h.size.prefillPositions), heads, byGroups[name], h.size.prefillTokens, 1)
+				w := c.attend(h, name, prefillTest(h.size.prefillTokens, h.size.prefillPositions), heads, byGroups[name], h.size.prefillTokens, 1)
 				w.value, w.Intended = value, kernel
 				works = append(works, w)
 			}
@@ -275,7 +280,7 @@ var decodeShort = stage{
 		if err != nil {
 			return nil, nil, err
 		}
-		w := c.attend("decode_short", decodeTest(h.size.short)+", L2", heads, groups, 1, 1)
+		w := c.attend(h, "decode_short", decodeTest(h.size.short)+", L2", heads, groups, 1, 1)
 		w.Cached, w.value = true, ofFMA
 		return []work{w}, c.free, nil
 	},
@@ -431,7 +436,7 @@ func benchStages() (all []stage) {
 					if err != nil {
 						return nil, nil, err
 					}
-					return []work{made.attend(name, test, g.heads, g.groups, tokens, 1)}, made.free, nil
+					return []work{made.attend(h, name, test, g.heads, g.groups, tokens, 1)}, made.free, nil
 				},
 			})
 		}
