@@ -118,14 +118,7 @@ func (c *workers) stop(t interface{ Error(...any) }) (left []uint64) {
 // TestSessionsAgreeWithTheirModel walks over sessions on real workers; see package sessionmodel. In the end nothing is left
 // of them: no page, no byte of the budget, no goroutine.
 func TestSessionsAgreeWithTheirModel(t *testing.T) {
-	jobs := startWorkers(t, t.TempDir(), 1, 2, 1<<30, time.Hour, nil)
-	defer jobs.stop(t)
-	submits, err := client.Dial(jobs.address())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer submits.Close()
-	dir := t.TempDir()
+	dirs := [2]string{t.TempDir(), t.TempDir()}
 	// A case starts a cluster: fewer are enough where nobody says how many.
 	if checks := flag.Lookup("rapid.checks"); checks.Value.String() == checks.DefValue {
 		defer func() { _ = checks.Value.Set(checks.DefValue) }()
@@ -142,7 +135,7 @@ func TestSessionsAgreeWithTheirModel(t *testing.T) {
 		clock := new(sessionmodel.Clock)
 		n := rapid.IntRange(1, 3).Draw(t, "workers")
 		const ttl = 2 * time.Minute
-		c := startWorkers(t, dir, n, rapid.IntRange(1, 2).Draw(t, "threads"), budget, ttl, clock.Now)
+		c := startWorkers(t, dirs[0], n, rapid.IntRange(1, 2).Draw(t, "threads"), budget, ttl, clock.Now)
 		var attends []sessionmodel.Attend
 		func() {
 			defer func() {
@@ -154,10 +147,20 @@ func TestSessionsAgreeWithTheirModel(t *testing.T) {
 			}()
 			attends = sessionmodel.Walk(t, sessionmodel.Cluster{Address: c.address(), Workers: n, Budget: budget, TTL: ttl, Clock: clock, Expire: c.expire})
 		}()
+		// Jobs have workers of their own, with room for all that was attended.
+		jobs := startWorkers(t, dirs[1], 1, 2, 1<<30, ttl, nil)
+		func() {
+			defer jobs.stop(t)
+			submits, err := client.Dial(jobs.address())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer submits.Close()
+			sessionmodel.CompareWithJobs(t, submits, attends)
+		}()
 		if err := goleak.Find(before); err != nil {
 			t.Fatal(err)
 		}
-		sessionmodel.CompareWithJobs(t, submits, attends)
 	})
 }
 

@@ -51,8 +51,9 @@ type Rows struct {
 }
 
 const (
-	// maxStepBytes is about how many bytes of tensors go in one message, well below what a message may have.
-	maxStepBytes = 12 << 20
+	// maxStepBytes is about how many bytes of tensors go in one message and its answer: well below what a message may have, and so
+	// few that what a holder keeps for messages is little beside what it keeps for a session.
+	maxStepBytes = 8 << 20
 	// maxKept is how many bytes of rows are kept from one step to another.
 	maxKept = 1 << 20
 	// maxStepTokens is how many tokens a step has at most.

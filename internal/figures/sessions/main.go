@@ -14,6 +14,7 @@
 //	rate_f32, rate_bf16, rate_int8      their encoding plus decoding on one core, GB of f32 a second
 //	kv_overhead   (resident bytes of a worker − those when idle) of 1,000 sessions of 100 tokens, 2 layers of 4 groups, f16 /
 //	              the bytes of the whole pages that they need
+//	kv_overhead_32k   the same of 4 sessions of 32,768 tokens
 //	fork_ms       a fork of a session of 32,768 tokens, 32 layers, 8 groups, f16, with the first append to every layer of
 //	              the fork; milliseconds
 //	py_step       a step of one token that sees 16,384 positions from the Python client / from Go
@@ -74,7 +75,7 @@ var groups = []group{
 	{[]string{"scale_2w"}, scale},
 	{[]string{"prefill_8k"}, prefill},
 	{[]string{"prefill_stall", "prefill_keep"}, stall},
-	{[]string{"kv_overhead"}, overhead},
+	{[]string{"kv_overhead", "kv_overhead_32k"}, overhead},
 	{[]string{"fork_ms"}, fork},
 	{[]string{"py_step"}, python},
 }

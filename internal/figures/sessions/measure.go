@@ -291,9 +291,13 @@ func prefill(ctx context.Context, f *figures) (err error) {
 	return nil
 }
 
-// overhead measures the memory of many short sessions.
-func overhead(ctx context.Context, f *figures) (err error) {
-	const sessions, tokens, layers, groups = 1000, 100, 2, 4
+// overhead measures the memory of many short sessions, and of a few long ones.
+func overhead(ctx context.Context, f *figures) error {
+	return errors.Join(f.overhead(ctx, "kv_overhead", 1000, 100), f.overhead(ctx, "kv_overhead_32k", 4, 32768))
+}
+
+func (f *figures) overhead(ctx context.Context, name string, sessions, tokens int) (err error) {
+	const layers, groups, most = 2, 4, 2048
 	c, err := f.start(ctx, 1)
 	if err != nil {
 		return err
@@ -309,15 +313,18 @@ func overhead(ctx context.Context, f *figures) (err error) {
 		return err
 	}
 	rng := rand.New(rand.NewPCG(1, 2))
-	k, v := random(tokens*groups*headDim, rng), random(tokens*groups*headDim, rng)
+	k, v := random(min(tokens, most)*groups*headDim, rng), random(min(tokens, most)*groups*headDim, rng)
 	for range sessions {
 		s, err := c.client.OpenSession(ctx, client.SessionOptions{Layers: []client.Layer{layer, layer}, Direct: true})
 		if err != nil {
 			return err
 		}
 		for l := range layers {
-			if err := s.Do(ctx, &client.Step{Layer: l, K: k, V: v}); err != nil {
-				return err
+			for done := 0; done < tokens; done += most {
+				n := min(most, tokens-done) * groups * headDim
+				if err := s.Do(ctx, &client.Step{Layer: l, K: k[:n], V: v[:n]}); err != nil {
+					return err
+				}
 			}
 		}
 	}
@@ -326,7 +333,7 @@ func overhead(ctx context.Context, f *figures) (err error) {
 		return err
 	}
 	pages := float64(sessions * layers * groups * ((tokens + attention.PageLen - 1) / attention.PageLen) * layout.PageBytes())
-	f.add("kv_overhead", float64(full-idle)/pages, map[string]float64{"idle_bytes": float64(idle), "bytes": float64(full), "page_bytes": pages})
+	f.add(name, float64(full-idle)/pages, map[string]float64{"idle_bytes": float64(idle), "bytes": float64(full), "page_bytes": pages})
 	return nil
 }
 
