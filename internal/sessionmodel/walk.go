@@ -676,7 +676,10 @@ func (w *walk) truncate(t *rapid.T) {
 
 func (w *walk) pin(t *rapid.T) {
 	s := w.pick(t)
-	pinned := rapid.Bool().Draw(t, "pinned")
+	w.setPin(t, s, rapid.Bool().Draw(t, "pinned"))
+}
+
+func (w *walk) setPin(t *rapid.T, s *session, pinned bool) {
 	if err := s.Pin(t.Context(), pinned); err != nil {
 		if !w.gone(t, s, -1, err) {
 			t.Fatal(err)
@@ -784,6 +787,9 @@ func (w *walk) export(t *rapid.T) {
 	case w.gone(t, s, layer, err):
 		return
 	case isFreed && problem(t, err) == freed:
+		// Holders that had not yet been reached have not counted it as use; all count this.
+		w.setPin(t, s, s.pinned)
+		return
 	default:
 		t.Fatalf("an export of %d positions of %s from %d on: %v", n, s, start, err)
 	}
