@@ -12,6 +12,6 @@
 // for 64 positions, however many layers and groups there are.
 //
 // A page is reserved from the budget before its first use. Where the last session lets it go it stays reserved for the next one,
-// until its chunk of a few MiB is empty and unmapped, or until something else needs the room (Store.Reclaim); where nothing is
-// held any more, nothing is reserved.
+// until its chunk of a few MiB is empty and unmapped, or until something else needs the room (Store.Reclaim). A few empty chunks
+// are kept for a minute; then, where nothing is held any more, nothing is reserved.
 package kvcache

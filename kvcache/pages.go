@@ -6,8 +6,16 @@ import (
 	"maps"
 	"math/bits"
 	"slices"
+	"time"
 
 	"golang.org/x/sys/unix"
+)
+
+// Chunks in no use stay for the next that takes pages, at most maxKept bytes of them and for keepFor: a fork that has grown by a
+// token takes and drops some MiB, which it else would have the machine clear each time.
+const (
+	maxKept = 16 << 20
+	keepFor = time.Minute
 )
 
 // hugeBytes is the size of the processor's large pages of memory, of which full chunks are made.
@@ -16,7 +24,7 @@ const hugeBytes = 2 << 20
 // pages is memory for pages of keys and values, by their size. It is mapped in chunks outside the heap and named by
 // numbers, so that the collector has nothing to scan. Pages of one size are alike: any free one serves, so nothing
 // fragments; the free page of the lowest address is taken, so that the last chunks become empty, and an empty chunk is
-// unmapped.
+// unmapped, but for a few that are kept for a while.
 //
 // The budget counts a page from its first use. A page that becomes free stays reserved, and resident, as long as its
 // chunk has others in use: idle pages are taken first, and trim gives their memory back where something else needs it.
@@ -26,9 +34,12 @@ const hugeBytes = 2 << 20
 // It is guarded by its owner's lock.
 type pages struct {
 	budget  *Budget
+	now     func() time.Time
 	classes map[int]*class
 	used    int64     // bytes of pages in use
 	idle    int64     // bytes of pages reserved and in no use
+	kept    int64     // bytes of chunks in no use that are kept
+	closed  bool      // none is kept any more
 	emptied []emptied // chunks in no use, which settle unmaps
 }
 
@@ -58,9 +69,12 @@ type class struct {
 	hole []byte // a page of NaN, see View
 }
 
-// chunk is one mapping. A slot is in use, or vacant; a vacant slot is idle if it is still reserved.
+// chunk is one mapping. A slot is in use, or vacant; a vacant slot is idle if it is still reserved. One that is kept has none in
+// use, since a time.
 type chunk struct {
 	arena  *Arena
+	kept   bool
+	since  time.Time
 	slots  int
 	used   int
 	idle   int
@@ -68,8 +82,8 @@ type chunk struct {
 	held   []uint64 // [slots] bits: reserved, in use or idle
 }
 
-func newPages(budget *Budget) *pages {
-	return &pages{budget: budget, classes: make(map[int]*class)}
+func newPages(budget *Budget, now func() time.Time) *pages {
+	return &pages{budget: budget, now: now, classes: make(map[int]*class)}
 }
 
 // class returns the memory for pages of size bytes, a multiple of 64.
@@ -148,6 +162,10 @@ func (p *pages) occupy(c *class, chunk, slot int) pageID {
 	k := &c.chunks[chunk]
 	k.vacant[slot/64] &^= 1 << (slot % 64)
 	k.used++
+	if k.kept {
+		k.kept = false
+		p.kept -= int64(len(k.arena.Bytes()))
+	}
 	c.vacant--
 	p.used += int64(c.size)
 	return pageID(chunk<<c.shift|slot) + 1
@@ -207,8 +225,21 @@ func (p *pages) give(c *class, id pageID) {
 	p.used -= int64(c.size)
 	p.idle += int64(c.size)
 	c.low, c.lowIdle = min(c.low, at), min(c.lowIdle, at)
-	if k.used > 0 {
-		return
+	switch size := int64(len(k.arena.Bytes())); {
+	case k.used > 0:
+	case size <= maxKept-p.kept && !p.closed:
+		k.kept, k.since = true, p.now()
+		p.kept += size
+	default:
+		p.unmap(c, at)
+	}
+}
+
+// unmap lets settle unmap a chunk in no use.
+func (p *pages) unmap(c *class, at int) {
+	k := &c.chunks[at]
+	if k.kept {
+		p.kept -= int64(len(k.arena.Bytes()))
 	}
 	reserved := int64(k.idle) * int64(c.size)
 	p.emptied = append(p.emptied, emptied{arena: k.arena, reserved: reserved})
@@ -220,6 +251,17 @@ func (p *pages) give(c *class, id pageID) {
 	c.unmapped = append(c.unmapped, at)
 }
 
+// unkeep lets settle unmap the chunks that have been in no use since a time or longer.
+func (p *pages) unkeep(since time.Time) {
+	for _, c := range p.classes {
+		for at := range c.chunks {
+			if k := &c.chunks[at]; k.kept && !k.since.After(since) {
+				p.unmap(c, at)
+			}
+		}
+	}
+}
+
 // settle unmaps empty chunks and then gives back what they have reserved. It needs no lock.
 func settle(budget *Budget, chunks []emptied) {
 	for _, e := range chunks {
@@ -228,13 +270,17 @@ func settle(budget *Budget, chunks []emptied) {
 	}
 }
 
-// trim gives the memory of idle pages back, and says whether there were any. Of the runs of neighbors that do not fill
+// trim gives the memory of idle pages back, that of whole chunks once settle has unmapped them, and says whether there were any. Of the runs of neighbors that do not fill
 // the machine's pages, the ends stay resident.
 func (p *pages) trim() (bool, error) {
 	before := p.idle
 	for _, c := range p.classes {
 		for at := 0; c.idle > 0 && at < len(c.chunks); at++ {
 			k := &c.chunks[at]
+			if k.kept {
+				p.unmap(c, at)
+				continue
+			}
 			for from := 0; k.idle > 0 && from < k.slots; from++ {
 				to := from
 				for to < k.slots && k.vacant[to/64]&k.held[to/64]>>(to%64)&1 == 1 {

@@ -105,8 +105,8 @@ func TestAppendNamesWhatItRefuses(t *testing.T) {
 		if problemOf(err) != Invalid || !strings.Contains(err.Error(), c.want) || strings.Contains(err.Error(), "\n") {
 			t.Errorf("%s: got %v, want %q", name, err, c.want)
 		}
-		if budget.Used() != 0 {
-			t.Errorf("%s: %d bytes are reserved", name, budget.Used())
+		if used := st.Cache().UsedBytes; used != 0 {
+			t.Errorf("%s: %d bytes of pages are in use", name, used)
 		}
 	}
 	scales := Append{Session: id, Epoch: first, Layer: 1, Positions: 1, Hashes: []uint64{0}, Encoding: tensor.I8, K: make([]byte, 2), V: make([]byte, 2), KScale: floatBytes(1), VScale: floatBytes(float32(math.Inf(1)))}

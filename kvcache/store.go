@@ -93,7 +93,7 @@ func NewStore(config StoreConfig) *Store {
 	return &Store{
 		config:     config,
 		budget:     config.Budget,
-		pages:      newPages(config.Budget),
+		pages:      newPages(config.Budget, config.Now),
 		sessions:   make(map[SessionID]*session),
 		tombstones: make(map[SessionID]struct{}),
 		prefixes:   prefixes{entries: make(map[prefixKey]*entry)},
@@ -804,6 +804,8 @@ func (st *Store) Close() {
 	for _, r := range st.prefixes.clear() {
 		st.release(r, nil, 0)
 	}
+	st.pages.closed = true
+	st.pages.unkeep(st.config.Now())
 	st.unlock()
 }
 
@@ -854,10 +856,12 @@ func (st *Store) expired() []*session {
 	return all
 }
 
-// Expire drops all sessions that have gone unused for their TTL and are not pinned, and says how many.
+// Expire drops all sessions that have gone unused for their TTL and are not pinned, and says how many. Of memory that nothing
+// has been in for a while it gives all back.
 func (st *Store) Expire() int {
 	st.mu.Lock()
 	defer st.unlock()
+	st.pages.unkeep(st.config.Now().Add(-keepFor))
 	n := 0
 	for st.evictSession() {
 		n++

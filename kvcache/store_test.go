@@ -981,14 +981,18 @@ func audit(t interface{ Fatalf(string, ...any) }, st *Store, views []*View) {
 		}
 		used += size
 	}
+	kept := int64(0)
 	for _, c := range st.pages.classes {
 		free, held, mapped := 0, 0, 0
 		for _, k := range c.chunks {
 			mapped += k.slots
 			free += k.slots - k.used
 			held += k.idle
-			if k.arena != nil && k.used == 0 {
-				t.Fatalf("an empty chunk is mapped")
+			if k.arena != nil && k.used == 0 != k.kept {
+				t.Fatalf("a chunk with %d pages in use is mapped, kept %v", k.used, k.kept)
+			}
+			if k.kept {
+				kept += int64(len(k.arena.Bytes()))
 			}
 		}
 		if free != c.vacant || held != c.idle || mapped != c.mapped {
@@ -1004,6 +1008,9 @@ func audit(t interface{ Fatalf(string, ...any) }, st *Store, views []*View) {
 	}
 	if len(inUse) > 0 {
 		t.Fatalf("pages of sizes that are not counted: %v", inUse)
+	}
+	if kept != st.pages.kept || kept > maxKept {
+		t.Fatalf("%d bytes of empty chunks are kept, counted are %d", kept, st.pages.kept)
 	}
 	if used != st.pages.used || idle != st.pages.idle || st.budget.Used() != used+idle || len(st.pages.emptied) != 0 {
 		t.Fatalf("%d bytes are used and %d idle, counted are %d and %d, reserved %d", used, idle, st.pages.used, st.pages.idle, st.budget.Used())
