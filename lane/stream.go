@@ -80,7 +80,10 @@ func (s *Stream) Recv(r *Response) error {
 		}
 		return err
 	}
-	return unreadable(codes.DataLoss, "an answer on the lane", r.fault)
+	if r.fault != nil {
+		return unreadable(codes.DataLoss, "an answer on the lane", r.fault)
+	}
+	return nil
 }
 
 // ServerStream is the holder's end of a lane. One goroutine may send while another receives.
@@ -113,15 +116,15 @@ func (s *ServerStream) Recv(r *Request) error {
 	if err := s.stream.RecvMsg(r); err != nil {
 		return err
 	}
-	return unreadable(codes.InvalidArgument, "lane "+s.id.String()+": a message", r.fault)
+	if r.fault != nil {
+		return unreadable(codes.InvalidArgument, "lane "+s.id.String()+": a message", r.fault)
+	}
+	return nil
 }
 
 // unreadable is the error of a frame that was received and has a fault.
 func unreadable(code codes.Code, what string, fault error) error {
-	switch {
-	case fault == nil:
-		return nil
-	case status.Code(fault) == codes.ResourceExhausted:
+	if status.Code(fault) == codes.ResourceExhausted { // its size
 		return fault
 	}
 	return status.Errorf(code, "%s can not be read: %v", what, fault)
