@@ -1,5 +1,6 @@
 // Package sessionmodel tests sessions of a real cluster against a plain model of them: a map of slices. Walk does random
-// things to sessions through the Go client and predicts what comes of each: lengths, receipts, prefixes, evictions, errors.
+// things to sessions through the Go client and predicts what comes of each: lengths, receipts, prefixes, snapshots, evictions,
+// errors.
 // Every context that comes back is held to the float64 reference as it comes, and by CompareWithJobs to the bits of a job
 // over the same tokens.
 //

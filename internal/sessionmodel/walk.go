@@ -53,8 +53,11 @@ type walk struct {
 	// known [holder and groups] are the ends of the pages that were told and filled there.
 	known   map[string]map[uint64]bool
 	attends []Attend
-	opened  int
-	salts   uint64
+	saved   []snapshot
+	// vague says that known may have more than there is: which tokens a snapshot tells is not predicted.
+	vague  bool
+	opened int
+	salts  uint64
 }
 
 // Walk does random things to sessions, ends them all, and checks that no page is left that is not a prefix's. It returns what was
@@ -92,6 +95,8 @@ func Walk(t *rapid.T, c Cluster) []Attend {
 		"attach":   w.attach,
 		"export":   w.export,
 		"look":     w.look,
+		"snapshot": w.snapshot,
+		"restore":  w.restore,
 	}
 	if c.Clock != nil {
 		actions["wait"], actions["expire"] = w.wait, w.expire
@@ -316,11 +321,31 @@ func (w *walk) open(t *rapid.T) {
 	}
 	s.Session = opened
 	w.sessions = append(w.sessions, s)
+	w.held(t, s)
+	want := math.MaxInt
+	for _, one := range s.holders {
+		there := 0
+		for ; (there+1)*attention.PageLen < len(opts.Tokens) && w.known[one.place()][s.seeds[(there+1)*attention.PageLen-1]]; there++ {
+		}
+		want = min(want, there*attention.PageLen)
+	}
+	if hit := s.Prefix(); hit > want || !w.tight && !w.vague && hit != want {
+		t.Fatalf("%s begins with %d of its %d tokens, not with %d", s, hit, len(opts.Tokens), want)
+	}
+	for l := range s.layers {
+		s.extend(l, s.Prefix(), w.salt)
+		s.freed[l] = s.seenFrom(l, s.Prefix())
+	}
+	w.check(t, s)
+}
+
+// held asks who holds a session.
+func (w *walk) held(t *rapid.T, s *session) {
 	state, err := w.clients[0].FindSession(t.Context(), s.ID())
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := math.MaxInt
+	s.holders = nil
 	for _, h := range state.GetHolders() {
 		one := holder{name: h.GetName(), used: w.now()}
 		for _, l := range h.GetLayers() {
@@ -330,19 +355,7 @@ func (w *walk) open(t *rapid.T) {
 			}
 		}
 		s.holders = append(s.holders, one)
-		there := 0
-		for ; (there+1)*attention.PageLen < len(opts.Tokens) && w.known[one.place()][s.seeds[(there+1)*attention.PageLen-1]]; there++ {
-		}
-		want = min(want, there*attention.PageLen)
 	}
-	if hit := s.Prefix(); hit > want || !w.tight && hit != want {
-		t.Fatalf("%s begins with %d of its %d tokens, not with %d", s, hit, len(opts.Tokens), want)
-	}
-	for l := range s.layers {
-		s.extend(l, s.Prefix(), w.salt)
-		s.freed[l] = s.seenFrom(l, s.Prefix())
-	}
-	w.check(t, s)
 }
 
 // place says where a holder has what.
@@ -831,4 +844,60 @@ func (w *walk) expire(t *rapid.T) {
 		}
 		w.end(t, s)
 	}
+}
+
+// snapshot is a session as it was, and as it was written.
+type snapshot struct {
+	was     *session
+	written []byte
+}
+
+// snapshot writes a session, by who drives it or by another client.
+func (w *walk) snapshot(t *rapid.T) {
+	s := w.pick(t)
+	var b bytes.Buffer
+	var err error
+	if rapid.Bool().Draw(t, "by its driver") {
+		err = s.Snapshot(t.Context(), &b, nil)
+	} else {
+		_, err = w.clients[rapid.IntRange(0, len(w.clients)-1).Draw(t, "client")].SnapshotSession(t.Context(), s.ID(), &b, nil)
+	}
+	if err != nil {
+		if !w.gone(t, s, -1, err) {
+			t.Fatalf("a snapshot of %s: %v", s, err)
+		}
+		return
+	}
+	w.saved = append(w.saved, snapshot{s.clone(), b.Bytes()})
+	// Who holds only layers without positions has not counted it as use; all count this.
+	w.setPin(t, s, s.pinned)
+	w.check(t, s)
+}
+
+// restore makes a session of what was written, also when the one that it was of has long ended.
+func (w *walk) restore(t *rapid.T) {
+	if len(w.saved) == 0 || len(w.sessions) >= 8 {
+		t.Skip("nothing to restore")
+	}
+	from := w.saved[rapid.IntRange(0, len(w.saved)-1).Draw(t, "snapshot")]
+	s := from.was.clone()
+	w.opened++
+	s.name, s.branch = fmt.Sprintf("s%d", w.opened), uint32(w.opened)
+	s.driver, s.direct = rapid.IntRange(0, len(w.clients)-1).Draw(t, "client"), rapid.Bool().Draw(t, "direct")
+	s.codec = rapid.SampledFrom(codecs).Draw(t, "codec")
+	restored, err := w.clients[s.driver].RestoreSession(t.Context(), bytes.NewReader(from.written), client.RestoreOptions{
+		Name: s.name, Direct: s.direct, Codec: s.codec, Workers: rapid.IntRange(0, w.Workers).Draw(t, "workers"),
+	})
+	if err != nil {
+		if !w.tight || problem(t, err) != overBudget {
+			t.Fatalf("restore %s as it was: %v", from.was, err)
+		}
+		return
+	}
+	s.Session = restored
+	w.vague = w.vague || s.tells
+	w.sessions = append(w.sessions, s)
+	w.held(t, s)
+	w.learn(s)
+	w.check(t, s)
 }
