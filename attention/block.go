@@ -16,6 +16,9 @@ type block struct {
 	low, end []int // [n] what each row sees by its position: [low, end)
 	lo, hi   int   // what any of them sees: [lo, hi)
 
+	maxLow, minEnd int  // what all of them see: [maxLow, minEnd)
+	allVisible     bool // the visible bits are those of a page that all of them see, none taken away
+
 	k, v           []float32 // a page, widened: [head_dim][64] and [64][vStride]
 	kScale, vScale [PageLen]float32
 	s              []float32 // [n][64] scores, then weights
@@ -68,14 +71,21 @@ func growAligned(x []float32, n int) []float32 {
 // begin takes up the rows [first, first+n).
 func (b *block) begin(first, n int) {
 	b.first, b.n, b.lo, b.hi = first, n, math.MaxInt, 0
+	b.maxLow, b.minEnd, b.allVisible = 0, math.MaxInt, false
 	for r := range n {
 		lo, hi := b.visible((first + r) / b.q.Heads)
 		b.low[r], b.end[r] = lo, hi
+		b.maxLow, b.minEnd = max(b.maxLow, lo), min(b.minEnd, hi)
 		if lo < hi {
 			b.lo, b.hi = min(b.lo, lo), max(b.hi, hi)
 		}
 	}
 	b.lo = min(b.lo, b.hi)
+	if b.kernel.vector != nil {
+		for r := range b.pm[n:padded(n)] {
+			b.pm[n+r] = negInf
+		}
+	}
 }
 
 // allSplits brings the block from its first split to its finished contexts.

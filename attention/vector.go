@@ -117,13 +117,9 @@ func (b *block) vectorPage(page, from, to int, part parts) {
 		k, vs := l.scales(bytes)
 		softmax, kScale, vScale = v.softmaxScaled, (*float32)(unsafe.Pointer(&k[0])), (*float32)(unsafe.Pointer(&vs[0]))
 	}
-	for r := from; r < to; r++ {
-		b.visibleBits[r] = 0
-		if lo, hi := max(b.low[r]-base, 0), min(b.end[r]-base, PageLen); lo < hi {
-			b.visibleBits[r] = span(lo, hi)
-		}
-	}
+	b.see(base, from, to)
 	if !b.plain(base) {
+		b.allVisible = false
 		for r := from; r < to; r++ {
 			if b.visibleBits[r] != 0 {
 				b.adjust(&s[(r-from)*PageLen], kScale, r, base)
@@ -133,13 +129,6 @@ func (b *block) vectorPage(page, from, to int, part parts) {
 		if kScale != nil {
 			kScale = &unitScales[0]
 		}
-	}
-	// Rows of the block that see nothing of the page keep their parts.
-	for r := range b.pm[:from] {
-		b.pm[r] = negInf
-	}
-	for r := range b.pm[to:padded(b.n)] {
-		b.pm[to+r] = negInf
 	}
 	softmax(&s[0], kScale, vScale, scale, rows, &b.visibleBits[from], &b.pm[from], &b.pl[from], &b.nonzero[from])
 	for r := from; r < to; r++ {
@@ -151,6 +140,13 @@ func (b *block) vectorPage(page, from, to int, part parts) {
 		default:
 			b.does[r] = merged
 		}
+	}
+	// Rows of the block that see nothing of the page keep their parts; those after the last are padding.
+	for r := range b.pm[:from] {
+		b.pm[r] = negInf
+	}
+	for r := range b.pm[to:b.n] {
+		b.pm[to+r] = negInf
 	}
 	v.coefficients(&part.m[0], &part.l[0], &b.pm[0], &b.pl[0], &b.a[0], &b.b[0], b.n)
 
@@ -181,6 +177,21 @@ func (b *block) vectorPage(page, from, to int, part parts) {
 		}
 		r += n
 		ahead = nil
+	}
+}
+
+// see sets the visible bits of rows [from, to) in the page at base.
+func (b *block) see(base, from, to int) {
+	all := base >= b.maxLow && base+PageLen <= b.minEnd
+	if all && b.allVisible {
+		return
+	}
+	b.allVisible = all
+	for r := from; r < to; r++ {
+		b.visibleBits[r] = 0
+		if lo, hi := max(b.low[r]-base, 0), min(b.end[r]-base, PageLen); lo < hi {
+			b.visibleBits[r] = span(lo, hi)
+		}
 	}
 }
 
