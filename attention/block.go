@@ -263,7 +263,7 @@ func (b *block) finish() {
 			clear(b.o)
 			total.merge(b.kernel, r, b.opts.Sinks[head], 1, b.o)
 		}
-		lse, rule := total.finish(r, b.out.Context[row*vDim:][:vDim])
+		lse, rule := total.finish(b.kernel, r, b.out.Context[row*vDim:][:vDim])
 		if rule != "" {
 			b.fail(row, &RowError{Head: head, Token: token, Rule: rule})
 		}

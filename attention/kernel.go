@@ -26,6 +26,8 @@ type kernel struct {
 	accumulate func(o []float32, w *[PageLen]float32, v []float32, stride int)
 	// merge sets o[i] = fma(o[i], a, x[i]·b), the product rounded; x is as long as o.
 	merge func(o, x []float32, a, b float32)
+	// divide sets dst[i] = o[i]/l + 0, and says whether all of them are finite; o is at least as long.
+	divide func(dst, o []float32, l float32) bool
 }
 
 // kernelVariable names the kernel to use, in the environment; unset or empty leaves the choice to the machine.
@@ -98,6 +100,7 @@ var portable = kernel{
 	softmax:    portableSoftmax,
 	accumulate: portableAccumulate,
 	merge:      portableMerge,
+	divide:     portableDivide,
 }
 
 func portableScores(s, q, k []float32, rows, stride, n int) {
@@ -177,6 +180,15 @@ func portableMerge(o, x []float32, a, b float32) {
 	for i, y := range o {
 		o[i] = fma32(y, a, float32(x[i]*b))
 	}
+}
+
+func portableDivide(dst, o []float32, l float32) bool {
+	ok := true
+	for i, x := range o[:len(dst)] {
+		dst[i] = x/l + 0
+		ok = ok && finite(dst[i])
+	}
+	return ok
 }
 
 // chain sets dst[j] = fma(a, x[j], dst[j]). It holds fma32 in line, as does chain4.

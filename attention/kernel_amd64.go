@@ -19,7 +19,7 @@ var kernels = func() []kernel {
 
 func assembled(name string, v *vector) kernel {
 	k := portable
-	k.name, k.vector = name, v
+	k.name, k.vector, k.divide = name, v, v.divideAll
 	return k
 }
 
@@ -32,6 +32,7 @@ var avx512 = vector{
 	adjust:        adjust_avx512,
 	coefficients:  coefficients_avx512,
 	merge:         merge_avx512,
+	divide:        divide_avx512,
 	transpose:     transpose_avx512,
 	columns:       [...]columnsFunc{1: columns1_avx512, 2: columns2_avx512},
 	column:        [...]columnFunc{1: column1_avx512, 2: column2_avx512, 4: column4_avx512},
@@ -46,6 +47,7 @@ var avx2 = vector{
 	adjust:        adjust_avx2,
 	coefficients:  coefficients_avx2,
 	merge:         merge_avx2,
+	divide:        divide_avx2,
 	transpose:     transpose_avx2,
 	columns:       [...]columnsFunc{1: columns1_avx2, 2: columns2_avx2},
 	column:        [...]columnFunc{1: column1_avx2, 2: column2_avx2, 4: column4_avx2},

@@ -62,7 +62,7 @@ func (p parts) mergeAll(k *kernel, next parts) {
 }
 
 // finish writes the context [vDim] of row r and returns its LSE, or says what is not finite in it.
-func (p parts) finish(r int, context []float32) (lse float32, rule string) {
+func (p parts) finish(k *kernel, r int, context []float32) (lse float32, rule string) {
 	m, l := p.m[r], p.l[r]
 	if m == negInf {
 		clear(context)
@@ -76,12 +76,8 @@ func (p parts) finish(r int, context []float32) (lse float32, rule string) {
 	case !finite(l):
 		return 0, "the sum of the weights is not finite"
 	}
-	for i, x := range p.row(r)[:len(context)] {
-		y := x/l + 0
-		if !finite(y) {
-			return 0, "the context is not finite"
-		}
-		context[i] = y
+	if !k.divide(context, p.row(r), l) {
+		return 0, "the context is not finite"
 	}
 	return m + log32(l), ""
 }

@@ -33,6 +33,7 @@ func TestRoutines(t *testing.T) {
 			r.softmax(true)
 			r.coefficients()
 			r.merge()
+			r.divide()
 			r.transpose()
 			r.free()
 		}
@@ -362,6 +363,31 @@ func (r *routines) merge() {
 	r.v.merge(&o[0], &x[0], a, b, n)
 	for i := range o {
 		r.same("merge", i, o[i], want[i])
+	}
+}
+
+func (r *routines) divide() {
+	n := 8 * (1 + r.rnd.IntN(65))
+	o, dst, l := r.drawn(n, r.anyKind()), r.filled(n, nan), 1+63*r.rnd.Float32()
+	want, finiteOnes := make([]float32, n), true
+	switch r.rnd.IntN(4) {
+	case 0:
+		o[r.rnd.IntN(n)] = []float32{nan, float32(math.Inf(1)), negInf}[r.rnd.IntN(3)]
+	case 1:
+		o[r.rnd.IntN(n)] = float32(math.Copysign(0, -1))
+	case 2:
+		// A quotient that overflows.
+		o[r.rnd.IntN(n)], l = math.MaxFloat32, 0.5
+	}
+	for i := range want {
+		want[i] = o[i]/l + 0
+		finiteOnes = finiteOnes && !math.IsNaN(float64(want[i])) && !math.IsInf(float64(want[i]), 0)
+	}
+	if got := r.v.divide(&dst[0], &o[0], l, n); got != finiteOnes {
+		r.t.Fatalf("%s: divide says %t of whether all are finite", r.what, got)
+	}
+	for i := range dst {
+		r.same("divide", i, dst[i], want[i])
 	}
 }
 

@@ -34,6 +34,8 @@ type vector struct {
 	coefficients func(m, l, pm, pl, a, b *float32, rows int)
 	// merge is kernel.merge over n elements, a multiple of vectorLen.
 	merge func(o, x *float32, a, b float32, n int)
+	// divide is kernel.divide over n elements, a multiple of 8.
+	divide func(dst, o *float32, l float32, n int) bool
 	// transpose writes 8 rows of n float32, n a multiple of 8, as 8 columns of dst [n][64].
 	transpose func(dst, src *float32, stride, n int)
 	// columns is transpose for elements of 1 and 2 bytes, by their size; n is a multiple of 16 bytes.
@@ -329,4 +331,14 @@ func (b *block) ask(from []byte, apart int) *uintptr {
 		b.ahead[i] = uintptr(unsafe.Pointer(unsafe.SliceData(from))) + uintptr(i*apart)
 	}
 	return &b.ahead[0]
+}
+
+// divideAll is kernel.divide in assembly.
+func (v *vector) divideAll(dst, o []float32, l float32) bool {
+	whole := len(dst) &^ 7
+	ok := true
+	if whole > 0 {
+		ok = v.divide(&dst[0], &o[0], l, whole)
+	}
+	return portableDivide(dst[whole:], o[whole:], l) && ok
 }

@@ -67,6 +67,11 @@ func coefficients_avx2(m *float32, l *float32, pm *float32, pl *float32, a *floa
 //go:noescape
 func merge_avx2(o *float32, x *float32, a float32, b float32, n int)
 
+// divide_avx2 is kernel.divide over n elements, a multiple of 8, and says whether all of dst are finite.
+//
+//go:noescape
+func divide_avx2(dst *float32, o *float32, l float32, n int) bool
+
 // transpose_avx2 writes 8 rows of n float32, n a multiple of 8 and the rows stride bytes apart, as 8 columns of dst [n][64].
 //
 //go:noescape

@@ -33717,6 +33717,37 @@ done793:
 	VZEROUPPER
 	RET
 
+// func divide_avx2(dst *float32, o *float32, l float32, n int) bool
+// Requires: AVX
+TEXT ·divide_avx2(SB), NOSPLIT, $0-33
+	MOVQ         dst+0(FP), DI
+	MOVQ         o+8(FP), SI
+	MOVQ         n+24(FP), CX
+	VBROADCASTSS l+16(FP), Y0
+	VXORPS       Y1, Y1, Y1
+	VXORPS       Y2, Y2, Y2
+
+loop794:
+	SUBQ    $0x08, CX
+	JLT     done795
+	VMOVUPS (SI), Y3
+	VDIVPS  Y0, Y3, Y3
+	VADDPS  Y1, Y3, Y3
+	VMOVUPS Y3, (DI)
+	VSUBPS  Y3, Y3, Y3
+	VORPS   Y3, Y2, Y2
+	ADDQ    $0x20, SI
+	ADDQ    $0x20, DI
+	JMP     loop794
+
+done795:
+	XORQ   AX, AX
+	VPTEST Y2, Y2
+	SETEQ  AL
+	MOVB   AL, ret+32(FP)
+	VZEROUPPER
+	RET
+
 // func transpose_avx2(dst *float32, src *float32, stride int, n int)
 // Requires: AVX
 TEXT ·transpose_avx2(SB), NOSPLIT, $0-32
@@ -33728,9 +33759,9 @@ TEXT ·transpose_avx2(SB), NOSPLIT, $0-32
 	LEAQ (R8)(R8*4), BX
 	LEAQ (AX)(R8*4), DX
 
-loop794:
+loop796:
 	CMPQ       CX, $0x08
-	JLT        done795
+	JLT        done797
 	VMOVUPS    (SI), Y0
 	VMOVUPS    (SI)(R8*1), Y1
 	VMOVUPS    (SI)(R8*2), Y2
@@ -33774,9 +33805,9 @@ loop794:
 	ADDQ       $0x00000800, DI
 	ADDQ       $0x20, SI
 	SUBQ       $0x08, CX
-	JMP        loop794
+	JMP        loop796
 
-done795:
+done797:
 	VZEROUPPER
 	RET
 
@@ -33791,9 +33822,9 @@ TEXT ·columns1_avx2(SB), NOSPLIT, $0-32
 	LEAQ (R8)(R8*4), BX
 	LEAQ (AX)(R8*4), DX
 
-loop796:
+loop798:
 	CMPQ       CX, $0x10
-	JLT        done797
+	JLT        done799
 	VMOVDQU    (SI), X0
 	VMOVDQU    (SI)(R8*1), X1
 	VMOVDQU    (SI)(R8*2), X2
@@ -33845,9 +33876,9 @@ loop796:
 	ADDQ       $0x00000400, DI
 	ADDQ       $0x10, SI
 	SUBQ       $0x10, CX
-	JMP        loop796
+	JMP        loop798
 
-done797:
+done799:
 	VZEROUPPER
 	RET
 
@@ -33862,9 +33893,9 @@ TEXT ·columns2_avx2(SB), NOSPLIT, $0-32
 	LEAQ (R8)(R8*4), BX
 	LEAQ (AX)(R8*4), DX
 
-loop798:
+loop800:
 	CMPQ        CX, $0x08
-	JLT         done799
+	JLT         done801
 	VMOVDQU     (SI), X0
 	VMOVDQU     (SI)(R8*1), X1
 	VMOVDQU     (SI)(R8*2), X2
@@ -33908,9 +33939,9 @@ loop798:
 	ADDQ        $0x00000400, DI
 	ADDQ        $0x10, SI
 	SUBQ        $0x08, CX
-	JMP         loop798
+	JMP         loop800
 
-done799:
+done801:
 	VZEROUPPER
 	RET
 
@@ -33923,9 +33954,9 @@ TEXT ·column1_avx2(SB), NOSPLIT, $0-24
 	MOVQ DI, AX
 	MOVQ CX, BX
 
-fetch800:
+fetch802:
 	CMPQ       BX, $0x08
-	JLT        fetched801
+	JLT        fetched803
 	PREFETCHT0 (AX)
 	PREFETCHT0 64(AX)
 	PREFETCHT0 128(AX)
@@ -33936,12 +33967,12 @@ fetch800:
 	PREFETCHT0 448(AX)
 	ADDQ       $0x00000200, AX
 	SUBQ       $0x08, BX
-	JMP        fetch800
+	JMP        fetch802
 
-fetched801:
-eight802:
+fetched803:
+eight804:
 	CMPQ    CX, $0x08
-	JLT     one803
+	JLT     one805
 	MOVBLZX (SI), AX
 	MOVBLZX 1(SI), BX
 	MOVBLZX 2(SI), DX
@@ -33961,19 +33992,19 @@ eight802:
 	ADDQ    $0x00000200, DI
 	ADDQ    $0x08, SI
 	SUBQ    $0x08, CX
-	JMP     eight802
+	JMP     eight804
 
-one803:
+one805:
 	CMPQ    CX, $0x01
-	JLT     done804
+	JLT     done806
 	MOVBLZX (SI), AX
 	MOVB    AL, (DI)
 	ADDQ    $0x00000040, DI
 	ADDQ    $0x01, SI
 	DECQ    CX
-	JMP     one803
+	JMP     one805
 
-done804:
+done806:
 	RET
 
 // func column2_avx2(dst *byte, src *byte, n int)
@@ -33985,9 +34016,9 @@ TEXT ·column2_avx2(SB), NOSPLIT, $0-24
 	MOVQ DI, AX
 	MOVQ CX, BX
 
-fetch805:
+fetch807:
 	CMPQ       BX, $0x08
-	JLT        fetched806
+	JLT        fetched808
 	PREFETCHT0 (AX)
 	PREFETCHT0 128(AX)
 	PREFETCHT0 256(AX)
@@ -33998,12 +34029,12 @@ fetch805:
 	PREFETCHT0 896(AX)
 	ADDQ       $0x00000400, AX
 	SUBQ       $0x08, BX
-	JMP        fetch805
+	JMP        fetch807
 
-fetched806:
-eight807:
+fetched808:
+eight809:
 	CMPQ    CX, $0x08
-	JLT     one808
+	JLT     one810
 	MOVWLZX (SI), AX
 	MOVWLZX 2(SI), BX
 	MOVWLZX 4(SI), DX
@@ -34023,19 +34054,19 @@ eight807:
 	ADDQ    $0x00000400, DI
 	ADDQ    $0x10, SI
 	SUBQ    $0x08, CX
-	JMP     eight807
+	JMP     eight809
 
-one808:
+one810:
 	CMPQ    CX, $0x01
-	JLT     done809
+	JLT     done811
 	MOVWLZX (SI), AX
 	MOVW    AX, (DI)
 	ADDQ    $0x00000080, DI
 	ADDQ    $0x02, SI
 	DECQ    CX
-	JMP     one808
+	JMP     one810
 
-done809:
+done811:
 	RET
 
 // func column4_avx2(dst *byte, src *byte, n int)
@@ -34047,9 +34078,9 @@ TEXT ·column4_avx2(SB), NOSPLIT, $0-24
 	MOVQ DI, AX
 	MOVQ CX, BX
 
-fetch810:
+fetch812:
 	CMPQ       BX, $0x08
-	JLT        fetched811
+	JLT        fetched813
 	PREFETCHT0 (AX)
 	PREFETCHT0 256(AX)
 	PREFETCHT0 512(AX)
@@ -34060,12 +34091,12 @@ fetch810:
 	PREFETCHT0 1792(AX)
 	ADDQ       $0x00000800, AX
 	SUBQ       $0x08, BX
-	JMP        fetch810
+	JMP        fetch812
 
-fetched811:
-eight812:
+fetched813:
+eight814:
 	CMPQ CX, $0x08
-	JLT  one813
+	JLT  one815
 	MOVL (SI), AX
 	MOVL 4(SI), BX
 	MOVL 8(SI), DX
@@ -34085,17 +34116,17 @@ eight812:
 	ADDQ $0x00000800, DI
 	ADDQ $0x20, SI
 	SUBQ $0x08, CX
-	JMP  eight812
+	JMP  eight814
 
-one813:
+one815:
 	CMPQ CX, $0x01
-	JLT  done814
+	JLT  done816
 	MOVL (SI), AX
 	MOVL AX, (DI)
 	ADDQ $0x00000100, DI
 	ADDQ $0x04, SI
 	DECQ CX
-	JMP  one813
+	JMP  one815
 
-done814:
+done816:
 	RET

@@ -30786,6 +30786,37 @@ done1215:
 	VZEROUPPER
 	RET
 
+// func divide_avx512(dst *float32, o *float32, l float32, n int) bool
+// Requires: AVX
+TEXT ·divide_avx512(SB), NOSPLIT, $0-33
+	MOVQ         dst+0(FP), DI
+	MOVQ         o+8(FP), SI
+	MOVQ         n+24(FP), CX
+	VBROADCASTSS l+16(FP), Y0
+	VXORPS       Y1, Y1, Y1
+	VXORPS       Y2, Y2, Y2
+
+loop1216:
+	SUBQ    $0x08, CX
+	JLT     done1217
+	VMOVUPS (SI), Y3
+	VDIVPS  Y0, Y3, Y3
+	VADDPS  Y1, Y3, Y3
+	VMOVUPS Y3, (DI)
+	VSUBPS  Y3, Y3, Y3
+	VORPS   Y3, Y2, Y2
+	ADDQ    $0x20, SI
+	ADDQ    $0x20, DI
+	JMP     loop1216
+
+done1217:
+	XORQ   AX, AX
+	VPTEST Y2, Y2
+	SETEQ  AL
+	MOVB   AL, ret+32(FP)
+	VZEROUPPER
+	RET
+
 // func transpose_avx512(dst *float32, src *float32, stride int, n int)
 // Requires: AVX
 TEXT ·transpose_avx512(SB), NOSPLIT, $0-32
@@ -30797,9 +30828,9 @@ TEXT ·transpose_avx512(SB), NOSPLIT, $0-32
 	LEAQ (R8)(R8*4), BX
 	LEAQ (AX)(R8*4), DX
 
-loop1216:
+loop1218:
 	CMPQ       CX, $0x08
-	JLT        done1217
+	JLT        done1219
 	VMOVUPS    (SI), Y0
 	VMOVUPS    (SI)(R8*1), Y1
 	VMOVUPS    (SI)(R8*2), Y2
@@ -30843,9 +30874,9 @@ loop1216:
 	ADDQ       $0x00000800, DI
 	ADDQ       $0x20, SI
 	SUBQ       $0x08, CX
-	JMP        loop1216
+	JMP        loop1218
 
-done1217:
+done1219:
 	VZEROUPPER
 	RET
 
@@ -30860,9 +30891,9 @@ TEXT ·columns1_avx512(SB), NOSPLIT, $0-32
 	LEAQ (R8)(R8*4), BX
 	LEAQ (AX)(R8*4), DX
 
-loop1218:
+loop1220:
 	CMPQ       CX, $0x10
-	JLT        done1219
+	JLT        done1221
 	VMOVDQU    (SI), X0
 	VMOVDQU    (SI)(R8*1), X1
 	VMOVDQU    (SI)(R8*2), X2
@@ -30914,9 +30945,9 @@ loop1218:
 	ADDQ       $0x00000400, DI
 	ADDQ       $0x10, SI
 	SUBQ       $0x10, CX
-	JMP        loop1218
+	JMP        loop1220
 
-done1219:
+done1221:
 	VZEROUPPER
 	RET
 
@@ -30931,9 +30962,9 @@ TEXT ·columns2_avx512(SB), NOSPLIT, $0-32
 	LEAQ (R8)(R8*4), BX
 	LEAQ (AX)(R8*4), DX
 
-loop1220:
+loop1222:
 	CMPQ        CX, $0x08
-	JLT         done1221
+	JLT         done1223
 	VMOVDQU     (SI), X0
 	VMOVDQU     (SI)(R8*1), X1
 	VMOVDQU     (SI)(R8*2), X2
@@ -30977,9 +31008,9 @@ loop1220:
 	ADDQ        $0x00000400, DI
 	ADDQ        $0x10, SI
 	SUBQ        $0x08, CX
-	JMP         loop1220
+	JMP         loop1222
 
-done1221:
+done1223:
 	VZEROUPPER
 	RET
 
@@ -30992,9 +31023,9 @@ TEXT ·column1_avx512(SB), NOSPLIT, $0-24
 	MOVQ DI, AX
 	MOVQ CX, BX
 
-fetch1222:
+fetch1224:
 	CMPQ       BX, $0x08
-	JLT        fetched1223
+	JLT        fetched1225
 	PREFETCHT0 (AX)
 	PREFETCHT0 64(AX)
 	PREFETCHT0 128(AX)
@@ -31005,12 +31036,12 @@ fetch1222:
 	PREFETCHT0 448(AX)
 	ADDQ       $0x00000200, AX
 	SUBQ       $0x08, BX
-	JMP        fetch1222
+	JMP        fetch1224
 
-fetched1223:
-eight1224:
+fetched1225:
+eight1226:
 	CMPQ    CX, $0x08
-	JLT     one1225
+	JLT     one1227
 	MOVBLZX (SI), AX
 	MOVBLZX 1(SI), BX
 	MOVBLZX 2(SI), DX
@@ -31030,19 +31061,19 @@ eight1224:
 	ADDQ    $0x00000200, DI
 	ADDQ    $0x08, SI
 	SUBQ    $0x08, CX
-	JMP     eight1224
+	JMP     eight1226
 
-one1225:
+one1227:
 	CMPQ    CX, $0x01
-	JLT     done1226
+	JLT     done1228
 	MOVBLZX (SI), AX
 	MOVB    AL, (DI)
 	ADDQ    $0x00000040, DI
 	ADDQ    $0x01, SI
 	DECQ    CX
-	JMP     one1225
+	JMP     one1227
 
-done1226:
+done1228:
 	RET
 
 // func column2_avx512(dst *byte, src *byte, n int)
@@ -31054,9 +31085,9 @@ TEXT ·column2_avx512(SB), NOSPLIT, $0-24
 	MOVQ DI, AX
 	MOVQ CX, BX
 
-fetch1227:
+fetch1229:
 	CMPQ       BX, $0x08
-	JLT        fetched1228
+	JLT        fetched1230
 	PREFETCHT0 (AX)
 	PREFETCHT0 128(AX)
 	PREFETCHT0 256(AX)
@@ -31067,12 +31098,12 @@ fetch1227:
 	PREFETCHT0 896(AX)
 	ADDQ       $0x00000400, AX
 	SUBQ       $0x08, BX
-	JMP        fetch1227
+	JMP        fetch1229
 
-fetched1228:
-eight1229:
+fetched1230:
+eight1231:
 	CMPQ    CX, $0x08
-	JLT     one1230
+	JLT     one1232
 	MOVWLZX (SI), AX
 	MOVWLZX 2(SI), BX
 	MOVWLZX 4(SI), DX
@@ -31092,19 +31123,19 @@ eight1229:
 	ADDQ    $0x00000400, DI
 	ADDQ    $0x10, SI
 	SUBQ    $0x08, CX
-	JMP     eight1229
+	JMP     eight1231
 
-one1230:
+one1232:
 	CMPQ    CX, $0x01
-	JLT     done1231
+	JLT     done1233
 	MOVWLZX (SI), AX
 	MOVW    AX, (DI)
 	ADDQ    $0x00000080, DI
 	ADDQ    $0x02, SI
 	DECQ    CX
-	JMP     one1230
+	JMP     one1232
 
-done1231:
+done1233:
 	RET
 
 // func column4_avx512(dst *byte, src *byte, n int)
@@ -31116,9 +31147,9 @@ TEXT ·column4_avx512(SB), NOSPLIT, $0-24
 	MOVQ DI, AX
 	MOVQ CX, BX
 
-fetch1232:
+fetch1234:
 	CMPQ       BX, $0x08
-	JLT        fetched1233
+	JLT        fetched1235
 	PREFETCHT0 (AX)
 	PREFETCHT0 256(AX)
 	PREFETCHT0 512(AX)
@@ -31129,12 +31160,12 @@ fetch1232:
 	PREFETCHT0 1792(AX)
 	ADDQ       $0x00000800, AX
 	SUBQ       $0x08, BX
-	JMP        fetch1232
+	JMP        fetch1234
 
-fetched1233:
-eight1234:
+fetched1235:
+eight1236:
 	CMPQ CX, $0x08
-	JLT  one1235
+	JLT  one1237
 	MOVL (SI), AX
 	MOVL 4(SI), BX
 	MOVL 8(SI), DX
@@ -31154,17 +31185,17 @@ eight1234:
 	ADDQ $0x00000800, DI
 	ADDQ $0x20, SI
 	SUBQ $0x08, CX
-	JMP  eight1234
+	JMP  eight1236
 
-one1235:
+one1237:
 	CMPQ CX, $0x01
-	JLT  done1236
+	JLT  done1238
 	MOVL (SI), AX
 	MOVL AX, (DI)
 	ADDQ $0x00000100, DI
 	ADDQ $0x04, SI
 	DECQ CX
-	JMP  one1235
+	JMP  one1237
 
-done1236:
+done1238:
 	RET

@@ -74,6 +74,7 @@ func main() {
 	adjust()
 	coefficients()
 	mergeRows()
+	divide()
 	transpose()
 	columns(1)
 	columns(2)

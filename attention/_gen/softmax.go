@@ -514,6 +514,40 @@ func mergeRows() {
 	end()
 }
 
+// divide: dst[i] = o[i]/l + 0. The same in both sets: it is bound by the divider.
+func divide() {
+	function("divide", "func(dst, o *float32, l float32, n int) bool",
+		"is kernel.divide over n elements, a multiple of 8, and says whether all of dst are finite.")
+	dst, o, n, ok := reg.RDI, reg.RSI, reg.RCX, reg.RAX
+	Load(Param("dst"), dst)
+	Load(Param("o"), o)
+	Load(Param("n"), n)
+	l, _ := Param("l").Resolve()
+	VBROADCASTSS(l.Addr, reg.Y0)
+	VXORPS(reg.Y1, reg.Y1, reg.Y1)
+	// What is not finite leaves more than 0 of its difference with itself.
+	VXORPS(reg.Y2, reg.Y2, reg.Y2)
+	loop, done := label("loop"), label("done")
+	Label(loop)
+	SUBQ(U8(8), n)
+	JLT(LabelRef(done))
+	VMOVUPS(Mem{Base: o}, reg.Y3)
+	VDIVPS(reg.Y0, reg.Y3, reg.Y3)
+	VADDPS(reg.Y1, reg.Y3, reg.Y3)
+	VMOVUPS(reg.Y3, Mem{Base: dst})
+	VSUBPS(reg.Y3, reg.Y3, reg.Y3)
+	VORPS(reg.Y3, reg.Y2, reg.Y2)
+	ADDQ(U8(32), o)
+	ADDQ(U8(32), dst)
+	JMP(LabelRef(loop))
+	Label(done)
+	XORQ(ok, ok)
+	VPTEST(reg.Y2, reg.Y2)
+	SETEQ(ok.As8())
+	Store(ok.As8(), ReturnIndex(0))
+	end()
+}
+
 // transpose: 8 rows of 8·n float32 into [8·n][64]. The same in both sets: it is bound by memory.
 func transpose() {
 	function("transpose", "func(dst, src *float32, stride, n int)",
