@@ -103,7 +103,7 @@ func (s *Session) header(ctx context.Context) (*snapshot.Header, error) {
 	h := &snapshot.Header{Name: c.GetName(), Tenant: c.GetTenant(), Model: c.GetModel(), TTL: c.GetTtl().AsDuration(), Pinned: found.GetPinned()}
 	layers := s.holding.Layers()
 	if len(c.GetLayers()) != len(layers) || len(found.GetLayers()) != len(layers) {
-		return nil, fmt.Errorf("%d of its %d layers are told of", len(found.GetLayers()), len(layers))
+		return nil, lane.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_LOST, "only %d of its %d layers are held still", len(found.GetLayers()), len(layers))
 	}
 	for i, l := range layers {
 		m, state := c.GetLayers()[i], found.GetLayers()[i]

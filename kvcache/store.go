@@ -350,9 +350,10 @@ func (st *Store) State(id SessionID) (State, error) {
 	return st.state(s), nil
 }
 
-// Layer returns a layer's config and its groups that are held, ascending. Both are not to be changed. It does not count as use.
+// Layer returns a layer's config and its groups that are held, ascending. Both are not to be changed. It counts as use, so that a
+// step whose memory is made room for does not drop its own session.
 func (st *Store) Layer(id SessionID, layer shard.Layer) (*Layer, []shard.Group, error) {
-	s, err := st.open(id, false)
+	s, err := st.open(id, true)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -257,15 +257,21 @@ func anySet(b []byte) bool {
 // appendPlanes appends elements of size bytes by their bytes: the lowest of all, then the next of all. The high bytes of
 // floating-point numbers are alike, and only together does zstd see it.
 func appendPlanes(b, elements []byte, size int) []byte {
-	if size == 1 {
-		return append(b, elements...)
-	}
 	from, n := len(b), len(elements)/size
 	b = append(b, elements...)
-	for p := range size {
-		plane := b[from+p*n:][:n]
-		for i := range plane {
-			plane[i] = elements[i*size+p]
+	planes := b[from:]
+	switch size {
+	case 2:
+		p0, p1 := planes[:n], planes[n:][:n]
+		for i := range p0 {
+			x := binary.LittleEndian.Uint16(elements[2*i:])
+			p0[i], p1[i] = byte(x), byte(x>>8)
+		}
+	case 4:
+		p0, p1, p2, p3 := planes[:n], planes[n:][:n], planes[2*n:][:n], planes[3*n:][:n]
+		for i := range p0 {
+			x := binary.LittleEndian.Uint32(elements[4*i:])
+			p0[i], p1[i], p2[i], p3[i] = byte(x), byte(x>>8), byte(x>>16), byte(x>>24)
 		}
 	}
 	return b
@@ -273,14 +279,19 @@ func appendPlanes(b, elements []byte, size int) []byte {
 
 // joinPlanes is the inverse: it fills elements.
 func joinPlanes(elements, planes []byte, size int) {
-	if size == 1 {
-		copy(elements, planes)
-		return
-	}
 	n := len(elements) / size
-	for p := range size {
-		for i, x := range planes[p*n:][:n] {
-			elements[i*size+p] = x
+	switch size {
+	case 1:
+		copy(elements, planes)
+	case 2:
+		p0, p1 := planes[:n], planes[n:][:n]
+		for i, x := range p0 {
+			binary.LittleEndian.PutUint16(elements[2*i:], uint16(x)|uint16(p1[i])<<8)
+		}
+	case 4:
+		p0, p1, p2, p3 := planes[:n], planes[n:][:n], planes[2*n:][:n], planes[3*n:][:n]
+		for i, x := range p0 {
+			binary.LittleEndian.PutUint32(elements[4*i:], uint32(x)|uint32(p1[i])<<8|uint32(p2[i])<<16|uint32(p3[i])<<24)
 		}
 	}
 }
