@@ -3,7 +3,6 @@ package client_test
 import (
 	"context"
 	"errors"
-	"flag"
 	"fmt"
 	"math/rand/v2"
 	"net"
@@ -119,13 +118,7 @@ func (c *workers) stop(t interface{ Error(...any) }) (left []uint64) {
 // of them: no page, no byte of the budget, no goroutine.
 func TestSessionsAgreeWithTheirModel(t *testing.T) {
 	dirs := [2]string{t.TempDir(), t.TempDir()}
-	// A case starts a cluster: fewer are enough where nobody says how many.
-	if checks := flag.Lookup("rapid.checks"); checks.Value.String() == checks.DefValue {
-		defer func() { _ = checks.Value.Set(checks.DefValue) }()
-		if err := checks.Value.Set("50"); err != nil {
-			t.Fatal(err)
-		}
-	}
+	defer sessionmodel.Checks(50)()
 	rapid.Check(t, func(t *rapid.T) {
 		before := goleak.IgnoreCurrent()
 		budget := int64(256 << 20)

@@ -13,9 +13,13 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
+
+	"pgregory.net/rapid"
 
 	"headwater/client"
 	"headwater/internal/localcluster"
+	"headwater/internal/sessionmodel"
 	"headwater/tensor"
 )
 
@@ -143,6 +147,20 @@ func TestAModelStepsThroughASession(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestSessionsAgreeWithTheirModel is a short walk over sessions of processes; package client has the long one.
+func TestSessionsAgreeWithTheirModel(t *testing.T) {
+	t.Parallel()
+	const memory, workers = 256 << 20, 2
+	c := start(t, localcluster.Options{Workers: workers, Threads: 1, Memory: memory})
+	defer sessionmodel.Checks(8)()
+	walk := 0
+	rapid.Check(t, func(t *rapid.T) {
+		walk++
+		attends := sessionmodel.Walk(t, sessionmodel.Cluster{Address: c.Address(), Workers: workers, Budget: memory, TTL: time.Hour, Tenant: fmt.Sprint(walk)})
+		sessionmodel.CompareWithJobs(t, c.Client, attends)
+	})
 }
 
 // TestAWorkerOfASessionDies: the step fails within the deadline, says whom it lost, and nothing is made up.

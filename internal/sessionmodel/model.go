@@ -1,7 +1,6 @@
 // Package sessionmodel tests sessions of a real cluster against a plain model of them: a map of slices. Walk does random
 // things to sessions through the Go client and predicts what comes of each: lengths, receipts, prefixes, snapshots, evictions,
-// errors.
-// Every context that comes back is held to the float64 reference as it comes, and by CompareWithJobs to the bits of a job
+// errors. Every context that comes back is held to the float64 reference as it comes, and by CompareWithJobs to the bits of a job
 // over the same tokens.
 //
 // What a session's positions hold is a function of its tokens alone, so that a prefix that is wrongly shared, a fork that sees

@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"flag"
 	"fmt"
 	"math"
 	"slices"
+	"strconv"
 	"sync/atomic"
 	"time"
 
@@ -25,6 +27,7 @@ type Cluster struct {
 	Workers int           // how many there are
 	Budget  int64         // of each worker, in bytes
 	TTL     time.Duration // the workers' limit
+	Tenant  string        // begins the tenants' names, so that prefixes of other walks are not found
 	// Clock is the workers' clock; nil is time itself, of which the walk must take less than any TTL.
 	Clock *Clock
 	// Expire has all workers drop what has gone unused for its TTL; needed with Clock.
@@ -36,6 +39,22 @@ type Clock struct{ since atomic.Int64 }
 
 // Now is the clock's time.
 func (c *Clock) Now() time.Time { return time.Unix(1e9, c.since.Load()) }
+
+// Checks makes n cases of a property, where the flag -rapid.checks does not say how many, until undo is called. No other
+// property is checked meanwhile.
+func Checks(n int) (undo func()) {
+	checks := flag.Lookup("rapid.checks")
+	if checks.Value.String() != checks.DefValue {
+		return func() {}
+	}
+	set := func(to string) {
+		if err := checks.Value.Set(to); err != nil {
+			panic(err) // it is a number
+		}
+	}
+	set(strconv.Itoa(n))
+	return func() { set(checks.DefValue) }
+}
 
 // roomyBudget is what no walk fills.
 const roomyBudget = 256 << 20
@@ -280,7 +299,7 @@ func (w *walk) open(t *rapid.T) {
 		for i := range rapid.IntRange(1, 3).Draw(t, "layers") {
 			opts.Layers = append(opts.Layers, drawLayer(t, i))
 		}
-		opts.Tenant = rapid.SampledFrom([]string{"", "a"}).Draw(t, "tenant")
+		opts.Tenant = w.Tenant + rapid.SampledFrom([]string{"", "a"}).Draw(t, "tenant")
 		opts.Model = []byte(rapid.SampledFrom([]string{"", "m"}).Draw(t, "model"))
 		opts.Workers = rapid.IntRange(0, w.Workers).Draw(t, "workers")
 		w.kins = append(w.kins, opts)
