@@ -505,6 +505,11 @@ func TestWhatOnlySomeHoldersHaveIsTakenBack(t *testing.T) {
 				}
 				m.truncate(11)
 			},
+			"a pin": func(t *testing.T, s *client.Session, _ *model, _ *rand.Rand) {
+				if err := s.Pin(t.Context(), true); err != nil {
+					t.Fatal(err)
+				}
+			},
 			"a deep truncation": func(t *testing.T, s *client.Session, m *model, _ *rand.Rand) {
 				if err := s.Truncate(t.Context(), 4); err != nil {
 					t.Fatal(err)

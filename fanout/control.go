@@ -316,8 +316,13 @@ func (c *Conns) Pin(ctx context.Context, h *Holding, req *headwaterv1.PinSession
 	if err != nil {
 		return nil, err
 	}
+	// A coordinator that has found it so has answered without hashes.
+	if s := states[0]; h.holders[0].Groups == nil && bytes.Equal(s.GetSession(), req.GetSession()) &&
+		!slices.ContainsFunc(s.GetLayers(), func(l *headwaterv1.LayerState) bool { return len(l.GetHashes()) > 0 }) {
+		return s, nil
+	}
 	state, err := h.Join(req.GetSession(), states)
-	if Is(err, headwaterv1.SessionProblem_SESSION_PROBLEM_BEHIND) {
+	if Is(err, headwaterv1.SessionProblem_SESSION_PROBLEM_BEHIND) || Is(err, headwaterv1.SessionProblem_SESSION_PROBLEM_OTHER_TRUNCATIONS) {
 		state = proto.CloneOf(states[0])
 		state.Layers, state.Holders = nil, h.Proto()
 		for l, n := range h.least(states) {
