@@ -6,7 +6,8 @@
 //	decode_f32, decode_f16, decode_bf16  one query token a sequence: KV bytes read a second / read bandwidth
 //	decode_int8      the same: positions a second / the lower of the limits by the bus and by the FMA units
 //	decode_g8        64 query heads on 8 groups, f16: KV bytes read a second / read bandwidth
-//	decode_2core     f16: (two cores / one) / (read bandwidth of two cores / of one)
+//	decode_2core     f16, each core its own sequences: (two cores / one) / (read bandwidth of two cores / of one)
+//	decode_2threads  the same where one sequence after the other is shared out over both
 //	prefill_512_2k   512 queries on 2,048 positions, causal, f32: useful flops a second / FMA peak
 //	prefill_mha      the same with 32 groups
 //	decode_avx2      as decode_f16, on the AVX2 kernel / the lower of the bus and the 256-bit FMA peak

@@ -56,7 +56,7 @@ func TestEveryFigureIsPrintedOnce(t *testing.T) {
 		printed[f[1]]++
 	}
 	for _, name := range []string{
-		"decode_f32", "decode_f16", "decode_bf16", "decode_int8", "decode_g8", "decode_2core", "prefill_512_2k", "prefill_mha",
+		"decode_f32", "decode_f16", "decode_bf16", "decode_int8", "decode_g8", "decode_2core", "decode_2threads", "prefill_512_2k", "prefill_mha",
 		"decode_avx2", "prefill_avx2", "project", "decode_short", "append_f16", "append_int8",
 	} {
 		if printed[name] != 1 {
@@ -71,7 +71,7 @@ func TestEveryFigureIsPrintedOnce(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(r.Rows) != 14 || len(r.Rows[0].Samples) != 1 || r.Kernel == "" {
+	if len(r.Rows) != 15 || len(r.Rows[0].Samples) != 1 || r.Kernel == "" {
 		t.Errorf("samples: %+v", r)
 	}
 	picture := filepath.Join(t.TempDir(), "roofline.png")
@@ -91,8 +91,8 @@ func TestATableHasALineForEveryRow(t *testing.T) {
 		t.Fatalf("%v\n%s", err, &log)
 	}
 	lines := strings.Split(strings.TrimSpace(out.String()), "\n")
-	// A line of the machine, an empty one, two of the head, and then decode_f32, the three of f16, and two of 256.
-	if len(lines) != 4+6 {
+	// A line of the machine, an empty one, two of the head, and then decode_f32, the four of f16, and two of 256.
+	if len(lines) != 4+7 {
 		t.Fatalf("%d lines:\n%s", len(lines), &out)
 	}
 	for _, line := range lines[2:] {

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"math/rand/v2"
 
+	"golang.org/x/sync/errgroup"
+
 	"headwater/attention"
 	"headwater/kvcache"
 	"headwater/tensor"
@@ -119,8 +121,9 @@ func newCache(layout attention.Layout, groups, positions int, size int64) (*cach
 
 func (c *cache) free() { c.arena.Close() }
 
-// attend returns a work that lets tokens at the end of each sequence attend, causally, on a pool as a worker has one.
-func (c *cache) attend(h *harness, name, test string, heads, groups, tokens, threads int) work {
+// attend returns a work that lets tokens at the end of each sequence attend, causally, on a pool as a worker has one. Each of
+// the callers has its own sequences.
+func (c *cache) attend(h *harness, name, test string, heads, groups, tokens, threads, callers int) work {
 	kv := c.shards[0]
 	layout, positions := kv.Layout, kv.Len
 	group := heads / groups
@@ -131,7 +134,25 @@ func (c *cache) attend(h *harness, name, test string, heads, groups, tokens, thr
 	for g := range queries {
 		queries[g] = random(tokens*group*layout.HeadDim(), rng)
 	}
-	out := attention.Output{Context: make([]float32, tokens*group*layout.VDim()), LSE: make([]float32, tokens*group)}
+	some := func(ctx context.Context, first int) error {
+		thread, err := h.pool(threads).Acquire(ctx, attention.Foreground)
+		if err != nil {
+			return err
+		}
+		defer thread.Release()
+		out := attention.Output{Context: make([]float32, tokens*group*layout.VDim()), LSE: make([]float32, tokens*group)}
+		for s := range c.shards {
+			if s/groups%callers != first {
+				continue
+			}
+			g := s % groups
+			q := attention.Query{Q: queries[g], Tokens: tokens, Heads: group, FirstHead: g * group, Offset: int64(positions - tokens)}
+			if err := thread.Attend(ctx, c.shards[s], q, opts, out); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
 	logical := layout.KRowBytes() + layout.VRowBytes()
 	if layout.DType() == tensor.I8 {
 		logical += 2 * 4
@@ -146,19 +167,11 @@ func (c *cache) attend(h *harness, name, test string, heads, groups, tokens, thr
 			Set:   int64(len(c.arena.Bytes())),
 		},
 		pass: func(ctx context.Context) error {
-			thread, err := h.pool(threads).Acquire(ctx, attention.Foreground)
-			if err != nil {
-				return err
+			all, ctx := errgroup.WithContext(ctx)
+			for first := range callers {
+				all.Go(func() error { return some(ctx, first) })
 			}
-			defer thread.Release()
-			for s, kv := range c.shards {
-				g := s % groups
-				q := attention.Query{Q: queries[g], Tokens: tokens, Heads: group, FirstHead: g * group, Offset: int64(positions - tokens)}
-				if err := thread.Attend(ctx, kv, q, opts, out); err != nil {
-					return err
-				}
-			}
-			return nil
+			return all.Wait()
 		},
 	}
 }
@@ -183,7 +196,7 @@ func decode(name string, dt tensor.DType, value func(*work, *round) float64) sta
 			if err != nil {
 				return nil, nil, err
 			}
-			w := c.attend(h, name, decodeTest(h.size.positions), heads, groups, 1, 1)
+			w := c.attend(h, name, decodeTest(h.size.positions), heads, groups, 1, 1, 1)
 			w.value = value
 			return []work{w}, c.free, nil
 		},
@@ -192,7 +205,7 @@ func decode(name string, dt tensor.DType, value func(*work, *round) float64) sta
 
 // decodeHalf are the figures that read the same cache of f16.
 var decodeHalf = stage{
-	names: []string{"decode_f16", "decode_2core", "decode_g8"}, limits: []limit{read1, read2, peak},
+	names: []string{"decode_f16", "decode_2core", "decode_2threads", "decode_g8"}, limits: []limit{read1, read2, peak},
 	build: func(h *harness) ([]work, func(), error) {
 		layout, err := attention.NewLayout(tensor.F16, headDim, headDim)
 		if err != nil {
@@ -203,15 +216,17 @@ var decodeHalf = stage{
 			return nil, nil, err
 		}
 		test := decodeTest(h.size.positions)
-		one := c.attend(h, "decode_f16", test, heads, groups, 1, 1)
+		one := c.attend(h, "decode_f16", test, heads, groups, 1, 1, 1)
 		one.value = ofBus
-		two := c.attend(h, "decode_2core", test, heads, groups, 1, 2)
+		two := c.attend(h, "decode_2core", test, heads, groups, 1, 2, 2)
+		shared := c.attend(h, "decode_2threads", test, heads, groups, 1, 2, 1)
 		two.value = func(w *work, r *round) float64 {
-			return r.seconds["decode_f16"] / r.seconds["decode_2core"] / (r.limits[read2] / r.limits[read1])
+			return r.seconds["decode_f16"] / r.seconds[w.Name] / (r.limits[read2] / r.limits[read1])
 		}
-		wide := c.attend(h, "decode_g8", test, 64, groups, 1, 1)
+		shared.value = two.value
+		wide := c.attend(h, "decode_g8", test, 64, groups, 1, 1, 1)
 		wide.value = ofBus
-		return []work{one, two, wide}, c.free, nil
+		return []work{one, two, shared, wide}, c.free, nil
 	},
 }
 
@@ -242,7 +257,7 @@ func prefill(kernel string, byGroups map[string]int, names ...string) stage {
 					return nil, nil, err
 				}
 				caches = append(caches, c)
-				w := c.attend(h, name, prefillTest(h.size.prefillTokens, h.size.prefillPositions), heads, byGroups[name], h.size.prefillTokens, 1)
+				w := c.attend(h, name, prefillTest(h.size.prefillTokens, h.size.prefillPositions), heads, byGroups[name], h.size.prefillTokens, 1, 1)
 				w.value, w.Intended = value, kernel
 				works = append(works, w)
 			}
@@ -280,7 +295,7 @@ var decodeShort = stage{
 		if err != nil {
 			return nil, nil, err
 		}
-		w := c.attend(h, "decode_short", decodeTest(h.size.short)+", L2", heads, groups, 1, 1)
+		w := c.attend(h, "decode_short", decodeTest(h.size.short)+", L2", heads, groups, 1, 1, 1)
 		w.Cached, w.value = true, ofFMA
 		return []work{w}, c.free, nil
 	},
@@ -436,7 +451,7 @@ func benchStages() (all []stage) {
 					if err != nil {
 						return nil, nil, err
 					}
-					return []work{made.attend(h, name, test, g.heads, g.groups, tokens, 1)}, made.free, nil
+					return []work{made.attend(h, name, test, g.heads, g.groups, tokens, 1, 1)}, made.free, nil
 				},
 			})
 		}
