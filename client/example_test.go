@@ -1,6 +1,7 @@
 package client_test
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -236,6 +237,44 @@ func ExampleClient_Attach() {
 	// Output:
 	// taken up at 2
 	// taken over: true
+}
+
+// A session is written to a file on one cluster, and goes on from there on another: with the same bits, whatever number of
+// workers it has there.
+func ExampleClient_RestoreSession() {
+	c, stop := dialCluster()
+	defer stop()
+	other, stopOther := dialCluster()
+	defer stopOther()
+	ctx := context.Background()
+
+	s, err := c.OpenSession(ctx, client.SessionOptions{Layers: []client.Layer{layer}, Name: "story"})
+	if err != nil {
+		log.Fatal(err)
+	}
+	_, k, v := projected(3, 5)
+	if err := s.Do(ctx, &client.Step{K: k, V: v}); err != nil {
+		log.Fatal(err)
+	}
+	var file bytes.Buffer
+	if err := s.Snapshot(ctx, &file, nil); err != nil {
+		log.Fatal(err)
+	}
+
+	back, err := other.RestoreSession(ctx, &file, client.RestoreOptions{})
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(back.Len(), "positions are there")
+	q, k, v := projected(10)
+	attended := make([]float32, 2)
+	if err := back.Step(ctx, 0, q, k, v, attended, nil); err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println("the next token attends to", attended)
+	// Output:
+	// 2 positions are there
+	// the next token attends to [6 60]
 }
 
 // A job is attention over whole tensors: a file goes in, a file comes out.

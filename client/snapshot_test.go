@@ -337,6 +337,55 @@ func TestAFailedRestoreLeavesNothing(t *testing.T) {
 	}
 }
 
+// brokenWriter fails after n bytes.
+type brokenWriter struct {
+	n   int
+	err error
+}
+
+func (b *brokenWriter) Write(p []byte) (int, error) {
+	if b.n -= len(p); b.n < 0 {
+		return 0, b.err
+	}
+	return len(p), nil
+}
+
+// A snapshot that can not be written says why, and leaves the session as it was, and nothing else.
+func TestASnapshotThatFails(t *testing.T) {
+	c := startReal(t, 2, 1<<26)
+	s, m, r := open(t, c.Client, client.SessionOptions{Layers: keptLayers}), newModel(keptLayers), rand.New(rand.NewPCG(1, 2))
+	grow(t, s, m, r, 200, 1)
+	size := len(write(t, s))
+	before, sessions := pages(t, c.Client)
+	full := errors.New("disk is full")
+	for n := 0; n < size; n += size/5 + 1 {
+		if err := s.Snapshot(t.Context(), &brokenWriter{n, full}, nil); !errors.Is(err, full) {
+			t.Fatalf("after %d bytes: %v", n, err)
+		}
+		if _, err := c.SnapshotSession(t.Context(), s.ID(), &brokenWriter{n, full}, nil); !errors.Is(err, full) || !strings.Contains(err.Error(), s.ID().String()) {
+			t.Fatalf("after %d bytes: %v", n, err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		if _, err := c.SnapshotSession(ctx, s.ID(), io.Discard, func(int64, int64) { cancel() }); !errors.Is(err, context.Canceled) {
+			t.Fatalf("cancelled: %v", err)
+		}
+		cancel()
+		if used, n := pages(t, c.Client); !slices.Equal(used, before) || n != sessions {
+			t.Fatalf("%v bytes and %d sessions, before it %v and %d", used, n, before, sessions)
+		}
+	}
+	grow(t, s, m, r, 1)
+	if _, err := c.SnapshotSession(t.Context(), client.SessionID{1}, io.Discard, nil); !errors.Is(err, client.ErrNotFound) {
+		t.Fatalf("a session that never was: %v", err)
+	}
+	if err := s.Drop(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Snapshot(t.Context(), io.Discard, nil); err == nil || !strings.Contains(err.Error(), "closed") {
+		t.Fatalf("a session that was dropped: %v", err)
+	}
+}
+
 // A snapshot that was made otherwise than by a session is refused where the workers' hashes show it.
 func TestASnapshotOfOtherHashesIsRefused(t *testing.T) {
 	c := startReal(t, 2, 1<<26)

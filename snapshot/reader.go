@@ -85,9 +85,6 @@ func (s *Reader) Header() *Header { return s.header }
 // After returns the chained hashes [layers][n_kv_heads] at the session's end, once Next has returned io.EOF.
 func (s *Reader) After() [][]uint64 { return s.after }
 
-// Read returns the bytes read so far.
-func (s *Reader) Read() int64 { return s.read }
-
 // Next returns the next block, which is valid until the next call. io.EOF says that all was there, has its checksums, and is
 // followed by nothing. Any other error is an *Error unless it is the stream's.
 func (s *Reader) Next() (*Block, error) {

@@ -21,7 +21,6 @@ type Writer struct {
 	encoder *zstd.Encoder // nil: payloads stay as they are
 	payload []byte
 	record  []byte
-	written int64
 	err     error
 }
 
@@ -109,9 +108,6 @@ func (s *Writer) Close(after [][]uint64) error {
 	return nil
 }
 
-// Written returns the bytes written so far.
-func (s *Writer) Written() int64 { return s.written }
-
 // putRecord writes the payload as a record, compressed where it becomes smaller.
 func (s *Writer) putRecord(kind byte) error {
 	s.record = append(s.record[:0], make([]byte, recordHead)...)
@@ -134,7 +130,6 @@ func (s *Writer) putRecord(kind byte) error {
 
 func (s *Writer) put(b []byte) error {
 	n, err := s.w.Write(b)
-	s.written += int64(n)
 	if err == nil && n < len(b) {
 		err = io.ErrShortWrite
 	}

@@ -158,7 +158,7 @@ func (a *app) restoreSnapshot(ctx context.Context, c *client.Client, in io.Reade
 	if a.json() {
 		return a.printJSON(v)
 	}
-	_, err = fmt.Fprintf(a.Out, "session %s is restored from %s: %d layers, %d positions, %s of pages on %s\n",
+	_, err = fmt.Fprintf(a.Out, "session %s is restored from %s: %d layers, %d positions, %s of pages: %s\n",
 		v.ID, path, len(v.Lengths), v.positions(), sizeOf(int64(v.PageBytes)), v.holders())
 	return err
 }
