@@ -67,11 +67,19 @@ func (st *Store) Append(a *Append, hashes []uint64, v *View) (length uint64, _ [
 		if err := s.tells(a); err != nil {
 			return 0, hashes, err
 		}
+		if v != nil {
+			if err := st.holes(v, s, l, a.Query, p.to()); err != nil {
+				return 0, hashes, err
+			}
+		}
 		if a.Positions == 0 {
 			break
 		}
 		p.encoder = st.encoder()
 		if err := st.prepare(&p); err != nil {
+			if v != nil {
+				st.noHoles(v)
+			}
 			st.putEncoder(p.encoder)
 			return 0, hashes, err
 		}
@@ -91,6 +99,11 @@ func (st *Store) Append(a *Append, hashes []uint64, v *View) (length uint64, _ [
 		defer st.putEncoder(e)
 		if err := s.repeats(l, a, e); err != nil {
 			return 0, hashes, err
+		}
+		if v != nil {
+			if err := st.holes(v, s, l, a.Query, s.lengths[l]); err != nil {
+				return 0, hashes, err
+			}
 		}
 	case have < a.Length:
 		return 0, hashes, refuse(Behind, "session %s: layer %d has %d positions, the step builds on %d", s.id, a.Layer, have, a.Length).at(a.Layer, s.lengths[l])

@@ -44,6 +44,51 @@ func TestBeginRefuses(t *testing.T) {
 	}
 }
 
+// Pages that were never there have a place in a view, which counts in the budget.
+func TestViewsOfALayerThatBeginsFarAway(t *testing.T) {
+	const far = 1 << 26
+	budget := NewBudget(2 * pageRef * far / 64)
+	st := NewStore(StoreConfig{Budget: budget})
+	cfg := Config{Layers: []Layer{testLayer(t, tensor.F32, 1, 1, 2, 2, 10)}}
+	held := []HeldLayer{{Layer: 0, Groups: []shard.Group{0}}}
+	begin := []BeginLayer{{First: far, Hashes: []uint64{1}, Length: far}}
+	if _, err := st.Create(CreateRequest{Session: SessionID{1}, Epoch: first, Config: cfg, Held: held, Begin: begin}); err != nil {
+		t.Fatal(err)
+	}
+	a := Append{Session: SessionID{1}, Epoch: first, Length: far, Hashes: []uint64{1}, Positions: 11, Encoding: tensor.F32, K: make([]byte, 11*8), V: make([]byte, 11*8), Query: far + 10}
+	var v, other View
+	if _, _, err := st.Append(&a, nil, &v); err != nil {
+		t.Fatal(err)
+	}
+	if used := budget.Used(); used < pageRef*far/64 {
+		t.Fatalf("%d bytes are in use", used)
+	}
+	v.Keep()
+	if err := st.View(&other, SessionID{1}, 0, far+10); problemOf(err) != OverBudget {
+		t.Fatalf("a second view: %v", err)
+	}
+	if _, _, err := st.Append(&a, nil, &other); problemOf(err) != OverBudget {
+		t.Fatalf("a second view, of a repeat: %v", err)
+	}
+	next := Append{Session: SessionID{1}, Epoch: first, Length: far + 11, Hashes: []uint64{0}, Query: far + 10}
+	if _, _, err := st.Append(&next, nil, &other); problemOf(err) != Different {
+		t.Fatalf("another hash: %v", err)
+	}
+	if n := v.KV(0).Len; n != far+11 || len(v.KV(0).Pages) != far/64+1 {
+		t.Fatalf("a view on %d positions in %d pages", n, len(v.KV(0).Pages))
+	}
+	v.Release()
+	if err := st.View(&other, SessionID{1}, 0, far+10); err != nil {
+		t.Fatal(err)
+	}
+	other.Release()
+	audit(t, st, nil)
+	st.Close()
+	if used := budget.Used(); used != 0 {
+		t.Fatalf("%d bytes are reserved in the end", used)
+	}
+}
+
 // A layer begins far beyond what another one has: as many rows without pages lie between as an append makes, and no more.
 func TestBeginAcrossAGap(t *testing.T) {
 	st := NewStore(StoreConfig{Budget: NewBudget(1 << 20)})

@@ -21,6 +21,7 @@ type View struct {
 	store   *Store
 	rows    []*row
 	pages   [][]byte // [groups][pages]
+	holes   int64    // bytes of the budget for pages that it does not see
 	pending pending  // that Keep makes the session's
 }
 
@@ -37,6 +38,9 @@ func (st *Store) View(v *View, id SessionID, layer shard.Layer, query uint64) er
 		return refuse(Invalid, "session %s: layer %d: it is not held here", id, layer).at(layer, 0)
 	}
 	if err := s.sees(l, query); err != nil {
+		return err
+	}
+	if err := st.holes(v, s, l, query, s.lengths[l]); err != nil {
 		return err
 	}
 	st.mu.Lock()
@@ -58,8 +62,47 @@ func (s *session) sees(l int, query uint64) *Error {
 	return nil
 }
 
-// view opens v on n positions, of which the last pages are in rows that the session does not have yet. Pages that no query
-// sees are not shared; NaN stands for them, so that an answer that used them were none.
+const (
+	// pageRef is the memory of a page's place in a view. Those of pages that a session has are little beside the pages; those
+	// of pages that have left its window, or were never there, may be many, and count in the budget from fewHoles bytes on.
+	pageRef  = 24
+	fewHoles = 1 << 16
+)
+
+// holes takes the memory of a view on n positions, and fills the places of pages that no query sees with NaN, so that an
+// answer that used them were none. Where view does not follow, noHoles does.
+func (st *Store) holes(v *View, s *session, l int, query uint64, n int) *Error {
+	h := &s.shape.layers[l]
+	end := pagesOf(n)
+	from := min(h.seenFrom(int(query)), end)
+	if need := pageRef * int64(from) * int64(len(h.groups)); need > fewHoles {
+		if err := st.budget.Reserve(need); err != nil {
+			return refuse(OverBudget, "session %s: layer %d: %d bytes to attend from position %d on: %v", s.id, h.layer, need, query, err).at(h.layer, s.lengths[l])
+		}
+		v.holes = need
+	}
+	st.mu.Lock()
+	hole := h.class.nans()
+	st.mu.Unlock()
+	v.pages = resize(v.pages, len(h.groups)*end)
+	for i := range h.groups {
+		for p := range from {
+			v.pages[i*end+p] = hole
+		}
+	}
+	return nil
+}
+
+// noHoles gives back what holes has taken.
+func (st *Store) noHoles(v *View) {
+	if v.holes > 0 {
+		st.budget.Release(v.holes)
+		v.holes, v.pages = 0, nil
+	}
+}
+
+// view opens v, after holes, on n positions, of which the last pages are in rows that the session does not have yet. Pages
+// that no query sees are not shared.
 func (st *Store) view(v *View, s *session, l int, query uint64, rows []*row, n int) {
 	h := &s.shape.layers[l]
 	end := pagesOf(n)
@@ -76,12 +119,8 @@ func (st *Store) view(v *View, s *session, l int, query uint64, rows []*row, n i
 		st.share(r)
 		v.rows = append(v.rows, r)
 	}
-	v.pages = resize(v.pages, len(h.groups)*end)
 	for i := range h.groups {
 		pages := v.pages[i*end:][:end]
-		for p := range from {
-			pages[p] = h.class.nans()
-		}
 		for p := from; p < end; p++ {
 			pages[p] = h.class.page(v.rows[p-from].pages[h.first+i])
 		}
@@ -126,6 +165,7 @@ func (v *View) Release() {
 	if p.session != nil {
 		p.session.busy.Unlock()
 	}
+	v.store.noHoles(v)
 	clear(v.rows)
 	clear(v.pages)
 	*v = View{rows: v.rows[:0], pages: v.pages[:0]}
