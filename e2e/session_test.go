@@ -299,3 +299,33 @@ func TestASessionGoesOnElsewhere(t *testing.T) {
 		})
 	}
 }
+
+// TestASnapshotOutlivesAWorker restores a session beside the worker that a part of it was lost with.
+func TestASnapshotOutlivesAWorker(t *testing.T) {
+	t.Parallel()
+	c := start(t, localcluster.Options{Workers: 3, Threads: 1})
+	g, layers := generate(t, c)
+	s, err := c.OpenSession(g.ctx, client.SessionOptions{Layers: layers})
+	if err != nil {
+		t.Fatal(err)
+	}
+	g.step(s, 0, 100)
+	path := filepath.Join(t.TempDir(), "before.snapshot")
+	coord(t, "sessions", "snapshot", s.ID().String(), path, "--quiet", "--coordinator", c.Address()).succeeds(t)
+	g.step(s, 100, 130)
+	c.Kill(1)
+	if err := s.Truncate(g.ctx, 100); err == nil {
+		t.Fatal("a session without one of its workers is truncated")
+	}
+	coord(t, "sessions", "snapshot", s.ID().String(), path, "--quiet", "--coordinator", c.Address()).fails(t, 1, c.Name(1))
+	file, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	back, err := c.RestoreSession(g.ctx, file, client.RestoreOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	g.step(back, 100, g.tokens)
+}

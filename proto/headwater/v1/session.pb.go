@@ -2123,9 +2123,10 @@ type ExportSessionResponse struct {
 	KScale []byte `protobuf:"bytes,6,opt,name=k_scale,json=kScale,proto3" json:"k_scale,omitempty"`
 	// Scales of the values [count] in f32, little endian; int8 storage only.
 	VScale []byte `protobuf:"bytes,7,opt,name=v_scale,json=vScale,proto3" json:"v_scale,omitempty"`
-	// Chained hash of the group before these positions, and after them.
+	// Chained hash of the group before these positions.
 	HashBefore uint64 `protobuf:"fixed64,8,opt,name=hash_before,json=hashBefore,proto3" json:"hash_before,omitempty"`
-	HashAfter  uint64 `protobuf:"fixed64,9,opt,name=hash_after,json=hashAfter,proto3" json:"hash_after,omitempty"`
+	// Chained hash of the group after these positions.
+	HashAfter uint64 `protobuf:"fixed64,9,opt,name=hash_after,json=hashAfter,proto3" json:"hash_after,omitempty"`
 	// Ids of the tokens from the first position on, as far as they are known, if they are asked for.
 	Tokens        []uint32 `protobuf:"varint,10,rep,packed,name=tokens,proto3" json:"tokens,omitempty"`
 	unknownFields protoimpl.UnknownFields
