@@ -115,8 +115,10 @@ type session struct {
 	tells  bool
 	tokens []uint32
 	branch uint32
-	// freed [layers] is how many pages have left a layer's window; of a session that tells its tokens, at most.
+	// freed [layers] is how many pages have left a layer's window; of a loose session, at most. One that tells its tokens is
+	// loose, and one of which a step was done by some holders alone.
 	freed   []int
+	loose   bool
 	pinned  bool
 	ttl     time.Duration
 	holders []holder
@@ -195,7 +197,7 @@ func (s *session) seenFrom(layer, at int) int {
 	return 0
 }
 
-// lacks says whether a session that is cut to n lacks, or if it tells its tokens may lack, positions that are seen from there.
+// lacks says whether a session that is cut to n lacks, or if it is loose may lack, positions that are seen from there.
 func (s *session) lacks(n int) bool {
 	for l, kept := range s.kept {
 		if n > 0 && n < len(kept) && s.seenFrom(l, n) < s.freed[l] {
@@ -214,14 +216,9 @@ func (s *session) use(layer int, now time.Time) {
 	}
 }
 
-// stale says whether a holder, one of a layer where that is not less than 0, may drop its part.
-func (s *session) stale(layer int, now time.Time) bool {
-	if s.pinned {
-		return false
-	}
-	return slices.ContainsFunc(s.holders, func(h holder) bool {
-		return now.Sub(h.used) >= s.ttl && (layer < 0 || slices.Contains(h.layers, layer))
-	})
+// stale says whether a holder may drop its part.
+func (s *session) stale(now time.Time) bool {
+	return !s.pinned && slices.ContainsFunc(s.holders, func(h holder) bool { return now.Sub(h.used) >= s.ttl })
 }
 
 // drawLayer draws a layer of any geometry, storage and options.

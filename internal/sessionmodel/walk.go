@@ -181,11 +181,13 @@ const (
 	overBudget = headwaterv1.SessionProblem_SESSION_PROBLEM_OVER_BUDGET
 )
 
-// gone handles an error of a call that asked the holders of a layer, or all where it is less than 0: one that has dropped its part
-// for want of room. The session then ends.
-func (w *walk) gone(t *rapid.T, s *session, layer int, err error) bool {
-	if !w.tight || !errors.Is(err, client.ErrNotFound) && !errors.Is(err, client.ErrLost) || !s.stale(layer, w.now()) {
+// gone handles an error of a call that found that a holder has dropped its part for want of room. The session then ends.
+func (w *walk) gone(t *rapid.T, s *session, err error) bool {
+	if !w.tight || !errors.Is(err, client.ErrNotFound) && !errors.Is(err, client.ErrLost) {
 		return false
+	}
+	if !s.stale(w.now()) {
+		t.Fatalf("%s was in use, with a TTL of %v at %v, pinned %v, by %v: %v", s, s.ttl, w.now(), s.pinned, s.holders, err)
 	}
 	w.end(t, s)
 	return true
@@ -246,7 +248,7 @@ func (s *session) lengths() []int {
 func (w *walk) look(t *rapid.T) {
 	s := w.pick(t)
 	state, err := w.clients[0].FindSession(t.Context(), s.ID())
-	if w.tight && s.stale(-1, w.now()) {
+	if w.tight && s.stale(w.now()) {
 		return // some of it may be gone, which the next call finds
 	}
 	if err != nil {
@@ -270,7 +272,7 @@ func (w *walk) look(t *rapid.T) {
 		}
 		pages += (pagesOf(len(s.kept[i])) - s.freed[i]) * s.layers[i].KVHeads * pageBytes(s.layers[i])
 	}
-	if !s.tells && !w.tight && state.GetPageBytes() != uint64(pages) {
+	if !s.loose && !w.tight && state.GetPageBytes() != uint64(pages) {
 		t.Fatalf("%s has %d bytes of pages, not %d", s, state.GetPageBytes(), pages)
 	}
 }
@@ -322,6 +324,7 @@ func (w *walk) open(t *rapid.T) {
 	for _, l := range opts.Layers {
 		s.layers = append(s.layers, whole(l))
 	}
+	s.loose = s.tells
 	if s.tells {
 		n := rapid.SampledFrom([]int{193, 193, 129, 65, 64, 0}).Draw(t, "prompt")
 		other := rapid.SampledFrom([]int{400, 400, 400, 400, 70, 0}).Draw(t, "other from")
@@ -501,13 +504,17 @@ func (w *walk) land(t *rapid.T, p *planned, alone bool) {
 	queries := len(p.step.Q)
 	isFreed := queries > 0 && s.seenFrom(l, p.query) < s.freed[l]
 	switch {
-	case err == nil && (!isFreed || s.tells) && !(w.tight && w.mustNotFit(p)):
+	case err == nil && (!isFreed || s.loose) && !(w.tight && w.mustNotFit(p)):
 	case err == nil:
 		t.Fatalf("%s: a step of layer %d of %d positions from %d on was to be refused", s, l, len(p.appended), len(s.kept[l]))
-	case w.gone(t, s, l, err):
+	case w.gone(t, s, err):
 		return
 	case isFreed && problem(t, err) == freed, w.tight && problem(t, err) == overBudget && !(alone && w.fits(p)):
 		s.use(l, w.now())
+		if len(p.appended) > 0 {
+			// Who has done it has freed what left the window before it was taken back.
+			s.freed[l], s.loose = max(s.freed[l], s.seenFrom(l, min(len(s.kept[l]), p.query))), true
+		}
 		return
 	default:
 		t.Fatalf("%s: a step of layer %d of %d positions from %d on: %v", s, l, len(p.appended), len(s.kept[l]), err)
@@ -663,10 +670,10 @@ func (w *walk) fork(t *rapid.T) {
 		child.Session, err = s.Fork(t.Context())
 	}
 	switch {
-	case err == nil && !isBehind && (!isFreed || s.tells):
+	case err == nil && !isBehind && (!isFreed || s.loose):
 	case err == nil:
 		t.Fatalf("a fork of %s was to be refused", s)
-	case w.gone(t, s, -1, err):
+	case w.gone(t, s, err):
 		return
 	case isFreed && problem(t, err) == freed, isBehind && problem(t, err) == behind:
 		s.use(-1, w.now())
@@ -691,12 +698,12 @@ func (w *walk) truncate(t *rapid.T) {
 	isFreed := s.lacks(n)
 	err := s.Truncate(t.Context(), n)
 	switch {
-	case err == nil && (!isFreed || s.tells):
+	case err == nil && (!isFreed || s.loose):
 		s.cut(n)
 		s.branch = uint32(rapid.IntRange(0, 1).Draw(t, "branch"))
 	case err == nil:
 		t.Fatalf("a truncation of %s to %d was to be refused", s, n)
-	case w.gone(t, s, -1, err):
+	case w.gone(t, s, err):
 		return
 	case isFreed && problem(t, err) == freed:
 	default:
@@ -713,7 +720,7 @@ func (w *walk) pin(t *rapid.T) {
 
 func (w *walk) setPin(t *rapid.T, s *session, pinned bool) {
 	if err := s.Pin(t.Context(), pinned); err != nil {
-		if !w.gone(t, s, -1, err) {
+		if !w.gone(t, s, err) {
 			t.Fatal(err)
 		}
 		return
@@ -772,7 +779,7 @@ func (w *walk) attach(t *rapid.T) {
 	case err == nil && wrong == 0:
 	case err == nil:
 		t.Fatalf("%s was taken with a receipt that is %s", s, kind)
-	case w.gone(t, s, -1, err):
+	case w.gone(t, s, err):
 		return
 	case wrong != 0 && problem(t, err) == wrong:
 		s.use(-1, w.now())
@@ -813,10 +820,10 @@ func (w *walk) export(t *rapid.T) {
 	})
 	isFreed := start/attention.PageLen < s.freed[layer]
 	switch {
-	case err == nil && (!isFreed || s.tells) && came == n*l.KVHeads:
+	case err == nil && (!isFreed || s.loose) && came == n*l.KVHeads:
 	case err == nil:
 		t.Fatalf("an export of %d positions of %s from %d on was to be refused, %d came", n, s, start, came)
-	case w.gone(t, s, layer, err):
+	case w.gone(t, s, err):
 		return
 	case isFreed && problem(t, err) == freed:
 		// Holders that had not yet been reached have not counted it as use; all count this.
@@ -882,7 +889,7 @@ func (w *walk) snapshot(t *rapid.T) {
 		_, err = w.clients[rapid.IntRange(0, len(w.clients)-1).Draw(t, "client")].SnapshotSession(t.Context(), s.ID(), &b, nil)
 	}
 	if err != nil {
-		if !w.gone(t, s, -1, err) {
+		if !w.gone(t, s, err) {
 			t.Fatalf("a snapshot of %s: %v", s, err)
 		}
 		return
