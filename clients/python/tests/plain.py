@@ -227,6 +227,8 @@ class Node:
         held = self.owned(r)
         if held.truncations != r.truncations:
             raise Refusal(P.SESSION_PROBLEM_OTHER_TRUNCATIONS, truncations=held.truncations)
+        if r.check_only:
+            return P.TruncateSessionResponse()
         held.truncations += 1
         for (layer, _), rows in held.rows.items():
             del rows[r.lengths[layer] if r.lengths else r.position :]

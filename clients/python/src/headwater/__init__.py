@@ -32,7 +32,7 @@ from .errors import (
     UnknownSessionError,
     UnreachableError,
 )
-from .session import Attention, Layer, Receipt, Session, Step, batch
+from .session import Attention, Layer, Receipt, Session, SessionCodec, Step, batch
 
 __all__ = [
     "AheadError",
@@ -55,6 +55,7 @@ __all__ = [
     "ProtocolError",
     "Receipt",
     "Session",
+    "SessionCodec",
     "SessionError",
     "StaleEpochError",
     "Step",

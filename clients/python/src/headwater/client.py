@@ -18,7 +18,7 @@ from . import safetensors
 from .arrays import Array
 from .errors import JobError, ProtocolError, StaleEpochError, call_error, session_error
 from .holders import DEFAULT_PORT, PROTOCOL, PROTOCOL_KEY, Connections, Holder, check_version, parse_holders
-from .session import Layer, Receipt, Session
+from .session import Layer, Receipt, Session, SessionCodec, check_codec
 from .v1 import coordinator_pb2, session_pb2, worker_pb2
 
 R = TypeVar("R", bound=Message)
@@ -71,14 +71,17 @@ class Client:
         ttl: float = 0,
         workers: int = 0,
         direct: bool = False,
+        codec: SessionCodec = "raw",
     ) -> Session:
         """Makes a session on the cluster. Its first step continues at its prefix.
 
         tokens are the ids of the tokens that it begins with: whole pages of them that the cluster has already, from a session
         of the same tenant, model and layers, need not be appended. model is a fingerprint with the adapters. ttl is the time
         without use in seconds after which it may be dropped, workers the most that may hold it; 0 is the cluster's own. direct
-        has steps go to the workers and not through the coordinator.
+        has steps go to the workers and not through the coordinator. codec is how contexts come back: those by which bits are lost
+        are used only by name.
         """
+        check_codec(codec)
         session = secrets.token_bytes(16)
         config = session_pb2.SessionConfig(layers=[layer.to_proto() for layer in layers], tenant=tenant, model=model, name=name)
         if ttl > 0:
@@ -87,12 +90,13 @@ class Client:
             session=session, epoch=self._epoch(1), config=config, tokens=tokens, workers=workers
         )
         response = self._call(f"open session {session.hex()}", "SessionService/CreateSession", request, session_pb2.CreateSessionResponse)
-        return self._session(session, tuple(layers), response.state, direct)
+        return self._session(session, tuple(layers), response.state, direct, codec)
 
-    def attach(self, session: bytes | Receipt, *, direct: bool = False) -> Session:
+    def attach(self, session: bytes | Receipt, *, direct: bool = False, codec: SessionCodec = "raw") -> Session:
         """Takes up a session that is on the cluster: from now on this client drives it, and another one that did is refused.
         With a receipt, whoever has less than it says, or other keys and values, refuses. Where an append had not reached all
         workers, the session ends before it; its length says where it stands."""
+        check_codec(codec)
         receipt = session if isinstance(session, Receipt) else None
         id = receipt.session if receipt is not None else bytes(session)  # type: ignore[arg-type]
         doing = f"attach to session {id.hex()}"
@@ -108,7 +112,7 @@ class Client:
             request.epoch.CopyFrom(self._epoch(counter + 1))
             try:
                 response = self._call(doing, "SessionService/TakeSession", request, session_pb2.TakeSessionResponse)
-                return self._session(id, layers, response.state, direct)
+                return self._session(id, layers, response.state, direct, codec)
             except StaleEpochError as e:  # another client has stepped it meanwhile
                 if attempt == 3:
                     raise
@@ -143,11 +147,13 @@ class Client:
         request = session_pb2.DropSessionRequest(session=session)
         self._call(f"drop session {session.hex()}", "SessionService/DropSession", request, session_pb2.DropSessionResponse)
 
-    def _session(self, id: bytes, layers: tuple[Layer, ...], state: session_pb2.SessionState, direct: bool) -> Session:
+    def _session(
+        self, id: bytes, layers: tuple[Layer, ...], state: session_pb2.SessionState, direct: bool, codec: SessionCodec
+    ) -> Session:
         holders = [Holder(self.address, self.address, tuple(tuple(range(layer.n_kv_heads)) for layer in layers))]
         if direct:
             holders = parse_holders(state.holders, [layer.n_kv_heads for layer in layers])
-        return Session(self._connections, id, layers, holders, state, self.timeout)
+        return Session(self._connections, id, layers, holders, state, self.timeout, codec)
 
     def _epoch(self, counter: int) -> session_pb2.Epoch:
         return session_pb2.Epoch(counter=counter, lane=self._connections.lane)

@@ -13,6 +13,7 @@ import grpc
 import numpy as np
 import numpy.typing as npt
 
+from . import frames
 from .arrays import Array, Floats, check_finite, narrow_bfloat16, narrow_float16, to_float32
 from .errors import ExistsError, HeadwaterError, ProtocolError, UnknownSessionError, session_error, stream_error
 from .holders import Connections, Holder, transient
@@ -27,6 +28,34 @@ _STORAGE: dict[str, worker_pb2.StorageType] = {
     "bf16": worker_pb2.STORAGE_TYPE_BF16,
     "int8": worker_pb2.STORAGE_TYPE_I8,
 }
+
+SessionCodec = Literal["auto", "raw", "exact", "bf16", "f16", "int8"]
+"""How a session's contexts come back: as they are, in frames that return every bit, or in ones that narrow them. auto is raw or
+exact, whichever takes less time as it is measured."""
+
+_CODECS: dict[SessionCodec, session_pb2.StepCodec] = {
+    "auto": session_pb2.STEP_CODEC_RAW,  # to begin with
+    "raw": session_pb2.STEP_CODEC_RAW,
+    "exact": session_pb2.STEP_CODEC_EXACT,
+    "bf16": session_pb2.STEP_CODEC_BF16,
+    "f16": session_pb2.STEP_CODEC_F16,
+    "int8": session_pb2.STEP_CODEC_I8,
+}
+_FRAMES = {
+    session_pb2.STEP_CODEC_EXACT: frames.EXACT,
+    session_pb2.STEP_CODEC_BF16: frames.BF16,
+    session_pb2.STEP_CODEC_F16: frames.F16,
+    session_pb2.STEP_CODEC_I8: frames.INT8,
+}
+
+
+def check_codec(codec: str) -> None:
+    if codec not in _CODECS:
+        raise ValueError(f"codec {codec!r} is none of {', '.join(_CODECS)}")
+
+
+# How many steps go by until the codec that seems slower is tried again.
+_PROBE_EVERY = 256
 
 # About how many bytes of tensors go in one message, well below what one may have; and the most tokens of a step.
 _STEP_BYTES = 12 << 20
@@ -175,6 +204,29 @@ class _Flight:
     length: int
     holders: list[Holder]
     pending: list[Pending | Exception]
+    sent: float = 0.0
+
+
+class _Chooser:
+    """Picks between raw and exact contexts by the time that an element takes, kernels and queues apart."""
+
+    def __init__(self) -> None:
+        self._steps = 0
+        self._costs: dict[session_pb2.StepCodec, float] = {}  # seconds of an element, averaged over some steps
+
+    def codec(self) -> session_pb2.StepCodec:
+        self._steps += 1
+        choices = [session_pb2.STEP_CODEC_RAW, session_pb2.STEP_CODEC_EXACT]
+        raw, exact = (self._costs.get(c) for c in choices)
+        best = raw is not None and exact is not None and exact < raw
+        if self._steps % _PROBE_EVERY == 0:
+            best = not best
+        return choices[best]
+
+    def measured(self, codec: session_pb2.StepCodec, seconds: float, elements: int) -> None:
+        cost = max(seconds, 1e-9) / elements
+        before = self._costs.get(codec, cost)
+        self._costs[codec] = before + (cost - before) / 8
 
 
 class Session:
@@ -189,8 +241,12 @@ class Session:
         holders: list[Holder],
         state: session_pb2.SessionState,
         timeout: float | None,
+        codec: SessionCodec = "raw",
     ) -> None:
         self.id = id
+        self.codec = codec
+        """How contexts come back."""
+        self._chooser = _Chooser()
         self.layers = tuple(layers)
         self.timeout = timeout
         """Seconds that a call may take; None is no limit."""
@@ -280,7 +336,7 @@ class Session:
             if not isinstance(e, ExistsError):
                 self._abandon(child)
             raise
-        return Session(self._connections, child, self.layers, self._holders, state, self.timeout)
+        return Session(self._connections, child, self.layers, self._holders, state, self.timeout, self.codec)
 
     def pin(self, pinned: bool = True) -> None:
         """Keeps the session from being dropped for want of room or use, or no longer."""
@@ -347,6 +403,11 @@ class Session:
         request = session_pb2.TruncateSessionRequest(
             session=self.id, epoch=self._own_epoch(), truncations=self._truncations, position=max(lengths), lengths=lengths
         )
+        # Where one may have freed what another still has, none begins before all have agreed.
+        if len(self._holders) > 1 and any(layer.window_left is not None for layer in self.layers):
+            request.check_only = True
+            self._each("truncate", "TruncateSession", request, session_pb2.TruncateSessionResponse)
+            request.check_only = False
         states = self._each("truncate", "TruncateSession", request, session_pb2.TruncateSessionResponse)
         self._update(_join(self.layers, self._holders, states, self.id))
         self._unsure = False
@@ -474,7 +535,7 @@ class Session:
             attend=attend,
             query_position=work.position + queries.start if attend else 0,
             encoding=work.encoding,
-            codec=session_pb2.STEP_CODEC_RAW,
+            codec=self._chooser.codec() if self.codec == "auto" and attend else _CODECS[self.codec],
         )
         if step.tokens is not None:
             request.tokens.extend(step.tokens[appended])
@@ -486,6 +547,7 @@ class Session:
         return flight
 
     def _launch(self, flight: _Flight) -> None:
+        flight.sent = time.monotonic()
         work, (appended, queries) = flight.work, flight.piece
         hashes = self._state[work.step.layer][1]
         flight.pending = []
@@ -537,15 +599,32 @@ class Session:
             rows = attend * len(groups) * layer.group_size
             if answer.result.length != after or len(answer.result.hashes) != len(groups):
                 raise ProtocolError(f"{doing}: {holder.name} answers with length {answer.result.length} and {len(answer.result.hashes)} hashes")
-            if len(answer.payload) != 4 * rows * (layer.v_dim + 1):
-                raise ProtocolError(f"{doing}: {holder.name} answers with {len(answer.payload)} bytes for {rows} rows of {layer.v_dim}")
-            values = np.frombuffer(answer.payload, "<f4")
-            context, lse = values[: rows * layer.v_dim], values[rows * layer.v_dim :]
+            if attend and answer.result.codec != flight.request.codec:
+                raise ProtocolError(f"{doing}: {holder.name} answers in codec {answer.result.codec}, not {flight.request.codec}")
+            context, lse = _decode(answer.payload, flight.request.codec if attend else session_pb2.STEP_CODEC_RAW, rows, layer, f"{doing}: {holder.name}")
             _take(work.result.context[queries], context, groups, layer.n_kv_heads)
             _take(work.result.lse[queries], lse, groups, layer.n_kv_heads)
             for g, h in zip(groups, answer.result.hashes):
                 hashes[g] = h
+        if self.codec == "auto" and attend:
+            working = max((a.result.compute_nanos + a.result.queue_nanos for a in answers), default=0) / 1e9
+            elements = attend * layer.n_heads * layer.v_dim
+            self._chooser.measured(flight.request.codec, time.monotonic() - flight.sent - working, elements)
         self._state[work.step.layer] = (after, hashes)
+
+
+def _decode(payload: memoryview, codec: session_pb2.StepCodec, rows: int, layer: Layer, doing: str) -> tuple[Floats, Floats]:
+    """A holder's context and LSE of so many rows, by group."""
+    if codec not in _FRAMES:
+        if len(payload) != 4 * rows * (layer.v_dim + 1):
+            raise ProtocolError(f"{doing} answers with {len(payload)} bytes for {rows} rows of {layer.v_dim}")
+        values = np.frombuffer(payload, "<f4")
+        return values[: rows * layer.v_dim], values[rows * layer.v_dim :]
+    try:
+        context, lse = frames.decode(payload, _FRAMES[codec], rows // layer.group_size, layer.group_size, layer.v_dim)
+    except frames.FrameError as e:
+        raise ProtocolError(f"{doing} answers with a context that can not be read: {e}") from e
+    return context.reshape(-1), lse.reshape(-1)
 
 
 def batch(steps: Sequence[Step], *, timeout: float | None = None) -> list[Attention]:
