@@ -49,6 +49,8 @@ def decode(frame: memoryview, codec: int, tokens: int, heads: int, v_dim: int) -
         if len(rest) < 4 * rows:
             raise FrameError("it ends within its scales")
         scales, rest, step = np.frombuffer(rest, "<f4", rows), rest[4 * rows :], _BLOCK // v_dim * v_dim
+        if not (np.isfinite(scales) & (scales >= 0) & (scales <= np.finfo(np.float32).max / 127)).all():
+            raise FrameError("a row has a scale that is not one of int8")
     context = np.empty(n, np.float32)
     for at in range(0, n, step):
         size = min(step, n - at)
@@ -64,6 +66,8 @@ def decode(frame: memoryview, codec: int, tokens: int, heads: int, v_dim: int) -
 def _join(planes: Sequence[Bytes], codec: int, version: int) -> Array:
     """The elements of a block whose bytes are in planes."""
     if codec == INT8:
+        if not planes[0].all():
+            raise FrameError("code -128 is not one of int8")
         return planes[0].astype(np.int16) - 128
     bits = np.stack(planes, axis=1).view("<u4" if codec == EXACT else "<u2").reshape(-1)
     if version > 1:
