@@ -298,9 +298,7 @@ func begin(h *snapshot.Header, name string) *headwaterv1.CreateSessionRequest {
 			Storage: storageTypes[l.Layout.DType()], Causal: o.Causal, WindowLeft: o.WindowLeft, WindowRight: o.WindowRight,
 			Scale: o.Scale, Softcap: o.Softcap, AlibiSlopes: o.AlibiSlopes, Sinks: o.Sinks,
 		})
-		if l.Length > 0 {
-			req.Begin = append(req.Begin, &headwaterv1.BeginLayer{Layer: uint32(i), First: l.First, Hashes: l.Before, Length: l.Length})
-		}
+		req.Begin = append(req.Begin, &headwaterv1.BeginLayer{Layer: uint32(i), First: l.First, Hashes: l.Before, Length: l.Length})
 	}
 	return req
 }
@@ -337,7 +335,7 @@ func (s *Session) restore(ctx context.Context, in *snapshot.Reader, b *snapshot.
 	}
 	for i, want := range in.After() {
 		if s.layers[i].length != header.Layers[i].Length || !slices.Equal(s.layers[i].hashes, want) {
-			return fmt.Errorf("layer %d: the workers have other keys or values than the snapshot's session had", i)
+			return lane.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_DIFFERENT, "layer %d: the workers have other keys or values than the snapshot's session had", i)
 		}
 	}
 	if header.Pinned {

@@ -528,6 +528,39 @@ func TestARestoredSessionIsAPrefix(t *testing.T) {
 	}
 }
 
+// A layer that has nothing is restored as such, also where its worker knows the tokens from another session.
+func TestARestoredSessionBeginsWithNoPrefix(t *testing.T) {
+	c := startReal(t, 2, 1<<26)
+	layers := []client.Layer{{Heads: 1, KVHeads: 1, HeadDim: 4}, {Heads: 1, KVHeads: 1, HeadDim: 4}} // one on each worker
+	ids := make([]uint32, 130)
+	r := rand.New(rand.NewPCG(1, 2))
+	var both [2]tokens
+	for layer := range layers {
+		both[layer] = project(r, layers[layer], len(ids))
+	}
+	// The longest layer brings the tokens, whichever it is.
+	for have := range layers {
+		known := open(t, c.Client, client.SessionOptions{Layers: layers, Tokens: ids})
+		one := open(t, c.Client, client.SessionOptions{Layers: layers})
+		for layer, rows := range both {
+			from := known.Prefix() * 4
+			if err := known.Do(t.Context(), &client.Step{Layer: layer, K: rows.k[from:], V: rows.v[from:], Tokens: ids[known.Prefix():]}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := one.Do(t.Context(), &client.Step{Layer: have, K: both[have].k, V: both[have].v, Tokens: ids}); err != nil {
+			t.Fatal(err)
+		}
+		back := restore(t, c.Client, write(t, one), client.RestoreOptions{})
+		if back.LayerLen(have) != len(ids) || back.LayerLen(1-have) != 0 {
+			t.Fatalf("%d and %d positions, want %d in layer %d", back.LayerLen(0), back.LayerLen(1), len(ids), have)
+		}
+		if err := errors.Join(known.Drop(t.Context()), one.Drop(t.Context()), back.Drop(t.Context())); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // What is exported as it is stored and appended as it is stored is the same session, in steps of any size.
 func TestExportAndStored(t *testing.T) {
 	each(t, func(t *testing.T, c *cluster, direct bool) {

@@ -165,6 +165,11 @@ func (h *Holding) sliceBegin(o *Holder, layers []*headwaterv1.BeginLayer) ([]*he
 		}
 		own = append(own, one)
 	}
+	if len(layers) > 0 && len(own) == 0 {
+		// A holder of other layers alone is not to look for a prefix either.
+		l := slices.IndexFunc(o.Groups, func(groups []int) bool { return len(groups) > 0 })
+		own = append(own, &headwaterv1.BeginLayer{Layer: uint32(max(l, 0))})
+	}
 	return own, nil
 }
 
