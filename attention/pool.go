@@ -6,6 +6,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // Class says who goes first where more calls want threads than a pool has.
@@ -107,6 +108,7 @@ type Thread struct {
 	class   Class
 	granted chan struct{} // one element
 	spent   int           // multiply-adds since the last unit ended
+	waited  time.Duration
 	work    work          // what the call shares out
 
 	call        call
@@ -133,7 +135,7 @@ func (p *Pool) Acquire(ctx context.Context, class Class) (*Thread, error) {
 	} else {
 		t = p.newThread()
 	}
-	t.class = min(class, Background)
+	t.class, t.waited = min(class, Background), 0
 	if p.free > 0 {
 		p.free--
 		p.mu.Unlock()
@@ -358,5 +360,11 @@ func (t *Thread) giveWay() {
 	p.enqueue(t)
 	p.pass()
 	p.mu.Unlock()
+	began := time.Now()
 	<-t.granted
+	t.waited += time.Since(began)
 }
+
+// Waited returns how long the calls on this thread have waited in their middle, since it was acquired, for others to go
+// first. It computed nothing meanwhile.
+func (t *Thread) Waited() time.Duration { return t.waited }

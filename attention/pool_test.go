@@ -173,6 +173,9 @@ func TestBackgroundGivesWay(t *testing.T) {
 				t.Fatal(err)
 			}
 			ended.Store(true)
+			if threads == 1 && thread.Waited() == 0 {
+				t.Error("the background call has not waited for the foreground call")
+			}
 			thread.Release()
 			others.Wait()
 			long.sameRows(t, "background", want, out, 0, 24, 0, 2)

@@ -203,7 +203,7 @@ func (r *run) outputs(x []float32, pieces []outputPiece, count, rows int) (y []b
 		}
 		started := time.Now()
 		err = thread.Project(r.ctx, part, x, pc.run.w[pc.from*in:pc.to*in], bias, count, in, n)
-		took += nanos(started, time.Now())
+		took += nanos(started.Add(thread.Waited()), time.Now())
 		thread.Release()
 		if err != nil {
 			return nil, 0, err

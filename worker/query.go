@@ -247,7 +247,7 @@ func (r *run) attend(q *query, i int) error {
 	if aq.Q, err = r.queries(q, i, thread); err == nil {
 		err = thread.Attend(r.ctx, h.cache.KV(p.kvLen), aq, p.opts, out)
 	}
-	computed := time.Now()
+	computed, waited := time.Now(), thread.Waited()
 	thread.Release()
 	if err != nil {
 		return q.failed(r, h, err)
@@ -262,8 +262,8 @@ func (r *run) attend(q *query, i int) error {
 		Block:        q.block,
 		Epoch:        h.epoch,
 		Frame:        frame,
-		ComputeNanos: nanos(started, computed),
-		QueueNanos:   nanos(q.arrived, started),
+		ComputeNanos: nanos(started.Add(waited), computed),
+		QueueNanos:   nanos(q.arrived, started.Add(waited)),
 		EncodeNanos:  nanos(computed, time.Now()),
 	}}})
 }

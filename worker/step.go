@@ -136,13 +136,13 @@ func (s *sessions) attend(ctx context.Context, t *task, out attention.Output) er
 			break
 		}
 	}
-	ended := time.Now()
+	ended, waited := time.Now(), thread.Waited()
 	thread.Release()
 	if err != nil && ctx.Err() == nil {
 		err = notFinite(m, err)
 	}
 	r := &t.response.Result
-	r.ComputeNanos, r.QueueNanos = nanos(started, ended), nanos(t.arrived, started)
+	r.ComputeNanos, r.QueueNanos = nanos(started.Add(waited), ended), nanos(t.arrived, started.Add(waited))
 	return err
 }
 
