@@ -109,7 +109,7 @@ type Thread struct {
 	granted chan struct{} // one element
 	spent   int           // multiply-adds since the last unit ended
 	waited  time.Duration
-	work    work          // what the call shares out
+	work    work // what the call shares out
 
 	call        call
 	block, lead block // of a task, and of a call whose tasks are splits
