@@ -193,6 +193,10 @@ func (w *walk) gone(t *rapid.T, s *session, err error) bool {
 	return true
 }
 
+// refused makes sure that all holders of a session count a call that was refused as use: some may not have been reached, and of
+// several that refuse, one that has dropped its part is not the first to be told.
+func (w *walk) refused(t *rapid.T, s *session) { w.setPin(t, s, s.pinned) }
+
 // end drops a session that may have been dropped at some holders before.
 func (w *walk) end(t *rapid.T, s *session) {
 	if err := w.clients[s.driver].DropSession(t.Context(), s.ID()); err != nil {
@@ -510,11 +514,11 @@ func (w *walk) land(t *rapid.T, p *planned, alone bool) {
 	case w.gone(t, s, err):
 		return
 	case isFreed && problem(t, err) == freed, w.tight && problem(t, err) == overBudget && !(alone && w.fits(p)):
-		s.use(l, w.now())
 		if len(p.appended) > 0 {
 			// Who has done it has freed what left the window before it was taken back.
 			s.freed[l], s.loose = max(s.freed[l], s.seenFrom(l, min(len(s.kept[l]), p.query))), true
 		}
+		w.refused(t, s)
 		return
 	default:
 		t.Fatalf("%s: a step of layer %d of %d positions from %d on: %v", s, l, len(p.appended), len(s.kept[l]), err)
@@ -676,7 +680,7 @@ func (w *walk) fork(t *rapid.T) {
 	case w.gone(t, s, err):
 		return
 	case isFreed && problem(t, err) == freed, isBehind && problem(t, err) == behind:
-		s.use(-1, w.now())
+		w.refused(t, s)
 		w.check(t, s)
 		return
 	default:
@@ -706,6 +710,9 @@ func (w *walk) truncate(t *rapid.T) {
 	case w.gone(t, s, err):
 		return
 	case isFreed && problem(t, err) == freed:
+		w.refused(t, s)
+		w.check(t, s)
+		return
 	default:
 		t.Fatalf("a truncation of %s to %d: %v", s, n, err)
 	}
@@ -783,7 +790,7 @@ func (w *walk) attach(t *rapid.T) {
 		return
 	case wrong != 0 && problem(t, err) == wrong,
 		w.tight && wrong == behind && problem(t, err) == different: // where a holder alone has done a step it has one more, too
-		s.use(-1, w.now())
+		w.refused(t, s)
 		return
 	default:
 		t.Fatalf("attach to %s with a receipt that is %s: %v", s, kind, err)
@@ -827,8 +834,7 @@ func (w *walk) export(t *rapid.T) {
 	case w.gone(t, s, err):
 		return
 	case isFreed && problem(t, err) == freed:
-		// Holders that had not yet been reached have not counted it as use; all count this.
-		w.setPin(t, s, s.pinned)
+		w.refused(t, s)
 		return
 	default:
 		t.Fatalf("an export of %d positions of %s from %d on: %v", n, s, start, err)
