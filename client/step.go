@@ -54,6 +54,8 @@ const (
 	// maxStepBytes is about how many bytes of tensors go in one message and its answer: well below what a message may have, and so
 	// few that what a holder keeps for messages is little beside what it keeps for a session.
 	maxStepBytes = 8 << 20
+	// maxAppendBytes is the same where nothing attends: such steps come one after the other as fast as they can be taken.
+	maxAppendBytes = 2 << 20
 	// maxKept is how many bytes of rows are kept from one step to another.
 	maxKept = 1 << 20
 	// maxStepTokens is how many tokens a step has at most.
@@ -298,11 +300,11 @@ func (step *Step) most(l fanout.Layer) int {
 	if step.Stored != nil {
 		key = l.Storage.Size()*(l.HeadDim+l.VDim) + 8
 	}
-	row := l.KVHeads * key
+	row, most := l.KVHeads*key, maxAppendBytes
 	if len(step.Q) > 0 {
-		row += 4 * l.Heads * (l.HeadDim + l.VDim + 1)
+		row, most = row+4*l.Heads*(l.HeadDim+l.VDim+1), maxStepBytes
 	}
-	return max(1, min(maxStepBytes/row, maxStepTokens))
+	return max(1, min(most/row, maxStepTokens))
 }
 
 // send sends one message.
