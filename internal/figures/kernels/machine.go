@@ -29,6 +29,24 @@ func lastLevelCache() int64 {
 	return most
 }
 
+// secondCache returns the size of the first core's cache of the second level, in bytes, and 512 KiB where the system does not
+// say.
+func secondCache() int64 {
+	files, _ := filepath.Glob("/sys/devices/system/cpu/cpu0/cache/index*/level") // the pattern is well formed
+	for _, file := range files {
+		level, err := os.ReadFile(file)
+		if err != nil || string(bytes.TrimSpace(level)) != "2" {
+			continue
+		}
+		if text, err := os.ReadFile(filepath.Join(filepath.Dir(file), "size")); err == nil {
+			if n, err := parseSize(string(bytes.TrimSpace(text))); err == nil && n > 0 {
+				return n
+			}
+		}
+	}
+	return 512 << 10
+}
+
 // parseSize reads a number with K, M or G behind it, or nothing.
 func parseSize(s string) (int64, error) {
 	shift := 0

@@ -13,7 +13,7 @@
 //	decode_avx2      as decode_f16, on the AVX2 kernel / the lower of the bus and the 256-bit FMA peak
 //	prefill_avx2     as prefill_512_2k, likewise
 //	project          x [512, 4096] · w [4096, 4096], f32: flops a second / FMA peak
-//	decode_short     one query on 128 positions, f16, in L2: flops a second / FMA peak
+//	decode_short     one query on 128 positions, f16, as many of the groups as half of L2 holds: flops a second / FMA peak
 //	append_f16, append_int8  tokens appended one at a time to 1,000 sequences: bytes of K and V, in their storage type,
 //	                 taken in a second / write bandwidth
 //	job_32k          with -job: a job of 32,768 positions and 64 queries on a local cluster of two workers, from its
