@@ -459,7 +459,8 @@ func TestReclaim(t *testing.T) {
 	cfg, held := uniform(t, 1, 1, 16, tensor.F32)
 	page := int64(cfg.Layers[0].Layout.PageBytes())
 	budget := NewBudget(64 * page)
-	st := NewStore(StoreConfig{Budget: budget})
+	now := time.Unix(1e9, 0)
+	st := NewStore(StoreConfig{Budget: budget, TTL: time.Hour, Now: func() time.Time { return now }})
 	create(t, st, SessionID{1}, cfg, held, nil)
 	create(t, st, SessionID{2}, cfg, held, nil)
 	for range 10 {
@@ -477,6 +478,23 @@ func TestReclaim(t *testing.T) {
 	}
 	if st.Reclaim(55 * page) {
 		t.Fatal("room was made of pages in use")
+	}
+	audit(t, st, nil)
+	// A session that may be dropped stays where that would not be enough.
+	create(t, st, SessionID{3}, cfg, held, nil)
+	grow(t, st, SessionID{3}, 64, nil)
+	if _, err := st.Pin(SessionID{2}, true); err != nil {
+		t.Fatal(err)
+	}
+	now = now.Add(time.Hour)
+	if st.Reclaim(55 * page) {
+		t.Fatal("room was made of pages in use")
+	}
+	if _, err := st.State(SessionID{3}); err != nil {
+		t.Fatalf("dropped in vain: %v", err)
+	}
+	if !st.Reclaim(54*page) || st.Cache().Sessions != 1 {
+		t.Fatalf("no room was made: %+v", st.Cache())
 	}
 	audit(t, st, nil)
 	// As many pages as are said to be free can be taken, and then no more.

@@ -871,11 +871,15 @@ func (st *Store) Expire() int {
 }
 
 // Reclaim makes room for n bytes in the budget that the store shares with others, and says whether they are free: it gives
-// the memory of free pages back, then evicts prefixes, then sessions, as an append does.
+// the memory of free pages back, then evicts prefixes, then sessions, as an append does, and none of these in vain.
 func (st *Store) Reclaim(n int64) bool {
 	st.mu.Lock()
 	defer st.unlock()
-	for st.budget.Total()-st.budget.Used() < n {
+	free := func() int64 { return st.budget.Total() - st.budget.Used() }
+	if left := free(); left < n && left+st.reclaimable() < n {
+		return false
+	}
+	for free() < n {
 		if !st.evict() {
 			return false
 		}
