@@ -450,8 +450,6 @@ func (st *Store) giveBack(wants []want) {
 			w.ids[j] = 0
 		}
 	}
-	settle(st.budget, st.pages.emptied)
-	st.pages.emptied = nil
 }
 
 // cancel gives back what reserve has taken.

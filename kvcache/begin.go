@@ -68,7 +68,7 @@ func (s *session) begin(req CreateRequest) (made, *Error) {
 		case len(b.Hashes) != hashes:
 			return made{}, refuse(Invalid, "layer %d begins at position %d with %d hashes, %d groups are held", b.Layer, b.First, len(b.Hashes), len(h.groups)).at(b.Layer, 0)
 		}
-		s.begun[l] = begun{first: int(b.First) / attention.PageLen, hashes: b.Hashes, length: int(b.Length)}
+		s.begun[l] = begun{first: int(b.First) / attention.PageLen, hashes: slices.Clone(b.Hashes), length: int(b.Length)}
 		s.lengths[l], s.freed[l] = int(b.First), s.begun[l].first
 		copy(s.hashes[h.first:], b.Hashes)
 		said = binary.LittleEndian.AppendUint64(said, uint64(b.Layer))

@@ -270,8 +270,8 @@ func settle(budget *Budget, chunks []emptied) {
 	}
 }
 
-// trim gives the memory of idle pages back, that of whole chunks once settle has unmapped them, and says whether there were any. Of the runs of neighbors that do not fill
-// the machine's pages, the ends stay resident.
+// trim gives the memory of idle pages back, that of whole chunks once settle has unmapped them, and says whether there were
+// any. Of the runs of neighbors that do not fill the machine's pages, the ends stay resident.
 func (p *pages) trim() (bool, error) {
 	before := p.idle
 	for _, c := range p.classes {
@@ -321,7 +321,7 @@ func discard(b []byte) error {
 	return err
 }
 
-// bytes returns the memory of a page.
+// page returns the memory of a page.
 func (c *class) page(id pageID) []byte {
 	at, slot := int(id-1)>>c.shift, int(id-1)&(1<<c.shift-1)
 	return c.chunks[at].arena.Bytes()[slot*c.size:][:c.size:c.size]

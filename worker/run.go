@@ -233,8 +233,9 @@ func (f *flight) add(blocks int, bytes int64) {
 // errWait says that a block has to wait for others of its stream.
 var errWait = errors.New("wait")
 
-// try calls do, a second time where sessions and their prefixes have made room. Where it has to wait, try returns a channel that is closed when a block has landed. Flights and budget
-// change together, so that no stream sees one without the other and despairs of room that there will be.
+// try calls do, a second time where sessions and their prefixes have made room. Where it has to wait, try returns a channel
+// that is closed when a block has landed. Flights and budget change together, so that no stream sees one without the other
+// and despairs of room that there will be.
 func (w *Worker) try(do func() error) (landed <-chan struct{}, err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
