@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"headwater/attention"
+	"headwater/shard"
 	"headwater/tensor"
 )
 
@@ -180,6 +181,8 @@ func parseHeader(payload []byte) (*Header, *Error) {
 	switch {
 	case c.short || int64(layers)*layerBytes > int64(len(c.b)):
 		return nil, refuse(Invalid, "a header of %d bytes for %d layers", len(payload), layers)
+	case layers > shard.MaxLayers:
+		return nil, refuse(Invalid, "a header of %d layers, at most %d are allowed", layers, shard.MaxLayers)
 	case flags&^flagPinned != 0 || anySet(reserved):
 		return nil, refuse(Invalid, "the header has flags that version %d does not know", Version)
 	}

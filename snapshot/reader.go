@@ -172,7 +172,7 @@ func (s *Reader) getRecord() (kind byte, _ error) {
 		return head[0], nil
 	}
 	var frame zstd.Header
-	if err := frame.Decode(s.stored); err != nil || frame.Skippable || !frame.HasFCS || frame.FrameContentSize != uint64(decoded) {
+	if err := frame.Decode(s.stored); err != nil || frame.Skippable || !frame.HasFCS || frame.FrameContentSize != uint64(decoded) || !ends(s.stored, &frame) {
 		return 0, refuse(Invalid, "a record at byte %d is no zstd frame of %d bytes", at, decoded)
 	}
 	var err error
@@ -180,6 +180,28 @@ func (s *Reader) getRecord() (kind byte, _ error) {
 		return 0, refuse(Invalid, "a record at byte %d is no zstd frame of %d bytes", at, decoded)
 	}
 	return head[0], nil
+}
+
+// ends says whether b ends with its first frame: the decoder would pass over empty frames and skippable ones after it.
+func ends(b []byte, frame *zstd.Header) bool {
+	at := frame.HeaderSize
+	for last := false; !last; {
+		if at+3 > len(b) {
+			return false
+		}
+		block := uint32(b[at]) | uint32(b[at+1])<<8 | uint32(b[at+2])<<16
+		const repeated = 1 // one byte, as many times as the size says
+		last, at = block&1 == 1, at+3
+		if block>>1&3 == repeated {
+			at++
+		} else {
+			at += int(block >> 3)
+		}
+	}
+	if frame.HasCheckSum {
+		at += 4
+	}
+	return at == len(b)
 }
 
 // resize returns b with n bytes, of which those that it had are kept.

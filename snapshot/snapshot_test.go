@@ -18,6 +18,7 @@ import (
 	"testing/iotest"
 	"time"
 
+	"github.com/klauspost/compress/zstd"
 	"pgregory.net/rapid"
 
 	"headwater/attention"
@@ -626,6 +627,57 @@ func TestHostileLengths(t *testing.T) {
 		binary.LittleEndian.PutUint32(whole[12:], crc32.Update(crc32.Checksum(whole[:12], castagnoli), castagnoli, b))
 		if _, err := read(io.MultiReader(bytes.NewReader(file), bytes.NewReader(whole))); problem(t, "a frame that lies", err) != Invalid {
 			t.Fatal(err)
+		}
+	}
+	// More layers than a session has, before there is memory for them.
+	payload := make([]byte, 70000*layerBytes+100)
+	binary.LittleEndian.PutUint32(payload, 70000)
+	if _, err := parseHeader(payload); err == nil || err.Problem != Invalid || !strings.Contains(err.Rule, "70000 layers, at most 65536") {
+		t.Fatal(err)
+	}
+}
+
+// A payload is one frame, with a checksum of its own or without, and nothing that a decoder passes over.
+func TestOneFrame(t *testing.T) {
+	c := small(t)
+	payload := appendHeader(nil, &c.header)
+	for _, sum := range []bool{false, true} {
+		for _, content := range [][]byte{payload, make([]byte, 300<<10), random(rand.New(rand.NewPCG(1, 2)), 300<<10)} {
+			encoder, err := zstd.NewWriter(nil, zstd.WithEncoderCRC(sum), zstd.WithSingleSegment(true), zstd.WithZeroFrames(true))
+			if err != nil {
+				t.Fatal(err)
+			}
+			frame := encoder.EncodeAll(content, nil)
+			var h zstd.Header
+			if err := h.Decode(frame); err != nil || h.HasCheckSum != sum {
+				t.Fatal(err)
+			}
+			if !ends(frame, &h) {
+				t.Fatalf("a frame of %d bytes does not end", len(frame))
+			}
+			for n := h.HeaderSize; n < len(frame); n += 1 + len(frame)/1000 {
+				if ends(frame[:n], &h) {
+					t.Fatalf("a frame of %d bytes ends after %d", len(frame), n)
+				}
+			}
+			skippable := []byte{0x50, 0x2a, 0x4d, 0x18, 1, 0, 0, 0, 7}
+			for _, more := range [][]byte{{0}, skippable, encoder.EncodeAll(nil, nil)} {
+				if ends(append(bytes.Clone(frame), more...), &h) {
+					t.Fatalf("%d bytes after the frame are passed over", len(more))
+				}
+			}
+			if len(content) != len(payload) {
+				continue
+			}
+			file := append(c.write(t)[:len(magic)+4], make([]byte, recordHead)...)
+			record := append(file[len(magic)+4:], append(frame, skippable...)...)
+			record[0], record[1] = kindHeader, codingZstd
+			binary.LittleEndian.PutUint32(record[4:], uint32(len(record)-recordHead))
+			binary.LittleEndian.PutUint32(record[8:], uint32(len(payload)))
+			binary.LittleEndian.PutUint32(record[12:], crc32.Update(crc32.Checksum(record[:12], castagnoli), castagnoli, record[recordHead:]))
+			if _, err := read(io.MultiReader(bytes.NewReader(file[:len(magic)+4]), bytes.NewReader(record))); problem(t, "a frame and more", err) != Invalid {
+				t.Fatal(err)
+			}
 		}
 	}
 }
