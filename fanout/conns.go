@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 
 	"google.golang.org/grpc"
 )
@@ -11,7 +12,8 @@ import (
 // Conns are connections to holders, by address. One is made for its first user and closed after its last, so who wants it
 // kept between calls is a user as well. Safe for concurrent use.
 type Conns struct {
-	options []grpc.DialOption
+	options        []grpc.DialOption
+	abandonTimeout time.Duration // what the end of a session that was made in vain may take
 
 	mu     sync.Mutex
 	conns  map[string]*Conn
@@ -28,7 +30,7 @@ type Conn struct {
 
 // NewConns makes an empty set, whose connections are made with the options.
 func NewConns(options ...grpc.DialOption) *Conns {
-	return &Conns{options: options, conns: map[string]*Conn{}}
+	return &Conns{options: options, abandonTimeout: 10 * time.Second, conns: map[string]*Conn{}}
 }
 
 // ErrClosed is the error of calls on a lane or on connections that were closed.

@@ -73,9 +73,12 @@ func (c *Conns) Create(ctx context.Context, h *Holding, req *headwaterv1.CreateS
 	return state, err
 }
 
-// abandon drops what was made of a session that not all could make. What can not be dropped ends by its TTL.
+// abandon drops what was made of a session that not all could make, also where ctx has ended. What can not be dropped in time
+// ends by its TTL.
 func (c *Conns) abandon(ctx context.Context, h *Holding, session []byte, epoch *headwaterv1.Epoch) {
-	_ = c.Drop(context.WithoutCancel(ctx), h.holders, &headwaterv1.DropSessionRequest{Session: session, Epoch: epoch})
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.abandonTimeout)
+	defer cancel()
+	_ = c.Drop(ctx, h.holders, &headwaterv1.DropSessionRequest{Session: session, Epoch: epoch})
 }
 
 // Take makes the lane of the epoch the one that drives the session, at every holder, or with CheckOnly says whether it
