@@ -104,6 +104,30 @@ def test_large_steps_go_in_pieces(session: headwater.Session, monkeypatch: pytes
     assert seen == [3, 3, 3, 2]
     np.testing.assert_array_equal(got.context, expect(LAYERS[0], q, k, v, 0)[0])
     np.testing.assert_array_equal(session.step(0, q, positions=0).context, got.context)
+    # Where nothing attends, messages are smaller.
+    monkeypatch.setattr("headwater.session._APPEND_BYTES", 2 * 4 * 3 * 16)
+    del seen[:]
+    session.step(0, k=k[:5], v=v[:5])
+    assert seen == [2, 2, 1]
+
+
+def test_no_channel_is_left_of_a_worker_that_is_gone(nodes: plain.Cluster) -> None:
+    q, k, v = draw(np.random.default_rng(4), LAYERS[0], 2)
+    gone, stays = nodes.workers
+    with headwater.Client(nodes.coordinator.address, timeout=20) as c:
+        s = c.open(LAYERS, direct=True)
+        s.pin()
+        assert set(c._connections._channels) == {c.address}, "channels are left of calls that have ended"
+        s.step(0, q, k, v)
+        assert set(c._connections._channels) == {c.address, gone.address, stays.address}
+        reader = c._connections._streams[gone.address]._reader
+        gone.stop()
+        reader.join()
+        assert set(c._connections._channels) == {c.address, stays.address}
+        assert set(c._connections._streams) == {stays.address}
+        with pytest.raises(headwater.UnreachableError):
+            s.step(0, q, k, v)
+    assert not c._connections._channels
 
 
 def test_fork_truncate_pin_drop(session: headwater.Session) -> None:

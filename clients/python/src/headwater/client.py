@@ -46,7 +46,7 @@ class Client:
         self.address = address if colon and port.isdigit() and host else f"{address}:{DEFAULT_PORT}"
         self.timeout = timeout
         """Seconds that a call may take, jobs' apart; None is no limit."""
-        self._connections = Connections()
+        self._connections = Connections(self.address)
 
     def __enter__(self) -> Client:
         return self
@@ -203,7 +203,7 @@ class Client:
                 for piece in source.pieces(_PIECE):
                     yield coordinator_pb2.SubmitRequest(data=piece)
 
-        stub = self._connections.channel(self.address).stream_stream(
+        stub = self._connections.coordinator().stream_stream(
             "/headwater.v1.CoordinatorService/Submit",
             request_serializer=coordinator_pb2.SubmitRequest.SerializeToString,
             response_deserializer=coordinator_pb2.SubmitResponse.FromString,
@@ -249,7 +249,7 @@ class Client:
         """Waits for a job's end, and returns it if it succeeded. A JobError says that it did not."""
         doing = f"watch job {id}"
         request = coordinator_pb2.WatchJobRequest(id=id)
-        stub = self._connections.channel(self.address).unary_stream(
+        stub = self._connections.coordinator().unary_stream(
             "/headwater.v1.CoordinatorService/WatchJob",
             request_serializer=coordinator_pb2.WatchJobRequest.SerializeToString,
             response_deserializer=coordinator_pb2.WatchJobResponse.FromString,
@@ -270,7 +270,7 @@ class Client:
         """The tensors of a job's result, whose SHA-256 has been checked."""
         doing = f"download the result of job {id}"
         request = coordinator_pb2.DownloadResultRequest(id=id)
-        stub = self._connections.channel(self.address).unary_stream(
+        stub = self._connections.coordinator().unary_stream(
             "/headwater.v1.CoordinatorService/DownloadResult",
             request_serializer=coordinator_pb2.DownloadResultRequest.SerializeToString,
             response_deserializer=coordinator_pb2.DownloadResultResponse.FromString,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -62,26 +63,49 @@ def parse_holders(holders: Sequence[session_pb2.Holder], groups: Sequence[int]) 
 
 
 class Connections:
-    """Channels by address, and this client's lane over them. Safe for threads."""
+    """Channels by address, and this client's lane over them. Safe for threads. That to the coordinator is kept; one to a worker
+    is closed after its last user, which is a call or the lane's stream, so that none is left of a worker that is gone."""
 
-    def __init__(self) -> None:
+    def __init__(self, coordinator: str) -> None:
         self.lane = secrets.token_bytes(16)
+        self._coordinator = coordinator
         self._lock = threading.Lock()  # guards the rest
-        self._channels: dict[str, grpc.Channel] = {}
+        self._channels: dict[str, tuple[grpc.Channel, int]] = {}  # and the users of each
         self._streams: dict[str, Stream] = {}
         self._tasks: ThreadPoolExecutor | None = None
         self._closed = False
 
-    def channel(self, address: str) -> grpc.Channel:
+    def coordinator(self) -> grpc.Channel:
+        """The channel to the coordinator, which lives until close."""
         with self._lock:
-            return self._channel(address)
+            return self._take(self._coordinator)
 
-    def _channel(self, address: str) -> grpc.Channel:
+    def _take(self, address: str) -> grpc.Channel:
         if self._closed:
             raise HeadwaterError("the client is closed")
-        if address not in self._channels:
-            self._channels[address] = grpc.insecure_channel(address, options=_OPTIONS)
-        return self._channels[address]
+        channel, users = self._channels.get(address) or (grpc.insecure_channel(address, options=_OPTIONS), 0)
+        self._channels[address] = channel, users + 1
+        return channel
+
+    def _release(self, address: str) -> None:
+        with self._lock:
+            if self._closed or address == self._coordinator:
+                return
+            channel, users = self._channels[address]
+            if users > 1:
+                self._channels[address] = channel, users - 1
+                return
+            del self._channels[address]
+        channel.close()
+
+    @contextmanager
+    def _use(self, address: str) -> Iterator[grpc.Channel]:
+        with self._lock:
+            channel = self._take(address)
+        try:
+            yield channel
+        finally:
+            self._release(address)
 
     def stream(self, address: str) -> Stream:
         """The lane's stream to a holder; a new one if the last has broken."""
@@ -89,20 +113,28 @@ class Connections:
             stream = self._streams.get(address)
             if stream is None or stream.broken:
                 metadata = ((PROTOCOL_KEY, PROTOCOL), (METADATA_KEY, self.lane.hex()))
-                stream = self._streams[address] = Stream(self._channel(address), metadata)
+                stream = self._streams[address] = Stream(self._take(address), metadata, lambda: self._ended(address))
             return stream
+
+    def _ended(self, address: str) -> None:
+        with self._lock:
+            stream = self._streams.get(address)
+            if stream is not None and stream.broken:  # else another has taken its place
+                del self._streams[address]
+        self._release(address)
 
     def call(
         self, doing: str, address: str, method: str, request: Message, answer: type[R], timeout: float | None = None
     ) -> R:
         """Makes a unary call, and refuses a side of another major version."""
-        stub = self.channel(address).unary_unary(
-            f"/headwater.v1.{method}", request_serializer=type(request).SerializeToString, response_deserializer=answer.FromString
-        )
-        try:
-            response, call = stub.with_call(request, timeout=timeout, metadata=((PROTOCOL_KEY, PROTOCOL),))
-        except grpc.RpcError as e:
-            raise call_error(doing, address, e) from e
+        with self._use(address) as channel:
+            stub = channel.unary_unary(
+                f"/headwater.v1.{method}", request_serializer=type(request).SerializeToString, response_deserializer=answer.FromString
+            )
+            try:
+                response, call = stub.with_call(request, timeout=timeout, metadata=((PROTOCOL_KEY, PROTOCOL),))
+            except grpc.RpcError as e:
+                raise call_error(doing, address, e) from e
         check_version(address, call.initial_metadata())
         result: R = response
         return result
@@ -123,7 +155,7 @@ class Connections:
     def close(self) -> None:
         with self._lock:
             self._closed = True
-            streams, channels, tasks = list(self._streams.values()), list(self._channels.values()), self._tasks
+            streams, channels, tasks = list(self._streams.values()), [c for c, _ in self._channels.values()], self._tasks
             self._streams.clear()
             self._channels.clear()
         for stream in streams:

@@ -57,8 +57,10 @@ def check_codec(codec: str) -> None:
 # How many steps go by until the codec that seems slower is tried again.
 _PROBE_EVERY = 256
 
-# About how many bytes of tensors go in one message, well below what one may have; and the most tokens of a step.
-_STEP_BYTES = 12 << 20
+# About how many bytes of tensors go in one message and its answer, so few that what a holder keeps for messages is little; the
+# same where nothing attends, since such steps come as fast as they can be taken; and the most tokens of a step.
+_STEP_BYTES = 8 << 20
+_APPEND_BYTES = 2 << 20
 _STEP_TOKENS = 1 << 16
 # How often a step is sent that transient failures keep from being done, and the first pause between, which doubles.
 _ATTEMPTS = 4
@@ -444,7 +446,7 @@ class Session:
     ) -> session_pb2.SessionState:
         """One state of those of all holders, after each layer has been cut to what all of its holders have."""
         least = [min((one.length for s in states for one in s.layers if one.layer == i), default=0) for i in range(len(self.layers))]
-        if any(one.length != least[one.layer] for s in states for one in s.layers):
+        if any(one.layer < len(least) and one.length != least[one.layer] for s in states for one in s.layers):
             request = session_pb2.TruncateSessionRequest(
                 session=id, epoch=epoch, truncations=min(s.truncations for s in states), position=max(least), lengths=least
             )
@@ -506,8 +508,10 @@ class Session:
         out = _room("out", step.out, (queries, layer.n_heads, layer.v_dim))
         lse = _room("out_lse", step.out_lse, (queries, layer.n_heads))
         work = _Work(step, layer, queries, appended, q, k, v, encoding, position, mask, Attention(out, lse))
-        row = 4 * (layer.n_heads * (layer.head_dim + layer.v_dim + 1) + groups * (layer.head_dim + layer.v_dim))
-        most = max(1, min(_STEP_BYTES // row, _STEP_TOKENS))
+        row, bound = 4 * groups * (layer.head_dim + layer.v_dim), _APPEND_BYTES
+        if queries:
+            row, bound = row + 4 * layer.n_heads * (layer.head_dim + layer.v_dim + 1), _STEP_BYTES
+        most = max(1, min(bound // row, _STEP_TOKENS))
         # In pieces, a query must see what one message would show it: only where it sees nothing after its own position may it
         # attend before the rest is appended.
         if appended <= most and queries <= most:
