@@ -94,6 +94,8 @@ func (a *app) sessionsList() *cobra.Command {
 	var at remote
 	cmd := &cobra.Command{
 		Use: "list", Short: "List the sessions that the workers hold", Args: exactly(),
+		Long: "List the sessions that the workers hold: the positions that all of their layers have, the bytes of their pages, and own,\n" +
+			"the part of these that no other session and no prefix shares, which is what coord sessions drop frees at once.",
 		Example: "  coord sessions list\n  coord sessions list --output json",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return at.with(cmd.Context(), func(ctx context.Context, c *client.Client) error {
@@ -131,6 +133,9 @@ func (a *app) sessionsShow() *cobra.Command {
 	var at remote
 	cmd := &cobra.Command{
 		Use: "show ID", Short: "Show one session: who holds how much of it, and which groups of its layers", Args: exactly("ID"),
+		Long: "Show one session: which worker holds which groups of its layers, and how many bytes of pages. own is the part of these that\n" +
+			"no other session and no prefix shares. Truncations count how often positions were taken back, the epoch how often a client\n" +
+			"has taken the session up. coord sessions list names the sessions.",
 		Example: "  coord sessions show 7f3c90aa1e6b4d52b7c8d9e0f1a2b3c4",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			id, err := client.ParseSessionID(args[0])
