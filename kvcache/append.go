@@ -432,7 +432,7 @@ func (st *Store) room(e *encoder, need int64) *Error {
 			}
 			var full *BudgetError
 			// In vain nothing is evicted.
-			if errors.As(err, &full) && (evicted || st.budget.Total()-st.budget.Used()+st.reclaimable() >= need) && st.evict() {
+			if errors.As(err, &full) && (evicted || st.frees(need-(st.budget.Total()-st.budget.Used()))) && st.evict() {
 				evicted = true
 				continue
 			}

@@ -454,6 +454,29 @@ func TestStepTakesNoMemory(t *testing.T) {
 	}
 }
 
+// What a layer was cut from while a fork shared the row makes room as well, though the session counts it no more.
+func TestReclaimOfACutLayer(t *testing.T) {
+	cfg, held := uniform(t, 2, 1, 16, tensor.F32)
+	budget := NewBudget(20 * int64(cfg.Layers[0].Layout.PageBytes()))
+	now := time.Unix(1e9, 0)
+	st := NewStore(StoreConfig{Budget: budget, TTL: time.Minute, Now: func() time.Time { return now }})
+	create(t, st, SessionID{1}, cfg, held, nil)
+	grow(t, st, SessionID{1}, 64*10, nil)
+	if _, err := st.Fork(ForkRequest{Session: SessionID{1}, Epoch: first, Child: SessionID{2}, ChildEpoch: first, Position: -1}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := st.TruncateLayers(SessionID{1}, first, 0, []uint64{640, 0}, false); err != nil {
+		t.Fatal(err)
+	}
+	if err := st.Drop(SessionID{2}, nil); err != nil {
+		t.Fatal(err)
+	}
+	now = now.Add(time.Minute)
+	if !st.Reclaim(budget.Total()) || budget.Used() != 0 {
+		t.Fatalf("%d bytes stay reserved", budget.Used())
+	}
+}
+
 // Pages that have no other use are given back where others need the room.
 func TestReclaim(t *testing.T) {
 	cfg, held := uniform(t, 1, 1, 16, tensor.F32)

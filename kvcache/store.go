@@ -876,7 +876,7 @@ func (st *Store) Reclaim(n int64) bool {
 	st.mu.Lock()
 	defer st.unlock()
 	free := func() int64 { return st.budget.Total() - st.budget.Used() }
-	if left := free(); left < n && left+st.reclaimable() < n {
+	if left := free(); left < n && !st.frees(n-left) {
 		return false
 	}
 	for free() < n {
@@ -896,16 +896,26 @@ func (st *Store) evict() bool {
 	return freed
 }
 
-// reclaimable returns at least the bytes that evict can free.
-func (st *Store) reclaimable() int64 {
-	n := st.pages.idle + st.prefixes.bytes
+// frees says whether evict may free n bytes: where it says no, it can not. What sessions share counts for each.
+func (st *Store) frees(n int64) bool {
+	n -= st.pages.idle + st.prefixes.bytes
+	if n <= 0 {
+		return true
+	}
 	for _, s := range st.expired() {
-		if s.tryLock() {
-			if !s.pinned {
-				n += s.pageBytes()
+		if !s.tryLock() {
+			continue // It is in use.
+		}
+		if !s.pinned {
+			// Of rows that were shared there may be more than pageBytes counts.
+			for _, r := range s.rows {
+				n -= r.bytes
 			}
-			s.unlock()
+		}
+		s.unlock()
+		if n <= 0 {
+			return true
 		}
 	}
-	return n
+	return false
 }
