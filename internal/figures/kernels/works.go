@@ -135,8 +135,9 @@ func (c *cache) attend(h *harness, name, test string, heads, groups, tokens, thr
 	for g := range queries {
 		queries[g] = random(tokens*group*layout.HeadDim(), rng)
 	}
+	pool := h.pool(threads)
 	some := func(ctx context.Context, first int) error {
-		thread, err := h.pool(threads).Acquire(ctx, attention.Foreground)
+		thread, err := pool.Acquire(ctx, attention.Foreground)
 		if err != nil {
 			return err
 		}
