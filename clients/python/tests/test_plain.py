@@ -306,6 +306,10 @@ def test_a_call_that_takes_too_long_ends(nodes: plain.Cluster) -> None:
     nodes.coordinator.refuse = lambda r: go_on.wait() and None
     with headwater.Client(nodes.coordinator.address, timeout=0.2) as c:
         s = c.open(LAYERS)
-        with pytest.raises(TimeoutError, match="has not answered in time"):
+        with pytest.raises(TimeoutError, match="has not answered in time") as e:
             s.step(0, q, k, v)
+        assert isinstance(e.value, headwater.HeadwaterError)
         go_on.set()
+        with nodes.coordinator.lock, pytest.raises(TimeoutError) as e:
+            s.fork()
+        assert isinstance(e.value, headwater.HeadwaterError)

@@ -23,6 +23,10 @@ class CallError(HeadwaterError):
         self.message = message
 
 
+class DeadlineError(CallError, TimeoutError):
+    """A call that took longer than it might."""
+
+
 class UnreachableError(CallError):
     """Nobody answers at the address, or the connection broke."""
 
@@ -151,8 +155,8 @@ def call_error(doing: str, address: str, error: grpc.RpcError) -> HeadwaterError
                 return session_error(doing, why, address)
     except (DecodeError, ValueError):
         pass  # a status whose details can not be read still has its code
-    kind = UnreachableError if code is grpc.StatusCode.UNAVAILABLE else CallError
-    return kind(doing, address, code, message or code.name)
+    kinds = {grpc.StatusCode.UNAVAILABLE: UnreachableError, grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineError}
+    return kinds.get(code, CallError)(doing, address, code, message or code.name)
 
 
 def stream_error(doing: str, address: str, error: grpc.RpcError) -> HeadwaterError:

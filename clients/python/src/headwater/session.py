@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from . import frames
 from .arrays import Array, Floats, check_finite, narrow_bfloat16, narrow_float16, to_float32
-from .errors import ExistsError, HeadwaterError, ProtocolError, UnknownSessionError, session_error, stream_error
+from .errors import DeadlineError, ExistsError, HeadwaterError, ProtocolError, UnknownSessionError, session_error, stream_error
 from .holders import Connections, Holder, transient
 from .lane import Pending
 from .v1 import session_pb2, worker_pb2
@@ -65,6 +65,8 @@ _STEP_TOKENS = 1 << 16
 # How often a step is sent that transient failures keep from being done, and the first pause between, which doubles.
 _ATTEMPTS = 4
 _FIRST_PAUSE = 0.01
+# Seconds that each holder has to drop a fork that was made in vain.
+_ABANDON_TIMEOUT = 10.0
 
 
 @dataclass(frozen=True)
@@ -390,10 +392,11 @@ class Session:
     def _abandon(self, child: bytes) -> None:
         """Drops what was made of a fork that not all could make. What can not be dropped ends by its TTL."""
         request = session_pb2.DropSessionRequest(session=child)
+        timeout = min(self.timeout or _ABANDON_TIMEOUT, _ABANDON_TIMEOUT)
         for holder in self._holders:
             try:
                 self._connections.call(
-                    "drop a fork", holder.address, "SessionService/DropSession", request, session_pb2.DropSessionResponse, self.timeout
+                    "drop a fork", holder.address, "SessionService/DropSession", request, session_pb2.DropSessionResponse, timeout
                 )
             except HeadwaterError:
                 pass
@@ -586,7 +589,7 @@ class Session:
                     why = session_pb2.SessionError(problem=session_pb2.SESSION_PROBLEM_BUSY, message=str(e))
                     errors.append(session_error(doing, why, holder.name))
                 except TimeoutError as e:
-                    raise TimeoutError(f"{doing}: {holder.name} has not answered in time") from e
+                    raise DeadlineError(doing, holder.name, grpc.StatusCode.DEADLINE_EXCEEDED, "it has not answered in time") from e
             if not errors:
                 break
             worst = min(errors, key=transient)
