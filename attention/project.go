@@ -23,8 +23,10 @@ func (e *ProjectionError) Error() string {
 const (
 	projectRows  = 256
 	projectDepth = 128
-	// packBlocks is the fewest columns, in pages' widths, for which a stripe of x is packed.
+	// packBlocks is the fewest columns, in pages' widths, for which a stripe of x is packed, and packBytes the most that a
+	// thread keeps for one.
 	packBlocks = 4
+	packBytes  = 16 << 20
 )
 
 // Project writes y [rows, out] = x [rows, in] · wᵀ, where w is [out, in], plus bias [out] where it is not nil: for each
@@ -101,7 +103,7 @@ func (p *product) task(ctx context.Context, t *Thread, i int) error {
 	l.kernel = p.kernel
 	l.w, l.s = growAligned(l.w, projectDepth*PageLen), growAligned(l.s, n*PageLen)
 	x := stripe{x: p.x[row*p.in:], rows: n, in: p.in}
-	if p.kernel.vector != nil && p.blocks() >= packBlocks {
+	if p.kernel.vector != nil && p.blocks() >= packBlocks && 4*n*p.in <= packBytes {
 		x = l.pack(p, row, n)
 	}
 	if err := l.chains(ctx, t, x, p.w[column*p.in:], columns); err != nil {

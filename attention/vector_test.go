@@ -379,8 +379,11 @@ func TestProjectKernels(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(1, 2))
 	for i := range 60 {
 		rows, in, out := 1+rnd.IntN(20), 1+rnd.IntN(300), 1+rnd.IntN(150)
-		if i < 4 {
+		switch {
+		case i < 4:
 			rows, in, out = 513+i, 8*i+1, 65
+		case i < 8: // enough columns for x to be packed, by several tiles and stripes
+			rows, in, out = []int{1, 255, 256, 300}[i-4], 100+60*(i-4), packBlocks*PageLen-1+i%2
 		}
 		t.Run(fmt.Sprint(rows, in, out), func(t *testing.T) {
 			g := &guards{t: t}
@@ -413,5 +416,33 @@ func TestProjectKernels(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestProjectPacksEachCall: what a thread keeps of one call's x is not another's, of whatever call and shape.
+func TestProjectPacksEachCall(t *testing.T) {
+	const out = packBlocks * PageLen
+	p := NewPool(1)
+	defer p.Close()
+	thread := acquire(t, p, Foreground)
+	defer thread.Release()
+	rnd := rand.New(rand.NewPCG(3, 4))
+	for i := range 6 {
+		rows, in := []int{100, 100, 2 * projectRows}[i%3], 130
+		x, w, got, want := normals(rnd, rows*in, 1), normals(rnd, out*in, 1), make([]float32, rows*out), make([]float32, rows*out)
+		if err := thread.Project(context.Background(), got, x, w, nil, rows, in, out); err != nil {
+			t.Fatal(err)
+		}
+		// One row at a time, each by a pool of its own.
+		for r := 0; r < rows; r += 50 {
+			if err := Project(context.Background(), 1, want[r*out:][:out], x[r*in:][:in], w, nil, 1, in, out); err != nil {
+				t.Fatal(err)
+			}
+			for j := range out {
+				if math.Float32bits(got[r*out+j]) != math.Float32bits(want[r*out+j]) {
+					t.Fatalf("call %d: row %d, column %d: %g, not %g", i, r, j, got[r*out+j], want[r*out+j])
+				}
+			}
+		}
 	}
 }
