@@ -56,7 +56,8 @@
 //
 //   - [ErrUnreachable]: the coordinator did not answer. The same call may go well later.
 //   - [ErrLost]: a worker can not be reached, or has lost its part of the session. Over a broken connection the same call makes
-//     it whole; where a worker has restarted the session is gone: open another.
+//     it whole; where a worker has restarted the session is gone: open another. Also a session that is looked for, where a
+//     worker that does not answer may hold it.
 //   - [ErrTakenOver]: another client drives the session now; [Client.Attach] takes it back.
 //   - [ErrOverBudget]: the workers have no room, also after dropping what may be dropped. Drop a session, or try later.
 //   - [ErrNotFound]: the session was dropped or has gone unused for its TTL, or there is no such job.

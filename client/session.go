@@ -518,22 +518,28 @@ func (c *Client) attach(ctx context.Context, id SessionID, opts AttachOptions) (
 	}
 }
 
-// Sessions returns all sessions on the cluster, by id, and each worker's cache.
-func (c *Client) Sessions(ctx context.Context) ([]*headwaterv1.SessionState, []*headwaterv1.CacheState, error) {
-	var all []*headwaterv1.SessionState
+// Sessions returns all sessions on the cluster, by id, and each worker's cache; and as Silent the workers that did not answer,
+// whose sessions and caches are missing.
+func (c *Client) Sessions(ctx context.Context) (*headwaterv1.ListSessionsResponse, error) {
+	all := &headwaterv1.ListSessionsResponse{}
 	req := &headwaterv1.ListSessionsRequest{Limit: listed}
 	for {
 		resp, err := c.conns.List(ctx, c.address, c.address, req)
 		if err != nil {
-			return nil, nil, c.sessionError("list sessions", SessionID{}, err)
+			return nil, c.sessionError("list sessions", SessionID{}, err)
 		}
 		found := resp.GetSessions()
 		if len(found) > 0 && bytes.Compare(found[0].GetSession(), req.After) <= 0 {
 			found = nil // a coordinator that knows no limits begins anew, and had told all
 		}
-		all = append(all, found...)
+		all.Sessions, all.Caches = append(all.Sessions, found...), resp.GetCaches()
+		for _, w := range resp.GetSilent() {
+			if !slices.ContainsFunc(all.Silent, func(o *headwaterv1.SilentWorker) bool { return o.GetWorker() == w.GetWorker() }) {
+				all.Silent = append(all.Silent, w)
+			}
+		}
 		if len(found) != listed {
-			return all, resp.GetCaches(), nil
+			return all, nil
 		}
 		req.After = found[len(found)-1].GetSession()
 	}
@@ -551,17 +557,31 @@ func (c *Client) Caches(ctx context.Context) ([]*headwaterv1.CacheState, error) 
 	return resp.GetCaches(), nil
 }
 
-// FindSession returns what the cluster has of a session. It may be used while another client drives it.
+// FindSession returns what the cluster has of a session. It may be used while another client drives it. Where a worker that
+// did not answer may hold the session, or the rest of it, the error is ErrLost and names the worker.
 func (c *Client) FindSession(ctx context.Context, id SessionID) (*headwaterv1.SessionState, error) {
 	doing := "find session " + id.String()
 	resp, err := c.conns.List(ctx, c.address, c.address, &headwaterv1.ListSessionsRequest{Sessions: [][]byte{id[:]}})
-	if err == nil && len(resp.GetSessions()) != 1 {
-		err = lane.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_UNKNOWN, "no worker holds it")
-	}
 	if err != nil {
 		return nil, c.sessionError(doing, id, err)
 	}
-	return resp.GetSessions()[0], nil
+	found, silent := resp.GetSessions(), resp.GetSilent()
+	switch {
+	case len(silent) > 0 && (len(found) != 1 || !whole(found[0])):
+		return nil, c.sessionError(doing, id, fanout.Silent(silent, len(found) == 1))
+	case len(found) != 1:
+		return nil, c.sessionError(doing, id, lane.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_UNKNOWN, "no worker holds it"))
+	}
+	return found[0], nil
+}
+
+// whole tells whether the holders that are told of have all of a session.
+func whole(state *headwaterv1.SessionState) bool {
+	layers, err := fanout.Layers(state.GetConfig())
+	if err == nil {
+		_, err = fanout.ParseHolding(layers, state.GetHolders())
+	}
+	return err == nil
 }
 
 // DropSession ends a session on the cluster, whoever drives it.

@@ -5,10 +5,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"math"
 	"math/rand/v2"
 	"net"
 	"slices"
+	"strings"
+	"sync"
 	"testing"
 
 	"github.com/google/uuid"
@@ -23,14 +26,16 @@ import (
 	headwaterv1 "headwater/proto/headwater/v1"
 	"headwater/protocol"
 	"headwater/tensor"
+	"headwater/worker"
 )
 
 // cluster is a coordinator and holders in this process, with a client.
 type cluster struct {
 	*client.Client
-	holders []*plainholder.Holder
-	servers []*grpc.Server
-	address string
+	holders   []*plainholder.Holder
+	servers   []*grpc.Server
+	addresses []string // of the holders
+	address   string
 }
 
 // serve serves on loopback until the test ends.
@@ -56,7 +61,7 @@ func start(t testing.TB, n int) *cluster {
 	for i := range n {
 		h := &plainholder.Holder{Name: fmt.Sprintf("w%d", i+1), Boot: uuid.New()}
 		s, address := serve(t, h.Register)
-		c.holders, c.servers = append(c.holders, h), append(c.servers, s)
+		c.holders, c.servers, c.addresses = append(c.holders, h), append(c.servers, s), append(c.addresses, address)
 		members = append(members, membership.Member{Name: h.Name, Role: membership.RoleWorker, Address: address, Weight: 1})
 	}
 	c.address = startCoordinator(t, members)
@@ -623,6 +628,91 @@ func TestALostWorkerIsNamed(t *testing.T) {
 	}
 }
 
+// What a worker that does not answer may hold is not said to be nowhere: neither by who lists sessions, nor by who looks for one.
+func TestAWorkerThatDoesNotAnswerMayHoldTheSession(t *testing.T) {
+	c := start(t, 2)
+	both := open(t, c.Client, client.SessionOptions{Layers: layers})
+	alone := map[string]*client.Session{} // by the worker that holds all of it
+	for len(alone) < 2 {
+		s := open(t, c.Client, client.SessionOptions{Layers: layers, Workers: 1})
+		found, err := c.FindSession(t.Context(), s.ID())
+		if err != nil || len(found.GetHolders()) != 1 {
+			t.Fatalf("%v: %v", found, err)
+		}
+		alone[found.GetHolders()[0].GetName()] = s
+	}
+	c.servers[1].Stop()
+	all, err := c.Sessions(t.Context())
+	if err != nil || len(all.GetCaches()) != 1 || len(all.GetSilent()) != 1 {
+		t.Fatalf("%v: %v", all, err)
+	}
+	if w := all.GetSilent()[0]; w.GetWorker() != "w2" || w.GetAddress() != c.addresses[1] || w.GetError() == "" {
+		t.Errorf("got %v", w)
+	}
+	w2 := alone["w2"].ID()
+	for _, s := range all.GetSessions() {
+		if bytes.Equal(s.GetSession(), w2[:]) {
+			t.Errorf("%v is listed", s)
+		}
+	}
+	// Also by a coordinator that has not seen them before.
+	var members []membership.Member
+	for i, h := range c.holders {
+		members = append(members, membership.Member{Name: h.Name, Role: membership.RoleWorker, Address: c.addresses[i], Weight: 1})
+	}
+	fresh := startCoordinator(t, members)
+	other := dial(t, fresh)
+	conn, err := grpc.NewClient(fresh, protocol.DialOptions()...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	for id, want := range map[client.SessionID]string{
+		both.ID(): "w2: it did not answer, and may hold the rest of the session: ", alone["w2"].ID(): "w2: it did not answer, and may hold the session: ",
+		{1}: "w2: it did not answer, and may hold the session: ",
+	} {
+		_, found := c.FindSession(t.Context(), id)
+		_, attached := c.Attach(t.Context(), id, client.AttachOptions{})
+		_, written := c.SnapshotSession(t.Context(), id, io.Discard, nil)
+		for _, err := range []error{found, attached, written} {
+			var e *client.SessionError
+			if !errors.As(err, &e) || !errors.Is(err, client.ErrLost) || errors.Is(err, client.ErrNotFound) || e.Holder != "w2" || !strings.Contains(err.Error(), want) {
+				t.Errorf("got %v, want %q", err, want)
+			}
+		}
+		_, err = headwaterv1.NewSessionServiceClient(conn).PinSession(t.Context(), &headwaterv1.PinSessionRequest{Session: id[:]})
+		if e, ok := lane.FromError(err); !ok || e.Problem() != headwaterv1.SessionProblem_SESSION_PROBLEM_LOST || !strings.Contains(e.Error(), want) {
+			t.Errorf("a call: got %v, want %q", err, want)
+		}
+	}
+	if s, err := other.Attach(t.Context(), alone["w1"].ID(), client.AttachOptions{}); err != nil {
+		t.Errorf("a session of the other worker: %v", err)
+	} else {
+		step(t, s, newModel(layers), rng(1), 0, 1)
+	}
+}
+
+func TestAWorkerThatHangsMayHoldTheSession(t *testing.T) {
+	d := newDoor()
+	c := startCounted(t, 2, worker.Config{}, d.options)
+	d.close(headwaterv1.SessionService_ListSessions_FullMethodName)
+	var tasks sync.WaitGroup
+	tasks.Go(func() {
+		if _, err := c.FindSession(t.Context(), client.SessionID{1}); !errors.Is(err, client.ErrLost) || !strings.Contains(err.Error(), "w2: it did not answer, and may hold the session: no answer within ") {
+			t.Error(err)
+		}
+	})
+	tasks.Go(func() {
+		if s, err := c.OpenSession(t.Context(), client.SessionOptions{Layers: small}); err != nil {
+			t.Error(err)
+		} else if err := s.Drop(t.Context()); err != nil {
+			t.Error(err)
+		}
+	})
+	tasks.Wait()
+	d.open()
+}
+
 func TestACoordinatorThatStartsGoesOn(t *testing.T) {
 	c := start(t, 2)
 	var members []membership.Member
@@ -646,9 +736,9 @@ func TestACoordinatorThatStartsGoesOn(t *testing.T) {
 	for layer := range layers {
 		step(t, s, m, r, layer, 2)
 	}
-	sessions, caches, err := other.Sessions(t.Context())
-	if err != nil || len(sessions) != 1 || len(caches) != 2 || sessions[0].GetLayers()[0].GetLength() != 7 {
-		t.Errorf("%v, %v, %v", sessions, caches, err)
+	all, err := other.Sessions(t.Context())
+	if err != nil || len(all.GetSessions()) != 1 || len(all.GetCaches()) != 2 || all.GetSessions()[0].GetLayers()[0].GetLength() != 7 {
+		t.Errorf("%v: %v", all, err)
 	}
 	if err := other.DropSession(t.Context(), s.ID()); err != nil {
 		t.Fatal(err)
@@ -722,8 +812,9 @@ func TestSessionsAreListedInParts(t *testing.T) {
 	for groups := range 8 {
 		open(t, c.Client, client.SessionOptions{Layers: []client.Layer{{Heads: groups + 1, HeadDim: 4}}})
 	}
-	all, _, err := c.Sessions(t.Context())
-	if err != nil || len(all) != 8 {
+	listed, err := c.Sessions(t.Context())
+	all := listed.GetSessions()
+	if err != nil || len(all) != 8 || len(listed.GetSilent()) != 0 {
 		t.Fatalf("%d sessions: %v", len(all), err)
 	}
 	conn, err := grpc.NewClient(c.address, protocol.DialOptions()...)

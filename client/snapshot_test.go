@@ -85,14 +85,14 @@ func restore(t testing.TB, c *client.Client, file []byte, opts client.RestoreOpt
 // pages are the bytes of pages in use, and the sessions, on each worker.
 func pages(t testing.TB, c *client.Client) (used []uint64, sessions int) {
 	t.Helper()
-	all, caches, err := c.Sessions(t.Context())
+	all, err := c.Sessions(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, cache := range caches {
+	for _, cache := range all.GetCaches() {
 		used = append(used, cache.GetUsedBytes())
 	}
-	return used, len(all)
+	return used, len(all.GetSessions())
 }
 
 func TestARestoredSessionGoesOnAsTheOriginal(t *testing.T) {

@@ -94,11 +94,11 @@ func (r *real) expire(t testing.TB, unused time.Duration) int {
 		cancel()
 		<-done
 	}
-	sessions, _, err := r.Sessions(t.Context())
+	all, err := r.Sessions(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	return len(sessions)
+	return len(all.GetSessions())
 }
 
 // counts are what each worker has in use.

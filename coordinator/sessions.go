@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -86,6 +88,35 @@ func (s *sessions) ask(ctx context.Context, members []membership.Member, do func
 	_ = tasks.Wait() // no task returns an error
 }
 
+// list asks every worker for sessions. Of one that does not answer there is none, and it is among the silent ones.
+func (s *sessions) list(ctx context.Context, members []membership.Member, req *headwaterv1.ListSessionsRequest) (answers []*headwaterv1.ListSessionsResponse, silent []*headwaterv1.SilentWorker, _ error) {
+	answers, errs := make([]*headwaterv1.ListSessionsResponse, len(members)), make([]error, len(members))
+	s.ask(ctx, members, func(ctx context.Context, i int, m membership.Member) {
+		answers[i], errs[i] = s.conns.List(ctx, m.Name, m.Address, req)
+	})
+	if err := ctx.Err(); err != nil {
+		return nil, nil, err // it is not the workers' that there is no answer
+	}
+	for i, m := range members {
+		if errs[i] != nil {
+			silent = append(silent, &headwaterv1.SilentWorker{Worker: m.Name, Address: m.Address, Error: whySilent(m, errs[i])})
+		}
+	}
+	slices.SortFunc(silent, func(a, b *headwaterv1.SilentWorker) int { return cmp.Compare(a.GetWorker(), b.GetWorker()) })
+	return answers, silent, nil
+}
+
+// whySilent says why a worker did not answer, without its name.
+func whySilent(m membership.Member, err error) string {
+	if errors.Is(err, context.DeadlineExceeded) {
+		return fmt.Sprintf("no answer within %v", askTimeout)
+	}
+	if e, ok := lane.FromError(err); ok {
+		return strings.Join(strings.Fields(e.Why.GetMessage()), " ")
+	}
+	return strings.TrimPrefix(status.Convert(err).Message(), fmt.Sprintf("holder %q: ", m.Name))
+}
+
 // find returns who holds a session. Where it is not remembered, all workers are asked.
 func (s *sessions) find(ctx context.Context, session []byte) (*fanout.Holding, error) {
 	id, err := sessionID(session)
@@ -99,10 +130,10 @@ func (s *sessions) find(ctx context.Context, session []byte) (*fanout.Holding, e
 		return h, nil
 	}
 	members := s.workers()
-	answers, errs := make([]*headwaterv1.ListSessionsResponse, len(members)), make([]error, len(members))
-	s.ask(ctx, members, func(ctx context.Context, i int, m membership.Member) {
-		answers[i], errs[i] = s.conns.List(ctx, m.Name, m.Address, &headwaterv1.ListSessionsRequest{Sessions: [][]byte{session}})
-	})
+	answers, silent, err := s.list(ctx, members, &headwaterv1.ListSessionsRequest{Sessions: [][]byte{session}})
+	if err != nil {
+		return nil, fmt.Errorf("find session %x: %w", session, err)
+	}
 	var config *headwaterv1.SessionConfig
 	var holders []*headwaterv1.Holder
 	for i, a := range answers {
@@ -117,10 +148,9 @@ func (s *sessions) find(ctx context.Context, session []byte) (*fanout.Holding, e
 			}
 		}
 	}
-	silent := slices.IndexFunc(errs, func(err error) bool { return err != nil })
 	switch {
-	case len(holders) == 0 && silent >= 0:
-		return nil, fmt.Errorf("session %x is not held by a worker that answers: %w", session, errs[silent])
+	case len(holders) == 0 && len(silent) > 0:
+		return nil, fanout.Silent(silent, false)
 	case len(holders) == 0:
 		return nil, lane.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_UNKNOWN, "session %x is held by no worker", session)
 	}
@@ -129,11 +159,10 @@ func (s *sessions) find(ctx context.Context, session []byte) (*fanout.Holding, e
 		return nil, fmt.Errorf("session %x: %w", session, err)
 	}
 	if h, err = fanout.ParseHolding(layers, holders); err != nil {
-		lost := lane.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_LOST, "session %x is not whole: %v", session, err)
-		if silent >= 0 {
-			lost.Why.Holder = members[silent].Name
+		if len(silent) > 0 {
+			return nil, fanout.Silent(silent, true)
 		}
-		return nil, lost
+		return nil, lane.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_LOST, "session %x is not whole: %v", session, err)
 	}
 	s.remember(id, h)
 	return h, nil
@@ -334,19 +363,14 @@ func (s *sessions) DropSession(ctx context.Context, req *headwaterv1.DropSession
 	return nil, s.failed(req.GetSession(), err)
 }
 
-// ListSessions implements headwater.v1.SessionService. Workers that do not answer are left out.
+// ListSessions implements headwater.v1.SessionService. Workers that do not answer are named.
 func (s *sessions) ListSessions(ctx context.Context, req *headwaterv1.ListSessionsRequest) (*headwaterv1.ListSessionsResponse, error) {
 	members := s.workers()
-	answers := make([]*headwaterv1.ListSessionsResponse, len(members))
-	s.ask(ctx, members, func(ctx context.Context, i int, m membership.Member) {
-		a, err := s.conns.List(ctx, m.Name, m.Address, req)
-		if err != nil {
-			s.c.Logger.Warn("a worker does not list its sessions", "worker", m.Name, "error", err)
-			return
-		}
-		answers[i] = a
-	})
-	resp := &headwaterv1.ListSessionsResponse{}
+	answers, silent, err := s.list(ctx, members, req)
+	if err != nil {
+		return nil, statusOf(fmt.Errorf("list sessions: %w", err)).Err()
+	}
+	resp := &headwaterv1.ListSessionsResponse{Silent: silent}
 	parts := map[[16]byte][]*headwaterv1.SessionState{}
 	for i, a := range answers {
 		for _, cache := range a.GetCaches() {

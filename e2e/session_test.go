@@ -293,8 +293,8 @@ func TestASessionGoesOnElsewhere(t *testing.T) {
 				t.Fatal(err)
 			}
 			coord(t, "sessions", "restore", short, "--quiet", "--coordinator", elsewhere.Address()).fails(t, 4, "short.snapshot", "ends early")
-			if all, _, err := elsewhere.Sessions(g.ctx); err != nil || len(all) != 1 {
-				t.Fatalf("%d sessions: %v", len(all), err)
+			if all, err := elsewhere.Sessions(g.ctx); err != nil || len(all.GetSessions()) != 1 {
+				t.Fatalf("%v: %v", all, err)
 			}
 		})
 	}

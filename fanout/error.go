@@ -78,6 +78,24 @@ func invalid(format string, args ...any) error {
 	return lane.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_INVALID, format, args...)
 }
 
+// Silent is the error of a session that workers which did not answer, at least one, may hold, or the rest of it.
+func Silent(workers []*headwaterv1.SilentWorker, rest bool) error {
+	what, others := "the session", ""
+	if rest {
+		what = "the rest of the session"
+	}
+	if len(workers) > 1 {
+		names := make([]string, len(workers)-1)
+		for i, w := range workers[1:] {
+			names[i] = w.GetWorker()
+		}
+		others = "; nor did " + strings.Join(names, ", ")
+	}
+	e := lane.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_LOST, "it did not answer, and may hold %s: %s%s", what, oneLine(workers[0].GetError()), others)
+	e.Why.Holder = workers[0].GetWorker()
+	return e
+}
+
 // unknown is a session that a holder does not have.
 func unknown(holder string, session []byte) error {
 	return refused(holder, lane.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_UNKNOWN, "session %x is not held", session))

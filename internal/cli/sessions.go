@@ -45,6 +45,18 @@ type holderView struct {
 	Groups    [][]uint32 `json:"groups"` // of each layer
 }
 
+// sessionsView is a list of sessions as scripts read it.
+type sessionsView struct {
+	Sessions []sessionView `json:"sessions"`
+	Silent   []silentView  `json:"silent"` // workers that did not answer, whose sessions are missing
+}
+
+type silentView struct {
+	Worker  string `json:"worker"`
+	Address string `json:"address"`
+	Error   string `json:"error"`
+}
+
 func viewSession(s *headwaterv1.SessionState) sessionView {
 	v := sessionView{
 		ID: hex.EncodeToString(s.GetSession()), Name: s.GetName(), Tenant: s.GetTenant(), Epoch: s.GetEpoch().GetCounter(),
@@ -95,23 +107,29 @@ func (a *app) sessionsList() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "list", Short: "List the sessions that the workers hold", Args: exactly(),
 		Long: "List the sessions that the workers hold: the positions that all of their layers have, the bytes of their pages, and own,\n" +
-			"the part of these that no other session and no prefix shares, which is what coord sessions drop frees at once.",
+			"the part of these that no other session and no prefix shares, which is what coord sessions drop frees at once. Workers that do\n" +
+			"not answer are named on stderr, and in JSON under silent: what they hold is not listed.",
 		Example: "  coord sessions list\n  coord sessions list --output json",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return at.with(cmd.Context(), func(ctx context.Context, c *client.Client) error {
-				found, _, err := c.Sessions(ctx)
+				listed, err := c.Sessions(ctx)
 				if err != nil {
 					return err
 				}
-				all := make([]sessionView, len(found))
+				found := listed.GetSessions()
+				view := sessionsView{Sessions: make([]sessionView, len(found)), Silent: []silentView{}}
 				for i, s := range found {
-					all[i] = viewSession(s)
+					view.Sessions[i] = viewSession(s)
+				}
+				for _, w := range listed.GetSilent() {
+					view.Silent = append(view.Silent, silentView{w.GetWorker(), w.GetAddress(), w.GetError()})
+					fmt.Fprintf(a.Err, "warning: worker %s at %s did not answer, what it holds is not listed: %s\n", w.GetWorker(), w.GetAddress(), w.GetError())
 				}
 				if a.json() {
-					return a.printJSON(all)
+					return a.printJSON(view)
 				}
 				t := newTable("", "id", "name", ">layers", ">positions", ">bytes", ">own", "pinned", "on", "last used")
-				for i, v := range all {
+				for i, v := range view.Sessions {
 					pinned := ""
 					if v.Pinned {
 						pinned = "yes"

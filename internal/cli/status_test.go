@@ -21,6 +21,7 @@ type older struct {
 	headwaterv1.UnimplementedCoordinatorServiceServer
 	headwaterv1.UnimplementedSessionServiceServer
 	caches []*headwaterv1.CacheState
+	silent []*headwaterv1.SilentWorker
 }
 
 func (o *older) Status(context.Context, *headwaterv1.StatusRequest) (*headwaterv1.StatusResponse, error) {
@@ -32,11 +33,18 @@ func (o *older) Status(context.Context, *headwaterv1.StatusRequest) (*headwaterv
 }
 
 func (o *older) ListSessions(context.Context, *headwaterv1.ListSessionsRequest) (*headwaterv1.ListSessionsResponse, error) {
-	return &headwaterv1.ListSessionsResponse{Caches: o.caches}, nil
+	return &headwaterv1.ListSessionsResponse{Caches: o.caches, Silent: o.silent}, nil
 }
 
 // status runs coord status at a coordinator.
 func (o *older) status(t *testing.T, args ...string) string {
+	t.Helper()
+	out, _ := o.coord(t, append([]string{"status"}, args...)...)
+	return out
+}
+
+// coord runs a command at a coordinator, which succeeds.
+func (o *older) coord(t *testing.T, args ...string) (out, errs string) {
 	t.Helper()
 	server := grpc.NewServer(protocol.ServerOptions()...)
 	headwaterv1.RegisterCoordinatorServiceServer(server, o)
@@ -50,11 +58,11 @@ func (o *older) status(t *testing.T, args ...string) string {
 	done := make(chan struct{})
 	go func() { defer close(done); _ = server.Serve(listener) }() // ends with Stop
 	defer func() { server.Stop(); <-done }()
-	var out, errs bytes.Buffer
-	if code := Coord(append([]string{"status", "--coordinator", listener.Addr().String()}, args...), Streams{Out: &out, Err: &errs}); code != ExitOK {
-		t.Fatalf("coord status ends with %d: %s", code, &errs)
+	var stdout, stderr bytes.Buffer
+	if code := Coord(append(args, "--coordinator", listener.Addr().String()), Streams{Out: &stdout, Err: &stderr}); code != ExitOK {
+		t.Fatalf("coord %q ends with %d: %s", args, code, &stderr)
 	}
-	return out.String()
+	return stdout.String(), stderr.String()
 }
 
 // row returns the words of the last line that begins with a word.

@@ -246,7 +246,8 @@ class Node:
 
     def list(self, r: Any) -> Any:
         ids = [i for i in (r.sessions or sorted(self.sessions)) if i in self.sessions]
-        return P.ListSessionsResponse(sessions=[self.sessions[i].state(i, self.holders()) for i in ids])
+        silent = self.cluster.silent if self.cluster else ()
+        return P.ListSessionsResponse(sessions=[self.sessions[i].state(i, self.holders()) for i in ids], silent=silent)
 
     def lane(self, requests: Iterator[Any], context: Any) -> Iterator[Any]:
         lane = dict(context.invocation_metadata())["headwater-lane"]
@@ -275,6 +276,7 @@ class Cluster:
         self.workers = [Node("w1"), Node("w2")]
         self.coordinator = Node("coordinator", self)
         self.holders: list[Any] = []
+        self.silent: list[Any] = []  # workers that the coordinator says did not answer
 
     def plan(self, r: Any) -> None:
         self.holders = []

@@ -280,10 +280,25 @@ def test_attach(nodes: plain.Cluster) -> None:
         taken.truncate(1)
         with pytest.raises(headwater.BehindError):
             a.attach(newer)
-        assert len(b.sessions()[0]) == 1
+        assert len(b.sessions().sessions) == 1
         b.drop_session(s.id)
         with pytest.raises(headwater.UnknownSessionError, match="no worker holds it"):
             a.attach(s.id)
+
+
+def test_what_a_silent_worker_may_hold_is_not_unknown(nodes: plain.Cluster) -> None:
+    with headwater.Client(nodes.coordinator.address, timeout=20) as c:
+        s = c.open(LAYERS)
+        for name in ("w3", "w4"):
+            nodes.silent.append(session_pb2.SilentWorker(worker=name, address="10.0.0.3:7601", error="connection refused"))
+        assert c.find_session(s.id).session == s.id  # whole without them
+        assert [w.worker for w in c.sessions().silent] == ["w3", "w4"]
+        del nodes.holders[1]
+        for id, what in ((s.id, "the rest of the session"), (bytes(16), "the session")):
+            for do in (c.find_session, c.attach):
+                with pytest.raises(headwater.LostError, match=f": w3: it did not answer, and may hold {what}: connection refused; nor did w4$") as e:
+                    do(id)
+                assert e.value.holder == "w3"
 
 
 def test_wrong_answers_are_errors(nodes: plain.Cluster, monkeypatch: pytest.MonkeyPatch) -> None:

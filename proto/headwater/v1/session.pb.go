@@ -1735,8 +1735,11 @@ type ListSessionsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The sessions.
 	Sessions []*SessionState `protobuf:"bytes,1,rep,name=sessions,proto3" json:"sessions,omitempty"`
-	// The cache as a whole; from a coordinator, one for each worker.
-	Caches        []*CacheState `protobuf:"bytes,2,rep,name=caches,proto3" json:"caches,omitempty"`
+	// The cache as a whole; from a coordinator, one for each worker that answers.
+	Caches []*CacheState `protobuf:"bytes,2,rep,name=caches,proto3" json:"caches,omitempty"`
+	// From a coordinator, the workers that did not answer, by name. What they hold is not in here: a session that is left out, or
+	// of which not all holders are told, may be there.
+	Silent        []*SilentWorker `protobuf:"bytes,3,rep,name=silent,proto3" json:"silent,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1785,6 +1788,77 @@ func (x *ListSessionsResponse) GetCaches() []*CacheState {
 	return nil
 }
 
+func (x *ListSessionsResponse) GetSilent() []*SilentWorker {
+	if x != nil {
+		return x.Silent
+	}
+	return nil
+}
+
+// SilentWorker is a worker that did not answer its coordinator.
+type SilentWorker struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Name of the worker.
+	Worker string `protobuf:"bytes,1,opt,name=worker,proto3" json:"worker,omitempty"`
+	// Address of its gRPC service, host:port.
+	Address string `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`
+	// Why it does not answer, in one line.
+	Error         string `protobuf:"bytes,3,opt,name=error,proto3" json:"error,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SilentWorker) Reset() {
+	*x = SilentWorker{}
+	mi := &file_headwater_v1_session_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SilentWorker) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SilentWorker) ProtoMessage() {}
+
+func (x *SilentWorker) ProtoReflect() protoreflect.Message {
+	mi := &file_headwater_v1_session_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SilentWorker.ProtoReflect.Descriptor instead.
+func (*SilentWorker) Descriptor() ([]byte, []int) {
+	return file_headwater_v1_session_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *SilentWorker) GetWorker() string {
+	if x != nil {
+		return x.Worker
+	}
+	return ""
+}
+
+func (x *SilentWorker) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *SilentWorker) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
 // CacheState is a worker's cache.
 type CacheState struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1825,7 +1899,7 @@ type CacheState struct {
 
 func (x *CacheState) Reset() {
 	*x = CacheState{}
-	mi := &file_headwater_v1_session_proto_msgTypes[22]
+	mi := &file_headwater_v1_session_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1837,7 +1911,7 @@ func (x *CacheState) String() string {
 func (*CacheState) ProtoMessage() {}
 
 func (x *CacheState) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_session_proto_msgTypes[22]
+	mi := &file_headwater_v1_session_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1850,7 +1924,7 @@ func (x *CacheState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CacheState.ProtoReflect.Descriptor instead.
 func (*CacheState) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_session_proto_rawDescGZIP(), []int{22}
+	return file_headwater_v1_session_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *CacheState) GetWorker() string {
@@ -1975,7 +2049,7 @@ type PageState struct {
 
 func (x *PageState) Reset() {
 	*x = PageState{}
-	mi := &file_headwater_v1_session_proto_msgTypes[23]
+	mi := &file_headwater_v1_session_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1987,7 +2061,7 @@ func (x *PageState) String() string {
 func (*PageState) ProtoMessage() {}
 
 func (x *PageState) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_session_proto_msgTypes[23]
+	mi := &file_headwater_v1_session_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2000,7 +2074,7 @@ func (x *PageState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PageState.ProtoReflect.Descriptor instead.
 func (*PageState) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_session_proto_rawDescGZIP(), []int{23}
+	return file_headwater_v1_session_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *PageState) GetPageBytes() uint64 {
@@ -2043,7 +2117,7 @@ type ExportSessionRequest struct {
 
 func (x *ExportSessionRequest) Reset() {
 	*x = ExportSessionRequest{}
-	mi := &file_headwater_v1_session_proto_msgTypes[24]
+	mi := &file_headwater_v1_session_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2055,7 +2129,7 @@ func (x *ExportSessionRequest) String() string {
 func (*ExportSessionRequest) ProtoMessage() {}
 
 func (x *ExportSessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_session_proto_msgTypes[24]
+	mi := &file_headwater_v1_session_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2068,7 +2142,7 @@ func (x *ExportSessionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportSessionRequest.ProtoReflect.Descriptor instead.
 func (*ExportSessionRequest) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_session_proto_rawDescGZIP(), []int{24}
+	return file_headwater_v1_session_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ExportSessionRequest) GetSession() []byte {
@@ -2135,7 +2209,7 @@ type ExportSessionResponse struct {
 
 func (x *ExportSessionResponse) Reset() {
 	*x = ExportSessionResponse{}
-	mi := &file_headwater_v1_session_proto_msgTypes[25]
+	mi := &file_headwater_v1_session_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2147,7 +2221,7 @@ func (x *ExportSessionResponse) String() string {
 func (*ExportSessionResponse) ProtoMessage() {}
 
 func (x *ExportSessionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_session_proto_msgTypes[25]
+	mi := &file_headwater_v1_session_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2160,7 +2234,7 @@ func (x *ExportSessionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportSessionResponse.ProtoReflect.Descriptor instead.
 func (*ExportSessionResponse) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_session_proto_rawDescGZIP(), []int{25}
+	return file_headwater_v1_session_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ExportSessionResponse) GetGroup() uint32 {
@@ -2250,7 +2324,7 @@ type LaneRequest struct {
 
 func (x *LaneRequest) Reset() {
 	*x = LaneRequest{}
-	mi := &file_headwater_v1_session_proto_msgTypes[26]
+	mi := &file_headwater_v1_session_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2262,7 +2336,7 @@ func (x *LaneRequest) String() string {
 func (*LaneRequest) ProtoMessage() {}
 
 func (x *LaneRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_session_proto_msgTypes[26]
+	mi := &file_headwater_v1_session_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2275,7 +2349,7 @@ func (x *LaneRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LaneRequest.ProtoReflect.Descriptor instead.
 func (*LaneRequest) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_session_proto_rawDescGZIP(), []int{26}
+	return file_headwater_v1_session_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *LaneRequest) GetId() uint64 {
@@ -2336,7 +2410,7 @@ type Step struct {
 
 func (x *Step) Reset() {
 	*x = Step{}
-	mi := &file_headwater_v1_session_proto_msgTypes[27]
+	mi := &file_headwater_v1_session_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2348,7 +2422,7 @@ func (x *Step) String() string {
 func (*Step) ProtoMessage() {}
 
 func (x *Step) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_session_proto_msgTypes[27]
+	mi := &file_headwater_v1_session_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2361,7 +2435,7 @@ func (x *Step) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Step.ProtoReflect.Descriptor instead.
 func (*Step) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_session_proto_rawDescGZIP(), []int{27}
+	return file_headwater_v1_session_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Step) GetSession() []byte {
@@ -2477,7 +2551,7 @@ type LaneResponse struct {
 
 func (x *LaneResponse) Reset() {
 	*x = LaneResponse{}
-	mi := &file_headwater_v1_session_proto_msgTypes[28]
+	mi := &file_headwater_v1_session_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2489,7 +2563,7 @@ func (x *LaneResponse) String() string {
 func (*LaneResponse) ProtoMessage() {}
 
 func (x *LaneResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_session_proto_msgTypes[28]
+	mi := &file_headwater_v1_session_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2502,7 +2576,7 @@ func (x *LaneResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LaneResponse.ProtoReflect.Descriptor instead.
 func (*LaneResponse) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_session_proto_rawDescGZIP(), []int{28}
+	return file_headwater_v1_session_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *LaneResponse) GetId() uint64 {
@@ -2547,7 +2621,7 @@ type StepResult struct {
 
 func (x *StepResult) Reset() {
 	*x = StepResult{}
-	mi := &file_headwater_v1_session_proto_msgTypes[29]
+	mi := &file_headwater_v1_session_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2559,7 +2633,7 @@ func (x *StepResult) String() string {
 func (*StepResult) ProtoMessage() {}
 
 func (x *StepResult) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_session_proto_msgTypes[29]
+	mi := &file_headwater_v1_session_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2572,7 +2646,7 @@ func (x *StepResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StepResult.ProtoReflect.Descriptor instead.
 func (*StepResult) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_session_proto_rawDescGZIP(), []int{29}
+	return file_headwater_v1_session_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *StepResult) GetError() *SessionError {
@@ -2642,7 +2716,7 @@ type SessionError struct {
 
 func (x *SessionError) Reset() {
 	*x = SessionError{}
-	mi := &file_headwater_v1_session_proto_msgTypes[30]
+	mi := &file_headwater_v1_session_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2654,7 +2728,7 @@ func (x *SessionError) String() string {
 func (*SessionError) ProtoMessage() {}
 
 func (x *SessionError) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_session_proto_msgTypes[30]
+	mi := &file_headwater_v1_session_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2667,7 +2741,7 @@ func (x *SessionError) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionError.ProtoReflect.Descriptor instead.
 func (*SessionError) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_session_proto_rawDescGZIP(), []int{30}
+	return file_headwater_v1_session_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *SessionError) GetProblem() SessionProblem {
@@ -2849,10 +2923,15 @@ const file_headwater_v1_session_proto_rawDesc = "" +
 	"\vcaches_only\x18\x02 \x01(\bR\n" +
 	"cachesOnly\x12\x14\n" +
 	"\x05limit\x18\x03 \x01(\rR\x05limit\x12\x14\n" +
-	"\x05after\x18\x04 \x01(\fR\x05after\"\x80\x01\n" +
+	"\x05after\x18\x04 \x01(\fR\x05after\"\xb4\x01\n" +
 	"\x14ListSessionsResponse\x126\n" +
 	"\bsessions\x18\x01 \x03(\v2\x1a.headwater.v1.SessionStateR\bsessions\x120\n" +
-	"\x06caches\x18\x02 \x03(\v2\x18.headwater.v1.CacheStateR\x06caches\"\x90\x04\n" +
+	"\x06caches\x18\x02 \x03(\v2\x18.headwater.v1.CacheStateR\x06caches\x122\n" +
+	"\x06silent\x18\x03 \x03(\v2\x1a.headwater.v1.SilentWorkerR\x06silent\"V\n" +
+	"\fSilentWorker\x12\x16\n" +
+	"\x06worker\x18\x01 \x01(\tR\x06worker\x12\x18\n" +
+	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x14\n" +
+	"\x05error\x18\x03 \x01(\tR\x05error\"\x90\x04\n" +
 	"\n" +
 	"CacheState\x12\x16\n" +
 	"\x06worker\x18\x01 \x01(\tR\x06worker\x12\x1d\n" +
@@ -2991,7 +3070,7 @@ func file_headwater_v1_session_proto_rawDescGZIP() []byte {
 }
 
 var file_headwater_v1_session_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_headwater_v1_session_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
+var file_headwater_v1_session_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
 var file_headwater_v1_session_proto_goTypes = []any{
 	(StepCodec)(0),                  // 0: headwater.v1.StepCodec
 	(SessionProblem)(0),             // 1: headwater.v1.SessionProblem
@@ -3017,28 +3096,29 @@ var file_headwater_v1_session_proto_goTypes = []any{
 	(*DropSessionResponse)(nil),     // 21: headwater.v1.DropSessionResponse
 	(*ListSessionsRequest)(nil),     // 22: headwater.v1.ListSessionsRequest
 	(*ListSessionsResponse)(nil),    // 23: headwater.v1.ListSessionsResponse
-	(*CacheState)(nil),              // 24: headwater.v1.CacheState
-	(*PageState)(nil),               // 25: headwater.v1.PageState
-	(*ExportSessionRequest)(nil),    // 26: headwater.v1.ExportSessionRequest
-	(*ExportSessionResponse)(nil),   // 27: headwater.v1.ExportSessionResponse
-	(*LaneRequest)(nil),             // 28: headwater.v1.LaneRequest
-	(*Step)(nil),                    // 29: headwater.v1.Step
-	(*LaneResponse)(nil),            // 30: headwater.v1.LaneResponse
-	(*StepResult)(nil),              // 31: headwater.v1.StepResult
-	(*SessionError)(nil),            // 32: headwater.v1.SessionError
-	(*durationpb.Duration)(nil),     // 33: google.protobuf.Duration
-	(StorageType)(0),                // 34: headwater.v1.StorageType
-	(*timestamppb.Timestamp)(nil),   // 35: google.protobuf.Timestamp
+	(*SilentWorker)(nil),            // 24: headwater.v1.SilentWorker
+	(*CacheState)(nil),              // 25: headwater.v1.CacheState
+	(*PageState)(nil),               // 26: headwater.v1.PageState
+	(*ExportSessionRequest)(nil),    // 27: headwater.v1.ExportSessionRequest
+	(*ExportSessionResponse)(nil),   // 28: headwater.v1.ExportSessionResponse
+	(*LaneRequest)(nil),             // 29: headwater.v1.LaneRequest
+	(*Step)(nil),                    // 30: headwater.v1.Step
+	(*LaneResponse)(nil),            // 31: headwater.v1.LaneResponse
+	(*StepResult)(nil),              // 32: headwater.v1.StepResult
+	(*SessionError)(nil),            // 33: headwater.v1.SessionError
+	(*durationpb.Duration)(nil),     // 34: google.protobuf.Duration
+	(StorageType)(0),                // 35: headwater.v1.StorageType
+	(*timestamppb.Timestamp)(nil),   // 36: google.protobuf.Timestamp
 }
 var file_headwater_v1_session_proto_depIdxs = []int32{
 	4,  // 0: headwater.v1.SessionConfig.layers:type_name -> headwater.v1.SessionLayer
-	33, // 1: headwater.v1.SessionConfig.ttl:type_name -> google.protobuf.Duration
-	34, // 2: headwater.v1.SessionLayer.storage:type_name -> headwater.v1.StorageType
+	34, // 1: headwater.v1.SessionConfig.ttl:type_name -> google.protobuf.Duration
+	35, // 2: headwater.v1.SessionLayer.storage:type_name -> headwater.v1.StorageType
 	5,  // 3: headwater.v1.Holder.layers:type_name -> headwater.v1.HeldLayer
 	2,  // 4: headwater.v1.SessionState.epoch:type_name -> headwater.v1.Epoch
 	7,  // 5: headwater.v1.SessionState.layers:type_name -> headwater.v1.LayerState
-	35, // 6: headwater.v1.SessionState.created:type_name -> google.protobuf.Timestamp
-	35, // 7: headwater.v1.SessionState.used:type_name -> google.protobuf.Timestamp
+	36, // 6: headwater.v1.SessionState.created:type_name -> google.protobuf.Timestamp
+	36, // 7: headwater.v1.SessionState.used:type_name -> google.protobuf.Timestamp
 	6,  // 8: headwater.v1.SessionState.holders:type_name -> headwater.v1.Holder
 	3,  // 9: headwater.v1.SessionState.config:type_name -> headwater.v1.SessionConfig
 	2,  // 10: headwater.v1.CreateSessionRequest.epoch:type_name -> headwater.v1.Epoch
@@ -3057,39 +3137,40 @@ var file_headwater_v1_session_proto_depIdxs = []int32{
 	8,  // 23: headwater.v1.PinSessionResponse.state:type_name -> headwater.v1.SessionState
 	2,  // 24: headwater.v1.DropSessionRequest.epoch:type_name -> headwater.v1.Epoch
 	8,  // 25: headwater.v1.ListSessionsResponse.sessions:type_name -> headwater.v1.SessionState
-	24, // 26: headwater.v1.ListSessionsResponse.caches:type_name -> headwater.v1.CacheState
-	25, // 27: headwater.v1.CacheState.pages:type_name -> headwater.v1.PageState
-	29, // 28: headwater.v1.LaneRequest.step:type_name -> headwater.v1.Step
-	34, // 29: headwater.v1.Step.encoding:type_name -> headwater.v1.StorageType
-	0,  // 30: headwater.v1.Step.codec:type_name -> headwater.v1.StepCodec
-	31, // 31: headwater.v1.LaneResponse.result:type_name -> headwater.v1.StepResult
-	32, // 32: headwater.v1.StepResult.error:type_name -> headwater.v1.SessionError
-	0,  // 33: headwater.v1.StepResult.codec:type_name -> headwater.v1.StepCodec
-	1,  // 34: headwater.v1.SessionError.problem:type_name -> headwater.v1.SessionProblem
-	2,  // 35: headwater.v1.SessionError.epoch:type_name -> headwater.v1.Epoch
-	9,  // 36: headwater.v1.SessionService.CreateSession:input_type -> headwater.v1.CreateSessionRequest
-	12, // 37: headwater.v1.SessionService.TakeSession:input_type -> headwater.v1.TakeSessionRequest
-	14, // 38: headwater.v1.SessionService.ForkSession:input_type -> headwater.v1.ForkSessionRequest
-	16, // 39: headwater.v1.SessionService.TruncateSession:input_type -> headwater.v1.TruncateSessionRequest
-	18, // 40: headwater.v1.SessionService.PinSession:input_type -> headwater.v1.PinSessionRequest
-	20, // 41: headwater.v1.SessionService.DropSession:input_type -> headwater.v1.DropSessionRequest
-	22, // 42: headwater.v1.SessionService.ListSessions:input_type -> headwater.v1.ListSessionsRequest
-	26, // 43: headwater.v1.SessionService.ExportSession:input_type -> headwater.v1.ExportSessionRequest
-	28, // 44: headwater.v1.SessionService.Lane:input_type -> headwater.v1.LaneRequest
-	11, // 45: headwater.v1.SessionService.CreateSession:output_type -> headwater.v1.CreateSessionResponse
-	13, // 46: headwater.v1.SessionService.TakeSession:output_type -> headwater.v1.TakeSessionResponse
-	15, // 47: headwater.v1.SessionService.ForkSession:output_type -> headwater.v1.ForkSessionResponse
-	17, // 48: headwater.v1.SessionService.TruncateSession:output_type -> headwater.v1.TruncateSessionResponse
-	19, // 49: headwater.v1.SessionService.PinSession:output_type -> headwater.v1.PinSessionResponse
-	21, // 50: headwater.v1.SessionService.DropSession:output_type -> headwater.v1.DropSessionResponse
-	23, // 51: headwater.v1.SessionService.ListSessions:output_type -> headwater.v1.ListSessionsResponse
-	27, // 52: headwater.v1.SessionService.ExportSession:output_type -> headwater.v1.ExportSessionResponse
-	30, // 53: headwater.v1.SessionService.Lane:output_type -> headwater.v1.LaneResponse
-	45, // [45:54] is the sub-list for method output_type
-	36, // [36:45] is the sub-list for method input_type
-	36, // [36:36] is the sub-list for extension type_name
-	36, // [36:36] is the sub-list for extension extendee
-	0,  // [0:36] is the sub-list for field type_name
+	25, // 26: headwater.v1.ListSessionsResponse.caches:type_name -> headwater.v1.CacheState
+	24, // 27: headwater.v1.ListSessionsResponse.silent:type_name -> headwater.v1.SilentWorker
+	26, // 28: headwater.v1.CacheState.pages:type_name -> headwater.v1.PageState
+	30, // 29: headwater.v1.LaneRequest.step:type_name -> headwater.v1.Step
+	35, // 30: headwater.v1.Step.encoding:type_name -> headwater.v1.StorageType
+	0,  // 31: headwater.v1.Step.codec:type_name -> headwater.v1.StepCodec
+	32, // 32: headwater.v1.LaneResponse.result:type_name -> headwater.v1.StepResult
+	33, // 33: headwater.v1.StepResult.error:type_name -> headwater.v1.SessionError
+	0,  // 34: headwater.v1.StepResult.codec:type_name -> headwater.v1.StepCodec
+	1,  // 35: headwater.v1.SessionError.problem:type_name -> headwater.v1.SessionProblem
+	2,  // 36: headwater.v1.SessionError.epoch:type_name -> headwater.v1.Epoch
+	9,  // 37: headwater.v1.SessionService.CreateSession:input_type -> headwater.v1.CreateSessionRequest
+	12, // 38: headwater.v1.SessionService.TakeSession:input_type -> headwater.v1.TakeSessionRequest
+	14, // 39: headwater.v1.SessionService.ForkSession:input_type -> headwater.v1.ForkSessionRequest
+	16, // 40: headwater.v1.SessionService.TruncateSession:input_type -> headwater.v1.TruncateSessionRequest
+	18, // 41: headwater.v1.SessionService.PinSession:input_type -> headwater.v1.PinSessionRequest
+	20, // 42: headwater.v1.SessionService.DropSession:input_type -> headwater.v1.DropSessionRequest
+	22, // 43: headwater.v1.SessionService.ListSessions:input_type -> headwater.v1.ListSessionsRequest
+	27, // 44: headwater.v1.SessionService.ExportSession:input_type -> headwater.v1.ExportSessionRequest
+	29, // 45: headwater.v1.SessionService.Lane:input_type -> headwater.v1.LaneRequest
+	11, // 46: headwater.v1.SessionService.CreateSession:output_type -> headwater.v1.CreateSessionResponse
+	13, // 47: headwater.v1.SessionService.TakeSession:output_type -> headwater.v1.TakeSessionResponse
+	15, // 48: headwater.v1.SessionService.ForkSession:output_type -> headwater.v1.ForkSessionResponse
+	17, // 49: headwater.v1.SessionService.TruncateSession:output_type -> headwater.v1.TruncateSessionResponse
+	19, // 50: headwater.v1.SessionService.PinSession:output_type -> headwater.v1.PinSessionResponse
+	21, // 51: headwater.v1.SessionService.DropSession:output_type -> headwater.v1.DropSessionResponse
+	23, // 52: headwater.v1.SessionService.ListSessions:output_type -> headwater.v1.ListSessionsResponse
+	28, // 53: headwater.v1.SessionService.ExportSession:output_type -> headwater.v1.ExportSessionResponse
+	31, // 54: headwater.v1.SessionService.Lane:output_type -> headwater.v1.LaneResponse
+	46, // [46:55] is the sub-list for method output_type
+	37, // [37:46] is the sub-list for method input_type
+	37, // [37:37] is the sub-list for extension type_name
+	37, // [37:37] is the sub-list for extension extendee
+	0,  // [0:37] is the sub-list for field type_name
 }
 
 func init() { file_headwater_v1_session_proto_init() }
@@ -3099,14 +3180,14 @@ func file_headwater_v1_session_proto_init() {
 	}
 	file_headwater_v1_worker_proto_init()
 	file_headwater_v1_session_proto_msgTypes[12].OneofWrappers = []any{}
-	file_headwater_v1_session_proto_msgTypes[22].OneofWrappers = []any{}
+	file_headwater_v1_session_proto_msgTypes[23].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_headwater_v1_session_proto_rawDesc), len(file_headwater_v1_session_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   31,
+			NumMessages:   32,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

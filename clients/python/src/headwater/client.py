@@ -16,7 +16,7 @@ from google.protobuf.message import Message
 
 from . import safetensors
 from .arrays import Array
-from .errors import JobError, ProtocolError, StaleEpochError, call_error, session_error
+from .errors import JobError, ProtocolError, SessionError, StaleEpochError, call_error, session_error
 from .holders import DEFAULT_PORT, PROTOCOL, PROTOCOL_KEY, Connections, Holder, check_version, parse_holders
 from .session import Layer, Receipt, Session, SessionCodec, check_codec
 from .v1 import coordinator_pb2, session_pb2, worker_pb2
@@ -119,28 +119,37 @@ class Client:
                 counter = e.epoch.counter
         raise AssertionError("unreachable")
 
-    def sessions(self) -> tuple[Sequence[session_pb2.SessionState], Sequence[session_pb2.CacheState]]:
-        """All sessions on the cluster, by id, and each worker's cache."""
-        found: list[session_pb2.SessionState] = []
+    def sessions(self) -> session_pb2.ListSessionsResponse:
+        """All sessions on the cluster, by id, and each worker's cache; and as silent the workers that did not answer, whose
+        sessions and caches are missing."""
+        found = session_pb2.ListSessionsResponse()
+        silent: dict[str, session_pb2.SilentWorker] = {}
         request = session_pb2.ListSessionsRequest(limit=_LISTED)
         while True:
             response = self._call("list sessions", "SessionService/ListSessions", request, session_pb2.ListSessionsResponse)
             # A coordinator that knows no limits begins anew, and had told all.
             more = [s for s in response.sessions if s.session > request.after]
-            found += more
+            found.sessions.extend(more)
+            silent |= {w.worker: w for w in response.silent}
             if len(more) != _LISTED:
-                return found, response.caches
+                found.caches.extend(response.caches)
+                found.silent.extend(silent.values())
+                return found
             request.after = more[-1].session
 
     def find_session(self, session: bytes) -> session_pb2.SessionState:
-        """What the cluster has of a session. It may be used while another client drives it."""
+        """What the cluster has of a session. It may be used while another client drives it. Where a worker that did not answer
+        may hold the session, or the rest of it, a LostError names the worker."""
         doing = f"find session {session.hex()}"
         request = session_pb2.ListSessionsRequest(sessions=[session])
         response = self._call(doing, "SessionService/ListSessions", request, session_pb2.ListSessionsResponse)
-        if len(response.sessions) != 1:
+        found = response.sessions[0] if len(response.sessions) == 1 else None
+        if response.silent and (found is None or not _whole(found)):
+            raise _silent(doing, response.silent, "the session" if found is None else "the rest of the session")
+        if found is None:
             why = session_pb2.SessionError(problem=session_pb2.SESSION_PROBLEM_UNKNOWN, message="no worker holds it")
             raise session_error(doing, why)
-        return response.sessions[0]
+        return found
 
     def drop_session(self, session: bytes) -> None:
         """Ends a session on the cluster, whoever drives it."""
@@ -302,6 +311,23 @@ class Client:
 
     def _call(self, doing: str, method: str, request: Message, answer: type[R]) -> R:
         return self._connections.call(doing, self.address, method, request, answer, self.timeout)
+
+
+def _whole(state: session_pb2.SessionState) -> bool:
+    """Whether the holders that are told of have all of a session."""
+    try:
+        parse_holders(state.holders, [layer.n_kv_heads for layer in state.config.layers])
+    except ProtocolError:
+        return False
+    return True
+
+
+def _silent(doing: str, workers: Sequence[session_pb2.SilentWorker], what: str) -> SessionError:
+    """The error of a session that workers which did not answer may hold."""
+    others = "; nor did " + ", ".join(w.worker for w in workers[1:]) if len(workers) > 1 else ""
+    message = f"it did not answer, and may hold {what}: {workers[0].error}{others}"
+    why = session_pb2.SessionError(problem=session_pb2.SESSION_PROBLEM_LOST, message=message, holder=workers[0].worker)
+    return session_error(doing, why)
 
 
 def _duration(seconds: float) -> Duration:

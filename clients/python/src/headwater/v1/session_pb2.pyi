@@ -313,12 +313,24 @@ class ListSessionsRequest(_message.Message):
     def __init__(self, sessions: _Optional[_Iterable[bytes]] = ..., caches_only: bool = ..., limit: _Optional[int] = ..., after: _Optional[bytes] = ...) -> None: ...
 
 class ListSessionsResponse(_message.Message):
-    __slots__ = ("sessions", "caches")
+    __slots__ = ("sessions", "caches", "silent")
     SESSIONS_FIELD_NUMBER: _ClassVar[int]
     CACHES_FIELD_NUMBER: _ClassVar[int]
+    SILENT_FIELD_NUMBER: _ClassVar[int]
     sessions: _containers.RepeatedCompositeFieldContainer[SessionState]
     caches: _containers.RepeatedCompositeFieldContainer[CacheState]
-    def __init__(self, sessions: _Optional[_Iterable[_Union[SessionState, _Mapping]]] = ..., caches: _Optional[_Iterable[_Union[CacheState, _Mapping]]] = ...) -> None: ...
+    silent: _containers.RepeatedCompositeFieldContainer[SilentWorker]
+    def __init__(self, sessions: _Optional[_Iterable[_Union[SessionState, _Mapping]]] = ..., caches: _Optional[_Iterable[_Union[CacheState, _Mapping]]] = ..., silent: _Optional[_Iterable[_Union[SilentWorker, _Mapping]]] = ...) -> None: ...
+
+class SilentWorker(_message.Message):
+    __slots__ = ("worker", "address", "error")
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    worker: str
+    address: str
+    error: str
+    def __init__(self, worker: _Optional[str] = ..., address: _Optional[str] = ..., error: _Optional[str] = ...) -> None: ...
 
 class CacheState(_message.Message):
     __slots__ = ("worker", "used_bytes", "free_bytes", "budget_bytes", "prefix_bytes", "prefix_asked", "prefix_hits", "prefix_saved_bytes", "evicted", "queued_steps", "queued_tokens", "lanes", "sessions", "room_bytes", "pages")
