@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/google/uuid"
@@ -693,9 +694,17 @@ func TestAWorkerThatDoesNotAnswerMayHoldTheSession(t *testing.T) {
 }
 
 func TestAWorkerThatHangsMayHoldTheSession(t *testing.T) {
-	d := newDoor()
-	c := startCounted(t, 2, worker.Config{}, d.options)
-	d.close(headwaterv1.SessionService_ListSessions_FullMethodName)
+	var hangs atomic.Bool
+	goOn := make(chan struct{})
+	c := startCounted(t, 2, worker.Config{}, func(worker int) []grpc.ServerOption {
+		return []grpc.ServerOption{grpc.ChainUnaryInterceptor(func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
+			if worker == 1 && hangs.Load() && info.FullMethod == headwaterv1.SessionService_ListSessions_FullMethodName {
+				<-goOn
+			}
+			return handle(ctx, req)
+		})}
+	})
+	hangs.Store(true)
 	var tasks sync.WaitGroup
 	tasks.Go(func() {
 		if _, err := c.FindSession(t.Context(), client.SessionID{1}); !errors.Is(err, client.ErrLost) || !strings.Contains(err.Error(), "w2: it did not answer, and may hold the session: no answer within ") {
@@ -710,7 +719,7 @@ func TestAWorkerThatHangsMayHoldTheSession(t *testing.T) {
 		}
 	})
 	tasks.Wait()
-	d.open()
+	close(goOn)
 }
 
 func TestACoordinatorThatStartsGoesOn(t *testing.T) {

@@ -227,7 +227,11 @@ func (st *Store) prepare(p *pending) *Error {
 		return refuse(Invalid, "session %s: layer %d begins at position %d, and no layer has more than %d yet: append to those first that begin earlier",
 			s.id, h.layer, from, s.end()*attention.PageLen).at(h.layer, from)
 	}
-	e.plan(s, first, pagesOf(p.to()))
+	copies, err := st.reserveRows(s, p.layer, first, pagesOf(p.to()), e)
+	if err != nil {
+		return err
+	}
+	e.plan(s, first, pagesOf(p.to()), copies)
 	if err := st.reserve(s, p.layer, first, e); err != nil {
 		return err
 	}
@@ -238,7 +242,7 @@ func (st *Store) prepare(p *pending) *Error {
 	for i, g := range h.groups {
 		if err := e.write(s, p.layer, p.append, i); err != nil {
 			st.mu.Lock()
-			st.cancel(e)
+			st.cancel(s, e)
 			st.unlock()
 			return refuse(Invalid, "session %s: layer %d group %d: %v", s.id, h.layer, g, err).at(h.layer, from).of(g)
 		}
@@ -309,6 +313,9 @@ type want struct {
 type encoder struct {
 	rows   []*row // from the first page of the append on
 	fresh  []bool // of rows: not in the session yet
+	gap    []*row // new ones before them, after what the session has
+	spare  []*row // new ones for copies of shared rows
+	made   int    // of all these, how many are new and not the session's yet
 	wants  []want
 	copies []struct{ to, from []byte }
 	pages  [][]byte // [groups][pages]
@@ -340,9 +347,74 @@ func (st *Store) putEncoder(e *encoder) {
 	st.encoders = append(st.encoders, e)
 }
 
-// plan lays out the rows of pages [first, end): those that are there, and new ones, whose sharing is not yet known.
-func (e *encoder) plan(s *session, first, end int) {
-	e.rows, e.fresh = e.rows[:0], e.fresh[:0]
+// copies says whether the copy that an append to held layer l makes of page p's row has pages of held layer m.
+func (s *session) copies(l, m, p int) bool {
+	return s.freed[m] <= p && (m == l || s.lengths[m] > p*attention.PageLen)
+}
+
+// reserveRows takes room in the budget for the rows that an append to held layer l will make up to page end, of which it says
+// how many are for copies of shared ones, or none. Where there is no room it makes some, if that is enough for the pages as well.
+func (st *Store) reserveRows(s *session, l, first, end int, e *encoder) (copies int, _ *Error) {
+	h := &s.shape.layers[l]
+	st.mu.Lock()
+	defer st.unlock()
+	made := max(end-s.end(), 0) // also those of a gap before first
+	need := int64(max(end-max(first, s.end()), 0)) * int64(len(h.groups)*h.class.size)
+	for p := first; p < min(end, s.end()); p++ {
+		switch r := s.row(p); {
+		case r.refs > 1:
+			copies++
+			for m := range s.shape.layers {
+				if s.copies(l, m, p) {
+					need += int64(len(s.shape.layers[m].groups) * s.shape.layers[m].class.size)
+				}
+			}
+		case r.pages[h.first] == 0:
+			need += int64(len(h.groups) * h.class.size)
+		}
+	}
+	made += copies
+	rows := int64(made) * s.shape.rowBytes
+	for evicted := false; ; {
+		err := st.budget.Reserve(rows)
+		if err == nil {
+			e.made = made
+			st.rows += rows
+			return copies, nil
+		}
+		if !st.evictFor(err, rows+need, &evicted) {
+			return 0, s.noRoom(l, rows+need, err)
+		}
+	}
+}
+
+// evictFor makes some of the room that need bytes of the budget want, for which err found none, and says whether it did. In vain
+// nothing is evicted.
+func (st *Store) evictFor(err error, need int64, evicted *bool) bool {
+	var full *BudgetError
+	if errors.As(err, &full) && (*evicted || st.frees(need-(st.budget.Total()-st.budget.Used()))) && st.evict() {
+		*evicted = true
+		return true
+	}
+	return false
+}
+
+func (s *session) noRoom(l int, need int64, err error) *Error {
+	layer := s.shape.layers[l].layer
+	return refuse(OverBudget, "session %s: layer %d: append from position %d on: %d more bytes of pages are needed: %v: drop or truncate a session, or try again later",
+		s.id, layer, s.lengths[l], need, err).at(layer, s.lengths[l])
+}
+
+// plan lays out the rows of pages [first, end): those that are there, and new ones; and makes those of a gap before, and for
+// copies of shared ones.
+func (e *encoder) plan(s *session, first, end, copies int) {
+	e.rows, e.fresh, e.gap, e.spare = e.rows[:0], e.fresh[:0], e.gap[:0], e.spare[:0]
+	for p := s.end(); p < first; p++ {
+		e.gap = append(e.gap, s.newRow(p))
+	}
+	for range copies {
+		e.spare = append(e.spare, newRow(s.shape))
+	}
 	for p := first; p < end; p++ {
 		if p < s.end() {
 			e.rows, e.fresh = append(e.rows, s.row(p)), append(e.fresh, false)
@@ -372,7 +444,8 @@ func (st *Store) reserve(s *session, l, first int, e *encoder) *Error {
 			}
 			continue
 		}
-		mine := newRow(s.shape)
+		mine := e.spare[len(e.spare)-1]
+		e.spare = e.spare[:len(e.spare)-1]
 		copy(mine.hashes, r.hashes)
 		e.rows[i], e.fresh[i] = mine, true
 		for m := range s.shape.layers {
@@ -382,15 +455,18 @@ func (st *Store) reserve(s *session, l, first int, e *encoder) *Error {
 					mine.left = make([]int32, len(s.shape.layers))
 				}
 				mine.left[m] = 1
-			case m == l || s.lengths[m] > p*attention.PageLen:
+			case s.copies(l, m, p):
 				add(mine, &s.shape.layers[m])
 			}
 		}
 	}
-	if err := st.room(e, need); err != nil {
+	// Who shared a row may have left it meanwhile.
+	st.freeRows(s.shape, len(e.spare))
+	e.made -= len(e.spare)
+	if need, err := st.room(e, need); err != nil {
+		st.freeRows(s.shape, e.made)
 		e.forget()
-		err.Rule = fmt.Sprintf("session %s: layer %d: append from position %d on: %s", s.id, h.layer, s.lengths[l], err.Rule)
-		return err.at(h.layer, s.lengths[l])
+		return s.noRoom(l, need, err)
 	}
 	for i, r := range e.rows {
 		if p := first + i; e.fresh[i] && p < s.end() {
@@ -420,8 +496,8 @@ func (st *Store) copyRow(s *session, l, p int, mine *row, e *encoder) {
 }
 
 // room takes all pages that are wanted, need bytes, or none. What it has taken it keeps while it makes room for the others, so
-// each eviction is a step forward.
-func (st *Store) room(e *encoder, need int64) *Error {
+// each eviction is a step forward. With an error it says how many bytes were still needed.
+func (st *Store) room(e *encoder, need int64) (int64, error) {
 	evicted := false
 	for i, w := range e.wants {
 		for {
@@ -430,17 +506,13 @@ func (st *Store) room(e *encoder, need int64) *Error {
 				need -= int64(len(w.ids) * w.class.size)
 				break
 			}
-			var full *BudgetError
-			// In vain nothing is evicted.
-			if errors.As(err, &full) && (evicted || st.frees(need-(st.budget.Total()-st.budget.Used()))) && st.evict() {
-				evicted = true
-				continue
+			if !st.evictFor(err, need, &evicted) {
+				st.giveBack(e.wants[:i])
+				return need, err
 			}
-			st.giveBack(e.wants[:i])
-			return refuse(OverBudget, "%d more bytes of pages are needed: %v: drop or truncate a session, or try again later", need, err)
 		}
 	}
-	return nil
+	return 0, nil
 }
 
 func (st *Store) giveBack(wants []want) {
@@ -452,9 +524,10 @@ func (st *Store) giveBack(wants []want) {
 	}
 }
 
-// cancel gives back what reserve has taken.
-func (st *Store) cancel(e *encoder) {
+// cancel gives back what reserveRows and reserve have taken.
+func (st *Store) cancel(s *session, e *encoder) {
 	st.giveBack(e.wants)
+	st.freeRows(s.shape, e.made)
 	e.forget()
 }
 
@@ -463,9 +536,7 @@ func (st *Store) adopt(s *session, first int, e *encoder) {
 	for _, w := range e.wants {
 		w.row.bytes += int64(len(w.ids) * w.class.size)
 	}
-	for s.end() < first {
-		s.rows = append(s.rows, s.newRow(s.end()))
-	}
+	s.rows = append(s.rows, e.gap...)
 	for i, r := range e.rows {
 		switch p := first + i; {
 		case !e.fresh[i]:
@@ -481,7 +552,10 @@ func (st *Store) adopt(s *session, first int, e *encoder) {
 
 // forget lets go of what the next append must not keep from being freed.
 func (e *encoder) forget() {
+	e.made = 0
 	clear(e.rows)
+	clear(e.gap)
+	clear(e.spare[:cap(e.spare)])
 	clear(e.wants)
 	clear(e.copies)
 	clear(e.pages)

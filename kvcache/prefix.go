@@ -28,7 +28,8 @@ type prefixes struct {
 	// evictable are the entries that nobody else shares and that none follows.
 	evictable byUse
 	clock     uint64
-	bytes     int64 // of the rows that nobody else shares
+	bytes     int64 // of the pages of the rows that nobody else shares
+	rows      int64 // bytes of these rows themselves
 }
 
 // entry is a full row in the index.
@@ -56,6 +57,7 @@ func (x *prefixes) add(key prefixKey, r *row, before *entry) {
 // occupy notes that the row of e gets a second sharer, vacate that the index alone has it.
 func (x *prefixes) occupy(e *entry) {
 	x.bytes -= e.row.bytes
+	x.rows -= e.row.shape.rowBytes
 	if e.at >= 0 {
 		heap.Remove(&x.evictable, e.at)
 	}
@@ -63,6 +65,7 @@ func (x *prefixes) occupy(e *entry) {
 
 func (x *prefixes) vacate(e *entry) {
 	x.bytes += e.row.bytes
+	x.rows += e.row.shape.rowBytes
 	x.clock++
 	e.used = x.clock
 	x.sort(e)
@@ -86,6 +89,7 @@ func (x *prefixes) remove() *row {
 	e := heap.Pop(&x.evictable).(*entry)
 	delete(x.entries, e.key)
 	x.bytes -= e.row.bytes
+	x.rows -= e.row.shape.rowBytes
 	e.row.entry = nil
 	if e.before != nil {
 		e.before.followers--

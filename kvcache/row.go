@@ -1,5 +1,7 @@
 package kvcache
 
+import "unsafe"
+
 // row is page p of every held shard of a session: positions [64p, 64p+64) of all layers. Sessions that share positions,
 // the index of prefixes, and views share rows, by one count for the whole row. A row whose count is 1 may be written by the
 // session that has it; of a shared one a session makes its own copy first.
@@ -19,6 +21,25 @@ type row struct {
 
 func newRow(sh *shape) *row {
 	return &row{shape: sh, refs: 1, pages: make([]pageID, sh.shards), hashes: make([]uint64, sh.shards)}
+}
+
+// rowBase is what a row takes on the heap whatever its shape: 144 bytes, and 80 for its entry in the index of prefixes; its places
+// there, in a session and among what can be evicted, of which half may be empty, are up to 128.
+const rowBase = 144 + 80 + 128
+
+// bytesOfRow is what a row of a shape takes on the heap beside its pages, once it has all that it may get. It is reserved from
+// the budget before the row is made: a row of many shards that have nothing there would else be memory that nothing bounds.
+func bytesOfRow(layers, shards int) int64 {
+	return rowBase + allocated(shards*int(unsafe.Sizeof(pageID(0)))) + allocated(shards*int(unsafe.Sizeof(uint64(0)))) + allocated(layers*int(unsafe.Sizeof(int32(0))))
+}
+
+// allocated is what the allocator takes for n bytes.
+func allocated(n int) int64 { return int64(cap(append([]byte(nil), make([]byte, n)...))) }
+
+// freeRows gives back what is reserved for n rows that are no more.
+func (st *Store) freeRows(sh *shape, n int) {
+	st.rows -= int64(n) * sh.rowBytes
+	st.budget.Release(int64(n) * sh.rowBytes)
 }
 
 // share counts one more sharer, of which left says how many of the row's layers it sees no more.
@@ -44,6 +65,7 @@ func (st *Store) release(r *row, s *session, p int) {
 		for l := range r.shape.layers {
 			st.free(r, l)
 		}
+		st.freeRows(r.shape, 1)
 		return
 	}
 	for l, left := range r.left {

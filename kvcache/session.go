@@ -103,6 +103,8 @@ type shape struct {
 	held   []HeldLayer // without empty ones
 	layers []heldLayer // ascending, as held
 	shards int
+	// rowBytes is what a row takes of the budget beside its pages.
+	rowBytes int64
 	// root is the key of prefixes before their first token.
 	root prefixKey
 }
@@ -188,6 +190,7 @@ func newShape(config Config, held []HeldLayer) (*shape, *Error) {
 	if sh.shards < 1 || sh.shards > MaxShards {
 		return nil, refuse(Invalid, "%d shards are to be held, outside 1 to %d", sh.shards, MaxShards)
 	}
+	sh.rowBytes = bytesOfRow(len(sh.layers), sh.shards)
 	sh.root = sh.fingerprint()
 	return sh, nil
 }

@@ -60,6 +60,15 @@ func grow(t interface{ Fatal(...any) }, st *Store, id SessionID, n int, tokens [
 	}
 }
 
+// rowsOf is what n rows of sessions of a config and a holding take of the budget beside their pages.
+func rowsOf(cfg Config, held []HeldLayer, n int) int64 {
+	sh, err := newShape(cfg, held)
+	if err != nil {
+		panic(err)
+	}
+	return int64(n) * sh.rowBytes
+}
+
 func create(t interface{ Fatal(...any) }, st *Store, id SessionID, cfg Config, held []HeldLayer, tokens []uint32) State {
 	state, err := st.Create(CreateRequest{Session: id, Epoch: first, Config: cfg, Held: held, Tokens: tokens})
 	if err != nil {
@@ -169,7 +178,7 @@ func TestPrefixIsFoundCountedAndEvictedFromItsEnd(t *testing.T) {
 	cfg, held := uniform(t, 2, 2, 4, tensor.F16)
 	page := int64(cfg.Layers[0].Layout.PageBytes())
 	row := 4 * page
-	budget := NewBudget(5 * row)
+	budget := NewBudget(5*row + rowsOf(cfg, held, 5))
 	st := NewStore(StoreConfig{Budget: budget})
 	text := make([]uint32, 300)
 	for i := range text {
@@ -264,7 +273,7 @@ func TestPinnedSessionsMakeNoRoom(t *testing.T) {
 	cfg, held := uniform(t, 1, 1, 4, tensor.F16)
 	page := int64(cfg.Layers[0].Layout.PageBytes())
 	now := time.Unix(0, 0)
-	st := NewStore(StoreConfig{Budget: NewBudget(4 * page), TTL: time.Minute, Now: func() time.Time { return now }})
+	st := NewStore(StoreConfig{Budget: NewBudget(4*page + rowsOf(cfg, held, 4)), TTL: time.Minute, Now: func() time.Time { return now }})
 	text := make([]uint32, 64)
 	create(t, st, SessionID{1}, cfg, held, text)
 	grow(t, st, SessionID{1}, 64, text)
@@ -362,7 +371,7 @@ func TestViewOutlivesItsSession(t *testing.T) {
 func TestSessionsInParallel(t *testing.T) {
 	cfg, held := uniform(t, 2, 2, 8, tensor.F16)
 	row := int64(4 * cfg.Layers[0].Layout.PageBytes())
-	budget := NewBudget(40 * row)
+	budget := NewBudget(40*row + rowsOf(cfg, held, 40))
 	var clock atomic.Int64
 	st := NewStore(StoreConfig{Budget: budget, TTL: time.Second, Now: func() time.Time { return time.Unix(clock.Add(1)/100, 0) }})
 	text := make([]uint32, 400)
@@ -457,7 +466,7 @@ func TestStepTakesNoMemory(t *testing.T) {
 // What a layer was cut from while a fork shared the row makes room as well, though the session counts it no more.
 func TestReclaimOfACutLayer(t *testing.T) {
 	cfg, held := uniform(t, 2, 1, 16, tensor.F32)
-	budget := NewBudget(20 * int64(cfg.Layers[0].Layout.PageBytes()))
+	budget := NewBudget(20*int64(cfg.Layers[0].Layout.PageBytes()) + rowsOf(cfg, held, 10))
 	now := time.Unix(1e9, 0)
 	st := NewStore(StoreConfig{Budget: budget, TTL: time.Minute, Now: func() time.Time { return now }})
 	create(t, st, SessionID{1}, cfg, held, nil)
@@ -480,8 +489,8 @@ func TestReclaimOfACutLayer(t *testing.T) {
 // Pages that have no other use are given back where others need the room.
 func TestReclaim(t *testing.T) {
 	cfg, held := uniform(t, 1, 1, 16, tensor.F32)
-	page := int64(cfg.Layers[0].Layout.PageBytes())
-	budget := NewBudget(64 * page)
+	page, row := int64(cfg.Layers[0].Layout.PageBytes()), rowsOf(cfg, held, 1)
+	budget := NewBudget(64 * (page + row))
 	now := time.Unix(1e9, 0)
 	st := NewStore(StoreConfig{Budget: budget, TTL: time.Hour, Now: func() time.Time { return now }})
 	create(t, st, SessionID{1}, cfg, held, nil)
@@ -493,13 +502,13 @@ func TestReclaim(t *testing.T) {
 	if err := st.Drop(SessionID{1}, nil); err != nil {
 		t.Fatal(err)
 	}
-	if c := st.Cache(); c.UsedBytes != 10*page || c.UsedBytes+c.FreeBytes != budget.Used() {
+	if c := st.Cache(); c.UsedBytes != 10*page || c.RowBytes != 10*row || c.UsedBytes+c.FreeBytes+c.RowBytes != budget.Used() {
 		t.Fatalf("%+v, reserved are %d", c, budget.Used())
 	}
-	if !st.Reclaim(54*page) || budget.Used() != 10*page || st.Cache().FreeBytes != 0 {
+	if !st.Reclaim(54*(page+row)) || budget.Used() != 10*(page+row) || st.Cache().FreeBytes != 0 {
 		t.Fatalf("%d bytes are reserved, 10 pages of %d are in use", budget.Used(), page)
 	}
-	if st.Reclaim(55 * page) {
+	if st.Reclaim(54*(page+row) + 1) {
 		t.Fatal("room was made of pages in use")
 	}
 	audit(t, st, nil)
@@ -510,31 +519,33 @@ func TestReclaim(t *testing.T) {
 		t.Fatal(err)
 	}
 	now = now.Add(time.Hour)
-	if st.Reclaim(55 * page) {
+	if st.Reclaim(54*(page+row) + 1) {
 		t.Fatal("room was made of pages in use")
 	}
 	if _, err := st.State(SessionID{3}); err != nil {
 		t.Fatalf("dropped in vain: %v", err)
 	}
-	if !st.Reclaim(54*page) || st.Cache().Sessions != 1 {
+	if !st.Reclaim(54*(page+row)) || st.Cache().Sessions != 1 {
 		t.Fatalf("no room was made: %+v", st.Cache())
 	}
 	audit(t, st, nil)
-	// As many pages as are said to be free can be taken, and then no more.
-	free := func(want int) {
+	// The room that is said to be can be taken, by pages in rows, and then no more.
+	free := func(want, idle int) {
 		t.Helper()
-		if c := st.Cache(); len(c.Pages) != 1 || c.Pages[0] != (PageState{Bytes: int(page), Used: 64 - want, Free: want}) || c.RoomBytes != int64(want)*page {
+		left := int64(want)*(page+row) - int64(idle)*page
+		told := PageState{Bytes: int(page), Used: 64 - want, Free: idle + int(left/page)}
+		if c := st.Cache(); len(c.Pages) != 1 || c.Pages[0] != told || c.RoomBytes != int64(want)*(page+row) {
 			t.Fatalf("%d pages can be taken, told is %+v", want, c)
 		}
 	}
-	free(54)
+	free(54, 0)
 	grow(t, st, SessionID{2}, 64*54, nil)
-	free(0)
+	free(0, 0)
 	audit(t, st, nil)
 	if _, err := st.Truncate(SessionID{2}, first, 0, 64*60+1); err != nil {
 		t.Fatal(err)
 	}
-	free(3)
+	free(3, 3)
 	st.Close()
 	if budget.Used() != 0 {
 		t.Fatalf("%d bytes are reserved in the end", budget.Used())

@@ -45,6 +45,7 @@ type Store struct {
 	endedAt    int
 	prefixes   prefixes
 	counters   counters
+	rows       int64      // bytes that are reserved for rows, beside their pages
 	encoders   []*encoder // in no use
 }
 
@@ -56,6 +57,8 @@ type counters struct {
 type CacheState struct {
 	// UsedBytes are the pages in use by sessions, prefixes and views, FreeBytes those that are reserved and in no use.
 	UsedBytes, FreeBytes, BudgetBytes int64
+	// RowBytes is what is reserved for the rows that pages stand in.
+	RowBytes int64
 	// PrefixBytes are pages that only prefixes hold.
 	PrefixBytes int64
 	// PrefixAsked are the positions asked for in prefixes, PrefixHits those of them that were there, and PrefixSavedBytes
@@ -64,7 +67,8 @@ type CacheState struct {
 	// Evicted are the sessions that were dropped for want of room or use.
 	Evicted  uint64
 	Sessions int
-	// RoomBytes can be taken for pages before anything is dropped: those free, and what nobody has reserved of the budget.
+	// RoomBytes can be taken for pages, and for their rows, before anything is dropped: those free, and what nobody has reserved
+	// of the budget.
 	RoomBytes int64
 	// Pages are those of each size that was in use, ascending by size.
 	Pages []PageState
@@ -75,7 +79,7 @@ type PageState struct {
 	Bytes int // of a page
 	Used  int
 	// Free is how many can be taken before anything is dropped: those reserved and in no use, and as many as the budget has
-	// room for, which sizes share.
+	// room for, which sizes share, and the rows that pages stand in.
 	Free int
 }
 
@@ -423,7 +427,7 @@ func (st *Store) Cache() CacheState {
 	defer st.mu.Unlock()
 	left := st.budget.Total() - st.budget.Used()
 	return CacheState{
-		UsedBytes: st.pages.used, FreeBytes: st.pages.idle, BudgetBytes: st.budget.Total(), PrefixBytes: st.prefixes.bytes,
+		UsedBytes: st.pages.used, FreeBytes: st.pages.idle, BudgetBytes: st.budget.Total(), RowBytes: st.rows, PrefixBytes: st.prefixes.bytes,
 		PrefixAsked: st.counters.asked, PrefixHits: st.counters.hits, PrefixSavedBytes: st.counters.saved,
 		Evicted: st.counters.evicted, Sessions: len(st.sessions),
 		RoomBytes: st.pages.idle + left, Pages: st.pages.count(left),
@@ -898,7 +902,7 @@ func (st *Store) evict() bool {
 
 // frees says whether evict may free n bytes: where it says no, it can not. What sessions share counts for each.
 func (st *Store) frees(n int64) bool {
-	n -= st.pages.idle + st.prefixes.bytes
+	n -= st.pages.idle + st.prefixes.bytes + st.prefixes.rows
 	if n <= 0 {
 		return true
 	}
@@ -909,7 +913,7 @@ func (st *Store) frees(n int64) bool {
 		if !s.pinned {
 			// Of rows that were shared there may be more than pageBytes counts.
 			for _, r := range s.rows {
-				n -= r.bytes
+				n -= r.bytes + r.shape.rowBytes
 			}
 		}
 		s.unlock()

@@ -917,7 +917,7 @@ func audit(t interface{ Fatalf(string, ...any) }, st *Store, views []*View) {
 			}
 		}
 	}
-	evictable, prefixBytes := 0, int64(0)
+	evictable, prefixBytes, prefixRows := 0, int64(0), int64(0)
 	for key, e := range st.prefixes.entries {
 		refs[e.row]++
 		if e.key != key || e.row.entry != e || e.row.key != key || !e.row.whole() {
@@ -925,6 +925,7 @@ func audit(t interface{ Fatalf(string, ...any) }, st *Store, views []*View) {
 		}
 		if e.row.refs == 1 {
 			prefixBytes += e.row.bytes
+			prefixRows += e.row.shape.rowBytes
 			if e.followers == 0 {
 				evictable++
 			}
@@ -933,15 +934,15 @@ func audit(t interface{ Fatalf(string, ...any) }, st *Store, views []*View) {
 			t.Fatalf("an entry with %d sharers and %d followers is at %d", e.row.refs, e.followers, e.at)
 		}
 	}
-	if evictable != len(st.prefixes.evictable) || prefixBytes != st.prefixes.bytes {
-		t.Fatalf("%d rows and %d bytes can be evicted, counted are %d and %d", evictable, prefixBytes, len(st.prefixes.evictable), st.prefixes.bytes)
+	if evictable != len(st.prefixes.evictable) || prefixBytes != st.prefixes.bytes || prefixRows != st.prefixes.rows {
+		t.Fatalf("%d rows, %d bytes and their %d can be evicted, counted are %d, %d and %d", evictable, prefixBytes, prefixRows, len(st.prefixes.evictable), st.prefixes.bytes, st.prefixes.rows)
 	}
 	for _, v := range views {
 		for _, r := range v.rows {
 			refs[r]++
 		}
 	}
-	var used, idle int64
+	var used, idle, rows int64
 	owned := map[string]bool{}
 	inUse := map[int]int{} // by size
 	for r, n := range refs {
@@ -980,6 +981,7 @@ func audit(t interface{ Fatalf(string, ...any) }, st *Store, views []*View) {
 			t.Fatalf("a row has %d bytes, counted are %d", size, r.bytes)
 		}
 		used += size
+		rows += r.shape.rowBytes
 	}
 	kept := int64(0)
 	for _, c := range st.pages.classes {
@@ -1012,8 +1014,8 @@ func audit(t interface{ Fatalf(string, ...any) }, st *Store, views []*View) {
 	if kept != st.pages.kept || kept > maxKept {
 		t.Fatalf("%d bytes of empty chunks are kept, counted are %d", kept, st.pages.kept)
 	}
-	if used != st.pages.used || idle != st.pages.idle || st.budget.Used() != used+idle || len(st.pages.emptied) != 0 {
-		t.Fatalf("%d bytes are used and %d idle, counted are %d and %d, reserved %d", used, idle, st.pages.used, st.pages.idle, st.budget.Used())
+	if used != st.pages.used || idle != st.pages.idle || rows != st.rows || st.budget.Used() != used+idle+rows || len(st.pages.emptied) != 0 {
+		t.Fatalf("%d bytes are used and %d idle and %d rows', counted are %d, %d and %d, reserved %d", used, idle, rows, st.pages.used, st.pages.idle, st.rows, st.budget.Used())
 	}
 }
 

@@ -158,7 +158,7 @@ func (v *View) Release() {
 	}
 	p := v.pending
 	if p.session != nil {
-		v.store.cancel(p.encoder)
+		v.store.cancel(p.session, p.encoder)
 		v.store.encoders = append(v.store.encoders, p.encoder)
 	}
 	v.store.unlock()

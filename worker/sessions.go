@@ -220,6 +220,7 @@ func (s *sessions) cache() *headwaterv1.CacheState {
 		Worker:           s.w.cfg.Name,
 		UsedBytes:        uint64(c.UsedBytes),
 		FreeBytes:        uint64(c.FreeBytes),
+		RowBytes:         proto.Uint64(uint64(c.RowBytes)),
 		BudgetBytes:      uint64(c.BudgetBytes),
 		PrefixBytes:      uint64(c.PrefixBytes),
 		PrefixAsked:      c.PrefixAsked,

@@ -1888,11 +1888,16 @@ type CacheState struct {
 	Lanes uint64 `protobuf:"varint,12,opt,name=lanes,proto3" json:"lanes,omitempty"`
 	// Sessions that are held.
 	Sessions uint64 `protobuf:"varint,13,opt,name=sessions,proto3" json:"sessions,omitempty"`
-	// Bytes that pages can take before anything is dropped: free_bytes, and what the budget has left, which jobs share.
+	// Bytes that pages and their rows can take before anything is dropped: free_bytes, and what the budget has left, which jobs
+	// share.
 	// Absent from a worker that counts no pages either.
 	RoomBytes *uint64 `protobuf:"varint,14,opt,name=room_bytes,json=roomBytes,proto3,oneof" json:"room_bytes,omitempty"`
 	// Pages by their size, ascending; a size that no session had yet is not there.
-	Pages         []*PageState `protobuf:"bytes,15,rep,name=pages,proto3" json:"pages,omitempty"`
+	Pages []*PageState `protobuf:"bytes,15,rep,name=pages,proto3" json:"pages,omitempty"`
+	// Bytes that the rows take which pages stand in, beside the pages: a row is 64 positions of all layers and groups held, about
+	// 12 bytes for each group of a layer, 4 for each layer and 352. They count in the budget. Absent from a worker that does not
+	// count them.
+	RowBytes      *uint64 `protobuf:"varint,16,opt,name=row_bytes,json=rowBytes,proto3,oneof" json:"row_bytes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2032,6 +2037,13 @@ func (x *CacheState) GetPages() []*PageState {
 	return nil
 }
 
+func (x *CacheState) GetRowBytes() uint64 {
+	if x != nil && x.RowBytes != nil {
+		return *x.RowBytes
+	}
+	return 0
+}
+
 // PageState is a worker's pages of one size. A page holds 64 positions of one group of a layer, so that sizes are those of
 // the layers' geometry and storage.
 type PageState struct {
@@ -2041,7 +2053,7 @@ type PageState struct {
 	// Pages in use by sessions and prefixes.
 	Used uint64 `protobuf:"varint,2,opt,name=used,proto3" json:"used,omitempty"`
 	// Pages of this size that can be taken before anything is dropped: those that are mapped and free, and as many as the
-	// budget has room for. Sizes share that room.
+	// budget has room for. Sizes share that room, and so do the rows of pages.
 	Free          uint64 `protobuf:"varint,3,opt,name=free,proto3" json:"free,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2931,7 +2943,7 @@ const file_headwater_v1_session_proto_rawDesc = "" +
 	"\fSilentWorker\x12\x16\n" +
 	"\x06worker\x18\x01 \x01(\tR\x06worker\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x14\n" +
-	"\x05error\x18\x03 \x01(\tR\x05error\"\x90\x04\n" +
+	"\x05error\x18\x03 \x01(\tR\x05error\"\xc0\x04\n" +
 	"\n" +
 	"CacheState\x12\x16\n" +
 	"\x06worker\x18\x01 \x01(\tR\x06worker\x12\x1d\n" +
@@ -2953,8 +2965,11 @@ const file_headwater_v1_session_proto_rawDesc = "" +
 	"\bsessions\x18\r \x01(\x04R\bsessions\x12\"\n" +
 	"\n" +
 	"room_bytes\x18\x0e \x01(\x04H\x00R\troomBytes\x88\x01\x01\x12-\n" +
-	"\x05pages\x18\x0f \x03(\v2\x17.headwater.v1.PageStateR\x05pagesB\r\n" +
-	"\v_room_bytes\"R\n" +
+	"\x05pages\x18\x0f \x03(\v2\x17.headwater.v1.PageStateR\x05pages\x12 \n" +
+	"\trow_bytes\x18\x10 \x01(\x04H\x01R\browBytes\x88\x01\x01B\r\n" +
+	"\v_room_bytesB\f\n" +
+	"\n" +
+	"_row_bytes\"R\n" +
 	"\tPageState\x12\x1d\n" +
 	"\n" +
 	"page_bytes\x18\x01 \x01(\x04R\tpageBytes\x12\x12\n" +
