@@ -14,6 +14,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/zeebo/xxh3"
 	"go.uber.org/goleak"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -22,6 +23,7 @@ import (
 	"google.golang.org/grpc/test/bufconn"
 	"pgregory.net/rapid"
 
+	"headwater/lane"
 	headwaterv1 "headwater/proto/headwater/v1"
 	"headwater/protocol"
 	"headwater/tensor"
@@ -37,6 +39,8 @@ type fake struct {
 	broken bool  // end the upload after the first piece
 	begin  *headwaterv1.SubmitBegin
 	got    []byte
+	end    *headwaterv1.SubmitEnd
+	older  bool // a coordinator of version 1.0, which wants each file's SHA-256
 
 	watched []headwaterv1.JobState
 	result  []byte
@@ -49,6 +53,14 @@ func (f *fake) Submit(stream headwaterv1.CoordinatorService_SubmitServer) error 
 		return err
 	}
 	f.begin = first.GetBegin()
+	if f.older {
+		if err := stream.SetHeader(metadata.Pairs(protocol.MetadataKey, "1.0")); err != nil {
+			return err
+		}
+		if len(f.begin.GetSha256()) == 0 {
+			return status.Error(codes.InvalidArgument, "the file's SHA-256 has 0 bytes, not 32")
+		}
+	}
 	if f.refuse != nil {
 		return f.refuse
 	}
@@ -65,6 +77,7 @@ func (f *fake) Submit(stream headwaterv1.CoordinatorService_SubmitServer) error 
 			return err
 		}
 		f.got = append(f.got, req.GetData()...)
+		f.end = req.GetEnd()
 		if f.broken {
 			return status.Error(codes.InvalidArgument, `job.safetensors: tensor "q"[3]: NaN`)
 		}
@@ -166,6 +179,43 @@ func TestSubmitSendsTheFileAsItIs(t *testing.T) {
 	}
 	if f.begin.GetName() != "job.safetensors" || f.begin.GetKey() != "key" || f.begin.GetCodec() != headwaterv1.ContextCodec_CONTEXT_CODEC_EXACT || !bytes.HasPrefix(want, f.begin.GetHeader()) {
 		t.Errorf("announced as %v", f.begin)
+	}
+}
+
+func TestSubmitWithoutAKeyReadsTheFileOnce(t *testing.T) {
+	path := safetensors(t)
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := &fake{}
+	hashed := func(int64, int64) { t.Error("the file was hashed before it was sent") }
+	if _, err := connect(t, f).Submit(t.Context(), SubmitOptions{Path: path, Hashed: hashed}); err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(f.got, want) || len(f.begin.GetSha256()) != 0 || f.end.GetHash() != xxh3.Hash(want) {
+		t.Errorf("%d bytes came, announced as %v, ended by %v", len(f.got), f.begin, f.end)
+	}
+}
+
+func TestSubmitToAnOlderCoordinatorAnnouncesTheHash(t *testing.T) {
+	path := safetensors(t)
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	hash := sha256.Sum256(want)
+	f := &fake{older: true}
+	if _, err := connect(t, f, grpc.ForceServerCodecV2(lane.Codec{})).Submit(t.Context(), SubmitOptions{Path: path}); err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(f.got, want) || !bytes.Equal(f.begin.GetSha256(), hash[:]) || f.end != nil {
+		t.Errorf("%d bytes came, announced as %v, ended by %v", len(f.got), f.begin, f.end)
+	}
+	// Another refusal is passed on.
+	f.refuse = status.Error(codes.InvalidArgument, "no")
+	if _, err := connect(t, f, grpc.ForceServerCodecV2(lane.Codec{})).Submit(t.Context(), SubmitOptions{Path: path}); !errors.Is(err, ErrRefused) || !strings.HasSuffix(err.Error(), ": no") {
+		t.Error(err)
 	}
 }
 

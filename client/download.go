@@ -12,7 +12,9 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"headwater/bulk"
 	"headwater/internal/atomicfile"
+	"headwater/lane"
 	headwaterv1 "headwater/proto/headwater/v1"
 )
 
@@ -27,7 +29,8 @@ func (c *Client) Download(ctx context.Context, id, path string, progress func(do
 	if err != nil {
 		return nil, c.wrap(doing, err)
 	}
-	first, err := stream.Recv()
+	first := &headwaterv1.DownloadResultResponse{}
+	memory, err := bulk.Recv(stream, first)
 	if err == nil {
 		err = c.checkStream(stream)
 	}
@@ -44,7 +47,7 @@ func (c *Client) Download(ctx context.Context, id, path string, progress func(do
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", doing, err)
 	}
-	if err := c.fetch(stream, file, first.GetData(), size, want, progress); err != nil {
+	if err := c.fetch(stream, file, first.GetData(), memory, size, want, progress); err != nil {
 		return nil, errors.Join(c.fetchError(doing, err), file.Abort())
 	}
 	if err := file.Commit(); err != nil {
@@ -66,8 +69,8 @@ func (c *Client) fetchError(doing string, err error) error {
 	return c.wrap(doing, err)
 }
 
-// fetch writes data and the rest of the stream to file, and checks size and hash.
-func (c *Client) fetch(stream headwaterv1.CoordinatorService_DownloadResultClient, file io.Writer, data []byte, size int64, want []byte, progress func(done, total int64)) error {
+// fetch writes data, which lies in memory, and the rest of the stream to file, and checks size and hash.
+func (c *Client) fetch(stream headwaterv1.CoordinatorService_DownloadResultClient, file io.Writer, data []byte, memory *lane.Buffer, size int64, want []byte, progress func(done, total int64)) error {
 	hash := sha256.New()
 	var done int64
 	for {
@@ -78,11 +81,13 @@ func (c *Client) fetch(stream headwaterv1.CoordinatorService_DownloadResultClien
 			return localError{err}
 		}
 		hash.Write(data)
+		memory.Free()
 		done += int64(len(data))
 		if progress != nil && len(data) > 0 {
 			progress(done, size)
 		}
-		resp, err := stream.Recv()
+		resp, err := &headwaterv1.DownloadResultResponse{}, error(nil)
+		memory, err = bulk.Recv(stream, resp)
 		if errors.Is(err, io.EOF) {
 			break
 		}

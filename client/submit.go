@@ -11,12 +11,23 @@ import (
 	"strings"
 	"time"
 
+	"github.com/zeebo/xxh3"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"headwater/bulk"
+	"headwater/lane"
 	headwaterv1 "headwater/proto/headwater/v1"
 	"headwater/protocol"
 	"headwater/tensor"
 )
+
+// minorUnannounced is the minor version of the protocol since which a file need not be hashed before it is sent.
+const minorUnannounced = 1
+
+// pieceBytes is how much of a file is sent at once.
+const pieceBytes = protocol.BlockBytes
 
 // MaxHeaderBytes is the largest header of a job file that a coordinator takes.
 const MaxHeaderBytes = 16 << 20
@@ -35,7 +46,7 @@ type SubmitOptions struct {
 	Deadline  time.Duration            // longest time that the job may run; 0: the coordinator's limit
 
 	// Hashed and Sent, where given, are told after each piece how many bytes of the file were hashed or sent, from the
-	// calling goroutine.
+	// calling goroutine. Only a job with a key is hashed first: what is known by its key need not be sent.
 	Hashed, Sent func(done, total int64)
 }
 
@@ -47,9 +58,18 @@ func (c *Client) Submit(ctx context.Context, opts SubmitOptions) (*headwaterv1.J
 	if err != nil {
 		return nil, err
 	}
-	job, err := c.submit(ctx, source, opts)
+	job, err := c.submit(ctx, source, opts, opts.Key != "")
+	var older *unannouncedError
+	if errors.As(err, &older) {
+		job, err = c.submit(ctx, source, opts, true)
+	}
 	return job, errors.Join(err, source.close())
 }
+
+// unannouncedError is the refusal of a coordinator that wants to know every file's SHA-256 first.
+type unannouncedError struct{ error }
+
+func (e *unannouncedError) Unwrap() error { return e.error }
 
 // source is the bytes of a safetensors file, wherever they come from.
 type source struct {
@@ -98,13 +118,14 @@ func open(opts SubmitOptions) (*source, error) {
 	return &source{ReaderAt: f, name: name, size: info.Size(), close: f.Close}, nil
 }
 
-func (c *Client) submit(ctx context.Context, source *source, opts SubmitOptions) (*headwaterv1.Job, error) {
+// submit submits the file, whose SHA-256 it announces or not.
+func (c *Client) submit(ctx context.Context, source *source, opts SubmitOptions, announced bool) (*headwaterv1.Job, error) {
 	name := opts.Name
 	if name == "" {
 		name = source.name
 	}
 	doing := "submit " + name
-	begin, err := announce(ctx, source, opts)
+	begin, err := announce(ctx, source, opts, announced)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", doing, err)
 	}
@@ -125,10 +146,15 @@ func (c *Client) submit(ctx context.Context, source *source, opts SubmitOptions)
 		err = c.checkStream(stream)
 	}
 	if err != nil {
-		return nil, c.firstError(doing, err, stream)
+		header, _ := stream.Header()
+		refused := c.firstError(doing, err, stream)
+		if !announced && status.Code(err) == codes.InvalidArgument && protocol.Before(header, minorUnannounced) {
+			return nil, &unannouncedError{refused}
+		}
+		return nil, refused
 	}
 	if verdict.GetSend() {
-		if err := send(stream, source, opts.Sent); err != nil {
+		if err := send(stream, source, announced, opts.Sent); err != nil {
 			return nil, c.wrap(doing, err)
 		}
 	}
@@ -148,22 +174,26 @@ func (c *Client) submit(ctx context.Context, source *source, opts SubmitOptions)
 	}
 }
 
-// announce reads the file once, for its hash.
-func announce(ctx context.Context, source *source, opts SubmitOptions) (*headwaterv1.SubmitBegin, error) {
+// announce reads the file's header, and where it is hashed first, all of it.
+func announce(ctx context.Context, source *source, opts SubmitOptions, hashed bool) (*headwaterv1.SubmitBegin, error) {
 	header, err := tensor.HeaderBytes(source, source.size, MaxHeaderBytes)
 	if err != nil {
 		return nil, err
 	}
-	hash := sha256.New()
-	err = pieces(ctx, source, opts.Hashed, func(piece []byte) error {
-		_, err := hash.Write(piece)
-		return err
-	})
-	if err != nil {
-		return nil, err
-	}
 	begin := &headwaterv1.SubmitBegin{
-		Key: opts.Key, SizeBytes: uint64(source.size), Sha256: hash.Sum(nil), Header: header, Overrides: opts.Overrides, Codec: opts.Codec,
+		Key: opts.Key, SizeBytes: uint64(source.size), Header: header, Overrides: opts.Overrides, Codec: opts.Codec,
+	}
+	if hashed {
+		hash := sha256.New()
+		err := pieces(ctx, source, opts.Hashed, func(piece *lane.Buffer) error {
+			hash.Write(piece.Bytes())
+			piece.Free()
+			return nil
+		})
+		if err != nil {
+			return nil, err
+		}
+		begin.Sha256 = hash.Sum(nil)
 	}
 	if begin.Codec == headwaterv1.ContextCodec_CONTEXT_CODEC_UNSPECIFIED {
 		begin.Codec = headwaterv1.ContextCodec_CONTEXT_CODEC_EXACT
@@ -174,11 +204,19 @@ func announce(ctx context.Context, source *source, opts SubmitOptions) (*headwat
 	return begin, nil
 }
 
-// send sends the file's bytes. When the coordinator ends the call, the error is its reason.
-func send(stream headwaterv1.CoordinatorService_SubmitClient, source *source, progress func(done, total int64)) error {
-	err := pieces(stream.Context(), source, progress, func(piece []byte) error {
-		return stream.Send(&headwaterv1.SubmitRequest{Request: &headwaterv1.SubmitRequest_Data{Data: piece}})
+// send sends the file's bytes, and their sum where no other was announced. When the coordinator ends the call, the error is
+// its reason.
+func send(stream headwaterv1.CoordinatorService_SubmitClient, source *source, announced bool, progress func(done, total int64)) error {
+	var sum xxh3.Hasher
+	err := pieces(stream.Context(), source, progress, func(piece *lane.Buffer) error {
+		if !announced {
+			_, _ = sum.Write(piece.Bytes()) // never fails
+		}
+		return bulk.Send(stream, &headwaterv1.SubmitRequest{Request: &headwaterv1.SubmitRequest_Data{Data: piece.Bytes()}}, piece)
 	})
+	if err == nil && !announced {
+		err = stream.Send(&headwaterv1.SubmitRequest{Request: &headwaterv1.SubmitRequest_End{End: &headwaterv1.SubmitEnd{Hash: sum.Sum64()}}})
+	}
 	if errors.Is(err, io.EOF) {
 		_, err = stream.Recv()
 		return unexpectedEnd(err)
@@ -186,21 +224,22 @@ func send(stream headwaterv1.CoordinatorService_SubmitClient, source *source, pr
 	return err
 }
 
-// pieces calls do with one piece of the source after another; the piece is do's until it returns.
-func pieces(ctx context.Context, source *source, progress func(done, total int64), do func([]byte) error) error {
-	buffer := make([]byte, min(protocol.BlockBytes, source.size))
+// pieces gives do one piece of the source after another.
+func pieces(ctx context.Context, source *source, progress func(done, total int64), do func(*lane.Buffer) error) error {
 	for at := int64(0); at < source.size; {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		piece := buffer[:min(int64(len(buffer)), source.size-at)]
-		if n, err := source.ReadAt(piece, at); n < len(piece) {
+		size := min(pieceBytes, source.size-at)
+		piece := lane.NewBuffer(int(size))
+		if n, err := source.ReadAt(piece.Bytes(), at); int64(n) < size {
+			piece.Free()
 			return fmt.Errorf("read byte %d of %d of %s: %w", at+int64(n), source.size, source.name, err)
 		}
 		if err := do(piece); err != nil {
 			return err
 		}
-		at += int64(len(piece))
+		at += size
 		if progress != nil {
 			progress(at, source.size)
 		}

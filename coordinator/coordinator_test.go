@@ -1,6 +1,8 @@
 package coordinator_test
 
 import (
+	"bytes"
+	"crypto/sha256"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -14,15 +16,18 @@ import (
 	"testing"
 	"time"
 
+	"github.com/zeebo/xxh3"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
+	"headwater/bulk"
 	"headwater/client"
 	"headwater/coordinator"
 	headwaterv1 "headwater/proto/headwater/v1"
 	"headwater/protocol"
+	"headwater/tensor"
 )
 
 func workers(n int) []workerOptions {
@@ -93,7 +98,11 @@ type mortalStream struct {
 }
 
 func (s mortalStream) SendMsg(m any) error {
-	if r, ok := m.(*headwaterv1.RunResponse); ok && r.GetShardOpened() == nil && s.m.left.Add(-1) == 0 {
+	f, ok := m.(*bulk.Frame)
+	if !ok {
+		return s.ServerStream.SendMsg(m)
+	}
+	if r, ok := f.Message.(*headwaterv1.RunResponse); ok && r.GetShardOpened() == nil && s.m.left.Add(-1) == 0 {
 		s.m.die()
 		return status.Error(codes.Unavailable, "dead")
 	}
@@ -444,9 +453,81 @@ func TestSubmissionThatLies(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, err = c.Submit(t.Context(), client.SubmitOptions{Reader: &changing{data: data}, Size: int64(len(data)), Name: "job.safetensors"})
+	_, err = c.Submit(t.Context(), client.SubmitOptions{Reader: &changing{data: data}, Size: int64(len(data)), Name: "job.safetensors", Key: "key"})
 	if status.Code(unwrapAll(err)) != codes.InvalidArgument || !strings.Contains(err.Error(), "SHA-256") {
 		t.Fatal(err)
+	}
+
+	conn, err := grpc.NewClient("passthrough:///"+c.Address(), protocol.DialOptions()...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	header, err := tensor.HeaderBytes(bytes.NewReader(data), int64(len(data)), 1<<20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sha := sha256.Sum256(data)
+	begin := func(key string, sum []byte) *headwaterv1.SubmitRequest {
+		return &headwaterv1.SubmitRequest{Request: &headwaterv1.SubmitRequest_Begin{Begin: &headwaterv1.SubmitBegin{
+			Key: key, Sha256: sum, Name: "job.safetensors", SizeBytes: uint64(len(data)), Header: header, Codec: headwaterv1.ContextCodec_CONTEXT_CODEC_EXACT,
+		}}}
+	}
+	piece := func(b []byte) *headwaterv1.SubmitRequest {
+		return &headwaterv1.SubmitRequest{Request: &headwaterv1.SubmitRequest_Data{Data: b}}
+	}
+	end := func(hash uint64) *headwaterv1.SubmitRequest {
+		return &headwaterv1.SubmitRequest{Request: &headwaterv1.SubmitRequest_End{End: &headwaterv1.SubmitEnd{Hash: hash}}}
+	}
+	flipped := bytes.Clone(data)
+	flipped[len(data)-1] ^= 1
+	sum := xxh3.Hash(data)
+	for _, lie := range []struct {
+		name, want string // "" is taken
+		messages   []*headwaterv1.SubmitRequest
+	}{
+		{"SHA-256 announced", "", []*headwaterv1.SubmitRequest{begin("a", sha[:]), piece(data[:100]), piece(data[100:])}},
+		{"sum at the end", "", []*headwaterv1.SubmitRequest{begin("", nil), piece(data[:100]), piece(data[100:]), end(sum)}},
+		{"a key without SHA-256", "a job with a key is announced with its file's SHA-256", []*headwaterv1.SubmitRequest{begin("b", nil)}},
+		{"short SHA-256", "the file's SHA-256 has 31 bytes", []*headwaterv1.SubmitRequest{begin("", sha[1:])}},
+		{"other bytes than summed", "another sum than was sent", []*headwaterv1.SubmitRequest{begin("", nil), piece(flipped), end(sum)}},
+		{"no sum", "neither the file's SHA-256 was announced nor its sum sent", []*headwaterv1.SubmitRequest{begin("", nil), piece(data)}},
+		{"both sums", "its SHA-256 before", []*headwaterv1.SubmitRequest{begin("", sha[:]), piece(data), end(sum)}},
+		{"more after the end", "not the last message", []*headwaterv1.SubmitRequest{begin("", nil), piece(data[1:]), end(sum), piece(data[:1])}},
+		{"two ends", "not the last message", []*headwaterv1.SubmitRequest{begin("", nil), piece(data), end(sum), end(sum)}},
+		{"end too early", "100 of the announced", []*headwaterv1.SubmitRequest{begin("", nil), piece(data[:100]), end(sum)}},
+	} {
+		stream, err := headwaterv1.NewCoordinatorServiceClient(conn).Submit(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range lie.messages {
+			if err := stream.Send(m); err != nil && !errors.Is(err, io.EOF) {
+				t.Fatal(err)
+			}
+		}
+		if err := stream.CloseSend(); err != nil {
+			t.Fatal(err)
+		}
+		var job *headwaterv1.Job
+		for {
+			var resp *headwaterv1.SubmitResponse
+			if resp, err = stream.Recv(); err != nil {
+				break
+			}
+			job = resp.GetJob()
+		}
+		switch {
+		case lie.want == "" && (!errors.Is(err, io.EOF) || job.GetContentHash() == ""):
+			t.Errorf("%s: %v, %v", lie.name, job, err)
+		case lie.want != "" && (status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), lie.want)):
+			t.Errorf("%s: %v", lie.name, err)
+		}
+	}
+	// However a file was announced, the same content has the same hash.
+	jobs, err := c.List(t.Context())
+	if err != nil || len(jobs) != 2 || jobs[0].GetContentHash() != jobs[1].GetContentHash() {
+		t.Errorf("jobs %v, %v", jobs, err)
 	}
 }
 

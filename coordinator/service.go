@@ -10,7 +10,9 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"headwater/bulk"
 	"headwater/coordinator/internal/scatter"
+	"headwater/lane"
 	"headwater/membership"
 	headwaterv1 "headwater/proto/headwater/v1"
 	"headwater/protocol"
@@ -100,11 +102,11 @@ func (c *Coordinator) DownloadResult(r *headwaterv1.DownloadResultRequest, strea
 	defer func() { err = errors.Join(err, f.Close()) }()
 	m := &headwaterv1.DownloadResultResponse{Job: job}
 	for {
-		piece := make([]byte, protocol.BlockBytes)
-		n, err := io.ReadFull(f, piece)
+		memory := lane.NewBuffer(protocol.BlockBytes)
+		n, err := io.ReadFull(f, memory.Bytes())
 		if n > 0 || m.GetJob() != nil {
-			m.Data = piece[:n]
-			if err := stream.Send(m); err != nil {
+			m.Data = memory.Bytes()[:n]
+			if err := bulk.Send(stream, m, memory); err != nil {
 				return err
 			}
 			m = &headwaterv1.DownloadResultResponse{}

@@ -13,15 +13,18 @@ import (
 	"sync"
 	"time"
 
+	"github.com/zeebo/xxh3"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"headwater/bulk"
 	"headwater/coordinator/internal/scatter"
 	"headwater/internal/atomicfile"
 	"headwater/job"
+	"headwater/lane"
 	"headwater/membership"
 	headwaterv1 "headwater/proto/headwater/v1"
 	"headwater/shard"
@@ -57,8 +60,11 @@ func (c *Coordinator) submit(stream submitStream) error {
 	}
 	offered := &headwaterv1.Job{
 		Id: c.newID(), Key: begin.GetKey(), Name: begin.GetName(), State: headwaterv1.JobState_JOB_STATE_UPLOADING,
-		ContentHash: contentHash(begin.GetSha256(), parsed), SizeBytes: begin.GetSizeBytes(), Kind: parsed.Kind.String(),
+		SizeBytes: begin.GetSizeBytes(), Kind: parsed.Kind.String(),
 		Created: timestamppb.New(c.Now()), Progress: &headwaterv1.Progress{Phase: "uploading"},
+	}
+	if begin.GetSha256() != nil {
+		offered.ContentHash = contentHash(begin.GetSha256(), parsed)
 	}
 	request := proto.CloneOf(begin)
 	request.Header = nil
@@ -92,7 +98,9 @@ func (c *Coordinator) check(begin *headwaterv1.SubmitBegin) (*job.Job, error) {
 		return nil, refuse("a submission starts with its announcement")
 	case len(begin.GetKey()) > maxKey || len(begin.GetName()) > maxKey:
 		return nil, refuse("key and name have %d and %d bytes, at most %d are taken", len(begin.GetKey()), len(begin.GetName()), maxKey)
-	case len(begin.GetSha256()) != sha256.Size:
+	case len(begin.GetSha256()) == 0 && begin.GetKey() != "":
+		return nil, refuse("a job with a key is announced with its file's SHA-256")
+	case len(begin.GetSha256()) != sha256.Size && len(begin.GetSha256()) != 0:
 		return nil, refuse("the file's SHA-256 has %d bytes, not %d", len(begin.GetSha256()), sha256.Size)
 	case len(begin.GetHeader()) > maxHeader:
 		return nil, refuse("the file's header has %d bytes, at most %d are taken", len(begin.GetHeader()), maxHeader)
@@ -137,7 +145,8 @@ func (c *Coordinator) upload(ctx context.Context, stream submitStream, e *entry,
 	if err := stream.Send(&headwaterv1.SubmitResponse{Job: e.snapshot(), Send: true}); err != nil {
 		return err
 	}
-	if err := c.receive(ctx, stream, file, begin); err != nil {
+	sum, err := c.receive(ctx, stream, file, begin)
+	if err != nil {
 		return err
 	}
 	input, err := tensor.OpenReaderAt(begin.GetName(), file, int64(begin.GetSizeBytes()))
@@ -147,7 +156,12 @@ func (c *Coordinator) upload(ctx context.Context, stream submitStream, e *entry,
 	if header, err := tensor.HeaderBytes(file, int64(begin.GetSizeBytes()), maxHeader); err != nil || !bytes.Equal(header, begin.GetHeader()) {
 		return errors.Join(status.Error(codes.InvalidArgument, "the file's header is not the one that was announced"), err)
 	}
-	uploaded := e.snapshot()
+	uploaded := proto.CloneOf(e.snapshot())
+	uploaded.ContentHash = contentHash(sum, parsed)
+	e.show(uploaded)
+	// The disk is busy while values are checked.
+	flushed := make(chan error, 1)
+	go func() { flushed <- file.Flush() }()
 	told := c.Now()
 	err = parsed.CheckValues(ctx, input, func(done, total int64) {
 		if now := c.Now(); now.Sub(told) >= 100*time.Millisecond {
@@ -157,13 +171,14 @@ func (c *Coordinator) upload(ctx context.Context, stream submitStream, e *entry,
 			e.show(checking)
 		}
 	})
+	unflushed := <-flushed
 	if err != nil {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
 		return err
 	}
-	if err := file.Commit(); err != nil {
+	if err := errors.Join(unflushed, file.Commit()); err != nil {
 		return fmt.Errorf("spool job: %w", err)
 	}
 	if err := c.enqueue(e); err != nil {
@@ -173,54 +188,94 @@ func (c *Coordinator) upload(ctx context.Context, stream submitStream, e *entry,
 	return nil
 }
 
-// receive writes the pieces of the file until the client half-closes, and checks their sum.
-func (c *Coordinator) receive(ctx context.Context, stream submitStream, file io.Writer, begin *headwaterv1.SubmitBegin) error {
+// receive writes the pieces of the file until the client half-closes, checks their sum, and returns their SHA-256.
+func (c *Coordinator) receive(ctx context.Context, stream submitStream, file io.Writer, begin *headwaterv1.SubmitBegin) ([]byte, error) {
+	refuse := func(format string, args ...any) error { return status.Errorf(codes.InvalidArgument, format, args...) }
+	sum := newSummer(len(begin.GetSha256()) == 0)
+	defer sum.total()
 	var got uint64
-	// The sum is made beside, of pieces that are nobody else's: it takes as long as all the rest here.
-	sum, pieces, summed := sha256.New(), make(chan []byte, 4), make(chan struct{})
-	go func() {
-		defer close(summed)
-		for piece := range pieces {
-			sum.Write(piece)
-		}
-	}()
-	total := sync.OnceValue(func() []byte {
-		close(pieces)
-		<-summed
-		return sum.Sum(nil)
-	})
-	defer total()
+	var end *headwaterv1.SubmitEnd
 	for {
-		m, err := stream.Recv()
+		m := &headwaterv1.SubmitRequest{}
+		memory, err := bulk.Recv(stream, m)
 		if ctx.Err() != nil {
-			return context.Cause(ctx)
+			return nil, context.Cause(ctx)
 		}
 		if errors.Is(err, io.EOF) {
 			break
 		}
 		if err != nil {
-			return err
+			return nil, err
 		}
-		if m.GetBegin() != nil {
-			return status.Error(codes.InvalidArgument, "the announcement came twice")
+		data := m.GetData()
+		got += uint64(len(data))
+		switch {
+		case m.GetBegin() != nil:
+			return nil, refuse("the announcement came twice")
+		case end != nil:
+			return nil, refuse("the end of the file was not the last message")
+		case m.GetEnd() != nil && len(begin.GetSha256()) > 0:
+			return nil, refuse("the file's sum came at its end, and its SHA-256 before")
+		case got > begin.GetSizeBytes():
+			return nil, refuse("more than the announced %d bytes were sent", begin.GetSizeBytes())
 		}
-		got += uint64(len(m.GetData()))
-		if got > begin.GetSizeBytes() {
-			return status.Errorf(codes.InvalidArgument, "more than the announced %d bytes were sent", begin.GetSizeBytes())
+		end = m.GetEnd()
+		if _, err := file.Write(data); err != nil {
+			return nil, fmt.Errorf("spool job: %w", err)
 		}
-		pieces <- m.GetData()
-		if _, err := file.Write(m.GetData()); err != nil {
-			return fmt.Errorf("spool job: %w", err)
-		}
+		sum.add(data, memory)
 	}
 	if got != begin.GetSizeBytes() {
-		return status.Errorf(codes.InvalidArgument, "%d of the announced %d bytes were sent", got, begin.GetSizeBytes())
+		return nil, refuse("%d of the announced %d bytes were sent", got, begin.GetSizeBytes())
 	}
-	if !bytes.Equal(total(), begin.GetSha256()) {
-		return status.Error(codes.InvalidArgument, "the bytes that came have another SHA-256 than was announced")
+	hash, short := sum.total()
+	switch {
+	case len(begin.GetSha256()) > 0 && !bytes.Equal(hash, begin.GetSha256()):
+		return nil, refuse("the bytes that came have another SHA-256 than was announced")
+	case len(begin.GetSha256()) == 0 && end == nil:
+		return nil, refuse("neither the file's SHA-256 was announced nor its sum sent")
+	case end != nil && end.GetHash() != short:
+		return nil, refuse("the bytes that came have another sum than was sent")
 	}
-	return nil
+	return hash, nil
 }
+
+// summer sums the pieces of a file beside what else is done to them: that takes as long as all the rest.
+type summer struct {
+	pieces chan summed
+	// total waits for the end of all pieces and returns their SHA-256, and their xxh3 where it was asked for.
+	total func() (hash []byte, short uint64)
+}
+
+// summed is a piece, and the memory that is free once it is summed.
+type summed struct {
+	data   []byte
+	memory *lane.Buffer
+}
+
+func newSummer(both bool) *summer {
+	s := &summer{pieces: make(chan summed, 4)}
+	sum, short, done := sha256.New(), xxh3.New(), make(chan struct{})
+	go func() {
+		defer close(done)
+		for p := range s.pieces {
+			sum.Write(p.data)
+			if both {
+				_, _ = short.Write(p.data) // never fails
+			}
+			p.memory.Free()
+		}
+	}()
+	s.total = sync.OnceValues(func() ([]byte, uint64) {
+		close(s.pieces)
+		<-done
+		return sum.Sum(nil), short.Sum64()
+	})
+	return s
+}
+
+// add gives the summer a piece.
+func (s *summer) add(data []byte, memory *lane.Buffer) { s.pieces <- summed{data, memory} }
 
 // forget drops a job whose upload failed; who watches it sees why.
 func (c *Coordinator) forget(e *entry, err error) {

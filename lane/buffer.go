@@ -88,6 +88,38 @@ func (o *owned) Put(*[]byte) { (*Buffer)(o).Free() }
 
 func (*owned) Get(int) *[]byte { panic("lane: a pool of one buffer") }
 
+// Give makes pieces a message of gRPC's, and gives it the buffer, in which some of them lie: it is freed when these have been
+// written. Pieces that lie elsewhere must not be changed any more.
+func (b *Buffer) Give(pieces [][]byte) mem.BufferSlice {
+	message := make(mem.BufferSlice, len(pieces))
+	if b == nil {
+		for i, p := range pieces {
+			message[i] = mem.SliceBuffer(p)
+		}
+		return message
+	}
+	whole := mem.NewBuffer(&b.bytes, (*owned)(b))
+	for i, p := range pieces {
+		if at, ok := b.offset(p); ok {
+			message[i] = whole.Slice(at, at+len(p))
+		} else {
+			message[i] = mem.SliceBuffer(p)
+		}
+	}
+	whole.Free()
+	return message
+}
+
+// offset says where in the buffer p lies.
+func (b *Buffer) offset(p []byte) (at int, ok bool) {
+	if len(p) == 0 || len(p) > len(b.bytes) {
+		return 0, false
+	}
+	// An address before the buffer becomes a number that is too large.
+	distance := uintptr(unsafe.Pointer(&p[0])) - uintptr(unsafe.Pointer(&b.bytes[0]))
+	return int(distance), distance <= uintptr(len(b.bytes)-len(p))
+}
+
 // give makes the buffers, of which head is not empty, one frame of gRPC's.
 func give(head, payload *Buffer) mem.BufferSlice {
 	if payload == nil {

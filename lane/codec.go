@@ -6,9 +6,16 @@ import (
 	"google.golang.org/grpc/mem"
 )
 
-// Codec is gRPC's codec "proto", which reads and writes Request and Response by hand. Servers of SessionService are made
-// with it (grpc.ForceServerCodecV2); Open uses it on the client's side.
+// Codec is gRPC's codec "proto", which reads and writes Request and Response by hand, and leaves each Frame to itself. Servers
+// of SessionService are made with it (grpc.ForceServerCodecV2); Open uses it on the client's side.
 type Codec struct{}
+
+// Frame is a message that encodes itself. gRPC frees what MarshalFrame returns when it has been written; UnmarshalFrame copies
+// what it needs of data.
+type Frame interface {
+	MarshalFrame() (mem.BufferSlice, error)
+	UnmarshalFrame(data mem.BufferSlice) error
+}
 
 var standard = encoding.GetCodecV2(proto.Name)
 
@@ -22,6 +29,8 @@ func (Codec) Marshal(v any) (mem.BufferSlice, error) {
 		return m.marshal()
 	case *Response:
 		return m.marshal()
+	case Frame:
+		return m.MarshalFrame()
 	}
 	return standard.Marshal(v)
 }
@@ -36,6 +45,8 @@ func (Codec) Unmarshal(data mem.BufferSlice, v any) error {
 	case *Response:
 		m.fault = m.unmarshal(data)
 		return nil
+	case Frame:
+		return m.UnmarshalFrame(data)
 	}
 	return standard.Unmarshal(data, v)
 }

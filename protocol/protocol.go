@@ -26,7 +26,7 @@ import (
 )
 
 // Version is the protocol's version, MAJOR.MINOR. A minor version adds what older peers ignore.
-const Version = "1.0"
+const Version = "1.1"
 
 // MetadataKey carries a peer's protocol version.
 const MetadataKey = "headwater-protocol"
@@ -68,7 +68,7 @@ func DialOptions() []grpc.DialOption {
 func dialOptions(version string) []grpc.DialOption {
 	return []grpc.DialOption{
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxReceiveBytes), grpc.MaxCallSendMsgSize(MaxMessageBytes)),
+		grpc.WithDefaultCallOptions(grpc.ForceCodecV2(lane.Codec{}), grpc.MaxCallRecvMsgSize(maxReceiveBytes), grpc.MaxCallSendMsgSize(MaxMessageBytes)),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: keepaliveTime, Timeout: keepaliveTimeout}),
 		grpc.WithUnaryInterceptor(func(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
 			return invoke(metadata.AppendToOutgoingContext(ctx, MetadataKey, version), method, req, reply, cc, opts...)
@@ -104,6 +104,16 @@ func Check(version string) error {
 		return status.Errorf(codes.FailedPrecondition, "peer speaks headwater protocol %s, this side speaks %s: the major versions differ", version, Version)
 	}
 	return nil
+}
+
+// Before says whether the header of a server of this major version names a minor version before one.
+func Before(header metadata.MD, minor int) bool {
+	for _, v := range header.Get(MetadataKey) {
+		_, named, _ := strings.Cut(v, ".")
+		n, err := strconv.Atoi(named)
+		return err == nil && n < minor && Check(v) == nil
+	}
+	return false
 }
 
 func checkUnary(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {

@@ -16,11 +16,14 @@ import (
 	"go.uber.org/goleak"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/status"
 	"google.golang.org/grpc/test/bufconn"
+	"google.golang.org/protobuf/proto"
 
 	"headwater/attention"
 	"headwater/kvcache"
+	"headwater/lane"
 	headwaterv1 "headwater/proto/headwater/v1"
 	"headwater/protocol"
 	"headwater/tensor"
@@ -78,21 +81,35 @@ type memoryStream struct {
 
 func (s *memoryStream) Context() context.Context { return s.ctx }
 
-func (s *memoryStream) Recv() (*headwaterv1.RunRequest, error) {
+func (s *memoryStream) server() runStream {
+	return &grpc.GenericServerStream[headwaterv1.RunRequest, headwaterv1.RunResponse]{ServerStream: s}
+}
+
+func (s *memoryStream) RecvMsg(to any) error {
 	select {
 	case m, ok := <-s.requests:
 		if !ok {
-			return nil, io.EOF
+			return io.EOF
 		}
-		return m, nil
+		b, err := proto.Marshal(m)
+		if err != nil {
+			return err
+		}
+		return lane.Codec{}.Unmarshal(mem.BufferSlice{mem.SliceBuffer(b)}, to)
 	case <-s.ctx.Done():
-		return nil, status.FromContextError(s.ctx.Err()).Err()
+		return status.FromContextError(s.ctx.Err()).Err()
 	}
 }
 
-func (s *memoryStream) Send(m *headwaterv1.RunResponse) error {
-	s.answers = append(s.answers, m)
-	return nil
+func (s *memoryStream) SendMsg(m any) error {
+	b, err := lane.Codec{}.Marshal(m)
+	if err != nil {
+		return err
+	}
+	defer b.Free()
+	answer := &headwaterv1.RunResponse{}
+	s.answers = append(s.answers, answer)
+	return proto.Unmarshal(b.Materialize(), answer)
 }
 
 // play runs messages on a worker; left open, the stream does not end after them. It checks that the worker keeps nothing,
@@ -108,7 +125,7 @@ func play(t fataler, w *Worker, open bool, messages ...*headwaterv1.RunRequest) 
 	if !open {
 		close(s.requests)
 	}
-	err := w.Run(s)
+	err := w.Run(s.server())
 	if used := w.budget.Used(); used != 0 {
 		t.Fatalf("%d bytes are in use after the stream (%v)", used, err)
 	}

@@ -12,7 +12,9 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"headwater/bulk"
 	"headwater/kvcache"
+	"headwater/lane"
 	headwaterv1 "headwater/proto/headwater/v1"
 	"headwater/shard"
 	"headwater/wire"
@@ -63,7 +65,7 @@ func (w *Worker) Run(stream runStream) error {
 	}
 	// A server can not interrupt Recv but by returning, so what receives outlives this call by a moment. It holds nothing
 	// that is counted, and Drain waits for it.
-	requests, ended := make(chan *headwaterv1.RunRequest), make(chan error, 1)
+	requests, ended := make(chan request), make(chan error, 1)
 	go func() {
 		defer w.end()
 		ended <- receive(ctx, stream, requests)
@@ -87,15 +89,22 @@ func (w *Worker) Run(stream runStream) error {
 	return err
 }
 
+// request is a message, and the memory that its bytes lie in while it is handled.
+type request struct {
+	*headwaterv1.RunRequest
+	memory *lane.Buffer
+}
+
 // receive hands over the stream's messages until it ends.
-func receive(ctx context.Context, stream runStream, requests chan<- *headwaterv1.RunRequest) error {
+func receive(ctx context.Context, stream runStream, requests chan<- request) error {
 	for {
-		req, err := stream.Recv()
+		m := &headwaterv1.RunRequest{}
+		memory, err := bulk.Recv(stream, m)
 		if err != nil {
 			return err
 		}
 		select {
-		case requests <- req:
+		case requests <- request{m, memory}:
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
@@ -103,7 +112,7 @@ func receive(ctx context.Context, stream runStream, requests chan<- *headwaterv1
 }
 
 // handle handles messages until the stream ends, and returns the job's id.
-func (r *run) handle(requests <-chan *headwaterv1.RunRequest, ended <-chan error) (job string, err error) {
+func (r *run) handle(requests <-chan request, ended <-chan error) (job string, err error) {
 	for {
 		select {
 		case <-r.ctx.Done():
@@ -112,7 +121,10 @@ func (r *run) handle(requests <-chan *headwaterv1.RunRequest, ended <-chan error
 			if open := req.GetOpen(); open != nil && r.problems == nil {
 				job = open.GetJobId()
 			}
-			if err := r.dispatch(req); err != nil {
+			// Handlers keep none of a message's bytes.
+			err := r.dispatch(req.RunRequest)
+			req.memory.Free()
+			if err != nil {
 				return job, err
 			}
 		case err := <-ended:
@@ -182,7 +194,7 @@ func (r *run) answer(resp *headwaterv1.RunResponse) error {
 	if r.ctx.Err() != nil {
 		return context.Cause(r.ctx)
 	}
-	return r.stream.Send(resp)
+	return bulk.Send(r.stream, resp, nil)
 }
 
 // launch takes n bytes of the budget for a block that is to be computed. It waits while the stream has too much in flight.

@@ -215,7 +215,7 @@ func TestKernelsEndWithTheirStream(t *testing.T) {
 		for _, m := range messages {
 			s.requests <- m
 		}
-		if err := w.Run(s); status.Code(err) != codes.DeadlineExceeded {
+		if err := w.Run(s.server()); status.Code(err) != codes.DeadlineExceeded {
 			t.Errorf("got %v", err)
 		}
 		if w.budget.Used() != 0 {

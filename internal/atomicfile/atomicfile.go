@@ -24,6 +24,8 @@ type File struct {
 	path  string
 	size  int64 // 0 unknown
 	steps steps
+
+	written, started int64 // by Write: bytes, and those that are on their way to the disk
 }
 
 // steps are what Commit and Create ask of the operating system; tests replace them.
@@ -150,8 +152,29 @@ func reason(err error) error {
 // Name returns the path of the temporary file, which ceases to exist at Commit and Abort.
 func (f *File) Name() string { return f.name }
 
-// Write appends p after what Write wrote before.
-func (f *File) Write(p []byte) (int, error) { return f.f.Write(p) }
+// behind is how many bytes Write lets gather before they are on their way to the disk.
+const behind = 8 << 20
+
+// Write appends p after what Write wrote before. What it writes is on its way to the disk long before Commit, which then has
+// little to wait for.
+func (f *File) Write(p []byte) (int, error) {
+	n, err := f.f.Write(p)
+	f.written += int64(n)
+	if f.written-f.started >= behind {
+		writeBack(f.f, f.started, f.written-f.started)
+		f.started = f.written
+	}
+	return n, err
+}
+
+// Flush brings what was written to the disk. Commit does so as well; who has something else to do meanwhile calls Flush
+// beside it.
+func (f *File) Flush() error {
+	if err := f.steps.sync(f.f); err != nil {
+		return fmt.Errorf("flush %s: %w", f.path, reason(err))
+	}
+	return nil
+}
 
 // WriteAt writes p from byte off on.
 func (f *File) WriteAt(p []byte, off int64) (int, error) { return f.f.WriteAt(p, off) }

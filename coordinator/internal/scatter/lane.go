@@ -12,7 +12,9 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
 
+	"headwater/bulk"
 	"headwater/coordinator/internal/ledger"
+	frames "headwater/lane"
 	"headwater/membership"
 	headwaterv1 "headwater/proto/headwater/v1"
 	"headwater/protocol"
@@ -52,10 +54,17 @@ func (a ask) parts() []int {
 	return parts
 }
 
+// load is a message of keys, values or weights, and the memory that they lie in, if it is to be used again.
+type load struct {
+	message *headwaterv1.RunRequest
+	memory  *frames.Buffer
+}
+
 // answer is one group's decoded part of the answer to a query block.
 type answer struct {
-	*headwaterv1.Context
-	context, lse []float32
+	*headwaterv1.Context     // without the frame
+	wire                 int // bytes of the frame
+	context, lse         []float32
 }
 
 // event is what a lane, or the reader of the job's file, tells the loop that runs the job.
@@ -80,7 +89,7 @@ type lane struct {
 	cancel context.CancelFunc
 	tasks  sync.WaitGroup
 
-	loads  chan *headwaterv1.RunRequest
+	loads  chan load
 	pushed atomic.Int64  // load messages given to loads
 	wake   chan struct{} // an ask was added, or room for one was made
 	gone   chan struct{} // closed when the stream has ended
@@ -148,7 +157,7 @@ func (r *run) openLane(ctx context.Context, m membership.Member, conn *grpc.Clie
 	l := &lane{
 		name: m.Name, identity: identity, report: &headwaterv1.WorkerReport{Name: m.Name},
 		conn: conn, stream: stream, cancel: cancel,
-		loads: make(chan *headwaterv1.RunRequest, loadsQueued), wake: make(chan struct{}, 1),
+		loads: make(chan load, loadsQueued), wake: make(chan struct{}, 1),
 		gone: make(chan struct{}), done: make(chan struct{}), sealed: map[shardKey]bool{}, sentAt: map[askKey]time.Time{},
 	}
 	l.tasks.Go(func() { l.send(ctx, r) })
@@ -165,10 +174,10 @@ func (l *lane) close() {
 
 // push gives the lane a message to send in order. A lane that has gone takes it and forgets it: its shards are loaded anew
 // elsewhere.
-func (l *lane) push(ctx context.Context, m *headwaterv1.RunRequest) error {
+func (l *lane) push(ctx context.Context, m *headwaterv1.RunRequest, memory *frames.Buffer) error {
 	l.pushed.Add(1)
 	select {
-	case l.loads <- m:
+	case l.loads <- load{m, memory}:
 	case <-l.gone:
 	case <-ctx.Done():
 		return ctx.Err()
@@ -234,13 +243,9 @@ func (l *lane) answered(k askKey) (time.Time, bool) {
 // send sends asks as soon as there is room for them, and loads otherwise. What fails at the stream is seen by receive.
 func (l *lane) send(ctx context.Context, r *run) {
 	var sent int64
-	load := func(m *headwaterv1.RunRequest) bool {
-		sent++
-		return l.put(m) == nil
-	}
 	for {
 		if a, ok := l.next(sent); ok {
-			if err := r.sendAsk(a, l.put); err != nil {
+			if err := r.sendAsk(a, func(m *headwaterv1.RunRequest) error { return l.put(m, nil) }); err != nil {
 				if !errors.Is(err, io.EOF) {
 					r.emit(ctx, event{lane: l, failed: err})
 				}
@@ -250,7 +255,8 @@ func (l *lane) send(ctx context.Context, r *run) {
 		}
 		select {
 		case m := <-l.loads:
-			if !load(m) {
+			sent++
+			if l.put(m.message, m.memory) != nil {
 				return
 			}
 		case <-l.wake:
@@ -265,9 +271,9 @@ func (l *lane) send(ctx context.Context, r *run) {
 	}
 }
 
-func (l *lane) put(m *headwaterv1.RunRequest) error {
+func (l *lane) put(m *headwaterv1.RunRequest, memory *frames.Buffer) error {
 	l.bytesOut.Add(payload(m))
-	return l.stream.Send(m)
+	return bulk.Send(l.stream, m, memory)
 }
 
 // payload is the number of bytes of tensors in a message.
@@ -294,9 +300,10 @@ func payload(m *headwaterv1.RunRequest) int64 {
 func (l *lane) receive(ctx context.Context, r *run) {
 	defer close(l.gone)
 	for {
-		m, err := l.stream.Recv()
+		m := &headwaterv1.RunResponse{}
+		memory, err := bulk.Recv(l.stream, m)
 		if err == nil {
-			err = l.handle(ctx, r, m)
+			err = l.handle(ctx, r, m, memory)
 		}
 		if err != nil {
 			r.emit(ctx, event{lane: l, ended: err})
@@ -305,7 +312,7 @@ func (l *lane) receive(ctx context.Context, r *run) {
 	}
 }
 
-func (l *lane) handle(ctx context.Context, r *run, m *headwaterv1.RunResponse) error {
+func (l *lane) handle(ctx context.Context, r *run, m *headwaterv1.RunResponse, memory *frames.Buffer) error {
 	switch m := m.GetResponse().(type) {
 	case *headwaterv1.RunResponse_ShardOpened:
 		r.emit(ctx, event{lane: l, opened: m.ShardOpened})
@@ -316,6 +323,7 @@ func (l *lane) handle(ctx context.Context, r *run, m *headwaterv1.RunResponse) e
 		l.nudge()
 	case *headwaterv1.RunResponse_Context:
 		a, err := r.decode(m.Context)
+		memory.Free()
 		if err != nil {
 			return err
 		}
@@ -340,7 +348,7 @@ func (r *run) decode(c *headwaterv1.Context) (*answer, error) {
 	_, count := p.block(int(c.GetBlock()))
 	heads := p.Shape.GroupSize()
 	a := r.answers.Get().(*answer)
-	a.Context = c
+	a.Context, a.wire = c, len(c.GetFrame())
 	a.context, a.lse = resize(a.context, count*heads*p.Shape.VDim), resize(a.lse, count*heads)
 	h, err := wire.Decode(c.GetFrame(), a.context, a.lse)
 	if err != nil {
@@ -349,6 +357,7 @@ func (r *run) decode(c *headwaterv1.Context) (*answer, error) {
 	if h.Group != int(c.GetGroup()) || h.Tokens != count || h.Heads != heads || h.VDim != p.Shape.VDim || h.Codec != r.codec {
 		return nil, fmt.Errorf("answer of group %d to block %d holds group %d, %d tokens, %d heads, v_dim %d in codec %s", c.GetGroup(), c.GetBlock(), h.Group, h.Tokens, h.Heads, h.VDim, h.Codec)
 	}
+	c.Frame = nil
 	return a, nil
 }
 

@@ -9,6 +9,7 @@ import (
 	"headwater/attention"
 	"headwater/coordinator/internal/ledger"
 	"headwater/kvcache"
+	frames "headwater/lane"
 	headwaterv1 "headwater/proto/headwater/v1"
 	"headwater/protocol"
 	"headwater/shard"
@@ -39,11 +40,16 @@ func (p *problem) loadBytes() int64 {
 	if p.projects() {
 		return int64(p.KVLen) * int64(p.DModel) * 4
 	}
+	return int64(p.KVLen) * int64(p.Shape.KVHeads) * p.rowBytes()
+}
+
+// rowBytes is what one position of one group has: key, value, and their scales.
+func (p *problem) rowBytes() int64 {
 	row := p.layout.KRowBytes() + p.layout.VRowBytes()
 	if p.KScale != "" {
 		row += 8
 	}
-	return int64(p.KVLen) * int64(p.Shape.KVHeads) * int64(row)
+	return int64(row)
 }
 
 // load reads each block of the batch's problems once and gives every lane its groups' part of it; then come the seal and the
@@ -106,12 +112,20 @@ func (r *run) loadKeyValues(ctx context.Context, p *problem, shares []*share) er
 			}
 		}
 		for _, s := range shares {
+			rows := len(s.groups) * n
+			memory := frames.NewBuffer(int(p.rowBytes()) * rows)
+			free := memory.Bytes()
+			take := func(data []byte, row int) (picked []byte) {
+				picked, free = free[:rows*row:rows*row], free[rows*row:]
+				pick(picked, data, s.groups, n, groups, row)
+				return picked
+			}
 			m := &headwaterv1.KeyValueBlock{
 				Problem: uint32(p.index), Groups: numbers(s.groups), Start: uint64(start), Count: uint32(n),
-				K: pick(k, s.groups, n, groups, kRow), V: pick(v, s.groups, n, groups, vRow),
+				K: take(k, kRow), V: take(v, vRow),
 			}
 			if p.KScale != "" {
-				m.KScale, m.VScale = pick(ks, s.groups, n, groups, 4), pick(vs, s.groups, n, groups, 4)
+				m.KScale, m.VScale = take(ks, 4), take(vs, 4)
 			}
 			for i, g := range s.groups {
 				rows := attention.Rows{K: m.K[i*n*kRow : (i+1)*n*kRow], V: m.V[i*n*vRow : (i+1)*n*vRow]}
@@ -122,7 +136,7 @@ func (r *run) loadKeyValues(ctx context.Context, p *problem, shares []*share) er
 					return fmt.Errorf("problem %q group %d: %w", p.Prefix, g, err)
 				}
 			}
-			if err := s.lane.push(ctx, &headwaterv1.RunRequest{Request: &headwaterv1.RunRequest_KeyValues{KeyValues: m}}); err != nil {
+			if err := s.lane.push(ctx, &headwaterv1.RunRequest{Request: &headwaterv1.RunRequest_KeyValues{KeyValues: m}}, memory); err != nil {
 				return err
 			}
 		}
@@ -151,7 +165,7 @@ func (r *run) loadHidden(ctx context.Context, p *problem, shares []*share) error
 				err := r.weights(w.name, w.add, int(g)*w.rows, w.rows, p.DModel, func(row int, data, bias []byte) error {
 					return s.lane.push(ctx, &headwaterv1.RunRequest{Request: &headwaterv1.RunRequest_Weights{Weights: &headwaterv1.WeightBlock{
 						Problem: uint32(p.index), Weight: w.kind, Group: uint32(g), Row: uint32(row - int(g)*w.rows), Data: data, Bias: bias,
-					}}})
+					}}}, nil)
 				})
 				if err != nil {
 					return err
@@ -170,7 +184,7 @@ func (r *run) loadHidden(ctx context.Context, p *problem, shares []*share) error
 		for _, s := range shares {
 			if err := s.lane.push(ctx, &headwaterv1.RunRequest{Request: &headwaterv1.RunRequest_Hidden{Hidden: &headwaterv1.HiddenBlock{
 				Problem: uint32(p.index), Groups: numbers(s.groups), Start: uint64(start), X: x, Cos: cos, Sin: sin,
-			}}}); err != nil {
+			}}}, nil); err != nil {
 				return err
 			}
 		}
@@ -184,7 +198,7 @@ func (r *run) seal(ctx context.Context, p *problem, shares []*share, receipt fun
 		for _, g := range s.groups {
 			if err := s.lane.push(ctx, &headwaterv1.RunRequest{Request: &headwaterv1.RunRequest_ShardSeal{ShardSeal: &headwaterv1.ShardSeal{
 				Problem: uint32(p.index), Group: uint32(g), Receipt: receipt(g),
-			}}}); err != nil {
+			}}}, nil); err != nil {
 				return err
 			}
 		}
@@ -243,16 +257,15 @@ func (p *problem) tables(start int64, n int) (cos, sin []byte) {
 	return littleEndian(c), littleEndian(s)
 }
 
-// pick gathers some groups' rows out of data [n, groups, row] into [picked, n, row].
-func pick(data []byte, picked []shard.Group, n, groups, row int) []byte {
-	out := make([]byte, 0, len(picked)*n*row)
+// pick gathers some groups' rows out of data [n, groups, row] into out [picked, n, row].
+func pick(out, data []byte, picked []shard.Group, n, groups, row int) {
 	for _, g := range picked {
 		for t := range n {
 			at := (t*groups + int(g)) * row
-			out = append(out, data[at:at+row]...)
+			copy(out[:row], data[at:at+row])
+			out = out[row:]
 		}
 	}
-	return out
 }
 
 func numbers(groups []shard.Group) []uint32 {

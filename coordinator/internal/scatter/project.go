@@ -84,7 +84,7 @@ func (r *run) release(ctx context.Context) {
 			for _, load := range l.shards {
 				err := l.push(ctx, &headwaterv1.RunRequest{Request: &headwaterv1.RunRequest_ShardClose{ShardClose: &headwaterv1.ShardClose{
 					Problem: uint32(load.Problem), Group: uint32(load.Group),
-				}}})
+				}}}, nil)
 				if err != nil {
 					return // the job has ended
 				}
@@ -146,7 +146,7 @@ func (r *run) assign(ctx context.Context, s *strip, strips []*strip) {
 		err := r.weights(p.WO, p.BO, s.from, s.to-s.from, p.Shape.Heads*p.Shape.VDim, func(row int, data, bias []byte) error {
 			return l.push(ctx, &headwaterv1.RunRequest{Request: &headwaterv1.RunRequest_Weights{Weights: &headwaterv1.WeightBlock{
 				Problem: uint32(p.index), Weight: headwaterv1.Weight_WEIGHT_OUTPUT, Row: uint32(row), Data: data, Bias: bias,
-			}}})
+			}}}, nil)
 		})
 		if err != nil {
 			r.emit(ctx, event{failed: err})

@@ -44,7 +44,8 @@ func (r *run) sendAsk(a ask, put func(*headwaterv1.RunRequest) error) error {
 		if err != nil {
 			return err
 		}
-		m.Q = pick(q, a.groups, count, p.Shape.KVHeads, row*4)
+		m.Q = make([]byte, len(a.groups)*count*row*4)
+		pick(m.Q, q, a.groups, count, p.Shape.KVHeads, row*4)
 	}
 	mask := operand{kind: headwaterv1.Operand_OPERAND_MASK, name: p.Mask, heads: p.heads(p.MaskHeads, a.groups), element: 1}
 	bias := operand{kind: headwaterv1.Operand_OPERAND_BIAS, name: p.Bias, heads: p.heads(p.BiasHeads, a.groups), element: 4}

@@ -350,7 +350,7 @@ func (r *run) reserve(ctx context.Context, loads []ledger.Load) {
 		for _, load := range loads {
 			err := lanes[load.Worker].push(ctx, &headwaterv1.RunRequest{Request: &headwaterv1.RunRequest_ShardOpen{ShardOpen: &headwaterv1.ShardOpen{
 				Problem: uint32(load.Problem), Group: uint32(load.Group), Epoch: uint64(load.Epoch),
-			}}})
+			}}}, nil)
 			if err != nil {
 				return // the job has ended
 			}
@@ -414,7 +414,7 @@ func (r *run) take(l *lane, a *answer) error {
 		return err
 	}
 	l.report.BytesInRaw += uint64(4 * (len(a.context) + len(a.lse)))
-	l.report.BytesInWire += uint64(len(a.GetFrame()))
+	l.report.BytesInWire += uint64(a.wire)
 	compute := time.Duration(a.GetComputeNanos())
 	l.account(compute, time.Since(sent)-compute-time.Duration(a.GetQueueNanos())-time.Duration(a.GetEncodeNanos()))
 	a.Context = nil

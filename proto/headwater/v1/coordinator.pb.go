@@ -101,6 +101,7 @@ type SubmitRequest struct {
 	//
 	//	*SubmitRequest_Begin
 	//	*SubmitRequest_Data
+	//	*SubmitRequest_End
 	Request       isSubmitRequest_Request `protobuf_oneof:"request"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -161,6 +162,15 @@ func (x *SubmitRequest) GetData() []byte {
 	return nil
 }
 
+func (x *SubmitRequest) GetEnd() *SubmitEnd {
+	if x != nil {
+		if x, ok := x.Request.(*SubmitRequest_End); ok {
+			return x.End
+		}
+	}
+	return nil
+}
+
 type isSubmitRequest_Request interface {
 	isSubmitRequest_Request()
 }
@@ -175,9 +185,16 @@ type SubmitRequest_Data struct {
 	Data []byte `protobuf:"bytes,2,opt,name=data,proto3,oneof"`
 }
 
+type SubmitRequest_End struct {
+	// Last message, where Begin has no SHA-256. Since version 1.1.
+	End *SubmitEnd `protobuf:"bytes,3,opt,name=end,proto3,oneof"`
+}
+
 func (*SubmitRequest_Begin) isSubmitRequest_Request() {}
 
 func (*SubmitRequest_Data) isSubmitRequest_Request() {}
+
+func (*SubmitRequest_End) isSubmitRequest_Request() {}
 
 // SubmitBegin announces a job.
 type SubmitBegin struct {
@@ -189,7 +206,8 @@ type SubmitBegin struct {
 	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
 	// Bytes of the file.
 	SizeBytes uint64 `protobuf:"varint,3,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
-	// SHA-256 of the file's bytes, 32 bytes.
+	// SHA-256 of the file's bytes, 32 bytes: what a known key is compared by. It may be empty where there is no key, since
+	// version 1.1; then End follows the bytes.
 	Sha256 []byte `protobuf:"bytes,4,opt,name=sha256,proto3" json:"sha256,omitempty"`
 	// The file's header: 8 bytes of length and the JSON; at most 16 MiB.
 	Header []byte `protobuf:"bytes,5,opt,name=header,proto3" json:"header,omitempty"`
@@ -289,6 +307,52 @@ func (x *SubmitBegin) GetDeadline() *durationpb.Duration {
 	return nil
 }
 
+// SubmitEnd ends the bytes of a job whose SHA-256 was not announced.
+type SubmitEnd struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// xxh3 (64 bits, seed 0) of the file's bytes.
+	Hash          uint64 `protobuf:"fixed64,1,opt,name=hash,proto3" json:"hash,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SubmitEnd) Reset() {
+	*x = SubmitEnd{}
+	mi := &file_headwater_v1_coordinator_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SubmitEnd) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SubmitEnd) ProtoMessage() {}
+
+func (x *SubmitEnd) ProtoReflect() protoreflect.Message {
+	mi := &file_headwater_v1_coordinator_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SubmitEnd.ProtoReflect.Descriptor instead.
+func (*SubmitEnd) Descriptor() ([]byte, []int) {
+	return file_headwater_v1_coordinator_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *SubmitEnd) GetHash() uint64 {
+	if x != nil {
+		return x.Hash
+	}
+	return 0
+}
+
 // SubmitResponse is one answer to a submission.
 type SubmitResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -302,7 +366,7 @@ type SubmitResponse struct {
 
 func (x *SubmitResponse) Reset() {
 	*x = SubmitResponse{}
-	mi := &file_headwater_v1_coordinator_proto_msgTypes[2]
+	mi := &file_headwater_v1_coordinator_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -314,7 +378,7 @@ func (x *SubmitResponse) String() string {
 func (*SubmitResponse) ProtoMessage() {}
 
 func (x *SubmitResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_coordinator_proto_msgTypes[2]
+	mi := &file_headwater_v1_coordinator_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -327,7 +391,7 @@ func (x *SubmitResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubmitResponse.ProtoReflect.Descriptor instead.
 func (*SubmitResponse) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_coordinator_proto_rawDescGZIP(), []int{2}
+	return file_headwater_v1_coordinator_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *SubmitResponse) GetJob() *Job {
@@ -359,7 +423,8 @@ type Job struct {
 	Error string `protobuf:"bytes,5,opt,name=error,proto3" json:"error,omitempty"`
 	// The gRPC code of the error.
 	ErrorCode uint32 `protobuf:"varint,6,opt,name=error_code,json=errorCode,proto3" json:"error_code,omitempty"`
-	// Content hash: SHA-256 over the file's hash and the effective options, in hexadecimal.
+	// Content hash: SHA-256 over the file's hash and the effective options, in hexadecimal; empty while the job is uploaded
+	// without an announced hash.
 	ContentHash string `protobuf:"bytes,7,opt,name=content_hash,json=contentHash,proto3" json:"content_hash,omitempty"`
 	// Bytes of the job file.
 	SizeBytes uint64 `protobuf:"varint,8,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
@@ -387,7 +452,7 @@ type Job struct {
 
 func (x *Job) Reset() {
 	*x = Job{}
-	mi := &file_headwater_v1_coordinator_proto_msgTypes[3]
+	mi := &file_headwater_v1_coordinator_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -399,7 +464,7 @@ func (x *Job) String() string {
 func (*Job) ProtoMessage() {}
 
 func (x *Job) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_coordinator_proto_msgTypes[3]
+	mi := &file_headwater_v1_coordinator_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -412,7 +477,7 @@ func (x *Job) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Job.ProtoReflect.Descriptor instead.
 func (*Job) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_coordinator_proto_rawDescGZIP(), []int{3}
+	return file_headwater_v1_coordinator_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Job) GetId() string {
@@ -553,7 +618,7 @@ type Progress struct {
 
 func (x *Progress) Reset() {
 	*x = Progress{}
-	mi := &file_headwater_v1_coordinator_proto_msgTypes[4]
+	mi := &file_headwater_v1_coordinator_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -565,7 +630,7 @@ func (x *Progress) String() string {
 func (*Progress) ProtoMessage() {}
 
 func (x *Progress) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_coordinator_proto_msgTypes[4]
+	mi := &file_headwater_v1_coordinator_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -578,7 +643,7 @@ func (x *Progress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Progress.ProtoReflect.Descriptor instead.
 func (*Progress) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_coordinator_proto_rawDescGZIP(), []int{4}
+	return file_headwater_v1_coordinator_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Progress) GetLoadedBytes() uint64 {
@@ -633,7 +698,7 @@ type Report struct {
 
 func (x *Report) Reset() {
 	*x = Report{}
-	mi := &file_headwater_v1_coordinator_proto_msgTypes[5]
+	mi := &file_headwater_v1_coordinator_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -645,7 +710,7 @@ func (x *Report) String() string {
 func (*Report) ProtoMessage() {}
 
 func (x *Report) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_coordinator_proto_msgTypes[5]
+	mi := &file_headwater_v1_coordinator_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -658,7 +723,7 @@ func (x *Report) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Report.ProtoReflect.Descriptor instead.
 func (*Report) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_coordinator_proto_rawDescGZIP(), []int{5}
+	return file_headwater_v1_coordinator_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Report) GetWorkers() []*WorkerReport {
@@ -714,7 +779,7 @@ type WorkerReport struct {
 
 func (x *WorkerReport) Reset() {
 	*x = WorkerReport{}
-	mi := &file_headwater_v1_coordinator_proto_msgTypes[6]
+	mi := &file_headwater_v1_coordinator_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -726,7 +791,7 @@ func (x *WorkerReport) String() string {
 func (*WorkerReport) ProtoMessage() {}
 
 func (x *WorkerReport) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_coordinator_proto_msgTypes[6]
+	mi := &file_headwater_v1_coordinator_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -739,7 +804,7 @@ func (x *WorkerReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkerReport.ProtoReflect.Descriptor instead.
 func (*WorkerReport) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_coordinator_proto_rawDescGZIP(), []int{6}
+	return file_headwater_v1_coordinator_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *WorkerReport) GetName() string {
@@ -809,7 +874,7 @@ type GetJobRequest struct {
 
 func (x *GetJobRequest) Reset() {
 	*x = GetJobRequest{}
-	mi := &file_headwater_v1_coordinator_proto_msgTypes[7]
+	mi := &file_headwater_v1_coordinator_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -821,7 +886,7 @@ func (x *GetJobRequest) String() string {
 func (*GetJobRequest) ProtoMessage() {}
 
 func (x *GetJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_coordinator_proto_msgTypes[7]
+	mi := &file_headwater_v1_coordinator_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -834,7 +899,7 @@ func (x *GetJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetJobRequest.ProtoReflect.Descriptor instead.
 func (*GetJobRequest) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_coordinator_proto_rawDescGZIP(), []int{7}
+	return file_headwater_v1_coordinator_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *GetJobRequest) GetId() string {
@@ -855,7 +920,7 @@ type GetJobResponse struct {
 
 func (x *GetJobResponse) Reset() {
 	*x = GetJobResponse{}
-	mi := &file_headwater_v1_coordinator_proto_msgTypes[8]
+	mi := &file_headwater_v1_coordinator_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -867,7 +932,7 @@ func (x *GetJobResponse) String() string {
 func (*GetJobResponse) ProtoMessage() {}
 
 func (x *GetJobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_coordinator_proto_msgTypes[8]
+	mi := &file_headwater_v1_coordinator_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -880,7 +945,7 @@ func (x *GetJobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetJobResponse.ProtoReflect.Descriptor instead.
 func (*GetJobResponse) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_coordinator_proto_rawDescGZIP(), []int{8}
+	return file_headwater_v1_coordinator_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *GetJobResponse) GetJob() *Job {
@@ -899,7 +964,7 @@ type ListJobsRequest struct {
 
 func (x *ListJobsRequest) Reset() {
 	*x = ListJobsRequest{}
-	mi := &file_headwater_v1_coordinator_proto_msgTypes[9]
+	mi := &file_headwater_v1_coordinator_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -911,7 +976,7 @@ func (x *ListJobsRequest) String() string {
 func (*ListJobsRequest) ProtoMessage() {}
 
 func (x *ListJobsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_coordinator_proto_msgTypes[9]
+	mi := &file_headwater_v1_coordinator_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -924,7 +989,7 @@ func (x *ListJobsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListJobsRequest.ProtoReflect.Descriptor instead.
 func (*ListJobsRequest) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_coordinator_proto_rawDescGZIP(), []int{9}
+	return file_headwater_v1_coordinator_proto_rawDescGZIP(), []int{10}
 }
 
 // ListJobsResponse is all jobs, newest first.
@@ -938,7 +1003,7 @@ type ListJobsResponse struct {
 
 func (x *ListJobsResponse) Reset() {
 	*x = ListJobsResponse{}
-	mi := &file_headwater_v1_coordinator_proto_msgTypes[10]
+	mi := &file_headwater_v1_coordinator_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -950,7 +1015,7 @@ func (x *ListJobsResponse) String() string {
 func (*ListJobsResponse) ProtoMessage() {}
 
 func (x *ListJobsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_coordinator_proto_msgTypes[10]
+	mi := &file_headwater_v1_coordinator_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -963,7 +1028,7 @@ func (x *ListJobsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListJobsResponse.ProtoReflect.Descriptor instead.
 func (*ListJobsResponse) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_coordinator_proto_rawDescGZIP(), []int{10}
+	return file_headwater_v1_coordinator_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ListJobsResponse) GetJobs() []*Job {
@@ -984,7 +1049,7 @@ type WatchJobRequest struct {
 
 func (x *WatchJobRequest) Reset() {
 	*x = WatchJobRequest{}
-	mi := &file_headwater_v1_coordinator_proto_msgTypes[11]
+	mi := &file_headwater_v1_coordinator_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -996,7 +1061,7 @@ func (x *WatchJobRequest) String() string {
 func (*WatchJobRequest) ProtoMessage() {}
 
 func (x *WatchJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_coordinator_proto_msgTypes[11]
+	mi := &file_headwater_v1_coordinator_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1009,7 +1074,7 @@ func (x *WatchJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchJobRequest.ProtoReflect.Descriptor instead.
 func (*WatchJobRequest) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_coordinator_proto_rawDescGZIP(), []int{11}
+	return file_headwater_v1_coordinator_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *WatchJobRequest) GetId() string {
@@ -1030,7 +1095,7 @@ type WatchJobResponse struct {
 
 func (x *WatchJobResponse) Reset() {
 	*x = WatchJobResponse{}
-	mi := &file_headwater_v1_coordinator_proto_msgTypes[12]
+	mi := &file_headwater_v1_coordinator_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1042,7 +1107,7 @@ func (x *WatchJobResponse) String() string {
 func (*WatchJobResponse) ProtoMessage() {}
 
 func (x *WatchJobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_coordinator_proto_msgTypes[12]
+	mi := &file_headwater_v1_coordinator_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1055,7 +1120,7 @@ func (x *WatchJobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchJobResponse.ProtoReflect.Descriptor instead.
 func (*WatchJobResponse) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_coordinator_proto_rawDescGZIP(), []int{12}
+	return file_headwater_v1_coordinator_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *WatchJobResponse) GetJob() *Job {
@@ -1076,7 +1141,7 @@ type CancelJobRequest struct {
 
 func (x *CancelJobRequest) Reset() {
 	*x = CancelJobRequest{}
-	mi := &file_headwater_v1_coordinator_proto_msgTypes[13]
+	mi := &file_headwater_v1_coordinator_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1088,7 +1153,7 @@ func (x *CancelJobRequest) String() string {
 func (*CancelJobRequest) ProtoMessage() {}
 
 func (x *CancelJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_coordinator_proto_msgTypes[13]
+	mi := &file_headwater_v1_coordinator_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1101,7 +1166,7 @@ func (x *CancelJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelJobRequest.ProtoReflect.Descriptor instead.
 func (*CancelJobRequest) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_coordinator_proto_rawDescGZIP(), []int{13}
+	return file_headwater_v1_coordinator_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *CancelJobRequest) GetId() string {
@@ -1122,7 +1187,7 @@ type CancelJobResponse struct {
 
 func (x *CancelJobResponse) Reset() {
 	*x = CancelJobResponse{}
-	mi := &file_headwater_v1_coordinator_proto_msgTypes[14]
+	mi := &file_headwater_v1_coordinator_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1134,7 +1199,7 @@ func (x *CancelJobResponse) String() string {
 func (*CancelJobResponse) ProtoMessage() {}
 
 func (x *CancelJobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_coordinator_proto_msgTypes[14]
+	mi := &file_headwater_v1_coordinator_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1147,7 +1212,7 @@ func (x *CancelJobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelJobResponse.ProtoReflect.Descriptor instead.
 func (*CancelJobResponse) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_coordinator_proto_rawDescGZIP(), []int{14}
+	return file_headwater_v1_coordinator_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *CancelJobResponse) GetJob() *Job {
@@ -1168,7 +1233,7 @@ type DownloadResultRequest struct {
 
 func (x *DownloadResultRequest) Reset() {
 	*x = DownloadResultRequest{}
-	mi := &file_headwater_v1_coordinator_proto_msgTypes[15]
+	mi := &file_headwater_v1_coordinator_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1180,7 +1245,7 @@ func (x *DownloadResultRequest) String() string {
 func (*DownloadResultRequest) ProtoMessage() {}
 
 func (x *DownloadResultRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_coordinator_proto_msgTypes[15]
+	mi := &file_headwater_v1_coordinator_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1193,7 +1258,7 @@ func (x *DownloadResultRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DownloadResultRequest.ProtoReflect.Descriptor instead.
 func (*DownloadResultRequest) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_coordinator_proto_rawDescGZIP(), []int{15}
+	return file_headwater_v1_coordinator_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *DownloadResultRequest) GetId() string {
@@ -1216,7 +1281,7 @@ type DownloadResultResponse struct {
 
 func (x *DownloadResultResponse) Reset() {
 	*x = DownloadResultResponse{}
-	mi := &file_headwater_v1_coordinator_proto_msgTypes[16]
+	mi := &file_headwater_v1_coordinator_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1228,7 +1293,7 @@ func (x *DownloadResultResponse) String() string {
 func (*DownloadResultResponse) ProtoMessage() {}
 
 func (x *DownloadResultResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_coordinator_proto_msgTypes[16]
+	mi := &file_headwater_v1_coordinator_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1241,7 +1306,7 @@ func (x *DownloadResultResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DownloadResultResponse.ProtoReflect.Descriptor instead.
 func (*DownloadResultResponse) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_coordinator_proto_rawDescGZIP(), []int{16}
+	return file_headwater_v1_coordinator_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *DownloadResultResponse) GetJob() *Job {
@@ -1267,7 +1332,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_headwater_v1_coordinator_proto_msgTypes[17]
+	mi := &file_headwater_v1_coordinator_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1279,7 +1344,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_coordinator_proto_msgTypes[17]
+	mi := &file_headwater_v1_coordinator_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1292,7 +1357,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_coordinator_proto_rawDescGZIP(), []int{17}
+	return file_headwater_v1_coordinator_proto_rawDescGZIP(), []int{18}
 }
 
 // StatusResponse is the cluster as the coordinator sees it.
@@ -1316,7 +1381,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_headwater_v1_coordinator_proto_msgTypes[18]
+	mi := &file_headwater_v1_coordinator_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1328,7 +1393,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_coordinator_proto_msgTypes[18]
+	mi := &file_headwater_v1_coordinator_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1341,7 +1406,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_coordinator_proto_rawDescGZIP(), []int{18}
+	return file_headwater_v1_coordinator_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *StatusResponse) GetName() string {
@@ -1401,7 +1466,7 @@ type WorkerStatus struct {
 
 func (x *WorkerStatus) Reset() {
 	*x = WorkerStatus{}
-	mi := &file_headwater_v1_coordinator_proto_msgTypes[19]
+	mi := &file_headwater_v1_coordinator_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1413,7 +1478,7 @@ func (x *WorkerStatus) String() string {
 func (*WorkerStatus) ProtoMessage() {}
 
 func (x *WorkerStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_coordinator_proto_msgTypes[19]
+	mi := &file_headwater_v1_coordinator_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1426,7 +1491,7 @@ func (x *WorkerStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkerStatus.ProtoReflect.Descriptor instead.
 func (*WorkerStatus) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_coordinator_proto_rawDescGZIP(), []int{19}
+	return file_headwater_v1_coordinator_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *WorkerStatus) GetWorker() *DescribeResponse {
@@ -1463,7 +1528,7 @@ type StateCount struct {
 
 func (x *StateCount) Reset() {
 	*x = StateCount{}
-	mi := &file_headwater_v1_coordinator_proto_msgTypes[20]
+	mi := &file_headwater_v1_coordinator_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1475,7 +1540,7 @@ func (x *StateCount) String() string {
 func (*StateCount) ProtoMessage() {}
 
 func (x *StateCount) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_coordinator_proto_msgTypes[20]
+	mi := &file_headwater_v1_coordinator_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1488,7 +1553,7 @@ func (x *StateCount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateCount.ProtoReflect.Descriptor instead.
 func (*StateCount) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_coordinator_proto_rawDescGZIP(), []int{20}
+	return file_headwater_v1_coordinator_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *StateCount) GetState() JobState {
@@ -1509,10 +1574,11 @@ var File_headwater_v1_coordinator_proto protoreflect.FileDescriptor
 
 const file_headwater_v1_coordinator_proto_rawDesc = "" +
 	"\n" +
-	"\x1eheadwater/v1/coordinator.proto\x12\fheadwater.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19headwater/v1/worker.proto\"c\n" +
+	"\x1eheadwater/v1/coordinator.proto\x12\fheadwater.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19headwater/v1/worker.proto\"\x90\x01\n" +
 	"\rSubmitRequest\x121\n" +
 	"\x05begin\x18\x01 \x01(\v2\x19.headwater.v1.SubmitBeginH\x00R\x05begin\x12\x14\n" +
-	"\x04data\x18\x02 \x01(\fH\x00R\x04dataB\t\n" +
+	"\x04data\x18\x02 \x01(\fH\x00R\x04data\x12+\n" +
+	"\x03end\x18\x03 \x01(\v2\x17.headwater.v1.SubmitEndH\x00R\x03endB\t\n" +
 	"\arequest\"\x89\x02\n" +
 	"\vSubmitBegin\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x12\n" +
@@ -1523,7 +1589,9 @@ const file_headwater_v1_coordinator_proto_rawDesc = "" +
 	"\x06header\x18\x05 \x01(\fR\x06header\x12\x1c\n" +
 	"\toverrides\x18\x06 \x01(\fR\toverrides\x120\n" +
 	"\x05codec\x18\a \x01(\x0e2\x1a.headwater.v1.ContextCodecR\x05codec\x125\n" +
-	"\bdeadline\x18\b \x01(\v2\x19.google.protobuf.DurationR\bdeadline\"I\n" +
+	"\bdeadline\x18\b \x01(\v2\x19.google.protobuf.DurationR\bdeadline\"\x1f\n" +
+	"\tSubmitEnd\x12\x12\n" +
+	"\x04hash\x18\x01 \x01(\x06R\x04hash\"I\n" +
 	"\x0eSubmitResponse\x12#\n" +
 	"\x03job\x18\x01 \x01(\v2\x11.headwater.v1.JobR\x03job\x12\x12\n" +
 	"\x04send\x18\x02 \x01(\bR\x04send\"\xd8\x04\n" +
@@ -1637,79 +1705,81 @@ func file_headwater_v1_coordinator_proto_rawDescGZIP() []byte {
 }
 
 var file_headwater_v1_coordinator_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_headwater_v1_coordinator_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
+var file_headwater_v1_coordinator_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
 var file_headwater_v1_coordinator_proto_goTypes = []any{
 	(JobState)(0),                  // 0: headwater.v1.JobState
 	(*SubmitRequest)(nil),          // 1: headwater.v1.SubmitRequest
 	(*SubmitBegin)(nil),            // 2: headwater.v1.SubmitBegin
-	(*SubmitResponse)(nil),         // 3: headwater.v1.SubmitResponse
-	(*Job)(nil),                    // 4: headwater.v1.Job
-	(*Progress)(nil),               // 5: headwater.v1.Progress
-	(*Report)(nil),                 // 6: headwater.v1.Report
-	(*WorkerReport)(nil),           // 7: headwater.v1.WorkerReport
-	(*GetJobRequest)(nil),          // 8: headwater.v1.GetJobRequest
-	(*GetJobResponse)(nil),         // 9: headwater.v1.GetJobResponse
-	(*ListJobsRequest)(nil),        // 10: headwater.v1.ListJobsRequest
-	(*ListJobsResponse)(nil),       // 11: headwater.v1.ListJobsResponse
-	(*WatchJobRequest)(nil),        // 12: headwater.v1.WatchJobRequest
-	(*WatchJobResponse)(nil),       // 13: headwater.v1.WatchJobResponse
-	(*CancelJobRequest)(nil),       // 14: headwater.v1.CancelJobRequest
-	(*CancelJobResponse)(nil),      // 15: headwater.v1.CancelJobResponse
-	(*DownloadResultRequest)(nil),  // 16: headwater.v1.DownloadResultRequest
-	(*DownloadResultResponse)(nil), // 17: headwater.v1.DownloadResultResponse
-	(*StatusRequest)(nil),          // 18: headwater.v1.StatusRequest
-	(*StatusResponse)(nil),         // 19: headwater.v1.StatusResponse
-	(*WorkerStatus)(nil),           // 20: headwater.v1.WorkerStatus
-	(*StateCount)(nil),             // 21: headwater.v1.StateCount
-	(ContextCodec)(0),              // 22: headwater.v1.ContextCodec
-	(*durationpb.Duration)(nil),    // 23: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),  // 24: google.protobuf.Timestamp
-	(*DescribeResponse)(nil),       // 25: headwater.v1.DescribeResponse
+	(*SubmitEnd)(nil),              // 3: headwater.v1.SubmitEnd
+	(*SubmitResponse)(nil),         // 4: headwater.v1.SubmitResponse
+	(*Job)(nil),                    // 5: headwater.v1.Job
+	(*Progress)(nil),               // 6: headwater.v1.Progress
+	(*Report)(nil),                 // 7: headwater.v1.Report
+	(*WorkerReport)(nil),           // 8: headwater.v1.WorkerReport
+	(*GetJobRequest)(nil),          // 9: headwater.v1.GetJobRequest
+	(*GetJobResponse)(nil),         // 10: headwater.v1.GetJobResponse
+	(*ListJobsRequest)(nil),        // 11: headwater.v1.ListJobsRequest
+	(*ListJobsResponse)(nil),       // 12: headwater.v1.ListJobsResponse
+	(*WatchJobRequest)(nil),        // 13: headwater.v1.WatchJobRequest
+	(*WatchJobResponse)(nil),       // 14: headwater.v1.WatchJobResponse
+	(*CancelJobRequest)(nil),       // 15: headwater.v1.CancelJobRequest
+	(*CancelJobResponse)(nil),      // 16: headwater.v1.CancelJobResponse
+	(*DownloadResultRequest)(nil),  // 17: headwater.v1.DownloadResultRequest
+	(*DownloadResultResponse)(nil), // 18: headwater.v1.DownloadResultResponse
+	(*StatusRequest)(nil),          // 19: headwater.v1.StatusRequest
+	(*StatusResponse)(nil),         // 20: headwater.v1.StatusResponse
+	(*WorkerStatus)(nil),           // 21: headwater.v1.WorkerStatus
+	(*StateCount)(nil),             // 22: headwater.v1.StateCount
+	(ContextCodec)(0),              // 23: headwater.v1.ContextCodec
+	(*durationpb.Duration)(nil),    // 24: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),  // 25: google.protobuf.Timestamp
+	(*DescribeResponse)(nil),       // 26: headwater.v1.DescribeResponse
 }
 var file_headwater_v1_coordinator_proto_depIdxs = []int32{
 	2,  // 0: headwater.v1.SubmitRequest.begin:type_name -> headwater.v1.SubmitBegin
-	22, // 1: headwater.v1.SubmitBegin.codec:type_name -> headwater.v1.ContextCodec
-	23, // 2: headwater.v1.SubmitBegin.deadline:type_name -> google.protobuf.Duration
-	4,  // 3: headwater.v1.SubmitResponse.job:type_name -> headwater.v1.Job
-	0,  // 4: headwater.v1.Job.state:type_name -> headwater.v1.JobState
-	24, // 5: headwater.v1.Job.created:type_name -> google.protobuf.Timestamp
-	24, // 6: headwater.v1.Job.started:type_name -> google.protobuf.Timestamp
-	24, // 7: headwater.v1.Job.ended:type_name -> google.protobuf.Timestamp
-	5,  // 8: headwater.v1.Job.progress:type_name -> headwater.v1.Progress
-	6,  // 9: headwater.v1.Job.report:type_name -> headwater.v1.Report
-	7,  // 10: headwater.v1.Report.workers:type_name -> headwater.v1.WorkerReport
-	23, // 11: headwater.v1.Report.elapsed:type_name -> google.protobuf.Duration
-	23, // 12: headwater.v1.WorkerReport.compute:type_name -> google.protobuf.Duration
-	23, // 13: headwater.v1.WorkerReport.wire:type_name -> google.protobuf.Duration
-	4,  // 14: headwater.v1.GetJobResponse.job:type_name -> headwater.v1.Job
-	4,  // 15: headwater.v1.ListJobsResponse.jobs:type_name -> headwater.v1.Job
-	4,  // 16: headwater.v1.WatchJobResponse.job:type_name -> headwater.v1.Job
-	4,  // 17: headwater.v1.CancelJobResponse.job:type_name -> headwater.v1.Job
-	4,  // 18: headwater.v1.DownloadResultResponse.job:type_name -> headwater.v1.Job
-	20, // 19: headwater.v1.StatusResponse.workers:type_name -> headwater.v1.WorkerStatus
-	21, // 20: headwater.v1.StatusResponse.jobs:type_name -> headwater.v1.StateCount
-	24, // 21: headwater.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
-	25, // 22: headwater.v1.WorkerStatus.worker:type_name -> headwater.v1.DescribeResponse
-	0,  // 23: headwater.v1.StateCount.state:type_name -> headwater.v1.JobState
-	1,  // 24: headwater.v1.CoordinatorService.Submit:input_type -> headwater.v1.SubmitRequest
-	8,  // 25: headwater.v1.CoordinatorService.GetJob:input_type -> headwater.v1.GetJobRequest
-	10, // 26: headwater.v1.CoordinatorService.ListJobs:input_type -> headwater.v1.ListJobsRequest
-	12, // 27: headwater.v1.CoordinatorService.WatchJob:input_type -> headwater.v1.WatchJobRequest
-	14, // 28: headwater.v1.CoordinatorService.CancelJob:input_type -> headwater.v1.CancelJobRequest
-	16, // 29: headwater.v1.CoordinatorService.DownloadResult:input_type -> headwater.v1.DownloadResultRequest
-	18, // 30: headwater.v1.CoordinatorService.Status:input_type -> headwater.v1.StatusRequest
-	3,  // 31: headwater.v1.CoordinatorService.Submit:output_type -> headwater.v1.SubmitResponse
-	9,  // 32: headwater.v1.CoordinatorService.GetJob:output_type -> headwater.v1.GetJobResponse
-	11, // 33: headwater.v1.CoordinatorService.ListJobs:output_type -> headwater.v1.ListJobsResponse
-	13, // 34: headwater.v1.CoordinatorService.WatchJob:output_type -> headwater.v1.WatchJobResponse
-	15, // 35: headwater.v1.CoordinatorService.CancelJob:output_type -> headwater.v1.CancelJobResponse
-	17, // 36: headwater.v1.CoordinatorService.DownloadResult:output_type -> headwater.v1.DownloadResultResponse
-	19, // 37: headwater.v1.CoordinatorService.Status:output_type -> headwater.v1.StatusResponse
-	31, // [31:38] is the sub-list for method output_type
-	24, // [24:31] is the sub-list for method input_type
-	24, // [24:24] is the sub-list for extension type_name
-	24, // [24:24] is the sub-list for extension extendee
-	0,  // [0:24] is the sub-list for field type_name
+	3,  // 1: headwater.v1.SubmitRequest.end:type_name -> headwater.v1.SubmitEnd
+	23, // 2: headwater.v1.SubmitBegin.codec:type_name -> headwater.v1.ContextCodec
+	24, // 3: headwater.v1.SubmitBegin.deadline:type_name -> google.protobuf.Duration
+	5,  // 4: headwater.v1.SubmitResponse.job:type_name -> headwater.v1.Job
+	0,  // 5: headwater.v1.Job.state:type_name -> headwater.v1.JobState
+	25, // 6: headwater.v1.Job.created:type_name -> google.protobuf.Timestamp
+	25, // 7: headwater.v1.Job.started:type_name -> google.protobuf.Timestamp
+	25, // 8: headwater.v1.Job.ended:type_name -> google.protobuf.Timestamp
+	6,  // 9: headwater.v1.Job.progress:type_name -> headwater.v1.Progress
+	7,  // 10: headwater.v1.Job.report:type_name -> headwater.v1.Report
+	8,  // 11: headwater.v1.Report.workers:type_name -> headwater.v1.WorkerReport
+	24, // 12: headwater.v1.Report.elapsed:type_name -> google.protobuf.Duration
+	24, // 13: headwater.v1.WorkerReport.compute:type_name -> google.protobuf.Duration
+	24, // 14: headwater.v1.WorkerReport.wire:type_name -> google.protobuf.Duration
+	5,  // 15: headwater.v1.GetJobResponse.job:type_name -> headwater.v1.Job
+	5,  // 16: headwater.v1.ListJobsResponse.jobs:type_name -> headwater.v1.Job
+	5,  // 17: headwater.v1.WatchJobResponse.job:type_name -> headwater.v1.Job
+	5,  // 18: headwater.v1.CancelJobResponse.job:type_name -> headwater.v1.Job
+	5,  // 19: headwater.v1.DownloadResultResponse.job:type_name -> headwater.v1.Job
+	21, // 20: headwater.v1.StatusResponse.workers:type_name -> headwater.v1.WorkerStatus
+	22, // 21: headwater.v1.StatusResponse.jobs:type_name -> headwater.v1.StateCount
+	25, // 22: headwater.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
+	26, // 23: headwater.v1.WorkerStatus.worker:type_name -> headwater.v1.DescribeResponse
+	0,  // 24: headwater.v1.StateCount.state:type_name -> headwater.v1.JobState
+	1,  // 25: headwater.v1.CoordinatorService.Submit:input_type -> headwater.v1.SubmitRequest
+	9,  // 26: headwater.v1.CoordinatorService.GetJob:input_type -> headwater.v1.GetJobRequest
+	11, // 27: headwater.v1.CoordinatorService.ListJobs:input_type -> headwater.v1.ListJobsRequest
+	13, // 28: headwater.v1.CoordinatorService.WatchJob:input_type -> headwater.v1.WatchJobRequest
+	15, // 29: headwater.v1.CoordinatorService.CancelJob:input_type -> headwater.v1.CancelJobRequest
+	17, // 30: headwater.v1.CoordinatorService.DownloadResult:input_type -> headwater.v1.DownloadResultRequest
+	19, // 31: headwater.v1.CoordinatorService.Status:input_type -> headwater.v1.StatusRequest
+	4,  // 32: headwater.v1.CoordinatorService.Submit:output_type -> headwater.v1.SubmitResponse
+	10, // 33: headwater.v1.CoordinatorService.GetJob:output_type -> headwater.v1.GetJobResponse
+	12, // 34: headwater.v1.CoordinatorService.ListJobs:output_type -> headwater.v1.ListJobsResponse
+	14, // 35: headwater.v1.CoordinatorService.WatchJob:output_type -> headwater.v1.WatchJobResponse
+	16, // 36: headwater.v1.CoordinatorService.CancelJob:output_type -> headwater.v1.CancelJobResponse
+	18, // 37: headwater.v1.CoordinatorService.DownloadResult:output_type -> headwater.v1.DownloadResultResponse
+	20, // 38: headwater.v1.CoordinatorService.Status:output_type -> headwater.v1.StatusResponse
+	32, // [32:39] is the sub-list for method output_type
+	25, // [25:32] is the sub-list for method input_type
+	25, // [25:25] is the sub-list for extension type_name
+	25, // [25:25] is the sub-list for extension extendee
+	0,  // [0:25] is the sub-list for field type_name
 }
 
 func init() { file_headwater_v1_coordinator_proto_init() }
@@ -1721,6 +1791,7 @@ func file_headwater_v1_coordinator_proto_init() {
 	file_headwater_v1_coordinator_proto_msgTypes[0].OneofWrappers = []any{
 		(*SubmitRequest_Begin)(nil),
 		(*SubmitRequest_Data)(nil),
+		(*SubmitRequest_End)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -1728,7 +1799,7 @@ func file_headwater_v1_coordinator_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_headwater_v1_coordinator_proto_rawDesc), len(file_headwater_v1_coordinator_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   21,
+			NumMessages:   22,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -35,7 +35,8 @@ const (
 // CoordinatorService takes jobs and answers for them.
 type CoordinatorServiceClient interface {
 	// Submit takes one job. The client sends Begin and waits for the verdict, so that a job that can not run is refused
-	// before its bytes are sent; then the bytes of a safetensors file in ascending pieces; then half-closes.
+	// before its bytes are sent; then the bytes of a safetensors file in ascending pieces, and End if Begin has no SHA-256;
+	// then half-closes.
 	Submit(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[SubmitRequest, SubmitResponse], error)
 	// GetJob returns one job.
 	GetJob(ctx context.Context, in *GetJobRequest, opts ...grpc.CallOption) (*GetJobResponse, error)
@@ -157,7 +158,8 @@ func (c *coordinatorServiceClient) Status(ctx context.Context, in *StatusRequest
 // CoordinatorService takes jobs and answers for them.
 type CoordinatorServiceServer interface {
 	// Submit takes one job. The client sends Begin and waits for the verdict, so that a job that can not run is refused
-	// before its bytes are sent; then the bytes of a safetensors file in ascending pieces; then half-closes.
+	// before its bytes are sent; then the bytes of a safetensors file in ascending pieces, and End if Begin has no SHA-256;
+	// then half-closes.
 	Submit(grpc.BidiStreamingServer[SubmitRequest, SubmitResponse]) error
 	// GetJob returns one job.
 	GetJob(context.Context, *GetJobRequest) (*GetJobResponse, error)

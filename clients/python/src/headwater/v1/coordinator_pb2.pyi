@@ -30,12 +30,14 @@ JOB_STATE_FAILED: JobState
 JOB_STATE_CANCELLED: JobState
 
 class SubmitRequest(_message.Message):
-    __slots__ = ("begin", "data")
+    __slots__ = ("begin", "data", "end")
     BEGIN_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
     begin: SubmitBegin
     data: bytes
-    def __init__(self, begin: _Optional[_Union[SubmitBegin, _Mapping]] = ..., data: _Optional[bytes] = ...) -> None: ...
+    end: SubmitEnd
+    def __init__(self, begin: _Optional[_Union[SubmitBegin, _Mapping]] = ..., data: _Optional[bytes] = ..., end: _Optional[_Union[SubmitEnd, _Mapping]] = ...) -> None: ...
 
 class SubmitBegin(_message.Message):
     __slots__ = ("key", "name", "size_bytes", "sha256", "header", "overrides", "codec", "deadline")
@@ -56,6 +58,12 @@ class SubmitBegin(_message.Message):
     codec: _worker_pb2.ContextCodec
     deadline: _duration_pb2.Duration
     def __init__(self, key: _Optional[str] = ..., name: _Optional[str] = ..., size_bytes: _Optional[int] = ..., sha256: _Optional[bytes] = ..., header: _Optional[bytes] = ..., overrides: _Optional[bytes] = ..., codec: _Optional[_Union[_worker_pb2.ContextCodec, str]] = ..., deadline: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+
+class SubmitEnd(_message.Message):
+    __slots__ = ("hash",)
+    HASH_FIELD_NUMBER: _ClassVar[int]
+    hash: int
+    def __init__(self, hash: _Optional[int] = ...) -> None: ...
 
 class SubmitResponse(_message.Message):
     __slots__ = ("job", "send")
