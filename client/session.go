@@ -170,8 +170,7 @@ func (c *Client) create(ctx context.Context, doing string, req *headwaterv1.Crea
 		return nil, c.sessionError(doing, s.id, err)
 	}
 	if err := s.adopt(whole, state, direct); err != nil {
-		c.abandon(ctx, s.id)
-		return nil, c.sessionError(doing, s.id, err)
+		return nil, c.inVain(ctx, s.id, c.sessionError(doing, s.id, err))
 	}
 	s.prefix = s.Len()
 	return s, nil
@@ -180,11 +179,19 @@ func (c *Client) create(ctx context.Context, doing string, req *headwaterv1.Crea
 // abandonTimeout is how long the end of a session that nobody will use may take; what can not be dropped ends by its TTL.
 const abandonTimeout = 10 * time.Second
 
-// abandon drops a session that was made in vain, also where ctx has ended.
-func (c *Client) abandon(ctx context.Context, id SessionID) {
+// abandon drops a session that nobody will use, also where ctx has ended.
+func (c *Client) abandon(ctx context.Context, id SessionID) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), abandonTimeout)
 	defer cancel()
-	_ = c.DropSession(ctx, id)
+	return c.DropSession(ctx, id)
+}
+
+// inVain abandons a session that was made in vain, and returns why, which tells as well where the session stays.
+func (c *Client) inVain(ctx context.Context, id SessionID, why error) error {
+	if err := c.abandon(ctx, id); err != nil {
+		return fmt.Errorf("%w; session %s stays until its TTL: %v", why, id, err)
+	}
+	return why
 }
 
 // config is what the session is made with, as it is sent.
@@ -394,7 +401,10 @@ func (s *Session) fork(ctx context.Context, position *uint64) (*Session, error) 
 		if err != nil {
 			return err
 		}
-		return child.update(state)
+		if err := child.update(state); err != nil {
+			return s.client.inVain(ctx, child.id, fmt.Errorf("as session %s: %w", child.id, err))
+		}
+		return nil
 	})
 	if err != nil {
 		return nil, err

@@ -17,6 +17,8 @@ import (
 
 	"github.com/google/uuid"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"headwater/attention"
 	"headwater/client"
@@ -605,6 +607,60 @@ func TestAWrongReceiptShutsNobodyOut(t *testing.T) {
 		}
 		step(t, taken, m, r, 0, 1)
 	})
+}
+
+// A fork whose state makes no sense is dropped. So is what was opened.
+func TestWhatCanNotBeTakenOverIsDropped(t *testing.T) {
+	for _, direct := range []bool{true, false} {
+		c := start(t, 2)
+		var wrong, deaf atomic.Bool
+		lies := func(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn, call grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+			if deaf.Load() && method == headwaterv1.SessionService_DropSession_FullMethodName {
+				return status.Error(codes.Unavailable, "the network is down")
+			}
+			err := call(ctx, method, req, reply, conn, opts...)
+			var state *headwaterv1.SessionState
+			switch m := reply.(type) {
+			case *headwaterv1.ForkSessionResponse:
+				state = m.GetState()
+			case *headwaterv1.CreateSessionResponse:
+				state = m.GetState()
+			}
+			for _, l := range state.GetLayers() {
+				if wrong.Load() {
+					l.Length = 1 << 63
+				}
+			}
+			return err
+		}
+		liar, err := client.Dial(c.address, grpc.WithChainUnaryInterceptor(lies))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer liar.Close()
+		s := open(t, liar, client.SessionOptions{Layers: layers, Direct: direct})
+		wrong.Store(true)
+		held := func(want int) {
+			t.Helper()
+			if all, err := c.Sessions(t.Context()); err != nil || len(all.GetSessions()) != want {
+				t.Fatalf("direct %v: %d sessions are held, want %d: %v", direct, len(all.GetSessions()), want, err)
+			}
+		}
+		if _, err := s.Fork(t.Context()); err == nil || !strings.Contains(err.Error(), "fork session "+s.ID().String()) || !strings.Contains(err.Error(), "of length 9223372036854775808") {
+			t.Errorf("direct %v: %v", direct, err)
+		}
+		held(1)
+		if _, err := liar.OpenSession(t.Context(), client.SessionOptions{Layers: layers, Direct: direct}); err == nil {
+			t.Errorf("direct %v: what makes no sense is opened", direct)
+		}
+		held(1)
+		// Where it can not be dropped, that is said.
+		deaf.Store(true)
+		if _, err := s.Fork(t.Context()); err == nil || !strings.Contains(err.Error(), " stays until its TTL: ") || !strings.Contains(err.Error(), "the network is down") {
+			t.Errorf("direct %v: %v", direct, err)
+		}
+		held(2)
+	}
 }
 
 func TestALostWorkerIsNamed(t *testing.T) {

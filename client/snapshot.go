@@ -37,7 +37,7 @@ func (c *Client) SnapshotSession(ctx context.Context, id SessionID, w io.Writer,
 	if err != nil {
 		return nil, c.sessionError(doing, id, err)
 	}
-	defer c.abandon(ctx, s.id)
+	defer func() { _ = c.abandon(ctx, s.id) }() // else it ends by its TTL
 	header, err := s.header(ctx)
 	if err != nil {
 		return nil, c.sessionError(doing, id, err)
@@ -72,8 +72,7 @@ func (c *Client) forkOf(ctx context.Context, id SessionID) (_ *Session, pinned b
 		switch {
 		case err == nil:
 			if err := child.adopt(whole, state, false); err != nil {
-				c.abandon(ctx, child.id)
-				return nil, false, err
+				return nil, false, c.inVain(ctx, child.id, err)
 			}
 			return child, found.GetPinned(), nil
 		case attempt == 4 || !fanout.Is(err, headwaterv1.SessionProblem_SESSION_PROBLEM_STALE_EPOCH) && !fanout.Is(err, headwaterv1.SessionProblem_SESSION_PROBLEM_OTHER_TRUNCATIONS):
@@ -274,8 +273,7 @@ func (c *Client) RestoreSession(ctx context.Context, r io.Reader, opts RestoreOp
 		return nil, err
 	}
 	if err := s.restore(ctx, in, first, opts.Progress); err != nil {
-		c.abandon(ctx, s.id)
-		return nil, c.sessionError("restore session "+s.id.String(), s.id, err)
+		return nil, c.inVain(ctx, s.id, c.sessionError("restore session "+s.id.String(), s.id, err))
 	}
 	s.prefix, s.sendF32 = s.Len(), opts.SendF32
 	return s, nil

@@ -56,7 +56,7 @@ class Held:
 
     def __init__(self, config: Any, epoch: Any, groups: list[tuple[int, ...]]) -> None:
         self.config, self.epoch, self.groups = config, epoch, groups
-        self.truncations, self.pinned = 0, False
+        self.truncations, self.cut, self.pinned = 0, None, False
         # by layer and group: k and v of each position, and the hash after it
         self.rows: dict[tuple[int, int], list[tuple[Any, Any, int]]] = {(i, g): [] for i, gs in enumerate(groups) for g in gs}
 
@@ -146,13 +146,13 @@ class Node:
         self.lock = threading.Lock()
         self.server = grpc.server(ThreadPoolExecutor(8), options=[("grpc.max_receive_message_length", 32 << 20)])
         unary = {
-            "CreateSession": (P.CreateSessionRequest, self.create),
-            "TakeSession": (P.TakeSessionRequest, self.take),
-            "ForkSession": (P.ForkSessionRequest, self.fork),
-            "TruncateSession": (P.TruncateSessionRequest, self.truncate),
-            "PinSession": (P.PinSessionRequest, self.pin),
-            "DropSession": (P.DropSessionRequest, self.drop),
-            "ListSessions": (P.ListSessionsRequest, self.list),
+            "CreateSession": (P.CreateSessionRequest, "create"),
+            "TakeSession": (P.TakeSessionRequest, "take"),
+            "ForkSession": (P.ForkSessionRequest, "fork"),
+            "TruncateSession": (P.TruncateSessionRequest, "truncate"),
+            "PinSession": (P.PinSessionRequest, "pin"),
+            "DropSession": (P.DropSessionRequest, "drop"),
+            "ListSessions": (P.ListSessionsRequest, "list"),
         }
         handlers = {
             method: grpc.unary_unary_rpc_method_handler(
@@ -167,11 +167,11 @@ class Node:
         self.address = f"127.0.0.1:{self.server.add_insecure_port('127.0.0.1:0')}"
         self.server.start()
 
-    def guard(self, do: Callable[[Any], Any]) -> Callable[[Any, Any], Any]:
+    def guard(self, do: str) -> Callable[[Any, Any], Any]:
         def handle(request: Any, context: Any) -> Any:
             try:
                 with self.lock:
-                    return do(request)
+                    return getattr(self, do)(request)
             except Refusal as e:
                 detail = any_pb2.Any()
                 detail.Pack(e.why)
@@ -225,11 +225,13 @@ class Node:
 
     def truncate(self, r: Any) -> Any:
         held = self.owned(r)
+        if held.truncations == r.truncations + 1 and held.cut == r.lengths:
+            return P.TruncateSessionResponse(state=held.state(r.session))
         if held.truncations != r.truncations:
             raise Refusal(P.SESSION_PROBLEM_OTHER_TRUNCATIONS, truncations=held.truncations)
         if r.check_only:
             return P.TruncateSessionResponse()
-        held.truncations += 1
+        held.truncations, held.cut = held.truncations + 1, list(r.lengths)
         for (layer, _), rows in held.rows.items():
             del rows[r.lengths[layer] if r.lengths else r.position :]
         return P.TruncateSessionResponse(state=held.state(r.session))
@@ -242,6 +244,8 @@ class Node:
     def drop(self, r: Any) -> Any:
         self.find(r.session)
         del self.sessions[r.session]
+        for w in self.cluster.workers if self.cluster else ():
+            w.sessions.pop(r.session, None)
         return P.DropSessionResponse()
 
     def list(self, r: Any) -> Any:

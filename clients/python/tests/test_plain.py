@@ -153,6 +153,47 @@ def test_fork_truncate_pin_drop(session: headwater.Session) -> None:
     assert all(child.id not in n.sessions for n in session.nodes)
 
 
+@pytest.mark.parametrize("direct", [False, True])
+def test_what_can_not_be_taken_over_is_dropped(nodes: plain.Cluster, monkeypatch: pytest.MonkeyPatch, direct: bool) -> None:
+    with headwater.Client(nodes.coordinator.address, timeout=20) as c:
+        s = c.open(LAYERS, direct=direct)
+        real = plain.Held.state
+
+        def state(*a):
+            told = real(*a)
+            del told.layers[-1]
+            return told
+
+        monkeypatch.setattr(plain.Held, "state", state)
+        with pytest.raises(headwater.ProtocolError):
+            s.fork()
+        with pytest.raises(headwater.ProtocolError):
+            c.open(LAYERS, direct=direct)
+        assert set(nodes.coordinator.sessions) == {s.id}
+        assert all(set(w.sessions) == {s.id} for w in nodes.workers)
+
+
+def test_holders_of_a_fork_that_have_not_cut_it_yet_do(nodes: plain.Cluster) -> None:
+    with headwater.Client(nodes.coordinator.address, timeout=20) as c:
+        s = c.open(LAYERS, direct=True)
+        q, k, v = draw(np.random.default_rng(13), LAYERS[0], 3)
+        s.step(0, k=k, v=v)
+        other = nodes.workers[1].sessions[s.id]
+
+        def fork(r) -> session_pb2.ForkSessionResponse:
+            child = plain.Held(other.config, r.child_epoch, other.groups)
+            child.rows = {key: list(rows) for key, rows in other.rows.items()}
+            child.truncations, child.cut = 1, [3, 0]
+            nodes.workers[1].sessions[r.child] = child
+            return session_pb2.ForkSessionResponse(state=child.state(r.child))
+
+        nodes.workers[1].fork = fork
+        child = s.fork()
+        assert child.receipt().truncations == 1
+        got = child.step(0, q[:1], k[:1], v[:1])
+        np.testing.assert_array_equal(got.context, expect(LAYERS[0], q[:1], np.concatenate([k, k[:1]]), np.concatenate([v, v[:1]]), 3)[0])
+
+
 def test_batches(session: headwater.Session) -> None:
     rng = np.random.default_rng(5)
     sessions = [session, session.fork(), session.fork()]

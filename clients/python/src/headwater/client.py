@@ -16,7 +16,7 @@ from google.protobuf.message import Message
 
 from . import safetensors
 from .arrays import Array
-from .errors import JobError, ProtocolError, SessionError, StaleEpochError, call_error, session_error
+from .errors import HeadwaterError, JobError, ProtocolError, SessionError, StaleEpochError, call_error, session_error
 from .holders import DEFAULT_PORT, PROTOCOL, PROTOCOL_KEY, Connections, Holder, check_version, parse_holders
 from .session import Layer, Receipt, Session, SessionCodec, check_codec
 from .v1 import coordinator_pb2, session_pb2, worker_pb2
@@ -90,7 +90,14 @@ class Client:
             session=session, epoch=self._epoch(1), config=config, tokens=tokens, workers=workers
         )
         response = self._call(f"open session {session.hex()}", "SessionService/CreateSession", request, session_pb2.CreateSessionResponse)
-        return self._session(session, tuple(layers), response.state, direct, codec)
+        try:
+            return self._session(session, tuple(layers), response.state, direct, codec)
+        except HeadwaterError:
+            try:
+                self.drop_session(session)
+            except HeadwaterError:
+                pass  # it ends by its TTL
+            raise
 
     def attach(self, session: bytes | Receipt, *, direct: bool = False, codec: SessionCodec = "raw") -> Session:
         """Takes up a session that is on the cluster: from now on this client drives it, and another one that did is refused.

@@ -336,11 +336,11 @@ class Session:
         try:
             states = self._each("fork", "ForkSession", request, session_pb2.ForkSessionResponse)
             state = self._level(child, session_pb2.Epoch(counter=1, lane=self._connections.lane), states)
+            return Session(self._connections, child, self.layers, self._holders, state, self.timeout, self.codec)
         except HeadwaterError as e:
             if not isinstance(e, ExistsError):
                 self._abandon(child)
             raise
-        return Session(self._connections, child, self.layers, self._holders, state, self.timeout, self.codec)
 
     def pin(self, pinned: bool = True) -> None:
         """Keeps the session from being dropped for want of room or use, or no longer."""
@@ -390,7 +390,7 @@ class Session:
         return [a.state for a in self._connections.each(self._holders, one)]
 
     def _abandon(self, child: bytes) -> None:
-        """Drops what was made of a fork that not all could make. What can not be dropped ends by its TTL."""
+        """Drops what was made of a fork in vain. What can not be dropped ends by its TTL."""
         request = session_pb2.DropSessionRequest(session=child)
         timeout = min(self.timeout or _ABANDON_TIMEOUT, _ABANDON_TIMEOUT)
         for holder in self._holders:
@@ -447,11 +447,13 @@ class Session:
     def _level(
         self, id: bytes, epoch: session_pb2.Epoch, states: Sequence[session_pb2.SessionState]
     ) -> session_pb2.SessionState:
-        """One state of those of all holders, after each layer has been cut to what all of its holders have."""
+        """One state of those of all holders, after each layer has been cut to what all of its holders have. Who has counted one
+        truncation less than others has not cut yet."""
         least = [min((one.length for s in states for one in s.layers if one.layer == i), default=0) for i in range(len(self.layers))]
-        if any(one.layer < len(least) and one.length != least[one.layer] for s in states for one in s.layers):
+        truncations = {s.truncations for s in states}
+        if len(truncations) > 1 or any(one.layer < len(least) and one.length != least[one.layer] for s in states for one in s.layers):
             request = session_pb2.TruncateSessionRequest(
-                session=id, epoch=epoch, truncations=min(s.truncations for s in states), position=max(least), lengths=least
+                session=id, epoch=epoch, truncations=min(truncations), position=max(least), lengths=least
             )
             states = self._each("truncate", "TruncateSession", request, session_pb2.TruncateSessionResponse)
         return _join(self.layers, self._holders, states, id)
