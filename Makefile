@@ -10,7 +10,7 @@ export GOFLAGS += -buildvcs=false
 
 .DEFAULT_GOAL := help
 .PHONY: help build demo test unit lint format proto generate breaking fuzz bench bench-plots figures-kernels figures-job figures-sessions \
-	fixtures image test-avx512 test-k8s test-python wheel clean
+	fixtures image test-avx512 test-arm64 test-k8s test-python wheel clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -88,6 +88,9 @@ image: build ## pack the binaries into OCI archives, without a container engine
 
 test-avx512: ## run the tests of the AVX-512 kernels on an emulated processor (.ci/avx512 says what it needs)
 	@bash .ci/avx512
+
+test-arm64: ## run the tests of the NEON kernels on an emulated processor (.ci/arm64 says what it needs)
+	@bash .ci/arm64
 
 test-k8s: ## run on a real one-node Kubernetes, made by the scripts in HEADWATER_KUBE (needs root)
 	k8s/test.sh

@@ -154,7 +154,7 @@ func (b *block) onePage(page int, part parts) error {
 		}
 		if l.scaled() {
 			for t := lo; t < hi; t++ {
-				row[t] *= b.vScale[t]
+				row[t] = float32(row[t] * b.vScale[t])
 			}
 		}
 		b.kernel.accumulate(b.o, row, b.v, l.vStride())
@@ -196,15 +196,15 @@ func (b *block) scores(s *[PageLen]float32, r, base, lo, hi int) {
 	seen := s[lo:hi]
 	if b.kv.Layout.scaled() {
 		for t, k := range b.kScale[lo:hi] {
-			seen[t] *= k
+			seen[t] = float32(seen[t] * k)
 		}
 	}
 	for t := range seen {
-		seen[t] *= b.opts.Scale
+		seen[t] = float32(seen[t] * b.opts.Scale)
 	}
 	if cap := b.opts.Softcap; cap != 0 {
 		for t, x := range seen {
-			seen[t] = cap * tanh32(x/cap)
+			seen[t] = float32(cap * tanh32(x/cap))
 		}
 	}
 	if len(b.opts.AlibiSlopes) != 0 {

@@ -2,9 +2,6 @@ package attention
 
 import "github.com/klauspost/cpuid/v2"
 
-//go:generate sh -c "cd _gen && go run . -isa avx512 -out ../vector_avx512_amd64.s -stubs ../vector_avx512_amd64.go -pkg attention"
-//go:generate sh -c "cd _gen && go run . -isa avx2 -out ../vector_avx2_amd64.s -stubs ../vector_avx2_amd64.go -pkg attention"
-
 // kernels are what this machine can run, the best first.
 var kernels = func() []kernel {
 	var all []kernel
@@ -16,12 +13,6 @@ var kernels = func() []kernel {
 	}
 	return append(all, portable)
 }()
-
-func assembled(name string, v *vector) kernel {
-	k := portable
-	k.name, k.vector, k.divide = name, v, v.divideAll
-	return k
-}
 
 var avx512 = vector{
 	streams:       1,

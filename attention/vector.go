@@ -6,6 +6,11 @@ import (
 	"headwater/tensor"
 )
 
+// These write assembly for all architectures, so they stand where none is left out.
+//go:generate sh -c "cd _gen && go run . -isa avx512 -out ../vector_avx512_amd64.s -stubs ../vector_avx512_amd64.go -pkg attention"
+//go:generate sh -c "cd _gen && go run . -isa avx2 -out ../vector_avx2_amd64.s -stubs ../vector_avx2_amd64.go -pkg attention"
+//go:generate sh -c "cd _gen && go run ./arm64 -out ../vector_neon_arm64.s -stubs ../vector_neon_arm64.go"
+
 // maxStreams bounds vector.streams.
 const maxStreams = 4
 
@@ -331,6 +336,13 @@ func (b *block) ask(from []byte, apart int) *uintptr {
 		b.ahead[i] = uintptr(unsafe.Pointer(unsafe.SliceData(from))) + uintptr(i*apart)
 	}
 	return &b.ahead[0]
+}
+
+// assembled returns the kernel of that vector.
+func assembled(name string, v *vector) kernel {
+	k := portable
+	k.name, k.vector, k.divide = name, v, v.divideAll
+	return k
 }
 
 // divideAll is kernel.divide in assembly.

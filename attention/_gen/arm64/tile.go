@@ -1,0 +1,362 @@
+package main
+
+import "slices"
+
+// tileRows is how many rows of queries the largest tile does, unroll how many dimensions or positions an inner loop does at
+// a time: as many as a register holds numbers of a row.
+const (
+	tileRows = 6
+	unroll   = lanes
+)
+
+// wide is how many vectors wide a tile of 1, 2, … rows is: enough chains for four FMA units, and no more registers than there
+// are. Where the columns are not a multiple of that, narrower ones follow.
+var wide = [tileRows]int{16, 8, 8, 4, 4, 4}
+
+// A dtype is a storage type and its size in bytes.
+type dtype struct {
+	name string
+	size int
+}
+
+var types = []dtype{{"f32", 4}, {"f16", 2}, {"bf16", 2}, {"i8", 1}}
+
+// widen loads eight elements at base + disp into a and b.
+func (t dtype) widen(base r, disp int, a, b v) {
+	switch t.name {
+	case "f32":
+		loadPair(base, disp, a, b)
+	case "f16":
+		op("FMOVQ %d(%v), %s", disp, base, b.f())
+		words(fcvtl(a, b), fcvtl2(b, b))
+	case "bf16":
+		op("FMOVQ %d(%v), %s", disp, base, b.f())
+		words(shll(a, b), shll2(b, b))
+	case "i8":
+		op("FMOVD %d(%v), %s", disp, base, b.f())
+		words(sxtlBytes(b, b), sxtl(a, b), sxtl2(b, b), scvtf(a, a), scvtf(b, b))
+	}
+}
+
+// A tile is rows × cols chains in registers. After them come registers for numbers of each row, and then those that the
+// columns go through, two at a time.
+type tile struct{ rows, cols int }
+
+func (t tile) acc(row, c int) v { return v(row*t.cols + c) }
+
+func (t tile) numbers(row int) v { return v(t.rows*t.cols + row) }
+
+// pair returns registers for the columns c and c + 1.
+func (t tile) pair(c int) (a, b v) {
+	first := t.numbers(t.rows)
+	pairs := (32 - int(first)) / 2
+	first += v(c / 2 % pairs * 2)
+	return first, first + 1
+}
+
+// each calls f for each pair of chains.
+func (t tile) each(f func(row, c int)) {
+	for row := range t.rows {
+		for c := 0; c < t.cols; c += 2 {
+			f(row, c)
+		}
+	}
+}
+
+func (t tile) zero() {
+	t.each(func(row, c int) {
+		zero(t.acc(row, c))
+		zero(t.acc(row, c+1))
+	})
+}
+
+// step adds to each chain the product of a row's number, in that lane, with its column's elements at base + disp.
+func (t tile) step(dt dtype, lane int, base r, disp int) {
+	for c := 0; c < t.cols; c += 2 {
+		a, b := t.pair(c)
+		dt.widen(base, disp+c*lanes*dt.size, a, b)
+		for row := range t.rows {
+			words(fmlaLane(t.acc(row, c), a, t.numbers(row), lane), fmlaLane(t.acc(row, c+1), b, t.numbers(row), lane))
+		}
+	}
+}
+
+// bytes is what one step reads.
+func (t tile) bytes(dt dtype) int { return t.cols * lanes * dt.size }
+
+// ask asks memory, when dimension or position d of an unrolled loop is done, for its part of as many bytes as the loop reads.
+func (t tile) ask(dt dtype, d int, from r) {
+	lines := unroll * t.bytes(dt) / 64
+	for j := d * lines / unroll; j < (d+1)*lines/unroll; j++ {
+		op("PRFM %d(%v), PLDL1KEEP", 64*j, from)
+	}
+	if d == unroll-1 {
+		op("ADD $%d, %v, %v", unroll*t.bytes(dt), from, from)
+	}
+}
+
+// tiles writes a loop over the rows in count: as few tiles as it takes, none of them small if there are others. Each calls
+// body, which advances the pointers to the rows.
+func tiles(count r, body func(rows int)) {
+	loop, less, done := label("rows"), label("fewer"), label("done")
+	var small [tileRows + 1]string
+	for i := range small {
+		small[i] = label("tile")
+	}
+	at(loop)
+	op("CMP $%d, %v", tileRows+3, count)
+	op("BLT %s", less)
+	at(small[tileRows])
+	body(tileRows)
+	op("SUB $%d, %v, %v", tileRows, count, count)
+	op("B %s", loop)
+	at(less)
+	for i := 1; i <= tileRows; i++ {
+		op("CMP $%d, %v", i, count)
+		op("BEQ %s", small[i])
+	}
+	// 7 and 8 are 4 and the rest.
+	op("BGT %s", small[4])
+	op("B %s", done)
+	for i := 1; i < tileRows; i++ {
+		at(small[i])
+		body(i)
+		op("SUB $%d, %v, %v", i, count, count)
+		op("B %s", loop)
+	}
+	at(done)
+}
+
+// unrolled writes loops over the count in i: by unroll while asking for memory from fetch on, unless that is 0, by unroll, and
+// one by one. steps writes n steps, and what follows each.
+func unrolled(i, fetch r, steps func(n int, after func(d int)), ask func(d int)) {
+	asking, short, plain, loop := label("asking"), label("short"), label("plain"), label("loop")
+	some, done := label("some"), label("summed")
+	op("CBZ %v, %s", fetch, plain)
+	op("SUBS $%d, %v, %v", unroll, i, i)
+	op("BLT %s", short)
+	at(asking)
+	steps(unroll, ask)
+	op("SUBS $%d, %v, %v", unroll, i, i)
+	op("BGE %s", asking)
+	op("B %s", short)
+	at(plain)
+	op("SUBS $%d, %v, %v", unroll, i, i)
+	op("BLT %s", short)
+	at(loop)
+	steps(unroll, func(int) {})
+	op("SUBS $%d, %v, %v", unroll, i, i)
+	op("BGE %s", loop)
+	at(short)
+	op("ADDS $%d, %v, %v", unroll, i, i)
+	op("BEQ %s", done)
+	at(some)
+	steps(1, func(int) {})
+	op("SUBS $1, %v, %v", i, i)
+	op("BNE %s", some)
+	at(done)
+}
+
+// scores: K [n][64] times the rows of q.
+func scores(dt dtype) {
+	function("scores_"+dt.name, "s, q *float32, k *byte, stride, n, rows, carry int, ahead *uintptr", "",
+		"is kernel.scores for keys as "+dt.name+".")
+	const S, Q, K, stride, n, rows, carry, fetch, kp, i, from, block r = 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11
+	qp := [tileRows]r{12, 13, 14, 15, 19, 20}
+	load("s", S)
+	load("q", Q)
+	load("k", K)
+	load("stride", stride)
+	load("n", n)
+	load("rows", rows)
+	load("carry", carry)
+	load("ahead", fetch)
+	none := label("none")
+	op("CBZ %v, %s", fetch, none)
+	op("MOVD (%v), %v", fetch, fetch)
+	at(none)
+	tiles(rows, func(rows int) {
+		t := tile{rows, wide[rows-1]}
+		again, carried, begin := label("block"), label("carried"), label("begin")
+		op("MOVD %v, %v", K, from)
+		op("MOVD $%d, %v", pageLen/lanes/t.cols, block)
+		at(again)
+		op("CBNZ %v, %s", carry, carried)
+		t.zero()
+		op("B %s", begin)
+		at(carried)
+		t.each(func(row, c int) { loadPair(S, 4*(row*pageLen+c*lanes), t.acc(row, c), t.acc(row, c+1)) })
+		at(begin)
+		op("MOVD %v, %v", from, kp)
+		op("MOVD %v, %v", Q, qp[0])
+		for row := 1; row < rows; row++ {
+			op("ADD %v, %v, %v", stride, qp[row-1], qp[row])
+		}
+		op("MOVD %v, %v", n, i)
+		unrolled(i, fetch, func(n int, after func(d int)) {
+			for row := range rows {
+				if n == unroll {
+					op("FMOVQ.P 16(%v), %s", qp[row], t.numbers(row).f())
+				} else {
+					op("FMOVS.P 4(%v), %s", qp[row], t.numbers(row).f())
+				}
+			}
+			for d := range n {
+				t.step(dt, d, kp, d*pageLen*dt.size)
+				after(d)
+			}
+			op("ADD $%d, %v, %v", n*pageLen*dt.size, kp, kp)
+		}, func(d int) { t.ask(dt, d, fetch) })
+		t.each(func(row, c int) { storePair(t.acc(row, c), t.acc(row, c+1), S, 4*(row*pageLen+c*lanes)) })
+		op("ADD $%d, %v, %v", 4*lanes*t.cols, S, S)
+		op("ADD $%d, %v, %v", t.bytes(dt), from, from)
+		op("SUBS $1, %v, %v", block, block)
+		op("BNE %s", again)
+		if rows > 1 {
+			op("ADD $%d, %v, %v", (rows-1)*pageLen*4, S, S)
+		}
+		for range rows {
+			op("ADD %v, %v, %v", stride, Q, Q)
+		}
+		op("MOVD ZR, %v", fetch)
+	})
+	op("RET")
+}
+
+// accumulate: weights [rows][64] times V, merged into o.
+func accumulate(dt dtype) {
+	function("accumulate_"+dt.name,
+		"o, w *float32, v *byte, oStride, vStride, cols, rows int, mask uint64, a, b *float32, ahead *uintptr", "",
+		"is kernel.accumulate for values as "+dt.name+".")
+	const O, W, V, oStride, vStride, left, rows, fetch r = 22, 1, 2, 3, 4, 5, 6, 7
+	const mask, i, vp, wp, op0, a, b r = 8, 9, 10, 11, 12, 13, 14
+	// Of the positions, if they are neighbors: how many, or 0, and how far the first is into weights and values.
+	const count, wFirst, vFirst r = 15, 19, 20
+	const from, row0, x r = 21, 0, 23
+	load("o", row0)
+	load("w", W)
+	load("v", V)
+	load("oStride", oStride)
+	load("vStride", vStride)
+	load("rows", rows)
+	load("mask", mask)
+	load("a", a)
+	load("b", b)
+	load("ahead", fetch)
+	none, apart := label("none"), label("apart")
+	op("CBZ %v, %s", fetch, none)
+	op("MOVD (%v), %v", fetch, fetch)
+	at(none)
+	first := func(bits, dst r) {
+		op("RBIT %v, %v", bits, dst)
+		op("CLZ %v, %v", dst, dst)
+	}
+	first(mask, wFirst)
+	op("MUL %v, %v, %v", vStride, wFirst, vFirst)
+	// To add the lowest bit leaves the one above a run, and nothing of the run.
+	op("NEG %v, %v", mask, x)
+	op("AND %v, %v, %v", mask, x, x)
+	op("ADD %v, %v, %v", mask, x, x)
+	op("MOVD ZR, %v", count)
+	op("TST %v, %v", mask, x)
+	op("BNE %s", apart)
+	first(x, count)
+	op("SUB %v, %v, %v", wFirst, count, count)
+	at(apart)
+	op("LSL $2, %v, %v", wFirst, wFirst)
+	block := func(t tile) {
+		t.zero()
+		steps := func(n int, after func(d int)) {
+			for row := range t.rows {
+				load := "FMOVQ"
+				if n < unroll {
+					load = "FMOVS"
+				}
+				op("%s %d(%v), %s", load, 4*pageLen*row, wp, t.numbers(row).f())
+			}
+			for p := range n {
+				t.step(dt, p, vp, 0)
+				op("ADD %v, %v, %v", vStride, vp, vp)
+				after(p)
+			}
+			op("ADD $%d, %v, %v", 4*n, wp, wp)
+		}
+		sparse, merge, store, done := label("sparse"), label("merge"), label("store"), label("stored")
+		op("MOVD %v, %v", mask, x)
+		op("CBZ %v, %s", count, sparse)
+		op("ADD %v, %v, %v", wFirst, W, wp)
+		op("ADD %v, %v, %v", vFirst, from, vp)
+		op("MOVD %v, %v", count, i)
+		unrolled(i, fetch, steps, func(d int) { t.ask(dt, d, fetch) })
+		op("B %s", merge)
+		at(sparse)
+		first(x, vp)
+		op("ADD %v<<2, %v, %v", vp, W, wp)
+		op("MADD %v, %v, %v, %v", vStride, from, vp, vp)
+		steps(1, func(int) {})
+		op("SUB $1, %v, %v", x, vp)
+		op("ANDS %v, %v, %v", vp, x, x)
+		op("BNE %s", sparse)
+		at(merge)
+		op("MOVD %v, %v", O, op0)
+		rowsOf := func(do func(row, c int)) {
+			for row := range t.rows {
+				for c := 0; c < t.cols; c += 2 {
+					do(row, c)
+				}
+				if row < t.rows-1 {
+					op("ADD %v, %v, %v", oStride, op0, op0)
+				}
+			}
+		}
+		put := func(row, c int) { storePair(t.acc(row, c), t.acc(row, c+1), op0, 4*lanes*c) }
+		op("CBZ %v, %s", a, store)
+		free := t.numbers(0)
+		pa, pb, o0, o1 := free, free+1, free+2, free+3
+		rowsOf(func(row, c int) {
+			if c == 0 {
+				op("FMOVS %d(%v), %s", 4*row, a, pa.f())
+				op("FMOVS %d(%v), %s", 4*row, b, pb.f())
+			}
+			loadPair(op0, 4*lanes*c, o0, o1)
+			for j, o := range []v{o0, o1} {
+				x := t.acc(row, c+j)
+				words(fmulLane(x, x, pb, 0), fmlaLane(x, o, pa, 0))
+			}
+			put(row, c)
+		})
+		op("B %s", done)
+		at(store)
+		rowsOf(put)
+		at(done)
+		op("ADD $%d, %v, %v", 4*lanes*t.cols, O, O)
+		op("ADD $%d, %v, %v", t.bytes(dt), from, from)
+		op("SUB $%d, %v, %v", t.cols, left, left)
+	}
+	tiles(rows, func(rows int) {
+		op("MOVD %v, %v", V, from)
+		op("MOVD %v, %v", row0, O)
+		load("cols", left)
+		op("LSL $2, %v, %v", left, left)
+		for _, width := range slices.Compact([]int{wide[rows-1], min(wide[rows-1], 8), 4}) {
+			loop, less := label("columns"), label("less")
+			at(loop)
+			op("CMP $%d, %v", width, left)
+			op("BLT %s", less)
+			block(tile{rows, width})
+			op("B %s", loop)
+			at(less)
+		}
+		op("ADD $%d, %v, %v", rows*pageLen*4, W, W)
+		for range rows {
+			op("ADD %v, %v, %v", oStride, row0, row0)
+		}
+		more := label("more")
+		op("CBZ %v, %s", a, more)
+		op("ADD $%d, %v, %v", 4*rows, a, a)
+		op("ADD $%d, %v, %v", 4*rows, b, b)
+		at(more)
+		op("MOVD ZR, %v", fetch)
+	})
+	op("RET")
+}
