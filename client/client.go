@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
@@ -45,6 +46,7 @@ type Client struct {
 	conns   *fanout.Conns
 	kept    fanout.Kept  // that to the coordinator
 	lane    *fanout.Lane // which drives the sessions
+	closed  atomic.Bool
 }
 
 // Dial prepares a connection to the coordinator at host:port or host; the first call connects. More options are for
@@ -86,8 +88,10 @@ func newLaneID() (id lane.ID) {
 // Address is the coordinator's host:port.
 func (c *Client) Address() string { return c.address }
 
-// Close ends the connections and all calls on them. Sessions stay on the cluster until their TTL.
+// Close ends the connections and all calls on them, whose error is ErrClosed, as is that of later ones. Sessions stay on the
+// cluster until their TTL.
 func (c *Client) Close() error {
+	c.closed.Store(true)
 	c.lane.Close()
 	c.kept.Set(c.conns)
 	return errors.Join(c.conns.Close(), c.conn.Close())
@@ -208,7 +212,7 @@ func (c *Client) reconnect(ctx context.Context, until time.Time) bool {
 	}
 	for {
 		state := c.conn.GetState()
-		if state == connectivity.Ready {
+		if state == connectivity.Ready || state == connectivity.Shutdown { // where it is closed, the next call says so
 			return true
 		}
 		c.conn.Connect()

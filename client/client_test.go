@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/zeebo/xxh3"
 	"go.uber.org/goleak"
@@ -349,6 +350,17 @@ func TestWaitTellsHowAJobEnded(t *testing.T) {
 	}
 	if _, err = connect(t, &fake{watched: []headwaterv1.JobState{running}}).Watch(t.Context(), "c-1", nil); !errors.Is(err, ErrUnreachable) {
 		t.Errorf("a stream that ended early: %v", err)
+	}
+}
+
+// Who waits for a job and closes the client waits no longer, also not for a coordinator to come back.
+func TestWaitEndsWithItsClient(t *testing.T) {
+	c := connect(t, &fake{watched: []headwaterv1.JobState{headwaterv1.JobState_JOB_STATE_RUNNING}})
+	if _, err := c.Wait(t.Context(), "c-1", func(*headwaterv1.Job) { _ = c.Close() }); !errors.Is(err, ErrClosed) || errors.Is(err, ErrUnreachable) {
+		t.Errorf("got %v", err)
+	}
+	if !c.reconnect(t.Context(), time.Now().Add(ReconnectWait)) {
+		t.Error("a closed client looks for a coordinator as long as it may")
 	}
 }
 

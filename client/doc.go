@@ -62,6 +62,7 @@
 //   - [ErrOverBudget]: the workers have no room, also after dropping what may be dropped. Drop a session, or try later.
 //   - [ErrNotFound]: the session was dropped or has gone unused for its TTL, or there is no such job.
 //   - [ErrRefused]: the request itself is at fault, and again it fails in the same way; it is told of the three before as well.
+//   - [ErrClosed]: the program itself has closed the client, or closed or dropped the session.
 //   - none of these, and Problem is SESSION_PROBLEM_BUSY: a worker is stopping or has too much to do. The same call again, later.
 //   - context.Canceled and context.DeadlineExceeded: the caller's context has ended.
 //

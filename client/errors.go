@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
+	"headwater/fanout"
 	"headwater/lane"
 	headwaterv1 "headwater/proto/headwater/v1"
 	"headwater/protocol"
@@ -31,8 +32,11 @@ var (
 	ErrTakenOver = errors.New("taken over")
 	// ErrOverBudget: the workers have no room.
 	ErrOverBudget = errors.New("over budget")
+	// ErrClosed: the client was closed, or the session was closed or dropped, by the program itself.
+	ErrClosed = errors.New("closed")
 
-	errClosed = errors.New("it is closed")
+	errClientClosed  = fmt.Errorf("the client is %w", ErrClosed)
+	errSessionClosed = fmt.Errorf("the session is %w", ErrClosed)
 )
 
 // Error is a call that did not succeed.
@@ -139,6 +143,9 @@ func (c *Client) sessionError(doing string, id SessionID, err error) error {
 	if errors.As(err, &own) {
 		return err
 	}
+	if c.endedByClose(err) {
+		return fmt.Errorf("%s: %w", doing, errClientClosed)
+	}
 	if e, ok := lane.FromError(err); ok {
 		why := e.Why
 		lost := why.GetProblem() == headwaterv1.SessionProblem_SESSION_PROBLEM_LOST || why.GetProblem() == headwaterv1.SessionProblem_SESSION_PROBLEM_BUSY
@@ -151,6 +158,21 @@ func (c *Client) sessionError(doing string, id SessionID, err error) error {
 		return c.wrap(doing, err)
 	}
 	return fmt.Errorf("%s: %w", doing, err)
+}
+
+// endedByClose tells whether a call failed because the client was closed, before it or under it.
+func (c *Client) endedByClose(err error) bool {
+	if errors.Is(err, fanout.ErrClosed) {
+		return true
+	}
+	if !c.closed.Load() {
+		return false
+	}
+	if e, ok := lane.FromError(err); ok {
+		return e.Problem() == headwaterv1.SessionProblem_SESSION_PROBLEM_LOST || e.Problem() == headwaterv1.SessionProblem_SESSION_PROBLEM_BUSY
+	}
+	code := status.Code(err)
+	return errors.Is(err, context.Canceled) || code == codes.Canceled || code == codes.Unavailable
 }
 
 // refusal tells whether a code blames the request and not the state of things.
@@ -167,6 +189,9 @@ func refusal(code codes.Code) bool {
 func (c *Client) wrap(doing string, err error) error {
 	if err == nil {
 		return nil
+	}
+	if c.endedByClose(err) {
+		return fmt.Errorf("%s: %w", doing, errClientClosed)
 	}
 	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
 		err = status.FromContextError(err).Err()

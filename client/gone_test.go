@@ -91,8 +91,8 @@ func TestAClientIsGone(t *testing.T) {
 				if err := mine.Close(); err != nil {
 					t.Error(err)
 				}
-				if err := <-said; err == nil {
-					t.Error("a step of a client that is closed is done")
+				if err := <-said; !errors.Is(err, client.ErrClosed) {
+					t.Errorf("a step of a client that is closed under it: %v", err)
 				}
 			},
 			"mid open": func(t *testing.T, d *door, c *real, mine *client.Client, s *client.Session) {

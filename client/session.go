@@ -315,7 +315,7 @@ func (s *Session) use(b *batch) error {
 	}
 	if s.closed {
 		s.user.Store(nil)
-		return errClosed
+		return errSessionClosed
 	}
 	return nil
 }

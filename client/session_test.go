@@ -9,6 +9,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"net"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -660,6 +661,70 @@ func TestWhatCanNotBeTakenOverIsDropped(t *testing.T) {
 			t.Errorf("direct %v: %v", direct, err)
 		}
 		held(2)
+	}
+}
+
+// Calls of a client that is closed, and of a session, say so, whatever they are.
+func TestAClosedClientSaysSo(t *testing.T) {
+	for _, direct := range []bool{true, false} {
+		c := start(t, 2)
+		mine, err := client.Dial(c.address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := open(t, mine, client.SessionOptions{Layers: layers, Direct: direct})
+		step(t, s, newModel(layers), rng(1), 0, 3)
+		gone := open(t, mine, client.SessionOptions{Layers: layers, Direct: direct})
+		dropped := open(t, mine, client.SessionOptions{Layers: layers, Direct: direct})
+		if err := errors.Join(gone.Close(), dropped.Drop(t.Context())); err != nil {
+			t.Fatal(err)
+		}
+		row := func(s *client.Session) error { _, err := attended(t, s, 0, project(rng(2), layers[0], 1)); return err }
+		for _, s := range []*client.Session{gone, dropped} {
+			for _, err := range []error{row(s), s.Truncate(t.Context(), 0), s.Pin(t.Context(), true), s.Drop(t.Context())} {
+				if !errors.Is(err, client.ErrClosed) || !strings.HasSuffix(err.Error(), "session "+s.ID().String()+": the session is closed") {
+					t.Errorf("direct %v: %v", direct, err)
+				}
+			}
+		}
+		if err := mine.Close(); err != nil {
+			t.Fatal(err)
+		}
+		for name, call := range map[string]func() error{
+			"step":     func() error { return row(s) },
+			"truncate": func() error { return s.Truncate(t.Context(), 1) },
+			"fork":     func() error { _, err := s.Fork(t.Context()); return err },
+			"pin":      func() error { return s.Pin(t.Context(), true) },
+			"export": func() error {
+				return s.Export(t.Context(), 0, 0, 1, func(int, int, int, client.Rows) error { return nil })
+			},
+			"drop": func() error { return s.Drop(t.Context()) },
+			"open": func() error {
+				_, err := mine.OpenSession(t.Context(), client.SessionOptions{Layers: layers})
+				return err
+			},
+			"attach": func() error { _, err := mine.Attach(t.Context(), s.ID(), client.AttachOptions{}); return err },
+			"find":   func() error { _, err := mine.FindSession(t.Context(), s.ID()); return err },
+			"list":   func() error { _, err := mine.Sessions(t.Context()); return err },
+			"caches": func() error { _, err := mine.Caches(t.Context()); return err },
+			"status": func() error { _, err := mine.Status(t.Context()); return err },
+			"get":    func() error { _, err := mine.Get(t.Context(), "c-1"); return err },
+			"wait":   func() error { _, err := mine.Wait(t.Context(), "c-1", nil); return err },
+			"result": func() error {
+				_, err := mine.Download(t.Context(), "c-1", filepath.Join(t.TempDir(), "result.safetensors"), nil)
+				return err
+			},
+		} {
+			err := call()
+			if !errors.Is(err, client.ErrClosed) || !strings.HasSuffix(err.Error(), ": the client is closed") {
+				t.Errorf("direct %v: %s: %v", direct, name, err)
+			}
+			for _, other := range []error{client.ErrUnreachable, client.ErrLost, context.Canceled} {
+				if errors.Is(err, other) {
+					t.Errorf("direct %v: %s: %v is %v", direct, name, err, other)
+				}
+			}
+		}
 	}
 }
 

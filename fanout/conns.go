@@ -34,7 +34,7 @@ func NewConns(options ...grpc.DialOption) *Conns {
 }
 
 // ErrClosed is the error of calls on a lane or on connections that were closed.
-var ErrClosed = errors.New("the lane is closed")
+var ErrClosed = errors.New("this end is closed")
 
 // Use returns the connection to an address. The caller releases it.
 func (c *Conns) Use(address string) (*Conn, error) {
