@@ -32,7 +32,8 @@ type Append struct {
 }
 
 // Append adds positions to all held groups of a layer, or to none. It returns the layer's length and appends its hashes after
-// it to hashes, which may be nil. What is there already with the same hashes is a success and not added again.
+// it to hashes, which may be nil. What is there already with the same hashes is a success and not added again; tokens that are
+// known to be others are refused in any case.
 //
 // With a view it opens the view on the layer as it is then, and what was added is the session's only once the view's Keep is
 // called: a view that is released without it has changed nothing. Until then other calls that would change the session
@@ -98,6 +99,9 @@ func (st *Store) Append(a *Append, hashes []uint64, v *View) (length uint64, _ [
 		e := st.encoder()
 		defer st.putEncoder(e)
 		if err := s.repeats(l, a, e); err != nil {
+			return 0, hashes, err
+		}
+		if err := s.tells(a); err != nil {
 			return 0, hashes, err
 		}
 		if v != nil {

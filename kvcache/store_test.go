@@ -462,6 +462,12 @@ func (m *machine) again(t *rapid.T, s *modelSession, l *modelLayer, a Append) {
 	spoil(OtherTruncations, func(a *Append) { a.Truncations++ })
 	spoil(StaleEpoch, func(a *Append) { a.Epoch.Lane[15]++ })
 	spoil(Invalid, func(a *Append) { a.V = a.V[1:] })
+	if s.tells {
+		spoil(Invalid, func(a *Append) {
+			a.Tokens = slices.Clone(a.Tokens)
+			a.Tokens[len(a.Tokens)-1]++
+		})
+	}
 	spoil(Invalid, func(a *Append) { a.Layer = 2 })
 	spoil(Unknown, func(a *Append) { a.Session[15] = 1 })
 	m.check(t, s)

@@ -2414,7 +2414,7 @@ type Step struct {
 	Tree uint32 `protobuf:"varint,12,opt,name=tree,proto3" json:"tree,omitempty"`
 	// Bits [attend, tree], the lowest bit of a byte first, rows padded to whole bytes: 1 shows a position.
 	TreeMask []byte `protobuf:"bytes,13,opt,name=tree_mask,json=treeMask,proto3" json:"tree_mask,omitempty"`
-	// Ids of the appended tokens, for prefixes to be found by others; empty or one for each.
+	// Ids of the appended tokens, for prefixes to be found by others; empty or one for each. Those of a repeat are compared as well.
 	Tokens        []uint32 `protobuf:"varint,14,rep,packed,name=tokens,proto3" json:"tokens,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
