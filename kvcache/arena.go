@@ -8,7 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Arena is anonymous memory outside the garbage-collected heap: zeroed, page-aligned, resident only where it was touched,
+// Arena is anonymous memory outside the garbage-collected heap: zeroed when it is mapped, page-aligned, resident only where it was touched,
 // and gone at Close. A collector that lets its heap double would otherwise hold twice what a cache holds.
 type Arena struct {
 	bytes []byte
@@ -29,6 +29,8 @@ func MapArena(size int64) (*Arena, error) {
 	adviseHuge(b)
 	return &Arena{bytes: b}, nil
 }
+
+func (a *Arena) size() int64 { return int64(len(a.bytes)) }
 
 // Bytes returns the arena's memory. It must not be used after Close.
 func (a *Arena) Bytes() []byte { return a.bytes }

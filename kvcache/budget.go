@@ -2,16 +2,32 @@ package kvcache
 
 import (
 	"fmt"
+	"slices"
 	"sync"
 )
 
-// Budget is a number of bytes that several owners share. It counts; it does not allocate. It is safe for concurrent use.
+// Budget is a number of bytes that several owners share. It is safe for concurrent use.
+//
+// It counts, and maps arenas for who asks. Those that are given back it keeps for the next of their size, since the machine
+// takes as long to clear and to map new memory as to fill it, until something else needs the room or Age has seen them twice.
+// What is in use and what is kept never exceed the total.
 type Budget struct {
 	total int64
 
-	mu   sync.Mutex
-	used int64
+	mu    sync.Mutex
+	used  int64
+	kept  []keptArena // the longest kept first
+	spare int64       // bytes of kept
 }
+
+// keptArena is an arena in no use.
+type keptArena struct {
+	arena *Arena
+	seen  bool // by Age
+}
+
+// leastKept is the size of the smallest arenas that are kept: two huge pages.
+const leastKept = 2 * hugeBytes
 
 // BudgetError says that a budget has no room for what was asked. All sizes are in bytes.
 type BudgetError struct {
@@ -29,19 +45,111 @@ func NewBudget(total int64) *Budget {
 
 // Reserve takes n bytes, or nothing and a *BudgetError where fewer are free or n is negative.
 func (b *Budget) Reserve(n int64) error {
+	_, gone, err := b.reserve(n, false)
+	unmap(gone)
+	return err
+}
+
+// reserve takes n bytes, and where one is wanted a kept arena of this size, if there is one. It returns the kept arenas whose
+// room it took, which are to be unmapped.
+func (b *Budget) reserve(n int64, wanted bool) (arena *Arena, gone []keptArena, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if free := b.total - b.used; n < 0 || n > free {
-		return &BudgetError{Asked: n, Free: free, Total: b.total}
+		return nil, nil, &BudgetError{Asked: n, Free: free, Total: b.total}
+	}
+	if i := slices.IndexFunc(b.kept, func(k keptArena) bool { return wanted && k.arena.size() == n }); i >= 0 {
+		arena = b.kept[i].arena
+		b.kept = slices.Delete(b.kept, i, i+1)
+		b.spare -= n
 	}
 	b.used += n
-	return nil
+	i := 0
+	for ; b.used+b.spare > b.total; i++ {
+		b.spare -= b.kept[i].arena.size()
+	}
+	gone = slices.Clone(b.kept[:i])
+	b.kept = slices.Delete(b.kept, 0, i)
+	return arena, gone, nil
+}
+
+func unmap(arenas []keptArena) {
+	for _, k := range arenas {
+		k.arena.Close()
+	}
+}
+
+// Map reserves n bytes as Reserve does, and maps them. What lies in them is anything. Unmap gives them back.
+func (b *Budget) Map(n int64) (*Arena, error) {
+	arena, gone, err := b.reserve(n, n >= leastKept)
+	unmap(gone)
+	if arena != nil || err != nil {
+		return arena, err
+	}
+	if arena, err = MapArena(n); err != nil {
+		b.Release(n)
+	}
+	return arena, err
+}
+
+// Unmap gives an arena of Map back, which must not be used any more.
+func (b *Budget) Unmap(arena *Arena) {
+	n := arena.size()
+	keep := n >= leastKept
+	if !keep {
+		arena.Close()
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.release(n)
+	if keep {
+		b.kept = append(b.kept, keptArena{arena: arena})
+		b.spare += n
+	}
+}
+
+// Age gives the kept arenas that it has seen before back to the machine. Called every so often, it lets them be kept that long
+// at least and twice as long at most.
+func (b *Budget) Age() {
+	b.drop(func(k keptArena) bool { return k.seen })
+}
+
+// Trim gives all kept arenas back to the machine.
+func (b *Budget) Trim() {
+	b.drop(func(keptArena) bool { return true })
+}
+
+func (b *Budget) drop(old func(keptArena) bool) {
+	var gone, kept []keptArena
+	b.mu.Lock()
+	for _, k := range b.kept {
+		if old(k) {
+			gone = append(gone, k)
+			b.spare -= k.arena.size()
+		} else {
+			kept = append(kept, keptArena{arena: k.arena, seen: true})
+		}
+	}
+	b.kept = kept
+	b.mu.Unlock()
+	unmap(gone)
+}
+
+// Kept returns the bytes of the arenas that are kept. They are not in use.
+func (b *Budget) Kept() int64 {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.spare
 }
 
 // Release gives back n bytes that were reserved. To give back more than is in use is a mistake of the program and panics.
 func (b *Budget) Release(n int64) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	b.release(n)
+}
+
+func (b *Budget) release(n int64) {
 	if n < 0 || n > b.used {
 		panic(fmt.Sprintf("kvcache: release of %d bytes, %d are reserved", n, b.used))
 	}

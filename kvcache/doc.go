@@ -1,6 +1,6 @@
-// Package kvcache holds keys and values: budgets of memory, arenas outside the heap, shards of pages for jobs, the store of
-// sessions, and the receipts by which two holders know that they hold the same. It has no network, no goroutine, and no
-// clock but the one that it is given.
+// Package kvcache holds keys and values: budgets of memory, which keep what jobs give back for the next, arenas outside the
+// heap, shards of pages for jobs, the store of sessions, and the receipts by which two holders know that they hold the same. It
+// has no network, no goroutine, and no clock but the one that it is given.
 //
 // The way of an append to a session: Append compares the epoch, the truncations, the length and the hashes that it names with
 // those that are there; reserves the pages of all groups from the Budget, for which it evicts what nobody needs; narrows the

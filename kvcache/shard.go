@@ -1,6 +1,7 @@
 package kvcache
 
 import (
+	"errors"
 	"fmt"
 	"math"
 
@@ -39,12 +40,11 @@ func OpenShard(budget *Budget, layout attention.Layout, capacity int) (*Shard, e
 	if err != nil {
 		return nil, err
 	}
-	if err := budget.Reserve(size); err != nil {
-		return nil, err
-	}
-	arena, err := MapArena(size)
+	arena, err := budget.Map(size)
 	if err != nil {
-		budget.Release(size)
+		if _, full := errors.AsType[*BudgetError](err); full {
+			return nil, err
+		}
 		return nil, fmt.Errorf("open a shard of %d positions: %w", capacity, err)
 	}
 	return &Shard{budget: budget, layout: layout, capacity: capacity, reserved: size, arena: arena}, nil
@@ -105,9 +105,8 @@ func (s *Shard) Close() {
 	if s.arena == nil {
 		return
 	}
-	s.arena.Close()
+	s.budget.Unmap(s.arena)
 	s.arena, s.pages, s.length = nil, nil, 0
-	s.budget.Release(s.reserved)
 }
 
 // checkRows checks that rows hold exactly n positions of the layout.

@@ -305,7 +305,7 @@ func (r *run) free() {
 	}
 }
 
-// hold is memory outside the heap that is counted in a budget.
+// hold is memory outside the heap that is mapped by a budget.
 type hold struct {
 	arena *kvcache.Arena
 	bytes int64
@@ -317,12 +317,12 @@ const holdUnit = 4096
 // newHold reserves size bytes, rounded up to whole units, and maps them.
 func (r *run) newHold(size int64) (hold, error) {
 	size = (size + holdUnit - 1) / holdUnit * holdUnit
-	if err := r.take(func() error { return r.w.budget.Reserve(size) }); err != nil {
-		return hold{}, err
-	}
-	arena, err := kvcache.MapArena(size)
+	var arena *kvcache.Arena
+	err := r.take(func() (err error) {
+		arena, err = r.w.budget.Map(size)
+		return err
+	})
 	if err != nil {
-		r.w.budget.Release(size)
 		return hold{}, err
 	}
 	return hold{arena, size}, nil
@@ -330,7 +330,6 @@ func (r *run) newHold(size int64) (hold, error) {
 
 func (h hold) close(budget *kvcache.Budget) {
 	if h.arena != nil {
-		h.arena.Close()
-		budget.Release(h.bytes)
+		budget.Unmap(h.arena)
 	}
 }

@@ -319,13 +319,15 @@ func (s *sessions) reserve(n int64) error {
 	return nil
 }
 
-// Expire drops the sessions whose time without use is over, at each tick, until ctx ends.
+// Expire drops the sessions whose time without use is over, and memory that no job has used since the tick before the last, at
+// each tick, until ctx ends.
 func (w *Worker) Expire(ctx context.Context, ticks <-chan time.Time) {
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-ticks:
+			w.budget.Age()
 			if n := w.sessions.store.Expire(); n > 0 {
 				w.log.Info("sessions expired", "count", n)
 			}

@@ -135,17 +135,17 @@ func (w *Worker) Register(s grpc.ServiceRegistrar) {
 
 // Describe says who the worker is and what room it has.
 func (w *Worker) Describe(context.Context, *headwaterv1.DescribeRequest) (*headwaterv1.DescribeResponse, error) {
-	cache := w.sessions.store.Cache()
+	cache, kept := w.sessions.store.Cache(), w.budget.Kept()
 	return &headwaterv1.DescribeResponse{
 		Name:        w.cfg.Name,
 		Boot:        w.cfg.Boot[:],
 		Version:     w.cfg.Version,
 		Weight:      uint32(w.cfg.Weight),
 		BudgetBytes: uint64(w.budget.Total()),
-		UsedBytes:   uint64(w.budget.Used()),
+		UsedBytes:   uint64(w.budget.Used() + kept),
 		Threads:     uint32(w.cfg.Threads),
 		Kernel:      attention.KernelName(),
-		SpareBytes:  uint64(cache.FreeBytes + cache.PrefixBytes),
+		SpareBytes:  uint64(cache.FreeBytes + cache.PrefixBytes + kept),
 	}, nil
 }
 
@@ -174,6 +174,7 @@ func (w *Worker) Drain(ctx context.Context) error {
 // begin any more.
 func (w *Worker) Close() {
 	w.sessions.store.Close()
+	w.budget.Trim()
 	w.threads.Close()
 }
 

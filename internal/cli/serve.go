@@ -342,13 +342,14 @@ func (a *app) runWorker(ctx context.Context, at endpointFlags, config worker.Con
 	return s.serve(ctx, listener, w.Drain)
 }
 
-// expire lets a worker look for unused sessions each hundredth of their TTL, but once a second at most, until stop is called.
+// expire lets a worker look for unused sessions and memory each hundredth of the sessions' TTL, but once a second at most and
+// every 30 seconds at least, until stop is called.
 func expire(ctx context.Context, w *worker.Worker, ttl time.Duration) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		ticker := time.NewTicker(max(ttl/100, time.Second))
+		ticker := time.NewTicker(min(max(ttl/100, time.Second), 30*time.Second))
 		defer ticker.Stop()
 		w.Expire(ctx, ticker.C)
 	}()

@@ -34,6 +34,7 @@ type workerView struct {
 	Weight      uint32 `json:"weight"`
 	BudgetBytes uint64 `json:"budget_bytes"`
 	UsedBytes   uint64 `json:"used_bytes"`
+	SpareBytes  uint64 `json:"spare_bytes"` // part of UsedBytes that is given up when room is needed
 	Threads     uint32 `json:"threads"`
 	Kernel      string `json:"kernel,omitempty"`
 	Error       string `json:"error,omitempty"`
@@ -113,7 +114,7 @@ func viewStatus(address string, status *headwaterv1.StatusResponse, caches []*he
 		w := s.GetWorker()
 		one := workerView{
 			Name: w.GetName(), Address: s.GetAddress(), Version: w.GetVersion(), Weight: w.GetWeight(), BudgetBytes: w.GetBudgetBytes(),
-			UsedBytes: w.GetUsedBytes(), Threads: w.GetThreads(), Kernel: w.GetKernel(), Error: s.GetError(),
+			UsedBytes: w.GetUsedBytes(), SpareBytes: w.GetSpareBytes(), Threads: w.GetThreads(), Kernel: w.GetKernel(), Error: s.GetError(),
 		}
 		if boot, err := uuid.FromBytes(w.GetBoot()); err == nil {
 			one.Boot = boot.String()
@@ -151,13 +152,13 @@ func (a *app) printStatus(v statusView) error {
 	if _, err := fmt.Fprintf(a.Out, "coordinator %s at %s, version %s, protocol %s\n\n", v.Name, v.Address, v.Version, v.Protocol); err != nil {
 		return err
 	}
-	workers := newTable("workers", "name", "address", ">weight", ">used", ">budget", ">threads", "kernel", "version", "state")
+	workers := newTable("workers", "name", "address", ">weight", ">used", ">spare", ">budget", ">threads", "kernel", "version", "state")
 	for _, w := range v.Workers {
 		state := "answers"
 		if w.Error != "" {
 			state = shorten(w.Error, 60)
 		}
-		workers.AppendRow(table.Row{w.Name, w.Address, w.Weight, sizeOf(int64(w.UsedBytes)), sizeOf(int64(w.BudgetBytes)), w.Threads, w.Kernel, w.Version, state})
+		workers.AppendRow(table.Row{w.Name, w.Address, w.Weight, sizeOf(int64(w.UsedBytes)), sizeOf(int64(w.SpareBytes)), sizeOf(int64(w.BudgetBytes)), w.Threads, w.Kernel, w.Version, state})
 	}
 	if err := a.printTable(workers); err != nil {
 		return err

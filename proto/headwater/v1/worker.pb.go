@@ -318,7 +318,8 @@ type DescribeResponse struct {
 	Threads uint32 `protobuf:"varint,7,opt,name=threads,proto3" json:"threads,omitempty"`
 	// Kernel in use, for people to read.
 	Kernel string `protobuf:"bytes,8,opt,name=kernel,proto3" json:"kernel,omitempty"`
-	// Part of used_bytes that is given up when room is needed: free pages, and prefixes that no session has.
+	// Part of used_bytes that is given up when room is needed: free pages, prefixes that no session has, and memory of jobs that
+	// have ended.
 	SpareBytes    uint64 `protobuf:"varint,9,opt,name=spare_bytes,json=spareBytes,proto3" json:"spare_bytes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
