@@ -340,6 +340,9 @@ func (h *harness) others(ctx context.Context, c *command) (rows []row, err error
 		return nil, err
 	}
 	for _, kernel := range []string{string(limits.AVX2)} {
+		if !slices.Contains(h.isas, limits.ISA(kernel)) {
+			continue // the machine is of another architecture
+		}
 		if !slices.ContainsFunc(childStages(kernel), func(s stage) bool { return slices.ContainsFunc(s.names, c.only.MatchString) }) {
 			continue
 		}

@@ -10,7 +10,7 @@
 //	decode_2threads  the same where one sequence after the other is shared out over both
 //	prefill_512_2k   512 queries on 2,048 positions, causal, f32: useful flops a second / FMA peak
 //	prefill_mha      the same with 32 groups
-//	decode_avx2      as decode_f16, on the AVX2 kernel / the lower of the bus and the 256-bit FMA peak
+//	decode_avx2      as decode_f16, on the AVX2 kernel / the lower of the bus and the 256-bit FMA peak, where there is AVX2
 //	prefill_avx2     as prefill_512_2k, likewise
 //	project          x [512, 4096] · w [4096, 4096], f32: flops a second / FMA peak
 //	decode_short     one query on 128 positions, f16, as many of the groups as half of L2 holds: flops a second / FMA peak

@@ -7,6 +7,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -28,12 +29,8 @@ func TestMain(m *testing.M) {
 
 func skipWithoutLimits(t *testing.T) {
 	t.Helper()
-	has := make(map[limits.ISA]bool)
-	for _, isa := range limits.ISAs() {
-		has[isa] = true
-	}
-	if !has[limits.AVX2] {
-		t.Skip("this processor has no AVX2")
+	if len(limits.ISAs()) == 0 {
+		t.Skip("there are no loops for this processor")
 	}
 }
 
@@ -55,10 +52,14 @@ func TestEveryFigureIsPrintedOnce(t *testing.T) {
 		}
 		printed[f[1]]++
 	}
-	for _, name := range []string{
+	names := []string{
 		"decode_f32", "decode_f16", "decode_bf16", "decode_int8", "decode_g8", "decode_2core", "decode_2threads", "prefill_512_2k", "prefill_mha",
-		"decode_avx2", "prefill_avx2", "project", "decode_short", "append_f16", "append_int8",
-	} {
+		"project", "decode_short", "append_f16", "append_int8",
+	}
+	if slices.Contains(limits.ISAs(), limits.AVX2) {
+		names = append(names, "decode_avx2", "prefill_avx2")
+	}
+	for _, name := range names {
 		if printed[name] != 1 {
 			t.Errorf("%s is printed %d times", name, printed[name])
 		}
@@ -71,7 +72,7 @@ func TestEveryFigureIsPrintedOnce(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(r.Rows) != 15 || len(r.Rows[0].Samples) != 1 || r.Kernel == "" {
+	if len(r.Rows) != len(names) || len(r.Rows[0].Samples) != 1 || r.Kernel == "" {
 		t.Errorf("samples: %+v", r)
 	}
 	picture := filepath.Join(t.TempDir(), "roofline.png")

@@ -16,6 +16,7 @@ type ISA string
 const (
 	AVX512 ISA = "avx512"
 	AVX2   ISA = "avx2"
+	NEON   ISA = "neon"
 )
 
 // loops are the inner loops for one instruction set.
@@ -34,7 +35,7 @@ type loops struct {
 	lanes int
 }
 
-// ISAs returns the instruction sets that this machine has, the widest first. None has any off amd64.
+// ISAs returns the instruction sets that this machine has, the widest first.
 func ISAs() []ISA {
 	var all []ISA
 	for _, l := range available {
