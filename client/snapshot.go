@@ -51,7 +51,8 @@ func (c *Client) SnapshotSession(ctx context.Context, id SessionID, w io.Writer,
 
 // forkOf makes a fork of a session in the name of whoever drives it, and tells whether the session is pinned.
 func (c *Client) forkOf(ctx context.Context, id SessionID) (_ *Session, pinned bool, _ error) {
-	// The driver may have stepped on or truncated between the question and the fork.
+	// The driver may have truncated between the question and the fork, or been taken over; or it went on between the forks of two
+	// workers, so far that one has freed what the other's fork still sees.
 	for attempt := 1; ; attempt++ {
 		found, err := c.FindSession(ctx, id)
 		if err != nil {
@@ -75,7 +76,10 @@ func (c *Client) forkOf(ctx context.Context, id SessionID) (_ *Session, pinned b
 				return nil, false, c.inVain(ctx, child.id, err)
 			}
 			return child, found.GetPinned(), nil
-		case attempt == 4 || !fanout.Is(err, headwaterv1.SessionProblem_SESSION_PROBLEM_STALE_EPOCH) && !fanout.Is(err, headwaterv1.SessionProblem_SESSION_PROBLEM_OTHER_TRUNCATIONS):
+		case attempt == 4 || !slices.ContainsFunc([]headwaterv1.SessionProblem{
+			headwaterv1.SessionProblem_SESSION_PROBLEM_STALE_EPOCH, headwaterv1.SessionProblem_SESSION_PROBLEM_OTHER_TRUNCATIONS,
+			headwaterv1.SessionProblem_SESSION_PROBLEM_FREED,
+		}, func(p headwaterv1.SessionProblem) bool { return fanout.Is(err, p) }):
 			return nil, false, err
 		}
 	}

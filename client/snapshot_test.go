@@ -10,13 +10,17 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
+
+	"google.golang.org/grpc"
 
 	"headwater/client"
 	headwaterv1 "headwater/proto/headwater/v1"
 	"headwater/snapshot"
 	"headwater/tensor"
+	"headwater/worker"
 )
 
 // startReal starts a cluster of n real workers of some budget each. In the end the workers have nothing that is left of a
@@ -426,6 +430,45 @@ func TestASnapshotOfOtherHashesIsRefused(t *testing.T) {
 	if used, n := pages(t, c.Client); !slices.Equal(used, before) || n != sessions {
 		t.Fatalf("%v bytes and %d sessions, before it %v and %d", used, n, before, sessions)
 	}
+}
+
+// The driver goes on between the forks of two workers, until one has freed what the other's fork sees: another fork is made.
+func TestASnapshotOfASessionThatGoesOnFar(t *testing.T) {
+	forked, goOn := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	c := startCounted(t, 2, worker.Config{}, func(worker int) []grpc.ServerOption {
+		return []grpc.ServerOption{grpc.ChainUnaryInterceptor(func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
+			if info.FullMethod != headwaterv1.SessionService_ForkSession_FullMethodName {
+				return handle(ctx, req)
+			}
+			if worker == 0 {
+				<-goOn
+				return handle(ctx, req)
+			}
+			defer once.Do(func() { close(forked) })
+			return handle(ctx, req)
+		})}
+	})
+	windowed := []client.Layer{{Heads: 4, KVHeads: 4, HeadDim: 4, WindowLeft: 30}}
+	s, m, r := open(t, c.Client, client.SessionOptions{Layers: windowed}), newModel(windowed), rng(1)
+	grow(t, s, m, r, 150)
+	var file bytes.Buffer
+	said := make(chan error, 1)
+	go func() {
+		_, err := c.SnapshotSession(t.Context(), s.ID(), &file, nil)
+		said <- err
+	}()
+	<-forked
+	grow(t, s, m, r, 60, 1)
+	close(goOn)
+	if err := <-said; err != nil {
+		t.Fatal(err)
+	}
+	back := restore(t, c.Client, file.Bytes(), client.RestoreOptions{})
+	if back.Len() != s.Len() {
+		t.Fatalf("%d positions of %d", back.Len(), s.Len())
+	}
+	step(t, back, m, r, 0, 1)
 }
 
 // A session is written while its driver goes on with it, who notices nothing. Each snapshot is one state of it.
