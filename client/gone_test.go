@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc"
 
 	"headwater/client"
+	"headwater/lane"
 	headwaterv1 "headwater/proto/headwater/v1"
 	"headwater/worker"
 )
@@ -72,6 +73,73 @@ func (s *doored) RecvMsg(m any) error {
 		s.door.wait(s.Context(), headwaterv1.SessionService_Lane_FullMethodName)
 	}
 	return err
+}
+
+// spoiled has a worker refuse what a step appends, as long as it is set.
+type spoiled struct {
+	grpc.ServerStream
+	set *atomic.Bool
+}
+
+func (s *spoiled) RecvMsg(m any) error {
+	err := s.ServerStream.RecvMsg(m)
+	if r, ok := m.(*lane.Request); err == nil && ok && s.set.Load() && r.Step.Append > 0 {
+		r.Step.Hashes[0]++
+	}
+	return err
+}
+
+// An append that only some workers have done is taken back, and a layer with a window may have freed pages there by then: those
+// that the next appended token does not see. A query before it has the right context or is refused by name.
+func TestWhatIsTakenBackMayHaveFreedPages(t *testing.T) {
+	var set atomic.Bool
+	windowed := []client.Layer{{Heads: 4, KVHeads: 4, HeadDim: 4, WindowLeft: 30}}
+	c := startCounted(t, 2, worker.Config{}, func(worker int) []grpc.ServerOption {
+		return []grpc.ServerOption{grpc.ChainStreamInterceptor(func(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handle grpc.StreamHandler) error {
+			if worker == 1 && info.FullMethod == headwaterv1.SessionService_Lane_FullMethodName {
+				stream = &spoiled{stream, &set}
+			}
+			return handle(srv, stream)
+		})}
+	})
+	refused := 0
+	for _, direct := range []bool{false, true} {
+		for _, x := range []struct{ before, more, queries int }{{157, 1, 1}, {158, 1, 1}, {159, 40, 0}, {190, 100, 100}, {222, 200, 0}, {223, 2, 1}, {300, 1000, 1}} {
+			name := fmt.Sprintf("direct=%v %+v", direct, x)
+			s, m, r := open(t, c.Client, client.SessionOptions{Layers: windowed, Direct: direct}), newModel(windowed), rng(uint64(x.before))
+			grow(t, s, m, r, x.before)
+			set.Store(true)
+			lost := project(r, windowed[0], x.more)
+			failed := client.Step{K: lost.k, V: lost.v, Q: lost.q[:x.queries*4*4], Context: make([]float32, x.queries*4*4)}
+			if err := s.Do(t.Context(), &failed); !errors.Is(err, client.ErrRefused) {
+				t.Fatalf("%s: %v", name, err)
+			}
+			set.Store(false)
+			for _, at := range []int{x.before - 1, x.before - 20, x.before - 40, x.before - 70, x.before - 100, 10} {
+				q := project(r, windowed[0], 1).q
+				want, _ := m.attend(t, 0, q, at, nil)
+				got := make([]float32, len(want))
+				err := s.Do(t.Context(), &client.Step{Q: q, Position: &at, Context: got})
+				var e *client.SessionError
+				switch {
+				case err == nil:
+					equal(t, fmt.Sprintf("%s: context at %d", name, at), got, want)
+				case !errors.As(err, &e) || e.Problem != headwaterv1.SessionProblem_SESSION_PROBLEM_FREED || e.Holder != "w1":
+					t.Errorf("%s: a query at %d: %v", name, at, err)
+				default:
+					refused++
+				}
+			}
+			// It goes on from there, in the same way or another.
+			grow(t, s, m, r, 1, 70)
+			if err := s.Drop(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if refused == 0 {
+		t.Error("nothing has been freed")
+	}
 }
 
 // TestAClientIsGone in the middle of a step that one of two workers has done, of an open and of a fork. Lanes end; the session

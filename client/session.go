@@ -104,7 +104,8 @@ type SessionOptions struct {
 
 // Session is a sequence held open on the cluster. One goroutine uses it at a time; different sessions are independent, and
 // Do has steps of many in flight at once. After a step's error the session is as it was: what only some workers have done is
-// taken back before the next call, which may be the same step or another. What another call with an error has changed, its
+// taken back before the next call, which may be the same step or another. (In a layer with a window it may have freed positions
+// that only queries before the next token see; these are refused then.) What another call with an error has changed, its
 // repetition makes whole.
 type Session struct {
 	client  *Client
