@@ -9,7 +9,6 @@ import (
 	"log/slog"
 	"net"
 	"os"
-	"path/filepath"
 	"regexp"
 	"runtime"
 	"slices"
@@ -356,42 +355,11 @@ func expire(ctx context.Context, w *worker.Worker, ttl time.Duration) (stop func
 	return func() { cancel(); <-ended }
 }
 
-// memoryBudget is three quarters of the memory that the process may use: the machine's, or its control group's limit.
+// memoryBudget is three quarters of the memory that the process may use.
 func memoryBudget() (int64, error) {
-	text, err := os.ReadFile("/proc/meminfo")
+	total, err := usableMemory()
 	if err != nil {
 		return 0, usage("--memory is missing, and the machine does not say how much it has: %w", err)
-	}
-	var total int64
-	for line := range strings.Lines(string(text)) {
-		if strings.HasPrefix(line, "MemTotal:") {
-			if _, err := fmt.Sscanf(line, "MemTotal: %d kB", &total); err != nil {
-				return 0, usage("--memory is missing, and /proc/meminfo reads %q", strings.TrimSpace(line))
-			}
-			total <<= 10
-		}
-	}
-	// Control groups, version 2 (Documentation/admin-guide/cgroup-v2.rst): the limits of the group and of those above it.
-	own, err := os.ReadFile("/proc/self/cgroup")
-	if err == nil {
-		for line := range strings.Lines(string(own)) {
-			path, ok := strings.CutPrefix(strings.TrimSpace(line), "0::")
-			for ok {
-				var limit int64
-				if text, err := os.ReadFile(filepath.Join("/sys/fs/cgroup", path, "memory.max")); err == nil {
-					if _, err := fmt.Sscan(string(text), &limit); err == nil && limit > 0 {
-						total = min(total, limit)
-					}
-				}
-				if path == "/" || path == "." || path == "" {
-					break
-				}
-				path = filepath.Dir(path)
-			}
-		}
-	}
-	if total == 0 {
-		return 0, usage("--memory is missing, and the machine does not say how much it has")
 	}
 	return total / 4 * 3, nil
 }
