@@ -2,6 +2,16 @@
 
 #include "textflag.h"
 
+DATA tops_neon<>+0(SB)/4, $0x00ffffff
+DATA tops_neon<>+4(SB)/4, $0x01ffffff
+DATA tops_neon<>+8(SB)/4, $0x02ffffff
+DATA tops_neon<>+12(SB)/4, $0x03ffffff
+DATA tops_neon<>+16(SB)/4, $0x04ffffff
+DATA tops_neon<>+20(SB)/4, $0x05ffffff
+DATA tops_neon<>+24(SB)/4, $0x06ffffff
+DATA tops_neon<>+28(SB)/4, $0x07ffffff
+GLOBL tops_neon<>(SB), RODATA|NOPTR, $32
+
 // func scores_f32_neon(s, q *float32, k *byte, stride, n, rows, carry int, ahead *uintptr)
 // Requires: ASIMD
 TEXT ·scores_f32_neon(SB), NOSPLIT, $0-64
@@ -18757,6 +18767,8 @@ fewer3:
 	BGT tile9
 	B done4
 tile6:
+	MOVD $tops_neon<>(SB), R9
+	FLDPQ 0(R9), (F30, F31)
 	MOVD R2, R10
 	MOVD $1, R11
 block21:
@@ -18797,264 +18809,232 @@ begin23:
 asking24:
 	FMOVQ.P 16(R12), F16
 	FMOVD 0(R8), F18
-	WORD $0x0f08a652 // sshll v18.8h, v18.8b, #0
-	WORD $0x0f10a651 // sshll v17.4s, v18.4h, #0
-	WORD $0x4f10a652 // sshll2 v18.4s, v18.8h, #0
-	WORD $0x4e21da31 // scvtf v17.4s, v17.4s
-	WORD $0x4e21da52 // scvtf v18.4s, v18.4s
+	VTBL V30.B16, [V18.B16], V17.B16
+	VTBL V31.B16, [V18.B16], V18.B16
+	WORD $0x4f28e631 // scvtf v17.4s, v17.4s, #24
+	WORD $0x4f28e652 // scvtf v18.4s, v18.4s, #24
 	WORD $0x4f901220 // fmla v0.4s, v17.4s, v16.s[0]
 	WORD $0x4f901241 // fmla v1.4s, v18.4s, v16.s[0]
 	FMOVD 8(R8), F20
-	WORD $0x0f08a694 // sshll v20.8h, v20.8b, #0
-	WORD $0x0f10a693 // sshll v19.4s, v20.4h, #0
-	WORD $0x4f10a694 // sshll2 v20.4s, v20.8h, #0
-	WORD $0x4e21da73 // scvtf v19.4s, v19.4s
-	WORD $0x4e21da94 // scvtf v20.4s, v20.4s
+	VTBL V30.B16, [V20.B16], V19.B16
+	VTBL V31.B16, [V20.B16], V20.B16
+	WORD $0x4f28e673 // scvtf v19.4s, v19.4s, #24
+	WORD $0x4f28e694 // scvtf v20.4s, v20.4s, #24
 	WORD $0x4f901262 // fmla v2.4s, v19.4s, v16.s[0]
 	WORD $0x4f901283 // fmla v3.4s, v20.4s, v16.s[0]
 	FMOVD 16(R8), F22
-	WORD $0x0f08a6d6 // sshll v22.8h, v22.8b, #0
-	WORD $0x0f10a6d5 // sshll v21.4s, v22.4h, #0
-	WORD $0x4f10a6d6 // sshll2 v22.4s, v22.8h, #0
-	WORD $0x4e21dab5 // scvtf v21.4s, v21.4s
-	WORD $0x4e21dad6 // scvtf v22.4s, v22.4s
+	VTBL V30.B16, [V22.B16], V21.B16
+	VTBL V31.B16, [V22.B16], V22.B16
+	WORD $0x4f28e6b5 // scvtf v21.4s, v21.4s, #24
+	WORD $0x4f28e6d6 // scvtf v22.4s, v22.4s, #24
 	WORD $0x4f9012a4 // fmla v4.4s, v21.4s, v16.s[0]
 	WORD $0x4f9012c5 // fmla v5.4s, v22.4s, v16.s[0]
 	FMOVD 24(R8), F24
-	WORD $0x0f08a718 // sshll v24.8h, v24.8b, #0
-	WORD $0x0f10a717 // sshll v23.4s, v24.4h, #0
-	WORD $0x4f10a718 // sshll2 v24.4s, v24.8h, #0
-	WORD $0x4e21daf7 // scvtf v23.4s, v23.4s
-	WORD $0x4e21db18 // scvtf v24.4s, v24.4s
+	VTBL V30.B16, [V24.B16], V23.B16
+	VTBL V31.B16, [V24.B16], V24.B16
+	WORD $0x4f28e6f7 // scvtf v23.4s, v23.4s, #24
+	WORD $0x4f28e718 // scvtf v24.4s, v24.4s, #24
 	WORD $0x4f9012e6 // fmla v6.4s, v23.4s, v16.s[0]
 	WORD $0x4f901307 // fmla v7.4s, v24.4s, v16.s[0]
 	FMOVD 32(R8), F26
-	WORD $0x0f08a75a // sshll v26.8h, v26.8b, #0
-	WORD $0x0f10a759 // sshll v25.4s, v26.4h, #0
-	WORD $0x4f10a75a // sshll2 v26.4s, v26.8h, #0
-	WORD $0x4e21db39 // scvtf v25.4s, v25.4s
-	WORD $0x4e21db5a // scvtf v26.4s, v26.4s
+	VTBL V30.B16, [V26.B16], V25.B16
+	VTBL V31.B16, [V26.B16], V26.B16
+	WORD $0x4f28e739 // scvtf v25.4s, v25.4s, #24
+	WORD $0x4f28e75a // scvtf v26.4s, v26.4s, #24
 	WORD $0x4f901328 // fmla v8.4s, v25.4s, v16.s[0]
 	WORD $0x4f901349 // fmla v9.4s, v26.4s, v16.s[0]
 	FMOVD 40(R8), F28
-	WORD $0x0f08a79c // sshll v28.8h, v28.8b, #0
-	WORD $0x0f10a79b // sshll v27.4s, v28.4h, #0
-	WORD $0x4f10a79c // sshll2 v28.4s, v28.8h, #0
-	WORD $0x4e21db7b // scvtf v27.4s, v27.4s
-	WORD $0x4e21db9c // scvtf v28.4s, v28.4s
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
 	WORD $0x4f90136a // fmla v10.4s, v27.4s, v16.s[0]
 	WORD $0x4f90138b // fmla v11.4s, v28.4s, v16.s[0]
-	FMOVD 48(R8), F30
-	WORD $0x0f08a7de // sshll v30.8h, v30.8b, #0
-	WORD $0x0f10a7dd // sshll v29.4s, v30.4h, #0
-	WORD $0x4f10a7de // sshll2 v30.4s, v30.8h, #0
-	WORD $0x4e21dbbd // scvtf v29.4s, v29.4s
-	WORD $0x4e21dbde // scvtf v30.4s, v30.4s
-	WORD $0x4f9013ac // fmla v12.4s, v29.4s, v16.s[0]
-	WORD $0x4f9013cd // fmla v13.4s, v30.4s, v16.s[0]
-	FMOVD 56(R8), F18
-	WORD $0x0f08a652 // sshll v18.8h, v18.8b, #0
-	WORD $0x0f10a651 // sshll v17.4s, v18.4h, #0
-	WORD $0x4f10a652 // sshll2 v18.4s, v18.8h, #0
-	WORD $0x4e21da31 // scvtf v17.4s, v17.4s
-	WORD $0x4e21da52 // scvtf v18.4s, v18.4s
-	WORD $0x4f90122e // fmla v14.4s, v17.4s, v16.s[0]
-	WORD $0x4f90124f // fmla v15.4s, v18.4s, v16.s[0]
+	FMOVD 48(R8), F18
+	VTBL V30.B16, [V18.B16], V17.B16
+	VTBL V31.B16, [V18.B16], V18.B16
+	WORD $0x4f28e631 // scvtf v17.4s, v17.4s, #24
+	WORD $0x4f28e652 // scvtf v18.4s, v18.4s, #24
+	WORD $0x4f90122c // fmla v12.4s, v17.4s, v16.s[0]
+	WORD $0x4f90124d // fmla v13.4s, v18.4s, v16.s[0]
+	FMOVD 56(R8), F20
+	VTBL V30.B16, [V20.B16], V19.B16
+	VTBL V31.B16, [V20.B16], V20.B16
+	WORD $0x4f28e673 // scvtf v19.4s, v19.4s, #24
+	WORD $0x4f28e694 // scvtf v20.4s, v20.4s, #24
+	WORD $0x4f90126e // fmla v14.4s, v19.4s, v16.s[0]
+	WORD $0x4f90128f // fmla v15.4s, v20.4s, v16.s[0]
 	PRFM 0(R7), PLDL1KEEP
 	FMOVD 64(R8), F18
-	WORD $0x0f08a652 // sshll v18.8h, v18.8b, #0
-	WORD $0x0f10a651 // sshll v17.4s, v18.4h, #0
-	WORD $0x4f10a652 // sshll2 v18.4s, v18.8h, #0
-	WORD $0x4e21da31 // scvtf v17.4s, v17.4s
-	WORD $0x4e21da52 // scvtf v18.4s, v18.4s
+	VTBL V30.B16, [V18.B16], V17.B16
+	VTBL V31.B16, [V18.B16], V18.B16
+	WORD $0x4f28e631 // scvtf v17.4s, v17.4s, #24
+	WORD $0x4f28e652 // scvtf v18.4s, v18.4s, #24
 	WORD $0x4fb01220 // fmla v0.4s, v17.4s, v16.s[1]
 	WORD $0x4fb01241 // fmla v1.4s, v18.4s, v16.s[1]
 	FMOVD 72(R8), F20
-	WORD $0x0f08a694 // sshll v20.8h, v20.8b, #0
-	WORD $0x0f10a693 // sshll v19.4s, v20.4h, #0
-	WORD $0x4f10a694 // sshll2 v20.4s, v20.8h, #0
-	WORD $0x4e21da73 // scvtf v19.4s, v19.4s
-	WORD $0x4e21da94 // scvtf v20.4s, v20.4s
+	VTBL V30.B16, [V20.B16], V19.B16
+	VTBL V31.B16, [V20.B16], V20.B16
+	WORD $0x4f28e673 // scvtf v19.4s, v19.4s, #24
+	WORD $0x4f28e694 // scvtf v20.4s, v20.4s, #24
 	WORD $0x4fb01262 // fmla v2.4s, v19.4s, v16.s[1]
 	WORD $0x4fb01283 // fmla v3.4s, v20.4s, v16.s[1]
 	FMOVD 80(R8), F22
-	WORD $0x0f08a6d6 // sshll v22.8h, v22.8b, #0
-	WORD $0x0f10a6d5 // sshll v21.4s, v22.4h, #0
-	WORD $0x4f10a6d6 // sshll2 v22.4s, v22.8h, #0
-	WORD $0x4e21dab5 // scvtf v21.4s, v21.4s
-	WORD $0x4e21dad6 // scvtf v22.4s, v22.4s
+	VTBL V30.B16, [V22.B16], V21.B16
+	VTBL V31.B16, [V22.B16], V22.B16
+	WORD $0x4f28e6b5 // scvtf v21.4s, v21.4s, #24
+	WORD $0x4f28e6d6 // scvtf v22.4s, v22.4s, #24
 	WORD $0x4fb012a4 // fmla v4.4s, v21.4s, v16.s[1]
 	WORD $0x4fb012c5 // fmla v5.4s, v22.4s, v16.s[1]
 	FMOVD 88(R8), F24
-	WORD $0x0f08a718 // sshll v24.8h, v24.8b, #0
-	WORD $0x0f10a717 // sshll v23.4s, v24.4h, #0
-	WORD $0x4f10a718 // sshll2 v24.4s, v24.8h, #0
-	WORD $0x4e21daf7 // scvtf v23.4s, v23.4s
-	WORD $0x4e21db18 // scvtf v24.4s, v24.4s
+	VTBL V30.B16, [V24.B16], V23.B16
+	VTBL V31.B16, [V24.B16], V24.B16
+	WORD $0x4f28e6f7 // scvtf v23.4s, v23.4s, #24
+	WORD $0x4f28e718 // scvtf v24.4s, v24.4s, #24
 	WORD $0x4fb012e6 // fmla v6.4s, v23.4s, v16.s[1]
 	WORD $0x4fb01307 // fmla v7.4s, v24.4s, v16.s[1]
 	FMOVD 96(R8), F26
-	WORD $0x0f08a75a // sshll v26.8h, v26.8b, #0
-	WORD $0x0f10a759 // sshll v25.4s, v26.4h, #0
-	WORD $0x4f10a75a // sshll2 v26.4s, v26.8h, #0
-	WORD $0x4e21db39 // scvtf v25.4s, v25.4s
-	WORD $0x4e21db5a // scvtf v26.4s, v26.4s
+	VTBL V30.B16, [V26.B16], V25.B16
+	VTBL V31.B16, [V26.B16], V26.B16
+	WORD $0x4f28e739 // scvtf v25.4s, v25.4s, #24
+	WORD $0x4f28e75a // scvtf v26.4s, v26.4s, #24
 	WORD $0x4fb01328 // fmla v8.4s, v25.4s, v16.s[1]
 	WORD $0x4fb01349 // fmla v9.4s, v26.4s, v16.s[1]
 	FMOVD 104(R8), F28
-	WORD $0x0f08a79c // sshll v28.8h, v28.8b, #0
-	WORD $0x0f10a79b // sshll v27.4s, v28.4h, #0
-	WORD $0x4f10a79c // sshll2 v28.4s, v28.8h, #0
-	WORD $0x4e21db7b // scvtf v27.4s, v27.4s
-	WORD $0x4e21db9c // scvtf v28.4s, v28.4s
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
 	WORD $0x4fb0136a // fmla v10.4s, v27.4s, v16.s[1]
 	WORD $0x4fb0138b // fmla v11.4s, v28.4s, v16.s[1]
-	FMOVD 112(R8), F30
-	WORD $0x0f08a7de // sshll v30.8h, v30.8b, #0
-	WORD $0x0f10a7dd // sshll v29.4s, v30.4h, #0
-	WORD $0x4f10a7de // sshll2 v30.4s, v30.8h, #0
-	WORD $0x4e21dbbd // scvtf v29.4s, v29.4s
-	WORD $0x4e21dbde // scvtf v30.4s, v30.4s
-	WORD $0x4fb013ac // fmla v12.4s, v29.4s, v16.s[1]
-	WORD $0x4fb013cd // fmla v13.4s, v30.4s, v16.s[1]
-	FMOVD 120(R8), F18
-	WORD $0x0f08a652 // sshll v18.8h, v18.8b, #0
-	WORD $0x0f10a651 // sshll v17.4s, v18.4h, #0
-	WORD $0x4f10a652 // sshll2 v18.4s, v18.8h, #0
-	WORD $0x4e21da31 // scvtf v17.4s, v17.4s
-	WORD $0x4e21da52 // scvtf v18.4s, v18.4s
-	WORD $0x4fb0122e // fmla v14.4s, v17.4s, v16.s[1]
-	WORD $0x4fb0124f // fmla v15.4s, v18.4s, v16.s[1]
+	FMOVD 112(R8), F18
+	VTBL V30.B16, [V18.B16], V17.B16
+	VTBL V31.B16, [V18.B16], V18.B16
+	WORD $0x4f28e631 // scvtf v17.4s, v17.4s, #24
+	WORD $0x4f28e652 // scvtf v18.4s, v18.4s, #24
+	WORD $0x4fb0122c // fmla v12.4s, v17.4s, v16.s[1]
+	WORD $0x4fb0124d // fmla v13.4s, v18.4s, v16.s[1]
+	FMOVD 120(R8), F20
+	VTBL V30.B16, [V20.B16], V19.B16
+	VTBL V31.B16, [V20.B16], V20.B16
+	WORD $0x4f28e673 // scvtf v19.4s, v19.4s, #24
+	WORD $0x4f28e694 // scvtf v20.4s, v20.4s, #24
+	WORD $0x4fb0126e // fmla v14.4s, v19.4s, v16.s[1]
+	WORD $0x4fb0128f // fmla v15.4s, v20.4s, v16.s[1]
 	PRFM 64(R7), PLDL1KEEP
 	FMOVD 128(R8), F18
-	WORD $0x0f08a652 // sshll v18.8h, v18.8b, #0
-	WORD $0x0f10a651 // sshll v17.4s, v18.4h, #0
-	WORD $0x4f10a652 // sshll2 v18.4s, v18.8h, #0
-	WORD $0x4e21da31 // scvtf v17.4s, v17.4s
-	WORD $0x4e21da52 // scvtf v18.4s, v18.4s
+	VTBL V30.B16, [V18.B16], V17.B16
+	VTBL V31.B16, [V18.B16], V18.B16
+	WORD $0x4f28e631 // scvtf v17.4s, v17.4s, #24
+	WORD $0x4f28e652 // scvtf v18.4s, v18.4s, #24
 	WORD $0x4f901a20 // fmla v0.4s, v17.4s, v16.s[2]
 	WORD $0x4f901a41 // fmla v1.4s, v18.4s, v16.s[2]
 	FMOVD 136(R8), F20
-	WORD $0x0f08a694 // sshll v20.8h, v20.8b, #0
-	WORD $0x0f10a693 // sshll v19.4s, v20.4h, #0
-	WORD $0x4f10a694 // sshll2 v20.4s, v20.8h, #0
-	WORD $0x4e21da73 // scvtf v19.4s, v19.4s
-	WORD $0x4e21da94 // scvtf v20.4s, v20.4s
+	VTBL V30.B16, [V20.B16], V19.B16
+	VTBL V31.B16, [V20.B16], V20.B16
+	WORD $0x4f28e673 // scvtf v19.4s, v19.4s, #24
+	WORD $0x4f28e694 // scvtf v20.4s, v20.4s, #24
 	WORD $0x4f901a62 // fmla v2.4s, v19.4s, v16.s[2]
 	WORD $0x4f901a83 // fmla v3.4s, v20.4s, v16.s[2]
 	FMOVD 144(R8), F22
-	WORD $0x0f08a6d6 // sshll v22.8h, v22.8b, #0
-	WORD $0x0f10a6d5 // sshll v21.4s, v22.4h, #0
-	WORD $0x4f10a6d6 // sshll2 v22.4s, v22.8h, #0
-	WORD $0x4e21dab5 // scvtf v21.4s, v21.4s
-	WORD $0x4e21dad6 // scvtf v22.4s, v22.4s
+	VTBL V30.B16, [V22.B16], V21.B16
+	VTBL V31.B16, [V22.B16], V22.B16
+	WORD $0x4f28e6b5 // scvtf v21.4s, v21.4s, #24
+	WORD $0x4f28e6d6 // scvtf v22.4s, v22.4s, #24
 	WORD $0x4f901aa4 // fmla v4.4s, v21.4s, v16.s[2]
 	WORD $0x4f901ac5 // fmla v5.4s, v22.4s, v16.s[2]
 	FMOVD 152(R8), F24
-	WORD $0x0f08a718 // sshll v24.8h, v24.8b, #0
-	WORD $0x0f10a717 // sshll v23.4s, v24.4h, #0
-	WORD $0x4f10a718 // sshll2 v24.4s, v24.8h, #0
-	WORD $0x4e21daf7 // scvtf v23.4s, v23.4s
-	WORD $0x4e21db18 // scvtf v24.4s, v24.4s
+	VTBL V30.B16, [V24.B16], V23.B16
+	VTBL V31.B16, [V24.B16], V24.B16
+	WORD $0x4f28e6f7 // scvtf v23.4s, v23.4s, #24
+	WORD $0x4f28e718 // scvtf v24.4s, v24.4s, #24
 	WORD $0x4f901ae6 // fmla v6.4s, v23.4s, v16.s[2]
 	WORD $0x4f901b07 // fmla v7.4s, v24.4s, v16.s[2]
 	FMOVD 160(R8), F26
-	WORD $0x0f08a75a // sshll v26.8h, v26.8b, #0
-	WORD $0x0f10a759 // sshll v25.4s, v26.4h, #0
-	WORD $0x4f10a75a // sshll2 v26.4s, v26.8h, #0
-	WORD $0x4e21db39 // scvtf v25.4s, v25.4s
-	WORD $0x4e21db5a // scvtf v26.4s, v26.4s
+	VTBL V30.B16, [V26.B16], V25.B16
+	VTBL V31.B16, [V26.B16], V26.B16
+	WORD $0x4f28e739 // scvtf v25.4s, v25.4s, #24
+	WORD $0x4f28e75a // scvtf v26.4s, v26.4s, #24
 	WORD $0x4f901b28 // fmla v8.4s, v25.4s, v16.s[2]
 	WORD $0x4f901b49 // fmla v9.4s, v26.4s, v16.s[2]
 	FMOVD 168(R8), F28
-	WORD $0x0f08a79c // sshll v28.8h, v28.8b, #0
-	WORD $0x0f10a79b // sshll v27.4s, v28.4h, #0
-	WORD $0x4f10a79c // sshll2 v28.4s, v28.8h, #0
-	WORD $0x4e21db7b // scvtf v27.4s, v27.4s
-	WORD $0x4e21db9c // scvtf v28.4s, v28.4s
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
 	WORD $0x4f901b6a // fmla v10.4s, v27.4s, v16.s[2]
 	WORD $0x4f901b8b // fmla v11.4s, v28.4s, v16.s[2]
-	FMOVD 176(R8), F30
-	WORD $0x0f08a7de // sshll v30.8h, v30.8b, #0
-	WORD $0x0f10a7dd // sshll v29.4s, v30.4h, #0
-	WORD $0x4f10a7de // sshll2 v30.4s, v30.8h, #0
-	WORD $0x4e21dbbd // scvtf v29.4s, v29.4s
-	WORD $0x4e21dbde // scvtf v30.4s, v30.4s
-	WORD $0x4f901bac // fmla v12.4s, v29.4s, v16.s[2]
-	WORD $0x4f901bcd // fmla v13.4s, v30.4s, v16.s[2]
-	FMOVD 184(R8), F18
-	WORD $0x0f08a652 // sshll v18.8h, v18.8b, #0
-	WORD $0x0f10a651 // sshll v17.4s, v18.4h, #0
-	WORD $0x4f10a652 // sshll2 v18.4s, v18.8h, #0
-	WORD $0x4e21da31 // scvtf v17.4s, v17.4s
-	WORD $0x4e21da52 // scvtf v18.4s, v18.4s
-	WORD $0x4f901a2e // fmla v14.4s, v17.4s, v16.s[2]
-	WORD $0x4f901a4f // fmla v15.4s, v18.4s, v16.s[2]
+	FMOVD 176(R8), F18
+	VTBL V30.B16, [V18.B16], V17.B16
+	VTBL V31.B16, [V18.B16], V18.B16
+	WORD $0x4f28e631 // scvtf v17.4s, v17.4s, #24
+	WORD $0x4f28e652 // scvtf v18.4s, v18.4s, #24
+	WORD $0x4f901a2c // fmla v12.4s, v17.4s, v16.s[2]
+	WORD $0x4f901a4d // fmla v13.4s, v18.4s, v16.s[2]
+	FMOVD 184(R8), F20
+	VTBL V30.B16, [V20.B16], V19.B16
+	VTBL V31.B16, [V20.B16], V20.B16
+	WORD $0x4f28e673 // scvtf v19.4s, v19.4s, #24
+	WORD $0x4f28e694 // scvtf v20.4s, v20.4s, #24
+	WORD $0x4f901a6e // fmla v14.4s, v19.4s, v16.s[2]
+	WORD $0x4f901a8f // fmla v15.4s, v20.4s, v16.s[2]
 	PRFM 128(R7), PLDL1KEEP
 	FMOVD 192(R8), F18
-	WORD $0x0f08a652 // sshll v18.8h, v18.8b, #0
-	WORD $0x0f10a651 // sshll v17.4s, v18.4h, #0
-	WORD $0x4f10a652 // sshll2 v18.4s, v18.8h, #0
-	WORD $0x4e21da31 // scvtf v17.4s, v17.4s
-	WORD $0x4e21da52 // scvtf v18.4s, v18.4s
+	VTBL V30.B16, [V18.B16], V17.B16
+	VTBL V31.B16, [V18.B16], V18.B16
+	WORD $0x4f28e631 // scvtf v17.4s, v17.4s, #24
+	WORD $0x4f28e652 // scvtf v18.4s, v18.4s, #24
 	WORD $0x4fb01a20 // fmla v0.4s, v17.4s, v16.s[3]
 	WORD $0x4fb01a41 // fmla v1.4s, v18.4s, v16.s[3]
 	FMOVD 200(R8), F20
-	WORD $0x0f08a694 // sshll v20.8h, v20.8b, #0
-	WORD $0x0f10a693 // sshll v19.4s, v20.4h, #0
-	WORD $0x4f10a694 // sshll2 v20.4s, v20.8h, #0
-	WORD $0x4e21da73 // scvtf v19.4s, v19.4s
-	WORD $0x4e21da94 // scvtf v20.4s, v20.4s
+	VTBL V30.B16, [V20.B16], V19.B16
+	VTBL V31.B16, [V20.B16], V20.B16
+	WORD $0x4f28e673 // scvtf v19.4s, v19.4s, #24
+	WORD $0x4f28e694 // scvtf v20.4s, v20.4s, #24
 	WORD $0x4fb01a62 // fmla v2.4s, v19.4s, v16.s[3]
 	WORD $0x4fb01a83 // fmla v3.4s, v20.4s, v16.s[3]
 	FMOVD 208(R8), F22
-	WORD $0x0f08a6d6 // sshll v22.8h, v22.8b, #0
-	WORD $0x0f10a6d5 // sshll v21.4s, v22.4h, #0
-	WORD $0x4f10a6d6 // sshll2 v22.4s, v22.8h, #0
-	WORD $0x4e21dab5 // scvtf v21.4s, v21.4s
-	WORD $0x4e21dad6 // scvtf v22.4s, v22.4s
+	VTBL V30.B16, [V22.B16], V21.B16
+	VTBL V31.B16, [V22.B16], V22.B16
+	WORD $0x4f28e6b5 // scvtf v21.4s, v21.4s, #24
+	WORD $0x4f28e6d6 // scvtf v22.4s, v22.4s, #24
 	WORD $0x4fb01aa4 // fmla v4.4s, v21.4s, v16.s[3]
 	WORD $0x4fb01ac5 // fmla v5.4s, v22.4s, v16.s[3]
 	FMOVD 216(R8), F24
-	WORD $0x0f08a718 // sshll v24.8h, v24.8b, #0
-	WORD $0x0f10a717 // sshll v23.4s, v24.4h, #0
-	WORD $0x4f10a718 // sshll2 v24.4s, v24.8h, #0
-	WORD $0x4e21daf7 // scvtf v23.4s, v23.4s
-	WORD $0x4e21db18 // scvtf v24.4s, v24.4s
+	VTBL V30.B16, [V24.B16], V23.B16
+	VTBL V31.B16, [V24.B16], V24.B16
+	WORD $0x4f28e6f7 // scvtf v23.4s, v23.4s, #24
+	WORD $0x4f28e718 // scvtf v24.4s, v24.4s, #24
 	WORD $0x4fb01ae6 // fmla v6.4s, v23.4s, v16.s[3]
 	WORD $0x4fb01b07 // fmla v7.4s, v24.4s, v16.s[3]
 	FMOVD 224(R8), F26
-	WORD $0x0f08a75a // sshll v26.8h, v26.8b, #0
-	WORD $0x0f10a759 // sshll v25.4s, v26.4h, #0
-	WORD $0x4f10a75a // sshll2 v26.4s, v26.8h, #0
-	WORD $0x4e21db39 // scvtf v25.4s, v25.4s
-	WORD $0x4e21db5a // scvtf v26.4s, v26.4s
+	VTBL V30.B16, [V26.B16], V25.B16
+	VTBL V31.B16, [V26.B16], V26.B16
+	WORD $0x4f28e739 // scvtf v25.4s, v25.4s, #24
+	WORD $0x4f28e75a // scvtf v26.4s, v26.4s, #24
 	WORD $0x4fb01b28 // fmla v8.4s, v25.4s, v16.s[3]
 	WORD $0x4fb01b49 // fmla v9.4s, v26.4s, v16.s[3]
 	FMOVD 232(R8), F28
-	WORD $0x0f08a79c // sshll v28.8h, v28.8b, #0
-	WORD $0x0f10a79b // sshll v27.4s, v28.4h, #0
-	WORD $0x4f10a79c // sshll2 v28.4s, v28.8h, #0
-	WORD $0x4e21db7b // scvtf v27.4s, v27.4s
-	WORD $0x4e21db9c // scvtf v28.4s, v28.4s
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
 	WORD $0x4fb01b6a // fmla v10.4s, v27.4s, v16.s[3]
 	WORD $0x4fb01b8b // fmla v11.4s, v28.4s, v16.s[3]
-	FMOVD 240(R8), F30
-	WORD $0x0f08a7de // sshll v30.8h, v30.8b, #0
-	WORD $0x0f10a7dd // sshll v29.4s, v30.4h, #0
-	WORD $0x4f10a7de // sshll2 v30.4s, v30.8h, #0
-	WORD $0x4e21dbbd // scvtf v29.4s, v29.4s
-	WORD $0x4e21dbde // scvtf v30.4s, v30.4s
-	WORD $0x4fb01bac // fmla v12.4s, v29.4s, v16.s[3]
-	WORD $0x4fb01bcd // fmla v13.4s, v30.4s, v16.s[3]
-	FMOVD 248(R8), F18
-	WORD $0x0f08a652 // sshll v18.8h, v18.8b, #0
-	WORD $0x0f10a651 // sshll v17.4s, v18.4h, #0
-	WORD $0x4f10a652 // sshll2 v18.4s, v18.8h, #0
-	WORD $0x4e21da31 // scvtf v17.4s, v17.4s
-	WORD $0x4e21da52 // scvtf v18.4s, v18.4s
-	WORD $0x4fb01a2e // fmla v14.4s, v17.4s, v16.s[3]
-	WORD $0x4fb01a4f // fmla v15.4s, v18.4s, v16.s[3]
+	FMOVD 240(R8), F18
+	VTBL V30.B16, [V18.B16], V17.B16
+	VTBL V31.B16, [V18.B16], V18.B16
+	WORD $0x4f28e631 // scvtf v17.4s, v17.4s, #24
+	WORD $0x4f28e652 // scvtf v18.4s, v18.4s, #24
+	WORD $0x4fb01a2c // fmla v12.4s, v17.4s, v16.s[3]
+	WORD $0x4fb01a4d // fmla v13.4s, v18.4s, v16.s[3]
+	FMOVD 248(R8), F20
+	VTBL V30.B16, [V20.B16], V19.B16
+	VTBL V31.B16, [V20.B16], V20.B16
+	WORD $0x4f28e673 // scvtf v19.4s, v19.4s, #24
+	WORD $0x4f28e694 // scvtf v20.4s, v20.4s, #24
+	WORD $0x4fb01a6e // fmla v14.4s, v19.4s, v16.s[3]
+	WORD $0x4fb01a8f // fmla v15.4s, v20.4s, v16.s[3]
 	PRFM 192(R7), PLDL1KEEP
 	ADD $256, R7, R7
 	ADD $256, R8, R8
@@ -19067,261 +19047,229 @@ plain26:
 loop27:
 	FMOVQ.P 16(R12), F16
 	FMOVD 0(R8), F18
-	WORD $0x0f08a652 // sshll v18.8h, v18.8b, #0
-	WORD $0x0f10a651 // sshll v17.4s, v18.4h, #0
-	WORD $0x4f10a652 // sshll2 v18.4s, v18.8h, #0
-	WORD $0x4e21da31 // scvtf v17.4s, v17.4s
-	WORD $0x4e21da52 // scvtf v18.4s, v18.4s
+	VTBL V30.B16, [V18.B16], V17.B16
+	VTBL V31.B16, [V18.B16], V18.B16
+	WORD $0x4f28e631 // scvtf v17.4s, v17.4s, #24
+	WORD $0x4f28e652 // scvtf v18.4s, v18.4s, #24
 	WORD $0x4f901220 // fmla v0.4s, v17.4s, v16.s[0]
 	WORD $0x4f901241 // fmla v1.4s, v18.4s, v16.s[0]
 	FMOVD 8(R8), F20
-	WORD $0x0f08a694 // sshll v20.8h, v20.8b, #0
-	WORD $0x0f10a693 // sshll v19.4s, v20.4h, #0
-	WORD $0x4f10a694 // sshll2 v20.4s, v20.8h, #0
-	WORD $0x4e21da73 // scvtf v19.4s, v19.4s
-	WORD $0x4e21da94 // scvtf v20.4s, v20.4s
+	VTBL V30.B16, [V20.B16], V19.B16
+	VTBL V31.B16, [V20.B16], V20.B16
+	WORD $0x4f28e673 // scvtf v19.4s, v19.4s, #24
+	WORD $0x4f28e694 // scvtf v20.4s, v20.4s, #24
 	WORD $0x4f901262 // fmla v2.4s, v19.4s, v16.s[0]
 	WORD $0x4f901283 // fmla v3.4s, v20.4s, v16.s[0]
 	FMOVD 16(R8), F22
-	WORD $0x0f08a6d6 // sshll v22.8h, v22.8b, #0
-	WORD $0x0f10a6d5 // sshll v21.4s, v22.4h, #0
-	WORD $0x4f10a6d6 // sshll2 v22.4s, v22.8h, #0
-	WORD $0x4e21dab5 // scvtf v21.4s, v21.4s
-	WORD $0x4e21dad6 // scvtf v22.4s, v22.4s
+	VTBL V30.B16, [V22.B16], V21.B16
+	VTBL V31.B16, [V22.B16], V22.B16
+	WORD $0x4f28e6b5 // scvtf v21.4s, v21.4s, #24
+	WORD $0x4f28e6d6 // scvtf v22.4s, v22.4s, #24
 	WORD $0x4f9012a4 // fmla v4.4s, v21.4s, v16.s[0]
 	WORD $0x4f9012c5 // fmla v5.4s, v22.4s, v16.s[0]
 	FMOVD 24(R8), F24
-	WORD $0x0f08a718 // sshll v24.8h, v24.8b, #0
-	WORD $0x0f10a717 // sshll v23.4s, v24.4h, #0
-	WORD $0x4f10a718 // sshll2 v24.4s, v24.8h, #0
-	WORD $0x4e21daf7 // scvtf v23.4s, v23.4s
-	WORD $0x4e21db18 // scvtf v24.4s, v24.4s
+	VTBL V30.B16, [V24.B16], V23.B16
+	VTBL V31.B16, [V24.B16], V24.B16
+	WORD $0x4f28e6f7 // scvtf v23.4s, v23.4s, #24
+	WORD $0x4f28e718 // scvtf v24.4s, v24.4s, #24
 	WORD $0x4f9012e6 // fmla v6.4s, v23.4s, v16.s[0]
 	WORD $0x4f901307 // fmla v7.4s, v24.4s, v16.s[0]
 	FMOVD 32(R8), F26
-	WORD $0x0f08a75a // sshll v26.8h, v26.8b, #0
-	WORD $0x0f10a759 // sshll v25.4s, v26.4h, #0
-	WORD $0x4f10a75a // sshll2 v26.4s, v26.8h, #0
-	WORD $0x4e21db39 // scvtf v25.4s, v25.4s
-	WORD $0x4e21db5a // scvtf v26.4s, v26.4s
+	VTBL V30.B16, [V26.B16], V25.B16
+	VTBL V31.B16, [V26.B16], V26.B16
+	WORD $0x4f28e739 // scvtf v25.4s, v25.4s, #24
+	WORD $0x4f28e75a // scvtf v26.4s, v26.4s, #24
 	WORD $0x4f901328 // fmla v8.4s, v25.4s, v16.s[0]
 	WORD $0x4f901349 // fmla v9.4s, v26.4s, v16.s[0]
 	FMOVD 40(R8), F28
-	WORD $0x0f08a79c // sshll v28.8h, v28.8b, #0
-	WORD $0x0f10a79b // sshll v27.4s, v28.4h, #0
-	WORD $0x4f10a79c // sshll2 v28.4s, v28.8h, #0
-	WORD $0x4e21db7b // scvtf v27.4s, v27.4s
-	WORD $0x4e21db9c // scvtf v28.4s, v28.4s
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
 	WORD $0x4f90136a // fmla v10.4s, v27.4s, v16.s[0]
 	WORD $0x4f90138b // fmla v11.4s, v28.4s, v16.s[0]
-	FMOVD 48(R8), F30
-	WORD $0x0f08a7de // sshll v30.8h, v30.8b, #0
-	WORD $0x0f10a7dd // sshll v29.4s, v30.4h, #0
-	WORD $0x4f10a7de // sshll2 v30.4s, v30.8h, #0
-	WORD $0x4e21dbbd // scvtf v29.4s, v29.4s
-	WORD $0x4e21dbde // scvtf v30.4s, v30.4s
-	WORD $0x4f9013ac // fmla v12.4s, v29.4s, v16.s[0]
-	WORD $0x4f9013cd // fmla v13.4s, v30.4s, v16.s[0]
-	FMOVD 56(R8), F18
-	WORD $0x0f08a652 // sshll v18.8h, v18.8b, #0
-	WORD $0x0f10a651 // sshll v17.4s, v18.4h, #0
-	WORD $0x4f10a652 // sshll2 v18.4s, v18.8h, #0
-	WORD $0x4e21da31 // scvtf v17.4s, v17.4s
-	WORD $0x4e21da52 // scvtf v18.4s, v18.4s
-	WORD $0x4f90122e // fmla v14.4s, v17.4s, v16.s[0]
-	WORD $0x4f90124f // fmla v15.4s, v18.4s, v16.s[0]
+	FMOVD 48(R8), F18
+	VTBL V30.B16, [V18.B16], V17.B16
+	VTBL V31.B16, [V18.B16], V18.B16
+	WORD $0x4f28e631 // scvtf v17.4s, v17.4s, #24
+	WORD $0x4f28e652 // scvtf v18.4s, v18.4s, #24
+	WORD $0x4f90122c // fmla v12.4s, v17.4s, v16.s[0]
+	WORD $0x4f90124d // fmla v13.4s, v18.4s, v16.s[0]
+	FMOVD 56(R8), F20
+	VTBL V30.B16, [V20.B16], V19.B16
+	VTBL V31.B16, [V20.B16], V20.B16
+	WORD $0x4f28e673 // scvtf v19.4s, v19.4s, #24
+	WORD $0x4f28e694 // scvtf v20.4s, v20.4s, #24
+	WORD $0x4f90126e // fmla v14.4s, v19.4s, v16.s[0]
+	WORD $0x4f90128f // fmla v15.4s, v20.4s, v16.s[0]
 	FMOVD 64(R8), F18
-	WORD $0x0f08a652 // sshll v18.8h, v18.8b, #0
-	WORD $0x0f10a651 // sshll v17.4s, v18.4h, #0
-	WORD $0x4f10a652 // sshll2 v18.4s, v18.8h, #0
-	WORD $0x4e21da31 // scvtf v17.4s, v17.4s
-	WORD $0x4e21da52 // scvtf v18.4s, v18.4s
+	VTBL V30.B16, [V18.B16], V17.B16
+	VTBL V31.B16, [V18.B16], V18.B16
+	WORD $0x4f28e631 // scvtf v17.4s, v17.4s, #24
+	WORD $0x4f28e652 // scvtf v18.4s, v18.4s, #24
 	WORD $0x4fb01220 // fmla v0.4s, v17.4s, v16.s[1]
 	WORD $0x4fb01241 // fmla v1.4s, v18.4s, v16.s[1]
 	FMOVD 72(R8), F20
-	WORD $0x0f08a694 // sshll v20.8h, v20.8b, #0
-	WORD $0x0f10a693 // sshll v19.4s, v20.4h, #0
-	WORD $0x4f10a694 // sshll2 v20.4s, v20.8h, #0
-	WORD $0x4e21da73 // scvtf v19.4s, v19.4s
-	WORD $0x4e21da94 // scvtf v20.4s, v20.4s
+	VTBL V30.B16, [V20.B16], V19.B16
+	VTBL V31.B16, [V20.B16], V20.B16
+	WORD $0x4f28e673 // scvtf v19.4s, v19.4s, #24
+	WORD $0x4f28e694 // scvtf v20.4s, v20.4s, #24
 	WORD $0x4fb01262 // fmla v2.4s, v19.4s, v16.s[1]
 	WORD $0x4fb01283 // fmla v3.4s, v20.4s, v16.s[1]
 	FMOVD 80(R8), F22
-	WORD $0x0f08a6d6 // sshll v22.8h, v22.8b, #0
-	WORD $0x0f10a6d5 // sshll v21.4s, v22.4h, #0
-	WORD $0x4f10a6d6 // sshll2 v22.4s, v22.8h, #0
-	WORD $0x4e21dab5 // scvtf v21.4s, v21.4s
-	WORD $0x4e21dad6 // scvtf v22.4s, v22.4s
+	VTBL V30.B16, [V22.B16], V21.B16
+	VTBL V31.B16, [V22.B16], V22.B16
+	WORD $0x4f28e6b5 // scvtf v21.4s, v21.4s, #24
+	WORD $0x4f28e6d6 // scvtf v22.4s, v22.4s, #24
 	WORD $0x4fb012a4 // fmla v4.4s, v21.4s, v16.s[1]
 	WORD $0x4fb012c5 // fmla v5.4s, v22.4s, v16.s[1]
 	FMOVD 88(R8), F24
-	WORD $0x0f08a718 // sshll v24.8h, v24.8b, #0
-	WORD $0x0f10a717 // sshll v23.4s, v24.4h, #0
-	WORD $0x4f10a718 // sshll2 v24.4s, v24.8h, #0
-	WORD $0x4e21daf7 // scvtf v23.4s, v23.4s
-	WORD $0x4e21db18 // scvtf v24.4s, v24.4s
+	VTBL V30.B16, [V24.B16], V23.B16
+	VTBL V31.B16, [V24.B16], V24.B16
+	WORD $0x4f28e6f7 // scvtf v23.4s, v23.4s, #24
+	WORD $0x4f28e718 // scvtf v24.4s, v24.4s, #24
 	WORD $0x4fb012e6 // fmla v6.4s, v23.4s, v16.s[1]
 	WORD $0x4fb01307 // fmla v7.4s, v24.4s, v16.s[1]
 	FMOVD 96(R8), F26
-	WORD $0x0f08a75a // sshll v26.8h, v26.8b, #0
-	WORD $0x0f10a759 // sshll v25.4s, v26.4h, #0
-	WORD $0x4f10a75a // sshll2 v26.4s, v26.8h, #0
-	WORD $0x4e21db39 // scvtf v25.4s, v25.4s
-	WORD $0x4e21db5a // scvtf v26.4s, v26.4s
+	VTBL V30.B16, [V26.B16], V25.B16
+	VTBL V31.B16, [V26.B16], V26.B16
+	WORD $0x4f28e739 // scvtf v25.4s, v25.4s, #24
+	WORD $0x4f28e75a // scvtf v26.4s, v26.4s, #24
 	WORD $0x4fb01328 // fmla v8.4s, v25.4s, v16.s[1]
 	WORD $0x4fb01349 // fmla v9.4s, v26.4s, v16.s[1]
 	FMOVD 104(R8), F28
-	WORD $0x0f08a79c // sshll v28.8h, v28.8b, #0
-	WORD $0x0f10a79b // sshll v27.4s, v28.4h, #0
-	WORD $0x4f10a79c // sshll2 v28.4s, v28.8h, #0
-	WORD $0x4e21db7b // scvtf v27.4s, v27.4s
-	WORD $0x4e21db9c // scvtf v28.4s, v28.4s
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
 	WORD $0x4fb0136a // fmla v10.4s, v27.4s, v16.s[1]
 	WORD $0x4fb0138b // fmla v11.4s, v28.4s, v16.s[1]
-	FMOVD 112(R8), F30
-	WORD $0x0f08a7de // sshll v30.8h, v30.8b, #0
-	WORD $0x0f10a7dd // sshll v29.4s, v30.4h, #0
-	WORD $0x4f10a7de // sshll2 v30.4s, v30.8h, #0
-	WORD $0x4e21dbbd // scvtf v29.4s, v29.4s
-	WORD $0x4e21dbde // scvtf v30.4s, v30.4s
-	WORD $0x4fb013ac // fmla v12.4s, v29.4s, v16.s[1]
-	WORD $0x4fb013cd // fmla v13.4s, v30.4s, v16.s[1]
-	FMOVD 120(R8), F18
-	WORD $0x0f08a652 // sshll v18.8h, v18.8b, #0
-	WORD $0x0f10a651 // sshll v17.4s, v18.4h, #0
-	WORD $0x4f10a652 // sshll2 v18.4s, v18.8h, #0
-	WORD $0x4e21da31 // scvtf v17.4s, v17.4s
-	WORD $0x4e21da52 // scvtf v18.4s, v18.4s
-	WORD $0x4fb0122e // fmla v14.4s, v17.4s, v16.s[1]
-	WORD $0x4fb0124f // fmla v15.4s, v18.4s, v16.s[1]
+	FMOVD 112(R8), F18
+	VTBL V30.B16, [V18.B16], V17.B16
+	VTBL V31.B16, [V18.B16], V18.B16
+	WORD $0x4f28e631 // scvtf v17.4s, v17.4s, #24
+	WORD $0x4f28e652 // scvtf v18.4s, v18.4s, #24
+	WORD $0x4fb0122c // fmla v12.4s, v17.4s, v16.s[1]
+	WORD $0x4fb0124d // fmla v13.4s, v18.4s, v16.s[1]
+	FMOVD 120(R8), F20
+	VTBL V30.B16, [V20.B16], V19.B16
+	VTBL V31.B16, [V20.B16], V20.B16
+	WORD $0x4f28e673 // scvtf v19.4s, v19.4s, #24
+	WORD $0x4f28e694 // scvtf v20.4s, v20.4s, #24
+	WORD $0x4fb0126e // fmla v14.4s, v19.4s, v16.s[1]
+	WORD $0x4fb0128f // fmla v15.4s, v20.4s, v16.s[1]
 	FMOVD 128(R8), F18
-	WORD $0x0f08a652 // sshll v18.8h, v18.8b, #0
-	WORD $0x0f10a651 // sshll v17.4s, v18.4h, #0
-	WORD $0x4f10a652 // sshll2 v18.4s, v18.8h, #0
-	WORD $0x4e21da31 // scvtf v17.4s, v17.4s
-	WORD $0x4e21da52 // scvtf v18.4s, v18.4s
+	VTBL V30.B16, [V18.B16], V17.B16
+	VTBL V31.B16, [V18.B16], V18.B16
+	WORD $0x4f28e631 // scvtf v17.4s, v17.4s, #24
+	WORD $0x4f28e652 // scvtf v18.4s, v18.4s, #24
 	WORD $0x4f901a20 // fmla v0.4s, v17.4s, v16.s[2]
 	WORD $0x4f901a41 // fmla v1.4s, v18.4s, v16.s[2]
 	FMOVD 136(R8), F20
-	WORD $0x0f08a694 // sshll v20.8h, v20.8b, #0
-	WORD $0x0f10a693 // sshll v19.4s, v20.4h, #0
-	WORD $0x4f10a694 // sshll2 v20.4s, v20.8h, #0
-	WORD $0x4e21da73 // scvtf v19.4s, v19.4s
-	WORD $0x4e21da94 // scvtf v20.4s, v20.4s
+	VTBL V30.B16, [V20.B16], V19.B16
+	VTBL V31.B16, [V20.B16], V20.B16
+	WORD $0x4f28e673 // scvtf v19.4s, v19.4s, #24
+	WORD $0x4f28e694 // scvtf v20.4s, v20.4s, #24
 	WORD $0x4f901a62 // fmla v2.4s, v19.4s, v16.s[2]
 	WORD $0x4f901a83 // fmla v3.4s, v20.4s, v16.s[2]
 	FMOVD 144(R8), F22
-	WORD $0x0f08a6d6 // sshll v22.8h, v22.8b, #0
-	WORD $0x0f10a6d5 // sshll v21.4s, v22.4h, #0
-	WORD $0x4f10a6d6 // sshll2 v22.4s, v22.8h, #0
-	WORD $0x4e21dab5 // scvtf v21.4s, v21.4s
-	WORD $0x4e21dad6 // scvtf v22.4s, v22.4s
+	VTBL V30.B16, [V22.B16], V21.B16
+	VTBL V31.B16, [V22.B16], V22.B16
+	WORD $0x4f28e6b5 // scvtf v21.4s, v21.4s, #24
+	WORD $0x4f28e6d6 // scvtf v22.4s, v22.4s, #24
 	WORD $0x4f901aa4 // fmla v4.4s, v21.4s, v16.s[2]
 	WORD $0x4f901ac5 // fmla v5.4s, v22.4s, v16.s[2]
 	FMOVD 152(R8), F24
-	WORD $0x0f08a718 // sshll v24.8h, v24.8b, #0
-	WORD $0x0f10a717 // sshll v23.4s, v24.4h, #0
-	WORD $0x4f10a718 // sshll2 v24.4s, v24.8h, #0
-	WORD $0x4e21daf7 // scvtf v23.4s, v23.4s
-	WORD $0x4e21db18 // scvtf v24.4s, v24.4s
+	VTBL V30.B16, [V24.B16], V23.B16
+	VTBL V31.B16, [V24.B16], V24.B16
+	WORD $0x4f28e6f7 // scvtf v23.4s, v23.4s, #24
+	WORD $0x4f28e718 // scvtf v24.4s, v24.4s, #24
 	WORD $0x4f901ae6 // fmla v6.4s, v23.4s, v16.s[2]
 	WORD $0x4f901b07 // fmla v7.4s, v24.4s, v16.s[2]
 	FMOVD 160(R8), F26
-	WORD $0x0f08a75a // sshll v26.8h, v26.8b, #0
-	WORD $0x0f10a759 // sshll v25.4s, v26.4h, #0
-	WORD $0x4f10a75a // sshll2 v26.4s, v26.8h, #0
-	WORD $0x4e21db39 // scvtf v25.4s, v25.4s
-	WORD $0x4e21db5a // scvtf v26.4s, v26.4s
+	VTBL V30.B16, [V26.B16], V25.B16
+	VTBL V31.B16, [V26.B16], V26.B16
+	WORD $0x4f28e739 // scvtf v25.4s, v25.4s, #24
+	WORD $0x4f28e75a // scvtf v26.4s, v26.4s, #24
 	WORD $0x4f901b28 // fmla v8.4s, v25.4s, v16.s[2]
 	WORD $0x4f901b49 // fmla v9.4s, v26.4s, v16.s[2]
 	FMOVD 168(R8), F28
-	WORD $0x0f08a79c // sshll v28.8h, v28.8b, #0
-	WORD $0x0f10a79b // sshll v27.4s, v28.4h, #0
-	WORD $0x4f10a79c // sshll2 v28.4s, v28.8h, #0
-	WORD $0x4e21db7b // scvtf v27.4s, v27.4s
-	WORD $0x4e21db9c // scvtf v28.4s, v28.4s
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
 	WORD $0x4f901b6a // fmla v10.4s, v27.4s, v16.s[2]
 	WORD $0x4f901b8b // fmla v11.4s, v28.4s, v16.s[2]
-	FMOVD 176(R8), F30
-	WORD $0x0f08a7de // sshll v30.8h, v30.8b, #0
-	WORD $0x0f10a7dd // sshll v29.4s, v30.4h, #0
-	WORD $0x4f10a7de // sshll2 v30.4s, v30.8h, #0
-	WORD $0x4e21dbbd // scvtf v29.4s, v29.4s
-	WORD $0x4e21dbde // scvtf v30.4s, v30.4s
-	WORD $0x4f901bac // fmla v12.4s, v29.4s, v16.s[2]
-	WORD $0x4f901bcd // fmla v13.4s, v30.4s, v16.s[2]
-	FMOVD 184(R8), F18
-	WORD $0x0f08a652 // sshll v18.8h, v18.8b, #0
-	WORD $0x0f10a651 // sshll v17.4s, v18.4h, #0
-	WORD $0x4f10a652 // sshll2 v18.4s, v18.8h, #0
-	WORD $0x4e21da31 // scvtf v17.4s, v17.4s
-	WORD $0x4e21da52 // scvtf v18.4s, v18.4s
-	WORD $0x4f901a2e // fmla v14.4s, v17.4s, v16.s[2]
-	WORD $0x4f901a4f // fmla v15.4s, v18.4s, v16.s[2]
+	FMOVD 176(R8), F18
+	VTBL V30.B16, [V18.B16], V17.B16
+	VTBL V31.B16, [V18.B16], V18.B16
+	WORD $0x4f28e631 // scvtf v17.4s, v17.4s, #24
+	WORD $0x4f28e652 // scvtf v18.4s, v18.4s, #24
+	WORD $0x4f901a2c // fmla v12.4s, v17.4s, v16.s[2]
+	WORD $0x4f901a4d // fmla v13.4s, v18.4s, v16.s[2]
+	FMOVD 184(R8), F20
+	VTBL V30.B16, [V20.B16], V19.B16
+	VTBL V31.B16, [V20.B16], V20.B16
+	WORD $0x4f28e673 // scvtf v19.4s, v19.4s, #24
+	WORD $0x4f28e694 // scvtf v20.4s, v20.4s, #24
+	WORD $0x4f901a6e // fmla v14.4s, v19.4s, v16.s[2]
+	WORD $0x4f901a8f // fmla v15.4s, v20.4s, v16.s[2]
 	FMOVD 192(R8), F18
-	WORD $0x0f08a652 // sshll v18.8h, v18.8b, #0
-	WORD $0x0f10a651 // sshll v17.4s, v18.4h, #0
-	WORD $0x4f10a652 // sshll2 v18.4s, v18.8h, #0
-	WORD $0x4e21da31 // scvtf v17.4s, v17.4s
-	WORD $0x4e21da52 // scvtf v18.4s, v18.4s
+	VTBL V30.B16, [V18.B16], V17.B16
+	VTBL V31.B16, [V18.B16], V18.B16
+	WORD $0x4f28e631 // scvtf v17.4s, v17.4s, #24
+	WORD $0x4f28e652 // scvtf v18.4s, v18.4s, #24
 	WORD $0x4fb01a20 // fmla v0.4s, v17.4s, v16.s[3]
 	WORD $0x4fb01a41 // fmla v1.4s, v18.4s, v16.s[3]
 	FMOVD 200(R8), F20
-	WORD $0x0f08a694 // sshll v20.8h, v20.8b, #0
-	WORD $0x0f10a693 // sshll v19.4s, v20.4h, #0
-	WORD $0x4f10a694 // sshll2 v20.4s, v20.8h, #0
-	WORD $0x4e21da73 // scvtf v19.4s, v19.4s
-	WORD $0x4e21da94 // scvtf v20.4s, v20.4s
+	VTBL V30.B16, [V20.B16], V19.B16
+	VTBL V31.B16, [V20.B16], V20.B16
+	WORD $0x4f28e673 // scvtf v19.4s, v19.4s, #24
+	WORD $0x4f28e694 // scvtf v20.4s, v20.4s, #24
 	WORD $0x4fb01a62 // fmla v2.4s, v19.4s, v16.s[3]
 	WORD $0x4fb01a83 // fmla v3.4s, v20.4s, v16.s[3]
 	FMOVD 208(R8), F22
-	WORD $0x0f08a6d6 // sshll v22.8h, v22.8b, #0
-	WORD $0x0f10a6d5 // sshll v21.4s, v22.4h, #0
-	WORD $0x4f10a6d6 // sshll2 v22.4s, v22.8h, #0
-	WORD $0x4e21dab5 // scvtf v21.4s, v21.4s
-	WORD $0x4e21dad6 // scvtf v22.4s, v22.4s
+	VTBL V30.B16, [V22.B16], V21.B16
+	VTBL V31.B16, [V22.B16], V22.B16
+	WORD $0x4f28e6b5 // scvtf v21.4s, v21.4s, #24
+	WORD $0x4f28e6d6 // scvtf v22.4s, v22.4s, #24
 	WORD $0x4fb01aa4 // fmla v4.4s, v21.4s, v16.s[3]
 	WORD $0x4fb01ac5 // fmla v5.4s, v22.4s, v16.s[3]
 	FMOVD 216(R8), F24
-	WORD $0x0f08a718 // sshll v24.8h, v24.8b, #0
-	WORD $0x0f10a717 // sshll v23.4s, v24.4h, #0
-	WORD $0x4f10a718 // sshll2 v24.4s, v24.8h, #0
-	WORD $0x4e21daf7 // scvtf v23.4s, v23.4s
-	WORD $0x4e21db18 // scvtf v24.4s, v24.4s
+	VTBL V30.B16, [V24.B16], V23.B16
+	VTBL V31.B16, [V24.B16], V24.B16
+	WORD $0x4f28e6f7 // scvtf v23.4s, v23.4s, #24
+	WORD $0x4f28e718 // scvtf v24.4s, v24.4s, #24
 	WORD $0x4fb01ae6 // fmla v6.4s, v23.4s, v16.s[3]
 	WORD $0x4fb01b07 // fmla v7.4s, v24.4s, v16.s[3]
 	FMOVD 224(R8), F26
-	WORD $0x0f08a75a // sshll v26.8h, v26.8b, #0
-	WORD $0x0f10a759 // sshll v25.4s, v26.4h, #0
-	WORD $0x4f10a75a // sshll2 v26.4s, v26.8h, #0
-	WORD $0x4e21db39 // scvtf v25.4s, v25.4s
-	WORD $0x4e21db5a // scvtf v26.4s, v26.4s
+	VTBL V30.B16, [V26.B16], V25.B16
+	VTBL V31.B16, [V26.B16], V26.B16
+	WORD $0x4f28e739 // scvtf v25.4s, v25.4s, #24
+	WORD $0x4f28e75a // scvtf v26.4s, v26.4s, #24
 	WORD $0x4fb01b28 // fmla v8.4s, v25.4s, v16.s[3]
 	WORD $0x4fb01b49 // fmla v9.4s, v26.4s, v16.s[3]
 	FMOVD 232(R8), F28
-	WORD $0x0f08a79c // sshll v28.8h, v28.8b, #0
-	WORD $0x0f10a79b // sshll v27.4s, v28.4h, #0
-	WORD $0x4f10a79c // sshll2 v28.4s, v28.8h, #0
-	WORD $0x4e21db7b // scvtf v27.4s, v27.4s
-	WORD $0x4e21db9c // scvtf v28.4s, v28.4s
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
 	WORD $0x4fb01b6a // fmla v10.4s, v27.4s, v16.s[3]
 	WORD $0x4fb01b8b // fmla v11.4s, v28.4s, v16.s[3]
-	FMOVD 240(R8), F30
-	WORD $0x0f08a7de // sshll v30.8h, v30.8b, #0
-	WORD $0x0f10a7dd // sshll v29.4s, v30.4h, #0
-	WORD $0x4f10a7de // sshll2 v30.4s, v30.8h, #0
-	WORD $0x4e21dbbd // scvtf v29.4s, v29.4s
-	WORD $0x4e21dbde // scvtf v30.4s, v30.4s
-	WORD $0x4fb01bac // fmla v12.4s, v29.4s, v16.s[3]
-	WORD $0x4fb01bcd // fmla v13.4s, v30.4s, v16.s[3]
-	FMOVD 248(R8), F18
-	WORD $0x0f08a652 // sshll v18.8h, v18.8b, #0
-	WORD $0x0f10a651 // sshll v17.4s, v18.4h, #0
-	WORD $0x4f10a652 // sshll2 v18.4s, v18.8h, #0
-	WORD $0x4e21da31 // scvtf v17.4s, v17.4s
-	WORD $0x4e21da52 // scvtf v18.4s, v18.4s
-	WORD $0x4fb01a2e // fmla v14.4s, v17.4s, v16.s[3]
-	WORD $0x4fb01a4f // fmla v15.4s, v18.4s, v16.s[3]
+	FMOVD 240(R8), F18
+	VTBL V30.B16, [V18.B16], V17.B16
+	VTBL V31.B16, [V18.B16], V18.B16
+	WORD $0x4f28e631 // scvtf v17.4s, v17.4s, #24
+	WORD $0x4f28e652 // scvtf v18.4s, v18.4s, #24
+	WORD $0x4fb01a2c // fmla v12.4s, v17.4s, v16.s[3]
+	WORD $0x4fb01a4d // fmla v13.4s, v18.4s, v16.s[3]
+	FMOVD 248(R8), F20
+	VTBL V30.B16, [V20.B16], V19.B16
+	VTBL V31.B16, [V20.B16], V20.B16
+	WORD $0x4f28e673 // scvtf v19.4s, v19.4s, #24
+	WORD $0x4f28e694 // scvtf v20.4s, v20.4s, #24
+	WORD $0x4fb01a6e // fmla v14.4s, v19.4s, v16.s[3]
+	WORD $0x4fb01a8f // fmla v15.4s, v20.4s, v16.s[3]
 	ADD $256, R8, R8
 	SUBS $4, R9, R9
 	BGE loop27
@@ -19331,69 +19279,61 @@ short25:
 some28:
 	FMOVS.P 4(R12), F16
 	FMOVD 0(R8), F18
-	WORD $0x0f08a652 // sshll v18.8h, v18.8b, #0
-	WORD $0x0f10a651 // sshll v17.4s, v18.4h, #0
-	WORD $0x4f10a652 // sshll2 v18.4s, v18.8h, #0
-	WORD $0x4e21da31 // scvtf v17.4s, v17.4s
-	WORD $0x4e21da52 // scvtf v18.4s, v18.4s
+	VTBL V30.B16, [V18.B16], V17.B16
+	VTBL V31.B16, [V18.B16], V18.B16
+	WORD $0x4f28e631 // scvtf v17.4s, v17.4s, #24
+	WORD $0x4f28e652 // scvtf v18.4s, v18.4s, #24
 	WORD $0x4f901220 // fmla v0.4s, v17.4s, v16.s[0]
 	WORD $0x4f901241 // fmla v1.4s, v18.4s, v16.s[0]
 	FMOVD 8(R8), F20
-	WORD $0x0f08a694 // sshll v20.8h, v20.8b, #0
-	WORD $0x0f10a693 // sshll v19.4s, v20.4h, #0
-	WORD $0x4f10a694 // sshll2 v20.4s, v20.8h, #0
-	WORD $0x4e21da73 // scvtf v19.4s, v19.4s
-	WORD $0x4e21da94 // scvtf v20.4s, v20.4s
+	VTBL V30.B16, [V20.B16], V19.B16
+	VTBL V31.B16, [V20.B16], V20.B16
+	WORD $0x4f28e673 // scvtf v19.4s, v19.4s, #24
+	WORD $0x4f28e694 // scvtf v20.4s, v20.4s, #24
 	WORD $0x4f901262 // fmla v2.4s, v19.4s, v16.s[0]
 	WORD $0x4f901283 // fmla v3.4s, v20.4s, v16.s[0]
 	FMOVD 16(R8), F22
-	WORD $0x0f08a6d6 // sshll v22.8h, v22.8b, #0
-	WORD $0x0f10a6d5 // sshll v21.4s, v22.4h, #0
-	WORD $0x4f10a6d6 // sshll2 v22.4s, v22.8h, #0
-	WORD $0x4e21dab5 // scvtf v21.4s, v21.4s
-	WORD $0x4e21dad6 // scvtf v22.4s, v22.4s
+	VTBL V30.B16, [V22.B16], V21.B16
+	VTBL V31.B16, [V22.B16], V22.B16
+	WORD $0x4f28e6b5 // scvtf v21.4s, v21.4s, #24
+	WORD $0x4f28e6d6 // scvtf v22.4s, v22.4s, #24
 	WORD $0x4f9012a4 // fmla v4.4s, v21.4s, v16.s[0]
 	WORD $0x4f9012c5 // fmla v5.4s, v22.4s, v16.s[0]
 	FMOVD 24(R8), F24
-	WORD $0x0f08a718 // sshll v24.8h, v24.8b, #0
-	WORD $0x0f10a717 // sshll v23.4s, v24.4h, #0
-	WORD $0x4f10a718 // sshll2 v24.4s, v24.8h, #0
-	WORD $0x4e21daf7 // scvtf v23.4s, v23.4s
-	WORD $0x4e21db18 // scvtf v24.4s, v24.4s
+	VTBL V30.B16, [V24.B16], V23.B16
+	VTBL V31.B16, [V24.B16], V24.B16
+	WORD $0x4f28e6f7 // scvtf v23.4s, v23.4s, #24
+	WORD $0x4f28e718 // scvtf v24.4s, v24.4s, #24
 	WORD $0x4f9012e6 // fmla v6.4s, v23.4s, v16.s[0]
 	WORD $0x4f901307 // fmla v7.4s, v24.4s, v16.s[0]
 	FMOVD 32(R8), F26
-	WORD $0x0f08a75a // sshll v26.8h, v26.8b, #0
-	WORD $0x0f10a759 // sshll v25.4s, v26.4h, #0
-	WORD $0x4f10a75a // sshll2 v26.4s, v26.8h, #0
-	WORD $0x4e21db39 // scvtf v25.4s, v25.4s
-	WORD $0x4e21db5a // scvtf v26.4s, v26.4s
+	VTBL V30.B16, [V26.B16], V25.B16
+	VTBL V31.B16, [V26.B16], V26.B16
+	WORD $0x4f28e739 // scvtf v25.4s, v25.4s, #24
+	WORD $0x4f28e75a // scvtf v26.4s, v26.4s, #24
 	WORD $0x4f901328 // fmla v8.4s, v25.4s, v16.s[0]
 	WORD $0x4f901349 // fmla v9.4s, v26.4s, v16.s[0]
 	FMOVD 40(R8), F28
-	WORD $0x0f08a79c // sshll v28.8h, v28.8b, #0
-	WORD $0x0f10a79b // sshll v27.4s, v28.4h, #0
-	WORD $0x4f10a79c // sshll2 v28.4s, v28.8h, #0
-	WORD $0x4e21db7b // scvtf v27.4s, v27.4s
-	WORD $0x4e21db9c // scvtf v28.4s, v28.4s
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
 	WORD $0x4f90136a // fmla v10.4s, v27.4s, v16.s[0]
 	WORD $0x4f90138b // fmla v11.4s, v28.4s, v16.s[0]
-	FMOVD 48(R8), F30
-	WORD $0x0f08a7de // sshll v30.8h, v30.8b, #0
-	WORD $0x0f10a7dd // sshll v29.4s, v30.4h, #0
-	WORD $0x4f10a7de // sshll2 v30.4s, v30.8h, #0
-	WORD $0x4e21dbbd // scvtf v29.4s, v29.4s
-	WORD $0x4e21dbde // scvtf v30.4s, v30.4s
-	WORD $0x4f9013ac // fmla v12.4s, v29.4s, v16.s[0]
-	WORD $0x4f9013cd // fmla v13.4s, v30.4s, v16.s[0]
-	FMOVD 56(R8), F18
-	WORD $0x0f08a652 // sshll v18.8h, v18.8b, #0
-	WORD $0x0f10a651 // sshll v17.4s, v18.4h, #0
-	WORD $0x4f10a652 // sshll2 v18.4s, v18.8h, #0
-	WORD $0x4e21da31 // scvtf v17.4s, v17.4s
-	WORD $0x4e21da52 // scvtf v18.4s, v18.4s
-	WORD $0x4f90122e // fmla v14.4s, v17.4s, v16.s[0]
-	WORD $0x4f90124f // fmla v15.4s, v18.4s, v16.s[0]
+	FMOVD 48(R8), F18
+	VTBL V30.B16, [V18.B16], V17.B16
+	VTBL V31.B16, [V18.B16], V18.B16
+	WORD $0x4f28e631 // scvtf v17.4s, v17.4s, #24
+	WORD $0x4f28e652 // scvtf v18.4s, v18.4s, #24
+	WORD $0x4f90122c // fmla v12.4s, v17.4s, v16.s[0]
+	WORD $0x4f90124d // fmla v13.4s, v18.4s, v16.s[0]
+	FMOVD 56(R8), F20
+	VTBL V30.B16, [V20.B16], V19.B16
+	VTBL V31.B16, [V20.B16], V20.B16
+	WORD $0x4f28e673 // scvtf v19.4s, v19.4s, #24
+	WORD $0x4f28e694 // scvtf v20.4s, v20.4s, #24
+	WORD $0x4f90126e // fmla v14.4s, v19.4s, v16.s[0]
+	WORD $0x4f90128f // fmla v15.4s, v20.4s, v16.s[0]
 	ADD $64, R8, R8
 	SUBS $1, R9, R9
 	BNE some28
@@ -19415,6 +19355,8 @@ summed29:
 	SUB $1, R5, R5
 	B rows2
 tile7:
+	MOVD $tops_neon<>(SB), R9
+	FLDPQ 0(R9), (F30, F31)
 	MOVD R2, R10
 	MOVD $2, R11
 block30:
@@ -19457,162 +19399,146 @@ asking33:
 	FMOVQ.P 16(R12), F16
 	FMOVQ.P 16(R13), F17
 	FMOVD 0(R8), F19
-	WORD $0x0f08a673 // sshll v19.8h, v19.8b, #0
-	WORD $0x0f10a672 // sshll v18.4s, v19.4h, #0
-	WORD $0x4f10a673 // sshll2 v19.4s, v19.8h, #0
-	WORD $0x4e21da52 // scvtf v18.4s, v18.4s
-	WORD $0x4e21da73 // scvtf v19.4s, v19.4s
+	VTBL V30.B16, [V19.B16], V18.B16
+	VTBL V31.B16, [V19.B16], V19.B16
+	WORD $0x4f28e652 // scvtf v18.4s, v18.4s, #24
+	WORD $0x4f28e673 // scvtf v19.4s, v19.4s, #24
 	WORD $0x4f901240 // fmla v0.4s, v18.4s, v16.s[0]
 	WORD $0x4f901261 // fmla v1.4s, v19.4s, v16.s[0]
 	WORD $0x4f911248 // fmla v8.4s, v18.4s, v17.s[0]
 	WORD $0x4f911269 // fmla v9.4s, v19.4s, v17.s[0]
 	FMOVD 8(R8), F21
-	WORD $0x0f08a6b5 // sshll v21.8h, v21.8b, #0
-	WORD $0x0f10a6b4 // sshll v20.4s, v21.4h, #0
-	WORD $0x4f10a6b5 // sshll2 v21.4s, v21.8h, #0
-	WORD $0x4e21da94 // scvtf v20.4s, v20.4s
-	WORD $0x4e21dab5 // scvtf v21.4s, v21.4s
+	VTBL V30.B16, [V21.B16], V20.B16
+	VTBL V31.B16, [V21.B16], V21.B16
+	WORD $0x4f28e694 // scvtf v20.4s, v20.4s, #24
+	WORD $0x4f28e6b5 // scvtf v21.4s, v21.4s, #24
 	WORD $0x4f901282 // fmla v2.4s, v20.4s, v16.s[0]
 	WORD $0x4f9012a3 // fmla v3.4s, v21.4s, v16.s[0]
 	WORD $0x4f91128a // fmla v10.4s, v20.4s, v17.s[0]
 	WORD $0x4f9112ab // fmla v11.4s, v21.4s, v17.s[0]
 	FMOVD 16(R8), F23
-	WORD $0x0f08a6f7 // sshll v23.8h, v23.8b, #0
-	WORD $0x0f10a6f6 // sshll v22.4s, v23.4h, #0
-	WORD $0x4f10a6f7 // sshll2 v23.4s, v23.8h, #0
-	WORD $0x4e21dad6 // scvtf v22.4s, v22.4s
-	WORD $0x4e21daf7 // scvtf v23.4s, v23.4s
+	VTBL V30.B16, [V23.B16], V22.B16
+	VTBL V31.B16, [V23.B16], V23.B16
+	WORD $0x4f28e6d6 // scvtf v22.4s, v22.4s, #24
+	WORD $0x4f28e6f7 // scvtf v23.4s, v23.4s, #24
 	WORD $0x4f9012c4 // fmla v4.4s, v22.4s, v16.s[0]
 	WORD $0x4f9012e5 // fmla v5.4s, v23.4s, v16.s[0]
 	WORD $0x4f9112cc // fmla v12.4s, v22.4s, v17.s[0]
 	WORD $0x4f9112ed // fmla v13.4s, v23.4s, v17.s[0]
 	FMOVD 24(R8), F25
-	WORD $0x0f08a739 // sshll v25.8h, v25.8b, #0
-	WORD $0x0f10a738 // sshll v24.4s, v25.4h, #0
-	WORD $0x4f10a739 // sshll2 v25.4s, v25.8h, #0
-	WORD $0x4e21db18 // scvtf v24.4s, v24.4s
-	WORD $0x4e21db39 // scvtf v25.4s, v25.4s
+	VTBL V30.B16, [V25.B16], V24.B16
+	VTBL V31.B16, [V25.B16], V25.B16
+	WORD $0x4f28e718 // scvtf v24.4s, v24.4s, #24
+	WORD $0x4f28e739 // scvtf v25.4s, v25.4s, #24
 	WORD $0x4f901306 // fmla v6.4s, v24.4s, v16.s[0]
 	WORD $0x4f901327 // fmla v7.4s, v25.4s, v16.s[0]
 	WORD $0x4f91130e // fmla v14.4s, v24.4s, v17.s[0]
 	WORD $0x4f91132f // fmla v15.4s, v25.4s, v17.s[0]
 	FMOVD 64(R8), F19
-	WORD $0x0f08a673 // sshll v19.8h, v19.8b, #0
-	WORD $0x0f10a672 // sshll v18.4s, v19.4h, #0
-	WORD $0x4f10a673 // sshll2 v19.4s, v19.8h, #0
-	WORD $0x4e21da52 // scvtf v18.4s, v18.4s
-	WORD $0x4e21da73 // scvtf v19.4s, v19.4s
+	VTBL V30.B16, [V19.B16], V18.B16
+	VTBL V31.B16, [V19.B16], V19.B16
+	WORD $0x4f28e652 // scvtf v18.4s, v18.4s, #24
+	WORD $0x4f28e673 // scvtf v19.4s, v19.4s, #24
 	WORD $0x4fb01240 // fmla v0.4s, v18.4s, v16.s[1]
 	WORD $0x4fb01261 // fmla v1.4s, v19.4s, v16.s[1]
 	WORD $0x4fb11248 // fmla v8.4s, v18.4s, v17.s[1]
 	WORD $0x4fb11269 // fmla v9.4s, v19.4s, v17.s[1]
 	FMOVD 72(R8), F21
-	WORD $0x0f08a6b5 // sshll v21.8h, v21.8b, #0
-	WORD $0x0f10a6b4 // sshll v20.4s, v21.4h, #0
-	WORD $0x4f10a6b5 // sshll2 v21.4s, v21.8h, #0
-	WORD $0x4e21da94 // scvtf v20.4s, v20.4s
-	WORD $0x4e21dab5 // scvtf v21.4s, v21.4s
+	VTBL V30.B16, [V21.B16], V20.B16
+	VTBL V31.B16, [V21.B16], V21.B16
+	WORD $0x4f28e694 // scvtf v20.4s, v20.4s, #24
+	WORD $0x4f28e6b5 // scvtf v21.4s, v21.4s, #24
 	WORD $0x4fb01282 // fmla v2.4s, v20.4s, v16.s[1]
 	WORD $0x4fb012a3 // fmla v3.4s, v21.4s, v16.s[1]
 	WORD $0x4fb1128a // fmla v10.4s, v20.4s, v17.s[1]
 	WORD $0x4fb112ab // fmla v11.4s, v21.4s, v17.s[1]
 	FMOVD 80(R8), F23
-	WORD $0x0f08a6f7 // sshll v23.8h, v23.8b, #0
-	WORD $0x0f10a6f6 // sshll v22.4s, v23.4h, #0
-	WORD $0x4f10a6f7 // sshll2 v23.4s, v23.8h, #0
-	WORD $0x4e21dad6 // scvtf v22.4s, v22.4s
-	WORD $0x4e21daf7 // scvtf v23.4s, v23.4s
+	VTBL V30.B16, [V23.B16], V22.B16
+	VTBL V31.B16, [V23.B16], V23.B16
+	WORD $0x4f28e6d6 // scvtf v22.4s, v22.4s, #24
+	WORD $0x4f28e6f7 // scvtf v23.4s, v23.4s, #24
 	WORD $0x4fb012c4 // fmla v4.4s, v22.4s, v16.s[1]
 	WORD $0x4fb012e5 // fmla v5.4s, v23.4s, v16.s[1]
 	WORD $0x4fb112cc // fmla v12.4s, v22.4s, v17.s[1]
 	WORD $0x4fb112ed // fmla v13.4s, v23.4s, v17.s[1]
 	FMOVD 88(R8), F25
-	WORD $0x0f08a739 // sshll v25.8h, v25.8b, #0
-	WORD $0x0f10a738 // sshll v24.4s, v25.4h, #0
-	WORD $0x4f10a739 // sshll2 v25.4s, v25.8h, #0
-	WORD $0x4e21db18 // scvtf v24.4s, v24.4s
-	WORD $0x4e21db39 // scvtf v25.4s, v25.4s
+	VTBL V30.B16, [V25.B16], V24.B16
+	VTBL V31.B16, [V25.B16], V25.B16
+	WORD $0x4f28e718 // scvtf v24.4s, v24.4s, #24
+	WORD $0x4f28e739 // scvtf v25.4s, v25.4s, #24
 	WORD $0x4fb01306 // fmla v6.4s, v24.4s, v16.s[1]
 	WORD $0x4fb01327 // fmla v7.4s, v25.4s, v16.s[1]
 	WORD $0x4fb1130e // fmla v14.4s, v24.4s, v17.s[1]
 	WORD $0x4fb1132f // fmla v15.4s, v25.4s, v17.s[1]
 	PRFM 0(R7), PLDL1KEEP
 	FMOVD 128(R8), F19
-	WORD $0x0f08a673 // sshll v19.8h, v19.8b, #0
-	WORD $0x0f10a672 // sshll v18.4s, v19.4h, #0
-	WORD $0x4f10a673 // sshll2 v19.4s, v19.8h, #0
-	WORD $0x4e21da52 // scvtf v18.4s, v18.4s
-	WORD $0x4e21da73 // scvtf v19.4s, v19.4s
+	VTBL V30.B16, [V19.B16], V18.B16
+	VTBL V31.B16, [V19.B16], V19.B16
+	WORD $0x4f28e652 // scvtf v18.4s, v18.4s, #24
+	WORD $0x4f28e673 // scvtf v19.4s, v19.4s, #24
 	WORD $0x4f901a40 // fmla v0.4s, v18.4s, v16.s[2]
 	WORD $0x4f901a61 // fmla v1.4s, v19.4s, v16.s[2]
 	WORD $0x4f911a48 // fmla v8.4s, v18.4s, v17.s[2]
 	WORD $0x4f911a69 // fmla v9.4s, v19.4s, v17.s[2]
 	FMOVD 136(R8), F21
-	WORD $0x0f08a6b5 // sshll v21.8h, v21.8b, #0
-	WORD $0x0f10a6b4 // sshll v20.4s, v21.4h, #0
-	WORD $0x4f10a6b5 // sshll2 v21.4s, v21.8h, #0
-	WORD $0x4e21da94 // scvtf v20.4s, v20.4s
-	WORD $0x4e21dab5 // scvtf v21.4s, v21.4s
+	VTBL V30.B16, [V21.B16], V20.B16
+	VTBL V31.B16, [V21.B16], V21.B16
+	WORD $0x4f28e694 // scvtf v20.4s, v20.4s, #24
+	WORD $0x4f28e6b5 // scvtf v21.4s, v21.4s, #24
 	WORD $0x4f901a82 // fmla v2.4s, v20.4s, v16.s[2]
 	WORD $0x4f901aa3 // fmla v3.4s, v21.4s, v16.s[2]
 	WORD $0x4f911a8a // fmla v10.4s, v20.4s, v17.s[2]
 	WORD $0x4f911aab // fmla v11.4s, v21.4s, v17.s[2]
 	FMOVD 144(R8), F23
-	WORD $0x0f08a6f7 // sshll v23.8h, v23.8b, #0
-	WORD $0x0f10a6f6 // sshll v22.4s, v23.4h, #0
-	WORD $0x4f10a6f7 // sshll2 v23.4s, v23.8h, #0
-	WORD $0x4e21dad6 // scvtf v22.4s, v22.4s
-	WORD $0x4e21daf7 // scvtf v23.4s, v23.4s
+	VTBL V30.B16, [V23.B16], V22.B16
+	VTBL V31.B16, [V23.B16], V23.B16
+	WORD $0x4f28e6d6 // scvtf v22.4s, v22.4s, #24
+	WORD $0x4f28e6f7 // scvtf v23.4s, v23.4s, #24
 	WORD $0x4f901ac4 // fmla v4.4s, v22.4s, v16.s[2]
 	WORD $0x4f901ae5 // fmla v5.4s, v23.4s, v16.s[2]
 	WORD $0x4f911acc // fmla v12.4s, v22.4s, v17.s[2]
 	WORD $0x4f911aed // fmla v13.4s, v23.4s, v17.s[2]
 	FMOVD 152(R8), F25
-	WORD $0x0f08a739 // sshll v25.8h, v25.8b, #0
-	WORD $0x0f10a738 // sshll v24.4s, v25.4h, #0
-	WORD $0x4f10a739 // sshll2 v25.4s, v25.8h, #0
-	WORD $0x4e21db18 // scvtf v24.4s, v24.4s
-	WORD $0x4e21db39 // scvtf v25.4s, v25.4s
+	VTBL V30.B16, [V25.B16], V24.B16
+	VTBL V31.B16, [V25.B16], V25.B16
+	WORD $0x4f28e718 // scvtf v24.4s, v24.4s, #24
+	WORD $0x4f28e739 // scvtf v25.4s, v25.4s, #24
 	WORD $0x4f901b06 // fmla v6.4s, v24.4s, v16.s[2]
 	WORD $0x4f901b27 // fmla v7.4s, v25.4s, v16.s[2]
 	WORD $0x4f911b0e // fmla v14.4s, v24.4s, v17.s[2]
 	WORD $0x4f911b2f // fmla v15.4s, v25.4s, v17.s[2]
 	FMOVD 192(R8), F19
-	WORD $0x0f08a673 // sshll v19.8h, v19.8b, #0
-	WORD $0x0f10a672 // sshll v18.4s, v19.4h, #0
-	WORD $0x4f10a673 // sshll2 v19.4s, v19.8h, #0
-	WORD $0x4e21da52 // scvtf v18.4s, v18.4s
-	WORD $0x4e21da73 // scvtf v19.4s, v19.4s
+	VTBL V30.B16, [V19.B16], V18.B16
+	VTBL V31.B16, [V19.B16], V19.B16
+	WORD $0x4f28e652 // scvtf v18.4s, v18.4s, #24
+	WORD $0x4f28e673 // scvtf v19.4s, v19.4s, #24
 	WORD $0x4fb01a40 // fmla v0.4s, v18.4s, v16.s[3]
 	WORD $0x4fb01a61 // fmla v1.4s, v19.4s, v16.s[3]
 	WORD $0x4fb11a48 // fmla v8.4s, v18.4s, v17.s[3]
 	WORD $0x4fb11a69 // fmla v9.4s, v19.4s, v17.s[3]
 	FMOVD 200(R8), F21
-	WORD $0x0f08a6b5 // sshll v21.8h, v21.8b, #0
-	WORD $0x0f10a6b4 // sshll v20.4s, v21.4h, #0
-	WORD $0x4f10a6b5 // sshll2 v21.4s, v21.8h, #0
-	WORD $0x4e21da94 // scvtf v20.4s, v20.4s
-	WORD $0x4e21dab5 // scvtf v21.4s, v21.4s
+	VTBL V30.B16, [V21.B16], V20.B16
+	VTBL V31.B16, [V21.B16], V21.B16
+	WORD $0x4f28e694 // scvtf v20.4s, v20.4s, #24
+	WORD $0x4f28e6b5 // scvtf v21.4s, v21.4s, #24
 	WORD $0x4fb01a82 // fmla v2.4s, v20.4s, v16.s[3]
 	WORD $0x4fb01aa3 // fmla v3.4s, v21.4s, v16.s[3]
 	WORD $0x4fb11a8a // fmla v10.4s, v20.4s, v17.s[3]
 	WORD $0x4fb11aab // fmla v11.4s, v21.4s, v17.s[3]
 	FMOVD 208(R8), F23
-	WORD $0x0f08a6f7 // sshll v23.8h, v23.8b, #0
-	WORD $0x0f10a6f6 // sshll v22.4s, v23.4h, #0
-	WORD $0x4f10a6f7 // sshll2 v23.4s, v23.8h, #0
-	WORD $0x4e21dad6 // scvtf v22.4s, v22.4s
-	WORD $0x4e21daf7 // scvtf v23.4s, v23.4s
+	VTBL V30.B16, [V23.B16], V22.B16
+	VTBL V31.B16, [V23.B16], V23.B16
+	WORD $0x4f28e6d6 // scvtf v22.4s, v22.4s, #24
+	WORD $0x4f28e6f7 // scvtf v23.4s, v23.4s, #24
 	WORD $0x4fb01ac4 // fmla v4.4s, v22.4s, v16.s[3]
 	WORD $0x4fb01ae5 // fmla v5.4s, v23.4s, v16.s[3]
 	WORD $0x4fb11acc // fmla v12.4s, v22.4s, v17.s[3]
 	WORD $0x4fb11aed // fmla v13.4s, v23.4s, v17.s[3]
 	FMOVD 216(R8), F25
-	WORD $0x0f08a739 // sshll v25.8h, v25.8b, #0
-	WORD $0x0f10a738 // sshll v24.4s, v25.4h, #0
-	WORD $0x4f10a739 // sshll2 v25.4s, v25.8h, #0
-	WORD $0x4e21db18 // scvtf v24.4s, v24.4s
-	WORD $0x4e21db39 // scvtf v25.4s, v25.4s
+	VTBL V30.B16, [V25.B16], V24.B16
+	VTBL V31.B16, [V25.B16], V25.B16
+	WORD $0x4f28e718 // scvtf v24.4s, v24.4s, #24
+	WORD $0x4f28e739 // scvtf v25.4s, v25.4s, #24
 	WORD $0x4fb01b06 // fmla v6.4s, v24.4s, v16.s[3]
 	WORD $0x4fb01b27 // fmla v7.4s, v25.4s, v16.s[3]
 	WORD $0x4fb11b0e // fmla v14.4s, v24.4s, v17.s[3]
@@ -19630,161 +19556,145 @@ loop36:
 	FMOVQ.P 16(R12), F16
 	FMOVQ.P 16(R13), F17
 	FMOVD 0(R8), F19
-	WORD $0x0f08a673 // sshll v19.8h, v19.8b, #0
-	WORD $0x0f10a672 // sshll v18.4s, v19.4h, #0
-	WORD $0x4f10a673 // sshll2 v19.4s, v19.8h, #0
-	WORD $0x4e21da52 // scvtf v18.4s, v18.4s
-	WORD $0x4e21da73 // scvtf v19.4s, v19.4s
+	VTBL V30.B16, [V19.B16], V18.B16
+	VTBL V31.B16, [V19.B16], V19.B16
+	WORD $0x4f28e652 // scvtf v18.4s, v18.4s, #24
+	WORD $0x4f28e673 // scvtf v19.4s, v19.4s, #24
 	WORD $0x4f901240 // fmla v0.4s, v18.4s, v16.s[0]
 	WORD $0x4f901261 // fmla v1.4s, v19.4s, v16.s[0]
 	WORD $0x4f911248 // fmla v8.4s, v18.4s, v17.s[0]
 	WORD $0x4f911269 // fmla v9.4s, v19.4s, v17.s[0]
 	FMOVD 8(R8), F21
-	WORD $0x0f08a6b5 // sshll v21.8h, v21.8b, #0
-	WORD $0x0f10a6b4 // sshll v20.4s, v21.4h, #0
-	WORD $0x4f10a6b5 // sshll2 v21.4s, v21.8h, #0
-	WORD $0x4e21da94 // scvtf v20.4s, v20.4s
-	WORD $0x4e21dab5 // scvtf v21.4s, v21.4s
+	VTBL V30.B16, [V21.B16], V20.B16
+	VTBL V31.B16, [V21.B16], V21.B16
+	WORD $0x4f28e694 // scvtf v20.4s, v20.4s, #24
+	WORD $0x4f28e6b5 // scvtf v21.4s, v21.4s, #24
 	WORD $0x4f901282 // fmla v2.4s, v20.4s, v16.s[0]
 	WORD $0x4f9012a3 // fmla v3.4s, v21.4s, v16.s[0]
 	WORD $0x4f91128a // fmla v10.4s, v20.4s, v17.s[0]
 	WORD $0x4f9112ab // fmla v11.4s, v21.4s, v17.s[0]
 	FMOVD 16(R8), F23
-	WORD $0x0f08a6f7 // sshll v23.8h, v23.8b, #0
-	WORD $0x0f10a6f6 // sshll v22.4s, v23.4h, #0
-	WORD $0x4f10a6f7 // sshll2 v23.4s, v23.8h, #0
-	WORD $0x4e21dad6 // scvtf v22.4s, v22.4s
-	WORD $0x4e21daf7 // scvtf v23.4s, v23.4s
+	VTBL V30.B16, [V23.B16], V22.B16
+	VTBL V31.B16, [V23.B16], V23.B16
+	WORD $0x4f28e6d6 // scvtf v22.4s, v22.4s, #24
+	WORD $0x4f28e6f7 // scvtf v23.4s, v23.4s, #24
 	WORD $0x4f9012c4 // fmla v4.4s, v22.4s, v16.s[0]
 	WORD $0x4f9012e5 // fmla v5.4s, v23.4s, v16.s[0]
 	WORD $0x4f9112cc // fmla v12.4s, v22.4s, v17.s[0]
 	WORD $0x4f9112ed // fmla v13.4s, v23.4s, v17.s[0]
 	FMOVD 24(R8), F25
-	WORD $0x0f08a739 // sshll v25.8h, v25.8b, #0
-	WORD $0x0f10a738 // sshll v24.4s, v25.4h, #0
-	WORD $0x4f10a739 // sshll2 v25.4s, v25.8h, #0
-	WORD $0x4e21db18 // scvtf v24.4s, v24.4s
-	WORD $0x4e21db39 // scvtf v25.4s, v25.4s
+	VTBL V30.B16, [V25.B16], V24.B16
+	VTBL V31.B16, [V25.B16], V25.B16
+	WORD $0x4f28e718 // scvtf v24.4s, v24.4s, #24
+	WORD $0x4f28e739 // scvtf v25.4s, v25.4s, #24
 	WORD $0x4f901306 // fmla v6.4s, v24.4s, v16.s[0]
 	WORD $0x4f901327 // fmla v7.4s, v25.4s, v16.s[0]
 	WORD $0x4f91130e // fmla v14.4s, v24.4s, v17.s[0]
 	WORD $0x4f91132f // fmla v15.4s, v25.4s, v17.s[0]
 	FMOVD 64(R8), F19
-	WORD $0x0f08a673 // sshll v19.8h, v19.8b, #0
-	WORD $0x0f10a672 // sshll v18.4s, v19.4h, #0
-	WORD $0x4f10a673 // sshll2 v19.4s, v19.8h, #0
-	WORD $0x4e21da52 // scvtf v18.4s, v18.4s
-	WORD $0x4e21da73 // scvtf v19.4s, v19.4s
+	VTBL V30.B16, [V19.B16], V18.B16
+	VTBL V31.B16, [V19.B16], V19.B16
+	WORD $0x4f28e652 // scvtf v18.4s, v18.4s, #24
+	WORD $0x4f28e673 // scvtf v19.4s, v19.4s, #24
 	WORD $0x4fb01240 // fmla v0.4s, v18.4s, v16.s[1]
 	WORD $0x4fb01261 // fmla v1.4s, v19.4s, v16.s[1]
 	WORD $0x4fb11248 // fmla v8.4s, v18.4s, v17.s[1]
 	WORD $0x4fb11269 // fmla v9.4s, v19.4s, v17.s[1]
 	FMOVD 72(R8), F21
-	WORD $0x0f08a6b5 // sshll v21.8h, v21.8b, #0
-	WORD $0x0f10a6b4 // sshll v20.4s, v21.4h, #0
-	WORD $0x4f10a6b5 // sshll2 v21.4s, v21.8h, #0
-	WORD $0x4e21da94 // scvtf v20.4s, v20.4s
-	WORD $0x4e21dab5 // scvtf v21.4s, v21.4s
+	VTBL V30.B16, [V21.B16], V20.B16
+	VTBL V31.B16, [V21.B16], V21.B16
+	WORD $0x4f28e694 // scvtf v20.4s, v20.4s, #24
+	WORD $0x4f28e6b5 // scvtf v21.4s, v21.4s, #24
 	WORD $0x4fb01282 // fmla v2.4s, v20.4s, v16.s[1]
 	WORD $0x4fb012a3 // fmla v3.4s, v21.4s, v16.s[1]
 	WORD $0x4fb1128a // fmla v10.4s, v20.4s, v17.s[1]
 	WORD $0x4fb112ab // fmla v11.4s, v21.4s, v17.s[1]
 	FMOVD 80(R8), F23
-	WORD $0x0f08a6f7 // sshll v23.8h, v23.8b, #0
-	WORD $0x0f10a6f6 // sshll v22.4s, v23.4h, #0
-	WORD $0x4f10a6f7 // sshll2 v23.4s, v23.8h, #0
-	WORD $0x4e21dad6 // scvtf v22.4s, v22.4s
-	WORD $0x4e21daf7 // scvtf v23.4s, v23.4s
+	VTBL V30.B16, [V23.B16], V22.B16
+	VTBL V31.B16, [V23.B16], V23.B16
+	WORD $0x4f28e6d6 // scvtf v22.4s, v22.4s, #24
+	WORD $0x4f28e6f7 // scvtf v23.4s, v23.4s, #24
 	WORD $0x4fb012c4 // fmla v4.4s, v22.4s, v16.s[1]
 	WORD $0x4fb012e5 // fmla v5.4s, v23.4s, v16.s[1]
 	WORD $0x4fb112cc // fmla v12.4s, v22.4s, v17.s[1]
 	WORD $0x4fb112ed // fmla v13.4s, v23.4s, v17.s[1]
 	FMOVD 88(R8), F25
-	WORD $0x0f08a739 // sshll v25.8h, v25.8b, #0
-	WORD $0x0f10a738 // sshll v24.4s, v25.4h, #0
-	WORD $0x4f10a739 // sshll2 v25.4s, v25.8h, #0
-	WORD $0x4e21db18 // scvtf v24.4s, v24.4s
-	WORD $0x4e21db39 // scvtf v25.4s, v25.4s
+	VTBL V30.B16, [V25.B16], V24.B16
+	VTBL V31.B16, [V25.B16], V25.B16
+	WORD $0x4f28e718 // scvtf v24.4s, v24.4s, #24
+	WORD $0x4f28e739 // scvtf v25.4s, v25.4s, #24
 	WORD $0x4fb01306 // fmla v6.4s, v24.4s, v16.s[1]
 	WORD $0x4fb01327 // fmla v7.4s, v25.4s, v16.s[1]
 	WORD $0x4fb1130e // fmla v14.4s, v24.4s, v17.s[1]
 	WORD $0x4fb1132f // fmla v15.4s, v25.4s, v17.s[1]
 	FMOVD 128(R8), F19
-	WORD $0x0f08a673 // sshll v19.8h, v19.8b, #0
-	WORD $0x0f10a672 // sshll v18.4s, v19.4h, #0
-	WORD $0x4f10a673 // sshll2 v19.4s, v19.8h, #0
-	WORD $0x4e21da52 // scvtf v18.4s, v18.4s
-	WORD $0x4e21da73 // scvtf v19.4s, v19.4s
+	VTBL V30.B16, [V19.B16], V18.B16
+	VTBL V31.B16, [V19.B16], V19.B16
+	WORD $0x4f28e652 // scvtf v18.4s, v18.4s, #24
+	WORD $0x4f28e673 // scvtf v19.4s, v19.4s, #24
 	WORD $0x4f901a40 // fmla v0.4s, v18.4s, v16.s[2]
 	WORD $0x4f901a61 // fmla v1.4s, v19.4s, v16.s[2]
 	WORD $0x4f911a48 // fmla v8.4s, v18.4s, v17.s[2]
 	WORD $0x4f911a69 // fmla v9.4s, v19.4s, v17.s[2]
 	FMOVD 136(R8), F21
-	WORD $0x0f08a6b5 // sshll v21.8h, v21.8b, #0
-	WORD $0x0f10a6b4 // sshll v20.4s, v21.4h, #0
-	WORD $0x4f10a6b5 // sshll2 v21.4s, v21.8h, #0
-	WORD $0x4e21da94 // scvtf v20.4s, v20.4s
-	WORD $0x4e21dab5 // scvtf v21.4s, v21.4s
+	VTBL V30.B16, [V21.B16], V20.B16
+	VTBL V31.B16, [V21.B16], V21.B16
+	WORD $0x4f28e694 // scvtf v20.4s, v20.4s, #24
+	WORD $0x4f28e6b5 // scvtf v21.4s, v21.4s, #24
 	WORD $0x4f901a82 // fmla v2.4s, v20.4s, v16.s[2]
 	WORD $0x4f901aa3 // fmla v3.4s, v21.4s, v16.s[2]
 	WORD $0x4f911a8a // fmla v10.4s, v20.4s, v17.s[2]
 	WORD $0x4f911aab // fmla v11.4s, v21.4s, v17.s[2]
 	FMOVD 144(R8), F23
-	WORD $0x0f08a6f7 // sshll v23.8h, v23.8b, #0
-	WORD $0x0f10a6f6 // sshll v22.4s, v23.4h, #0
-	WORD $0x4f10a6f7 // sshll2 v23.4s, v23.8h, #0
-	WORD $0x4e21dad6 // scvtf v22.4s, v22.4s
-	WORD $0x4e21daf7 // scvtf v23.4s, v23.4s
+	VTBL V30.B16, [V23.B16], V22.B16
+	VTBL V31.B16, [V23.B16], V23.B16
+	WORD $0x4f28e6d6 // scvtf v22.4s, v22.4s, #24
+	WORD $0x4f28e6f7 // scvtf v23.4s, v23.4s, #24
 	WORD $0x4f901ac4 // fmla v4.4s, v22.4s, v16.s[2]
 	WORD $0x4f901ae5 // fmla v5.4s, v23.4s, v16.s[2]
 	WORD $0x4f911acc // fmla v12.4s, v22.4s, v17.s[2]
 	WORD $0x4f911aed // fmla v13.4s, v23.4s, v17.s[2]
 	FMOVD 152(R8), F25
-	WORD $0x0f08a739 // sshll v25.8h, v25.8b, #0
-	WORD $0x0f10a738 // sshll v24.4s, v25.4h, #0
-	WORD $0x4f10a739 // sshll2 v25.4s, v25.8h, #0
-	WORD $0x4e21db18 // scvtf v24.4s, v24.4s
-	WORD $0x4e21db39 // scvtf v25.4s, v25.4s
+	VTBL V30.B16, [V25.B16], V24.B16
+	VTBL V31.B16, [V25.B16], V25.B16
+	WORD $0x4f28e718 // scvtf v24.4s, v24.4s, #24
+	WORD $0x4f28e739 // scvtf v25.4s, v25.4s, #24
 	WORD $0x4f901b06 // fmla v6.4s, v24.4s, v16.s[2]
 	WORD $0x4f901b27 // fmla v7.4s, v25.4s, v16.s[2]
 	WORD $0x4f911b0e // fmla v14.4s, v24.4s, v17.s[2]
 	WORD $0x4f911b2f // fmla v15.4s, v25.4s, v17.s[2]
 	FMOVD 192(R8), F19
-	WORD $0x0f08a673 // sshll v19.8h, v19.8b, #0
-	WORD $0x0f10a672 // sshll v18.4s, v19.4h, #0
-	WORD $0x4f10a673 // sshll2 v19.4s, v19.8h, #0
-	WORD $0x4e21da52 // scvtf v18.4s, v18.4s
-	WORD $0x4e21da73 // scvtf v19.4s, v19.4s
+	VTBL V30.B16, [V19.B16], V18.B16
+	VTBL V31.B16, [V19.B16], V19.B16
+	WORD $0x4f28e652 // scvtf v18.4s, v18.4s, #24
+	WORD $0x4f28e673 // scvtf v19.4s, v19.4s, #24
 	WORD $0x4fb01a40 // fmla v0.4s, v18.4s, v16.s[3]
 	WORD $0x4fb01a61 // fmla v1.4s, v19.4s, v16.s[3]
 	WORD $0x4fb11a48 // fmla v8.4s, v18.4s, v17.s[3]
 	WORD $0x4fb11a69 // fmla v9.4s, v19.4s, v17.s[3]
 	FMOVD 200(R8), F21
-	WORD $0x0f08a6b5 // sshll v21.8h, v21.8b, #0
-	WORD $0x0f10a6b4 // sshll v20.4s, v21.4h, #0
-	WORD $0x4f10a6b5 // sshll2 v21.4s, v21.8h, #0
-	WORD $0x4e21da94 // scvtf v20.4s, v20.4s
-	WORD $0x4e21dab5 // scvtf v21.4s, v21.4s
+	VTBL V30.B16, [V21.B16], V20.B16
+	VTBL V31.B16, [V21.B16], V21.B16
+	WORD $0x4f28e694 // scvtf v20.4s, v20.4s, #24
+	WORD $0x4f28e6b5 // scvtf v21.4s, v21.4s, #24
 	WORD $0x4fb01a82 // fmla v2.4s, v20.4s, v16.s[3]
 	WORD $0x4fb01aa3 // fmla v3.4s, v21.4s, v16.s[3]
 	WORD $0x4fb11a8a // fmla v10.4s, v20.4s, v17.s[3]
 	WORD $0x4fb11aab // fmla v11.4s, v21.4s, v17.s[3]
 	FMOVD 208(R8), F23
-	WORD $0x0f08a6f7 // sshll v23.8h, v23.8b, #0
-	WORD $0x0f10a6f6 // sshll v22.4s, v23.4h, #0
-	WORD $0x4f10a6f7 // sshll2 v23.4s, v23.8h, #0
-	WORD $0x4e21dad6 // scvtf v22.4s, v22.4s
-	WORD $0x4e21daf7 // scvtf v23.4s, v23.4s
+	VTBL V30.B16, [V23.B16], V22.B16
+	VTBL V31.B16, [V23.B16], V23.B16
+	WORD $0x4f28e6d6 // scvtf v22.4s, v22.4s, #24
+	WORD $0x4f28e6f7 // scvtf v23.4s, v23.4s, #24
 	WORD $0x4fb01ac4 // fmla v4.4s, v22.4s, v16.s[3]
 	WORD $0x4fb01ae5 // fmla v5.4s, v23.4s, v16.s[3]
 	WORD $0x4fb11acc // fmla v12.4s, v22.4s, v17.s[3]
 	WORD $0x4fb11aed // fmla v13.4s, v23.4s, v17.s[3]
 	FMOVD 216(R8), F25
-	WORD $0x0f08a739 // sshll v25.8h, v25.8b, #0
-	WORD $0x0f10a738 // sshll v24.4s, v25.4h, #0
-	WORD $0x4f10a739 // sshll2 v25.4s, v25.8h, #0
-	WORD $0x4e21db18 // scvtf v24.4s, v24.4s
-	WORD $0x4e21db39 // scvtf v25.4s, v25.4s
+	VTBL V30.B16, [V25.B16], V24.B16
+	VTBL V31.B16, [V25.B16], V25.B16
+	WORD $0x4f28e718 // scvtf v24.4s, v24.4s, #24
+	WORD $0x4f28e739 // scvtf v25.4s, v25.4s, #24
 	WORD $0x4fb01b06 // fmla v6.4s, v24.4s, v16.s[3]
 	WORD $0x4fb01b27 // fmla v7.4s, v25.4s, v16.s[3]
 	WORD $0x4fb11b0e // fmla v14.4s, v24.4s, v17.s[3]
@@ -19799,41 +19709,37 @@ some37:
 	FMOVS.P 4(R12), F16
 	FMOVS.P 4(R13), F17
 	FMOVD 0(R8), F19
-	WORD $0x0f08a673 // sshll v19.8h, v19.8b, #0
-	WORD $0x0f10a672 // sshll v18.4s, v19.4h, #0
-	WORD $0x4f10a673 // sshll2 v19.4s, v19.8h, #0
-	WORD $0x4e21da52 // scvtf v18.4s, v18.4s
-	WORD $0x4e21da73 // scvtf v19.4s, v19.4s
+	VTBL V30.B16, [V19.B16], V18.B16
+	VTBL V31.B16, [V19.B16], V19.B16
+	WORD $0x4f28e652 // scvtf v18.4s, v18.4s, #24
+	WORD $0x4f28e673 // scvtf v19.4s, v19.4s, #24
 	WORD $0x4f901240 // fmla v0.4s, v18.4s, v16.s[0]
 	WORD $0x4f901261 // fmla v1.4s, v19.4s, v16.s[0]
 	WORD $0x4f911248 // fmla v8.4s, v18.4s, v17.s[0]
 	WORD $0x4f911269 // fmla v9.4s, v19.4s, v17.s[0]
 	FMOVD 8(R8), F21
-	WORD $0x0f08a6b5 // sshll v21.8h, v21.8b, #0
-	WORD $0x0f10a6b4 // sshll v20.4s, v21.4h, #0
-	WORD $0x4f10a6b5 // sshll2 v21.4s, v21.8h, #0
-	WORD $0x4e21da94 // scvtf v20.4s, v20.4s
-	WORD $0x4e21dab5 // scvtf v21.4s, v21.4s
+	VTBL V30.B16, [V21.B16], V20.B16
+	VTBL V31.B16, [V21.B16], V21.B16
+	WORD $0x4f28e694 // scvtf v20.4s, v20.4s, #24
+	WORD $0x4f28e6b5 // scvtf v21.4s, v21.4s, #24
 	WORD $0x4f901282 // fmla v2.4s, v20.4s, v16.s[0]
 	WORD $0x4f9012a3 // fmla v3.4s, v21.4s, v16.s[0]
 	WORD $0x4f91128a // fmla v10.4s, v20.4s, v17.s[0]
 	WORD $0x4f9112ab // fmla v11.4s, v21.4s, v17.s[0]
 	FMOVD 16(R8), F23
-	WORD $0x0f08a6f7 // sshll v23.8h, v23.8b, #0
-	WORD $0x0f10a6f6 // sshll v22.4s, v23.4h, #0
-	WORD $0x4f10a6f7 // sshll2 v23.4s, v23.8h, #0
-	WORD $0x4e21dad6 // scvtf v22.4s, v22.4s
-	WORD $0x4e21daf7 // scvtf v23.4s, v23.4s
+	VTBL V30.B16, [V23.B16], V22.B16
+	VTBL V31.B16, [V23.B16], V23.B16
+	WORD $0x4f28e6d6 // scvtf v22.4s, v22.4s, #24
+	WORD $0x4f28e6f7 // scvtf v23.4s, v23.4s, #24
 	WORD $0x4f9012c4 // fmla v4.4s, v22.4s, v16.s[0]
 	WORD $0x4f9012e5 // fmla v5.4s, v23.4s, v16.s[0]
 	WORD $0x4f9112cc // fmla v12.4s, v22.4s, v17.s[0]
 	WORD $0x4f9112ed // fmla v13.4s, v23.4s, v17.s[0]
 	FMOVD 24(R8), F25
-	WORD $0x0f08a739 // sshll v25.8h, v25.8b, #0
-	WORD $0x0f10a738 // sshll v24.4s, v25.4h, #0
-	WORD $0x4f10a739 // sshll2 v25.4s, v25.8h, #0
-	WORD $0x4e21db18 // scvtf v24.4s, v24.4s
-	WORD $0x4e21db39 // scvtf v25.4s, v25.4s
+	VTBL V30.B16, [V25.B16], V24.B16
+	VTBL V31.B16, [V25.B16], V25.B16
+	WORD $0x4f28e718 // scvtf v24.4s, v24.4s, #24
+	WORD $0x4f28e739 // scvtf v25.4s, v25.4s, #24
 	WORD $0x4f901306 // fmla v6.4s, v24.4s, v16.s[0]
 	WORD $0x4f901327 // fmla v7.4s, v25.4s, v16.s[0]
 	WORD $0x4f91130e // fmla v14.4s, v24.4s, v17.s[0]
@@ -19861,6 +19767,8 @@ summed38:
 	SUB $2, R5, R5
 	B rows2
 tile8:
+	MOVD $tops_neon<>(SB), R9
+	FLDPQ 0(R9), (F30, F31)
 	MOVD R2, R10
 	MOVD $2, R11
 block39:
@@ -19917,198 +19825,182 @@ asking42:
 	FMOVQ.P 16(R13), F25
 	FMOVQ.P 16(R14), F26
 	FMOVD 0(R8), F28
-	WORD $0x0f08a79c // sshll v28.8h, v28.8b, #0
-	WORD $0x0f10a79b // sshll v27.4s, v28.4h, #0
-	WORD $0x4f10a79c // sshll2 v28.4s, v28.8h, #0
-	WORD $0x4e21db7b // scvtf v27.4s, v27.4s
-	WORD $0x4e21db9c // scvtf v28.4s, v28.4s
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
 	WORD $0x4f981360 // fmla v0.4s, v27.4s, v24.s[0]
 	WORD $0x4f981381 // fmla v1.4s, v28.4s, v24.s[0]
 	WORD $0x4f991368 // fmla v8.4s, v27.4s, v25.s[0]
 	WORD $0x4f991389 // fmla v9.4s, v28.4s, v25.s[0]
 	WORD $0x4f9a1370 // fmla v16.4s, v27.4s, v26.s[0]
 	WORD $0x4f9a1391 // fmla v17.4s, v28.4s, v26.s[0]
-	FMOVD 8(R8), F30
-	WORD $0x0f08a7de // sshll v30.8h, v30.8b, #0
-	WORD $0x0f10a7dd // sshll v29.4s, v30.4h, #0
-	WORD $0x4f10a7de // sshll2 v30.4s, v30.8h, #0
-	WORD $0x4e21dbbd // scvtf v29.4s, v29.4s
-	WORD $0x4e21dbde // scvtf v30.4s, v30.4s
-	WORD $0x4f9813a2 // fmla v2.4s, v29.4s, v24.s[0]
-	WORD $0x4f9813c3 // fmla v3.4s, v30.4s, v24.s[0]
-	WORD $0x4f9913aa // fmla v10.4s, v29.4s, v25.s[0]
-	WORD $0x4f9913cb // fmla v11.4s, v30.4s, v25.s[0]
-	WORD $0x4f9a13b2 // fmla v18.4s, v29.4s, v26.s[0]
-	WORD $0x4f9a13d3 // fmla v19.4s, v30.4s, v26.s[0]
+	FMOVD 8(R8), F28
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
+	WORD $0x4f981362 // fmla v2.4s, v27.4s, v24.s[0]
+	WORD $0x4f981383 // fmla v3.4s, v28.4s, v24.s[0]
+	WORD $0x4f99136a // fmla v10.4s, v27.4s, v25.s[0]
+	WORD $0x4f99138b // fmla v11.4s, v28.4s, v25.s[0]
+	WORD $0x4f9a1372 // fmla v18.4s, v27.4s, v26.s[0]
+	WORD $0x4f9a1393 // fmla v19.4s, v28.4s, v26.s[0]
 	FMOVD 16(R8), F28
-	WORD $0x0f08a79c // sshll v28.8h, v28.8b, #0
-	WORD $0x0f10a79b // sshll v27.4s, v28.4h, #0
-	WORD $0x4f10a79c // sshll2 v28.4s, v28.8h, #0
-	WORD $0x4e21db7b // scvtf v27.4s, v27.4s
-	WORD $0x4e21db9c // scvtf v28.4s, v28.4s
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
 	WORD $0x4f981364 // fmla v4.4s, v27.4s, v24.s[0]
 	WORD $0x4f981385 // fmla v5.4s, v28.4s, v24.s[0]
 	WORD $0x4f99136c // fmla v12.4s, v27.4s, v25.s[0]
 	WORD $0x4f99138d // fmla v13.4s, v28.4s, v25.s[0]
 	WORD $0x4f9a1374 // fmla v20.4s, v27.4s, v26.s[0]
 	WORD $0x4f9a1395 // fmla v21.4s, v28.4s, v26.s[0]
-	FMOVD 24(R8), F30
-	WORD $0x0f08a7de // sshll v30.8h, v30.8b, #0
-	WORD $0x0f10a7dd // sshll v29.4s, v30.4h, #0
-	WORD $0x4f10a7de // sshll2 v30.4s, v30.8h, #0
-	WORD $0x4e21dbbd // scvtf v29.4s, v29.4s
-	WORD $0x4e21dbde // scvtf v30.4s, v30.4s
-	WORD $0x4f9813a6 // fmla v6.4s, v29.4s, v24.s[0]
-	WORD $0x4f9813c7 // fmla v7.4s, v30.4s, v24.s[0]
-	WORD $0x4f9913ae // fmla v14.4s, v29.4s, v25.s[0]
-	WORD $0x4f9913cf // fmla v15.4s, v30.4s, v25.s[0]
-	WORD $0x4f9a13b6 // fmla v22.4s, v29.4s, v26.s[0]
-	WORD $0x4f9a13d7 // fmla v23.4s, v30.4s, v26.s[0]
+	FMOVD 24(R8), F28
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
+	WORD $0x4f981366 // fmla v6.4s, v27.4s, v24.s[0]
+	WORD $0x4f981387 // fmla v7.4s, v28.4s, v24.s[0]
+	WORD $0x4f99136e // fmla v14.4s, v27.4s, v25.s[0]
+	WORD $0x4f99138f // fmla v15.4s, v28.4s, v25.s[0]
+	WORD $0x4f9a1376 // fmla v22.4s, v27.4s, v26.s[0]
+	WORD $0x4f9a1397 // fmla v23.4s, v28.4s, v26.s[0]
 	FMOVD 64(R8), F28
-	WORD $0x0f08a79c // sshll v28.8h, v28.8b, #0
-	WORD $0x0f10a79b // sshll v27.4s, v28.4h, #0
-	WORD $0x4f10a79c // sshll2 v28.4s, v28.8h, #0
-	WORD $0x4e21db7b // scvtf v27.4s, v27.4s
-	WORD $0x4e21db9c // scvtf v28.4s, v28.4s
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
 	WORD $0x4fb81360 // fmla v0.4s, v27.4s, v24.s[1]
 	WORD $0x4fb81381 // fmla v1.4s, v28.4s, v24.s[1]
 	WORD $0x4fb91368 // fmla v8.4s, v27.4s, v25.s[1]
 	WORD $0x4fb91389 // fmla v9.4s, v28.4s, v25.s[1]
 	WORD $0x4fba1370 // fmla v16.4s, v27.4s, v26.s[1]
 	WORD $0x4fba1391 // fmla v17.4s, v28.4s, v26.s[1]
-	FMOVD 72(R8), F30
-	WORD $0x0f08a7de // sshll v30.8h, v30.8b, #0
-	WORD $0x0f10a7dd // sshll v29.4s, v30.4h, #0
-	WORD $0x4f10a7de // sshll2 v30.4s, v30.8h, #0
-	WORD $0x4e21dbbd // scvtf v29.4s, v29.4s
-	WORD $0x4e21dbde // scvtf v30.4s, v30.4s
-	WORD $0x4fb813a2 // fmla v2.4s, v29.4s, v24.s[1]
-	WORD $0x4fb813c3 // fmla v3.4s, v30.4s, v24.s[1]
-	WORD $0x4fb913aa // fmla v10.4s, v29.4s, v25.s[1]
-	WORD $0x4fb913cb // fmla v11.4s, v30.4s, v25.s[1]
-	WORD $0x4fba13b2 // fmla v18.4s, v29.4s, v26.s[1]
-	WORD $0x4fba13d3 // fmla v19.4s, v30.4s, v26.s[1]
+	FMOVD 72(R8), F28
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
+	WORD $0x4fb81362 // fmla v2.4s, v27.4s, v24.s[1]
+	WORD $0x4fb81383 // fmla v3.4s, v28.4s, v24.s[1]
+	WORD $0x4fb9136a // fmla v10.4s, v27.4s, v25.s[1]
+	WORD $0x4fb9138b // fmla v11.4s, v28.4s, v25.s[1]
+	WORD $0x4fba1372 // fmla v18.4s, v27.4s, v26.s[1]
+	WORD $0x4fba1393 // fmla v19.4s, v28.4s, v26.s[1]
 	FMOVD 80(R8), F28
-	WORD $0x0f08a79c // sshll v28.8h, v28.8b, #0
-	WORD $0x0f10a79b // sshll v27.4s, v28.4h, #0
-	WORD $0x4f10a79c // sshll2 v28.4s, v28.8h, #0
-	WORD $0x4e21db7b // scvtf v27.4s, v27.4s
-	WORD $0x4e21db9c // scvtf v28.4s, v28.4s
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
 	WORD $0x4fb81364 // fmla v4.4s, v27.4s, v24.s[1]
 	WORD $0x4fb81385 // fmla v5.4s, v28.4s, v24.s[1]
 	WORD $0x4fb9136c // fmla v12.4s, v27.4s, v25.s[1]
 	WORD $0x4fb9138d // fmla v13.4s, v28.4s, v25.s[1]
 	WORD $0x4fba1374 // fmla v20.4s, v27.4s, v26.s[1]
 	WORD $0x4fba1395 // fmla v21.4s, v28.4s, v26.s[1]
-	FMOVD 88(R8), F30
-	WORD $0x0f08a7de // sshll v30.8h, v30.8b, #0
-	WORD $0x0f10a7dd // sshll v29.4s, v30.4h, #0
-	WORD $0x4f10a7de // sshll2 v30.4s, v30.8h, #0
-	WORD $0x4e21dbbd // scvtf v29.4s, v29.4s
-	WORD $0x4e21dbde // scvtf v30.4s, v30.4s
-	WORD $0x4fb813a6 // fmla v6.4s, v29.4s, v24.s[1]
-	WORD $0x4fb813c7 // fmla v7.4s, v30.4s, v24.s[1]
-	WORD $0x4fb913ae // fmla v14.4s, v29.4s, v25.s[1]
-	WORD $0x4fb913cf // fmla v15.4s, v30.4s, v25.s[1]
-	WORD $0x4fba13b6 // fmla v22.4s, v29.4s, v26.s[1]
-	WORD $0x4fba13d7 // fmla v23.4s, v30.4s, v26.s[1]
+	FMOVD 88(R8), F28
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
+	WORD $0x4fb81366 // fmla v6.4s, v27.4s, v24.s[1]
+	WORD $0x4fb81387 // fmla v7.4s, v28.4s, v24.s[1]
+	WORD $0x4fb9136e // fmla v14.4s, v27.4s, v25.s[1]
+	WORD $0x4fb9138f // fmla v15.4s, v28.4s, v25.s[1]
+	WORD $0x4fba1376 // fmla v22.4s, v27.4s, v26.s[1]
+	WORD $0x4fba1397 // fmla v23.4s, v28.4s, v26.s[1]
 	PRFM 0(R7), PLDL1KEEP
 	FMOVD 128(R8), F28
-	WORD $0x0f08a79c // sshll v28.8h, v28.8b, #0
-	WORD $0x0f10a79b // sshll v27.4s, v28.4h, #0
-	WORD $0x4f10a79c // sshll2 v28.4s, v28.8h, #0
-	WORD $0x4e21db7b // scvtf v27.4s, v27.4s
-	WORD $0x4e21db9c // scvtf v28.4s, v28.4s
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
 	WORD $0x4f981b60 // fmla v0.4s, v27.4s, v24.s[2]
 	WORD $0x4f981b81 // fmla v1.4s, v28.4s, v24.s[2]
 	WORD $0x4f991b68 // fmla v8.4s, v27.4s, v25.s[2]
 	WORD $0x4f991b89 // fmla v9.4s, v28.4s, v25.s[2]
 	WORD $0x4f9a1b70 // fmla v16.4s, v27.4s, v26.s[2]
 	WORD $0x4f9a1b91 // fmla v17.4s, v28.4s, v26.s[2]
-	FMOVD 136(R8), F30
-	WORD $0x0f08a7de // sshll v30.8h, v30.8b, #0
-	WORD $0x0f10a7dd // sshll v29.4s, v30.4h, #0
-	WORD $0x4f10a7de // sshll2 v30.4s, v30.8h, #0
-	WORD $0x4e21dbbd // scvtf v29.4s, v29.4s
-	WORD $0x4e21dbde // scvtf v30.4s, v30.4s
-	WORD $0x4f981ba2 // fmla v2.4s, v29.4s, v24.s[2]
-	WORD $0x4f981bc3 // fmla v3.4s, v30.4s, v24.s[2]
-	WORD $0x4f991baa // fmla v10.4s, v29.4s, v25.s[2]
-	WORD $0x4f991bcb // fmla v11.4s, v30.4s, v25.s[2]
-	WORD $0x4f9a1bb2 // fmla v18.4s, v29.4s, v26.s[2]
-	WORD $0x4f9a1bd3 // fmla v19.4s, v30.4s, v26.s[2]
+	FMOVD 136(R8), F28
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
+	WORD $0x4f981b62 // fmla v2.4s, v27.4s, v24.s[2]
+	WORD $0x4f981b83 // fmla v3.4s, v28.4s, v24.s[2]
+	WORD $0x4f991b6a // fmla v10.4s, v27.4s, v25.s[2]
+	WORD $0x4f991b8b // fmla v11.4s, v28.4s, v25.s[2]
+	WORD $0x4f9a1b72 // fmla v18.4s, v27.4s, v26.s[2]
+	WORD $0x4f9a1b93 // fmla v19.4s, v28.4s, v26.s[2]
 	FMOVD 144(R8), F28
-	WORD $0x0f08a79c // sshll v28.8h, v28.8b, #0
-	WORD $0x0f10a79b // sshll v27.4s, v28.4h, #0
-	WORD $0x4f10a79c // sshll2 v28.4s, v28.8h, #0
-	WORD $0x4e21db7b // scvtf v27.4s, v27.4s
-	WORD $0x4e21db9c // scvtf v28.4s, v28.4s
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
 	WORD $0x4f981b64 // fmla v4.4s, v27.4s, v24.s[2]
 	WORD $0x4f981b85 // fmla v5.4s, v28.4s, v24.s[2]
 	WORD $0x4f991b6c // fmla v12.4s, v27.4s, v25.s[2]
 	WORD $0x4f991b8d // fmla v13.4s, v28.4s, v25.s[2]
 	WORD $0x4f9a1b74 // fmla v20.4s, v27.4s, v26.s[2]
 	WORD $0x4f9a1b95 // fmla v21.4s, v28.4s, v26.s[2]
-	FMOVD 152(R8), F30
-	WORD $0x0f08a7de // sshll v30.8h, v30.8b, #0
-	WORD $0x0f10a7dd // sshll v29.4s, v30.4h, #0
-	WORD $0x4f10a7de // sshll2 v30.4s, v30.8h, #0
-	WORD $0x4e21dbbd // scvtf v29.4s, v29.4s
-	WORD $0x4e21dbde // scvtf v30.4s, v30.4s
-	WORD $0x4f981ba6 // fmla v6.4s, v29.4s, v24.s[2]
-	WORD $0x4f981bc7 // fmla v7.4s, v30.4s, v24.s[2]
-	WORD $0x4f991bae // fmla v14.4s, v29.4s, v25.s[2]
-	WORD $0x4f991bcf // fmla v15.4s, v30.4s, v25.s[2]
-	WORD $0x4f9a1bb6 // fmla v22.4s, v29.4s, v26.s[2]
-	WORD $0x4f9a1bd7 // fmla v23.4s, v30.4s, v26.s[2]
+	FMOVD 152(R8), F28
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
+	WORD $0x4f981b66 // fmla v6.4s, v27.4s, v24.s[2]
+	WORD $0x4f981b87 // fmla v7.4s, v28.4s, v24.s[2]
+	WORD $0x4f991b6e // fmla v14.4s, v27.4s, v25.s[2]
+	WORD $0x4f991b8f // fmla v15.4s, v28.4s, v25.s[2]
+	WORD $0x4f9a1b76 // fmla v22.4s, v27.4s, v26.s[2]
+	WORD $0x4f9a1b97 // fmla v23.4s, v28.4s, v26.s[2]
 	FMOVD 192(R8), F28
-	WORD $0x0f08a79c // sshll v28.8h, v28.8b, #0
-	WORD $0x0f10a79b // sshll v27.4s, v28.4h, #0
-	WORD $0x4f10a79c // sshll2 v28.4s, v28.8h, #0
-	WORD $0x4e21db7b // scvtf v27.4s, v27.4s
-	WORD $0x4e21db9c // scvtf v28.4s, v28.4s
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
 	WORD $0x4fb81b60 // fmla v0.4s, v27.4s, v24.s[3]
 	WORD $0x4fb81b81 // fmla v1.4s, v28.4s, v24.s[3]
 	WORD $0x4fb91b68 // fmla v8.4s, v27.4s, v25.s[3]
 	WORD $0x4fb91b89 // fmla v9.4s, v28.4s, v25.s[3]
 	WORD $0x4fba1b70 // fmla v16.4s, v27.4s, v26.s[3]
 	WORD $0x4fba1b91 // fmla v17.4s, v28.4s, v26.s[3]
-	FMOVD 200(R8), F30
-	WORD $0x0f08a7de // sshll v30.8h, v30.8b, #0
-	WORD $0x0f10a7dd // sshll v29.4s, v30.4h, #0
-	WORD $0x4f10a7de // sshll2 v30.4s, v30.8h, #0
-	WORD $0x4e21dbbd // scvtf v29.4s, v29.4s
-	WORD $0x4e21dbde // scvtf v30.4s, v30.4s
-	WORD $0x4fb81ba2 // fmla v2.4s, v29.4s, v24.s[3]
-	WORD $0x4fb81bc3 // fmla v3.4s, v30.4s, v24.s[3]
-	WORD $0x4fb91baa // fmla v10.4s, v29.4s, v25.s[3]
-	WORD $0x4fb91bcb // fmla v11.4s, v30.4s, v25.s[3]
-	WORD $0x4fba1bb2 // fmla v18.4s, v29.4s, v26.s[3]
-	WORD $0x4fba1bd3 // fmla v19.4s, v30.4s, v26.s[3]
+	FMOVD 200(R8), F28
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
+	WORD $0x4fb81b62 // fmla v2.4s, v27.4s, v24.s[3]
+	WORD $0x4fb81b83 // fmla v3.4s, v28.4s, v24.s[3]
+	WORD $0x4fb91b6a // fmla v10.4s, v27.4s, v25.s[3]
+	WORD $0x4fb91b8b // fmla v11.4s, v28.4s, v25.s[3]
+	WORD $0x4fba1b72 // fmla v18.4s, v27.4s, v26.s[3]
+	WORD $0x4fba1b93 // fmla v19.4s, v28.4s, v26.s[3]
 	FMOVD 208(R8), F28
-	WORD $0x0f08a79c // sshll v28.8h, v28.8b, #0
-	WORD $0x0f10a79b // sshll v27.4s, v28.4h, #0
-	WORD $0x4f10a79c // sshll2 v28.4s, v28.8h, #0
-	WORD $0x4e21db7b // scvtf v27.4s, v27.4s
-	WORD $0x4e21db9c // scvtf v28.4s, v28.4s
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
 	WORD $0x4fb81b64 // fmla v4.4s, v27.4s, v24.s[3]
 	WORD $0x4fb81b85 // fmla v5.4s, v28.4s, v24.s[3]
 	WORD $0x4fb91b6c // fmla v12.4s, v27.4s, v25.s[3]
 	WORD $0x4fb91b8d // fmla v13.4s, v28.4s, v25.s[3]
 	WORD $0x4fba1b74 // fmla v20.4s, v27.4s, v26.s[3]
 	WORD $0x4fba1b95 // fmla v21.4s, v28.4s, v26.s[3]
-	FMOVD 216(R8), F30
-	WORD $0x0f08a7de // sshll v30.8h, v30.8b, #0
-	WORD $0x0f10a7dd // sshll v29.4s, v30.4h, #0
-	WORD $0x4f10a7de // sshll2 v30.4s, v30.8h, #0
-	WORD $0x4e21dbbd // scvtf v29.4s, v29.4s
-	WORD $0x4e21dbde // scvtf v30.4s, v30.4s
-	WORD $0x4fb81ba6 // fmla v6.4s, v29.4s, v24.s[3]
-	WORD $0x4fb81bc7 // fmla v7.4s, v30.4s, v24.s[3]
-	WORD $0x4fb91bae // fmla v14.4s, v29.4s, v25.s[3]
-	WORD $0x4fb91bcf // fmla v15.4s, v30.4s, v25.s[3]
-	WORD $0x4fba1bb6 // fmla v22.4s, v29.4s, v26.s[3]
-	WORD $0x4fba1bd7 // fmla v23.4s, v30.4s, v26.s[3]
+	FMOVD 216(R8), F28
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
+	WORD $0x4fb81b66 // fmla v6.4s, v27.4s, v24.s[3]
+	WORD $0x4fb81b87 // fmla v7.4s, v28.4s, v24.s[3]
+	WORD $0x4fb91b6e // fmla v14.4s, v27.4s, v25.s[3]
+	WORD $0x4fb91b8f // fmla v15.4s, v28.4s, v25.s[3]
+	WORD $0x4fba1b76 // fmla v22.4s, v27.4s, v26.s[3]
+	WORD $0x4fba1b97 // fmla v23.4s, v28.4s, v26.s[3]
 	PRFM 64(R7), PLDL1KEEP
 	ADD $128, R7, R7
 	ADD $256, R8, R8
@@ -20123,197 +20015,181 @@ loop45:
 	FMOVQ.P 16(R13), F25
 	FMOVQ.P 16(R14), F26
 	FMOVD 0(R8), F28
-	WORD $0x0f08a79c // sshll v28.8h, v28.8b, #0
-	WORD $0x0f10a79b // sshll v27.4s, v28.4h, #0
-	WORD $0x4f10a79c // sshll2 v28.4s, v28.8h, #0
-	WORD $0x4e21db7b // scvtf v27.4s, v27.4s
-	WORD $0x4e21db9c // scvtf v28.4s, v28.4s
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
 	WORD $0x4f981360 // fmla v0.4s, v27.4s, v24.s[0]
 	WORD $0x4f981381 // fmla v1.4s, v28.4s, v24.s[0]
 	WORD $0x4f991368 // fmla v8.4s, v27.4s, v25.s[0]
 	WORD $0x4f991389 // fmla v9.4s, v28.4s, v25.s[0]
 	WORD $0x4f9a1370 // fmla v16.4s, v27.4s, v26.s[0]
 	WORD $0x4f9a1391 // fmla v17.4s, v28.4s, v26.s[0]
-	FMOVD 8(R8), F30
-	WORD $0x0f08a7de // sshll v30.8h, v30.8b, #0
-	WORD $0x0f10a7dd // sshll v29.4s, v30.4h, #0
-	WORD $0x4f10a7de // sshll2 v30.4s, v30.8h, #0
-	WORD $0x4e21dbbd // scvtf v29.4s, v29.4s
-	WORD $0x4e21dbde // scvtf v30.4s, v30.4s
-	WORD $0x4f9813a2 // fmla v2.4s, v29.4s, v24.s[0]
-	WORD $0x4f9813c3 // fmla v3.4s, v30.4s, v24.s[0]
-	WORD $0x4f9913aa // fmla v10.4s, v29.4s, v25.s[0]
-	WORD $0x4f9913cb // fmla v11.4s, v30.4s, v25.s[0]
-	WORD $0x4f9a13b2 // fmla v18.4s, v29.4s, v26.s[0]
-	WORD $0x4f9a13d3 // fmla v19.4s, v30.4s, v26.s[0]
+	FMOVD 8(R8), F28
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
+	WORD $0x4f981362 // fmla v2.4s, v27.4s, v24.s[0]
+	WORD $0x4f981383 // fmla v3.4s, v28.4s, v24.s[0]
+	WORD $0x4f99136a // fmla v10.4s, v27.4s, v25.s[0]
+	WORD $0x4f99138b // fmla v11.4s, v28.4s, v25.s[0]
+	WORD $0x4f9a1372 // fmla v18.4s, v27.4s, v26.s[0]
+	WORD $0x4f9a1393 // fmla v19.4s, v28.4s, v26.s[0]
 	FMOVD 16(R8), F28
-	WORD $0x0f08a79c // sshll v28.8h, v28.8b, #0
-	WORD $0x0f10a79b // sshll v27.4s, v28.4h, #0
-	WORD $0x4f10a79c // sshll2 v28.4s, v28.8h, #0
-	WORD $0x4e21db7b // scvtf v27.4s, v27.4s
-	WORD $0x4e21db9c // scvtf v28.4s, v28.4s
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
 	WORD $0x4f981364 // fmla v4.4s, v27.4s, v24.s[0]
 	WORD $0x4f981385 // fmla v5.4s, v28.4s, v24.s[0]
 	WORD $0x4f99136c // fmla v12.4s, v27.4s, v25.s[0]
 	WORD $0x4f99138d // fmla v13.4s, v28.4s, v25.s[0]
 	WORD $0x4f9a1374 // fmla v20.4s, v27.4s, v26.s[0]
 	WORD $0x4f9a1395 // fmla v21.4s, v28.4s, v26.s[0]
-	FMOVD 24(R8), F30
-	WORD $0x0f08a7de // sshll v30.8h, v30.8b, #0
-	WORD $0x0f10a7dd // sshll v29.4s, v30.4h, #0
-	WORD $0x4f10a7de // sshll2 v30.4s, v30.8h, #0
-	WORD $0x4e21dbbd // scvtf v29.4s, v29.4s
-	WORD $0x4e21dbde // scvtf v30.4s, v30.4s
-	WORD $0x4f9813a6 // fmla v6.4s, v29.4s, v24.s[0]
-	WORD $0x4f9813c7 // fmla v7.4s, v30.4s, v24.s[0]
-	WORD $0x4f9913ae // fmla v14.4s, v29.4s, v25.s[0]
-	WORD $0x4f9913cf // fmla v15.4s, v30.4s, v25.s[0]
-	WORD $0x4f9a13b6 // fmla v22.4s, v29.4s, v26.s[0]
-	WORD $0x4f9a13d7 // fmla v23.4s, v30.4s, v26.s[0]
+	FMOVD 24(R8), F28
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
+	WORD $0x4f981366 // fmla v6.4s, v27.4s, v24.s[0]
+	WORD $0x4f981387 // fmla v7.4s, v28.4s, v24.s[0]
+	WORD $0x4f99136e // fmla v14.4s, v27.4s, v25.s[0]
+	WORD $0x4f99138f // fmla v15.4s, v28.4s, v25.s[0]
+	WORD $0x4f9a1376 // fmla v22.4s, v27.4s, v26.s[0]
+	WORD $0x4f9a1397 // fmla v23.4s, v28.4s, v26.s[0]
 	FMOVD 64(R8), F28
-	WORD $0x0f08a79c // sshll v28.8h, v28.8b, #0
-	WORD $0x0f10a79b // sshll v27.4s, v28.4h, #0
-	WORD $0x4f10a79c // sshll2 v28.4s, v28.8h, #0
-	WORD $0x4e21db7b // scvtf v27.4s, v27.4s
-	WORD $0x4e21db9c // scvtf v28.4s, v28.4s
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
 	WORD $0x4fb81360 // fmla v0.4s, v27.4s, v24.s[1]
 	WORD $0x4fb81381 // fmla v1.4s, v28.4s, v24.s[1]
 	WORD $0x4fb91368 // fmla v8.4s, v27.4s, v25.s[1]
 	WORD $0x4fb91389 // fmla v9.4s, v28.4s, v25.s[1]
 	WORD $0x4fba1370 // fmla v16.4s, v27.4s, v26.s[1]
 	WORD $0x4fba1391 // fmla v17.4s, v28.4s, v26.s[1]
-	FMOVD 72(R8), F30
-	WORD $0x0f08a7de // sshll v30.8h, v30.8b, #0
-	WORD $0x0f10a7dd // sshll v29.4s, v30.4h, #0
-	WORD $0x4f10a7de // sshll2 v30.4s, v30.8h, #0
-	WORD $0x4e21dbbd // scvtf v29.4s, v29.4s
-	WORD $0x4e21dbde // scvtf v30.4s, v30.4s
-	WORD $0x4fb813a2 // fmla v2.4s, v29.4s, v24.s[1]
-	WORD $0x4fb813c3 // fmla v3.4s, v30.4s, v24.s[1]
-	WORD $0x4fb913aa // fmla v10.4s, v29.4s, v25.s[1]
-	WORD $0x4fb913cb // fmla v11.4s, v30.4s, v25.s[1]
-	WORD $0x4fba13b2 // fmla v18.4s, v29.4s, v26.s[1]
-	WORD $0x4fba13d3 // fmla v19.4s, v30.4s, v26.s[1]
+	FMOVD 72(R8), F28
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
+	WORD $0x4fb81362 // fmla v2.4s, v27.4s, v24.s[1]
+	WORD $0x4fb81383 // fmla v3.4s, v28.4s, v24.s[1]
+	WORD $0x4fb9136a // fmla v10.4s, v27.4s, v25.s[1]
+	WORD $0x4fb9138b // fmla v11.4s, v28.4s, v25.s[1]
+	WORD $0x4fba1372 // fmla v18.4s, v27.4s, v26.s[1]
+	WORD $0x4fba1393 // fmla v19.4s, v28.4s, v26.s[1]
 	FMOVD 80(R8), F28
-	WORD $0x0f08a79c // sshll v28.8h, v28.8b, #0
-	WORD $0x0f10a79b // sshll v27.4s, v28.4h, #0
-	WORD $0x4f10a79c // sshll2 v28.4s, v28.8h, #0
-	WORD $0x4e21db7b // scvtf v27.4s, v27.4s
-	WORD $0x4e21db9c // scvtf v28.4s, v28.4s
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
 	WORD $0x4fb81364 // fmla v4.4s, v27.4s, v24.s[1]
 	WORD $0x4fb81385 // fmla v5.4s, v28.4s, v24.s[1]
 	WORD $0x4fb9136c // fmla v12.4s, v27.4s, v25.s[1]
 	WORD $0x4fb9138d // fmla v13.4s, v28.4s, v25.s[1]
 	WORD $0x4fba1374 // fmla v20.4s, v27.4s, v26.s[1]
 	WORD $0x4fba1395 // fmla v21.4s, v28.4s, v26.s[1]
-	FMOVD 88(R8), F30
-	WORD $0x0f08a7de // sshll v30.8h, v30.8b, #0
-	WORD $0x0f10a7dd // sshll v29.4s, v30.4h, #0
-	WORD $0x4f10a7de // sshll2 v30.4s, v30.8h, #0
-	WORD $0x4e21dbbd // scvtf v29.4s, v29.4s
-	WORD $0x4e21dbde // scvtf v30.4s, v30.4s
-	WORD $0x4fb813a6 // fmla v6.4s, v29.4s, v24.s[1]
-	WORD $0x4fb813c7 // fmla v7.4s, v30.4s, v24.s[1]
-	WORD $0x4fb913ae // fmla v14.4s, v29.4s, v25.s[1]
-	WORD $0x4fb913cf // fmla v15.4s, v30.4s, v25.s[1]
-	WORD $0x4fba13b6 // fmla v22.4s, v29.4s, v26.s[1]
-	WORD $0x4fba13d7 // fmla v23.4s, v30.4s, v26.s[1]
+	FMOVD 88(R8), F28
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
+	WORD $0x4fb81366 // fmla v6.4s, v27.4s, v24.s[1]
+	WORD $0x4fb81387 // fmla v7.4s, v28.4s, v24.s[1]
+	WORD $0x4fb9136e // fmla v14.4s, v27.4s, v25.s[1]
+	WORD $0x4fb9138f // fmla v15.4s, v28.4s, v25.s[1]
+	WORD $0x4fba1376 // fmla v22.4s, v27.4s, v26.s[1]
+	WORD $0x4fba1397 // fmla v23.4s, v28.4s, v26.s[1]
 	FMOVD 128(R8), F28
-	WORD $0x0f08a79c // sshll v28.8h, v28.8b, #0
-	WORD $0x0f10a79b // sshll v27.4s, v28.4h, #0
-	WORD $0x4f10a79c // sshll2 v28.4s, v28.8h, #0
-	WORD $0x4e21db7b // scvtf v27.4s, v27.4s
-	WORD $0x4e21db9c // scvtf v28.4s, v28.4s
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
 	WORD $0x4f981b60 // fmla v0.4s, v27.4s, v24.s[2]
 	WORD $0x4f981b81 // fmla v1.4s, v28.4s, v24.s[2]
 	WORD $0x4f991b68 // fmla v8.4s, v27.4s, v25.s[2]
 	WORD $0x4f991b89 // fmla v9.4s, v28.4s, v25.s[2]
 	WORD $0x4f9a1b70 // fmla v16.4s, v27.4s, v26.s[2]
 	WORD $0x4f9a1b91 // fmla v17.4s, v28.4s, v26.s[2]
-	FMOVD 136(R8), F30
-	WORD $0x0f08a7de // sshll v30.8h, v30.8b, #0
-	WORD $0x0f10a7dd // sshll v29.4s, v30.4h, #0
-	WORD $0x4f10a7de // sshll2 v30.4s, v30.8h, #0
-	WORD $0x4e21dbbd // scvtf v29.4s, v29.4s
-	WORD $0x4e21dbde // scvtf v30.4s, v30.4s
-	WORD $0x4f981ba2 // fmla v2.4s, v29.4s, v24.s[2]
-	WORD $0x4f981bc3 // fmla v3.4s, v30.4s, v24.s[2]
-	WORD $0x4f991baa // fmla v10.4s, v29.4s, v25.s[2]
-	WORD $0x4f991bcb // fmla v11.4s, v30.4s, v25.s[2]
-	WORD $0x4f9a1bb2 // fmla v18.4s, v29.4s, v26.s[2]
-	WORD $0x4f9a1bd3 // fmla v19.4s, v30.4s, v26.s[2]
+	FMOVD 136(R8), F28
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
+	WORD $0x4f981b62 // fmla v2.4s, v27.4s, v24.s[2]
+	WORD $0x4f981b83 // fmla v3.4s, v28.4s, v24.s[2]
+	WORD $0x4f991b6a // fmla v10.4s, v27.4s, v25.s[2]
+	WORD $0x4f991b8b // fmla v11.4s, v28.4s, v25.s[2]
+	WORD $0x4f9a1b72 // fmla v18.4s, v27.4s, v26.s[2]
+	WORD $0x4f9a1b93 // fmla v19.4s, v28.4s, v26.s[2]
 	FMOVD 144(R8), F28
-	WORD $0x0f08a79c // sshll v28.8h, v28.8b, #0
-	WORD $0x0f10a79b // sshll v27.4s, v28.4h, #0
-	WORD $0x4f10a79c // sshll2 v28.4s, v28.8h, #0
-	WORD $0x4e21db7b // scvtf v27.4s, v27.4s
-	WORD $0x4e21db9c // scvtf v28.4s, v28.4s
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
 	WORD $0x4f981b64 // fmla v4.4s, v27.4s, v24.s[2]
 	WORD $0x4f981b85 // fmla v5.4s, v28.4s, v24.s[2]
 	WORD $0x4f991b6c // fmla v12.4s, v27.4s, v25.s[2]
 	WORD $0x4f991b8d // fmla v13.4s, v28.4s, v25.s[2]
 	WORD $0x4f9a1b74 // fmla v20.4s, v27.4s, v26.s[2]
 	WORD $0x4f9a1b95 // fmla v21.4s, v28.4s, v26.s[2]
-	FMOVD 152(R8), F30
-	WORD $0x0f08a7de // sshll v30.8h, v30.8b, #0
-	WORD $0x0f10a7dd // sshll v29.4s, v30.4h, #0
-	WORD $0x4f10a7de // sshll2 v30.4s, v30.8h, #0
-	WORD $0x4e21dbbd // scvtf v29.4s, v29.4s
-	WORD $0x4e21dbde // scvtf v30.4s, v30.4s
-	WORD $0x4f981ba6 // fmla v6.4s, v29.4s, v24.s[2]
-	WORD $0x4f981bc7 // fmla v7.4s, v30.4s, v24.s[2]
-	WORD $0x4f991bae // fmla v14.4s, v29.4s, v25.s[2]
-	WORD $0x4f991bcf // fmla v15.4s, v30.4s, v25.s[2]
-	WORD $0x4f9a1bb6 // fmla v22.4s, v29.4s, v26.s[2]
-	WORD $0x4f9a1bd7 // fmla v23.4s, v30.4s, v26.s[2]
+	FMOVD 152(R8), F28
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
+	WORD $0x4f981b66 // fmla v6.4s, v27.4s, v24.s[2]
+	WORD $0x4f981b87 // fmla v7.4s, v28.4s, v24.s[2]
+	WORD $0x4f991b6e // fmla v14.4s, v27.4s, v25.s[2]
+	WORD $0x4f991b8f // fmla v15.4s, v28.4s, v25.s[2]
+	WORD $0x4f9a1b76 // fmla v22.4s, v27.4s, v26.s[2]
+	WORD $0x4f9a1b97 // fmla v23.4s, v28.4s, v26.s[2]
 	FMOVD 192(R8), F28
-	WORD $0x0f08a79c // sshll v28.8h, v28.8b, #0
-	WORD $0x0f10a79b // sshll v27.4s, v28.4h, #0
-	WORD $0x4f10a79c // sshll2 v28.4s, v28.8h, #0
-	WORD $0x4e21db7b // scvtf v27.4s, v27.4s
-	WORD $0x4e21db9c // scvtf v28.4s, v28.4s
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
 	WORD $0x4fb81b60 // fmla v0.4s, v27.4s, v24.s[3]
 	WORD $0x4fb81b81 // fmla v1.4s, v28.4s, v24.s[3]
 	WORD $0x4fb91b68 // fmla v8.4s, v27.4s, v25.s[3]
 	WORD $0x4fb91b89 // fmla v9.4s, v28.4s, v25.s[3]
 	WORD $0x4fba1b70 // fmla v16.4s, v27.4s, v26.s[3]
 	WORD $0x4fba1b91 // fmla v17.4s, v28.4s, v26.s[3]
-	FMOVD 200(R8), F30
-	WORD $0x0f08a7de // sshll v30.8h, v30.8b, #0
-	WORD $0x0f10a7dd // sshll v29.4s, v30.4h, #0
-	WORD $0x4f10a7de // sshll2 v30.4s, v30.8h, #0
-	WORD $0x4e21dbbd // scvtf v29.4s, v29.4s
-	WORD $0x4e21dbde // scvtf v30.4s, v30.4s
-	WORD $0x4fb81ba2 // fmla v2.4s, v29.4s, v24.s[3]
-	WORD $0x4fb81bc3 // fmla v3.4s, v30.4s, v24.s[3]
-	WORD $0x4fb91baa // fmla v10.4s, v29.4s, v25.s[3]
-	WORD $0x4fb91bcb // fmla v11.4s, v30.4s, v25.s[3]
-	WORD $0x4fba1bb2 // fmla v18.4s, v29.4s, v26.s[3]
-	WORD $0x4fba1bd3 // fmla v19.4s, v30.4s, v26.s[3]
+	FMOVD 200(R8), F28
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
+	WORD $0x4fb81b62 // fmla v2.4s, v27.4s, v24.s[3]
+	WORD $0x4fb81b83 // fmla v3.4s, v28.4s, v24.s[3]
+	WORD $0x4fb91b6a // fmla v10.4s, v27.4s, v25.s[3]
+	WORD $0x4fb91b8b // fmla v11.4s, v28.4s, v25.s[3]
+	WORD $0x4fba1b72 // fmla v18.4s, v27.4s, v26.s[3]
+	WORD $0x4fba1b93 // fmla v19.4s, v28.4s, v26.s[3]
 	FMOVD 208(R8), F28
-	WORD $0x0f08a79c // sshll v28.8h, v28.8b, #0
-	WORD $0x0f10a79b // sshll v27.4s, v28.4h, #0
-	WORD $0x4f10a79c // sshll2 v28.4s, v28.8h, #0
-	WORD $0x4e21db7b // scvtf v27.4s, v27.4s
-	WORD $0x4e21db9c // scvtf v28.4s, v28.4s
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
 	WORD $0x4fb81b64 // fmla v4.4s, v27.4s, v24.s[3]
 	WORD $0x4fb81b85 // fmla v5.4s, v28.4s, v24.s[3]
 	WORD $0x4fb91b6c // fmla v12.4s, v27.4s, v25.s[3]
 	WORD $0x4fb91b8d // fmla v13.4s, v28.4s, v25.s[3]
 	WORD $0x4fba1b74 // fmla v20.4s, v27.4s, v26.s[3]
 	WORD $0x4fba1b95 // fmla v21.4s, v28.4s, v26.s[3]
-	FMOVD 216(R8), F30
-	WORD $0x0f08a7de // sshll v30.8h, v30.8b, #0
-	WORD $0x0f10a7dd // sshll v29.4s, v30.4h, #0
-	WORD $0x4f10a7de // sshll2 v30.4s, v30.8h, #0
-	WORD $0x4e21dbbd // scvtf v29.4s, v29.4s
-	WORD $0x4e21dbde // scvtf v30.4s, v30.4s
-	WORD $0x4fb81ba6 // fmla v6.4s, v29.4s, v24.s[3]
-	WORD $0x4fb81bc7 // fmla v7.4s, v30.4s, v24.s[3]
-	WORD $0x4fb91bae // fmla v14.4s, v29.4s, v25.s[3]
-	WORD $0x4fb91bcf // fmla v15.4s, v30.4s, v25.s[3]
-	WORD $0x4fba1bb6 // fmla v22.4s, v29.4s, v26.s[3]
-	WORD $0x4fba1bd7 // fmla v23.4s, v30.4s, v26.s[3]
+	FMOVD 216(R8), F28
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
+	WORD $0x4fb81b66 // fmla v6.4s, v27.4s, v24.s[3]
+	WORD $0x4fb81b87 // fmla v7.4s, v28.4s, v24.s[3]
+	WORD $0x4fb91b6e // fmla v14.4s, v27.4s, v25.s[3]
+	WORD $0x4fb91b8f // fmla v15.4s, v28.4s, v25.s[3]
+	WORD $0x4fba1b76 // fmla v22.4s, v27.4s, v26.s[3]
+	WORD $0x4fba1b97 // fmla v23.4s, v28.4s, v26.s[3]
 	ADD $256, R8, R8
 	SUBS $4, R9, R9
 	BGE loop45
@@ -20325,53 +20201,49 @@ some46:
 	FMOVS.P 4(R13), F25
 	FMOVS.P 4(R14), F26
 	FMOVD 0(R8), F28
-	WORD $0x0f08a79c // sshll v28.8h, v28.8b, #0
-	WORD $0x0f10a79b // sshll v27.4s, v28.4h, #0
-	WORD $0x4f10a79c // sshll2 v28.4s, v28.8h, #0
-	WORD $0x4e21db7b // scvtf v27.4s, v27.4s
-	WORD $0x4e21db9c // scvtf v28.4s, v28.4s
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
 	WORD $0x4f981360 // fmla v0.4s, v27.4s, v24.s[0]
 	WORD $0x4f981381 // fmla v1.4s, v28.4s, v24.s[0]
 	WORD $0x4f991368 // fmla v8.4s, v27.4s, v25.s[0]
 	WORD $0x4f991389 // fmla v9.4s, v28.4s, v25.s[0]
 	WORD $0x4f9a1370 // fmla v16.4s, v27.4s, v26.s[0]
 	WORD $0x4f9a1391 // fmla v17.4s, v28.4s, v26.s[0]
-	FMOVD 8(R8), F30
-	WORD $0x0f08a7de // sshll v30.8h, v30.8b, #0
-	WORD $0x0f10a7dd // sshll v29.4s, v30.4h, #0
-	WORD $0x4f10a7de // sshll2 v30.4s, v30.8h, #0
-	WORD $0x4e21dbbd // scvtf v29.4s, v29.4s
-	WORD $0x4e21dbde // scvtf v30.4s, v30.4s
-	WORD $0x4f9813a2 // fmla v2.4s, v29.4s, v24.s[0]
-	WORD $0x4f9813c3 // fmla v3.4s, v30.4s, v24.s[0]
-	WORD $0x4f9913aa // fmla v10.4s, v29.4s, v25.s[0]
-	WORD $0x4f9913cb // fmla v11.4s, v30.4s, v25.s[0]
-	WORD $0x4f9a13b2 // fmla v18.4s, v29.4s, v26.s[0]
-	WORD $0x4f9a13d3 // fmla v19.4s, v30.4s, v26.s[0]
+	FMOVD 8(R8), F28
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
+	WORD $0x4f981362 // fmla v2.4s, v27.4s, v24.s[0]
+	WORD $0x4f981383 // fmla v3.4s, v28.4s, v24.s[0]
+	WORD $0x4f99136a // fmla v10.4s, v27.4s, v25.s[0]
+	WORD $0x4f99138b // fmla v11.4s, v28.4s, v25.s[0]
+	WORD $0x4f9a1372 // fmla v18.4s, v27.4s, v26.s[0]
+	WORD $0x4f9a1393 // fmla v19.4s, v28.4s, v26.s[0]
 	FMOVD 16(R8), F28
-	WORD $0x0f08a79c // sshll v28.8h, v28.8b, #0
-	WORD $0x0f10a79b // sshll v27.4s, v28.4h, #0
-	WORD $0x4f10a79c // sshll2 v28.4s, v28.8h, #0
-	WORD $0x4e21db7b // scvtf v27.4s, v27.4s
-	WORD $0x4e21db9c // scvtf v28.4s, v28.4s
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
 	WORD $0x4f981364 // fmla v4.4s, v27.4s, v24.s[0]
 	WORD $0x4f981385 // fmla v5.4s, v28.4s, v24.s[0]
 	WORD $0x4f99136c // fmla v12.4s, v27.4s, v25.s[0]
 	WORD $0x4f99138d // fmla v13.4s, v28.4s, v25.s[0]
 	WORD $0x4f9a1374 // fmla v20.4s, v27.4s, v26.s[0]
 	WORD $0x4f9a1395 // fmla v21.4s, v28.4s, v26.s[0]
-	FMOVD 24(R8), F30
-	WORD $0x0f08a7de // sshll v30.8h, v30.8b, #0
-	WORD $0x0f10a7dd // sshll v29.4s, v30.4h, #0
-	WORD $0x4f10a7de // sshll2 v30.4s, v30.8h, #0
-	WORD $0x4e21dbbd // scvtf v29.4s, v29.4s
-	WORD $0x4e21dbde // scvtf v30.4s, v30.4s
-	WORD $0x4f9813a6 // fmla v6.4s, v29.4s, v24.s[0]
-	WORD $0x4f9813c7 // fmla v7.4s, v30.4s, v24.s[0]
-	WORD $0x4f9913ae // fmla v14.4s, v29.4s, v25.s[0]
-	WORD $0x4f9913cf // fmla v15.4s, v30.4s, v25.s[0]
-	WORD $0x4f9a13b6 // fmla v22.4s, v29.4s, v26.s[0]
-	WORD $0x4f9a13d7 // fmla v23.4s, v30.4s, v26.s[0]
+	FMOVD 24(R8), F28
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
+	WORD $0x4f981366 // fmla v6.4s, v27.4s, v24.s[0]
+	WORD $0x4f981387 // fmla v7.4s, v28.4s, v24.s[0]
+	WORD $0x4f99136e // fmla v14.4s, v27.4s, v25.s[0]
+	WORD $0x4f99138f // fmla v15.4s, v28.4s, v25.s[0]
+	WORD $0x4f9a1376 // fmla v22.4s, v27.4s, v26.s[0]
+	WORD $0x4f9a1397 // fmla v23.4s, v28.4s, v26.s[0]
 	ADD $64, R8, R8
 	SUBS $1, R9, R9
 	BNE some46
@@ -20400,6 +20272,8 @@ summed47:
 	SUB $3, R5, R5
 	B rows2
 tile9:
+	MOVD $tops_neon<>(SB), R9
+	FLDPQ 0(R9), (F30, F31)
 	MOVD R2, R10
 	MOVD $4, R11
 block48:
@@ -20446,11 +20320,10 @@ asking51:
 	FMOVQ.P 16(R14), F18
 	FMOVQ.P 16(R15), F19
 	FMOVD 0(R8), F21
-	WORD $0x0f08a6b5 // sshll v21.8h, v21.8b, #0
-	WORD $0x0f10a6b4 // sshll v20.4s, v21.4h, #0
-	WORD $0x4f10a6b5 // sshll2 v21.4s, v21.8h, #0
-	WORD $0x4e21da94 // scvtf v20.4s, v20.4s
-	WORD $0x4e21dab5 // scvtf v21.4s, v21.4s
+	VTBL V30.B16, [V21.B16], V20.B16
+	VTBL V31.B16, [V21.B16], V21.B16
+	WORD $0x4f28e694 // scvtf v20.4s, v20.4s, #24
+	WORD $0x4f28e6b5 // scvtf v21.4s, v21.4s, #24
 	WORD $0x4f901280 // fmla v0.4s, v20.4s, v16.s[0]
 	WORD $0x4f9012a1 // fmla v1.4s, v21.4s, v16.s[0]
 	WORD $0x4f911284 // fmla v4.4s, v20.4s, v17.s[0]
@@ -20460,11 +20333,10 @@ asking51:
 	WORD $0x4f93128c // fmla v12.4s, v20.4s, v19.s[0]
 	WORD $0x4f9312ad // fmla v13.4s, v21.4s, v19.s[0]
 	FMOVD 8(R8), F23
-	WORD $0x0f08a6f7 // sshll v23.8h, v23.8b, #0
-	WORD $0x0f10a6f6 // sshll v22.4s, v23.4h, #0
-	WORD $0x4f10a6f7 // sshll2 v23.4s, v23.8h, #0
-	WORD $0x4e21dad6 // scvtf v22.4s, v22.4s
-	WORD $0x4e21daf7 // scvtf v23.4s, v23.4s
+	VTBL V30.B16, [V23.B16], V22.B16
+	VTBL V31.B16, [V23.B16], V23.B16
+	WORD $0x4f28e6d6 // scvtf v22.4s, v22.4s, #24
+	WORD $0x4f28e6f7 // scvtf v23.4s, v23.4s, #24
 	WORD $0x4f9012c2 // fmla v2.4s, v22.4s, v16.s[0]
 	WORD $0x4f9012e3 // fmla v3.4s, v23.4s, v16.s[0]
 	WORD $0x4f9112c6 // fmla v6.4s, v22.4s, v17.s[0]
@@ -20474,11 +20346,10 @@ asking51:
 	WORD $0x4f9312ce // fmla v14.4s, v22.4s, v19.s[0]
 	WORD $0x4f9312ef // fmla v15.4s, v23.4s, v19.s[0]
 	FMOVD 64(R8), F21
-	WORD $0x0f08a6b5 // sshll v21.8h, v21.8b, #0
-	WORD $0x0f10a6b4 // sshll v20.4s, v21.4h, #0
-	WORD $0x4f10a6b5 // sshll2 v21.4s, v21.8h, #0
-	WORD $0x4e21da94 // scvtf v20.4s, v20.4s
-	WORD $0x4e21dab5 // scvtf v21.4s, v21.4s
+	VTBL V30.B16, [V21.B16], V20.B16
+	VTBL V31.B16, [V21.B16], V21.B16
+	WORD $0x4f28e694 // scvtf v20.4s, v20.4s, #24
+	WORD $0x4f28e6b5 // scvtf v21.4s, v21.4s, #24
 	WORD $0x4fb01280 // fmla v0.4s, v20.4s, v16.s[1]
 	WORD $0x4fb012a1 // fmla v1.4s, v21.4s, v16.s[1]
 	WORD $0x4fb11284 // fmla v4.4s, v20.4s, v17.s[1]
@@ -20488,11 +20359,10 @@ asking51:
 	WORD $0x4fb3128c // fmla v12.4s, v20.4s, v19.s[1]
 	WORD $0x4fb312ad // fmla v13.4s, v21.4s, v19.s[1]
 	FMOVD 72(R8), F23
-	WORD $0x0f08a6f7 // sshll v23.8h, v23.8b, #0
-	WORD $0x0f10a6f6 // sshll v22.4s, v23.4h, #0
-	WORD $0x4f10a6f7 // sshll2 v23.4s, v23.8h, #0
-	WORD $0x4e21dad6 // scvtf v22.4s, v22.4s
-	WORD $0x4e21daf7 // scvtf v23.4s, v23.4s
+	VTBL V30.B16, [V23.B16], V22.B16
+	VTBL V31.B16, [V23.B16], V23.B16
+	WORD $0x4f28e6d6 // scvtf v22.4s, v22.4s, #24
+	WORD $0x4f28e6f7 // scvtf v23.4s, v23.4s, #24
 	WORD $0x4fb012c2 // fmla v2.4s, v22.4s, v16.s[1]
 	WORD $0x4fb012e3 // fmla v3.4s, v23.4s, v16.s[1]
 	WORD $0x4fb112c6 // fmla v6.4s, v22.4s, v17.s[1]
@@ -20502,11 +20372,10 @@ asking51:
 	WORD $0x4fb312ce // fmla v14.4s, v22.4s, v19.s[1]
 	WORD $0x4fb312ef // fmla v15.4s, v23.4s, v19.s[1]
 	FMOVD 128(R8), F21
-	WORD $0x0f08a6b5 // sshll v21.8h, v21.8b, #0
-	WORD $0x0f10a6b4 // sshll v20.4s, v21.4h, #0
-	WORD $0x4f10a6b5 // sshll2 v21.4s, v21.8h, #0
-	WORD $0x4e21da94 // scvtf v20.4s, v20.4s
-	WORD $0x4e21dab5 // scvtf v21.4s, v21.4s
+	VTBL V30.B16, [V21.B16], V20.B16
+	VTBL V31.B16, [V21.B16], V21.B16
+	WORD $0x4f28e694 // scvtf v20.4s, v20.4s, #24
+	WORD $0x4f28e6b5 // scvtf v21.4s, v21.4s, #24
 	WORD $0x4f901a80 // fmla v0.4s, v20.4s, v16.s[2]
 	WORD $0x4f901aa1 // fmla v1.4s, v21.4s, v16.s[2]
 	WORD $0x4f911a84 // fmla v4.4s, v20.4s, v17.s[2]
@@ -20516,11 +20385,10 @@ asking51:
 	WORD $0x4f931a8c // fmla v12.4s, v20.4s, v19.s[2]
 	WORD $0x4f931aad // fmla v13.4s, v21.4s, v19.s[2]
 	FMOVD 136(R8), F23
-	WORD $0x0f08a6f7 // sshll v23.8h, v23.8b, #0
-	WORD $0x0f10a6f6 // sshll v22.4s, v23.4h, #0
-	WORD $0x4f10a6f7 // sshll2 v23.4s, v23.8h, #0
-	WORD $0x4e21dad6 // scvtf v22.4s, v22.4s
-	WORD $0x4e21daf7 // scvtf v23.4s, v23.4s
+	VTBL V30.B16, [V23.B16], V22.B16
+	VTBL V31.B16, [V23.B16], V23.B16
+	WORD $0x4f28e6d6 // scvtf v22.4s, v22.4s, #24
+	WORD $0x4f28e6f7 // scvtf v23.4s, v23.4s, #24
 	WORD $0x4f901ac2 // fmla v2.4s, v22.4s, v16.s[2]
 	WORD $0x4f901ae3 // fmla v3.4s, v23.4s, v16.s[2]
 	WORD $0x4f911ac6 // fmla v6.4s, v22.4s, v17.s[2]
@@ -20530,11 +20398,10 @@ asking51:
 	WORD $0x4f931ace // fmla v14.4s, v22.4s, v19.s[2]
 	WORD $0x4f931aef // fmla v15.4s, v23.4s, v19.s[2]
 	FMOVD 192(R8), F21
-	WORD $0x0f08a6b5 // sshll v21.8h, v21.8b, #0
-	WORD $0x0f10a6b4 // sshll v20.4s, v21.4h, #0
-	WORD $0x4f10a6b5 // sshll2 v21.4s, v21.8h, #0
-	WORD $0x4e21da94 // scvtf v20.4s, v20.4s
-	WORD $0x4e21dab5 // scvtf v21.4s, v21.4s
+	VTBL V30.B16, [V21.B16], V20.B16
+	VTBL V31.B16, [V21.B16], V21.B16
+	WORD $0x4f28e694 // scvtf v20.4s, v20.4s, #24
+	WORD $0x4f28e6b5 // scvtf v21.4s, v21.4s, #24
 	WORD $0x4fb01a80 // fmla v0.4s, v20.4s, v16.s[3]
 	WORD $0x4fb01aa1 // fmla v1.4s, v21.4s, v16.s[3]
 	WORD $0x4fb11a84 // fmla v4.4s, v20.4s, v17.s[3]
@@ -20544,11 +20411,10 @@ asking51:
 	WORD $0x4fb31a8c // fmla v12.4s, v20.4s, v19.s[3]
 	WORD $0x4fb31aad // fmla v13.4s, v21.4s, v19.s[3]
 	FMOVD 200(R8), F23
-	WORD $0x0f08a6f7 // sshll v23.8h, v23.8b, #0
-	WORD $0x0f10a6f6 // sshll v22.4s, v23.4h, #0
-	WORD $0x4f10a6f7 // sshll2 v23.4s, v23.8h, #0
-	WORD $0x4e21dad6 // scvtf v22.4s, v22.4s
-	WORD $0x4e21daf7 // scvtf v23.4s, v23.4s
+	VTBL V30.B16, [V23.B16], V22.B16
+	VTBL V31.B16, [V23.B16], V23.B16
+	WORD $0x4f28e6d6 // scvtf v22.4s, v22.4s, #24
+	WORD $0x4f28e6f7 // scvtf v23.4s, v23.4s, #24
 	WORD $0x4fb01ac2 // fmla v2.4s, v22.4s, v16.s[3]
 	WORD $0x4fb01ae3 // fmla v3.4s, v23.4s, v16.s[3]
 	WORD $0x4fb11ac6 // fmla v6.4s, v22.4s, v17.s[3]
@@ -20572,11 +20438,10 @@ loop54:
 	FMOVQ.P 16(R14), F18
 	FMOVQ.P 16(R15), F19
 	FMOVD 0(R8), F21
-	WORD $0x0f08a6b5 // sshll v21.8h, v21.8b, #0
-	WORD $0x0f10a6b4 // sshll v20.4s, v21.4h, #0
-	WORD $0x4f10a6b5 // sshll2 v21.4s, v21.8h, #0
-	WORD $0x4e21da94 // scvtf v20.4s, v20.4s
-	WORD $0x4e21dab5 // scvtf v21.4s, v21.4s
+	VTBL V30.B16, [V21.B16], V20.B16
+	VTBL V31.B16, [V21.B16], V21.B16
+	WORD $0x4f28e694 // scvtf v20.4s, v20.4s, #24
+	WORD $0x4f28e6b5 // scvtf v21.4s, v21.4s, #24
 	WORD $0x4f901280 // fmla v0.4s, v20.4s, v16.s[0]
 	WORD $0x4f9012a1 // fmla v1.4s, v21.4s, v16.s[0]
 	WORD $0x4f911284 // fmla v4.4s, v20.4s, v17.s[0]
@@ -20586,11 +20451,10 @@ loop54:
 	WORD $0x4f93128c // fmla v12.4s, v20.4s, v19.s[0]
 	WORD $0x4f9312ad // fmla v13.4s, v21.4s, v19.s[0]
 	FMOVD 8(R8), F23
-	WORD $0x0f08a6f7 // sshll v23.8h, v23.8b, #0
-	WORD $0x0f10a6f6 // sshll v22.4s, v23.4h, #0
-	WORD $0x4f10a6f7 // sshll2 v23.4s, v23.8h, #0
-	WORD $0x4e21dad6 // scvtf v22.4s, v22.4s
-	WORD $0x4e21daf7 // scvtf v23.4s, v23.4s
+	VTBL V30.B16, [V23.B16], V22.B16
+	VTBL V31.B16, [V23.B16], V23.B16
+	WORD $0x4f28e6d6 // scvtf v22.4s, v22.4s, #24
+	WORD $0x4f28e6f7 // scvtf v23.4s, v23.4s, #24
 	WORD $0x4f9012c2 // fmla v2.4s, v22.4s, v16.s[0]
 	WORD $0x4f9012e3 // fmla v3.4s, v23.4s, v16.s[0]
 	WORD $0x4f9112c6 // fmla v6.4s, v22.4s, v17.s[0]
@@ -20600,11 +20464,10 @@ loop54:
 	WORD $0x4f9312ce // fmla v14.4s, v22.4s, v19.s[0]
 	WORD $0x4f9312ef // fmla v15.4s, v23.4s, v19.s[0]
 	FMOVD 64(R8), F21
-	WORD $0x0f08a6b5 // sshll v21.8h, v21.8b, #0
-	WORD $0x0f10a6b4 // sshll v20.4s, v21.4h, #0
-	WORD $0x4f10a6b5 // sshll2 v21.4s, v21.8h, #0
-	WORD $0x4e21da94 // scvtf v20.4s, v20.4s
-	WORD $0x4e21dab5 // scvtf v21.4s, v21.4s
+	VTBL V30.B16, [V21.B16], V20.B16
+	VTBL V31.B16, [V21.B16], V21.B16
+	WORD $0x4f28e694 // scvtf v20.4s, v20.4s, #24
+	WORD $0x4f28e6b5 // scvtf v21.4s, v21.4s, #24
 	WORD $0x4fb01280 // fmla v0.4s, v20.4s, v16.s[1]
 	WORD $0x4fb012a1 // fmla v1.4s, v21.4s, v16.s[1]
 	WORD $0x4fb11284 // fmla v4.4s, v20.4s, v17.s[1]
@@ -20614,11 +20477,10 @@ loop54:
 	WORD $0x4fb3128c // fmla v12.4s, v20.4s, v19.s[1]
 	WORD $0x4fb312ad // fmla v13.4s, v21.4s, v19.s[1]
 	FMOVD 72(R8), F23
-	WORD $0x0f08a6f7 // sshll v23.8h, v23.8b, #0
-	WORD $0x0f10a6f6 // sshll v22.4s, v23.4h, #0
-	WORD $0x4f10a6f7 // sshll2 v23.4s, v23.8h, #0
-	WORD $0x4e21dad6 // scvtf v22.4s, v22.4s
-	WORD $0x4e21daf7 // scvtf v23.4s, v23.4s
+	VTBL V30.B16, [V23.B16], V22.B16
+	VTBL V31.B16, [V23.B16], V23.B16
+	WORD $0x4f28e6d6 // scvtf v22.4s, v22.4s, #24
+	WORD $0x4f28e6f7 // scvtf v23.4s, v23.4s, #24
 	WORD $0x4fb012c2 // fmla v2.4s, v22.4s, v16.s[1]
 	WORD $0x4fb012e3 // fmla v3.4s, v23.4s, v16.s[1]
 	WORD $0x4fb112c6 // fmla v6.4s, v22.4s, v17.s[1]
@@ -20628,11 +20490,10 @@ loop54:
 	WORD $0x4fb312ce // fmla v14.4s, v22.4s, v19.s[1]
 	WORD $0x4fb312ef // fmla v15.4s, v23.4s, v19.s[1]
 	FMOVD 128(R8), F21
-	WORD $0x0f08a6b5 // sshll v21.8h, v21.8b, #0
-	WORD $0x0f10a6b4 // sshll v20.4s, v21.4h, #0
-	WORD $0x4f10a6b5 // sshll2 v21.4s, v21.8h, #0
-	WORD $0x4e21da94 // scvtf v20.4s, v20.4s
-	WORD $0x4e21dab5 // scvtf v21.4s, v21.4s
+	VTBL V30.B16, [V21.B16], V20.B16
+	VTBL V31.B16, [V21.B16], V21.B16
+	WORD $0x4f28e694 // scvtf v20.4s, v20.4s, #24
+	WORD $0x4f28e6b5 // scvtf v21.4s, v21.4s, #24
 	WORD $0x4f901a80 // fmla v0.4s, v20.4s, v16.s[2]
 	WORD $0x4f901aa1 // fmla v1.4s, v21.4s, v16.s[2]
 	WORD $0x4f911a84 // fmla v4.4s, v20.4s, v17.s[2]
@@ -20642,11 +20503,10 @@ loop54:
 	WORD $0x4f931a8c // fmla v12.4s, v20.4s, v19.s[2]
 	WORD $0x4f931aad // fmla v13.4s, v21.4s, v19.s[2]
 	FMOVD 136(R8), F23
-	WORD $0x0f08a6f7 // sshll v23.8h, v23.8b, #0
-	WORD $0x0f10a6f6 // sshll v22.4s, v23.4h, #0
-	WORD $0x4f10a6f7 // sshll2 v23.4s, v23.8h, #0
-	WORD $0x4e21dad6 // scvtf v22.4s, v22.4s
-	WORD $0x4e21daf7 // scvtf v23.4s, v23.4s
+	VTBL V30.B16, [V23.B16], V22.B16
+	VTBL V31.B16, [V23.B16], V23.B16
+	WORD $0x4f28e6d6 // scvtf v22.4s, v22.4s, #24
+	WORD $0x4f28e6f7 // scvtf v23.4s, v23.4s, #24
 	WORD $0x4f901ac2 // fmla v2.4s, v22.4s, v16.s[2]
 	WORD $0x4f901ae3 // fmla v3.4s, v23.4s, v16.s[2]
 	WORD $0x4f911ac6 // fmla v6.4s, v22.4s, v17.s[2]
@@ -20656,11 +20516,10 @@ loop54:
 	WORD $0x4f931ace // fmla v14.4s, v22.4s, v19.s[2]
 	WORD $0x4f931aef // fmla v15.4s, v23.4s, v19.s[2]
 	FMOVD 192(R8), F21
-	WORD $0x0f08a6b5 // sshll v21.8h, v21.8b, #0
-	WORD $0x0f10a6b4 // sshll v20.4s, v21.4h, #0
-	WORD $0x4f10a6b5 // sshll2 v21.4s, v21.8h, #0
-	WORD $0x4e21da94 // scvtf v20.4s, v20.4s
-	WORD $0x4e21dab5 // scvtf v21.4s, v21.4s
+	VTBL V30.B16, [V21.B16], V20.B16
+	VTBL V31.B16, [V21.B16], V21.B16
+	WORD $0x4f28e694 // scvtf v20.4s, v20.4s, #24
+	WORD $0x4f28e6b5 // scvtf v21.4s, v21.4s, #24
 	WORD $0x4fb01a80 // fmla v0.4s, v20.4s, v16.s[3]
 	WORD $0x4fb01aa1 // fmla v1.4s, v21.4s, v16.s[3]
 	WORD $0x4fb11a84 // fmla v4.4s, v20.4s, v17.s[3]
@@ -20670,11 +20529,10 @@ loop54:
 	WORD $0x4fb31a8c // fmla v12.4s, v20.4s, v19.s[3]
 	WORD $0x4fb31aad // fmla v13.4s, v21.4s, v19.s[3]
 	FMOVD 200(R8), F23
-	WORD $0x0f08a6f7 // sshll v23.8h, v23.8b, #0
-	WORD $0x0f10a6f6 // sshll v22.4s, v23.4h, #0
-	WORD $0x4f10a6f7 // sshll2 v23.4s, v23.8h, #0
-	WORD $0x4e21dad6 // scvtf v22.4s, v22.4s
-	WORD $0x4e21daf7 // scvtf v23.4s, v23.4s
+	VTBL V30.B16, [V23.B16], V22.B16
+	VTBL V31.B16, [V23.B16], V23.B16
+	WORD $0x4f28e6d6 // scvtf v22.4s, v22.4s, #24
+	WORD $0x4f28e6f7 // scvtf v23.4s, v23.4s, #24
 	WORD $0x4fb01ac2 // fmla v2.4s, v22.4s, v16.s[3]
 	WORD $0x4fb01ae3 // fmla v3.4s, v23.4s, v16.s[3]
 	WORD $0x4fb11ac6 // fmla v6.4s, v22.4s, v17.s[3]
@@ -20695,11 +20553,10 @@ some55:
 	FMOVS.P 4(R14), F18
 	FMOVS.P 4(R15), F19
 	FMOVD 0(R8), F21
-	WORD $0x0f08a6b5 // sshll v21.8h, v21.8b, #0
-	WORD $0x0f10a6b4 // sshll v20.4s, v21.4h, #0
-	WORD $0x4f10a6b5 // sshll2 v21.4s, v21.8h, #0
-	WORD $0x4e21da94 // scvtf v20.4s, v20.4s
-	WORD $0x4e21dab5 // scvtf v21.4s, v21.4s
+	VTBL V30.B16, [V21.B16], V20.B16
+	VTBL V31.B16, [V21.B16], V21.B16
+	WORD $0x4f28e694 // scvtf v20.4s, v20.4s, #24
+	WORD $0x4f28e6b5 // scvtf v21.4s, v21.4s, #24
 	WORD $0x4f901280 // fmla v0.4s, v20.4s, v16.s[0]
 	WORD $0x4f9012a1 // fmla v1.4s, v21.4s, v16.s[0]
 	WORD $0x4f911284 // fmla v4.4s, v20.4s, v17.s[0]
@@ -20709,11 +20566,10 @@ some55:
 	WORD $0x4f93128c // fmla v12.4s, v20.4s, v19.s[0]
 	WORD $0x4f9312ad // fmla v13.4s, v21.4s, v19.s[0]
 	FMOVD 8(R8), F23
-	WORD $0x0f08a6f7 // sshll v23.8h, v23.8b, #0
-	WORD $0x0f10a6f6 // sshll v22.4s, v23.4h, #0
-	WORD $0x4f10a6f7 // sshll2 v23.4s, v23.8h, #0
-	WORD $0x4e21dad6 // scvtf v22.4s, v22.4s
-	WORD $0x4e21daf7 // scvtf v23.4s, v23.4s
+	VTBL V30.B16, [V23.B16], V22.B16
+	VTBL V31.B16, [V23.B16], V23.B16
+	WORD $0x4f28e6d6 // scvtf v22.4s, v22.4s, #24
+	WORD $0x4f28e6f7 // scvtf v23.4s, v23.4s, #24
 	WORD $0x4f9012c2 // fmla v2.4s, v22.4s, v16.s[0]
 	WORD $0x4f9012e3 // fmla v3.4s, v23.4s, v16.s[0]
 	WORD $0x4f9112c6 // fmla v6.4s, v22.4s, v17.s[0]
@@ -20747,6 +20603,8 @@ summed56:
 	SUB $4, R5, R5
 	B rows2
 tile10:
+	MOVD $tops_neon<>(SB), R9
+	FLDPQ 0(R9), (F30, F31)
 	MOVD R2, R10
 	MOVD $4, R11
 block57:
@@ -20803,11 +20661,10 @@ asking60:
 	FMOVQ.P 16(R15), F23
 	FMOVQ.P 16(R19), F24
 	FMOVD 0(R8), F26
-	WORD $0x0f08a75a // sshll v26.8h, v26.8b, #0
-	WORD $0x0f10a759 // sshll v25.4s, v26.4h, #0
-	WORD $0x4f10a75a // sshll2 v26.4s, v26.8h, #0
-	WORD $0x4e21db39 // scvtf v25.4s, v25.4s
-	WORD $0x4e21db5a // scvtf v26.4s, v26.4s
+	VTBL V30.B16, [V26.B16], V25.B16
+	VTBL V31.B16, [V26.B16], V26.B16
+	WORD $0x4f28e739 // scvtf v25.4s, v25.4s, #24
+	WORD $0x4f28e75a // scvtf v26.4s, v26.4s, #24
 	WORD $0x4f941320 // fmla v0.4s, v25.4s, v20.s[0]
 	WORD $0x4f941341 // fmla v1.4s, v26.4s, v20.s[0]
 	WORD $0x4f951324 // fmla v4.4s, v25.4s, v21.s[0]
@@ -20819,11 +20676,10 @@ asking60:
 	WORD $0x4f981330 // fmla v16.4s, v25.4s, v24.s[0]
 	WORD $0x4f981351 // fmla v17.4s, v26.4s, v24.s[0]
 	FMOVD 8(R8), F28
-	WORD $0x0f08a79c // sshll v28.8h, v28.8b, #0
-	WORD $0x0f10a79b // sshll v27.4s, v28.4h, #0
-	WORD $0x4f10a79c // sshll2 v28.4s, v28.8h, #0
-	WORD $0x4e21db7b // scvtf v27.4s, v27.4s
-	WORD $0x4e21db9c // scvtf v28.4s, v28.4s
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
 	WORD $0x4f941362 // fmla v2.4s, v27.4s, v20.s[0]
 	WORD $0x4f941383 // fmla v3.4s, v28.4s, v20.s[0]
 	WORD $0x4f951366 // fmla v6.4s, v27.4s, v21.s[0]
@@ -20835,11 +20691,10 @@ asking60:
 	WORD $0x4f981372 // fmla v18.4s, v27.4s, v24.s[0]
 	WORD $0x4f981393 // fmla v19.4s, v28.4s, v24.s[0]
 	FMOVD 64(R8), F26
-	WORD $0x0f08a75a // sshll v26.8h, v26.8b, #0
-	WORD $0x0f10a759 // sshll v25.4s, v26.4h, #0
-	WORD $0x4f10a75a // sshll2 v26.4s, v26.8h, #0
-	WORD $0x4e21db39 // scvtf v25.4s, v25.4s
-	WORD $0x4e21db5a // scvtf v26.4s, v26.4s
+	VTBL V30.B16, [V26.B16], V25.B16
+	VTBL V31.B16, [V26.B16], V26.B16
+	WORD $0x4f28e739 // scvtf v25.4s, v25.4s, #24
+	WORD $0x4f28e75a // scvtf v26.4s, v26.4s, #24
 	WORD $0x4fb41320 // fmla v0.4s, v25.4s, v20.s[1]
 	WORD $0x4fb41341 // fmla v1.4s, v26.4s, v20.s[1]
 	WORD $0x4fb51324 // fmla v4.4s, v25.4s, v21.s[1]
@@ -20851,11 +20706,10 @@ asking60:
 	WORD $0x4fb81330 // fmla v16.4s, v25.4s, v24.s[1]
 	WORD $0x4fb81351 // fmla v17.4s, v26.4s, v24.s[1]
 	FMOVD 72(R8), F28
-	WORD $0x0f08a79c // sshll v28.8h, v28.8b, #0
-	WORD $0x0f10a79b // sshll v27.4s, v28.4h, #0
-	WORD $0x4f10a79c // sshll2 v28.4s, v28.8h, #0
-	WORD $0x4e21db7b // scvtf v27.4s, v27.4s
-	WORD $0x4e21db9c // scvtf v28.4s, v28.4s
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
 	WORD $0x4fb41362 // fmla v2.4s, v27.4s, v20.s[1]
 	WORD $0x4fb41383 // fmla v3.4s, v28.4s, v20.s[1]
 	WORD $0x4fb51366 // fmla v6.4s, v27.4s, v21.s[1]
@@ -20867,11 +20721,10 @@ asking60:
 	WORD $0x4fb81372 // fmla v18.4s, v27.4s, v24.s[1]
 	WORD $0x4fb81393 // fmla v19.4s, v28.4s, v24.s[1]
 	FMOVD 128(R8), F26
-	WORD $0x0f08a75a // sshll v26.8h, v26.8b, #0
-	WORD $0x0f10a759 // sshll v25.4s, v26.4h, #0
-	WORD $0x4f10a75a // sshll2 v26.4s, v26.8h, #0
-	WORD $0x4e21db39 // scvtf v25.4s, v25.4s
-	WORD $0x4e21db5a // scvtf v26.4s, v26.4s
+	VTBL V30.B16, [V26.B16], V25.B16
+	VTBL V31.B16, [V26.B16], V26.B16
+	WORD $0x4f28e739 // scvtf v25.4s, v25.4s, #24
+	WORD $0x4f28e75a // scvtf v26.4s, v26.4s, #24
 	WORD $0x4f941b20 // fmla v0.4s, v25.4s, v20.s[2]
 	WORD $0x4f941b41 // fmla v1.4s, v26.4s, v20.s[2]
 	WORD $0x4f951b24 // fmla v4.4s, v25.4s, v21.s[2]
@@ -20883,11 +20736,10 @@ asking60:
 	WORD $0x4f981b30 // fmla v16.4s, v25.4s, v24.s[2]
 	WORD $0x4f981b51 // fmla v17.4s, v26.4s, v24.s[2]
 	FMOVD 136(R8), F28
-	WORD $0x0f08a79c // sshll v28.8h, v28.8b, #0
-	WORD $0x0f10a79b // sshll v27.4s, v28.4h, #0
-	WORD $0x4f10a79c // sshll2 v28.4s, v28.8h, #0
-	WORD $0x4e21db7b // scvtf v27.4s, v27.4s
-	WORD $0x4e21db9c // scvtf v28.4s, v28.4s
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
 	WORD $0x4f941b62 // fmla v2.4s, v27.4s, v20.s[2]
 	WORD $0x4f941b83 // fmla v3.4s, v28.4s, v20.s[2]
 	WORD $0x4f951b66 // fmla v6.4s, v27.4s, v21.s[2]
@@ -20899,11 +20751,10 @@ asking60:
 	WORD $0x4f981b72 // fmla v18.4s, v27.4s, v24.s[2]
 	WORD $0x4f981b93 // fmla v19.4s, v28.4s, v24.s[2]
 	FMOVD 192(R8), F26
-	WORD $0x0f08a75a // sshll v26.8h, v26.8b, #0
-	WORD $0x0f10a759 // sshll v25.4s, v26.4h, #0
-	WORD $0x4f10a75a // sshll2 v26.4s, v26.8h, #0
-	WORD $0x4e21db39 // scvtf v25.4s, v25.4s
-	WORD $0x4e21db5a // scvtf v26.4s, v26.4s
+	VTBL V30.B16, [V26.B16], V25.B16
+	VTBL V31.B16, [V26.B16], V26.B16
+	WORD $0x4f28e739 // scvtf v25.4s, v25.4s, #24
+	WORD $0x4f28e75a // scvtf v26.4s, v26.4s, #24
 	WORD $0x4fb41b20 // fmla v0.4s, v25.4s, v20.s[3]
 	WORD $0x4fb41b41 // fmla v1.4s, v26.4s, v20.s[3]
 	WORD $0x4fb51b24 // fmla v4.4s, v25.4s, v21.s[3]
@@ -20915,11 +20766,10 @@ asking60:
 	WORD $0x4fb81b30 // fmla v16.4s, v25.4s, v24.s[3]
 	WORD $0x4fb81b51 // fmla v17.4s, v26.4s, v24.s[3]
 	FMOVD 200(R8), F28
-	WORD $0x0f08a79c // sshll v28.8h, v28.8b, #0
-	WORD $0x0f10a79b // sshll v27.4s, v28.4h, #0
-	WORD $0x4f10a79c // sshll2 v28.4s, v28.8h, #0
-	WORD $0x4e21db7b // scvtf v27.4s, v27.4s
-	WORD $0x4e21db9c // scvtf v28.4s, v28.4s
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
 	WORD $0x4fb41b62 // fmla v2.4s, v27.4s, v20.s[3]
 	WORD $0x4fb41b83 // fmla v3.4s, v28.4s, v20.s[3]
 	WORD $0x4fb51b66 // fmla v6.4s, v27.4s, v21.s[3]
@@ -20946,11 +20796,10 @@ loop63:
 	FMOVQ.P 16(R15), F23
 	FMOVQ.P 16(R19), F24
 	FMOVD 0(R8), F26
-	WORD $0x0f08a75a // sshll v26.8h, v26.8b, #0
-	WORD $0x0f10a759 // sshll v25.4s, v26.4h, #0
-	WORD $0x4f10a75a // sshll2 v26.4s, v26.8h, #0
-	WORD $0x4e21db39 // scvtf v25.4s, v25.4s
-	WORD $0x4e21db5a // scvtf v26.4s, v26.4s
+	VTBL V30.B16, [V26.B16], V25.B16
+	VTBL V31.B16, [V26.B16], V26.B16
+	WORD $0x4f28e739 // scvtf v25.4s, v25.4s, #24
+	WORD $0x4f28e75a // scvtf v26.4s, v26.4s, #24
 	WORD $0x4f941320 // fmla v0.4s, v25.4s, v20.s[0]
 	WORD $0x4f941341 // fmla v1.4s, v26.4s, v20.s[0]
 	WORD $0x4f951324 // fmla v4.4s, v25.4s, v21.s[0]
@@ -20962,11 +20811,10 @@ loop63:
 	WORD $0x4f981330 // fmla v16.4s, v25.4s, v24.s[0]
 	WORD $0x4f981351 // fmla v17.4s, v26.4s, v24.s[0]
 	FMOVD 8(R8), F28
-	WORD $0x0f08a79c // sshll v28.8h, v28.8b, #0
-	WORD $0x0f10a79b // sshll v27.4s, v28.4h, #0
-	WORD $0x4f10a79c // sshll2 v28.4s, v28.8h, #0
-	WORD $0x4e21db7b // scvtf v27.4s, v27.4s
-	WORD $0x4e21db9c // scvtf v28.4s, v28.4s
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
 	WORD $0x4f941362 // fmla v2.4s, v27.4s, v20.s[0]
 	WORD $0x4f941383 // fmla v3.4s, v28.4s, v20.s[0]
 	WORD $0x4f951366 // fmla v6.4s, v27.4s, v21.s[0]
@@ -20978,11 +20826,10 @@ loop63:
 	WORD $0x4f981372 // fmla v18.4s, v27.4s, v24.s[0]
 	WORD $0x4f981393 // fmla v19.4s, v28.4s, v24.s[0]
 	FMOVD 64(R8), F26
-	WORD $0x0f08a75a // sshll v26.8h, v26.8b, #0
-	WORD $0x0f10a759 // sshll v25.4s, v26.4h, #0
-	WORD $0x4f10a75a // sshll2 v26.4s, v26.8h, #0
-	WORD $0x4e21db39 // scvtf v25.4s, v25.4s
-	WORD $0x4e21db5a // scvtf v26.4s, v26.4s
+	VTBL V30.B16, [V26.B16], V25.B16
+	VTBL V31.B16, [V26.B16], V26.B16
+	WORD $0x4f28e739 // scvtf v25.4s, v25.4s, #24
+	WORD $0x4f28e75a // scvtf v26.4s, v26.4s, #24
 	WORD $0x4fb41320 // fmla v0.4s, v25.4s, v20.s[1]
 	WORD $0x4fb41341 // fmla v1.4s, v26.4s, v20.s[1]
 	WORD $0x4fb51324 // fmla v4.4s, v25.4s, v21.s[1]
@@ -20994,11 +20841,10 @@ loop63:
 	WORD $0x4fb81330 // fmla v16.4s, v25.4s, v24.s[1]
 	WORD $0x4fb81351 // fmla v17.4s, v26.4s, v24.s[1]
 	FMOVD 72(R8), F28
-	WORD $0x0f08a79c // sshll v28.8h, v28.8b, #0
-	WORD $0x0f10a79b // sshll v27.4s, v28.4h, #0
-	WORD $0x4f10a79c // sshll2 v28.4s, v28.8h, #0
-	WORD $0x4e21db7b // scvtf v27.4s, v27.4s
-	WORD $0x4e21db9c // scvtf v28.4s, v28.4s
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
 	WORD $0x4fb41362 // fmla v2.4s, v27.4s, v20.s[1]
 	WORD $0x4fb41383 // fmla v3.4s, v28.4s, v20.s[1]
 	WORD $0x4fb51366 // fmla v6.4s, v27.4s, v21.s[1]
@@ -21010,11 +20856,10 @@ loop63:
 	WORD $0x4fb81372 // fmla v18.4s, v27.4s, v24.s[1]
 	WORD $0x4fb81393 // fmla v19.4s, v28.4s, v24.s[1]
 	FMOVD 128(R8), F26
-	WORD $0x0f08a75a // sshll v26.8h, v26.8b, #0
-	WORD $0x0f10a759 // sshll v25.4s, v26.4h, #0
-	WORD $0x4f10a75a // sshll2 v26.4s, v26.8h, #0
-	WORD $0x4e21db39 // scvtf v25.4s, v25.4s
-	WORD $0x4e21db5a // scvtf v26.4s, v26.4s
+	VTBL V30.B16, [V26.B16], V25.B16
+	VTBL V31.B16, [V26.B16], V26.B16
+	WORD $0x4f28e739 // scvtf v25.4s, v25.4s, #24
+	WORD $0x4f28e75a // scvtf v26.4s, v26.4s, #24
 	WORD $0x4f941b20 // fmla v0.4s, v25.4s, v20.s[2]
 	WORD $0x4f941b41 // fmla v1.4s, v26.4s, v20.s[2]
 	WORD $0x4f951b24 // fmla v4.4s, v25.4s, v21.s[2]
@@ -21026,11 +20871,10 @@ loop63:
 	WORD $0x4f981b30 // fmla v16.4s, v25.4s, v24.s[2]
 	WORD $0x4f981b51 // fmla v17.4s, v26.4s, v24.s[2]
 	FMOVD 136(R8), F28
-	WORD $0x0f08a79c // sshll v28.8h, v28.8b, #0
-	WORD $0x0f10a79b // sshll v27.4s, v28.4h, #0
-	WORD $0x4f10a79c // sshll2 v28.4s, v28.8h, #0
-	WORD $0x4e21db7b // scvtf v27.4s, v27.4s
-	WORD $0x4e21db9c // scvtf v28.4s, v28.4s
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
 	WORD $0x4f941b62 // fmla v2.4s, v27.4s, v20.s[2]
 	WORD $0x4f941b83 // fmla v3.4s, v28.4s, v20.s[2]
 	WORD $0x4f951b66 // fmla v6.4s, v27.4s, v21.s[2]
@@ -21042,11 +20886,10 @@ loop63:
 	WORD $0x4f981b72 // fmla v18.4s, v27.4s, v24.s[2]
 	WORD $0x4f981b93 // fmla v19.4s, v28.4s, v24.s[2]
 	FMOVD 192(R8), F26
-	WORD $0x0f08a75a // sshll v26.8h, v26.8b, #0
-	WORD $0x0f10a759 // sshll v25.4s, v26.4h, #0
-	WORD $0x4f10a75a // sshll2 v26.4s, v26.8h, #0
-	WORD $0x4e21db39 // scvtf v25.4s, v25.4s
-	WORD $0x4e21db5a // scvtf v26.4s, v26.4s
+	VTBL V30.B16, [V26.B16], V25.B16
+	VTBL V31.B16, [V26.B16], V26.B16
+	WORD $0x4f28e739 // scvtf v25.4s, v25.4s, #24
+	WORD $0x4f28e75a // scvtf v26.4s, v26.4s, #24
 	WORD $0x4fb41b20 // fmla v0.4s, v25.4s, v20.s[3]
 	WORD $0x4fb41b41 // fmla v1.4s, v26.4s, v20.s[3]
 	WORD $0x4fb51b24 // fmla v4.4s, v25.4s, v21.s[3]
@@ -21058,11 +20901,10 @@ loop63:
 	WORD $0x4fb81b30 // fmla v16.4s, v25.4s, v24.s[3]
 	WORD $0x4fb81b51 // fmla v17.4s, v26.4s, v24.s[3]
 	FMOVD 200(R8), F28
-	WORD $0x0f08a79c // sshll v28.8h, v28.8b, #0
-	WORD $0x0f10a79b // sshll v27.4s, v28.4h, #0
-	WORD $0x4f10a79c // sshll2 v28.4s, v28.8h, #0
-	WORD $0x4e21db7b // scvtf v27.4s, v27.4s
-	WORD $0x4e21db9c // scvtf v28.4s, v28.4s
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
 	WORD $0x4fb41b62 // fmla v2.4s, v27.4s, v20.s[3]
 	WORD $0x4fb41b83 // fmla v3.4s, v28.4s, v20.s[3]
 	WORD $0x4fb51b66 // fmla v6.4s, v27.4s, v21.s[3]
@@ -21086,11 +20928,10 @@ some64:
 	FMOVS.P 4(R15), F23
 	FMOVS.P 4(R19), F24
 	FMOVD 0(R8), F26
-	WORD $0x0f08a75a // sshll v26.8h, v26.8b, #0
-	WORD $0x0f10a759 // sshll v25.4s, v26.4h, #0
-	WORD $0x4f10a75a // sshll2 v26.4s, v26.8h, #0
-	WORD $0x4e21db39 // scvtf v25.4s, v25.4s
-	WORD $0x4e21db5a // scvtf v26.4s, v26.4s
+	VTBL V30.B16, [V26.B16], V25.B16
+	VTBL V31.B16, [V26.B16], V26.B16
+	WORD $0x4f28e739 // scvtf v25.4s, v25.4s, #24
+	WORD $0x4f28e75a // scvtf v26.4s, v26.4s, #24
 	WORD $0x4f941320 // fmla v0.4s, v25.4s, v20.s[0]
 	WORD $0x4f941341 // fmla v1.4s, v26.4s, v20.s[0]
 	WORD $0x4f951324 // fmla v4.4s, v25.4s, v21.s[0]
@@ -21102,11 +20943,10 @@ some64:
 	WORD $0x4f981330 // fmla v16.4s, v25.4s, v24.s[0]
 	WORD $0x4f981351 // fmla v17.4s, v26.4s, v24.s[0]
 	FMOVD 8(R8), F28
-	WORD $0x0f08a79c // sshll v28.8h, v28.8b, #0
-	WORD $0x0f10a79b // sshll v27.4s, v28.4h, #0
-	WORD $0x4f10a79c // sshll2 v28.4s, v28.8h, #0
-	WORD $0x4e21db7b // scvtf v27.4s, v27.4s
-	WORD $0x4e21db9c // scvtf v28.4s, v28.4s
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
 	WORD $0x4f941362 // fmla v2.4s, v27.4s, v20.s[0]
 	WORD $0x4f941383 // fmla v3.4s, v28.4s, v20.s[0]
 	WORD $0x4f951366 // fmla v6.4s, v27.4s, v21.s[0]
@@ -21802,6 +21642,8 @@ tile7:
 columns26:
 	CMP $16, R5
 	BLT less27
+	MOVD $tops_neon<>(SB), R23
+	FLDPQ 0(R23), (F30, F31)
 	VEOR V0.B16, V0.B16, V0.B16
 	VEOR V1.B16, V1.B16, V1.B16
 	VEOR V2.B16, V2.B16, V2.B16
@@ -21829,267 +21671,235 @@ columns26:
 asking32:
 	FMOVQ 0(R11), F16
 	FMOVD 0(R10), F18
-	WORD $0x0f08a652 // sshll v18.8h, v18.8b, #0
-	WORD $0x0f10a651 // sshll v17.4s, v18.4h, #0
-	WORD $0x4f10a652 // sshll2 v18.4s, v18.8h, #0
-	WORD $0x4e21da31 // scvtf v17.4s, v17.4s
-	WORD $0x4e21da52 // scvtf v18.4s, v18.4s
+	VTBL V30.B16, [V18.B16], V17.B16
+	VTBL V31.B16, [V18.B16], V18.B16
+	WORD $0x4f28e631 // scvtf v17.4s, v17.4s, #24
+	WORD $0x4f28e652 // scvtf v18.4s, v18.4s, #24
 	WORD $0x4f901220 // fmla v0.4s, v17.4s, v16.s[0]
 	WORD $0x4f901241 // fmla v1.4s, v18.4s, v16.s[0]
 	FMOVD 8(R10), F20
-	WORD $0x0f08a694 // sshll v20.8h, v20.8b, #0
-	WORD $0x0f10a693 // sshll v19.4s, v20.4h, #0
-	WORD $0x4f10a694 // sshll2 v20.4s, v20.8h, #0
-	WORD $0x4e21da73 // scvtf v19.4s, v19.4s
-	WORD $0x4e21da94 // scvtf v20.4s, v20.4s
+	VTBL V30.B16, [V20.B16], V19.B16
+	VTBL V31.B16, [V20.B16], V20.B16
+	WORD $0x4f28e673 // scvtf v19.4s, v19.4s, #24
+	WORD $0x4f28e694 // scvtf v20.4s, v20.4s, #24
 	WORD $0x4f901262 // fmla v2.4s, v19.4s, v16.s[0]
 	WORD $0x4f901283 // fmla v3.4s, v20.4s, v16.s[0]
 	FMOVD 16(R10), F22
-	WORD $0x0f08a6d6 // sshll v22.8h, v22.8b, #0
-	WORD $0x0f10a6d5 // sshll v21.4s, v22.4h, #0
-	WORD $0x4f10a6d6 // sshll2 v22.4s, v22.8h, #0
-	WORD $0x4e21dab5 // scvtf v21.4s, v21.4s
-	WORD $0x4e21dad6 // scvtf v22.4s, v22.4s
+	VTBL V30.B16, [V22.B16], V21.B16
+	VTBL V31.B16, [V22.B16], V22.B16
+	WORD $0x4f28e6b5 // scvtf v21.4s, v21.4s, #24
+	WORD $0x4f28e6d6 // scvtf v22.4s, v22.4s, #24
 	WORD $0x4f9012a4 // fmla v4.4s, v21.4s, v16.s[0]
 	WORD $0x4f9012c5 // fmla v5.4s, v22.4s, v16.s[0]
 	FMOVD 24(R10), F24
-	WORD $0x0f08a718 // sshll v24.8h, v24.8b, #0
-	WORD $0x0f10a717 // sshll v23.4s, v24.4h, #0
-	WORD $0x4f10a718 // sshll2 v24.4s, v24.8h, #0
-	WORD $0x4e21daf7 // scvtf v23.4s, v23.4s
-	WORD $0x4e21db18 // scvtf v24.4s, v24.4s
+	VTBL V30.B16, [V24.B16], V23.B16
+	VTBL V31.B16, [V24.B16], V24.B16
+	WORD $0x4f28e6f7 // scvtf v23.4s, v23.4s, #24
+	WORD $0x4f28e718 // scvtf v24.4s, v24.4s, #24
 	WORD $0x4f9012e6 // fmla v6.4s, v23.4s, v16.s[0]
 	WORD $0x4f901307 // fmla v7.4s, v24.4s, v16.s[0]
 	FMOVD 32(R10), F26
-	WORD $0x0f08a75a // sshll v26.8h, v26.8b, #0
-	WORD $0x0f10a759 // sshll v25.4s, v26.4h, #0
-	WORD $0x4f10a75a // sshll2 v26.4s, v26.8h, #0
-	WORD $0x4e21db39 // scvtf v25.4s, v25.4s
-	WORD $0x4e21db5a // scvtf v26.4s, v26.4s
+	VTBL V30.B16, [V26.B16], V25.B16
+	VTBL V31.B16, [V26.B16], V26.B16
+	WORD $0x4f28e739 // scvtf v25.4s, v25.4s, #24
+	WORD $0x4f28e75a // scvtf v26.4s, v26.4s, #24
 	WORD $0x4f901328 // fmla v8.4s, v25.4s, v16.s[0]
 	WORD $0x4f901349 // fmla v9.4s, v26.4s, v16.s[0]
 	FMOVD 40(R10), F28
-	WORD $0x0f08a79c // sshll v28.8h, v28.8b, #0
-	WORD $0x0f10a79b // sshll v27.4s, v28.4h, #0
-	WORD $0x4f10a79c // sshll2 v28.4s, v28.8h, #0
-	WORD $0x4e21db7b // scvtf v27.4s, v27.4s
-	WORD $0x4e21db9c // scvtf v28.4s, v28.4s
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
 	WORD $0x4f90136a // fmla v10.4s, v27.4s, v16.s[0]
 	WORD $0x4f90138b // fmla v11.4s, v28.4s, v16.s[0]
-	FMOVD 48(R10), F30
-	WORD $0x0f08a7de // sshll v30.8h, v30.8b, #0
-	WORD $0x0f10a7dd // sshll v29.4s, v30.4h, #0
-	WORD $0x4f10a7de // sshll2 v30.4s, v30.8h, #0
-	WORD $0x4e21dbbd // scvtf v29.4s, v29.4s
-	WORD $0x4e21dbde // scvtf v30.4s, v30.4s
-	WORD $0x4f9013ac // fmla v12.4s, v29.4s, v16.s[0]
-	WORD $0x4f9013cd // fmla v13.4s, v30.4s, v16.s[0]
-	FMOVD 56(R10), F18
-	WORD $0x0f08a652 // sshll v18.8h, v18.8b, #0
-	WORD $0x0f10a651 // sshll v17.4s, v18.4h, #0
-	WORD $0x4f10a652 // sshll2 v18.4s, v18.8h, #0
-	WORD $0x4e21da31 // scvtf v17.4s, v17.4s
-	WORD $0x4e21da52 // scvtf v18.4s, v18.4s
-	WORD $0x4f90122e // fmla v14.4s, v17.4s, v16.s[0]
-	WORD $0x4f90124f // fmla v15.4s, v18.4s, v16.s[0]
+	FMOVD 48(R10), F18
+	VTBL V30.B16, [V18.B16], V17.B16
+	VTBL V31.B16, [V18.B16], V18.B16
+	WORD $0x4f28e631 // scvtf v17.4s, v17.4s, #24
+	WORD $0x4f28e652 // scvtf v18.4s, v18.4s, #24
+	WORD $0x4f90122c // fmla v12.4s, v17.4s, v16.s[0]
+	WORD $0x4f90124d // fmla v13.4s, v18.4s, v16.s[0]
+	FMOVD 56(R10), F20
+	VTBL V30.B16, [V20.B16], V19.B16
+	VTBL V31.B16, [V20.B16], V20.B16
+	WORD $0x4f28e673 // scvtf v19.4s, v19.4s, #24
+	WORD $0x4f28e694 // scvtf v20.4s, v20.4s, #24
+	WORD $0x4f90126e // fmla v14.4s, v19.4s, v16.s[0]
+	WORD $0x4f90128f // fmla v15.4s, v20.4s, v16.s[0]
 	ADD R4, R10, R10
 	PRFM 0(R7), PLDL1KEEP
 	FMOVD 0(R10), F18
-	WORD $0x0f08a652 // sshll v18.8h, v18.8b, #0
-	WORD $0x0f10a651 // sshll v17.4s, v18.4h, #0
-	WORD $0x4f10a652 // sshll2 v18.4s, v18.8h, #0
-	WORD $0x4e21da31 // scvtf v17.4s, v17.4s
-	WORD $0x4e21da52 // scvtf v18.4s, v18.4s
+	VTBL V30.B16, [V18.B16], V17.B16
+	VTBL V31.B16, [V18.B16], V18.B16
+	WORD $0x4f28e631 // scvtf v17.4s, v17.4s, #24
+	WORD $0x4f28e652 // scvtf v18.4s, v18.4s, #24
 	WORD $0x4fb01220 // fmla v0.4s, v17.4s, v16.s[1]
 	WORD $0x4fb01241 // fmla v1.4s, v18.4s, v16.s[1]
 	FMOVD 8(R10), F20
-	WORD $0x0f08a694 // sshll v20.8h, v20.8b, #0
-	WORD $0x0f10a693 // sshll v19.4s, v20.4h, #0
-	WORD $0x4f10a694 // sshll2 v20.4s, v20.8h, #0
-	WORD $0x4e21da73 // scvtf v19.4s, v19.4s
-	WORD $0x4e21da94 // scvtf v20.4s, v20.4s
+	VTBL V30.B16, [V20.B16], V19.B16
+	VTBL V31.B16, [V20.B16], V20.B16
+	WORD $0x4f28e673 // scvtf v19.4s, v19.4s, #24
+	WORD $0x4f28e694 // scvtf v20.4s, v20.4s, #24
 	WORD $0x4fb01262 // fmla v2.4s, v19.4s, v16.s[1]
 	WORD $0x4fb01283 // fmla v3.4s, v20.4s, v16.s[1]
 	FMOVD 16(R10), F22
-	WORD $0x0f08a6d6 // sshll v22.8h, v22.8b, #0
-	WORD $0x0f10a6d5 // sshll v21.4s, v22.4h, #0
-	WORD $0x4f10a6d6 // sshll2 v22.4s, v22.8h, #0
-	WORD $0x4e21dab5 // scvtf v21.4s, v21.4s
-	WORD $0x4e21dad6 // scvtf v22.4s, v22.4s
+	VTBL V30.B16, [V22.B16], V21.B16
+	VTBL V31.B16, [V22.B16], V22.B16
+	WORD $0x4f28e6b5 // scvtf v21.4s, v21.4s, #24
+	WORD $0x4f28e6d6 // scvtf v22.4s, v22.4s, #24
 	WORD $0x4fb012a4 // fmla v4.4s, v21.4s, v16.s[1]
 	WORD $0x4fb012c5 // fmla v5.4s, v22.4s, v16.s[1]
 	FMOVD 24(R10), F24
-	WORD $0x0f08a718 // sshll v24.8h, v24.8b, #0
-	WORD $0x0f10a717 // sshll v23.4s, v24.4h, #0
-	WORD $0x4f10a718 // sshll2 v24.4s, v24.8h, #0
-	WORD $0x4e21daf7 // scvtf v23.4s, v23.4s
-	WORD $0x4e21db18 // scvtf v24.4s, v24.4s
+	VTBL V30.B16, [V24.B16], V23.B16
+	VTBL V31.B16, [V24.B16], V24.B16
+	WORD $0x4f28e6f7 // scvtf v23.4s, v23.4s, #24
+	WORD $0x4f28e718 // scvtf v24.4s, v24.4s, #24
 	WORD $0x4fb012e6 // fmla v6.4s, v23.4s, v16.s[1]
 	WORD $0x4fb01307 // fmla v7.4s, v24.4s, v16.s[1]
 	FMOVD 32(R10), F26
-	WORD $0x0f08a75a // sshll v26.8h, v26.8b, #0
-	WORD $0x0f10a759 // sshll v25.4s, v26.4h, #0
-	WORD $0x4f10a75a // sshll2 v26.4s, v26.8h, #0
-	WORD $0x4e21db39 // scvtf v25.4s, v25.4s
-	WORD $0x4e21db5a // scvtf v26.4s, v26.4s
+	VTBL V30.B16, [V26.B16], V25.B16
+	VTBL V31.B16, [V26.B16], V26.B16
+	WORD $0x4f28e739 // scvtf v25.4s, v25.4s, #24
+	WORD $0x4f28e75a // scvtf v26.4s, v26.4s, #24
 	WORD $0x4fb01328 // fmla v8.4s, v25.4s, v16.s[1]
 	WORD $0x4fb01349 // fmla v9.4s, v26.4s, v16.s[1]
 	FMOVD 40(R10), F28
-	WORD $0x0f08a79c // sshll v28.8h, v28.8b, #0
-	WORD $0x0f10a79b // sshll v27.4s, v28.4h, #0
-	WORD $0x4f10a79c // sshll2 v28.4s, v28.8h, #0
-	WORD $0x4e21db7b // scvtf v27.4s, v27.4s
-	WORD $0x4e21db9c // scvtf v28.4s, v28.4s
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
 	WORD $0x4fb0136a // fmla v10.4s, v27.4s, v16.s[1]
 	WORD $0x4fb0138b // fmla v11.4s, v28.4s, v16.s[1]
-	FMOVD 48(R10), F30
-	WORD $0x0f08a7de // sshll v30.8h, v30.8b, #0
-	WORD $0x0f10a7dd // sshll v29.4s, v30.4h, #0
-	WORD $0x4f10a7de // sshll2 v30.4s, v30.8h, #0
-	WORD $0x4e21dbbd // scvtf v29.4s, v29.4s
-	WORD $0x4e21dbde // scvtf v30.4s, v30.4s
-	WORD $0x4fb013ac // fmla v12.4s, v29.4s, v16.s[1]
-	WORD $0x4fb013cd // fmla v13.4s, v30.4s, v16.s[1]
-	FMOVD 56(R10), F18
-	WORD $0x0f08a652 // sshll v18.8h, v18.8b, #0
-	WORD $0x0f10a651 // sshll v17.4s, v18.4h, #0
-	WORD $0x4f10a652 // sshll2 v18.4s, v18.8h, #0
-	WORD $0x4e21da31 // scvtf v17.4s, v17.4s
-	WORD $0x4e21da52 // scvtf v18.4s, v18.4s
-	WORD $0x4fb0122e // fmla v14.4s, v17.4s, v16.s[1]
-	WORD $0x4fb0124f // fmla v15.4s, v18.4s, v16.s[1]
+	FMOVD 48(R10), F18
+	VTBL V30.B16, [V18.B16], V17.B16
+	VTBL V31.B16, [V18.B16], V18.B16
+	WORD $0x4f28e631 // scvtf v17.4s, v17.4s, #24
+	WORD $0x4f28e652 // scvtf v18.4s, v18.4s, #24
+	WORD $0x4fb0122c // fmla v12.4s, v17.4s, v16.s[1]
+	WORD $0x4fb0124d // fmla v13.4s, v18.4s, v16.s[1]
+	FMOVD 56(R10), F20
+	VTBL V30.B16, [V20.B16], V19.B16
+	VTBL V31.B16, [V20.B16], V20.B16
+	WORD $0x4f28e673 // scvtf v19.4s, v19.4s, #24
+	WORD $0x4f28e694 // scvtf v20.4s, v20.4s, #24
+	WORD $0x4fb0126e // fmla v14.4s, v19.4s, v16.s[1]
+	WORD $0x4fb0128f // fmla v15.4s, v20.4s, v16.s[1]
 	ADD R4, R10, R10
 	PRFM 64(R7), PLDL1KEEP
 	FMOVD 0(R10), F18
-	WORD $0x0f08a652 // sshll v18.8h, v18.8b, #0
-	WORD $0x0f10a651 // sshll v17.4s, v18.4h, #0
-	WORD $0x4f10a652 // sshll2 v18.4s, v18.8h, #0
-	WORD $0x4e21da31 // scvtf v17.4s, v17.4s
-	WORD $0x4e21da52 // scvtf v18.4s, v18.4s
+	VTBL V30.B16, [V18.B16], V17.B16
+	VTBL V31.B16, [V18.B16], V18.B16
+	WORD $0x4f28e631 // scvtf v17.4s, v17.4s, #24
+	WORD $0x4f28e652 // scvtf v18.4s, v18.4s, #24
 	WORD $0x4f901a20 // fmla v0.4s, v17.4s, v16.s[2]
 	WORD $0x4f901a41 // fmla v1.4s, v18.4s, v16.s[2]
 	FMOVD 8(R10), F20
-	WORD $0x0f08a694 // sshll v20.8h, v20.8b, #0
-	WORD $0x0f10a693 // sshll v19.4s, v20.4h, #0
-	WORD $0x4f10a694 // sshll2 v20.4s, v20.8h, #0
-	WORD $0x4e21da73 // scvtf v19.4s, v19.4s
-	WORD $0x4e21da94 // scvtf v20.4s, v20.4s
+	VTBL V30.B16, [V20.B16], V19.B16
+	VTBL V31.B16, [V20.B16], V20.B16
+	WORD $0x4f28e673 // scvtf v19.4s, v19.4s, #24
+	WORD $0x4f28e694 // scvtf v20.4s, v20.4s, #24
 	WORD $0x4f901a62 // fmla v2.4s, v19.4s, v16.s[2]
 	WORD $0x4f901a83 // fmla v3.4s, v20.4s, v16.s[2]
 	FMOVD 16(R10), F22
-	WORD $0x0f08a6d6 // sshll v22.8h, v22.8b, #0
-	WORD $0x0f10a6d5 // sshll v21.4s, v22.4h, #0
-	WORD $0x4f10a6d6 // sshll2 v22.4s, v22.8h, #0
-	WORD $0x4e21dab5 // scvtf v21.4s, v21.4s
-	WORD $0x4e21dad6 // scvtf v22.4s, v22.4s
+	VTBL V30.B16, [V22.B16], V21.B16
+	VTBL V31.B16, [V22.B16], V22.B16
+	WORD $0x4f28e6b5 // scvtf v21.4s, v21.4s, #24
+	WORD $0x4f28e6d6 // scvtf v22.4s, v22.4s, #24
 	WORD $0x4f901aa4 // fmla v4.4s, v21.4s, v16.s[2]
 	WORD $0x4f901ac5 // fmla v5.4s, v22.4s, v16.s[2]
 	FMOVD 24(R10), F24
-	WORD $0x0f08a718 // sshll v24.8h, v24.8b, #0
-	WORD $0x0f10a717 // sshll v23.4s, v24.4h, #0
-	WORD $0x4f10a718 // sshll2 v24.4s, v24.8h, #0
-	WORD $0x4e21daf7 // scvtf v23.4s, v23.4s
-	WORD $0x4e21db18 // scvtf v24.4s, v24.4s
+	VTBL V30.B16, [V24.B16], V23.B16
+	VTBL V31.B16, [V24.B16], V24.B16
+	WORD $0x4f28e6f7 // scvtf v23.4s, v23.4s, #24
+	WORD $0x4f28e718 // scvtf v24.4s, v24.4s, #24
 	WORD $0x4f901ae6 // fmla v6.4s, v23.4s, v16.s[2]
 	WORD $0x4f901b07 // fmla v7.4s, v24.4s, v16.s[2]
 	FMOVD 32(R10), F26
-	WORD $0x0f08a75a // sshll v26.8h, v26.8b, #0
-	WORD $0x0f10a759 // sshll v25.4s, v26.4h, #0
-	WORD $0x4f10a75a // sshll2 v26.4s, v26.8h, #0
-	WORD $0x4e21db39 // scvtf v25.4s, v25.4s
-	WORD $0x4e21db5a // scvtf v26.4s, v26.4s
+	VTBL V30.B16, [V26.B16], V25.B16
+	VTBL V31.B16, [V26.B16], V26.B16
+	WORD $0x4f28e739 // scvtf v25.4s, v25.4s, #24
+	WORD $0x4f28e75a // scvtf v26.4s, v26.4s, #24
 	WORD $0x4f901b28 // fmla v8.4s, v25.4s, v16.s[2]
 	WORD $0x4f901b49 // fmla v9.4s, v26.4s, v16.s[2]
 	FMOVD 40(R10), F28
-	WORD $0x0f08a79c // sshll v28.8h, v28.8b, #0
-	WORD $0x0f10a79b // sshll v27.4s, v28.4h, #0
-	WORD $0x4f10a79c // sshll2 v28.4s, v28.8h, #0
-	WORD $0x4e21db7b // scvtf v27.4s, v27.4s
-	WORD $0x4e21db9c // scvtf v28.4s, v28.4s
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
 	WORD $0x4f901b6a // fmla v10.4s, v27.4s, v16.s[2]
 	WORD $0x4f901b8b // fmla v11.4s, v28.4s, v16.s[2]
-	FMOVD 48(R10), F30
-	WORD $0x0f08a7de // sshll v30.8h, v30.8b, #0
-	WORD $0x0f10a7dd // sshll v29.4s, v30.4h, #0
-	WORD $0x4f10a7de // sshll2 v30.4s, v30.8h, #0
-	WORD $0x4e21dbbd // scvtf v29.4s, v29.4s
-	WORD $0x4e21dbde // scvtf v30.4s, v30.4s
-	WORD $0x4f901bac // fmla v12.4s, v29.4s, v16.s[2]
-	WORD $0x4f901bcd // fmla v13.4s, v30.4s, v16.s[2]
-	FMOVD 56(R10), F18
-	WORD $0x0f08a652 // sshll v18.8h, v18.8b, #0
-	WORD $0x0f10a651 // sshll v17.4s, v18.4h, #0
-	WORD $0x4f10a652 // sshll2 v18.4s, v18.8h, #0
-	WORD $0x4e21da31 // scvtf v17.4s, v17.4s
-	WORD $0x4e21da52 // scvtf v18.4s, v18.4s
-	WORD $0x4f901a2e // fmla v14.4s, v17.4s, v16.s[2]
-	WORD $0x4f901a4f // fmla v15.4s, v18.4s, v16.s[2]
+	FMOVD 48(R10), F18
+	VTBL V30.B16, [V18.B16], V17.B16
+	VTBL V31.B16, [V18.B16], V18.B16
+	WORD $0x4f28e631 // scvtf v17.4s, v17.4s, #24
+	WORD $0x4f28e652 // scvtf v18.4s, v18.4s, #24
+	WORD $0x4f901a2c // fmla v12.4s, v17.4s, v16.s[2]
+	WORD $0x4f901a4d // fmla v13.4s, v18.4s, v16.s[2]
+	FMOVD 56(R10), F20
+	VTBL V30.B16, [V20.B16], V19.B16
+	VTBL V31.B16, [V20.B16], V20.B16
+	WORD $0x4f28e673 // scvtf v19.4s, v19.4s, #24
+	WORD $0x4f28e694 // scvtf v20.4s, v20.4s, #24
+	WORD $0x4f901a6e // fmla v14.4s, v19.4s, v16.s[2]
+	WORD $0x4f901a8f // fmla v15.4s, v20.4s, v16.s[2]
 	ADD R4, R10, R10
 	PRFM 128(R7), PLDL1KEEP
 	FMOVD 0(R10), F18
-	WORD $0x0f08a652 // sshll v18.8h, v18.8b, #0
-	WORD $0x0f10a651 // sshll v17.4s, v18.4h, #0
-	WORD $0x4f10a652 // sshll2 v18.4s, v18.8h, #0
-	WORD $0x4e21da31 // scvtf v17.4s, v17.4s
-	WORD $0x4e21da52 // scvtf v18.4s, v18.4s
+	VTBL V30.B16, [V18.B16], V17.B16
+	VTBL V31.B16, [V18.B16], V18.B16
+	WORD $0x4f28e631 // scvtf v17.4s, v17.4s, #24
+	WORD $0x4f28e652 // scvtf v18.4s, v18.4s, #24
 	WORD $0x4fb01a20 // fmla v0.4s, v17.4s, v16.s[3]
 	WORD $0x4fb01a41 // fmla v1.4s, v18.4s, v16.s[3]
 	FMOVD 8(R10), F20
-	WORD $0x0f08a694 // sshll v20.8h, v20.8b, #0
-	WORD $0x0f10a693 // sshll v19.4s, v20.4h, #0
-	WORD $0x4f10a694 // sshll2 v20.4s, v20.8h, #0
-	WORD $0x4e21da73 // scvtf v19.4s, v19.4s
-	WORD $0x4e21da94 // scvtf v20.4s, v20.4s
+	VTBL V30.B16, [V20.B16], V19.B16
+	VTBL V31.B16, [V20.B16], V20.B16
+	WORD $0x4f28e673 // scvtf v19.4s, v19.4s, #24
+	WORD $0x4f28e694 // scvtf v20.4s, v20.4s, #24
 	WORD $0x4fb01a62 // fmla v2.4s, v19.4s, v16.s[3]
 	WORD $0x4fb01a83 // fmla v3.4s, v20.4s, v16.s[3]
 	FMOVD 16(R10), F22
-	WORD $0x0f08a6d6 // sshll v22.8h, v22.8b, #0
-	WORD $0x0f10a6d5 // sshll v21.4s, v22.4h, #0
-	WORD $0x4f10a6d6 // sshll2 v22.4s, v22.8h, #0
-	WORD $0x4e21dab5 // scvtf v21.4s, v21.4s
-	WORD $0x4e21dad6 // scvtf v22.4s, v22.4s
+	VTBL V30.B16, [V22.B16], V21.B16
+	VTBL V31.B16, [V22.B16], V22.B16
+	WORD $0x4f28e6b5 // scvtf v21.4s, v21.4s, #24
+	WORD $0x4f28e6d6 // scvtf v22.4s, v22.4s, #24
 	WORD $0x4fb01aa4 // fmla v4.4s, v21.4s, v16.s[3]
 	WORD $0x4fb01ac5 // fmla v5.4s, v22.4s, v16.s[3]
 	FMOVD 24(R10), F24
-	WORD $0x0f08a718 // sshll v24.8h, v24.8b, #0
-	WORD $0x0f10a717 // sshll v23.4s, v24.4h, #0
-	WORD $0x4f10a718 // sshll2 v24.4s, v24.8h, #0
-	WORD $0x4e21daf7 // scvtf v23.4s, v23.4s
-	WORD $0x4e21db18 // scvtf v24.4s, v24.4s
+	VTBL V30.B16, [V24.B16], V23.B16
+	VTBL V31.B16, [V24.B16], V24.B16
+	WORD $0x4f28e6f7 // scvtf v23.4s, v23.4s, #24
+	WORD $0x4f28e718 // scvtf v24.4s, v24.4s, #24
 	WORD $0x4fb01ae6 // fmla v6.4s, v23.4s, v16.s[3]
 	WORD $0x4fb01b07 // fmla v7.4s, v24.4s, v16.s[3]
 	FMOVD 32(R10), F26
-	WORD $0x0f08a75a // sshll v26.8h, v26.8b, #0
-	WORD $0x0f10a759 // sshll v25.4s, v26.4h, #0
-	WORD $0x4f10a75a // sshll2 v26.4s, v26.8h, #0
-	WORD $0x4e21db39 // scvtf v25.4s, v25.4s
-	WORD $0x4e21db5a // scvtf v26.4s, v26.4s
+	VTBL V30.B16, [V26.B16], V25.B16
+	VTBL V31.B16, [V26.B16], V26.B16
+	WORD $0x4f28e739 // scvtf v25.4s, v25.4s, #24
+	WORD $0x4f28e75a // scvtf v26.4s, v26.4s, #24
 	WORD $0x4fb01b28 // fmla v8.4s, v25.4s, v16.s[3]
 	WORD $0x4fb01b49 // fmla v9.4s, v26.4s, v16.s[3]
 	FMOVD 40(R10), F28
-	WORD $0x0f08a79c // sshll v28.8h, v28.8b, #0
-	WORD $0x0f10a79b // sshll v27.4s, v28.4h, #0
-	WORD $0x4f10a79c // sshll2 v28.4s, v28.8h, #0
-	WORD $0x4e21db7b // scvtf v27.4s, v27.4s
-	WORD $0x4e21db9c // scvtf v28.4s, v28.4s
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
 	WORD $0x4fb01b6a // fmla v10.4s, v27.4s, v16.s[3]
 	WORD $0x4fb01b8b // fmla v11.4s, v28.4s, v16.s[3]
-	FMOVD 48(R10), F30
-	WORD $0x0f08a7de // sshll v30.8h, v30.8b, #0
-	WORD $0x0f10a7dd // sshll v29.4s, v30.4h, #0
-	WORD $0x4f10a7de // sshll2 v30.4s, v30.8h, #0
-	WORD $0x4e21dbbd // scvtf v29.4s, v29.4s
-	WORD $0x4e21dbde // scvtf v30.4s, v30.4s
-	WORD $0x4fb01bac // fmla v12.4s, v29.4s, v16.s[3]
-	WORD $0x4fb01bcd // fmla v13.4s, v30.4s, v16.s[3]
-	FMOVD 56(R10), F18
-	WORD $0x0f08a652 // sshll v18.8h, v18.8b, #0
-	WORD $0x0f10a651 // sshll v17.4s, v18.4h, #0
-	WORD $0x4f10a652 // sshll2 v18.4s, v18.8h, #0
-	WORD $0x4e21da31 // scvtf v17.4s, v17.4s
-	WORD $0x4e21da52 // scvtf v18.4s, v18.4s
-	WORD $0x4fb01a2e // fmla v14.4s, v17.4s, v16.s[3]
-	WORD $0x4fb01a4f // fmla v15.4s, v18.4s, v16.s[3]
+	FMOVD 48(R10), F18
+	VTBL V30.B16, [V18.B16], V17.B16
+	VTBL V31.B16, [V18.B16], V18.B16
+	WORD $0x4f28e631 // scvtf v17.4s, v17.4s, #24
+	WORD $0x4f28e652 // scvtf v18.4s, v18.4s, #24
+	WORD $0x4fb01a2c // fmla v12.4s, v17.4s, v16.s[3]
+	WORD $0x4fb01a4d // fmla v13.4s, v18.4s, v16.s[3]
+	FMOVD 56(R10), F20
+	VTBL V30.B16, [V20.B16], V19.B16
+	VTBL V31.B16, [V20.B16], V20.B16
+	WORD $0x4f28e673 // scvtf v19.4s, v19.4s, #24
+	WORD $0x4f28e694 // scvtf v20.4s, v20.4s, #24
+	WORD $0x4fb01a6e // fmla v14.4s, v19.4s, v16.s[3]
+	WORD $0x4fb01a8f // fmla v15.4s, v20.4s, v16.s[3]
 	ADD R4, R10, R10
 	PRFM 192(R7), PLDL1KEEP
 	ADD $256, R7, R7
@@ -22103,264 +21913,232 @@ plain34:
 loop35:
 	FMOVQ 0(R11), F16
 	FMOVD 0(R10), F18
-	WORD $0x0f08a652 // sshll v18.8h, v18.8b, #0
-	WORD $0x0f10a651 // sshll v17.4s, v18.4h, #0
-	WORD $0x4f10a652 // sshll2 v18.4s, v18.8h, #0
-	WORD $0x4e21da31 // scvtf v17.4s, v17.4s
-	WORD $0x4e21da52 // scvtf v18.4s, v18.4s
+	VTBL V30.B16, [V18.B16], V17.B16
+	VTBL V31.B16, [V18.B16], V18.B16
+	WORD $0x4f28e631 // scvtf v17.4s, v17.4s, #24
+	WORD $0x4f28e652 // scvtf v18.4s, v18.4s, #24
 	WORD $0x4f901220 // fmla v0.4s, v17.4s, v16.s[0]
 	WORD $0x4f901241 // fmla v1.4s, v18.4s, v16.s[0]
 	FMOVD 8(R10), F20
-	WORD $0x0f08a694 // sshll v20.8h, v20.8b, #0
-	WORD $0x0f10a693 // sshll v19.4s, v20.4h, #0
-	WORD $0x4f10a694 // sshll2 v20.4s, v20.8h, #0
-	WORD $0x4e21da73 // scvtf v19.4s, v19.4s
-	WORD $0x4e21da94 // scvtf v20.4s, v20.4s
+	VTBL V30.B16, [V20.B16], V19.B16
+	VTBL V31.B16, [V20.B16], V20.B16
+	WORD $0x4f28e673 // scvtf v19.4s, v19.4s, #24
+	WORD $0x4f28e694 // scvtf v20.4s, v20.4s, #24
 	WORD $0x4f901262 // fmla v2.4s, v19.4s, v16.s[0]
 	WORD $0x4f901283 // fmla v3.4s, v20.4s, v16.s[0]
 	FMOVD 16(R10), F22
-	WORD $0x0f08a6d6 // sshll v22.8h, v22.8b, #0
-	WORD $0x0f10a6d5 // sshll v21.4s, v22.4h, #0
-	WORD $0x4f10a6d6 // sshll2 v22.4s, v22.8h, #0
-	WORD $0x4e21dab5 // scvtf v21.4s, v21.4s
-	WORD $0x4e21dad6 // scvtf v22.4s, v22.4s
+	VTBL V30.B16, [V22.B16], V21.B16
+	VTBL V31.B16, [V22.B16], V22.B16
+	WORD $0x4f28e6b5 // scvtf v21.4s, v21.4s, #24
+	WORD $0x4f28e6d6 // scvtf v22.4s, v22.4s, #24
 	WORD $0x4f9012a4 // fmla v4.4s, v21.4s, v16.s[0]
 	WORD $0x4f9012c5 // fmla v5.4s, v22.4s, v16.s[0]
 	FMOVD 24(R10), F24
-	WORD $0x0f08a718 // sshll v24.8h, v24.8b, #0
-	WORD $0x0f10a717 // sshll v23.4s, v24.4h, #0
-	WORD $0x4f10a718 // sshll2 v24.4s, v24.8h, #0
-	WORD $0x4e21daf7 // scvtf v23.4s, v23.4s
-	WORD $0x4e21db18 // scvtf v24.4s, v24.4s
+	VTBL V30.B16, [V24.B16], V23.B16
+	VTBL V31.B16, [V24.B16], V24.B16
+	WORD $0x4f28e6f7 // scvtf v23.4s, v23.4s, #24
+	WORD $0x4f28e718 // scvtf v24.4s, v24.4s, #24
 	WORD $0x4f9012e6 // fmla v6.4s, v23.4s, v16.s[0]
 	WORD $0x4f901307 // fmla v7.4s, v24.4s, v16.s[0]
 	FMOVD 32(R10), F26
-	WORD $0x0f08a75a // sshll v26.8h, v26.8b, #0
-	WORD $0x0f10a759 // sshll v25.4s, v26.4h, #0
-	WORD $0x4f10a75a // sshll2 v26.4s, v26.8h, #0
-	WORD $0x4e21db39 // scvtf v25.4s, v25.4s
-	WORD $0x4e21db5a // scvtf v26.4s, v26.4s
+	VTBL V30.B16, [V26.B16], V25.B16
+	VTBL V31.B16, [V26.B16], V26.B16
+	WORD $0x4f28e739 // scvtf v25.4s, v25.4s, #24
+	WORD $0x4f28e75a // scvtf v26.4s, v26.4s, #24
 	WORD $0x4f901328 // fmla v8.4s, v25.4s, v16.s[0]
 	WORD $0x4f901349 // fmla v9.4s, v26.4s, v16.s[0]
 	FMOVD 40(R10), F28
-	WORD $0x0f08a79c // sshll v28.8h, v28.8b, #0
-	WORD $0x0f10a79b // sshll v27.4s, v28.4h, #0
-	WORD $0x4f10a79c // sshll2 v28.4s, v28.8h, #0
-	WORD $0x4e21db7b // scvtf v27.4s, v27.4s
-	WORD $0x4e21db9c // scvtf v28.4s, v28.4s
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
 	WORD $0x4f90136a // fmla v10.4s, v27.4s, v16.s[0]
 	WORD $0x4f90138b // fmla v11.4s, v28.4s, v16.s[0]
-	FMOVD 48(R10), F30
-	WORD $0x0f08a7de // sshll v30.8h, v30.8b, #0
-	WORD $0x0f10a7dd // sshll v29.4s, v30.4h, #0
-	WORD $0x4f10a7de // sshll2 v30.4s, v30.8h, #0
-	WORD $0x4e21dbbd // scvtf v29.4s, v29.4s
-	WORD $0x4e21dbde // scvtf v30.4s, v30.4s
-	WORD $0x4f9013ac // fmla v12.4s, v29.4s, v16.s[0]
-	WORD $0x4f9013cd // fmla v13.4s, v30.4s, v16.s[0]
-	FMOVD 56(R10), F18
-	WORD $0x0f08a652 // sshll v18.8h, v18.8b, #0
-	WORD $0x0f10a651 // sshll v17.4s, v18.4h, #0
-	WORD $0x4f10a652 // sshll2 v18.4s, v18.8h, #0
-	WORD $0x4e21da31 // scvtf v17.4s, v17.4s
-	WORD $0x4e21da52 // scvtf v18.4s, v18.4s
-	WORD $0x4f90122e // fmla v14.4s, v17.4s, v16.s[0]
-	WORD $0x4f90124f // fmla v15.4s, v18.4s, v16.s[0]
+	FMOVD 48(R10), F18
+	VTBL V30.B16, [V18.B16], V17.B16
+	VTBL V31.B16, [V18.B16], V18.B16
+	WORD $0x4f28e631 // scvtf v17.4s, v17.4s, #24
+	WORD $0x4f28e652 // scvtf v18.4s, v18.4s, #24
+	WORD $0x4f90122c // fmla v12.4s, v17.4s, v16.s[0]
+	WORD $0x4f90124d // fmla v13.4s, v18.4s, v16.s[0]
+	FMOVD 56(R10), F20
+	VTBL V30.B16, [V20.B16], V19.B16
+	VTBL V31.B16, [V20.B16], V20.B16
+	WORD $0x4f28e673 // scvtf v19.4s, v19.4s, #24
+	WORD $0x4f28e694 // scvtf v20.4s, v20.4s, #24
+	WORD $0x4f90126e // fmla v14.4s, v19.4s, v16.s[0]
+	WORD $0x4f90128f // fmla v15.4s, v20.4s, v16.s[0]
 	ADD R4, R10, R10
 	FMOVD 0(R10), F18
-	WORD $0x0f08a652 // sshll v18.8h, v18.8b, #0
-	WORD $0x0f10a651 // sshll v17.4s, v18.4h, #0
-	WORD $0x4f10a652 // sshll2 v18.4s, v18.8h, #0
-	WORD $0x4e21da31 // scvtf v17.4s, v17.4s
-	WORD $0x4e21da52 // scvtf v18.4s, v18.4s
+	VTBL V30.B16, [V18.B16], V17.B16
+	VTBL V31.B16, [V18.B16], V18.B16
+	WORD $0x4f28e631 // scvtf v17.4s, v17.4s, #24
+	WORD $0x4f28e652 // scvtf v18.4s, v18.4s, #24
 	WORD $0x4fb01220 // fmla v0.4s, v17.4s, v16.s[1]
 	WORD $0x4fb01241 // fmla v1.4s, v18.4s, v16.s[1]
 	FMOVD 8(R10), F20
-	WORD $0x0f08a694 // sshll v20.8h, v20.8b, #0
-	WORD $0x0f10a693 // sshll v19.4s, v20.4h, #0
-	WORD $0x4f10a694 // sshll2 v20.4s, v20.8h, #0
-	WORD $0x4e21da73 // scvtf v19.4s, v19.4s
-	WORD $0x4e21da94 // scvtf v20.4s, v20.4s
+	VTBL V30.B16, [V20.B16], V19.B16
+	VTBL V31.B16, [V20.B16], V20.B16
+	WORD $0x4f28e673 // scvtf v19.4s, v19.4s, #24
+	WORD $0x4f28e694 // scvtf v20.4s, v20.4s, #24
 	WORD $0x4fb01262 // fmla v2.4s, v19.4s, v16.s[1]
 	WORD $0x4fb01283 // fmla v3.4s, v20.4s, v16.s[1]
 	FMOVD 16(R10), F22
-	WORD $0x0f08a6d6 // sshll v22.8h, v22.8b, #0
-	WORD $0x0f10a6d5 // sshll v21.4s, v22.4h, #0
-	WORD $0x4f10a6d6 // sshll2 v22.4s, v22.8h, #0
-	WORD $0x4e21dab5 // scvtf v21.4s, v21.4s
-	WORD $0x4e21dad6 // scvtf v22.4s, v22.4s
+	VTBL V30.B16, [V22.B16], V21.B16
+	VTBL V31.B16, [V22.B16], V22.B16
+	WORD $0x4f28e6b5 // scvtf v21.4s, v21.4s, #24
+	WORD $0x4f28e6d6 // scvtf v22.4s, v22.4s, #24
 	WORD $0x4fb012a4 // fmla v4.4s, v21.4s, v16.s[1]
 	WORD $0x4fb012c5 // fmla v5.4s, v22.4s, v16.s[1]
 	FMOVD 24(R10), F24
-	WORD $0x0f08a718 // sshll v24.8h, v24.8b, #0
-	WORD $0x0f10a717 // sshll v23.4s, v24.4h, #0
-	WORD $0x4f10a718 // sshll2 v24.4s, v24.8h, #0
-	WORD $0x4e21daf7 // scvtf v23.4s, v23.4s
-	WORD $0x4e21db18 // scvtf v24.4s, v24.4s
+	VTBL V30.B16, [V24.B16], V23.B16
+	VTBL V31.B16, [V24.B16], V24.B16
+	WORD $0x4f28e6f7 // scvtf v23.4s, v23.4s, #24
+	WORD $0x4f28e718 // scvtf v24.4s, v24.4s, #24
 	WORD $0x4fb012e6 // fmla v6.4s, v23.4s, v16.s[1]
 	WORD $0x4fb01307 // fmla v7.4s, v24.4s, v16.s[1]
 	FMOVD 32(R10), F26
-	WORD $0x0f08a75a // sshll v26.8h, v26.8b, #0
-	WORD $0x0f10a759 // sshll v25.4s, v26.4h, #0
-	WORD $0x4f10a75a // sshll2 v26.4s, v26.8h, #0
-	WORD $0x4e21db39 // scvtf v25.4s, v25.4s
-	WORD $0x4e21db5a // scvtf v26.4s, v26.4s
+	VTBL V30.B16, [V26.B16], V25.B16
+	VTBL V31.B16, [V26.B16], V26.B16
+	WORD $0x4f28e739 // scvtf v25.4s, v25.4s, #24
+	WORD $0x4f28e75a // scvtf v26.4s, v26.4s, #24
 	WORD $0x4fb01328 // fmla v8.4s, v25.4s, v16.s[1]
 	WORD $0x4fb01349 // fmla v9.4s, v26.4s, v16.s[1]
 	FMOVD 40(R10), F28
-	WORD $0x0f08a79c // sshll v28.8h, v28.8b, #0
-	WORD $0x0f10a79b // sshll v27.4s, v28.4h, #0
-	WORD $0x4f10a79c // sshll2 v28.4s, v28.8h, #0
-	WORD $0x4e21db7b // scvtf v27.4s, v27.4s
-	WORD $0x4e21db9c // scvtf v28.4s, v28.4s
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
 	WORD $0x4fb0136a // fmla v10.4s, v27.4s, v16.s[1]
 	WORD $0x4fb0138b // fmla v11.4s, v28.4s, v16.s[1]
-	FMOVD 48(R10), F30
-	WORD $0x0f08a7de // sshll v30.8h, v30.8b, #0
-	WORD $0x0f10a7dd // sshll v29.4s, v30.4h, #0
-	WORD $0x4f10a7de // sshll2 v30.4s, v30.8h, #0
-	WORD $0x4e21dbbd // scvtf v29.4s, v29.4s
-	WORD $0x4e21dbde // scvtf v30.4s, v30.4s
-	WORD $0x4fb013ac // fmla v12.4s, v29.4s, v16.s[1]
-	WORD $0x4fb013cd // fmla v13.4s, v30.4s, v16.s[1]
-	FMOVD 56(R10), F18
-	WORD $0x0f08a652 // sshll v18.8h, v18.8b, #0
-	WORD $0x0f10a651 // sshll v17.4s, v18.4h, #0
-	WORD $0x4f10a652 // sshll2 v18.4s, v18.8h, #0
-	WORD $0x4e21da31 // scvtf v17.4s, v17.4s
-	WORD $0x4e21da52 // scvtf v18.4s, v18.4s
-	WORD $0x4fb0122e // fmla v14.4s, v17.4s, v16.s[1]
-	WORD $0x4fb0124f // fmla v15.4s, v18.4s, v16.s[1]
+	FMOVD 48(R10), F18
+	VTBL V30.B16, [V18.B16], V17.B16
+	VTBL V31.B16, [V18.B16], V18.B16
+	WORD $0x4f28e631 // scvtf v17.4s, v17.4s, #24
+	WORD $0x4f28e652 // scvtf v18.4s, v18.4s, #24
+	WORD $0x4fb0122c // fmla v12.4s, v17.4s, v16.s[1]
+	WORD $0x4fb0124d // fmla v13.4s, v18.4s, v16.s[1]
+	FMOVD 56(R10), F20
+	VTBL V30.B16, [V20.B16], V19.B16
+	VTBL V31.B16, [V20.B16], V20.B16
+	WORD $0x4f28e673 // scvtf v19.4s, v19.4s, #24
+	WORD $0x4f28e694 // scvtf v20.4s, v20.4s, #24
+	WORD $0x4fb0126e // fmla v14.4s, v19.4s, v16.s[1]
+	WORD $0x4fb0128f // fmla v15.4s, v20.4s, v16.s[1]
 	ADD R4, R10, R10
 	FMOVD 0(R10), F18
-	WORD $0x0f08a652 // sshll v18.8h, v18.8b, #0
-	WORD $0x0f10a651 // sshll v17.4s, v18.4h, #0
-	WORD $0x4f10a652 // sshll2 v18.4s, v18.8h, #0
-	WORD $0x4e21da31 // scvtf v17.4s, v17.4s
-	WORD $0x4e21da52 // scvtf v18.4s, v18.4s
+	VTBL V30.B16, [V18.B16], V17.B16
+	VTBL V31.B16, [V18.B16], V18.B16
+	WORD $0x4f28e631 // scvtf v17.4s, v17.4s, #24
+	WORD $0x4f28e652 // scvtf v18.4s, v18.4s, #24
 	WORD $0x4f901a20 // fmla v0.4s, v17.4s, v16.s[2]
 	WORD $0x4f901a41 // fmla v1.4s, v18.4s, v16.s[2]
 	FMOVD 8(R10), F20
-	WORD $0x0f08a694 // sshll v20.8h, v20.8b, #0
-	WORD $0x0f10a693 // sshll v19.4s, v20.4h, #0
-	WORD $0x4f10a694 // sshll2 v20.4s, v20.8h, #0
-	WORD $0x4e21da73 // scvtf v19.4s, v19.4s
-	WORD $0x4e21da94 // scvtf v20.4s, v20.4s
+	VTBL V30.B16, [V20.B16], V19.B16
+	VTBL V31.B16, [V20.B16], V20.B16
+	WORD $0x4f28e673 // scvtf v19.4s, v19.4s, #24
+	WORD $0x4f28e694 // scvtf v20.4s, v20.4s, #24
 	WORD $0x4f901a62 // fmla v2.4s, v19.4s, v16.s[2]
 	WORD $0x4f901a83 // fmla v3.4s, v20.4s, v16.s[2]
 	FMOVD 16(R10), F22
-	WORD $0x0f08a6d6 // sshll v22.8h, v22.8b, #0
-	WORD $0x0f10a6d5 // sshll v21.4s, v22.4h, #0
-	WORD $0x4f10a6d6 // sshll2 v22.4s, v22.8h, #0
-	WORD $0x4e21dab5 // scvtf v21.4s, v21.4s
-	WORD $0x4e21dad6 // scvtf v22.4s, v22.4s
+	VTBL V30.B16, [V22.B16], V21.B16
+	VTBL V31.B16, [V22.B16], V22.B16
+	WORD $0x4f28e6b5 // scvtf v21.4s, v21.4s, #24
+	WORD $0x4f28e6d6 // scvtf v22.4s, v22.4s, #24
 	WORD $0x4f901aa4 // fmla v4.4s, v21.4s, v16.s[2]
 	WORD $0x4f901ac5 // fmla v5.4s, v22.4s, v16.s[2]
 	FMOVD 24(R10), F24
-	WORD $0x0f08a718 // sshll v24.8h, v24.8b, #0
-	WORD $0x0f10a717 // sshll v23.4s, v24.4h, #0
-	WORD $0x4f10a718 // sshll2 v24.4s, v24.8h, #0
-	WORD $0x4e21daf7 // scvtf v23.4s, v23.4s
-	WORD $0x4e21db18 // scvtf v24.4s, v24.4s
+	VTBL V30.B16, [V24.B16], V23.B16
+	VTBL V31.B16, [V24.B16], V24.B16
+	WORD $0x4f28e6f7 // scvtf v23.4s, v23.4s, #24
+	WORD $0x4f28e718 // scvtf v24.4s, v24.4s, #24
 	WORD $0x4f901ae6 // fmla v6.4s, v23.4s, v16.s[2]
 	WORD $0x4f901b07 // fmla v7.4s, v24.4s, v16.s[2]
 	FMOVD 32(R10), F26
-	WORD $0x0f08a75a // sshll v26.8h, v26.8b, #0
-	WORD $0x0f10a759 // sshll v25.4s, v26.4h, #0
-	WORD $0x4f10a75a // sshll2 v26.4s, v26.8h, #0
-	WORD $0x4e21db39 // scvtf v25.4s, v25.4s
-	WORD $0x4e21db5a // scvtf v26.4s, v26.4s
+	VTBL V30.B16, [V26.B16], V25.B16
+	VTBL V31.B16, [V26.B16], V26.B16
+	WORD $0x4f28e739 // scvtf v25.4s, v25.4s, #24
+	WORD $0x4f28e75a // scvtf v26.4s, v26.4s, #24
 	WORD $0x4f901b28 // fmla v8.4s, v25.4s, v16.s[2]
 	WORD $0x4f901b49 // fmla v9.4s, v26.4s, v16.s[2]
 	FMOVD 40(R10), F28
-	WORD $0x0f08a79c // sshll v28.8h, v28.8b, #0
-	WORD $0x0f10a79b // sshll v27.4s, v28.4h, #0
-	WORD $0x4f10a79c // sshll2 v28.4s, v28.8h, #0
-	WORD $0x4e21db7b // scvtf v27.4s, v27.4s
-	WORD $0x4e21db9c // scvtf v28.4s, v28.4s
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
 	WORD $0x4f901b6a // fmla v10.4s, v27.4s, v16.s[2]
 	WORD $0x4f901b8b // fmla v11.4s, v28.4s, v16.s[2]
-	FMOVD 48(R10), F30
-	WORD $0x0f08a7de // sshll v30.8h, v30.8b, #0
-	WORD $0x0f10a7dd // sshll v29.4s, v30.4h, #0
-	WORD $0x4f10a7de // sshll2 v30.4s, v30.8h, #0
-	WORD $0x4e21dbbd // scvtf v29.4s, v29.4s
-	WORD $0x4e21dbde // scvtf v30.4s, v30.4s
-	WORD $0x4f901bac // fmla v12.4s, v29.4s, v16.s[2]
-	WORD $0x4f901bcd // fmla v13.4s, v30.4s, v16.s[2]
-	FMOVD 56(R10), F18
-	WORD $0x0f08a652 // sshll v18.8h, v18.8b, #0
-	WORD $0x0f10a651 // sshll v17.4s, v18.4h, #0
-	WORD $0x4f10a652 // sshll2 v18.4s, v18.8h, #0
-	WORD $0x4e21da31 // scvtf v17.4s, v17.4s
-	WORD $0x4e21da52 // scvtf v18.4s, v18.4s
-	WORD $0x4f901a2e // fmla v14.4s, v17.4s, v16.s[2]
-	WORD $0x4f901a4f // fmla v15.4s, v18.4s, v16.s[2]
+	FMOVD 48(R10), F18
+	VTBL V30.B16, [V18.B16], V17.B16
+	VTBL V31.B16, [V18.B16], V18.B16
+	WORD $0x4f28e631 // scvtf v17.4s, v17.4s, #24
+	WORD $0x4f28e652 // scvtf v18.4s, v18.4s, #24
+	WORD $0x4f901a2c // fmla v12.4s, v17.4s, v16.s[2]
+	WORD $0x4f901a4d // fmla v13.4s, v18.4s, v16.s[2]
+	FMOVD 56(R10), F20
+	VTBL V30.B16, [V20.B16], V19.B16
+	VTBL V31.B16, [V20.B16], V20.B16
+	WORD $0x4f28e673 // scvtf v19.4s, v19.4s, #24
+	WORD $0x4f28e694 // scvtf v20.4s, v20.4s, #24
+	WORD $0x4f901a6e // fmla v14.4s, v19.4s, v16.s[2]
+	WORD $0x4f901a8f // fmla v15.4s, v20.4s, v16.s[2]
 	ADD R4, R10, R10
 	FMOVD 0(R10), F18
-	WORD $0x0f08a652 // sshll v18.8h, v18.8b, #0
-	WORD $0x0f10a651 // sshll v17.4s, v18.4h, #0
-	WORD $0x4f10a652 // sshll2 v18.4s, v18.8h, #0
-	WORD $0x4e21da31 // scvtf v17.4s, v17.4s
-	WORD $0x4e21da52 // scvtf v18.4s, v18.4s
+	VTBL V30.B16, [V18.B16], V17.B16
+	VTBL V31.B16, [V18.B16], V18.B16
+	WORD $0x4f28e631 // scvtf v17.4s, v17.4s, #24
+	WORD $0x4f28e652 // scvtf v18.4s, v18.4s, #24
 	WORD $0x4fb01a20 // fmla v0.4s, v17.4s, v16.s[3]
 	WORD $0x4fb01a41 // fmla v1.4s, v18.4s, v16.s[3]
 	FMOVD 8(R10), F20
-	WORD $0x0f08a694 // sshll v20.8h, v20.8b, #0
-	WORD $0x0f10a693 // sshll v19.4s, v20.4h, #0
-	WORD $0x4f10a694 // sshll2 v20.4s, v20.8h, #0
-	WORD $0x4e21da73 // scvtf v19.4s, v19.4s
-	WORD $0x4e21da94 // scvtf v20.4s, v20.4s
+	VTBL V30.B16, [V20.B16], V19.B16
+	VTBL V31.B16, [V20.B16], V20.B16
+	WORD $0x4f28e673 // scvtf v19.4s, v19.4s, #24
+	WORD $0x4f28e694 // scvtf v20.4s, v20.4s, #24
 	WORD $0x4fb01a62 // fmla v2.4s, v19.4s, v16.s[3]
 	WORD $0x4fb01a83 // fmla v3.4s, v20.4s, v16.s[3]
 	FMOVD 16(R10), F22
-	WORD $0x0f08a6d6 // sshll v22.8h, v22.8b, #0
-	WORD $0x0f10a6d5 // sshll v21.4s, v22.4h, #0
-	WORD $0x4f10a6d6 // sshll2 v22.4s, v22.8h, #0
-	WORD $0x4e21dab5 // scvtf v21.4s, v21.4s
-	WORD $0x4e21dad6 // scvtf v22.4s, v22.4s
+	VTBL V30.B16, [V22.B16], V21.B16
+	VTBL V31.B16, [V22.B16], V22.B16
+	WORD $0x4f28e6b5 // scvtf v21.4s, v21.4s, #24
+	WORD $0x4f28e6d6 // scvtf v22.4s, v22.4s, #24
 	WORD $0x4fb01aa4 // fmla v4.4s, v21.4s, v16.s[3]
 	WORD $0x4fb01ac5 // fmla v5.4s, v22.4s, v16.s[3]
 	FMOVD 24(R10), F24
-	WORD $0x0f08a718 // sshll v24.8h, v24.8b, #0
-	WORD $0x0f10a717 // sshll v23.4s, v24.4h, #0
-	WORD $0x4f10a718 // sshll2 v24.4s, v24.8h, #0
-	WORD $0x4e21daf7 // scvtf v23.4s, v23.4s
-	WORD $0x4e21db18 // scvtf v24.4s, v24.4s
+	VTBL V30.B16, [V24.B16], V23.B16
+	VTBL V31.B16, [V24.B16], V24.B16
+	WORD $0x4f28e6f7 // scvtf v23.4s, v23.4s, #24
+	WORD $0x4f28e718 // scvtf v24.4s, v24.4s, #24
 	WORD $0x4fb01ae6 // fmla v6.4s, v23.4s, v16.s[3]
 	WORD $0x4fb01b07 // fmla v7.4s, v24.4s, v16.s[3]
 	FMOVD 32(R10), F26
-	WORD $0x0f08a75a // sshll v26.8h, v26.8b, #0
-	WORD $0x0f10a759 // sshll v25.4s, v26.4h, #0
-	WORD $0x4f10a75a // sshll2 v26.4s, v26.8h, #0
-	WORD $0x4e21db39 // scvtf v25.4s, v25.4s
-	WORD $0x4e21db5a // scvtf v26.4s, v26.4s
+	VTBL V30.B16, [V26.B16], V25.B16
+	VTBL V31.B16, [V26.B16], V26.B16
+	WORD $0x4f28e739 // scvtf v25.4s, v25.4s, #24
+	WORD $0x4f28e75a // scvtf v26.4s, v26.4s, #24
 	WORD $0x4fb01b28 // fmla v8.4s, v25.4s, v16.s[3]
 	WORD $0x4fb01b49 // fmla v9.4s, v26.4s, v16.s[3]
 	FMOVD 40(R10), F28
-	WORD $0x0f08a79c // sshll v28.8h, v28.8b, #0
-	WORD $0x0f10a79b // sshll v27.4s, v28.4h, #0
-	WORD $0x4f10a79c // sshll2 v28.4s, v28.8h, #0
-	WORD $0x4e21db7b // scvtf v27.4s, v27.4s
-	WORD $0x4e21db9c // scvtf v28.4s, v28.4s
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
 	WORD $0x4fb01b6a // fmla v10.4s, v27.4s, v16.s[3]
 	WORD $0x4fb01b8b // fmla v11.4s, v28.4s, v16.s[3]
-	FMOVD 48(R10), F30
-	WORD $0x0f08a7de // sshll v30.8h, v30.8b, #0
-	WORD $0x0f10a7dd // sshll v29.4s, v30.4h, #0
-	WORD $0x4f10a7de // sshll2 v30.4s, v30.8h, #0
-	WORD $0x4e21dbbd // scvtf v29.4s, v29.4s
-	WORD $0x4e21dbde // scvtf v30.4s, v30.4s
-	WORD $0x4fb01bac // fmla v12.4s, v29.4s, v16.s[3]
-	WORD $0x4fb01bcd // fmla v13.4s, v30.4s, v16.s[3]
-	FMOVD 56(R10), F18
-	WORD $0x0f08a652 // sshll v18.8h, v18.8b, #0
-	WORD $0x0f10a651 // sshll v17.4s, v18.4h, #0
-	WORD $0x4f10a652 // sshll2 v18.4s, v18.8h, #0
-	WORD $0x4e21da31 // scvtf v17.4s, v17.4s
-	WORD $0x4e21da52 // scvtf v18.4s, v18.4s
-	WORD $0x4fb01a2e // fmla v14.4s, v17.4s, v16.s[3]
-	WORD $0x4fb01a4f // fmla v15.4s, v18.4s, v16.s[3]
+	FMOVD 48(R10), F18
+	VTBL V30.B16, [V18.B16], V17.B16
+	VTBL V31.B16, [V18.B16], V18.B16
+	WORD $0x4f28e631 // scvtf v17.4s, v17.4s, #24
+	WORD $0x4f28e652 // scvtf v18.4s, v18.4s, #24
+	WORD $0x4fb01a2c // fmla v12.4s, v17.4s, v16.s[3]
+	WORD $0x4fb01a4d // fmla v13.4s, v18.4s, v16.s[3]
+	FMOVD 56(R10), F20
+	VTBL V30.B16, [V20.B16], V19.B16
+	VTBL V31.B16, [V20.B16], V20.B16
+	WORD $0x4f28e673 // scvtf v19.4s, v19.4s, #24
+	WORD $0x4f28e694 // scvtf v20.4s, v20.4s, #24
+	WORD $0x4fb01a6e // fmla v14.4s, v19.4s, v16.s[3]
+	WORD $0x4fb01a8f // fmla v15.4s, v20.4s, v16.s[3]
 	ADD R4, R10, R10
 	ADD $16, R11, R11
 	SUBS $4, R9, R9
@@ -22371,69 +22149,61 @@ short33:
 some36:
 	FMOVS 0(R11), F16
 	FMOVD 0(R10), F18
-	WORD $0x0f08a652 // sshll v18.8h, v18.8b, #0
-	WORD $0x0f10a651 // sshll v17.4s, v18.4h, #0
-	WORD $0x4f10a652 // sshll2 v18.4s, v18.8h, #0
-	WORD $0x4e21da31 // scvtf v17.4s, v17.4s
-	WORD $0x4e21da52 // scvtf v18.4s, v18.4s
+	VTBL V30.B16, [V18.B16], V17.B16
+	VTBL V31.B16, [V18.B16], V18.B16
+	WORD $0x4f28e631 // scvtf v17.4s, v17.4s, #24
+	WORD $0x4f28e652 // scvtf v18.4s, v18.4s, #24
 	WORD $0x4f901220 // fmla v0.4s, v17.4s, v16.s[0]
 	WORD $0x4f901241 // fmla v1.4s, v18.4s, v16.s[0]
 	FMOVD 8(R10), F20
-	WORD $0x0f08a694 // sshll v20.8h, v20.8b, #0
-	WORD $0x0f10a693 // sshll v19.4s, v20.4h, #0
-	WORD $0x4f10a694 // sshll2 v20.4s, v20.8h, #0
-	WORD $0x4e21da73 // scvtf v19.4s, v19.4s
-	WORD $0x4e21da94 // scvtf v20.4s, v20.4s
+	VTBL V30.B16, [V20.B16], V19.B16
+	VTBL V31.B16, [V20.B16], V20.B16
+	WORD $0x4f28e673 // scvtf v19.4s, v19.4s, #24
+	WORD $0x4f28e694 // scvtf v20.4s, v20.4s, #24
 	WORD $0x4f901262 // fmla v2.4s, v19.4s, v16.s[0]
 	WORD $0x4f901283 // fmla v3.4s, v20.4s, v16.s[0]
 	FMOVD 16(R10), F22
-	WORD $0x0f08a6d6 // sshll v22.8h, v22.8b, #0
-	WORD $0x0f10a6d5 // sshll v21.4s, v22.4h, #0
-	WORD $0x4f10a6d6 // sshll2 v22.4s, v22.8h, #0
-	WORD $0x4e21dab5 // scvtf v21.4s, v21.4s
-	WORD $0x4e21dad6 // scvtf v22.4s, v22.4s
+	VTBL V30.B16, [V22.B16], V21.B16
+	VTBL V31.B16, [V22.B16], V22.B16
+	WORD $0x4f28e6b5 // scvtf v21.4s, v21.4s, #24
+	WORD $0x4f28e6d6 // scvtf v22.4s, v22.4s, #24
 	WORD $0x4f9012a4 // fmla v4.4s, v21.4s, v16.s[0]
 	WORD $0x4f9012c5 // fmla v5.4s, v22.4s, v16.s[0]
 	FMOVD 24(R10), F24
-	WORD $0x0f08a718 // sshll v24.8h, v24.8b, #0
-	WORD $0x0f10a717 // sshll v23.4s, v24.4h, #0
-	WORD $0x4f10a718 // sshll2 v24.4s, v24.8h, #0
-	WORD $0x4e21daf7 // scvtf v23.4s, v23.4s
-	WORD $0x4e21db18 // scvtf v24.4s, v24.4s
+	VTBL V30.B16, [V24.B16], V23.B16
+	VTBL V31.B16, [V24.B16], V24.B16
+	WORD $0x4f28e6f7 // scvtf v23.4s, v23.4s, #24
+	WORD $0x4f28e718 // scvtf v24.4s, v24.4s, #24
 	WORD $0x4f9012e6 // fmla v6.4s, v23.4s, v16.s[0]
 	WORD $0x4f901307 // fmla v7.4s, v24.4s, v16.s[0]
 	FMOVD 32(R10), F26
-	WORD $0x0f08a75a // sshll v26.8h, v26.8b, #0
-	WORD $0x0f10a759 // sshll v25.4s, v26.4h, #0
-	WORD $0x4f10a75a // sshll2 v26.4s, v26.8h, #0
-	WORD $0x4e21db39 // scvtf v25.4s, v25.4s
-	WORD $0x4e21db5a // scvtf v26.4s, v26.4s
+	VTBL V30.B16, [V26.B16], V25.B16
+	VTBL V31.B16, [V26.B16], V26.B16
+	WORD $0x4f28e739 // scvtf v25.4s, v25.4s, #24
+	WORD $0x4f28e75a // scvtf v26.4s, v26.4s, #24
 	WORD $0x4f901328 // fmla v8.4s, v25.4s, v16.s[0]
 	WORD $0x4f901349 // fmla v9.4s, v26.4s, v16.s[0]
 	FMOVD 40(R10), F28
-	WORD $0x0f08a79c // sshll v28.8h, v28.8b, #0
-	WORD $0x0f10a79b // sshll v27.4s, v28.4h, #0
-	WORD $0x4f10a79c // sshll2 v28.4s, v28.8h, #0
-	WORD $0x4e21db7b // scvtf v27.4s, v27.4s
-	WORD $0x4e21db9c // scvtf v28.4s, v28.4s
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
 	WORD $0x4f90136a // fmla v10.4s, v27.4s, v16.s[0]
 	WORD $0x4f90138b // fmla v11.4s, v28.4s, v16.s[0]
-	FMOVD 48(R10), F30
-	WORD $0x0f08a7de // sshll v30.8h, v30.8b, #0
-	WORD $0x0f10a7dd // sshll v29.4s, v30.4h, #0
-	WORD $0x4f10a7de // sshll2 v30.4s, v30.8h, #0
-	WORD $0x4e21dbbd // scvtf v29.4s, v29.4s
-	WORD $0x4e21dbde // scvtf v30.4s, v30.4s
-	WORD $0x4f9013ac // fmla v12.4s, v29.4s, v16.s[0]
-	WORD $0x4f9013cd // fmla v13.4s, v30.4s, v16.s[0]
-	FMOVD 56(R10), F18
-	WORD $0x0f08a652 // sshll v18.8h, v18.8b, #0
-	WORD $0x0f10a651 // sshll v17.4s, v18.4h, #0
-	WORD $0x4f10a652 // sshll2 v18.4s, v18.8h, #0
-	WORD $0x4e21da31 // scvtf v17.4s, v17.4s
-	WORD $0x4e21da52 // scvtf v18.4s, v18.4s
-	WORD $0x4f90122e // fmla v14.4s, v17.4s, v16.s[0]
-	WORD $0x4f90124f // fmla v15.4s, v18.4s, v16.s[0]
+	FMOVD 48(R10), F18
+	VTBL V30.B16, [V18.B16], V17.B16
+	VTBL V31.B16, [V18.B16], V18.B16
+	WORD $0x4f28e631 // scvtf v17.4s, v17.4s, #24
+	WORD $0x4f28e652 // scvtf v18.4s, v18.4s, #24
+	WORD $0x4f90122c // fmla v12.4s, v17.4s, v16.s[0]
+	WORD $0x4f90124d // fmla v13.4s, v18.4s, v16.s[0]
+	FMOVD 56(R10), F20
+	VTBL V30.B16, [V20.B16], V19.B16
+	VTBL V31.B16, [V20.B16], V20.B16
+	WORD $0x4f28e673 // scvtf v19.4s, v19.4s, #24
+	WORD $0x4f28e694 // scvtf v20.4s, v20.4s, #24
+	WORD $0x4f90126e // fmla v14.4s, v19.4s, v16.s[0]
+	WORD $0x4f90128f // fmla v15.4s, v20.4s, v16.s[0]
 	ADD R4, R10, R10
 	ADD $4, R11, R11
 	SUBS $1, R9, R9
@@ -22447,69 +22217,61 @@ sparse28:
 	MADD R4, R21, R10, R10
 	FMOVS 0(R11), F16
 	FMOVD 0(R10), F18
-	WORD $0x0f08a652 // sshll v18.8h, v18.8b, #0
-	WORD $0x0f10a651 // sshll v17.4s, v18.4h, #0
-	WORD $0x4f10a652 // sshll2 v18.4s, v18.8h, #0
-	WORD $0x4e21da31 // scvtf v17.4s, v17.4s
-	WORD $0x4e21da52 // scvtf v18.4s, v18.4s
+	VTBL V30.B16, [V18.B16], V17.B16
+	VTBL V31.B16, [V18.B16], V18.B16
+	WORD $0x4f28e631 // scvtf v17.4s, v17.4s, #24
+	WORD $0x4f28e652 // scvtf v18.4s, v18.4s, #24
 	WORD $0x4f901220 // fmla v0.4s, v17.4s, v16.s[0]
 	WORD $0x4f901241 // fmla v1.4s, v18.4s, v16.s[0]
 	FMOVD 8(R10), F20
-	WORD $0x0f08a694 // sshll v20.8h, v20.8b, #0
-	WORD $0x0f10a693 // sshll v19.4s, v20.4h, #0
-	WORD $0x4f10a694 // sshll2 v20.4s, v20.8h, #0
-	WORD $0x4e21da73 // scvtf v19.4s, v19.4s
-	WORD $0x4e21da94 // scvtf v20.4s, v20.4s
+	VTBL V30.B16, [V20.B16], V19.B16
+	VTBL V31.B16, [V20.B16], V20.B16
+	WORD $0x4f28e673 // scvtf v19.4s, v19.4s, #24
+	WORD $0x4f28e694 // scvtf v20.4s, v20.4s, #24
 	WORD $0x4f901262 // fmla v2.4s, v19.4s, v16.s[0]
 	WORD $0x4f901283 // fmla v3.4s, v20.4s, v16.s[0]
 	FMOVD 16(R10), F22
-	WORD $0x0f08a6d6 // sshll v22.8h, v22.8b, #0
-	WORD $0x0f10a6d5 // sshll v21.4s, v22.4h, #0
-	WORD $0x4f10a6d6 // sshll2 v22.4s, v22.8h, #0
-	WORD $0x4e21dab5 // scvtf v21.4s, v21.4s
-	WORD $0x4e21dad6 // scvtf v22.4s, v22.4s
+	VTBL V30.B16, [V22.B16], V21.B16
+	VTBL V31.B16, [V22.B16], V22.B16
+	WORD $0x4f28e6b5 // scvtf v21.4s, v21.4s, #24
+	WORD $0x4f28e6d6 // scvtf v22.4s, v22.4s, #24
 	WORD $0x4f9012a4 // fmla v4.4s, v21.4s, v16.s[0]
 	WORD $0x4f9012c5 // fmla v5.4s, v22.4s, v16.s[0]
 	FMOVD 24(R10), F24
-	WORD $0x0f08a718 // sshll v24.8h, v24.8b, #0
-	WORD $0x0f10a717 // sshll v23.4s, v24.4h, #0
-	WORD $0x4f10a718 // sshll2 v24.4s, v24.8h, #0
-	WORD $0x4e21daf7 // scvtf v23.4s, v23.4s
-	WORD $0x4e21db18 // scvtf v24.4s, v24.4s
+	VTBL V30.B16, [V24.B16], V23.B16
+	VTBL V31.B16, [V24.B16], V24.B16
+	WORD $0x4f28e6f7 // scvtf v23.4s, v23.4s, #24
+	WORD $0x4f28e718 // scvtf v24.4s, v24.4s, #24
 	WORD $0x4f9012e6 // fmla v6.4s, v23.4s, v16.s[0]
 	WORD $0x4f901307 // fmla v7.4s, v24.4s, v16.s[0]
 	FMOVD 32(R10), F26
-	WORD $0x0f08a75a // sshll v26.8h, v26.8b, #0
-	WORD $0x0f10a759 // sshll v25.4s, v26.4h, #0
-	WORD $0x4f10a75a // sshll2 v26.4s, v26.8h, #0
-	WORD $0x4e21db39 // scvtf v25.4s, v25.4s
-	WORD $0x4e21db5a // scvtf v26.4s, v26.4s
+	VTBL V30.B16, [V26.B16], V25.B16
+	VTBL V31.B16, [V26.B16], V26.B16
+	WORD $0x4f28e739 // scvtf v25.4s, v25.4s, #24
+	WORD $0x4f28e75a // scvtf v26.4s, v26.4s, #24
 	WORD $0x4f901328 // fmla v8.4s, v25.4s, v16.s[0]
 	WORD $0x4f901349 // fmla v9.4s, v26.4s, v16.s[0]
 	FMOVD 40(R10), F28
-	WORD $0x0f08a79c // sshll v28.8h, v28.8b, #0
-	WORD $0x0f10a79b // sshll v27.4s, v28.4h, #0
-	WORD $0x4f10a79c // sshll2 v28.4s, v28.8h, #0
-	WORD $0x4e21db7b // scvtf v27.4s, v27.4s
-	WORD $0x4e21db9c // scvtf v28.4s, v28.4s
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
 	WORD $0x4f90136a // fmla v10.4s, v27.4s, v16.s[0]
 	WORD $0x4f90138b // fmla v11.4s, v28.4s, v16.s[0]
-	FMOVD 48(R10), F30
-	WORD $0x0f08a7de // sshll v30.8h, v30.8b, #0
-	WORD $0x0f10a7dd // sshll v29.4s, v30.4h, #0
-	WORD $0x4f10a7de // sshll2 v30.4s, v30.8h, #0
-	WORD $0x4e21dbbd // scvtf v29.4s, v29.4s
-	WORD $0x4e21dbde // scvtf v30.4s, v30.4s
-	WORD $0x4f9013ac // fmla v12.4s, v29.4s, v16.s[0]
-	WORD $0x4f9013cd // fmla v13.4s, v30.4s, v16.s[0]
-	FMOVD 56(R10), F18
-	WORD $0x0f08a652 // sshll v18.8h, v18.8b, #0
-	WORD $0x0f10a651 // sshll v17.4s, v18.4h, #0
-	WORD $0x4f10a652 // sshll2 v18.4s, v18.8h, #0
-	WORD $0x4e21da31 // scvtf v17.4s, v17.4s
-	WORD $0x4e21da52 // scvtf v18.4s, v18.4s
-	WORD $0x4f90122e // fmla v14.4s, v17.4s, v16.s[0]
-	WORD $0x4f90124f // fmla v15.4s, v18.4s, v16.s[0]
+	FMOVD 48(R10), F18
+	VTBL V30.B16, [V18.B16], V17.B16
+	VTBL V31.B16, [V18.B16], V18.B16
+	WORD $0x4f28e631 // scvtf v17.4s, v17.4s, #24
+	WORD $0x4f28e652 // scvtf v18.4s, v18.4s, #24
+	WORD $0x4f90122c // fmla v12.4s, v17.4s, v16.s[0]
+	WORD $0x4f90124d // fmla v13.4s, v18.4s, v16.s[0]
+	FMOVD 56(R10), F20
+	VTBL V30.B16, [V20.B16], V19.B16
+	VTBL V31.B16, [V20.B16], V20.B16
+	WORD $0x4f28e673 // scvtf v19.4s, v19.4s, #24
+	WORD $0x4f28e694 // scvtf v20.4s, v20.4s, #24
+	WORD $0x4f90126e // fmla v14.4s, v19.4s, v16.s[0]
+	WORD $0x4f90128f // fmla v15.4s, v20.4s, v16.s[0]
 	ADD R4, R10, R10
 	ADD $4, R11, R11
 	SUB $1, R23, R10
@@ -22587,6 +22349,8 @@ less27:
 columns38:
 	CMP $8, R5
 	BLT less39
+	MOVD $tops_neon<>(SB), R23
+	FLDPQ 0(R23), (F30, F31)
 	VEOR V0.B16, V0.B16, V0.B16
 	VEOR V1.B16, V1.B16, V1.B16
 	VEOR V2.B16, V2.B16, V2.B16
@@ -22606,135 +22370,119 @@ columns38:
 asking44:
 	FMOVQ 0(R11), F8
 	FMOVD 0(R10), F10
-	WORD $0x0f08a54a // sshll v10.8h, v10.8b, #0
-	WORD $0x0f10a549 // sshll v9.4s, v10.4h, #0
-	WORD $0x4f10a54a // sshll2 v10.4s, v10.8h, #0
-	WORD $0x4e21d929 // scvtf v9.4s, v9.4s
-	WORD $0x4e21d94a // scvtf v10.4s, v10.4s
+	VTBL V30.B16, [V10.B16], V9.B16
+	VTBL V31.B16, [V10.B16], V10.B16
+	WORD $0x4f28e529 // scvtf v9.4s, v9.4s, #24
+	WORD $0x4f28e54a // scvtf v10.4s, v10.4s, #24
 	WORD $0x4f881120 // fmla v0.4s, v9.4s, v8.s[0]
 	WORD $0x4f881141 // fmla v1.4s, v10.4s, v8.s[0]
 	FMOVD 8(R10), F12
-	WORD $0x0f08a58c // sshll v12.8h, v12.8b, #0
-	WORD $0x0f10a58b // sshll v11.4s, v12.4h, #0
-	WORD $0x4f10a58c // sshll2 v12.4s, v12.8h, #0
-	WORD $0x4e21d96b // scvtf v11.4s, v11.4s
-	WORD $0x4e21d98c // scvtf v12.4s, v12.4s
+	VTBL V30.B16, [V12.B16], V11.B16
+	VTBL V31.B16, [V12.B16], V12.B16
+	WORD $0x4f28e56b // scvtf v11.4s, v11.4s, #24
+	WORD $0x4f28e58c // scvtf v12.4s, v12.4s, #24
 	WORD $0x4f881162 // fmla v2.4s, v11.4s, v8.s[0]
 	WORD $0x4f881183 // fmla v3.4s, v12.4s, v8.s[0]
 	FMOVD 16(R10), F14
-	WORD $0x0f08a5ce // sshll v14.8h, v14.8b, #0
-	WORD $0x0f10a5cd // sshll v13.4s, v14.4h, #0
-	WORD $0x4f10a5ce // sshll2 v14.4s, v14.8h, #0
-	WORD $0x4e21d9ad // scvtf v13.4s, v13.4s
-	WORD $0x4e21d9ce // scvtf v14.4s, v14.4s
+	VTBL V30.B16, [V14.B16], V13.B16
+	VTBL V31.B16, [V14.B16], V14.B16
+	WORD $0x4f28e5ad // scvtf v13.4s, v13.4s, #24
+	WORD $0x4f28e5ce // scvtf v14.4s, v14.4s, #24
 	WORD $0x4f8811a4 // fmla v4.4s, v13.4s, v8.s[0]
 	WORD $0x4f8811c5 // fmla v5.4s, v14.4s, v8.s[0]
 	FMOVD 24(R10), F16
-	WORD $0x0f08a610 // sshll v16.8h, v16.8b, #0
-	WORD $0x0f10a60f // sshll v15.4s, v16.4h, #0
-	WORD $0x4f10a610 // sshll2 v16.4s, v16.8h, #0
-	WORD $0x4e21d9ef // scvtf v15.4s, v15.4s
-	WORD $0x4e21da10 // scvtf v16.4s, v16.4s
+	VTBL V30.B16, [V16.B16], V15.B16
+	VTBL V31.B16, [V16.B16], V16.B16
+	WORD $0x4f28e5ef // scvtf v15.4s, v15.4s, #24
+	WORD $0x4f28e610 // scvtf v16.4s, v16.4s, #24
 	WORD $0x4f8811e6 // fmla v6.4s, v15.4s, v8.s[0]
 	WORD $0x4f881207 // fmla v7.4s, v16.4s, v8.s[0]
 	ADD R4, R10, R10
 	FMOVD 0(R10), F10
-	WORD $0x0f08a54a // sshll v10.8h, v10.8b, #0
-	WORD $0x0f10a549 // sshll v9.4s, v10.4h, #0
-	WORD $0x4f10a54a // sshll2 v10.4s, v10.8h, #0
-	WORD $0x4e21d929 // scvtf v9.4s, v9.4s
-	WORD $0x4e21d94a // scvtf v10.4s, v10.4s
+	VTBL V30.B16, [V10.B16], V9.B16
+	VTBL V31.B16, [V10.B16], V10.B16
+	WORD $0x4f28e529 // scvtf v9.4s, v9.4s, #24
+	WORD $0x4f28e54a // scvtf v10.4s, v10.4s, #24
 	WORD $0x4fa81120 // fmla v0.4s, v9.4s, v8.s[1]
 	WORD $0x4fa81141 // fmla v1.4s, v10.4s, v8.s[1]
 	FMOVD 8(R10), F12
-	WORD $0x0f08a58c // sshll v12.8h, v12.8b, #0
-	WORD $0x0f10a58b // sshll v11.4s, v12.4h, #0
-	WORD $0x4f10a58c // sshll2 v12.4s, v12.8h, #0
-	WORD $0x4e21d96b // scvtf v11.4s, v11.4s
-	WORD $0x4e21d98c // scvtf v12.4s, v12.4s
+	VTBL V30.B16, [V12.B16], V11.B16
+	VTBL V31.B16, [V12.B16], V12.B16
+	WORD $0x4f28e56b // scvtf v11.4s, v11.4s, #24
+	WORD $0x4f28e58c // scvtf v12.4s, v12.4s, #24
 	WORD $0x4fa81162 // fmla v2.4s, v11.4s, v8.s[1]
 	WORD $0x4fa81183 // fmla v3.4s, v12.4s, v8.s[1]
 	FMOVD 16(R10), F14
-	WORD $0x0f08a5ce // sshll v14.8h, v14.8b, #0
-	WORD $0x0f10a5cd // sshll v13.4s, v14.4h, #0
-	WORD $0x4f10a5ce // sshll2 v14.4s, v14.8h, #0
-	WORD $0x4e21d9ad // scvtf v13.4s, v13.4s
-	WORD $0x4e21d9ce // scvtf v14.4s, v14.4s
+	VTBL V30.B16, [V14.B16], V13.B16
+	VTBL V31.B16, [V14.B16], V14.B16
+	WORD $0x4f28e5ad // scvtf v13.4s, v13.4s, #24
+	WORD $0x4f28e5ce // scvtf v14.4s, v14.4s, #24
 	WORD $0x4fa811a4 // fmla v4.4s, v13.4s, v8.s[1]
 	WORD $0x4fa811c5 // fmla v5.4s, v14.4s, v8.s[1]
 	FMOVD 24(R10), F16
-	WORD $0x0f08a610 // sshll v16.8h, v16.8b, #0
-	WORD $0x0f10a60f // sshll v15.4s, v16.4h, #0
-	WORD $0x4f10a610 // sshll2 v16.4s, v16.8h, #0
-	WORD $0x4e21d9ef // scvtf v15.4s, v15.4s
-	WORD $0x4e21da10 // scvtf v16.4s, v16.4s
+	VTBL V30.B16, [V16.B16], V15.B16
+	VTBL V31.B16, [V16.B16], V16.B16
+	WORD $0x4f28e5ef // scvtf v15.4s, v15.4s, #24
+	WORD $0x4f28e610 // scvtf v16.4s, v16.4s, #24
 	WORD $0x4fa811e6 // fmla v6.4s, v15.4s, v8.s[1]
 	WORD $0x4fa81207 // fmla v7.4s, v16.4s, v8.s[1]
 	ADD R4, R10, R10
 	PRFM 0(R7), PLDL1KEEP
 	FMOVD 0(R10), F10
-	WORD $0x0f08a54a // sshll v10.8h, v10.8b, #0
-	WORD $0x0f10a549 // sshll v9.4s, v10.4h, #0
-	WORD $0x4f10a54a // sshll2 v10.4s, v10.8h, #0
-	WORD $0x4e21d929 // scvtf v9.4s, v9.4s
-	WORD $0x4e21d94a // scvtf v10.4s, v10.4s
+	VTBL V30.B16, [V10.B16], V9.B16
+	VTBL V31.B16, [V10.B16], V10.B16
+	WORD $0x4f28e529 // scvtf v9.4s, v9.4s, #24
+	WORD $0x4f28e54a // scvtf v10.4s, v10.4s, #24
 	WORD $0x4f881920 // fmla v0.4s, v9.4s, v8.s[2]
 	WORD $0x4f881941 // fmla v1.4s, v10.4s, v8.s[2]
 	FMOVD 8(R10), F12
-	WORD $0x0f08a58c // sshll v12.8h, v12.8b, #0
-	WORD $0x0f10a58b // sshll v11.4s, v12.4h, #0
-	WORD $0x4f10a58c // sshll2 v12.4s, v12.8h, #0
-	WORD $0x4e21d96b // scvtf v11.4s, v11.4s
-	WORD $0x4e21d98c // scvtf v12.4s, v12.4s
+	VTBL V30.B16, [V12.B16], V11.B16
+	VTBL V31.B16, [V12.B16], V12.B16
+	WORD $0x4f28e56b // scvtf v11.4s, v11.4s, #24
+	WORD $0x4f28e58c // scvtf v12.4s, v12.4s, #24
 	WORD $0x4f881962 // fmla v2.4s, v11.4s, v8.s[2]
 	WORD $0x4f881983 // fmla v3.4s, v12.4s, v8.s[2]
 	FMOVD 16(R10), F14
-	WORD $0x0f08a5ce // sshll v14.8h, v14.8b, #0
-	WORD $0x0f10a5cd // sshll v13.4s, v14.4h, #0
-	WORD $0x4f10a5ce // sshll2 v14.4s, v14.8h, #0
-	WORD $0x4e21d9ad // scvtf v13.4s, v13.4s
-	WORD $0x4e21d9ce // scvtf v14.4s, v14.4s
+	VTBL V30.B16, [V14.B16], V13.B16
+	VTBL V31.B16, [V14.B16], V14.B16
+	WORD $0x4f28e5ad // scvtf v13.4s, v13.4s, #24
+	WORD $0x4f28e5ce // scvtf v14.4s, v14.4s, #24
 	WORD $0x4f8819a4 // fmla v4.4s, v13.4s, v8.s[2]
 	WORD $0x4f8819c5 // fmla v5.4s, v14.4s, v8.s[2]
 	FMOVD 24(R10), F16
-	WORD $0x0f08a610 // sshll v16.8h, v16.8b, #0
-	WORD $0x0f10a60f // sshll v15.4s, v16.4h, #0
-	WORD $0x4f10a610 // sshll2 v16.4s, v16.8h, #0
-	WORD $0x4e21d9ef // scvtf v15.4s, v15.4s
-	WORD $0x4e21da10 // scvtf v16.4s, v16.4s
+	VTBL V30.B16, [V16.B16], V15.B16
+	VTBL V31.B16, [V16.B16], V16.B16
+	WORD $0x4f28e5ef // scvtf v15.4s, v15.4s, #24
+	WORD $0x4f28e610 // scvtf v16.4s, v16.4s, #24
 	WORD $0x4f8819e6 // fmla v6.4s, v15.4s, v8.s[2]
 	WORD $0x4f881a07 // fmla v7.4s, v16.4s, v8.s[2]
 	ADD R4, R10, R10
 	FMOVD 0(R10), F10
-	WORD $0x0f08a54a // sshll v10.8h, v10.8b, #0
-	WORD $0x0f10a549 // sshll v9.4s, v10.4h, #0
-	WORD $0x4f10a54a // sshll2 v10.4s, v10.8h, #0
-	WORD $0x4e21d929 // scvtf v9.4s, v9.4s
-	WORD $0x4e21d94a // scvtf v10.4s, v10.4s
+	VTBL V30.B16, [V10.B16], V9.B16
+	VTBL V31.B16, [V10.B16], V10.B16
+	WORD $0x4f28e529 // scvtf v9.4s, v9.4s, #24
+	WORD $0x4f28e54a // scvtf v10.4s, v10.4s, #24
 	WORD $0x4fa81920 // fmla v0.4s, v9.4s, v8.s[3]
 	WORD $0x4fa81941 // fmla v1.4s, v10.4s, v8.s[3]
 	FMOVD 8(R10), F12
-	WORD $0x0f08a58c // sshll v12.8h, v12.8b, #0
-	WORD $0x0f10a58b // sshll v11.4s, v12.4h, #0
-	WORD $0x4f10a58c // sshll2 v12.4s, v12.8h, #0
-	WORD $0x4e21d96b // scvtf v11.4s, v11.4s
-	WORD $0x4e21d98c // scvtf v12.4s, v12.4s
+	VTBL V30.B16, [V12.B16], V11.B16
+	VTBL V31.B16, [V12.B16], V12.B16
+	WORD $0x4f28e56b // scvtf v11.4s, v11.4s, #24
+	WORD $0x4f28e58c // scvtf v12.4s, v12.4s, #24
 	WORD $0x4fa81962 // fmla v2.4s, v11.4s, v8.s[3]
 	WORD $0x4fa81983 // fmla v3.4s, v12.4s, v8.s[3]
 	FMOVD 16(R10), F14
-	WORD $0x0f08a5ce // sshll v14.8h, v14.8b, #0
-	WORD $0x0f10a5cd // sshll v13.4s, v14.4h, #0
-	WORD $0x4f10a5ce // sshll2 v14.4s, v14.8h, #0
-	WORD $0x4e21d9ad // scvtf v13.4s, v13.4s
-	WORD $0x4e21d9ce // scvtf v14.4s, v14.4s
+	VTBL V30.B16, [V14.B16], V13.B16
+	VTBL V31.B16, [V14.B16], V14.B16
+	WORD $0x4f28e5ad // scvtf v13.4s, v13.4s, #24
+	WORD $0x4f28e5ce // scvtf v14.4s, v14.4s, #24
 	WORD $0x4fa819a4 // fmla v4.4s, v13.4s, v8.s[3]
 	WORD $0x4fa819c5 // fmla v5.4s, v14.4s, v8.s[3]
 	FMOVD 24(R10), F16
-	WORD $0x0f08a610 // sshll v16.8h, v16.8b, #0
-	WORD $0x0f10a60f // sshll v15.4s, v16.4h, #0
-	WORD $0x4f10a610 // sshll2 v16.4s, v16.8h, #0
-	WORD $0x4e21d9ef // scvtf v15.4s, v15.4s
-	WORD $0x4e21da10 // scvtf v16.4s, v16.4s
+	VTBL V30.B16, [V16.B16], V15.B16
+	VTBL V31.B16, [V16.B16], V16.B16
+	WORD $0x4f28e5ef // scvtf v15.4s, v15.4s, #24
+	WORD $0x4f28e610 // scvtf v16.4s, v16.4s, #24
 	WORD $0x4fa819e6 // fmla v6.4s, v15.4s, v8.s[3]
 	WORD $0x4fa81a07 // fmla v7.4s, v16.4s, v8.s[3]
 	ADD R4, R10, R10
@@ -22750,134 +22498,118 @@ plain46:
 loop47:
 	FMOVQ 0(R11), F8
 	FMOVD 0(R10), F10
-	WORD $0x0f08a54a // sshll v10.8h, v10.8b, #0
-	WORD $0x0f10a549 // sshll v9.4s, v10.4h, #0
-	WORD $0x4f10a54a // sshll2 v10.4s, v10.8h, #0
-	WORD $0x4e21d929 // scvtf v9.4s, v9.4s
-	WORD $0x4e21d94a // scvtf v10.4s, v10.4s
+	VTBL V30.B16, [V10.B16], V9.B16
+	VTBL V31.B16, [V10.B16], V10.B16
+	WORD $0x4f28e529 // scvtf v9.4s, v9.4s, #24
+	WORD $0x4f28e54a // scvtf v10.4s, v10.4s, #24
 	WORD $0x4f881120 // fmla v0.4s, v9.4s, v8.s[0]
 	WORD $0x4f881141 // fmla v1.4s, v10.4s, v8.s[0]
 	FMOVD 8(R10), F12
-	WORD $0x0f08a58c // sshll v12.8h, v12.8b, #0
-	WORD $0x0f10a58b // sshll v11.4s, v12.4h, #0
-	WORD $0x4f10a58c // sshll2 v12.4s, v12.8h, #0
-	WORD $0x4e21d96b // scvtf v11.4s, v11.4s
-	WORD $0x4e21d98c // scvtf v12.4s, v12.4s
+	VTBL V30.B16, [V12.B16], V11.B16
+	VTBL V31.B16, [V12.B16], V12.B16
+	WORD $0x4f28e56b // scvtf v11.4s, v11.4s, #24
+	WORD $0x4f28e58c // scvtf v12.4s, v12.4s, #24
 	WORD $0x4f881162 // fmla v2.4s, v11.4s, v8.s[0]
 	WORD $0x4f881183 // fmla v3.4s, v12.4s, v8.s[0]
 	FMOVD 16(R10), F14
-	WORD $0x0f08a5ce // sshll v14.8h, v14.8b, #0
-	WORD $0x0f10a5cd // sshll v13.4s, v14.4h, #0
-	WORD $0x4f10a5ce // sshll2 v14.4s, v14.8h, #0
-	WORD $0x4e21d9ad // scvtf v13.4s, v13.4s
-	WORD $0x4e21d9ce // scvtf v14.4s, v14.4s
+	VTBL V30.B16, [V14.B16], V13.B16
+	VTBL V31.B16, [V14.B16], V14.B16
+	WORD $0x4f28e5ad // scvtf v13.4s, v13.4s, #24
+	WORD $0x4f28e5ce // scvtf v14.4s, v14.4s, #24
 	WORD $0x4f8811a4 // fmla v4.4s, v13.4s, v8.s[0]
 	WORD $0x4f8811c5 // fmla v5.4s, v14.4s, v8.s[0]
 	FMOVD 24(R10), F16
-	WORD $0x0f08a610 // sshll v16.8h, v16.8b, #0
-	WORD $0x0f10a60f // sshll v15.4s, v16.4h, #0
-	WORD $0x4f10a610 // sshll2 v16.4s, v16.8h, #0
-	WORD $0x4e21d9ef // scvtf v15.4s, v15.4s
-	WORD $0x4e21da10 // scvtf v16.4s, v16.4s
+	VTBL V30.B16, [V16.B16], V15.B16
+	VTBL V31.B16, [V16.B16], V16.B16
+	WORD $0x4f28e5ef // scvtf v15.4s, v15.4s, #24
+	WORD $0x4f28e610 // scvtf v16.4s, v16.4s, #24
 	WORD $0x4f8811e6 // fmla v6.4s, v15.4s, v8.s[0]
 	WORD $0x4f881207 // fmla v7.4s, v16.4s, v8.s[0]
 	ADD R4, R10, R10
 	FMOVD 0(R10), F10
-	WORD $0x0f08a54a // sshll v10.8h, v10.8b, #0
-	WORD $0x0f10a549 // sshll v9.4s, v10.4h, #0
-	WORD $0x4f10a54a // sshll2 v10.4s, v10.8h, #0
-	WORD $0x4e21d929 // scvtf v9.4s, v9.4s
-	WORD $0x4e21d94a // scvtf v10.4s, v10.4s
+	VTBL V30.B16, [V10.B16], V9.B16
+	VTBL V31.B16, [V10.B16], V10.B16
+	WORD $0x4f28e529 // scvtf v9.4s, v9.4s, #24
+	WORD $0x4f28e54a // scvtf v10.4s, v10.4s, #24
 	WORD $0x4fa81120 // fmla v0.4s, v9.4s, v8.s[1]
 	WORD $0x4fa81141 // fmla v1.4s, v10.4s, v8.s[1]
 	FMOVD 8(R10), F12
-	WORD $0x0f08a58c // sshll v12.8h, v12.8b, #0
-	WORD $0x0f10a58b // sshll v11.4s, v12.4h, #0
-	WORD $0x4f10a58c // sshll2 v12.4s, v12.8h, #0
-	WORD $0x4e21d96b // scvtf v11.4s, v11.4s
-	WORD $0x4e21d98c // scvtf v12.4s, v12.4s
+	VTBL V30.B16, [V12.B16], V11.B16
+	VTBL V31.B16, [V12.B16], V12.B16
+	WORD $0x4f28e56b // scvtf v11.4s, v11.4s, #24
+	WORD $0x4f28e58c // scvtf v12.4s, v12.4s, #24
 	WORD $0x4fa81162 // fmla v2.4s, v11.4s, v8.s[1]
 	WORD $0x4fa81183 // fmla v3.4s, v12.4s, v8.s[1]
 	FMOVD 16(R10), F14
-	WORD $0x0f08a5ce // sshll v14.8h, v14.8b, #0
-	WORD $0x0f10a5cd // sshll v13.4s, v14.4h, #0
-	WORD $0x4f10a5ce // sshll2 v14.4s, v14.8h, #0
-	WORD $0x4e21d9ad // scvtf v13.4s, v13.4s
-	WORD $0x4e21d9ce // scvtf v14.4s, v14.4s
+	VTBL V30.B16, [V14.B16], V13.B16
+	VTBL V31.B16, [V14.B16], V14.B16
+	WORD $0x4f28e5ad // scvtf v13.4s, v13.4s, #24
+	WORD $0x4f28e5ce // scvtf v14.4s, v14.4s, #24
 	WORD $0x4fa811a4 // fmla v4.4s, v13.4s, v8.s[1]
 	WORD $0x4fa811c5 // fmla v5.4s, v14.4s, v8.s[1]
 	FMOVD 24(R10), F16
-	WORD $0x0f08a610 // sshll v16.8h, v16.8b, #0
-	WORD $0x0f10a60f // sshll v15.4s, v16.4h, #0
-	WORD $0x4f10a610 // sshll2 v16.4s, v16.8h, #0
-	WORD $0x4e21d9ef // scvtf v15.4s, v15.4s
-	WORD $0x4e21da10 // scvtf v16.4s, v16.4s
+	VTBL V30.B16, [V16.B16], V15.B16
+	VTBL V31.B16, [V16.B16], V16.B16
+	WORD $0x4f28e5ef // scvtf v15.4s, v15.4s, #24
+	WORD $0x4f28e610 // scvtf v16.4s, v16.4s, #24
 	WORD $0x4fa811e6 // fmla v6.4s, v15.4s, v8.s[1]
 	WORD $0x4fa81207 // fmla v7.4s, v16.4s, v8.s[1]
 	ADD R4, R10, R10
 	FMOVD 0(R10), F10
-	WORD $0x0f08a54a // sshll v10.8h, v10.8b, #0
-	WORD $0x0f10a549 // sshll v9.4s, v10.4h, #0
-	WORD $0x4f10a54a // sshll2 v10.4s, v10.8h, #0
-	WORD $0x4e21d929 // scvtf v9.4s, v9.4s
-	WORD $0x4e21d94a // scvtf v10.4s, v10.4s
+	VTBL V30.B16, [V10.B16], V9.B16
+	VTBL V31.B16, [V10.B16], V10.B16
+	WORD $0x4f28e529 // scvtf v9.4s, v9.4s, #24
+	WORD $0x4f28e54a // scvtf v10.4s, v10.4s, #24
 	WORD $0x4f881920 // fmla v0.4s, v9.4s, v8.s[2]
 	WORD $0x4f881941 // fmla v1.4s, v10.4s, v8.s[2]
 	FMOVD 8(R10), F12
-	WORD $0x0f08a58c // sshll v12.8h, v12.8b, #0
-	WORD $0x0f10a58b // sshll v11.4s, v12.4h, #0
-	WORD $0x4f10a58c // sshll2 v12.4s, v12.8h, #0
-	WORD $0x4e21d96b // scvtf v11.4s, v11.4s
-	WORD $0x4e21d98c // scvtf v12.4s, v12.4s
+	VTBL V30.B16, [V12.B16], V11.B16
+	VTBL V31.B16, [V12.B16], V12.B16
+	WORD $0x4f28e56b // scvtf v11.4s, v11.4s, #24
+	WORD $0x4f28e58c // scvtf v12.4s, v12.4s, #24
 	WORD $0x4f881962 // fmla v2.4s, v11.4s, v8.s[2]
 	WORD $0x4f881983 // fmla v3.4s, v12.4s, v8.s[2]
 	FMOVD 16(R10), F14
-	WORD $0x0f08a5ce // sshll v14.8h, v14.8b, #0
-	WORD $0x0f10a5cd // sshll v13.4s, v14.4h, #0
-	WORD $0x4f10a5ce // sshll2 v14.4s, v14.8h, #0
-	WORD $0x4e21d9ad // scvtf v13.4s, v13.4s
-	WORD $0x4e21d9ce // scvtf v14.4s, v14.4s
+	VTBL V30.B16, [V14.B16], V13.B16
+	VTBL V31.B16, [V14.B16], V14.B16
+	WORD $0x4f28e5ad // scvtf v13.4s, v13.4s, #24
+	WORD $0x4f28e5ce // scvtf v14.4s, v14.4s, #24
 	WORD $0x4f8819a4 // fmla v4.4s, v13.4s, v8.s[2]
 	WORD $0x4f8819c5 // fmla v5.4s, v14.4s, v8.s[2]
 	FMOVD 24(R10), F16
-	WORD $0x0f08a610 // sshll v16.8h, v16.8b, #0
-	WORD $0x0f10a60f // sshll v15.4s, v16.4h, #0
-	WORD $0x4f10a610 // sshll2 v16.4s, v16.8h, #0
-	WORD $0x4e21d9ef // scvtf v15.4s, v15.4s
-	WORD $0x4e21da10 // scvtf v16.4s, v16.4s
+	VTBL V30.B16, [V16.B16], V15.B16
+	VTBL V31.B16, [V16.B16], V16.B16
+	WORD $0x4f28e5ef // scvtf v15.4s, v15.4s, #24
+	WORD $0x4f28e610 // scvtf v16.4s, v16.4s, #24
 	WORD $0x4f8819e6 // fmla v6.4s, v15.4s, v8.s[2]
 	WORD $0x4f881a07 // fmla v7.4s, v16.4s, v8.s[2]
 	ADD R4, R10, R10
 	FMOVD 0(R10), F10
-	WORD $0x0f08a54a // sshll v10.8h, v10.8b, #0
-	WORD $0x0f10a549 // sshll v9.4s, v10.4h, #0
-	WORD $0x4f10a54a // sshll2 v10.4s, v10.8h, #0
-	WORD $0x4e21d929 // scvtf v9.4s, v9.4s
-	WORD $0x4e21d94a // scvtf v10.4s, v10.4s
+	VTBL V30.B16, [V10.B16], V9.B16
+	VTBL V31.B16, [V10.B16], V10.B16
+	WORD $0x4f28e529 // scvtf v9.4s, v9.4s, #24
+	WORD $0x4f28e54a // scvtf v10.4s, v10.4s, #24
 	WORD $0x4fa81920 // fmla v0.4s, v9.4s, v8.s[3]
 	WORD $0x4fa81941 // fmla v1.4s, v10.4s, v8.s[3]
 	FMOVD 8(R10), F12
-	WORD $0x0f08a58c // sshll v12.8h, v12.8b, #0
-	WORD $0x0f10a58b // sshll v11.4s, v12.4h, #0
-	WORD $0x4f10a58c // sshll2 v12.4s, v12.8h, #0
-	WORD $0x4e21d96b // scvtf v11.4s, v11.4s
-	WORD $0x4e21d98c // scvtf v12.4s, v12.4s
+	VTBL V30.B16, [V12.B16], V11.B16
+	VTBL V31.B16, [V12.B16], V12.B16
+	WORD $0x4f28e56b // scvtf v11.4s, v11.4s, #24
+	WORD $0x4f28e58c // scvtf v12.4s, v12.4s, #24
 	WORD $0x4fa81962 // fmla v2.4s, v11.4s, v8.s[3]
 	WORD $0x4fa81983 // fmla v3.4s, v12.4s, v8.s[3]
 	FMOVD 16(R10), F14
-	WORD $0x0f08a5ce // sshll v14.8h, v14.8b, #0
-	WORD $0x0f10a5cd // sshll v13.4s, v14.4h, #0
-	WORD $0x4f10a5ce // sshll2 v14.4s, v14.8h, #0
-	WORD $0x4e21d9ad // scvtf v13.4s, v13.4s
-	WORD $0x4e21d9ce // scvtf v14.4s, v14.4s
+	VTBL V30.B16, [V14.B16], V13.B16
+	VTBL V31.B16, [V14.B16], V14.B16
+	WORD $0x4f28e5ad // scvtf v13.4s, v13.4s, #24
+	WORD $0x4f28e5ce // scvtf v14.4s, v14.4s, #24
 	WORD $0x4fa819a4 // fmla v4.4s, v13.4s, v8.s[3]
 	WORD $0x4fa819c5 // fmla v5.4s, v14.4s, v8.s[3]
 	FMOVD 24(R10), F16
-	WORD $0x0f08a610 // sshll v16.8h, v16.8b, #0
-	WORD $0x0f10a60f // sshll v15.4s, v16.4h, #0
-	WORD $0x4f10a610 // sshll2 v16.4s, v16.8h, #0
-	WORD $0x4e21d9ef // scvtf v15.4s, v15.4s
-	WORD $0x4e21da10 // scvtf v16.4s, v16.4s
+	VTBL V30.B16, [V16.B16], V15.B16
+	VTBL V31.B16, [V16.B16], V16.B16
+	WORD $0x4f28e5ef // scvtf v15.4s, v15.4s, #24
+	WORD $0x4f28e610 // scvtf v16.4s, v16.4s, #24
 	WORD $0x4fa819e6 // fmla v6.4s, v15.4s, v8.s[3]
 	WORD $0x4fa81a07 // fmla v7.4s, v16.4s, v8.s[3]
 	ADD R4, R10, R10
@@ -22890,35 +22622,31 @@ short45:
 some48:
 	FMOVS 0(R11), F8
 	FMOVD 0(R10), F10
-	WORD $0x0f08a54a // sshll v10.8h, v10.8b, #0
-	WORD $0x0f10a549 // sshll v9.4s, v10.4h, #0
-	WORD $0x4f10a54a // sshll2 v10.4s, v10.8h, #0
-	WORD $0x4e21d929 // scvtf v9.4s, v9.4s
-	WORD $0x4e21d94a // scvtf v10.4s, v10.4s
+	VTBL V30.B16, [V10.B16], V9.B16
+	VTBL V31.B16, [V10.B16], V10.B16
+	WORD $0x4f28e529 // scvtf v9.4s, v9.4s, #24
+	WORD $0x4f28e54a // scvtf v10.4s, v10.4s, #24
 	WORD $0x4f881120 // fmla v0.4s, v9.4s, v8.s[0]
 	WORD $0x4f881141 // fmla v1.4s, v10.4s, v8.s[0]
 	FMOVD 8(R10), F12
-	WORD $0x0f08a58c // sshll v12.8h, v12.8b, #0
-	WORD $0x0f10a58b // sshll v11.4s, v12.4h, #0
-	WORD $0x4f10a58c // sshll2 v12.4s, v12.8h, #0
-	WORD $0x4e21d96b // scvtf v11.4s, v11.4s
-	WORD $0x4e21d98c // scvtf v12.4s, v12.4s
+	VTBL V30.B16, [V12.B16], V11.B16
+	VTBL V31.B16, [V12.B16], V12.B16
+	WORD $0x4f28e56b // scvtf v11.4s, v11.4s, #24
+	WORD $0x4f28e58c // scvtf v12.4s, v12.4s, #24
 	WORD $0x4f881162 // fmla v2.4s, v11.4s, v8.s[0]
 	WORD $0x4f881183 // fmla v3.4s, v12.4s, v8.s[0]
 	FMOVD 16(R10), F14
-	WORD $0x0f08a5ce // sshll v14.8h, v14.8b, #0
-	WORD $0x0f10a5cd // sshll v13.4s, v14.4h, #0
-	WORD $0x4f10a5ce // sshll2 v14.4s, v14.8h, #0
-	WORD $0x4e21d9ad // scvtf v13.4s, v13.4s
-	WORD $0x4e21d9ce // scvtf v14.4s, v14.4s
+	VTBL V30.B16, [V14.B16], V13.B16
+	VTBL V31.B16, [V14.B16], V14.B16
+	WORD $0x4f28e5ad // scvtf v13.4s, v13.4s, #24
+	WORD $0x4f28e5ce // scvtf v14.4s, v14.4s, #24
 	WORD $0x4f8811a4 // fmla v4.4s, v13.4s, v8.s[0]
 	WORD $0x4f8811c5 // fmla v5.4s, v14.4s, v8.s[0]
 	FMOVD 24(R10), F16
-	WORD $0x0f08a610 // sshll v16.8h, v16.8b, #0
-	WORD $0x0f10a60f // sshll v15.4s, v16.4h, #0
-	WORD $0x4f10a610 // sshll2 v16.4s, v16.8h, #0
-	WORD $0x4e21d9ef // scvtf v15.4s, v15.4s
-	WORD $0x4e21da10 // scvtf v16.4s, v16.4s
+	VTBL V30.B16, [V16.B16], V15.B16
+	VTBL V31.B16, [V16.B16], V16.B16
+	WORD $0x4f28e5ef // scvtf v15.4s, v15.4s, #24
+	WORD $0x4f28e610 // scvtf v16.4s, v16.4s, #24
 	WORD $0x4f8811e6 // fmla v6.4s, v15.4s, v8.s[0]
 	WORD $0x4f881207 // fmla v7.4s, v16.4s, v8.s[0]
 	ADD R4, R10, R10
@@ -22934,35 +22662,31 @@ sparse40:
 	MADD R4, R21, R10, R10
 	FMOVS 0(R11), F8
 	FMOVD 0(R10), F10
-	WORD $0x0f08a54a // sshll v10.8h, v10.8b, #0
-	WORD $0x0f10a549 // sshll v9.4s, v10.4h, #0
-	WORD $0x4f10a54a // sshll2 v10.4s, v10.8h, #0
-	WORD $0x4e21d929 // scvtf v9.4s, v9.4s
-	WORD $0x4e21d94a // scvtf v10.4s, v10.4s
+	VTBL V30.B16, [V10.B16], V9.B16
+	VTBL V31.B16, [V10.B16], V10.B16
+	WORD $0x4f28e529 // scvtf v9.4s, v9.4s, #24
+	WORD $0x4f28e54a // scvtf v10.4s, v10.4s, #24
 	WORD $0x4f881120 // fmla v0.4s, v9.4s, v8.s[0]
 	WORD $0x4f881141 // fmla v1.4s, v10.4s, v8.s[0]
 	FMOVD 8(R10), F12
-	WORD $0x0f08a58c // sshll v12.8h, v12.8b, #0
-	WORD $0x0f10a58b // sshll v11.4s, v12.4h, #0
-	WORD $0x4f10a58c // sshll2 v12.4s, v12.8h, #0
-	WORD $0x4e21d96b // scvtf v11.4s, v11.4s
-	WORD $0x4e21d98c // scvtf v12.4s, v12.4s
+	VTBL V30.B16, [V12.B16], V11.B16
+	VTBL V31.B16, [V12.B16], V12.B16
+	WORD $0x4f28e56b // scvtf v11.4s, v11.4s, #24
+	WORD $0x4f28e58c // scvtf v12.4s, v12.4s, #24
 	WORD $0x4f881162 // fmla v2.4s, v11.4s, v8.s[0]
 	WORD $0x4f881183 // fmla v3.4s, v12.4s, v8.s[0]
 	FMOVD 16(R10), F14
-	WORD $0x0f08a5ce // sshll v14.8h, v14.8b, #0
-	WORD $0x0f10a5cd // sshll v13.4s, v14.4h, #0
-	WORD $0x4f10a5ce // sshll2 v14.4s, v14.8h, #0
-	WORD $0x4e21d9ad // scvtf v13.4s, v13.4s
-	WORD $0x4e21d9ce // scvtf v14.4s, v14.4s
+	VTBL V30.B16, [V14.B16], V13.B16
+	VTBL V31.B16, [V14.B16], V14.B16
+	WORD $0x4f28e5ad // scvtf v13.4s, v13.4s, #24
+	WORD $0x4f28e5ce // scvtf v14.4s, v14.4s, #24
 	WORD $0x4f8811a4 // fmla v4.4s, v13.4s, v8.s[0]
 	WORD $0x4f8811c5 // fmla v5.4s, v14.4s, v8.s[0]
 	FMOVD 24(R10), F16
-	WORD $0x0f08a610 // sshll v16.8h, v16.8b, #0
-	WORD $0x0f10a60f // sshll v15.4s, v16.4h, #0
-	WORD $0x4f10a610 // sshll2 v16.4s, v16.8h, #0
-	WORD $0x4e21d9ef // scvtf v15.4s, v15.4s
-	WORD $0x4e21da10 // scvtf v16.4s, v16.4s
+	VTBL V30.B16, [V16.B16], V15.B16
+	VTBL V31.B16, [V16.B16], V16.B16
+	WORD $0x4f28e5ef // scvtf v15.4s, v15.4s, #24
+	WORD $0x4f28e610 // scvtf v16.4s, v16.4s, #24
 	WORD $0x4f8811e6 // fmla v6.4s, v15.4s, v8.s[0]
 	WORD $0x4f881207 // fmla v7.4s, v16.4s, v8.s[0]
 	ADD R4, R10, R10
@@ -23014,6 +22738,8 @@ less39:
 columns50:
 	CMP $4, R5
 	BLT less51
+	MOVD $tops_neon<>(SB), R23
+	FLDPQ 0(R23), (F30, F31)
 	VEOR V0.B16, V0.B16, V0.B16
 	VEOR V1.B16, V1.B16, V1.B16
 	VEOR V2.B16, V2.B16, V2.B16
@@ -23029,70 +22755,62 @@ columns50:
 asking56:
 	FMOVQ 0(R11), F4
 	FMOVD 0(R10), F6
-	WORD $0x0f08a4c6 // sshll v6.8h, v6.8b, #0
-	WORD $0x0f10a4c5 // sshll v5.4s, v6.4h, #0
-	WORD $0x4f10a4c6 // sshll2 v6.4s, v6.8h, #0
-	WORD $0x4e21d8a5 // scvtf v5.4s, v5.4s
-	WORD $0x4e21d8c6 // scvtf v6.4s, v6.4s
+	VTBL V30.B16, [V6.B16], V5.B16
+	VTBL V31.B16, [V6.B16], V6.B16
+	WORD $0x4f28e4a5 // scvtf v5.4s, v5.4s, #24
+	WORD $0x4f28e4c6 // scvtf v6.4s, v6.4s, #24
 	WORD $0x4f8410a0 // fmla v0.4s, v5.4s, v4.s[0]
 	WORD $0x4f8410c1 // fmla v1.4s, v6.4s, v4.s[0]
 	FMOVD 8(R10), F8
-	WORD $0x0f08a508 // sshll v8.8h, v8.8b, #0
-	WORD $0x0f10a507 // sshll v7.4s, v8.4h, #0
-	WORD $0x4f10a508 // sshll2 v8.4s, v8.8h, #0
-	WORD $0x4e21d8e7 // scvtf v7.4s, v7.4s
-	WORD $0x4e21d908 // scvtf v8.4s, v8.4s
+	VTBL V30.B16, [V8.B16], V7.B16
+	VTBL V31.B16, [V8.B16], V8.B16
+	WORD $0x4f28e4e7 // scvtf v7.4s, v7.4s, #24
+	WORD $0x4f28e508 // scvtf v8.4s, v8.4s, #24
 	WORD $0x4f8410e2 // fmla v2.4s, v7.4s, v4.s[0]
 	WORD $0x4f841103 // fmla v3.4s, v8.4s, v4.s[0]
 	ADD R4, R10, R10
 	FMOVD 0(R10), F6
-	WORD $0x0f08a4c6 // sshll v6.8h, v6.8b, #0
-	WORD $0x0f10a4c5 // sshll v5.4s, v6.4h, #0
-	WORD $0x4f10a4c6 // sshll2 v6.4s, v6.8h, #0
-	WORD $0x4e21d8a5 // scvtf v5.4s, v5.4s
-	WORD $0x4e21d8c6 // scvtf v6.4s, v6.4s
+	VTBL V30.B16, [V6.B16], V5.B16
+	VTBL V31.B16, [V6.B16], V6.B16
+	WORD $0x4f28e4a5 // scvtf v5.4s, v5.4s, #24
+	WORD $0x4f28e4c6 // scvtf v6.4s, v6.4s, #24
 	WORD $0x4fa410a0 // fmla v0.4s, v5.4s, v4.s[1]
 	WORD $0x4fa410c1 // fmla v1.4s, v6.4s, v4.s[1]
 	FMOVD 8(R10), F8
-	WORD $0x0f08a508 // sshll v8.8h, v8.8b, #0
-	WORD $0x0f10a507 // sshll v7.4s, v8.4h, #0
-	WORD $0x4f10a508 // sshll2 v8.4s, v8.8h, #0
-	WORD $0x4e21d8e7 // scvtf v7.4s, v7.4s
-	WORD $0x4e21d908 // scvtf v8.4s, v8.4s
+	VTBL V30.B16, [V8.B16], V7.B16
+	VTBL V31.B16, [V8.B16], V8.B16
+	WORD $0x4f28e4e7 // scvtf v7.4s, v7.4s, #24
+	WORD $0x4f28e508 // scvtf v8.4s, v8.4s, #24
 	WORD $0x4fa410e2 // fmla v2.4s, v7.4s, v4.s[1]
 	WORD $0x4fa41103 // fmla v3.4s, v8.4s, v4.s[1]
 	ADD R4, R10, R10
 	FMOVD 0(R10), F6
-	WORD $0x0f08a4c6 // sshll v6.8h, v6.8b, #0
-	WORD $0x0f10a4c5 // sshll v5.4s, v6.4h, #0
-	WORD $0x4f10a4c6 // sshll2 v6.4s, v6.8h, #0
-	WORD $0x4e21d8a5 // scvtf v5.4s, v5.4s
-	WORD $0x4e21d8c6 // scvtf v6.4s, v6.4s
+	VTBL V30.B16, [V6.B16], V5.B16
+	VTBL V31.B16, [V6.B16], V6.B16
+	WORD $0x4f28e4a5 // scvtf v5.4s, v5.4s, #24
+	WORD $0x4f28e4c6 // scvtf v6.4s, v6.4s, #24
 	WORD $0x4f8418a0 // fmla v0.4s, v5.4s, v4.s[2]
 	WORD $0x4f8418c1 // fmla v1.4s, v6.4s, v4.s[2]
 	FMOVD 8(R10), F8
-	WORD $0x0f08a508 // sshll v8.8h, v8.8b, #0
-	WORD $0x0f10a507 // sshll v7.4s, v8.4h, #0
-	WORD $0x4f10a508 // sshll2 v8.4s, v8.8h, #0
-	WORD $0x4e21d8e7 // scvtf v7.4s, v7.4s
-	WORD $0x4e21d908 // scvtf v8.4s, v8.4s
+	VTBL V30.B16, [V8.B16], V7.B16
+	VTBL V31.B16, [V8.B16], V8.B16
+	WORD $0x4f28e4e7 // scvtf v7.4s, v7.4s, #24
+	WORD $0x4f28e508 // scvtf v8.4s, v8.4s, #24
 	WORD $0x4f8418e2 // fmla v2.4s, v7.4s, v4.s[2]
 	WORD $0x4f841903 // fmla v3.4s, v8.4s, v4.s[2]
 	ADD R4, R10, R10
 	FMOVD 0(R10), F6
-	WORD $0x0f08a4c6 // sshll v6.8h, v6.8b, #0
-	WORD $0x0f10a4c5 // sshll v5.4s, v6.4h, #0
-	WORD $0x4f10a4c6 // sshll2 v6.4s, v6.8h, #0
-	WORD $0x4e21d8a5 // scvtf v5.4s, v5.4s
-	WORD $0x4e21d8c6 // scvtf v6.4s, v6.4s
+	VTBL V30.B16, [V6.B16], V5.B16
+	VTBL V31.B16, [V6.B16], V6.B16
+	WORD $0x4f28e4a5 // scvtf v5.4s, v5.4s, #24
+	WORD $0x4f28e4c6 // scvtf v6.4s, v6.4s, #24
 	WORD $0x4fa418a0 // fmla v0.4s, v5.4s, v4.s[3]
 	WORD $0x4fa418c1 // fmla v1.4s, v6.4s, v4.s[3]
 	FMOVD 8(R10), F8
-	WORD $0x0f08a508 // sshll v8.8h, v8.8b, #0
-	WORD $0x0f10a507 // sshll v7.4s, v8.4h, #0
-	WORD $0x4f10a508 // sshll2 v8.4s, v8.8h, #0
-	WORD $0x4e21d8e7 // scvtf v7.4s, v7.4s
-	WORD $0x4e21d908 // scvtf v8.4s, v8.4s
+	VTBL V30.B16, [V8.B16], V7.B16
+	VTBL V31.B16, [V8.B16], V8.B16
+	WORD $0x4f28e4e7 // scvtf v7.4s, v7.4s, #24
+	WORD $0x4f28e508 // scvtf v8.4s, v8.4s, #24
 	WORD $0x4fa418e2 // fmla v2.4s, v7.4s, v4.s[3]
 	WORD $0x4fa41903 // fmla v3.4s, v8.4s, v4.s[3]
 	ADD R4, R10, R10
@@ -23108,70 +22826,62 @@ plain58:
 loop59:
 	FMOVQ 0(R11), F4
 	FMOVD 0(R10), F6
-	WORD $0x0f08a4c6 // sshll v6.8h, v6.8b, #0
-	WORD $0x0f10a4c5 // sshll v5.4s, v6.4h, #0
-	WORD $0x4f10a4c6 // sshll2 v6.4s, v6.8h, #0
-	WORD $0x4e21d8a5 // scvtf v5.4s, v5.4s
-	WORD $0x4e21d8c6 // scvtf v6.4s, v6.4s
+	VTBL V30.B16, [V6.B16], V5.B16
+	VTBL V31.B16, [V6.B16], V6.B16
+	WORD $0x4f28e4a5 // scvtf v5.4s, v5.4s, #24
+	WORD $0x4f28e4c6 // scvtf v6.4s, v6.4s, #24
 	WORD $0x4f8410a0 // fmla v0.4s, v5.4s, v4.s[0]
 	WORD $0x4f8410c1 // fmla v1.4s, v6.4s, v4.s[0]
 	FMOVD 8(R10), F8
-	WORD $0x0f08a508 // sshll v8.8h, v8.8b, #0
-	WORD $0x0f10a507 // sshll v7.4s, v8.4h, #0
-	WORD $0x4f10a508 // sshll2 v8.4s, v8.8h, #0
-	WORD $0x4e21d8e7 // scvtf v7.4s, v7.4s
-	WORD $0x4e21d908 // scvtf v8.4s, v8.4s
+	VTBL V30.B16, [V8.B16], V7.B16
+	VTBL V31.B16, [V8.B16], V8.B16
+	WORD $0x4f28e4e7 // scvtf v7.4s, v7.4s, #24
+	WORD $0x4f28e508 // scvtf v8.4s, v8.4s, #24
 	WORD $0x4f8410e2 // fmla v2.4s, v7.4s, v4.s[0]
 	WORD $0x4f841103 // fmla v3.4s, v8.4s, v4.s[0]
 	ADD R4, R10, R10
 	FMOVD 0(R10), F6
-	WORD $0x0f08a4c6 // sshll v6.8h, v6.8b, #0
-	WORD $0x0f10a4c5 // sshll v5.4s, v6.4h, #0
-	WORD $0x4f10a4c6 // sshll2 v6.4s, v6.8h, #0
-	WORD $0x4e21d8a5 // scvtf v5.4s, v5.4s
-	WORD $0x4e21d8c6 // scvtf v6.4s, v6.4s
+	VTBL V30.B16, [V6.B16], V5.B16
+	VTBL V31.B16, [V6.B16], V6.B16
+	WORD $0x4f28e4a5 // scvtf v5.4s, v5.4s, #24
+	WORD $0x4f28e4c6 // scvtf v6.4s, v6.4s, #24
 	WORD $0x4fa410a0 // fmla v0.4s, v5.4s, v4.s[1]
 	WORD $0x4fa410c1 // fmla v1.4s, v6.4s, v4.s[1]
 	FMOVD 8(R10), F8
-	WORD $0x0f08a508 // sshll v8.8h, v8.8b, #0
-	WORD $0x0f10a507 // sshll v7.4s, v8.4h, #0
-	WORD $0x4f10a508 // sshll2 v8.4s, v8.8h, #0
-	WORD $0x4e21d8e7 // scvtf v7.4s, v7.4s
-	WORD $0x4e21d908 // scvtf v8.4s, v8.4s
+	VTBL V30.B16, [V8.B16], V7.B16
+	VTBL V31.B16, [V8.B16], V8.B16
+	WORD $0x4f28e4e7 // scvtf v7.4s, v7.4s, #24
+	WORD $0x4f28e508 // scvtf v8.4s, v8.4s, #24
 	WORD $0x4fa410e2 // fmla v2.4s, v7.4s, v4.s[1]
 	WORD $0x4fa41103 // fmla v3.4s, v8.4s, v4.s[1]
 	ADD R4, R10, R10
 	FMOVD 0(R10), F6
-	WORD $0x0f08a4c6 // sshll v6.8h, v6.8b, #0
-	WORD $0x0f10a4c5 // sshll v5.4s, v6.4h, #0
-	WORD $0x4f10a4c6 // sshll2 v6.4s, v6.8h, #0
-	WORD $0x4e21d8a5 // scvtf v5.4s, v5.4s
-	WORD $0x4e21d8c6 // scvtf v6.4s, v6.4s
+	VTBL V30.B16, [V6.B16], V5.B16
+	VTBL V31.B16, [V6.B16], V6.B16
+	WORD $0x4f28e4a5 // scvtf v5.4s, v5.4s, #24
+	WORD $0x4f28e4c6 // scvtf v6.4s, v6.4s, #24
 	WORD $0x4f8418a0 // fmla v0.4s, v5.4s, v4.s[2]
 	WORD $0x4f8418c1 // fmla v1.4s, v6.4s, v4.s[2]
 	FMOVD 8(R10), F8
-	WORD $0x0f08a508 // sshll v8.8h, v8.8b, #0
-	WORD $0x0f10a507 // sshll v7.4s, v8.4h, #0
-	WORD $0x4f10a508 // sshll2 v8.4s, v8.8h, #0
-	WORD $0x4e21d8e7 // scvtf v7.4s, v7.4s
-	WORD $0x4e21d908 // scvtf v8.4s, v8.4s
+	VTBL V30.B16, [V8.B16], V7.B16
+	VTBL V31.B16, [V8.B16], V8.B16
+	WORD $0x4f28e4e7 // scvtf v7.4s, v7.4s, #24
+	WORD $0x4f28e508 // scvtf v8.4s, v8.4s, #24
 	WORD $0x4f8418e2 // fmla v2.4s, v7.4s, v4.s[2]
 	WORD $0x4f841903 // fmla v3.4s, v8.4s, v4.s[2]
 	ADD R4, R10, R10
 	FMOVD 0(R10), F6
-	WORD $0x0f08a4c6 // sshll v6.8h, v6.8b, #0
-	WORD $0x0f10a4c5 // sshll v5.4s, v6.4h, #0
-	WORD $0x4f10a4c6 // sshll2 v6.4s, v6.8h, #0
-	WORD $0x4e21d8a5 // scvtf v5.4s, v5.4s
-	WORD $0x4e21d8c6 // scvtf v6.4s, v6.4s
+	VTBL V30.B16, [V6.B16], V5.B16
+	VTBL V31.B16, [V6.B16], V6.B16
+	WORD $0x4f28e4a5 // scvtf v5.4s, v5.4s, #24
+	WORD $0x4f28e4c6 // scvtf v6.4s, v6.4s, #24
 	WORD $0x4fa418a0 // fmla v0.4s, v5.4s, v4.s[3]
 	WORD $0x4fa418c1 // fmla v1.4s, v6.4s, v4.s[3]
 	FMOVD 8(R10), F8
-	WORD $0x0f08a508 // sshll v8.8h, v8.8b, #0
-	WORD $0x0f10a507 // sshll v7.4s, v8.4h, #0
-	WORD $0x4f10a508 // sshll2 v8.4s, v8.8h, #0
-	WORD $0x4e21d8e7 // scvtf v7.4s, v7.4s
-	WORD $0x4e21d908 // scvtf v8.4s, v8.4s
+	VTBL V30.B16, [V8.B16], V7.B16
+	VTBL V31.B16, [V8.B16], V8.B16
+	WORD $0x4f28e4e7 // scvtf v7.4s, v7.4s, #24
+	WORD $0x4f28e508 // scvtf v8.4s, v8.4s, #24
 	WORD $0x4fa418e2 // fmla v2.4s, v7.4s, v4.s[3]
 	WORD $0x4fa41903 // fmla v3.4s, v8.4s, v4.s[3]
 	ADD R4, R10, R10
@@ -23184,19 +22894,17 @@ short57:
 some60:
 	FMOVS 0(R11), F4
 	FMOVD 0(R10), F6
-	WORD $0x0f08a4c6 // sshll v6.8h, v6.8b, #0
-	WORD $0x0f10a4c5 // sshll v5.4s, v6.4h, #0
-	WORD $0x4f10a4c6 // sshll2 v6.4s, v6.8h, #0
-	WORD $0x4e21d8a5 // scvtf v5.4s, v5.4s
-	WORD $0x4e21d8c6 // scvtf v6.4s, v6.4s
+	VTBL V30.B16, [V6.B16], V5.B16
+	VTBL V31.B16, [V6.B16], V6.B16
+	WORD $0x4f28e4a5 // scvtf v5.4s, v5.4s, #24
+	WORD $0x4f28e4c6 // scvtf v6.4s, v6.4s, #24
 	WORD $0x4f8410a0 // fmla v0.4s, v5.4s, v4.s[0]
 	WORD $0x4f8410c1 // fmla v1.4s, v6.4s, v4.s[0]
 	FMOVD 8(R10), F8
-	WORD $0x0f08a508 // sshll v8.8h, v8.8b, #0
-	WORD $0x0f10a507 // sshll v7.4s, v8.4h, #0
-	WORD $0x4f10a508 // sshll2 v8.4s, v8.8h, #0
-	WORD $0x4e21d8e7 // scvtf v7.4s, v7.4s
-	WORD $0x4e21d908 // scvtf v8.4s, v8.4s
+	VTBL V30.B16, [V8.B16], V7.B16
+	VTBL V31.B16, [V8.B16], V8.B16
+	WORD $0x4f28e4e7 // scvtf v7.4s, v7.4s, #24
+	WORD $0x4f28e508 // scvtf v8.4s, v8.4s, #24
 	WORD $0x4f8410e2 // fmla v2.4s, v7.4s, v4.s[0]
 	WORD $0x4f841103 // fmla v3.4s, v8.4s, v4.s[0]
 	ADD R4, R10, R10
@@ -23212,19 +22920,17 @@ sparse52:
 	MADD R4, R21, R10, R10
 	FMOVS 0(R11), F4
 	FMOVD 0(R10), F6
-	WORD $0x0f08a4c6 // sshll v6.8h, v6.8b, #0
-	WORD $0x0f10a4c5 // sshll v5.4s, v6.4h, #0
-	WORD $0x4f10a4c6 // sshll2 v6.4s, v6.8h, #0
-	WORD $0x4e21d8a5 // scvtf v5.4s, v5.4s
-	WORD $0x4e21d8c6 // scvtf v6.4s, v6.4s
+	VTBL V30.B16, [V6.B16], V5.B16
+	VTBL V31.B16, [V6.B16], V6.B16
+	WORD $0x4f28e4a5 // scvtf v5.4s, v5.4s, #24
+	WORD $0x4f28e4c6 // scvtf v6.4s, v6.4s, #24
 	WORD $0x4f8410a0 // fmla v0.4s, v5.4s, v4.s[0]
 	WORD $0x4f8410c1 // fmla v1.4s, v6.4s, v4.s[0]
 	FMOVD 8(R10), F8
-	WORD $0x0f08a508 // sshll v8.8h, v8.8b, #0
-	WORD $0x0f10a507 // sshll v7.4s, v8.4h, #0
-	WORD $0x4f10a508 // sshll2 v8.4s, v8.8h, #0
-	WORD $0x4e21d8e7 // scvtf v7.4s, v7.4s
-	WORD $0x4e21d908 // scvtf v8.4s, v8.4s
+	VTBL V30.B16, [V8.B16], V7.B16
+	VTBL V31.B16, [V8.B16], V8.B16
+	WORD $0x4f28e4e7 // scvtf v7.4s, v7.4s, #24
+	WORD $0x4f28e508 // scvtf v8.4s, v8.4s, #24
 	WORD $0x4f8410e2 // fmla v2.4s, v7.4s, v4.s[0]
 	WORD $0x4f841103 // fmla v3.4s, v8.4s, v4.s[0]
 	ADD R4, R10, R10
@@ -23276,6 +22982,8 @@ tile8:
 columns63:
 	CMP $8, R5
 	BLT less64
+	MOVD $tops_neon<>(SB), R23
+	FLDPQ 0(R23), (F30, F31)
 	VEOR V0.B16, V0.B16, V0.B16
 	VEOR V1.B16, V1.B16, V1.B16
 	VEOR V2.B16, V2.B16, V2.B16
@@ -23304,82 +23012,74 @@ asking69:
 	FMOVQ 0(R11), F16
 	FMOVQ 256(R11), F17
 	FMOVD 0(R10), F19
-	WORD $0x0f08a673 // sshll v19.8h, v19.8b, #0
-	WORD $0x0f10a672 // sshll v18.4s, v19.4h, #0
-	WORD $0x4f10a673 // sshll2 v19.4s, v19.8h, #0
-	WORD $0x4e21da52 // scvtf v18.4s, v18.4s
-	WORD $0x4e21da73 // scvtf v19.4s, v19.4s
+	VTBL V30.B16, [V19.B16], V18.B16
+	VTBL V31.B16, [V19.B16], V19.B16
+	WORD $0x4f28e652 // scvtf v18.4s, v18.4s, #24
+	WORD $0x4f28e673 // scvtf v19.4s, v19.4s, #24
 	WORD $0x4f901240 // fmla v0.4s, v18.4s, v16.s[0]
 	WORD $0x4f901261 // fmla v1.4s, v19.4s, v16.s[0]
 	WORD $0x4f911248 // fmla v8.4s, v18.4s, v17.s[0]
 	WORD $0x4f911269 // fmla v9.4s, v19.4s, v17.s[0]
 	FMOVD 8(R10), F21
-	WORD $0x0f08a6b5 // sshll v21.8h, v21.8b, #0
-	WORD $0x0f10a6b4 // sshll v20.4s, v21.4h, #0
-	WORD $0x4f10a6b5 // sshll2 v21.4s, v21.8h, #0
-	WORD $0x4e21da94 // scvtf v20.4s, v20.4s
-	WORD $0x4e21dab5 // scvtf v21.4s, v21.4s
+	VTBL V30.B16, [V21.B16], V20.B16
+	VTBL V31.B16, [V21.B16], V21.B16
+	WORD $0x4f28e694 // scvtf v20.4s, v20.4s, #24
+	WORD $0x4f28e6b5 // scvtf v21.4s, v21.4s, #24
 	WORD $0x4f901282 // fmla v2.4s, v20.4s, v16.s[0]
 	WORD $0x4f9012a3 // fmla v3.4s, v21.4s, v16.s[0]
 	WORD $0x4f91128a // fmla v10.4s, v20.4s, v17.s[0]
 	WORD $0x4f9112ab // fmla v11.4s, v21.4s, v17.s[0]
 	FMOVD 16(R10), F23
-	WORD $0x0f08a6f7 // sshll v23.8h, v23.8b, #0
-	WORD $0x0f10a6f6 // sshll v22.4s, v23.4h, #0
-	WORD $0x4f10a6f7 // sshll2 v23.4s, v23.8h, #0
-	WORD $0x4e21dad6 // scvtf v22.4s, v22.4s
-	WORD $0x4e21daf7 // scvtf v23.4s, v23.4s
+	VTBL V30.B16, [V23.B16], V22.B16
+	VTBL V31.B16, [V23.B16], V23.B16
+	WORD $0x4f28e6d6 // scvtf v22.4s, v22.4s, #24
+	WORD $0x4f28e6f7 // scvtf v23.4s, v23.4s, #24
 	WORD $0x4f9012c4 // fmla v4.4s, v22.4s, v16.s[0]
 	WORD $0x4f9012e5 // fmla v5.4s, v23.4s, v16.s[0]
 	WORD $0x4f9112cc // fmla v12.4s, v22.4s, v17.s[0]
 	WORD $0x4f9112ed // fmla v13.4s, v23.4s, v17.s[0]
 	FMOVD 24(R10), F25
-	WORD $0x0f08a739 // sshll v25.8h, v25.8b, #0
-	WORD $0x0f10a738 // sshll v24.4s, v25.4h, #0
-	WORD $0x4f10a739 // sshll2 v25.4s, v25.8h, #0
-	WORD $0x4e21db18 // scvtf v24.4s, v24.4s
-	WORD $0x4e21db39 // scvtf v25.4s, v25.4s
+	VTBL V30.B16, [V25.B16], V24.B16
+	VTBL V31.B16, [V25.B16], V25.B16
+	WORD $0x4f28e718 // scvtf v24.4s, v24.4s, #24
+	WORD $0x4f28e739 // scvtf v25.4s, v25.4s, #24
 	WORD $0x4f901306 // fmla v6.4s, v24.4s, v16.s[0]
 	WORD $0x4f901327 // fmla v7.4s, v25.4s, v16.s[0]
 	WORD $0x4f91130e // fmla v14.4s, v24.4s, v17.s[0]
 	WORD $0x4f91132f // fmla v15.4s, v25.4s, v17.s[0]
 	ADD R4, R10, R10
 	FMOVD 0(R10), F19
-	WORD $0x0f08a673 // sshll v19.8h, v19.8b, #0
-	WORD $0x0f10a672 // sshll v18.4s, v19.4h, #0
-	WORD $0x4f10a673 // sshll2 v19.4s, v19.8h, #0
-	WORD $0x4e21da52 // scvtf v18.4s, v18.4s
-	WORD $0x4e21da73 // scvtf v19.4s, v19.4s
+	VTBL V30.B16, [V19.B16], V18.B16
+	VTBL V31.B16, [V19.B16], V19.B16
+	WORD $0x4f28e652 // scvtf v18.4s, v18.4s, #24
+	WORD $0x4f28e673 // scvtf v19.4s, v19.4s, #24
 	WORD $0x4fb01240 // fmla v0.4s, v18.4s, v16.s[1]
 	WORD $0x4fb01261 // fmla v1.4s, v19.4s, v16.s[1]
 	WORD $0x4fb11248 // fmla v8.4s, v18.4s, v17.s[1]
 	WORD $0x4fb11269 // fmla v9.4s, v19.4s, v17.s[1]
 	FMOVD 8(R10), F21
-	WORD $0x0f08a6b5 // sshll v21.8h, v21.8b, #0
-	WORD $0x0f10a6b4 // sshll v20.4s, v21.4h, #0
-	WORD $0x4f10a6b5 // sshll2 v21.4s, v21.8h, #0
-	WORD $0x4e21da94 // scvtf v20.4s, v20.4s
-	WORD $0x4e21dab5 // scvtf v21.4s, v21.4s
+	VTBL V30.B16, [V21.B16], V20.B16
+	VTBL V31.B16, [V21.B16], V21.B16
+	WORD $0x4f28e694 // scvtf v20.4s, v20.4s, #24
+	WORD $0x4f28e6b5 // scvtf v21.4s, v21.4s, #24
 	WORD $0x4fb01282 // fmla v2.4s, v20.4s, v16.s[1]
 	WORD $0x4fb012a3 // fmla v3.4s, v21.4s, v16.s[1]
 	WORD $0x4fb1128a // fmla v10.4s, v20.4s, v17.s[1]
 	WORD $0x4fb112ab // fmla v11.4s, v21.4s, v17.s[1]
 	FMOVD 16(R10), F23
-	WORD $0x0f08a6f7 // sshll v23.8h, v23.8b, #0
-	WORD $0x0f10a6f6 // sshll v22.4s, v23.4h, #0
-	WORD $0x4f10a6f7 // sshll2 v23.4s, v23.8h, #0
-	WORD $0x4e21dad6 // scvtf v22.4s, v22.4s
-	WORD $0x4e21daf7 // scvtf v23.4s, v23.4s
+	VTBL V30.B16, [V23.B16], V22.B16
+	VTBL V31.B16, [V23.B16], V23.B16
+	WORD $0x4f28e6d6 // scvtf v22.4s, v22.4s, #24
+	WORD $0x4f28e6f7 // scvtf v23.4s, v23.4s, #24
 	WORD $0x4fb012c4 // fmla v4.4s, v22.4s, v16.s[1]
 	WORD $0x4fb012e5 // fmla v5.4s, v23.4s, v16.s[1]
 	WORD $0x4fb112cc // fmla v12.4s, v22.4s, v17.s[1]
 	WORD $0x4fb112ed // fmla v13.4s, v23.4s, v17.s[1]
 	FMOVD 24(R10), F25
-	WORD $0x0f08a739 // sshll v25.8h, v25.8b, #0
-	WORD $0x0f10a738 // sshll v24.4s, v25.4h, #0
-	WORD $0x4f10a739 // sshll2 v25.4s, v25.8h, #0
-	WORD $0x4e21db18 // scvtf v24.4s, v24.4s
-	WORD $0x4e21db39 // scvtf v25.4s, v25.4s
+	VTBL V30.B16, [V25.B16], V24.B16
+	VTBL V31.B16, [V25.B16], V25.B16
+	WORD $0x4f28e718 // scvtf v24.4s, v24.4s, #24
+	WORD $0x4f28e739 // scvtf v25.4s, v25.4s, #24
 	WORD $0x4fb01306 // fmla v6.4s, v24.4s, v16.s[1]
 	WORD $0x4fb01327 // fmla v7.4s, v25.4s, v16.s[1]
 	WORD $0x4fb1130e // fmla v14.4s, v24.4s, v17.s[1]
@@ -23387,82 +23087,74 @@ asking69:
 	ADD R4, R10, R10
 	PRFM 0(R7), PLDL1KEEP
 	FMOVD 0(R10), F19
-	WORD $0x0f08a673 // sshll v19.8h, v19.8b, #0
-	WORD $0x0f10a672 // sshll v18.4s, v19.4h, #0
-	WORD $0x4f10a673 // sshll2 v19.4s, v19.8h, #0
-	WORD $0x4e21da52 // scvtf v18.4s, v18.4s
-	WORD $0x4e21da73 // scvtf v19.4s, v19.4s
+	VTBL V30.B16, [V19.B16], V18.B16
+	VTBL V31.B16, [V19.B16], V19.B16
+	WORD $0x4f28e652 // scvtf v18.4s, v18.4s, #24
+	WORD $0x4f28e673 // scvtf v19.4s, v19.4s, #24
 	WORD $0x4f901a40 // fmla v0.4s, v18.4s, v16.s[2]
 	WORD $0x4f901a61 // fmla v1.4s, v19.4s, v16.s[2]
 	WORD $0x4f911a48 // fmla v8.4s, v18.4s, v17.s[2]
 	WORD $0x4f911a69 // fmla v9.4s, v19.4s, v17.s[2]
 	FMOVD 8(R10), F21
-	WORD $0x0f08a6b5 // sshll v21.8h, v21.8b, #0
-	WORD $0x0f10a6b4 // sshll v20.4s, v21.4h, #0
-	WORD $0x4f10a6b5 // sshll2 v21.4s, v21.8h, #0
-	WORD $0x4e21da94 // scvtf v20.4s, v20.4s
-	WORD $0x4e21dab5 // scvtf v21.4s, v21.4s
+	VTBL V30.B16, [V21.B16], V20.B16
+	VTBL V31.B16, [V21.B16], V21.B16
+	WORD $0x4f28e694 // scvtf v20.4s, v20.4s, #24
+	WORD $0x4f28e6b5 // scvtf v21.4s, v21.4s, #24
 	WORD $0x4f901a82 // fmla v2.4s, v20.4s, v16.s[2]
 	WORD $0x4f901aa3 // fmla v3.4s, v21.4s, v16.s[2]
 	WORD $0x4f911a8a // fmla v10.4s, v20.4s, v17.s[2]
 	WORD $0x4f911aab // fmla v11.4s, v21.4s, v17.s[2]
 	FMOVD 16(R10), F23
-	WORD $0x0f08a6f7 // sshll v23.8h, v23.8b, #0
-	WORD $0x0f10a6f6 // sshll v22.4s, v23.4h, #0
-	WORD $0x4f10a6f7 // sshll2 v23.4s, v23.8h, #0
-	WORD $0x4e21dad6 // scvtf v22.4s, v22.4s
-	WORD $0x4e21daf7 // scvtf v23.4s, v23.4s
+	VTBL V30.B16, [V23.B16], V22.B16
+	VTBL V31.B16, [V23.B16], V23.B16
+	WORD $0x4f28e6d6 // scvtf v22.4s, v22.4s, #24
+	WORD $0x4f28e6f7 // scvtf v23.4s, v23.4s, #24
 	WORD $0x4f901ac4 // fmla v4.4s, v22.4s, v16.s[2]
 	WORD $0x4f901ae5 // fmla v5.4s, v23.4s, v16.s[2]
 	WORD $0x4f911acc // fmla v12.4s, v22.4s, v17.s[2]
 	WORD $0x4f911aed // fmla v13.4s, v23.4s, v17.s[2]
 	FMOVD 24(R10), F25
-	WORD $0x0f08a739 // sshll v25.8h, v25.8b, #0
-	WORD $0x0f10a738 // sshll v24.4s, v25.4h, #0
-	WORD $0x4f10a739 // sshll2 v25.4s, v25.8h, #0
-	WORD $0x4e21db18 // scvtf v24.4s, v24.4s
-	WORD $0x4e21db39 // scvtf v25.4s, v25.4s
+	VTBL V30.B16, [V25.B16], V24.B16
+	VTBL V31.B16, [V25.B16], V25.B16
+	WORD $0x4f28e718 // scvtf v24.4s, v24.4s, #24
+	WORD $0x4f28e739 // scvtf v25.4s, v25.4s, #24
 	WORD $0x4f901b06 // fmla v6.4s, v24.4s, v16.s[2]
 	WORD $0x4f901b27 // fmla v7.4s, v25.4s, v16.s[2]
 	WORD $0x4f911b0e // fmla v14.4s, v24.4s, v17.s[2]
 	WORD $0x4f911b2f // fmla v15.4s, v25.4s, v17.s[2]
 	ADD R4, R10, R10
 	FMOVD 0(R10), F19
-	WORD $0x0f08a673 // sshll v19.8h, v19.8b, #0
-	WORD $0x0f10a672 // sshll v18.4s, v19.4h, #0
-	WORD $0x4f10a673 // sshll2 v19.4s, v19.8h, #0
-	WORD $0x4e21da52 // scvtf v18.4s, v18.4s
-	WORD $0x4e21da73 // scvtf v19.4s, v19.4s
+	VTBL V30.B16, [V19.B16], V18.B16
+	VTBL V31.B16, [V19.B16], V19.B16
+	WORD $0x4f28e652 // scvtf v18.4s, v18.4s, #24
+	WORD $0x4f28e673 // scvtf v19.4s, v19.4s, #24
 	WORD $0x4fb01a40 // fmla v0.4s, v18.4s, v16.s[3]
 	WORD $0x4fb01a61 // fmla v1.4s, v19.4s, v16.s[3]
 	WORD $0x4fb11a48 // fmla v8.4s, v18.4s, v17.s[3]
 	WORD $0x4fb11a69 // fmla v9.4s, v19.4s, v17.s[3]
 	FMOVD 8(R10), F21
-	WORD $0x0f08a6b5 // sshll v21.8h, v21.8b, #0
-	WORD $0x0f10a6b4 // sshll v20.4s, v21.4h, #0
-	WORD $0x4f10a6b5 // sshll2 v21.4s, v21.8h, #0
-	WORD $0x4e21da94 // scvtf v20.4s, v20.4s
-	WORD $0x4e21dab5 // scvtf v21.4s, v21.4s
+	VTBL V30.B16, [V21.B16], V20.B16
+	VTBL V31.B16, [V21.B16], V21.B16
+	WORD $0x4f28e694 // scvtf v20.4s, v20.4s, #24
+	WORD $0x4f28e6b5 // scvtf v21.4s, v21.4s, #24
 	WORD $0x4fb01a82 // fmla v2.4s, v20.4s, v16.s[3]
 	WORD $0x4fb01aa3 // fmla v3.4s, v21.4s, v16.s[3]
 	WORD $0x4fb11a8a // fmla v10.4s, v20.4s, v17.s[3]
 	WORD $0x4fb11aab // fmla v11.4s, v21.4s, v17.s[3]
 	FMOVD 16(R10), F23
-	WORD $0x0f08a6f7 // sshll v23.8h, v23.8b, #0
-	WORD $0x0f10a6f6 // sshll v22.4s, v23.4h, #0
-	WORD $0x4f10a6f7 // sshll2 v23.4s, v23.8h, #0
-	WORD $0x4e21dad6 // scvtf v22.4s, v22.4s
-	WORD $0x4e21daf7 // scvtf v23.4s, v23.4s
+	VTBL V30.B16, [V23.B16], V22.B16
+	VTBL V31.B16, [V23.B16], V23.B16
+	WORD $0x4f28e6d6 // scvtf v22.4s, v22.4s, #24
+	WORD $0x4f28e6f7 // scvtf v23.4s, v23.4s, #24
 	WORD $0x4fb01ac4 // fmla v4.4s, v22.4s, v16.s[3]
 	WORD $0x4fb01ae5 // fmla v5.4s, v23.4s, v16.s[3]
 	WORD $0x4fb11acc // fmla v12.4s, v22.4s, v17.s[3]
 	WORD $0x4fb11aed // fmla v13.4s, v23.4s, v17.s[3]
 	FMOVD 24(R10), F25
-	WORD $0x0f08a739 // sshll v25.8h, v25.8b, #0
-	WORD $0x0f10a738 // sshll v24.4s, v25.4h, #0
-	WORD $0x4f10a739 // sshll2 v25.4s, v25.8h, #0
-	WORD $0x4e21db18 // scvtf v24.4s, v24.4s
-	WORD $0x4e21db39 // scvtf v25.4s, v25.4s
+	VTBL V30.B16, [V25.B16], V24.B16
+	VTBL V31.B16, [V25.B16], V25.B16
+	WORD $0x4f28e718 // scvtf v24.4s, v24.4s, #24
+	WORD $0x4f28e739 // scvtf v25.4s, v25.4s, #24
 	WORD $0x4fb01b06 // fmla v6.4s, v24.4s, v16.s[3]
 	WORD $0x4fb01b27 // fmla v7.4s, v25.4s, v16.s[3]
 	WORD $0x4fb11b0e // fmla v14.4s, v24.4s, v17.s[3]
@@ -23481,164 +23173,148 @@ loop72:
 	FMOVQ 0(R11), F16
 	FMOVQ 256(R11), F17
 	FMOVD 0(R10), F19
-	WORD $0x0f08a673 // sshll v19.8h, v19.8b, #0
-	WORD $0x0f10a672 // sshll v18.4s, v19.4h, #0
-	WORD $0x4f10a673 // sshll2 v19.4s, v19.8h, #0
-	WORD $0x4e21da52 // scvtf v18.4s, v18.4s
-	WORD $0x4e21da73 // scvtf v19.4s, v19.4s
+	VTBL V30.B16, [V19.B16], V18.B16
+	VTBL V31.B16, [V19.B16], V19.B16
+	WORD $0x4f28e652 // scvtf v18.4s, v18.4s, #24
+	WORD $0x4f28e673 // scvtf v19.4s, v19.4s, #24
 	WORD $0x4f901240 // fmla v0.4s, v18.4s, v16.s[0]
 	WORD $0x4f901261 // fmla v1.4s, v19.4s, v16.s[0]
 	WORD $0x4f911248 // fmla v8.4s, v18.4s, v17.s[0]
 	WORD $0x4f911269 // fmla v9.4s, v19.4s, v17.s[0]
 	FMOVD 8(R10), F21
-	WORD $0x0f08a6b5 // sshll v21.8h, v21.8b, #0
-	WORD $0x0f10a6b4 // sshll v20.4s, v21.4h, #0
-	WORD $0x4f10a6b5 // sshll2 v21.4s, v21.8h, #0
-	WORD $0x4e21da94 // scvtf v20.4s, v20.4s
-	WORD $0x4e21dab5 // scvtf v21.4s, v21.4s
+	VTBL V30.B16, [V21.B16], V20.B16
+	VTBL V31.B16, [V21.B16], V21.B16
+	WORD $0x4f28e694 // scvtf v20.4s, v20.4s, #24
+	WORD $0x4f28e6b5 // scvtf v21.4s, v21.4s, #24
 	WORD $0x4f901282 // fmla v2.4s, v20.4s, v16.s[0]
 	WORD $0x4f9012a3 // fmla v3.4s, v21.4s, v16.s[0]
 	WORD $0x4f91128a // fmla v10.4s, v20.4s, v17.s[0]
 	WORD $0x4f9112ab // fmla v11.4s, v21.4s, v17.s[0]
 	FMOVD 16(R10), F23
-	WORD $0x0f08a6f7 // sshll v23.8h, v23.8b, #0
-	WORD $0x0f10a6f6 // sshll v22.4s, v23.4h, #0
-	WORD $0x4f10a6f7 // sshll2 v23.4s, v23.8h, #0
-	WORD $0x4e21dad6 // scvtf v22.4s, v22.4s
-	WORD $0x4e21daf7 // scvtf v23.4s, v23.4s
+	VTBL V30.B16, [V23.B16], V22.B16
+	VTBL V31.B16, [V23.B16], V23.B16
+	WORD $0x4f28e6d6 // scvtf v22.4s, v22.4s, #24
+	WORD $0x4f28e6f7 // scvtf v23.4s, v23.4s, #24
 	WORD $0x4f9012c4 // fmla v4.4s, v22.4s, v16.s[0]
 	WORD $0x4f9012e5 // fmla v5.4s, v23.4s, v16.s[0]
 	WORD $0x4f9112cc // fmla v12.4s, v22.4s, v17.s[0]
 	WORD $0x4f9112ed // fmla v13.4s, v23.4s, v17.s[0]
 	FMOVD 24(R10), F25
-	WORD $0x0f08a739 // sshll v25.8h, v25.8b, #0
-	WORD $0x0f10a738 // sshll v24.4s, v25.4h, #0
-	WORD $0x4f10a739 // sshll2 v25.4s, v25.8h, #0
-	WORD $0x4e21db18 // scvtf v24.4s, v24.4s
-	WORD $0x4e21db39 // scvtf v25.4s, v25.4s
+	VTBL V30.B16, [V25.B16], V24.B16
+	VTBL V31.B16, [V25.B16], V25.B16
+	WORD $0x4f28e718 // scvtf v24.4s, v24.4s, #24
+	WORD $0x4f28e739 // scvtf v25.4s, v25.4s, #24
 	WORD $0x4f901306 // fmla v6.4s, v24.4s, v16.s[0]
 	WORD $0x4f901327 // fmla v7.4s, v25.4s, v16.s[0]
 	WORD $0x4f91130e // fmla v14.4s, v24.4s, v17.s[0]
 	WORD $0x4f91132f // fmla v15.4s, v25.4s, v17.s[0]
 	ADD R4, R10, R10
 	FMOVD 0(R10), F19
-	WORD $0x0f08a673 // sshll v19.8h, v19.8b, #0
-	WORD $0x0f10a672 // sshll v18.4s, v19.4h, #0
-	WORD $0x4f10a673 // sshll2 v19.4s, v19.8h, #0
-	WORD $0x4e21da52 // scvtf v18.4s, v18.4s
-	WORD $0x4e21da73 // scvtf v19.4s, v19.4s
+	VTBL V30.B16, [V19.B16], V18.B16
+	VTBL V31.B16, [V19.B16], V19.B16
+	WORD $0x4f28e652 // scvtf v18.4s, v18.4s, #24
+	WORD $0x4f28e673 // scvtf v19.4s, v19.4s, #24
 	WORD $0x4fb01240 // fmla v0.4s, v18.4s, v16.s[1]
 	WORD $0x4fb01261 // fmla v1.4s, v19.4s, v16.s[1]
 	WORD $0x4fb11248 // fmla v8.4s, v18.4s, v17.s[1]
 	WORD $0x4fb11269 // fmla v9.4s, v19.4s, v17.s[1]
 	FMOVD 8(R10), F21
-	WORD $0x0f08a6b5 // sshll v21.8h, v21.8b, #0
-	WORD $0x0f10a6b4 // sshll v20.4s, v21.4h, #0
-	WORD $0x4f10a6b5 // sshll2 v21.4s, v21.8h, #0
-	WORD $0x4e21da94 // scvtf v20.4s, v20.4s
-	WORD $0x4e21dab5 // scvtf v21.4s, v21.4s
+	VTBL V30.B16, [V21.B16], V20.B16
+	VTBL V31.B16, [V21.B16], V21.B16
+	WORD $0x4f28e694 // scvtf v20.4s, v20.4s, #24
+	WORD $0x4f28e6b5 // scvtf v21.4s, v21.4s, #24
 	WORD $0x4fb01282 // fmla v2.4s, v20.4s, v16.s[1]
 	WORD $0x4fb012a3 // fmla v3.4s, v21.4s, v16.s[1]
 	WORD $0x4fb1128a // fmla v10.4s, v20.4s, v17.s[1]
 	WORD $0x4fb112ab // fmla v11.4s, v21.4s, v17.s[1]
 	FMOVD 16(R10), F23
-	WORD $0x0f08a6f7 // sshll v23.8h, v23.8b, #0
-	WORD $0x0f10a6f6 // sshll v22.4s, v23.4h, #0
-	WORD $0x4f10a6f7 // sshll2 v23.4s, v23.8h, #0
-	WORD $0x4e21dad6 // scvtf v22.4s, v22.4s
-	WORD $0x4e21daf7 // scvtf v23.4s, v23.4s
+	VTBL V30.B16, [V23.B16], V22.B16
+	VTBL V31.B16, [V23.B16], V23.B16
+	WORD $0x4f28e6d6 // scvtf v22.4s, v22.4s, #24
+	WORD $0x4f28e6f7 // scvtf v23.4s, v23.4s, #24
 	WORD $0x4fb012c4 // fmla v4.4s, v22.4s, v16.s[1]
 	WORD $0x4fb012e5 // fmla v5.4s, v23.4s, v16.s[1]
 	WORD $0x4fb112cc // fmla v12.4s, v22.4s, v17.s[1]
 	WORD $0x4fb112ed // fmla v13.4s, v23.4s, v17.s[1]
 	FMOVD 24(R10), F25
-	WORD $0x0f08a739 // sshll v25.8h, v25.8b, #0
-	WORD $0x0f10a738 // sshll v24.4s, v25.4h, #0
-	WORD $0x4f10a739 // sshll2 v25.4s, v25.8h, #0
-	WORD $0x4e21db18 // scvtf v24.4s, v24.4s
-	WORD $0x4e21db39 // scvtf v25.4s, v25.4s
+	VTBL V30.B16, [V25.B16], V24.B16
+	VTBL V31.B16, [V25.B16], V25.B16
+	WORD $0x4f28e718 // scvtf v24.4s, v24.4s, #24
+	WORD $0x4f28e739 // scvtf v25.4s, v25.4s, #24
 	WORD $0x4fb01306 // fmla v6.4s, v24.4s, v16.s[1]
 	WORD $0x4fb01327 // fmla v7.4s, v25.4s, v16.s[1]
 	WORD $0x4fb1130e // fmla v14.4s, v24.4s, v17.s[1]
 	WORD $0x4fb1132f // fmla v15.4s, v25.4s, v17.s[1]
 	ADD R4, R10, R10
 	FMOVD 0(R10), F19
-	WORD $0x0f08a673 // sshll v19.8h, v19.8b, #0
-	WORD $0x0f10a672 // sshll v18.4s, v19.4h, #0
-	WORD $0x4f10a673 // sshll2 v19.4s, v19.8h, #0
-	WORD $0x4e21da52 // scvtf v18.4s, v18.4s
-	WORD $0x4e21da73 // scvtf v19.4s, v19.4s
+	VTBL V30.B16, [V19.B16], V18.B16
+	VTBL V31.B16, [V19.B16], V19.B16
+	WORD $0x4f28e652 // scvtf v18.4s, v18.4s, #24
+	WORD $0x4f28e673 // scvtf v19.4s, v19.4s, #24
 	WORD $0x4f901a40 // fmla v0.4s, v18.4s, v16.s[2]
 	WORD $0x4f901a61 // fmla v1.4s, v19.4s, v16.s[2]
 	WORD $0x4f911a48 // fmla v8.4s, v18.4s, v17.s[2]
 	WORD $0x4f911a69 // fmla v9.4s, v19.4s, v17.s[2]
 	FMOVD 8(R10), F21
-	WORD $0x0f08a6b5 // sshll v21.8h, v21.8b, #0
-	WORD $0x0f10a6b4 // sshll v20.4s, v21.4h, #0
-	WORD $0x4f10a6b5 // sshll2 v21.4s, v21.8h, #0
-	WORD $0x4e21da94 // scvtf v20.4s, v20.4s
-	WORD $0x4e21dab5 // scvtf v21.4s, v21.4s
+	VTBL V30.B16, [V21.B16], V20.B16
+	VTBL V31.B16, [V21.B16], V21.B16
+	WORD $0x4f28e694 // scvtf v20.4s, v20.4s, #24
+	WORD $0x4f28e6b5 // scvtf v21.4s, v21.4s, #24
 	WORD $0x4f901a82 // fmla v2.4s, v20.4s, v16.s[2]
 	WORD $0x4f901aa3 // fmla v3.4s, v21.4s, v16.s[2]
 	WORD $0x4f911a8a // fmla v10.4s, v20.4s, v17.s[2]
 	WORD $0x4f911aab // fmla v11.4s, v21.4s, v17.s[2]
 	FMOVD 16(R10), F23
-	WORD $0x0f08a6f7 // sshll v23.8h, v23.8b, #0
-	WORD $0x0f10a6f6 // sshll v22.4s, v23.4h, #0
-	WORD $0x4f10a6f7 // sshll2 v23.4s, v23.8h, #0
-	WORD $0x4e21dad6 // scvtf v22.4s, v22.4s
-	WORD $0x4e21daf7 // scvtf v23.4s, v23.4s
+	VTBL V30.B16, [V23.B16], V22.B16
+	VTBL V31.B16, [V23.B16], V23.B16
+	WORD $0x4f28e6d6 // scvtf v22.4s, v22.4s, #24
+	WORD $0x4f28e6f7 // scvtf v23.4s, v23.4s, #24
 	WORD $0x4f901ac4 // fmla v4.4s, v22.4s, v16.s[2]
 	WORD $0x4f901ae5 // fmla v5.4s, v23.4s, v16.s[2]
 	WORD $0x4f911acc // fmla v12.4s, v22.4s, v17.s[2]
 	WORD $0x4f911aed // fmla v13.4s, v23.4s, v17.s[2]
 	FMOVD 24(R10), F25
-	WORD $0x0f08a739 // sshll v25.8h, v25.8b, #0
-	WORD $0x0f10a738 // sshll v24.4s, v25.4h, #0
-	WORD $0x4f10a739 // sshll2 v25.4s, v25.8h, #0
-	WORD $0x4e21db18 // scvtf v24.4s, v24.4s
-	WORD $0x4e21db39 // scvtf v25.4s, v25.4s
+	VTBL V30.B16, [V25.B16], V24.B16
+	VTBL V31.B16, [V25.B16], V25.B16
+	WORD $0x4f28e718 // scvtf v24.4s, v24.4s, #24
+	WORD $0x4f28e739 // scvtf v25.4s, v25.4s, #24
 	WORD $0x4f901b06 // fmla v6.4s, v24.4s, v16.s[2]
 	WORD $0x4f901b27 // fmla v7.4s, v25.4s, v16.s[2]
 	WORD $0x4f911b0e // fmla v14.4s, v24.4s, v17.s[2]
 	WORD $0x4f911b2f // fmla v15.4s, v25.4s, v17.s[2]
 	ADD R4, R10, R10
 	FMOVD 0(R10), F19
-	WORD $0x0f08a673 // sshll v19.8h, v19.8b, #0
-	WORD $0x0f10a672 // sshll v18.4s, v19.4h, #0
-	WORD $0x4f10a673 // sshll2 v19.4s, v19.8h, #0
-	WORD $0x4e21da52 // scvtf v18.4s, v18.4s
-	WORD $0x4e21da73 // scvtf v19.4s, v19.4s
+	VTBL V30.B16, [V19.B16], V18.B16
+	VTBL V31.B16, [V19.B16], V19.B16
+	WORD $0x4f28e652 // scvtf v18.4s, v18.4s, #24
+	WORD $0x4f28e673 // scvtf v19.4s, v19.4s, #24
 	WORD $0x4fb01a40 // fmla v0.4s, v18.4s, v16.s[3]
 	WORD $0x4fb01a61 // fmla v1.4s, v19.4s, v16.s[3]
 	WORD $0x4fb11a48 // fmla v8.4s, v18.4s, v17.s[3]
 	WORD $0x4fb11a69 // fmla v9.4s, v19.4s, v17.s[3]
 	FMOVD 8(R10), F21
-	WORD $0x0f08a6b5 // sshll v21.8h, v21.8b, #0
-	WORD $0x0f10a6b4 // sshll v20.4s, v21.4h, #0
-	WORD $0x4f10a6b5 // sshll2 v21.4s, v21.8h, #0
-	WORD $0x4e21da94 // scvtf v20.4s, v20.4s
-	WORD $0x4e21dab5 // scvtf v21.4s, v21.4s
+	VTBL V30.B16, [V21.B16], V20.B16
+	VTBL V31.B16, [V21.B16], V21.B16
+	WORD $0x4f28e694 // scvtf v20.4s, v20.4s, #24
+	WORD $0x4f28e6b5 // scvtf v21.4s, v21.4s, #24
 	WORD $0x4fb01a82 // fmla v2.4s, v20.4s, v16.s[3]
 	WORD $0x4fb01aa3 // fmla v3.4s, v21.4s, v16.s[3]
 	WORD $0x4fb11a8a // fmla v10.4s, v20.4s, v17.s[3]
 	WORD $0x4fb11aab // fmla v11.4s, v21.4s, v17.s[3]
 	FMOVD 16(R10), F23
-	WORD $0x0f08a6f7 // sshll v23.8h, v23.8b, #0
-	WORD $0x0f10a6f6 // sshll v22.4s, v23.4h, #0
-	WORD $0x4f10a6f7 // sshll2 v23.4s, v23.8h, #0
-	WORD $0x4e21dad6 // scvtf v22.4s, v22.4s
-	WORD $0x4e21daf7 // scvtf v23.4s, v23.4s
+	VTBL V30.B16, [V23.B16], V22.B16
+	VTBL V31.B16, [V23.B16], V23.B16
+	WORD $0x4f28e6d6 // scvtf v22.4s, v22.4s, #24
+	WORD $0x4f28e6f7 // scvtf v23.4s, v23.4s, #24
 	WORD $0x4fb01ac4 // fmla v4.4s, v22.4s, v16.s[3]
 	WORD $0x4fb01ae5 // fmla v5.4s, v23.4s, v16.s[3]
 	WORD $0x4fb11acc // fmla v12.4s, v22.4s, v17.s[3]
 	WORD $0x4fb11aed // fmla v13.4s, v23.4s, v17.s[3]
 	FMOVD 24(R10), F25
-	WORD $0x0f08a739 // sshll v25.8h, v25.8b, #0
-	WORD $0x0f10a738 // sshll v24.4s, v25.4h, #0
-	WORD $0x4f10a739 // sshll2 v25.4s, v25.8h, #0
-	WORD $0x4e21db18 // scvtf v24.4s, v24.4s
-	WORD $0x4e21db39 // scvtf v25.4s, v25.4s
+	VTBL V30.B16, [V25.B16], V24.B16
+	VTBL V31.B16, [V25.B16], V25.B16
+	WORD $0x4f28e718 // scvtf v24.4s, v24.4s, #24
+	WORD $0x4f28e739 // scvtf v25.4s, v25.4s, #24
 	WORD $0x4fb01b06 // fmla v6.4s, v24.4s, v16.s[3]
 	WORD $0x4fb01b27 // fmla v7.4s, v25.4s, v16.s[3]
 	WORD $0x4fb11b0e // fmla v14.4s, v24.4s, v17.s[3]
@@ -23654,41 +23330,37 @@ some73:
 	FMOVS 0(R11), F16
 	FMOVS 256(R11), F17
 	FMOVD 0(R10), F19
-	WORD $0x0f08a673 // sshll v19.8h, v19.8b, #0
-	WORD $0x0f10a672 // sshll v18.4s, v19.4h, #0
-	WORD $0x4f10a673 // sshll2 v19.4s, v19.8h, #0
-	WORD $0x4e21da52 // scvtf v18.4s, v18.4s
-	WORD $0x4e21da73 // scvtf v19.4s, v19.4s
+	VTBL V30.B16, [V19.B16], V18.B16
+	VTBL V31.B16, [V19.B16], V19.B16
+	WORD $0x4f28e652 // scvtf v18.4s, v18.4s, #24
+	WORD $0x4f28e673 // scvtf v19.4s, v19.4s, #24
 	WORD $0x4f901240 // fmla v0.4s, v18.4s, v16.s[0]
 	WORD $0x4f901261 // fmla v1.4s, v19.4s, v16.s[0]
 	WORD $0x4f911248 // fmla v8.4s, v18.4s, v17.s[0]
 	WORD $0x4f911269 // fmla v9.4s, v19.4s, v17.s[0]
 	FMOVD 8(R10), F21
-	WORD $0x0f08a6b5 // sshll v21.8h, v21.8b, #0
-	WORD $0x0f10a6b4 // sshll v20.4s, v21.4h, #0
-	WORD $0x4f10a6b5 // sshll2 v21.4s, v21.8h, #0
-	WORD $0x4e21da94 // scvtf v20.4s, v20.4s
-	WORD $0x4e21dab5 // scvtf v21.4s, v21.4s
+	VTBL V30.B16, [V21.B16], V20.B16
+	VTBL V31.B16, [V21.B16], V21.B16
+	WORD $0x4f28e694 // scvtf v20.4s, v20.4s, #24
+	WORD $0x4f28e6b5 // scvtf v21.4s, v21.4s, #24
 	WORD $0x4f901282 // fmla v2.4s, v20.4s, v16.s[0]
 	WORD $0x4f9012a3 // fmla v3.4s, v21.4s, v16.s[0]
 	WORD $0x4f91128a // fmla v10.4s, v20.4s, v17.s[0]
 	WORD $0x4f9112ab // fmla v11.4s, v21.4s, v17.s[0]
 	FMOVD 16(R10), F23
-	WORD $0x0f08a6f7 // sshll v23.8h, v23.8b, #0
-	WORD $0x0f10a6f6 // sshll v22.4s, v23.4h, #0
-	WORD $0x4f10a6f7 // sshll2 v23.4s, v23.8h, #0
-	WORD $0x4e21dad6 // scvtf v22.4s, v22.4s
-	WORD $0x4e21daf7 // scvtf v23.4s, v23.4s
+	VTBL V30.B16, [V23.B16], V22.B16
+	VTBL V31.B16, [V23.B16], V23.B16
+	WORD $0x4f28e6d6 // scvtf v22.4s, v22.4s, #24
+	WORD $0x4f28e6f7 // scvtf v23.4s, v23.4s, #24
 	WORD $0x4f9012c4 // fmla v4.4s, v22.4s, v16.s[0]
 	WORD $0x4f9012e5 // fmla v5.4s, v23.4s, v16.s[0]
 	WORD $0x4f9112cc // fmla v12.4s, v22.4s, v17.s[0]
 	WORD $0x4f9112ed // fmla v13.4s, v23.4s, v17.s[0]
 	FMOVD 24(R10), F25
-	WORD $0x0f08a739 // sshll v25.8h, v25.8b, #0
-	WORD $0x0f10a738 // sshll v24.4s, v25.4h, #0
-	WORD $0x4f10a739 // sshll2 v25.4s, v25.8h, #0
-	WORD $0x4e21db18 // scvtf v24.4s, v24.4s
-	WORD $0x4e21db39 // scvtf v25.4s, v25.4s
+	VTBL V30.B16, [V25.B16], V24.B16
+	VTBL V31.B16, [V25.B16], V25.B16
+	WORD $0x4f28e718 // scvtf v24.4s, v24.4s, #24
+	WORD $0x4f28e739 // scvtf v25.4s, v25.4s, #24
 	WORD $0x4f901306 // fmla v6.4s, v24.4s, v16.s[0]
 	WORD $0x4f901327 // fmla v7.4s, v25.4s, v16.s[0]
 	WORD $0x4f91130e // fmla v14.4s, v24.4s, v17.s[0]
@@ -23707,41 +23379,37 @@ sparse65:
 	FMOVS 0(R11), F16
 	FMOVS 256(R11), F17
 	FMOVD 0(R10), F19
-	WORD $0x0f08a673 // sshll v19.8h, v19.8b, #0
-	WORD $0x0f10a672 // sshll v18.4s, v19.4h, #0
-	WORD $0x4f10a673 // sshll2 v19.4s, v19.8h, #0
-	WORD $0x4e21da52 // scvtf v18.4s, v18.4s
-	WORD $0x4e21da73 // scvtf v19.4s, v19.4s
+	VTBL V30.B16, [V19.B16], V18.B16
+	VTBL V31.B16, [V19.B16], V19.B16
+	WORD $0x4f28e652 // scvtf v18.4s, v18.4s, #24
+	WORD $0x4f28e673 // scvtf v19.4s, v19.4s, #24
 	WORD $0x4f901240 // fmla v0.4s, v18.4s, v16.s[0]
 	WORD $0x4f901261 // fmla v1.4s, v19.4s, v16.s[0]
 	WORD $0x4f911248 // fmla v8.4s, v18.4s, v17.s[0]
 	WORD $0x4f911269 // fmla v9.4s, v19.4s, v17.s[0]
 	FMOVD 8(R10), F21
-	WORD $0x0f08a6b5 // sshll v21.8h, v21.8b, #0
-	WORD $0x0f10a6b4 // sshll v20.4s, v21.4h, #0
-	WORD $0x4f10a6b5 // sshll2 v21.4s, v21.8h, #0
-	WORD $0x4e21da94 // scvtf v20.4s, v20.4s
-	WORD $0x4e21dab5 // scvtf v21.4s, v21.4s
+	VTBL V30.B16, [V21.B16], V20.B16
+	VTBL V31.B16, [V21.B16], V21.B16
+	WORD $0x4f28e694 // scvtf v20.4s, v20.4s, #24
+	WORD $0x4f28e6b5 // scvtf v21.4s, v21.4s, #24
 	WORD $0x4f901282 // fmla v2.4s, v20.4s, v16.s[0]
 	WORD $0x4f9012a3 // fmla v3.4s, v21.4s, v16.s[0]
 	WORD $0x4f91128a // fmla v10.4s, v20.4s, v17.s[0]
 	WORD $0x4f9112ab // fmla v11.4s, v21.4s, v17.s[0]
 	FMOVD 16(R10), F23
-	WORD $0x0f08a6f7 // sshll v23.8h, v23.8b, #0
-	WORD $0x0f10a6f6 // sshll v22.4s, v23.4h, #0
-	WORD $0x4f10a6f7 // sshll2 v23.4s, v23.8h, #0
-	WORD $0x4e21dad6 // scvtf v22.4s, v22.4s
-	WORD $0x4e21daf7 // scvtf v23.4s, v23.4s
+	VTBL V30.B16, [V23.B16], V22.B16
+	VTBL V31.B16, [V23.B16], V23.B16
+	WORD $0x4f28e6d6 // scvtf v22.4s, v22.4s, #24
+	WORD $0x4f28e6f7 // scvtf v23.4s, v23.4s, #24
 	WORD $0x4f9012c4 // fmla v4.4s, v22.4s, v16.s[0]
 	WORD $0x4f9012e5 // fmla v5.4s, v23.4s, v16.s[0]
 	WORD $0x4f9112cc // fmla v12.4s, v22.4s, v17.s[0]
 	WORD $0x4f9112ed // fmla v13.4s, v23.4s, v17.s[0]
 	FMOVD 24(R10), F25
-	WORD $0x0f08a739 // sshll v25.8h, v25.8b, #0
-	WORD $0x0f10a738 // sshll v24.4s, v25.4h, #0
-	WORD $0x4f10a739 // sshll2 v25.4s, v25.8h, #0
-	WORD $0x4e21db18 // scvtf v24.4s, v24.4s
-	WORD $0x4e21db39 // scvtf v25.4s, v25.4s
+	VTBL V30.B16, [V25.B16], V24.B16
+	VTBL V31.B16, [V25.B16], V25.B16
+	WORD $0x4f28e718 // scvtf v24.4s, v24.4s, #24
+	WORD $0x4f28e739 // scvtf v25.4s, v25.4s, #24
 	WORD $0x4f901306 // fmla v6.4s, v24.4s, v16.s[0]
 	WORD $0x4f901327 // fmla v7.4s, v25.4s, v16.s[0]
 	WORD $0x4f91130e // fmla v14.4s, v24.4s, v17.s[0]
@@ -23827,6 +23495,8 @@ less64:
 columns75:
 	CMP $4, R5
 	BLT less76
+	MOVD $tops_neon<>(SB), R23
+	FLDPQ 0(R23), (F30, F31)
 	VEOR V0.B16, V0.B16, V0.B16
 	VEOR V1.B16, V1.B16, V1.B16
 	VEOR V2.B16, V2.B16, V2.B16
@@ -23847,84 +23517,76 @@ asking81:
 	FMOVQ 0(R11), F8
 	FMOVQ 256(R11), F9
 	FMOVD 0(R10), F11
-	WORD $0x0f08a56b // sshll v11.8h, v11.8b, #0
-	WORD $0x0f10a56a // sshll v10.4s, v11.4h, #0
-	WORD $0x4f10a56b // sshll2 v11.4s, v11.8h, #0
-	WORD $0x4e21d94a // scvtf v10.4s, v10.4s
-	WORD $0x4e21d96b // scvtf v11.4s, v11.4s
+	VTBL V30.B16, [V11.B16], V10.B16
+	VTBL V31.B16, [V11.B16], V11.B16
+	WORD $0x4f28e54a // scvtf v10.4s, v10.4s, #24
+	WORD $0x4f28e56b // scvtf v11.4s, v11.4s, #24
 	WORD $0x4f881140 // fmla v0.4s, v10.4s, v8.s[0]
 	WORD $0x4f881161 // fmla v1.4s, v11.4s, v8.s[0]
 	WORD $0x4f891144 // fmla v4.4s, v10.4s, v9.s[0]
 	WORD $0x4f891165 // fmla v5.4s, v11.4s, v9.s[0]
 	FMOVD 8(R10), F13
-	WORD $0x0f08a5ad // sshll v13.8h, v13.8b, #0
-	WORD $0x0f10a5ac // sshll v12.4s, v13.4h, #0
-	WORD $0x4f10a5ad // sshll2 v13.4s, v13.8h, #0
-	WORD $0x4e21d98c // scvtf v12.4s, v12.4s
-	WORD $0x4e21d9ad // scvtf v13.4s, v13.4s
+	VTBL V30.B16, [V13.B16], V12.B16
+	VTBL V31.B16, [V13.B16], V13.B16
+	WORD $0x4f28e58c // scvtf v12.4s, v12.4s, #24
+	WORD $0x4f28e5ad // scvtf v13.4s, v13.4s, #24
 	WORD $0x4f881182 // fmla v2.4s, v12.4s, v8.s[0]
 	WORD $0x4f8811a3 // fmla v3.4s, v13.4s, v8.s[0]
 	WORD $0x4f891186 // fmla v6.4s, v12.4s, v9.s[0]
 	WORD $0x4f8911a7 // fmla v7.4s, v13.4s, v9.s[0]
 	ADD R4, R10, R10
 	FMOVD 0(R10), F11
-	WORD $0x0f08a56b // sshll v11.8h, v11.8b, #0
-	WORD $0x0f10a56a // sshll v10.4s, v11.4h, #0
-	WORD $0x4f10a56b // sshll2 v11.4s, v11.8h, #0
-	WORD $0x4e21d94a // scvtf v10.4s, v10.4s
-	WORD $0x4e21d96b // scvtf v11.4s, v11.4s
+	VTBL V30.B16, [V11.B16], V10.B16
+	VTBL V31.B16, [V11.B16], V11.B16
+	WORD $0x4f28e54a // scvtf v10.4s, v10.4s, #24
+	WORD $0x4f28e56b // scvtf v11.4s, v11.4s, #24
 	WORD $0x4fa81140 // fmla v0.4s, v10.4s, v8.s[1]
 	WORD $0x4fa81161 // fmla v1.4s, v11.4s, v8.s[1]
 	WORD $0x4fa91144 // fmla v4.4s, v10.4s, v9.s[1]
 	WORD $0x4fa91165 // fmla v5.4s, v11.4s, v9.s[1]
 	FMOVD 8(R10), F13
-	WORD $0x0f08a5ad // sshll v13.8h, v13.8b, #0
-	WORD $0x0f10a5ac // sshll v12.4s, v13.4h, #0
-	WORD $0x4f10a5ad // sshll2 v13.4s, v13.8h, #0
-	WORD $0x4e21d98c // scvtf v12.4s, v12.4s
-	WORD $0x4e21d9ad // scvtf v13.4s, v13.4s
+	VTBL V30.B16, [V13.B16], V12.B16
+	VTBL V31.B16, [V13.B16], V13.B16
+	WORD $0x4f28e58c // scvtf v12.4s, v12.4s, #24
+	WORD $0x4f28e5ad // scvtf v13.4s, v13.4s, #24
 	WORD $0x4fa81182 // fmla v2.4s, v12.4s, v8.s[1]
 	WORD $0x4fa811a3 // fmla v3.4s, v13.4s, v8.s[1]
 	WORD $0x4fa91186 // fmla v6.4s, v12.4s, v9.s[1]
 	WORD $0x4fa911a7 // fmla v7.4s, v13.4s, v9.s[1]
 	ADD R4, R10, R10
 	FMOVD 0(R10), F11
-	WORD $0x0f08a56b // sshll v11.8h, v11.8b, #0
-	WORD $0x0f10a56a // sshll v10.4s, v11.4h, #0
-	WORD $0x4f10a56b // sshll2 v11.4s, v11.8h, #0
-	WORD $0x4e21d94a // scvtf v10.4s, v10.4s
-	WORD $0x4e21d96b // scvtf v11.4s, v11.4s
+	VTBL V30.B16, [V11.B16], V10.B16
+	VTBL V31.B16, [V11.B16], V11.B16
+	WORD $0x4f28e54a // scvtf v10.4s, v10.4s, #24
+	WORD $0x4f28e56b // scvtf v11.4s, v11.4s, #24
 	WORD $0x4f881940 // fmla v0.4s, v10.4s, v8.s[2]
 	WORD $0x4f881961 // fmla v1.4s, v11.4s, v8.s[2]
 	WORD $0x4f891944 // fmla v4.4s, v10.4s, v9.s[2]
 	WORD $0x4f891965 // fmla v5.4s, v11.4s, v9.s[2]
 	FMOVD 8(R10), F13
-	WORD $0x0f08a5ad // sshll v13.8h, v13.8b, #0
-	WORD $0x0f10a5ac // sshll v12.4s, v13.4h, #0
-	WORD $0x4f10a5ad // sshll2 v13.4s, v13.8h, #0
-	WORD $0x4e21d98c // scvtf v12.4s, v12.4s
-	WORD $0x4e21d9ad // scvtf v13.4s, v13.4s
+	VTBL V30.B16, [V13.B16], V12.B16
+	VTBL V31.B16, [V13.B16], V13.B16
+	WORD $0x4f28e58c // scvtf v12.4s, v12.4s, #24
+	WORD $0x4f28e5ad // scvtf v13.4s, v13.4s, #24
 	WORD $0x4f881982 // fmla v2.4s, v12.4s, v8.s[2]
 	WORD $0x4f8819a3 // fmla v3.4s, v13.4s, v8.s[2]
 	WORD $0x4f891986 // fmla v6.4s, v12.4s, v9.s[2]
 	WORD $0x4f8919a7 // fmla v7.4s, v13.4s, v9.s[2]
 	ADD R4, R10, R10
 	FMOVD 0(R10), F11
-	WORD $0x0f08a56b // sshll v11.8h, v11.8b, #0
-	WORD $0x0f10a56a // sshll v10.4s, v11.4h, #0
-	WORD $0x4f10a56b // sshll2 v11.4s, v11.8h, #0
-	WORD $0x4e21d94a // scvtf v10.4s, v10.4s
-	WORD $0x4e21d96b // scvtf v11.4s, v11.4s
+	VTBL V30.B16, [V11.B16], V10.B16
+	VTBL V31.B16, [V11.B16], V11.B16
+	WORD $0x4f28e54a // scvtf v10.4s, v10.4s, #24
+	WORD $0x4f28e56b // scvtf v11.4s, v11.4s, #24
 	WORD $0x4fa81940 // fmla v0.4s, v10.4s, v8.s[3]
 	WORD $0x4fa81961 // fmla v1.4s, v11.4s, v8.s[3]
 	WORD $0x4fa91944 // fmla v4.4s, v10.4s, v9.s[3]
 	WORD $0x4fa91965 // fmla v5.4s, v11.4s, v9.s[3]
 	FMOVD 8(R10), F13
-	WORD $0x0f08a5ad // sshll v13.8h, v13.8b, #0
-	WORD $0x0f10a5ac // sshll v12.4s, v13.4h, #0
-	WORD $0x4f10a5ad // sshll2 v13.4s, v13.8h, #0
-	WORD $0x4e21d98c // scvtf v12.4s, v12.4s
-	WORD $0x4e21d9ad // scvtf v13.4s, v13.4s
+	VTBL V30.B16, [V13.B16], V12.B16
+	VTBL V31.B16, [V13.B16], V13.B16
+	WORD $0x4f28e58c // scvtf v12.4s, v12.4s, #24
+	WORD $0x4f28e5ad // scvtf v13.4s, v13.4s, #24
 	WORD $0x4fa81982 // fmla v2.4s, v12.4s, v8.s[3]
 	WORD $0x4fa819a3 // fmla v3.4s, v13.4s, v8.s[3]
 	WORD $0x4fa91986 // fmla v6.4s, v12.4s, v9.s[3]
@@ -23943,84 +23605,76 @@ loop84:
 	FMOVQ 0(R11), F8
 	FMOVQ 256(R11), F9
 	FMOVD 0(R10), F11
-	WORD $0x0f08a56b // sshll v11.8h, v11.8b, #0
-	WORD $0x0f10a56a // sshll v10.4s, v11.4h, #0
-	WORD $0x4f10a56b // sshll2 v11.4s, v11.8h, #0
-	WORD $0x4e21d94a // scvtf v10.4s, v10.4s
-	WORD $0x4e21d96b // scvtf v11.4s, v11.4s
+	VTBL V30.B16, [V11.B16], V10.B16
+	VTBL V31.B16, [V11.B16], V11.B16
+	WORD $0x4f28e54a // scvtf v10.4s, v10.4s, #24
+	WORD $0x4f28e56b // scvtf v11.4s, v11.4s, #24
 	WORD $0x4f881140 // fmla v0.4s, v10.4s, v8.s[0]
 	WORD $0x4f881161 // fmla v1.4s, v11.4s, v8.s[0]
 	WORD $0x4f891144 // fmla v4.4s, v10.4s, v9.s[0]
 	WORD $0x4f891165 // fmla v5.4s, v11.4s, v9.s[0]
 	FMOVD 8(R10), F13
-	WORD $0x0f08a5ad // sshll v13.8h, v13.8b, #0
-	WORD $0x0f10a5ac // sshll v12.4s, v13.4h, #0
-	WORD $0x4f10a5ad // sshll2 v13.4s, v13.8h, #0
-	WORD $0x4e21d98c // scvtf v12.4s, v12.4s
-	WORD $0x4e21d9ad // scvtf v13.4s, v13.4s
+	VTBL V30.B16, [V13.B16], V12.B16
+	VTBL V31.B16, [V13.B16], V13.B16
+	WORD $0x4f28e58c // scvtf v12.4s, v12.4s, #24
+	WORD $0x4f28e5ad // scvtf v13.4s, v13.4s, #24
 	WORD $0x4f881182 // fmla v2.4s, v12.4s, v8.s[0]
 	WORD $0x4f8811a3 // fmla v3.4s, v13.4s, v8.s[0]
 	WORD $0x4f891186 // fmla v6.4s, v12.4s, v9.s[0]
 	WORD $0x4f8911a7 // fmla v7.4s, v13.4s, v9.s[0]
 	ADD R4, R10, R10
 	FMOVD 0(R10), F11
-	WORD $0x0f08a56b // sshll v11.8h, v11.8b, #0
-	WORD $0x0f10a56a // sshll v10.4s, v11.4h, #0
-	WORD $0x4f10a56b // sshll2 v11.4s, v11.8h, #0
-	WORD $0x4e21d94a // scvtf v10.4s, v10.4s
-	WORD $0x4e21d96b // scvtf v11.4s, v11.4s
+	VTBL V30.B16, [V11.B16], V10.B16
+	VTBL V31.B16, [V11.B16], V11.B16
+	WORD $0x4f28e54a // scvtf v10.4s, v10.4s, #24
+	WORD $0x4f28e56b // scvtf v11.4s, v11.4s, #24
 	WORD $0x4fa81140 // fmla v0.4s, v10.4s, v8.s[1]
 	WORD $0x4fa81161 // fmla v1.4s, v11.4s, v8.s[1]
 	WORD $0x4fa91144 // fmla v4.4s, v10.4s, v9.s[1]
 	WORD $0x4fa91165 // fmla v5.4s, v11.4s, v9.s[1]
 	FMOVD 8(R10), F13
-	WORD $0x0f08a5ad // sshll v13.8h, v13.8b, #0
-	WORD $0x0f10a5ac // sshll v12.4s, v13.4h, #0
-	WORD $0x4f10a5ad // sshll2 v13.4s, v13.8h, #0
-	WORD $0x4e21d98c // scvtf v12.4s, v12.4s
-	WORD $0x4e21d9ad // scvtf v13.4s, v13.4s
+	VTBL V30.B16, [V13.B16], V12.B16
+	VTBL V31.B16, [V13.B16], V13.B16
+	WORD $0x4f28e58c // scvtf v12.4s, v12.4s, #24
+	WORD $0x4f28e5ad // scvtf v13.4s, v13.4s, #24
 	WORD $0x4fa81182 // fmla v2.4s, v12.4s, v8.s[1]
 	WORD $0x4fa811a3 // fmla v3.4s, v13.4s, v8.s[1]
 	WORD $0x4fa91186 // fmla v6.4s, v12.4s, v9.s[1]
 	WORD $0x4fa911a7 // fmla v7.4s, v13.4s, v9.s[1]
 	ADD R4, R10, R10
 	FMOVD 0(R10), F11
-	WORD $0x0f08a56b // sshll v11.8h, v11.8b, #0
-	WORD $0x0f10a56a // sshll v10.4s, v11.4h, #0
-	WORD $0x4f10a56b // sshll2 v11.4s, v11.8h, #0
-	WORD $0x4e21d94a // scvtf v10.4s, v10.4s
-	WORD $0x4e21d96b // scvtf v11.4s, v11.4s
+	VTBL V30.B16, [V11.B16], V10.B16
+	VTBL V31.B16, [V11.B16], V11.B16
+	WORD $0x4f28e54a // scvtf v10.4s, v10.4s, #24
+	WORD $0x4f28e56b // scvtf v11.4s, v11.4s, #24
 	WORD $0x4f881940 // fmla v0.4s, v10.4s, v8.s[2]
 	WORD $0x4f881961 // fmla v1.4s, v11.4s, v8.s[2]
 	WORD $0x4f891944 // fmla v4.4s, v10.4s, v9.s[2]
 	WORD $0x4f891965 // fmla v5.4s, v11.4s, v9.s[2]
 	FMOVD 8(R10), F13
-	WORD $0x0f08a5ad // sshll v13.8h, v13.8b, #0
-	WORD $0x0f10a5ac // sshll v12.4s, v13.4h, #0
-	WORD $0x4f10a5ad // sshll2 v13.4s, v13.8h, #0
-	WORD $0x4e21d98c // scvtf v12.4s, v12.4s
-	WORD $0x4e21d9ad // scvtf v13.4s, v13.4s
+	VTBL V30.B16, [V13.B16], V12.B16
+	VTBL V31.B16, [V13.B16], V13.B16
+	WORD $0x4f28e58c // scvtf v12.4s, v12.4s, #24
+	WORD $0x4f28e5ad // scvtf v13.4s, v13.4s, #24
 	WORD $0x4f881982 // fmla v2.4s, v12.4s, v8.s[2]
 	WORD $0x4f8819a3 // fmla v3.4s, v13.4s, v8.s[2]
 	WORD $0x4f891986 // fmla v6.4s, v12.4s, v9.s[2]
 	WORD $0x4f8919a7 // fmla v7.4s, v13.4s, v9.s[2]
 	ADD R4, R10, R10
 	FMOVD 0(R10), F11
-	WORD $0x0f08a56b // sshll v11.8h, v11.8b, #0
-	WORD $0x0f10a56a // sshll v10.4s, v11.4h, #0
-	WORD $0x4f10a56b // sshll2 v11.4s, v11.8h, #0
-	WORD $0x4e21d94a // scvtf v10.4s, v10.4s
-	WORD $0x4e21d96b // scvtf v11.4s, v11.4s
+	VTBL V30.B16, [V11.B16], V10.B16
+	VTBL V31.B16, [V11.B16], V11.B16
+	WORD $0x4f28e54a // scvtf v10.4s, v10.4s, #24
+	WORD $0x4f28e56b // scvtf v11.4s, v11.4s, #24
 	WORD $0x4fa81940 // fmla v0.4s, v10.4s, v8.s[3]
 	WORD $0x4fa81961 // fmla v1.4s, v11.4s, v8.s[3]
 	WORD $0x4fa91944 // fmla v4.4s, v10.4s, v9.s[3]
 	WORD $0x4fa91965 // fmla v5.4s, v11.4s, v9.s[3]
 	FMOVD 8(R10), F13
-	WORD $0x0f08a5ad // sshll v13.8h, v13.8b, #0
-	WORD $0x0f10a5ac // sshll v12.4s, v13.4h, #0
-	WORD $0x4f10a5ad // sshll2 v13.4s, v13.8h, #0
-	WORD $0x4e21d98c // scvtf v12.4s, v12.4s
-	WORD $0x4e21d9ad // scvtf v13.4s, v13.4s
+	VTBL V30.B16, [V13.B16], V12.B16
+	VTBL V31.B16, [V13.B16], V13.B16
+	WORD $0x4f28e58c // scvtf v12.4s, v12.4s, #24
+	WORD $0x4f28e5ad // scvtf v13.4s, v13.4s, #24
 	WORD $0x4fa81982 // fmla v2.4s, v12.4s, v8.s[3]
 	WORD $0x4fa819a3 // fmla v3.4s, v13.4s, v8.s[3]
 	WORD $0x4fa91986 // fmla v6.4s, v12.4s, v9.s[3]
@@ -24036,21 +23690,19 @@ some85:
 	FMOVS 0(R11), F8
 	FMOVS 256(R11), F9
 	FMOVD 0(R10), F11
-	WORD $0x0f08a56b // sshll v11.8h, v11.8b, #0
-	WORD $0x0f10a56a // sshll v10.4s, v11.4h, #0
-	WORD $0x4f10a56b // sshll2 v11.4s, v11.8h, #0
-	WORD $0x4e21d94a // scvtf v10.4s, v10.4s
-	WORD $0x4e21d96b // scvtf v11.4s, v11.4s
+	VTBL V30.B16, [V11.B16], V10.B16
+	VTBL V31.B16, [V11.B16], V11.B16
+	WORD $0x4f28e54a // scvtf v10.4s, v10.4s, #24
+	WORD $0x4f28e56b // scvtf v11.4s, v11.4s, #24
 	WORD $0x4f881140 // fmla v0.4s, v10.4s, v8.s[0]
 	WORD $0x4f881161 // fmla v1.4s, v11.4s, v8.s[0]
 	WORD $0x4f891144 // fmla v4.4s, v10.4s, v9.s[0]
 	WORD $0x4f891165 // fmla v5.4s, v11.4s, v9.s[0]
 	FMOVD 8(R10), F13
-	WORD $0x0f08a5ad // sshll v13.8h, v13.8b, #0
-	WORD $0x0f10a5ac // sshll v12.4s, v13.4h, #0
-	WORD $0x4f10a5ad // sshll2 v13.4s, v13.8h, #0
-	WORD $0x4e21d98c // scvtf v12.4s, v12.4s
-	WORD $0x4e21d9ad // scvtf v13.4s, v13.4s
+	VTBL V30.B16, [V13.B16], V12.B16
+	VTBL V31.B16, [V13.B16], V13.B16
+	WORD $0x4f28e58c // scvtf v12.4s, v12.4s, #24
+	WORD $0x4f28e5ad // scvtf v13.4s, v13.4s, #24
 	WORD $0x4f881182 // fmla v2.4s, v12.4s, v8.s[0]
 	WORD $0x4f8811a3 // fmla v3.4s, v13.4s, v8.s[0]
 	WORD $0x4f891186 // fmla v6.4s, v12.4s, v9.s[0]
@@ -24069,21 +23721,19 @@ sparse77:
 	FMOVS 0(R11), F8
 	FMOVS 256(R11), F9
 	FMOVD 0(R10), F11
-	WORD $0x0f08a56b // sshll v11.8h, v11.8b, #0
-	WORD $0x0f10a56a // sshll v10.4s, v11.4h, #0
-	WORD $0x4f10a56b // sshll2 v11.4s, v11.8h, #0
-	WORD $0x4e21d94a // scvtf v10.4s, v10.4s
-	WORD $0x4e21d96b // scvtf v11.4s, v11.4s
+	VTBL V30.B16, [V11.B16], V10.B16
+	VTBL V31.B16, [V11.B16], V11.B16
+	WORD $0x4f28e54a // scvtf v10.4s, v10.4s, #24
+	WORD $0x4f28e56b // scvtf v11.4s, v11.4s, #24
 	WORD $0x4f881140 // fmla v0.4s, v10.4s, v8.s[0]
 	WORD $0x4f881161 // fmla v1.4s, v11.4s, v8.s[0]
 	WORD $0x4f891144 // fmla v4.4s, v10.4s, v9.s[0]
 	WORD $0x4f891165 // fmla v5.4s, v11.4s, v9.s[0]
 	FMOVD 8(R10), F13
-	WORD $0x0f08a5ad // sshll v13.8h, v13.8b, #0
-	WORD $0x0f10a5ac // sshll v12.4s, v13.4h, #0
-	WORD $0x4f10a5ad // sshll2 v13.4s, v13.8h, #0
-	WORD $0x4e21d98c // scvtf v12.4s, v12.4s
-	WORD $0x4e21d9ad // scvtf v13.4s, v13.4s
+	VTBL V30.B16, [V13.B16], V12.B16
+	VTBL V31.B16, [V13.B16], V13.B16
+	WORD $0x4f28e58c // scvtf v12.4s, v12.4s, #24
+	WORD $0x4f28e5ad // scvtf v13.4s, v13.4s, #24
 	WORD $0x4f881182 // fmla v2.4s, v12.4s, v8.s[0]
 	WORD $0x4f8811a3 // fmla v3.4s, v13.4s, v8.s[0]
 	WORD $0x4f891186 // fmla v6.4s, v12.4s, v9.s[0]
@@ -24156,6 +23806,8 @@ tile9:
 columns88:
 	CMP $8, R5
 	BLT less89
+	MOVD $tops_neon<>(SB), R23
+	FLDPQ 0(R23), (F30, F31)
 	VEOR V0.B16, V0.B16, V0.B16
 	VEOR V1.B16, V1.B16, V1.B16
 	VEOR V2.B16, V2.B16, V2.B16
@@ -24193,201 +23845,185 @@ asking94:
 	FMOVQ 256(R11), F25
 	FMOVQ 512(R11), F26
 	FMOVD 0(R10), F28
-	WORD $0x0f08a79c // sshll v28.8h, v28.8b, #0
-	WORD $0x0f10a79b // sshll v27.4s, v28.4h, #0
-	WORD $0x4f10a79c // sshll2 v28.4s, v28.8h, #0
-	WORD $0x4e21db7b // scvtf v27.4s, v27.4s
-	WORD $0x4e21db9c // scvtf v28.4s, v28.4s
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
 	WORD $0x4f981360 // fmla v0.4s, v27.4s, v24.s[0]
 	WORD $0x4f981381 // fmla v1.4s, v28.4s, v24.s[0]
 	WORD $0x4f991368 // fmla v8.4s, v27.4s, v25.s[0]
 	WORD $0x4f991389 // fmla v9.4s, v28.4s, v25.s[0]
 	WORD $0x4f9a1370 // fmla v16.4s, v27.4s, v26.s[0]
 	WORD $0x4f9a1391 // fmla v17.4s, v28.4s, v26.s[0]
-	FMOVD 8(R10), F30
-	WORD $0x0f08a7de // sshll v30.8h, v30.8b, #0
-	WORD $0x0f10a7dd // sshll v29.4s, v30.4h, #0
-	WORD $0x4f10a7de // sshll2 v30.4s, v30.8h, #0
-	WORD $0x4e21dbbd // scvtf v29.4s, v29.4s
-	WORD $0x4e21dbde // scvtf v30.4s, v30.4s
-	WORD $0x4f9813a2 // fmla v2.4s, v29.4s, v24.s[0]
-	WORD $0x4f9813c3 // fmla v3.4s, v30.4s, v24.s[0]
-	WORD $0x4f9913aa // fmla v10.4s, v29.4s, v25.s[0]
-	WORD $0x4f9913cb // fmla v11.4s, v30.4s, v25.s[0]
-	WORD $0x4f9a13b2 // fmla v18.4s, v29.4s, v26.s[0]
-	WORD $0x4f9a13d3 // fmla v19.4s, v30.4s, v26.s[0]
+	FMOVD 8(R10), F28
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
+	WORD $0x4f981362 // fmla v2.4s, v27.4s, v24.s[0]
+	WORD $0x4f981383 // fmla v3.4s, v28.4s, v24.s[0]
+	WORD $0x4f99136a // fmla v10.4s, v27.4s, v25.s[0]
+	WORD $0x4f99138b // fmla v11.4s, v28.4s, v25.s[0]
+	WORD $0x4f9a1372 // fmla v18.4s, v27.4s, v26.s[0]
+	WORD $0x4f9a1393 // fmla v19.4s, v28.4s, v26.s[0]
 	FMOVD 16(R10), F28
-	WORD $0x0f08a79c // sshll v28.8h, v28.8b, #0
-	WORD $0x0f10a79b // sshll v27.4s, v28.4h, #0
-	WORD $0x4f10a79c // sshll2 v28.4s, v28.8h, #0
-	WORD $0x4e21db7b // scvtf v27.4s, v27.4s
-	WORD $0x4e21db9c // scvtf v28.4s, v28.4s
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
 	WORD $0x4f981364 // fmla v4.4s, v27.4s, v24.s[0]
 	WORD $0x4f981385 // fmla v5.4s, v28.4s, v24.s[0]
 	WORD $0x4f99136c // fmla v12.4s, v27.4s, v25.s[0]
 	WORD $0x4f99138d // fmla v13.4s, v28.4s, v25.s[0]
 	WORD $0x4f9a1374 // fmla v20.4s, v27.4s, v26.s[0]
 	WORD $0x4f9a1395 // fmla v21.4s, v28.4s, v26.s[0]
-	FMOVD 24(R10), F30
-	WORD $0x0f08a7de // sshll v30.8h, v30.8b, #0
-	WORD $0x0f10a7dd // sshll v29.4s, v30.4h, #0
-	WORD $0x4f10a7de // sshll2 v30.4s, v30.8h, #0
-	WORD $0x4e21dbbd // scvtf v29.4s, v29.4s
-	WORD $0x4e21dbde // scvtf v30.4s, v30.4s
-	WORD $0x4f9813a6 // fmla v6.4s, v29.4s, v24.s[0]
-	WORD $0x4f9813c7 // fmla v7.4s, v30.4s, v24.s[0]
-	WORD $0x4f9913ae // fmla v14.4s, v29.4s, v25.s[0]
-	WORD $0x4f9913cf // fmla v15.4s, v30.4s, v25.s[0]
-	WORD $0x4f9a13b6 // fmla v22.4s, v29.4s, v26.s[0]
-	WORD $0x4f9a13d7 // fmla v23.4s, v30.4s, v26.s[0]
+	FMOVD 24(R10), F28
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
+	WORD $0x4f981366 // fmla v6.4s, v27.4s, v24.s[0]
+	WORD $0x4f981387 // fmla v7.4s, v28.4s, v24.s[0]
+	WORD $0x4f99136e // fmla v14.4s, v27.4s, v25.s[0]
+	WORD $0x4f99138f // fmla v15.4s, v28.4s, v25.s[0]
+	WORD $0x4f9a1376 // fmla v22.4s, v27.4s, v26.s[0]
+	WORD $0x4f9a1397 // fmla v23.4s, v28.4s, v26.s[0]
 	ADD R4, R10, R10
 	FMOVD 0(R10), F28
-	WORD $0x0f08a79c // sshll v28.8h, v28.8b, #0
-	WORD $0x0f10a79b // sshll v27.4s, v28.4h, #0
-	WORD $0x4f10a79c // sshll2 v28.4s, v28.8h, #0
-	WORD $0x4e21db7b // scvtf v27.4s, v27.4s
-	WORD $0x4e21db9c // scvtf v28.4s, v28.4s
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
 	WORD $0x4fb81360 // fmla v0.4s, v27.4s, v24.s[1]
 	WORD $0x4fb81381 // fmla v1.4s, v28.4s, v24.s[1]
 	WORD $0x4fb91368 // fmla v8.4s, v27.4s, v25.s[1]
 	WORD $0x4fb91389 // fmla v9.4s, v28.4s, v25.s[1]
 	WORD $0x4fba1370 // fmla v16.4s, v27.4s, v26.s[1]
 	WORD $0x4fba1391 // fmla v17.4s, v28.4s, v26.s[1]
-	FMOVD 8(R10), F30
-	WORD $0x0f08a7de // sshll v30.8h, v30.8b, #0
-	WORD $0x0f10a7dd // sshll v29.4s, v30.4h, #0
-	WORD $0x4f10a7de // sshll2 v30.4s, v30.8h, #0
-	WORD $0x4e21dbbd // scvtf v29.4s, v29.4s
-	WORD $0x4e21dbde // scvtf v30.4s, v30.4s
-	WORD $0x4fb813a2 // fmla v2.4s, v29.4s, v24.s[1]
-	WORD $0x4fb813c3 // fmla v3.4s, v30.4s, v24.s[1]
-	WORD $0x4fb913aa // fmla v10.4s, v29.4s, v25.s[1]
-	WORD $0x4fb913cb // fmla v11.4s, v30.4s, v25.s[1]
-	WORD $0x4fba13b2 // fmla v18.4s, v29.4s, v26.s[1]
-	WORD $0x4fba13d3 // fmla v19.4s, v30.4s, v26.s[1]
+	FMOVD 8(R10), F28
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
+	WORD $0x4fb81362 // fmla v2.4s, v27.4s, v24.s[1]
+	WORD $0x4fb81383 // fmla v3.4s, v28.4s, v24.s[1]
+	WORD $0x4fb9136a // fmla v10.4s, v27.4s, v25.s[1]
+	WORD $0x4fb9138b // fmla v11.4s, v28.4s, v25.s[1]
+	WORD $0x4fba1372 // fmla v18.4s, v27.4s, v26.s[1]
+	WORD $0x4fba1393 // fmla v19.4s, v28.4s, v26.s[1]
 	FMOVD 16(R10), F28
-	WORD $0x0f08a79c // sshll v28.8h, v28.8b, #0
-	WORD $0x0f10a79b // sshll v27.4s, v28.4h, #0
-	WORD $0x4f10a79c // sshll2 v28.4s, v28.8h, #0
-	WORD $0x4e21db7b // scvtf v27.4s, v27.4s
-	WORD $0x4e21db9c // scvtf v28.4s, v28.4s
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
 	WORD $0x4fb81364 // fmla v4.4s, v27.4s, v24.s[1]
 	WORD $0x4fb81385 // fmla v5.4s, v28.4s, v24.s[1]
 	WORD $0x4fb9136c // fmla v12.4s, v27.4s, v25.s[1]
 	WORD $0x4fb9138d // fmla v13.4s, v28.4s, v25.s[1]
 	WORD $0x4fba1374 // fmla v20.4s, v27.4s, v26.s[1]
 	WORD $0x4fba1395 // fmla v21.4s, v28.4s, v26.s[1]
-	FMOVD 24(R10), F30
-	WORD $0x0f08a7de // sshll v30.8h, v30.8b, #0
-	WORD $0x0f10a7dd // sshll v29.4s, v30.4h, #0
-	WORD $0x4f10a7de // sshll2 v30.4s, v30.8h, #0
-	WORD $0x4e21dbbd // scvtf v29.4s, v29.4s
-	WORD $0x4e21dbde // scvtf v30.4s, v30.4s
-	WORD $0x4fb813a6 // fmla v6.4s, v29.4s, v24.s[1]
-	WORD $0x4fb813c7 // fmla v7.4s, v30.4s, v24.s[1]
-	WORD $0x4fb913ae // fmla v14.4s, v29.4s, v25.s[1]
-	WORD $0x4fb913cf // fmla v15.4s, v30.4s, v25.s[1]
-	WORD $0x4fba13b6 // fmla v22.4s, v29.4s, v26.s[1]
-	WORD $0x4fba13d7 // fmla v23.4s, v30.4s, v26.s[1]
+	FMOVD 24(R10), F28
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
+	WORD $0x4fb81366 // fmla v6.4s, v27.4s, v24.s[1]
+	WORD $0x4fb81387 // fmla v7.4s, v28.4s, v24.s[1]
+	WORD $0x4fb9136e // fmla v14.4s, v27.4s, v25.s[1]
+	WORD $0x4fb9138f // fmla v15.4s, v28.4s, v25.s[1]
+	WORD $0x4fba1376 // fmla v22.4s, v27.4s, v26.s[1]
+	WORD $0x4fba1397 // fmla v23.4s, v28.4s, v26.s[1]
 	ADD R4, R10, R10
 	PRFM 0(R7), PLDL1KEEP
 	FMOVD 0(R10), F28
-	WORD $0x0f08a79c // sshll v28.8h, v28.8b, #0
-	WORD $0x0f10a79b // sshll v27.4s, v28.4h, #0
-	WORD $0x4f10a79c // sshll2 v28.4s, v28.8h, #0
-	WORD $0x4e21db7b // scvtf v27.4s, v27.4s
-	WORD $0x4e21db9c // scvtf v28.4s, v28.4s
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
 	WORD $0x4f981b60 // fmla v0.4s, v27.4s, v24.s[2]
 	WORD $0x4f981b81 // fmla v1.4s, v28.4s, v24.s[2]
 	WORD $0x4f991b68 // fmla v8.4s, v27.4s, v25.s[2]
 	WORD $0x4f991b89 // fmla v9.4s, v28.4s, v25.s[2]
 	WORD $0x4f9a1b70 // fmla v16.4s, v27.4s, v26.s[2]
 	WORD $0x4f9a1b91 // fmla v17.4s, v28.4s, v26.s[2]
-	FMOVD 8(R10), F30
-	WORD $0x0f08a7de // sshll v30.8h, v30.8b, #0
-	WORD $0x0f10a7dd // sshll v29.4s, v30.4h, #0
-	WORD $0x4f10a7de // sshll2 v30.4s, v30.8h, #0
-	WORD $0x4e21dbbd // scvtf v29.4s, v29.4s
-	WORD $0x4e21dbde // scvtf v30.4s, v30.4s
-	WORD $0x4f981ba2 // fmla v2.4s, v29.4s, v24.s[2]
-	WORD $0x4f981bc3 // fmla v3.4s, v30.4s, v24.s[2]
-	WORD $0x4f991baa // fmla v10.4s, v29.4s, v25.s[2]
-	WORD $0x4f991bcb // fmla v11.4s, v30.4s, v25.s[2]
-	WORD $0x4f9a1bb2 // fmla v18.4s, v29.4s, v26.s[2]
-	WORD $0x4f9a1bd3 // fmla v19.4s, v30.4s, v26.s[2]
+	FMOVD 8(R10), F28
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
+	WORD $0x4f981b62 // fmla v2.4s, v27.4s, v24.s[2]
+	WORD $0x4f981b83 // fmla v3.4s, v28.4s, v24.s[2]
+	WORD $0x4f991b6a // fmla v10.4s, v27.4s, v25.s[2]
+	WORD $0x4f991b8b // fmla v11.4s, v28.4s, v25.s[2]
+	WORD $0x4f9a1b72 // fmla v18.4s, v27.4s, v26.s[2]
+	WORD $0x4f9a1b93 // fmla v19.4s, v28.4s, v26.s[2]
 	FMOVD 16(R10), F28
-	WORD $0x0f08a79c // sshll v28.8h, v28.8b, #0
-	WORD $0x0f10a79b // sshll v27.4s, v28.4h, #0
-	WORD $0x4f10a79c // sshll2 v28.4s, v28.8h, #0
-	WORD $0x4e21db7b // scvtf v27.4s, v27.4s
-	WORD $0x4e21db9c // scvtf v28.4s, v28.4s
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
 	WORD $0x4f981b64 // fmla v4.4s, v27.4s, v24.s[2]
 	WORD $0x4f981b85 // fmla v5.4s, v28.4s, v24.s[2]
 	WORD $0x4f991b6c // fmla v12.4s, v27.4s, v25.s[2]
 	WORD $0x4f991b8d // fmla v13.4s, v28.4s, v25.s[2]
 	WORD $0x4f9a1b74 // fmla v20.4s, v27.4s, v26.s[2]
 	WORD $0x4f9a1b95 // fmla v21.4s, v28.4s, v26.s[2]
-	FMOVD 24(R10), F30
-	WORD $0x0f08a7de // sshll v30.8h, v30.8b, #0
-	WORD $0x0f10a7dd // sshll v29.4s, v30.4h, #0
-	WORD $0x4f10a7de // sshll2 v30.4s, v30.8h, #0
-	WORD $0x4e21dbbd // scvtf v29.4s, v29.4s
-	WORD $0x4e21dbde // scvtf v30.4s, v30.4s
-	WORD $0x4f981ba6 // fmla v6.4s, v29.4s, v24.s[2]
-	WORD $0x4f981bc7 // fmla v7.4s, v30.4s, v24.s[2]
-	WORD $0x4f991bae // fmla v14.4s, v29.4s, v25.s[2]
-	WORD $0x4f991bcf // fmla v15.4s, v30.4s, v25.s[2]
-	WORD $0x4f9a1bb6 // fmla v22.4s, v29.4s, v26.s[2]
-	WORD $0x4f9a1bd7 // fmla v23.4s, v30.4s, v26.s[2]
+	FMOVD 24(R10), F28
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
+	WORD $0x4f981b66 // fmla v6.4s, v27.4s, v24.s[2]
+	WORD $0x4f981b87 // fmla v7.4s, v28.4s, v24.s[2]
+	WORD $0x4f991b6e // fmla v14.4s, v27.4s, v25.s[2]
+	WORD $0x4f991b8f // fmla v15.4s, v28.4s, v25.s[2]
+	WORD $0x4f9a1b76 // fmla v22.4s, v27.4s, v26.s[2]
+	WORD $0x4f9a1b97 // fmla v23.4s, v28.4s, v26.s[2]
 	ADD R4, R10, R10
 	FMOVD 0(R10), F28
-	WORD $0x0f08a79c // sshll v28.8h, v28.8b, #0
-	WORD $0x0f10a79b // sshll v27.4s, v28.4h, #0
-	WORD $0x4f10a79c // sshll2 v28.4s, v28.8h, #0
-	WORD $0x4e21db7b // scvtf v27.4s, v27.4s
-	WORD $0x4e21db9c // scvtf v28.4s, v28.4s
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
 	WORD $0x4fb81b60 // fmla v0.4s, v27.4s, v24.s[3]
 	WORD $0x4fb81b81 // fmla v1.4s, v28.4s, v24.s[3]
 	WORD $0x4fb91b68 // fmla v8.4s, v27.4s, v25.s[3]
 	WORD $0x4fb91b89 // fmla v9.4s, v28.4s, v25.s[3]
 	WORD $0x4fba1b70 // fmla v16.4s, v27.4s, v26.s[3]
 	WORD $0x4fba1b91 // fmla v17.4s, v28.4s, v26.s[3]
-	FMOVD 8(R10), F30
-	WORD $0x0f08a7de // sshll v30.8h, v30.8b, #0
-	WORD $0x0f10a7dd // sshll v29.4s, v30.4h, #0
-	WORD $0x4f10a7de // sshll2 v30.4s, v30.8h, #0
-	WORD $0x4e21dbbd // scvtf v29.4s, v29.4s
-	WORD $0x4e21dbde // scvtf v30.4s, v30.4s
-	WORD $0x4fb81ba2 // fmla v2.4s, v29.4s, v24.s[3]
-	WORD $0x4fb81bc3 // fmla v3.4s, v30.4s, v24.s[3]
-	WORD $0x4fb91baa // fmla v10.4s, v29.4s, v25.s[3]
-	WORD $0x4fb91bcb // fmla v11.4s, v30.4s, v25.s[3]
-	WORD $0x4fba1bb2 // fmla v18.4s, v29.4s, v26.s[3]
-	WORD $0x4fba1bd3 // fmla v19.4s, v30.4s, v26.s[3]
+	FMOVD 8(R10), F28
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
+	WORD $0x4fb81b62 // fmla v2.4s, v27.4s, v24.s[3]
+	WORD $0x4fb81b83 // fmla v3.4s, v28.4s, v24.s[3]
+	WORD $0x4fb91b6a // fmla v10.4s, v27.4s, v25.s[3]
+	WORD $0x4fb91b8b // fmla v11.4s, v28.4s, v25.s[3]
+	WORD $0x4fba1b72 // fmla v18.4s, v27.4s, v26.s[3]
+	WORD $0x4fba1b93 // fmla v19.4s, v28.4s, v26.s[3]
 	FMOVD 16(R10), F28
-	WORD $0x0f08a79c // sshll v28.8h, v28.8b, #0
-	WORD $0x0f10a79b // sshll v27.4s, v28.4h, #0
-	WORD $0x4f10a79c // sshll2 v28.4s, v28.8h, #0
-	WORD $0x4e21db7b // scvtf v27.4s, v27.4s
-	WORD $0x4e21db9c // scvtf v28.4s, v28.4s
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
 	WORD $0x4fb81b64 // fmla v4.4s, v27.4s, v24.s[3]
 	WORD $0x4fb81b85 // fmla v5.4s, v28.4s, v24.s[3]
 	WORD $0x4fb91b6c // fmla v12.4s, v27.4s, v25.s[3]
 	WORD $0x4fb91b8d // fmla v13.4s, v28.4s, v25.s[3]
 	WORD $0x4fba1b74 // fmla v20.4s, v27.4s, v26.s[3]
 	WORD $0x4fba1b95 // fmla v21.4s, v28.4s, v26.s[3]
-	FMOVD 24(R10), F30
-	WORD $0x0f08a7de // sshll v30.8h, v30.8b, #0
-	WORD $0x0f10a7dd // sshll v29.4s, v30.4h, #0
-	WORD $0x4f10a7de // sshll2 v30.4s, v30.8h, #0
-	WORD $0x4e21dbbd // scvtf v29.4s, v29.4s
-	WORD $0x4e21dbde // scvtf v30.4s, v30.4s
-	WORD $0x4fb81ba6 // fmla v6.4s, v29.4s, v24.s[3]
-	WORD $0x4fb81bc7 // fmla v7.4s, v30.4s, v24.s[3]
-	WORD $0x4fb91bae // fmla v14.4s, v29.4s, v25.s[3]
-	WORD $0x4fb91bcf // fmla v15.4s, v30.4s, v25.s[3]
-	WORD $0x4fba1bb6 // fmla v22.4s, v29.4s, v26.s[3]
-	WORD $0x4fba1bd7 // fmla v23.4s, v30.4s, v26.s[3]
+	FMOVD 24(R10), F28
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
+	WORD $0x4fb81b66 // fmla v6.4s, v27.4s, v24.s[3]
+	WORD $0x4fb81b87 // fmla v7.4s, v28.4s, v24.s[3]
+	WORD $0x4fb91b6e // fmla v14.4s, v27.4s, v25.s[3]
+	WORD $0x4fb91b8f // fmla v15.4s, v28.4s, v25.s[3]
+	WORD $0x4fba1b76 // fmla v22.4s, v27.4s, v26.s[3]
+	WORD $0x4fba1b97 // fmla v23.4s, v28.4s, v26.s[3]
 	ADD R4, R10, R10
 	PRFM 64(R7), PLDL1KEEP
 	ADD $128, R7, R7
@@ -24403,200 +24039,184 @@ loop97:
 	FMOVQ 256(R11), F25
 	FMOVQ 512(R11), F26
 	FMOVD 0(R10), F28
-	WORD $0x0f08a79c // sshll v28.8h, v28.8b, #0
-	WORD $0x0f10a79b // sshll v27.4s, v28.4h, #0
-	WORD $0x4f10a79c // sshll2 v28.4s, v28.8h, #0
-	WORD $0x4e21db7b // scvtf v27.4s, v27.4s
-	WORD $0x4e21db9c // scvtf v28.4s, v28.4s
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
 	WORD $0x4f981360 // fmla v0.4s, v27.4s, v24.s[0]
 	WORD $0x4f981381 // fmla v1.4s, v28.4s, v24.s[0]
 	WORD $0x4f991368 // fmla v8.4s, v27.4s, v25.s[0]
 	WORD $0x4f991389 // fmla v9.4s, v28.4s, v25.s[0]
 	WORD $0x4f9a1370 // fmla v16.4s, v27.4s, v26.s[0]
 	WORD $0x4f9a1391 // fmla v17.4s, v28.4s, v26.s[0]
-	FMOVD 8(R10), F30
-	WORD $0x0f08a7de // sshll v30.8h, v30.8b, #0
-	WORD $0x0f10a7dd // sshll v29.4s, v30.4h, #0
-	WORD $0x4f10a7de // sshll2 v30.4s, v30.8h, #0
-	WORD $0x4e21dbbd // scvtf v29.4s, v29.4s
-	WORD $0x4e21dbde // scvtf v30.4s, v30.4s
-	WORD $0x4f9813a2 // fmla v2.4s, v29.4s, v24.s[0]
-	WORD $0x4f9813c3 // fmla v3.4s, v30.4s, v24.s[0]
-	WORD $0x4f9913aa // fmla v10.4s, v29.4s, v25.s[0]
-	WORD $0x4f9913cb // fmla v11.4s, v30.4s, v25.s[0]
-	WORD $0x4f9a13b2 // fmla v18.4s, v29.4s, v26.s[0]
-	WORD $0x4f9a13d3 // fmla v19.4s, v30.4s, v26.s[0]
+	FMOVD 8(R10), F28
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
+	WORD $0x4f981362 // fmla v2.4s, v27.4s, v24.s[0]
+	WORD $0x4f981383 // fmla v3.4s, v28.4s, v24.s[0]
+	WORD $0x4f99136a // fmla v10.4s, v27.4s, v25.s[0]
+	WORD $0x4f99138b // fmla v11.4s, v28.4s, v25.s[0]
+	WORD $0x4f9a1372 // fmla v18.4s, v27.4s, v26.s[0]
+	WORD $0x4f9a1393 // fmla v19.4s, v28.4s, v26.s[0]
 	FMOVD 16(R10), F28
-	WORD $0x0f08a79c // sshll v28.8h, v28.8b, #0
-	WORD $0x0f10a79b // sshll v27.4s, v28.4h, #0
-	WORD $0x4f10a79c // sshll2 v28.4s, v28.8h, #0
-	WORD $0x4e21db7b // scvtf v27.4s, v27.4s
-	WORD $0x4e21db9c // scvtf v28.4s, v28.4s
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
 	WORD $0x4f981364 // fmla v4.4s, v27.4s, v24.s[0]
 	WORD $0x4f981385 // fmla v5.4s, v28.4s, v24.s[0]
 	WORD $0x4f99136c // fmla v12.4s, v27.4s, v25.s[0]
 	WORD $0x4f99138d // fmla v13.4s, v28.4s, v25.s[0]
 	WORD $0x4f9a1374 // fmla v20.4s, v27.4s, v26.s[0]
 	WORD $0x4f9a1395 // fmla v21.4s, v28.4s, v26.s[0]
-	FMOVD 24(R10), F30
-	WORD $0x0f08a7de // sshll v30.8h, v30.8b, #0
-	WORD $0x0f10a7dd // sshll v29.4s, v30.4h, #0
-	WORD $0x4f10a7de // sshll2 v30.4s, v30.8h, #0
-	WORD $0x4e21dbbd // scvtf v29.4s, v29.4s
-	WORD $0x4e21dbde // scvtf v30.4s, v30.4s
-	WORD $0x4f9813a6 // fmla v6.4s, v29.4s, v24.s[0]
-	WORD $0x4f9813c7 // fmla v7.4s, v30.4s, v24.s[0]
-	WORD $0x4f9913ae // fmla v14.4s, v29.4s, v25.s[0]
-	WORD $0x4f9913cf // fmla v15.4s, v30.4s, v25.s[0]
-	WORD $0x4f9a13b6 // fmla v22.4s, v29.4s, v26.s[0]
-	WORD $0x4f9a13d7 // fmla v23.4s, v30.4s, v26.s[0]
+	FMOVD 24(R10), F28
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
+	WORD $0x4f981366 // fmla v6.4s, v27.4s, v24.s[0]
+	WORD $0x4f981387 // fmla v7.4s, v28.4s, v24.s[0]
+	WORD $0x4f99136e // fmla v14.4s, v27.4s, v25.s[0]
+	WORD $0x4f99138f // fmla v15.4s, v28.4s, v25.s[0]
+	WORD $0x4f9a1376 // fmla v22.4s, v27.4s, v26.s[0]
+	WORD $0x4f9a1397 // fmla v23.4s, v28.4s, v26.s[0]
 	ADD R4, R10, R10
 	FMOVD 0(R10), F28
-	WORD $0x0f08a79c // sshll v28.8h, v28.8b, #0
-	WORD $0x0f10a79b // sshll v27.4s, v28.4h, #0
-	WORD $0x4f10a79c // sshll2 v28.4s, v28.8h, #0
-	WORD $0x4e21db7b // scvtf v27.4s, v27.4s
-	WORD $0x4e21db9c // scvtf v28.4s, v28.4s
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
 	WORD $0x4fb81360 // fmla v0.4s, v27.4s, v24.s[1]
 	WORD $0x4fb81381 // fmla v1.4s, v28.4s, v24.s[1]
 	WORD $0x4fb91368 // fmla v8.4s, v27.4s, v25.s[1]
 	WORD $0x4fb91389 // fmla v9.4s, v28.4s, v25.s[1]
 	WORD $0x4fba1370 // fmla v16.4s, v27.4s, v26.s[1]
 	WORD $0x4fba1391 // fmla v17.4s, v28.4s, v26.s[1]
-	FMOVD 8(R10), F30
-	WORD $0x0f08a7de // sshll v30.8h, v30.8b, #0
-	WORD $0x0f10a7dd // sshll v29.4s, v30.4h, #0
-	WORD $0x4f10a7de // sshll2 v30.4s, v30.8h, #0
-	WORD $0x4e21dbbd // scvtf v29.4s, v29.4s
-	WORD $0x4e21dbde // scvtf v30.4s, v30.4s
-	WORD $0x4fb813a2 // fmla v2.4s, v29.4s, v24.s[1]
-	WORD $0x4fb813c3 // fmla v3.4s, v30.4s, v24.s[1]
-	WORD $0x4fb913aa // fmla v10.4s, v29.4s, v25.s[1]
-	WORD $0x4fb913cb // fmla v11.4s, v30.4s, v25.s[1]
-	WORD $0x4fba13b2 // fmla v18.4s, v29.4s, v26.s[1]
-	WORD $0x4fba13d3 // fmla v19.4s, v30.4s, v26.s[1]
+	FMOVD 8(R10), F28
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
+	WORD $0x4fb81362 // fmla v2.4s, v27.4s, v24.s[1]
+	WORD $0x4fb81383 // fmla v3.4s, v28.4s, v24.s[1]
+	WORD $0x4fb9136a // fmla v10.4s, v27.4s, v25.s[1]
+	WORD $0x4fb9138b // fmla v11.4s, v28.4s, v25.s[1]
+	WORD $0x4fba1372 // fmla v18.4s, v27.4s, v26.s[1]
+	WORD $0x4fba1393 // fmla v19.4s, v28.4s, v26.s[1]
 	FMOVD 16(R10), F28
-	WORD $0x0f08a79c // sshll v28.8h, v28.8b, #0
-	WORD $0x0f10a79b // sshll v27.4s, v28.4h, #0
-	WORD $0x4f10a79c // sshll2 v28.4s, v28.8h, #0
-	WORD $0x4e21db7b // scvtf v27.4s, v27.4s
-	WORD $0x4e21db9c // scvtf v28.4s, v28.4s
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
 	WORD $0x4fb81364 // fmla v4.4s, v27.4s, v24.s[1]
 	WORD $0x4fb81385 // fmla v5.4s, v28.4s, v24.s[1]
 	WORD $0x4fb9136c // fmla v12.4s, v27.4s, v25.s[1]
 	WORD $0x4fb9138d // fmla v13.4s, v28.4s, v25.s[1]
 	WORD $0x4fba1374 // fmla v20.4s, v27.4s, v26.s[1]
 	WORD $0x4fba1395 // fmla v21.4s, v28.4s, v26.s[1]
-	FMOVD 24(R10), F30
-	WORD $0x0f08a7de // sshll v30.8h, v30.8b, #0
-	WORD $0x0f10a7dd // sshll v29.4s, v30.4h, #0
-	WORD $0x4f10a7de // sshll2 v30.4s, v30.8h, #0
-	WORD $0x4e21dbbd // scvtf v29.4s, v29.4s
-	WORD $0x4e21dbde // scvtf v30.4s, v30.4s
-	WORD $0x4fb813a6 // fmla v6.4s, v29.4s, v24.s[1]
-	WORD $0x4fb813c7 // fmla v7.4s, v30.4s, v24.s[1]
-	WORD $0x4fb913ae // fmla v14.4s, v29.4s, v25.s[1]
-	WORD $0x4fb913cf // fmla v15.4s, v30.4s, v25.s[1]
-	WORD $0x4fba13b6 // fmla v22.4s, v29.4s, v26.s[1]
-	WORD $0x4fba13d7 // fmla v23.4s, v30.4s, v26.s[1]
+	FMOVD 24(R10), F28
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
+	WORD $0x4fb81366 // fmla v6.4s, v27.4s, v24.s[1]
+	WORD $0x4fb81387 // fmla v7.4s, v28.4s, v24.s[1]
+	WORD $0x4fb9136e // fmla v14.4s, v27.4s, v25.s[1]
+	WORD $0x4fb9138f // fmla v15.4s, v28.4s, v25.s[1]
+	WORD $0x4fba1376 // fmla v22.4s, v27.4s, v26.s[1]
+	WORD $0x4fba1397 // fmla v23.4s, v28.4s, v26.s[1]
 	ADD R4, R10, R10
 	FMOVD 0(R10), F28
-	WORD $0x0f08a79c // sshll v28.8h, v28.8b, #0
-	WORD $0x0f10a79b // sshll v27.4s, v28.4h, #0
-	WORD $0x4f10a79c // sshll2 v28.4s, v28.8h, #0
-	WORD $0x4e21db7b // scvtf v27.4s, v27.4s
-	WORD $0x4e21db9c // scvtf v28.4s, v28.4s
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
 	WORD $0x4f981b60 // fmla v0.4s, v27.4s, v24.s[2]
 	WORD $0x4f981b81 // fmla v1.4s, v28.4s, v24.s[2]
 	WORD $0x4f991b68 // fmla v8.4s, v27.4s, v25.s[2]
 	WORD $0x4f991b89 // fmla v9.4s, v28.4s, v25.s[2]
 	WORD $0x4f9a1b70 // fmla v16.4s, v27.4s, v26.s[2]
 	WORD $0x4f9a1b91 // fmla v17.4s, v28.4s, v26.s[2]
-	FMOVD 8(R10), F30
-	WORD $0x0f08a7de // sshll v30.8h, v30.8b, #0
-	WORD $0x0f10a7dd // sshll v29.4s, v30.4h, #0
-	WORD $0x4f10a7de // sshll2 v30.4s, v30.8h, #0
-	WORD $0x4e21dbbd // scvtf v29.4s, v29.4s
-	WORD $0x4e21dbde // scvtf v30.4s, v30.4s
-	WORD $0x4f981ba2 // fmla v2.4s, v29.4s, v24.s[2]
-	WORD $0x4f981bc3 // fmla v3.4s, v30.4s, v24.s[2]
-	WORD $0x4f991baa // fmla v10.4s, v29.4s, v25.s[2]
-	WORD $0x4f991bcb // fmla v11.4s, v30.4s, v25.s[2]
-	WORD $0x4f9a1bb2 // fmla v18.4s, v29.4s, v26.s[2]
-	WORD $0x4f9a1bd3 // fmla v19.4s, v30.4s, v26.s[2]
+	FMOVD 8(R10), F28
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
+	WORD $0x4f981b62 // fmla v2.4s, v27.4s, v24.s[2]
+	WORD $0x4f981b83 // fmla v3.4s, v28.4s, v24.s[2]
+	WORD $0x4f991b6a // fmla v10.4s, v27.4s, v25.s[2]
+	WORD $0x4f991b8b // fmla v11.4s, v28.4s, v25.s[2]
+	WORD $0x4f9a1b72 // fmla v18.4s, v27.4s, v26.s[2]
+	WORD $0x4f9a1b93 // fmla v19.4s, v28.4s, v26.s[2]
 	FMOVD 16(R10), F28
-	WORD $0x0f08a79c // sshll v28.8h, v28.8b, #0
-	WORD $0x0f10a79b // sshll v27.4s, v28.4h, #0
-	WORD $0x4f10a79c // sshll2 v28.4s, v28.8h, #0
-	WORD $0x4e21db7b // scvtf v27.4s, v27.4s
-	WORD $0x4e21db9c // scvtf v28.4s, v28.4s
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
 	WORD $0x4f981b64 // fmla v4.4s, v27.4s, v24.s[2]
 	WORD $0x4f981b85 // fmla v5.4s, v28.4s, v24.s[2]
 	WORD $0x4f991b6c // fmla v12.4s, v27.4s, v25.s[2]
 	WORD $0x4f991b8d // fmla v13.4s, v28.4s, v25.s[2]
 	WORD $0x4f9a1b74 // fmla v20.4s, v27.4s, v26.s[2]
 	WORD $0x4f9a1b95 // fmla v21.4s, v28.4s, v26.s[2]
-	FMOVD 24(R10), F30
-	WORD $0x0f08a7de // sshll v30.8h, v30.8b, #0
-	WORD $0x0f10a7dd // sshll v29.4s, v30.4h, #0
-	WORD $0x4f10a7de // sshll2 v30.4s, v30.8h, #0
-	WORD $0x4e21dbbd // scvtf v29.4s, v29.4s
-	WORD $0x4e21dbde // scvtf v30.4s, v30.4s
-	WORD $0x4f981ba6 // fmla v6.4s, v29.4s, v24.s[2]
-	WORD $0x4f981bc7 // fmla v7.4s, v30.4s, v24.s[2]
-	WORD $0x4f991bae // fmla v14.4s, v29.4s, v25.s[2]
-	WORD $0x4f991bcf // fmla v15.4s, v30.4s, v25.s[2]
-	WORD $0x4f9a1bb6 // fmla v22.4s, v29.4s, v26.s[2]
-	WORD $0x4f9a1bd7 // fmla v23.4s, v30.4s, v26.s[2]
+	FMOVD 24(R10), F28
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
+	WORD $0x4f981b66 // fmla v6.4s, v27.4s, v24.s[2]
+	WORD $0x4f981b87 // fmla v7.4s, v28.4s, v24.s[2]
+	WORD $0x4f991b6e // fmla v14.4s, v27.4s, v25.s[2]
+	WORD $0x4f991b8f // fmla v15.4s, v28.4s, v25.s[2]
+	WORD $0x4f9a1b76 // fmla v22.4s, v27.4s, v26.s[2]
+	WORD $0x4f9a1b97 // fmla v23.4s, v28.4s, v26.s[2]
 	ADD R4, R10, R10
 	FMOVD 0(R10), F28
-	WORD $0x0f08a79c // sshll v28.8h, v28.8b, #0
-	WORD $0x0f10a79b // sshll v27.4s, v28.4h, #0
-	WORD $0x4f10a79c // sshll2 v28.4s, v28.8h, #0
-	WORD $0x4e21db7b // scvtf v27.4s, v27.4s
-	WORD $0x4e21db9c // scvtf v28.4s, v28.4s
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
 	WORD $0x4fb81b60 // fmla v0.4s, v27.4s, v24.s[3]
 	WORD $0x4fb81b81 // fmla v1.4s, v28.4s, v24.s[3]
 	WORD $0x4fb91b68 // fmla v8.4s, v27.4s, v25.s[3]
 	WORD $0x4fb91b89 // fmla v9.4s, v28.4s, v25.s[3]
 	WORD $0x4fba1b70 // fmla v16.4s, v27.4s, v26.s[3]
 	WORD $0x4fba1b91 // fmla v17.4s, v28.4s, v26.s[3]
-	FMOVD 8(R10), F30
-	WORD $0x0f08a7de // sshll v30.8h, v30.8b, #0
-	WORD $0x0f10a7dd // sshll v29.4s, v30.4h, #0
-	WORD $0x4f10a7de // sshll2 v30.4s, v30.8h, #0
-	WORD $0x4e21dbbd // scvtf v29.4s, v29.4s
-	WORD $0x4e21dbde // scvtf v30.4s, v30.4s
-	WORD $0x4fb81ba2 // fmla v2.4s, v29.4s, v24.s[3]
-	WORD $0x4fb81bc3 // fmla v3.4s, v30.4s, v24.s[3]
-	WORD $0x4fb91baa // fmla v10.4s, v29.4s, v25.s[3]
-	WORD $0x4fb91bcb // fmla v11.4s, v30.4s, v25.s[3]
-	WORD $0x4fba1bb2 // fmla v18.4s, v29.4s, v26.s[3]
-	WORD $0x4fba1bd3 // fmla v19.4s, v30.4s, v26.s[3]
+	FMOVD 8(R10), F28
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
+	WORD $0x4fb81b62 // fmla v2.4s, v27.4s, v24.s[3]
+	WORD $0x4fb81b83 // fmla v3.4s, v28.4s, v24.s[3]
+	WORD $0x4fb91b6a // fmla v10.4s, v27.4s, v25.s[3]
+	WORD $0x4fb91b8b // fmla v11.4s, v28.4s, v25.s[3]
+	WORD $0x4fba1b72 // fmla v18.4s, v27.4s, v26.s[3]
+	WORD $0x4fba1b93 // fmla v19.4s, v28.4s, v26.s[3]
 	FMOVD 16(R10), F28
-	WORD $0x0f08a79c // sshll v28.8h, v28.8b, #0
-	WORD $0x0f10a79b // sshll v27.4s, v28.4h, #0
-	WORD $0x4f10a79c // sshll2 v28.4s, v28.8h, #0
-	WORD $0x4e21db7b // scvtf v27.4s, v27.4s
-	WORD $0x4e21db9c // scvtf v28.4s, v28.4s
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
 	WORD $0x4fb81b64 // fmla v4.4s, v27.4s, v24.s[3]
 	WORD $0x4fb81b85 // fmla v5.4s, v28.4s, v24.s[3]
 	WORD $0x4fb91b6c // fmla v12.4s, v27.4s, v25.s[3]
 	WORD $0x4fb91b8d // fmla v13.4s, v28.4s, v25.s[3]
 	WORD $0x4fba1b74 // fmla v20.4s, v27.4s, v26.s[3]
 	WORD $0x4fba1b95 // fmla v21.4s, v28.4s, v26.s[3]
-	FMOVD 24(R10), F30
-	WORD $0x0f08a7de // sshll v30.8h, v30.8b, #0
-	WORD $0x0f10a7dd // sshll v29.4s, v30.4h, #0
-	WORD $0x4f10a7de // sshll2 v30.4s, v30.8h, #0
-	WORD $0x4e21dbbd // scvtf v29.4s, v29.4s
-	WORD $0x4e21dbde // scvtf v30.4s, v30.4s
-	WORD $0x4fb81ba6 // fmla v6.4s, v29.4s, v24.s[3]
-	WORD $0x4fb81bc7 // fmla v7.4s, v30.4s, v24.s[3]
-	WORD $0x4fb91bae // fmla v14.4s, v29.4s, v25.s[3]
-	WORD $0x4fb91bcf // fmla v15.4s, v30.4s, v25.s[3]
-	WORD $0x4fba1bb6 // fmla v22.4s, v29.4s, v26.s[3]
-	WORD $0x4fba1bd7 // fmla v23.4s, v30.4s, v26.s[3]
+	FMOVD 24(R10), F28
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
+	WORD $0x4fb81b66 // fmla v6.4s, v27.4s, v24.s[3]
+	WORD $0x4fb81b87 // fmla v7.4s, v28.4s, v24.s[3]
+	WORD $0x4fb91b6e // fmla v14.4s, v27.4s, v25.s[3]
+	WORD $0x4fb91b8f // fmla v15.4s, v28.4s, v25.s[3]
+	WORD $0x4fba1b76 // fmla v22.4s, v27.4s, v26.s[3]
+	WORD $0x4fba1b97 // fmla v23.4s, v28.4s, v26.s[3]
 	ADD R4, R10, R10
 	ADD $16, R11, R11
 	SUBS $4, R9, R9
@@ -24609,53 +24229,49 @@ some98:
 	FMOVS 256(R11), F25
 	FMOVS 512(R11), F26
 	FMOVD 0(R10), F28
-	WORD $0x0f08a79c // sshll v28.8h, v28.8b, #0
-	WORD $0x0f10a79b // sshll v27.4s, v28.4h, #0
-	WORD $0x4f10a79c // sshll2 v28.4s, v28.8h, #0
-	WORD $0x4e21db7b // scvtf v27.4s, v27.4s
-	WORD $0x4e21db9c // scvtf v28.4s, v28.4s
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
 	WORD $0x4f981360 // fmla v0.4s, v27.4s, v24.s[0]
 	WORD $0x4f981381 // fmla v1.4s, v28.4s, v24.s[0]
 	WORD $0x4f991368 // fmla v8.4s, v27.4s, v25.s[0]
 	WORD $0x4f991389 // fmla v9.4s, v28.4s, v25.s[0]
 	WORD $0x4f9a1370 // fmla v16.4s, v27.4s, v26.s[0]
 	WORD $0x4f9a1391 // fmla v17.4s, v28.4s, v26.s[0]
-	FMOVD 8(R10), F30
-	WORD $0x0f08a7de // sshll v30.8h, v30.8b, #0
-	WORD $0x0f10a7dd // sshll v29.4s, v30.4h, #0
-	WORD $0x4f10a7de // sshll2 v30.4s, v30.8h, #0
-	WORD $0x4e21dbbd // scvtf v29.4s, v29.4s
-	WORD $0x4e21dbde // scvtf v30.4s, v30.4s
-	WORD $0x4f9813a2 // fmla v2.4s, v29.4s, v24.s[0]
-	WORD $0x4f9813c3 // fmla v3.4s, v30.4s, v24.s[0]
-	WORD $0x4f9913aa // fmla v10.4s, v29.4s, v25.s[0]
-	WORD $0x4f9913cb // fmla v11.4s, v30.4s, v25.s[0]
-	WORD $0x4f9a13b2 // fmla v18.4s, v29.4s, v26.s[0]
-	WORD $0x4f9a13d3 // fmla v19.4s, v30.4s, v26.s[0]
+	FMOVD 8(R10), F28
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
+	WORD $0x4f981362 // fmla v2.4s, v27.4s, v24.s[0]
+	WORD $0x4f981383 // fmla v3.4s, v28.4s, v24.s[0]
+	WORD $0x4f99136a // fmla v10.4s, v27.4s, v25.s[0]
+	WORD $0x4f99138b // fmla v11.4s, v28.4s, v25.s[0]
+	WORD $0x4f9a1372 // fmla v18.4s, v27.4s, v26.s[0]
+	WORD $0x4f9a1393 // fmla v19.4s, v28.4s, v26.s[0]
 	FMOVD 16(R10), F28
-	WORD $0x0f08a79c // sshll v28.8h, v28.8b, #0
-	WORD $0x0f10a79b // sshll v27.4s, v28.4h, #0
-	WORD $0x4f10a79c // sshll2 v28.4s, v28.8h, #0
-	WORD $0x4e21db7b // scvtf v27.4s, v27.4s
-	WORD $0x4e21db9c // scvtf v28.4s, v28.4s
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
 	WORD $0x4f981364 // fmla v4.4s, v27.4s, v24.s[0]
 	WORD $0x4f981385 // fmla v5.4s, v28.4s, v24.s[0]
 	WORD $0x4f99136c // fmla v12.4s, v27.4s, v25.s[0]
 	WORD $0x4f99138d // fmla v13.4s, v28.4s, v25.s[0]
 	WORD $0x4f9a1374 // fmla v20.4s, v27.4s, v26.s[0]
 	WORD $0x4f9a1395 // fmla v21.4s, v28.4s, v26.s[0]
-	FMOVD 24(R10), F30
-	WORD $0x0f08a7de // sshll v30.8h, v30.8b, #0
-	WORD $0x0f10a7dd // sshll v29.4s, v30.4h, #0
-	WORD $0x4f10a7de // sshll2 v30.4s, v30.8h, #0
-	WORD $0x4e21dbbd // scvtf v29.4s, v29.4s
-	WORD $0x4e21dbde // scvtf v30.4s, v30.4s
-	WORD $0x4f9813a6 // fmla v6.4s, v29.4s, v24.s[0]
-	WORD $0x4f9813c7 // fmla v7.4s, v30.4s, v24.s[0]
-	WORD $0x4f9913ae // fmla v14.4s, v29.4s, v25.s[0]
-	WORD $0x4f9913cf // fmla v15.4s, v30.4s, v25.s[0]
-	WORD $0x4f9a13b6 // fmla v22.4s, v29.4s, v26.s[0]
-	WORD $0x4f9a13d7 // fmla v23.4s, v30.4s, v26.s[0]
+	FMOVD 24(R10), F28
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
+	WORD $0x4f981366 // fmla v6.4s, v27.4s, v24.s[0]
+	WORD $0x4f981387 // fmla v7.4s, v28.4s, v24.s[0]
+	WORD $0x4f99136e // fmla v14.4s, v27.4s, v25.s[0]
+	WORD $0x4f99138f // fmla v15.4s, v28.4s, v25.s[0]
+	WORD $0x4f9a1376 // fmla v22.4s, v27.4s, v26.s[0]
+	WORD $0x4f9a1397 // fmla v23.4s, v28.4s, v26.s[0]
 	ADD R4, R10, R10
 	ADD $4, R11, R11
 	SUBS $1, R9, R9
@@ -24671,53 +24287,49 @@ sparse90:
 	FMOVS 256(R11), F25
 	FMOVS 512(R11), F26
 	FMOVD 0(R10), F28
-	WORD $0x0f08a79c // sshll v28.8h, v28.8b, #0
-	WORD $0x0f10a79b // sshll v27.4s, v28.4h, #0
-	WORD $0x4f10a79c // sshll2 v28.4s, v28.8h, #0
-	WORD $0x4e21db7b // scvtf v27.4s, v27.4s
-	WORD $0x4e21db9c // scvtf v28.4s, v28.4s
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
 	WORD $0x4f981360 // fmla v0.4s, v27.4s, v24.s[0]
 	WORD $0x4f981381 // fmla v1.4s, v28.4s, v24.s[0]
 	WORD $0x4f991368 // fmla v8.4s, v27.4s, v25.s[0]
 	WORD $0x4f991389 // fmla v9.4s, v28.4s, v25.s[0]
 	WORD $0x4f9a1370 // fmla v16.4s, v27.4s, v26.s[0]
 	WORD $0x4f9a1391 // fmla v17.4s, v28.4s, v26.s[0]
-	FMOVD 8(R10), F30
-	WORD $0x0f08a7de // sshll v30.8h, v30.8b, #0
-	WORD $0x0f10a7dd // sshll v29.4s, v30.4h, #0
-	WORD $0x4f10a7de // sshll2 v30.4s, v30.8h, #0
-	WORD $0x4e21dbbd // scvtf v29.4s, v29.4s
-	WORD $0x4e21dbde // scvtf v30.4s, v30.4s
-	WORD $0x4f9813a2 // fmla v2.4s, v29.4s, v24.s[0]
-	WORD $0x4f9813c3 // fmla v3.4s, v30.4s, v24.s[0]
-	WORD $0x4f9913aa // fmla v10.4s, v29.4s, v25.s[0]
-	WORD $0x4f9913cb // fmla v11.4s, v30.4s, v25.s[0]
-	WORD $0x4f9a13b2 // fmla v18.4s, v29.4s, v26.s[0]
-	WORD $0x4f9a13d3 // fmla v19.4s, v30.4s, v26.s[0]
+	FMOVD 8(R10), F28
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
+	WORD $0x4f981362 // fmla v2.4s, v27.4s, v24.s[0]
+	WORD $0x4f981383 // fmla v3.4s, v28.4s, v24.s[0]
+	WORD $0x4f99136a // fmla v10.4s, v27.4s, v25.s[0]
+	WORD $0x4f99138b // fmla v11.4s, v28.4s, v25.s[0]
+	WORD $0x4f9a1372 // fmla v18.4s, v27.4s, v26.s[0]
+	WORD $0x4f9a1393 // fmla v19.4s, v28.4s, v26.s[0]
 	FMOVD 16(R10), F28
-	WORD $0x0f08a79c // sshll v28.8h, v28.8b, #0
-	WORD $0x0f10a79b // sshll v27.4s, v28.4h, #0
-	WORD $0x4f10a79c // sshll2 v28.4s, v28.8h, #0
-	WORD $0x4e21db7b // scvtf v27.4s, v27.4s
-	WORD $0x4e21db9c // scvtf v28.4s, v28.4s
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
 	WORD $0x4f981364 // fmla v4.4s, v27.4s, v24.s[0]
 	WORD $0x4f981385 // fmla v5.4s, v28.4s, v24.s[0]
 	WORD $0x4f99136c // fmla v12.4s, v27.4s, v25.s[0]
 	WORD $0x4f99138d // fmla v13.4s, v28.4s, v25.s[0]
 	WORD $0x4f9a1374 // fmla v20.4s, v27.4s, v26.s[0]
 	WORD $0x4f9a1395 // fmla v21.4s, v28.4s, v26.s[0]
-	FMOVD 24(R10), F30
-	WORD $0x0f08a7de // sshll v30.8h, v30.8b, #0
-	WORD $0x0f10a7dd // sshll v29.4s, v30.4h, #0
-	WORD $0x4f10a7de // sshll2 v30.4s, v30.8h, #0
-	WORD $0x4e21dbbd // scvtf v29.4s, v29.4s
-	WORD $0x4e21dbde // scvtf v30.4s, v30.4s
-	WORD $0x4f9813a6 // fmla v6.4s, v29.4s, v24.s[0]
-	WORD $0x4f9813c7 // fmla v7.4s, v30.4s, v24.s[0]
-	WORD $0x4f9913ae // fmla v14.4s, v29.4s, v25.s[0]
-	WORD $0x4f9913cf // fmla v15.4s, v30.4s, v25.s[0]
-	WORD $0x4f9a13b6 // fmla v22.4s, v29.4s, v26.s[0]
-	WORD $0x4f9a13d7 // fmla v23.4s, v30.4s, v26.s[0]
+	FMOVD 24(R10), F28
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
+	WORD $0x4f981366 // fmla v6.4s, v27.4s, v24.s[0]
+	WORD $0x4f981387 // fmla v7.4s, v28.4s, v24.s[0]
+	WORD $0x4f99136e // fmla v14.4s, v27.4s, v25.s[0]
+	WORD $0x4f99138f // fmla v15.4s, v28.4s, v25.s[0]
+	WORD $0x4f9a1376 // fmla v22.4s, v27.4s, v26.s[0]
+	WORD $0x4f9a1397 // fmla v23.4s, v28.4s, v26.s[0]
 	ADD R4, R10, R10
 	ADD $4, R11, R11
 	SUB $1, R23, R10
@@ -24831,6 +24443,8 @@ less89:
 columns100:
 	CMP $4, R5
 	BLT less101
+	MOVD $tops_neon<>(SB), R23
+	FLDPQ 0(R23), (F30, F31)
 	VEOR V0.B16, V0.B16, V0.B16
 	VEOR V1.B16, V1.B16, V1.B16
 	VEOR V2.B16, V2.B16, V2.B16
@@ -24856,11 +24470,10 @@ asking106:
 	FMOVQ 256(R11), F13
 	FMOVQ 512(R11), F14
 	FMOVD 0(R10), F16
-	WORD $0x0f08a610 // sshll v16.8h, v16.8b, #0
-	WORD $0x0f10a60f // sshll v15.4s, v16.4h, #0
-	WORD $0x4f10a610 // sshll2 v16.4s, v16.8h, #0
-	WORD $0x4e21d9ef // scvtf v15.4s, v15.4s
-	WORD $0x4e21da10 // scvtf v16.4s, v16.4s
+	VTBL V30.B16, [V16.B16], V15.B16
+	VTBL V31.B16, [V16.B16], V16.B16
+	WORD $0x4f28e5ef // scvtf v15.4s, v15.4s, #24
+	WORD $0x4f28e610 // scvtf v16.4s, v16.4s, #24
 	WORD $0x4f8c11e0 // fmla v0.4s, v15.4s, v12.s[0]
 	WORD $0x4f8c1201 // fmla v1.4s, v16.4s, v12.s[0]
 	WORD $0x4f8d11e4 // fmla v4.4s, v15.4s, v13.s[0]
@@ -24868,11 +24481,10 @@ asking106:
 	WORD $0x4f8e11e8 // fmla v8.4s, v15.4s, v14.s[0]
 	WORD $0x4f8e1209 // fmla v9.4s, v16.4s, v14.s[0]
 	FMOVD 8(R10), F18
-	WORD $0x0f08a652 // sshll v18.8h, v18.8b, #0
-	WORD $0x0f10a651 // sshll v17.4s, v18.4h, #0
-	WORD $0x4f10a652 // sshll2 v18.4s, v18.8h, #0
-	WORD $0x4e21da31 // scvtf v17.4s, v17.4s
-	WORD $0x4e21da52 // scvtf v18.4s, v18.4s
+	VTBL V30.B16, [V18.B16], V17.B16
+	VTBL V31.B16, [V18.B16], V18.B16
+	WORD $0x4f28e631 // scvtf v17.4s, v17.4s, #24
+	WORD $0x4f28e652 // scvtf v18.4s, v18.4s, #24
 	WORD $0x4f8c1222 // fmla v2.4s, v17.4s, v12.s[0]
 	WORD $0x4f8c1243 // fmla v3.4s, v18.4s, v12.s[0]
 	WORD $0x4f8d1226 // fmla v6.4s, v17.4s, v13.s[0]
@@ -24881,11 +24493,10 @@ asking106:
 	WORD $0x4f8e124b // fmla v11.4s, v18.4s, v14.s[0]
 	ADD R4, R10, R10
 	FMOVD 0(R10), F16
-	WORD $0x0f08a610 // sshll v16.8h, v16.8b, #0
-	WORD $0x0f10a60f // sshll v15.4s, v16.4h, #0
-	WORD $0x4f10a610 // sshll2 v16.4s, v16.8h, #0
-	WORD $0x4e21d9ef // scvtf v15.4s, v15.4s
-	WORD $0x4e21da10 // scvtf v16.4s, v16.4s
+	VTBL V30.B16, [V16.B16], V15.B16
+	VTBL V31.B16, [V16.B16], V16.B16
+	WORD $0x4f28e5ef // scvtf v15.4s, v15.4s, #24
+	WORD $0x4f28e610 // scvtf v16.4s, v16.4s, #24
 	WORD $0x4fac11e0 // fmla v0.4s, v15.4s, v12.s[1]
 	WORD $0x4fac1201 // fmla v1.4s, v16.4s, v12.s[1]
 	WORD $0x4fad11e4 // fmla v4.4s, v15.4s, v13.s[1]
@@ -24893,11 +24504,10 @@ asking106:
 	WORD $0x4fae11e8 // fmla v8.4s, v15.4s, v14.s[1]
 	WORD $0x4fae1209 // fmla v9.4s, v16.4s, v14.s[1]
 	FMOVD 8(R10), F18
-	WORD $0x0f08a652 // sshll v18.8h, v18.8b, #0
-	WORD $0x0f10a651 // sshll v17.4s, v18.4h, #0
-	WORD $0x4f10a652 // sshll2 v18.4s, v18.8h, #0
-	WORD $0x4e21da31 // scvtf v17.4s, v17.4s
-	WORD $0x4e21da52 // scvtf v18.4s, v18.4s
+	VTBL V30.B16, [V18.B16], V17.B16
+	VTBL V31.B16, [V18.B16], V18.B16
+	WORD $0x4f28e631 // scvtf v17.4s, v17.4s, #24
+	WORD $0x4f28e652 // scvtf v18.4s, v18.4s, #24
 	WORD $0x4fac1222 // fmla v2.4s, v17.4s, v12.s[1]
 	WORD $0x4fac1243 // fmla v3.4s, v18.4s, v12.s[1]
 	WORD $0x4fad1226 // fmla v6.4s, v17.4s, v13.s[1]
@@ -24906,11 +24516,10 @@ asking106:
 	WORD $0x4fae124b // fmla v11.4s, v18.4s, v14.s[1]
 	ADD R4, R10, R10
 	FMOVD 0(R10), F16
-	WORD $0x0f08a610 // sshll v16.8h, v16.8b, #0
-	WORD $0x0f10a60f // sshll v15.4s, v16.4h, #0
-	WORD $0x4f10a610 // sshll2 v16.4s, v16.8h, #0
-	WORD $0x4e21d9ef // scvtf v15.4s, v15.4s
-	WORD $0x4e21da10 // scvtf v16.4s, v16.4s
+	VTBL V30.B16, [V16.B16], V15.B16
+	VTBL V31.B16, [V16.B16], V16.B16
+	WORD $0x4f28e5ef // scvtf v15.4s, v15.4s, #24
+	WORD $0x4f28e610 // scvtf v16.4s, v16.4s, #24
 	WORD $0x4f8c19e0 // fmla v0.4s, v15.4s, v12.s[2]
 	WORD $0x4f8c1a01 // fmla v1.4s, v16.4s, v12.s[2]
 	WORD $0x4f8d19e4 // fmla v4.4s, v15.4s, v13.s[2]
@@ -24918,11 +24527,10 @@ asking106:
 	WORD $0x4f8e19e8 // fmla v8.4s, v15.4s, v14.s[2]
 	WORD $0x4f8e1a09 // fmla v9.4s, v16.4s, v14.s[2]
 	FMOVD 8(R10), F18
-	WORD $0x0f08a652 // sshll v18.8h, v18.8b, #0
-	WORD $0x0f10a651 // sshll v17.4s, v18.4h, #0
-	WORD $0x4f10a652 // sshll2 v18.4s, v18.8h, #0
-	WORD $0x4e21da31 // scvtf v17.4s, v17.4s
-	WORD $0x4e21da52 // scvtf v18.4s, v18.4s
+	VTBL V30.B16, [V18.B16], V17.B16
+	VTBL V31.B16, [V18.B16], V18.B16
+	WORD $0x4f28e631 // scvtf v17.4s, v17.4s, #24
+	WORD $0x4f28e652 // scvtf v18.4s, v18.4s, #24
 	WORD $0x4f8c1a22 // fmla v2.4s, v17.4s, v12.s[2]
 	WORD $0x4f8c1a43 // fmla v3.4s, v18.4s, v12.s[2]
 	WORD $0x4f8d1a26 // fmla v6.4s, v17.4s, v13.s[2]
@@ -24931,11 +24539,10 @@ asking106:
 	WORD $0x4f8e1a4b // fmla v11.4s, v18.4s, v14.s[2]
 	ADD R4, R10, R10
 	FMOVD 0(R10), F16
-	WORD $0x0f08a610 // sshll v16.8h, v16.8b, #0
-	WORD $0x0f10a60f // sshll v15.4s, v16.4h, #0
-	WORD $0x4f10a610 // sshll2 v16.4s, v16.8h, #0
-	WORD $0x4e21d9ef // scvtf v15.4s, v15.4s
-	WORD $0x4e21da10 // scvtf v16.4s, v16.4s
+	VTBL V30.B16, [V16.B16], V15.B16
+	VTBL V31.B16, [V16.B16], V16.B16
+	WORD $0x4f28e5ef // scvtf v15.4s, v15.4s, #24
+	WORD $0x4f28e610 // scvtf v16.4s, v16.4s, #24
 	WORD $0x4fac19e0 // fmla v0.4s, v15.4s, v12.s[3]
 	WORD $0x4fac1a01 // fmla v1.4s, v16.4s, v12.s[3]
 	WORD $0x4fad19e4 // fmla v4.4s, v15.4s, v13.s[3]
@@ -24943,11 +24550,10 @@ asking106:
 	WORD $0x4fae19e8 // fmla v8.4s, v15.4s, v14.s[3]
 	WORD $0x4fae1a09 // fmla v9.4s, v16.4s, v14.s[3]
 	FMOVD 8(R10), F18
-	WORD $0x0f08a652 // sshll v18.8h, v18.8b, #0
-	WORD $0x0f10a651 // sshll v17.4s, v18.4h, #0
-	WORD $0x4f10a652 // sshll2 v18.4s, v18.8h, #0
-	WORD $0x4e21da31 // scvtf v17.4s, v17.4s
-	WORD $0x4e21da52 // scvtf v18.4s, v18.4s
+	VTBL V30.B16, [V18.B16], V17.B16
+	VTBL V31.B16, [V18.B16], V18.B16
+	WORD $0x4f28e631 // scvtf v17.4s, v17.4s, #24
+	WORD $0x4f28e652 // scvtf v18.4s, v18.4s, #24
 	WORD $0x4fac1a22 // fmla v2.4s, v17.4s, v12.s[3]
 	WORD $0x4fac1a43 // fmla v3.4s, v18.4s, v12.s[3]
 	WORD $0x4fad1a26 // fmla v6.4s, v17.4s, v13.s[3]
@@ -24969,11 +24575,10 @@ loop109:
 	FMOVQ 256(R11), F13
 	FMOVQ 512(R11), F14
 	FMOVD 0(R10), F16
-	WORD $0x0f08a610 // sshll v16.8h, v16.8b, #0
-	WORD $0x0f10a60f // sshll v15.4s, v16.4h, #0
-	WORD $0x4f10a610 // sshll2 v16.4s, v16.8h, #0
-	WORD $0x4e21d9ef // scvtf v15.4s, v15.4s
-	WORD $0x4e21da10 // scvtf v16.4s, v16.4s
+	VTBL V30.B16, [V16.B16], V15.B16
+	VTBL V31.B16, [V16.B16], V16.B16
+	WORD $0x4f28e5ef // scvtf v15.4s, v15.4s, #24
+	WORD $0x4f28e610 // scvtf v16.4s, v16.4s, #24
 	WORD $0x4f8c11e0 // fmla v0.4s, v15.4s, v12.s[0]
 	WORD $0x4f8c1201 // fmla v1.4s, v16.4s, v12.s[0]
 	WORD $0x4f8d11e4 // fmla v4.4s, v15.4s, v13.s[0]
@@ -24981,11 +24586,10 @@ loop109:
 	WORD $0x4f8e11e8 // fmla v8.4s, v15.4s, v14.s[0]
 	WORD $0x4f8e1209 // fmla v9.4s, v16.4s, v14.s[0]
 	FMOVD 8(R10), F18
-	WORD $0x0f08a652 // sshll v18.8h, v18.8b, #0
-	WORD $0x0f10a651 // sshll v17.4s, v18.4h, #0
-	WORD $0x4f10a652 // sshll2 v18.4s, v18.8h, #0
-	WORD $0x4e21da31 // scvtf v17.4s, v17.4s
-	WORD $0x4e21da52 // scvtf v18.4s, v18.4s
+	VTBL V30.B16, [V18.B16], V17.B16
+	VTBL V31.B16, [V18.B16], V18.B16
+	WORD $0x4f28e631 // scvtf v17.4s, v17.4s, #24
+	WORD $0x4f28e652 // scvtf v18.4s, v18.4s, #24
 	WORD $0x4f8c1222 // fmla v2.4s, v17.4s, v12.s[0]
 	WORD $0x4f8c1243 // fmla v3.4s, v18.4s, v12.s[0]
 	WORD $0x4f8d1226 // fmla v6.4s, v17.4s, v13.s[0]
@@ -24994,11 +24598,10 @@ loop109:
 	WORD $0x4f8e124b // fmla v11.4s, v18.4s, v14.s[0]
 	ADD R4, R10, R10
 	FMOVD 0(R10), F16
-	WORD $0x0f08a610 // sshll v16.8h, v16.8b, #0
-	WORD $0x0f10a60f // sshll v15.4s, v16.4h, #0
-	WORD $0x4f10a610 // sshll2 v16.4s, v16.8h, #0
-	WORD $0x4e21d9ef // scvtf v15.4s, v15.4s
-	WORD $0x4e21da10 // scvtf v16.4s, v16.4s
+	VTBL V30.B16, [V16.B16], V15.B16
+	VTBL V31.B16, [V16.B16], V16.B16
+	WORD $0x4f28e5ef // scvtf v15.4s, v15.4s, #24
+	WORD $0x4f28e610 // scvtf v16.4s, v16.4s, #24
 	WORD $0x4fac11e0 // fmla v0.4s, v15.4s, v12.s[1]
 	WORD $0x4fac1201 // fmla v1.4s, v16.4s, v12.s[1]
 	WORD $0x4fad11e4 // fmla v4.4s, v15.4s, v13.s[1]
@@ -25006,11 +24609,10 @@ loop109:
 	WORD $0x4fae11e8 // fmla v8.4s, v15.4s, v14.s[1]
 	WORD $0x4fae1209 // fmla v9.4s, v16.4s, v14.s[1]
 	FMOVD 8(R10), F18
-	WORD $0x0f08a652 // sshll v18.8h, v18.8b, #0
-	WORD $0x0f10a651 // sshll v17.4s, v18.4h, #0
-	WORD $0x4f10a652 // sshll2 v18.4s, v18.8h, #0
-	WORD $0x4e21da31 // scvtf v17.4s, v17.4s
-	WORD $0x4e21da52 // scvtf v18.4s, v18.4s
+	VTBL V30.B16, [V18.B16], V17.B16
+	VTBL V31.B16, [V18.B16], V18.B16
+	WORD $0x4f28e631 // scvtf v17.4s, v17.4s, #24
+	WORD $0x4f28e652 // scvtf v18.4s, v18.4s, #24
 	WORD $0x4fac1222 // fmla v2.4s, v17.4s, v12.s[1]
 	WORD $0x4fac1243 // fmla v3.4s, v18.4s, v12.s[1]
 	WORD $0x4fad1226 // fmla v6.4s, v17.4s, v13.s[1]
@@ -25019,11 +24621,10 @@ loop109:
 	WORD $0x4fae124b // fmla v11.4s, v18.4s, v14.s[1]
 	ADD R4, R10, R10
 	FMOVD 0(R10), F16
-	WORD $0x0f08a610 // sshll v16.8h, v16.8b, #0
-	WORD $0x0f10a60f // sshll v15.4s, v16.4h, #0
-	WORD $0x4f10a610 // sshll2 v16.4s, v16.8h, #0
-	WORD $0x4e21d9ef // scvtf v15.4s, v15.4s
-	WORD $0x4e21da10 // scvtf v16.4s, v16.4s
+	VTBL V30.B16, [V16.B16], V15.B16
+	VTBL V31.B16, [V16.B16], V16.B16
+	WORD $0x4f28e5ef // scvtf v15.4s, v15.4s, #24
+	WORD $0x4f28e610 // scvtf v16.4s, v16.4s, #24
 	WORD $0x4f8c19e0 // fmla v0.4s, v15.4s, v12.s[2]
 	WORD $0x4f8c1a01 // fmla v1.4s, v16.4s, v12.s[2]
 	WORD $0x4f8d19e4 // fmla v4.4s, v15.4s, v13.s[2]
@@ -25031,11 +24632,10 @@ loop109:
 	WORD $0x4f8e19e8 // fmla v8.4s, v15.4s, v14.s[2]
 	WORD $0x4f8e1a09 // fmla v9.4s, v16.4s, v14.s[2]
 	FMOVD 8(R10), F18
-	WORD $0x0f08a652 // sshll v18.8h, v18.8b, #0
-	WORD $0x0f10a651 // sshll v17.4s, v18.4h, #0
-	WORD $0x4f10a652 // sshll2 v18.4s, v18.8h, #0
-	WORD $0x4e21da31 // scvtf v17.4s, v17.4s
-	WORD $0x4e21da52 // scvtf v18.4s, v18.4s
+	VTBL V30.B16, [V18.B16], V17.B16
+	VTBL V31.B16, [V18.B16], V18.B16
+	WORD $0x4f28e631 // scvtf v17.4s, v17.4s, #24
+	WORD $0x4f28e652 // scvtf v18.4s, v18.4s, #24
 	WORD $0x4f8c1a22 // fmla v2.4s, v17.4s, v12.s[2]
 	WORD $0x4f8c1a43 // fmla v3.4s, v18.4s, v12.s[2]
 	WORD $0x4f8d1a26 // fmla v6.4s, v17.4s, v13.s[2]
@@ -25044,11 +24644,10 @@ loop109:
 	WORD $0x4f8e1a4b // fmla v11.4s, v18.4s, v14.s[2]
 	ADD R4, R10, R10
 	FMOVD 0(R10), F16
-	WORD $0x0f08a610 // sshll v16.8h, v16.8b, #0
-	WORD $0x0f10a60f // sshll v15.4s, v16.4h, #0
-	WORD $0x4f10a610 // sshll2 v16.4s, v16.8h, #0
-	WORD $0x4e21d9ef // scvtf v15.4s, v15.4s
-	WORD $0x4e21da10 // scvtf v16.4s, v16.4s
+	VTBL V30.B16, [V16.B16], V15.B16
+	VTBL V31.B16, [V16.B16], V16.B16
+	WORD $0x4f28e5ef // scvtf v15.4s, v15.4s, #24
+	WORD $0x4f28e610 // scvtf v16.4s, v16.4s, #24
 	WORD $0x4fac19e0 // fmla v0.4s, v15.4s, v12.s[3]
 	WORD $0x4fac1a01 // fmla v1.4s, v16.4s, v12.s[3]
 	WORD $0x4fad19e4 // fmla v4.4s, v15.4s, v13.s[3]
@@ -25056,11 +24655,10 @@ loop109:
 	WORD $0x4fae19e8 // fmla v8.4s, v15.4s, v14.s[3]
 	WORD $0x4fae1a09 // fmla v9.4s, v16.4s, v14.s[3]
 	FMOVD 8(R10), F18
-	WORD $0x0f08a652 // sshll v18.8h, v18.8b, #0
-	WORD $0x0f10a651 // sshll v17.4s, v18.4h, #0
-	WORD $0x4f10a652 // sshll2 v18.4s, v18.8h, #0
-	WORD $0x4e21da31 // scvtf v17.4s, v17.4s
-	WORD $0x4e21da52 // scvtf v18.4s, v18.4s
+	VTBL V30.B16, [V18.B16], V17.B16
+	VTBL V31.B16, [V18.B16], V18.B16
+	WORD $0x4f28e631 // scvtf v17.4s, v17.4s, #24
+	WORD $0x4f28e652 // scvtf v18.4s, v18.4s, #24
 	WORD $0x4fac1a22 // fmla v2.4s, v17.4s, v12.s[3]
 	WORD $0x4fac1a43 // fmla v3.4s, v18.4s, v12.s[3]
 	WORD $0x4fad1a26 // fmla v6.4s, v17.4s, v13.s[3]
@@ -25079,11 +24677,10 @@ some110:
 	FMOVS 256(R11), F13
 	FMOVS 512(R11), F14
 	FMOVD 0(R10), F16
-	WORD $0x0f08a610 // sshll v16.8h, v16.8b, #0
-	WORD $0x0f10a60f // sshll v15.4s, v16.4h, #0
-	WORD $0x4f10a610 // sshll2 v16.4s, v16.8h, #0
-	WORD $0x4e21d9ef // scvtf v15.4s, v15.4s
-	WORD $0x4e21da10 // scvtf v16.4s, v16.4s
+	VTBL V30.B16, [V16.B16], V15.B16
+	VTBL V31.B16, [V16.B16], V16.B16
+	WORD $0x4f28e5ef // scvtf v15.4s, v15.4s, #24
+	WORD $0x4f28e610 // scvtf v16.4s, v16.4s, #24
 	WORD $0x4f8c11e0 // fmla v0.4s, v15.4s, v12.s[0]
 	WORD $0x4f8c1201 // fmla v1.4s, v16.4s, v12.s[0]
 	WORD $0x4f8d11e4 // fmla v4.4s, v15.4s, v13.s[0]
@@ -25091,11 +24688,10 @@ some110:
 	WORD $0x4f8e11e8 // fmla v8.4s, v15.4s, v14.s[0]
 	WORD $0x4f8e1209 // fmla v9.4s, v16.4s, v14.s[0]
 	FMOVD 8(R10), F18
-	WORD $0x0f08a652 // sshll v18.8h, v18.8b, #0
-	WORD $0x0f10a651 // sshll v17.4s, v18.4h, #0
-	WORD $0x4f10a652 // sshll2 v18.4s, v18.8h, #0
-	WORD $0x4e21da31 // scvtf v17.4s, v17.4s
-	WORD $0x4e21da52 // scvtf v18.4s, v18.4s
+	VTBL V30.B16, [V18.B16], V17.B16
+	VTBL V31.B16, [V18.B16], V18.B16
+	WORD $0x4f28e631 // scvtf v17.4s, v17.4s, #24
+	WORD $0x4f28e652 // scvtf v18.4s, v18.4s, #24
 	WORD $0x4f8c1222 // fmla v2.4s, v17.4s, v12.s[0]
 	WORD $0x4f8c1243 // fmla v3.4s, v18.4s, v12.s[0]
 	WORD $0x4f8d1226 // fmla v6.4s, v17.4s, v13.s[0]
@@ -25117,11 +24713,10 @@ sparse102:
 	FMOVS 256(R11), F13
 	FMOVS 512(R11), F14
 	FMOVD 0(R10), F16
-	WORD $0x0f08a610 // sshll v16.8h, v16.8b, #0
-	WORD $0x0f10a60f // sshll v15.4s, v16.4h, #0
-	WORD $0x4f10a610 // sshll2 v16.4s, v16.8h, #0
-	WORD $0x4e21d9ef // scvtf v15.4s, v15.4s
-	WORD $0x4e21da10 // scvtf v16.4s, v16.4s
+	VTBL V30.B16, [V16.B16], V15.B16
+	VTBL V31.B16, [V16.B16], V16.B16
+	WORD $0x4f28e5ef // scvtf v15.4s, v15.4s, #24
+	WORD $0x4f28e610 // scvtf v16.4s, v16.4s, #24
 	WORD $0x4f8c11e0 // fmla v0.4s, v15.4s, v12.s[0]
 	WORD $0x4f8c1201 // fmla v1.4s, v16.4s, v12.s[0]
 	WORD $0x4f8d11e4 // fmla v4.4s, v15.4s, v13.s[0]
@@ -25129,11 +24724,10 @@ sparse102:
 	WORD $0x4f8e11e8 // fmla v8.4s, v15.4s, v14.s[0]
 	WORD $0x4f8e1209 // fmla v9.4s, v16.4s, v14.s[0]
 	FMOVD 8(R10), F18
-	WORD $0x0f08a652 // sshll v18.8h, v18.8b, #0
-	WORD $0x0f10a651 // sshll v17.4s, v18.4h, #0
-	WORD $0x4f10a652 // sshll2 v18.4s, v18.8h, #0
-	WORD $0x4e21da31 // scvtf v17.4s, v17.4s
-	WORD $0x4e21da52 // scvtf v18.4s, v18.4s
+	VTBL V30.B16, [V18.B16], V17.B16
+	VTBL V31.B16, [V18.B16], V18.B16
+	WORD $0x4f28e631 // scvtf v17.4s, v17.4s, #24
+	WORD $0x4f28e652 // scvtf v18.4s, v18.4s, #24
 	WORD $0x4f8c1222 // fmla v2.4s, v17.4s, v12.s[0]
 	WORD $0x4f8c1243 // fmla v3.4s, v18.4s, v12.s[0]
 	WORD $0x4f8d1226 // fmla v6.4s, v17.4s, v13.s[0]
@@ -25227,6 +24821,8 @@ tile10:
 columns113:
 	CMP $4, R5
 	BLT less114
+	MOVD $tops_neon<>(SB), R23
+	FLDPQ 0(R23), (F30, F31)
 	VEOR V0.B16, V0.B16, V0.B16
 	VEOR V1.B16, V1.B16, V1.B16
 	VEOR V2.B16, V2.B16, V2.B16
@@ -25257,11 +24853,10 @@ asking119:
 	FMOVQ 512(R11), F18
 	FMOVQ 768(R11), F19
 	FMOVD 0(R10), F21
-	WORD $0x0f08a6b5 // sshll v21.8h, v21.8b, #0
-	WORD $0x0f10a6b4 // sshll v20.4s, v21.4h, #0
-	WORD $0x4f10a6b5 // sshll2 v21.4s, v21.8h, #0
-	WORD $0x4e21da94 // scvtf v20.4s, v20.4s
-	WORD $0x4e21dab5 // scvtf v21.4s, v21.4s
+	VTBL V30.B16, [V21.B16], V20.B16
+	VTBL V31.B16, [V21.B16], V21.B16
+	WORD $0x4f28e694 // scvtf v20.4s, v20.4s, #24
+	WORD $0x4f28e6b5 // scvtf v21.4s, v21.4s, #24
 	WORD $0x4f901280 // fmla v0.4s, v20.4s, v16.s[0]
 	WORD $0x4f9012a1 // fmla v1.4s, v21.4s, v16.s[0]
 	WORD $0x4f911284 // fmla v4.4s, v20.4s, v17.s[0]
@@ -25271,11 +24866,10 @@ asking119:
 	WORD $0x4f93128c // fmla v12.4s, v20.4s, v19.s[0]
 	WORD $0x4f9312ad // fmla v13.4s, v21.4s, v19.s[0]
 	FMOVD 8(R10), F23
-	WORD $0x0f08a6f7 // sshll v23.8h, v23.8b, #0
-	WORD $0x0f10a6f6 // sshll v22.4s, v23.4h, #0
-	WORD $0x4f10a6f7 // sshll2 v23.4s, v23.8h, #0
-	WORD $0x4e21dad6 // scvtf v22.4s, v22.4s
-	WORD $0x4e21daf7 // scvtf v23.4s, v23.4s
+	VTBL V30.B16, [V23.B16], V22.B16
+	VTBL V31.B16, [V23.B16], V23.B16
+	WORD $0x4f28e6d6 // scvtf v22.4s, v22.4s, #24
+	WORD $0x4f28e6f7 // scvtf v23.4s, v23.4s, #24
 	WORD $0x4f9012c2 // fmla v2.4s, v22.4s, v16.s[0]
 	WORD $0x4f9012e3 // fmla v3.4s, v23.4s, v16.s[0]
 	WORD $0x4f9112c6 // fmla v6.4s, v22.4s, v17.s[0]
@@ -25286,11 +24880,10 @@ asking119:
 	WORD $0x4f9312ef // fmla v15.4s, v23.4s, v19.s[0]
 	ADD R4, R10, R10
 	FMOVD 0(R10), F21
-	WORD $0x0f08a6b5 // sshll v21.8h, v21.8b, #0
-	WORD $0x0f10a6b4 // sshll v20.4s, v21.4h, #0
-	WORD $0x4f10a6b5 // sshll2 v21.4s, v21.8h, #0
-	WORD $0x4e21da94 // scvtf v20.4s, v20.4s
-	WORD $0x4e21dab5 // scvtf v21.4s, v21.4s
+	VTBL V30.B16, [V21.B16], V20.B16
+	VTBL V31.B16, [V21.B16], V21.B16
+	WORD $0x4f28e694 // scvtf v20.4s, v20.4s, #24
+	WORD $0x4f28e6b5 // scvtf v21.4s, v21.4s, #24
 	WORD $0x4fb01280 // fmla v0.4s, v20.4s, v16.s[1]
 	WORD $0x4fb012a1 // fmla v1.4s, v21.4s, v16.s[1]
 	WORD $0x4fb11284 // fmla v4.4s, v20.4s, v17.s[1]
@@ -25300,11 +24893,10 @@ asking119:
 	WORD $0x4fb3128c // fmla v12.4s, v20.4s, v19.s[1]
 	WORD $0x4fb312ad // fmla v13.4s, v21.4s, v19.s[1]
 	FMOVD 8(R10), F23
-	WORD $0x0f08a6f7 // sshll v23.8h, v23.8b, #0
-	WORD $0x0f10a6f6 // sshll v22.4s, v23.4h, #0
-	WORD $0x4f10a6f7 // sshll2 v23.4s, v23.8h, #0
-	WORD $0x4e21dad6 // scvtf v22.4s, v22.4s
-	WORD $0x4e21daf7 // scvtf v23.4s, v23.4s
+	VTBL V30.B16, [V23.B16], V22.B16
+	VTBL V31.B16, [V23.B16], V23.B16
+	WORD $0x4f28e6d6 // scvtf v22.4s, v22.4s, #24
+	WORD $0x4f28e6f7 // scvtf v23.4s, v23.4s, #24
 	WORD $0x4fb012c2 // fmla v2.4s, v22.4s, v16.s[1]
 	WORD $0x4fb012e3 // fmla v3.4s, v23.4s, v16.s[1]
 	WORD $0x4fb112c6 // fmla v6.4s, v22.4s, v17.s[1]
@@ -25315,11 +24907,10 @@ asking119:
 	WORD $0x4fb312ef // fmla v15.4s, v23.4s, v19.s[1]
 	ADD R4, R10, R10
 	FMOVD 0(R10), F21
-	WORD $0x0f08a6b5 // sshll v21.8h, v21.8b, #0
-	WORD $0x0f10a6b4 // sshll v20.4s, v21.4h, #0
-	WORD $0x4f10a6b5 // sshll2 v21.4s, v21.8h, #0
-	WORD $0x4e21da94 // scvtf v20.4s, v20.4s
-	WORD $0x4e21dab5 // scvtf v21.4s, v21.4s
+	VTBL V30.B16, [V21.B16], V20.B16
+	VTBL V31.B16, [V21.B16], V21.B16
+	WORD $0x4f28e694 // scvtf v20.4s, v20.4s, #24
+	WORD $0x4f28e6b5 // scvtf v21.4s, v21.4s, #24
 	WORD $0x4f901a80 // fmla v0.4s, v20.4s, v16.s[2]
 	WORD $0x4f901aa1 // fmla v1.4s, v21.4s, v16.s[2]
 	WORD $0x4f911a84 // fmla v4.4s, v20.4s, v17.s[2]
@@ -25329,11 +24920,10 @@ asking119:
 	WORD $0x4f931a8c // fmla v12.4s, v20.4s, v19.s[2]
 	WORD $0x4f931aad // fmla v13.4s, v21.4s, v19.s[2]
 	FMOVD 8(R10), F23
-	WORD $0x0f08a6f7 // sshll v23.8h, v23.8b, #0
-	WORD $0x0f10a6f6 // sshll v22.4s, v23.4h, #0
-	WORD $0x4f10a6f7 // sshll2 v23.4s, v23.8h, #0
-	WORD $0x4e21dad6 // scvtf v22.4s, v22.4s
-	WORD $0x4e21daf7 // scvtf v23.4s, v23.4s
+	VTBL V30.B16, [V23.B16], V22.B16
+	VTBL V31.B16, [V23.B16], V23.B16
+	WORD $0x4f28e6d6 // scvtf v22.4s, v22.4s, #24
+	WORD $0x4f28e6f7 // scvtf v23.4s, v23.4s, #24
 	WORD $0x4f901ac2 // fmla v2.4s, v22.4s, v16.s[2]
 	WORD $0x4f901ae3 // fmla v3.4s, v23.4s, v16.s[2]
 	WORD $0x4f911ac6 // fmla v6.4s, v22.4s, v17.s[2]
@@ -25344,11 +24934,10 @@ asking119:
 	WORD $0x4f931aef // fmla v15.4s, v23.4s, v19.s[2]
 	ADD R4, R10, R10
 	FMOVD 0(R10), F21
-	WORD $0x0f08a6b5 // sshll v21.8h, v21.8b, #0
-	WORD $0x0f10a6b4 // sshll v20.4s, v21.4h, #0
-	WORD $0x4f10a6b5 // sshll2 v21.4s, v21.8h, #0
-	WORD $0x4e21da94 // scvtf v20.4s, v20.4s
-	WORD $0x4e21dab5 // scvtf v21.4s, v21.4s
+	VTBL V30.B16, [V21.B16], V20.B16
+	VTBL V31.B16, [V21.B16], V21.B16
+	WORD $0x4f28e694 // scvtf v20.4s, v20.4s, #24
+	WORD $0x4f28e6b5 // scvtf v21.4s, v21.4s, #24
 	WORD $0x4fb01a80 // fmla v0.4s, v20.4s, v16.s[3]
 	WORD $0x4fb01aa1 // fmla v1.4s, v21.4s, v16.s[3]
 	WORD $0x4fb11a84 // fmla v4.4s, v20.4s, v17.s[3]
@@ -25358,11 +24947,10 @@ asking119:
 	WORD $0x4fb31a8c // fmla v12.4s, v20.4s, v19.s[3]
 	WORD $0x4fb31aad // fmla v13.4s, v21.4s, v19.s[3]
 	FMOVD 8(R10), F23
-	WORD $0x0f08a6f7 // sshll v23.8h, v23.8b, #0
-	WORD $0x0f10a6f6 // sshll v22.4s, v23.4h, #0
-	WORD $0x4f10a6f7 // sshll2 v23.4s, v23.8h, #0
-	WORD $0x4e21dad6 // scvtf v22.4s, v22.4s
-	WORD $0x4e21daf7 // scvtf v23.4s, v23.4s
+	VTBL V30.B16, [V23.B16], V22.B16
+	VTBL V31.B16, [V23.B16], V23.B16
+	WORD $0x4f28e6d6 // scvtf v22.4s, v22.4s, #24
+	WORD $0x4f28e6f7 // scvtf v23.4s, v23.4s, #24
 	WORD $0x4fb01ac2 // fmla v2.4s, v22.4s, v16.s[3]
 	WORD $0x4fb01ae3 // fmla v3.4s, v23.4s, v16.s[3]
 	WORD $0x4fb11ac6 // fmla v6.4s, v22.4s, v17.s[3]
@@ -25387,11 +24975,10 @@ loop122:
 	FMOVQ 512(R11), F18
 	FMOVQ 768(R11), F19
 	FMOVD 0(R10), F21
-	WORD $0x0f08a6b5 // sshll v21.8h, v21.8b, #0
-	WORD $0x0f10a6b4 // sshll v20.4s, v21.4h, #0
-	WORD $0x4f10a6b5 // sshll2 v21.4s, v21.8h, #0
-	WORD $0x4e21da94 // scvtf v20.4s, v20.4s
-	WORD $0x4e21dab5 // scvtf v21.4s, v21.4s
+	VTBL V30.B16, [V21.B16], V20.B16
+	VTBL V31.B16, [V21.B16], V21.B16
+	WORD $0x4f28e694 // scvtf v20.4s, v20.4s, #24
+	WORD $0x4f28e6b5 // scvtf v21.4s, v21.4s, #24
 	WORD $0x4f901280 // fmla v0.4s, v20.4s, v16.s[0]
 	WORD $0x4f9012a1 // fmla v1.4s, v21.4s, v16.s[0]
 	WORD $0x4f911284 // fmla v4.4s, v20.4s, v17.s[0]
@@ -25401,11 +24988,10 @@ loop122:
 	WORD $0x4f93128c // fmla v12.4s, v20.4s, v19.s[0]
 	WORD $0x4f9312ad // fmla v13.4s, v21.4s, v19.s[0]
 	FMOVD 8(R10), F23
-	WORD $0x0f08a6f7 // sshll v23.8h, v23.8b, #0
-	WORD $0x0f10a6f6 // sshll v22.4s, v23.4h, #0
-	WORD $0x4f10a6f7 // sshll2 v23.4s, v23.8h, #0
-	WORD $0x4e21dad6 // scvtf v22.4s, v22.4s
-	WORD $0x4e21daf7 // scvtf v23.4s, v23.4s
+	VTBL V30.B16, [V23.B16], V22.B16
+	VTBL V31.B16, [V23.B16], V23.B16
+	WORD $0x4f28e6d6 // scvtf v22.4s, v22.4s, #24
+	WORD $0x4f28e6f7 // scvtf v23.4s, v23.4s, #24
 	WORD $0x4f9012c2 // fmla v2.4s, v22.4s, v16.s[0]
 	WORD $0x4f9012e3 // fmla v3.4s, v23.4s, v16.s[0]
 	WORD $0x4f9112c6 // fmla v6.4s, v22.4s, v17.s[0]
@@ -25416,11 +25002,10 @@ loop122:
 	WORD $0x4f9312ef // fmla v15.4s, v23.4s, v19.s[0]
 	ADD R4, R10, R10
 	FMOVD 0(R10), F21
-	WORD $0x0f08a6b5 // sshll v21.8h, v21.8b, #0
-	WORD $0x0f10a6b4 // sshll v20.4s, v21.4h, #0
-	WORD $0x4f10a6b5 // sshll2 v21.4s, v21.8h, #0
-	WORD $0x4e21da94 // scvtf v20.4s, v20.4s
-	WORD $0x4e21dab5 // scvtf v21.4s, v21.4s
+	VTBL V30.B16, [V21.B16], V20.B16
+	VTBL V31.B16, [V21.B16], V21.B16
+	WORD $0x4f28e694 // scvtf v20.4s, v20.4s, #24
+	WORD $0x4f28e6b5 // scvtf v21.4s, v21.4s, #24
 	WORD $0x4fb01280 // fmla v0.4s, v20.4s, v16.s[1]
 	WORD $0x4fb012a1 // fmla v1.4s, v21.4s, v16.s[1]
 	WORD $0x4fb11284 // fmla v4.4s, v20.4s, v17.s[1]
@@ -25430,11 +25015,10 @@ loop122:
 	WORD $0x4fb3128c // fmla v12.4s, v20.4s, v19.s[1]
 	WORD $0x4fb312ad // fmla v13.4s, v21.4s, v19.s[1]
 	FMOVD 8(R10), F23
-	WORD $0x0f08a6f7 // sshll v23.8h, v23.8b, #0
-	WORD $0x0f10a6f6 // sshll v22.4s, v23.4h, #0
-	WORD $0x4f10a6f7 // sshll2 v23.4s, v23.8h, #0
-	WORD $0x4e21dad6 // scvtf v22.4s, v22.4s
-	WORD $0x4e21daf7 // scvtf v23.4s, v23.4s
+	VTBL V30.B16, [V23.B16], V22.B16
+	VTBL V31.B16, [V23.B16], V23.B16
+	WORD $0x4f28e6d6 // scvtf v22.4s, v22.4s, #24
+	WORD $0x4f28e6f7 // scvtf v23.4s, v23.4s, #24
 	WORD $0x4fb012c2 // fmla v2.4s, v22.4s, v16.s[1]
 	WORD $0x4fb012e3 // fmla v3.4s, v23.4s, v16.s[1]
 	WORD $0x4fb112c6 // fmla v6.4s, v22.4s, v17.s[1]
@@ -25445,11 +25029,10 @@ loop122:
 	WORD $0x4fb312ef // fmla v15.4s, v23.4s, v19.s[1]
 	ADD R4, R10, R10
 	FMOVD 0(R10), F21
-	WORD $0x0f08a6b5 // sshll v21.8h, v21.8b, #0
-	WORD $0x0f10a6b4 // sshll v20.4s, v21.4h, #0
-	WORD $0x4f10a6b5 // sshll2 v21.4s, v21.8h, #0
-	WORD $0x4e21da94 // scvtf v20.4s, v20.4s
-	WORD $0x4e21dab5 // scvtf v21.4s, v21.4s
+	VTBL V30.B16, [V21.B16], V20.B16
+	VTBL V31.B16, [V21.B16], V21.B16
+	WORD $0x4f28e694 // scvtf v20.4s, v20.4s, #24
+	WORD $0x4f28e6b5 // scvtf v21.4s, v21.4s, #24
 	WORD $0x4f901a80 // fmla v0.4s, v20.4s, v16.s[2]
 	WORD $0x4f901aa1 // fmla v1.4s, v21.4s, v16.s[2]
 	WORD $0x4f911a84 // fmla v4.4s, v20.4s, v17.s[2]
@@ -25459,11 +25042,10 @@ loop122:
 	WORD $0x4f931a8c // fmla v12.4s, v20.4s, v19.s[2]
 	WORD $0x4f931aad // fmla v13.4s, v21.4s, v19.s[2]
 	FMOVD 8(R10), F23
-	WORD $0x0f08a6f7 // sshll v23.8h, v23.8b, #0
-	WORD $0x0f10a6f6 // sshll v22.4s, v23.4h, #0
-	WORD $0x4f10a6f7 // sshll2 v23.4s, v23.8h, #0
-	WORD $0x4e21dad6 // scvtf v22.4s, v22.4s
-	WORD $0x4e21daf7 // scvtf v23.4s, v23.4s
+	VTBL V30.B16, [V23.B16], V22.B16
+	VTBL V31.B16, [V23.B16], V23.B16
+	WORD $0x4f28e6d6 // scvtf v22.4s, v22.4s, #24
+	WORD $0x4f28e6f7 // scvtf v23.4s, v23.4s, #24
 	WORD $0x4f901ac2 // fmla v2.4s, v22.4s, v16.s[2]
 	WORD $0x4f901ae3 // fmla v3.4s, v23.4s, v16.s[2]
 	WORD $0x4f911ac6 // fmla v6.4s, v22.4s, v17.s[2]
@@ -25474,11 +25056,10 @@ loop122:
 	WORD $0x4f931aef // fmla v15.4s, v23.4s, v19.s[2]
 	ADD R4, R10, R10
 	FMOVD 0(R10), F21
-	WORD $0x0f08a6b5 // sshll v21.8h, v21.8b, #0
-	WORD $0x0f10a6b4 // sshll v20.4s, v21.4h, #0
-	WORD $0x4f10a6b5 // sshll2 v21.4s, v21.8h, #0
-	WORD $0x4e21da94 // scvtf v20.4s, v20.4s
-	WORD $0x4e21dab5 // scvtf v21.4s, v21.4s
+	VTBL V30.B16, [V21.B16], V20.B16
+	VTBL V31.B16, [V21.B16], V21.B16
+	WORD $0x4f28e694 // scvtf v20.4s, v20.4s, #24
+	WORD $0x4f28e6b5 // scvtf v21.4s, v21.4s, #24
 	WORD $0x4fb01a80 // fmla v0.4s, v20.4s, v16.s[3]
 	WORD $0x4fb01aa1 // fmla v1.4s, v21.4s, v16.s[3]
 	WORD $0x4fb11a84 // fmla v4.4s, v20.4s, v17.s[3]
@@ -25488,11 +25069,10 @@ loop122:
 	WORD $0x4fb31a8c // fmla v12.4s, v20.4s, v19.s[3]
 	WORD $0x4fb31aad // fmla v13.4s, v21.4s, v19.s[3]
 	FMOVD 8(R10), F23
-	WORD $0x0f08a6f7 // sshll v23.8h, v23.8b, #0
-	WORD $0x0f10a6f6 // sshll v22.4s, v23.4h, #0
-	WORD $0x4f10a6f7 // sshll2 v23.4s, v23.8h, #0
-	WORD $0x4e21dad6 // scvtf v22.4s, v22.4s
-	WORD $0x4e21daf7 // scvtf v23.4s, v23.4s
+	VTBL V30.B16, [V23.B16], V22.B16
+	VTBL V31.B16, [V23.B16], V23.B16
+	WORD $0x4f28e6d6 // scvtf v22.4s, v22.4s, #24
+	WORD $0x4f28e6f7 // scvtf v23.4s, v23.4s, #24
 	WORD $0x4fb01ac2 // fmla v2.4s, v22.4s, v16.s[3]
 	WORD $0x4fb01ae3 // fmla v3.4s, v23.4s, v16.s[3]
 	WORD $0x4fb11ac6 // fmla v6.4s, v22.4s, v17.s[3]
@@ -25514,11 +25094,10 @@ some123:
 	FMOVS 512(R11), F18
 	FMOVS 768(R11), F19
 	FMOVD 0(R10), F21
-	WORD $0x0f08a6b5 // sshll v21.8h, v21.8b, #0
-	WORD $0x0f10a6b4 // sshll v20.4s, v21.4h, #0
-	WORD $0x4f10a6b5 // sshll2 v21.4s, v21.8h, #0
-	WORD $0x4e21da94 // scvtf v20.4s, v20.4s
-	WORD $0x4e21dab5 // scvtf v21.4s, v21.4s
+	VTBL V30.B16, [V21.B16], V20.B16
+	VTBL V31.B16, [V21.B16], V21.B16
+	WORD $0x4f28e694 // scvtf v20.4s, v20.4s, #24
+	WORD $0x4f28e6b5 // scvtf v21.4s, v21.4s, #24
 	WORD $0x4f901280 // fmla v0.4s, v20.4s, v16.s[0]
 	WORD $0x4f9012a1 // fmla v1.4s, v21.4s, v16.s[0]
 	WORD $0x4f911284 // fmla v4.4s, v20.4s, v17.s[0]
@@ -25528,11 +25107,10 @@ some123:
 	WORD $0x4f93128c // fmla v12.4s, v20.4s, v19.s[0]
 	WORD $0x4f9312ad // fmla v13.4s, v21.4s, v19.s[0]
 	FMOVD 8(R10), F23
-	WORD $0x0f08a6f7 // sshll v23.8h, v23.8b, #0
-	WORD $0x0f10a6f6 // sshll v22.4s, v23.4h, #0
-	WORD $0x4f10a6f7 // sshll2 v23.4s, v23.8h, #0
-	WORD $0x4e21dad6 // scvtf v22.4s, v22.4s
-	WORD $0x4e21daf7 // scvtf v23.4s, v23.4s
+	VTBL V30.B16, [V23.B16], V22.B16
+	VTBL V31.B16, [V23.B16], V23.B16
+	WORD $0x4f28e6d6 // scvtf v22.4s, v22.4s, #24
+	WORD $0x4f28e6f7 // scvtf v23.4s, v23.4s, #24
 	WORD $0x4f9012c2 // fmla v2.4s, v22.4s, v16.s[0]
 	WORD $0x4f9012e3 // fmla v3.4s, v23.4s, v16.s[0]
 	WORD $0x4f9112c6 // fmla v6.4s, v22.4s, v17.s[0]
@@ -25557,11 +25135,10 @@ sparse115:
 	FMOVS 512(R11), F18
 	FMOVS 768(R11), F19
 	FMOVD 0(R10), F21
-	WORD $0x0f08a6b5 // sshll v21.8h, v21.8b, #0
-	WORD $0x0f10a6b4 // sshll v20.4s, v21.4h, #0
-	WORD $0x4f10a6b5 // sshll2 v21.4s, v21.8h, #0
-	WORD $0x4e21da94 // scvtf v20.4s, v20.4s
-	WORD $0x4e21dab5 // scvtf v21.4s, v21.4s
+	VTBL V30.B16, [V21.B16], V20.B16
+	VTBL V31.B16, [V21.B16], V21.B16
+	WORD $0x4f28e694 // scvtf v20.4s, v20.4s, #24
+	WORD $0x4f28e6b5 // scvtf v21.4s, v21.4s, #24
 	WORD $0x4f901280 // fmla v0.4s, v20.4s, v16.s[0]
 	WORD $0x4f9012a1 // fmla v1.4s, v21.4s, v16.s[0]
 	WORD $0x4f911284 // fmla v4.4s, v20.4s, v17.s[0]
@@ -25571,11 +25148,10 @@ sparse115:
 	WORD $0x4f93128c // fmla v12.4s, v20.4s, v19.s[0]
 	WORD $0x4f9312ad // fmla v13.4s, v21.4s, v19.s[0]
 	FMOVD 8(R10), F23
-	WORD $0x0f08a6f7 // sshll v23.8h, v23.8b, #0
-	WORD $0x0f10a6f6 // sshll v22.4s, v23.4h, #0
-	WORD $0x4f10a6f7 // sshll2 v23.4s, v23.8h, #0
-	WORD $0x4e21dad6 // scvtf v22.4s, v22.4s
-	WORD $0x4e21daf7 // scvtf v23.4s, v23.4s
+	VTBL V30.B16, [V23.B16], V22.B16
+	VTBL V31.B16, [V23.B16], V23.B16
+	WORD $0x4f28e6d6 // scvtf v22.4s, v22.4s, #24
+	WORD $0x4f28e6f7 // scvtf v23.4s, v23.4s, #24
 	WORD $0x4f9012c2 // fmla v2.4s, v22.4s, v16.s[0]
 	WORD $0x4f9012e3 // fmla v3.4s, v23.4s, v16.s[0]
 	WORD $0x4f9112c6 // fmla v6.4s, v22.4s, v17.s[0]
@@ -25690,6 +25266,8 @@ tile11:
 columns126:
 	CMP $4, R5
 	BLT less127
+	MOVD $tops_neon<>(SB), R23
+	FLDPQ 0(R23), (F30, F31)
 	VEOR V0.B16, V0.B16, V0.B16
 	VEOR V1.B16, V1.B16, V1.B16
 	VEOR V2.B16, V2.B16, V2.B16
@@ -25725,11 +25303,10 @@ asking132:
 	FMOVQ 768(R11), F23
 	FMOVQ 1024(R11), F24
 	FMOVD 0(R10), F26
-	WORD $0x0f08a75a // sshll v26.8h, v26.8b, #0
-	WORD $0x0f10a759 // sshll v25.4s, v26.4h, #0
-	WORD $0x4f10a75a // sshll2 v26.4s, v26.8h, #0
-	WORD $0x4e21db39 // scvtf v25.4s, v25.4s
-	WORD $0x4e21db5a // scvtf v26.4s, v26.4s
+	VTBL V30.B16, [V26.B16], V25.B16
+	VTBL V31.B16, [V26.B16], V26.B16
+	WORD $0x4f28e739 // scvtf v25.4s, v25.4s, #24
+	WORD $0x4f28e75a // scvtf v26.4s, v26.4s, #24
 	WORD $0x4f941320 // fmla v0.4s, v25.4s, v20.s[0]
 	WORD $0x4f941341 // fmla v1.4s, v26.4s, v20.s[0]
 	WORD $0x4f951324 // fmla v4.4s, v25.4s, v21.s[0]
@@ -25741,11 +25318,10 @@ asking132:
 	WORD $0x4f981330 // fmla v16.4s, v25.4s, v24.s[0]
 	WORD $0x4f981351 // fmla v17.4s, v26.4s, v24.s[0]
 	FMOVD 8(R10), F28
-	WORD $0x0f08a79c // sshll v28.8h, v28.8b, #0
-	WORD $0x0f10a79b // sshll v27.4s, v28.4h, #0
-	WORD $0x4f10a79c // sshll2 v28.4s, v28.8h, #0
-	WORD $0x4e21db7b // scvtf v27.4s, v27.4s
-	WORD $0x4e21db9c // scvtf v28.4s, v28.4s
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
 	WORD $0x4f941362 // fmla v2.4s, v27.4s, v20.s[0]
 	WORD $0x4f941383 // fmla v3.4s, v28.4s, v20.s[0]
 	WORD $0x4f951366 // fmla v6.4s, v27.4s, v21.s[0]
@@ -25758,11 +25334,10 @@ asking132:
 	WORD $0x4f981393 // fmla v19.4s, v28.4s, v24.s[0]
 	ADD R4, R10, R10
 	FMOVD 0(R10), F26
-	WORD $0x0f08a75a // sshll v26.8h, v26.8b, #0
-	WORD $0x0f10a759 // sshll v25.4s, v26.4h, #0
-	WORD $0x4f10a75a // sshll2 v26.4s, v26.8h, #0
-	WORD $0x4e21db39 // scvtf v25.4s, v25.4s
-	WORD $0x4e21db5a // scvtf v26.4s, v26.4s
+	VTBL V30.B16, [V26.B16], V25.B16
+	VTBL V31.B16, [V26.B16], V26.B16
+	WORD $0x4f28e739 // scvtf v25.4s, v25.4s, #24
+	WORD $0x4f28e75a // scvtf v26.4s, v26.4s, #24
 	WORD $0x4fb41320 // fmla v0.4s, v25.4s, v20.s[1]
 	WORD $0x4fb41341 // fmla v1.4s, v26.4s, v20.s[1]
 	WORD $0x4fb51324 // fmla v4.4s, v25.4s, v21.s[1]
@@ -25774,11 +25349,10 @@ asking132:
 	WORD $0x4fb81330 // fmla v16.4s, v25.4s, v24.s[1]
 	WORD $0x4fb81351 // fmla v17.4s, v26.4s, v24.s[1]
 	FMOVD 8(R10), F28
-	WORD $0x0f08a79c // sshll v28.8h, v28.8b, #0
-	WORD $0x0f10a79b // sshll v27.4s, v28.4h, #0
-	WORD $0x4f10a79c // sshll2 v28.4s, v28.8h, #0
-	WORD $0x4e21db7b // scvtf v27.4s, v27.4s
-	WORD $0x4e21db9c // scvtf v28.4s, v28.4s
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
 	WORD $0x4fb41362 // fmla v2.4s, v27.4s, v20.s[1]
 	WORD $0x4fb41383 // fmla v3.4s, v28.4s, v20.s[1]
 	WORD $0x4fb51366 // fmla v6.4s, v27.4s, v21.s[1]
@@ -25791,11 +25365,10 @@ asking132:
 	WORD $0x4fb81393 // fmla v19.4s, v28.4s, v24.s[1]
 	ADD R4, R10, R10
 	FMOVD 0(R10), F26
-	WORD $0x0f08a75a // sshll v26.8h, v26.8b, #0
-	WORD $0x0f10a759 // sshll v25.4s, v26.4h, #0
-	WORD $0x4f10a75a // sshll2 v26.4s, v26.8h, #0
-	WORD $0x4e21db39 // scvtf v25.4s, v25.4s
-	WORD $0x4e21db5a // scvtf v26.4s, v26.4s
+	VTBL V30.B16, [V26.B16], V25.B16
+	VTBL V31.B16, [V26.B16], V26.B16
+	WORD $0x4f28e739 // scvtf v25.4s, v25.4s, #24
+	WORD $0x4f28e75a // scvtf v26.4s, v26.4s, #24
 	WORD $0x4f941b20 // fmla v0.4s, v25.4s, v20.s[2]
 	WORD $0x4f941b41 // fmla v1.4s, v26.4s, v20.s[2]
 	WORD $0x4f951b24 // fmla v4.4s, v25.4s, v21.s[2]
@@ -25807,11 +25380,10 @@ asking132:
 	WORD $0x4f981b30 // fmla v16.4s, v25.4s, v24.s[2]
 	WORD $0x4f981b51 // fmla v17.4s, v26.4s, v24.s[2]
 	FMOVD 8(R10), F28
-	WORD $0x0f08a79c // sshll v28.8h, v28.8b, #0
-	WORD $0x0f10a79b // sshll v27.4s, v28.4h, #0
-	WORD $0x4f10a79c // sshll2 v28.4s, v28.8h, #0
-	WORD $0x4e21db7b // scvtf v27.4s, v27.4s
-	WORD $0x4e21db9c // scvtf v28.4s, v28.4s
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
 	WORD $0x4f941b62 // fmla v2.4s, v27.4s, v20.s[2]
 	WORD $0x4f941b83 // fmla v3.4s, v28.4s, v20.s[2]
 	WORD $0x4f951b66 // fmla v6.4s, v27.4s, v21.s[2]
@@ -25824,11 +25396,10 @@ asking132:
 	WORD $0x4f981b93 // fmla v19.4s, v28.4s, v24.s[2]
 	ADD R4, R10, R10
 	FMOVD 0(R10), F26
-	WORD $0x0f08a75a // sshll v26.8h, v26.8b, #0
-	WORD $0x0f10a759 // sshll v25.4s, v26.4h, #0
-	WORD $0x4f10a75a // sshll2 v26.4s, v26.8h, #0
-	WORD $0x4e21db39 // scvtf v25.4s, v25.4s
-	WORD $0x4e21db5a // scvtf v26.4s, v26.4s
+	VTBL V30.B16, [V26.B16], V25.B16
+	VTBL V31.B16, [V26.B16], V26.B16
+	WORD $0x4f28e739 // scvtf v25.4s, v25.4s, #24
+	WORD $0x4f28e75a // scvtf v26.4s, v26.4s, #24
 	WORD $0x4fb41b20 // fmla v0.4s, v25.4s, v20.s[3]
 	WORD $0x4fb41b41 // fmla v1.4s, v26.4s, v20.s[3]
 	WORD $0x4fb51b24 // fmla v4.4s, v25.4s, v21.s[3]
@@ -25840,11 +25411,10 @@ asking132:
 	WORD $0x4fb81b30 // fmla v16.4s, v25.4s, v24.s[3]
 	WORD $0x4fb81b51 // fmla v17.4s, v26.4s, v24.s[3]
 	FMOVD 8(R10), F28
-	WORD $0x0f08a79c // sshll v28.8h, v28.8b, #0
-	WORD $0x0f10a79b // sshll v27.4s, v28.4h, #0
-	WORD $0x4f10a79c // sshll2 v28.4s, v28.8h, #0
-	WORD $0x4e21db7b // scvtf v27.4s, v27.4s
-	WORD $0x4e21db9c // scvtf v28.4s, v28.4s
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
 	WORD $0x4fb41b62 // fmla v2.4s, v27.4s, v20.s[3]
 	WORD $0x4fb41b83 // fmla v3.4s, v28.4s, v20.s[3]
 	WORD $0x4fb51b66 // fmla v6.4s, v27.4s, v21.s[3]
@@ -25872,11 +25442,10 @@ loop135:
 	FMOVQ 768(R11), F23
 	FMOVQ 1024(R11), F24
 	FMOVD 0(R10), F26
-	WORD $0x0f08a75a // sshll v26.8h, v26.8b, #0
-	WORD $0x0f10a759 // sshll v25.4s, v26.4h, #0
-	WORD $0x4f10a75a // sshll2 v26.4s, v26.8h, #0
-	WORD $0x4e21db39 // scvtf v25.4s, v25.4s
-	WORD $0x4e21db5a // scvtf v26.4s, v26.4s
+	VTBL V30.B16, [V26.B16], V25.B16
+	VTBL V31.B16, [V26.B16], V26.B16
+	WORD $0x4f28e739 // scvtf v25.4s, v25.4s, #24
+	WORD $0x4f28e75a // scvtf v26.4s, v26.4s, #24
 	WORD $0x4f941320 // fmla v0.4s, v25.4s, v20.s[0]
 	WORD $0x4f941341 // fmla v1.4s, v26.4s, v20.s[0]
 	WORD $0x4f951324 // fmla v4.4s, v25.4s, v21.s[0]
@@ -25888,11 +25457,10 @@ loop135:
 	WORD $0x4f981330 // fmla v16.4s, v25.4s, v24.s[0]
 	WORD $0x4f981351 // fmla v17.4s, v26.4s, v24.s[0]
 	FMOVD 8(R10), F28
-	WORD $0x0f08a79c // sshll v28.8h, v28.8b, #0
-	WORD $0x0f10a79b // sshll v27.4s, v28.4h, #0
-	WORD $0x4f10a79c // sshll2 v28.4s, v28.8h, #0
-	WORD $0x4e21db7b // scvtf v27.4s, v27.4s
-	WORD $0x4e21db9c // scvtf v28.4s, v28.4s
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
 	WORD $0x4f941362 // fmla v2.4s, v27.4s, v20.s[0]
 	WORD $0x4f941383 // fmla v3.4s, v28.4s, v20.s[0]
 	WORD $0x4f951366 // fmla v6.4s, v27.4s, v21.s[0]
@@ -25905,11 +25473,10 @@ loop135:
 	WORD $0x4f981393 // fmla v19.4s, v28.4s, v24.s[0]
 	ADD R4, R10, R10
 	FMOVD 0(R10), F26
-	WORD $0x0f08a75a // sshll v26.8h, v26.8b, #0
-	WORD $0x0f10a759 // sshll v25.4s, v26.4h, #0
-	WORD $0x4f10a75a // sshll2 v26.4s, v26.8h, #0
-	WORD $0x4e21db39 // scvtf v25.4s, v25.4s
-	WORD $0x4e21db5a // scvtf v26.4s, v26.4s
+	VTBL V30.B16, [V26.B16], V25.B16
+	VTBL V31.B16, [V26.B16], V26.B16
+	WORD $0x4f28e739 // scvtf v25.4s, v25.4s, #24
+	WORD $0x4f28e75a // scvtf v26.4s, v26.4s, #24
 	WORD $0x4fb41320 // fmla v0.4s, v25.4s, v20.s[1]
 	WORD $0x4fb41341 // fmla v1.4s, v26.4s, v20.s[1]
 	WORD $0x4fb51324 // fmla v4.4s, v25.4s, v21.s[1]
@@ -25921,11 +25488,10 @@ loop135:
 	WORD $0x4fb81330 // fmla v16.4s, v25.4s, v24.s[1]
 	WORD $0x4fb81351 // fmla v17.4s, v26.4s, v24.s[1]
 	FMOVD 8(R10), F28
-	WORD $0x0f08a79c // sshll v28.8h, v28.8b, #0
-	WORD $0x0f10a79b // sshll v27.4s, v28.4h, #0
-	WORD $0x4f10a79c // sshll2 v28.4s, v28.8h, #0
-	WORD $0x4e21db7b // scvtf v27.4s, v27.4s
-	WORD $0x4e21db9c // scvtf v28.4s, v28.4s
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
 	WORD $0x4fb41362 // fmla v2.4s, v27.4s, v20.s[1]
 	WORD $0x4fb41383 // fmla v3.4s, v28.4s, v20.s[1]
 	WORD $0x4fb51366 // fmla v6.4s, v27.4s, v21.s[1]
@@ -25938,11 +25504,10 @@ loop135:
 	WORD $0x4fb81393 // fmla v19.4s, v28.4s, v24.s[1]
 	ADD R4, R10, R10
 	FMOVD 0(R10), F26
-	WORD $0x0f08a75a // sshll v26.8h, v26.8b, #0
-	WORD $0x0f10a759 // sshll v25.4s, v26.4h, #0
-	WORD $0x4f10a75a // sshll2 v26.4s, v26.8h, #0
-	WORD $0x4e21db39 // scvtf v25.4s, v25.4s
-	WORD $0x4e21db5a // scvtf v26.4s, v26.4s
+	VTBL V30.B16, [V26.B16], V25.B16
+	VTBL V31.B16, [V26.B16], V26.B16
+	WORD $0x4f28e739 // scvtf v25.4s, v25.4s, #24
+	WORD $0x4f28e75a // scvtf v26.4s, v26.4s, #24
 	WORD $0x4f941b20 // fmla v0.4s, v25.4s, v20.s[2]
 	WORD $0x4f941b41 // fmla v1.4s, v26.4s, v20.s[2]
 	WORD $0x4f951b24 // fmla v4.4s, v25.4s, v21.s[2]
@@ -25954,11 +25519,10 @@ loop135:
 	WORD $0x4f981b30 // fmla v16.4s, v25.4s, v24.s[2]
 	WORD $0x4f981b51 // fmla v17.4s, v26.4s, v24.s[2]
 	FMOVD 8(R10), F28
-	WORD $0x0f08a79c // sshll v28.8h, v28.8b, #0
-	WORD $0x0f10a79b // sshll v27.4s, v28.4h, #0
-	WORD $0x4f10a79c // sshll2 v28.4s, v28.8h, #0
-	WORD $0x4e21db7b // scvtf v27.4s, v27.4s
-	WORD $0x4e21db9c // scvtf v28.4s, v28.4s
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
 	WORD $0x4f941b62 // fmla v2.4s, v27.4s, v20.s[2]
 	WORD $0x4f941b83 // fmla v3.4s, v28.4s, v20.s[2]
 	WORD $0x4f951b66 // fmla v6.4s, v27.4s, v21.s[2]
@@ -25971,11 +25535,10 @@ loop135:
 	WORD $0x4f981b93 // fmla v19.4s, v28.4s, v24.s[2]
 	ADD R4, R10, R10
 	FMOVD 0(R10), F26
-	WORD $0x0f08a75a // sshll v26.8h, v26.8b, #0
-	WORD $0x0f10a759 // sshll v25.4s, v26.4h, #0
-	WORD $0x4f10a75a // sshll2 v26.4s, v26.8h, #0
-	WORD $0x4e21db39 // scvtf v25.4s, v25.4s
-	WORD $0x4e21db5a // scvtf v26.4s, v26.4s
+	VTBL V30.B16, [V26.B16], V25.B16
+	VTBL V31.B16, [V26.B16], V26.B16
+	WORD $0x4f28e739 // scvtf v25.4s, v25.4s, #24
+	WORD $0x4f28e75a // scvtf v26.4s, v26.4s, #24
 	WORD $0x4fb41b20 // fmla v0.4s, v25.4s, v20.s[3]
 	WORD $0x4fb41b41 // fmla v1.4s, v26.4s, v20.s[3]
 	WORD $0x4fb51b24 // fmla v4.4s, v25.4s, v21.s[3]
@@ -25987,11 +25550,10 @@ loop135:
 	WORD $0x4fb81b30 // fmla v16.4s, v25.4s, v24.s[3]
 	WORD $0x4fb81b51 // fmla v17.4s, v26.4s, v24.s[3]
 	FMOVD 8(R10), F28
-	WORD $0x0f08a79c // sshll v28.8h, v28.8b, #0
-	WORD $0x0f10a79b // sshll v27.4s, v28.4h, #0
-	WORD $0x4f10a79c // sshll2 v28.4s, v28.8h, #0
-	WORD $0x4e21db7b // scvtf v27.4s, v27.4s
-	WORD $0x4e21db9c // scvtf v28.4s, v28.4s
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
 	WORD $0x4fb41b62 // fmla v2.4s, v27.4s, v20.s[3]
 	WORD $0x4fb41b83 // fmla v3.4s, v28.4s, v20.s[3]
 	WORD $0x4fb51b66 // fmla v6.4s, v27.4s, v21.s[3]
@@ -26016,11 +25578,10 @@ some136:
 	FMOVS 768(R11), F23
 	FMOVS 1024(R11), F24
 	FMOVD 0(R10), F26
-	WORD $0x0f08a75a // sshll v26.8h, v26.8b, #0
-	WORD $0x0f10a759 // sshll v25.4s, v26.4h, #0
-	WORD $0x4f10a75a // sshll2 v26.4s, v26.8h, #0
-	WORD $0x4e21db39 // scvtf v25.4s, v25.4s
-	WORD $0x4e21db5a // scvtf v26.4s, v26.4s
+	VTBL V30.B16, [V26.B16], V25.B16
+	VTBL V31.B16, [V26.B16], V26.B16
+	WORD $0x4f28e739 // scvtf v25.4s, v25.4s, #24
+	WORD $0x4f28e75a // scvtf v26.4s, v26.4s, #24
 	WORD $0x4f941320 // fmla v0.4s, v25.4s, v20.s[0]
 	WORD $0x4f941341 // fmla v1.4s, v26.4s, v20.s[0]
 	WORD $0x4f951324 // fmla v4.4s, v25.4s, v21.s[0]
@@ -26032,11 +25593,10 @@ some136:
 	WORD $0x4f981330 // fmla v16.4s, v25.4s, v24.s[0]
 	WORD $0x4f981351 // fmla v17.4s, v26.4s, v24.s[0]
 	FMOVD 8(R10), F28
-	WORD $0x0f08a79c // sshll v28.8h, v28.8b, #0
-	WORD $0x0f10a79b // sshll v27.4s, v28.4h, #0
-	WORD $0x4f10a79c // sshll2 v28.4s, v28.8h, #0
-	WORD $0x4e21db7b // scvtf v27.4s, v27.4s
-	WORD $0x4e21db9c // scvtf v28.4s, v28.4s
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
 	WORD $0x4f941362 // fmla v2.4s, v27.4s, v20.s[0]
 	WORD $0x4f941383 // fmla v3.4s, v28.4s, v20.s[0]
 	WORD $0x4f951366 // fmla v6.4s, v27.4s, v21.s[0]
@@ -26064,11 +25624,10 @@ sparse128:
 	FMOVS 768(R11), F23
 	FMOVS 1024(R11), F24
 	FMOVD 0(R10), F26
-	WORD $0x0f08a75a // sshll v26.8h, v26.8b, #0
-	WORD $0x0f10a759 // sshll v25.4s, v26.4h, #0
-	WORD $0x4f10a75a // sshll2 v26.4s, v26.8h, #0
-	WORD $0x4e21db39 // scvtf v25.4s, v25.4s
-	WORD $0x4e21db5a // scvtf v26.4s, v26.4s
+	VTBL V30.B16, [V26.B16], V25.B16
+	VTBL V31.B16, [V26.B16], V26.B16
+	WORD $0x4f28e739 // scvtf v25.4s, v25.4s, #24
+	WORD $0x4f28e75a // scvtf v26.4s, v26.4s, #24
 	WORD $0x4f941320 // fmla v0.4s, v25.4s, v20.s[0]
 	WORD $0x4f941341 // fmla v1.4s, v26.4s, v20.s[0]
 	WORD $0x4f951324 // fmla v4.4s, v25.4s, v21.s[0]
@@ -26080,11 +25639,10 @@ sparse128:
 	WORD $0x4f981330 // fmla v16.4s, v25.4s, v24.s[0]
 	WORD $0x4f981351 // fmla v17.4s, v26.4s, v24.s[0]
 	FMOVD 8(R10), F28
-	WORD $0x0f08a79c // sshll v28.8h, v28.8b, #0
-	WORD $0x0f10a79b // sshll v27.4s, v28.4h, #0
-	WORD $0x4f10a79c // sshll2 v28.4s, v28.8h, #0
-	WORD $0x4e21db7b // scvtf v27.4s, v27.4s
-	WORD $0x4e21db9c // scvtf v28.4s, v28.4s
+	VTBL V30.B16, [V28.B16], V27.B16
+	VTBL V31.B16, [V28.B16], V28.B16
+	WORD $0x4f28e77b // scvtf v27.4s, v27.4s, #24
+	WORD $0x4f28e79c // scvtf v28.4s, v28.4s, #24
 	WORD $0x4f941362 // fmla v2.4s, v27.4s, v20.s[0]
 	WORD $0x4f941383 // fmla v3.4s, v28.4s, v20.s[0]
 	WORD $0x4f951366 // fmla v6.4s, v27.4s, v21.s[0]

@@ -72,6 +72,9 @@ func fcvtl(d, n v) instruction  { return two(0x0e217800, "fcvtl", "4s", "4h", d,
 func fcvtl2(d, n v) instruction { return two(0x4e217800, "fcvtl2", "4s", "8h", d, n) }
 func scvtf(d, n v) instruction  { return two(0x4e21d800, "scvtf", "4s", "4s", d, n) }
 
+// scvtf24 divides by 2²⁴ what scvtf does.
+func scvtf24(d, n v) instruction { return shifted(two(0x4f28e400, "scvtf", "4s", "4s", d, n), 24) }
+
 func shifted(i instruction, by int) instruction {
 	i.text += fmt.Sprintf(", #%d", by)
 	return i

@@ -32,6 +32,7 @@ func generate() (assembly, declarations string) {
 	stubs.Reset()
 	text.WriteString(command + "#include \"textflag.h\"\n")
 	stubs.WriteString(command + "package attention\n")
+	topsAddress = data("tops", tops)
 	for _, t := range types {
 		scores(t)
 		accumulate(t)

@@ -69,15 +69,15 @@ func (e exp) write(x, t, p, q, under []v) {
 // multiplyAdd adds a·b to dst, rounded once.
 func multiplyAdd(dst, a, b v) { op("VFMLA %s, %s, %s", b.s4(), a.s4(), dst.s4()) }
 
-// bitsOf sets dst to 64 bits, each 0 where a lane of 16 vectors is ones. lane sets the lanes of into, for vector i, to ones or
-// zeros. V0 to V8 are lost.
-func bitsOf(dst r, lane func(i int, into v)) {
+// nonzeros sets dst to 64 bits, 0 for each of 64 numbers at src that is. V0 to V8 are lost.
+func nonzeros(dst, src r) {
 	const powers v = 8
 	op("MOVD $0x8040201008040201, %v", dst)
 	op("VDUP %v, %s", dst, powers.d2())
 	for g := range v(4) {
 		for j := range v(4) {
-			lane(int(4*g+j), 4+j)
+			op("FMOVQ %d(%v), %s", 4*lanes*int(4*g+j), src, (4 + j).f())
+			words(fcmeq0(4+j, 4+j))
 		}
 		op("VUZP1 %s, %s, %s", v(5).h8(), v(4).h8(), v(4).h8())
 		op("VUZP1 %s, %s, %s", v(7).h8(), v(6).h8(), v(6).h8())
@@ -228,10 +228,7 @@ func softmax(scaled bool) {
 	at(done)
 	op("RET")
 	at(zeros)
-	bitsOf(bits, func(i int, into v) {
-		op("FMOVQ %d(%v), %s", 4*lanes*i, S, into.f())
-		words(fcmeq0(into, into))
-	})
+	nonzeros(bits, S)
 	op("B %s", store)
 	at(empty)
 	op("MOVD.P ZR, 8(%v)", nz)

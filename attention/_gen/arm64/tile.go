@@ -21,9 +21,17 @@ type dtype struct {
 
 var types = []dtype{{"f32", 4}, {"f16", 2}, {"bf16", 2}, {"i8", 1}}
 
+// tops are where the bytes of eight int8 go in two vectors: each to the top of a lane, with zeros below.
+var tops = []uint32{
+	0x00ffffff, 0x01ffffff, 0x02ffffff, 0x03ffffff,
+	0x04ffffff, 0x05ffffff, 0x06ffffff, 0x07ffffff,
+}
+
+var topsAddress string
+
 // widen loads eight elements at base + disp into a and b.
-func (t dtype) widen(base r, disp int, a, b v) {
-	switch t.name {
+func (t tile) widen(base r, disp int, a, b v) {
+	switch t.dt.name {
 	case "f32":
 		loadPair(base, disp, a, b)
 	case "f16":
@@ -34,13 +42,22 @@ func (t dtype) widen(base r, disp int, a, b v) {
 		words(shll(a, b), shll2(b, b))
 	case "i8":
 		op("FMOVD %d(%v), %s", disp, base, b.f())
+		if lower, upper, ok := t.tops(); ok {
+			op("VTBL %s, [%s], %s", lower.b16(), b.b16(), a.b16())
+			op("VTBL %s, [%s], %s", upper.b16(), b.b16(), b.b16())
+			words(scvtf24(a, a), scvtf24(b, b))
+			return
+		}
 		words(sxtlBytes(b, b), sxtl(a, b), sxtl2(b, b), scvtf(a, a), scvtf(b, b))
 	}
 }
 
 // A tile is rows × cols chains in registers. After them come registers for numbers of each row, and then those that the
-// columns go through, two at a time.
-type tile struct{ rows, cols int }
+// columns go through, two at a time. The last two have tops, if the type needs them and there are as many.
+type tile struct {
+	dt         dtype
+	rows, cols int
+}
 
 func (t tile) acc(row, c int) v { return v(row*t.cols + c) }
 
@@ -48,10 +65,26 @@ func (t tile) numbers(row int) v { return v(t.rows*t.cols + row) }
 
 // pair returns registers for the columns c and c + 1.
 func (t tile) pair(c int) (a, b v) {
-	first := t.numbers(t.rows)
-	pairs := (32 - int(first)) / 2
+	first, end := t.numbers(t.rows), v(32)
+	if lower, _, ok := t.tops(); ok {
+		end = lower
+	}
+	pairs := int(end-first) / 2
 	first += v(c / 2 % pairs * 2)
 	return first, first + 1
+}
+
+// tops returns the registers that hold tops, if the type needs them and there is room for a pair beside.
+func (t tile) tops() (lower, upper v, ok bool) {
+	return 30, 31, t.dt.name == "i8" && t.numbers(t.rows) <= 28
+}
+
+// begin sets up what widen needs; x is free.
+func (t tile) begin(x r) {
+	if lower, upper, ok := t.tops(); ok {
+		op("MOVD %s, %v", topsAddress, x)
+		loadPair(x, 0, lower, upper)
+	}
 }
 
 // each calls f for each pair of chains.
@@ -71,10 +104,10 @@ func (t tile) zero() {
 }
 
 // step adds to each chain the product of a row's number, in that lane, with its column's elements at base + disp.
-func (t tile) step(dt dtype, lane int, base r, disp int) {
+func (t tile) step(lane int, base r, disp int) {
 	for c := 0; c < t.cols; c += 2 {
 		a, b := t.pair(c)
-		dt.widen(base, disp+c*lanes*dt.size, a, b)
+		t.widen(base, disp+c*lanes*t.dt.size, a, b)
 		for row := range t.rows {
 			words(fmlaLane(t.acc(row, c), a, t.numbers(row), lane), fmlaLane(t.acc(row, c+1), b, t.numbers(row), lane))
 		}
@@ -82,16 +115,16 @@ func (t tile) step(dt dtype, lane int, base r, disp int) {
 }
 
 // bytes is what one step reads.
-func (t tile) bytes(dt dtype) int { return t.cols * lanes * dt.size }
+func (t tile) bytes() int { return t.cols * lanes * t.dt.size }
 
 // ask asks memory, when dimension or position d of an unrolled loop is done, for its part of as many bytes as the loop reads.
-func (t tile) ask(dt dtype, d int, from r) {
-	lines := unroll * t.bytes(dt) / 64
+func (t tile) ask(d int, from r) {
+	lines := unroll * t.bytes() / 64
 	for j := d * lines / unroll; j < (d+1)*lines/unroll; j++ {
 		op("PRFM %d(%v), PLDL1KEEP", 64*j, from)
 	}
 	if d == unroll-1 {
-		op("ADD $%d, %v, %v", unroll*t.bytes(dt), from, from)
+		op("ADD $%d, %v, %v", unroll*t.bytes(), from, from)
 	}
 }
 
@@ -176,8 +209,9 @@ func scores(dt dtype) {
 	op("MOVD (%v), %v", fetch, fetch)
 	at(none)
 	tiles(rows, func(rows int) {
-		t := tile{rows, wide[rows-1]}
+		t := tile{dt, rows, wide[rows-1]}
 		again, carried, begin := label("block"), label("carried"), label("begin")
+		t.begin(i)
 		op("MOVD %v, %v", K, from)
 		op("MOVD $%d, %v", pageLen/lanes/t.cols, block)
 		at(again)
@@ -202,14 +236,14 @@ func scores(dt dtype) {
 				}
 			}
 			for d := range n {
-				t.step(dt, d, kp, d*pageLen*dt.size)
+				t.step(d, kp, d*pageLen*dt.size)
 				after(d)
 			}
 			op("ADD $%d, %v, %v", n*pageLen*dt.size, kp, kp)
-		}, func(d int) { t.ask(dt, d, fetch) })
+		}, func(d int) { t.ask(d, fetch) })
 		t.each(func(row, c int) { storePair(t.acc(row, c), t.acc(row, c+1), S, 4*(row*pageLen+c*lanes)) })
 		op("ADD $%d, %v, %v", 4*lanes*t.cols, S, S)
-		op("ADD $%d, %v, %v", t.bytes(dt), from, from)
+		op("ADD $%d, %v, %v", t.bytes(), from, from)
 		op("SUBS $1, %v, %v", block, block)
 		op("BNE %s", again)
 		if rows > 1 {
@@ -265,6 +299,7 @@ func accumulate(dt dtype) {
 	at(apart)
 	op("LSL $2, %v, %v", wFirst, wFirst)
 	block := func(t tile) {
+		t.begin(x)
 		t.zero()
 		steps := func(n int, after func(d int)) {
 			for row := range t.rows {
@@ -275,7 +310,7 @@ func accumulate(dt dtype) {
 				op("%s %d(%v), %s", load, 4*pageLen*row, wp, t.numbers(row).f())
 			}
 			for p := range n {
-				t.step(dt, p, vp, 0)
+				t.step(p, vp, 0)
 				op("ADD %v, %v, %v", vStride, vp, vp)
 				after(p)
 			}
@@ -287,7 +322,7 @@ func accumulate(dt dtype) {
 		op("ADD %v, %v, %v", wFirst, W, wp)
 		op("ADD %v, %v, %v", vFirst, from, vp)
 		op("MOVD %v, %v", count, i)
-		unrolled(i, fetch, steps, func(d int) { t.ask(dt, d, fetch) })
+		unrolled(i, fetch, steps, func(d int) { t.ask(d, fetch) })
 		op("B %s", merge)
 		at(sparse)
 		first(x, vp)
@@ -330,7 +365,7 @@ func accumulate(dt dtype) {
 		rowsOf(put)
 		at(done)
 		op("ADD $%d, %v, %v", 4*lanes*t.cols, O, O)
-		op("ADD $%d, %v, %v", t.bytes(dt), from, from)
+		op("ADD $%d, %v, %v", t.bytes(), from, from)
 		op("SUB $%d, %v, %v", t.cols, left, left)
 	}
 	tiles(rows, func(rows int) {
@@ -343,7 +378,7 @@ func accumulate(dt dtype) {
 			at(loop)
 			op("CMP $%d, %v", width, left)
 			op("BLT %s", less)
-			block(tile{rows, width})
+			block(tile{dt, rows, width})
 			op("B %s", loop)
 			at(less)
 		}
