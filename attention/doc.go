@@ -9,7 +9,8 @@
 //
 // Every option, storage type, head size and group size goes the same way through the kernel in use: where that is one in
 // assembly, which x86-64 has (AVX-512, AVX2) and arm64 (NEON), none of them makes it leave its fast path. The portable
-// kernel, which is the specification of the others, is an order of magnitude slower; KernelName says which is in use.
+// kernel, which is the specification of the others, is an order of magnitude slower than those for x86-64; KernelName says
+// which is in use.
 //
 // Who makes many calls keeps a Pool of threads for them: Acquire one, let it Attend and Project, Release it.
 //
