@@ -383,6 +383,7 @@ func (st *Store) reserveRows(s *session, l, first, end int, e *encoder) (copies 
 		err := st.budget.Reserve(rows)
 		if err == nil {
 			e.made = made
+			s.shape.rows += made
 			st.rows += rows
 			return copies, nil
 		}

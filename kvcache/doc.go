@@ -9,7 +9,8 @@
 //
 // Pages of one index, over all layers and groups that are held of a session, are a row. A fork, the index of prefixes and a
 // view share rows, by one count for each row; who appends to a shared row makes a copy of it first. So a fork costs one count
-// for 64 positions, however many layers and groups there are. What a row itself takes of the heap counts in the Budget, too.
+// for 64 positions, however many layers and groups there are. What a row or a session itself takes of the heap counts in the
+// Budget, too.
 //
 // A page is reserved from the budget before its first use. Where the last session lets it go it stays reserved for the next one,
 // until its chunk of a few MiB is empty and unmapped, or until something else needs the room (Store.Reclaim). A few empty chunks

@@ -40,6 +40,10 @@ func allocated(n int) int64 { return int64(cap(append([]byte(nil), make([]byte, 
 func (st *Store) freeRows(sh *shape, n int) {
 	st.rows -= int64(n) * sh.rowBytes
 	st.budget.Release(int64(n) * sh.rowBytes)
+	if sh.rows -= n; n > 0 && sh.rows == 0 && sh.sessions == 0 {
+		st.lone -= sh.bytes
+		st.freeShape(sh)
+	}
 }
 
 // share counts one more sharer, of which left says how many of the row's layers it sees no more.

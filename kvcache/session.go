@@ -10,6 +10,7 @@ import (
 	"slices"
 	"sync"
 	"time"
+	"unsafe"
 
 	"headwater/attention"
 	"headwater/shard"
@@ -103,8 +104,11 @@ type shape struct {
 	held   []HeldLayer // without empty ones
 	layers []heldLayer // ascending, as held
 	shards int
-	// rowBytes is what a row takes of the budget beside its pages.
-	rowBytes int64
+	// rowBytes is what a row takes of the budget beside its pages, bytes what the shape itself takes.
+	rowBytes, bytes int64
+
+	// Sessions and rows that have the shape, guarded by Store.mu. Without any it is no more.
+	sessions, rows int
 	// root is the key of prefixes before their first token.
 	root prefixKey
 }
@@ -191,8 +195,34 @@ func newShape(config Config, held []HeldLayer) (*shape, *Error) {
 		return nil, refuse(Invalid, "%d shards are to be held, outside 1 to %d", sh.shards, MaxShards)
 	}
 	sh.rowBytes = bytesOfRow(len(sh.layers), sh.shards)
+	sh.bytes = sh.heap()
 	sh.root = sh.fingerprint()
 	return sh, nil
+}
+
+// heap is about what the shape takes on the heap.
+func (sh *shape) heap() int64 {
+	n := int(unsafe.Sizeof(*sh)) + len(sh.config.Tenant) + len(sh.config.Model) + len(sh.config.Name) +
+		cap(sh.config.Layers)*int(unsafe.Sizeof(Layer{})) + cap(sh.layers)*int(unsafe.Sizeof(heldLayer{})) + cap(sh.held)*int(unsafe.Sizeof(HeldLayer{})) +
+		sh.shards*int(unsafe.Sizeof(shard.Group(0)))
+	for _, l := range sh.config.Layers {
+		n += 4 * (len(l.Options.AlibiSlopes) + len(l.Options.Sinks))
+	}
+	return int64(n)
+}
+
+// sessionBase is what a session takes on the heap whatever its shape, with its places among those that are held.
+const sessionBase = 768
+
+// heap is about the most that the session takes on the heap beside its rows and its shape, with the tokens that it begins with.
+// Those that come later are little beside their pages.
+func (s *session) heap() int64 {
+	layers, shards := len(s.shape.layers), s.shape.shards
+	n := sessionBase + 8*(3*layers+2*shards) + 4*len(s.tokens) + 16*max(len(s.rows), len(s.tokens)/attention.PageLen)
+	if s.begun != nil {
+		n += layers*int(unsafe.Sizeof(begun{})) + 8*shards
+	}
+	return int64(n)
 }
 
 // fingerprint returns the hash of all that decides which keys and values belong to a token, and of where they stand.
@@ -249,6 +279,7 @@ type session struct {
 	made    made
 	created time.Time
 	used    time.Time // guarded by Store.mu
+	bytes   int64     // reserved for it beside its rows and its shape; does not change
 
 	// busy is held while the session is changed, from an append until it is kept or given up; taken before mu, or tried under
 	// Store.mu.

@@ -46,6 +46,8 @@ type Store struct {
 	prefixes   prefixes
 	counters   counters
 	rows       int64      // bytes that are reserved for rows, beside their pages
+	heap       int64      // bytes that are reserved for sessions and shapes
+	lone       int64      // of these for shapes that no session has
 	encoders   []*encoder // in no use
 }
 
@@ -57,8 +59,8 @@ type counters struct {
 type CacheState struct {
 	// UsedBytes are the pages in use by sessions, prefixes and views, FreeBytes those that are reserved and in no use.
 	UsedBytes, FreeBytes, BudgetBytes int64
-	// RowBytes is what is reserved for the rows that pages stand in.
-	RowBytes int64
+	// RowBytes is what is reserved for the rows that pages stand in, SessionBytes what is for sessions themselves.
+	RowBytes, SessionBytes int64
 	// PrefixBytes are pages that only prefixes hold.
 	PrefixBytes int64
 	// PrefixAsked are the positions asked for in prefixes, PrefixHits those of them that were there, and PrefixSavedBytes
@@ -268,13 +270,60 @@ func (st *Store) admit(s *session, how made) (before *session, err *Error) {
 	if _, ended := st.tombstones[s.id]; ended {
 		return nil, refuse(Exists, "session %s has ended, and its id is not used again", s.id)
 	}
+	if err := st.reserveSession(s); err != nil {
+		return nil, err
+	}
 	if len(st.sessions) >= st.config.MaxSessions && !st.evictSession() {
+		st.freeSession(s)
 		return nil, refuse(OverBudget, "session %s: %d sessions are held, the most that are allowed: drop one, or try again once one has gone unused for its TTL", s.id, len(st.sessions))
 	}
 	s.made, s.created = how, st.config.Now()
 	s.used = s.created
 	st.sessions[s.id] = s
 	return nil, nil
+}
+
+// reserveSession takes room in the budget for a session, and for its shape where it is the first to have it. Where there is none it
+// makes some.
+func (st *Store) reserveSession(s *session) *Error {
+	sh := s.shape
+	s.bytes = s.heap()
+	need := s.bytes
+	if sh.sessions++; sh.sessions == 1 {
+		need += sh.bytes
+	}
+	for evicted := false; ; {
+		err := st.budget.Reserve(need)
+		if err == nil {
+			st.heap += need
+			return nil
+		}
+		if !st.evictFor(err, need, &evicted) {
+			sh.sessions--
+			return refuse(OverBudget, "session %s: %d bytes are needed for its %d shards in %d layers: %v: drop a session, or try again later", s.id, need, sh.shards, len(sh.config.Layers), err)
+		}
+	}
+}
+
+// freeSession gives back what is reserved for a session that is no more.
+func (st *Store) freeSession(s *session) {
+	sh := s.shape
+	st.heap -= s.bytes
+	st.budget.Release(s.bytes)
+	if sh.sessions--; sh.sessions > 0 {
+		return
+	}
+	if sh.rows > 0 {
+		st.lone += sh.bytes // until its last row is gone, which a prefix or a view may have
+		return
+	}
+	st.freeShape(sh)
+}
+
+// freeShape gives back what is reserved for a shape that nothing has any more.
+func (st *Store) freeShape(sh *shape) {
+	st.heap -= sh.bytes
+	st.budget.Release(sh.bytes)
 }
 
 // again answers a request, under epoch e, that has made a session before.
@@ -427,7 +476,7 @@ func (st *Store) Cache() CacheState {
 	defer st.mu.Unlock()
 	left := st.budget.Total() - st.budget.Used()
 	return CacheState{
-		UsedBytes: st.pages.used, FreeBytes: st.pages.idle, BudgetBytes: st.budget.Total(), RowBytes: st.rows, PrefixBytes: st.prefixes.bytes,
+		UsedBytes: st.pages.used, FreeBytes: st.pages.idle, BudgetBytes: st.budget.Total(), RowBytes: st.rows, SessionBytes: st.heap, PrefixBytes: st.prefixes.bytes,
 		PrefixAsked: st.counters.asked, PrefixHits: st.counters.hits, PrefixSavedBytes: st.counters.saved,
 		Evicted: st.counters.evicted, Sessions: len(st.sessions),
 		RoomBytes: st.pages.idle + left, Pages: st.pages.count(left),
@@ -780,6 +829,7 @@ func (st *Store) Drop(id SessionID, e *Epoch) error {
 func (st *Store) end(s *session) {
 	s.gone = true
 	delete(st.sessions, s.id)
+	st.freeSession(s)
 	if len(st.ended) < maxTombstones {
 		st.ended = append(st.ended, s.id)
 	} else {
@@ -902,7 +952,7 @@ func (st *Store) evict() bool {
 
 // frees says whether evict may free n bytes: where it says no, it can not. What sessions share counts for each.
 func (st *Store) frees(n int64) bool {
-	n -= st.pages.idle + st.prefixes.bytes + st.prefixes.rows
+	n -= st.pages.idle + st.prefixes.bytes + st.prefixes.rows + st.lone
 	if n <= 0 {
 		return true
 	}
@@ -912,6 +962,7 @@ func (st *Store) frees(n int64) bool {
 		}
 		if !s.pinned {
 			// Of rows that were shared there may be more than pageBytes counts.
+			n -= s.bytes + s.shape.bytes
 			for _, r := range s.rows {
 				n -= r.bytes + r.shape.rowBytes
 			}

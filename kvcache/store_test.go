@@ -209,7 +209,7 @@ func newMachine(t *rapid.T) *machine {
 	m.roomy = rapid.Bool().Draw(t, "roomy")
 	size := int64(64 << 20)
 	if !m.roomy {
-		size = rapid.Int64Range(8<<10, 200<<10).Draw(t, "budget")
+		size = rapid.Int64Range(12<<10, 200<<10).Draw(t, "budget")
 	}
 	m.budget = NewBudget(size)
 	m.store = NewStore(StoreConfig{Budget: m.budget, TTL: time.Minute, Now: func() time.Time { return m.now }})
@@ -287,6 +287,10 @@ func (m *machine) create(t *rapid.T) {
 		return
 	}
 	state, err := m.store.Create(req)
+	m.lost(t)
+	if refused(t, err, OverBudget) && !m.roomy {
+		return
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -556,7 +560,12 @@ func (m *machine) restore(t *rapid.T) {
 		order = append(order, i)
 	}
 	slices.SortStableFunc(order, func(a, b int) int { return cmp.Compare(req.Begin[a].First, req.Begin[b].First) })
-	if _, err := m.store.Create(req); err != nil {
+	_, err = m.store.Create(req)
+	m.lost(t)
+	if refused(t, err, OverBudget) && !m.roomy {
+		return
+	}
+	if err != nil {
 		t.Fatal(err)
 	}
 	if _, err := m.store.Create(req); err != nil {
@@ -691,8 +700,10 @@ func (m *machine) fork(t *rapid.T) {
 	}
 	_, err := m.store.Fork(req)
 	s.used = m.now
+	m.lost(t)
 	freed := req.Position >= 0 && s.mayLack(int(req.Position))
-	if refused(t, err, Freed) && freed {
+	if refused(t, err, Freed) && freed || refused(t, err, OverBudget) && !m.roomy {
+		m.check(t, s)
 		return
 	}
 	if err != nil || freed && !s.tells {
@@ -893,8 +904,12 @@ func audit(t interface{ Fatalf(string, ...any) }, st *Store, views []*View) {
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	refs := map[*row]int32{}
+	shapes := map[*shape][2]int{} // sessions and rows
+	var heap int64
 	left := map[*row][]int32{}
 	for _, s := range st.sessions {
+		heap += s.bytes
+		shapes[s.shape] = [2]int{shapes[s.shape][0] + 1}
 		end := s.first
 		for l, n := range s.lengths {
 			if s.begun == nil || n > s.begun[l].first*64 { // else nothing was appended yet
@@ -988,6 +1003,20 @@ func audit(t interface{ Fatalf(string, ...any) }, st *Store, views []*View) {
 		}
 		used += size
 		rows += r.shape.rowBytes
+		shapes[r.shape] = [2]int{shapes[r.shape][0], shapes[r.shape][1] + 1}
+	}
+	var lone int64
+	for sh, n := range shapes {
+		if n != [2]int{sh.sessions, sh.rows} {
+			t.Fatalf("a shape has %d sessions and %d rows, counted are %d and %d", n[0], n[1], sh.sessions, sh.rows)
+		}
+		heap += sh.bytes
+		if n[0] == 0 {
+			lone += sh.bytes
+		}
+	}
+	if heap != st.heap || lone != st.lone {
+		t.Fatalf("sessions take %d bytes and lone shapes %d, counted are %d and %d", heap, lone, st.heap, st.lone)
 	}
 	kept := int64(0)
 	for _, c := range st.pages.classes {
@@ -1020,7 +1049,7 @@ func audit(t interface{ Fatalf(string, ...any) }, st *Store, views []*View) {
 	if kept != st.pages.kept || kept > maxKept {
 		t.Fatalf("%d bytes of empty chunks are kept, counted are %d", kept, st.pages.kept)
 	}
-	if used != st.pages.used || idle != st.pages.idle || rows != st.rows || st.budget.Used() != used+idle+rows || len(st.pages.emptied) != 0 {
+	if used != st.pages.used || idle != st.pages.idle || rows != st.rows || st.budget.Used() != used+idle+rows+heap || len(st.pages.emptied) != 0 {
 		t.Fatalf("%d bytes are used and %d idle and %d rows', counted are %d, %d and %d, reserved %d", used, idle, rows, st.pages.used, st.pages.idle, st.rows, st.budget.Used())
 	}
 }

@@ -28,7 +28,7 @@ func (p *place) exact(t testing.TB, used int64, all ...*sequence) {
 		s.same(t, list.GetSessions()[0])
 	}
 	c := list.GetCaches()[0]
-	if int64(c.GetUsedBytes()) != used || c.GetQueuedSteps() != 0 || c.GetQueuedTokens() != 0 || c.GetLanes() != 0 || uint64(p.w.budget.Used()) != c.GetUsedBytes()+c.GetFreeBytes()+c.GetRowBytes() {
+	if int64(c.GetUsedBytes()) != used || c.GetQueuedSteps() != 0 || c.GetQueuedTokens() != 0 || c.GetLanes() != 0 || uint64(p.w.budget.Used()) != c.GetUsedBytes()+c.GetFreeBytes()+c.GetRowBytes()+c.GetSessionBytes() {
 		t.Fatalf("pages have %d bytes, of the budget %d are used: %v", used, p.w.budget.Used(), c)
 	}
 }

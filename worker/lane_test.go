@@ -290,7 +290,7 @@ func TestAClientThatVanishes(t *testing.T) {
 	for _, s := range list.GetSessions() {
 		pages += s.GetOwnBytes()
 	}
-	if c := list.GetCaches()[0]; c.GetUsedBytes() != pages || c.GetQueuedSteps() != 0 || c.GetQueuedTokens() != 0 || c.GetLanes() != 0 || uint64(p.w.budget.Used()) != c.GetUsedBytes()+c.GetFreeBytes()+c.GetRowBytes() {
+	if c := list.GetCaches()[0]; c.GetUsedBytes() != pages || c.GetQueuedSteps() != 0 || c.GetQueuedTokens() != 0 || c.GetLanes() != 0 || uint64(p.w.budget.Used()) != c.GetUsedBytes()+c.GetFreeBytes()+c.GetRowBytes()+c.GetSessionBytes() {
 		t.Fatalf("pages of sessions are %d bytes, of the budget %d are used: %v", pages, p.w.budget.Used(), c)
 	}
 	for _, s := range list.GetSessions() {

@@ -221,6 +221,7 @@ func (s *sessions) cache() *headwaterv1.CacheState {
 		UsedBytes:        uint64(c.UsedBytes),
 		FreeBytes:        uint64(c.FreeBytes),
 		RowBytes:         proto.Uint64(uint64(c.RowBytes)),
+		SessionBytes:     proto.Uint64(uint64(c.SessionBytes)),
 		BudgetBytes:      uint64(c.BudgetBytes),
 		PrefixBytes:      uint64(c.PrefixBytes),
 		PrefixAsked:      c.PrefixAsked,

@@ -50,6 +50,7 @@ type cacheView struct {
 	UsedBytes        uint64     `json:"used_bytes"`
 	FreeBytes        *uint64    `json:"free_bytes"` // for pages, before anything is dropped; null where the worker does not count it
 	RowBytes         *uint64    `json:"row_bytes"`  // what pages stand in, beside used_bytes; null where the worker does not count it
+	SessionBytes     *uint64    `json:"session_bytes"`
 	PrefixBytes      uint64     `json:"prefix_bytes"`
 	PrefixAsked      uint64     `json:"prefix_asked"` // positions
 	PrefixHits       uint64     `json:"prefix_hits"`  // positions
@@ -134,7 +135,7 @@ func viewStatus(address string, status *headwaterv1.StatusResponse, caches []*he
 
 func viewCache(c *headwaterv1.CacheState) *cacheView {
 	v := &cacheView{
-		Sessions: c.GetSessions(), UsedBytes: c.GetUsedBytes(), FreeBytes: c.RoomBytes, RowBytes: c.RowBytes,
+		Sessions: c.GetSessions(), UsedBytes: c.GetUsedBytes(), FreeBytes: c.RoomBytes, RowBytes: c.RowBytes, SessionBytes: c.SessionBytes,
 		PrefixBytes: c.GetPrefixBytes(), PrefixAsked: c.GetPrefixAsked(), PrefixHits: c.GetPrefixHits(), PrefixSavedBytes: c.GetPrefixSavedBytes(),
 		Evicted: c.GetEvicted(), QueuedSteps: c.GetQueuedSteps(), QueuedTokens: c.GetQueuedTokens(), Lanes: c.GetLanes(),
 	}

@@ -342,6 +342,9 @@ func (w *walk) open(t *rapid.T) {
 		s.know(n, w.salt)
 	}
 	opened, err := w.clients[s.driver].OpenSession(t.Context(), opts)
+	if w.tight && err != nil && problem(t, err) == overBudget {
+		return // what it begins with takes room
+	}
 	if err != nil {
 		t.Fatalf("open %s: %v", s, err)
 	}
@@ -543,8 +546,21 @@ func (w *walk) land(t *rapid.T, p *planned, alone bool) {
 	w.attends = append(w.attends, a)
 }
 
-// load returns at most, or at least, how many bytes of pages a holder has of a session whose layer has n positions more.
+// What a session and each row of its pages take at most of a worker's budget beside the pages.
+const (
+	mostOfSession = 4 << 10
+	mostOfRow     = 512
+)
+
+// load returns at most, or at least, how many bytes a holder has of a session whose layer has n positions more: in pages, and at
+// most beside them.
 func (s *session) load(h *holder, layer, n int, most bool) (total int64) {
+	if most {
+		total = mostOfSession
+		for l := range s.kept {
+			total = max(total, mostOfSession+mostOfRow*int64(pagesOf(len(s.kept[l])+n)))
+		}
+	}
 	for _, l := range h.layers {
 		length, gone := len(s.kept[l]), s.freed[l]
 		if l == layer {
@@ -590,6 +606,7 @@ func (w *walk) fits(p *planned) bool {
 		for _, l := range h.layers {
 			total += int64((2 + pagesOf(len(p.appended))) * p.s.layers[l].KVHeads * pageBytes(p.s.layers[l]))
 		}
+		total += int64(2+pagesOf(len(p.appended))) * mostOfRow
 		if total > w.Budget {
 			return false
 		}
@@ -679,7 +696,7 @@ func (w *walk) fork(t *rapid.T) {
 		t.Fatalf("a fork of %s was to be refused", s)
 	case w.gone(t, s, err):
 		return
-	case isFreed && problem(t, err) == freed, isBehind && problem(t, err) == behind:
+	case isFreed && problem(t, err) == freed, isBehind && problem(t, err) == behind, w.tight && problem(t, err) == overBudget:
 		w.refused(t, s)
 		w.check(t, s)
 		return
@@ -895,11 +912,15 @@ func (w *walk) snapshot(t *rapid.T) {
 	} else {
 		_, err = w.clients[rapid.IntRange(0, len(w.clients)-1).Draw(t, "client")].SnapshotSession(t.Context(), s.ID(), &b, nil)
 	}
-	if err != nil {
-		if !w.gone(t, s, err) {
-			t.Fatalf("a snapshot of %s: %v", s, err)
-		}
+	switch {
+	case err == nil:
+	case w.gone(t, s, err):
 		return
+	case w.tight && problem(t, err) == overBudget: // of the fork that is written
+		w.refused(t, s)
+		return
+	default:
+		t.Fatalf("a snapshot of %s: %v", s, err)
 	}
 	w.saved = append(w.saved, snapshot{s.clone(), b.Bytes()})
 	// Who holds only layers without positions has not counted it as use; all count this.

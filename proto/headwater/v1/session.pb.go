@@ -1897,7 +1897,10 @@ type CacheState struct {
 	// Bytes that the rows take which pages stand in, beside the pages: a row is 64 positions of all layers and groups held, about
 	// 12 bytes for each group of a layer, 4 for each layer and 352. They count in the budget. Absent from a worker that does not
 	// count them.
-	RowBytes      *uint64 `protobuf:"varint,16,opt,name=row_bytes,json=rowBytes,proto3,oneof" json:"row_bytes,omitempty"`
+	RowBytes *uint64 `protobuf:"varint,16,opt,name=row_bytes,json=rowBytes,proto3,oneof" json:"row_bytes,omitempty"`
+	// Bytes that the sessions themselves take, by their layers, groups and the tokens that they begin with. They count in the
+	// budget. Absent from a worker that does not count them.
+	SessionBytes  *uint64 `protobuf:"varint,17,opt,name=session_bytes,json=sessionBytes,proto3,oneof" json:"session_bytes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2040,6 +2043,13 @@ func (x *CacheState) GetPages() []*PageState {
 func (x *CacheState) GetRowBytes() uint64 {
 	if x != nil && x.RowBytes != nil {
 		return *x.RowBytes
+	}
+	return 0
+}
+
+func (x *CacheState) GetSessionBytes() uint64 {
+	if x != nil && x.SessionBytes != nil {
+		return *x.SessionBytes
 	}
 	return 0
 }
@@ -2414,7 +2424,7 @@ type Step struct {
 	Tree uint32 `protobuf:"varint,12,opt,name=tree,proto3" json:"tree,omitempty"`
 	// Bits [attend, tree], the lowest bit of a byte first, rows padded to whole bytes: 1 shows a position.
 	TreeMask []byte `protobuf:"bytes,13,opt,name=tree_mask,json=treeMask,proto3" json:"tree_mask,omitempty"`
-	// Ids of the appended tokens, for prefixes to be found by others; empty or one for each. Those of a repeat are compared as well.
+	// Ids of the appended tokens, for prefixes to be found by others; empty or one for each. Those of a repeat are compared, too.
 	Tokens        []uint32 `protobuf:"varint,14,rep,packed,name=tokens,proto3" json:"tokens,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2943,7 +2953,7 @@ const file_headwater_v1_session_proto_rawDesc = "" +
 	"\fSilentWorker\x12\x16\n" +
 	"\x06worker\x18\x01 \x01(\tR\x06worker\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x14\n" +
-	"\x05error\x18\x03 \x01(\tR\x05error\"\xc0\x04\n" +
+	"\x05error\x18\x03 \x01(\tR\x05error\"\xfc\x04\n" +
 	"\n" +
 	"CacheState\x12\x16\n" +
 	"\x06worker\x18\x01 \x01(\tR\x06worker\x12\x1d\n" +
@@ -2966,10 +2976,12 @@ const file_headwater_v1_session_proto_rawDesc = "" +
 	"\n" +
 	"room_bytes\x18\x0e \x01(\x04H\x00R\troomBytes\x88\x01\x01\x12-\n" +
 	"\x05pages\x18\x0f \x03(\v2\x17.headwater.v1.PageStateR\x05pages\x12 \n" +
-	"\trow_bytes\x18\x10 \x01(\x04H\x01R\browBytes\x88\x01\x01B\r\n" +
+	"\trow_bytes\x18\x10 \x01(\x04H\x01R\browBytes\x88\x01\x01\x12(\n" +
+	"\rsession_bytes\x18\x11 \x01(\x04H\x02R\fsessionBytes\x88\x01\x01B\r\n" +
 	"\v_room_bytesB\f\n" +
 	"\n" +
-	"_row_bytes\"R\n" +
+	"_row_bytesB\x10\n" +
+	"\x0e_session_bytes\"R\n" +
 	"\tPageState\x12\x1d\n" +
 	"\n" +
 	"page_bytes\x18\x01 \x01(\x04R\tpageBytes\x12\x12\n" +

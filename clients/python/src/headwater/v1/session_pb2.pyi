@@ -333,7 +333,7 @@ class SilentWorker(_message.Message):
     def __init__(self, worker: _Optional[str] = ..., address: _Optional[str] = ..., error: _Optional[str] = ...) -> None: ...
 
 class CacheState(_message.Message):
-    __slots__ = ("worker", "used_bytes", "free_bytes", "budget_bytes", "prefix_bytes", "prefix_asked", "prefix_hits", "prefix_saved_bytes", "evicted", "queued_steps", "queued_tokens", "lanes", "sessions", "room_bytes", "pages", "row_bytes")
+    __slots__ = ("worker", "used_bytes", "free_bytes", "budget_bytes", "prefix_bytes", "prefix_asked", "prefix_hits", "prefix_saved_bytes", "evicted", "queued_steps", "queued_tokens", "lanes", "sessions", "room_bytes", "pages", "row_bytes", "session_bytes")
     WORKER_FIELD_NUMBER: _ClassVar[int]
     USED_BYTES_FIELD_NUMBER: _ClassVar[int]
     FREE_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -350,6 +350,7 @@ class CacheState(_message.Message):
     ROOM_BYTES_FIELD_NUMBER: _ClassVar[int]
     PAGES_FIELD_NUMBER: _ClassVar[int]
     ROW_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SESSION_BYTES_FIELD_NUMBER: _ClassVar[int]
     worker: str
     used_bytes: int
     free_bytes: int
@@ -366,7 +367,8 @@ class CacheState(_message.Message):
     room_bytes: int
     pages: _containers.RepeatedCompositeFieldContainer[PageState]
     row_bytes: int
-    def __init__(self, worker: _Optional[str] = ..., used_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ..., budget_bytes: _Optional[int] = ..., prefix_bytes: _Optional[int] = ..., prefix_asked: _Optional[int] = ..., prefix_hits: _Optional[int] = ..., prefix_saved_bytes: _Optional[int] = ..., evicted: _Optional[int] = ..., queued_steps: _Optional[int] = ..., queued_tokens: _Optional[int] = ..., lanes: _Optional[int] = ..., sessions: _Optional[int] = ..., room_bytes: _Optional[int] = ..., pages: _Optional[_Iterable[_Union[PageState, _Mapping]]] = ..., row_bytes: _Optional[int] = ...) -> None: ...
+    session_bytes: int
+    def __init__(self, worker: _Optional[str] = ..., used_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ..., budget_bytes: _Optional[int] = ..., prefix_bytes: _Optional[int] = ..., prefix_asked: _Optional[int] = ..., prefix_hits: _Optional[int] = ..., prefix_saved_bytes: _Optional[int] = ..., evicted: _Optional[int] = ..., queued_steps: _Optional[int] = ..., queued_tokens: _Optional[int] = ..., lanes: _Optional[int] = ..., sessions: _Optional[int] = ..., room_bytes: _Optional[int] = ..., pages: _Optional[_Iterable[_Union[PageState, _Mapping]]] = ..., row_bytes: _Optional[int] = ..., session_bytes: _Optional[int] = ...) -> None: ...
 
 class PageState(_message.Message):
     __slots__ = ("page_bytes", "used", "free")
