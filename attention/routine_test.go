@@ -184,9 +184,9 @@ func (r *routines) accumulate(dt tensor.DType) {
 	}
 }
 
-// mask returns the bits of a page: all, a run, some or none.
+// mask returns the bits of a page: all, all but one, a run, some or none.
 func (r *routines) mask() uint64 {
-	switch r.rnd.IntN(8) {
+	switch r.rnd.IntN(9) {
 	case 0:
 		return 0
 	case 1:
@@ -196,6 +196,8 @@ func (r *routines) mask() uint64 {
 	case 3, 4:
 		lo := r.rnd.IntN(PageLen)
 		return span(lo, lo+1+r.rnd.IntN(PageLen-lo))
+	case 5:
+		return ^(uint64(1) << r.rnd.IntN(PageLen))
 	}
 	return ^uint64(0)
 }
