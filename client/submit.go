@@ -26,9 +26,6 @@ import (
 // minorUnannounced is the minor version of the protocol since which a file need not be hashed before it is sent.
 const minorUnannounced = 1
 
-// pieceBytes is how much of a file is sent at once.
-const pieceBytes = protocol.BlockBytes
-
 // MaxHeaderBytes is the largest header of a job file that a coordinator takes.
 const MaxHeaderBytes = 16 << 20
 
@@ -68,8 +65,6 @@ func (c *Client) Submit(ctx context.Context, opts SubmitOptions) (*headwaterv1.J
 
 // unannouncedError is the refusal of a coordinator that wants to know every file's SHA-256 first.
 type unannouncedError struct{ error }
-
-func (e *unannouncedError) Unwrap() error { return e.error }
 
 // source is the bytes of a safetensors file, wherever they come from.
 type source struct {
@@ -230,7 +225,7 @@ func pieces(ctx context.Context, source *source, progress func(done, total int64
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		size := min(pieceBytes, source.size-at)
+		size := min(protocol.BlockBytes, source.size-at)
 		piece := lane.NewBuffer(int(size))
 		if n, err := source.ReadAt(piece.Bytes(), at); int64(n) < size {
 			piece.Free()

@@ -63,7 +63,7 @@ func (c *Coordinator) submit(stream submitStream) error {
 		SizeBytes: begin.GetSizeBytes(), Kind: parsed.Kind.String(),
 		Created: timestamppb.New(c.Now()), Progress: &headwaterv1.Progress{Phase: "uploading"},
 	}
-	if begin.GetSha256() != nil {
+	if len(begin.GetSha256()) > 0 {
 		offered.ContentHash = contentHash(begin.GetSha256(), parsed)
 	}
 	request := proto.CloneOf(begin)
@@ -178,7 +178,11 @@ func (c *Coordinator) upload(ctx context.Context, stream submitStream, e *entry,
 		}
 		return err
 	}
-	if err := errors.Join(unflushed, file.Commit()); err != nil {
+	// What the disk has refused once it may not refuse again.
+	if unflushed != nil {
+		return fmt.Errorf("spool job: %w", unflushed)
+	}
+	if err := file.Commit(); err != nil {
 		return fmt.Errorf("spool job: %w", err)
 	}
 	if err := c.enqueue(e); err != nil {

@@ -310,3 +310,40 @@ func TestStreamsWaitForEachOthersRoom(t *testing.T) {
 		t.Fatalf("%d bytes are in use, %v in flight: %v", w.budget.Used(), w.flight, err)
 	}
 }
+
+func TestMemoryOfEndedJobsIsSpareForAWhile(t *testing.T) {
+	w := newWorker(t, 256<<20, 1)
+	tell := func() (used, spare uint64) {
+		t.Helper()
+		d, err := w.Describe(t.Context(), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return d.GetUsedBytes(), d.GetSpareBytes()
+	}
+	const size = 8 << 20
+	memory, err := w.budget.Map(size)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if used, spare := tell(); used != size || spare != 0 {
+		t.Errorf("at work: %d bytes in use, %d spare", used, spare)
+	}
+	w.budget.Unmap(memory)
+	if used, spare := tell(); used != size || spare != size {
+		t.Errorf("ended: %d bytes in use, %d spare", used, spare)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ticks, ended := make(chan time.Time), make(chan struct{})
+	go func() {
+		defer close(ended)
+		w.Expire(ctx, ticks)
+	}()
+	ticks <- time.Time{}
+	ticks <- time.Time{}
+	cancel()
+	<-ended
+	if used, spare := tell(); used != 0 || spare != 0 {
+		t.Errorf("two ticks on: %d bytes in use, %d spare", used, spare)
+	}
+}

@@ -141,6 +141,44 @@ func TestFailureLeavesWhatWasThere(t *testing.T) {
 	}
 }
 
+func TestFlushSaysWhatTheDiskRefuses(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "context")
+	r := recorder{}
+	f, err := create(path, 0, r.system(t, path))
+	if err != nil {
+		t.Fatal(err)
+	}
+	// More than Write lets gather.
+	piece := bytes.Repeat([]byte("0123456789abcdef"), 1<<16)
+	for i := range 2*behind/len(piece) + 1 {
+		piece[0] = byte(i)
+		if n, err := f.Write(piece); n != len(piece) || err != nil {
+			t.Fatal(n, err)
+		}
+	}
+	if err := f.Flush(); err != nil || !slices.Equal(r.steps, []string{"sync"}) {
+		t.Fatal(err, r.steps)
+	}
+	r.fail, r.err = "sync", unix.EIO
+	if err := f.Flush(); !errors.Is(err, unix.EIO) || !strings.Contains(err.Error(), path) {
+		t.Errorf("flush: %v", err)
+	}
+	r.fail = ""
+	if err := f.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	got, err := os.ReadFile(path)
+	if err != nil || len(got) != (2*behind/len(piece)+1)*len(piece) {
+		t.Fatal(len(got), err)
+	}
+	for i := 0; i < len(got); i += len(piece) {
+		if piece[0] = byte(i / len(piece)); !bytes.Equal(got[i:i+len(piece)], piece) {
+			t.Fatalf("piece %d is another", i/len(piece))
+		}
+	}
+}
+
 func TestAbortLeavesNothing(t *testing.T) {
 	dir := t.TempDir()
 	for _, size := range []int64{0, 10} {
