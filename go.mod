@@ -1,4 +1,4 @@
-module headwater
+module headwater.example
 
 go 1.26.0
 

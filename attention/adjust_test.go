@@ -9,7 +9,7 @@ import (
 	"testing"
 	"unsafe"
 
-	"headwater/tensor"
+	"headwater.example/tensor"
 )
 
 // TestAdjust holds the options in assembly against those in Go, over scores of any finite bits, with all that is read and

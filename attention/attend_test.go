@@ -11,7 +11,7 @@ import (
 
 	"pgregory.net/rapid"
 
-	"headwater/tensor"
+	"headwater.example/tensor"
 )
 
 var (

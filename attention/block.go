@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"math"
 
-	"headwater/tensor"
+	"headwater.example/tensor"
 )
 
 // block is some rows of a call, as many as read a page once it is widened, and one thread's room to work on them.

@@ -5,13 +5,13 @@ import (
 	"math"
 	"testing"
 
-	"headwater/attention/reference"
-	"headwater/tensor"
+	"headwater.example/attention/reference"
+	"headwater.example/tensor"
 )
 
 // TestFixture attends the queries, keys and values of a real model, in every storage type.
 func TestFixture(t *testing.T) {
-	job, err := tensor.Open("../testdata/smollm2/attention.safetensors")
+	job, err := tensor.Open("../test/data/smollm2/attention.safetensors")
 	if err != nil {
 		t.Fatal(err)
 	}

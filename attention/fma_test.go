@@ -6,7 +6,7 @@ import (
 	"math/rand/v2"
 	"testing"
 
-	"headwater/attention/internal/hardware"
+	"headwater.example/attention/internal/hardware"
 )
 
 // exactFMA is the oracle that every machine has: exact arithmetic, rounded once by big.Float.

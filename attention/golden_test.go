@@ -9,7 +9,7 @@ import (
 	"math/rand/v2"
 	"testing"
 
-	"headwater/tensor"
+	"headwater.example/tensor"
 )
 
 // golden are hashes of contexts and LSEs of TestGolden's samples. Whatever changes one of them changes the contract.

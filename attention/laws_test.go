@@ -9,7 +9,7 @@ import (
 
 	"pgregory.net/rapid"
 
-	"headwater/tensor"
+	"headwater.example/tensor"
 )
 
 // by runs the sample with a kernel.

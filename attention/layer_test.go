@@ -7,8 +7,8 @@ import (
 	"math/rand/v2"
 	"testing"
 
-	"headwater/attention/reference"
-	"headwater/tensor"
+	"headwater.example/attention/reference"
+	"headwater.example/tensor"
 )
 
 func TestProjectIsOneChain(t *testing.T) {

@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"math"
 
-	"headwater/tensor"
+	"headwater.example/tensor"
 )
 
 const (

@@ -8,7 +8,7 @@ import (
 	"strings"
 	"testing"
 
-	"headwater/tensor"
+	"headwater.example/tensor"
 )
 
 func TestLayoutReadsWhatItWrote(t *testing.T) {

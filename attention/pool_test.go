@@ -10,7 +10,7 @@ import (
 	"sync/atomic"
 	"testing"
 
-	"headwater/tensor"
+	"headwater.example/tensor"
 )
 
 func acquire(t testing.TB, p *Pool, class Class) *Thread {

@@ -6,7 +6,7 @@ import (
 	"sync"
 	"unsafe"
 
-	"headwater/tensor"
+	"headwater.example/tensor"
 )
 
 // ProjectionError says which element of a projection is not finite.

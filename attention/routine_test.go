@@ -10,7 +10,7 @@ import (
 	"testing"
 	"unsafe"
 
-	"headwater/tensor"
+	"headwater.example/tensor"
 )
 
 // TestRoutines holds each routine in assembly against a plain statement of what it does. Each input and output has the

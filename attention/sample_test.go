@@ -8,8 +8,8 @@ import (
 
 	"pgregory.net/rapid"
 
-	"headwater/attention/reference"
-	"headwater/tensor"
+	"headwater.example/attention/reference"
+	"headwater.example/tensor"
 )
 
 // sample is an attention of one KV head with its keys and values in pages, and the same as a reference problem.

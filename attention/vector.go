@@ -3,7 +3,7 @@ package attention
 import (
 	"unsafe"
 
-	"headwater/tensor"
+	"headwater.example/tensor"
 )
 
 // These write assembly for all architectures, so they stand where none is left out.

@@ -14,7 +14,7 @@ import (
 
 	"pgregory.net/rapid"
 
-	"headwater/tensor"
+	"headwater.example/tensor"
 )
 
 // A kind is a sort of finite binary32. Keys and values that are subnormal are so in their storage type.

@@ -8,7 +8,7 @@ import (
 	"math/rand/v2"
 	"testing"
 
-	"headwater/tensor"
+	"headwater.example/tensor"
 )
 
 // TestWriteKeys holds the transposition in assembly against that in Go, for elements and rows of any size, with keys and

@@ -13,11 +13,11 @@ import (
 
 	"google.golang.org/grpc"
 
-	"headwater/client"
-	"headwater/lane"
-	headwaterv1 "headwater/proto/headwater/v1"
-	"headwater/protocol"
-	"headwater/tensor"
+	"headwater.example/client"
+	"headwater.example/internal/rpc"
+	"headwater.example/internal/session"
+	headwaterv1 "headwater.example/proto/headwater/v1"
+	"headwater.example/tensor"
 )
 
 // TestStepsAllocateNothing counts the allocations of all goroutines, gRPC's and the holder's among them, and compares them
@@ -69,12 +69,12 @@ func stepAllocatesNothing(t *testing.T, one client.Layer) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	conn, err := grpc.NewClient(state.GetHolders()[0].GetAddress(), protocol.DialOptions()...)
+	conn, err := grpc.NewClient(state.GetHolders()[0].GetAddress(), rpc.DialOptions()...)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	id, child := lane.ID{1}, client.SessionID{2}
+	id, child := session.ID{1}, client.SessionID{2}
 	parent := s.ID()
 	_, err = headwaterv1.NewSessionServiceClient(conn).ForkSession(ctx, &headwaterv1.ForkSessionRequest{
 		Session: parent[:], Epoch: state.GetEpoch(), Child: child[:], ChildEpoch: &headwaterv1.Epoch{Counter: 1, Lane: id[:]},
@@ -82,21 +82,21 @@ func stepAllocatesNothing(t *testing.T, one client.Layer) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	stream, err := lane.Open(ctx, conn, id)
+	stream, err := session.Open(ctx, conn, id)
 	if err != nil {
 		t.Fatal(err)
 	}
-	request, response := new(lane.Request), new(lane.Response)
+	request, response := new(session.Request), new(session.Response)
 	hashes := append([]uint64(nil), state.GetLayers()[0].GetHashes()...)
 	position := uint64(0)
 	bare := func() {
 		request.ID++
-		request.Step = lane.Step{
+		request.Step = session.Step{
 			Session: child, Epoch: 1, Length: 1 + position, Hashes: hashes, Append: 1, Attend: 1, QueryPosition: 1 + position,
 			Encoding: encoding, Codec: headwaterv1.StepCodec_STEP_CODEC_RAW,
 		}
 		position++
-		request.Payload = lane.NewBuffer(len(out))
+		request.Payload = rpc.NewBuffer(len(out))
 		copy(request.Payload.Bytes(), out)
 		if err := stream.Send(request); err != nil {
 			t.Fatal(err)

@@ -5,7 +5,7 @@ import (
 	"io"
 	"sort"
 
-	"headwater/tensor"
+	"headwater.example/tensor"
 )
 
 // assembly is the safetensors file that an open file of any format amounts to. It is made piece by piece as it is read, so

@@ -6,7 +6,7 @@ import (
 
 	"pgregory.net/rapid"
 
-	headwaterv1 "headwater/proto/headwater/v1"
+	headwaterv1 "headwater.example/proto/headwater/v1"
 )
 
 // Auto is never lossy, whatever is measured, and settles on the codec that takes less time for an element.

@@ -17,10 +17,10 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
-	"headwater/fanout"
-	"headwater/lane"
-	headwaterv1 "headwater/proto/headwater/v1"
-	"headwater/protocol"
+	"headwater.example/internal/rpc"
+	"headwater.example/internal/session"
+	"headwater.example/internal/session/fanout"
+	headwaterv1 "headwater.example/proto/headwater/v1"
 )
 
 // DefaultPort is the coordinator's where an address names none.
@@ -65,7 +65,7 @@ func Dial(address string, opts ...grpc.DialOption) (*Client, error) {
 	}
 	retry := backoff.DefaultConfig
 	retry.BaseDelay, retry.MaxDelay = reconnectDelay/10, reconnectDelay
-	all := append(protocol.DialOptions(), grpc.WithConnectParams(grpc.ConnectParams{Backoff: retry, MinConnectTimeout: connectTimeout}))
+	all := append(rpc.DialOptions(), grpc.WithConnectParams(grpc.ConnectParams{Backoff: retry, MinConnectTimeout: connectTimeout}))
 	all = append(all, opts...)
 	conn, err := grpc.NewClient(target, all...)
 	if err != nil {
@@ -80,7 +80,7 @@ func Dial(address string, opts ...grpc.DialOption) (*Client, error) {
 	return c, nil
 }
 
-func newLaneID() (id lane.ID) {
+func newLaneID() (id session.ID) {
 	_, _ = rand.Read(id[:]) // never fails
 	return id
 }
@@ -124,7 +124,7 @@ func (c *Client) Cancel(ctx context.Context, id string) (*headwaterv1.Job, error
 func unary[Q, R any](ctx context.Context, c *Client, doing string, call func(context.Context, *Q, ...grpc.CallOption) (*R, error), req *Q) (*R, error) {
 	var header metadata.MD
 	resp, err := call(ctx, req, grpc.Header(&header))
-	if version := protocol.CheckHeader("coordinator "+c.address, header); version != nil {
+	if version := rpc.CheckHeader("coordinator "+c.address, header); version != nil {
 		err = version
 	}
 	if err != nil {
@@ -228,5 +228,5 @@ func (c *Client) checkStream(stream grpc.ClientStream) error {
 	if err != nil {
 		return err
 	}
-	return protocol.CheckHeader("coordinator "+c.address, header)
+	return rpc.CheckHeader("coordinator "+c.address, header)
 }

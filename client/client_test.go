@@ -24,10 +24,9 @@ import (
 	"google.golang.org/grpc/test/bufconn"
 	"pgregory.net/rapid"
 
-	"headwater/lane"
-	headwaterv1 "headwater/proto/headwater/v1"
-	"headwater/protocol"
-	"headwater/tensor"
+	"headwater.example/internal/rpc"
+	headwaterv1 "headwater.example/proto/headwater/v1"
+	"headwater.example/tensor"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -55,7 +54,7 @@ func (f *fake) Submit(stream headwaterv1.CoordinatorService_SubmitServer) error 
 	}
 	f.begin = first.GetBegin()
 	if f.older {
-		if err := stream.SetHeader(metadata.Pairs(protocol.MetadataKey, "1.0")); err != nil {
+		if err := stream.SetHeader(metadata.Pairs(rpc.MetadataKey, "1.0")); err != nil {
 			return err
 		}
 		if len(f.begin.GetSha256()) == 0 {
@@ -118,7 +117,7 @@ func connect(t *testing.T, f *fake, opts ...grpc.ServerOption) *Client {
 	t.Helper()
 	listener := bufconn.Listen(1 << 20)
 	if opts == nil {
-		opts = protocol.ServerOptions()
+		opts = rpc.ServerOptions()
 	}
 	server := grpc.NewServer(opts...)
 	headwaterv1.RegisterCoordinatorServiceServer(server, f)
@@ -207,7 +206,7 @@ func TestSubmitToAnOlderCoordinatorAnnouncesTheHash(t *testing.T) {
 	}
 	hash := sha256.Sum256(want)
 	f := &fake{older: true}
-	if _, err := connect(t, f, grpc.ForceServerCodecV2(lane.Codec{})).Submit(t.Context(), SubmitOptions{Path: path}); err != nil {
+	if _, err := connect(t, f, grpc.ForceServerCodecV2(rpc.Codec{})).Submit(t.Context(), SubmitOptions{Path: path}); err != nil {
 		t.Fatal(err)
 	}
 	if !bytes.Equal(f.got, want) || !bytes.Equal(f.begin.GetSha256(), hash[:]) || f.end != nil {
@@ -215,7 +214,7 @@ func TestSubmitToAnOlderCoordinatorAnnouncesTheHash(t *testing.T) {
 	}
 	// Another refusal is passed on.
 	f.refuse = status.Error(codes.InvalidArgument, "no")
-	if _, err := connect(t, f, grpc.ForceServerCodecV2(lane.Codec{})).Submit(t.Context(), SubmitOptions{Path: path}); !errors.Is(err, ErrRefused) || !strings.HasSuffix(err.Error(), ": no") {
+	if _, err := connect(t, f, grpc.ForceServerCodecV2(rpc.Codec{})).Submit(t.Context(), SubmitOptions{Path: path}); !errors.Is(err, ErrRefused) || !strings.HasSuffix(err.Error(), ": no") {
 		t.Error(err)
 	}
 }
@@ -327,7 +326,7 @@ func TestNobodyListens(t *testing.T) {
 
 func TestACoordinatorOfAnotherMajorVersionIsRefused(t *testing.T) {
 	other := grpc.UnaryInterceptor(func(ctx context.Context, _ any, _ *grpc.UnaryServerInfo, _ grpc.UnaryHandler) (any, error) {
-		return &headwaterv1.StatusResponse{}, grpc.SetHeader(ctx, metadata.Pairs(protocol.MetadataKey, "2.0"))
+		return &headwaterv1.StatusResponse{}, grpc.SetHeader(ctx, metadata.Pairs(rpc.MetadataKey, "2.0"))
 	})
 	_, err := connect(t, &fake{}, other).Status(t.Context())
 	if !errors.Is(err, ErrRefused) || !strings.Contains(err.Error(), "2.0") {

@@ -12,10 +12,9 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
-	"headwater/bulk"
-	"headwater/internal/atomicfile"
-	"headwater/lane"
-	headwaterv1 "headwater/proto/headwater/v1"
+	"headwater.example/internal/atomicfile"
+	"headwater.example/internal/rpc"
+	headwaterv1 "headwater.example/proto/headwater/v1"
 )
 
 // Download writes the result of a job to path, and returns the job. The file appears under its name complete, with the
@@ -30,7 +29,7 @@ func (c *Client) Download(ctx context.Context, id, path string, progress func(do
 		return nil, c.wrap(doing, err)
 	}
 	first := &headwaterv1.DownloadResultResponse{}
-	memory, err := bulk.Recv(stream, first)
+	memory, err := rpc.RecvBulk(stream, first)
 	if err == nil {
 		err = c.checkStream(stream)
 	}
@@ -70,7 +69,7 @@ func (c *Client) fetchError(doing string, err error) error {
 }
 
 // fetch writes data, which lies in memory, and the rest of the stream to file, and checks size and hash.
-func (c *Client) fetch(stream headwaterv1.CoordinatorService_DownloadResultClient, file io.Writer, data []byte, memory *lane.Buffer, size int64, want []byte, progress func(done, total int64)) error {
+func (c *Client) fetch(stream headwaterv1.CoordinatorService_DownloadResultClient, file io.Writer, data []byte, memory *rpc.Buffer, size int64, want []byte, progress func(done, total int64)) error {
 	hash := sha256.New()
 	var done int64
 	for {
@@ -87,7 +86,7 @@ func (c *Client) fetch(stream headwaterv1.CoordinatorService_DownloadResultClien
 			progress(done, size)
 		}
 		resp, err := &headwaterv1.DownloadResultResponse{}, error(nil)
-		memory, err = bulk.Recv(stream, resp)
+		memory, err = rpc.RecvBulk(stream, resp)
 		if errors.Is(err, io.EOF) {
 			break
 		}

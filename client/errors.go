@@ -12,10 +12,10 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
-	"headwater/fanout"
-	"headwater/lane"
-	headwaterv1 "headwater/proto/headwater/v1"
-	"headwater/protocol"
+	"headwater.example/internal/rpc"
+	"headwater.example/internal/session"
+	"headwater.example/internal/session/fanout"
+	headwaterv1 "headwater.example/proto/headwater/v1"
 )
 
 // Causes, for errors.Is.
@@ -115,7 +115,7 @@ func (e *SessionError) Error() string {
 
 // GRPCStatus is what a holder's refusal is among gRPC's codes, for status.Code.
 func (e *SessionError) GRPCStatus() *status.Status {
-	return lane.Errorf(e.Problem, "%s", e.Error()).GRPCStatus()
+	return session.Errorf(e.Problem, "%s", e.Error()).GRPCStatus()
 }
 
 // Is tells the causes above.
@@ -146,7 +146,7 @@ func (c *Client) sessionError(doing string, id SessionID, err error) error {
 	if c.endedByClose(err) {
 		return fmt.Errorf("%s: %w", doing, errClientClosed)
 	}
-	if e, ok := lane.FromError(err); ok {
+	if e, ok := session.FromError(err); ok {
 		why := e.Why
 		lost := why.GetProblem() == headwaterv1.SessionProblem_SESSION_PROBLEM_LOST || why.GetProblem() == headwaterv1.SessionProblem_SESSION_PROBLEM_BUSY
 		return &SessionError{
@@ -168,7 +168,7 @@ func (c *Client) endedByClose(err error) bool {
 	if !c.closed.Load() {
 		return false
 	}
-	if e, ok := lane.FromError(err); ok {
+	if e, ok := session.FromError(err); ok {
 		return e.Problem() == headwaterv1.SessionProblem_SESSION_PROBLEM_LOST || e.Problem() == headwaterv1.SessionProblem_SESSION_PROBLEM_BUSY
 	}
 	code := status.Code(err)
@@ -211,7 +211,7 @@ func (c *Client) wrapAnswer(doing string, err error, header metadata.MD) error {
 	err = c.wrap(doing, err)
 	var e *Error
 	if errors.As(err, &e) {
-		e.Answered = len(header.Get(protocol.MetadataKey)) > 0
+		e.Answered = len(header.Get(rpc.MetadataKey)) > 0
 	}
 	return err
 }

@@ -10,11 +10,11 @@ import (
 	"github.com/google/uuid"
 	"google.golang.org/grpc"
 
-	"headwater/client"
-	"headwater/coordinator"
-	"headwater/membership"
-	"headwater/protocol"
-	"headwater/worker"
+	"headwater.example/client"
+	"headwater.example/coordinator"
+	"headwater.example/internal/membership"
+	"headwater.example/internal/rpc"
+	"headwater.example/worker"
 )
 
 // dialCluster is what client.Dial("coordinator.example:7600") is outside of examples: it starts a coordinator and two workers
@@ -31,7 +31,7 @@ func dialCluster() (c *client.Client, stop func()) {
 		if err != nil {
 			log.Fatal(err)
 		}
-		server := grpc.NewServer(protocol.ServerOptions()...)
+		server := grpc.NewServer(rpc.ServerOptions()...)
 		register(server)
 		done := make(chan struct{})
 		go func() { defer close(done); _ = server.Serve(listener) }() // ends with Stop

@@ -11,8 +11,8 @@ import (
 	"os"
 	"path/filepath"
 
-	"headwater/client"
-	"headwater/tensor"
+	"headwater.example/client"
+	"headwater.example/tensor"
 )
 
 // A model generates: each token's keys and values are appended to its layers, and its queries attend over all before.

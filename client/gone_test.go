@@ -10,10 +10,10 @@ import (
 
 	"google.golang.org/grpc"
 
-	"headwater/client"
-	"headwater/lane"
-	headwaterv1 "headwater/proto/headwater/v1"
-	"headwater/worker"
+	"headwater.example/client"
+	"headwater.example/internal/session"
+	headwaterv1 "headwater.example/proto/headwater/v1"
+	"headwater.example/worker"
 )
 
 // door is before the second of two workers. What comes while its method is shut waits there until who sent it is gone.
@@ -83,7 +83,7 @@ type spoiled struct {
 
 func (s *spoiled) RecvMsg(m any) error {
 	err := s.ServerStream.RecvMsg(m)
-	if r, ok := m.(*lane.Request); err == nil && ok && s.set.Load() && r.Step.Append > 0 {
+	if r, ok := m.(*session.Request); err == nil && ok && s.set.Load() && r.Step.Append > 0 {
 		r.Step.Hashes[0]++
 	}
 	return err

@@ -14,13 +14,13 @@ import (
 	"google.golang.org/grpc"
 	"pgregory.net/rapid"
 
-	"headwater/client"
-	"headwater/coordinator"
-	"headwater/internal/sessionmodel"
-	"headwater/membership"
-	headwaterv1 "headwater/proto/headwater/v1"
-	"headwater/protocol"
-	"headwater/worker"
+	"headwater.example/client"
+	"headwater.example/coordinator"
+	"headwater.example/internal/membership"
+	"headwater.example/internal/rpc"
+	"headwater.example/internal/testkit/sessionmodel"
+	headwaterv1 "headwater.example/proto/headwater/v1"
+	"headwater.example/worker"
 )
 
 // server is a gRPC server on loopback.
@@ -35,7 +35,7 @@ func listen(t interface{ Fatal(...any) }, register func(grpc.ServiceRegistrar)) 
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &server{grpc.NewServer(protocol.ServerOptions()...), listener.Addr().String(), make(chan struct{})}
+	s := &server{grpc.NewServer(rpc.ServerOptions()...), listener.Addr().String(), make(chan struct{})}
 	register(s.Server)
 	go func() { defer close(s.done); _ = s.Serve(listener) }() // ends with Stop
 	return s

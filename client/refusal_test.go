@@ -13,11 +13,11 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
-	"headwater/client"
-	"headwater/lane"
-	headwaterv1 "headwater/proto/headwater/v1"
-	"headwater/protocol"
-	"headwater/worker"
+	"headwater.example/client"
+	"headwater.example/internal/rpc"
+	"headwater.example/internal/session"
+	headwaterv1 "headwater.example/proto/headwater/v1"
+	"headwater.example/worker"
 )
 
 // TestRefusals calls in every wrong way that the client does not refuse itself. Each is refused by its name, and then the
@@ -243,41 +243,41 @@ func sameLayer(a, b client.LayerReceipt) bool {
 // ends its lane alone where it is too large to be read; the session is as it was.
 func TestRelayedFramesAreRefusedByName(t *testing.T) {
 	c := startCounted(t, 2, worker.Config{})
-	conn, err := grpc.NewClient(c.address, append(protocol.DialOptions(), grpc.WithDefaultCallOptions(grpc.MaxCallSendMsgSize(1<<30)))...)
+	conn, err := grpc.NewClient(c.address, append(rpc.DialOptions(), grpc.WithDefaultCallOptions(grpc.MaxCallSendMsgSize(1<<30)))...)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer conn.Close()
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	id, session := lane.ID{1}, [16]byte{9}
+	id, sid := session.ID{1}, [16]byte{9}
 	sessions := headwaterv1.NewSessionServiceClient(conn)
 	wide := client.Layer{Heads: 8, KVHeads: 2, HeadDim: 8, VDim: 512}
 	made, err := sessions.CreateSession(ctx, &headwaterv1.CreateSessionRequest{
-		Session: session[:], Epoch: &headwaterv1.Epoch{Counter: 1, Lane: id[:]},
+		Session: sid[:], Epoch: &headwaterv1.Epoch{Counter: 1, Lane: id[:]},
 		Config: &headwaterv1.SessionConfig{Layers: []*headwaterv1.SessionLayer{{NHeads: 8, NKvHeads: 2, HeadDim: 8, VDim: 512, Storage: headwaterv1.StorageType_STORAGE_TYPE_F32, Causal: true, WindowLeft: -1, WindowRight: -1}}},
 	})
 	if err != nil || len(made.GetState().GetHolders()) != 2 {
 		t.Fatalf("%v: %v", made, err)
 	}
-	stream, err := lane.Open(ctx, conn, id)
+	stream, err := session.Open(ctx, conn, id)
 	if err != nil {
 		t.Fatal(err)
 	}
 	m, r := newModel([]client.Layer{wide}), rng(7)
 	hashes := []uint64{0, 0}
-	var request lane.Request
-	var response lane.Response
+	var request session.Request
+	var response session.Response
 	// right makes a step of one token, whose tensors by group are those by token.
 	right := func() tokens {
 		x := project(r, wide, 1)
 		request.ID++
-		request.Step = lane.Step{
-			Session: session, Epoch: 1, Length: uint64(m.len(0)), Hashes: slices.Clone(hashes), Append: 1, Attend: 1, QueryPosition: uint64(m.len(0)),
+		request.Step = session.Step{
+			Session: sid, Epoch: 1, Length: uint64(m.len(0)), Hashes: slices.Clone(hashes), Append: 1, Attend: 1, QueryPosition: uint64(m.len(0)),
 			Encoding: headwaterv1.StorageType_STORAGE_TYPE_F32, Codec: headwaterv1.StepCodec_STEP_CODEC_RAW,
 		}
 		payload := slices.Concat(x.q, x.k, x.v)
-		request.Payload = lane.NewBuffer(4 * len(payload))
+		request.Payload = rpc.NewBuffer(4 * len(payload))
 		copy(request.Payload.Floats(), payload)
 		return x
 	}
@@ -296,24 +296,24 @@ func TestRelayedFramesAreRefusedByName(t *testing.T) {
 		hashes = slices.Clone(response.Result.Hashes)
 	}
 	goOn()
-	for name, spoil := range map[string]func(m *lane.Step){
-		"zero tokens":            func(m *lane.Step) { m.Append, m.Attend = 0, 0 },
-		"2³¹ to append":          func(m *lane.Step) { m.Append = 1 << 31 },
-		"2³¹ to attend":          func(m *lane.Step) { m.Attend = 1 << 31 },
-		"2³² - 1 of both":        func(m *lane.Step) { m.Append, m.Attend = math.MaxUint32, math.MaxUint32 },
-		"a query at 2⁶³":         func(m *lane.Step) { m.QueryPosition = 1 << 63 },
-		"a layer too many":       func(m *lane.Step) { m.Layer = 1 },
-		"a group too many":       func(m *lane.Step) { m.Hashes = append(m.Hashes, 1) },
-		"a group too few":        func(m *lane.Step) { m.Hashes = m.Hashes[:1] },
-		"another encoding":       func(m *lane.Step) { m.Encoding = headwaterv1.StorageType_STORAGE_TYPE_F16 },
-		"no codec":               func(m *lane.Step) { m.Codec = 0 },
-		"a tree too large":       func(m *lane.Step) { m.Tree, m.TreeMask = 4097, make([]byte, 513) },
-		"tokens without a token": func(m *lane.Step) { m.Tokens = []uint32{1, 2, 3} },
+	for name, spoil := range map[string]func(m *session.Step){
+		"zero tokens":            func(m *session.Step) { m.Append, m.Attend = 0, 0 },
+		"2³¹ to append":          func(m *session.Step) { m.Append = 1 << 31 },
+		"2³¹ to attend":          func(m *session.Step) { m.Attend = 1 << 31 },
+		"2³² - 1 of both":        func(m *session.Step) { m.Append, m.Attend = math.MaxUint32, math.MaxUint32 },
+		"a query at 2⁶³":         func(m *session.Step) { m.QueryPosition = 1 << 63 },
+		"a layer too many":       func(m *session.Step) { m.Layer = 1 },
+		"a group too many":       func(m *session.Step) { m.Hashes = append(m.Hashes, 1) },
+		"a group too few":        func(m *session.Step) { m.Hashes = m.Hashes[:1] },
+		"another encoding":       func(m *session.Step) { m.Encoding = headwaterv1.StorageType_STORAGE_TYPE_F16 },
+		"no codec":               func(m *session.Step) { m.Codec = 0 },
+		"a tree too large":       func(m *session.Step) { m.Tree, m.TreeMask = 4097, make([]byte, 513) },
+		"tokens without a token": func(m *session.Step) { m.Tokens = []uint32{1, 2, 3} },
 		// Each worker's answer would fit a frame, both together do not.
-		"an answer too large": func(m *lane.Step) {
+		"an answer too large": func(m *session.Step) {
 			m.Attend = 3000
 			request.Payload.Free()
-			request.Payload = lane.NewBuffer(4 * (3000*8*8 + 2*8 + 2*512))
+			request.Payload = rpc.NewBuffer(4 * (3000*8*8 + 2*8 + 2*512))
 			clear(request.Payload.Bytes())
 		},
 	} {
@@ -335,12 +335,12 @@ func TestRelayedFramesAreRefusedByName(t *testing.T) {
 		goOn()
 	}
 	// A frame beyond the limit, from a client that does not know it.
-	raw, err := conn.NewStream(metadata.AppendToOutgoingContext(ctx, lane.MetadataKey, lane.ID{2}.String()),
+	raw, err := conn.NewStream(metadata.AppendToOutgoingContext(ctx, session.MetadataKey, session.ID{2}.String()),
 		&grpc.StreamDesc{ServerStreams: true, ClientStreams: true}, headwaterv1.SessionService_Lane_FullMethodName)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := raw.SendMsg(&headwaterv1.LaneRequest{Id: 1, Payload: make([]byte, lane.MaxFrameBytes)}); err != nil {
+	if err := raw.SendMsg(&headwaterv1.LaneRequest{Id: 1, Payload: make([]byte, rpc.MaxMessageBytes)}); err != nil {
 		t.Fatal(err)
 	}
 	if err := raw.RecvMsg(&headwaterv1.LaneResponse{}); status.Code(err) != codes.ResourceExhausted || !strings.Contains(err.Error(), "cut the step into fewer tokens") {

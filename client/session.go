@@ -13,10 +13,10 @@ import (
 
 	"google.golang.org/protobuf/types/known/durationpb"
 
-	"headwater/fanout"
-	"headwater/lane"
-	headwaterv1 "headwater/proto/headwater/v1"
-	"headwater/tensor"
+	"headwater.example/internal/session"
+	"headwater.example/internal/session/fanout"
+	headwaterv1 "headwater.example/proto/headwater/v1"
+	"headwater.example/tensor"
 )
 
 // SessionID names a session. Ids are random and never used again.
@@ -501,7 +501,7 @@ func (c *Client) attach(ctx context.Context, id SessionID, opts AttachOptions) (
 			return nil, fmt.Errorf("the receipt is of session %s", r.Session)
 		}
 		if len(r.Layers) != len(layers) {
-			return nil, lane.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_INVALID, "the receipt has %d layers, the session %d", len(r.Layers), len(layers))
+			return nil, session.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_INVALID, "the receipt has %d layers, the session %d", len(r.Layers), len(layers))
 		}
 		req.Truncations = r.Truncations
 		for i, l := range r.Layers {
@@ -513,7 +513,7 @@ func (c *Client) attach(ctx context.Context, id SessionID, opts AttachOptions) (
 	for attempt := 1; ; attempt++ {
 		req.Epoch = c.epoch(counter + 1)
 		state, err := c.conns.Take(ctx, whole, req)
-		if e, ok := lane.FromError(err); ok && e.Problem() == headwaterv1.SessionProblem_SESSION_PROBLEM_STALE_EPOCH && attempt < 4 {
+		if e, ok := session.FromError(err); ok && e.Problem() == headwaterv1.SessionProblem_SESSION_PROBLEM_STALE_EPOCH && attempt < 4 {
 			counter = e.Why.GetEpoch().GetCounter()
 			continue
 		}
@@ -581,7 +581,7 @@ func (c *Client) FindSession(ctx context.Context, id SessionID) (*headwaterv1.Se
 	case len(silent) > 0 && (len(found) != 1 || !whole(found[0])):
 		return nil, c.sessionError(doing, id, fanout.Silent(silent, len(found) == 1))
 	case len(found) != 1:
-		return nil, c.sessionError(doing, id, lane.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_UNKNOWN, "no worker holds it"))
+		return nil, c.sessionError(doing, id, session.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_UNKNOWN, "no worker holds it"))
 	}
 	return found[0], nil
 }

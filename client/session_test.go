@@ -21,16 +21,16 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
-	"headwater/attention"
-	"headwater/client"
-	"headwater/coordinator"
-	"headwater/internal/plainholder"
-	"headwater/lane"
-	"headwater/membership"
-	headwaterv1 "headwater/proto/headwater/v1"
-	"headwater/protocol"
-	"headwater/tensor"
-	"headwater/worker"
+	"headwater.example/attention"
+	"headwater.example/client"
+	"headwater.example/coordinator"
+	"headwater.example/internal/membership"
+	"headwater.example/internal/rpc"
+	"headwater.example/internal/session"
+	"headwater.example/internal/testkit/plainholder"
+	headwaterv1 "headwater.example/proto/headwater/v1"
+	"headwater.example/tensor"
+	"headwater.example/worker"
 )
 
 // cluster is a coordinator and holders in this process, with a client.
@@ -45,7 +45,7 @@ type cluster struct {
 // serve serves on loopback until the test ends.
 func serve(t testing.TB, register func(grpc.ServiceRegistrar), opts ...grpc.ServerOption) (*grpc.Server, string) {
 	t.Helper()
-	s := grpc.NewServer(append(protocol.ServerOptions(), opts...)...)
+	s := grpc.NewServer(append(rpc.ServerOptions(), opts...)...)
 	register(s)
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -455,8 +455,8 @@ func TestWhatOnlySomeHoldersHaveIsMadeWhole(t *testing.T) {
 		s, m := open(t, c.Client, client.SessionOptions{Layers: layers, Direct: direct}), newModel(layers)
 		step(t, s, m, r, 0, 3)
 		one := project(r, layers[0], 2)
-		refuse := func(*lane.Step) *lane.Error {
-			return lane.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_OVER_BUDGET, "no room")
+		refuse := func(*session.Step) *session.Error {
+			return session.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_OVER_BUDGET, "no room")
 		}
 		c.holders[1].Set(refuse)
 		err := s.Step(t.Context(), 0, nil, one.k, one.v, nil, nil)
@@ -493,8 +493,8 @@ func TestWhatOnlySomeHoldersHaveIsMadeWhole(t *testing.T) {
 // TestWhatOnlySomeHoldersHaveIsTakenBack lets an append reach one of two holders, and goes on with something else. Other
 // layers, which are further, stay as they are.
 func TestWhatOnlySomeHoldersHaveIsTakenBack(t *testing.T) {
-	refuse := func(*lane.Step) *lane.Error {
-		return lane.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_OVER_BUDGET, "no room")
+	refuse := func(*session.Step) *session.Error {
+		return session.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_OVER_BUDGET, "no room")
 	}
 	for _, direct := range []bool{true, false} {
 		for name, next := range map[string]func(t *testing.T, s *client.Session, m *model, r *rand.Rand){
@@ -784,7 +784,7 @@ func TestAWorkerThatDoesNotAnswerMayHoldTheSession(t *testing.T) {
 	}
 	fresh := startCoordinator(t, members)
 	other := dial(t, fresh)
-	conn, err := grpc.NewClient(fresh, protocol.DialOptions()...)
+	conn, err := grpc.NewClient(fresh, rpc.DialOptions()...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -803,7 +803,7 @@ func TestAWorkerThatDoesNotAnswerMayHoldTheSession(t *testing.T) {
 			}
 		}
 		_, err = headwaterv1.NewSessionServiceClient(conn).PinSession(t.Context(), &headwaterv1.PinSessionRequest{Session: id[:]})
-		if e, ok := lane.FromError(err); !ok || e.Problem() != headwaterv1.SessionProblem_SESSION_PROBLEM_LOST || !strings.Contains(e.Error(), want) {
+		if e, ok := session.FromError(err); !ok || e.Problem() != headwaterv1.SessionProblem_SESSION_PROBLEM_LOST || !strings.Contains(e.Error(), want) {
 			t.Errorf("a call: got %v, want %q", err, want)
 		}
 	}
@@ -947,7 +947,7 @@ func TestSessionsAreListedInParts(t *testing.T) {
 	if err != nil || len(all) != 8 || len(listed.GetSilent()) != 0 {
 		t.Fatalf("%d sessions: %v", len(all), err)
 	}
-	conn, err := grpc.NewClient(c.address, protocol.DialOptions()...)
+	conn, err := grpc.NewClient(c.address, rpc.DialOptions()...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -982,7 +982,7 @@ func TestNarrowedHereOrThereIsTheSame(t *testing.T) {
 	c := start(t, 2)
 	sent := make(chan headwaterv1.StorageType, 64)
 	for _, h := range c.holders {
-		h.Set(func(m *lane.Step) *lane.Error {
+		h.Set(func(m *session.Step) *session.Error {
 			sent <- m.Encoding
 			return nil
 		})

@@ -9,12 +9,12 @@ import (
 
 	"google.golang.org/protobuf/types/known/durationpb"
 
-	"headwater/attention"
-	"headwater/fanout"
-	"headwater/lane"
-	headwaterv1 "headwater/proto/headwater/v1"
-	"headwater/snapshot"
-	"headwater/tensor"
+	"headwater.example/attention"
+	"headwater.example/internal/session"
+	"headwater.example/internal/session/fanout"
+	"headwater.example/internal/snapshot"
+	headwaterv1 "headwater.example/proto/headwater/v1"
+	"headwater.example/tensor"
 )
 
 // Snapshot writes the session to w as docs/snapshot.md has it, for RestoreSession. The session is as it was; it can not be used
@@ -94,7 +94,7 @@ func (s *Session) snapshot(ctx context.Context, w io.Writer, progress func(done,
 }
 
 // errChanged is what a reader finds when a session is not what it was.
-var errChanged = lane.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_DIFFERENT, "another client has changed it meanwhile")
+var errChanged = session.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_DIFFERENT, "another client has changed it meanwhile")
 
 // header is what a snapshot of the session begins with.
 func (s *Session) header(ctx context.Context) (*snapshot.Header, error) {
@@ -106,7 +106,7 @@ func (s *Session) header(ctx context.Context) (*snapshot.Header, error) {
 	h := &snapshot.Header{Name: c.GetName(), Tenant: c.GetTenant(), Model: c.GetModel(), TTL: c.GetTtl().AsDuration(), Pinned: found.GetPinned()}
 	layers := s.holding.Layers()
 	if len(c.GetLayers()) != len(layers) || len(found.GetLayers()) != len(layers) {
-		return nil, lane.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_LOST, "only %d of its %d layers are held still", len(found.GetLayers()), len(layers))
+		return nil, session.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_LOST, "only %d of its %d layers are held still", len(found.GetLayers()), len(layers))
 	}
 	for i, l := range layers {
 		m, state := c.GetLayers()[i], found.GetLayers()[i]
@@ -337,7 +337,7 @@ func (s *Session) restore(ctx context.Context, in *snapshot.Reader, b *snapshot.
 	}
 	for i, want := range in.After() {
 		if s.layers[i].length != header.Layers[i].Length || !slices.Equal(s.layers[i].hashes, want) {
-			return lane.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_DIFFERENT, "layer %d: the workers have other keys or values than the snapshot's session had", i)
+			return session.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_DIFFERENT, "layer %d: the workers have other keys or values than the snapshot's session had", i)
 		}
 	}
 	if header.Pinned {

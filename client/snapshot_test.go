@@ -16,11 +16,11 @@ import (
 
 	"google.golang.org/grpc"
 
-	"headwater/client"
-	headwaterv1 "headwater/proto/headwater/v1"
-	"headwater/snapshot"
-	"headwater/tensor"
-	"headwater/worker"
+	"headwater.example/client"
+	"headwater.example/internal/snapshot"
+	headwaterv1 "headwater.example/proto/headwater/v1"
+	"headwater.example/tensor"
+	"headwater.example/worker"
 )
 
 // startReal starts a cluster of n real workers of some budget each. In the end the workers have nothing that is left of a

@@ -9,10 +9,10 @@ import (
 	"time"
 	"unsafe"
 
-	"headwater/fanout"
-	"headwater/lane"
-	headwaterv1 "headwater/proto/headwater/v1"
-	"headwater/tensor"
+	"headwater.example/internal/session"
+	"headwater.example/internal/session/fanout"
+	headwaterv1 "headwater.example/proto/headwater/v1"
+	"headwater.example/tensor"
 )
 
 // Step appends tokens to one layer of a session and lets queries attend over all that is there, both or either. Tensors are
@@ -315,7 +315,7 @@ func (b *batch) send(ctx context.Context, step *Step, layer fanout.Layer, h *hel
 	f.tokens = len(step.K) / (layer.KVHeads * layer.HeadDim)
 	f.hashes = append(f.hashes[:0], h.hashes...)
 	f.Step = fanout.Step{
-		Step: lane.Step{
+		Step: session.Step{
 			Session: s.id, Epoch: s.epoch, Truncations: s.truncations, Layer: uint32(step.Layer), Length: h.length, Hashes: f.hashes,
 			Append: uint32(tokens.n), Attend: uint32(queries.n), QueryPosition: uint64(position),
 			Encoding: headwaterv1.StorageType_STORAGE_TYPE_F32, Codec: stepCodecs[s.codec],

@@ -16,11 +16,9 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/durationpb"
 
-	"headwater/bulk"
-	"headwater/lane"
-	headwaterv1 "headwater/proto/headwater/v1"
-	"headwater/protocol"
-	"headwater/tensor"
+	"headwater.example/internal/rpc"
+	headwaterv1 "headwater.example/proto/headwater/v1"
+	"headwater.example/tensor"
 )
 
 // minorUnannounced is the minor version of the protocol since which a file need not be hashed before it is sent.
@@ -143,7 +141,7 @@ func (c *Client) submit(ctx context.Context, source *source, opts SubmitOptions,
 	if err != nil {
 		header, _ := stream.Header()
 		refused := c.firstError(doing, err, stream)
-		if !announced && status.Code(err) == codes.InvalidArgument && protocol.Before(header, minorUnannounced) {
+		if !announced && status.Code(err) == codes.InvalidArgument && rpc.Before(header, minorUnannounced) {
 			return nil, &unannouncedError{refused}
 		}
 		return nil, refused
@@ -180,7 +178,7 @@ func announce(ctx context.Context, source *source, opts SubmitOptions, hashed bo
 	}
 	if hashed {
 		hash := sha256.New()
-		err := pieces(ctx, source, opts.Hashed, func(piece *lane.Buffer) error {
+		err := pieces(ctx, source, opts.Hashed, func(piece *rpc.Buffer) error {
 			hash.Write(piece.Bytes())
 			piece.Free()
 			return nil
@@ -203,11 +201,11 @@ func announce(ctx context.Context, source *source, opts SubmitOptions, hashed bo
 // its reason.
 func send(stream headwaterv1.CoordinatorService_SubmitClient, source *source, announced bool, progress func(done, total int64)) error {
 	var sum xxh3.Hasher
-	err := pieces(stream.Context(), source, progress, func(piece *lane.Buffer) error {
+	err := pieces(stream.Context(), source, progress, func(piece *rpc.Buffer) error {
 		if !announced {
 			_, _ = sum.Write(piece.Bytes()) // never fails
 		}
-		return bulk.Send(stream, &headwaterv1.SubmitRequest{Request: &headwaterv1.SubmitRequest_Data{Data: piece.Bytes()}}, piece)
+		return rpc.SendBulk(stream, &headwaterv1.SubmitRequest{Request: &headwaterv1.SubmitRequest_Data{Data: piece.Bytes()}}, piece)
 	})
 	if err == nil && !announced {
 		err = stream.Send(&headwaterv1.SubmitRequest{Request: &headwaterv1.SubmitRequest_End{End: &headwaterv1.SubmitEnd{Hash: sum.Sum64()}}})
@@ -220,13 +218,13 @@ func send(stream headwaterv1.CoordinatorService_SubmitClient, source *source, an
 }
 
 // pieces gives do one piece of the source after another.
-func pieces(ctx context.Context, source *source, progress func(done, total int64), do func(*lane.Buffer) error) error {
+func pieces(ctx context.Context, source *source, progress func(done, total int64), do func(*rpc.Buffer) error) error {
 	for at := int64(0); at < source.size; {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		size := min(protocol.BlockBytes, source.size-at)
-		piece := lane.NewBuffer(int(size))
+		size := min(rpc.BlockBytes, source.size-at)
+		piece := rpc.NewBuffer(int(size))
 		if n, err := source.ReadAt(piece.Bytes(), at); int64(n) < size {
 			piece.Free()
 			return fmt.Errorf("read byte %d of %d of %s: %w", at+int64(n), source.size, source.name, err)

@@ -13,10 +13,10 @@ import (
 	"github.com/google/uuid"
 	"google.golang.org/grpc"
 
-	"headwater/client"
-	"headwater/membership"
-	headwaterv1 "headwater/proto/headwater/v1"
-	"headwater/worker"
+	"headwater.example/client"
+	"headwater.example/internal/membership"
+	headwaterv1 "headwater.example/proto/headwater/v1"
+	"headwater.example/worker"
 )
 
 // real is a coordinator and workers in this process, with a client. Nothing of the workers may be left in the end.

@@ -21,13 +21,13 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/stats"
 
-	"headwater/client"
-	"headwater/coordinator"
-	"headwater/membership"
-	headwaterv1 "headwater/proto/headwater/v1"
-	"headwater/protocol"
-	"headwater/tensor"
-	"headwater/worker"
+	"headwater.example/client"
+	"headwater.example/coordinator"
+	"headwater.example/internal/membership"
+	"headwater.example/internal/rpc"
+	headwaterv1 "headwater.example/proto/headwater/v1"
+	"headwater.example/tensor"
+	"headwater.example/worker"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -89,7 +89,7 @@ func startWorker(t *testing.T, name string, o workerOptions) *node {
 		t.Fatal(err)
 	}
 	t.Cleanup(w.Close)
-	options := protocol.ServerOptions()
+	options := rpc.ServerOptions()
 	if o.stream != nil {
 		options = append(options, grpc.ChainStreamInterceptor(o.stream))
 	}
@@ -163,7 +163,7 @@ func (c *cluster) start(t *testing.T, config coordinator.Config) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := grpc.NewServer(protocol.ServerOptions()...)
+	s := grpc.NewServer(rpc.ServerOptions()...)
 	co.Register(s)
 	ctx, cancel := context.WithCancel(context.Background())
 	ran := make(chan error, 1)

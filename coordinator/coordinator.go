@@ -28,13 +28,13 @@ import (
 	"github.com/oklog/ulid/v2"
 	"google.golang.org/grpc"
 
-	"headwater/coordinator/internal/store"
-	"headwater/fanout"
-	"headwater/internal/atomicfile"
-	"headwater/lane"
-	"headwater/membership"
-	headwaterv1 "headwater/proto/headwater/v1"
-	"headwater/protocol"
+	"headwater.example/coordinator/internal/store"
+	"headwater.example/internal/atomicfile"
+	"headwater.example/internal/membership"
+	"headwater.example/internal/rpc"
+	"headwater.example/internal/session"
+	"headwater.example/internal/session/fanout"
+	headwaterv1 "headwater.example/proto/headwater/v1"
 )
 
 // Defaults of Config.
@@ -92,19 +92,19 @@ func Open(c Config) (*Coordinator, error) {
 	}
 	c.WorkerWait = cmp.Or(c.WorkerWait, DefaultWorkerWait)
 	c.Deadline = cmp.Or(c.Deadline, DefaultDeadline)
-	c.BlockBytes = cmp.Or(c.BlockBytes, protocol.BlockBytes)
+	c.BlockBytes = cmp.Or(c.BlockBytes, rpc.BlockBytes)
 	c.KeepJobs = cmp.Or(c.KeepJobs, DefaultKeepJobs)
 	c.KeepFor = cmp.Or(c.KeepFor, DefaultKeepFor)
 	c.KeepBytes = cmp.Or(c.KeepBytes, DefaultKeepBytes)
 	c.Logger = cmp.Or(c.Logger, slog.New(slog.DiscardHandler))
-	if c.BlockBytes < 0 || c.BlockBytes > protocol.MaxMessageBytes/2 {
-		return nil, fmt.Errorf("block size of %d bytes is not in [1, %d]", c.BlockBytes, protocol.MaxMessageBytes/2)
+	if c.BlockBytes < 0 || c.BlockBytes > rpc.MaxMessageBytes/2 {
+		return nil, fmt.Errorf("block size of %d bytes is not in [1, %d]", c.BlockBytes, rpc.MaxMessageBytes/2)
 	}
 	if c.Now == nil {
 		c.Now = time.Now
 	}
 	co := &Coordinator{Config: c, started: c.Now(), stopping: make(chan struct{})}
-	co.sessions = &sessions{c: co, conns: fanout.NewConns(protocol.DialOptions()...), holdings: map[[16]byte]*fanout.Holding{}}
+	co.sessions = &sessions{c: co, conns: fanout.NewConns(rpc.DialOptions()...), holdings: map[[16]byte]*fanout.Holding{}}
 	if err := os.MkdirAll(co.spool(), 0o700); err != nil {
 		return nil, fmt.Errorf("make data folder: %w", err)
 	}
@@ -179,7 +179,7 @@ func (c *Coordinator) recover() error {
 // Register adds the services to a server.
 func (c *Coordinator) Register(s grpc.ServiceRegistrar) {
 	headwaterv1.RegisterCoordinatorServiceServer(s, c)
-	lane.Register(s, c.sessions)
+	session.Register(s, c.sessions)
 }
 
 // Run runs queued jobs until ctx ends, once. The job that runs then is queued again, for the next start, and calls that wait

@@ -22,12 +22,11 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
-	"headwater/bulk"
-	"headwater/client"
-	"headwater/coordinator"
-	headwaterv1 "headwater/proto/headwater/v1"
-	"headwater/protocol"
-	"headwater/tensor"
+	"headwater.example/client"
+	"headwater.example/coordinator"
+	"headwater.example/internal/rpc"
+	headwaterv1 "headwater.example/proto/headwater/v1"
+	"headwater.example/tensor"
 )
 
 func workers(n int) []workerOptions {
@@ -98,7 +97,7 @@ type mortalStream struct {
 }
 
 func (s mortalStream) SendMsg(m any) error {
-	f, ok := m.(*bulk.Frame)
+	f, ok := m.(*rpc.BulkFrame)
 	if !ok {
 		return s.ServerStream.SendMsg(m)
 	}
@@ -256,8 +255,8 @@ func TestRefusedBeforeAByteIsSent(t *testing.T) {
 // foreign is a server that refuses everyone as a peer of another protocol version does.
 func foreign(version string) *grpc.Server {
 	return grpc.NewServer(grpc.UnknownServiceHandler(func(_ any, stream grpc.ServerStream) error {
-		_ = stream.SetHeader(metadata.Pairs(protocol.MetadataKey, version))
-		return status.Errorf(codes.FailedPrecondition, "peer speaks headwater protocol %s, this side speaks protocol %s", protocol.Version, version)
+		_ = stream.SetHeader(metadata.Pairs(rpc.MetadataKey, version))
+		return status.Errorf(codes.FailedPrecondition, "peer speaks headwater protocol %s, this side speaks protocol %s", rpc.Version, version)
 	}))
 }
 
@@ -458,7 +457,7 @@ func TestSubmissionThatLies(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	conn, err := grpc.NewClient("passthrough:///"+c.Address(), protocol.DialOptions()...)
+	conn, err := grpc.NewClient("passthrough:///"+c.Address(), rpc.DialOptions()...)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -14,12 +14,12 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
-	"headwater/coordinator/internal/scatter"
-	"headwater/internal/atomicfile"
-	"headwater/job"
-	headwaterv1 "headwater/proto/headwater/v1"
-	"headwater/tensor"
-	"headwater/wire"
+	"headwater.example/coordinator/internal/scatter"
+	"headwater.example/internal/atomicfile"
+	"headwater.example/internal/contextframe"
+	"headwater.example/internal/jobfile"
+	headwaterv1 "headwater.example/proto/headwater/v1"
+	"headwater.example/tensor"
 )
 
 // errStopping is the cause of the context of a job that runs while the coordinator stops.
@@ -72,7 +72,7 @@ func (c *Coordinator) compute(ctx context.Context, e *entry) (_ func(*headwaterv
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, input.Close()) }()
-	parsed, err := job.Parse(input, e.request.GetOverrides())
+	parsed, err := jobfile.Parse(input, e.request.GetOverrides())
 	if err != nil {
 		return nil, err
 	}
@@ -123,12 +123,12 @@ func (c *Coordinator) compute(ctx context.Context, e *entry) (_ func(*headwaterv
 
 // reserve is the room that a result's header keeps for its metadata: the plan's text grows with the shards and the layers,
 // the rest with the options and the workers. The text stands in a JSON string, which doubles quotes.
-func reserve(j *job.Job, members int) int {
+func reserve(j *jobfile.Job, members int) int {
 	return 8<<10 + 2*len(j.EffectiveJSON()) + 32*j.Geometry().Shards() + 1024*len(j.Problems) + 1024*members
 }
 
 // metadata describes a result, as docs/job-file.md says.
-func (c *Coordinator) metadata(snapshot *headwaterv1.Job, j *job.Job, codec wire.Codec, report *headwaterv1.Report) []byte {
+func (c *Coordinator) metadata(snapshot *headwaterv1.Job, j *jobfile.Job, codec contextframe.Codec, report *headwaterv1.Report) []byte {
 	type workerReport struct {
 		Name        string  `json:"name"`
 		BytesOut    uint64  `json:"bytes_out"`

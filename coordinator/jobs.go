@@ -16,8 +16,8 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
-	"headwater/coordinator/internal/store"
-	headwaterv1 "headwater/proto/headwater/v1"
+	"headwater.example/coordinator/internal/store"
+	headwaterv1 "headwater.example/proto/headwater/v1"
 )
 
 // errCancelled is the cause of a context that a client's cancellation ended.

@@ -6,9 +6,9 @@ import (
 
 	"github.com/zeebo/xxh3"
 
-	"headwater/attention"
-	headwaterv1 "headwater/proto/headwater/v1"
-	"headwater/shard"
+	"headwater.example/attention"
+	headwaterv1 "headwater.example/proto/headwater/v1"
+	"headwater.example/shard"
 )
 
 // room is a worker that may hold a session, with its memory in bytes.

@@ -11,8 +11,8 @@ import (
 
 	"pgregory.net/rapid"
 
-	headwaterv1 "headwater/proto/headwater/v1"
-	"headwater/shard"
+	headwaterv1 "headwater.example/proto/headwater/v1"
+	"headwater.example/shard"
 )
 
 func drawRooms(t *rapid.T) []room {

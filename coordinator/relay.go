@@ -10,10 +10,11 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
-	"headwater/fanout"
-	"headwater/lane"
-	headwaterv1 "headwater/proto/headwater/v1"
-	"headwater/wire"
+	"headwater.example/internal/contextframe"
+	"headwater.example/internal/rpc"
+	"headwater.example/internal/session"
+	"headwater.example/internal/session/fanout"
+	headwaterv1 "headwater.example/proto/headwater/v1"
 )
 
 // relayed is how many steps of one lane are under way at once, relayedBytes their payloads but for that of the last. The lane
@@ -26,7 +27,7 @@ const (
 // relay serves one lane: it reads steps, sends each to the holders of its layer, and answers when all have.
 type relay struct {
 	*sessions
-	stream *lane.ServerStream
+	stream *session.ServerStream
 	lane   *fanout.Lane
 
 	room      *semaphore.Weighted // relayedBytes
@@ -39,8 +40,8 @@ type relay struct {
 
 // relayStep is one step from its arrival until its answer.
 type relayStep struct {
-	request  lane.Request
-	response lane.Response
+	request  session.Request
+	response session.Response
 	step     fanout.Step
 	call     *fanout.Call
 	layer    fanout.Layer
@@ -51,8 +52,8 @@ type relayStep struct {
 	frame    []byte
 }
 
-// Lane implements lane.Service.
-func (s *sessions) Lane(stream *lane.ServerStream) error {
+// Lane implements session.Service.
+func (s *sessions) Lane(stream *session.ServerStream) error {
 	r := &relay{sessions: s, stream: stream, lane: fanout.NewLane(stream.ID(), s.conns), room: semaphore.NewWeighted(relayedBytes), started: make(chan *relayStep)}
 	r.steps.New = func() any { return new(relayStep) }
 	ended := make(chan error, 1)
@@ -131,7 +132,7 @@ func (r *relay) start(ctx context.Context, s *relayStep) error {
 	}
 	m := &s.request.Step
 	invalid := func(format string, args ...any) error {
-		return lane.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_INVALID, format, args...)
+		return session.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_INVALID, format, args...)
 	}
 	layers := h.Layers()
 	if int64(m.Layer) >= int64(len(layers)) {
@@ -155,7 +156,7 @@ func (r *relay) start(ctx context.Context, s *relayStep) error {
 	}
 	// Of several holders' answers, each may fit a frame and all together not.
 	if 4*s.layer.Heads*int(m.Attend)*(s.layer.VDim+1) > maxAnswer {
-		return invalid("layer %d: the answer for %d tokens exceeds a frame of %d bytes: cut the step into fewer tokens", m.Layer, m.Attend, lane.MaxFrameBytes)
+		return invalid("layer %d: the answer for %d tokens exceeds a frame of %d bytes: cut the step into fewer tokens", m.Layer, m.Attend, rpc.MaxMessageBytes)
 	}
 	if err := s.payload.Cut(s.layer, m, s.request.Payload.Bytes()); err != nil {
 		return err
@@ -174,7 +175,7 @@ const (
 	// maxTokens is how many tokens a step appends or lets attend at most.
 	maxTokens = 1 << 16
 	// maxAnswer bounds the raw bytes of an answer so that it fits a frame with its coding and its other fields.
-	maxAnswer = lane.MaxFrameBytes - 64<<10
+	maxAnswer = rpc.MaxMessageBytes - 64<<10
 )
 
 func grow(s []float32, n int) []float32 {
@@ -204,7 +205,7 @@ func (r *relay) answer(s *relayStep, err error) {
 	if err != nil {
 		m.Payload.Free()
 		m.Payload = nil
-		m.Result = lane.Result{Hashes: m.Result.Hashes[:0], Err: r.refusal(s.request.Step.Session[:], err)}
+		m.Result = session.Result{Hashes: m.Result.Hashes[:0], Err: r.refusal(s.request.Step.Session[:], err)}
 	}
 	r.sending.Lock()
 	err = r.stream.Send(m) // where it fails, Recv does as well
@@ -215,23 +216,23 @@ func (r *relay) answer(s *relayStep, err error) {
 }
 
 // refusal is an error as an answer.
-func (r *relay) refusal(session []byte, err error) *lane.Error {
-	e, ok := lane.FromError(err)
+func (r *relay) refusal(id []byte, err error) *session.Error {
+	e, ok := session.FromError(err)
 	if !ok {
-		e = lane.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_BUSY, "%s", oneLine(err))
+		e = session.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_BUSY, "%s", oneLine(err))
 		if code := status.Code(err); code == codes.Internal || code == codes.FailedPrecondition || code == codes.InvalidArgument {
-			e = lane.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_LOST, "%s", oneLine(err))
+			e = session.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_LOST, "%s", oneLine(err))
 		}
 	}
 	switch e.Problem() {
 	case headwaterv1.SessionProblem_SESSION_PROBLEM_LOST, headwaterv1.SessionProblem_SESSION_PROBLEM_UNKNOWN:
-		r.forget(session)
+		r.forget(id)
 	}
 	return e
 }
 
 // result makes the answer of a step that was done.
-func (s *relayStep) result(m *lane.Result, payload **lane.Buffer) error {
+func (s *relayStep) result(m *session.Result, payload **rpc.Buffer) error {
 	m.Length = s.step.Length + uint64(s.step.Append)
 	m.Hashes = append(m.Hashes, s.step.Hashes...)
 	m.ComputeNanos, m.QueueNanos = s.step.ComputeNanos, s.step.QueueNanos
@@ -244,20 +245,20 @@ func (s *relayStep) result(m *lane.Result, payload **lane.Buffer) error {
 		return nil
 	}
 	if m.Codec == headwaterv1.StepCodec_STEP_CODEC_RAW {
-		*payload = lane.NewBuffer(4 * (len(s.context) + len(s.lse)))
+		*payload = rpc.NewBuffer(4 * (len(s.context) + len(s.lse)))
 		all := (*payload).Floats()
 		copy(all[copy(all, s.context):], s.lse)
 		return nil
 	}
 	codec, ok := fanout.FrameCodec(m.Codec)
 	if !ok {
-		return lane.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_INVALID, "codec %s is unknown", m.Codec)
+		return session.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_INVALID, "codec %s is unknown", m.Codec)
 	}
 	var err error
-	if s.frame, err = wire.Encode(s.frame[:0], codec, 0, s.layer.KVHeads*int(s.step.Attend), s.layer.GroupSize(), s.layer.VDim, s.context, s.lse); err != nil {
-		return lane.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_INVALID, "%v", err)
+	if s.frame, err = contextframe.Encode(s.frame[:0], codec, 0, s.layer.KVHeads*int(s.step.Attend), s.layer.GroupSize(), s.layer.VDim, s.context, s.lse); err != nil {
+		return session.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_INVALID, "%v", err)
 	}
-	*payload = lane.NewBuffer(len(s.frame))
+	*payload = rpc.NewBuffer(len(s.frame))
 	copy((*payload).Bytes(), s.frame)
 	return nil
 }

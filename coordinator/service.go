@@ -10,12 +10,10 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
-	"headwater/bulk"
-	"headwater/coordinator/internal/scatter"
-	"headwater/lane"
-	"headwater/membership"
-	headwaterv1 "headwater/proto/headwater/v1"
-	"headwater/protocol"
+	"headwater.example/coordinator/internal/scatter"
+	"headwater.example/internal/membership"
+	"headwater.example/internal/rpc"
+	headwaterv1 "headwater.example/proto/headwater/v1"
 
 	"golang.org/x/sync/errgroup"
 )
@@ -102,11 +100,11 @@ func (c *Coordinator) DownloadResult(r *headwaterv1.DownloadResultRequest, strea
 	defer func() { err = errors.Join(err, f.Close()) }()
 	m := &headwaterv1.DownloadResultResponse{Job: job}
 	for {
-		memory := lane.NewBuffer(protocol.BlockBytes)
+		memory := rpc.NewBuffer(rpc.BlockBytes)
 		n, err := io.ReadFull(f, memory.Bytes())
 		if n > 0 || m.GetJob() != nil {
 			m.Data = memory.Bytes()[:n]
-			if err := bulk.Send(stream, m, memory); err != nil {
+			if err := rpc.SendBulk(stream, m, memory); err != nil {
 				return err
 			}
 			m = &headwaterv1.DownloadResultResponse{}
@@ -122,7 +120,7 @@ func (c *Coordinator) DownloadResult(r *headwaterv1.DownloadResultRequest, strea
 
 // Status implements headwater.v1.CoordinatorService.
 func (c *Coordinator) Status(ctx context.Context, _ *headwaterv1.StatusRequest) (*headwaterv1.StatusResponse, error) {
-	resp := &headwaterv1.StatusResponse{Name: c.Name, Version: c.Version, Protocol: protocol.Version, Started: timestamppb.New(c.started)}
+	resp := &headwaterv1.StatusResponse{Name: c.Name, Version: c.Version, Protocol: rpc.Version, Started: timestamppb.New(c.started)}
 	var tasks errgroup.Group
 	for _, m := range c.View.Members() {
 		if m.Role != membership.RoleWorker {

@@ -17,11 +17,11 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
-	"headwater/fanout"
-	"headwater/lane"
-	"headwater/membership"
-	headwaterv1 "headwater/proto/headwater/v1"
-	"headwater/shard"
+	"headwater.example/internal/membership"
+	"headwater.example/internal/session"
+	"headwater.example/internal/session/fanout"
+	headwaterv1 "headwater.example/proto/headwater/v1"
+	"headwater.example/shard"
 )
 
 // maxHoldings bounds how many sessions' holders are remembered. Those that are not are asked for.
@@ -41,7 +41,7 @@ type sessions struct {
 
 func sessionID(id []byte) ([16]byte, error) {
 	if len(id) != 16 {
-		return [16]byte{}, lane.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_INVALID, "a session's id has %d bytes, not 16", len(id))
+		return [16]byte{}, session.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_INVALID, "a session's id has %d bytes, not 16", len(id))
 	}
 	return [16]byte(id), nil
 }
@@ -111,15 +111,15 @@ func whySilent(m membership.Member, err error) string {
 	if errors.Is(err, context.DeadlineExceeded) {
 		return fmt.Sprintf("no answer within %v", askTimeout)
 	}
-	if e, ok := lane.FromError(err); ok {
+	if e, ok := session.FromError(err); ok {
 		return strings.Join(strings.Fields(e.Why.GetMessage()), " ")
 	}
 	return strings.TrimPrefix(status.Convert(err).Message(), fmt.Sprintf("holder %q: ", m.Name))
 }
 
 // find returns who holds a session. Where it is not remembered, all workers are asked.
-func (s *sessions) find(ctx context.Context, session []byte) (*fanout.Holding, error) {
-	id, err := sessionID(session)
+func (s *sessions) find(ctx context.Context, key []byte) (*fanout.Holding, error) {
+	id, err := sessionID(key)
 	if err != nil {
 		return nil, err
 	}
@@ -130,15 +130,15 @@ func (s *sessions) find(ctx context.Context, session []byte) (*fanout.Holding, e
 		return h, nil
 	}
 	members := s.workers()
-	answers, silent, err := s.list(ctx, members, &headwaterv1.ListSessionsRequest{Sessions: [][]byte{session}})
+	answers, silent, err := s.list(ctx, members, &headwaterv1.ListSessionsRequest{Sessions: [][]byte{key}})
 	if err != nil {
-		return nil, fmt.Errorf("find session %x: %w", session, err)
+		return nil, fmt.Errorf("find session %x: %w", key, err)
 	}
 	var config *headwaterv1.SessionConfig
 	var holders []*headwaterv1.Holder
 	for i, a := range answers {
 		for _, state := range a.GetSessions() {
-			if !bytes.Equal(state.GetSession(), session) {
+			if !bytes.Equal(state.GetSession(), key) {
 				continue
 			}
 			config = state.GetConfig()
@@ -152,17 +152,17 @@ func (s *sessions) find(ctx context.Context, session []byte) (*fanout.Holding, e
 	case len(holders) == 0 && len(silent) > 0:
 		return nil, fanout.Silent(silent, false)
 	case len(holders) == 0:
-		return nil, lane.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_UNKNOWN, "session %x is held by no worker", session)
+		return nil, session.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_UNKNOWN, "session %x is held by no worker", key)
 	}
 	layers, err := fanout.Layers(config)
 	if err != nil {
-		return nil, fmt.Errorf("session %x: %w", session, err)
+		return nil, fmt.Errorf("session %x: %w", key, err)
 	}
 	if h, err = fanout.ParseHolding(layers, holders); err != nil {
 		if len(silent) > 0 {
 			return nil, fanout.Silent(silent, true)
 		}
-		return nil, lane.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_LOST, "session %x is not whole: %v", session, err)
+		return nil, session.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_LOST, "session %x is not whole: %v", key, err)
 	}
 	s.remember(id, h)
 	return h, nil
@@ -212,7 +212,7 @@ func (s *sessions) create(ctx context.Context, req *headwaterv1.CreateSessionReq
 		return nil, err
 	}
 	if len(req.GetHeld()) != 0 {
-		return nil, lane.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_INVALID, "a coordinator plans who holds what; it is not told")
+		return nil, session.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_INVALID, "a coordinator plans who holds what; it is not told")
 	}
 	// A request that comes again finds what it has made before, also at another coordinator.
 	h, err := s.find(ctx, req.GetSession())
@@ -235,7 +235,7 @@ func (s *sessions) create(ctx context.Context, req *headwaterv1.CreateSessionReq
 func (s *sessions) plan(ctx context.Context, req *headwaterv1.CreateSessionRequest) (*fanout.Holding, error) {
 	layers, err := fanout.Layers(req.GetConfig())
 	if err != nil {
-		return nil, lane.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_INVALID, "%v", err)
+		return nil, session.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_INVALID, "%v", err)
 	}
 	shapes := make([]shard.LayerShape, len(layers))
 	for i, l := range layers {

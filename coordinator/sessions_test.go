@@ -6,7 +6,7 @@ import (
 
 	"google.golang.org/grpc/stats"
 
-	"headwater/client"
+	"headwater.example/client"
 )
 
 // conns tells of a worker's connections as they come, 1, and go, -1.

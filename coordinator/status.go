@@ -8,16 +8,16 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
-	"headwater/attention"
-	"headwater/job"
-	"headwater/shard"
-	"headwater/tensor"
+	"headwater.example/attention"
+	"headwater.example/internal/jobfile"
+	"headwater.example/shard"
+	"headwater.example/tensor"
 )
 
 // statusOf gives an error the gRPC code that its meaning has.
 func statusOf(err error) *status.Status {
 	var (
-		jobError *job.Error
+		jobError *jobfile.Error
 		format   *tensor.FormatError
 		geometry *shard.GeometryError
 		row      *attention.RowError

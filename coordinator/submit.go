@@ -20,15 +20,14 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
-	"headwater/bulk"
-	"headwater/coordinator/internal/scatter"
-	"headwater/internal/atomicfile"
-	"headwater/job"
-	"headwater/lane"
-	"headwater/membership"
-	headwaterv1 "headwater/proto/headwater/v1"
-	"headwater/shard"
-	"headwater/tensor"
+	"headwater.example/coordinator/internal/scatter"
+	"headwater.example/internal/atomicfile"
+	"headwater.example/internal/jobfile"
+	"headwater.example/internal/membership"
+	"headwater.example/internal/rpc"
+	headwaterv1 "headwater.example/proto/headwater/v1"
+	"headwater.example/shard"
+	"headwater.example/tensor"
 )
 
 // Bounds of a submission.
@@ -91,7 +90,7 @@ func (c *Coordinator) known(stream submitStream, have, offered *headwaterv1.Job)
 }
 
 // check refuses what can be refused without the file's data.
-func (c *Coordinator) check(begin *headwaterv1.SubmitBegin) (*job.Job, error) {
+func (c *Coordinator) check(begin *headwaterv1.SubmitBegin) (*jobfile.Job, error) {
 	refuse := func(format string, args ...any) error { return status.Errorf(codes.InvalidArgument, format, args...) }
 	switch {
 	case begin == nil:
@@ -116,11 +115,11 @@ func (c *Coordinator) check(begin *headwaterv1.SubmitBegin) (*job.Job, error) {
 	if err != nil {
 		return nil, err
 	}
-	return job.Parse(f, begin.GetOverrides())
+	return jobfile.Parse(f, begin.GetOverrides())
 }
 
 // contentHash names a job by what it computes: SHA-256 over the file's SHA-256 and the options in effect.
-func contentHash(file []byte, parsed *job.Job) string {
+func contentHash(file []byte, parsed *jobfile.Job) string {
 	h := sha256.New()
 	h.Write(file)
 	h.Write(parsed.EffectiveJSON())
@@ -128,7 +127,7 @@ func contentHash(file []byte, parsed *job.Job) string {
 }
 
 // upload takes the bytes of a job that can run, checks them, and queues the job.
-func (c *Coordinator) upload(ctx context.Context, stream submitStream, e *entry, begin *headwaterv1.SubmitBegin, parsed *job.Job) (err error) {
+func (c *Coordinator) upload(ctx context.Context, stream submitStream, e *entry, begin *headwaterv1.SubmitBegin, parsed *jobfile.Job) (err error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	e.cancellable(cancel)
@@ -201,7 +200,7 @@ func (c *Coordinator) receive(ctx context.Context, stream submitStream, file io.
 	var end *headwaterv1.SubmitEnd
 	for {
 		m := &headwaterv1.SubmitRequest{}
-		memory, err := bulk.Recv(stream, m)
+		memory, err := rpc.RecvBulk(stream, m)
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
 		}
@@ -254,7 +253,7 @@ type summer struct {
 // summed is a piece, and the memory that is free once it is summed.
 type summed struct {
 	data   []byte
-	memory *lane.Buffer
+	memory *rpc.Buffer
 }
 
 func newSummer(both bool) *summer {
@@ -279,7 +278,7 @@ func newSummer(both bool) *summer {
 }
 
 // add gives the summer a piece.
-func (s *summer) add(data []byte, memory *lane.Buffer) { s.pieces <- summed{data, memory} }
+func (s *summer) add(data []byte, memory *rpc.Buffer) { s.pieces <- summed{data, memory} }
 
 // forget drops a job whose upload failed; who watches it sees why.
 func (c *Coordinator) forget(e *entry, err error) {
@@ -295,7 +294,7 @@ func (c *Coordinator) forget(e *entry, err error) {
 }
 
 // capacity refuses a job whose keys and values do not fit in the cluster's memory as it is now.
-func (c *Coordinator) capacity(ctx context.Context, j *job.Job) error {
+func (c *Coordinator) capacity(ctx context.Context, j *jobfile.Job) error {
 	workers, problems := c.describe(ctx)
 	for _, p := range problems {
 		if status.Code(p) == codes.FailedPrecondition { // speaks another protocol: it would be left out without a word

@@ -60,7 +60,7 @@ say "binaries, images and jobs"
 CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o "$work/bin/" ./cmd/coord ./cmd/worker
 go run ./internal/image/cmd -out "$work/images.tar" -version local "$work/bin/coord" "$work/bin/worker"
 coord=$work/bin/coord
-cp testdata/smollm2/attention.safetensors "$work/fixture.safetensors"
+cp test/data/smollm2/attention.safetensors "$work/fixture.safetensors"
 "$coord" submit "$work/fixture.safetensors" --local 1 --out "$work/fixture.here.safetensors" --quiet > /dev/null
 # A job that takes so long here takes long enough there for a worker to be deleted in its middle.
 tokens=1024 positions=8192

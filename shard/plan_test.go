@@ -13,7 +13,7 @@ import (
 
 	"pgregory.net/rapid"
 
-	"headwater/shard"
+	"headwater.example/shard"
 )
 
 // model makes a geometry of layers with these numbers of groups.

@@ -1,4 +1,4 @@
-module headwater/tools
+module headwater.example/tools
 
 go 1.26.7
 

@@ -9,8 +9,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
-	"headwater/attention"
-	headwaterv1 "headwater/proto/headwater/v1"
+	"headwater.example/attention"
+	headwaterv1 "headwater.example/proto/headwater/v1"
 )
 
 // exact fails unless nothing of the worker is in use but the pages of these sessions, which are as their clients know them.

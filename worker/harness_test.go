@@ -21,13 +21,12 @@ import (
 	"google.golang.org/grpc/test/bufconn"
 	"google.golang.org/protobuf/proto"
 
-	"headwater/attention"
-	"headwater/kvcache"
-	"headwater/lane"
-	headwaterv1 "headwater/proto/headwater/v1"
-	"headwater/protocol"
-	"headwater/tensor"
-	"headwater/wire"
+	"headwater.example/attention"
+	"headwater.example/internal/contextframe"
+	"headwater.example/internal/kvcache"
+	"headwater.example/internal/rpc"
+	headwaterv1 "headwater.example/proto/headwater/v1"
+	"headwater.example/tensor"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -58,11 +57,11 @@ func newWorker(t interface {
 func serve(t *testing.T, w *Worker) headwaterv1.WorkerServiceClient {
 	t.Helper()
 	listener := bufconn.Listen(1 << 16)
-	server := grpc.NewServer(protocol.ServerOptions()...)
+	server := grpc.NewServer(rpc.ServerOptions()...)
 	w.Register(server)
 	done := make(chan struct{})
 	go func() { defer close(done); _ = server.Serve(listener) }()
-	opts := append(protocol.DialOptions(), grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return listener.DialContext(ctx) }))
+	opts := append(rpc.DialOptions(), grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return listener.DialContext(ctx) }))
 	conn, err := grpc.NewClient("passthrough:///memory", opts...)
 	if err != nil {
 		t.Fatal(err)
@@ -95,14 +94,14 @@ func (s *memoryStream) RecvMsg(to any) error {
 		if err != nil {
 			return err
 		}
-		return lane.Codec{}.Unmarshal(mem.BufferSlice{mem.SliceBuffer(b)}, to)
+		return rpc.Codec{}.Unmarshal(mem.BufferSlice{mem.SliceBuffer(b)}, to)
 	case <-s.ctx.Done():
 		return status.FromContextError(s.ctx.Err()).Err()
 	}
 }
 
 func (s *memoryStream) SendMsg(m any) error {
-	b, err := lane.Codec{}.Marshal(m)
+	b, err := rpc.Codec{}.Marshal(m)
 	if err != nil {
 		return err
 	}
@@ -394,7 +393,7 @@ func (j *job) check(t fataler, c *headwaterv1.Context, from, to int) {
 func (j *job) compare(c *headwaterv1.Context, from, to int) error {
 	count, vd := to-from, int(j.problem.VDim)
 	got, lse := make([]float32, count*j.size*vd), make([]float32, count*j.size)
-	h, err := wire.Decode(c.Frame, got, lse)
+	h, err := contextframe.Decode(c.Frame, got, lse)
 	if err != nil {
 		return fmt.Errorf("group %d block %d: %w", c.Group, c.Block, err)
 	}

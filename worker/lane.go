@@ -11,8 +11,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
-	"headwater/kvcache"
-	"headwater/lane"
+	"headwater.example/internal/kvcache"
+	"headwater.example/internal/session"
 )
 
 const (
@@ -30,7 +30,7 @@ const (
 // once. All end with the lane.
 type served struct {
 	s      *sessions
-	stream *lane.ServerStream
+	stream *session.ServerStream
 	ctx    context.Context
 	turn   chan struct{} // one element: the right to receive
 	closed chan struct{} // closed when the lane has ended
@@ -50,8 +50,8 @@ type served struct {
 
 // task is a goroutine's step, from its arrival until it is answered.
 type task struct {
-	request  lane.Request
-	response lane.Response
+	request  session.Request
+	response session.Response
 	step     step
 	arrived  time.Time
 	queued   int64         // query tokens that it is counted with, -1 once it is not
@@ -62,7 +62,7 @@ type task struct {
 }
 
 // Lane does the steps of a lane until it ends; see the protocol.
-func (s *sessions) Lane(stream *lane.ServerStream) error {
+func (s *sessions) Lane(stream *session.ServerStream) error {
 	if err := s.w.begin(2); err != nil { // the lane and its first goroutine
 		return err
 	}
@@ -201,8 +201,8 @@ func (l *served) do(t *task) {
 	// The session's next step begins once this one may be sent, so that answers of a session come in the order of its steps.
 	l.send.Lock()
 	l.hand(t, freed)
-	if refused, ok := lane.FromError(err); ok {
-		r.Result, err = lane.Result{Hashes: r.Result.Hashes[:0], Err: refused}, nil
+	if refused, ok := session.FromError(err); ok {
+		r.Result, err = session.Result{Hashes: r.Result.Hashes[:0], Err: refused}, nil
 	}
 	if err == nil {
 		// An error is the end of the stream, which the lane learns by itself.

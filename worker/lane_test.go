@@ -14,8 +14,9 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
-	"headwater/lane"
-	headwaterv1 "headwater/proto/headwater/v1"
+	"headwater.example/internal/rpc"
+	"headwater.example/internal/session"
+	headwaterv1 "headwater.example/proto/headwater/v1"
 )
 
 // rawCodec sends and receives messages as they are.
@@ -33,7 +34,7 @@ func (rawCodec) Unmarshal(b []byte, v any) error {
 // raw sends one message on a lane of its own and returns the answer, or how the lane ended.
 func (p *place) raw(t testing.TB, message []byte) (*headwaterv1.LaneResponse, error) {
 	t.Helper()
-	ctx, cancel := context.WithCancel(metadata.AppendToOutgoingContext(context.Background(), lane.MetadataKey, lane.ID{0xee}.String()))
+	ctx, cancel := context.WithCancel(metadata.AppendToOutgoingContext(context.Background(), session.MetadataKey, session.ID{0xee}.String()))
 	defer cancel()
 	stream, err := p.conn.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true, ClientStreams: true}, headwaterv1.SessionService_Lane_FullMethodName, grpc.ForceCodec(rawCodec{}))
 	if err != nil {
@@ -155,7 +156,7 @@ func bigLayer() *headwaterv1.SessionLayer {
 
 // tap stands between one lane and its client.
 type tap struct {
-	lane     lane.ID
+	lane     session.ID
 	received chan struct{} // one element for each step
 	sending  chan struct{} // one element for each answer, before it is sent
 	send     chan struct{} // from which each answer takes one
@@ -163,11 +164,11 @@ type tap struct {
 }
 
 func newTap(id byte) *tap {
-	return &tap{lane.ID{id}, make(chan struct{}, 10_000), make(chan struct{}, 10_000), make(chan struct{}, 10_000), make(chan struct{})}
+	return &tap{session.ID{id}, make(chan struct{}, 10_000), make(chan struct{}, 10_000), make(chan struct{}, 10_000), make(chan struct{})}
 }
 
 func (p *tap) intercept(srv any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, handle grpc.StreamHandler) error {
-	if ids := metadata.ValueFromIncomingContext(stream.Context(), lane.MetadataKey); len(ids) != 1 || ids[0] != p.lane.String() {
+	if ids := metadata.ValueFromIncomingContext(stream.Context(), session.MetadataKey); len(ids) != 1 || ids[0] != p.lane.String() {
 		return handle(srv, stream)
 	}
 	defer close(p.ended)
@@ -329,7 +330,7 @@ func TestDrainAnswersWhatWasAccepted(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err = p.sessions.CreateSession(t.Context(), &headwaterv1.CreateSessionRequest{})
-	if e, ok := lane.FromError(err); !ok || e.Problem() != problemBusy || status.Code(err) != codes.Unavailable {
+	if e, ok := session.FromError(err); !ok || e.Problem() != problemBusy || status.Code(err) != codes.Unavailable {
 		t.Fatalf("got %v", err)
 	}
 	refused := p.lane(t, 2)
@@ -381,11 +382,11 @@ func TestAStepAllocatesNothing(t *testing.T) {
 	m = s.draw(t, 0, 0, 1, false)
 	tk := &task{start: make(chan struct{}, 1)}
 	do := func() {
-		tk.request.Step = lane.Step{
+		tk.request.Step = session.Step{
 			Session: [16]byte(s.id), Epoch: 1, Length: 100, Hashes: append(tk.request.Step.Hashes[:0], m.step.Hashes...), Attend: 1,
 			QueryPosition: 99, Codec: headwaterv1.StepCodec_STEP_CODEC_RAW,
 		}
-		tk.request.Payload = lane.NewBuffer(len(m.payload))
+		tk.request.Payload = rpc.NewBuffer(len(m.payload))
 		copy(tk.request.Payload.Bytes(), m.payload)
 		tk.response.Reset()
 		tk.queued = -1

@@ -10,9 +10,9 @@ import (
 	"google.golang.org/grpc/status"
 	"pgregory.net/rapid"
 
-	"headwater/attention"
-	headwaterv1 "headwater/proto/headwater/v1"
-	"headwater/tensor"
+	"headwater.example/attention"
+	headwaterv1 "headwater.example/proto/headwater/v1"
+	"headwater.example/tensor"
 )
 
 // layer is a job whose queries, keys and values come from hidden states.

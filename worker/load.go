@@ -8,11 +8,11 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
-	"headwater/attention"
-	"headwater/kvcache"
-	headwaterv1 "headwater/proto/headwater/v1"
-	"headwater/shard"
-	"headwater/tensor"
+	"headwater.example/attention"
+	"headwater.example/internal/kvcache"
+	headwaterv1 "headwater.example/proto/headwater/v1"
+	"headwater.example/shard"
+	"headwater.example/tensor"
 )
 
 // held is a shard that the stream has opened.

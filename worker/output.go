@@ -8,9 +8,9 @@ import (
 	"slices"
 	"time"
 
-	"headwater/attention"
-	"headwater/kvcache"
-	headwaterv1 "headwater/proto/headwater/v1"
+	"headwater.example/attention"
+	"headwater.example/internal/kvcache"
+	headwaterv1 "headwater.example/proto/headwater/v1"
 )
 
 // outputRows are the rows of w_o that the stream has sent for a problem: runs that do not overlap, in ascending order. A

@@ -4,12 +4,12 @@ import (
 	"errors"
 	"fmt"
 
-	"headwater/attention"
-	headwaterv1 "headwater/proto/headwater/v1"
-	"headwater/protocol"
-	"headwater/shard"
-	"headwater/tensor"
-	"headwater/wire"
+	"headwater.example/attention"
+	"headwater.example/internal/contextframe"
+	"headwater.example/internal/rpc"
+	headwaterv1 "headwater.example/proto/headwater/v1"
+	"headwater.example/shard"
+	"headwater.example/tensor"
 )
 
 const (
@@ -47,15 +47,15 @@ var storageTypes = map[headwaterv1.StorageType]tensor.DType{
 	headwaterv1.StorageType_STORAGE_TYPE_I8:   tensor.I8,
 }
 
-var codecs = map[headwaterv1.ContextCodec]wire.Codec{
-	headwaterv1.ContextCodec_CONTEXT_CODEC_EXACT: wire.Exact,
-	headwaterv1.ContextCodec_CONTEXT_CODEC_BF16:  wire.BF16,
-	headwaterv1.ContextCodec_CONTEXT_CODEC_F16:   wire.F16,
-	headwaterv1.ContextCodec_CONTEXT_CODEC_I8:    wire.I8,
+var codecs = map[headwaterv1.ContextCodec]contextframe.Codec{
+	headwaterv1.ContextCodec_CONTEXT_CODEC_EXACT: contextframe.Exact,
+	headwaterv1.ContextCodec_CONTEXT_CODEC_BF16:  contextframe.BF16,
+	headwaterv1.ContextCodec_CONTEXT_CODEC_F16:   contextframe.F16,
+	headwaterv1.ContextCodec_CONTEXT_CODEC_I8:    contextframe.I8,
 }
 
 // checkOpen checks the first message of a stream.
-func checkOpen(open *headwaterv1.Open) ([]*problem, wire.Codec, error) {
+func checkOpen(open *headwaterv1.Open) ([]*problem, contextframe.Codec, error) {
 	codec, ok := codecs[open.GetCodec()]
 	switch {
 	case !ok:
@@ -124,8 +124,8 @@ func checkProblem(p *headwaterv1.Problem, shape shard.LayerShape) (*problem, err
 	if pr := p.GetProjection(); pr != nil {
 		dims := int(pr.GetRopeDims())
 		switch {
-		case pr.GetDModel() < 1 || pr.GetDModel() > protocol.MaxMessageBytes/4:
-			return nil, fmt.Errorf("projection: d_model: %d is not in 1 to %d", pr.GetDModel(), protocol.MaxMessageBytes/4)
+		case pr.GetDModel() < 1 || pr.GetDModel() > rpc.MaxMessageBytes/4:
+			return nil, fmt.Errorf("projection: d_model: %d is not in 1 to %d", pr.GetDModel(), rpc.MaxMessageBytes/4)
 		case dims%2 != 0 || dims > shape.HeadDim:
 			return nil, fmt.Errorf("projection: rope_dims: %d is odd or more than head_dim %d", dims, shape.HeadDim)
 		}

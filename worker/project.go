@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"math"
 
-	"headwater/attention"
+	"headwater.example/attention"
 )
 
 // rotation decodes the cosines and sines [n, half] of a block.

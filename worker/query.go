@@ -9,15 +9,15 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
-	"headwater/attention"
-	"headwater/kvcache"
-	headwaterv1 "headwater/proto/headwater/v1"
-	"headwater/protocol"
-	"headwater/wire"
+	"headwater.example/attention"
+	"headwater.example/internal/contextframe"
+	"headwater.example/internal/kvcache"
+	"headwater.example/internal/rpc"
+	headwaterv1 "headwater.example/proto/headwater/v1"
 )
 
 // maxAnswer bounds the raw bytes of an answer so that it fits a message with its coding and its other fields.
-const maxAnswer = protocol.MaxMessageBytes - 64<<10
+const maxAnswer = rpc.MaxMessageBytes - 64<<10
 
 // query is a query block from its arrival until its last group is answered.
 type query struct {
@@ -252,7 +252,7 @@ func (r *run) attend(q *query, i int) error {
 	if err != nil {
 		return q.failed(r, h, err)
 	}
-	frame, err := wire.Encode(nil, r.codec, int(h.id.Group), q.count, heads, p.shape.VDim, out.Context, out.LSE)
+	frame, err := contextframe.Encode(nil, r.codec, int(h.id.Group), q.count, heads, p.shape.VDim, out.Context, out.LSE)
 	if err != nil {
 		return fmt.Errorf("%s: group %d: code the context: %w", q, h.id.Group, err)
 	}

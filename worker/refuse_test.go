@@ -16,9 +16,9 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"pgregory.net/rapid"
 
-	headwaterv1 "headwater/proto/headwater/v1"
-	"headwater/tensor"
-	"headwater/wire"
+	"headwater.example/internal/contextframe"
+	headwaterv1 "headwater.example/proto/headwater/v1"
+	"headwater.example/tensor"
 )
 
 // smallJob is a job of 2 groups of 2 heads with a mask and a bias.
@@ -347,7 +347,7 @@ func FuzzRun(f *testing.F) {
 			if c == nil {
 				continue
 			}
-			h, err := wire.ReadHeader(c.Frame)
+			h, err := contextframe.ReadHeader(c.Frame)
 			if err != nil || h.Group != int(c.Group) {
 				t.Fatalf("an answer that is no frame: %v", err)
 			}
@@ -419,7 +419,7 @@ func TestLossyCodecs(t *testing.T) {
 			}
 		}
 		got, lse := make([]float32, len(want)), make([]float32, len(j.lse[1]))
-		if _, err := wire.Decode(answers[len(answers)-1].GetContext().GetFrame(), got, lse); err != nil {
+		if _, err := contextframe.Decode(answers[len(answers)-1].GetContext().GetFrame(), got, lse); err != nil {
 			t.Fatal(err)
 		}
 		if i := differs(got, want); i >= 0 || differs(lse, j.lse[1]) >= 0 {

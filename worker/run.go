@@ -12,12 +12,11 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
-	"headwater/bulk"
-	"headwater/kvcache"
-	"headwater/lane"
-	headwaterv1 "headwater/proto/headwater/v1"
-	"headwater/shard"
-	"headwater/wire"
+	"headwater.example/internal/contextframe"
+	"headwater.example/internal/kvcache"
+	"headwater.example/internal/rpc"
+	headwaterv1 "headwater.example/proto/headwater/v1"
+	"headwater.example/shard"
 )
 
 // flightBytes is how much of query and output blocks, with their answers, a stream may have in flight; a larger block
@@ -34,7 +33,7 @@ type run struct {
 	ctx      context.Context // ends with the stream, or at the first error, which is its cause
 	cancel   context.CancelCauseFunc
 	problems []*problem // nil before Open
-	codec    wire.Codec
+	codec    contextframe.Codec
 	shards   map[shard.ID]*held
 	pending  *query // waits for operands
 
@@ -92,14 +91,14 @@ func (w *Worker) Run(stream runStream) error {
 // request is a message, and the memory that its bytes lie in while it is handled.
 type request struct {
 	*headwaterv1.RunRequest
-	memory *lane.Buffer
+	memory *rpc.Buffer
 }
 
 // receive hands over the stream's messages until it ends.
 func receive(ctx context.Context, stream runStream, requests chan<- request) error {
 	for {
 		m := &headwaterv1.RunRequest{}
-		memory, err := bulk.Recv(stream, m)
+		memory, err := rpc.RecvBulk(stream, m)
 		if err != nil {
 			return err
 		}
@@ -194,7 +193,7 @@ func (r *run) answer(resp *headwaterv1.RunResponse) error {
 	if r.ctx.Err() != nil {
 		return context.Cause(r.ctx)
 	}
-	return bulk.Send(r.stream, resp, nil)
+	return rpc.SendBulk(r.stream, resp, nil)
 }
 
 // launch takes n bytes of the budget for a block that is to be computed. It waits while the stream has too much in flight.

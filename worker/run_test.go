@@ -7,7 +7,7 @@ import (
 
 	"pgregory.net/rapid"
 
-	headwaterv1 "headwater/proto/headwater/v1"
+	headwaterv1 "headwater.example/proto/headwater/v1"
 )
 
 // drawJob draws a small problem of any shape and options.

@@ -23,12 +23,12 @@ import (
 	"google.golang.org/protobuf/proto"
 	"pgregory.net/rapid"
 
-	"headwater/attention"
-	"headwater/kvcache"
-	"headwater/lane"
-	headwaterv1 "headwater/proto/headwater/v1"
-	"headwater/protocol"
-	"headwater/wire"
+	"headwater.example/attention"
+	"headwater.example/internal/contextframe"
+	"headwater.example/internal/kvcache"
+	"headwater.example/internal/rpc"
+	"headwater.example/internal/session"
+	headwaterv1 "headwater.example/proto/headwater/v1"
 )
 
 // The client of these tests is the generated one, so that the lane's frames have another reader and writer than lane.
@@ -53,12 +53,12 @@ func serveSessions(t testing.TB, cfg Config, opts ...grpc.ServerOption) *place {
 		t.Fatal(err)
 	}
 	listener := bufconn.Listen(1 << 16)
-	server := grpc.NewServer(append(protocol.ServerOptions(), opts...)...)
+	server := grpc.NewServer(append(rpc.ServerOptions(), opts...)...)
 	w.Register(server)
 	done := make(chan struct{})
 	go func() { defer close(done); _ = server.Serve(listener) }()
 	dialer := grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return listener.DialContext(ctx) })
-	conn, err := grpc.NewClient("passthrough:///memory", append(protocol.DialOptions(), dialer)...)
+	conn, err := grpc.NewClient("passthrough:///memory", append(rpc.DialOptions(), dialer)...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -85,7 +85,7 @@ func serveSessions(t testing.TB, cfg Config, opts ...grpc.ServerOption) *place {
 
 // driver is a lane of the generated client.
 type driver struct {
-	id     lane.ID
+	id     session.ID
 	stream grpc.BidiStreamingClient[headwaterv1.LaneRequest, headwaterv1.LaneResponse]
 	cancel context.CancelFunc
 	steps  uint64
@@ -93,11 +93,11 @@ type driver struct {
 
 func (p *place) lane(t fataler, id byte) *driver {
 	t.Helper()
-	d := &driver{id: lane.ID{id}}
+	d := &driver{id: session.ID{id}}
 	ctx, cancel := context.WithCancel(context.Background())
 	d.cancel = cancel
 	var err error
-	if d.stream, err = p.sessions.Lane(metadata.AppendToOutgoingContext(ctx, lane.MetadataKey, d.id.String())); err != nil {
+	if d.stream, err = p.sessions.Lane(metadata.AppendToOutgoingContext(ctx, session.MetadataKey, d.id.String())); err != nil {
 		t.Fatal(err)
 	}
 	return d
@@ -355,7 +355,7 @@ func (s *sequence) check(t fataler, m *move, r *headwaterv1.LaneResponse) {
 	want := append(littleEndian(context_), littleEndian(lse)...)
 	if m.step.Codec != headwaterv1.StepCodec_STEP_CODEC_RAW {
 		var err error
-		if want, err = wire.Encode(nil, stepCodecs[m.step.Codec], 0, len(s.held[l].Groups)*attend, size, int(c.VDim), context_, lse); err != nil {
+		if want, err = contextframe.Encode(nil, stepCodecs[m.step.Codec], 0, len(s.held[l].Groups)*attend, size, int(c.VDim), context_, lse); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -760,7 +760,7 @@ func TestSessionCalls(t *testing.T) {
 
 	// Errors of calls are typed.
 	_, err = p.sessions.TakeSession(ctx, &headwaterv1.TakeSessionRequest{Session: s.id, Epoch: &headwaterv1.Epoch{Counter: 1, Lane: d.id[:]}})
-	if e, ok := lane.FromError(err); !ok || e.Problem() != headwaterv1.SessionProblem_SESSION_PROBLEM_STALE_EPOCH || e.Why.GetEpoch().GetCounter() != 2 {
+	if e, ok := session.FromError(err); !ok || e.Problem() != headwaterv1.SessionProblem_SESSION_PROBLEM_STALE_EPOCH || e.Why.GetEpoch().GetCounter() != 2 {
 		t.Fatalf("got %v", err)
 	}
 	for name, call := range map[string]func() error{
@@ -793,7 +793,7 @@ func TestSessionCalls(t *testing.T) {
 		},
 	} {
 		err := call()
-		if e, ok := lane.FromError(err); !ok || e.Problem() != problemInvalid || !strings.Contains(e.Error(), name) || status.Code(err) != codes.InvalidArgument {
+		if e, ok := session.FromError(err); !ok || e.Problem() != problemInvalid || !strings.Contains(e.Error(), name) || status.Code(err) != codes.InvalidArgument {
 			t.Errorf("%s: got %v", name, err)
 		}
 	}
@@ -805,7 +805,7 @@ func TestSessionCalls(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err = p.sessions.CreateSession(ctx, &headwaterv1.CreateSessionRequest{Session: make([]byte, 16), Epoch: &headwaterv1.Epoch{Counter: 1, Lane: d.id[:]}, Config: s.config, Held: s.held})
-	if e, ok := lane.FromError(err); !ok || e.Problem() != problemOver {
+	if e, ok := session.FromError(err); !ok || e.Problem() != problemOver {
 		t.Fatalf("got %v", err)
 	}
 	now = now.Add(time.Minute)

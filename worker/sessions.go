@@ -8,13 +8,13 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
 
-	"headwater/attention"
-	"headwater/kvcache"
-	"headwater/lane"
-	headwaterv1 "headwater/proto/headwater/v1"
-	"headwater/protocol"
-	"headwater/shard"
-	"headwater/tensor"
+	"headwater.example/attention"
+	"headwater.example/internal/kvcache"
+	"headwater.example/internal/rpc"
+	"headwater.example/internal/session"
+	headwaterv1 "headwater.example/proto/headwater/v1"
+	"headwater.example/shard"
+	"headwater.example/tensor"
 )
 
 // The problems that a worker finds itself; the others are the store's.
@@ -240,7 +240,7 @@ func (s *sessions) cache() *headwaterv1.CacheState {
 	return m
 }
 
-// ExportSession sends keys and values of one layer, in blocks of protocol.BlockBytes.
+// ExportSession sends keys and values of one layer, in blocks of rpc.BlockBytes.
 func (s *sessions) ExportSession(m *headwaterv1.ExportSessionRequest, stream grpc.ServerStreamingServer[headwaterv1.ExportSessionResponse]) error {
 	id, err := sessionID("session", m.GetSession())
 	if err != nil {
@@ -268,7 +268,7 @@ func (s *sessions) ExportSession(m *headwaterv1.ExportSessionRequest, stream grp
 		count = length - start
 	}
 	l := layer.Layout
-	each := max(protocol.BlockBytes/(l.KRowBytes()+l.VRowBytes()+8), 1)
+	each := max(rpc.BlockBytes/(l.KRowBytes()+l.VRowBytes()+8), 1)
 	for _, g := range groups {
 		for at := start; at < start+count; {
 			n := int(min(uint64(each), start+count-at))
@@ -303,7 +303,7 @@ func (s *sessions) ready() error {
 	s.w.mu.Lock()
 	defer s.w.mu.Unlock()
 	if s.w.draining {
-		return lane.Errorf(problemBusy, "worker %s is stopping and takes no new work", s.w.cfg.Name)
+		return session.Errorf(problemBusy, "worker %s is stopping and takes no new work", s.w.cfg.Name)
 	}
 	return nil
 }
@@ -315,7 +315,7 @@ func (s *sessions) reserve(n int64) error {
 		err = s.w.budget.Reserve(n)
 	}
 	if err != nil {
-		return lane.Errorf(problemOver, "%d bytes for a step and its answer: %v: send it again later, or cut it into fewer tokens", n, err)
+		return session.Errorf(problemOver, "%d bytes for a step and its answer: %v: send it again later, or cut it into fewer tokens", n, err)
 	}
 	return nil
 }

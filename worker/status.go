@@ -9,9 +9,9 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
-	"headwater/attention"
-	"headwater/kvcache"
-	"headwater/tensor"
+	"headwater.example/attention"
+	"headwater.example/internal/kvcache"
+	"headwater.example/tensor"
 )
 
 // invalid is a message that could never be right.

@@ -6,13 +6,14 @@ import (
 	"fmt"
 	"time"
 
-	"headwater/attention"
-	"headwater/kvcache"
-	"headwater/lane"
-	headwaterv1 "headwater/proto/headwater/v1"
-	"headwater/shard"
-	"headwater/tensor"
-	"headwater/wire"
+	"headwater.example/attention"
+	"headwater.example/internal/contextframe"
+	"headwater.example/internal/kvcache"
+	"headwater.example/internal/rpc"
+	"headwater.example/internal/session"
+	headwaterv1 "headwater.example/proto/headwater/v1"
+	"headwater.example/shard"
+	"headwater.example/tensor"
 )
 
 const (
@@ -25,11 +26,11 @@ const (
 	foregroundTokens = 64
 )
 
-var stepCodecs = map[headwaterv1.StepCodec]wire.Codec{
-	headwaterv1.StepCodec_STEP_CODEC_EXACT: wire.Exact,
-	headwaterv1.StepCodec_STEP_CODEC_BF16:  wire.BF16,
-	headwaterv1.StepCodec_STEP_CODEC_F16:   wire.F16,
-	headwaterv1.StepCodec_STEP_CODEC_I8:    wire.I8,
+var stepCodecs = map[headwaterv1.StepCodec]contextframe.Codec{
+	headwaterv1.StepCodec_STEP_CODEC_EXACT: contextframe.Exact,
+	headwaterv1.StepCodec_STEP_CODEC_BF16:  contextframe.BF16,
+	headwaterv1.StepCodec_STEP_CODEC_F16:   contextframe.F16,
+	headwaterv1.StepCodec_STEP_CODEC_I8:    contextframe.I8,
 }
 
 // step is what a request asks, checked, and the memory to do it in.
@@ -38,7 +39,7 @@ type step struct {
 	heads   int // query heads of a group
 	vDim    int
 	raw     bool
-	codec   wire.Codec // of the frame, unless raw
+	codec   contextframe.Codec // of the frame, unless raw
 	append  kvcache.Append
 	view    kvcache.View
 	query   attention.Query
@@ -48,11 +49,11 @@ type step struct {
 }
 
 // do does a step: it checks the request, appends, attends, and makes the answer; what it has appended is kept once there is
-// an answer. After an error the session is as before; one that is no *lane.Error is that of ctx.
-func (s *sessions) do(ctx context.Context, from lane.ID, t *task) error {
+// an answer. After an error the session is as before; one that is no *session.Error is that of ctx.
+func (s *sessions) do(ctx context.Context, from session.ID, t *task) error {
 	m, r, st := &t.request.Step, &t.response.Result, &t.step
 	if t.tooMany {
-		return lane.Errorf(problemBusy, "worker %s: more than %d query tokens wait: send the step again later", s.w.cfg.Name, maxQueuedTokens)
+		return session.Errorf(problemBusy, "worker %s: more than %d query tokens wait: send the step again later", s.w.cfg.Name, maxQueuedTokens)
 	}
 	layer, groups, err := s.store.Layer(kvcache.SessionID(m.Session), shard.Layer(m.Layer))
 	if err != nil {
@@ -86,7 +87,7 @@ func (s *sessions) do(ctx context.Context, from lane.ID, t *task) error {
 		return nil
 	}
 	rows := len(groups) * int(m.Attend) * st.heads
-	raw := lane.NewBuffer(4 * rows * (st.vDim + 1))
+	raw := rpc.NewBuffer(4 * rows * (st.vDim + 1))
 	out := attention.Output{Context: raw.Floats()[:rows*st.vDim], LSE: raw.Floats()[rows*st.vDim:]}
 	if err := s.attend(ctx, t, out); err != nil {
 		raw.Free()
@@ -100,8 +101,8 @@ func (s *sessions) do(ctx context.Context, from lane.ID, t *task) error {
 	}
 	defer raw.Free()
 	tokens := len(groups) * int(m.Attend)
-	frame := lane.NewBuffer(int(wire.MaxFrameBytes(st.codec, tokens, st.heads, st.vDim)))
-	coded, err := wire.Encode(frame.Bytes()[:0], st.codec, 0, tokens, st.heads, st.vDim, out.Context, out.LSE)
+	frame := rpc.NewBuffer(int(contextframe.MaxFrameBytes(st.codec, tokens, st.heads, st.vDim)))
+	coded, err := contextframe.Encode(frame.Bytes()[:0], st.codec, 0, tokens, st.heads, st.vDim, out.Context, out.LSE)
 	if err != nil {
 		frame.Free()
 		return notFinite(m, err)
@@ -147,21 +148,21 @@ func (s *sessions) attend(ctx context.Context, t *task, out attention.Output) er
 }
 
 // notFinite refuses a step for what its kernel or its codec could not do.
-func notFinite(m *lane.Step, err error) error {
+func notFinite(m *session.Step, err error) error {
 	problem := problemInvalid // what options and positions forbid together
 	var row *attention.RowError
 	var narrow *tensor.RangeError
 	if errors.As(err, &row) || errors.As(err, &narrow) {
 		problem = problemNotFinite
 	}
-	refused := lane.Errorf(problem, "session %x: layer %d: %v", m.Session, m.Layer, err)
+	refused := session.Errorf(problem, "session %x: layer %d: %v", m.Session, m.Layer, err)
 	refused.Why.Layer = m.Layer
 	return refused
 }
 
 // read checks a request against its layer and takes its payload apart. It returns the bytes of the payload and of all that
 // is made of it, or the rule that the request breaks.
-func (st *step) read(m *lane.Step, payload *lane.Buffer, layer *kvcache.Layer, groups []shard.Group) (bytes int64, rule string) {
+func (st *step) read(m *session.Step, payload *rpc.Buffer, layer *kvcache.Layer, groups []shard.Group) (bytes int64, rule string) {
 	l := layer.Layout
 	heads := layer.Heads / layer.KVHeads
 	codec, framed := stepCodecs[m.Codec]
@@ -226,13 +227,13 @@ func (st *step) read(m *lane.Step, payload *lane.Buffer, layer *kvcache.Layer, g
 	st.query = attention.Query{Tokens: int(m.Attend), Heads: heads, Offset: int64(m.QueryPosition)}
 	bytes = int64(len(payload.Bytes())) + answer + mask
 	if !st.raw && attend > 0 {
-		bytes += wire.MaxFrameBytes(codec, int(n*attend), heads, l.VDim())
+		bytes += contextframe.MaxFrameBytes(codec, int(n*attend), heads, l.VDim())
 	}
 	return bytes, ""
 }
 
 // unpack makes the mask [attend, tree] of bytes from its bits.
-func (st *step) unpack(m *lane.Step) {
+func (st *step) unpack(m *session.Step) {
 	tree := int(m.Tree)
 	size := int(m.Attend) * tree
 	if cap(st.mask) < size {

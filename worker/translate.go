@@ -8,17 +8,17 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
-	"headwater/attention"
-	"headwater/kvcache"
-	"headwater/lane"
-	headwaterv1 "headwater/proto/headwater/v1"
-	"headwater/shard"
+	"headwater.example/attention"
+	"headwater.example/internal/kvcache"
+	"headwater.example/internal/session"
+	headwaterv1 "headwater.example/proto/headwater/v1"
+	"headwater.example/shard"
 )
 
 // This file turns the messages of SessionService into what the store takes and gives.
 
-func invalidSession(format string, args ...any) *lane.Error {
-	return lane.Errorf(problemInvalid, format, args...)
+func invalidSession(format string, args ...any) *session.Error {
+	return session.Errorf(problemInvalid, format, args...)
 }
 
 func sessionID(field string, b []byte) (id kvcache.SessionID, err error) {
@@ -58,7 +58,7 @@ func refusal(err error) error {
 	if !ok {
 		return err
 	}
-	out := lane.Errorf(sessionProblems[e.Problem], "%s", e.Rule)
+	out := session.Errorf(sessionProblems[e.Problem], "%s", e.Rule)
 	out.Why.Layer, out.Why.Group, out.Why.Length, out.Why.Truncations = uint32(e.Layer), uint32(e.Group), e.Length, e.Truncations
 	if e.Problem == kvcache.StaleEpoch {
 		out.Why.Epoch = writeEpoch(e.Epoch)

@@ -30,10 +30,10 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
-	"headwater/attention"
-	"headwater/kvcache"
-	"headwater/lane"
-	headwaterv1 "headwater/proto/headwater/v1"
+	"headwater.example/attention"
+	"headwater.example/internal/kvcache"
+	"headwater.example/internal/session"
+	headwaterv1 "headwater.example/proto/headwater/v1"
 )
 
 // Config says who a worker is and what it may use.
@@ -127,10 +127,10 @@ func New(cfg Config) (*Worker, error) {
 	return w, nil
 }
 
-// Register adds the worker's services to a server, which is made with protocol.ServerOptions.
+// Register adds the worker's services to a server, which is made with rpc.ServerOptions.
 func (w *Worker) Register(s grpc.ServiceRegistrar) {
 	headwaterv1.RegisterWorkerServiceServer(s, w)
-	lane.Register(s, w.sessions)
+	session.Register(s, w.sessions)
 }
 
 // Describe says who the worker is and what room it has.

@@ -15,8 +15,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
-	"headwater/attention"
-	headwaterv1 "headwater/proto/headwater/v1"
+	"headwater.example/attention"
+	headwaterv1 "headwater.example/proto/headwater/v1"
 )
 
 func TestConfigIsChecked(t *testing.T) {

@@ -1,4 +1,4 @@
-module headwater/attention/gen
+module headwater.example/attention/gen
 
 go 1.26.0
 

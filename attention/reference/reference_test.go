@@ -6,10 +6,10 @@ import (
 	"slices"
 	"testing"
 
-	"headwater/tensor"
+	"headwater.example/tensor"
 )
 
-const fixtures = "../../testdata/smollm2/"
+const fixtures = "../../test/data/smollm2/"
 
 // read returns a tensor of the fixtures, widened.
 func read(t *testing.T, f *tensor.File, name string) []float64 {

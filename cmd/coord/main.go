@@ -4,7 +4,7 @@ package main
 import (
 	"os"
 
-	"headwater/internal/cli"
+	"headwater.example/internal/cli"
 )
 
 func main() {

@@ -9,7 +9,7 @@ import (
 	"math"
 	"strings"
 
-	"headwater/tensor"
+	"headwater.example/tensor"
 )
 
 // Kinds of error of a row.

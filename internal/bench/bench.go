@@ -9,8 +9,8 @@ import (
 
 	"github.com/HdrHistogram/hdrhistogram-go"
 
-	"headwater/client"
-	"headwater/tensor"
+	"headwater.example/client"
+	"headwater.example/tensor"
 )
 
 // Test is what is measured.

@@ -6,8 +6,8 @@ import (
 	"fmt"
 	"strings"
 
-	"headwater/tensor"
-	"headwater/wire"
+	"headwater.example/internal/contextframe"
+	"headwater.example/tensor"
 )
 
 // frameRows is how many rows, a token of a head each, one frame carries.
@@ -15,7 +15,7 @@ const frameRows = 64
 
 // ContextBlocks reads the contexts of a result file with their LSE, cut as workers cut them: by KV group, in frames of 64
 // rows. Rows that do not fill a frame are left out, unless they are all of their group's.
-func ContextBlocks(path string) (blocks []wire.Block, err error) {
+func ContextBlocks(path string) (blocks []contextframe.Block, err error) {
 	file, err := tensor.Open(path)
 	if err != nil {
 		return nil, err
@@ -56,7 +56,7 @@ func ContextBlocks(path string) (blocks []wire.Block, err error) {
 		layers = layers[1:]
 		rows := tokens * size
 		for first := 0; first < heads; first += size {
-			group := wire.Block{Tokens: rows, Heads: 1, VDim: dim}
+			group := contextframe.Block{Tokens: rows, Heads: 1, VDim: dim}
 			for t := range tokens {
 				at := t*heads + first
 				group.Context = append(group.Context, context[at*dim:(at+size)*dim]...)
@@ -64,7 +64,7 @@ func ContextBlocks(path string) (blocks []wire.Block, err error) {
 			}
 			n := min(rows, frameRows)
 			for at := 0; at+n <= rows; at += n {
-				blocks = append(blocks, wire.Block{
+				blocks = append(blocks, contextframe.Block{
 					Tokens: n, Heads: 1, VDim: dim, Context: group.Context[at*dim:][:n*dim], LSE: group.LSE[at:][:n],
 				})
 			}

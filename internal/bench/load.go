@@ -6,7 +6,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"headwater/client"
+	"headwater.example/client"
 )
 
 // load makes tokens come at a fixed rate, each for the session whose turn it is. A token's latency counts from when it was

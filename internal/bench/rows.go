@@ -9,7 +9,7 @@ import (
 	"time"
 	"unsafe"
 
-	"headwater/tensor"
+	"headwater.example/tensor"
 )
 
 // Rows are keys or values of a job: one row for each position and group.

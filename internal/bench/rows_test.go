@@ -5,12 +5,12 @@ import (
 	"testing"
 	"time"
 
-	"headwater/tensor"
+	"headwater.example/tensor"
 )
 
 // What is lost is a half of the last place of each type's, and less than that is told of nothing.
 func TestMeasureRows(t *testing.T) {
-	rows, err := JobRows("../../testdata/smollm2/attention.safetensors")
+	rows, err := JobRows("../../test/data/smollm2/attention.safetensors")
 	if err != nil || len(rows) != 4 || rows[0].Dim != 64 || len(rows[0].Values) != 242*3*64 {
 		t.Fatalf("%d tensors: %v", len(rows), err)
 	}

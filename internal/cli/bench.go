@@ -12,11 +12,11 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"headwater/client"
-	"headwater/internal/bench"
-	"headwater/internal/localcluster"
-	"headwater/tensor"
-	"headwater/wire"
+	"headwater.example/client"
+	"headwater.example/internal/bench"
+	"headwater.example/internal/contextframe"
+	"headwater.example/internal/localcluster"
+	"headwater.example/tensor"
 )
 
 // benchFlags are what bench is told. Lists have commas; every combination is measured.
@@ -370,7 +370,7 @@ func (a *app) benchCodecs(f benchFlags) error {
 	if err != nil {
 		return err
 	}
-	var blocks []wire.Block
+	var blocks []contextframe.Block
 	if len(kv) == 0 {
 		if blocks, err = bench.ContextBlocks(f.codecs); err != nil {
 			return err
@@ -390,11 +390,11 @@ func (a *app) benchCodecs(f benchFlags) error {
 			return err
 		}
 	}
-	for _, codec := range []wire.Codec{wire.Exact, wire.BF16, wire.F16, wire.I8} {
+	for _, codec := range []contextframe.Codec{contextframe.Exact, contextframe.BF16, contextframe.F16, contextframe.I8} {
 		if len(blocks) == 0 {
 			break
 		}
-		m, err := wire.Measure(codec, blocks, codecRounds, time.Now)
+		m, err := contextframe.Measure(codec, blocks, codecRounds, time.Now)
 		if err != nil {
 			return fmt.Errorf("%s: %w", f.codecs, err)
 		}

@@ -17,9 +17,9 @@ import (
 	"github.com/spf13/cobra"
 	"pgregory.net/rapid"
 
-	"headwater/client"
-	"headwater/internal/localcluster"
-	"headwater/tensor"
+	"headwater.example/client"
+	"headwater.example/internal/localcluster"
+	"headwater.example/tensor"
 )
 
 // TestMain lets scripts run the programs, and local clusters run this binary as them.
@@ -40,7 +40,7 @@ func TestScripts(t *testing.T) {
 			writeJob(t, filepath.Join(env.WorkDir, "job.safetensors"), 0)
 			writeJob(t, filepath.Join(env.WorkDir, "other.safetensors"), 1)
 			env.Setenv("HOME", env.WorkDir)
-			fixtures, err := filepath.Abs("../../testdata/smollm2")
+			fixtures, err := filepath.Abs("../../test/data/smollm2")
 			env.Setenv("FIXTURES", fixtures)
 			return err
 		},

@@ -6,8 +6,8 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"headwater/internal/accuracy"
-	"headwater/tensor"
+	"headwater.example/internal/accuracy"
+	"headwater.example/tensor"
 )
 
 // withFiles opens two files of tensors for do.
@@ -65,7 +65,7 @@ func (a *app) check() *cobra.Command {
 		Use: "check RESULT", Short: "Compare a result with a float64 truth", Args: exactly("RESULT"),
 		Long: "Compare a result with a file of the true contexts (and y) in float64. Contexts are counted in units of rounding error,\n" +
 			"2^-24*(1+S)*max|v| of each row (docs/numerics.md), where the truth gives them; all else relative to the row's largest value.",
-		Example: "  coord check context.safetensors --truth testdata/smollm2/attention.truth.safetensors",
+		Example: "  coord check context.safetensors --truth test/data/smollm2/attention.truth.safetensors",
 		RunE: func(_ *cobra.Command, args []string) error {
 			if truth == "" {
 				return usage("--truth is missing: compare with which file?")

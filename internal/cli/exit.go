@@ -6,11 +6,11 @@ import (
 	"fmt"
 	"strings"
 
-	"headwater/client"
-	"headwater/job"
-	"headwater/shard"
-	"headwater/snapshot"
-	"headwater/tensor"
+	"headwater.example/client"
+	"headwater.example/internal/jobfile"
+	"headwater.example/internal/snapshot"
+	"headwater.example/shard"
+	"headwater.example/tensor"
 )
 
 // Exit codes of both programs.
@@ -41,7 +41,7 @@ func exitCode(err error) int {
 		wrongUsage usageError
 		differs    differsError
 		format     *tensor.FormatError
-		rule       *job.Error
+		rule       *jobfile.Error
 		geometry   *shard.GeometryError
 		taken      *snapshot.Error
 	)

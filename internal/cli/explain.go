@@ -12,12 +12,12 @@ import (
 	"github.com/jedib0t/go-pretty/v6/table"
 	"github.com/spf13/cobra"
 
-	"headwater/internal/atomicfile"
-	"headwater/internal/explain"
-	"headwater/internal/heatmap"
-	"headwater/job"
-	"headwater/shard"
-	"headwater/tensor"
+	"headwater.example/internal/atomicfile"
+	"headwater.example/internal/explain"
+	"headwater.example/internal/heatmap"
+	"headwater.example/internal/jobfile"
+	"headwater.example/shard"
+	"headwater.example/tensor"
 )
 
 // explainFlags choose what of a job is explained.
@@ -32,8 +32,8 @@ type explainFlags struct {
 // explanation is a job file that is open to be explained.
 type explanation struct {
 	file    *tensor.File
-	job     *job.Job
-	problem *job.Problem
+	job     *jobfile.Job
+	problem *jobfile.Problem
 	choice  explain.Choice
 	flags   explainFlags
 }
@@ -90,13 +90,13 @@ func openExplanation(path string, overrides []byte, f explainFlags) (_ *explanat
 			e.close()
 		}
 	}()
-	if e.job, err = job.Parse(file, overrides); err != nil {
+	if e.job, err = jobfile.Parse(file, overrides); err != nil {
 		return nil, err
 	}
 	e.problem = &e.job.Problems[0]
 	if f.problem != "" {
 		// The dot at its end may be left out.
-		at := slices.IndexFunc(e.job.Problems, func(p job.Problem) bool {
+		at := slices.IndexFunc(e.job.Problems, func(p jobfile.Problem) bool {
 			return strings.TrimSuffix(p.Prefix, ".") == strings.TrimSuffix(f.problem, ".")
 		})
 		if at < 0 {

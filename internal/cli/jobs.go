@@ -10,8 +10,8 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
-	"headwater/client"
-	headwaterv1 "headwater/proto/headwater/v1"
+	"headwater.example/client"
+	headwaterv1 "headwater.example/proto/headwater/v1"
 )
 
 // remote is how a command reaches its coordinator.

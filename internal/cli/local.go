@@ -7,7 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"headwater/internal/localcluster"
+	"headwater.example/internal/localcluster"
 )
 
 // Limits of a cluster on one machine: to come up, and to end by itself before it is killed.

@@ -6,7 +6,7 @@ import (
 
 	"github.com/lmittmann/tint"
 
-	headwaterv1 "headwater/proto/headwater/v1"
+	headwaterv1 "headwater.example/proto/headwater/v1"
 )
 
 // logger makes the program's logger, on stderr.

@@ -11,9 +11,9 @@ import (
 	"github.com/jedib0t/go-pretty/v6/table"
 	"github.com/spf13/cobra"
 
-	"headwater/job"
-	"headwater/shard"
-	"headwater/tensor"
+	"headwater.example/internal/jobfile"
+	"headwater.example/shard"
+	"headwater.example/tensor"
 )
 
 // planFlags are the geometry and the workers of a plan.
@@ -95,7 +95,7 @@ func (f *planFlags) geometry(cmd *cobra.Command) (*shard.Geometry, error) {
 			return nil, err
 		}
 		defer file.Close()
-		parsed, err := job.Parse(file, nil)
+		parsed, err := jobfile.Parse(file, nil)
 		if err != nil {
 			return nil, err
 		}

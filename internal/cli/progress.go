@@ -7,7 +7,7 @@ import (
 
 	"github.com/cheggaaa/pb/v3"
 
-	headwaterv1 "headwater/proto/headwater/v1"
+	headwaterv1 "headwater.example/proto/headwater/v1"
 )
 
 // progress shows how far something is: a bar on a terminal, now and then a line elsewhere, nothing when quiet. It is used

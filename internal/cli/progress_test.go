@@ -4,7 +4,7 @@ import (
 	"bytes"
 	"testing"
 
-	headwaterv1 "headwater/proto/headwater/v1"
+	headwaterv1 "headwater.example/proto/headwater/v1"
 )
 
 // TestProgressEndsAPhaseAtWhatWasReached: the coordinator tells of a job now and then, so a phase may end between two times.

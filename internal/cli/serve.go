@@ -21,13 +21,13 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/health"
 
-	"headwater/attention"
-	"headwater/coordinator"
-	"headwater/internal/localcluster"
-	"headwater/membership"
-	headwaterv1 "headwater/proto/headwater/v1"
-	"headwater/protocol"
-	"headwater/worker"
+	"headwater.example/attention"
+	"headwater.example/coordinator"
+	"headwater.example/internal/localcluster"
+	"headwater.example/internal/membership"
+	"headwater.example/internal/rpc"
+	headwaterv1 "headwater.example/proto/headwater/v1"
+	"headwater.example/worker"
 )
 
 const (
@@ -196,7 +196,7 @@ func (a *app) serveCoordinator() *cobra.Command {
 		workers string
 		config  coordinator.Config
 		keep    byteSize = coordinator.DefaultKeepBytes
-		block   byteSize = protocol.BlockBytes
+		block   byteSize = rpc.BlockBytes
 	)
 	cmd := &cobra.Command{
 		Use: "serve", Short: "Run a coordinator", Args: exactly(),
@@ -245,9 +245,9 @@ func (a *app) runCoordinator(ctx context.Context, at endpointFlags, workers stri
 	if err != nil {
 		return errors.Join(err, view.Close(ctx), listener.Close())
 	}
-	server := grpc.NewServer(protocol.ServerOptions()...)
+	server := grpc.NewServer(rpc.ServerOptions()...)
 	c.Register(server)
-	s := &service{log: log, server: server, view: view, health: protocol.Register(server, headwaterv1.CoordinatorService_ServiceDesc.ServiceName, headwaterv1.SessionService_ServiceDesc.ServiceName)}
+	s := &service{log: log, server: server, view: view, health: rpc.Register(server, headwaterv1.CoordinatorService_ServiceDesc.ServiceName, headwaterv1.SessionService_ServiceDesc.ServiceName)}
 	// Should running jobs fail, for the disk's sake, so does the process: it would take jobs that never run.
 	ctx, stop := context.WithCancelCause(ctx)
 	running, end := context.WithCancel(context.WithoutCancel(ctx))
@@ -329,9 +329,9 @@ func (a *app) runWorker(ctx context.Context, at endpointFlags, config worker.Con
 	if err != nil {
 		return errors.Join(err, listener.Close())
 	}
-	server := grpc.NewServer(protocol.ServerOptions()...)
+	server := grpc.NewServer(rpc.ServerOptions()...)
 	w.Register(server)
-	s := &service{log: log, server: server, view: view, health: protocol.Register(server, headwaterv1.WorkerService_ServiceDesc.ServiceName, headwaterv1.SessionService_ServiceDesc.ServiceName)}
+	s := &service{log: log, server: server, view: view, health: rpc.Register(server, headwaterv1.WorkerService_ServiceDesc.ServiceName, headwaterv1.SessionService_ServiceDesc.ServiceName)}
 	stop := expire(ctx, w, config.SessionTTL)
 	defer stop()
 	log.Info("serving", "address", address, "gossip", membership.GossipAddr(view), "memory", sizeOf(config.Budget))

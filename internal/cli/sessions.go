@@ -10,8 +10,8 @@ import (
 	"github.com/jedib0t/go-pretty/v6/table"
 	"github.com/spf13/cobra"
 
-	"headwater/client"
-	headwaterv1 "headwater/proto/headwater/v1"
+	"headwater.example/client"
+	headwaterv1 "headwater.example/proto/headwater/v1"
 )
 
 // sessions is the group of commands about the sessions that workers hold.

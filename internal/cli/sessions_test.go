@@ -5,7 +5,7 @@ import (
 	"slices"
 	"testing"
 
-	headwaterv1 "headwater/proto/headwater/v1"
+	headwaterv1 "headwater.example/proto/headwater/v1"
 )
 
 func TestAListOfSessionsNamesTheWorkersThatDidNotAnswer(t *testing.T) {

@@ -10,9 +10,9 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"headwater/client"
-	"headwater/internal/atomicfile"
-	"headwater/snapshot"
+	"headwater.example/client"
+	"headwater.example/internal/atomicfile"
+	"headwater.example/internal/snapshot"
 )
 
 // stdio is the name of the standard streams where a file is asked for.

@@ -11,9 +11,9 @@ import (
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc/codes"
 
-	"headwater/attention"
-	"headwater/client"
-	headwaterv1 "headwater/proto/headwater/v1"
+	"headwater.example/attention"
+	"headwater.example/client"
+	headwaterv1 "headwater.example/proto/headwater/v1"
 )
 
 // statusView is a coordinator's status as scripts read it.

@@ -11,8 +11,8 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
 
-	headwaterv1 "headwater/proto/headwater/v1"
-	"headwater/protocol"
+	"headwater.example/internal/rpc"
+	headwaterv1 "headwater.example/proto/headwater/v1"
 )
 
 // older is a coordinator of three workers. Its caches are those that a coordinator may hear of: nil is one that serves no
@@ -25,7 +25,7 @@ type older struct {
 }
 
 func (o *older) Status(context.Context, *headwaterv1.StatusRequest) (*headwaterv1.StatusResponse, error) {
-	resp := &headwaterv1.StatusResponse{Name: "c", Protocol: protocol.Version}
+	resp := &headwaterv1.StatusResponse{Name: "c", Protocol: rpc.Version}
 	for _, name := range []string{"w1", "w2", "w3"} {
 		resp.Workers = append(resp.Workers, &headwaterv1.WorkerStatus{Worker: &headwaterv1.DescribeResponse{Name: name}})
 	}
@@ -46,7 +46,7 @@ func (o *older) status(t *testing.T, args ...string) string {
 // coord runs a command at a coordinator, which succeeds.
 func (o *older) coord(t *testing.T, args ...string) (out, errs string) {
 	t.Helper()
-	server := grpc.NewServer(protocol.ServerOptions()...)
+	server := grpc.NewServer(rpc.ServerOptions()...)
 	headwaterv1.RegisterCoordinatorServiceServer(server, o)
 	if o.caches != nil {
 		headwaterv1.RegisterSessionServiceServer(server, o)

@@ -12,11 +12,11 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
-	"headwater/client"
-	"headwater/internal/atomicfile"
-	"headwater/internal/localcluster"
-	"headwater/job"
-	headwaterv1 "headwater/proto/headwater/v1"
+	"headwater.example/client"
+	"headwater.example/internal/atomicfile"
+	"headwater.example/internal/jobfile"
+	"headwater.example/internal/localcluster"
+	headwaterv1 "headwater.example/proto/headwater/v1"
 )
 
 // submitFlags are what submit is told.
@@ -61,7 +61,7 @@ func (o *optionFlags) flags(flags *pflag.FlagSet) {
 
 // overrides is the JSON of the options that were given; empty when there are none.
 func (o *optionFlags) overrides(flags *pflag.FlagSet) ([]byte, error) {
-	var given job.Options
+	var given jobfile.Options
 	if flags.Changed("causal") {
 		given.Causal = &o.causal
 	}

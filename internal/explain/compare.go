@@ -3,8 +3,8 @@ package explain
 import (
 	"fmt"
 
-	"headwater/shard"
-	"headwater/tensor"
+	"headwater.example/shard"
+	"headwater.example/tensor"
 )
 
 // Comparison is what attention of one geometry costs with as many KV heads as query heads (MHA), with the geometry's

@@ -11,8 +11,8 @@ import (
 	"strings"
 	"text/tabwriter"
 
-	"headwater/job"
-	"headwater/tensor"
+	"headwater.example/internal/jobfile"
+	"headwater.example/tensor"
 )
 
 // Explanation is where some queries of one problem look.
@@ -44,7 +44,7 @@ type Match struct {
 
 // Explain returns the top matches of the chosen heads and positions of a problem of the job; top is at least 1. The
 // choice's positions nil is the last query alone. Errors are a *ChoiceError, ctx's, or those of reading the file.
-func Explain(ctx context.Context, f *tensor.File, j *job.Job, p *job.Problem, c Choice, top int) (*Explanation, error) {
+func Explain(ctx context.Context, f *tensor.File, j *jobfile.Job, p *jobfile.Problem, c Choice, top int) (*Explanation, error) {
 	if top < 1 {
 		return nil, &ChoiceError{fmt.Sprintf("%d matches are asked for, must be at least 1", top)}
 	}
@@ -171,7 +171,7 @@ const maxCells = 1 << 25
 
 // Panels returns the weights of the chosen heads and positions, by group, then head, and the positions of the queries.
 // Errors are those of Explain; more than 2^25 weights are refused with a *ChoiceError.
-func Panels(ctx context.Context, f *tensor.File, p *job.Problem, c Choice) (groups []GroupPanels, positions []int64, err error) {
+func Panels(ctx context.Context, f *tensor.File, p *jobfile.Problem, c Choice) (groups []GroupPanels, positions []int64, err error) {
 	n, each := int64(p.Tokens), int64(p.Shape.Heads)
 	if c.Positions != nil {
 		n = int64(len(c.Positions))

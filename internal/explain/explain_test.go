@@ -13,10 +13,10 @@ import (
 	"strings"
 	"testing"
 
-	"headwater/attention/reference"
-	"headwater/job"
-	"headwater/shard"
-	"headwater/tensor"
+	"headwater.example/attention/reference"
+	"headwater.example/internal/jobfile"
+	"headwater.example/shard"
+	"headwater.example/tensor"
 )
 
 // f32 is a tensor of random values around 0, and these values.
@@ -32,7 +32,7 @@ func f32(rng *rand.Rand, name string, shape ...int) (tensor.Data, []float64) {
 	return d, values
 }
 
-func open(t *testing.T, list []tensor.Data, meta map[string]string) (*tensor.File, *job.Job) {
+func open(t *testing.T, list []tensor.Data, meta map[string]string) (*tensor.File, *jobfile.Job) {
 	t.Helper()
 	var buf bytes.Buffer
 	if err := tensor.WriteSafetensors(&buf, list, meta); err != nil {
@@ -42,7 +42,7 @@ func open(t *testing.T, list []tensor.Data, meta map[string]string) (*tensor.Fil
 	if err != nil {
 		t.Fatal(err)
 	}
-	j, err := job.Parse(f, nil)
+	j, err := jobfile.Parse(f, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -50,7 +50,7 @@ func open(t *testing.T, list []tensor.Data, meta map[string]string) (*tensor.Fil
 }
 
 // checkPanels fails unless the panels' weights, times the values, give the contexts of the whole problem.
-func checkPanels(t *testing.T, f *tensor.File, j *job.Job, v []float64, want reference.Result) {
+func checkPanels(t *testing.T, f *tensor.File, j *jobfile.Job, v []float64, want reference.Result) {
 	t.Helper()
 	p := &j.Problems[0]
 	groups, positions, err := Panels(context.Background(), f, p, Choice{})
@@ -100,7 +100,7 @@ func TestAttention(t *testing.T) {
 	for i := range mask.Bytes {
 		mask.Bytes[i] = byte(rng.IntN(4)/3 ^ 1)
 	}
-	f, j := open(t, []tensor.Data{q, k, v, bias, mask}, map[string]string{job.MetadataKey: `{"causal":true,"kv_len":68,"offset":60,"window_left":40,
+	f, j := open(t, []tensor.Data{q, k, v, bias, mask}, map[string]string{jobfile.MetadataKey: `{"causal":true,"kv_len":68,"offset":60,"window_left":40,
 		"scale":0.75,"softcap":3,"alibi_slopes":[0.5,0.25,0.125,0.0625,0.5,0.25],"sinks":[0,1,2,-1,0.5,0]}`})
 	want := reference.Attend(reference.Problem{
 		Tokens: tokens, KVTokens: kvTokens, Heads: heads, KVHeads: kvHeads, HeadDim: dim, VDim: vDim, Q: qs, K: ks, V: vs,
@@ -188,7 +188,7 @@ func TestLayer(t *testing.T) {
 				v[i] += l.X[i/(kvHeads*vDim)*model+m] * l.WV[i%(kvHeads*vDim)*model+m]
 			}
 		}
-		f, j := open(t, list, map[string]string{job.MetadataKey: `{"kind":"layer","causal":true,"n_heads":6` + c.rope + `}`})
+		f, j := open(t, list, map[string]string{jobfile.MetadataKey: `{"kind":"layer","causal":true,"n_heads":6` + c.rope + `}`})
 		checkPanels(t, f, j, v, want.Result)
 	}
 }
@@ -282,7 +282,7 @@ func TestRefusals(t *testing.T) {
 
 // On the real model, every head of the last query has its matches, with their tokens.
 func TestFixture(t *testing.T) {
-	const path = "../../testdata/smollm2/attention.safetensors"
+	const path = "../../test/data/smollm2/attention.safetensors"
 	if _, err := os.Stat(path); err != nil {
 		t.Skip("the fixture is not there")
 	}
@@ -291,7 +291,7 @@ func TestFixture(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	j, err := job.Parse(f, nil)
+	j, err := jobfile.Parse(f, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -8,10 +8,10 @@ import (
 	"slices"
 	"strconv"
 
-	"headwater/attention"
-	"headwater/attention/reference"
-	"headwater/job"
-	"headwater/tensor"
+	"headwater.example/attention"
+	"headwater.example/attention/reference"
+	"headwater.example/internal/jobfile"
+	"headwater.example/tensor"
 )
 
 // pieceBytes is about how much of a tensor is read at once.
@@ -31,7 +31,7 @@ type ChoiceError struct{ Rule string }
 func (e *ChoiceError) Error() string { return e.Rule }
 
 // resolve checks the choice, orders it and leaves repetitions out. Positions become indices of queries.
-func (c Choice) resolve(p *job.Problem) (heads, queries []int, err error) {
+func (c Choice) resolve(p *jobfile.Problem) (heads, queries []int, err error) {
 	if c.Heads == nil {
 		for h := range p.Shape.Heads {
 			heads = append(heads, h)
@@ -62,7 +62,7 @@ func (c Choice) resolve(p *job.Problem) (heads, queries []int, err error) {
 // source reads what one problem's weights need.
 type source struct {
 	file *tensor.File
-	p    *job.Problem
+	p    *jobfile.Problem
 }
 
 // rows calls f with the weights [kv_len] of each chosen head and query, in their order.
@@ -293,7 +293,7 @@ type labels struct {
 	ids    string
 }
 
-func newLabels(f *tensor.File, j *job.Job, p *job.Problem) labels {
+func newLabels(f *tensor.File, j *jobfile.Job, p *jobfile.Problem) labels {
 	return labels{tokens: j.TokensOf(p), file: f, ids: p.TokenIDs}
 }
 

@@ -142,7 +142,7 @@ func Build(spec Spec) (v1.Image, error) {
 		return nil, fmt.Errorf("image %s: compressing its layer: %w", spec.Tag, err)
 	}
 	img, err := mutate.Append(empty.Image, mutate.Addendum{Layer: l, History: v1.History{
-		Created: v1.Time{Time: epoch}, CreatedBy: "headwater/internal/image", Comment: filepath.Base(spec.Binary),
+		Created: v1.Time{Time: epoch}, CreatedBy: "headwater.example/internal/image", Comment: filepath.Base(spec.Binary),
 	}})
 	if err != nil {
 		return nil, fmt.Errorf("image %s: %w", spec.Tag, err)

@@ -15,7 +15,7 @@ import (
 	"strconv"
 	"time"
 
-	"headwater/client"
+	"headwater.example/client"
 )
 
 // Options say what to start. Zero values are the defaults.

@@ -11,9 +11,9 @@ import (
 
 	"go.uber.org/goleak"
 
-	"headwater/client"
-	"headwater/internal/cli"
-	"headwater/internal/localcluster"
+	"headwater.example/client"
+	"headwater.example/internal/cli"
+	"headwater.example/internal/localcluster"
 )
 
 // asProgram makes this binary the program coord.

@@ -11,8 +11,8 @@ import (
 	"math/rand/v2"
 	"os"
 
-	"headwater/internal/atomicfile"
-	"headwater/tensor"
+	"headwater.example/internal/atomicfile"
+	"headwater.example/tensor"
 )
 
 func main() {

@@ -1,4 +1,4 @@
-module headwater/tensor/gen
+module headwater.example/tensor/gen
 
 go 1.26.0
 

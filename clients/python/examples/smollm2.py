@@ -1,6 +1,6 @@
 """Steps a session through the fixture of a real model, one token at a time, and compares with what a job gives.
 
-    python examples/smollm2.py localhost:7600 ../../testdata/smollm2/attention.safetensors
+    python examples/smollm2.py localhost:7600 ../../test/data/smollm2/attention.safetensors
 """
 
 from __future__ import annotations

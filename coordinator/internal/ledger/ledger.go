@@ -10,7 +10,7 @@ package ledger
 import (
 	"fmt"
 
-	"headwater/shard"
+	"headwater.example/shard"
 )
 
 // Problem is one (sequence, layer) of the job: the layer of the plan that it follows, and how its work is cut.

@@ -7,8 +7,8 @@ import (
 
 	"pgregory.net/rapid"
 
-	"headwater/coordinator/internal/ledger"
-	"headwater/shard"
+	"headwater.example/coordinator/internal/ledger"
+	"headwater.example/shard"
 )
 
 // TestEveryUnitIsAcceptedOnce drives ledgers through plans, answers, repeated and foreign answers and deaths, and compares

@@ -12,14 +12,12 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
 
-	"headwater/bulk"
-	"headwater/coordinator/internal/ledger"
-	frames "headwater/lane"
-	"headwater/membership"
-	headwaterv1 "headwater/proto/headwater/v1"
-	"headwater/protocol"
-	"headwater/shard"
-	"headwater/wire"
+	"headwater.example/coordinator/internal/ledger"
+	"headwater.example/internal/contextframe"
+	"headwater.example/internal/membership"
+	"headwater.example/internal/rpc"
+	headwaterv1 "headwater.example/proto/headwater/v1"
+	"headwater.example/shard"
 )
 
 const (
@@ -57,7 +55,7 @@ func (a ask) parts() []int {
 // load is a message of keys, values or weights, and the memory that they lie in, if it is to be used again.
 type load struct {
 	message *headwaterv1.RunRequest
-	memory  *frames.Buffer
+	memory  *rpc.Buffer
 }
 
 // answer is one group's decoded part of the answer to a query block.
@@ -116,7 +114,7 @@ type askKey struct{ problem, block, part int }
 
 // describe connects to a worker and asks who it is. A worker of another protocol version is refused by name.
 func describe(ctx context.Context, m membership.Member) (*grpc.ClientConn, *headwaterv1.DescribeResponse, error) {
-	conn, err := grpc.NewClient("passthrough:///"+m.Address, protocol.DialOptions()...)
+	conn, err := grpc.NewClient("passthrough:///"+m.Address, rpc.DialOptions()...)
 	if err != nil {
 		return nil, nil, fmt.Errorf("worker %q at %s: %w", m.Name, m.Address, err)
 	}
@@ -125,7 +123,7 @@ func describe(ctx context.Context, m membership.Member) (*grpc.ClientConn, *head
 	var header metadata.MD
 	identity, err := headwaterv1.NewWorkerServiceClient(conn).Describe(ctx, &headwaterv1.DescribeRequest{}, grpc.Header(&header))
 	if err == nil {
-		err = protocol.CheckHeader(m.Address, header)
+		err = rpc.CheckHeader(m.Address, header)
 	}
 	if err != nil {
 		_ = conn.Close()
@@ -174,7 +172,7 @@ func (l *lane) close() {
 
 // push gives the lane a message to send in order. A lane that has gone takes it and forgets it: its shards are loaded anew
 // elsewhere.
-func (l *lane) push(ctx context.Context, m *headwaterv1.RunRequest, memory *frames.Buffer) error {
+func (l *lane) push(ctx context.Context, m *headwaterv1.RunRequest, memory *rpc.Buffer) error {
 	l.pushed.Add(1)
 	select {
 	case l.loads <- load{m, memory}:
@@ -271,9 +269,9 @@ func (l *lane) send(ctx context.Context, r *run) {
 	}
 }
 
-func (l *lane) put(m *headwaterv1.RunRequest, memory *frames.Buffer) error {
+func (l *lane) put(m *headwaterv1.RunRequest, memory *rpc.Buffer) error {
 	l.bytesOut.Add(payload(m))
-	return bulk.Send(l.stream, m, memory)
+	return rpc.SendBulk(l.stream, m, memory)
 }
 
 // payload is the number of bytes of tensors in a message.
@@ -301,7 +299,7 @@ func (l *lane) receive(ctx context.Context, r *run) {
 	defer close(l.gone)
 	for {
 		m := &headwaterv1.RunResponse{}
-		memory, err := bulk.Recv(l.stream, m)
+		memory, err := rpc.RecvBulk(l.stream, m)
 		if err == nil {
 			err = l.handle(ctx, r, m, memory)
 		}
@@ -312,7 +310,7 @@ func (l *lane) receive(ctx context.Context, r *run) {
 	}
 }
 
-func (l *lane) handle(ctx context.Context, r *run, m *headwaterv1.RunResponse, memory *frames.Buffer) error {
+func (l *lane) handle(ctx context.Context, r *run, m *headwaterv1.RunResponse, memory *rpc.Buffer) error {
 	switch m := m.GetResponse().(type) {
 	case *headwaterv1.RunResponse_ShardOpened:
 		r.emit(ctx, event{lane: l, opened: m.ShardOpened})
@@ -350,7 +348,7 @@ func (r *run) decode(c *headwaterv1.Context) (*answer, error) {
 	a := r.answers.Get().(*answer)
 	a.Context, a.wire = c, len(c.GetFrame())
 	a.context, a.lse = resize(a.context, count*heads*p.Shape.VDim), resize(a.lse, count*heads)
-	h, err := wire.Decode(c.GetFrame(), a.context, a.lse)
+	h, err := contextframe.Decode(c.GetFrame(), a.context, a.lse)
 	if err != nil {
 		return nil, fmt.Errorf("answer of group %d to block %d: %w", c.GetGroup(), c.GetBlock(), err)
 	}

@@ -6,14 +6,13 @@ import (
 	"fmt"
 	"math"
 
-	"headwater/attention"
-	"headwater/coordinator/internal/ledger"
-	"headwater/kvcache"
-	frames "headwater/lane"
-	headwaterv1 "headwater/proto/headwater/v1"
-	"headwater/protocol"
-	"headwater/shard"
-	"headwater/tensor"
+	"headwater.example/attention"
+	"headwater.example/coordinator/internal/ledger"
+	"headwater.example/internal/kvcache"
+	"headwater.example/internal/rpc"
+	headwaterv1 "headwater.example/proto/headwater/v1"
+	"headwater.example/shard"
+	"headwater.example/tensor"
 )
 
 // share is what one lane takes of one problem.
@@ -113,7 +112,7 @@ func (r *run) loadKeyValues(ctx context.Context, p *problem, shares []*share) er
 		}
 		for _, s := range shares {
 			rows := len(s.groups) * n
-			memory := frames.NewBuffer(int(p.rowBytes()) * rows)
+			memory := rpc.NewBuffer(int(p.rowBytes()) * rows)
 			free := memory.Bytes()
 			take := func(data []byte, row int) (picked []byte) {
 				picked, free = free[:rows*row:rows*row], free[rows*row:]
@@ -208,7 +207,7 @@ func (r *run) seal(ctx context.Context, p *problem, shares []*share, receipt fun
 
 // weights cuts rows [first, first+rows) of a projection [.., width] to messages, widened to f32.
 func (r *run) weights(name, bias string, first, rows, width int, send func(row int, data, bias []byte) error) error {
-	step := max(protocol.BlockBytes/(width*4), 1)
+	step := max(rpc.BlockBytes/(width*4), 1)
 	for row := first; row < first+rows; row += step {
 		n := min(step, first+rows-row)
 		data, err := r.rows(name, row, n, width)

@@ -3,14 +3,14 @@ package scatter
 import (
 	"fmt"
 
-	"headwater/attention"
-	"headwater/job"
-	headwaterv1 "headwater/proto/headwater/v1"
-	"headwater/protocol"
-	"headwater/tensor"
+	"headwater.example/attention"
+	"headwater.example/internal/jobfile"
+	"headwater.example/internal/rpc"
+	headwaterv1 "headwater.example/proto/headwater/v1"
+	"headwater.example/tensor"
 )
 
-// Sizes to which queries are cut: a query block's rows are at most protocol.BlockBytes, its mask and bias at most
+// Sizes to which queries are cut: a query block's rows are at most rpc.BlockBytes, its mask and bias at most
 // operandBytes, unless one token alone is more.
 const (
 	blockTokens  = 256
@@ -19,21 +19,21 @@ const (
 
 // problem is one problem of the job with how its work is cut.
 type problem struct {
-	*job.Problem
+	*jobfile.Problem
 	index       int
 	blockTokens int // query tokens of a block
 	blocks      int
 	layout      attention.Layout
 }
 
-func newProblem(index int, p *job.Problem) (*problem, error) {
+func newProblem(index int, p *jobfile.Problem) (*problem, error) {
 	storage := p.Storage
 	layout, err := attention.NewLayout(storage, p.Shape.HeadDim, p.Shape.VDim)
 	if err != nil {
 		return nil, fmt.Errorf("problem %q: %w", p.Prefix, err)
 	}
 	row := max(p.Shape.Heads*max(p.Shape.HeadDim, p.Shape.VDim), p.DModel) * 4
-	tokens := min(protocol.BlockBytes/row, blockTokens)
+	tokens := min(rpc.BlockBytes/row, blockTokens)
 	// A mask or bias for each head is sent for one group at a time.
 	heads := func(n int) int { return min(n, p.Shape.GroupSize()) }
 	if operand := p.KVLen * (heads(p.MaskHeads) + 4*heads(p.BiasHeads)); operand > 0 {

@@ -11,7 +11,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
-	headwaterv1 "headwater/proto/headwater/v1"
+	headwaterv1 "headwater.example/proto/headwater/v1"
 )
 
 // strip is a run of output rows [from, to) of one problem's output projection, and the blocks of tokens that it still owes.

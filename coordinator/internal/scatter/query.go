@@ -1,10 +1,10 @@
 package scatter
 
 import (
-	"headwater/protocol"
+	"headwater.example/internal/rpc"
 
-	headwaterv1 "headwater/proto/headwater/v1"
-	"headwater/shard"
+	headwaterv1 "headwater.example/proto/headwater/v1"
+	"headwater.example/shard"
 )
 
 // cutAsks cuts asks to one group each where the mask or the bias differs from head to head, so that one ask's operands stay
@@ -97,7 +97,7 @@ func (r *run) sendOperand(p *problem, o operand, start, count int, put func(*hea
 	rest := len(o.heads) * count * p.KVLen * o.element // bytes
 	var buffer []byte
 	room := func() {
-		n := min(rest, protocol.BlockBytes)
+		n := min(rest, rpc.BlockBytes)
 		buffer, rest = make([]byte, 0, n), rest-n
 	}
 	room()

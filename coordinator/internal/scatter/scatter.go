@@ -24,15 +24,15 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/durationpb"
 
-	"headwater/attention"
-	"headwater/coordinator/internal/ledger"
-	"headwater/job"
-	"headwater/membership"
-	headwaterv1 "headwater/proto/headwater/v1"
-	"headwater/protocol"
-	"headwater/shard"
-	"headwater/tensor"
-	"headwater/wire"
+	"headwater.example/attention"
+	"headwater.example/coordinator/internal/ledger"
+	"headwater.example/internal/contextframe"
+	"headwater.example/internal/jobfile"
+	"headwater.example/internal/membership"
+	"headwater.example/internal/rpc"
+	headwaterv1 "headwater.example/proto/headwater/v1"
+	"headwater.example/shard"
+	"headwater.example/tensor"
 )
 
 const (
@@ -53,14 +53,14 @@ type File interface {
 // Config is one job and what it runs with.
 type Config struct {
 	ID         string
-	Job        *job.Job
+	Job        *jobfile.Job
 	Input      *tensor.File // the job's tensors
-	Codec      wire.Codec
+	Codec      contextframe.Codec
 	Result     File
 	Layout     *tensor.Layout // of Result, with the tensors that the job's ResultInfos name
 	View       membership.View
 	WorkerWait time.Duration // how long no worker may answer before the job fails
-	BlockBytes int           // size to which keys, values and hidden states are cut; 0 is protocol.BlockBytes
+	BlockBytes int           // size to which keys, values and hidden states are cut; 0 is rpc.BlockBytes
 	Logger     *slog.Logger
 	Progress   func(*headwaterv1.Progress)
 }
@@ -69,7 +69,7 @@ type Config struct {
 type run struct {
 	Config
 	input      *tensor.File
-	codec      wire.Codec
+	codec      contextframe.Codec
 	blockBytes int
 	geometry   *shard.Geometry
 	problems   []*problem
@@ -93,7 +93,7 @@ type run struct {
 // Run runs the job until its result is written, and says what it took. A gRPC status in the error says whose fault it is.
 func Run(ctx context.Context, c Config) (*headwaterv1.Report, error) {
 	r := &run{
-		Config: c, input: c.Input, codec: c.Codec, blockBytes: cmp.Or(c.BlockBytes, protocol.BlockBytes),
+		Config: c, input: c.Input, codec: c.Codec, blockBytes: cmp.Or(c.BlockBytes, rpc.BlockBytes),
 		events: make(chan event), answers: sync.Pool{New: func() any { return &answer{} }},
 		lanes: map[string]*lane{}, broken: map[string]int{}, progress: &headwaterv1.Progress{},
 	}
@@ -527,15 +527,15 @@ func (r *run) tell(now bool) {
 }
 
 // codecs pairs the protocol's codecs with the frames'.
-var codecs = map[headwaterv1.ContextCodec]wire.Codec{
-	headwaterv1.ContextCodec_CONTEXT_CODEC_EXACT: wire.Exact,
-	headwaterv1.ContextCodec_CONTEXT_CODEC_BF16:  wire.BF16,
-	headwaterv1.ContextCodec_CONTEXT_CODEC_F16:   wire.F16,
-	headwaterv1.ContextCodec_CONTEXT_CODEC_I8:    wire.I8,
+var codecs = map[headwaterv1.ContextCodec]contextframe.Codec{
+	headwaterv1.ContextCodec_CONTEXT_CODEC_EXACT: contextframe.Exact,
+	headwaterv1.ContextCodec_CONTEXT_CODEC_BF16:  contextframe.BF16,
+	headwaterv1.ContextCodec_CONTEXT_CODEC_F16:   contextframe.F16,
+	headwaterv1.ContextCodec_CONTEXT_CODEC_I8:    contextframe.I8,
 }
 
 // ParseCodec is the codec of frames that a request names.
-func ParseCodec(c headwaterv1.ContextCodec) (wire.Codec, error) {
+func ParseCodec(c headwaterv1.ContextCodec) (contextframe.Codec, error) {
 	codec, ok := codecs[c]
 	if !ok {
 		return 0, fmt.Errorf("context codec %s is unknown", c)
@@ -543,7 +543,7 @@ func ParseCodec(c headwaterv1.ContextCodec) (wire.Codec, error) {
 	return codec, nil
 }
 
-func contextCodec(codec wire.Codec) headwaterv1.ContextCodec {
+func contextCodec(codec contextframe.Codec) headwaterv1.ContextCodec {
 	for c, known := range codecs {
 		if known == codec {
 			return c
@@ -554,7 +554,7 @@ func contextCodec(codec wire.Codec) headwaterv1.ContextCodec {
 
 // ShardBytes is what a worker reserves for one shard of a problem: pages of keys and values, and the rows of w_q, w_k and w_v
 // where it projects them itself.
-func ShardBytes(p *job.Problem) (uint64, error) {
+func ShardBytes(p *jobfile.Problem) (uint64, error) {
 	layout, err := attention.NewLayout(p.Storage, p.Shape.HeadDim, p.Shape.VDim)
 	if err != nil {
 		return 0, fmt.Errorf("problem %q: %w", p.Prefix, err)

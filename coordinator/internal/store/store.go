@@ -14,7 +14,7 @@ import (
 	bolterrors "go.etcd.io/bbolt/errors"
 	"google.golang.org/protobuf/proto"
 
-	headwaterv1 "headwater/proto/headwater/v1"
+	headwaterv1 "headwater.example/proto/headwater/v1"
 )
 
 // lockWait is how long Open waits for another process to let the file go.

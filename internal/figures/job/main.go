@@ -27,11 +27,11 @@ import (
 	"sync"
 	"time"
 
-	"headwater/client"
-	"headwater/internal/accuracy"
-	"headwater/internal/localcluster"
-	headwaterv1 "headwater/proto/headwater/v1"
-	"headwater/tensor"
+	"headwater.example/client"
+	"headwater.example/internal/accuracy"
+	"headwater.example/internal/localcluster"
+	headwaterv1 "headwater.example/proto/headwater/v1"
+	"headwater.example/tensor"
 )
 
 const (
@@ -48,7 +48,7 @@ const (
 
 func main() {
 	bin := flag.String("bin", "bin", "folder of the binaries")
-	fixtures := flag.String("fixtures", "testdata/smollm2", "folder of the fixtures")
+	fixtures := flag.String("fixtures", "test/data/smollm2", "folder of the fixtures")
 	samples := flag.String("samples", "figures/job.json", "file for the raw samples")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)

@@ -14,8 +14,8 @@ import (
 	"strconv"
 	"time"
 
-	"headwater/attention"
-	"headwater/internal/figures/limits"
+	"headwater.example/attention"
+	"headwater.example/internal/figures/limits"
 )
 
 // limit names what a round is held against.

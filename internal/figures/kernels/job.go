@@ -20,9 +20,9 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
-	"headwater/client"
-	"headwater/internal/localcluster"
-	"headwater/tensor"
+	"headwater.example/client"
+	"headwater.example/internal/localcluster"
+	"headwater.example/tensor"
 )
 
 // jobWorkers are the workers of the cluster that the job runs on.

@@ -12,7 +12,7 @@ import (
 	"strings"
 	"testing"
 
-	"headwater/internal/figures/limits"
+	"headwater.example/internal/figures/limits"
 )
 
 // TestMain makes this binary the program where it has started itself.

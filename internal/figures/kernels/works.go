@@ -8,9 +8,9 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"headwater/attention"
-	"headwater/kvcache"
-	"headwater/tensor"
+	"headwater.example/attention"
+	"headwater.example/internal/kvcache"
+	"headwater.example/tensor"
 )
 
 // The geometry of every figure, unless it says another.

@@ -16,11 +16,11 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/status"
 
-	"headwater/attention"
-	"headwater/kvcache"
-	"headwater/lane"
-	"headwater/protocol"
-	"headwater/tensor"
+	"headwater.example/attention"
+	"headwater.example/internal/kvcache"
+	"headwater.example/internal/rpc"
+	"headwater.example/internal/session"
+	"headwater.example/tensor"
 )
 
 // The geometry of most figures.
@@ -37,11 +37,11 @@ type bare struct {
 	command *exec.Cmd
 	stdin   io.Closer
 	conn    *grpc.ClientConn
-	stream  *lane.Stream
+	stream  *session.Stream
 	cancel  context.CancelFunc
 
-	request  lane.Request
-	response lane.Response
+	request  session.Request
+	response session.Response
 	next     uint64
 }
 
@@ -73,12 +73,12 @@ func startBare(ctx context.Context) (_ *bare, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("ask a bare process for its address: %w", err)
 	}
-	if b.conn, err = grpc.NewClient(strings.TrimSpace(address), protocol.DialOptions()...); err != nil {
+	if b.conn, err = grpc.NewClient(strings.TrimSpace(address), rpc.DialOptions()...); err != nil {
 		return nil, err
 	}
 	streaming, cancel := context.WithCancel(ctx)
 	b.cancel = cancel
-	b.stream, err = lane.Open(streaming, b.conn, lane.ID{1})
+	b.stream, err = session.Open(streaming, b.conn, session.ID{1})
 	return b, err
 }
 
@@ -96,7 +96,7 @@ func (b *bare) stop() error {
 // call sends a request with a payload of so many bytes and waits for its answer.
 func (b *bare) call(bytes int) (kernel time.Duration, err error) {
 	b.next++
-	b.request.ID, b.request.Payload = b.next, lane.NewBuffer(bytes)
+	b.request.ID, b.request.Payload = b.next, rpc.NewBuffer(bytes)
 	if err := b.stream.Send(&b.request); err != nil {
 		return 0, err
 	}
@@ -134,8 +134,8 @@ func serveBare(in io.Reader, out io.Writer) error {
 		return err
 	}
 	e := &echo{pool: attention.NewPool(1), pages: map[int][]attention.KV{}}
-	server := grpc.NewServer(protocol.ServerOptions()...)
-	lane.Register(server, e)
+	server := grpc.NewServer(rpc.ServerOptions()...)
+	session.Register(server, e)
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(listener) }()
 	if _, err := fmt.Fprintln(out, listener.Addr()); err != nil {
@@ -150,14 +150,14 @@ func serveBare(in io.Reader, out io.Writer) error {
 
 // echo serves lanes: a request without positions gets as many bytes back as its Attend says, another the kernel's time.
 type echo struct {
-	lane.Service
+	session.Service
 	pool  *attention.Pool
 	pages map[int][]attention.KV // by positions: a KV for each group
 }
 
-func (e *echo) Lane(s *lane.ServerStream) error {
-	var request lane.Request
-	var response lane.Response
+func (e *echo) Lane(s *session.ServerStream) error {
+	var request session.Request
+	var response session.Response
 	for {
 		switch err := s.Recv(&request); {
 		case errors.Is(err, io.EOF), s.Context().Err() != nil:
@@ -176,7 +176,7 @@ func (e *echo) Lane(s *lane.ServerStream) error {
 			}
 			response.Result.ComputeNanos = uint64(took)
 		} else {
-			response.Payload = lane.NewBuffer(int(request.Step.Attend))
+			response.Payload = rpc.NewBuffer(int(request.Step.Attend))
 		}
 		if err := s.Send(&response); err != nil {
 			return err

@@ -85,7 +85,7 @@ func run(ctx context.Context, args []string) (err error) {
 	flags := flag.NewFlagSet("sessions", flag.ContinueOnError)
 	flags.StringVar(&f.bin, "bin", "bin", "folder of the binaries")
 	flags.StringVar(&f.python, "python", ".cache/python/bin/python", "Python with what the client in clients/python needs")
-	flags.StringVar(&f.fixtures, "fixtures", "testdata/smollm2", "folder of the fixtures")
+	flags.StringVar(&f.fixtures, "fixtures", "test/data/smollm2", "folder of the fixtures")
 	flags.IntVar(&f.rounds, "rounds", 5, "rounds of each figure")
 	samples := flags.String("samples", "figures/sessions.json", "file for the raw samples")
 	only := flags.String("run", "", "measure only groups with a figure whose name matches this regular expression")

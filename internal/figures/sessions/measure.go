@@ -11,13 +11,13 @@ import (
 	"strings"
 	"time"
 
-	"headwater/attention"
-	"headwater/client"
-	"headwater/internal/bench"
-	"headwater/internal/figures/limits"
-	"headwater/internal/localcluster"
-	"headwater/tensor"
-	"headwater/wire"
+	"headwater.example/attention"
+	"headwater.example/client"
+	"headwater.example/internal/bench"
+	"headwater.example/internal/contextframe"
+	"headwater.example/internal/figures/limits"
+	"headwater.example/internal/localcluster"
+	"headwater.example/tensor"
 )
 
 // cluster is a local cluster of workers of one thread, with a client.
@@ -123,8 +123,8 @@ func codecs(ctx context.Context, f *figures) (err error) {
 		return err
 	}
 	for range f.rounds {
-		for name, codec := range map[string]wire.Codec{"f32": wire.Exact, "bf16": wire.BF16, "int8": wire.I8} {
-			m, err := wire.Measure(codec, blocks, 9, time.Now)
+		for name, codec := range map[string]contextframe.Codec{"f32": contextframe.Exact, "bf16": contextframe.BF16, "int8": contextframe.I8} {
+			m, err := contextframe.Measure(codec, blocks, 9, time.Now)
 			if err != nil {
 				return err
 			}

@@ -8,7 +8,7 @@ import (
 	"github.com/HdrHistogram/hdrhistogram-go"
 	"golang.org/x/sync/errgroup"
 
-	"headwater/client"
+	"headwater.example/client"
 )
 
 // The decodes beside a prefill: a token for each of some sessions at a fixed rate, a few percent of what the worker can do.

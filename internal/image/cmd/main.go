@@ -13,8 +13,8 @@ import (
 	"path/filepath"
 	"strings"
 
-	"headwater/internal/atomicfile"
-	"headwater/internal/image"
+	"headwater.example/internal/atomicfile"
+	"headwater.example/internal/image"
 )
 
 func main() {

@@ -1690,7 +1690,7 @@ const file_headwater_v1_coordinator_proto_rawDesc = "" +
 	"\bWatchJob\x12\x1d.headwater.v1.WatchJobRequest\x1a\x1e.headwater.v1.WatchJobResponse0\x01\x12L\n" +
 	"\tCancelJob\x12\x1e.headwater.v1.CancelJobRequest\x1a\x1f.headwater.v1.CancelJobResponse\x12]\n" +
 	"\x0eDownloadResult\x12#.headwater.v1.DownloadResultRequest\x1a$.headwater.v1.DownloadResultResponse0\x01\x12C\n" +
-	"\x06Status\x12\x1b.headwater.v1.StatusRequest\x1a\x1c.headwater.v1.StatusResponseB*Z(headwater/proto/headwater/v1;headwaterv1b\x06proto3"
+	"\x06Status\x12\x1b.headwater.v1.StatusRequest\x1a\x1c.headwater.v1.StatusResponseB2Z0headwater.example/proto/headwater/v1;headwaterv1b\x06proto3"
 
 var (
 	file_headwater_v1_coordinator_proto_rawDescOnce sync.Once

@@ -3082,7 +3082,7 @@ const file_headwater_v1_session_proto_rawDesc = "" +
 	"\vDropSession\x12 .headwater.v1.DropSessionRequest\x1a!.headwater.v1.DropSessionResponse\x12U\n" +
 	"\fListSessions\x12!.headwater.v1.ListSessionsRequest\x1a\".headwater.v1.ListSessionsResponse\x12Z\n" +
 	"\rExportSession\x12\".headwater.v1.ExportSessionRequest\x1a#.headwater.v1.ExportSessionResponse0\x01\x12A\n" +
-	"\x04Lane\x12\x19.headwater.v1.LaneRequest\x1a\x1a.headwater.v1.LaneResponse(\x010\x01B*Z(headwater/proto/headwater/v1;headwaterv1b\x06proto3"
+	"\x04Lane\x12\x19.headwater.v1.LaneRequest\x1a\x1a.headwater.v1.LaneResponse(\x010\x01B2Z0headwater.example/proto/headwater/v1;headwaterv1b\x06proto3"
 
 var (
 	file_headwater_v1_session_proto_rawDescOnce sync.Once

@@ -2444,7 +2444,7 @@ const file_headwater_v1_worker_proto_rawDesc = "" +
 	"\fOPERAND_BIAS\x10\x022\x9a\x01\n" +
 	"\rWorkerService\x12I\n" +
 	"\bDescribe\x12\x1d.headwater.v1.DescribeRequest\x1a\x1e.headwater.v1.DescribeResponse\x12>\n" +
-	"\x03Run\x12\x18.headwater.v1.RunRequest\x1a\x19.headwater.v1.RunResponse(\x010\x01B*Z(headwater/proto/headwater/v1;headwaterv1b\x06proto3"
+	"\x03Run\x12\x18.headwater.v1.RunRequest\x1a\x19.headwater.v1.RunResponse(\x010\x01B2Z0headwater.example/proto/headwater/v1;headwaterv1b\x06proto3"
 
 var (
 	file_headwater_v1_worker_proto_rawDescOnce sync.Once

@@ -1,0 +1,161 @@
+package kvcache
+
+import (
+	"strings"
+	"testing"
+
+	"headwater.example/shard"
+	"headwater.example/tensor"
+)
+
+func TestBeginRefuses(t *testing.T) {
+	budget := NewBudget(1 << 20)
+	st := NewStore(StoreConfig{Budget: budget})
+	cfg := Config{Layers: []Layer{testLayer(t, tensor.F16, 2, 2, 3, 2, 70), testLayer(t, tensor.F32, 1, 1, 2, 2, -1), testLayer(t, tensor.F32, 1, 1, 2, 2, -1)}}
+	held := []HeldLayer{{Layer: 0, Groups: []shard.Group{0, 1}}, {Layer: 1, Groups: []shard.Group{0}}}
+	ok := BeginLayer{Layer: 0, First: 128, Hashes: []uint64{1, 2}, Length: 130}
+	with := func(change func(b *BeginLayer)) []BeginLayer {
+		b := ok
+		change(&b)
+		return []BeginLayer{b}
+	}
+	for name, c := range map[string]struct {
+		begin []BeginLayer
+		want  string
+	}{
+		"no page's beginning": {with(func(b *BeginLayer) { b.First = 100 }), "multiple of 64"},
+		"beyond its length":   {with(func(b *BeginLayer) { b.Length = 127 }), "up to the length"},
+		"endless":             {with(func(b *BeginLayer) { b.Length = maxPositions + 1 }), "at most"},
+		"beyond all views":    {with(func(b *BeginLayer) { b.First, b.Length = MaxBegin, MaxBegin }), "on more workers"},
+		"too few hashes":      {with(func(b *BeginLayer) { b.Hashes = b.Hashes[:1] }), "1 hashes, 2 groups"},
+		"hashes of nothing":   {with(func(b *BeginLayer) { b.First = 0 }), "2 hashes"},
+		"negative layer":      {with(func(b *BeginLayer) { b.Layer = -1 }), "not held"},
+		"not held":            {with(func(b *BeginLayer) { b.Layer = 2 }), "not held"},
+		"no window":           {[]BeginLayer{{Layer: 1, First: 64, Hashes: []uint64{1}, Length: 64}}, "see all positions"},
+		"twice":               {[]BeginLayer{ok, ok}, "ascend"},
+	} {
+		_, err := st.Create(CreateRequest{Session: SessionID{1}, Epoch: first, Config: cfg, Held: held, Begin: c.begin})
+		if problemOf(err) != Invalid || !strings.Contains(err.Error(), c.want) || strings.Contains(err.Error(), "\n") {
+			t.Errorf("%s: got %v, want %q", name, err, c.want)
+		}
+	}
+	if budget.Used() != 0 || st.Cache().Sessions != 0 {
+		t.Fatalf("%d bytes and %d sessions are left", budget.Used(), st.Cache().Sessions)
+	}
+}
+
+// Pages that were never there have a place in a view, which counts in the budget.
+func TestViewsOfALayerThatBeginsFarAway(t *testing.T) {
+	const far = 1 << 26
+	budget := NewBudget(2 * pageRef * far / 64)
+	st := NewStore(StoreConfig{Budget: budget})
+	cfg := Config{Layers: []Layer{testLayer(t, tensor.F32, 1, 1, 2, 2, 10)}}
+	held := []HeldLayer{{Layer: 0, Groups: []shard.Group{0}}}
+	begin := []BeginLayer{{First: far, Hashes: []uint64{1}, Length: far}}
+	if _, err := st.Create(CreateRequest{Session: SessionID{1}, Epoch: first, Config: cfg, Held: held, Begin: begin}); err != nil {
+		t.Fatal(err)
+	}
+	a := Append{Session: SessionID{1}, Epoch: first, Length: far, Hashes: []uint64{1}, Positions: 11, Encoding: tensor.F32, K: make([]byte, 11*8), V: make([]byte, 11*8), Query: far + 10}
+	var v, other View
+	if _, _, err := st.Append(&a, nil, &v); err != nil {
+		t.Fatal(err)
+	}
+	if used := budget.Used(); used < pageRef*far/64 {
+		t.Fatalf("%d bytes are in use", used)
+	}
+	v.Keep()
+	if err := st.View(&other, SessionID{1}, 0, far+10); problemOf(err) != OverBudget {
+		t.Fatalf("a second view: %v", err)
+	}
+	if _, _, err := st.Append(&a, nil, &other); problemOf(err) != OverBudget {
+		t.Fatalf("a second view, of a repeat: %v", err)
+	}
+	next := Append{Session: SessionID{1}, Epoch: first, Length: far + 11, Hashes: []uint64{0}, Query: far + 10}
+	if _, _, err := st.Append(&next, nil, &other); problemOf(err) != Different {
+		t.Fatalf("another hash: %v", err)
+	}
+	if n := v.KV(0).Len; n != far+11 || len(v.KV(0).Pages) != far/64+1 {
+		t.Fatalf("a view on %d positions in %d pages", n, len(v.KV(0).Pages))
+	}
+	v.Release()
+	if err := st.View(&other, SessionID{1}, 0, far+10); err != nil {
+		t.Fatal(err)
+	}
+	other.Release()
+	audit(t, st, nil)
+	st.Close()
+	if used := budget.Used(); used != 0 {
+		t.Fatalf("%d bytes are reserved in the end", used)
+	}
+}
+
+// A layer begins far beyond what another one has: as many rows without pages lie between as an append makes, and no more.
+func TestBeginAcrossAGap(t *testing.T) {
+	st := NewStore(StoreConfig{Budget: NewBudget(1 << 20)})
+	cfg := Config{Layers: []Layer{testLayer(t, tensor.F32, 1, 1, 2, 2, 10), testLayer(t, tensor.F32, 1, 1, 2, 2, -1)}}
+	held := []HeldLayer{{Layer: 0, Groups: []shard.Group{0}}, {Layer: 1, Groups: []shard.Group{0}}}
+	add := func(id SessionID, layer shard.Layer, n int) (length uint64, err error) {
+		state, err := st.State(id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		l := state.Layers[layer]
+		length, _, err = st.Append(&Append{
+			Session: id, Epoch: first, Truncations: state.Truncations, Layer: layer, Length: l.Length, Hashes: l.Hashes, Positions: n, Encoding: tensor.F32,
+			K: make([]byte, n*8), V: make([]byte, n*8),
+		}, nil, nil)
+		return length, err
+	}
+	far := uint64(maxGap * 64)
+	for id, begin := range map[SessionID]uint64{{1}: far, {2}: far + 64} {
+		req := CreateRequest{Session: id, Epoch: first, Config: cfg, Held: held, Begin: []BeginLayer{{Layer: 0, First: begin, Hashes: []uint64{5}, Length: begin + 3}}}
+		if _, err := st.Create(req); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := add(SessionID{2}, 0, 3); problemOf(err) != Invalid || !strings.Contains(err.Error(), "append to those first") {
+		t.Fatalf("a gap of too many rows: %v", err)
+	}
+	if length, err := add(SessionID{1}, 0, 3); err != nil || length != far+3 {
+		t.Fatalf("%d positions: %v", length, err)
+	}
+	audit(t, st, nil)
+	// The other layer fills the gap, or a part of it.
+	if length, err := add(SessionID{1}, 1, 200); err != nil || length != 200 {
+		t.Fatalf("%d positions: %v", length, err)
+	}
+	if _, err := add(SessionID{2}, 1, 64); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := add(SessionID{2}, 0, 3); err != nil {
+		t.Fatal(err)
+	}
+	audit(t, st, nil)
+	if _, err := st.Fork(ForkRequest{Session: SessionID{1}, Epoch: first, Child: SessionID{3}, ChildEpoch: first, Position: -1}); err != nil {
+		t.Fatal(err)
+	}
+	audit(t, st, nil)
+	for _, n := range []int{1, 200} {
+		if _, err := add(SessionID{3}, 0, n); err != nil {
+			t.Fatal(err)
+		}
+		audit(t, st, nil)
+	}
+	for _, id := range []SessionID{{1}, {3}} {
+		if _, err := st.Truncate(id, first, 0, far-100); problemOf(err) != Freed {
+			t.Fatalf("truncate to what was never there: %v", err)
+		}
+		if _, err := st.Truncate(id, first, 0, 0); err != nil {
+			t.Fatal(err)
+		}
+		audit(t, st, nil)
+		if length, err := add(id, 0, 70); err != nil || length != 70 {
+			t.Fatalf("%d positions after all were taken back: %v", length, err)
+		}
+		audit(t, st, nil)
+	}
+	st.Close()
+	if used := st.budget.Used(); used != 0 {
+		t.Fatalf("%d bytes are reserved in the end", used)
+	}
+}

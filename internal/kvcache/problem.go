@@ -1,0 +1,70 @@
+package kvcache
+
+import (
+	"fmt"
+
+	"headwater.example/shard"
+)
+
+// Problem is why a call on a session is refused. The session is as it was before.
+type Problem uint8
+
+// The problems that a store can have with a call; their meanings are those of SessionProblem in session.proto.
+const (
+	Invalid Problem = iota + 1
+	Unknown
+	Exists
+	Behind
+	Ahead
+	Different
+	StaleEpoch
+	OtherTruncations
+	Freed
+	OverBudget
+)
+
+var problems = [...]string{
+	Invalid: "invalid", Unknown: "unknown", Exists: "exists", Behind: "behind", Ahead: "ahead", Different: "different",
+	StaleEpoch: "stale epoch", OtherTruncations: "other truncations", Freed: "freed", OverBudget: "over budget",
+}
+
+func (p Problem) String() string {
+	if p < Invalid || int(p) >= len(problems) {
+		return fmt.Sprintf("Problem(%d)", uint8(p))
+	}
+	return problems[p]
+}
+
+// Error is the error of every call on a store. It says what holds now, for the caller to go on from.
+type Error struct {
+	Problem Problem
+	// Rule is one line for people.
+	Rule string
+	// Layer and Group, where it is about one.
+	Layer shard.Layer
+	Group shard.Group
+	// Length is how many positions the layer has, for Behind, Ahead and Different.
+	Length uint64
+	// Epoch is the accepted one, for StaleEpoch.
+	Epoch Epoch
+	// Truncations are the session's, for OtherTruncations.
+	Truncations uint64
+}
+
+func (e *Error) Error() string { return e.Rule }
+
+func refuse(p Problem, format string, args ...any) *Error {
+	return &Error{Problem: p, Rule: fmt.Sprintf(format, args...)}
+}
+
+// at says which layer the error is about, and how many positions the layer has.
+func (e *Error) at(layer shard.Layer, length int) *Error {
+	e.Layer, e.Length = layer, uint64(length)
+	return e
+}
+
+// of says which group of the layer the error is about.
+func (e *Error) of(group shard.Group) *Error {
+	e.Group = group
+	return e
+}

@@ -1,0 +1,58 @@
+package rpc
+
+import (
+	"google.golang.org/grpc/mem"
+	"google.golang.org/protobuf/proto"
+)
+
+// SendBulk sends m on a stream, whose connection or server has Codec. Its large fields are sent from where they lie, and m
+// is left without them. memory, which may be nil, is where they lie: it is taken, also if SendBulk fails, and used again once
+// they are written. A large field that lies elsewhere must not be changed any more.
+func SendBulk(stream interface{ SendMsg(any) error }, m proto.Message, memory *Buffer) error {
+	f := BulkFrame{Message: m, memory: memory}
+	err := stream.SendMsg(&f)
+	f.memory.Free() // where it was not taken
+	return err
+}
+
+// RecvBulk makes m, which is empty, the next message of a stream. Its large fields lie in memory, which is the caller's: once it
+// is freed they must not be used. Memory that is not freed is left to the garbage collector. It is nil where no field is
+// large.
+func RecvBulk(stream interface{ RecvMsg(any) error }, m proto.Message) (memory *Buffer, err error) {
+	f := BulkFrame{Message: m}
+	if err := stream.RecvMsg(&f); err != nil {
+		f.memory.Free()
+		return nil, err
+	}
+	return f.memory, nil
+}
+
+// BulkFrame is a message as the codec, and interceptors, see it.
+type BulkFrame struct {
+	Message proto.Message
+	memory  *Buffer
+}
+
+// MarshalFrame implements Frame.
+func (f *BulkFrame) MarshalFrame() (mem.BufferSlice, error) {
+	pieces, err := encode(f.Message.ProtoReflect())
+	if err != nil {
+		return nil, err
+	}
+	memory := f.memory
+	f.memory = nil
+	return memory.Give(pieces), nil
+}
+
+// UnmarshalFrame implements Frame.
+func (f *BulkFrame) UnmarshalFrame(data mem.BufferSlice) error {
+	memory := NewBuffer(data.Len())
+	data.CopyTo(memory.Bytes())
+	large, err := decode(memory.Bytes(), f.Message)
+	if !large || err != nil {
+		memory.Free()
+		return err
+	}
+	f.memory = memory
+	return nil
+}

@@ -1,0 +1,156 @@
+// Package rpc is what both ends of a connection share: the protocol's version and how it is negotiated, the options of
+// servers and connections, the sizes of messages, and the codec that sends and receives large fields without copies.
+//
+// The way of a message: a Frame encodes itself (Codec), every other message is left to the protobuf codec. SendBulk and
+// RecvBulk make a Frame of any message: its large fields are sent from where they lie, and received into one pooled Buffer
+// in which they lie afterwards. The bytes on the wire are protobuf's, so each end works with generated code of any language.
+// 256 MiB over loopback in messages of 1 MiB took 0.11 to 0.14 s on two cores of a Zen 3 machine, and 0.20 to 0.28 s as
+// generated messages (go test ./internal/rpc -run '^$' -bench Stream prints both).
+//
+// Each call carries its sender's version in the metadata key "headwater-protocol". A server refuses a client of another
+// major version by name, and answers with its own version in the header, so that a client can refuse a server as well.
+package rpc
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/health"
+	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/reflection"
+	"google.golang.org/grpc/status"
+)
+
+// Version is the protocol's version, MAJOR.MINOR. A minor version adds what older peers ignore.
+const Version = "1.1"
+
+// MetadataKey carries a peer's protocol version.
+const MetadataKey = "headwater-protocol"
+
+// BlockBytes is the size to which senders cut bulk data. A message is at most MaxMessageBytes: one query token of the
+// largest group fits (4,096 heads of 512 elements, 8 MiB), and a hidden state with its weights' row.
+const (
+	BlockBytes      = 1 << 20
+	MaxMessageBytes = 32 << 20
+	// maxReceiveBytes is what gRPC reads of a message, so that a lane's frame that is too large is refused by name. Beyond it
+	// gRPC ends the call itself.
+	maxReceiveBytes = 2 * MaxMessageBytes
+)
+
+// Time after which a silent connection is probed, and that the answer may take: a peer that hangs is lost after the sum.
+const (
+	keepaliveTime    = 10 * time.Second
+	keepaliveTimeout = 5 * time.Second
+)
+
+// ServerOptions returns what every Headwater server is made with.
+func ServerOptions() []grpc.ServerOption {
+	return []grpc.ServerOption{
+		grpc.ForceServerCodecV2(Codec{}),
+		grpc.MaxRecvMsgSize(maxReceiveBytes),
+		grpc.MaxSendMsgSize(MaxMessageBytes),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepaliveTime, Timeout: keepaliveTimeout}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: keepaliveTime / 2, PermitWithoutStream: true}),
+		grpc.ChainUnaryInterceptor(checkUnary),
+		grpc.ChainStreamInterceptor(checkStream),
+	}
+}
+
+// DialOptions returns what every connection to a Headwater server is made with.
+func DialOptions() []grpc.DialOption {
+	return dialOptions(Version)
+}
+
+func dialOptions(version string) []grpc.DialOption {
+	return []grpc.DialOption{
+		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithDefaultCallOptions(grpc.ForceCodecV2(Codec{}), grpc.MaxCallRecvMsgSize(maxReceiveBytes), grpc.MaxCallSendMsgSize(MaxMessageBytes)),
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: keepaliveTime, Timeout: keepaliveTimeout}),
+		grpc.WithUnaryInterceptor(func(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+			return invoke(metadata.AppendToOutgoingContext(ctx, MetadataKey, version), method, req, reply, cc, opts...)
+		}),
+		grpc.WithStreamInterceptor(func(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.ClientConn, method string, stream grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
+			return stream(metadata.AppendToOutgoingContext(ctx, MetadataKey, version), desc, cc, method, opts...)
+		}),
+	}
+}
+
+// Register adds the health service, with the named services and the server as a whole serving, and reflection.
+func Register(s *grpc.Server, services ...string) *health.Server {
+	h := health.NewServer()
+	for _, name := range append(services, "") {
+		h.SetServingStatus(name, healthv1.HealthCheckResponse_SERVING)
+	}
+	healthv1.RegisterHealthServer(s, h)
+	reflection.Register(s)
+	return h
+}
+
+// Check refuses a peer of another major version. Tools that send no version (probes, reflection clients) are let in.
+func Check(version string) error {
+	if version == "" {
+		return nil
+	}
+	major, _, ok := strings.Cut(version, ".")
+	own, _, _ := strings.Cut(Version, ".")
+	if _, err := strconv.ParseUint(major, 10, 32); err != nil || !ok {
+		return status.Errorf(codes.InvalidArgument, "protocol version %q is not MAJOR.MINOR", version)
+	}
+	if major != own {
+		return status.Errorf(codes.FailedPrecondition, "peer speaks headwater protocol %s, this side speaks %s: the major versions differ", version, Version)
+	}
+	return nil
+}
+
+// Before says whether the header of a server of this major version names a minor version before one.
+func Before(header metadata.MD, minor int) bool {
+	for _, v := range header.Get(MetadataKey) {
+		_, named, _ := strings.Cut(v, ".")
+		n, err := strconv.Atoi(named)
+		return err == nil && n < minor && Check(v) == nil
+	}
+	return false
+}
+
+func checkUnary(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
+	if err := checkIncoming(ctx); err != nil {
+		return nil, err
+	}
+	return handle(ctx, req)
+}
+
+func checkStream(srv any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, handle grpc.StreamHandler) error {
+	if err := checkIncoming(stream.Context()); err != nil {
+		return err
+	}
+	return handle(srv, stream)
+}
+
+func checkIncoming(ctx context.Context) error {
+	// A header that can not be set is a stream that has ended; the handler will see it.
+	_ = grpc.SetHeader(ctx, metadata.Pairs(MetadataKey, Version))
+	for _, v := range metadata.ValueFromIncomingContext(ctx, MetadataKey) {
+		if err := Check(v); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// CheckHeader refuses the answer of a server whose header names another major version.
+func CheckHeader(peer string, header metadata.MD) error {
+	for _, v := range header.Get(MetadataKey) {
+		if err := Check(v); err != nil {
+			return fmt.Errorf("%s: %w", peer, err)
+		}
+	}
+	return nil
+}

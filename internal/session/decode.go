@@ -1,0 +1,421 @@
+package session
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"slices"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/mem"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
+
+	"headwater.example/internal/rpc"
+	headwaterv1 "headwater.example/proto/headwater/v1"
+)
+
+const (
+	// maxHashes is one for each group of a layer, maxTokens one for each token of a step.
+	maxHashes = 4096
+	maxTokens = 1 << 16
+)
+
+var (
+	errShort  = errors.New("the message ends within a field")
+	errVarint = errors.New("a varint has more than 64 bits")
+	errTag    = errors.New("a tag is not one of protobuf")
+	errGroup  = errors.New("a group ends that did not begin, or not at all")
+)
+
+// UnmarshalFrame implements rpc.Frame. Recv tells of a frame that can not be read, since gRPC would call it an internal error.
+func (r *Request) UnmarshalFrame(data mem.BufferSlice) error {
+	r.fault = r.unmarshal(data)
+	return nil
+}
+
+// UnmarshalFrame implements rpc.Frame, as Request's does.
+func (r *Response) UnmarshalFrame(data mem.BufferSlice) error {
+	r.fault = r.unmarshal(data)
+	return nil
+}
+
+func (r *Request) unmarshal(data mem.BufferSlice) error {
+	r.Payload.Free() // of a frame before, which the receiver has not taken
+	r.Payload = nil
+	r.Reset()
+	return decode(data, &r.ID, &r.scratch, r.Step.unmarshal, &r.Payload)
+}
+
+func (r *Response) unmarshal(data mem.BufferSlice) error {
+	r.Payload.Free()
+	r.Payload = nil
+	r.Reset()
+	return decode(data, &r.ID, &r.scratch, r.Result.unmarshal, &r.Payload)
+}
+
+// decode reads a frame: a LaneRequest or LaneResponse, alike but for their body. After an error there is no payload.
+func decode(data mem.BufferSlice, id *uint64, scratch *[]byte, body func([]byte) error, payload **rpc.Buffer) (err error) {
+	defer func() {
+		if err != nil {
+			(*payload).Free()
+			*payload = nil
+		}
+	}()
+	c := cursor{rest: data, left: data.Len()}
+	if c.left > rpc.MaxMessageBytes {
+		// Peers let gRPC read somewhat more, so that it is said here and by name.
+		return status.Errorf(codes.ResourceExhausted, "a frame of %d bytes, at most %d are allowed: cut the step into fewer tokens", c.left, rpc.MaxMessageBytes)
+	}
+	for c.left > 0 {
+		field, kind, err := c.tag()
+		if err != nil {
+			return err
+		}
+		switch {
+		case field == fieldID && kind == protowire.VarintType:
+			*id, err = c.varint()
+		case field == fieldBody && kind == protowire.BytesType:
+			var n int
+			if n, err = c.length(); err == nil {
+				err = body(c.next(n, scratch))
+			}
+		case field == fieldPayload && kind == protowire.BytesType:
+			var n int
+			if n, err = c.length(); err == nil {
+				(*payload).Free() // of two the last counts
+				*payload = rpc.NewBuffer(n)
+				c.copy((*payload).Bytes())
+			}
+		default:
+			err = c.skip(field, kind, protowire.DefaultRecursionLimit)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// cursor reads a message where gRPC left it, in pieces.
+type cursor struct {
+	rest mem.BufferSlice
+	cur  []byte // unread, of the piece before rest
+	left int    // unread in all
+}
+
+// fill makes cur not empty; something is left.
+func (c *cursor) fill() {
+	for len(c.cur) == 0 {
+		c.cur, c.rest = c.rest[0].ReadOnlyData(), c.rest[1:]
+	}
+}
+
+func (c *cursor) varint() (uint64, error) {
+	var v uint64
+	for shift := 0; shift < 70; shift += 7 {
+		if c.left == 0 {
+			return 0, errShort
+		}
+		c.fill()
+		b := c.cur[0]
+		c.cur, c.left = c.cur[1:], c.left-1
+		if shift == 63 && b > 1 {
+			return 0, errVarint
+		}
+		v |= uint64(b&0x7f) << shift
+		if b < 0x80 {
+			return v, nil
+		}
+	}
+	return 0, errVarint
+}
+
+func (c *cursor) tag() (protowire.Number, protowire.Type, error) {
+	v, err := c.varint()
+	if err != nil {
+		return 0, 0, err
+	}
+	number := v >> 3
+	if number < uint64(protowire.MinValidNumber) || number > uint64(protowire.MaxValidNumber) {
+		return 0, 0, errTag
+	}
+	return protowire.Number(number), protowire.Type(v & 7), nil
+}
+
+// length reads how many bytes follow; they are there.
+func (c *cursor) length() (int, error) {
+	n, err := c.varint()
+	if err != nil {
+		return 0, err
+	}
+	if n > uint64(c.left) {
+		return 0, fmt.Errorf("a field of %d bytes, %d are left", n, c.left)
+	}
+	return int(n), nil
+}
+
+// next returns the next n bytes, which are there, copied only where they lie in pieces. They hold until scratch is used.
+func (c *cursor) next(n int, scratch *[]byte) []byte {
+	if n == 0 {
+		return nil
+	}
+	c.fill()
+	if n <= len(c.cur) {
+		b := c.cur[:n]
+		c.cur, c.left = c.cur[n:], c.left-n
+		return b
+	}
+	*scratch = slices.Grow((*scratch)[:0], n)[:n]
+	c.copy(*scratch)
+	return *scratch
+}
+
+// copy fills dst with the next bytes, which are there.
+func (c *cursor) copy(dst []byte) {
+	for len(dst) > 0 {
+		c.fill()
+		n := copy(dst, c.cur)
+		dst, c.cur, c.left = dst[n:], c.cur[n:], c.left-n
+	}
+}
+
+func (c *cursor) discard(n int) error {
+	if n > c.left {
+		return errShort
+	}
+	for n > 0 {
+		c.fill()
+		m := min(n, len(c.cur))
+		c.cur, c.left, n = c.cur[m:], c.left-m, n-m
+	}
+	return nil
+}
+
+// skip passes over a field that is not known.
+func (c *cursor) skip(field protowire.Number, kind protowire.Type, depth int) error {
+	switch kind {
+	case protowire.VarintType:
+		_, err := c.varint()
+		return err
+	case protowire.Fixed32Type:
+		return c.discard(4)
+	case protowire.Fixed64Type:
+		return c.discard(8)
+	case protowire.BytesType:
+		n, err := c.length()
+		if err != nil {
+			return err
+		}
+		return c.discard(n)
+	case protowire.StartGroupType:
+		if depth == 0 {
+			return errGroup
+		}
+		for c.left > 0 {
+			inner, kind, err := c.tag()
+			if err != nil {
+				return err
+			}
+			if kind == protowire.EndGroupType {
+				if inner != field {
+					return errGroup
+				}
+				return nil
+			}
+			if err := c.skip(inner, kind, depth-1); err != nil {
+				return err
+			}
+		}
+		return errGroup
+	case protowire.EndGroupType:
+		return errGroup
+	}
+	return errTag
+}
+
+// Where a body has a field twice, the last counts; repeated fields go on.
+
+func (s *Step) unmarshal(b []byte) error {
+	for len(b) > 0 {
+		field, kind, n := protowire.ConsumeTag(b)
+		if n < 0 {
+			return protowire.ParseError(n)
+		}
+		b = b[n:]
+		switch {
+		case kind == protowire.VarintType && field == stepTokens:
+			var v uint64
+			if v, n = protowire.ConsumeVarint(b); n >= 0 {
+				if len(s.Tokens) == maxTokens {
+					return fmt.Errorf("step: tokens: there are more than %d", maxTokens)
+				}
+				s.Tokens = append(s.Tokens, uint32(v))
+			}
+		case kind == protowire.VarintType:
+			var v uint64
+			if v, n = protowire.ConsumeVarint(b); n >= 0 {
+				s.set(field, v)
+			}
+		case kind == protowire.BytesType && (field == stepSession || field == stepHashes || field == stepTreeMask || field == stepTokens):
+			var v []byte
+			if v, n = protowire.ConsumeBytes(b); n >= 0 {
+				if err := s.setBytes(field, v); err != nil {
+					return fmt.Errorf("step: %w", err)
+				}
+			}
+		case kind == protowire.Fixed64Type && field == stepHashes:
+			var err error
+			if s.Hashes, n, err = appendHash(s.Hashes, b); err != nil {
+				return fmt.Errorf("step: %w", err)
+			}
+		default:
+			n = protowire.ConsumeFieldValue(field, kind, b)
+		}
+		if n < 0 {
+			return protowire.ParseError(n)
+		}
+		b = b[n:]
+	}
+	return nil
+}
+
+func (s *Step) set(field protowire.Number, v uint64) {
+	switch field {
+	case stepEpoch:
+		s.Epoch = v
+	case stepTruncations:
+		s.Truncations = v
+	case stepLayer:
+		s.Layer = uint32(v)
+	case stepLength:
+		s.Length = v
+	case stepAppend:
+		s.Append = uint32(v)
+	case stepAttend:
+		s.Attend = uint32(v)
+	case stepQueryPosition:
+		s.QueryPosition = v
+	case stepEncoding:
+		s.Encoding = headwaterv1.StorageType(v)
+	case stepCodec:
+		s.Codec = headwaterv1.StepCodec(v)
+	case stepTree:
+		s.Tree = uint32(v)
+	}
+}
+
+func (s *Step) setBytes(field protowire.Number, v []byte) (err error) {
+	switch field {
+	case stepSession:
+		if len(v) != len(s.Session) {
+			return fmt.Errorf("session: an id has %d bytes, not %d", len(s.Session), len(v))
+		}
+		copy(s.Session[:], v)
+	case stepHashes:
+		s.Hashes, err = appendPacked(s.Hashes, v)
+	case stepTreeMask:
+		s.TreeMask = append(s.TreeMask[:0], v...)
+	case stepTokens:
+		for len(v) > 0 {
+			token, n := protowire.ConsumeVarint(v)
+			if n < 0 {
+				return protowire.ParseError(n)
+			}
+			if len(s.Tokens) == maxTokens {
+				return fmt.Errorf("tokens: there are more than %d", maxTokens)
+			}
+			s.Tokens, v = append(s.Tokens, uint32(token)), v[n:]
+		}
+	}
+	return err
+}
+
+func (r *Result) unmarshal(b []byte) error {
+	for len(b) > 0 {
+		field, kind, n := protowire.ConsumeTag(b)
+		if n < 0 {
+			return protowire.ParseError(n)
+		}
+		b = b[n:]
+		switch {
+		case kind == protowire.VarintType:
+			var v uint64
+			if v, n = protowire.ConsumeVarint(b); n >= 0 {
+				r.set(field, v)
+			}
+		case kind == protowire.BytesType && (field == resultError || field == resultHashes):
+			var v []byte
+			if v, n = protowire.ConsumeBytes(b); n >= 0 {
+				if err := r.setBytes(field, v); err != nil {
+					return fmt.Errorf("result: %w", err)
+				}
+			}
+		case kind == protowire.Fixed64Type && field == resultHashes:
+			var err error
+			if r.Hashes, n, err = appendHash(r.Hashes, b); err != nil {
+				return fmt.Errorf("result: %w", err)
+			}
+		default:
+			n = protowire.ConsumeFieldValue(field, kind, b)
+		}
+		if n < 0 {
+			return protowire.ParseError(n)
+		}
+		b = b[n:]
+	}
+	return nil
+}
+
+func (r *Result) set(field protowire.Number, v uint64) {
+	switch field {
+	case resultLength:
+		r.Length = v
+	case resultComputeNanos:
+		r.ComputeNanos = v
+	case resultQueueNanos:
+		r.QueueNanos = v
+	case resultCodec:
+		r.Codec = headwaterv1.StepCodec(v)
+	}
+}
+
+func (r *Result) setBytes(field protowire.Number, v []byte) (err error) {
+	if field == resultHashes {
+		r.Hashes, err = appendPacked(r.Hashes, v)
+		return err
+	}
+	if r.Err == nil {
+		r.Err = &Error{&headwaterv1.SessionError{}}
+	}
+	if err := (proto.UnmarshalOptions{Merge: true}).Unmarshal(v, r.Err.Why); err != nil {
+		return fmt.Errorf("error: %w", err)
+	}
+	return nil
+}
+
+// appendHash appends the hash at the start of b and returns its bytes, negative as of protowire.
+func appendHash(hashes []uint64, b []byte) ([]uint64, int, error) {
+	if len(hashes) == maxHashes {
+		return hashes, 0, fmt.Errorf("hashes: there are more than %d", maxHashes)
+	}
+	h, n := protowire.ConsumeFixed64(b)
+	if n < 0 {
+		return hashes, n, nil
+	}
+	return append(hashes, h), n, nil
+}
+
+func appendPacked(hashes []uint64, b []byte) ([]uint64, error) {
+	switch {
+	case len(b)%8 != 0:
+		return hashes, fmt.Errorf("hashes: %d bytes are not whole ones", len(b))
+	case len(b)/8 > maxHashes-len(hashes):
+		return hashes, fmt.Errorf("hashes: there are more than %d", maxHashes)
+	}
+	for ; len(b) > 0; b = b[8:] {
+		hashes = append(hashes, binary.LittleEndian.Uint64(b))
+	}
+	return hashes, nil
+}

@@ -1,0 +1,137 @@
+package fanout_test
+
+import (
+	"context"
+	"errors"
+	"testing"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/stats"
+
+	"headwater.example/internal/rpc"
+	"headwater.example/internal/session/fanout"
+	"headwater.example/internal/testkit/plainholder"
+	headwaterv1 "headwater.example/proto/headwater/v1"
+)
+
+// watch tells of the connections that a server has, as they come and go.
+type watch struct{ began, ended chan struct{} }
+
+func newWatch() *watch { return &watch{make(chan struct{}, 100), make(chan struct{}, 100)} }
+
+func (w *watch) TagRPC(ctx context.Context, _ *stats.RPCTagInfo) context.Context   { return ctx }
+func (w *watch) TagConn(ctx context.Context, _ *stats.ConnTagInfo) context.Context { return ctx }
+func (w *watch) HandleRPC(context.Context, stats.RPCStats)                         {}
+func (w *watch) HandleConn(_ context.Context, s stats.ConnStats) {
+	switch s.(type) {
+	case *stats.ConnBegin:
+		w.began <- struct{}{}
+	case *stats.ConnEnd:
+		w.ended <- struct{}{}
+	}
+}
+
+// node is a holder whose connections are watched.
+func node(t *testing.T, name string) (address string, w *watch) {
+	t.Helper()
+	w = newWatch()
+	h := &plainholder.Holder{Name: name}
+	return serve(t, h.Register, grpc.StatsHandler(w)), w
+}
+
+// TestAConnectionEndsWithItsLastUser: neither before nor later, and the next user has another.
+func TestAConnectionEndsWithItsLastUser(t *testing.T) {
+	address, w := node(t, "w1")
+	conns := fanout.NewConns(rpc.DialOptions()...)
+	call := func() {
+		t.Helper()
+		if _, err := conns.List(t.Context(), "w1", address, &headwaterv1.ListSessionsRequest{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	first, err := conns.Use(address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	second, err := conns.Use(address)
+	if err != nil || first != second {
+		t.Fatalf("another connection to the same address: %v", err)
+	}
+	call()
+	first.Release()
+	call()
+	<-w.began
+	if len(w.began)+len(w.ended) != 0 {
+		t.Error("two uses and two calls were not on one connection")
+	}
+	second.Release()
+	<-w.ended
+	call() // alone, it is the first and the last user
+	<-w.began
+	<-w.ended
+	third, err := conns.Use(address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := conns.Close(); err != nil {
+		t.Fatal(err)
+	}
+	third.Release()
+	if _, err := conns.Use(address); !errors.Is(err, fanout.ErrClosed) {
+		t.Errorf("a closed set is used: %v", err)
+	}
+}
+
+// TestWhoIsNotKeptAnyMoreIsLetGo: the connection to one who has departed ends, that to one who stays is not made anew.
+func TestWhoIsNotKeptAnyMoreIsLetGo(t *testing.T) {
+	one, w1 := node(t, "w1")
+	two, w2 := node(t, "w2")
+	conns := fanout.NewConns(rpc.DialOptions()...)
+	var kept fanout.Kept
+	call := func(address string) {
+		t.Helper()
+		if _, err := conns.List(t.Context(), "", address, &headwaterv1.ListSessionsRequest{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	kept.Set(conns, one, two, two)
+	call(one)
+	call(two)
+	<-w1.began
+	<-w2.began
+	kept.Set(conns, two)
+	<-w1.ended
+	call(two)
+	if len(w2.began)+len(w2.ended) != 0 {
+		t.Error("the connection to who stays is another")
+	}
+	kept.Set(conns)
+	<-w2.ended
+	if err := conns.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestALaneUsesItsConnections: that to a holder is there as long as the stream, also where nobody keeps it.
+func TestALaneUsesItsConnections(t *testing.T) {
+	w := newWatch()
+	p := connect(t)
+	s := &script{step: count}
+	l := shape(1, 1, 1, 1)
+	h, err := fanout.NewHolding([]fanout.Layer{l}, &fanout.Holder{Name: "w1", Address: serve(t, s.Register, grpc.StatsHandler(w))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for length := range uint64(3) {
+		step, _ := draw(rng(1), []fanout.Layer{l}, 0, [16]byte{1}, length, []uint64{length}, 1, 0)
+		if err := p.lane.Start(t.Context(), h, step).Wait(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	<-w.began
+	if len(w.began)+len(w.ended) != 0 {
+		t.Error("three steps were not on one connection")
+	}
+	p.lane.Close()
+	<-w.ended
+}

@@ -1,0 +1,463 @@
+package fanout
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"math"
+	"slices"
+
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/protobuf/proto"
+
+	"headwater.example/internal/session"
+	headwaterv1 "headwater.example/proto/headwater/v1"
+)
+
+// each calls do for every holder beside each other, and returns the states in their order. When some fail, the others go on
+// to their end; the error is that of the first holder that refused.
+func (c *Conns) each(ctx context.Context, holders []*Holder, do func(ctx context.Context, s headwaterv1.SessionServiceClient, i int) (*headwaterv1.SessionState, error)) ([]*headwaterv1.SessionState, error) {
+	states, errs := make([]*headwaterv1.SessionState, len(holders)), make([]error, len(holders))
+	var tasks errgroup.Group
+	for i, o := range holders {
+		tasks.Go(func() error {
+			conn, err := c.Use(o.Address)
+			if err != nil {
+				errs[i] = lost(o.Name, err)
+				return nil
+			}
+			defer conn.Release()
+			if states[i], err = do(ctx, headwaterv1.NewSessionServiceClient(conn), i); err != nil {
+				errs[i] = callError(o.Name, err)
+			}
+			return nil
+		})
+	}
+	_ = tasks.Wait() // no task returns an error
+	var first error
+	for _, err := range errs {
+		if err != nil && (first == nil || transient(first) && !transient(err)) {
+			first = err
+		}
+	}
+	return states, first
+}
+
+// Create makes a session at every holder. It begins with the prefix that all of them have; who has more is cut to it.
+func (c *Conns) Create(ctx context.Context, h *Holding, req *headwaterv1.CreateSessionRequest) (*headwaterv1.SessionState, error) {
+	states, err := c.each(ctx, h.holders, func(ctx context.Context, s headwaterv1.SessionServiceClient, i int) (*headwaterv1.SessionState, error) {
+		begin, err := h.sliceBegin(h.holders[i], req.GetBegin())
+		if err != nil {
+			return nil, err
+		}
+		own := &headwaterv1.CreateSessionRequest{Session: req.GetSession(), Epoch: req.GetEpoch(), Config: req.GetConfig(), Held: h.holders[i].held(), Tokens: req.GetTokens(), Workers: req.GetWorkers(), Begin: begin}
+		resp, err := s.CreateSession(ctx, own)
+		return resp.GetState(), err
+	})
+	if err != nil {
+		if !Is(err, headwaterv1.SessionProblem_SESSION_PROBLEM_EXISTS) {
+			c.abandon(ctx, h, req.GetSession(), req.GetEpoch())
+		}
+		return nil, err
+	}
+	least := h.least(states)
+	if len(req.GetBegin()) == 0 {
+		// Holders of other layers may have other prefixes, too: the first step continues at one position in all layers.
+		least = slices.Repeat([]uint64{slices.Min(least)}, len(least))
+	}
+	state, err := c.level(ctx, h, req.GetSession(), req.GetEpoch(), states, least)
+	if err != nil {
+		c.abandon(ctx, h, req.GetSession(), req.GetEpoch())
+	}
+	return state, err
+}
+
+// abandon drops what was made of a session that not all could make, also where ctx has ended. What can not be dropped in time
+// ends by its TTL.
+func (c *Conns) abandon(ctx context.Context, h *Holding, session []byte, epoch *headwaterv1.Epoch) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.abandonTimeout)
+	defer cancel()
+	_ = c.Drop(ctx, h.holders, &headwaterv1.DropSessionRequest{Session: session, Epoch: epoch})
+}
+
+// Take makes the lane of the epoch the one that drives the session, at every holder, or with CheckOnly says whether it
+// would. What is expected, all of several holders confirm before one of them steps its epoch, so that a wrong receipt shuts
+// nobody out. Where an append was not made whole the session is cut to what all have.
+func (c *Conns) Take(ctx context.Context, h *Holding, req *headwaterv1.TakeSessionRequest) (*headwaterv1.SessionState, error) {
+	if len(h.holders) > 1 && len(req.GetExpect()) > 0 || req.GetCheckOnly() {
+		if _, err := c.take(ctx, h, req, true); err != nil || req.GetCheckOnly() {
+			return nil, err
+		}
+	}
+	states, err := c.take(ctx, h, req, false)
+	if err != nil {
+		return nil, err
+	}
+	return c.level(ctx, h, req.GetSession(), req.GetEpoch(), states, h.least(states))
+}
+
+func (c *Conns) take(ctx context.Context, h *Holding, req *headwaterv1.TakeSessionRequest, checkOnly bool) ([]*headwaterv1.SessionState, error) {
+	return c.each(ctx, h.holders, func(ctx context.Context, s headwaterv1.SessionServiceClient, i int) (*headwaterv1.SessionState, error) {
+		expect, err := h.slice(h.holders[i], req.GetExpect())
+		if err != nil {
+			return nil, err
+		}
+		resp, err := s.TakeSession(ctx, &headwaterv1.TakeSessionRequest{
+			Session: req.GetSession(), Epoch: req.GetEpoch(), Expect: expect, Truncations: req.GetTruncations(), CheckOnly: checkOnly,
+		})
+		return resp.GetState(), err
+	})
+}
+
+// slice returns a holder's part of what is known of the layers.
+func (h *Holding) slice(o *Holder, layers []*headwaterv1.LayerState) ([]*headwaterv1.LayerState, error) {
+	if o.Groups == nil {
+		return layers, nil
+	}
+	var own []*headwaterv1.LayerState
+	for _, l := range layers {
+		if int64(l.GetLayer()) >= int64(len(h.layers)) || len(l.GetHashes()) != h.layers[l.GetLayer()].KVHeads {
+			return nil, invalid("layer %d with %d hashes is not one of the session's", l.GetLayer(), len(l.GetHashes()))
+		}
+		groups := o.Groups[l.GetLayer()]
+		if len(groups) == 0 {
+			continue
+		}
+		one := &headwaterv1.LayerState{Layer: l.GetLayer(), Length: l.GetLength()}
+		for _, g := range groups {
+			one.Hashes = append(one.Hashes, l.GetHashes()[g])
+		}
+		own = append(own, one)
+	}
+	return own, nil
+}
+
+// least returns for each layer the positions that all of its holders have.
+func (h *Holding) least(states []*headwaterv1.SessionState) []uint64 {
+	least := slices.Repeat([]uint64{math.MaxUint64}, len(h.layers))
+	for _, s := range states {
+		for _, l := range s.GetLayers() {
+			if int64(l.GetLayer()) < int64(len(least)) {
+				least[l.GetLayer()] = min(least[l.GetLayer()], l.GetLength())
+			}
+		}
+	}
+	return least
+}
+
+// sliceBegin returns a holder's part of how layers begin.
+func (h *Holding) sliceBegin(o *Holder, layers []*headwaterv1.BeginLayer) ([]*headwaterv1.BeginLayer, error) {
+	if o.Groups == nil {
+		return layers, nil
+	}
+	var own []*headwaterv1.BeginLayer
+	for _, l := range layers {
+		if int64(l.GetLayer()) >= int64(len(h.layers)) || l.GetFirst() > 0 && len(l.GetHashes()) != h.layers[l.GetLayer()].KVHeads || l.GetFirst() == 0 && len(l.GetHashes()) != 0 {
+			return nil, invalid("layer %d, which begins at position %d with %d hashes, is not one of the session's", l.GetLayer(), l.GetFirst(), len(l.GetHashes()))
+		}
+		groups := o.Groups[l.GetLayer()]
+		if len(groups) == 0 {
+			continue
+		}
+		one := &headwaterv1.BeginLayer{Layer: l.GetLayer(), First: l.GetFirst(), Length: l.GetLength()}
+		if l.GetFirst() > 0 {
+			for _, g := range groups {
+				one.Hashes = append(one.Hashes, l.GetHashes()[g])
+			}
+		}
+		own = append(own, one)
+	}
+	if len(layers) > 0 && len(own) == 0 {
+		// A holder of other layers alone is not to look for a prefix either.
+		l := slices.IndexFunc(o.Groups, func(groups []int) bool { return len(groups) > 0 })
+		own = append(own, &headwaterv1.BeginLayer{Layer: uint32(max(l, 0))})
+	}
+	return own, nil
+}
+
+// level joins the states of all holders, after it has cut each layer to the length of that layer where some have more. Who has
+// counted one truncation less than others has not cut yet.
+func (c *Conns) level(ctx context.Context, h *Holding, session []byte, epoch *headwaterv1.Epoch, states []*headwaterv1.SessionState, lengths []uint64) (*headwaterv1.SessionState, error) {
+	truncations, differ := states[0].GetTruncations(), false
+	for _, s := range states {
+		differ = differ || s.GetTruncations() != truncations
+		truncations = min(truncations, s.GetTruncations())
+		for _, l := range s.GetLayers() {
+			differ = differ || int64(l.GetLayer()) < int64(len(lengths)) && l.GetLength() != lengths[l.GetLayer()]
+		}
+	}
+	if !differ {
+		return h.Join(session, states)
+	}
+	return c.Truncate(ctx, h, &headwaterv1.TruncateSessionRequest{Session: session, Epoch: epoch, Truncations: truncations, Lengths: lengths})
+}
+
+// Join makes one state of a session of those of all holders, in their order. They must have the same lengths and truncations.
+func (h *Holding) Join(id []byte, states []*headwaterv1.SessionState) (*headwaterv1.SessionState, error) {
+	if states[0] == nil {
+		return nil, wrong(h.holders[0].Name, "it answers without a state")
+	}
+	all := proto.CloneOf(states[0])
+	all.Layers, all.PageBytes, all.OwnBytes, all.Holders = nil, 0, 0, nil
+	hashes, lengths, firsts, seen := make([][]uint64, len(h.layers)), make([]uint64, len(h.layers)), make([]uint64, len(h.layers)), make([]int, len(h.layers))
+	for l, layer := range h.layers {
+		hashes[l] = make([]uint64, layer.KVHeads)
+	}
+	for i, s := range states {
+		o := h.holders[i]
+		if !bytes.Equal(s.GetSession(), id) {
+			return nil, wrong(o.Name, "it answers for session %x, not %x", s.GetSession(), id)
+		}
+		if s.GetTruncations() != all.GetTruncations() {
+			return nil, refused(o.Name, session.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_OTHER_TRUNCATIONS, "session %x: truncated %d times, at another holder %d", id, s.GetTruncations(), all.GetTruncations()))
+		}
+		all.PageBytes += s.GetPageBytes()
+		all.OwnBytes += s.GetOwnBytes()
+		all.Pinned = all.Pinned && s.GetPinned()
+		if s.GetUsed().AsTime().After(all.GetUsed().AsTime()) {
+			all.Used = s.GetUsed()
+		}
+		last := int64(-1)
+		for _, l := range s.GetLayers() {
+			if int64(l.GetLayer()) >= int64(len(h.layers)) || int64(l.GetLayer()) <= last {
+				return nil, wrong(o.Name, "it tells of layer %d of %d after layer %d", l.GetLayer(), len(h.layers), last)
+			}
+			last = int64(l.GetLayer())
+			groups := o.layer(int(l.GetLayer()), h.layers[l.GetLayer()])
+			if len(l.GetHashes()) != len(groups) || len(groups) == 0 {
+				return nil, wrong(o.Name, "it has %d hashes for %d groups of layer %d", len(l.GetHashes()), len(groups), l.GetLayer())
+			}
+			if seen[l.GetLayer()] > 0 && l.GetLength() != lengths[l.GetLayer()] {
+				return nil, refused(o.Name, session.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_BEHIND, "layer %d has %d positions, at another holder %d", l.GetLayer(), l.GetLength(), lengths[l.GetLayer()]))
+			}
+			lengths[l.GetLayer()] = l.GetLength()
+			firsts[l.GetLayer()] = max(firsts[l.GetLayer()], l.GetFirst())
+			seen[l.GetLayer()] += len(groups)
+			for j, g := range groups {
+				hashes[l.GetLayer()][g] = l.GetHashes()[j]
+			}
+		}
+	}
+	for l, layer := range h.layers {
+		if seen[l] != layer.KVHeads {
+			for i, s := range states {
+				if len(h.holders[i].layer(l, layer)) > 0 && !slices.ContainsFunc(s.GetLayers(), func(t *headwaterv1.LayerState) bool { return int64(t.GetLayer()) == int64(l) }) {
+					return nil, wrong(h.holders[i].Name, "it does not tell of layer %d", l)
+				}
+			}
+		}
+		all.Layers = append(all.Layers, &headwaterv1.LayerState{Layer: uint32(l), Length: lengths[l], Hashes: hashes[l], First: firsts[l]})
+	}
+	if h.holders[0].Groups == nil {
+		all.Holders = states[0].GetHolders()
+	} else {
+		all.Holders = h.Proto()
+		for i, s := range states {
+			all.Holders[i].PageBytes, all.Holders[i].OwnBytes = s.GetPageBytes(), s.GetOwnBytes()
+		}
+	}
+	return all, nil
+}
+
+// Fork makes a session that begins as another one, at every holder.
+func (c *Conns) Fork(ctx context.Context, h *Holding, req *headwaterv1.ForkSessionRequest) (*headwaterv1.SessionState, error) {
+	states, err := c.each(ctx, h.holders, func(ctx context.Context, s headwaterv1.SessionServiceClient, _ int) (*headwaterv1.SessionState, error) {
+		resp, err := s.ForkSession(ctx, req)
+		return resp.GetState(), err
+	})
+	if err == nil {
+		var state *headwaterv1.SessionState
+		if state, err = c.level(ctx, h, req.GetChild(), req.GetChildEpoch(), states, h.least(states)); err == nil {
+			return state, nil
+		}
+	}
+	if !Is(err, headwaterv1.SessionProblem_SESSION_PROBLEM_EXISTS) {
+		c.abandon(ctx, h, req.GetChild(), req.GetChildEpoch())
+	}
+	return nil, err
+}
+
+// Truncate takes positions back at every holder, and what an append has left at some of them alone, or with CheckOnly says
+// whether it would. Where it fails at some, the same request again makes it whole.
+func (c *Conns) Truncate(ctx context.Context, h *Holding, req *headwaterv1.TruncateSessionRequest) (*headwaterv1.SessionState, error) {
+	if len(h.holders) > 1 && len(req.GetLengths()) == 0 {
+		states, err := c.states(ctx, h, req.GetSession())
+		if err != nil {
+			return nil, err
+		}
+		req = proto.CloneOf(req)
+		req.Lengths = h.least(states)
+		for l := range req.Lengths {
+			req.Lengths[l] = min(req.Lengths[l], req.GetPosition())
+		}
+	}
+	// Where one may have freed what another still has, none begins before all have agreed.
+	if len(h.holders) > 1 && slices.ContainsFunc(h.layers, func(l Layer) bool { return l.Windowed }) || req.GetCheckOnly() {
+		check := proto.CloneOf(req)
+		check.CheckOnly = true
+		if _, err := c.truncate(ctx, h, check); err != nil || req.GetCheckOnly() {
+			return nil, err
+		}
+	}
+	states, err := c.truncate(ctx, h, req)
+	if err != nil {
+		return nil, err
+	}
+	return h.Join(req.GetSession(), states)
+}
+
+func (c *Conns) truncate(ctx context.Context, h *Holding, req *headwaterv1.TruncateSessionRequest) ([]*headwaterv1.SessionState, error) {
+	return c.each(ctx, h.holders, func(ctx context.Context, s headwaterv1.SessionServiceClient, _ int) (*headwaterv1.SessionState, error) {
+		resp, err := s.TruncateSession(ctx, req)
+		return resp.GetState(), err
+	})
+}
+
+// Pin pins a session at every holder, or no longer. Where an append was not made whole, the layers that it returns have what
+// all holders have, and no hashes.
+func (c *Conns) Pin(ctx context.Context, h *Holding, req *headwaterv1.PinSessionRequest) (*headwaterv1.SessionState, error) {
+	states, err := c.each(ctx, h.holders, func(ctx context.Context, s headwaterv1.SessionServiceClient, _ int) (*headwaterv1.SessionState, error) {
+		resp, err := s.PinSession(ctx, req)
+		return resp.GetState(), err
+	})
+	if err != nil {
+		return nil, err
+	}
+	// A coordinator that has found it so has answered without hashes.
+	if s := states[0]; h.holders[0].Groups == nil && bytes.Equal(s.GetSession(), req.GetSession()) &&
+		!slices.ContainsFunc(s.GetLayers(), func(l *headwaterv1.LayerState) bool { return len(l.GetHashes()) > 0 }) {
+		return s, nil
+	}
+	state, err := h.Join(req.GetSession(), states)
+	if Is(err, headwaterv1.SessionProblem_SESSION_PROBLEM_BEHIND) || Is(err, headwaterv1.SessionProblem_SESSION_PROBLEM_OTHER_TRUNCATIONS) {
+		state = proto.CloneOf(states[0])
+		state.Layers, state.Holders = nil, h.Proto()
+		for l, n := range h.least(states) {
+			state.Layers = append(state.Layers, &headwaterv1.LayerState{Layer: uint32(l), Length: n})
+		}
+		return state, nil
+	}
+	return state, err
+}
+
+// Drop ends a session at every holder. One that does not know it is no error unless none does.
+func (c *Conns) Drop(ctx context.Context, holders []*Holder, req *headwaterv1.DropSessionRequest) error {
+	known := make([]bool, len(holders))
+	_, err := c.each(ctx, holders, func(ctx context.Context, s headwaterv1.SessionServiceClient, i int) (*headwaterv1.SessionState, error) {
+		_, err := s.DropSession(ctx, req)
+		known[i] = err == nil
+		if Is(err, headwaterv1.SessionProblem_SESSION_PROBLEM_UNKNOWN) {
+			return nil, nil
+		}
+		return nil, err
+	})
+	if err == nil && !slices.Contains(known, true) {
+		return unknown("", req.GetSession())
+	}
+	return err
+}
+
+// states asks every holder what it has of a session.
+func (c *Conns) states(ctx context.Context, h *Holding, session []byte) ([]*headwaterv1.SessionState, error) {
+	return c.each(ctx, h.holders, func(ctx context.Context, s headwaterv1.SessionServiceClient, i int) (*headwaterv1.SessionState, error) {
+		resp, err := s.ListSessions(ctx, &headwaterv1.ListSessionsRequest{Sessions: [][]byte{session}})
+		if err == nil && len(resp.GetSessions()) != 1 {
+			return nil, unknown(h.holders[i].Name, session)
+		}
+		if err != nil {
+			return nil, err
+		}
+		return resp.GetSessions()[0], nil
+	})
+}
+
+// Holds tells whether every holder has exactly these positions and hashes of the layers, after as many truncations.
+func (c *Conns) Holds(ctx context.Context, h *Holding, session []byte, truncations uint64, layers []*headwaterv1.LayerState) (bool, error) {
+	states, err := c.states(ctx, h, session)
+	if err != nil {
+		return false, err
+	}
+	for i, s := range states {
+		want, err := h.slice(h.holders[i], layers)
+		if err != nil {
+			return false, err
+		}
+		if s.GetTruncations() != truncations || !slices.EqualFunc(s.GetLayers(), want, func(a, b *headwaterv1.LayerState) bool {
+			return a.GetLayer() == b.GetLayer() && a.GetLength() == b.GetLength() && slices.Equal(a.GetHashes(), b.GetHashes())
+		}) {
+			return false, nil
+		}
+	}
+	return true, nil
+}
+
+// List asks one holder for sessions and its cache.
+func (c *Conns) List(ctx context.Context, name, address string, req *headwaterv1.ListSessionsRequest) (*headwaterv1.ListSessionsResponse, error) {
+	conn, err := c.Use(address)
+	if err != nil {
+		return nil, lost(name, err)
+	}
+	defer conn.Release()
+	resp, err := headwaterv1.NewSessionServiceClient(conn).ListSessions(ctx, req)
+	if err != nil {
+		return nil, callError(name, err)
+	}
+	return resp, nil
+}
+
+// Export reads keys and values of one layer and calls do with what comes, ascending by group, then by position.
+func (c *Conns) Export(ctx context.Context, h *Holding, req *headwaterv1.ExportSessionRequest, do func(*headwaterv1.ExportSessionResponse) error) error {
+	if int64(req.GetLayer()) >= int64(len(h.layers)) {
+		return invalid("layer %d of %d", req.GetLayer(), len(h.layers))
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	parts := h.parts[req.GetLayer()]
+	owner := make([]int, h.layers[req.GetLayer()].KVHeads)
+	streams := make([]headwaterv1.SessionService_ExportSessionClient, len(parts))
+	heads := make([]*headwaterv1.ExportSessionResponse, len(parts))
+	for i, p := range parts {
+		for _, g := range p.groups {
+			owner[g] = i
+		}
+		conn, err := c.Use(p.holder.Address)
+		if err != nil {
+			return lost(p.holder.Name, err)
+		}
+		defer conn.Release()
+		if streams[i], err = headwaterv1.NewSessionServiceClient(conn).ExportSession(ctx, req); err != nil {
+			return callError(p.holder.Name, err)
+		}
+	}
+	next := func(i int) (err error) {
+		if heads[i], err = streams[i].Recv(); errors.Is(err, io.EOF) {
+			heads[i] = nil
+			return nil
+		} else if err != nil {
+			return callError(parts[i].holder.Name, err)
+		}
+		return nil
+	}
+	for i := range parts {
+		if err := next(i); err != nil {
+			return err
+		}
+	}
+	for g, i := range owner {
+		for heads[i] != nil && int64(heads[i].GetGroup()) == int64(g) {
+			if err := do(heads[i]); err != nil {
+				return err
+			}
+			if err := next(i); err != nil {
+				return err
+			}
+		}
+	}
+	for i, m := range heads {
+		if m != nil {
+			return wrong(parts[i].holder.Name, "it sends group %d of layer %d out of turn", m.GetGroup(), req.GetLayer())
+		}
+	}
+	return nil
+}

@@ -1,0 +1,119 @@
+package fanout
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+
+	"headwater.example/internal/session"
+	headwaterv1 "headwater.example/proto/headwater/v1"
+)
+
+// Is tells whether an error is, wraps or carries the refusal of a problem.
+func Is(err error, problem headwaterv1.SessionProblem) bool {
+	e, ok := session.FromError(err)
+	return ok && e.Problem() == problem
+}
+
+// lostError is a holder that can not be reached now. Over a new stream it may be.
+type lostError struct{ why *session.Error }
+
+func (e lostError) Error() string { return e.why.Error() }
+func (e lostError) Unwrap() error { return e.why }
+
+// transient tells whether the same call may go well soon.
+func transient(err error) bool {
+	var l lostError
+	return errors.As(err, &l) || Is(err, headwaterv1.SessionProblem_SESSION_PROBLEM_BUSY)
+}
+
+// refused is what a holder said. The name that it gives, of who refused it in turn, is kept.
+func refused(holder string, e *session.Error) *session.Error {
+	if e.Why.GetHolder() != "" || holder == "" {
+		return e
+	}
+	why := proto.CloneOf(e.Why)
+	why.Holder = holder
+	return &session.Error{Why: why}
+}
+
+// lost is a connection that was not made, or one that broke under a call, which may go well over a new one.
+func lost(holder string, err error) error {
+	if errors.Is(err, ErrClosed) || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+		return fmt.Errorf("holder %q: %w", holder, err)
+	}
+	s := status.Convert(err)
+	var broken brokenError
+	if e, ok := session.FromError(err); ok {
+		return refused(holder, e)
+	}
+	problem := headwaterv1.SessionProblem_SESSION_PROBLEM_LOST
+	switch {
+	case s.Code() == codes.InvalidArgument || s.Code() == codes.ResourceExhausted || s.Code() == codes.FailedPrecondition || s.Code() == codes.Unimplemented:
+		return status.Errorf(s.Code(), "holder %q: %s", holder, oneLine(s.Message()))
+	case errors.As(err, &broken):
+		problem = headwaterv1.SessionProblem_SESSION_PROBLEM_BUSY
+	}
+	e := session.Errorf(problem, "%s", oneLine(s.Message()))
+	e.Why.Holder = holder
+	return lostError{e}
+}
+
+func oneLine(s string) string {
+	return strings.ReplaceAll(strings.Join(strings.Fields(s), " "), "rpc error: code = ", "")
+}
+
+// wrong is an answer that no holder should give.
+func wrong(holder, format string, args ...any) error {
+	return status.Errorf(codes.Internal, "holder %q: %s", holder, fmt.Sprintf(format, args...))
+}
+
+// invalid is a request that no holder is asked.
+func invalid(format string, args ...any) error {
+	return session.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_INVALID, format, args...)
+}
+
+// Silent is the error of a session that workers which did not answer, at least one, may hold, or the rest of it.
+func Silent(workers []*headwaterv1.SilentWorker, rest bool) error {
+	what, others := "the session", ""
+	if rest {
+		what = "the rest of the session"
+	}
+	if len(workers) > 1 {
+		names := make([]string, len(workers)-1)
+		for i, w := range workers[1:] {
+			names[i] = w.GetWorker()
+		}
+		others = "; nor did " + strings.Join(names, ", ")
+	}
+	e := session.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_LOST, "it did not answer, and may hold %s: %s%s", what, oneLine(workers[0].GetError()), others)
+	e.Why.Holder = workers[0].GetWorker()
+	return e
+}
+
+// unknown is a session that a holder does not have.
+func unknown(holder string, id []byte) error {
+	return refused(holder, session.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_UNKNOWN, "session %x is not held", id))
+}
+
+// callError makes of the error of a unary call what it means.
+func callError(holder string, err error) error {
+	if e, ok := session.FromError(err); ok {
+		return refused(holder, e)
+	}
+	switch s := status.Convert(err); s.Code() {
+	case codes.Unavailable:
+		return lost(holder, err)
+	case codes.Canceled:
+		return fmt.Errorf("holder %q: %w", holder, context.Canceled)
+	case codes.DeadlineExceeded:
+		return fmt.Errorf("holder %q: %w", holder, context.DeadlineExceeded)
+	default:
+		return status.Errorf(s.Code(), "holder %q: %s", holder, oneLine(s.Message()))
+	}
+}

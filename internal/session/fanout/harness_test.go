@@ -1,0 +1,211 @@
+package fanout_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"testing"
+
+	"go.uber.org/goleak"
+	"google.golang.org/grpc"
+
+	"headwater.example/internal/rpc"
+	"headwater.example/internal/session"
+	"headwater.example/internal/session/fanout"
+	"headwater.example/internal/testkit/plainholder"
+	headwaterv1 "headwater.example/proto/headwater/v1"
+	"headwater.example/shard"
+	"headwater.example/tensor"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// serve serves on loopback until the test ends, and returns the address.
+func serve(t testing.TB, register func(grpc.ServiceRegistrar), opts ...grpc.ServerOption) string {
+	t.Helper()
+	s := grpc.NewServer(append(rpc.ServerOptions(), opts...)...)
+	register(s)
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() { defer close(done); _ = s.Serve(listener) }()
+	t.Cleanup(func() { s.Stop(); <-done })
+	return listener.Addr().String()
+}
+
+// peers are connections and a lane that end with the test.
+type peers struct {
+	conns *fanout.Conns
+	lane  *fanout.Lane
+	epoch *headwaterv1.Epoch
+}
+
+func connect(t testing.TB) *peers {
+	t.Helper()
+	id := session.ID{1}
+	p := &peers{conns: fanout.NewConns(rpc.DialOptions()...), epoch: &headwaterv1.Epoch{Counter: 1, Lane: id[:]}}
+	p.lane = fanout.NewLane(id, p.conns)
+	t.Cleanup(func() {
+		p.lane.Close()
+		if err := p.conns.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return p
+}
+
+// shape is a layer of float32.
+func shape(heads, groups, headDim, vDim int) fanout.Layer {
+	return fanout.Layer{LayerShape: shard.LayerShape{Heads: heads, KVHeads: groups, HeadDim: headDim, VDim: vDim}, Storage: tensor.F32}
+}
+
+func config(layers []fanout.Layer) *headwaterv1.SessionConfig {
+	c := &headwaterv1.SessionConfig{}
+	for _, l := range layers {
+		c.Layers = append(c.Layers, &headwaterv1.SessionLayer{
+			NHeads: uint32(l.Heads), NKvHeads: uint32(l.KVHeads), HeadDim: uint32(l.HeadDim), VDim: uint32(l.VDim),
+			Storage: headwaterv1.StorageType_STORAGE_TYPE_F32, Causal: true, WindowLeft: -1, WindowRight: -1,
+		})
+	}
+	return c
+}
+
+// tensors are a step's, by group; they note what comes back.
+type tensors struct {
+	q, k, v      [][]byte
+	context, lse map[int][]float32
+}
+
+func (x *tensors) Query(dst []byte, g int)      { copy(dst, x.q[g]) }
+func (x *tensors) Key(dst []byte, g int)        { copy(dst, x.k[g]) }
+func (x *tensors) Value(dst []byte, g int)      { copy(dst, x.v[g]) }
+func (x *tensors) KeyScale(dst []byte, g int)   { panic("float32 has no scales") }
+func (x *tensors) ValueScale(dst []byte, g int) { panic("float32 has no scales") }
+
+func (x *tensors) Take(group int, context, lse []float32) {
+	x.context[group], x.lse[group] = append([]float32(nil), context...), append([]float32(nil), lse...)
+}
+
+// draw makes a step of random tensors.
+func draw(r *rand.Rand, layers []fanout.Layer, layer int, id [16]byte, length uint64, hashes []uint64, appended, attend int) (*fanout.Step, *tensors) {
+	l := layers[layer]
+	x := &tensors{context: map[int][]float32{}, lse: map[int][]float32{}}
+	floats := func(n int) []byte {
+		f := make([]float32, n)
+		for i := range f {
+			f[i] = float32(r.NormFloat64())
+		}
+		b := make([]byte, 4*n)
+		_ = tensor.Narrow(b, f, tensor.F32) // lengths match
+		return b
+	}
+	for range l.KVHeads {
+		x.q = append(x.q, floats(attend*l.GroupSize()*l.HeadDim))
+		x.k = append(x.k, floats(appended*l.HeadDim))
+		x.v = append(x.v, floats(appended*l.VDim))
+	}
+	return &fanout.Step{
+		Step: session.Step{
+			Session: id, Epoch: 1, Layer: uint32(layer), Length: length, Hashes: append([]uint64(nil), hashes...),
+			Append: uint32(appended), Attend: uint32(attend), QueryPosition: length + uint64(appended) - uint64(attend),
+			Encoding: headwaterv1.StorageType_STORAGE_TYPE_F32, Codec: headwaterv1.StepCodec_STEP_CODEC_RAW,
+		},
+		Input: x, Output: x,
+	}, x
+}
+
+// plain is a session on plain holders.
+type plain struct {
+	*peers
+	nodes   []*plainholder.Holder
+	layers  []fanout.Layer
+	holding *fanout.Holding
+	id      [16]byte
+}
+
+// start makes a session of layers whose groups go round the holders.
+func start(t testing.TB, n int, layers ...fanout.Layer) *plain {
+	t.Helper()
+	p := &plain{peers: connect(t), layers: layers, id: [16]byte{7}}
+	var holders []*fanout.Holder
+	for i := range n {
+		h := &plainholder.Holder{Name: fmt.Sprintf("w%d", i+1), Boot: [16]byte{byte(i + 1)}}
+		o := &fanout.Holder{Name: h.Name, Boot: h.Boot[:], Address: serve(t, h.Register), Groups: make([][]int, len(layers))}
+		for l, layer := range layers {
+			for g := range layer.KVHeads {
+				if g%n == i {
+					o.Groups[l] = append(o.Groups[l], g)
+				}
+			}
+		}
+		p.nodes, holders = append(p.nodes, h), append(holders, o)
+	}
+	var err error
+	if p.holding, err = fanout.NewHolding(layers, holders...); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.conns.Create(t.Context(), p.holding, &headwaterv1.CreateSessionRequest{Session: p.id[:], Epoch: p.epoch, Config: config(layers)}); err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+// script is a holder that answers as it is told.
+type script struct {
+	session.Service
+	headwaterv1.UnimplementedWorkerServiceServer
+	step  func(*session.Request, *session.Response) error // an error ends the lane
+	state func() *headwaterv1.SessionState
+}
+
+func (s *script) Register(r grpc.ServiceRegistrar) { session.Register(r, s) }
+
+func (s *script) TruncateSession(context.Context, *headwaterv1.TruncateSessionRequest) (*headwaterv1.TruncateSessionResponse, error) {
+	return &headwaterv1.TruncateSessionResponse{State: s.state()}, nil
+}
+
+func (s *script) ExportSession(_ *headwaterv1.ExportSessionRequest, stream grpc.ServerStreamingServer[headwaterv1.ExportSessionResponse]) error {
+	for _, g := range []uint32{0, 1, 0} {
+		if err := stream.Send(&headwaterv1.ExportSessionResponse{Group: g, Count: 1}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *script) Lane(stream *session.ServerStream) error {
+	for {
+		var req session.Request
+		err := stream.Recv(&req)
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		resp := session.Response{ID: req.ID}
+		err = s.step(&req, &resp)
+		req.Payload.Free()
+		if err != nil {
+			return err
+		}
+		if err := stream.Send(&resp); err != nil {
+			return err
+		}
+	}
+}
+
+// alone is a holding of one scripted holder that has all groups.
+func alone(t testing.TB, s *script, layers ...fanout.Layer) *fanout.Holding {
+	t.Helper()
+	h, err := fanout.NewHolding(layers, &fanout.Holder{Name: "odd", Address: serve(t, s.Register)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return h
+}

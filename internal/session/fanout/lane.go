@@ -1,0 +1,215 @@
+package fanout
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+
+	"headwater.example/internal/session"
+)
+
+// inFlight is how many steps a lane has on their way to one holder and back; more wait.
+const inFlight = 256
+
+// Lane is one client's lane: a stream to each holder that it has steps for, opened at the first of them. Safe for
+// concurrent use; steps that are started one after the other reach each holder in that order.
+type Lane struct {
+	id    session.ID
+	conns *Conns
+	ctx   context.Context // ends with Close
+	end   context.CancelFunc
+	tasks sync.WaitGroup
+	calls sync.Pool // *Call
+
+	mu      sync.Mutex
+	streams map[string]*stream // by address
+	closed  bool
+}
+
+// NewLane makes a lane. Its streams end with Close.
+func NewLane(id session.ID, conns *Conns) *Lane {
+	ctx, cancel := context.WithCancel(context.Background())
+	l := &Lane{id: id, conns: conns, ctx: ctx, end: cancel, streams: map[string]*stream{}}
+	l.calls.New = func() any { return &Call{lane: l, done: make(chan struct{}, 1)} }
+	return l
+}
+
+// ID is the lane's id.
+func (l *Lane) ID() session.ID { return l.id }
+
+// Close ends the streams and waits for what runs on them. Steps that wait for answers fail.
+func (l *Lane) Close() {
+	l.mu.Lock()
+	l.closed = true
+	l.mu.Unlock()
+	l.end()
+	l.tasks.Wait()
+}
+
+// stream returns the stream to a holder, a new one where there is none that lives.
+func (l *Lane) stream(o *Holder) (*stream, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		return nil, ErrClosed
+	}
+	if s, ok := l.streams[o.Address]; ok && s.ctx.Err() == nil {
+		return s, nil
+	}
+	conn, err := l.conns.Use(o.Address)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithCancelCause(l.ctx)
+	s := &stream{ctx: ctx, fail: cancel, queue: make(chan *callPart, inFlight), room: make(chan struct{}, inFlight), pending: map[uint64]*callPart{}}
+	l.streams[o.Address] = s
+	l.tasks.Go(func() {
+		s.run(conn, l.id)
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		if l.streams[o.Address] == s {
+			delete(l.streams, o.Address)
+		}
+	})
+	return s, nil
+}
+
+// stream is the stream to one holder, with the goroutine that sends on it and the one that receives.
+type stream struct {
+	ctx   context.Context // ends with the stream, its cause says why
+	fail  context.CancelCauseFunc
+	queue chan *callPart
+	room  chan struct{} // holds one element for each step that has no answer yet
+
+	mu      sync.Mutex
+	next    uint64
+	pending map[uint64]*callPart // by id
+}
+
+// add queues a part; it waits for room. A part that was added is told by call.finished that it was sent, and that it was
+// answered, also where neither will be.
+func (s *stream) add(ctx context.Context, p *callPart) error {
+	select {
+	case s.room <- struct{}{}:
+	case <-s.ctx.Done():
+		return context.Cause(s.ctx)
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ctx.Err() != nil {
+		return context.Cause(s.ctx)
+	}
+	s.next++
+	p.request.ID = s.next
+	s.pending[s.next] = p
+	s.queue <- p // has room for all that are pending
+	return nil
+}
+
+// brokenError is a stream that ended after it had been opened.
+type brokenError struct{ error }
+
+func (e brokenError) Unwrap() error { return e.error }
+
+// run opens the stream, sends and receives until it ends, and fails what is pending then.
+func (s *stream) run(conn *Conn, id session.ID) {
+	defer conn.Release()
+	defer s.finish()
+	rpc, err := session.Open(s.ctx, conn, id)
+	if err != nil {
+		s.fail(err)
+		return
+	}
+	var sender sync.WaitGroup
+	defer sender.Wait()
+	sender.Go(func() { s.send(rpc) })
+	response := new(session.Response)
+	for {
+		err := rpc.Recv(response)
+		if err == nil {
+			response, err = s.answered(response)
+		}
+		if err != nil {
+			s.fail(brokenError{fmt.Errorf("the lane ended: %w", err)})
+			return
+		}
+	}
+}
+
+func (s *stream) send(rpc *session.Stream) {
+	for {
+		select {
+		case p := <-s.queue:
+			err := rpc.Send(p.request)
+			if err != nil && s.refused(p, err) {
+				err = nil
+			}
+			p.call.finished()
+			if err != nil {
+				return // Recv says why
+			}
+		case <-s.ctx.Done():
+			return
+		}
+	}
+}
+
+// answered gives a response to who waits for it, and returns one for the next.
+func (s *stream) answered(r *session.Response) (*session.Response, error) {
+	s.mu.Lock()
+	p, ok := s.pending[r.ID]
+	delete(s.pending, r.ID)
+	s.mu.Unlock()
+	if !ok {
+		return r, fmt.Errorf("an answer to step %d, which is not open", r.ID)
+	}
+	<-s.room
+	p.response, r = r, p.response
+	p.answered = true
+	p.call.finished()
+	return r, nil
+}
+
+// refused ends a part whose frame this side has refused, after which the stream goes on, and tells whether it is so.
+func (s *stream) refused(p *callPart, err error) bool {
+	var own *session.Error
+	if !errors.As(err, &own) {
+		return false
+	}
+	s.refuse(p, own)
+	return true
+}
+
+// refuse ends a part that was not sent.
+func (s *stream) refuse(p *callPart, err error) {
+	s.mu.Lock()
+	_, ok := s.pending[p.request.ID]
+	delete(s.pending, p.request.ID)
+	s.mu.Unlock()
+	if ok { // else the stream has ended meanwhile
+		<-s.room
+		p.err = err
+		p.call.finished()
+	}
+}
+
+// finish fails all that has no answer. Nothing is sent any more.
+func (s *stream) finish() {
+	s.fail(nil) // ends the context where nothing has failed
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for len(s.queue) > 0 {
+		p := <-s.queue
+		p.request.Payload.Free()
+		p.request.Payload = nil
+		p.call.finished()
+	}
+	for _, p := range s.pending {
+		p.err = context.Cause(s.ctx)
+		p.call.finished()
+	}
+	clear(s.pending)
+}

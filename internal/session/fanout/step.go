@@ -1,0 +1,408 @@
+package fanout
+
+import (
+	"context"
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	"headwater.example/internal/contextframe"
+	"headwater.example/internal/rpc"
+	"headwater.example/internal/session"
+	headwaterv1 "headwater.example/proto/headwater/v1"
+)
+
+// Input gives a step's tensors group by group, little endian, as LaneRequest.payload lays them out. Each method fills dst.
+type Input interface {
+	// Query is q [attend, group size, head_dim] in f32.
+	Query(dst []byte, group int)
+	// Key and Value are k [append, head_dim] and v [append, v_dim] in the step's encoding.
+	Key(dst []byte, group int)
+	Value(dst []byte, group int)
+	// KeyScale and ValueScale are [append] in f32; they are asked for int8 only.
+	KeyScale(dst []byte, group int)
+	ValueScale(dst []byte, group int)
+}
+
+// Output takes a step's context group by group.
+type Output interface {
+	// Take is given context [attend, group size, v_dim] and LSE [attend, group size], which it may use until it returns.
+	Take(group int, context, lse []float32)
+}
+
+// Step is a step on all groups of a layer. Length and Hashes are those before it. What it refers to must stay as it is until
+// the call has ended.
+type Step struct {
+	session.Step // Hashes by group of the layer; Wait writes those after the step over them
+
+	Input  Input
+	Output Output
+
+	// Payload is the whole payload, in the place of Input, for a layer that one holder has whole: it is sent as it is, and the
+	// answer's payload is Answer, not given to Output. Start takes it, and who calls Wait takes Answer.
+	Payload *rpc.Buffer
+	Answer  *rpc.Buffer
+
+	ComputeNanos, QueueNanos uint64 // the most of any holder
+}
+
+// Call is a step on its way. It is made by Start, and ends with Wait or Once.
+type Call struct {
+	lane    *Lane
+	holding *Holding
+	step    *Step
+	parts   []*callPart
+	left    atomic.Int32  // parts that are not sent, and parts that are not answered
+	done    chan struct{} // one element when none is left
+	refused error         // why it was not sent
+	context []float32     // scratch: one holder's context and LSE
+	lse     []float32
+}
+
+// callPart is what one holder is asked.
+type callPart struct {
+	call     *Call
+	holder   *Holder
+	groups   []int
+	request  *session.Request
+	response *session.Response
+	answered bool
+	err      error
+}
+
+// finished counts. Parts of an abandoned call count as well; nobody waits for them then.
+func (c *Call) finished() {
+	if c.left.Add(-1) == 0 {
+		c.done <- struct{}{}
+	}
+}
+
+// Start sends a step to all holders of its layer. It waits while too much is under way.
+func (l *Lane) Start(ctx context.Context, h *Holding, s *Step) *Call {
+	c := l.calls.Get().(*Call)
+	c.holding, c.step = h, s
+	c.send(ctx)
+	return c
+}
+
+func (c *Call) send(ctx context.Context) {
+	parts, s := c.holding.parts[c.step.Layer], c.step
+	for len(c.parts) < len(parts) {
+		c.parts = append(c.parts, &callPart{call: c, request: new(session.Request), response: new(session.Response)})
+	}
+	c.parts = c.parts[:len(parts)]
+	if c.refused = s.fits(parts, c.holding.layers[s.Layer]); c.refused != nil {
+		s.Payload.Free()
+		s.Payload = nil
+		c.done <- struct{}{}
+		return
+	}
+	c.left.Store(int32(2 * len(parts)))
+	for i, p := range c.parts {
+		p.holder, p.groups, p.answered, p.err = parts[i].holder, parts[i].groups, false, nil
+		m := &p.request.Step
+		hashes, mask, tokens := m.Hashes[:0], m.TreeMask[:0], m.Tokens[:0]
+		*m = s.Step
+		m.Hashes, m.TreeMask, m.Tokens = hashes, append(mask, s.TreeMask...), append(tokens, s.Tokens...)
+		for _, g := range p.groups {
+			m.Hashes = append(m.Hashes, s.Hashes[g])
+		}
+		if s.Payload != nil {
+			p.request.Payload, s.Payload = s.Payload, nil
+		} else {
+			p.request.Payload = s.cut(p.groups, c.holding.layers[s.Layer])
+		}
+		stream, err := c.lane.stream(p.holder)
+		if err == nil {
+			err = stream.add(ctx, p)
+		}
+		if err != nil {
+			p.request.Payload.Free()
+			p.request.Payload, p.err = nil, err
+			c.finished()
+			c.finished()
+		}
+	}
+}
+
+// fits refuses a step of which one holder's part, or its answer, is more than a frame takes, before any holder is sent its own.
+func (s *Step) fits(parts []part, layer Layer) error {
+	query, key, value, scale := layer.bytes(&s.Step)
+	each := query + key + value + 2*scale
+	answer := 4 * int(s.Attend) * layer.GroupSize() * (layer.VDim + 1)
+	for _, p := range parts {
+		n := max(each, answer) * len(p.groups)
+		if n += 8*len(p.groups) + len(s.TreeMask) + 5*len(s.Tokens) + roomForFields; n > rpc.MaxMessageBytes {
+			return invalid("layer %d: %d tokens to append and %d that attend make a frame of about %d bytes at holder %q, at most %d are allowed: cut the step into fewer tokens",
+				s.Layer, s.Append, s.Attend, n, p.holder.Name, rpc.MaxMessageBytes)
+		}
+	}
+	return nil
+}
+
+// roomForFields is more than a frame's other fields, and the coding of a context, take.
+const roomForFields = 32 << 10
+
+// bytes are the sizes of the tensors that a step has for one group.
+func (l Layer) bytes(s *session.Step) (query, key, value, scale int) {
+	query = 4 * int(s.Attend) * l.GroupSize() * l.HeadDim
+	size := 4
+	if s.Encoding != headwaterv1.StorageType_STORAGE_TYPE_F32 {
+		size = l.Storage.Size()
+	}
+	key, value = int(s.Append)*l.HeadDim*size, int(s.Append)*l.VDim*size
+	if s.Encoding == headwaterv1.StorageType_STORAGE_TYPE_I8 {
+		scale = 4 * int(s.Append)
+	}
+	return query, key, value, scale
+}
+
+// Payload is the Input that a whole payload is.
+type Payload struct {
+	tensors [5][]byte // q, k, v, k_scale, v_scale, each by group
+	sizes   [5]int    // of one group
+}
+
+// Cut finds the tensors in the payload of a step on all groups.
+func (p *Payload) Cut(l Layer, s *session.Step, payload []byte) error {
+	var sizes [5]int
+	sizes[0], sizes[1], sizes[2], sizes[3] = l.bytes(s)
+	sizes[4] = sizes[3]
+	at := 0
+	for i, size := range sizes {
+		n := size * l.KVHeads
+		if n > len(payload)-at {
+			return invalid("layer %d: a payload of %d bytes for %d queries and %d positions of %d groups", s.Layer, len(payload), s.Attend, s.Append, l.KVHeads)
+		}
+		p.tensors[i], p.sizes[i] = payload[at:at+n], size
+		at += n
+	}
+	if at != len(payload) {
+		return invalid("layer %d: a payload of %d bytes, %d are for %d queries and %d positions of %d groups", s.Layer, len(payload), at, s.Attend, s.Append, l.KVHeads)
+	}
+	return nil
+}
+
+func (p *Payload) put(dst []byte, tensor, group int) {
+	copy(dst, p.tensors[tensor][group*p.sizes[tensor]:])
+}
+
+// Query implements Input.
+func (p *Payload) Query(dst []byte, group int) { p.put(dst, 0, group) }
+
+// Key implements Input.
+func (p *Payload) Key(dst []byte, group int) { p.put(dst, 1, group) }
+
+// Value implements Input.
+func (p *Payload) Value(dst []byte, group int) { p.put(dst, 2, group) }
+
+// KeyScale implements Input.
+func (p *Payload) KeyScale(dst []byte, group int) { p.put(dst, 3, group) }
+
+// ValueScale implements Input.
+func (p *Payload) ValueScale(dst []byte, group int) { p.put(dst, 4, group) }
+
+// cut makes the payload for some groups.
+func (s *Step) cut(groups []int, layer Layer) *rpc.Buffer {
+	query, key, value, scale := layer.bytes(&s.Step)
+	b := rpc.NewBuffer(len(groups) * (query + key + value + 2*scale))
+	rest := b.Bytes()
+	each := func(size int, fill func(Input, []byte, int)) {
+		for _, g := range groups {
+			if size > 0 {
+				fill(s.Input, rest[:size], g)
+				rest = rest[size:]
+			}
+		}
+	}
+	each(query, Input.Query)
+	each(key, Input.Key)
+	each(value, Input.Value)
+	each(scale, Input.KeyScale)
+	each(scale, Input.ValueScale)
+	return b
+}
+
+const (
+	// attempts is how often a step is sent that transient failures keep from being done, with a pause before each but the first
+	// that doubles.
+	attempts   = 4
+	firstPause = 10 * time.Millisecond
+)
+
+// Wait waits until every holder has answered, and hands out the contexts. What broke on the way or was too much for a
+// holder is sent again. On an error, a *session.Error where a holder has a part in it, the step may have been done by some
+// holders: the same step again makes it whole.
+func (c *Call) Wait(ctx context.Context) error { return c.wait(ctx, attempts) }
+
+// Once is Wait that sends nothing again.
+func (c *Call) Once(ctx context.Context) error { return c.wait(ctx, 1) }
+
+func (c *Call) wait(ctx context.Context, attempts int) error {
+	for attempt := 1; ; attempt++ {
+		select {
+		case <-c.done:
+		case <-ctx.Done():
+			// Its parts may still be written to: it is not used again.
+			return fmt.Errorf("step of layer %d: %w", c.step.Layer, ctx.Err())
+		}
+		failure := c.failure()
+		if failure != nil && c.lane.ctx.Err() != nil {
+			failure = fmt.Errorf("step of layer %d: %w", c.step.Layer, ErrClosed)
+		}
+		if failure == nil {
+			err := c.gather()
+			c.release()
+			return err
+		}
+		if attempt >= attempts || !transient(failure) || !pause(ctx, firstPause<<(attempt-1)) {
+			c.release()
+			return failure
+		}
+		c.send(ctx)
+	}
+}
+
+// pause waits, and tells whether the context has not ended.
+func pause(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+func (c *Call) release() {
+	for _, p := range c.parts {
+		p.response.Payload.Free()
+		p.response.Payload = nil
+	}
+	c.holding, c.step, c.refused = nil, nil, nil
+	c.lane.calls.Put(c)
+}
+
+// failure returns what decides about the call: a refusal before what may pass.
+func (c *Call) failure() error {
+	if c.refused != nil {
+		return c.refused
+	}
+	var first error
+	for _, p := range c.parts {
+		var err error
+		switch {
+		case p.err != nil:
+			err = lost(p.holder.Name, p.err)
+		case p.response.Result.Err != nil:
+			err = refused(p.holder.Name, p.response.Result.Err)
+		default:
+			continue
+		}
+		if first == nil || transient(first) && !transient(err) {
+			first = err
+		}
+	}
+	return first
+}
+
+// gather checks that the answers are those to the step, takes the hashes and hands out the contexts.
+func (c *Call) gather() error {
+	s, layer := c.step, c.holding.layers[c.step.Layer]
+	after := s.Length + uint64(s.Append)
+	for _, p := range c.parts {
+		r := &p.response.Result
+		switch {
+		case r.Length != after || len(r.Hashes) != len(p.groups):
+			return wrong(p.holder.Name, "it answers a step to %d positions of %d groups with %d and %d hashes", after, len(p.groups), r.Length, len(r.Hashes))
+		case s.Attend == 0 && p.response.Payload != nil:
+			return wrong(p.holder.Name, "it answers with a context where nothing attends")
+		case s.Attend > 0 && r.Codec != s.Codec:
+			return wrong(p.holder.Name, "its context is in codec %s, not %s", r.Codec, s.Codec)
+		}
+	}
+	for _, p := range c.parts {
+		switch {
+		case s.Input == nil:
+			s.Answer, p.response.Payload = p.response.Payload, nil
+		case s.Attend > 0:
+			if err := c.take(p, layer); err != nil {
+				return err
+			}
+		}
+	}
+	s.ComputeNanos, s.QueueNanos = 0, 0
+	for _, p := range c.parts {
+		r := &p.response.Result
+		for j, g := range p.groups {
+			s.Hashes[g] = r.Hashes[j]
+		}
+		s.ComputeNanos, s.QueueNanos = max(s.ComputeNanos, r.ComputeNanos), max(s.QueueNanos, r.QueueNanos)
+	}
+	return nil
+}
+
+// take decodes one holder's context and hands it out.
+func (c *Call) take(p *callPart, layer Layer) error {
+	s := c.step
+	tokens, heads := len(p.groups)*int(s.Attend), layer.GroupSize()
+	var context, lse []float32
+	if s.Codec == headwaterv1.StepCodec_STEP_CODEC_RAW {
+		if n := len(p.response.Payload.Bytes()); n != 4*tokens*heads*(layer.VDim+1) {
+			return wrong(p.holder.Name, "its context has %d bytes, not the %d of %d rows of %d elements with their LSE", n, 4*tokens*heads*(layer.VDim+1), tokens*heads, layer.VDim)
+		}
+		all := p.response.Payload.Floats()
+		context, lse = all[:tokens*heads*layer.VDim], all[tokens*heads*layer.VDim:]
+	} else {
+		c.context, c.lse = resize(c.context, tokens*heads*layer.VDim), resize(c.lse, tokens*heads)
+		context, lse = c.context, c.lse
+		if err := decode(p.response.Payload.Bytes(), s.Codec, tokens, heads, layer.VDim, context, lse); err != nil {
+			return wrong(p.holder.Name, "its context: %v", err)
+		}
+	}
+	one := int(s.Attend) * heads
+	for _, g := range p.groups {
+		s.Output.Take(g, context[:one*layer.VDim], lse[:one])
+		context, lse = context[one*layer.VDim:], lse[one:]
+	}
+	return nil
+}
+
+// FrameCodec is the codec of the frames that a step's codec means; false where it means none.
+func FrameCodec(codec headwaterv1.StepCodec) (contextframe.Codec, bool) {
+	switch codec {
+	case headwaterv1.StepCodec_STEP_CODEC_EXACT:
+		return contextframe.Exact, true
+	case headwaterv1.StepCodec_STEP_CODEC_BF16:
+		return contextframe.BF16, true
+	case headwaterv1.StepCodec_STEP_CODEC_F16:
+		return contextframe.F16, true
+	case headwaterv1.StepCodec_STEP_CODEC_I8:
+		return contextframe.I8, true
+	}
+	return 0, false
+}
+
+// decode reads a frame of context [tokens, heads, v_dim] and LSE [tokens, heads], tokens being those of all groups.
+func decode(payload []byte, codec headwaterv1.StepCodec, tokens, heads, vDim int, context, lse []float32) error {
+	want, ok := FrameCodec(codec)
+	if !ok {
+		return fmt.Errorf("codec %s is unknown", codec)
+	}
+	h, err := contextframe.Decode(payload, context, lse)
+	if err != nil {
+		return err
+	}
+	if h.Codec != want || h.Tokens != tokens || h.Heads != heads || h.VDim != vDim {
+		return fmt.Errorf("a frame of %d tokens, %d heads, v_dim %d in codec %s, not of %d, %d, %d in %s", h.Tokens, h.Heads, h.VDim, h.Codec, tokens, heads, vDim, want)
+	}
+	return nil
+}
+
+func resize(s []float32, n int) []float32 {
+	if cap(s) < n {
+		return make([]float32, n)
+	}
+	return s[:n]
+}

@@ -1,0 +1,86 @@
+package session
+
+import (
+	"headwater.example/internal/rpc"
+	headwaterv1 "headwater.example/proto/headwater/v1"
+)
+
+// ID is the id of a lane.
+type ID [16]byte
+
+// Request is a LaneRequest. A zero Request is ready for use, and one that was sent or received may be used again.
+type Request struct {
+	// ID is the number of the step in its lane; the answer repeats it.
+	ID   uint64
+	Step Step
+	// Payload is the step's tensors, as LaneRequest.payload says. Send takes it; who received it frees it.
+	Payload *rpc.Buffer
+
+	scratch []byte
+	fault   error
+}
+
+// Step is a Step of headwater.v1, with its fields' meaning.
+type Step struct {
+	Session       [16]byte
+	Epoch         uint64
+	Truncations   uint64
+	Layer         uint32
+	Length        uint64
+	Hashes        []uint64
+	Append        uint32
+	Attend        uint32
+	QueryPosition uint64
+	Encoding      headwaterv1.StorageType
+	Codec         headwaterv1.StepCodec
+	Tree          uint32
+	TreeMask      []byte
+	Tokens        []uint32
+}
+
+// Response is a LaneResponse. A zero Response is ready for use, and one that was sent or received may be used again.
+type Response struct {
+	// ID is the number of the step.
+	ID     uint64
+	Result Result
+	// Payload is context and LSE, as LaneResponse.payload says. Send takes it; who received it frees it.
+	Payload *rpc.Buffer
+
+	scratch []byte
+	fault   error
+}
+
+// Result is a StepResult of headwater.v1, with its fields' meaning.
+type Result struct {
+	// Err is nil when the step was done.
+	Err          *Error
+	Length       uint64
+	Hashes       []uint64
+	ComputeNanos uint64
+	QueueNanos   uint64
+	Codec        headwaterv1.StepCodec
+}
+
+// Reset empties the request and keeps its slices' memory for the next frame, unless it is large. The payload must have been
+// given away.
+func (r *Request) Reset() {
+	s := &r.Step
+	*r = Request{
+		Step:    Step{Hashes: empty(s.Hashes), TreeMask: empty(s.TreeMask), Tokens: empty(s.Tokens)},
+		scratch: empty(r.scratch),
+	}
+}
+
+// Reset empties the response and keeps its slices' memory for the next frame, unless it is large. The payload must have been
+// given away.
+func (r *Response) Reset() {
+	*r = Response{Result: Result{Hashes: empty(r.Result.Hashes)}, scratch: empty(r.scratch)}
+}
+
+// empty returns x without elements, and without its memory if that is more than usual frames need.
+func empty[E any](x []E) []E {
+	if cap(x) > 1<<14 {
+		return nil
+	}
+	return x[:0]
+}

@@ -1,0 +1,184 @@
+package session
+
+import (
+	"context"
+	"encoding/hex"
+	"fmt"
+	"slices"
+	"strings"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+
+	"headwater.example/internal/rpc"
+	headwaterv1 "headwater.example/proto/headwater/v1"
+)
+
+// MetadataKey carries a lane's id, in hexadecimal.
+const MetadataKey = "headwater-lane"
+
+// String returns the id in hexadecimal.
+func (id ID) String() string { return hex.EncodeToString(id[:]) }
+
+// ParseID reads an id of 32 hexadecimal digits.
+func ParseID(text string) (ID, error) {
+	var id ID
+	if len(text) != 2*len(id) {
+		return ID{}, fmt.Errorf("lane %q: an id has %d hexadecimal digits", text, 2*len(id))
+	}
+	if _, err := hex.Decode(id[:], []byte(text)); err != nil {
+		return ID{}, fmt.Errorf("lane %q: %w", text, err)
+	}
+	return id, nil
+}
+
+// Stream is the client's end of a lane. One goroutine may send while another receives.
+type Stream struct {
+	stream grpc.ClientStream
+}
+
+// Open opens a lane. It ends with ctx, or when Recv has returned an error: until one of both, the connection holds it.
+func Open(ctx context.Context, conn grpc.ClientConnInterface, id ID) (*Stream, error) {
+	ctx = metadata.AppendToOutgoingContext(ctx, MetadataKey, id.String())
+	stream, err := conn.NewStream(ctx, &clientDesc, headwaterv1.SessionService_Lane_FullMethodName, grpc.ForceCodecV2(rpc.Codec{}))
+	if err != nil {
+		return nil, err
+	}
+	return &Stream{stream}, nil
+}
+
+var clientDesc = grpc.StreamDesc{StreamName: "Lane", ServerStreams: true, ClientStreams: true}
+
+// Header waits for what the server says first: its protocol version among it.
+func (s *Stream) Header() (metadata.MD, error) { return s.stream.Header() }
+
+// Send sends a request, whose payload it takes, also where it fails; the rest of the request may be used again. It blocks
+// while the holder does not read. A frame that is too large is an *Error, and the lane goes on without it. After io.EOF,
+// Recv says why the lane has ended.
+func (s *Stream) Send(r *Request) error {
+	var err error
+	if refused := tooLarge(r.FrameBytes(len(r.Payload.Bytes()))); refused != nil {
+		err = refused
+	} else {
+		err = s.stream.SendMsg(r)
+	}
+	r.Payload.Free() // where it was not taken
+	r.Payload = nil
+	return err
+}
+
+// CloseSend says that no more requests come. Answers to those sent still do, and then io.EOF.
+func (s *Stream) CloseSend() error { return s.stream.CloseSend() }
+
+// Recv makes r the next response. Its payload is the caller's.
+func (s *Stream) Recv(r *Response) error {
+	if err := s.stream.RecvMsg(r); err != nil {
+		// Of a frame that is much too large gRPC says so first, here or at the holder.
+		if e := status.Convert(err); e.Code() == codes.ResourceExhausted && strings.HasPrefix(e.Message(), "grpc: received message") {
+			return status.Errorf(codes.ResourceExhausted, "a frame on the lane exceeds %d bytes: cut the step into fewer tokens", rpc.MaxMessageBytes)
+		}
+		return err
+	}
+	if r.fault != nil {
+		return unreadable(codes.DataLoss, "an answer on the lane", r.fault)
+	}
+	return nil
+}
+
+// ServerStream is the holder's end of a lane. One goroutine may send while another receives.
+type ServerStream struct {
+	stream grpc.ServerStream
+	id     ID
+}
+
+// Context ends with the lane.
+func (s *ServerStream) Context() context.Context { return s.stream.Context() }
+
+// ID returns the lane's id.
+func (s *ServerStream) ID() ID { return s.id }
+
+// Send sends a response, whose payload it takes, also where it fails; the rest of the response may be used again. It blocks
+// while the client does not read. In the place of a frame that is too large goes its refusal, so that each step is answered.
+func (s *ServerStream) Send(r *Response) error {
+	if refused := tooLarge(frameBytes(r.ID, sizeOfResult(&r.Result), len(r.Payload.Bytes()))); refused != nil {
+		r.Payload.Free()
+		r.Payload, r.Result = nil, Result{Hashes: r.Result.Hashes[:0], Err: refused}
+	}
+	err := s.stream.SendMsg(r)
+	r.Payload.Free() // where it was not taken
+	r.Payload = nil
+	return err
+}
+
+// Recv makes r the next request. Its payload is the caller's. io.EOF says that no more come.
+func (s *ServerStream) Recv(r *Request) error {
+	if err := s.stream.RecvMsg(r); err != nil {
+		return err
+	}
+	if r.fault != nil {
+		return unreadable(codes.InvalidArgument, "lane "+s.id.String()+": a message", r.fault)
+	}
+	return nil
+}
+
+// unreadable is the error of a frame that was received and has a fault.
+func unreadable(code codes.Code, what string, fault error) error {
+	if status.Code(fault) == codes.ResourceExhausted { // its size
+		return fault
+	}
+	return status.Errorf(code, "%s can not be read: %v", what, fault)
+}
+
+// Service is SessionService with lanes of frames: what headwaterv1.SessionServiceServer is but for Lane.
+type Service interface {
+	CreateSession(context.Context, *headwaterv1.CreateSessionRequest) (*headwaterv1.CreateSessionResponse, error)
+	TakeSession(context.Context, *headwaterv1.TakeSessionRequest) (*headwaterv1.TakeSessionResponse, error)
+	ForkSession(context.Context, *headwaterv1.ForkSessionRequest) (*headwaterv1.ForkSessionResponse, error)
+	TruncateSession(context.Context, *headwaterv1.TruncateSessionRequest) (*headwaterv1.TruncateSessionResponse, error)
+	PinSession(context.Context, *headwaterv1.PinSessionRequest) (*headwaterv1.PinSessionResponse, error)
+	DropSession(context.Context, *headwaterv1.DropSessionRequest) (*headwaterv1.DropSessionResponse, error)
+	ListSessions(context.Context, *headwaterv1.ListSessionsRequest) (*headwaterv1.ListSessionsResponse, error)
+	ExportSession(*headwaterv1.ExportSessionRequest, grpc.ServerStreamingServer[headwaterv1.ExportSessionResponse]) error
+	Lane(*ServerStream) error
+}
+
+// Register adds the service to a server, which must have been made with grpc.ForceServerCodecV2(Codec{}).
+func Register(s grpc.ServiceRegistrar, service Service) {
+	desc := headwaterv1.SessionService_ServiceDesc
+	desc.Streams = slices.Clone(desc.Streams)
+	for i := range desc.Streams {
+		if desc.Streams[i].StreamName == clientDesc.StreamName {
+			desc.Streams[i].Handler = serveLane
+		}
+	}
+	s.RegisterService(&desc, adapter{Service: service})
+}
+
+// adapter is a Service as the generated code wants it.
+type adapter struct {
+	headwaterv1.UnsafeSessionServiceServer
+	Service
+}
+
+// Lane is not called: serveLane stands in its place.
+func (adapter) Lane(grpc.BidiStreamingServer[headwaterv1.LaneRequest, headwaterv1.LaneResponse]) error {
+	return status.Error(codes.Unimplemented, "the lane has no handler")
+}
+
+func serveLane(service any, stream grpc.ServerStream) error {
+	ids := metadata.ValueFromIncomingContext(stream.Context(), MetadataKey)
+	if len(ids) != 1 {
+		return status.Errorf(codes.InvalidArgument, "a lane has its id in the metadata key %s; there are %d", MetadataKey, len(ids))
+	}
+	id, err := ParseID(ids[0])
+	if err != nil {
+		return status.Error(codes.InvalidArgument, err.Error())
+	}
+	// The client learns that the lane is open, and need not keep what it sends for another attempt.
+	if err := stream.SendHeader(nil); err != nil {
+		return err
+	}
+	return service.(adapter).Service.Lane(&ServerStream{stream, id})
+}

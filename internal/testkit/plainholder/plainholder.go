@@ -1,0 +1,651 @@
+// Package plainholder is a holder of sessions for tests: the rules of docs/sessions.md over a map of slices, with nothing
+// shared, paged, batched or freed. What a worker answers must be what it answers.
+package plainholder
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"slices"
+	"sync"
+
+	"google.golang.org/grpc"
+
+	"headwater.example/attention"
+	"headwater.example/internal/contextframe"
+	"headwater.example/internal/kvcache"
+	"headwater.example/internal/rpc"
+	"headwater.example/internal/session"
+	"headwater.example/internal/session/fanout"
+	headwaterv1 "headwater.example/proto/headwater/v1"
+	"headwater.example/tensor"
+)
+
+// Holder implements session.Service and the part of WorkerService that says who it is.
+type Holder struct {
+	headwaterv1.UnimplementedWorkerServiceServer
+	Name string
+	Boot [16]byte
+
+	mu       sync.Mutex
+	refuse   func(*session.Step) *session.Error
+	sessions map[[16]byte]*heldSession
+	dropped  map[[16]byte]bool
+	lanes    int // open now
+}
+
+// Set makes refuse, unless it is nil, be asked before each step; its error is the answer.
+func (h *Holder) Set(refuse func(*session.Step) *session.Error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.refuse = refuse
+}
+
+type heldSession struct {
+	config      *headwaterv1.SessionConfig
+	held        []*headwaterv1.HeldLayer
+	epoch       *headwaterv1.Epoch
+	truncations uint64
+	cut         []uint64 // lengths of the last truncation, by layer
+	pinned      bool
+	shards      map[[2]int]*rows // by layer and group
+}
+
+// rows are a shard's keys and values in the storage type, position by position, and the hash after each.
+type rows struct {
+	k, v           []byte
+	kScale, vScale []float32
+	hashes         []uint64
+}
+
+// Register adds the holder's services to a server.
+func (h *Holder) Register(s grpc.ServiceRegistrar) {
+	h.sessions, h.dropped = map[[16]byte]*heldSession{}, map[[16]byte]bool{}
+	headwaterv1.RegisterWorkerServiceServer(s, h)
+	session.Register(s, h)
+}
+
+// Describe implements headwater.v1.WorkerService.
+func (h *Holder) Describe(context.Context, *headwaterv1.DescribeRequest) (*headwaterv1.DescribeResponse, error) {
+	return &headwaterv1.DescribeResponse{Name: h.Name, Boot: h.Boot[:], Weight: 1, BudgetBytes: 1 << 30, Threads: 1}, nil
+}
+
+func refuse(p headwaterv1.SessionProblem, format string, args ...any) *session.Error {
+	return session.Errorf(p, format, args...)
+}
+
+const (
+	invalid          = headwaterv1.SessionProblem_SESSION_PROBLEM_INVALID
+	unknown          = headwaterv1.SessionProblem_SESSION_PROBLEM_UNKNOWN
+	exists           = headwaterv1.SessionProblem_SESSION_PROBLEM_EXISTS
+	behind           = headwaterv1.SessionProblem_SESSION_PROBLEM_BEHIND
+	ahead            = headwaterv1.SessionProblem_SESSION_PROBLEM_AHEAD
+	different        = headwaterv1.SessionProblem_SESSION_PROBLEM_DIFFERENT
+	staleEpoch       = headwaterv1.SessionProblem_SESSION_PROBLEM_STALE_EPOCH
+	otherTruncations = headwaterv1.SessionProblem_SESSION_PROBLEM_OTHER_TRUNCATIONS
+	notFinite        = headwaterv1.SessionProblem_SESSION_PROBLEM_NOT_FINITE
+)
+
+func (h *Holder) find(id []byte) (*heldSession, *session.Error) {
+	s := h.sessions[[16]byte(id)]
+	if s == nil {
+		return nil, refuse(unknown, "session %x is not held", id)
+	}
+	return s, nil
+}
+
+func compare(a, b *headwaterv1.Epoch) int {
+	return cmp.Or(cmp.Compare(a.GetCounter(), b.GetCounter()), bytes.Compare(a.GetLane(), b.GetLane()))
+}
+
+func (s *heldSession) stale() *session.Error {
+	err := refuse(staleEpoch, "another lane drives the session")
+	err.Why.Epoch = s.epoch
+	return err
+}
+
+// check refuses an epoch that is not the accepted one.
+func (s *heldSession) check(e *headwaterv1.Epoch) *session.Error {
+	if compare(e, s.epoch) != 0 {
+		return s.stale()
+	}
+	return nil
+}
+
+func (s *heldSession) truncated(n uint64) *session.Error {
+	if n != s.truncations {
+		err := refuse(otherTruncations, "%d truncations, not %d", s.truncations, n)
+		err.Why.Truncations = s.truncations
+		return err
+	}
+	return nil
+}
+
+// state of a session. ids says that it was asked for by its id.
+func (h *Holder) state(id []byte, s *heldSession, ids bool) *headwaterv1.SessionState {
+	state := &headwaterv1.SessionState{Session: id, Epoch: s.epoch, Truncations: s.truncations, Pinned: s.pinned, Name: s.config.GetName(), Tenant: s.config.GetTenant()}
+	for _, held := range s.held {
+		l := &headwaterv1.LayerState{Layer: held.GetLayer()}
+		for _, g := range held.GetGroups() {
+			r := s.shards[[2]int{int(held.GetLayer()), int(g)}]
+			l.Length = uint64(len(r.hashes))
+			l.Hashes = append(l.Hashes, r.hash(len(r.hashes)))
+			state.PageBytes += uint64(len(r.k) + len(r.v))
+		}
+		state.Layers = append(state.Layers, l)
+	}
+	state.OwnBytes = state.PageBytes
+	state.Holders = []*headwaterv1.Holder{{Name: h.Name, Boot: h.Boot[:], Layers: s.held}}
+	if ids {
+		state.Config = s.config
+	}
+	return state
+}
+
+func (r *rows) hash(n int) uint64 {
+	if n == 0 {
+		return 0
+	}
+	return r.hashes[n-1]
+}
+
+// CreateSession implements session.Service.
+func (h *Holder) CreateSession(_ context.Context, req *headwaterv1.CreateSessionRequest) (*headwaterv1.CreateSessionResponse, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	id := [16]byte(req.GetSession())
+	if h.dropped[id] {
+		return nil, refuse(exists, "session %x was dropped", id)
+	}
+	if s := h.sessions[id]; s != nil {
+		if compare(s.epoch, req.GetEpoch()) != 0 {
+			return nil, refuse(exists, "session %x is there", id)
+		}
+		return &headwaterv1.CreateSessionResponse{State: h.state(id[:], s, true)}, nil
+	}
+	for _, b := range req.GetBegin() {
+		if b.GetFirst() > 0 {
+			return nil, refuse(invalid, "layer %d can not begin at position %d: nothing is freed here", b.GetLayer(), b.GetFirst())
+		}
+	}
+	s := &heldSession{config: req.GetConfig(), held: req.GetHeld(), epoch: req.GetEpoch(), shards: map[[2]int]*rows{}}
+	for _, held := range s.held {
+		for _, g := range held.GetGroups() {
+			s.shards[[2]int{int(held.GetLayer()), int(g)}] = &rows{}
+		}
+	}
+	h.sessions[id] = s
+	return &headwaterv1.CreateSessionResponse{State: h.state(id[:], s, true)}, nil
+}
+
+// TakeSession implements session.Service.
+func (h *Holder) TakeSession(_ context.Context, req *headwaterv1.TakeSessionRequest) (*headwaterv1.TakeSessionResponse, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	s, err := h.find(req.GetSession())
+	if err == nil && compare(req.GetEpoch(), s.epoch) < 0 {
+		err = s.stale()
+	}
+	if err == nil && len(req.GetExpect()) > 0 {
+		err = s.truncated(req.GetTruncations())
+	}
+	if err != nil {
+		return nil, err
+	}
+	for _, l := range req.GetExpect() {
+		i := slices.IndexFunc(s.held, func(held *headwaterv1.HeldLayer) bool { return held.GetLayer() == l.GetLayer() })
+		if i < 0 {
+			return nil, refuse(invalid, "layer %d is not held", l.GetLayer())
+		}
+		for j, g := range s.held[i].GetGroups() {
+			r := s.shards[[2]int{int(l.GetLayer()), int(g)}]
+			if uint64(len(r.hashes)) < l.GetLength() {
+				return nil, refuse(behind, "layer %d has %d positions of %d", l.GetLayer(), len(r.hashes), l.GetLength())
+			}
+			if r.hash(int(l.GetLength())) != l.GetHashes()[j] {
+				return nil, refuse(different, "layer %d group %d is different", l.GetLayer(), g)
+			}
+		}
+	}
+	if req.GetCheckOnly() {
+		return &headwaterv1.TakeSessionResponse{}, nil
+	}
+	s.epoch = req.GetEpoch()
+	return &headwaterv1.TakeSessionResponse{State: h.state(req.GetSession(), s, true)}, nil
+}
+
+// ForkSession implements session.Service.
+func (h *Holder) ForkSession(_ context.Context, req *headwaterv1.ForkSessionRequest) (*headwaterv1.ForkSessionResponse, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	s, err := h.find(req.GetSession())
+	if err == nil {
+		err = s.check(req.GetEpoch())
+	}
+	if err == nil {
+		err = s.truncated(req.GetTruncations())
+	}
+	if err != nil {
+		return nil, err
+	}
+	id := [16]byte(req.GetChild())
+	child := h.sessions[id]
+	if child == nil {
+		child = &heldSession{config: s.config, held: s.held, epoch: req.GetChildEpoch(), shards: map[[2]int]*rows{}}
+		for key, r := range s.shards {
+			n := len(r.hashes)
+			if req.Position != nil {
+				if req.GetPosition() > uint64(n) {
+					return nil, refuse(invalid, "position %d of %d", req.GetPosition(), n)
+				}
+				n = int(req.GetPosition())
+			}
+			child.shards[key] = r.clone(n)
+		}
+		h.sessions[id] = child
+	}
+	return &headwaterv1.ForkSessionResponse{State: h.state(id[:], child, true)}, nil
+}
+
+// clone copies the first n positions.
+func (r *rows) clone(n int) *rows {
+	if len(r.hashes) == 0 || n == 0 {
+		return &rows{}
+	}
+	kb, vb := len(r.k)/len(r.hashes), len(r.v)/len(r.hashes)
+	c := &rows{k: bytes.Clone(r.k[:n*kb]), v: bytes.Clone(r.v[:n*vb]), hashes: slices.Clone(r.hashes[:n])}
+	if len(r.kScale) > 0 {
+		c.kScale, c.vScale = slices.Clone(r.kScale[:n]), slices.Clone(r.vScale[:n])
+	}
+	return c
+}
+
+// TruncateSession implements session.Service.
+func (h *Holder) TruncateSession(_ context.Context, req *headwaterv1.TruncateSessionRequest) (*headwaterv1.TruncateSessionResponse, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	s, err := h.find(req.GetSession())
+	if err == nil {
+		err = s.check(req.GetEpoch())
+	}
+	lengths := req.GetLengths()
+	if err == nil && len(lengths) == 0 {
+		lengths = slices.Repeat([]uint64{req.GetPosition()}, len(s.config.GetLayers()))
+	}
+	if err == nil && len(lengths) != len(s.config.GetLayers()) {
+		err = refuse(invalid, "lengths of %d layers of %d", len(lengths), len(s.config.GetLayers()))
+	}
+	repeat := err == nil && s.truncations == req.GetTruncations()+1 && slices.Equal(s.cut, lengths)
+	if err == nil && !repeat {
+		err = s.truncated(req.GetTruncations())
+	}
+	if err != nil {
+		return nil, err
+	}
+	if !repeat && !req.GetCheckOnly() {
+		for key, r := range s.shards {
+			if n := lengths[key[0]]; uint64(len(r.hashes)) > n {
+				s.shards[key] = r.clone(int(n))
+			}
+		}
+		s.truncations, s.cut = s.truncations+1, lengths
+	}
+	if req.GetCheckOnly() {
+		return &headwaterv1.TruncateSessionResponse{}, nil
+	}
+	return &headwaterv1.TruncateSessionResponse{State: h.state(req.GetSession(), s, true)}, nil
+}
+
+// PinSession implements session.Service.
+func (h *Holder) PinSession(_ context.Context, req *headwaterv1.PinSessionRequest) (*headwaterv1.PinSessionResponse, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	s, err := h.find(req.GetSession())
+	if err != nil {
+		return nil, err
+	}
+	s.pinned = req.GetPinned()
+	return &headwaterv1.PinSessionResponse{State: h.state(req.GetSession(), s, true)}, nil
+}
+
+// DropSession implements session.Service.
+func (h *Holder) DropSession(_ context.Context, req *headwaterv1.DropSessionRequest) (*headwaterv1.DropSessionResponse, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.dropped[[16]byte(req.GetSession())] {
+		return &headwaterv1.DropSessionResponse{}, nil
+	}
+	s, err := h.find(req.GetSession())
+	if err == nil && req.GetEpoch() != nil {
+		err = s.check(req.GetEpoch())
+	}
+	if err != nil {
+		return nil, err
+	}
+	delete(h.sessions, [16]byte(req.GetSession()))
+	h.dropped[[16]byte(req.GetSession())] = true
+	return &headwaterv1.DropSessionResponse{}, nil
+}
+
+// ListSessions implements session.Service.
+func (h *Holder) ListSessions(_ context.Context, req *headwaterv1.ListSessionsRequest) (*headwaterv1.ListSessionsResponse, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	cache := &headwaterv1.CacheState{Worker: h.Name, BudgetBytes: 1 << 30, Lanes: uint64(h.lanes)}
+	resp := &headwaterv1.ListSessionsResponse{Caches: []*headwaterv1.CacheState{cache}}
+	for id, s := range h.sessions {
+		if !req.GetCachesOnly() && (len(req.GetSessions()) == 0 || slices.ContainsFunc(req.GetSessions(), func(b []byte) bool { return bytes.Equal(b, id[:]) })) {
+			resp.Sessions = append(resp.Sessions, h.state(id[:], s, len(req.GetSessions()) > 0))
+		}
+		cache.UsedBytes += h.state(id[:], s, false).GetPageBytes()
+	}
+	slices.SortFunc(resp.GetSessions(), func(a, b *headwaterv1.SessionState) int { return bytes.Compare(a.GetSession(), b.GetSession()) })
+	if len(req.GetSessions()) == 0 {
+		resp.Sessions = slices.DeleteFunc(resp.Sessions, func(s *headwaterv1.SessionState) bool { return bytes.Compare(s.GetSession(), req.GetAfter()) <= 0 })
+		if limit := int(req.GetLimit()); limit > 0 && limit < len(resp.Sessions) {
+			resp.Sessions = resp.Sessions[:limit]
+		}
+	}
+	return resp, nil
+}
+
+// ExportSession implements session.Service.
+func (h *Holder) ExportSession(req *headwaterv1.ExportSessionRequest, stream grpc.ServerStreamingServer[headwaterv1.ExportSessionResponse]) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	s, err := h.find(req.GetSession())
+	if err != nil {
+		return err
+	}
+	for _, held := range s.held {
+		if held.GetLayer() != req.GetLayer() {
+			continue
+		}
+		for _, g := range held.GetGroups() {
+			r := s.shards[[2]int{int(req.GetLayer()), int(g)}]
+			n := len(r.hashes)
+			count := int(req.GetCount())
+			if count == 0 {
+				count = n - int(req.GetStart())
+			}
+			if int(req.GetStart())+count > n || count < 0 {
+				return refuse(invalid, "positions %d to %d of %d", req.GetStart(), int(req.GetStart())+count, n)
+			}
+			// In pieces of 7, so that readers do not count on one.
+			for at := int(req.GetStart()); at < int(req.GetStart())+count; at += 7 {
+				m := min(7, int(req.GetStart())+count-at)
+				kb, vb := len(r.k)/n, len(r.v)/n
+				piece := &headwaterv1.ExportSessionResponse{Group: g, Start: uint64(at), Count: uint32(m), K: r.k[at*kb : (at+m)*kb], V: r.v[at*vb : (at+m)*vb], HashBefore: r.hash(at), HashAfter: r.hash(at + m)}
+				if len(r.kScale) > 0 {
+					piece.KScale, piece.VScale = floatBytes(r.kScale[at:at+m]), floatBytes(r.vScale[at:at+m])
+				}
+				if err := stream.Send(piece); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
+}
+
+func floatBytes(f []float32) []byte {
+	b := make([]byte, 4*len(f))
+	_ = tensor.Narrow(b, f, tensor.F32) // lengths match
+	return b
+}
+
+func floats(b []byte) []float32 {
+	f := make([]float32, len(b)/4)
+	_ = tensor.Widen(f, b, tensor.F32) // lengths match
+	return f
+}
+
+// Lane implements session.Service.
+func (h *Holder) Lane(stream *session.ServerStream) error {
+	h.mu.Lock()
+	h.lanes++
+	h.mu.Unlock()
+	defer func() {
+		h.mu.Lock()
+		h.lanes--
+		h.mu.Unlock()
+	}()
+	for {
+		var req session.Request
+		err := stream.Recv(&req)
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		resp := session.Response{ID: req.ID}
+		if refused := h.step(stream.ID(), &req, &resp); refused != nil {
+			resp.Payload.Free()
+			resp = session.Response{ID: req.ID, Result: session.Result{Err: refused}}
+		}
+		req.Payload.Free()
+		req.Payload = nil
+		if err := stream.Send(&resp); err != nil {
+			return err
+		}
+	}
+}
+
+func (h *Holder) step(by session.ID, req *session.Request, resp *session.Response) *session.Error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	m := &req.Step
+	if h.refuse != nil {
+		if err := h.refuse(m); err != nil {
+			return err
+		}
+	}
+	s, err := h.find(m.Session[:])
+	if err != nil {
+		return err
+	}
+	if m.Epoch != s.epoch.GetCounter() || !bytes.Equal(by[:], s.epoch.GetLane()) {
+		return s.stale()
+	}
+	if err := s.truncated(m.Truncations); err != nil {
+		return err
+	}
+	i := slices.IndexFunc(s.held, func(l *headwaterv1.HeldLayer) bool { return l.GetLayer() == m.Layer })
+	if i < 0 || len(m.Hashes) != len(s.held[i].GetGroups()) || m.Append == 0 && m.Attend == 0 {
+		return refuse(invalid, "layer %d with %d hashes", m.Layer, len(m.Hashes))
+	}
+	groups := s.held[i].GetGroups()
+	layers, bad := fanout.Layers(s.config)
+	if bad != nil {
+		return refuse(invalid, "%v", bad)
+	}
+	layer := layers[m.Layer]
+	held := layer // with the held groups alone
+	held.KVHeads, held.Heads = len(groups), len(groups)*layer.GroupSize()
+	var payload fanout.Payload
+	if bad := payload.Cut(held, m, req.Payload.Bytes()); bad != nil {
+		return refuse(invalid, "%v", bad)
+	}
+	added := make([]*rows, len(groups))
+	for i, g := range groups {
+		if added[i], err = appended(s.shards[[2]int{int(m.Layer), int(g)}], layer, m, i, &payload); err != nil {
+			return err
+		}
+	}
+	var contexts, lses []float32
+	for i, g := range groups {
+		if m.Attend == 0 {
+			break
+		}
+		q := make([]byte, 4*int(m.Attend)*layer.GroupSize()*layer.HeadDim)
+		payload.Query(q, i)
+		context, lse, bad := attend(added[i], layer, s.config.GetLayers()[m.Layer], m, int(g), floats(q))
+		if bad != nil {
+			return refuse(notFinite, "%v", bad)
+		}
+		contexts, lses = append(contexts, context...), append(lses, lse...)
+	}
+	resp.Result.Codec = m.Codec
+	if m.Attend > 0 {
+		raw := append(floatBytes(contexts), floatBytes(lses)...)
+		if codec, ok := fanout.FrameCodec(m.Codec); ok {
+			var bad error
+			if raw, bad = contextframe.Encode(nil, codec, 0, len(groups)*int(m.Attend), layer.GroupSize(), layer.VDim, contexts, lses); bad != nil {
+				return refuse(invalid, "%v", bad)
+			}
+		}
+		resp.Payload = rpc.NewBuffer(len(raw))
+		copy(resp.Payload.Bytes(), raw)
+	}
+	for i, g := range groups {
+		s.shards[[2]int{int(m.Layer), int(g)}] = added[i]
+		resp.Result.Length = uint64(len(added[i].hashes))
+		resp.Result.Hashes = append(resp.Result.Hashes, added[i].hash(len(added[i].hashes)))
+	}
+	return nil
+}
+
+// appended returns the shard with the step's positions.
+func appended(r *rows, layer fanout.Layer, m *session.Step, index int, payload *fanout.Payload) (*rows, *session.Error) {
+	n, count := uint64(len(r.hashes)), int(m.Append)
+	repeat := count > 0 && n == m.Length+uint64(m.Append)
+	switch {
+	case n < m.Length:
+		err := refuse(behind, "layer %d has %d positions of %d", m.Layer, n, m.Length)
+		err.Why.Length = n
+		return nil, err
+	case n > m.Length && !repeat:
+		err := refuse(ahead, "layer %d has %d positions, more than %d", m.Layer, n, m.Length)
+		err.Why.Length = n
+		return nil, err
+	case r.hash(int(m.Length)) != m.Hashes[index]:
+		return nil, refuse(different, "layer %d has other positions", m.Layer)
+	}
+	if count == 0 {
+		return r, nil
+	}
+	layout, bad := attention.NewLayout(layer.Storage, layer.HeadDim, layer.VDim)
+	if bad != nil {
+		return nil, refuse(invalid, "%v", bad)
+	}
+	next := r.clone(int(m.Length))
+	size := layer.Storage.Size()
+	if m.Encoding == headwaterv1.StorageType_STORAGE_TYPE_F32 {
+		size = 4
+	}
+	k, v := make([]byte, count*layer.HeadDim*size), make([]byte, count*layer.VDim*size)
+	payload.Key(k, index)
+	payload.Value(v, index)
+	var ks, vs []float32
+	if m.Encoding == headwaterv1.StorageType_STORAGE_TYPE_I8 {
+		b := make([]byte, 4*count)
+		payload.KeyScale(b, index)
+		ks = floats(b)
+		payload.ValueScale(b, index)
+		vs = floats(b)
+	} else if m.Encoding == headwaterv1.StorageType_STORAGE_TYPE_F32 {
+		if k, ks, bad = narrow(floats(k), layer.HeadDim, layer.Storage); bad == nil {
+			v, vs, bad = narrow(floats(v), layer.VDim, layer.Storage)
+		}
+		if bad != nil {
+			return nil, refuse(invalid, "%v", bad)
+		}
+	}
+	for _, stored := range [][]byte{k, v} {
+		if i, x, ok := tensor.CheckFinite(stored, layer.Storage, false); !ok {
+			return nil, refuse(invalid, "element %d is %v", i, x)
+		}
+	}
+	next.k, next.v = append(next.k, k...), append(next.v, v...)
+	next.kScale, next.vScale = append(next.kScale, ks...), append(next.vScale, vs...)
+	var hasher kvcache.Hasher
+	next.hashes = nil
+	all := int(m.Length) + count
+	for i := range all {
+		one := attention.Rows{K: next.k[i*layout.KRowBytes():][:layout.KRowBytes()], V: next.v[i*layout.VRowBytes():][:layout.VRowBytes()]}
+		if layer.Storage == tensor.I8 {
+			one.KScale, one.VScale = next.kScale[i:i+1], next.vScale[i:i+1]
+		}
+		if bad := hasher.Update(one, 1, layout); bad != nil {
+			return nil, refuse(invalid, "%v", bad)
+		}
+		next.hashes = append(next.hashes, hasher.Receipt().Hash)
+	}
+	if repeat && next.hash(all) != r.hash(all) {
+		return nil, refuse(different, "layer %d has other positions", m.Layer)
+	}
+	return next, nil
+}
+
+// narrow brings rows of f32 to the storage type, as docs/numerics.md says.
+func narrow(rows []float32, dim int, dt tensor.DType) ([]byte, []float32, error) {
+	for i, x := range rows {
+		if math.IsNaN(float64(x)) || math.IsInf(float64(x), 0) {
+			return nil, nil, fmt.Errorf("element %d is %v", i, x)
+		}
+	}
+	if dt != tensor.I8 {
+		b := make([]byte, len(rows)*dt.Size())
+		return b, nil, tensor.Narrow(b, rows, dt)
+	}
+	var out []byte
+	var scales []float32
+	q := make([]int8, dim)
+	for at := 0; at < len(rows); at += dim {
+		scales = append(scales, tensor.QuantizeI8(q, rows[at:at+dim]))
+		for _, x := range q {
+			out = append(out, byte(x))
+		}
+	}
+	return out, scales, nil
+}
+
+// attend computes context and LSE of a group over fresh pages.
+func attend(r *rows, layer fanout.Layer, config *headwaterv1.SessionLayer, m *session.Step, group int, q []float32) (context_, lse []float32, err error) {
+	layout, err := attention.NewLayout(layer.Storage, layer.HeadDim, layer.VDim)
+	if err != nil {
+		return nil, nil, err
+	}
+	n := len(r.hashes)
+	kv := attention.KV{Layout: layout, Len: n}
+	for at := 0; at < n; at += attention.PageLen {
+		page := make([]byte, layout.PageBytes())
+		c := min(attention.PageLen, n-at)
+		rows := attention.Rows{K: r.k[at*layout.KRowBytes():][:c*layout.KRowBytes()], V: r.v[at*layout.VRowBytes():][:c*layout.VRowBytes()]}
+		if layer.Storage == tensor.I8 {
+			rows.KScale, rows.VScale = r.kScale[at:at+c], r.vScale[at:at+c]
+		}
+		if err := layout.Write(page, 0, c, rows); err != nil {
+			return nil, nil, err
+		}
+		kv.Pages = append(kv.Pages, page)
+	}
+	tokens := int(m.Attend)
+	query := attention.Query{Q: q, Tokens: tokens, Heads: layer.GroupSize(), FirstHead: group * layer.GroupSize(), Offset: int64(m.QueryPosition)}
+	if m.Tree > 0 {
+		query.MaskHeads, query.Mask = 1, make([]byte, tokens*n)
+		stride := (int(m.Tree) + 7) / 8
+		for t := range tokens {
+			for p := range n {
+				bit := p - (n - int(m.Tree))
+				if bit < 0 || m.TreeMask[t*stride+bit/8]>>(bit%8)&1 == 1 {
+					query.Mask[t*n+p] = 1
+				}
+			}
+		}
+	}
+	out := attention.Output{Context: make([]float32, tokens*layer.GroupSize()*layer.VDim), LSE: make([]float32, tokens*layer.GroupSize())}
+	opts := attention.Options{
+		Causal: config.GetCausal(), WindowLeft: config.GetWindowLeft(), WindowRight: config.GetWindowRight(), Scale: config.GetScale(),
+		Softcap: config.GetSoftcap(), AlibiSlopes: config.GetAlibiSlopes(), Sinks: config.GetSinks(),
+	}
+	if opts.Scale == 0 {
+		opts.Scale = attention.DefaultScale(layer.HeadDim)
+	}
+	return out.Context, out.LSE, attention.Attend(context.Background(), 1, kv, query, opts, out)
+}

@@ -1,5 +1,0 @@
-//go:build !race
-
-package lane
-
-const raceEnabled = false
