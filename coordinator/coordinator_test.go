@@ -54,8 +54,8 @@ func TestBitsDoNotDependOnTheCluster(t *testing.T) {
 }
 
 func TestLayerIsTheTruthForEveryWorkerCount(t *testing.T) {
-	path := filepath.Join("..", "testdata", "smollm2", "layer.safetensors")
-	truth, err := openTensors(t, filepath.Join("..", "testdata", "smollm2", "layer.truth.safetensors"))
+	path := filepath.Join("..", "test", "data", "smollm2", "layer.safetensors")
+	truth, err := openTensors(t, filepath.Join("..", "test", "data", "smollm2", "layer.truth.safetensors"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -117,7 +117,7 @@ func TestDeathOfWorkersChangesNoBit(t *testing.T) {
 		t.Run(kind, func(t *testing.T) {
 			path := variety(t)
 			if kind == "layer" {
-				path = filepath.Join("..", "testdata", "smollm2", "layer.safetensors")
+				path = filepath.Join("..", "test", "data", "smollm2", "layer.safetensors")
 			}
 			_, want := startCluster(t, clusterOptions{workers: workers(1)}).run(t, client.SubmitOptions{Path: path})
 			for _, after := range []int64{1, 3} {

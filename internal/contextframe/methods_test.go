@@ -24,7 +24,7 @@ type answer struct {
 // smollm2 reads the true contexts of the fixtures, group by group, rounded to float32.
 func smollm2(tb testing.TB) []answer {
 	tb.Helper()
-	f, err := tensor.Open(filepath.Join("..", "testdata", "smollm2", "attention.truth.safetensors"))
+	f, err := tensor.Open(filepath.Join("..", "..", "test", "data", "smollm2", "attention.truth.safetensors"))
 	if err != nil {
 		tb.Fatal(err)
 	}

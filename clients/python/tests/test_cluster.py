@@ -10,7 +10,7 @@ import pytest
 import headwater
 from headwater import safetensors
 
-FIXTURE = Path(__file__).resolve().parents[3] / "testdata" / "smollm2" / "attention.safetensors"
+FIXTURE = Path(__file__).resolve().parents[3] / "test" / "data" / "smollm2" / "attention.safetensors"
 NAMES = ("layers.17", "layers.3")
 
 

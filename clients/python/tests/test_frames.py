@@ -13,7 +13,7 @@ from headwater import frames, narrow_bfloat16, narrow_float16
 from headwater.session import _Chooser
 from headwater.v1 import session_pb2
 
-KEPT = Path(__file__).resolve().parents[3] / "wire" / "testdata" / "v1"
+KEPT = Path(__file__).resolve().parents[3] / "internal" / "contextframe" / "testdata" / "v1"
 SHAPES = {"mixture": (20, 3, 64), "repeated": (12, 1, 64), "constant": (2, 1, 2)}
 CODECS = {"exact": frames.EXACT, "bf16": frames.BF16, "f16": frames.F16}
 
