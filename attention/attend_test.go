@@ -308,14 +308,6 @@ func TestNothingVisible(t *testing.T) {
 			e.opts.Causal = true
 		},
 		"no positions": func(e *sample) { e.kv.Len, e.kv.Pages = 0, nil },
-		"all scores overflow to -Inf": func(e *sample) {
-			e.q.BiasHeads, e.q.Bias = 1, make([]float32, 300)
-			for i := range e.q.Bias {
-				e.q.Bias[i] = -math.MaxFloat32
-			}
-			e.opts.AlibiSlopes = []float32{1e38, 1e38}
-			e.q.Offset = 200
-		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			e := draw(t, 1, s)

@@ -243,6 +243,27 @@ func (b *block) at(heads, head, token, positions int) int {
 	return (head*b.q.Tokens + token) * positions
 }
 
+// seesAny says whether row r sees any position: a row without a score tells by it whether its scores overflowed.
+func (b *block) seesAny(r int) bool {
+	token, head := (b.first+r)/b.q.Heads, (b.first+r)%b.q.Heads
+	var bias []float32
+	if b.q.BiasHeads != 0 {
+		bias = b.q.Bias[b.at(b.q.BiasHeads, head, token, b.kv.Len):][:b.kv.Len]
+	}
+	var mask []byte
+	if b.q.MaskHeads != 0 {
+		n := b.kv.Len - b.q.MaskFrom
+		mask = b.q.Mask[b.at(b.q.MaskHeads, head, token, n):][:n]
+	}
+	for t := b.low[r]; t < b.end[r]; t++ {
+		hidden := bias != nil && bias[t] == negInf || mask != nil && t >= b.q.MaskFrom && mask[t-b.q.MaskFrom] == 0
+		if !hidden {
+			return true
+		}
+	}
+	return false
+}
+
 // mergeAll brings the parts of the positions that follow into total.
 func (b *block) mergeAll(total, next parts) {
 	if v := b.kernel.vector; v != nil {
@@ -259,6 +280,10 @@ func (b *block) finish() {
 	for r := range b.n {
 		row := b.first + r
 		token, head := row/b.q.Heads, b.q.FirstHead+row%b.q.Heads
+		if total.m[r] == negInf && b.seesAny(r) {
+			b.fail(row, &RowError{Head: head, Token: token, Rule: "all scores overflow to -Inf"})
+			continue
+		}
 		if len(b.opts.Sinks) != 0 {
 			clear(b.o)
 			total.merge(b.kernel, r, b.opts.Sinks[head], 1, b.o)

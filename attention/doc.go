@@ -70,8 +70,8 @@
 //	sink      merged last, as a part of m = sink, l = 1, o = 0
 //	finish    context = o/l + 0, so −0 never appears; LSE = m + log(l)
 //
-// A score that overflows to −Inf weighs 0, like an invisible position. A row with a score of +Inf or NaN, or whose sum
-// or context is not finite, is a *RowError.
+// A score that overflows to −Inf weighs 0, like an invisible position. A row with a score of +Inf or NaN, or that sees
+// positions and has no finite score (with a sink as well), or whose sum or context is not finite, is a *RowError.
 //
 //	projection  y[j] = +0; for c ascending: y[j] = fma(x[c], w[j][c], y[j]); then + bias[j]
 //	rotation    x0' = fma(x0, cos, −(x1·sin)); x1' = fma(x0, sin, x1·cos), the products in parentheses rounded
@@ -119,6 +119,7 @@
 //
 // # Error
 //
-// The unit of error of a row is 2⁻²⁴·(1 + S)·max|v|, S the largest |Scale|·Σ|q[i]·k[i]| and max|v| the largest value that
-// it sees. Contexts are within 8 units of the float64 truth, and most often within 1.
+// The unit of error of a row is 2⁻²⁴·(1 + S)·max|v|. S is the largest |Scale|·Σ|q[i]·k[i]| + |slope·(a − t)| + |bias| of
+// the positions that the row sees and that can have weight (docs/numerics.md), max|v| the largest value that it sees.
+// Contexts are within 8 units of the float64 truth, and most often within 1.
 package attention

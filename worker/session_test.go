@@ -587,6 +587,11 @@ func TestStepsAreRefusedByName(t *testing.T) {
 			copy(m.payload, littleEndian([]float32{math.MaxFloat32}))
 			copy(m.payload[4*2*2*2*8:], littleEndian([]float32{6e4}))
 		}},
+		"all scores overflow to -Inf": {problemNotFinite, "head 0, token 0: all scores overflow to -Inf", func(m *move) {
+			m.step.Append, m.step.Layer, m.step.Length, m.step.Hashes = 1, 2, 0, []uint64{0}
+			m.step.Attend, m.step.QueryPosition = 1, 0
+			m.payload = littleEndian([]float32{1e20, -1e20, 1})
+		}},
 		"a context that its codec can not hold": {problemNotFinite, "", func(m *move) {
 			m.step.Codec = headwaterv1.StepCodec_STEP_CODEC_F16
 			m.step.Append, m.step.Layer, m.step.Length, m.step.Hashes = 1, 2, 0, []uint64{0}

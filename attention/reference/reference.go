@@ -42,8 +42,11 @@ type Result struct {
 
 	Context []float64 // [Tokens, Heads, VDim]
 	LSE     []float64 // [Tokens, Heads], −Inf where nothing is visible
-	// Unit [Tokens, Heads] is the unit in which the row's error is counted: 2⁻²⁴·(1 + S)·max|v|, where S is the largest
-	// |scale|·Σ|q[i]·k[i]| and max|v| the largest |v| over the positions that the row sees.
+	// A row that sees positions and has no finite score has no answer: its context and LSE are NaN.
+
+	// Unit [Tokens, Heads] is the unit in which the row's error is counted: 2⁻²⁴·(1 + S)·max|v|. S is the largest
+	// |scale|·Σ|q[i]·k[i]| + |slope·distance| + |bias| over the positions that the row sees and that can have weight, max|v|
+	// the largest |v| over all that it sees.
 	Unit []float64
 }
 
@@ -118,7 +121,8 @@ func (p *Problem) value(head, k int) []float64 {
 	return p.V[(k*p.KVHeads+head/(p.Heads/p.KVHeads))*p.VDim:][:p.VDim]
 }
 
-// score returns the logit of a position that the row sees, and Σ|q[i]·k[i]|.
+// score returns the logit of a position that the row sees, and the magnitudes that it is the sum of:
+// |scale|·Σ|q[i]·k[i]| + |slope·distance| + |bias|.
 func (p *Problem) score(head, token, k int) (s, magnitude float64) {
 	key := p.key(head, k)
 	for i, q := range p.query(head, token) {
@@ -126,14 +130,19 @@ func (p *Problem) score(head, token, k int) (s, magnitude float64) {
 		magnitude += math.Abs(q * key[i])
 	}
 	s *= p.Scale
+	magnitude *= math.Abs(p.Scale)
 	if p.Softcap != 0 {
 		s = p.Softcap * math.Tanh(s/p.Softcap)
 	}
 	if len(p.AlibiSlopes) != 0 {
-		s -= p.AlibiSlopes[head] * math.Abs(float64(p.Offset+int64(token)-int64(k)))
+		falls := p.AlibiSlopes[head] * math.Abs(float64(p.Offset+int64(token)-int64(k)))
+		s -= falls
+		magnitude += math.Abs(falls)
 	}
 	if p.BiasHeads != 0 {
-		s += p.Bias[p.at(p.BiasHeads, head, token, k)]
+		bias := p.Bias[p.at(p.BiasHeads, head, token, k)]
+		s += bias
+		magnitude += math.Abs(bias)
 	}
 	return s, magnitude
 }
@@ -142,20 +151,40 @@ func (p *Problem) score(head, token, k int) (s, magnitude float64) {
 type row struct {
 	weights   []float64
 	lse       float64
-	magnitude float64 // the largest Σ|q[i]·k[i]|
+	magnitude float64 // S: the largest that score returns, of the positions that can have weight
 }
+
+// noWeight is how far below the largest score exp is 0 in float32, and scoreError bounds the rounding error of a float32
+// score, relative to its magnitude.
+const (
+	noWeight   = 88
+	scoreError = 0x1p-20
+)
 
 func (p *Problem) row(head, token int) row {
 	r := row{weights: make([]float64, p.KVTokens), lse: math.Inf(-1)}
 	top := math.Inf(-1)
+	magnitudes := make([]float64, p.KVTokens)
+	sees := false
 	for k := range r.weights {
 		r.weights[k] = math.Inf(-1)
-		if !p.sees(head, token, k) {
-			continue
+		if p.sees(head, token, k) {
+			sees = true
+			r.weights[k], magnitudes[k] = p.score(head, token, k)
+			top = math.Max(top, r.weights[k])
 		}
-		s, magnitude := p.score(head, token, k)
-		r.weights[k] = s
-		top, r.magnitude = math.Max(top, s), math.Max(r.magnitude, magnitude)
+	}
+	if sees && math.IsInf(top, 0) {
+		r.lse = math.NaN()
+		for k := range r.weights {
+			r.weights[k] = math.NaN()
+		}
+		return r
+	}
+	for k, m := range magnitudes {
+		if r.weights[k]+scoreError*m >= top-noWeight {
+			r.magnitude = math.Max(r.magnitude, m)
+		}
 	}
 	if len(p.Sinks) != 0 {
 		top = math.Max(top, p.Sinks[head])
@@ -179,8 +208,8 @@ func (p *Problem) row(head, token int) row {
 	return r
 }
 
-// Weights returns what one token of one head gives to each position [KVTokens]; all are 0 where it sees nothing. It
-// panics if the problem is not valid or has no such row.
+// Weights returns what one token of one head gives to each position [KVTokens]; all are 0 where it sees nothing, and NaN
+// where it sees positions and has no finite score. It panics if the problem is not valid or has no such row.
 func Weights(p Problem, head, token int) []float64 {
 	p.must()
 	return p.row(head, token).weights
@@ -214,7 +243,7 @@ func Attend(p Problem) Result {
 				}
 			}
 			res.LSE[at] = r.lse
-			res.Unit[at] = 0x1p-24 * (1 + math.Abs(p.Scale)*r.magnitude) * largest
+			res.Unit[at] = 0x1p-24 * (1 + r.magnitude) * largest
 		}
 	}
 	return res

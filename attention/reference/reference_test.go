@@ -196,3 +196,39 @@ func TestValidate(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestARowWithoutAFiniteScoreHasNoAnswer: not that of a row that sees nothing.
+func TestARowWithoutAFiniteScoreHasNoAnswer(t *testing.T) {
+	for _, bias := range []float64{math.MaxFloat64, -math.MaxFloat64} {
+		p := small()
+		p.AlibiSlopes = []float64{-bias, -bias}
+		p.BiasHeads, p.Bias = 1, slices.Repeat([]float64{bias}, 6)
+		p.Offset = 10
+		for _, p.Sinks = range [][]float64{nil, {0, 0}} {
+			res := Attend(p)
+			for row, lse := range res.LSE {
+				if !math.IsNaN(lse) || !math.IsNaN(res.Context[row]) {
+					t.Errorf("bias %g, row %d: context %g and LSE %g", bias, row, res.Context[row], lse)
+				}
+			}
+			if units, _, _ := res.Units(make([]float32, len(res.Context))); !math.IsInf(units, 1) {
+				t.Errorf("bias %g: zeros are %g units from it", bias, units)
+			}
+		}
+	}
+}
+
+// TestTheUnitCountsAllThatAScoreIsTheSumOf by hand: 2⁻²⁴·(1 + S)·max|v|.
+func TestTheUnitCountsAllThatAScoreIsTheSumOf(t *testing.T) {
+	p := small() // head 0 of token 0 has q = 0, and stands at position 1
+	p.AlibiSlopes = []float64{3, 3}
+	p.BiasHeads, p.Bias = 1, []float64{-5, 7, 0, 0, 0, -1e30}
+	res := Attend(p)
+	if want := 0x1p-24 * (1 + 8) * 28; res.Unit[0] != want { // position 0: 3·1 + 5
+		t.Errorf("unit %g, want %g", res.Unit[0], want)
+	}
+	// Token 1 stands at position 2 with q = 2: position 0 is farthest, 3·2 + 0; the bias of position 2 takes all weight away.
+	if want := 0x1p-24 * (1 + 6) * 28; !(math.Abs(res.Unit[2]-want) < 1e-12) {
+		t.Errorf("unit %g, want %g", res.Unit[2], want)
+	}
+}

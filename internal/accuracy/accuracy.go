@@ -14,7 +14,8 @@ import (
 
 // Kinds of error of a row.
 const (
-	// Units counts in 2⁻²⁴·(1 + S)·max|v| (docs/numerics.md), which the truth gives for each row of a context.
+	// Units counts in 2⁻²⁴·(1 + S)·max|v|, S with |bias| and slope·distance in it (docs/numerics.md). The truth gives the
+	// unit of each row of a context.
 	Units = "units"
 	// Relative is relative to the row's largest absolute value.
 	Relative = "relative"

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"math"
 	"os"
 	"os/exec"
@@ -39,6 +40,7 @@ func TestScripts(t *testing.T) {
 		Setup: func(env *testscript.Env) error {
 			writeJob(t, filepath.Join(env.WorkDir, "job.safetensors"), 0)
 			writeJob(t, filepath.Join(env.WorkDir, "other.safetensors"), 1)
+			writeOverflow(t, filepath.Join(env.WorkDir, "overflow.safetensors"))
 			env.Setenv("HOME", env.WorkDir)
 			fixtures, err := filepath.Abs("../../test/data/smollm2")
 			env.Setenv("FIXTURES", fixtures)
@@ -116,14 +118,26 @@ func writeJob(t *testing.T, path string, seed int) {
 		}
 		return tensor.Data{Info: tensor.Info{Name: name, DType: tensor.F32, Shape: shape}, Bytes: raw}
 	}
+	writeTensors(t, path, []tensor.Data{data("q", 4, 4, 8), data("k", 6, 2, 8), data("v", 6, 2, 8)},
+		map[string]string{"headwater": `{"causal":true}`, "tokens": `["the","river","runs","to","the","sea"]`})
+}
+
+// writeOverflow writes a job of one query on one position, whose score is -1e40.
+func writeOverflow(t *testing.T, path string) {
+	t.Helper()
+	one := func(name string, x float32) tensor.Data {
+		return tensor.Data{Info: tensor.Info{Name: name, DType: tensor.F32, Shape: []int{1, 1, 1}}, Bytes: binary.LittleEndian.AppendUint32(nil, math.Float32bits(x))}
+	}
+	writeTensors(t, path, []tensor.Data{one("q", 1e20), one("k", -1e20), one("v", 1)}, nil)
+}
+
+func writeTensors(t *testing.T, path string, all []tensor.Data, metadata map[string]string) {
+	t.Helper()
 	f, err := os.Create(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer f.Close()
-	err = tensor.WriteSafetensors(f, []tensor.Data{data("q", 4, 4, 8), data("k", 6, 2, 8), data("v", 6, 2, 8)},
-		map[string]string{"headwater": `{"causal":true}`, "tokens": `["the","river","runs","to","the","sea"]`})
-	if err != nil {
+	if err := errors.Join(tensor.WriteSafetensors(f, all, metadata), f.Close()); err != nil {
 		t.Fatal(err)
 	}
 }

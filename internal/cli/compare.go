@@ -63,8 +63,9 @@ func (a *app) check() *cobra.Command {
 	var truth string
 	cmd := &cobra.Command{
 		Use: "check RESULT", Short: "Compare a result with a float64 truth", Args: exactly("RESULT"),
-		Long: "Compare a result with a file of the true contexts (and y) in float64. Contexts are counted in units of rounding error,\n" +
-			"2^-24*(1+S)*max|v| of each row (docs/numerics.md), where the truth gives them; all else relative to the row's largest value.",
+		Long: "Compare a result with a file of the true contexts (and y) in float64. The errors of a context are counted in units of\n" +
+			"rounding error, if the truth has a tensor unit [tokens, n_heads] beside it: 2^-24*(1+S)*max|v| of each row, where S\n" +
+			"counts scale*sum|q*k|, slope*distance and |bias| (docs/numerics.md). All else is relative to the row's largest value.",
 		Example: "  coord check context.safetensors --truth test/data/smollm2/attention.truth.safetensors",
 		RunE: func(_ *cobra.Command, args []string) error {
 			if truth == "" {
