@@ -8,7 +8,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"github.com/zeebo/xxh3"
@@ -90,7 +89,7 @@ func open(opts SubmitOptions) (*source, error) {
 	if err != nil {
 		return nil, err
 	}
-	if !strings.HasSuffix(name, ".safetensors") {
+	if file.Format() != tensor.Safetensors {
 		a, err := assemble(file)
 		if err != nil {
 			return nil, errors.Join(err, file.Close())

@@ -1,7 +1,7 @@
 // Package tensor reads and writes tensors: their element types, their shapes, and the files that hold them.
 //
-// Open takes a safetensors file, a safetensors index with its shards, an .npz archive or an .npy array, checks all that
-// its headers claim against the file, and gives a File. ReadAt then fetches any part of a tensor's data with one
+// Open takes a safetensors file, a safetensors index with its shards, an .npz archive or an .npy array, tells them apart by
+// their first bytes, checks all that their headers claim against the file, and gives a File. ReadAt then fetches any part of a tensor's data with one
 // positioned read; no file is read into memory. A Layout does the reverse: it fixes where each tensor of a new
 // safetensors file lies before the first byte is written, so that a writer may write pieces in any order.
 //

@@ -49,7 +49,7 @@ func ParseDType(name string) (DType, error) {
 			return DType(i), nil
 		}
 	}
-	return 0, fmt.Errorf("unknown dtype %s", quote(name))
+	return 0, fmt.Errorf("unknown dtype %s, must be one of BOOL, U8, I8, I16, U16, I32, U32, I64, U64, F16, BF16, F32, F64", quote(name))
 }
 
 func (d DType) valid() bool { return d >= Bool && int(d) < len(dtypes) }

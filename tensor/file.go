@@ -1,6 +1,7 @@
 package tensor
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -9,9 +10,21 @@ import (
 	"strings"
 )
 
+// Format is how a file holds its tensors.
+type Format uint8
+
+// The formats of files.
+const (
+	Safetensors      Format = iota + 1
+	SafetensorsIndex        // of a sharded safetensors file
+	NPZ
+	NPY
+)
+
 // File is a set of tensors whose headers have been checked and whose data is read on demand. Its methods may be called
 // at the same time, except Close.
 type File struct {
+	format   Format
 	path     string
 	size     int64
 	metadata map[string]string
@@ -28,24 +41,82 @@ type stored struct {
 	at   int64 // of its first byte in data
 }
 
-// Open opens the file at path by its ending: .safetensors, .safetensors.index.json (with the shards beside it), .npz
-// or .npy, the one tensor of which has the file's name without the ending. A header that breaks the format is a
-// *FormatError. Close releases the file.
+// Open opens a safetensors file, the index of a sharded one (with the shards beside it), an .npz archive, or an .npy array,
+// the one tensor of which has the file's name without the ending. What it is its first bytes say, whatever its name is;
+// where they say nothing, its ending does, in small letters or capitals. A header that breaks the format is a *FormatError.
+// Close releases the file.
 func Open(path string) (*File, error) {
-	var open func(string) (*File, error)
-	switch {
-	case strings.HasSuffix(path, indexSuffix):
-		open = openIndexFile
-	case strings.HasSuffix(path, shardSuffix):
-		open = opener(OpenReaderAt)
-	case strings.HasSuffix(path, npzSuffix):
-		open = opener(openNPZ)
-	case strings.HasSuffix(path, npySuffix):
-		open = opener(openNPY)
-	default:
-		return nil, broken(path, "", "unknown kind of file: its name ends in none of %s, %s, %s, %s", shardSuffix, indexSuffix, npzSuffix, npySuffix)
+	r, size, err := openRegular(path)
+	if err != nil {
+		return nil, err
 	}
-	return open(path)
+	f, err := open(path, r, size)
+	if err != nil {
+		return nil, errors.Join(err, r.Close())
+	}
+	return f, nil
+}
+
+func open(path string, r *os.File, size int64) (*File, error) {
+	format, err := formatOf(path, r, size)
+	if err != nil {
+		return nil, err
+	}
+	parse := openIndexFile
+	switch format {
+	case Safetensors:
+		parse = OpenReaderAt
+	case NPZ:
+		parse = openNPZ
+	case NPY:
+		parse = openNPY
+	}
+	f, err := parse(path, r, size)
+	if err != nil {
+		return nil, err
+	}
+	f.format = format
+	f.closers = append(f.closers, r)
+	return f, nil
+}
+
+// formatOf tells a file's format by its first bytes, and by its ending where these tell nothing.
+func formatOf(path string, r io.ReaderAt, size int64) (Format, error) {
+	head := make([]byte, min(size, lengthBytes+1))
+	if err := readFull(path, r, head, 0); err != nil {
+		return 0, err
+	}
+	begins := func(magic string) bool { return strings.HasPrefix(string(head), magic) }
+	switch {
+	case len(head) > lengthBytes && head[lengthBytes] == '{' && binary.LittleEndian.Uint64(head) <= uint64(size-lengthBytes):
+		return Safetensors, nil
+	case begins("PK\x03\x04"), begins("PK\x05\x06"): // with members, and without any
+		return NPZ, nil
+	case begins(npyMagic):
+		return NPY, nil
+	case hasSuffix(path, indexSuffix):
+		return SafetensorsIndex, nil
+	case hasSuffix(path, shardSuffix):
+		return Safetensors, nil
+	case hasSuffix(path, npzSuffix):
+		return NPZ, nil
+	case hasSuffix(path, npySuffix):
+		return NPY, nil
+	}
+	return 0, broken(path, "", "unknown kind of file: it begins neither as a safetensors file nor as an npz archive or an npy array does, and its name does not end in %s", indexSuffix)
+}
+
+// hasSuffix is strings.HasSuffix for endings in small letters or capitals.
+func hasSuffix(path, suffix string) bool {
+	return len(path) >= len(suffix) && strings.EqualFold(path[len(path)-len(suffix):], suffix)
+}
+
+// withoutSuffix is strings.TrimSuffix for endings in small letters or capitals.
+func withoutSuffix(path, suffix string) string {
+	if hasSuffix(path, suffix) {
+		return path[:len(path)-len(suffix)]
+	}
+	return path
 }
 
 const (
@@ -54,23 +125,6 @@ const (
 	npzSuffix   = ".npz"
 	npySuffix   = ".npy"
 )
-
-// opener makes a parser of bytes an opener of paths.
-func opener(parse func(name string, r io.ReaderAt, size int64) (*File, error)) func(path string) (*File, error) {
-	return func(path string) (*File, error) {
-		r, size, err := openRegular(path)
-		if err != nil {
-			return nil, err
-		}
-		f, err := parse(path, r, size)
-		if err != nil {
-			r.Close()
-			return nil, err
-		}
-		f.closers = append(f.closers, r)
-		return f, nil
-	}
-}
 
 // openRegular opens a file that has a size, so no directory, pipe or device.
 func openRegular(path string) (*os.File, int64, error) {
@@ -105,6 +159,9 @@ func newFile(path string, size int64, metadata map[string]string, tensors []stor
 	slices.Sort(f.names)
 	return f
 }
+
+// Format returns how the file holds its tensors, 0 if Open did not open it.
+func (f *File) Format() Format { return f.format }
 
 // Path returns the path or name under which the file was opened.
 func (f *File) Path() string { return f.path }

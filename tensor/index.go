@@ -17,12 +17,7 @@ const maxShards = 4096
 // shardOpener opens one shard by its name. The closer is called once the shard's data is no longer needed.
 type shardOpener func(name string) (path string, r io.ReaderAt, size int64, c io.Closer, err error)
 
-func openIndexFile(path string) (*File, error) {
-	r, size, err := openRegular(path)
-	if err != nil {
-		return nil, err
-	}
-	defer r.Close()
+func openIndexFile(path string, r io.ReaderAt, size int64) (*File, error) {
 	if size > MaxHeaderBytes {
 		return nil, broken(path, "", "index of %d bytes exceeds the limit of %d", size, MaxHeaderBytes)
 	}
@@ -114,7 +109,7 @@ func parseIndex(path string, text []byte) (shardOf, metadata map[string]string, 
 			shardOf, err = r.strings(key)
 			return err
 		case "metadata":
-			return r.object(key, func(key string) error {
+			return r.objectOrNull(key, func(key string) error {
 				var value any
 				if err := r.d.Decode(&value); err != nil {
 					return err
@@ -139,7 +134,7 @@ func parseIndex(path string, text []byte) (shardOf, metadata map[string]string, 
 	}
 	for name, shard := range shardOf {
 		// The shards lie beside the index: a name with a directory in it would reach for other files.
-		if !strings.HasSuffix(shard, shardSuffix) || shard != filepath.Base(shard) || strings.ContainsAny(shard, `/\`+"\x00") {
+		if !hasSuffix(shard, shardSuffix) || shard != filepath.Base(shard) || strings.ContainsAny(shard, `/\`+"\x00") {
 			return nil, nil, broken(path, name, "shard %s is not the name of a %s file beside the index", quote(shard), shardSuffix)
 		}
 	}

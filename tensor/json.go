@@ -47,6 +47,11 @@ func (r reader) object(what string, field func(key string) error) error {
 	if err := r.open(what, '{'); err != nil {
 		return err
 	}
+	return r.members(what, field)
+}
+
+// members reads what object does after its opening brace.
+func (r reader) members(what string, field func(key string) error) error {
 	seen := make(map[string]struct{})
 	for r.d.More() {
 		t, err := r.token()
@@ -67,6 +72,18 @@ func (r reader) object(what string, field func(key string) error) error {
 	}
 	_, err := r.token()
 	return err
+}
+
+// objectOrNull is object, and reads null as an object without fields.
+func (r reader) objectOrNull(what string, field func(key string) error) error {
+	t, err := r.token()
+	switch {
+	case err != nil || t == nil:
+		return err
+	case t != json.Delim('{'):
+		return fmt.Errorf("%s does not begin with {", what)
+	}
+	return r.members(what, field)
 }
 
 func (r reader) open(what string, delim json.Delim) error {
@@ -120,10 +137,10 @@ func (r reader) ints(what string, limit int) ([]int, error) {
 	return values, err
 }
 
-// strings reads an object of strings.
+// strings reads an object of strings, or null as one without any.
 func (r reader) strings(what string) (map[string]string, error) {
 	m := make(map[string]string)
-	err := r.object(what, func(key string) error {
+	err := r.objectOrNull(what, func(key string) error {
 		v, err := r.str(what + " " + quote(key))
 		m[key] = v
 		return err

@@ -16,23 +16,8 @@ const maxNPYHeader = 1 << 16
 
 const npyMagic = "\x93NUMPY"
 
-// npyTypes are numpy's names of the element types. bfloat16 is what ml_dtypes makes of it: two bytes of no type.
-var npyTypes = map[string]DType{
-	"|b1": Bool, "|u1": U8, "|i1": I8, "<i2": I16, "<u2": U16, "<i4": I32, "<u4": U32, "<i8": I64, "<u8": U64,
-	"<f2": F16, "<V2": BF16, "<f4": F32, "<f8": F64,
-}
-
-func npyType(dt DType) string {
-	for name, d := range npyTypes {
-		if d == dt {
-			return name
-		}
-	}
-	return ""
-}
-
 func openNPY(path string, r io.ReaderAt, size int64) (*File, error) {
-	name := strings.TrimSuffix(filepath.Base(path), npySuffix)
+	name := withoutSuffix(filepath.Base(path), npySuffix)
 	info, at, err := readNPYHeader(path, name, io.NewSectionReader(r, 0, size), size)
 	if err != nil {
 		return nil, err
@@ -116,18 +101,13 @@ func parseNPYHeader(text string) (Info, error) {
 		p.take(":")
 		switch key {
 		case "descr":
-			if !p.next("'") && !p.next(`"`) {
-				p.fail("descr is not a string: structured types are not read")
+			if p.next("[") {
+				p.fail("structured types are not read: store each field as an array of its own")
 				break
 			}
 			descr := p.str()
-			var ok bool
-			if info.DType, ok = npyTypes[descr]; !ok && p.err == nil {
-				if strings.HasPrefix(descr, ">") {
-					p.fail("dtype %s is big-endian", quote(descr))
-				} else {
-					p.fail("unknown dtype %s", quote(descr))
-				}
+			if p.err == nil {
+				info.DType, p.err = parseNPYType(descr)
 			}
 		case "fortran_order":
 			if p.next("T") {
@@ -189,12 +169,13 @@ func (p *literal) take(token string) {
 	p.rest = p.rest[len(token):]
 }
 
-// str takes a string in single or double quotes. None that numpy writes here has an escape.
+// str takes a string in single or double quotes, after a u if Python 2 wrote it. None that numpy writes here has an escape.
 func (p *literal) str() string {
 	p.space()
 	if p.err != nil {
 		return ""
 	}
+	p.rest = strings.TrimPrefix(p.rest, "u")
 	if p.rest == "" || p.rest[0] != '\'' && p.rest[0] != '"' {
 		p.fail("string expected before %s", quote(p.rest))
 		return ""
@@ -208,7 +189,7 @@ func (p *literal) str() string {
 	return s
 }
 
-// tuple takes (), (2,) or (2, 3).
+// tuple takes (), (2,), (2, 3), and what Python 2 wrote: (2L, 3L).
 func (p *literal) tuple() []int {
 	shape := []int{}
 	p.take("(")
@@ -224,7 +205,7 @@ func (p *literal) tuple() []int {
 			break
 		}
 		shape = append(shape, int(d))
-		p.rest = p.rest[digits:]
+		p.rest = strings.TrimPrefix(p.rest[digits:], "L")
 		if len(shape) == 1 || !p.next(")") {
 			p.take(",")
 		}

@@ -93,20 +93,18 @@ func checkMembers(path string, members []*zip.File, size int64) error {
 	extents := make([]extent, 0, len(members))
 	seen := make(map[string]struct{}, len(members))
 	for _, m := range members {
-		name := strings.TrimSuffix(m.Name, npySuffix)
-		if _, twice := seen[m.Name]; twice {
+		name := strings.TrimSuffix(m.Name, npySuffix) // numpy.load knows a member by this name, with and without the ending
+		if _, twice := seen[name]; twice {
 			return broken(path, name, "appears twice in the archive")
 		}
-		seen[m.Name] = struct{}{}
+		seen[name] = struct{}{}
 		switch {
 		case !utf8.ValidString(m.Name):
 			return broken(path, "", "member %s has a name that is not UTF-8", quote(m.Name))
-		case m.Name != metadataMember && !strings.HasSuffix(m.Name, npySuffix):
-			return broken(path, "", "member %s is neither an .npy array nor %s", quote(m.Name), metadataMember)
 		case m.Flags&1 != 0:
 			return broken(path, name, "is encrypted")
 		case m.Method != zip.Store && m.Method != zip.Deflate:
-			return broken(path, name, "compression method %d is neither stored nor deflated", m.Method)
+			return broken(path, name, "is compressed by %s, which is not read: write the archive with numpy.savez or numpy.savez_compressed", compression(m.Method))
 		case m.Method == zip.Store && m.CompressedSize64 != m.UncompressedSize64:
 			return broken(path, name, "stored in %d bytes, said to be %d", m.CompressedSize64, m.UncompressedSize64)
 		case m.UncompressedSize64 > math.MaxInt64 || m.UncompressedSize64/maxDeflate > m.CompressedSize64:
@@ -128,6 +126,35 @@ func checkMembers(path string, members []*zip.File, size int64) error {
 		}
 	}
 	return nil
+}
+
+// compression is the name of a compression method of zip.
+func compression(method uint16) string {
+	switch method {
+	case 9:
+		return "deflate64"
+	case 12:
+		return "BZIP2"
+	case 14:
+		return "LZMA"
+	case 20, 93:
+		return "Zstandard"
+	case 95:
+		return "XZ"
+	}
+	return fmt.Sprintf("method %d", method)
+}
+
+// isArray says whether a member begins as an .npy array does. numpy.load takes those without the ending as well.
+func isArray(m *zip.File) bool {
+	member, err := m.Open()
+	if err != nil {
+		return false
+	}
+	defer member.Close()
+	var magic [len(npyMagic)]byte
+	_, err = io.ReadFull(member, magic[:])
+	return err == nil && string(magic[:]) == npyMagic
 }
 
 func readMetadata(path string, m *zip.File) (map[string]string, error) {
@@ -160,6 +187,9 @@ func readMetadata(path string, m *zip.File) (map[string]string, error) {
 // openMember reads the header of one array. The inflater is nil if the array is stored as it is.
 func openMember(path string, m *zip.File, r io.ReaderAt) (stored, *inflater, error) {
 	name := strings.TrimSuffix(m.Name, npySuffix)
+	if name == m.Name && !isArray(m) {
+		return stored{}, nil, broken(path, "", "member %s is neither an .npy array nor %s", quote(m.Name), metadataMember)
+	}
 	size := int64(m.UncompressedSize64)
 	begin, err := m.DataOffset()
 	if err != nil {

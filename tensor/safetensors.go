@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"io"
 	"slices"
@@ -148,8 +149,9 @@ func parseEntry(file, name string, r reader) (span, error) {
 			s.info.Shape, err = r.ints(key, maxDims)
 		case "data_offsets":
 			offsets, err = r.ints(key, 2)
-		default:
-			err = broken(file, name, "unknown field %s", quote(key))
+		default: // the format's own library passes over what it does not know
+			var other json.RawMessage
+			err = r.d.Decode(&other)
 		}
 		return err
 	})

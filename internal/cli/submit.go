@@ -140,7 +140,9 @@ func (a *app) submit() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "submit JOB", Short: "Run a job file and fetch its result", Args: exactly("JOB"),
 		Long: "Submit a job file (safetensors, the index of a sharded one, or npz; docs/job-file.md), wait for its end, fetch the\n" +
-			"result and print a summary. Options given here override the file's. The job goes on when this command is interrupted.\n\n" + exitHelp,
+			"result and print a summary. Options given here override the file's. The job goes on when this command is interrupted.\n\n" +
+			"Store contiguous arrays: of a transposed one, safetensors writes other numbers, which nobody can see later. Use\n" +
+			"numpy.ascontiguousarray(x), or x.contiguous() of PyTorch. The sliding_window = W of Transformers is --window-left W-1.\n\n" + exitHelp,
 		Example: `  coord submit job.safetensors --out context.safetensors
   coord submit job.npz --causal --window-left 4095 --out context.safetensors
   coord submit job.npz --options '{"causal": true, "problems": {"layers.0.": {"window_left": 1023}}}'

@@ -44,3 +44,30 @@ np.save(path("fortran.npy"), np.asfortranarray(tensors["F32"]))
 np.save(path("bigendian.npy"), tensors["F32"].astype(">f4"))
 np.save(path("complex.npy"), tensors["F32"].astype(np.complex64))
 np.save(path("structured.npy"), np.zeros(2, dtype=[("a", "<f4"), ("b", "<i4")]))
+
+# What numpy.load reads as well, and what no one else writes so: other names of types, lengths of Python 2, members without
+# the ending, and compressions that only Python's zipfile makes.
+def array(descr, data, shape="(2L, 3L)"):
+    header = "{'descr': %s, 'fortran_order': False, 'shape': %s, }" % (descr, shape)
+    header += " " * (-(10 + len(header) + 1) % 64) + "\n"
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode() + data
+
+
+def archive(name, method, ending):
+    with zipfile.ZipFile(path(name), "w", method) as z:
+        for key, t in (("native", "'=f4'"), ("bare", "'f4'"), ("named", "'float32'"), ("letter", "u'f'")):
+            member = zipfile.ZipInfo(key + ending)
+            member.compress_type = method
+            z.writestr(member, array(t, tensors["F32"].tobytes()))
+
+
+archive("python2.npz", zipfile.ZIP_DEFLATED, "")
+archive("bzip2.npz", zipfile.ZIP_BZIP2, ".npy")
+archive("lzma.npz", zipfile.ZIP_LZMA, ".npy")
+for name in ("python2.npz", "bzip2.npz", "lzma.npz"):
+    with np.load(path(name)) as z:
+        assert all(np.array_equal(z[key], tensors["F32"]) for key in ("native", "bare", "named", "letter")), name
+np.save(path("objects.npy"), np.array([None, 1]), allow_pickle=True)
+np.save(path("text.npy"), np.array(["sea"]))
+np.save(path("float8.npy"), np.zeros(2, ml_dtypes.float8_e4m3fn))
+np.save(path("dates.npy"), np.array(["2026-01-01"], "datetime64[D]"))
