@@ -1,19 +1,10 @@
 // Package worker is the service that holds keys and values and attends over them: WorkerService and SessionService of
 // headwater.v1.
 //
-// A Run stream owns all that it makes the worker hold: shards, weights, and the queries in flight, each counted in the
-// worker's memory budget before it is allocated, and given back when the stream ends. Loading is done in the order in which
-// messages come. A complete shard does not change, so query and output blocks run beside the loading and beside each other:
-// at most a few at a time for a stream, while it holds at most flightBytes of them, and on no more threads at once than the
-// worker has, over all its streams. Where there is no room for a block, its stream is not read until there is, so that
-// HTTP/2's flow control holds back the sender.
-//
-// Sessions outlive the calls that use them; a kvcache.Store has them, on the same budget. The way of a step (lane.go,
-// step.go): a goroutine of its lane receives it, leaves the receiving to the next one, waits for the steps of the session
-// that came before, lets the store check and append, takes a kernel thread, attends group by group over a view that no
-// append changes, and sends the answer. What must wait does so in its lane: for its session, for a thread, for a client that
-// does not read. Threads are shared with jobs by turns, and a query of many tokens gives way in its middle to those of few,
-// so that the others' tokens go on while a prompt is read.
+// Its two trades are packages of their own. worker/jobs serves Run: what a job makes the worker hold lives as long as its
+// stream. worker/sessions serves sessions, which outlive the calls that use them. Both reserve what they hold from one memory
+// budget before it is allocated, and share the kernel threads by turns: a query of many tokens gives way in its middle to
+// those of few, so that others' tokens go on while a prompt is read (worker/internal/machine).
 package worker
 
 import (
@@ -22,18 +13,17 @@ import (
 	"fmt"
 	"log/slog"
 	"regexp"
-	"sync"
 	"time"
 
 	"github.com/google/uuid"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 
 	"headwater.example/attention"
-	"headwater.example/internal/kvcache"
 	"headwater.example/internal/session"
 	headwaterv1 "headwater.example/proto/headwater/v1"
+	"headwater.example/worker/internal/machine"
+	"headwater.example/worker/jobs"
+	"headwater.example/worker/sessions"
 )
 
 // Config says who a worker is and what it may use.
@@ -65,20 +55,9 @@ type Worker struct {
 	headwaterv1.UnimplementedWorkerServiceServer
 
 	cfg      Config
-	log      *slog.Logger
-	budget   *kvcache.Budget
-	threads  *attention.Pool
-	sessions *sessions
-	stopping chan struct{} // closed when draining
-	// acquired, nil but in tests, is called with the context of each kernel that has been given a thread.
-	acquired func(context.Context)
-
-	mu       sync.Mutex
-	flight   flight        // blocks of all runs
-	landed   chan struct{} // closed when a block has ended, and made anew
-	running  int           // runs and lanes, and the goroutines that receive for them
-	draining bool
-	idle     chan struct{} // closed when draining and nothing runs
+	machine  *machine.Machine
+	jobs     *jobs.Service
+	sessions *sessions.Service
 }
 
 const (
@@ -106,25 +85,21 @@ func New(cfg Config) (*Worker, error) {
 	case cfg.MaxSessions < 0:
 		return nil, fmt.Errorf("worker %s: at most %d sessions are fewer than 0", cfg.Name, cfg.MaxSessions)
 	}
-	if cfg.Logger == nil {
-		cfg.Logger = slog.New(slog.DiscardHandler)
-	}
-	w := &Worker{
-		cfg:      cfg,
-		log:      cfg.Logger,
-		budget:   kvcache.NewBudget(cfg.Budget),
-		threads:  attention.NewPool(cfg.Threads),
-		stopping: make(chan struct{}),
-		landed:   make(chan struct{}),
-		idle:     make(chan struct{}),
-	}
-	w.sessions = &sessions{w: w, store: kvcache.NewStore(kvcache.StoreConfig{
-		Budget:      w.budget,
-		TTL:         cmp.Or(cfg.SessionTTL, DefaultSessionTTL),
+	m := machine.New(machine.Config{
+		Name:        cfg.Name,
+		Budget:      cfg.Budget,
+		Threads:     cfg.Threads,
+		SessionTTL:  cmp.Or(cfg.SessionTTL, DefaultSessionTTL),
 		MaxSessions: cmp.Or(cfg.MaxSessions, DefaultMaxSessions),
 		Now:         cfg.Now,
-	})}
-	return w, nil
+		Logger:      cfg.Logger,
+	})
+	return &Worker{
+		cfg:      cfg,
+		machine:  m,
+		jobs:     jobs.New(m),
+		sessions: sessions.New(m, cfg.Boot),
+	}, nil
 }
 
 // Register adds the worker's services to a server, which is made with rpc.ServerOptions.
@@ -135,82 +110,34 @@ func (w *Worker) Register(s grpc.ServiceRegistrar) {
 
 // Describe says who the worker is and what room it has.
 func (w *Worker) Describe(context.Context, *headwaterv1.DescribeRequest) (*headwaterv1.DescribeResponse, error) {
-	cache, kept := w.sessions.store.Cache(), w.budget.Kept()
+	m := w.machine
+	cache, kept := m.Store.Cache(), m.Budget.Kept()
 	return &headwaterv1.DescribeResponse{
 		Name:        w.cfg.Name,
 		Boot:        w.cfg.Boot[:],
 		Version:     w.cfg.Version,
 		Weight:      uint32(w.cfg.Weight),
-		BudgetBytes: uint64(w.budget.Total()),
-		UsedBytes:   uint64(w.budget.Used() + kept),
+		BudgetBytes: uint64(m.Budget.Total()),
+		UsedBytes:   uint64(m.Budget.Used() + kept),
 		Threads:     uint32(w.cfg.Threads),
 		Kernel:      attention.KernelName(),
 		SpareBytes:  uint64(cache.FreeBytes + cache.PrefixBytes + kept),
 	}, nil
 }
 
+// Run serves one job's share.
+func (w *Worker) Run(stream grpc.BidiStreamingServer[headwaterv1.RunRequest, headwaterv1.RunResponse]) error {
+	return w.jobs.Run(stream)
+}
+
+// Expire drops the sessions whose time without use is over, and memory that no job has used since the tick before the last, at
+// each tick, until ctx ends.
+func (w *Worker) Expire(ctx context.Context, ticks <-chan time.Time) { w.machine.Expire(ctx, ticks) }
+
 // Drain refuses new runs, lanes and sessions as unavailable, ends lanes once the steps that they accepted are answered, and
 // waits until what was accepted has ended and nothing of it is left but sessions.
-// Where ctx ends first, it fails: what is left goes on until the server stops, and Drain may be called again.
-func (w *Worker) Drain(ctx context.Context) error {
-	w.mu.Lock()
-	if !w.draining {
-		w.draining = true
-		close(w.stopping)
-		if w.running == 0 {
-			close(w.idle)
-		}
-	}
-	w.mu.Unlock()
-	select {
-	case <-w.idle:
-		return nil
-	case <-ctx.Done():
-		return fmt.Errorf("drain worker %s: work is left: %w", w.cfg.Name, context.Cause(ctx))
-	}
-}
+// If ctx ends first, it fails: what is left goes on until the server stops, and Drain may be called again.
+func (w *Worker) Drain(ctx context.Context) error { return w.machine.Drain(ctx) }
 
-// Close drops all sessions and ends the worker's threads, once all runs and lanes have ended. It is called when none can
-// begin any more.
-func (w *Worker) Close() {
-	w.sessions.store.Close()
-	w.budget.Trim()
-	w.threads.Close()
-}
-
-// thread waits for a thread for a kernel, which releases it.
-func (w *Worker) thread(ctx context.Context, class attention.Class) (*attention.Thread, error) {
-	t, err := w.threads.Acquire(ctx, class)
-	if err == nil && w.acquired != nil {
-		w.acquired(ctx)
-	}
-	return t, err
-}
-
-// begin counts n goroutines of a run or a lane, unless the worker drains.
-func (w *Worker) begin(n int) error {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.draining {
-		return status.Errorf(codes.Unavailable, "worker %s is stopping and takes no new work", w.cfg.Name)
-	}
-	w.running += n
-	return nil
-}
-
-// join counts one more goroutine of what has begun and not ended.
-func (w *Worker) join() {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.running++
-}
-
-// end counts the end of one.
-func (w *Worker) end() {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.running--
-	if w.draining && w.running == 0 {
-		close(w.idle)
-	}
-}
+// Close drops all sessions and ends the worker's threads. It is called once all runs and lanes have ended and none can begin.
+func (w *Worker) Close() { w.machine.Close() }

@@ -2,28 +2,25 @@ package worker
 
 import (
 	"context"
-	"errors"
-	"fmt"
-	"math/rand/v2"
-	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"github.com/google/uuid"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
+	"go.uber.org/goleak"
 
 	"headwater.example/attention"
-	headwaterv1 "headwater.example/proto/headwater/v1"
 )
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func TestConfigIsChecked(t *testing.T) {
 	good := Config{Name: "w-1", Boot: uuid.UUID{1}, Weight: 1, Budget: 1, Threads: 1}
-	if _, err := New(good); err != nil {
+	w, err := New(good)
+	if err != nil {
 		t.Fatal(err)
 	}
+	w.Close()
 	for name, edit := range map[string]func(*Config){
 		"no name":          func(c *Config) { c.Name = "" },
 		"upper case":       func(c *Config) { c.Name = "W1" },
@@ -43,276 +40,33 @@ func TestConfigIsChecked(t *testing.T) {
 	}
 }
 
-// TestStreamsShareAWorker runs jobs beside each other over a connection.
-func TestStreamsShareAWorker(t *testing.T) {
-	w := newWorker(t, 64<<20, 2)
-	client := serve(t, w)
-	var wg sync.WaitGroup
-	for i, storage := range []headwaterv1.StorageType{1, 2, 3, 4} {
-		p := &headwaterv1.Problem{
-			NHeads: 6, NKvHeads: 2, HeadDim: 16, VDim: 16, Tokens: 40, KvLen: 2200, Offset: 2160, Storage: storage,
-			Causal: i%2 == 0, WindowLeft: -1, WindowRight: -1, Scale: 0.25,
-		}
-		j := newJob(t, rand.New(rand.NewPCG(9, uint64(i))), p, i%2, 0)
-		wg.Go(func() {
-			messages := slices.Concat([]*headwaterv1.RunRequest{openOf(p)}, j.load(t, 0, []uint32{0, 1}, 300))
-			for b := range 10 {
-				messages = append(messages, j.query(0, uint32(b), []uint32{1, 0}, 4*b, 4*b+4, 1000)...)
-			}
-			answers, err := converse(t.Context(), client, messages)
-			if err != nil {
-				t.Error(err)
-				return
-			}
-			contexts := 0
-			for _, a := range answers {
-				if c := a.GetContext(); c != nil {
-					contexts++
-					if err := j.compare(c, int(c.Block)*4, int(c.Block)*4+4); err != nil {
-						t.Error(err)
-					}
-				}
-			}
-			if contexts != 20 {
-				t.Errorf("%d contexts of 20", contexts)
-			}
-		})
-	}
-	wg.Wait()
-	d, err := client.Describe(t.Context(), &headwaterv1.DescribeRequest{})
+func TestAWorkerDescribesItself(t *testing.T) {
+	w, err := New(Config{Name: "w1", Boot: uuid.UUID{15: 1}, Weight: 1, Budget: 64 << 20, Threads: 2})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if d.Name != "w1" || len(d.Boot) != 16 || d.Boot[15] != 1 || d.Weight != 1 || d.Threads != 2 || d.BudgetBytes != 64<<20 || d.Kernel != attention.KernelName() {
-		t.Fatalf("got %v", d)
-	}
-	// A stream's status may come before its call has returned.
-	if err := w.Drain(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	if w.budget.Used() != 0 {
-		t.Fatalf("%d bytes are in use", w.budget.Used())
-	}
-}
-
-// shardBytes is what the shards of a job's groups reserve each.
-func shardBytes(j *job) int64 {
-	return int64(int(j.problem.KvLen+attention.PageLen-1)/attention.PageLen) * int64(j.layout.PageBytes())
-}
-
-func TestBudgetIsKept(t *testing.T) {
-	j := smallJob(t, headwaterv1.StorageType_STORAGE_TYPE_F32)
-	one := shardBytes(j)
-	opens := []*headwaterv1.RunRequest{openOf(j.problem), shardOpen(&headwaterv1.ShardOpen{Group: 0, Epoch: 1}), shardOpen(&headwaterv1.ShardOpen{Group: 1, Epoch: 1})}
-	answers, err := play(t, newWorker(t, 2*one-1, 1), true, opens...)
-	want := fmt.Sprintf("problem 0 group 1: keys and values: memory budget: asked for %d bytes, %d of %d are free", one, one-1, 2*one-1)
-	if status.Code(err) != codes.ResourceExhausted || status.Convert(err).Message() != want {
-		t.Fatalf("got %v, want %s", err, want)
-	}
-	if len(answers) != 1 || answers[0].GetShardOpened().GetReservedBytes() != uint64(one) {
-		t.Fatalf("got %v", answers)
-	}
-	if _, err := play(t, newWorker(t, 2*one, 1), false, opens...); err != nil {
-		t.Fatal(err)
-	}
-	// A shard that was closed makes room for the next.
-	between := slices.Insert(slices.Clone(opens), 2, shardClose(&headwaterv1.ShardClose{}))
-	if _, err := play(t, newWorker(t, one, 1), false, between...); err != nil {
-		t.Fatal(err)
-	}
-	// Weights are reserved with their shard, whose keys and values take one page here.
-	_, layered := smallLayer(t)
-	if _, err := play(t, newWorker(t, one/2, 1), true, layered...); status.Code(err) != codes.ResourceExhausted || !strings.Contains(err.Error(), "group 0: weights") {
-		t.Fatalf("got %v", err)
-	}
-	// A query for which there can be no room is refused.
-	loaded := slices.Concat([]*headwaterv1.RunRequest{openOf(j.problem)}, j.load(t, 0, []uint32{0}, 70))
-	if _, err := play(t, newWorker(t, one, 1), true, slices.Concat(loaded, j.query(0, 0, []uint32{0}, 0, 1, 100))...); status.Code(err) != codes.ResourceExhausted || !strings.Contains(err.Error(), "queries") {
-		t.Fatalf("got %v", err)
-	}
-}
-
-// TestQueriesWaitForRoom has room for one block at a time.
-func TestQueriesWaitForRoom(t *testing.T) {
-	j := smallJob(t, headwaterv1.StorageType_STORAGE_TYPE_F32)
-	messages := slices.Concat([]*headwaterv1.RunRequest{openOf(j.problem)}, j.load(t, 0, []uint32{0, 1}, 70))
-	const blocks = 200
-	for b := range blocks {
-		messages = append(messages, j.query(0, uint32(b), []uint32{0, 1}, b%3, b%3+1, 1<<20)...)
-	}
-	// q, context and LSE twice, the mask of one head and the bias of four.
-	block := int64(4*4*4 + 8*4*(3+1) + 70 + 4*4*70)
-	answers, err := play(t, newWorker(t, 2*shardBytes(j)+block, 2), false, messages...)
-	if err != nil {
-		t.Fatal(err)
-	}
-	contexts := 0
-	for _, a := range answers {
-		if c := a.GetContext(); c != nil {
-			contexts++
-			j.check(t, c, int(c.Block)%3, int(c.Block)%3+1)
-		}
-	}
-	if contexts != 2*blocks {
-		t.Fatalf("%d contexts", contexts)
-	}
-	if _, err := play(t, newWorker(t, 2*shardBytes(j)+block-1, 2), true, messages...); status.Code(err) != codes.ResourceExhausted {
-		t.Fatalf("got %v", err)
-	}
-}
-
-// endless is a job whose kernel would run for minutes.
-func endless() []*headwaterv1.RunRequest {
-	const tokens, n = 4096, 1 << 16
-	p := &headwaterv1.Problem{
-		NHeads: 32, NKvHeads: 1, HeadDim: 1, VDim: 1, Tokens: tokens, KvLen: n, Storage: headwaterv1.StorageType_STORAGE_TYPE_I8,
-		WindowLeft: -1, WindowRight: -1, Scale: 1, Softcap: 1,
-	}
-	// Zeros, whose receipt is computed as the worker computes it.
-	j := &job{problem: p, rows: []attention.Rows{{K: make([]byte, n), V: make([]byte, n), KScale: make([]float32, n), VScale: make([]float32, n)}}, size: 32, q: [][]float32{make([]float32, tokens*32)}}
-	var err error
-	if j.layout, err = attention.NewLayout(storageNames[p.Storage], 1, 1); err != nil {
-		panic(err)
-	}
-	t := panics{}
-	return slices.Concat([]*headwaterv1.RunRequest{openOf(p)}, j.load(t, 0, []uint32{0}, n), j.query(0, 0, []uint32{0}, 0, tokens, 1))
-}
-
-// panics fails where there is no test to fail.
-type panics struct{}
-
-func (panics) Helper()                           {}
-func (panics) Fatal(args ...any)                 { panic(fmt.Sprint(args...)) }
-func (panics) Fatalf(format string, args ...any) { panic(fmt.Sprintf(format, args...)) }
-
-func TestKernelsEndWithTheirStream(t *testing.T) {
-	messages := endless()
-	t.Run("cancelled", func(t *testing.T) {
-		w := newWorker(t, 256<<20, 2)
-		began := make(chan struct{}, 1)
-		w.acquired = func(context.Context) { began <- struct{}{} }
-		client := serve(t, w)
-		ctx, cancel := context.WithCancel(t.Context())
-		done := make(chan error, 1)
-		go func() {
-			_, err := converse(ctx, client, messages)
-			done <- err
-		}()
-		<-began
-		cancel()
-		if err := <-done; status.Code(err) != codes.Canceled {
-			t.Errorf("got %v", err)
-		}
-		if err := w.Drain(t.Context()); err != nil || w.budget.Used() != 0 {
-			t.Errorf("%d bytes are in use: %v", w.budget.Used(), err)
-		}
-	})
-	t.Run("deadline", func(t *testing.T) {
-		w := newWorker(t, 256<<20, 1)
-		ctx, cancel := context.WithTimeout(context.Background(), 200*time.Millisecond)
-		defer cancel()
-		s := &memoryStream{ctx: ctx, requests: make(chan *headwaterv1.RunRequest, len(messages))}
-		for _, m := range messages {
-			s.requests <- m
-		}
-		if err := w.Run(s.server()); status.Code(err) != codes.DeadlineExceeded {
-			t.Errorf("got %v", err)
-		}
-		if w.budget.Used() != 0 {
-			t.Errorf("%d bytes are in use", w.budget.Used())
-		}
-	})
-	t.Run("error beside", func(t *testing.T) {
-		w := newWorker(t, 256<<20, 1)
-		_, err := play(t, w, true, append(slices.Clone(messages), openOf())...)
-		if status.Code(err) != codes.InvalidArgument {
-			t.Errorf("got %v", err)
-		}
-	})
-}
-
-func TestDrainEndsWhatWasAccepted(t *testing.T) {
-	j := smallJob(t, headwaterv1.StorageType_STORAGE_TYPE_F16)
-	w := newWorker(t, 64<<20, 2)
-	client := serve(t, w)
-	stream, err := client.Run(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	messages := slices.Concat([]*headwaterv1.RunRequest{openOf(j.problem)}, j.load(t, 0, []uint32{0}, 70))
-	for _, m := range messages {
-		if err := stream.Send(m); err != nil {
-			t.Fatal(err)
-		}
-	}
+	t.Cleanup(w.Close)
 	for range 2 {
-		if _, err := stream.Recv(); err != nil {
+		d, err := w.Describe(t.Context(), nil)
+		if err != nil {
 			t.Fatal(err)
 		}
-	}
-	// A drain that is given up leaves the stream as it is, and the worker closed to others.
-	given, cancel := context.WithCancelCause(t.Context())
-	cancel(errors.New("no time"))
-	if err := w.Drain(given); err == nil || !strings.Contains(err.Error(), "no time") {
-		t.Fatalf("got %v", err)
-	}
-	if _, err := converse(t.Context(), client, messages[:1]); status.Code(err) != codes.Unavailable || !strings.Contains(err.Error(), "w1 is stopping") {
-		t.Fatalf("got %v", err)
-	}
-	if _, err := client.Describe(t.Context(), &headwaterv1.DescribeRequest{}); err != nil {
-		t.Fatal(err)
-	}
-	drained := make(chan error, 1)
-	go func() { drained <- w.Drain(t.Context()) }()
-	for _, m := range j.query(0, 0, []uint32{0}, 0, 3, 100) {
-		if err := stream.Send(m); err != nil {
+		if d.Name != "w1" || len(d.Boot) != 16 || d.Boot[15] != 1 || d.Weight != 1 || d.Threads != 2 || d.BudgetBytes != 64<<20 || d.Kernel != attention.KernelName() {
+			t.Fatalf("got %v", d)
+		}
+		// A worker that drains still answers.
+		if err := w.Drain(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-	}
-	a, err := stream.Recv()
-	if err != nil {
-		t.Fatal(err)
-	}
-	j.check(t, a.GetContext(), 0, 3)
-	if err := stream.CloseSend(); err != nil {
-		t.Fatal(err)
-	}
-	if err := <-drained; err != nil || w.budget.Used() != 0 {
-		t.Fatalf("%d bytes are in use: %v", w.budget.Used(), err)
-	}
-	if err := w.Drain(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-}
-
-// TestStreamsWaitForEachOthersRoom has room for the block of one stream at a time.
-func TestStreamsWaitForEachOthersRoom(t *testing.T) {
-	j := smallJob(t, headwaterv1.StorageType_STORAGE_TYPE_F32)
-	messages := slices.Concat([]*headwaterv1.RunRequest{openOf(j.problem)}, j.load(t, 0, []uint32{0, 1}, 70))
-	for b := range 50 {
-		messages = append(messages, j.query(0, uint32(b), []uint32{0, 1}, b%3, b%3+1, 1<<20)...)
-	}
-	block := int64(4*4*4 + 8*4*(3+1) + 70 + 4*4*70)
-	const streams = 3
-	w := newWorker(t, streams*2*shardBytes(j)+block, 2)
-	client := serve(t, w)
-	var wg sync.WaitGroup
-	for range streams {
-		wg.Go(func() {
-			answers, err := converse(t.Context(), client, messages)
-			if err != nil || len(answers) != 2+2+100 {
-				t.Errorf("%d answers: %v", len(answers), err)
-			}
-		})
-	}
-	wg.Wait()
-	if err := w.Drain(t.Context()); err != nil || w.budget.Used() != 0 || w.flight != (flight{}) {
-		t.Fatalf("%d bytes are in use, %v in flight: %v", w.budget.Used(), w.flight, err)
 	}
 }
 
 func TestMemoryOfEndedJobsIsSpareForAWhile(t *testing.T) {
-	w := newWorker(t, 256<<20, 1)
+	w, err := New(Config{Name: "w1", Boot: uuid.UUID{15: 1}, Weight: 1, Budget: 256 << 20, Threads: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(w.Close)
 	tell := func() (used, spare uint64) {
 		t.Helper()
 		d, err := w.Describe(t.Context(), nil)
@@ -322,14 +76,14 @@ func TestMemoryOfEndedJobsIsSpareForAWhile(t *testing.T) {
 		return d.GetUsedBytes(), d.GetSpareBytes()
 	}
 	const size = 8 << 20
-	memory, err := w.budget.Map(size)
+	memory, err := w.machine.Budget.Map(size)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if used, spare := tell(); used != size || spare != 0 {
 		t.Errorf("at work: %d bytes in use, %d spare", used, spare)
 	}
-	w.budget.Unmap(memory)
+	w.machine.Budget.Unmap(memory)
 	if used, spare := tell(); used != size || spare != size {
 		t.Errorf("ended: %d bytes in use, %d spare", used, spare)
 	}

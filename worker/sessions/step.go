@@ -1,4 +1,4 @@
-package worker
+package sessions
 
 import (
 	"context"
@@ -14,6 +14,7 @@ import (
 	headwaterv1 "headwater.example/proto/headwater/v1"
 	"headwater.example/shard"
 	"headwater.example/tensor"
+	"headwater.example/worker/internal/machine"
 )
 
 const (
@@ -50,12 +51,12 @@ type step struct {
 
 // do does a step: it checks the request, appends, attends, and makes the answer; what it has appended is kept once there is
 // an answer. After an error the session is as before; one that is no *session.Error is that of ctx.
-func (s *sessions) do(ctx context.Context, from session.ID, t *task) error {
+func (s *Service) do(ctx context.Context, from session.ID, t *task) error {
 	m, r, st := &t.request.Step, &t.response.Result, &t.step
 	if t.tooMany {
-		return session.Errorf(problemBusy, "worker %s: more than %d query tokens wait: send the step again later", s.w.cfg.Name, maxQueuedTokens)
+		return session.Errorf(problemBusy, "worker %s: more than %d query tokens wait: send the step again later", s.m.Name, maxQueuedTokens)
 	}
-	layer, groups, err := s.store.Layer(kvcache.SessionID(m.Session), shard.Layer(m.Layer))
+	layer, groups, err := s.m.Store.Layer(kvcache.SessionID(m.Session), shard.Layer(m.Layer))
 	if err != nil {
 		return refusal(err)
 	}
@@ -68,7 +69,7 @@ func (s *sessions) do(ctx context.Context, from session.ID, t *task) error {
 	if err := s.reserve(bytes); err != nil {
 		return err
 	}
-	defer s.w.budget.Release(bytes)
+	defer s.m.Budget.Release(bytes)
 	if m.Tree > 0 {
 		st.unpack(m)
 	}
@@ -78,12 +79,12 @@ func (s *sessions) do(ctx context.Context, from session.ID, t *task) error {
 		view = nil
 	}
 	defer st.release()
-	r.Length, r.Hashes, err = s.store.Append(&st.append, r.Hashes, view)
+	r.Length, r.Hashes, err = s.m.Store.Append(&st.append, r.Hashes, view)
 	if err != nil {
 		return refusal(err)
 	}
 	if m.Attend == 0 {
-		r.QueueNanos = nanos(t.arrived, time.Now())
+		r.QueueNanos = machine.Nanos(t.arrived, time.Now())
 		return nil
 	}
 	rows := len(groups) * int(m.Attend) * st.heads
@@ -114,13 +115,13 @@ func (s *sessions) do(ctx context.Context, from session.ID, t *task) error {
 }
 
 // attend lets the queries attend over the view, group by group: each uses all threads that have nothing else to do.
-func (s *sessions) attend(ctx context.Context, t *task, out attention.Output) error {
+func (s *Service) attend(ctx context.Context, t *task, out attention.Output) error {
 	m, st := &t.request.Step, &t.step
 	class := attention.Foreground
 	if m.Attend > foregroundTokens {
 		class = attention.Background
 	}
-	thread, err := s.w.thread(ctx, class)
+	thread, err := s.m.Thread(ctx, class)
 	if err != nil {
 		return err
 	}
@@ -130,9 +131,11 @@ func (s *sessions) attend(ctx context.Context, t *task, out attention.Output) er
 	if m.Tree > 0 {
 		query.MaskFrom = st.view.Len - int(m.Tree)
 	}
+	n := len(st.groups)
+	q, c, lse := len(st.q)/n, len(out.Context)/n, len(out.LSE)/n // of a group
 	for i, g := range st.groups {
-		query.Q, query.FirstHead = part(st.q, i, len(st.groups)), int(g)*st.heads
-		each := attention.Output{Context: part(out.Context, i, len(st.groups)), LSE: part(out.LSE, i, len(st.groups))}
+		query.Q, query.FirstHead = st.q[i*q:(i+1)*q], int(g)*st.heads
+		each := attention.Output{Context: out.Context[i*c : (i+1)*c], LSE: out.LSE[i*lse : (i+1)*lse]}
 		if err = thread.Attend(ctx, st.view.KV(i), query, st.options, each); err != nil {
 			break
 		}
@@ -143,7 +146,7 @@ func (s *sessions) attend(ctx context.Context, t *task, out attention.Output) er
 		err = notFinite(m, err)
 	}
 	r := &t.response.Result
-	r.ComputeNanos, r.QueueNanos = nanos(started.Add(waited), ended), nanos(t.arrived, started.Add(waited))
+	r.ComputeNanos, r.QueueNanos = machine.Nanos(started.Add(waited), ended), machine.Nanos(t.arrived, started.Add(waited))
 	return err
 }
 
@@ -175,7 +178,7 @@ func (st *step) read(m *session.Step, payload *rpc.Buffer, layer *kvcache.Layer,
 	mask := attend * int64(m.Tree)
 	dt, known := l.DType(), true
 	if appended > 0 {
-		dt, known = storageTypes[m.Encoding]
+		dt, known = machine.StorageTypes[m.Encoding]
 	}
 	switch {
 	case attend > maxStepTokens || appended > maxStepTokens:
@@ -186,10 +189,10 @@ func (st *step) read(m *session.Step, payload *rpc.Buffer, layer *kvcache.Layer,
 		return 0, fmt.Sprintf("codec %d is not known", m.Codec)
 	case !known || dt != l.DType() && dt != tensor.F32:
 		return 0, fmt.Sprintf("encoding %d is neither f32 nor the layer's %s", m.Encoding, l.DType())
-	case answer > maxAnswer:
-		return 0, fmt.Sprintf("the answer for %d tokens exceeds a message of %d bytes: cut the step into fewer tokens", attend, maxAnswer)
-	case m.QueryPosition > maxPositions:
-		return 0, fmt.Sprintf("query at position %d, more than %d", m.QueryPosition, int64(maxPositions))
+	case answer > machine.MaxAnswerBytes:
+		return 0, fmt.Sprintf("the answer for %d tokens exceeds a message of %d bytes: cut the step into fewer tokens", attend, machine.MaxAnswerBytes)
+	case m.QueryPosition > machine.MaxPositions:
+		return 0, fmt.Sprintf("query at position %d, more than %d", m.QueryPosition, int64(machine.MaxPositions))
 	case m.Tree > maxTree:
 		return 0, fmt.Sprintf("a tree mask of %d positions, at most %d are allowed", m.Tree, maxTree)
 	case m.Tree > 0 && (attend == 0 || uint64(m.Tree) > m.Length+uint64(appended)):

@@ -1,4 +1,4 @@
-package worker
+package sessions
 
 import (
 	"context"
@@ -11,6 +11,7 @@ import (
 
 	"headwater.example/attention"
 	headwaterv1 "headwater.example/proto/headwater/v1"
+	"headwater.example/worker/internal/machine"
 )
 
 // exact fails unless nothing of the worker is in use but the pages of these sessions, which are as their clients know them.
@@ -28,8 +29,8 @@ func (p *place) exact(t testing.TB, used int64, all ...*sequence) {
 		s.same(t, list.GetSessions()[0])
 	}
 	c := list.GetCaches()[0]
-	if int64(c.GetUsedBytes()) != used || c.GetQueuedSteps() != 0 || c.GetQueuedTokens() != 0 || c.GetLanes() != 0 || uint64(p.w.budget.Used()) != c.GetUsedBytes()+c.GetFreeBytes()+c.GetRowBytes()+c.GetSessionBytes() {
-		t.Fatalf("pages have %d bytes, of the budget %d are used: %v", used, p.w.budget.Used(), c)
+	if int64(c.GetUsedBytes()) != used || c.GetQueuedSteps() != 0 || c.GetQueuedTokens() != 0 || c.GetLanes() != 0 || uint64(p.m.Budget.Used()) != c.GetUsedBytes()+c.GetFreeBytes()+c.GetRowBytes()+c.GetSessionBytes() {
+		t.Fatalf("pages have %d bytes, of the budget %d are used: %v", used, p.m.Budget.Used(), c)
 	}
 }
 
@@ -45,7 +46,7 @@ func TestAClientIsGoneInTheMiddleOfAStep(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			now := time.Unix(1e9, 0)
 			gone := newTap(1)
-			p := serveSessions(t, Config{Now: func() time.Time { return now }, SessionTTL: time.Minute}, grpc.ChainStreamInterceptor(gone.intercept))
+			p := serveSessions(t, machine.Config{Now: func() time.Time { return now }, SessionTTL: time.Minute}, grpc.ChainStreamInterceptor(gone.intercept))
 			close(gone.send)
 			d := p.lane(t, 1)
 			s := newSequence(1, simpleLayer(headwaterv1.StorageType_STORAGE_TYPE_F32))
@@ -54,10 +55,10 @@ func TestAClientIsGoneInTheMiddleOfAStep(t *testing.T) {
 			r := d.ask(t, m.step, m.payload)
 			s.apply(m)
 			s.check(t, m, r)
-			used := p.w.sessions.store.Cache().UsedBytes
+			used := p.m.Store.Cache().UsedBytes
 
 			began := make(chan struct{}, 1)
-			p.w.acquired = func(ctx context.Context) {
+			p.m.Acquired = func(ctx context.Context) {
 				began <- struct{}{}
 				<-ctx.Done()
 			}
@@ -71,14 +72,14 @@ func TestAClientIsGoneInTheMiddleOfAStep(t *testing.T) {
 				ahead.apply(next)
 			}
 			<-began
-			if c.append > attention.PageLen && p.w.sessions.store.Cache().UsedBytes <= used {
+			if c.append > attention.PageLen && p.m.Store.Cache().UsedBytes <= used {
 				t.Error("no page is taken for what is appended")
 			}
 			d.cancel()
 			<-gone.ended
 			p.exact(t, used, s)
 
-			p.w.acquired = nil
+			p.m.Acquired = nil
 			other := p.lane(t, 2)
 			if _, err := p.sessions.TakeSession(t.Context(), &headwaterv1.TakeSessionRequest{
 				Session: s.id, Epoch: &headwaterv1.Epoch{Counter: 2, Lane: other.id[:]}, Expect: []*headwaterv1.LayerState{{Length: 70, Hashes: s.hashes(t, 0, 70)}},
@@ -91,11 +92,11 @@ func TestAClientIsGoneInTheMiddleOfAStep(t *testing.T) {
 			s.check(t, m, r)
 			other.end(t)
 			now = now.Add(time.Minute - 1)
-			if n := p.w.sessions.store.Expire(); n != 0 {
+			if n := p.m.Store.Expire(); n != 0 {
 				t.Fatalf("%d sessions ended before their time", n)
 			}
 			now = now.Add(1)
-			if n := p.w.sessions.store.Expire(); n != 1 {
+			if n := p.m.Store.Expire(); n != 1 {
 				t.Fatalf("%d sessions ended", n)
 			}
 			p.exact(t, 0)
@@ -108,7 +109,7 @@ func TestAClientIsGoneInTheMiddleOfACall(t *testing.T) {
 	now := time.Unix(1e9, 0)
 	var gate func(ctx context.Context) // calls wait in it
 	done := make(chan struct{}, 1)
-	p := serveSessions(t, Config{Now: func() time.Time { return now }, SessionTTL: time.Minute}, grpc.ChainUnaryInterceptor(
+	p := serveSessions(t, machine.Config{Now: func() time.Time { return now }, SessionTTL: time.Minute}, grpc.ChainUnaryInterceptor(
 		func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
 			if info.FullMethod == headwaterv1.SessionService_ListSessions_FullMethodName || gate == nil {
 				return handle(ctx, req)
@@ -126,7 +127,7 @@ func TestAClientIsGoneInTheMiddleOfACall(t *testing.T) {
 	}
 	s.apply(m)
 	d.end(t)
-	used := p.w.sessions.store.Cache().UsedBytes
+	used := p.m.Store.Cache().UsedBytes
 
 	began := make(chan struct{})
 	gate = func(ctx context.Context) {
@@ -180,7 +181,7 @@ func TestAClientIsGoneInTheMiddleOfACall(t *testing.T) {
 		t.Fatalf("what never was is dropped: %v", err)
 	}
 	now = now.Add(time.Minute)
-	if n := p.w.sessions.store.Expire(); n != 2 {
+	if n := p.m.Store.Expire(); n != 2 {
 		t.Fatalf("%d sessions ended", n)
 	}
 	p.exact(t, 0)

@@ -1,4 +1,4 @@
-package worker
+package sessions
 
 import (
 	"bytes"
@@ -29,32 +29,33 @@ import (
 	"headwater.example/internal/rpc"
 	"headwater.example/internal/session"
 	headwaterv1 "headwater.example/proto/headwater/v1"
+	"headwater.example/worker/internal/machine"
+	"headwater.example/worker/internal/workertest"
 )
 
 // The client of these tests is the generated one, so that the lane's frames have another reader and writer than lane.
 
 // place is a worker on a connection.
 type place struct {
-	w        *Worker
+	m        *machine.Machine
+	service  *Service
 	conn     *grpc.ClientConn
 	sessions headwaterv1.SessionServiceClient
 }
 
 // serveSessions puts a worker on a connection. When the test ends nothing of the worker may be left.
-func serveSessions(t testing.TB, cfg Config, opts ...grpc.ServerOption) *place {
+func serveSessions(t testing.TB, cfg machine.Config, opts ...grpc.ServerOption) *place {
 	t.Helper()
-	cfg.Name, cfg.Boot, cfg.Version, cfg.Weight = "w1", uuid.UUID{15: 1}, "test", 1
+	cfg.Name = "w1"
 	cfg.Threads = max(cfg.Threads, 2)
 	if cfg.Budget == 0 {
 		cfg.Budget = 1 << 30
 	}
-	w, err := New(cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
+	m := machine.New(cfg)
+	service := New(m, uuid.UUID{15: 1})
 	listener := bufconn.Listen(1 << 16)
 	server := grpc.NewServer(append(rpc.ServerOptions(), opts...)...)
-	w.Register(server)
+	session.Register(server, service)
 	done := make(chan struct{})
 	go func() { defer close(done); _ = server.Serve(listener) }()
 	dialer := grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return listener.DialContext(ctx) })
@@ -69,18 +70,18 @@ func serveSessions(t testing.TB, cfg Config, opts ...grpc.ServerOption) *place {
 		// The test's context has ended.
 		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
-		if err := w.Drain(ctx); err != nil {
+		if err := m.Drain(ctx); err != nil {
 			t.Error(err)
 		}
-		w.Close()
-		if used := w.budget.Used(); used != 0 {
+		m.Close()
+		if used := m.Budget.Used(); used != 0 {
 			t.Errorf("%d bytes are in use in the end", used)
 		}
-		if steps, tokens, lanes := w.sessions.queuedSteps.Load(), w.sessions.queuedTokens.Load(), w.sessions.lanes.Load(); steps != 0 || tokens != 0 || lanes != 0 {
+		if steps, tokens, lanes := service.queuedSteps.Load(), service.queuedTokens.Load(), service.lanes.Load(); steps != 0 || tokens != 0 || lanes != 0 {
 			t.Errorf("%d steps and %d tokens are queued on %d lanes in the end", steps, tokens, lanes)
 		}
 	})
-	return &place{w: w, conn: conn, sessions: headwaterv1.NewSessionServiceClient(conn)}
+	return &place{m: m, service: service, conn: conn, sessions: headwaterv1.NewSessionServiceClient(conn)}
 }
 
 // driver is a lane of the generated client.
@@ -91,7 +92,7 @@ type driver struct {
 	steps  uint64
 }
 
-func (p *place) lane(t fataler, id byte) *driver {
+func (p *place) lane(t workertest.Fataler, id byte) *driver {
 	t.Helper()
 	d := &driver{id: session.ID{id}}
 	ctx, cancel := context.WithCancel(context.Background())
@@ -103,7 +104,7 @@ func (p *place) lane(t fataler, id byte) *driver {
 	return d
 }
 
-func (d *driver) send(t fataler, step *headwaterv1.Step, payload []byte) uint64 {
+func (d *driver) send(t workertest.Fataler, step *headwaterv1.Step, payload []byte) uint64 {
 	t.Helper()
 	d.steps++
 	if err := d.stream.Send(&headwaterv1.LaneRequest{Id: d.steps, Step: step, Payload: payload}); err != nil {
@@ -113,7 +114,7 @@ func (d *driver) send(t fataler, step *headwaterv1.Step, payload []byte) uint64 
 }
 
 // ask sends a step and returns its answer.
-func (d *driver) ask(t fataler, step *headwaterv1.Step, payload []byte) *headwaterv1.LaneResponse {
+func (d *driver) ask(t workertest.Fataler, step *headwaterv1.Step, payload []byte) *headwaterv1.LaneResponse {
 	t.Helper()
 	id := d.send(t, step, payload)
 	r, err := d.stream.Recv()
@@ -127,7 +128,7 @@ func (d *driver) ask(t fataler, step *headwaterv1.Step, payload []byte) *headwat
 }
 
 // end closes a lane, of which nothing is left to be received.
-func (d *driver) end(t fataler) {
+func (d *driver) end(t workertest.Fataler) {
 	t.Helper()
 	if err := d.stream.CloseSend(); err != nil {
 		t.Fatal(err)
@@ -164,7 +165,7 @@ func newSequence(seed uint64, layers ...*headwaterv1.SessionLayer) *sequence {
 	return s
 }
 
-func (s *sequence) create(t fataler, p *place, d *driver) *headwaterv1.SessionState {
+func (s *sequence) create(t workertest.Fataler, p *place, d *driver) *headwaterv1.SessionState {
 	t.Helper()
 	resp, err := p.sessions.CreateSession(context.Background(), &headwaterv1.CreateSessionRequest{
 		Session: s.id, Epoch: &headwaterv1.Epoch{Counter: s.epoch, Lane: d.id[:]}, Config: s.config, Held: s.held,
@@ -175,10 +176,10 @@ func (s *sequence) create(t fataler, p *place, d *driver) *headwaterv1.SessionSt
 	return resp.GetState()
 }
 
-func (s *sequence) layout(t fataler, l int) attention.Layout {
+func (s *sequence) layout(t workertest.Fataler, l int) attention.Layout {
 	t.Helper()
 	c := s.config.Layers[s.held[l].Layer]
-	layout, err := attention.NewLayout(storageNames[c.Storage], int(c.HeadDim), int(c.VDim))
+	layout, err := attention.NewLayout(machine.StorageTypes[c.Storage], int(c.HeadDim), int(c.VDim))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -186,25 +187,20 @@ func (s *sequence) layout(t fataler, l int) attention.Layout {
 }
 
 // hashes are those of a held layer at n positions.
-func (s *sequence) hashes(t fataler, l, n int) []uint64 {
+func (s *sequence) hashes(t workertest.Fataler, l, n int) []uint64 {
 	t.Helper()
 	layout := s.layout(t, l)
 	var out []uint64
 	for _, rows := range s.rows[l] {
 		var h kvcache.Hasher
 		if n > 0 {
-			if err := h.Update(cutRows(rows, layout, 0, n), n, layout); err != nil {
+			if err := h.Update(workertest.Cut(rows, layout, 0, n), n, layout); err != nil {
 				t.Fatal(err)
 			}
 		}
 		out = append(out, h.Receipt().Hash)
 	}
 	return out
-}
-
-func cutRows(rows attention.Rows, layout attention.Layout, from, to int) attention.Rows {
-	j := job{layout: layout}
-	return j.cut(rows, from, to)
 }
 
 // move is a step with its payload and, of what it appends and asks, what it should give.
@@ -216,7 +212,7 @@ type move struct {
 }
 
 // draw makes a step of random tensors.
-func (s *sequence) draw(t fataler, l, appended, attend int, native bool) *move {
+func (s *sequence) draw(t workertest.Fataler, l, appended, attend int, native bool) *move {
 	t.Helper()
 	c, layout := s.config.Layers[s.held[l].Layer], s.layout(t, l)
 	size := int(c.NHeads / c.NKvHeads)
@@ -227,22 +223,22 @@ func (s *sequence) draw(t fataler, l, appended, attend int, native bool) *move {
 	}}
 	var k, v, kScale, vScale []byte
 	for range s.held[l].Groups {
-		q := normals(s.rng, attend*size*int(c.HeadDim))
-		m.q, m.payload = append(m.q, q), append(m.payload, littleEndian(q)...)
+		q := workertest.Normals(s.rng, attend*size*int(c.HeadDim))
+		m.q, m.payload = append(m.q, q), append(m.payload, workertest.LittleEndian(q)...)
 		if appended == 0 {
 			m.rows = append(m.rows, attention.Rows{})
 			continue
 		}
 		var rows attention.Rows
-		kf, vf := normals(s.rng, appended*int(c.HeadDim)), normals(s.rng, appended*int(c.VDim))
-		rows.K, rows.KScale = store(t, kf, appended, layout.DType())
-		rows.V, rows.VScale = store(t, vf, appended, layout.DType())
+		kf, vf := workertest.Normals(s.rng, appended*int(c.HeadDim)), workertest.Normals(s.rng, appended*int(c.VDim))
+		rows.K, rows.KScale = workertest.Store(t, kf, appended, layout.DType())
+		rows.V, rows.VScale = workertest.Store(t, vf, appended, layout.DType())
 		m.rows = append(m.rows, rows)
 		if native {
 			k, v = append(k, rows.K...), append(v, rows.V...)
-			kScale, vScale = append(kScale, littleEndian(rows.KScale)...), append(vScale, littleEndian(rows.VScale)...)
+			kScale, vScale = append(kScale, workertest.LittleEndian(rows.KScale)...), append(vScale, workertest.LittleEndian(rows.VScale)...)
 		} else {
-			k, v = append(k, littleEndian(kf)...), append(v, littleEndian(vf)...)
+			k, v = append(k, workertest.LittleEndian(kf)...), append(v, workertest.LittleEndian(vf)...)
 		}
 	}
 	if native {
@@ -273,12 +269,12 @@ func (s *sequence) index(layer uint32) int {
 }
 
 // truncate cuts every layer to n positions.
-func (s *sequence) truncate(t fataler, n int) {
+func (s *sequence) truncate(t workertest.Fataler, n int) {
 	for l := range s.lengths {
 		s.lengths[l] = min(s.lengths[l], n)
 		layout := s.layout(t, l)
 		for g, rows := range s.rows[l] {
-			cut := cutRows(rows, layout, 0, s.lengths[l])
+			cut := workertest.Cut(rows, layout, 0, s.lengths[l])
 			for _, b := range []*[]byte{&cut.K, &cut.V} {
 				*b = bytes.Clone(*b)
 			}
@@ -289,7 +285,7 @@ func (s *sequence) truncate(t fataler, n int) {
 }
 
 // fork is another sequence that begins as this one.
-func (s *sequence) fork(t fataler, seed uint64, n int) *sequence {
+func (s *sequence) fork(t workertest.Fataler, seed uint64, n int) *sequence {
 	child := newSequence(seed, s.config.Layers...)
 	child.config, child.held = s.config, s.held
 	for l := range s.rows {
@@ -301,7 +297,7 @@ func (s *sequence) fork(t fataler, seed uint64, n int) *sequence {
 }
 
 // check compares an answer with a fresh attention over all that was appended, bit by bit; the step has been applied.
-func (s *sequence) check(t fataler, m *move, r *headwaterv1.LaneResponse) {
+func (s *sequence) check(t workertest.Fataler, m *move, r *headwaterv1.LaneResponse) {
 	t.Helper()
 	if e := r.GetResult().GetError(); e != nil {
 		t.Fatalf("refused: %v", e)
@@ -328,7 +324,7 @@ func (s *sequence) check(t fataler, m *move, r *headwaterv1.LaneResponse) {
 		for from := 0; from < n; from += attention.PageLen {
 			to := min(from+attention.PageLen, n)
 			page := make([]byte, layout.PageBytes())
-			if err := layout.Write(page, 0, to-from, cutRows(s.rows[l][i], layout, from, to)); err != nil {
+			if err := layout.Write(page, 0, to-from, workertest.Cut(s.rows[l][i], layout, from, to)); err != nil {
 				t.Fatal(err)
 			}
 			pages = append(pages, page)
@@ -352,7 +348,7 @@ func (s *sequence) check(t fataler, m *move, r *headwaterv1.LaneResponse) {
 		}
 		context_, lse = append(context_, out.Context...), append(lse, out.LSE...)
 	}
-	want := append(littleEndian(context_), littleEndian(lse)...)
+	want := append(workertest.LittleEndian(context_), workertest.LittleEndian(lse)...)
 	if m.step.Codec != headwaterv1.StepCodec_STEP_CODEC_RAW {
 		var err error
 		if want, err = contextframe.Encode(nil, stepCodecs[m.step.Codec], 0, len(s.held[l].Groups)*attend, size, int(c.VDim), context_, lse); err != nil {
@@ -389,7 +385,7 @@ func drawLayer(t *rapid.T) *headwaterv1.SessionLayer {
 
 // TestSessionsGiveTheJobsBits steps, repeats, truncates and forks at random. Every answer is that of a job over the same tokens.
 func TestSessionsGiveTheJobsBits(t *testing.T) {
-	p := serveSessions(t, Config{})
+	p := serveSessions(t, machine.Config{})
 	seeds := uint64(0)
 	rapid.Check(t, func(t *rapid.T) {
 		d := p.lane(t, 1)
@@ -456,14 +452,14 @@ func TestSessionsGiveTheJobsBits(t *testing.T) {
 			}
 		}
 		d.end(t)
-		if c := p.w.sessions.store.Cache(); c.UsedBytes != 0 || c.Sessions != 0 {
+		if c := p.m.Store.Cache(); c.UsedBytes != 0 || c.Sessions != 0 {
 			t.Fatalf("%d bytes of %d sessions are left", c.UsedBytes, c.Sessions)
 		}
 	})
 }
 
 // same fails unless a state is that of the sequence.
-func (s *sequence) same(t fataler, state *headwaterv1.SessionState) {
+func (s *sequence) same(t workertest.Fataler, state *headwaterv1.SessionState) {
 	t.Helper()
 	if !bytes.Equal(state.GetSession(), s.id) || state.GetTruncations() != s.truncations || len(state.GetLayers()) != len(s.held) {
 		t.Fatalf("got %v", state)
@@ -477,7 +473,7 @@ func (s *sequence) same(t fataler, state *headwaterv1.SessionState) {
 
 // TestManySessionsOnALane keeps steps of many sessions in flight. Those of one session are done in order.
 func TestManySessionsOnALane(t *testing.T) {
-	p := serveSessions(t, Config{})
+	p := serveSessions(t, machine.Config{})
 	d := p.lane(t, 3)
 	const sessions, steps = 40, 12
 	all := make([]*sequence, sessions)
@@ -531,7 +527,7 @@ func TestManySessionsOnALane(t *testing.T) {
 
 // TestStepsAreRefusedByName spoils a step in every way. The session is as before, and the lane goes on.
 func TestStepsAreRefusedByName(t *testing.T) {
-	p := serveSessions(t, Config{})
+	p := serveSessions(t, machine.Config{})
 	d := p.lane(t, 5)
 	tiny := simpleLayer(headwaterv1.StorageType_STORAGE_TYPE_F32)
 	tiny.NHeads, tiny.NKvHeads, tiny.HeadDim, tiny.VDim = 1, 1, 1, 1
@@ -580,27 +576,29 @@ func TestStepsAreRefusedByName(t *testing.T) {
 		"a tree of more":    {problemInvalid, "a tree mask of 73 positions", func(m *move) { m.step.Tree, m.step.TreeMask = 73, make([]byte, 20) }},
 		"a short tree mask": {problemInvalid, "the tree mask has 1 bytes", func(m *move) { m.step.Tree, m.step.TreeMask = 3, []byte{1} }},
 		"a mask of nothing": {problemInvalid, "the tree mask has 1 bytes", func(m *move) { m.step.TreeMask = []byte{1} }},
-		"q is NaN":          {problemInvalid, "q of group 1, token 1, head 1: element 7 is NaN", func(m *move) { copy(m.payload[4*(2*2*2*8-1):], littleEndian([]float32{float32(math.NaN())})) }},
-		"k is infinite":     {problemInvalid, "group 0: k at position 70: element 0 is +Inf", func(m *move) { copy(m.payload[4*2*2*2*8:], littleEndian([]float32{float32(math.Inf(1))})) }},
-		"k is too large":    {problemInvalid, "", func(m *move) { copy(m.payload[4*2*2*2*8:], littleEndian([]float32{1e6})) }},
+		"q is NaN": {problemInvalid, "q of group 1, token 1, head 1: element 7 is NaN", func(m *move) {
+			copy(m.payload[4*(2*2*2*8-1):], workertest.LittleEndian([]float32{float32(math.NaN())}))
+		}},
+		"k is infinite":  {problemInvalid, "group 0: k at position 70: element 0 is +Inf", func(m *move) { copy(m.payload[4*2*2*2*8:], workertest.LittleEndian([]float32{float32(math.Inf(1))})) }},
+		"k is too large": {problemInvalid, "", func(m *move) { copy(m.payload[4*2*2*2*8:], workertest.LittleEndian([]float32{1e6})) }},
 		"a score overflows": {problemNotFinite, "head 0, token 0", func(m *move) {
-			copy(m.payload, littleEndian([]float32{math.MaxFloat32}))
-			copy(m.payload[4*2*2*2*8:], littleEndian([]float32{6e4}))
+			copy(m.payload, workertest.LittleEndian([]float32{math.MaxFloat32}))
+			copy(m.payload[4*2*2*2*8:], workertest.LittleEndian([]float32{6e4}))
 		}},
 		"all scores overflow to -Inf": {problemNotFinite, "head 0, token 0: all scores overflow to -Inf", func(m *move) {
 			m.step.Append, m.step.Layer, m.step.Length, m.step.Hashes = 1, 2, 0, []uint64{0}
 			m.step.Attend, m.step.QueryPosition = 1, 0
-			m.payload = littleEndian([]float32{1e20, -1e20, 1})
+			m.payload = workertest.LittleEndian([]float32{1e20, -1e20, 1})
 		}},
 		"a context that its codec can not hold": {problemNotFinite, "", func(m *move) {
 			m.step.Codec = headwaterv1.StepCodec_STEP_CODEC_F16
 			m.step.Append, m.step.Layer, m.step.Length, m.step.Hashes = 1, 2, 0, []uint64{0}
 			m.step.Attend, m.step.QueryPosition = 1, 0
-			m.payload = littleEndian([]float32{0, 0, 1e6})
+			m.payload = workertest.LittleEndian([]float32{0, 0, 1e6})
 		}},
 	} {
 		m := s.draw(t, 0, 2, 2, false)
-		used := p.w.sessions.store.Cache().UsedBytes
+		used := p.m.Store.Cache().UsedBytes
 		c.spoil(m)
 		r := d.ask(t, m.step, m.payload)
 		e := r.GetResult().GetError()
@@ -612,7 +610,7 @@ func TestStepsAreRefusedByName(t *testing.T) {
 			t.Fatal(err)
 		}
 		s.same(t, resp.GetSessions()[0])
-		if now := p.w.sessions.store.Cache().UsedBytes; now != used {
+		if now := p.m.Store.Cache().UsedBytes; now != used {
 			t.Errorf("%s: %d bytes of pages are in use, %d before it", name, now, used)
 		}
 	}
@@ -640,7 +638,7 @@ func TestStepsAreRefusedByName(t *testing.T) {
 
 func TestStepsOverBudget(t *testing.T) {
 	layer := simpleLayer(headwaterv1.StorageType_STORAGE_TYPE_F32)
-	p := serveSessions(t, Config{Budget: 3 << 20})
+	p := serveSessions(t, machine.Config{Budget: 3 << 20})
 	d := p.lane(t, 5)
 	s := newSequence(1, layer)
 	s.create(t, p, d)
@@ -671,7 +669,7 @@ func TestStepsOverBudget(t *testing.T) {
 
 func TestSessionCalls(t *testing.T) {
 	now := time.Unix(1e9, 0)
-	p := serveSessions(t, Config{Now: func() time.Time { return now }, SessionTTL: time.Minute, MaxSessions: 2})
+	p := serveSessions(t, machine.Config{Now: func() time.Time { return now }, SessionTTL: time.Minute, MaxSessions: 2})
 	ctx := t.Context()
 	d := p.lane(t, 9)
 	s := newSequence(3, simpleLayer(headwaterv1.StorageType_STORAGE_TYPE_I8))
@@ -716,8 +714,8 @@ func TestSessionCalls(t *testing.T) {
 				hash = e.GetHashAfter()
 			}
 		}
-		rows := cutRows(s.rows[0][g], layout, 3, 143)
-		if !bytes.Equal(k, rows.K) || !bytes.Equal(v, rows.V) || !bytes.Equal(kScale, littleEndian(rows.KScale)) || !bytes.Equal(vScale, littleEndian(rows.VScale)) {
+		rows := workertest.Cut(s.rows[0][g], layout, 3, 143)
+		if !bytes.Equal(k, rows.K) || !bytes.Equal(v, rows.V) || !bytes.Equal(kScale, workertest.LittleEndian(rows.KScale)) || !bytes.Equal(vScale, workertest.LittleEndian(rows.VScale)) {
 			t.Fatalf("group %d: other rows came back", g)
 		}
 		if want := s.hashes(t, 0, 143)[g]; hash != want {
@@ -816,7 +814,7 @@ func TestSessionCalls(t *testing.T) {
 	now = now.Add(time.Minute)
 	ticks, expired := make(chan time.Time), make(chan struct{})
 	expiring, stop := context.WithCancel(ctx)
-	go func() { defer close(expired); p.w.Expire(expiring, ticks) }()
+	go func() { defer close(expired); p.m.Expire(expiring, ticks) }()
 	ticks <- now
 	ticks <- now // the first has been handled
 	stop()

@@ -1,4 +1,4 @@
-package worker
+package sessions
 
 import (
 	"encoding/binary"
@@ -13,6 +13,7 @@ import (
 	"headwater.example/internal/session"
 	headwaterv1 "headwater.example/proto/headwater/v1"
 	"headwater.example/shard"
+	"headwater.example/worker/internal/machine"
 )
 
 // This file turns the messages of SessionService into what the store takes and gives.
@@ -96,7 +97,7 @@ func readConfig(m *headwaterv1.SessionConfig) (kvcache.Config, error) {
 }
 
 func readLayer(m *headwaterv1.SessionLayer, shape shard.LayerShape) (l kvcache.Layer, err error) {
-	dt, ok := storageTypes[m.GetStorage()]
+	dt, ok := machine.StorageTypes[m.GetStorage()]
 	if !ok {
 		return l, fmt.Errorf("storage: type %d is not known", m.GetStorage())
 	}
@@ -126,7 +127,7 @@ func writeConfig(c *kvcache.Config) *headwaterv1.SessionConfig {
 			Causal: o.Causal, WindowLeft: o.WindowLeft, WindowRight: o.WindowRight, Scale: o.Scale, Softcap: o.Softcap,
 			AlibiSlopes: o.AlibiSlopes, Sinks: o.Sinks,
 		}
-		for storage, dt := range storageTypes {
+		for storage, dt := range machine.StorageTypes {
 			if dt == l.Layout.DType() {
 				out.Storage = storage
 			}
@@ -137,7 +138,7 @@ func writeConfig(c *kvcache.Config) *headwaterv1.SessionConfig {
 }
 
 // state is what the worker has of a session, as it goes out: full, or for a list of all, which is to fit a message.
-func (s *sessions) state(st kvcache.State, full bool) *headwaterv1.SessionState {
+func (s *Service) state(st kvcache.State, full bool) *headwaterv1.SessionState {
 	m := &headwaterv1.SessionState{
 		Session:     st.Session[:],
 		Epoch:       writeEpoch(st.Epoch),
@@ -157,7 +158,7 @@ func (s *sessions) state(st kvcache.State, full bool) *headwaterv1.SessionState 
 		}
 		m.Layers = append(m.Layers, one)
 	}
-	self := &headwaterv1.Holder{Name: s.w.cfg.Name, Boot: s.w.cfg.Boot[:], PageBytes: uint64(st.PageBytes), OwnBytes: uint64(st.OwnBytes)}
+	self := &headwaterv1.Holder{Name: s.m.Name, Boot: s.boot[:], PageBytes: uint64(st.PageBytes), OwnBytes: uint64(st.OwnBytes)}
 	for _, h := range st.Held {
 		layer := &headwaterv1.HeldLayer{Layer: uint32(h.Layer)}
 		for _, g := range h.Groups {

@@ -1,4 +1,4 @@
-package worker
+package jobs
 
 import (
 	"context"
@@ -17,6 +17,7 @@ import (
 	"headwater.example/internal/rpc"
 	headwaterv1 "headwater.example/proto/headwater/v1"
 	"headwater.example/shard"
+	"headwater.example/worker/internal/machine"
 )
 
 // flightBytes is how much of query and output blocks, with their answers, a stream may have in flight; a larger block
@@ -28,7 +29,8 @@ type runStream = grpc.BidiStreamingServer[headwaterv1.RunRequest, headwaterv1.Ru
 // run is the state of one Run stream. One goroutine handles the stream's messages and alone touches what is not said
 // otherwise; tasks compute answers beside it.
 type run struct {
-	w        *Worker
+	s        *Service
+	m        *machine.Machine
 	stream   runStream
 	ctx      context.Context // ends with the stream, or at the first error, which is its cause
 	cancel   context.CancelCauseFunc
@@ -45,28 +47,29 @@ type run struct {
 }
 
 // Run serves one job's share; see the protocol.
-func (w *Worker) Run(stream runStream) error {
+func (s *Service) Run(stream runStream) error {
 	// The run and its receiver.
-	if err := w.begin(2); err != nil {
+	if err := s.m.Begin(2); err != nil {
 		return err
 	}
-	defer w.end()
+	defer s.m.End()
 	began := time.Now()
 	ctx, cancel := context.WithCancelCause(stream.Context())
 	defer cancel(nil)
 	r := &run{
-		w:      w,
+		s:      s,
+		m:      s.m,
 		stream: stream,
 		ctx:    ctx,
 		cancel: cancel,
 		shards: map[shard.ID]*held{},
-		slots:  make(chan struct{}, 2*w.cfg.Threads+2),
+		slots:  make(chan struct{}, 2*s.m.Threads+2),
 	}
 	// A server can not interrupt Recv but by returning, so what receives outlives this call by a moment. It holds nothing
 	// that is counted, and Drain waits for it.
 	requests, ended := make(chan request), make(chan error, 1)
 	go func() {
-		defer w.end()
+		defer s.m.End()
 		ended <- receive(ctx, stream, requests)
 	}()
 	job, err := r.handle(requests, ended)
@@ -83,7 +86,7 @@ func (w *Worker) Run(stream runStream) error {
 	if code := status.Code(err); code != codes.OK && code != codes.Canceled {
 		level = slog.LevelWarn
 	}
-	w.log.LogAttrs(context.WithoutCancel(ctx), level, "run ended",
+	s.m.Log.LogAttrs(context.WithoutCancel(ctx), level, "run ended",
 		slog.String("job", job), slog.Duration("took", time.Since(began)), slog.String("code", status.Code(err).String()), slog.Any("error", err))
 	return err
 }
@@ -202,23 +205,23 @@ func (r *run) launch(n int64) error {
 		if r.flight.blocks > 0 && r.flight.bytes+n > flightBytes {
 			return errWait
 		}
-		if err := r.w.budget.Reserve(n); err != nil {
+		if err := r.m.Budget.Reserve(n); err != nil {
 			return err
 		}
 		r.flight.add(1, n)
-		r.w.flight.add(1, n)
+		r.s.flight.add(1, n)
 		return nil
 	})
 }
 
 // land gives back what launch took; any goroutine may.
-func (r *run) land(n int64) { r.w.land(&r.flight, n) }
+func (r *run) land(n int64) { r.s.land(&r.flight, n) }
 
 // take calls do, which takes of the budget, until it does not fail for want of room that blocks in flight hold, of any
 // stream: those end without needing more. Between the calls it waits for one of them to land.
 func (r *run) take(do func() error) error {
 	for {
-		landed, err := r.w.try(do)
+		landed, err := r.s.try(do)
 		if landed == nil {
 			return err
 		}
@@ -247,28 +250,28 @@ var errWait = errors.New("wait")
 // try calls do, a second time where sessions and their prefixes have made room. Where it has to wait, try returns a channel
 // that is closed when a block has landed. Flights and budget change together, so that no stream sees one without the other
 // and despairs of room that there will be.
-func (w *Worker) try(do func() error) (landed <-chan struct{}, err error) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
+func (s *Service) try(do func() error) (landed <-chan struct{}, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	err = do()
 	var full *kvcache.BudgetError
-	if errors.As(err, &full) && full.Asked <= full.Total && w.sessions.store.Reclaim(full.Asked) {
+	if errors.As(err, &full) && full.Asked <= full.Total && s.m.Store.Reclaim(full.Asked) {
 		err = do()
 	}
-	if errors.Is(err, errWait) || errors.As(err, &full) && full.Asked <= full.Free+w.flight.bytes {
-		return w.landed, nil
+	if errors.Is(err, errWait) || errors.As(err, &full) && full.Asked <= full.Free+s.flight.bytes {
+		return s.landed, nil
 	}
 	return nil, err
 }
 
-func (w *Worker) land(own *flight, n int64) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.budget.Release(n)
+func (s *Service) land(own *flight, n int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.m.Budget.Release(n)
 	own.add(-1, -n)
-	w.flight.add(-1, -n)
-	close(w.landed)
-	w.landed = make(chan struct{})
+	s.flight.add(-1, -n)
+	close(s.landed)
+	s.landed = make(chan struct{})
 }
 
 // spawn runs do as a task when the stream has a slot for it; an error of do ends the stream. Where the stream ends first,
@@ -297,10 +300,10 @@ func (r *run) free() {
 		r.drop(r.pending)
 	}
 	for _, h := range r.shards {
-		h.close(r.w.budget)
+		h.close(r.m.Budget)
 	}
 	for _, p := range r.problems {
-		p.output.close(r.w.budget)
+		p.output.close(r.m.Budget)
 	}
 }
 
@@ -318,7 +321,7 @@ func (r *run) newHold(size int64) (hold, error) {
 	size = (size + holdUnit - 1) / holdUnit * holdUnit
 	var arena *kvcache.Arena
 	err := r.take(func() (err error) {
-		arena, err = r.w.budget.Map(size)
+		arena, err = r.m.Budget.Map(size)
 		return err
 	})
 	if err != nil {

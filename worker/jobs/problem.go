@@ -1,4 +1,4 @@
-package worker
+package jobs
 
 import (
 	"errors"
@@ -9,14 +9,10 @@ import (
 	"headwater.example/internal/rpc"
 	headwaterv1 "headwater.example/proto/headwater/v1"
 	"headwater.example/shard"
-	"headwater.example/tensor"
+	"headwater.example/worker/internal/machine"
 )
 
-const (
-	maxJobID = 128
-	// maxPositions bounds lengths and offsets so that no sum or product of theirs with a head's bytes overflows.
-	maxPositions = 1 << 40
-)
+const maxJobID = 128
 
 // problem is one checked (sequence, layer) of a job.
 type problem struct {
@@ -38,13 +34,6 @@ type projection struct {
 	ropeDims                      int
 	interleaved                   bool
 	queryBias, keyBias, valueBias bool
-}
-
-var storageTypes = map[headwaterv1.StorageType]tensor.DType{
-	headwaterv1.StorageType_STORAGE_TYPE_F32:  tensor.F32,
-	headwaterv1.StorageType_STORAGE_TYPE_F16:  tensor.F16,
-	headwaterv1.StorageType_STORAGE_TYPE_BF16: tensor.BF16,
-	headwaterv1.StorageType_STORAGE_TYPE_I8:   tensor.I8,
 }
 
 var codecs = map[headwaterv1.ContextCodec]contextframe.Codec{
@@ -85,14 +74,14 @@ func checkOpen(open *headwaterv1.Open) ([]*problem, contextframe.Codec, error) {
 }
 
 func checkProblem(p *headwaterv1.Problem, shape shard.LayerShape) (*problem, error) {
-	dt, ok := storageTypes[p.GetStorage()]
+	dt, ok := machine.StorageTypes[p.GetStorage()]
 	switch {
-	case p.GetTokens() < 1 || p.GetTokens() > maxPositions:
-		return nil, fmt.Errorf("tokens: %d is not in 1 to %d", p.GetTokens(), int64(maxPositions))
-	case p.GetKvLen() > maxPositions:
-		return nil, fmt.Errorf("kv_len: %d is more than %d", p.GetKvLen(), int64(maxPositions))
-	case p.GetOffset() > maxPositions || p.GetOffset() < -maxPositions:
-		return nil, fmt.Errorf("offset: %d is not in -%d to %d", p.GetOffset(), int64(maxPositions), int64(maxPositions))
+	case p.GetTokens() < 1 || p.GetTokens() > machine.MaxPositions:
+		return nil, fmt.Errorf("tokens: %d is not in 1 to %d", p.GetTokens(), int64(machine.MaxPositions))
+	case p.GetKvLen() > machine.MaxPositions:
+		return nil, fmt.Errorf("kv_len: %d is more than %d", p.GetKvLen(), int64(machine.MaxPositions))
+	case p.GetOffset() > machine.MaxPositions || p.GetOffset() < -machine.MaxPositions:
+		return nil, fmt.Errorf("offset: %d is not in -%d to %d", p.GetOffset(), int64(machine.MaxPositions), int64(machine.MaxPositions))
 	case !ok:
 		return nil, fmt.Errorf("storage: type %d is not known", p.GetStorage())
 	}

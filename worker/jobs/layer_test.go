@@ -1,4 +1,4 @@
-package worker
+package jobs
 
 import (
 	"context"
@@ -13,6 +13,8 @@ import (
 	"headwater.example/attention"
 	headwaterv1 "headwater.example/proto/headwater/v1"
 	"headwater.example/tensor"
+	"headwater.example/worker/internal/machine"
+	"headwater.example/worker/internal/workertest"
 )
 
 // layer is a job whose queries, keys and values come from hidden states.
@@ -26,7 +28,7 @@ type layer struct {
 	dModel, dims, rows int
 }
 
-func newLayer(t fataler, rng *rand.Rand, p *headwaterv1.Problem, biased bool) *layer {
+func newLayer(t workertest.Fataler, rng *rand.Rand, p *headwaterv1.Problem, biased bool) *layer {
 	t.Helper()
 	pr := p.Projection
 	l := &layer{dModel: int(pr.DModel), dims: int(pr.RopeDims), rows: int(max(p.Tokens, p.KvLen))}
@@ -35,11 +37,11 @@ func newLayer(t fataler, rng *rand.Rand, p *headwaterv1.Problem, biased bool) *l
 		if !biased {
 			return nil
 		}
-		return normals(rng, n)
+		return workertest.Normals(rng, n)
 	}
 	pr.QueryBias, pr.KeyBias, pr.ValueBias = biased, biased, biased
-	l.x = normals(rng, l.rows*l.dModel)
-	l.wq, l.wk, l.wv, l.wo = normals(rng, heads*hd*l.dModel), normals(rng, groups*hd*l.dModel), normals(rng, groups*vd*l.dModel), normals(rng, l.dModel*heads*vd)
+	l.x = workertest.Normals(rng, l.rows*l.dModel)
+	l.wq, l.wk, l.wv, l.wo = workertest.Normals(rng, heads*hd*l.dModel), workertest.Normals(rng, groups*hd*l.dModel), workertest.Normals(rng, groups*vd*l.dModel), workertest.Normals(rng, l.dModel*heads*vd)
 	l.bq, l.bk, l.bv, l.bo = bias(heads*hd), bias(groups*hd), bias(groups*vd), bias(l.dModel)
 	// All heads at once: the order in which each element is computed is the same.
 	project := func(x, w, b []float32, rows, in, out int) []float32 {
@@ -63,7 +65,7 @@ func newLayer(t fataler, rng *rand.Rand, p *headwaterv1.Problem, biased bool) *l
 	rotate(q, p.Offset, tokens, heads)
 	rotate(k, 0, n, groups)
 
-	dt := storageNames[p.Storage]
+	dt := machine.StorageTypes[p.Storage]
 	layout, err := attention.NewLayout(dt, hd, vd)
 	if err != nil {
 		t.Fatal(err)
@@ -71,8 +73,8 @@ func newLayer(t fataler, rng *rand.Rand, p *headwaterv1.Problem, biased bool) *l
 	l.job = &job{problem: p, layout: layout, size: heads / groups, opts: attention.Options{Causal: p.Causal, WindowLeft: -1, WindowRight: -1, Scale: p.Scale}}
 	for g := range groups {
 		var rows attention.Rows
-		rows.K, rows.KScale = store(t, column(k, n, groups*hd, g*hd, hd), n, dt)
-		rows.V, rows.VScale = store(t, column(v, n, groups*vd, g*vd, vd), n, dt)
+		rows.K, rows.KScale = workertest.Store(t, column(k, n, groups*hd, g*hd, hd), n, dt)
+		rows.V, rows.VScale = workertest.Store(t, column(v, n, groups*vd, g*vd, vd), n, dt)
 		l.job.rows = append(l.job.rows, rows)
 		l.q = append(l.q, column(q, tokens, heads*hd, g*l.size*hd, l.size*hd))
 	}
@@ -107,9 +109,9 @@ func weightBlocks(kind headwaterv1.Weight, group uint32, w, b []float32, in, fir
 	var out []*headwaterv1.RunRequest
 	for row := first; row < first+n; row += step {
 		end := min(row+step, first+n)
-		m := &headwaterv1.WeightBlock{Weight: kind, Group: group, Row: uint32(row - base), Data: littleEndian(w[row*in : end*in])}
+		m := &headwaterv1.WeightBlock{Weight: kind, Group: group, Row: uint32(row - base), Data: workertest.LittleEndian(w[row*in : end*in])}
 		if b != nil {
-			m.Bias = littleEndian(b[row:end])
+			m.Bias = workertest.LittleEndian(b[row:end])
 		}
 		out = append(out, weightBlock(m))
 	}
@@ -121,7 +123,7 @@ func (l *layer) tables(start int64, n int) (cos, sin []byte) {
 		return nil, nil
 	}
 	c, s := l.rope.Tables(start, n)
-	return littleEndian(c), littleEndian(s)
+	return workertest.LittleEndian(c), workertest.LittleEndian(s)
 }
 
 // load opens, fills and seals some groups.
@@ -138,7 +140,7 @@ func (l *layer) load(groups []uint32, step int) []*headwaterv1.RunRequest {
 	for from := 0; from < n; from += step {
 		to := min(from+step, n)
 		cos, sin := l.tables(int64(from), to-from)
-		out = append(out, hidden(&headwaterv1.HiddenBlock{Groups: groups, Start: uint64(from), X: littleEndian(l.x[from*l.dModel : to*l.dModel]), Cos: cos, Sin: sin}))
+		out = append(out, hidden(&headwaterv1.HiddenBlock{Groups: groups, Start: uint64(from), X: workertest.LittleEndian(l.x[from*l.dModel : to*l.dModel]), Cos: cos, Sin: sin}))
 	}
 	for _, g := range groups {
 		out = append(out, shardSeal(&headwaterv1.ShardSeal{Group: g, Receipt: &headwaterv1.Receipt{Length: uint64(n)}}))
@@ -150,7 +152,7 @@ func (l *layer) query(block uint32, groups []uint32, from, to int) *headwaterv1.
 	cos, sin := l.tables(l.problem.Offset+int64(from), to-from)
 	return queryBlock(&headwaterv1.QueryBlock{
 		Block: block, Groups: groups, Start: uint64(from), Count: uint32(to - from),
-		Q: littleEndian(l.x[from*l.dModel : to*l.dModel]), Cos: cos, Sin: sin,
+		Q: workertest.LittleEndian(l.x[from*l.dModel : to*l.dModel]), Cos: cos, Sin: sin,
 	})
 }
 
@@ -174,7 +176,7 @@ func TestLayersDoNotDependOnTheShare(t *testing.T) {
 		}
 		all = rapid.Permutation(all).Draw(t, "order")
 		share := all[:rapid.IntRange(1, groups).Draw(t, "share")]
-		w := newWorker(t, 64<<20, rapid.IntRange(1, 3).Draw(t, "threads"))
+		w := newPlace(t, 64<<20, rapid.IntRange(1, 3).Draw(t, "threads"))
 		messages := []*headwaterv1.RunRequest{open(&headwaterv1.Open{Codec: headwaterv1.ContextCodec_CONTEXT_CODEC_EXACT, Problems: []*headwaterv1.Problem{l.problem}})}
 		messages = append(messages, l.load(share, rapid.IntRange(1, 40).Draw(t, "step"))...)
 		step := rapid.IntRange(1, tokens).Draw(t, "tokens of a block")
@@ -194,7 +196,7 @@ func TestLayersDoNotDependOnTheShare(t *testing.T) {
 				messages = append(messages, weightBlocks(headwaterv1.Weight_WEIGHT_OUTPUT, 0, l.wo, l.bo, width, r[0], r[1], 0, r[1])...)
 			}
 		}
-		messages = append(messages, outputBlock(&headwaterv1.OutputBlock{Block: 3, Row: uint32(first), Rows: uint32(rows), Count: uint32(tokens), Context: littleEndian(l.gathered())}))
+		messages = append(messages, outputBlock(&headwaterv1.OutputBlock{Block: 3, Row: uint32(first), Rows: uint32(rows), Count: uint32(tokens), Context: workertest.LittleEndian(l.gathered())}))
 		answers, err := play(t, w, false, messages...)
 		if err != nil {
 			t.Fatal(err)
@@ -211,7 +213,7 @@ func TestLayersDoNotDependOnTheShare(t *testing.T) {
 				if err := tensor.Widen(y, o.Y, tensor.F32); err != nil || o.Block != 3 || int(o.Row) != first {
 					t.Fatal(o, err)
 				}
-				if i := differs(y, column(l.y, tokens, l.dModel, first, rows)); i >= 0 {
+				if i := workertest.Differs(y, column(l.y, tokens, l.dModel, first, rows)); i >= 0 {
 					t.Fatalf("y[%d] is %v", i, y[i])
 				}
 			}
@@ -223,7 +225,7 @@ func TestLayersDoNotDependOnTheShare(t *testing.T) {
 }
 
 // smallLayer is a layer of 2 groups of 2 heads, and the messages that load it.
-func smallLayer(t fataler) (*layer, []*headwaterv1.RunRequest) {
+func smallLayer(t workertest.Fataler) (*layer, []*headwaterv1.RunRequest) {
 	l := newLayer(t, rand.New(rand.NewPCG(1, 2)), &headwaterv1.Problem{
 		NHeads: 4, NKvHeads: 2, HeadDim: 4, VDim: 3, Tokens: 5, KvLen: 5, Storage: headwaterv1.StorageType_STORAGE_TYPE_F32,
 		Causal: true, WindowLeft: -1, WindowRight: -1, Scale: 0.5,
@@ -239,7 +241,7 @@ func TestOutputRowsThatDifferAreRefused(t *testing.T) {
 	block := func(from, to int) *headwaterv1.RunRequest {
 		return weightBlocks(headwaterv1.Weight_WEIGHT_OUTPUT, 0, l.wo, l.bo, width, from, to-from, 0, 100)[0]
 	}
-	w := newWorker(t, 1<<20, 1)
+	w := newPlace(t, 1<<20, 1)
 	other := block(3, 6)
 	other.GetWeights().Data[0] ^= 1
 	_, err := play(t, w, true, append(messages, block(0, 4), other)...)
@@ -258,10 +260,10 @@ func TestProjectionsThatOverflowAreOutOfRange(t *testing.T) {
 		l, messages := smallLayer(t)
 		for _, m := range messages {
 			if w := m.GetWeights(); w != nil && w.Weight == kind {
-				copy(w.Data, littleEndian([]float32{3e38, 3e38, -3e38, 3e38, -3e38, 3e38}))
+				copy(w.Data, workertest.LittleEndian([]float32{3e38, 3e38, -3e38, 3e38, -3e38, 3e38}))
 			}
 		}
-		_, err := play(t, newWorker(t, 1<<20, 1), true, append(messages, l.query(0, []uint32{0, 1}, 0, 5))...)
+		_, err := play(t, newPlace(t, 1<<20, 1), true, append(messages, l.query(0, []uint32{0, 1}, 0, 5))...)
 		if status.Code(err) != codes.OutOfRange {
 			t.Errorf("%s: got %v", kind, err)
 		}

@@ -1,4 +1,4 @@
-package worker
+package jobs
 
 import (
 	"context"
@@ -88,7 +88,7 @@ func (r *run) shard(index, group uint32) (*held, error) {
 	}
 	h := r.shards[shard.ID{Layer: shard.Layer(index), Group: shard.Group(group)}]
 	if h == nil {
-		return nil, misplaced("problem %d group %d: worker %s does not hold the shard", index, group, r.w.cfg.Name)
+		return nil, misplaced("problem %d group %d: worker %s does not hold the shard", index, group, r.m.Name)
 	}
 	return h, nil
 }
@@ -133,7 +133,7 @@ func (r *run) openShard(m *headwaterv1.ShardOpen) error {
 	}
 	h := &held{id: id, problem: p, epoch: m.GetEpoch()}
 	err = r.take(func() (err error) {
-		h.cache, err = kvcache.OpenShard(r.w.budget, p.layout, p.kvLen)
+		h.cache, err = kvcache.OpenShard(r.m.Budget, p.layout, p.kvLen)
 		return err
 	})
 	if err != nil {
@@ -352,7 +352,7 @@ func (r *run) project(m *headwaterv1.HiddenBlock) error {
 func (r *run) projectPiece(h *held, x, cos, sin []float32, n int) error {
 	p := h.problem
 	k, v := make([]float32, n*p.shape.HeadDim), make([]float32, n*p.shape.VDim)
-	thread, err := r.w.thread(r.ctx, attention.Background)
+	thread, err := r.m.Thread(r.ctx, attention.Background)
 	if err != nil {
 		return err
 	}
@@ -427,6 +427,6 @@ func (r *run) closeShard(m *headwaterv1.ShardClose) error {
 	// Queries that came before the close are answered first; they end at the latest with the stream.
 	h.queries.Wait()
 	delete(r.shards, h.id)
-	h.close(r.w.budget)
+	h.close(r.m.Budget)
 	return nil
 }

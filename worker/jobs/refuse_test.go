@@ -1,4 +1,4 @@
-package worker
+package jobs
 
 import (
 	"bytes"
@@ -19,10 +19,12 @@ import (
 	"headwater.example/internal/contextframe"
 	headwaterv1 "headwater.example/proto/headwater/v1"
 	"headwater.example/tensor"
+	"headwater.example/worker/internal/machine"
+	"headwater.example/worker/internal/workertest"
 )
 
 // smallJob is a job of 2 groups of 2 heads with a mask and a bias.
-func smallJob(t fataler, storage headwaterv1.StorageType) *job {
+func smallJob(t workertest.Fataler, storage headwaterv1.StorageType) *job {
 	t.Helper()
 	return newJob(t, rand.New(rand.NewPCG(3, 4)), &headwaterv1.Problem{
 		NHeads: 4, NKvHeads: 2, HeadDim: 4, VDim: 3, Tokens: 3, KvLen: 70, Storage: storage,
@@ -34,7 +36,7 @@ func openOf(problems ...*headwaterv1.Problem) *headwaterv1.RunRequest {
 	return open(&headwaterv1.Open{JobId: "job", Codec: headwaterv1.ContextCodec_CONTEXT_CODEC_EXACT, Problems: problems})
 }
 
-func bytesOf(x ...float32) []byte { return littleEndian(x) }
+func bytesOf(x ...float32) []byte { return workertest.LittleEndian(x) }
 
 var (
 	nan = float32(math.NaN())
@@ -86,7 +88,7 @@ func TestOpenIsChecked(t *testing.T) {
 		p := proto.CloneOf(smallJob(t, headwaterv1.StorageType_STORAGE_TYPE_F32).problem)
 		o := openOf(p)
 		c.edit(o.GetOpen(), p)
-		_, err := play(t, newWorker(t, 1<<20, 1), true, o)
+		_, err := play(t, newPlace(t, 1<<20, 1), true, o)
 		if status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), c.rule) {
 			t.Errorf("%s: got %v, want a rule about %q", name, err, c.rule)
 		}
@@ -139,7 +141,7 @@ func TestMessagesAreChecked(t *testing.T) {
 	}
 	outRows := weightBlocks(headwaterv1.Weight_WEIGHT_OUTPUT, 0, l.wo, nil, 12, 1, 3, 0, 100)[0]
 	output := func(edit func(m *headwaterv1.OutputBlock)) *headwaterv1.RunRequest {
-		m := &headwaterv1.OutputBlock{Row: 1, Rows: 3, Count: 5, Context: littleEndian(l.gathered())}
+		m := &headwaterv1.OutputBlock{Row: 1, Rows: 3, Count: 5, Context: workertest.LittleEndian(l.gathered())}
 		edit(m)
 		return outputBlock(m)
 	}
@@ -258,7 +260,7 @@ func TestMessagesAreChecked(t *testing.T) {
 		"output of few bytes": {layered, output(func(m *headwaterv1.OutputBlock) { m.Context = m.Context[4:] }), bad, "context has"},
 		"output of NaN":       {slices.Concat(layered, []*headwaterv1.RunRequest{outRows}), output(func(m *headwaterv1.OutputBlock) { put(m.Context, 0, nan) }), bad, "context: element 0"},
 	} {
-		w := newWorker(t, 1<<20, 2)
+		w := newPlace(t, 1<<20, 2)
 		if _, err := play(t, w, false, c.before...); err != nil && !strings.Contains(err.Error(), "the stream ended before") {
 			t.Errorf("%s: what comes before is refused: %v", name, err)
 			continue
@@ -272,7 +274,7 @@ func TestMessagesAreChecked(t *testing.T) {
 
 func TestStreamsThatEndEarlyAreRefused(t *testing.T) {
 	j := smallJob(t, headwaterv1.StorageType_STORAGE_TYPE_F32)
-	w := newWorker(t, 1<<20, 1)
+	w := newPlace(t, 1<<20, 1)
 	if _, err := play(t, w, false); status.Code(err) != codes.InvalidArgument {
 		t.Errorf("an empty stream: got %v", err)
 	}
@@ -292,7 +294,7 @@ func TestRowsWithoutAnAnswerAreOutOfRange(t *testing.T) {
 	for i := range 4 {
 		j.q[1][(2*j.size+1)*4+i] = math.MaxFloat32
 	}
-	_, err := play(t, newWorker(t, 1<<20, 2), true, slices.Concat([]*headwaterv1.RunRequest{openOf(p)}, j.load(t, 0, []uint32{0, 1}, 70), j.query(0, 4, []uint32{0, 1}, 1, 3, 1))...)
+	_, err := play(t, newPlace(t, 1<<20, 2), true, slices.Concat([]*headwaterv1.RunRequest{openOf(p)}, j.load(t, 0, []uint32{0, 1}, 70), j.query(0, 4, []uint32{0, 1}, 1, 3, 1))...)
 	if status.Code(err) != codes.OutOfRange || !strings.Contains(err.Error(), "query block 4: group 1: head 3, token 2") {
 		t.Fatalf("got %v", err)
 	}
@@ -305,7 +307,7 @@ func TestAlibiDistancesAreChecked(t *testing.T) {
 	}
 	j := newJob(t, rand.New(rand.NewPCG(5, 6)), p, 0, 0)
 	p.Offset, p.AlibiSlopes = 1<<24, []float32{1}
-	_, err := play(t, newWorker(t, 1<<20, 1), true, slices.Concat([]*headwaterv1.RunRequest{openOf(p)}, j.load(t, 0, []uint32{0}, 1), j.query(0, 0, []uint32{0}, 0, 1, 1))...)
+	_, err := play(t, newPlace(t, 1<<20, 1), true, slices.Concat([]*headwaterv1.RunRequest{openOf(p)}, j.load(t, 0, []uint32{0}, 1), j.query(0, 0, []uint32{0}, 0, 1, 1))...)
 	if status.Code(err) != codes.OutOfRange {
 		t.Fatalf("got %v", err)
 	}
@@ -322,7 +324,7 @@ func FuzzRun(f *testing.F) {
 		}
 		f.Add(b.Bytes())
 	}
-	for storage := range storageTypes {
+	for storage := range machine.StorageTypes {
 		p := &headwaterv1.Problem{NHeads: 2, NKvHeads: 1, HeadDim: 2, VDim: 1, Tokens: 2, KvLen: 3, Storage: storage, WindowLeft: -1, WindowRight: -1, Scale: 1}
 		j := newJob(f, rand.New(rand.NewPCG(7, 8)), p, 1, 2)
 		add(slices.Concat([]*headwaterv1.RunRequest{openOf(p)}, j.load(f, 0, []uint32{0}, 2), j.query(0, 0, []uint32{0}, 0, 2, 8),
@@ -331,7 +333,7 @@ func FuzzRun(f *testing.F) {
 	l, messages := smallLayer(f)
 	messages = append(messages, l.query(0, []uint32{0, 1}, 0, 5))
 	messages = append(messages, weightBlocks(headwaterv1.Weight_WEIGHT_OUTPUT, 0, l.wo, l.bo, 12, 0, 6, 0, 4)...)
-	add(append(messages, outputBlock(&headwaterv1.OutputBlock{Rows: 6, Count: 5, Context: littleEndian(l.gathered())})))
+	add(append(messages, outputBlock(&headwaterv1.OutputBlock{Rows: 6, Count: 5, Context: workertest.LittleEndian(l.gathered())})))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		var messages []*headwaterv1.RunRequest
 		for r := bytes.NewReader(data); ; {
@@ -341,7 +343,7 @@ func FuzzRun(f *testing.F) {
 			}
 			messages = append(messages, m)
 		}
-		answers, _ := play(t, newWorker(t, 1<<18, 2), false, messages...)
+		answers, _ := play(t, newPlace(t, 1<<18, 2), false, messages...)
 		for _, a := range answers {
 			c := a.GetContext()
 			if c == nil {
@@ -384,7 +386,7 @@ func TestAnyOrderOfMessages(t *testing.T) {
 				messages = append(messages, pool[i])
 			}
 		}
-		if _, err := play(t, newWorker(t, 1<<20, 2), false, messages...); err != nil {
+		if _, err := play(t, newPlace(t, 1<<20, 2), false, messages...); err != nil {
 			t.Logf("%v", err)
 		}
 	})
@@ -398,7 +400,7 @@ func TestLossyCodecs(t *testing.T) {
 	} {
 		messages := slices.Concat([]*headwaterv1.RunRequest{openOf(j.problem)}, j.load(t, 0, []uint32{1}, 70), j.query(0, 0, []uint32{1}, 0, 3, 1<<20))
 		messages[0].GetOpen().Codec = codec
-		answers, err := play(t, newWorker(t, 1<<20, 1), false, messages...)
+		answers, err := play(t, newPlace(t, 1<<20, 1), false, messages...)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -422,7 +424,7 @@ func TestLossyCodecs(t *testing.T) {
 		if _, err := contextframe.Decode(answers[len(answers)-1].GetContext().GetFrame(), got, lse); err != nil {
 			t.Fatal(err)
 		}
-		if i := differs(got, want); i >= 0 || differs(lse, j.lse[1]) >= 0 {
+		if i := workertest.Differs(got, want); i >= 0 || workertest.Differs(lse, j.lse[1]) >= 0 {
 			t.Fatalf("%s: context[%d] is %v", codec, i, got[i])
 		}
 	}
@@ -434,7 +436,7 @@ func TestContextsBeyondTheirCodecAreOutOfRange(t *testing.T) {
 	j.rows[0].V = bytesOf(70000)
 	messages := slices.Concat([]*headwaterv1.RunRequest{openOf(p)}, j.load(t, 0, []uint32{0}, 1), j.query(0, 0, []uint32{0}, 0, 1, 1))
 	messages[0].GetOpen().Codec = headwaterv1.ContextCodec_CONTEXT_CODEC_F16
-	if _, err := play(t, newWorker(t, 1<<20, 1), true, messages...); status.Code(err) != codes.OutOfRange || !strings.Contains(err.Error(), "query block 0: group 0") {
+	if _, err := play(t, newPlace(t, 1<<20, 1), true, messages...); status.Code(err) != codes.OutOfRange || !strings.Contains(err.Error(), "query block 0: group 0") {
 		t.Fatalf("got %v", err)
 	}
 }
@@ -445,14 +447,14 @@ func TestAnswersFitAMessage(t *testing.T) {
 		openOf(p), shardOpen(&headwaterv1.ShardOpen{Epoch: 1}), shardSeal(&headwaterv1.ShardSeal{Receipt: &headwaterv1.Receipt{}}),
 		queryBlock(&headwaterv1.QueryBlock{Groups: []uint32{0}, Count: 1 << 16, Q: make([]byte, 4<<16)}),
 	}
-	if _, err := play(t, newWorker(t, 1<<30, 1), true, messages...); status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), "exceeds a message") {
+	if _, err := play(t, newPlace(t, 1<<30, 1), true, messages...); status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), "exceeds a message") {
 		t.Fatalf("got %v", err)
 	}
 	_, layered := smallLayer(t)
 	pr := layered[0].GetOpen().Problems[0]
 	pr.Tokens, pr.Projection.DModel = 1<<12, 1<<12
 	wide := outputBlock(&headwaterv1.OutputBlock{Rows: 1 << 12, Count: 1 << 12, Context: make([]byte, 4*12<<12)})
-	if _, err := play(t, newWorker(t, 1<<30, 1), true, layered[0], wide); status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), "exceeds a message") {
+	if _, err := play(t, newPlace(t, 1<<30, 1), true, layered[0], wide); status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), "exceeds a message") {
 		t.Fatalf("got %v", err)
 	}
 }
@@ -466,23 +468,23 @@ func TestRotationsAndOutputsThatOverflowAreOutOfRange(t *testing.T) {
 			copy(h.Cos, huge)
 		}
 	}
-	if _, err := play(t, newWorker(t, 1<<20, 1), true, copied...); status.Code(err) != codes.OutOfRange || !strings.Contains(err.Error(), "rotated keys") {
+	if _, err := play(t, newPlace(t, 1<<20, 1), true, copied...); status.Code(err) != codes.OutOfRange || !strings.Contains(err.Error(), "rotated keys") {
 		t.Errorf("got %v", err)
 	}
 	q := l.query(0, []uint32{1}, 0, 5)
 	copy(q.GetQuery().Cos, huge)
-	if _, err := play(t, newWorker(t, 1<<20, 1), true, append(slices.Clone(messages), q)...); status.Code(err) != codes.OutOfRange || !strings.Contains(err.Error(), "rotated queries") {
+	if _, err := play(t, newPlace(t, 1<<20, 1), true, append(slices.Clone(messages), q)...); status.Code(err) != codes.OutOfRange || !strings.Contains(err.Error(), "rotated queries") {
 		t.Errorf("got %v", err)
 	}
 	rows := weightBlocks(headwaterv1.Weight_WEIGHT_OUTPUT, 0, l.wo, l.bo, 12, 0, 6, 0, 6)[0]
 	copy(rows.GetWeights().Data, bytesOf(3e38, 3e38, 3e38))
 	o := outputBlock(&headwaterv1.OutputBlock{Block: 9, Rows: 6, Count: 1, Context: bytesOf(9, 9, 9, 0, 0, 0, 0, 0, 0, 0, 0, 0)})
-	if _, err := play(t, newWorker(t, 1<<20, 1), true, append(slices.Clone(messages), rows, o)...); status.Code(err) != codes.OutOfRange || !strings.Contains(err.Error(), "output block 9") {
+	if _, err := play(t, newPlace(t, 1<<20, 1), true, append(slices.Clone(messages), rows, o)...); status.Code(err) != codes.OutOfRange || !strings.Contains(err.Error(), "output block 9") {
 		t.Errorf("got %v", err)
 	}
 	// Room for the shards, and none for rows of w_o.
 	loaded := int64(2*(5120+4096) + 4095)
-	if _, err := play(t, newWorker(t, loaded, 1), true, append(slices.Clone(messages), rows)...); status.Code(err) != codes.ResourceExhausted || !strings.Contains(err.Error(), "w_o") {
+	if _, err := play(t, newPlace(t, loaded, 1), true, append(slices.Clone(messages), rows)...); status.Code(err) != codes.ResourceExhausted || !strings.Contains(err.Error(), "w_o") {
 		t.Errorf("got %v", err)
 	}
 }

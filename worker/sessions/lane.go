@@ -1,4 +1,4 @@
-package worker
+package sessions
 
 import (
 	"context"
@@ -29,7 +29,7 @@ const (
 // answers it itself, so that no step waits for a goroutine to be woken. There are as many as steps have been in flight at
 // once. All end with the lane.
 type served struct {
-	s      *sessions
+	s      *Service
 	stream *session.ServerStream
 	ctx    context.Context
 	turn   chan struct{} // one element: the right to receive
@@ -62,15 +62,15 @@ type task struct {
 }
 
 // Lane does the steps of a lane until it ends; see the protocol.
-func (s *sessions) Lane(stream *session.ServerStream) error {
-	if err := s.w.begin(2); err != nil { // the lane and its first goroutine
+func (s *Service) Lane(stream *session.ServerStream) error {
+	if err := s.m.Begin(2); err != nil { // the lane and its first goroutine
 		return err
 	}
-	defer s.w.end()
+	defer s.m.End()
 	if n := s.lanes.Add(1); n > maxLanes {
 		s.lanes.Add(-1)
-		s.w.end()
-		return status.Errorf(codes.ResourceExhausted, "worker %s: %d lanes are open, the most that are allowed: close one, or use one for several sessions", s.w.cfg.Name, maxLanes)
+		s.m.End()
+		return status.Errorf(codes.ResourceExhausted, "worker %s: %d lanes are open, the most that are allowed: close one, or use one for several sessions", s.m.Name, maxLanes)
 	}
 	defer s.lanes.Add(-1)
 	began := time.Now()
@@ -92,8 +92,8 @@ func (s *sessions) Lane(stream *session.ServerStream) error {
 	case err = <-l.ended:
 	case <-l.ctx.Done():
 		err = status.FromContextError(context.Cause(l.ctx)).Err()
-	case <-s.w.stopping:
-		err = status.Errorf(codes.Unavailable, "worker %s is stopping and takes no new work", s.w.cfg.Name)
+	case <-s.m.Stopping():
+		err = status.Error(codes.Unavailable, s.m.StoppingText())
 	}
 	// What was accepted is answered, or given up where nobody is left to be answered.
 	l.close()
@@ -106,7 +106,7 @@ func (s *sessions) Lane(stream *session.ServerStream) error {
 	if code := status.Code(err); code != codes.OK && code != codes.Canceled && code != codes.Unavailable {
 		level = slog.LevelWarn
 	}
-	s.w.log.LogAttrs(context.WithoutCancel(l.ctx), level, "lane ended",
+	s.m.Log.LogAttrs(context.WithoutCancel(l.ctx), level, "lane ended",
 		slog.String("lane", stream.ID().String()), slog.Duration("took", time.Since(began)), slog.String("code", status.Code(err).String()), slog.Any("error", err))
 	return err
 }
@@ -114,7 +114,7 @@ func (s *sessions) Lane(stream *session.ServerStream) error {
 // work does one step after the other. A server can not interrupt Recv but by returning from the call, so who receives
 // outlives it by a moment; it holds nothing that is counted, and Drain waits for it.
 func (l *served) work() {
-	defer l.s.w.end()
+	defer l.s.m.End()
 	t := &task{start: make(chan struct{}, 1)}
 	for {
 		select {
@@ -177,7 +177,7 @@ func (l *served) pass() {
 	l.turn <- struct{}{}
 	if l.workers == l.running && l.workers < laneSteps {
 		l.workers++
-		l.s.w.join()
+		l.s.m.Join()
 		go l.work()
 	}
 }
@@ -242,7 +242,7 @@ func (l *served) finish(t *task) {
 }
 
 // dequeue counts that a step waits no more.
-func (t *task) dequeue(s *sessions) {
+func (t *task) dequeue(s *Service) {
 	if t.queued >= 0 {
 		s.queuedSteps.Add(-1)
 		s.queuedTokens.Add(-t.queued)

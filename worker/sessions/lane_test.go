@@ -1,4 +1,4 @@
-package worker
+package sessions
 
 import (
 	"context"
@@ -17,6 +17,7 @@ import (
 	"headwater.example/internal/rpc"
 	"headwater.example/internal/session"
 	headwaterv1 "headwater.example/proto/headwater/v1"
+	"headwater.example/worker/internal/machine"
 )
 
 // rawCodec sends and receives messages as they are.
@@ -57,7 +58,7 @@ func (p *place) raw(t testing.TB, message []byte) (*headwaterv1.LaneResponse, er
 // hostile is a worker with a session that someone else drives, and a step of it.
 func hostile(t testing.TB) (p *place, d *driver, s *sequence, message []byte) {
 	t.Helper()
-	p = serveSessions(t, Config{Budget: 1 << 24})
+	p = serveSessions(t, machine.Config{Budget: 1 << 24})
 	d = p.lane(t, 2)
 	t.Cleanup(d.cancel)
 	s = newSequence(1, simpleLayer(headwaterv1.StorageType_STORAGE_TYPE_F32))
@@ -203,7 +204,7 @@ func TestASlowReaderBlocksItsOwnLane(t *testing.T) {
 	for name, attend := range map[string]int{"steps": 1, "bytes": 2000} {
 		t.Run(name, func(t *testing.T) {
 			slow := newTap(1)
-			p := serveSessions(t, Config{}, grpc.ChainStreamInterceptor(slow.intercept))
+			p := serveSessions(t, machine.Config{}, grpc.ChainStreamInterceptor(slow.intercept))
 			d, quick := p.lane(t, 1), p.lane(t, 2)
 			defer d.cancel()
 			l := bigLayer()
@@ -258,7 +259,7 @@ func TestASlowReaderBlocksItsOwnLane(t *testing.T) {
 
 // TestAClientThatVanishes leaves lanes in the middle of all they do. What is left is sessions, as long as their answers say.
 func TestAClientThatVanishes(t *testing.T) {
-	p := serveSessions(t, Config{})
+	p := serveSessions(t, machine.Config{})
 	for i := range 20 {
 		d := p.lane(t, byte(i+1))
 		s := newSequence(uint64(i+1), bigLayer())
@@ -280,7 +281,7 @@ func TestAClientThatVanishes(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	if err := p.w.Drain(ctx); err != nil { // it waits for the lanes' goroutines
+	if err := p.m.Drain(ctx); err != nil { // it waits for the lanes' goroutines
 		t.Fatal(err)
 	}
 	list, err := p.sessions.ListSessions(t.Context(), &headwaterv1.ListSessionsRequest{})
@@ -291,22 +292,22 @@ func TestAClientThatVanishes(t *testing.T) {
 	for _, s := range list.GetSessions() {
 		pages += s.GetOwnBytes()
 	}
-	if c := list.GetCaches()[0]; c.GetUsedBytes() != pages || c.GetQueuedSteps() != 0 || c.GetQueuedTokens() != 0 || c.GetLanes() != 0 || uint64(p.w.budget.Used()) != c.GetUsedBytes()+c.GetFreeBytes()+c.GetRowBytes()+c.GetSessionBytes() {
-		t.Fatalf("pages of sessions are %d bytes, of the budget %d are used: %v", pages, p.w.budget.Used(), c)
+	if c := list.GetCaches()[0]; c.GetUsedBytes() != pages || c.GetQueuedSteps() != 0 || c.GetQueuedTokens() != 0 || c.GetLanes() != 0 || uint64(p.m.Budget.Used()) != c.GetUsedBytes()+c.GetFreeBytes()+c.GetRowBytes()+c.GetSessionBytes() {
+		t.Fatalf("pages of sessions are %d bytes, of the budget %d are used: %v", pages, p.m.Budget.Used(), c)
 	}
 	for _, s := range list.GetSessions() {
 		if _, err := p.sessions.DropSession(t.Context(), &headwaterv1.DropSessionRequest{Session: s.GetSession()}); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if c := p.w.sessions.store.Cache(); c.UsedBytes != 0 {
+	if c := p.m.Store.Cache(); c.UsedBytes != 0 {
 		t.Fatalf("%d bytes of pages are lost", c.UsedBytes)
 	}
 }
 
 func TestDrainAnswersWhatWasAccepted(t *testing.T) {
 	held := newTap(1)
-	p := serveSessions(t, Config{}, grpc.ChainStreamInterceptor(held.intercept))
+	p := serveSessions(t, machine.Config{}, grpc.ChainStreamInterceptor(held.intercept))
 	d := p.lane(t, 1)
 	s := newSequence(1, simpleLayer(headwaterv1.StorageType_STORAGE_TYPE_F32))
 	s.create(t, p, d)
@@ -314,8 +315,8 @@ func TestDrainAnswersWhatWasAccepted(t *testing.T) {
 	id := d.send(t, m.step, m.payload)
 	<-held.sending // so it was accepted
 	drained := make(chan error, 1)
-	go func() { drained <- p.w.Drain(t.Context()) }()
-	<-p.w.stopping
+	go func() { drained <- p.m.Drain(t.Context()) }()
+	<-p.m.Stopping()
 	close(held.send)
 	r, err := d.stream.Recv()
 	if err != nil || r.GetId() != id {
@@ -342,16 +343,16 @@ func TestDrainAnswersWhatWasAccepted(t *testing.T) {
 }
 
 func TestManyQueryTokensAreBusy(t *testing.T) {
-	p := serveSessions(t, Config{})
+	p := serveSessions(t, machine.Config{})
 	d := p.lane(t, 1)
 	s := newSequence(1, simpleLayer(headwaterv1.StorageType_STORAGE_TYPE_F32))
 	s.create(t, p, d)
-	p.w.sessions.queuedTokens.Add(maxQueuedTokens) // of other lanes
+	p.service.queuedTokens.Add(maxQueuedTokens) // of other lanes
 	m := s.draw(t, 0, 1, 1, false)
 	if e := d.ask(t, m.step, m.payload).GetResult().GetError(); e.GetProblem() != problemBusy || !strings.Contains(e.GetMessage(), "again later") {
 		t.Errorf("got %v", e)
 	}
-	p.w.sessions.queuedTokens.Add(-maxQueuedTokens)
+	p.service.queuedTokens.Add(-maxQueuedTokens)
 	state, err := p.sessions.ListSessions(t.Context(), &headwaterv1.ListSessionsRequest{Sessions: [][]byte{s.id}})
 	if err != nil {
 		t.Fatal(err)
@@ -371,7 +372,7 @@ func TestAStepAllocatesNothing(t *testing.T) {
 	if raceEnabled {
 		t.Skip("pools drop what they hold under the race detector")
 	}
-	p := serveSessions(t, Config{})
+	p := serveSessions(t, machine.Config{})
 	d := p.lane(t, 1)
 	s := newSequence(1, simpleLayer(headwaterv1.StorageType_STORAGE_TYPE_BF16))
 	s.create(t, p, d)
@@ -390,7 +391,7 @@ func TestAStepAllocatesNothing(t *testing.T) {
 		copy(tk.request.Payload.Bytes(), m.payload)
 		tk.response.Reset()
 		tk.queued = -1
-		if err := p.w.sessions.do(context.Background(), d.id, tk); err != nil {
+		if err := p.service.do(context.Background(), d.id, tk); err != nil {
 			t.Fatal(err)
 		}
 		tk.request.Payload.Free()
@@ -406,7 +407,7 @@ func TestAStepAllocatesNothing(t *testing.T) {
 func BenchmarkStep(b *testing.B) {
 	for _, n := range []int{128, 16384} {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
-			p := serveSessions(b, Config{})
+			p := serveSessions(b, machine.Config{})
 			l := &headwaterv1.SessionLayer{NHeads: 32, NKvHeads: 8, HeadDim: 128, VDim: 128, Storage: headwaterv1.StorageType_STORAGE_TYPE_BF16, Causal: true, WindowLeft: -1, WindowRight: -1}
 			s := newSequence(1, l)
 			d := p.lane(b, 1)

@@ -1,4 +1,4 @@
-package worker
+package jobs
 
 import (
 	"cmp"
@@ -11,6 +11,7 @@ import (
 	"headwater.example/attention"
 	"headwater.example/internal/kvcache"
 	headwaterv1 "headwater.example/proto/headwater/v1"
+	"headwater.example/worker/internal/machine"
 )
 
 // outputRows are the rows of w_o that the stream has sent for a problem: runs that do not overlap, in ascending order. A
@@ -151,14 +152,14 @@ func (r *run) output(m *headwaterv1.OutputBlock) error {
 		return invalid("%s: rows from %d, %d of them, are not in d_model %d", what, first, rows, p.projection.dModel)
 	case int64(len(m.GetContext())) != 4*int64(count)*int64(in):
 		return invalid("%s: context has %d bytes, %d tokens need %d", what, len(m.GetContext()), count, 4*int64(count)*int64(in))
-	case 4*int64(count)*int64(rows) > maxAnswer:
-		return invalid("%s: the answer for %d tokens exceeds a message of %d bytes", what, count, maxAnswer)
+	case 4*int64(count)*int64(rows) > machine.MaxAnswerBytes:
+		return invalid("%s: the answer for %d tokens exceeds a message of %d bytes", what, count, machine.MaxAnswerBytes)
 	}
 	var pieces []outputPiece
 	for row, end := first, first+rows; row < end; {
 		i := p.output.after(row)
 		if i == len(p.output) || p.output[i].first > row {
-			return misplaced("%s: worker %s does not hold row %d of w_o", what, r.w.cfg.Name, row)
+			return misplaced("%s: worker %s does not hold row %d of w_o", what, r.m.Name, row)
 		}
 		run := p.output[i]
 		stop := min(end, run.first+run.rows)
@@ -197,13 +198,13 @@ func (r *run) outputs(x []float32, pieces []outputPiece, count, rows int) (y []b
 		if pc.run.bias != nil {
 			bias = pc.run.bias[pc.from:pc.to]
 		}
-		thread, err := r.w.thread(r.ctx, attention.Background)
+		thread, err := r.m.Thread(r.ctx, attention.Background)
 		if err != nil {
 			return nil, 0, err
 		}
 		started := time.Now()
 		err = thread.Project(r.ctx, part, x, pc.run.w[pc.from*in:pc.to*in], bias, count, in, n)
-		took += nanos(started.Add(thread.Waited()), time.Now())
+		took += machine.Nanos(started.Add(thread.Waited()), time.Now())
 		thread.Release()
 		if err != nil {
 			return nil, 0, err

@@ -1,4 +1,4 @@
-package worker
+package jobs
 
 import (
 	"fmt"
@@ -8,6 +8,7 @@ import (
 	"pgregory.net/rapid"
 
 	headwaterv1 "headwater.example/proto/headwater/v1"
+	"headwater.example/worker/internal/workertest"
 )
 
 // drawJob draws a small problem of any shape and options.
@@ -29,10 +30,10 @@ func drawJob(t *rapid.T) *job {
 	}
 	rng := rand.New(rand.NewPCG(rapid.Uint64().Draw(t, "seed"), 0))
 	if rapid.Bool().Draw(t, "alibi") {
-		p.AlibiSlopes = normals(rng, heads)
+		p.AlibiSlopes = workertest.Normals(rng, heads)
 	}
 	if rapid.Bool().Draw(t, "sinks") {
-		p.Sinks = normals(rng, heads)
+		p.Sinks = workertest.Normals(rng, heads)
 	}
 	operand := rapid.SampledFrom([]int{0, 1, heads})
 	return newJob(t, rng, p, operand.Draw(t, "mask heads"), operand.Draw(t, "bias heads"))
@@ -51,7 +52,7 @@ func TestContextsDoNotDependOnTheShare(t *testing.T) {
 			n := rapid.IntRange(1, len(groups)).Draw(t, "share")
 			share := groups[:n]
 			groups = groups[n:]
-			w := newWorker(t, 64<<20, rapid.IntRange(1, 3).Draw(t, "threads"))
+			w := newPlace(t, 64<<20, rapid.IntRange(1, 3).Draw(t, "threads"))
 			messages := []*headwaterv1.RunRequest{open(&headwaterv1.Open{JobId: "j", Codec: headwaterv1.ContextCodec_CONTEXT_CODEC_EXACT, Problems: []*headwaterv1.Problem{j.problem}})}
 			messages = append(messages, j.load(t, 0, share, rapid.IntRange(1, 100).Draw(t, "positions"))...)
 			step, piece := rapid.IntRange(1, int(j.problem.Tokens)).Draw(t, "tokens of a block"), rapid.IntRange(1, 500).Draw(t, "piece")

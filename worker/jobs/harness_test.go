@@ -1,8 +1,7 @@
-package worker
+package jobs
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -12,7 +11,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/google/uuid"
 	"go.uber.org/goleak"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -26,39 +24,39 @@ import (
 	"headwater.example/internal/kvcache"
 	"headwater.example/internal/rpc"
 	headwaterv1 "headwater.example/proto/headwater/v1"
-	"headwater.example/tensor"
+	"headwater.example/worker/internal/machine"
+	"headwater.example/worker/internal/workertest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// fataler is a test, a benchmark or a property.
-type fataler interface {
-	Helper()
-	Fatal(args ...any)
-	Fatalf(format string, args ...any)
+// place is the trade on a machine, as a worker's server has it.
+type place struct {
+	headwaterv1.UnimplementedWorkerServiceServer
+	*Service
 }
 
-// newWorker returns a worker that ends with the test.
-func newWorker(t interface {
-	fataler
+// newPlace returns a place that ends with the test.
+func newPlace(t interface {
+	workertest.Fataler
 	Cleanup(cleanup func())
 }, budget int64, threads int,
-) *Worker {
+) *place {
 	t.Helper()
-	w, err := New(Config{Name: "w1", Boot: uuid.UUID{15: 1}, Version: "test", Weight: 1, Budget: budget, Threads: threads})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(w.Close)
-	return w
+	m := machine.New(machine.Config{Name: "w1", Budget: budget, Threads: threads})
+	t.Cleanup(m.Close)
+	return &place{Service: New(m)}
 }
 
-// serve puts a worker on a connection.
-func serve(t *testing.T, w *Worker) headwaterv1.WorkerServiceClient {
+// Run is the trade's.
+func (p *place) Run(stream runStream) error { return p.Service.Run(stream) }
+
+// serve puts a place on a connection.
+func serve(t *testing.T, p *place) headwaterv1.WorkerServiceClient {
 	t.Helper()
 	listener := bufconn.Listen(1 << 16)
 	server := grpc.NewServer(rpc.ServerOptions()...)
-	w.Register(server)
+	headwaterv1.RegisterWorkerServiceServer(server, p)
 	done := make(chan struct{})
 	go func() { defer close(done); _ = server.Serve(listener) }()
 	opts := append(rpc.DialOptions(), grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return listener.DialContext(ctx) }))
@@ -113,7 +111,7 @@ func (s *memoryStream) SendMsg(m any) error {
 
 // play runs messages on a worker; left open, the stream does not end after them. It checks that the worker keeps nothing,
 // and that an error has a code that says something, and one line.
-func play(t fataler, w *Worker, open bool, messages ...*headwaterv1.RunRequest) ([]*headwaterv1.RunResponse, error) {
+func play(t workertest.Fataler, p *place, open bool, messages ...*headwaterv1.RunRequest) ([]*headwaterv1.RunResponse, error) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
@@ -124,8 +122,8 @@ func play(t fataler, w *Worker, open bool, messages ...*headwaterv1.RunRequest) 
 	if !open {
 		close(s.requests)
 	}
-	err := w.Run(s.server())
-	if used := w.budget.Used(); used != 0 {
+	err := p.Run(s.server())
+	if used := p.m.Budget.Used(); used != 0 {
 		t.Fatalf("%d bytes are in use after the stream (%v)", used, err)
 	}
 	switch code := status.Code(err); code {
@@ -180,14 +178,6 @@ func outputBlock(m *headwaterv1.OutputBlock) *headwaterv1.RunRequest {
 	return &headwaterv1.RunRequest{Request: &headwaterv1.RunRequest_Output{Output: m}}
 }
 
-func littleEndian(x []float32) []byte {
-	p := make([]byte, 0, 4*len(x))
-	for _, v := range x {
-		p = binary.LittleEndian.AppendUint32(p, math.Float32bits(v))
-	}
-	return p
-}
-
 // job is one problem with its data, head by head, and what it is to give.
 type job struct {
 	problem *headwaterv1.Problem
@@ -202,47 +192,10 @@ type job struct {
 	context, lse [][]float32 // of each group, [tokens, size, v_dim] and [tokens, size]
 }
 
-func normals(rng *rand.Rand, n int) []float32 {
-	x := make([]float32, n)
-	for i := range x {
-		x[i] = float32(rng.NormFloat64())
-	}
-	return x
-}
-
-var storageNames = map[headwaterv1.StorageType]tensor.DType{
-	headwaterv1.StorageType_STORAGE_TYPE_F32:  tensor.F32,
-	headwaterv1.StorageType_STORAGE_TYPE_F16:  tensor.F16,
-	headwaterv1.StorageType_STORAGE_TYPE_BF16: tensor.BF16,
-	headwaterv1.StorageType_STORAGE_TYPE_I8:   tensor.I8,
-}
-
-// store narrows n rows of x.
-func store(t fataler, x []float32, n int, dt tensor.DType) ([]byte, []float32) {
-	t.Helper()
-	if dt != tensor.I8 {
-		p := make([]byte, len(x)*dt.Size())
-		if err := tensor.Narrow(p, x, dt); err != nil {
-			t.Fatal(err)
-		}
-		return p, nil
-	}
-	var p []byte
-	var scales []float32
-	for i := range n {
-		row := make([]int8, len(x)/n)
-		scales = append(scales, tensor.QuantizeI8(row, x[i*len(row):(i+1)*len(row)]))
-		for _, c := range row {
-			p = append(p, byte(c))
-		}
-	}
-	return p, scales
-}
-
 // newJob fills a problem with random data, and attends over it directly, on pages of its own.
-func newJob(t fataler, rng *rand.Rand, p *headwaterv1.Problem, maskHeads, biasHeads int) *job {
+func newJob(t workertest.Fataler, rng *rand.Rand, p *headwaterv1.Problem, maskHeads, biasHeads int) *job {
 	t.Helper()
-	dt := storageNames[p.Storage]
+	dt := machine.StorageTypes[p.Storage]
 	layout, err := attention.NewLayout(dt, int(p.HeadDim), int(p.VDim))
 	if err != nil {
 		t.Fatal(err)
@@ -263,17 +216,17 @@ func newJob(t fataler, rng *rand.Rand, p *headwaterv1.Problem, maskHeads, biasHe
 	}
 	for range int(p.NKvHeads) {
 		var rows attention.Rows
-		rows.K, rows.KScale = store(t, normals(rng, n*int(p.HeadDim)), n, dt)
-		rows.V, rows.VScale = store(t, normals(rng, n*int(p.VDim)), n, dt)
+		rows.K, rows.KScale = workertest.Store(t, workertest.Normals(rng, n*int(p.HeadDim)), n, dt)
+		rows.V, rows.VScale = workertest.Store(t, workertest.Normals(rng, n*int(p.VDim)), n, dt)
 		j.rows = append(j.rows, rows)
-		j.q = append(j.q, normals(rng, tokens*j.size*int(p.HeadDim)))
+		j.q = append(j.q, workertest.Normals(rng, tokens*j.size*int(p.HeadDim)))
 	}
 	j.attend(t, maskHeads, biasHeads)
 	return j
 }
 
 // attend computes what the job is to give, all tokens of a group at once.
-func (j *job) attend(t fataler, maskHeads, biasHeads int) {
+func (j *job) attend(t workertest.Fataler, maskHeads, biasHeads int) {
 	t.Helper()
 	p := j.problem
 	n, tokens := int(p.KvLen), int(p.Tokens)
@@ -309,16 +262,11 @@ func (j *job) attend(t fataler, maskHeads, biasHeads int) {
 }
 
 func (j *job) cut(rows attention.Rows, from, to int) attention.Rows {
-	kb, vb := j.layout.KRowBytes(), j.layout.VRowBytes()
-	out := attention.Rows{K: rows.K[from*kb : to*kb], V: rows.V[from*vb : to*vb]}
-	if j.layout.DType() == tensor.I8 {
-		out.KScale, out.VScale = rows.KScale[from:to], rows.VScale[from:to]
-	}
-	return out
+	return workertest.Cut(rows, j.layout, from, to)
 }
 
 // receipt is what a group's shard is to hold.
-func (j *job) receipt(t fataler, g int) *headwaterv1.Receipt {
+func (j *job) receipt(t workertest.Fataler, g int) *headwaterv1.Receipt {
 	t.Helper()
 	var h kvcache.Hasher
 	if n := int(j.problem.KvLen); n > 0 {
@@ -335,7 +283,7 @@ func (j *job) block(index uint32, groups []uint32, from, to int) *headwaterv1.Ke
 	for _, g := range groups {
 		rows := j.cut(j.rows[g], from, to)
 		m.K, m.V = append(m.K, rows.K...), append(m.V, rows.V...)
-		m.KScale, m.VScale = append(m.KScale, littleEndian(rows.KScale)...), append(m.VScale, littleEndian(rows.VScale)...)
+		m.KScale, m.VScale = append(m.KScale, workertest.LittleEndian(rows.KScale)...), append(m.VScale, workertest.LittleEndian(rows.VScale)...)
 	}
 	return m
 }
@@ -345,11 +293,11 @@ func (j *job) query(index, block uint32, groups []uint32, from, to, piece int) [
 	m := &headwaterv1.QueryBlock{Problem: index, Block: block, Groups: groups, Start: uint64(from), Count: uint32(to - from)}
 	row := j.size * int(j.problem.HeadDim)
 	for _, g := range groups {
-		m.Q = append(m.Q, littleEndian(j.q[g][from*row:to*row])...)
+		m.Q = append(m.Q, workertest.LittleEndian(j.q[g][from*row:to*row])...)
 	}
 	mask, maskHeads := pickOperand(j, j.mask, groups, from, to)
 	values, biasHeads := pickOperand(j, j.bias, groups, from, to)
-	bias := littleEndian(values)
+	bias := workertest.LittleEndian(values)
 	m.MaskBytes, m.MaskHeads, m.BiasBytes, m.BiasHeads = uint64(len(mask)), uint32(maskHeads), uint64(len(bias)), uint32(biasHeads)
 	out := []*headwaterv1.RunRequest{queryBlock(m)}
 	piece = max(piece/4, 1) * 4
@@ -383,7 +331,7 @@ func pickOperand[E any](j *job, x []E, groups []uint32, from, to int) (out []E, 
 }
 
 // check compares an answer with what the job is to give, bit by bit, and returns the tokens that it answers.
-func (j *job) check(t fataler, c *headwaterv1.Context, from, to int) {
+func (j *job) check(t workertest.Fataler, c *headwaterv1.Context, from, to int) {
 	t.Helper()
 	if err := j.compare(c, from, to); err != nil {
 		t.Fatal(err)
@@ -400,30 +348,17 @@ func (j *job) compare(c *headwaterv1.Context, from, to int) error {
 	if h.Group != int(c.Group) {
 		return fmt.Errorf("the frame of group %d is of group %d", c.Group, h.Group)
 	}
-	if i := differs(got, j.context[c.Group][from*j.size*vd:to*j.size*vd]); i >= 0 {
+	if i := workertest.Differs(got, j.context[c.Group][from*j.size*vd:to*j.size*vd]); i >= 0 {
 		return fmt.Errorf("group %d block %d: context[%d] is %v, want %v", c.Group, c.Block, i, got[i], j.context[c.Group][from*j.size*vd+i])
 	}
-	if i := differs(lse, j.lse[c.Group][from*j.size:to*j.size]); i >= 0 {
+	if i := workertest.Differs(lse, j.lse[c.Group][from*j.size:to*j.size]); i >= 0 {
 		return fmt.Errorf("group %d block %d: lse[%d] is %v, want %v", c.Group, c.Block, i, lse[i], j.lse[c.Group][from*j.size+i])
 	}
 	return nil
 }
 
-// differs returns the first index at which two slices differ in a bit, or -1.
-func differs(a, b []float32) int {
-	if len(a) != len(b) {
-		return min(len(a), len(b))
-	}
-	for i := range a {
-		if math.Float32bits(a[i]) != math.Float32bits(b[i]) {
-			return i
-		}
-	}
-	return -1
-}
-
 // load opens, fills and seals some groups of a job.
-func (j *job) load(t fataler, index uint32, groups []uint32, step int) []*headwaterv1.RunRequest {
+func (j *job) load(t workertest.Fataler, index uint32, groups []uint32, step int) []*headwaterv1.RunRequest {
 	t.Helper()
 	var out []*headwaterv1.RunRequest
 	for _, g := range groups {

@@ -1,4 +1,4 @@
-package worker
+package jobs
 
 import (
 	"errors"
@@ -12,12 +12,9 @@ import (
 	"headwater.example/attention"
 	"headwater.example/internal/contextframe"
 	"headwater.example/internal/kvcache"
-	"headwater.example/internal/rpc"
 	headwaterv1 "headwater.example/proto/headwater/v1"
+	"headwater.example/worker/internal/machine"
 )
-
-// maxAnswer bounds the raw bytes of an answer so that it fits a message with its coding and its other fields.
-const maxAnswer = rpc.MaxMessageBytes - 64<<10
 
 // query is a query block from its arrival until its last group is answered.
 type query struct {
@@ -67,8 +64,8 @@ func (r *run) query(m *headwaterv1.QueryBlock) error {
 	switch {
 	case q.count < 1 || m.GetStart() >= uint64(p.tokens) || q.count > p.tokens-q.start:
 		return invalid("%s: tokens from %d, %d of them, are not in the problem's %d", q, m.GetStart(), q.count, p.tokens)
-	case 4*int64(q.count)*int64(p.size)*int64(p.shape.VDim+1) > maxAnswer:
-		return invalid("%s: the answer for %d tokens exceeds a message of %d bytes", q, q.count, maxAnswer)
+	case 4*int64(q.count)*int64(p.size)*int64(p.shape.VDim+1) > machine.MaxAnswerBytes:
+		return invalid("%s: the answer for %d tokens exceeds a message of %d bytes", q, q.count, machine.MaxAnswerBytes)
 	}
 	for _, h := range shards {
 		if !h.sealed {
@@ -239,7 +236,7 @@ func (r *run) attend(q *query, i int) error {
 		}
 	}
 	out := attention.Output{Context: make([]float32, q.count*heads*p.shape.VDim), LSE: make([]float32, q.count*heads)}
-	thread, err := r.w.thread(r.ctx, attention.Background)
+	thread, err := r.m.Thread(r.ctx, attention.Background)
 	if err != nil {
 		return err
 	}
@@ -262,9 +259,9 @@ func (r *run) attend(q *query, i int) error {
 		Block:        q.block,
 		Epoch:        h.epoch,
 		Frame:        frame,
-		ComputeNanos: nanos(started.Add(waited), computed),
-		QueueNanos:   nanos(q.arrived, started.Add(waited)),
-		EncodeNanos:  nanos(computed, time.Now()),
+		ComputeNanos: machine.Nanos(started.Add(waited), computed),
+		QueueNanos:   machine.Nanos(q.arrived, started.Add(waited)),
+		EncodeNanos:  machine.Nanos(computed, time.Now()),
 	}}})
 }
 
@@ -295,6 +292,3 @@ func (r *run) queries(q *query, i int, thread *attention.Thread) ([]float32, err
 	}
 	return y, p.rotate("queries", y, q.cos, q.sin, q.count, p.size)
 }
-
-// nanos returns the nanoseconds from one time to another.
-func nanos(from, to time.Time) uint64 { return uint64(max(to.Sub(from), 0)) }

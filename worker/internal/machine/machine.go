@@ -1,0 +1,175 @@
+// Package machine is what the two trades of a worker share: its memory, its kernel threads, and the count of what is at
+// work. The store of sessions is part of the memory, because a job may take the room of what sessions can spare.
+package machine
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"headwater.example/attention"
+	"headwater.example/internal/kvcache"
+	"headwater.example/internal/rpc"
+	headwaterv1 "headwater.example/proto/headwater/v1"
+	"headwater.example/tensor"
+)
+
+// Limits that both trades keep.
+const (
+	// MaxPositions bounds lengths and offsets so that no sum or product of theirs with a head's bytes overflows.
+	MaxPositions = 1 << 40
+	// MaxAnswerBytes bounds the raw bytes of an answer so that it fits a message with its coding and its other fields.
+	MaxAnswerBytes = rpc.MaxMessageBytes - 64<<10
+)
+
+// StorageTypes are the element types of keys and values, by their names on the wire.
+var StorageTypes = map[headwaterv1.StorageType]tensor.DType{
+	headwaterv1.StorageType_STORAGE_TYPE_F32:  tensor.F32,
+	headwaterv1.StorageType_STORAGE_TYPE_F16:  tensor.F16,
+	headwaterv1.StorageType_STORAGE_TYPE_BF16: tensor.BF16,
+	headwaterv1.StorageType_STORAGE_TYPE_I8:   tensor.I8,
+}
+
+// Config says what a machine has. Its numbers have been checked.
+type Config struct {
+	Name        string        // of the worker, for errors
+	Budget      int64         // bytes for keys, values, weights and what is in flight
+	Threads     int           // kernel threads
+	SessionTTL  time.Duration // of sessions, see kvcache.StoreConfig
+	MaxSessions int
+	Now         func() time.Time // clock of sessions, nil is time.Now
+	Logger      *slog.Logger     // nil is silence
+}
+
+// Machine is one worker's. Its methods may be called by any goroutine.
+type Machine struct {
+	Name    string
+	Log     *slog.Logger
+	Budget  *kvcache.Budget
+	Store   *kvcache.Store // on the budget
+	Threads int
+	// Acquired is nil except in tests. It is called with the context of each kernel that has been given a thread.
+	Acquired func(context.Context)
+
+	threads  *attention.Pool
+	stopping chan struct{} // closed when draining
+
+	mu       sync.Mutex
+	running  int // goroutines of runs and lanes
+	draining bool
+	idle     chan struct{} // closed when draining and nothing runs
+}
+
+// New makes a machine. Close ends its threads.
+func New(cfg Config) *Machine {
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	budget := kvcache.NewBudget(cfg.Budget)
+	return &Machine{
+		Name:     cfg.Name,
+		Log:      cfg.Logger,
+		Budget:   budget,
+		Store:    kvcache.NewStore(kvcache.StoreConfig{Budget: budget, TTL: cfg.SessionTTL, MaxSessions: cfg.MaxSessions, Now: cfg.Now}),
+		Threads:  cfg.Threads,
+		threads:  attention.NewPool(cfg.Threads),
+		stopping: make(chan struct{}),
+		idle:     make(chan struct{}),
+	}
+}
+
+// Thread waits for a thread for a kernel, which the caller releases.
+func (m *Machine) Thread(ctx context.Context, class attention.Class) (*attention.Thread, error) {
+	t, err := m.threads.Acquire(ctx, class)
+	if err == nil && m.Acquired != nil {
+		m.Acquired(ctx)
+	}
+	return t, err
+}
+
+// Begin counts n goroutines of a run or a lane, unless the worker drains.
+func (m *Machine) Begin(n int) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.draining {
+		return status.Error(codes.Unavailable, m.StoppingText())
+	}
+	m.running += n
+	return nil
+}
+
+// Join counts one more goroutine of what has begun and not ended.
+func (m *Machine) Join() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.running++
+}
+
+// End counts the end of one goroutine.
+func (m *Machine) End() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.running--
+	if m.draining && m.running == 0 {
+		close(m.idle)
+	}
+}
+
+// Stopping is closed when the worker drains.
+func (m *Machine) Stopping() <-chan struct{} { return m.stopping }
+
+// StoppingText says in a refusal that the worker drains.
+func (m *Machine) StoppingText() string {
+	return fmt.Sprintf("worker %s is stopping and takes no new work", m.Name)
+}
+
+// Expire drops the sessions whose time without use is over, and memory that no job has used since the tick before the last, at
+// each tick, until ctx ends.
+func (m *Machine) Expire(ctx context.Context, ticks <-chan time.Time) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticks:
+			m.Budget.Age()
+			if n := m.Store.Expire(); n > 0 {
+				m.Log.Info("sessions expired", "count", n)
+			}
+		}
+	}
+}
+
+// Drain lets Begin refuse, and waits until all that has begun has ended. If ctx ends first, Drain fails and may be called
+// again; what is left goes on.
+func (m *Machine) Drain(ctx context.Context) error {
+	m.mu.Lock()
+	if !m.draining {
+		m.draining = true
+		close(m.stopping)
+		if m.running == 0 {
+			close(m.idle)
+		}
+	}
+	m.mu.Unlock()
+	select {
+	case <-m.idle:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("drain worker %s: work is left: %w", m.Name, context.Cause(ctx))
+	}
+}
+
+// Close drops all sessions and ends the threads. It is called once all runs and lanes have ended and none can begin.
+func (m *Machine) Close() {
+	m.Store.Close()
+	m.Budget.Trim()
+	m.threads.Close()
+}
+
+// Nanos returns the nanoseconds from one time to another, for the times that answers tell.
+func Nanos(from, to time.Time) uint64 { return uint64(max(to.Sub(from), 0)) }

@@ -1,0 +1,215 @@
+// Package sessions serves SessionService: sequences that outlive the calls that use them. The machine's store has them, on
+// the worker's memory budget.
+//
+// The way of a step (lane.go, step.go): a goroutine of its lane receives it, leaves the receiving to the next one, waits for
+// the steps of the session that came before, lets the store check and append, takes a kernel thread, attends group by group over
+// a view that no append changes, and sends the answer. What must wait does so in its lane: for its session, for a thread, for a
+// client that does not read.
+//
+// The other calls (sessions.go) translate a message (translate.go), ask the store, and answer with what is held. ListSessions (list.go) and
+// ExportSession (export.go) only look.
+package sessions
+
+import (
+	"context"
+	"sync/atomic"
+
+	"github.com/google/uuid"
+
+	"headwater.example/internal/kvcache"
+	"headwater.example/internal/session"
+	headwaterv1 "headwater.example/proto/headwater/v1"
+	"headwater.example/shard"
+	"headwater.example/worker/internal/machine"
+)
+
+// The problems that a worker finds itself; the others are the store's.
+const (
+	problemInvalid   = headwaterv1.SessionProblem_SESSION_PROBLEM_INVALID
+	problemOver      = headwaterv1.SessionProblem_SESSION_PROBLEM_OVER_BUDGET
+	problemNotFinite = headwaterv1.SessionProblem_SESSION_PROBLEM_NOT_FINITE
+	problemBusy      = headwaterv1.SessionProblem_SESSION_PROBLEM_BUSY
+)
+
+// Service serves SessionService on a machine.
+type Service struct {
+	m    *machine.Machine
+	boot uuid.UUID
+
+	lanes        atomic.Int64 // that are open
+	queuedSteps  atomic.Int64 // that wait
+	queuedTokens atomic.Int64 // query tokens of these
+}
+
+// New makes the service of a machine, whose boot it tells as the holder's.
+func New(m *machine.Machine, boot uuid.UUID) *Service { return &Service{m: m, boot: boot} }
+
+// CreateSession makes a session, or answers for the one that the same request made before.
+func (s *Service) CreateSession(_ context.Context, m *headwaterv1.CreateSessionRequest) (*headwaterv1.CreateSessionResponse, error) {
+	if err := s.ready(); err != nil {
+		return nil, err
+	}
+	req := kvcache.CreateRequest{Tokens: m.GetTokens()}
+	var err error
+	if req.Session, err = sessionID("session", m.GetSession()); err != nil {
+		return nil, err
+	}
+	if req.Epoch, err = readEpoch("epoch", m.GetEpoch()); err != nil {
+		return nil, err
+	}
+	if req.Config, err = readConfig(m.GetConfig()); err != nil {
+		return nil, err
+	}
+	for _, h := range m.GetHeld() {
+		held := kvcache.HeldLayer{Layer: shard.Layer(h.GetLayer())}
+		for _, g := range h.GetGroups() {
+			held.Groups = append(held.Groups, shard.Group(g))
+		}
+		req.Held = append(req.Held, held)
+	}
+	for _, b := range m.GetBegin() {
+		req.Begin = append(req.Begin, kvcache.BeginLayer{Layer: shard.Layer(b.GetLayer()), First: b.GetFirst(), Hashes: b.GetHashes(), Length: b.GetLength()})
+	}
+	state, err := s.m.Store.Create(req)
+	if err != nil {
+		return nil, refusal(err)
+	}
+	return &headwaterv1.CreateSessionResponse{State: s.state(state, true)}, nil
+}
+
+// TakeSession steps a session's epoch.
+func (s *Service) TakeSession(_ context.Context, m *headwaterv1.TakeSessionRequest) (*headwaterv1.TakeSessionResponse, error) {
+	if err := s.ready(); err != nil {
+		return nil, err
+	}
+	id, err := sessionID("session", m.GetSession())
+	if err != nil {
+		return nil, err
+	}
+	epoch, err := readEpoch("epoch", m.GetEpoch())
+	if err != nil {
+		return nil, err
+	}
+	var expect []kvcache.LayerState
+	for _, l := range m.GetExpect() {
+		expect = append(expect, kvcache.LayerState{Layer: shard.Layer(l.GetLayer()), Length: l.GetLength(), Hashes: l.GetHashes()})
+	}
+	state, err := s.m.Store.Take(id, epoch, expect, m.GetTruncations(), m.GetCheckOnly())
+	if err != nil {
+		return nil, refusal(err)
+	}
+	if m.GetCheckOnly() {
+		return &headwaterv1.TakeSessionResponse{}, nil
+	}
+	return &headwaterv1.TakeSessionResponse{State: s.state(state, true)}, nil
+}
+
+// ForkSession makes a session that begins as another one.
+func (s *Service) ForkSession(_ context.Context, m *headwaterv1.ForkSessionRequest) (*headwaterv1.ForkSessionResponse, error) {
+	if err := s.ready(); err != nil {
+		return nil, err
+	}
+	req := kvcache.ForkRequest{Truncations: m.GetTruncations(), Position: -1}
+	var err error
+	if req.Session, err = sessionID("session", m.GetSession()); err != nil {
+		return nil, err
+	}
+	if req.Epoch, err = readEpoch("epoch", m.GetEpoch()); err != nil {
+		return nil, err
+	}
+	if req.Child, err = sessionID("child", m.GetChild()); err != nil {
+		return nil, err
+	}
+	if req.ChildEpoch, err = readEpoch("child_epoch", m.GetChildEpoch()); err != nil {
+		return nil, err
+	}
+	if m.Position != nil {
+		// What is beyond all positions is refused as that is.
+		req.Position = int64(min(m.GetPosition(), machine.MaxPositions+1))
+	}
+	state, err := s.m.Store.Fork(req)
+	if err != nil {
+		return nil, refusal(err)
+	}
+	return &headwaterv1.ForkSessionResponse{State: s.state(state, true)}, nil
+}
+
+// TruncateSession takes positions back.
+func (s *Service) TruncateSession(_ context.Context, m *headwaterv1.TruncateSessionRequest) (*headwaterv1.TruncateSessionResponse, error) {
+	id, err := sessionID("session", m.GetSession())
+	if err != nil {
+		return nil, err
+	}
+	epoch, err := readEpoch("epoch", m.GetEpoch())
+	if err != nil {
+		return nil, err
+	}
+	var state kvcache.State
+	if len(m.GetLengths()) > 0 || m.GetCheckOnly() {
+		state, err = s.m.Store.TruncateLayers(id, epoch, m.GetTruncations(), m.GetLengths(), m.GetCheckOnly())
+	} else {
+		state, err = s.m.Store.Truncate(id, epoch, m.GetTruncations(), m.GetPosition())
+	}
+	if err != nil {
+		return nil, refusal(err)
+	}
+	if m.GetCheckOnly() {
+		return &headwaterv1.TruncateSessionResponse{}, nil
+	}
+	return &headwaterv1.TruncateSessionResponse{State: s.state(state, true)}, nil
+}
+
+// PinSession pins a session, or no longer.
+func (s *Service) PinSession(_ context.Context, m *headwaterv1.PinSessionRequest) (*headwaterv1.PinSessionResponse, error) {
+	id, err := sessionID("session", m.GetSession())
+	if err != nil {
+		return nil, err
+	}
+	state, err := s.m.Store.Pin(id, m.GetPinned())
+	if err != nil {
+		return nil, refusal(err)
+	}
+	return &headwaterv1.PinSessionResponse{State: s.state(state, true)}, nil
+}
+
+// DropSession ends a session.
+func (s *Service) DropSession(_ context.Context, m *headwaterv1.DropSessionRequest) (*headwaterv1.DropSessionResponse, error) {
+	id, err := sessionID("session", m.GetSession())
+	if err != nil {
+		return nil, err
+	}
+	var epoch *kvcache.Epoch
+	if m.GetEpoch() != nil {
+		e, err := readEpoch("epoch", m.GetEpoch())
+		if err != nil {
+			return nil, err
+		}
+		epoch = &e
+	}
+	if err := s.m.Store.Drop(id, epoch); err != nil {
+		return nil, refusal(err)
+	}
+	return &headwaterv1.DropSessionResponse{}, nil
+}
+
+// ready refuses new sessions and drivers while the worker drains.
+func (s *Service) ready() error {
+	select {
+	case <-s.m.Stopping():
+		return session.Errorf(problemBusy, "%s", s.m.StoppingText())
+	default:
+		return nil
+	}
+}
+
+// reserve takes n bytes of the budget, for which it may drop what may be dropped.
+func (s *Service) reserve(n int64) error {
+	err := s.m.Budget.Reserve(n)
+	if err != nil && s.m.Store.Reclaim(n) {
+		err = s.m.Budget.Reserve(n)
+	}
+	if err != nil {
+		return session.Errorf(problemOver, "%d bytes for a step and its answer: %v: send it again later, or cut it into fewer tokens", n, err)
+	}
+	return nil
+}
