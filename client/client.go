@@ -44,7 +44,7 @@ type Client struct {
 	conn    *grpc.ClientConn
 	service headwaterv1.CoordinatorServiceClient
 	conns   *fanout.Conns
-	kept    fanout.Kept  // that to the coordinator
+	kept    rpc.Kept     // that to the coordinator
 	lane    *fanout.Lane // which drives the sessions
 	closed  atomic.Bool
 }
@@ -76,7 +76,7 @@ func Dial(address string, opts ...grpc.DialOption) (*Client, error) {
 		address: target, conn: conn, service: headwaterv1.NewCoordinatorServiceClient(conn),
 		conns: conns, lane: fanout.NewLane(newLaneID(), conns),
 	}
-	c.kept.Set(conns, target)
+	c.kept.Set(conns.Conns, target)
 	return c, nil
 }
 
@@ -93,7 +93,7 @@ func (c *Client) Address() string { return c.address }
 func (c *Client) Close() error {
 	c.closed.Store(true)
 	c.lane.Close()
-	c.kept.Set(c.conns)
+	c.kept.Set(c.conns.Conns)
 	return errors.Join(c.conns.Close(), c.conn.Close())
 }
 

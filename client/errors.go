@@ -14,7 +14,6 @@ import (
 
 	"headwater.example/internal/rpc"
 	"headwater.example/internal/session"
-	"headwater.example/internal/session/fanout"
 	headwaterv1 "headwater.example/proto/headwater/v1"
 )
 
@@ -162,7 +161,7 @@ func (c *Client) sessionError(doing string, id SessionID, err error) error {
 
 // endedByClose tells whether a call failed because the client was closed, before it or under it.
 func (c *Client) endedByClose(err error) bool {
-	if errors.Is(err, fanout.ErrClosed) {
+	if errors.Is(err, rpc.ErrClosed) {
 		return true
 	}
 	if !c.closed.Load() {

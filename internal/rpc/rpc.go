@@ -1,5 +1,6 @@
 // Package rpc is what both ends of a connection share: the protocol's version and how it is negotiated, the options of
-// servers and connections, the sizes of messages, and the codec that sends and receives large fields without copies.
+// servers and connections, connections that several users share (Conns), the sizes of messages, and the codec that sends
+// and receives large fields without copies.
 //
 // The way of a message: a Frame encodes itself (Codec), every other message is left to the protobuf codec. SendBulk and
 // RecvBulk make a Frame of any message: its large fields are sent from where they lie, and received into one pooled Buffer

@@ -77,7 +77,7 @@ func TestAConnectionEndsWithItsLastUser(t *testing.T) {
 		t.Fatal(err)
 	}
 	third.Release()
-	if _, err := conns.Use(address); !errors.Is(err, fanout.ErrClosed) {
+	if _, err := conns.Use(address); !errors.Is(err, rpc.ErrClosed) {
 		t.Errorf("a closed set is used: %v", err)
 	}
 }
@@ -87,25 +87,25 @@ func TestWhoIsNotKeptAnyMoreIsLetGo(t *testing.T) {
 	one, w1 := node(t, "w1")
 	two, w2 := node(t, "w2")
 	conns := fanout.NewConns(rpc.DialOptions()...)
-	var kept fanout.Kept
+	var kept rpc.Kept
 	call := func(address string) {
 		t.Helper()
 		if _, err := conns.List(t.Context(), "", address, &headwaterv1.ListSessionsRequest{}); err != nil {
 			t.Fatal(err)
 		}
 	}
-	kept.Set(conns, one, two, two)
+	kept.Set(conns.Conns, one, two, two)
 	call(one)
 	call(two)
 	<-w1.began
 	<-w2.began
-	kept.Set(conns, two)
+	kept.Set(conns.Conns, two)
 	<-w1.ended
 	call(two)
 	if len(w2.began)+len(w2.ended) != 0 {
 		t.Error("the connection to who stays is another")
 	}
-	kept.Set(conns)
+	kept.Set(conns.Conns)
 	<-w2.ended
 	if err := conns.Close(); err != nil {
 		t.Fatal(err)

@@ -10,6 +10,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
+	"headwater.example/internal/rpc"
 	"headwater.example/internal/session"
 	headwaterv1 "headwater.example/proto/headwater/v1"
 )
@@ -44,7 +45,7 @@ func refused(holder string, e *session.Error) *session.Error {
 
 // lost is a connection that was not made, or one that broke under a call, which may go well over a new one.
 func lost(holder string, err error) error {
-	if errors.Is(err, ErrClosed) || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+	if errors.Is(err, rpc.ErrClosed) || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
 		return fmt.Errorf("holder %q: %w", holder, err)
 	}
 	s := status.Convert(err)

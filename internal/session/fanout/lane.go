@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"sync"
 
+	"headwater.example/internal/rpc"
 	"headwater.example/internal/session"
 )
 
@@ -52,7 +53,7 @@ func (l *Lane) stream(o *Holder) (*stream, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.closed {
-		return nil, ErrClosed
+		return nil, rpc.ErrClosed
 	}
 	if s, ok := l.streams[o.Address]; ok && s.ctx.Err() == nil {
 		return s, nil
@@ -115,20 +116,20 @@ type brokenError struct{ error }
 func (e brokenError) Unwrap() error { return e.error }
 
 // run opens the stream, sends and receives until it ends, and fails what is pending then.
-func (s *stream) run(conn *Conn, id session.ID) {
+func (s *stream) run(conn *rpc.Conn, id session.ID) {
 	defer conn.Release()
 	defer s.finish()
-	rpc, err := session.Open(s.ctx, conn, id)
+	wire, err := session.Open(s.ctx, conn, id)
 	if err != nil {
 		s.fail(err)
 		return
 	}
 	var sender sync.WaitGroup
 	defer sender.Wait()
-	sender.Go(func() { s.send(rpc) })
+	sender.Go(func() { s.send(wire) })
 	response := new(session.Response)
 	for {
-		err := rpc.Recv(response)
+		err := wire.Recv(response)
 		if err == nil {
 			response, err = s.answered(response)
 		}
@@ -139,11 +140,11 @@ func (s *stream) run(conn *Conn, id session.ID) {
 	}
 }
 
-func (s *stream) send(rpc *session.Stream) {
+func (s *stream) send(wire *session.Stream) {
 	for {
 		select {
 		case p := <-s.queue:
-			err := rpc.Send(p.request)
+			err := wire.Send(p.request)
 			if err != nil && s.refused(p, err) {
 				err = nil
 			}

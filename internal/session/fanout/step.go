@@ -248,7 +248,7 @@ func (c *Call) wait(ctx context.Context, attempts int) error {
 		}
 		failure := c.failure()
 		if failure != nil && c.lane.ctx.Err() != nil {
-			failure = fmt.Errorf("step of layer %d: %w", c.step.Layer, ErrClosed)
+			failure = fmt.Errorf("step of layer %d: %w", c.step.Layer, rpc.ErrClosed)
 		}
 		if failure == nil {
 			err := c.gather()

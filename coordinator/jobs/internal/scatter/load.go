@@ -7,7 +7,7 @@ import (
 	"math"
 
 	"headwater.example/attention"
-	"headwater.example/coordinator/internal/ledger"
+	"headwater.example/coordinator/jobs/internal/ledger"
 	"headwater.example/internal/kvcache"
 	"headwater.example/internal/rpc"
 	headwaterv1 "headwater.example/proto/headwater/v1"

@@ -7,7 +7,7 @@ import (
 
 	"pgregory.net/rapid"
 
-	"headwater.example/coordinator/internal/ledger"
+	"headwater.example/coordinator/jobs/internal/ledger"
 	"headwater.example/shard"
 )
 

@@ -1,4 +1,4 @@
-package coordinator
+package sessions
 
 import (
 	"context"
@@ -10,6 +10,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"headwater.example/coordinator/workers"
 	"headwater.example/internal/contextframe"
 	"headwater.example/internal/rpc"
 	"headwater.example/internal/session"
@@ -24,22 +25,22 @@ const (
 	relayedBytes = 64 << 20
 )
 
-// relay serves one lane: it reads steps, sends each to the holders of its layer, and answers when all have.
-type relay struct {
-	*sessions
+// lane serves one lane: it reads steps, sends each to the holders of its layer, and answers when all have.
+type lane struct {
+	*Relay
 	stream *session.ServerStream
-	lane   *fanout.Lane
+	out    *fanout.Lane
 
 	room      *semaphore.Weighted // relayedBytes
-	started   chan *relayStep     // to a finisher that waits
+	started   chan *laneStep      // to a finisher that waits
 	finishers int
 	tasks     sync.WaitGroup
-	steps     sync.Pool  // *relayStep
+	steps     sync.Pool  // *laneStep
 	sending   sync.Mutex // held while an answer is sent
 }
 
-// relayStep is one step from its arrival until its answer.
-type relayStep struct {
+// laneStep is one step from its arrival until its answer.
+type laneStep struct {
 	request  session.Request
 	response session.Response
 	step     fanout.Step
@@ -53,31 +54,31 @@ type relayStep struct {
 }
 
 // Lane implements session.Service.
-func (s *sessions) Lane(stream *session.ServerStream) error {
-	r := &relay{sessions: s, stream: stream, lane: fanout.NewLane(stream.ID(), s.conns), room: semaphore.NewWeighted(relayedBytes), started: make(chan *relayStep)}
-	r.steps.New = func() any { return new(relayStep) }
+func (r *Relay) Lane(stream *session.ServerStream) error {
+	l := &lane{Relay: r, stream: stream, out: fanout.NewLane(stream.ID(), r.conns), room: semaphore.NewWeighted(relayedBytes), started: make(chan *laneStep)}
+	l.steps.New = func() any { return new(laneStep) }
 	ended := make(chan error, 1)
 	// Recv ends when this call has returned, so Close waits for it and not this call.
-	s.relays.Go(func() {
-		err := r.read(stream.Context())
-		close(r.started)
-		r.tasks.Wait()
-		r.lane.Close()
+	r.lanes.Go(func() {
+		err := l.read(stream.Context())
+		close(l.started)
+		l.tasks.Wait()
+		l.out.Close()
 		ended <- err
 	})
 	select {
 	case err := <-ended:
 		return err
-	case <-s.c.stopping:
+	case <-r.stopping:
 		return status.Error(codes.Unavailable, "the coordinator stops; its sessions stay with the workers")
 	}
 }
 
 // read starts steps in the order in which they come.
-func (r *relay) read(ctx context.Context) error {
+func (l *lane) read(ctx context.Context) error {
 	for {
-		s := r.steps.Get().(*relayStep)
-		err := r.stream.Recv(&s.request)
+		s := l.steps.Get().(*laneStep)
+		err := l.stream.Recv(&s.request)
 		if errors.Is(err, io.EOF) {
 			return nil
 		}
@@ -85,28 +86,28 @@ func (r *relay) read(ctx context.Context) error {
 			return err
 		}
 		s.bytes = int64(len(s.request.Payload.Bytes())) // less than all: a message has at most half
-		if err := r.room.Acquire(ctx, s.bytes); err != nil {
+		if err := l.room.Acquire(ctx, s.bytes); err != nil {
 			s.request.Payload.Free()
 			return err
 		}
-		if err := r.start(ctx, s); err != nil {
-			r.answer(s, err)
+		if err := l.start(ctx, s); err != nil {
+			l.answer(s, err)
 			continue
 		}
 		select {
-		case r.started <- s:
+		case l.started <- s:
 			continue
 		case <-ctx.Done():
 			return ctx.Err()
 		default:
 		}
-		if r.finishers < relayed {
-			r.finishers++
-			r.tasks.Go(func() { r.finish(ctx, s) })
+		if l.finishers < relayed {
+			l.finishers++
+			l.tasks.Go(func() { l.finish(ctx, s) })
 			continue
 		}
 		select {
-		case r.started <- s:
+		case l.started <- s:
 		case <-ctx.Done():
 			return ctx.Err()
 		}
@@ -114,19 +115,19 @@ func (r *relay) read(ctx context.Context) error {
 }
 
 // finish waits for a step's answers and answers it, then for those of the next.
-func (r *relay) finish(ctx context.Context, s *relayStep) {
+func (l *lane) finish(ctx context.Context, s *laneStep) {
 	for s != nil {
-		r.answer(s, s.call.Once(ctx))
+		l.answer(s, s.call.Once(ctx))
 		if ctx.Err() != nil {
 			return
 		}
-		s = <-r.started // nil at the end
+		s = <-l.started // nil at the end
 	}
 }
 
 // start sends a step on. The error is an answer to it.
-func (r *relay) start(ctx context.Context, s *relayStep) error {
-	h, err := r.find(ctx, s.request.Step.Session[:])
+func (l *lane) start(ctx context.Context, s *laneStep) error {
+	h, err := l.find(ctx, s.request.Step.Session[:])
 	if err != nil {
 		return err
 	}
@@ -145,7 +146,7 @@ func (r *relay) start(ctx context.Context, s *relayStep) error {
 	s.step = fanout.Step{Step: *m}
 	if h.Whole(int(m.Layer)) {
 		s.step.Payload, s.request.Payload = s.request.Payload, nil
-		s.call = r.lane.Start(ctx, h, &s.step)
+		s.call = l.out.Start(ctx, h, &s.step)
 		return nil
 	}
 	if dt, err := fanout.StorageDType(m.Encoding); m.Append > 0 && m.Encoding != headwaterv1.StorageType_STORAGE_TYPE_F32 && (err != nil || dt != s.layer.Storage) {
@@ -167,7 +168,7 @@ func (r *relay) start(ctx context.Context, s *relayStep) error {
 	}
 	rows := s.layer.Heads * int(m.Attend)
 	s.context, s.lse = grow(s.context, rows*s.layer.VDim), grow(s.lse, rows)
-	s.call = r.lane.Start(ctx, h, &s.step)
+	s.call = l.out.Start(ctx, h, &s.step)
 	return nil
 }
 
@@ -186,16 +187,16 @@ func grow(s []float32, n int) []float32 {
 }
 
 // Take implements fanout.Output.
-func (s *relayStep) Take(group int, context, lse []float32) {
+func (s *laneStep) Take(group int, context, lse []float32) {
 	copy(s.context[group*len(context):], context)
 	copy(s.lse[group*len(lse):], lse)
 }
 
 // answer sends what came of a step.
-func (r *relay) answer(s *relayStep, err error) {
+func (l *lane) answer(s *laneStep, err error) {
 	s.request.Payload.Free()
 	s.request.Payload = nil
-	r.room.Release(s.bytes)
+	l.room.Release(s.bytes)
 	m := &s.response
 	m.Reset()
 	m.ID = s.request.ID
@@ -205,34 +206,34 @@ func (r *relay) answer(s *relayStep, err error) {
 	if err != nil {
 		m.Payload.Free()
 		m.Payload = nil
-		m.Result = session.Result{Hashes: m.Result.Hashes[:0], Err: r.refusal(s.request.Step.Session[:], err)}
+		m.Result = session.Result{Hashes: m.Result.Hashes[:0], Err: l.refusal(s.request.Step.Session[:], err)}
 	}
-	r.sending.Lock()
-	err = r.stream.Send(m) // where it fails, Recv does as well
-	r.sending.Unlock()
+	l.sending.Lock()
+	err = l.stream.Send(m) // where it fails, Recv does as well
+	l.sending.Unlock()
 	if err == nil {
-		r.steps.Put(s)
+		l.steps.Put(s)
 	}
 }
 
 // refusal is an error as an answer.
-func (r *relay) refusal(id []byte, err error) *session.Error {
+func (l *lane) refusal(id []byte, err error) *session.Error {
 	e, ok := session.FromError(err)
 	if !ok {
-		e = session.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_BUSY, "%s", oneLine(err))
+		e = session.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_BUSY, "%s", workers.OneLine(err))
 		if code := status.Code(err); code == codes.Internal || code == codes.FailedPrecondition || code == codes.InvalidArgument {
-			e = session.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_LOST, "%s", oneLine(err))
+			e = session.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_LOST, "%s", workers.OneLine(err))
 		}
 	}
 	switch e.Problem() {
 	case headwaterv1.SessionProblem_SESSION_PROBLEM_LOST, headwaterv1.SessionProblem_SESSION_PROBLEM_UNKNOWN:
-		r.forget(id)
+		l.forget(id)
 	}
 	return e
 }
 
 // result makes the answer of a step that was done.
-func (s *relayStep) result(m *session.Result, payload **rpc.Buffer) error {
+func (s *laneStep) result(m *session.Result, payload **rpc.Buffer) error {
 	m.Length = s.step.Length + uint64(s.step.Append)
 	m.Hashes = append(m.Hashes, s.step.Hashes...)
 	m.ComputeNanos, m.QueueNanos = s.step.ComputeNanos, s.step.QueueNanos

@@ -18,14 +18,13 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/sync/errgroup"
-	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"headwater.example/attention"
-	"headwater.example/coordinator/internal/ledger"
+	"headwater.example/coordinator/jobs/internal/ledger"
+	"headwater.example/coordinator/workers"
 	"headwater.example/internal/contextframe"
 	"headwater.example/internal/jobfile"
 	"headwater.example/internal/membership"
@@ -58,7 +57,7 @@ type Config struct {
 	Codec      contextframe.Codec
 	Result     File
 	Layout     *tensor.Layout // of Result, with the tensors that the job's ResultInfos name
-	View       membership.View
+	Workers    *workers.Workers
 	WorkerWait time.Duration // how long no worker may answer before the job fails
 	BlockBytes int           // size to which keys, values and hidden states are cut; 0 is rpc.BlockBytes
 	Logger     *slog.Logger
@@ -240,11 +239,9 @@ func (r *run) next(ctx context.Context) (event, error) {
 func (r *run) connect(ctx context.Context) error {
 	var waited time.Duration
 	for {
-		changed := r.View.Changed()
+		changed := r.Workers.Changed()
 		r.phase("connecting to workers")
-		if err := r.dial(ctx); err != nil {
-			return err
-		}
+		r.dial(ctx)
 		if len(r.lanes) > 0 {
 			return nil
 		}
@@ -279,48 +276,32 @@ func describeError(err error) string {
 }
 
 // dial opens lanes to the workers that have none. A worker that does not answer is left out.
-func (r *run) dial(ctx context.Context) error {
-	type dialled struct {
-		member   membership.Member
-		conn     *grpc.ClientConn
-		identity *headwaterv1.DescribeResponse
-		err      error
+func (r *run) dial(ctx context.Context) {
+	missing := slices.DeleteFunc(r.Workers.List(), func(m membership.Member) bool { return r.lanes[m.Name] != nil })
+	conns := make([]*rpc.Conn, len(missing)) // held from here, so that the lane goes over the connection that is made to describe
+	for i, m := range missing {
+		conns[i], _ = r.Workers.Use(m) // Describe says why not
 	}
-	var found []*dialled
-	for _, m := range r.View.Members() {
-		if m.Role == membership.RoleWorker && r.lanes[m.Name] == nil {
-			found = append(found, &dialled{member: m})
+	for i, d := range r.Workers.Describe(ctx, missing) {
+		conn := conns[i]
+		switch {
+		case d.Err != nil:
+			r.lastErr = d.Err
+			r.Logger.Warn("worker left out", "job", r.ID, "worker", d.Name, "error", d.Err)
+		case conn == nil || r.broken[string(d.Said.GetBoot())] >= chances:
+		default:
+			l, err := r.openLane(ctx, d.Member, conn, d.Said)
+			if err != nil {
+				r.lastErr = err
+				break
+			}
+			r.lanes[l.name] = l
+			conn = nil // the lane's
+		}
+		if conn != nil {
+			conn.Release()
 		}
 	}
-	var tasks errgroup.Group
-	for _, d := range found {
-		tasks.Go(func() error {
-			d.conn, d.identity, d.err = describe(ctx, d.member)
-			return nil
-		})
-	}
-	_ = tasks.Wait() // no task returns an error
-	for _, d := range found {
-		if d.err == nil && d.identity.GetName() != d.member.Name {
-			d.err = errors.Join(fmt.Errorf("worker %q at %s says that it is %q", d.member.Name, d.member.Address, d.identity.GetName()), d.conn.Close())
-		}
-		if d.err != nil {
-			r.lastErr = d.err
-			r.Logger.Warn("worker left out", "job", r.ID, "worker", d.member.Name, "error", d.err)
-			continue
-		}
-		if r.broken[string(d.identity.GetBoot())] >= chances {
-			_ = d.conn.Close() // never used
-			continue
-		}
-		l, err := r.openLane(ctx, d.member, d.conn, d.identity)
-		if err != nil {
-			r.lastErr = err
-			continue
-		}
-		r.lanes[l.name] = l
-	}
-	return nil
 }
 
 // makePlan plans the job onto the lanes.

@@ -10,9 +10,8 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/metadata"
 
-	"headwater.example/coordinator/internal/ledger"
+	"headwater.example/coordinator/jobs/internal/ledger"
 	"headwater.example/internal/contextframe"
 	"headwater.example/internal/membership"
 	"headwater.example/internal/rpc"
@@ -26,8 +25,6 @@ const (
 	// asksInFlight is how many query blocks a worker is given before it has answered the first: enough that it never waits
 	// for the next, few enough that they do not fill its memory or hold up the keys and values behind them.
 	asksInFlight = 8
-	// describeTimeout is how long a worker may take to say who it is.
-	describeTimeout = 5 * time.Second
 )
 
 // ask is one query block to send, or one block of gathered context to project. It is built when its turn comes, so that
@@ -82,7 +79,7 @@ type lane struct {
 	identity *headwaterv1.DescribeResponse
 	report   *headwaterv1.WorkerReport
 
-	conn   *grpc.ClientConn
+	conn   *rpc.Conn
 	stream grpc.BidiStreamingClient[headwaterv1.RunRequest, headwaterv1.RunResponse]
 	cancel context.CancelFunc
 	tasks  sync.WaitGroup
@@ -112,37 +109,8 @@ type shardKey struct {
 // askKey names one part of an ask.
 type askKey struct{ problem, block, part int }
 
-// describe connects to a worker and asks who it is. A worker of another protocol version is refused by name.
-func describe(ctx context.Context, m membership.Member) (*grpc.ClientConn, *headwaterv1.DescribeResponse, error) {
-	conn, err := grpc.NewClient("passthrough:///"+m.Address, rpc.DialOptions()...)
-	if err != nil {
-		return nil, nil, fmt.Errorf("worker %q at %s: %w", m.Name, m.Address, err)
-	}
-	ctx, cancel := context.WithTimeout(ctx, describeTimeout)
-	defer cancel()
-	var header metadata.MD
-	identity, err := headwaterv1.NewWorkerServiceClient(conn).Describe(ctx, &headwaterv1.DescribeRequest{}, grpc.Header(&header))
-	if err == nil {
-		err = rpc.CheckHeader(m.Address, header)
-	}
-	if err != nil {
-		_ = conn.Close()
-		return nil, nil, fmt.Errorf("worker %q at %s: %w", m.Name, m.Address, err)
-	}
-	return conn, identity, nil
-}
-
-// Describe asks a worker who it is and what it has room for.
-func Describe(ctx context.Context, m membership.Member) (*headwaterv1.DescribeResponse, error) {
-	conn, identity, err := describe(ctx, m)
-	if err != nil {
-		return nil, err
-	}
-	return identity, conn.Close()
-}
-
-// openLane starts a stream to a worker and sends Open. events takes what comes back until ctx ends.
-func (r *run) openLane(ctx context.Context, m membership.Member, conn *grpc.ClientConn, identity *headwaterv1.DescribeResponse) (*lane, error) {
+// openLane starts a stream to a worker and sends Open. The connection is the lane's if there is no error. events takes what comes back until ctx ends.
+func (r *run) openLane(ctx context.Context, m membership.Member, conn *rpc.Conn, identity *headwaterv1.DescribeResponse) (*lane, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	stream, err := headwaterv1.NewWorkerServiceClient(conn).Run(ctx)
 	if err == nil {
@@ -150,7 +118,7 @@ func (r *run) openLane(ctx context.Context, m membership.Member, conn *grpc.Clie
 	}
 	if err != nil && !errors.Is(err, io.EOF) { // at EOF the stream's status comes by Recv
 		cancel()
-		return nil, errors.Join(fmt.Errorf("open stream to worker %q: %w", m.Name, err), conn.Close())
+		return nil, fmt.Errorf("open stream to worker %q: %w", m.Name, err)
 	}
 	l := &lane{
 		name: m.Name, identity: identity, report: &headwaterv1.WorkerReport{Name: m.Name},
@@ -167,7 +135,7 @@ func (r *run) openLane(ctx context.Context, m membership.Member, conn *grpc.Clie
 func (l *lane) close() {
 	l.cancel()
 	l.tasks.Wait()
-	_ = l.conn.Close() // nothing is in flight
+	l.conn.Release()
 }
 
 // push gives the lane a message to send in order. A lane that has gone takes it and forgets it: its shards are loaded anew

@@ -1,4 +1,4 @@
-package coordinator
+package jobs
 
 import (
 	"context"
@@ -14,7 +14,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
-	"headwater.example/coordinator/internal/scatter"
+	"headwater.example/coordinator/jobs/internal/scatter"
 	"headwater.example/internal/atomicfile"
 	"headwater.example/internal/contextframe"
 	"headwater.example/internal/jobfile"
@@ -26,13 +26,13 @@ import (
 var errStopping = errors.New("the coordinator stops")
 
 // execute runs one job and stores how it ended. Its error is the store's or the disk's, not the job's.
-func (c *Coordinator) execute(ctx context.Context, e *entry) error {
+func (q *Queue) execute(ctx context.Context, e *entry) error {
 	id := e.snapshot().GetId()
-	if ours, err := c.start(e); err != nil || !ours {
+	if ours, err := q.start(e); err != nil || !ours {
 		return err
 	}
-	c.Logger.Info("job started", "job", id)
-	deadline := c.Deadline
+	q.Logger.Info("job started", "job", id)
+	deadline := q.Deadline
 	if d := e.request.GetDeadline().AsDuration(); d > 0 {
 		deadline = min(d, deadline)
 	}
@@ -42,32 +42,32 @@ func (c *Coordinator) execute(ctx context.Context, e *entry) error {
 		cancel(errCancelled)
 	}
 	running, end := context.WithTimeout(running, deadline)
-	done, err := c.compute(running, e)
+	done, err := q.compute(running, e)
 	end()
 	cancel(nil)
 	stop()
 	e.cancellable(nil)
 	switch {
 	case errors.Is(err, errStopping):
-		c.Logger.Info("job queued again, the coordinator stops", "job", id)
-		return c.change(e, func(j *headwaterv1.Job) {
+		q.Logger.Info("job queued again, the coordinator stops", "job", id)
+		return q.change(e, func(j *headwaterv1.Job) {
 			j.State, j.Progress = headwaterv1.JobState_JOB_STATE_QUEUED, nil
 			j.Attempts--
 		})
 	case errors.Is(err, context.DeadlineExceeded):
 		err = status.Errorf(codes.DeadlineExceeded, "the job did not end within its deadline of %s", deadline)
 	}
-	if stored := c.end(e, done, err); stored != nil {
+	if stored := q.end(e, done, err); stored != nil {
 		return stored
 	}
-	c.Logger.Info("job ended", "job", id, "state", e.snapshot().GetState(), "error", err)
-	return c.retain()
+	q.Logger.Info("job ended", "job", id, "state", e.snapshot().GetState(), "error", err)
+	return q.retain()
 }
 
 // compute runs the job into its result file, and returns what there is to say of it.
-func (c *Coordinator) compute(ctx context.Context, e *entry) (_ func(*headwaterv1.Job), err error) {
+func (q *Queue) compute(ctx context.Context, e *entry) (_ func(*headwaterv1.Job), err error) {
 	snapshot := e.snapshot()
-	input, err := tensor.Open(c.input(snapshot.GetId()))
+	input, err := tensor.Open(q.input(snapshot.GetId()))
 	if err != nil {
 		return nil, err
 	}
@@ -80,18 +80,18 @@ func (c *Coordinator) compute(ctx context.Context, e *entry) (_ func(*headwaterv
 	if err != nil {
 		return nil, err
 	}
-	layout, err := tensor.NewLayout(parsed.ResultInfos(), reserve(parsed, len(c.View.Members())))
+	layout, err := tensor.NewLayout(parsed.ResultInfos(), reserve(parsed, len(q.workers.Members())))
 	if err != nil {
 		return nil, err
 	}
-	file, err := atomicfile.Create(c.result(snapshot.GetId()), layout.Size())
+	file, err := atomicfile.Create(q.result(snapshot.GetId()), layout.Size())
 	if err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, file.Abort()) }()
 	report, err := scatter.Run(ctx, scatter.Config{
 		ID: snapshot.GetId(), Job: parsed, Input: input, Codec: codec, Result: file, Layout: layout,
-		View: c.View, WorkerWait: c.WorkerWait, BlockBytes: c.BlockBytes, Logger: c.Logger,
+		Workers: q.workers, WorkerWait: q.WorkerWait, BlockBytes: q.BlockBytes, Logger: q.Logger,
 		Progress: func(p *headwaterv1.Progress) {
 			running := proto.CloneOf(snapshot)
 			running.Progress = p
@@ -101,7 +101,7 @@ func (c *Coordinator) compute(ctx context.Context, e *entry) (_ func(*headwaterv
 	if err != nil {
 		return nil, err
 	}
-	header, err := layout.Header(map[string]string{"headwater": string(c.metadata(snapshot, parsed, codec, report))})
+	header, err := layout.Header(map[string]string{"headwater": string(q.metadata(snapshot, parsed, codec, report))})
 	if err != nil {
 		return nil, fmt.Errorf("write result: %w", err)
 	}
@@ -128,7 +128,7 @@ func reserve(j *jobfile.Job, members int) int {
 }
 
 // metadata describes a result, as docs/job-file.md says.
-func (c *Coordinator) metadata(snapshot *headwaterv1.Job, j *jobfile.Job, codec contextframe.Codec, report *headwaterv1.Report) []byte {
+func (q *Queue) metadata(snapshot *headwaterv1.Job, j *jobfile.Job, codec contextframe.Codec, report *headwaterv1.Report) []byte {
 	type workerReport struct {
 		Name        string  `json:"name"`
 		BytesOut    uint64  `json:"bytes_out"`
@@ -159,7 +159,7 @@ func (c *Coordinator) metadata(snapshot *headwaterv1.Job, j *jobfile.Job, codec 
 		Version     string          `json:"version"`
 	}{
 		snapshot.GetId(), snapshot.GetContentHash(), j.EffectiveJSON(), codec.String(), report.GetPlan(), workers,
-		snapshot.GetStarted().AsTime(), report.GetElapsed().AsDuration().Seconds(), c.Name, c.Version,
+		snapshot.GetStarted().AsTime(), report.GetElapsed().AsDuration().Seconds(), q.Name, q.Version,
 	})
 	if err != nil {
 		return []byte("{}") // all of it is ours and encodes

@@ -1,4 +1,4 @@
-package coordinator
+package jobs
 
 import (
 	"cmp"
@@ -16,7 +16,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
-	"headwater.example/coordinator/internal/store"
+	"headwater.example/coordinator/jobs/internal/store"
 	headwaterv1 "headwater.example/proto/headwater/v1"
 )
 
@@ -172,10 +172,10 @@ func (t *table) announce() {
 }
 
 // change changes a job in the store, then in the table.
-func (c *Coordinator) change(e *entry, f func(*headwaterv1.Job)) error {
+func (q *Queue) change(e *entry, f func(*headwaterv1.Job)) error {
 	job := proto.CloneOf(e.snapshot())
 	f(job)
-	if err := c.store.Put(job); err != nil {
+	if err := q.store.Put(job); err != nil {
 		return err
 	}
 	e.show(job)
@@ -183,21 +183,21 @@ func (c *Coordinator) change(e *entry, f func(*headwaterv1.Job)) error {
 }
 
 // enqueue makes an uploaded job durable.
-func (c *Coordinator) enqueue(e *entry) error {
+func (q *Queue) enqueue(e *entry) error {
 	job := proto.CloneOf(e.snapshot())
 	job.State, job.Progress = headwaterv1.JobState_JOB_STATE_QUEUED, nil
-	if err := c.store.Add(store.Record{Job: job, Request: e.request}); err != nil {
+	if err := q.store.Add(store.Record{Job: job, Request: e.request}); err != nil {
 		return err
 	}
 	e.show(job)
-	c.jobs.announce()
+	q.jobs.announce()
 	return nil
 }
 
 // end stores how a job ended: cancelled, failed, or succeeded as f says. Its input is not needed any more.
-func (c *Coordinator) end(e *entry, f func(*headwaterv1.Job), failed error) error {
-	err := c.change(e, func(j *headwaterv1.Job) {
-		j.Ended = timestamppb.New(c.Now())
+func (q *Queue) end(e *entry, f func(*headwaterv1.Job), failed error) error {
+	err := q.change(e, func(j *headwaterv1.Job) {
+		j.Ended = timestamppb.New(q.Now())
 		switch {
 		case errors.Is(failed, errCancelled):
 			j.State = headwaterv1.JobState_JOB_STATE_CANCELLED
@@ -212,36 +212,36 @@ func (c *Coordinator) end(e *entry, f func(*headwaterv1.Job), failed error) erro
 	if err != nil {
 		return err
 	}
-	return remove(c.input(e.snapshot().GetId()))
+	return remove(q.input(e.snapshot().GetId()))
 }
 
 // start takes a queued job's turn; false says that it was cancelled meanwhile.
-func (c *Coordinator) start(e *entry) (bool, error) {
-	c.turn.Lock()
-	defer c.turn.Unlock()
+func (q *Queue) start(e *entry) (bool, error) {
+	q.turn.Lock()
+	defer q.turn.Unlock()
 	if e.snapshot().GetState() != headwaterv1.JobState_JOB_STATE_QUEUED {
 		return false, nil
 	}
-	return true, c.change(e, func(j *headwaterv1.Job) {
-		j.State, j.Started, j.Progress = headwaterv1.JobState_JOB_STATE_RUNNING, timestamppb.New(c.Now()), &headwaterv1.Progress{}
+	return true, q.change(e, func(j *headwaterv1.Job) {
+		j.State, j.Started, j.Progress = headwaterv1.JobState_JOB_STATE_RUNNING, timestamppb.New(q.Now()), &headwaterv1.Progress{}
 		j.Attempts++
 	})
 }
 
 // cancel ends a queued job, or asks for the end of one that is uploaded or runs.
-func (c *Coordinator) cancel(e *entry) error {
-	c.turn.Lock()
-	defer c.turn.Unlock()
+func (q *Queue) cancel(e *entry) error {
+	q.turn.Lock()
+	defer q.turn.Unlock()
 	if e.snapshot().GetState() == headwaterv1.JobState_JOB_STATE_QUEUED {
-		return c.end(e, nil, errCancelled)
+		return q.end(e, nil, errCancelled)
 	}
 	e.ask()
 	return nil
 }
 
 // retain forgets the ended jobs that are beyond the limits.
-func (c *Coordinator) retain() error {
-	all := c.jobs.all()
+func (q *Queue) retain() error {
+	all := q.jobs.all()
 	slices.Reverse(all)
 	kept, bytes := 0, int64(0)
 	for _, e := range all {
@@ -251,19 +251,19 @@ func (c *Coordinator) retain() error {
 		}
 		kept++
 		bytes += int64(job.GetResultBytes())
-		if kept <= c.KeepJobs && (kept == 1 || bytes <= c.KeepBytes) && c.Now().Sub(job.GetEnded().AsTime()) <= c.KeepFor {
+		if kept <= q.KeepJobs && (kept == 1 || bytes <= q.KeepBytes) && q.Now().Sub(job.GetEnded().AsTime()) <= q.KeepFor {
 			continue
 		}
 		// The record goes first: a file without a record is removed at the next start, a record without a file would promise
 		// what is not there.
-		if err := c.store.Delete(job.GetId()); err != nil {
+		if err := q.store.Delete(job.GetId()); err != nil {
 			return err
 		}
-		c.jobs.remove(e)
-		if err := remove(c.result(job.GetId())); err != nil {
+		q.jobs.remove(e)
+		if err := remove(q.result(job.GetId())); err != nil {
 			return err
 		}
-		c.Logger.Info("job forgotten", "job", job.GetId(), "result_bytes", job.GetResultBytes())
+		q.Logger.Info("job forgotten", "job", job.GetId(), "result_bytes", job.GetResultBytes())
 	}
 	return nil
 }
@@ -276,9 +276,9 @@ func remove(path string) error {
 }
 
 // list returns all jobs, newest first.
-func (c *Coordinator) list() []*headwaterv1.Job {
+func (q *Queue) list() []*headwaterv1.Job {
 	var jobs []*headwaterv1.Job
-	for _, e := range c.jobs.all() {
+	for _, e := range q.jobs.all() {
 		jobs = append(jobs, e.snapshot())
 	}
 	slices.SortStableFunc(jobs, func(a, b *headwaterv1.Job) int {

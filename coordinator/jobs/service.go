@@ -1,4 +1,4 @@
-package coordinator
+package jobs
 
 import (
 	"context"
@@ -10,17 +10,14 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
-	"headwater.example/coordinator/internal/scatter"
-	"headwater.example/internal/membership"
+	"headwater.example/coordinator/workers"
 	"headwater.example/internal/rpc"
 	headwaterv1 "headwater.example/proto/headwater/v1"
-
-	"golang.org/x/sync/errgroup"
 )
 
 // GetJob implements headwater.v1.CoordinatorService.
-func (c *Coordinator) GetJob(_ context.Context, r *headwaterv1.GetJobRequest) (*headwaterv1.GetJobResponse, error) {
-	e, err := c.jobs.find(r.GetId())
+func (q *Queue) GetJob(_ context.Context, r *headwaterv1.GetJobRequest) (*headwaterv1.GetJobResponse, error) {
+	e, err := q.jobs.find(r.GetId())
 	if err != nil {
 		return nil, err
 	}
@@ -28,13 +25,13 @@ func (c *Coordinator) GetJob(_ context.Context, r *headwaterv1.GetJobRequest) (*
 }
 
 // ListJobs implements headwater.v1.CoordinatorService.
-func (c *Coordinator) ListJobs(context.Context, *headwaterv1.ListJobsRequest) (*headwaterv1.ListJobsResponse, error) {
-	return &headwaterv1.ListJobsResponse{Jobs: c.list()}, nil
+func (q *Queue) ListJobs(context.Context, *headwaterv1.ListJobsRequest) (*headwaterv1.ListJobsResponse, error) {
+	return &headwaterv1.ListJobsResponse{Jobs: q.list()}, nil
 }
 
 // WatchJob implements headwater.v1.CoordinatorService.
-func (c *Coordinator) WatchJob(r *headwaterv1.WatchJobRequest, stream headwaterv1.CoordinatorService_WatchJobServer) error {
-	e, err := c.jobs.find(r.GetId())
+func (q *Queue) WatchJob(r *headwaterv1.WatchJobRequest, stream headwaterv1.CoordinatorService_WatchJobServer) error {
+	e, err := q.jobs.find(r.GetId())
 	if err != nil {
 		return err
 	}
@@ -50,19 +47,19 @@ func (c *Coordinator) WatchJob(r *headwaterv1.WatchJobRequest, stream headwaterv
 		case <-changed:
 		case <-stream.Context().Done():
 			return status.FromContextError(stream.Context().Err()).Err()
-		case <-c.stopping:
+		case <-q.stopping:
 			return status.Error(codes.Unavailable, "the coordinator stops; the job is kept")
 		}
 	}
 }
 
 // CancelJob implements headwater.v1.CoordinatorService.
-func (c *Coordinator) CancelJob(ctx context.Context, r *headwaterv1.CancelJobRequest) (*headwaterv1.CancelJobResponse, error) {
-	e, err := c.jobs.find(r.GetId())
+func (q *Queue) CancelJob(ctx context.Context, r *headwaterv1.CancelJobRequest) (*headwaterv1.CancelJobResponse, error) {
+	e, err := q.jobs.find(r.GetId())
 	if err != nil {
 		return nil, err
 	}
-	if err := c.cancel(e); err != nil {
+	if err := q.cancel(e); err != nil {
 		return nil, statusOf(err).Err()
 	}
 	for {
@@ -74,15 +71,15 @@ func (c *Coordinator) CancelJob(ctx context.Context, r *headwaterv1.CancelJobReq
 		case <-changed:
 		case <-ctx.Done():
 			return nil, status.FromContextError(ctx.Err()).Err()
-		case <-c.stopping:
+		case <-q.stopping:
 			return nil, status.Error(codes.Unavailable, "the coordinator stops; the job is kept")
 		}
 	}
 }
 
 // DownloadResult implements headwater.v1.CoordinatorService.
-func (c *Coordinator) DownloadResult(r *headwaterv1.DownloadResultRequest, stream headwaterv1.CoordinatorService_DownloadResultServer) (err error) {
-	e, err := c.jobs.find(r.GetId())
+func (q *Queue) DownloadResult(r *headwaterv1.DownloadResultRequest, stream headwaterv1.CoordinatorService_DownloadResultServer) (err error) {
+	e, err := q.jobs.find(r.GetId())
 	if err != nil {
 		return err
 	}
@@ -90,7 +87,7 @@ func (c *Coordinator) DownloadResult(r *headwaterv1.DownloadResultRequest, strea
 	if job.GetState() != headwaterv1.JobState_JOB_STATE_SUCCEEDED {
 		return status.Errorf(codes.FailedPrecondition, "job %s has no result: it is %s", job.GetId(), stateName(job.GetState()))
 	}
-	f, err := os.Open(c.result(job.GetId()))
+	f, err := os.Open(q.result(job.GetId()))
 	if errors.Is(err, os.ErrNotExist) {
 		return status.Errorf(codes.NotFound, "the result of job %s is not kept any more", job.GetId())
 	}
@@ -119,28 +116,17 @@ func (c *Coordinator) DownloadResult(r *headwaterv1.DownloadResultRequest, strea
 }
 
 // Status implements headwater.v1.CoordinatorService.
-func (c *Coordinator) Status(ctx context.Context, _ *headwaterv1.StatusRequest) (*headwaterv1.StatusResponse, error) {
-	resp := &headwaterv1.StatusResponse{Name: c.Name, Version: c.Version, Protocol: rpc.Version, Started: timestamppb.New(c.started)}
-	var tasks errgroup.Group
-	for _, m := range c.View.Members() {
-		if m.Role != membership.RoleWorker {
-			continue
+func (q *Queue) Status(ctx context.Context, _ *headwaterv1.StatusRequest) (*headwaterv1.StatusResponse, error) {
+	resp := &headwaterv1.StatusResponse{Name: q.Name, Version: q.Version, Protocol: rpc.Version, Started: timestamppb.New(q.started)}
+	for _, d := range q.workers.Describe(ctx, q.workers.List()) {
+		w := &headwaterv1.WorkerStatus{Address: d.Address, Worker: d.Said}
+		if d.Err != nil {
+			w.Worker, w.Error = &headwaterv1.DescribeResponse{Name: d.Name}, workers.OneLine(d.Err)
 		}
-		w := &headwaterv1.WorkerStatus{Address: m.Address, Worker: &headwaterv1.DescribeResponse{Name: m.Name}}
 		resp.Workers = append(resp.Workers, w)
-		tasks.Go(func() error {
-			described, err := scatter.Describe(ctx, m)
-			if err != nil {
-				w.Error = oneLine(err)
-				return nil
-			}
-			w.Worker = described
-			return nil
-		})
 	}
-	_ = tasks.Wait() // no task returns an error
 	counts := map[headwaterv1.JobState]uint64{}
-	for _, job := range c.list() {
+	for _, job := range q.list() {
 		counts[job.GetState()]++
 	}
 	for state := headwaterv1.JobState(1); int(state) < len(headwaterv1.JobState_name); state++ {

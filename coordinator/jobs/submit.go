@@ -1,4 +1,4 @@
-package coordinator
+package jobs
 
 import (
 	"bytes"
@@ -8,22 +8,20 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"slices"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/zeebo/xxh3"
-	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
-	"headwater.example/coordinator/internal/scatter"
+	"headwater.example/coordinator/jobs/internal/scatter"
+	"headwater.example/coordinator/workers"
 	"headwater.example/internal/atomicfile"
 	"headwater.example/internal/jobfile"
-	"headwater.example/internal/membership"
 	"headwater.example/internal/rpc"
 	headwaterv1 "headwater.example/proto/headwater/v1"
 	"headwater.example/shard"
@@ -39,47 +37,47 @@ const (
 type submitStream = headwaterv1.CoordinatorService_SubmitServer
 
 // Submit implements headwater.v1.CoordinatorService.
-func (c *Coordinator) Submit(stream submitStream) error {
-	if err := c.submit(stream); err != nil {
+func (q *Queue) Submit(stream submitStream) error {
+	if err := q.submit(stream); err != nil {
 		return statusOf(err).Err()
 	}
 	return nil
 }
 
-func (c *Coordinator) submit(stream submitStream) error {
+func (q *Queue) submit(stream submitStream) error {
 	ctx := stream.Context()
 	first, err := stream.Recv()
 	if err != nil {
 		return err
 	}
 	begin := first.GetBegin()
-	parsed, err := c.check(begin)
+	parsed, err := q.check(begin)
 	if err != nil {
 		return err
 	}
 	offered := &headwaterv1.Job{
-		Id: c.newID(), Key: begin.GetKey(), Name: begin.GetName(), State: headwaterv1.JobState_JOB_STATE_UPLOADING,
+		Id: q.newID(), Key: begin.GetKey(), Name: begin.GetName(), State: headwaterv1.JobState_JOB_STATE_UPLOADING,
 		SizeBytes: begin.GetSizeBytes(), Kind: parsed.Kind.String(),
-		Created: timestamppb.New(c.Now()), Progress: &headwaterv1.Progress{Phase: "uploading"},
+		Created: timestamppb.New(q.Now()), Progress: &headwaterv1.Progress{Phase: "uploading"},
 	}
 	if len(begin.GetSha256()) > 0 {
 		offered.ContentHash = contentHash(begin.GetSha256(), parsed)
 	}
 	request := proto.CloneOf(begin)
 	request.Header = nil
-	e, added := c.jobs.claim(offered, request)
+	e, added := q.jobs.claim(offered, request)
 	if !added {
-		return c.known(stream, e.snapshot(), offered)
+		return q.known(stream, e.snapshot(), offered)
 	}
-	if err := c.upload(ctx, stream, e, begin, parsed); err != nil {
-		c.forget(e, err)
+	if err := q.upload(ctx, stream, e, begin, parsed); err != nil {
+		q.forget(e, err)
 		return err
 	}
 	return stream.Send(&headwaterv1.SubmitResponse{Job: e.snapshot()})
 }
 
 // known answers a submission whose key is taken: the same content is the same job.
-func (c *Coordinator) known(stream submitStream, have, offered *headwaterv1.Job) error {
+func (q *Queue) known(stream submitStream, have, offered *headwaterv1.Job) error {
 	switch {
 	case have.GetContentHash() != offered.GetContentHash():
 		return status.Errorf(codes.AlreadyExists, "key %q is job %s with another content: its content hash is %s, this one's is %s", have.GetKey(), have.GetId(), have.GetContentHash(), offered.GetContentHash())
@@ -90,7 +88,7 @@ func (c *Coordinator) known(stream submitStream, have, offered *headwaterv1.Job)
 }
 
 // check refuses what can be refused without the file's data.
-func (c *Coordinator) check(begin *headwaterv1.SubmitBegin) (*jobfile.Job, error) {
+func (q *Queue) check(begin *headwaterv1.SubmitBegin) (*jobfile.Job, error) {
 	refuse := func(format string, args ...any) error { return status.Errorf(codes.InvalidArgument, format, args...) }
 	switch {
 	case begin == nil:
@@ -127,16 +125,16 @@ func contentHash(file []byte, parsed *jobfile.Job) string {
 }
 
 // upload takes the bytes of a job that can run, checks them, and queues the job.
-func (c *Coordinator) upload(ctx context.Context, stream submitStream, e *entry, begin *headwaterv1.SubmitBegin, parsed *jobfile.Job) (err error) {
+func (q *Queue) upload(ctx context.Context, stream submitStream, e *entry, begin *headwaterv1.SubmitBegin, parsed *jobfile.Job) (err error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	e.cancellable(cancel)
 	defer e.cancellable(nil)
-	if err := c.capacity(ctx, parsed); err != nil {
+	if err := q.capacity(ctx, parsed); err != nil {
 		return err
 	}
 	id := e.snapshot().GetId()
-	file, err := atomicfile.Create(c.input(id), int64(begin.GetSizeBytes()))
+	file, err := atomicfile.Create(q.input(id), int64(begin.GetSizeBytes()))
 	if err != nil {
 		return fmt.Errorf("spool job: %w", err)
 	}
@@ -144,7 +142,7 @@ func (c *Coordinator) upload(ctx context.Context, stream submitStream, e *entry,
 	if err := stream.Send(&headwaterv1.SubmitResponse{Job: e.snapshot(), Send: true}); err != nil {
 		return err
 	}
-	sum, err := c.receive(ctx, stream, file, begin)
+	sum, err := q.receive(ctx, stream, file, begin)
 	if err != nil {
 		return err
 	}
@@ -161,9 +159,9 @@ func (c *Coordinator) upload(ctx context.Context, stream submitStream, e *entry,
 	// The disk is busy while values are checked.
 	flushed := make(chan error, 1)
 	go func() { flushed <- file.Flush() }()
-	told := c.Now()
+	told := q.Now()
 	err = parsed.CheckValues(ctx, input, func(done, total int64) {
-		if now := c.Now(); now.Sub(told) >= 100*time.Millisecond {
+		if now := q.Now(); now.Sub(told) >= 100*time.Millisecond {
 			told = now
 			checking := proto.CloneOf(uploaded)
 			checking.Progress = &headwaterv1.Progress{Phase: "checking values", LoadedBytes: uint64(done), LoadBytes: uint64(total)}
@@ -184,15 +182,15 @@ func (c *Coordinator) upload(ctx context.Context, stream submitStream, e *entry,
 	if err := file.Commit(); err != nil {
 		return fmt.Errorf("spool job: %w", err)
 	}
-	if err := c.enqueue(e); err != nil {
-		return errors.Join(err, remove(c.input(id)))
+	if err := q.enqueue(e); err != nil {
+		return errors.Join(err, remove(q.input(id)))
 	}
-	c.Logger.Info("job queued", "job", id, "name", begin.GetName(), "bytes", begin.GetSizeBytes())
+	q.Logger.Info("job queued", "job", id, "name", begin.GetName(), "bytes", begin.GetSizeBytes())
 	return nil
 }
 
 // receive writes the pieces of the file until the client half-closes, checks their sum, and returns their SHA-256.
-func (c *Coordinator) receive(ctx context.Context, stream submitStream, file io.Writer, begin *headwaterv1.SubmitBegin) ([]byte, error) {
+func (q *Queue) receive(ctx context.Context, stream submitStream, file io.Writer, begin *headwaterv1.SubmitBegin) ([]byte, error) {
 	refuse := func(format string, args ...any) error { return status.Errorf(codes.InvalidArgument, format, args...) }
 	sum := newSummer(len(begin.GetSha256()) == 0)
 	defer sum.total()
@@ -281,39 +279,31 @@ func newSummer(both bool) *summer {
 func (s *summer) add(data []byte, memory *rpc.Buffer) { s.pieces <- summed{data, memory} }
 
 // forget drops a job whose upload failed; who watches it sees why.
-func (c *Coordinator) forget(e *entry, err error) {
+func (q *Queue) forget(e *entry, err error) {
 	job := proto.CloneOf(e.snapshot())
 	s := statusOf(err)
-	job.State, job.Error, job.ErrorCode, job.Ended = headwaterv1.JobState_JOB_STATE_FAILED, s.Message(), uint32(s.Code()), timestamppb.New(c.Now())
+	job.State, job.Error, job.ErrorCode, job.Ended = headwaterv1.JobState_JOB_STATE_FAILED, s.Message(), uint32(s.Code()), timestamppb.New(q.Now())
 	if errors.Is(err, errCancelled) {
 		job.State = headwaterv1.JobState_JOB_STATE_CANCELLED
 	}
 	e.show(job)
-	c.jobs.remove(e)
-	c.Logger.Info("submission refused", "job", job.GetId(), "name", job.GetName(), "error", err)
+	q.jobs.remove(e)
+	q.Logger.Info("submission refused", "job", job.GetId(), "name", job.GetName(), "error", err)
 }
 
 // capacity refuses a job whose keys and values do not fit in the cluster's memory as it is now.
-func (c *Coordinator) capacity(ctx context.Context, j *jobfile.Job) error {
-	workers, problems := c.describe(ctx)
-	for _, p := range problems {
-		if status.Code(p) == codes.FailedPrecondition { // speaks another protocol: it would be left out without a word
-			return status.Error(codes.FailedPrecondition, oneLine(p))
-		}
-	}
-	if len(workers) == 0 {
-		if len(problems) > 0 {
-			return status.Errorf(codes.Unavailable, "no worker answers: %s", oneLine(problems[0]))
-		}
-		return status.Error(codes.Unavailable, "no worker has joined the cluster")
+func (q *Queue) capacity(ctx context.Context, j *jobfile.Job) error {
+	answering, err := workers.Answering(q.workers.Describe(ctx, q.workers.List()))
+	if err != nil {
+		return err
 	}
 	var planned []shard.Worker
 	var sum uint64
 	var rooms []string
-	for _, w := range workers {
-		planned = append(planned, shard.Worker{Name: w.GetName(), Weight: max(int(w.GetWeight()), 1)})
-		sum += w.GetBudgetBytes()
-		rooms = append(rooms, fmt.Sprintf("%s %d", w.GetName(), w.GetBudgetBytes()))
+	for _, w := range answering {
+		planned = append(planned, shard.Worker{Name: w.Name, Weight: max(int(w.Said.GetWeight()), 1)})
+		sum += w.Said.GetBudgetBytes()
+		rooms = append(rooms, fmt.Sprintf("%s %d", w.Name, w.Said.GetBudgetBytes()))
 	}
 	plan, err := shard.MakePlan(j.Geometry(), planned, nil)
 	if err != nil {
@@ -333,38 +323,12 @@ func (c *Coordinator) capacity(ctx context.Context, j *jobfile.Job) error {
 		}
 	}
 	if need > sum {
-		return status.Errorf(codes.ResourceExhausted, "the job's keys and values need %d bytes, the cluster's %d workers have %d together (%s)", need, len(workers), sum, strings.Join(rooms, ", "))
+		return status.Errorf(codes.ResourceExhausted, "the job's keys and values need %d bytes, the cluster's %d workers have %d together (%s)", need, len(answering), sum, strings.Join(rooms, ", "))
 	}
-	for _, w := range workers {
-		if needs[w.GetName()] > w.GetBudgetBytes() {
-			return status.Errorf(codes.ResourceExhausted, "worker %q would hold %d bytes of the job's keys and values by its weight of %d, its budget is %d", w.GetName(), needs[w.GetName()], w.GetWeight(), w.GetBudgetBytes())
+	for _, w := range answering {
+		if needs[w.Name] > w.Said.GetBudgetBytes() {
+			return status.Errorf(codes.ResourceExhausted, "worker %q would hold %d bytes of the job's keys and values by its weight of %d, its budget is %d", w.Name, needs[w.Name], w.Said.GetWeight(), w.Said.GetBudgetBytes())
 		}
 	}
 	return nil
-}
-
-// describe asks all workers of the view who they are, and returns those that answer and the errors of those that do not.
-func (c *Coordinator) describe(ctx context.Context) ([]*headwaterv1.DescribeResponse, []error) {
-	var members []membership.Member
-	for _, m := range c.View.Members() {
-		if m.Role == membership.RoleWorker {
-			members = append(members, m)
-		}
-	}
-	answers, problems := make([]*headwaterv1.DescribeResponse, len(members)), make([]error, len(members))
-	var tasks errgroup.Group
-	for i, m := range members {
-		tasks.Go(func() error {
-			answers[i], problems[i] = scatter.Describe(ctx, m)
-			return nil
-		})
-	}
-	_ = tasks.Wait() // no task returns an error
-	missing := func(a *headwaterv1.DescribeResponse) bool { return a == nil }
-	return slices.DeleteFunc(answers, missing), slices.DeleteFunc(problems, func(err error) bool { return err == nil })
-}
-
-// oneLine is an error without gRPC's own prefix, which repeats the code.
-func oneLine(err error) string {
-	return strings.ReplaceAll(strings.Join(strings.Fields(err.Error()), " "), "rpc error: code = ", "")
 }

@@ -1,4 +1,4 @@
-package coordinator
+package sessions
 
 import (
 	"encoding/binary"

@@ -1,0 +1,123 @@
+package sessions
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"google.golang.org/grpc/status"
+
+	"headwater.example/coordinator/workers"
+	"headwater.example/internal/membership"
+	"headwater.example/internal/session"
+	"headwater.example/internal/session/fanout"
+	headwaterv1 "headwater.example/proto/headwater/v1"
+)
+
+// maxHoldings bounds how many sessions' holders are remembered. The workers are asked for the others.
+const maxHoldings = 1 << 16
+
+// list asks every worker for sessions. Of one that does not answer there is none, and it is among the silent ones.
+func (r *Relay) list(ctx context.Context, members []membership.Member, req *headwaterv1.ListSessionsRequest) (answers []*headwaterv1.ListSessionsResponse, silent []*headwaterv1.SilentWorker, _ error) {
+	answers, errs := make([]*headwaterv1.ListSessionsResponse, len(members)), make([]error, len(members))
+	workers.Ask(ctx, members, func(ctx context.Context, i int, m membership.Member) {
+		answers[i], errs[i] = r.conns.List(ctx, m.Name, m.Address, req)
+	})
+	if err := ctx.Err(); err != nil {
+		return nil, nil, err // it is not the workers' that there is no answer
+	}
+	for i, m := range members {
+		if errs[i] != nil {
+			silent = append(silent, &headwaterv1.SilentWorker{Worker: m.Name, Address: m.Address, Error: whySilent(m, errs[i])})
+		}
+	}
+	slices.SortFunc(silent, func(a, b *headwaterv1.SilentWorker) int { return cmp.Compare(a.GetWorker(), b.GetWorker()) })
+	return answers, silent, nil
+}
+
+// whySilent says why a worker did not answer, without its name.
+func whySilent(m membership.Member, err error) string {
+	if errors.Is(err, context.DeadlineExceeded) {
+		return fmt.Sprintf("no answer within %v", workers.Timeout)
+	}
+	if e, ok := session.FromError(err); ok {
+		return strings.Join(strings.Fields(e.Why.GetMessage()), " ")
+	}
+	return strings.TrimPrefix(status.Convert(err).Message(), fmt.Sprintf("holder %q: ", m.Name))
+}
+
+// find returns who holds a session. Where it is not remembered, all workers are asked.
+func (r *Relay) find(ctx context.Context, key []byte) (*fanout.Holding, error) {
+	id, err := sessionID(key)
+	if err != nil {
+		return nil, err
+	}
+	r.mu.Lock()
+	h := r.holdings[id]
+	r.mu.Unlock()
+	if h != nil {
+		return h, nil
+	}
+	members := r.workers.List()
+	answers, silent, err := r.list(ctx, members, &headwaterv1.ListSessionsRequest{Sessions: [][]byte{key}})
+	if err != nil {
+		return nil, fmt.Errorf("find session %x: %w", key, err)
+	}
+	var config *headwaterv1.SessionConfig
+	var holders []*headwaterv1.Holder
+	for i, a := range answers {
+		for _, state := range a.GetSessions() {
+			if !bytes.Equal(state.GetSession(), key) {
+				continue
+			}
+			config = state.GetConfig()
+			for _, o := range state.GetHolders() {
+				o.Name, o.Address = members[i].Name, members[i].Address // as they are known here
+				holders = append(holders, o)
+			}
+		}
+	}
+	switch {
+	case len(holders) == 0 && len(silent) > 0:
+		return nil, fanout.Silent(silent, false)
+	case len(holders) == 0:
+		return nil, session.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_UNKNOWN, "session %x is held by no worker", key)
+	}
+	layers, err := fanout.Layers(config)
+	if err != nil {
+		return nil, fmt.Errorf("session %x: %w", key, err)
+	}
+	if h, err = fanout.ParseHolding(layers, holders); err != nil {
+		if len(silent) > 0 {
+			return nil, fanout.Silent(silent, true)
+		}
+		return nil, session.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_LOST, "session %x is not whole: %v", key, err)
+	}
+	r.remember(id, h)
+	return h, nil
+}
+
+func (r *Relay) remember(id [16]byte, h *fanout.Holding) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for other := range r.holdings {
+		if len(r.holdings) < maxHoldings {
+			break
+		}
+		delete(r.holdings, other)
+	}
+	r.holdings[id] = h
+}
+
+// forget makes the next call ask the workers again.
+func (r *Relay) forget(session []byte) {
+	if id, err := sessionID(session); err == nil {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		delete(r.holdings, id)
+	}
+}

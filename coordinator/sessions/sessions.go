@@ -1,0 +1,328 @@
+// Package sessions serves the session service as one holder of all groups, in front of the workers that hold them. It
+// needs nothing but to be told who the workers are, so a process of its own may run it without jobs.
+//
+// The way of a session: CreateSession plans its groups onto the workers that answer (place.go) and makes it there; Lane
+// cuts each step by holder and gathers the answers (relay.go). A call on a session that is not remembered asks all workers
+// who holds it (find.go). Nothing of a session is kept but who holds it, which the workers know as well.
+package sessions
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+
+	"headwater.example/coordinator/workers"
+	"headwater.example/internal/rpc"
+	"headwater.example/internal/session"
+	"headwater.example/internal/session/fanout"
+	headwaterv1 "headwater.example/proto/headwater/v1"
+	"headwater.example/shard"
+)
+
+// Config is what a relay is made with.
+type Config struct {
+	View   workers.View      // who the workers are
+	Dial   []grpc.DialOption // of connections to workers; nil is rpc.DialOptions
+	Logger *slog.Logger      // nil logs nothing
+}
+
+// Relay serves SessionService. It owns nothing of a session: the workers know who holds it, and it is remembered here to be
+// found at once. Make it with New.
+type Relay struct {
+	log      *slog.Logger
+	conns    *fanout.Conns
+	workers  *workers.Workers
+	stopping chan struct{}  // closed when Run ends
+	lanes    sync.WaitGroup // what reads lanes
+
+	mu       sync.Mutex
+	holdings map[[16]byte]*fanout.Holding // at most maxHoldings
+}
+
+// New makes a relay to the workers of a view.
+func New(c Config) *Relay {
+	if c.Dial == nil {
+		c.Dial = rpc.DialOptions()
+	}
+	conns := fanout.NewConns(c.Dial...)
+	return &Relay{
+		log: cmp.Or(c.Logger, slog.New(slog.DiscardHandler)), conns: conns, workers: workers.New(c.View, conns.Conns),
+		stopping: make(chan struct{}), holdings: map[[16]byte]*fanout.Holding{},
+	}
+}
+
+// Run keeps the connections to the workers until ctx ends, once. Lanes end then, so that a server can stop gracefully.
+func (r *Relay) Run(ctx context.Context) {
+	defer close(r.stopping)
+	r.workers.Keep(ctx)
+}
+
+// Close ends the connections to workers. Call it after Run and the server have ended.
+func (r *Relay) Close() error {
+	r.lanes.Wait()
+	return r.conns.Close()
+}
+
+func sessionID(id []byte) ([16]byte, error) {
+	if len(id) != 16 {
+		return [16]byte{}, session.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_INVALID, "a session's id has %d bytes, not 16", len(id))
+	}
+	return [16]byte(id), nil
+}
+
+// statusOf gives an error the gRPC code that its meaning has.
+func statusOf(err error) *status.Status {
+	var coded interface{ GRPCStatus() *status.Status }
+	switch {
+	case errors.As(err, &coded):
+		return coded.GRPCStatus()
+	case errors.Is(err, context.DeadlineExceeded):
+		return status.New(codes.DeadlineExceeded, err.Error())
+	case errors.Is(err, context.Canceled):
+		return status.New(codes.Canceled, err.Error())
+	}
+	return status.New(codes.Internal, err.Error())
+}
+
+// failed is the error of a call on a session. Its holders are asked for again where they seem to be others.
+func (r *Relay) failed(session []byte, err error) error {
+	if fanout.Is(err, headwaterv1.SessionProblem_SESSION_PROBLEM_LOST) || fanout.Is(err, headwaterv1.SessionProblem_SESSION_PROBLEM_UNKNOWN) {
+		r.forget(session)
+	}
+	return statusOf(err).Err()
+}
+
+// CreateSession implements headwater.v1.SessionService.
+func (r *Relay) CreateSession(ctx context.Context, req *headwaterv1.CreateSessionRequest) (*headwaterv1.CreateSessionResponse, error) {
+	state, err := r.create(ctx, req)
+	if err != nil {
+		return nil, r.failed(req.GetSession(), err)
+	}
+	return &headwaterv1.CreateSessionResponse{State: state}, nil
+}
+
+func (r *Relay) create(ctx context.Context, req *headwaterv1.CreateSessionRequest) (*headwaterv1.SessionState, error) {
+	id, err := sessionID(req.GetSession())
+	if err != nil {
+		return nil, err
+	}
+	if len(req.GetHeld()) != 0 {
+		return nil, session.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_INVALID, "a coordinator plans who holds what; it is not told")
+	}
+	// A request that comes again finds what it has made before, also at another coordinator.
+	h, err := r.find(ctx, req.GetSession())
+	if fanout.Is(err, headwaterv1.SessionProblem_SESSION_PROBLEM_UNKNOWN) || fanout.Is(err, headwaterv1.SessionProblem_SESSION_PROBLEM_LOST) {
+		h, err = r.plan(ctx, req)
+	}
+	if err != nil {
+		return nil, err
+	}
+	state, err := r.conns.Create(ctx, h, req)
+	if err != nil {
+		return nil, err
+	}
+	r.remember(id, h)
+	r.log.Debug("session created", "session", fmt.Sprintf("%x", id), "holders", len(h.Holders()))
+	return state, nil
+}
+
+// plan gives the session's groups to the workers that answer; see place.
+func (r *Relay) plan(ctx context.Context, req *headwaterv1.CreateSessionRequest) (*fanout.Holding, error) {
+	layers, err := fanout.Layers(req.GetConfig())
+	if err != nil {
+		return nil, session.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_INVALID, "%v", err)
+	}
+	shapes := make([]shard.LayerShape, len(layers))
+	for i, l := range layers {
+		shapes[i] = l.LayerShape
+	}
+	geometry, err := shard.NewGeometry(shapes)
+	if err != nil {
+		return nil, session.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_INVALID, "%v", err)
+	}
+	answering, err := workers.Answering(r.workers.Describe(ctx, r.workers.List()))
+	if err != nil {
+		return nil, err
+	}
+	rooms := make([]room, len(answering))
+	for i, w := range answering {
+		budget, used := w.Said.GetBudgetBytes(), w.Said.GetUsedBytes()
+		used -= min(used, w.Said.GetSpareBytes())
+		rooms[i] = room{shard.Worker{Name: w.Name, Weight: int(w.Said.GetWeight())}, budget, budget - min(budget, used)}
+	}
+	placed, err := place(geometry, placeKey(req), rooms, int(min(req.GetWorkers(), shard.MaxWorkers)))
+	if err != nil {
+		return nil, fmt.Errorf("plan: %w", err)
+	}
+	var holders []*fanout.Holder
+	for _, w := range answering {
+		if groups := placed[w.Name]; groups != nil {
+			holders = append(holders, &fanout.Holder{Name: w.Name, Boot: w.Said.GetBoot(), Address: w.Address, Groups: groups})
+		}
+	}
+	return fanout.NewHolding(layers, holders...)
+}
+
+// TakeSession implements headwater.v1.SessionService.
+func (r *Relay) TakeSession(ctx context.Context, req *headwaterv1.TakeSessionRequest) (*headwaterv1.TakeSessionResponse, error) {
+	h, err := r.find(ctx, req.GetSession())
+	if err == nil {
+		var state *headwaterv1.SessionState
+		if state, err = r.conns.Take(ctx, h, req); err == nil {
+			return &headwaterv1.TakeSessionResponse{State: state}, nil
+		}
+	}
+	return nil, r.failed(req.GetSession(), err)
+}
+
+// ForkSession implements headwater.v1.SessionService.
+func (r *Relay) ForkSession(ctx context.Context, req *headwaterv1.ForkSessionRequest) (*headwaterv1.ForkSessionResponse, error) {
+	child, err := sessionID(req.GetChild())
+	if err != nil {
+		return nil, statusOf(err).Err()
+	}
+	h, err := r.find(ctx, req.GetSession())
+	if err == nil {
+		var state *headwaterv1.SessionState
+		if state, err = r.conns.Fork(ctx, h, req); err == nil {
+			r.remember(child, h)
+			return &headwaterv1.ForkSessionResponse{State: state}, nil
+		}
+	}
+	return nil, r.failed(req.GetSession(), err)
+}
+
+// TruncateSession implements headwater.v1.SessionService.
+func (r *Relay) TruncateSession(ctx context.Context, req *headwaterv1.TruncateSessionRequest) (*headwaterv1.TruncateSessionResponse, error) {
+	h, err := r.find(ctx, req.GetSession())
+	if err == nil {
+		var state *headwaterv1.SessionState
+		if state, err = r.conns.Truncate(ctx, h, req); err == nil {
+			return &headwaterv1.TruncateSessionResponse{State: state}, nil
+		}
+	}
+	return nil, r.failed(req.GetSession(), err)
+}
+
+// PinSession implements headwater.v1.SessionService.
+func (r *Relay) PinSession(ctx context.Context, req *headwaterv1.PinSessionRequest) (*headwaterv1.PinSessionResponse, error) {
+	h, err := r.find(ctx, req.GetSession())
+	if err == nil {
+		var state *headwaterv1.SessionState
+		if state, err = r.conns.Pin(ctx, h, req); err == nil {
+			return &headwaterv1.PinSessionResponse{State: state}, nil
+		}
+	}
+	return nil, r.failed(req.GetSession(), err)
+}
+
+// DropSession implements headwater.v1.SessionService. What is left of a session that has lost holders is dropped as well.
+func (r *Relay) DropSession(ctx context.Context, req *headwaterv1.DropSessionRequest) (*headwaterv1.DropSessionResponse, error) {
+	if _, err := sessionID(req.GetSession()); err != nil {
+		return nil, statusOf(err).Err()
+	}
+	var holders []*fanout.Holder
+	for _, m := range r.workers.List() {
+		holders = append(holders, &fanout.Holder{Name: m.Name, Address: m.Address})
+	}
+	err := r.conns.Drop(ctx, holders, req)
+	if err == nil {
+		r.forget(req.GetSession())
+		return &headwaterv1.DropSessionResponse{}, nil
+	}
+	return nil, r.failed(req.GetSession(), err)
+}
+
+// ListSessions implements headwater.v1.SessionService. Workers that do not answer are named.
+func (r *Relay) ListSessions(ctx context.Context, req *headwaterv1.ListSessionsRequest) (*headwaterv1.ListSessionsResponse, error) {
+	members := r.workers.List()
+	answers, silent, err := r.list(ctx, members, req)
+	if err != nil {
+		return nil, statusOf(fmt.Errorf("list sessions: %w", err)).Err()
+	}
+	resp := &headwaterv1.ListSessionsResponse{Silent: silent}
+	parts := map[[16]byte][]*headwaterv1.SessionState{}
+	for i, a := range answers {
+		for _, cache := range a.GetCaches() {
+			cache.Worker = members[i].Name
+			resp.Caches = append(resp.Caches, cache)
+		}
+		for _, state := range a.GetSessions() {
+			id, err := sessionID(state.GetSession())
+			if err != nil {
+				continue
+			}
+			for _, o := range state.GetHolders() {
+				o.Name, o.Address = members[i].Name, members[i].Address
+			}
+			parts[id] = append(parts[id], state)
+		}
+	}
+	for _, states := range parts {
+		resp.Sessions = append(resp.Sessions, joinStates(states))
+	}
+	slices.SortFunc(resp.Sessions, func(a, b *headwaterv1.SessionState) int { return bytes.Compare(a.GetSession(), b.GetSession()) })
+	// Each worker has told its first ones, so that the first of all are whole. Of those beyond parts may be missing.
+	if limit := int(req.GetLimit()); limit > 0 && len(req.GetSessions()) == 0 && len(resp.Sessions) > limit {
+		resp.Sessions = resp.Sessions[:limit]
+	}
+	return resp, nil
+}
+
+// joinStates makes one state of those of some holders: where they are whole with all that was promised; else, as in a list
+// of all sessions, without hashes, and with the lengths that all have.
+func joinStates(states []*headwaterv1.SessionState) *headwaterv1.SessionState {
+	var holders []*headwaterv1.Holder
+	for _, s := range states {
+		holders = append(holders, s.GetHolders()...)
+	}
+	if config := states[0].GetConfig(); config != nil && len(holders) == len(states) {
+		if layers, err := fanout.Layers(config); err == nil {
+			if h, err := fanout.ParseHolding(layers, holders); err == nil {
+				if all, err := h.Join(states[0].GetSession(), states); err == nil {
+					return all
+				}
+			}
+		}
+	}
+	all := proto.CloneOf(states[0])
+	all.Holders, all.Layers, all.PageBytes, all.OwnBytes = holders, nil, 0, 0
+	lengths, firsts := map[uint32]uint64{}, map[uint32]uint64{}
+	for _, s := range states {
+		all.PageBytes += s.GetPageBytes()
+		all.OwnBytes += s.GetOwnBytes()
+		for _, l := range s.GetLayers() {
+			if length, ok := lengths[l.GetLayer()]; !ok || l.GetLength() < length {
+				lengths[l.GetLayer()] = l.GetLength()
+			}
+			firsts[l.GetLayer()] = max(firsts[l.GetLayer()], l.GetFirst())
+		}
+	}
+	for layer, length := range lengths {
+		all.Layers = append(all.Layers, &headwaterv1.LayerState{Layer: layer, Length: length, First: firsts[layer]})
+	}
+	slices.SortFunc(all.Layers, func(a, b *headwaterv1.LayerState) int { return cmp.Compare(a.GetLayer(), b.GetLayer()) })
+	return all
+}
+
+// ExportSession implements headwater.v1.SessionService.
+func (r *Relay) ExportSession(req *headwaterv1.ExportSessionRequest, stream grpc.ServerStreamingServer[headwaterv1.ExportSessionResponse]) error {
+	h, err := r.find(stream.Context(), req.GetSession())
+	if err == nil {
+		err = r.conns.Export(stream.Context(), h, req, stream.Send)
+	}
+	if err != nil {
+		return r.failed(req.GetSession(), err)
+	}
+	return nil
+}

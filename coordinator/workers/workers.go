@@ -1,0 +1,156 @@
+// Package workers knows a cluster's workers: who they are by its membership, the connections to them, and what they say of
+// themselves. Jobs and sessions ask it the same way, each with connections of its own, so that the bulk of a job never
+// stands before a session's step in one socket.
+package workers
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+
+	"headwater.example/internal/membership"
+	"headwater.example/internal/rpc"
+	headwaterv1 "headwater.example/proto/headwater/v1"
+)
+
+// Timeout is how long a worker may take to answer Ask.
+const Timeout = 5 * time.Second
+
+// View says who is in the cluster; a membership.View does. Both methods may be called concurrently and do not block.
+type View interface {
+	// Members returns the members now, sorted by name. The slice is the caller's.
+	Members() []membership.Member
+	// Changed returns a channel that is closed at the next change of Members. Get it before Members is read.
+	Changed() <-chan struct{}
+}
+
+// Workers are a cluster's workers. Safe for concurrent use.
+type Workers struct {
+	View
+	conns *rpc.Conns
+}
+
+// New returns the workers of a view. Calls to them go over the connections.
+func New(view View, conns *rpc.Conns) *Workers { return &Workers{View: view, conns: conns} }
+
+// List returns the members of the view that are workers, sorted by name. The slice is the caller's.
+func (w *Workers) List() []membership.Member {
+	return slices.DeleteFunc(w.Members(), func(m membership.Member) bool { return m.Role != membership.RoleWorker })
+}
+
+// Keep keeps the connections to the workers, until ctx ends. A connection to anyone else ends with the calls that use it.
+func (w *Workers) Keep(ctx context.Context) {
+	var kept rpc.Kept
+	defer kept.Set(w.conns)
+	for {
+		changed := w.Changed()
+		var addresses []string
+		for _, m := range w.List() {
+			addresses = append(addresses, m.Address)
+		}
+		kept.Set(w.conns, addresses...)
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// Ask calls do for every member, all at once, with a context that ends after Timeout, and waits for all.
+func Ask(ctx context.Context, members []membership.Member, do func(ctx context.Context, i int, m membership.Member)) {
+	ctx, cancel := context.WithTimeout(ctx, Timeout)
+	defer cancel()
+	var tasks errgroup.Group
+	for i, m := range members {
+		tasks.Go(func() error {
+			do(ctx, i, m)
+			return nil
+		})
+	}
+	_ = tasks.Wait() // no task returns an error
+}
+
+// Use returns the connection to a worker. The caller releases it.
+func (w *Workers) Use(m membership.Member) (*rpc.Conn, error) {
+	conn, err := w.conns.Use(m.Address)
+	if err != nil {
+		return nil, fmt.Errorf("worker %q at %s: %w", m.Name, m.Address, err)
+	}
+	return conn, nil
+}
+
+// Description is what a worker says of itself, or why it says nothing.
+type Description struct {
+	membership.Member
+	Said *headwaterv1.DescribeResponse // nil if Err is not
+	Err  error                         // names the worker
+}
+
+// Describe asks each of the members who it is and what it has room for. A worker of another protocol version is an error.
+func (w *Workers) Describe(ctx context.Context, members []membership.Member) []Description {
+	described := make([]Description, len(members))
+	Ask(ctx, members, func(ctx context.Context, i int, m membership.Member) {
+		d := &described[i]
+		d.Member = m
+		d.Said, d.Err = w.describe(ctx, m)
+	})
+	return described
+}
+
+func (w *Workers) describe(ctx context.Context, m membership.Member) (*headwaterv1.DescribeResponse, error) {
+	conn, err := w.Use(m)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Release()
+	var header metadata.MD
+	said, err := headwaterv1.NewWorkerServiceClient(conn).Describe(ctx, &headwaterv1.DescribeRequest{}, grpc.Header(&header))
+	if err == nil {
+		err = rpc.CheckHeader(m.Address, header)
+	}
+	if err == nil && said.GetName() != m.Name {
+		err = fmt.Errorf("it says that it is %q", said.GetName())
+	}
+	if err != nil {
+		return nil, fmt.Errorf("worker %q at %s: %w", m.Name, m.Address, err)
+	}
+	return said, nil
+}
+
+// Answering returns those that answer, at least one. If a worker speaks another protocol version, that is the error: it
+// would be left out without a word.
+func Answering(described []Description) ([]Description, error) {
+	var answering []Description
+	var silent error
+	for _, d := range described {
+		switch {
+		case d.Err == nil:
+			answering = append(answering, d)
+		case status.Code(d.Err) == codes.FailedPrecondition:
+			return nil, status.Error(codes.FailedPrecondition, OneLine(d.Err))
+		case silent == nil:
+			silent = d.Err
+		}
+	}
+	switch {
+	case len(answering) > 0:
+		return answering, nil
+	case silent != nil:
+		return nil, status.Errorf(codes.Unavailable, "no worker answers: %s", OneLine(silent))
+	}
+	return nil, status.Error(codes.Unavailable, "no worker has joined the cluster")
+}
+
+// OneLine is an error without gRPC's own prefix, which repeats the code.
+func OneLine(err error) string {
+	return strings.ReplaceAll(strings.Join(strings.Fields(err.Error()), " "), "rpc error: code = ", "")
+}
