@@ -22,7 +22,6 @@ import (
 	"headwater.example/coordinator/workers"
 	"headwater.example/internal/atomicfile"
 	"headwater.example/internal/jobfile"
-	"headwater.example/internal/layerproto"
 	"headwater.example/internal/rpc"
 	headwaterv1 "headwater.example/proto/headwater/v1"
 	"headwater.example/shard"
@@ -107,7 +106,7 @@ func (q *Queue) check(begin *headwaterv1.SubmitBegin) (*jobfile.Job, error) {
 	case begin.GetDeadline().AsDuration() < 0:
 		return nil, refuse("the deadline of %s is negative", begin.GetDeadline().AsDuration())
 	}
-	if _, err := layerproto.ReadContextCodec(begin.GetCodec()); err != nil {
+	if _, err := scatter.ParseCodec(begin.GetCodec()); err != nil {
 		return nil, refuse("%v", err)
 	}
 	f, err := tensor.ParseHeader(begin.GetName(), begin.GetHeader(), int64(begin.GetSizeBytes()))
@@ -186,7 +185,7 @@ func (q *Queue) upload(ctx context.Context, stream submitStream, e *entry, begin
 	if err := q.enqueue(e); err != nil {
 		return errors.Join(err, remove(q.input(id)))
 	}
-	q.Logger.Info("job queued", "job", id, "name", begin.GetName(), "bytes", begin.GetSizeBytes())
+	q.Logger.Info("job queued", "job", id, "name", begin.GetName(), "size_bytes", int64(begin.GetSizeBytes()))
 	return nil
 }
 

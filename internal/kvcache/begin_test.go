@@ -11,7 +11,7 @@ import (
 func TestBeginRefuses(t *testing.T) {
 	budget := NewBudget(1 << 20)
 	st := NewStore(StoreConfig{Budget: budget})
-	cfg := Config{Layers: []shard.LayerSpec{testLayer(t, tensor.F16, 2, 2, 3, 2, 70), testLayer(t, tensor.F32, 1, 1, 2, 2, -1), testLayer(t, tensor.F32, 1, 1, 2, 2, -1)}}
+	cfg := Config{Layers: []Layer{testLayer(t, tensor.F16, 2, 2, 3, 2, 70), testLayer(t, tensor.F32, 1, 1, 2, 2, -1), testLayer(t, tensor.F32, 1, 1, 2, 2, -1)}}
 	held := []HeldLayer{{Layer: 0, Groups: []shard.Group{0, 1}}, {Layer: 1, Groups: []shard.Group{0}}}
 	ok := BeginLayer{Layer: 0, First: 128, Hashes: []uint64{1, 2}, Length: 130}
 	with := func(change func(b *BeginLayer)) []BeginLayer {
@@ -25,7 +25,7 @@ func TestBeginRefuses(t *testing.T) {
 	}{
 		"no page's beginning": {with(func(b *BeginLayer) { b.First = 100 }), "multiple of 64"},
 		"beyond its length":   {with(func(b *BeginLayer) { b.Length = 127 }), "up to the length"},
-		"endless":             {with(func(b *BeginLayer) { b.Length = shard.MaxPositions + 1 }), "at most"},
+		"endless":             {with(func(b *BeginLayer) { b.Length = maxPositions + 1 }), "at most"},
 		"beyond all views":    {with(func(b *BeginLayer) { b.First, b.Length = MaxBegin, MaxBegin }), "on more workers"},
 		"too few hashes":      {with(func(b *BeginLayer) { b.Hashes = b.Hashes[:1] }), "1 hashes, 2 groups"},
 		"hashes of nothing":   {with(func(b *BeginLayer) { b.First = 0 }), "2 hashes"},
@@ -49,39 +49,39 @@ func TestViewsOfALayerThatBeginsFarAway(t *testing.T) {
 	const far = 1 << 26
 	budget := NewBudget(2 * pageRef * far / 64)
 	st := NewStore(StoreConfig{Budget: budget})
-	cfg := Config{Layers: []shard.LayerSpec{testLayer(t, tensor.F32, 1, 1, 2, 2, 10)}}
+	cfg := Config{Layers: []Layer{testLayer(t, tensor.F32, 1, 1, 2, 2, 10)}}
 	held := []HeldLayer{{Layer: 0, Groups: []shard.Group{0}}}
 	begin := []BeginLayer{{First: far, Hashes: []uint64{1}, Length: far}}
 	if _, err := st.Create(CreateRequest{Session: SessionID{1}, Epoch: first, Config: cfg, Held: held, Begin: begin}); err != nil {
 		t.Fatal(err)
 	}
 	a := Append{Session: SessionID{1}, Epoch: first, Length: far, Hashes: []uint64{1}, Positions: 11, Encoding: tensor.F32, K: make([]byte, 11*8), V: make([]byte, 11*8), Query: far + 10}
-	var v, other Pending
-	if _, _, err := st.Prepare(&v, &a, nil); err != nil {
+	var v, other View
+	if _, _, err := st.Append(&a, nil, &v); err != nil {
 		t.Fatal(err)
 	}
 	if used := budget.Used(); used < pageRef*far/64 {
 		t.Fatalf("%d bytes are in use", used)
 	}
-	v.Commit()
-	if err := st.View(&other.View, SessionID{1}, 0, far+10); problemOf(err) != OverBudget {
+	v.Keep()
+	if err := st.View(&other, SessionID{1}, 0, far+10); problemOf(err) != OverBudget {
 		t.Fatalf("a second view: %v", err)
 	}
-	if _, _, err := st.Prepare(&other, &a, nil); problemOf(err) != OverBudget {
+	if _, _, err := st.Append(&a, nil, &other); problemOf(err) != OverBudget {
 		t.Fatalf("a second view, of a repeat: %v", err)
 	}
 	next := Append{Session: SessionID{1}, Epoch: first, Length: far + 11, Hashes: []uint64{0}, Query: far + 10}
-	if _, _, err := st.Prepare(&other, &next, nil); problemOf(err) != Different {
+	if _, _, err := st.Append(&next, nil, &other); problemOf(err) != Different {
 		t.Fatalf("another hash: %v", err)
 	}
-	if n := v.View.KV(0).Len; n != far+11 || len(v.View.KV(0).Pages) != far/64+1 {
-		t.Fatalf("a view on %d positions in %d pages", n, len(v.View.KV(0).Pages))
+	if n := v.KV(0).Len; n != far+11 || len(v.KV(0).Pages) != far/64+1 {
+		t.Fatalf("a view on %d positions in %d pages", n, len(v.KV(0).Pages))
 	}
-	v.Abort()
-	if err := st.View(&other.View, SessionID{1}, 0, far+10); err != nil {
+	v.Release()
+	if err := st.View(&other, SessionID{1}, 0, far+10); err != nil {
 		t.Fatal(err)
 	}
-	other.Abort()
+	other.Release()
 	audit(t, st, nil)
 	st.Close()
 	if used := budget.Used(); used != 0 {
@@ -92,7 +92,7 @@ func TestViewsOfALayerThatBeginsFarAway(t *testing.T) {
 // A layer begins far beyond what another one has: as many rows without pages lie between as an append makes, and no more.
 func TestBeginAcrossAGap(t *testing.T) {
 	st := NewStore(StoreConfig{Budget: NewBudget(1 << 20)})
-	cfg := Config{Layers: []shard.LayerSpec{testLayer(t, tensor.F32, 1, 1, 2, 2, 10), testLayer(t, tensor.F32, 1, 1, 2, 2, -1)}}
+	cfg := Config{Layers: []Layer{testLayer(t, tensor.F32, 1, 1, 2, 2, 10), testLayer(t, tensor.F32, 1, 1, 2, 2, -1)}}
 	held := []HeldLayer{{Layer: 0, Groups: []shard.Group{0}}, {Layer: 1, Groups: []shard.Group{0}}}
 	add := func(id SessionID, layer shard.Layer, n int) (length uint64, err error) {
 		state, err := st.State(id)
@@ -103,7 +103,7 @@ func TestBeginAcrossAGap(t *testing.T) {
 		length, _, err = st.Append(&Append{
 			Session: id, Epoch: first, Truncations: state.Truncations, Layer: layer, Length: l.Length, Hashes: l.Hashes, Positions: n, Encoding: tensor.F32,
 			K: make([]byte, n*8), V: make([]byte, n*8),
-		}, nil)
+		}, nil, nil)
 		return length, err
 	}
 	far := uint64(maxGap * 64)

@@ -52,7 +52,7 @@ func TestARowTakesWhatIsReservedForIt(t *testing.T) {
 // A session of very many layers has large rows, whose pages are small where few layers have something there. They are refused
 // before there is memory for them, whether an append fills them or they lie before it.
 func TestRowsWithoutPagesCountInTheBudget(t *testing.T) {
-	const layers, n = 1 << 12, shard.MaxStepTokens
+	const layers, n = 1 << 12, MaxAppend
 	cfg, held := uniform(t, layers, 1, 1, tensor.F32)
 	row, page := rowsOf(cfg, held, 1), int64(cfg.Layers[0].Layout.PageBytes())
 	cfg.Layers[1].Options.WindowLeft = 10
@@ -84,7 +84,7 @@ func TestRowsWithoutPagesCountInTheBudget(t *testing.T) {
 				if c.begin != nil {
 					a.Length, a.Hashes = c.begin[0].First, c.begin[0].Hashes
 				}
-				_, _, err := st.Append(&a, nil)
+				_, _, err := st.Append(&a, nil, nil)
 				return err
 			}
 			before := allocatedNow()
@@ -156,18 +156,18 @@ func TestCopiesOfRowsCountInTheBudget(t *testing.T) {
 		t.Fatal(err)
 	}
 	a := Append{Session: SessionID{3}, Epoch: first, Length: 10, Hashes: state.Layers[0].Hashes, Positions: 1, Encoding: tensor.F32, K: make([]byte, 16), V: make([]byte, 16)}
-	if _, _, err := st.Append(&a, nil); problemOf(err) != OverBudget {
+	if _, _, err := st.Append(&a, nil, nil); problemOf(err) != OverBudget {
 		t.Fatalf("a row beyond the budget: %v", err)
 	}
 	audit(t, st, nil)
 	if err := st.Drop(SessionID{2}, nil); err != nil {
 		t.Fatal(err)
 	}
-	var p Pending
-	if _, _, err := st.Prepare(&p, &a, nil); err != nil {
+	var v View
+	if _, _, err := st.Append(&a, nil, &v); err != nil {
 		t.Fatal(err)
 	}
-	p.Abort()
+	v.Release() // it is given up
 	if c := st.Cache(); c.RowBytes != row {
 		t.Fatalf("%d bytes of rows are reserved, want one of %d", c.RowBytes, row)
 	}

@@ -9,7 +9,6 @@ import (
 	"headwater.example/attention"
 	"headwater.example/internal/contextframe"
 	"headwater.example/internal/kvcache"
-	"headwater.example/internal/layerproto"
 	"headwater.example/internal/rpc"
 	"headwater.example/internal/session"
 	headwaterv1 "headwater.example/proto/headwater/v1"
@@ -18,8 +17,22 @@ import (
 	"headwater.example/worker/internal/machine"
 )
 
-// foregroundTokens is how many query tokens someone waits for, as of a new token or a draft; more are a prompt's.
-const foregroundTokens = 64
+const (
+	// maxStepTokens bounds what a step appends, and what attends in it; maxTree the positions of a tree mask, and
+	// maxMask its bytes once they are not packed.
+	maxStepTokens = 1 << 16
+	maxTree       = 4096
+	maxMask       = 16 << 20
+	// foregroundTokens is how many query tokens someone waits for, as of a new token or a draft; more are a prompt's.
+	foregroundTokens = 64
+)
+
+var stepCodecs = map[headwaterv1.StepCodec]contextframe.Codec{
+	headwaterv1.StepCodec_STEP_CODEC_EXACT: contextframe.Exact,
+	headwaterv1.StepCodec_STEP_CODEC_BF16:  contextframe.BF16,
+	headwaterv1.StepCodec_STEP_CODEC_F16:   contextframe.F16,
+	headwaterv1.StepCodec_STEP_CODEC_I8:    contextframe.I8,
+}
 
 // step is what a request asks, checked, and the memory to do it in.
 type step struct {
@@ -29,7 +42,7 @@ type step struct {
 	raw     bool
 	codec   contextframe.Codec // of the frame, unless raw
 	append  kvcache.Append
-	pending kvcache.Pending
+	view    kvcache.View
 	query   attention.Query
 	options attention.Options
 	q       []float32 // [groups, attend, heads, head_dim]
@@ -61,16 +74,18 @@ func (s *Service) do(ctx context.Context, from session.ID, t *task) error {
 		st.unpack(m)
 	}
 	st.append.Epoch.Lane = kvcache.LaneID(from)
-	defer st.release()
+	view := &st.view
 	if m.Attend == 0 {
-		if r.Length, r.Hashes, err = s.m.Store.Append(&st.append, r.Hashes); err != nil {
-			return refusal(err)
-		}
+		view = nil
+	}
+	defer st.release()
+	r.Length, r.Hashes, err = s.m.Store.Append(&st.append, r.Hashes, view)
+	if err != nil {
+		return refusal(err)
+	}
+	if m.Attend == 0 {
 		r.QueueNanos = machine.Nanos(t.arrived, time.Now())
 		return nil
-	}
-	if r.Length, r.Hashes, err = s.m.Store.Prepare(&st.pending, &st.append, r.Hashes); err != nil {
-		return refusal(err)
 	}
 	rows := len(groups) * int(m.Attend) * st.heads
 	raw := rpc.NewBuffer(4 * rows * (st.vDim + 1))
@@ -82,7 +97,7 @@ func (s *Service) do(ctx context.Context, from session.ID, t *task) error {
 	r.Codec = m.Codec
 	if st.raw {
 		t.response.Payload = raw
-		st.pending.Commit()
+		view.Keep()
 		return nil
 	}
 	defer raw.Free()
@@ -95,7 +110,7 @@ func (s *Service) do(ctx context.Context, from session.ID, t *task) error {
 	}
 	frame.Cut(len(coded))
 	t.response.Payload = frame
-	st.pending.Commit()
+	view.Keep()
 	return nil
 }
 
@@ -114,14 +129,14 @@ func (s *Service) attend(ctx context.Context, t *task, out attention.Output) err
 	t.dequeue(s)
 	query := st.query
 	if m.Tree > 0 {
-		query.MaskFrom = st.pending.View.Len - int(m.Tree)
+		query.MaskFrom = st.view.Len - int(m.Tree)
 	}
 	n := len(st.groups)
 	q, c, lse := len(st.q)/n, len(out.Context)/n, len(out.LSE)/n // of a group
 	for i, g := range st.groups {
 		query.Q, query.FirstHead = st.q[i*q:(i+1)*q], int(g)*st.heads
 		each := attention.Output{Context: out.Context[i*c : (i+1)*c], LSE: out.LSE[i*lse : (i+1)*lse]}
-		if err = thread.Attend(ctx, st.pending.View.KV(i), query, st.options, each); err != nil {
+		if err = thread.Attend(ctx, st.view.KV(i), query, st.options, each); err != nil {
 			break
 		}
 	}
@@ -150,10 +165,10 @@ func notFinite(m *session.Step, err error) error {
 
 // read checks a request against its layer and takes its payload apart. It returns the bytes of the payload and of all that
 // is made of it, or the rule that the request breaks.
-func (st *step) read(m *session.Step, payload *rpc.Buffer, layer *shard.LayerSpec, groups []shard.Group) (bytes int64, rule string) {
+func (st *step) read(m *session.Step, payload *rpc.Buffer, layer *kvcache.Layer, groups []shard.Group) (bytes int64, rule string) {
 	l := layer.Layout
 	heads := layer.Heads / layer.KVHeads
-	codec, framed := layerproto.ReadStepCodec(m.Codec)
+	codec, framed := stepCodecs[m.Codec]
 	st.groups, st.heads, st.vDim, st.options = groups, heads, l.VDim(), layer.Options
 	st.raw, st.codec = m.Codec == headwaterv1.StepCodec_STEP_CODEC_RAW, codec
 	// No product overflows: groups and heads are at most 2¹² together, tokens at most 2¹⁶.
@@ -161,31 +176,31 @@ func (st *step) read(m *session.Step, payload *rpc.Buffer, layer *shard.LayerSpe
 	rows := n * attend * int64(heads)
 	answer := 4 * rows * int64(l.VDim()+1)
 	mask := attend * int64(m.Tree)
-	dt, err := l.DType(), error(nil)
+	dt, known := l.DType(), true
 	if appended > 0 {
-		dt, err = layerproto.ReadStorage(m.Encoding)
+		dt, known = machine.StorageTypes[m.Encoding]
 	}
 	switch {
-	case attend > shard.MaxStepTokens || appended > shard.MaxStepTokens:
-		return 0, fmt.Sprintf("a step appends and attends at most %d tokens, not %d and %d: cut it into several", shard.MaxStepTokens, appended, attend)
+	case attend > maxStepTokens || appended > maxStepTokens:
+		return 0, fmt.Sprintf("a step appends and attends at most %d tokens, not %d and %d: cut it into several", maxStepTokens, appended, attend)
 	case attend == 0 && appended == 0:
 		return 0, "a step without tokens"
 	case attend > 0 && !st.raw && !framed:
 		return 0, fmt.Sprintf("codec %d is not known", m.Codec)
-	case err != nil || dt != l.DType() && dt != tensor.F32:
+	case !known || dt != l.DType() && dt != tensor.F32:
 		return 0, fmt.Sprintf("encoding %d is neither f32 nor the layer's %s", m.Encoding, l.DType())
 	case answer > machine.MaxAnswerBytes:
 		return 0, fmt.Sprintf("the answer for %d tokens exceeds a message of %d bytes: cut the step into fewer tokens", attend, machine.MaxAnswerBytes)
-	case m.QueryPosition > shard.MaxPositions:
-		return 0, fmt.Sprintf("query at position %d, more than %d", m.QueryPosition, int64(shard.MaxPositions))
-	case m.Tree > shard.MaxTreePositions:
-		return 0, fmt.Sprintf("a tree mask of %d positions, at most %d are allowed", m.Tree, shard.MaxTreePositions)
+	case m.QueryPosition > machine.MaxPositions:
+		return 0, fmt.Sprintf("query at position %d, more than %d", m.QueryPosition, int64(machine.MaxPositions))
+	case m.Tree > maxTree:
+		return 0, fmt.Sprintf("a tree mask of %d positions, at most %d are allowed", m.Tree, maxTree)
 	case m.Tree > 0 && (attend == 0 || uint64(m.Tree) > m.Length+uint64(appended)):
 		return 0, fmt.Sprintf("a tree mask of %d positions for %d tokens over %d", m.Tree, attend, m.Length+uint64(appended))
 	case int64(len(m.TreeMask)) != attend*int64((m.Tree+7)/8):
 		return 0, fmt.Sprintf("the tree mask has %d bytes, %d tokens of %d positions need %d", len(m.TreeMask), attend, m.Tree, attend*int64((m.Tree+7)/8))
-	case mask > shard.MaxTreeElements:
-		return 0, fmt.Sprintf("a tree mask of %d elements, at most %d are allowed: cut the step into fewer tokens", mask, shard.MaxTreeElements)
+	case mask > maxMask:
+		return 0, fmt.Sprintf("a tree mask of %d elements, at most %d are allowed: cut the step into fewer tokens", mask, maxMask)
 	}
 	q := 4 * rows * int64(l.HeadDim())
 	k, v := n*appended*int64(l.HeadDim()*dt.Size()), n*appended*int64(l.VDim()*dt.Size())
@@ -240,7 +255,7 @@ func (st *step) unpack(m *session.Step) {
 
 // release lets go of what the step was given, and of memory that most steps do not need.
 func (st *step) release() {
-	st.pending.Abort()
+	st.view.Release()
 	st.append, st.query, st.options, st.q = kvcache.Append{}, attention.Query{}, attention.Options{}, nil
 	if cap(st.mask) > 1<<14 {
 		st.mask = nil
