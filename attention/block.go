@@ -24,6 +24,7 @@ type block struct {
 	s              []float32 // [n][64] scores, then weights
 	o              []float32 // [v_dim] of one row and page
 	split, row     parts     // [n]
+	lse            []float32 // [n]
 
 	// What only a vector kernel uses, of each row in one page: the positions it sees, those of weight other than 0, m
 	// and l, what is to be done, and the coefficients of the merge.
@@ -32,7 +33,7 @@ type block struct {
 	does                 []uint8
 	partBias             [PageLen]float32
 	partMask             [PageLen]byte
-	ahead                [maxStreams]uintptr // the argument of scores and accumulate
+	ahead                [maxStreams + 1]uintptr // the argument of scores and accumulate
 }
 
 // enter takes up a call whose blocks have at most that many rows, and sees to it that there is room for them.
@@ -41,6 +42,7 @@ func (b *block) enter(t *Thread, c *call, rows int) {
 	l := c.kv.Layout
 	b.low, b.end = grow(b.low, rows), grow(b.end, rows)
 	b.s, b.o = growAligned(b.s, rows*PageLen), growAligned(b.o, l.vDim)
+	b.lse = growAligned(b.lse, padded(rows))
 	b.split.grow(rows, l.vDim)
 	b.row.grow(rows, l.vDim)
 	if c.kernel.vector == nil {
@@ -91,6 +93,14 @@ func (b *block) begin(first, n int) {
 // allSplits brings the block from its first split to its finished contexts.
 func (b *block) allSplits(ctx context.Context) error {
 	part, total := b.split.of(0, b.n), b.row.of(0, b.n)
+	if b.hi > b.lo && b.lo/splitLen == (b.hi-1)/splitLen {
+		// The first split would be copied.
+		if err := b.oneSplit(ctx, b.lo/splitLen, total); err != nil {
+			return err
+		}
+		b.finish()
+		return nil
+	}
 	total.clear()
 	for s := b.lo / splitLen; s*splitLen < b.hi; s++ {
 		if err := b.oneSplit(ctx, s, part); err != nil {
@@ -288,10 +298,10 @@ func (b *block) finish() {
 			clear(b.o)
 			total.merge(b.kernel, r, b.opts.Sinks[head], 1, b.o)
 		}
-		lse, rule := total.finish(b.kernel, r, b.out.Context[row*vDim:][:vDim])
-		if rule != "" {
+		if rule := total.finish(b.kernel, r, b.out.Context[row*vDim:][:vDim]); rule != "" {
 			b.fail(row, &RowError{Head: head, Token: token, Rule: rule})
 		}
-		b.out.LSE[row] = lse
 	}
+	total.logSums(b.kernel, b.lse)
+	copy(b.out.LSE[b.first:][:b.n], b.lse)
 }

@@ -15,7 +15,8 @@ var kernels = func() []kernel {
 }()
 
 var avx512 = vector{
-	streams:       1,
+	streams:       8,
+	tileRows:      [...]int{6, 10, 10, 10},
 	scores:        [...]scoresFunc{scores_f32_avx512, scores_f16_avx512, scores_bf16_avx512, scores_i8_avx512},
 	accumulate:    [...]accumulateFunc{accumulate_f32_avx512, accumulate_f16_avx512, accumulate_bf16_avx512, accumulate_i8_avx512},
 	softmax:       softmax_avx512,
@@ -24,6 +25,7 @@ var avx512 = vector{
 	coefficients:  coefficients_avx512,
 	merge:         merge_avx512,
 	divide:        divide_avx512,
+	logSums:       logSums_avx512,
 	transpose:     transpose_avx512,
 	columns:       [...]columnsFunc{1: columns1_avx512, 2: columns2_avx512},
 	column:        [...]columnFunc{1: column1_avx512, 2: column2_avx512, 4: column4_avx512},
@@ -39,6 +41,7 @@ var avx2 = vector{
 	coefficients:  coefficients_avx2,
 	merge:         merge_avx2,
 	divide:        divide_avx2,
+	logSums:       logSums_avx2,
 	transpose:     transpose_avx2,
 	columns:       [...]columnsFunc{1: columns1_avx2, 2: columns2_avx2},
 	column:        [...]columnFunc{1: column1_avx2, 2: column2_avx2, 4: column4_avx2},

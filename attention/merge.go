@@ -61,23 +61,39 @@ func (p parts) mergeAll(k *kernel, next parts) {
 	}
 }
 
-// finish writes the context [vDim] of row r and returns its LSE, or says what is not finite in it.
-func (p parts) finish(k *kernel, r int, context []float32) (lse float32, rule string) {
+// finish writes the context [vDim] of row r, or says what is not finite in it.
+func (p parts) finish(k *kernel, r int, context []float32) (rule string) {
 	m, l := p.m[r], p.l[r]
 	if m == negInf {
 		clear(context)
-		return negInf, ""
+		return ""
 	}
 	switch {
 	case m != m:
-		return 0, "a score is not a number"
+		return "a score is not a number"
 	case !finite(m):
-		return 0, "a score overflows to +Inf"
+		return "a score overflows to +Inf"
 	case !finite(l):
-		return 0, "the sum of the weights is not finite"
+		return "the sum of the weights is not finite"
 	}
 	if !k.divide(context, p.row(r), l) {
-		return 0, "the context is not finite"
+		return "the context is not finite"
 	}
-	return m + log32(l), ""
+	return ""
+}
+
+// logSums sets lse to the LSE of each row.
+func (p parts) logSums(k *kernel, lse []float32) {
+	if v := k.vector; v != nil && v.logSums != nil {
+		v.logSums(&lse[0], &p.m[0], &p.l[0], len(p.m))
+	} else {
+		for r, m := range p.m {
+			lse[r] = m + log32(p.l[r])
+		}
+	}
+	for r, m := range p.m {
+		if m == negInf {
+			lse[r] = negInf
+		}
+	}
 }

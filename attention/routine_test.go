@@ -34,6 +34,7 @@ func TestRoutines(t *testing.T) {
 			r.coefficients()
 			r.merge()
 			r.divide()
+			r.logSums()
 			r.transpose()
 			r.free()
 		}
@@ -129,7 +130,7 @@ func (r *routines) ahead() *uintptr {
 	if r.rnd.IntN(2) == 0 {
 		return nil
 	}
-	var all [maxStreams]uintptr
+	var all [maxStreams + 1]uintptr
 	for i := range all {
 		all[i] = uintptr(r.rnd.Uint64())
 	}
@@ -203,10 +204,11 @@ func (r *routines) mask() uint64 {
 }
 
 func (r *routines) softmax(scaled bool) {
-	rows := 1 + r.rnd.IntN(6)
+	rows := 1 + r.rnd.IntN(12)
+	plain := r.rnd.IntN(2) == 0 // all see the whole page, most often
 	s, m, l := r.filled(rows*PageLen, nan), r.filled(rows, nan), r.filled(rows, nan)
 	visible, nonzero := r.words(rows, r.first), r.words(rows, r.first)
-	scale := []float32{1, 0.125, -0.7, 0x1p-100, 0}[r.rnd.IntN(5)]
+	scale := []float32{1, 0.125, 0.3, -0.7, 0x1p-100, 0}[r.rnd.IntN(6)]
 	var ks, vs []float32
 	var pk, pv *float32
 	run := r.v.softmax
@@ -218,6 +220,9 @@ func (r *routines) softmax(scaled bool) {
 	some := uint64(0)
 	for row := range rows {
 		visible[row] = r.mask()
+		if plain && r.rnd.IntN(40) != 0 {
+			visible[row] = ^uint64(0)
+		}
 		some |= visible[row]
 		kind := r.anyKind()
 		for t := range PageLen {
@@ -225,7 +230,11 @@ func (r *routines) softmax(scaled bool) {
 				continue
 			}
 			s[row*PageLen+t] = kind.draw(r.rnd) * 5
-			switch r.rnd.IntN(200) {
+			unusual := 200
+			if plain {
+				unusual = 20 * PageLen
+			}
+			switch r.rnd.IntN(unusual) {
 			case 0:
 				s[row*PageLen+t] = -inf
 			case 1:
@@ -296,6 +305,22 @@ func (r *routines) softmax(scaled bool) {
 				r.same(name, t, s[row*PageLen+t], x.w[t])
 			}
 		}
+	}
+}
+
+func (r *routines) logSums() {
+	if r.v.logSums == nil {
+		return
+	}
+	rows := 1 + r.rnd.IntN(40)
+	n := padded(rows)
+	lse, m, l := r.filled(n, nan), r.drawn(n, large), r.filled(n, nan)
+	for i := range n {
+		l[i] = float32(math.Exp(120 * (r.rnd.Float64()*1.4 - 0.7)))
+	}
+	r.v.logSums(&lse[0], &m[0], &l[0], rows)
+	for i := range rows {
+		r.same(fmt.Sprintf("log of %x", l[i]), i, lse[i], m[i]+log32(l[i]))
 	}
 }
 

@@ -12,7 +12,7 @@ import (
 //go:generate sh -c "cd _gen && go run ./arm64 -out ../vector_neon_arm64.s -stubs ../vector_neon_arm64.go"
 
 // maxStreams bounds vector.streams.
-const maxStreams = 4
+const maxStreams = 8
 
 // vectorLen is the elements that assembly reads and writes at once, at most: rows of parts, and their number, are padded
 // to it.
@@ -20,8 +20,10 @@ const vectorLen = 16
 
 // vector is a kernel in assembly. Pointers are to the first elements of what the comments name; strides are in bytes.
 type vector struct {
-	// streams is how many streams of memory scores and accumulate ask for abreast, at most maxStreams.
+	// streams is how many streams of memory scores and accumulate prefetch side by side, at most maxStreams.
 	streams int
+	// tileRows is how many rows the largest tile has, in the order of storageIndex. It is only needed if all tiles prefetch.
+	tileRows [4]int
 	// scores and accumulate by storage type, in the order of storageIndex.
 	scores     [4]scoresFunc
 	accumulate [4]accumulateFunc
@@ -41,6 +43,9 @@ type vector struct {
 	merge func(o, x *float32, a, b float32, n int)
 	// divide is kernel.divide over n elements, a multiple of 8.
 	divide func(dst, o *float32, l float32, n int) bool
+	// logSums sets lse to m + log(l) for that many rows, all of them padded to vectorLen. It is nil if there is no such
+	// routine.
+	logSums func(lse, m, l *float32, rows int)
 	// transpose writes 8 rows of n float32, n a multiple of 8, as 8 columns of dst [n][64].
 	transpose func(dst, src *float32, stride, n int)
 	// columns is transpose for elements of 1 and 2 bytes, by their size; n is a multiple of 16 bytes.
@@ -53,13 +58,12 @@ type (
 	columnsFunc = func(dst, src *byte, stride, n int)
 	columnFunc  = func(dst, src *byte, n int)
 	// scoresFunc is kernel.scores for rows of q that lie stride bytes apart; carry 0 begins the chains at +0 instead of
-	// s. While it does the first rows it asks for as much memory as k has, in equal parts from each of the addresses
-	// ahead [streams] on, unless ahead is nil.
+	// s. Meanwhile it prefetches as much memory as k has, in equal parts from each of the addresses ahead [streams] on,
+	// unless ahead is nil: in the first tile of rows, or in all of them, ahead [streams] being how many tiles there are.
 	scoresFunc = func(s, q *float32, k *byte, stride, n, rows, carry int, ahead *uintptr)
 	// accumulateFunc makes o' [rows][cols·16], the chains of rows of weights w [rows][64] over the positions in mask, at
-	// least one, each begun at +0. It sets o to o', or to fma(o, a, o'·b) if a is not nil, a and b one of each row. While
-	// it does the first rows it asks for as much memory as v has, in equal parts from each of the addresses ahead
-	// [streams] on, unless ahead is nil.
+	// least one, each begun at +0. It sets o to o', or to fma(o, a, o'·b) if a is not nil, a and b one of each row. It
+	// prefetches as scores does, as much memory as v has.
 	accumulateFunc = func(o, w *float32, v *byte, oStride, vStride, cols, rows int, mask uint64, a, b *float32, ahead *uintptr)
 )
 
@@ -117,6 +121,9 @@ func (b *block) vectorPage(page, from, to int, part parts) {
 	v, l, bytes := b.kernel.vector, b.kv.Layout, b.kv.Pages[page]
 	base, rows, storage := page*PageLen, to-from, storageIndex(l.dt)
 	s := b.s[:rows*PageLen]
+	if most := v.tileRows[storage]; most > 0 {
+		b.ahead[v.streams] = uintptr((rows + most - 1) / most)
+	}
 	v.scores[storage](&s[0], &b.q.Q[(b.first+from)*l.headDim], &bytes[0], 4*l.headDim, l.headDim, rows, 0, b.askByKeys(page))
 
 	softmax, scale, kScale, vScale := v.softmax, b.opts.Scale, (*float32)(nil), (*float32)(nil)
@@ -332,7 +339,7 @@ func (b *block) nextPage(page int) []byte {
 
 // ask returns where the streams begin, so many bytes apart.
 func (b *block) ask(from []byte, apart int) *uintptr {
-	for i := range b.ahead {
+	for i := range b.kernel.vector.streams {
 		b.ahead[i] = uintptr(unsafe.Pointer(unsafe.SliceData(from))) + uintptr(i*apart)
 	}
 	return &b.ahead[0]

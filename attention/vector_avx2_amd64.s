@@ -3215,17 +3215,17 @@ TEXT ·accumulate_f32_avx2(SB), NOSPLIT, $40-88
 	MOVQ  rows+48(FP), R10
 	LEAQ  (R9)(R9*2), R15
 	MOVQ  ahead+80(FP), R11
-	MOVQ  R11, (SP)
+	MOVQ  R11, 8(SP)
 	TESTQ R11, R11
 	JZ    none72
 	MOVQ  (R11), R14
-	MOVQ  R14, (SP)
-	MOVQ  8(R11), R14
 	MOVQ  R14, 8(SP)
-	MOVQ  16(R11), R14
+	MOVQ  8(R11), R14
 	MOVQ  R14, 16(SP)
-	MOVQ  24(R11), R14
+	MOVQ  16(R11), R14
 	MOVQ  R14, 24(SP)
+	MOVQ  24(R11), R14
+	MOVQ  R14, 32(SP)
 
 none72:
 rows73:
@@ -3236,10 +3236,10 @@ tile82:
 	MOVQ v+16(FP), DX
 	MOVQ cols+40(FP), R14
 	ADDQ R14, R14
-	MOVQ R14, 32(SP)
+	MOVQ R14, (SP)
 
 columns83:
-	CMPQ   32(SP), $0x02
+	CMPQ   (SP), $0x02
 	JLT    less84
 	VXORPS Y0, Y0, Y0
 	VXORPS Y1, Y1, Y1
@@ -3265,17 +3265,17 @@ columns83:
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
-	CMPQ   (SP), $0x00
-	JEQ    plain88
+	CMPQ   8(SP), $0x00
+	JEQ    plain91
 	SUBQ   $0x10, R13
-	JLT    short91
-	MOVQ   (SP), R11
-	MOVQ   8(SP), AX
-	MOVQ   16(SP), R14
-	MOVQ   24(SP), R8
+	JLT    short90
+	MOVQ   8(SP), R11
+	MOVQ   16(SP), AX
+	MOVQ   24(SP), R14
+	MOVQ   32(SP), R8
 	LEAQ   (SI)(R9*8), CX
 
-positions90:
+positions89:
 	VMOVUPS      (SI), Y12
 	VMOVUPS      32(SI), Y13
 	VBROADCASTSS (R12), Y14
@@ -3645,17 +3645,17 @@ positions90:
 	ADDQ         $0x00000100, R14
 	ADDQ         $0x00000100, R8
 	SUBQ         $0x10, R13
-	JGE          positions90
-	MOVQ         R11, (SP)
-	MOVQ         AX, 8(SP)
-	MOVQ         R14, 16(SP)
-	MOVQ         R8, 24(SP)
+	JGE          positions89
+	MOVQ         R11, 8(SP)
+	MOVQ         AX, 16(SP)
+	MOVQ         R14, 24(SP)
+	MOVQ         R8, 32(SP)
 	MOVQ         oStride+24(FP), R8
 
-short91:
+short90:
 	ADDQ $0x10, R13
 
-plain88:
+plain91:
 	SUBQ $0x04, R13
 	JLT  few86
 
@@ -3747,7 +3747,7 @@ positions92:
 
 few86:
 	ADDQ $0x04, R13
-	JZ   merge89
+	JZ   merge88
 
 some87:
 	VMOVUPS      (SI), Y12
@@ -3774,7 +3774,7 @@ some87:
 	ADDQ         $0x04, R12
 	DECQ         R13
 	JNZ          some87
-	JMP          merge89
+	JMP          merge88
 
 sparse85:
 	TZCNTQ       R13, AX
@@ -3805,7 +3805,7 @@ sparse85:
 	BLSRQ        R13, R13
 	JNZ          sparse85
 
-merge89:
+merge88:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
@@ -3893,7 +3893,7 @@ store93:
 stored94:
 	ADDQ $0x00000040, DI
 	ADDQ $0x00000040, DX
-	SUBQ $0x02, 32(SP)
+	SUBQ $0x02, (SP)
 	JMP  columns83
 
 less84:
@@ -3904,7 +3904,7 @@ less84:
 	IMULQ R8, R14
 	MOVQ  o+0(FP), DI
 	ADDQ  R14, DI
-	MOVQ  $0x00000000, (SP)
+	MOVQ  $0x00000000, 8(SP)
 	SUBQ  $0x06, R10
 	JMP   rows73
 
@@ -3929,10 +3929,10 @@ tile77:
 	MOVQ v+16(FP), DX
 	MOVQ cols+40(FP), R14
 	ADDQ R14, R14
-	MOVQ R14, 32(SP)
+	MOVQ R14, (SP)
 
 columns95:
-	CMPQ   32(SP), $0x08
+	CMPQ   (SP), $0x08
 	JLT    less96
 	VXORPS Y0, Y0, Y0
 	VXORPS Y1, Y1, Y1
@@ -3954,17 +3954,17 @@ columns95:
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
-	CMPQ   (SP), $0x00
-	JEQ    plain100
+	CMPQ   8(SP), $0x00
+	JEQ    plain103
 	SUBQ   $0x10, R13
-	JLT    short103
-	MOVQ   (SP), R11
-	MOVQ   8(SP), AX
-	MOVQ   16(SP), R14
-	MOVQ   24(SP), R8
+	JLT    short102
+	MOVQ   8(SP), R11
+	MOVQ   16(SP), AX
+	MOVQ   24(SP), R14
+	MOVQ   32(SP), R8
 	LEAQ   (SI)(R9*8), CX
 
-positions102:
+positions101:
 	VBROADCASTSS (R12), Y8
 	VMOVUPS      (SI), Y9
 	VFMADD231PS  Y9, Y8, Y0
@@ -4334,17 +4334,17 @@ positions102:
 	ADDQ         $0x00000400, R14
 	ADDQ         $0x00000400, R8
 	SUBQ         $0x10, R13
-	JGE          positions102
-	MOVQ         R11, (SP)
-	MOVQ         AX, 8(SP)
-	MOVQ         R14, 16(SP)
-	MOVQ         R8, 24(SP)
+	JGE          positions101
+	MOVQ         R11, 8(SP)
+	MOVQ         AX, 16(SP)
+	MOVQ         R14, 24(SP)
+	MOVQ         R8, 32(SP)
 	MOVQ         oStride+24(FP), R8
 
-short103:
+short102:
 	ADDQ $0x10, R13
 
-plain100:
+plain103:
 	SUBQ $0x04, R13
 	JLT  few98
 
@@ -4424,7 +4424,7 @@ positions104:
 
 few98:
 	ADDQ $0x04, R13
-	JZ   merge101
+	JZ   merge100
 
 some99:
 	VBROADCASTSS (R12), Y8
@@ -4448,7 +4448,7 @@ some99:
 	ADDQ         $0x04, R12
 	DECQ         R13
 	JNZ          some99
-	JMP          merge101
+	JMP          merge100
 
 sparse97:
 	TZCNTQ       R13, AX
@@ -4476,7 +4476,7 @@ sparse97:
 	BLSRQ        R13, R13
 	JNZ          sparse97
 
-merge101:
+merge100:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
@@ -4528,12 +4528,12 @@ store105:
 stored106:
 	ADDQ $0x00000100, DI
 	ADDQ $0x00000100, DX
-	SUBQ $0x08, 32(SP)
+	SUBQ $0x08, (SP)
 	JMP  columns95
 
 less96:
 columns107:
-	CMPQ   32(SP), $0x02
+	CMPQ   (SP), $0x02
 	JLT    less108
 	VXORPS Y0, Y0, Y0
 	VXORPS Y1, Y1, Y1
@@ -4549,17 +4549,17 @@ columns107:
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
-	CMPQ   (SP), $0x00
-	JEQ    plain112
+	CMPQ   8(SP), $0x00
+	JEQ    plain115
 	SUBQ   $0x10, R13
-	JLT    short115
-	MOVQ   (SP), R11
-	MOVQ   8(SP), AX
-	MOVQ   16(SP), R14
-	MOVQ   24(SP), R8
+	JLT    short114
+	MOVQ   8(SP), R11
+	MOVQ   16(SP), AX
+	MOVQ   24(SP), R14
+	MOVQ   32(SP), R8
 	LEAQ   (SI)(R9*8), CX
 
-positions114:
+positions113:
 	VBROADCASTSS (R12), Y2
 	VMOVUPS      (SI), Y3
 	VFMADD231PS  Y3, Y2, Y0
@@ -4689,17 +4689,17 @@ positions114:
 	ADDQ         $0x00000100, R14
 	ADDQ         $0x00000100, R8
 	SUBQ         $0x10, R13
-	JGE          positions114
-	MOVQ         R11, (SP)
-	MOVQ         AX, 8(SP)
-	MOVQ         R14, 16(SP)
-	MOVQ         R8, 24(SP)
+	JGE          positions113
+	MOVQ         R11, 8(SP)
+	MOVQ         AX, 16(SP)
+	MOVQ         R14, 24(SP)
+	MOVQ         R8, 32(SP)
 	MOVQ         oStride+24(FP), R8
 
-short115:
+short114:
 	ADDQ $0x10, R13
 
-plain112:
+plain115:
 	SUBQ $0x04, R13
 	JLT  few110
 
@@ -4731,7 +4731,7 @@ positions116:
 
 few110:
 	ADDQ $0x04, R13
-	JZ   merge113
+	JZ   merge112
 
 some111:
 	VBROADCASTSS (R12), Y2
@@ -4743,7 +4743,7 @@ some111:
 	ADDQ         $0x04, R12
 	DECQ         R13
 	JNZ          some111
-	JMP          merge113
+	JMP          merge112
 
 sparse109:
 	TZCNTQ       R13, AX
@@ -4759,7 +4759,7 @@ sparse109:
 	BLSRQ        R13, R13
 	JNZ          sparse109
 
-merge113:
+merge112:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
@@ -4787,7 +4787,7 @@ store117:
 stored118:
 	ADDQ $0x00000040, DI
 	ADDQ $0x00000040, DX
-	SUBQ $0x02, 32(SP)
+	SUBQ $0x02, (SP)
 	JMP  columns107
 
 less108:
@@ -4798,7 +4798,7 @@ less108:
 	IMULQ R8, R14
 	MOVQ  o+0(FP), DI
 	ADDQ  R14, DI
-	MOVQ  $0x00000000, (SP)
+	MOVQ  $0x00000000, 8(SP)
 	SUBQ  $0x01, R10
 	JMP   rows73
 
@@ -4806,10 +4806,10 @@ tile78:
 	MOVQ v+16(FP), DX
 	MOVQ cols+40(FP), R14
 	ADDQ R14, R14
-	MOVQ R14, 32(SP)
+	MOVQ R14, (SP)
 
 columns119:
-	CMPQ   32(SP), $0x04
+	CMPQ   (SP), $0x04
 	JLT    less120
 	VXORPS Y0, Y0, Y0
 	VXORPS Y1, Y1, Y1
@@ -4831,17 +4831,17 @@ columns119:
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
-	CMPQ   (SP), $0x00
-	JEQ    plain124
+	CMPQ   8(SP), $0x00
+	JEQ    plain127
 	SUBQ   $0x10, R13
-	JLT    short127
-	MOVQ   (SP), R11
-	MOVQ   8(SP), AX
-	MOVQ   16(SP), R14
-	MOVQ   24(SP), R8
+	JLT    short126
+	MOVQ   8(SP), R11
+	MOVQ   16(SP), AX
+	MOVQ   24(SP), R14
+	MOVQ   32(SP), R8
 	LEAQ   (SI)(R9*8), CX
 
-positions126:
+positions125:
 	VBROADCASTSS (R12), Y8
 	VBROADCASTSS 256(R12), Y9
 	VMOVUPS      (SI), Y10
@@ -5131,17 +5131,17 @@ positions126:
 	ADDQ         $0x00000200, R14
 	ADDQ         $0x00000200, R8
 	SUBQ         $0x10, R13
-	JGE          positions126
-	MOVQ         R11, (SP)
-	MOVQ         AX, 8(SP)
-	MOVQ         R14, 16(SP)
-	MOVQ         R8, 24(SP)
+	JGE          positions125
+	MOVQ         R11, 8(SP)
+	MOVQ         AX, 16(SP)
+	MOVQ         R14, 24(SP)
+	MOVQ         R8, 32(SP)
 	MOVQ         oStride+24(FP), R8
 
-short127:
+short126:
 	ADDQ $0x10, R13
 
-plain124:
+plain127:
 	SUBQ $0x04, R13
 	JLT  few122
 
@@ -5209,7 +5209,7 @@ positions128:
 
 few122:
 	ADDQ $0x04, R13
-	JZ   merge125
+	JZ   merge124
 
 some123:
 	VBROADCASTSS (R12), Y8
@@ -5230,7 +5230,7 @@ some123:
 	ADDQ         $0x04, R12
 	DECQ         R13
 	JNZ          some123
-	JMP          merge125
+	JMP          merge124
 
 sparse121:
 	TZCNTQ       R13, AX
@@ -5255,7 +5255,7 @@ sparse121:
 	BLSRQ        R13, R13
 	JNZ          sparse121
 
-merge125:
+merge124:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
@@ -5311,12 +5311,12 @@ store129:
 stored130:
 	ADDQ $0x00000080, DI
 	ADDQ $0x00000080, DX
-	SUBQ $0x04, 32(SP)
+	SUBQ $0x04, (SP)
 	JMP  columns119
 
 less120:
 columns131:
-	CMPQ   32(SP), $0x02
+	CMPQ   (SP), $0x02
 	JLT    less132
 	VXORPS Y0, Y0, Y0
 	VXORPS Y1, Y1, Y1
@@ -5334,17 +5334,17 @@ columns131:
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
-	CMPQ   (SP), $0x00
-	JEQ    plain136
+	CMPQ   8(SP), $0x00
+	JEQ    plain139
 	SUBQ   $0x10, R13
-	JLT    short139
-	MOVQ   (SP), R11
-	MOVQ   8(SP), AX
-	MOVQ   16(SP), R14
-	MOVQ   24(SP), R8
+	JLT    short138
+	MOVQ   8(SP), R11
+	MOVQ   16(SP), AX
+	MOVQ   24(SP), R14
+	MOVQ   32(SP), R8
 	LEAQ   (SI)(R9*8), CX
 
-positions138:
+positions137:
 	VMOVUPS      (SI), Y4
 	VMOVUPS      32(SI), Y5
 	VBROADCASTSS (R12), Y6
@@ -5522,17 +5522,17 @@ positions138:
 	ADDQ         $0x00000100, R14
 	ADDQ         $0x00000100, R8
 	SUBQ         $0x10, R13
-	JGE          positions138
-	MOVQ         R11, (SP)
-	MOVQ         AX, 8(SP)
-	MOVQ         R14, 16(SP)
-	MOVQ         R8, 24(SP)
+	JGE          positions137
+	MOVQ         R11, 8(SP)
+	MOVQ         AX, 16(SP)
+	MOVQ         R14, 24(SP)
+	MOVQ         R8, 32(SP)
 	MOVQ         oStride+24(FP), R8
 
-short139:
+short138:
 	ADDQ $0x10, R13
 
-plain136:
+plain139:
 	SUBQ $0x04, R13
 	JLT  few134
 
@@ -5576,7 +5576,7 @@ positions140:
 
 few134:
 	ADDQ $0x04, R13
-	JZ   merge137
+	JZ   merge136
 
 some135:
 	VMOVUPS      (SI), Y4
@@ -5591,7 +5591,7 @@ some135:
 	ADDQ         $0x04, R12
 	DECQ         R13
 	JNZ          some135
-	JMP          merge137
+	JMP          merge136
 
 sparse133:
 	TZCNTQ       R13, AX
@@ -5610,7 +5610,7 @@ sparse133:
 	BLSRQ        R13, R13
 	JNZ          sparse133
 
-merge137:
+merge136:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
@@ -5650,7 +5650,7 @@ store141:
 stored142:
 	ADDQ $0x00000040, DI
 	ADDQ $0x00000040, DX
-	SUBQ $0x02, 32(SP)
+	SUBQ $0x02, (SP)
 	JMP  columns131
 
 less132:
@@ -5661,7 +5661,7 @@ less132:
 	IMULQ R8, R14
 	MOVQ  o+0(FP), DI
 	ADDQ  R14, DI
-	MOVQ  $0x00000000, (SP)
+	MOVQ  $0x00000000, 8(SP)
 	SUBQ  $0x02, R10
 	JMP   rows73
 
@@ -5669,10 +5669,10 @@ tile79:
 	MOVQ v+16(FP), DX
 	MOVQ cols+40(FP), R14
 	ADDQ R14, R14
-	MOVQ R14, 32(SP)
+	MOVQ R14, (SP)
 
 columns143:
-	CMPQ   32(SP), $0x04
+	CMPQ   (SP), $0x04
 	JLT    less144
 	VXORPS Y0, Y0, Y0
 	VXORPS Y1, Y1, Y1
@@ -5698,17 +5698,17 @@ columns143:
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
-	CMPQ   (SP), $0x00
-	JEQ    plain148
+	CMPQ   8(SP), $0x00
+	JEQ    plain151
 	SUBQ   $0x10, R13
-	JLT    short151
-	MOVQ   (SP), R11
-	MOVQ   8(SP), AX
-	MOVQ   16(SP), R14
-	MOVQ   24(SP), R8
+	JLT    short150
+	MOVQ   8(SP), R11
+	MOVQ   16(SP), AX
+	MOVQ   24(SP), R14
+	MOVQ   32(SP), R8
 	LEAQ   (SI)(R9*8), CX
 
-positions150:
+positions149:
 	VBROADCASTSS (R12), Y12
 	VBROADCASTSS 256(R12), Y13
 	VBROADCASTSS 512(R12), Y14
@@ -6078,17 +6078,17 @@ positions150:
 	ADDQ         $0x00000200, R14
 	ADDQ         $0x00000200, R8
 	SUBQ         $0x10, R13
-	JGE          positions150
-	MOVQ         R11, (SP)
-	MOVQ         AX, 8(SP)
-	MOVQ         R14, 16(SP)
-	MOVQ         R8, 24(SP)
+	JGE          positions149
+	MOVQ         R11, 8(SP)
+	MOVQ         AX, 16(SP)
+	MOVQ         R14, 24(SP)
+	MOVQ         R8, 32(SP)
 	MOVQ         oStride+24(FP), R8
 
-short151:
+short150:
 	ADDQ $0x10, R13
 
-plain148:
+plain151:
 	SUBQ $0x04, R13
 	JLT  few146
 
@@ -6176,7 +6176,7 @@ positions152:
 
 few146:
 	ADDQ $0x04, R13
-	JZ   merge149
+	JZ   merge148
 
 some147:
 	VBROADCASTSS (R12), Y12
@@ -6202,7 +6202,7 @@ some147:
 	ADDQ         $0x04, R12
 	DECQ         R13
 	JNZ          some147
-	JMP          merge149
+	JMP          merge148
 
 sparse145:
 	TZCNTQ       R13, AX
@@ -6232,7 +6232,7 @@ sparse145:
 	BLSRQ        R13, R13
 	JNZ          sparse145
 
-merge149:
+merge148:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
@@ -6308,12 +6308,12 @@ store153:
 stored154:
 	ADDQ $0x00000080, DI
 	ADDQ $0x00000080, DX
-	SUBQ $0x04, 32(SP)
+	SUBQ $0x04, (SP)
 	JMP  columns143
 
 less144:
 columns155:
-	CMPQ   32(SP), $0x02
+	CMPQ   (SP), $0x02
 	JLT    less156
 	VXORPS Y0, Y0, Y0
 	VXORPS Y1, Y1, Y1
@@ -6333,17 +6333,17 @@ columns155:
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
-	CMPQ   (SP), $0x00
-	JEQ    plain160
+	CMPQ   8(SP), $0x00
+	JEQ    plain163
 	SUBQ   $0x10, R13
-	JLT    short163
-	MOVQ   (SP), R11
-	MOVQ   8(SP), AX
-	MOVQ   16(SP), R14
-	MOVQ   24(SP), R8
+	JLT    short162
+	MOVQ   8(SP), R11
+	MOVQ   16(SP), AX
+	MOVQ   24(SP), R14
+	MOVQ   32(SP), R8
 	LEAQ   (SI)(R9*8), CX
 
-positions162:
+positions161:
 	VMOVUPS      (SI), Y6
 	VMOVUPS      32(SI), Y7
 	VBROADCASTSS (R12), Y8
@@ -6569,17 +6569,17 @@ positions162:
 	ADDQ         $0x00000100, R14
 	ADDQ         $0x00000100, R8
 	SUBQ         $0x10, R13
-	JGE          positions162
-	MOVQ         R11, (SP)
-	MOVQ         AX, 8(SP)
-	MOVQ         R14, 16(SP)
-	MOVQ         R8, 24(SP)
+	JGE          positions161
+	MOVQ         R11, 8(SP)
+	MOVQ         AX, 16(SP)
+	MOVQ         R14, 24(SP)
+	MOVQ         R8, 32(SP)
 	MOVQ         oStride+24(FP), R8
 
-short163:
+short162:
 	ADDQ $0x10, R13
 
-plain160:
+plain163:
 	SUBQ $0x04, R13
 	JLT  few158
 
@@ -6635,7 +6635,7 @@ positions164:
 
 few158:
 	ADDQ $0x04, R13
-	JZ   merge161
+	JZ   merge160
 
 some159:
 	VMOVUPS      (SI), Y6
@@ -6653,7 +6653,7 @@ some159:
 	ADDQ         $0x04, R12
 	DECQ         R13
 	JNZ          some159
-	JMP          merge161
+	JMP          merge160
 
 sparse157:
 	TZCNTQ       R13, AX
@@ -6675,7 +6675,7 @@ sparse157:
 	BLSRQ        R13, R13
 	JNZ          sparse157
 
-merge161:
+merge160:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
@@ -6727,7 +6727,7 @@ store165:
 stored166:
 	ADDQ $0x00000040, DI
 	ADDQ $0x00000040, DX
-	SUBQ $0x02, 32(SP)
+	SUBQ $0x02, (SP)
 	JMP  columns155
 
 less156:
@@ -6738,7 +6738,7 @@ less156:
 	IMULQ R8, R14
 	MOVQ  o+0(FP), DI
 	ADDQ  R14, DI
-	MOVQ  $0x00000000, (SP)
+	MOVQ  $0x00000000, 8(SP)
 	SUBQ  $0x03, R10
 	JMP   rows73
 
@@ -6746,10 +6746,10 @@ tile80:
 	MOVQ v+16(FP), DX
 	MOVQ cols+40(FP), R14
 	ADDQ R14, R14
-	MOVQ R14, 32(SP)
+	MOVQ R14, (SP)
 
 columns167:
-	CMPQ   32(SP), $0x02
+	CMPQ   (SP), $0x02
 	JLT    less168
 	VXORPS Y0, Y0, Y0
 	VXORPS Y1, Y1, Y1
@@ -6771,17 +6771,17 @@ columns167:
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
-	CMPQ   (SP), $0x00
-	JEQ    plain172
+	CMPQ   8(SP), $0x00
+	JEQ    plain175
 	SUBQ   $0x10, R13
-	JLT    short175
-	MOVQ   (SP), R11
-	MOVQ   8(SP), AX
-	MOVQ   16(SP), R14
-	MOVQ   24(SP), R8
+	JLT    short174
+	MOVQ   8(SP), R11
+	MOVQ   16(SP), AX
+	MOVQ   24(SP), R14
+	MOVQ   32(SP), R8
 	LEAQ   (SI)(R9*8), CX
 
-positions174:
+positions173:
 	VMOVUPS      (SI), Y8
 	VMOVUPS      32(SI), Y9
 	VBROADCASTSS (R12), Y10
@@ -7055,17 +7055,17 @@ positions174:
 	ADDQ         $0x00000100, R14
 	ADDQ         $0x00000100, R8
 	SUBQ         $0x10, R13
-	JGE          positions174
-	MOVQ         R11, (SP)
-	MOVQ         AX, 8(SP)
-	MOVQ         R14, 16(SP)
-	MOVQ         R8, 24(SP)
+	JGE          positions173
+	MOVQ         R11, 8(SP)
+	MOVQ         AX, 16(SP)
+	MOVQ         R14, 24(SP)
+	MOVQ         R8, 32(SP)
 	MOVQ         oStride+24(FP), R8
 
-short175:
+short174:
 	ADDQ $0x10, R13
 
-plain172:
+plain175:
 	SUBQ $0x04, R13
 	JLT  few170
 
@@ -7133,7 +7133,7 @@ positions176:
 
 few170:
 	ADDQ $0x04, R13
-	JZ   merge173
+	JZ   merge172
 
 some171:
 	VMOVUPS      (SI), Y8
@@ -7154,7 +7154,7 @@ some171:
 	ADDQ         $0x04, R12
 	DECQ         R13
 	JNZ          some171
-	JMP          merge173
+	JMP          merge172
 
 sparse169:
 	TZCNTQ       R13, AX
@@ -7179,7 +7179,7 @@ sparse169:
 	BLSRQ        R13, R13
 	JNZ          sparse169
 
-merge173:
+merge172:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
@@ -7243,7 +7243,7 @@ store177:
 stored178:
 	ADDQ $0x00000040, DI
 	ADDQ $0x00000040, DX
-	SUBQ $0x02, 32(SP)
+	SUBQ $0x02, (SP)
 	JMP  columns167
 
 less168:
@@ -7254,7 +7254,7 @@ less168:
 	IMULQ R8, R14
 	MOVQ  o+0(FP), DI
 	ADDQ  R14, DI
-	MOVQ  $0x00000000, (SP)
+	MOVQ  $0x00000000, 8(SP)
 	SUBQ  $0x04, R10
 	JMP   rows73
 
@@ -7262,10 +7262,10 @@ tile81:
 	MOVQ v+16(FP), DX
 	MOVQ cols+40(FP), R14
 	ADDQ R14, R14
-	MOVQ R14, 32(SP)
+	MOVQ R14, (SP)
 
 columns179:
-	CMPQ   32(SP), $0x02
+	CMPQ   (SP), $0x02
 	JLT    less180
 	VXORPS Y0, Y0, Y0
 	VXORPS Y1, Y1, Y1
@@ -7289,17 +7289,17 @@ columns179:
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
-	CMPQ   (SP), $0x00
-	JEQ    plain184
+	CMPQ   8(SP), $0x00
+	JEQ    plain187
 	SUBQ   $0x10, R13
-	JLT    short187
-	MOVQ   (SP), R11
-	MOVQ   8(SP), AX
-	MOVQ   16(SP), R14
-	MOVQ   24(SP), R8
+	JLT    short186
+	MOVQ   8(SP), R11
+	MOVQ   16(SP), AX
+	MOVQ   24(SP), R14
+	MOVQ   32(SP), R8
 	LEAQ   (SI)(R9*8), CX
 
-positions186:
+positions185:
 	VMOVUPS      (SI), Y10
 	VMOVUPS      32(SI), Y11
 	VBROADCASTSS (R12), Y12
@@ -7621,17 +7621,17 @@ positions186:
 	ADDQ         $0x00000100, R14
 	ADDQ         $0x00000100, R8
 	SUBQ         $0x10, R13
-	JGE          positions186
-	MOVQ         R11, (SP)
-	MOVQ         AX, 8(SP)
-	MOVQ         R14, 16(SP)
-	MOVQ         R8, 24(SP)
+	JGE          positions185
+	MOVQ         R11, 8(SP)
+	MOVQ         AX, 16(SP)
+	MOVQ         R14, 24(SP)
+	MOVQ         R8, 32(SP)
 	MOVQ         oStride+24(FP), R8
 
-short187:
+short186:
 	ADDQ $0x10, R13
 
-plain184:
+plain187:
 	SUBQ $0x04, R13
 	JLT  few182
 
@@ -7711,7 +7711,7 @@ positions188:
 
 few182:
 	ADDQ $0x04, R13
-	JZ   merge185
+	JZ   merge184
 
 some183:
 	VMOVUPS      (SI), Y10
@@ -7735,7 +7735,7 @@ some183:
 	ADDQ         $0x04, R12
 	DECQ         R13
 	JNZ          some183
-	JMP          merge185
+	JMP          merge184
 
 sparse181:
 	TZCNTQ       R13, AX
@@ -7763,7 +7763,7 @@ sparse181:
 	BLSRQ        R13, R13
 	JNZ          sparse181
 
-merge185:
+merge184:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
@@ -7839,7 +7839,7 @@ store189:
 stored190:
 	ADDQ $0x00000040, DI
 	ADDQ $0x00000040, DX
-	SUBQ $0x02, 32(SP)
+	SUBQ $0x02, (SP)
 	JMP  columns179
 
 less180:
@@ -7850,7 +7850,7 @@ less180:
 	IMULQ R8, R14
 	MOVQ  o+0(FP), DI
 	ADDQ  R14, DI
-	MOVQ  $0x00000000, (SP)
+	MOVQ  $0x00000000, 8(SP)
 	SUBQ  $0x05, R10
 	JMP   rows73
 
@@ -10833,17 +10833,17 @@ TEXT ·accumulate_f16_avx2(SB), NOSPLIT, $40-88
 	MOVQ  rows+48(FP), R10
 	LEAQ  (R9)(R9*2), R15
 	MOVQ  ahead+80(FP), R11
-	MOVQ  R11, (SP)
+	MOVQ  R11, 8(SP)
 	TESTQ R11, R11
 	JZ    none262
 	MOVQ  (R11), R14
-	MOVQ  R14, (SP)
-	MOVQ  8(R11), R14
 	MOVQ  R14, 8(SP)
-	MOVQ  16(R11), R14
+	MOVQ  8(R11), R14
 	MOVQ  R14, 16(SP)
-	MOVQ  24(R11), R14
+	MOVQ  16(R11), R14
 	MOVQ  R14, 24(SP)
+	MOVQ  24(R11), R14
+	MOVQ  R14, 32(SP)
 
 none262:
 rows263:
@@ -10854,10 +10854,10 @@ tile272:
 	MOVQ v+16(FP), DX
 	MOVQ cols+40(FP), R14
 	ADDQ R14, R14
-	MOVQ R14, 32(SP)
+	MOVQ R14, (SP)
 
 columns273:
-	CMPQ   32(SP), $0x02
+	CMPQ   (SP), $0x02
 	JLT    less274
 	VXORPS Y0, Y0, Y0
 	VXORPS Y1, Y1, Y1
@@ -10883,17 +10883,17 @@ columns273:
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
-	CMPQ   (SP), $0x00
-	JEQ    plain278
+	CMPQ   8(SP), $0x00
+	JEQ    plain281
 	SUBQ   $0x10, R13
-	JLT    short281
-	MOVQ   (SP), R11
-	MOVQ   8(SP), AX
-	MOVQ   16(SP), R14
-	MOVQ   24(SP), R8
+	JLT    short280
+	MOVQ   8(SP), R11
+	MOVQ   16(SP), AX
+	MOVQ   24(SP), R14
+	MOVQ   32(SP), R8
 	LEAQ   (SI)(R9*8), CX
 
-positions280:
+positions279:
 	VCVTPH2PS    (SI), Y12
 	VCVTPH2PS    16(SI), Y13
 	VBROADCASTSS (R12), Y14
@@ -11255,17 +11255,17 @@ positions280:
 	ADDQ         $0x00000080, R14
 	ADDQ         $0x00000080, R8
 	SUBQ         $0x10, R13
-	JGE          positions280
-	MOVQ         R11, (SP)
-	MOVQ         AX, 8(SP)
-	MOVQ         R14, 16(SP)
-	MOVQ         R8, 24(SP)
+	JGE          positions279
+	MOVQ         R11, 8(SP)
+	MOVQ         AX, 16(SP)
+	MOVQ         R14, 24(SP)
+	MOVQ         R8, 32(SP)
 	MOVQ         oStride+24(FP), R8
 
-short281:
+short280:
 	ADDQ $0x10, R13
 
-plain278:
+plain281:
 	SUBQ $0x04, R13
 	JLT  few276
 
@@ -11357,7 +11357,7 @@ positions282:
 
 few276:
 	ADDQ $0x04, R13
-	JZ   merge279
+	JZ   merge278
 
 some277:
 	VCVTPH2PS    (SI), Y12
@@ -11384,7 +11384,7 @@ some277:
 	ADDQ         $0x04, R12
 	DECQ         R13
 	JNZ          some277
-	JMP          merge279
+	JMP          merge278
 
 sparse275:
 	TZCNTQ       R13, AX
@@ -11415,7 +11415,7 @@ sparse275:
 	BLSRQ        R13, R13
 	JNZ          sparse275
 
-merge279:
+merge278:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
@@ -11503,7 +11503,7 @@ store283:
 stored284:
 	ADDQ $0x00000040, DI
 	ADDQ $0x00000020, DX
-	SUBQ $0x02, 32(SP)
+	SUBQ $0x02, (SP)
 	JMP  columns273
 
 less274:
@@ -11514,7 +11514,7 @@ less274:
 	IMULQ R8, R14
 	MOVQ  o+0(FP), DI
 	ADDQ  R14, DI
-	MOVQ  $0x00000000, (SP)
+	MOVQ  $0x00000000, 8(SP)
 	SUBQ  $0x06, R10
 	JMP   rows263
 
@@ -11539,10 +11539,10 @@ tile267:
 	MOVQ v+16(FP), DX
 	MOVQ cols+40(FP), R14
 	ADDQ R14, R14
-	MOVQ R14, 32(SP)
+	MOVQ R14, (SP)
 
 columns285:
-	CMPQ   32(SP), $0x08
+	CMPQ   (SP), $0x08
 	JLT    less286
 	VXORPS Y0, Y0, Y0
 	VXORPS Y1, Y1, Y1
@@ -11564,17 +11564,17 @@ columns285:
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
-	CMPQ   (SP), $0x00
-	JEQ    plain290
+	CMPQ   8(SP), $0x00
+	JEQ    plain293
 	SUBQ   $0x10, R13
-	JLT    short293
-	MOVQ   (SP), R11
-	MOVQ   8(SP), AX
-	MOVQ   16(SP), R14
-	MOVQ   24(SP), R8
+	JLT    short292
+	MOVQ   8(SP), R11
+	MOVQ   16(SP), AX
+	MOVQ   24(SP), R14
+	MOVQ   32(SP), R8
 	LEAQ   (SI)(R9*8), CX
 
-positions292:
+positions291:
 	VBROADCASTSS (R12), Y8
 	VCVTPH2PS    (SI), Y9
 	VFMADD231PS  Y9, Y8, Y0
@@ -11912,17 +11912,17 @@ positions292:
 	ADDQ         $0x00000200, R14
 	ADDQ         $0x00000200, R8
 	SUBQ         $0x10, R13
-	JGE          positions292
-	MOVQ         R11, (SP)
-	MOVQ         AX, 8(SP)
-	MOVQ         R14, 16(SP)
-	MOVQ         R8, 24(SP)
+	JGE          positions291
+	MOVQ         R11, 8(SP)
+	MOVQ         AX, 16(SP)
+	MOVQ         R14, 24(SP)
+	MOVQ         R8, 32(SP)
 	MOVQ         oStride+24(FP), R8
 
-short293:
+short292:
 	ADDQ $0x10, R13
 
-plain290:
+plain293:
 	SUBQ $0x04, R13
 	JLT  few288
 
@@ -12002,7 +12002,7 @@ positions294:
 
 few288:
 	ADDQ $0x04, R13
-	JZ   merge291
+	JZ   merge290
 
 some289:
 	VBROADCASTSS (R12), Y8
@@ -12026,7 +12026,7 @@ some289:
 	ADDQ         $0x04, R12
 	DECQ         R13
 	JNZ          some289
-	JMP          merge291
+	JMP          merge290
 
 sparse287:
 	TZCNTQ       R13, AX
@@ -12054,7 +12054,7 @@ sparse287:
 	BLSRQ        R13, R13
 	JNZ          sparse287
 
-merge291:
+merge290:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
@@ -12106,12 +12106,12 @@ store295:
 stored296:
 	ADDQ $0x00000100, DI
 	ADDQ $0x00000080, DX
-	SUBQ $0x08, 32(SP)
+	SUBQ $0x08, (SP)
 	JMP  columns285
 
 less286:
 columns297:
-	CMPQ   32(SP), $0x02
+	CMPQ   (SP), $0x02
 	JLT    less298
 	VXORPS Y0, Y0, Y0
 	VXORPS Y1, Y1, Y1
@@ -12127,17 +12127,17 @@ columns297:
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
-	CMPQ   (SP), $0x00
-	JEQ    plain302
+	CMPQ   8(SP), $0x00
+	JEQ    plain305
 	SUBQ   $0x10, R13
-	JLT    short305
-	MOVQ   (SP), R11
-	MOVQ   8(SP), AX
-	MOVQ   16(SP), R14
-	MOVQ   24(SP), R8
+	JLT    short304
+	MOVQ   8(SP), R11
+	MOVQ   16(SP), AX
+	MOVQ   24(SP), R14
+	MOVQ   32(SP), R8
 	LEAQ   (SI)(R9*8), CX
 
-positions304:
+positions303:
 	VBROADCASTSS (R12), Y2
 	VCVTPH2PS    (SI), Y3
 	VFMADD231PS  Y3, Y2, Y0
@@ -12259,17 +12259,17 @@ positions304:
 	ADDQ         $0x00000080, R14
 	ADDQ         $0x00000080, R8
 	SUBQ         $0x10, R13
-	JGE          positions304
-	MOVQ         R11, (SP)
-	MOVQ         AX, 8(SP)
-	MOVQ         R14, 16(SP)
-	MOVQ         R8, 24(SP)
+	JGE          positions303
+	MOVQ         R11, 8(SP)
+	MOVQ         AX, 16(SP)
+	MOVQ         R14, 24(SP)
+	MOVQ         R8, 32(SP)
 	MOVQ         oStride+24(FP), R8
 
-short305:
+short304:
 	ADDQ $0x10, R13
 
-plain302:
+plain305:
 	SUBQ $0x04, R13
 	JLT  few300
 
@@ -12301,7 +12301,7 @@ positions306:
 
 few300:
 	ADDQ $0x04, R13
-	JZ   merge303
+	JZ   merge302
 
 some301:
 	VBROADCASTSS (R12), Y2
@@ -12313,7 +12313,7 @@ some301:
 	ADDQ         $0x04, R12
 	DECQ         R13
 	JNZ          some301
-	JMP          merge303
+	JMP          merge302
 
 sparse299:
 	TZCNTQ       R13, AX
@@ -12329,7 +12329,7 @@ sparse299:
 	BLSRQ        R13, R13
 	JNZ          sparse299
 
-merge303:
+merge302:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
@@ -12357,7 +12357,7 @@ store307:
 stored308:
 	ADDQ $0x00000040, DI
 	ADDQ $0x00000020, DX
-	SUBQ $0x02, 32(SP)
+	SUBQ $0x02, (SP)
 	JMP  columns297
 
 less298:
@@ -12368,7 +12368,7 @@ less298:
 	IMULQ R8, R14
 	MOVQ  o+0(FP), DI
 	ADDQ  R14, DI
-	MOVQ  $0x00000000, (SP)
+	MOVQ  $0x00000000, 8(SP)
 	SUBQ  $0x01, R10
 	JMP   rows263
 
@@ -12376,10 +12376,10 @@ tile268:
 	MOVQ v+16(FP), DX
 	MOVQ cols+40(FP), R14
 	ADDQ R14, R14
-	MOVQ R14, 32(SP)
+	MOVQ R14, (SP)
 
 columns309:
-	CMPQ   32(SP), $0x04
+	CMPQ   (SP), $0x04
 	JLT    less310
 	VXORPS Y0, Y0, Y0
 	VXORPS Y1, Y1, Y1
@@ -12401,17 +12401,17 @@ columns309:
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
-	CMPQ   (SP), $0x00
-	JEQ    plain314
+	CMPQ   8(SP), $0x00
+	JEQ    plain317
 	SUBQ   $0x10, R13
-	JLT    short317
-	MOVQ   (SP), R11
-	MOVQ   8(SP), AX
-	MOVQ   16(SP), R14
-	MOVQ   24(SP), R8
+	JLT    short316
+	MOVQ   8(SP), R11
+	MOVQ   16(SP), AX
+	MOVQ   24(SP), R14
+	MOVQ   32(SP), R8
 	LEAQ   (SI)(R9*8), CX
 
-positions316:
+positions315:
 	VBROADCASTSS (R12), Y8
 	VBROADCASTSS 256(R12), Y9
 	VCVTPH2PS    (SI), Y10
@@ -12685,17 +12685,17 @@ positions316:
 	ADDQ         $0x00000100, R14
 	ADDQ         $0x00000100, R8
 	SUBQ         $0x10, R13
-	JGE          positions316
-	MOVQ         R11, (SP)
-	MOVQ         AX, 8(SP)
-	MOVQ         R14, 16(SP)
-	MOVQ         R8, 24(SP)
+	JGE          positions315
+	MOVQ         R11, 8(SP)
+	MOVQ         AX, 16(SP)
+	MOVQ         R14, 24(SP)
+	MOVQ         R8, 32(SP)
 	MOVQ         oStride+24(FP), R8
 
-short317:
+short316:
 	ADDQ $0x10, R13
 
-plain314:
+plain317:
 	SUBQ $0x04, R13
 	JLT  few312
 
@@ -12763,7 +12763,7 @@ positions318:
 
 few312:
 	ADDQ $0x04, R13
-	JZ   merge315
+	JZ   merge314
 
 some313:
 	VBROADCASTSS (R12), Y8
@@ -12784,7 +12784,7 @@ some313:
 	ADDQ         $0x04, R12
 	DECQ         R13
 	JNZ          some313
-	JMP          merge315
+	JMP          merge314
 
 sparse311:
 	TZCNTQ       R13, AX
@@ -12809,7 +12809,7 @@ sparse311:
 	BLSRQ        R13, R13
 	JNZ          sparse311
 
-merge315:
+merge314:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
@@ -12865,12 +12865,12 @@ store319:
 stored320:
 	ADDQ $0x00000080, DI
 	ADDQ $0x00000040, DX
-	SUBQ $0x04, 32(SP)
+	SUBQ $0x04, (SP)
 	JMP  columns309
 
 less310:
 columns321:
-	CMPQ   32(SP), $0x02
+	CMPQ   (SP), $0x02
 	JLT    less322
 	VXORPS Y0, Y0, Y0
 	VXORPS Y1, Y1, Y1
@@ -12888,17 +12888,17 @@ columns321:
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
-	CMPQ   (SP), $0x00
-	JEQ    plain326
+	CMPQ   8(SP), $0x00
+	JEQ    plain329
 	SUBQ   $0x10, R13
-	JLT    short329
-	MOVQ   (SP), R11
-	MOVQ   8(SP), AX
-	MOVQ   16(SP), R14
-	MOVQ   24(SP), R8
+	JLT    short328
+	MOVQ   8(SP), R11
+	MOVQ   16(SP), AX
+	MOVQ   24(SP), R14
+	MOVQ   32(SP), R8
 	LEAQ   (SI)(R9*8), CX
 
-positions328:
+positions327:
 	VCVTPH2PS    (SI), Y4
 	VCVTPH2PS    16(SI), Y5
 	VBROADCASTSS (R12), Y6
@@ -13068,17 +13068,17 @@ positions328:
 	ADDQ         $0x00000080, R14
 	ADDQ         $0x00000080, R8
 	SUBQ         $0x10, R13
-	JGE          positions328
-	MOVQ         R11, (SP)
-	MOVQ         AX, 8(SP)
-	MOVQ         R14, 16(SP)
-	MOVQ         R8, 24(SP)
+	JGE          positions327
+	MOVQ         R11, 8(SP)
+	MOVQ         AX, 16(SP)
+	MOVQ         R14, 24(SP)
+	MOVQ         R8, 32(SP)
 	MOVQ         oStride+24(FP), R8
 
-short329:
+short328:
 	ADDQ $0x10, R13
 
-plain326:
+plain329:
 	SUBQ $0x04, R13
 	JLT  few324
 
@@ -13122,7 +13122,7 @@ positions330:
 
 few324:
 	ADDQ $0x04, R13
-	JZ   merge327
+	JZ   merge326
 
 some325:
 	VCVTPH2PS    (SI), Y4
@@ -13137,7 +13137,7 @@ some325:
 	ADDQ         $0x04, R12
 	DECQ         R13
 	JNZ          some325
-	JMP          merge327
+	JMP          merge326
 
 sparse323:
 	TZCNTQ       R13, AX
@@ -13156,7 +13156,7 @@ sparse323:
 	BLSRQ        R13, R13
 	JNZ          sparse323
 
-merge327:
+merge326:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
@@ -13196,7 +13196,7 @@ store331:
 stored332:
 	ADDQ $0x00000040, DI
 	ADDQ $0x00000020, DX
-	SUBQ $0x02, 32(SP)
+	SUBQ $0x02, (SP)
 	JMP  columns321
 
 less322:
@@ -13207,7 +13207,7 @@ less322:
 	IMULQ R8, R14
 	MOVQ  o+0(FP), DI
 	ADDQ  R14, DI
-	MOVQ  $0x00000000, (SP)
+	MOVQ  $0x00000000, 8(SP)
 	SUBQ  $0x02, R10
 	JMP   rows263
 
@@ -13215,10 +13215,10 @@ tile269:
 	MOVQ v+16(FP), DX
 	MOVQ cols+40(FP), R14
 	ADDQ R14, R14
-	MOVQ R14, 32(SP)
+	MOVQ R14, (SP)
 
 columns333:
-	CMPQ   32(SP), $0x04
+	CMPQ   (SP), $0x04
 	JLT    less334
 	VXORPS Y0, Y0, Y0
 	VXORPS Y1, Y1, Y1
@@ -13244,17 +13244,17 @@ columns333:
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
-	CMPQ   (SP), $0x00
-	JEQ    plain338
+	CMPQ   8(SP), $0x00
+	JEQ    plain341
 	SUBQ   $0x10, R13
-	JLT    short341
-	MOVQ   (SP), R11
-	MOVQ   8(SP), AX
-	MOVQ   16(SP), R14
-	MOVQ   24(SP), R8
+	JLT    short340
+	MOVQ   8(SP), R11
+	MOVQ   16(SP), AX
+	MOVQ   24(SP), R14
+	MOVQ   32(SP), R8
 	LEAQ   (SI)(R9*8), CX
 
-positions340:
+positions339:
 	VBROADCASTSS (R12), Y12
 	VBROADCASTSS 256(R12), Y13
 	VBROADCASTSS 512(R12), Y14
@@ -13608,17 +13608,17 @@ positions340:
 	ADDQ         $0x00000100, R14
 	ADDQ         $0x00000100, R8
 	SUBQ         $0x10, R13
-	JGE          positions340
-	MOVQ         R11, (SP)
-	MOVQ         AX, 8(SP)
-	MOVQ         R14, 16(SP)
-	MOVQ         R8, 24(SP)
+	JGE          positions339
+	MOVQ         R11, 8(SP)
+	MOVQ         AX, 16(SP)
+	MOVQ         R14, 24(SP)
+	MOVQ         R8, 32(SP)
 	MOVQ         oStride+24(FP), R8
 
-short341:
+short340:
 	ADDQ $0x10, R13
 
-plain338:
+plain341:
 	SUBQ $0x04, R13
 	JLT  few336
 
@@ -13706,7 +13706,7 @@ positions342:
 
 few336:
 	ADDQ $0x04, R13
-	JZ   merge339
+	JZ   merge338
 
 some337:
 	VBROADCASTSS (R12), Y12
@@ -13732,7 +13732,7 @@ some337:
 	ADDQ         $0x04, R12
 	DECQ         R13
 	JNZ          some337
-	JMP          merge339
+	JMP          merge338
 
 sparse335:
 	TZCNTQ       R13, AX
@@ -13762,7 +13762,7 @@ sparse335:
 	BLSRQ        R13, R13
 	JNZ          sparse335
 
-merge339:
+merge338:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
@@ -13838,12 +13838,12 @@ store343:
 stored344:
 	ADDQ $0x00000080, DI
 	ADDQ $0x00000040, DX
-	SUBQ $0x04, 32(SP)
+	SUBQ $0x04, (SP)
 	JMP  columns333
 
 less334:
 columns345:
-	CMPQ   32(SP), $0x02
+	CMPQ   (SP), $0x02
 	JLT    less346
 	VXORPS Y0, Y0, Y0
 	VXORPS Y1, Y1, Y1
@@ -13863,17 +13863,17 @@ columns345:
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
-	CMPQ   (SP), $0x00
-	JEQ    plain350
+	CMPQ   8(SP), $0x00
+	JEQ    plain353
 	SUBQ   $0x10, R13
-	JLT    short353
-	MOVQ   (SP), R11
-	MOVQ   8(SP), AX
-	MOVQ   16(SP), R14
-	MOVQ   24(SP), R8
+	JLT    short352
+	MOVQ   8(SP), R11
+	MOVQ   16(SP), AX
+	MOVQ   24(SP), R14
+	MOVQ   32(SP), R8
 	LEAQ   (SI)(R9*8), CX
 
-positions352:
+positions351:
 	VCVTPH2PS    (SI), Y6
 	VCVTPH2PS    16(SI), Y7
 	VBROADCASTSS (R12), Y8
@@ -14091,17 +14091,17 @@ positions352:
 	ADDQ         $0x00000080, R14
 	ADDQ         $0x00000080, R8
 	SUBQ         $0x10, R13
-	JGE          positions352
-	MOVQ         R11, (SP)
-	MOVQ         AX, 8(SP)
-	MOVQ         R14, 16(SP)
-	MOVQ         R8, 24(SP)
+	JGE          positions351
+	MOVQ         R11, 8(SP)
+	MOVQ         AX, 16(SP)
+	MOVQ         R14, 24(SP)
+	MOVQ         R8, 32(SP)
 	MOVQ         oStride+24(FP), R8
 
-short353:
+short352:
 	ADDQ $0x10, R13
 
-plain350:
+plain353:
 	SUBQ $0x04, R13
 	JLT  few348
 
@@ -14157,7 +14157,7 @@ positions354:
 
 few348:
 	ADDQ $0x04, R13
-	JZ   merge351
+	JZ   merge350
 
 some349:
 	VCVTPH2PS    (SI), Y6
@@ -14175,7 +14175,7 @@ some349:
 	ADDQ         $0x04, R12
 	DECQ         R13
 	JNZ          some349
-	JMP          merge351
+	JMP          merge350
 
 sparse347:
 	TZCNTQ       R13, AX
@@ -14197,7 +14197,7 @@ sparse347:
 	BLSRQ        R13, R13
 	JNZ          sparse347
 
-merge351:
+merge350:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
@@ -14249,7 +14249,7 @@ store355:
 stored356:
 	ADDQ $0x00000040, DI
 	ADDQ $0x00000020, DX
-	SUBQ $0x02, 32(SP)
+	SUBQ $0x02, (SP)
 	JMP  columns345
 
 less346:
@@ -14260,7 +14260,7 @@ less346:
 	IMULQ R8, R14
 	MOVQ  o+0(FP), DI
 	ADDQ  R14, DI
-	MOVQ  $0x00000000, (SP)
+	MOVQ  $0x00000000, 8(SP)
 	SUBQ  $0x03, R10
 	JMP   rows263
 
@@ -14268,10 +14268,10 @@ tile270:
 	MOVQ v+16(FP), DX
 	MOVQ cols+40(FP), R14
 	ADDQ R14, R14
-	MOVQ R14, 32(SP)
+	MOVQ R14, (SP)
 
 columns357:
-	CMPQ   32(SP), $0x02
+	CMPQ   (SP), $0x02
 	JLT    less358
 	VXORPS Y0, Y0, Y0
 	VXORPS Y1, Y1, Y1
@@ -14293,17 +14293,17 @@ columns357:
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
-	CMPQ   (SP), $0x00
-	JEQ    plain362
+	CMPQ   8(SP), $0x00
+	JEQ    plain365
 	SUBQ   $0x10, R13
-	JLT    short365
-	MOVQ   (SP), R11
-	MOVQ   8(SP), AX
-	MOVQ   16(SP), R14
-	MOVQ   24(SP), R8
+	JLT    short364
+	MOVQ   8(SP), R11
+	MOVQ   16(SP), AX
+	MOVQ   24(SP), R14
+	MOVQ   32(SP), R8
 	LEAQ   (SI)(R9*8), CX
 
-positions364:
+positions363:
 	VCVTPH2PS    (SI), Y8
 	VCVTPH2PS    16(SI), Y9
 	VBROADCASTSS (R12), Y10
@@ -14569,17 +14569,17 @@ positions364:
 	ADDQ         $0x00000080, R14
 	ADDQ         $0x00000080, R8
 	SUBQ         $0x10, R13
-	JGE          positions364
-	MOVQ         R11, (SP)
-	MOVQ         AX, 8(SP)
-	MOVQ         R14, 16(SP)
-	MOVQ         R8, 24(SP)
+	JGE          positions363
+	MOVQ         R11, 8(SP)
+	MOVQ         AX, 16(SP)
+	MOVQ         R14, 24(SP)
+	MOVQ         R8, 32(SP)
 	MOVQ         oStride+24(FP), R8
 
-short365:
+short364:
 	ADDQ $0x10, R13
 
-plain362:
+plain365:
 	SUBQ $0x04, R13
 	JLT  few360
 
@@ -14647,7 +14647,7 @@ positions366:
 
 few360:
 	ADDQ $0x04, R13
-	JZ   merge363
+	JZ   merge362
 
 some361:
 	VCVTPH2PS    (SI), Y8
@@ -14668,7 +14668,7 @@ some361:
 	ADDQ         $0x04, R12
 	DECQ         R13
 	JNZ          some361
-	JMP          merge363
+	JMP          merge362
 
 sparse359:
 	TZCNTQ       R13, AX
@@ -14693,7 +14693,7 @@ sparse359:
 	BLSRQ        R13, R13
 	JNZ          sparse359
 
-merge363:
+merge362:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
@@ -14757,7 +14757,7 @@ store367:
 stored368:
 	ADDQ $0x00000040, DI
 	ADDQ $0x00000020, DX
-	SUBQ $0x02, 32(SP)
+	SUBQ $0x02, (SP)
 	JMP  columns357
 
 less358:
@@ -14768,7 +14768,7 @@ less358:
 	IMULQ R8, R14
 	MOVQ  o+0(FP), DI
 	ADDQ  R14, DI
-	MOVQ  $0x00000000, (SP)
+	MOVQ  $0x00000000, 8(SP)
 	SUBQ  $0x04, R10
 	JMP   rows263
 
@@ -14776,10 +14776,10 @@ tile271:
 	MOVQ v+16(FP), DX
 	MOVQ cols+40(FP), R14
 	ADDQ R14, R14
-	MOVQ R14, 32(SP)
+	MOVQ R14, (SP)
 
 columns369:
-	CMPQ   32(SP), $0x02
+	CMPQ   (SP), $0x02
 	JLT    less370
 	VXORPS Y0, Y0, Y0
 	VXORPS Y1, Y1, Y1
@@ -14803,17 +14803,17 @@ columns369:
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
-	CMPQ   (SP), $0x00
-	JEQ    plain374
+	CMPQ   8(SP), $0x00
+	JEQ    plain377
 	SUBQ   $0x10, R13
-	JLT    short377
-	MOVQ   (SP), R11
-	MOVQ   8(SP), AX
-	MOVQ   16(SP), R14
-	MOVQ   24(SP), R8
+	JLT    short376
+	MOVQ   8(SP), R11
+	MOVQ   16(SP), AX
+	MOVQ   24(SP), R14
+	MOVQ   32(SP), R8
 	LEAQ   (SI)(R9*8), CX
 
-positions376:
+positions375:
 	VCVTPH2PS    (SI), Y10
 	VCVTPH2PS    16(SI), Y11
 	VBROADCASTSS (R12), Y12
@@ -15127,17 +15127,17 @@ positions376:
 	ADDQ         $0x00000080, R14
 	ADDQ         $0x00000080, R8
 	SUBQ         $0x10, R13
-	JGE          positions376
-	MOVQ         R11, (SP)
-	MOVQ         AX, 8(SP)
-	MOVQ         R14, 16(SP)
-	MOVQ         R8, 24(SP)
+	JGE          positions375
+	MOVQ         R11, 8(SP)
+	MOVQ         AX, 16(SP)
+	MOVQ         R14, 24(SP)
+	MOVQ         R8, 32(SP)
 	MOVQ         oStride+24(FP), R8
 
-short377:
+short376:
 	ADDQ $0x10, R13
 
-plain374:
+plain377:
 	SUBQ $0x04, R13
 	JLT  few372
 
@@ -15217,7 +15217,7 @@ positions378:
 
 few372:
 	ADDQ $0x04, R13
-	JZ   merge375
+	JZ   merge374
 
 some373:
 	VCVTPH2PS    (SI), Y10
@@ -15241,7 +15241,7 @@ some373:
 	ADDQ         $0x04, R12
 	DECQ         R13
 	JNZ          some373
-	JMP          merge375
+	JMP          merge374
 
 sparse371:
 	TZCNTQ       R13, AX
@@ -15269,7 +15269,7 @@ sparse371:
 	BLSRQ        R13, R13
 	JNZ          sparse371
 
-merge375:
+merge374:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
@@ -15345,7 +15345,7 @@ store379:
 stored380:
 	ADDQ $0x00000040, DI
 	ADDQ $0x00000020, DX
-	SUBQ $0x02, 32(SP)
+	SUBQ $0x02, (SP)
 	JMP  columns369
 
 less370:
@@ -15356,7 +15356,7 @@ less370:
 	IMULQ R8, R14
 	MOVQ  o+0(FP), DI
 	ADDQ  R14, DI
-	MOVQ  $0x00000000, (SP)
+	MOVQ  $0x00000000, 8(SP)
 	SUBQ  $0x05, R10
 	JMP   rows263
 
@@ -18801,17 +18801,17 @@ TEXT ·accumulate_bf16_avx2(SB), NOSPLIT, $40-88
 	MOVQ  rows+48(FP), R10
 	LEAQ  (R9)(R9*2), R15
 	MOVQ  ahead+80(FP), R11
-	MOVQ  R11, (SP)
+	MOVQ  R11, 8(SP)
 	TESTQ R11, R11
 	JZ    none452
 	MOVQ  (R11), R14
-	MOVQ  R14, (SP)
-	MOVQ  8(R11), R14
 	MOVQ  R14, 8(SP)
-	MOVQ  16(R11), R14
+	MOVQ  8(R11), R14
 	MOVQ  R14, 16(SP)
-	MOVQ  24(R11), R14
+	MOVQ  16(R11), R14
 	MOVQ  R14, 24(SP)
+	MOVQ  24(R11), R14
+	MOVQ  R14, 32(SP)
 
 none452:
 rows453:
@@ -18822,10 +18822,10 @@ tile462:
 	MOVQ v+16(FP), DX
 	MOVQ cols+40(FP), R14
 	ADDQ R14, R14
-	MOVQ R14, 32(SP)
+	MOVQ R14, (SP)
 
 columns463:
-	CMPQ   32(SP), $0x02
+	CMPQ   (SP), $0x02
 	JLT    less464
 	VXORPS Y0, Y0, Y0
 	VXORPS Y1, Y1, Y1
@@ -18851,17 +18851,17 @@ columns463:
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
-	CMPQ   (SP), $0x00
-	JEQ    plain468
+	CMPQ   8(SP), $0x00
+	JEQ    plain471
 	SUBQ   $0x10, R13
-	JLT    short471
-	MOVQ   (SP), R11
-	MOVQ   8(SP), AX
-	MOVQ   16(SP), R14
-	MOVQ   24(SP), R8
+	JLT    short470
+	MOVQ   8(SP), R11
+	MOVQ   16(SP), AX
+	MOVQ   24(SP), R14
+	MOVQ   32(SP), R8
 	LEAQ   (SI)(R9*8), CX
 
-positions470:
+positions469:
 	VBROADCASTI128 (SI), Y12
 	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
 	VBROADCASTI128 16(SI), Y13
@@ -19255,17 +19255,17 @@ positions470:
 	ADDQ           $0x00000080, R14
 	ADDQ           $0x00000080, R8
 	SUBQ           $0x10, R13
-	JGE            positions470
-	MOVQ           R11, (SP)
-	MOVQ           AX, 8(SP)
-	MOVQ           R14, 16(SP)
-	MOVQ           R8, 24(SP)
+	JGE            positions469
+	MOVQ           R11, 8(SP)
+	MOVQ           AX, 16(SP)
+	MOVQ           R14, 24(SP)
+	MOVQ           R8, 32(SP)
 	MOVQ           oStride+24(FP), R8
 
-short471:
+short470:
 	ADDQ $0x10, R13
 
-plain468:
+plain471:
 	SUBQ $0x04, R13
 	JLT  few466
 
@@ -19365,7 +19365,7 @@ positions472:
 
 few466:
 	ADDQ $0x04, R13
-	JZ   merge469
+	JZ   merge468
 
 some467:
 	VBROADCASTI128 (SI), Y12
@@ -19394,7 +19394,7 @@ some467:
 	ADDQ           $0x04, R12
 	DECQ           R13
 	JNZ            some467
-	JMP            merge469
+	JMP            merge468
 
 sparse465:
 	TZCNTQ         R13, AX
@@ -19427,7 +19427,7 @@ sparse465:
 	BLSRQ          R13, R13
 	JNZ            sparse465
 
-merge469:
+merge468:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
@@ -19515,7 +19515,7 @@ store473:
 stored474:
 	ADDQ $0x00000040, DI
 	ADDQ $0x00000020, DX
-	SUBQ $0x02, 32(SP)
+	SUBQ $0x02, (SP)
 	JMP  columns463
 
 less464:
@@ -19526,7 +19526,7 @@ less464:
 	IMULQ R8, R14
 	MOVQ  o+0(FP), DI
 	ADDQ  R14, DI
-	MOVQ  $0x00000000, (SP)
+	MOVQ  $0x00000000, 8(SP)
 	SUBQ  $0x06, R10
 	JMP   rows453
 
@@ -19551,10 +19551,10 @@ tile457:
 	MOVQ v+16(FP), DX
 	MOVQ cols+40(FP), R14
 	ADDQ R14, R14
-	MOVQ R14, 32(SP)
+	MOVQ R14, (SP)
 
 columns475:
-	CMPQ   32(SP), $0x08
+	CMPQ   (SP), $0x08
 	JLT    less476
 	VXORPS Y0, Y0, Y0
 	VXORPS Y1, Y1, Y1
@@ -19576,17 +19576,17 @@ columns475:
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
-	CMPQ   (SP), $0x00
-	JEQ    plain480
+	CMPQ   8(SP), $0x00
+	JEQ    plain483
 	SUBQ   $0x10, R13
-	JLT    short483
-	MOVQ   (SP), R11
-	MOVQ   8(SP), AX
-	MOVQ   16(SP), R14
-	MOVQ   24(SP), R8
+	JLT    short482
+	MOVQ   8(SP), R11
+	MOVQ   16(SP), AX
+	MOVQ   24(SP), R14
+	MOVQ   32(SP), R8
 	LEAQ   (SI)(R9*8), CX
 
-positions482:
+positions481:
 	VBROADCASTSS   (R12), Y8
 	VBROADCASTI128 (SI), Y9
 	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
@@ -20052,17 +20052,17 @@ positions482:
 	ADDQ           $0x00000200, R14
 	ADDQ           $0x00000200, R8
 	SUBQ           $0x10, R13
-	JGE            positions482
-	MOVQ           R11, (SP)
-	MOVQ           AX, 8(SP)
-	MOVQ           R14, 16(SP)
-	MOVQ           R8, 24(SP)
+	JGE            positions481
+	MOVQ           R11, 8(SP)
+	MOVQ           AX, 16(SP)
+	MOVQ           R14, 24(SP)
+	MOVQ           R8, 32(SP)
 	MOVQ           oStride+24(FP), R8
 
-short483:
+short482:
 	ADDQ $0x10, R13
 
-plain480:
+plain483:
 	SUBQ $0x04, R13
 	JLT  few478
 
@@ -20174,7 +20174,7 @@ positions484:
 
 few478:
 	ADDQ $0x04, R13
-	JZ   merge481
+	JZ   merge480
 
 some479:
 	VBROADCASTSS   (R12), Y8
@@ -20206,7 +20206,7 @@ some479:
 	ADDQ           $0x04, R12
 	DECQ           R13
 	JNZ            some479
-	JMP            merge481
+	JMP            merge480
 
 sparse477:
 	TZCNTQ         R13, AX
@@ -20242,7 +20242,7 @@ sparse477:
 	BLSRQ          R13, R13
 	JNZ            sparse477
 
-merge481:
+merge480:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
@@ -20294,12 +20294,12 @@ store485:
 stored486:
 	ADDQ $0x00000100, DI
 	ADDQ $0x00000080, DX
-	SUBQ $0x08, 32(SP)
+	SUBQ $0x08, (SP)
 	JMP  columns475
 
 less476:
 columns487:
-	CMPQ   32(SP), $0x02
+	CMPQ   (SP), $0x02
 	JLT    less488
 	VXORPS Y0, Y0, Y0
 	VXORPS Y1, Y1, Y1
@@ -20315,17 +20315,17 @@ columns487:
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
-	CMPQ   (SP), $0x00
-	JEQ    plain492
+	CMPQ   8(SP), $0x00
+	JEQ    plain495
 	SUBQ   $0x10, R13
-	JLT    short495
-	MOVQ   (SP), R11
-	MOVQ   8(SP), AX
-	MOVQ   16(SP), R14
-	MOVQ   24(SP), R8
+	JLT    short494
+	MOVQ   8(SP), R11
+	MOVQ   16(SP), AX
+	MOVQ   24(SP), R14
+	MOVQ   32(SP), R8
 	LEAQ   (SI)(R9*8), CX
 
-positions494:
+positions493:
 	VBROADCASTSS   (R12), Y2
 	VBROADCASTI128 (SI), Y3
 	VPSHUFB        upper_avx2<>+0(SB), Y3, Y3
@@ -20479,17 +20479,17 @@ positions494:
 	ADDQ           $0x00000080, R14
 	ADDQ           $0x00000080, R8
 	SUBQ           $0x10, R13
-	JGE            positions494
-	MOVQ           R11, (SP)
-	MOVQ           AX, 8(SP)
-	MOVQ           R14, 16(SP)
-	MOVQ           R8, 24(SP)
+	JGE            positions493
+	MOVQ           R11, 8(SP)
+	MOVQ           AX, 16(SP)
+	MOVQ           R14, 24(SP)
+	MOVQ           R8, 32(SP)
 	MOVQ           oStride+24(FP), R8
 
-short495:
+short494:
 	ADDQ $0x10, R13
 
-plain492:
+plain495:
 	SUBQ $0x04, R13
 	JLT  few490
 
@@ -20529,7 +20529,7 @@ positions496:
 
 few490:
 	ADDQ $0x04, R13
-	JZ   merge493
+	JZ   merge492
 
 some491:
 	VBROADCASTSS   (R12), Y2
@@ -20543,7 +20543,7 @@ some491:
 	ADDQ           $0x04, R12
 	DECQ           R13
 	JNZ            some491
-	JMP            merge493
+	JMP            merge492
 
 sparse489:
 	TZCNTQ         R13, AX
@@ -20561,7 +20561,7 @@ sparse489:
 	BLSRQ          R13, R13
 	JNZ            sparse489
 
-merge493:
+merge492:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
@@ -20589,7 +20589,7 @@ store497:
 stored498:
 	ADDQ $0x00000040, DI
 	ADDQ $0x00000020, DX
-	SUBQ $0x02, 32(SP)
+	SUBQ $0x02, (SP)
 	JMP  columns487
 
 less488:
@@ -20600,7 +20600,7 @@ less488:
 	IMULQ R8, R14
 	MOVQ  o+0(FP), DI
 	ADDQ  R14, DI
-	MOVQ  $0x00000000, (SP)
+	MOVQ  $0x00000000, 8(SP)
 	SUBQ  $0x01, R10
 	JMP   rows453
 
@@ -20608,10 +20608,10 @@ tile458:
 	MOVQ v+16(FP), DX
 	MOVQ cols+40(FP), R14
 	ADDQ R14, R14
-	MOVQ R14, 32(SP)
+	MOVQ R14, (SP)
 
 columns499:
-	CMPQ   32(SP), $0x04
+	CMPQ   (SP), $0x04
 	JLT    less500
 	VXORPS Y0, Y0, Y0
 	VXORPS Y1, Y1, Y1
@@ -20633,17 +20633,17 @@ columns499:
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
-	CMPQ   (SP), $0x00
-	JEQ    plain504
+	CMPQ   8(SP), $0x00
+	JEQ    plain507
 	SUBQ   $0x10, R13
-	JLT    short507
-	MOVQ   (SP), R11
-	MOVQ   8(SP), AX
-	MOVQ   16(SP), R14
-	MOVQ   24(SP), R8
+	JLT    short506
+	MOVQ   8(SP), R11
+	MOVQ   16(SP), AX
+	MOVQ   24(SP), R14
+	MOVQ   32(SP), R8
 	LEAQ   (SI)(R9*8), CX
 
-positions506:
+positions505:
 	VBROADCASTSS   (R12), Y8
 	VBROADCASTSS   256(R12), Y9
 	VBROADCASTI128 (SI), Y10
@@ -20981,17 +20981,17 @@ positions506:
 	ADDQ           $0x00000100, R14
 	ADDQ           $0x00000100, R8
 	SUBQ           $0x10, R13
-	JGE            positions506
-	MOVQ           R11, (SP)
-	MOVQ           AX, 8(SP)
-	MOVQ           R14, 16(SP)
-	MOVQ           R8, 24(SP)
+	JGE            positions505
+	MOVQ           R11, 8(SP)
+	MOVQ           AX, 16(SP)
+	MOVQ           R14, 24(SP)
+	MOVQ           R8, 32(SP)
 	MOVQ           oStride+24(FP), R8
 
-short507:
+short506:
 	ADDQ $0x10, R13
 
-plain504:
+plain507:
 	SUBQ $0x04, R13
 	JLT  few502
 
@@ -21075,7 +21075,7 @@ positions508:
 
 few502:
 	ADDQ $0x04, R13
-	JZ   merge505
+	JZ   merge504
 
 some503:
 	VBROADCASTSS   (R12), Y8
@@ -21100,7 +21100,7 @@ some503:
 	ADDQ           $0x04, R12
 	DECQ           R13
 	JNZ            some503
-	JMP            merge505
+	JMP            merge504
 
 sparse501:
 	TZCNTQ         R13, AX
@@ -21129,7 +21129,7 @@ sparse501:
 	BLSRQ          R13, R13
 	JNZ            sparse501
 
-merge505:
+merge504:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
@@ -21185,12 +21185,12 @@ store509:
 stored510:
 	ADDQ $0x00000080, DI
 	ADDQ $0x00000040, DX
-	SUBQ $0x04, 32(SP)
+	SUBQ $0x04, (SP)
 	JMP  columns499
 
 less500:
 columns511:
-	CMPQ   32(SP), $0x02
+	CMPQ   (SP), $0x02
 	JLT    less512
 	VXORPS Y0, Y0, Y0
 	VXORPS Y1, Y1, Y1
@@ -21208,17 +21208,17 @@ columns511:
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
-	CMPQ   (SP), $0x00
-	JEQ    plain516
+	CMPQ   8(SP), $0x00
+	JEQ    plain519
 	SUBQ   $0x10, R13
-	JLT    short519
-	MOVQ   (SP), R11
-	MOVQ   8(SP), AX
-	MOVQ   16(SP), R14
-	MOVQ   24(SP), R8
+	JLT    short518
+	MOVQ   8(SP), R11
+	MOVQ   16(SP), AX
+	MOVQ   24(SP), R14
+	MOVQ   32(SP), R8
 	LEAQ   (SI)(R9*8), CX
 
-positions518:
+positions517:
 	VBROADCASTI128 (SI), Y4
 	VPSHUFB        upper_avx2<>+0(SB), Y4, Y4
 	VBROADCASTI128 16(SI), Y5
@@ -21420,17 +21420,17 @@ positions518:
 	ADDQ           $0x00000080, R14
 	ADDQ           $0x00000080, R8
 	SUBQ           $0x10, R13
-	JGE            positions518
-	MOVQ           R11, (SP)
-	MOVQ           AX, 8(SP)
-	MOVQ           R14, 16(SP)
-	MOVQ           R8, 24(SP)
+	JGE            positions517
+	MOVQ           R11, 8(SP)
+	MOVQ           AX, 16(SP)
+	MOVQ           R14, 24(SP)
+	MOVQ           R8, 32(SP)
 	MOVQ           oStride+24(FP), R8
 
-short519:
+short518:
 	ADDQ $0x10, R13
 
-plain516:
+plain519:
 	SUBQ $0x04, R13
 	JLT  few514
 
@@ -21482,7 +21482,7 @@ positions520:
 
 few514:
 	ADDQ $0x04, R13
-	JZ   merge517
+	JZ   merge516
 
 some515:
 	VBROADCASTI128 (SI), Y4
@@ -21499,7 +21499,7 @@ some515:
 	ADDQ           $0x04, R12
 	DECQ           R13
 	JNZ            some515
-	JMP            merge517
+	JMP            merge516
 
 sparse513:
 	TZCNTQ         R13, AX
@@ -21520,7 +21520,7 @@ sparse513:
 	BLSRQ          R13, R13
 	JNZ            sparse513
 
-merge517:
+merge516:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
@@ -21560,7 +21560,7 @@ store521:
 stored522:
 	ADDQ $0x00000040, DI
 	ADDQ $0x00000020, DX
-	SUBQ $0x02, 32(SP)
+	SUBQ $0x02, (SP)
 	JMP  columns511
 
 less512:
@@ -21571,7 +21571,7 @@ less512:
 	IMULQ R8, R14
 	MOVQ  o+0(FP), DI
 	ADDQ  R14, DI
-	MOVQ  $0x00000000, (SP)
+	MOVQ  $0x00000000, 8(SP)
 	SUBQ  $0x02, R10
 	JMP   rows453
 
@@ -21579,10 +21579,10 @@ tile459:
 	MOVQ v+16(FP), DX
 	MOVQ cols+40(FP), R14
 	ADDQ R14, R14
-	MOVQ R14, 32(SP)
+	MOVQ R14, (SP)
 
 columns523:
-	CMPQ   32(SP), $0x04
+	CMPQ   (SP), $0x04
 	JLT    less524
 	VXORPS Y0, Y0, Y0
 	VXORPS Y1, Y1, Y1
@@ -21608,17 +21608,17 @@ columns523:
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
-	CMPQ   (SP), $0x00
-	JEQ    plain528
+	CMPQ   8(SP), $0x00
+	JEQ    plain531
 	SUBQ   $0x10, R13
-	JLT    short531
-	MOVQ   (SP), R11
-	MOVQ   8(SP), AX
-	MOVQ   16(SP), R14
-	MOVQ   24(SP), R8
+	JLT    short530
+	MOVQ   8(SP), R11
+	MOVQ   16(SP), AX
+	MOVQ   24(SP), R14
+	MOVQ   32(SP), R8
 	LEAQ   (SI)(R9*8), CX
 
-positions530:
+positions529:
 	VBROADCASTSS   (R12), Y12
 	VBROADCASTSS   256(R12), Y13
 	VBROADCASTSS   512(R12), Y14
@@ -22036,17 +22036,17 @@ positions530:
 	ADDQ           $0x00000100, R14
 	ADDQ           $0x00000100, R8
 	SUBQ           $0x10, R13
-	JGE            positions530
-	MOVQ           R11, (SP)
-	MOVQ           AX, 8(SP)
-	MOVQ           R14, 16(SP)
-	MOVQ           R8, 24(SP)
+	JGE            positions529
+	MOVQ           R11, 8(SP)
+	MOVQ           AX, 16(SP)
+	MOVQ           R14, 24(SP)
+	MOVQ           R8, 32(SP)
 	MOVQ           oStride+24(FP), R8
 
-short531:
+short530:
 	ADDQ $0x10, R13
 
-plain528:
+plain531:
 	SUBQ $0x04, R13
 	JLT  few526
 
@@ -22150,7 +22150,7 @@ positions532:
 
 few526:
 	ADDQ $0x04, R13
-	JZ   merge529
+	JZ   merge528
 
 some527:
 	VBROADCASTSS   (R12), Y12
@@ -22180,7 +22180,7 @@ some527:
 	ADDQ           $0x04, R12
 	DECQ           R13
 	JNZ            some527
-	JMP            merge529
+	JMP            merge528
 
 sparse525:
 	TZCNTQ         R13, AX
@@ -22214,7 +22214,7 @@ sparse525:
 	BLSRQ          R13, R13
 	JNZ            sparse525
 
-merge529:
+merge528:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
@@ -22290,12 +22290,12 @@ store533:
 stored534:
 	ADDQ $0x00000080, DI
 	ADDQ $0x00000040, DX
-	SUBQ $0x04, 32(SP)
+	SUBQ $0x04, (SP)
 	JMP  columns523
 
 less524:
 columns535:
-	CMPQ   32(SP), $0x02
+	CMPQ   (SP), $0x02
 	JLT    less536
 	VXORPS Y0, Y0, Y0
 	VXORPS Y1, Y1, Y1
@@ -22315,17 +22315,17 @@ columns535:
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
-	CMPQ   (SP), $0x00
-	JEQ    plain540
+	CMPQ   8(SP), $0x00
+	JEQ    plain543
 	SUBQ   $0x10, R13
-	JLT    short543
-	MOVQ   (SP), R11
-	MOVQ   8(SP), AX
-	MOVQ   16(SP), R14
-	MOVQ   24(SP), R8
+	JLT    short542
+	MOVQ   8(SP), R11
+	MOVQ   16(SP), AX
+	MOVQ   24(SP), R14
+	MOVQ   32(SP), R8
 	LEAQ   (SI)(R9*8), CX
 
-positions542:
+positions541:
 	VBROADCASTI128 (SI), Y6
 	VPSHUFB        upper_avx2<>+0(SB), Y6, Y6
 	VBROADCASTI128 16(SI), Y7
@@ -22575,17 +22575,17 @@ positions542:
 	ADDQ           $0x00000080, R14
 	ADDQ           $0x00000080, R8
 	SUBQ           $0x10, R13
-	JGE            positions542
-	MOVQ           R11, (SP)
-	MOVQ           AX, 8(SP)
-	MOVQ           R14, 16(SP)
-	MOVQ           R8, 24(SP)
+	JGE            positions541
+	MOVQ           R11, 8(SP)
+	MOVQ           AX, 16(SP)
+	MOVQ           R14, 24(SP)
+	MOVQ           R8, 32(SP)
 	MOVQ           oStride+24(FP), R8
 
-short543:
+short542:
 	ADDQ $0x10, R13
 
-plain540:
+plain543:
 	SUBQ $0x04, R13
 	JLT  few538
 
@@ -22649,7 +22649,7 @@ positions544:
 
 few538:
 	ADDQ $0x04, R13
-	JZ   merge541
+	JZ   merge540
 
 some539:
 	VBROADCASTI128 (SI), Y6
@@ -22669,7 +22669,7 @@ some539:
 	ADDQ           $0x04, R12
 	DECQ           R13
 	JNZ            some539
-	JMP            merge541
+	JMP            merge540
 
 sparse537:
 	TZCNTQ         R13, AX
@@ -22693,7 +22693,7 @@ sparse537:
 	BLSRQ          R13, R13
 	JNZ            sparse537
 
-merge541:
+merge540:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
@@ -22745,7 +22745,7 @@ store545:
 stored546:
 	ADDQ $0x00000040, DI
 	ADDQ $0x00000020, DX
-	SUBQ $0x02, 32(SP)
+	SUBQ $0x02, (SP)
 	JMP  columns535
 
 less536:
@@ -22756,7 +22756,7 @@ less536:
 	IMULQ R8, R14
 	MOVQ  o+0(FP), DI
 	ADDQ  R14, DI
-	MOVQ  $0x00000000, (SP)
+	MOVQ  $0x00000000, 8(SP)
 	SUBQ  $0x03, R10
 	JMP   rows453
 
@@ -22764,10 +22764,10 @@ tile460:
 	MOVQ v+16(FP), DX
 	MOVQ cols+40(FP), R14
 	ADDQ R14, R14
-	MOVQ R14, 32(SP)
+	MOVQ R14, (SP)
 
 columns547:
-	CMPQ   32(SP), $0x02
+	CMPQ   (SP), $0x02
 	JLT    less548
 	VXORPS Y0, Y0, Y0
 	VXORPS Y1, Y1, Y1
@@ -22789,17 +22789,17 @@ columns547:
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
-	CMPQ   (SP), $0x00
-	JEQ    plain552
+	CMPQ   8(SP), $0x00
+	JEQ    plain555
 	SUBQ   $0x10, R13
-	JLT    short555
-	MOVQ   (SP), R11
-	MOVQ   8(SP), AX
-	MOVQ   16(SP), R14
-	MOVQ   24(SP), R8
+	JLT    short554
+	MOVQ   8(SP), R11
+	MOVQ   16(SP), AX
+	MOVQ   24(SP), R14
+	MOVQ   32(SP), R8
 	LEAQ   (SI)(R9*8), CX
 
-positions554:
+positions553:
 	VBROADCASTI128 (SI), Y8
 	VPSHUFB        upper_avx2<>+0(SB), Y8, Y8
 	VBROADCASTI128 16(SI), Y9
@@ -23097,17 +23097,17 @@ positions554:
 	ADDQ           $0x00000080, R14
 	ADDQ           $0x00000080, R8
 	SUBQ           $0x10, R13
-	JGE            positions554
-	MOVQ           R11, (SP)
-	MOVQ           AX, 8(SP)
-	MOVQ           R14, 16(SP)
-	MOVQ           R8, 24(SP)
+	JGE            positions553
+	MOVQ           R11, 8(SP)
+	MOVQ           AX, 16(SP)
+	MOVQ           R14, 24(SP)
+	MOVQ           R8, 32(SP)
 	MOVQ           oStride+24(FP), R8
 
-short555:
+short554:
 	ADDQ $0x10, R13
 
-plain552:
+plain555:
 	SUBQ $0x04, R13
 	JLT  few550
 
@@ -23183,7 +23183,7 @@ positions556:
 
 few550:
 	ADDQ $0x04, R13
-	JZ   merge553
+	JZ   merge552
 
 some551:
 	VBROADCASTI128 (SI), Y8
@@ -23206,7 +23206,7 @@ some551:
 	ADDQ           $0x04, R12
 	DECQ           R13
 	JNZ            some551
-	JMP            merge553
+	JMP            merge552
 
 sparse549:
 	TZCNTQ         R13, AX
@@ -23233,7 +23233,7 @@ sparse549:
 	BLSRQ          R13, R13
 	JNZ            sparse549
 
-merge553:
+merge552:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
@@ -23297,7 +23297,7 @@ store557:
 stored558:
 	ADDQ $0x00000040, DI
 	ADDQ $0x00000020, DX
-	SUBQ $0x02, 32(SP)
+	SUBQ $0x02, (SP)
 	JMP  columns547
 
 less548:
@@ -23308,7 +23308,7 @@ less548:
 	IMULQ R8, R14
 	MOVQ  o+0(FP), DI
 	ADDQ  R14, DI
-	MOVQ  $0x00000000, (SP)
+	MOVQ  $0x00000000, 8(SP)
 	SUBQ  $0x04, R10
 	JMP   rows453
 
@@ -23316,10 +23316,10 @@ tile461:
 	MOVQ v+16(FP), DX
 	MOVQ cols+40(FP), R14
 	ADDQ R14, R14
-	MOVQ R14, 32(SP)
+	MOVQ R14, (SP)
 
 columns559:
-	CMPQ   32(SP), $0x02
+	CMPQ   (SP), $0x02
 	JLT    less560
 	VXORPS Y0, Y0, Y0
 	VXORPS Y1, Y1, Y1
@@ -23343,17 +23343,17 @@ columns559:
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
-	CMPQ   (SP), $0x00
-	JEQ    plain564
+	CMPQ   8(SP), $0x00
+	JEQ    plain567
 	SUBQ   $0x10, R13
-	JLT    short567
-	MOVQ   (SP), R11
-	MOVQ   8(SP), AX
-	MOVQ   16(SP), R14
-	MOVQ   24(SP), R8
+	JLT    short566
+	MOVQ   8(SP), R11
+	MOVQ   16(SP), AX
+	MOVQ   24(SP), R14
+	MOVQ   32(SP), R8
 	LEAQ   (SI)(R9*8), CX
 
-positions566:
+positions565:
 	VBROADCASTI128 (SI), Y10
 	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
 	VBROADCASTI128 16(SI), Y11
@@ -23699,17 +23699,17 @@ positions566:
 	ADDQ           $0x00000080, R14
 	ADDQ           $0x00000080, R8
 	SUBQ           $0x10, R13
-	JGE            positions566
-	MOVQ           R11, (SP)
-	MOVQ           AX, 8(SP)
-	MOVQ           R14, 16(SP)
-	MOVQ           R8, 24(SP)
+	JGE            positions565
+	MOVQ           R11, 8(SP)
+	MOVQ           AX, 16(SP)
+	MOVQ           R14, 24(SP)
+	MOVQ           R8, 32(SP)
 	MOVQ           oStride+24(FP), R8
 
-short567:
+short566:
 	ADDQ $0x10, R13
 
-plain564:
+plain567:
 	SUBQ $0x04, R13
 	JLT  few562
 
@@ -23797,7 +23797,7 @@ positions568:
 
 few562:
 	ADDQ $0x04, R13
-	JZ   merge565
+	JZ   merge564
 
 some563:
 	VBROADCASTI128 (SI), Y10
@@ -23823,7 +23823,7 @@ some563:
 	ADDQ           $0x04, R12
 	DECQ           R13
 	JNZ            some563
-	JMP            merge565
+	JMP            merge564
 
 sparse561:
 	TZCNTQ         R13, AX
@@ -23853,7 +23853,7 @@ sparse561:
 	BLSRQ          R13, R13
 	JNZ            sparse561
 
-merge565:
+merge564:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
@@ -23929,7 +23929,7 @@ store569:
 stored570:
 	ADDQ $0x00000040, DI
 	ADDQ $0x00000020, DX
-	SUBQ $0x02, 32(SP)
+	SUBQ $0x02, (SP)
 	JMP  columns559
 
 less560:
@@ -23940,7 +23940,7 @@ less560:
 	IMULQ R8, R14
 	MOVQ  o+0(FP), DI
 	ADDQ  R14, DI
-	MOVQ  $0x00000000, (SP)
+	MOVQ  $0x00000000, 8(SP)
 	SUBQ  $0x05, R10
 	JMP   rows453
 
@@ -27341,17 +27341,17 @@ TEXT ·accumulate_i8_avx2(SB), NOSPLIT, $40-88
 	MOVQ  rows+48(FP), R10
 	LEAQ  (R9)(R9*2), R15
 	MOVQ  ahead+80(FP), R11
-	MOVQ  R11, (SP)
+	MOVQ  R11, 8(SP)
 	TESTQ R11, R11
 	JZ    none642
 	MOVQ  (R11), R14
-	MOVQ  R14, (SP)
-	MOVQ  8(R11), R14
 	MOVQ  R14, 8(SP)
-	MOVQ  16(R11), R14
+	MOVQ  8(R11), R14
 	MOVQ  R14, 16(SP)
-	MOVQ  24(R11), R14
+	MOVQ  16(R11), R14
 	MOVQ  R14, 24(SP)
+	MOVQ  24(R11), R14
+	MOVQ  R14, 32(SP)
 
 none642:
 rows643:
@@ -27362,10 +27362,10 @@ tile652:
 	MOVQ v+16(FP), DX
 	MOVQ cols+40(FP), R14
 	ADDQ R14, R14
-	MOVQ R14, 32(SP)
+	MOVQ R14, (SP)
 
 columns653:
-	CMPQ   32(SP), $0x02
+	CMPQ   (SP), $0x02
 	JLT    less654
 	VXORPS Y0, Y0, Y0
 	VXORPS Y1, Y1, Y1
@@ -27391,17 +27391,17 @@ columns653:
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
-	CMPQ   (SP), $0x00
-	JEQ    plain658
+	CMPQ   8(SP), $0x00
+	JEQ    plain661
 	SUBQ   $0x10, R13
-	JLT    short661
-	MOVQ   (SP), R11
-	MOVQ   8(SP), AX
-	MOVQ   16(SP), R14
-	MOVQ   24(SP), R8
+	JLT    short660
+	MOVQ   8(SP), R11
+	MOVQ   16(SP), AX
+	MOVQ   24(SP), R14
+	MOVQ   32(SP), R8
 	LEAQ   (SI)(R9*8), CX
 
-positions660:
+positions659:
 	VPMOVSXBD    (SI), Y12
 	VCVTDQ2PS    Y12, Y12
 	VPMOVSXBD    8(SI), Y13
@@ -27791,17 +27791,17 @@ positions660:
 	ADDQ         $0x00000040, R14
 	ADDQ         $0x00000040, R8
 	SUBQ         $0x10, R13
-	JGE          positions660
-	MOVQ         R11, (SP)
-	MOVQ         AX, 8(SP)
-	MOVQ         R14, 16(SP)
-	MOVQ         R8, 24(SP)
+	JGE          positions659
+	MOVQ         R11, 8(SP)
+	MOVQ         AX, 16(SP)
+	MOVQ         R14, 24(SP)
+	MOVQ         R8, 32(SP)
 	MOVQ         oStride+24(FP), R8
 
-short661:
+short660:
 	ADDQ $0x10, R13
 
-plain658:
+plain661:
 	SUBQ $0x04, R13
 	JLT  few656
 
@@ -27901,7 +27901,7 @@ positions662:
 
 few656:
 	ADDQ $0x04, R13
-	JZ   merge659
+	JZ   merge658
 
 some657:
 	VPMOVSXBD    (SI), Y12
@@ -27930,7 +27930,7 @@ some657:
 	ADDQ         $0x04, R12
 	DECQ         R13
 	JNZ          some657
-	JMP          merge659
+	JMP          merge658
 
 sparse655:
 	TZCNTQ       R13, AX
@@ -27963,7 +27963,7 @@ sparse655:
 	BLSRQ        R13, R13
 	JNZ          sparse655
 
-merge659:
+merge658:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
@@ -28051,7 +28051,7 @@ store663:
 stored664:
 	ADDQ $0x00000040, DI
 	ADDQ $0x00000010, DX
-	SUBQ $0x02, 32(SP)
+	SUBQ $0x02, (SP)
 	JMP  columns653
 
 less654:
@@ -28062,7 +28062,7 @@ less654:
 	IMULQ R8, R14
 	MOVQ  o+0(FP), DI
 	ADDQ  R14, DI
-	MOVQ  $0x00000000, (SP)
+	MOVQ  $0x00000000, 8(SP)
 	SUBQ  $0x06, R10
 	JMP   rows643
 
@@ -28087,10 +28087,10 @@ tile647:
 	MOVQ v+16(FP), DX
 	MOVQ cols+40(FP), R14
 	ADDQ R14, R14
-	MOVQ R14, 32(SP)
+	MOVQ R14, (SP)
 
 columns665:
-	CMPQ   32(SP), $0x08
+	CMPQ   (SP), $0x08
 	JLT    less666
 	VXORPS Y0, Y0, Y0
 	VXORPS Y1, Y1, Y1
@@ -28112,17 +28112,17 @@ columns665:
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
-	CMPQ   (SP), $0x00
-	JEQ    plain670
+	CMPQ   8(SP), $0x00
+	JEQ    plain673
 	SUBQ   $0x10, R13
-	JLT    short673
-	MOVQ   (SP), R11
-	MOVQ   8(SP), AX
-	MOVQ   16(SP), R14
-	MOVQ   24(SP), R8
+	JLT    short672
+	MOVQ   8(SP), R11
+	MOVQ   16(SP), AX
+	MOVQ   24(SP), R14
+	MOVQ   32(SP), R8
 	LEAQ   (SI)(R9*8), CX
 
-positions672:
+positions671:
 	VBROADCASTSS (R12), Y8
 	VPMOVSXBD    (SI), Y9
 	VCVTDQ2PS    Y9, Y9
@@ -28572,17 +28572,17 @@ positions672:
 	ADDQ         $0x00000100, R14
 	ADDQ         $0x00000100, R8
 	SUBQ         $0x10, R13
-	JGE          positions672
-	MOVQ         R11, (SP)
-	MOVQ         AX, 8(SP)
-	MOVQ         R14, 16(SP)
-	MOVQ         R8, 24(SP)
+	JGE          positions671
+	MOVQ         R11, 8(SP)
+	MOVQ         AX, 16(SP)
+	MOVQ         R14, 24(SP)
+	MOVQ         R8, 32(SP)
 	MOVQ         oStride+24(FP), R8
 
-short673:
+short672:
 	ADDQ $0x10, R13
 
-plain670:
+plain673:
 	SUBQ $0x04, R13
 	JLT  few668
 
@@ -28694,7 +28694,7 @@ positions674:
 
 few668:
 	ADDQ $0x04, R13
-	JZ   merge671
+	JZ   merge670
 
 some669:
 	VBROADCASTSS (R12), Y8
@@ -28726,7 +28726,7 @@ some669:
 	ADDQ         $0x04, R12
 	DECQ         R13
 	JNZ          some669
-	JMP          merge671
+	JMP          merge670
 
 sparse667:
 	TZCNTQ       R13, AX
@@ -28762,7 +28762,7 @@ sparse667:
 	BLSRQ        R13, R13
 	JNZ          sparse667
 
-merge671:
+merge670:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
@@ -28814,12 +28814,12 @@ store675:
 stored676:
 	ADDQ $0x00000100, DI
 	ADDQ $0x00000040, DX
-	SUBQ $0x08, 32(SP)
+	SUBQ $0x08, (SP)
 	JMP  columns665
 
 less666:
 columns677:
-	CMPQ   32(SP), $0x02
+	CMPQ   (SP), $0x02
 	JLT    less678
 	VXORPS Y0, Y0, Y0
 	VXORPS Y1, Y1, Y1
@@ -28835,17 +28835,17 @@ columns677:
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
-	CMPQ   (SP), $0x00
-	JEQ    plain682
+	CMPQ   8(SP), $0x00
+	JEQ    plain685
 	SUBQ   $0x10, R13
-	JLT    short685
-	MOVQ   (SP), R11
-	MOVQ   8(SP), AX
-	MOVQ   16(SP), R14
-	MOVQ   24(SP), R8
+	JLT    short684
+	MOVQ   8(SP), R11
+	MOVQ   16(SP), AX
+	MOVQ   24(SP), R14
+	MOVQ   32(SP), R8
 	LEAQ   (SI)(R9*8), CX
 
-positions684:
+positions683:
 	VBROADCASTSS (R12), Y2
 	VPMOVSXBD    (SI), Y3
 	VCVTDQ2PS    Y3, Y3
@@ -28995,17 +28995,17 @@ positions684:
 	ADDQ         $0x00000040, R14
 	ADDQ         $0x00000040, R8
 	SUBQ         $0x10, R13
-	JGE          positions684
-	MOVQ         R11, (SP)
-	MOVQ         AX, 8(SP)
-	MOVQ         R14, 16(SP)
-	MOVQ         R8, 24(SP)
+	JGE          positions683
+	MOVQ         R11, 8(SP)
+	MOVQ         AX, 16(SP)
+	MOVQ         R14, 24(SP)
+	MOVQ         R8, 32(SP)
 	MOVQ         oStride+24(FP), R8
 
-short685:
+short684:
 	ADDQ $0x10, R13
 
-plain682:
+plain685:
 	SUBQ $0x04, R13
 	JLT  few680
 
@@ -29045,7 +29045,7 @@ positions686:
 
 few680:
 	ADDQ $0x04, R13
-	JZ   merge683
+	JZ   merge682
 
 some681:
 	VBROADCASTSS (R12), Y2
@@ -29059,7 +29059,7 @@ some681:
 	ADDQ         $0x04, R12
 	DECQ         R13
 	JNZ          some681
-	JMP          merge683
+	JMP          merge682
 
 sparse679:
 	TZCNTQ       R13, AX
@@ -29077,7 +29077,7 @@ sparse679:
 	BLSRQ        R13, R13
 	JNZ          sparse679
 
-merge683:
+merge682:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
@@ -29105,7 +29105,7 @@ store687:
 stored688:
 	ADDQ $0x00000040, DI
 	ADDQ $0x00000010, DX
-	SUBQ $0x02, 32(SP)
+	SUBQ $0x02, (SP)
 	JMP  columns677
 
 less678:
@@ -29116,7 +29116,7 @@ less678:
 	IMULQ R8, R14
 	MOVQ  o+0(FP), DI
 	ADDQ  R14, DI
-	MOVQ  $0x00000000, (SP)
+	MOVQ  $0x00000000, 8(SP)
 	SUBQ  $0x01, R10
 	JMP   rows643
 
@@ -29124,10 +29124,10 @@ tile648:
 	MOVQ v+16(FP), DX
 	MOVQ cols+40(FP), R14
 	ADDQ R14, R14
-	MOVQ R14, 32(SP)
+	MOVQ R14, (SP)
 
 columns689:
-	CMPQ   32(SP), $0x04
+	CMPQ   (SP), $0x04
 	JLT    less690
 	VXORPS Y0, Y0, Y0
 	VXORPS Y1, Y1, Y1
@@ -29149,17 +29149,17 @@ columns689:
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
-	CMPQ   (SP), $0x00
-	JEQ    plain694
+	CMPQ   8(SP), $0x00
+	JEQ    plain697
 	SUBQ   $0x10, R13
-	JLT    short697
-	MOVQ   (SP), R11
-	MOVQ   8(SP), AX
-	MOVQ   16(SP), R14
-	MOVQ   24(SP), R8
+	JLT    short696
+	MOVQ   8(SP), R11
+	MOVQ   16(SP), AX
+	MOVQ   24(SP), R14
+	MOVQ   32(SP), R8
 	LEAQ   (SI)(R9*8), CX
 
-positions696:
+positions695:
 	VBROADCASTSS (R12), Y8
 	VBROADCASTSS 256(R12), Y9
 	VPMOVSXBD    (SI), Y10
@@ -29489,17 +29489,17 @@ positions696:
 	ADDQ         $0x00000080, R14
 	ADDQ         $0x00000080, R8
 	SUBQ         $0x10, R13
-	JGE          positions696
-	MOVQ         R11, (SP)
-	MOVQ         AX, 8(SP)
-	MOVQ         R14, 16(SP)
-	MOVQ         R8, 24(SP)
+	JGE          positions695
+	MOVQ         R11, 8(SP)
+	MOVQ         AX, 16(SP)
+	MOVQ         R14, 24(SP)
+	MOVQ         R8, 32(SP)
 	MOVQ         oStride+24(FP), R8
 
-short697:
+short696:
 	ADDQ $0x10, R13
 
-plain694:
+plain697:
 	SUBQ $0x04, R13
 	JLT  few692
 
@@ -29583,7 +29583,7 @@ positions698:
 
 few692:
 	ADDQ $0x04, R13
-	JZ   merge695
+	JZ   merge694
 
 some693:
 	VBROADCASTSS (R12), Y8
@@ -29608,7 +29608,7 @@ some693:
 	ADDQ         $0x04, R12
 	DECQ         R13
 	JNZ          some693
-	JMP          merge695
+	JMP          merge694
 
 sparse691:
 	TZCNTQ       R13, AX
@@ -29637,7 +29637,7 @@ sparse691:
 	BLSRQ        R13, R13
 	JNZ          sparse691
 
-merge695:
+merge694:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
@@ -29693,12 +29693,12 @@ store699:
 stored700:
 	ADDQ $0x00000080, DI
 	ADDQ $0x00000020, DX
-	SUBQ $0x04, 32(SP)
+	SUBQ $0x04, (SP)
 	JMP  columns689
 
 less690:
 columns701:
-	CMPQ   32(SP), $0x02
+	CMPQ   (SP), $0x02
 	JLT    less702
 	VXORPS Y0, Y0, Y0
 	VXORPS Y1, Y1, Y1
@@ -29716,17 +29716,17 @@ columns701:
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
-	CMPQ   (SP), $0x00
-	JEQ    plain706
+	CMPQ   8(SP), $0x00
+	JEQ    plain709
 	SUBQ   $0x10, R13
-	JLT    short709
-	MOVQ   (SP), R11
-	MOVQ   8(SP), AX
-	MOVQ   16(SP), R14
-	MOVQ   24(SP), R8
+	JLT    short708
+	MOVQ   8(SP), R11
+	MOVQ   16(SP), AX
+	MOVQ   24(SP), R14
+	MOVQ   32(SP), R8
 	LEAQ   (SI)(R9*8), CX
 
-positions708:
+positions707:
 	VPMOVSXBD    (SI), Y4
 	VCVTDQ2PS    Y4, Y4
 	VPMOVSXBD    8(SI), Y5
@@ -29924,17 +29924,17 @@ positions708:
 	ADDQ         $0x00000040, R14
 	ADDQ         $0x00000040, R8
 	SUBQ         $0x10, R13
-	JGE          positions708
-	MOVQ         R11, (SP)
-	MOVQ         AX, 8(SP)
-	MOVQ         R14, 16(SP)
-	MOVQ         R8, 24(SP)
+	JGE          positions707
+	MOVQ         R11, 8(SP)
+	MOVQ         AX, 16(SP)
+	MOVQ         R14, 24(SP)
+	MOVQ         R8, 32(SP)
 	MOVQ         oStride+24(FP), R8
 
-short709:
+short708:
 	ADDQ $0x10, R13
 
-plain706:
+plain709:
 	SUBQ $0x04, R13
 	JLT  few704
 
@@ -29986,7 +29986,7 @@ positions710:
 
 few704:
 	ADDQ $0x04, R13
-	JZ   merge707
+	JZ   merge706
 
 some705:
 	VPMOVSXBD    (SI), Y4
@@ -30003,7 +30003,7 @@ some705:
 	ADDQ         $0x04, R12
 	DECQ         R13
 	JNZ          some705
-	JMP          merge707
+	JMP          merge706
 
 sparse703:
 	TZCNTQ       R13, AX
@@ -30024,7 +30024,7 @@ sparse703:
 	BLSRQ        R13, R13
 	JNZ          sparse703
 
-merge707:
+merge706:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
@@ -30064,7 +30064,7 @@ store711:
 stored712:
 	ADDQ $0x00000040, DI
 	ADDQ $0x00000010, DX
-	SUBQ $0x02, 32(SP)
+	SUBQ $0x02, (SP)
 	JMP  columns701
 
 less702:
@@ -30075,7 +30075,7 @@ less702:
 	IMULQ R8, R14
 	MOVQ  o+0(FP), DI
 	ADDQ  R14, DI
-	MOVQ  $0x00000000, (SP)
+	MOVQ  $0x00000000, 8(SP)
 	SUBQ  $0x02, R10
 	JMP   rows643
 
@@ -30083,10 +30083,10 @@ tile649:
 	MOVQ v+16(FP), DX
 	MOVQ cols+40(FP), R14
 	ADDQ R14, R14
-	MOVQ R14, 32(SP)
+	MOVQ R14, (SP)
 
 columns713:
-	CMPQ   32(SP), $0x04
+	CMPQ   (SP), $0x04
 	JLT    less714
 	VXORPS Y0, Y0, Y0
 	VXORPS Y1, Y1, Y1
@@ -30112,17 +30112,17 @@ columns713:
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
-	CMPQ   (SP), $0x00
-	JEQ    plain718
+	CMPQ   8(SP), $0x00
+	JEQ    plain721
 	SUBQ   $0x10, R13
-	JLT    short721
-	MOVQ   (SP), R11
-	MOVQ   8(SP), AX
-	MOVQ   16(SP), R14
-	MOVQ   24(SP), R8
+	JLT    short720
+	MOVQ   8(SP), R11
+	MOVQ   16(SP), AX
+	MOVQ   24(SP), R14
+	MOVQ   32(SP), R8
 	LEAQ   (SI)(R9*8), CX
 
-positions720:
+positions719:
 	VBROADCASTSS (R12), Y12
 	VBROADCASTSS 256(R12), Y13
 	VBROADCASTSS 512(R12), Y14
@@ -30532,17 +30532,17 @@ positions720:
 	ADDQ         $0x00000080, R14
 	ADDQ         $0x00000080, R8
 	SUBQ         $0x10, R13
-	JGE          positions720
-	MOVQ         R11, (SP)
-	MOVQ         AX, 8(SP)
-	MOVQ         R14, 16(SP)
-	MOVQ         R8, 24(SP)
+	JGE          positions719
+	MOVQ         R11, 8(SP)
+	MOVQ         AX, 16(SP)
+	MOVQ         R14, 24(SP)
+	MOVQ         R8, 32(SP)
 	MOVQ         oStride+24(FP), R8
 
-short721:
+short720:
 	ADDQ $0x10, R13
 
-plain718:
+plain721:
 	SUBQ $0x04, R13
 	JLT  few716
 
@@ -30646,7 +30646,7 @@ positions722:
 
 few716:
 	ADDQ $0x04, R13
-	JZ   merge719
+	JZ   merge718
 
 some717:
 	VBROADCASTSS (R12), Y12
@@ -30676,7 +30676,7 @@ some717:
 	ADDQ         $0x04, R12
 	DECQ         R13
 	JNZ          some717
-	JMP          merge719
+	JMP          merge718
 
 sparse715:
 	TZCNTQ       R13, AX
@@ -30710,7 +30710,7 @@ sparse715:
 	BLSRQ        R13, R13
 	JNZ          sparse715
 
-merge719:
+merge718:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
@@ -30786,12 +30786,12 @@ store723:
 stored724:
 	ADDQ $0x00000080, DI
 	ADDQ $0x00000020, DX
-	SUBQ $0x04, 32(SP)
+	SUBQ $0x04, (SP)
 	JMP  columns713
 
 less714:
 columns725:
-	CMPQ   32(SP), $0x02
+	CMPQ   (SP), $0x02
 	JLT    less726
 	VXORPS Y0, Y0, Y0
 	VXORPS Y1, Y1, Y1
@@ -30811,17 +30811,17 @@ columns725:
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
-	CMPQ   (SP), $0x00
-	JEQ    plain730
+	CMPQ   8(SP), $0x00
+	JEQ    plain733
 	SUBQ   $0x10, R13
-	JLT    short733
-	MOVQ   (SP), R11
-	MOVQ   8(SP), AX
-	MOVQ   16(SP), R14
-	MOVQ   24(SP), R8
+	JLT    short732
+	MOVQ   8(SP), R11
+	MOVQ   16(SP), AX
+	MOVQ   24(SP), R14
+	MOVQ   32(SP), R8
 	LEAQ   (SI)(R9*8), CX
 
-positions732:
+positions731:
 	VPMOVSXBD    (SI), Y6
 	VCVTDQ2PS    Y6, Y6
 	VPMOVSXBD    8(SI), Y7
@@ -31067,17 +31067,17 @@ positions732:
 	ADDQ         $0x00000040, R14
 	ADDQ         $0x00000040, R8
 	SUBQ         $0x10, R13
-	JGE          positions732
-	MOVQ         R11, (SP)
-	MOVQ         AX, 8(SP)
-	MOVQ         R14, 16(SP)
-	MOVQ         R8, 24(SP)
+	JGE          positions731
+	MOVQ         R11, 8(SP)
+	MOVQ         AX, 16(SP)
+	MOVQ         R14, 24(SP)
+	MOVQ         R8, 32(SP)
 	MOVQ         oStride+24(FP), R8
 
-short733:
+short732:
 	ADDQ $0x10, R13
 
-plain730:
+plain733:
 	SUBQ $0x04, R13
 	JLT  few728
 
@@ -31141,7 +31141,7 @@ positions734:
 
 few728:
 	ADDQ $0x04, R13
-	JZ   merge731
+	JZ   merge730
 
 some729:
 	VPMOVSXBD    (SI), Y6
@@ -31161,7 +31161,7 @@ some729:
 	ADDQ         $0x04, R12
 	DECQ         R13
 	JNZ          some729
-	JMP          merge731
+	JMP          merge730
 
 sparse727:
 	TZCNTQ       R13, AX
@@ -31185,7 +31185,7 @@ sparse727:
 	BLSRQ        R13, R13
 	JNZ          sparse727
 
-merge731:
+merge730:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
@@ -31237,7 +31237,7 @@ store735:
 stored736:
 	ADDQ $0x00000040, DI
 	ADDQ $0x00000010, DX
-	SUBQ $0x02, 32(SP)
+	SUBQ $0x02, (SP)
 	JMP  columns725
 
 less726:
@@ -31248,7 +31248,7 @@ less726:
 	IMULQ R8, R14
 	MOVQ  o+0(FP), DI
 	ADDQ  R14, DI
-	MOVQ  $0x00000000, (SP)
+	MOVQ  $0x00000000, 8(SP)
 	SUBQ  $0x03, R10
 	JMP   rows643
 
@@ -31256,10 +31256,10 @@ tile650:
 	MOVQ v+16(FP), DX
 	MOVQ cols+40(FP), R14
 	ADDQ R14, R14
-	MOVQ R14, 32(SP)
+	MOVQ R14, (SP)
 
 columns737:
-	CMPQ   32(SP), $0x02
+	CMPQ   (SP), $0x02
 	JLT    less738
 	VXORPS Y0, Y0, Y0
 	VXORPS Y1, Y1, Y1
@@ -31281,17 +31281,17 @@ columns737:
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
-	CMPQ   (SP), $0x00
-	JEQ    plain742
+	CMPQ   8(SP), $0x00
+	JEQ    plain745
 	SUBQ   $0x10, R13
-	JLT    short745
-	MOVQ   (SP), R11
-	MOVQ   8(SP), AX
-	MOVQ   16(SP), R14
-	MOVQ   24(SP), R8
+	JLT    short744
+	MOVQ   8(SP), R11
+	MOVQ   16(SP), AX
+	MOVQ   24(SP), R14
+	MOVQ   32(SP), R8
 	LEAQ   (SI)(R9*8), CX
 
-positions744:
+positions743:
 	VPMOVSXBD    (SI), Y8
 	VCVTDQ2PS    Y8, Y8
 	VPMOVSXBD    8(SI), Y9
@@ -31585,17 +31585,17 @@ positions744:
 	ADDQ         $0x00000040, R14
 	ADDQ         $0x00000040, R8
 	SUBQ         $0x10, R13
-	JGE          positions744
-	MOVQ         R11, (SP)
-	MOVQ         AX, 8(SP)
-	MOVQ         R14, 16(SP)
-	MOVQ         R8, 24(SP)
+	JGE          positions743
+	MOVQ         R11, 8(SP)
+	MOVQ         AX, 16(SP)
+	MOVQ         R14, 24(SP)
+	MOVQ         R8, 32(SP)
 	MOVQ         oStride+24(FP), R8
 
-short745:
+short744:
 	ADDQ $0x10, R13
 
-plain742:
+plain745:
 	SUBQ $0x04, R13
 	JLT  few740
 
@@ -31671,7 +31671,7 @@ positions746:
 
 few740:
 	ADDQ $0x04, R13
-	JZ   merge743
+	JZ   merge742
 
 some741:
 	VPMOVSXBD    (SI), Y8
@@ -31694,7 +31694,7 @@ some741:
 	ADDQ         $0x04, R12
 	DECQ         R13
 	JNZ          some741
-	JMP          merge743
+	JMP          merge742
 
 sparse739:
 	TZCNTQ       R13, AX
@@ -31721,7 +31721,7 @@ sparse739:
 	BLSRQ        R13, R13
 	JNZ          sparse739
 
-merge743:
+merge742:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
@@ -31785,7 +31785,7 @@ store747:
 stored748:
 	ADDQ $0x00000040, DI
 	ADDQ $0x00000010, DX
-	SUBQ $0x02, 32(SP)
+	SUBQ $0x02, (SP)
 	JMP  columns737
 
 less738:
@@ -31796,7 +31796,7 @@ less738:
 	IMULQ R8, R14
 	MOVQ  o+0(FP), DI
 	ADDQ  R14, DI
-	MOVQ  $0x00000000, (SP)
+	MOVQ  $0x00000000, 8(SP)
 	SUBQ  $0x04, R10
 	JMP   rows643
 
@@ -31804,10 +31804,10 @@ tile651:
 	MOVQ v+16(FP), DX
 	MOVQ cols+40(FP), R14
 	ADDQ R14, R14
-	MOVQ R14, 32(SP)
+	MOVQ R14, (SP)
 
 columns749:
-	CMPQ   32(SP), $0x02
+	CMPQ   (SP), $0x02
 	JLT    less750
 	VXORPS Y0, Y0, Y0
 	VXORPS Y1, Y1, Y1
@@ -31831,17 +31831,17 @@ columns749:
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
-	CMPQ   (SP), $0x00
-	JEQ    plain754
+	CMPQ   8(SP), $0x00
+	JEQ    plain757
 	SUBQ   $0x10, R13
-	JLT    short757
-	MOVQ   (SP), R11
-	MOVQ   8(SP), AX
-	MOVQ   16(SP), R14
-	MOVQ   24(SP), R8
+	JLT    short756
+	MOVQ   8(SP), R11
+	MOVQ   16(SP), AX
+	MOVQ   24(SP), R14
+	MOVQ   32(SP), R8
 	LEAQ   (SI)(R9*8), CX
 
-positions756:
+positions755:
 	VPMOVSXBD    (SI), Y10
 	VCVTDQ2PS    Y10, Y10
 	VPMOVSXBD    8(SI), Y11
@@ -32183,17 +32183,17 @@ positions756:
 	ADDQ         $0x00000040, R14
 	ADDQ         $0x00000040, R8
 	SUBQ         $0x10, R13
-	JGE          positions756
-	MOVQ         R11, (SP)
-	MOVQ         AX, 8(SP)
-	MOVQ         R14, 16(SP)
-	MOVQ         R8, 24(SP)
+	JGE          positions755
+	MOVQ         R11, 8(SP)
+	MOVQ         AX, 16(SP)
+	MOVQ         R14, 24(SP)
+	MOVQ         R8, 32(SP)
 	MOVQ         oStride+24(FP), R8
 
-short757:
+short756:
 	ADDQ $0x10, R13
 
-plain754:
+plain757:
 	SUBQ $0x04, R13
 	JLT  few752
 
@@ -32281,7 +32281,7 @@ positions758:
 
 few752:
 	ADDQ $0x04, R13
-	JZ   merge755
+	JZ   merge754
 
 some753:
 	VPMOVSXBD    (SI), Y10
@@ -32307,7 +32307,7 @@ some753:
 	ADDQ         $0x04, R12
 	DECQ         R13
 	JNZ          some753
-	JMP          merge755
+	JMP          merge754
 
 sparse751:
 	TZCNTQ       R13, AX
@@ -32337,7 +32337,7 @@ sparse751:
 	BLSRQ        R13, R13
 	JNZ          sparse751
 
-merge755:
+merge754:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
@@ -32413,7 +32413,7 @@ store759:
 stored760:
 	ADDQ $0x00000040, DI
 	ADDQ $0x00000010, DX
-	SUBQ $0x02, 32(SP)
+	SUBQ $0x02, (SP)
 	JMP  columns749
 
 less750:
@@ -32424,7 +32424,7 @@ less750:
 	IMULQ R8, R14
 	MOVQ  o+0(FP), DI
 	ADDQ  R14, DI
-	MOVQ  $0x00000000, (SP)
+	MOVQ  $0x00000000, 8(SP)
 	SUBQ  $0x05, R10
 	JMP   rows643
 
@@ -33748,6 +33748,171 @@ done795:
 	VZEROUPPER
 	RET
 
+DATA sqrtHalf_avx2<>+0(SB)/4, $0x3f3504f4
+DATA sqrtHalf_avx2<>+4(SB)/4, $0x3f3504f4
+DATA sqrtHalf_avx2<>+8(SB)/4, $0x3f3504f4
+DATA sqrtHalf_avx2<>+12(SB)/4, $0x3f3504f4
+DATA sqrtHalf_avx2<>+16(SB)/4, $0x3f3504f4
+DATA sqrtHalf_avx2<>+20(SB)/4, $0x3f3504f4
+DATA sqrtHalf_avx2<>+24(SB)/4, $0x3f3504f4
+DATA sqrtHalf_avx2<>+28(SB)/4, $0x3f3504f4
+GLOBL sqrtHalf_avx2<>(SB), RODATA|NOPTR, $32
+
+DATA log3_avx2<>+0(SB)/4, $0x3eaaaaaa
+DATA log3_avx2<>+4(SB)/4, $0x3eaaaaaa
+DATA log3_avx2<>+8(SB)/4, $0x3eaaaaaa
+DATA log3_avx2<>+12(SB)/4, $0x3eaaaaaa
+DATA log3_avx2<>+16(SB)/4, $0x3eaaaaaa
+DATA log3_avx2<>+20(SB)/4, $0x3eaaaaaa
+DATA log3_avx2<>+24(SB)/4, $0x3eaaaaaa
+DATA log3_avx2<>+28(SB)/4, $0x3eaaaaaa
+GLOBL log3_avx2<>(SB), RODATA|NOPTR, $32
+
+DATA log4_avx2<>+0(SB)/4, $0xbe800113
+DATA log4_avx2<>+4(SB)/4, $0xbe800113
+DATA log4_avx2<>+8(SB)/4, $0xbe800113
+DATA log4_avx2<>+12(SB)/4, $0xbe800113
+DATA log4_avx2<>+16(SB)/4, $0xbe800113
+DATA log4_avx2<>+20(SB)/4, $0xbe800113
+DATA log4_avx2<>+24(SB)/4, $0xbe800113
+DATA log4_avx2<>+28(SB)/4, $0xbe800113
+GLOBL log4_avx2<>(SB), RODATA|NOPTR, $32
+
+DATA log5_avx2<>+0(SB)/4, $0x3e4cd004
+DATA log5_avx2<>+4(SB)/4, $0x3e4cd004
+DATA log5_avx2<>+8(SB)/4, $0x3e4cd004
+DATA log5_avx2<>+12(SB)/4, $0x3e4cd004
+DATA log5_avx2<>+16(SB)/4, $0x3e4cd004
+DATA log5_avx2<>+20(SB)/4, $0x3e4cd004
+DATA log5_avx2<>+24(SB)/4, $0x3e4cd004
+DATA log5_avx2<>+28(SB)/4, $0x3e4cd004
+GLOBL log5_avx2<>(SB), RODATA|NOPTR, $32
+
+DATA log6_avx2<>+0(SB)/4, $0xbe2a3923
+DATA log6_avx2<>+4(SB)/4, $0xbe2a3923
+DATA log6_avx2<>+8(SB)/4, $0xbe2a3923
+DATA log6_avx2<>+12(SB)/4, $0xbe2a3923
+DATA log6_avx2<>+16(SB)/4, $0xbe2a3923
+DATA log6_avx2<>+20(SB)/4, $0xbe2a3923
+DATA log6_avx2<>+24(SB)/4, $0xbe2a3923
+DATA log6_avx2<>+28(SB)/4, $0xbe2a3923
+GLOBL log6_avx2<>(SB), RODATA|NOPTR, $32
+
+DATA log7_avx2<>+0(SB)/4, $0x3e116d0e
+DATA log7_avx2<>+4(SB)/4, $0x3e116d0e
+DATA log7_avx2<>+8(SB)/4, $0x3e116d0e
+DATA log7_avx2<>+12(SB)/4, $0x3e116d0e
+DATA log7_avx2<>+16(SB)/4, $0x3e116d0e
+DATA log7_avx2<>+20(SB)/4, $0x3e116d0e
+DATA log7_avx2<>+24(SB)/4, $0x3e116d0e
+DATA log7_avx2<>+28(SB)/4, $0x3e116d0e
+GLOBL log7_avx2<>(SB), RODATA|NOPTR, $32
+
+DATA log8_avx2<>+0(SB)/4, $0xbe06c29c
+DATA log8_avx2<>+4(SB)/4, $0xbe06c29c
+DATA log8_avx2<>+8(SB)/4, $0xbe06c29c
+DATA log8_avx2<>+12(SB)/4, $0xbe06c29c
+DATA log8_avx2<>+16(SB)/4, $0xbe06c29c
+DATA log8_avx2<>+20(SB)/4, $0xbe06c29c
+DATA log8_avx2<>+24(SB)/4, $0xbe06c29c
+DATA log8_avx2<>+28(SB)/4, $0xbe06c29c
+GLOBL log8_avx2<>(SB), RODATA|NOPTR, $32
+
+DATA log9_avx2<>+0(SB)/4, $0x3e02adbc
+DATA log9_avx2<>+4(SB)/4, $0x3e02adbc
+DATA log9_avx2<>+8(SB)/4, $0x3e02adbc
+DATA log9_avx2<>+12(SB)/4, $0x3e02adbc
+DATA log9_avx2<>+16(SB)/4, $0x3e02adbc
+DATA log9_avx2<>+20(SB)/4, $0x3e02adbc
+DATA log9_avx2<>+24(SB)/4, $0x3e02adbc
+DATA log9_avx2<>+28(SB)/4, $0x3e02adbc
+GLOBL log9_avx2<>(SB), RODATA|NOPTR, $32
+
+DATA log10_avx2<>+0(SB)/4, $0xbd9c5aee
+DATA log10_avx2<>+4(SB)/4, $0xbd9c5aee
+DATA log10_avx2<>+8(SB)/4, $0xbd9c5aee
+DATA log10_avx2<>+12(SB)/4, $0xbd9c5aee
+DATA log10_avx2<>+16(SB)/4, $0xbd9c5aee
+DATA log10_avx2<>+20(SB)/4, $0xbd9c5aee
+DATA log10_avx2<>+24(SB)/4, $0xbd9c5aee
+DATA log10_avx2<>+28(SB)/4, $0xbd9c5aee
+GLOBL log10_avx2<>(SB), RODATA|NOPTR, $32
+
+DATA ln2HiPlus_avx2<>+0(SB)/4, $0x3f317200
+DATA ln2HiPlus_avx2<>+4(SB)/4, $0x3f317200
+DATA ln2HiPlus_avx2<>+8(SB)/4, $0x3f317200
+DATA ln2HiPlus_avx2<>+12(SB)/4, $0x3f317200
+DATA ln2HiPlus_avx2<>+16(SB)/4, $0x3f317200
+DATA ln2HiPlus_avx2<>+20(SB)/4, $0x3f317200
+DATA ln2HiPlus_avx2<>+24(SB)/4, $0x3f317200
+DATA ln2HiPlus_avx2<>+28(SB)/4, $0x3f317200
+GLOBL ln2HiPlus_avx2<>(SB), RODATA|NOPTR, $32
+
+DATA ln2LoPlus_avx2<>+0(SB)/4, $0x35bfbe8e
+DATA ln2LoPlus_avx2<>+4(SB)/4, $0x35bfbe8e
+DATA ln2LoPlus_avx2<>+8(SB)/4, $0x35bfbe8e
+DATA ln2LoPlus_avx2<>+12(SB)/4, $0x35bfbe8e
+DATA ln2LoPlus_avx2<>+16(SB)/4, $0x35bfbe8e
+DATA ln2LoPlus_avx2<>+20(SB)/4, $0x35bfbe8e
+DATA ln2LoPlus_avx2<>+24(SB)/4, $0x35bfbe8e
+DATA ln2LoPlus_avx2<>+28(SB)/4, $0x35bfbe8e
+GLOBL ln2LoPlus_avx2<>(SB), RODATA|NOPTR, $32
+
+DATA minusHalf_avx2<>+0(SB)/4, $0xbf000000
+DATA minusHalf_avx2<>+4(SB)/4, $0xbf000000
+DATA minusHalf_avx2<>+8(SB)/4, $0xbf000000
+DATA minusHalf_avx2<>+12(SB)/4, $0xbf000000
+DATA minusHalf_avx2<>+16(SB)/4, $0xbf000000
+DATA minusHalf_avx2<>+20(SB)/4, $0xbf000000
+DATA minusHalf_avx2<>+24(SB)/4, $0xbf000000
+DATA minusHalf_avx2<>+28(SB)/4, $0xbf000000
+GLOBL minusHalf_avx2<>(SB), RODATA|NOPTR, $32
+
+// func logSums_avx2(lse *float32, m *float32, l *float32, rows int)
+// Requires: AVX, AVX2, FMA3
+TEXT ·logSums_avx2(SB), NOSPLIT, $0-32
+	MOVQ lse+0(FP), DI
+	MOVQ m+8(FP), SI
+	MOVQ l+16(FP), DX
+	MOVQ rows+24(FP), CX
+
+rows796:
+	CMPQ        CX, $0x00
+	JLE         done797
+	VMOVUPS     (DX), Y0
+	VPSUBD      sqrtHalf_avx2<>+0(SB), Y0, Y1
+	VPSRAD      $0x17, Y1, Y1
+	VPSLLD      $0x17, Y1, Y2
+	VPSUBD      Y2, Y0, Y2
+	VSUBPS      one_avx2<>+0(SB), Y2, Y2
+	VCVTDQ2PS   Y1, Y1
+	VMULPS      Y2, Y2, Y3
+	VMOVUPS     log10_avx2<>+0(SB), Y4
+	VFMADD213PS log9_avx2<>+0(SB), Y2, Y4
+	VFMADD213PS log8_avx2<>+0(SB), Y2, Y4
+	VFMADD213PS log7_avx2<>+0(SB), Y2, Y4
+	VFMADD213PS log6_avx2<>+0(SB), Y2, Y4
+	VFMADD213PS log5_avx2<>+0(SB), Y2, Y4
+	VFMADD213PS log4_avx2<>+0(SB), Y2, Y4
+	VFMADD213PS log3_avx2<>+0(SB), Y2, Y4
+	VMULPS      Y3, Y2, Y5
+	VMULPS      Y4, Y5, Y5
+	VFMADD231PS ln2LoPlus_avx2<>+0(SB), Y1, Y5
+	VFMADD231PS minusHalf_avx2<>+0(SB), Y3, Y5
+	VADDPS      Y5, Y2, Y5
+	VFMADD231PS ln2HiPlus_avx2<>+0(SB), Y1, Y5
+	VADDPS      (SI), Y5, Y5
+	VMOVUPS     Y5, (DI)
+	ADDQ        $0x20, DI
+	ADDQ        $0x20, SI
+	ADDQ        $0x20, DX
+	SUBQ        $0x08, CX
+	JMP         rows796
+
+done797:
+	VZEROUPPER
+	RET
+
 // func transpose_avx2(dst *float32, src *float32, stride int, n int)
 // Requires: AVX
 TEXT ·transpose_avx2(SB), NOSPLIT, $0-32
@@ -33759,9 +33924,9 @@ TEXT ·transpose_avx2(SB), NOSPLIT, $0-32
 	LEAQ (R8)(R8*4), BX
 	LEAQ (AX)(R8*4), DX
 
-loop796:
+loop798:
 	CMPQ       CX, $0x08
-	JLT        done797
+	JLT        done799
 	VMOVUPS    (SI), Y0
 	VMOVUPS    (SI)(R8*1), Y1
 	VMOVUPS    (SI)(R8*2), Y2
@@ -33805,9 +33970,9 @@ loop796:
 	ADDQ       $0x00000800, DI
 	ADDQ       $0x20, SI
 	SUBQ       $0x08, CX
-	JMP        loop796
+	JMP        loop798
 
-done797:
+done799:
 	VZEROUPPER
 	RET
 
@@ -33822,9 +33987,9 @@ TEXT ·columns1_avx2(SB), NOSPLIT, $0-32
 	LEAQ (R8)(R8*4), BX
 	LEAQ (AX)(R8*4), DX
 
-loop798:
+loop800:
 	CMPQ       CX, $0x10
-	JLT        done799
+	JLT        done801
 	VMOVDQU    (SI), X0
 	VMOVDQU    (SI)(R8*1), X1
 	VMOVDQU    (SI)(R8*2), X2
@@ -33876,9 +34041,9 @@ loop798:
 	ADDQ       $0x00000400, DI
 	ADDQ       $0x10, SI
 	SUBQ       $0x10, CX
-	JMP        loop798
+	JMP        loop800
 
-done799:
+done801:
 	VZEROUPPER
 	RET
 
@@ -33893,9 +34058,9 @@ TEXT ·columns2_avx2(SB), NOSPLIT, $0-32
 	LEAQ (R8)(R8*4), BX
 	LEAQ (AX)(R8*4), DX
 
-loop800:
+loop802:
 	CMPQ        CX, $0x08
-	JLT         done801
+	JLT         done803
 	VMOVDQU     (SI), X0
 	VMOVDQU     (SI)(R8*1), X1
 	VMOVDQU     (SI)(R8*2), X2
@@ -33939,9 +34104,9 @@ loop800:
 	ADDQ        $0x00000400, DI
 	ADDQ        $0x10, SI
 	SUBQ        $0x08, CX
-	JMP         loop800
+	JMP         loop802
 
-done801:
+done803:
 	VZEROUPPER
 	RET
 
@@ -33954,9 +34119,9 @@ TEXT ·column1_avx2(SB), NOSPLIT, $0-24
 	MOVQ DI, AX
 	MOVQ CX, BX
 
-fetch802:
+fetch804:
 	CMPQ       BX, $0x08
-	JLT        fetched803
+	JLT        fetched805
 	PREFETCHT0 (AX)
 	PREFETCHT0 64(AX)
 	PREFETCHT0 128(AX)
@@ -33967,12 +34132,12 @@ fetch802:
 	PREFETCHT0 448(AX)
 	ADDQ       $0x00000200, AX
 	SUBQ       $0x08, BX
-	JMP        fetch802
+	JMP        fetch804
 
-fetched803:
-eight804:
+fetched805:
+eight806:
 	CMPQ    CX, $0x08
-	JLT     one805
+	JLT     one807
 	MOVBLZX (SI), AX
 	MOVBLZX 1(SI), BX
 	MOVBLZX 2(SI), DX
@@ -33992,19 +34157,19 @@ eight804:
 	ADDQ    $0x00000200, DI
 	ADDQ    $0x08, SI
 	SUBQ    $0x08, CX
-	JMP     eight804
+	JMP     eight806
 
-one805:
+one807:
 	CMPQ    CX, $0x01
-	JLT     done806
+	JLT     done808
 	MOVBLZX (SI), AX
 	MOVB    AL, (DI)
 	ADDQ    $0x00000040, DI
 	ADDQ    $0x01, SI
 	DECQ    CX
-	JMP     one805
+	JMP     one807
 
-done806:
+done808:
 	RET
 
 // func column2_avx2(dst *byte, src *byte, n int)
@@ -34016,9 +34181,9 @@ TEXT ·column2_avx2(SB), NOSPLIT, $0-24
 	MOVQ DI, AX
 	MOVQ CX, BX
 
-fetch807:
+fetch809:
 	CMPQ       BX, $0x08
-	JLT        fetched808
+	JLT        fetched810
 	PREFETCHT0 (AX)
 	PREFETCHT0 128(AX)
 	PREFETCHT0 256(AX)
@@ -34029,12 +34194,12 @@ fetch807:
 	PREFETCHT0 896(AX)
 	ADDQ       $0x00000400, AX
 	SUBQ       $0x08, BX
-	JMP        fetch807
+	JMP        fetch809
 
-fetched808:
-eight809:
+fetched810:
+eight811:
 	CMPQ    CX, $0x08
-	JLT     one810
+	JLT     one812
 	MOVWLZX (SI), AX
 	MOVWLZX 2(SI), BX
 	MOVWLZX 4(SI), DX
@@ -34054,19 +34219,19 @@ eight809:
 	ADDQ    $0x00000400, DI
 	ADDQ    $0x10, SI
 	SUBQ    $0x08, CX
-	JMP     eight809
+	JMP     eight811
 
-one810:
+one812:
 	CMPQ    CX, $0x01
-	JLT     done811
+	JLT     done813
 	MOVWLZX (SI), AX
 	MOVW    AX, (DI)
 	ADDQ    $0x00000080, DI
 	ADDQ    $0x02, SI
 	DECQ    CX
-	JMP     one810
+	JMP     one812
 
-done811:
+done813:
 	RET
 
 // func column4_avx2(dst *byte, src *byte, n int)
@@ -34078,9 +34243,9 @@ TEXT ·column4_avx2(SB), NOSPLIT, $0-24
 	MOVQ DI, AX
 	MOVQ CX, BX
 
-fetch812:
+fetch814:
 	CMPQ       BX, $0x08
-	JLT        fetched813
+	JLT        fetched815
 	PREFETCHT0 (AX)
 	PREFETCHT0 256(AX)
 	PREFETCHT0 512(AX)
@@ -34091,12 +34256,12 @@ fetch812:
 	PREFETCHT0 1792(AX)
 	ADDQ       $0x00000800, AX
 	SUBQ       $0x08, BX
-	JMP        fetch812
+	JMP        fetch814
 
-fetched813:
-eight814:
+fetched815:
+eight816:
 	CMPQ CX, $0x08
-	JLT  one815
+	JLT  one817
 	MOVL (SI), AX
 	MOVL 4(SI), BX
 	MOVL 8(SI), DX
@@ -34116,17 +34281,17 @@ eight814:
 	ADDQ $0x00000800, DI
 	ADDQ $0x20, SI
 	SUBQ $0x08, CX
-	JMP  eight814
+	JMP  eight816
 
-one815:
+one817:
 	CMPQ CX, $0x01
-	JLT  done816
+	JLT  done818
 	MOVL (SI), AX
 	MOVL AX, (DI)
 	ADDQ $0x00000100, DI
 	ADDQ $0x04, SI
 	DECQ CX
-	JMP  one815
+	JMP  one817
 
-done816:
+done818:
 	RET

@@ -72,6 +72,11 @@ func merge_avx512(o *float32, x *float32, a float32, b float32, n int)
 //go:noescape
 func divide_avx512(dst *float32, o *float32, l float32, n int) bool
 
+// logSums_avx512 sets lse to m + log(l).
+//
+//go:noescape
+func logSums_avx512(lse *float32, m *float32, l *float32, rows int)
+
 // transpose_avx512 writes 8 rows of n float32, n a multiple of 8 and the rows stride bytes apart, as 8 columns of dst [n][64].
 //
 //go:noescape

@@ -12,25 +12,25 @@ import (
 	"github.com/mmcloughlin/avo/reg"
 )
 
-// pageLen is how many positions a page holds, tileRows how many rows of queries the largest tile does.
-const (
-	pageLen  = 64
-	tileRows = 6
-)
+// pageLen is how many positions a page holds.
+const pageLen = 64
 
 // A vec is an instruction set's vector: w float32 in each of its registers.
 type vec struct {
 	name string
 	w    int
 	reg  []reg.Register
-	// wide is how many vectors wide a tile of 1, 2, … rows is: enough chains to hide the latency of the FMA units, and
-	// no more registers than there are. Where the columns are not a multiple of that, narrow follow.
-	wide   [tileRows]int
-	narrow []int
-	// streams is how many streams of memory are asked for abreast, near how many dimensions or positions before its use a
-	// line is asked for once more: it has come no nearer than the second cache, or the first time was in vain. With 0 it
-	// is not.
+	// columns is how many vectors wide a tile of 1, 2, … rows is: enough chains to hide the latency of the FMA units, and
+	// no more registers than there are. If the columns are not a multiple of that, narrower tiles follow. widening is the
+	// same for elements that take an instruction to widen: more rows share a widened vector.
+	columns, widening []int
+	narrow            []int
+	// streams is how many streams of memory are prefetched side by side. near is how many dimensions or positions before
+	// its use a line is prefetched a second time; 0 means never.
 	streams, near int
+	// spread lets every tile of rows prefetch its part, into the second cache. Otherwise the first tile prefetches all,
+	// into the first cache.
+	spread bool
 }
 
 var isa vec
@@ -53,9 +53,13 @@ func main() {
 	flag.Parse()
 	switch *set {
 	case "avx512":
-		isa = vec{name: "avx512", w: 16, reg: zmm, wide: [tileRows]int{4, 4, 4, 4, 4, 4}, narrow: []int{2, 1}, streams: 1}
+		isa = vec{
+			name: "avx512", w: 16, reg: zmm, columns: []int{4, 4, 4, 4, 4, 4}, widening: []int{4, 4, 4, 4, 4, 4, 2, 2, 2, 2},
+			narrow: []int{2, 1}, streams: 8, spread: true,
+		}
 	case "avx2":
-		isa = vec{name: "avx2", w: 8, reg: ymm, wide: [tileRows]int{8, 4, 4, 2, 2, 2}, narrow: []int{2}, streams: 4, near: 8}
+		columns := []int{8, 4, 4, 2, 2, 2}
+		isa = vec{name: "avx2", w: 8, reg: ymm, columns: columns, widening: columns, narrow: []int{2}, streams: 4, near: 8}
 	default:
 		panic("which instruction set?")
 	}
@@ -75,6 +79,7 @@ func main() {
 	coefficients()
 	mergeRows()
 	divide()
+	logSums()
 	transpose()
 	columns(1)
 	columns(2)
@@ -110,6 +115,14 @@ type dtype struct {
 }
 
 var types = []dtype{{"f32", 4}, {"f16", 2}, {"bf16", 2}, {"i8", 1}}
+
+// columns returns how many vectors wide a tile of 1, 2, … rows is.
+func (t dtype) columns() []int {
+	if t.name == "f32" {
+		return isa.columns
+	}
+	return isa.widening
+}
 
 // widen loads a vector of the type at m into r.
 func (t dtype) widen(m Mem, r reg.Register) {
@@ -149,10 +162,62 @@ type tile struct{ rows, cols int }
 
 func (t tile) acc(r, c int) reg.Register { return isa.reg[r*t.cols+c] }
 
+// paired says whether the columns are widened two at a time: the even elements of a line are one vector and the odd ones
+// the other, which takes one instruction each. The chains are in this order too until they are stored.
+func (t tile) paired(dt dtype) bool { return dt.name == "bf16" && wide() && t.cols%2 == 0 }
+
+// rest returns the registers that the chains leave. For pairs the last of all holds a mask.
+func (t tile) rest(dt dtype) []reg.Register {
+	rest := isa.reg[t.rows*t.cols:]
+	if t.paired(dt) {
+		return rest[:len(rest)-1]
+	}
+	return rest
+}
+
+// widen loads the vector of column c, whose column i is at col(i), into r.
+func (t tile) widen(dt dtype, col func(i int) Mem, c int, r reg.Register) {
+	switch {
+	case !t.paired(dt):
+		dt.widen(col(c), r)
+	case c%2 == 0:
+		VPSLLD(U8(16), col(c), r)
+	default:
+		VPANDD(col(c-1), isa.reg[len(isa.reg)-1], r)
+	}
+}
+
+// pairs loads what paired tiles need, if the storage type has them.
+func (t dtype) pairs() {
+	if t.name == "bf16" && wide() {
+		VPBROADCASTD(highHalf, isa.reg[len(isa.reg)-1])
+	}
+}
+
+// permute brings the chains of pairs of columns from one order of their elements into the other: into that of memory by
+// join, and back by part.
+func (t tile) permute(dt dtype, by [2]Mem) {
+	if !t.paired(dt) {
+		return
+	}
+	rest := t.rest(dt)
+	first, second, kept := rest[0], rest[1], rest[2]
+	VMOVUPS(by[0], first)
+	VMOVUPS(by[1], second)
+	for r := range t.rows {
+		for c := 0; c < t.cols; c += 2 {
+			x, y := t.acc(r, c), t.acc(r, c+1)
+			VMOVAPS(x, kept)
+			VPERMT2PS(y, first, x)
+			VPERMT2PS(kept, second, y)
+		}
+	}
+}
+
 // step adds to each chain the product of a row's number, at row(r), with a column's vector, at col(c). What there is less
 // of is kept in registers, and what there is more of goes through those that remain.
 func (t tile) step(dt dtype, row, col func(i int) Mem) {
-	rest := isa.reg[t.rows*t.cols:]
+	rest := t.rest(dt)
 	if t.rows < t.cols {
 		for r := range t.rows {
 			VBROADCASTSS(row(r), rest[r])
@@ -160,7 +225,7 @@ func (t tile) step(dt dtype, row, col func(i int) Mem) {
 		loads := rest[t.rows:]
 		for c := range t.cols {
 			x := loads[c%len(loads)]
-			dt.widen(col(c), x)
+			t.widen(dt, col, c, x)
 			for r := range t.rows {
 				VFMADD231PS(x, rest[r], t.acc(r, c))
 			}
@@ -168,7 +233,7 @@ func (t tile) step(dt dtype, row, col func(i int) Mem) {
 		return
 	}
 	for c := range t.cols {
-		dt.widen(col(c), rest[c])
+		t.widen(dt, col, c, rest[c])
 	}
 	numbers := rest[t.cols:]
 	for r := range t.rows {
@@ -178,6 +243,53 @@ func (t tile) step(dt dtype, row, col func(i int) Mem) {
 			VFMADD231PS(rest[c], x, t.acc(r, c))
 		}
 	}
+}
+
+// A spread is for memory that is needed later, prefetched by all tiles of rows: one after the other, each stream's next
+// line. table points to the streams' addresses and, after them, to how many tiles there are. ahead is how many bytes of
+// each stream were prefetched. credit is how many bytes the loop may read until it prefetches again.
+type spread struct {
+	table, ahead, line reg.Register
+	credit             Op
+}
+
+// lines is how many lines of each stream are prefetched in a turn that reads so many bytes.
+func (s spread) lines(bytes int) int { return max(bytes/(64*isa.streams), 1) }
+
+// after prefetches, when dimension or position d of a turn of that many bytes is done, its part of the lines.
+func (s spread) after(d, bytes int) {
+	lines := s.lines(bytes) * isa.streams
+	for j := d * lines / unroll; j < (d+1)*lines/unroll; j++ {
+		MOVQ(Mem{Base: s.table, Disp: 8 * (j % isa.streams)}, s.line)
+		PREFETCHT1(Mem{Base: s.line, Index: s.ahead, Scale: 1, Disp: 64 * (j / isa.streams)})
+	}
+}
+
+// done ends a turn that has prefetched.
+func (s spread) done(bytes int) {
+	ADDQ(U32(64*s.lines(bytes)), s.ahead)
+	IMUL3Q(U32(64*isa.streams*s.lines(bytes)), Mem{Base: s.table, Disp: 8 * isa.streams}, s.line)
+	ADDQ(s.line, s.credit)
+}
+
+// never is a credit that is not spent.
+const never = 1 << 40
+
+// loop writes an inner loop over the steps in count, unroll at a time, that prefetches in some of its turns.
+func (s spread) loop(count reg.Register, bytes int, turn func(after func(d int))) {
+	loop, quiet, end := label("turn"), label("quiet"), label("end")
+	Label(loop)
+	SUBQ(U8(unroll), count)
+	JLT(LabelRef(end))
+	SUBQ(U32(bytes), s.credit)
+	JGE(LabelRef(quiet))
+	turn(func(d int) { s.after(d, bytes) })
+	s.done(bytes)
+	JMP(LabelRef(loop))
+	Label(quiet)
+	turn(nothing)
+	JMP(LabelRef(loop))
+	Label(end)
 }
 
 // An ask is for memory that is needed later: what comes next of each of some streams, as many as the instruction set has.
@@ -204,31 +316,32 @@ func (a ask) goOn(bytes int) {
 
 func nothing(int) {}
 
-// tiles writes a loop over the rows in count: as few tiles as it takes, none of them small if there are others. Each calls
-// body, which advances the pointers to the rows.
-func tiles(count reg.Register, body func(rows int)) {
+// tiles writes a loop over the rows in count: as few tiles as it takes, none of them small if there are others. The largest
+// has most rows. Each calls body, which advances the pointers to the rows.
+func tiles(count reg.Register, most int, body func(rows int)) {
+	// Of up to 6 rows, 7 and 8 are 4 and the rest; of up to 10, 11 to 14 are 6 and the rest.
+	half := most/2 + 1
 	loop, less, done := label("rows"), label("fewer"), label("done")
-	var small [tileRows + 1]string
+	small := make([]string, most+1)
 	for r := range small {
 		small[r] = label("tile")
 	}
 	Label(loop)
-	CMPQ(count, U8(tileRows+3))
+	CMPQ(count, U8(most+half-1))
 	JLT(LabelRef(less))
-	Label(small[tileRows])
-	body(tileRows)
-	SUBQ(U8(tileRows), count)
+	Label(small[most])
+	body(most)
+	SUBQ(U8(most), count)
 	JMP(LabelRef(loop))
 	Label(less)
-	for r := 1; r <= tileRows; r++ {
+	for r := 1; r <= most; r++ {
 		CMPQ(count, U8(r))
 		JEQ(LabelRef(small[r]))
 	}
-	// 7 and 8 are 4 and the rest.
-	CMPQ(count, U8(tileRows))
-	JGT(LabelRef(small[4]))
+	CMPQ(count, U8(most))
+	JGT(LabelRef(small[half]))
 	JMP(LabelRef(done))
-	for r := 1; r < tileRows; r++ {
+	for r := 1; r < most; r++ {
 		Label(small[r])
 		body(r)
 		SUBQ(U8(r), count)
@@ -241,8 +354,8 @@ func tiles(count reg.Register, body func(rows int)) {
 type run struct{ width, blocks int }
 
 // cut cuts n vectors into blocks for so many rows.
-func cut(n, rows int) (runs []run) {
-	for _, width := range append([]int{isa.wide[rows-1]}, isa.narrow...) {
+func (t dtype) cut(n, rows int) (runs []run) {
+	for _, width := range append([]int{t.columns()[rows-1]}, isa.narrow...) {
 		if n >= width {
 			runs = append(runs, run{width, n / width})
 			n %= width
@@ -256,24 +369,40 @@ func scores(dt dtype) {
 	function("scores_"+dt.name, "func(s, q *float32, k *byte, stride, n, rows, carry int, ahead *uintptr)",
 		"is kernel.scores for keys as "+dt.name+".")
 	S, Q, stride, rows := reg.RDI, reg.RSI, reg.R8, reg.R10
-	kp, qp, qp3, i, from, block := reg.RAX, reg.RBX, reg.RCX, reg.R12, reg.R13, reg.R15
-	next := ask{reg.R11, reg.R14, reg.R9, reg.RDX}[:turn()]
-	fetch := next[0]
+	kp, qp, qp3, i, from := reg.RAX, reg.RBX, reg.RCX, reg.R12, reg.R13
+	var block Op = reg.R15
 	Load(Param("s"), S)
 	Load(Param("q"), Q)
 	Load(Param("stride"), stride)
 	Load(Param("rows"), rows)
+	var next ask
+	var all spread
+	var stride3 reg.Register
+	fetch := reg.R11
 	Load(Param("ahead"), fetch)
 	none := label("none")
-	TESTQ(fetch, fetch)
-	JZ(LabelRef(none))
-	for i := len(next) - 1; i >= 0; i-- {
-		MOVQ(Mem{Base: fetch, Disp: 8 * i}, next[i])
+	if isa.spread {
+		all = spread{table: fetch, ahead: reg.R14, line: reg.RDX, credit: reg.R9}
+		stride3, block = reg.R15, AllocLocal(8)
+		dt.pairs()
+		LEAQ(Mem{Base: stride, Index: stride, Scale: 2}, stride3)
+		XORQ(all.ahead, all.ahead)
+		XORQ(reg.R9, reg.R9)
+		TESTQ(fetch, fetch)
+		JNZ(LabelRef(none))
+		MOVQ(U64(never), reg.R9)
+	} else {
+		next = ask{fetch, reg.R14, reg.R9, reg.RDX}[:turn()]
+		TESTQ(fetch, fetch)
+		JZ(LabelRef(none))
+		for i := len(next) - 1; i >= 0; i-- {
+			MOVQ(Mem{Base: fetch, Disp: 8 * i}, next[i])
+		}
 	}
 	Label(none)
-	tiles(rows, func(rows int) {
+	tiles(rows, len(dt.columns()), func(rows int) {
 		Load(Param("k"), from)
-		for _, run := range cut(pageLen/isa.w, rows) {
+		for _, run := range dt.cut(pageLen/isa.w, rows) {
 			t := tile{rows, run.width}
 			again, carry, begin := label("block"), label("carry"), label("begin")
 			if run.blocks > 1 {
@@ -296,6 +425,7 @@ func scores(dt dtype) {
 					VMOVUPS(s(r, c), t.acc(r, c))
 				}
 			}
+			t.permute(dt, part)
 			Label(begin)
 			MOVQ(from, kp)
 			MOVQ(Q, qp)
@@ -307,11 +437,20 @@ func scores(dt dtype) {
 				for d := range n {
 					t.step(dt, func(r int) Mem {
 						m := Mem{Base: qp, Disp: 4 * d}
-						if r >= 3 {
-							m.Base = qp3
-						}
-						if r%3 != 0 {
-							m.Index, m.Scale = stride, uint8(r%3)
+						switch {
+						case r == 8:
+							m.Index, m.Scale = stride, 8
+						case r == 7:
+							m.Base, m.Index, m.Scale = qp3, stride, 4
+						case r >= 6:
+							m.Base, m.Index, m.Scale = qp3, stride3, uint8(r/3-1)
+						default:
+							if r >= 3 {
+								m.Base = qp3
+							}
+							if r%3 != 0 {
+								m.Index, m.Scale = stride, uint8(r%3)
+							}
 						}
 						return m
 					}, func(c int) Mem { return Mem{Base: kp, Disp: (d*pageLen + c*isa.w) * dt.size} })
@@ -324,34 +463,12 @@ func scores(dt dtype) {
 				}
 			}
 			few, some, store := label("few"), label("some"), label("store")
-			loop, plain, short := label("dims"), label("plain"), label("short")
 			Load(Param("n"), i)
-			TESTQ(fetch, fetch)
-			JZ(LabelRef(plain))
-			SUBQ(U8(turn()*unroll), i)
-			JLT(LabelRef(short))
-			Label(loop)
-			for j := range turn() {
-				steps(unroll, func(d int) {
-					next.after(j*unroll+d, turn()*unroll*t.cols*isa.w*dt.size)
-					if isa.near > 0 {
-						PREFETCHT0(Mem{Base: kp, Disp: (d + isa.near) * pageLen * dt.size})
-					}
-				})
+			if isa.spread {
+				all.loop(i, unroll*t.cols*isa.w*dt.size, func(after func(int)) { steps(unroll, after) })
+			} else {
+				next.scores(t, dt, i, kp, few, steps)
 			}
-			next.goOn(unroll * t.cols * isa.w * dt.size)
-			SUBQ(U8(turn()*unroll), i)
-			JGE(LabelRef(loop))
-			Label(short)
-			ADDQ(U8(turn()*unroll), i)
-			Label(plain)
-			SUBQ(U8(unroll), i)
-			JLT(LabelRef(few))
-			loop = label("dims")
-			Label(loop)
-			steps(unroll, nothing)
-			SUBQ(U8(unroll), i)
-			JGE(LabelRef(loop))
 			Label(few)
 			ADDQ(U8(unroll), i)
 			JZ(LabelRef(store))
@@ -360,6 +477,7 @@ func scores(dt dtype) {
 			DECQ(i)
 			JNZ(LabelRef(some))
 			Label(store)
+			t.permute(dt, join)
 			for r := range rows {
 				for c := range t.cols {
 					VMOVUPS(t.acc(r, c), s(r, c))
@@ -376,9 +494,41 @@ func scores(dt dtype) {
 		ADDQ(U32((rows-1)*pageLen*4), S)
 		IMUL3Q(U8(rows), stride, i)
 		ADDQ(i, Q)
-		XORQ(fetch, fetch)
+		if !isa.spread {
+			XORQ(fetch, fetch)
+		}
 	})
 	end()
+}
+
+// scores writes the inner loop of scores: the dimensions in count, as far as they are a multiple of unroll; at few,
+// the rest is less by unroll.
+func (a ask) scores(t tile, dt dtype, count, keys reg.Register, few string, steps func(n int, after func(int))) {
+	loop, plain, short := label("dims"), label("plain"), label("short")
+	TESTQ(a[0], a[0])
+	JZ(LabelRef(plain))
+	SUBQ(U8(turn()*unroll), count)
+	JLT(LabelRef(short))
+	Label(loop)
+	for j := range turn() {
+		steps(unroll, func(d int) {
+			a.after(j*unroll+d, turn()*unroll*t.cols*isa.w*dt.size)
+			PREFETCHT0(Mem{Base: keys, Disp: (d + isa.near) * pageLen * dt.size})
+		})
+	}
+	a.goOn(unroll * t.cols * isa.w * dt.size)
+	SUBQ(U8(turn()*unroll), count)
+	JGE(LabelRef(loop))
+	Label(short)
+	ADDQ(U8(turn()*unroll), count)
+	Label(plain)
+	SUBQ(U8(unroll), count)
+	JLT(LabelRef(few))
+	loop = label("dims")
+	Label(loop)
+	steps(unroll, nothing)
+	SUBQ(U8(unroll), count)
+	JGE(LabelRef(loop))
 }
 
 // accumulate: weights [rows][64] times V, merged into o.
@@ -389,8 +539,10 @@ func accumulate(dt dtype) {
 	from, vp, wp, i, op, v3, near := reg.RDX, reg.RSI, reg.R12, reg.R13, reg.RAX, reg.R15, reg.RCX
 	// x is free between the inner loops, op before them.
 	x := reg.R14
-	next := ask{fetch, op, x, oStride}[:turn()]
-	streams, left := AllocLocal(8*turn()), AllocLocal(8)
+	var next ask
+	var all spread
+	var streams Mem
+	left := AllocLocal(8)
 	Load(Param("o"), O)
 	Load(Param("w"), W)
 	Load(Param("oStride"), oStride)
@@ -399,12 +551,25 @@ func accumulate(dt dtype) {
 	LEAQ(Mem{Base: vStride, Index: vStride, Scale: 2}, v3)
 	Load(Param("ahead"), fetch)
 	none := label("none")
-	MOVQ(fetch, streams)
-	TESTQ(fetch, fetch)
-	JZ(LabelRef(none))
-	for j := range turn() {
-		MOVQ(Mem{Base: fetch, Disp: 8 * j}, x)
-		MOVQ(x, streams.Offset(8*j))
+	if isa.spread {
+		credit := AllocLocal(8)
+		all = spread{table: fetch, ahead: near, line: x, credit: credit}
+		dt.pairs()
+		XORQ(near, near)
+		MOVQ(near, credit)
+		TESTQ(fetch, fetch)
+		JNZ(LabelRef(none))
+		MOVQ(U64(never), x)
+		MOVQ(x, credit)
+	} else {
+		next, streams = ask{fetch, op, x, oStride}[:turn()], AllocLocal(8*turn())
+		MOVQ(fetch, streams)
+		TESTQ(fetch, fetch)
+		JZ(LabelRef(none))
+		for j := range turn() {
+			MOVQ(Mem{Base: fetch, Disp: 8 * j}, x)
+			MOVQ(x, streams.Offset(8*j))
+		}
 	}
 	Label(none)
 	block := func(t tile) {
@@ -431,7 +596,7 @@ func accumulate(dt dtype) {
 				after(p)
 			}
 		}
-		sparse, few, some, plain, merge := label("sparse"), label("few"), label("some"), label("plain"), label("merge")
+		sparse, few, some, merge := label("sparse"), label("few"), label("some"), label("merge")
 		// Most often the positions are neighbors, [vp, op) of them.
 		Load(Param("mask"), i)
 		TZCNTQ(i, vp)
@@ -449,49 +614,56 @@ func accumulate(dt dtype) {
 			LEAQ(Mem{Base: vp, Index: vStride, Scale: uint8(n)}, vp)
 			ADDQ(U8(4*n), wp)
 		}
-		loop, short := label("positions"), label("short")
-		CMPQ(streams, U8(0))
-		JEQ(LabelRef(plain))
-		SUBQ(U8(turn()*unroll), i)
-		JLT(LabelRef(short))
-		for j, r := range next {
-			MOVQ(streams.Offset(8*j), r)
-		}
-		if isa.near > 0 {
-			LEAQ(Mem{Base: vp, Index: vStride, Scale: uint8(isa.near)}, near)
-		}
-		Label(loop)
-		for j := range turn() {
-			steps(unroll, func(p int) {
-				next.after(j*unroll+p, turn()*unroll*t.cols*isa.w*dt.size)
-				if isa.near > 0 {
-					PREFETCHT0(position(near, p, 0))
-				}
+		if isa.spread {
+			all.loop(i, unroll*t.cols*isa.w*dt.size, func(after func(int)) {
+				steps(unroll, after)
+				goOn(unroll)
 			})
-			goOn(unroll)
-			if isa.near > 0 {
-				LEAQ(Mem{Base: near, Index: vStride, Scale: unroll}, near)
+		} else {
+			loop, short, plain := label("positions"), label("short"), label("plain")
+			CMPQ(streams, U8(0))
+			JEQ(LabelRef(plain))
+			SUBQ(U8(turn()*unroll), i)
+			JLT(LabelRef(short))
+			for j, r := range next {
+				MOVQ(streams.Offset(8*j), r)
 			}
+			if isa.near > 0 {
+				LEAQ(Mem{Base: vp, Index: vStride, Scale: uint8(isa.near)}, near)
+			}
+			Label(loop)
+			for j := range turn() {
+				steps(unroll, func(p int) {
+					next.after(j*unroll+p, turn()*unroll*t.cols*isa.w*dt.size)
+					if isa.near > 0 {
+						PREFETCHT0(position(near, p, 0))
+					}
+				})
+				goOn(unroll)
+				if isa.near > 0 {
+					LEAQ(Mem{Base: near, Index: vStride, Scale: unroll}, near)
+				}
+			}
+			next.goOn(unroll * t.cols * isa.w * dt.size)
+			SUBQ(U8(turn()*unroll), i)
+			JGE(LabelRef(loop))
+			// Between the inner loops their registers are something else.
+			for j, r := range next {
+				MOVQ(r, streams.Offset(8*j))
+			}
+			Load(Param("oStride"), oStride)
+			Label(short)
+			ADDQ(U8(turn()*unroll), i)
+			Label(plain)
+			SUBQ(U8(unroll), i)
+			JLT(LabelRef(few))
+			loop = label("positions")
+			Label(loop)
+			steps(unroll, nothing)
+			goOn(unroll)
+			SUBQ(U8(unroll), i)
+			JGE(LabelRef(loop))
 		}
-		next.goOn(unroll * t.cols * isa.w * dt.size)
-		SUBQ(U8(turn()*unroll), i)
-		JGE(LabelRef(loop))
-		// Between the inner loops their registers are something else.
-		for j, r := range next {
-			MOVQ(r, streams.Offset(8*j))
-		}
-		Load(Param("oStride"), oStride)
-		Label(short)
-		ADDQ(U8(turn()*unroll), i)
-		Label(plain)
-		SUBQ(U8(unroll), i)
-		JLT(LabelRef(few))
-		loop = label("positions")
-		Label(loop)
-		steps(unroll, nothing)
-		goOn(unroll)
-		SUBQ(U8(unroll), i)
-		JGE(LabelRef(loop))
 		Label(few)
 		ADDQ(U8(unroll), i)
 		JZ(LabelRef(merge))
@@ -512,6 +684,7 @@ func accumulate(dt dtype) {
 		BLSRQ(i, i)
 		JNZ(LabelRef(sparse))
 		Label(merge)
+		t.permute(dt, join)
 		MOVQ(O, op)
 		store, done := label("store"), label("stored")
 		Load(Param("a"), x)
@@ -554,14 +727,14 @@ func accumulate(dt dtype) {
 		ADDQ(U32(t.cols*isa.w*dt.size), from)
 		SUBQ(U8(t.cols), left)
 	}
-	tiles(rows, func(rows int) {
+	tiles(rows, len(dt.columns()), func(rows int) {
 		Load(Param("v"), from)
 		Load(Param("cols"), x)
 		if !wide() {
 			ADDQ(x, x)
 		}
 		MOVQ(x, left)
-		for _, width := range slices.Compact(append([]int{isa.wide[rows-1]}, isa.narrow...)) {
+		for _, width := range slices.Compact(append([]int{dt.columns()[rows-1]}, isa.narrow...)) {
 			loop, less := label("columns"), label("less")
 			Label(loop)
 			CMPQ(left, U8(width))
@@ -579,7 +752,9 @@ func accumulate(dt dtype) {
 		IMULQ(oStride, x)
 		Load(Param("o"), O)
 		ADDQ(x, O)
-		MOVQ(U32(0), streams)
+		if !isa.spread {
+			MOVQ(U32(0), streams)
+		}
 	})
 	end()
 }

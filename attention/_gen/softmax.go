@@ -37,6 +37,13 @@ var data = map[string]Mem{}
 // half, the upper halves of the lanes.
 var lanes, upper Mem
 
+// For AVX-512 alone: the upper half of a lane, and the indices by which two vectors of even and odd elements become two in
+// the order of memory, and back.
+var (
+	highHalf   Mem
+	join, part [2]Mem
+)
+
 func constData(all []constant) {
 	for _, c := range all {
 		m := GLOBL(c.name+"_"+isa.name, RODATA|NOPTR)
@@ -49,7 +56,9 @@ func constData(all []constant) {
 
 func consts() {
 	constData(constants)
-	if !wide() {
+	if wide() {
+		pairConsts()
+	} else {
 		lanes = GLOBL("lanes_"+isa.name, RODATA|NOPTR)
 		for i := range isa.w {
 			DATA(4*i, U32(1<<i))
@@ -58,6 +67,27 @@ func consts() {
 		for i := range isa.w {
 			DATA(4*i, U32((2*i+1)<<24|2*i<<16|0x8080))
 		}
+	}
+}
+
+func pairConsts() {
+	highHalf = GLOBL("highHalf_"+isa.name, RODATA|NOPTR)
+	DATA(0, U32(0xffff0000))
+	// An index below 16 is into the vector that is overwritten, the first of the two and then the second.
+	indices := func(name string, index func(i int) int) Mem {
+		m := GLOBL(name+"_"+isa.name, RODATA|NOPTR)
+		for i := range isa.w {
+			DATA(4*i, U32(index(i)))
+		}
+		return m
+	}
+	join = [2]Mem{
+		indices("joinFirst", func(i int) int { return i/2 + i%2*16 }),
+		indices("joinSecond", func(i int) int { return 8 + i/2 + (1-i%2)*16 }),
+	}
+	part = [2]Mem{
+		indices("partFirst", func(i int) int { return 2 * i }),
+		indices("partSecond", func(i int) int { return (2*i + 1 + 16) % 32 }),
 	}
 }
 
@@ -80,6 +110,19 @@ func exponentials(c expConsts, x, t, p []reg.Register) {
 			f(i)
 		}
 	}
+	powers(c, x, t, p)
+	each(func(i int) { VPADDD(c["bias"], t[i], t[i]) })
+	each(func(i int) { VPSLLD(U8(23), t[i], t[i]) })
+	each(func(i int) { VMULPS(t[i], p[i], p[i]) })
+}
+
+// powers is exponentials without the factors of 2ⁿ; n are the low bits of t.
+func powers(c expConsts, x, t, p []reg.Register) {
+	each := func(f func(i int)) {
+		for i := range x {
+			f(i)
+		}
+	}
 	each(func(i int) { VMOVUPS(c["magic"], t[i]) })
 	each(func(i int) { VFMADD231PS(c["log2e"], x[i], t[i]) })
 	each(func(i int) { VSUBPS(c["magic"], t[i], p[i]) })
@@ -89,9 +132,6 @@ func exponentials(c expConsts, x, t, p []reg.Register) {
 	for _, k := range []string{"exp5", "exp4", "exp3", "exp2", "one", "one"} {
 		each(func(i int) { VFMADD213PS(c[k], x[i], p[i]) })
 	}
-	each(func(i int) { VPADDD(c["bias"], t[i], t[i]) })
-	each(func(i int) { VPSLLD(U8(23), t[i], t[i]) })
-	each(func(i int) { VMULPS(t[i], p[i], p[i]) })
 }
 
 const softmaxSignature = "func(s, kScale, vScale *float32, scale float32, rows int, visible *uint64, m, l *float32, nonzero *uint64)"
@@ -124,40 +164,246 @@ func foldMax(lo, hi reg.Register, lox, hix reg.Register) {
 	VMAXSS(hix, lox, lox)
 }
 
-// softmax512 keeps a row in four registers and the constants in others.
+// softmax512 passes over the rows twice, first for the maxima of four rows at a time and then for the weights of two. That
+// is for rows that see the whole page. If some row does not, or if a weight is 0 or a score is not finite, slowRows512 does
+// the rows one by one.
 func softmax512(scaled bool) {
 	name, doc := softmaxName(scaled)
 	function(name, softmaxSignature, doc)
-	S, ks, vs, rows, vis, M, L, nz := reg.RDI, reg.RSI, reg.RDX, reg.RCX, reg.R8, reg.R9, reg.R10, reg.R11
-	v, u := reg.RAX, reg.RBX
-	Load(Param("s"), S)
+	x := softmaxArgs{S: reg.RDI, ks: reg.RSI, vs: reg.RDX, left: reg.RCX, vis: reg.R8, M: reg.R9, L: reg.R10, nz: reg.R11, scaled: scaled}
+	u, top, n := reg.RBX, reg.R12, reg.R13
+	Load(Param("s"), x.S)
 	if scaled {
-		Load(Param("kScale"), ks)
-		Load(Param("vScale"), vs)
+		Load(Param("kScale"), x.ks)
+		Load(Param("vScale"), x.vs)
 	}
-	Load(Param("rows"), rows)
-	Load(Param("visible"), vis)
-	Load(Param("m"), M)
-	Load(Param("l"), L)
-	Load(Param("nonzero"), nz)
-	c := expConsts{}
+	Load(Param("rows"), x.left)
+	Load(Param("visible"), x.vis)
+	Load(Param("m"), x.M)
+	Load(Param("l"), x.L)
+	Load(Param("nonzero"), x.nz)
+	done, slow := label("done"), label("slow")
+	TESTQ(x.left, x.left)
+	JZ(LabelRef(done))
+	c := memConsts()
 	at := 31
 	take := func() reg.Register { at--; return zmm[at+1] }
-	for _, k := range constants {
+	// The others are only added, or used by slowRows512 alone, so that loading them costs nothing.
+	for _, k := range []string{"log2e", "magic", "ln2Hi", "ln2Lo", "exp6", "one", "expMin"} {
 		r := take()
-		VMOVUPS(data[k.name], r)
-		c[k.name] = r
+		VMOVUPS(data[k], r)
+		c[k] = r
 	}
-	scale := take()
+	x.scale = take()
 	p, _ := Param("scale").Resolve()
-	VBROADCASTSS(p.Addr, scale)
+	VBROADCASTSS(p.Addr, x.scale)
+
+	MOVQ(x.left, n)
+	// The largest product with a scale above 0 is that of the largest number, since rounding is monotonic.
+	VXORPS(reg.X0, reg.X0, reg.X0)
+	VUCOMISS(reg.X0, x.scale.(reg.VecPhysical).AsX())
+	JBE(LabelRef(slow))
+	all := label("all")
+	MOVQ(I32(-1), u)
+	MOVQ(x.vis, top)
+	Label(all)
+	ANDQ(Mem{Base: top}, u)
+	ADDQ(U8(8), top)
+	DECQ(n)
+	JNZ(LabelRef(all))
+	MOVQ(x.left, n)
+	CMPQ(u, I8(-1))
+	JNE(LabelRef(slow))
+
+	MOVQ(x.S, u)
+	MOVQ(x.M, top)
+	fours, ones, found := label("fours"), label("ones"), label("found")
+	Label(fours)
+	SUBQ(U8(4), n)
+	JLT(LabelRef(ones))
+	x.maxima(4, u, top)
+	JMP(LabelRef(fours))
+	Label(ones)
+	ADDQ(U8(4), n)
+	JZ(LabelRef(found))
+	one := label("maximum")
+	Label(one)
+	x.maxima(1, u, top)
+	DECQ(n)
+	JNZ(LabelRef(one))
+	Label(found)
+
+	pairs, last, odd := label("pairs"), label("last"), label("odd")
+	Label(pairs)
+	CMPQ(x.left, U8(2))
+	JLT(LabelRef(last))
+	MOVQ(U32(2), n)
+	x.weights(c, 2, slow)
+	x.next(2)
+	SUBQ(U8(2), x.left)
+	JMP(LabelRef(pairs))
+	Label(last)
+	TESTQ(x.left, x.left)
+	JNZ(LabelRef(odd))
+	Label(done)
+	end()
+	Label(odd)
+	MOVQ(x.left, n)
+	x.weights(c, 1, slow)
+	end()
+	Label(slow)
+	x.slowRows512(c, n, pairs)
+}
+
+// softmaxArgs are the registers of softmax512: the arguments, on their way from row to row, and how many rows are left.
+type softmaxArgs struct {
+	S, ks, vs, left, vis, M, L, nz, scale reg.Register
+	scaled                                bool
+}
+
+// next goes on to the row that many rows on.
+func (a softmaxArgs) next(rows int) {
+	ADDQ(U32(256*rows), a.S)
+	ADDQ(U8(8*rows), a.vis)
+	ADDQ(U8(8*rows), a.nz)
+	ADDQ(U8(4*rows), a.M)
+	ADDQ(U8(4*rows), a.L)
+}
+
+// fold reduces each of two vectors to eight lanes, by op, into one: those of x and then those of y.
+func fold(op func(...Op), x, y, t reg.Register) {
+	VSHUFF64X2(U8(0xee), y, x, t)
+	VSHUFF64X2(U8(0x44), y, x, x)
+	op(t, x, x)
+}
+
+// foldBlocks reduces each block of four lanes of x to one number, in all its lanes.
+func foldBlocks(op func(...Op), x, t reg.Register) {
+	for _, swap := range []uint8{0x4e, 0xb1} {
+		VPERMILPS(U8(swap), x, t)
+		op(t, x, x)
+	}
+}
+
+// maxima writes the maxima of so many rows, 4 or 1, and goes on to the next.
+func (a softmaxArgs) maxima(rows int, S, M reg.Register) {
+	t := zmm[20]
+	for r := range rows {
+		y := zmm[4*r : 4*r+4]
+		m := func(i int) Mem { return Mem{Base: S, Disp: 256*r + 64*i} }
+		if a.scaled {
+			for i := range y {
+				VMOVUPS(m(i), y[i])
+				VMULPS(Mem{Base: a.ks, Disp: 64 * i}, y[i], y[i])
+			}
+			VMAXPS(y[1], y[0], y[0])
+			VMAXPS(y[3], y[2], y[2])
+		} else {
+			VMOVUPS(m(0), y[0])
+			VMOVUPS(m(2), y[2])
+			VMAXPS(m(1), y[0], y[0])
+			VMAXPS(m(3), y[2], y[2])
+		}
+		VMAXPS(y[2], y[0], y[0])
+	}
+	if rows == 1 {
+		fold(VMAXPS, zmm[0], zmm[0], t)
+		VSHUFF64X2(U8(0xb1), zmm[0], zmm[0], t)
+		VMAXPS(t, zmm[0], zmm[0])
+		foldBlocks(VMAXPS, zmm[0], t)
+		VMULPS(a.scale, zmm[0], zmm[0])
+		VMOVSS(reg.X0, Mem{Base: M})
+	} else {
+		fold(VMAXPS, zmm[0], zmm[4], t)
+		fold(VMAXPS, zmm[8], zmm[12], zmm[21])
+		VSHUFF32X4(U8(0xdd), zmm[8], zmm[0], t)
+		VSHUFF32X4(U8(0x88), zmm[8], zmm[0], zmm[0])
+		VMAXPS(t, zmm[0], zmm[0])
+		foldBlocks(VMAXPS, zmm[0], t)
+		VMULPS(a.scale, zmm[0], zmm[0])
+		MOVL(U32(0x1111), reg.EAX)
+		KMOVW(reg.EAX, reg.K1)
+		VCOMPRESSPS_Z(zmm[0], reg.K1, zmm[0])
+		VMOVUPS(reg.X0, Mem{Base: M})
+	}
+	ADDQ(U32(256*rows), S)
+	ADDQ(U8(4*rows), M)
+}
+
+// weights writes the weights of so many rows, 2 or 1, from their maxima, if none of them is 0 or no number. Else it writes
+// nothing and goes to slow.
+func (a softmaxArgs) weights(c expConsts, rows int, slow string) {
+	var x, t, p []reg.Register
+	for r := range rows {
+		x = append(x, zmm[12*r:12*r+4]...)
+		t = append(t, zmm[12*r+4:12*r+8]...)
+		p = append(p, zmm[12*r+8:12*r+12]...)
+	}
+	each := func(f func(i int)) {
+		for i := range x {
+			f(i)
+		}
+	}
+	s := func(i int) Mem { return Mem{Base: a.S, Disp: 64 * i} }
+	for r := range rows {
+		VBROADCASTSS(Mem{Base: a.M, Disp: 4 * r}, t[4*r])
+	}
+	each(func(i int) {
+		if a.scaled {
+			VMOVUPS(s(i), x[i])
+			VMULPS(Mem{Base: a.ks, Disp: 64 * (i % 4)}, x[i], x[i])
+			VMULPS(a.scale, x[i], x[i])
+		} else {
+			VMULPS(s(i), a.scale, x[i])
+		}
+	})
+	each(func(i int) { VSUBPS(t[i&^3], x[i], x[i]) })
+	VCMPPS(U8(13), c["expMin"], x[0], reg.K1) // not below: NaN is not
+	for _, y := range x[1:] {
+		VCMPPS(U8(13), c["expMin"], y, reg.K1, reg.K1)
+	}
+	KORTESTW(reg.K1, reg.K1)
+	JCC(LabelRef(slow))
+	powers(c, x, t, p)
+	// No result is subnormal, so 2ⁿ only adds n to the exponent.
+	each(func(i int) { VPSLLD(U8(23), t[i], t[i]) })
+	each(func(i int) { VPADDD(t[i], p[i], p[i]) })
+	for r := range rows {
+		VADDPS(p[4*r+1], p[4*r], t[4*r])
+		VADDPS(p[4*r+2], t[4*r], t[4*r])
+		VADDPS(p[4*r+3], t[4*r], t[4*r])
+	}
+	each(func(i int) {
+		if a.scaled {
+			VMULPS(Mem{Base: a.vs, Disp: 64 * (i % 4)}, p[i], p[i])
+		}
+		VMOVUPS(p[i], s(i))
+	})
+	sum := t[0]
+	fold(VADDPS, sum, t[4*(rows-1)], x[0])
+	VSHUFF64X2(U8(0xb1), sum, sum, x[0])
+	VADDPS(x[0], sum, sum)
+	foldBlocks(VADDPS, sum, x[0])
+	for r := range rows {
+		if r > 0 {
+			VEXTRACTF32X4(U8(2), sum, reg.X0)
+			VMOVSS(reg.X0, Mem{Base: a.L, Disp: 4})
+		} else {
+			VMOVSS(sum.(reg.VecPhysical).AsX(), Mem{Base: a.L})
+		}
+		MOVQ(I32(-1), Mem{Base: a.nz, Disp: 8 * r})
+	}
+}
+
+// slowRows512 does n of the rows that are left, one by one, and goes to then.
+func (a softmaxArgs) slowRows512(c expConsts, n reg.Register, then string) {
+	S, v, u := a.S, reg.RAX, reg.RBX
 	x, t, e := zmm[0:4], zmm[4:8], zmm[8:12]
 	k := []reg.Register{reg.K1, reg.K2, reg.K3, reg.K4}
-	loop, next, empty, done := label("row"), label("next"), label("empty"), label("done")
-	TESTQ(rows, rows)
-	JZ(LabelRef(done))
+	loop, next, empty := label("row"), label("next"), label("empty")
+	SUBQ(n, a.left)
 	Label(loop)
-	MOVQ(Mem{Base: vis}, v)
+	MOVQ(Mem{Base: a.vis}, v)
 	for i := range 4 {
 		if i > 0 {
 			SHRQ(U8(16), v)
@@ -165,14 +411,14 @@ func softmax512(scaled bool) {
 		KMOVW(v.As32(), k[i])
 	}
 	for i := range 4 {
-		if scaled {
+		if a.scaled {
 			VMOVUPS(Mem{Base: S, Disp: 64 * i}, t[i])
-			VMULPS(Mem{Base: ks, Disp: 64 * i}, t[i], t[i])
-			VMULPS(scale, t[i], t[i])
+			VMULPS(Mem{Base: a.ks, Disp: 64 * i}, t[i], t[i])
+			VMULPS(a.scale, t[i], t[i])
 		} else {
-			VMULPS(Mem{Base: S, Disp: 64 * i}, scale, t[i])
+			VMULPS(Mem{Base: S, Disp: 64 * i}, a.scale, t[i])
 		}
-		VMOVAPS(c["negInf"], x[i])
+		VMOVUPS(c["negInf"], x[i])
 	}
 	for i := range 4 {
 		VMOVAPS(t[i], k[i], x[i])
@@ -190,8 +436,8 @@ func softmax512(scaled bool) {
 	JZ(LabelRef(number))
 	VPCMPEQD(reg.X4, reg.X4, reg.X4)
 	Label(number)
-	VMOVSS(reg.X4, Mem{Base: M})
-	VUCOMISS(c["negInf"].(reg.VecPhysical).AsX(), reg.X4)
+	VMOVSS(reg.X4, Mem{Base: a.M})
+	VUCOMISS(c["negInf"], reg.X4)
 	skip := label("some")
 	JNE(LabelRef(skip))
 	JNP(LabelRef(empty))
@@ -212,11 +458,11 @@ func softmax512(scaled bool) {
 	VADDPS(e[3], t[0], t[0])
 	VEXTRACTF64X4(U8(1), t[0], reg.Y5)
 	foldSum(reg.Y4, reg.Y5, reg.X4, reg.X5)
-	VMOVSS(reg.X4, Mem{Base: L})
+	VMOVSS(reg.X4, Mem{Base: a.L})
 	zero(x[0])
 	for i := range 4 {
-		if scaled {
-			VMULPS_Z(Mem{Base: vs, Disp: 64 * i}, e[i], k[i], e[i])
+		if a.scaled {
+			VMULPS_Z(Mem{Base: a.vs, Disp: 64 * i}, e[i], k[i], e[i])
 		}
 		VMOVUPS(e[i], Mem{Base: S, Disp: 64 * i})
 		VCMPPS(U8(4), x[0], e[i], k[i])
@@ -224,21 +470,16 @@ func softmax512(scaled bool) {
 	KUNPCKWD(k[0], k[1], k[0])
 	KUNPCKWD(k[2], k[3], k[2])
 	KUNPCKDQ(k[0], k[2], k[0])
-	KMOVQ(k[0], Mem{Base: nz})
+	KMOVQ(k[0], Mem{Base: a.nz})
 	Label(next)
-	ADDQ(U32(256), S)
-	ADDQ(U8(8), vis)
-	ADDQ(U8(8), nz)
-	ADDQ(U8(4), M)
-	ADDQ(U8(4), L)
-	DECQ(rows)
+	a.next(1)
+	DECQ(n)
 	JNZ(LabelRef(loop))
-	Label(done)
-	end()
+	JMP(LabelRef(then))
 	Label(empty)
 	XORQ(u, u)
-	MOVQ(u, Mem{Base: nz})
-	MOVL(u.As32(), Mem{Base: L})
+	MOVQ(u, Mem{Base: a.nz})
+	MOVL(u.As32(), Mem{Base: a.L})
 	JMP(LabelRef(next))
 }
 
@@ -478,6 +719,66 @@ func coefficients() {
 	VMOVUPS(top, Mem{Base: M})
 	VMOVUPS(tb, Mem{Base: L})
 	for _, p := range []reg.Register{M, L, PM, PL, A, B} {
+		ADDQ(U8(4*isa.w), p)
+	}
+	SUBQ(U8(isa.w), rows)
+	JMP(LabelRef(loop))
+	Label(done)
+	end()
+}
+
+// The constants of log, as elementary.go has them.
+var logConstants = []constant{
+	{"sqrtHalf", 0x3f3504f4},
+	{"log3", math.Float32bits(0x1.555554p-2)},
+	{"log4", math.Float32bits(-0x1.000226p-2)},
+	{"log5", math.Float32bits(0x1.99a008p-3)},
+	{"log6", math.Float32bits(-0x1.547246p-3)},
+	{"log7", math.Float32bits(0x1.22da1cp-3)},
+	{"log8", math.Float32bits(-0x1.0d8538p-3)},
+	{"log9", math.Float32bits(0x1.055b78p-3)},
+	{"log10", math.Float32bits(-0x1.38b5dcp-4)},
+	{"ln2HiPlus", math.Float32bits(0x1.62e4p-1)},
+	{"ln2LoPlus", math.Float32bits(0x1.7f7d1cp-20)},
+	{"minusHalf", math.Float32bits(-0.5)},
+}
+
+// logSums: lse[r] = m[r] + log(l[r]).
+func logSums() {
+	constData(logConstants)
+	function("logSums", "func(lse, m, l *float32, rows int)", "sets lse to m + log(l).")
+	LSE, M, L, rows := reg.RDI, reg.RSI, reg.RDX, reg.RCX
+	Load(Param("lse"), LSE)
+	Load(Param("m"), M)
+	Load(Param("l"), L)
+	Load(Param("rows"), rows)
+	r := isa.reg
+	u, k, x, z, p, y := r[0], r[1], r[2], r[3], r[4], r[5]
+	loop, done := label("rows"), label("done")
+	Label(loop)
+	CMPQ(rows, U8(0))
+	JLE(LabelRef(done))
+	VMOVUPS(Mem{Base: L}, u)
+	VPSUBD(data["sqrtHalf"], u, k)
+	VPSRAD(U8(23), k, k)
+	VPSLLD(U8(23), k, x)
+	VPSUBD(x, u, x)
+	VSUBPS(data["one"], x, x)
+	VCVTDQ2PS(k, k)
+	VMULPS(x, x, z)
+	VMOVUPS(data["log10"], p)
+	for _, c := range []string{"log9", "log8", "log7", "log6", "log5", "log4", "log3"} {
+		VFMADD213PS(data[c], x, p)
+	}
+	VMULPS(z, x, y)
+	VMULPS(p, y, y)
+	VFMADD231PS(data["ln2LoPlus"], k, y)
+	VFMADD231PS(data["minusHalf"], z, y)
+	VADDPS(y, x, y)
+	VFMADD231PS(data["ln2HiPlus"], k, y)
+	VADDPS(Mem{Base: M}, y, y)
+	VMOVUPS(y, Mem{Base: LSE})
+	for _, p := range []reg.Register{LSE, M, L} {
 		ADDQ(U8(4*isa.w), p)
 	}
 	SUBQ(U8(isa.w), rows)

@@ -1,10 +1,11 @@
 package cli
 
 import (
-	"errors"
+	"context"
 	"fmt"
 	"io"
 	"os"
+	"os/signal"
 	"runtime/debug"
 	"syscall"
 
@@ -104,7 +105,7 @@ func (a *app) root(short, example string) *cobra.Command {
 	return root
 }
 
-// run executes the command line until it is done or a signal comes; see signals.
+// run executes the command line until it is done or a signal comes; a second signal ends the process at once.
 func (a *app) run(root *cobra.Command, args []string) int {
 	root.InitDefaultHelpCmd()
 	for _, cmd := range root.Commands() {
@@ -112,15 +113,13 @@ func (a *app) run(root *cobra.Command, args []string) int {
 			cmd.Example = fmt.Sprintf("  %s help completion", a.program)
 		}
 	}
-	ctx, stop := signals()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	context.AfterFunc(ctx, stop)
 	root.SetArgs(args)
 	cmd, err := root.ExecuteContextC(ctx)
 	if err == nil {
 		return ExitOK
-	}
-	if errors.Is(err, syscall.EPIPE) { // who reads has read enough
-		return ExitFailed
 	}
 	message, code := line(a.program, err), exitCode(err)
 	if code == ExitUsage {
