@@ -56,32 +56,32 @@ func TestViewsOfALayerThatBeginsFarAway(t *testing.T) {
 		t.Fatal(err)
 	}
 	a := Append{Session: SessionID{1}, Epoch: first, Length: far, Hashes: []uint64{1}, Positions: 11, Encoding: tensor.F32, K: make([]byte, 11*8), V: make([]byte, 11*8), Query: far + 10}
-	var v, other View
-	if _, _, err := st.Append(&a, nil, &v); err != nil {
+	var v, other Pending
+	if _, _, err := st.Prepare(&v, &a, nil); err != nil {
 		t.Fatal(err)
 	}
 	if used := budget.Used(); used < pageRef*far/64 {
 		t.Fatalf("%d bytes are in use", used)
 	}
-	v.Keep()
-	if err := st.View(&other, SessionID{1}, 0, far+10); problemOf(err) != OverBudget {
+	v.Commit()
+	if err := st.View(&other.View, SessionID{1}, 0, far+10); problemOf(err) != OverBudget {
 		t.Fatalf("a second view: %v", err)
 	}
-	if _, _, err := st.Append(&a, nil, &other); problemOf(err) != OverBudget {
+	if _, _, err := st.Prepare(&other, &a, nil); problemOf(err) != OverBudget {
 		t.Fatalf("a second view, of a repeat: %v", err)
 	}
 	next := Append{Session: SessionID{1}, Epoch: first, Length: far + 11, Hashes: []uint64{0}, Query: far + 10}
-	if _, _, err := st.Append(&next, nil, &other); problemOf(err) != Different {
+	if _, _, err := st.Prepare(&other, &next, nil); problemOf(err) != Different {
 		t.Fatalf("another hash: %v", err)
 	}
-	if n := v.KV(0).Len; n != far+11 || len(v.KV(0).Pages) != far/64+1 {
-		t.Fatalf("a view on %d positions in %d pages", n, len(v.KV(0).Pages))
+	if n := v.View.KV(0).Len; n != far+11 || len(v.View.KV(0).Pages) != far/64+1 {
+		t.Fatalf("a view on %d positions in %d pages", n, len(v.View.KV(0).Pages))
 	}
-	v.Release()
-	if err := st.View(&other, SessionID{1}, 0, far+10); err != nil {
+	v.Abort()
+	if err := st.View(&other.View, SessionID{1}, 0, far+10); err != nil {
 		t.Fatal(err)
 	}
-	other.Release()
+	other.Abort()
 	audit(t, st, nil)
 	st.Close()
 	if used := budget.Used(); used != 0 {
@@ -103,7 +103,7 @@ func TestBeginAcrossAGap(t *testing.T) {
 		length, _, err = st.Append(&Append{
 			Session: id, Epoch: first, Truncations: state.Truncations, Layer: layer, Length: l.Length, Hashes: l.Hashes, Positions: n, Encoding: tensor.F32,
 			K: make([]byte, n*8), V: make([]byte, n*8),
-		}, nil, nil)
+		}, nil)
 		return length, err
 	}
 	far := uint64(maxGap * 64)

@@ -43,21 +43,21 @@ func TestOneSessionFromManySides(t *testing.T) {
 				Session: id, Epoch: state.Epoch, Truncations: state.Truncations, Layer: l.Layer, Length: l.Length, Hashes: l.Hashes, Positions: n,
 				Encoding: tensor.F32, K: make([]byte, 2*n*layout.KRowBytes()), V: make([]byte, 2*n*layout.VRowBytes()), Query: l.Length,
 			}
-			var v View
-			if _, _, err := st.Append(&a, nil, &v); err != nil {
+			var p Pending
+			if _, _, err := st.Prepare(&p, &a, nil); err != nil {
 				return err
 			}
-			defer v.Release()
+			defer p.Abort()
 			// Until it is kept, others see the session without it, unless another has done the same before.
 			now, err := st.State(id)
-			if err != nil || v.pending.session != nil && now.Layers[l.Layer].Length != l.Length {
+			if err != nil || p.session != nil && now.Layers[l.Layer].Length != l.Length {
 				t.Errorf("%d positions are seen while %d are added to %d: %v", now.Layers[l.Layer].Length, n, l.Length, err)
 			}
-			if kv := v.KV(1); kv.Len != int(l.Length)+n || len(kv.Pages) != pagesOf(kv.Len) {
+			if kv := p.View.KV(1); kv.Len != int(l.Length)+n || len(kv.Pages) != pagesOf(kv.Len) {
 				t.Errorf("a view of %d positions, want %d", kv.Len, int(l.Length)+n)
 			}
 			if r.IntN(3) > 0 {
-				v.Keep()
+				p.Commit()
 			}
 			return nil
 		})

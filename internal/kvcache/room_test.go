@@ -75,7 +75,7 @@ func TestPagesOfTwoSizesDoNotTakeTheRoomFromEachOther(t *testing.T) {
 				K: make([]byte, layout.KRowBytes()), V: make([]byte, layout.VRowBytes()),
 			}
 			ended := make(chan error, 1)
-			go func() { _, _, err := st.Append(&a, nil, nil); ended <- err }()
+			go func() { _, _, err := st.Append(&a, nil); ended <- err }()
 			select {
 			case err := <-ended:
 				if problemOf(err) != c.want || err == nil != (c.want == 0) {

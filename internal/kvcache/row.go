@@ -36,27 +36,27 @@ func bytesOfRow(layers, shards int) int64 {
 // allocated is what the allocator takes for n bytes.
 func allocated(n int) int64 { return int64(cap(append([]byte(nil), make([]byte, n)...))) }
 
-// freeRows gives back what is reserved for n rows that are no more.
-func (st *Store) freeRows(sh *shape, n int) {
+// freeRowsLocked gives back what is reserved for n rows that are no more.
+func (st *Store) freeRowsLocked(sh *shape, n int) {
 	st.rows -= int64(n) * sh.rowBytes
 	st.budget.Release(int64(n) * sh.rowBytes)
 	if sh.rows -= n; n > 0 && sh.rows == 0 && sh.sessions == 0 {
 		st.lone -= sh.bytes
-		st.freeShape(sh)
+		st.freeShapeLocked(sh)
 	}
 }
 
-// share counts one more sharer, of which left says how many of the row's layers it sees no more.
-func (st *Store) share(r *row) {
+// shareLocked counts one more sharer, of which left says how many of the row's layers it sees no more.
+func (st *Store) shareLocked(r *row) {
 	if r.entry != nil && r.refs == 1 {
 		st.prefixes.occupy(r.entry)
 	}
 	r.refs++
 }
 
-// release counts one sharer less: a session that has the row as page p, or with nil a view or the index. What nobody sees
+// releaseLocked counts one sharer less: a session that has the row as page p, or with nil a view or the index. What nobody sees
 // any more is freed.
-func (st *Store) release(r *row, s *session, p int) {
+func (st *Store) releaseLocked(r *row, s *session, p int) {
 	if s != nil {
 		for l, freed := range s.freed {
 			if freed > p {
@@ -67,14 +67,14 @@ func (st *Store) release(r *row, s *session, p int) {
 	r.refs--
 	if r.refs == 0 {
 		for l := range r.shape.layers {
-			st.free(r, l)
+			st.freeLocked(r, l)
 		}
-		st.freeRows(r.shape, 1)
+		st.freeRowsLocked(r.shape, 1)
 		return
 	}
 	for l, left := range r.left {
 		if left == r.refs {
-			st.free(r, l)
+			st.freeLocked(r, l)
 		}
 	}
 	if r.entry != nil && r.refs == 1 {
@@ -82,19 +82,19 @@ func (st *Store) release(r *row, s *session, p int) {
 	}
 }
 
-// leave counts that one sharer sees the positions of held layer l no more.
-func (st *Store) leave(r *row, l int) {
+// leaveLocked counts that one sharer sees the positions of held layer l no more.
+func (st *Store) leaveLocked(r *row, l int) {
 	if r.left == nil {
 		r.left = make([]int32, len(r.shape.layers))
 	}
 	r.left[l]++
 	if r.left[l] == r.refs {
-		st.free(r, l)
+		st.freeLocked(r, l)
 	}
 }
 
-// free frees the row's pages of held layer l.
-func (st *Store) free(r *row, l int) {
+// freeLocked frees the row's pages of held layer l.
+func (st *Store) freeLocked(r *row, l int) {
 	h := &r.shape.layers[l]
 	for i := h.first; i < h.first+len(h.groups); i++ {
 		if r.pages[i] != 0 {

@@ -84,7 +84,7 @@ func TestRowsWithoutPagesCountInTheBudget(t *testing.T) {
 				if c.begin != nil {
 					a.Length, a.Hashes = c.begin[0].First, c.begin[0].Hashes
 				}
-				_, _, err := st.Append(&a, nil, nil)
+				_, _, err := st.Append(&a, nil)
 				return err
 			}
 			before := allocatedNow()
@@ -156,18 +156,18 @@ func TestCopiesOfRowsCountInTheBudget(t *testing.T) {
 		t.Fatal(err)
 	}
 	a := Append{Session: SessionID{3}, Epoch: first, Length: 10, Hashes: state.Layers[0].Hashes, Positions: 1, Encoding: tensor.F32, K: make([]byte, 16), V: make([]byte, 16)}
-	if _, _, err := st.Append(&a, nil, nil); problemOf(err) != OverBudget {
+	if _, _, err := st.Append(&a, nil); problemOf(err) != OverBudget {
 		t.Fatalf("a row beyond the budget: %v", err)
 	}
 	audit(t, st, nil)
 	if err := st.Drop(SessionID{2}, nil); err != nil {
 		t.Fatal(err)
 	}
-	var v View
-	if _, _, err := st.Append(&a, nil, &v); err != nil {
+	var p Pending
+	if _, _, err := st.Prepare(&p, &a, nil); err != nil {
 		t.Fatal(err)
 	}
-	v.Release() // it is given up
+	p.Abort()
 	if c := st.Cache(); c.RowBytes != row {
 		t.Fatalf("%d bytes of rows are reserved, want one of %d", c.RowBytes, row)
 	}

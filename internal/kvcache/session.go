@@ -4,16 +4,13 @@ import (
 	"bytes"
 	"cmp"
 	"crypto/sha256"
-	"encoding/binary"
 	"encoding/hex"
-	"math"
 	"slices"
 	"sync"
 	"time"
 	"unsafe"
 
 	"headwater.example/attention"
-	"headwater.example/shard"
 )
 
 // Limits of a session.
@@ -47,168 +44,68 @@ func (e Epoch) Compare(other Epoch) int {
 	return cmp.Or(cmp.Compare(e.Counter, other.Counter), bytes.Compare(e.Lane[:], other.Lane[:]))
 }
 
-// Config is what a session is made with. It does not change, nor does what it points to.
-type Config struct {
-	Layers []Layer
-	// Tenant is whose tokens they are; prefixes are shared within one.
-	Tenant string
-	// Model is a fingerprint of the model with its adapters; prefixes are shared under the same one.
-	Model []byte
-	// TTL is how long a session may go unused before it may be dropped; 0, or more than the store's, is the store's.
-	TTL time.Duration
-	// Name is for people.
-	Name string
+// session is one sequence. Its rows are those of pages [first, first+len(rows)); the pages before have left the windows of
+// all layers.
+type session struct {
+	// These do not change.
+	id      SessionID
+	shape   *shape
+	made    made
+	created time.Time
+	ttl     time.Duration // time without use after which it may be dropped
+	bytes   int64         // reserved for it beside its rows and its shape
+
+	// Store.mu guards these.
+	used  time.Time
+	place place // in Store.expiry
+
+	busy sync.Mutex // held while the session is changed, from an append until it is committed or aborted
+
+	mu          sync.Mutex // guards what follows
+	gone        bool
+	epoch       Epoch
+	truncations uint64
+	cut         []int // [layers held] lengths of the last truncation
+	pinned      bool
+	lengths     []int    // [layers held]
+	freed       []int    // [layers held] pages that have left the layer's window and that the session needs no more
+	hashes      []uint64 // [shards] after lengths
+	rows        []*row
+	first       int
+	edge        edge
+	tokens      []uint32 // that are known, from position 0 on without a gap
+	keyed       int      // pages that have a key, from page 0 on
+	begun       []begun  // [layers held] or nil, see CreateRequest.Begin
 }
 
-// Layer is one layer's geometry, storage and options.
-type Layer struct {
-	Heads, KVHeads int
-	Layout         attention.Layout
-	Options        attention.Options
+// unlock ends a call that holds both locks.
+func (s *session) unlock() {
+	s.mu.Unlock()
+	s.busy.Unlock()
 }
 
-// HeldLayer says which groups of a layer are held, ascending; none is a layer that is held elsewhere.
-type HeldLayer struct {
-	Layer  shard.Layer
-	Groups []shard.Group
-}
-
-// LayerState is what is held of one layer.
-type LayerState struct {
-	Layer  shard.Layer
-	Length uint64
-	// Hashes [groups held] are the chained hashes, see Hasher.
-	Hashes []uint64
-	// First is the first position that is there, a multiple of attention.PageLen; those before have been freed.
-	First uint64
-}
-
-// State is what a store has of a session. It shares nothing that changes.
-type State struct {
-	Session     SessionID
-	Epoch       Epoch
-	Truncations uint64
-	Layers      []LayerState // that are held, ascending
-	Pinned      bool
-	// PageBytes are those of all pages that the session refers to, OwnBytes those that nobody shares.
-	PageBytes, OwnBytes int64
-	Created, Used       time.Time
-	Config              *Config
-	Held                []HeldLayer
-}
-
-// shape is what sessions of one config and holding have in common: where the shards stand in a row of pages. It does not
-// change.
-type shape struct {
-	config Config
-	held   []HeldLayer // without empty ones
-	layers []heldLayer // ascending, as held
-	shards int
-	// rowBytes is what a row takes of the budget beside its pages, bytes what the shape itself takes.
-	rowBytes, bytes int64
-
-	// Sessions and rows that have the shape, guarded by Store.mu. Without any it is no more.
-	sessions, rows int
-	// root is the key of prefixes before their first token.
-	root prefixKey
-}
-
-// heldLayer is one layer of a shape; its shards are [first, first+len(groups)) of a row.
-type heldLayer struct {
-	Layer
-	layer  shard.Layer
-	groups []shard.Group
-	first  int
-	class  *class
-}
-
-// layer returns the index among the held layers.
-func (sh *shape) layer(l shard.Layer) (int, bool) {
-	return slices.BinarySearchFunc(sh.layers, l, func(h heldLayer, l shard.Layer) int { return cmp.Compare(h.layer, l) })
-}
-
-// seenFrom returns the first page that a query at position at or later sees.
-func (h *heldLayer) seenFrom(at int) int {
-	w := h.Options.WindowLeft
-	if w < 0 || w >= int64(at) {
-		return 0
+// tryLock takes both locks, or none if another call has one. It may be called under Store.mu.
+func (s *session) tryLock() bool {
+	if !s.busy.TryLock() {
+		return false
 	}
-	return (at - int(w)) / attention.PageLen
+	if !s.mu.TryLock() {
+		s.busy.Unlock()
+		return false
+	}
+	return true
 }
 
-// rowBytes returns the logical bytes of one position in one group.
-func (h *heldLayer) rowBytes() int {
-	n := h.Layout.KRowBytes() + h.Layout.VRowBytes()
-	if scaled(h.Layout) {
-		n += 8
-	}
-	return n
+func (s *session) stale(e Epoch) *Error {
+	err := refuse(StaleEpoch, "session %s: epoch %d of lane %x, accepted is %d of lane %x", s.id, e.Counter, e.Lane, s.epoch.Counter, s.epoch.Lane)
+	err.Epoch = s.epoch
+	return err
 }
 
-// newShape checks a config and a holding. It does not set the classes.
-func newShape(config Config, held []HeldLayer) (*shape, *Error) {
-	switch {
-	case len(config.Tenant) > MaxText:
-		return nil, refuse(Invalid, "tenant has %d bytes, at most %d are allowed", len(config.Tenant), MaxText)
-	case len(config.Model) > MaxText:
-		return nil, refuse(Invalid, "model fingerprint has %d bytes, at most %d are allowed", len(config.Model), MaxText)
-	case len(config.Name) > MaxText:
-		return nil, refuse(Invalid, "name has %d bytes, at most %d are allowed", len(config.Name), MaxText)
-	case config.TTL < 0:
-		return nil, refuse(Invalid, "ttl is %v, less than 0", config.TTL)
-	case len(config.Layers) < 1 || len(config.Layers) > shard.MaxLayers:
-		return nil, refuse(Invalid, "%d layers, outside 1 to %d", len(config.Layers), shard.MaxLayers)
-	}
-	for i, l := range config.Layers {
-		switch {
-		case l.Layout == (attention.Layout{}):
-			return nil, refuse(Invalid, "layer %d: its layout was not made by NewLayout", i).at(shard.Layer(i), 0)
-		case l.Heads < 1 || l.Heads > shard.MaxHeads || l.KVHeads < 1 || l.Heads%l.KVHeads != 0:
-			return nil, refuse(Invalid, "layer %d: %d query heads (1 to %d) over %d key/value heads", i, l.Heads, shard.MaxHeads, l.KVHeads).at(shard.Layer(i), 0)
-		}
-		if err := l.Options.Validate(l.Heads); err != nil {
-			return nil, refuse(Invalid, "layer %d: %v", i, err).at(shard.Layer(i), 0)
-		}
-	}
-	sh := &shape{config: config}
-	before := shard.Layer(-1)
-	for _, h := range held {
-		if h.Layer <= before || int(h.Layer) >= len(config.Layers) {
-			return nil, refuse(Invalid, "held layer %d after layer %d of %d: they ascend", h.Layer, before, len(config.Layers)).at(h.Layer, 0)
-		}
-		before = h.Layer
-		last := shard.Group(-1)
-		for _, g := range h.Groups {
-			if g <= last || int(g) >= config.Layers[h.Layer].KVHeads {
-				return nil, refuse(Invalid, "layer %d: held group %d after group %d of %d: they ascend", h.Layer, g, last, config.Layers[h.Layer].KVHeads).at(h.Layer, 0).of(g)
-			}
-			last = g
-		}
-		if len(h.Groups) == 0 {
-			continue
-		}
-		sh.held = append(sh.held, h)
-		sh.layers = append(sh.layers, heldLayer{Layer: config.Layers[h.Layer], layer: h.Layer, groups: h.Groups, first: sh.shards})
-		sh.shards += len(h.Groups)
-	}
-	if sh.shards < 1 || sh.shards > MaxShards {
-		return nil, refuse(Invalid, "%d shards are to be held, outside 1 to %d", sh.shards, MaxShards)
-	}
-	sh.rowBytes = bytesOfRow(len(sh.layers), sh.shards)
-	sh.bytes = sh.heap()
-	sh.root = sh.fingerprint()
-	return sh, nil
-}
-
-// heap is about what the shape takes on the heap.
-func (sh *shape) heap() int64 {
-	n := int(unsafe.Sizeof(*sh)) + len(sh.config.Tenant) + len(sh.config.Model) + len(sh.config.Name) +
-		cap(sh.config.Layers)*int(unsafe.Sizeof(Layer{})) + cap(sh.layers)*int(unsafe.Sizeof(heldLayer{})) + cap(sh.held)*int(unsafe.Sizeof(HeldLayer{})) +
-		sh.shards*int(unsafe.Sizeof(shard.Group(0)))
-	for _, l := range sh.config.Layers {
-		n += 4 * (len(l.Options.AlibiSlopes) + len(l.Options.Sinks))
-	}
-	return int64(n)
+func (s *session) otherTruncations(named uint64) *Error {
+	err := refuse(OtherTruncations, "session %s: truncated %d times, the request names %d", s.id, s.truncations, named)
+	err.Truncations = s.truncations
+	return err
 }
 
 // sessionBase is what a session takes on the heap whatever its shape, with its places among those that are held.
@@ -223,83 +120,6 @@ func (s *session) heap() int64 {
 		n += layers*int(unsafe.Sizeof(begun{})) + 8*shards
 	}
 	return int64(n)
-}
-
-// fingerprint returns the hash of all that decides which keys and values belong to a token, and of where they stand.
-func (sh *shape) fingerprint() prefixKey {
-	var b []byte
-	number := func(values ...uint64) {
-		for _, v := range values {
-			b = binary.LittleEndian.AppendUint64(b, v)
-		}
-	}
-	text := func(s string) {
-		number(uint64(len(s)))
-		b = append(b, s...)
-	}
-	floats := func(values []float32) {
-		number(uint64(len(values)))
-		for _, v := range values {
-			b = binary.LittleEndian.AppendUint32(b, math.Float32bits(v))
-		}
-	}
-	text(sh.config.Tenant)
-	text(string(sh.config.Model))
-	number(uint64(len(sh.config.Layers)))
-	for _, l := range sh.config.Layers {
-		o, causal := l.Options, uint64(0)
-		if o.Causal {
-			causal = 1
-		}
-		number(uint64(l.Heads), uint64(l.KVHeads), uint64(l.Layout.DType()), uint64(l.Layout.HeadDim()), uint64(l.Layout.VDim()),
-			causal, uint64(max(o.WindowLeft, -1)), uint64(max(o.WindowRight, -1)))
-		floats([]float32{o.Scale, o.Softcap})
-		floats(o.AlibiSlopes)
-		floats(o.Sinks)
-	}
-	for _, h := range sh.held {
-		number(uint64(h.Layer), uint64(len(h.Groups)))
-		for _, g := range h.Groups {
-			number(uint64(g))
-		}
-	}
-	return sha256.Sum256(b)
-}
-
-// equal says whether two sessions were made alike.
-func (sh *shape) equal(other *shape) bool {
-	return sh.root == other.root && sh.config.TTL == other.config.TTL && sh.config.Name == other.config.Name
-}
-
-// session is one sequence. Its rows are those of pages [first, first+len(rows)); the pages before have left the windows of
-// all layers.
-type session struct {
-	id      SessionID
-	shape   *shape
-	made    made
-	created time.Time
-	used    time.Time // guarded by Store.mu
-	bytes   int64     // reserved for it beside its rows and its shape; does not change
-
-	// busy is held while the session is changed, from an append until it is kept or given up; taken before mu, or tried under
-	// Store.mu.
-	busy sync.Mutex
-
-	mu          sync.Mutex // guards what follows; taken before Store.mu, or tried under it
-	gone        bool
-	epoch       Epoch
-	truncations uint64
-	cut         []int // [layers held] lengths of the last truncation
-	pinned      bool
-	lengths     []int    // [layers held]
-	freed       []int    // [layers held] pages that have left the layer's window and that the session needs no more
-	hashes      []uint64 // [shards] after lengths
-	rows        []*row
-	first       int
-	edge        edge
-	tokens      []uint32 // that are known, from position 0 on without a gap
-	keyed       int      // pages that have a key, from page 0 on
-	begun       []begun  // [layers held] or nil, see CreateRequest.Begin; does not change
 }
 
 // made is how a session came to be, to know a repeated request.

@@ -54,7 +54,7 @@ func grow(t interface{ Fatal(...any) }, st *Store, id SessionID, n int, tokens [
 			Session: id, Epoch: state.Epoch, Truncations: state.Truncations, Layer: l.Layer, Length: l.Length, Hashes: l.Hashes, Positions: n,
 			Encoding: layout.DType(), K: make([]byte, len(l.Hashes)*n*layout.KRowBytes()), V: make([]byte, len(l.Hashes)*n*layout.VRowBytes()), Tokens: tokens,
 		}
-		if _, _, err := st.Append(&a, nil, nil); err != nil {
+		if _, _, err := st.Append(&a, nil); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -110,7 +110,7 @@ func TestAppendNamesWhatItRefuses(t *testing.T) {
 	} {
 		a := fresh()
 		c.change(&a)
-		_, _, err := st.Append(&a, nil, nil)
+		_, _, err := st.Append(&a, nil)
 		if problemOf(err) != Invalid || !strings.Contains(err.Error(), c.want) || strings.Contains(err.Error(), "\n") {
 			t.Errorf("%s: got %v, want %q", name, err, c.want)
 		}
@@ -119,11 +119,11 @@ func TestAppendNamesWhatItRefuses(t *testing.T) {
 		}
 	}
 	scales := Append{Session: id, Epoch: first, Layer: 1, Positions: 1, Hashes: []uint64{0}, Encoding: tensor.I8, K: make([]byte, 2), V: make([]byte, 2), KScale: floatBytes(1), VScale: floatBytes(float32(math.Inf(1)))}
-	if _, _, err := st.Append(&scales, nil, nil); problemOf(err) != Invalid || !strings.Contains(err.Error(), "v_scale at position 0") {
+	if _, _, err := st.Append(&scales, nil); problemOf(err) != Invalid || !strings.Contains(err.Error(), "v_scale at position 0") {
 		t.Errorf("an infinite scale: %v", err)
 	}
 	a := fresh()
-	if _, _, err := st.Append(&a, nil, nil); err != nil {
+	if _, _, err := st.Append(&a, nil); err != nil {
 		t.Fatal(err)
 	}
 	st.Close()
@@ -221,7 +221,7 @@ func TestPrefixIsFoundCountedAndEvictedFromItsEnd(t *testing.T) {
 	if err := st.Drop(SessionID{5}, nil); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := st.Append(&a, nil, nil); problemOf(err) != OverBudget {
+	if _, _, err := st.Append(&a, nil); problemOf(err) != OverBudget {
 		t.Errorf("an append beyond the budget: %v", err)
 	}
 	if c := st.Cache(); c.PrefixBytes != 2*row {
@@ -293,7 +293,7 @@ func TestPinnedSessionsMakeNoRoom(t *testing.T) {
 	budget.total = budget.Used() + page + rowsOf(cfg, held, 1)
 	n := 3 * 64
 	a := Append{Session: SessionID{3}, Epoch: first, Hashes: []uint64{0}, Positions: n, Encoding: tensor.F16, K: make([]byte, n*4*2), V: make([]byte, n*4*2)}
-	if _, _, err := st.Append(&a, nil, nil); problemOf(err) != OverBudget || st.Cache().PrefixBytes != page {
+	if _, _, err := st.Append(&a, nil); problemOf(err) != OverBudget || st.Cache().PrefixBytes != page {
 		t.Errorf("got %v, and %+v", err, st.Cache())
 	}
 	grow(t, st, SessionID{3}, 2*64, nil) // in the place of the prefix
@@ -355,7 +355,7 @@ func TestViewOutlivesItsSession(t *testing.T) {
 	state, _ := st.State(SessionID{1})
 	ones := bytes.Repeat([]byte{1}, 16)
 	a := Append{Session: SessionID{1}, Epoch: first, Truncations: 1, Length: 65, Hashes: state.Layers[0].Hashes, Positions: 1, Encoding: tensor.F32, K: ones, V: ones}
-	if _, _, err := st.Append(&a, nil, nil); err != nil {
+	if _, _, err := st.Append(&a, nil); err != nil {
 		t.Fatal(err)
 	}
 	if !bytes.Equal(want, v.KV(0).Pages[1]) {
@@ -383,7 +383,7 @@ func TestSessionsInParallel(t *testing.T) {
 	var steps atomic.Int64
 	for worker := range 6 {
 		wg.Go(func() {
-			var v View
+			var p Pending
 			for round := range 12 {
 				id := SessionID{1, byte(worker), byte(round)}
 				state, err := st.Create(CreateRequest{Session: id, Epoch: first, Config: cfg, Held: held, Tokens: text[:300]})
@@ -406,17 +406,17 @@ func TestSessionsInParallel(t *testing.T) {
 							Session: id, Epoch: first, Layer: at.Layer, Length: at.Length, Hashes: at.Hashes, Positions: n, Encoding: tensor.F16,
 							K: make([]byte, 2*n*layout.KRowBytes()), V: make([]byte, 2*n*layout.VRowBytes()), Tokens: text[at.Length:][:n], Query: at.Length,
 						}
-						if at.Length, at.Hashes, err = st.Append(&a, nil, &v); err != nil {
+						if at.Length, at.Hashes, err = st.Prepare(&p, &a, nil); err != nil {
 							break
 						}
 						runtime.Gosched()
-						for _, page := range v.KV(1).Pages {
+						for _, page := range p.View.KV(1).Pages {
 							if page[0] != 0 {
 								t.Error("a page has what was never appended")
 							}
 						}
-						v.Keep()
-						v.Release()
+						p.Commit()
+						p.Abort()
 						steps.Add(1)
 					}
 					if err == nil && step == 6 {
@@ -452,16 +452,16 @@ func TestStepTakesNoMemory(t *testing.T) {
 	state, _ := st.State(SessionID{1})
 	a := Append{Session: SessionID{1}, Epoch: first, Length: state.Layers[0].Length, Hashes: state.Layers[0].Hashes, Positions: 1, Encoding: tensor.F32, K: make([]byte, 4*64*4), V: make([]byte, 4*64*4)}
 	hashes := make([]uint64, 0, 4)
-	var v View
+	var p Pending
 	step := func() {
 		var err error
 		a.Query = a.Length
-		if a.Length, hashes, err = st.Append(&a, hashes[:0], &v); err != nil {
+		if a.Length, hashes, err = st.Prepare(&p, &a, hashes[:0]); err != nil {
 			t.Fatal(err)
 		}
 		copy(a.Hashes, hashes)
-		v.Keep()
-		v.Release()
+		p.Commit()
+		p.Abort()
 	}
 	step()
 	// A new row comes every 64 steps.
@@ -600,16 +600,16 @@ func BenchmarkStep(b *testing.B) {
 			create(b, st, SessionID{1}, cfg, held, nil)
 			a := Append{Session: SessionID{1}, Epoch: first, Hashes: make([]uint64, 8), Encoding: tensor.F32}
 			hashes := make([]uint64, 0, 8)
-			var v View
+			var p Pending
 			step := func(n int) {
 				var err error
 				a.Positions, a.K, a.V, a.Query = n, a.K[:8*n*128*4], a.V[:8*n*128*4], a.Length
-				if a.Length, hashes, err = st.Append(&a, hashes[:0], &v); err != nil {
+				if a.Length, hashes, err = st.Prepare(&p, &a, hashes[:0]); err != nil {
 					b.Fatal(err)
 				}
 				copy(a.Hashes, hashes)
-				v.Keep()
-				v.Release()
+				p.Commit()
+				p.Abort()
 			}
 			a.K, a.V = make([]byte, 8*1024*128*4), make([]byte, 8*1024*128*4)
 			for range 16 {

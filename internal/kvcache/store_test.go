@@ -4,183 +4,18 @@ import (
 	"bytes"
 	"cmp"
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"maps"
 	"math"
-	"math/rand/v2"
 	"slices"
 	"testing"
 	"time"
 
-	"github.com/zeebo/xxh3"
-	"pgregory.net/rapid"
-
 	"headwater.example/attention"
-	"headwater.example/shard"
 	"headwater.example/tensor"
+	"pgregory.net/rapid"
 )
-
-// testShape is a config with a holding, and what there is to say of its layers.
-type testShape struct {
-	config Config
-	held   []HeldLayer
-}
-
-func testLayer(t interface{ Fatal(...any) }, dt tensor.DType, heads, kvHeads, headDim, vDim int, window int64) Layer {
-	o := attention.DefaultOptions(headDim)
-	o.Causal, o.WindowLeft = true, window
-	return Layer{Heads: heads, KVHeads: kvHeads, Layout: mustLayout(t, dt, headDim, vDim), Options: o}
-}
-
-// testShapes differ in what may be confused: storage, windows, held groups, tenants. The first and the last two could share
-// prefixes but for the tenant, or the groups.
-func testShapes(t interface{ Fatal(...any) }) []testShape {
-	plain := []Layer{testLayer(t, tensor.F16, 4, 2, 4, 3, -1), testLayer(t, tensor.F32, 2, 1, 2, 2, -1)}
-	all := []HeldLayer{{Layer: 0, Groups: []shard.Group{0, 1}}, {Layer: 1, Groups: []shard.Group{0}}}
-	mixed := []Layer{testLayer(t, tensor.I8, 2, 2, 3, 5, 20), testLayer(t, tensor.BF16, 2, 2, 4, 4, -1), testLayer(t, tensor.BF16, 1, 1, 4, 4, -1)}
-	windows := []Layer{testLayer(t, tensor.F32, 1, 1, 2, 1, 0), testLayer(t, tensor.F16, 3, 1, 2, 1, 70)}
-	return []testShape{
-		{Config{Layers: plain, Tenant: "a", Model: []byte("m")}, all},
-		{Config{Layers: mixed, Tenant: "a", Model: []byte("m")}, []HeldLayer{{Layer: 0, Groups: []shard.Group{1}}, {Layer: 1, Groups: []shard.Group{0, 1}}}},
-		{Config{Layers: windows, Tenant: "b", Model: []byte("m")}, []HeldLayer{{Layer: 0, Groups: []shard.Group{0}}, {Layer: 1, Groups: []shard.Group{0}}}},
-		{Config{Layers: plain, Tenant: "b", Model: []byte("m")}, all},
-		{Config{Layers: plain, Tenant: "a", Model: []byte("m")}, []HeldLayer{{Layer: 0, Groups: []shard.Group{1}}}},
-	}
-}
-
-// position is what one group has stored at one position, and the chained hash after it.
-type position struct {
-	k, v           []byte
-	kScale, vScale float32
-	hash           uint64
-}
-
-// modelLayer is one held layer of a model's session: what its groups have, [groups][length].
-type modelLayer struct {
-	layer  shard.Layer
-	config Layer
-	groups []shard.Group
-	kept   [][]position
-	// freed is the most pages that may have left the window.
-	freed int
-}
-
-func (l *modelLayer) length() int { return len(l.kept[0]) }
-
-// seenFrom is the first position that a query at `at` sees.
-func (l *modelLayer) seenFrom(at int) int {
-	if w := l.config.Options.WindowLeft; w >= 0 {
-		return max(at-int(w), 0)
-	}
-	return 0
-}
-
-// modelSession is a session as a plain map of slices.
-type modelSession struct {
-	id          SessionID
-	shape       int
-	epoch       Epoch
-	truncations uint64
-	layers      []modelLayer
-	salt        uint64   // of sessions that tell no tokens
-	text        []uint32 // what its tokens are, as far as they are known
-	tells       bool
-	pinned      bool
-	used        time.Time
-}
-
-func (m *modelSession) clone() *modelSession {
-	c := *m
-	c.text = slices.Clone(m.text)
-	c.layers = slices.Clone(m.layers)
-	for i := range c.layers {
-		c.layers[i].kept = slices.Clone(m.layers[i].kept)
-		for g := range c.layers[i].kept {
-			c.layers[i].kept[g] = slices.Clone(c.layers[i].kept[g])
-		}
-	}
-	return &c
-}
-
-func (m *modelSession) cut(n int) {
-	for i := range m.layers {
-		l := &m.layers[i]
-		for g := range l.kept {
-			l.kept[g] = l.kept[g][:min(n, len(l.kept[g]))]
-		}
-		if n == 0 {
-			l.freed = 0
-		}
-	}
-	m.text = m.text[:min(n, len(m.text))]
-}
-
-func (m *modelSession) least() int {
-	n := math.MaxInt
-	for _, l := range m.layers {
-		n = min(n, l.length())
-	}
-	return n
-}
-
-// draw makes the values of one position: a function of its place and, for sessions that tell their tokens, of them.
-func (m *modelSession) draw(l *modelLayer, group, at int) (k, v []float32) {
-	h := xxh3.New()
-	fmt.Fprintln(h, m.shape, l.layer, l.groups[group], at, m.salt)
-	if m.tells {
-		fmt.Fprintln(h, m.text[:at+1])
-	}
-	r := rand.New(rand.NewPCG(h.Sum64(), 1))
-	values := func(n int) []float32 {
-		x := make([]float32, n)
-		for i := range x {
-			x[i] = float32(r.NormFloat64())
-		}
-		return x
-	}
-	return values(l.config.Layout.HeadDim()), values(l.config.Layout.VDim())
-}
-
-// store narrows a position as docs/numerics.md says, and chains its hash as docs/sessions.md says.
-func store(t *rapid.T, layout attention.Layout, k, v []float32, at int, before uint64) position {
-	var p position
-	narrow := func(x []float32) (b []byte, scale float32) {
-		b = make([]byte, len(x)*layout.DType().Size())
-		if layout.DType() == tensor.I8 {
-			q := make([]int8, len(x))
-			scale = tensor.QuantizeI8(q, x)
-			for i := range q {
-				b[i] = byte(q[i])
-			}
-			return b, scale
-		}
-		if err := tensor.Narrow(b, x, layout.DType()); err != nil {
-			t.Fatal(err)
-		}
-		return b, 0
-	}
-	p.k, p.kScale = narrow(k)
-	p.v, p.vScale = narrow(v)
-	b := binary.LittleEndian.AppendUint64(nil, before)
-	b = binary.LittleEndian.AppendUint64(b, uint64(at))
-	b = append(append(b, p.k...), p.v...)
-	if layout.DType() == tensor.I8 {
-		b = binary.LittleEndian.AppendUint32(b, math.Float32bits(p.kScale))
-		b = binary.LittleEndian.AppendUint32(b, math.Float32bits(p.vScale))
-	}
-	p.hash = xxh3.Hash(b)
-	return p
-}
-
-func floatBytes(x ...float32) []byte {
-	b := make([]byte, 0, 4*len(x))
-	for _, f := range x {
-		b = binary.LittleEndian.AppendUint32(b, math.Float32bits(f))
-	}
-	return b
-}
 
 // openView is a view with what it is to show.
 type openView struct {
@@ -382,15 +217,18 @@ func (m *machine) appendTo(t *rapid.T, s *modelSession, i, n int, withView bool)
 			}
 		}
 	}
-	var view *View
+	var pending Pending
+	add := m.store.Append
 	query := math.MaxInt
 	if withView {
-		view = &View{}
+		add = func(a *Append, hashes []uint64) (uint64, []uint64, error) {
+			return m.store.Prepare(&pending, a, hashes)
+		}
 		query = rapid.IntRange(max(from-100, 0), from+n).Draw(t, "query")
 		a.Query = uint64(query)
 	}
 	used := m.store.Cache().UsedBytes
-	length, got, err := m.store.Append(&a, nil, view)
+	length, got, err := add(&a, nil)
 	switch {
 	case refused(t, err, OverBudget) && !m.roomy:
 		*s = *old
@@ -410,11 +248,11 @@ func (m *machine) appendTo(t *rapid.T, s *modelSession, i, n int, withView bool)
 	m.lost(t)
 	if withView && rapid.Bool().Draw(t, "give up") {
 		// Until the view is kept or released the session is as before, and then again, to the page.
-		added := openView{view: view, layer: s.clone().layers[i], query: query}
+		added := openView{view: &pending.View, layer: s.clone().layers[i], query: query}
 		*s = *old
 		m.check(t, s)
 		added.compare(t)
-		view.Release()
+		pending.Abort()
 		if now := m.store.Cache().UsedBytes; m.roomy && now != used || now > used {
 			t.Fatalf("%d bytes of pages are in use after an append that was not kept, %d before it", now, used)
 		}
@@ -422,14 +260,14 @@ func (m *machine) appendTo(t *rapid.T, s *modelSession, i, n int, withView bool)
 		return
 	}
 	if withView {
-		view.Keep()
+		pending.Commit()
 	}
 	l.freed = max(l.freed, l.seenFrom(min(from, query))/64)
 	for p := 0; s.tells && (p+1)*64 <= s.least(); p++ {
 		m.known[fmt.Sprint(s.shape, s.text[:(p+1)*64])] = true
 	}
 	if withView {
-		m.views = append(m.views, openView{view: view, layer: s.clone().layers[i], query: query})
+		m.views = append(m.views, openView{view: &pending.View, layer: s.clone().layers[i], query: query})
 	}
 	m.check(t, s)
 	m.again(t, s, l, a)
@@ -437,14 +275,14 @@ func (m *machine) appendTo(t *rapid.T, s *modelSession, i, n int, withView bool)
 
 // again repeats an append that was done, then spoils it in every way.
 func (m *machine) again(t *rapid.T, s *modelSession, l *modelLayer, a Append) {
-	length, got, err := m.store.Append(&a, nil, nil)
+	length, got, err := m.store.Append(&a, nil)
 	if err != nil || length != uint64(l.length()) || !slices.Equal(got, hashes(l, l.length())) {
 		t.Fatalf("a repeat: length %d, hashes %x: %v", length, got, err)
 	}
 	spoil := func(problem Problem, change func(a *Append)) {
 		bad := a
 		change(&bad)
-		if _, _, err := m.store.Append(&bad, nil, nil); !refused(t, err, problem) {
+		if _, _, err := m.store.Append(&bad, nil); !refused(t, err, problem) {
 			t.Fatalf("want %v, got %v", problem, err)
 		}
 	}
@@ -607,7 +445,7 @@ func (m *machine) restore(t *rapid.T) {
 				a.K, a.V = append(a.K, rows.K...), append(a.V, rows.V...)
 				a.KScale, a.VScale = append(a.KScale, floatBytes(rows.KScale...)...), append(a.VScale, floatBytes(rows.VScale...)...)
 			}
-			_, _, err := m.store.Append(&a, nil, nil)
+			_, _, err := m.store.Append(&a, nil)
 			if refused(t, err, OverBudget) && !m.roomy {
 				giveUp()
 				return
@@ -896,161 +734,6 @@ func (o *openView) compare(t *rapid.T) {
 		if !bytes.Equal(floatBytes(got.Context...), floatBytes(want.Context...)) || !bytes.Equal(floatBytes(got.LSE...), floatBytes(want.LSE...)) {
 			t.Fatalf("a session's context %v is not that of a job, %v", got, want)
 		}
-	}
-}
-
-// audit counts everything that a store has, anew.
-func audit(t interface{ Fatalf(string, ...any) }, st *Store, views []*View) {
-	st.mu.Lock()
-	defer st.mu.Unlock()
-	refs := map[*row]int32{}
-	shapes := map[*shape][2]int{} // sessions and rows
-	var heap int64
-	left := map[*row][]int32{}
-	for _, s := range st.sessions {
-		heap += s.bytes
-		shapes[s.shape] = [2]int{shapes[s.shape][0] + 1}
-		end := s.first
-		for l, n := range s.lengths {
-			if s.begun == nil || n > s.begun[l].first*64 { // else nothing was appended yet
-				end = max(end, pagesOf(n))
-			}
-		}
-		if s.end() != end || s.first != min(slices.Min(s.freed), s.end()) && s.first != slices.Min(s.freed) {
-			t.Fatalf("rows [%d, %d) for lengths %v, freed %v", s.first, s.end(), s.lengths, s.freed)
-		}
-		for i, r := range s.rows {
-			p := s.first + i
-			refs[r]++
-			for l, h := range s.shape.layers {
-				if s.freed[l] > p {
-					if left[r] == nil {
-						left[r] = make([]int32, len(s.shape.layers))
-					}
-					left[r][l]++
-				}
-				for j := range h.groups {
-					has := r.pages[h.first+j] != 0
-					if needs := p >= s.freed[l] && p < pagesOf(s.lengths[l]); needs && !has || r.refs == 1 && has != needs {
-						t.Fatalf("page %d of layer %d: there %v, needed %v", p, l, has, needs)
-					}
-				}
-			}
-		}
-	}
-	evictable, prefixBytes, prefixRows := 0, int64(0), int64(0)
-	for key, e := range st.prefixes.entries {
-		refs[e.row]++
-		if e.key != key || e.row.entry != e || e.row.key != key || !e.row.whole() {
-			t.Fatalf("an entry that is not its row's")
-		}
-		if e.row.refs == 1 {
-			prefixBytes += e.row.bytes
-			prefixRows += e.row.shape.rowBytes
-			if e.followers == 0 {
-				evictable++
-			}
-		}
-		if (e.at >= 0) != (e.row.refs == 1 && e.followers == 0) {
-			t.Fatalf("an entry with %d sharers and %d followers is at %d", e.row.refs, e.followers, e.at)
-		}
-	}
-	if evictable != len(st.prefixes.evictable) || prefixBytes != st.prefixes.bytes || prefixRows != st.prefixes.rows {
-		t.Fatalf("%d rows, %d bytes and their %d can be evicted, counted are %d, %d and %d", evictable, prefixBytes, prefixRows, len(st.prefixes.evictable), st.prefixes.bytes, st.prefixes.rows)
-	}
-	for _, v := range views {
-		for _, r := range v.rows {
-			refs[r]++
-		}
-	}
-	var used, idle, rows int64
-	owned := map[string]bool{}
-	inUse := map[int]int{} // by size
-	for r, n := range refs {
-		if r.refs != n {
-			t.Fatalf("a row has %d sharers, counted are %d", n, r.refs)
-		}
-		var size int64
-		for l, h := range r.shape.layers {
-			var want, have int32
-			if left[r] != nil {
-				want = left[r][l]
-			}
-			if r.left != nil {
-				have = r.left[l]
-			}
-			if want != have {
-				t.Fatalf("%d sharers have left a layer, counted are %d", want, have)
-			}
-			for _, id := range r.pages[h.first : h.first+len(h.groups)] {
-				if id == 0 {
-					continue
-				}
-				if have == r.refs {
-					t.Fatalf("a page is kept that nobody sees")
-				}
-				name := fmt.Sprint(h.class.size, id)
-				if owned[name] {
-					t.Fatalf("page %s is in two rows", name)
-				}
-				owned[name] = true
-				inUse[h.class.size]++
-				size += int64(h.class.size)
-			}
-		}
-		if size != r.bytes {
-			t.Fatalf("a row has %d bytes, counted are %d", size, r.bytes)
-		}
-		used += size
-		rows += r.shape.rowBytes
-		shapes[r.shape] = [2]int{shapes[r.shape][0], shapes[r.shape][1] + 1}
-	}
-	var lone int64
-	for sh, n := range shapes {
-		if n != [2]int{sh.sessions, sh.rows} {
-			t.Fatalf("a shape has %d sessions and %d rows, counted are %d and %d", n[0], n[1], sh.sessions, sh.rows)
-		}
-		heap += sh.bytes
-		if n[0] == 0 {
-			lone += sh.bytes
-		}
-	}
-	if heap != st.heap || lone != st.lone {
-		t.Fatalf("sessions take %d bytes and lone shapes %d, counted are %d and %d", heap, lone, st.heap, st.lone)
-	}
-	kept := int64(0)
-	for _, c := range st.pages.classes {
-		free, held, mapped := 0, 0, 0
-		for _, k := range c.chunks {
-			mapped += k.slots
-			free += k.slots - k.used
-			held += k.idle
-			if k.arena != nil && k.used == 0 != k.kept {
-				t.Fatalf("a chunk with %d pages in use is mapped, kept %v", k.used, k.kept)
-			}
-			if k.kept {
-				kept += int64(len(k.arena.Bytes()))
-			}
-		}
-		if free != c.vacant || held != c.idle || mapped != c.mapped {
-			t.Fatalf("pages of %d bytes: %d free, %d idle, %d mapped, counted are %d, %d, %d", c.size, free, held, mapped, c.vacant, c.idle, c.mapped)
-		}
-		idle += int64(held) * int64(c.size)
-	}
-	for _, p := range st.pages.count(0) {
-		if p.Used != inUse[p.Bytes] {
-			t.Fatalf("%d pages of %d bytes are in use, counted are %d", inUse[p.Bytes], p.Bytes, p.Used)
-		}
-		delete(inUse, p.Bytes)
-	}
-	if len(inUse) > 0 {
-		t.Fatalf("pages of sizes that are not counted: %v", inUse)
-	}
-	if kept != st.pages.kept || kept > maxKept {
-		t.Fatalf("%d bytes of empty chunks are kept, counted are %d", kept, st.pages.kept)
-	}
-	if used != st.pages.used || idle != st.pages.idle || rows != st.rows || st.budget.Used() != used+idle+rows+heap || len(st.pages.emptied) != 0 {
-		t.Fatalf("%d bytes are used and %d idle and %d rows', counted are %d, %d and %d, reserved %d", used, idle, rows, st.pages.used, st.pages.idle, st.rows, st.budget.Used())
 	}
 }
 

@@ -38,7 +38,7 @@ func TestLayersAreCutOneByOne(t *testing.T) {
 						Session: id, Epoch: first, Truncations: truncations, Layer: held[l].Layer, Length: uint64(n), Hashes: told[l][n], Positions: 1,
 						Encoding: tensor.F32, K: row[:len(row)/2], V: row[len(row)/2:],
 					}
-					_, hashes, err := st.Append(&a, nil, nil)
+					_, hashes, err := st.Append(&a, nil)
 					if err != nil {
 						t.Fatal(err)
 					}

@@ -1,8 +1,6 @@
 package kvcache
 
 import (
-	"slices"
-
 	"headwater.example/attention"
 	"headwater.example/shard"
 )
@@ -18,15 +16,14 @@ type View struct {
 	// Len is how many positions the layer has.
 	Len int
 
-	store   *Store
-	rows    []*row
-	pages   [][]byte // [groups][pages]
-	holes   int64    // bytes of the budget for pages that it does not see
-	pending pending  // that Keep makes the session's
+	store *Store
+	rows  []*row
+	pages [][]byte // [groups][pages]
+	holes int64    // bytes of the budget for pages that it does not see
 }
 
-// View opens a view on a layer of a session for queries from position query on. It is for who needs no append; Append opens
-// one on what it has added.
+// View opens a view on a layer of a session for queries from position query on. Prepare opens
+// one on a layer with an append.
 func (st *Store) View(v *View, id SessionID, layer shard.Layer, query uint64) error {
 	s, err := st.open(id, true)
 	if err != nil {
@@ -43,9 +40,7 @@ func (st *Store) View(v *View, id SessionID, layer shard.Layer, query uint64) er
 	if err := st.holes(v, s, l, query, s.lengths[l]); err != nil {
 		return err
 	}
-	st.mu.Lock()
-	defer st.mu.Unlock()
-	st.view(v, s, l, query, nil, s.lengths[l])
+	st.openView(v, s, l, query, nil, s.lengths[l])
 	return nil
 }
 
@@ -101,14 +96,16 @@ func (st *Store) noHoles(v *View) {
 	}
 }
 
-// view opens v, after holes, on n positions, of which the last pages are in rows that the session does not have yet. Pages
+// openView opens v, after holes, on n positions, of which the last pages are in rows that the session does not have yet. Pages
 // that no query sees are not shared.
-func (st *Store) view(v *View, s *session, l int, query uint64, rows []*row, n int) {
+func (st *Store) openView(v *View, s *session, l int, query uint64, rows []*row, n int) {
 	h := &s.shape.layers[l]
 	end := pagesOf(n)
 	from := min(h.seenFrom(int(query)), end)
 	v.store, v.Layer, v.Groups, v.Len = st, &h.Layer, h.groups, n
 	v.rows = v.rows[:0]
+	st.mu.Lock()
+	defer st.mu.Unlock()
 	for p := from; p < end; p++ {
 		var r *row
 		if own := end - len(rows); p < own {
@@ -116,7 +113,7 @@ func (st *Store) view(v *View, s *session, l int, query uint64, rows []*row, n i
 		} else {
 			r = rows[p-own]
 		}
-		st.share(r)
+		st.shareLocked(r)
 		v.rows = append(v.rows, r)
 	}
 	for i := range h.groups {
@@ -133,123 +130,18 @@ func (v *View) KV(i int) attention.KV {
 	return attention.KV{Layout: v.Layer.Layout, Pages: v.pages[i*n:][:n:n], Len: v.Len}
 }
 
-// Keep makes what the append that opened the view has added the session's. Without such it does nothing.
-func (v *View) Keep() {
-	p := v.pending
-	if p.session == nil {
-		return
-	}
-	v.pending = pending{}
-	p.session.mu.Lock()
-	v.store.commit(&p)
-	p.session.mu.Unlock()
-	p.session.busy.Unlock()
-}
-
-// Release ends the view; what it alone has kept is freed, and what was not kept of an append as well. To release a view
-// that is not open does nothing.
+// Release ends the view; what it alone has kept is freed. To release a view that is not open does nothing.
 func (v *View) Release() {
 	if v.store == nil {
 		return
 	}
 	v.store.mu.Lock()
 	for _, r := range v.rows {
-		v.store.release(r, nil, 0)
-	}
-	p := v.pending
-	if p.session != nil {
-		v.store.cancel(p.session, p.encoder)
-		v.store.encoders = append(v.store.encoders, p.encoder)
+		v.store.releaseLocked(r, nil, 0)
 	}
 	v.store.unlock()
-	if p.session != nil {
-		p.session.busy.Unlock()
-	}
 	v.store.noHoles(v)
 	clear(v.rows)
 	clear(v.pages)
 	*v = View{rows: v.rows[:0], pages: v.pages[:0]}
-}
-
-// Export fills rows with positions [start, start+n) of one group of a layer, in the storage type; rows have the lengths that
-// attention.Layout.Write asks for. It returns the group's chained hash before these positions and after them.
-func (st *Store) Export(id SessionID, layer shard.Layer, group shard.Group, start, n int, rows attention.Rows) (before, after uint64, _ error) {
-	s, err := st.open(id, true)
-	if err != nil {
-		return 0, 0, err
-	}
-	defer s.mu.Unlock()
-	l, held := s.shape.layer(layer)
-	if !held {
-		return 0, 0, refuse(Invalid, "session %s: layer %d: it is not held here", id, layer).at(layer, 0)
-	}
-	h := &s.shape.layers[l]
-	i, held := slices.BinarySearch(h.groups, group)
-	switch {
-	case !held:
-		return 0, 0, refuse(Invalid, "session %s: layer %d group %d: it is not held here", id, layer, group).at(layer, s.lengths[l]).of(group)
-	case start < 0 || n < 1 || start > s.lengths[l] || n > s.lengths[l]-start:
-		return 0, 0, refuse(Invalid, "session %s: layer %d has %d positions, not %d from %d on", id, layer, s.lengths[l], n, start).at(layer, s.lengths[l])
-	case start/attention.PageLen < s.freed[l]:
-		return 0, 0, refuse(Freed, "session %s: layer %d: positions before %d have been freed", id, layer, s.freed[l]*attention.PageLen).at(layer, s.lengths[l])
-	}
-	wrong := func(err error) error {
-		return refuse(Invalid, "session %s: layer %d group %d: export: %v", id, layer, group, err).at(layer, s.lengths[l]).of(group)
-	}
-	if err := checkRows(rows, n, h.Layout); err != nil {
-		return 0, 0, wrong(err)
-	}
-	var pages [][]byte
-	st.mu.Lock()
-	for p := start / attention.PageLen; p < pagesOf(start+n); p++ {
-		pages = append(pages, h.class.page(s.row(p).pages[h.first+i]))
-	}
-	st.mu.Unlock()
-	first := start / attention.PageLen
-	chain := Hasher{receipt: Receipt{Length: uint64(first * attention.PageLen), Hash: s.checkpoint(first, h.first+i)}}
-	if in := start % attention.PageLen; in > 0 {
-		earlier := makeRows(h.Layout, in)
-		if err := h.Layout.Read(pages[0], 0, in, earlier); err != nil {
-			return 0, 0, wrong(err)
-		}
-		if err := chain.Update(earlier, in, h.Layout); err != nil {
-			return 0, 0, wrong(err)
-		}
-	}
-	before = chain.receipt.Hash
-	for done := 0; done < n; pages = pages[1:] {
-		in := (start + done) % attention.PageLen
-		m := min(n-done, attention.PageLen-in)
-		if err := h.Layout.Read(pages[0], in, m, part(rows, h.Layout, done, m)); err != nil {
-			return 0, 0, wrong(err)
-		}
-		done += m
-	}
-	if err := chain.Update(rows, n, h.Layout); err != nil {
-		return 0, 0, wrong(err)
-	}
-	return before, chain.receipt.Hash, nil
-}
-
-// Tokens returns those ids of a session's tokens that are known of positions [start, start+n).
-func (st *Store) Tokens(id SessionID, start, n int) ([]uint32, error) {
-	s, err := st.open(id, false)
-	if err != nil {
-		return nil, err
-	}
-	defer s.mu.Unlock()
-	if start < 0 || n < 0 || start >= len(s.tokens) {
-		return nil, nil
-	}
-	return slices.Clone(s.tokens[start:min(start+n, len(s.tokens))]), nil
-}
-
-// part returns positions [at, at+m) of rows.
-func part(rows attention.Rows, layout attention.Layout, at, m int) attention.Rows {
-	kb, vb := layout.KRowBytes(), layout.VRowBytes()
-	out := attention.Rows{K: rows.K[at*kb:][:m*kb], V: rows.V[at*vb:][:m*vb]}
-	if scaled(layout) {
-		out.KScale, out.VScale = rows.KScale[at:][:m], rows.VScale[at:][:m]
-	}
-	return out
 }

@@ -42,7 +42,7 @@ type step struct {
 	raw     bool
 	codec   contextframe.Codec // of the frame, unless raw
 	append  kvcache.Append
-	view    kvcache.View
+	pending kvcache.Pending
 	query   attention.Query
 	options attention.Options
 	q       []float32 // [groups, attend, heads, head_dim]
@@ -74,18 +74,16 @@ func (s *Service) do(ctx context.Context, from session.ID, t *task) error {
 		st.unpack(m)
 	}
 	st.append.Epoch.Lane = kvcache.LaneID(from)
-	view := &st.view
-	if m.Attend == 0 {
-		view = nil
-	}
 	defer st.release()
-	r.Length, r.Hashes, err = s.m.Store.Append(&st.append, r.Hashes, view)
-	if err != nil {
-		return refusal(err)
-	}
 	if m.Attend == 0 {
+		if r.Length, r.Hashes, err = s.m.Store.Append(&st.append, r.Hashes); err != nil {
+			return refusal(err)
+		}
 		r.QueueNanos = machine.Nanos(t.arrived, time.Now())
 		return nil
+	}
+	if r.Length, r.Hashes, err = s.m.Store.Prepare(&st.pending, &st.append, r.Hashes); err != nil {
+		return refusal(err)
 	}
 	rows := len(groups) * int(m.Attend) * st.heads
 	raw := rpc.NewBuffer(4 * rows * (st.vDim + 1))
@@ -97,7 +95,7 @@ func (s *Service) do(ctx context.Context, from session.ID, t *task) error {
 	r.Codec = m.Codec
 	if st.raw {
 		t.response.Payload = raw
-		view.Keep()
+		st.pending.Commit()
 		return nil
 	}
 	defer raw.Free()
@@ -110,7 +108,7 @@ func (s *Service) do(ctx context.Context, from session.ID, t *task) error {
 	}
 	frame.Cut(len(coded))
 	t.response.Payload = frame
-	view.Keep()
+	st.pending.Commit()
 	return nil
 }
 
@@ -129,14 +127,14 @@ func (s *Service) attend(ctx context.Context, t *task, out attention.Output) err
 	t.dequeue(s)
 	query := st.query
 	if m.Tree > 0 {
-		query.MaskFrom = st.view.Len - int(m.Tree)
+		query.MaskFrom = st.pending.View.Len - int(m.Tree)
 	}
 	n := len(st.groups)
 	q, c, lse := len(st.q)/n, len(out.Context)/n, len(out.LSE)/n // of a group
 	for i, g := range st.groups {
 		query.Q, query.FirstHead = st.q[i*q:(i+1)*q], int(g)*st.heads
 		each := attention.Output{Context: out.Context[i*c : (i+1)*c], LSE: out.LSE[i*lse : (i+1)*lse]}
-		if err = thread.Attend(ctx, st.view.KV(i), query, st.options, each); err != nil {
+		if err = thread.Attend(ctx, st.pending.View.KV(i), query, st.options, each); err != nil {
 			break
 		}
 	}
@@ -255,7 +253,7 @@ func (st *step) unpack(m *session.Step) {
 
 // release lets go of what the step was given, and of memory that most steps do not need.
 func (st *step) release() {
-	st.view.Release()
+	st.pending.Abort()
 	st.append, st.query, st.options, st.q = kvcache.Append{}, attention.Query{}, attention.Options{}, nil
 	if cap(st.mask) > 1<<14 {
 		st.mask = nil

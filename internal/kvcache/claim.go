@@ -1,0 +1,52 @@
+package kvcache
+
+// Take steps a session's epoch and returns what is held. With expect it refuses where less is held than expected, or other
+// keys and values; what is held beyond is for the caller to see. With checkOnly it does all but step the epoch.
+func (st *Store) Take(id SessionID, e Epoch, expect []LayerState, truncations uint64, checkOnly bool) (State, error) {
+	s, err := st.hold(id, true)
+	if err != nil {
+		return State{}, err
+	}
+	defer s.unlock()
+	switch {
+	case e.Compare(s.epoch) < 0:
+		return State{}, s.stale(e)
+	case len(expect) > 0 && truncations != s.truncations:
+		return State{}, s.otherTruncations(truncations)
+	}
+	for _, want := range expect {
+		l, held := s.shape.layer(want.Layer)
+		if !held {
+			return State{}, refuse(Invalid, "session %s: layer %d is not held here", id, want.Layer).at(want.Layer, 0)
+		}
+		h := &s.shape.layers[l]
+		switch {
+		case len(want.Hashes) != len(h.groups):
+			return State{}, refuse(Invalid, "session %s: layer %d: %d hashes for %d groups", id, want.Layer, len(want.Hashes), len(h.groups)).at(want.Layer, s.lengths[l])
+		case want.Length > uint64(s.lengths[l]):
+			return State{}, refuse(Behind, "session %s: layer %d has %d positions, not %d", id, want.Layer, s.lengths[l], want.Length).at(want.Layer, s.lengths[l])
+		}
+		hashes, err := st.hashesAt(s, l, int(want.Length))
+		if err != nil {
+			return State{}, err
+		}
+		if err := s.same(l, want.Hashes, hashes); err != nil {
+			return State{}, err
+		}
+	}
+	if !checkOnly {
+		s.epoch = e
+	}
+	return st.state(s), nil
+}
+
+// same compares the hashes of a layer that are named with those that are there.
+func (s *session) same(l int, named, have []uint64) *Error {
+	h := &s.shape.layers[l]
+	for i, g := range h.groups {
+		if named[i] != have[i] {
+			return refuse(Different, "session %s: layer %d group %d has hash %016x, not %016x", s.id, h.layer, g, have[i], named[i]).at(h.layer, s.lengths[l]).of(g)
+		}
+	}
+	return nil
+}

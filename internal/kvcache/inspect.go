@@ -1,0 +1,117 @@
+package kvcache
+
+import (
+	"bytes"
+	"slices"
+
+	"headwater.example/attention"
+	"headwater.example/shard"
+)
+
+// State returns what is held of a session. It does not count as use.
+func (st *Store) State(id SessionID) (State, error) {
+	s, err := st.open(id, false)
+	if err != nil {
+		return State{}, err
+	}
+	defer s.mu.Unlock()
+	return st.state(s), nil
+}
+
+// Layer returns a layer's config and its groups that are held, ascending. Both are not to be changed. It counts as use, so that a
+// step whose memory is made room for does not drop its own session.
+func (st *Store) Layer(id SessionID, layer shard.Layer) (*Layer, []shard.Group, error) {
+	s, err := st.open(id, true)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer s.mu.Unlock()
+	l, held := s.shape.layer(layer)
+	if !held {
+		return nil, nil, refuse(Invalid, "session %s: layer %d: it is not held here", id, layer).at(layer, 0)
+	}
+	h := &s.shape.layers[l]
+	return &h.Layer, h.groups, nil
+}
+
+// Pin keeps a session from being dropped for want of room or use, or no longer.
+func (st *Store) Pin(id SessionID, pinned bool) (State, error) {
+	s, err := st.open(id, true)
+	if err != nil {
+		return State{}, err
+	}
+	defer s.mu.Unlock()
+	s.pinned = pinned
+	if !pinned {
+		st.mu.Lock()
+		if s.place.queue == nil {
+			st.expiry.add(s)
+		}
+		st.mu.Unlock()
+	}
+	return st.state(s), nil
+}
+
+// List returns what is held of the sessions after an id, nil is of all, by id: at most limit of them, 0 is no limit.
+func (st *Store) List(after *SessionID, limit int) []State {
+	st.mu.Lock()
+	ids := make([]SessionID, 0, len(st.sessions))
+	for id := range st.sessions {
+		if after == nil || bytes.Compare(id[:], after[:]) > 0 {
+			ids = append(ids, id)
+		}
+	}
+	st.mu.Unlock()
+	slices.SortFunc(ids, func(a, b SessionID) int { return bytes.Compare(a[:], b[:]) })
+	if limit <= 0 {
+		limit = len(ids)
+	}
+	states := make([]State, 0, min(limit, len(ids)))
+	for _, id := range ids {
+		if len(states) == limit {
+			break
+		}
+		if state, err := st.State(id); err == nil { // else it has ended meanwhile
+			states = append(states, state)
+		}
+	}
+	return states
+}
+
+// state needs the session's lock.
+func (st *Store) state(s *session) State {
+	sh := s.shape
+	state := State{
+		Session: s.id, Epoch: s.epoch, Truncations: s.truncations, Layers: make([]LayerState, len(sh.layers)), Pinned: s.pinned,
+		PageBytes: s.pageBytes(), Created: s.created, Config: &sh.config, Held: sh.held,
+	}
+	hashes := slices.Clone(s.hashes)
+	for l, h := range sh.layers {
+		end := h.first + len(h.groups)
+		state.Layers[l] = LayerState{
+			Layer: h.layer, Length: uint64(s.lengths[l]), Hashes: hashes[h.first:end:end], First: uint64(s.freed[l] * attention.PageLen),
+		}
+	}
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	state.Used = s.used
+	for _, r := range s.rows {
+		if r.refs == 1 {
+			state.OwnBytes += r.bytes
+		}
+	}
+	return state
+}
+
+// Tokens returns those ids of a session's tokens that are known of positions [start, start+n).
+func (st *Store) Tokens(id SessionID, start, n int) ([]uint32, error) {
+	s, err := st.open(id, false)
+	if err != nil {
+		return nil, err
+	}
+	defer s.mu.Unlock()
+	if start < 0 || n < 0 || start >= len(s.tokens) {
+		return nil, nil
+	}
+	return slices.Clone(s.tokens[start:min(start+n, len(s.tokens))]), nil
+}

@@ -1,0 +1,186 @@
+package kvcache
+
+import (
+	"headwater.example/attention"
+)
+
+// want is pages that an append needs for one layer of one row.
+type want struct {
+	row   *row
+	class *class
+	ids   []pageID
+}
+
+// copies says whether the copy that an append to held layer l makes of page p's row has pages of held layer m.
+func (s *session) copies(l, m, p int) bool {
+	return s.freed[m] <= p && (m == l || s.lengths[m] > p*attention.PageLen)
+}
+
+// reserveRows takes room in the budget for the rows that an append to held layer l will make up to page end, of which it says
+// how many are for copies of shared ones, or none. Where there is no room it makes some, if that is enough for the pages as well.
+func (st *Store) reserveRows(s *session, l, first, end int, e *encoder) (copies int, _ *Error) {
+	h := &s.shape.layers[l]
+	st.mu.Lock()
+	defer st.unlock()
+	made := max(end-s.end(), 0) // also those of a gap before first
+	need := int64(max(end-max(first, s.end()), 0)) * int64(len(h.groups)*h.class.size)
+	for p := first; p < min(end, s.end()); p++ {
+		switch r := s.row(p); {
+		case r.refs > 1:
+			copies++
+			for m := range s.shape.layers {
+				if s.copies(l, m, p) {
+					need += int64(len(s.shape.layers[m].groups) * s.shape.layers[m].class.size)
+				}
+			}
+		case r.pages[h.first] == 0:
+			need += int64(len(h.groups) * h.class.size)
+		}
+	}
+	made += copies
+	rows := int64(made) * s.shape.rowBytes
+	for evicted := false; ; {
+		err := st.budget.Reserve(rows)
+		if err == nil {
+			e.made = made
+			s.shape.rows += made
+			st.rows += rows
+			return copies, nil
+		}
+		if !st.evictForLocked(err, rows+need, &evicted) {
+			return 0, s.noRoom(l, rows+need, err)
+		}
+	}
+}
+
+func (s *session) noRoom(l int, need int64, err error) *Error {
+	layer := s.shape.layers[l].layer
+	return refuse(OverBudget, "session %s: layer %d: append from position %d on: %d more bytes of pages are needed: %v: drop or truncate a session, or try again later",
+		s.id, layer, s.lengths[l], need, err).at(layer, s.lengths[l])
+}
+
+// reserve takes the pages that an append to held layer l needs from page first on, for all of its groups and for the copies
+// of shared rows, or none. Where there is no room it makes some.
+func (st *Store) reserve(s *session, l, first int, e *encoder) *Error {
+	h := &s.shape.layers[l]
+	groups := len(h.groups)
+	st.mu.Lock()
+	defer st.unlock()
+	e.wants, e.copies, e.pages = e.wants[:0], e.copies[:0], e.pages[:0]
+	var need int64
+	add := func(r *row, h *heldLayer) {
+		e.wants = append(e.wants, want{row: r, class: h.class, ids: r.pages[h.first : h.first+len(h.groups)]})
+		need += int64(len(h.groups) * h.class.size)
+	}
+	for i, r := range e.rows {
+		if e.fresh[i] || r.refs == 1 {
+			if r.pages[h.first] == 0 {
+				add(r, h)
+			}
+			continue
+		}
+		mine := e.spare[len(e.spare)-1]
+		e.spare = e.spare[:len(e.spare)-1]
+		copy(mine.hashes, r.hashes)
+		e.rows[i], e.fresh[i] = mine, true
+		for m := range s.shape.layers {
+			switch p := first + i; {
+			case s.freed[m] > p:
+				if mine.left == nil {
+					mine.left = make([]int32, len(s.shape.layers))
+				}
+				mine.left[m] = 1
+			case s.copies(l, m, p):
+				add(mine, &s.shape.layers[m])
+			}
+		}
+	}
+	// Who shared a row may have left it meanwhile.
+	st.freeRowsLocked(s.shape, len(e.spare))
+	e.made -= len(e.spare)
+	if need, err := st.roomLocked(e, need); err != nil {
+		st.freeRowsLocked(s.shape, e.made)
+		e.forget()
+		return s.noRoom(l, need, err)
+	}
+	for i, r := range e.rows {
+		if p := first + i; e.fresh[i] && p < s.end() {
+			st.copyRowLocked(s, l, p, r, e)
+		}
+	}
+	for g := range groups {
+		for _, r := range e.rows {
+			e.pages = append(e.pages, h.class.page(r.pages[h.first+g]))
+		}
+	}
+	return nil
+}
+
+// copyRowLocked notes what to copy of the shared page p of a session into its own row: what each layer has there.
+func (st *Store) copyRowLocked(s *session, l, p int, mine *row, e *encoder) {
+	shared := s.row(p)
+	for m := range s.shape.layers {
+		h := &s.shape.layers[m]
+		if s.freed[m] > p || s.lengths[m] <= p*attention.PageLen {
+			continue
+		}
+		for i := h.first; i < h.first+len(h.groups); i++ {
+			e.copies = append(e.copies, struct{ to, from []byte }{h.class.page(mine.pages[i]), h.class.page(shared.pages[i])})
+		}
+	}
+}
+
+// roomLocked takes all pages that are wanted, need bytes, or none. What it has taken it keeps while it makes room for the others, so
+// each eviction is a step forward. With an error it says how many bytes were still needed.
+func (st *Store) roomLocked(e *encoder, need int64) (int64, error) {
+	evicted := false
+	for i, w := range e.wants {
+		for {
+			err := st.pages.take(w.class, w.ids)
+			if err == nil {
+				need -= int64(len(w.ids) * w.class.size)
+				break
+			}
+			if !st.evictForLocked(err, need, &evicted) {
+				st.giveBackLocked(e.wants[:i])
+				return need, err
+			}
+		}
+	}
+	return 0, nil
+}
+
+func (st *Store) giveBackLocked(wants []want) {
+	for _, w := range wants {
+		for j, id := range w.ids {
+			st.pages.give(w.class, id)
+			w.ids[j] = 0
+		}
+	}
+}
+
+// cancelLocked gives back what reserveRows and reserve have taken.
+func (st *Store) cancelLocked(s *session, e *encoder) {
+	st.giveBackLocked(e.wants)
+	st.freeRowsLocked(s.shape, e.made)
+	e.forget()
+}
+
+// adoptLocked puts the rows of an append, from page first on, into the session.
+func (st *Store) adoptLocked(s *session, first int, e *encoder) {
+	for _, w := range e.wants {
+		w.row.bytes += int64(len(w.ids) * w.class.size)
+	}
+	s.rows = append(s.rows, e.gap...)
+	for i, r := range e.rows {
+		switch p := first + i; {
+		case !e.fresh[i]:
+		case p < s.end():
+			st.releaseLocked(s.row(p), s, p)
+			s.rows[p-s.first] = r
+		default:
+			s.rows = append(s.rows, r)
+		}
+	}
+	e.forget()
+}
