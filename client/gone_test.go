@@ -93,7 +93,7 @@ func (s *spoiled) RecvMsg(m any) error {
 // that the next appended token does not see. A query before it has the right context or is refused by name.
 func TestWhatIsTakenBackMayHaveFreedPages(t *testing.T) {
 	var set atomic.Bool
-	windowed := []client.Layer{{Heads: 4, KVHeads: 4, HeadDim: 4, WindowLeft: 30}}
+	windowed := []client.Layer{{Heads: 4, KVHeads: 4, HeadDim: 4, WindowLeft: client.Within(30)}}
 	c := startCounted(t, 2, worker.Config{}, func(worker int) []grpc.ServerOption {
 		return []grpc.ServerOption{grpc.ChainStreamInterceptor(func(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handle grpc.StreamHandler) error {
 			if worker == 1 && info.FullMethod == headwaterv1.SessionService_Lane_FullMethodName {

@@ -13,10 +13,11 @@ import (
 
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"headwater.example/internal/layerproto"
 	"headwater.example/internal/session"
 	"headwater.example/internal/session/fanout"
 	headwaterv1 "headwater.example/proto/headwater/v1"
-	"headwater.example/tensor"
+	"headwater.example/shard"
 )
 
 // SessionID names a session. Ids are random and never used again.
@@ -40,25 +41,6 @@ func ParseSessionID(text string) (SessionID, error) {
 		return SessionID{}, fmt.Errorf("session %.40q: %w", text, err)
 	}
 	return id, nil
-}
-
-// Layer is the geometry of one layer of a session's model, how its keys and values are stored, and what its queries see.
-// The zero value of each option is the usual.
-type Layer struct {
-	Heads   int // query heads (n_heads)
-	KVHeads int // key/value heads (n_kv_heads); divides Heads. 0: Heads
-	HeadDim int // elements of a query and of a key
-	VDim    int // elements of a value; 0: HeadDim
-
-	Storage tensor.DType // F32, F16, BF16, or I8 with one scale per position and head; 0: F32
-
-	NotCausal   bool      // whether a query sees positions after its own as well
-	WindowLeft  int       // positions seen before the own one; 0: all
-	WindowRight int       // positions seen after the own one, where NotCausal; 0: all
-	Scale       float32   // factor of the scores; 0: 1/√HeadDim
-	Softcap     float32   // cap of the scores; 0: none
-	AlibiSlopes []float32 // [Heads]; nil: none
-	Sinks       []float32 // [Heads], a logit each; nil: none
 }
 
 // Codec says how contexts come back.
@@ -151,7 +133,7 @@ func (c *Client) OpenSession(ctx context.Context, opts SessionOptions) (*Session
 func (c *Client) create(ctx context.Context, doing string, req *headwaterv1.CreateSessionRequest, workers int, direct bool, codec Codec) (*Session, error) {
 	s := &Session{client: c, id: newSessionID(), config: req.GetConfig(), codec: codec}
 	doing += " session " + s.id.String()
-	layers, err := fanout.Layers(s.config)
+	layers, err := layerproto.ReadSessionLayers(s.config.GetLayers())
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", doing, err)
 	}
@@ -201,45 +183,18 @@ func (o *SessionOptions) config() (*headwaterv1.SessionConfig, error) {
 	if o.TTL > 0 {
 		config.Ttl = durationpb.New(o.TTL)
 	}
-	for i, l := range o.Layers {
-		storage, ok := storageTypes[l.Storage]
-		if !ok {
-			return nil, fmt.Errorf("layer %d: keys and values can not be stored as %s", i, l.Storage)
+	for i := range o.Layers {
+		spec, err := o.Layers[i].spec()
+		if err != nil {
+			return nil, fmt.Errorf("layer %d: %w", i, err)
 		}
-		for _, n := range []int{l.Heads, l.KVHeads, l.HeadDim, l.VDim, l.WindowLeft, l.WindowRight} {
-			if n < 0 || n > math.MaxInt32 {
-				return nil, fmt.Errorf("layer %d: %d is not in 0 to %d", i, n, math.MaxInt32)
-			}
-		}
-		one := &headwaterv1.SessionLayer{
-			NHeads: uint32(l.Heads), NKvHeads: uint32(l.KVHeads), HeadDim: uint32(l.HeadDim), VDim: uint32(l.VDim), Storage: storage,
-			Causal: !l.NotCausal, WindowLeft: int64(l.WindowLeft), WindowRight: int64(l.WindowRight),
-			Scale: l.Scale, Softcap: l.Softcap, AlibiSlopes: l.AlibiSlopes, Sinks: l.Sinks,
-		}
-		if l.KVHeads == 0 {
-			one.NKvHeads = one.NHeads
-		}
-		if l.VDim == 0 {
-			one.VDim = one.HeadDim
-		}
-		if l.WindowLeft == 0 {
-			one.WindowLeft = -1
-		}
-		if l.WindowRight == 0 {
-			one.WindowRight = -1
-		}
-		config.Layers = append(config.Layers, one)
+		config.Layers = append(config.Layers, layerproto.SessionLayer(&spec))
 	}
 	return config, nil
 }
 
-var storageTypes = map[tensor.DType]headwaterv1.StorageType{
-	0: headwaterv1.StorageType_STORAGE_TYPE_F32, tensor.F32: headwaterv1.StorageType_STORAGE_TYPE_F32, tensor.F16: headwaterv1.StorageType_STORAGE_TYPE_F16,
-	tensor.BF16: headwaterv1.StorageType_STORAGE_TYPE_BF16, tensor.I8: headwaterv1.StorageType_STORAGE_TYPE_I8,
-}
-
 // coordinator is the coordinator as the one holder of all groups.
-func (c *Client) coordinator(layers []fanout.Layer) (*fanout.Holding, error) {
+func (c *Client) coordinator(layers []shard.LayerSpec) (*fanout.Holding, error) {
 	return fanout.NewHolding(layers, &fanout.Holder{Name: c.address, Address: c.address})
 }
 
@@ -295,16 +250,12 @@ func (s *Session) Len() int {
 // LayerLen returns the positions that a layer has; within a token, earlier layers have one more.
 func (s *Session) LayerLen(layer int) int { return int(s.layers[layer].length) }
 
-// Layers returns the session's layers.
+// Layers returns the session's layers, with every default filled in.
 func (s *Session) Layers() []Layer {
-	layers := make([]Layer, len(s.config.GetLayers()))
-	for i, l := range s.config.GetLayers() {
-		shape := s.holding.Layers()[i]
-		layers[i] = Layer{
-			Heads: shape.Heads, KVHeads: shape.KVHeads, HeadDim: shape.HeadDim, VDim: shape.VDim, Storage: shape.Storage,
-			NotCausal: !l.GetCausal(), WindowLeft: int(max(l.GetWindowLeft(), 0)), WindowRight: int(max(l.GetWindowRight(), 0)),
-			Scale: l.GetScale(), Softcap: l.GetSoftcap(), AlibiSlopes: slices.Clone(l.GetAlibiSlopes()), Sinks: slices.Clone(l.GetSinks()),
-		}
+	specs := s.holding.Layers()
+	layers := make([]Layer, len(specs))
+	for i := range specs {
+		layers[i] = layerOf(&specs[i])
 	}
 	return layers
 }
@@ -487,7 +438,7 @@ func (c *Client) attach(ctx context.Context, id SessionID, opts AttachOptions) (
 	if err != nil {
 		return nil, err
 	}
-	layers, err := fanout.Layers(found.GetConfig())
+	layers, err := layerproto.ReadSessionLayers(found.GetConfig().GetLayers())
 	if err != nil {
 		return nil, err
 	}
@@ -588,7 +539,7 @@ func (c *Client) FindSession(ctx context.Context, id SessionID) (*headwaterv1.Se
 
 // whole tells whether the holders that are told of have all of a session.
 func whole(state *headwaterv1.SessionState) bool {
-	layers, err := fanout.Layers(state.GetConfig())
+	layers, err := layerproto.ReadSessionLayers(state.GetConfig().GetLayers())
 	if err == nil {
 		_, err = fanout.ParseHolding(layers, state.GetHolders())
 	}

@@ -208,8 +208,8 @@ func (m *model) attend(t testing.TB, layer int, q []float32, position int, mask 
 		}
 		opts := attention.DefaultOptions(l.HeadDim)
 		opts.Causal, opts.Softcap, opts.AlibiSlopes, opts.Sinks = !l.NotCausal, l.Softcap, l.AlibiSlopes, l.Sinks
-		if l.WindowLeft > 0 {
-			opts.WindowLeft = int64(l.WindowLeft)
+		if n, bounded := l.WindowLeft.Positions(); bounded {
+			opts.WindowLeft = int64(n)
 		}
 		query := attention.Query{Q: own, Tokens: queries, Heads: size, FirstHead: g * size, Offset: int64(position)}
 		if mask != nil {

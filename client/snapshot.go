@@ -10,6 +10,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"headwater.example/attention"
+	"headwater.example/internal/layerproto"
 	"headwater.example/internal/session"
 	"headwater.example/internal/session/fanout"
 	"headwater.example/internal/snapshot"
@@ -58,7 +59,7 @@ func (c *Client) forkOf(ctx context.Context, id SessionID) (_ *Session, pinned b
 		if err != nil {
 			return nil, false, err
 		}
-		layers, err := fanout.Layers(found.GetConfig())
+		layers, err := layerproto.ReadSessionLayers(found.GetConfig().GetLayers())
 		if err != nil {
 			return nil, false, err
 		}
@@ -108,20 +109,9 @@ func (s *Session) header(ctx context.Context) (*snapshot.Header, error) {
 	if len(c.GetLayers()) != len(layers) || len(found.GetLayers()) != len(layers) {
 		return nil, session.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_LOST, "only %d of its %d layers are held still", len(found.GetLayers()), len(layers))
 	}
-	for i, l := range layers {
-		m, state := c.GetLayers()[i], found.GetLayers()[i]
-		layout, err := attention.NewLayout(l.Storage, l.HeadDim, l.VDim)
-		if err != nil {
-			return nil, fmt.Errorf("layer %d: %w", i, err)
-		}
-		one := snapshot.Layer{Heads: l.Heads, KVHeads: l.KVHeads, Layout: layout, First: state.GetFirst(), Length: s.layers[i].length}
-		one.Options = attention.Options{
-			Causal: m.GetCausal(), WindowLeft: m.GetWindowLeft(), WindowRight: m.GetWindowRight(), Scale: m.GetScale(), Softcap: m.GetSoftcap(),
-			AlibiSlopes: m.GetAlibiSlopes(), Sinks: m.GetSinks(),
-		}
-		if one.Options.Scale == 0 {
-			one.Options.Scale = attention.DefaultScale(l.HeadDim)
-		}
+	for i := range layers {
+		l, state := &layers[i], found.GetLayers()[i]
+		one := snapshot.Layer{LayerSpec: *l, First: state.GetFirst(), Length: s.layers[i].length}
 		if int(state.GetLayer()) != i || one.First > one.Length || state.GetLength() < one.Length {
 			return nil, errChanged
 		}
@@ -293,13 +283,9 @@ func begin(h *snapshot.Header, name string) *headwaterv1.CreateSessionRequest {
 		config.Ttl = durationpb.New(h.TTL)
 	}
 	req := &headwaterv1.CreateSessionRequest{Config: config}
-	for i, l := range h.Layers {
-		o := l.Options
-		config.Layers = append(config.Layers, &headwaterv1.SessionLayer{
-			NHeads: uint32(l.Heads), NKvHeads: uint32(l.KVHeads), HeadDim: uint32(l.Layout.HeadDim()), VDim: uint32(l.Layout.VDim()),
-			Storage: storageTypes[l.Layout.DType()], Causal: o.Causal, WindowLeft: o.WindowLeft, WindowRight: o.WindowRight,
-			Scale: o.Scale, Softcap: o.Softcap, AlibiSlopes: o.AlibiSlopes, Sinks: o.Sinks,
-		})
+	for i := range h.Layers {
+		l := &h.Layers[i]
+		config.Layers = append(config.Layers, layerproto.SessionLayer(&l.LayerSpec))
 		req.Begin = append(req.Begin, &headwaterv1.BeginLayer{Layer: uint32(i), First: l.First, Hashes: l.Before, Length: l.Length})
 	}
 	return req

@@ -40,9 +40,9 @@ func startReal(t testing.TB, n int, budget int64) *cluster {
 
 // keptLayers are of all storage types, some with windows that pages leave.
 var keptLayers = []client.Layer{
-	{Heads: 6, KVHeads: 3, HeadDim: 8, Storage: tensor.BF16, WindowLeft: 100},
+	{Heads: 6, KVHeads: 3, HeadDim: 8, Storage: tensor.BF16, WindowLeft: client.Within(100)},
 	{Heads: 4, KVHeads: 2, HeadDim: 16, VDim: 8, Storage: tensor.F16, Softcap: 20},
-	{Heads: 5, KVHeads: 5, HeadDim: 4, Storage: tensor.I8, Sinks: []float32{0, 1, -1, 2, 0.5}, WindowLeft: 30},
+	{Heads: 5, KVHeads: 5, HeadDim: 4, Storage: tensor.I8, Sinks: []float32{0, 1, -1, 2, 0.5}, WindowLeft: client.Within(30)},
 	{Heads: 2, KVHeads: 1, HeadDim: 4, Storage: tensor.F32, AlibiSlopes: []float32{0.5, 0.25}, NotCausal: true},
 	{Heads: 2, KVHeads: 2, HeadDim: 6, Storage: tensor.I8},
 }
@@ -203,7 +203,7 @@ func sum(values []uint64) (n uint64) {
 // What a session may be truncated to is also what its copy may be.
 func TestARestoredSessionHasWhatTheOriginalHas(t *testing.T) {
 	source, target := startReal(t, 2, 1<<26), startReal(t, 3, 1<<26)
-	layers := []client.Layer{{Heads: 2, KVHeads: 2, HeadDim: 4, WindowLeft: 50, Storage: tensor.F16}, {Heads: 1, KVHeads: 1, HeadDim: 4}}
+	layers := []client.Layer{{Heads: 2, KVHeads: 2, HeadDim: 4, WindowLeft: client.Within(50), Storage: tensor.F16}, {Heads: 1, KVHeads: 1, HeadDim: 4}}
 	for _, chunks := range [][]int{{300}, {100, 200}, {1, 1, 298}, {299, 1}} {
 		s, m := open(t, source.Client, client.SessionOptions{Layers: layers}), newModel(layers)
 		grow(t, s, m, rand.New(rand.NewPCG(1, 2)), chunks...)
@@ -449,7 +449,7 @@ func TestASnapshotOfASessionThatGoesOnFar(t *testing.T) {
 			return handle(ctx, req)
 		})}
 	})
-	windowed := []client.Layer{{Heads: 4, KVHeads: 4, HeadDim: 4, WindowLeft: 30}}
+	windowed := []client.Layer{{Heads: 4, KVHeads: 4, HeadDim: 4, WindowLeft: client.Within(30)}}
 	s, m, r := open(t, c.Client, client.SessionOptions{Layers: windowed}), newModel(windowed), rng(1)
 	grow(t, s, m, r, 150)
 	var file bytes.Buffer

@@ -9,9 +9,11 @@ import (
 	"time"
 	"unsafe"
 
+	"headwater.example/internal/layerproto"
 	"headwater.example/internal/session"
 	"headwater.example/internal/session/fanout"
 	headwaterv1 "headwater.example/proto/headwater/v1"
+	"headwater.example/shard"
 	"headwater.example/tensor"
 )
 
@@ -58,8 +60,6 @@ const (
 	maxAppendBytes = 2 << 20
 	// maxKept is how many bytes of rows are kept from one step to another.
 	maxKept = 1 << 20
-	// maxStepTokens is how many tokens a step has at most.
-	maxStepTokens = 1 << 16
 )
 
 var errInUse = errors.New("it is used by another call: one goroutine uses a session at a time")
@@ -106,7 +106,7 @@ type batch struct {
 type flight struct {
 	fanout.Step
 	step   *Step
-	layer  fanout.Layer
+	layer  *shard.LayerSpec
 	held   *held
 	call   *fanout.Call
 	hashes []uint64
@@ -189,7 +189,7 @@ func (b *batch) start(ctx context.Context, step *Step) error {
 	if step.Layer < 0 || step.Layer >= len(s.layers) {
 		return fmt.Errorf("layer %d of %d", step.Layer, len(s.layers))
 	}
-	layer := s.holding.Layers()[step.Layer]
+	layer := &s.holding.Layers()[step.Layer]
 	tokens, queries, err := step.check(layer)
 	if err != nil {
 		return err
@@ -208,7 +208,7 @@ func (b *batch) start(ctx context.Context, step *Step) error {
 	}
 	// In pieces, a query must see what one message would show it: only where it sees nothing after its own position may it
 	// attend before the rest is appended.
-	fused := s.config.GetLayers()[step.Layer].GetCausal() && step.Mask == nil && tokens == queries && step.Position == nil
+	fused := layer.Options.Causal && step.Mask == nil && tokens == queries && step.Position == nil
 	if tokens <= most && queries <= most {
 		b.send(ctx, step, layer, h, span{0, tokens}, span{0, queries}, position)
 		return nil
@@ -247,43 +247,43 @@ func (b *batch) landLast(ctx context.Context) error {
 }
 
 // check returns the tokens that are appended and those that attend.
-func (step *Step) check(l fanout.Layer) (tokens, queries int, err error) {
+func (step *Step) check(l *shard.LayerSpec) (tokens, queries int, err error) {
 	count := func(name string, n, row int) (int, error) {
 		if n%row != 0 {
 			return 0, fmt.Errorf("layer %d: %s has %d elements, no whole tokens of %d", step.Layer, name, n, row)
 		}
 		return n / row, nil
 	}
-	if queries, err = count("q", len(step.Q), l.Heads*l.HeadDim); err != nil {
+	if queries, err = count("q", len(step.Q), l.Heads*l.HeadDim()); err != nil {
 		return 0, 0, err
 	}
 	if r := step.Stored; r != nil {
 		if len(step.K) != 0 || len(step.V) != 0 {
 			return 0, 0, fmt.Errorf("layer %d: rows come both as K and V and as Stored", step.Layer)
 		}
-		if tokens, err = count("stored k", len(r.K), l.KVHeads*l.HeadDim*l.Storage.Size()); err != nil {
+		if tokens, err = count("stored k", len(r.K), l.KVHeads*l.HeadDim()*l.Storage().Size()); err != nil {
 			return 0, 0, err
 		}
 		scales := 0
-		if l.Storage == tensor.I8 {
+		if l.Storage() == tensor.I8 {
 			scales = tokens * l.KVHeads
 		}
-		if len(r.V) != tokens*l.KVHeads*l.VDim*l.Storage.Size() || len(r.KScale) != scales || len(r.VScale) != scales {
+		if len(r.V) != tokens*l.KVHeads*l.VDim()*l.Storage().Size() || len(r.KScale) != scales || len(r.VScale) != scales {
 			return 0, 0, fmt.Errorf("layer %d: stored v has %d bytes and scales %d and %d, of %d tokens", step.Layer, len(r.V), len(r.KScale), len(r.VScale), tokens)
 		}
 	} else {
-		if tokens, err = count("k", len(step.K), l.KVHeads*l.HeadDim); err != nil {
+		if tokens, err = count("k", len(step.K), l.KVHeads*l.HeadDim()); err != nil {
 			return 0, 0, err
 		}
-		if len(step.V) != tokens*l.KVHeads*l.VDim {
-			return 0, 0, fmt.Errorf("layer %d: v has %d elements, %d tokens of k need %d", step.Layer, len(step.V), tokens, tokens*l.KVHeads*l.VDim)
+		if len(step.V) != tokens*l.KVHeads*l.VDim() {
+			return 0, 0, fmt.Errorf("layer %d: v has %d elements, %d tokens of k need %d", step.Layer, len(step.V), tokens, tokens*l.KVHeads*l.VDim())
 		}
 	}
 	switch {
 	case tokens == 0 && queries == 0:
 		return 0, 0, fmt.Errorf("layer %d: nothing is appended and nothing attends", step.Layer)
-	case len(step.Context) != queries*l.Heads*l.VDim:
-		return 0, 0, fmt.Errorf("layer %d: room for %d elements of context, %d queries give %d", step.Layer, len(step.Context), queries, queries*l.Heads*l.VDim)
+	case len(step.Context) != queries*l.Heads*l.VDim():
+		return 0, 0, fmt.Errorf("layer %d: room for %d elements of context, %d queries give %d", step.Layer, len(step.Context), queries, queries*l.Heads*l.VDim())
 	case step.LSE != nil && len(step.LSE) != queries*l.Heads:
 		return 0, 0, fmt.Errorf("layer %d: room for %d LSEs, %d queries give %d", step.Layer, len(step.LSE), queries, queries*l.Heads)
 	case len(step.Tokens) != 0 && len(step.Tokens) != tokens:
@@ -295,24 +295,24 @@ func (step *Step) check(l fanout.Layer) (tokens, queries int, err error) {
 }
 
 // most is how many tokens one message takes.
-func (step *Step) most(l fanout.Layer) int {
-	key := 4 * (l.HeadDim + l.VDim)
+func (step *Step) most(l *shard.LayerSpec) int {
+	key := 4 * (l.HeadDim() + l.VDim())
 	if step.Stored != nil {
-		key = l.Storage.Size()*(l.HeadDim+l.VDim) + 8
+		key = l.Storage().Size()*(l.HeadDim()+l.VDim()) + 8
 	}
 	row, most := l.KVHeads*key, maxAppendBytes
 	if len(step.Q) > 0 {
-		row, most = row+4*l.Heads*(l.HeadDim+l.VDim+1), maxStepBytes
+		row, most = row+4*l.Heads*(l.HeadDim()+l.VDim()+1), maxStepBytes
 	}
-	return max(1, min(most/row, maxStepTokens))
+	return max(1, min(most/row, shard.MaxStepTokens))
 }
 
 // send sends one message.
-func (b *batch) send(ctx context.Context, step *Step, layer fanout.Layer, h *held, tokens, queries span, position int) {
+func (b *batch) send(ctx context.Context, step *Step, layer *shard.LayerSpec, h *held, tokens, queries span, position int) {
 	s := step.Session
 	f := flights.Get().(*flight)
 	f.step, f.layer, f.held, f.append_, f.attend = step, layer, h, tokens, queries
-	f.tokens = len(step.K) / (layer.KVHeads * layer.HeadDim)
+	f.tokens = len(step.K) / (layer.KVHeads * layer.HeadDim())
 	f.hashes = append(f.hashes[:0], h.hashes...)
 	f.Step = fanout.Step{
 		Step: session.Step{
@@ -324,17 +324,17 @@ func (b *batch) send(ctx context.Context, step *Step, layer fanout.Layer, h *hel
 	}
 	switch {
 	case step.Stored != nil:
-		f.Encoding = storageTypes[layer.Storage]
-		f.tokens = len(step.Stored.K) / (layer.KVHeads * layer.HeadDim * layer.Storage.Size())
-	case !s.sendF32 && layer.Storage != tensor.F32 && tokens.n > 0 && f.narrow():
-		f.Encoding = storageTypes[layer.Storage]
+		f.Encoding = layerproto.StorageType(layer.Storage())
+		f.tokens = len(step.Stored.K) / (layer.KVHeads * layer.HeadDim() * layer.Storage().Size())
+	case !s.sendF32 && layer.Storage() != tensor.F32 && tokens.n > 0 && f.narrow():
+		f.Encoding = layerproto.StorageType(layer.Storage())
 		f.narrowed = true
 	}
 	if len(step.Tokens) > 0 {
 		f.Tokens = step.Tokens[tokens.from : tokens.from+tokens.n]
 	}
 	if step.Mask != nil && queries.n > 0 {
-		f.packMask(len(step.Mask) / (len(step.Q) / (layer.Heads * layer.HeadDim)))
+		f.packMask(len(step.Mask) / (len(step.Q) / (layer.Heads * layer.HeadDim())))
 	}
 	if f.auto = s.codec == Auto && queries.n > 0; f.auto {
 		f.Codec = s.chooser.codec()
@@ -349,16 +349,16 @@ func (b *batch) send(ctx context.Context, step *Step, layer fanout.Layer, h *hel
 // not: they go out as they are then, and who holds them says what is wrong with them.
 func (f *flight) narrow() bool {
 	var ok bool
-	f.rows.K, f.rows.KScale, ok = f.narrowRows(f.rows.K, f.rows.KScale, f.step.K, f.layer.HeadDim)
+	f.rows.K, f.rows.KScale, ok = f.narrowRows(f.rows.K, f.rows.KScale, f.step.K, f.layer.HeadDim())
 	if ok {
-		f.rows.V, f.rows.VScale, ok = f.narrowRows(f.rows.V, f.rows.VScale, f.step.V, f.layer.VDim)
+		f.rows.V, f.rows.VScale, ok = f.narrowRows(f.rows.V, f.rows.VScale, f.step.V, f.layer.VDim())
 	}
 	return ok
 }
 
 // narrowRows makes x [tokens, groups, dim] into rows [groups, tokens, dim] with scales [groups, tokens], in the memory of these.
 func (f *flight) narrowRows(rows []byte, scales []float32, x []float32, dim int) ([]byte, []float32, bool) {
-	storage, groups, n := f.layer.Storage, f.layer.KVHeads, f.append_.n
+	storage, groups, n := f.layer.Storage(), f.layer.KVHeads, f.append_.n
 	x = x[f.append_.from*groups*dim:][:n*groups*dim]
 	width := dim * storage.Size()
 	rows = slices.Grow(rows[:0], groups*n*width)[:groups*n*width]
@@ -410,7 +410,7 @@ func (f *flight) land(ctx context.Context) error {
 	copy(f.held.hashes, f.hashes)
 	if f.auto {
 		took := time.Since(f.sent) - time.Duration(f.ComputeNanos+f.QueueNanos)
-		f.step.Session.chooser.measured(f.Codec, took, f.attend.n*f.layer.Heads*f.layer.VDim)
+		f.step.Session.chooser.measured(f.Codec, took, f.attend.n*f.layer.Heads*f.layer.VDim())
 	}
 	f.step, f.held, f.call = nil, nil, nil
 	if f.narrowed = false; cap(f.rows.K)+cap(f.rows.V) > maxKept {
@@ -437,33 +437,33 @@ func gather(dst, src []byte, at span, groups, group, width int) {
 
 // Query implements fanout.Input.
 func (f *flight) Query(dst []byte, group int) {
-	gather(dst, raw(f.step.Q), f.attend, f.layer.KVHeads, group, 4*f.layer.GroupSize()*f.layer.HeadDim)
+	gather(dst, raw(f.step.Q), f.attend, f.layer.KVHeads, group, 4*f.layer.GroupSize()*f.layer.HeadDim())
 }
 
 // Key implements fanout.Input.
 func (f *flight) Key(dst []byte, group int) {
 	switch {
 	case f.narrowed:
-		f.group(dst, f.rows.K, group, f.layer.HeadDim*f.layer.Storage.Size())
+		f.group(dst, f.rows.K, group, f.layer.HeadDim()*f.layer.Storage().Size())
 		return
 	case f.step.Stored != nil:
-		f.stored(dst, f.step.Stored.K, group, f.layer.HeadDim*f.layer.Storage.Size())
+		f.stored(dst, f.step.Stored.K, group, f.layer.HeadDim()*f.layer.Storage().Size())
 		return
 	}
-	gather(dst, raw(f.step.K), f.append_, f.layer.KVHeads, group, 4*f.layer.HeadDim)
+	gather(dst, raw(f.step.K), f.append_, f.layer.KVHeads, group, 4*f.layer.HeadDim())
 }
 
 // Value implements fanout.Input.
 func (f *flight) Value(dst []byte, group int) {
 	switch {
 	case f.narrowed:
-		f.group(dst, f.rows.V, group, f.layer.VDim*f.layer.Storage.Size())
+		f.group(dst, f.rows.V, group, f.layer.VDim()*f.layer.Storage().Size())
 		return
 	case f.step.Stored != nil:
-		f.stored(dst, f.step.Stored.V, group, f.layer.VDim*f.layer.Storage.Size())
+		f.stored(dst, f.step.Stored.V, group, f.layer.VDim()*f.layer.Storage().Size())
 		return
 	}
-	gather(dst, raw(f.step.V), f.append_, f.layer.KVHeads, group, 4*f.layer.VDim)
+	gather(dst, raw(f.step.V), f.append_, f.layer.KVHeads, group, 4*f.layer.VDim())
 }
 
 // KeyScale implements fanout.Input.
@@ -497,7 +497,7 @@ func (f *flight) stored(dst, src []byte, group, width int) {
 // Take implements fanout.Output.
 func (f *flight) Take(group int, context, lse []float32) {
 	heads := f.layer.GroupSize()
-	width := heads * f.layer.VDim
+	width := heads * f.layer.VDim()
 	for t := range f.attend.n {
 		at := (f.attend.from+t)*f.layer.KVHeads + group
 		copy(f.step.Context[at*width:][:width], context[t*width:])
@@ -566,20 +566,20 @@ func (s *Session) Export(ctx context.Context, layer, start, count int, do func(g
 // export calls do with exactly the messages that bring count positions from start on, group by group and position by
 // position, each of whose tensors has its length.
 func (s *Session) export(ctx context.Context, layer, start, count int, tokens bool, do func(m *headwaterv1.ExportSessionResponse) error) error {
-	l := s.holding.Layers()[layer]
+	l := &s.holding.Layers()[layer]
 	req := &headwaterv1.ExportSessionRequest{Session: s.id[:], Layer: uint32(layer), Start: uint64(start), Count: uint64(count), Tokens: tokens}
 	next := [2]int{0, start} // group and position
 	err := s.client.conns.Export(ctx, s.holding, req, func(m *headwaterv1.ExportSessionResponse) error {
 		n := int(m.GetCount())
 		scales := 0
-		if l.Storage == tensor.I8 {
+		if l.Storage() == tensor.I8 {
 			scales = 4 * n
 		}
 		if next[1] == start+count {
 			next = [2]int{next[0] + 1, start}
 		}
 		if int(m.GetGroup()) != next[0] || m.GetStart() != uint64(next[1]) || n < 1 || n > start+count-next[1] || len(m.GetTokens()) > n ||
-			len(m.GetK()) != n*l.HeadDim*l.Storage.Size() || len(m.GetV()) != n*l.VDim*l.Storage.Size() || len(m.GetKScale()) != scales || len(m.GetVScale()) != scales {
+			len(m.GetK()) != n*l.HeadDim()*l.Storage().Size() || len(m.GetV()) != n*l.VDim()*l.Storage().Size() || len(m.GetKScale()) != scales || len(m.GetVScale()) != scales {
 			return fmt.Errorf("%d positions from %d on of group %d came, with %d and %d bytes, where group %d was at position %d", n, m.GetStart(), m.GetGroup(), len(m.GetK()), len(m.GetV()), next[0], next[1])
 		}
 		next[1] += n

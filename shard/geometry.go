@@ -22,14 +22,6 @@ import (
 	"slices"
 )
 
-// Limits of a geometry. Heads and dims are those of the protocol; MaxShards bounds the memory of a plan.
-const (
-	MaxLayers = 1 << 16
-	MaxHeads  = 1 << 12
-	MaxDim    = 512
-	MaxShards = 1 << 22
-)
-
 // Layer is the index of a layer in a Geometry, from 0.
 type Layer int
 
@@ -67,6 +59,22 @@ type LayerShape struct {
 // GroupSize returns the number of query heads that read one KV head.
 func (s LayerShape) GroupSize() int { return s.Heads / s.KVHeads }
 
+// check returns the number that can not be and the rule that it breaks; an empty rule is none.
+func (s LayerShape) check() (field, rule string) {
+	for _, b := range [...]struct {
+		field      string
+		value, max int
+	}{{"n_heads", s.Heads, MaxHeads}, {"n_kv_heads", s.KVHeads, s.Heads}, {"head_dim", s.HeadDim, MaxDim}, {"v_dim", s.VDim, MaxDim}} {
+		if b.value < 1 || b.value > b.max {
+			return b.field, fmt.Sprintf("%d is not in 1 to %d", b.value, b.max)
+		}
+	}
+	if s.Heads%s.KVHeads != 0 {
+		return "n_heads", fmt.Sprintf("%d is not a multiple of n_kv_heads %d", s.Heads, s.KVHeads)
+	}
+	return "", ""
+}
+
 // GeometryError says which number of which layer can not be. Layer is -1 when it is about the list of layers.
 type GeometryError struct {
 	Layer Layer
@@ -94,17 +102,8 @@ func NewGeometry(layers []LayerShape) (*Geometry, error) {
 	}
 	g := &Geometry{layers: slices.Clone(layers), first: make([]int, len(layers)+1)}
 	for i, s := range g.layers {
-		bounds := []struct {
-			field      string
-			value, max int
-		}{{"n_heads", s.Heads, MaxHeads}, {"n_kv_heads", s.KVHeads, s.Heads}, {"head_dim", s.HeadDim, MaxDim}, {"v_dim", s.VDim, MaxDim}}
-		for _, b := range bounds {
-			if b.value < 1 || b.value > b.max {
-				return nil, &GeometryError{Layer(i), b.field, fmt.Sprintf("%d is not in 1 to %d", b.value, b.max)}
-			}
-		}
-		if s.Heads%s.KVHeads != 0 {
-			return nil, &GeometryError{Layer(i), "n_heads", fmt.Sprintf("%d is not a multiple of n_kv_heads %d", s.Heads, s.KVHeads)}
+		if field, rule := s.check(); rule != "" {
+			return nil, &GeometryError{Layer(i), field, rule}
 		}
 		g.first[i+1] = g.first[i] + s.KVHeads
 		if g.first[i+1] > MaxShards {

@@ -18,6 +18,7 @@ import (
 	"headwater.example/internal/atomicfile"
 	"headwater.example/internal/contextframe"
 	"headwater.example/internal/jobfile"
+	"headwater.example/internal/layerproto"
 	headwaterv1 "headwater.example/proto/headwater/v1"
 	"headwater.example/tensor"
 )
@@ -76,7 +77,7 @@ func (q *Queue) compute(ctx context.Context, e *entry) (_ func(*headwaterv1.Job)
 	if err != nil {
 		return nil, err
 	}
-	codec, err := scatter.ParseCodec(e.request.GetCodec())
+	codec, err := layerproto.ReadContextCodec(e.request.GetCodec())
 	if err != nil {
 		return nil, err
 	}

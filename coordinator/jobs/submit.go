@@ -22,6 +22,7 @@ import (
 	"headwater.example/coordinator/workers"
 	"headwater.example/internal/atomicfile"
 	"headwater.example/internal/jobfile"
+	"headwater.example/internal/layerproto"
 	"headwater.example/internal/rpc"
 	headwaterv1 "headwater.example/proto/headwater/v1"
 	"headwater.example/shard"
@@ -106,7 +107,7 @@ func (q *Queue) check(begin *headwaterv1.SubmitBegin) (*jobfile.Job, error) {
 	case begin.GetDeadline().AsDuration() < 0:
 		return nil, refuse("the deadline of %s is negative", begin.GetDeadline().AsDuration())
 	}
-	if _, err := scatter.ParseCodec(begin.GetCodec()); err != nil {
+	if _, err := layerproto.ReadContextCodec(begin.GetCodec()); err != nil {
 		return nil, refuse("%v", err)
 	}
 	f, err := tensor.ParseHeader(begin.GetName(), begin.GetHeader(), int64(begin.GetSizeBytes()))

@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"headwater.example/coordinator/workers"
+	"headwater.example/internal/layerproto"
 	"headwater.example/internal/membership"
 	"headwater.example/internal/session"
 	"headwater.example/internal/session/fanout"
@@ -87,7 +88,7 @@ func (r *Relay) find(ctx context.Context, key []byte) (*fanout.Holding, error) {
 	case len(holders) == 0:
 		return nil, session.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_UNKNOWN, "session %x is held by no worker", key)
 	}
-	layers, err := fanout.Layers(config)
+	layers, err := layerproto.ReadSessionLayers(config.GetLayers())
 	if err != nil {
 		return nil, fmt.Errorf("session %x: %w", key, err)
 	}

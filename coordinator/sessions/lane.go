@@ -12,10 +12,12 @@ import (
 
 	"headwater.example/coordinator/workers"
 	"headwater.example/internal/contextframe"
+	"headwater.example/internal/layerproto"
 	"headwater.example/internal/rpc"
 	"headwater.example/internal/session"
 	"headwater.example/internal/session/fanout"
 	headwaterv1 "headwater.example/proto/headwater/v1"
+	"headwater.example/shard"
 )
 
 // relayed is how many steps of one lane are under way at once, relayedBytes their payloads but for that of the last. The lane
@@ -45,7 +47,7 @@ type laneStep struct {
 	response session.Response
 	step     fanout.Step
 	call     *fanout.Call
-	layer    fanout.Layer
+	layer    *shard.LayerSpec
 	payload  fanout.Payload // of request, cut by group
 	bytes    int64          // of the relay's room
 	context  []float32      // [groups, attend, group size, v_dim] where several holders give it
@@ -139,7 +141,7 @@ func (l *lane) start(ctx context.Context, s *laneStep) error {
 	if int64(m.Layer) >= int64(len(layers)) {
 		return invalid("layer %d of %d", m.Layer, len(layers))
 	}
-	s.layer = layers[m.Layer]
+	s.layer = &layers[m.Layer]
 	if len(m.Hashes) != s.layer.KVHeads {
 		return invalid("layer %d: %d hashes for %d groups", m.Layer, len(m.Hashes), s.layer.KVHeads)
 	}
@@ -149,14 +151,14 @@ func (l *lane) start(ctx context.Context, s *laneStep) error {
 		s.call = l.out.Start(ctx, h, &s.step)
 		return nil
 	}
-	if dt, err := fanout.StorageDType(m.Encoding); m.Append > 0 && m.Encoding != headwaterv1.StorageType_STORAGE_TYPE_F32 && (err != nil || dt != s.layer.Storage) {
-		return invalid("layer %d: keys and values are sent in %s, f32 or the layer's %s is taken", m.Layer, m.Encoding, s.layer.Storage)
+	if dt, err := layerproto.ReadStorage(m.Encoding); m.Append > 0 && m.Encoding != headwaterv1.StorageType_STORAGE_TYPE_F32 && (err != nil || dt != s.layer.Storage()) {
+		return invalid("layer %d: keys and values are sent in %s, f32 or the layer's %s is taken", m.Layer, m.Encoding, s.layer.Storage())
 	}
-	if m.Append > maxTokens || m.Attend > maxTokens {
-		return invalid("layer %d: a step of %d and %d tokens, at most %d are taken", m.Layer, m.Append, m.Attend, maxTokens)
+	if m.Append > shard.MaxStepTokens || m.Attend > shard.MaxStepTokens {
+		return invalid("layer %d: a step of %d and %d tokens, at most %d are taken", m.Layer, m.Append, m.Attend, shard.MaxStepTokens)
 	}
 	// Of several holders' answers, each may fit a frame and all together not.
-	if 4*s.layer.Heads*int(m.Attend)*(s.layer.VDim+1) > maxAnswer {
+	if 4*s.layer.Heads*int(m.Attend)*(s.layer.VDim()+1) > maxAnswer {
 		return invalid("layer %d: the answer for %d tokens exceeds a frame of %d bytes: cut the step into fewer tokens", m.Layer, m.Attend, rpc.MaxMessageBytes)
 	}
 	if err := s.payload.Cut(s.layer, m, s.request.Payload.Bytes()); err != nil {
@@ -167,14 +169,12 @@ func (l *lane) start(ctx context.Context, s *laneStep) error {
 		s.step.Codec = headwaterv1.StepCodec_STEP_CODEC_RAW // to narrow twice is not to narrow once
 	}
 	rows := s.layer.Heads * int(m.Attend)
-	s.context, s.lse = grow(s.context, rows*s.layer.VDim), grow(s.lse, rows)
+	s.context, s.lse = grow(s.context, rows*s.layer.VDim()), grow(s.lse, rows)
 	s.call = l.out.Start(ctx, h, &s.step)
 	return nil
 }
 
 const (
-	// maxTokens is how many tokens a step appends or lets attend at most.
-	maxTokens = 1 << 16
 	// maxAnswer bounds the raw bytes of an answer so that it fits a frame with its coding and its other fields.
 	maxAnswer = rpc.MaxMessageBytes - 64<<10
 )
@@ -251,12 +251,12 @@ func (s *laneStep) result(m *session.Result, payload **rpc.Buffer) error {
 		copy(all[copy(all, s.context):], s.lse)
 		return nil
 	}
-	codec, ok := fanout.FrameCodec(m.Codec)
+	codec, ok := layerproto.ReadStepCodec(m.Codec)
 	if !ok {
 		return session.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_INVALID, "codec %s is unknown", m.Codec)
 	}
 	var err error
-	if s.frame, err = contextframe.Encode(s.frame[:0], codec, 0, s.layer.KVHeads*int(s.step.Attend), s.layer.GroupSize(), s.layer.VDim, s.context, s.lse); err != nil {
+	if s.frame, err = contextframe.Encode(s.frame[:0], codec, 0, s.layer.KVHeads*int(s.step.Attend), s.layer.GroupSize(), s.layer.VDim(), s.context, s.lse); err != nil {
 		return session.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_INVALID, "%v", err)
 	}
 	*payload = rpc.NewBuffer(len(s.frame))

@@ -22,6 +22,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"headwater.example/coordinator/workers"
+	"headwater.example/internal/layerproto"
 	"headwater.example/internal/rpc"
 	"headwater.example/internal/session"
 	"headwater.example/internal/session/fanout"
@@ -138,15 +139,11 @@ func (r *Relay) create(ctx context.Context, req *headwaterv1.CreateSessionReques
 
 // plan gives the session's groups to the workers that answer; see place.
 func (r *Relay) plan(ctx context.Context, req *headwaterv1.CreateSessionRequest) (*fanout.Holding, error) {
-	layers, err := fanout.Layers(req.GetConfig())
+	layers, err := layerproto.ReadSessionLayers(req.GetConfig().GetLayers())
 	if err != nil {
 		return nil, session.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_INVALID, "%v", err)
 	}
-	shapes := make([]shard.LayerShape, len(layers))
-	for i, l := range layers {
-		shapes[i] = l.LayerShape
-	}
-	geometry, err := shard.NewGeometry(shapes)
+	geometry, err := shard.GeometryOf(layers)
 	if err != nil {
 		return nil, session.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_INVALID, "%v", err)
 	}
@@ -287,7 +284,7 @@ func joinStates(states []*headwaterv1.SessionState) *headwaterv1.SessionState {
 		holders = append(holders, s.GetHolders()...)
 	}
 	if config := states[0].GetConfig(); config != nil && len(holders) == len(states) {
-		if layers, err := fanout.Layers(config); err == nil {
+		if layers, err := layerproto.ReadSessionLayers(config.GetLayers()); err == nil {
 			if h, err := fanout.ParseHolding(layers, holders); err == nil {
 				if all, err := h.Join(states[0].GetSession(), states); err == nil {
 					return all

@@ -12,7 +12,7 @@ import (
 func BenchmarkFrame(b *testing.B) {
 	all := inputs(b)
 	for _, name := range inputNames {
-		for _, codec := range contextframe.Codecs {
+		for _, codec := range codecs {
 			var frames [][]byte
 			raw, coded := int64(0), int64(0)
 			for g, a := range all[name] {
@@ -61,7 +61,7 @@ func BenchmarkFrame(b *testing.B) {
 // BenchmarkLadder measures encode and decode together over frames of 64 rows of a real model's contexts.
 func BenchmarkLadder(b *testing.B) {
 	blocks := frames64(b)
-	for _, codec := range contextframe.Codecs {
+	for _, codec := range codecs {
 		b.Run(codec.String(), func(b *testing.B) {
 			m, err := contextframe.Measure(codec, blocks, max(b.N, 5), time.Now)
 			if err != nil {

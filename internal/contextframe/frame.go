@@ -12,6 +12,8 @@ import (
 	"math"
 
 	"github.com/zeebo/xxh3"
+
+	"headwater.example/shard"
 )
 
 // Codec says how a context is coded. The values are those of headwater.v1.ContextCodec.
@@ -25,10 +27,10 @@ const (
 	I8    Codec = 4 // narrowed to int8 with a scale for each row, as tensor.QuantizeI8 does
 )
 
-// Codecs are all of them, the exact one first.
-var Codecs = []Codec{Exact, BF16, F16, I8}
-
 var codecNames = map[Codec]string{Exact: "exact", BF16: "bf16", F16: "f16", I8: "int8"}
+
+// Known says whether it is one of the codecs.
+func (c Codec) Known() bool { return codecNames[c] != "" }
 
 // String returns "exact", "bf16", "f16" or "int8".
 func (c Codec) String() string {
@@ -70,13 +72,8 @@ func (c Codec) lowBits() uint {
 	return 0
 }
 
-// Limits of a frame. Group, heads and v_dim are those of the protocol.
-const (
-	MaxGroups = 1 << 12
-	MaxHeads  = 1 << 12
-	MaxVDim   = 512
-	MaxTokens = math.MaxUint32
-)
+// maxTokens bounds the tokens of a frame. Its groups, heads and v_dim have the limits of a layer.
+const maxTokens = math.MaxUint32
 
 // Version is the version of the frame format that this package writes. It reads all up to it.
 const Version = 2
@@ -177,10 +174,10 @@ func (h Header) checkShape() error {
 		field           string
 		value, min, max int64
 	}{
-		{"group", int64(h.Group), 0, MaxGroups - 1},
-		{"tokens", int64(h.Tokens), 1, MaxTokens},
-		{"heads", int64(h.Heads), 1, MaxHeads},
-		{"v_dim", int64(h.VDim), 1, MaxVDim},
+		{"group", int64(h.Group), 0, shard.MaxHeads - 1},
+		{"tokens", int64(h.Tokens), 1, maxTokens},
+		{"heads", int64(h.Heads), 1, shard.MaxHeads},
+		{"v_dim", int64(h.VDim), 1, shard.MaxDim},
 	} {
 		if b.value < b.min || b.value > b.max {
 			return frameErrorf("%s %d is not in %d to %d", b.field, b.value, b.min, b.max)

@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"headwater.example/attention"
+	"headwater.example/shard"
 	"headwater.example/tensor"
 )
 
@@ -54,8 +55,8 @@ func (b *builder) prefixes() ([]prefix, *Error) {
 			if p.form != first.form {
 				return nil, fault(name, "prefix %q does not go with prefix %q: all problems of a file carry prefixes of one form", p.String(), first.String())
 			}
-			if found[p] = true; len(found) > MaxProblems {
-				return nil, fault(name, "the file holds more than %d problems", MaxProblems)
+			if found[p] = true; len(found) > shard.MaxLayers {
+				return nil, fault(name, "the file holds more than %d problems", shard.MaxLayers)
 			}
 		case ok && slices.Contains(operandNames, own):
 		case ok && b.job.Kind == KindLayer && slices.Contains(weightNames, own):
@@ -146,10 +147,10 @@ func (b *builder) expect(info tensor.Info, types []tensor.DType, dims ...string)
 var bounds = map[string]int64{
 	"tokens":     maxTokens,
 	"kv_tokens":  maxTokens,
-	"n_heads":    maxHeads,
-	"n_kv_heads": maxHeads,
-	"head_dim":   maxDim,
-	"v_dim":      maxDim,
+	"n_heads":    shard.MaxHeads,
+	"n_kv_heads": shard.MaxHeads,
+	"head_dim":   shard.MaxDim,
+	"v_dim":      shard.MaxDim,
 	"d_model":    MaxModel,
 }
 

@@ -47,8 +47,6 @@ const (
 	// prefix where they are one sequence's.
 	TokensKey = "tokens"
 
-	// MaxProblems bounds the problems of a job.
-	MaxProblems = 65536
 	// MaxModel bounds d_model.
 	MaxModel = 1 << 20
 	// maxTokens bounds query tokens and positions; positions and their differences stay far below overflow.

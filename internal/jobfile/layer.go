@@ -1,6 +1,7 @@
 package jobfile
 
 import (
+	"headwater.example/shard"
 	"headwater.example/tensor"
 )
 
@@ -136,10 +137,10 @@ func (p *Problem) heads(w map[string]tensor.Info, o *Options) *Error {
 		option *int64
 		from   string
 	}{
-		{"n_heads", heads, maxHeads, o.NHeads, q.Name},
-		{"n_kv_heads", kvHeads, maxHeads, o.NKVHeads, k.Name},
-		{"head_dim", headDim, maxDim, o.HeadDim, k.Name},
-		{"v_dim", vDim, maxDim, o.VDim, v.Name},
+		{"n_heads", heads, shard.MaxHeads, o.NHeads, q.Name},
+		{"n_kv_heads", kvHeads, shard.MaxHeads, o.NKVHeads, k.Name},
+		{"head_dim", headDim, shard.MaxDim, o.HeadDim, k.Name},
+		{"v_dim", vDim, shard.MaxDim, o.VDim, v.Name},
 	} {
 		if s.option != nil && *s.option != int64(s.got) {
 			return fault(s.from, "gives %s %d, but option %q%s is %d", s.name, s.got, s.name, of, *s.option)

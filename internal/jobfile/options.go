@@ -7,15 +7,12 @@ import (
 	"math"
 	"strconv"
 	"unicode/utf8"
+
+	"headwater.example/shard"
 )
 
-// Bounds of numbers in options. Offsets stay far from where positions would overflow.
-const (
-	maxOffset     = 1 << 40
-	maxHeads      = 4096
-	maxDim        = 512
-	maxOptionsLen = 16 << 20
-)
+// maxOptionsLen bounds the bytes of options as JSON.
+const maxOptionsLen = 16 << 20
 
 // Options are the fields of the JSON object that the metadata key "headwater" holds, and of the object that overrides
 // it. An absent field is nil; docs/job-file.md gives the defaults. Marshaled, they are that JSON.
@@ -89,7 +86,7 @@ func parseObject(data []byte, what string, top bool) (*Options, *Error) {
 		case "causal":
 			return parseBool(value, key, &o.Causal)
 		case "offset":
-			return parseInt(value, key, -maxOffset, maxOffset, &o.Offset)
+			return parseInt(value, key, -shard.MaxPositions, shard.MaxPositions, &o.Offset)
 		case "window_left":
 			return parseInt(value, key, -1, math.MaxInt64, &o.WindowLeft)
 		case "window_right":
@@ -105,19 +102,19 @@ func parseObject(data []byte, what string, top bool) (*Options, *Error) {
 			}
 			return nil
 		case "alibi_slopes":
-			return parseFloats(value, key, 32, maxHeads, func(v []float64) { o.AlibiSlopes = narrow(v) })
+			return parseFloats(value, key, 32, shard.MaxHeads, func(v []float64) { o.AlibiSlopes = narrow(v) })
 		case "sinks":
-			return parseFloats(value, key, 32, maxHeads, func(v []float64) { o.Sinks = narrow(v) })
+			return parseFloats(value, key, 32, shard.MaxHeads, func(v []float64) { o.Sinks = narrow(v) })
 		case "kv_len":
 			return parseInt(value, key, 0, math.MaxInt64, &o.KVLen)
 		case "n_heads":
-			return parseInt(value, key, 1, maxHeads, &o.NHeads)
+			return parseInt(value, key, 1, shard.MaxHeads, &o.NHeads)
 		case "n_kv_heads":
-			return parseInt(value, key, 1, maxHeads, &o.NKVHeads)
+			return parseInt(value, key, 1, shard.MaxHeads, &o.NKVHeads)
 		case "head_dim":
-			return parseInt(value, key, 1, maxDim, &o.HeadDim)
+			return parseInt(value, key, 1, shard.MaxDim, &o.HeadDim)
 		case "v_dim":
-			return parseInt(value, key, 1, maxDim, &o.VDim)
+			return parseInt(value, key, 1, shard.MaxDim, &o.VDim)
 		case "rope":
 			var err *Error
 			o.Rope, err = parseRope(value)
@@ -170,13 +167,13 @@ func parseRope(value json.RawMessage) (*RopeOptions, *Error) {
 		case "base":
 			return parsePositive(value, name, &r.Base)
 		case "dims":
-			return parseInt(value, name, 2, maxDim, &r.Dims)
+			return parseInt(value, name, 2, shard.MaxDim, &r.Dims)
 		case "interleaved":
 			return parseBool(value, name, &r.Interleaved)
 		case "scale":
 			return parsePositive(value, name, &r.Scale)
 		case "factors":
-			return parseFloats(value, name, 64, maxDim/2, func(v []float64) { r.Factors = v })
+			return parseFloats(value, name, 64, shard.MaxDim/2, func(v []float64) { r.Factors = v })
 		case "mscale":
 			return parsePositive(value, name, &r.Mscale)
 		}

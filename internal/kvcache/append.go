@@ -18,7 +18,7 @@ type Append struct {
 	// Length is how many positions the layer must have, Hashes [groups] the hash that each held group must have.
 	Length uint64
 	Hashes []uint64
-	// Positions is how many follow, 0 to MaxAppend; 0 only compares.
+	// Positions is how many follow, 0 to shard.MaxStepTokens; 0 only compares.
 	Positions int
 	// Encoding is that of K and V: tensor.F32, which is narrowed, or the layer's storage type.
 	Encoding tensor.DType
@@ -104,7 +104,7 @@ func (st *Store) prepareIn(s *session, p *Pending, a *Append, hashes []uint64, v
 		st.putEncoder(e)
 		return 0, hashes, err
 	}
-	p.store, p.session, p.layer, p.append, p.query, p.encoder = st, s, l, a, maxPositions, e
+	p.store, p.session, p.layer, p.append, p.query, p.encoder = st, s, l, a, shard.MaxPositions, e
 	if v != nil {
 		p.query = int(a.Query)
 		st.openView(v, s, l, a.Query, e.rows, to)
@@ -151,10 +151,10 @@ func (s *session) check(a *Append) (int, *Error) {
 	switch {
 	case len(a.Hashes) != groups:
 		return 0, invalid("%d hashes, %d groups are held", len(a.Hashes), groups)
-	case n < 0 || n > MaxAppend:
-		return 0, invalid("an append of %d positions, at most %d are allowed: cut it into several", n, MaxAppend)
-	case a.Length > maxPositions:
-		return 0, invalid("length %d is more than %d", a.Length, int64(maxPositions))
+	case n < 0 || n > shard.MaxStepTokens:
+		return 0, invalid("an append of %d positions, at most %d are allowed: cut it into several", n, shard.MaxStepTokens)
+	case a.Length > shard.MaxPositions:
+		return 0, invalid("length %d is more than %d", a.Length, int64(shard.MaxPositions))
 	case n > 0 && a.Encoding != dt && a.Encoding != tensor.F32:
 		return 0, invalid("keys and values in %s, not in F32 or %s", a.Encoding, dt)
 	case len(a.Tokens) != 0 && len(a.Tokens) != n:

@@ -11,7 +11,7 @@ import (
 
 const (
 	// maxGap is how many rows an append makes for layers that have nothing there: as many as the largest append fills.
-	maxGap = MaxAppend / attention.PageLen
+	maxGap = shard.MaxStepTokens / attention.PageLen
 	// MaxBegin bounds the product of a layer's first position and its groups held, because a view has a page, though not
 	// its memory, for each of the positions before.
 	MaxBegin = 1 << 28
@@ -57,9 +57,9 @@ func (s *session) begin(req CreateRequest) (made, *Error) {
 			hashes = len(h.groups)
 		}
 		switch {
-		case b.First%attention.PageLen != 0 || b.First > b.Length || b.Length > maxPositions:
+		case b.First%attention.PageLen != 0 || b.First > b.Length || b.Length > shard.MaxPositions:
 			return made{}, refuse(Invalid, "layer %d begins at position %d of %d: no multiple of %d up to the length, which is at most %d",
-				b.Layer, b.First, b.Length, attention.PageLen, int64(maxPositions)).at(b.Layer, 0)
+				b.Layer, b.First, b.Length, attention.PageLen, int64(shard.MaxPositions)).at(b.Layer, 0)
 		case b.First > 0 && h.Options.WindowLeft < 0:
 			return made{}, refuse(Invalid, "layer %d begins at position %d, but its queries see all positions before", b.Layer, b.First).at(b.Layer, 0)
 		case b.First > MaxBegin/uint64(len(h.groups)):

@@ -11,7 +11,7 @@ import (
 func TestBeginRefuses(t *testing.T) {
 	budget := NewBudget(1 << 20)
 	st := NewStore(StoreConfig{Budget: budget})
-	cfg := Config{Layers: []Layer{testLayer(t, tensor.F16, 2, 2, 3, 2, 70), testLayer(t, tensor.F32, 1, 1, 2, 2, -1), testLayer(t, tensor.F32, 1, 1, 2, 2, -1)}}
+	cfg := Config{Layers: []shard.LayerSpec{testLayer(t, tensor.F16, 2, 2, 3, 2, 70), testLayer(t, tensor.F32, 1, 1, 2, 2, -1), testLayer(t, tensor.F32, 1, 1, 2, 2, -1)}}
 	held := []HeldLayer{{Layer: 0, Groups: []shard.Group{0, 1}}, {Layer: 1, Groups: []shard.Group{0}}}
 	ok := BeginLayer{Layer: 0, First: 128, Hashes: []uint64{1, 2}, Length: 130}
 	with := func(change func(b *BeginLayer)) []BeginLayer {
@@ -25,7 +25,7 @@ func TestBeginRefuses(t *testing.T) {
 	}{
 		"no page's beginning": {with(func(b *BeginLayer) { b.First = 100 }), "multiple of 64"},
 		"beyond its length":   {with(func(b *BeginLayer) { b.Length = 127 }), "up to the length"},
-		"endless":             {with(func(b *BeginLayer) { b.Length = maxPositions + 1 }), "at most"},
+		"endless":             {with(func(b *BeginLayer) { b.Length = shard.MaxPositions + 1 }), "at most"},
 		"beyond all views":    {with(func(b *BeginLayer) { b.First, b.Length = MaxBegin, MaxBegin }), "on more workers"},
 		"too few hashes":      {with(func(b *BeginLayer) { b.Hashes = b.Hashes[:1] }), "1 hashes, 2 groups"},
 		"hashes of nothing":   {with(func(b *BeginLayer) { b.First = 0 }), "2 hashes"},
@@ -49,7 +49,7 @@ func TestViewsOfALayerThatBeginsFarAway(t *testing.T) {
 	const far = 1 << 26
 	budget := NewBudget(2 * pageRef * far / 64)
 	st := NewStore(StoreConfig{Budget: budget})
-	cfg := Config{Layers: []Layer{testLayer(t, tensor.F32, 1, 1, 2, 2, 10)}}
+	cfg := Config{Layers: []shard.LayerSpec{testLayer(t, tensor.F32, 1, 1, 2, 2, 10)}}
 	held := []HeldLayer{{Layer: 0, Groups: []shard.Group{0}}}
 	begin := []BeginLayer{{First: far, Hashes: []uint64{1}, Length: far}}
 	if _, err := st.Create(CreateRequest{Session: SessionID{1}, Epoch: first, Config: cfg, Held: held, Begin: begin}); err != nil {
@@ -92,7 +92,7 @@ func TestViewsOfALayerThatBeginsFarAway(t *testing.T) {
 // A layer begins far beyond what another one has: as many rows without pages lie between as an append makes, and no more.
 func TestBeginAcrossAGap(t *testing.T) {
 	st := NewStore(StoreConfig{Budget: NewBudget(1 << 20)})
-	cfg := Config{Layers: []Layer{testLayer(t, tensor.F32, 1, 1, 2, 2, 10), testLayer(t, tensor.F32, 1, 1, 2, 2, -1)}}
+	cfg := Config{Layers: []shard.LayerSpec{testLayer(t, tensor.F32, 1, 1, 2, 2, 10), testLayer(t, tensor.F32, 1, 1, 2, 2, -1)}}
 	held := []HeldLayer{{Layer: 0, Groups: []shard.Group{0}}, {Layer: 1, Groups: []shard.Group{0}}}
 	add := func(id SessionID, layer shard.Layer, n int) (length uint64, err error) {
 		state, err := st.State(id)

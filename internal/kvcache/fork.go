@@ -2,6 +2,8 @@ package kvcache
 
 import (
 	"slices"
+
+	"headwater.example/shard"
 )
 
 // ForkRequest asks for a session that begins as another one.
@@ -51,7 +53,7 @@ func (st *Store) fork(s *session, req ForkRequest, how made) (child, before *ses
 	}
 	n := slices.Max(s.lengths)
 	if req.Position >= 0 {
-		n = int(min(req.Position, maxPositions))
+		n = int(min(req.Position, shard.MaxPositions))
 		for l, length := range s.lengths {
 			if n > length {
 				layer := s.shape.layers[l].layer

@@ -20,7 +20,7 @@ func (st *Store) State(id SessionID) (State, error) {
 
 // Layer returns a layer's config and its groups that are held, ascending. Both are not to be changed. It counts as use, so that a
 // step whose memory is made room for does not drop its own session.
-func (st *Store) Layer(id SessionID, layer shard.Layer) (*Layer, []shard.Group, error) {
+func (st *Store) Layer(id SessionID, layer shard.Layer) (*shard.LayerSpec, []shard.Group, error) {
 	s, err := st.open(id, true)
 	if err != nil {
 		return nil, nil, err
@@ -31,7 +31,7 @@ func (st *Store) Layer(id SessionID, layer shard.Layer) (*Layer, []shard.Group, 
 		return nil, nil, refuse(Invalid, "session %s: layer %d: it is not held here", id, layer).at(layer, 0)
 	}
 	h := &s.shape.layers[l]
-	return &h.Layer, h.groups, nil
+	return &h.LayerSpec, h.groups, nil
 }
 
 // Pin keeps a session from being dropped for want of room or use, or no longer.

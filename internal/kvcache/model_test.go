@@ -9,10 +9,11 @@ import (
 	"time"
 
 	"github.com/zeebo/xxh3"
+	"pgregory.net/rapid"
+
 	"headwater.example/attention"
 	"headwater.example/shard"
 	"headwater.example/tensor"
-	"pgregory.net/rapid"
 )
 
 // testShape is a config with a holding, and what there is to say of its layers.
@@ -21,19 +22,19 @@ type testShape struct {
 	held   []HeldLayer
 }
 
-func testLayer(t interface{ Fatal(...any) }, dt tensor.DType, heads, kvHeads, headDim, vDim int, window int64) Layer {
+func testLayer(t interface{ Fatal(...any) }, dt tensor.DType, heads, kvHeads, headDim, vDim int, window int64) shard.LayerSpec {
 	o := attention.DefaultOptions(headDim)
 	o.Causal, o.WindowLeft = true, window
-	return Layer{Heads: heads, KVHeads: kvHeads, Layout: mustLayout(t, dt, headDim, vDim), Options: o}
+	return shard.LayerSpec{Heads: heads, KVHeads: kvHeads, Layout: mustLayout(t, dt, headDim, vDim), Options: o}
 }
 
 // testShapes differ in what may be confused: storage, windows, held groups, tenants. The first and the last two could share
 // prefixes but for the tenant, or the groups.
 func testShapes(t interface{ Fatal(...any) }) []testShape {
-	plain := []Layer{testLayer(t, tensor.F16, 4, 2, 4, 3, -1), testLayer(t, tensor.F32, 2, 1, 2, 2, -1)}
+	plain := []shard.LayerSpec{testLayer(t, tensor.F16, 4, 2, 4, 3, -1), testLayer(t, tensor.F32, 2, 1, 2, 2, -1)}
 	all := []HeldLayer{{Layer: 0, Groups: []shard.Group{0, 1}}, {Layer: 1, Groups: []shard.Group{0}}}
-	mixed := []Layer{testLayer(t, tensor.I8, 2, 2, 3, 5, 20), testLayer(t, tensor.BF16, 2, 2, 4, 4, -1), testLayer(t, tensor.BF16, 1, 1, 4, 4, -1)}
-	windows := []Layer{testLayer(t, tensor.F32, 1, 1, 2, 1, 0), testLayer(t, tensor.F16, 3, 1, 2, 1, 70)}
+	mixed := []shard.LayerSpec{testLayer(t, tensor.I8, 2, 2, 3, 5, 20), testLayer(t, tensor.BF16, 2, 2, 4, 4, -1), testLayer(t, tensor.BF16, 1, 1, 4, 4, -1)}
+	windows := []shard.LayerSpec{testLayer(t, tensor.F32, 1, 1, 2, 1, 0), testLayer(t, tensor.F16, 3, 1, 2, 1, 70)}
 	return []testShape{
 		{Config{Layers: plain, Tenant: "a", Model: []byte("m")}, all},
 		{Config{Layers: mixed, Tenant: "a", Model: []byte("m")}, []HeldLayer{{Layer: 0, Groups: []shard.Group{1}}, {Layer: 1, Groups: []shard.Group{0, 1}}}},
@@ -53,7 +54,7 @@ type position struct {
 // modelLayer is one held layer of a model's session: what its groups have, [groups][length].
 type modelLayer struct {
 	layer  shard.Layer
-	config Layer
+	config shard.LayerSpec
 	groups []shard.Group
 	kept   [][]position
 	// freed is the most pages that may have left the window.

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"headwater.example/attention"
+	"headwater.example/shard"
 	"headwater.example/tensor"
 )
 
@@ -107,7 +108,7 @@ func TestOneSessionFromManySides(t *testing.T) {
 		plain := SessionID{9, byte(l)}
 		create(t, st, plain, cfg, held, nil)
 		for at := 0; at < int(have.Length); {
-			n := min(MaxAppend, int(have.Length)-at)
+			n := min(shard.MaxStepTokens, int(have.Length)-at)
 			grow(t, st, plain, n, nil)
 			at += n
 		}

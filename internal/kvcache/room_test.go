@@ -10,7 +10,7 @@ import (
 
 // twoSizes is a config of two layers of one group whose pages differ in size, and these sizes.
 func twoSizes(t *testing.T) (cfg Config, held []HeldLayer, large, small int64) {
-	cfg = Config{Layers: []Layer{testLayer(t, tensor.F32, 1, 1, 64, 64, -1), testLayer(t, tensor.F16, 1, 1, 32, 32, -1)}}
+	cfg = Config{Layers: []shard.LayerSpec{testLayer(t, tensor.F32, 1, 1, 64, 64, -1), testLayer(t, tensor.F16, 1, 1, 32, 32, -1)}}
 	held = []HeldLayer{{Layer: 0, Groups: []shard.Group{0}}, {Layer: 1, Groups: []shard.Group{0}}}
 	return cfg, held, int64(cfg.Layers[0].Layout.PageBytes()), int64(cfg.Layers[1].Layout.PageBytes())
 }

@@ -52,7 +52,7 @@ func TestARowTakesWhatIsReservedForIt(t *testing.T) {
 // A session of very many layers has large rows, whose pages are small where few layers have something there. They are refused
 // before there is memory for them, whether an append fills them or they lie before it.
 func TestRowsWithoutPagesCountInTheBudget(t *testing.T) {
-	const layers, n = 1 << 12, MaxAppend
+	const layers, n = 1 << 12, shard.MaxStepTokens
 	cfg, held := uniform(t, layers, 1, 1, tensor.F32)
 	row, page := rowsOf(cfg, held, 1), int64(cfg.Layers[0].Layout.PageBytes())
 	cfg.Layers[1].Options.WindowLeft = 10

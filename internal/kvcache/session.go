@@ -13,17 +13,8 @@ import (
 	"headwater.example/attention"
 )
 
-// Limits of a session.
-const (
-	// MaxText bounds the bytes of a tenant, of a model's fingerprint, and of a name.
-	MaxText = 256
-	// MaxShards bounds the shards of a session that one store holds, which bounds what is kept beside a page.
-	MaxShards = 1 << 16
-	// MaxAppend bounds the positions of one append.
-	MaxAppend = 1 << 16
-	// maxPositions bounds positions so that their sums and products with a head's bytes do not overflow.
-	maxPositions = 1 << 40
-)
+// MaxShards bounds the shards of a session that one store holds, which bounds what is kept beside a page.
+const MaxShards = 1 << 16
 
 // SessionID names a session; clients make it of random bits.
 type SessionID [16]byte

@@ -80,7 +80,7 @@ func create(t interface{ Fatal(...any) }, st *Store, id SessionID, cfg Config, h
 func TestAppendNamesWhatItRefuses(t *testing.T) {
 	budget := NewBudget(1 << 20)
 	st := NewStore(StoreConfig{Budget: budget})
-	cfg := Config{Layers: []Layer{testLayer(t, tensor.F16, 2, 2, 3, 2, -1), testLayer(t, tensor.I8, 1, 1, 2, 2, -1)}}
+	cfg := Config{Layers: []shard.LayerSpec{testLayer(t, tensor.F16, 2, 2, 3, 2, -1), testLayer(t, tensor.I8, 1, 1, 2, 2, -1)}}
 	id := SessionID{7}
 	create(t, st, id, cfg, []HeldLayer{{Layer: 0, Groups: []shard.Group{0, 1}}, {Layer: 1, Groups: []shard.Group{0}}}, nil)
 	const n = 70
@@ -98,7 +98,7 @@ func TestAppendNamesWhatItRefuses(t *testing.T) {
 		"encoding":    {func(a *Append) { a.Encoding = tensor.BF16 }, "BF16"},
 		"tokens":      {func(a *Append) { a.Tokens = []uint32{1} }, "1 token ids for 70"},
 		"hashes":      {func(a *Append) { a.Hashes = []uint64{0} }, "1 hashes, 2 groups"},
-		"too many":    {func(a *Append) { a.Positions = MaxAppend + 1 }, "at most 65536"},
+		"too many":    {func(a *Append) { a.Positions = shard.MaxStepTokens + 1 }, "at most 65536"},
 		"negative":    {func(a *Append) { a.Positions = -1 }, "at most 65536"},
 		"long length": {func(a *Append) { a.Length = math.MaxUint64 }, "more than"},
 		"scales":      {func(a *Append) { a.KScale = make([]byte, 4) }, "k_scale has 4 bytes"},
@@ -137,9 +137,9 @@ func TestCreateRefuses(t *testing.T) {
 	cfg, held := uniform(t, 2, 2, 4, tensor.F32)
 	for name, change := range map[string]func(r *CreateRequest){
 		"epoch":            func(r *CreateRequest) { r.Epoch.Counter = 0 },
-		"tenant":           func(r *CreateRequest) { r.Config.Tenant = strings.Repeat("x", MaxText+1) },
-		"model":            func(r *CreateRequest) { r.Config.Model = make([]byte, MaxText+1) },
-		"name":             func(r *CreateRequest) { r.Config.Name = strings.Repeat("x", MaxText+1) },
+		"tenant":           func(r *CreateRequest) { r.Config.Tenant = strings.Repeat("x", shard.MaxText+1) },
+		"model":            func(r *CreateRequest) { r.Config.Model = make([]byte, shard.MaxText+1) },
+		"name":             func(r *CreateRequest) { r.Config.Name = strings.Repeat("x", shard.MaxText+1) },
 		"ttl":              func(r *CreateRequest) { r.Config.TTL = -1 },
 		"no layer":         func(r *CreateRequest) { r.Config.Layers = nil },
 		"zero layout":      func(r *CreateRequest) { r.Config.Layers[1].Layout = attention.Layout{} },
@@ -301,7 +301,7 @@ func TestPinnedSessionsMakeNoRoom(t *testing.T) {
 }
 
 func TestWindowFreesPages(t *testing.T) {
-	cfg := Config{Layers: []Layer{testLayer(t, tensor.F32, 1, 1, 4, 4, 100)}}
+	cfg := Config{Layers: []shard.LayerSpec{testLayer(t, tensor.F32, 1, 1, 4, 4, 100)}}
 	page := int64(cfg.Layers[0].Layout.PageBytes())
 	st := NewStore(StoreConfig{Budget: NewBudget(100 * page)})
 	held := []HeldLayer{{Layer: 0, Groups: []shard.Group{0}}}

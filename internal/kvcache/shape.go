@@ -15,7 +15,7 @@ import (
 
 // Config is what a session is made with. It does not change, nor does what it points to.
 type Config struct {
-	Layers []Layer
+	Layers []shard.LayerSpec
 	// Tenant is whose tokens they are; prefixes are shared within one.
 	Tenant string
 	// Model is a fingerprint of the model with its adapters; prefixes are shared under the same one.
@@ -24,13 +24,6 @@ type Config struct {
 	TTL time.Duration
 	// Name is for people.
 	Name string
-}
-
-// Layer is one layer's geometry, storage and options.
-type Layer struct {
-	Heads, KVHeads int
-	Layout         attention.Layout
-	Options        attention.Options
 }
 
 // HeldLayer says which groups of a layer are held, ascending; none is a layer that is held elsewhere.
@@ -57,7 +50,7 @@ type shape struct {
 
 // heldLayer is one layer of a shape; its shards are [first, first+len(groups)) of a row.
 type heldLayer struct {
-	Layer
+	shard.LayerSpec
 	layer  shard.Layer
 	groups []shard.Group
 	first  int
@@ -90,25 +83,19 @@ func (h *heldLayer) rowBytes() int {
 // newShape checks a config and a holding. It does not set the classes.
 func newShape(config Config, held []HeldLayer) (*shape, *Error) {
 	switch {
-	case len(config.Tenant) > MaxText:
-		return nil, refuse(Invalid, "tenant has %d bytes, at most %d are allowed", len(config.Tenant), MaxText)
-	case len(config.Model) > MaxText:
-		return nil, refuse(Invalid, "model fingerprint has %d bytes, at most %d are allowed", len(config.Model), MaxText)
-	case len(config.Name) > MaxText:
-		return nil, refuse(Invalid, "name has %d bytes, at most %d are allowed", len(config.Name), MaxText)
+	case len(config.Tenant) > shard.MaxText:
+		return nil, refuse(Invalid, "tenant has %d bytes, at most %d are allowed", len(config.Tenant), shard.MaxText)
+	case len(config.Model) > shard.MaxText:
+		return nil, refuse(Invalid, "model fingerprint has %d bytes, at most %d are allowed", len(config.Model), shard.MaxText)
+	case len(config.Name) > shard.MaxText:
+		return nil, refuse(Invalid, "name has %d bytes, at most %d are allowed", len(config.Name), shard.MaxText)
 	case config.TTL < 0:
 		return nil, refuse(Invalid, "ttl is %v, less than 0", config.TTL)
 	case len(config.Layers) < 1 || len(config.Layers) > shard.MaxLayers:
 		return nil, refuse(Invalid, "%d layers, outside 1 to %d", len(config.Layers), shard.MaxLayers)
 	}
-	for i, l := range config.Layers {
-		switch {
-		case l.Layout == (attention.Layout{}):
-			return nil, refuse(Invalid, "layer %d: its layout was not made by NewLayout", i).at(shard.Layer(i), 0)
-		case l.Heads < 1 || l.Heads > shard.MaxHeads || l.KVHeads < 1 || l.Heads%l.KVHeads != 0:
-			return nil, refuse(Invalid, "layer %d: %d query heads (1 to %d) over %d key/value heads", i, l.Heads, shard.MaxHeads, l.KVHeads).at(shard.Layer(i), 0)
-		}
-		if err := l.Options.Validate(l.Heads); err != nil {
+	for i := range config.Layers {
+		if err := config.Layers[i].Check(); err != nil {
 			return nil, refuse(Invalid, "layer %d: %v", i, err).at(shard.Layer(i), 0)
 		}
 	}
@@ -130,7 +117,7 @@ func newShape(config Config, held []HeldLayer) (*shape, *Error) {
 			continue
 		}
 		sh.held = append(sh.held, h)
-		sh.layers = append(sh.layers, heldLayer{Layer: config.Layers[h.Layer], layer: h.Layer, groups: h.Groups, first: sh.shards})
+		sh.layers = append(sh.layers, heldLayer{LayerSpec: config.Layers[h.Layer], layer: h.Layer, groups: h.Groups, first: sh.shards})
 		sh.shards += len(h.Groups)
 	}
 	if sh.shards < 1 || sh.shards > MaxShards {
@@ -145,7 +132,7 @@ func newShape(config Config, held []HeldLayer) (*shape, *Error) {
 // heap is about what the shape takes on the heap.
 func (sh *shape) heap() int64 {
 	n := int(unsafe.Sizeof(*sh)) + len(sh.config.Tenant) + len(sh.config.Model) + len(sh.config.Name) +
-		cap(sh.config.Layers)*int(unsafe.Sizeof(Layer{})) + cap(sh.layers)*int(unsafe.Sizeof(heldLayer{})) + cap(sh.held)*int(unsafe.Sizeof(HeldLayer{})) +
+		cap(sh.config.Layers)*int(unsafe.Sizeof(shard.LayerSpec{})) + cap(sh.layers)*int(unsafe.Sizeof(heldLayer{})) + cap(sh.held)*int(unsafe.Sizeof(HeldLayer{})) +
 		sh.shards*int(unsafe.Sizeof(shard.Group(0)))
 	for _, l := range sh.config.Layers {
 		n += 4 * (len(l.Options.AlibiSlopes) + len(l.Options.Sinks))

@@ -12,9 +12,10 @@ import (
 	"testing"
 	"time"
 
+	"pgregory.net/rapid"
+
 	"headwater.example/attention"
 	"headwater.example/tensor"
-	"pgregory.net/rapid"
 )
 
 // openView is a view with what it is to show.

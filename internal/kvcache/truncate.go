@@ -4,12 +4,13 @@ import (
 	"slices"
 
 	"headwater.example/attention"
+	"headwater.example/shard"
 )
 
 // Truncate takes back the positions of every layer from position on. Truncations are those before; the same request again
 // is a success.
 func (st *Store) Truncate(id SessionID, e Epoch, truncations, position uint64) (State, error) {
-	return st.truncate(id, e, truncations, false, func(s *session) ([]int, *Error) { return s.all(int(min(position, maxPositions))), nil })
+	return st.truncate(id, e, truncations, false, func(s *session) ([]int, *Error) { return s.all(int(min(position, shard.MaxPositions))), nil })
 }
 
 // TruncateLayers is Truncate with a position for each layer of the config. With checkOnly it changes nothing.
@@ -20,7 +21,7 @@ func (st *Store) TruncateLayers(id SessionID, e Epoch, truncations uint64, posit
 		}
 		to := make([]int, len(s.lengths))
 		for l, h := range s.shape.layers {
-			to[l] = int(min(positions[h.layer], maxPositions))
+			to[l] = int(min(positions[h.layer], shard.MaxPositions))
 		}
 		longest := 0
 		for l, n := range to {

@@ -11,7 +11,7 @@ import (
 // caller at a time, but what KV returned may be read by several.
 type View struct {
 	// Layer is the layer's config, Groups those that are held, ascending. Both are not to be changed.
-	Layer  *Layer
+	Layer  *shard.LayerSpec
 	Groups []shard.Group
 	// Len is how many positions the layer has.
 	Len int
@@ -47,8 +47,8 @@ func (st *Store) View(v *View, id SessionID, layer shard.Layer, query uint64) er
 // sees refuses if queries from position query on see what has been freed.
 func (s *session) sees(l int, query uint64) *Error {
 	h := &s.shape.layers[l]
-	if query > maxPositions {
-		return refuse(Invalid, "session %s: layer %d: query at position %d, more than %d", s.id, h.layer, query, int64(maxPositions)).at(h.layer, s.lengths[l])
+	if query > shard.MaxPositions {
+		return refuse(Invalid, "session %s: layer %d: query at position %d, more than %d", s.id, h.layer, query, int64(shard.MaxPositions)).at(h.layer, s.lengths[l])
 	}
 	if h.seenFrom(int(query)) < s.freed[l] {
 		return refuse(Freed, "session %s: layer %d: positions before %d have been freed, a query at %d sees from %d on", s.id, h.layer,
@@ -102,7 +102,7 @@ func (st *Store) openView(v *View, s *session, l int, query uint64, rows []*row,
 	h := &s.shape.layers[l]
 	end := pagesOf(n)
 	from := min(h.seenFrom(int(query)), end)
-	v.store, v.Layer, v.Groups, v.Len = st, &h.Layer, h.groups, n
+	v.store, v.Layer, v.Groups, v.Len = st, &h.LayerSpec, h.groups, n
 	v.rows = v.rows[:0]
 	st.mu.Lock()
 	defer st.mu.Unlock()

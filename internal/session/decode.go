@@ -14,12 +14,7 @@ import (
 
 	"headwater.example/internal/rpc"
 	headwaterv1 "headwater.example/proto/headwater/v1"
-)
-
-const (
-	// maxHashes is one for each group of a layer, maxTokens one for each token of a step.
-	maxHashes = 4096
-	maxTokens = 1 << 16
+	"headwater.example/shard"
 )
 
 var (
@@ -248,8 +243,8 @@ func (s *Step) unmarshal(b []byte) error {
 		case kind == protowire.VarintType && field == stepTokens:
 			var v uint64
 			if v, n = protowire.ConsumeVarint(b); n >= 0 {
-				if len(s.Tokens) == maxTokens {
-					return fmt.Errorf("step: tokens: there are more than %d", maxTokens)
+				if len(s.Tokens) == shard.MaxStepTokens {
+					return fmt.Errorf("step: tokens: there are more than %d", shard.MaxStepTokens)
 				}
 				s.Tokens = append(s.Tokens, uint32(v))
 			}
@@ -323,8 +318,8 @@ func (s *Step) setBytes(field protowire.Number, v []byte) (err error) {
 			if n < 0 {
 				return protowire.ParseError(n)
 			}
-			if len(s.Tokens) == maxTokens {
-				return fmt.Errorf("tokens: there are more than %d", maxTokens)
+			if len(s.Tokens) == shard.MaxStepTokens {
+				return fmt.Errorf("tokens: there are more than %d", shard.MaxStepTokens)
 			}
 			s.Tokens, v = append(s.Tokens, uint32(token)), v[n:]
 		}
@@ -397,8 +392,8 @@ func (r *Result) setBytes(field protowire.Number, v []byte) (err error) {
 
 // appendHash appends the hash at the start of b and returns its bytes, negative as of protowire.
 func appendHash(hashes []uint64, b []byte) ([]uint64, int, error) {
-	if len(hashes) == maxHashes {
-		return hashes, 0, fmt.Errorf("hashes: there are more than %d", maxHashes)
+	if len(hashes) == shard.MaxHeads {
+		return hashes, 0, fmt.Errorf("hashes: there are more than %d", shard.MaxHeads)
 	}
 	h, n := protowire.ConsumeFixed64(b)
 	if n < 0 {
@@ -411,8 +406,8 @@ func appendPacked(hashes []uint64, b []byte) ([]uint64, error) {
 	switch {
 	case len(b)%8 != 0:
 		return hashes, fmt.Errorf("hashes: %d bytes are not whole ones", len(b))
-	case len(b)/8 > maxHashes-len(hashes):
-		return hashes, fmt.Errorf("hashes: there are more than %d", maxHashes)
+	case len(b)/8 > shard.MaxHeads-len(hashes):
+		return hashes, fmt.Errorf("hashes: there are more than %d", shard.MaxHeads)
 	}
 	for ; len(b) > 0; b = b[8:] {
 		hashes = append(hashes, binary.LittleEndian.Uint64(b))

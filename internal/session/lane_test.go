@@ -25,6 +25,7 @@ import (
 
 	"headwater.example/internal/rpc"
 	headwaterv1 "headwater.example/proto/headwater/v1"
+	"headwater.example/shard"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -237,7 +238,7 @@ func seeds() [][]byte {
 	m = protowire.AppendBytes(protowire.AppendTag(m, fieldBody, protowire.BytesType), step)
 	m = protowire.AppendBytes(protowire.AppendTag(m, fieldBody, protowire.BytesType), step[18:])
 	m = protowire.AppendVarint(protowire.AppendTag(m, fieldID, protowire.VarintType), 1<<40)
-	whole := protowire.AppendBytes(protowire.AppendTag(nil, fieldBody, protowire.BytesType), bytes.Repeat([]byte{byte(resultHashes<<3 | 1), 1, 2, 3, 4, 5, 6, 7, 8}, maxHashes+1))
+	whole := protowire.AppendBytes(protowire.AppendTag(nil, fieldBody, protowire.BytesType), bytes.Repeat([]byte{byte(resultHashes<<3 | 1), 1, 2, 3, 4, 5, 6, 7, 8}, shard.MaxHeads+1))
 	return [][]byte{
 		nil, m, whole,
 		{byte(fieldPayload<<3 | 2), 0xff, 0xff, 0xff, 0xff, 0x7f},                        // 2³⁵ bytes that are not there
@@ -278,7 +279,7 @@ func TestLyingLengthsTakeNoMemory(t *testing.T) {
 		t.Fatalf("got %v", err)
 	}
 	r.Step.Tokens = nil
-	many := protowire.AppendBytes(protowire.AppendTag(nil, stepTokens, protowire.BytesType), make([]byte, maxTokens+1))
+	many := protowire.AppendBytes(protowire.AppendTag(nil, stepTokens, protowire.BytesType), make([]byte, shard.MaxStepTokens+1))
 	many = protowire.AppendBytes(protowire.AppendTag(nil, fieldBody, protowire.BytesType), many)
 	if err := r.unmarshal(mem.BufferSlice{mem.SliceBuffer(many)}); err == nil || !strings.Contains(err.Error(), "more than 65536") {
 		t.Fatalf("got %v", err)

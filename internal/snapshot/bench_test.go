@@ -8,12 +8,13 @@ import (
 	"testing"
 
 	"headwater.example/attention"
+	"headwater.example/shard"
 	"headwater.example/tensor"
 )
 
 // BenchmarkSnapshot writes and reads blocks of normal keys and values in bfloat16; bytes are those of keys and values.
 func BenchmarkSnapshot(b *testing.B) {
-	header := Header{Layers: []Layer{{Heads: 32, KVHeads: 8, Layout: mustLayout(b, tensor.BF16, 128, 128), Options: attention.DefaultOptions(128), Length: 8192}}}
+	header := Header{Layers: []Layer{{LayerSpec: shard.LayerSpec{Heads: 32, KVHeads: 8, Layout: mustLayout(b, tensor.BF16, 128, 128), Options: attention.DefaultOptions(128)}, Length: 8192}}}
 	r := rand.New(rand.NewPCG(1, 2))
 	c := fill(b, header, r, func(most int) int { return most }, 0)
 	for i := range c.blocks {

@@ -8,7 +8,6 @@ import (
 
 	"headwater.example/attention"
 	"headwater.example/shard"
-	"headwater.example/tensor"
 )
 
 // Version is the one that is written, and the only one that is read.
@@ -35,9 +34,6 @@ const (
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
-
-// storageTypes are numbers in the file.
-var storageTypes = map[tensor.DType]byte{tensor.F32: 1, tensor.F16: 2, tensor.BF16: 3, tensor.I8: 4}
 
 // Flags of the header and of a layer.
 const (
@@ -78,7 +74,7 @@ func appendHeader(b []byte, h *Header) []byte {
 		for _, n := range []int{l.Heads, l.KVHeads, l.Layout.HeadDim(), l.Layout.VDim()} {
 			b = le.AppendUint32(b, uint32(n))
 		}
-		b = append(b, storageTypes[l.Layout.DType()], flags, 0, 0)
+		b = append(b, shard.StorageNumber(l.Storage()), flags, 0, 0)
 		b = le.AppendUint64(b, uint64(max(o.WindowLeft, -1)))
 		b = le.AppendUint64(b, uint64(max(o.WindowRight, -1)))
 		b = le.AppendUint32(b, math.Float32bits(o.Scale))
@@ -206,46 +202,42 @@ func parseLayer(c *cursor, l *Layer, i int) *Error {
 	heads, kvHeads, headDim, vDim := c.u32(), c.u32(), c.u32(), c.u32()
 	storage, flags := c.u8(), c.u8()
 	reserved := c.bytes(2)
-	o := &l.Options
+	var o attention.Options
 	o.WindowLeft, o.WindowRight = int64(c.u64()), int64(c.u64())
 	o.Scale, o.Softcap = math.Float32frombits(c.u32()), math.Float32frombits(c.u32())
 	l.First, l.Length = c.u64(), c.u64()
-	// Before a length is taken of them.
-	const most = 1 << 16
 	switch {
 	case c.short:
 		return refuse(Invalid, "the header ends in layer %d", i)
 	case flags&^(flagCausal|flagAlibi|flagSinks) != 0 || anySet(reserved):
 		return refuse(Invalid, "layer %d has flags that version %d does not know", i, Version)
-	case heads > most || kvHeads > most || headDim > most || vDim > most || kvHeads < 1:
-		return refuse(Invalid, "layer %d: %d query heads, %d key/value heads of %d and %d elements", i, heads, kvHeads, headDim, vDim)
+	case heads > shard.MaxHeads || kvHeads > heads: // before memory is taken for them
+		return refuse(Invalid, "layer %d: %d query heads, %d key/value heads", i, heads, kvHeads)
 	case o.WindowLeft < -1 || o.WindowRight < -1:
 		return refuse(Invalid, "layer %d: windows of %d and %d", i, o.WindowLeft, o.WindowRight)
 	}
-	l.Heads, l.KVHeads, o.Causal = int(heads), int(kvHeads), flags&flagCausal != 0
+	o.Causal = flags&flagCausal != 0
 	if flags&flagAlibi != 0 {
-		o.AlibiSlopes = c.floats(l.Heads)
+		o.AlibiSlopes = c.floats(int(heads))
 	}
 	if flags&flagSinks != 0 {
-		o.Sinks = c.floats(l.Heads)
+		o.Sinks = c.floats(int(heads))
 	}
 	if l.First > 0 {
-		l.Before = c.hashes(l.KVHeads)
+		l.Before = c.hashes(int(kvHeads))
 	}
 	if c.short {
 		return refuse(Invalid, "the header ends in layer %d", i)
 	}
-	for dt, number := range storageTypes {
-		if number == storage {
-			layout, err := attention.NewLayout(dt, int(headDim), int(vDim))
-			if err != nil {
-				return refuse(Invalid, "layer %d: %v", i, err)
-			}
-			l.Layout = layout
-			return nil
-		}
+	dtype, err := shard.StorageByNumber(storage)
+	if err != nil {
+		return refuse(Invalid, "layer %d: %v", i, err)
 	}
-	return refuse(Invalid, "layer %d: storage type %d is not known", i, storage)
+	shape := shard.LayerShape{Heads: int(heads), KVHeads: int(kvHeads), HeadDim: int(headDim), VDim: int(vDim)}
+	if l.LayerSpec, err = shard.NewLayerSpec(shape, dtype, o); err != nil {
+		return refuse(Invalid, "layer %d: %v", i, err)
+	}
+	return nil
 }
 
 func anySet(b []byte) bool {

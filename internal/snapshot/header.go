@@ -11,14 +11,8 @@ import (
 	"headwater.example/tensor"
 )
 
-// Limits of a session that a snapshot can hold; they are the workers'.
+// Limits of a snapshot, beside those of a session.
 const (
-	// MaxText bounds the bytes of a tenant, of a model's fingerprint, and of a name.
-	MaxText = 256
-	// MaxPositions bounds the length of a layer.
-	MaxPositions = 1 << 40
-	// MaxBlock bounds the positions of a block.
-	MaxBlock = 1 << 16
 	// maxBytes bounds the keys and values of a snapshot, so that sums do not overflow.
 	maxBytes = 1 << 62
 	// blockBytes is about how many bytes of keys and values a block has.
@@ -34,11 +28,9 @@ type Header struct {
 	Layers       []Layer
 }
 
-// Layer is one layer's geometry, storage and options, and its positions [First, Length) that follow.
+// Layer is one layer of the session, and its positions [First, Length) that follow.
 type Layer struct {
-	Heads, KVHeads int
-	Layout         attention.Layout
-	Options        attention.Options
+	shard.LayerSpec
 	// First is a multiple of attention.PageLen. It is more than 0 only where the layer has a left window, which the positions
 	// before have left. Before [n_kv_heads] are the chained hashes after these; none where First is 0.
 	First  uint64
@@ -58,7 +50,9 @@ func (l *Layer) rowBytes() int {
 func (l *Layer) scaled() bool { return l.Layout.DType() == tensor.I8 }
 
 // blockPositions are those of a full block, as Next cuts them.
-func (l *Layer) blockPositions() int { return max(1, min(blockBytes/l.rowBytes(), MaxBlock)) }
+func (l *Layer) blockPositions() int {
+	return max(1, min(blockBytes/l.rowBytes(), shard.MaxStepTokens))
+}
 
 // Bytes are the keys and values of the header's positions, as they are stored in pages.
 func (h *Header) Bytes() (n int64) {
@@ -84,8 +78,8 @@ func (h *Header) order() []int {
 // check finds what no session can have.
 func (h *Header) check() *Error {
 	for _, t := range [...]struct{ name, text string }{{"name", h.Name}, {"tenant", h.Tenant}, {"model fingerprint", string(h.Model)}} {
-		if len(t.text) > MaxText {
-			return refuse(Invalid, "the %s has %d bytes, at most %d are allowed", t.name, len(t.text), MaxText)
+		if len(t.text) > shard.MaxText {
+			return refuse(Invalid, "the %s has %d bytes, at most %d are allowed", t.name, len(t.text), shard.MaxText)
 		}
 	}
 	if !utf8.ValidString(h.Name) || !utf8.ValidString(h.Tenant) {
@@ -94,27 +88,27 @@ func (h *Header) check() *Error {
 	if h.TTL < 0 {
 		return refuse(Invalid, "the ttl is %v, less than 0", h.TTL)
 	}
-	shapes := make([]shard.LayerShape, len(h.Layers))
-	for i, l := range h.Layers {
-		shapes[i] = shard.LayerShape{Heads: l.Heads, KVHeads: l.KVHeads, HeadDim: l.Layout.HeadDim(), VDim: l.Layout.VDim()}
+	specs := make([]shard.LayerSpec, len(h.Layers))
+	for i := range h.Layers {
+		if err := h.Layers[i].Check(); err != nil {
+			return refuse(Invalid, "layer %d: %v", i, err)
+		}
+		specs[i] = h.Layers[i].LayerSpec
 	}
-	if _, err := shard.NewGeometry(shapes); err != nil {
+	if _, err := shard.GeometryOf(specs); err != nil {
 		return refuse(Invalid, "%v", err)
 	}
 	left := int64(maxBytes)
 	for i := range h.Layers {
 		l := &h.Layers[i]
-		if err := l.Options.Validate(l.Heads); err != nil {
-			return refuse(Invalid, "layer %d: %v", i, err)
-		}
 		hashes := 0
 		if l.First > 0 {
 			hashes = l.KVHeads
 		}
 		switch {
-		case l.Length > MaxPositions || l.First > l.Length || l.First%attention.PageLen != 0:
-			return refuse(Invalid, "layer %d: positions %d to %d are not from a multiple of %d to at most %d", i, l.First, l.Length, attention.PageLen, int64(MaxPositions))
-		case l.First > 0 && l.Options.WindowLeft < 0:
+		case l.Length > shard.MaxPositions || l.First > l.Length || l.First%attention.PageLen != 0:
+			return refuse(Invalid, "layer %d: positions %d to %d are not from a multiple of %d to at most %d", i, l.First, l.Length, attention.PageLen, int64(shard.MaxPositions))
+		case l.First > 0 && !l.Windowed():
 			return refuse(Invalid, "layer %d: positions from %d on, but its queries see all before", i, l.First)
 		case len(l.Before) != hashes:
 			return refuse(Invalid, "layer %d: %d hashes before position %d of %d groups", i, len(l.Before), l.First, l.KVHeads)
@@ -132,7 +126,7 @@ func (h *Header) check() *Error {
 type Block struct {
 	Layer     int
 	Start     uint64
-	Positions int // 1 to MaxBlock
+	Positions int // 1 to shard.MaxStepTokens
 	// Tokens [Positions] are ids of the tokens, or none: of the first layer that Next names, if it begins at position 0, from
 	// there on without a gap.
 	Tokens []uint32
@@ -198,7 +192,7 @@ func (p *progress) take(layer int, start uint64, positions, tokens int) *Error {
 		return refuse(Invalid, "a block of layer %d after the last position", layer)
 	case layer != want || start != at:
 		return refuse(Invalid, "a block of layer %d from position %d on, where layer %d is at %d", layer, start, want, at)
-	case positions < 1 || positions > MaxBlock || uint64(positions) > length-at:
+	case positions < 1 || positions > shard.MaxStepTokens || uint64(positions) > length-at:
 		return refuse(Invalid, "layer %d: a block of %d positions from %d on, the layer has %d", layer, positions, start, length)
 	case tokens != 0 && (tokens != positions || layer != p.told || start != p.tokens):
 		return refuse(Invalid, "layer %d: %d ids of tokens for %d positions from %d on, where layer %d has told %d", layer, tokens, positions, start, p.told, p.tokens)

@@ -12,6 +12,8 @@ import (
 	"math"
 
 	"github.com/klauspost/compress/zstd"
+
+	"headwater.example/shard"
 )
 
 // Reader reads a snapshot. It is used by one goroutine.
@@ -215,7 +217,7 @@ func resize(b []byte, n int) []byte {
 func (s *Reader) parseBlock() (*Block, *Error) {
 	c := &cursor{b: s.payload}
 	layer, positions, start, tokens, reserved := c.u32(), c.u32(), c.u64(), c.u32(), c.u32()
-	if c.short || reserved != 0 || layer >= uint32(len(s.header.Layers)) || positions > MaxBlock || tokens > MaxBlock {
+	if c.short || reserved != 0 || layer >= uint32(len(s.header.Layers)) || positions > shard.MaxStepTokens || tokens > shard.MaxStepTokens {
 		return nil, refuse(Invalid, "a block of layer %d of %d: %d positions with %d ids of tokens, in %d bytes", layer, len(s.header.Layers), positions, tokens, len(s.payload))
 	}
 	if err := s.next.take(int(layer), start, int(positions), int(tokens)); err != nil {

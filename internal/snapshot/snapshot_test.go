@@ -22,6 +22,7 @@ import (
 	"pgregory.net/rapid"
 
 	"headwater.example/attention"
+	"headwater.example/shard"
 	"headwater.example/tensor"
 )
 
@@ -191,21 +192,21 @@ func same(t interface{ Fatalf(string, ...any) }, got *content, want *content) {
 
 // drawHeader draws what a session may be.
 func drawHeader(t *rapid.T, r *rand.Rand) Header {
-	text := rapid.StringN(0, 20, MaxText)
+	text := rapid.StringN(0, 20, shard.MaxText)
 	h := Header{
 		Name: text.Draw(t, "name"), Tenant: text.Draw(t, "tenant"), Pinned: rapid.Bool().Draw(t, "pinned"),
 		TTL: time.Duration(rapid.Int64Range(0, math.MaxInt64).Draw(t, "ttl")),
 	}
-	if model := rapid.SliceOfN(rapid.Byte(), 0, MaxText).Draw(t, "model"); len(model) > 0 {
+	if model := rapid.SliceOfN(rapid.Byte(), 0, shard.MaxText).Draw(t, "model"); len(model) > 0 {
 		h.Model = model
 	}
 	for range rapid.IntRange(1, 4).Draw(t, "layers") {
 		groups := rapid.IntRange(1, 3).Draw(t, "groups")
 		dt := rapid.SampledFrom([]tensor.DType{tensor.F32, tensor.F16, tensor.BF16, tensor.I8}).Draw(t, "storage")
-		l := Layer{
+		l := Layer{LayerSpec: shard.LayerSpec{
 			Heads: groups * rapid.IntRange(1, 3).Draw(t, "group size"), KVHeads: groups,
 			Layout: mustLayout(t, dt, rapid.IntRange(1, 9).Draw(t, "head_dim"), rapid.IntRange(1, 9).Draw(t, "v_dim")),
-		}
+		}}
 		l.Options = attention.Options{
 			Causal: rapid.Bool().Draw(t, "causal"), WindowLeft: rapid.SampledFrom([]int64{-1, 0, 100, math.MaxInt64}).Draw(t, "left"), WindowRight: rapid.SampledFrom([]int64{-1, 0, 7}).Draw(t, "right"),
 			Scale: rapid.SampledFrom([]float32{0.25, -1, float32(math.Copysign(0, -1))}).Draw(t, "scale"), Softcap: rapid.SampledFrom([]float32{0, 30}).Draw(t, "softcap"),
@@ -261,10 +262,10 @@ func small(t interface{ Fatal(...any) }) content {
 	header := Header{
 		Name: "story", Tenant: "a tenant", Model: []byte{1, 2, 3}, TTL: time.Minute, Pinned: true,
 		Layers: []Layer{
-			{Heads: 2, KVHeads: 2, Layout: mustLayout(t, tensor.BF16, 3, 2), Options: window, First: 128, Before: []uint64{0x1122334455667788, 3}, Length: 131},
-			{Heads: 4, KVHeads: 1, Layout: mustLayout(t, tensor.I8, 4, 4), Options: attention.Options{WindowLeft: -1, WindowRight: -1, Scale: 1, AlibiSlopes: []float32{1, 2, 3, 4}}, Length: 40},
-			{Heads: 1, KVHeads: 1, Layout: mustLayout(t, tensor.F32, 1, 1), Options: attention.Options{WindowLeft: -1, WindowRight: -1, Scale: 1}, Length: 2},
-			{Heads: 1, KVHeads: 1, Layout: mustLayout(t, tensor.F16, 1, 1), Options: attention.Options{WindowLeft: -1, WindowRight: -1, Scale: 1}},
+			{LayerSpec: shard.LayerSpec{Heads: 2, KVHeads: 2, Layout: mustLayout(t, tensor.BF16, 3, 2), Options: window}, First: 128, Before: []uint64{0x1122334455667788, 3}, Length: 131},
+			{LayerSpec: shard.LayerSpec{Heads: 4, KVHeads: 1, Layout: mustLayout(t, tensor.I8, 4, 4), Options: attention.Options{WindowLeft: -1, WindowRight: -1, Scale: 1, AlibiSlopes: []float32{1, 2, 3, 4}}}, Length: 40},
+			{LayerSpec: shard.LayerSpec{Heads: 1, KVHeads: 1, Layout: mustLayout(t, tensor.F32, 1, 1), Options: attention.Options{WindowLeft: -1, WindowRight: -1, Scale: 1}}, Length: 2},
+			{LayerSpec: shard.LayerSpec{Heads: 1, KVHeads: 1, Layout: mustLayout(t, tensor.F16, 1, 1), Options: attention.Options{WindowLeft: -1, WindowRight: -1, Scale: 1}}},
 		},
 	}
 	return fill(t, header, r, func(most int) int { return min(most, 30) }, 40)
@@ -467,9 +468,9 @@ func (l *limited) Write(p []byte) (int, error) {
 func TestWriterRefuses(t *testing.T) {
 	good := small(t)
 	for name, change := range map[string]func(h *Header){
-		"name":       func(h *Header) { h.Name = strings.Repeat("x", MaxText+1) },
+		"name":       func(h *Header) { h.Name = strings.Repeat("x", shard.MaxText+1) },
 		"text":       func(h *Header) { h.Tenant = "\xff" },
-		"model":      func(h *Header) { h.Model = make([]byte, MaxText+1) },
+		"model":      func(h *Header) { h.Model = make([]byte, shard.MaxText+1) },
 		"ttl":        func(h *Header) { h.TTL = -1 },
 		"no layer":   func(h *Header) { h.Layers = nil },
 		"no layout":  func(h *Header) { h.Layers[0].Layout = attention.Layout{} },
@@ -479,7 +480,7 @@ func TestWriterRefuses(t *testing.T) {
 		"first":      func(h *Header) { h.Layers[0].First = 100 },
 		"no window":  func(h *Header) { h.Layers[0].Options.WindowLeft = -1 },
 		"no hashes":  func(h *Header) { h.Layers[0].Before = nil },
-		"endless":    func(h *Header) { h.Layers[2].Length = MaxPositions + 1 },
+		"endless":    func(h *Header) { h.Layers[2].Length = shard.MaxPositions + 1 },
 		"descending": func(h *Header) { h.Layers[0].Length = 10 },
 	} {
 		h := good.header
@@ -489,7 +490,7 @@ func TestWriterRefuses(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	huge := Header{Layers: []Layer{{Heads: 4096, KVHeads: 4096, Layout: mustLayout(t, tensor.F32, 512, 512), Options: attention.DefaultOptions(512), Length: MaxPositions}}}
+	huge := Header{Layers: []Layer{{LayerSpec: shard.LayerSpec{Heads: 4096, KVHeads: 4096, Layout: mustLayout(t, tensor.F32, 512, 512), Options: attention.DefaultOptions(512)}, Length: shard.MaxPositions}}}
 	if _, err := NewWriter(io.Discard, &huge); problem(t, "more than all bytes", err) != Invalid {
 		t.Errorf("more than all bytes: %v", err)
 	}
@@ -552,7 +553,7 @@ func TestWriterRefuses(t *testing.T) {
 
 // The largest position that a layer can have is one block.
 func TestLargestPosition(t *testing.T) {
-	header := Header{Layers: []Layer{{Heads: 4096, KVHeads: 4096, Layout: mustLayout(t, tensor.F32, 512, 512), Options: attention.DefaultOptions(512), Length: 1}}}
+	header := Header{Layers: []Layer{{LayerSpec: shard.LayerSpec{Heads: 4096, KVHeads: 4096, Layout: mustLayout(t, tensor.F32, 512, 512), Options: attention.DefaultOptions(512)}, Length: 1}}}
 	c := content{header: header, after: [][]uint64{make([]uint64, 4096)}}
 	n := 4096 * 512 * 4
 	c.blocks = []Block{{Positions: 1, K: bytes.Repeat([]byte{1, 2, 3, 4}, n/4), V: random(rand.New(rand.NewPCG(1, 1)), n)}}

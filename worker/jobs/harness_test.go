@@ -195,7 +195,7 @@ type job struct {
 // newJob fills a problem with random data, and attends over it directly, on pages of its own.
 func newJob(t workertest.Fataler, rng *rand.Rand, p *headwaterv1.Problem, maskHeads, biasHeads int) *job {
 	t.Helper()
-	dt := machine.StorageTypes[p.Storage]
+	dt := workertest.StorageOf(p.Storage)
 	layout, err := attention.NewLayout(dt, int(p.HeadDim), int(p.VDim))
 	if err != nil {
 		t.Fatal(err)

@@ -13,7 +13,6 @@ import (
 	"headwater.example/attention"
 	headwaterv1 "headwater.example/proto/headwater/v1"
 	"headwater.example/tensor"
-	"headwater.example/worker/internal/machine"
 	"headwater.example/worker/internal/workertest"
 )
 
@@ -65,7 +64,7 @@ func newLayer(t workertest.Fataler, rng *rand.Rand, p *headwaterv1.Problem, bias
 	rotate(q, p.Offset, tokens, heads)
 	rotate(k, 0, n, groups)
 
-	dt := machine.StorageTypes[p.Storage]
+	dt := workertest.StorageOf(p.Storage)
 	layout, err := attention.NewLayout(dt, hd, vd)
 	if err != nil {
 		t.Fatal(err)

@@ -6,10 +6,10 @@ import (
 
 	"headwater.example/attention"
 	"headwater.example/internal/contextframe"
+	"headwater.example/internal/layerproto"
 	"headwater.example/internal/rpc"
 	headwaterv1 "headwater.example/proto/headwater/v1"
 	"headwater.example/shard"
-	"headwater.example/worker/internal/machine"
 )
 
 const maxJobID = 128
@@ -36,19 +36,12 @@ type projection struct {
 	queryBias, keyBias, valueBias bool
 }
 
-var codecs = map[headwaterv1.ContextCodec]contextframe.Codec{
-	headwaterv1.ContextCodec_CONTEXT_CODEC_EXACT: contextframe.Exact,
-	headwaterv1.ContextCodec_CONTEXT_CODEC_BF16:  contextframe.BF16,
-	headwaterv1.ContextCodec_CONTEXT_CODEC_F16:   contextframe.F16,
-	headwaterv1.ContextCodec_CONTEXT_CODEC_I8:    contextframe.I8,
-}
-
 // checkOpen checks the first message of a stream.
 func checkOpen(open *headwaterv1.Open) ([]*problem, contextframe.Codec, error) {
-	codec, ok := codecs[open.GetCodec()]
+	codec, err := layerproto.ReadContextCodec(open.GetCodec())
 	switch {
-	case !ok:
-		return nil, codec, invalid("open: codec %d is not known", open.GetCodec())
+	case err != nil:
+		return nil, codec, invalid("open: %v", err)
 	case len(open.GetJobId()) > maxJobID:
 		return nil, codec, invalid("open: job id has %d bytes, at most %d are allowed", len(open.GetJobId()), maxJobID)
 	}
@@ -74,30 +67,15 @@ func checkOpen(open *headwaterv1.Open) ([]*problem, contextframe.Codec, error) {
 }
 
 func checkProblem(p *headwaterv1.Problem, shape shard.LayerShape) (*problem, error) {
-	dt, ok := machine.StorageTypes[p.GetStorage()]
 	switch {
-	case p.GetTokens() < 1 || p.GetTokens() > machine.MaxPositions:
-		return nil, fmt.Errorf("tokens: %d is not in 1 to %d", p.GetTokens(), int64(machine.MaxPositions))
-	case p.GetKvLen() > machine.MaxPositions:
-		return nil, fmt.Errorf("kv_len: %d is more than %d", p.GetKvLen(), int64(machine.MaxPositions))
-	case p.GetOffset() > machine.MaxPositions || p.GetOffset() < -machine.MaxPositions:
-		return nil, fmt.Errorf("offset: %d is not in -%d to %d", p.GetOffset(), int64(machine.MaxPositions), int64(machine.MaxPositions))
-	case !ok:
-		return nil, fmt.Errorf("storage: type %d is not known", p.GetStorage())
+	case p.GetTokens() < 1 || p.GetTokens() > shard.MaxPositions:
+		return nil, fmt.Errorf("tokens: %d is not in 1 to %d", p.GetTokens(), int64(shard.MaxPositions))
+	case p.GetKvLen() > shard.MaxPositions:
+		return nil, fmt.Errorf("kv_len: %d is more than %d", p.GetKvLen(), int64(shard.MaxPositions))
+	case p.GetOffset() > shard.MaxPositions || p.GetOffset() < -shard.MaxPositions:
+		return nil, fmt.Errorf("offset: %d is not in -%d to %d", p.GetOffset(), int64(shard.MaxPositions), int64(shard.MaxPositions))
 	}
-	opts := attention.Options{
-		Causal:      p.GetCausal(),
-		WindowLeft:  p.GetWindowLeft(),
-		WindowRight: p.GetWindowRight(),
-		Scale:       p.GetScale(),
-		Softcap:     p.GetSoftcap(),
-		AlibiSlopes: p.GetAlibiSlopes(),
-		Sinks:       p.GetSinks(),
-	}
-	if err := opts.Validate(shape.Heads); err != nil {
-		return nil, err
-	}
-	layout, err := attention.NewLayout(dt, shape.HeadDim, shape.VDim)
+	layer, err := layerproto.ReadProblem(p)
 	if err != nil {
 		return nil, err
 	}
@@ -107,8 +85,8 @@ func checkProblem(p *headwaterv1.Problem, shape shard.LayerShape) (*problem, err
 		tokens: int(p.GetTokens()),
 		kvLen:  int(p.GetKvLen()),
 		offset: p.GetOffset(),
-		layout: layout,
-		opts:   opts,
+		layout: layer.Layout,
+		opts:   layer.Options,
 	}
 	if pr := p.GetProjection(); pr != nil {
 		dims := int(pr.GetRopeDims())

@@ -17,9 +17,10 @@ import (
 	"pgregory.net/rapid"
 
 	"headwater.example/internal/contextframe"
+	"headwater.example/internal/layerproto"
 	headwaterv1 "headwater.example/proto/headwater/v1"
+	"headwater.example/shard"
 	"headwater.example/tensor"
-	"headwater.example/worker/internal/machine"
 	"headwater.example/worker/internal/workertest"
 )
 
@@ -324,7 +325,8 @@ func FuzzRun(f *testing.F) {
 		}
 		f.Add(b.Bytes())
 	}
-	for storage := range machine.StorageTypes {
+	for _, dtype := range shard.StorageTypes() {
+		storage := layerproto.StorageType(dtype)
 		p := &headwaterv1.Problem{NHeads: 2, NKvHeads: 1, HeadDim: 2, VDim: 1, Tokens: 2, KvLen: 3, Storage: storage, WindowLeft: -1, WindowRight: -1, Scale: 1}
 		j := newJob(f, rand.New(rand.NewPCG(7, 8)), p, 1, 2)
 		add(slices.Concat([]*headwaterv1.RunRequest{openOf(p)}, j.load(f, 0, []uint32{0}, 2), j.query(0, 0, []uint32{0}, 0, 2, 8),

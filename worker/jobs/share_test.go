@@ -16,7 +16,7 @@ import (
 
 	"headwater.example/attention"
 	headwaterv1 "headwater.example/proto/headwater/v1"
-	"headwater.example/worker/internal/machine"
+	"headwater.example/worker/internal/workertest"
 )
 
 // TestStreamsShareAWorker runs jobs beside each other over a connection.
@@ -140,7 +140,7 @@ func endless() []*headwaterv1.RunRequest {
 	// Zeros, whose receipt is computed as the worker computes it.
 	j := &job{problem: p, rows: []attention.Rows{{K: make([]byte, n), V: make([]byte, n), KScale: make([]float32, n), VScale: make([]float32, n)}}, size: 32, q: [][]float32{make([]float32, tokens*32)}}
 	var err error
-	if j.layout, err = attention.NewLayout(machine.StorageTypes[p.Storage], 1, 1); err != nil {
+	if j.layout, err = attention.NewLayout(workertest.StorageOf(p.Storage), 1, 1); err != nil {
 		panic(err)
 	}
 	t := panics{}

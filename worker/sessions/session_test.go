@@ -26,6 +26,7 @@ import (
 	"headwater.example/attention"
 	"headwater.example/internal/contextframe"
 	"headwater.example/internal/kvcache"
+	"headwater.example/internal/layerproto"
 	"headwater.example/internal/rpc"
 	"headwater.example/internal/session"
 	headwaterv1 "headwater.example/proto/headwater/v1"
@@ -179,7 +180,7 @@ func (s *sequence) create(t workertest.Fataler, p *place, d *driver) *headwaterv
 func (s *sequence) layout(t workertest.Fataler, l int) attention.Layout {
 	t.Helper()
 	c := s.config.Layers[s.held[l].Layer]
-	layout, err := attention.NewLayout(machine.StorageTypes[c.Storage], int(c.HeadDim), int(c.VDim))
+	layout, err := attention.NewLayout(workertest.StorageOf(c.Storage), int(c.HeadDim), int(c.VDim))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -350,8 +351,9 @@ func (s *sequence) check(t workertest.Fataler, m *move, r *headwaterv1.LaneRespo
 	}
 	want := append(workertest.LittleEndian(context_), workertest.LittleEndian(lse)...)
 	if m.step.Codec != headwaterv1.StepCodec_STEP_CODEC_RAW {
+		codec, _ := layerproto.ReadStepCodec(m.step.Codec)
 		var err error
-		if want, err = contextframe.Encode(nil, stepCodecs[m.step.Codec], 0, len(s.held[l].Groups)*attend, size, int(c.VDim), context_, lse); err != nil {
+		if want, err = contextframe.Encode(nil, codec, 0, len(s.held[l].Groups)*attend, size, int(c.VDim), context_, lse); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -779,7 +781,7 @@ func TestSessionCalls(t *testing.T) {
 			_, err := p.sessions.CreateSession(ctx, &headwaterv1.CreateSessionRequest{Session: make([]byte, 16), Epoch: &headwaterv1.Epoch{Counter: 1, Lane: d.id[:]}})
 			return err
 		},
-		"layer 0: storage: type 0": func() error {
+		"layer 0: storage type 0": func() error {
 			_, err := p.sessions.CreateSession(ctx, &headwaterv1.CreateSessionRequest{
 				Session: make([]byte, 16), Epoch: &headwaterv1.Epoch{Counter: 1, Lane: d.id[:]}, Held: s.held,
 				Config: &headwaterv1.SessionConfig{Layers: []*headwaterv1.SessionLayer{{NHeads: 1, NKvHeads: 1, HeadDim: 1, VDim: 1}}},

@@ -125,7 +125,7 @@ func (s *Service) ForkSession(_ context.Context, m *headwaterv1.ForkSessionReque
 	}
 	if m.Position != nil {
 		// What is beyond all positions is refused as that is.
-		req.Position = int64(min(m.GetPosition(), machine.MaxPositions+1))
+		req.Position = int64(min(m.GetPosition(), shard.MaxPositions+1))
 	}
 	state, err := s.m.Store.Fork(req)
 	if err != nil {

@@ -9,6 +9,7 @@ import (
 	"headwater.example/attention"
 	"headwater.example/internal/contextframe"
 	"headwater.example/internal/kvcache"
+	"headwater.example/internal/layerproto"
 	"headwater.example/internal/rpc"
 	"headwater.example/internal/session"
 	headwaterv1 "headwater.example/proto/headwater/v1"
@@ -17,22 +18,8 @@ import (
 	"headwater.example/worker/internal/machine"
 )
 
-const (
-	// maxStepTokens bounds what a step appends, and what attends in it; maxTree the positions of a tree mask, and
-	// maxMask its bytes once they are not packed.
-	maxStepTokens = 1 << 16
-	maxTree       = 4096
-	maxMask       = 16 << 20
-	// foregroundTokens is how many query tokens someone waits for, as of a new token or a draft; more are a prompt's.
-	foregroundTokens = 64
-)
-
-var stepCodecs = map[headwaterv1.StepCodec]contextframe.Codec{
-	headwaterv1.StepCodec_STEP_CODEC_EXACT: contextframe.Exact,
-	headwaterv1.StepCodec_STEP_CODEC_BF16:  contextframe.BF16,
-	headwaterv1.StepCodec_STEP_CODEC_F16:   contextframe.F16,
-	headwaterv1.StepCodec_STEP_CODEC_I8:    contextframe.I8,
-}
+// foregroundTokens is how many query tokens someone waits for, as of a new token or a draft; more are a prompt's.
+const foregroundTokens = 64
 
 // step is what a request asks, checked, and the memory to do it in.
 type step struct {
@@ -163,10 +150,10 @@ func notFinite(m *session.Step, err error) error {
 
 // read checks a request against its layer and takes its payload apart. It returns the bytes of the payload and of all that
 // is made of it, or the rule that the request breaks.
-func (st *step) read(m *session.Step, payload *rpc.Buffer, layer *kvcache.Layer, groups []shard.Group) (bytes int64, rule string) {
+func (st *step) read(m *session.Step, payload *rpc.Buffer, layer *shard.LayerSpec, groups []shard.Group) (bytes int64, rule string) {
 	l := layer.Layout
 	heads := layer.Heads / layer.KVHeads
-	codec, framed := stepCodecs[m.Codec]
+	codec, framed := layerproto.ReadStepCodec(m.Codec)
 	st.groups, st.heads, st.vDim, st.options = groups, heads, l.VDim(), layer.Options
 	st.raw, st.codec = m.Codec == headwaterv1.StepCodec_STEP_CODEC_RAW, codec
 	// No product overflows: groups and heads are at most 2¹² together, tokens at most 2¹⁶.
@@ -174,31 +161,31 @@ func (st *step) read(m *session.Step, payload *rpc.Buffer, layer *kvcache.Layer,
 	rows := n * attend * int64(heads)
 	answer := 4 * rows * int64(l.VDim()+1)
 	mask := attend * int64(m.Tree)
-	dt, known := l.DType(), true
+	dt, err := l.DType(), error(nil)
 	if appended > 0 {
-		dt, known = machine.StorageTypes[m.Encoding]
+		dt, err = layerproto.ReadStorage(m.Encoding)
 	}
 	switch {
-	case attend > maxStepTokens || appended > maxStepTokens:
-		return 0, fmt.Sprintf("a step appends and attends at most %d tokens, not %d and %d: cut it into several", maxStepTokens, appended, attend)
+	case attend > shard.MaxStepTokens || appended > shard.MaxStepTokens:
+		return 0, fmt.Sprintf("a step appends and attends at most %d tokens, not %d and %d: cut it into several", shard.MaxStepTokens, appended, attend)
 	case attend == 0 && appended == 0:
 		return 0, "a step without tokens"
 	case attend > 0 && !st.raw && !framed:
 		return 0, fmt.Sprintf("codec %d is not known", m.Codec)
-	case !known || dt != l.DType() && dt != tensor.F32:
+	case err != nil || dt != l.DType() && dt != tensor.F32:
 		return 0, fmt.Sprintf("encoding %d is neither f32 nor the layer's %s", m.Encoding, l.DType())
 	case answer > machine.MaxAnswerBytes:
 		return 0, fmt.Sprintf("the answer for %d tokens exceeds a message of %d bytes: cut the step into fewer tokens", attend, machine.MaxAnswerBytes)
-	case m.QueryPosition > machine.MaxPositions:
-		return 0, fmt.Sprintf("query at position %d, more than %d", m.QueryPosition, int64(machine.MaxPositions))
-	case m.Tree > maxTree:
-		return 0, fmt.Sprintf("a tree mask of %d positions, at most %d are allowed", m.Tree, maxTree)
+	case m.QueryPosition > shard.MaxPositions:
+		return 0, fmt.Sprintf("query at position %d, more than %d", m.QueryPosition, int64(shard.MaxPositions))
+	case m.Tree > shard.MaxTreePositions:
+		return 0, fmt.Sprintf("a tree mask of %d positions, at most %d are allowed", m.Tree, shard.MaxTreePositions)
 	case m.Tree > 0 && (attend == 0 || uint64(m.Tree) > m.Length+uint64(appended)):
 		return 0, fmt.Sprintf("a tree mask of %d positions for %d tokens over %d", m.Tree, attend, m.Length+uint64(appended))
 	case int64(len(m.TreeMask)) != attend*int64((m.Tree+7)/8):
 		return 0, fmt.Sprintf("the tree mask has %d bytes, %d tokens of %d positions need %d", len(m.TreeMask), attend, m.Tree, attend*int64((m.Tree+7)/8))
-	case mask > maxMask:
-		return 0, fmt.Sprintf("a tree mask of %d elements, at most %d are allowed: cut the step into fewer tokens", mask, maxMask)
+	case mask > shard.MaxTreeElements:
+		return 0, fmt.Sprintf("a tree mask of %d elements, at most %d are allowed: cut the step into fewer tokens", mask, shard.MaxTreeElements)
 	}
 	q := 4 * rows * int64(l.HeadDim())
 	k, v := n*appended*int64(l.HeadDim()*dt.Size()), n*appended*int64(l.VDim()*dt.Size())

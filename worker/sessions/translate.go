@@ -2,18 +2,15 @@ package sessions
 
 import (
 	"encoding/binary"
-	"fmt"
 	"math"
 
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
-	"headwater.example/attention"
 	"headwater.example/internal/kvcache"
+	"headwater.example/internal/layerproto"
 	"headwater.example/internal/session"
 	headwaterv1 "headwater.example/proto/headwater/v1"
-	"headwater.example/shard"
-	"headwater.example/worker/internal/machine"
 )
 
 // This file turns the messages of SessionService into what the store takes and gives.
@@ -69,50 +66,19 @@ func refusal(err error) error {
 
 // readConfig reads what a session is made with. The store checks what fits together.
 func readConfig(m *headwaterv1.SessionConfig) (kvcache.Config, error) {
-	if n := len(m.GetLayers()); n < 1 || n > shard.MaxLayers {
-		return kvcache.Config{}, invalidSession("config: %d layers are not in 1 to %d", n, shard.MaxLayers)
-	}
-	c := kvcache.Config{Tenant: m.GetTenant(), Model: m.GetModel(), Name: m.GetName(), Layers: make([]kvcache.Layer, 0, len(m.GetLayers()))}
+	c := kvcache.Config{Tenant: m.GetTenant(), Model: m.GetModel(), Name: m.GetName()}
 	if m.GetTtl() != nil {
 		if err := m.GetTtl().CheckValid(); err != nil {
 			return c, invalidSession("config: ttl: %v", err)
 		}
 		c.TTL = m.GetTtl().AsDuration()
 	}
-	shapes := make([]shard.LayerShape, len(m.GetLayers()))
-	for i, l := range m.GetLayers() {
-		shapes[i] = shard.LayerShape{Heads: int(l.GetNHeads()), KVHeads: int(l.GetNKvHeads()), HeadDim: int(l.GetHeadDim()), VDim: int(l.GetVDim())}
-	}
-	if _, err := shard.NewGeometry(shapes); err != nil {
+	layers, err := layerproto.ReadSessionLayers(m.GetLayers())
+	if err != nil {
 		return c, invalidSession("config: %v", err)
 	}
-	for i, l := range m.GetLayers() {
-		layer, err := readLayer(l, shapes[i])
-		if err != nil {
-			return c, invalidSession("config: layer %d: %v", i, err)
-		}
-		c.Layers = append(c.Layers, layer)
-	}
+	c.Layers = layers
 	return c, nil
-}
-
-func readLayer(m *headwaterv1.SessionLayer, shape shard.LayerShape) (l kvcache.Layer, err error) {
-	dt, ok := machine.StorageTypes[m.GetStorage()]
-	if !ok {
-		return l, fmt.Errorf("storage: type %d is not known", m.GetStorage())
-	}
-	l = kvcache.Layer{Heads: shape.Heads, KVHeads: shape.KVHeads, Options: attention.DefaultOptions(shape.HeadDim)}
-	l.Options.Causal = m.GetCausal()
-	l.Options.WindowLeft, l.Options.WindowRight = m.GetWindowLeft(), m.GetWindowRight()
-	l.Options.Softcap, l.Options.AlibiSlopes, l.Options.Sinks = m.GetSoftcap(), m.GetAlibiSlopes(), m.GetSinks()
-	if m.GetScale() != 0 {
-		l.Options.Scale = m.GetScale()
-	}
-	if err := l.Options.Validate(shape.Heads); err != nil {
-		return l, err
-	}
-	l.Layout, err = attention.NewLayout(dt, shape.HeadDim, shape.VDim)
-	return l, err
 }
 
 func writeConfig(c *kvcache.Config) *headwaterv1.SessionConfig {
@@ -120,20 +86,7 @@ func writeConfig(c *kvcache.Config) *headwaterv1.SessionConfig {
 	if c.TTL > 0 {
 		m.Ttl = durationpb.New(c.TTL)
 	}
-	for _, l := range c.Layers {
-		o := l.Options
-		out := &headwaterv1.SessionLayer{
-			NHeads: uint32(l.Heads), NKvHeads: uint32(l.KVHeads), HeadDim: uint32(l.Layout.HeadDim()), VDim: uint32(l.Layout.VDim()),
-			Causal: o.Causal, WindowLeft: o.WindowLeft, WindowRight: o.WindowRight, Scale: o.Scale, Softcap: o.Softcap,
-			AlibiSlopes: o.AlibiSlopes, Sinks: o.Sinks,
-		}
-		for storage, dt := range machine.StorageTypes {
-			if dt == l.Layout.DType() {
-				out.Storage = storage
-			}
-		}
-		m.Layers = append(m.Layers, out)
-	}
+	m.Layers = layerproto.SessionLayers(c.Layers)
 	return m
 }
 

@@ -12,6 +12,7 @@ import (
 	"headwater.example/internal/session/fanout"
 	"headwater.example/internal/testkit/plainholder"
 	headwaterv1 "headwater.example/proto/headwater/v1"
+	"headwater.example/shard"
 )
 
 // watch tells of the connections that a server has, as they come and go.
@@ -118,12 +119,12 @@ func TestALaneUsesItsConnections(t *testing.T) {
 	p := connect(t)
 	s := &script{step: count}
 	l := shape(1, 1, 1, 1)
-	h, err := fanout.NewHolding([]fanout.Layer{l}, &fanout.Holder{Name: "w1", Address: serve(t, s.Register, grpc.StatsHandler(w))})
+	h, err := fanout.NewHolding([]shard.LayerSpec{l}, &fanout.Holder{Name: "w1", Address: serve(t, s.Register, grpc.StatsHandler(w))})
 	if err != nil {
 		t.Fatal(err)
 	}
 	for length := range uint64(3) {
-		step, _ := draw(rng(1), []fanout.Layer{l}, 0, [16]byte{1}, length, []uint64{length}, 1, 0)
+		step, _ := draw(rng(1), []shard.LayerSpec{l}, 0, [16]byte{1}, length, []uint64{length}, 1, 0)
 		if err := p.lane.Start(t.Context(), h, step).Wait(t.Context()); err != nil {
 			t.Fatal(err)
 		}

@@ -13,6 +13,7 @@ import (
 
 	"headwater.example/internal/session"
 	headwaterv1 "headwater.example/proto/headwater/v1"
+	"headwater.example/shard"
 )
 
 // each calls do for every holder beside each other, and returns the states in their order. When some fail, the others go on
@@ -201,8 +202,8 @@ func (h *Holding) Join(id []byte, states []*headwaterv1.SessionState) (*headwate
 	all := proto.CloneOf(states[0])
 	all.Layers, all.PageBytes, all.OwnBytes, all.Holders = nil, 0, 0, nil
 	hashes, lengths, firsts, seen := make([][]uint64, len(h.layers)), make([]uint64, len(h.layers)), make([]uint64, len(h.layers)), make([]int, len(h.layers))
-	for l, layer := range h.layers {
-		hashes[l] = make([]uint64, layer.KVHeads)
+	for l := range h.layers {
+		hashes[l] = make([]uint64, h.layers[l].KVHeads)
 	}
 	for i, s := range states {
 		o := h.holders[i]
@@ -224,7 +225,7 @@ func (h *Holding) Join(id []byte, states []*headwaterv1.SessionState) (*headwate
 				return nil, wrong(o.Name, "it tells of layer %d of %d after layer %d", l.GetLayer(), len(h.layers), last)
 			}
 			last = int64(l.GetLayer())
-			groups := o.layer(int(l.GetLayer()), h.layers[l.GetLayer()])
+			groups := o.layer(int(l.GetLayer()), &h.layers[l.GetLayer()])
 			if len(l.GetHashes()) != len(groups) || len(groups) == 0 {
 				return nil, wrong(o.Name, "it has %d hashes for %d groups of layer %d", len(l.GetHashes()), len(groups), l.GetLayer())
 			}
@@ -239,7 +240,8 @@ func (h *Holding) Join(id []byte, states []*headwaterv1.SessionState) (*headwate
 			}
 		}
 	}
-	for l, layer := range h.layers {
+	for l := range h.layers {
+		layer := &h.layers[l]
 		if seen[l] != layer.KVHeads {
 			for i, s := range states {
 				if len(h.holders[i].layer(l, layer)) > 0 && !slices.ContainsFunc(s.GetLayers(), func(t *headwaterv1.LayerState) bool { return int64(t.GetLayer()) == int64(l) }) {
@@ -293,7 +295,7 @@ func (c *Conns) Truncate(ctx context.Context, h *Holding, req *headwaterv1.Trunc
 		}
 	}
 	// Where one may have freed what another still has, none begins before all have agreed.
-	if len(h.holders) > 1 && slices.ContainsFunc(h.layers, func(l Layer) bool { return l.Windowed }) || req.GetCheckOnly() {
+	if len(h.holders) > 1 && slices.ContainsFunc(h.layers, func(l shard.LayerSpec) bool { return l.Windowed() }) || req.GetCheckOnly() {
 		check := proto.CloneOf(req)
 		check.CheckOnly = true
 		if _, err := c.truncate(ctx, h, check); err != nil || req.GetCheckOnly() {

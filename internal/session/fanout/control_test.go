@@ -12,6 +12,7 @@ import (
 	"headwater.example/internal/session"
 	"headwater.example/internal/session/fanout"
 	headwaterv1 "headwater.example/proto/headwater/v1"
+	"headwater.example/shard"
 )
 
 // stuck is a holder that makes no sessions, and never answers who drops one.
@@ -32,7 +33,7 @@ func (s *stuck) DropSession(ctx context.Context, _ *headwaterv1.DropSessionReque
 
 func TestAHolderThatHangsHoldsUpNoCreate(t *testing.T) {
 	s := &stuck{asked: make(chan struct{}, 1)}
-	layers := []fanout.Layer{shape(2, 1, 4, 4)}
+	layers := []shard.LayerSpec{shape(2, 1, 4, 4)}
 	h, err := fanout.NewHolding(layers, &fanout.Holder{Name: "stuck", Address: serve(t, func(r grpc.ServiceRegistrar) { session.Register(r, s) })})
 	if err != nil {
 		t.Fatal(err)

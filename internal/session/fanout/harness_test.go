@@ -12,6 +12,8 @@ import (
 	"go.uber.org/goleak"
 	"google.golang.org/grpc"
 
+	"headwater.example/attention"
+	"headwater.example/internal/layerproto"
 	"headwater.example/internal/rpc"
 	"headwater.example/internal/session"
 	"headwater.example/internal/session/fanout"
@@ -60,19 +62,18 @@ func connect(t testing.TB) *peers {
 }
 
 // shape is a layer of float32.
-func shape(heads, groups, headDim, vDim int) fanout.Layer {
-	return fanout.Layer{LayerShape: shard.LayerShape{Heads: heads, KVHeads: groups, HeadDim: headDim, VDim: vDim}, Storage: tensor.F32}
+func shape(heads, groups, headDim, vDim int) shard.LayerSpec {
+	o := attention.DefaultOptions(headDim)
+	o.Causal = true
+	l, err := shard.NewLayerSpec(shard.LayerShape{Heads: heads, KVHeads: groups, HeadDim: headDim, VDim: vDim}, tensor.F32, o)
+	if err != nil {
+		panic(err)
+	}
+	return l
 }
 
-func config(layers []fanout.Layer) *headwaterv1.SessionConfig {
-	c := &headwaterv1.SessionConfig{}
-	for _, l := range layers {
-		c.Layers = append(c.Layers, &headwaterv1.SessionLayer{
-			NHeads: uint32(l.Heads), NKvHeads: uint32(l.KVHeads), HeadDim: uint32(l.HeadDim), VDim: uint32(l.VDim),
-			Storage: headwaterv1.StorageType_STORAGE_TYPE_F32, Causal: true, WindowLeft: -1, WindowRight: -1,
-		})
-	}
-	return c
+func config(layers []shard.LayerSpec) *headwaterv1.SessionConfig {
+	return &headwaterv1.SessionConfig{Layers: layerproto.SessionLayers(layers)}
 }
 
 // tensors are a step's, by group; they note what comes back.
@@ -92,7 +93,7 @@ func (x *tensors) Take(group int, context, lse []float32) {
 }
 
 // draw makes a step of random tensors.
-func draw(r *rand.Rand, layers []fanout.Layer, layer int, id [16]byte, length uint64, hashes []uint64, appended, attend int) (*fanout.Step, *tensors) {
+func draw(r *rand.Rand, layers []shard.LayerSpec, layer int, id [16]byte, length uint64, hashes []uint64, appended, attend int) (*fanout.Step, *tensors) {
 	l := layers[layer]
 	x := &tensors{context: map[int][]float32{}, lse: map[int][]float32{}}
 	floats := func(n int) []byte {
@@ -105,9 +106,9 @@ func draw(r *rand.Rand, layers []fanout.Layer, layer int, id [16]byte, length ui
 		return b
 	}
 	for range l.KVHeads {
-		x.q = append(x.q, floats(attend*l.GroupSize()*l.HeadDim))
-		x.k = append(x.k, floats(appended*l.HeadDim))
-		x.v = append(x.v, floats(appended*l.VDim))
+		x.q = append(x.q, floats(attend*l.GroupSize()*l.HeadDim()))
+		x.k = append(x.k, floats(appended*l.HeadDim()))
+		x.v = append(x.v, floats(appended*l.VDim()))
 	}
 	return &fanout.Step{
 		Step: session.Step{
@@ -123,13 +124,13 @@ func draw(r *rand.Rand, layers []fanout.Layer, layer int, id [16]byte, length ui
 type plain struct {
 	*peers
 	nodes   []*plainholder.Holder
-	layers  []fanout.Layer
+	layers  []shard.LayerSpec
 	holding *fanout.Holding
 	id      [16]byte
 }
 
 // start makes a session of layers whose groups go round the holders.
-func start(t testing.TB, n int, layers ...fanout.Layer) *plain {
+func start(t testing.TB, n int, layers ...shard.LayerSpec) *plain {
 	t.Helper()
 	p := &plain{peers: connect(t), layers: layers, id: [16]byte{7}}
 	var holders []*fanout.Holder
@@ -201,7 +202,7 @@ func (s *script) Lane(stream *session.ServerStream) error {
 }
 
 // alone is a holding of one scripted holder that has all groups.
-func alone(t testing.TB, s *script, layers ...fanout.Layer) *fanout.Holding {
+func alone(t testing.TB, s *script, layers ...shard.LayerSpec) *fanout.Holding {
 	t.Helper()
 	h, err := fanout.NewHolding(layers, &fanout.Holder{Name: "odd", Address: serve(t, s.Register)})
 	if err != nil {

@@ -5,56 +5,9 @@ import (
 	"fmt"
 	"slices"
 
-	"headwater.example/attention"
 	headwaterv1 "headwater.example/proto/headwater/v1"
 	"headwater.example/shard"
-	"headwater.example/tensor"
 )
-
-// Layer is what is to be known of a layer to cut its tensors by group.
-type Layer struct {
-	shard.LayerShape
-	Storage  tensor.DType
-	Windowed bool // positions that have left its window are freed
-}
-
-// Layers reads the layers of a session's config. The error says which number of which layer can not be.
-func Layers(config *headwaterv1.SessionConfig) ([]Layer, error) {
-	layers := make([]Layer, len(config.GetLayers()))
-	shapes := make([]shard.LayerShape, len(layers))
-	for i, l := range config.GetLayers() {
-		shapes[i] = shard.LayerShape{Heads: int(l.GetNHeads()), KVHeads: int(l.GetNKvHeads()), HeadDim: int(l.GetHeadDim()), VDim: int(l.GetVDim())}
-		storage, err := StorageDType(l.GetStorage())
-		if err != nil {
-			return nil, fmt.Errorf("layer %d: %w", i, err)
-		}
-		layers[i] = Layer{LayerShape: shapes[i], Storage: storage, Windowed: l.GetWindowLeft() >= 0}
-	}
-	if _, err := shard.NewGeometry(shapes); err != nil {
-		return nil, err
-	}
-	for i, l := range layers {
-		if _, err := attention.NewLayout(l.Storage, l.HeadDim, l.VDim); err != nil {
-			return nil, fmt.Errorf("layer %d: %w", i, err)
-		}
-	}
-	return layers, nil
-}
-
-// StorageDType returns the element type of a storage type.
-func StorageDType(s headwaterv1.StorageType) (tensor.DType, error) {
-	switch s {
-	case headwaterv1.StorageType_STORAGE_TYPE_F32:
-		return tensor.F32, nil
-	case headwaterv1.StorageType_STORAGE_TYPE_F16:
-		return tensor.F16, nil
-	case headwaterv1.StorageType_STORAGE_TYPE_BF16:
-		return tensor.BF16, nil
-	case headwaterv1.StorageType_STORAGE_TYPE_I8:
-		return tensor.I8, nil
-	}
-	return 0, fmt.Errorf("storage type %d is unknown", int32(s))
-}
 
 // Holder is one who holds some of a session's groups.
 type Holder struct {
@@ -72,20 +25,21 @@ type part struct {
 
 // Holding says who holds which groups of a session. It does not change, so it may be shared.
 type Holding struct {
-	layers  []Layer
+	layers  []shard.LayerSpec
 	holders []*Holder
 	parts   [][]part // by layer, without those that have none of it
 }
 
 // NewHolding checks that every group of every layer has exactly one holder.
-func NewHolding(layers []Layer, holders ...*Holder) (*Holding, error) {
+func NewHolding(layers []shard.LayerSpec, holders ...*Holder) (*Holding, error) {
 	h := &Holding{layers: layers, holders: holders, parts: make([][]part, len(layers))}
 	for _, o := range holders {
 		if o.Groups != nil && len(o.Groups) != len(layers) {
 			return nil, fmt.Errorf("holder %q: groups of %d layers, the session has %d", o.Name, len(o.Groups), len(layers))
 		}
 	}
-	for l, layer := range layers {
+	for l := range layers {
+		layer := &layers[l]
 		owner := make([]*Holder, layer.KVHeads)
 		for _, o := range holders {
 			groups := o.layer(l, layer)
@@ -110,7 +64,7 @@ func NewHolding(layers []Layer, holders ...*Holder) (*Holding, error) {
 }
 
 // layer returns the groups that the holder has of a layer.
-func (o *Holder) layer(l int, layer Layer) []int {
+func (o *Holder) layer(l int, layer *shard.LayerSpec) []int {
 	if o.Groups != nil {
 		return o.Groups[l]
 	}
@@ -138,7 +92,7 @@ func (o *Holder) held() []*headwaterv1.HeldLayer {
 }
 
 // Layers returns the session's layers. They are not the caller's to change.
-func (h *Holding) Layers() []Layer { return h.layers }
+func (h *Holding) Layers() []shard.LayerSpec { return h.layers }
 
 // Holders returns who holds the session. They are not the caller's to change.
 func (h *Holding) Holders() []*Holder { return h.holders }
@@ -156,7 +110,7 @@ func (h *Holding) Proto() []*headwaterv1.Holder {
 }
 
 // ParseHolding reads the holders of a session that has these layers.
-func ParseHolding(layers []Layer, holders []*headwaterv1.Holder) (*Holding, error) {
+func ParseHolding(layers []shard.LayerSpec, holders []*headwaterv1.Holder) (*Holding, error) {
 	var parsed []*Holder
 	for _, o := range holders {
 		groups := make([][]int, len(layers))

@@ -7,9 +7,11 @@ import (
 	"time"
 
 	"headwater.example/internal/contextframe"
+	"headwater.example/internal/layerproto"
 	"headwater.example/internal/rpc"
 	"headwater.example/internal/session"
 	headwaterv1 "headwater.example/proto/headwater/v1"
+	"headwater.example/shard"
 )
 
 // Input gives a step's tensors group by group, little endian, as LaneRequest.payload lays them out. Each method fills dst.
@@ -91,7 +93,7 @@ func (c *Call) send(ctx context.Context) {
 		c.parts = append(c.parts, &callPart{call: c, request: new(session.Request), response: new(session.Response)})
 	}
 	c.parts = c.parts[:len(parts)]
-	if c.refused = s.fits(parts, c.holding.layers[s.Layer]); c.refused != nil {
+	if c.refused = s.fits(parts, &c.holding.layers[s.Layer]); c.refused != nil {
 		s.Payload.Free()
 		s.Payload = nil
 		c.done <- struct{}{}
@@ -110,7 +112,7 @@ func (c *Call) send(ctx context.Context) {
 		if s.Payload != nil {
 			p.request.Payload, s.Payload = s.Payload, nil
 		} else {
-			p.request.Payload = s.cut(p.groups, c.holding.layers[s.Layer])
+			p.request.Payload = s.cut(p.groups, &c.holding.layers[s.Layer])
 		}
 		stream, err := c.lane.stream(p.holder)
 		if err == nil {
@@ -126,10 +128,10 @@ func (c *Call) send(ctx context.Context) {
 }
 
 // fits refuses a step of which one holder's part, or its answer, is more than a frame takes, before any holder is sent its own.
-func (s *Step) fits(parts []part, layer Layer) error {
-	query, key, value, scale := layer.bytes(&s.Step)
+func (s *Step) fits(parts []part, layer *shard.LayerSpec) error {
+	query, key, value, scale := stepBytes(layer, &s.Step)
 	each := query + key + value + 2*scale
-	answer := 4 * int(s.Attend) * layer.GroupSize() * (layer.VDim + 1)
+	answer := 4 * int(s.Attend) * layer.GroupSize() * (layer.VDim() + 1)
 	for _, p := range parts {
 		n := max(each, answer) * len(p.groups)
 		if n += 8*len(p.groups) + len(s.TreeMask) + 5*len(s.Tokens) + roomForFields; n > rpc.MaxMessageBytes {
@@ -143,14 +145,14 @@ func (s *Step) fits(parts []part, layer Layer) error {
 // roomForFields is more than a frame's other fields, and the coding of a context, take.
 const roomForFields = 32 << 10
 
-// bytes are the sizes of the tensors that a step has for one group.
-func (l Layer) bytes(s *session.Step) (query, key, value, scale int) {
-	query = 4 * int(s.Attend) * l.GroupSize() * l.HeadDim
+// stepBytes returns the sizes of the tensors that a step has for one group.
+func stepBytes(l *shard.LayerSpec, s *session.Step) (query, key, value, scale int) {
+	query = 4 * int(s.Attend) * l.GroupSize() * l.HeadDim()
 	size := 4
 	if s.Encoding != headwaterv1.StorageType_STORAGE_TYPE_F32 {
-		size = l.Storage.Size()
+		size = l.Storage().Size()
 	}
-	key, value = int(s.Append)*l.HeadDim*size, int(s.Append)*l.VDim*size
+	key, value = int(s.Append)*l.HeadDim()*size, int(s.Append)*l.VDim()*size
 	if s.Encoding == headwaterv1.StorageType_STORAGE_TYPE_I8 {
 		scale = 4 * int(s.Append)
 	}
@@ -164,9 +166,9 @@ type Payload struct {
 }
 
 // Cut finds the tensors in the payload of a step on all groups.
-func (p *Payload) Cut(l Layer, s *session.Step, payload []byte) error {
+func (p *Payload) Cut(l *shard.LayerSpec, s *session.Step, payload []byte) error {
 	var sizes [5]int
-	sizes[0], sizes[1], sizes[2], sizes[3] = l.bytes(s)
+	sizes[0], sizes[1], sizes[2], sizes[3] = stepBytes(l, s)
 	sizes[4] = sizes[3]
 	at := 0
 	for i, size := range sizes {
@@ -203,8 +205,8 @@ func (p *Payload) KeyScale(dst []byte, group int) { p.put(dst, 3, group) }
 func (p *Payload) ValueScale(dst []byte, group int) { p.put(dst, 4, group) }
 
 // cut makes the payload for some groups.
-func (s *Step) cut(groups []int, layer Layer) *rpc.Buffer {
-	query, key, value, scale := layer.bytes(&s.Step)
+func (s *Step) cut(groups []int, layer *shard.LayerSpec) *rpc.Buffer {
+	query, key, value, scale := stepBytes(layer, &s.Step)
 	b := rpc.NewBuffer(len(groups) * (query + key + value + 2*scale))
 	rest := b.Bytes()
 	each := func(size int, fill func(Input, []byte, int)) {
@@ -309,7 +311,7 @@ func (c *Call) failure() error {
 
 // gather checks that the answers are those to the step, takes the hashes and hands out the contexts.
 func (c *Call) gather() error {
-	s, layer := c.step, c.holding.layers[c.step.Layer]
+	s, layer := c.step, &c.holding.layers[c.step.Layer]
 	after := s.Length + uint64(s.Append)
 	for _, p := range c.parts {
 		r := &p.response.Result
@@ -344,49 +346,34 @@ func (c *Call) gather() error {
 }
 
 // take decodes one holder's context and hands it out.
-func (c *Call) take(p *callPart, layer Layer) error {
+func (c *Call) take(p *callPart, layer *shard.LayerSpec) error {
 	s := c.step
 	tokens, heads := len(p.groups)*int(s.Attend), layer.GroupSize()
 	var context, lse []float32
 	if s.Codec == headwaterv1.StepCodec_STEP_CODEC_RAW {
-		if n := len(p.response.Payload.Bytes()); n != 4*tokens*heads*(layer.VDim+1) {
-			return wrong(p.holder.Name, "its context has %d bytes, not the %d of %d rows of %d elements with their LSE", n, 4*tokens*heads*(layer.VDim+1), tokens*heads, layer.VDim)
+		if n := len(p.response.Payload.Bytes()); n != 4*tokens*heads*(layer.VDim()+1) {
+			return wrong(p.holder.Name, "its context has %d bytes, not the %d of %d rows of %d elements with their LSE", n, 4*tokens*heads*(layer.VDim()+1), tokens*heads, layer.VDim())
 		}
 		all := p.response.Payload.Floats()
-		context, lse = all[:tokens*heads*layer.VDim], all[tokens*heads*layer.VDim:]
+		context, lse = all[:tokens*heads*layer.VDim()], all[tokens*heads*layer.VDim():]
 	} else {
-		c.context, c.lse = resize(c.context, tokens*heads*layer.VDim), resize(c.lse, tokens*heads)
+		c.context, c.lse = resize(c.context, tokens*heads*layer.VDim()), resize(c.lse, tokens*heads)
 		context, lse = c.context, c.lse
-		if err := decode(p.response.Payload.Bytes(), s.Codec, tokens, heads, layer.VDim, context, lse); err != nil {
+		if err := decode(p.response.Payload.Bytes(), s.Codec, tokens, heads, layer.VDim(), context, lse); err != nil {
 			return wrong(p.holder.Name, "its context: %v", err)
 		}
 	}
 	one := int(s.Attend) * heads
 	for _, g := range p.groups {
-		s.Output.Take(g, context[:one*layer.VDim], lse[:one])
-		context, lse = context[one*layer.VDim:], lse[one:]
+		s.Output.Take(g, context[:one*layer.VDim()], lse[:one])
+		context, lse = context[one*layer.VDim():], lse[one:]
 	}
 	return nil
 }
 
-// FrameCodec is the codec of the frames that a step's codec means; false where it means none.
-func FrameCodec(codec headwaterv1.StepCodec) (contextframe.Codec, bool) {
-	switch codec {
-	case headwaterv1.StepCodec_STEP_CODEC_EXACT:
-		return contextframe.Exact, true
-	case headwaterv1.StepCodec_STEP_CODEC_BF16:
-		return contextframe.BF16, true
-	case headwaterv1.StepCodec_STEP_CODEC_F16:
-		return contextframe.F16, true
-	case headwaterv1.StepCodec_STEP_CODEC_I8:
-		return contextframe.I8, true
-	}
-	return 0, false
-}
-
 // decode reads a frame of context [tokens, heads, v_dim] and LSE [tokens, heads], tokens being those of all groups.
 func decode(payload []byte, codec headwaterv1.StepCodec, tokens, heads, vDim int, context, lse []float32) error {
-	want, ok := FrameCodec(codec)
+	want, ok := layerproto.ReadStepCodec(codec)
 	if !ok {
 		return fmt.Errorf("codec %s is unknown", codec)
 	}

@@ -20,6 +20,7 @@ import (
 	"headwater.example/internal/session"
 	"headwater.example/internal/session/fanout"
 	headwaterv1 "headwater.example/proto/headwater/v1"
+	"headwater.example/shard"
 )
 
 func rng(seed uint64) *rand.Rand { return rand.New(rand.NewPCG(seed, 1)) }
@@ -40,7 +41,7 @@ func TestEveryHolderGetsItsGroups(t *testing.T) {
 	var mu sync.Mutex
 	sent := map[string]*headwaterv1.LaneRequest{}
 	groupsOf := map[string][]int{}
-	var layer fanout.Layer
+	var layer shard.LayerSpec
 	addresses := make([]string, most)
 	for i := range most {
 		name := fmt.Sprintf("w%d", i)
@@ -53,16 +54,16 @@ func TestEveryHolderGetsItsGroups(t *testing.T) {
 			// A context that says whose it is: the group and the element.
 			rows := int(m.Attend) * layer.GroupSize()
 			if m.Attend > 0 {
-				resp.Payload = rpc.NewBuffer(4 * len(groupsOf[name]) * rows * (layer.VDim + 1))
+				resp.Payload = rpc.NewBuffer(4 * len(groupsOf[name]) * rows * (layer.VDim() + 1))
 			}
 			all := resp.Payload.Floats()
 			for j, g := range groupsOf[name] {
 				resp.Result.Hashes = append(resp.Result.Hashes, uint64(1000+g))
-				for e := range rows * layer.VDim {
-					all[j*rows*layer.VDim+e] = float32(g*1e6 + e)
+				for e := range rows * layer.VDim() {
+					all[j*rows*layer.VDim()+e] = float32(g*1e6 + e)
 				}
 				for e := range rows {
-					all[len(groupsOf[name])*rows*layer.VDim+j*rows+e] = float32(-g*1e6 - e)
+					all[len(groupsOf[name])*rows*layer.VDim()+j*rows+e] = float32(-g*1e6 - e)
 				}
 			}
 			return nil
@@ -87,7 +88,7 @@ func TestEveryHolderGetsItsGroups(t *testing.T) {
 			groupsOf[o.Name] = append(groupsOf[o.Name], g)
 		}
 		mu.Unlock()
-		h, err := fanout.NewHolding([]fanout.Layer{layer}, holders...)
+		h, err := fanout.NewHolding([]shard.LayerSpec{layer}, holders...)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -96,7 +97,7 @@ func TestEveryHolderGetsItsGroups(t *testing.T) {
 		for g := range hashes {
 			hashes[g] = uint64(500 + g)
 		}
-		step, x := draw(rng(rapid.Uint64().Draw(t, "seed")), []fanout.Layer{layer}, 0, [16]byte{1}, 9, hashes, appended, attend)
+		step, x := draw(rng(rapid.Uint64().Draw(t, "seed")), []shard.LayerSpec{layer}, 0, [16]byte{1}, 9, hashes, appended, attend)
 		step.Tokens, step.TreeMask = slices.Repeat([]uint32{3}, appended), []byte{1, 2}
 		if err := p.lane.Start(context.Background(), h, step).Wait(context.Background()); err != nil {
 			t.Fatal(err)
@@ -127,7 +128,7 @@ func TestEveryHolderGetsItsGroups(t *testing.T) {
 			if step.Hashes[g] != uint64(1000+g) {
 				t.Fatalf("group %d has hash %d", g, step.Hashes[g])
 			}
-			if len(x.context[g]) != rows*layer.VDim || len(x.lse[g]) != rows {
+			if len(x.context[g]) != rows*layer.VDim() || len(x.lse[g]) != rows {
 				t.Fatalf("group %d: %d and %d elements came back", g, len(x.context[g]), len(x.lse[g]))
 			}
 			for e, v := range x.context[g] {
@@ -144,7 +145,7 @@ func TestEveryHolderGetsItsGroups(t *testing.T) {
 	})
 }
 
-var two = []fanout.Layer{shape(8, 4, 3, 2), shape(4, 2, 2, 2)}
+var two = []shard.LayerSpec{shape(8, 4, 3, 2), shape(4, 2, 2, 2)}
 
 // do does a step and tells what holders have then.
 func (p *plain) do(t testing.TB, step *fanout.Step) error {
@@ -374,7 +375,7 @@ func TestGarbageIsNoAnswer(t *testing.T) {
 				return nil
 			}}
 			h := alone(t, s, l)
-			step, x := draw(rng(1), []fanout.Layer{l}, 0, [16]byte{1}, 4, []uint64{4, 4}, 1, c.attend)
+			step, x := draw(rng(1), []shard.LayerSpec{l}, 0, [16]byte{1}, 4, []uint64{4, 4}, 1, c.attend)
 			step.Codec = c.codec
 			err := p.lane.Start(t.Context(), h, step).Wait(t.Context())
 			if err == nil || !strings.Contains(err.Error(), "odd") || strings.Contains(err.Error(), "\n") {
@@ -436,7 +437,7 @@ func TestWhatBreaksIsSentAgain(t *testing.T) {
 				}
 				return count(req, resp)
 			}}, l)
-			step, _ := draw(rng(1), []fanout.Layer{l}, 0, [16]byte{1}, 0, []uint64{0}, 1, 0)
+			step, _ := draw(rng(1), []shard.LayerSpec{l}, 0, [16]byte{1}, 0, []uint64{0}, 1, 0)
 			err := p.lane.Start(t.Context(), h, step).Wait(t.Context())
 			if times < 4 && (err != nil || step.Hashes[0] != 1) {
 				t.Errorf("%s %d times: %v", name, times, err)
@@ -452,12 +453,12 @@ func TestWhatBreaksIsSentAgain(t *testing.T) {
 func TestAStepTooLargeReachesNobody(t *testing.T) {
 	l := shape(4, 4, 512, 512)
 	p := start(t, 3, l) // w1 has two groups, the others one
-	small, _ := draw(rng(1), []fanout.Layer{l}, 0, p.id, 0, make([]uint64, 4), 1, 0)
+	small, _ := draw(rng(1), []shard.LayerSpec{l}, 0, p.id, 0, make([]uint64, 4), 1, 0)
 	if err := p.do(t, small); err != nil {
 		t.Fatal(err)
 	}
 	for _, c := range [][2]int{{6000, 0}, {1, 9000}} {
-		large, x := draw(rng(1), []fanout.Layer{l}, 0, p.id, 1, small.Hashes, 1, 0)
+		large, x := draw(rng(1), []shard.LayerSpec{l}, 0, p.id, 1, small.Hashes, 1, 0)
 		large.Append, large.Attend = uint32(c[0]), uint32(c[1])
 		err := p.do(t, large)
 		if e, ok := session.FromError(err); !ok || e.Problem() != headwaterv1.SessionProblem_SESSION_PROBLEM_INVALID || !strings.Contains(err.Error(), "33554432") || !strings.Contains(err.Error(), "fewer tokens") {
@@ -469,7 +470,7 @@ func TestAStepTooLargeReachesNobody(t *testing.T) {
 	}
 	p.holds(t, 0, []uint64{1}, [][]uint64{small.Hashes})
 	// Other steps in flight are not disturbed.
-	next, _ := draw(rng(2), []fanout.Layer{l}, 0, p.id, 1, small.Hashes, 2, 2)
+	next, _ := draw(rng(2), []shard.LayerSpec{l}, 0, p.id, 1, small.Hashes, 2, 2)
 	if err := p.do(t, next); err != nil {
 		t.Fatal(err)
 	}

@@ -18,10 +18,12 @@ import (
 	"headwater.example/attention"
 	"headwater.example/internal/contextframe"
 	"headwater.example/internal/kvcache"
+	"headwater.example/internal/layerproto"
 	"headwater.example/internal/rpc"
 	"headwater.example/internal/session"
 	"headwater.example/internal/session/fanout"
 	headwaterv1 "headwater.example/proto/headwater/v1"
+	"headwater.example/shard"
 	"headwater.example/tensor"
 )
 
@@ -460,15 +462,15 @@ func (h *Holder) step(by session.ID, req *session.Request, resp *session.Respons
 		return refuse(invalid, "layer %d with %d hashes", m.Layer, len(m.Hashes))
 	}
 	groups := s.held[i].GetGroups()
-	layers, bad := fanout.Layers(s.config)
+	layers, bad := layerproto.ReadSessionLayers(s.config.GetLayers())
 	if bad != nil {
 		return refuse(invalid, "%v", bad)
 	}
-	layer := layers[m.Layer]
-	held := layer // with the held groups alone
+	layer := &layers[m.Layer]
+	held := *layer // with the held groups alone
 	held.KVHeads, held.Heads = len(groups), len(groups)*layer.GroupSize()
 	var payload fanout.Payload
-	if bad := payload.Cut(held, m, req.Payload.Bytes()); bad != nil {
+	if bad := payload.Cut(&held, m, req.Payload.Bytes()); bad != nil {
 		return refuse(invalid, "%v", bad)
 	}
 	added := make([]*rows, len(groups))
@@ -482,9 +484,9 @@ func (h *Holder) step(by session.ID, req *session.Request, resp *session.Respons
 		if m.Attend == 0 {
 			break
 		}
-		q := make([]byte, 4*int(m.Attend)*layer.GroupSize()*layer.HeadDim)
+		q := make([]byte, 4*int(m.Attend)*layer.GroupSize()*layer.HeadDim())
 		payload.Query(q, i)
-		context, lse, bad := attend(added[i], layer, s.config.GetLayers()[m.Layer], m, int(g), floats(q))
+		context, lse, bad := attend(added[i], layer, m, int(g), floats(q))
 		if bad != nil {
 			return refuse(notFinite, "%v", bad)
 		}
@@ -493,9 +495,9 @@ func (h *Holder) step(by session.ID, req *session.Request, resp *session.Respons
 	resp.Result.Codec = m.Codec
 	if m.Attend > 0 {
 		raw := append(floatBytes(contexts), floatBytes(lses)...)
-		if codec, ok := fanout.FrameCodec(m.Codec); ok {
+		if codec, ok := layerproto.ReadStepCodec(m.Codec); ok {
 			var bad error
-			if raw, bad = contextframe.Encode(nil, codec, 0, len(groups)*int(m.Attend), layer.GroupSize(), layer.VDim, contexts, lses); bad != nil {
+			if raw, bad = contextframe.Encode(nil, codec, 0, len(groups)*int(m.Attend), layer.GroupSize(), layer.VDim(), contexts, lses); bad != nil {
 				return refuse(invalid, "%v", bad)
 			}
 		}
@@ -511,7 +513,7 @@ func (h *Holder) step(by session.ID, req *session.Request, resp *session.Respons
 }
 
 // appended returns the shard with the step's positions.
-func appended(r *rows, layer fanout.Layer, m *session.Step, index int, payload *fanout.Payload) (*rows, *session.Error) {
+func appended(r *rows, layer *shard.LayerSpec, m *session.Step, index int, payload *fanout.Payload) (*rows, *session.Error) {
 	n, count := uint64(len(r.hashes)), int(m.Append)
 	repeat := count > 0 && n == m.Length+uint64(m.Append)
 	switch {
@@ -529,16 +531,14 @@ func appended(r *rows, layer fanout.Layer, m *session.Step, index int, payload *
 	if count == 0 {
 		return r, nil
 	}
-	layout, bad := attention.NewLayout(layer.Storage, layer.HeadDim, layer.VDim)
-	if bad != nil {
-		return nil, refuse(invalid, "%v", bad)
-	}
+	layout := layer.Layout
+	var bad error
 	next := r.clone(int(m.Length))
-	size := layer.Storage.Size()
+	size := layer.Storage().Size()
 	if m.Encoding == headwaterv1.StorageType_STORAGE_TYPE_F32 {
 		size = 4
 	}
-	k, v := make([]byte, count*layer.HeadDim*size), make([]byte, count*layer.VDim*size)
+	k, v := make([]byte, count*layer.HeadDim()*size), make([]byte, count*layer.VDim()*size)
 	payload.Key(k, index)
 	payload.Value(v, index)
 	var ks, vs []float32
@@ -549,15 +549,15 @@ func appended(r *rows, layer fanout.Layer, m *session.Step, index int, payload *
 		payload.ValueScale(b, index)
 		vs = floats(b)
 	} else if m.Encoding == headwaterv1.StorageType_STORAGE_TYPE_F32 {
-		if k, ks, bad = narrow(floats(k), layer.HeadDim, layer.Storage); bad == nil {
-			v, vs, bad = narrow(floats(v), layer.VDim, layer.Storage)
+		if k, ks, bad = narrow(floats(k), layer.HeadDim(), layer.Storage()); bad == nil {
+			v, vs, bad = narrow(floats(v), layer.VDim(), layer.Storage())
 		}
 		if bad != nil {
 			return nil, refuse(invalid, "%v", bad)
 		}
 	}
 	for _, stored := range [][]byte{k, v} {
-		if i, x, ok := tensor.CheckFinite(stored, layer.Storage, false); !ok {
+		if i, x, ok := tensor.CheckFinite(stored, layer.Storage(), false); !ok {
 			return nil, refuse(invalid, "element %d is %v", i, x)
 		}
 	}
@@ -568,7 +568,7 @@ func appended(r *rows, layer fanout.Layer, m *session.Step, index int, payload *
 	all := int(m.Length) + count
 	for i := range all {
 		one := attention.Rows{K: next.k[i*layout.KRowBytes():][:layout.KRowBytes()], V: next.v[i*layout.VRowBytes():][:layout.VRowBytes()]}
-		if layer.Storage == tensor.I8 {
+		if layer.Storage() == tensor.I8 {
 			one.KScale, one.VScale = next.kScale[i:i+1], next.vScale[i:i+1]
 		}
 		if bad := hasher.Update(one, 1, layout); bad != nil {
@@ -606,18 +606,15 @@ func narrow(rows []float32, dim int, dt tensor.DType) ([]byte, []float32, error)
 }
 
 // attend computes context and LSE of a group over fresh pages.
-func attend(r *rows, layer fanout.Layer, config *headwaterv1.SessionLayer, m *session.Step, group int, q []float32) (context_, lse []float32, err error) {
-	layout, err := attention.NewLayout(layer.Storage, layer.HeadDim, layer.VDim)
-	if err != nil {
-		return nil, nil, err
-	}
+func attend(r *rows, layer *shard.LayerSpec, m *session.Step, group int, q []float32) (context_, lse []float32, err error) {
+	layout := layer.Layout
 	n := len(r.hashes)
 	kv := attention.KV{Layout: layout, Len: n}
 	for at := 0; at < n; at += attention.PageLen {
 		page := make([]byte, layout.PageBytes())
 		c := min(attention.PageLen, n-at)
 		rows := attention.Rows{K: r.k[at*layout.KRowBytes():][:c*layout.KRowBytes()], V: r.v[at*layout.VRowBytes():][:c*layout.VRowBytes()]}
-		if layer.Storage == tensor.I8 {
+		if layer.Storage() == tensor.I8 {
 			rows.KScale, rows.VScale = r.kScale[at:at+c], r.vScale[at:at+c]
 		}
 		if err := layout.Write(page, 0, c, rows); err != nil {
@@ -639,13 +636,6 @@ func attend(r *rows, layer fanout.Layer, config *headwaterv1.SessionLayer, m *se
 			}
 		}
 	}
-	out := attention.Output{Context: make([]float32, tokens*layer.GroupSize()*layer.VDim), LSE: make([]float32, tokens*layer.GroupSize())}
-	opts := attention.Options{
-		Causal: config.GetCausal(), WindowLeft: config.GetWindowLeft(), WindowRight: config.GetWindowRight(), Scale: config.GetScale(),
-		Softcap: config.GetSoftcap(), AlibiSlopes: config.GetAlibiSlopes(), Sinks: config.GetSinks(),
-	}
-	if opts.Scale == 0 {
-		opts.Scale = attention.DefaultScale(layer.HeadDim)
-	}
-	return out.Context, out.LSE, attention.Attend(context.Background(), 1, kv, query, opts, out)
+	out := attention.Output{Context: make([]float32, tokens*layer.GroupSize()*layer.VDim()), LSE: make([]float32, tokens*layer.GroupSize())}
+	return out.Context, out.LSE, attention.Attend(context.Background(), 1, kv, query, layer.Options, out)
 }

@@ -51,11 +51,11 @@ func (a *Attend) check(t *rapid.T, context []float32) {
 	if l.Scale == 0 {
 		p.Scale = float64(float32(1 / math.Sqrt(float64(l.HeadDim))))
 	}
-	if l.WindowLeft > 0 {
-		p.WindowLeft = int64(l.WindowLeft)
+	if n, bounded := l.WindowLeft.Positions(); bounded {
+		p.WindowLeft = int64(n)
 	}
-	if l.WindowRight > 0 {
-		p.WindowRight = int64(l.WindowRight)
+	if n, bounded := l.WindowRight.Positions(); bounded {
+		p.WindowRight = int64(n)
 	}
 	if a.mask != nil {
 		p.Mask, p.MaskHeads = a.mask, 1
@@ -146,11 +146,11 @@ func writeJob(t *rapid.T, dir string, attends []Attend) string {
 			add("mask", tensor.U8, a.mask, 1, a.tokens(), n)
 		}
 		o := map[string]any{"causal": !l.NotCausal, "offset": a.position, "softcap": l.Softcap}
-		if l.WindowLeft > 0 {
-			o["window_left"] = l.WindowLeft
+		if n, bounded := l.WindowLeft.Positions(); bounded {
+			o["window_left"] = n
 		}
-		if l.WindowRight > 0 {
-			o["window_right"] = l.WindowRight
+		if n, bounded := l.WindowRight.Positions(); bounded {
+			o["window_right"] = n
 		}
 		if l.Scale != 0 {
 			o["scale"] = l.Scale

@@ -191,7 +191,7 @@ func (s *session) cut(n int) {
 
 // seenFrom is the first page that a query at a position sees.
 func (s *session) seenFrom(layer, at int) int {
-	if w := s.layers[layer].WindowLeft; w > 0 {
+	if w, bounded := s.layers[layer].WindowLeft.Positions(); bounded {
 		return max(at-w, 0) / attention.PageLen
 	}
 	return 0
@@ -238,12 +238,12 @@ func drawLayer(t *rapid.T, i int) client.Layer {
 		l.Softcap = 3
 	}
 	if option("window_left") {
-		l.WindowLeft = rapid.SampledFrom([]int{1, 20, 70}).Draw(t, "left")
+		l.WindowLeft = client.Within(rapid.SampledFrom([]int{0, 1, 20, 70}).Draw(t, "left"))
 	}
 	if option("not causal") {
 		l.NotCausal = true
 		if option("window_right") {
-			l.WindowRight = 2
+			l.WindowRight = client.Within(rapid.SampledFrom([]int{0, 2}).Draw(t, "right"))
 		}
 	}
 	for h := range l.Heads {

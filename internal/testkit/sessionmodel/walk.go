@@ -569,7 +569,7 @@ func (s *session) load(h *holder, layer, n int, most bool) (total int64) {
 		groups := s.layers[l].KVHeads
 		if !most {
 			groups, gone = 1, pagesOf(length)
-			if s.layers[l].WindowLeft == 0 {
+			if s.layers[l].WindowLeft == client.Unbounded {
 				gone = 0
 			}
 		}

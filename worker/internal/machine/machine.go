@@ -15,25 +15,10 @@ import (
 	"headwater.example/attention"
 	"headwater.example/internal/kvcache"
 	"headwater.example/internal/rpc"
-	headwaterv1 "headwater.example/proto/headwater/v1"
-	"headwater.example/tensor"
 )
 
-// Limits that both trades keep.
-const (
-	// MaxPositions bounds lengths and offsets so that no sum or product of theirs with a head's bytes overflows.
-	MaxPositions = 1 << 40
-	// MaxAnswerBytes bounds the raw bytes of an answer so that it fits a message with its coding and its other fields.
-	MaxAnswerBytes = rpc.MaxMessageBytes - 64<<10
-)
-
-// StorageTypes are the element types of keys and values, by their names on the wire.
-var StorageTypes = map[headwaterv1.StorageType]tensor.DType{
-	headwaterv1.StorageType_STORAGE_TYPE_F32:  tensor.F32,
-	headwaterv1.StorageType_STORAGE_TYPE_F16:  tensor.F16,
-	headwaterv1.StorageType_STORAGE_TYPE_BF16: tensor.BF16,
-	headwaterv1.StorageType_STORAGE_TYPE_I8:   tensor.I8,
-}
+// MaxAnswerBytes bounds the raw bytes of an answer so that it fits a message with its coding and its other fields.
+const MaxAnswerBytes = rpc.MaxMessageBytes - 64<<10
 
 // Config says what a machine has. Its numbers have been checked.
 type Config struct {

@@ -7,6 +7,8 @@ import (
 	"math/rand/v2"
 
 	"headwater.example/attention"
+	"headwater.example/internal/layerproto"
+	headwaterv1 "headwater.example/proto/headwater/v1"
 	"headwater.example/tensor"
 )
 
@@ -15,6 +17,15 @@ type Fataler interface {
 	Helper()
 	Fatal(args ...any)
 	Fatalf(format string, args ...any)
+}
+
+// StorageOf returns the element type of a storage type, which is one.
+func StorageOf(s headwaterv1.StorageType) tensor.DType {
+	dtype, err := layerproto.ReadStorage(s)
+	if err != nil {
+		panic(err)
+	}
+	return dtype
 }
 
 // LittleEndian encodes float32 values.

@@ -5,9 +5,9 @@ import (
 
 	"headwater.example/attention"
 	"headwater.example/internal/jobfile"
+	"headwater.example/internal/layerproto"
 	"headwater.example/internal/rpc"
 	headwaterv1 "headwater.example/proto/headwater/v1"
-	"headwater.example/tensor"
 )
 
 // Sizes to which queries are cut: a query block's rows are at most rpc.BlockBytes, its mask and bias at most
@@ -64,7 +64,7 @@ func (p *problem) projects() bool { return p.X != "" }
 func (p *problem) message() *headwaterv1.Problem {
 	m := &headwaterv1.Problem{
 		NHeads: uint32(p.Shape.Heads), NKvHeads: uint32(p.Shape.KVHeads), HeadDim: uint32(p.Shape.HeadDim), VDim: uint32(p.Shape.VDim),
-		Tokens: uint64(p.Tokens), KvLen: uint64(p.KVLen), Offset: p.Offset, Storage: storageType(p.Storage),
+		Tokens: uint64(p.Tokens), KvLen: uint64(p.KVLen), Offset: p.Offset, Storage: layerproto.StorageType(p.Storage),
 		Causal: p.Options.Causal, WindowLeft: p.Options.WindowLeft, WindowRight: p.Options.WindowRight,
 		Scale: p.Options.Scale, Softcap: p.Options.Softcap, AlibiSlopes: p.Options.AlibiSlopes, Sinks: p.Options.Sinks,
 	}
@@ -75,19 +75,4 @@ func (p *problem) message() *headwaterv1.Problem {
 		}
 	}
 	return m
-}
-
-func storageType(dt tensor.DType) headwaterv1.StorageType {
-	switch dt {
-	case tensor.F32:
-		return headwaterv1.StorageType_STORAGE_TYPE_F32
-	case tensor.F16:
-		return headwaterv1.StorageType_STORAGE_TYPE_F16
-	case tensor.BF16:
-		return headwaterv1.StorageType_STORAGE_TYPE_BF16
-	case tensor.I8:
-		return headwaterv1.StorageType_STORAGE_TYPE_I8
-	default:
-		return headwaterv1.StorageType_STORAGE_TYPE_UNSPECIFIED
-	}
 }

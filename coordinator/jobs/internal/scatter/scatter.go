@@ -27,6 +27,7 @@ import (
 	"headwater.example/coordinator/workers"
 	"headwater.example/internal/contextframe"
 	"headwater.example/internal/jobfile"
+	"headwater.example/internal/layerproto"
 	"headwater.example/internal/membership"
 	"headwater.example/internal/rpc"
 	headwaterv1 "headwater.example/proto/headwater/v1"
@@ -129,7 +130,7 @@ func Run(ctx context.Context, c Config) (*headwaterv1.Report, error) {
 // prepare cuts the job into units.
 func (r *run) prepare() error {
 	r.geometry = r.Job.Geometry()
-	r.open = &headwaterv1.Open{JobId: r.ID, Codec: contextCodec(r.codec)}
+	r.open = &headwaterv1.Open{JobId: r.ID, Codec: layerproto.ContextCodec(r.codec)}
 	accounts := make([]ledger.Problem, len(r.Job.Problems))
 	var outputs []output
 	for i := range r.Job.Problems {
@@ -505,32 +506,6 @@ func (r *run) tell(now bool) {
 		LoadedBytes: r.progress.GetLoadedBytes(), LoadBytes: r.progress.GetLoadBytes(),
 		UnitsDone: r.progress.GetUnitsDone(), Units: r.progress.GetUnits(), Phase: r.progress.GetPhase(),
 	})
-}
-
-// codecs pairs the protocol's codecs with the frames'.
-var codecs = map[headwaterv1.ContextCodec]contextframe.Codec{
-	headwaterv1.ContextCodec_CONTEXT_CODEC_EXACT: contextframe.Exact,
-	headwaterv1.ContextCodec_CONTEXT_CODEC_BF16:  contextframe.BF16,
-	headwaterv1.ContextCodec_CONTEXT_CODEC_F16:   contextframe.F16,
-	headwaterv1.ContextCodec_CONTEXT_CODEC_I8:    contextframe.I8,
-}
-
-// ParseCodec is the codec of frames that a request names.
-func ParseCodec(c headwaterv1.ContextCodec) (contextframe.Codec, error) {
-	codec, ok := codecs[c]
-	if !ok {
-		return 0, fmt.Errorf("context codec %s is unknown", c)
-	}
-	return codec, nil
-}
-
-func contextCodec(codec contextframe.Codec) headwaterv1.ContextCodec {
-	for c, known := range codecs {
-		if known == codec {
-			return c
-		}
-	}
-	return headwaterv1.ContextCodec_CONTEXT_CODEC_UNSPECIFIED
 }
 
 // ShardBytes is what a worker reserves for one shard of a problem: pages of keys and values, and the rows of w_q, w_k and w_v

@@ -1,0 +1,123 @@
+// Package layerproto turns layers, storage types and codecs into messages of headwater.v1 and back. It is the one place that
+// knows both: what sends or receives a layer asks it, and what computes with one has a shard.LayerSpec.
+package layerproto
+
+import (
+	"fmt"
+
+	"headwater.example/attention"
+	"headwater.example/internal/contextframe"
+	headwaterv1 "headwater.example/proto/headwater/v1"
+	"headwater.example/shard"
+	"headwater.example/tensor"
+)
+
+// StorageType returns the message's value for a storage type, UNSPECIFIED for a type that is none.
+func StorageType(dtype tensor.DType) headwaterv1.StorageType {
+	return headwaterv1.StorageType(shard.StorageNumber(dtype))
+}
+
+// ReadStorage returns the element type of a storage type.
+func ReadStorage(storage headwaterv1.StorageType) (tensor.DType, error) {
+	if storage < 0 || storage > 255 {
+		return 0, fmt.Errorf("storage type %d is unknown", int32(storage))
+	}
+	return shard.StorageByNumber(uint8(storage))
+}
+
+// ContextCodec returns the message's value for the codec of a job's contexts.
+func ContextCodec(codec contextframe.Codec) headwaterv1.ContextCodec {
+	return headwaterv1.ContextCodec(codec)
+}
+
+// ReadContextCodec returns the codec of the frames that a job asks for.
+func ReadContextCodec(codec headwaterv1.ContextCodec) (contextframe.Codec, error) {
+	if codec < 0 || codec > 255 || !contextframe.Codec(codec).Known() {
+		return 0, fmt.Errorf("context codec %d is unknown", int32(codec))
+	}
+	return contextframe.Codec(codec), nil
+}
+
+// StepCodec returns the message's value for the codec of a step's frames. RAW, which has no frame, is the value before them.
+func StepCodec(codec contextframe.Codec) headwaterv1.StepCodec {
+	return headwaterv1.StepCodec(codec) + headwaterv1.StepCodec_STEP_CODEC_RAW
+}
+
+// ReadStepCodec returns the codec of the frames that a step asks for; false if it asks for none: RAW, or an unknown value.
+func ReadStepCodec(codec headwaterv1.StepCodec) (contextframe.Codec, bool) {
+	n := codec - headwaterv1.StepCodec_STEP_CODEC_RAW
+	if n < 0 || n > 255 {
+		return 0, false
+	}
+	return contextframe.Codec(n), contextframe.Codec(n).Known()
+}
+
+// SessionLayer writes one layer of a session's config.
+func SessionLayer(l *shard.LayerSpec) *headwaterv1.SessionLayer {
+	o := &l.Options
+	return &headwaterv1.SessionLayer{
+		NHeads: uint32(l.Heads), NKvHeads: uint32(l.KVHeads), HeadDim: uint32(l.HeadDim()), VDim: uint32(l.VDim()), Storage: StorageType(l.Storage()),
+		Causal: o.Causal, WindowLeft: max(o.WindowLeft, -1), WindowRight: max(o.WindowRight, -1),
+		Scale: o.Scale, Softcap: o.Softcap, AlibiSlopes: o.AlibiSlopes, Sinks: o.Sinks,
+	}
+}
+
+// SessionLayers writes the layers of a session's config.
+func SessionLayers(layers []shard.LayerSpec) []*headwaterv1.SessionLayer {
+	out := make([]*headwaterv1.SessionLayer, len(layers))
+	for i := range layers {
+		out[i] = SessionLayer(&layers[i])
+	}
+	return out
+}
+
+// ReadSessionLayers reads and checks the layers of a session's config. The error says which number of which layer can not be.
+// The layers refer to the slopes and sinks of the messages.
+func ReadSessionLayers(messages []*headwaterv1.SessionLayer) ([]shard.LayerSpec, error) {
+	if n := len(messages); n < 1 || n > shard.MaxLayers {
+		return nil, fmt.Errorf("%d layers are not in 1 to %d", n, shard.MaxLayers)
+	}
+	layers := make([]shard.LayerSpec, len(messages))
+	for i, m := range messages {
+		storage, err := ReadStorage(m.GetStorage())
+		if err != nil {
+			return nil, fmt.Errorf("layer %d: %w", i, err)
+		}
+		shape := shard.LayerShape{Heads: int(m.GetNHeads()), KVHeads: int(m.GetNKvHeads()), HeadDim: int(m.GetHeadDim()), VDim: int(m.GetVDim())}
+		options := attention.Options{
+			Causal: m.GetCausal(), WindowLeft: m.GetWindowLeft(), WindowRight: m.GetWindowRight(),
+			Scale: m.GetScale(), Softcap: m.GetSoftcap(), AlibiSlopes: m.GetAlibiSlopes(), Sinks: m.GetSinks(),
+		}
+		if options.Scale == 0 {
+			options.Scale = attention.DefaultScale(shape.HeadDim)
+		}
+		if layers[i], err = shard.NewLayerSpec(shape, storage, options); err != nil {
+			return nil, fmt.Errorf("layer %d: %w", i, err)
+		}
+	}
+	if _, err := shard.GeometryOf(layers); err != nil {
+		return nil, err
+	}
+	return layers, nil
+}
+
+// WriteProblem writes a layer into the problem of a job.
+func WriteProblem(m *headwaterv1.Problem, l *shard.LayerSpec) {
+	o := &l.Options
+	m.NHeads, m.NKvHeads, m.HeadDim, m.VDim = uint32(l.Heads), uint32(l.KVHeads), uint32(l.HeadDim()), uint32(l.VDim())
+	m.Storage, m.Causal, m.WindowLeft, m.WindowRight = StorageType(l.Storage()), o.Causal, o.WindowLeft, o.WindowRight
+	m.Scale, m.Softcap, m.AlibiSlopes, m.Sinks = o.Scale, o.Softcap, o.AlibiSlopes, o.Sinks
+}
+
+// ReadProblem reads and checks the layer of a job's problem. A scale of 0 is 0 there.
+func ReadProblem(m *headwaterv1.Problem) (shard.LayerSpec, error) {
+	storage, err := ReadStorage(m.GetStorage())
+	if err != nil {
+		return shard.LayerSpec{}, err
+	}
+	shape := shard.LayerShape{Heads: int(m.GetNHeads()), KVHeads: int(m.GetNKvHeads()), HeadDim: int(m.GetHeadDim()), VDim: int(m.GetVDim())}
+	return shard.NewLayerSpec(shape, storage, attention.Options{
+		Causal: m.GetCausal(), WindowLeft: m.GetWindowLeft(), WindowRight: m.GetWindowRight(),
+		Scale: m.GetScale(), Softcap: m.GetSoftcap(), AlibiSlopes: m.GetAlibiSlopes(), Sinks: m.GetSinks(),
+	})
+}

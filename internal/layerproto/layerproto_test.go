@@ -1,0 +1,158 @@
+package layerproto_test
+
+import (
+	"math"
+	"slices"
+	"strings"
+	"testing"
+
+	"google.golang.org/protobuf/proto"
+	"pgregory.net/rapid"
+
+	"headwater.example/attention"
+	"headwater.example/internal/contextframe"
+	"headwater.example/internal/layerproto"
+	headwaterv1 "headwater.example/proto/headwater/v1"
+	"headwater.example/shard"
+	"headwater.example/tensor"
+)
+
+func drawLayer(t *rapid.T) shard.LayerSpec {
+	groups := rapid.IntRange(1, 5).Draw(t, "groups")
+	shape := shard.LayerShape{
+		Heads: groups * rapid.IntRange(1, 4).Draw(t, "group size"), KVHeads: groups,
+		HeadDim: rapid.IntRange(1, shard.MaxDim).Draw(t, "head_dim"), VDim: rapid.IntRange(1, shard.MaxDim).Draw(t, "v_dim"),
+	}
+	window := rapid.SampledFrom([]int64{-1, 0, 1, 4095, math.MaxInt64})
+	o := attention.Options{
+		Causal: rapid.Bool().Draw(t, "causal"), WindowLeft: window.Draw(t, "left"), WindowRight: window.Draw(t, "right"),
+		Scale: rapid.SampledFrom([]float32{0.125, -2, math.MaxFloat32}).Draw(t, "scale"), Softcap: rapid.SampledFrom([]float32{0, 30}).Draw(t, "softcap"),
+	}
+	if rapid.Bool().Draw(t, "alibi") {
+		o.AlibiSlopes = make([]float32, shape.Heads)
+	}
+	if rapid.Bool().Draw(t, "sinks") {
+		o.Sinks = make([]float32, shape.Heads)
+	}
+	l, err := shard.NewLayerSpec(shape, rapid.SampledFrom(shard.StorageTypes()).Draw(t, "storage"), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
+func same(a, b shard.LayerSpec) bool {
+	return a.Shape() == b.Shape() && a.Layout == b.Layout && a.Options.Causal == b.Options.Causal && a.Options.Scale == b.Options.Scale &&
+		a.Options.Softcap == b.Options.Softcap && a.Options.WindowLeft == b.Options.WindowLeft && a.Options.WindowRight == b.Options.WindowRight &&
+		slices.Equal(a.Options.AlibiSlopes, b.Options.AlibiSlopes) && slices.Equal(a.Options.Sinks, b.Options.Sinks)
+}
+
+func TestLayersComeBackFromMessages(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		var layers []shard.LayerSpec
+		for range rapid.IntRange(1, 4).Draw(t, "layers") {
+			layers = append(layers, drawLayer(t))
+		}
+		bytes, err := proto.Marshal(&headwaterv1.SessionConfig{Layers: layerproto.SessionLayers(layers)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var config headwaterv1.SessionConfig
+		if err := proto.Unmarshal(bytes, &config); err != nil {
+			t.Fatal(err)
+		}
+		back, err := layerproto.ReadSessionLayers(config.GetLayers())
+		if err != nil || !slices.EqualFunc(layers, back, same) {
+			t.Fatalf("%+v became %+v: %v", layers, back, err)
+		}
+		var problem headwaterv1.Problem
+		layerproto.WriteProblem(&problem, &layers[0])
+		if one, err := layerproto.ReadProblem(&problem); err != nil || !same(one, layers[0]) {
+			t.Fatalf("as a problem %+v became %+v: %v", layers[0], one, err)
+		}
+	})
+}
+
+func TestLayersThatCanNotBeAreRefusedByName(t *testing.T) {
+	for want, change := range map[string]func(*headwaterv1.SessionLayer){
+		"layer 1: n_heads: 0":                       func(m *headwaterv1.SessionLayer) { m.NHeads = 0 },
+		"layer 1: n_heads: 4097":                    func(m *headwaterv1.SessionLayer) { m.NHeads = shard.MaxHeads + 1 },
+		"layer 1: n_heads: 4294967295":              func(m *headwaterv1.SessionLayer) { m.NHeads = math.MaxUint32 },
+		"layer 1: n_heads: 4 is not a multiple":     func(m *headwaterv1.SessionLayer) { m.NKvHeads = 3 },
+		"layer 1: head_dim: 513":                    func(m *headwaterv1.SessionLayer) { m.HeadDim = shard.MaxDim + 1 },
+		"layer 1: v_dim: 0":                         func(m *headwaterv1.SessionLayer) { m.VDim = 0 },
+		"layer 1: storage type 0 is unknown":        func(m *headwaterv1.SessionLayer) { m.Storage = 0 },
+		"layer 1: storage type 5 is unknown":        func(m *headwaterv1.SessionLayer) { m.Storage = 5 },
+		"layer 1: storage type -1 is unknown":       func(m *headwaterv1.SessionLayer) { m.Storage = -1 },
+		"layer 1: storage type 257 is unknown":      func(m *headwaterv1.SessionLayer) { m.Storage = 257 },
+		"layer 1: scale is NaN":                     func(m *headwaterv1.SessionLayer) { m.Scale = float32(math.NaN()) },
+		"layer 1: softcap is -1":                    func(m *headwaterv1.SessionLayer) { m.Softcap = -1 },
+		"layer 1: sinks has 1 values for 4 heads":   func(m *headwaterv1.SessionLayer) { m.Sinks = []float32{1} },
+		"layer 1: alibi_slopes[2] is +Inf, not a f": func(m *headwaterv1.SessionLayer) { m.AlibiSlopes = []float32{1, 1, float32(math.Inf(1)), 1} },
+	} {
+		layers := []*headwaterv1.SessionLayer{{}, {}}
+		for i := range layers {
+			layers[i] = &headwaterv1.SessionLayer{NHeads: 4, NKvHeads: 2, HeadDim: 8, VDim: 8, Storage: headwaterv1.StorageType_STORAGE_TYPE_F32, WindowLeft: -1, WindowRight: -1}
+		}
+		change(layers[1])
+		if _, err := layerproto.ReadSessionLayers(layers); err == nil || !strings.HasPrefix(err.Error(), want) {
+			t.Errorf("%v, want %q", err, want)
+		}
+	}
+	if _, err := layerproto.ReadSessionLayers(nil); err == nil || !strings.HasPrefix(err.Error(), "0 layers are not in 1 to 65536") {
+		t.Error(err)
+	}
+	if _, err := layerproto.ReadSessionLayers(make([]*headwaterv1.SessionLayer, shard.MaxLayers+1)); err == nil || !strings.HasPrefix(err.Error(), "65537 layers are not in 1 to 65536") {
+		t.Error(err)
+	}
+}
+
+// TestNumbersAreThoseOfTheProtocol pins what is computed here to what the protocol names.
+func TestNumbersAreThoseOfTheProtocol(t *testing.T) {
+	for dtype, want := range map[tensor.DType]headwaterv1.StorageType{
+		tensor.F32: headwaterv1.StorageType_STORAGE_TYPE_F32, tensor.F16: headwaterv1.StorageType_STORAGE_TYPE_F16,
+		tensor.BF16: headwaterv1.StorageType_STORAGE_TYPE_BF16, tensor.I8: headwaterv1.StorageType_STORAGE_TYPE_I8,
+		tensor.F64: headwaterv1.StorageType_STORAGE_TYPE_UNSPECIFIED, 0: headwaterv1.StorageType_STORAGE_TYPE_UNSPECIFIED,
+	} {
+		if got := layerproto.StorageType(dtype); got != want {
+			t.Errorf("%s is %s, want %s", dtype, got, want)
+		}
+		if back, err := layerproto.ReadStorage(want); (err == nil) != (want != 0) || err == nil && back != dtype {
+			t.Errorf("%s is %s: %v", want, back, err)
+		}
+	}
+	if n := len(headwaterv1.StorageType_name) - 1; len(shard.StorageTypes()) != n {
+		t.Errorf("there are %d storage types, the protocol has %d", len(shard.StorageTypes()), n)
+	}
+	codecs := map[contextframe.Codec]struct {
+		job  headwaterv1.ContextCodec
+		step headwaterv1.StepCodec
+	}{
+		contextframe.Exact: {headwaterv1.ContextCodec_CONTEXT_CODEC_EXACT, headwaterv1.StepCodec_STEP_CODEC_EXACT},
+		contextframe.BF16:  {headwaterv1.ContextCodec_CONTEXT_CODEC_BF16, headwaterv1.StepCodec_STEP_CODEC_BF16},
+		contextframe.F16:   {headwaterv1.ContextCodec_CONTEXT_CODEC_F16, headwaterv1.StepCodec_STEP_CODEC_F16},
+		contextframe.I8:    {headwaterv1.ContextCodec_CONTEXT_CODEC_I8, headwaterv1.StepCodec_STEP_CODEC_I8},
+	}
+	for codec, want := range codecs {
+		if layerproto.ContextCodec(codec) != want.job || layerproto.StepCodec(codec) != want.step {
+			t.Errorf("%s is %s and %s", codec, layerproto.ContextCodec(codec), layerproto.StepCodec(codec))
+		}
+		if back, err := layerproto.ReadContextCodec(want.job); err != nil || back != codec {
+			t.Errorf("%s is %s: %v", want.job, back, err)
+		}
+		if back, ok := layerproto.ReadStepCodec(want.step); !ok || back != codec {
+			t.Errorf("%s is %s: %v", want.step, back, ok)
+		}
+	}
+	if len(headwaterv1.ContextCodec_name) != len(codecs)+1 || len(headwaterv1.StepCodec_name) != len(codecs)+2 {
+		t.Errorf("the protocol has %d and %d codecs", len(headwaterv1.ContextCodec_name)-1, len(headwaterv1.StepCodec_name)-1)
+	}
+	for _, n := range []int32{-1, 0, 5, 6, 255, 256, 257, math.MaxInt32, math.MinInt32} {
+		if _, err := layerproto.ReadContextCodec(headwaterv1.ContextCodec(n)); err == nil {
+			t.Errorf("context codec %d is one", n)
+		}
+		if _, ok := layerproto.ReadStepCodec(headwaterv1.StepCodec(n)); ok && n != 5 {
+			t.Errorf("step codec %d has frames", n)
+		}
+	}
+}
