@@ -9,7 +9,7 @@ FUZZTIME ?= 60s
 export GOFLAGS += -buildvcs=false
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test unit lint format proto generate breaking fuzz bench bench-plots figures-kernels figures-job figures-sessions \
+.PHONY: help build demo check map test unit lint format proto generate breaking fuzz bench bench-plots figures-kernels figures-job figures-sessions \
 	fixtures image test-avx512 test-arm64 test-k8s test-python wheel clean
 
 help: ## list the targets
@@ -20,6 +20,17 @@ build: ## build static binaries: bin/coord and bin/worker
 
 demo: build ## run a job of a real model on a local cluster, and show what comes out
 	@bash test/demo/demo.sh
+
+# What check runs: format, vet, the rules of the house, and the tests of all packages that need neither processes nor minutes.
+QUICK = $(shell $(GO) list ./... | grep -vE '/(test/e2e|k8s|client|proto|figures)(/|$$)')
+check: ## check format, code and the quick tests, in less than a minute once built
+	@files=$$($(TOOL) gofumpt -l .); test -z "$$files" || { printf 'not formatted (make format):\n%s\n' "$$files" >&2; exit 1; }
+	@$(GO) vet ./...
+	@cd tools && $(GO) test ./house
+	@$(GO) test -short $(QUICK)
+
+map: ## draw the map of packages in CONTRIBUTING.md anew, from their imports
+	@cd tools && HEADWATER_MAP=write $(GO) test -count=1 -run 'TestHouse/map' ./house
 
 test: lint build unit test-python ## run the linters and all tests, with the race detector
 

@@ -56,7 +56,7 @@ const (
 	splitLen  = SplitPages * PageLen
 )
 
-// Attend writes the context and LSE of every token and head, as doc.go specifies, on at most that many threads, which
+// Attend writes the context and LSE of every token and head, as docs/numerics.md specifies, on at most that many threads, which
 // live as long as the call; who makes many calls has a Pool. The bits do not depend on how many threads there are.
 // Attend looks at ctx before every page and returns its error, wrapped; the other errors say what does not fit together,
 // or are a *RowError for the first row without a finite answer.

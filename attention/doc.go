@@ -14,8 +14,8 @@
 //
 // Who makes many calls keeps a Pool of threads for them: Acquire one, let it Attend and Project, Release it.
 //
-// This page is the specification of the options and of the arithmetic. Package reference computes the same in float64
-// and shares no code.
+// This page is the specification of the options, docs/numerics.md that of the arithmetic. Package reference computes the same
+// in float64 and shares no code.
 //
 // # Positions and visibility
 //
@@ -55,71 +55,6 @@
 //
 // # Arithmetic
 //
-// Everything is IEEE 754 binary32, to nearest with ties to even, subnormals kept, and every operation below rounds once.
-// fma(a, b, c) is a·b + c rounded once. F16 and BF16 widen exactly; I8 is its integer.
-//
-//	score     s = +0; for i ascending over head_dim: s = fma(q[i], k[i], s); then the steps above, each rounded:
-//	          s·kscale, s·Scale, Softcap·tanh(s/Softcap), fma(−slope, |a − t|, s), s + bias
-//	page      [64p, 64p+64): m = max s; p[t] = exp(s[t] − m), +0 where invisible
-//	l         lane j of 16 begins at +0 and adds p[j], p[j+16], p[j+32], p[j+48]; then lanes j+8 are added onto j for
-//	          j < 8, j+4 for j < 4, j+2 for j < 2, and lane 1 onto lane 0
-//	o         o[i] = +0; for visible t ascending: o[i] = fma(w[t], v[t][i], o[i]); w = p, for int8 p[t]·vscale[t] rounded
-//	merge     M = max(mA, mB); a = exp(mA − M); b = exp(mB − M); x = fma(xA, a, xB·b) for l and every o[i], xB·b
-//	          rounded, A what came before; a part that sees nothing is passed over, the first other one is copied. Pages
-//	          ascending into their split (32 pages, [32s, 32s+32)), splits ascending into the row
-//	sink      merged last, as a part of m = sink, l = 1, o = 0
-//	finish    context = o/l + 0, so −0 never appears; LSE = m + log(l)
-//
-// A score that overflows to −Inf weighs 0, like an invisible position. A row with a score of +Inf or NaN, or that sees
-// positions and has no finite score (with a sink as well), or whose sum or context is not finite, is a *RowError.
-//
-//	projection  y[j] = +0; for c ascending: y[j] = fma(x[c], w[j][c], y[j]); then + bias[j]
-//	rotation    x0' = fma(x0, cos, −(x1·sin)); x1' = fma(x0, sin, x1·cos), the products in parentheses rounded
-//
-// # Exponential
-//
-// For x ≤ 0; the constants are exactly these binary32:
-//
-//	exp(x) = +0 if x < −0x1.5d589ep+6 (the first binary32 whose exponential is not below 2⁻¹²⁶)
-//	t = fma(x, 0x1.715476p+0, 0x1.8p+23); n = t − 0x1.8p+23       n = x·log₂e to the nearest integer, the fma's own ties
-//	r = fma(n, −0x1.62e4p-1, x); r = fma(n, −0x1.7f7d1cp-20, r)   to even
-//	p = fma(0x1.6ac752p-10, r, 0x1.123de0p-7)
-//	p = fma(p, r, 0x1.555858p-5); p = fma(p, r, 0x1.55548cp-3); p = fma(p, r, 0x1.fffffcp-2)
-//	p = fma(p, r, 1); p = fma(p, r, 1)
-//	exp(x) = p·2ⁿ
-//
-// exp(0) = 1 exactly. The largest error over every binary32 from −0x1.5d589ep+6 to −0 is 0.892 ULP.
-//
-// # Hyperbolic tangent
-//
-// With a = |x|, the sign of x put back at the end:
-//
-//	a < 0x1.4p-1:  z = a·a
-//	               p = fma(−0x1.750ce4p-8, z, 0x1.51f8cep-6); p = fma(p, z, −0x1.b835a4p-5)
-//	               p = fma(p, z, 0x1.1106f6p-3); p = fma(p, z, −0x1.555532p-2)
-//	               tanh = fma(a·z, p, a), the product a·z rounded
-//	else:          e = exp(−2a); tanh = 1 − (e + e)/(1 + e)
-//
-// The largest error over every positive binary32 is 1.431 ULP.
-//
-// # Logarithm
-//
-// For finite x ≥ 2⁻¹²⁶ (the sums of weights are 1 or more):
-//
-//	x = 2ᵏ·f, f from 0x1.6a09e8p-1 (0x3f3504f4, the binary32 next above √½) to below twice that
-//	r = f − 1; z = r·r
-//	p = fma(−0x1.38b5dcp-4, r, 0x1.055b78p-3); p = fma(p, r, −0x1.0d8538p-3); p = fma(p, r, 0x1.22da1cp-3)
-//	p = fma(p, r, −0x1.547246p-3); p = fma(p, r, 0x1.99a008p-3); p = fma(p, r, −0x1.000226p-2)
-//	p = fma(p, r, 0x1.555554p-2)
-//	y = (r·z)·p; y = fma(k, 0x1.7f7d1cp-20, y); y = fma(−0.5, z, y)
-//	log(x) = fma(k, 0x1.62e4p-1, r + y)
-//
-// log(1) = +0 exactly. The largest error over every normal binary32 above 0 is 0.861 ULP. (Tests try a sample of each
-// range; with HEADWATER_EXHAUSTIVE=1 in the environment, all of it.)
-//
-// # Error
-//
-// The unit of error of a row is 2⁻²⁴·(1 + S)·max|v|. S is the largest |Scale|·Σ|q[i]·k[i]| + |slope·(a − t)| + |bias| of
-// the positions that the row sees and that can have weight (docs/numerics.md), max|v| the largest value that it sees.
-// Contexts are within 8 units of the float64 truth, and most often within 1.
+// docs/numerics.md is the contract: each operation with its rounding and its place in the order, the polynomials of exp, tanh
+// and log with their coefficients, which rows are an error (*RowError), and the unit in which errors are counted.
 package attention

@@ -3,7 +3,7 @@ package attention
 import "math"
 
 // Constants of exp, tanh and log. Each is exactly the binary32 that its hexadecimal form says; the coefficients are
-// minimax polynomials (Remez, relative error), rounded to binary32. doc.go states them with the order of operations.
+// minimax polynomials (Remez, relative error), rounded to binary32. docs/numerics.md states them with the order of operations.
 const (
 	// exp: n = rne(x·log2e), by adding and subtracting magic = 1.5·2²³.
 	log2e = 0x1.715476p+0

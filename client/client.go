@@ -6,17 +6,16 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
+	"headwater.example/internal/address"
 	"headwater.example/internal/rpc"
 	"headwater.example/internal/session"
 	"headwater.example/internal/session/fanout"
@@ -24,13 +23,10 @@ import (
 )
 
 // DefaultPort is the coordinator's where an address names none.
-const DefaultPort = "7600"
+const DefaultPort = 7600
 
-// connectTimeout is how long one attempt to connect may take; reconnectDelay the longest pause between attempts.
-const (
-	connectTimeout = 5 * time.Second
-	reconnectDelay = time.Second
-)
+// reconnectDelay is the pause before a coordinator that went away is looked for.
+const reconnectDelay = time.Second
 
 // ReconnectWait is how long Wait looks for a coordinator that went away, long enough for it to be started again.
 const ReconnectWait = 30 * time.Second
@@ -41,6 +37,7 @@ var errShort = status.Error(codes.Unavailable, "the answer ended early")
 // Client is a connection to one coordinator, and to the workers of sessions that are spoken to directly.
 type Client struct {
 	address string
+	proxy   string // through which it is reached, or ""
 	conn    *grpc.ClientConn
 	service headwaterv1.CoordinatorServiceClient
 	conns   *fanout.Conns
@@ -49,34 +46,44 @@ type Client struct {
 	closed  atomic.Bool
 }
 
-// Dial prepares a connection to the coordinator at host:port or host; the first call connects. More options are for
-// tests, such as another dialer. The error is a wrong address.
+// Dial prepares a connection to the coordinator at host:port, host, or unix:/path; the first call connects. No proxy is
+// taken, see DialThroughProxy. More options are for tests, such as another dialer. The error is a wrong address.
 func Dial(address string, opts ...grpc.DialOption) (*Client, error) {
-	if address == "" {
-		return nil, errors.New("coordinator address is empty")
-	}
-	target := address
-	if _, _, err := net.SplitHostPort(address); err != nil {
-		var wrong *net.AddrError
-		if !errors.As(err, &wrong) || wrong.Err != "missing port in address" {
-			return nil, fmt.Errorf("coordinator address %q: %w", address, err)
-		}
-		target = net.JoinHostPort(address, DefaultPort)
-	}
-	retry := backoff.DefaultConfig
-	retry.BaseDelay, retry.MaxDelay = reconnectDelay/10, reconnectDelay
-	all := append(rpc.DialOptions(), grpc.WithConnectParams(grpc.ConnectParams{Backoff: retry, MinConnectTimeout: connectTimeout}))
-	all = append(all, opts...)
-	conn, err := grpc.NewClient(target, all...)
+	return dial(address, "", append(rpc.DialOptions(), opts...))
+}
+
+// DialThroughProxy is Dial through the proxy that HTTPS_PROXY names, unless NO_PROXY names the address. Errors say so.
+func DialThroughProxy(address string, opts ...grpc.DialOption) (*Client, error) {
+	a, err := parseAddress(address)
 	if err != nil {
-		return nil, fmt.Errorf("coordinator address %q: %w", address, err)
+		return nil, err
 	}
-	conns := fanout.NewConns(all...)
+	return dial(address, rpc.Proxy(a.String()), append(rpc.ProxyDialOptions(), opts...))
+}
+
+func parseAddress(text string) (address.Address, error) {
+	a, err := address.Parse(text, DefaultPort)
+	if err != nil {
+		return a, fmt.Errorf("coordinator: %w", err)
+	}
+	return a, nil
+}
+
+func dial(text, proxy string, opts []grpc.DialOption) (*Client, error) {
+	a, err := parseAddress(text)
+	if err != nil {
+		return nil, err
+	}
+	conn, err := grpc.NewClient(a.Target(), opts...)
+	if err != nil {
+		return nil, fmt.Errorf("coordinator address %q: %w", text, err)
+	}
+	conns := fanout.NewConns(opts...)
 	c := &Client{
-		address: target, conn: conn, service: headwaterv1.NewCoordinatorServiceClient(conn),
+		address: a.String(), proxy: proxy, conn: conn, service: headwaterv1.NewCoordinatorServiceClient(conn),
 		conns: conns, lane: fanout.NewLane(newLaneID(), conns),
 	}
-	c.kept.Set(conns.Conns, target)
+	c.kept.Set(conns.Conns, c.address)
 	return c, nil
 }
 
@@ -85,7 +92,7 @@ func newLaneID() (id session.ID) {
 	return id
 }
 
-// Address is the coordinator's host:port.
+// Address is the coordinator's, host:port or unix:/path.
 func (c *Client) Address() string { return c.address }
 
 // Close ends the connections and all calls on them, whose error is ErrClosed, as is that of later ones. Sessions stay on the

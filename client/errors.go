@@ -196,7 +196,7 @@ func (c *Client) wrap(doing string, err error) error {
 		err = status.FromContextError(err).Err()
 	}
 	s := status.Convert(err)
-	message := reason(s.Message())
+	message := c.throughProxy(s.Code(), reason(s.Message()))
 	// What is being done ends with the file, which the coordinator names as well.
 	if file, rest, ok := strings.Cut(message, ": "); ok && strings.HasSuffix(doing, " "+file) {
 		message = rest
@@ -222,7 +222,15 @@ func (c *Client) firstError(doing string, err error, stream grpc.ClientStream) e
 	return c.wrapAnswer(doing, unexpectedEnd(err), header)
 }
 
-// dialError is gRPC's wrapping of an error of dialing, its own or one that the coordinator had with a worker.
+// throughProxy says that a connection that failed went through a proxy.
+func (c *Client) throughProxy(code codes.Code, message string) string {
+	if c.proxy == "" || code != codes.Unavailable {
+		return message
+	}
+	return fmt.Sprintf("through the proxy %s: %s", c.proxy, message)
+}
+
+// dialError is gRPC's wrapping of an error of dialing that a coordinator of before had with a worker.
 var dialError = regexp.MustCompile(`(code = \w+ desc = )?(connection error: )+desc = "transport: Error while dialing: ([^"]*)"`)
 
 // reason leaves of gRPC's wrapping of a dial error what a person can act on, and keeps who dialed whom.

@@ -186,7 +186,7 @@ func (q *Queue) upload(ctx context.Context, stream submitStream, e *entry, begin
 	if err := q.enqueue(e); err != nil {
 		return errors.Join(err, remove(q.input(id)))
 	}
-	q.Logger.Info("job queued", "job", id, "name", begin.GetName(), "bytes", begin.GetSizeBytes())
+	q.Logger.Info("job queued", "job", id, "name", begin.GetName(), "size_bytes", int64(begin.GetSizeBytes()))
 	return nil
 }
 

@@ -17,15 +17,26 @@ import (
 // remote is how a command reaches its coordinator.
 type remote struct {
 	address string
+	proxy   bool
 }
 
 func (r *remote) flags(flags *pflag.FlagSet) {
-	flags.StringVar(&r.address, "coordinator", "127.0.0.1:"+client.DefaultPort, "`host:port` of the coordinator")
+	flags.StringVar(&r.address, "coordinator", fmt.Sprintf("127.0.0.1:%d", client.DefaultPort), "`host:port` of the coordinator, or unix:/path")
+	flags.BoolVar(&r.proxy, "proxy", false, "take the proxy that HTTPS_PROXY names (default: a cluster is reached without)")
+}
+
+// dial prepares a connection to the coordinator.
+func (r *remote) dial() (*client.Client, error) {
+	dial := client.Dial
+	if r.proxy {
+		dial = client.DialThroughProxy
+	}
+	return dial(r.address)
 }
 
 // with calls do with a connection.
 func (r *remote) with(ctx context.Context, do func(context.Context, *client.Client) error) error {
-	c, err := client.Dial(r.address)
+	c, err := r.dial()
 	if err != nil {
 		return usageError{err}
 	}

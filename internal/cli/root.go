@@ -1,11 +1,10 @@
 package cli
 
 import (
-	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
-	"os/signal"
 	"runtime/debug"
 	"syscall"
 
@@ -105,7 +104,7 @@ func (a *app) root(short, example string) *cobra.Command {
 	return root
 }
 
-// run executes the command line until it is done or a signal comes; a second signal ends the process at once.
+// run executes the command line until it is done or a signal comes; see signals.
 func (a *app) run(root *cobra.Command, args []string) int {
 	root.InitDefaultHelpCmd()
 	for _, cmd := range root.Commands() {
@@ -113,13 +112,15 @@ func (a *app) run(root *cobra.Command, args []string) int {
 			cmd.Example = fmt.Sprintf("  %s help completion", a.program)
 		}
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	ctx, stop := signals()
 	defer stop()
-	context.AfterFunc(ctx, stop)
 	root.SetArgs(args)
 	cmd, err := root.ExecuteContextC(ctx)
 	if err == nil {
 		return ExitOK
+	}
+	if errors.Is(err, syscall.EPIPE) { // who reads has read enough
+		return ExitFailed
 	}
 	message, code := line(a.program, err), exitCode(err)
 	if code == ExitUsage {

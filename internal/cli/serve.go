@@ -3,23 +3,14 @@ package cli
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"log/slog"
-	"net"
-	"os"
-	"regexp"
 	"runtime"
-	"slices"
-	"strings"
 	"time"
 
 	"github.com/google/uuid"
 	"github.com/spf13/cobra"
-	"github.com/spf13/pflag"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/health"
 
 	"headwater.example/attention"
 	"headwater.example/coordinator"
@@ -35,160 +26,7 @@ const (
 	coordinatorGossip = ":7610"
 	workerListen      = ":7601"
 	workerGossip      = ":7611"
-	// drainTimeout is how long a stopping process waits for what it has accepted.
-	drainTimeout = 25 * time.Second
-	// leaveTimeout is how long it tries to say that it leaves.
-	leaveTimeout = time.Second
 )
-
-// endpointFlags say where a process listens and how others find it.
-type endpointFlags struct {
-	name            string
-	listen          string
-	advertise       string
-	gossip          string
-	gossipAdvertise string
-	join            []string
-	readyFD         int
-}
-
-func (e *endpointFlags) flags(flags *pflag.FlagSet, listen, gossip string) {
-	flags.StringVar(&e.name, "name", "", "name in the cluster, a DNS label (default: the host's name after the program's)")
-	flags.StringVar(&e.listen, "listen", listen, "`host:port` of the gRPC service; port 0 takes a free one")
-	flags.StringVar(&e.advertise, "advertise", "", "`host` or host:port under which others reach the gRPC service (default: the address listened on, or of this machine where that is all)")
-	flags.StringVar(&e.gossip, "gossip", gossip, "`host:port` of gossip, over TCP and UDP; empty: no gossip")
-	flags.StringVar(&e.gossipAdvertise, "gossip-advertise", "", "`host` or host:port under which others reach gossip (default: the address bound)")
-	flags.StringSliceVar(&e.join, "join", nil, "gossip addresses of others, `host:port,...`")
-	flags.IntVar(&e.readyFD, localcluster.ReadyFlag, 0, "file descriptor that is told when the process serves")
-	_ = flags.MarkHidden(localcluster.ReadyFlag) // it is there
-	flagOnly(flags, localcluster.ReadyFlag)
-}
-
-var (
-	notInLabel = regexp.MustCompile(`[^a-z0-9-]+`)
-	dnsLabel   = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$`)
-)
-
-// self is the name to serve under. A coordinator and a worker of one machine have different ones by default.
-func (e *endpointFlags) self(program string) (string, error) {
-	if e.name != "" {
-		if !dnsLabel.MatchString(e.name) {
-			return "", usage("--name: %q is not a DNS label: 1 to 63 of a-z, 0-9 and '-', with no '-' at its ends", e.name)
-		}
-		return e.name, nil
-	}
-	host, err := os.Hostname()
-	if err != nil {
-		return "", usage("--name is missing, and the host has none: %w", err)
-	}
-	host, _, _ = strings.Cut(strings.ToLower(host), ".")
-	name := program + "-" + notInLabel.ReplaceAllString(host, "-")
-	return strings.Trim(name[:min(len(name), 63)], "-"), nil
-}
-
-// address is what others dial: what is advertised, with the port that is listened on where it names none.
-func (e *endpointFlags) address(listening net.Addr) (string, error) {
-	host, port, err := net.SplitHostPort(listening.String())
-	if err != nil {
-		return "", err
-	}
-	if e.advertise != "" {
-		if _, _, err := net.SplitHostPort(e.advertise); err == nil {
-			return e.advertise, nil
-		}
-		return net.JoinHostPort(strings.Trim(e.advertise, "[]"), port), nil
-	}
-	if ip := net.ParseIP(host); ip != nil && !ip.IsUnspecified() {
-		return net.JoinHostPort(host, port), nil
-	}
-	return net.JoinHostPort(ownAddress(e.join).String(), port), nil
-}
-
-// ownAddress is the address of this machine on the way to the seeds, else to anywhere, else on any network. It is a
-// loopback address only where there is no other. Nothing is sent.
-func ownAddress(seeds []string) net.IP {
-	dialer := net.Dialer{Timeout: 2 * time.Second} // for a name that does not resolve
-	for _, to := range append(slices.Clone(seeds), "192.0.2.1:9") {
-		conn, err := dialer.Dial("udp", to)
-		if err != nil {
-			continue
-		}
-		from, ok := conn.LocalAddr().(*net.UDPAddr)
-		_ = conn.Close() // nothing was sent
-		if ok && !from.IP.IsLoopback() {
-			return from.IP
-		}
-	}
-	addresses, _ := net.InterfaceAddrs() // none where they can not be read
-	for _, address := range addresses {
-		if network, ok := address.(*net.IPNet); ok && network.IP.IsGlobalUnicast() {
-			return network.IP
-		}
-	}
-	return net.IPv4(127, 0, 0, 1)
-}
-
-// ready tells the parent that waits on the pipe.
-func (e *endpointFlags) ready(r localcluster.Ready) error {
-	if e.readyFD == 0 {
-		return nil
-	}
-	pipe := os.NewFile(uintptr(e.readyFD), "ready")
-	if pipe == nil {
-		return usage("--%s: %d is no file descriptor", localcluster.ReadyFlag, e.readyFD)
-	}
-	return errors.Join(json.NewEncoder(pipe).Encode(r), pipe.Close())
-}
-
-// view joins the gossip, or follows the list.
-func (e *endpointFlags) view(ctx context.Context, self membership.Member, static string, log *slog.Logger) (membership.View, error) {
-	switch {
-	case static != "":
-		members, err := membership.ParseStatic(static)
-		if err != nil {
-			return nil, usage("--workers: %w", err)
-		}
-		return membership.Static(members), nil
-	case e.gossip == "":
-		return membership.Static(nil), nil
-	}
-	return membership.Gossip(ctx, membership.GossipConfig{Self: self, Bind: e.gossip, Advertise: e.gossipAdvertise, Seeds: e.join, Logger: log})
-}
-
-// service is a process that serves until its context ends.
-type service struct {
-	log    *slog.Logger
-	server *grpc.Server
-	health *health.Server
-	view   membership.View
-}
-
-// serve answers calls until ctx ends; then it says so, lets drain end what was accepted, leaves and stops.
-func (s *service) serve(ctx context.Context, listener net.Listener, drain func(context.Context) error) error {
-	served := make(chan error, 1)
-	go func() { served <- s.server.Serve(listener) }()
-	var err error
-	select {
-	case err = <-served:
-		served <- nil
-	case <-ctx.Done():
-	}
-	s.log.Info("stopping")
-	s.health.Shutdown()
-	within, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
-	defer cancel()
-	// Those who look for it should know before they are refused. When they stop as well, nobody is left to be told.
-	leaving, left := context.WithTimeout(within, leaveTimeout)
-	defer left()
-	if err := s.view.Close(leaving); err != nil {
-		s.log.Info("nobody was told of the stop", "error", err)
-	}
-	err = errors.Join(err, drain(within))
-	stopped := context.AfterFunc(within, s.server.Stop)
-	s.server.GracefulStop()
-	stopped()
-	return errors.Join(err, <-served)
-}
 
 func (a *app) serveCoordinator() *cobra.Command {
 	var (
@@ -228,13 +66,9 @@ func (a *app) runCoordinator(ctx context.Context, at endpointFlags, workers stri
 		return err
 	}
 	log := a.logger().With("coordinator", name)
-	listener, err := net.Listen("tcp", at.listen)
+	listener, address, err := at.bind(ctx)
 	if err != nil {
-		return fmt.Errorf("listen: %w", err)
-	}
-	address, err := at.address(listener.Addr())
-	if err != nil {
-		return errors.Join(err, listener.Close())
+		return err
 	}
 	view, err := at.view(ctx, membership.Member{Name: name, Boot: uuid.New(), Role: membership.RoleCoordinator, Address: address, Version: Version}, workers, log)
 	if err != nil {
@@ -250,6 +84,7 @@ func (a *app) runCoordinator(ctx context.Context, at endpointFlags, workers stri
 	s := &service{log: log, server: server, view: view, health: rpc.Register(server, headwaterv1.CoordinatorService_ServiceDesc.ServiceName, headwaterv1.SessionService_ServiceDesc.ServiceName)}
 	// Should running jobs fail, for the disk's sake, so does the process: it would take jobs that never run.
 	ctx, stop := context.WithCancelCause(ctx)
+	defer endHard(ctx, log)()
 	running, end := context.WithCancel(context.WithoutCancel(ctx))
 	ran := make(chan error, 1)
 	go func() {
@@ -261,12 +96,18 @@ func (a *app) runCoordinator(ctx context.Context, at endpointFlags, workers stri
 	if err := at.ready(localcluster.Ready{Name: name, Address: address, Gossip: membership.GossipAddr(view)}); err != nil {
 		log.Warn("the parent was not told", "error", err)
 	}
-	err = s.serve(ctx, listener, func(context.Context) error {
+	err = s.serve(ctx, listener, func(within context.Context) error {
 		end()
-		return <-ran
+		select {
+		case err := <-ran:
+			ran <- nil
+			return err
+		case <-within.Done():
+			return fmt.Errorf("the running job did not stop within %v; the next start queues it again", drainTimeout)
+		}
 	})
 	end()
-	return errors.Join(err, c.Close())
+	return errors.Join(err, <-ran, c.Close())
 }
 
 func (a *app) serveWorker() *cobra.Command {
@@ -317,24 +158,21 @@ func (a *app) runWorker(ctx context.Context, at endpointFlags, config worker.Con
 		return usageError{err}
 	}
 	defer w.Close()
-	listener, err := net.Listen("tcp", at.listen)
+	listener, address, err := at.bind(ctx)
 	if err != nil {
-		return fmt.Errorf("listen: %w", err)
-	}
-	address, err := at.address(listener.Addr())
-	if err != nil {
-		return errors.Join(err, listener.Close())
+		return err
 	}
 	view, err := at.view(ctx, membership.Member{Name: name, Boot: config.Boot, Role: membership.RoleWorker, Address: address, Version: Version, Weight: config.Weight}, "", log)
 	if err != nil {
 		return errors.Join(err, listener.Close())
 	}
+	defer endHard(ctx, log)()
 	server := grpc.NewServer(rpc.ServerOptions()...)
 	w.Register(server)
 	s := &service{log: log, server: server, view: view, health: rpc.Register(server, headwaterv1.WorkerService_ServiceDesc.ServiceName, headwaterv1.SessionService_ServiceDesc.ServiceName)}
 	stop := expire(ctx, w, config.SessionTTL)
 	defer stop()
-	log.Info("serving", "address", address, "gossip", membership.GossipAddr(view), "memory", sizeOf(config.Budget))
+	log.Info("serving", "address", address, "gossip", membership.GossipAddr(view), "memory"+bytesKey, config.Budget)
 	if err := at.ready(localcluster.Ready{Name: name, Address: address, Gossip: membership.GossipAddr(view)}); err != nil {
 		log.Warn("the parent was not told", "error", err)
 	}

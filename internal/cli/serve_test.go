@@ -39,27 +39,39 @@ func TestAnAddressOfThisMachineIsAdvertised(t *testing.T) {
 		own[ip.String()] = true
 		elsewhere = elsewhere || ip.IsGlobalUnicast()
 	}
-	anywhere, err := net.ResolveTCPAddr("tcp", "0.0.0.0:7601")
-	if err != nil {
-		t.Fatal(err)
+	bind := func(e endpointFlags) (string, error) {
+		listener, address, err := e.bind(t.Context())
+		if err == nil {
+			err = listener.Close()
+		}
+		return address, err
 	}
-	for _, seeds := range [][]string{nil, {"127.0.0.1:7610"}, {"no.such.host.invalid:7610"}} {
-		address, err := (&endpointFlags{join: seeds}).address(anywhere)
-		if err != nil {
-			t.Fatal(err)
-		}
-		host, port, err := net.SplitHostPort(address)
-		if err != nil || port != "7601" || !own[host] {
-			t.Errorf("with seeds %q: %q, %v; this machine has %v", seeds, address, err, own)
-		}
-		if elsewhere && strings.HasPrefix(host, "127.") {
-			t.Errorf("with seeds %q: %q, which others can not reach", seeds, address)
+	for _, listen := range []string{"0.0.0.0:0", ":0", "[::]:0"} {
+		for _, seeds := range [][]string{nil, {"127.0.0.1:7610"}, {"no.such.host.invalid:7610"}} {
+			address, err := bind(endpointFlags{listen: listen, join: seeds})
+			if err != nil {
+				t.Fatal(err)
+			}
+			host, port, err := net.SplitHostPort(address)
+			if err != nil || port == "0" || !own[host] {
+				t.Errorf("%s with seeds %q: %q, %v; this machine has %v", listen, seeds, address, err, own)
+			}
+			if elsewhere && strings.HasPrefix(host, "127.") {
+				t.Errorf("%s with seeds %q: %q, which others can not reach", listen, seeds, address)
+			}
 		}
 	}
 	// What is given wins over both.
-	for advertise, want := range map[string]string{"10.0.0.1": "10.0.0.1:7601", "a.example:9": "a.example:9", "fd00::1": "[fd00::1]:7601"} {
-		if address, err := (&endpointFlags{advertise: advertise}).address(anywhere); err != nil || address != want {
+	for advertise, want := range map[string]string{"10.0.0.1": "10.0.0.1:", "a.example:9": "a.example:9", "fd00::1": "[fd00::1]:", "[fd00::1]:9": "[fd00::1]:9"} {
+		if address, err := bind(endpointFlags{listen: ":0", advertise: advertise}); err != nil || !strings.HasPrefix(address, want) {
 			t.Errorf("advertised as %q: %q, %v", advertise, address, err)
+		}
+	}
+	for _, wrong := range []endpointFlags{
+		{listen: "7601"}, {listen: ":0", advertise: "0.0.0.0"}, {listen: ":0", advertise: "fd77::1:7601"}, {listen: ":0", join: []string{"host"}},
+	} {
+		if address, err := bind(wrong); exitCode(err) != ExitUsage {
+			t.Errorf("%+v: %q, %v", wrong, address, err)
 		}
 	}
 }

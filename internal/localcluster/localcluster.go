@@ -13,6 +13,7 @@ import (
 	"io"
 	"os"
 	"strconv"
+	"sync"
 	"time"
 
 	"headwater.example/client"
@@ -26,7 +27,7 @@ type Options struct {
 	Command         []string  // the program coord; default: the running executable
 	CoordinatorArgs []string  // more flags of "serve"
 	WorkerArgs      []string  // more flags of "worker serve"
-	DataDir         string    // the coordinator's; default: a temporary folder, removed by Stop
+	DataDir         string    // the coordinator's; default: a temporary folder, removed by Stop, or by the next Start should this process be killed
 	Log             io.Writer // where the processes' stderr goes, from several goroutines unless it is an *os.File; nil: nowhere
 }
 
@@ -34,11 +35,14 @@ type Options struct {
 type Cluster struct {
 	opts        Options
 	spawn       *spawner
-	temporary   string // data folder to remove; empty when it is the caller's
+	temporary   *folder // data folder to remove; nil when it is the caller's
 	coordinator *process
 	workers     []*process
 	address     string // the coordinator's gRPC and gossip addresses, kept over its restarts
 	gossip      string
+
+	started sync.Mutex // guards all
+	all     []*process // every process that was started
 }
 
 // pollEvery is how often Start looks whether the workers have been found: nothing tells.
@@ -58,11 +62,12 @@ func Start(ctx context.Context, opts Options) (_ *Cluster, err error) {
 	}
 	c := &Cluster{opts: opts, address: "127.0.0.1:0", gossip: "127.0.0.1:0"}
 	if c.opts.DataDir == "" {
-		if c.temporary, err = os.MkdirTemp("", "headwater-local-"); err != nil {
+		if c.temporary, err = newFolder(); err != nil {
 			return nil, fmt.Errorf("start a local cluster: %w", err)
 		}
-		c.opts.DataDir = c.temporary
+		c.opts.DataDir = c.temporary.path
 	}
+	c.register()
 	c.spawn = newSpawner()
 	defer func() {
 		if err != nil {
@@ -215,9 +220,10 @@ func (c *Cluster) killAll() {
 
 // release gives back what is left once no process runs.
 func (c *Cluster) release() error {
+	c.unregister()
 	c.spawn.close()
-	if c.temporary == "" {
+	if c.temporary == nil {
 		return nil
 	}
-	return os.RemoveAll(c.temporary)
+	return c.temporary.remove()
 }

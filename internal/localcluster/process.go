@@ -78,6 +78,9 @@ func (c *Cluster) start(name string, args []string) (*process, error) {
 		defer close(p.done)
 		p.err = p.cmd.Wait()
 	}()
+	c.started.Lock()
+	defer c.started.Unlock()
+	c.all = append(c.all, p)
 	return p, nil
 }
 

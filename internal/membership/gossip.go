@@ -2,19 +2,22 @@ package membership
 
 import (
 	"context"
+	"encoding/hex"
+	"errors"
 	"fmt"
 	"log"
 	"log/slog"
-	"maps"
 	"net"
 	"net/netip"
-	"slices"
 	"strconv"
+	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/memberlist"
+
+	"headwater.example/internal/address"
+	"headwater.example/internal/membership/internal/guard"
 )
 
 // GossipConfig says whom to announce and where.
@@ -22,10 +25,10 @@ type GossipConfig struct {
 	// Self is announced to the others. Its boot is fresh at each start of the process.
 	Self Member
 	// Bind is the host:port that gossip listens on, over TCP and UDP. Port 0 takes a free one (see GossipAddr); an empty
-	// host is every IPv4 address.
+	// host is every address of the machine.
 	Bind string
-	// Advertise is the host, or host:port where Bind names a port, under which others reach Bind. Empty is the address
-	// bound, or for 0.0.0.0 the machine's private address. A host name is resolved once, here.
+	// Advertise is the host, or host:port if Bind names a port, under which others reach Bind. Empty is what
+	// address.Advertised finds. A host name is resolved once, here.
 	Advertise string
 	// Seeds are host:port of gossip of others, one of which leads to all. Names are resolved anew at each try, all of
 	// their addresses are joined, and the own one is left out, so that all members can have the same seeds.
@@ -44,26 +47,57 @@ type GossipConfig struct {
 // label stands before each packet and stream of gossip, so that a foreign memberlist at the same address stays outside.
 const label = "headwater"
 
-// leaveTimeout bounds the saying of leave where the context of Close does not.
+// leaveTimeout bounds the saying of leave if the context of Close does not.
 const leaveTimeout = 5 * time.Second
 
-// Gossip announces cfg.Self and follows the others. It returns once it listens; a goroutine that Close ends joins the
-// seeds. The context bounds this call alone.
+// Gossip announces cfg.Self and follows the others. It returns once it listens; goroutines that Close ends join the
+// seeds and meet the members. The context bounds this call alone.
 //
-// Where two living processes have one name, the first keeps it and the conflict is logged on every member; once the first
-// left or is found dead, the one at the newer address takes its place.
+// If two living processes have one name, the first keeps it and the other is among the Outsiders, on every member; once
+// the first left or does not answer any more, the other takes its place.
 func Gossip(ctx context.Context, cfg GossipConfig) (View, error) {
+	g := newGossip(cfg)
+	for _, seed := range cfg.Seeds {
+		a, err := parseSeed(seed)
+		if err != nil {
+			return nil, fmt.Errorf("gossip seed: %w", err)
+		}
+		g.seeds = append(g.seeds, a)
+	}
+	if _, err := encodeMetadata(cfg.Self, false); err != nil {
+		return nil, fmt.Errorf("announcing this process: %w", err)
+	}
+	mc := g.config()
+	err := g.listen(ctx, mc, cfg)
+	if err != nil {
+		return nil, err
+	}
+	if cfg.tune != nil {
+		cfg.tune(mc)
+	}
+	g.pingTimeout = mc.ProbeTimeout
+	if g.list, err = memberlist.Create(mc); err != nil {
+		return nil, errors.Join(fmt.Errorf("gossiping on %s: %w", cfg.Bind, err), g.transport.Shutdown())
+	}
+	close(g.created)
+	self := g.list.LocalNode()
+	g.address = net.JoinHostPort(self.Addr.String(), strconv.Itoa(int(self.Port)))
+	g.log.Debug("gossip listens", "bind", cfg.Bind, "advertise", g.address)
+	g.tasks.Go(g.join)
+	g.tasks.Go(func() { g.patrol(mc.ProbeInterval) })
+	return g, nil
+}
+
+func newGossip(cfg GossipConfig) *gossip {
 	g := &gossip{
-		boot:    cfg.Self.Boot,
-		name:    cfg.Self.Name,
-		seeds:   slices.Clone(cfg.Seeds),
+		self:    cfg.Self,
+		key:     keyOf(cfg.Self),
 		retry:   cfg.SeedRetry,
 		log:     cfg.Logger,
 		lookup:  cfg.lookup,
-		forgot:  make(chan string, 1),
-		joined:  make(chan struct{}),
-		members: make(map[string]placed),
-		told:    make(map[string]string),
+		created: make(chan struct{}),
+		nodes:   make(map[string]*node),
+		refused: make(map[string]refusal),
 		changed: make(chan struct{}),
 	}
 	if g.log == nil {
@@ -77,34 +111,27 @@ func Gossip(ctx context.Context, cfg GossipConfig) (View, error) {
 			return net.DefaultResolver.LookupNetIP(ctx, "ip", host)
 		}
 	}
-	for _, seed := range g.seeds {
-		if err := validateAddress(seed); err != nil {
-			return nil, fmt.Errorf("gossip seed: %w", err)
-		}
-	}
-	var err error
-	if g.meta, err = encodeMetadata(cfg.Self); err != nil {
-		return nil, fmt.Errorf("announcing this process: %w", err)
-	}
-	mc, err := g.config(ctx, cfg)
-	if err != nil {
-		return nil, err
-	}
-	if g.list, err = memberlist.Create(mc); err != nil {
-		g.output.close()
-		return nil, fmt.Errorf("gossiping on %s: %w", cfg.Bind, err)
-	}
-	self := g.list.LocalNode()
-	g.address = net.JoinHostPort(self.Addr.String(), strconv.Itoa(int(self.Port)))
-	g.log.Debug("gossip listens", "bind", cfg.Bind, "advertise", g.address)
+	g.running, g.stop = context.WithCancel(context.Background())
+	g.output = &logWriter{log: g.log, now: time.Now}
+	return g
+}
 
-	joining, stop := context.WithCancel(context.Background())
-	g.stop = stop
-	go func() {
-		defer close(g.joined)
-		g.join(joining)
-	}()
-	return g, nil
+// parseSeed reads the address of a seed. Gossip has no default port.
+func parseSeed(text string) (address.Address, error) {
+	a, err := address.ParseAdvertised(text, 0)
+	if err == nil && a.Unix() {
+		err = fmt.Errorf("address %q: gossip needs a network", text)
+	}
+	return a, err
+}
+
+// keyOf is the name of a process among memberlist's nodes: a member's name and its boot. So a process that comes back, at
+// whatever address, is another node, and never has to wait until its predecessor is found dead.
+func keyOf(m Member) string { return m.Name + "." + hex.EncodeToString(m.Boot[:]) }
+
+// nameOf is the name of a member in the name of its node. Programs from before boots were in it have the name alone.
+func nameOf(key string, boot [16]byte) string {
+	return strings.TrimSuffix(key, "."+hex.EncodeToString(boot[:]))
 }
 
 // GossipAddr returns the host:port under which the others gossip with this view: a seed for them. It is "" for a view
@@ -116,109 +143,100 @@ func GossipAddr(v View) string {
 	return ""
 }
 
-// config returns memberlist's configuration; g becomes its delegate.
-func (g *gossip) config(ctx context.Context, cfg GossipConfig) (*memberlist.Config, error) {
+// config returns memberlist's configuration without its network; g becomes its delegate.
+func (g *gossip) config() *memberlist.Config {
 	mc := memberlist.DefaultLANConfig()
-	mc.Name = cfg.Self.Name
+	mc.Name = g.key
 	mc.Label = label
-	host, port, err := splitPort(cfg.Bind)
-	if err != nil {
-		return nil, fmt.Errorf("gossip address to bind: %w", err)
-	}
-	if host == "" {
-		host = "0.0.0.0"
-	}
-	bind, err := g.resolveOne(ctx, host)
-	if err != nil {
-		return nil, fmt.Errorf("gossip address to bind: %w", err)
-	}
-	mc.BindAddr, mc.BindPort, mc.AdvertisePort = bind.String(), port, port
-	if cfg.Advertise != "" {
-		host := cfg.Advertise
-		if h, p, err := splitPort(cfg.Advertise); err == nil {
-			if port == 0 {
-				return nil, fmt.Errorf("gossip address to advertise: %s names a port, and %s, which is bound, does not", cfg.Advertise, cfg.Bind)
-			}
-			host, mc.AdvertisePort = h, p
-		}
-		advertise, err := g.resolveOne(ctx, host)
-		if err != nil {
-			return nil, fmt.Errorf("gossip address to advertise: %w", err)
-		}
-		if advertise.IsUnspecified() {
-			return nil, fmt.Errorf("gossip address to advertise: others can't reach %s", advertise)
-		}
-		mc.AdvertiseAddr = advertise.String()
-	} else if bind.Is6() && bind.IsUnspecified() {
-		return nil, fmt.Errorf("gossip bound to %s needs an address to advertise", bind)
-	}
-
 	mc.GossipInterval = 100 * time.Millisecond // leave is said over a few of these
 	mc.PushPullInterval = 10 * time.Second     // bounds how long one that missed a message stays wrong
 	mc.TCPTimeout = 3 * time.Second            // Close may wait for a seed that swallows packets
 	mc.DeadNodeReclaimTime = time.Nanosecond   // a name is free as soon as its holder is dead
-	mc.Delegate, mc.Events, mc.Conflict, mc.Alive, mc.Ping = g, g, g, g, g
-	g.output = &logWriter{log: g.log}
+	mc.Delegate, mc.Events, mc.Alive = g, g, g
 	mc.Logger = log.New(g.output, "", 0)
-	if cfg.tune != nil {
-		cfg.tune(mc)
-	}
-	return mc, nil
+	return mc
 }
 
-func splitPort(address string) (host string, port int, err error) {
-	host, p, err := net.SplitHostPort(address)
-	if err != nil {
-		return "", 0, fmt.Errorf("%q is not host:port", address)
+// listen binds gossip and says in mc what is bound and advertised.
+func (g *gossip) listen(ctx context.Context, mc *memberlist.Config, cfg GossipConfig) error {
+	bind, err := address.ParseListen(cfg.Bind)
+	if err == nil && bind.Unix() {
+		err = fmt.Errorf("address %q: gossip needs a network", cfg.Bind)
 	}
-	n, err := strconv.ParseUint(p, 10, 16)
 	if err != nil {
-		return "", 0, fmt.Errorf("%q: port %q is not in [0, 65535]", address, p)
+		return fmt.Errorf("gossip address to bind: %w", err)
 	}
-	return host, int(n), nil
+	if bind.Port == 0 && cfg.Advertise != "" {
+		if a, err := address.ParseAdvertised(cfg.Advertise, 1); err == nil && a.Port != 1 {
+			return fmt.Errorf("gossip address to advertise: %s names a port, and %s, which is bound, does not", cfg.Advertise, cfg.Bind)
+		}
+	}
+	host := "" // every address, of both families
+	if bind.Host != "" && bind.Host != netip.IPv6Unspecified().String() {
+		ip, err := g.resolveOne(ctx, bind.Host)
+		if err != nil {
+			return fmt.Errorf("gossip address to bind: %w", err)
+		}
+		host, bind.Host = ip.String(), ip.String()
+	}
+	advertise := bind
+	if bind.Port == 0 {
+		advertise.Port = 1 // until one is bound
+	}
+	if advertise, err = address.Advertised(ctx, advertise, cfg.Advertise, g.seeds); err != nil {
+		return fmt.Errorf("gossip address to advertise: %w", err)
+	}
+	ip, err := g.resolveOne(ctx, advertise.Host)
+	if err != nil {
+		return fmt.Errorf("gossip address to advertise: %w", err)
+	}
+	g.transport, err = guard.Listen(&memberlist.NetTransportConfig{BindAddrs: []string{host}, BindPort: int(bind.Port), Logger: mc.Logger}, func(from net.Addr, err error) {
+		g.output.warn("gossip message refused", "from", from.String(), "error", err)
+	})
+	if err != nil {
+		return fmt.Errorf("gossiping on %s: %w", cfg.Bind, err)
+	}
+	port := g.transport.GetAutoBindPort()
+	mc.Transport = g.transport
+	mc.BindAddr, mc.BindPort = host, port
+	mc.AdvertiseAddr, mc.AdvertisePort = ip.String(), int(advertise.Port)
+	if bind.Port == 0 {
+		mc.AdvertisePort = port
+	}
+	return nil
 }
 
 // gossip is the view by memberlist, and its delegate. Memberlist calls the Notify methods with its own lock held: they
 // take g.mu alone and call nothing of memberlist.
 type gossip struct {
-	list    *memberlist.Memberlist
-	boot    [16]byte
-	name    string
-	meta    []byte
-	address string
-	seeds   []string
-	retry   time.Duration
-	log     *slog.Logger
-	output  *logWriter
-	lookup  func(ctx context.Context, host string) ([]netip.Addr, error)
+	list        *memberlist.Memberlist
+	transport   *guard.Transport
+	created     chan struct{} // closed when list is set
+	self        Member
+	key         string // of self
+	address     string
+	seeds       []address.Address
+	retry       time.Duration
+	pingTimeout time.Duration
+	log         *slog.Logger
+	output      *logWriter
+	lookup      func(ctx context.Context, host string) ([]netip.Addr, error)
 
-	forgot     chan string   // gossip address of a member that was restarted and may know nobody
-	conflicted atomic.Bool   // another holds this process's name
-	joined     chan struct{} // closed when the joining goroutine ended
-	stop       context.CancelFunc
-	closing    sync.Once
-	closed     error
+	running context.Context // ends with Close
+	stop    context.CancelFunc
+	tasks   sync.WaitGroup
+	closing sync.Once
+	closed  error
 
-	mu      sync.Mutex
-	members map[string]placed // guarded by mu: the living, by name
-	told    map[string]string // guarded by mu: by name, the conflict last logged
-	changed chan struct{}     // guarded by mu
-}
-
-// placed is a member and where it gossips.
-type placed struct {
-	Member
-	gossip netip.AddrPort
-}
-
-func (g *gossip) Members() []Member {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	members := make([]Member, 0, len(g.members))
-	for m := range maps.Values(g.members) {
-		members = append(members, m.Member)
-	}
-	return sorted(members)
+	mu        sync.Mutex
+	ended     bool               // no task is begun any more
+	leaving   bool               // what the metadata says
+	nodes     map[string]*node   // the living, by their keys
+	refused   map[string]refusal // announcements that are not believed, by node
+	newcomers int                // keys that came since the hour began
+	hour      time.Time
+	overTCP   bool // it was said that UDP is blocked
+	changed   chan struct{}
 }
 
 func (g *gossip) Changed() <-chan struct{} {
@@ -232,8 +250,12 @@ func (g *gossip) GossipAddr() string { return g.address }
 
 func (g *gossip) Close(ctx context.Context) error {
 	g.closing.Do(func() {
+		g.mu.Lock()
+		g.ended = true
+		g.leaving = true
+		alone := len(g.nodes) <= 1
+		g.mu.Unlock()
 		g.stop()
-		<-g.joined
 		timeout := leaveTimeout
 		if deadline, ok := ctx.Deadline(); ok {
 			timeout = min(timeout, time.Until(deadline))
@@ -242,16 +264,31 @@ func (g *gossip) Close(ctx context.Context) error {
 			timeout = 0
 		}
 		var failed []error
-		if err := g.list.Leave(max(timeout, time.Millisecond)); err != nil { // zero would be forever
+		// The metadata says it first: of memberlist's message one can't tell who left from who was found dead.
+		if !alone && timeout > 0 {
+			_ = g.list.UpdateNode(timeout / 2) // it is a hint
+		}
+		if err := g.list.Leave(max(timeout/2, time.Millisecond)); err != nil { // zero would be forever
 			failed = append(failed, fmt.Errorf("saying leave by gossip: %w", err))
 		}
-		if err := g.list.Shutdown(); err != nil {
-			failed = append(failed, fmt.Errorf("ending gossip: %w", err))
-		}
-		g.output.close()
+		failed = append(failed, g.end()...)
 		g.closed = oneLine(failed)
 	})
 	return g.closed
+}
+
+// end ends what runs, without a word to the others.
+func (g *gossip) end() (failed []error) {
+	g.mu.Lock()
+	g.ended = true
+	g.mu.Unlock()
+	g.stop()
+	if err := g.list.Shutdown(); err != nil {
+		failed = append(failed, fmt.Errorf("ending gossip: %w", err))
+	}
+	g.tasks.Wait()
+	g.output.close()
+	return failed
 }
 
 // changedLocked tells the readers. The caller holds g.mu.
@@ -260,98 +297,13 @@ func (g *gossip) changedLocked() {
 	g.changed = make(chan struct{})
 }
 
-// NotifyAlive keeps those outside whose metadata can't be read, and is called before any of the others.
-func (g *gossip) NotifyAlive(peer *memberlist.Node) error {
-	_, err := decodeMetadata(peer.Name, peer.Meta)
-	return err
-}
-
-// NotifyJoin takes up a member that was unknown, dead or gone.
-func (g *gossip) NotifyJoin(node *memberlist.Node) { g.take(node) }
-
-// NotifyUpdate takes up a member's new metadata.
-func (g *gossip) NotifyUpdate(node *memberlist.Node) { g.take(node) }
-
-func (g *gossip) take(node *memberlist.Node) {
-	m, err := decodeMetadata(node.Name, node.Meta)
-	if err != nil {
-		return // NotifyAlive let none of these in
-	}
-	ip, _ := netip.AddrFromSlice(node.Addr)
-	g.mu.Lock()
-	old, known := g.members[m.Name]
-	g.members[m.Name] = placed{Member: m, gossip: netip.AddrPortFrom(ip.Unmap(), node.Port)}
-	if old.Member != m {
-		g.changedLocked()
-	}
-	delete(g.told, m.Name)
-	g.mu.Unlock()
-	switch {
-	case m.Name == g.name:
-	case !known:
-		g.log.Info("member joined", "member", m.Name, "role", m.Role.String(), "address", m.Address, "version", m.Version)
-	case old.Boot != m.Boot:
-		g.log.Info("member was restarted", "member", m.Name, "role", m.Role.String(), "address", m.Address, "version", m.Version)
-	}
-}
-
-// NotifyLeave forgets a member that left or is found dead.
-func (g *gossip) NotifyLeave(node *memberlist.Node) {
-	g.mu.Lock()
-	m, known := g.members[node.Name]
-	if known {
-		delete(g.members, node.Name)
-		g.changedLocked()
-	}
-	g.mu.Unlock()
-	if !known || node.Name == g.name {
-		return
-	}
-	g.log.Info("member left or is found dead", "member", m.Name, "role", m.Role.String(), "address", m.Address)
-}
-
-// NotifyConflict hears of another process that says it has a living member's name. Memberlist keeps the one it knows.
-func (g *gossip) NotifyConflict(existing, other *memberlist.Node) {
-	if existing.Name == g.name {
-		g.conflicted.Store(true)
-	}
-	was, _ := decodeMetadata(existing.Name, existing.Meta)
-	says, err := decodeMetadata(other.Name, other.Meta)
-	if err != nil {
-		return
-	}
-	key := fmt.Sprintf("%s %x", other.Address(), says.Boot)
-	g.mu.Lock()
-	repeated := g.told[existing.Name] == key
-	g.told[existing.Name] = key
-	g.mu.Unlock()
-	if repeated {
-		return
-	}
-	g.log.Error("two living members have one name; the first keeps it", "member", existing.Name,
-		"address", was.Address, "boot", fmt.Sprintf("%x", was.Boot), "other_address", says.Address, "other_boot", fmt.Sprintf("%x", says.Boot))
-}
-
-// AckPayload says this boot in the answer to every probe.
-func (g *gossip) AckPayload() []byte { return g.boot[:] }
-
-// NotifyPingComplete compares the boot that answered with the one known. A process that came back at its old address is
-// never missed by the probes, but knows nobody: it is joined anew, upon which it says its new boot to all.
-func (g *gossip) NotifyPingComplete(other *memberlist.Node, _ time.Duration, payload []byte) {
-	g.mu.Lock()
-	m, known := g.members[other.Name]
-	g.mu.Unlock()
-	if !known || len(payload) != len(m.Boot) || [16]byte(payload) == m.Boot {
-		return
-	}
-	select {
-	case g.forgot <- m.gossip.String():
-	default: // one is waiting already, the next probe brings this one again
-	}
-}
-
 // NodeMeta returns the metadata to announce.
-func (g *gossip) NodeMeta(int) []byte { return g.meta }
+func (g *gossip) NodeMeta(int) []byte {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	meta, _ := encodeMetadata(g.self, g.leaving) // Gossip has made it before
+	return meta
+}
 
 // NotifyMsg ignores messages: Headwater sends none by gossip.
 func (g *gossip) NotifyMsg([]byte) {}

@@ -78,12 +78,9 @@ func kill(t *testing.T, v View) {
 	t.Helper()
 	g := v.(*gossip)
 	g.closing.Do(func() {
-		g.stop()
-		<-g.joined
-		if err := g.list.Shutdown(); err != nil {
+		for _, err := range g.end() {
 			t.Error(err)
 		}
-		g.output.close()
 	})
 }
 
@@ -268,11 +265,15 @@ func TestOfTwoWithOneNameTheFirstKeepsItWhileItLives(t *testing.T) {
 			second.Logger = seen.logger()
 			w1 := start(t, second)
 			awaitNames(t, w1, "a twin")
-			awaitRecord(t, &seen, "another living member has the name twin")
-			awaitRecord(t, &logs, "two living members have one name")
+			awaitRecord(t, &seen, "another living process has the name of this one")
+			awaitRecord(t, &logs, "start one of them with another --name")
 			awaitBoot(t, a, "twin", first.Self.Boot)
-			if n := logs.count("two living members have one name"); n != 1 {
+			if n := logs.count("two living processes have one name"); n != 1 {
 				t.Errorf("the conflict is told %d times", n)
+			}
+			out := Outsiders(a)
+			if len(out) != 1 || out[0].Name != "twin" || out[0].Address != "127.0.0.1:7602" || !strings.Contains(out[0].Why, "--name") {
+				t.Errorf("who is left out: %+v", out)
 			}
 
 			end.of(t, w0)
@@ -297,6 +298,11 @@ func awaitRecord(t *testing.T, logs *records, text string) {
 	}
 }
 
+// foreign9 announces metadata of format 9.
+type foreign9 struct{ *gossip }
+
+func (foreign9) NodeMeta(int) []byte { return []byte{9} }
+
 func TestForeignMembersStayOutside(t *testing.T) {
 	var logs records
 	cfg := process("a")
@@ -308,7 +314,7 @@ func TestForeignMembersStayOutside(t *testing.T) {
 	} {
 		mc := memberlist.DefaultLocalConfig()
 		mc.Name, mc.Label, mc.BindAddr, mc.BindPort = foreign.name, foreign.label, "127.0.0.1", 0
-		mc.Delegate = &gossip{meta: []byte{9}}
+		mc.Delegate = foreign9{&gossip{}}
 		mc.Logger = log.New(&records{}, "", 0)
 		list, err := memberlist.Create(mc)
 		if err != nil {
@@ -326,16 +332,16 @@ func TestForeignMembersStayOutside(t *testing.T) {
 func TestGossipThatCannotStart(t *testing.T) {
 	taken := start(t, process("taken"))
 	for rule, change := range map[string]func(*GossipConfig){
-		"boot UUID is zero":                  func(c *GossipConfig) { c.Self.Boot = [16]byte{} },
-		`bind: "127.0.0.1" is not host:port`: func(c *GossipConfig) { c.Bind = "127.0.0.1" },
-		`port "x" is not in [0, 65535]`:      func(c *GossipConfig) { c.Bind = "127.0.0.1:x" },
-		"resolving nowhere: gone":            func(c *GossipConfig) { c.Bind = "nowhere:0" },
-		"advertise: resolving nowhere":       func(c *GossipConfig) { c.Advertise = "nowhere" },
-		"others can't reach 0.0.0.0":         func(c *GossipConfig) { c.Advertise = "0.0.0.0" },
-		"names a port, and 127.0.0.1:0":      func(c *GossipConfig) { c.Advertise = "127.0.0.1:7" },
-		"needs an address to advertise":      func(c *GossipConfig) { c.Bind = "[::]:0" },
-		`seed: address "a" is not host:port`: func(c *GossipConfig) { c.Seeds = []string{"a"} },
-		"address already in use":             func(c *GossipConfig) { c.Bind = GossipAddr(taken) },
+		"boot UUID is zero":                 func(c *GossipConfig) { c.Self.Boot = [16]byte{} },
+		`address "127.0.0.1" names no port`: func(c *GossipConfig) { c.Bind = "127.0.0.1" },
+		`port "x" is not a number`:          func(c *GossipConfig) { c.Bind = "127.0.0.1:x" },
+		"resolving nowhere: gone":           func(c *GossipConfig) { c.Bind = "nowhere:0" },
+		"advertise: resolving nowhere":      func(c *GossipConfig) { c.Advertise = "nowhere" },
+		"others can't dial 0.0.0.0":         func(c *GossipConfig) { c.Advertise = "0.0.0.0" },
+		"names a port, and 127.0.0.1:0":     func(c *GossipConfig) { c.Advertise = "127.0.0.1:7" },
+		`address "unix:/a": gossip needs`:   func(c *GossipConfig) { c.Bind = "unix:/a" },
+		`seed: address "a" names no port`:   func(c *GossipConfig) { c.Seeds = []string{"a"} },
+		"address already in use":            func(c *GossipConfig) { c.Bind = GossipAddr(taken) },
 	} {
 		cfg := process("a")
 		cfg.lookup = func(context.Context, string) ([]netip.Addr, error) { return nil, errors.New("gone") }
@@ -358,7 +364,7 @@ func TestAdvertisedAddress(t *testing.T) {
 
 func TestMemberlistsLinesBecomeRecords(t *testing.T) {
 	var logs records
-	w := &logWriter{log: logs.logger()}
+	w := &logWriter{log: logs.logger(), now: time.Now}
 	for line, want := range map[string]string{
 		"[DEBUG] memberlist: one\n":                         "level=DEBUG msg=one by=memberlist",
 		"[INFO] memberlist: two\n":                          "level=DEBUG msg=two by=memberlist",
@@ -374,6 +380,13 @@ func TestMemberlistsLinesBecomeRecords(t *testing.T) {
 		if logs.count(want) != 1 {
 			t.Errorf("%q did not become %q", line, want)
 		}
+	}
+	// A warning of one kind is said once.
+	for range 3 {
+		_, _ = w.Write([]byte("[ERR] memberlist: Failed to send UDP ping: write udp 10.0.0.1\n"))
+	}
+	if n := logs.count(`level=WARN msg="Failed to send UDP ping`); n != 1 {
+		t.Errorf("a warning is said %d times", n)
 	}
 	w.close()
 	if _, err := w.Write([]byte("[WARN] memberlist: late\n")); err != nil || logs.count("late") != 0 {

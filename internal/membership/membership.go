@@ -12,9 +12,8 @@ package membership
 import (
 	"context"
 	"fmt"
-	"net"
-	"net/netip"
-	"strconv"
+
+	"headwater.example/internal/address"
 )
 
 // Role is what a member does.
@@ -42,7 +41,7 @@ type Member struct {
 	Name    string   // unique among the living: letters, digits, '.', '_' and '-', at most 128 bytes
 	Boot    [16]byte // UUID of this process's start; zero in a static list, which can't know it
 	Role    Role
-	Address string // host:port of its gRPC service, as others dial it
+	Address string // of its gRPC service, as others dial it; see package address
 	Version string // the program's version; "" where it is not known
 	Weight  int    // share of the shards that a worker asks for beside the others', 1 to 1,048,576; of no meaning for a coordinator
 }
@@ -109,25 +108,10 @@ func validateName(name string) error {
 	return nil
 }
 
-// validateAddress checks that an address can be dialed: a host name or a specified IP address, and a port.
-func validateAddress(address string) error {
-	host, port, err := net.SplitHostPort(address)
-	if err != nil {
-		return fmt.Errorf("address %q is not host:port", address)
-	}
-	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
-		return fmt.Errorf("address %q: port %q is not in [1, 65535]", address, port)
-	}
-	if ip, err := netip.ParseAddr(host); err == nil {
-		if ip.IsUnspecified() {
-			return fmt.Errorf("address %q: others can't dial %s", address, host)
-		}
-		return nil
-	}
-	if !hostCharacters(host) {
-		return fmt.Errorf("address %q: %q is neither an IP address nor a host name", address, host)
-	}
-	return nil
+// validateAddress checks that others can dial an address.
+func validateAddress(text string) error {
+	_, err := address.ParseAdvertised(text, 0)
+	return err
 }
 
 func hostCharacters(s string) bool {

@@ -13,6 +13,7 @@ import (
 //	weight   4 bytes
 //	address  1 byte of length, the bytes
 //	version  1 byte of length, the bytes
+//	flags    1 byte, may be missing: 1 is a member that leaves
 //
 // What follows is ignored, so that a later program can add to it; another format is refused by name. The name is not in
 // it: memberlist carries that.
@@ -21,14 +22,16 @@ const (
 	metadataFixed  = 1 + 1 + 16 + 4
 	// MetadataLimit is the most that memberlist carries, in bytes.
 	MetadataLimit = 512
+
+	flagLeaving = 1
 )
 
 // encodeMetadata returns the metadata of a member, which it validates.
-func encodeMetadata(m Member) ([]byte, error) {
+func encodeMetadata(m Member, leaving bool) ([]byte, error) {
 	if err := m.validate(); err != nil {
 		return nil, err
 	}
-	size := metadataFixed + 1 + len(m.Address) + 1 + len(m.Version)
+	size := metadataFixed + 1 + len(m.Address) + 1 + len(m.Version) + 1
 	if len(m.Address) > 255 || size > MetadataLimit {
 		return nil, fmt.Errorf("member %s: its metadata has %d bytes with an address of %d, more than the %d (and 255) that gossip carries", m.Name, size, len(m.Address), MetadataLimit)
 	}
@@ -40,27 +43,31 @@ func encodeMetadata(m Member) ([]byte, error) {
 		b = append(b, byte(len(s)))
 		b = append(b, s...)
 	}
+	if leaving {
+		b = append(b, flagLeaving)
+	}
 	return b, nil
 }
 
-// decodeMetadata returns the member of this name that the metadata tells of. It keeps nothing of b.
-func decodeMetadata(name string, b []byte) (Member, error) {
+// decodeMetadata returns the member that the metadata of a node tells of, and whether it leaves. It keeps nothing of b.
+func decodeMetadata(key string, b []byte) (m Member, leaving bool, err error) {
 	if len(b) > MetadataLimit {
-		return Member{}, fmt.Errorf("member %q: metadata of %d bytes, more than %d", name, len(b), MetadataLimit)
+		return Member{}, false, fmt.Errorf("member %q: metadata of %d bytes, more than %d", key, len(b), MetadataLimit)
 	}
 	if len(b) == 0 {
-		return Member{}, fmt.Errorf("member %q: no metadata", name)
+		return Member{}, false, fmt.Errorf("member %q: no metadata", key)
 	}
 	if b[0] != metadataFormat {
-		return Member{}, fmt.Errorf("member %q: metadata of format %d, this program reads %d", name, b[0], metadataFormat)
+		return Member{}, false, fmt.Errorf("member %q: metadata of format %d, this program reads %d", key, b[0], metadataFormat)
 	}
 	if len(b) < metadataFixed {
-		return Member{}, fmt.Errorf("member %q: metadata ends after %d bytes, before its fixed %d", name, len(b), metadataFixed)
+		return Member{}, false, fmt.Errorf("member %q: metadata ends after %d bytes, before its fixed %d", key, len(b), metadataFixed)
 	}
-	m := Member{Name: name, Role: Role(b[1]), Boot: [16]byte(b[2:18])}
+	m = Member{Role: Role(b[1]), Boot: [16]byte(b[2:18])}
+	m.Name = nameOf(key, m.Boot)
 	weight := binary.LittleEndian.Uint32(b[18:])
 	if weight > maxWeight {
-		return Member{}, fmt.Errorf("member %q: weight %d is more than %d", name, weight, maxWeight)
+		return Member{}, false, fmt.Errorf("member %q: weight %d is more than %d", m.Name, weight, maxWeight)
 	}
 	m.Weight = int(weight)
 	rest := b[metadataFixed:]
@@ -69,13 +76,13 @@ func decodeMetadata(name string, b []byte) (Member, error) {
 		to   *string
 	}{{"address", &m.Address}, {"version", &m.Version}} {
 		if len(rest) == 0 || len(rest)-1 < int(rest[0]) {
-			return Member{}, fmt.Errorf("member %q: metadata ends within its %s", name, field.name)
+			return Member{}, false, fmt.Errorf("member %q: metadata ends within its %s", m.Name, field.name)
 		}
 		*field.to = string(rest[1 : 1+int(rest[0])])
 		rest = rest[1+int(rest[0]):]
 	}
 	if err := m.validate(); err != nil {
-		return Member{}, err
+		return Member{}, false, err
 	}
-	return m, nil
+	return m, len(rest) > 0 && rest[0]&flagLeaving != 0, nil
 }

@@ -4,18 +4,19 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
-	"strconv"
 	"strings"
 	"time"
+
+	"headwater.example/internal/address"
 )
 
 // longestRetry is how many times of SeedRetry the wait between two tries grows to.
 const longestRetry = 16
 
-// join keeps the seeds joined until ctx ends.
-func (g *gossip) join(ctx context.Context) {
+// join keeps the seeds joined until the view is closed.
+func (g *gossip) join() {
+	ctx := g.running
 	wait, said := g.retry, ""
 	timer := time.NewTimer(0)
 	defer timer.Stop()
@@ -23,11 +24,6 @@ func (g *gossip) join(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
-		case address := <-g.forgot:
-			if _, err := g.list.Join([]string{address}); err != nil {
-				g.log.Debug("joining a member that was restarted", "gossip", address, "error", err)
-			}
-			continue
 		case <-timer.C:
 		}
 		err := g.joinSeeds(ctx)
@@ -54,30 +50,21 @@ func (g *gossip) join(ctx context.Context) {
 // joinSeeds joins each address of each seed that is not in the view, and says what it could not reach. A seed is reached
 // when one of its addresses is.
 func (g *gossip) joinSeeds(ctx context.Context) error {
-	// Members that know this process under its predecessor's address must be told again.
-	again := g.conflicted.Swap(false)
 	here := g.gossipers()
 	var failed []error
 	for _, seed := range g.seeds {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		if err := g.joinSeed(ctx, seed, here, again); err != nil {
+		if err := g.joinSeed(ctx, seed, here); err != nil {
 			failed = append(failed, fmt.Errorf("%s: %w", seed, err))
 		}
-	}
-	if g.conflicted.Load() {
-		failed = append(failed, fmt.Errorf("another living member has the name %s", g.name))
 	}
 	return oneLine(failed)
 }
 
-func (g *gossip) joinSeed(ctx context.Context, seed string, here map[netip.AddrPort]string, again bool) error {
-	host, port, err := splitPort(seed)
-	if err != nil {
-		return err
-	}
-	ips, err := g.resolve(ctx, host)
+func (g *gossip) joinSeed(ctx context.Context, seed address.Address, here map[netip.AddrPort]bool) error {
+	ips, err := g.resolve(ctx, seed.Host)
 	if err != nil {
 		return err
 	}
@@ -87,14 +74,14 @@ func (g *gossip) joinSeed(ctx context.Context, seed string, here map[netip.AddrP
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		address := netip.AddrPortFrom(ip, uint16(port))
-		if name, ok := here[address]; ok && (name == g.name || !again) {
+		at := netip.AddrPortFrom(ip, seed.Port)
+		if here[at] {
 			reached = true
 			continue
 		}
-		if _, err := g.list.Join([]string{net.JoinHostPort(ip.String(), strconv.Itoa(port))}); err != nil {
-			failed = append(failed, errors.New("no gossip at "+address.String()))
-			g.log.Debug("joining a gossip seed", "seed", seed, "gossip", address.String(), "error", err)
+		if _, err := g.list.Join([]string{at.String()}); err != nil {
+			failed = append(failed, errors.New("no gossip at "+at.String()))
+			g.log.Debug("joining a gossip seed", "seed", seed.String(), "gossip", at.String(), "error", err)
 			continue
 		}
 		reached = true
@@ -105,7 +92,7 @@ func (g *gossip) joinSeed(ctx context.Context, seed string, here map[netip.AddrP
 	return oneLine(failed)
 }
 
-// oneLine joins errors, nil where there is none. Nobody looks into them.
+// oneLine joins errors, nil if there is none. Nobody looks into them.
 func oneLine(errs []error) error {
 	if len(errs) == 0 {
 		return nil
@@ -117,13 +104,15 @@ func oneLine(errs []error) error {
 	return errors.New(strings.Join(texts, "; "))
 }
 
-// gossipers returns the names of the members in the view by their gossip addresses.
-func (g *gossip) gossipers() map[netip.AddrPort]string {
+// gossipers returns the gossip addresses of the members in the view, this process among them.
+func (g *gossip) gossipers() map[netip.AddrPort]bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	here := make(map[netip.AddrPort]string, len(g.members))
-	for name, m := range g.members {
-		here[m.gossip] = name
+	here := make(map[netip.AddrPort]bool, len(g.nodes))
+	for _, n := range g.nodes {
+		if n.holds {
+			here[n.gossip] = true
+		}
 	}
 	return here
 }
@@ -146,7 +135,7 @@ func (g *gossip) resolve(ctx context.Context, host string) ([]netip.Addr, error)
 	return ips, nil
 }
 
-// resolveOne returns an address of a host, of IPv4 where it has one.
+// resolveOne returns an address of a host, of IPv4 if it has one.
 func (g *gossip) resolveOne(ctx context.Context, host string) (netip.Addr, error) {
 	ips, err := g.resolve(ctx, host)
 	if err != nil {

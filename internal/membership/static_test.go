@@ -24,13 +24,13 @@ func TestParseStatic(t *testing.T) {
 		"w0":                  "is not name=host:port",
 		"w0=a:1,":             "is not name=host:port",
 		"=a:1":                "has 0 bytes",
-		"w0=a":                "is not host:port",
-		"w0=a:0":              "is not in [1, 65535]",
+		"w0=a":                "names no port",
+		"w0=a:0":              "a port is 1 to 65535",
 		"w0=a:1,w0=b:1":       "is named twice",
 		"w 0=a:1":             "other characters",
 		"w0=0.0.0.0:7601":     "can't dial",
 		"w0=a=b:1":            "neither an IP address nor a host name",
-		"w0=127.0.0.1:777777": "is not in [1, 65535]",
+		"w0=127.0.0.1:777777": "not a number from 0 to 65535",
 	} {
 		if _, err := ParseStatic(list); err == nil || !strings.Contains(err.Error(), rule) {
 			t.Errorf("%q: want an error that says %q, got %v", list, rule, err)

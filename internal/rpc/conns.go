@@ -6,6 +6,8 @@ import (
 	"sync"
 
 	"google.golang.org/grpc"
+
+	addresses "headwater.example/internal/address"
 )
 
 // Conns are connections, by address. One is made for its first user and closed after its last, so a caller that wants one
@@ -43,7 +45,11 @@ func (c *Conns) Use(address string) (*Conn, error) {
 	}
 	conn := c.conns[address]
 	if conn == nil {
-		made, err := grpc.NewClient("passthrough:///"+address, c.options...)
+		target, err := addresses.Target(address)
+		if err != nil {
+			return nil, err
+		}
+		made, err := grpc.NewClient(target, c.options...)
 		if err != nil {
 			return nil, fmt.Errorf("address %q: %w", address, err)
 		}

@@ -21,7 +21,6 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/health"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
@@ -46,41 +45,26 @@ const (
 	maxReceiveBytes = 2 * MaxMessageBytes
 )
 
-// Time after which a silent connection is probed, and that the answer may take: a peer that hangs is lost after the sum.
+// Time after which a silent connection is probed, and that the answer may take. A peer that hangs is lost after the sum,
+// and with connectTimeout for the attempt to reach it again, a call on it ends after 20 s.
 const (
 	keepaliveTime    = 10 * time.Second
 	keepaliveTimeout = 5 * time.Second
+	// connectTimeout is what one attempt to connect may take, and a client that connects: who says nothing is let go.
+	connectTimeout = 5 * time.Second
 )
 
 // ServerOptions returns what every Headwater server is made with.
 func ServerOptions() []grpc.ServerOption {
 	return []grpc.ServerOption{
 		grpc.ForceServerCodecV2(Codec{}),
+		grpc.ConnectionTimeout(connectTimeout),
 		grpc.MaxRecvMsgSize(maxReceiveBytes),
 		grpc.MaxSendMsgSize(MaxMessageBytes),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepaliveTime, Timeout: keepaliveTimeout}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: keepaliveTime / 2, PermitWithoutStream: true}),
 		grpc.ChainUnaryInterceptor(checkUnary),
 		grpc.ChainStreamInterceptor(checkStream),
-	}
-}
-
-// DialOptions returns what every connection to a Headwater server is made with.
-func DialOptions() []grpc.DialOption {
-	return dialOptions(Version)
-}
-
-func dialOptions(version string) []grpc.DialOption {
-	return []grpc.DialOption{
-		grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithDefaultCallOptions(grpc.ForceCodecV2(Codec{}), grpc.MaxCallRecvMsgSize(maxReceiveBytes), grpc.MaxCallSendMsgSize(MaxMessageBytes)),
-		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: keepaliveTime, Timeout: keepaliveTimeout}),
-		grpc.WithUnaryInterceptor(func(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
-			return invoke(metadata.AppendToOutgoingContext(ctx, MetadataKey, version), method, req, reply, cc, opts...)
-		}),
-		grpc.WithStreamInterceptor(func(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.ClientConn, method string, stream grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
-			return stream(metadata.AppendToOutgoingContext(ctx, MetadataKey, version), desc, cc, method, opts...)
-		}),
 	}
 }
 

@@ -1,0 +1,99 @@
+package rpc
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"net/url"
+	"regexp"
+	"strings"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+)
+
+// reconnectDelay is the longest pause between attempts to connect.
+const reconnectDelay = time.Second
+
+// DialOptions returns what every connection to a Headwater server is made with. No proxy is taken: the variables that name
+// one are meant for the way out of the cluster. Errors of calls are in this program's words.
+func DialOptions() []grpc.DialOption {
+	return append(dialOptions(Version), grpc.WithNoProxy())
+}
+
+// ProxyDialOptions is DialOptions for who wants the proxy that HTTPS_PROXY names, NO_PROXY apart.
+func ProxyDialOptions() []grpc.DialOption { return dialOptions(Version) }
+
+// Proxy returns the proxy that ProxyDialOptions take to a host:port, without what it may hold of passwords; "" for none.
+func Proxy(hostport string) string {
+	proxy, err := http.ProxyFromEnvironment(&http.Request{URL: &url.URL{Scheme: "https", Host: hostport}})
+	if err != nil || proxy == nil {
+		return ""
+	}
+	return proxy.Host
+}
+
+func dialOptions(version string) []grpc.DialOption {
+	retry := backoff.DefaultConfig
+	retry.BaseDelay, retry.MaxDelay = reconnectDelay/10, reconnectDelay
+	return []grpc.DialOption{
+		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithConnectParams(grpc.ConnectParams{Backoff: retry, MinConnectTimeout: connectTimeout}),
+		grpc.WithDefaultCallOptions(grpc.ForceCodecV2(Codec{}), grpc.MaxCallRecvMsgSize(maxReceiveBytes), grpc.MaxCallSendMsgSize(MaxMessageBytes)),
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: keepaliveTime, Timeout: keepaliveTimeout}),
+		grpc.WithUnaryInterceptor(func(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+			return inOwnWords(invoke(metadata.AppendToOutgoingContext(ctx, MetadataKey, version), method, req, reply, cc, opts...))
+		}),
+		grpc.WithStreamInterceptor(func(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.ClientConn, method string, open grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
+			s, err := open(metadata.AppendToOutgoingContext(ctx, MetadataKey, version), desc, cc, method, opts...)
+			if err != nil {
+				return nil, inOwnWords(err)
+			}
+			return clientStream{s}, nil
+		}),
+	}
+}
+
+// clientStream is a stream whose errors are in this program's words.
+type clientStream struct{ grpc.ClientStream }
+
+func (s clientStream) SendMsg(m any) error { return inOwnWords(s.ClientStream.SendMsg(m)) }
+func (s clientStream) RecvMsg(m any) error { return inOwnWords(s.ClientStream.RecvMsg(m)) }
+
+// gRPC's words, of its version that go.mod names.
+var (
+	dialFailed = regexp.MustCompile(`(?:connection error: )+desc = "transport: (?:E|e)rror while dialing: ([^"]*)"`)
+	tooLarge   = regexp.MustCompile(`(?i)(?:trying to send|received) message (?:after decompression )?larger than max \((\d+) vs\. (\d+)\)`)
+	noPreface  = regexp.MustCompile(`(?:connection error: )+desc = "error reading server preface: [^"]*"`)
+)
+
+// inOwnWords says the failures of connections and the bounds of messages as people need them. Codes and details stay.
+func inOwnWords(err error) error {
+	if err == nil {
+		return nil
+	}
+	s, ok := status.FromError(err)
+	if !ok || s.Code() != codes.Unavailable && s.Code() != codes.ResourceExhausted && s.Code() != codes.DeadlineExceeded {
+		return err
+	}
+	message := s.Message()
+	said := dialFailed.ReplaceAllString(message, "$1")
+	said = tooLarge.ReplaceAllString(said, "a message of $1 bytes is larger than the $2 bytes that are allowed")
+	said = noPreface.ReplaceAllString(said, fmt.Sprintf("it accepts connections and says nothing within %v: it hangs, or it is no Headwater server", connectTimeout))
+	said = strings.TrimPrefix(said, "grpc: ")
+	if strings.Contains(said, "keepalive ping failed") {
+		said = fmt.Sprintf("it did not answer for %v: it hangs, or the network to it is cut", keepaliveTime+keepaliveTimeout)
+	}
+	if said == message {
+		return err
+	}
+	p := s.Proto()
+	p.Message = said
+	return status.ErrorProto(p)
+}
