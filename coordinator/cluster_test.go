@@ -37,8 +37,6 @@ type view struct {
 	mu      sync.Mutex
 	members []membership.Member
 	changed chan struct{}
-
-	outsiders []membership.Outsider
 }
 
 func (v *view) Members() []membership.Member {
@@ -54,12 +52,6 @@ func (v *view) Changed() <-chan struct{} {
 }
 
 func (v *view) Close(context.Context) error { return nil }
-
-func (v *view) Outsiders() []membership.Outsider {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	return slices.Clone(v.outsiders)
-}
 
 func (v *view) set(members ...membership.Member) {
 	v.mu.Lock()

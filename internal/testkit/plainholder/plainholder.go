@@ -242,7 +242,7 @@ func (h *Holder) ForkSession(_ context.Context, req *headwaterv1.ForkSessionRequ
 			n := len(r.hashes)
 			if req.Position != nil {
 				if req.GetPosition() > uint64(n) {
-					return nil, refuse(invalid, "position %d of %d", req.GetPosition(), n)
+					return nil, refuse(behind, "position %d of %d", req.GetPosition(), n)
 				}
 				n = int(req.GetPosition())
 			}
