@@ -37,6 +37,8 @@ type view struct {
 	mu      sync.Mutex
 	members []membership.Member
 	changed chan struct{}
+
+	outsiders []membership.Outsider
 }
 
 func (v *view) Members() []membership.Member {
@@ -52,6 +54,12 @@ func (v *view) Changed() <-chan struct{} {
 }
 
 func (v *view) Close(context.Context) error { return nil }
+
+func (v *view) Outsiders() []membership.Outsider {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return slices.Clone(v.outsiders)
+}
 
 func (v *view) set(members ...membership.Member) {
 	v.mu.Lock()

@@ -125,6 +125,9 @@ func (q *Queue) Status(ctx context.Context, _ *headwaterv1.StatusRequest) (*head
 		}
 		resp.Workers = append(resp.Workers, w)
 	}
+	for _, o := range q.workers.Outsiders() {
+		resp.Workers = append(resp.Workers, &headwaterv1.WorkerStatus{Address: o.Address, Worker: &headwaterv1.DescribeResponse{Name: o.Name}, Error: o.Why})
+	}
 	counts := map[headwaterv1.JobState]uint64{}
 	for _, job := range q.list() {
 		counts[job.GetState()]++

@@ -32,6 +32,7 @@ type lane struct {
 	*Relay
 	stream *session.ServerStream
 	out    *fanout.Lane
+	fail   context.CancelCauseFunc // ends the lane
 
 	room      *semaphore.Weighted // relayedBytes
 	started   chan *laneStep      // to a finisher that waits
@@ -57,12 +58,20 @@ type laneStep struct {
 
 // Lane implements session.Service.
 func (r *Relay) Lane(stream *session.ServerStream) error {
-	l := &lane{Relay: r, stream: stream, out: fanout.NewLane(stream.ID(), r.conns), room: semaphore.NewWeighted(relayedBytes), started: make(chan *laneStep)}
+	ctx, fail := context.WithCancelCause(stream.Context())
+	defer fail(nil)
+	l := &lane{
+		Relay: r, stream: stream, out: fanout.NewLane(stream.ID(), r.conns), fail: fail,
+		room: semaphore.NewWeighted(relayedBytes), started: make(chan *laneStep),
+	}
 	l.steps.New = func() any { return new(laneStep) }
 	ended := make(chan error, 1)
 	// Recv ends when this call has returned, so Close waits for it and not this call.
 	r.lanes.Go(func() {
-		err := l.read(stream.Context())
+		err := rpc.Guard(r.log, "reading a lane", func() error { return l.read(ctx) })
+		if status.Code(err) == codes.Internal {
+			fail(err) // finishers that wait for steps are not all fed any more
+		}
 		close(l.started)
 		l.tasks.Wait()
 		l.out.Close()
@@ -71,6 +80,8 @@ func (r *Relay) Lane(stream *session.ServerStream) error {
 	select {
 	case err := <-ended:
 		return err
+	case <-ctx.Done():
+		return context.Cause(ctx)
 	case <-r.stopping:
 		return status.Error(codes.Unavailable, "the coordinator stops; its sessions stay with the workers")
 	}
@@ -105,7 +116,11 @@ func (l *lane) read(ctx context.Context) error {
 		}
 		if l.finishers < relayed {
 			l.finishers++
-			l.tasks.Go(func() { l.finish(ctx, s) })
+			l.tasks.Go(func() {
+				if err := rpc.Guard(l.log, "answering a lane", func() error { l.finish(ctx, s); return nil }); err != nil {
+					l.fail(err)
+				}
+			})
 			continue
 		}
 		select {
@@ -142,24 +157,15 @@ func (l *lane) start(ctx context.Context, s *laneStep) error {
 		return invalid("layer %d of %d", m.Layer, len(layers))
 	}
 	s.layer = &layers[m.Layer]
-	if len(m.Hashes) != s.layer.KVHeads {
-		return invalid("layer %d: %d hashes for %d groups", m.Layer, len(m.Hashes), s.layer.KVHeads)
+	// All of the message is checked here, whichever way it goes on.
+	if _, err := m.Check(s.layer, s.layer.KVHeads, len(s.request.Payload.Bytes())); err != nil {
+		return invalid("layer %d: %v", m.Layer, err)
 	}
 	s.step = fanout.Step{Step: *m}
 	if h.Whole(int(m.Layer)) {
 		s.step.Payload, s.request.Payload = s.request.Payload, nil
 		s.call = l.out.Start(ctx, h, &s.step)
 		return nil
-	}
-	if dt, err := layerproto.ReadStorage(m.Encoding); m.Append > 0 && m.Encoding != headwaterv1.StorageType_STORAGE_TYPE_F32 && (err != nil || dt != s.layer.Storage()) {
-		return invalid("layer %d: keys and values are sent in %s, f32 or the layer's %s is taken", m.Layer, m.Encoding, s.layer.Storage())
-	}
-	if m.Append > shard.MaxStepTokens || m.Attend > shard.MaxStepTokens {
-		return invalid("layer %d: a step of %d and %d tokens, at most %d are taken", m.Layer, m.Append, m.Attend, shard.MaxStepTokens)
-	}
-	// Of several holders' answers, each may fit a frame and all together not.
-	if 4*s.layer.Heads*int(m.Attend)*(s.layer.VDim()+1) > maxAnswer {
-		return invalid("layer %d: the answer for %d tokens exceeds a frame of %d bytes: cut the step into fewer tokens", m.Layer, m.Attend, rpc.MaxMessageBytes)
 	}
 	if err := s.payload.Cut(s.layer, m, s.request.Payload.Bytes()); err != nil {
 		return err
@@ -173,11 +179,6 @@ func (l *lane) start(ctx context.Context, s *laneStep) error {
 	s.call = l.out.Start(ctx, h, &s.step)
 	return nil
 }
-
-const (
-	// maxAnswer bounds the raw bytes of an answer so that it fits a frame with its coding and its other fields.
-	maxAnswer = rpc.MaxMessageBytes - 64<<10
-)
 
 func grow(s []float32, n int) []float32 {
 	if cap(s) < n {

@@ -65,6 +65,9 @@ func New(c Config) *Relay {
 // Run keeps the connections to the workers until ctx ends, once. Lanes end then, so that a server can stop gracefully.
 func (r *Relay) Run(ctx context.Context) {
 	defer close(r.stopping)
+	var watch sync.WaitGroup
+	defer watch.Wait()
+	watch.Go(func() { r.watch(ctx) })
 	r.workers.Keep(ctx)
 }
 

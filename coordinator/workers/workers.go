@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -19,10 +20,15 @@ import (
 	"headwater.example/internal/membership"
 	"headwater.example/internal/rpc"
 	headwaterv1 "headwater.example/proto/headwater/v1"
+	"headwater.example/shard"
 )
 
 // Timeout is how long a worker may take to answer Ask.
 const Timeout = 5 * time.Second
+
+// strangerTimeout is how long Describe waits for workers that have never answered, once another has: gossip may name any
+// number of them.
+const strangerTimeout = time.Second
 
 // View says who is in the cluster; a membership.View does. Both methods may be called concurrently and do not block.
 type View interface {
@@ -36,10 +42,20 @@ type View interface {
 type Workers struct {
 	View
 	conns *rpc.Conns
+
+	mu       sync.Mutex
+	answered map[string][16]byte // by name, the boot that has answered
 }
 
 // New returns the workers of a view. Calls to them go over the connections.
-func New(view View, conns *rpc.Conns) *Workers { return &Workers{View: view, conns: conns} }
+func New(view View, conns *rpc.Conns) *Workers {
+	return &Workers{View: view, conns: conns, answered: map[string][16]byte{}}
+}
+
+// Outsiders returns the workers that announce themselves and are left out, for people to see.
+func (w *Workers) Outsiders() []membership.Outsider {
+	return slices.DeleteFunc(membership.Outsiders(w.View), func(o membership.Outsider) bool { return o.Role == membership.RoleCoordinator })
+}
 
 // List returns the members of the view that are workers, sorted by name. The slice is the caller's.
 func (w *Workers) List() []membership.Member {
@@ -95,15 +111,58 @@ type Description struct {
 	Err  error                         // names the worker
 }
 
+// errStranger ends the asking of workers that have never answered.
+var errStranger = fmt.Errorf("it has never answered, and did not within %v of another", strangerTimeout)
+
 // Describe asks each of the members who it is and what it has room for. A worker of another protocol version is an error.
+// It waits for those that have answered before; for the others only a moment once one answers.
 func (w *Workers) Describe(ctx context.Context, members []membership.Member) []Description {
 	described := make([]Description, len(members))
+	patience, giveUp := context.WithCancelCause(ctx)
+	defer giveUp(nil)
+	var once sync.Once
+	var timer *time.Timer
 	Ask(ctx, members, func(ctx context.Context, i int, m membership.Member) {
 		d := &described[i]
 		d.Member = m
+		stranger := !w.known(m)
+		if stranger {
+			var cancel context.CancelFunc
+			ctx, cancel = context.WithCancel(ctx)
+			defer context.AfterFunc(patience, cancel)()
+			defer cancel()
+		}
 		d.Said, d.Err = w.describe(ctx, m)
+		switch {
+		case d.Err == nil:
+			w.meet(m)
+			once.Do(func() { timer = time.AfterFunc(strangerTimeout, func() { giveUp(errStranger) }) })
+		case stranger && context.Cause(patience) == errStranger:
+			d.Err = fmt.Errorf("worker %q at %s: %w", m.Name, m.Address, status.Error(codes.Unavailable, errStranger.Error()))
+		}
 	})
+	if timer != nil {
+		timer.Stop()
+	}
 	return described
+}
+
+// known tells whether this start of a worker has answered before.
+func (w *Workers) known(m membership.Member) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	boot, ok := w.answered[m.Name]
+	return ok && boot == m.Boot
+}
+
+// meet notes that a worker has answered, and forgets those that are gone.
+func (w *Workers) meet(m membership.Member) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if len(w.answered) > 2*shard.MaxWorkers {
+		clear(w.answered)
+	}
+	w.answered[m.Name] = m.Boot
 }
 
 func (w *Workers) describe(ctx context.Context, m membership.Member) (*headwaterv1.DescribeResponse, error) {
@@ -119,6 +178,9 @@ func (w *Workers) describe(ctx context.Context, m membership.Member) (*headwater
 	}
 	if err == nil && said.GetName() != m.Name {
 		err = fmt.Errorf("it says that it is %q", said.GetName())
+	}
+	if err == nil && said.GetWeight() > shard.MaxWeight {
+		err = fmt.Errorf("left out: its weight %d is not in 1 to %d", said.GetWeight(), shard.MaxWeight)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("worker %q at %s: %w", m.Name, m.Address, err)

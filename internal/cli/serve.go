@@ -79,7 +79,7 @@ func (a *app) runCoordinator(ctx context.Context, at endpointFlags, workers stri
 	if err != nil {
 		return errors.Join(err, view.Close(ctx), listener.Close())
 	}
-	server := grpc.NewServer(rpc.ServerOptions()...)
+	server := grpc.NewServer(rpc.ServerOptions(rpc.LogTo(log))...)
 	c.Register(server)
 	s := &service{log: log, server: server, view: view, health: rpc.Register(server, headwaterv1.CoordinatorService_ServiceDesc.ServiceName, headwaterv1.SessionService_ServiceDesc.ServiceName)}
 	// Should running jobs fail, for the disk's sake, so does the process: it would take jobs that never run.
@@ -167,7 +167,7 @@ func (a *app) runWorker(ctx context.Context, at endpointFlags, config worker.Con
 		return errors.Join(err, listener.Close())
 	}
 	defer endHard(ctx, log)()
-	server := grpc.NewServer(rpc.ServerOptions()...)
+	server := grpc.NewServer(rpc.ServerOptions(rpc.LogTo(log))...)
 	w.Register(server)
 	s := &service{log: log, server: server, view: view, health: rpc.Register(server, headwaterv1.WorkerService_ServiceDesc.ServiceName, headwaterv1.SessionService_ServiceDesc.ServiceName)}
 	stop := expire(ctx, w, config.SessionTTL)

@@ -121,7 +121,7 @@ func viewStatus(address string, status *headwaterv1.StatusResponse, caches []*he
 			one.Boot = boot.String()
 		}
 		for _, c := range caches {
-			if c.GetWorker() == one.Name {
+			if c.GetWorker() == one.Name && one.Error == "" { // one that is left out may have another's name
 				one.Cache = viewCache(c)
 			}
 		}
@@ -163,6 +163,14 @@ func (a *app) printStatus(v statusView) error {
 	}
 	if err := a.printTable(workers); err != nil {
 		return err
+	}
+	for _, w := range v.Workers { // the table has no room for what to do
+		if w.Error == "" {
+			continue
+		}
+		if _, err := fmt.Fprintf(a.Out, "%s at %s: %s\n", w.Name, w.Address, w.Error); err != nil {
+			return err
+		}
 	}
 	if len(v.Workers) > 0 {
 		if err := a.printCaches(v.Workers); err != nil {

@@ -51,7 +51,7 @@ type Outsider struct {
 
 // Outsiders returns who announces itself to the view and is not among its members, for people to see: a second process of
 // one name, one that does not answer, one with wrong metadata. They are sorted by name, and are at most 32.
-func Outsiders(v View) []Outsider {
+func Outsiders(v interface{ Members() []Member }) []Outsider {
 	if g, ok := v.(interface{ Outsiders() []Outsider }); ok {
 		return g.Outsiders()
 	}

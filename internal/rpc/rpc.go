@@ -15,6 +15,7 @@ package rpc
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"strconv"
 	"strings"
 	"time"
@@ -40,6 +41,8 @@ const MetadataKey = "headwater-protocol"
 const (
 	BlockBytes      = 1 << 20
 	MaxMessageBytes = 32 << 20
+	// MaxAnswerBytes bounds the raw bytes of an answer so that it fits a message with its coding and its other fields.
+	MaxAnswerBytes = MaxMessageBytes - 64<<10
 	// maxReceiveBytes is what gRPC reads of a message, so that a lane's frame that is too large is refused by name. Beyond it
 	// gRPC ends the call itself.
 	maxReceiveBytes = 2 * MaxMessageBytes
@@ -54,8 +57,21 @@ const (
 	connectTimeout = 5 * time.Second
 )
 
+// ServerOption says how a server differs from others.
+type ServerOption func(*serverOptions)
+
+type serverOptions struct{ log *slog.Logger }
+
+// LogTo makes a server log to log, and not to slog.Default.
+func LogTo(log *slog.Logger) ServerOption { return func(o *serverOptions) { o.log = log } }
+
 // ServerOptions returns what every Headwater server is made with.
-func ServerOptions() []grpc.ServerOption {
+func ServerOptions(options ...ServerOption) []grpc.ServerOption {
+	var o serverOptions
+	for _, set := range options {
+		set(&o)
+	}
+	guardUnary, guardStream := guardCalls(o.log)
 	return []grpc.ServerOption{
 		grpc.ForceServerCodecV2(Codec{}),
 		grpc.ConnectionTimeout(connectTimeout),
@@ -63,8 +79,8 @@ func ServerOptions() []grpc.ServerOption {
 		grpc.MaxSendMsgSize(MaxMessageBytes),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepaliveTime, Timeout: keepaliveTimeout}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: keepaliveTime / 2, PermitWithoutStream: true}),
-		grpc.ChainUnaryInterceptor(checkUnary),
-		grpc.ChainStreamInterceptor(checkStream),
+		grpc.ChainUnaryInterceptor(guardUnary, checkUnary),
+		grpc.ChainStreamInterceptor(guardStream, checkStream),
 	}
 }
 

@@ -153,51 +153,21 @@ func notFinite(m *session.Step, err error) error {
 func (st *step) read(m *session.Step, payload *rpc.Buffer, layer *shard.LayerSpec, groups []shard.Group) (bytes int64, rule string) {
 	l := layer.Layout
 	heads := layer.Heads / layer.KVHeads
-	codec, framed := layerproto.ReadStepCodec(m.Codec)
+	codec, _ := layerproto.ReadStepCodec(m.Codec)
 	st.groups, st.heads, st.vDim, st.options = groups, heads, l.VDim(), layer.Options
 	st.raw, st.codec = m.Codec == headwaterv1.StepCodec_STEP_CODEC_RAW, codec
-	// No product overflows: groups and heads are at most 2¹² together, tokens at most 2¹⁶.
-	n, attend, appended := int64(len(groups)), int64(m.Attend), int64(m.Append)
-	rows := n * attend * int64(heads)
-	answer := 4 * rows * int64(l.VDim()+1)
-	mask := attend * int64(m.Tree)
-	dt, err := l.DType(), error(nil)
-	if appended > 0 {
-		dt, err = layerproto.ReadStorage(m.Encoding)
+	sizes, err := m.Check(layer, len(groups), len(payload.Bytes()))
+	if err != nil {
+		return 0, err.Error()
 	}
-	switch {
-	case attend > shard.MaxStepTokens || appended > shard.MaxStepTokens:
-		return 0, fmt.Sprintf("a step appends and attends at most %d tokens, not %d and %d: cut it into several", shard.MaxStepTokens, appended, attend)
-	case attend == 0 && appended == 0:
-		return 0, "a step without tokens"
-	case attend > 0 && !st.raw && !framed:
-		return 0, fmt.Sprintf("codec %d is not known", m.Codec)
-	case err != nil || dt != l.DType() && dt != tensor.F32:
-		return 0, fmt.Sprintf("encoding %d is neither f32 nor the layer's %s", m.Encoding, l.DType())
-	case answer > machine.MaxAnswerBytes:
-		return 0, fmt.Sprintf("the answer for %d tokens exceeds a message of %d bytes: cut the step into fewer tokens", attend, machine.MaxAnswerBytes)
-	case m.QueryPosition > shard.MaxPositions:
-		return 0, fmt.Sprintf("query at position %d, more than %d", m.QueryPosition, int64(shard.MaxPositions))
-	case m.Tree > shard.MaxTreePositions:
-		return 0, fmt.Sprintf("a tree mask of %d positions, at most %d are allowed", m.Tree, shard.MaxTreePositions)
-	case m.Tree > 0 && (attend == 0 || uint64(m.Tree) > m.Length+uint64(appended)):
-		return 0, fmt.Sprintf("a tree mask of %d positions for %d tokens over %d", m.Tree, attend, m.Length+uint64(appended))
-	case int64(len(m.TreeMask)) != attend*int64((m.Tree+7)/8):
-		return 0, fmt.Sprintf("the tree mask has %d bytes, %d tokens of %d positions need %d", len(m.TreeMask), attend, m.Tree, attend*int64((m.Tree+7)/8))
-	case mask > shard.MaxTreeElements:
-		return 0, fmt.Sprintf("a tree mask of %d elements, at most %d are allowed: cut the step into fewer tokens", mask, shard.MaxTreeElements)
-	}
-	q := 4 * rows * int64(l.HeadDim())
-	k, v := n*appended*int64(l.HeadDim()*dt.Size()), n*appended*int64(l.VDim()*dt.Size())
-	scales := int64(0)
-	if dt == tensor.I8 {
-		scales = 4 * n * appended
+	n, attend := int64(len(groups)), int64(m.Attend)
+	answer, mask := 4*n*attend*int64(heads)*int64(l.VDim()+1), attend*int64(m.Tree)
+	dt := l.DType()
+	if m.Append > 0 && m.Encoding == headwaterv1.StorageType_STORAGE_TYPE_F32 {
+		dt = tensor.F32
 	}
 	b := payload.Bytes()
-	if want := q + k + v + 2*scales; int64(len(b)) != want {
-		return 0, fmt.Sprintf("the payload has %d bytes; %d query tokens and %d to append of %d groups need %d", len(b), attend, appended, n, want)
-	}
-	if i, x, ok := tensor.CheckFinite(b[:q], tensor.F32, false); !ok {
+	if i, x, ok := tensor.CheckFinite(b[:sizes.Q], tensor.F32, false); !ok {
 		row := int64(i) / int64(l.HeadDim())
 		return 0, fmt.Sprintf("q of group %d, token %d, head %d: element %d is %v", groups[row/(attend*int64(heads))], row/int64(heads)%attend, row%int64(heads), int64(i)%int64(l.HeadDim()), x)
 	}
@@ -205,12 +175,12 @@ func (st *step) read(m *session.Step, payload *rpc.Buffer, layer *shard.LayerSpe
 		part, b = b[:size:size], b[size:]
 		return part
 	}
-	cut(q)
-	st.q = payload.Floats()[:q/4]
+	cut(sizes.Q)
+	st.q = payload.Floats()[:sizes.Q/4]
 	st.append = kvcache.Append{
 		Session: kvcache.SessionID(m.Session), Epoch: kvcache.Epoch{Counter: m.Epoch}, Truncations: m.Truncations,
 		Layer: shard.Layer(m.Layer), Length: m.Length, Hashes: m.Hashes, Positions: int(m.Append), Encoding: dt,
-		K: cut(k), V: cut(v), KScale: cut(scales), VScale: cut(scales), Tokens: m.Tokens, Query: m.QueryPosition,
+		K: cut(sizes.K), V: cut(sizes.V), KScale: cut(sizes.Scale), VScale: cut(sizes.Scale), Tokens: m.Tokens, Query: m.QueryPosition,
 	}
 	st.query = attention.Query{Tokens: int(m.Attend), Heads: heads, Offset: int64(m.QueryPosition)}
 	bytes = int64(len(payload.Bytes())) + answer + mask

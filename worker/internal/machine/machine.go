@@ -18,7 +18,7 @@ import (
 )
 
 // MaxAnswerBytes bounds the raw bytes of an answer so that it fits a message with its coding and its other fields.
-const MaxAnswerBytes = rpc.MaxMessageBytes - 64<<10
+const MaxAnswerBytes = rpc.MaxAnswerBytes
 
 // Config says what a machine has. Its numbers have been checked.
 type Config struct {

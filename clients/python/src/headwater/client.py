@@ -15,6 +15,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 
 from . import safetensors
+from .address import parse_address
 from .arrays import Array
 from .errors import HeadwaterError, JobError, ProtocolError, SessionError, StaleEpochError, call_error, session_error
 from .holders import DEFAULT_PORT, PROTOCOL, PROTOCOL_KEY, Connections, Holder, check_version, parse_holders
@@ -36,17 +37,16 @@ _LISTED = 1000  # sessions that are asked for at once
 
 
 class Client:
-    """A client of the coordinator at host:port, or host. The first call connects. Threads may share it; it is a context
-    manager, which closes its connections. Sessions stay on the cluster until their TTL."""
+    """A client of the coordinator at host:port, host, [IPv6]:port, or unix:/path. The first call connects. Threads may share
+    it; it is a context manager, which closes its connections. Sessions stay on the cluster until their TTL.
 
-    def __init__(self, address: str, *, timeout: float | None = None) -> None:
-        if not address:
-            raise ValueError("coordinator address is empty")
-        host, colon, port = address.rpartition(":")
-        self.address = address if colon and port.isdigit() and host else f"{address}:{DEFAULT_PORT}"
+    No proxy is taken, whatever the environment says, unless proxy is True."""
+
+    def __init__(self, address: str, *, timeout: float | None = None, proxy: bool = False) -> None:
+        self.address = parse_address(address, DEFAULT_PORT)
         self.timeout = timeout
         """Seconds that a call may take, jobs' apart; None is no limit."""
-        self._connections = Connections(self.address)
+        self._connections = Connections(self.address, proxy=proxy)
 
     def __enter__(self) -> Client:
         return self
@@ -236,7 +236,7 @@ class Client:
                 else:
                     taken, send = response.job, False
         except grpc.RpcError as e:
-            raise call_error(doing, self.address, e) from e
+            raise call_error(doing, self._connections.named(self.address), e) from e
         finally:
             wanted.say(False)
             call.cancel()  # type: ignore[no-untyped-call]
@@ -275,7 +275,7 @@ class Client:
             for response in stub(request, timeout=timeout, metadata=((PROTOCOL_KEY, PROTOCOL),)):
                 job = response.job
         except grpc.RpcError as e:
-            raise call_error(doing, self.address, e) from e
+            raise call_error(doing, self._connections.named(self.address), e) from e
         if job is None or job.state not in _ENDED:
             raise ProtocolError(f"{doing}: the answer ended early")
         if job.state != coordinator_pb2.JOB_STATE_SUCCEEDED:
@@ -299,7 +299,7 @@ class Client:
                     job = response.job
                 pieces.append(response.data)
         except grpc.RpcError as e:
-            raise call_error(doing, self.address, e) from e
+            raise call_error(doing, self._connections.named(self.address), e) from e
         data = b"".join(pieces)
         if job is None or hashlib.sha256(data).hexdigest() != job.result_sha256:
             raise ProtocolError(f"{doing}: the bytes are not those of the result")

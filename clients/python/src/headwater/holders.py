@@ -13,6 +13,7 @@ from typing import TypeVar
 import grpc
 from google.protobuf.message import Message
 
+from .address import through_proxy
 from .errors import BusyError, HeadwaterError, ProtocolError, UnreachableError, call_error
 from .lane import METADATA_KEY, Stream
 from .v1 import session_pb2
@@ -29,6 +30,8 @@ _OPTIONS = [
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1_000),
 ]
+# The variables that name a proxy are meant for the way out of the cluster.
+_NO_PROXY = [("grpc.enable_http_proxy", 0)]
 
 R = TypeVar("R", bound=Message)
 T = TypeVar("T")
@@ -66,7 +69,9 @@ class Connections:
     """Channels by address, and this client's lane over them. Safe for threads. That to the coordinator is kept; one to a worker
     is closed after its last user, which is a call or the lane's stream, so that none is left of a worker that is gone."""
 
-    def __init__(self, coordinator: str) -> None:
+    def __init__(self, coordinator: str, *, proxy: bool = False) -> None:
+        self._options = _OPTIONS if proxy else _OPTIONS + _NO_PROXY
+        self._proxy = proxy
         self.lane = secrets.token_bytes(16)
         self._coordinator = coordinator
         self._lock = threading.Lock()  # guards the rest
@@ -74,6 +79,10 @@ class Connections:
         self._streams: dict[str, Stream] = {}
         self._tasks: ThreadPoolExecutor | None = None
         self._closed = False
+
+    def named(self, address: str) -> str:
+        """The address as errors name it: with the proxy, if one is taken."""
+        return through_proxy(address) if self._proxy else address
 
     def coordinator(self) -> grpc.Channel:
         """The channel to the coordinator, which lives until close."""
@@ -83,7 +92,7 @@ class Connections:
     def _take(self, address: str) -> grpc.Channel:
         if self._closed:
             raise HeadwaterError("the client is closed")
-        channel, users = self._channels.get(address) or (grpc.insecure_channel(address, options=_OPTIONS), 0)
+        channel, users = self._channels.get(address) or (grpc.insecure_channel(address, options=self._options), 0)
         self._channels[address] = channel, users + 1
         return channel
 
@@ -134,7 +143,7 @@ class Connections:
             try:
                 response, call = stub.with_call(request, timeout=timeout, metadata=((PROTOCOL_KEY, PROTOCOL),))
             except grpc.RpcError as e:
-                raise call_error(doing, address, e) from e
+                raise call_error(doing, self.named(address), e) from e
         check_version(address, call.initial_metadata())
         result: R = response
         return result

@@ -1,0 +1,65 @@
+package sessions
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	"headwater.example/internal/membership"
+)
+
+// maxNamed is how many sessions a log line about a lost worker names.
+const maxNamed = 8
+
+// watch logs each worker that goes away or is restarted while it holds sessions, until ctx ends. What it held is gone.
+func (r *Relay) watch(ctx context.Context) {
+	before := map[string]membership.Member{}
+	for {
+		changed := r.workers.Changed()
+		now := map[string]membership.Member{}
+		for _, m := range r.workers.List() {
+			now[m.Name] = m
+		}
+		for name, m := range before {
+			if now[name].Boot != m.Boot || now[name].Name == "" {
+				r.lost(m, now[name].Name != "")
+			}
+		}
+		before = now
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// lost logs which sessions a worker that is gone held, as far as they are remembered here.
+func (r *Relay) lost(m membership.Member, restarted bool) {
+	r.mu.Lock()
+	var held []string
+	for id, h := range r.holdings {
+		for _, o := range h.Holders() {
+			// A list of workers knows no boots.
+			if o.Name == m.Name && (m.Boot == [16]byte{} || bytes.Equal(o.Boot, m.Boot[:])) {
+				held = append(held, fmt.Sprintf("%x", id))
+			}
+		}
+	}
+	r.mu.Unlock()
+	if len(held) == 0 {
+		return
+	}
+	slices.Sort(held)
+	named := strings.Join(held[:min(len(held), maxNamed)], " ")
+	if more := len(held) - maxNamed; more > 0 {
+		named = fmt.Sprintf("%s and %d more", named, more)
+	}
+	what := "a worker is gone that holds sessions: they go on if it comes back with them, else they are lost"
+	if restarted {
+		what = "a worker was restarted that held sessions: they are lost"
+	}
+	r.log.Warn(what, "worker", m.Name, "address", m.Address, "sessions", len(held), "ids", named)
+}
