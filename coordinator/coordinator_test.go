@@ -418,22 +418,40 @@ func TestRetention(t *testing.T) {
 	}
 }
 
+// TestResultsOfTheSameJobAreTheSameFile, from run to run and on any number of workers.
+func TestResultsOfTheSameJobAreTheSameFile(t *testing.T) {
+	first := ""
+	for _, n := range []int{1, 3} {
+		c := startCluster(t, clusterOptions{workers: workers(n)})
+		for range 2 {
+			job, _ := c.run(t, client.SubmitOptions{Path: variety(t)})
+			if first == "" {
+				first = job.GetResultSha256()
+			}
+			if got := job.GetResultSha256(); got != first || got == "" {
+				t.Errorf("on %d workers the result's SHA-256 is %s, was %s", n, got, first)
+			}
+		}
+	}
+}
+
 func TestResultSaysWhereItComesFrom(t *testing.T) {
 	c := startCluster(t, clusterOptions{workers: workers(3)})
 	job, f := c.run(t, client.SubmitOptions{Path: variety(t), Codec: headwaterv1.ContextCodec_CONTEXT_CODEC_BF16})
 	var m struct {
-		Job         string                            `json:"job"`
-		ContentHash string                            `json:"content_hash"`
-		Codec       string                            `json:"codec"`
-		Plan        struct{ Layers []any }            `json:"plan"`
-		Options     map[string]any                    `json:"options"`
-		Workers     []struct{ BytesInRaw, Units int } `json:"workers"`
+		ContentHash string           `json:"content_hash"`
+		Codec       string           `json:"codec"`
+		Problems    []map[string]any `json:"problems"`
+		Options     map[string]any   `json:"options"`
 	}
 	if err := json.Unmarshal([]byte(f.Metadata()["headwater"]), &m); err != nil {
 		t.Fatal(err)
 	}
-	if m.Job != job.GetId() || m.ContentHash != job.GetContentHash() || m.Codec != "bf16" || len(m.Plan.Layers) != 4 || len(m.Workers) != 3 || len(m.Options) == 0 {
+	if m.ContentHash != job.GetContentHash() || m.Codec != "bf16" || len(m.Problems) != 4 || len(m.Options) == 0 {
 		t.Errorf("metadata %+v", m)
+	}
+	if len(job.GetReport().GetWorkers()) != 3 || len(job.GetReport().GetPlan()) == 0 {
+		t.Errorf("the job's report is %v", job.GetReport())
 	}
 	_, exact := c.run(t, client.SubmitOptions{Path: variety(t)})
 	a, b := read(t, exact, "seqs.0.context"), read(t, f, "seqs.0.context")

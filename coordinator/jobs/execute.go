@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -81,7 +80,12 @@ func (q *Queue) compute(ctx context.Context, e *entry) (_ func(*headwaterv1.Job)
 	if err != nil {
 		return nil, err
 	}
-	layout, err := tensor.NewLayout(parsed.ResultInfos(), reserve(parsed, len(q.workers.Members())))
+	metadata := describeResult(snapshot, parsed, codec)
+	reserve, err := tensor.MetadataBytes(metadata)
+	if err != nil {
+		return nil, fmt.Errorf("describe result: %w", err)
+	}
+	layout, err := tensor.NewLayout(parsed.ResultInfos(), reserve)
 	if err != nil {
 		return nil, err
 	}
@@ -102,7 +106,7 @@ func (q *Queue) compute(ctx context.Context, e *entry) (_ func(*headwaterv1.Job)
 	if err != nil {
 		return nil, err
 	}
-	header, err := layout.Header(map[string]string{"headwater": string(q.metadata(snapshot, parsed, codec, report))})
+	header, err := layout.Header(metadata)
 	if err != nil {
 		return nil, fmt.Errorf("write result: %w", err)
 	}
@@ -122,48 +126,28 @@ func (q *Queue) compute(ctx context.Context, e *entry) (_ func(*headwaterv1.Job)
 	}, nil
 }
 
-// reserve is the room that a result's header keeps for its metadata: the plan's text grows with the shards and the layers,
-// the rest with the options and the workers. The text stands in a JSON string, which doubles quotes.
-func reserve(j *jobfile.Job, members int) int {
-	return 8<<10 + 2*len(j.EffectiveJSON()) + 32*j.Geometry().Shards() + 1024*len(j.Problems) + 1024*members
-}
-
-// metadata describes a result, as docs/job-file.md says.
-func (q *Queue) metadata(snapshot *headwaterv1.Job, j *jobfile.Job, codec contextframe.Codec, report *headwaterv1.Report) []byte {
-	type workerReport struct {
-		Name        string  `json:"name"`
-		BytesOut    uint64  `json:"bytes_out"`
-		BytesInRaw  uint64  `json:"bytes_in_raw"`
-		BytesInWire uint64  `json:"bytes_in_wire"`
-		ComputeS    float64 `json:"compute_seconds"`
-		WireS       float64 `json:"wire_seconds"`
-		Units       uint64  `json:"units"`
-		Lost        bool    `json:"lost,omitempty"`
+// describeResult makes a result's metadata, as docs/job-file.md says. Nothing in it differs from run to run, or with the
+// workers, so that results of the same job are the same file.
+func describeResult(snapshot *headwaterv1.Job, j *jobfile.Job, codec contextframe.Codec) map[string]string {
+	type geometry struct {
+		Prefix  string `json:"prefix"`
+		Heads   int    `json:"n_heads"`
+		KVHeads int    `json:"n_kv_heads"`
+		HeadDim int    `json:"head_dim"`
+		VDim    int    `json:"v_dim"`
 	}
-	var workers []workerReport
-	for _, w := range report.GetWorkers() {
-		workers = append(workers, workerReport{
-			w.GetName(), w.GetBytesOut(), w.GetBytesInRaw(), w.GetBytesInWire(),
-			w.GetCompute().AsDuration().Seconds(), w.GetWire().AsDuration().Seconds(), w.GetUnits(), w.GetLost(),
-		})
+	problems := make([]geometry, len(j.Problems))
+	for i, p := range j.Problems {
+		problems[i] = geometry{p.Prefix, p.Shape.Heads, p.Shape.KVHeads, p.Shape.HeadDim, p.Shape.VDim}
 	}
 	text, err := json.Marshal(struct {
-		Job         string          `json:"job"`
 		ContentHash string          `json:"content_hash"`
 		Options     json.RawMessage `json:"options"`
 		Codec       string          `json:"codec"`
-		Plan        json.RawMessage `json:"plan"`
-		Workers     []workerReport  `json:"workers"`
-		Started     time.Time       `json:"started"`
-		ElapsedS    float64         `json:"elapsed_seconds"`
-		Coordinator string          `json:"coordinator"`
-		Version     string          `json:"version"`
-	}{
-		snapshot.GetId(), snapshot.GetContentHash(), j.EffectiveJSON(), codec.String(), report.GetPlan(), workers,
-		snapshot.GetStarted().AsTime(), report.GetElapsed().AsDuration().Seconds(), q.Name, q.Version,
-	})
+		Problems    []geometry      `json:"problems"`
+	}{snapshot.GetContentHash(), j.EffectiveJSON(), codec.String(), problems})
 	if err != nil {
-		return []byte("{}") // all of it is ours and encodes
+		text = []byte("{}") // all of it is ours and encodes
 	}
-	return text
+	return map[string]string{"headwater": string(text)}
 }

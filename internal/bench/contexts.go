@@ -21,19 +21,10 @@ func ContextBlocks(path string) (blocks []contextframe.Block, err error) {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, file.Close()) }()
-	// The plan has a layer for each context, in the file's order.
-	var result struct {
-		Plan struct {
-			Layers []struct {
-				Heads   int `json:"n_heads"`
-				KVHeads int `json:"n_kv_heads"`
-			} `json:"layers"`
-		} `json:"plan"`
+	kvHeads, err := groupsOf(file)
+	if err != nil {
+		return nil, err
 	}
-	if err := json.Unmarshal([]byte(file.Metadata()["headwater"]), &result); err != nil {
-		return nil, fmt.Errorf("%s is no result: metadata headwater: %w", path, err)
-	}
-	layers := result.Plan.Layers
 	for _, name := range file.Names() {
 		prefix, ok := strings.CutSuffix(name, "context")
 		info, _ := file.Lookup(name)
@@ -49,11 +40,11 @@ func ContextBlocks(path string) (blocks []contextframe.Block, err error) {
 			return nil, err
 		}
 		tokens, heads, dim := info.Shape[0], info.Shape[1], info.Shape[2]
-		if len(layers) == 0 || layers[0].Heads != heads || layers[0].KVHeads < 1 || heads%layers[0].KVHeads != 0 || len(lse) != tokens*heads {
-			return nil, fmt.Errorf("%s: %s [%d, %d, %d] fits neither its plan nor its %d LSEs", path, name, tokens, heads, dim, len(lse))
+		groups := kvHeads[prefix]
+		if groups < 1 || heads%groups != 0 || len(lse) != tokens*heads {
+			return nil, fmt.Errorf("%s: %s [%d, %d, %d] fits neither its %d groups nor its %d LSEs", path, name, tokens, heads, dim, groups, len(lse))
 		}
-		size := heads / layers[0].KVHeads
-		layers = layers[1:]
+		size := heads / groups
 		rows := tokens * size
 		for first := 0; first < heads; first += size {
 			group := contextframe.Block{Tokens: rows, Heads: 1, VDim: dim}
@@ -74,6 +65,32 @@ func ContextBlocks(path string) (blocks []contextframe.Block, err error) {
 		return nil, fmt.Errorf("%s holds no context [tokens, n_heads, v_dim] in f32: it is no result", path)
 	}
 	return blocks, nil
+}
+
+// groupsOf returns the number of KV heads of a result's problems, by prefix.
+func groupsOf(file *tensor.File) (map[string]int, error) {
+	type layer struct {
+		Prefix  string `json:"prefix"`
+		KVHeads int    `json:"n_kv_heads"`
+	}
+	var result struct {
+		Problems []layer                  `json:"problems"`
+		Plan     struct{ Layers []layer } `json:"plan"` // of results of older versions, in the problems' order
+	}
+	if err := json.Unmarshal([]byte(file.Metadata()["headwater"]), &result); err != nil {
+		return nil, fmt.Errorf("%s is no result: metadata headwater: %w", file.Path(), err)
+	}
+	groups := map[string]int{}
+	for _, p := range result.Problems {
+		groups[p.Prefix] = p.KVHeads
+	}
+	for _, name := range file.Names() {
+		prefix, ok := strings.CutSuffix(name, "context")
+		if ok && len(result.Problems) == 0 && len(result.Plan.Layers) > 0 {
+			groups[prefix], result.Plan.Layers = result.Plan.Layers[0].KVHeads, result.Plan.Layers[1:]
+		}
+	}
+	return groups, nil
 }
 
 // floatsOf reads a tensor of float32.
