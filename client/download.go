@@ -21,6 +21,33 @@ import (
 // SHA-256 that the coordinator names, or not at all. The whole size is reserved first, so that a full disk is said before
 // bytes are fetched. progress may be nil.
 func (c *Client) Download(ctx context.Context, id, path string, progress func(done, total int64)) (*headwaterv1.Job, error) {
+	var file *atomicfile.File
+	create := func(size int64) (io.Writer, error) {
+		var err error
+		file, err = atomicfile.Create(path, size)
+		return file, err
+	}
+	job, err := c.download(ctx, id, create, progress)
+	switch {
+	case file == nil:
+		return nil, err
+	case err != nil:
+		return nil, errors.Join(err, file.Abort())
+	}
+	if err := file.Commit(); err != nil {
+		return nil, fmt.Errorf("fetch the result of job %s: %w", id, err)
+	}
+	return job, nil
+}
+
+// DownloadTo writes the result of a job to out as it comes, and returns the job. After an error, out may have got a part, or
+// bytes that have not the SHA-256 that the coordinator names. progress may be nil.
+func (c *Client) DownloadTo(ctx context.Context, id string, out io.Writer, progress func(done, total int64)) (*headwaterv1.Job, error) {
+	return c.download(ctx, id, func(int64) (io.Writer, error) { return out, nil }, progress)
+}
+
+// download writes the result of a job to what create makes once the size is known.
+func (c *Client) download(ctx context.Context, id string, create func(size int64) (io.Writer, error), progress func(done, total int64)) (*headwaterv1.Job, error) {
 	doing := "fetch the result of job " + id
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -42,15 +69,12 @@ func (c *Client) Download(ctx context.Context, id, path string, progress func(do
 		return nil, c.wrap(doing, status.Error(codes.Internal, "the coordinator named no size and hash"))
 	}
 	size := int64(job.GetResultBytes())
-	file, err := atomicfile.Create(path, size)
+	file, err := create(size)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", doing, err)
 	}
 	if err := c.fetch(stream, file, first.GetData(), memory, size, want, progress); err != nil {
-		return nil, errors.Join(c.fetchError(doing, err), file.Abort())
-	}
-	if err := file.Commit(); err != nil {
-		return nil, fmt.Errorf("%s: %w", doing, err)
+		return nil, c.fetchError(doing, err)
 	}
 	return job, nil
 }

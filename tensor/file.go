@@ -163,6 +163,16 @@ func newFile(path string, size int64, metadata map[string]string, tensors []stor
 // Format returns how the file holds its tensors, 0 if Open did not open it.
 func (f *File) Format() Format { return f.format }
 
+// Paths returns the paths of all files that hold it: an index and its shards, or Path alone.
+func (f *File) Paths() []string {
+	paths := []string{f.path}
+	for _, name := range f.names {
+		paths = append(paths, f.tensors[name].file)
+	}
+	slices.Sort(paths)
+	return slices.Compact(paths)
+}
+
 // Path returns the path or name under which the file was opened.
 func (f *File) Path() string { return f.path }
 

@@ -39,7 +39,7 @@ type steps struct {
 var system = steps{preallocate: preallocate, sync: (*os.File).Sync, rename: os.Rename, syncDir: syncDir}
 
 // Create begins a file that Commit will put at path, in the place of what is there. size is its length in bytes, for
-// which the disk space is taken now; 0 if it is not known. If path is a symbolic link, its target is what is replaced.
+// which the disk space is taken now; 0 if it is not known. If path is a symbolic link, its target is what is replaced or made.
 // A path that is there and is not a regular file is refused.
 func Create(path string, size int64) (*File, error) {
 	return create(path, size, system)
@@ -72,7 +72,7 @@ func resolve(path string) (string, error) {
 	}
 	target, err := filepath.EvalSymlinks(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return path, nil // new, or in no directory: creating it will say
+		return missing(path), nil // new, or in no directory: creating it will say
 	}
 	if err != nil {
 		return "", fmt.Errorf("create %s: %w", path, reason(err))
@@ -86,6 +86,24 @@ func resolve(path string) (string, error) {
 	}
 	return target, nil
 }
+
+// missing follows links that lead to a file which is not there.
+func missing(path string) string {
+	for range maxLinks {
+		to, err := os.Readlink(path)
+		if err != nil {
+			break
+		}
+		if !filepath.IsAbs(to) {
+			to = filepath.Join(filepath.Dir(path), to)
+		}
+		path = to
+	}
+	return path
+}
+
+// maxLinks is how many links lead to a file at most, as in Linux.
+const maxLinks = 40
 
 const (
 	marker  = ".headwater-"

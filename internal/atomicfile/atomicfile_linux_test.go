@@ -339,6 +339,39 @@ func TestSymbolicLinkKeepsItsPlace(t *testing.T) {
 	holds(t, elsewhere, map[string]string{"target": "new"})
 }
 
+// TestTheTargetOfADanglingLinkIsMade, over several links and from another folder.
+func TestTheTargetOfADanglingLinkIsMade(t *testing.T) {
+	dir, elsewhere := t.TempDir(), t.TempDir()
+	for link, to := range map[string]string{
+		filepath.Join(dir, "first"): filepath.Join(elsewhere, "second"), filepath.Join(elsewhere, "second"): "third",
+	} {
+		if err := os.Symlink(to, link); err != nil {
+			t.Fatal(err)
+		}
+	}
+	f, err := Create(filepath.Join(dir, "first"), 3)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.Write([]byte("new")); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	if to, err := os.Readlink(filepath.Join(dir, "first")); err != nil || to != filepath.Join(elsewhere, "second") {
+		t.Errorf("the first link leads to %q %v", to, err)
+	}
+	holds(t, elsewhere, map[string]string{"second": "new", "third": "new"}) // second is a link to third
+	if err := os.Symlink(filepath.Join(dir, "none", "file"), filepath.Join(dir, "nowhere")); err != nil {
+		t.Fatal(err)
+	}
+	if f, err := Create(filepath.Join(dir, "nowhere"), 3); err == nil {
+		f.Abort()
+		t.Error("a file in no folder was made")
+	}
+}
+
 func TestOrdinaryNamesAreNotTemporary(t *testing.T) {
 	for _, name := range []string{"context", ".context", "context.headwater-1", ".context.headwater-", ".context.headwater-A B", ""} {
 		if IsTemporary(name) {
