@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"time"
 
@@ -39,7 +40,8 @@ type Case struct {
 	Positions int           // that each session has before a token, or in all after a prefill
 	Batch     int           // sessions at once
 	Chunk     int           // tokens of one step of a prefill
-	Spend     time.Duration // about how long steps are made
+	Spend     time.Duration // about how long steps are made, over all repetitions
+	Repeat    int           // repetitions, of which each has a rate; 0 is 1. A load has one
 	Rate      float64       // tokens a second that come, of all sessions; Load only
 }
 
@@ -49,6 +51,7 @@ type Row struct {
 	Tokens    int64         // that attended
 	Elapsed   time.Duration // while they did
 	Latencies *hdrhistogram.Histogram
+	Rates     []float64 // tokens per second of each repetition
 }
 
 // Latencies are recorded in microseconds from 1 to ten minutes, to three digits.
@@ -74,6 +77,22 @@ func (r *Row) Quantile(q float64) time.Duration {
 
 // TokensPerSecond returns how many tokens attended in a second, over all sessions; a token passes all layers.
 func (r *Row) TokensPerSecond() float64 { return float64(r.Tokens) / r.Elapsed.Seconds() }
+
+// MeanRate returns the mean of the repetitions' rates, in tokens per second, and their standard deviation. Where there is one
+// repetition, known is false, and the mean is TokensPerSecond.
+func (r *Row) MeanRate() (mean, deviation float64, known bool) {
+	n := float64(len(r.Rates))
+	if n < 2 {
+		return r.TokensPerSecond(), 0, false
+	}
+	for _, rate := range r.Rates {
+		mean += rate / n
+	}
+	for _, rate := range r.Rates {
+		deviation += (rate - mean) * (rate - mean)
+	}
+	return mean, math.Sqrt(deviation / (n - 1)), true
+}
 
 // BytesPerSecond returns the bytes of keys and values that a decode's tokens had to read in a second; 0 for a prefill, whose
 // tokens share what is read.
@@ -242,27 +261,51 @@ func (b *bench) prefill(ctx context.Context) error {
 		return err
 	}
 	chunk := min(b.Chunk, b.Positions)
-	for b.row.Tokens == 0 || b.row.Elapsed < b.Spend {
-		if err := b.truncate(ctx, 0); err != nil {
-			return err
-		}
-		b.attend(chunk)
-		began := time.Now()
-		for done := 0; done < b.Positions; {
-			n := min(chunk, b.Positions-done)
-			b.attend(n)
-			if err := b.pass(ctx); err != nil {
+	return b.repeat(func() (tokens int64, took time.Duration, err error) {
+		took, err = b.prompt(ctx, chunk)
+		return int64(b.Positions) * int64(b.Batch), took, err
+	})
+}
+
+// repeat makes each repetition measure for its part of Spend, and at least once. once does one thing that is timed.
+func (b *bench) repeat(once func() (tokens int64, took time.Duration, err error)) error {
+	n := max(b.Repeat, 1)
+	for range n {
+		var tokens int64
+		var elapsed time.Duration
+		for tokens == 0 || elapsed < b.Spend/time.Duration(n) {
+			done, took, err := once()
+			if err != nil {
 				return err
 			}
-			done += n
-			b.told(fmt.Sprintf("prefill: %d of %d positions", done, b.Positions))
+			record(b.row.Latencies, took)
+			tokens += done
+			elapsed += took
 		}
-		took := time.Since(began)
-		record(b.row.Latencies, took)
-		b.row.Elapsed += took
-		b.row.Tokens += int64(b.Positions) * int64(b.Batch)
+		b.row.Tokens += tokens
+		b.row.Elapsed += elapsed
+		b.row.Rates = append(b.row.Rates, float64(tokens)/elapsed.Seconds())
 	}
 	return nil
+}
+
+// prompt takes a prompt in, and says how long it took.
+func (b *bench) prompt(ctx context.Context, chunk int) (time.Duration, error) {
+	if err := b.truncate(ctx, 0); err != nil {
+		return 0, err
+	}
+	b.attend(chunk)
+	began := time.Now()
+	for done := 0; done < b.Positions; {
+		n := min(chunk, b.Positions-done)
+		b.attend(n)
+		if err := b.pass(ctx); err != nil {
+			return 0, err
+		}
+		done += n
+		b.told(fmt.Sprintf("prefill: %d of %d positions", done, b.Positions))
+	}
+	return time.Since(began), nil
 }
 
 // decodeRun is how many tokens a session grows by before they are taken back, so that its length hardly changes.
@@ -278,23 +321,19 @@ func (b *bench) decode(ctx context.Context) error {
 	if err := b.pass(ctx); err != nil { // the first touches what all others find warm
 		return err
 	}
-	for grown := 1; b.row.Tokens == 0 || b.row.Elapsed < b.Spend; grown++ {
+	grown := 1
+	return b.repeat(func() (int64, time.Duration, error) {
 		if grown == decodeRun {
 			if err := b.truncate(ctx, b.Positions-1); err != nil {
-				return err
+				return 0, 0, err
 			}
 			grown = 0
 		}
+		grown++
 		began := time.Now()
-		if err := b.pass(ctx); err != nil {
-			return err
-		}
-		took := time.Since(began)
-		record(b.row.Latencies, took)
-		b.row.Elapsed += took
-		b.row.Tokens += int64(b.Batch)
-	}
-	return nil
+		err := b.pass(ctx)
+		return int64(b.Batch), time.Since(began), err
+	})
 }
 
 // drop ends the sessions.
