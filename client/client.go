@@ -135,7 +135,11 @@ func unary[Q, R any](ctx context.Context, c *Client, doing string, call func(con
 		err = version
 	}
 	if err != nil {
-		return nil, c.wrapAnswer(doing, err, header)
+		err = c.wrapAnswer(doing, err, header)
+		if e := (*Error)(nil); errors.As(err, &e) && servesNone(e) {
+			err = c.notCoordinator(ctx, e)
+		}
+		return nil, err
 	}
 	return resp, nil
 }

@@ -2,7 +2,6 @@ package cli
 
 import (
 	"context"
-	"encoding/csv"
 	"errors"
 	"fmt"
 	"slices"
@@ -12,10 +11,12 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"headwater.example/attention"
 	"headwater.example/client"
 	"headwater.example/internal/bench"
 	"headwater.example/internal/contextframe"
 	"headwater.example/internal/localcluster"
+	headwaterv1 "headwater.example/proto/headwater/v1"
 	"headwater.example/tensor"
 )
 
@@ -26,7 +27,7 @@ type benchFlags struct {
 	tests, positions, batch         string
 	storage, send, codec, workers   string
 	layers, heads, kvHeads, headDim int
-	chunk                           int
+	chunk, repeat                   int
 	spend                           time.Duration
 	rate                            float64
 	direct, quiet                   bool
@@ -41,6 +42,9 @@ func (a *app) bench() *cobra.Command {
 			"(one token after the other in all sessions of a batch at once) and load (tokens come at a fixed rate, whether those before\n" +
 			"are answered or not; a token's latency counts from when it was to come). One row for every combination of the lists.\n" +
 			"Keys and values are random, of a fixed seed.\n\n" +
+			"Rates are of attention alone, through --layers layers, which is one by default: a model of 32 layers makes about a\n" +
+			"thirty-second part of the tokens of one. ± is the standard deviation of the rate over --repeat repetitions. What all rows\n" +
+			"share stands above a Markdown table, in the last columns of CSV, and beside rows in JSON.\n\n" +
 			"Latencies are of a whole prompt, of a token in all sessions of the batch, or of a token of a load. A quantile needs its\n" +
 			"tokens: below a thousand, p99.9 is the slowest. A load that the cluster can not keep up with ends after twice --spend;\n" +
 			"what has not been done by then counts with its wait until then.\n\n" +
@@ -48,7 +52,7 @@ func (a *app) bench() *cobra.Command {
 			"bytes over those of float32, rates in bytes of float32, and the largest error of an element relative to the largest\n" +
 			"magnitude of its row. Of a job file, what each storage type makes of its keys and values.",
 		Example: `  coord bench --local 2
-  coord bench --positions 1024,16384 --batch 1,8 --storage f16,int8 --workers 1,3 --direct
+  coord bench --positions 1k,16k --batch 1,8 --storage f16,int8 --workers 1,3 --direct
   coord bench --tests load --rate 200 --batch 16 --spend 30s --format csv
   coord bench --codecs context.safetensors
   coord bench --codecs job.safetensors`,
@@ -59,7 +63,7 @@ func (a *app) bench() *cobra.Command {
 	flags.IntVar(&f.local, "local", 0, "measure a cluster of `N` workers on this machine, started for it")
 	flags.IntVar(&f.threads, "threads", 0, "with --local: kernel threads of each worker (default: all of the machine's)")
 	flags.StringVar(&f.tests, "tests", "prefill,decode", "`tests`: prefill, decode, load")
-	flags.StringVar(&f.positions, "positions", "1024,8192", "`positions` that a token sees, or a prompt has in all")
+	flags.StringVar(&f.positions, "positions", "1k,8k", "`positions` that a token sees, or a prompt has in all; 1k is 1024")
 	flags.StringVar(&f.batch, "batch", "1", "`sessions` at once")
 	flags.StringVar(&f.storage, "storage", "f16", "how keys and values are stored: `f32,f16,bf16,int8`")
 	flags.StringVar(&f.send, "send", "stored", "how keys and values go out: `stored,f32`: narrowed by the client as they are stored, or as f32, which workers narrow")
@@ -70,14 +74,15 @@ func (a *app) bench() *cobra.Command {
 	flags.IntVar(&f.kvHeads, "kv-heads", 8, "key/value heads of a layer (n_kv_heads)")
 	flags.IntVar(&f.headDim, "head-dim", 128, "elements of a query, a key and a value")
 	flags.IntVar(&f.chunk, "chunk", 512, "tokens of one step of a prefill")
-	flags.DurationVar(&f.spend, "spend", 3*time.Second, "about how long each row measures")
+	flags.DurationVar(&f.spend, "spend", 3*time.Second, "about how long each row measures, over all repetitions")
+	flags.IntVar(&f.repeat, "repeat", 3, "repetitions of each row; a load has one")
 	flags.Float64Var(&f.rate, "rate", 100, "`tokens` a second of a load, over all sessions")
 	flags.BoolVar(&f.direct, "direct", false, "speak to the workers, not through the coordinator")
 	flags.StringVar(&f.codecs, "codecs", "", "measure the codecs on the contexts of this result `file`, or on the keys and values of this job file, instead")
 	flags.BoolVarP(&f.quiet, "quiet", "q", false, "show no progress")
 	choice(cmd, flags, &f.format, "format", "markdown", "how rows are printed; --output json is json as well", "markdown", "csv", "json")
 	flagOnly(flags, "local", "tests", "positions", "batch", "storage", "send", "codec", "workers", "layers", "heads", "kv-heads", "head-dim",
-		"chunk", "spend", "rate", "direct", "codecs", "format")
+		"chunk", "spend", "repeat", "rate", "direct", "codecs", "format")
 	return cmd
 }
 
@@ -99,23 +104,6 @@ func words[T any](name, list string, of map[string]T) ([]string, error) {
 			}
 			slices.Sort(known)
 			return nil, usage("--%s: %q is none of %s", name, all[i], strings.Join(known, ", "))
-		}
-	}
-	return all, nil
-}
-
-// counts reads a list of integers that are at least least.
-func counts(name, list string, least int64) ([]int64, error) {
-	all, err := integers(name, list)
-	if err != nil {
-		return nil, err
-	}
-	if len(all) == 0 {
-		return nil, usage("--%s is empty", name)
-	}
-	for _, n := range all {
-		if n < least || n > 1<<30 {
-			return nil, usage("--%s: %d is not in %d to %d", name, n, least, 1<<30)
 		}
 	}
 	return all, nil
@@ -154,6 +142,8 @@ func (f *benchFlags) cases() (all []bench.Case, err error) {
 		return nil, err
 	}
 	switch {
+	case f.repeat < 1:
+		return nil, usage("--repeat is %d, must be at least 1", f.repeat)
 	case f.spend <= 0:
 		return nil, usage("--spend is %s, must be above 0", f.spend)
 	case !(f.rate > 0 && f.rate <= 1e6):
@@ -174,7 +164,7 @@ func (f *benchFlags) cases() (all []bench.Case, err error) {
 								all = append(all, bench.Case{
 									Test: benchTests[test], Layers: f.layers, Heads: f.heads, KVHeads: f.kvHeads, HeadDim: f.headDim,
 									Storage: storageNames[dtype], SendF32: send == "f32", Codec: sessionCodecs[codec], Direct: f.direct, Workers: int(n),
-									Positions: int(long), Batch: int(batch), Chunk: f.chunk, Spend: f.spend, Rate: f.rate,
+									Positions: int(long), Batch: int(batch), Chunk: f.chunk, Spend: f.spend, Repeat: f.repeat, Rate: f.rate,
 								})
 							}
 						}
@@ -218,22 +208,154 @@ func (a *app) runBench(cmd *cobra.Command, f benchFlags) (err error) {
 		if err != nil {
 			return err
 		}
-		rows := a.rows(f.format, "test", "geometry", "kv", "codec", "way", "workers", "batch", "positions", ">tokens/s", ">p50 ms", ">p99 ms", ">p99.9 ms", ">KV GB/s", ">GFLOP/s")
+		answering := answering(status)
+		if len(answering) == 0 {
+			return fmt.Errorf("coordinator %s has no worker that answers: nothing to measure", c.Address())
+		}
+		rows := a.rows(f.format, f.about(status, answering), f.header(cases))
+		if f.format == "markdown" {
+			for _, line := range f.heading(cases, answering) {
+				if err := a.say("%s\n", line); err != nil {
+					return err
+				}
+			}
+		}
+		doing := a.transient(f.quiet)
+		defer doing.end()
 		for i, one := range cases {
-			bar := a.progress(f.quiet)
-			row, err := bench.Measure(ctx, c, one, func(doing string) {
-				bar.show(fmt.Sprintf("row %d of %d, %s %s", i+1, len(cases), one.Test, doing), 0, 0, false)
+			row, err := bench.Measure(ctx, c, one, func(what string) {
+				doing.show(fmt.Sprintf("row %d of %d, %s", i+1, len(cases), what))
 			})
-			bar.end()
+			doing.end()
 			if err != nil {
 				return err
 			}
-			if err := rows.add(benchCells(row, len(status.GetWorkers()))...); err != nil {
+			if err := rows.add(benchCells(row, len(answering))...); err != nil {
 				return err
 			}
 		}
 		return rows.end()
 	})
+}
+
+// answering are the workers that answer.
+func answering(status *headwaterv1.StatusResponse) (all []*headwaterv1.DescribeResponse) {
+	for _, w := range status.GetWorkers() {
+		if w.GetError() == "" {
+			all = append(all, w.GetWorker())
+		}
+	}
+	return all
+}
+
+// header are the columns of a measurement. In Markdown those that name what was measured are folded where all rows are alike.
+func (f *benchFlags) header(cases []bench.Case) []column {
+	header := columns("test", "geometry", "kv", "codec", "way", "workers", "batch", "positions", "±tokens/s", ">p50 ms", ">p99 ms", ">p99.9 ms", ">KV GB/s", ">GFLOP/s")
+	// Rates of one layer are easily taken for a model's.
+	header[slices.IndexFunc(header, func(c column) bool { return c.spread })].aside = "(" + plural(f.layers, "layer") + ")"
+	all := len(cases)
+	fold(header, func(name string) bool {
+		same := 0
+		for _, c := range cases {
+			if describe(c, name) == describe(cases[0], name) {
+				same++
+			}
+		}
+		return same == all
+	}, "geometry", "kv", "codec", "way", "workers", "batch")
+	return header
+}
+
+// describe says for people what a case has in a column.
+func describe(c bench.Case, name string) string {
+	switch name {
+	case "geometry":
+		return fmt.Sprintf("%s of %d heads on %d, head_dim %d", plural(c.Layers, "layer"), c.Heads, c.KVHeads, c.HeadDim)
+	case "kv":
+		return "kv " + storedAs(c)
+	case "codec":
+		return "codec " + codecName(c)
+	case "way":
+		if c.Direct {
+			return "directly to the workers"
+		}
+		return "through the coordinator"
+	case "workers":
+		if c.Workers == 0 {
+			return "all workers"
+		}
+		return "at most " + plural(c.Workers, "worker")
+	case "batch":
+		return plural(c.Batch, "session")
+	}
+	return ""
+}
+
+// heading is what stands above a Markdown table: what runs, and what all rows share.
+func (f *benchFlags) heading(cases []bench.Case, answering []*headwaterv1.DescribeResponse) []string {
+	words := []string{fmt.Sprintf("headwater %s, %s of kernel %s with %s", Version, plural(len(answering), "worker"), kernels(answering), threads(answering))}
+	for _, c := range f.header(cases) {
+		if c.folded {
+			words = append(words, describe(cases[0], c.name))
+		}
+	}
+	return append(strings.Split(reflow(strings.Join(words, "; ")), "\n"), "")
+}
+
+// about is what holds for all rows, for scripts.
+func (f *benchFlags) about(status *headwaterv1.StatusResponse, answering []*headwaterv1.DescribeResponse) []fact {
+	return []fact{
+		{"version", Version},
+		{"coordinator_version", status.GetVersion()},
+		{"kernel", kernels(answering)},
+		{"threads", threadCount(answering)},
+		{"layers", f.layers},
+	}
+}
+
+// kernels names the workers' kernels, each once.
+func kernels(answering []*headwaterv1.DescribeResponse) string {
+	return each(answering, (*headwaterv1.DescribeResponse).GetKernel)
+}
+
+// threads says how many threads the workers have.
+func threads(answering []*headwaterv1.DescribeResponse) string {
+	return each(answering, func(w *headwaterv1.DescribeResponse) string { return plural(int(w.GetThreads()), "thread") })
+}
+
+// threadCount is threads for scripts: a number where all workers have as many.
+func threadCount(answering []*headwaterv1.DescribeResponse) any {
+	for _, w := range answering {
+		if w.GetThreads() != answering[0].GetThreads() {
+			return threads(answering)
+		}
+	}
+	return answering[0].GetThreads()
+}
+
+func each(answering []*headwaterv1.DescribeResponse, of func(*headwaterv1.DescribeResponse) string) string {
+	var all []string
+	for _, w := range answering {
+		if word := of(w); !slices.Contains(all, word) {
+			all = append(all, word)
+		}
+	}
+	return strings.Join(all, " and ")
+}
+
+// storedAs says how a case's keys and values are stored, and sent where that is not the same.
+func storedAs(c bench.Case) string {
+	if c.SendF32 && c.Storage != tensor.F32 {
+		return storageName(c.Storage) + " sent f32"
+	}
+	return storageName(c.Storage)
+}
+
+func codecName(c bench.Case) string {
+	if c.Codec == "" {
+		return "auto"
+	}
+	return string(c.Codec)
 }
 
 // storageName is the word of --storage.
@@ -258,107 +380,17 @@ func benchCells(r *bench.Row, all int) []any {
 	if n := r.BytesPerSecond(); n > 0 {
 		rate = n / 1e9
 	}
-	codec := string(r.Codec)
-	if codec == "" {
-		codec = "auto"
-	}
 	ms := func(q float64) float64 { return float64(r.Quantile(q)) / float64(time.Millisecond) }
-	kv := storageName(r.Storage)
-	if r.SendF32 && r.Storage != tensor.F32 {
-		kv += " sent f32"
-	}
+	mean, deviation, known := r.MeanRate()
 	test := string(r.Test)
 	if r.Test == bench.Load {
 		test = fmt.Sprintf("load %s/s", strconv.FormatFloat(r.Rate, 'f', -1, 64))
 	}
 	return []any{
-		test, fmt.Sprintf("%dx %d/%d d %d", r.Layers, r.Heads, r.KVHeads, r.HeadDim), kv, codec, way, workers, r.Batch, r.Positions,
-		r.TokensPerSecond(), ms(0.5), ms(0.99), ms(0.999), rate, r.FlopsPerSecond() / 1e9,
+		test, fmt.Sprintf("%dx %d/%d d %d", r.Layers, r.Heads, r.KVHeads, r.HeadDim), storedAs(r.Case), codecName(r.Case), way, workers, r.Batch, r.Positions,
+		spread{mean, deviation, known},
+		ms(0.5), ms(0.99), ms(0.999), rate, r.FlopsPerSecond() / 1e9,
 	}
-}
-
-// rows prints measurements as they come: Markdown or CSV a line each, JSON at the end.
-type rows struct {
-	app    *app
-	format string
-	header []string
-	right  []bool
-	csv    *csv.Writer
-	kept   []map[string]any
-}
-
-// rows begins a table. Columns whose header begins with ">" are numbers, aligned to the right.
-func (a *app) rows(format string, header ...string) *rows {
-	r := &rows{app: a, format: format, csv: csv.NewWriter(a.Out), kept: []map[string]any{}}
-	for _, name := range header {
-		name, right := strings.CutPrefix(name, ">")
-		r.header, r.right = append(r.header, name), append(r.right, right)
-	}
-	return r
-}
-
-// figure prints three digits or more.
-func figure(x float64) string {
-	switch {
-	case x >= 100:
-		return strconv.FormatFloat(x, 'f', 0, 64)
-	case x >= 10:
-		return strconv.FormatFloat(x, 'f', 1, 64)
-	case x >= 0.01 || x == 0:
-		return strconv.FormatFloat(x, 'f', 3, 64)
-	}
-	return strconv.FormatFloat(x, 'e', 2, 64)
-}
-
-func (r *rows) add(cells ...any) error {
-	if r.format == "json" {
-		one := map[string]any{}
-		for i, cell := range cells {
-			one[strings.NewReplacer(" ", "_", "/", "_per_", ".", "_").Replace(strings.ToLower(r.header[i]))] = cell
-		}
-		r.kept = append(r.kept, one)
-		return nil
-	}
-	text := make([]string, len(cells))
-	for i, cell := range cells {
-		switch x := cell.(type) {
-		case nil:
-		case float64:
-			text[i] = figure(x)
-		default:
-			text[i] = fmt.Sprint(x)
-		}
-	}
-	first := len(r.kept) == 0
-	r.kept = append(r.kept, nil)
-	if r.format == "csv" {
-		if first {
-			_ = r.csv.Write(r.header) // as is Write below, told by Error
-		}
-		_ = r.csv.Write(text)
-		r.csv.Flush()
-		return r.csv.Error()
-	}
-	if first {
-		rule := make([]string, len(r.header))
-		for i, right := range r.right {
-			if rule[i] = "---"; right {
-				rule[i] = "--:"
-			}
-		}
-		if _, err := fmt.Fprintf(r.app.Out, "| %s |\n| %s |\n", strings.Join(r.header, " | "), strings.Join(rule, " | ")); err != nil {
-			return err
-		}
-	}
-	_, err := fmt.Fprintf(r.app.Out, "| %s |\n", strings.Join(text, " | "))
-	return err
-}
-
-func (r *rows) end() error {
-	if r.format != "json" {
-		return nil
-	}
-	return r.app.printJSON(r.kept)
 }
 
 // codecRounds is how often each codec is timed.
@@ -376,7 +408,7 @@ func (a *app) benchCodecs(f benchFlags) error {
 			return err
 		}
 	}
-	rows := a.rows(f.format, "codec", ">ratio", ">encode and decode GB/s", ">encode GB/s", ">decode GB/s", ">largest error")
+	rows := a.rows(f.format, []fact{{"version", Version}, {"kernel", attention.KernelName()}}, columns("codec", ">ratio", ">encode and decode GB/s", ">encode GB/s", ">decode GB/s", ">largest error"))
 	for _, storage := range []string{"bf16", "f16", "int8"} {
 		if len(kv) == 0 {
 			break

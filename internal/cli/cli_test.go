@@ -6,20 +6,24 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
 	"github.com/spf13/cobra"
+	"google.golang.org/grpc/codes"
 	"pgregory.net/rapid"
 
 	"headwater.example/client"
 	"headwater.example/internal/localcluster"
+	headwaterv1 "headwater.example/proto/headwater/v1"
 	"headwater.example/tensor"
 )
 
@@ -50,7 +54,8 @@ func TestScripts(t *testing.T) {
 	})
 }
 
-// cluster starts a cluster of N workers, which the commands that follow find, until the script ends.
+// cluster starts a cluster of N workers, which the commands that follow find, until the script ends. The first worker's
+// address is $WORKER.
 func cluster(ts *testscript.TestScript, _ bool, args []string) {
 	n, err := strconv.Atoi(strings.Join(args, " "))
 	ts.Check(err)
@@ -60,6 +65,12 @@ func cluster(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Check(err)
 	ts.Defer(func() { ts.Check(c.Stop(context.Background())) })
 	ts.Setenv("HEADWATER_COORDINATOR", c.Address())
+	dialed, err := client.Dial(c.Address())
+	ts.Check(err)
+	defer dialed.Close()
+	status, err := dialed.Status(context.Background())
+	ts.Check(err)
+	ts.Setenv("WORKER", status.GetWorkers()[0].GetAddress())
 }
 
 // session makes a session NAME of two layers, which have 3 groups and 1, with as many TOKENS, whose ids others know it by, and
@@ -154,6 +165,34 @@ func TestEveryCommandHasAnExample(t *testing.T) {
 	}
 	a := &app{Streams: Streams{Out: &bytes.Buffer{}, Err: &bytes.Buffer{}}, program: "coord"}
 	visit(a.coord())
+}
+
+// TestExitCodesAreDocumented in docs/errors.md and in the help of the commands, and nowhere else.
+func TestExitCodesAreDocumented(t *testing.T) {
+	page, err := os.ReadFile("../../docs/errors.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, table, _ := strings.Cut(string(page), "## Exit codes")
+	for code := ExitOK; code <= ExitUnhealthy; code++ {
+		if !strings.Contains(table, fmt.Sprintf("\n| %d | ", code)) || !strings.Contains(exitHelp, fmt.Sprintf(" %d ", code)) {
+			t.Errorf("exit code %d is not documented", code)
+		}
+	}
+	for err, want := range map[error]int{
+		nil: ExitOK, errors.New("x"): ExitFailed, usage("x"): ExitUsage, fmt.Errorf("write: %w", syscall.ENOSPC): ExitTryAgain, syscall.EDQUOT: ExitTryAgain,
+		&client.Error{Code: codes.Unavailable}:                       ExitUnreachable,
+		&client.Error{Code: codes.Unavailable, Answered: true}:       ExitTryAgain,
+		&client.Error{Code: codes.ResourceExhausted, Answered: true}: ExitTryAgain,
+		&client.Error{Code: codes.InvalidArgument, Answered: true}:   ExitRefused,
+		&client.JobError{Job: &headwaterv1.Job{State: headwaterv1.JobState_JOB_STATE_FAILED, ErrorCode: uint32(codes.ResourceExhausted), Error: "write: no space left on device"}}: ExitTryAgain,
+		&client.JobError{Job: &headwaterv1.Job{State: headwaterv1.JobState_JOB_STATE_FAILED, ErrorCode: uint32(codes.OutOfRange)}}:                                                 ExitRefused,
+		&client.JobError{Job: &headwaterv1.Job{State: headwaterv1.JobState_JOB_STATE_CANCELLED}}:                                                                                   ExitFailed,
+	} {
+		if got := exitCode(err); got != want {
+			t.Errorf("%v ends with %d, want %d", err, got, want)
+		}
+	}
 }
 
 func TestSizesAreRead(t *testing.T) {

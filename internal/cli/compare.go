@@ -42,12 +42,12 @@ func (a *app) diff() *cobra.Command {
 					err = a.printJSON(map[string]any{"equal": len(differences) == 0, "differences": differences, "compared_bytes": compared})
 				} else {
 					for _, d := range differences {
-						if _, err = fmt.Fprintf(a.Out, "tensor %q: %s\n", d.Tensor, d.Rule); err != nil {
+						if err = a.say("tensor \"%s\": %s\n", d.Tensor, d.Rule); err != nil {
 							return err
 						}
 					}
 					if len(differences) == 0 {
-						_, err = fmt.Fprintf(a.Out, "%s and %s are equal bit for bit: %d tensors, %s\n", args[0], args[1], len(first.Names()), sizeOf(compared))
+						err = a.say("%s and %s are equal bit for bit: %d tensors, %s\n", args[0], args[1], len(first.Names()), sizeOf(compared))
 					}
 				}
 				if err == nil && len(differences) > 0 {
@@ -93,8 +93,8 @@ func (a *app) printErrors(found []accuracy.Errors) error {
 		Worst  float64 `json:"worst"`
 		Row    int     `json:"worst_row"`
 	}
-	var views []view
-	t := newTable("", "tensor", ">rows", ">largest error", "of")
+	views := []view{}
+	t := a.newTable("", "tensor", ">rows", ">largest error", "of")
 	for _, e := range found {
 		worst, row := e.Worst()
 		views = append(views, view{e.Tensor, e.Kind, len(e.Rows), worst, row})
@@ -105,7 +105,7 @@ func (a *app) printErrors(found []accuracy.Errors) error {
 		t.AppendRow([]any{e.Tensor, len(e.Rows), fmt.Sprintf("%.3g", worst), of})
 	}
 	if a.json() {
-		return a.printJSON(views)
+		return a.printJSON(map[string]any{"tensors": views})
 	}
 	return a.printTable(t)
 }

@@ -5,6 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"syscall"
+
+	"google.golang.org/grpc/codes"
 
 	"headwater.example/client"
 	"headwater.example/internal/jobfile"
@@ -13,17 +16,20 @@ import (
 	"headwater.example/tensor"
 )
 
-// Exit codes of both programs.
+// Exit codes of both programs. exitHelp says them to users, and a table in docs/errors.md what to do; a test compares the two.
 const (
 	ExitOK          = 0
 	ExitFailed      = 1 // what was asked for did not succeed
 	ExitUsage       = 2 // the command line, the environment or the configuration file is wrong
 	ExitUnreachable = 3 // no coordinator answers
-	ExitRefused     = 4 // the job or the request was looked at and refused
+	ExitRefused     = 4 // the job or the request was looked at and refused: asking again changes nothing
 	ExitDiffers     = 5 // diff found a difference
+	ExitTryAgain    = 6 // a state of things: a full disk, no room, a worker that was lost; the same may succeed later
+	ExitUnhealthy   = 7 // health found too few workers, or a coordinator that is stopping
 )
 
-const exitHelp = `Exit codes: 0 done; 1 failed; 2 wrong usage; 3 coordinator unreachable; 4 refused; 5 results differ.`
+const exitHelp = "Exit codes: 0 done; 1 failed; 2 wrong usage; 3 coordinator unreachable; 4 refused, and asking again changes nothing; " +
+	"5 results differ; 6 a state of things, as a full disk is: the same may succeed later; 7 not healthy."
 
 // usageError is a wrong command line, environment or configuration file.
 type usageError struct{ error }
@@ -44,20 +50,46 @@ func exitCode(err error) int {
 		rule       *jobfile.Error
 		geometry   *shard.GeometryError
 		taken      *snapshot.Error
+		unhealthy  unhealthyError
 	)
 	switch {
 	case err == nil:
 		return ExitOK
+	case errors.As(err, &unhealthy):
+		return ExitUnhealthy
 	case errors.As(err, &wrongUsage):
 		return ExitUsage
 	case errors.As(err, &differs):
 		return ExitDiffers
 	case errors.Is(err, client.ErrUnreachable):
 		return ExitUnreachable
-	case errors.Is(err, client.ErrRefused), errors.As(err, &format), errors.As(err, &rule), errors.As(err, &geometry), errors.As(err, &taken):
+	case mayPass(err):
+		return ExitTryAgain
+	case errors.Is(err, client.ErrRefused), errors.Is(err, client.ErrNotFound), errors.As(err, &format), errors.As(err, &rule), errors.As(err, &geometry), errors.As(err, &taken):
 		return ExitRefused
 	}
 	return ExitFailed
+}
+
+// mayPass tells whether an error is of a state of things that may pass, of this machine, the coordinator or the workers, and
+// not of the request.
+func mayPass(err error) bool {
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) || errors.Is(err, client.ErrLost) || errors.Is(err, client.ErrOverBudget) {
+		return true
+	}
+	var answer *client.Error
+	var ended *client.JobError
+	switch {
+	case errors.As(err, &ended):
+		return passing(codes.Code(ended.Job.GetErrorCode()))
+	case errors.As(err, &answer):
+		return passing(answer.Code)
+	}
+	return false
+}
+
+func passing(code codes.Code) bool {
+	return code == codes.ResourceExhausted || code == codes.Unavailable || code == codes.Aborted
 }
 
 // line makes an error fit for one line of stderr.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"strconv"
 	"strings"
@@ -12,7 +13,6 @@ import (
 	"github.com/jedib0t/go-pretty/v6/table"
 	"github.com/spf13/cobra"
 
-	"headwater.example/internal/atomicfile"
 	"headwater.example/internal/explain"
 	"headwater.example/internal/heatmap"
 	"headwater.example/internal/jobfile"
@@ -27,6 +27,7 @@ type explainFlags struct {
 	problem   string // prefix of its tensors; empty: the first
 	top       int    // 0: no table
 	figure    string
+	image     *output // of the figure, nil for none
 }
 
 // explanation is a job file that is open to be explained.
@@ -53,17 +54,17 @@ func (a *app) explain() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if f.top < 1 {
-				return usage("--top is %d, must be at least 1", f.top)
+			if f.top < 0 || f.top == 0 && f.figure == "" {
+				return usage("--top is %d, must be at least 1, or 0 with --figure", f.top)
 			}
-			if err := writable(f.figure); err != nil {
-				return err
-			}
-			told, err := openExplanation(args[0], overrides, f)
+			told, err := a.openExplanation(args[0], overrides, f)
 			if err != nil {
 				return err
 			}
 			defer told.close()
+			if told.flags.image.standard(a) && !cmd.Flags().Changed("top") {
+				told.flags.top = 0
+			}
 			return a.printExplanation(cmd.Context(), told)
 		},
 	}
@@ -73,13 +74,13 @@ func (a *app) explain() *cobra.Command {
 	flags.StringVar(&f.positions, "positions", "", "absolute `positions` of queries, below 0 counted back from the last, -1 (default: -1; heat maps show all queries unless several are given)")
 	flags.StringVar(&f.problem, "problem", "", "`prefix` of the tensors of one sequence and layer: layers.17. (default: the file's first)")
 	flags.IntVar(&f.top, "top", 5, "matched positions that are listed of each query and head")
-	flags.StringVar(&f.figure, "figure", "", "PNG `file` to draw heat maps to")
+	flags.StringVar(&f.figure, "figure", "", "PNG `file` to draw heat maps to, - is the standard output")
 	flagOnly(flags, "heads", "positions", "problem", "top", "figure")
 	return cmd
 }
 
-// openExplanation opens a job file and finds what was chosen in it.
-func openExplanation(path string, overrides []byte, f explainFlags) (_ *explanation, err error) {
+// openExplanation opens a job file, finds what was chosen in it, and sees to it that the figure can be written.
+func (a *app) openExplanation(path string, overrides []byte, f explainFlags) (_ *explanation, err error) {
 	file, err := tensor.Open(path)
 	if err != nil {
 		return nil, err
@@ -92,6 +93,11 @@ func openExplanation(path string, overrides []byte, f explainFlags) (_ *explanat
 	}()
 	if e.job, err = jobfile.Parse(file, overrides); err != nil {
 		return nil, err
+	}
+	if f.figure != "" {
+		if e.flags.image, err = a.openOutput("--figure", f.figure, file.Paths()...); err != nil {
+			return nil, err
+		}
 	}
 	e.problem = &e.job.Problems[0]
 	if f.problem != "" {
@@ -130,6 +136,9 @@ func (e *explanation) close() { _ = e.file.Close() }
 // printExplanation prints the table and draws the figure.
 func (a *app) printExplanation(ctx context.Context, e *explanation) error {
 	if e.flags.top > 0 {
+		if e.flags.image.standard(a) {
+			return usage("--figure: the standard output has the table: name a file, or --top 0")
+		}
 		found, err := explain.Explain(ctx, e.file, e.job, e.problem, e.choice, e.flags.top)
 		switch {
 		case err != nil:
@@ -149,7 +158,7 @@ func (a *app) printExplanation(ctx context.Context, e *explanation) error {
 	if err := e.draw(ctx); err != nil {
 		return err
 	}
-	fmt.Fprintf(a.Err, "heat maps in %s\n", e.flags.figure)
+	a.note("heat maps in %s\n", e.flags.figure)
 	return nil
 }
 
@@ -187,14 +196,10 @@ func (e *explanation) draw(ctx context.Context) error {
 	if err := heatmap.Draw(&image, figure); err != nil {
 		return fmt.Errorf("draw %s: %w", e.flags.figure, err)
 	}
-	out, err := atomicfile.Create(e.flags.figure, int64(image.Len()))
-	if err != nil {
+	return e.flags.image.write(func(w io.Writer) error {
+		_, err := image.WriteTo(w)
 		return err
-	}
-	if _, err := out.Write(image.Bytes()); err != nil {
-		return errors.Join(fmt.Errorf("write %s: %w", e.flags.figure, err), out.Abort())
-	}
-	return out.Commit()
+	})
 }
 
 // wrongChoice makes a head or a position that the job does not have a wrong use of the command.
@@ -209,18 +214,14 @@ func wrongChoice(err error) error {
 // printComparison prints what MHA, the geometry's own attention, and MQA cost: for each shape of layer, and for all layers
 // where there are several.
 func (a *app) printComparison(geometry *shard.Geometry, f planFlags) error {
-	dtype, err := tensor.ParseDType(strings.ToUpper(f.dtype))
-	if err != nil {
-		return usageError{err}
-	}
-	comparison, err := explain.Compare(geometry, f.dModel, f.context, dtype)
+	comparison, err := explain.Compare(geometry, f.dModel, int64(f.context), storageNames[f.storage])
 	if err != nil {
 		return usageError{err}
 	}
 	if a.json() {
 		return a.printJSON(comparison)
 	}
-	t := newTable("", "layer", "attention", ">heads", ">K/V heads", ">parameters", ">cache/token", fmt.Sprintf(">at %d tokens", f.context), ">of MHA")
+	t := a.newTable("", "layer", "attention", ">heads", ">K/V", ">parameters", ">a token", fmt.Sprintf(">at %d", f.context), ">of MHA")
 	block := func(layers string, costs [3]explain.Cost) {
 		for _, cost := range costs {
 			name := cost.Name

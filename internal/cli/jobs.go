@@ -2,8 +2,8 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/jedib0t/go-pretty/v6/table"
@@ -46,33 +46,29 @@ func (r *remote) with(ctx context.Context, do func(context.Context, *client.Clie
 
 // jobs is the group of commands about the jobs that a coordinator keeps.
 func (a *app) jobs() *cobra.Command {
-	return group("jobs", "List, follow, cancel and fetch jobs", "  coord jobs list\n  coord jobs result 3f9c --out context.safetensors",
+	return group("jobs", "List, follow, cancel and fetch jobs", "  coord jobs list\n  coord jobs result 01JD4 --out context.safetensors",
 		a.jobsList(), a.jobsShow(), a.jobsWatch(), a.jobsCancel(), a.jobsResult())
+}
+
+// jobsView is a list of jobs as scripts read it.
+type jobsView struct {
+	Jobs []jobView `json:"jobs"`
 }
 
 func (a *app) jobsList() *cobra.Command {
 	var at remote
 	cmd := &cobra.Command{
 		Use: "list", Short: "List the jobs that the coordinator keeps, newest first", Args: exactly(),
-		Example: "  coord jobs list\n  coord jobs list --output json | jq -r '.[] | select(.state==\"failed\") | .id'",
+		Long: "List the jobs that the coordinator keeps, newest first. The table has the last part of each id, which is enough to name the\n" +
+			"job; -o wide has ids whole, sizes, times and errors.",
+		Example: "  coord jobs list\n  coord jobs list -o wide\n  coord jobs list -o json | jq -r '.jobs[] | select(.state==\"failed\") | .id'",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return at.with(cmd.Context(), func(ctx context.Context, c *client.Client) error {
 				jobs, err := c.List(ctx)
 				if err != nil {
 					return err
 				}
-				if a.json() {
-					views := []jobView{}
-					for _, job := range jobs {
-						views = append(views, viewJob(job))
-					}
-					return a.printJSON(views)
-				}
-				t := newTable("", "id", "name", "kind", "state", ">size", "created", ">elapsed", "error")
-				for _, job := range jobs {
-					t.AppendRow(table.Row{job.GetId(), job.GetName(), job.GetKind(), stateName(job.GetState()), sizeOf(int64(job.GetSizeBytes())), clock(job.GetCreated()), elapsed(job), shorten(job.GetError(), 60)})
-				}
-				return a.printTable(t)
+				return a.printJobs(jobs, time.Now())
 			})
 		},
 	}
@@ -80,14 +76,36 @@ func (a *app) jobsList() *cobra.Command {
 	return cmd
 }
 
+func (a *app) printJobs(jobs []*headwaterv1.Job, now time.Time) error {
+	if a.json() {
+		view := jobsView{Jobs: []jobView{}}
+		for _, job := range jobs {
+			view.Jobs = append(view.Jobs, viewJob(job))
+		}
+		return a.printJSON(view)
+	}
+	if a.wide() {
+		t := a.newTable("", "id", "name", "kind", "state", ">size", "created", ">took", "error")
+		for _, job := range jobs {
+			t.AppendRow(table.Row{job.GetId(), job.GetName(), job.GetKind(), state(stateName(job.GetState())), sizeOf(int64(job.GetSizeBytes())), clock(job.GetCreated()), elapsed(job, now), job.GetError()})
+		}
+		return a.printTable(t)
+	}
+	t := a.newTable("", "id", "name", "state", ">age", ">took")
+	for _, job := range jobs {
+		t.AppendRow(table.Row{shortJob(job.GetId()), shorten(job.GetName(), nameWidth), state(stateName(job.GetState())), age(job.GetCreated(), now), elapsed(job, now)})
+	}
+	return a.printTable(t)
+}
+
 func (a *app) jobsShow() *cobra.Command {
 	var at remote
 	cmd := &cobra.Command{
-		Use: "show ID", Short: "Show one job, by id, key or content hash", Args: exactly("ID"),
-		Example: "  coord jobs show coord-01JD0000000000000000000000\n  coord jobs show my-key --output json",
+		Use: "show JOB", Short: "Show one job", Long: jobNames, Args: exactly("JOB"), ValidArgsFunction: a.completeJobs(&at),
+		Example: "  coord jobs show 01JD4\n  coord jobs show my-key --output json",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return at.with(cmd.Context(), func(ctx context.Context, c *client.Client) error {
-				job, err := c.Get(ctx, args[0])
+				job, err := findJob(ctx, c, args[0])
 				if err != nil {
 					return err
 				}
@@ -103,12 +121,16 @@ func (a *app) jobsWatch() *cobra.Command {
 	var at remote
 	var quiet bool
 	cmd := &cobra.Command{
-		Use: "watch ID", Short: "Follow a job to its end, also over a restart of the coordinator", Args: exactly("ID"),
-		Example: "  coord jobs watch coord-01JD0000000000000000000000",
+		Use: "watch JOB", Short: "Follow a job to its end, also over a restart of the coordinator", Long: jobNames, Args: exactly("JOB"),
+		ValidArgsFunction: a.completeJobs(&at), Example: "  coord jobs watch 01JD4",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return at.with(cmd.Context(), func(ctx context.Context, c *client.Client) error {
+				found, err := findJob(ctx, c, args[0])
+				if err != nil {
+					return err
+				}
 				bar := a.progress(quiet)
-				job, err := c.Wait(ctx, args[0], bar.job)
+				job, err := c.Wait(ctx, found.GetId(), bar.job)
 				bar.end()
 				if err != nil {
 					return err
@@ -125,19 +147,22 @@ func (a *app) jobsWatch() *cobra.Command {
 func (a *app) jobsCancel() *cobra.Command {
 	var at remote
 	cmd := &cobra.Command{
-		Use: "cancel ID", Short: "Cancel a job that has not ended", Args: exactly("ID"),
-		Example: "  coord jobs cancel coord-01JD0000000000000000000000",
+		Use: "cancel JOB", Short: "Cancel a job that has not ended", Long: jobNames, Args: exactly("JOB"),
+		ValidArgsFunction: a.completeJobs(&at), Example: "  coord jobs cancel 01JD4",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return at.with(cmd.Context(), func(ctx context.Context, c *client.Client) error {
-				job, err := c.Cancel(ctx, args[0])
+				found, err := findJob(ctx, c, args[0])
+				if err != nil {
+					return err
+				}
+				job, err := c.Cancel(ctx, found.GetId())
 				if err != nil {
 					return err
 				}
 				if a.json() {
 					return a.printJSON(viewJob(job))
 				}
-				_, err = fmt.Fprintf(a.Out, "job %s: %s\n", job.GetId(), stateName(job.GetState()))
-				return err
+				return a.say("job %s: %s\n", job.GetId(), stateName(job.GetState()))
 			})
 		},
 	}
@@ -150,17 +175,26 @@ func (a *app) jobsResult() *cobra.Command {
 	var out string
 	var quiet bool
 	cmd := &cobra.Command{
-		Use: "result ID", Short: "Fetch the result of a job that succeeded", Args: exactly("ID"),
-		Example: "  coord jobs result coord-01JD0000000000000000000000 --out context.safetensors",
+		Use: "result JOB", Short: "Fetch the result of a job that succeeded", Long: jobNames, Args: exactly("JOB"),
+		ValidArgsFunction: a.completeJobs(&at),
+		Example:           "  coord jobs result 01JD4 --out context.safetensors\n  coord jobs result 01JD4 --out - | sha256sum",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if out == "" {
 				return usage("--out is missing: where shall the result go?")
 			}
+			to, err := a.openOutput("--out", out)
+			if err != nil {
+				return err
+			}
 			return at.with(cmd.Context(), func(ctx context.Context, c *client.Client) error {
-				bar := a.progress(quiet)
-				job, err := c.Download(ctx, args[0], out, func(done, total int64) { bar.show("fetching", done, total, true) })
-				bar.end()
+				job, err := findJob(ctx, c, args[0])
 				if err != nil {
+					return err
+				}
+				bar := a.progress(quiet)
+				job, err = fetch(ctx, c, job.GetId(), to, bar)
+				bar.end()
+				if err != nil || to.standard(a) {
 					return err
 				}
 				if a.json() {
@@ -168,35 +202,35 @@ func (a *app) jobsResult() *cobra.Command {
 					view.Out = out
 					return a.printJSON(view)
 				}
-				_, err = fmt.Fprintf(a.Out, "%s: %s, SHA-256 %s\n", out, sizeOf(int64(job.GetResultBytes())), job.GetResultSha256())
-				return err
+				return a.say("%s: %s, SHA-256 %s\n", out, sizeOf(int64(job.GetResultBytes())), job.GetResultSha256())
 			})
 		},
 	}
 	at.flags(cmd.Flags())
-	cmd.Flags().StringVarP(&out, "out", "o", "", "`file` to write")
+	cmd.Flags().StringVar(&out, "out", "", "`file` to write, - is the standard output")
 	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "show no progress")
 	flagOnly(cmd.Flags(), "out")
 	return cmd
 }
 
+// fetch writes a job's result to where it is to go.
+func fetch(ctx context.Context, c *client.Client, id string, to *output, bar *progress) (*headwaterv1.Job, error) {
+	fetched := func(done, total int64) { bar.show("fetching", done, total, true) }
+	if to.stream == nil {
+		return c.Download(ctx, id, to.path, fetched)
+	}
+	job, err := c.DownloadTo(ctx, id, to.stream, fetched)
+	return job, errors.Join(err, to.close())
+}
+
 // elapsed is how long a job has run, or ran.
-func elapsed(job *headwaterv1.Job) string {
+func elapsed(job *headwaterv1.Job, now time.Time) string {
 	if job.GetStarted() == nil {
 		return ""
 	}
-	end := time.Now()
+	end := now
 	if job.GetEnded() != nil {
 		end = job.GetEnded().AsTime()
 	}
-	return end.Sub(job.GetStarted().AsTime()).Round(time.Millisecond).String()
-}
-
-// shorten keeps a text to a column's width.
-func shorten(s string, width int) string {
-	s = strings.Join(strings.Fields(s), " ")
-	if runes := []rune(s); len(runes) > width {
-		return string(runes[:width-1]) + "…"
-	}
-	return s
+	return duration(end.Sub(job.GetStarted().AsTime()))
 }

@@ -59,7 +59,7 @@ func (a *app) local() *cobra.Command {
 			if a.json() {
 				err = a.printJSON(map[string]any{"coordinator": cluster.Address(), "workers": cluster.Workers()})
 			} else {
-				_, err = fmt.Fprintf(a.Out, "%d workers and a coordinator at %s; Ctrl-C ends them\n\n  export HEADWATER_COORDINATOR=%[2]s\n  %s submit job.safetensors --out context.safetensors\n", cluster.Workers(), cluster.Address(), a.program)
+				err = a.say("%d workers and a coordinator at %s; Ctrl-C ends them\n\n  export HEADWATER_COORDINATOR=%[2]s\n  %[3]s submit job.safetensors --out context.safetensors\n", cluster.Workers(), cluster.Address(), a.program)
 			}
 			if err == nil {
 				select {

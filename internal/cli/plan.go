@@ -23,12 +23,12 @@ type planFlags struct {
 	workers, from                         string
 	compare                               bool
 	dModel                                int
-	context                               int64
-	dtype                                 string
+	context                               count
+	storage                               string
 }
 
 func (a *app) plan() *cobra.Command {
-	var f planFlags
+	f := planFlags{context: 128 << 10}
 	cmd := &cobra.Command{
 		Use: "plan", Short: "Show which worker would own what, without a cluster", Args: exactly(),
 		Long: "Show the plan for a geometry and some workers, without a cluster: which worker owns which KV groups and the query\n" +
@@ -76,9 +76,9 @@ func (a *app) plan() *cobra.Command {
 	flags.StringVar(&f.from, "from", "", "`workers` of the plan before: show what moves")
 	flags.BoolVar(&f.compare, "compare", false, "compare MHA, this GQA and MQA: parameters and cache")
 	flags.IntVar(&f.dModel, "d-model", 0, "elements of a hidden state (default: heads * head-dim)")
-	flags.Int64Var(&f.context, "context", 131072, "positions of the cache that --compare gives the size of")
-	choice(cmd, flags, &f.dtype, "dtype", "f16", "type of the cached keys and values", "f32", "f16", "bf16", "i8")
-	flagOnly(flags, "job", "heads", "kv-heads", "head-dim", "v-dim", "layers", "workers", "from", "compare", "d-model", "context", "dtype")
+	choice(cmd, flags, &f.storage, "storage", "f16", "how the cached keys and values are stored", "f32", "f16", "bf16", "int8")
+	flags.Var(&f.context, "context", "positions of the cache that --compare gives the size of; 128k is 131072")
+	flagOnly(flags, "job", "heads", "kv-heads", "head-dim", "v-dim", "layers", "workers", "from", "compare", "d-model", "context", "storage")
 	return cmd
 }
 
@@ -210,7 +210,7 @@ func (a *app) printPlan(p *drawnPlan) error {
 		}
 		alike[at] = append(alike[at], i)
 	}
-	t := newTable(p.geometry(), "layers", "worker", "groups", "query heads", ">shards")
+	t := a.newTable(p.geometry(), "layers", "worker", "groups", "query heads", ">shards")
 	loads := make(map[string]int)
 	total := 0
 	for _, layers := range alike {
@@ -228,7 +228,7 @@ func (a *app) printPlan(p *drawnPlan) error {
 					heads = append(heads, g*size+h)
 				}
 			}
-			t.AppendRow(table.Row{label, worker.Name, ranges(groups), ranges(heads), len(groups) * len(layers)})
+			t.AppendRow(table.Row{label, a.narrow(worker.Name, nameWidth), ranges(groups), ranges(heads), len(groups) * len(layers)})
 			label = ""
 			loads[worker.Name] += len(groups) * len(layers)
 			total += len(groups) * len(layers)
@@ -238,16 +238,15 @@ func (a *app) printPlan(p *drawnPlan) error {
 	if err := a.printTable(t); err != nil {
 		return err
 	}
-	load := newTable("\nload", "worker", ">weight", ">shards", ">part")
+	load := a.newTable("\nload", "worker", ">weight", ">shards", ">part")
 	for _, worker := range p.Workers {
-		load.AppendRow(table.Row{worker.Name, worker.Weight, loads[worker.Name], fmt.Sprintf("%.1f%%", 100*float64(loads[worker.Name])/float64(max(total, 1)))})
+		load.AppendRow(table.Row{a.narrow(worker.Name, nameWidth), worker.Weight, loads[worker.Name], fmt.Sprintf("%.1f%%", 100*float64(loads[worker.Name])/float64(max(total, 1)))})
 	}
 	if err := a.printTable(load); err != nil {
 		return err
 	}
 	if len(p.Idle) > 0 {
-		_, err := fmt.Fprintf(a.Out, "idle, since there are more workers than shards to own: %s\n", strings.Join(p.Idle, ", "))
-		return err
+		return a.say("idle, since there are more workers than shards to own: %s\n", strings.Join(p.Idle, ", "))
 	}
 	return nil
 }
@@ -265,25 +264,26 @@ func (p *drawnPlan) geometry() string {
 	if len(shapes) != 1 {
 		shape = fmt.Sprintf("%d different shapes", len(shapes))
 	}
-	return fmt.Sprintf("%s: %s; %s on %s, epoch %d", plural(len(p.Layers), "layer"), shape, plural(shards, "shard"), plural(len(p.Workers), "worker"), p.Epoch)
+	return fmt.Sprintf("%s: %s;\n%s on %s, epoch %d", plural(len(p.Layers), "layer"), shape, plural(shards, "shard"), plural(len(p.Workers), "worker"), p.Epoch)
 }
 
 func (a *app) printMoves(moves []shard.Move, shards int) error {
-	if _, err := fmt.Fprintf(a.Out, "\n%s of %d move\n", plural(len(moves), "shard"), shards); err != nil || len(moves) == 0 {
+	if err := a.say("\n%s of %d move\n", plural(len(moves), "shard"), shards); err != nil || len(moves) == 0 {
 		return err
 	}
-	t := newTable("", "layer", "group", "from", "to")
+	t := a.newTable("", "layer", "group", "from", "to")
 	for _, m := range moves {
-		t.AppendRow(table.Row{int(m.Layer), int(m.Group), m.From, m.To})
+		t.AppendRow(table.Row{int(m.Layer), int(m.Group), a.narrow(m.From, nameWidth), a.narrow(m.To, nameWidth)})
 	}
 	return a.printTable(t)
 }
 
-func plural(n int, what string) string {
+// plural is a number of what there is; many is its plural, what with an s unless it is given.
+func plural(n int, what string, many ...string) string {
 	if n == 1 {
 		return "1 " + what
 	}
-	return strconv.Itoa(n) + " " + what + "s"
+	return strconv.Itoa(n) + " " + strings.Join(append(many, what+"s")[:1], "")
 }
 
 // ranges writes ascending numbers shortly: runs as 0-3, and four or more of another even step as 0,3,…,27.

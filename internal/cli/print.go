@@ -1,15 +1,10 @@
 package cli
 
 import (
+	"bytes"
 	"encoding/json"
-	"fmt"
 	"strings"
 	"time"
-
-	"github.com/jedib0t/go-pretty/v6/table"
-	"github.com/jedib0t/go-pretty/v6/text"
-	"google.golang.org/protobuf/types/known/durationpb"
-	"google.golang.org/protobuf/types/known/timestamppb"
 
 	headwaterv1 "headwater.example/proto/headwater/v1"
 )
@@ -17,54 +12,19 @@ import (
 // json tells whether results are to be printed as JSON.
 func (a *app) json() bool { return a.global.output == "json" }
 
+// wide tells whether tables are to have all there is.
+func (a *app) wide() bool { return a.global.output == "wide" }
+
 // printJSON prints a value as indented JSON.
 func (a *app) printJSON(value any) error {
-	encoder := json.NewEncoder(a.Out)
+	var text bytes.Buffer
+	encoder := json.NewEncoder(&text)
 	encoder.SetIndent("", "  ")
 	encoder.SetEscapeHTML(false)
-	return encoder.Encode(value)
-}
-
-// titled is a table with a line above it: go-pretty would wrap a title to the table's width.
-type titled struct {
-	table.Writer
-	title string
-}
-
-// newTable makes a table in the house's style. Columns whose header begins with ">" are aligned to the right.
-func newTable(title string, header ...string) titled {
-	t := titled{table.NewWriter(), title}
-	style := table.StyleLight
-	style.Format.Header = text.FormatDefault
-	style.Format.Footer = text.FormatDefault
-	style.Options.SeparateColumns = false
-	style.Options.DrawBorder = false
-	t.SetStyle(style)
-	row := make(table.Row, len(header))
-	var columns []table.ColumnConfig
-	for i, name := range header {
-		config := table.ColumnConfig{Number: i + 1}
-		if right, ok := strings.CutPrefix(name, ">"); ok {
-			name = right
-			config.Align, config.AlignHeader, config.AlignFooter = text.AlignRight, text.AlignRight, text.AlignRight
-		}
-		row[i] = name
-		columns = append(columns, config)
+	if err := encoder.Encode(value); err != nil {
+		return err
 	}
-	t.AppendHeader(row)
-	t.SetColumnConfigs(columns)
-	t.SuppressTrailingSpaces()
-	return t
-}
-
-// printTable prints a table and an empty line before it, except at the top.
-func (a *app) printTable(t titled) error {
-	if t.title != "" {
-		if _, err := fmt.Fprintln(a.Out, t.title); err != nil {
-			return err
-		}
-	}
-	_, err := fmt.Fprintln(a.Out, t.Render())
+	_, err := a.Out.Write(escapeJSON(text.Bytes()))
 	return err
 }
 
@@ -143,35 +103,4 @@ func viewJob(job *headwaterv1.Job) jobView {
 // stateName is a job's state in one lower-case word.
 func stateName(state headwaterv1.JobState) string {
 	return strings.ToLower(strings.TrimPrefix(state.String(), "JOB_STATE_"))
-}
-
-// when is a time, nil where there is none.
-func when(t *timestamppb.Timestamp) *time.Time {
-	if t == nil {
-		return nil
-	}
-	at := t.AsTime()
-	return &at
-}
-
-// clock prints a time for people, in local time.
-func clock(t *timestamppb.Timestamp) string {
-	if t == nil {
-		return ""
-	}
-	return t.AsTime().Local().Format(time.DateTime)
-}
-
-// span prints a duration for people: three digits are enough.
-func span(d *durationpb.Duration) string {
-	value := d.AsDuration()
-	switch {
-	case value >= time.Minute:
-		return value.Round(time.Second).String()
-	case value >= time.Second:
-		return value.Round(10 * time.Millisecond).String()
-	case value >= time.Millisecond:
-		return value.Round(10 * time.Microsecond).String()
-	}
-	return value.String()
 }

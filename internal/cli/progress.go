@@ -41,6 +41,7 @@ func (p *progress) show(phase string, done, total int64, bytes bool) {
 	if p.quiet || phase == "" {
 		return
 	}
+	phase = clean(phase)
 	if phase != p.phase || total != p.total {
 		p.end()
 		p.phase, p.total, p.bytes, p.printed = phase, total, bytes, time.Now()
@@ -73,13 +74,16 @@ func (p *progress) end() {
 func (p *progress) line() {
 	switch {
 	case p.total == 0:
-		fmt.Fprintln(p.out, p.phase)
+		p.note("%s\n", p.phase)
 	case p.bytes:
-		fmt.Fprintf(p.out, "%s: %s of %s\n", p.phase, sizeOf(p.done), sizeOf(p.total))
+		p.note("%s: %s of %s\n", p.phase, sizeOf(p.done), sizeOf(p.total))
 	default:
-		fmt.Fprintf(p.out, "%s: %d of %d\n", p.phase, p.done, p.total)
+		p.note("%s: %d of %d\n", p.phase, p.done, p.total)
 	}
 }
+
+// note prints a line of its own; that it can not be printed is no reason to stop what it tells of.
+func (p *progress) note(format string, args ...any) { _ = write(p.out, format, args...) }
 
 // job shows a job's progress as the coordinator tells it.
 func (p *progress) job(job *headwaterv1.Job) {

@@ -6,8 +6,10 @@ import (
 	"io"
 	"os"
 	"runtime/debug"
+	"strings"
 	"syscall"
 
+	"github.com/jedib0t/go-pretty/v6/text"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 	"golang.org/x/term"
@@ -62,7 +64,8 @@ func (a *app) coord() *cobra.Command {
   coord jobs list`)
 	worker := group("worker", "Run a worker", "  coord worker serve", a.serveWorker())
 	worker.Hidden = true
-	root.AddCommand(a.serveCoordinator(), a.submit(), a.jobs(), a.sessions(), a.status(), a.plan(), a.explain(), a.local(), a.bench(), a.diff(), a.check(), worker)
+	root.AddCommand(a.serveCoordinator(), a.submit(), a.jobs(), a.sessions(), a.status(), a.health(), a.plan(), a.explain(), a.local(), a.bench(), a.diff(), a.check(), a.version(true), worker)
+	lay(root)
 	return root
 }
 
@@ -71,7 +74,8 @@ func Worker(args []string, streams Streams) int {
 	a := &app{Streams: streams, program: "worker"}
 	root := a.root("Distributed grouped-query attention: a worker, which holds keys and values and attends over them",
 		`  worker serve --join 127.0.0.1:7610`)
-	root.AddCommand(a.serveWorker())
+	root.AddCommand(a.serveWorker(), a.version(false))
+	lay(root)
 	return a.run(root, args)
 }
 
@@ -87,16 +91,17 @@ func (a *app) root(short, example string) *cobra.Command {
 		SilenceErrors:     true,
 		SilenceUsage:      true,
 		CompletionOptions: cobra.CompletionOptions{DisableDefaultCmd: true},
-		Args:              needSubcommand,
-		RunE:              func(*cobra.Command, []string) error { return nil },
+		Args:              onlySubcommands,
+		RunE:              func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error { return a.configure(cmd) },
 	}
 	flags := root.PersistentFlags()
 	flags.StringVar(&a.global.config, "config", "", "configuration `file` (YAML): keys are the flags' names")
-	choice(root, flags, &a.global.output, "output", "table", "how results are printed", "table", "json")
+	choice(root, flags, &a.global.output, "output", "table", "how results are printed; wide is a table with all there is", "table", "wide", "json")
+	flags.Lookup("output").Shorthand = "o"
 	choice(root, flags, &a.global.logFormat, "log-format", "text", "how logs are printed", "text", "json")
 	choice(root, flags, &a.global.logLevel, "log-level", "info", "least level that is logged", "debug", "info", "warn", "error")
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	root.SetFlagErrorFunc(flagError)
 	root.SetIn(a.In)
 	root.SetOut(a.Out)
 	root.SetErr(a.Err)
@@ -126,22 +131,81 @@ func (a *app) run(root *cobra.Command, args []string) int {
 	if code == ExitUsage {
 		message += fmt.Sprintf(" (see %s --help)", cmd.CommandPath())
 	}
-	fmt.Fprintln(a.Err, message)
+	a.note("%s\n", message)
 	return code
 }
 
 // group makes a command that only has subcommands.
 func group(use, short, example string, subcommands ...*cobra.Command) *cobra.Command {
-	cmd := &cobra.Command{Use: use, Short: short, Example: example, Args: needSubcommand, RunE: func(*cobra.Command, []string) error { return nil }}
+	cmd := &cobra.Command{Use: use, Short: short, Example: example, Args: onlySubcommands, RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() }}
 	cmd.AddCommand(subcommands...)
 	return cmd
 }
 
-func needSubcommand(_ *cobra.Command, args []string) error {
+// onlySubcommands refuses an argument that is no command, and says which one may be meant.
+func onlySubcommands(cmd *cobra.Command, args []string) error {
 	if len(args) == 0 {
-		return usage("a command is missing")
+		return nil // its help
+	}
+	cmd.SuggestionsMinimumDistance = farthestTypo
+	if meant := cmd.SuggestionsFor(args[0]); len(meant) > 0 {
+		return usage("unknown command %q: did you mean %s?", args[0], strings.Join(meant, " or "))
 	}
 	return usage("unknown command %q", args[0])
+}
+
+// farthestTypo is how many letters a word may differ by from what is meant.
+const farthestTypo = 2
+
+// flagError makes a wrong flag a wrong use, and says which one may be meant.
+func flagError(cmd *cobra.Command, err error) error {
+	var unknown *pflag.NotExistError
+	if !errors.As(err, &unknown) {
+		if strings.Contains(err.Error(), `"-o, --output"`) && cmd.Flags().Lookup("out") != nil {
+			return usage("%w; the file of a result is named with --out", err)
+		}
+		return usageError{err}
+	}
+	// Cobra knows how far words are apart: flags are looked for as if they were commands.
+	words := &cobra.Command{SuggestionsMinimumDistance: farthestTypo}
+	cmd.Flags().VisitAll(func(flag *pflag.Flag) {
+		if !flag.Hidden {
+			words.AddCommand(&cobra.Command{Use: flag.Name, Run: func(*cobra.Command, []string) {}})
+		}
+	})
+	if meant := words.SuggestionsFor(unknown.GetSpecifiedName()); len(meant) > 0 {
+		return usage("%w: did you mean --%s?", err, strings.Join(meant, " or --"))
+	}
+	return usageError{err}
+}
+
+// helpWidth is the width of help texts.
+const helpWidth = 88
+
+// lay makes the help of a command and of all below it fit helpWidth.
+func lay(cmd *cobra.Command) {
+	cmd.Long = reflow(cmd.Long)
+	for _, sub := range cmd.Commands() {
+		lay(sub)
+	}
+	if !cmd.HasParent() {
+		cobra.AddTemplateFunc("wrapped", func(flags *pflag.FlagSet) string { return flags.FlagUsagesWrapped(helpWidth) })
+		cmd.SetUsageTemplate(strings.NewReplacer(".LocalFlags.FlagUsages", "wrapped .LocalFlags", ".InheritedFlags.FlagUsages", "wrapped .InheritedFlags").Replace(cmd.UsageTemplate()))
+	}
+}
+
+// reflow breaks paragraphs anew.
+func reflow(long string) string {
+	paragraphs := strings.Split(long, "\n\n")
+	for i, p := range paragraphs {
+		paragraphs[i] = text.WrapSoft(strings.Join(strings.Fields(p), " "), helpWidth)
+		lines := strings.Split(paragraphs[i], "\n")
+		for j := range lines {
+			lines[j] = strings.TrimRight(lines[j], " ")
+		}
+		paragraphs[i] = strings.Join(lines, "\n")
+	}
+	return strings.Join(paragraphs, "\n\n")
 }
 
 // exactly demands named arguments.

@@ -17,7 +17,7 @@ import (
 // sessions is the group of commands about the sessions that workers hold.
 func (a *app) sessions() *cobra.Command {
 	return group("sessions", "List, show and drop the sessions on the workers, and carry them elsewhere",
-		"  coord sessions list\n  coord sessions show 7f3c90aa1e6b4d52b7c8d9e0f1a2b3c4\n  coord sessions snapshot 7f3c90aa1e6b4d52b7c8d9e0f1a2b3c4 story.snapshot\n  coord sessions restore story.snapshot",
+		"  coord sessions list\n  coord sessions show 7f3c90\n  coord sessions snapshot 7f3c90 story.snapshot\n  coord sessions restore story.snapshot",
 		a.sessionsList(), a.sessionsShow(), a.sessionsDrop(), a.sessionsSnapshot(), a.sessionsRestore())
 }
 
@@ -32,6 +32,7 @@ type sessionView struct {
 	PageBytes   uint64       `json:"page_bytes"`
 	OwnBytes    uint64       `json:"own_bytes"`
 	Pinned      bool         `json:"pinned"`
+	State       string       `json:"state,omitempty"` // whole, half lost, or part unseen, if some workers did not answer; lists only
 	Created     *time.Time   `json:"created,omitempty"`
 	Used        *time.Time   `json:"used,omitempty"`
 	Holders     []holderView `json:"holders"`
@@ -107,39 +108,22 @@ func (a *app) sessionsList() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "list", Short: "List the sessions that the workers hold", Args: exactly(),
 		Long: "List the sessions that the workers hold: the positions that all of their layers have, the bytes of their pages, and own,\n" +
-			"the part of these that no other session and no prefix shares, which is what coord sessions drop frees at once. Workers that do\n" +
-			"not answer are named on stderr, and in JSON under silent: what they hold is not listed.",
-		Example: "  coord sessions list\n  coord sessions list --output json",
+			"the part of these that no other session and no prefix shares, which is what coord sessions drop frees at once.\n\n" +
+			"A session is whole if its holders have all groups of all layers. It is half lost if a part of it is gone, and part\n" +
+			"unseen if workers that do not answer may have the rest; these are named on stderr, and in JSON under silent. The table has\n" +
+			"the beginning of each id, which is enough to name the session; -o wide has more.",
+		Example: "  coord sessions list\n  coord sessions list -o wide\n  coord sessions list -o json | jq '.sessions[] | select(.state==\"half lost\") | .id'",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return at.with(cmd.Context(), func(ctx context.Context, c *client.Client) error {
 				listed, err := c.Sessions(ctx)
 				if err != nil {
 					return err
 				}
-				found := listed.GetSessions()
-				view := sessionsView{Sessions: make([]sessionView, len(found)), Silent: []silentView{}}
-				for i, s := range found {
-					view.Sessions[i] = viewSession(s)
+				whole, err := c.WholeSessions(ctx, listed.GetSessions())
+				if err != nil {
+					return err
 				}
-				for _, w := range listed.GetSilent() {
-					view.Silent = append(view.Silent, silentView{w.GetWorker(), w.GetAddress(), w.GetError()})
-					fmt.Fprintf(a.Err, "warning: worker %s at %s did not answer, what it holds is not listed: %s\n", w.GetWorker(), w.GetAddress(), w.GetError())
-				}
-				if a.json() {
-					return a.printJSON(view)
-				}
-				t := newTable("", "id", "name", ">layers", ">positions", ">bytes", ">own", "pinned", "on", "last used")
-				for i, v := range view.Sessions {
-					pinned := ""
-					if v.Pinned {
-						pinned = "yes"
-					}
-					t.AppendRow(table.Row{
-						v.ID, v.Name, len(v.Lengths), v.positions(), sizeOf(int64(v.PageBytes)), sizeOf(int64(v.OwnBytes)), pinned, v.holders(),
-						clock(found[i].GetUsed()),
-					})
-				}
-				return a.printTable(t)
+				return a.printSessions(listed, whole, time.Now())
 			})
 		},
 	}
@@ -147,20 +131,72 @@ func (a *app) sessionsList() *cobra.Command {
 	return cmd
 }
 
+// shortSession is how many digits of a session's id the table has: 48 bits, of which no two are alike.
+const shortSession = 12
+
+func (a *app) printSessions(listed *headwaterv1.ListSessionsResponse, whole map[client.SessionID]bool, now time.Time) error {
+	found := listed.GetSessions()
+	view := sessionsView{Sessions: make([]sessionView, len(found)), Silent: []silentView{}}
+	for _, w := range listed.GetSilent() {
+		view.Silent = append(view.Silent, silentView{w.GetWorker(), w.GetAddress(), w.GetError()})
+		a.note("warning: worker %s at %s did not answer, what it holds is not listed: %s\n", w.GetWorker(), w.GetAddress(), w.GetError())
+	}
+	for i, s := range found {
+		v := viewSession(s)
+		id, err := client.ParseSessionID(v.ID)
+		switch known, asked := whole[id]; {
+		case err != nil || !asked: // it has ended meanwhile
+		case known:
+			v.State = "whole"
+		case len(view.Silent) > 0:
+			v.State = "part unseen"
+		default:
+			v.State = "half lost"
+		}
+		view.Sessions[i] = v
+	}
+	if a.json() {
+		return a.printJSON(view)
+	}
+	if a.wide() {
+		t := a.newTable("", "id", "name", "state", ">layers", ">positions", ">bytes", ">own", "pinned", "on", "last used")
+		for i, v := range view.Sessions {
+			t.AppendRow(table.Row{v.ID, v.Name, state(v.State), len(v.Lengths), v.positions(), sizeOf(int64(v.PageBytes)), sizeOf(int64(v.OwnBytes)), yes(v.Pinned), v.holders(), clock(found[i].GetUsed())})
+		}
+		return a.printTable(t)
+	}
+	t := a.newTable("", "id", "name", "state", ">layers", ">positions", ">bytes", ">used")
+	for i, v := range view.Sessions {
+		t.AppendRow(table.Row{v.ID[:min(len(v.ID), shortSession)], shorten(v.Name, 14), state(v.State), len(v.Lengths), v.positions(), sizeOf(int64(v.PageBytes)), age(found[i].GetUsed(), now)})
+	}
+	return a.printTable(t)
+}
+
+func yes(is bool) string {
+	if is {
+		return "yes"
+	}
+	return ""
+}
+
 func (a *app) sessionsShow() *cobra.Command {
 	var at remote
 	cmd := &cobra.Command{
 		Use: "show ID", Short: "Show one session: who holds how much of it, and which groups of its layers", Args: exactly("ID"),
+		ValidArgsFunction: a.completeSessions(&at),
 		Long: "Show one session: which worker holds which groups of its layers, and how many bytes of pages. own is the part of these that\n" +
 			"no other session and no prefix shares. Truncations count how often positions were taken back, the epoch how often a client\n" +
-			"has taken the session up. coord sessions list names the sessions.",
-		Example: "  coord sessions show 7f3c90aa1e6b4d52b7c8d9e0f1a2b3c4",
+			"has taken the session up. coord sessions list names the sessions; the beginning of an id is enough.",
+		Example: "  coord sessions show 7f3c90",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			id, err := client.ParseSessionID(args[0])
-			if err != nil {
-				return usageError{err}
+			if _, _, err := parseSession(args[0]); err != nil {
+				return err
 			}
 			return at.with(cmd.Context(), func(ctx context.Context, c *client.Client) error {
+				id, err := findSession(ctx, c, args[0])
+				if err != nil {
+					return err
+				}
 				found, err := c.FindSession(ctx, id)
 				if err != nil {
 					return err
@@ -173,20 +209,20 @@ func (a *app) sessionsShow() *cobra.Command {
 				if v.Pinned {
 					pinned = ", pinned"
 				}
-				title := fmt.Sprintf("session %s %s\n%d layers, %d positions, %d truncations, epoch %d%s; %s of pages, %s its own; last used %s\n",
-					v.ID, v.Name, len(v.Lengths), v.positions(), v.Truncations, v.Epoch, pinned, sizeOf(int64(v.PageBytes)), sizeOf(int64(v.OwnBytes)), clock(found.GetUsed()))
-				holders := newTable(title, "worker", "address", ">bytes", ">own")
+				title := fmt.Sprintf("session %s %s\n%s, %d positions, %d truncations, epoch %d%s;\n%s of pages, %s its own; last used %s\n",
+					v.ID, clean(v.Name), plural(len(v.Lengths), "layer"), v.positions(), v.Truncations, v.Epoch, pinned, sizeOf(int64(v.PageBytes)), sizeOf(int64(v.OwnBytes)), clock(found.GetUsed()))
+				holders := a.newTable(title, "worker", "address", ">bytes", ">own")
 				for _, h := range v.Holders {
-					holders.AppendRow(table.Row{h.Name, h.Address, sizeOf(int64(h.PageBytes)), sizeOf(int64(h.OwnBytes))})
+					holders.AppendRow(table.Row{a.narrow(h.Name, nameWidth), a.narrow(h.Address, 30), sizeOf(int64(h.PageBytes)), sizeOf(int64(h.OwnBytes))})
 				}
 				if err := a.printTable(holders); err != nil {
 					return err
 				}
-				t := newTable("\nlayers", ">layer", ">positions", "worker", "groups")
+				t := a.newTable("\nlayers", ">layer", ">positions", "worker", "groups")
 				for layer, length := range v.Lengths {
 					for _, h := range v.Holders {
 						if len(h.Groups[layer]) > 0 {
-							t.AppendRow(table.Row{layer, length, h.Name, strings.Trim(fmt.Sprint(h.Groups[layer]), "[]")})
+							t.AppendRow(table.Row{layer, length, a.narrow(h.Name, nameWidth), strings.Trim(fmt.Sprint(h.Groups[layer]), "[]")})
 						}
 					}
 				}
@@ -202,21 +238,23 @@ func (a *app) sessionsDrop() *cobra.Command {
 	var at remote
 	cmd := &cobra.Command{
 		Use: "drop ID", Short: "End a session and free its memory, whoever drives it", Args: exactly("ID"),
-		Example: "  coord sessions drop 7f3c90aa1e6b4d52b7c8d9e0f1a2b3c4",
+		ValidArgsFunction: a.completeSessions(&at), Example: "  coord sessions drop 7f3c90",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			id, err := client.ParseSessionID(args[0])
-			if err != nil {
-				return usageError{err}
+			if _, _, err := parseSession(args[0]); err != nil {
+				return err
 			}
 			return at.with(cmd.Context(), func(ctx context.Context, c *client.Client) error {
+				id, err := findSession(ctx, c, args[0])
+				if err != nil {
+					return err
+				}
 				if err := c.DropSession(ctx, id); err != nil {
 					return err
 				}
 				if a.json() {
 					return a.printJSON(map[string]string{"dropped": id.String()})
 				}
-				_, err := fmt.Fprintf(a.Out, "session %s is dropped\n", id)
-				return err
+				return a.say("session %s is dropped\n", id)
 			})
 		},
 	}

@@ -11,12 +11,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"headwater.example/client"
-	"headwater.example/internal/atomicfile"
 	"headwater.example/internal/snapshot"
 )
-
-// stdio is the name of the standard streams where a file is asked for.
-const stdio = "-"
 
 // snapshotView is a snapshot that was written, as scripts read it.
 type snapshotView struct {
@@ -48,18 +44,23 @@ func (a *app) sessionsSnapshot() *cobra.Command {
 		Long: "Write all keys and values of a session, as they are stored, to a file that coord sessions restore reads (docs/snapshot.md);\n" +
 			"- is the standard output. The session goes on meanwhile: what is written is a fork of it. The file appears under its name\n" +
 			"complete or not at all.",
-		Example: `  coord sessions snapshot 7f3c90aa1e6b4d52b7c8d9e0f1a2b3c4 story.snapshot
-  coord sessions snapshot 7f3c90aa1e6b4d52b7c8d9e0f1a2b3c4 - | ssh elsewhere coord sessions restore -`,
+		ValidArgsFunction: a.completeSessions(&at),
+		Example: `  coord sessions snapshot 7f3c90 story.snapshot
+  coord sessions snapshot 7f3c90 - | ssh elsewhere coord sessions restore -`,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			id, err := client.ParseSessionID(args[0])
-			if err != nil {
-				return usageError{err}
+			if _, _, err := parseSession(args[0]); err != nil {
+				return err
 			}
-			if args[1] == stdio && terminal(a.Out) {
-				return usage("a snapshot is no text for a terminal: name a file, or a pipe")
+			to, err := a.openOutput("FILE", args[1])
+			if err != nil {
+				return err
 			}
 			return at.with(cmd.Context(), func(ctx context.Context, c *client.Client) error {
-				return a.takeSnapshot(ctx, c, id, args[1], quiet)
+				id, err := findSession(ctx, c, args[0])
+				if err != nil {
+					return err
+				}
+				return a.takeSnapshot(ctx, c, id, to, quiet)
 			})
 		},
 	}
@@ -68,37 +69,31 @@ func (a *app) sessionsSnapshot() *cobra.Command {
 	return cmd
 }
 
-func (a *app) takeSnapshot(ctx context.Context, c *client.Client, id client.SessionID, path string, quiet bool) error {
+func (a *app) takeSnapshot(ctx context.Context, c *client.Client, id client.SessionID, to *output, quiet bool) error {
 	bar := a.progress(quiet)
 	defer bar.end()
 	progress := func(done, total int64) { bar.show("writing", done, total, true) }
-	if path == stdio {
-		_, err := c.SnapshotSession(ctx, id, a.Out, progress)
+	var header *snapshot.Header
+	var written int64
+	err := to.write(func(w io.Writer) (err error) {
+		out := &counter{Writer: w}
+		header, err = c.SnapshotSession(ctx, id, out, progress)
+		written = out.n
 		return err
-	}
-	file, err := atomicfile.Create(path, 0)
-	if err != nil {
-		return err
-	}
-	out := &counter{Writer: file}
-	header, err := c.SnapshotSession(ctx, id, out, progress)
-	if err != nil {
-		return errors.Join(err, file.Abort())
-	}
-	if err := file.Commit(); err != nil {
+	})
+	if err != nil || to.standard(a) {
 		return err
 	}
 	bar.end()
-	v := snapshotView{Session: id.String(), File: path, Bytes: out.n, KVBytes: header.Bytes(), Lengths: []uint64{}, Pinned: header.Pinned}
+	v := snapshotView{Session: id.String(), File: to.path, Bytes: written, KVBytes: header.Bytes(), Lengths: []uint64{}, Pinned: header.Pinned}
 	for _, l := range header.Layers {
 		v.Lengths = append(v.Lengths, l.Length)
 	}
 	if a.json() {
 		return a.printJSON(v)
 	}
-	_, err = fmt.Fprintf(a.Out, "session %s is written to %s: %d layers, %d positions, %s of keys and values in %s\n",
-		id, path, len(v.Lengths), slices.Min(v.Lengths), sizeOf(v.KVBytes), sizeOf(v.Bytes))
-	return err
+	return a.say("session %s is written to %s: %d layers, %d positions, %s of keys and values in %s\n",
+		id, to.path, len(v.Lengths), slices.Min(v.Lengths), sizeOf(v.KVBytes), sizeOf(v.Bytes))
 }
 
 func (a *app) sessionsRestore() *cobra.Command {
@@ -158,7 +153,6 @@ func (a *app) restoreSnapshot(ctx context.Context, c *client.Client, in io.Reade
 	if a.json() {
 		return a.printJSON(v)
 	}
-	_, err = fmt.Fprintf(a.Out, "session %s is restored from %s: %d layers, %d positions, %s of pages: %s\n",
+	return a.say("session %s is restored from %s: %d layers, %d positions, %s of pages: %s\n",
 		v.ID, path, len(v.Lengths), v.positions(), sizeOf(int64(v.PageBytes)), v.holders())
-	return err
 }

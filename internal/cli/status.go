@@ -150,81 +150,117 @@ func viewCache(c *headwaterv1.CacheState) *cacheView {
 }
 
 func (a *app) printStatus(v statusView) error {
-	if _, err := fmt.Fprintf(a.Out, "coordinator %s at %s, version %s, protocol %s\n\n", v.Name, v.Address, v.Version, v.Protocol); err != nil {
+	if err := a.say("coordinator %s at %s, version %s, protocol %s\n\n", v.Name, v.Address, v.Version, v.Protocol); err != nil {
 		return err
 	}
-	workers := newTable("workers", "name", "address", ">weight", ">used", ">spare", ">budget", ">threads", "kernel", "version", "state")
-	for _, w := range v.Workers {
-		state := "answers"
-		if w.Error != "" {
-			state = shorten(w.Error, 60)
+	if len(v.Workers) == 0 {
+		err := a.say("no workers: start some with worker serve --join and the coordinator's gossip address, or name them with coord serve --workers\n")
+		if err != nil {
+			return err
 		}
-		workers.AppendRow(table.Row{w.Name, w.Address, w.Weight, sizeOf(int64(w.UsedBytes)), sizeOf(int64(w.SpareBytes)), sizeOf(int64(w.BudgetBytes)), w.Threads, w.Kernel, w.Version, state})
-	}
-	if err := a.printTable(workers); err != nil {
+	} else if err := errors.Join(a.printWorkers(v.Workers), a.printCaches(v.Workers)); err != nil {
 		return err
-	}
-	for _, w := range v.Workers { // the table has no room for what to do
-		if w.Error == "" {
-			continue
-		}
-		if _, err := fmt.Fprintf(a.Out, "%s at %s: %s\n", w.Name, w.Address, w.Error); err != nil {
-			return err
-		}
-	}
-	if len(v.Workers) > 0 {
-		if err := a.printCaches(v.Workers); err != nil {
-			return err
-		}
-	}
-	jobs := newTable("jobs", "state", ">count")
-	for state := range len(headwaterv1.JobState_name) {
-		name := stateName(headwaterv1.JobState(state))
-		if n, ok := v.Jobs[name]; ok {
-			jobs.AppendRow(table.Row{name, n})
-		}
 	}
 	if len(v.Jobs) == 0 {
 		return nil
 	}
-	if _, err := fmt.Fprintln(a.Out); err != nil {
-		return err
+	jobs := a.newTable("\njobs", "state", ">count")
+	for i := range len(headwaterv1.JobState_name) {
+		name := stateName(headwaterv1.JobState(i))
+		if n, ok := v.Jobs[name]; ok {
+			jobs.AppendRow(table.Row{state(name), n})
+		}
 	}
 	return a.printTable(jobs)
 }
 
-// printCaches prints a line for each worker and size of its pages. What a worker does not tell is "-".
-func (a *app) printCaches(workers []workerView) error {
-	title := fmt.Sprintf("\ncaches; a page holds %d positions of one group of a layer", attention.PageLen)
-	t := newTable(title, "worker", ">sessions", ">page", ">pages used", ">pages free", ">used", ">free", ">prefix hits", ">saved", ">evicted", ">waiting", ">lanes")
+// printWorkers prints a line for each worker, and below them whole why some are left out, for which the table has no room.
+func (a *app) printWorkers(workers []workerView) error {
+	header := []string{"name", "address", ">used", ">budget", "state"}
+	if a.wide() {
+		header = []string{"name", "address", ">weight", ">used", ">spare", ">budget", ">threads", "kernel", "version", "state"}
+	}
+	t := a.newTable("workers", header...)
 	for _, w := range workers {
-		c := w.Cache
-		if c == nil {
-			t.AppendRow(table.Row{w.Name, "-", "-", "-", "-", "-", "-", "-", "-", "-", "-", "-"})
+		is := state("answers")
+		if w.Error != "" {
+			is = state("left out")
+		}
+		used, budget := sizeOf(int64(w.UsedBytes)), sizeOf(int64(w.BudgetBytes))
+		if a.wide() {
+			t.AppendRow(table.Row{w.Name, w.Address, w.Weight, used, sizeOf(int64(w.SpareBytes)), budget, w.Threads, w.Kernel, w.Version, is})
+		} else {
+			t.AppendRow(table.Row{shorten(w.Name, nameWidth), shorten(w.Address, 21), used, budget, is})
+		}
+	}
+	if err := a.printTable(t); err != nil {
+		return err
+	}
+	for _, w := range workers {
+		if w.Error == "" {
 			continue
 		}
-		row := table.Row{
-			w.Name, c.Sessions, "-", "-", "-", sizeOf(int64(c.UsedBytes)), "-", hitRate(c.PrefixHits, c.PrefixAsked),
-			sizeOf(int64(c.PrefixSavedBytes)), c.Evicted, c.QueuedSteps, c.Lanes,
+		if err := a.say("%s at %s: %s\n", w.Name, w.Address, w.Error); err != nil {
+			return err
 		}
-		if c.FreeBytes == nil { // it counts neither sessions nor pages
-			row[1] = "-"
-		} else {
-			row[3], row[6] = 0, sizeOf(int64(*c.FreeBytes))
+	}
+	return nil
+}
+
+// printCaches prints a line for each worker and size of its pages. What a worker does not tell is "-".
+func (a *app) printCaches(workers []workerView) error {
+	title := fmt.Sprintf("\ncaches of sessions; a page holds %d positions of one group of a layer", attention.PageLen)
+	header := []string{"worker", ">sessions", ">page", ">used", ">free", ">hits", ">evicted", ">lanes"}
+	if a.wide() {
+		header = []string{"worker", ">sessions", ">page", ">pages used", ">pages free", ">used", ">free", ">prefix hits", ">saved", ">evicted", ">waiting", ">lanes"}
+	}
+	t := a.newTable(title, header...)
+	for _, w := range workers {
+		for _, cells := range a.cacheRows(w, len(header)) {
+			t.AppendRow(cells)
 		}
-		for i, p := range c.Pages {
-			if i > 0 {
-				t.AppendRow(row)
-				row = table.Row{}
-				for range 12 {
-					row = append(row, "")
-				}
-			}
-			row[2], row[3], row[4] = sizeOf(int64(p.PageBytes)), p.Used, p.Free
-		}
-		t.AppendRow(row)
 	}
 	return a.printTable(t)
+}
+
+// cacheRows are the rows of one worker, one for each size of its pages, and one if it has none.
+func (a *app) cacheRows(w workerView, columns int) []table.Row {
+	name, c := shorten(w.Name, 16), w.Cache
+	if a.wide() {
+		name = w.Name
+	}
+	first := table.Row{name}
+	if c == nil {
+		for range columns - 1 {
+			first = append(first, "-")
+		}
+		return []table.Row{first}
+	}
+	sessions, used, free := any("-"), any("-"), "-" // what it does not count
+	if c.FreeBytes != nil {
+		sessions, used, free = c.Sessions, 0, sizeOf(int64(*c.FreeBytes))
+	}
+	if a.wide() {
+		first = append(first, sessions, "-", used, "-", sizeOf(int64(c.UsedBytes)), free, hitRate(c.PrefixHits, c.PrefixAsked),
+			sizeOf(int64(c.PrefixSavedBytes)), c.Evicted, c.QueuedSteps, c.Lanes)
+	} else {
+		hits := "-"
+		if c.PrefixAsked > 0 {
+			hits = fmt.Sprintf("%.0f%%", 100*float64(c.PrefixHits)/float64(c.PrefixAsked))
+		}
+		first = append(first, sessions, "-", used, "-", hits, c.Evicted, c.Lanes)
+	}
+	rows := []table.Row{first}
+	for i, p := range c.Pages {
+		if i > 0 {
+			rows = append(rows, make(table.Row, columns))
+			for j := range rows[i] {
+				rows[i][j] = ""
+			}
+		}
+		rows[i][2], rows[i][3], rows[i][4] = sizeOf(int64(p.PageBytes)), p.Used, p.Free
+	}
+	return rows
 }
 
 // hitRate prints how many of the positions asked for in prefixes were there.

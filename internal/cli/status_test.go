@@ -81,7 +81,7 @@ func row(t *testing.T, text, word string) string {
 }
 
 func TestStatusOfACoordinatorWithoutSessions(t *testing.T) {
-	text := (&older{}).status(t)
+	text := (&older{}).status(t, "--output", "wide")
 	if got := row(t, text, "w2"); got != "w2 - - - - - - - - - - -" {
 		t.Errorf("got %q in\n%s", got, text)
 	}
@@ -102,7 +102,7 @@ func TestStatusTellsOfCaches(t *testing.T) {
 		},
 		{Worker: "w2", UsedBytes: 1 << 10, Lanes: 1},
 	}}
-	text := o.status(t)
+	text := o.status(t, "--output", "wide")
 	for word, want := range map[string]string{
 		"w1":   "w1 7 16.0 KiB 64 1000 5.0 MiB 3.00 GiB 300/400 (75%) 2.0 KiB 9 4 2",
 		"32.0": "32.0 KiB 128 500", // the other size of w1

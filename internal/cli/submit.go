@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"strconv"
 	"strings"
 	"time"
@@ -13,7 +12,6 @@ import (
 	"github.com/spf13/pflag"
 
 	"headwater.example/client"
-	"headwater.example/internal/atomicfile"
 	"headwater.example/internal/jobfile"
 	"headwater.example/internal/localcluster"
 	headwaterv1 "headwater.example/proto/headwater/v1"
@@ -145,8 +143,9 @@ func (a *app) submit() *cobra.Command {
 			"numpy.ascontiguousarray(x), or x.contiguous() of PyTorch. The sliding_window = W of Transformers is --window-left W-1.\n\n" + exitHelp,
 		Example: `  coord submit job.safetensors --out context.safetensors
   coord submit job.npz --causal --window-left 4095 --out context.safetensors
-  coord submit job.npz --options '{"causal": true, "problems": {"layers.0.": {"window_left": 1023}}}'
+  coord submit job.npz --options '{"problems": {"layers.0.": {"window_left": 1023}}}'
   coord submit job.safetensors --local 3 --explain 5
+  coord submit job.safetensors --out - | sha256sum
   coord submit job.safetensors --key nightly-7 --detach`,
 		RunE: func(cmd *cobra.Command, args []string) error { return a.runSubmit(cmd, args[0], f) },
 	}
@@ -156,9 +155,9 @@ func (a *app) submit() *cobra.Command {
 	choice(cmd, flags, &f.codec, "codec", "exact", "codec of the contexts on the wire, all but exact being lossy", "exact", "bf16", "f16", "int8")
 	flags.StringVar(&f.key, "key", "", "the same `key` with the same content is the same job")
 	flags.DurationVar(&f.deadline, "deadline", 0, "longest time that the job may run (default: the coordinator's limit)")
-	flags.StringVarP(&f.out, "out", "o", "", "`file` to write the result to (default: it stays with the coordinator)")
+	flags.StringVar(&f.out, "out", "", "`file` to write the result to, - is the standard output (default: it stays with the coordinator; with --local it is not kept)")
 	flags.IntVar(&f.explain, "explain", 0, "print the top `N` matched positions of each head's last query")
-	flags.StringVar(&f.figure, "figure", "", "PNG `file` to write heat maps of the attention to")
+	flags.StringVar(&f.figure, "figure", "", "PNG `file` to write heat maps of the attention to, - is the standard output")
 	flags.IntVar(&f.local, "local", 0, "run on a cluster of `N` workers on this machine, for this job only")
 	flags.BoolVar(&f.detach, "detach", false, "do not wait for the job's end")
 	flags.BoolVarP(&f.quiet, "quiet", "q", false, "show no progress")
@@ -184,20 +183,25 @@ func (a *app) runSubmit(cmd *cobra.Command, path string, f submitFlags) (err err
 	case f.explain < 0:
 		return usage("--explain is %d, must not be negative", f.explain)
 	}
-	for _, out := range []string{f.out, f.figure} {
-		if err := writable(out); err != nil {
-			return err
-		}
+	// The job and the files to be written are looked at before anything runs, so that a mistake costs nothing.
+	told, err := a.openExplanation(path, overrides, explainFlags{top: f.explain, figure: f.figure})
+	if err != nil {
+		return err
 	}
-	var told *explanation
-	if f.explain > 0 || f.figure != "" {
-		// Before the job runs, so that a mistake costs nothing.
-		if told, err = openExplanation(path, overrides, explainFlags{top: f.explain, figure: f.figure}); err != nil {
+	defer told.close()
+	var to *output
+	if f.out != "" {
+		if f.out == f.figure || f.figure != "" && samePath(f.out, f.figure) {
+			return usage("--out and --figure are the same file")
+		}
+		if to, err = a.openOutput("--out", f.out, told.file.Paths()...); err != nil {
 			return err
 		}
-		defer told.close()
 	}
 	if f.local != 0 {
+		if to == nil && f.explain == 0 && f.figure == "" {
+			a.note("the result is not kept: --out FILE writes it\n")
+		}
 		cluster, started := a.startLocal(ctx, localcluster.Options{Workers: f.local})
 		if started != nil {
 			return started
@@ -207,23 +211,29 @@ func (a *app) runSubmit(cmd *cobra.Command, path string, f submitFlags) (err err
 	}
 	var done *headwaterv1.Job
 	err = f.at.with(ctx, func(ctx context.Context, c *client.Client) error {
-		done, err = a.submitTo(ctx, c, path, overrides, f)
+		done, err = a.submitTo(ctx, c, path, overrides, f, to)
 		return err
 	})
 	if err != nil {
 		return err
 	}
-	if err := a.printJob(done, f.out); err != nil || told == nil {
+	if to.standard(a) || told.flags.image.standard(a) {
+		// What is written there is not to be mixed with a summary.
+		a = &app{Streams: Streams{In: a.In, Out: a.Err, Err: a.Err}, program: a.program, global: a.global}
+	}
+	if err := a.printJob(done, f.out); err != nil || f.explain == 0 && f.figure == "" {
 		return err
 	}
 	if f.explain > 0 && !a.json() {
-		fmt.Fprintln(a.Out)
+		if err := a.say("\n"); err != nil {
+			return err
+		}
 	}
 	return a.printExplanation(ctx, told)
 }
 
 // submitTo submits, waits, and fetches.
-func (a *app) submitTo(ctx context.Context, c *client.Client, path string, overrides []byte, f submitFlags) (*headwaterv1.Job, error) {
+func (a *app) submitTo(ctx context.Context, c *client.Client, path string, overrides []byte, f submitFlags, to *output) (*headwaterv1.Job, error) {
 	// An unreachable coordinator is found before the whole file is read for its hash.
 	if _, err := c.Status(ctx); err != nil {
 		return nil, err
@@ -242,24 +252,12 @@ func (a *app) submitTo(ctx context.Context, c *client.Client, path string, overr
 	if err != nil {
 		if ctx.Err() != nil && f.local == 0 {
 			bar.end()
-			fmt.Fprintf(a.Err, "job %s goes on: coord jobs watch %s, coord jobs cancel %s\n", taken.GetId(), taken.GetId(), taken.GetId())
+			a.note("job %s goes on: coord jobs watch %[1]s, coord jobs cancel %[1]s\n", taken.GetId())
 		}
 		return nil, err
 	}
-	if f.out == "" {
+	if to == nil {
 		return ended, nil
 	}
-	return c.Download(ctx, taken.GetId(), f.out, func(done, total int64) { bar.show("fetching", done, total, true) })
-}
-
-// writable finds out whether a file can be written, before work is done for it.
-func writable(path string) error {
-	if path == "" {
-		return nil
-	}
-	file, err := atomicfile.Create(path, 0)
-	if err != nil {
-		return err
-	}
-	return file.Abort()
+	return fetch(ctx, c, taken.GetId(), to, bar)
 }

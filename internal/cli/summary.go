@@ -18,7 +18,7 @@ func (a *app) printJob(job *headwaterv1.Job, out string) error {
 		view.Out = out
 		return a.printJSON(view)
 	}
-	t := newTable("", "job", job.GetId())
+	t := a.newTable("", "job", job.GetId())
 	row := func(name, value string) {
 		if value != "" {
 			t.AppendRow(table.Row{name, value})
@@ -27,7 +27,7 @@ func (a *app) printJob(job *headwaterv1.Job, out string) error {
 	row("name", job.GetName())
 	row("key", job.GetKey())
 	row("kind", job.GetKind())
-	row("state", stateName(job.GetState()))
+	t.AppendRow(table.Row{"state", state(stateName(job.GetState()))})
 	row("error", job.GetError())
 	row("size", sizeOf(int64(job.GetSizeBytes())))
 	row("content", job.GetContentHash())
@@ -39,9 +39,10 @@ func (a *app) printJob(job *headwaterv1.Job, out string) error {
 	if p := job.GetProgress(); p != nil && job.GetReport() == nil {
 		row("progress", fmt.Sprintf("%s: %s of %s loaded, %d of %d answers", p.GetPhase(), sizeOf(int64(p.GetLoadedBytes())), sizeOf(int64(p.GetLoadBytes())), p.GetUnitsDone(), p.GetUnits()))
 	}
-	row("elapsed", elapsed(job))
+	row("elapsed", elapsed(job, time.Now()))
 	if job.GetResultBytes() > 0 {
-		row("result", fmt.Sprintf("%s, SHA-256 %s", sizeOf(int64(job.GetResultBytes())), job.GetResultSha256()))
+		row("result", sizeOf(int64(job.GetResultBytes())))
+		row("SHA-256", job.GetResultSha256())
 	}
 	row("written to", out)
 	if err := a.printTable(t); err != nil {
@@ -56,7 +57,7 @@ func (a *app) printJob(job *headwaterv1.Job, out string) error {
 		if err != nil {
 			return err
 		}
-		if _, err := fmt.Fprintln(a.Out); err != nil {
+		if err := a.say("\n"); err != nil {
 			return err
 		}
 		if err := a.printPlan(plan); err != nil {
@@ -68,15 +69,15 @@ func (a *app) printJob(job *headwaterv1.Job, out string) error {
 
 // printShares prints what each worker was sent, what came back, and what it took.
 func (a *app) printShares(report *headwaterv1.Report) error {
-	t := newTable("\ntraffic and time", "worker", ">answers", ">bytes out", ">in, raw", ">in, wire", ">wire/raw", ">compute", ">wire", "")
+	t := a.newTable("\ntraffic and time", "worker", ">answers", ">sent", ">received", ">of raw", ">compute", ">wire")
 	var sum headwaterv1.WorkerReport
 	var compute, wire time.Duration
 	for _, w := range report.GetWorkers() {
 		note := ""
 		if w.GetLost() {
-			note = "lost"
+			note = ", lost"
 		}
-		t.AppendRow(shareRow(w, note))
+		t.AppendRow(a.shareRow(w, note))
 		sum.Units += w.GetUnits()
 		sum.BytesOut += w.GetBytesOut()
 		sum.BytesInRaw += w.GetBytesInRaw()
@@ -87,20 +88,19 @@ func (a *app) printShares(report *headwaterv1.Report) error {
 	sum.Name, sum.Compute, sum.Wire = "all", durationpb.New(compute), durationpb.New(wire)
 	note := ""
 	if n := report.GetWorkersLost(); n > 0 {
-		note = fmt.Sprintf("%d lost", n)
+		note = fmt.Sprintf(", %d lost", n)
 	}
-	t.AppendFooter(shareRow(&sum, note))
+	t.AppendFooter(a.shareRow(&sum, note))
 	if err := a.printTable(t); err != nil {
 		return err
 	}
-	_, err := fmt.Fprintf(a.Out, "elapsed %s\n", span(report.GetElapsed()))
-	return err
+	return a.say("elapsed %s\n", span(report.GetElapsed()))
 }
 
-func shareRow(w *headwaterv1.WorkerReport, note string) table.Row {
+func (a *app) shareRow(w *headwaterv1.WorkerReport, note string) table.Row {
 	ratio := "-"
 	if w.GetBytesInRaw() > 0 {
 		ratio = fmt.Sprintf("%.3f", float64(w.GetBytesInWire())/float64(w.GetBytesInRaw()))
 	}
-	return table.Row{w.GetName(), w.GetUnits(), sizeOf(int64(w.GetBytesOut())), sizeOf(int64(w.GetBytesInRaw())), sizeOf(int64(w.GetBytesInWire())), ratio, span(w.GetCompute()), span(w.GetWire()), note}
+	return table.Row{a.narrow(w.GetName(), 16) + note, w.GetUnits(), sizeOf(int64(w.GetBytesOut())), sizeOf(int64(w.GetBytesInWire())), ratio, span(w.GetCompute()), span(w.GetWire())}
 }

@@ -168,8 +168,8 @@ func TestBadJobsAreRefused(t *testing.T) {
 		{name: "unknown flag", file: good, flags: []string{"--casual"}, code: 2, says: []string{"--casual"}},
 		{name: "flag out of range", file: good, flags: []string{"--kv-len", "7"}, says: []string{"kv_len", "7", "6"}},
 		{name: "flag that is no number", file: good, flags: []string{"--window-left", "x"}, code: 2, says: []string{"window-left", `"x"`}},
-		{name: "more than all memory", file: encode("{}", sound(entry{"k", "F32", []int{32768, 2, 8}, nil}, entry{"v", "F32", []int{32768, 2, 16}, nil})...), says: []string{"need 6291456 bytes", "the cluster's 2 workers have 2097152 together", "w1 1048576, w2 1048576"}},
-		{name: "more than one worker's memory", file: encode("{}", sound(entry{"q", "F32", []int{4, 4, 8}, nil}, entry{"k", "F32", []int{16384, 1, 8}, nil}, entry{"v", "F32", []int{16384, 1, 16}, nil})...), says: []string{"worker", "would hold 1572864 bytes", "its budget is 1048576"}},
+		{name: "more than all memory", code: 6, file: encode("{}", sound(entry{"k", "F32", []int{32768, 2, 8}, nil}, entry{"v", "F32", []int{32768, 2, 16}, nil})...), says: []string{"need 6291456 bytes", "the cluster's 2 workers have 2097152 together", "w1 1048576, w2 1048576"}},
+		{name: "more than one worker's memory", code: 6, file: encode("{}", sound(entry{"q", "F32", []int{4, 4, 8}, nil}, entry{"k", "F32", []int{16384, 1, 8}, nil}, entry{"v", "F32", []int{16384, 1, 16}, nil})...), says: []string{"worker", "would hold 1572864 bytes", "its budget is 1048576"}},
 	}
 	for _, test := range cases {
 		t.Run(test.name, func(t *testing.T) {

@@ -1,0 +1,42 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
+
+	headwaterv1 "headwater.example/proto/headwater/v1"
+)
+
+// Serving tells whether the coordinator takes calls: one that is stopping answers and does not. What answers and is no
+// coordinator is an error.
+func (c *Client) Serving(ctx context.Context) (bool, error) {
+	resp, err := unary(ctx, c, "ask for the health", healthv1.NewHealthClient(c.conn).Check,
+		&healthv1.HealthCheckRequest{Service: headwaterv1.CoordinatorService_ServiceDesc.ServiceName})
+	var answer *Error
+	if errors.As(err, &answer) && answer.Code == codes.NotFound {
+		err = c.notCoordinator(ctx, answer)
+	}
+	return resp.GetStatus() == healthv1.HealthCheckResponse_SERVING, err
+}
+
+// notCoordinator makes the error of a call that was made to what serves none such say what serves there, if it is known.
+func (c *Client) notCoordinator(ctx context.Context, e *Error) *Error {
+	e.Code = codes.Unimplemented
+	e.Message = "what listens at " + c.address + " is no coordinator"
+	resp, err := healthv1.NewHealthClient(c.conn).Check(ctx, &healthv1.HealthCheckRequest{Service: headwaterv1.WorkerService_ServiceDesc.ServiceName}, grpc.WaitForReady(false))
+	if err == nil && resp.GetStatus() != healthv1.HealthCheckResponse_SERVICE_UNKNOWN {
+		e.Message = fmt.Sprintf("%s is a worker's address, not the coordinator's: a coordinator listens on port %d unless it is told otherwise", c.address, DefaultPort)
+	}
+	return e
+}
+
+// servesNone tells whether an error is that of a server without the coordinator's service.
+func servesNone(e *Error) bool {
+	return e.Code == codes.Unimplemented && strings.Contains(e.Message, "unknown service "+headwaterv1.CoordinatorService_ServiceDesc.ServiceName)
+}

@@ -1,0 +1,34 @@
+package client
+
+import (
+	"context"
+
+	headwaterv1 "headwater.example/proto/headwater/v1"
+)
+
+// askedAtOnce bounds the sessions that are asked for in one call with their layers.
+const askedAtOnce = 64
+
+// WholeSessions tells of listed sessions whether the workers that answer have all groups of all of their layers. A session
+// that has ended since is not in the map.
+func (c *Client) WholeSessions(ctx context.Context, listed []*headwaterv1.SessionState) (map[SessionID]bool, error) {
+	found := make(map[SessionID]bool, len(listed))
+	for len(listed) > 0 {
+		n := min(len(listed), askedAtOnce)
+		req := &headwaterv1.ListSessionsRequest{}
+		for _, s := range listed[:n] {
+			req.Sessions = append(req.Sessions, s.GetSession())
+		}
+		listed = listed[n:]
+		resp, err := c.conns.List(ctx, c.address, c.address, req)
+		if err != nil {
+			return nil, c.sessionError("ask for the holders of sessions", SessionID{}, err)
+		}
+		for _, s := range resp.GetSessions() {
+			if id := s.GetSession(); len(id) == len(SessionID{}) {
+				found[SessionID(id)] = whole(s)
+			}
+		}
+	}
+	return found, nil
+}

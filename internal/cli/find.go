@@ -1,0 +1,154 @@
+package cli
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"headwater.example/client"
+	headwaterv1 "headwater.example/proto/headwater/v1"
+)
+
+// jobNames says how a job is named on the command line.
+const jobNames = "A job is named by its id, its key or its content hash, or by any beginning of its id, of the id's last part, or of the " +
+	"hash that no other job shares."
+
+// shortJob is the last part of a job's id, which follows the coordinator's name.
+func shortJob(id string) string { return id[strings.LastIndexByte(id, '-')+1:] }
+
+// findJob returns the job of that id, key or content hash; else the one that the name is the beginning of.
+func findJob(ctx context.Context, c *client.Client, name string) (*headwaterv1.Job, error) {
+	job, err := c.Get(ctx, name)
+	if !errors.Is(err, client.ErrNotFound) || name == "" {
+		return job, err
+	}
+	jobs, listed := c.List(ctx)
+	if listed != nil {
+		return nil, listed
+	}
+	fits := slices.DeleteFunc(jobs, func(job *headwaterv1.Job) bool {
+		return !beginsWith(job.GetId(), name) && !beginsWith(shortJob(job.GetId()), name) && !beginsWith(job.GetContentHash(), name)
+	})
+	ids := make([]string, len(fits))
+	for i, job := range fits {
+		ids[i] = job.GetId()
+	}
+	switch len(fits) {
+	case 0:
+		return nil, err
+	case 1:
+		return fits[0], nil
+	}
+	return nil, ambiguous("job", name, ids)
+}
+
+// beginsWith compares as people write ids: in small letters or capitals.
+func beginsWith(id, name string) bool {
+	return len(id) >= len(name) && strings.EqualFold(id[:len(name)], name)
+}
+
+// shownMatches is how many of several matches an error names.
+const shownMatches = 3
+
+func ambiguous(what, name string, ids []string) error {
+	more := ""
+	if len(ids) > shownMatches {
+		more = fmt.Sprintf(" and %d others", len(ids)-shownMatches)
+	}
+	return usage("%s %q: it is the beginning of %s%s", what, name, strings.Join(ids[:min(len(ids), shownMatches)], ", "), more)
+}
+
+// parseSession reads a session's id or the beginning of one; whole says which.
+func parseSession(name string) (id client.SessionID, whole bool, err error) {
+	id, err = client.ParseSessionID(name)
+	if err == nil {
+		return id, true, nil
+	}
+	if name == "" || len(name) >= 2*len(id) || strings.Trim(strings.ToLower(name), "0123456789abcdef") != "" {
+		return id, false, usageError{err}
+	}
+	return id, false, nil
+}
+
+// findSession returns the id of the session that the name is the id of, or the beginning of it.
+func findSession(ctx context.Context, c *client.Client, name string) (client.SessionID, error) {
+	id, whole, err := parseSession(name)
+	if err != nil || whole {
+		return id, err
+	}
+	listed, err := c.Sessions(ctx)
+	if err != nil {
+		return id, err
+	}
+	var ids []string
+	for _, s := range listed.GetSessions() {
+		if found := hex.EncodeToString(s.GetSession()); beginsWith(found, name) {
+			ids = append(ids, found)
+		}
+	}
+	switch len(ids) {
+	case 0:
+		return id, fmt.Errorf("session %s: %w: no session that is listed has an id that begins so", name, client.ErrNotFound)
+	case 1:
+		return client.ParseSessionID(ids[0])
+	}
+	return id, ambiguous("session", name, ids)
+}
+
+// completionWait is how long the shell waits for names to complete.
+const completionWait = 2 * time.Second
+
+// complete asks the coordinator for names that begin with what was typed. Nothing is offered where it does not answer.
+func (a *app) complete(at *remote, ask func(ctx context.Context, c *client.Client, typed string) ([]string, error)) cobra.CompletionFunc {
+	return func(cmd *cobra.Command, args []string, typed string) ([]string, cobra.ShellCompDirective) {
+		var names []string
+		if len(args) > 0 || a.configure(cmd) != nil {
+			return nil, cobra.ShellCompDirectiveDefault // files, where a second argument is one
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), completionWait)
+		defer cancel()
+		err := at.with(ctx, func(ctx context.Context, c *client.Client) (err error) {
+			names, err = ask(ctx, c, typed)
+			return err
+		})
+		if err != nil {
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
+		names = slices.DeleteFunc(names, func(name string) bool { return !beginsWith(name, typed) })
+		return names, cobra.ShellCompDirectiveNoFileComp
+	}
+}
+
+// completeJobs completes the last parts of jobs' ids, or the ids whole where they were begun.
+func (a *app) completeJobs(at *remote) cobra.CompletionFunc {
+	return a.complete(at, func(ctx context.Context, c *client.Client, typed string) ([]string, error) {
+		jobs, err := c.List(ctx)
+		var ids []string
+		for _, job := range jobs {
+			id := shortJob(job.GetId())
+			if !beginsWith(id, typed) {
+				id = job.GetId()
+			}
+			ids = append(ids, clean(id)+"\t"+clean(stateName(job.GetState())+" "+job.GetName()))
+		}
+		return ids, err
+	})
+}
+
+// completeSessions completes the ids of sessions.
+func (a *app) completeSessions(at *remote) cobra.CompletionFunc {
+	return a.complete(at, func(ctx context.Context, c *client.Client, _ string) ([]string, error) {
+		listed, err := c.Sessions(ctx)
+		var ids []string
+		for _, s := range listed.GetSessions() {
+			ids = append(ids, hex.EncodeToString(s.GetSession())+"\t"+clean(s.GetName()))
+		}
+		return ids, err
+	})
+}
