@@ -255,11 +255,16 @@ func Of(listener net.Addr) (Address, error) {
 func (a Address) Listen(ctx context.Context) (net.Listener, error) {
 	var listen net.ListenConfig
 	if !a.Unix() {
-		network := "tcp"
-		if a.Host == netip.IPv4Unspecified().String() {
-			network = "tcp4" // Go listens on IPv6 as well otherwise
+		if a.Host == "" {
+			a.Host = Every().String()
 		}
-		return listen.Listen(ctx, network, a.String())
+		switch a.Host {
+		case netip.IPv6Unspecified().String(): // which net.Listen takes for 0.0.0.0
+			return net.ListenTCP("tcp", &net.TCPAddr{IP: net.IPv6unspecified, Port: int(a.Port)})
+		case netip.IPv4Unspecified().String(): // on which net.Listen listens on IPv6 as well
+			return listen.Listen(ctx, "tcp4", a.String())
+		}
+		return listen.Listen(ctx, "tcp", a.String())
 	}
 	listener, err := listen.Listen(ctx, "unix", a.Path)
 	if errors.Is(err, syscall.EADDRINUSE) && a.abandoned(ctx) {
@@ -275,6 +280,17 @@ func (a Address) Listen(ctx context.Context) (net.Listener, error) {
 		return nil, errors.Join(err, listener.Close())
 	}
 	return listener, nil
+}
+
+// Every is the address to bind for every address of the machine: that of IPv6, which takes IPv4 as well, unless the machine
+// has no IPv6. Go's own choice needs 127.0.0.1, which a machine with IPv6 alone may not have.
+func Every() netip.Addr {
+	listener, err := net.Listen("tcp6", "[::]:0")
+	if err != nil {
+		return netip.IPv4Unspecified()
+	}
+	_ = listener.Close() // it was a question
+	return netip.IPv6Unspecified()
 }
 
 // abandoned tells whether the path is a socket on which nobody listens.

@@ -129,6 +129,11 @@ func (e *endpointFlags) view(ctx context.Context, self membership.Member, static
 		return nil, usage("--gossip: %w", err)
 	}
 	advertise := e.gossipAdvertise
+	if advertise != "" {
+		if _, err := address.ParseAdvertised(advertise, 1); err != nil {
+			return nil, usage("--gossip-advertise: %w", err)
+		}
+	}
 	if a, err := address.Parse(e.advertise, 1); err == nil && advertise == "" && (bind.Host == "" || unspecified(bind.Host)) && net.ParseIP(a.Host) != nil {
 		advertise = "[" + a.Host + "]" // both are reached in the same way
 	}

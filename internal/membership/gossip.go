@@ -171,14 +171,13 @@ func (g *gossip) listen(ctx context.Context, mc *memberlist.Config, cfg GossipCo
 			return fmt.Errorf("gossip address to advertise: %s names a port, and %s, which is bound, does not", cfg.Advertise, cfg.Bind)
 		}
 	}
-	host := "" // every address, of both families
-	if bind.Host != "" && bind.Host != netip.IPv6Unspecified().String() {
-		ip, err := g.resolveOne(ctx, bind.Host)
-		if err != nil {
+	ip := address.Every()
+	if bind.Host != "" {
+		if ip, err = g.resolveOne(ctx, bind.Host); err != nil {
 			return fmt.Errorf("gossip address to bind: %w", err)
 		}
-		host, bind.Host = ip.String(), ip.String()
 	}
+	bind.Host = ip.String()
 	advertise := bind
 	if bind.Port == 0 {
 		advertise.Port = 1 // until one is bound
@@ -186,11 +185,10 @@ func (g *gossip) listen(ctx context.Context, mc *memberlist.Config, cfg GossipCo
 	if advertise, err = address.Advertised(ctx, advertise, cfg.Advertise, g.seeds); err != nil {
 		return fmt.Errorf("gossip address to advertise: %w", err)
 	}
-	ip, err := g.resolveOne(ctx, advertise.Host)
-	if err != nil {
+	if ip, err = g.resolveOne(ctx, advertise.Host); err != nil {
 		return fmt.Errorf("gossip address to advertise: %w", err)
 	}
-	g.transport, err = guard.Listen(&memberlist.NetTransportConfig{BindAddrs: []string{host}, BindPort: int(bind.Port), Logger: mc.Logger}, func(from net.Addr, err error) {
+	g.transport, err = guard.Listen(&memberlist.NetTransportConfig{BindAddrs: []string{bind.Host}, BindPort: int(bind.Port), Logger: mc.Logger}, func(from net.Addr, err error) {
 		g.output.warn("gossip message refused", "from", from.String(), "error", err)
 	})
 	if err != nil {
@@ -198,7 +196,7 @@ func (g *gossip) listen(ctx context.Context, mc *memberlist.Config, cfg GossipCo
 	}
 	port := g.transport.GetAutoBindPort()
 	mc.Transport = g.transport
-	mc.BindAddr, mc.BindPort = host, port
+	mc.BindAddr, mc.BindPort = bind.Host, port
 	mc.AdvertiseAddr, mc.AdvertisePort = ip.String(), int(advertise.Port)
 	if bind.Port == 0 {
 		mc.AdvertisePort = port
