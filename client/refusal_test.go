@@ -23,7 +23,7 @@ import (
 // TestRefusals calls in every wrong way that the client does not refuse itself. Each is refused by its name, and then the
 // session, its receipt and the workers' pages are what they were, and the next step gives the right bits.
 func TestRefusals(t *testing.T) {
-	eachReal(t, worker.Config{Budget: 1 << 22, MaxSessions: 2}, func(t *testing.T, c *real, direct bool) {
+	eachReal(t, worker.Config{Budget: 1 << 21, MaxSessions: 2}, func(t *testing.T, c *real, direct bool) {
 		r := rng(1)
 		s, m := open(t, c.Client, client.SessionOptions{Layers: small, Direct: direct}), newModel(small)
 		step(t, s, m, r, 0, 70)

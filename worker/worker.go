@@ -19,6 +19,7 @@ import (
 	"google.golang.org/grpc"
 
 	"headwater.example/attention"
+	"headwater.example/internal/rpc"
 	"headwater.example/internal/session"
 	headwaterv1 "headwater.example/proto/headwater/v1"
 	"headwater.example/worker/internal/machine"
@@ -40,6 +41,8 @@ type Config struct {
 	// DefaultSessionTTL. MaxSessions bounds the sessions held; 0 is DefaultMaxSessions.
 	SessionTTL  time.Duration
 	MaxSessions int
+	// Conns bounds the connections, of which those that go unused the longest are closed for others; 0 is no bound.
+	Conns int
 	// Now is the clock of sessions; nil is time.Now.
 	Now func() time.Time
 }
@@ -92,6 +95,7 @@ func New(cfg Config) (*Worker, error) {
 		SessionTTL:  cmp.Or(cfg.SessionTTL, DefaultSessionTTL),
 		MaxSessions: cmp.Or(cfg.MaxSessions, DefaultMaxSessions),
 		Now:         cfg.Now,
+		Conns:       cfg.Conns,
 		Logger:      cfg.Logger,
 	})
 	return &Worker{
@@ -102,7 +106,14 @@ func New(cfg Config) (*Worker, error) {
 	}, nil
 }
 
-// Register adds the worker's services to a server, which is made with rpc.ServerOptions.
+// ServerOptions returns what a server is made with that counts the worker's messages in flight. The worker is registered with the
+// server's rpc.Registrar.
+func (w *Worker) ServerOptions(options ...rpc.ServerOption) []grpc.ServerOption {
+	return w.machine.Flight.ServerOptions(options...)
+}
+
+// Register adds the worker's services to a server, which is made with ServerOptions; or with rpc.ServerOptions, and then counts
+// no messages.
 func (w *Worker) Register(s grpc.ServiceRegistrar) {
 	headwaterv1.RegisterWorkerServiceServer(s, w)
 	session.Register(s, w.sessions)
@@ -133,6 +144,10 @@ func (w *Worker) Run(stream grpc.BidiStreamingServer[headwaterv1.RunRequest, hea
 // Expire drops the sessions whose time without use is over, and memory that no job has used since the tick before the last, at
 // each tick, until ctx ends.
 func (w *Worker) Expire(ctx context.Context, ticks <-chan time.Time) { w.machine.Expire(ctx, ticks) }
+
+// Tend keeps the process within its memory at each tick, a second or so apart, until ctx ends: it bounds Go's heap by what the
+// budget leaves, and gives back what messages have taken. A program that has one worker calls it.
+func (w *Worker) Tend(ctx context.Context, ticks <-chan time.Time) { w.machine.Tend(ctx, ticks) }
 
 // Drain refuses new runs, lanes and sessions as unavailable, ends lanes once the steps that they accepted are answered, and
 // waits until what was accepted has ended and nothing of it is left but sessions.

@@ -153,6 +153,7 @@ func (a *app) runWorker(ctx context.Context, at endpointFlags, config worker.Con
 	}
 	config.Name, config.Boot, config.Version, config.Logger = name, uuid.New(), Version, log
 	config.Threads = cmp.Or(config.Threads, runtime.GOMAXPROCS(0))
+	config.Conns = maxConnections()
 	w, err := worker.New(config)
 	if err != nil {
 		return usageError{err}
@@ -167,8 +168,8 @@ func (a *app) runWorker(ctx context.Context, at endpointFlags, config worker.Con
 		return errors.Join(err, listener.Close())
 	}
 	defer endHard(ctx, log)()
-	server := grpc.NewServer(rpc.ServerOptions(rpc.LogTo(log))...)
-	w.Register(server)
+	server := grpc.NewServer(w.ServerOptions(rpc.LogTo(log))...)
+	w.Register(rpc.Registrar(server))
 	s := &service{log: log, server: server, view: view, health: rpc.Register(server, headwaterv1.WorkerService_ServiceDesc.ServiceName, headwaterv1.SessionService_ServiceDesc.ServiceName)}
 	stop := expire(ctx, w, config.SessionTTL)
 	defer stop()
@@ -180,17 +181,24 @@ func (a *app) runWorker(ctx context.Context, at endpointFlags, config worker.Con
 }
 
 // expire lets a worker look for unused sessions and memory each hundredth of the sessions' TTL, but once a second at most and
-// every 30 seconds at least, until stop is called.
+// every 10 seconds at least, until stop is called. It tends its memory each second.
 func expire(ctx context.Context, w *worker.Worker, ttl time.Duration) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		ticker := time.NewTicker(min(max(ttl/100, time.Second), 30*time.Second))
+		ticker := time.NewTicker(min(max(ttl/100, time.Second), 10*time.Second))
 		defer ticker.Stop()
 		w.Expire(ctx, ticker.C)
 	}()
-	return func() { cancel(); <-ended }
+	tended := make(chan struct{})
+	go func() {
+		defer close(tended)
+		ticker := time.NewTicker(time.Second)
+		defer ticker.Stop()
+		w.Tend(ctx, ticker.C)
+	}()
+	return func() { cancel(); <-ended; <-tended }
 }
 
 // memoryBudget is three quarters of the memory that the process may use.

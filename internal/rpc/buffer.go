@@ -13,7 +13,7 @@ const (
 	// align is a cache line, and a vector of any kernel.
 	align = 64
 	// The smallest buffer is larger than those that gRPC does not count references of.
-	minShift, maxShift = 11, 25
+	minShift, maxShift = 11, 21
 )
 
 // Buffer is pooled memory at a 64-byte boundary. It has one owner, who ends it with Free or by giving it to Send. A nil
@@ -24,6 +24,10 @@ type Buffer struct {
 	freed atomic.Bool
 	// frame is the list of buffers of the frame that ends with this one. gRPC may read it until the last of them is free.
 	frame [2]mem.Buffer
+	// What the buffer has of a call's share, until it is freed.
+	share *Share
+	way   direction
+	taken int64
 }
 
 var pools [maxShift + 1]sync.Pool
@@ -67,6 +71,16 @@ func (b *Buffer) Floats() []float32 {
 	return unsafe.Slice((*float32)(unsafe.Pointer(&b.bytes[0])), len(b.bytes)/4)
 }
 
+// Hold lets the buffer have n bytes that were taken by TakeAnswer, which are given back when it is free.
+func (b *Buffer) Hold(s *Share, n int64) { b.hold(s, outward, n) }
+
+func (b *Buffer) hold(s *Share, d direction, n int64) {
+	if b.share != nil {
+		panic("rpc: a buffer is counted twice")
+	}
+	b.share, b.way, b.taken = s, d, n
+}
+
 // Free gives the buffer back. It panics if it was given away before.
 func (b *Buffer) Free() {
 	if b == nil {
@@ -75,6 +89,9 @@ func (b *Buffer) Free() {
 	if b.freed.Swap(true) {
 		panic("rpc: a buffer is freed twice")
 	}
+	share, taken := b.share, b.taken
+	b.share, b.taken = nil, 0
+	share.give(b.way, taken)
 	if b.all == nil {
 		return
 	}

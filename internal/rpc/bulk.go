@@ -1,6 +1,8 @@
 package rpc
 
 import (
+	"io"
+
 	"google.golang.org/grpc/mem"
 	"google.golang.org/protobuf/proto"
 )
@@ -45,9 +47,12 @@ func (f *BulkFrame) MarshalFrame() (mem.BufferSlice, error) {
 }
 
 // UnmarshalFrame implements Frame.
-func (f *BulkFrame) UnmarshalFrame(data mem.BufferSlice) error {
-	memory := NewBuffer(data.Len())
-	data.CopyTo(memory.Bytes())
+func (f *BulkFrame) UnmarshalFrame(in *Incoming) error {
+	memory := NewBuffer(in.Len())
+	if !in.copyTo(memory.Bytes()) {
+		memory.Free()
+		return io.ErrUnexpectedEOF
+	}
 	large, err := decode(memory.Bytes(), f.Message)
 	if !large || err != nil {
 		memory.Free()
@@ -56,3 +61,6 @@ func (f *BulkFrame) UnmarshalFrame(data mem.BufferSlice) error {
 	f.memory = memory
 	return nil
 }
+
+// HeldBy implements Holder.
+func (f *BulkFrame) HeldBy() *Buffer { return f.memory }

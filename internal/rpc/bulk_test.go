@@ -161,7 +161,7 @@ func FuzzDecode(f *testing.F) {
 		want := &headwaterv1.RunRequest{}
 		wanted := proto.Unmarshal(b, want)
 		got := BulkFrame{Message: &headwaterv1.RunRequest{}}
-		err := got.UnmarshalFrame(pieces(b, 3000))
+		err := got.UnmarshalFrame(NewIncoming(pieces(b, 3000)))
 		if (err == nil) != (wanted == nil) || err == nil && !proto.Equal(got.Message, want) {
 			t.Fatalf("read %v, %v; protobuf %v, %v", got.Message, err, want, wanted)
 		}

@@ -1,6 +1,8 @@
 package rpc
 
 import (
+	"sync"
+
 	"google.golang.org/grpc/encoding"
 	"google.golang.org/grpc/encoding/proto"
 	"google.golang.org/grpc/mem"
@@ -11,11 +13,19 @@ import (
 type Codec struct{}
 
 // Frame is a message that encodes itself. gRPC frees what MarshalFrame returns when it has been written; UnmarshalFrame copies
-// what it needs of data.
+// what it needs of the message.
 type Frame interface {
 	MarshalFrame() (mem.BufferSlice, error)
-	UnmarshalFrame(data mem.BufferSlice) error
+	UnmarshalFrame(in *Incoming) error
 }
+
+// Refusable is a Frame that may be received without its payload where there is no room for it: its receiver answers that.
+type Refusable interface {
+	Frame
+	Refusable() bool
+}
+
+var incomings = sync.Pool{New: func() any { return &Incoming{} }}
 
 var standard = encoding.GetCodecV2(proto.Name)
 
@@ -33,7 +43,12 @@ func (Codec) Marshal(v any) (mem.BufferSlice, error) {
 // Unmarshal copies what it needs of data.
 func (Codec) Unmarshal(data mem.BufferSlice, v any) error {
 	if m, ok := v.(Frame); ok {
-		return m.UnmarshalFrame(data)
+		in := incomings.Get().(*Incoming)
+		in.pieces = data
+		err := m.UnmarshalFrame(in)
+		*in = Incoming{}
+		incomings.Put(in)
+		return err
 	}
 	return standard.Unmarshal(data, v)
 }

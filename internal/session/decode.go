@@ -7,7 +7,6 @@ import (
 	"slices"
 
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
@@ -25,40 +24,44 @@ var (
 )
 
 // UnmarshalFrame implements rpc.Frame. Recv tells of a frame that can not be read, since gRPC would call it an internal error.
-func (r *Request) UnmarshalFrame(data mem.BufferSlice) error {
-	r.fault = r.unmarshal(data)
+func (r *Request) UnmarshalFrame(in *rpc.Incoming) error {
+	r.fault = r.unmarshal(in)
 	return nil
 }
 
 // UnmarshalFrame implements rpc.Frame, as Request's does.
-func (r *Response) UnmarshalFrame(data mem.BufferSlice) error {
-	r.fault = r.unmarshal(data)
+func (r *Response) UnmarshalFrame(in *rpc.Incoming) error {
+	r.fault = r.unmarshal(in)
 	return nil
 }
 
-func (r *Request) unmarshal(data mem.BufferSlice) error {
+func (r *Request) unmarshal(in *rpc.Incoming) error {
 	r.Payload.Free() // of a frame before, which the receiver has not taken
 	r.Payload = nil
 	r.Reset()
-	return decode(data, &r.ID, &r.scratch, r.Step.unmarshal, &r.Payload)
+	err := decode(in, &r.ID, &r.scratch, r.Step.unmarshal, &r.Payload)
+	if over := in.Over(); over != nil {
+		r.NoRoom = over
+	}
+	return err
 }
 
-func (r *Response) unmarshal(data mem.BufferSlice) error {
+func (r *Response) unmarshal(in *rpc.Incoming) error {
 	r.Payload.Free()
 	r.Payload = nil
 	r.Reset()
-	return decode(data, &r.ID, &r.scratch, r.Result.unmarshal, &r.Payload)
+	return decode(in, &r.ID, &r.scratch, r.Result.unmarshal, &r.Payload)
 }
 
 // decode reads a frame: a LaneRequest or LaneResponse, alike but for their body. After an error there is no payload.
-func decode(data mem.BufferSlice, id *uint64, scratch *[]byte, body func([]byte) error, payload **rpc.Buffer) (err error) {
+func decode(in *rpc.Incoming, id *uint64, scratch *[]byte, body func([]byte) error, payload **rpc.Buffer) (err error) {
 	defer func() {
 		if err != nil {
 			(*payload).Free()
 			*payload = nil
 		}
 	}()
-	c := cursor{rest: data, left: data.Len()}
+	c := cursor{in: in, left: in.Len()}
 	if c.left > rpc.MaxMessageBytes {
 		// Peers let gRPC read somewhat more, so that it is said here and by name.
 		return status.Errorf(codes.ResourceExhausted, "a frame of %d bytes, at most %d are allowed: cut the step into fewer tokens", c.left, rpc.MaxMessageBytes)
@@ -73,16 +76,25 @@ func decode(data mem.BufferSlice, id *uint64, scratch *[]byte, body func([]byte)
 			*id, err = c.varint()
 		case field == fieldBody && kind == protowire.BytesType:
 			var n int
-			if n, err = c.length(); err == nil {
-				err = body(c.next(n, scratch))
+			if n, err = c.length(); err != nil {
+				break
+			}
+			var b []byte
+			if b, err = c.next(n, scratch); err == nil {
+				err = body(b)
 			}
 		case field == fieldPayload && kind == protowire.BytesType:
 			var n int
-			if n, err = c.length(); err == nil {
-				(*payload).Free() // of two the last counts
-				*payload = rpc.NewBuffer(n)
-				c.copy((*payload).Bytes())
+			if n, err = c.length(); err != nil {
+				break
 			}
+			if in.Over() != nil {
+				err = c.discard(n)
+				break
+			}
+			(*payload).Free() // of two the last counts
+			*payload = rpc.NewBuffer(n)
+			err = c.copy((*payload).Bytes())
 		default:
 			err = c.skip(field, kind, protowire.DefaultRecursionLimit)
 		}
@@ -95,16 +107,20 @@ func decode(data mem.BufferSlice, id *uint64, scratch *[]byte, body func([]byte)
 
 // cursor reads a message where gRPC left it, in pieces.
 type cursor struct {
-	rest mem.BufferSlice
-	cur  []byte // unread, of the piece before rest
+	in   *rpc.Incoming
+	cur  []byte // unread, of the piece that came last
 	left int    // unread in all
 }
 
-// fill makes cur not empty; something is left.
-func (c *cursor) fill() {
-	for len(c.cur) == 0 {
-		c.cur, c.rest = c.rest[0].ReadOnlyData(), c.rest[1:]
+// fill makes cur not empty, if anything is left. It fails if the stream ends.
+func (c *cursor) fill() error {
+	if len(c.cur) == 0 {
+		c.cur = c.in.Next()
 	}
+	if len(c.cur) == 0 {
+		return errShort
+	}
+	return nil
 }
 
 func (c *cursor) varint() (uint64, error) {
@@ -113,7 +129,9 @@ func (c *cursor) varint() (uint64, error) {
 		if c.left == 0 {
 			return 0, errShort
 		}
-		c.fill()
+		if err := c.fill(); err != nil {
+			return 0, err
+		}
 		b := c.cur[0]
 		c.cur, c.left = c.cur[1:], c.left-1
 		if shift == 63 && b > 1 {
@@ -151,29 +169,33 @@ func (c *cursor) length() (int, error) {
 	return int(n), nil
 }
 
-// next returns the next n bytes, which are there, copied only where they lie in pieces. They hold until scratch is used.
-func (c *cursor) next(n int, scratch *[]byte) []byte {
+// next returns the next n bytes, copied only where they lie in pieces. They hold until scratch or the cursor is used.
+func (c *cursor) next(n int, scratch *[]byte) ([]byte, error) {
 	if n == 0 {
-		return nil
+		return nil, nil
 	}
-	c.fill()
+	if err := c.fill(); err != nil {
+		return nil, err
+	}
 	if n <= len(c.cur) {
 		b := c.cur[:n]
 		c.cur, c.left = c.cur[n:], c.left-n
-		return b
+		return b, nil
 	}
 	*scratch = slices.Grow((*scratch)[:0], n)[:n]
-	c.copy(*scratch)
-	return *scratch
+	return *scratch, c.copy(*scratch)
 }
 
-// copy fills dst with the next bytes, which are there.
-func (c *cursor) copy(dst []byte) {
+// copy fills dst with the next bytes.
+func (c *cursor) copy(dst []byte) error {
 	for len(dst) > 0 {
-		c.fill()
+		if err := c.fill(); err != nil {
+			return err
+		}
 		n := copy(dst, c.cur)
 		dst, c.cur, c.left = dst[n:], c.cur[n:], c.left-n
 	}
+	return nil
 }
 
 func (c *cursor) discard(n int) error {
@@ -181,7 +203,9 @@ func (c *cursor) discard(n int) error {
 		return errShort
 	}
 	for n > 0 {
-		c.fill()
+		if err := c.fill(); err != nil {
+			return err
+		}
 		m := min(n, len(c.cur))
 		c.cur, c.left, n = c.cur[m:], c.left-m, n-m
 	}

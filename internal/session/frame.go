@@ -15,10 +15,19 @@ type Request struct {
 	Step Step
 	// Payload is the step's tensors, as LaneRequest.payload says. Send takes it; who received it frees it.
 	Payload *rpc.Buffer
+	// NoRoom says why a request that was received has no payload although it may have had one: there was no room for it. The
+	// step is to be refused.
+	NoRoom error
 
 	scratch []byte
 	fault   error
 }
+
+// Refusable implements rpc.Refusable.
+func (r *Request) Refusable() bool { return true }
+
+// HeldBy implements rpc.Holder.
+func (r *Request) HeldBy() *rpc.Buffer { return r.Payload }
 
 // Step is a Step of headwater.v1, with its fields' meaning.
 type Step struct {

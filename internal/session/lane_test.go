@@ -109,7 +109,7 @@ func TestFramesAreTheGeneratedMessages(t *testing.T) {
 			t.Fatal(err)
 		}
 		back := &reused
-		if err := back.unmarshal(pieces(t, want)); err != nil {
+		if err := back.unmarshal(rpc.NewIncoming(pieces(t, want))); err != nil {
 			t.Fatal(err)
 		}
 		if !proto.Equal(plainRequest(back), plainRequest(r)) {
@@ -128,7 +128,7 @@ func TestFramesAreTheGeneratedMessages(t *testing.T) {
 		if want, err = (proto.MarshalOptions{Deterministic: true}).Marshal(plainResponse(p)); err != nil {
 			t.Fatal(err)
 		}
-		if err := reusedResponse.unmarshal(pieces(t, want)); err != nil {
+		if err := reusedResponse.unmarshal(rpc.NewIncoming(pieces(t, want))); err != nil {
 			t.Fatal(err)
 		}
 		if !proto.Equal(plainResponse(&reusedResponse), plainResponse(p)) {
@@ -152,7 +152,7 @@ func compare(t *testing.T, b []byte, cut int) {
 	data := mem.BufferSlice{mem.SliceBuffer(b[:cut]), mem.SliceBuffer(b[cut:])}
 	var r Request
 	var plain headwaterv1.LaneRequest
-	err, plainErr := r.unmarshal(data), proto.Unmarshal(b, &plain)
+	err, plainErr := r.unmarshal(rpc.NewIncoming(data)), proto.Unmarshal(b, &plain)
 	switch {
 	case err == nil && plainErr != nil:
 		t.Fatalf("a request was read that protobuf refuses: %v", plainErr)
@@ -177,7 +177,7 @@ func compare(t *testing.T, b []byte, cut int) {
 	r.Payload.Free()
 	var p Response
 	var plainP headwaterv1.LaneResponse
-	err, plainErr = p.unmarshal(data), proto.Unmarshal(b, &plainP)
+	err, plainErr = p.unmarshal(rpc.NewIncoming(data)), proto.Unmarshal(b, &plainP)
 	switch {
 	case err == nil && plainErr != nil:
 		t.Fatalf("a response was read that protobuf refuses: %v", plainErr)
@@ -275,13 +275,13 @@ func TestLyingLengthsTakeNoMemory(t *testing.T) {
 	m = append(m, 1, 2, 3)
 	data := mem.BufferSlice{mem.SliceBuffer(m)}
 	var r Request
-	if err := r.unmarshal(data); err == nil || err.Error() != "a field of 32505856 bytes, 3 are left" {
+	if err := r.unmarshal(rpc.NewIncoming(data)); err == nil || err.Error() != "a field of 32505856 bytes, 3 are left" {
 		t.Fatalf("got %v", err)
 	}
 	r.Step.Tokens = nil
 	many := protowire.AppendBytes(protowire.AppendTag(nil, stepTokens, protowire.BytesType), make([]byte, shard.MaxStepTokens+1))
 	many = protowire.AppendBytes(protowire.AppendTag(nil, fieldBody, protowire.BytesType), many)
-	if err := r.unmarshal(mem.BufferSlice{mem.SliceBuffer(many)}); err == nil || !strings.Contains(err.Error(), "more than 65536") {
+	if err := r.unmarshal(rpc.NewIncoming(mem.BufferSlice{mem.SliceBuffer(many)})); err == nil || !strings.Contains(err.Error(), "more than 65536") {
 		t.Fatalf("got %v", err)
 	}
 }

@@ -55,8 +55,8 @@ func (p *place) Run(stream runStream) error { return p.Service.Run(stream) }
 func serve(t *testing.T, p *place) headwaterv1.WorkerServiceClient {
 	t.Helper()
 	listener := bufconn.Listen(1 << 16)
-	server := grpc.NewServer(rpc.ServerOptions()...)
-	headwaterv1.RegisterWorkerServiceServer(server, p)
+	server := grpc.NewServer(p.m.Flight.ServerOptions()...)
+	headwaterv1.RegisterWorkerServiceServer(rpc.Registrar(server), p)
 	done := make(chan struct{})
 	go func() { defer close(done); _ = server.Serve(listener) }()
 	opts := append(rpc.DialOptions(), grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return listener.DialContext(ctx) }))

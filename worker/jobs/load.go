@@ -150,7 +150,7 @@ func (r *run) openShard(m *headwaterv1.ShardOpen) error {
 	r.shards[id], p.epoch = h, h.epoch
 	return r.answer(&headwaterv1.RunResponse{Response: &headwaterv1.RunResponse_ShardOpened{ShardOpened: &headwaterv1.ShardOpened{
 		Problem: m.GetProblem(), Group: m.GetGroup(), ReservedBytes: uint64(reserved),
-	}}})
+	}}}, nil)
 }
 
 // exhausted says that there is no memory for something, whether the budget or the machine says so; or that the stream has
@@ -416,7 +416,7 @@ func (r *run) seal(m *headwaterv1.ShardSeal) error {
 	h.sealed = true
 	return r.answer(&headwaterv1.RunResponse{Response: &headwaterv1.RunResponse_ShardSealed{ShardSealed: &headwaterv1.ShardSealed{
 		Problem: m.GetProblem(), Group: m.GetGroup(), Receipt: &headwaterv1.Receipt{Length: got.Length, Hash: got.Hash},
-	}}})
+	}}}, nil)
 }
 
 func (r *run) closeShard(m *headwaterv1.ShardClose) error {

@@ -178,19 +178,24 @@ func (r *run) output(m *headwaterv1.OutputBlock) error {
 	}
 	m.Context = nil
 	return r.spawn(func() error {
-		y, took, err := r.outputs(x, pieces, count, rows)
+		memory, err := r.room(4 * int64(count) * int64(rows))
 		if err != nil {
+			return err
+		}
+		y := memory.Bytes()
+		took, err := r.outputs(y, x, pieces, count, rows)
+		if err != nil {
+			memory.Free()
 			return fmt.Errorf("%s: %w", what, err)
 		}
 		return r.answer(&headwaterv1.RunResponse{Response: &headwaterv1.RunResponse_Output{Output: &headwaterv1.Output{
 			Problem: m.GetProblem(), Block: m.GetBlock(), Row: m.GetRow(), Y: y, ComputeNanos: took,
-		}}})
+		}}}, memory)
 	}, func() { r.land(size) })
 }
 
-// outputs projects count rows of x by each piece, into little-endian [count, rows].
-func (r *run) outputs(x []float32, pieces []outputPiece, count, rows int) (y []byte, took uint64, err error) {
-	y = make([]byte, 4*count*rows)
+// outputs projects count rows of x by each piece, into little-endian y [count, rows].
+func (r *run) outputs(y []byte, x []float32, pieces []outputPiece, count, rows int) (took uint64, err error) {
 	for _, pc := range pieces {
 		in, n := pc.run.in, pc.to-pc.from
 		part := make([]float32, count*n)
@@ -200,14 +205,14 @@ func (r *run) outputs(x []float32, pieces []outputPiece, count, rows int) (y []b
 		}
 		thread, err := r.m.Thread(r.ctx, attention.Background)
 		if err != nil {
-			return nil, 0, err
+			return 0, err
 		}
 		started := time.Now()
 		err = thread.Project(r.ctx, part, x, pc.run.w[pc.from*in:pc.to*in], bias, count, in, n)
 		took += machine.Nanos(started.Add(thread.Waited()), time.Now())
 		thread.Release()
 		if err != nil {
-			return nil, 0, err
+			return 0, err
 		}
 		for t := range count {
 			to := y[4*(t*rows+pc.column):]
@@ -216,5 +221,5 @@ func (r *run) outputs(x []float32, pieces []outputPiece, count, rows int) (y []b
 			}
 		}
 	}
-	return y, took, nil
+	return took, nil
 }

@@ -249,8 +249,13 @@ func (r *run) attend(q *query, i int) error {
 	if err != nil {
 		return q.failed(r, h, err)
 	}
-	frame, err := contextframe.Encode(nil, r.codec, int(h.id.Group), q.count, heads, p.shape.VDim, out.Context, out.LSE)
+	memory, err := r.room(contextframe.MaxFrameBytes(r.codec, q.count, heads, p.shape.VDim))
 	if err != nil {
+		return err
+	}
+	frame, err := contextframe.Encode(memory.Bytes()[:0], r.codec, int(h.id.Group), q.count, heads, p.shape.VDim, out.Context, out.LSE)
+	if err != nil {
+		memory.Free()
 		return fmt.Errorf("%s: group %d: code the context: %w", q, h.id.Group, err)
 	}
 	return r.answer(&headwaterv1.RunResponse{Response: &headwaterv1.RunResponse_Context{Context: &headwaterv1.Context{
@@ -262,7 +267,7 @@ func (r *run) attend(q *query, i int) error {
 		ComputeNanos: machine.Nanos(started.Add(waited), computed),
 		QueueNanos:   machine.Nanos(q.arrived, started.Add(waited)),
 		EncodeNanos:  machine.Nanos(computed, time.Now()),
-	}}})
+	}}}, memory)
 }
 
 // failed names the block and group in an error of their kernel, and gives it its code.

@@ -189,14 +189,26 @@ func (r *run) problem(index uint32) (*problem, error) {
 	return r.problems[index], nil
 }
 
-// answer sends one message; any goroutine may.
-func (r *run) answer(resp *headwaterv1.RunResponse) error {
+// answer sends one message, whose large field lies in memory, which it takes; any goroutine may.
+func (r *run) answer(resp *headwaterv1.RunResponse, memory *rpc.Buffer) error {
 	r.send.Lock()
 	defer r.send.Unlock()
 	if r.ctx.Err() != nil {
+		memory.Free()
 		return context.Cause(r.ctx)
 	}
-	return rpc.SendBulk(r.stream, resp, nil)
+	return rpc.SendBulk(r.stream, resp, memory)
+}
+
+// room returns memory of n bytes for an answer, which is counted in flight until it is written.
+func (r *run) room(n int64) (*rpc.Buffer, error) {
+	share := rpc.ShareOf(r.ctx)
+	if err := share.TakeAnswer(r.ctx, n); err != nil {
+		return nil, status.Errorf(codes.ResourceExhausted, "worker %s: an answer: %v", r.m.Name, err)
+	}
+	memory := rpc.NewBuffer(int(n))
+	memory.Hold(share, n)
+	return memory, nil
 }
 
 // launch takes n bytes of the budget for a block that is to be computed. It waits while the stream has too much in flight.

@@ -4,6 +4,7 @@ import (
 	"google.golang.org/grpc"
 
 	"headwater.example/attention"
+	"headwater.example/internal/kvcache"
 	"headwater.example/internal/rpc"
 	headwaterv1 "headwater.example/proto/headwater/v1"
 	"headwater.example/shard"
@@ -42,28 +43,39 @@ func (s *Service) ExportSession(m *headwaterv1.ExportSessionRequest, stream grpc
 	for _, g := range groups {
 		for at := start; at < start+count; {
 			n := int(min(uint64(each), start+count-at))
-			rows := attention.Rows{K: make([]byte, n*l.KRowBytes()), V: make([]byte, n*l.VRowBytes())}
-			if l.DType() == tensor.I8 {
-				rows.KScale, rows.VScale = make([]float32, n), make([]float32, n)
-			}
-			before, after, err := s.m.Store.Export(id, shard.Layer(m.GetLayer()), g, int(at), n, rows)
-			if err != nil {
-				return refusal(err)
-			}
-			block := &headwaterv1.ExportSessionResponse{
-				Group: uint32(g), Start: at, Count: uint32(n), K: rows.K, V: rows.V,
-				KScale: floatBytes(rows.KScale), VScale: floatBytes(rows.VScale), HashBefore: before, HashAfter: after,
-			}
-			if m.GetTokens() {
-				if block.Tokens, err = s.m.Store.Tokens(id, int(at), n); err != nil {
-					return refusal(err)
-				}
-			}
-			if err := stream.Send(block); err != nil {
+			if err := s.exportBlock(stream, m, layer, g, at, n); err != nil {
 				return err
 			}
 			at += uint64(n)
 		}
 	}
 	return nil
+}
+
+// exportBlock sends n positions of a group.
+func (s *Service) exportBlock(stream grpc.ServerStreamingServer[headwaterv1.ExportSessionResponse], m *headwaterv1.ExportSessionRequest, layer *shard.LayerSpec, g shard.Group, at uint64, n int) error {
+	id, l := kvcache.SessionID(m.GetSession()), layer.Layout
+	k, v := n*l.KRowBytes(), n*l.VRowBytes()
+	// What is read is counted until it is written, so that a client that does not read holds a block and no more.
+	room := int64(k + v + 16*n)
+	if err := rpc.ShareOf(stream.Context()).TakeAnswer(stream.Context(), room); err != nil {
+		return s.noRoom(err)
+	}
+	memory := rpc.NewBuffer(k + v)
+	memory.Hold(rpc.ShareOf(stream.Context()), room)
+	rows := attention.Rows{K: memory.Bytes()[:k], V: memory.Bytes()[k:]}
+	if l.DType() == tensor.I8 {
+		rows.KScale, rows.VScale = make([]float32, n), make([]float32, n)
+	}
+	block := &headwaterv1.ExportSessionResponse{Group: uint32(g), Start: at, Count: uint32(n), K: rows.K, V: rows.V}
+	var err error
+	if block.HashBefore, block.HashAfter, err = s.m.Store.Export(id, shard.Layer(m.GetLayer()), g, int(at), n, rows); err == nil && m.GetTokens() {
+		block.Tokens, err = s.m.Store.Tokens(id, int(at), n)
+	}
+	if err != nil {
+		memory.Free()
+		return refusal(err)
+	}
+	block.KScale, block.VScale = floatBytes(rows.KScale), floatBytes(rows.VScale)
+	return rpc.SendBulk(stream, block, memory)
 }

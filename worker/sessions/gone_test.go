@@ -104,19 +104,32 @@ func TestAClientIsGoneInTheMiddleOfAStep(t *testing.T) {
 	}
 }
 
+// gated is a call that waits once its request has been received.
+type gated struct {
+	grpc.ServerStream
+	wait func(ctx context.Context)
+}
+
+func (s *gated) RecvMsg(m any) error {
+	if err := s.ServerStream.RecvMsg(m); err != nil {
+		return err
+	}
+	s.wait(s.Context())
+	return nil
+}
+
 // TestAClientIsGoneInTheMiddleOfACall: what was begun for it is done. What it has made stays until its TTL, to the page.
 func TestAClientIsGoneInTheMiddleOfACall(t *testing.T) {
 	now := time.Unix(1e9, 0)
 	var gate func(ctx context.Context) // calls wait in it
 	done := make(chan struct{}, 1)
-	p := serveSessions(t, machine.Config{Now: func() time.Time { return now }, SessionTTL: time.Minute}, grpc.ChainUnaryInterceptor(
-		func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
+	p := serveSessions(t, machine.Config{Now: func() time.Time { return now }, SessionTTL: time.Minute}, grpc.ChainStreamInterceptor(
+		func(service any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handle grpc.StreamHandler) error {
 			if info.FullMethod == headwaterv1.SessionService_ListSessions_FullMethodName || gate == nil {
-				return handle(ctx, req)
+				return handle(service, stream)
 			}
 			defer func() { done <- struct{}{} }()
-			gate(ctx)
-			return handle(ctx, req)
+			return handle(service, &gated{stream, gate})
 		}))
 	d := p.lane(t, 1)
 	s := newSequence(1, simpleLayer(headwaterv1.StorageType_STORAGE_TYPE_F16))
@@ -139,7 +152,11 @@ func TestAClientIsGoneInTheMiddleOfACall(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		said := make(chan error, 1)
 		go func() { said <- call(ctx) }()
-		<-began
+		select {
+		case <-began:
+		case err := <-said:
+			t.Fatalf("it is not begun: %v", err)
+		}
 		cancel()
 		if err := <-said; status.Code(err) != codes.Canceled {
 			t.Fatalf("got %v", err)

@@ -201,15 +201,3 @@ func (s *Service) ready() error {
 		return nil
 	}
 }
-
-// reserve takes n bytes of the budget, for which it may drop what may be dropped.
-func (s *Service) reserve(n int64) error {
-	err := s.m.Budget.Reserve(n)
-	if err != nil && s.m.Store.Reclaim(n) {
-		err = s.m.Budget.Reserve(n)
-	}
-	if err != nil {
-		return session.Errorf(problemOver, "%d bytes for a step and its answer: %v: send it again later, or cut it into fewer tokens", n, err)
-	}
-	return nil
-}

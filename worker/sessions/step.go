@@ -40,6 +40,9 @@ type step struct {
 // an answer. After an error the session is as before; one that is no *session.Error is that of ctx.
 func (s *Service) do(ctx context.Context, from session.ID, t *task) error {
 	m, r, st := &t.request.Step, &t.response.Result, &t.step
+	if over := t.request.NoRoom; over != nil {
+		return s.noRoom(over)
+	}
 	if t.tooMany {
 		return session.Errorf(problemBusy, "worker %s: more than %d query tokens wait: send the step again later", s.m.Name, maxQueuedTokens)
 	}
@@ -47,16 +50,25 @@ func (s *Service) do(ctx context.Context, from session.ID, t *task) error {
 	if err != nil {
 		return refusal(err)
 	}
-	bytes, rule := st.read(m, t.request.Payload, layer, groups)
+	room, rule := st.read(m, t.request.Payload, layer, groups)
 	if rule != "" {
 		refused := invalidSession("session %x: layer %d: %s", m.Session, m.Layer, rule)
 		refused.Why.Layer = m.Layer
 		return refused
 	}
-	if err := s.reserve(bytes); err != nil {
-		return err
+	share := rpc.ShareOf(ctx)
+	if err := share.TakeAnswer(ctx, room); err != nil {
+		return s.noRoom(err)
 	}
-	defer s.m.Budget.Release(bytes)
+	// The answer keeps its part until it is written.
+	defer func() {
+		if answer := t.response.Payload; answer != nil {
+			kept := min(int64(len(answer.Bytes())), room)
+			answer.Hold(share, kept)
+			room -= kept
+		}
+		share.GiveAnswer(room)
+	}()
 	if m.Tree > 0 {
 		st.unpack(m)
 	}
@@ -148,9 +160,21 @@ func notFinite(m *session.Step, err error) error {
 	return refused
 }
 
-// read checks a request against its layer and takes its payload apart. It returns the bytes of the payload and of all that
-// is made of it, or the rule that the request breaks.
-func (st *step) read(m *session.Step, payload *rpc.Buffer, layer *shard.LayerSpec, groups []shard.Group) (bytes int64, rule string) {
+// noRoom refuses a step for which there is no room in flight.
+func (s *Service) noRoom(err error) error {
+	var room *rpc.RoomError
+	switch {
+	case errors.Is(err, rpc.ErrBusy):
+		return session.Errorf(problemBusy, "worker %s: %v", s.m.Name, err)
+	case errors.As(err, &room):
+		return session.Errorf(problemOver, "worker %s: %v: send the step again later, or cut it into fewer tokens", s.m.Name, err)
+	}
+	return err
+}
+
+// read checks a request against its layer and takes its payload apart. It returns the bytes of all that is made of it until it is
+// answered, or the rule that the request breaks.
+func (st *step) read(m *session.Step, payload *rpc.Buffer, layer *shard.LayerSpec, groups []shard.Group) (room int64, rule string) {
 	l := layer.Layout
 	heads := layer.Heads / layer.KVHeads
 	codec, _ := layerproto.ReadStepCodec(m.Codec)
@@ -183,11 +207,11 @@ func (st *step) read(m *session.Step, payload *rpc.Buffer, layer *shard.LayerSpe
 		K: cut(sizes.K), V: cut(sizes.V), KScale: cut(sizes.Scale), VScale: cut(sizes.Scale), Tokens: m.Tokens, Query: m.QueryPosition,
 	}
 	st.query = attention.Query{Tokens: int(m.Attend), Heads: heads, Offset: int64(m.QueryPosition)}
-	bytes = int64(len(payload.Bytes())) + answer + mask
+	room = answer + mask
 	if !st.raw && attend > 0 {
-		bytes += contextframe.MaxFrameBytes(codec, int(n*attend), heads, l.VDim())
+		room += contextframe.MaxFrameBytes(codec, int(n*attend), heads, l.VDim())
 	}
-	return bytes, ""
+	return room, ""
 }
 
 // unpack makes the mask [attend, tree] of bytes from its bits.

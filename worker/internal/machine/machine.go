@@ -28,6 +28,8 @@ type Config struct {
 	SessionTTL  time.Duration // of sessions, see kvcache.StoreConfig
 	MaxSessions int
 	Now         func() time.Time // clock of sessions, nil is time.Now
+	Conns       int              // connections, 0 is no bound
+	Patience    time.Duration    // of what waits for room, see rpc.FlightConfig
 	Logger      *slog.Logger     // nil is silence
 }
 
@@ -37,6 +39,7 @@ type Machine struct {
 	Log     *slog.Logger
 	Budget  *kvcache.Budget
 	Store   *kvcache.Store // on the budget
+	Flight  *rpc.Flight    // messages; what they take beyond a part is of the budget
 	Threads int
 	// Acquired is nil except in tests. It is called with the context of each kernel that has been given a thread.
 	Acquired func(context.Context)
@@ -56,7 +59,7 @@ func New(cfg Config) *Machine {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
 	budget := kvcache.NewBudget(cfg.Budget)
-	return &Machine{
+	m := &Machine{
 		Name:     cfg.Name,
 		Log:      cfg.Logger,
 		Budget:   budget,
@@ -66,6 +69,39 @@ func New(cfg Config) *Machine {
 		stopping: make(chan struct{}),
 		idle:     make(chan struct{}),
 	}
+	m.Flight = rpc.NewFlight(rpc.FlightConfig{
+		Limit:    max(cfg.Budget/flightPart, leastFlight),
+		Free:     freeFlight,
+		Reserve:  m.Reserve,
+		Release:  budget.Release,
+		Streams:  int(min(max(cfg.Budget/streamPart, leastStreams), mostStreams)),
+		Conns:    cfg.Conns,
+		Patience: cfg.Patience,
+		Logger:   cfg.Logger,
+	})
+	return m
+}
+
+// What a worker has in flight.
+const (
+	// Of the budget, the part that messages may take in each direction, and the least of it: the answer of a step is there twice.
+	flightPart  = 8
+	leastFlight = 3 * rpc.MaxMessageBytes
+	// freeFlight is what messages may take in each direction whatever else the budget is full of.
+	freeFlight = 8 << 20
+	// One open call for so many bytes of the budget, and bounds of their number.
+	streamPart   = 256 << 10
+	leastStreams = 512
+	mostStreams  = 8192
+)
+
+// Reserve takes n bytes of the budget, for which it drops what may be dropped.
+func (m *Machine) Reserve(n int64) error {
+	err := m.Budget.Reserve(n)
+	if err != nil && m.Store.Reclaim(n) {
+		err = m.Budget.Reserve(n)
+	}
+	return err
 }
 
 // Thread waits for a thread for a kernel, which the caller releases.

@@ -1,0 +1,19 @@
+package cli
+
+import "golang.org/x/sys/unix"
+
+// Of the files that a process may have open, those that are not for connections of clients, and bounds of these.
+const (
+	otherFiles = 32
+	leastConns = 8
+	mostConns  = 1 << 14
+)
+
+// maxConnections is how many connections a server may have, by the files that the process may have open.
+func maxConnections() int {
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		return mostConns
+	}
+	return int(max(min(int64(min(limit.Cur, mostConns+otherFiles))-otherFiles, mostConns), leastConns))
+}

@@ -1,0 +1,105 @@
+package rpc
+
+import (
+	"context"
+	"errors"
+	"net"
+	"time"
+
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/peer"
+)
+
+// serverConn is a connection of a server that a Flight counts.
+type serverConn struct {
+	net.Conn
+	f *Flight
+
+	// The flight's lock guards what follows.
+	shares map[*Share]struct{} // calls that are open, or whose answers are not yet written
+	idle   time.Time           // when the last of them ended
+	closed bool
+}
+
+// Close closes the connection, and gives back what its calls held that have ended.
+func (c *serverConn) Close() error {
+	c.f.mu.Lock()
+	c.closed = true
+	delete(c.f.conns, c)
+	for s := range c.shares {
+		s.forget()
+	}
+	c.f.mu.Unlock()
+	return c.Conn.Close()
+}
+
+var errConns = errors.New("the server has as many connections as it may have")
+
+// admit counts a new connection. Where there are too many, the one that has had no call for the longest is closed; where
+// all have calls, the new one is refused.
+func (f *Flight) admit(conn net.Conn) (*serverConn, error) {
+	c := &serverConn{Conn: conn, f: f, shares: make(map[*Share]struct{}), idle: time.Now()}
+	f.mu.Lock()
+	var oldest *serverConn
+	if f.cfg.Conns > 0 && len(f.conns) >= f.cfg.Conns {
+		for o := range f.conns {
+			if len(o.shares) == 0 && (oldest == nil || o.idle.Before(oldest.idle)) {
+				oldest = o
+			}
+		}
+		if oldest == nil {
+			if !f.full {
+				f.full = true
+				f.cfg.Logger.Error("connections are refused: all that are allowed have calls", "connections", len(f.conns))
+			}
+			f.mu.Unlock()
+			return nil, errConns
+		}
+	}
+	f.full = false
+	f.conns[c] = struct{}{}
+	f.mu.Unlock()
+	if oldest != nil {
+		f.cfg.Logger.Warn("idle connection closed: there are as many as are allowed", "connections", f.cfg.Conns, "peer", oldest.RemoteAddr().String())
+		_ = oldest.Close() // It is closed either way.
+	}
+	return c, nil
+}
+
+// countedCredentials are credentials whose server's connections a Flight counts.
+type countedCredentials struct {
+	credentials.TransportCredentials
+	f *Flight
+}
+
+// connInfo is what a call can learn of its connection.
+type connInfo struct {
+	credentials.AuthInfo
+	conn *serverConn
+}
+
+func (c countedCredentials) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	conn, info, err := c.TransportCredentials.ServerHandshake(raw)
+	if err != nil {
+		return nil, nil, err
+	}
+	counted, err := c.f.admit(conn)
+	if err != nil {
+		return nil, nil, err
+	}
+	return counted, connInfo{info, counted}, nil
+}
+
+func (c countedCredentials) Clone() credentials.TransportCredentials {
+	return countedCredentials{c.TransportCredentials.Clone(), c.f}
+}
+
+// connOf returns the counted connection of a call, or nil.
+func connOf(ctx context.Context) *serverConn {
+	p, ok := peer.FromContext(ctx)
+	if !ok {
+		return nil
+	}
+	info, _ := p.AuthInfo.(connInfo)
+	return info.conn
+}

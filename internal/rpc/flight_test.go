@@ -1,0 +1,205 @@
+package rpc
+
+import (
+	"context"
+	"errors"
+	"net"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/grpc/test/bufconn"
+
+	headwaterv1 "headwater.example/proto/headwater/v1"
+)
+
+// flown is a server of raw messages whose flight is counted, and a connection to it.
+type flown struct {
+	flight *Flight
+	conn   *grpc.ClientConn
+}
+
+// fly serves one bidirectional method, "/test.Flight/Call", by handle.
+func fly(t *testing.T, cfg FlightConfig, handle func(stream grpc.ServerStream) error) *flown {
+	t.Helper()
+	f := NewFlight(cfg)
+	server := grpc.NewServer(f.ServerOptions()...)
+	server.RegisterService(&grpc.ServiceDesc{
+		ServiceName: "test.Flight", HandlerType: (*any)(nil),
+		Streams: []grpc.StreamDesc{{StreamName: "Call", ServerStreams: true, ClientStreams: true, Handler: func(_ any, stream grpc.ServerStream) error { return handle(stream) }}},
+	}, nil)
+	listener := bufconn.Listen(1 << 16)
+	served := make(chan struct{})
+	go func() { defer close(served); _ = server.Serve(listener) }()
+	conn, err := grpc.NewClient("passthrough:///memory", append(DialOptions(), grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return listener.DialContext(ctx) }))...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		conn.Close()
+		server.Stop()
+		<-served
+		if left := f.State(); left != (FlightState{}) {
+			t.Errorf("left in flight: %+v", left)
+		}
+	})
+	return &flown{f, conn}
+}
+
+// call opens a stream.
+func (f *flown) call(t *testing.T, ctx context.Context) grpc.ClientStream {
+	t.Helper()
+	s, err := f.conn.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true, ClientStreams: true}, "/test.Flight/Call")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// block is a message of n bytes.
+func block(n int) *headwaterv1.SubmitRequest {
+	return &headwaterv1.SubmitRequest{Request: &headwaterv1.SubmitRequest_Data{Data: make([]byte, n)}}
+}
+
+// until waits for a state; a test that waits for ever ends by its timeout.
+func (f *flown) until(t *testing.T, what string, is func(FlightState) bool) {
+	t.Helper()
+	for deadline := time.Now().Add(30 * time.Second); !is(f.flight.State()); {
+		if time.Now().After(deadline) {
+			t.Fatalf("never %s: %+v", what, f.flight.State())
+		}
+		time.Sleep(time.Millisecond) // polls, since a flight tells nobody of its state
+	}
+}
+
+// TestAMessageIsCountedBeforeItIsRead lets a message wait for room until another's memory is free.
+func TestAMessageIsCountedBeforeItIsRead(t *testing.T) {
+	const size = 20 << 20 // two do not fit
+	got, free := make(chan *Buffer), make(chan struct{})
+	f := fly(t, FlightConfig{Patience: time.Hour}, func(stream grpc.ServerStream) error {
+		memory, err := RecvBulk(stream, &headwaterv1.SubmitRequest{})
+		if err != nil {
+			return err
+		}
+		got <- memory
+		<-free
+		memory.Free()
+		return nil
+	})
+	first, second := f.call(t, t.Context()), f.call(t, t.Context())
+	if err := first.SendMsg(block(size)); err != nil {
+		t.Fatal(err)
+	}
+	<-got
+	sent := make(chan error, 1)
+	go func() { sent <- second.SendMsg(block(size)) }()
+	f.until(t, "waits a message", func(s FlightState) bool { return s.Waiting == 1 })
+	if in := f.flight.State().Received; in > size+4<<10 {
+		t.Errorf("%d bytes are counted while the second waits", in)
+	}
+	free <- struct{}{}
+	<-got
+	free <- struct{}{}
+	for _, s := range []grpc.ClientStream{first, second} {
+		if err := s.RecvMsg(&headwaterv1.SubmitResponse{}); err == nil || status.Code(err) == codes.ResourceExhausted {
+			t.Errorf("the call ended with %v", err)
+		}
+	}
+	if err := <-sent; err != nil {
+		t.Error(err)
+	}
+}
+
+// TestAMessageThatFindsNoRoomIsRefused by type once it has waited, and by name if there can be no room.
+func TestAMessageThatFindsNoRoomIsRefused(t *testing.T) {
+	full := errors.New("the cache is full")
+	f := fly(t, FlightConfig{Patience: time.Millisecond, Free: 1 << 20, Reserve: func(int64) error { return full }, Release: func(int64) {}}, func(stream grpc.ServerStream) error {
+		memory, err := RecvBulk(stream, &headwaterv1.SubmitRequest{})
+		memory.Free()
+		return err
+	})
+	s := f.call(t, t.Context())
+	if err := s.SendMsg(block(4 << 20)); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.RecvMsg(&headwaterv1.SubmitResponse{}); status.Code(err) != codes.ResourceExhausted {
+		t.Errorf("got %v", err)
+	}
+	small := f.call(t, t.Context())
+	if err := small.SendMsg(block(1000)); err != nil {
+		t.Fatal(err)
+	}
+	if err := small.RecvMsg(&headwaterv1.SubmitResponse{}); status.Code(err) == codes.ResourceExhausted {
+		t.Errorf("a small message is refused: %v", err)
+	}
+}
+
+// TestAPeerThatDoesNotReadIsEndedIfOthersWait fills the room for answers with those of one who does not read.
+func TestAPeerThatDoesNotReadIsEndedIfOthersWait(t *testing.T) {
+	const size = 20 << 20
+	f := fly(t, FlightConfig{Patience: 100 * time.Millisecond}, func(stream grpc.ServerStream) error {
+		for {
+			share := ShareOf(stream.Context())
+			if err := share.TakeAnswer(stream.Context(), size); err != nil {
+				return refusal(err)
+			}
+			memory := NewBuffer(size)
+			memory.Hold(share, size)
+			if err := SendBulk(stream, &headwaterv1.DownloadResultResponse{Data: memory.Bytes()}, memory); err != nil {
+				return err
+			}
+		}
+	})
+	mute := f.call(t, t.Context())
+	if err := mute.SendMsg(block(1)); err != nil {
+		t.Fatal(err)
+	}
+	f.until(t, "waits for room", func(s FlightState) bool { return s.Waiting > 0 })
+	f.until(t, "is ended", func(s FlightState) bool { return s.Calls == 0 && s.Answers == 0 })
+}
+
+// TestConnectionsAreBounded closes the one that has gone unused the longest.
+func TestConnectionsAreBounded(t *testing.T) {
+	f := NewFlight(FlightConfig{Conns: 2})
+	var ends []net.Conn
+	for range 3 {
+		near, far := net.Pipe()
+		defer near.Close()
+		if _, err := f.admit(far); err != nil {
+			t.Fatal(err)
+		}
+		ends = append(ends, near)
+	}
+	if n := f.State().Conns; n != 2 {
+		t.Fatalf("%d connections", n)
+	}
+	if _, err := ends[0].Read(make([]byte, 1)); err == nil {
+		t.Error("the first is open")
+	}
+	// Both that are left have calls.
+	for c := range f.conns {
+		if _, err := f.open(c, func(error) {}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	near, far := net.Pipe()
+	defer near.Close()
+	if _, err := f.admit(far); err == nil {
+		t.Error("a connection is let in beside those that have calls")
+	}
+}
+
+func TestCallsAreBounded(t *testing.T) {
+	wait := make(chan struct{})
+	f := fly(t, FlightConfig{Streams: 1}, func(grpc.ServerStream) error { <-wait; return nil })
+	first := f.call(t, t.Context())
+	f.until(t, "is open", func(s FlightState) bool { return s.Calls == 1 })
+	second := f.call(t, t.Context())
+	if err := second.RecvMsg(&headwaterv1.SubmitResponse{}); status.Code(err) != codes.ResourceExhausted {
+		t.Errorf("got %v", err)
+	}
+	close(wait)
+	_ = first.RecvMsg(&headwaterv1.SubmitResponse{})
+}

@@ -1,0 +1,108 @@
+package rpc
+
+import (
+	"io"
+
+	"google.golang.org/grpc/mem"
+)
+
+// Incoming is one message as it comes, in pieces, as a Frame reads it once from the front to the end. After an error of the
+// stream nothing more comes, and what was read is of no use.
+type Incoming struct {
+	transport transportStream // nil if all is here
+	share     *Share
+	pieces    mem.BufferSlice
+	at        int   // of pieces
+	left      int   // bytes that have not come yet
+	over      error // why its large part is to be passed over
+	err       error
+}
+
+// NewIncoming is a message that is here.
+func NewIncoming(data mem.BufferSlice) *Incoming { return &Incoming{pieces: data} }
+
+// Len returns how many bytes are left, of those that Next has not returned.
+func (in *Incoming) Len() int {
+	n := in.left
+	for _, p := range in.pieces[in.at:] {
+		n += p.Len()
+	}
+	return n
+}
+
+// Over says why there is no room for the message's payload, and nil if there is.
+func (in *Incoming) Over() error { return in.over }
+
+// Next returns the next bytes, which hold until it is called again; nil at the end or after an error.
+func (in *Incoming) Next() []byte {
+	for {
+		if in.at < len(in.pieces) {
+			in.at++
+			if b := in.pieces[in.at-1].ReadOnlyData(); len(b) > 0 {
+				return b
+			}
+			continue
+		}
+		if in.left == 0 || in.err != nil {
+			return nil
+		}
+		in.more()
+	}
+}
+
+// more reads the next piece.
+func (in *Incoming) more() {
+	in.free()
+	n := min(in.left, receivePiece)
+	in.pieces, in.err = in.transport.Read(n)
+	in.at = 0
+	if in.err == io.EOF {
+		in.err = io.ErrUnexpectedEOF
+	}
+	if in.err == nil {
+		in.left -= n
+		if in.left > 0 {
+			in.share.receiving(true)
+		}
+	}
+}
+
+// free frees the pieces that were read from a stream.
+func (in *Incoming) free() {
+	if in.transport != nil {
+		in.pieces.Free()
+	}
+	in.pieces, in.at = nil, 0
+}
+
+// copyTo fills dst with the next bytes, and says whether there were as many.
+func (in *Incoming) copyTo(dst []byte) bool {
+	for len(dst) > 0 {
+		b := in.Next()
+		if b == nil {
+			return false
+		}
+		n := copy(dst, b)
+		dst = dst[n:]
+	}
+	return true
+}
+
+// all returns all that is left as one slice, which holds until free.
+func (in *Incoming) all() ([]byte, error) {
+	if in.left > 0 && in.left <= receivePiece && in.at == len(in.pieces) {
+		in.more()
+		if in.err != nil {
+			return nil, in.err
+		}
+	}
+	if in.left == 0 && len(in.pieces)-in.at == 1 {
+		in.at++
+		return in.pieces[in.at-1].ReadOnlyData(), nil
+	}
+	b := make([]byte, in.Len())
+	if !in.copyTo(b) {
+		return nil, in.err
+	}
+	return b, nil
+}
