@@ -109,7 +109,7 @@ func (c *Client) Status(ctx context.Context) (*headwaterv1.StatusResponse, error
 	return unary(ctx, c, "ask for the status", c.service.Status, &headwaterv1.StatusRequest{})
 }
 
-// Get returns a job by id, key or content hash.
+// Get returns a job by id, content hash or key.
 func (c *Client) Get(ctx context.Context, id string) (*headwaterv1.Job, error) {
 	resp, err := unary(ctx, c, "get job "+id, c.service.GetJob, &headwaterv1.GetJobRequest{Id: id})
 	return resp.GetJob(), err
@@ -124,6 +124,12 @@ func (c *Client) List(ctx context.Context) ([]*headwaterv1.Job, error) {
 // Cancel ends a job, or does nothing to one that has ended, and returns it.
 func (c *Client) Cancel(ctx context.Context, id string) (*headwaterv1.Job, error) {
 	resp, err := unary(ctx, c, "cancel job "+id, c.service.CancelJob, &headwaterv1.CancelJobRequest{Id: id})
+	return resp.GetJob(), err
+}
+
+// Delete forgets a job that has ended, with its result, and returns it. Its key is free again.
+func (c *Client) Delete(ctx context.Context, id string) (*headwaterv1.Job, error) {
+	resp, err := unary(ctx, c, "delete job "+id, c.service.DeleteJob, &headwaterv1.DeleteJobRequest{Id: id})
 	return resp.GetJob(), err
 }
 

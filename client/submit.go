@@ -33,7 +33,7 @@ type SubmitOptions struct {
 	Reader io.ReaderAt  // the bytes of a safetensors file, Size of them
 	Size   int64
 
-	Key       string                   // the same key with the same content is the same job; empty: none
+	Key       string                   // the same key with the same content and codec is the same job; empty: none
 	Name      string                   // for people; empty: the file's base name
 	Overrides []byte                   // options that override the file's, a JSON object; empty: none
 	Codec     headwaterv1.ContextCodec // unspecified: exact
@@ -45,7 +45,8 @@ type SubmitOptions struct {
 }
 
 // Submit submits a job and returns it as the coordinator took it, queued as a rule; a job that the coordinator knows by its
-// key is returned as it stands, and no bytes are sent. A coordinator that refuses the job does so before its bytes are
+// key is returned as it stands, which may be failed if its content is at fault, and no bytes are sent. A job that failed for
+// another reason, or was cancelled, is sent and run again under its key. A coordinator that refuses the job does so before its bytes are
 // sent, unless a value in them is at fault.
 func (c *Client) Submit(ctx context.Context, opts SubmitOptions) (*headwaterv1.Job, error) {
 	source, err := open(opts)

@@ -33,7 +33,7 @@ func (q *Queue) execute(ctx context.Context, e *entry) error {
 	}
 	q.Logger.Info("job started", "job", id)
 	deadline := q.Deadline
-	if d := e.request.GetDeadline().AsDuration(); d > 0 {
+	if d := e.begun().GetDeadline().AsDuration(); d > 0 {
 		deadline = min(d, deadline)
 	}
 	running, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
@@ -60,7 +60,7 @@ func (q *Queue) execute(ctx context.Context, e *entry) error {
 	if stored := q.end(e, done, err); stored != nil {
 		return stored
 	}
-	q.Logger.Info("job ended", "job", id, "state", e.snapshot().GetState(), "error", err)
+	q.Logger.Log(ctx, level(err), "job ended", "job", id, "state", e.snapshot().GetState(), "error", err)
 	return q.retain()
 }
 
@@ -72,11 +72,11 @@ func (q *Queue) compute(ctx context.Context, e *entry) (_ func(*headwaterv1.Job)
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, input.Close()) }()
-	parsed, err := jobfile.Parse(input, e.request.GetOverrides())
+	parsed, err := jobfile.Parse(input, e.begun().GetOverrides())
 	if err != nil {
 		return nil, err
 	}
-	codec, err := layerproto.ReadContextCodec(e.request.GetCodec())
+	codec, err := layerproto.ReadContextCodec(snapshot.GetCodec())
 	if err != nil {
 		return nil, err
 	}
@@ -144,8 +144,9 @@ func describeResult(snapshot *headwaterv1.Job, j *jobfile.Job, codec contextfram
 		ContentHash string          `json:"content_hash"`
 		Options     json.RawMessage `json:"options"`
 		Codec       string          `json:"codec"`
+		Lossy       bool            `json:"lossy"`
 		Problems    []geometry      `json:"problems"`
-	}{snapshot.GetContentHash(), j.EffectiveJSON(), codec.String(), problems})
+	}{snapshot.GetContentHash(), j.EffectiveJSON(), codec.String(), codec != contextframe.Exact, problems})
 	if err != nil {
 		text = []byte("{}") // all of it is ours and encodes
 	}

@@ -126,6 +126,9 @@ func (q *Queue) recover() error {
 	q.jobs = newTable()
 	wanted := map[string]bool{}
 	for _, r := range records {
+		if r.Job.GetCodec() == headwaterv1.ContextCodec_CONTEXT_CODEC_UNSPECIFIED { // of before it was said of a job
+			r.Job.Codec = r.Request.GetCodec()
+		}
 		e := q.jobs.add(r.Job, r.Request)
 		switch r.Job.GetState() {
 		case headwaterv1.JobState_JOB_STATE_RUNNING:

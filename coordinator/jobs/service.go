@@ -55,7 +55,7 @@ func (q *Queue) WatchJob(r *headwaterv1.WatchJobRequest, stream headwaterv1.Coor
 
 // CancelJob implements headwater.v1.CoordinatorService.
 func (q *Queue) CancelJob(ctx context.Context, r *headwaterv1.CancelJobRequest) (*headwaterv1.CancelJobResponse, error) {
-	e, err := q.jobs.find(r.GetId())
+	e, err := q.jobs.findUnended(r.GetId())
 	if err != nil {
 		return nil, err
 	}
@@ -75,6 +75,19 @@ func (q *Queue) CancelJob(ctx context.Context, r *headwaterv1.CancelJobRequest) 
 			return nil, status.Error(codes.Unavailable, "the coordinator stops; the job is kept")
 		}
 	}
+}
+
+// DeleteJob implements headwater.v1.CoordinatorService.
+func (q *Queue) DeleteJob(_ context.Context, r *headwaterv1.DeleteJobRequest) (*headwaterv1.DeleteJobResponse, error) {
+	e, err := q.jobs.find(r.GetId())
+	if err != nil {
+		return nil, err
+	}
+	job, err := q.delete(e)
+	if err != nil {
+		return nil, statusOf(err).Err()
+	}
+	return &headwaterv1.DeleteJobResponse{Job: job}, nil
 }
 
 // DownloadResult implements headwater.v1.CoordinatorService.
@@ -117,7 +130,7 @@ func (q *Queue) DownloadResult(r *headwaterv1.DownloadResultRequest, stream head
 
 // Status implements headwater.v1.CoordinatorService.
 func (q *Queue) Status(ctx context.Context, _ *headwaterv1.StatusRequest) (*headwaterv1.StatusResponse, error) {
-	resp := &headwaterv1.StatusResponse{Name: q.Name, Version: q.Version, Protocol: rpc.Version, Started: timestamppb.New(q.started)}
+	resp := &headwaterv1.StatusResponse{Name: q.Name, Version: q.Version, Protocol: rpc.Version, Started: timestamppb.New(q.started), Panics: rpc.Panics()}
 	for _, d := range q.workers.Describe(ctx, q.workers.List()) {
 		w := &headwaterv1.WorkerStatus{Address: d.Address, Worker: d.Said}
 		if d.Err != nil {

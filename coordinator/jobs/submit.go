@@ -58,7 +58,7 @@ func (q *Queue) submit(stream submitStream) error {
 	}
 	offered := &headwaterv1.Job{
 		Id: q.newID(), Key: begin.GetKey(), Name: begin.GetName(), State: headwaterv1.JobState_JOB_STATE_UPLOADING,
-		SizeBytes: begin.GetSizeBytes(), Kind: parsed.Kind.String(),
+		SizeBytes: begin.GetSizeBytes(), Kind: parsed.Kind.String(), Codec: begin.GetCodec(),
 		Created: timestamppb.New(q.Now()), Progress: &headwaterv1.Progress{Phase: "uploading"},
 	}
 	if len(begin.GetSha256()) > 0 {
@@ -66,22 +66,24 @@ func (q *Queue) submit(stream submitStream) error {
 	}
 	request := proto.CloneOf(begin)
 	request.Header = nil
-	e, added := q.jobs.claim(offered, request)
-	if !added {
-		return q.known(stream, e.snapshot(), offered)
+	c := q.jobs.claim(offered, request)
+	if !c.fresh {
+		return q.known(stream, c.snapshot(), offered)
 	}
-	if err := q.upload(ctx, stream, e, begin, parsed); err != nil {
-		q.forget(e, err)
+	if err := q.upload(ctx, stream, c.entry, begin, parsed); err != nil {
+		q.forget(c, err)
 		return err
 	}
-	return stream.Send(&headwaterv1.SubmitResponse{Job: e.snapshot()})
+	return stream.Send(&headwaterv1.SubmitResponse{Job: c.snapshot()})
 }
 
-// known answers a submission whose key is taken: the same content is the same job.
+// known answers a submission whose key is taken: what asks for the same bits is the same job.
 func (q *Queue) known(stream submitStream, have, offered *headwaterv1.Job) error {
 	switch {
 	case have.GetContentHash() != offered.GetContentHash():
 		return status.Errorf(codes.AlreadyExists, "key %q is job %s with another content: its content hash is %s, this one's is %s", have.GetKey(), have.GetId(), have.GetContentHash(), offered.GetContentHash())
+	case !sameAnswer(have, offered):
+		return status.Errorf(codes.AlreadyExists, "key %q is job %s with codec %s, and this one asks for %s: its contexts would differ", have.GetKey(), have.GetId(), codecName(have), codecName(offered))
 	case have.GetState() == headwaterv1.JobState_JOB_STATE_UPLOADING:
 		return status.Errorf(codes.Aborted, "key %q is being uploaded as job %s by another client; try again", have.GetKey(), have.GetId())
 	}
@@ -279,17 +281,21 @@ func newSummer(both bool) *summer {
 // add gives the summer a piece.
 func (s *summer) add(data []byte, memory *rpc.Buffer) { s.pieces <- summed{data, memory} }
 
-// forget drops a job whose upload failed; who watches it sees why.
-func (q *Queue) forget(e *entry, err error) {
-	job := proto.CloneOf(e.snapshot())
+// forget drops a job whose upload failed; who watches it sees why. A job that was submitted again is as it was.
+func (q *Queue) forget(c claim, err error) {
+	job := proto.CloneOf(c.snapshot())
 	s := statusOf(err)
 	job.State, job.Error, job.ErrorCode, job.Ended = headwaterv1.JobState_JOB_STATE_FAILED, s.Message(), uint32(s.Code()), timestamppb.New(q.Now())
 	if errors.Is(err, errCancelled) {
 		job.State = headwaterv1.JobState_JOB_STATE_CANCELLED
 	}
-	e.show(job)
-	q.jobs.remove(e)
-	q.Logger.Info("submission refused", "job", job.GetId(), "name", job.GetName(), "error", err)
+	q.Logger.Log(context.Background(), level(err), "submission refused", "job", job.GetId(), "name", job.GetName(), "error", err)
+	if c.before != nil {
+		c.show(c.before)
+		return
+	}
+	c.show(job)
+	q.jobs.remove(c.entry)
 }
 
 // capacity refuses a job whose keys and values do not fit in the cluster's memory as it is now.

@@ -17,6 +17,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"headwater.example/coordinator/jobs/internal/store"
+	"headwater.example/internal/layerproto"
 	headwaterv1 "headwater.example/proto/headwater/v1"
 )
 
@@ -25,11 +26,10 @@ var errCancelled = errors.New("the job was cancelled")
 
 // entry is one job in the table. Its job is never changed in place: whoever holds a snapshot may read it at leisure.
 type entry struct {
-	request *headwaterv1.SubmitBegin // without the header
-
 	mu      sync.Mutex
 	job     *headwaterv1.Job
-	changed chan struct{} // closed at the next change
+	request *headwaterv1.SubmitBegin // without the header
+	changed chan struct{}            // closed at the next change
 	cancel  context.CancelCauseFunc
 	asked   bool // cancellation was asked for
 }
@@ -53,6 +53,21 @@ func (e *entry) show(job *headwaterv1.Job) {
 	e.job = job
 	close(e.changed)
 	e.changed = make(chan struct{})
+}
+
+// begun returns the request that the job was submitted with.
+func (e *entry) begun() *headwaterv1.SubmitBegin {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.request
+}
+
+// submit makes the entry stand for a new submission. A cancellation that was asked for before is over.
+func (e *entry) submit(job *headwaterv1.Job, request *headwaterv1.SubmitBegin) {
+	e.show(job)
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.request, e.asked = request, false
 }
 
 // cancellable gives the entry the function that ends what is done for it; nil takes it back. It says whether cancellation
@@ -105,19 +120,51 @@ func (t *table) add(job *headwaterv1.Job, request *headwaterv1.SubmitBegin) *ent
 	return e
 }
 
-// claim returns the entry that has the job's key, or adds one for the job, in one step: of two submissions with one key
-// only one adds.
-func (t *table) claim(job *headwaterv1.Job, request *headwaterv1.SubmitBegin) (e *entry, added bool) {
+// claim is what a submission finds in the table.
+type claim struct {
+	*entry
+	fresh  bool             // the entry is the submission's to upload to
+	before *headwaterv1.Job // of a job that is submitted again: how it had ended
+}
+
+// claim gives a submission its entry in one step, so that of two submissions with one key only one has it to itself. The
+// entry is a new one; or that of a job with the same key and content, if that one ended for a reason that its content did not
+// cause. In any other case the entry that has the key is returned as it stands.
+func (t *table) claim(offered *headwaterv1.Job, request *headwaterv1.SubmitBegin) claim {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	for _, e := range t.entries {
-		if job.GetKey() != "" && e.snapshot().GetKey() == job.GetKey() {
-			return e, false
-		}
+	i := slices.IndexFunc(t.entries, func(e *entry) bool { return offered.GetKey() != "" && e.snapshot().GetKey() == offered.GetKey() })
+	if i < 0 {
+		e := &entry{job: offered, request: request, changed: make(chan struct{})}
+		t.entries = append(t.entries, e)
+		return claim{entry: e, fresh: true}
 	}
-	e = &entry{job: job, request: request, changed: make(chan struct{})}
-	t.entries = append(t.entries, e)
-	return e, true
+	e := t.entries[i]
+	before := e.snapshot()
+	if !sameAnswer(before, offered) || !again(before) {
+		return claim{entry: e}
+	}
+	offered.Id = before.GetId()
+	e.submit(offered, request)
+	t.entries = append(slices.Delete(t.entries, i, i+1), e) // its turn is after those that wait
+	return claim{entry: e, fresh: true, before: before}
+}
+
+// sameAnswer says whether two submissions ask for the same bits: of the same content, and narrowed alike.
+func sameAnswer(a, b *headwaterv1.Job) bool {
+	return a.GetContentHash() == b.GetContentHash() && a.GetCodec() == b.GetCodec()
+}
+
+// again says whether a job has ended without a result for a reason that its content did not cause: a deadline, a
+// cancellation, no room, lost workers, a disk. Such a job is worth another run.
+func again(job *headwaterv1.Job) bool {
+	switch job.GetState() {
+	case headwaterv1.JobState_JOB_STATE_CANCELLED:
+		return true
+	case headwaterv1.JobState_JOB_STATE_FAILED:
+		return !contentFault(codes.Code(job.GetErrorCode()))
+	}
+	return false
 }
 
 func (t *table) remove(e *entry) {
@@ -143,18 +190,46 @@ func (t *table) oldest(state headwaterv1.JobState) *entry {
 	return nil
 }
 
-// find returns the newest job with this id, key or content hash, in this order of precedence.
+// find returns the job with this id, content hash or key, in this order: nobody's key hides what a hash names. Of several
+// jobs with one content hash it is one with a result, and of these one whose codec lost nothing; then the newest.
 func (t *table) find(id string) (*entry, error) {
+	return t.best(id, func(job *headwaterv1.Job) int {
+		switch {
+		case job.GetState() != headwaterv1.JobState_JOB_STATE_SUCCEEDED:
+			return 0
+		case job.GetCodec() != headwaterv1.ContextCodec_CONTEXT_CODEC_EXACT:
+			return 1
+		}
+		return 2
+	})
+}
+
+// findUnended is find for who wants to end the job: one that has not ended comes first.
+func (t *table) findUnended(id string) (*entry, error) {
+	return t.best(id, func(job *headwaterv1.Job) int {
+		if ended(job.GetState()) {
+			return 0
+		}
+		return 1
+	})
+}
+
+// best returns the newest of the jobs with this id, content hash or key that rank highest.
+func (t *table) best(id string, rank func(*headwaterv1.Job) int) (*entry, error) {
 	all := t.all()
 	slices.Reverse(all)
-	for _, name := range []func(*headwaterv1.Job) string{(*headwaterv1.Job).GetId, (*headwaterv1.Job).GetKey, (*headwaterv1.Job).GetContentHash} {
+	for _, name := range []func(*headwaterv1.Job) string{(*headwaterv1.Job).GetId, (*headwaterv1.Job).GetContentHash, (*headwaterv1.Job).GetKey} {
+		var found *entry
 		for _, e := range all {
-			if id != "" && name(e.snapshot()) == id {
-				return e, nil
+			if id != "" && name(e.snapshot()) == id && (found == nil || rank(e.snapshot()) > rank(found.snapshot())) {
+				found = e
 			}
 		}
+		if found != nil {
+			return found, nil
+		}
 	}
-	return nil, status.Errorf(codes.NotFound, "no job has the id, key or content hash %q", id)
+	return nil, status.Errorf(codes.NotFound, "no job has the id, content hash or key %q", id)
 }
 
 // queued returns a channel that is closed when the next job is queued.
@@ -186,7 +261,7 @@ func (q *Queue) change(e *entry, f func(*headwaterv1.Job)) error {
 func (q *Queue) enqueue(e *entry) error {
 	job := proto.CloneOf(e.snapshot())
 	job.State, job.Progress = headwaterv1.JobState_JOB_STATE_QUEUED, nil
-	if err := q.store.Add(store.Record{Job: job, Request: e.request}); err != nil {
+	if err := q.store.Add(store.Record{Job: job, Request: e.begun()}); err != nil {
 		return err
 	}
 	e.show(job)
@@ -254,18 +329,38 @@ func (q *Queue) retain() error {
 		if kept <= q.KeepJobs && (kept == 1 || bytes <= q.KeepBytes) && q.Now().Sub(job.GetEnded().AsTime()) <= q.KeepFor {
 			continue
 		}
-		// The record goes first: a file without a record is removed at the next start, a record without a file would promise
-		// what is not there.
-		if err := q.store.Delete(job.GetId()); err != nil {
-			return err
-		}
-		q.jobs.remove(e)
-		if err := remove(q.result(job.GetId())); err != nil {
+		if err := q.drop(e); err != nil {
 			return err
 		}
 		q.Logger.Info("job forgotten", "job", job.GetId(), "result_bytes", job.GetResultBytes())
 	}
 	return nil
+}
+
+// drop forgets a job that has ended, with its result. The record goes first: a file without a record is removed at the next
+// start, a record without a file would promise what is not there.
+func (q *Queue) drop(e *entry) error {
+	id := e.snapshot().GetId()
+	if err := q.store.Delete(id); err != nil {
+		return err
+	}
+	q.jobs.remove(e)
+	return remove(q.result(id))
+}
+
+// delete forgets a job if it has ended, and returns it.
+func (q *Queue) delete(e *entry) (*headwaterv1.Job, error) {
+	q.turn.Lock()
+	defer q.turn.Unlock()
+	job := e.snapshot()
+	if !ended(job.GetState()) {
+		return nil, status.Errorf(codes.FailedPrecondition, "job %s is %s: cancel it before it is deleted", job.GetId(), stateName(job.GetState()))
+	}
+	if err := q.drop(e); err != nil {
+		return nil, err
+	}
+	q.Logger.Info("job deleted", "job", job.GetId(), "result_bytes", job.GetResultBytes())
+	return job, nil
 }
 
 func remove(path string) error {
@@ -285,4 +380,13 @@ func (q *Queue) list() []*headwaterv1.Job {
 		return cmp.Or(b.GetCreated().AsTime().Compare(a.GetCreated().AsTime()), cmp.Compare(b.GetId(), a.GetId()))
 	})
 	return jobs
+}
+
+// codecName is a job's codec as people write it.
+func codecName(job *headwaterv1.Job) string {
+	codec, err := layerproto.ReadContextCodec(job.GetCodec())
+	if err != nil {
+		return err.Error()
+	}
+	return codec.String()
 }

@@ -46,8 +46,8 @@ func (r *remote) with(ctx context.Context, do func(context.Context, *client.Clie
 
 // jobs is the group of commands about the jobs that a coordinator keeps.
 func (a *app) jobs() *cobra.Command {
-	return group("jobs", "List, follow, cancel and fetch jobs", "  coord jobs list\n  coord jobs result 01JD4 --out context.safetensors",
-		a.jobsList(), a.jobsShow(), a.jobsWatch(), a.jobsCancel(), a.jobsResult())
+	return group("jobs", "List, follow, cancel, delete and fetch jobs", "  coord jobs list\n  coord jobs result 01JD4 --out context.safetensors",
+		a.jobsList(), a.jobsShow(), a.jobsWatch(), a.jobsCancel(), a.jobsDelete(), a.jobsResult())
 }
 
 // jobsView is a list of jobs as scripts read it.
@@ -163,6 +163,32 @@ func (a *app) jobsCancel() *cobra.Command {
 					return a.printJSON(viewJob(job))
 				}
 				return a.say("job %s: %s\n", job.GetId(), stateName(job.GetState()))
+			})
+		},
+	}
+	at.flags(cmd.Flags())
+	return cmd
+}
+
+func (a *app) jobsDelete() *cobra.Command {
+	var at remote
+	cmd := &cobra.Command{
+		Use: "delete JOB", Short: "Forget a job that has ended, with its result; its key is free again", Long: jobNames, Args: exactly("JOB"),
+		ValidArgsFunction: a.completeJobs(&at), Example: "  coord jobs delete 01JD4",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return at.with(cmd.Context(), func(ctx context.Context, c *client.Client) error {
+				found, err := findJob(ctx, c, args[0])
+				if err != nil {
+					return err
+				}
+				job, err := c.Delete(ctx, found.GetId())
+				if err != nil {
+					return err
+				}
+				if a.json() {
+					return a.printJSON(viewJob(job))
+				}
+				return a.say("job %s: deleted\n", job.GetId())
 			})
 		},
 	}

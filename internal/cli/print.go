@@ -6,6 +6,7 @@ import (
 	"strings"
 	"time"
 
+	"headwater.example/internal/layerproto"
 	headwaterv1 "headwater.example/proto/headwater/v1"
 )
 
@@ -36,6 +37,8 @@ type jobView struct {
 	State        string        `json:"state"`
 	Error        string        `json:"error,omitempty"`
 	Kind         string        `json:"kind"`
+	Codec        string        `json:"codec"`
+	Lossy        bool          `json:"lossy"` // whether the codec loses bits of the contexts
 	ContentHash  string        `json:"content_hash"`
 	SizeBytes    uint64        `json:"size_bytes"`
 	Created      *time.Time    `json:"created,omitempty"`
@@ -78,7 +81,7 @@ type workerShareView struct {
 func viewJob(job *headwaterv1.Job) jobView {
 	v := jobView{
 		ID: job.GetId(), Key: job.GetKey(), Name: job.GetName(), State: stateName(job.GetState()), Error: job.GetError(), Kind: job.GetKind(),
-		ContentHash: job.GetContentHash(), SizeBytes: job.GetSizeBytes(),
+		Codec: jobCodec(job), Lossy: lossy(job), ContentHash: job.GetContentHash(), SizeBytes: job.GetSizeBytes(),
 		Created: when(job.GetCreated()), Started: when(job.GetStarted()), Ended: when(job.GetEnded()), Attempts: job.GetAttempts(),
 		ResultSHA256: job.GetResultSha256(), ResultBytes: job.GetResultBytes(),
 	}
@@ -98,6 +101,20 @@ func viewJob(job *headwaterv1.Job) jobView {
 		}
 	}
 	return v
+}
+
+// jobCodec is the codec of a job's contexts; empty if the coordinator is of before it was told.
+func jobCodec(job *headwaterv1.Job) string {
+	codec, err := layerproto.ReadContextCodec(job.GetCodec())
+	if err != nil {
+		return ""
+	}
+	return codec.String()
+}
+
+// lossy tells whether a job's codec loses bits of its contexts.
+func lossy(job *headwaterv1.Job) bool {
+	return job.GetCodec() > headwaterv1.ContextCodec_CONTEXT_CODEC_EXACT
 }
 
 // stateName is a job's state in one lower-case word.

@@ -153,7 +153,7 @@ func (a *app) submit() *cobra.Command {
 	f.at.flags(flags)
 	f.options.flags(flags)
 	choice(cmd, flags, &f.codec, "codec", "exact", "codec of the contexts on the wire, all but exact being lossy", "exact", "bf16", "f16", "int8")
-	flags.StringVar(&f.key, "key", "", "the same `key` with the same content is the same job")
+	flags.StringVar(&f.key, "key", "", "the same `key` with the same content and codec is the same job; one that failed for another reason than its content runs again")
 	flags.DurationVar(&f.deadline, "deadline", 0, "longest time that the job may run (default: the coordinator's limit)")
 	flags.StringVar(&f.out, "out", "", "`file` to write the result to, - is the standard output (default: it stays with the coordinator; with --local it is not kept)")
 	flags.IntVar(&f.explain, "explain", 0, "print the top `N` matched positions of each head's last query")
@@ -245,8 +245,13 @@ func (a *app) submitTo(ctx context.Context, c *client.Client, path string, overr
 		Hashed: func(done, total int64) { bar.show("hashing", done, total, true) },
 		Sent:   func(done, total int64) { bar.show("uploading", done, total, true) },
 	})
-	if err != nil || f.detach {
+	switch {
+	case err != nil:
 		return taken, err
+	case f.detach && client.Ended(taken) && taken.GetState() != headwaterv1.JobState_JOB_STATE_SUCCEEDED:
+		return nil, &client.JobError{Job: taken} // known by its key
+	case f.detach:
+		return taken, nil
 	}
 	ended, err := c.Wait(ctx, taken.GetId(), bar.job)
 	if err != nil {

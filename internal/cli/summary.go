@@ -27,6 +27,12 @@ func (a *app) printJob(job *headwaterv1.Job, out string) error {
 	row("name", job.GetName())
 	row("key", job.GetKey())
 	row("kind", job.GetKind())
+	switch {
+	case lossy(job):
+		row("codec", jobCodec(job)+": contexts were narrowed, which loses bits")
+	case jobCodec(job) != "":
+		row("codec", jobCodec(job)+": no bit of a context is lost")
+	}
 	t.AppendRow(table.Row{"state", state(stateName(job.GetState()))})
 	row("error", job.GetError())
 	row("size", sizeOf(int64(job.GetSizeBytes())))

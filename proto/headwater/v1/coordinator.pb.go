@@ -199,8 +199,9 @@ func (*SubmitRequest_End) isSubmitRequest_Request() {}
 // SubmitBegin announces a job.
 type SubmitBegin struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Client-given key: the same key with the same content is the same job, with another content it is refused.
-	// Empty: the coordinator makes one. At most 256 bytes.
+	// Client-given key: the same key with the same content and codec is the same job, with others it is refused. A job that
+	// failed or was cancelled for a reason that its content did not cause runs anew under its key. Empty: none. At most 256
+	// bytes.
 	Key string `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
 	// A name for people, such as the file's; at most 256 bytes.
 	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
@@ -445,7 +446,11 @@ type Job struct {
 	// SHA-256 of the result file in hexadecimal; for a job that succeeded.
 	ResultSha256 string `protobuf:"bytes,16,opt,name=result_sha256,json=resultSha256,proto3" json:"result_sha256,omitempty"`
 	// Bytes of the result file; for a job that succeeded.
-	ResultBytes   uint64 `protobuf:"varint,17,opt,name=result_bytes,json=resultBytes,proto3" json:"result_bytes,omitempty"`
+	ResultBytes uint64 `protobuf:"varint,17,opt,name=result_bytes,json=resultBytes,proto3" json:"result_bytes,omitempty"`
+	// Codec of the contexts on the wire. All but EXACT lose bits of them. Since version 1.2.
+	Codec ContextCodec `protobuf:"varint,18,opt,name=codec,proto3,enum=headwater.v1.ContextCodec" json:"codec,omitempty"`
+	// How many times the coordinator crashed while the job ran. Since version 1.2.
+	Crashes       uint32 `protobuf:"varint,19,opt,name=crashes,proto3" json:"crashes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -595,6 +600,20 @@ func (x *Job) GetResultSha256() string {
 func (x *Job) GetResultBytes() uint64 {
 	if x != nil {
 		return x.ResultBytes
+	}
+	return 0
+}
+
+func (x *Job) GetCodec() ContextCodec {
+	if x != nil {
+		return x.Codec
+	}
+	return ContextCodec_CONTEXT_CODEC_UNSPECIFIED
+}
+
+func (x *Job) GetCrashes() uint32 {
+	if x != nil {
+		return x.Crashes
 	}
 	return 0
 }
@@ -1222,6 +1241,98 @@ func (x *CancelJobResponse) GetJob() *Job {
 	return nil
 }
 
+// DeleteJobRequest names a job.
+type DeleteJobRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Id, key or content hash.
+	Id            string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteJobRequest) Reset() {
+	*x = DeleteJobRequest{}
+	mi := &file_headwater_v1_coordinator_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteJobRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteJobRequest) ProtoMessage() {}
+
+func (x *DeleteJobRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_headwater_v1_coordinator_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteJobRequest.ProtoReflect.Descriptor instead.
+func (*DeleteJobRequest) Descriptor() ([]byte, []int) {
+	return file_headwater_v1_coordinator_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *DeleteJobRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+// DeleteJobResponse is the job that was forgotten.
+type DeleteJobResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The job.
+	Job           *Job `protobuf:"bytes,1,opt,name=job,proto3" json:"job,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteJobResponse) Reset() {
+	*x = DeleteJobResponse{}
+	mi := &file_headwater_v1_coordinator_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteJobResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteJobResponse) ProtoMessage() {}
+
+func (x *DeleteJobResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_headwater_v1_coordinator_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteJobResponse.ProtoReflect.Descriptor instead.
+func (*DeleteJobResponse) Descriptor() ([]byte, []int) {
+	return file_headwater_v1_coordinator_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *DeleteJobResponse) GetJob() *Job {
+	if x != nil {
+		return x.Job
+	}
+	return nil
+}
+
 // DownloadResultRequest names a job.
 type DownloadResultRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1233,7 +1344,7 @@ type DownloadResultRequest struct {
 
 func (x *DownloadResultRequest) Reset() {
 	*x = DownloadResultRequest{}
-	mi := &file_headwater_v1_coordinator_proto_msgTypes[16]
+	mi := &file_headwater_v1_coordinator_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1245,7 +1356,7 @@ func (x *DownloadResultRequest) String() string {
 func (*DownloadResultRequest) ProtoMessage() {}
 
 func (x *DownloadResultRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_coordinator_proto_msgTypes[16]
+	mi := &file_headwater_v1_coordinator_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1258,7 +1369,7 @@ func (x *DownloadResultRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DownloadResultRequest.ProtoReflect.Descriptor instead.
 func (*DownloadResultRequest) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_coordinator_proto_rawDescGZIP(), []int{16}
+	return file_headwater_v1_coordinator_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *DownloadResultRequest) GetId() string {
@@ -1281,7 +1392,7 @@ type DownloadResultResponse struct {
 
 func (x *DownloadResultResponse) Reset() {
 	*x = DownloadResultResponse{}
-	mi := &file_headwater_v1_coordinator_proto_msgTypes[17]
+	mi := &file_headwater_v1_coordinator_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1293,7 +1404,7 @@ func (x *DownloadResultResponse) String() string {
 func (*DownloadResultResponse) ProtoMessage() {}
 
 func (x *DownloadResultResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_coordinator_proto_msgTypes[17]
+	mi := &file_headwater_v1_coordinator_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1306,7 +1417,7 @@ func (x *DownloadResultResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DownloadResultResponse.ProtoReflect.Descriptor instead.
 func (*DownloadResultResponse) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_coordinator_proto_rawDescGZIP(), []int{17}
+	return file_headwater_v1_coordinator_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *DownloadResultResponse) GetJob() *Job {
@@ -1332,7 +1443,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_headwater_v1_coordinator_proto_msgTypes[18]
+	mi := &file_headwater_v1_coordinator_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1344,7 +1455,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_coordinator_proto_msgTypes[18]
+	mi := &file_headwater_v1_coordinator_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1357,7 +1468,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_coordinator_proto_rawDescGZIP(), []int{18}
+	return file_headwater_v1_coordinator_proto_rawDescGZIP(), []int{20}
 }
 
 // StatusResponse is the cluster as the coordinator sees it.
@@ -1374,14 +1485,17 @@ type StatusResponse struct {
 	// Jobs by state.
 	Jobs []*StateCount `protobuf:"bytes,5,rep,name=jobs,proto3" json:"jobs,omitempty"`
 	// When the coordinator started.
-	Started       *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=started,proto3" json:"started,omitempty"`
+	Started *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=started,proto3" json:"started,omitempty"`
+	// Panics that the coordinator has caught since then, each of which ended one call; its log describes them. Since version
+	// 1.2.
+	Panics        uint64 `protobuf:"varint,7,opt,name=panics,proto3" json:"panics,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_headwater_v1_coordinator_proto_msgTypes[19]
+	mi := &file_headwater_v1_coordinator_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1393,7 +1507,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_coordinator_proto_msgTypes[19]
+	mi := &file_headwater_v1_coordinator_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1406,7 +1520,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_coordinator_proto_rawDescGZIP(), []int{19}
+	return file_headwater_v1_coordinator_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *StatusResponse) GetName() string {
@@ -1451,6 +1565,13 @@ func (x *StatusResponse) GetStarted() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *StatusResponse) GetPanics() uint64 {
+	if x != nil {
+		return x.Panics
+	}
+	return 0
+}
+
 // WorkerStatus is one worker as the coordinator sees it.
 type WorkerStatus struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1466,7 +1587,7 @@ type WorkerStatus struct {
 
 func (x *WorkerStatus) Reset() {
 	*x = WorkerStatus{}
-	mi := &file_headwater_v1_coordinator_proto_msgTypes[20]
+	mi := &file_headwater_v1_coordinator_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1478,7 +1599,7 @@ func (x *WorkerStatus) String() string {
 func (*WorkerStatus) ProtoMessage() {}
 
 func (x *WorkerStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_coordinator_proto_msgTypes[20]
+	mi := &file_headwater_v1_coordinator_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1491,7 +1612,7 @@ func (x *WorkerStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkerStatus.ProtoReflect.Descriptor instead.
 func (*WorkerStatus) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_coordinator_proto_rawDescGZIP(), []int{20}
+	return file_headwater_v1_coordinator_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *WorkerStatus) GetWorker() *DescribeResponse {
@@ -1528,7 +1649,7 @@ type StateCount struct {
 
 func (x *StateCount) Reset() {
 	*x = StateCount{}
-	mi := &file_headwater_v1_coordinator_proto_msgTypes[21]
+	mi := &file_headwater_v1_coordinator_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1540,7 +1661,7 @@ func (x *StateCount) String() string {
 func (*StateCount) ProtoMessage() {}
 
 func (x *StateCount) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_coordinator_proto_msgTypes[21]
+	mi := &file_headwater_v1_coordinator_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1553,7 +1674,7 @@ func (x *StateCount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateCount.ProtoReflect.Descriptor instead.
 func (*StateCount) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_coordinator_proto_rawDescGZIP(), []int{21}
+	return file_headwater_v1_coordinator_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *StateCount) GetState() JobState {
@@ -1594,7 +1715,7 @@ const file_headwater_v1_coordinator_proto_rawDesc = "" +
 	"\x04hash\x18\x01 \x01(\x06R\x04hash\"I\n" +
 	"\x0eSubmitResponse\x12#\n" +
 	"\x03job\x18\x01 \x01(\v2\x11.headwater.v1.JobR\x03job\x12\x12\n" +
-	"\x04send\x18\x02 \x01(\bR\x04send\"\xd8\x04\n" +
+	"\x04send\x18\x02 \x01(\bR\x04send\"\xa4\x05\n" +
 	"\x03Job\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x10\n" +
 	"\x03key\x18\x02 \x01(\tR\x03key\x12\x12\n" +
@@ -1615,7 +1736,9 @@ const file_headwater_v1_coordinator_proto_rawDesc = "" +
 	"\bprogress\x18\x0e \x01(\v2\x16.headwater.v1.ProgressR\bprogress\x12,\n" +
 	"\x06report\x18\x0f \x01(\v2\x14.headwater.v1.ReportR\x06report\x12#\n" +
 	"\rresult_sha256\x18\x10 \x01(\tR\fresultSha256\x12!\n" +
-	"\fresult_bytes\x18\x11 \x01(\x04R\vresultBytes\"\x97\x01\n" +
+	"\fresult_bytes\x18\x11 \x01(\x04R\vresultBytes\x120\n" +
+	"\x05codec\x18\x12 \x01(\x0e2\x1a.headwater.v1.ContextCodecR\x05codec\x12\x18\n" +
+	"\acrashes\x18\x13 \x01(\rR\acrashes\"\x97\x01\n" +
 	"\bProgress\x12!\n" +
 	"\floaded_bytes\x18\x01 \x01(\x04R\vloadedBytes\x12\x1d\n" +
 	"\n" +
@@ -1653,20 +1776,25 @@ const file_headwater_v1_coordinator_proto_rawDesc = "" +
 	"\x10CancelJobRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"8\n" +
 	"\x11CancelJobResponse\x12#\n" +
+	"\x03job\x18\x01 \x01(\v2\x11.headwater.v1.JobR\x03job\"\"\n" +
+	"\x10DeleteJobRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"8\n" +
+	"\x11DeleteJobResponse\x12#\n" +
 	"\x03job\x18\x01 \x01(\v2\x11.headwater.v1.JobR\x03job\"'\n" +
 	"\x15DownloadResultRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"Q\n" +
 	"\x16DownloadResultResponse\x12#\n" +
 	"\x03job\x18\x01 \x01(\v2\x11.headwater.v1.JobR\x03job\x12\x12\n" +
 	"\x04data\x18\x02 \x01(\fR\x04data\"\x0f\n" +
-	"\rStatusRequest\"\xf4\x01\n" +
+	"\rStatusRequest\"\x8c\x02\n" +
 	"\x0eStatusResponse\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x1a\n" +
 	"\bprotocol\x18\x03 \x01(\tR\bprotocol\x124\n" +
 	"\aworkers\x18\x04 \x03(\v2\x1a.headwater.v1.WorkerStatusR\aworkers\x12,\n" +
 	"\x04jobs\x18\x05 \x03(\v2\x18.headwater.v1.StateCountR\x04jobs\x124\n" +
-	"\astarted\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\astarted\"v\n" +
+	"\astarted\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\astarted\x12\x16\n" +
+	"\x06panics\x18\a \x01(\x04R\x06panics\"v\n" +
 	"\fWorkerStatus\x126\n" +
 	"\x06worker\x18\x01 \x01(\v2\x1e.headwater.v1.DescribeResponseR\x06worker\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x14\n" +
@@ -1682,13 +1810,14 @@ const file_headwater_v1_coordinator_proto_rawDesc = "" +
 	"\x11JOB_STATE_RUNNING\x10\x03\x12\x17\n" +
 	"\x13JOB_STATE_SUCCEEDED\x10\x04\x12\x14\n" +
 	"\x10JOB_STATE_FAILED\x10\x05\x12\x17\n" +
-	"\x13JOB_STATE_CANCELLED\x10\x062\xac\x04\n" +
+	"\x13JOB_STATE_CANCELLED\x10\x062\xfa\x04\n" +
 	"\x12CoordinatorService\x12G\n" +
 	"\x06Submit\x12\x1b.headwater.v1.SubmitRequest\x1a\x1c.headwater.v1.SubmitResponse(\x010\x01\x12C\n" +
 	"\x06GetJob\x12\x1b.headwater.v1.GetJobRequest\x1a\x1c.headwater.v1.GetJobResponse\x12I\n" +
 	"\bListJobs\x12\x1d.headwater.v1.ListJobsRequest\x1a\x1e.headwater.v1.ListJobsResponse\x12K\n" +
 	"\bWatchJob\x12\x1d.headwater.v1.WatchJobRequest\x1a\x1e.headwater.v1.WatchJobResponse0\x01\x12L\n" +
-	"\tCancelJob\x12\x1e.headwater.v1.CancelJobRequest\x1a\x1f.headwater.v1.CancelJobResponse\x12]\n" +
+	"\tCancelJob\x12\x1e.headwater.v1.CancelJobRequest\x1a\x1f.headwater.v1.CancelJobResponse\x12L\n" +
+	"\tDeleteJob\x12\x1e.headwater.v1.DeleteJobRequest\x1a\x1f.headwater.v1.DeleteJobResponse\x12]\n" +
 	"\x0eDownloadResult\x12#.headwater.v1.DownloadResultRequest\x1a$.headwater.v1.DownloadResultResponse0\x01\x12C\n" +
 	"\x06Status\x12\x1b.headwater.v1.StatusRequest\x1a\x1c.headwater.v1.StatusResponseB2Z0headwater.example/proto/headwater/v1;headwaterv1b\x06proto3"
 
@@ -1705,7 +1834,7 @@ func file_headwater_v1_coordinator_proto_rawDescGZIP() []byte {
 }
 
 var file_headwater_v1_coordinator_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_headwater_v1_coordinator_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
+var file_headwater_v1_coordinator_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
 var file_headwater_v1_coordinator_proto_goTypes = []any{
 	(JobState)(0),                  // 0: headwater.v1.JobState
 	(*SubmitRequest)(nil),          // 1: headwater.v1.SubmitRequest
@@ -1724,62 +1853,68 @@ var file_headwater_v1_coordinator_proto_goTypes = []any{
 	(*WatchJobResponse)(nil),       // 14: headwater.v1.WatchJobResponse
 	(*CancelJobRequest)(nil),       // 15: headwater.v1.CancelJobRequest
 	(*CancelJobResponse)(nil),      // 16: headwater.v1.CancelJobResponse
-	(*DownloadResultRequest)(nil),  // 17: headwater.v1.DownloadResultRequest
-	(*DownloadResultResponse)(nil), // 18: headwater.v1.DownloadResultResponse
-	(*StatusRequest)(nil),          // 19: headwater.v1.StatusRequest
-	(*StatusResponse)(nil),         // 20: headwater.v1.StatusResponse
-	(*WorkerStatus)(nil),           // 21: headwater.v1.WorkerStatus
-	(*StateCount)(nil),             // 22: headwater.v1.StateCount
-	(ContextCodec)(0),              // 23: headwater.v1.ContextCodec
-	(*durationpb.Duration)(nil),    // 24: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),  // 25: google.protobuf.Timestamp
-	(*DescribeResponse)(nil),       // 26: headwater.v1.DescribeResponse
+	(*DeleteJobRequest)(nil),       // 17: headwater.v1.DeleteJobRequest
+	(*DeleteJobResponse)(nil),      // 18: headwater.v1.DeleteJobResponse
+	(*DownloadResultRequest)(nil),  // 19: headwater.v1.DownloadResultRequest
+	(*DownloadResultResponse)(nil), // 20: headwater.v1.DownloadResultResponse
+	(*StatusRequest)(nil),          // 21: headwater.v1.StatusRequest
+	(*StatusResponse)(nil),         // 22: headwater.v1.StatusResponse
+	(*WorkerStatus)(nil),           // 23: headwater.v1.WorkerStatus
+	(*StateCount)(nil),             // 24: headwater.v1.StateCount
+	(ContextCodec)(0),              // 25: headwater.v1.ContextCodec
+	(*durationpb.Duration)(nil),    // 26: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),  // 27: google.protobuf.Timestamp
+	(*DescribeResponse)(nil),       // 28: headwater.v1.DescribeResponse
 }
 var file_headwater_v1_coordinator_proto_depIdxs = []int32{
 	2,  // 0: headwater.v1.SubmitRequest.begin:type_name -> headwater.v1.SubmitBegin
 	3,  // 1: headwater.v1.SubmitRequest.end:type_name -> headwater.v1.SubmitEnd
-	23, // 2: headwater.v1.SubmitBegin.codec:type_name -> headwater.v1.ContextCodec
-	24, // 3: headwater.v1.SubmitBegin.deadline:type_name -> google.protobuf.Duration
+	25, // 2: headwater.v1.SubmitBegin.codec:type_name -> headwater.v1.ContextCodec
+	26, // 3: headwater.v1.SubmitBegin.deadline:type_name -> google.protobuf.Duration
 	5,  // 4: headwater.v1.SubmitResponse.job:type_name -> headwater.v1.Job
 	0,  // 5: headwater.v1.Job.state:type_name -> headwater.v1.JobState
-	25, // 6: headwater.v1.Job.created:type_name -> google.protobuf.Timestamp
-	25, // 7: headwater.v1.Job.started:type_name -> google.protobuf.Timestamp
-	25, // 8: headwater.v1.Job.ended:type_name -> google.protobuf.Timestamp
+	27, // 6: headwater.v1.Job.created:type_name -> google.protobuf.Timestamp
+	27, // 7: headwater.v1.Job.started:type_name -> google.protobuf.Timestamp
+	27, // 8: headwater.v1.Job.ended:type_name -> google.protobuf.Timestamp
 	6,  // 9: headwater.v1.Job.progress:type_name -> headwater.v1.Progress
 	7,  // 10: headwater.v1.Job.report:type_name -> headwater.v1.Report
-	8,  // 11: headwater.v1.Report.workers:type_name -> headwater.v1.WorkerReport
-	24, // 12: headwater.v1.Report.elapsed:type_name -> google.protobuf.Duration
-	24, // 13: headwater.v1.WorkerReport.compute:type_name -> google.protobuf.Duration
-	24, // 14: headwater.v1.WorkerReport.wire:type_name -> google.protobuf.Duration
-	5,  // 15: headwater.v1.GetJobResponse.job:type_name -> headwater.v1.Job
-	5,  // 16: headwater.v1.ListJobsResponse.jobs:type_name -> headwater.v1.Job
-	5,  // 17: headwater.v1.WatchJobResponse.job:type_name -> headwater.v1.Job
-	5,  // 18: headwater.v1.CancelJobResponse.job:type_name -> headwater.v1.Job
-	5,  // 19: headwater.v1.DownloadResultResponse.job:type_name -> headwater.v1.Job
-	21, // 20: headwater.v1.StatusResponse.workers:type_name -> headwater.v1.WorkerStatus
-	22, // 21: headwater.v1.StatusResponse.jobs:type_name -> headwater.v1.StateCount
-	25, // 22: headwater.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
-	26, // 23: headwater.v1.WorkerStatus.worker:type_name -> headwater.v1.DescribeResponse
-	0,  // 24: headwater.v1.StateCount.state:type_name -> headwater.v1.JobState
-	1,  // 25: headwater.v1.CoordinatorService.Submit:input_type -> headwater.v1.SubmitRequest
-	9,  // 26: headwater.v1.CoordinatorService.GetJob:input_type -> headwater.v1.GetJobRequest
-	11, // 27: headwater.v1.CoordinatorService.ListJobs:input_type -> headwater.v1.ListJobsRequest
-	13, // 28: headwater.v1.CoordinatorService.WatchJob:input_type -> headwater.v1.WatchJobRequest
-	15, // 29: headwater.v1.CoordinatorService.CancelJob:input_type -> headwater.v1.CancelJobRequest
-	17, // 30: headwater.v1.CoordinatorService.DownloadResult:input_type -> headwater.v1.DownloadResultRequest
-	19, // 31: headwater.v1.CoordinatorService.Status:input_type -> headwater.v1.StatusRequest
-	4,  // 32: headwater.v1.CoordinatorService.Submit:output_type -> headwater.v1.SubmitResponse
-	10, // 33: headwater.v1.CoordinatorService.GetJob:output_type -> headwater.v1.GetJobResponse
-	12, // 34: headwater.v1.CoordinatorService.ListJobs:output_type -> headwater.v1.ListJobsResponse
-	14, // 35: headwater.v1.CoordinatorService.WatchJob:output_type -> headwater.v1.WatchJobResponse
-	16, // 36: headwater.v1.CoordinatorService.CancelJob:output_type -> headwater.v1.CancelJobResponse
-	18, // 37: headwater.v1.CoordinatorService.DownloadResult:output_type -> headwater.v1.DownloadResultResponse
-	20, // 38: headwater.v1.CoordinatorService.Status:output_type -> headwater.v1.StatusResponse
-	32, // [32:39] is the sub-list for method output_type
-	25, // [25:32] is the sub-list for method input_type
-	25, // [25:25] is the sub-list for extension type_name
-	25, // [25:25] is the sub-list for extension extendee
-	0,  // [0:25] is the sub-list for field type_name
+	25, // 11: headwater.v1.Job.codec:type_name -> headwater.v1.ContextCodec
+	8,  // 12: headwater.v1.Report.workers:type_name -> headwater.v1.WorkerReport
+	26, // 13: headwater.v1.Report.elapsed:type_name -> google.protobuf.Duration
+	26, // 14: headwater.v1.WorkerReport.compute:type_name -> google.protobuf.Duration
+	26, // 15: headwater.v1.WorkerReport.wire:type_name -> google.protobuf.Duration
+	5,  // 16: headwater.v1.GetJobResponse.job:type_name -> headwater.v1.Job
+	5,  // 17: headwater.v1.ListJobsResponse.jobs:type_name -> headwater.v1.Job
+	5,  // 18: headwater.v1.WatchJobResponse.job:type_name -> headwater.v1.Job
+	5,  // 19: headwater.v1.CancelJobResponse.job:type_name -> headwater.v1.Job
+	5,  // 20: headwater.v1.DeleteJobResponse.job:type_name -> headwater.v1.Job
+	5,  // 21: headwater.v1.DownloadResultResponse.job:type_name -> headwater.v1.Job
+	23, // 22: headwater.v1.StatusResponse.workers:type_name -> headwater.v1.WorkerStatus
+	24, // 23: headwater.v1.StatusResponse.jobs:type_name -> headwater.v1.StateCount
+	27, // 24: headwater.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
+	28, // 25: headwater.v1.WorkerStatus.worker:type_name -> headwater.v1.DescribeResponse
+	0,  // 26: headwater.v1.StateCount.state:type_name -> headwater.v1.JobState
+	1,  // 27: headwater.v1.CoordinatorService.Submit:input_type -> headwater.v1.SubmitRequest
+	9,  // 28: headwater.v1.CoordinatorService.GetJob:input_type -> headwater.v1.GetJobRequest
+	11, // 29: headwater.v1.CoordinatorService.ListJobs:input_type -> headwater.v1.ListJobsRequest
+	13, // 30: headwater.v1.CoordinatorService.WatchJob:input_type -> headwater.v1.WatchJobRequest
+	15, // 31: headwater.v1.CoordinatorService.CancelJob:input_type -> headwater.v1.CancelJobRequest
+	17, // 32: headwater.v1.CoordinatorService.DeleteJob:input_type -> headwater.v1.DeleteJobRequest
+	19, // 33: headwater.v1.CoordinatorService.DownloadResult:input_type -> headwater.v1.DownloadResultRequest
+	21, // 34: headwater.v1.CoordinatorService.Status:input_type -> headwater.v1.StatusRequest
+	4,  // 35: headwater.v1.CoordinatorService.Submit:output_type -> headwater.v1.SubmitResponse
+	10, // 36: headwater.v1.CoordinatorService.GetJob:output_type -> headwater.v1.GetJobResponse
+	12, // 37: headwater.v1.CoordinatorService.ListJobs:output_type -> headwater.v1.ListJobsResponse
+	14, // 38: headwater.v1.CoordinatorService.WatchJob:output_type -> headwater.v1.WatchJobResponse
+	16, // 39: headwater.v1.CoordinatorService.CancelJob:output_type -> headwater.v1.CancelJobResponse
+	18, // 40: headwater.v1.CoordinatorService.DeleteJob:output_type -> headwater.v1.DeleteJobResponse
+	20, // 41: headwater.v1.CoordinatorService.DownloadResult:output_type -> headwater.v1.DownloadResultResponse
+	22, // 42: headwater.v1.CoordinatorService.Status:output_type -> headwater.v1.StatusResponse
+	35, // [35:43] is the sub-list for method output_type
+	27, // [27:35] is the sub-list for method input_type
+	27, // [27:27] is the sub-list for extension type_name
+	27, // [27:27] is the sub-list for extension extendee
+	0,  // [0:27] is the sub-list for field type_name
 }
 
 func init() { file_headwater_v1_coordinator_proto_init() }
@@ -1799,7 +1934,7 @@ func file_headwater_v1_coordinator_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_headwater_v1_coordinator_proto_rawDesc), len(file_headwater_v1_coordinator_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   22,
+			NumMessages:   24,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -24,6 +24,7 @@ const (
 	CoordinatorService_ListJobs_FullMethodName       = "/headwater.v1.CoordinatorService/ListJobs"
 	CoordinatorService_WatchJob_FullMethodName       = "/headwater.v1.CoordinatorService/WatchJob"
 	CoordinatorService_CancelJob_FullMethodName      = "/headwater.v1.CoordinatorService/CancelJob"
+	CoordinatorService_DeleteJob_FullMethodName      = "/headwater.v1.CoordinatorService/DeleteJob"
 	CoordinatorService_DownloadResult_FullMethodName = "/headwater.v1.CoordinatorService/DownloadResult"
 	CoordinatorService_Status_FullMethodName         = "/headwater.v1.CoordinatorService/Status"
 )
@@ -46,6 +47,8 @@ type CoordinatorServiceClient interface {
 	WatchJob(ctx context.Context, in *WatchJobRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchJobResponse], error)
 	// CancelJob ends a job that has not ended; on one that has, it changes nothing.
 	CancelJob(ctx context.Context, in *CancelJobRequest, opts ...grpc.CallOption) (*CancelJobResponse, error)
+	// DeleteJob forgets a job that has ended, with its result; its key is free again. Since version 1.2.
+	DeleteJob(ctx context.Context, in *DeleteJobRequest, opts ...grpc.CallOption) (*DeleteJobResponse, error)
 	// DownloadResult sends the result file of a job that succeeded.
 	DownloadResult(ctx context.Context, in *DownloadResultRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[DownloadResultResponse], error)
 	// Status describes the coordinator and the workers that it sees.
@@ -122,6 +125,16 @@ func (c *coordinatorServiceClient) CancelJob(ctx context.Context, in *CancelJobR
 	return out, nil
 }
 
+func (c *coordinatorServiceClient) DeleteJob(ctx context.Context, in *DeleteJobRequest, opts ...grpc.CallOption) (*DeleteJobResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(DeleteJobResponse)
+	err := c.cc.Invoke(ctx, CoordinatorService_DeleteJob_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *coordinatorServiceClient) DownloadResult(ctx context.Context, in *DownloadResultRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[DownloadResultResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	stream, err := c.cc.NewStream(ctx, &CoordinatorService_ServiceDesc.Streams[2], CoordinatorService_DownloadResult_FullMethodName, cOpts...)
@@ -169,6 +182,8 @@ type CoordinatorServiceServer interface {
 	WatchJob(*WatchJobRequest, grpc.ServerStreamingServer[WatchJobResponse]) error
 	// CancelJob ends a job that has not ended; on one that has, it changes nothing.
 	CancelJob(context.Context, *CancelJobRequest) (*CancelJobResponse, error)
+	// DeleteJob forgets a job that has ended, with its result; its key is free again. Since version 1.2.
+	DeleteJob(context.Context, *DeleteJobRequest) (*DeleteJobResponse, error)
 	// DownloadResult sends the result file of a job that succeeded.
 	DownloadResult(*DownloadResultRequest, grpc.ServerStreamingServer[DownloadResultResponse]) error
 	// Status describes the coordinator and the workers that it sees.
@@ -197,6 +212,9 @@ func (UnimplementedCoordinatorServiceServer) WatchJob(*WatchJobRequest, grpc.Ser
 }
 func (UnimplementedCoordinatorServiceServer) CancelJob(context.Context, *CancelJobRequest) (*CancelJobResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method CancelJob not implemented")
+}
+func (UnimplementedCoordinatorServiceServer) DeleteJob(context.Context, *DeleteJobRequest) (*DeleteJobResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method DeleteJob not implemented")
 }
 func (UnimplementedCoordinatorServiceServer) DownloadResult(*DownloadResultRequest, grpc.ServerStreamingServer[DownloadResultResponse]) error {
 	return status.Error(codes.Unimplemented, "method DownloadResult not implemented")
@@ -297,6 +315,24 @@ func _CoordinatorService_CancelJob_Handler(srv interface{}, ctx context.Context,
 	return interceptor(ctx, in, info, handler)
 }
 
+func _CoordinatorService_DeleteJob_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DeleteJobRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(CoordinatorServiceServer).DeleteJob(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: CoordinatorService_DeleteJob_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(CoordinatorServiceServer).DeleteJob(ctx, req.(*DeleteJobRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _CoordinatorService_DownloadResult_Handler(srv interface{}, stream grpc.ServerStream) error {
 	m := new(DownloadResultRequest)
 	if err := stream.RecvMsg(m); err != nil {
@@ -344,6 +380,10 @@ var CoordinatorService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "CancelJob",
 			Handler:    _CoordinatorService_CancelJob_Handler,
+		},
+		{
+			MethodName: "DeleteJob",
+			Handler:    _CoordinatorService_DeleteJob_Handler,
 		},
 		{
 			MethodName: "Status",
