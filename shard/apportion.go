@@ -88,15 +88,7 @@ func apportion(g *Geometry, workers []Worker, old []int16) []int {
 		}
 		r.count(row, 1)
 	}
-	for i, w := range workers {
-		share := int64(g.Shards()) * int64(w.Weight)
-		r.least[i] = share/sum - floors[i]
-		r.most[i] = r.least[i]
-		if share%sum != 0 {
-			r.most[i]++
-			r.above[i] = sum - 2*(share%sum)
-		}
-	}
+	r.bound(int64(g.Shards()), workers, sum, floors)
 	r.meetTotals()
 	for r.improve() {
 	}
@@ -106,6 +98,20 @@ func apportion(g *Geometry, workers []Worker, old []int16) []int {
 		}
 	}
 	return counts
+}
+
+// bound sets the bounds of rule 2: how many extras each worker may have over all layers. shards are all there are, sum is that of
+// the weights, floors what each worker owns without extras.
+func (r *rounding) bound(shards int64, workers []Worker, sum int64, floors []int64) {
+	for i, w := range workers {
+		share := shards * int64(w.Weight)
+		r.least[i] = share/sum - floors[i]
+		r.most[i] = r.least[i]
+		if share%sum != 0 {
+			r.most[i]++
+			r.above[i] = sum - 2*(share%sum)
+		}
+	}
 }
 
 func before(first bool) int {

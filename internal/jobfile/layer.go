@@ -19,6 +19,18 @@ func (b *builder) layer(at prefix, p *Problem, o *Options) *Error {
 	p.Tokens, p.KVTokens, p.DModel = x.Shape[0], x.Shape[0], x.Shape[1]
 	p.Storage = tensor.F32
 
+	w, err := b.weights(at, p, x.Name)
+	if err != nil {
+		return err
+	}
+	if err := p.heads(w, o); err != nil {
+		return err
+	}
+	return b.biases(at, p)
+}
+
+// weights finds the projections, which must have the d_model of x, by their names.
+func (b *builder) weights(at prefix, p *Problem, x string) (map[string]tensor.Info, *Error) {
 	w := map[string]tensor.Info{}
 	for _, s := range []struct {
 		name, rows, columns string
@@ -34,25 +46,27 @@ func (b *builder) layer(at prefix, p *Problem, o *Options) *Error {
 			if s.name == "w_o" {
 				continue
 			}
-			return fault(p.Prefix+s.name, "is missing")
+			return nil, fault(p.Prefix+s.name, "is missing")
 		}
 		if err := b.expect(info, floats, s.rows, s.columns); err != nil {
-			return err
+			return nil, err
 		}
 		model := info.Shape[1]
 		if s.name == "w_o" {
 			model = info.Shape[0]
 		}
 		if model != p.DModel {
-			return fault(info.Name, "has shape %s, must be [%s, %s] with the d_model of %q, %d", shapeString(info.Shape), s.rows, s.columns, x.Name, p.DModel)
+			return nil, fault(info.Name, "has shape %s, must be [%s, %s] with the d_model of %q, %d", shapeString(info.Shape), s.rows, s.columns, x, p.DModel)
 		}
 		b.checks(info, false)
 		w[s.name] = info
 		*s.to = info.Name
 	}
-	if err := p.heads(w, o); err != nil {
-		return err
-	}
+	return w, nil
+}
+
+// biases finds those of the projections; each may be missing.
+func (b *builder) biases(at prefix, p *Problem) *Error {
 	for _, s := range []struct {
 		name, dim string
 		n         int
@@ -82,17 +96,19 @@ func (b *builder) layer(at prefix, p *Problem, o *Options) *Error {
 	return nil
 }
 
+// divide returns a weight's rows over one of the factors that they are the product of.
+func divide(info tensor.Info, by int, what string) (int, *Error) {
+	if info.Shape[0]%by != 0 {
+		return 0, fault(info.Name, "has shape %s: %d rows are not a multiple of %s, %d", shapeString(info.Shape), info.Shape[0], what, by)
+	}
+	return info.Shape[0] / by, nil
+}
+
 // heads finds n_heads, n_kv_heads, head_dim and v_dim. The weights' rows give the products n_heads·head_dim,
 // n_kv_heads·head_dim and n_kv_heads·v_dim, so any one of the four determines the others.
 func (p *Problem) heads(w map[string]tensor.Info, o *Options) *Error {
 	of := ofProblem(p.Prefix)
 	q, k, v := w["w_q"], w["w_k"], w["w_v"]
-	divide := func(info tensor.Info, by int, what string) (int, *Error) {
-		if info.Shape[0]%by != 0 {
-			return 0, fault(info.Name, "has shape %s: %d rows are not a multiple of %s, %d", shapeString(info.Shape), info.Shape[0], what, by)
-		}
-		return info.Shape[0] / by, nil
-	}
 	var err *Error
 	kvHeads := int(deref(o.NKVHeads, 0))
 	headDim := int(deref(o.HeadDim, 0))

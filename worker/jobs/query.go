@@ -60,22 +60,11 @@ func (r *run) query(m *headwaterv1.QueryBlock) error {
 		bias:    operand{name: "bias", heads: int(m.GetBiasHeads()), size: m.GetBiasBytes()},
 		arrived: time.Now(),
 	}
-	p := q.problem
-	switch {
-	case q.count < 1 || m.GetStart() >= uint64(p.tokens) || q.count > p.tokens-q.start:
-		return invalid("%s: tokens from %d, %d of them, are not in the problem's %d", q, m.GetStart(), q.count, p.tokens)
-	case 4*int64(q.count)*int64(p.size)*int64(p.shape.VDim+1) > machine.MaxAnswerBytes:
-		return invalid("%s: the answer for %d tokens exceeds a message of %d bytes", q, q.count, machine.MaxAnswerBytes)
-	}
-	for _, h := range shards {
-		if !h.sealed {
-			return misplaced("%s: %s is not sealed", q, h)
-		}
-		if h.weights != nil && !h.weights.query.complete() {
-			return misplaced("%s: %s: %d of %d rows of w_q are here", q, h, h.weights.query.have, h.weights.query.rows)
-		}
+	if err := q.ready(m); err != nil {
+		return err
 	}
 	// No product overflows: all groups have at most 4,096 heads, and count is below 2³².
+	p := q.problem
 	rows := int64(len(shards)) * int64(q.count) * int64(p.size)
 	elements, half := rows*int64(p.shape.HeadDim), 0
 	var working int64
@@ -115,6 +104,26 @@ func (r *run) query(m *headwaterv1.QueryBlock) error {
 		return nil
 	}
 	return r.ask()
+}
+
+// ready checks a query's tokens against the problem, and that all is here that it reads.
+func (q *query) ready(m *headwaterv1.QueryBlock) error {
+	p := q.problem
+	switch {
+	case q.count < 1 || m.GetStart() >= uint64(p.tokens) || q.count > p.tokens-q.start:
+		return invalid("%s: tokens from %d, %d of them, are not in the problem's %d", q, m.GetStart(), q.count, p.tokens)
+	case 4*int64(q.count)*int64(p.size)*int64(p.shape.VDim+1) > machine.MaxAnswerBytes:
+		return invalid("%s: the answer for %d tokens exceeds a message of %d bytes", q, q.count, machine.MaxAnswerBytes)
+	}
+	for _, h := range q.shards {
+		if !h.sealed {
+			return misplaced("%s: %s is not sealed", q, h)
+		}
+		if h.weights != nil && !h.weights.query.complete() {
+			return misplaced("%s: %s: %d of %d rows of w_q are here", q, h, h.weights.query.have, h.weights.query.rows)
+		}
+	}
+	return nil
 }
 
 // check checks an operand's size against its heads.
