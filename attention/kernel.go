@@ -30,8 +30,8 @@ type kernel struct {
 	divide func(dst, o []float32, l float32) bool
 }
 
-// kernelVariable names the kernel to use, in the environment; unset or empty leaves the choice to the machine.
-const kernelVariable = "HEADWATER_KERNEL"
+// KernelVariable names the kernel to use, in the environment; unset or empty leaves the choice to the machine.
+const KernelVariable = "HEADWATER_KERNEL"
 
 // selection is the kernel in use, or why there is none.
 type selection struct {
@@ -42,9 +42,9 @@ type selection struct {
 var selected atomic.Pointer[selection]
 
 func init() {
-	k, err := findKernel(os.Getenv(kernelVariable))
+	k, err := findKernel(os.Getenv(KernelVariable))
 	if err != nil {
-		err = fmt.Errorf("%s: %w", kernelVariable, err)
+		err = fmt.Errorf("%s: %w", KernelVariable, err)
 	}
 	selected.Store(&selection{kernel: k, err: err})
 }

@@ -19,6 +19,7 @@ import (
 	"google.golang.org/grpc"
 
 	"headwater.example/attention"
+	"headwater.example/internal/membership"
 	"headwater.example/internal/rpc"
 	"headwater.example/internal/session"
 	headwaterv1 "headwater.example/proto/headwater/v1"
@@ -64,7 +65,6 @@ type Worker struct {
 }
 
 const (
-	maxWeight  = 1 << 20
 	maxThreads = 1 << 12
 )
 
@@ -77,8 +77,8 @@ func New(cfg Config) (*Worker, error) {
 		return nil, fmt.Errorf("worker name %q: not a DNS label of 1 to 63 lower-case letters, digits and hyphens", cfg.Name)
 	case cfg.Boot == uuid.Nil:
 		return nil, fmt.Errorf("worker %s: the boot UUID is zero", cfg.Name)
-	case cfg.Weight < 1 || cfg.Weight > maxWeight:
-		return nil, fmt.Errorf("worker %s: weight %d is not in 1 to %d", cfg.Name, cfg.Weight, maxWeight)
+	case cfg.Weight < 1 || cfg.Weight > membership.MaxWeight:
+		return nil, fmt.Errorf("worker %s: weight %d is not in 1 to %d", cfg.Name, cfg.Weight, membership.MaxWeight)
 	case cfg.Budget < 1:
 		return nil, fmt.Errorf("worker %s: a memory budget of %d bytes is less than 1", cfg.Name, cfg.Budget)
 	case cfg.Threads < 1 || cfg.Threads > maxThreads:

@@ -13,10 +13,9 @@ import (
 	"github.com/knadh/koanf/v2"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
-)
 
-// envPrefix begins the names of environment variables that are settings.
-const envPrefix = "HEADWATER_"
+	"headwater.example/internal/localcluster"
+)
 
 // onlyFlag marks a flag that the environment and the configuration file do not set, because it means another thing in
 // another command or is none of theirs.
@@ -36,7 +35,7 @@ func (a *app) configure(cmd *cobra.Command) error {
 	settings := koanf.New(".")
 	path := a.global.config
 	if path == "" {
-		path = os.Getenv(envPrefix + "CONFIG")
+		path = os.Getenv(localcluster.SettingPrefix + "CONFIG")
 	}
 	if path != "" {
 		if err := settings.Load(file.Provider(path), yaml.Parser()); err != nil {
@@ -52,8 +51,8 @@ func (a *app) configure(cmd *cobra.Command) error {
 	fromFile := settings.All()
 	// Kubernetes puts variables of the same prefix into every container beside a Service named headwater-…, so a
 	// variable that names no flag is none of ours.
-	err := settings.Load(env.Provider(".", env.Opt{Prefix: envPrefix, TransformFunc: func(name, value string) (string, any) {
-		key := strings.ReplaceAll(strings.ToLower(strings.TrimPrefix(name, envPrefix)), "_", "-")
+	err := settings.Load(env.Provider(".", env.Opt{Prefix: localcluster.SettingPrefix, TransformFunc: func(name, value string) (string, any) {
+		key := strings.ReplaceAll(strings.ToLower(strings.TrimPrefix(name, localcluster.SettingPrefix)), "_", "-")
 		// An empty variable is one that is not set, as shells and manifests have it.
 		if flag := flags.Lookup(key); flag == nil || !settable(flag) || value == "" {
 			return "", nil
@@ -76,7 +75,7 @@ func (a *app) configure(cmd *cobra.Command) error {
 		}
 		a.settled[flag.Name] = true
 		if err := flags.Set(flag.Name, settingText(value)); err != nil {
-			origin := "environment " + envPrefix + strings.ReplaceAll(strings.ToUpper(flag.Name), "-", "_")
+			origin := "environment " + localcluster.SettingPrefix + strings.ReplaceAll(strings.ToUpper(flag.Name), "-", "_")
 			if old, ok := fromFile[flag.Name]; ok && settingText(old) == settingText(value) {
 				origin = "configuration file " + path
 			}

@@ -3,6 +3,7 @@ package explain
 import (
 	"fmt"
 
+	"headwater.example/internal/jobfile"
 	"headwater.example/shard"
 	"headwater.example/tensor"
 )
@@ -38,9 +39,8 @@ type Cost struct {
 
 // Bounds that keep the sums within an int64: of parameters for any geometry, of one layer's bytes.
 const (
-	maxContext = 1 << 32
-	maxModel   = 1 << 20
-	maxBytes   = 1 << 62
+	maxContext   = 1 << 32
+	maxCostBytes = 1 << 62
 )
 
 // Compare makes the comparison for a cache of so many positions, 0 to 2^32, that holds keys and values as F32, F16,
@@ -55,8 +55,8 @@ func Compare(g *shard.Geometry, dModel int, context int64, dt tensor.DType) (*Co
 	if context < 0 || context > maxContext {
 		return nil, &ChoiceError{fmt.Sprintf("context is %d, must be 0 to %d", context, int64(maxContext))}
 	}
-	if dModel < 0 || dModel > maxModel {
-		return nil, &ChoiceError{fmt.Sprintf("d_model is %d, must be 0 to %d", dModel, maxModel)}
+	if dModel < 0 || dModel > jobfile.MaxModel {
+		return nil, &ChoiceError{fmt.Sprintf("d_model is %d, must be 0 to %d", dModel, jobfile.MaxModel)}
 	}
 	c := &Comparison{Context: context, DType: dt.String()}
 	index := map[shard.LayerShape]int{}
@@ -78,7 +78,7 @@ func Compare(g *shard.Geometry, dModel int, context int64, dt tensor.DType) (*Co
 			t.KVHeads += cost.KVHeads * layer.Count
 			t.Parameters += cost.Parameters * n
 			t.BytesPerToken += cost.BytesPerToken * n
-			if cost.BytesAt > (maxBytes-t.BytesAt)/n {
+			if cost.BytesAt > (maxCostBytes-t.BytesAt)/n {
 				return nil, &ChoiceError{fmt.Sprintf("a cache of %d positions exceeds 2^62 bytes", context)}
 			}
 			t.BytesAt += cost.BytesAt * n

@@ -14,6 +14,8 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+
+	"headwater.example/attention"
 )
 
 // Ready is what a process says on its pipe, as one line of JSON, when it serves.
@@ -29,11 +31,11 @@ const ReadyFlag = "ready-fd"
 // readyFD is the first descriptor that exec.Cmd.ExtraFiles gives.
 const readyFD = 3
 
-// envPrefix begins the variables that are settings of the program. A child takes none from the parent's environment:
+// SettingPrefix begins the environment variables that are settings of the program. A child takes none from the parent's environment:
 // they were meant for the parent. Only the kernel is chosen for all.
 const (
-	envPrefix = "HEADWATER_"
-	envKernel = "HEADWATER_KERNEL="
+	SettingPrefix = "HEADWATER_"
+	envKernel     = attention.KernelVariable + "="
 )
 
 // process is one child.
@@ -63,7 +65,7 @@ func (c *Cluster) start(name string, args []string) (*process, error) {
 	p.cmd.ExtraFiles = []*os.File{write}
 	p.cmd.SysProcAttr = attributes()
 	for _, variable := range os.Environ() {
-		if !strings.HasPrefix(variable, envPrefix) || strings.HasPrefix(variable, envKernel) {
+		if !strings.HasPrefix(variable, SettingPrefix) || strings.HasPrefix(variable, envKernel) {
 			p.cmd.Env = append(p.cmd.Env, variable)
 		}
 	}

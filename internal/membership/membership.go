@@ -63,7 +63,7 @@ type View interface {
 const (
 	maxName    = 128
 	maxVersion = 64
-	maxWeight  = 1 << 20
+	MaxWeight  = 1 << 20
 )
 
 // validate says what is wrong with a member that is to be announced, or was.
@@ -92,8 +92,8 @@ func (m Member) validate() error {
 	if m.Role == RoleWorker {
 		least = 1
 	}
-	if m.Weight < least || m.Weight > maxWeight {
-		return fmt.Errorf("member %s: weight %d is not in [%d, %d]", m.Name, m.Weight, least, maxWeight)
+	if m.Weight < least || m.Weight > MaxWeight {
+		return fmt.Errorf("member %s: weight %d is not in [%d, %d]", m.Name, m.Weight, least, MaxWeight)
 	}
 	return nil
 }

@@ -66,8 +66,8 @@ func decodeMetadata(key string, b []byte) (m Member, leaving bool, err error) {
 	m = Member{Role: Role(b[1]), Boot: [16]byte(b[2:18])}
 	m.Name = nameOf(key, m.Boot)
 	weight := binary.LittleEndian.Uint32(b[18:])
-	if weight > maxWeight {
-		return Member{}, false, fmt.Errorf("member %q: weight %d is more than %d", m.Name, weight, maxWeight)
+	if weight > MaxWeight {
+		return Member{}, false, fmt.Errorf("member %q: weight %d is more than %d", m.Name, weight, MaxWeight)
 	}
 	m.Weight = int(weight)
 	rest := b[metadataFixed:]

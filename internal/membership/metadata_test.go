@@ -14,7 +14,7 @@ func drawMember(t *rapid.T) Member {
 		Role:    rapid.SampledFrom([]Role{RoleCoordinator, RoleWorker}).Draw(t, "role"),
 		Address: rapid.StringMatching(`([a-z][a-z0-9.-]{0,200}|10\.[0-9]\.0\.1|\[fd00::[1-9a-f]{1,4}\]):[1-9][0-9]{0,3}`).Draw(t, "address"),
 		Version: rapid.StringMatching(`[!-~]{0,64}`).Draw(t, "version"),
-		Weight:  rapid.IntRange(1, maxWeight).Draw(t, "weight"),
+		Weight:  rapid.IntRange(1, MaxWeight).Draw(t, "weight"),
 	}
 	copy(m.Boot[:], rapid.SliceOfN(rapid.Byte(), 16, 16).Draw(t, "boot"))
 	m.Boot[0] |= 1
@@ -76,7 +76,7 @@ func TestMembersThatCannotBeAnnounced(t *testing.T) {
 		"version has 65 bytes":            func(m *Member) { m.Version = strings.Repeat("v", 65) },
 		"other than printable":            func(m *Member) { m.Version = "1\n" },
 		"weight 0 is not in [1, 1048576]": func(m *Member) { m.Weight = 0 },
-		"weight 1048577 is not in":        func(m *Member) { m.Weight = maxWeight + 1 },
+		"weight 1048577 is not in":        func(m *Member) { m.Weight = MaxWeight + 1 },
 		"weight -1 is not in [0":          func(m *Member) { m.Role, m.Weight = RoleCoordinator, -1 },
 	} {
 		m := aMember("w0")

@@ -28,7 +28,6 @@ const (
 	peak    limit = "fma"      // flops a second, one core, the widest instruction set
 	peak2   limit = "fma_avx2" // flops a second, one core, 256 bits
 	asChild       = "HEADWATER_FIGURES_CHILD"
-	forced        = "HEADWATER_KERNEL"
 )
 
 // work is one thing to measure, over and over.
@@ -351,7 +350,7 @@ func (h *harness) others(ctx context.Context, c *command) (rows []row, err error
 			args = append(args, "-quick")
 		}
 		child := exec.CommandContext(ctx, self, args...)
-		child.Env = append(os.Environ(), forced+"="+kernel, asChild+"=1")
+		child.Env = append(os.Environ(), attention.KernelVariable+"="+kernel, asChild+"=1")
 		var text, said bytes.Buffer
 		child.Stdout, child.Stderr = &text, &said
 		if err := child.Run(); err != nil {
