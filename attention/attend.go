@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"sync/atomic"
 )
 
 // Query is some tokens of the query heads that read one KV head. A call only reads its slices and keeps none.
@@ -32,6 +33,24 @@ type Output struct {
 	// LSE [Tokens, Heads], natural logarithm, −Inf where nothing was visible.
 	LSE []float32
 }
+
+// Item is one of the calls of Attend that AttendAll makes together.
+type Item struct {
+	KV      KV
+	Query   Query
+	Options Options
+	Output  Output
+}
+
+// ItemError says which of the items of AttendAll failed. Err is what Attend would have returned.
+type ItemError struct {
+	Item int
+	Err  error
+}
+
+func (e *ItemError) Error() string { return e.Err.Error() }
+
+func (e *ItemError) Unwrap() error { return e.Err }
 
 // RowError says which row, one token of one head, has no finite answer, and why.
 type RowError struct {
@@ -90,19 +109,39 @@ func (t *Thread) Attend(ctx context.Context, kv KV, q Query, opts Options, out O
 }
 
 func (t *Thread) attend(ctx context.Context, l limits, kv KV, q Query, opts Options, out Output) error {
-	c := &t.call
-	c.limits, c.kv, c.q, c.opts, c.out = l, kv, q, opts, out
-	err := c.check()
+	t.single[0] = Item{KV: kv, Query: q, Options: opts, Output: out}
+	err := t.attendAll(ctx, l, t.single[:])
+	t.single[0] = Item{}
+	if item, ok := err.(*ItemError); ok {
+		return item.Err
+	}
+	return err
+}
+
+// AttendAll does Attend for each of the items, such as the groups of a layer or the sequences of a batch, and shares them
+// out together: the pool's threads start once, and none waits before all items are done. Outputs must not overlap. If an
+// item fails, AttendAll returns an *ItemError for the first that it knows of; after an error no output holds anything of
+// use. The slice is only read, and not kept.
+func (t *Thread) AttendAll(ctx context.Context, items []Item) error {
+	in := selected.Load()
+	if in.err != nil {
+		return fmt.Errorf("attend: %w", in.err)
+	}
+	return t.attendAll(ctx, limits{kernel: in.kernel, room: partBytes, alone: threadWork}, items)
+}
+
+func (t *Thread) attendAll(ctx context.Context, l limits, items []Item) error {
+	b := &t.batch
+	err := b.take(l, items)
 	if err == nil {
-		err = c.run(ctx, t)
+		if err = b.run(ctx, t); err != nil {
+			err = fmt.Errorf("attend: %w", err)
+		}
 	}
-	if err != nil {
-		err = fmt.Errorf("attend: %w", err)
-	} else if c.firstError != nil {
-		err = c.firstError
+	if err == nil {
+		err = b.failure()
 	}
-	// What belongs to the caller is not kept.
-	c.kv, c.q, c.opts, c.out, c.firstError = KV{}, Query{}, Options{}, Output{}, nil
+	b.forget()
 	return err
 }
 
@@ -113,7 +152,7 @@ type limits struct {
 	alone  int // multiply-adds below which one thread computes them
 }
 
-// call is one Attend. A row is one token of one head, rows are numbered as Query.Q holds them.
+// call is one item of a batch. A row is one token of one head, rows are numbered as Query.Q holds them.
 type call struct {
 	limits
 	kv   KV
@@ -121,10 +160,15 @@ type call struct {
 	opts Options
 	out  Output
 
-	// Its tasks: blocks of size rows if split is negative, else the splits from that on for the block of n rows from
-	// first, each with parts of its own.
-	size, split, first, n int
-	parts                 parts
+	// Its tasks are blocks of size rows, or if cut the splits of these blocks, each with parts of its own. A wave is as many
+	// splits as there is room for, wave of them from split first on. The last split of a block to end merges its wave into
+	// the block's total; left are how many have not ended.
+	size        int
+	cut         bool
+	first, wave int
+	left        []atomic.Int32 // [blocks]
+	parts       parts          // [blocks, wave] of size rows
+	total       parts          // [blocks] of size rows
 
 	mu         sync.Mutex
 	firstRow   int
@@ -238,60 +282,77 @@ func (c *call) visible(token int) (lo, hi int) {
 	return int(first), int(end)
 }
 
-// run shares out blocks of rows where there are enough of them, else the splits of each block.
-func (c *call) run(ctx context.Context, t *Thread) error {
-	l := c.kv.Layout
-	rows, splits, threads := c.q.Tokens*c.q.Heads, (pagesOf(c.kv.Len)+SplitPages-1)/SplitPages, t.pool.threads
-	if work := float64(rows) * float64(c.kv.Len) * float64(l.headDim+l.vDim); work < float64(c.alone) {
-		threads = 1
+func (c *call) rows() int { return c.q.Tokens * c.q.Heads }
+
+func (c *call) blocks() int { return (c.rows() + c.size - 1) / c.size }
+
+func (c *call) splits() int { return (pagesOf(c.kv.Len) + SplitPages - 1) / SplitPages }
+
+// tasks returns how many tasks the call has.
+func (c *call) tasks() int {
+	if c.cut {
+		return c.blocks() * c.wave
 	}
-	c.size = min(rows, blockRows)
-	if perThread := (rows + threads - 1) / threads; (rows+c.size-1)/c.size*splits < threads && perThread < c.size {
-		c.size = max(perThread, 1)
-	}
-	blocks := (rows + c.size - 1) / c.size
-	threads = min(threads, max(blocks, splits))
-	if c.split = -1; blocks >= threads || splits <= 1 {
-		return t.share(ctx, c, blocks, threads > 1)
-	}
-	wave := max(threads, min(splits, c.room/4/(c.size*l.vDim)))
-	c.parts.grow(wave*padded(c.size), l.vDim)
-	lead := &t.lead
-	lead.enter(t, c, c.size)
-	for c.first = 0; c.first < rows; c.first += c.size {
-		c.n = min(c.size, rows-c.first)
-		lead.begin(c.first, c.n)
-		total := lead.row.of(0, c.n)
-		total.clear()
-		for c.split = lead.lo / splitLen; c.split*splitLen < lead.hi; c.split += wave {
-			some := min(wave, (lead.hi-c.split*splitLen+splitLen-1)/splitLen)
-			if err := t.share(ctx, c, some, true); err != nil {
-				return err
-			}
-			for i := range some {
-				lead.mergeAll(total, c.part(i))
-			}
-		}
-		lead.finish()
-	}
-	return nil
+	return c.blocks()
 }
 
-// part returns the parts of a wave's i-th split. No two threads share a vector of rows.
-func (c *call) part(i int) parts { return c.parts.of(i*padded(c.size), c.n) }
+// work returns the multiply-adds of so many rows, if they see everything.
+func (c *call) work(rows int) float64 {
+	return float64(rows) * float64(c.kv.Len) * float64(c.kv.Layout.headDim+c.kv.Layout.vDim)
+}
+
+// splitBytes returns how much memory the parts of one split take, those of all blocks.
+func (c *call) splitBytes() int {
+	return 4 * c.blocks() * padded(c.size) * c.kv.Layout.vStride()
+}
+
+// begin makes the call ready for a wave of so many splits from first on.
+func (c *call) begin(first, wave int) {
+	c.first, c.wave = first, wave
+	blocks, rows := c.blocks(), padded(c.size)
+	c.parts.grow(blocks*wave*rows, c.kv.Layout.vDim)
+	if first == 0 {
+		c.total.grow(blocks*rows, c.kv.Layout.vDim)
+		c.total.clear()
+	}
+	c.left = grow(c.left, blocks)
+	for i := range c.left {
+		c.left[i].Store(int32(wave))
+	}
+}
+
+// part returns the parts of a block's split of the wave. No two threads share a vector of rows.
+func (c *call) part(block, split, rows int) parts {
+	return c.parts.of((block*c.wave+split-c.first)*padded(c.size), rows)
+}
 
 func (c *call) task(ctx context.Context, t *Thread, i int) error {
+	split := -1
+	if c.cut {
+		i, split = i/c.wave, c.first+i%c.wave
+	}
+	// The last rows of a causal query see the most, so they come first.
+	block := c.blocks() - 1 - i
 	b := &t.block
 	b.enter(t, c, c.size)
-	if c.split >= 0 {
-		b.begin(c.first, c.n)
-		return b.oneSplit(ctx, c.split+i, c.part(i))
+	b.begin(block*c.size, min(c.size, c.rows()-block*c.size))
+	if split < 0 {
+		return b.allSplits(ctx)
 	}
-	rows := c.q.Tokens * c.q.Heads
-	// The last rows of a causal query see the most, so they come first.
-	first := ((rows+c.size-1)/c.size - 1 - i) * c.size
-	b.begin(first, min(c.size, rows-first))
-	return b.allSplits(ctx)
+	if err := b.oneSplit(ctx, split, c.part(block, split, b.n)); err != nil {
+		return err
+	}
+	if c.left[block].Add(-1) > 0 {
+		return nil
+	}
+	total, end := c.total.of(block*padded(c.size), b.n), c.first+c.wave
+	for s := max(b.lo/splitLen, c.first); s < end && s*splitLen < b.hi; s++ {
+		b.mergeAll(total, c.part(block, s, b.n))
+	}
+	if end == c.splits() {
+		b.finish(total)
+	}
+	return nil
 }
 
 // fail keeps the error of the least row, so that it does not depend on which thread was first.

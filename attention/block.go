@@ -98,7 +98,7 @@ func (b *block) allSplits(ctx context.Context) error {
 		if err := b.oneSplit(ctx, b.lo/splitLen, total); err != nil {
 			return err
 		}
-		b.finish()
+		b.finish(total)
 		return nil
 	}
 	total.clear()
@@ -108,7 +108,7 @@ func (b *block) allSplits(ctx context.Context) error {
 		}
 		b.mergeAll(total, part)
 	}
-	b.finish()
+	b.finish(total)
 	return nil
 }
 
@@ -283,10 +283,9 @@ func (b *block) mergeAll(total, next parts) {
 	total.mergeAll(b.kernel, next)
 }
 
-// finish brings in the sinks and writes the block's contexts.
-func (b *block) finish() {
+// finish brings the sinks into the rows' parts, and writes the block's contexts.
+func (b *block) finish(total parts) {
 	vDim := b.kv.Layout.vDim
-	total := b.row.of(0, b.n)
 	for r := range b.n {
 		row := b.first + r
 		token, head := row/b.q.Heads, b.q.FirstHead+row%b.q.Heads

@@ -12,7 +12,8 @@
 // kernel, which is the specification of the others, is an order of magnitude slower than those for x86-64; KernelName says
 // which is in use.
 //
-// Who makes many calls keeps a Pool of threads for them: Acquire one, let it Attend and Project, Release it.
+// If you make many calls, keep a Pool of threads for them: Acquire one, let it Attend and Project, Release it. AttendAll
+// makes several calls of Attend as one, so that its threads start once for all groups of a layer or sequences of a batch.
 //
 // This page is the specification of the options, docs/numerics.md that of the arithmetic. Package reference computes the same
 // in float64 and shares no code.

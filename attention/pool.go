@@ -3,6 +3,7 @@ package attention
 import (
 	"context"
 	"errors"
+	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -32,6 +33,12 @@ const (
 	unitWorkPortable = 1 << 19
 	// foregroundRun is how many foreground calls in a row get a thread while a background call waits for one.
 	foregroundRun = 3
+	// spinTime is how long an idle helper looks for a call before it sleeps, if calls follow each other as fast as that: to
+	// wake it takes 50 to 150 µs. Who called looks as long for the end of its helpers' last tasks.
+	spinTime = 300 * time.Microsecond
+	// smallLimit is how many processors a limit leaves, at most, so that helpers do not spin: what they use up is missing
+	// to the calls.
+	smallLimit = 2
 )
 
 // Pool is a number of threads, with room to work in, that several callers share. A caller acquires one; the threads
@@ -40,6 +47,7 @@ const (
 // within a task. No bit of an answer depends on any of this. A pool is safe for concurrent use.
 type Pool struct {
 	threads int
+	spins   bool
 	held    sync.WaitGroup // acquired threads and those that wait for one
 	helpers sync.WaitGroup
 
@@ -59,16 +67,21 @@ type Pool struct {
 
 // helper is a goroutine that takes part in the calls of others.
 type helper struct {
-	wake   chan *work // one element, so that it can be sent under the lock
+	work   atomic.Pointer[work] // to do next; who lent it may take it back until the helper has
+	wake   chan struct{}        // one element: there is or was work
 	thread *Thread
+	ended  time.Time // the helper's last work
+	spin   bool      // the last work came soon after the one before
 }
 
 // NewPool starts the threads of a pool, at least 1. Close ends them.
 func NewPool(threads int) *Pool {
 	p := &Pool{threads: max(threads, 1), free: max(threads, 1)}
+	processors := runtime.GOMAXPROCS(0)
+	p.spins = processors >= p.threads && (processors > smallLimit || processors == runtime.NumCPU())
 	// The caller of a call computes too.
 	for range p.threads - 1 {
-		h := &helper{wake: make(chan *work, 1), thread: p.newThread()}
+		h := &helper{wake: make(chan struct{}, 1), thread: p.newThread()}
 		p.all = append(p.all, h)
 		p.helpers.Go(func() { p.help(h) })
 	}
@@ -111,10 +124,11 @@ type Thread struct {
 	waited  time.Duration
 	work    work // what the call shares out
 
-	call        call
-	block, lead block // of a task, and of a call whose tasks are splits
-	product     product
-	tile        tile
+	single  [1]Item
+	batch   batch
+	block   block // of a task
+	product product
+	tile    tile
 }
 
 func (p *Pool) newThread() *Thread {
@@ -230,17 +244,65 @@ func (p *Pool) lend() bool {
 	h := p.idle[last]
 	p.idle = p.idle[:last]
 	w.helpers++
-	h.wake <- w
+	h.work.Store(w)
+	select {
+	case h.wake <- struct{}{}:
+	default:
+	}
 	return true
+}
+
+// takeBack takes a work from the helpers that have not begun with it. The lock is held.
+func (p *Pool) takeBack(w *work) {
+	for _, h := range p.all {
+		if h.work.CompareAndSwap(w, nil) {
+			w.helpers--
+			p.idle = append(p.idle, h)
+			p.pass()
+		}
+	}
+}
+
+// next waits for work, awake for a while if that has paid lately. It is nil once the pool is closed.
+func (h *helper) next() *work {
+	if h.spin {
+		spinUntil(spinTime, func() bool { return h.work.Load() != nil })
+	}
+	for {
+		if w := h.work.Swap(nil); w != nil {
+			return w
+		}
+		if _, ok := <-h.wake; !ok {
+			return nil
+		}
+	}
+}
+
+// spinUntil returns once done does, or after that time. Meanwhile it lets other goroutines run.
+func spinUntil(limit time.Duration, done func() bool) {
+	for began := time.Now(); !done(); {
+		for range 8 {
+			pause()
+			if done() {
+				return
+			}
+		}
+		if time.Since(began) > limit {
+			return
+		}
+		runtime.Gosched()
+	}
 }
 
 // help takes part in one call after the other until the pool is closed.
 func (p *Pool) help(h *helper) {
 	t := h.thread
-	for w := range h.wake {
+	for w := h.next(); w != nil; w = h.next() {
+		h.spin = p.spins && w.began.Sub(h.ended) < spinTime
 		t.class = w.class
 		t.take(w, true)
 		t.block.call = nil
+		h.ended = time.Now()
 		p.mu.Lock()
 		if w.helpers--; w.helpers == 0 && w.withdrawn {
 			w.alone <- struct{}{}
@@ -259,6 +321,7 @@ type work struct {
 	tasks  int
 	next   atomic.Int64
 	failed atomic.Pointer[error]
+	began  time.Time     // if it is helped
 	alone  chan struct{} // one element: the last helper has left
 
 	// The pool's lock guards these.
@@ -286,6 +349,7 @@ func (t *Thread) share(ctx context.Context, do tasks, n int, helped bool) error 
 	w.failed.Store(nil)
 	helped = helped && n > 1 && p.threads > 1
 	if helped {
+		w.began = time.Now()
 		p.mu.Lock()
 		p.shared = append(p.shared, w)
 		for p.free > 0 && w.helpers < n-1 && p.lend() {
@@ -297,10 +361,14 @@ func (t *Thread) share(ctx context.Context, do tasks, n int, helped bool) error 
 	if helped {
 		p.mu.Lock()
 		p.shared = slices.DeleteFunc(p.shared, func(other *work) bool { return other == w })
+		p.takeBack(w)
 		w.withdrawn = true
 		wait := w.helpers > 0
 		p.mu.Unlock()
 		if wait {
+			if p.spins {
+				spinUntil(spinTime, func() bool { return len(w.alone) > 0 })
+			}
 			<-w.alone
 		}
 	}

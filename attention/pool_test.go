@@ -152,7 +152,8 @@ func TestBackgroundGivesWay(t *testing.T) {
 				if err := thread.Attend(context.Background(), short.kv, short.q, short.opts, out); err != nil {
 					t.Error(err)
 				}
-				if ended.Load() {
+				// With more threads nothing says when the goroutine that got one runs.
+				if threads == 1 && ended.Load() {
 					t.Error("the background call has ended before the foreground call")
 				}
 				short.sameRows(t, "foreground", wantShort, out, 0, 1, 0, 2)
@@ -162,7 +163,7 @@ func TestBackgroundGivesWay(t *testing.T) {
 					for range threads {
 						others.Go(run)
 					}
-					for p.urgent.Load() == 0 {
+					for p.urgent.Load() < int32(threads) {
 						runtime.Gosched()
 					}
 				})

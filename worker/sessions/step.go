@@ -34,6 +34,7 @@ type step struct {
 	options attention.Options
 	q       []float32 // [groups, attend, heads, head_dim]
 	mask    []byte    // [attend, tree]
+	items   []attention.Item
 }
 
 // do does a step: it checks the request, appends, attends, and makes the answer; what it has appended is kept once there is
@@ -111,7 +112,7 @@ func (s *Service) do(ctx context.Context, from session.ID, t *task) error {
 	return nil
 }
 
-// attend lets the queries attend over the view, group by group: each uses all threads that have nothing else to do.
+// attend lets the queries of all groups attend over the view in one call, which uses all threads that have nothing else to do.
 func (s *Service) attend(ctx context.Context, t *task, out attention.Output) error {
 	m, st := &t.request.Step, &t.step
 	class := attention.Foreground
@@ -130,13 +131,16 @@ func (s *Service) attend(ctx context.Context, t *task, out attention.Output) err
 	}
 	n := len(st.groups)
 	q, c, lse := len(st.q)/n, len(out.Context)/n, len(out.LSE)/n // of a group
+	st.items = st.items[:0]
 	for i, g := range st.groups {
 		query.Q, query.FirstHead = st.q[i*q:(i+1)*q], int(g)*st.heads
-		each := attention.Output{Context: out.Context[i*c : (i+1)*c], LSE: out.LSE[i*lse : (i+1)*lse]}
-		if err = thread.Attend(ctx, st.pending.View.KV(i), query, st.options, each); err != nil {
-			break
-		}
+		st.items = append(st.items, attention.Item{
+			KV: st.pending.View.KV(i), Query: query, Options: st.options,
+			Output: attention.Output{Context: out.Context[i*c : (i+1)*c], LSE: out.LSE[i*lse : (i+1)*lse]},
+		})
 	}
+	err = thread.AttendAll(ctx, st.items)
+	clear(st.items) // what they hold belongs to others
 	ended, waited := time.Now(), thread.Waited()
 	thread.Release()
 	if err != nil && ctx.Err() == nil {
