@@ -7,7 +7,9 @@
 //	decode_int8      the same: positions a second / the lower of the limits by the bus and by the FMA units
 //	decode_g8        64 query heads on 8 groups, f16: KV bytes read a second / read bandwidth
 //	decode_2core     f16, each core its own sequences: (two cores / one) / (read bandwidth of two cores / of one)
-//	decode_2threads  the same where one sequence after the other is shared out over both
+//	decode_2threads  f16, one sequence after the other shared out over two threads: their rate / that of decode_2core
+//	decode_2threads_2k  the same for one sequence of 2,048 positions over and over / two callers with half of the groups each
+//	decode_b8_2threads  the same for 8 sequences of 4,096 in one call / two callers with four sequences each
 //	prefill_512_2k   512 queries on 2,048 positions, causal, f32: useful flops a second / FMA peak
 //	prefill_mha      the same with 32 groups
 //	decode_avx2      as decode_f16, on the AVX2 kernel / the lower of the bus and the 256-bit FMA peak, where there is AVX2
@@ -126,11 +128,7 @@ func (c *command) measure(ctx context.Context, out, log io.Writer) error {
 		stages = append(stages, benchStages()...)
 	}
 	// The rows are told as they come: a slow kernel takes minutes.
-	h.tell = func(r row) {
-		if !c.bench {
-			r.print(out, log)
-		}
-	}
+	h.tell = func(r row) { r.print(out, log) }
 	if c.bench {
 		h.header(out)
 		h.tell = func(r row) { r.line(out) }

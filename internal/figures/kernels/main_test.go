@@ -53,7 +53,8 @@ func TestEveryFigureIsPrintedOnce(t *testing.T) {
 		printed[f[1]]++
 	}
 	names := []string{
-		"decode_f32", "decode_f16", "decode_bf16", "decode_int8", "decode_g8", "decode_2core", "decode_2threads", "prefill_512_2k", "prefill_mha",
+		"decode_f32", "decode_f16", "decode_bf16", "decode_int8", "decode_g8", "decode_2core", "decode_2threads", "decode_2threads_2k",
+		"decode_b8_2threads", "prefill_512_2k", "prefill_mha",
 		"project", "decode_short", "append_f16", "append_int8",
 	}
 	if slices.Contains(limits.ISAs(), limits.AVX2) {
@@ -72,7 +73,8 @@ func TestEveryFigureIsPrintedOnce(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(r.Rows) != len(names) || len(r.Rows[0].Samples) != 1 || r.Kernel == "" {
+	// Two more rows are of callers beside a figure.
+	if len(r.Rows) != len(names)+2 || len(r.Rows[0].Samples) != 1 || r.Kernel == "" {
 		t.Errorf("samples: %+v", r)
 	}
 	picture := filepath.Join(t.TempDir(), "roofline.png")

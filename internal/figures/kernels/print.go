@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"slices"
 )
 
 // print writes the row's figure, and to log what one should know of it.
@@ -11,6 +12,15 @@ func (r row) print(out, log io.Writer) {
 		return
 	}
 	fmt.Fprintf(out, "figure %s %.4f\n", r.Name, r.Value)
+	seconds := r.median(func(s sample) float64 { return s.Seconds })
+	fmt.Fprintf(log, "figures: %s: kernel %s, %.2f GB/s, %.1f GFLOP/s, rounds from %.3f to %.3f;", r.Name, r.Kernel,
+		r.Bytes/seconds/1e9, r.Flops/seconds/1e9, r.extreme(slices.Min), r.extreme(slices.Max))
+	for _, l := range []limit{read1, read2, write1, peak, peak2} {
+		if x := r.median(func(s sample) float64 { return s.Limits[l] }); x > 0 {
+			fmt.Fprintf(log, " %s %.1f", l, x/1e9)
+		}
+	}
+	fmt.Fprintln(log)
 	if r.Intended != "" && r.Intended != r.Kernel {
 		fmt.Fprintf(log, "figures: %s is of kernel %s, kernel %s was asked for\n", r.Name, r.Kernel, r.Intended)
 	}
@@ -21,6 +31,15 @@ func (r row) print(out, log io.Writer) {
 		}
 		fmt.Fprintf(log, "figures: %s: %s it back more here; it is at %.4f of that\n", r.Name, other, share)
 	}
+}
+
+// extreme returns the least or the largest figure of a round.
+func (r row) extreme(of func([]float64) float64) float64 {
+	var all []float64
+	for _, s := range r.Samples {
+		all = append(all, s.Value)
+	}
+	return of(all)
 }
 
 // header begins a table of rows.

@@ -28,6 +28,7 @@ type sizes struct {
 	prefillTokens, prefillPositions int
 	projectRows, projectDim         int
 	short                           int // positions
+	warm                            int // positions of a sequence that is attended over and over
 	// Appended tokens go to each of the sequences.
 	sequences, appended int
 }
@@ -35,11 +36,11 @@ type sizes struct {
 var (
 	fullSizes = sizes{
 		positions: 16384, prefillTokens: 512, prefillPositions: 2048, projectRows: 512, projectDim: 4096,
-		short: 128, sequences: 1000, appended: attention.PageLen,
+		short: 128, warm: 2048, sequences: 1000, appended: attention.PageLen,
 	}
 	quickSizes = sizes{
 		set: 1, positions: 70, prefillTokens: 3, prefillPositions: 66, projectRows: 2, projectDim: 65,
-		short: 5, sequences: 2, appended: 3,
+		short: 5, warm: 70, sequences: 2, appended: 3,
 	}
 )
 
@@ -122,35 +123,77 @@ func newCache(layout attention.Layout, groups, positions int, size int64) (*cach
 
 func (c *cache) free() { c.arena.Close() }
 
-// attend returns a work that lets tokens at the end of each sequence attend, causally, on a pool as a worker has one. Each of
-// the callers has its own sequences.
-func (c *cache) attend(h *harness, name, test string, heads, groups, tokens, threads, callers int) work {
-	kv := c.shards[0]
-	layout, positions := kv.Layout, kv.Len
-	group := heads / groups
+// asked is what is asked of a cache: tokens at the end of each sequence attend, causally, on a pool as a worker has one.
+type asked struct {
+	name, test            string
+	heads, groups, tokens int
+	threads               int // of the pool
+	callers               int // at once; each has its own sequences, or its own groups of each
+	byGroup               bool
+	together, times       int // sequences of one call, and calls for each of them in a pass; 0 is 1
+	cached                bool
+	value                 func(*work, *round) float64
+	intended              string // the kernel that must run, if any
+}
+
+// items returns the calls of one caller, each of the groups of some sequences, in the order of the cache.
+func (c *cache) items(a asked, caller int) (calls [][]attention.Item) {
+	layout, positions := c.shards[0].Layout, c.shards[0].Len
+	group := a.heads / a.groups
 	rng := rand.New(rand.NewPCG(3, 4))
 	opts := attention.DefaultOptions(layout.HeadDim())
 	opts.Causal = true
-	queries := make([][]float32, groups)
+	queries := make([][]float32, a.groups)
 	for g := range queries {
-		queries[g] = random(tokens*group*layout.HeadDim(), rng)
+		queries[g] = random(a.tokens*group*layout.HeadDim(), rng)
 	}
-	pool := h.pool(threads)
-	some := func(ctx context.Context, first int) error {
+	var call []attention.Item
+	together := max(a.together, 1) * a.groups
+	for s, kv := range c.shards {
+		g := s % a.groups
+		mine := s / a.groups
+		if a.byGroup {
+			mine = g
+		}
+		if mine%a.callers == caller {
+			n := len(call) // outputs of one call do not overlap; calls may write over each other's
+			out := attention.Output{Context: make([]float32, a.tokens*group*layout.VDim()), LSE: make([]float32, a.tokens*group)}
+			if len(calls) > 0 && n < len(calls[0]) {
+				out = calls[0][n].Output
+			}
+			q := attention.Query{Q: queries[g], Tokens: a.tokens, Heads: group, FirstHead: g * group, Offset: int64(positions - a.tokens)}
+			call = append(call, attention.Item{KV: kv, Query: q, Options: opts, Output: out})
+		}
+		if (s+1)%together == 0 || s+1 == len(c.shards) {
+			if len(call) > 0 {
+				calls = append(calls, call)
+			}
+			call = nil
+		}
+	}
+	return calls
+}
+
+// attend returns a work that asks that of the cache.
+func (c *cache) attend(h *harness, a asked) work {
+	layout, positions := c.shards[0].Layout, c.shards[0].Len
+	group, times := a.heads/a.groups, max(a.times, 1)
+	pool := h.pool(a.threads)
+	all := make([][][]attention.Item, a.callers)
+	for i := range all {
+		all[i] = c.items(a, i)
+	}
+	some := func(ctx context.Context, caller int) error {
 		thread, err := pool.Acquire(ctx, attention.Foreground)
 		if err != nil {
 			return err
 		}
 		defer thread.Release()
-		out := attention.Output{Context: make([]float32, tokens*group*layout.VDim()), LSE: make([]float32, tokens*group)}
-		for s := range c.shards {
-			if s/groups%callers != first {
-				continue
-			}
-			g := s % groups
-			q := attention.Query{Q: queries[g], Tokens: tokens, Heads: group, FirstHead: g * group, Offset: int64(positions - tokens)}
-			if err := thread.Attend(ctx, c.shards[s], q, opts, out); err != nil {
-				return err
+		for range times {
+			for _, call := range all[caller] {
+				if err := thread.AttendAll(ctx, call); err != nil {
+					return err
+				}
 			}
 		}
 		return nil
@@ -159,20 +202,23 @@ func (c *cache) attend(h *harness, name, test string, heads, groups, tokens, thr
 	if layout.DType() == tensor.I8 {
 		logical += 2 * 4
 	}
-	seen := float64(tokens)*float64(positions) - float64(tokens)*float64(tokens-1)/2 // (query, position) pairs of a head
+	n, tokens := float64(len(c.shards))*float64(times), float64(a.tokens)
+	seen := tokens*float64(positions) - tokens*(tokens-1)/2 // (query, position) pairs of a head
 	return work{
 		row: row{
-			Name: name, Test: test, DType: layout.DType().String(), Heads: heads, Groups: groups, HeadDim: layout.HeadDim(), Threads: threads,
-			Bytes: float64(len(c.shards)) * float64(positions) * float64(logical),
+			Name: a.name, Test: a.test, DType: layout.DType().String(), Heads: a.heads, Groups: a.groups, HeadDim: layout.HeadDim(),
+			Threads: a.threads, Intended: a.intended, Cached: a.cached,
+			Bytes: n * float64(positions) * float64(logical),
 			// A multiply and an add for each element of the score and of the value.
-			Flops: float64(len(c.shards)) * float64(group) * seen * 2 * float64(layout.HeadDim()+layout.VDim()),
+			Flops: n * float64(group) * seen * 2 * float64(layout.HeadDim()+layout.VDim()),
 			Set:   int64(len(c.arena.Bytes())),
 		},
+		value: a.value,
 		pass: func(ctx context.Context) error {
 			// The first of them needs no other goroutine: to change to one takes longer than a short pass.
 			others, ctx := errgroup.WithContext(ctx)
-			for first := 1; first < callers; first++ {
-				others.Go(func() error { return some(ctx, first) })
+			for caller := 1; caller < a.callers; caller++ {
+				others.Go(func() error { return some(ctx, caller) })
 			}
 			return errors.Join(some(ctx, 0), others.Wait())
 		},
@@ -199,8 +245,9 @@ func decode(name string, dt tensor.DType, value func(*work, *round) float64) sta
 			if err != nil {
 				return nil, nil, err
 			}
-			w := c.attend(h, name, decodeTest(h.size.positions), heads, groups, 1, 1, 1)
-			w.value = value
+			w := c.attend(h, asked{
+				name: name, test: decodeTest(h.size.positions), heads: heads, groups: groups, tokens: 1, threads: 1, callers: 1, value: value,
+			})
 			return []work{w}, c.free, nil
 		},
 	}
@@ -218,19 +265,54 @@ var decodeHalf = stage{
 		if err != nil {
 			return nil, nil, err
 		}
-		test := decodeTest(h.size.positions)
-		one := c.attend(h, "decode_f16", test, heads, groups, 1, 1, 1)
-		one.value = ofBus
-		two := c.attend(h, "decode_2core", test, heads, groups, 1, 2, 2)
-		shared := c.attend(h, "decode_2threads", test, heads, groups, 1, 2, 1)
+		one := asked{
+			name: "decode_f16", test: decodeTest(h.size.positions), heads: heads, groups: groups, tokens: 1, threads: 1, callers: 1, value: ofBus,
+		}
+		two, shared, wide := one, one, one
+		two.name, two.threads, two.callers = "decode_2core", 2, 2
 		two.value = func(w *work, r *round) float64 {
 			return r.seconds["decode_f16"] / r.seconds[w.Name] / (r.limits[read2] / r.limits[read1])
 		}
-		shared.value = two.value
-		wide := c.attend(h, "decode_g8", test, 64, groups, 1, 1, 1)
-		wide.value = ofBus
-		return []work{one, two, shared, wide}, c.free, nil
+		shared.name, shared.threads, shared.value = "decode_2threads", 2, ofCallers("decode_2core")
+		wide.name, wide.heads = "decode_g8", 64
+		return []work{c.attend(h, one), c.attend(h, two), c.attend(h, shared), c.attend(h, wide)}, c.free, nil
 	},
+}
+
+// ofCallers is the rate of two threads that share out each call / that of two callers with a thread each.
+func ofCallers(name string) func(*work, *round) float64 {
+	return func(w *work, r *round) float64 { return r.seconds[name] / r.seconds[w.Name] }
+}
+
+// decodeShared is a figure of decode on two threads: of sequences, all in one call, over and over. Beside it two callers
+// share them, by groups or by sequences.
+func decodeShared(name string, positions func(sizes) int, sequences int, byGroup bool) stage {
+	callers := name + " callers"
+	return stage{
+		names: []string{name}, limits: []limit{read1, read2, peak},
+		build: func(h *harness) ([]work, func(), error) {
+			layout, err := attention.NewLayout(tensor.F16, headDim, headDim)
+			if err != nil {
+				return nil, nil, err
+			}
+			n := positions(h.size)
+			each := int64(layout.PageBytes()) * int64((n+attention.PageLen-1)/attention.PageLen) * groups
+			c, err := newCache(layout, groups, n, int64(sequences)*each)
+			if err != nil {
+				return nil, nil, err
+			}
+			shared := asked{
+				name: name, test: decodeTest(n), heads: heads, groups: groups, tokens: 1, threads: 2, callers: 1, together: sequences,
+				times: max(1<<15/(n*sequences), 1), value: ofCallers(callers), cached: true,
+			}
+			two := shared
+			two.name, two.callers, two.byGroup, two.value = callers, 2, byGroup, nil
+			if byGroup {
+				two.test += ", 2 callers"
+			}
+			return []work{c.attend(h, shared), c.attend(h, two)}, c.free, nil
+		},
+	}
 }
 
 // prefill has the figures of one sequence for each of the numbers of groups; kernel is that which must run, if any.
@@ -260,9 +342,10 @@ func prefill(kernel string, byGroups map[string]int, names ...string) stage {
 					return nil, nil, err
 				}
 				caches = append(caches, c)
-				w := c.attend(h, name, prefillTest(h.size.prefillTokens, h.size.prefillPositions), heads, byGroups[name], h.size.prefillTokens, 1, 1)
-				w.value, w.Intended = value, kernel
-				works = append(works, w)
+				works = append(works, c.attend(h, asked{
+					name: name, test: prefillTest(h.size.prefillTokens, h.size.prefillPositions), heads: heads, groups: byGroups[name],
+					tokens: h.size.prefillTokens, threads: 1, callers: 1, value: value, intended: kernel,
+				}))
 			}
 			return works, free, nil
 		},
@@ -301,9 +384,10 @@ var decodeShort = stage{
 		if err != nil {
 			return nil, nil, err
 		}
-		w := c.attend(h, "decode_short", decodeTest(h.size.short)+", L2", heads/groups*held, held, 1, 1, 1)
-		w.Cached, w.value = true, ofFMA
-		return []work{w}, c.free, nil
+		return []work{c.attend(h, asked{
+			name: "decode_short", test: decodeTest(h.size.short) + ", L2", heads: heads / groups * held, groups: held, tokens: 1, threads: 1,
+			callers: 1, cached: true, value: ofFMA,
+		})}, c.free, nil
 	},
 }
 
@@ -396,6 +480,8 @@ func figureStages() []stage {
 	return []stage{
 		decode("decode_f32", tensor.F32, ofBus),
 		decodeHalf,
+		decodeShared("decode_2threads_2k", func(s sizes) int { return s.warm }, 1, true),
+		decodeShared("decode_b8_2threads", func(s sizes) int { return 2 * s.warm }, 8, false),
 		decode("decode_bf16", tensor.BF16, ofBus),
 		decode("decode_int8", tensor.I8, ofLower),
 		prefill("", map[string]int{"prefill_512_2k": groups, "prefill_mha": heads}, "prefill_512_2k", "prefill_mha"),
@@ -457,7 +543,9 @@ func benchStages() (all []stage) {
 					if err != nil {
 						return nil, nil, err
 					}
-					return []work{made.attend(h, name, test, g.heads, g.groups, tokens, 1, 1)}, made.free, nil
+					return []work{made.attend(h, asked{
+						name: name, test: test, heads: g.heads, groups: g.groups, tokens: tokens, threads: 1, callers: 1,
+					})}, made.free, nil
 				},
 			})
 		}
