@@ -274,12 +274,12 @@ func TestRefusals(t *testing.T) {
 	path := safetensors(t)
 	f := &fake{refuse: status.Error(codes.ResourceExhausted, "job needs 3 bytes, the cluster has 2")}
 	_, err := connect(t, f).Submit(t.Context(), SubmitOptions{Path: path})
-	if !errors.Is(err, ErrRefused) || errors.Is(err, ErrUnreachable) || !strings.Contains(err.Error(), "needs 3 bytes") {
+	if !errors.Is(err, ErrTryAgain) || errors.Is(err, ErrRefused) || errors.Is(err, ErrUnreachable) || !strings.Contains(err.Error(), "needs 3 bytes") {
 		t.Errorf("refused job: %v", err)
 	}
 	f = &fake{refuse: status.Error(codes.Unavailable, "no worker has joined the cluster")}
 	_, err = connect(t, f).Submit(t.Context(), SubmitOptions{Path: path})
-	if errors.Is(err, ErrUnreachable) || errors.Is(err, ErrRefused) || !strings.HasSuffix(err.Error(), "job.safetensors: no worker has joined the cluster") {
+	if !errors.Is(err, ErrTryAgain) || errors.Is(err, ErrUnreachable) || errors.Is(err, ErrRefused) || !strings.HasSuffix(err.Error(), "job.safetensors: no worker has joined the cluster") {
 		t.Errorf("a coordinator without workers: %v", err)
 	}
 	_, err = connect(t, &fake{broken: true}).Submit(t.Context(), SubmitOptions{Path: path})

@@ -50,20 +50,16 @@
 //
 // # Errors
 //
-// A call on a session fails with a [*SessionError] where a worker refused it or was lost; a call on a job with an [*Error], and
-// a job that ended without a result is a [*JobError]. All say what was being done, to what, and by whom it was refused.
-// errors.Is tells what to do:
+// A call on a session fails with a [*SessionError], a call on a job with an [*Error], and a job that ended without a result is a
+// [*JobError]. All say what was being done, to what, and who refused it. errors.Is tells what to do (docs/errors.md):
 //
-//   - [ErrUnreachable]: the coordinator did not answer. The same call may go well later.
-//   - [ErrLost]: a worker can not be reached, or has lost its part of the session. Over a broken connection the same call makes
-//     it whole; where a worker has restarted the session is gone: open another. Also a session that is looked for, where a
-//     worker that does not answer may hold it.
-//   - [ErrTakenOver]: another client drives the session now; [Client.Attach] takes it back.
-//   - [ErrOverBudget]: the workers have no room, also after dropping what may be dropped. Drop a session, or try later.
-//   - [ErrNotFound]: the session was dropped or has gone unused for its TTL, or there is no such job.
-//   - [ErrRefused]: the request itself is at fault, and again it fails in the same way; it is told of the three before as well.
+//   - [ErrTryAgain]: the same call may go well later. Among these [ErrUnreachable]: the coordinator did not answer; [ErrLost]: a
+//     worker that holds a part of the session does not; [ErrOverBudget]: the workers have no room.
+//   - [ErrGone]: the session is no more, since it was dropped or evicted, or a worker that held a part has restarted. Open
+//     another, or restore a snapshot.
+//   - [ErrRefused]: the same call fails in the same way. Among these [ErrTakenOver]: another client drives the session now, and
+//     [Client.Attach] takes it back.
 //   - [ErrClosed]: the program itself has closed the client, or closed or dropped the session.
-//   - none of these, and Problem is SESSION_PROBLEM_BUSY: a worker is stopping or has too much to do. The same call again, later.
 //   - context.Canceled and context.DeadlineExceeded: the caller's context has ended.
 //
 // A call that fails leaves the session as it was, or else the same call again makes it whole: appends carry the chained hash

@@ -1,6 +1,7 @@
 package client
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -14,29 +15,52 @@ import (
 
 	"headwater.example/internal/rpc"
 	"headwater.example/internal/session"
+	"headwater.example/internal/session/fanout"
 	headwaterv1 "headwater.example/proto/headwater/v1"
 )
 
-// Causes, for errors.Is.
+// Kinds of errors, for errors.Is: what a program does about one. docs/errors.md says which event is of which kind. An error of
+// none of these is the end of the caller's own context, ErrClosed, or a fault of the software.
 var (
-	// ErrUnreachable: no coordinator answered, or the connection broke.
-	ErrUnreachable = errors.New("unreachable")
-	// ErrRefused: the coordinator answered that it will not do what was asked; asking again changes nothing.
+	// ErrTryAgain: the same call may go well later.
+	ErrTryAgain = errors.New("try again")
+	// ErrGone: the session is no more. Open another, or restore a snapshot.
+	ErrGone = errors.New("gone")
+	// ErrRefused: the same call fails in the same way. Change the request.
 	ErrRefused = errors.New("refused")
-	// ErrNotFound: the coordinator does not know the job, or nobody holds the session; such an error is ErrRefused as well.
-	ErrNotFound = errors.New("not found")
-	// ErrLost: a worker that held a part of the session can not be reached, or has lost it.
+)
+
+// Causes, for errors.Is: each is of the kind that it names.
+var (
+	// ErrUnreachable (try again): no coordinator answered, or the connection to it broke.
+	ErrUnreachable = errors.New("unreachable")
+	// ErrLost (try again): a worker that holds a part of the session can not be reached, or does not answer.
 	ErrLost = errors.New("lost")
-	// ErrTakenOver: another client drives the session now; Attach takes it back.
-	ErrTakenOver = errors.New("taken over")
-	// ErrOverBudget: the workers have no room.
+	// ErrOverBudget (try again): the workers have no room. Drop or truncate a session, or try later.
 	ErrOverBudget = errors.New("over budget")
+	// ErrNotFound: nobody holds the session (gone), or the coordinator does not know the job (refused).
+	ErrNotFound = errors.New("not found")
+	// ErrTakenOver (refused): another client drives the session now; Attach takes it back.
+	ErrTakenOver = errors.New("taken over")
 	// ErrClosed: the client was closed, or the session was closed or dropped, by the program itself.
 	ErrClosed = errors.New("closed")
 
 	errClientClosed  = fmt.Errorf("the client is %w", ErrClosed)
 	errSessionClosed = fmt.Errorf("the session is %w", ErrClosed)
 )
+
+// isKind tells whether target is the sentinel of a kind.
+func isKind(kind session.Kind, target error) bool {
+	switch target {
+	case ErrTryAgain:
+		return kind == session.TryAgain
+	case ErrGone:
+		return kind == session.Gone
+	case ErrRefused:
+		return kind == session.Refused
+	}
+	return false
+}
 
 // Error is a call that did not succeed.
 type Error struct {
@@ -55,13 +79,11 @@ func (e *Error) Error() string {
 	return fmt.Sprintf("%s: %s", e.Doing, e.Message)
 }
 
-// Is tells the causes above, and the context's own errors.
+// Is tells the kinds and causes above, and the context's own errors.
 func (e *Error) Is(target error) bool {
 	switch target {
 	case ErrUnreachable:
 		return e.Code == codes.Unavailable && !e.Answered
-	case ErrRefused:
-		return refusal(e.Code)
 	case ErrNotFound:
 		return e.Code == codes.NotFound
 	case context.Canceled:
@@ -69,7 +91,7 @@ func (e *Error) Is(target error) bool {
 	case context.DeadlineExceeded:
 		return e.Code == codes.DeadlineExceeded
 	}
-	return false
+	return isKind(session.KindOfCode(e.Code), target)
 }
 
 // JobError is a job that ended without a result.
@@ -84,59 +106,90 @@ func (e *JobError) Error() string {
 	return fmt.Sprintf("job %s failed: %s", e.Job.GetId(), oneLine(e.Job.GetError()))
 }
 
-// Is tells ErrRefused where the job's content was at fault, so that running it again changes nothing.
+// Is tells the kind of the code that the job failed with; a job that was cancelled has none.
 func (e *JobError) Is(target error) bool {
-	return target == ErrRefused && e.Job.GetState() == headwaterv1.JobState_JOB_STATE_FAILED && refusal(codes.Code(e.Job.GetErrorCode()))
+	return e.Job.GetState() == headwaterv1.JobState_JOB_STATE_FAILED && isKind(session.KindOfCode(codes.Code(e.Job.GetErrorCode())), target)
 }
 
-// SessionError is a call on a session that was refused, or that a worker was lost at. The session is as it was before, or the
-// same call again makes it whole.
+// Reason is why a call on a session was refused.
+type Reason string
+
+// The reasons; docs/errors.md says when each is given, and its kind.
+const (
+	ReasonBusy             Reason = "busy"
+	ReasonLost             Reason = "lost"
+	ReasonOverBudget       Reason = "over budget"
+	ReasonUnknown          Reason = "unknown"
+	ReasonStaleEpoch       Reason = "stale epoch"
+	ReasonInvalid          Reason = "invalid"
+	ReasonExists           Reason = "exists"
+	ReasonBehind           Reason = "behind"
+	ReasonAhead            Reason = "ahead"
+	ReasonDifferent        Reason = "different"
+	ReasonOtherTruncations Reason = "other truncations"
+	ReasonFreed            Reason = "freed"
+	ReasonNotFinite        Reason = "not finite"
+	ReasonFault            Reason = "fault" // of the software
+)
+
+var reasons = map[session.Reason]Reason{
+	session.Busy: ReasonBusy, session.Lost: ReasonLost, session.OverBudget: ReasonOverBudget, session.Unknown: ReasonUnknown,
+	session.StaleEpoch: ReasonStaleEpoch, session.Invalid: ReasonInvalid, session.Exists: ReasonExists, session.Behind: ReasonBehind,
+	session.Ahead: ReasonAhead, session.Different: ReasonDifferent, session.OtherTruncations: ReasonOtherTruncations,
+	session.Freed: ReasonFreed, session.NotFinite: ReasonNotFinite,
+}
+
+// SessionError is a call on a session that was refused, or that a worker was not reached for. The session is as it was before,
+// or the same call again makes it whole.
 type SessionError struct {
-	Session SessionID // zero where it is about none
+	Session SessionID // zero if it is about none
 	Doing   string    // what was being done
-	Problem headwaterv1.SessionProblem
+	Reason  Reason
 	Holder  string // name of the worker, or the coordinator's address
-	Length  int    // for BEHIND, AHEAD and DIFFERENT: positions that the worker has
+	Length  int    // for ReasonBehind, ReasonAhead and ReasonDifferent: positions that the worker has
 	Message string // why, in one line
 
+	wire        session.Reason
 	coordinator bool // the coordinator itself was not reached
 }
 
-func (e *SessionError) Error() string {
+func (e *SessionError) Error() string { return e.Doing + ": " + e.why() }
+
+// why is the error without what was being done.
+func (e *SessionError) why() string {
 	switch {
 	case e.coordinator:
-		return fmt.Sprintf("%s: coordinator %s is unreachable: %s", e.Doing, e.Holder, e.Message)
+		return fmt.Sprintf("coordinator %s is unreachable: %s", e.Holder, e.Message)
 	case e.Holder != "":
-		return fmt.Sprintf("%s: %s: %s", e.Doing, e.Holder, e.Message)
+		return fmt.Sprintf("%s: %s", e.Holder, e.Message)
 	}
-	return fmt.Sprintf("%s: %s", e.Doing, e.Message)
+	return e.Message
 }
 
-// GRPCStatus is what a holder's refusal is among gRPC's codes, for status.Code.
+// GRPCStatus is the refusal among gRPC's codes, for status.Code.
 func (e *SessionError) GRPCStatus() *status.Status {
-	return session.Errorf(e.Problem, "%s", e.Error()).GRPCStatus()
+	return session.Errorf(e.wire, "%s", e.Error()).GRPCStatus()
 }
 
-// Is tells the causes above.
+// Is tells the kinds and causes above.
 func (e *SessionError) Is(target error) bool {
 	switch target {
 	case ErrUnreachable:
 		return e.coordinator
 	case ErrNotFound:
-		return e.Problem == headwaterv1.SessionProblem_SESSION_PROBLEM_UNKNOWN
+		return e.Reason == ReasonUnknown
 	case ErrLost:
-		return e.Problem == headwaterv1.SessionProblem_SESSION_PROBLEM_LOST
+		return e.Reason == ReasonLost && !e.coordinator
 	case ErrTakenOver:
-		return e.Problem == headwaterv1.SessionProblem_SESSION_PROBLEM_STALE_EPOCH
+		return e.Reason == ReasonStaleEpoch
 	case ErrOverBudget:
-		return e.Problem == headwaterv1.SessionProblem_SESSION_PROBLEM_OVER_BUDGET
-	case ErrRefused:
-		return e.Problem != headwaterv1.SessionProblem_SESSION_PROBLEM_LOST && e.Problem != headwaterv1.SessionProblem_SESSION_PROBLEM_BUSY
+		return e.Reason == ReasonOverBudget
 	}
-	return false
+	return isKind(session.KindOf(e.wire), target)
 }
 
-// sessionError makes an error of a call on a session into a *SessionError where a holder refused it, and else wraps it.
+// sessionError makes an error of a call on a session into a *SessionError if a holder refused it or was not reached, and else
+// wraps it.
 func (c *Client) sessionError(doing string, id SessionID, err error) error {
 	var own *SessionError
 	if errors.As(err, &own) {
@@ -147,10 +200,14 @@ func (c *Client) sessionError(doing string, id SessionID, err error) error {
 	}
 	if e, ok := session.FromError(err); ok {
 		why := e.Why
-		lost := why.GetProblem() == headwaterv1.SessionProblem_SESSION_PROBLEM_LOST || why.GetProblem() == headwaterv1.SessionProblem_SESSION_PROBLEM_BUSY
+		unreached := why.GetHolder() == c.address && fanout.Unreached(err)
+		message := reason(why.GetMessage())
+		if unreached {
+			message = c.throughProxy(codes.Unavailable, message)
+		}
 		return &SessionError{
-			Session: id, Doing: doing, Problem: why.GetProblem(), Holder: why.GetHolder(), Length: int(why.GetLength()), Message: reason(why.GetMessage()),
-			coordinator: lost && why.GetHolder() == c.address,
+			Session: id, Doing: doing, Reason: cmp.Or(reasons[e.Reason()], ReasonFault), wire: e.Reason(), Holder: why.GetHolder(),
+			Length: int(why.GetLength()), Message: message, coordinator: unreached,
 		}
 	}
 	if s, ok := status.FromError(err); ok && s.Code() != codes.Unknown {
@@ -158,6 +215,35 @@ func (c *Client) sessionError(doing string, id SessionID, err error) error {
 	}
 	return fmt.Errorf("%s: %w", doing, err)
 }
+
+// stepErrors are the errors of several steps, in their order. Those that differ in nothing but their step are told once.
+type stepErrors []error
+
+func (e stepErrors) Error() string {
+	var texts []string
+	count := map[string]int{} // of steps after the first that fail alike, by why
+	first := map[string]int{} // index in texts
+	for _, err := range e {
+		why := err.Error()
+		var refused *SessionError
+		if errors.As(err, &refused) {
+			why = refused.why()
+		}
+		if _, told := first[why]; told {
+			count[why]++
+			continue
+		}
+		first[why] = len(texts)
+		texts = append(texts, err.Error())
+	}
+	for why, n := range count {
+		texts[first[why]] += fmt.Sprintf(" (and %d more steps alike)", n)
+	}
+	return strings.Join(texts, "; ")
+}
+
+// Unwrap returns the errors of all steps, for errors.Is and errors.As.
+func (e stepErrors) Unwrap() []error { return e }
 
 // endedByClose tells whether a call failed because the client was closed, before it or under it.
 func (c *Client) endedByClose(err error) bool {
@@ -168,20 +254,10 @@ func (c *Client) endedByClose(err error) bool {
 		return false
 	}
 	if e, ok := session.FromError(err); ok {
-		return e.Problem() == headwaterv1.SessionProblem_SESSION_PROBLEM_LOST || e.Problem() == headwaterv1.SessionProblem_SESSION_PROBLEM_BUSY
+		return e.Reason() == session.Lost || e.Reason() == session.Busy
 	}
 	code := status.Code(err)
 	return errors.Is(err, context.Canceled) || code == codes.Canceled || code == codes.Unavailable
-}
-
-// refusal tells whether a code blames the request and not the state of things.
-func refusal(code codes.Code) bool {
-	switch code {
-	case codes.InvalidArgument, codes.FailedPrecondition, codes.ResourceExhausted, codes.AlreadyExists, codes.NotFound,
-		codes.OutOfRange, codes.PermissionDenied, codes.Unauthenticated, codes.Unimplemented:
-		return true
-	}
-	return false
 }
 
 // wrap makes an error of a call into an *Error; nil stays nil.

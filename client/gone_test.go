@@ -124,7 +124,7 @@ func TestWhatIsTakenBackMayHaveFreedPages(t *testing.T) {
 				switch {
 				case err == nil:
 					equal(t, fmt.Sprintf("%s: context at %d", name, at), got, want)
-				case !errors.As(err, &e) || e.Problem != headwaterv1.SessionProblem_SESSION_PROBLEM_FREED || e.Holder != "w1":
+				case !errors.As(err, &e) || e.Reason != client.ReasonFreed || e.Holder != "w1":
 					t.Errorf("%s: a query at %d: %v", name, at, err)
 				default:
 					refused++

@@ -174,7 +174,7 @@ func TestATruncationThatOneWorkerRefusesChangesNone(t *testing.T) {
 		}
 		before := s.Receipt()
 		var refused *client.SessionError
-		if err := s.Truncate(t.Context(), 60); !errors.As(err, &refused) || refused.Problem != headwaterv1.SessionProblem_SESSION_PROBLEM_FREED {
+		if err := s.Truncate(t.Context(), 60); !errors.As(err, &refused) || refused.Reason != client.ReasonFreed {
 			t.Fatalf("direct %v: %v", direct, err)
 		}
 		if after := s.Receipt(); after.Truncations != before.Truncations {

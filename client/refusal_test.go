@@ -52,105 +52,105 @@ func TestRefusals(t *testing.T) {
 			return err
 		}
 		for _, test := range []struct {
-			name    string
-			problem headwaterv1.SessionProblem
-			code    codes.Code
-			is      error
-			call    func() error
+			name   string
+			reason client.Reason
+			code   codes.Code
+			is     error
+			call   func() error
 		}{
-			{"behind", headwaterv1.SessionProblem_SESSION_PROBLEM_BEHIND, codes.FailedPrecondition, client.ErrRefused, func() error {
+			{"behind", client.ReasonBehind, codes.FailedPrecondition, client.ErrRefused, func() error {
 				return wrongly(func(k *client.Known) { k.Layers[0].Length += 5 }, one)
 			}},
-			{"2³¹ positions", headwaterv1.SessionProblem_SESSION_PROBLEM_BEHIND, codes.FailedPrecondition, client.ErrRefused, func() error {
+			{"2³¹ positions", client.ReasonBehind, codes.FailedPrecondition, client.ErrRefused, func() error {
 				return wrongly(func(k *client.Known) { k.Layers[0].Length = 1 << 31 }, one)
 			}},
-			{"2⁴¹ positions", headwaterv1.SessionProblem_SESSION_PROBLEM_INVALID, codes.InvalidArgument, client.ErrRefused, func() error {
+			{"2⁴¹ positions", client.ReasonInvalid, codes.InvalidArgument, client.ErrRefused, func() error {
 				return wrongly(func(k *client.Known) { k.Layers[0].Length = 1 << 41 }, one)
 			}},
-			{"ahead", headwaterv1.SessionProblem_SESSION_PROBLEM_AHEAD, codes.FailedPrecondition, client.ErrRefused, func() error {
+			{"ahead", client.ReasonAhead, codes.FailedPrecondition, client.ErrRefused, func() error {
 				return wrongly(func(k *client.Known) { k.Layers[0].Length -= 5 }, one)
 			}},
-			{"different", headwaterv1.SessionProblem_SESSION_PROBLEM_DIFFERENT, codes.FailedPrecondition, client.ErrRefused, func() error {
+			{"different", client.ReasonDifferent, codes.FailedPrecondition, client.ErrRefused, func() error {
 				return wrongly(func(k *client.Known) { k.Layers[0].Hashes[2]++ }, one)
 			}},
-			{"a repeat with other keys", headwaterv1.SessionProblem_SESSION_PROBLEM_DIFFERENT, codes.FailedPrecondition, client.ErrRefused, func() error {
+			{"a repeat with other keys", client.ReasonDifferent, codes.FailedPrecondition, client.ErrRefused, func() error {
 				return wrongly(func(k *client.Known) { k.Layers[0] = before.Layers[0] }, project(rng(99), small[0], 2))
 			}},
-			{"other truncations", headwaterv1.SessionProblem_SESSION_PROBLEM_OTHER_TRUNCATIONS, codes.FailedPrecondition, client.ErrRefused, func() error {
+			{"other truncations", client.ReasonOtherTruncations, codes.FailedPrecondition, client.ErrRefused, func() error {
 				return wrongly(func(k *client.Known) { k.Truncations++ }, one)
 			}},
-			{"stale epoch", headwaterv1.SessionProblem_SESSION_PROBLEM_STALE_EPOCH, codes.FailedPrecondition, client.ErrTakenOver, func() error {
+			{"stale epoch", client.ReasonStaleEpoch, codes.FailedPrecondition, client.ErrTakenOver, func() error {
 				return wrongly(func(k *client.Known) { k.Epoch-- }, one)
 			}},
-			{"an epoch to come", headwaterv1.SessionProblem_SESSION_PROBLEM_STALE_EPOCH, codes.FailedPrecondition, client.ErrTakenOver, func() error {
+			{"an epoch to come", client.ReasonStaleEpoch, codes.FailedPrecondition, client.ErrTakenOver, func() error {
 				return wrongly(func(k *client.Known) { k.Epoch++ }, one)
 			}},
-			{"stale epoch of a truncation", headwaterv1.SessionProblem_SESSION_PROBLEM_STALE_EPOCH, codes.FailedPrecondition, client.ErrTakenOver, func() error {
+			{"stale epoch of a truncation", client.ReasonStaleEpoch, codes.FailedPrecondition, client.ErrTakenOver, func() error {
 				defer client.Tamper(s, func(k *client.Known) { k.Epoch-- })()
 				return s.Truncate(t.Context(), 3)
 			}},
-			{"stale epoch of a fork", headwaterv1.SessionProblem_SESSION_PROBLEM_STALE_EPOCH, codes.FailedPrecondition, client.ErrTakenOver, func() error {
+			{"stale epoch of a fork", client.ReasonStaleEpoch, codes.FailedPrecondition, client.ErrTakenOver, func() error {
 				defer client.Tamper(s, func(k *client.Known) { k.Epoch-- })()
 				_, err := s.Fork(t.Context())
 				return err
 			}},
-			{"stale epoch of a drop", headwaterv1.SessionProblem_SESSION_PROBLEM_STALE_EPOCH, codes.FailedPrecondition, client.ErrTakenOver, func() error {
+			{"stale epoch of a drop", client.ReasonStaleEpoch, codes.FailedPrecondition, client.ErrTakenOver, func() error {
 				defer client.Tamper(s, func(k *client.Known) { k.Epoch-- })()
 				return s.Drop(t.Context())
 			}},
-			{"a fork beyond the end", headwaterv1.SessionProblem_SESSION_PROBLEM_BEHIND, codes.FailedPrecondition, client.ErrRefused, func() error {
+			{"a fork beyond the end", client.ReasonBehind, codes.FailedPrecondition, client.ErrRefused, func() error {
 				_, err := s.ForkAt(t.Context(), 1000)
 				return err
 			}},
-			{"a step of an unknown session", headwaterv1.SessionProblem_SESSION_PROBLEM_UNKNOWN, codes.NotFound, client.ErrNotFound, func() error {
+			{"a step of an unknown session", client.ReasonUnknown, codes.NotFound, client.ErrNotFound, func() error {
 				return wrongly(func(k *client.Known) { k.ID[0]++ }, one)
 			}},
-			{"a truncation of an unknown session", headwaterv1.SessionProblem_SESSION_PROBLEM_UNKNOWN, codes.NotFound, client.ErrNotFound, func() error {
+			{"a truncation of an unknown session", client.ReasonUnknown, codes.NotFound, client.ErrNotFound, func() error {
 				defer client.Tamper(s, func(k *client.Known) { k.ID[0]++ })()
 				return s.Truncate(t.Context(), 3)
 			}},
-			{"a fork of an unknown session", headwaterv1.SessionProblem_SESSION_PROBLEM_UNKNOWN, codes.NotFound, client.ErrNotFound, func() error {
+			{"a fork of an unknown session", client.ReasonUnknown, codes.NotFound, client.ErrNotFound, func() error {
 				defer client.Tamper(s, func(k *client.Known) { k.ID[0]++ })()
 				_, err := s.Fork(t.Context())
 				return err
 			}},
-			{"a pin of an unknown session", headwaterv1.SessionProblem_SESSION_PROBLEM_UNKNOWN, codes.NotFound, client.ErrNotFound, func() error {
+			{"a pin of an unknown session", client.ReasonUnknown, codes.NotFound, client.ErrNotFound, func() error {
 				defer client.Tamper(s, func(k *client.Known) { k.ID[0]++ })()
 				return s.Pin(t.Context(), true)
 			}},
-			{"an export of an unknown session", headwaterv1.SessionProblem_SESSION_PROBLEM_UNKNOWN, codes.NotFound, client.ErrNotFound, func() error {
+			{"an export of an unknown session", client.ReasonUnknown, codes.NotFound, client.ErrNotFound, func() error {
 				defer client.Tamper(s, func(k *client.Known) { k.ID[0]++ })()
 				return s.Export(t.Context(), 0, 0, 1, func(int, int, int, client.Rows) error { return nil })
 			}},
-			{"a drop of what never was", headwaterv1.SessionProblem_SESSION_PROBLEM_UNKNOWN, codes.NotFound, client.ErrNotFound, func() error {
+			{"a drop of what never was", client.ReasonUnknown, codes.NotFound, client.ErrNotFound, func() error {
 				return c.DropSession(t.Context(), client.SessionID{1})
 			}},
-			{"an export beyond the end", headwaterv1.SessionProblem_SESSION_PROBLEM_INVALID, codes.InvalidArgument, client.ErrRefused, func() error {
+			{"an export beyond the end", client.ReasonInvalid, codes.InvalidArgument, client.ErrRefused, func() error {
 				return s.Export(t.Context(), 0, 1<<31, 1, func(int, int, int, client.Rows) error { return nil })
 			}},
-			{"a wrong receipt", headwaterv1.SessionProblem_SESSION_PROBLEM_DIFFERENT, codes.FailedPrecondition, client.ErrRefused, func() error {
+			{"a wrong receipt", client.ReasonDifferent, codes.FailedPrecondition, client.ErrRefused, func() error {
 				wrong := s.Receipt()
 				wrong.Layers[1].Hashes[1]++
 				_, err := other.Attach(t.Context(), s.ID(), client.AttachOptions{Receipt: &wrong, Direct: direct})
 				return err
 			}},
-			{"a receipt of more", headwaterv1.SessionProblem_SESSION_PROBLEM_BEHIND, codes.FailedPrecondition, client.ErrRefused, func() error {
+			{"a receipt of more", client.ReasonBehind, codes.FailedPrecondition, client.ErrRefused, func() error {
 				wrong := s.Receipt()
 				wrong.Layers[0].Length++
 				_, err := other.Attach(t.Context(), s.ID(), client.AttachOptions{Receipt: &wrong, Direct: direct})
 				return err
 			}},
-			{"a receipt from before a truncation", headwaterv1.SessionProblem_SESSION_PROBLEM_OTHER_TRUNCATIONS, codes.FailedPrecondition, client.ErrRefused, func() error {
+			{"a receipt from before a truncation", client.ReasonOtherTruncations, codes.FailedPrecondition, client.ErrRefused, func() error {
 				wrong := s.Receipt()
 				wrong.Truncations++
 				_, err := other.Attach(t.Context(), s.ID(), client.AttachOptions{Receipt: &wrong, Direct: direct})
 				return err
 			}},
-			{"over the budget of bytes", headwaterv1.SessionProblem_SESSION_PROBLEM_OVER_BUDGET, codes.ResourceExhausted, client.ErrOverBudget, func() error {
+			{"over the budget of bytes", client.ReasonOverBudget, codes.ResourceExhausted, client.ErrOverBudget, func() error {
 				_, err := attended(t, s, 0, project(rng(3), small[0], 12_000))
 				return err
 			}},
-			{"over the budget of sessions", headwaterv1.SessionProblem_SESSION_PROBLEM_OVER_BUDGET, codes.ResourceExhausted, client.ErrOverBudget, func() error {
+			{"over the budget of sessions", client.ReasonOverBudget, codes.ResourceExhausted, client.ErrOverBudget, func() error {
 				second := open(t, c.Client, client.SessionOptions{Layers: small, Direct: direct})
 				_, err := c.OpenSession(t.Context(), client.SessionOptions{Layers: small, Direct: direct})
 				if _, forked := s.Fork(t.Context()); !errors.Is(forked, client.ErrOverBudget) {
@@ -161,25 +161,25 @@ func TestRefusals(t *testing.T) {
 				}
 				return err
 			}},
-			{"a score that is not finite", headwaterv1.SessionProblem_SESSION_PROBLEM_NOT_FINITE, codes.OutOfRange, client.ErrRefused, func() error {
+			{"a score that is not finite", client.ReasonNotFinite, codes.OutOfRange, client.ErrRefused, func() error {
 				x := project(rng(4), small[0], 2)
 				x.q[len(x.q)-1], x.k[len(x.k)-1] = math.MaxFloat32, math.MaxFloat32 // of one group, which one worker has
 				_, err := attended(t, s, 0, x)
 				return err
 			}},
-			{"a key that is not finite", headwaterv1.SessionProblem_SESSION_PROBLEM_INVALID, codes.InvalidArgument, client.ErrRefused, func() error {
+			{"a key that is not finite", client.ReasonInvalid, codes.InvalidArgument, client.ErrRefused, func() error {
 				x := project(rng(5), small[0], 2)
 				x.k[len(x.k)-1] = float32(math.NaN())
 				_, err := attended(t, s, 0, x)
 				return err
 			}},
-			{"a query that is not finite", headwaterv1.SessionProblem_SESSION_PROBLEM_INVALID, codes.InvalidArgument, client.ErrRefused, func() error {
+			{"a query that is not finite", client.ReasonInvalid, codes.InvalidArgument, client.ErrRefused, func() error {
 				x := project(rng(6), small[0], 2)
 				x.q[0] = float32(math.Inf(-1))
 				_, err := attended(t, s, 0, x)
 				return err
 			}},
-			{"a tree too large", headwaterv1.SessionProblem_SESSION_PROBLEM_INVALID, codes.InvalidArgument, client.ErrRefused, func() error {
+			{"a tree too large", client.ReasonInvalid, codes.InvalidArgument, client.ErrRefused, func() error {
 				return s.Do(t.Context(), &client.Step{Layer: 0, Q: one.q, Mask: make([]bool, 4097), Context: make([]float32, 6*8)})
 			}},
 		} {
@@ -187,7 +187,7 @@ func TestRefusals(t *testing.T) {
 				receipt, used := s.Receipt(), c.inUse(t)
 				err := test.call()
 				var refused *client.SessionError
-				if !errors.As(err, &refused) || refused.Problem != test.problem || !errors.Is(err, test.is) || status.Code(err) != test.code || strings.Contains(err.Error(), "\n") {
+				if !errors.As(err, &refused) || refused.Reason != test.reason || !errors.Is(err, test.is) || status.Code(err) != test.code || strings.Contains(err.Error(), "\n") {
 					t.Fatalf("got %v (%s)", err, status.Code(err))
 				}
 				if after := s.Receipt(); after.Truncations != receipt.Truncations || !slices.EqualFunc(after.Layers, receipt.Layers, sameLayer) {
@@ -326,7 +326,7 @@ func TestRelayedFramesAreRefusedByName(t *testing.T) {
 		if err := stream.Recv(&response); err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}
-		if e := response.Result.Err; e == nil || e.Problem() != headwaterv1.SessionProblem_SESSION_PROBLEM_INVALID || response.Payload != nil {
+		if e := response.Result.Err; e == nil || e.Reason() != session.Invalid || response.Payload != nil {
 			t.Errorf("%s: got %v", name, e)
 		}
 		if now := c.inUse(t); !slices.Equal(now, used) {

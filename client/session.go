@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"math"
 	"slices"
@@ -94,6 +95,7 @@ type Session struct {
 	id      SessionID
 	config  *headwaterv1.SessionConfig
 	holding *fanout.Holding
+	direct  bool // whether the holders are the workers
 	codec   Codec
 	sendF32 bool
 	chooser chooser
@@ -211,7 +213,7 @@ func (s *Session) adopt(h *fanout.Holding, state *headwaterv1.SessionState, dire
 			return fmt.Errorf("its holders: %w", err)
 		}
 	}
-	s.holding = h
+	s.holding, s.direct = h, direct
 	return s.update(state)
 }
 
@@ -273,7 +275,7 @@ func (s *Session) use(b *batch) error {
 }
 
 // control runs a call other than a step.
-func (s *Session) control(doing string, do func() error) error {
+func (s *Session) control(ctx context.Context, doing string, do func() error) error {
 	b := &batch{}
 	err := s.use(b)
 	if err == nil {
@@ -281,14 +283,39 @@ func (s *Session) control(doing string, do func() error) error {
 		s.user.Store(nil)
 	}
 	if err != nil {
-		return s.client.sessionError(doing+" session "+s.id.String(), s.id, err)
+		return s.failed(ctx, doing+" session "+s.id.String(), err)
 	}
 	return nil
 }
 
+// lookTimeout is how long a coordinator may take to say whether a session is still there.
+const lookTimeout = 10 * time.Second
+
+// failed is the error of a call on the session. A worker that a direct session does not reach at its address may have restarted
+// at another: the coordinator knows, as it does if it relays.
+func (s *Session) failed(ctx context.Context, doing string, err error) error {
+	err = s.client.sessionError(doing, s.id, err)
+	var lost *SessionError
+	if !s.direct || !errors.As(err, &lost) || lost.Reason != ReasonLost || ctx.Err() != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
+	defer cancel()
+	state, looked := s.client.FindSession(ctx, s.id)
+	if looked == nil && !whole(state) {
+		looked = s.client.sessionError(doing, s.id, session.Errorf(session.Unknown, "it is not whole, since a worker that held a part has restarted or dropped it"))
+	}
+	var gone *SessionError
+	if errors.As(looked, &gone) && gone.Reason == ReasonUnknown {
+		gone.Doing = doing
+		return gone
+	}
+	return err
+}
+
 // Truncate takes back the positions from position on, in every layer that has them.
 func (s *Session) Truncate(ctx context.Context, position int) error {
-	return s.control("truncate", func() error {
+	return s.control(ctx, "truncate", func() error {
 		if position < 0 {
 			return fmt.Errorf("to position %d", position)
 		}
@@ -341,8 +368,8 @@ func (s *Session) ForkAt(ctx context.Context, position int) (*Session, error) {
 }
 
 func (s *Session) fork(ctx context.Context, position *uint64) (*Session, error) {
-	child := &Session{client: s.client, id: newSessionID(), config: s.config, holding: s.holding, codec: s.codec, sendF32: s.sendF32}
-	err := s.control("fork", func() error {
+	child := &Session{client: s.client, id: newSessionID(), config: s.config, holding: s.holding, direct: s.direct, codec: s.codec, sendF32: s.sendF32}
+	err := s.control(ctx, "fork", func() error {
 		if err := s.settle(ctx); err != nil {
 			return err
 		}
@@ -367,7 +394,7 @@ func (s *Session) fork(ctx context.Context, position *uint64) (*Session, error) 
 
 // Pin keeps the session from being dropped for want of room or use, or no longer.
 func (s *Session) Pin(ctx context.Context, pinned bool) error {
-	return s.control("pin", func() error {
+	return s.control(ctx, "pin", func() error {
 		_, err := s.client.conns.Pin(ctx, s.holding, &headwaterv1.PinSessionRequest{Session: s.id[:], Pinned: pinned})
 		return err
 	})
@@ -375,7 +402,7 @@ func (s *Session) Pin(ctx context.Context, pinned bool) error {
 
 // Drop ends the session on the cluster and frees its memory.
 func (s *Session) Drop(ctx context.Context) error {
-	return s.control("drop", func() error {
+	return s.control(ctx, "drop", func() error {
 		err := s.client.conns.Drop(ctx, s.holding.Holders(), &headwaterv1.DropSessionRequest{Session: s.id[:], Epoch: s.client.epoch(s.epoch)})
 		s.closed = err == nil
 		return err
@@ -384,7 +411,7 @@ func (s *Session) Drop(ctx context.Context) error {
 
 // Close lets go of the session, which stays on the cluster until its TTL; Attach takes it up again. It waits for nothing.
 func (s *Session) Close() error {
-	return s.control("close", func() error {
+	return s.control(context.Background(), "close", func() error {
 		s.closed = true
 		return nil
 	})
@@ -452,7 +479,7 @@ func (c *Client) attach(ctx context.Context, id SessionID, opts AttachOptions) (
 			return nil, fmt.Errorf("the receipt is of session %s", r.Session)
 		}
 		if len(r.Layers) != len(layers) {
-			return nil, session.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_INVALID, "the receipt has %d layers, the session %d", len(r.Layers), len(layers))
+			return nil, session.Errorf(session.Invalid, "the receipt has %d layers, the session %d", len(r.Layers), len(layers))
 		}
 		req.Truncations = r.Truncations
 		for i, l := range r.Layers {
@@ -464,7 +491,7 @@ func (c *Client) attach(ctx context.Context, id SessionID, opts AttachOptions) (
 	for attempt := 1; ; attempt++ {
 		req.Epoch = c.epoch(counter + 1)
 		state, err := c.conns.Take(ctx, whole, req)
-		if e, ok := session.FromError(err); ok && e.Problem() == headwaterv1.SessionProblem_SESSION_PROBLEM_STALE_EPOCH && attempt < 4 {
+		if e, ok := session.FromError(err); ok && e.Reason() == session.StaleEpoch && attempt < 4 {
 			counter = e.Why.GetEpoch().GetCounter()
 			continue
 		}
@@ -532,7 +559,7 @@ func (c *Client) FindSession(ctx context.Context, id SessionID) (*headwaterv1.Se
 	case len(silent) > 0 && (len(found) != 1 || !whole(found[0])):
 		return nil, c.sessionError(doing, id, fanout.Silent(silent, len(found) == 1))
 	case len(found) != 1:
-		return nil, c.sessionError(doing, id, session.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_UNKNOWN, "no worker holds it"))
+		return nil, c.sessionError(doing, id, session.Errorf(session.Unknown, "no worker holds it"))
 	}
 	return found[0], nil
 }

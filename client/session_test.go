@@ -456,7 +456,7 @@ func TestWhatOnlySomeHoldersHaveIsMadeWhole(t *testing.T) {
 		step(t, s, m, r, 0, 3)
 		one := project(r, layers[0], 2)
 		refuse := func(*session.Step) *session.Error {
-			return session.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_OVER_BUDGET, "no room")
+			return session.Errorf(session.OverBudget, "no room")
 		}
 		c.holders[1].Set(refuse)
 		err := s.Step(t.Context(), 0, nil, one.k, one.v, nil, nil)
@@ -494,7 +494,7 @@ func TestWhatOnlySomeHoldersHaveIsMadeWhole(t *testing.T) {
 // layers, which are further, stay as they are.
 func TestWhatOnlySomeHoldersHaveIsTakenBack(t *testing.T) {
 	refuse := func(*session.Step) *session.Error {
-		return session.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_OVER_BUDGET, "no room")
+		return session.Errorf(session.OverBudget, "no room")
 	}
 	for _, direct := range []bool{true, false} {
 		for name, next := range map[string]func(t *testing.T, s *client.Session, m *model, r *rand.Rand){
@@ -594,7 +594,7 @@ func TestAWrongReceiptShutsNobodyOut(t *testing.T) {
 				wrong.Layers[layer].Hashes[g]++
 				_, err := other.Attach(t.Context(), s.ID(), client.AttachOptions{Receipt: &wrong, Direct: direct})
 				var refused *client.SessionError
-				if !errors.As(err, &refused) || refused.Problem != headwaterv1.SessionProblem_SESSION_PROBLEM_DIFFERENT {
+				if !errors.As(err, &refused) || refused.Reason != client.ReasonDifferent {
 					t.Fatalf("layer %d, group %d: %v", layer, g, err)
 				}
 			}
@@ -803,7 +803,7 @@ func TestAWorkerThatDoesNotAnswerMayHoldTheSession(t *testing.T) {
 			}
 		}
 		_, err = headwaterv1.NewSessionServiceClient(conn).PinSession(t.Context(), &headwaterv1.PinSessionRequest{Session: id[:]})
-		if e, ok := session.FromError(err); !ok || e.Problem() != headwaterv1.SessionProblem_SESSION_PROBLEM_LOST || !strings.Contains(e.Error(), want) {
+		if e, ok := session.FromError(err); !ok || e.Reason() != session.Lost || !strings.Contains(e.Error(), want) {
 			t.Errorf("a call: got %v, want %q", err, want)
 		}
 	}
@@ -1026,7 +1026,7 @@ func TestNarrowedHereOrThereIsTheSame(t *testing.T) {
 					one.v[len(one.v)-1] = float32(x)
 					errs := both(layer, one)
 					var a, b *client.SessionError
-					if (errs[0] == nil) != (errs[1] == nil) || errors.As(errs[0], &a) && errors.As(errs[1], &b) && a.Problem != b.Problem {
+					if (errs[0] == nil) != (errs[1] == nil) || errors.As(errs[0], &a) && errors.As(errs[1], &b) && a.Reason != b.Reason {
 						t.Errorf("layer %d of %s, %g among %d tokens: %v, and sent as f32 %v", layer, l.Storage, x, n, errs[0], errs[1])
 					}
 				}

@@ -22,7 +22,7 @@ import (
 // meanwhile, but a Fork of it can, or be what is written. progress may be nil; it is told the bytes of keys and values. What
 // was written is whole only if the error is nil.
 func (s *Session) Snapshot(ctx context.Context, w io.Writer, progress func(done, total int64)) error {
-	return s.control("snapshot", func() error {
+	return s.control(ctx, "snapshot", func() error {
 		if err := s.settle(ctx); err != nil {
 			return err
 		}
@@ -77,10 +77,10 @@ func (c *Client) forkOf(ctx context.Context, id SessionID) (_ *Session, pinned b
 				return nil, false, c.inVain(ctx, child.id, err)
 			}
 			return child, found.GetPinned(), nil
-		case attempt == 4 || !slices.ContainsFunc([]headwaterv1.SessionProblem{
-			headwaterv1.SessionProblem_SESSION_PROBLEM_STALE_EPOCH, headwaterv1.SessionProblem_SESSION_PROBLEM_OTHER_TRUNCATIONS,
-			headwaterv1.SessionProblem_SESSION_PROBLEM_FREED,
-		}, func(p headwaterv1.SessionProblem) bool { return fanout.Is(err, p) }):
+		case attempt == 4 || !slices.ContainsFunc([]session.Reason{
+			session.StaleEpoch, session.OtherTruncations,
+			session.Freed,
+		}, func(p session.Reason) bool { return fanout.Is(err, p) }):
 			return nil, false, err
 		}
 	}
@@ -95,7 +95,7 @@ func (s *Session) snapshot(ctx context.Context, w io.Writer, progress func(done,
 }
 
 // errChanged is what a reader finds when a session is not what it was.
-var errChanged = session.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_DIFFERENT, "another client has changed it meanwhile")
+var errChanged = session.Errorf(session.Different, "another client has changed it meanwhile")
 
 // header is what a snapshot of the session begins with.
 func (s *Session) header(ctx context.Context) (*snapshot.Header, error) {
@@ -107,7 +107,7 @@ func (s *Session) header(ctx context.Context) (*snapshot.Header, error) {
 	h := &snapshot.Header{Name: c.GetName(), Tenant: c.GetTenant(), Model: c.GetModel(), TTL: c.GetTtl().AsDuration(), Pinned: found.GetPinned()}
 	layers := s.holding.Layers()
 	if len(c.GetLayers()) != len(layers) || len(found.GetLayers()) != len(layers) {
-		return nil, session.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_LOST, "only %d of its %d layers are held still", len(found.GetLayers()), len(layers))
+		return nil, session.Errorf(session.Lost, "only %d of its %d layers are held still", len(found.GetLayers()), len(layers))
 	}
 	for i := range layers {
 		l, state := &layers[i], found.GetLayers()[i]
@@ -323,7 +323,7 @@ func (s *Session) restore(ctx context.Context, in *snapshot.Reader, b *snapshot.
 	}
 	for i, want := range in.After() {
 		if s.layers[i].length != header.Layers[i].Length || !slices.Equal(s.layers[i].hashes, want) {
-			return session.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_DIFFERENT, "layer %d: the workers have other keys or values than the snapshot's session had", i)
+			return session.Errorf(session.Different, "layer %d: the workers have other keys or values than the snapshot's session had", i)
 		}
 	}
 	if header.Pinned {

@@ -687,7 +687,7 @@ func TestASnapshotOfASessionThatChanges(t *testing.T) {
 	grow(t, thief, other, r, 50)
 	err = s.Snapshot(t.Context(), io.Discard, nil)
 	var refused *client.SessionError
-	if !errors.As(err, &refused) || refused.Problem != headwaterv1.SessionProblem_SESSION_PROBLEM_DIFFERENT {
+	if !errors.As(err, &refused) || refused.Reason != client.ReasonDifferent {
 		t.Fatalf("got %v", err)
 	}
 }

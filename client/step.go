@@ -84,7 +84,8 @@ func (s *Session) Do(ctx context.Context, step *Step) error {
 }
 
 // Do does steps of any sessions and layers, all in flight at once, and waits for all of them. Steps of one layer of a session
-// are done in their order. Each step's Err says what came of it; the error of Do joins them. A step that is too large for
+// are done in their order. Each step's Err says what came of it; the error of Do wraps all of
+// these and tells alike ones once. A step that is too large for
 // one message goes in several, one after the other; where one of these fails, Len says how far it came.
 func Do(ctx context.Context, steps ...*Step) error {
 	b := batches.Get().(*batch)
@@ -141,20 +142,20 @@ func (b *batch) do(ctx context.Context, steps []*Step) error {
 	if !failed {
 		return nil
 	}
-	var errs []error
+	var all stepErrors
 	for _, step := range steps {
 		if step.Err == nil {
 			continue
 		}
 		if s := step.Session; s != nil {
-			step.Err = s.client.sessionError(fmt.Sprintf("step layer %d of session %s", step.Layer, s.id), s.id, step.Err)
+			step.Err = s.failed(ctx, fmt.Sprintf("step layer %d of session %s", step.Layer, s.id), step.Err)
 		}
-		errs = append(errs, step.Err)
+		all = append(all, step.Err)
 	}
-	if len(errs) == 1 {
-		return errs[0]
+	if len(all) == 1 {
+		return all[0]
 	}
-	return errors.Join(errs...)
+	return all
 }
 
 // land waits for all that is under way, and tells whether some of it failed.
@@ -545,7 +546,7 @@ func (c *chooser) measured(codec headwaterv1.StepCodec, took time.Duration, elem
 // Export calls do with the keys and values of a layer as they are stored: count positions from start on, group by group and
 // position by position. The rows are do's until it returns.
 func (s *Session) Export(ctx context.Context, layer, start, count int, do func(group, position, positions int, rows Rows) error) error {
-	return s.control("export", func() error {
+	return s.control(ctx, "export", func() error {
 		if layer < 0 || layer >= len(s.layers) || start < 0 || count < 1 {
 			return fmt.Errorf("%d positions from %d on of layer %d", count, start, layer)
 		}

@@ -67,7 +67,7 @@ func TestStepWithoutPayloadIsRefused(t *testing.T) {
 			if err := lane.Recv(&response); err != nil {
 				t.Fatalf("%d workers: the lane ended: %v", n, err)
 			}
-			if e := response.Result.Err; e == nil || e.Problem() != headwaterv1.SessionProblem_SESSION_PROBLEM_INVALID {
+			if e := response.Result.Err; e == nil || e.Reason() != headwaterv1.SessionProblem_SESSION_PROBLEM_INVALID {
 				t.Errorf("%d workers, layer %d: %v", n, layer, e)
 			}
 		}

@@ -32,6 +32,9 @@ func (r *Relay) list(ctx context.Context, members []membership.Member, req *head
 		return nil, nil, err // it is not the workers' that there is no answer
 	}
 	for i, m := range members {
+		if e, ok := session.FromError(errs[i]); ok && session.KindOf(e.Reason()) == session.Refused {
+			return nil, nil, e // what one has looked at and refused, it is not silent about
+		}
 		if errs[i] != nil {
 			silent = append(silent, &headwaterv1.SilentWorker{Worker: m.Name, Address: m.Address, Error: whySilent(m, errs[i])})
 		}
@@ -86,7 +89,7 @@ func (r *Relay) find(ctx context.Context, key []byte) (*fanout.Holding, error) {
 	case len(holders) == 0 && len(silent) > 0:
 		return nil, fanout.Silent(silent, false)
 	case len(holders) == 0:
-		return nil, session.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_UNKNOWN, "session %x is held by no worker", key)
+		return nil, session.Errorf(session.Unknown, "session %x is held by no worker", key)
 	}
 	layers, err := layerproto.ReadSessionLayers(config.GetLayers())
 	if err != nil {
@@ -96,7 +99,7 @@ func (r *Relay) find(ctx context.Context, key []byte) (*fanout.Holding, error) {
 		if len(silent) > 0 {
 			return nil, fanout.Silent(silent, true)
 		}
-		return nil, session.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_LOST, "session %x is not whole: %v", key, err)
+		return nil, session.Errorf(session.Unknown, "session %x is not whole, since a worker that held a part has restarted or dropped it: %v", key, err)
 	}
 	r.remember(id, h)
 	return h, nil

@@ -10,7 +10,6 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
-	"headwater.example/coordinator/workers"
 	"headwater.example/internal/contextframe"
 	"headwater.example/internal/layerproto"
 	"headwater.example/internal/rpc"
@@ -150,7 +149,7 @@ func (l *lane) start(ctx context.Context, s *laneStep) error {
 	}
 	m := &s.request.Step
 	invalid := func(format string, args ...any) error {
-		return session.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_INVALID, format, args...)
+		return session.Errorf(session.Invalid, format, args...)
 	}
 	layers := h.Layers()
 	if int64(m.Layer) >= int64(len(layers)) {
@@ -219,15 +218,9 @@ func (l *lane) answer(s *laneStep, err error) {
 
 // refusal is an error as an answer.
 func (l *lane) refusal(id []byte, err error) *session.Error {
-	e, ok := session.FromError(err)
-	if !ok {
-		e = session.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_BUSY, "%s", workers.OneLine(err))
-		if code := status.Code(err); code == codes.Internal || code == codes.FailedPrecondition || code == codes.InvalidArgument {
-			e = session.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_LOST, "%s", workers.OneLine(err))
-		}
-	}
-	switch e.Problem() {
-	case headwaterv1.SessionProblem_SESSION_PROBLEM_LOST, headwaterv1.SessionProblem_SESSION_PROBLEM_UNKNOWN:
+	e := session.Refusal(err)
+	switch e.Reason() {
+	case session.Lost, session.Unknown:
 		l.forget(id)
 	}
 	return e
@@ -254,11 +247,11 @@ func (s *laneStep) result(m *session.Result, payload **rpc.Buffer) error {
 	}
 	codec, ok := layerproto.ReadStepCodec(m.Codec)
 	if !ok {
-		return session.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_INVALID, "codec %s is unknown", m.Codec)
+		return session.Errorf(session.Invalid, "codec %s is unknown", m.Codec)
 	}
 	var err error
 	if s.frame, err = contextframe.Encode(s.frame[:0], codec, 0, s.layer.KVHeads*int(s.step.Attend), s.layer.GroupSize(), s.layer.VDim(), s.context, s.lse); err != nil {
-		return session.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_INVALID, "%v", err)
+		return session.Errorf(session.Invalid, "%v", err)
 	}
 	*payload = rpc.NewBuffer(len(s.frame))
 	copy((*payload).Bytes(), s.frame)

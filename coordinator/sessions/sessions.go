@@ -17,7 +17,6 @@ import (
 	"sync"
 
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
@@ -79,31 +78,25 @@ func (r *Relay) Close() error {
 
 func sessionID(id []byte) ([16]byte, error) {
 	if len(id) != 16 {
-		return [16]byte{}, session.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_INVALID, "a session's id has %d bytes, not 16", len(id))
+		return [16]byte{}, session.Errorf(session.Invalid, "a session's id has %d bytes, not 16", len(id))
 	}
 	return [16]byte(id), nil
 }
 
-// statusOf gives an error the gRPC code that its meaning has.
-func statusOf(err error) *status.Status {
-	var coded interface{ GRPCStatus() *status.Status }
-	switch {
-	case errors.As(err, &coded):
-		return coded.GRPCStatus()
-	case errors.Is(err, context.DeadlineExceeded):
-		return status.New(codes.DeadlineExceeded, err.Error())
-	case errors.Is(err, context.Canceled):
-		return status.New(codes.Canceled, err.Error())
+// refusal is an error as the answer to a call: a refusal with its reason, but for what the caller's context has ended.
+func refusal(err error) error {
+	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
+		return status.FromContextError(err).Err()
 	}
-	return status.New(codes.Internal, err.Error())
+	return session.Refusal(err)
 }
 
 // failed is the error of a call on a session. Its holders are asked for again where they seem to be others.
-func (r *Relay) failed(session []byte, err error) error {
-	if fanout.Is(err, headwaterv1.SessionProblem_SESSION_PROBLEM_LOST) || fanout.Is(err, headwaterv1.SessionProblem_SESSION_PROBLEM_UNKNOWN) {
-		r.forget(session)
+func (r *Relay) failed(id []byte, err error) error {
+	if fanout.Is(err, session.Lost) || fanout.Is(err, session.Unknown) {
+		r.forget(id)
 	}
-	return statusOf(err).Err()
+	return refusal(err)
 }
 
 // CreateSession implements headwater.v1.SessionService.
@@ -121,11 +114,11 @@ func (r *Relay) create(ctx context.Context, req *headwaterv1.CreateSessionReques
 		return nil, err
 	}
 	if len(req.GetHeld()) != 0 {
-		return nil, session.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_INVALID, "a coordinator plans who holds what; it is not told")
+		return nil, session.Errorf(session.Invalid, "a coordinator plans who holds what; it is not told")
 	}
 	// A request that comes again finds what it has made before, also at another coordinator.
 	h, err := r.find(ctx, req.GetSession())
-	if fanout.Is(err, headwaterv1.SessionProblem_SESSION_PROBLEM_UNKNOWN) || fanout.Is(err, headwaterv1.SessionProblem_SESSION_PROBLEM_LOST) {
+	if fanout.Is(err, session.Unknown) || fanout.Is(err, session.Lost) {
 		h, err = r.plan(ctx, req)
 	}
 	if err != nil {
@@ -144,11 +137,11 @@ func (r *Relay) create(ctx context.Context, req *headwaterv1.CreateSessionReques
 func (r *Relay) plan(ctx context.Context, req *headwaterv1.CreateSessionRequest) (*fanout.Holding, error) {
 	layers, err := layerproto.ReadSessionLayers(req.GetConfig().GetLayers())
 	if err != nil {
-		return nil, session.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_INVALID, "%v", err)
+		return nil, session.Errorf(session.Invalid, "%v", err)
 	}
 	geometry, err := shard.GeometryOf(layers)
 	if err != nil {
-		return nil, session.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_INVALID, "%v", err)
+		return nil, session.Errorf(session.Invalid, "%v", err)
 	}
 	answering, err := workers.Answering(r.workers.Describe(ctx, r.workers.List()))
 	if err != nil {
@@ -189,7 +182,7 @@ func (r *Relay) TakeSession(ctx context.Context, req *headwaterv1.TakeSessionReq
 func (r *Relay) ForkSession(ctx context.Context, req *headwaterv1.ForkSessionRequest) (*headwaterv1.ForkSessionResponse, error) {
 	child, err := sessionID(req.GetChild())
 	if err != nil {
-		return nil, statusOf(err).Err()
+		return nil, refusal(err)
 	}
 	h, err := r.find(ctx, req.GetSession())
 	if err == nil {
@@ -229,7 +222,7 @@ func (r *Relay) PinSession(ctx context.Context, req *headwaterv1.PinSessionReque
 // DropSession implements headwater.v1.SessionService. What is left of a session that has lost holders is dropped as well.
 func (r *Relay) DropSession(ctx context.Context, req *headwaterv1.DropSessionRequest) (*headwaterv1.DropSessionResponse, error) {
 	if _, err := sessionID(req.GetSession()); err != nil {
-		return nil, statusOf(err).Err()
+		return nil, refusal(err)
 	}
 	var holders []*fanout.Holder
 	for _, m := range r.workers.List() {
@@ -245,10 +238,15 @@ func (r *Relay) DropSession(ctx context.Context, req *headwaterv1.DropSessionReq
 
 // ListSessions implements headwater.v1.SessionService. Workers that do not answer are named.
 func (r *Relay) ListSessions(ctx context.Context, req *headwaterv1.ListSessionsRequest) (*headwaterv1.ListSessionsResponse, error) {
+	for _, id := range req.GetSessions() {
+		if _, err := sessionID(id); err != nil {
+			return nil, err
+		}
+	}
 	members := r.workers.List()
 	answers, silent, err := r.list(ctx, members, req)
 	if err != nil {
-		return nil, statusOf(fmt.Errorf("list sessions: %w", err)).Err()
+		return nil, refusal(err)
 	}
 	resp := &headwaterv1.ListSessionsResponse{Silent: silent}
 	parts := map[[16]byte][]*headwaterv1.SessionState{}

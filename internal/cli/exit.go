@@ -7,8 +7,6 @@ import (
 	"strings"
 	"syscall"
 
-	"google.golang.org/grpc/codes"
-
 	"headwater.example/client"
 	"headwater.example/internal/jobfile"
 	"headwater.example/internal/snapshot"
@@ -65,7 +63,7 @@ func exitCode(err error) int {
 		return ExitUnreachable
 	case mayPass(err):
 		return ExitTryAgain
-	case errors.Is(err, client.ErrRefused), errors.Is(err, client.ErrNotFound), errors.As(err, &format), errors.As(err, &rule), errors.As(err, &geometry), errors.As(err, &taken):
+	case errors.Is(err, client.ErrRefused), errors.Is(err, client.ErrGone), errors.Is(err, client.ErrNotFound), errors.As(err, &format), errors.As(err, &rule), errors.As(err, &geometry), errors.As(err, &taken):
 		return ExitRefused
 	}
 	return ExitFailed
@@ -74,22 +72,7 @@ func exitCode(err error) int {
 // mayPass tells whether an error is of a state of things that may pass, of this machine, the coordinator or the workers, and
 // not of the request.
 func mayPass(err error) bool {
-	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) || errors.Is(err, client.ErrLost) || errors.Is(err, client.ErrOverBudget) {
-		return true
-	}
-	var answer *client.Error
-	var ended *client.JobError
-	switch {
-	case errors.As(err, &ended):
-		return passing(codes.Code(ended.Job.GetErrorCode()))
-	case errors.As(err, &answer):
-		return passing(answer.Code)
-	}
-	return false
-}
-
-func passing(code codes.Code) bool {
-	return code == codes.ResourceExhausted || code == codes.Unavailable || code == codes.Aborted
+	return errors.Is(err, client.ErrTryAgain) || errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
 }
 
 // line makes an error fit for one line of stderr.

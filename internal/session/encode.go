@@ -6,7 +6,6 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"headwater.example/internal/rpc"
-	headwaterv1 "headwater.example/proto/headwater/v1"
 )
 
 // The fields, by message.
@@ -50,7 +49,7 @@ func tooLarge(bytes int) *Error {
 	if bytes <= rpc.MaxMessageBytes {
 		return nil
 	}
-	return Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_INVALID, "a frame of %d bytes, at most %d are allowed: cut the step into fewer tokens", bytes, rpc.MaxMessageBytes)
+	return Errorf(Invalid, "a frame of %d bytes, at most %d are allowed: cut the step into fewer tokens", bytes, rpc.MaxMessageBytes)
 }
 
 // MarshalFrame implements rpc.Frame. It takes the payload; gRPC frees it when it has been written.

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"strings"
 
-	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	headwaterv1 "headwater.example/proto/headwater/v1"
@@ -16,10 +15,10 @@ type Error struct {
 	Why *headwaterv1.SessionError // not nil; not to be changed
 }
 
-// Errorf makes an error of a problem and its message.
-func Errorf(problem headwaterv1.SessionProblem, format string, args ...any) *Error {
+// Errorf makes an error of a reason and its message.
+func Errorf(reason Reason, format string, args ...any) *Error {
 	return &Error{&headwaterv1.SessionError{
-		Problem: problem,
+		Problem: reason,
 		Message: strings.ToValidUTF8(fmt.Sprintf(format, args...), "\uFFFD"),
 	}}
 }
@@ -35,44 +34,17 @@ func (e *Error) Error() string {
 	return text
 }
 
-// Problem says which problem it is.
-func (e *Error) Problem() headwaterv1.SessionProblem { return e.Why.GetProblem() }
+// Reason says why.
+func (e *Error) Reason() Reason { return e.Why.GetProblem() }
 
 // GRPCStatus is the status of a unary call that was refused: a code by meaning, and the SessionError as its detail. So an
 // Error that a handler of gRPC returns arrives as one.
 func (e *Error) GRPCStatus() *status.Status {
-	s := status.New(problemCode(e.Why.GetProblem()), e.Error())
+	s := status.New(codeOf(e.Why.GetProblem()), e.Error())
 	if detailed, err := s.WithDetails(e.Why); err == nil {
 		return detailed
 	}
 	return s
-}
-
-func problemCode(p headwaterv1.SessionProblem) codes.Code {
-	switch p {
-	case headwaterv1.SessionProblem_SESSION_PROBLEM_INVALID:
-		return codes.InvalidArgument
-	case headwaterv1.SessionProblem_SESSION_PROBLEM_UNKNOWN:
-		return codes.NotFound
-	case headwaterv1.SessionProblem_SESSION_PROBLEM_EXISTS:
-		return codes.AlreadyExists
-	case headwaterv1.SessionProblem_SESSION_PROBLEM_BEHIND,
-		headwaterv1.SessionProblem_SESSION_PROBLEM_AHEAD,
-		headwaterv1.SessionProblem_SESSION_PROBLEM_DIFFERENT,
-		headwaterv1.SessionProblem_SESSION_PROBLEM_STALE_EPOCH,
-		headwaterv1.SessionProblem_SESSION_PROBLEM_OTHER_TRUNCATIONS,
-		headwaterv1.SessionProblem_SESSION_PROBLEM_FREED:
-		return codes.FailedPrecondition
-	case headwaterv1.SessionProblem_SESSION_PROBLEM_OVER_BUDGET:
-		return codes.ResourceExhausted
-	case headwaterv1.SessionProblem_SESSION_PROBLEM_NOT_FINITE:
-		return codes.OutOfRange
-	case headwaterv1.SessionProblem_SESSION_PROBLEM_LOST:
-		return codes.DataLoss
-	case headwaterv1.SessionProblem_SESSION_PROBLEM_BUSY:
-		return codes.Unavailable
-	}
-	return codes.Unknown
 }
 
 // FromError returns the Error that err is, wraps, or, as the status of a call, carries among its details.
@@ -91,4 +63,25 @@ func FromError(err error) (*Error, bool) {
 		}
 	}
 	return nil, false
+}
+
+// Refusal is what a service answers for an error of a call on a session, so that no answer is taken for silence: the error's
+// own refusal, or one whose reason follows from its code.
+func Refusal(err error) *Error {
+	if e, ok := FromError(err); ok {
+		return e
+	}
+	reason := Unspecified
+	switch KindOfCode(status.Code(err)) {
+	case TryAgain:
+		reason = Busy
+	case Refused:
+		reason = Invalid
+	}
+	message := err.Error()
+	var coded interface{ GRPCStatus() *status.Status }
+	if errors.As(err, &coded) {
+		message = coded.GRPCStatus().Message()
+	}
+	return Errorf(reason, "%s", strings.Join(strings.Fields(message), " "))
 }

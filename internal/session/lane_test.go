@@ -79,7 +79,7 @@ func drawResponse(t *rapid.T) *Response {
 		ComputeNanos: numbers.Draw(t, "compute"), QueueNanos: numbers.Draw(t, "queue"), Codec: headwaterv1.StepCodec(numbers.Draw(t, "codec")),
 	}}
 	if rapid.Bool().Draw(t, "refused") {
-		r.Result.Err = Errorf(headwaterv1.SessionProblem(rapid.Int32().Draw(t, "problem")), "%s", rapid.String().Draw(t, "message"))
+		r.Result.Err = Errorf(Reason(rapid.Int32().Draw(t, "problem")), "%s", rapid.String().Draw(t, "message"))
 		r.Result.Err.Why.Epoch = &headwaterv1.Epoch{Counter: numbers.Draw(t, "counter"), Lane: rapid.SliceOfN(rapid.Byte(), 0, 16).Draw(t, "lane")}
 	}
 	r.Payload = payload(rapid.SliceOfN(rapid.Byte(), 0, 5000).Draw(t, "payload"))
@@ -291,7 +291,7 @@ type echo struct{ Service }
 
 func (echo) CreateSession(_ context.Context, r *headwaterv1.CreateSessionRequest) (*headwaterv1.CreateSessionResponse, error) {
 	if len(r.GetSession()) == 0 {
-		err := Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_AHEAD, "layer %d has more", 3)
+		err := Errorf(Ahead, "layer %d has more", 3)
 		err.Why.Length = 77
 		return nil, err
 	}
@@ -313,7 +313,7 @@ func (echo) Lane(s *ServerStream) error {
 		p.Result.Hashes = append(p.Result.Hashes, r.Step.Hashes...)
 		p.Result.Length = r.Step.Length + uint64(r.Step.Append)
 		if r.Step.Attend == 13 {
-			p.Result.Err = Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_BUSY, "lane %s has enough", s.ID())
+			p.Result.Err = Errorf(Busy, "lane %s has enough", s.ID())
 		}
 		if err := s.Send(&p); err != nil {
 			return err
@@ -452,7 +452,7 @@ func TestFramesTooLarge(t *testing.T) {
 	n := rpc.MaxMessageBytes - r.FrameBytes(rpc.MaxMessageBytes) + rpc.MaxMessageBytes // of the largest payload
 	r.Payload = rpc.NewBuffer(n + 1)
 	var refused *Error
-	if err := s.Send(&r); !errors.As(err, &refused) || refused.Problem() != headwaterv1.SessionProblem_SESSION_PROBLEM_INVALID || r.Payload != nil ||
+	if err := s.Send(&r); !errors.As(err, &refused) || refused.Reason() != Invalid || r.Payload != nil ||
 		!strings.Contains(err.Error(), "33554433 bytes, at most 33554432") || !strings.Contains(err.Error(), "fewer tokens") {
 		t.Fatalf("got %v", err)
 	}
@@ -473,7 +473,7 @@ func TestFramesTooLarge(t *testing.T) {
 	if err := s.Send(&r); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.Recv(&p); err != nil || p.Result.Err == nil || p.Result.Err.Problem() != headwaterv1.SessionProblem_SESSION_PROBLEM_INVALID || p.Payload != nil || p.ID != r.ID {
+	if err := s.Recv(&p); err != nil || p.Result.Err == nil || p.Result.Err.Reason() != Invalid || p.Payload != nil || p.ID != r.ID {
 		t.Fatalf("got %v: %v", p.Result.Err, err)
 	}
 	r.Step.Attend = 0
@@ -527,7 +527,7 @@ func TestErrorsArriveAsTheyWere(t *testing.T) {
 	client := headwaterv1.NewSessionServiceClient(serveEcho(t))
 	_, err := client.CreateSession(t.Context(), &headwaterv1.CreateSessionRequest{})
 	e, ok := FromError(fmt.Errorf("create: %w", err))
-	if !ok || e.Problem() != headwaterv1.SessionProblem_SESSION_PROBLEM_AHEAD || e.Why.GetLength() != 77 || e.Error() != "layer 3 has more" {
+	if !ok || e.Reason() != Ahead || e.Why.GetLength() != 77 || e.Error() != "layer 3 has more" {
 		t.Fatalf("got %v: %v", e, err)
 	}
 	if status.Code(err) != codes.FailedPrecondition {
@@ -539,13 +539,13 @@ func TestErrorsArriveAsTheyWere(t *testing.T) {
 		}
 	}
 	for number, name := range headwaterv1.SessionProblem_name {
-		e := Errorf(headwaterv1.SessionProblem(number), "")
+		e := Errorf(Reason(number), "")
 		e.Why.Holder = "w1"
 		back, ok := FromError(e.GRPCStatus().Err())
-		if !ok || back.Problem() != e.Problem() || !strings.HasPrefix(back.Error(), "w1: ") {
+		if !ok || back.Reason() != e.Reason() || !strings.HasPrefix(back.Error(), "w1: ") {
 			t.Errorf("%s became %v", name, back)
 		}
-		if code := e.GRPCStatus().Code(); (code == codes.Unknown) != (number == 0) {
+		if code := e.GRPCStatus().Code(); code == codes.Unknown || (code == codes.Internal) != (number == 0) {
 			t.Errorf("%s has the code %s", name, code)
 		}
 	}

@@ -331,7 +331,7 @@ func TestDrainAnswersWhatWasAccepted(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err = p.sessions.CreateSession(t.Context(), &headwaterv1.CreateSessionRequest{})
-	if e, ok := session.FromError(err); !ok || e.Problem() != problemBusy || status.Code(err) != codes.Unavailable {
+	if e, ok := session.FromError(err); !ok || e.Reason() != problemBusy || status.Code(err) != codes.Unavailable {
 		t.Fatalf("got %v", err)
 	}
 	refused := p.lane(t, 2)

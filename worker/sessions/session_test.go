@@ -547,27 +547,27 @@ func TestStepsAreRefusedByName(t *testing.T) {
 		}
 		s.apply(m)
 	}
-	type problem = headwaterv1.SessionProblem
+	type problem = session.Reason
 	for name, c := range map[string]struct {
 		problem problem
 		says    string
 		spoil   func(m *move)
 	}{
-		"unknown session":   {headwaterv1.SessionProblem_SESSION_PROBLEM_UNKNOWN, "not held here", func(m *move) { m.step.Session = make([]byte, 16) }},
+		"unknown session":   {session.Unknown, "not held here", func(m *move) { m.step.Session = make([]byte, 16) }},
 		"unknown layer":     {problemInvalid, "layer 9", func(m *move) { m.step.Layer = 9 }},
 		"layer 2³²-1":       {problemInvalid, "layer 4294967295", func(m *move) { m.step.Layer = math.MaxUint32 }},
-		"behind":            {headwaterv1.SessionProblem_SESSION_PROBLEM_BEHIND, "70 positions", func(m *move) { m.step.Length += 5 }},
-		"ahead":             {headwaterv1.SessionProblem_SESSION_PROBLEM_AHEAD, "70 positions", func(m *move) { m.step.Length -= 30 }},
-		"different":         {headwaterv1.SessionProblem_SESSION_PROBLEM_DIFFERENT, "group 1", func(m *move) { m.step.Hashes[1]++ }},
-		"stale epoch":       {headwaterv1.SessionProblem_SESSION_PROBLEM_STALE_EPOCH, "epoch 0", func(m *move) { m.step.Epoch = 0 }},
-		"other truncations": {headwaterv1.SessionProblem_SESSION_PROBLEM_OTHER_TRUNCATIONS, "truncated 0 times", func(m *move) { m.step.Truncations = 3 }},
+		"behind":            {session.Behind, "70 positions", func(m *move) { m.step.Length += 5 }},
+		"ahead":             {session.Ahead, "70 positions", func(m *move) { m.step.Length -= 30 }},
+		"different":         {session.Different, "group 1", func(m *move) { m.step.Hashes[1]++ }},
+		"stale epoch":       {session.StaleEpoch, "epoch 0", func(m *move) { m.step.Epoch = 0 }},
+		"other truncations": {session.OtherTruncations, "truncated 0 times", func(m *move) { m.step.Truncations = 3 }},
 		"no tokens":         {problemInvalid, "without tokens", func(m *move) { m.step.Append, m.step.Attend, m.payload = 0, 0, nil }},
 		"2³¹ to append":     {problemInvalid, "at most 65536 tokens", func(m *move) { m.step.Append = 1 << 31 }},
 		"2³¹ to attend":     {problemInvalid, "at most 65536 tokens", func(m *move) { m.step.Attend = 1 << 31 }},
 		"2³² - 1 of both":   {problemInvalid, "at most 65536 tokens", func(m *move) { m.step.Append, m.step.Attend = math.MaxUint32, math.MaxUint32 }},
 		"many tokens":       {problemInvalid, "the payload has", func(m *move) { m.step.Append, m.step.Attend = 1<<16, 1<<16 }},
 		"position 2⁶³":      {problemInvalid, "query at position", func(m *move) { m.step.QueryPosition = 1 << 63 }},
-		"length 2⁶³":        {headwaterv1.SessionProblem_SESSION_PROBLEM_BEHIND, "", func(m *move) { m.step.Length = 1 << 39 }},
+		"length 2⁶³":        {session.Behind, "", func(m *move) { m.step.Length = 1 << 39 }},
 		"a short payload":   {problemInvalid, "the payload has", func(m *move) { m.payload = m.payload[1:] }},
 		"no payload":        {problemInvalid, "the payload has 0 bytes", func(m *move) { m.payload = nil }},
 		"a long payload":    {problemInvalid, "the payload has", func(m *move) { m.payload = append(m.payload, 0) }},
@@ -628,7 +628,7 @@ func TestStepsAreRefusedByName(t *testing.T) {
 	// Another lane drives no session that is not its own, also with the right counter.
 	other := p.lane(t, 6)
 	m = s.draw(t, 0, 1, 1, false)
-	if e := other.ask(t, m.step, m.payload).GetResult().GetError(); e.GetProblem() != headwaterv1.SessionProblem_SESSION_PROBLEM_STALE_EPOCH || !bytes.Equal(e.GetEpoch().GetLane(), d.id[:]) {
+	if e := other.ask(t, m.step, m.payload).GetResult().GetError(); e.GetProblem() != session.StaleEpoch || !bytes.Equal(e.GetEpoch().GetLane(), d.id[:]) {
 		t.Errorf("got %v", e)
 	}
 	other.end(t)
@@ -757,7 +757,7 @@ func TestSessionCalls(t *testing.T) {
 		t.Fatalf("got %v: %v", taken, err)
 	}
 	m = s.draw(t, 0, 1, 1, false)
-	if e := d.ask(t, m.step, m.payload).GetResult().GetError(); e.GetProblem() != headwaterv1.SessionProblem_SESSION_PROBLEM_STALE_EPOCH {
+	if e := d.ask(t, m.step, m.payload).GetResult().GetError(); e.GetProblem() != session.StaleEpoch {
 		t.Fatalf("got %v", e)
 	}
 	s.epoch = 2
@@ -768,7 +768,7 @@ func TestSessionCalls(t *testing.T) {
 
 	// Errors of calls are typed.
 	_, err = p.sessions.TakeSession(ctx, &headwaterv1.TakeSessionRequest{Session: s.id, Epoch: &headwaterv1.Epoch{Counter: 1, Lane: d.id[:]}})
-	if e, ok := session.FromError(err); !ok || e.Problem() != headwaterv1.SessionProblem_SESSION_PROBLEM_STALE_EPOCH || e.Why.GetEpoch().GetCounter() != 2 {
+	if e, ok := session.FromError(err); !ok || e.Reason() != session.StaleEpoch || e.Why.GetEpoch().GetCounter() != 2 {
 		t.Fatalf("got %v", err)
 	}
 	for name, call := range map[string]func() error{
@@ -801,7 +801,7 @@ func TestSessionCalls(t *testing.T) {
 		},
 	} {
 		err := call()
-		if e, ok := session.FromError(err); !ok || e.Problem() != problemInvalid || !strings.Contains(e.Error(), name) || status.Code(err) != codes.InvalidArgument {
+		if e, ok := session.FromError(err); !ok || e.Reason() != problemInvalid || !strings.Contains(e.Error(), name) || status.Code(err) != codes.InvalidArgument {
 			t.Errorf("%s: got %v", name, err)
 		}
 	}
@@ -813,7 +813,7 @@ func TestSessionCalls(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err = p.sessions.CreateSession(ctx, &headwaterv1.CreateSessionRequest{Session: make([]byte, 16), Epoch: &headwaterv1.Epoch{Counter: 1, Lane: d.id[:]}, Config: s.config, Held: s.held})
-	if e, ok := session.FromError(err); !ok || e.Problem() != problemOver {
+	if e, ok := session.FromError(err); !ok || e.Reason() != problemOver {
 		t.Fatalf("got %v", err)
 	}
 	now = now.Add(time.Minute)

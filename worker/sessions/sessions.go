@@ -25,10 +25,10 @@ import (
 
 // The problems that a worker finds itself; the others are the store's.
 const (
-	problemInvalid   = headwaterv1.SessionProblem_SESSION_PROBLEM_INVALID
-	problemOver      = headwaterv1.SessionProblem_SESSION_PROBLEM_OVER_BUDGET
-	problemNotFinite = headwaterv1.SessionProblem_SESSION_PROBLEM_NOT_FINITE
-	problemBusy      = headwaterv1.SessionProblem_SESSION_PROBLEM_BUSY
+	problemInvalid   = session.Invalid
+	problemOver      = session.OverBudget
+	problemNotFinite = session.NotFinite
+	problemBusy      = session.Busy
 )
 
 // Service serves SessionService on a machine.

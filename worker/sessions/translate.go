@@ -37,16 +37,16 @@ func writeEpoch(e kvcache.Epoch) *headwaterv1.Epoch {
 	return &headwaterv1.Epoch{Counter: e.Counter, Lane: e.Lane[:]}
 }
 
-var sessionProblems = map[kvcache.Problem]headwaterv1.SessionProblem{
+var sessionProblems = map[kvcache.Problem]session.Reason{
 	kvcache.Invalid:          problemInvalid,
-	kvcache.Unknown:          headwaterv1.SessionProblem_SESSION_PROBLEM_UNKNOWN,
-	kvcache.Exists:           headwaterv1.SessionProblem_SESSION_PROBLEM_EXISTS,
-	kvcache.Behind:           headwaterv1.SessionProblem_SESSION_PROBLEM_BEHIND,
-	kvcache.Ahead:            headwaterv1.SessionProblem_SESSION_PROBLEM_AHEAD,
-	kvcache.Different:        headwaterv1.SessionProblem_SESSION_PROBLEM_DIFFERENT,
-	kvcache.StaleEpoch:       headwaterv1.SessionProblem_SESSION_PROBLEM_STALE_EPOCH,
-	kvcache.OtherTruncations: headwaterv1.SessionProblem_SESSION_PROBLEM_OTHER_TRUNCATIONS,
-	kvcache.Freed:            headwaterv1.SessionProblem_SESSION_PROBLEM_FREED,
+	kvcache.Unknown:          session.Unknown,
+	kvcache.Exists:           session.Exists,
+	kvcache.Behind:           session.Behind,
+	kvcache.Ahead:            session.Ahead,
+	kvcache.Different:        session.Different,
+	kvcache.StaleEpoch:       session.StaleEpoch,
+	kvcache.OtherTruncations: session.OtherTruncations,
+	kvcache.Freed:            session.Freed,
 	kvcache.OverBudget:       problemOver,
 }
 

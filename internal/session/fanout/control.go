@@ -57,7 +57,7 @@ func (c *Conns) Create(ctx context.Context, h *Holding, req *headwaterv1.CreateS
 		return resp.GetState(), err
 	})
 	if err != nil {
-		if !Is(err, headwaterv1.SessionProblem_SESSION_PROBLEM_EXISTS) {
+		if !Is(err, session.Exists) {
 			c.abandon(ctx, h, req.GetSession(), req.GetEpoch())
 		}
 		return nil, err
@@ -211,7 +211,7 @@ func (h *Holding) Join(id []byte, states []*headwaterv1.SessionState) (*headwate
 			return nil, wrong(o.Name, "it answers for session %x, not %x", s.GetSession(), id)
 		}
 		if s.GetTruncations() != all.GetTruncations() {
-			return nil, refused(o.Name, session.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_OTHER_TRUNCATIONS, "session %x: truncated %d times, at another holder %d", id, s.GetTruncations(), all.GetTruncations()))
+			return nil, refused(o.Name, session.Errorf(session.OtherTruncations, "session %x: truncated %d times, at another holder %d", id, s.GetTruncations(), all.GetTruncations()))
 		}
 		all.PageBytes += s.GetPageBytes()
 		all.OwnBytes += s.GetOwnBytes()
@@ -230,7 +230,7 @@ func (h *Holding) Join(id []byte, states []*headwaterv1.SessionState) (*headwate
 				return nil, wrong(o.Name, "it has %d hashes for %d groups of layer %d", len(l.GetHashes()), len(groups), l.GetLayer())
 			}
 			if seen[l.GetLayer()] > 0 && l.GetLength() != lengths[l.GetLayer()] {
-				return nil, refused(o.Name, session.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_BEHIND, "layer %d has %d positions, at another holder %d", l.GetLayer(), l.GetLength(), lengths[l.GetLayer()]))
+				return nil, refused(o.Name, session.Errorf(session.Behind, "layer %d has %d positions, at another holder %d", l.GetLayer(), l.GetLength(), lengths[l.GetLayer()]))
 			}
 			lengths[l.GetLayer()] = l.GetLength()
 			firsts[l.GetLayer()] = max(firsts[l.GetLayer()], l.GetFirst())
@@ -274,7 +274,7 @@ func (c *Conns) Fork(ctx context.Context, h *Holding, req *headwaterv1.ForkSessi
 			return state, nil
 		}
 	}
-	if !Is(err, headwaterv1.SessionProblem_SESSION_PROBLEM_EXISTS) {
+	if !Is(err, session.Exists) {
 		c.abandon(ctx, h, req.GetChild(), req.GetChildEpoch())
 	}
 	return nil, err
@@ -332,7 +332,7 @@ func (c *Conns) Pin(ctx context.Context, h *Holding, req *headwaterv1.PinSession
 		return s, nil
 	}
 	state, err := h.Join(req.GetSession(), states)
-	if Is(err, headwaterv1.SessionProblem_SESSION_PROBLEM_BEHIND) || Is(err, headwaterv1.SessionProblem_SESSION_PROBLEM_OTHER_TRUNCATIONS) {
+	if Is(err, session.Behind) || Is(err, session.OtherTruncations) {
 		state = proto.CloneOf(states[0])
 		state.Layers, state.Holders = nil, h.Proto()
 		for l, n := range h.least(states) {
@@ -349,7 +349,7 @@ func (c *Conns) Drop(ctx context.Context, holders []*Holder, req *headwaterv1.Dr
 	_, err := c.each(ctx, holders, func(ctx context.Context, s headwaterv1.SessionServiceClient, i int) (*headwaterv1.SessionState, error) {
 		_, err := s.DropSession(ctx, req)
 		known[i] = err == nil
-		if Is(err, headwaterv1.SessionProblem_SESSION_PROBLEM_UNKNOWN) {
+		if Is(err, session.Unknown) {
 			return nil, nil
 		}
 		return nil, err

@@ -15,10 +15,10 @@ import (
 	headwaterv1 "headwater.example/proto/headwater/v1"
 )
 
-// Is tells whether an error is, wraps or carries the refusal of a problem.
-func Is(err error, problem headwaterv1.SessionProblem) bool {
+// Is tells whether an error is, wraps or carries a refusal for a reason.
+func Is(err error, reason session.Reason) bool {
 	e, ok := session.FromError(err)
-	return ok && e.Problem() == problem
+	return ok && e.Reason() == reason
 }
 
 // lostError is a holder that can not be reached now. Over a new stream it may be.
@@ -27,10 +27,16 @@ type lostError struct{ why *session.Error }
 func (e lostError) Error() string { return e.why.Error() }
 func (e lostError) Unwrap() error { return e.why }
 
+// Unreached tells whether an error is of a holder that this side did not reach, or whose connection broke, and not what a holder
+// has answered.
+func Unreached(err error) bool {
+	var l lostError
+	return errors.As(err, &l)
+}
+
 // transient tells whether the same call may go well soon.
 func transient(err error) bool {
-	var l lostError
-	return errors.As(err, &l) || Is(err, headwaterv1.SessionProblem_SESSION_PROBLEM_BUSY)
+	return Unreached(err) || Is(err, session.Busy)
 }
 
 // refused is what a holder said. The name that it gives, of who refused it in turn, is kept.
@@ -53,14 +59,14 @@ func lost(holder string, err error) error {
 	if e, ok := session.FromError(err); ok {
 		return refused(holder, e)
 	}
-	problem := headwaterv1.SessionProblem_SESSION_PROBLEM_LOST
+	reason := session.Lost
 	switch {
-	case s.Code() == codes.InvalidArgument || s.Code() == codes.ResourceExhausted || s.Code() == codes.FailedPrecondition || s.Code() == codes.Unimplemented:
-		return status.Errorf(s.Code(), "holder %q: %s", holder, oneLine(s.Message()))
+	case session.KindOfCode(s.Code()) == session.Refused, s.Code() == codes.ResourceExhausted:
+		return refused(holder, session.Refusal(s.Err()))
 	case errors.As(err, &broken):
-		problem = headwaterv1.SessionProblem_SESSION_PROBLEM_BUSY
+		reason = session.Busy
 	}
-	e := session.Errorf(problem, "%s", oneLine(s.Message()))
+	e := session.Errorf(reason, "%s", oneLine(s.Message()))
 	e.Why.Holder = holder
 	return lostError{e}
 }
@@ -76,7 +82,7 @@ func wrong(holder, format string, args ...any) error {
 
 // invalid is a request that no holder is asked.
 func invalid(format string, args ...any) error {
-	return session.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_INVALID, format, args...)
+	return session.Errorf(session.Invalid, format, args...)
 }
 
 // Silent is the error of a session that workers which did not answer, at least one, may hold, or the rest of it.
@@ -92,14 +98,14 @@ func Silent(workers []*headwaterv1.SilentWorker, rest bool) error {
 		}
 		others = "; nor did " + strings.Join(names, ", ")
 	}
-	e := session.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_LOST, "it did not answer, and may hold %s: %s%s", what, oneLine(workers[0].GetError()), others)
+	e := session.Errorf(session.Lost, "it did not answer, and may hold %s: %s%s", what, oneLine(workers[0].GetError()), others)
 	e.Why.Holder = workers[0].GetWorker()
 	return e
 }
 
 // unknown is a session that a holder does not have.
 func unknown(holder string, id []byte) error {
-	return refused(holder, session.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_UNKNOWN, "session %x is not held", id))
+	return refused(holder, session.Errorf(session.Unknown, "session %x is not held", id))
 }
 
 // callError makes of the error of a unary call what it means.

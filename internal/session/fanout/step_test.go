@@ -174,10 +174,10 @@ func TestARetryConverges(t *testing.T) {
 		hashes := make([]uint64, 4)
 		first, x := draw(r, two, 0, p.id, 0, hashes, 3, 3)
 		p.nodes[n].Set(func(*session.Step) *session.Error {
-			return session.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_OVER_BUDGET, "no room")
+			return session.Errorf(session.OverBudget, "no room")
 		})
 		err := p.do(t, first)
-		if e, ok := session.FromError(err); !ok || e.Problem() != headwaterv1.SessionProblem_SESSION_PROBLEM_OVER_BUDGET || e.Why.GetHolder() != p.nodes[n].Name {
+		if e, ok := session.FromError(err); !ok || e.Reason() != session.OverBudget || e.Why.GetHolder() != p.nodes[n].Name {
 			t.Fatalf("got %v", err)
 		}
 		if !slices.Equal(first.Hashes, hashes) {
@@ -230,7 +230,7 @@ func TestTheLengthIsTheLeastThatAllHold(t *testing.T) {
 		// Of the first layer one holder has no more, of the second another.
 		for l, without := range []int{1, 0} {
 			p.nodes[without].Set(func(*session.Step) *session.Error {
-				return session.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_OVER_BUDGET, "no room")
+				return session.Errorf(session.OverBudget, "no room")
 			})
 			step, _ := draw(r, two, l, p.id, uint64([]int{5, 3}[l]), hashes[l], 2, 0)
 			if err := p.do(t, step); err == nil {
@@ -288,13 +288,13 @@ func TestATruncationIsMadeWhole(t *testing.T) {
 // says which one and how.
 func TestMixedReceipts(t *testing.T) {
 	for name, c := range map[string]struct {
-		problem headwaterv1.SessionProblem
+		problem session.Reason
 		length  uint64 // that the step names
 		others  int    // appended by all but the odd one, or by that alone if negative
 	}{
-		"ahead":     {headwaterv1.SessionProblem_SESSION_PROBLEM_AHEAD, 4, -2},
-		"behind":    {headwaterv1.SessionProblem_SESSION_PROBLEM_BEHIND, 6, 2},
-		"different": {headwaterv1.SessionProblem_SESSION_PROBLEM_DIFFERENT, 4, 0},
+		"ahead":     {session.Ahead, 4, -2},
+		"behind":    {session.Behind, 6, 2},
+		"different": {session.Different, 4, 0},
 	} {
 		p := start(t, 3, two...)
 		r := rng(9)
@@ -307,7 +307,7 @@ func TestMixedReceipts(t *testing.T) {
 			for i, n := range p.nodes {
 				if (i == 0) == (c.others > 0) {
 					n.Set(func(*session.Step) *session.Error {
-						return session.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_OVER_BUDGET, "no room")
+						return session.Errorf(session.OverBudget, "no room")
 					})
 				}
 			}
@@ -325,7 +325,7 @@ func TestMixedReceipts(t *testing.T) {
 		next, x := draw(r, two, 0, p.id, c.length, hashes, 1, 1)
 		err := p.do(t, next)
 		e, ok := session.FromError(err)
-		if !ok || e.Problem() != c.problem {
+		if !ok || e.Reason() != c.problem {
 			t.Errorf("%s: got %v", name, err)
 			continue
 		}
@@ -424,7 +424,7 @@ func TestWhatBreaksIsSentAgain(t *testing.T) {
 	for name, fail := range map[string]func(resp *session.Response) error{
 		"broken": func(*session.Response) error { return status.Error(codes.Unavailable, "it stops") },
 		"busy": func(resp *session.Response) error {
-			resp.Result = session.Result{Err: session.Errorf(headwaterv1.SessionProblem_SESSION_PROBLEM_BUSY, "too much")}
+			resp.Result = session.Result{Err: session.Errorf(session.Busy, "too much")}
 			return nil
 		},
 	} {
@@ -442,7 +442,7 @@ func TestWhatBreaksIsSentAgain(t *testing.T) {
 			if times < 4 && (err != nil || step.Hashes[0] != 1) {
 				t.Errorf("%s %d times: %v", name, times, err)
 			}
-			if times == 4 && !fanout.Is(err, headwaterv1.SessionProblem_SESSION_PROBLEM_BUSY) {
+			if times == 4 && !fanout.Is(err, session.Busy) {
 				t.Errorf("%s for ever: %v", name, err)
 			}
 		}
@@ -461,7 +461,7 @@ func TestAStepTooLargeReachesNobody(t *testing.T) {
 		large, x := draw(rng(1), []shard.LayerSpec{l}, 0, p.id, 1, small.Hashes, 1, 0)
 		large.Append, large.Attend = uint32(c[0]), uint32(c[1])
 		err := p.do(t, large)
-		if e, ok := session.FromError(err); !ok || e.Problem() != headwaterv1.SessionProblem_SESSION_PROBLEM_INVALID || !strings.Contains(err.Error(), "33554432") || !strings.Contains(err.Error(), "fewer tokens") {
+		if e, ok := session.FromError(err); !ok || e.Reason() != session.Invalid || !strings.Contains(err.Error(), "33554432") || !strings.Contains(err.Error(), "fewer tokens") {
 			t.Errorf("got %v", err)
 		}
 		if len(x.context) != 0 {

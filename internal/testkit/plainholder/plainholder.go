@@ -76,20 +76,20 @@ func (h *Holder) Describe(context.Context, *headwaterv1.DescribeRequest) (*headw
 	return &headwaterv1.DescribeResponse{Name: h.Name, Boot: h.Boot[:], Weight: 1, BudgetBytes: 1 << 30, Threads: 1}, nil
 }
 
-func refuse(p headwaterv1.SessionProblem, format string, args ...any) *session.Error {
+func refuse(p session.Reason, format string, args ...any) *session.Error {
 	return session.Errorf(p, format, args...)
 }
 
 const (
-	invalid          = headwaterv1.SessionProblem_SESSION_PROBLEM_INVALID
-	unknown          = headwaterv1.SessionProblem_SESSION_PROBLEM_UNKNOWN
-	exists           = headwaterv1.SessionProblem_SESSION_PROBLEM_EXISTS
-	behind           = headwaterv1.SessionProblem_SESSION_PROBLEM_BEHIND
-	ahead            = headwaterv1.SessionProblem_SESSION_PROBLEM_AHEAD
-	different        = headwaterv1.SessionProblem_SESSION_PROBLEM_DIFFERENT
-	staleEpoch       = headwaterv1.SessionProblem_SESSION_PROBLEM_STALE_EPOCH
-	otherTruncations = headwaterv1.SessionProblem_SESSION_PROBLEM_OTHER_TRUNCATIONS
-	notFinite        = headwaterv1.SessionProblem_SESSION_PROBLEM_NOT_FINITE
+	invalid          = session.Invalid
+	unknown          = session.Unknown
+	exists           = session.Exists
+	behind           = session.Behind
+	ahead            = session.Ahead
+	different        = session.Different
+	staleEpoch       = session.StaleEpoch
+	otherTruncations = session.OtherTruncations
+	notFinite        = session.NotFinite
 )
 
 func (h *Holder) find(id []byte) (*heldSession, *session.Error) {

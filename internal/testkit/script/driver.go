@@ -262,7 +262,7 @@ func told(err error) string {
 	case errors.Is(err, context.DeadlineExceeded):
 		return "error: deadline"
 	case errors.As(err, &refused):
-		return "error: " + strings.ToLower(strings.TrimPrefix(refused.Problem.String(), "SESSION_PROBLEM_"))
+		return "error: " + strings.ReplaceAll(string(refused.Reason), " ", "_")
 	}
 	return "error: " + err.Error()
 }

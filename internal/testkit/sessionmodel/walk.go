@@ -17,7 +17,6 @@ import (
 
 	"headwater.example/attention"
 	"headwater.example/client"
-	headwaterv1 "headwater.example/proto/headwater/v1"
 	"headwater.example/tensor"
 )
 
@@ -165,20 +164,20 @@ func (w *walk) remove(s *session) {
 	w.sessions = slices.DeleteFunc(w.sessions, func(other *session) bool { return other == s })
 }
 
-// problem is why a call was refused; an error that is none ends the walk.
-func problem(t *rapid.T, err error) headwaterv1.SessionProblem {
+// reason is why a call was refused; an error that is no refusal ends the walk.
+func reason(t *rapid.T, err error) client.Reason {
 	var e *client.SessionError
 	if !errors.As(err, &e) {
 		t.Fatalf("%v is no refusal of a session", err)
 	}
-	return e.Problem
+	return e.Reason
 }
 
 const (
-	behind     = headwaterv1.SessionProblem_SESSION_PROBLEM_BEHIND
-	different  = headwaterv1.SessionProblem_SESSION_PROBLEM_DIFFERENT
-	freed      = headwaterv1.SessionProblem_SESSION_PROBLEM_FREED
-	overBudget = headwaterv1.SessionProblem_SESSION_PROBLEM_OVER_BUDGET
+	behind     = client.ReasonBehind
+	different  = client.ReasonDifferent
+	freed      = client.ReasonFreed
+	overBudget = client.ReasonOverBudget
 )
 
 // gone handles an error of a call that found that a holder has dropped its part for want of room. The session then ends.
@@ -342,7 +341,7 @@ func (w *walk) open(t *rapid.T) {
 		s.know(n, w.salt)
 	}
 	opened, err := w.clients[s.driver].OpenSession(t.Context(), opts)
-	if w.tight && err != nil && problem(t, err) == overBudget {
+	if w.tight && err != nil && reason(t, err) == overBudget {
 		return // what it begins with takes room
 	}
 	if err != nil {
@@ -516,7 +515,7 @@ func (w *walk) land(t *rapid.T, p *planned, alone bool) {
 		t.Fatalf("%s: a step of layer %d of %d positions from %d on was to be refused", s, l, len(p.appended), len(s.kept[l]))
 	case w.gone(t, s, err):
 		return
-	case isFreed && problem(t, err) == freed, w.tight && problem(t, err) == overBudget && !(alone && w.fits(p)):
+	case isFreed && reason(t, err) == freed, w.tight && reason(t, err) == overBudget && !(alone && w.fits(p)):
 		if len(p.appended) > 0 {
 			// Who has done it has freed what left the window before it was taken back.
 			s.freed[l], s.loose = max(s.freed[l], s.seenFrom(l, min(len(s.kept[l]), p.query))), true
@@ -696,7 +695,7 @@ func (w *walk) fork(t *rapid.T) {
 		t.Fatalf("a fork of %s was to be refused", s)
 	case w.gone(t, s, err):
 		return
-	case isFreed && problem(t, err) == freed, isBehind && problem(t, err) == behind, w.tight && problem(t, err) == overBudget:
+	case isFreed && reason(t, err) == freed, isBehind && reason(t, err) == behind, w.tight && reason(t, err) == overBudget:
 		w.refused(t, s)
 		w.check(t, s)
 		return
@@ -726,7 +725,7 @@ func (w *walk) truncate(t *rapid.T) {
 		t.Fatalf("a truncation of %s to %d was to be refused", s, n)
 	case w.gone(t, s, err):
 		return
-	case isFreed && problem(t, err) == freed:
+	case isFreed && reason(t, err) == freed:
 		w.refused(t, s)
 		w.check(t, s)
 		return
@@ -786,7 +785,7 @@ func (w *walk) attach(t *rapid.T) {
 	}
 	receipt := s.receipt(lengths)
 	group := rapid.IntRange(0, s.layers[layer].KVHeads-1).Draw(t, "group")
-	var wrong headwaterv1.SessionProblem
+	var wrong client.Reason
 	switch kind {
 	case "other":
 		receipt.Layers[layer].Hashes[group]++
@@ -800,13 +799,13 @@ func (w *walk) attach(t *rapid.T) {
 	}
 	taken, err := w.clients[driver].Attach(t.Context(), s.ID(), opts)
 	switch {
-	case err == nil && wrong == 0:
+	case err == nil && wrong == "":
 	case err == nil:
 		t.Fatalf("%s was taken with a receipt that is %s", s, kind)
 	case w.gone(t, s, err):
 		return
-	case wrong != 0 && problem(t, err) == wrong,
-		w.tight && wrong == behind && problem(t, err) == different: // where a holder alone has done a step it has one more, too
+	case wrong != "" && reason(t, err) == wrong,
+		w.tight && wrong == behind && reason(t, err) == different: // where a holder alone has done a step it has one more, too
 		w.refused(t, s)
 		return
 	default:
@@ -850,7 +849,7 @@ func (w *walk) export(t *rapid.T) {
 		t.Fatalf("an export of %d positions of %s from %d on was to be refused, %d came", n, s, start, came)
 	case w.gone(t, s, err):
 		return
-	case isFreed && problem(t, err) == freed:
+	case isFreed && reason(t, err) == freed:
 		w.refused(t, s)
 		return
 	default:
@@ -916,7 +915,7 @@ func (w *walk) snapshot(t *rapid.T) {
 	case err == nil:
 	case w.gone(t, s, err):
 		return
-	case w.tight && problem(t, err) == overBudget: // of the fork that is written
+	case w.tight && reason(t, err) == overBudget: // of the fork that is written
 		w.refused(t, s)
 		return
 	default:
@@ -943,7 +942,7 @@ func (w *walk) restore(t *rapid.T) {
 		Name: s.name, Direct: s.direct, Codec: s.codec, Workers: rapid.IntRange(0, w.Workers).Draw(t, "workers"),
 	})
 	if err != nil {
-		if !w.tight || problem(t, err) != overBudget {
+		if !w.tight || reason(t, err) != overBudget {
 			t.Fatalf("restore %s as it was: %v", from.was, err)
 		}
 		return
