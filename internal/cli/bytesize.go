@@ -5,6 +5,8 @@ import (
 	"math"
 	"strconv"
 	"strings"
+
+	"github.com/spf13/pflag"
 )
 
 // byteSize is a flag for a number of bytes: 4GiB, 512MiB, 1.5GB, or plain bytes.
@@ -59,6 +61,36 @@ func (b *byteSize) Set(s string) error {
 		return fmt.Errorf("%q is no size: want a number of bytes, KiB, MiB, GiB or TiB", s)
 	}
 	*b = byteSize(n * unit)
+	return nil
+}
+
+// leastMemory is the smallest budget of a worker: one that is smaller is a number without its unit.
+const leastMemory = 1 << 20
+
+// memorySize is a flag for a worker's budget. Unset it is 0.
+type memorySize struct{ byteSize }
+
+// Set implements pflag.Value.
+func (m *memorySize) Set(s string) error {
+	var size byteSize
+	if err := size.Set(s); err != nil {
+		return err
+	}
+	if size < leastMemory {
+		return fmt.Errorf("%q is %s, less than the %s that a worker needs: want a size with its unit, as 4GiB", s, sizeOf(int64(size)), sizeOf(leastMemory))
+	}
+	m.byteSize = size
+	return nil
+}
+
+// positive refuses flags that are 0 or less, where a 0 would silently be the default.
+func positive(flags *pflag.FlagSet, names ...string) error {
+	for _, name := range names {
+		f := flags.Lookup(name)
+		if v := f.Value.String(); f.Changed && (v == "0" || v == "0s" || strings.HasPrefix(v, "-")) {
+			return usage("--%s is %s, must be more than 0 (default %s)", name, v, f.DefValue)
+		}
+	}
 	return nil
 }
 

@@ -40,7 +40,7 @@ func stopLocal(cluster *localcluster.Cluster) error {
 func (a *app) local() *cobra.Command {
 	var (
 		workers, threads int
-		memory           byteSize
+		memory           memorySize
 		data             string
 	)
 	cmd := &cobra.Command{
@@ -52,7 +52,7 @@ func (a *app) local() *cobra.Command {
 			if workers < 1 {
 				return usage("--workers is %d, must be at least 1", workers)
 			}
-			cluster, err := a.startLocal(cmd.Context(), localcluster.Options{Workers: workers, Memory: int64(memory), Threads: threads, DataDir: data, Log: a.Err})
+			cluster, err := a.startLocal(cmd.Context(), localcluster.Options{Workers: workers, Memory: int64(memory.byteSize), Threads: threads, DataDir: data, Log: a.Err})
 			if err != nil {
 				return err
 			}

@@ -43,6 +43,12 @@ func (a *app) serveCoordinator() *cobra.Command {
 		Example: `  coord serve --data-dir /var/lib/headwater
   coord serve --workers a=10.0.0.1:7601,b=10.0.0.2:7601`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if config.DataDir == "" {
+				return usage("--data-dir is empty: name a folder")
+			}
+			if err := positive(cmd.Flags(), "worker-wait", "max-duration", "keep-jobs", "keep-for", "keep-bytes", "block"); err != nil {
+				return err
+			}
 			config.KeepBytes, config.BlockBytes = int64(keep), int(block)
 			return a.runCoordinator(cmd.Context(), at, workers, config)
 		},
@@ -113,7 +119,7 @@ func (a *app) runCoordinator(ctx context.Context, at endpointFlags, workers stri
 func (a *app) serveWorker() *cobra.Command {
 	var (
 		at     endpointFlags
-		memory byteSize
+		memory memorySize
 		config worker.Config
 	)
 	cmd := &cobra.Command{
@@ -122,7 +128,10 @@ func (a *app) serveWorker() *cobra.Command {
 		Example: `  worker serve --join coordinator.example:7610
   worker serve --name a --gossip "" --listen 10.0.0.1:7601 --memory 64GiB`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			config.Budget = int64(memory)
+			if err := positive(cmd.Flags(), "session-ttl", "max-sessions"); err != nil {
+				return err
+			}
+			config.Budget = int64(memory.byteSize)
 			return a.runWorker(cmd.Context(), at, config)
 		},
 	}

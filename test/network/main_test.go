@@ -26,7 +26,7 @@ import (
 )
 
 // asProgram makes this binary the program that it names.
-const asProgram = "HEADWATER_NETWORK_TEST"
+const asProgram = "NETWORK_TEST_PROGRAM"
 
 // patience bounds the waiting for what must come.
 const patience = 60 * time.Second
@@ -184,10 +184,16 @@ func (p *process) end(t *testing.T, signal syscall.Signal) error {
 	if err := p.cmd.Process.Signal(signal); err != nil {
 		t.Fatal(err)
 	}
+	return p.wait(t)
+}
+
+// wait waits until the process has ended.
+func (p *process) wait(t *testing.T) error {
+	t.Helper()
 	select {
 	case <-p.done:
 	case <-time.After(patience):
-		t.Fatalf("the process did not end within %v of %v", patience, signal)
+		t.Fatalf("the process did not end within %v", patience)
 	}
 	return p.err
 }
