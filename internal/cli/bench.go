@@ -210,7 +210,7 @@ func (a *app) runBench(cmd *cobra.Command, f benchFlags) (err error) {
 		}
 		answering := answering(status)
 		if len(answering) == 0 {
-			return fmt.Errorf("coordinator %s has no worker that answers: nothing to measure", c.Address())
+			return passingError{fmt.Errorf("coordinator %s has no worker that answers: nothing to measure", c.Address())}
 		}
 		rows := a.rows(f.format, f.about(status, answering), f.header(cases))
 		if f.format == "markdown" {

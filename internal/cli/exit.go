@@ -69,10 +69,14 @@ func exitCode(err error) int {
 	return ExitFailed
 }
 
+// passingError is a state of things that may pass.
+type passingError struct{ error }
+
 // mayPass tells whether an error is of a state of things that may pass, of this machine, the coordinator or the workers, and
 // not of the request.
 func mayPass(err error) bool {
-	return errors.Is(err, client.ErrTryAgain) || errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
+	var own passingError
+	return errors.As(err, &own) || errors.Is(err, client.ErrTryAgain) || errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
 }
 
 // line makes an error fit for one line of stderr.

@@ -115,6 +115,12 @@ func (s *stranger) serve(t *testing.T) string {
 	headwaterv1.RegisterCoordinatorServiceServer(server, s)
 	headwaterv1.RegisterSessionServiceServer(server, s)
 	rpc.Register(server, headwaterv1.CoordinatorService_ServiceDesc.ServiceName)
+	return serve(t, server)
+}
+
+// serve serves until the test ends, and returns the address.
+func serve(t *testing.T, server *grpc.Server) string {
+	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"net"
 	"strings"
 	"testing"
 
@@ -22,13 +21,19 @@ type older struct {
 	headwaterv1.UnimplementedSessionServiceServer
 	caches []*headwaterv1.CacheState
 	silent []*headwaterv1.SilentWorker
+	reason string // why w2 is left out
+	none   bool   // of workers
 }
 
 func (o *older) Status(context.Context, *headwaterv1.StatusRequest) (*headwaterv1.StatusResponse, error) {
 	resp := &headwaterv1.StatusResponse{Name: "c", Protocol: rpc.Version}
+	if o.none {
+		return resp, nil
+	}
 	for _, name := range []string{"w1", "w2", "w3"} {
 		resp.Workers = append(resp.Workers, &headwaterv1.WorkerStatus{Worker: &headwaterv1.DescribeResponse{Name: name}})
 	}
+	resp.Workers[1].Error = o.reason
 	return resp, nil
 }
 
@@ -51,15 +56,9 @@ func (o *older) coord(t *testing.T, args ...string) (out, errs string) {
 	if o.caches != nil {
 		headwaterv1.RegisterSessionServiceServer(server, o)
 	}
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	done := make(chan struct{})
-	go func() { defer close(done); _ = server.Serve(listener) }() // ends with Stop
-	defer func() { server.Stop(); <-done }()
+	address := serve(t, server)
 	var stdout, stderr bytes.Buffer
-	if code := Coord(append(args, "--coordinator", listener.Addr().String()), Streams{Out: &stdout, Err: &stderr}); code != ExitOK {
+	if code := Coord(append(args, "--coordinator", address), Streams{Out: &stdout, Err: &stderr}); code != ExitOK {
 		t.Fatalf("coord %q ends with %d: %s", args, code, &stderr)
 	}
 	return stdout.String(), stderr.String()
@@ -124,5 +123,48 @@ func TestStatusTellsOfCaches(t *testing.T) {
 	}
 	if c := v.Workers[1].Cache; c == nil || c.Pages != nil || c.FreeBytes != nil || v.Workers[2].Cache != nil {
 		t.Errorf("got %+v and %+v", c, v.Workers[2].Cache)
+	}
+}
+
+// TestStatusSaysWholeWhyAWorkerIsLeftOut, below the table, which has no room for it.
+func TestStatusSaysWholeWhyAWorkerIsLeftOut(t *testing.T) {
+	reason := strings.Repeat("the reason is long, ", 20) + "and ends here"
+	text := (&older{reason: reason}).status(t)
+	if !strings.Contains(text, "w2 at : "+reason+"\n") {
+		t.Errorf("the reason is not whole in\n%s", text)
+	}
+	if got := row(t, text[:strings.Index(text, "caches")], "w1"); !strings.HasSuffix(got, " answers") {
+		t.Errorf("got %q", got)
+	}
+	found := false
+	for line := range strings.Lines(text) {
+		found = found || strings.HasPrefix(line, " w2 ") && strings.HasSuffix(line, " left out\n")
+	}
+	if !found {
+		t.Errorf("w2 is not left out in\n%s", text)
+	}
+}
+
+// TestWithoutWorkersCommandsSayWhatToDo instead of an empty table, or that the coordinator is unreachable.
+func TestWithoutWorkersCommandsSayWhatToDo(t *testing.T) {
+	o := &older{none: true}
+	if text := o.status(t); !strings.Contains(text, "no workers: start some with worker serve --join") {
+		t.Errorf("status says\n%s", text)
+	}
+	server := grpc.NewServer(rpc.ServerOptions()...)
+	headwaterv1.RegisterCoordinatorServiceServer(server, o)
+	rpc.Register(server, headwaterv1.CoordinatorService_ServiceDesc.ServiceName)
+	address := serve(t, server)
+	for command, want := range map[string]struct {
+		code int
+		says string
+	}{
+		"bench":  {ExitTryAgain, "has no worker that answers: nothing to measure"},
+		"health": {ExitUnhealthy, "not healthy: 0 workers answer of at least 1"},
+	} {
+		var out, errs bytes.Buffer
+		if code := Coord([]string{command, "--coordinator", address}, Streams{Out: &out, Err: &errs}); code != want.code || !strings.Contains(errs.String(), want.says) || strings.Contains(errs.String(), "unreachable") {
+			t.Errorf("coord %s ends with %d and says %q", command, code, &errs)
+		}
 	}
 }

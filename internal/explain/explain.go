@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"text/tabwriter"
+	"unicode/utf8"
 
 	"headwater.example/internal/jobfile"
 	"headwater.example/tensor"
@@ -124,13 +125,39 @@ func (e *Explanation) WriteTable(w io.Writer) error {
 		if len(matches) == 0 {
 			matches = []string{"nothing"}
 		}
-		fmt.Fprintf(table, "%d\t%d\t%s\t%s\t%s", r.Group, r.Head, place(r.Position, r.Token), strings.Join(matches, ", "), percent(r.Rest))
+		lines := pack(matches)
+		fmt.Fprintf(table, "%d\t%d\t%s\t%s\t%s", r.Group, r.Head, place(r.Position, r.Token), lines[0], percent(r.Rest))
 		if sinks {
 			fmt.Fprintf(table, "\t%s", percent(r.Sink))
 		}
 		fmt.Fprintln(table)
+		for _, line := range lines[1:] {
+			fmt.Fprintf(table, "\t\t\t%s\t", line)
+			if sinks {
+				fmt.Fprint(table, "\t")
+			}
+			fmt.Fprintln(table)
+		}
 	}
 	return flush(w, table, &text)
+}
+
+// matchesWidth is how wide a line of matches is at most, so that a row of usual tokens fits 80 columns.
+const matchesWidth = 36
+
+// pack puts matches into lines, at least one into each.
+func pack(matches []string) []string {
+	lines := []string{matches[0]}
+	for _, m := range matches[1:] {
+		last := &lines[len(lines)-1]
+		if utf8.RuneCountInString(*last)+len(", ")+utf8.RuneCountInString(m) <= matchesWidth {
+			*last += ", " + m
+			continue
+		}
+		*last += ","
+		lines = append(lines, m)
+	}
+	return lines
 }
 
 // flush writes a table that was laid out in text.
@@ -138,8 +165,10 @@ func flush(w io.Writer, table *tabwriter.Writer, text *bytes.Buffer) error {
 	if err := table.Flush(); err != nil {
 		return fmt.Errorf("laying out a table: %w", err)
 	}
-	if _, err := text.WriteTo(w); err != nil {
-		return fmt.Errorf("writing a table: %w", err)
+	for line := range strings.Lines(text.String()) {
+		if _, err := fmt.Fprintln(w, strings.TrimRight(line, " \n")); err != nil {
+			return fmt.Errorf("writing a table: %w", err)
+		}
 	}
 	return nil
 }

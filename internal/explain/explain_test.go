@@ -234,6 +234,26 @@ func TestTable(t *testing.T) {
 	}
 }
 
+// TestTableFits80Columns: matches are put into lines, each row's below each other.
+func TestTableFits80Columns(t *testing.T) {
+	e := &Explanation{Rows: []Row{{Head: 31, Group: 7, Position: 131071, Token: " hurried", Rest: 0.1, Sink: 0.2}}}
+	for i := range 9 {
+		e.Rows[0].Matches = append(e.Rows[0].Matches, Match{Position: 131000 + i, Token: " wondered"[:1+i], Weight: 0.1})
+	}
+	var table strings.Builder
+	if err := e.WriteTable(&table); err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(table.String()) {
+		if n := len(strings.TrimSuffix(line, "\n")); n > 80 || strings.HasSuffix(line, " \n") {
+			t.Errorf("a line of %d columns: %q", n, line)
+		}
+	}
+	if n := strings.Count(table.String(), "10.0% 1310"); n != 9 {
+		t.Errorf("%d of 9 matches are in\n%s", n, &table)
+	}
+}
+
 // Without strings the ids are shown, and the last query alone is the default.
 func TestTokenIDs(t *testing.T) {
 	ids := tensor.Data{Info: tensor.Info{Name: "tokens", DType: tensor.I16, Shape: []int{3}}, Bytes: []byte{7, 0, 0xff, 0xff, 0, 1}}
