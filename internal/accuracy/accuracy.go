@@ -3,12 +3,18 @@ package accuracy
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 
+	"headwater.example/attention/reference"
+	"headwater.example/internal/explain"
+	"headwater.example/internal/jobfile"
 	"headwater.example/tensor"
 )
 
@@ -59,6 +65,50 @@ func Against(result, truth *tensor.File) ([]Errors, error) {
 	}
 	if len(all) == 0 {
 		return nil, &tensor.FormatError{File: truth.Path(), Index: -1, Rule: "holds no tensor context or y to compare with"}
+	}
+	return all, nil
+}
+
+// AgainstJob computes the truth of a job of kind attention in float64 and compares the contexts of its result with it, in
+// units. What the job was run with the result says.
+func AgainstJob(ctx context.Context, result, file *tensor.File) ([]Errors, error) {
+	var ran struct {
+		Options json.RawMessage `json:"options"`
+	}
+	if err := json.Unmarshal([]byte(result.Metadata()["headwater"]), &ran); err != nil {
+		return nil, &tensor.FormatError{File: result.Path(), Index: -1, Rule: "is no result: its metadata does not say what it is of"}
+	}
+	job, err := jobfile.Parse(file, ran.Options)
+	if err != nil {
+		return nil, err
+	}
+	if job.Kind != jobfile.KindAttention {
+		return nil, &tensor.FormatError{File: file.Path(), Index: -1, Rule: "is of kind layer, whose projections have no unit of error: compare with a file of the truth"}
+	}
+	var all []Errors
+	for i := range job.Problems {
+		p := &job.Problems[i]
+		e := Errors{Tensor: p.Prefix + "context", Kind: Units, Rows: make([]float64, p.Tokens*p.Shape.Heads)}
+		info, ok := result.Lookup(e.Tensor)
+		if shape := []int{p.Tokens, p.Shape.Heads, p.Shape.VDim}; !ok || info.DType != tensor.F32 || !slices.Equal(info.Shape, shape) {
+			return nil, &tensor.FormatError{File: result.Path(), Tensor: e.Tensor, Index: -1, Rule: fmt.Sprintf("is %s %v, the job has F32 %v", info.DType, info.Shape, shape)}
+		}
+		got, row := make([]byte, 4*p.Shape.VDim), make([]float32, p.Shape.VDim)
+		err := explain.Truth(ctx, file, p, func(head, query int, truth reference.Result) error {
+			at := query*p.Shape.Heads + head
+			if err := result.ReadAt(got, e.Tensor, int64(at)*int64(len(got))); err != nil {
+				return err
+			}
+			if err := tensor.Widen(row, got, tensor.F32); err != nil {
+				return err
+			}
+			e.Rows[at], _, _ = truth.Units(row)
+			return nil
+		})
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, e)
 	}
 	return all, nil
 }

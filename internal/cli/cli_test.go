@@ -45,6 +45,7 @@ func TestScripts(t *testing.T) {
 			writeJob(t, filepath.Join(env.WorkDir, "job.safetensors"), 0)
 			writeJob(t, filepath.Join(env.WorkDir, "other.safetensors"), 1)
 			writeOverflow(t, filepath.Join(env.WorkDir, "overflow.safetensors"))
+			writeFar(t, filepath.Join(env.WorkDir, "far.safetensors"))
 			env.Setenv("HOME", env.WorkDir)
 			fixtures, err := filepath.Abs("../../test/data/smollm2")
 			env.Setenv("FIXTURES", fixtures)
@@ -118,19 +119,33 @@ func exits(ts *testscript.TestScript, neg bool, args []string) {
 // writeJob writes a job of 4 tokens on 6 positions, 4 heads in 2 groups of head_dim 8, whose values depend on seed.
 func writeJob(t *testing.T, path string, seed int) {
 	t.Helper()
-	data := func(name string, shape ...int) tensor.Data {
-		n := 1
-		for _, d := range shape {
-			n *= d
-		}
-		raw := make([]byte, 0, 4*n)
-		for i := range n {
-			raw = binary.LittleEndian.AppendUint32(raw, math.Float32bits(float32(math.Sin(float64(i*7+seed+len(shape))))))
-		}
-		return tensor.Data{Info: tensor.Info{Name: name, DType: tensor.F32, Shape: shape}, Bytes: raw}
-	}
-	writeTensors(t, path, []tensor.Data{data("q", 4, 4, 8), data("k", 6, 2, 8), data("v", 6, 2, 8)},
+	writeTensors(t, path, []tensor.Data{waves("q", seed, 4, 4, 8), waves("k", seed, 6, 2, 8), waves("v", seed, 6, 2, 8)},
 		map[string]string{"headwater": `{"causal":true}`, "tokens": `["the","river","runs","to","the","sea"]`})
+}
+
+// waves is a tensor of some numbers from −1 to 1.
+func waves(name string, seed int, shape ...int) tensor.Data {
+	n := 1
+	for _, d := range shape {
+		n *= d
+	}
+	raw := make([]byte, 0, 4*n)
+	for i := range n {
+		raw = binary.LittleEndian.AppendUint32(raw, math.Float32bits(float32(math.Sin(float64(i*7+seed+len(shape))))))
+	}
+	return tensor.Data{Info: tensor.Info{Name: name, DType: tensor.F32, Shape: shape}, Bytes: raw}
+}
+
+// writeFar writes a job whose queries stand 50,000 positions beyond the keys, with ALiBi, and with a bias of about −10,000.
+func writeFar(t *testing.T, path string) {
+	t.Helper()
+	bias := waves("bias", 3, 1, 4, 6)
+	for i := 0; i < len(bias.Bytes); i += 4 {
+		x := math.Float32frombits(binary.LittleEndian.Uint32(bias.Bytes[i:])) - 10000
+		binary.LittleEndian.PutUint32(bias.Bytes[i:], math.Float32bits(x))
+	}
+	writeTensors(t, path, []tensor.Data{waves("q", 0, 4, 4, 8), waves("k", 0, 6, 2, 8), waves("v", 0, 6, 2, 8), bias},
+		map[string]string{"headwater": `{"offset":50000,"alibi_slopes":[0.9,0.7,0.5,0.3]}`})
 }
 
 // writeOverflow writes a job of one query on one position, whose score is -1e40.

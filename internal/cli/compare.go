@@ -3,6 +3,7 @@ package cli
 import (
 	"errors"
 	"fmt"
+	"math"
 
 	"github.com/spf13/cobra"
 
@@ -60,19 +61,26 @@ func (a *app) diff() *cobra.Command {
 }
 
 func (a *app) check() *cobra.Command {
-	var truth string
+	var truth, job string
 	cmd := &cobra.Command{
 		Use: "check RESULT", Short: "Compare a result with a float64 truth", Args: exactly("RESULT"),
-		Long: "Compare a result with a file of the true contexts (and y) in float64. The errors of a context are counted in units of\n" +
-			"rounding error, if the truth has a tensor unit [tokens, n_heads] beside it: 2^-24*(1+S)*max|v| of each row, where S\n" +
-			"counts scale*sum|q*k|, slope*distance and |bias| (docs/numerics.md). All else is relative to the row's largest value.",
-		Example: "  coord check context.safetensors --truth test/data/smollm2/attention.truth.safetensors",
-		RunE: func(_ *cobra.Command, args []string) error {
-			if truth == "" {
-				return usage("--truth is missing: compare with which file?")
+		Long: "Compare a result with the truth: with a file of the true contexts (and y) in float64, or with a job file of kind attention,\n" +
+			"of which the truth is computed here, in plain float64 and with the options that the result was made with.\n\n" +
+			"The errors of a context are counted in units of rounding error, with --truth if the file has a tensor unit\n" +
+			"[tokens, n_heads] beside it: 2^-24*(1+S)*max|v| of each row, where S counts scale*sum|q*k|, slope*distance and |bias|\n" +
+			"(docs/numerics.md). All else is relative to the row's largest value.",
+		Example: "  coord check context.safetensors --job job.safetensors\n  coord check context.safetensors --truth test/data/smollm2/attention.truth.safetensors",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if (truth == "") == (job == "") {
+				return usage("one of --truth and --job is to be given: compare with which file?")
 			}
-			return withFiles(args[0], truth, func(result, exact *tensor.File) error {
-				found, err := accuracy.Against(result, exact)
+			return withFiles(args[0], truth+job, func(result, other *tensor.File) (err error) {
+				var found []accuracy.Errors
+				if job != "" {
+					found, err = accuracy.AgainstJob(cmd.Context(), result, other)
+				} else {
+					found, err = accuracy.Against(result, other)
+				}
 				if err != nil {
 					return err
 				}
@@ -81,7 +89,8 @@ func (a *app) check() *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVar(&truth, "truth", "", "`file` with the truth in float64")
-	flagOnly(cmd.Flags(), "truth")
+	cmd.Flags().StringVar(&job, "job", "", "job `file` of which to compute the truth")
+	flagOnly(cmd.Flags(), "truth", "job")
 	return cmd
 }
 
@@ -97,7 +106,7 @@ func (a *app) printErrors(found []accuracy.Errors) error {
 	t := a.newTable("", "tensor", ">rows", ">largest error", "of")
 	for _, e := range found {
 		worst, row := e.Worst()
-		views = append(views, view{e.Tensor, e.Kind, len(e.Rows), worst, row})
+		views = append(views, view{e.Tensor, e.Kind, len(e.Rows), min(worst, math.MaxFloat64), row}) // JSON has no infinity
 		of := "the row's largest value"
 		if e.Kind == accuracy.Units {
 			of = "units of rounding error"

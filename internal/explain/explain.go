@@ -143,7 +143,7 @@ func (e *Explanation) WriteTable(w io.Writer) error {
 }
 
 // matchesWidth is how wide a line of matches is at most, so that a row of usual tokens fits 80 columns.
-const matchesWidth = 36
+const matchesWidth = 34
 
 // pack puts matches into lines, at least one into each.
 func pack(matches []string) []string {

@@ -67,6 +67,14 @@ type source struct {
 
 // rows calls f with the weights [kv_len] of each chosen head and query, in their order.
 func (s *source) rows(ctx context.Context, heads, queries []int, f func(head, query int, weights []float64)) error {
+	return s.problems(ctx, heads, queries, func(head, query int, one reference.Problem) error {
+		f(head, query, reference.Weights(one, 0, 0))
+		return nil
+	})
+}
+
+// problems calls f with the problem of each chosen head and query alone, without values, in their order.
+func (s *source) problems(ctx context.Context, heads, queries []int, f func(head, query int, one reference.Problem) error) error {
 	p := s.p
 	var keys []float64
 	loaded := -1
@@ -95,7 +103,9 @@ func (s *source) rows(ctx context.Context, heads, queries []int, f func(head, qu
 			if err := s.operands(&one, head, query); err != nil {
 				return err
 			}
-			f(head, query, reference.Weights(one, 0, 0))
+			if err := f(head, query, one); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
@@ -164,18 +174,23 @@ func (s *source) keys(ctx context.Context, group int) ([]float64, error) {
 		}
 		return keys, nil
 	}
-	keys, err := s.column(ctx, p.K, group, dim)
-	if err != nil || p.Storage != tensor.I8 {
-		return keys, err
+	return s.stored(ctx, p.K, p.KScale, group, dim)
+}
+
+// stored returns what the rows [kv_len, dim] of one group are worth.
+func (s *source) stored(ctx context.Context, name, scale string, group, dim int) ([]float64, error) {
+	rows, err := s.column(ctx, name, group, dim)
+	if err != nil || s.p.Storage != tensor.I8 {
+		return rows, err
 	}
-	scales, err := s.column(ctx, p.KScale, group, 1)
+	scales, err := s.column(ctx, scale, group, 1)
 	if err != nil {
 		return nil, err
 	}
-	for i := range keys {
-		keys[i] *= scales[i/dim]
+	for i := range rows {
+		rows[i] *= scales[i/dim]
 	}
-	return keys, nil
+	return rows, nil
 }
 
 // column reads [kv_len, width] of one group out of a tensor [kv_tokens, n_kv_heads, width].
