@@ -54,7 +54,7 @@ func whySilent(m membership.Member, err error) string {
 	return strings.TrimPrefix(status.Convert(err).Message(), fmt.Sprintf("holder %q: ", m.Name))
 }
 
-// find returns who holds a session. Where it is not remembered, all workers are asked.
+// find returns who holds a session, which is asked for if it is not remembered.
 func (r *Relay) find(ctx context.Context, key []byte) (*fanout.Holding, error) {
 	id, err := sessionID(key)
 	if err != nil {
@@ -66,6 +66,15 @@ func (r *Relay) find(ctx context.Context, key []byte) (*fanout.Holding, error) {
 	if h != nil {
 		return h, nil
 	}
+	if h, err = r.locate(ctx, key); err != nil {
+		return nil, err
+	}
+	r.remember(id, h)
+	return h, nil
+}
+
+// askWorkers asks all workers who holds a session.
+func (r *Relay) askWorkers(ctx context.Context, key []byte) (*fanout.Holding, error) {
 	members := r.workers.List()
 	answers, silent, err := r.list(ctx, members, &headwaterv1.ListSessionsRequest{Sessions: [][]byte{key}})
 	if err != nil {
@@ -95,13 +104,13 @@ func (r *Relay) find(ctx context.Context, key []byte) (*fanout.Holding, error) {
 	if err != nil {
 		return nil, fmt.Errorf("session %x: %w", key, err)
 	}
-	if h, err = fanout.ParseHolding(layers, holders); err != nil {
+	h, err := fanout.ParseHolding(layers, holders)
+	if err != nil {
 		if len(silent) > 0 {
 			return nil, fanout.Silent(silent, true)
 		}
 		return nil, session.Errorf(session.Unknown, "session %x is not whole, since a worker that held a part has restarted or dropped it: %v", key, err)
 	}
-	r.remember(id, h)
 	return h, nil
 }
 

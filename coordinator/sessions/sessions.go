@@ -4,6 +4,9 @@
 // The way of a session: CreateSession plans its groups onto the workers that answer (place.go) and makes it there; Lane
 // cuts each step by holder and gathers the answers (relay.go). A call on a session that is not remembered asks all workers
 // who holds it (find.go). Nothing of a session is kept but who holds it, which the workers know as well.
+//
+// A client that wants its steps to pass no coordinator has a relay of its own machine (direct.go), which asks a coordinator
+// for what only that one knows: who the workers are.
 package sessions
 
 import (
@@ -42,8 +45,9 @@ type Relay struct {
 	log      *slog.Logger
 	conns    *fanout.Conns
 	workers  *workers.Workers
-	stopping chan struct{}  // closed when Run ends
-	lanes    sync.WaitGroup // what reads lanes
+	locate   func(ctx context.Context, session []byte) (*fanout.Holding, error) // who holds a session that is not remembered
+	stopping chan struct{}                                                      // closed when Run ends
+	lanes    sync.WaitGroup                                                     // what reads lanes
 
 	mu       sync.Mutex
 	holdings map[[16]byte]*fanout.Holding // at most maxHoldings
@@ -55,10 +59,12 @@ func New(c Config) *Relay {
 		c.Dial = rpc.DialOptions()
 	}
 	conns := fanout.NewConns(c.Dial...)
-	return &Relay{
+	r := &Relay{
 		log: cmp.Or(c.Logger, slog.New(slog.DiscardHandler)), conns: conns, workers: workers.New(c.View, conns.Conns),
 		stopping: make(chan struct{}), holdings: map[[16]byte]*fanout.Holding{},
 	}
+	r.locate = r.askWorkers
+	return r
 }
 
 // Run keeps the connections to the workers until ctx ends, once. Lanes end then, so that a server can stop gracefully.

@@ -106,13 +106,21 @@ func TestAModelStepsThroughASession(t *testing.T) {
 	t.Parallel()
 	for _, shape := range []struct {
 		workers int
-		direct  bool
-	}{{1, false}, {1, true}, {2, true}, {3, false}, {3, true}} {
-		t.Run(fmt.Sprintf("%d workers, direct %v", shape.workers, shape.direct), func(t *testing.T) {
+		through string // "coordinator", "relay", or "" where the client speaks to the workers
+	}{{1, "coordinator"}, {1, ""}, {2, ""}, {3, "coordinator"}, {3, ""}, {1, "relay"}, {3, "relay"}} {
+		t.Run(fmt.Sprintf("%d workers through %q", shape.workers, shape.through), func(t *testing.T) {
 			t.Parallel()
 			c := start(t, localcluster.Options{Workers: shape.workers, Threads: 1})
 			g, layers := generate(t, c)
-			s, err := c.OpenSession(g.ctx, client.SessionOptions{Layers: layers, Direct: shape.direct})
+			through := c.Client
+			if shape.through == "relay" {
+				var err error
+				if through, err = client.Dial(startRelay(t, c.Address(), "--listen", "127.0.0.1:0").Address); err != nil {
+					t.Fatal(err)
+				}
+				defer through.Close()
+			}
+			s, err := through.OpenSession(g.ctx, client.SessionOptions{Layers: layers, Direct: shape.through == ""})
 			if err != nil {
 				t.Fatal(err)
 			}

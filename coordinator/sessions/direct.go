@@ -1,0 +1,125 @@
+package sessions
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"log/slog"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+
+	"headwater.example/internal/layerproto"
+	"headwater.example/internal/membership"
+	"headwater.example/internal/rpc"
+	"headwater.example/internal/session"
+	"headwater.example/internal/session/fanout"
+	headwaterv1 "headwater.example/proto/headwater/v1"
+)
+
+// Direct is a relay on a client's machine: a Relay that does not know the workers. A coordinator makes sessions, lists and
+// drops them, and says who holds them; steps and all other calls go to the holders themselves. Make it with NewDirect.
+type Direct struct {
+	*Relay
+	address     string // the coordinator's
+	coordinator headwaterv1.SessionServiceClient
+}
+
+// NewDirect makes a relay to the workers of a coordinator, whose address is for errors. The connection stays the caller's.
+func NewDirect(address string, coordinator grpc.ClientConnInterface, log *slog.Logger) *Direct {
+	d := &Direct{
+		Relay:       New(Config{View: membership.Static(nil), Logger: log}),
+		address:     address,
+		coordinator: headwaterv1.NewSessionServiceClient(coordinator),
+	}
+	d.locate = d.askCoordinator
+	return d
+}
+
+// Register adds the service to a server.
+func (d *Direct) Register(s grpc.ServiceRegistrar) { session.Register(s, d) }
+
+// CreateSession implements headwater.v1.SessionService: the coordinator places the session and makes it.
+func (d *Direct) CreateSession(ctx context.Context, req *headwaterv1.CreateSessionRequest) (*headwaterv1.CreateSessionResponse, error) {
+	resp, err := forward(ctx, d, d.coordinator.CreateSession, req)
+	if err != nil {
+		return nil, err
+	}
+	id, err := sessionID(req.GetSession())
+	if err != nil {
+		return nil, refusal(err)
+	}
+	if h, err := holdingOf(resp.GetState().GetConfig(), req.GetConfig(), resp.GetState().GetHolders()); err == nil {
+		d.remember(id, h)
+	} // else the first step asks, and is told what is wrong
+	return resp, nil
+}
+
+// DropSession implements headwater.v1.SessionService: the coordinator knows more workers than those that were told of here.
+func (d *Direct) DropSession(ctx context.Context, req *headwaterv1.DropSessionRequest) (*headwaterv1.DropSessionResponse, error) {
+	resp, err := forward(ctx, d, d.coordinator.DropSession, req)
+	if err == nil {
+		d.forget(req.GetSession())
+	}
+	return resp, err
+}
+
+// ListSessions implements headwater.v1.SessionService.
+func (d *Direct) ListSessions(ctx context.Context, req *headwaterv1.ListSessionsRequest) (*headwaterv1.ListSessionsResponse, error) {
+	return forward(ctx, d, d.coordinator.ListSessions, req)
+}
+
+// askCoordinator asks the coordinator who holds a session.
+func (d *Direct) askCoordinator(ctx context.Context, key []byte) (*fanout.Holding, error) {
+	resp, err := forward(ctx, d, d.coordinator.ListSessions, &headwaterv1.ListSessionsRequest{Sessions: [][]byte{key}})
+	if err != nil {
+		return nil, err
+	}
+	found, silent := resp.GetSessions(), resp.GetSilent()
+	if len(found) != 1 || !bytes.Equal(found[0].GetSession(), key) {
+		if len(silent) > 0 {
+			return nil, fanout.Silent(silent, false)
+		}
+		return nil, session.Errorf(session.Unknown, "session %x is held by no worker", key)
+	}
+	h, err := holdingOf(found[0].GetConfig(), nil, found[0].GetHolders())
+	if err != nil && len(silent) > 0 {
+		return nil, fanout.Silent(silent, true)
+	}
+	if err != nil {
+		return nil, session.Errorf(session.Lost, "session %x is not whole: %v", key, err)
+	}
+	return h, nil
+}
+
+// holdingOf reads who holds a session of a config, which a state may leave out where it was asked for with one.
+func holdingOf(told, asked *headwaterv1.SessionConfig, holders []*headwaterv1.Holder) (*fanout.Holding, error) {
+	if told == nil {
+		told = asked
+	}
+	layers, err := layerproto.ReadSessionLayers(told.GetLayers())
+	if err != nil {
+		return nil, err
+	}
+	return fanout.ParseHolding(layers, holders)
+}
+
+// forward makes a call to the coordinator. Its error is the coordinator's, details and all, under the coordinator's name.
+func forward[Q, R any](ctx context.Context, d *Direct, call func(context.Context, *Q, ...grpc.CallOption) (*R, error), req *Q) (*R, error) {
+	var header metadata.MD
+	resp, err := call(ctx, req, grpc.Header(&header))
+	peer := "coordinator " + d.address
+	if version := rpc.CheckHeader(peer, header); version != nil {
+		return nil, version
+	}
+	if err == nil {
+		return resp, nil
+	}
+	s := status.Convert(err)
+	if len(s.Details()) == 0 && s.Code() == codes.Unavailable && len(header) == 0 { // it did not answer
+		return nil, status.Error(codes.Unavailable, fmt.Sprintf("%s is unreachable: %s", peer, s.Message()))
+	}
+	return nil, err
+}
