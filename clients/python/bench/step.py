@@ -21,7 +21,7 @@ def main(address: str, positions: int) -> None:
     k, v = (rng.standard_normal((1024, 8, 128), np.float32) for _ in range(2))
     q = rng.standard_normal((1, 32, 128), np.float32)
     out, lse = np.empty((1, 32, 128), np.float32), np.empty((1, 32), np.float32)
-    with headwater.Client(address) as client, client.open([layer], direct=True) as session:
+    with headwater.Client(address, direct=True) as client, client.open([layer]) as session:
         while len(session) < positions - 1:
             n = min(1024, positions - 1 - len(session))
             session.step(0, k=k[:n], v=v[:n])
@@ -34,7 +34,6 @@ def main(address: str, positions: int) -> None:
                 session.step(0, q, k[:1], v[:1], out=out, out_lse=lse)
                 took.append(time.perf_counter() - began)
             print(statistics.median(took), flush=True)
-        session.drop()
 
 
 if __name__ == "__main__":

@@ -35,7 +35,6 @@ def main(address: str, path: str) -> None:
                     np.testing.assert_array_equal(context, want[f"{names[i]}.context"][now])
                     np.testing.assert_array_equal(lse, want[f"{names[i]}.lse"][now])
             print(f"{tokens} tokens through layers {', '.join(n.rpartition('.')[2] for n in names)}: the job's bits")
-            session.drop()
 
 
 if __name__ == "__main__":

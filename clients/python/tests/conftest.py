@@ -1,4 +1,4 @@
-"""A cluster on this machine for all tests, and holders that are plain NumPy for what a cluster does not do on demand."""
+"""A cluster on this machine for all tests."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ import pytest
 import headwater
 
 ROOT = Path(__file__).resolve().parents[3]
+COORD = os.environ.setdefault("HEADWATER_COORD", str(ROOT / "bin" / "coord"))
 
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[str]:
     """The address of a coordinator with three workers, of the binaries in bin/."""
-    command = [os.environ.get("HEADWATER_COORD", str(ROOT / "bin" / "coord")), "local", "--workers", "3", "--memory", "64MiB", "--output", "json"]
+    command = [COORD, "local", "--workers", "3", "--memory", "64MiB", "--output", "json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         assert process.stdout is not None
         seen = []
@@ -33,7 +34,8 @@ def cluster() -> Iterator[str]:
         process.communicate()
 
 
-@pytest.fixture
-def client(cluster: str) -> Iterator[headwater.Client]:
-    with headwater.Client(cluster, timeout=60) as c:
+@pytest.fixture(params=[False, True], ids=["coordinator", "direct"])
+def client(request: pytest.FixtureRequest, cluster: str) -> Iterator[headwater.Client]:
+    """A client whose steps go through the coordinator, then one with a relay of its own."""
+    with headwater.Client(cluster, timeout=60, direct=request.param) as c:
         yield c

@@ -1,6 +1,5 @@
-"""Holders of sessions in plain NumPy: the rules of docs/sessions.md over lists, with nothing shared, paged or planned well.
-
-A Cluster is a coordinator and workers on ports of their own. The coordinator serves sessions as one holder of all groups."""
+"""A holder of sessions in plain NumPy, for what a cluster does not do on demand: the rules of docs/sessions.md over lists, with
+nothing shared or paged. It holds all groups, as whoever a client speaks to seems to."""
 
 from __future__ import annotations
 
@@ -54,11 +53,12 @@ def attend(q: Any, k: Any, v: Any, first: int, layer: Any, tree: Any = None) -> 
 class Held:
     """A session at one holder."""
 
-    def __init__(self, config: Any, epoch: Any, groups: list[tuple[int, ...]]) -> None:
-        self.config, self.epoch, self.groups = config, epoch, groups
+    def __init__(self, config: Any, epoch: Any) -> None:
+        self.config, self.epoch = config, epoch
+        self.groups = [tuple(range(layer.n_kv_heads)) for layer in config.layers]
         self.truncations, self.cut, self.pinned = 0, None, False
         # by layer and group: k and v of each position, and the hash after it
-        self.rows: dict[tuple[int, int], list[tuple[Any, Any, int]]] = {(i, g): [] for i, gs in enumerate(groups) for g in gs}
+        self.rows: dict[tuple[int, int], list[tuple[Any, Any, int]]] = {(i, g): [] for i, gs in enumerate(self.groups) for g in gs}
 
     def hashes(self, layer: int) -> list[int]:
         return [self.rows[layer, g][-1][2] if self.rows[layer, g] else 0 for g in self.groups[layer]]
@@ -66,11 +66,12 @@ class Held:
     def length(self, layer: int) -> int:
         return len(self.rows[layer, self.groups[layer][0]])
 
-    def state(self, id: bytes, holders: Any = ()) -> Any:
-        s = P.SessionState(session=id, epoch=self.epoch, truncations=self.truncations, config=self.config, pinned=self.pinned, holders=holders)
-        for i, gs in enumerate(self.groups):
-            if gs:
-                s.layers.add(layer=i, length=self.length(i), hashes=self.hashes(i))
+    def state(self, id: bytes, worker: str = "w1") -> Any:
+        s = P.SessionState(session=id, epoch=self.epoch, truncations=self.truncations, config=self.config, pinned=self.pinned)
+        held = [P.HeldLayer(layer=i, groups=gs) for i, gs in enumerate(self.groups)]
+        s.holders.add(name=worker, layers=held)
+        for i in range(len(self.groups)):
+            s.layers.add(layer=i, length=self.length(i), hashes=self.hashes(i))
         return s
 
     def step(self, s: Any, payload: bytes) -> tuple[Any, bytes]:
@@ -136,10 +137,10 @@ class Held:
 
 
 class Node:
-    """A server of SessionService."""
+    """A server of SessionService on a port of its own."""
 
-    def __init__(self, name: str, cluster: Cluster | None = None) -> None:
-        self.name, self.cluster = name, cluster
+    def __init__(self) -> None:
+        self.silent: list[Any] = []  # workers that it says did not answer
         self.sessions: dict[bytes, Held] = {}
         self.lanes: list[str] = []
         self.refuse: Callable[[Any], None] | None = None  # asked before each step; may raise Refusal
@@ -191,20 +192,11 @@ class Node:
             raise Refusal(P.SESSION_PROBLEM_STALE_EPOCH, epoch=held.epoch)
         return held
 
-    def holders(self) -> Any:
-        return self.cluster.holders if self.cluster else ()
-
     def create(self, r: Any) -> Any:
         if r.session in self.sessions:
             raise Refusal(P.SESSION_PROBLEM_EXISTS)
-        groups: list[tuple[int, ...]] = [()] * len(r.config.layers)
-        for h in r.held:
-            groups[h.layer] = tuple(h.groups)
-        if self.cluster:
-            groups = [tuple(range(layer.n_kv_heads)) for layer in r.config.layers]
-            self.cluster.plan(r)
-        self.sessions[r.session] = Held(r.config, r.epoch, groups)
-        return P.CreateSessionResponse(state=self.sessions[r.session].state(r.session, self.holders()))
+        self.sessions[r.session] = Held(r.config, r.epoch)
+        return P.CreateSessionResponse(state=self.sessions[r.session].state(r.session))
 
     def take(self, r: Any) -> Any:
         held = self.find(r.session)
@@ -214,11 +206,11 @@ class Node:
             if held.length(one.layer) < one.length:
                 raise Refusal(P.SESSION_PROBLEM_BEHIND, length=held.length(one.layer))
         held.epoch = r.epoch
-        return P.TakeSessionResponse(state=held.state(r.session, self.holders()))
+        return P.TakeSessionResponse(state=held.state(r.session))
 
     def fork(self, r: Any) -> Any:
         held = self.owned(r)
-        child = Held(held.config, r.child_epoch, held.groups)
+        child = Held(held.config, r.child_epoch)
         child.rows = {key: rows[: r.position if r.HasField("position") else None] for key, rows in held.rows.items()}
         self.sessions[r.child] = child
         return P.ForkSessionResponse(state=child.state(r.child))
@@ -244,14 +236,11 @@ class Node:
     def drop(self, r: Any) -> Any:
         self.find(r.session)
         del self.sessions[r.session]
-        for w in self.cluster.workers if self.cluster else ():
-            w.sessions.pop(r.session, None)
         return P.DropSessionResponse()
 
     def list(self, r: Any) -> Any:
         ids = [i for i in (r.sessions or sorted(self.sessions)) if i in self.sessions]
-        silent = self.cluster.silent if self.cluster else ()
-        return P.ListSessionsResponse(sessions=[self.sessions[i].state(i, self.holders()) for i in ids], silent=silent)
+        return P.ListSessionsResponse(sessions=[self.sessions[i].state(i) for i in ids], silent=self.silent)
 
     def lane(self, requests: Iterator[Any], context: Any) -> Iterator[Any]:
         lane = dict(context.invocation_metadata())["headwater-lane"]
@@ -271,27 +260,3 @@ class Node:
 
     def stop(self) -> None:
         self.server.stop(0).wait()
-
-
-class Cluster:
-    """A coordinator and two workers. Groups go to workers in turn; the coordinator computes on its own."""
-
-    def __init__(self) -> None:
-        self.workers = [Node("w1"), Node("w2")]
-        self.coordinator = Node("coordinator", self)
-        self.holders: list[Any] = []
-        self.silent: list[Any] = []  # workers that the coordinator says did not answer
-
-    def plan(self, r: Any) -> None:
-        self.holders = []
-        for i, w in enumerate(self.workers):
-            held = [
-                P.HeldLayer(layer=n, groups=[g for g in range(layer.n_kv_heads) if (g + n) % 2 == i])
-                for n, layer in enumerate(r.config.layers)
-            ]
-            w.create(P.CreateSessionRequest(session=r.session, epoch=r.epoch, config=r.config, held=held))
-            self.holders.append(P.Holder(name=w.name, address=w.address, layers=held))
-
-    def stop(self) -> None:
-        for node in [self.coordinator, *self.workers]:
-            node.stop()

@@ -1,67 +1,49 @@
-"""Addresses, by the rule of docs/network.md, as the Go client reads them."""
+"""Addresses are read by the rule of internal/address in Go, whose table of right and wrong ones is taken from there."""
 
 from __future__ import annotations
+
+import re
+from pathlib import Path
 
 import pytest
 
 import headwater
-from headwater.address import parse_address
+from headwater import address
+
+RULES = Path(__file__).resolve().parents[3] / "internal" / "address" / "address_test.go"
 
 
-@pytest.mark.parametrize(
-    ("text", "want"),
-    [
-        ("localhost", "localhost:7600"),
-        ("localhost:1", "localhost:1"),
-        ("10.0.0.1", "10.0.0.1:7600"),
-        ("10.0.0.1:65535", "10.0.0.1:65535"),
-        ("coord-0.coord.headwater.svc:7601", "coord-0.coord.headwater.svc:7601"),
-        ("::1", "[::1]:7600"),
-        ("[::1]", "[::1]:7600"),
-        ("[fd77::1]:7601", "[fd77::1]:7601"),
-        ("[fd77::1:7601]", "[fd77::1:7601]:7600"),
-        ("fd77::a:beef", "[fd77::a:beef]:7600"),
-        ("2001:db8:0:0:0:0:0:1", "[2001:db8::1]:7600"),
-        ("[10.0.0.1]:7601", "10.0.0.1:7601"),
-        ("::ffff:10.0.0.1", "10.0.0.1:7600"),
-        ("[fe80::1%eth0]:7601", "[fe80::1%eth0]:7601"),
-        ("unix:/run/coord.sock", "unix:/run/coord.sock"),
-        ("unix:///run/coord.sock", "unix:/run/coord.sock"),
-        ("unix:coord.sock", "unix:coord.sock"),
-    ],
-)
-def test_addresses_are_read(text: str, want: str) -> None:
-    assert parse_address(text, 7600) == want
+def table(name: str) -> list[tuple[str, str]]:
+    """The pairs of texts in the first table of a Go test."""
+    source = RULES.read_text().split(f"func {name}(")[1].split("\n\t} {\n")[0]
+    found = re.findall(r'^\t\t\{("(?:[^"\\]|\\.)*"), ("(?:[^"\\]|\\.)*"|`[^`]*`)\},', source, re.M)
+    assert len(found) > 10
+    return [(unquote(a), unquote(b)) for a, b in found]
 
 
-@pytest.mark.parametrize(
-    ("text", "says"),
-    [
-        ("", "is empty"),
-        (":7600", "write localhost:7600"),
-        ("host:", "port ''"),
-        ("localhost:99999", "not a number from 1 to 65535"),
-        ("host:0", "not a number from 1 to 65535"),
-        ("host:http", "not a number from 1 to 65535"),
-        ("host:+1", "not a number from 1 to 65535"),
-        ("host:\u0661", "not a number from 1 to 65535"),
-        ("fd77::1:7601", r"may mean \[fd77::1\]:7601 or \[fd77::1:7601\]"),
-        ("1:2:3:4:5:6:7:8:9", r"needs brackets: \[1:2:3:4:5:6:7:8\]:9"),
-        ("a:b:c", "neither host:port nor an IPv6 address"),
-        ("[[fd77::1]]:7600", "brackets are wrong"),
-        ("[fd77::1]7600", "brackets are wrong"),
-        ("http://host:7600", "is a URL"),
-        ("300.0.0.1:7600", "neither an IP address nor a host name"),
-        ("a b:7600", "neither an IP address nor a host name"),
-        ("unix:", "names no file"),
-        ("unix:@name", "without a file"),
-        ("unix://host/path", "write unix:/path"),
-        ("unix:/" + "a" * 107, "108 bytes, at most 107"),
-    ],
-)
-def test_wrong_addresses_are_refused_with_what_to_write(text: str, says: str) -> None:
-    with pytest.raises(ValueError, match=says):
-        headwater.Client(text)
+def unquote(text: str) -> str:
+    return text[1:-1] if text.startswith("`") else text[1:-1].encode().decode("unicode_escape")
+
+
+def test_addresses_are_read_by_one_rule() -> None:
+    for text, want in table("TestAddressesAreReadByOneRule"):
+        assert address.parse(text) == want
+        assert address.parse(address.parse(text)) == want
+
+
+def test_wrong_addresses_are_refused_with_what_to_write() -> None:
+    for text, says in table("TestWrongAddressesAreRefusedWithWhatToWrite"):
+        with pytest.raises(ValueError) as e:
+            headwater.Client(text)
+        assert says.replace('"', "'") in str(e.value), text
+    for wrong in (None, 7600, b"host"):
+        with pytest.raises(TypeError, match="an address is a str"):
+            headwater.Client(wrong)  # type: ignore[arg-type]
+
+
+def test_targets() -> None:
+    assert address.target("[::1]:7600") == "dns:///[::1]:7600"
+    assert address.target("unix:/a b/c%.sock") == "unix:///a%20b/c%25.sock"
 
 
 def test_no_proxy_is_taken_unless_asked(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Sessions on a real cluster: the bits of a job, however they are stepped."""
+"""Sessions on a real cluster, through the coordinator and directly: the bits of a job, however they are stepped."""
 
 from __future__ import annotations
 
@@ -48,19 +48,13 @@ def model(cluster: str) -> Model:
         return Model(client)
 
 
-@pytest.fixture(params=[False, True], ids=["coordinator", "direct"])
-def direct(request: pytest.FixtureRequest) -> bool:
-    return bool(request.param)
-
-
-def test_steps_give_the_bits_of_a_job(client: headwater.Client, model: Model, direct: bool) -> None:
-    with client.open(model.layers, direct=direct) as s:
+def test_steps_give_the_bits_of_a_job(client: headwater.Client, model: Model) -> None:
+    with client.open(model.layers) as s:
         model.go(s, *range(1, 80), 160, model.tokens)
-        s.drop()
 
 
-def test_forks_and_truncations_in_between(client: headwater.Client, model: Model, direct: bool) -> None:
-    s = client.open(model.layers, direct=direct)
+def test_forks_and_truncations_in_between(client: headwater.Client, model: Model) -> None:
+    s = client.open(model.layers)
     model.go(s, 100)
     fork, half = s.fork(), s.fork(70)
     s.truncate(33)
@@ -74,9 +68,9 @@ def test_forks_and_truncations_in_between(client: headwater.Client, model: Model
         client.find_session(s.id)
 
 
-def test_drafts_by_a_mask(client: headwater.Client, model: Model, direct: bool) -> None:
+def test_drafts_by_a_mask(client: headwater.Client, model: Model) -> None:
     """Two tokens after the same past: by a mask, the second does not see the first."""
-    s = client.open(model.layers[:1], direct=direct)
+    s = client.open(model.layers[:1])
     s.step(0, k=model.k[0][:50], v=model.v[0][:50])
     q, k, v = (np.repeat(x[0][50:51], 2, 0) for x in (model.q, model.k, model.v))
     k[0] += 1
@@ -90,7 +84,7 @@ def test_drafts_by_a_mask(client: headwater.Client, model: Model, direct: bool) 
 
 
 @pytest.mark.parametrize("storage", ["f16", "bf16", "int8"])
-def test_narrowed_here_or_there(client: headwater.Client, model: Model, storage: headwater.session.Storage, direct: bool) -> None:
+def test_narrowed_here_or_there(client: headwater.Client, model: Model, storage: headwater.Storage) -> None:
     """What the client narrows is what a job that stores the narrowed values gives."""
     layer = headwater.Layer(n_heads=9, n_kv_heads=3, head_dim=64, storage=storage)
     q, k, v = model.q[0][:70], model.k[0][:70], model.v[0][:70]
@@ -103,16 +97,15 @@ def test_narrowed_here_or_there(client: headwater.Client, model: Model, storage:
         else:
             job[name] = headwater.narrow_float16(x) if storage == "f16" else headwater.narrow_bfloat16(x).view("bfloat16")
     want = client.run(job, causal=True)
-    with client.open([layer], direct=direct) as s:
+    with client.open([layer]) as s:
         got = s.step(0, q, k, v)
-        s.drop()
     np.testing.assert_array_equal(got.context, want["context"])
     np.testing.assert_array_equal(got.lse, want["lse"])
 
 
-def test_a_prefix_is_found(client: headwater.Client, model: Model, direct: bool) -> None:
+def test_a_prefix_is_found(client: headwater.Client, model: Model) -> None:
     ids = list(range(1000, 1000 + model.tokens))
-    options = {"tenant": f"t{direct}", "model": b"smollm2", "direct": direct}
+    options = {"tenant": f"t{client}", "model": b"smollm2"}
     first = client.open(model.layers, tokens=ids, **options)
     assert first.prefix == 0
     model.go(first, model.tokens)
@@ -123,21 +116,21 @@ def test_a_prefix_is_found(client: headwater.Client, model: Model, direct: bool)
     second.drop()
 
 
-def test_attach_takes_over(cluster: str, client: headwater.Client, model: Model, direct: bool) -> None:
-    s = client.open(model.layers, direct=direct)
+def test_attach_takes_over(cluster: str, client: headwater.Client, model: Model) -> None:
+    s = client.open(model.layers)
     model.go(s, 20)
-    with headwater.Client(cluster, timeout=60) as other:
-        taken = other.attach(headwater.Receipt.from_json(s.receipt().to_json()), direct=direct)
+    with headwater.Client(cluster, timeout=60, direct="direct" not in repr(client)) as other:
+        taken = other.attach(headwater.Receipt.from_json(s.receipt().to_json()))
         with pytest.raises(headwater.StaleEpochError):
             model.go(s, 21)
         model.go(taken, 21, 40)
-        back = client.attach(s.id, direct=direct)
+        back = client.attach(s.id)
         model.go(back, 41)
         back.drop()
 
 
-def test_refusals_leave_the_session_as_it_was(client: headwater.Client, model: Model, direct: bool) -> None:
-    s = client.open(model.layers, direct=direct)
+def test_refusals_leave_the_session_as_it_was(client: headwater.Client, model: Model) -> None:
+    s = client.open(model.layers)
     model.go(s, 3)
     bad = model.k[0][3:4].copy()
     bad[0, 2, 5] = np.nan
@@ -151,9 +144,9 @@ def test_refusals_leave_the_session_as_it_was(client: headwater.Client, model: M
     s.drop()
 
 
-def test_over_budget(client: headwater.Client, direct: bool) -> None:
+def test_over_budget(client: headwater.Client) -> None:
     layer = headwater.Layer(n_heads=3, n_kv_heads=3, head_dim=512)
-    with client.open([layer], direct=direct) as s:
+    with client.open([layer]) as s:
         k = np.zeros((150, 3, 512), np.float32)
         with pytest.raises(headwater.OverBudgetError):
             for _ in range(400):
@@ -165,12 +158,11 @@ def test_over_budget(client: headwater.Client, direct: bool) -> None:
         s.truncate(full - 150)
         s.step(0, k=k, v=k)
         assert len(s) == full
-        s.drop()
 
 
 def test_the_example(cluster: str, capsys: pytest.CaptureFixture[str]) -> None:
     import runpy
 
-    example = FIXTURE.parents[2] / "clients" / "python" / "examples" / "smollm2.py"
+    example = FIXTURE.parents[3] / "clients" / "python" / "examples" / "smollm2.py"
     runpy.run_path(str(example))["main"](cluster, str(FIXTURE))
     assert capsys.readouterr().out == "242 tokens through layers 17, 3: the job's bits\n"

@@ -7,6 +7,8 @@ import pytest
 import headwater
 from plain import attend
 
+pytestmark = pytest.mark.parametrize("client", [False], indirect=True)
+
 
 def problem(seed: int) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
@@ -36,6 +38,13 @@ def test_a_job_attends(client: headwater.Client, tmp_path) -> None:
     assert client.submit(path, options={"causal": True}, key="one").id == job.id
     assert job.id in [j.id for j in client.jobs()] and client.job("one").id == job.id
     assert (client.run(path, causal=True)["context"] == got["context"]).all()
+
+    # Or from an archive of NumPy; options of NumPy are options.
+    np.savez(tmp_path / "job.npz", **tensors)
+    assert (client.run(tmp_path / "job.npz", causal=np.bool_(True), scale=np.float32(0.25))["context"] == got["context"]).all()
+    assert client.delete("one").id == job.id
+    with pytest.raises(headwater.RefusedError, match="^get job one: "):
+        client.job("one")
 
 
 def test_bfloat16_and_int8(client: headwater.Client) -> None:
@@ -68,8 +77,3 @@ def test_refusals(client: headwater.Client) -> None:
 
 def test_status(client: headwater.Client) -> None:
     assert [w.worker.name for w in client.status().workers] == ["w1", "w2", "w3"]
-
-
-def test_nobody_there() -> None:
-    with headwater.Client("127.0.0.1:1", timeout=5) as c, pytest.raises(headwater.UnreachableError, match="^ask for the status"):
-        c.status()

@@ -1,4 +1,4 @@
-"""Sessions against plain holders, which refuse, break and answer wrongly when they are told to."""
+"""Sessions against a plain holder, which refuses, breaks and answers wrongly when it is told to."""
 
 from __future__ import annotations
 
@@ -19,16 +19,15 @@ LAYERS = [
 
 
 @pytest.fixture
-def nodes() -> Iterator[plain.Cluster]:
-    cluster = plain.Cluster()
-    yield cluster
-    cluster.stop()
+def node() -> Iterator[plain.Node]:
+    one = plain.Node()
+    yield one
+    one.stop()
 
 
-@pytest.fixture(params=[False, True], ids=["coordinator", "direct"])
-def session(request: pytest.FixtureRequest, nodes: plain.Cluster) -> Iterator[headwater.Session]:
-    with headwater.Client(nodes.coordinator.address, timeout=20) as c, c.open(LAYERS, direct=request.param) as s:
-        s.nodes = nodes.workers if request.param else [nodes.coordinator]
+@pytest.fixture
+def session(node: plain.Node) -> Iterator[headwater.Session]:
+    with headwater.Client(node.address, timeout=20) as c, c.open(LAYERS) as s:
         yield s
     assert not [t.name for t in threading.enumerate() if t.name.startswith("headwater-lane")]
 
@@ -95,42 +94,23 @@ def test_heads_first_and_other_types(session: headwater.Session) -> None:
     np.testing.assert_array_equal(got.context, expect(LAYERS[0], *wide, 0)[0])
 
 
-def test_large_steps_go_in_pieces(session: headwater.Session, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_steps_go_in_pieces(session: headwater.Session, node: plain.Node, monkeypatch: pytest.MonkeyPatch) -> None:
     q, k, v = draw(np.random.default_rng(3), LAYERS[0], 11)
-    monkeypatch.setattr("headwater.session._STEP_BYTES", 3 * 4 * (6 * 17 + 3 * 16))
+    monkeypatch.setattr("headwater.constants.STEP_BYTES", 3 * 4 * (6 * 17 + 3 * 16))
     seen: list[int] = []
-    session.nodes[0].refuse = lambda r: seen.append(r.step.append)
+    node.refuse = lambda r: seen.append(r.step.append)
     got = session.step(0, q, k, v)
     assert seen == [3, 3, 3, 2]
     np.testing.assert_array_equal(got.context, expect(LAYERS[0], q, k, v, 0)[0])
     np.testing.assert_array_equal(session.step(0, q, positions=0).context, got.context)
     # Where nothing attends, messages are smaller.
-    monkeypatch.setattr("headwater.session._APPEND_BYTES", 2 * 4 * 3 * 16)
+    monkeypatch.setattr("headwater.constants.APPEND_BYTES", 2 * 4 * 3 * 16)
     del seen[:]
     session.step(0, k=k[:5], v=v[:5])
     assert seen == [2, 2, 1]
 
 
-def test_no_channel_is_left_of_a_worker_that_is_gone(nodes: plain.Cluster) -> None:
-    q, k, v = draw(np.random.default_rng(4), LAYERS[0], 2)
-    gone, stays = nodes.workers
-    with headwater.Client(nodes.coordinator.address, timeout=20) as c:
-        s = c.open(LAYERS, direct=True)
-        s.pin()
-        assert set(c._connections._channels) == {c.address}, "channels are left of calls that have ended"
-        s.step(0, q, k, v)
-        assert set(c._connections._channels) == {c.address, gone.address, stays.address}
-        reader = c._connections._streams[gone.address]._reader
-        gone.stop()
-        reader.join()
-        assert set(c._connections._channels) == {c.address, stays.address}
-        assert set(c._connections._streams) == {stays.address}
-        with pytest.raises(headwater.UnreachableError):
-            s.step(0, q, k, v)
-    assert not c._connections._channels
-
-
-def test_fork_truncate_pin_drop(session: headwater.Session) -> None:
+def test_fork_truncate_pin_drop(session: headwater.Session, node: plain.Node) -> None:
     rng = np.random.default_rng(4)
     data = [draw(rng, layer, 9) for layer in LAYERS]
     for i in range(2):
@@ -146,17 +126,16 @@ def test_fork_truncate_pin_drop(session: headwater.Session) -> None:
             got = s.step(i, q[at : at + 1], k[at : at + 1], v[at : at + 1])
             np.testing.assert_array_equal(got.context, expect(layer, q[at : at + 1], k[: at + 1], v[: at + 1], at)[0])
     session.pin()
-    assert all(n.sessions[session.id].pinned for n in session.nodes)
+    assert node.sessions[session.id].pinned
     child.drop()
     with pytest.raises(headwater.HeadwaterError, match="is closed"):
         child.step(0, data[0][0])
-    assert all(child.id not in n.sessions for n in session.nodes)
+    assert child.id not in node.sessions
 
 
-@pytest.mark.parametrize("direct", [False, True])
-def test_what_can_not_be_taken_over_is_dropped(nodes: plain.Cluster, monkeypatch: pytest.MonkeyPatch, direct: bool) -> None:
-    with headwater.Client(nodes.coordinator.address, timeout=20) as c:
-        s = c.open(LAYERS, direct=direct)
+def test_what_can_not_be_taken_over_is_dropped(node: plain.Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    with headwater.Client(node.address, timeout=20) as c:
+        s = c.open(LAYERS)
         real = plain.Held.state
 
         def state(*a):
@@ -168,30 +147,56 @@ def test_what_can_not_be_taken_over_is_dropped(nodes: plain.Cluster, monkeypatch
         with pytest.raises(headwater.ProtocolError):
             s.fork()
         with pytest.raises(headwater.ProtocolError):
-            c.open(LAYERS, direct=direct)
-        assert set(nodes.coordinator.sessions) == {s.id}
-        assert all(set(w.sessions) == {s.id} for w in nodes.workers)
+            c.open(LAYERS)
+        assert set(node.sessions) == {s.id}
 
 
-def test_holders_of_a_fork_that_have_not_cut_it_yet_do(nodes: plain.Cluster) -> None:
-    with headwater.Client(nodes.coordinator.address, timeout=20) as c:
-        s = c.open(LAYERS, direct=True)
-        q, k, v = draw(np.random.default_rng(13), LAYERS[0], 3)
-        s.step(0, k=k, v=v)
-        other = nodes.workers[1].sessions[s.id]
+@pytest.mark.parametrize("stops", [headwater.DeadlineError, KeyboardInterrupt])
+def test_an_open_that_fails_leaves_no_session(node: plain.Node, monkeypatch: pytest.MonkeyPatch, stops: type[BaseException]) -> None:
+    """The session is made, but the answer does not come: the client's time is over, or the user's patience."""
+    made = node.create
+    go_on = threading.Event()
+    monkeypatch.setattr(node, "create", lambda r: (made(r), go_on.wait())[0])
+    real = headwater.connection.Connection.call
 
-        def fork(r) -> session_pb2.ForkSessionResponse:
-            child = plain.Held(other.config, r.child_epoch, other.groups)
-            child.rows = {key: list(rows) for key, rows in other.rows.items()}
-            child.truncations, child.cut = 1, [3, 0]
-            nodes.workers[1].sessions[r.child] = child
-            return session_pb2.ForkSessionResponse(state=child.state(r.child))
+    def interrupted(self, doing, method, *a, **named):
+        if stops is KeyboardInterrupt and method.endswith("CreateSession"):
+            try:
+                real(self, doing, method, *a, **named)
+            except headwater.DeadlineError:
+                raise KeyboardInterrupt from None
+        if method.endswith("DropSession"):
+            go_on.set()
+        return real(self, doing, method, *a, **named)
 
-        nodes.workers[1].fork = fork
-        child = s.fork()
-        assert child.receipt().truncations == 1
-        got = child.step(0, q[:1], k[:1], v[:1])
-        np.testing.assert_array_equal(got.context, expect(LAYERS[0], q[:1], np.concatenate([k, k[:1]]), np.concatenate([v, v[:1]]), 3)[0])
+    monkeypatch.setattr(headwater.connection.Connection, "call", interrupted)
+    with headwater.Client(node.address, timeout=0.5) as c, pytest.raises(stops):
+        c.open(LAYERS)
+    assert not node.sessions
+
+
+def test_a_with_drops_what_it_opened(node: plain.Node) -> None:
+    with headwater.Client(node.address, timeout=20) as c:
+        with c.open(LAYERS) as s, s.fork() as draft:
+            assert set(node.sessions) == {s.id, draft.id}
+        assert not node.sessions
+        with c.open(LAYERS, keep=True) as kept:
+            with kept.fork(keep=True) as fork:
+                pass
+        assert set(node.sessions) == {kept.id, fork.id}
+        with c.attach(kept.id.hex()):
+            pass  # it was there before
+        with c.attach(fork.receipt(), keep=False):
+            pass
+        assert set(node.sessions) == {kept.id}
+        # Closed within, it stays. An error of the body is not hidden by one of the end.
+        with c.open(LAYERS) as let_go:
+            let_go.close()
+        with pytest.raises(ZeroDivisionError), c.open(LAYERS) as s:
+            node.sessions.pop(s.id)
+            node.drop = None
+            1 / 0
+        assert set(node.sessions) == {kept.id, let_go.id}
 
 
 def test_batches(session: headwater.Session) -> None:
@@ -213,9 +218,9 @@ def test_batches(session: headwater.Session) -> None:
     assert session.length(0) in (3, 4)
 
 
-def test_what_is_lost_on_the_way_is_sent_again(session: headwater.Session) -> None:
+def test_what_is_lost_on_the_way_is_sent_again(session: headwater.Session, node: plain.Node) -> None:
     q, k, v = draw(np.random.default_rng(6), LAYERS[0], 2)
-    node, count = session.nodes[-1], [0]
+    count = [0]
 
     def refuse(r) -> None:
         count[0] += 1
@@ -230,36 +235,22 @@ def test_what_is_lost_on_the_way_is_sent_again(session: headwater.Session) -> No
     np.testing.assert_array_equal(got.context, expect(LAYERS[0], q, k, v, 0)[0])
 
 
-def test_an_append_that_not_all_did_is_made_whole(session: headwater.Session) -> None:
-    q, k, v = draw(np.random.default_rng(7), LAYERS[0], 4)
-    session.step(0, q[:3], k[:3], v[:3])
-
-    def refuse(r) -> None:
-        raise plain.Refusal(session_pb2.SESSION_PROBLEM_OVER_BUDGET, "no page is left")
-
-    session.nodes[-1].refuse = refuse
-    with pytest.raises(headwater.OverBudgetError, match=f"^step layer 0 of session {session.id.hex()}: .*: no page is left$"):
-        session.step(0, q[3:], k[3:], v[3:])
-    assert session.length(0) == 3
-    session.nodes[-1].refuse = None
-    got = session.step(0, q[3:], k[3:], v[3:])
-    np.testing.assert_array_equal(got.context, expect(LAYERS[0], q[3:], k, v, 3)[0])
-
-
 @pytest.mark.parametrize("then", ["fork", "truncate", "step"])
-def test_what_not_all_appended_is_taken_back(session: headwater.Session, then: str) -> None:
+def test_what_a_failed_step_has_left_is_taken_back(session: headwater.Session, node: plain.Node, then: str) -> None:
     q, k, v = draw(np.random.default_rng(12), LAYERS[0], 4)
     session.step(0, q[:3], k[:3], v[:3])
     session.step(1, k=np.zeros((3, 1, 4), np.float32), v=np.zeros((3, 1, 6), np.float32))
 
-    def refuse(r) -> None:
-        raise plain.Refusal(session_pb2.SESSION_PROBLEM_OVER_BUDGET)
+    def refuse(r) -> None:  # one worker has done it, another has not
+        held = node.sessions[session.id]
+        held.step(r.step, r.payload)
+        raise plain.Refusal(session_pb2.SESSION_PROBLEM_OVER_BUDGET, "no page is left")
 
-    session.nodes[-1].refuse = refuse
-    with pytest.raises(headwater.OverBudgetError):
+    node.refuse = refuse
+    with pytest.raises(headwater.OverBudgetError, match=f"^step layer 0 of session {session.id.hex()}: .*: no page is left$"):
         session.step(0, k=k[3:] + 1, v=v[3:])
-    session.nodes[-1].refuse = None
-    # One holder has a fourth position, the other has not.
+    assert session.length(0) == 3 and node.sessions[session.id].length(0) == 4
+    node.refuse = None
     if then == "fork":
         fork = session.fork()
     elif then == "truncate":
@@ -270,42 +261,55 @@ def test_what_not_all_appended_is_taken_back(session: headwater.Session, then: s
         np.testing.assert_array_equal(s.step(0, q[3:], k[3:], v[3:]).context, expect(LAYERS[0], q[3:], k, v, 3)[0])
 
 
-@pytest.mark.parametrize("problem", [n for n in session_pb2.SessionProblem.values() if n])
-def test_every_problem_is_an_error_of_its_own(problem: int) -> None:
-    name = session_pb2.SessionProblem.Name(problem).removeprefix("SESSION_PROBLEM_").title().replace("_", "")
-    name = {"Unknown": "UnknownSession"}.get(name, name)
-    from headwater.errors import session_error
+def test_a_step_that_can_not_begin_is_named_a_step(session: headwater.Session, node: plain.Node) -> None:
+    """After a failed step, the next one has to take back first what may be left of it."""
+    q, k, v = draw(np.random.default_rng(12), LAYERS[0], 1)
 
-    error = session_error("do", session_pb2.SessionError(problem=problem, message="why\nso", holder="w1", length=3))
-    assert type(error) is getattr(headwater, f"{name}Error") and str(error) == "do: w1: why so" and error.length == 3
+    def refuse(r) -> None:
+        raise plain.Refusal(session_pb2.SESSION_PROBLEM_LOST)
+
+    node.refuse = refuse
+    with pytest.raises(headwater.LostError):
+        session.step(0, q, k, v)
+    del node.sessions[session.id]
+    with pytest.raises(headwater.UnknownSessionError, match=f"^step layer 0 of session {session.id.hex()}: "):
+        session.step(0, q, k, v)
+    session.close()
 
 
 def test_wrong_arguments_change_nothing(session: headwater.Session) -> None:
     q, k, v = draw(np.random.default_rng(8), LAYERS[0], 2)
     for match, arguments in {
         "nothing is appended": {},
-        "k and v": {"k": k},
+        "k is given without v": {"k": k},
+        "v is given without k": {"v": v},
         "v has 1 tokens": {"k": k, "v": v[:1]},
         "q has shape": {"q": q[0]},
         "positions do not follow": {"q": q, "k": k, "v": v, "positions": [0, 2]},
         "2 queries from position 1": {"q": q, "k": k, "v": v, "positions": 1},
         "2 queries from position -2": {"q": q},
         "a mask of shape": {"q": q, "k": k, "v": v, "mask": np.ones((3, 2))},
-        "1 ids for 2": {"k": k, "v": v, "tokens": [1]},
+        "tokens: 1 ids for 2 tokens": {"k": k, "v": v, "tokens": [1]},
+        r"tokens\[1\] is -3, not from 0": {"k": k, "v": v, "tokens": [1, -3]},
         "out has shape": {"q": q, "k": k, "v": v, "out": np.empty((2, 6, 7), np.float32)},
     }.items():
         with pytest.raises(ValueError, match=match):
             session.step(0, **arguments)
-    with pytest.raises(IndexError):
+    with pytest.raises(ValueError, match="^layer is 2, not from 0 to 1$"):
         session.step(2, q)
+    for name, wrong in {"q": {"q": q.astype(np.float64)}, "k": {"k": k.astype(int), "v": v}, "v": {"k": k, "v": v.astype(complex)}}.items():
+        with pytest.raises(TypeError, match=f"^{name} is an array of"):
+            session.step(0, **wrong)
+    with pytest.raises(ValueError, match="tokens_first"):
+        session.step(0, headwater.heads_first(q))
     with pytest.raises(OverflowError):
         session.step(0, k=np.full_like(k, 3.4e38), v=v)
     assert session.length(0) == 0
 
 
-def test_attach(nodes: plain.Cluster) -> None:
+def test_attach(node: plain.Node) -> None:
     q, k, v = draw(np.random.default_rng(9), LAYERS[0], 3)
-    with headwater.Client(nodes.coordinator.address, timeout=20) as a, headwater.Client(nodes.coordinator.address, timeout=20) as b:
+    with headwater.Client(node.address, timeout=20) as a, headwater.Client(node.address, timeout=20) as b:
         s = a.open(LAYERS, name="mine")
         s.step(0, k=k[:2], v=v[:2])
         receipt = headwater.Receipt.from_json(s.receipt().to_json())
@@ -327,14 +331,21 @@ def test_attach(nodes: plain.Cluster) -> None:
             a.attach(s.id)
 
 
-def test_what_a_silent_worker_may_hold_is_not_unknown(nodes: plain.Cluster) -> None:
-    with headwater.Client(nodes.coordinator.address, timeout=20) as c:
+def test_what_a_silent_worker_may_hold_is_not_unknown(node: plain.Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    with headwater.Client(node.address, timeout=20) as c:
         s = c.open(LAYERS)
         for name in ("w3", "w4"):
-            nodes.silent.append(session_pb2.SilentWorker(worker=name, address="10.0.0.3:7601", error="connection refused"))
+            node.silent.append(session_pb2.SilentWorker(worker=name, address="10.0.0.3:7601", error="connection refused"))
         assert c.find_session(s.id).session == s.id  # whole without them
         assert [w.worker for w in c.sessions().silent] == ["w3", "w4"]
-        del nodes.holders[1]
+        real = plain.Held.state
+
+        def state(*a):
+            told = real(*a)
+            del told.holders[0].layers[0]
+            return told
+
+        monkeypatch.setattr(plain.Held, "state", state)
         for id, what in ((s.id, "the rest of the session"), (bytes(16), "the session")):
             for do in (c.find_session, c.attach):
                 with pytest.raises(headwater.LostError, match=f": w3: it did not answer, and may hold {what}: connection refused; nor did w4$") as e:
@@ -342,9 +353,9 @@ def test_what_a_silent_worker_may_hold_is_not_unknown(nodes: plain.Cluster) -> N
                 assert e.value.holder == "w3"
 
 
-def test_wrong_answers_are_errors(nodes: plain.Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_answers_are_errors(node: plain.Node, monkeypatch: pytest.MonkeyPatch) -> None:
     q, k, v = draw(np.random.default_rng(10), LAYERS[0], 1)
-    with headwater.Client(nodes.coordinator.address, timeout=20) as c:
+    with headwater.Client(node.address, timeout=20) as c:
         s = c.open(LAYERS)
         real = plain.Held.step
         monkeypatch.setattr(plain.Held, "step", lambda *a: (real(*a)[0], bytes(12)))
@@ -356,16 +367,16 @@ def test_wrong_answers_are_errors(nodes: plain.Cluster, monkeypatch: pytest.Monk
         assert s.length(0) == 0
 
 
-def test_a_call_that_takes_too_long_ends(nodes: plain.Cluster) -> None:
+def test_a_call_that_takes_too_long_ends(node: plain.Node) -> None:
     q, k, v = draw(np.random.default_rng(11), LAYERS[0], 1)
     go_on = threading.Event()
-    nodes.coordinator.refuse = lambda r: go_on.wait() and None
-    with headwater.Client(nodes.coordinator.address, timeout=0.2) as c:
+    node.refuse = lambda r: go_on.wait() and None
+    with headwater.Client(node.address, timeout=0.2) as c:
         s = c.open(LAYERS)
         with pytest.raises(TimeoutError, match="has not answered in time") as e:
             s.step(0, q, k, v)
         assert isinstance(e.value, headwater.HeadwaterError)
         go_on.set()
-        with nodes.coordinator.lock, pytest.raises(TimeoutError) as e:
+        with node.lock, pytest.raises(TimeoutError) as e:
             s.fork()
         assert isinstance(e.value, headwater.HeadwaterError)

@@ -69,8 +69,12 @@ func (f *figures) startPython(ctx context.Context, program string, args ...strin
 	if err != nil {
 		return nil, err
 	}
+	coord, err := filepath.Abs(filepath.Join(f.bin, "coord"))
+	if err != nil {
+		return nil, err
+	}
 	p := &process{cmd: exec.CommandContext(ctx, f.python, append([]string{filepath.Join("clients", "python", "bench", program)}, args...)...)}
-	p.cmd.Env, p.cmd.Stderr = append(os.Environ(), "PYTHONPATH="+source), os.Stderr
+	p.cmd.Env, p.cmd.Stderr = append(os.Environ(), "PYTHONPATH="+source, "HEADWATER_COORD="+coord), os.Stderr
 	if p.in, err = p.cmd.StdinPipe(); err != nil {
 		return nil, err
 	}

@@ -9,8 +9,11 @@ A Session is a sequence held open on the cluster; a job is one shot. Arrays are 
 heads_first turn to and from [1, heads, tokens, d]. Every error that is not of the caller's arguments is a HeadwaterError.
 """
 
+__version__ = "0.1.0"
+
 from .arrays import heads_first, narrow_bfloat16, narrow_float16, tokens_first
 from .client import Client
+from .codecs import SessionCodec
 from .errors import (
     AheadError,
     BehindError,
@@ -20,6 +23,7 @@ from .errors import (
     DifferentError,
     ExistsError,
     FreedError,
+    GoneError,
     HeadwaterError,
     InvalidError,
     JobError,
@@ -28,12 +32,17 @@ from .errors import (
     OtherTruncationsError,
     OverBudgetError,
     ProtocolError,
+    RefusedError,
     SessionError,
     StaleEpochError,
+    TryAgainError,
     UnknownSessionError,
     UnreachableError,
 )
-from .session import Attention, Layer, Receipt, Session, SessionCodec, Step, batch
+from .jobs import Codec
+from .layer import Layer, Receipt, Storage
+from .session import Session, batch
+from .steps import Attention, Step
 
 __all__ = [
     "AheadError",
@@ -42,10 +51,12 @@ __all__ = [
     "BusyError",
     "CallError",
     "Client",
+    "Codec",
     "DeadlineError",
     "DifferentError",
     "ExistsError",
     "FreedError",
+    "GoneError",
     "HeadwaterError",
     "InvalidError",
     "JobError",
@@ -56,13 +67,17 @@ __all__ = [
     "OverBudgetError",
     "ProtocolError",
     "Receipt",
+    "RefusedError",
     "Session",
     "SessionCodec",
     "SessionError",
     "StaleEpochError",
     "Step",
+    "Storage",
+    "TryAgainError",
     "UnknownSessionError",
     "UnreachableError",
+    "__version__",
     "batch",
     "heads_first",
     "narrow_bfloat16",

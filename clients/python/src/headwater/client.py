@@ -6,57 +6,85 @@ import hashlib
 import json
 import os
 import secrets
-import threading
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, TypeVar
+from types import TracebackType
+from typing import Any, TypeVar
 
 import grpc
+import numpy.typing as npt
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 
-from . import safetensors
-from .address import parse_address
+from . import codecs, options, safetensors
 from .arrays import Array
-from .errors import HeadwaterError, JobError, ProtocolError, SessionError, StaleEpochError, call_error, session_error
-from .holders import DEFAULT_PORT, PROTOCOL, PROTOCOL_KEY, Connections, Holder, check_version, parse_holders
-from .session import Layer, Receipt, Session, SessionCodec, check_codec
-from .v1 import coordinator_pb2, session_pb2, worker_pb2
+from .codecs import SessionCodec
+from .connection import METADATA, Connection
+from .constants import ATTEMPTS, LISTED
+from .errors import ExistsError, ProtocolError, SessionError, StaleEpochError, job_error, session_error
+from .jobs import CODECS, Codec, Verdict, open_source
+from .layer import Layer, Receipt
+from .options import plain
+from .relay import Relay
+from .session import Session, abandon
+from .steps import token_ids
+from .v1 import coordinator_pb2, session_pb2
 
 R = TypeVar("R", bound=Message)
-Codec = Literal["exact", "bf16", "f16", "int8"]
 
-_CODECS: dict[str, worker_pb2.ContextCodec] = {
-    "exact": worker_pb2.CONTEXT_CODEC_EXACT,
-    "bf16": worker_pb2.CONTEXT_CODEC_BF16,
-    "f16": worker_pb2.CONTEXT_CODEC_F16,
-    "int8": worker_pb2.CONTEXT_CODEC_I8,
-}
 _ENDED = (coordinator_pb2.JOB_STATE_SUCCEEDED, coordinator_pb2.JOB_STATE_FAILED, coordinator_pb2.JOB_STATE_CANCELLED)
 _PIECE = 1 << 20
-_LISTED = 1000  # sessions that are asked for at once
+_MOST_WORKERS = (1 << 31) - 1
 
 
 class Client:
-    """A client of the coordinator at host:port, host, [IPv6]:port, or unix:/path. The first call connects. Threads may share
-    it; it is a context manager, which closes its connections. Sessions stay on the cluster until their TTL.
+    """A client of the coordinator at an address: host:port, host, [IPv6]:port or unix:/path. The first call connects. Threads may
+    share it; it is a context manager, which closes its connections. A process that was forked makes its own.
 
-    No proxy is taken, whatever the environment says, unless proxy is True."""
+    direct has the steps of sessions go to the workers and not through the coordinator: the client starts a relay, `coord relay`,
+    on this machine and speaks to it over a Unix socket. The relay ends with the client or its process. coord is the program to
+    start; by default it is the environment's HEADWATER_COORD, then one beside this package, then `coord` on the PATH.
 
-    def __init__(self, address: str, *, timeout: float | None = None, proxy: bool = False) -> None:
-        self.address = parse_address(address, DEFAULT_PORT)
-        self.timeout = timeout
-        """Seconds that a call may take, jobs' apart; None is no limit."""
-        self._connections = Connections(self.address, proxy=proxy)
+    No proxy is taken, whatever the environment says, unless proxy is True.
+    """
+
+    address: str
+    """The coordinator's address."""
+    timeout: float | None
+    """Seconds that a call may take, jobs' apart; None is no limit."""
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        timeout: float | None = None,
+        direct: bool = False,
+        coord: str | os.PathLike[str] | None = None,
+        proxy: bool = False,
+    ) -> None:
+        self._coordinator = Connection(address, proxy=proxy)
+        self.address = self._coordinator.address
+        self.timeout = None if timeout is None else options.number("timeout", timeout)
+        self._relay: Relay | None = None
+        self._holder = self._coordinator
+        if direct:
+            self._relay = Relay(self.address, coord, proxy=proxy)
+            self._holder = Connection(self._relay.address, relay=True)
+        # Also where nobody closes it: gRPC's threads would outlive their use, and the relay the client.
+        self._finalize = weakref.finalize(self, _close, self._holder, self._coordinator, self._relay)
 
     def __enter__(self) -> Client:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
+    def __repr__(self) -> str:
+        return f"<headwater.Client {self.address}{', direct' if self._relay else ''}>"
+
     def close(self) -> None:
-        """Ends the connections and all calls on them."""
-        self._connections.close()
+        """Ends the connections and all calls on them, and the relay. Sessions that are open stay until their TTL."""
+        self._finalize()
 
     # Sessions.
 
@@ -64,64 +92,80 @@ class Client:
         self,
         layers: Sequence[Layer],
         *,
-        tokens: Sequence[int] = (),
+        tokens: Sequence[int] | npt.ArrayLike = (),
         tenant: str = "",
         model: bytes = b"",
         name: str = "",
         ttl: float = 0,
         workers: int = 0,
-        direct: bool = False,
-        codec: SessionCodec = "raw",
+        codec: SessionCodec = "auto",
+        keep: bool = False,
     ) -> Session:
         """Makes a session on the cluster. Its first step continues at its prefix.
 
         tokens are the ids of the tokens that it begins with: whole pages of them that the cluster has already, from a session
         of the same tenant, model and layers, need not be appended. model is a fingerprint with the adapters. ttl is the time
-        without use in seconds after which it may be dropped, workers the most that may hold it; 0 is the cluster's own. direct
-        has steps go to the workers and not through the coordinator. codec is how contexts come back: those by which bits are lost
-        are used only by name.
+        without use in seconds after which it may be dropped, workers the most that may hold it; 0 is the cluster's own. codec is
+        how contexts come back: those by which bits are lost are used only by name. keep lets the session stay on the cluster at
+        the end of a `with`, until its TTL; else it is dropped then. A call that fails leaves no session.
         """
-        check_codec(codec)
-        session = secrets.token_bytes(16)
-        config = session_pb2.SessionConfig(layers=[layer.to_proto() for layer in layers], tenant=tenant, model=model, name=name)
-        if ttl > 0:
-            config.ttl.CopyFrom(_duration(ttl))
-        request = session_pb2.CreateSessionRequest(
-            session=session, epoch=self._epoch(1), config=config, tokens=tokens, workers=workers
+        codecs.check(codec)
+        shapes = tuple(layers)
+        for i, layer in enumerate(shapes):
+            if not isinstance(layer, Layer):
+                raise TypeError(f"layers[{i}] is a {type(layer).__name__}, not a Layer")
+        if not shapes:
+            raise ValueError("layers: there is none")
+        if not isinstance(model, bytes):
+            raise TypeError(f"model is a {type(model).__name__}, not bytes")
+        config = session_pb2.SessionConfig(
+            layers=[layer.to_proto() for layer in shapes], tenant=_text("tenant", tenant), model=model, name=_text("name", name)
         )
-        response = self._call(f"open session {session.hex()}", "SessionService/CreateSession", request, session_pb2.CreateSessionResponse)
+        if (seconds := _seconds("ttl", ttl)) > 0:
+            config.ttl.CopyFrom(_duration(seconds))
+        id = secrets.token_bytes(16)
+        request = session_pb2.CreateSessionRequest(
+            session=id,
+            epoch=self._epoch(1),
+            config=config,
+            tokens=token_ids("tokens", tokens),
+            workers=options.whole("workers", workers, 0, _MOST_WORKERS),
+        )
+        doing = f"open session {id.hex()}"
         try:
-            return self._session(session, tuple(layers), response.state, direct, codec)
-        except HeadwaterError:
-            try:
-                self.drop_session(session)
-            except HeadwaterError:
-                pass  # it ends by its TTL
+            state = self._call(doing, "CreateSession", request, session_pb2.CreateSessionResponse).state
+            return Session(self._holder, id, shapes, state, timeout=self.timeout, codec=codec, keep=keep)
+        except BaseException as e:
+            if not isinstance(e, ExistsError):
+                abandon(self._holder, id, self.timeout)
             raise
 
-    def attach(self, session: bytes | Receipt, *, direct: bool = False, codec: SessionCodec = "raw") -> Session:
-        """Takes up a session that is on the cluster: from now on this client drives it, and another one that did is refused.
-        With a receipt, whoever has less than it says, or other keys and values, refuses. Where an append had not reached all
-        workers, the session ends before it; its length says where it stands."""
-        check_codec(codec)
+    def attach(self, session: bytes | str | Receipt, *, codec: SessionCodec = "auto", keep: bool = True) -> Session:
+        """Takes up a session that is on the cluster, by its id or a receipt: from now on this client drives it, and another one
+        that did is refused. With a receipt, whoever has less than it says, or other keys and values, refuses. Where an append had
+        not reached all workers, the session ends before it; its length says where it stands. keep is as in open, but that the
+        session stays by default."""
+        codecs.check(codec)
         receipt = session if isinstance(session, Receipt) else None
-        id = receipt.session if receipt is not None else bytes(session)  # type: ignore[arg-type]
+        id = _id(session.session if isinstance(session, Receipt) else session)
         doing = f"attach to session {id.hex()}"
-        found = self.find_session(id)
+        found = self._find(doing, id)
         layers = tuple(Layer.from_proto(layer) for layer in found.config.layers)
         request = session_pb2.TakeSessionRequest(session=id)
         if receipt is not None:
+            if len(receipt.layers) != len(layers):
+                raise ValueError(f"{doing}: the receipt has {len(receipt.layers)} layers, the session {len(layers)}")
             request.truncations = receipt.truncations
             for i, (length, hashes) in enumerate(receipt.layers):
                 request.expect.add(layer=i, length=length, hashes=hashes)
         counter = found.epoch.counter
-        for attempt in range(4):
+        for attempt in range(ATTEMPTS):
             request.epoch.CopyFrom(self._epoch(counter + 1))
             try:
-                response = self._call(doing, "SessionService/TakeSession", request, session_pb2.TakeSessionResponse)
-                return self._session(id, layers, response.state, direct, codec)
+                state = self._call(doing, "TakeSession", request, session_pb2.TakeSessionResponse).state
+                return Session(self._holder, id, layers, state, timeout=self.timeout, codec=codec, keep=keep)
             except StaleEpochError as e:  # another client has stepped it meanwhile
-                if attempt == 3:
+                if attempt == ATTEMPTS - 1:
                     raise
                 counter = e.epoch.counter
         raise AssertionError("unreachable")
@@ -131,25 +175,28 @@ class Client:
         sessions and caches are missing."""
         found = session_pb2.ListSessionsResponse()
         silent: dict[str, session_pb2.SilentWorker] = {}
-        request = session_pb2.ListSessionsRequest(limit=_LISTED)
+        request = session_pb2.ListSessionsRequest(limit=LISTED)
         while True:
-            response = self._call("list sessions", "SessionService/ListSessions", request, session_pb2.ListSessionsResponse)
+            response = self._call("list sessions", "ListSessions", request, session_pb2.ListSessionsResponse)
             # A coordinator that knows no limits begins anew, and had told all.
             more = [s for s in response.sessions if s.session > request.after]
             found.sessions.extend(more)
             silent |= {w.worker: w for w in response.silent}
-            if len(more) != _LISTED:
+            if len(more) != LISTED:
                 found.caches.extend(response.caches)
                 found.silent.extend(silent.values())
                 return found
             request.after = more[-1].session
 
-    def find_session(self, session: bytes) -> session_pb2.SessionState:
+    def find_session(self, session: bytes | str) -> session_pb2.SessionState:
         """What the cluster has of a session. It may be used while another client drives it. Where a worker that did not answer
         may hold the session, or the rest of it, a LostError names the worker."""
-        doing = f"find session {session.hex()}"
-        request = session_pb2.ListSessionsRequest(sessions=[session])
-        response = self._call(doing, "SessionService/ListSessions", request, session_pb2.ListSessionsResponse)
+        id = _id(session)
+        return self._find(f"find session {id.hex()}", id)
+
+    def _find(self, doing: str, id: bytes) -> session_pb2.SessionState:
+        request = session_pb2.ListSessionsRequest(sessions=[id])
+        response = self._call(doing, "ListSessions", request, session_pb2.ListSessionsResponse)
         found = response.sessions[0] if len(response.sessions) == 1 else None
         if response.silent and (found is None or not _whole(found)):
             raise _silent(doing, response.silent, "the session" if found is None else "the rest of the session")
@@ -158,27 +205,23 @@ class Client:
             raise session_error(doing, why)
         return found
 
-    def drop_session(self, session: bytes) -> None:
+    def drop_session(self, session: bytes | str) -> None:
         """Ends a session on the cluster, whoever drives it."""
-        request = session_pb2.DropSessionRequest(session=session)
-        self._call(f"drop session {session.hex()}", "SessionService/DropSession", request, session_pb2.DropSessionResponse)
+        id = _id(session)
+        request = session_pb2.DropSessionRequest(session=id)
+        self._call(f"drop session {id.hex()}", "DropSession", request, session_pb2.DropSessionResponse)
 
-    def _session(
-        self, id: bytes, layers: tuple[Layer, ...], state: session_pb2.SessionState, direct: bool, codec: SessionCodec
-    ) -> Session:
-        holders = [Holder(self.address, self.address, tuple(tuple(range(layer.n_kv_heads)) for layer in layers))]
-        if direct:
-            holders = parse_holders(state.holders, [layer.n_kv_heads for layer in layers])
-        return Session(self._connections, id, layers, holders, state, self.timeout, codec)
+    def _call(self, doing: str, method: str, request: Message, answer: type[R]) -> R:
+        return self._holder.call(doing, f"SessionService/{method}", request, answer, self.timeout)
 
     def _epoch(self, counter: int) -> session_pb2.Epoch:
-        return session_pb2.Epoch(counter=counter, lane=self._connections.lane)
+        return session_pb2.Epoch(counter=counter, lane=self._holder.lane)
 
     # Jobs.
 
     def submit(
         self,
-        job: str | os.PathLike[str] | Mapping[str, Array],
+        job: str | os.PathLike[str] | Mapping[str, npt.ArrayLike],
         *,
         options: Mapping[str, Any] | None = None,
         key: str = "",
@@ -186,32 +229,35 @@ class Client:
         codec: Codec = "exact",
         deadline: float = 0,
     ) -> coordinator_pb2.Job:
-        """Submits a job, a safetensors file or its tensors (docs/job-file.md), and returns it as the coordinator took it.
+        """Submits a job and returns it as the coordinator took it. The job is the path of a safetensors file or an npz archive,
+        or its tensors by name (docs/job-file.md).
 
-        options override the file's. The same key with the same content is the same job. codec is that of contexts on their way
-        within the cluster; all but exact are lossy. deadline is the longest time in seconds that the job may run.
+        options override the file's; numbers and arrays of NumPy are taken. The same key with the same content is the same job.
+        codec is that of contexts on their way within the cluster; all but exact are lossy. deadline is the longest time in seconds
+        that the job may run.
         """
-        source: _Path | safetensors.File
-        if isinstance(job, Mapping):
-            source, name = safetensors.File(job), name or "job"
-        else:
-            source, name = _Path(job), name or os.path.basename(os.fspath(job))
+        if codec not in CODECS:
+            raise ValueError(f"codec {codec!r} is none of {', '.join(CODECS)}")
+        chosen = {field: plain(field, value) for field, value in (options or {}).items()}
+        limit = _seconds("deadline", deadline)
+        source, own_name = open_source(job)
+        name = _text("name", name) or own_name
         digest = hashlib.sha256()
         for piece in source.pieces(_PIECE):
             digest.update(piece)
         begin = coordinator_pb2.SubmitBegin(
-            key=key,
+            key=_text("key", key),
             name=name,
             size_bytes=source.size,
             sha256=digest.digest(),
             header=source.header,
-            overrides=json.dumps(options).encode() if options else b"",
-            codec=_CODECS[codec],
+            overrides=json.dumps(chosen).encode() if chosen else b"",
+            codec=CODECS[codec],
         )
-        if deadline > 0:
-            begin.deadline.CopyFrom(_duration(deadline))
+        if limit > 0:
+            begin.deadline.CopyFrom(_duration(limit))
         doing = f"submit {name}"
-        wanted = _Verdict()
+        wanted = Verdict()
 
         def requests() -> Iterator[coordinator_pb2.SubmitRequest]:
             yield coordinator_pb2.SubmitRequest(begin=begin)
@@ -219,28 +265,27 @@ class Client:
                 for piece in source.pieces(_PIECE):
                     yield coordinator_pb2.SubmitRequest(data=piece)
 
-        stub = self._connections.coordinator().stream_stream(
+        stub = self._coordinator.channel().stream_stream(
             "/headwater.v1.CoordinatorService/Submit",
             request_serializer=coordinator_pb2.SubmitRequest.SerializeToString,
             response_deserializer=coordinator_pb2.SubmitResponse.FromString,
         )
-        call = stub(requests(), metadata=((PROTOCOL_KEY, PROTOCOL),))
+        call = stub(requests(), metadata=METADATA)
         taken = None
         send = False
         try:
-            for response in call:
-                if taken is None:
-                    send = response.send
-                    wanted.say(send)
-                    taken = response.job
-                else:
-                    taken, send = response.job, False
-        except grpc.RpcError as e:
-            raise call_error(doing, self._connections.named(self.address), e) from e
+            with self._coordinator.errors(doing):
+                for response in call:
+                    if taken is None:
+                        send = response.send
+                        wanted.say(send)
+                        taken = response.job
+                    else:
+                        taken, send = response.job, False
         finally:
             wanted.say(False)
             call.cancel()  # type: ignore[no-untyped-call]
-        check_version(self.address, call.initial_metadata())
+        self._coordinator.check_version(call.initial_metadata())
         if taken is None or send:
             raise ProtocolError(f"{doing}: the answer ended early")
         result: coordinator_pb2.Job = taken
@@ -248,85 +293,123 @@ class Client:
 
     def job(self, id: str) -> coordinator_pb2.Job:
         """A job by id, key or content hash."""
-        request = coordinator_pb2.GetJobRequest(id=id)
-        return self._call(f"get job {id}", "CoordinatorService/GetJob", request, coordinator_pb2.GetJobResponse).job
+        request = coordinator_pb2.GetJobRequest(id=_text("id", id))
+        return self._ask(f"get job {id}", "GetJob", request, coordinator_pb2.GetJobResponse).job
 
     def jobs(self) -> Sequence[coordinator_pb2.Job]:
         """All jobs that the coordinator keeps, newest first."""
         request = coordinator_pb2.ListJobsRequest()
-        return self._call("list jobs", "CoordinatorService/ListJobs", request, coordinator_pb2.ListJobsResponse).jobs
+        return self._ask("list jobs", "ListJobs", request, coordinator_pb2.ListJobsResponse).jobs
 
     def cancel(self, id: str) -> coordinator_pb2.Job:
         """Ends a job, or does nothing to one that has ended, and returns it."""
-        request = coordinator_pb2.CancelJobRequest(id=id)
-        return self._call(f"cancel job {id}", "CoordinatorService/CancelJob", request, coordinator_pb2.CancelJobResponse).job
+        request = coordinator_pb2.CancelJobRequest(id=_text("id", id))
+        return self._ask(f"cancel job {id}", "CancelJob", request, coordinator_pb2.CancelJobResponse).job
+
+    def delete(self, id: str) -> coordinator_pb2.Job:
+        """Forgets a job that has ended, with its result, and returns it."""
+        request = coordinator_pb2.DeleteJobRequest(id=_text("id", id))
+        return self._ask(f"delete job {id}", "DeleteJob", request, coordinator_pb2.DeleteJobResponse).job
 
     def wait(self, id: str, *, timeout: float | None = None) -> coordinator_pb2.Job:
-        """Waits for a job's end, and returns it if it succeeded. A JobError says that it did not."""
+        """Waits for a job's end, and returns it if it succeeded. A JobError says that it did not. timeout is in seconds."""
         doing = f"watch job {id}"
-        request = coordinator_pb2.WatchJobRequest(id=id)
-        stub = self._connections.coordinator().unary_stream(
+        request = coordinator_pb2.WatchJobRequest(id=_text("id", id))
+        stub = self._coordinator.channel().unary_stream(
             "/headwater.v1.CoordinatorService/WatchJob",
             request_serializer=coordinator_pb2.WatchJobRequest.SerializeToString,
             response_deserializer=coordinator_pb2.WatchJobResponse.FromString,
         )
         job: coordinator_pb2.Job | None = None
-        try:
-            for response in stub(request, timeout=timeout, metadata=((PROTOCOL_KEY, PROTOCOL),)):
+        with self._coordinator.errors(doing):
+            for response in stub(request, timeout=timeout, metadata=METADATA):
                 job = response.job
-        except grpc.RpcError as e:
-            raise call_error(doing, self._connections.named(self.address), e) from e
         if job is None or job.state not in _ENDED:
             raise ProtocolError(f"{doing}: the answer ended early")
         if job.state != coordinator_pb2.JOB_STATE_SUCCEEDED:
-            raise JobError(job)
+            raise job_error(job)
         return job
 
     def result(self, id: str) -> dict[str, Array]:
         """The tensors of a job's result, whose SHA-256 has been checked."""
         doing = f"download the result of job {id}"
-        request = coordinator_pb2.DownloadResultRequest(id=id)
-        stub = self._connections.coordinator().unary_stream(
+        request = coordinator_pb2.DownloadResultRequest(id=_text("id", id))
+        stub = self._coordinator.channel().unary_stream(
             "/headwater.v1.CoordinatorService/DownloadResult",
             request_serializer=coordinator_pb2.DownloadResultRequest.SerializeToString,
             response_deserializer=coordinator_pb2.DownloadResultResponse.FromString,
         )
         job: coordinator_pb2.Job | None = None
         pieces = []
-        try:
-            for response in stub(request, metadata=((PROTOCOL_KEY, PROTOCOL),)):
+        with self._coordinator.errors(doing):
+            for response in stub(request, metadata=METADATA):
                 if job is None:
                     job = response.job
                 pieces.append(response.data)
-        except grpc.RpcError as e:
-            raise call_error(doing, self._connections.named(self.address), e) from e
         data = b"".join(pieces)
         if job is None or hashlib.sha256(data).hexdigest() != job.result_sha256:
             raise ProtocolError(f"{doing}: the bytes are not those of the result")
         return safetensors.load(data)[0]
 
-    def run(self, job: str | os.PathLike[str] | Mapping[str, Array], **options: Any) -> dict[str, Array]:
-        """Submits a job as submit does, waits for its end and returns its result."""
+    def run(self, job: str | os.PathLike[str] | Mapping[str, npt.ArrayLike], **options: Any) -> dict[str, Array]:
+        """Submits a job as submit does, waits for its end and returns its result. options are the job's: causal=True,
+        scale=np.float32(0.25)."""
         taken = self.submit(job, options=options or None)
         self.wait(taken.id)
         return self.result(taken.id)
 
     def status(self) -> coordinator_pb2.StatusResponse:
         """The coordinator and its workers."""
-        request = coordinator_pb2.StatusRequest()
-        return self._call("ask for the status", "CoordinatorService/Status", request, coordinator_pb2.StatusResponse)
+        return self._ask("ask for the status", "Status", coordinator_pb2.StatusRequest(), coordinator_pb2.StatusResponse)
 
-    def _call(self, doing: str, method: str, request: Message, answer: type[R]) -> R:
-        return self._connections.call(doing, self.address, method, request, answer, self.timeout)
+    def _ask(self, doing: str, method: str, request: Message, answer: type[R]) -> R:
+        return self._coordinator.call(doing, f"CoordinatorService/{method}", request, answer, self.timeout)
+
+
+def _close(holder: Connection, coordinator: Connection, relay: Relay | None) -> None:
+    holder.close()
+    coordinator.close()
+    if relay is not None:
+        relay.close()
+
+
+def _id(session: bytes | str) -> bytes:
+    """A session's id, of its 16 bytes or their 32 hexadecimal digits."""
+    if isinstance(session, str):
+        try:
+            id = bytes.fromhex(session)
+        except ValueError:
+            raise ValueError(f"session {session!r} is not of hexadecimal digits") from None
+    elif isinstance(session, (bytes, bytearray, memoryview)):
+        id = bytes(session)
+    else:
+        raise TypeError(f"session is a {type(session).__name__}, not the id of one or a Receipt")
+    if len(id) != 16:
+        raise ValueError(f"session {id.hex()!r} has {len(id)} bytes, an id has 16")
+    return id
+
+
+def _text(name: str, value: str) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{name} is a {type(value).__name__}, not a str")
+    return value
+
+
+def _seconds(name: str, value: float) -> float:
+    seconds = options.number(name, value)
+    if seconds < 0:
+        raise ValueError(f"{name} is {seconds} seconds, not at least 0")
+    return seconds
 
 
 def _whole(state: session_pb2.SessionState) -> bool:
     """Whether the holders that are told of have all of a session."""
-    try:
-        parse_holders(state.holders, [layer.n_kv_heads for layer in state.config.layers])
-    except ProtocolError:
-        return False
-    return True
+    told = [set[int]() for _ in state.config.layers]
+    for holder in state.holders:
+        for held in holder.layers:
+            if held.layer < len(told):
+                told[held.layer].update(held.groups)
+    return all(len(groups) == layer.n_kv_heads for groups, layer in zip(told, state.config.layers))
 
 
 def _silent(doing: str, workers: Sequence[session_pb2.SilentWorker], what: str) -> SessionError:
@@ -339,39 +422,3 @@ def _silent(doing: str, workers: Sequence[session_pb2.SilentWorker], what: str) 
 
 def _duration(seconds: float) -> Duration:
     return Duration(seconds=int(seconds), nanos=int(seconds % 1 * 1e9))
-
-
-class _Verdict:
-    """Whether a job's bytes are wanted. What is said first counts."""
-
-    def __init__(self) -> None:
-        self._said = threading.Event()
-        self._wanted = False
-
-    def say(self, wanted: bool) -> None:
-        if not self._said.is_set():
-            self._wanted = wanted
-            self._said.set()
-
-    def wait(self) -> bool:
-        self._said.wait()
-        return self._wanted
-
-
-class _Path:
-    """A safetensors file on disk, in pieces."""
-
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self._path = path
-        self.size = os.path.getsize(path)
-        with open(path, "rb") as f:
-            size = int.from_bytes(f.read(8), "little")
-            if self.size < 8 or size > self.size - 8:
-                raise ValueError(f"{os.fspath(path)} is no safetensors file")
-            f.seek(0)
-            self.header = f.read(8 + size)
-
-    def pieces(self, most: int) -> Iterator[bytes]:
-        with open(self._path, "rb") as f:
-            while piece := f.read(most):
-                yield piece

@@ -1,4 +1,8 @@
-"""What can go wrong. Every error is a HeadwaterError whose text is one line."""
+"""What can go wrong. Every error is a HeadwaterError whose text is one line: what was being done, to what, who refused it, why.
+
+A program acts on its kind (docs/errors.md): TryAgainError, GoneError or RefusedError. An error of none of these is the program's
+own doing, its timeout or a client that it has closed, or a fault of the software.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +12,33 @@ from grpc_status import rpc_status
 
 from .v1 import coordinator_pb2, session_pb2
 
+PROTOCOL_KEY = "headwater-protocol"
+
 
 class HeadwaterError(Exception):
     """A call that did not succeed."""
 
 
+class TryAgainError(HeadwaterError):
+    """The same call may go well later."""
+
+
+class GoneError(HeadwaterError):
+    """What was asked for is no more: open a new session and append again, or restore a snapshot."""
+
+
+class RefusedError(HeadwaterError):
+    """The same call fails in the same way: change the request."""
+
+
 class CallError(HeadwaterError):
-    """A call that gRPC or the other side ended with this code."""
+    """A call that gRPC or the other side ended with a code, which decides about its kind."""
+
+    address: str
+    """Whom the call went to."""
+    code: grpc.StatusCode
+    message: str
+    """Why, in one line."""
 
     def __init__(self, doing: str, address: str, code: grpc.StatusCode, message: str) -> None:
         super().__init__(f"{doing}: {address}: {message}")
@@ -27,8 +51,16 @@ class DeadlineError(CallError, TimeoutError):
     """A call that took longer than it might."""
 
 
-class UnreachableError(CallError):
+class UnreachableError(CallError, TryAgainError):
     """Nobody answers at the address, or the connection broke."""
+
+
+class _TryAgainCallError(CallError, TryAgainError):
+    pass
+
+
+class _RefusedCallError(CallError, RefusedError):
+    pass
 
 
 class ProtocolError(HeadwaterError):
@@ -36,7 +68,9 @@ class ProtocolError(HeadwaterError):
 
 
 class JobError(HeadwaterError):
-    """A job that ended without a result."""
+    """A job that ended without a result. Its kind is that of the code that it failed with; a cancelled one has none."""
+
+    job: coordinator_pb2.Job
 
     def __init__(self, job: coordinator_pb2.Job) -> None:
         cancelled = job.state == coordinator_pb2.JOB_STATE_CANCELLED
@@ -44,8 +78,44 @@ class JobError(HeadwaterError):
         self.job = job
 
 
+class _TryAgainJobError(JobError, TryAgainError):
+    pass
+
+
+class _RefusedJobError(JobError, RefusedError):
+    pass
+
+
+_TRY_AGAIN = (
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.ABORTED,
+    grpc.StatusCode.DATA_LOSS,
+)
+_REFUSED = (
+    grpc.StatusCode.NOT_FOUND,
+    grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.FAILED_PRECONDITION,
+    grpc.StatusCode.ALREADY_EXISTS,
+    grpc.StatusCode.OUT_OF_RANGE,
+    grpc.StatusCode.PERMISSION_DENIED,
+    grpc.StatusCode.UNAUTHENTICATED,
+    grpc.StatusCode.UNIMPLEMENTED,
+)
+
+
+def job_error(job: coordinator_pb2.Job) -> JobError:
+    """The error of a job that ended without a result."""
+    if job.state == coordinator_pb2.JOB_STATE_CANCELLED:
+        return JobError(job)
+    code = next((c for c in grpc.StatusCode if c.value[0] == job.error_code), grpc.StatusCode.UNKNOWN)
+    kinds = [(_TRY_AGAIN, _TryAgainJobError), (_REFUSED, _RefusedJobError)]
+    return next((kind for codes, kind in kinds if code in codes), JobError)(job)
+
+
 class SessionError(HeadwaterError):
-    """A call on a session that was refused. The session is as it was before, or the same call again makes it whole."""
+    """A call on a session that a holder or the coordinator answered with a reason, which decides about its class and kind. The
+    session is as it was before, or the same call again makes it whole."""
 
     def __init__(self, doing: str, why: session_pb2.SessionError, holder: str = "") -> None:
         self.holder = why.holder or holder
@@ -64,55 +134,55 @@ class SessionError(HeadwaterError):
         super().__init__(": ".join(part for part in (doing, self.holder, self.message) if part))
 
 
-class InvalidError(SessionError):
+class InvalidError(SessionError, RefusedError):
     """The request contradicts itself, the session's config or a limit."""
 
 
-class UnknownSessionError(SessionError):
-    """The session is not held: it was never made, was dropped, or the holder has restarted."""
+class UnknownSessionError(SessionError, GoneError):
+    """The session is not held: it was dropped, evicted or has expired, a worker that held a part has restarted, or it never was."""
 
 
-class ExistsError(SessionError):
+class ExistsError(SessionError, RefusedError):
     """The id is taken by a session that was made otherwise."""
 
 
-class BehindError(SessionError):
+class BehindError(SessionError, RefusedError):
     """The holder has fewer positions than the request builds on."""
 
 
-class AheadError(SessionError):
+class AheadError(SessionError, RefusedError):
     """The holder has more positions than the request builds on."""
 
 
-class DifferentError(SessionError):
+class DifferentError(SessionError, RefusedError):
     """The holder has other keys or values than the request builds on."""
 
 
-class StaleEpochError(SessionError):
+class StaleEpochError(SessionError, RefusedError):
     """Another client drives the session; Client.attach takes it back."""
 
 
-class OtherTruncationsError(SessionError):
+class OtherTruncationsError(SessionError, RefusedError):
     """Positions were taken back since, or not yet."""
 
 
-class FreedError(SessionError):
+class FreedError(SessionError, RefusedError):
     """Positions that are needed have been freed, because they left the layer's window."""
 
 
-class OverBudgetError(SessionError):
+class OverBudgetError(SessionError, TryAgainError):
     """There is no room, also after dropping what may be dropped."""
 
 
-class NotFiniteError(SessionError):
+class NotFiniteError(SessionError, RefusedError):
     """A score or a context is not finite."""
 
 
-class LostError(SessionError):
-    """A holder is lost, and its part of the session with it."""
+class LostError(SessionError, TryAgainError):
+    """A worker that holds a part can't be reached or does not answer. Its part is there when it is back, unless it has restarted."""
 
 
-class BusyError(SessionError):
+class BusyError(SessionError, TryAgainError):
     """The holder stops, or has too much to do: later or elsewhere it may be done."""
 
 
@@ -138,12 +208,18 @@ def session_error(doing: str, why: session_pb2.SessionError, holder: str = "") -
     return _problems.get(why.problem, SessionError)(doing, why, holder)
 
 
+def transient(error: BaseException) -> bool:
+    """Whether the same call may go well soon."""
+    return isinstance(error, (UnreachableError, BusyError))
+
+
 def one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def call_error(doing: str, address: str, error: grpc.RpcError) -> HeadwaterError:
-    """What the error of a call means: a SessionError where its status carries one."""
+def call_error(doing: str, address: str, error: grpc.RpcError, relayed: bool = False) -> HeadwaterError:
+    """What the error of a call means: a SessionError if its status carries one. A relay has no say of its own: if it answers
+    that something is unavailable, it passes on that nobody answers."""
     if not isinstance(error, grpc.Call):
         return CallError(doing, address, grpc.StatusCode.UNKNOWN, one_line(str(error)))
     code, message = error.code(), one_line(error.details() or "")
@@ -155,21 +231,22 @@ def call_error(doing: str, address: str, error: grpc.RpcError) -> HeadwaterError
                 return session_error(doing, why, address)
     except (DecodeError, ValueError):
         pass  # a status whose details can not be read still has its code
-    kinds = {grpc.StatusCode.UNAVAILABLE: UnreachableError, grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineError}
-    return kinds.get(code, CallError)(doing, address, code, message or code.name)
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return DeadlineError(doing, address, code, message or "it has not answered in time")
+    if code is grpc.StatusCode.UNAVAILABLE and (relayed or not _answered(error)):
+        return UnreachableError(doing, address, code, message or "nobody answers")
+    kinds = [(_TRY_AGAIN, _TryAgainCallError), (_REFUSED, _RefusedCallError)]
+    return next((kind for codes, kind in kinds if code in codes), CallError)(doing, address, code, message or code.name)
+
+
+def _answered(error: grpc.Call) -> bool:
+    """Whether a Headwater server gave the code, and not gRPC for want of one."""
+    return any(key == PROTOCOL_KEY for key, _ in error.initial_metadata() or ())
 
 
 def stream_error(doing: str, address: str, error: grpc.RpcError) -> HeadwaterError:
     """What the end of a lane means for a step: a refusal of what was sent, or else that it broke."""
     e = call_error(doing, address, error)
-    if isinstance(e, CallError) and e.code not in _REFUSALS:
+    if isinstance(e, CallError) and not isinstance(e, RefusedError) and e.code is not grpc.StatusCode.RESOURCE_EXHAUSTED:
         return UnreachableError(doing, address, e.code, e.message)
     return e
-
-
-_REFUSALS = (
-    grpc.StatusCode.INVALID_ARGUMENT,
-    grpc.StatusCode.RESOURCE_EXHAUSTED,
-    grpc.StatusCode.FAILED_PRECONDITION,
-    grpc.StatusCode.UNIMPLEMENTED,
-)

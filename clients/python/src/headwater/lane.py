@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import grpc
@@ -122,11 +122,9 @@ class Pending:
 
 
 class Stream:
-    """A lane's stream to one holder. Any threads may send; a thread of its own receives, until close or an error, and calls
-    ended then."""
+    """A lane's stream to one holder. Any threads may send; a thread of its own receives, until close or an error."""
 
-    def __init__(self, channel: grpc.Channel, metadata: tuple[tuple[str, str], ...], ended: Callable[[], None]) -> None:
-        self._ended = ended
+    def __init__(self, channel: grpc.Channel, metadata: tuple[tuple[str, str], ...]) -> None:
         self._requests: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._lock = threading.Lock()  # guards _next, _pending and _error
         self._next = 1
@@ -181,6 +179,5 @@ class Stream:
             unanswered = list(self._pending.values())
             self._pending.clear()
         self._requests.put(None)
-        self._ended()
         for pending in unanswered:
             pending._set(None, error)

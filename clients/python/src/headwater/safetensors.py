@@ -12,6 +12,7 @@ from .arrays import Array
 
 _NAMES = {
     "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "bool": "BOOL",
+    "void16": "BF16",  # as NumPy reads back what ml_dtypes wrote
     "int8": "I8", "int16": "I16", "int32": "I32", "int64": "I64", "uint8": "U8", "uint16": "U16", "uint32": "U32", "uint64": "U64",
 }  # fmt: skip
 
@@ -53,7 +54,7 @@ def load(data: bytes) -> tuple[dict[str, Array], dict[str, str]]:
         raise ValueError(f"{len(data)} bytes are no safetensors file")
     header = json.loads(data[8 : 8 + size])
     metadata = header.pop("__metadata__", {})
-    kinds = {name: np.dtype(kind) for kind, name in _NAMES.items() if kind != "bfloat16"}
+    kinds = {name: np.dtype(kind) for kind, name in _NAMES.items() if name != "BF16"}
     kinds["BF16"] = _bfloat16()
     tensors: dict[str, Array] = {}
     for name, entry in header.items():

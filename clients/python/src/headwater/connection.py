@@ -1,0 +1,129 @@
+"""The connection to one server: a coordinator, or the relay that this client owns."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
+
+import grpc
+from google.protobuf.message import Message
+
+from . import address as addresses
+from . import constants
+from .errors import PROTOCOL_KEY, HeadwaterError, ProtocolError, call_error
+from .lane import METADATA_KEY, Stream
+
+METADATA = ((PROTOCOL_KEY, constants.PROTOCOL),)
+
+_OPTIONS = [
+    ("grpc.max_receive_message_length", 2 * constants.MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", constants.MAX_MESSAGE_BYTES),
+    ("grpc.keepalive_time_ms", int(1000 * constants.KEEPALIVE_SECONDS)),
+    ("grpc.keepalive_timeout_ms", int(1000 * constants.KEEPALIVE_TIMEOUT_SECONDS)),
+    ("grpc.initial_reconnect_backoff_ms", int(100 * constants.RECONNECT_SECONDS)),
+    ("grpc.max_reconnect_backoff_ms", int(1000 * constants.RECONNECT_SECONDS)),
+]
+
+# The variables that name a proxy are meant for the way out of the cluster.
+_NO_PROXY = [("grpc.enable_http_proxy", 0)]
+
+R = TypeVar("R", bound=Message)
+
+
+class Connection:
+    """A channel, and this client's lane over it. Safe for threads. The first call connects."""
+
+    def __init__(self, address: str, *, relay: bool = False, proxy: bool = False) -> None:
+        self.address = addresses.parse(address)
+        self._relay, self._proxy = relay, proxy
+        self.lane = secrets.token_bytes(16)
+        self._process = os.getpid()
+        self._lock = threading.Lock()  # guards the rest
+        self._channel: grpc.Channel | None = None
+        self._stream: Stream | None = None
+        self._closed = False
+
+    @property
+    def closed(self) -> bool:
+        """Whether close was called."""
+        return self._closed
+
+    def _check(self) -> None:
+        """Refuses a process other than the one that connected, before any lock is taken: gRPC's threads end with a fork, and
+        locks may be held for ever."""
+        if self._process != os.getpid():
+            raise HeadwaterError("this client was made before os.fork, and can't be used in the child: make a client there")
+        if self._closed:
+            raise HeadwaterError("the client is closed")
+
+    def channel(self) -> grpc.Channel:
+        """The channel, which lives until close."""
+        self._check()
+        with self._lock:
+            return self._open()
+
+    def _open(self) -> grpc.Channel:
+        if self._closed:
+            raise HeadwaterError("the client is closed")
+        if self._channel is None:
+            options = _OPTIONS if self._proxy else _OPTIONS + _NO_PROXY
+            self._channel = grpc.insecure_channel(addresses.target(self.address), options=options)
+        return self._channel
+
+    def stream(self) -> Stream:
+        """The lane's stream; a new one if the last has broken."""
+        self._check()
+        with self._lock:
+            if self._stream is None or self._stream.broken:
+                self._stream = Stream(self._open(), (*METADATA, (METADATA_KEY, self.lane.hex())))
+            return self._stream
+
+    def call(self, doing: str, method: str, request: Message, answer: type[R], timeout: float | None = None) -> R:
+        """Makes a unary call, and refuses a server of another major version."""
+        stub = self.channel().unary_unary(
+            f"/headwater.v1.{method}", request_serializer=type(request).SerializeToString, response_deserializer=answer.FromString
+        )
+        with self.errors(doing):
+            response, call = stub.with_call(request, timeout=timeout, metadata=METADATA)
+        self.check_version(call.initial_metadata())
+        result: R = response
+        return result
+
+    @contextmanager
+    def errors(self, doing: str) -> Iterator[None]:
+        """Makes errors of gRPC what they mean."""
+        try:
+            yield
+        except grpc.RpcError as e:
+            if self._closed:
+                raise HeadwaterError(f"{doing}: the client is closed") from e
+            name = addresses.through_proxy(self.address) if self._proxy else self.address
+            raise call_error(doing, name, e, self._relay) from e
+        except ValueError as e:
+            if self._closed:  # gRPC's own words for it
+                raise HeadwaterError(f"{doing}: the client is closed") from e
+            raise
+
+    def check_version(self, metadata: Sequence[tuple[str, str | bytes]] | None) -> None:
+        """Refuses a server of another major version. One that says nothing is let be."""
+        own = constants.PROTOCOL
+        for key, value in metadata or ():
+            if key == PROTOCOL_KEY and str(value).partition(".")[0] != own.partition(".")[0]:
+                raise ProtocolError(f"{self.address} speaks headwater protocol {value!r}, this side {own}: the major versions differ")
+
+    def close(self) -> None:
+        """Ends the channel and all calls on it. In the child of a fork it does nothing: they are the parent's."""
+        if self._process != os.getpid():
+            return
+        with self._lock:
+            self._closed = True
+            stream, channel = self._stream, self._channel
+            self._stream = self._channel = None
+        if stream is not None:
+            stream.close()
+        if channel is not None:
+            channel.close()

@@ -1,0 +1,138 @@
+"""The relay that a direct client owns: the process `coord relay`, which has the rules of a session's fan-out and speaks to the
+workers itself. It ends with this process, however that ends: its standard input is a pipe from here, and it ends when that is
+closed."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import select
+import shutil
+import subprocess
+import tempfile
+import threading
+import weakref
+from pathlib import Path
+from typing import Any
+
+from . import address as addresses
+from .errors import HeadwaterError, one_line
+
+VARIABLE = "HEADWATER_COORD"
+_BESIDE = str(Path(__file__).parent / "bin" / "coord")
+_START_SECONDS = 30.0
+_STOP_SECONDS = 5.0
+_KEPT = 4096  # bytes of what it says on stderr
+
+_relays: weakref.WeakSet[Relay] = weakref.WeakSet()
+
+
+def find_program(given: str | os.PathLike[str] | None) -> str:
+    """The program coord: given, or named by the environment, or beside this package, or on the PATH."""
+    for what, path in (("coord", given), (VARIABLE, os.environ.get(VARIABLE))):
+        if path:
+            found = shutil.which(os.fspath(path))
+            if found is None:
+                raise HeadwaterError(f"direct needs the program coord, but {what} names {os.fspath(path)!r}, which can't be run")
+            return found
+    found = shutil.which(_BESIDE) or shutil.which("coord")
+    if found is None:
+        raise HeadwaterError(
+            f"direct needs the program coord, which is neither at {_BESIDE} nor on the PATH: "
+            f"name it by Client(..., coord=PATH) or {VARIABLE}, or leave direct out"
+        )
+    return found
+
+
+class Relay:
+    """A running relay. Its address is a Unix socket that only this user may use."""
+
+    address: str
+
+    def __init__(self, coordinator: str, program: str | os.PathLike[str] | None = None, *, proxy: bool = False) -> None:
+        command = [find_program(program), "relay", "--coordinator", coordinator, "--listen", _free_address(), "--log-level", "warn"]
+        if proxy:
+            command.append("--proxy")
+        self._said = b""
+        try:
+            self._process = subprocess.Popen(
+                command, bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                start_new_session=True,  # the terminal's Ctrl-C is this process's
+                env={name: value for name, value in os.environ.items() if not _is_setting(name)},
+            )  # fmt: skip
+        except OSError as e:
+            raise HeadwaterError(f"start {command[0]}: {e}") from e
+        _relays.add(self)
+        self._owner = os.getpid()
+        self._listener = threading.Thread(target=self._listen, name="headwater-relay", daemon=True)
+        self._listener.start()
+        try:
+            self.address = addresses.parse(self._ready(command[0])["address"])
+        except BaseException:
+            self.close()
+            raise
+
+    def _ready(self, program: str) -> dict[str, Any]:
+        """The line that says that the relay serves."""
+        assert self._process.stdout is not None
+        ready, _, _ = select.select([self._process.stdout], [], [], _START_SECONDS)
+        line = self._process.stdout.readline() if ready else b""
+        try:
+            said = json.loads(line)
+            if isinstance(said, dict) and isinstance(said.get("address"), str):
+                return said
+        except ValueError:
+            pass
+        why = f"it did not serve within {_START_SECONDS:g} s"
+        if ready:
+            self.close()
+            why = one_line(self._said.decode(errors="replace").strip().rpartition("\n")[2] or line.decode(errors="replace"))
+        raise HeadwaterError(f"start {program} relay: {why or 'it said nothing'}")
+
+    def _listen(self) -> None:
+        """Keeps the last of what the relay says, so that it never waits for a reader."""
+        assert self._process.stderr is not None
+        while said := self._process.stderr.read(_KEPT):
+            self._said = (self._said + said)[-_KEPT:]
+
+    def close(self) -> None:
+        """Ends the relay and waits for it. In the child of a fork it does nothing: the relay is the parent's."""
+        if self._owner != os.getpid():
+            return
+        process = self._process
+        assert process.stdin is not None and process.stdout is not None and process.stderr is not None
+        process.stdin.close()
+        try:
+            process.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        self._listener.join()
+        process.stdout.close()
+        process.stderr.close()
+
+
+def _is_setting(name: str) -> bool:
+    """Whether a variable of the environment is a setting of the programs: it was meant for another one."""
+    return name.startswith("HEADWATER_")
+
+
+def _free_address() -> str:
+    """A Unix socket in a folder that the relay makes and removes. Where the path would be too long, a port of loopback."""
+    path = os.path.join(tempfile.gettempdir(), f"headwater-{secrets.token_hex(8)}", "relay.sock")
+    try:
+        return addresses.parse(f"unix:{os.path.abspath(path)}")
+    except ValueError:
+        return "127.0.0.1:0"
+
+
+def _forget_relays() -> None:
+    """Closes a forked child's ends of the pipes: a relay ends with the process that owns it, not with its children."""
+    for relay in list(_relays):
+        if relay._process.stdin is not None:
+            relay._process.stdin.close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_relays)

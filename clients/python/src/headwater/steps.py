@@ -1,0 +1,208 @@
+"""One step: its arguments checked, its arrays as they are sent, and the messages that it is cut into."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from . import constants
+from .arrays import Array, Floats, as_array, check_finite, narrow_bfloat16, narrow_float16, to_float32
+from .layer import Layer
+from .v1 import worker_pb2
+
+if TYPE_CHECKING:
+    from .session import Session
+
+Piece = tuple[slice, slice]
+"""What one message brings of a step: of its appended tokens and of its queries."""
+
+
+class Attention(NamedTuple):
+    """What queries found."""
+
+    context: Floats
+    """[query tokens, n_heads, v_dim]"""
+    lse: Floats
+    """Log-sum-exp of the scores, [query tokens, n_heads]"""
+
+
+@dataclass
+class Step:
+    """A step for batch(): see Session.step for what its fields are."""
+
+    session: Session
+    layer: int
+    q: npt.ArrayLike | None = None
+    k: npt.ArrayLike | None = None
+    v: npt.ArrayLike | None = None
+    positions: int | npt.ArrayLike | None = None
+    mask: npt.ArrayLike | None = None
+    tokens: Sequence[int] | npt.ArrayLike | None = None
+    out: Floats | None = None
+    out_lse: Floats | None = None
+
+
+@dataclass
+class Work:
+    """A step as it is sent. Heads of one group lie together, which is how a holder wants them."""
+
+    layer: int
+    shape: Layer
+    queries: int
+    appended: int
+    q: Array  # [queries, groups, group size * head_dim] in f32
+    k: Array  # [appended, groups, head_dim] in the encoding
+    v: Array  # [appended, groups, v_dim] in the encoding
+    encoding: worker_pb2.StorageType
+    position: int  # of the first query
+    mask: npt.NDArray[np.bool_] | None
+    tokens: list[int] | None
+    result: Attention
+    pieces: list[Piece] = field(default_factory=list)
+
+    def payload(self, piece: Piece) -> list[Array]:
+        """Queries, keys and values of a piece, group by group."""
+        appended, queries = piece
+        return [_by_group(a) for a in (self.q[queries], self.k[appended], self.v[appended])]
+
+    def take(self, piece: Piece, context: Floats, lse: Floats) -> None:
+        """Puts a piece's answer, group by group, where the caller wants it."""
+        for out, values in ((self.result.context[piece[1]], context), (self.result.lse[piece[1]], lse)):
+            if out.size:
+                tokens, groups = out.shape[0], self.shape.n_kv_heads
+                out.reshape(tokens, groups, -1)[:] = values.reshape(groups, tokens, -1).transpose(1, 0, 2)
+
+
+def prepare(step: Step, shape: Layer, length: int) -> Work:
+    """Checks a step on a layer of this shape and length, narrows its arrays and cuts it into messages. An error names the
+    argument."""
+    groups = shape.n_kv_heads
+    empty: Array = np.empty((0, groups, 0), np.float32)
+    q, k, v = empty, empty, empty
+    encoding = worker_pb2.STORAGE_TYPE_F32
+    queries = appended = 0
+    if step.q is not None:
+        q = to_float32(step.q, "q")
+        queries = _tokens("q", q, shape.n_heads, shape.head_dim)
+        check_finite("q", q)
+        q = q.reshape(queries, groups, shape.group_size * shape.head_dim)
+    if (step.k is None) != (step.v is None):
+        raise ValueError(f"{'v' if step.k is None else 'k'} is given without {'k' if step.k is None else 'v'}: k and v are appended together")
+    if step.k is not None and step.v is not None:
+        k, v = as_array(step.k), as_array(step.v)
+        appended = _tokens("k", k, groups, shape.head_dim)
+        if _tokens("v", v, groups, shape.v_dim) != appended:
+            raise ValueError(f"v has {v.shape[0]} tokens, k has {appended}")
+        k, v, encoding = _encode(k, v, shape)
+    if queries == 0 and appended == 0:
+        raise ValueError("nothing is appended and nothing attends: give q, or k and v, or all of them")
+    position = length + appended - queries
+    if step.positions is not None:
+        position = _first(step.positions, queries)
+    if queries and not 0 <= position <= length + appended - queries:
+        raise ValueError(f"positions: {queries} queries from position {position}, the layer has {length + appended} then")
+    mask = None
+    if step.mask is not None:
+        mask = as_array(step.mask).astype(np.bool_)
+        if mask.ndim != 2 or mask.shape[0] != queries or mask.shape[1] < 1:
+            raise ValueError(f"a mask of shape {list(mask.shape)} for {queries} queries: [query tokens, newest positions] is taken")
+    out = _room("out", step.out, (queries, shape.n_heads, shape.v_dim))
+    lse = _room("out_lse", step.out_lse, (queries, shape.n_heads))
+    tokens = None if step.tokens is None else token_ids("tokens", step.tokens, appended)
+    work = Work(step.layer, shape, queries, appended, q, k, v, encoding, position, mask, tokens, Attention(out, lse))
+    work.pieces = _pieces(work, shape.causal and mask is None and appended == queries and step.positions is None)
+    return work
+
+
+def _pieces(work: Work, fused: bool) -> list[Piece]:
+    """Cuts a step into messages. A query must see what one message would show it, so it may attend before the rest is appended
+    only where it sees nothing after its own position: fused."""
+    shape, appended, queries = work.shape, work.appended, work.queries
+    row, bound = 4 * shape.n_kv_heads * (shape.head_dim + shape.v_dim), constants.APPEND_BYTES
+    if queries:
+        row, bound = row + 4 * shape.n_heads * (shape.head_dim + shape.v_dim + 1), constants.STEP_BYTES
+    most = max(1, min(bound // row, constants.MAX_STEP_TOKENS))
+    if appended <= most and queries <= most:
+        return [(slice(0, appended), slice(0, queries))]
+    if fused:
+        return [(slice(at, min(at + most, appended)),) * 2 for at in range(0, appended, most)]
+    none = slice(0, 0)
+    return [(slice(at, min(at + most, appended)), none) for at in range(0, appended, most)] + [
+        (none, slice(at, min(at + most, queries))) for at in range(0, queries, most)
+    ]
+
+
+def token_ids(name: str, ids: Any, count: int | None = None) -> list[int]:
+    """Ids of tokens, as many as count says."""
+    a = as_array(ids)
+    if a.ndim == 2 and a.shape[0] == 1:  # as transformers has input_ids
+        a = a[0]
+    if a.ndim != 1 or (a.size and not np.issubdtype(a.dtype, np.integer)):
+        raise TypeError(f"{name} are of shape {list(a.shape)} and type {a.dtype}, not whole numbers in a row")
+    if count is not None and a.size != count:
+        raise ValueError(f"{name}: {a.size} ids for {count} tokens")
+    listed: list[int] = a.tolist()
+    if listed and not (0 <= min(listed) and max(listed) < 1 << 32):
+        at = next(i for i, n in enumerate(listed) if not 0 <= n < 1 << 32)
+        raise ValueError(f"{name}[{at}] is {listed[at]}, not from 0 to {(1 << 32) - 1}")
+    return listed
+
+
+def _tokens(name: str, a: Array, heads: int, dim: int) -> int:
+    """The tokens of [tokens, heads, dim]."""
+    if a.ndim != 3 or a.shape[1:] != (heads, dim):
+        hint = ""
+        if a.ndim >= 3 and a.shape[-3] == heads and a.shape[-1] == dim:
+            hint = ": headwater.tokens_first turns [1, heads, tokens, d] round"
+        raise ValueError(f"{name} has shape {list(a.shape)}, not [tokens, {heads}, {dim}]{hint}")
+    return int(a.shape[0])
+
+
+def _encode(k: Array, v: Array, shape: Layer) -> tuple[Array, Array, worker_pb2.StorageType]:
+    """k and v as they are sent: in the storage type if narrowing halves them, else in float32 for the holder to narrow. One
+    holder would refuse what is not finite, and others would have appended it by then, so it is refused here."""
+    narrow, encoding = _NARROW.get(shape.storage, (to_float32, worker_pb2.STORAGE_TYPE_F32))
+    sent = narrow(k, "k"), narrow(v, "v")  # which refuse what is neither float32 nor narrower by name
+    check_finite("k", k)
+    check_finite("v", v)
+    return *sent, encoding
+
+
+_NARROW: dict[str, tuple[Callable[[Array, str], Array], worker_pb2.StorageType]] = {
+    "bf16": (narrow_bfloat16, worker_pb2.STORAGE_TYPE_BF16),
+    "f16": (narrow_float16, worker_pb2.STORAGE_TYPE_F16),
+}
+
+
+def _by_group(a: Array) -> Array:
+    """Of [tokens, groups, width] the order [groups, tokens, width], contiguous."""
+    return np.ascontiguousarray(a.transpose(1, 0, 2))
+
+
+def _first(positions: int | npt.ArrayLike, queries: int) -> int:
+    """The first of positions that follow each other."""
+    p = as_array(positions)
+    if p.ndim == 2 and p.shape[0] == 1:  # as transformers has position_ids
+        p = p[0]
+    if not np.issubdtype(p.dtype, np.integer) or p.ndim > 1 or (p.ndim == 1 and p.shape[0] != queries):
+        raise ValueError(f"positions are of shape {list(p.shape)} and type {p.dtype}, for {queries} queries")
+    if p.ndim == 0:
+        return int(p)
+    if (np.diff(p) != 1).any():
+        at = int(np.argmax(np.diff(p) != 1))
+        raise ValueError(f"positions do not follow each other: {int(p[at])} is followed by {int(p[at + 1])}")
+    return int(p[0]) if queries else 0
+
+
+def _room(name: str, out: Floats | None, shape: tuple[int, ...]) -> Floats:
+    if out is None:
+        return np.empty(shape, np.float32)
+    if not isinstance(out, np.ndarray):
+        raise TypeError(f"{name} is a {type(out).__name__}, not an array of NumPy")
+    if out.shape != shape or out.dtype != np.float32 or not out.flags.c_contiguous or not out.flags.writeable:
+        raise ValueError(f"{name} has shape {list(out.shape)} and type {out.dtype}, not {list(shape)} of float32 in C order, writeable")
+    return out

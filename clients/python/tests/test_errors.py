@@ -1,0 +1,112 @@
+"""Errors: their classes, kinds and texts, by docs/errors.md."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import grpc
+import pytest
+
+import headwater
+from headwater import errors
+from headwater.v1 import coordinator_pb2, session_pb2
+
+DOCUMENT = (Path(__file__).resolve().parents[3] / "docs" / "errors.md").read_text()
+KINDS = {"try again": headwater.TryAgainError, "gone": headwater.GoneError, "refused": headwater.RefusedError}
+
+
+def kind_of(error: BaseException) -> str:
+    found = [name for name, kind in KINDS.items() if isinstance(error, kind)]
+    assert len(found) < 2
+    return found[0] if found else "none"
+
+
+def rows(heading: str) -> list[list[str]]:
+    """The rows of the table under a heading, but for its first."""
+    part = DOCUMENT.split(f"## {heading}\n")[1].split("\n## ")[0]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in part.splitlines() if line.startswith("|")][2:]
+
+
+def test_every_reason_has_its_class_and_kind() -> None:
+    documented = {}
+    for row in rows("Reasons of sessions"):
+        for reason, name in zip(row[0].split(", "), re.findall(r"`(\w+)`", row[4])):
+            documented[reason] = name, row[1]
+    assert len(documented) == len(session_pb2.SessionProblem.values()) - 1
+    for reason, (name, kind) in documented.items():
+        why = session_pb2.SessionError(problem=session_pb2.SessionProblem.Value(f"SESSION_PROBLEM_{reason}"), message="why\nso", holder="w1", length=3)
+        error = errors.session_error("do", why)
+        assert type(error) is getattr(headwater, name) and kind_of(error) == kind
+        assert str(error) == "do: w1: why so" and error.length == 3
+    assert kind_of(errors.session_error("do", session_pb2.SessionError(message="?"))) == "none"
+
+
+class Refusal(grpc.RpcError, grpc.Call):
+    """The error of a call that a server ended with a code, or that gRPC did."""
+
+    def __init__(self, code: grpc.StatusCode, answered: bool = True) -> None:
+        self._code, self._answered = code, answered
+
+    def code(self) -> grpc.StatusCode:
+        return self._code
+
+    def details(self) -> str:
+        return "why"
+
+    def initial_metadata(self) -> tuple[tuple[str, str], ...]:
+        return ((errors.PROTOCOL_KEY, "1.1"),) if self._answered else ()
+
+    def trailing_metadata(self) -> tuple[tuple[str, str], ...]:
+        return ()
+
+    def is_active(self) -> bool:
+        return False
+
+    def time_remaining(self) -> None:
+        return None
+
+    def cancel(self) -> bool:
+        return False
+
+    def add_callback(self, callback) -> bool:
+        return False
+
+
+def test_every_code_has_its_kind() -> None:
+    documented = {code: row[1] for row in rows("Codes of other calls") for code in row[0].split(", ")}
+    assert set(documented) == {c.name for c in grpc.StatusCode} - {"OK"}
+    for name, kind in documented.items():
+        code = grpc.StatusCode[name]
+        error = errors.call_error("do", "host:1", Refusal(code))
+        assert isinstance(error, headwater.CallError) and kind_of(error) == kind and str(error) == "do: host:1: why"
+        assert isinstance(error, headwater.DeadlineError) == (name == "DEADLINE_EXCEEDED")
+        failed = coordinator_pb2.Job(id="j", state=coordinator_pb2.JOB_STATE_FAILED, error="why\nso", error_code=code.value[0])
+        assert kind_of(errors.job_error(failed)) == kind and str(errors.job_error(failed)) == "job j failed: why so"
+    cancelled = coordinator_pb2.Job(id="j", state=coordinator_pb2.JOB_STATE_CANCELLED, error_code=grpc.StatusCode.NOT_FOUND.value[0])
+    assert kind_of(errors.job_error(cancelled)) == "none"
+
+
+def test_only_silence_is_unreachable() -> None:
+    silent = errors.call_error("do", "host:1", Refusal(grpc.StatusCode.UNAVAILABLE, answered=False))
+    assert type(silent) is headwater.UnreachableError and kind_of(silent) == "try again"
+    assert type(errors.call_error("do", "host:1", Refusal(grpc.StatusCode.UNAVAILABLE))) is not headwater.UnreachableError
+    # A relay passes on that its coordinator is silent.
+    assert type(errors.call_error("do", "unix:/s", Refusal(grpc.StatusCode.UNAVAILABLE), relayed=True)) is headwater.UnreachableError
+
+
+@pytest.mark.parametrize("direct", [False, True])
+def test_nobody_there(direct: bool) -> None:
+    with headwater.Client("127.0.0.1:1", timeout=20, direct=direct) as c:
+        with pytest.raises(headwater.UnreachableError, match="^ask for the status: 127.0.0.1:1: "):
+            c.status()
+        with pytest.raises(headwater.UnreachableError, match="coordinator 127.0.0.1:1 is unreachable" if direct else "127.0.0.1:1: "):
+            c.open([headwater.Layer(1, 1, 4)])
+
+
+def test_a_client_that_is_closed_says_so() -> None:
+    c = headwater.Client("127.0.0.1:1")
+    c.close()
+    c.close()
+    with pytest.raises(headwater.HeadwaterError, match="the client is closed"):
+        c.status()

@@ -1,0 +1,73 @@
+"""What help() shows: every public name is documented and typed."""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+import headwater
+
+
+def test_every_public_name_is_there_once() -> None:
+    assert sorted(headwater.__all__, key=lambda n: (n.islower(), n)) is not None
+    assert len(set(headwater.__all__)) == len(headwater.__all__)
+    assert all(hasattr(headwater, name) for name in headwater.__all__)
+
+
+def test_the_version_is_the_packages() -> None:
+    try:
+        installed = metadata.version("headwater")
+    except metadata.PackageNotFoundError:
+        installed = headwater.__version__
+    assert headwater.__version__ == installed
+    project = (Path(headwater.__file__).parents[2] / "pyproject.toml").read_text()
+    assert 'dynamic = ["version"]' in project and "__init__.py" in project
+
+
+def public() -> dict[str, object]:
+    """Public functions, classes, and what classes have that is public, by name."""
+    found: dict[str, object] = {}
+    for name in headwater.__all__:
+        value = getattr(headwater, name)
+        if not callable(value) or typing.get_origin(value) is not None:
+            continue
+        found[name] = value
+        if inspect.isclass(value):
+            for method, attribute in vars(value).items():
+                is_method = isinstance(attribute, (property, staticmethod)) or inspect.isfunction(attribute)
+                if is_method and (not method.startswith("_") or method == "__init__" and value.__module__ != "headwater.errors"):
+                    found[f"{name}.{method}"] = attribute
+    return found
+
+
+@pytest.mark.parametrize("name", [n for n in public() if not n.endswith(".__init__")])
+def test_it_is_documented(name: str) -> None:
+    value = public()[name]
+    text = value.__doc__ or ""  # not one that is inherited
+    generated = inspect.isclass(value) and text.startswith(f"{name}(")
+    assert text and not generated, f"{name} has no text of its own"
+
+
+@pytest.mark.parametrize("name", public())
+def test_it_is_typed(name: str) -> None:
+    value = public()[name]
+    if inspect.isclass(value):
+        return
+    if isinstance(value, property):
+        value = value.fget
+    if isinstance(value, staticmethod):
+        value = value.__func__
+    hints = value.__annotations__
+    for parameter in inspect.signature(value).parameters.values():
+        assert parameter.name in hints or parameter.name == "self", f"{name}: {parameter.name} has no type"
+    assert "return" in hints
+
+
+def test_attributes_of_instances_are_documented() -> None:
+    """Those that a constructor sets are declared with their types in the class."""
+    for kind, names in {headwater.Client: ["address", "timeout"], headwater.Session: ["id", "layers", "codec", "timeout", "keep", "prefix"]}.items():
+        assert set(names) <= set(kind.__annotations__)
