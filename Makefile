@@ -49,6 +49,8 @@ $(VENV)/ready: clients/python/requirements-test.txt
 
 test-python: build $(VENV)/ready ## check the types of the Python client and run its tests against a local cluster
 	cd clients/python && ../../$(VENV)/bin/mypy && ../../$(VENV)/bin/python -m pytest
+	HEADWATER_PYTHON=$(CURDIR)/$(VENV)/bin/python HEADWATER_COORD=$(CURDIR)/bin/coord PYTHONPATH=$(CURDIR)/clients/python/src \
+		$(GO) test -count=1 -run TestScriptsInPython ./test/session
 
 wheel: $(VENV)/ready ## build the wheel of the Python client into out/
 	$(VENV)/bin/pip wheel -q --disable-pip-version-check --no-deps -w out clients/python

@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/cockroachdb/datadriven"
 )
@@ -72,18 +73,31 @@ func Run(t *testing.T, path string, way Way) {
 		if cluster == nil {
 			d.Fatalf(t, "a script begins with a cluster")
 		}
-		out, known, err := cluster.Do(command)
-		if !known && err == nil {
-			out, err = driver.Do(command)
+		out, err := do(cluster, driver, command)
+		// What another process learns in its own time is asked again until it is as expected.
+		for end := time.Now().Add(patience); err == nil && command.Args["settles"] != "" && out != d.Expected && time.Now().Before(end); {
+			out, err = do(cluster, driver, command)
 		}
 		if err != nil {
 			d.Fatalf(t, "%v", err)
 		}
-		if out != "" && !strings.HasSuffix(out, "\n") {
-			out += "\n"
-		}
 		return out
 	})
+}
+
+// patience is how long a command that settles may take.
+const patience = 20 * time.Second
+
+// do does one command, of the cluster or of the client.
+func do(cluster *Cluster, driver Driver, command Command) (string, error) {
+	out, known, err := cluster.Do(command)
+	if !known && err == nil {
+		out, err = driver.Do(command)
+	}
+	if out != "" && !strings.HasSuffix(out, "\n") {
+		out += "\n"
+	}
+	return out, err
 }
 
 // parse reads a line. The first argument without a value is the name.
