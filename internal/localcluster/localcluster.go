@@ -111,6 +111,9 @@ func (c *Cluster) Process(worker int) int {
 // Done is closed when the coordinator's process ends.
 func (c *Cluster) Done() <-chan struct{} { return c.coordinator.done }
 
+// WorkerDone is closed when a worker's process ends.
+func (c *Cluster) WorkerDone(worker int) <-chan struct{} { return c.workers[worker].done }
+
 // Kill ends a worker as kill -9 does, and waits for its process.
 func (c *Cluster) Kill(worker int) { c.workers[worker].kill() }
 

@@ -73,7 +73,8 @@ var (
 	noPreface  = regexp.MustCompile(`(?:connection error: )+desc = "error reading server preface: [^"]*"`)
 )
 
-// inOwnWords says the failures of connections and the bounds of messages as people need them. Codes and details stay.
+// inOwnWords says the failures of connections and the bounds of messages as people need them. Codes and details stay, but
+// for a message that is too large: it will not fit later either, so the request is at fault and no want of room.
 func inOwnWords(err error) error {
 	if err == nil {
 		return nil
@@ -95,5 +96,8 @@ func inOwnWords(err error) error {
 	}
 	p := s.Proto()
 	p.Message = said
+	if tooLarge.MatchString(message) {
+		p.Code = int32(codes.InvalidArgument)
+	}
 	return status.ErrorProto(p)
 }

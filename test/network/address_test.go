@@ -3,8 +3,11 @@
 package network
 
 import (
+	"errors"
 	"strings"
 	"testing"
+
+	"headwater.example/client"
 )
 
 // small are the flags of a worker that takes little.
@@ -135,6 +138,16 @@ func TestUnixSocketsWorkForEveryAddress(t *testing.T) {
 	}
 	m.awaitWorkers(t, at("coord.sock"), 1)
 	m.submit(t, "unix://"+folder+"/coord.sock")
+	// A message that is too large is refused with the numbers.
+	c, err := client.Dial(at("coord.sock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	_, err = c.OpenSession(t.Context(), client.SessionOptions{Layers: []client.Layer{{Heads: 2, KVHeads: 2, HeadDim: 8}}, Tokens: make([]uint32, 40_000_000)})
+	if !errors.Is(err, client.ErrRefused) || !strings.Contains(err.Error(), "bytes that are allowed") {
+		t.Errorf("40 million ids: %v", err)
+	}
 	out, err := m.run(t, "bench", "--tests", "decode", "--positions", "64", "--spend", "100ms", "--coordinator", at("coord.sock"))
 	if err != nil {
 		t.Errorf("bench: %v: %s", err, out)

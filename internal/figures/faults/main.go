@@ -1,0 +1,58 @@
+// Command faults measures how the programs bear bad luck and bad company, and prints one line "figure NAME VALUE" for each
+// figure:
+//
+//	stop_s   seconds from SIGTERM to the end, of a worker and of a coordinator with 100 connections each that say nothing
+//	         and 100 that step sessions; the longer of the two
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"regexp"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	err := run(ctx, os.Args[1:])
+	stop()
+	if err != nil && !errors.Is(err, flag.ErrHelp) {
+		fmt.Fprintln(os.Stderr, "figures:", err)
+		os.Exit(1)
+	}
+}
+
+// figures are measured one after the other, each on processes of its own.
+var figures = []struct {
+	name    string
+	measure func(ctx context.Context, bin string) (float64, error)
+}{
+	{"stop_s", stopSeconds},
+}
+
+func run(ctx context.Context, args []string) error {
+	flags := flag.NewFlagSet("faults", flag.ContinueOnError)
+	bin := flags.String("bin", "bin", "folder of the binaries")
+	only := flags.String("run", "", "measure only figures whose name matches this regular expression")
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	match, err := regexp.Compile(*only)
+	if err != nil {
+		return err
+	}
+	for _, f := range figures {
+		if !match.MatchString(f.name) {
+			continue
+		}
+		value, err := f.measure(ctx, *bin)
+		if err != nil {
+			return fmt.Errorf("%s: %w", f.name, err)
+		}
+		fmt.Printf("figure %s %.2f\n", f.name, value)
+	}
+	return nil
+}
