@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"strings"
 
-	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 
@@ -28,12 +27,25 @@ func (c *Client) Serving(ctx context.Context) (bool, error) {
 // notCoordinator makes the error of a call that was made to what serves none such say what serves there, if it is known.
 func (c *Client) notCoordinator(ctx context.Context, e *Error) *Error {
 	e.Code = codes.Unimplemented
-	e.Message = "what listens at " + c.address + " is no coordinator"
-	resp, err := healthv1.NewHealthClient(c.conn).Check(ctx, &healthv1.HealthCheckRequest{Service: headwaterv1.WorkerService_ServiceDesc.ServiceName}, grpc.WaitForReady(false))
-	if err == nil && resp.GetStatus() != healthv1.HealthCheckResponse_SERVICE_UNKNOWN {
+	if e.Message = "what listens at " + c.address + " is no coordinator"; c.isWorker(ctx) {
 		e.Message = fmt.Sprintf("%s is a worker's address, not the coordinator's: a coordinator listens on port %d unless it is told otherwise", c.address, DefaultPort)
 	}
 	return e
+}
+
+// isWorker tells whether it is known that a worker listens at the address. A worker serves sessions as a coordinator does, but
+// only its own part of them.
+func (c *Client) isWorker(ctx context.Context) bool {
+	resp, err := healthv1.NewHealthClient(c.conn).Check(ctx, &healthv1.HealthCheckRequest{Service: headwaterv1.WorkerService_ServiceDesc.ServiceName})
+	return err == nil && resp.GetStatus() != healthv1.HealthCheckResponse_SERVICE_UNKNOWN
+}
+
+// RefuseWorker is the error of speaking to a worker about sessions, of which it would tell of parts only; nil for all else.
+func (c *Client) RefuseWorker(ctx context.Context) error {
+	if !c.isWorker(ctx) {
+		return nil
+	}
+	return c.notCoordinator(ctx, &Error{Address: c.address, Doing: "ask about sessions", Answered: true})
 }
 
 // servesNone tells whether an error is that of a server without the coordinator's service.

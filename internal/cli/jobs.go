@@ -44,6 +44,16 @@ func (r *remote) with(ctx context.Context, do func(context.Context, *client.Clie
 	return do(ctx, c)
 }
 
+// withSessions is with for commands about sessions, which a worker must not answer.
+func (r *remote) withSessions(ctx context.Context, do func(context.Context, *client.Client) error) error {
+	return r.with(ctx, func(ctx context.Context, c *client.Client) error {
+		if err := c.RefuseWorker(ctx); err != nil {
+			return err
+		}
+		return do(ctx, c)
+	})
+}
+
 // jobs is the group of commands about the jobs that a coordinator keeps.
 func (a *app) jobs() *cobra.Command {
 	return group("jobs", "List, follow, cancel, delete and fetch jobs", "  coord jobs list\n  coord jobs result 01JD4 --out context.safetensors",

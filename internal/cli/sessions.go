@@ -114,7 +114,7 @@ func (a *app) sessionsList() *cobra.Command {
 			"the beginning of each id, which is enough to name the session; -o wide has more.",
 		Example: "  coord sessions list\n  coord sessions list -o wide\n  coord sessions list -o json | jq '.sessions[] | select(.state==\"half lost\") | .id'",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return at.with(cmd.Context(), func(ctx context.Context, c *client.Client) error {
+			return at.withSessions(cmd.Context(), func(ctx context.Context, c *client.Client) error {
 				listed, err := c.Sessions(ctx)
 				if err != nil {
 					return err
@@ -192,7 +192,7 @@ func (a *app) sessionsShow() *cobra.Command {
 			if _, _, err := parseSession(args[0]); err != nil {
 				return err
 			}
-			return at.with(cmd.Context(), func(ctx context.Context, c *client.Client) error {
+			return at.withSessions(cmd.Context(), func(ctx context.Context, c *client.Client) error {
 				id, err := findSession(ctx, c, args[0])
 				if err != nil {
 					return err
@@ -243,7 +243,7 @@ func (a *app) sessionsDrop() *cobra.Command {
 			if _, _, err := parseSession(args[0]); err != nil {
 				return err
 			}
-			return at.with(cmd.Context(), func(ctx context.Context, c *client.Client) error {
+			return at.withSessions(cmd.Context(), func(ctx context.Context, c *client.Client) error {
 				id, err := findSession(ctx, c, args[0])
 				if err != nil {
 					return err

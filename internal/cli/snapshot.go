@@ -55,7 +55,7 @@ func (a *app) sessionsSnapshot() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return at.with(cmd.Context(), func(ctx context.Context, c *client.Client) error {
+			return at.withSessions(cmd.Context(), func(ctx context.Context, c *client.Client) error {
 				id, err := findSession(ctx, c, args[0])
 				if err != nil {
 					return err
@@ -118,7 +118,7 @@ func (a *app) sessionsRestore() *cobra.Command {
 				defer file.Close()
 				in = file
 			}
-			return at.with(cmd.Context(), func(ctx context.Context, c *client.Client) error {
+			return at.withSessions(cmd.Context(), func(ctx context.Context, c *client.Client) error {
 				return a.restoreSnapshot(ctx, c, in, args[0], opts, quiet)
 			})
 		},
