@@ -89,7 +89,7 @@ func (d *Direct) askCoordinator(ctx context.Context, key []byte) (*fanout.Holdin
 		return nil, fanout.Silent(silent, true)
 	}
 	if err != nil {
-		return nil, session.Errorf(session.Lost, "session %x is not whole: %v", key, err)
+		return nil, notWhole(key, err)
 	}
 	return h, nil
 }

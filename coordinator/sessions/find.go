@@ -73,6 +73,11 @@ func (r *Relay) find(ctx context.Context, key []byte) (*fanout.Holding, error) {
 	return h, nil
 }
 
+// notWhole is the refusal of a session of which every worker has answered, and some groups are held by none.
+func notWhole(key []byte, err error) error {
+	return session.Errorf(session.Unknown, "session %x is not whole, since a worker that held a part has restarted or dropped it: %v", key, err)
+}
+
 // askWorkers asks all workers who holds a session.
 func (r *Relay) askWorkers(ctx context.Context, key []byte) (*fanout.Holding, error) {
 	members := r.workers.List()
@@ -109,7 +114,7 @@ func (r *Relay) askWorkers(ctx context.Context, key []byte) (*fanout.Holding, er
 		if len(silent) > 0 {
 			return nil, fanout.Silent(silent, true)
 		}
-		return nil, session.Errorf(session.Unknown, "session %x is not whole, since a worker that held a part has restarted or dropped it: %v", key, err)
+		return nil, notWhole(key, err)
 	}
 	return h, nil
 }
