@@ -54,7 +54,8 @@ type Flight struct {
 	lots   [2]lot
 	shares map[*Share]struct{}
 	conns  map[*serverConn]struct{}
-	full   bool // connections are refused
+	full   bool  // connections are refused
+	peak   int64 // the most bytes in flight since Settle
 }
 
 // direction is an index of Flight.lots.
@@ -121,6 +122,7 @@ func NewFlight(cfg FlightConfig) *Flight {
 type FlightState struct {
 	Received, Answers int64 // bytes
 	Reserved          int64 // bytes of both that are taken from the shared budget
+	Peak              int64 // the most bytes of both since Settle
 	Waiting           int   // messages and answers that wait for room
 	Calls, Conns      int
 }
@@ -131,9 +133,16 @@ func (f *Flight) State() FlightState {
 	defer f.mu.Unlock()
 	in, out := &f.lots[inward], &f.lots[outward]
 	return FlightState{
-		Received: in.used, Answers: out.used, Reserved: in.reserved + out.reserved,
+		Received: in.used, Answers: out.used, Reserved: in.reserved + out.reserved, Peak: f.peak,
 		Waiting: len(in.queue) + len(out.queue), Calls: len(f.shares), Conns: len(f.conns),
 	}
+}
+
+// Settle lets the peak be what is in flight now.
+func (f *Flight) Settle() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.peak = f.lots[inward].used + f.lots[outward].used
 }
 
 // Share is what one call has in flight. A nil Share has no bounds.
@@ -287,6 +296,7 @@ func (f *Flight) fit(l *lot, n int64) error {
 		l.reserved += more
 	}
 	l.used += n
+	f.peak = max(f.peak, f.lots[inward].used+f.lots[outward].used)
 	return nil
 }
 

@@ -5,7 +5,6 @@ import (
 	"math"
 	"runtime"
 	"runtime/debug"
-	"runtime/metrics"
 	"time"
 )
 
@@ -13,10 +12,10 @@ const (
 	// heapBytes is what the process may take beside the budget: the runtime, stacks, and messages that need no reservation.
 	heapBytes = 80 << 20
 	leastHeap = 64 << 20
-	// Memory is given back where it exceeds what was left the last time by so much, and at most so often.
-	releaseBytes = 16 << 20
-	releaseEvery = 3 * time.Second
-	quietBytes   = 1 << 20
+	// Memory is given back once fewer than quietBytes are in flight after there were more than busyBytes. A client's small steps
+	// never are: to give memory back takes a collection.
+	busyBytes  = 8 << 20
+	quietBytes = 1 << 20
 )
 
 // Tend keeps the process within its memory at each tick, a second or so apart, until ctx ends. Pages lie outside of Go's heap,
@@ -24,23 +23,21 @@ const (
 // have taken. A limit that was set by GOMEMLIMIT stays.
 func (m *Machine) Tend(ctx context.Context, ticks <-chan time.Time) {
 	own := debug.SetMemoryLimit(-1) == math.MaxInt64
-	var released time.Time
-	var left int64
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case now := <-ticks:
+		case <-ticks:
 			if own {
 				debug.SetMemoryLimit(m.heapLimit())
 			}
 			state := m.Flight.State()
-			if state.Received+state.Answers > quietBytes || resident() < left+releaseBytes || now.Sub(released) < releaseEvery {
+			if state.Received+state.Answers > quietBytes || state.Peak < busyBytes {
 				continue
 			}
 			runtime.GC() // Pools keep what they hold for one collection.
 			debug.FreeOSMemory()
-			released, left = now, resident()
+			m.Flight.Settle()
 		}
 	}
 }
@@ -51,11 +48,4 @@ func (m *Machine) heapLimit() int64 {
 	inHeap := cache.RowBytes + cache.SessionBytes + flight.Reserved
 	mapped := m.Budget.Used() + m.Budget.Kept() - inHeap
 	return max(m.Budget.Total()+heapBytes-mapped, leastHeap)
-}
-
-// resident is what Go's runtime has of the machine's memory.
-func resident() int64 {
-	samples := []metrics.Sample{{Name: "/memory/classes/total:bytes"}, {Name: "/memory/classes/heap/released:bytes"}}
-	metrics.Read(samples)
-	return int64(samples[0].Value.Uint64() - samples[1].Value.Uint64())
 }
