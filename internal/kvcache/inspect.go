@@ -52,8 +52,8 @@ func (st *Store) Pin(id SessionID, pinned bool) (State, error) {
 	return st.state(s), nil
 }
 
-// List returns what is held of the sessions after an id, nil is of all, by id: at most limit of them, 0 is no limit.
-func (st *Store) List(after *SessionID, limit int) []State {
+// IDs returns the ids of the sessions after an id, nil is of all, ascending: at most limit of them, 0 is no limit.
+func (st *Store) IDs(after *SessionID, limit int) []SessionID {
 	st.mu.Lock()
 	ids := make([]SessionID, 0, len(st.sessions))
 	for id := range st.sessions {
@@ -63,14 +63,17 @@ func (st *Store) List(after *SessionID, limit int) []State {
 	}
 	st.mu.Unlock()
 	slices.SortFunc(ids, func(a, b SessionID) int { return bytes.Compare(a[:], b[:]) })
-	if limit <= 0 {
-		limit = len(ids)
+	if limit > 0 && len(ids) > limit {
+		ids = ids[:limit]
 	}
-	states := make([]State, 0, min(limit, len(ids)))
+	return ids
+}
+
+// List returns what is held of all sessions, by id.
+func (st *Store) List() []State {
+	ids := st.IDs(nil, 0)
+	states := make([]State, 0, len(ids))
 	for _, id := range ids {
-		if len(states) == limit {
-			break
-		}
 		if state, err := st.State(id); err == nil { // else it has ended meanwhile
 			states = append(states, state)
 		}

@@ -246,13 +246,11 @@ func TestListInParts(t *testing.T) {
 		var all []SessionID
 		var after *SessionID
 		for {
-			part := st.List(after, limit)
+			part := st.IDs(after, limit)
 			if limit > 0 && len(part) > limit {
 				t.Fatalf("%d sessions, at most %d were asked for", len(part), limit)
 			}
-			for _, state := range part {
-				all = append(all, state.Session)
-			}
+			all = append(all, part...)
 			if len(part) == 0 || limit == 0 {
 				break
 			}
@@ -426,7 +424,7 @@ func TestSessionsInParallel(t *testing.T) {
 				if p := problemOf(err); err != nil && p != OverBudget && p != Unknown {
 					t.Error(err)
 				}
-				st.List(nil, 0)
+				st.List()
 			}
 		})
 	}

@@ -140,7 +140,7 @@ func (st *Store) unknown(id SessionID) *Error {
 
 // Close drops all sessions and prefixes. What is reserved after it belongs to views that are not released yet.
 func (st *Store) Close() {
-	for _, state := range st.List(nil, 0) {
+	for _, state := range st.List() {
 		_ = st.Drop(state.Session, nil) // It fails only where the session has ended.
 	}
 	st.mu.Lock()

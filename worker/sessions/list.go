@@ -3,41 +3,77 @@ package sessions
 import (
 	"context"
 
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
 	"headwater.example/internal/kvcache"
 	headwaterv1 "headwater.example/proto/headwater/v1"
 )
 
-// ListSessions says what is held, and how full the cache is.
-func (s *Service) ListSessions(_ context.Context, m *headwaterv1.ListSessionsRequest) (*headwaterv1.ListSessionsResponse, error) {
+// maxListBytes bounds the answer to ListSessions, maxListed the sessions that one call may name.
+const (
+	maxListBytes = 16 << 20
+	maxListed    = 1 << 16
+)
+
+// ListSessions says what is held, and how full the cache is. A session that is named twice is told once. An answer is whole or
+// refused: a client that got a part would take the others for not held.
+func (s *Service) ListSessions(ctx context.Context, m *headwaterv1.ListSessionsRequest) (*headwaterv1.ListSessionsResponse, error) {
 	resp := &headwaterv1.ListSessionsResponse{Caches: []*headwaterv1.CacheState{s.cache()}}
-	switch {
-	case m.GetCachesOnly():
-	case len(m.GetSessions()) == 0:
-		var after *kvcache.SessionID
-		if len(m.GetAfter()) > 0 {
-			id, err := sessionID("after", m.GetAfter())
-			if err != nil {
-				return nil, err
-			}
-			after = &id
+	if m.GetCachesOnly() {
+		return resp, nil
+	}
+	ids, err := s.listed(m)
+	if err != nil {
+		return nil, err
+	}
+	named, size := len(m.GetSessions()) > 0, 0
+	for _, id := range ids {
+		if ctx.Err() != nil {
+			return nil, status.FromContextError(ctx.Err()).Err()
 		}
-		for _, state := range s.m.Store.List(after, int(m.GetLimit())) {
-			resp.Sessions = append(resp.Sessions, s.state(state, false))
+		state, err := s.m.Store.State(id)
+		if err != nil {
+			continue // It is not held.
 		}
-	default:
-		for _, b := range m.GetSessions() {
-			id, err := sessionID("session", b)
-			if err != nil {
-				return nil, err
-			}
-			if state, err := s.m.Store.State(id); err == nil { // else it is not held
-				resp.Sessions = append(resp.Sessions, s.state(state, true))
-			}
+		told := s.state(state, named)
+		if size += proto.Size(told); size > maxListBytes {
+			return nil, invalidSession("the states of %d sessions exceed %d bytes: name fewer, or ask for pages by a smaller limit and after", len(ids), maxListBytes)
 		}
+		resp.Sessions = append(resp.Sessions, told)
 	}
 	return resp, nil
+}
+
+// listed returns the sessions that a request asks for, each once.
+func (s *Service) listed(m *headwaterv1.ListSessionsRequest) ([]kvcache.SessionID, error) {
+	if n := len(m.GetSessions()); n > maxListed {
+		return nil, invalidSession("%d sessions are named, at most %d are allowed", n, maxListed)
+	}
+	var ids []kvcache.SessionID
+	seen := make(map[kvcache.SessionID]bool, len(m.GetSessions()))
+	for _, b := range m.GetSessions() {
+		id, err := sessionID("session", b)
+		if err != nil {
+			return nil, err
+		}
+		if !seen[id] {
+			seen[id] = true
+			ids = append(ids, id)
+		}
+	}
+	if len(ids) > 0 {
+		return ids, nil
+	}
+	var after *kvcache.SessionID
+	if len(m.GetAfter()) > 0 {
+		id, err := sessionID("after", m.GetAfter())
+		if err != nil {
+			return nil, err
+		}
+		after = &id
+	}
+	return s.m.Store.IDs(after, int(m.GetLimit())), nil
 }
 
 func (s *Service) cache() *headwaterv1.CacheState {
