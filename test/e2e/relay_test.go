@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"context"
 	"errors"
 	"io"
 	"os"
@@ -24,10 +25,27 @@ type relay struct {
 	Address string `json:"address"`
 }
 
+// socket is an address in a folder of its own, of a path that is short enough.
+func socket(t *testing.T) string {
+	t.Helper()
+	folder, err := os.MkdirTemp("", "hw-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := os.Remove(folder); err != nil { // the relay has removed what it made
+			t.Error(err)
+		}
+	})
+	return "unix:" + filepath.Join(folder, "made", "relay.sock")
+}
+
 // startRelay starts a relay to a cluster and waits until it serves.
 func startRelay(t *testing.T, coordinator string, args ...string) *relay {
 	t.Helper()
-	ctx := bounded(t)
+	// The test's own context ends, and kills, before the relay is asked to end.
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	t.Cleanup(cancel)
 	r := &relay{cmd: command(ctx, program, append([]string{"relay", "--coordinator", coordinator}, args...)...)}
 	var err error
 	if r.in, err = r.cmd.StdinPipe(); err != nil {
@@ -69,16 +87,13 @@ func (r *relay) waits(t *testing.T) {
 // TestARelayEndsWithItsParent: at the end of its standard input, whoever held that, and at a signal.
 func TestARelayEndsWithItsParent(t *testing.T) {
 	t.Parallel()
-	folder := t.TempDir()
-	listen := func(name string) string { return "unix:" + filepath.Join(folder, name, "relay.sock") }
-
-	closed := startRelay(t, "127.0.0.1:1", "--listen", listen("closed"))
+	closed := startRelay(t, "127.0.0.1:1", "--listen", socket(t))
 	if err := closed.in.Close(); err != nil {
 		t.Fatal(err)
 	}
 	closed.waits(t)
 
-	asked := startRelay(t, "127.0.0.1:1", "--listen", listen("asked"))
+	asked := startRelay(t, "127.0.0.1:1", "--listen", socket(t))
 	if err := asked.cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
@@ -86,7 +101,7 @@ func TestARelayEndsWithItsParent(t *testing.T) {
 
 	// A program that is killed, whose child the relay is: its end of the pipe closes with it.
 	parent := command(bounded(t), "sh", "-c", `mkfifo "$1" && { "$2" relay --coordinator 127.0.0.1:1 --listen "$3" <"$1" & exec 9>"$1"; echo '{"Child":'$!'}'; wait; }`,
-		"sh", filepath.Join(folder, "fifo"), program, listen("killed"))
+		"sh", filepath.Join(t.TempDir(), "fifo"), program, socket(t))
 	out, write, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
@@ -118,7 +133,7 @@ func TestARelayServesThisMachineAlone(t *testing.T) {
 		startRelay(t, "127.0.0.1:1", args...)
 	}
 	// The socket is this user's.
-	r := startRelay(t, "127.0.0.1:1", "--listen", "unix:"+filepath.Join(t.TempDir(), "s", "relay.sock"))
+	r := startRelay(t, "127.0.0.1:1", "--listen", socket(t))
 	path := strings.TrimPrefix(r.Address, "unix:")
 	for at, want := range map[string]os.FileMode{path: os.ModeSocket | 0o600, filepath.Dir(path): os.ModeDir | 0o700} {
 		if info, err := os.Stat(at); err != nil || info.Mode() != want {
@@ -133,7 +148,7 @@ func TestARelayNeedsNoCoordinatorForSteps(t *testing.T) {
 	t.Parallel()
 	c := start(t, localcluster.Options{Workers: 2, Threads: 1})
 	g, layers := generate(t, c)
-	r := startRelay(t, c.Address(), "--listen", "127.0.0.1:0")
+	r := startRelay(t, c.Address(), "--listen", socket(t))
 	through, err := client.Dial(r.Address)
 	if err != nil {
 		t.Fatal(err)

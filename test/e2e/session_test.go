@@ -115,7 +115,7 @@ func TestAModelStepsThroughASession(t *testing.T) {
 			through := c.Client
 			if shape.through == "relay" {
 				var err error
-				if through, err = client.Dial(startRelay(t, c.Address(), "--listen", "127.0.0.1:0").Address); err != nil {
+				if through, err = client.Dial(startRelay(t, c.Address(), "--listen", socket(t)).Address); err != nil {
 					t.Fatal(err)
 				}
 				defer through.Close()

@@ -49,6 +49,30 @@ def test_a_relay_ends_with_a_client_that_nobody_closed(cluster: str) -> None:
     assert process.returncode == 0
 
 
+def test_a_relay_that_was_killed_is_started_again(cluster: str) -> None:
+    """Between steps and within one; sessions are with the workers."""
+    rng = np.random.default_rng(1)
+    q, k, v = (rng.standard_normal((9, heads, 4), np.float32) for heads in (2, 1, 1))
+    with headwater.Client(cluster, timeout=60) as other, other.open([LAYER]) as plain:
+        want = plain.step(0, q, k, v).context
+    with headwater.Client(cluster, timeout=60, direct=True) as c, c.open([LAYER]) as s:
+        address, got = c._relay.address, []
+        for i in range(9):
+            if i in (3, 4, 7):
+                killed = c._relay._process
+                killed.kill()
+                if i != 7:  # else it may be seen to have ended only when the step breaks
+                    killed.wait()
+            if i == 6:
+                c._relay._process.kill()
+                c._relay._process.wait()
+                assert c.find_session(s.id).session == s.id
+            got.append(s.step(0, q[i : i + 1], k[i : i + 1], v[i : i + 1]).context)
+        assert c._relay.address == address and c._relay._process is not killed
+    np.testing.assert_array_equal(np.concatenate(got), want)
+    assert not Path(address.removeprefix("unix:")).parent.exists()
+
+
 @pytest.mark.parametrize("how", ["exit", "kill"])
 def test_a_relay_ends_with_its_process(cluster: str, how: str) -> None:
     """However that ends, and also while a child that it forked lives on."""

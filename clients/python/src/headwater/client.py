@@ -69,7 +69,7 @@ class Client:
         self._holder = self._coordinator
         if direct:
             self._relay = Relay(self.address, coord, proxy=proxy)
-            self._holder = Connection(self._relay.address, relay=True)
+            self._holder = Connection(self._relay.address, relay=self._relay)
         # Also where nobody closes it: gRPC's threads would outlive their use, and the relay the client.
         self._finalize = weakref.finalize(self, _close, self._holder, self._coordinator, self._relay)
 

@@ -16,6 +16,7 @@ from . import address as addresses
 from . import constants
 from .errors import PROTOCOL_KEY, HeadwaterError, ProtocolError, call_error
 from .lane import METADATA_KEY, Stream
+from .relay import Relay
 
 METADATA = ((PROTOCOL_KEY, constants.PROTOCOL),)
 
@@ -37,7 +38,7 @@ R = TypeVar("R", bound=Message)
 class Connection:
     """A channel, and this client's lane over it. Safe for threads. The first call connects."""
 
-    def __init__(self, address: str, *, relay: bool = False, proxy: bool = False) -> None:
+    def __init__(self, address: str, *, relay: Relay | None = None, proxy: bool = False) -> None:
         self.address = addresses.parse(address)
         self._relay, self._proxy = relay, proxy
         self.lane = secrets.token_bytes(16)
@@ -59,6 +60,8 @@ class Connection:
             raise HeadwaterError("this client was made before os.fork, and can't be used in the child: make a client there")
         if self._closed:
             raise HeadwaterError("the client is closed")
+        if self._relay is not None:
+            self._relay.ensure()
 
     def channel(self) -> grpc.Channel:
         """The channel, which lives until close."""
@@ -102,7 +105,7 @@ class Connection:
             if self._closed:
                 raise HeadwaterError(f"{doing}: the client is closed") from e
             name = addresses.through_proxy(self.address) if self._proxy else self.address
-            raise call_error(doing, name, e, self._relay) from e
+            raise call_error(doing, name, e, self._relay is not None) from e
         except ValueError as e:
             if self._closed:  # gRPC's own words for it
                 raise HeadwaterError(f"{doing}: the client is closed") from e

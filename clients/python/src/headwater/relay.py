@@ -13,6 +13,7 @@ import subprocess
 import tempfile
 import threading
 import weakref
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,31 +47,47 @@ def find_program(given: str | os.PathLike[str] | None) -> str:
 
 
 class Relay:
-    """A running relay. Its address is a Unix socket that only this user may use."""
+    """A running relay. Its address is a Unix socket that only this user may use. Safe for threads."""
 
     address: str
 
     def __init__(self, coordinator: str, program: str | os.PathLike[str] | None = None, *, proxy: bool = False) -> None:
-        command = [find_program(program), "relay", "--coordinator", coordinator, "--listen", _free_address(), "--log-level", "warn"]
+        self._command = [find_program(program), "relay", "--coordinator", coordinator, "--log-level", "warn"]
         if proxy:
-            command.append("--proxy")
+            self._command.append("--proxy")
+        self._owner = os.getpid()
+        self._lock = threading.Lock()  # guards the rest
+        self._closed = False
+        self.address = _free_address()
+        self._start()
+
+    def ensure(self) -> None:
+        """Starts the relay again, at its address, if it was killed. Sessions are with the workers, and go on."""
+        if self._process.poll() is None:
+            return
+        with self._lock:
+            if not self._closed and self._process.poll() is not None:
+                self._release()
+                self._start()
+
+    def _start(self) -> None:
         self._said = b""
         try:
             self._process = subprocess.Popen(
-                command, bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                [*self._command, "--listen", self.address], bufsize=0,
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                 start_new_session=True,  # the terminal's Ctrl-C is this process's
                 env={name: value for name, value in os.environ.items() if not _is_setting(name)},
             )  # fmt: skip
         except OSError as e:
-            raise HeadwaterError(f"start {command[0]}: {e}") from e
+            raise HeadwaterError(f"start {self._command[0]}: {e}") from e
         _relays.add(self)
-        self._owner = os.getpid()
-        self._listener = threading.Thread(target=self._listen, name="headwater-relay", daemon=True)
+        self._listener = threading.Thread(target=self._listen, args=(self._process,), name="headwater-relay", daemon=True)
         self._listener.start()
         try:
-            self.address = addresses.parse(self._ready(command[0])["address"])
+            self.address = addresses.parse(self._ready(self._command[0])["address"])
         except BaseException:
-            self.close()
+            self._release()
             raise
 
     def _ready(self, program: str) -> dict[str, Any]:
@@ -86,20 +103,18 @@ class Relay:
             pass
         why = f"it did not serve within {_START_SECONDS:g} s"
         if ready:
-            self.close()
+            self._release()
             why = one_line(self._said.decode(errors="replace").strip().rpartition("\n")[2] or line.decode(errors="replace"))
         raise HeadwaterError(f"start {program} relay: {why or 'it said nothing'}")
 
-    def _listen(self) -> None:
+    def _listen(self, process: subprocess.Popen[bytes]) -> None:
         """Keeps the last of what the relay says, so that it never waits for a reader."""
-        assert self._process.stderr is not None
-        while said := self._process.stderr.read(_KEPT):
+        assert process.stderr is not None
+        while said := process.stderr.read(_KEPT):
             self._said = (self._said + said)[-_KEPT:]
 
-    def close(self) -> None:
-        """Ends the relay and waits for it. In the child of a fork it does nothing: the relay is the parent's."""
-        if self._owner != os.getpid():
-            return
+    def _release(self) -> None:
+        """Ends the process, waits for it, and closes the pipes."""
         process = self._process
         assert process.stdin is not None and process.stdout is not None and process.stderr is not None
         process.stdin.close()
@@ -111,6 +126,20 @@ class Relay:
         self._listener.join()
         process.stdout.close()
         process.stderr.close()
+        if self.address.startswith("unix:"):  # what a relay that was killed has left
+            path = Path(self.address.removeprefix("unix:"))
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+                path.parent.rmdir()
+
+    def close(self) -> None:
+        """Ends the relay and waits for it. In the child of a fork it does nothing: the relay is the parent's."""
+        if self._owner != os.getpid():
+            return
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                self._release()
 
 
 def _is_setting(name: str) -> bool:
