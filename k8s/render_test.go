@@ -389,10 +389,10 @@ func settings(t *testing.T, objects []object) {
 			at[p.Name] = p.ContainerPort
 		}
 		for setting, want := range map[string]string{
-			"HEADWATER_LISTEN":           fmt.Sprintf("0.0.0.0:%d", at["grpc"]),
-			"HEADWATER_ADVERTISE":        fmt.Sprintf("$(POD_IP):%d", at["grpc"]),
-			"HEADWATER_GOSSIP":           fmt.Sprintf("0.0.0.0:%d", at["gossip"]),
-			"HEADWATER_GOSSIP_ADVERTISE": fmt.Sprintf("$(POD_IP):%d", at["gossip"]),
+			"HEADWATER_LISTEN":           fmt.Sprintf(":%d", at["grpc"]),
+			"HEADWATER_ADVERTISE":        fmt.Sprintf("[$(POD_IP)]:%d", at["grpc"]),
+			"HEADWATER_GOSSIP":           fmt.Sprintf(":%d", at["gossip"]),
+			"HEADWATER_GOSSIP_ADVERTISE": fmt.Sprintf("[$(POD_IP)]:%d", at["gossip"]),
 		} {
 			if got := c.env(setting); got != want {
 				t.Errorf("%s: %s is %q, not %q", o.Metadata.Name, setting, got, want)

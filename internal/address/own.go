@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-// machine is what Own asks about the machine and its network.
+// machine is what ownAddress asks about the machine and its network.
 type machine struct {
 	// lookup resolves a host name.
 	lookup func(ctx context.Context, host string) ([]netip.Addr, error)
@@ -27,10 +27,10 @@ type local struct {
 	bridge bool // the interface leads to containers, virtual machines or through a tunnel, not to other machines
 }
 
-// lookupTimeout bounds how long Own waits for names to resolve.
+// lookupTimeout bounds how long ownAddress waits for names to resolve.
 const lookupTimeout = 2 * time.Second
 
-// Own returns the address under which other machines reach this one, for a server that is bound to an unspecified address:
+// ownAddress returns the address under which other machines reach this one, for a server that is bound to an unspecified address:
 // IPv4's if bound is 0.0.0.0, any if bound is [::] or not valid. It takes the first of
 //
 //  1. the own address on the way to a seed,
@@ -42,7 +42,7 @@ const lookupTimeout = 2 * time.Second
 //
 // IPv4 comes before IPv6 because a machine with both reaches everybody that has either. gRPC and gossip advertise the same
 // found address. Nothing is sent, but names of seeds are resolved.
-func Own(ctx context.Context, bound netip.Addr, seeds []Address) netip.Addr {
+func ownAddress(ctx context.Context, bound netip.Addr, seeds []Address) netip.Addr {
 	return system().own(ctx, bound, seeds)
 }
 
@@ -170,7 +170,7 @@ func isBridge(name string) bool {
 }
 
 // Advertised returns the address under which others reach a server. It is what the user says, with the port bound if that
-// names none; else the address bound; else, for a server that is bound to every address, that of Own.
+// names none; else the address bound; else, for a server that is bound to every address, the one that this machine is found to have.
 func Advertised(ctx context.Context, bound Address, says string, seeds []Address) (Address, error) {
 	if says != "" {
 		return ParseAdvertised(says, bound.Port)
@@ -179,5 +179,5 @@ func Advertised(ctx context.Context, bound Address, says string, seeds []Address
 	if bound.Unix() || bound.Host != "" && (err != nil || !ip.IsUnspecified()) {
 		return bound, nil
 	}
-	return Address{Host: Own(ctx, ip, seeds).String(), Port: bound.Port}, nil
+	return Address{Host: ownAddress(ctx, ip, seeds).String(), Port: bound.Port}, nil
 }

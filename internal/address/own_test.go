@@ -90,7 +90,7 @@ func TestTheOwnAddressIsFoundByOneRule(t *testing.T) {
 }
 
 func TestThisMachineHasAnAddress(t *testing.T) {
-	if own := Own(t.Context(), netip.Addr{}, nil); !own.IsValid() || own.IsUnspecified() {
+	if own := ownAddress(t.Context(), netip.Addr{}, nil); !own.IsValid() || own.IsUnspecified() {
 		t.Errorf("own address %v", own)
 	}
 	if bridge := isBridge("docker0"); !bridge {

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"path/filepath"
 	"time"
@@ -67,7 +66,7 @@ func relayAddress(listen string, open bool) (address.Address, error) {
 	if err != nil {
 		return at, usage("--listen: %w", err)
 	}
-	if ip := net.ParseIP(at.Host); !open && !at.Unix() && at.Host != "localhost" && (ip == nil || !ip.IsLoopback()) {
+	if !open && !at.IsLoopback() {
 		return at, usage("--listen: other machines reach %s: name a loopback address or a Unix socket, or say --allow-remote", at)
 	}
 	return at, nil
@@ -95,14 +94,15 @@ func (a *app) runRelay(ctx context.Context, at address.Address, coordinator remo
 		return err
 	}
 	defer func() { err = errors.Join(err, release()) }()
-	listener, err := at.Listen(ctx)
+	bound, err := at.Listen(ctx)
 	if err != nil {
 		return fmt.Errorf("listen: %w", err)
 	}
-	serving, err := address.Of(listener.Addr())
+	serving, err := address.Of(bound.Addr())
 	if err != nil {
-		return errors.Join(err, listener.Close())
+		return errors.Join(err, bound.Close())
 	}
+	listener := newConnections(bound)
 	log := a.logger().With("relay", os.Getpid())
 	relay := sessions.NewDirect(name, conn, log)
 	server := grpc.NewServer(rpc.ServerOptions()...)
@@ -111,6 +111,7 @@ func (a *app) runRelay(ctx context.Context, at address.Address, coordinator remo
 
 	ctx, end := context.WithCancel(ctx)
 	defer end()
+	defer endHard(ctx, log)()
 	a.endWithParent(end)
 	kept := make(chan struct{})
 	go func() {
@@ -119,7 +120,7 @@ func (a *app) runRelay(ctx context.Context, at address.Address, coordinator remo
 	}()
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(listener) }()
-	log.Info("serving", "address", serving, "coordinator", to)
+	log.Info("serving", "address", serving.String(), "coordinator", to.String())
 	ready := relayReady{Address: serving.String(), Coordinator: to.String(), Protocol: rpc.Version, Version: Version, Process: os.Getpid()}
 	if err := json.NewEncoder(a.Out).Encode(ready); err != nil {
 		log.Warn("nobody was told of the address", "error", err)
@@ -131,7 +132,10 @@ func (a *app) runRelay(ctx context.Context, at address.Address, coordinator remo
 	}
 	end()
 	<-kept
-	timer := time.AfterFunc(relayStop, server.Stop)
+	timer := time.AfterFunc(relayStop, func() {
+		listener.closeAll()
+		server.Stop()
+	})
 	server.GracefulStop()
 	timer.Stop()
 	return errors.Join(err, <-served, relay.Close())

@@ -115,7 +115,9 @@ func TestAStopEndsWhoeverIsConnected(t *testing.T) {
 	coordinator := m.serve(t, "coord", "serve", "--data-dir", data, "--gossip", "", "--listen", "127.0.0.1:0", "--workers", "w1="+at)
 	front := serving(coordinator)
 	m.awaitWorkers(t, front, 1)
-	for _, address := range []string{at, front} {
+	relay := m.serve(t, "coord", "relay", "--coordinator", front)
+	between := serving(relay)
+	for _, address := range []string{at, front, between} {
 		for i := range 10 {
 			conn, err := net.Dial("tcp", address)
 			if err != nil {
@@ -141,12 +143,12 @@ func TestAStopEndsWhoeverIsConnected(t *testing.T) {
 	for range 10 {
 		<-stepped
 	}
-	for _, p := range []*process{coordinator, worker} {
+	for _, p := range []*process{coordinator, worker, relay} {
 		if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
 			t.Fatal(err)
 		}
 	}
-	for _, p := range []*process{coordinator, worker} {
+	for _, p := range []*process{coordinator, worker, relay} {
 		if err := p.wait(t); err != nil {
 			t.Errorf("it ended with %v", err)
 		}
