@@ -15,7 +15,7 @@ var kernels = func() []kernel {
 }()
 
 var avx512 = vector{
-	streams:       8,
+	streams:       4,
 	tileRows:      [...]int{6, 10, 10, 10},
 	scores:        [...]scoresFunc{scores_f32_avx512, scores_f16_avx512, scores_bf16_avx512, scores_i8_avx512},
 	accumulate:    [...]accumulateFunc{accumulate_f32_avx512, accumulate_f16_avx512, accumulate_bf16_avx512, accumulate_i8_avx512},

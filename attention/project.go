@@ -27,6 +27,10 @@ const (
 	// thread keeps for one.
 	packBlocks = 4
 	packBytes  = 16 << 20
+	// wideBlocks is the most columns of a task, in pages' widths: they share each tile of x while the second cache holds it.
+	// projectPieces is how many tasks a thread should have at least.
+	wideBlocks    = 4
+	projectPieces = 4
 )
 
 // Project writes y [rows, out] = x [rows, in] · wᵀ, where w is [out, in], plus bias [out] where it is not nil: for each
@@ -70,7 +74,8 @@ func (t *Thread) multiply(ctx context.Context, alone float64, y, x, w, bias []fl
 	p := &t.product
 	p.kernel, p.y, p.x, p.w, p.bias, p.rows, p.in, p.out = use.kernel, y, x, w, bias, rows, in, out
 	p.calls++
-	err := t.share(ctx, p, p.blocks()*p.stripes(), float64(rows)*float64(in)*float64(out) >= alone)
+	p.wide = min(max(p.blocks()*p.stripes()/(projectPieces*t.pool.threads), 1), wideBlocks)
+	err := t.share(ctx, p, p.groups()*p.stripes(), float64(rows)*float64(in)*float64(out) >= alone)
 	if err != nil {
 		err = fmt.Errorf("project: %w", err)
 	} else if p.first != nil {
@@ -81,11 +86,12 @@ func (t *Thread) multiply(ctx context.Context, alone float64, y, x, w, bias []fl
 	return err
 }
 
-// product is one Project. A task is the columns of a page's width for a stripe of rows.
+// product is one Project. A task is some blocks of columns, each of a page's width, for a stripe of rows.
 type product struct {
 	kernel        *kernel
 	y, x, w, bias []float32
 	rows, in, out int
+	wide          int    // blocks of a task
 	calls         uint64 // so many before this one, and this
 
 	mu    sync.Mutex
@@ -94,14 +100,17 @@ type product struct {
 
 func (p *product) blocks() int { return (p.out + PageLen - 1) / PageLen }
 
+// groups returns how many tasks a stripe has.
+func (p *product) groups() int { return (p.blocks() + p.wide - 1) / p.wide }
+
 func (p *product) stripes() int { return (p.rows + projectRows - 1) / projectRows }
 
 func (p *product) task(ctx context.Context, t *Thread, i int) error {
-	row, column := i/p.blocks()*projectRows, i%p.blocks()*PageLen
-	n, columns := min(p.rows-row, projectRows), min(p.out-column, PageLen)
+	row, column := i/p.groups()*projectRows, i%p.groups()*p.wide*PageLen
+	n, columns := min(p.rows-row, projectRows), min(p.out-column, p.wide*PageLen)
 	l := &t.tile
 	l.kernel = p.kernel
-	l.w, l.s = growAligned(l.w, projectDepth*PageLen), growAligned(l.s, n*PageLen)
+	l.w, l.s = growAligned(l.w, projectDepth*PageLen), growAligned(l.s, p.wide*n*PageLen)
 	x := stripe{x: p.x[row*p.in:], rows: n, in: p.in}
 	if p.kernel.vector != nil && p.blocks() >= packBlocks && 4*n*p.in <= packBytes {
 		x = l.pack(p, row, n)
@@ -109,14 +118,16 @@ func (p *product) task(ctx context.Context, t *Thread, i int) error {
 	if err := l.chains(ctx, t, x, p.w[column*p.in:], columns); err != nil {
 		return err
 	}
-	for r := range n {
-		dst := p.y[(row+r)*p.out+column:][:columns]
-		for j, s := range l.s[r*PageLen:][:columns] {
-			if p.bias != nil {
-				s += p.bias[column+j]
-			}
-			if dst[j] = s; !finite(s) {
-				p.fail(row+r, column+j, s)
+	for first := 0; first < columns; first += PageLen {
+		for r := range n {
+			dst := p.y[(row+r)*p.out+column+first:][:min(columns-first, PageLen)]
+			for j, s := range l.s[first*n+r*PageLen:][:len(dst)] {
+				if p.bias != nil {
+					s += p.bias[column+first+j]
+				}
+				if dst[j] = s; !finite(s) {
+					p.fail(row+r, column+first+j, s)
+				}
 			}
 		}
 	}
@@ -147,14 +158,15 @@ func (s stripe) tile(c, depth int) (x []float32, stride int) {
 	return s.x[c:], s.in
 }
 
-// tile is one thread's room: a tile of w, transposed to [depth][64] as a page holds keys, chains s [rows][64], and a stripe
-// of x by tiles, that of a call and a first row.
+// tile is one thread's room: a tile of w, transposed to [depth][64] as a page holds keys, chains s [blocks][rows][64], and a
+// stripe of x by tiles, that of a call and a first row.
 type tile struct {
 	kernel  *kernel
 	w, s, x []float32
 	product *product
 	call    uint64
 	row     int
+	ahead   [maxStreams + 2]uintptr // the argument of scores
 }
 
 // pack returns n rows of x from row on, by tiles: where in is a power of two, the rows of a tile would otherwise share a few
@@ -175,28 +187,53 @@ func (l *tile) pack(p *product, row, n int) stripe {
 	return stripe{x: l.x, rows: n, in: p.in, tiled: true}
 }
 
-// chains sets s [rows][64] to the products of x with the given number of rows of w.
+// chains sets s [blocks][rows][64] to the products of x with the given number of rows of w.
 func (l *tile) chains(ctx context.Context, t *Thread, x stripe, w []float32, columns int) error {
 	n, in := x.rows, x.in
-	clear(l.s[:n*PageLen])
-	if columns < PageLen {
+	clear(l.s)
+	if columns%PageLen != 0 {
 		clear(l.w)
 	}
 	for c := 0; c < in; c += projectDepth {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
 		depth := min(projectDepth, in-c)
-		l.transpose(w[c:], in, columns, depth)
 		rows, stride := x.tile(c, depth)
-		if v := l.kernel.vector; v != nil {
-			v.scores[storageIndex(tensor.F32)](&l.s[0], &rows[0], (*byte)(unsafe.Pointer(&l.w[0])), 4*stride, depth, n, 1, nil)
-		} else {
-			l.kernel.scores(l.s, rows, l.w, n, stride, depth)
+		for first := 0; first < columns; first += PageLen {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			l.transpose(w[first*in+c:], in, min(columns-first, PageLen), depth)
+			s := l.s[first*n:][:n*PageLen]
+			if v := l.kernel.vector; v != nil {
+				next, from := first+PageLen, c
+				if next >= columns {
+					next, from = 0, c+projectDepth
+				}
+				var ahead *uintptr
+				if from < in {
+					ahead = l.prefetch(v, w[next*in+from:], in, n)
+				}
+				v.scores[storageIndex(tensor.F32)](&s[0], &rows[0], (*byte)(unsafe.Pointer(&l.w[0])), 4*stride, depth, n, 1, ahead)
+			} else {
+				l.kernel.scores(s, rows, l.w, n, stride, depth)
+			}
+			t.did(n*depth*PageLen, l.kernel)
 		}
-		t.did(n*depth*PageLen, l.kernel)
 	}
 	return nil
+}
+
+// prefetch returns the argument of scores that prefetches the next tile of w, whose rows are in elements apart, while n rows
+// of x are multiplied. It is nil if the kernel does not skip from row to row.
+func (l *tile) prefetch(v *vector, w []float32, in, n int) *uintptr {
+	most := v.tileRows[storageIndex(tensor.F32)]
+	if most == 0 {
+		return nil
+	}
+	for i := range v.streams {
+		l.ahead[i] = uintptr(unsafe.Pointer(&w[0])) + uintptr(i*PageLen/v.streams*4*in)
+	}
+	l.ahead[v.streams], l.ahead[v.streams+1] = uintptr((n+most-1)/most), uintptr(4*(in-projectDepth))
+	return &l.ahead[0]
 }
 
 // transpose sets the first columns of the tile [depth][64] to rows of w, which are in elements apart.

@@ -130,7 +130,7 @@ func (r *routines) ahead() *uintptr {
 	if r.rnd.IntN(2) == 0 {
 		return nil
 	}
-	var all [maxStreams + 1]uintptr
+	var all [maxStreams + 2]uintptr
 	for i := range all {
 		all[i] = uintptr(r.rnd.Uint64())
 	}

@@ -12,7 +12,7 @@ import (
 //go:generate sh -c "cd _gen && go run ./arm64 -out ../vector_neon_arm64.s -stubs ../vector_neon_arm64.go"
 
 // maxStreams bounds vector.streams.
-const maxStreams = 8
+const maxStreams = 4
 
 // vectorLen is the elements that assembly reads and writes at once, at most: rows of parts, and their number, are padded
 // to it.
@@ -59,7 +59,8 @@ type (
 	columnFunc  = func(dst, src *byte, n int)
 	// scoresFunc is kernel.scores for rows of q that lie stride bytes apart; carry 0 begins the chains at +0 instead of
 	// s. Meanwhile it prefetches as much memory as k has, in equal parts from each of the addresses ahead [streams] on,
-	// unless ahead is nil: in the first tile of rows, or in all of them, ahead [streams] being how many tiles there are.
+	// unless ahead is nil: in the first tile of rows, or in all of them. In the latter case ahead goes on: how many tiles
+	// there are, and how many bytes each stream skips after every 512 of them.
 	scoresFunc = func(s, q *float32, k *byte, stride, n, rows, carry int, ahead *uintptr)
 	// accumulateFunc makes o' [rows][cols·16], the chains of rows of weights w [rows][64] over the positions in mask, at
 	// least one, each begun at +0. It sets o to o', or to fma(o, a, o'·b) if a is not nil, a and b one of each row. It
@@ -122,7 +123,7 @@ func (b *block) vectorPage(page, from, to int, part parts) {
 	base, rows, storage := page*PageLen, to-from, storageIndex(l.dt)
 	s := b.s[:rows*PageLen]
 	if most := v.tileRows[storage]; most > 0 {
-		b.ahead[v.streams] = uintptr((rows + most - 1) / most)
+		b.ahead[v.streams], b.ahead[v.streams+1] = uintptr((rows+most-1)/most), 0
 	}
 	v.scores[storage](&s[0], &b.q.Q[(b.first+from)*l.headDim], &bytes[0], 4*l.headDim, l.headDim, rows, 0, b.askByKeys(page))
 

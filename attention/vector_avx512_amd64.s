@@ -475,14 +475,14 @@ turn18:
 	VFMADD231PS  Z25, Z29, Z21
 	VFMADD231PS  Z26, Z29, Z22
 	VFMADD231PS  Z27, Z29, Z23
-	MOVQ         32(R11), DX
-	PREFETCHT1   (DX)(R14*1)
-	MOVQ         40(R11), DX
-	PREFETCHT1   (DX)(R14*1)
-	MOVQ         48(R11), DX
-	PREFETCHT1   (DX)(R14*1)
-	MOVQ         56(R11), DX
-	PREFETCHT1   (DX)(R14*1)
+	MOVQ         (R11), DX
+	PREFETCHT1   64(DX)(R14*1)
+	MOVQ         8(R11), DX
+	PREFETCHT1   64(DX)(R14*1)
+	MOVQ         16(R11), DX
+	PREFETCHT1   64(DX)(R14*1)
+	MOVQ         24(R11), DX
+	PREFETCHT1   64(DX)(R14*1)
 	VMOVUPS      512(AX), Z24
 	VMOVUPS      576(AX), Z25
 	VMOVUPS      640(AX), Z26
@@ -518,13 +518,13 @@ turn18:
 	VFMADD231PS  Z26, Z29, Z22
 	VFMADD231PS  Z27, Z29, Z23
 	MOVQ         (R11), DX
-	PREFETCHT1   64(DX)(R14*1)
+	PREFETCHT1   128(DX)(R14*1)
 	MOVQ         8(R11), DX
-	PREFETCHT1   64(DX)(R14*1)
+	PREFETCHT1   128(DX)(R14*1)
 	MOVQ         16(R11), DX
-	PREFETCHT1   64(DX)(R14*1)
+	PREFETCHT1   128(DX)(R14*1)
 	MOVQ         24(R11), DX
-	PREFETCHT1   64(DX)(R14*1)
+	PREFETCHT1   128(DX)(R14*1)
 	VMOVUPS      768(AX), Z24
 	VMOVUPS      832(AX), Z25
 	VMOVUPS      896(AX), Z26
@@ -559,21 +559,26 @@ turn18:
 	VFMADD231PS  Z25, Z29, Z21
 	VFMADD231PS  Z26, Z29, Z22
 	VFMADD231PS  Z27, Z29, Z23
-	MOVQ         32(R11), DX
-	PREFETCHT1   64(DX)(R14*1)
-	MOVQ         40(R11), DX
-	PREFETCHT1   64(DX)(R14*1)
-	MOVQ         48(R11), DX
-	PREFETCHT1   64(DX)(R14*1)
-	MOVQ         56(R11), DX
-	PREFETCHT1   64(DX)(R14*1)
+	MOVQ         (R11), DX
+	PREFETCHT1   192(DX)(R14*1)
+	MOVQ         8(R11), DX
+	PREFETCHT1   192(DX)(R14*1)
+	MOVQ         16(R11), DX
+	PREFETCHT1   192(DX)(R14*1)
+	MOVQ         24(R11), DX
+	PREFETCHT1   192(DX)(R14*1)
 	ADDQ         $0x00000400, AX
 	ADDQ         $0x10, BX
 	ADDQ         $0x10, CX
-	ADDQ         $0x00000080, R14
-	IMUL3Q       $0x00000400, 64(R11), DX
-	ADDQ         DX, R9
-	JMP          turn18
+	ADDQ         $0x00000100, R14
+	TESTQ        $0x000001ff, R14
+	JNZ          row21
+	ADDQ         40(R11), R14
+
+row21:
+	IMUL3Q $0x00000400, 32(R11), DX
+	ADDQ   DX, R9
+	JMP    turn18
 
 quiet19:
 	VMOVUPS      (AX), Z24
@@ -815,29 +820,29 @@ fewer3:
 tile6:
 	MOVQ   k+16(FP), R13
 	CMPQ   carry+48(FP), $0x00
-	JNE    carry22
+	JNE    carry23
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
 	VPXORD Z3, Z3, Z3
-	JMP    begin23
+	JMP    begin24
 
-carry22:
+carry23:
 	VMOVUPS (DI), Z0
 	VMOVUPS 64(DI), Z1
 	VMOVUPS 128(DI), Z2
 	VMOVUPS 192(DI), Z3
 
-begin23:
+begin24:
 	MOVQ R13, AX
 	MOVQ SI, BX
 	MOVQ n+32(FP), R12
 
-turn27:
+turn28:
 	SUBQ         $0x04, R12
-	JLT          end29
+	JLT          end30
 	SUBQ         $0x00000400, R9
-	JGE          quiet28
+	JGE          quiet29
 	VBROADCASTSS (BX), Z4
 	VMOVUPS      (AX), Z5
 	VFMADD231PS  Z5, Z4, Z0
@@ -864,14 +869,14 @@ turn27:
 	VFMADD231PS  Z7, Z4, Z2
 	VMOVUPS      448(AX), Z8
 	VFMADD231PS  Z8, Z4, Z3
-	MOVQ         32(R11), DX
-	PREFETCHT1   (DX)(R14*1)
-	MOVQ         40(R11), DX
-	PREFETCHT1   (DX)(R14*1)
-	MOVQ         48(R11), DX
-	PREFETCHT1   (DX)(R14*1)
-	MOVQ         56(R11), DX
-	PREFETCHT1   (DX)(R14*1)
+	MOVQ         (R11), DX
+	PREFETCHT1   64(DX)(R14*1)
+	MOVQ         8(R11), DX
+	PREFETCHT1   64(DX)(R14*1)
+	MOVQ         16(R11), DX
+	PREFETCHT1   64(DX)(R14*1)
+	MOVQ         24(R11), DX
+	PREFETCHT1   64(DX)(R14*1)
 	VBROADCASTSS 8(BX), Z4
 	VMOVUPS      512(AX), Z5
 	VFMADD231PS  Z5, Z4, Z0
@@ -882,13 +887,13 @@ turn27:
 	VMOVUPS      704(AX), Z8
 	VFMADD231PS  Z8, Z4, Z3
 	MOVQ         (R11), DX
-	PREFETCHT1   64(DX)(R14*1)
+	PREFETCHT1   128(DX)(R14*1)
 	MOVQ         8(R11), DX
-	PREFETCHT1   64(DX)(R14*1)
+	PREFETCHT1   128(DX)(R14*1)
 	MOVQ         16(R11), DX
-	PREFETCHT1   64(DX)(R14*1)
+	PREFETCHT1   128(DX)(R14*1)
 	MOVQ         24(R11), DX
-	PREFETCHT1   64(DX)(R14*1)
+	PREFETCHT1   128(DX)(R14*1)
 	VBROADCASTSS 12(BX), Z4
 	VMOVUPS      768(AX), Z5
 	VFMADD231PS  Z5, Z4, Z0
@@ -898,22 +903,27 @@ turn27:
 	VFMADD231PS  Z7, Z4, Z2
 	VMOVUPS      960(AX), Z8
 	VFMADD231PS  Z8, Z4, Z3
-	MOVQ         32(R11), DX
-	PREFETCHT1   64(DX)(R14*1)
-	MOVQ         40(R11), DX
-	PREFETCHT1   64(DX)(R14*1)
-	MOVQ         48(R11), DX
-	PREFETCHT1   64(DX)(R14*1)
-	MOVQ         56(R11), DX
-	PREFETCHT1   64(DX)(R14*1)
+	MOVQ         (R11), DX
+	PREFETCHT1   192(DX)(R14*1)
+	MOVQ         8(R11), DX
+	PREFETCHT1   192(DX)(R14*1)
+	MOVQ         16(R11), DX
+	PREFETCHT1   192(DX)(R14*1)
+	MOVQ         24(R11), DX
+	PREFETCHT1   192(DX)(R14*1)
 	ADDQ         $0x00000400, AX
 	ADDQ         $0x10, BX
-	ADDQ         $0x00000080, R14
-	IMUL3Q       $0x00000400, 64(R11), DX
-	ADDQ         DX, R9
-	JMP          turn27
+	ADDQ         $0x00000100, R14
+	TESTQ        $0x000001ff, R14
+	JNZ          row31
+	ADDQ         40(R11), R14
 
-quiet28:
+row31:
+	IMUL3Q $0x00000400, 32(R11), DX
+	ADDQ   DX, R9
+	JMP    turn28
+
+quiet29:
 	VBROADCASTSS (BX), Z4
 	VMOVUPS      (AX), Z5
 	VFMADD231PS  Z5, Z4, Z0
@@ -952,13 +962,13 @@ quiet28:
 	VFMADD231PS  Z8, Z4, Z3
 	ADDQ         $0x00000400, AX
 	ADDQ         $0x10, BX
-	JMP          turn27
+	JMP          turn28
 
-end29:
+end30:
 	ADDQ $0x04, R12
-	JZ   store26
+	JZ   store27
 
-some25:
+some26:
 	VBROADCASTSS (BX), Z4
 	VMOVUPS      (AX), Z5
 	VFMADD231PS  Z5, Z4, Z0
@@ -971,9 +981,9 @@ some25:
 	ADDQ         $0x00000100, AX
 	ADDQ         $0x04, BX
 	DECQ         R12
-	JNZ          some25
+	JNZ          some26
 
-store26:
+store27:
 	VMOVUPS Z0, (DI)
 	VMOVUPS Z1, 64(DI)
 	VMOVUPS Z2, 128(DI)
@@ -989,7 +999,7 @@ store26:
 tile7:
 	MOVQ   k+16(FP), R13
 	CMPQ   carry+48(FP), $0x00
-	JNE    carry31
+	JNE    carry33
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -998,9 +1008,9 @@ tile7:
 	VPXORD Z5, Z5, Z5
 	VPXORD Z6, Z6, Z6
 	VPXORD Z7, Z7, Z7
-	JMP    begin32
+	JMP    begin34
 
-carry31:
+carry33:
 	VMOVUPS (DI), Z0
 	VMOVUPS 64(DI), Z1
 	VMOVUPS 128(DI), Z2
@@ -1010,16 +1020,16 @@ carry31:
 	VMOVUPS 384(DI), Z6
 	VMOVUPS 448(DI), Z7
 
-begin32:
+begin34:
 	MOVQ R13, AX
 	MOVQ SI, BX
 	MOVQ n+32(FP), R12
 
-turn36:
+turn38:
 	SUBQ         $0x04, R12
-	JLT          end38
+	JLT          end40
 	SUBQ         $0x00000400, R9
-	JGE          quiet37
+	JGE          quiet39
 	VBROADCASTSS (BX), Z8
 	VBROADCASTSS (BX)(R8*1), Z9
 	VMOVUPS      (AX), Z10
@@ -1056,14 +1066,14 @@ turn36:
 	VMOVUPS      448(AX), Z13
 	VFMADD231PS  Z13, Z8, Z3
 	VFMADD231PS  Z13, Z9, Z7
-	MOVQ         32(R11), DX
-	PREFETCHT1   (DX)(R14*1)
-	MOVQ         40(R11), DX
-	PREFETCHT1   (DX)(R14*1)
-	MOVQ         48(R11), DX
-	PREFETCHT1   (DX)(R14*1)
-	MOVQ         56(R11), DX
-	PREFETCHT1   (DX)(R14*1)
+	MOVQ         (R11), DX
+	PREFETCHT1   64(DX)(R14*1)
+	MOVQ         8(R11), DX
+	PREFETCHT1   64(DX)(R14*1)
+	MOVQ         16(R11), DX
+	PREFETCHT1   64(DX)(R14*1)
+	MOVQ         24(R11), DX
+	PREFETCHT1   64(DX)(R14*1)
 	VBROADCASTSS 8(BX), Z8
 	VBROADCASTSS 8(BX)(R8*1), Z9
 	VMOVUPS      512(AX), Z10
@@ -1079,13 +1089,13 @@ turn36:
 	VFMADD231PS  Z13, Z8, Z3
 	VFMADD231PS  Z13, Z9, Z7
 	MOVQ         (R11), DX
-	PREFETCHT1   64(DX)(R14*1)
+	PREFETCHT1   128(DX)(R14*1)
 	MOVQ         8(R11), DX
-	PREFETCHT1   64(DX)(R14*1)
+	PREFETCHT1   128(DX)(R14*1)
 	MOVQ         16(R11), DX
-	PREFETCHT1   64(DX)(R14*1)
+	PREFETCHT1   128(DX)(R14*1)
 	MOVQ         24(R11), DX
-	PREFETCHT1   64(DX)(R14*1)
+	PREFETCHT1   128(DX)(R14*1)
 	VBROADCASTSS 12(BX), Z8
 	VBROADCASTSS 12(BX)(R8*1), Z9
 	VMOVUPS      768(AX), Z10
@@ -1100,22 +1110,27 @@ turn36:
 	VMOVUPS      960(AX), Z13
 	VFMADD231PS  Z13, Z8, Z3
 	VFMADD231PS  Z13, Z9, Z7
-	MOVQ         32(R11), DX
-	PREFETCHT1   64(DX)(R14*1)
-	MOVQ         40(R11), DX
-	PREFETCHT1   64(DX)(R14*1)
-	MOVQ         48(R11), DX
-	PREFETCHT1   64(DX)(R14*1)
-	MOVQ         56(R11), DX
-	PREFETCHT1   64(DX)(R14*1)
+	MOVQ         (R11), DX
+	PREFETCHT1   192(DX)(R14*1)
+	MOVQ         8(R11), DX
+	PREFETCHT1   192(DX)(R14*1)
+	MOVQ         16(R11), DX
+	PREFETCHT1   192(DX)(R14*1)
+	MOVQ         24(R11), DX
+	PREFETCHT1   192(DX)(R14*1)
 	ADDQ         $0x00000400, AX
 	ADDQ         $0x10, BX
-	ADDQ         $0x00000080, R14
-	IMUL3Q       $0x00000400, 64(R11), DX
-	ADDQ         DX, R9
-	JMP          turn36
+	ADDQ         $0x00000100, R14
+	TESTQ        $0x000001ff, R14
+	JNZ          row41
+	ADDQ         40(R11), R14
 
-quiet37:
+row41:
+	IMUL3Q $0x00000400, 32(R11), DX
+	ADDQ   DX, R9
+	JMP    turn38
+
+quiet39:
 	VBROADCASTSS (BX), Z8
 	VBROADCASTSS (BX)(R8*1), Z9
 	VMOVUPS      (AX), Z10
@@ -1174,13 +1189,13 @@ quiet37:
 	VFMADD231PS  Z13, Z9, Z7
 	ADDQ         $0x00000400, AX
 	ADDQ         $0x10, BX
-	JMP          turn36
+	JMP          turn38
 
-end38:
+end40:
 	ADDQ $0x04, R12
-	JZ   store35
+	JZ   store37
 
-some34:
+some36:
 	VBROADCASTSS (BX), Z8
 	VBROADCASTSS (BX)(R8*1), Z9
 	VMOVUPS      (AX), Z10
@@ -1198,9 +1213,9 @@ some34:
 	ADDQ         $0x00000100, AX
 	ADDQ         $0x04, BX
 	DECQ         R12
-	JNZ          some34
+	JNZ          some36
 
-store35:
+store37:
 	VMOVUPS Z0, (DI)
 	VMOVUPS Z1, 64(DI)
 	VMOVUPS Z2, 128(DI)
@@ -1220,7 +1235,7 @@ store35:
 tile8:
 	MOVQ   k+16(FP), R13
 	CMPQ   carry+48(FP), $0x00
-	JNE    carry40
+	JNE    carry43
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -1233,9 +1248,9 @@ tile8:
 	VPXORD Z9, Z9, Z9
 	VPXORD Z10, Z10, Z10
 	VPXORD Z11, Z11, Z11
-	JMP    begin41
+	JMP    begin44
 
-carry40:
+carry43:
 	VMOVUPS (DI), Z0
 	VMOVUPS 64(DI), Z1
 	VMOVUPS 128(DI), Z2
@@ -1249,16 +1264,16 @@ carry40:
 	VMOVUPS 640(DI), Z10
 	VMOVUPS 704(DI), Z11
 
-begin41:
+begin44:
 	MOVQ R13, AX
 	MOVQ SI, BX
 	MOVQ n+32(FP), R12
 
-turn45:
+turn48:
 	SUBQ         $0x04, R12
-	JLT          end47
+	JLT          end50
 	SUBQ         $0x00000400, R9
-	JGE          quiet46
+	JGE          quiet49
 	VBROADCASTSS (BX), Z12
 	VBROADCASTSS (BX)(R8*1), Z13
 	VBROADCASTSS (BX)(R8*2), Z14
@@ -1305,14 +1320,14 @@ turn45:
 	VFMADD231PS  Z18, Z12, Z3
 	VFMADD231PS  Z18, Z13, Z7
 	VFMADD231PS  Z18, Z14, Z11
-	MOVQ         32(R11), DX
-	PREFETCHT1   (DX)(R14*1)
-	MOVQ         40(R11), DX
-	PREFETCHT1   (DX)(R14*1)
-	MOVQ         48(R11), DX
-	PREFETCHT1   (DX)(R14*1)
-	MOVQ         56(R11), DX
-	PREFETCHT1   (DX)(R14*1)
+	MOVQ         (R11), DX
+	PREFETCHT1   64(DX)(R14*1)
+	MOVQ         8(R11), DX
+	PREFETCHT1   64(DX)(R14*1)
+	MOVQ         16(R11), DX
+	PREFETCHT1   64(DX)(R14*1)
+	MOVQ         24(R11), DX
+	PREFETCHT1   64(DX)(R14*1)
 	VBROADCASTSS 8(BX), Z12
 	VBROADCASTSS 8(BX)(R8*1), Z13
 	VBROADCASTSS 8(BX)(R8*2), Z14
@@ -1333,13 +1348,13 @@ turn45:
 	VFMADD231PS  Z18, Z13, Z7
 	VFMADD231PS  Z18, Z14, Z11
 	MOVQ         (R11), DX
-	PREFETCHT1   64(DX)(R14*1)
+	PREFETCHT1   128(DX)(R14*1)
 	MOVQ         8(R11), DX
-	PREFETCHT1   64(DX)(R14*1)
+	PREFETCHT1   128(DX)(R14*1)
 	MOVQ         16(R11), DX
-	PREFETCHT1   64(DX)(R14*1)
+	PREFETCHT1   128(DX)(R14*1)
 	MOVQ         24(R11), DX
-	PREFETCHT1   64(DX)(R14*1)
+	PREFETCHT1   128(DX)(R14*1)
 	VBROADCASTSS 12(BX), Z12
 	VBROADCASTSS 12(BX)(R8*1), Z13
 	VBROADCASTSS 12(BX)(R8*2), Z14
@@ -1359,22 +1374,27 @@ turn45:
 	VFMADD231PS  Z18, Z12, Z3
 	VFMADD231PS  Z18, Z13, Z7
 	VFMADD231PS  Z18, Z14, Z11
-	MOVQ         32(R11), DX
-	PREFETCHT1   64(DX)(R14*1)
-	MOVQ         40(R11), DX
-	PREFETCHT1   64(DX)(R14*1)
-	MOVQ         48(R11), DX
-	PREFETCHT1   64(DX)(R14*1)
-	MOVQ         56(R11), DX
-	PREFETCHT1   64(DX)(R14*1)
+	MOVQ         (R11), DX
+	PREFETCHT1   192(DX)(R14*1)
+	MOVQ         8(R11), DX
+	PREFETCHT1   192(DX)(R14*1)
+	MOVQ         16(R11), DX
+	PREFETCHT1   192(DX)(R14*1)
+	MOVQ         24(R11), DX
+	PREFETCHT1   192(DX)(R14*1)
 	ADDQ         $0x00000400, AX
 	ADDQ         $0x10, BX
-	ADDQ         $0x00000080, R14
-	IMUL3Q       $0x00000400, 64(R11), DX
-	ADDQ         DX, R9
-	JMP          turn45
+	ADDQ         $0x00000100, R14
+	TESTQ        $0x000001ff, R14
+	JNZ          row51
+	ADDQ         40(R11), R14
 
-quiet46:
+row51:
+	IMUL3Q $0x00000400, 32(R11), DX
+	ADDQ   DX, R9
+	JMP    turn48
+
+quiet49:
 	VBROADCASTSS (BX), Z12
 	VBROADCASTSS (BX)(R8*1), Z13
 	VBROADCASTSS (BX)(R8*2), Z14
@@ -1453,13 +1473,13 @@ quiet46:
 	VFMADD231PS  Z18, Z14, Z11
 	ADDQ         $0x00000400, AX
 	ADDQ         $0x10, BX
-	JMP          turn45
+	JMP          turn48
 
-end47:
+end50:
 	ADDQ $0x04, R12
-	JZ   store44
+	JZ   store47
 
-some43:
+some46:
 	VBROADCASTSS (BX), Z12
 	VBROADCASTSS (BX)(R8*1), Z13
 	VBROADCASTSS (BX)(R8*2), Z14
@@ -1482,9 +1502,9 @@ some43:
 	ADDQ         $0x00000100, AX
 	ADDQ         $0x04, BX
 	DECQ         R12
-	JNZ          some43
+	JNZ          some46
 
-store44:
+store47:
 	VMOVUPS Z0, (DI)
 	VMOVUPS Z1, 64(DI)
 	VMOVUPS Z2, 128(DI)
@@ -1508,7 +1528,7 @@ store44:
 tile9:
 	MOVQ   k+16(FP), R13
 	CMPQ   carry+48(FP), $0x00
-	JNE    carry49
+	JNE    carry53
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -1525,9 +1545,9 @@ tile9:
 	VPXORD Z13, Z13, Z13
 	VPXORD Z14, Z14, Z14
 	VPXORD Z15, Z15, Z15
-	JMP    begin50
+	JMP    begin54
 
-carry49:
+carry53:
 	VMOVUPS (DI), Z0
 	VMOVUPS 64(DI), Z1
 	VMOVUPS 128(DI), Z2
@@ -1545,18 +1565,18 @@ carry49:
 	VMOVUPS 896(DI), Z14
 	VMOVUPS 960(DI), Z15
 
-begin50:
+begin54:
 	MOVQ R13, AX
 	MOVQ SI, BX
 	LEAQ (R8)(R8*2), CX
 	ADDQ SI, CX
 	MOVQ n+32(FP), R12
 
-turn54:
+turn58:
 	SUBQ         $0x04, R12
-	JLT          end56
+	JLT          end60
 	SUBQ         $0x00000400, R9
-	JGE          quiet55
+	JGE          quiet59
 	VMOVUPS      (AX), Z16
 	VMOVUPS      64(AX), Z17
 	VMOVUPS      128(AX), Z18
@@ -1613,14 +1633,14 @@ turn54:
 	VFMADD231PS  Z17, Z23, Z13
 	VFMADD231PS  Z18, Z23, Z14
 	VFMADD231PS  Z19, Z23, Z15
-	MOVQ         32(R11), DX
-	PREFETCHT1   (DX)(R14*1)
-	MOVQ         40(R11), DX
-	PREFETCHT1   (DX)(R14*1)
-	MOVQ         48(R11), DX
-	PREFETCHT1   (DX)(R14*1)
-	MOVQ         56(R11), DX
-	PREFETCHT1   (DX)(R14*1)
+	MOVQ         (R11), DX
+	PREFETCHT1   64(DX)(R14*1)
+	MOVQ         8(R11), DX
+	PREFETCHT1   64(DX)(R14*1)
+	MOVQ         16(R11), DX
+	PREFETCHT1   64(DX)(R14*1)
+	MOVQ         24(R11), DX
+	PREFETCHT1   64(DX)(R14*1)
 	VMOVUPS      512(AX), Z16
 	VMOVUPS      576(AX), Z17
 	VMOVUPS      640(AX), Z18
@@ -1646,13 +1666,13 @@ turn54:
 	VFMADD231PS  Z18, Z23, Z14
 	VFMADD231PS  Z19, Z23, Z15
 	MOVQ         (R11), DX
-	PREFETCHT1   64(DX)(R14*1)
+	PREFETCHT1   128(DX)(R14*1)
 	MOVQ         8(R11), DX
-	PREFETCHT1   64(DX)(R14*1)
+	PREFETCHT1   128(DX)(R14*1)
 	MOVQ         16(R11), DX
-	PREFETCHT1   64(DX)(R14*1)
+	PREFETCHT1   128(DX)(R14*1)
 	MOVQ         24(R11), DX
-	PREFETCHT1   64(DX)(R14*1)
+	PREFETCHT1   128(DX)(R14*1)
 	VMOVUPS      768(AX), Z16
 	VMOVUPS      832(AX), Z17
 	VMOVUPS      896(AX), Z18
@@ -1677,23 +1697,28 @@ turn54:
 	VFMADD231PS  Z17, Z23, Z13
 	VFMADD231PS  Z18, Z23, Z14
 	VFMADD231PS  Z19, Z23, Z15
-	MOVQ         32(R11), DX
-	PREFETCHT1   64(DX)(R14*1)
-	MOVQ         40(R11), DX
-	PREFETCHT1   64(DX)(R14*1)
-	MOVQ         48(R11), DX
-	PREFETCHT1   64(DX)(R14*1)
-	MOVQ         56(R11), DX
-	PREFETCHT1   64(DX)(R14*1)
+	MOVQ         (R11), DX
+	PREFETCHT1   192(DX)(R14*1)
+	MOVQ         8(R11), DX
+	PREFETCHT1   192(DX)(R14*1)
+	MOVQ         16(R11), DX
+	PREFETCHT1   192(DX)(R14*1)
+	MOVQ         24(R11), DX
+	PREFETCHT1   192(DX)(R14*1)
 	ADDQ         $0x00000400, AX
 	ADDQ         $0x10, BX
 	ADDQ         $0x10, CX
-	ADDQ         $0x00000080, R14
-	IMUL3Q       $0x00000400, 64(R11), DX
-	ADDQ         DX, R9
-	JMP          turn54
+	ADDQ         $0x00000100, R14
+	TESTQ        $0x000001ff, R14
+	JNZ          row61
+	ADDQ         40(R11), R14
 
-quiet55:
+row61:
+	IMUL3Q $0x00000400, 32(R11), DX
+	ADDQ   DX, R9
+	JMP    turn58
+
+quiet59:
 	VMOVUPS      (AX), Z16
 	VMOVUPS      64(AX), Z17
 	VMOVUPS      128(AX), Z18
@@ -1793,13 +1818,13 @@ quiet55:
 	ADDQ         $0x00000400, AX
 	ADDQ         $0x10, BX
 	ADDQ         $0x10, CX
-	JMP          turn54
+	JMP          turn58
 
-end56:
+end60:
 	ADDQ $0x04, R12
-	JZ   store53
+	JZ   store57
 
-some52:
+some56:
 	VMOVUPS      (AX), Z16
 	VMOVUPS      64(AX), Z17
 	VMOVUPS      128(AX), Z18
@@ -1828,9 +1853,9 @@ some52:
 	ADDQ         $0x04, BX
 	ADDQ         $0x04, CX
 	DECQ         R12
-	JNZ          some52
+	JNZ          some56
 
-store53:
+store57:
 	VMOVUPS Z0, (DI)
 	VMOVUPS Z1, 64(DI)
 	VMOVUPS Z2, 128(DI)
@@ -1858,7 +1883,7 @@ store53:
 tile10:
 	MOVQ   k+16(FP), R13
 	CMPQ   carry+48(FP), $0x00
-	JNE    carry58
+	JNE    carry63
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -1879,9 +1904,9 @@ tile10:
 	VPXORD Z17, Z17, Z17
 	VPXORD Z18, Z18, Z18
 	VPXORD Z19, Z19, Z19
-	JMP    begin59
+	JMP    begin64
 
-carry58:
+carry63:
 	VMOVUPS (DI), Z0
 	VMOVUPS 64(DI), Z1
 	VMOVUPS 128(DI), Z2
@@ -1903,18 +1928,18 @@ carry58:
 	VMOVUPS 1152(DI), Z18
 	VMOVUPS 1216(DI), Z19
 
-begin59:
+begin64:
 	MOVQ R13, AX
 	MOVQ SI, BX
 	LEAQ (R8)(R8*2), CX
 	ADDQ SI, CX
 	MOVQ n+32(FP), R12
 
-turn63:
+turn68:
 	SUBQ         $0x04, R12
-	JLT          end65
+	JLT          end70
 	SUBQ         $0x00000400, R9
-	JGE          quiet64
+	JGE          quiet69
 	VMOVUPS      (AX), Z20
 	VMOVUPS      64(AX), Z21
 	VMOVUPS      128(AX), Z22
@@ -1981,14 +2006,14 @@ turn63:
 	VFMADD231PS  Z21, Z28, Z17
 	VFMADD231PS  Z22, Z28, Z18
 	VFMADD231PS  Z23, Z28, Z19
-	MOVQ         32(R11), DX
-	PREFETCHT1   (DX)(R14*1)
-	MOVQ         40(R11), DX
-	PREFETCHT1   (DX)(R14*1)
-	MOVQ         48(R11), DX
-	PREFETCHT1   (DX)(R14*1)
-	MOVQ         56(R11), DX
-	PREFETCHT1   (DX)(R14*1)
+	MOVQ         (R11), DX
+	PREFETCHT1   64(DX)(R14*1)
+	MOVQ         8(R11), DX
+	PREFETCHT1   64(DX)(R14*1)
+	MOVQ         16(R11), DX
+	PREFETCHT1   64(DX)(R14*1)
+	MOVQ         24(R11), DX
+	PREFETCHT1   64(DX)(R14*1)
 	VMOVUPS      512(AX), Z20
 	VMOVUPS      576(AX), Z21
 	VMOVUPS      640(AX), Z22
@@ -2019,13 +2044,13 @@ turn63:
 	VFMADD231PS  Z22, Z28, Z18
 	VFMADD231PS  Z23, Z28, Z19
 	MOVQ         (R11), DX
-	PREFETCHT1   64(DX)(R14*1)
+	PREFETCHT1   128(DX)(R14*1)
 	MOVQ         8(R11), DX
-	PREFETCHT1   64(DX)(R14*1)
+	PREFETCHT1   128(DX)(R14*1)
 	MOVQ         16(R11), DX
-	PREFETCHT1   64(DX)(R14*1)
+	PREFETCHT1   128(DX)(R14*1)
 	MOVQ         24(R11), DX
-	PREFETCHT1   64(DX)(R14*1)
+	PREFETCHT1   128(DX)(R14*1)
 	VMOVUPS      768(AX), Z20
 	VMOVUPS      832(AX), Z21
 	VMOVUPS      896(AX), Z22
@@ -2055,23 +2080,28 @@ turn63:
 	VFMADD231PS  Z21, Z28, Z17
 	VFMADD231PS  Z22, Z28, Z18
 	VFMADD231PS  Z23, Z28, Z19
-	MOVQ         32(R11), DX
-	PREFETCHT1   64(DX)(R14*1)
-	MOVQ         40(R11), DX
-	PREFETCHT1   64(DX)(R14*1)
-	MOVQ         48(R11), DX
-	PREFETCHT1   64(DX)(R14*1)
-	MOVQ         56(R11), DX
-	PREFETCHT1   64(DX)(R14*1)
+	MOVQ         (R11), DX
+	PREFETCHT1   192(DX)(R14*1)
+	MOVQ         8(R11), DX
+	PREFETCHT1   192(DX)(R14*1)
+	MOVQ         16(R11), DX
+	PREFETCHT1   192(DX)(R14*1)
+	MOVQ         24(R11), DX
+	PREFETCHT1   192(DX)(R14*1)
 	ADDQ         $0x00000400, AX
 	ADDQ         $0x10, BX
 	ADDQ         $0x10, CX
-	ADDQ         $0x00000080, R14
-	IMUL3Q       $0x00000400, 64(R11), DX
-	ADDQ         DX, R9
-	JMP          turn63
+	ADDQ         $0x00000100, R14
+	TESTQ        $0x000001ff, R14
+	JNZ          row71
+	ADDQ         40(R11), R14
 
-quiet64:
+row71:
+	IMUL3Q $0x00000400, 32(R11), DX
+	ADDQ   DX, R9
+	JMP    turn68
+
+quiet69:
 	VMOVUPS      (AX), Z20
 	VMOVUPS      64(AX), Z21
 	VMOVUPS      128(AX), Z22
@@ -2191,13 +2221,13 @@ quiet64:
 	ADDQ         $0x00000400, AX
 	ADDQ         $0x10, BX
 	ADDQ         $0x10, CX
-	JMP          turn63
+	JMP          turn68
 
-end65:
+end70:
 	ADDQ $0x04, R12
-	JZ   store62
+	JZ   store67
 
-some61:
+some66:
 	VMOVUPS      (AX), Z20
 	VMOVUPS      64(AX), Z21
 	VMOVUPS      128(AX), Z22
@@ -2231,9 +2261,9 @@ some61:
 	ADDQ         $0x04, BX
 	ADDQ         $0x04, CX
 	DECQ         R12
-	JNZ          some61
+	JNZ          some66
 
-store62:
+store67:
 	VMOVUPS Z0, (DI)
 	VMOVUPS Z1, 64(DI)
 	VMOVUPS Z2, 128(DI)
@@ -2279,23 +2309,23 @@ TEXT ·accumulate_f32_avx512(SB), NOSPLIT, $16-88
 	XORQ  CX, CX
 	MOVQ  CX, 8(SP)
 	TESTQ R11, R11
-	JNZ   none66
+	JNZ   none72
 	MOVQ  $0x0000010000000000, R14
 	MOVQ  R14, 8(SP)
 
-none66:
-rows67:
+none72:
+rows73:
 	CMPQ R10, $0x09
-	JLT  fewer68
+	JLT  fewer74
 
-tile76:
+tile82:
 	MOVQ v+16(FP), DX
 	MOVQ cols+40(FP), R14
 	MOVQ R14, (SP)
 
-columns77:
+columns83:
 	CMPQ   (SP), $0x04
-	JLT    less78
+	JLT    less84
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -2326,18 +2356,18 @@ columns77:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse79
+	JNZ    sparse85
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn83:
+turn89:
 	SUBQ         $0x04, R13
-	JLT          end85
+	JLT          end91
 	SUBQ         $0x00000400, 8(SP)
-	JGE          quiet84
+	JGE          quiet90
 	VMOVUPS      (SI), Z24
 	VMOVUPS      64(SI), Z25
 	VMOVUPS      128(SI), Z26
@@ -2414,14 +2444,14 @@ turn83:
 	VFMADD231PS  Z25, Z29, Z21
 	VFMADD231PS  Z26, Z29, Z22
 	VFMADD231PS  Z27, Z29, Z23
-	MOVQ         32(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         40(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         48(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         56(R11), R14
-	PREFETCHT1   (R14)(CX*1)
+	MOVQ         (R11), R14
+	PREFETCHT1   64(R14)(CX*1)
+	MOVQ         8(R11), R14
+	PREFETCHT1   64(R14)(CX*1)
+	MOVQ         16(R11), R14
+	PREFETCHT1   64(R14)(CX*1)
+	MOVQ         24(R11), R14
+	PREFETCHT1   64(R14)(CX*1)
 	VMOVUPS      (SI)(R9*2), Z24
 	VMOVUPS      64(SI)(R9*2), Z25
 	VMOVUPS      128(SI)(R9*2), Z26
@@ -2457,13 +2487,13 @@ turn83:
 	VFMADD231PS  Z26, Z29, Z22
 	VFMADD231PS  Z27, Z29, Z23
 	MOVQ         (R11), R14
-	PREFETCHT1   64(R14)(CX*1)
+	PREFETCHT1   128(R14)(CX*1)
 	MOVQ         8(R11), R14
-	PREFETCHT1   64(R14)(CX*1)
+	PREFETCHT1   128(R14)(CX*1)
 	MOVQ         16(R11), R14
-	PREFETCHT1   64(R14)(CX*1)
+	PREFETCHT1   128(R14)(CX*1)
 	MOVQ         24(R11), R14
-	PREFETCHT1   64(R14)(CX*1)
+	PREFETCHT1   128(R14)(CX*1)
 	VMOVUPS      (SI)(R15*1), Z24
 	VMOVUPS      64(SI)(R15*1), Z25
 	VMOVUPS      128(SI)(R15*1), Z26
@@ -2498,22 +2528,27 @@ turn83:
 	VFMADD231PS  Z25, Z29, Z21
 	VFMADD231PS  Z26, Z29, Z22
 	VFMADD231PS  Z27, Z29, Z23
-	MOVQ         32(R11), R14
-	PREFETCHT1   64(R14)(CX*1)
-	MOVQ         40(R11), R14
-	PREFETCHT1   64(R14)(CX*1)
-	MOVQ         48(R11), R14
-	PREFETCHT1   64(R14)(CX*1)
-	MOVQ         56(R11), R14
-	PREFETCHT1   64(R14)(CX*1)
+	MOVQ         (R11), R14
+	PREFETCHT1   192(R14)(CX*1)
+	MOVQ         8(R11), R14
+	PREFETCHT1   192(R14)(CX*1)
+	MOVQ         16(R11), R14
+	PREFETCHT1   192(R14)(CX*1)
+	MOVQ         24(R11), R14
+	PREFETCHT1   192(R14)(CX*1)
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	ADDQ         $0x00000080, CX
-	IMUL3Q       $0x00000400, 64(R11), R14
-	ADDQ         R14, 8(SP)
-	JMP          turn83
+	ADDQ         $0x00000100, CX
+	TESTQ        $0x000001ff, CX
+	JNZ          row92
+	ADDQ         40(R11), CX
 
-quiet84:
+row92:
+	IMUL3Q $0x00000400, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn89
+
+quiet90:
 	VMOVUPS      (SI), Z24
 	VMOVUPS      64(SI), Z25
 	VMOVUPS      128(SI), Z26
@@ -2652,13 +2687,13 @@ quiet84:
 	VFMADD231PS  Z27, Z29, Z23
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn83
+	JMP          turn89
 
-end85:
+end91:
 	ADDQ $0x04, R13
-	JZ   merge82
+	JZ   merge88
 
-some81:
+some87:
 	VMOVUPS      (SI), Z24
 	VMOVUPS      64(SI), Z25
 	VMOVUPS      128(SI), Z26
@@ -2696,10 +2731,10 @@ some81:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some81
-	JMP          merge82
+	JNZ          some87
+	JMP          merge88
 
-sparse79:
+sparse85:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -2740,13 +2775,13 @@ sparse79:
 	VFMADD231PS  Z26, Z29, Z22
 	VFMADD231PS  Z27, Z29, Z23
 	BLSRQ        R13, R13
-	JNZ          sparse79
+	JNZ          sparse85
 
-merge82:
+merge88:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store86
+	JZ           store93
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -2842,9 +2877,9 @@ merge82:
 	VMULPS       Z25, Z23, Z23
 	VFMADD231PS  192(AX), Z24, Z23
 	VMOVUPS      Z23, 192(AX)
-	JMP          stored87
+	JMP          stored94
 
-store86:
+store93:
 	VMOVUPS Z0, (AX)
 	VMOVUPS Z1, 64(AX)
 	VMOVUPS Z2, 128(AX)
@@ -2875,16 +2910,16 @@ store86:
 	VMOVUPS Z22, 128(AX)
 	VMOVUPS Z23, 192(AX)
 
-stored87:
+stored94:
 	ADDQ $0x00000100, DI
 	ADDQ $0x00000100, DX
 	SUBQ $0x04, (SP)
-	JMP  columns77
+	JMP  columns83
 
-less78:
-columns88:
+less84:
+columns95:
 	CMPQ   (SP), $0x02
-	JLT    less89
+	JLT    less96
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -2903,18 +2938,18 @@ columns88:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse90
+	JNZ    sparse97
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn94:
+turn101:
 	SUBQ         $0x04, R13
-	JLT          end96
+	JLT          end103
 	SUBQ         $0x00000200, 8(SP)
-	JGE          quiet95
+	JGE          quiet102
 	VMOVUPS      (SI), Z12
 	VMOVUPS      64(SI), Z13
 	VBROADCASTSS (R12), Z14
@@ -2983,10 +3018,10 @@ turn94:
 	VBROADCASTSS 1288(R12), Z19
 	VFMADD231PS  Z12, Z19, Z10
 	VFMADD231PS  Z13, Z19, Z11
-	MOVQ         32(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         40(R11), R14
-	PREFETCHT1   (R14)(CX*1)
+	MOVQ         (R11), R14
+	PREFETCHT1   64(R14)(CX*1)
+	MOVQ         8(R11), R14
+	PREFETCHT1   64(R14)(CX*1)
 	VMOVUPS      (SI)(R15*1), Z12
 	VMOVUPS      64(SI)(R15*1), Z13
 	VBROADCASTSS 12(R12), Z14
@@ -3007,18 +3042,23 @@ turn94:
 	VBROADCASTSS 1292(R12), Z19
 	VFMADD231PS  Z12, Z19, Z10
 	VFMADD231PS  Z13, Z19, Z11
-	MOVQ         48(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         56(R11), R14
-	PREFETCHT1   (R14)(CX*1)
+	MOVQ         16(R11), R14
+	PREFETCHT1   64(R14)(CX*1)
+	MOVQ         24(R11), R14
+	PREFETCHT1   64(R14)(CX*1)
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	ADDQ         $0x00000040, CX
-	IMUL3Q       $0x00000200, 64(R11), R14
-	ADDQ         R14, 8(SP)
-	JMP          turn94
+	ADDQ         $0x00000080, CX
+	TESTQ        $0x000001ff, CX
+	JNZ          row104
+	ADDQ         40(R11), CX
 
-quiet95:
+row104:
+	IMUL3Q $0x00000200, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn101
+
+quiet102:
 	VMOVUPS      (SI), Z12
 	VMOVUPS      64(SI), Z13
 	VBROADCASTSS (R12), Z14
@@ -3101,13 +3141,13 @@ quiet95:
 	VFMADD231PS  Z13, Z19, Z11
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn94
+	JMP          turn101
 
-end96:
+end103:
 	ADDQ $0x04, R13
-	JZ   merge93
+	JZ   merge100
 
-some92:
+some99:
 	VMOVUPS      (SI), Z12
 	VMOVUPS      64(SI), Z13
 	VBROADCASTSS (R12), Z14
@@ -3131,10 +3171,10 @@ some92:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some92
-	JMP          merge93
+	JNZ          some99
+	JMP          merge100
 
-sparse90:
+sparse97:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -3161,13 +3201,13 @@ sparse90:
 	VFMADD231PS  Z12, Z19, Z10
 	VFMADD231PS  Z13, Z19, Z11
 	BLSRQ        R13, R13
-	JNZ          sparse90
+	JNZ          sparse97
 
-merge93:
+merge100:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store97
+	JZ           store105
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -3227,9 +3267,9 @@ merge93:
 	VMULPS       Z13, Z11, Z11
 	VFMADD231PS  64(AX), Z12, Z11
 	VMOVUPS      Z11, 64(AX)
-	JMP          stored98
+	JMP          stored106
 
-store97:
+store105:
 	VMOVUPS Z0, (AX)
 	VMOVUPS Z1, 64(AX)
 	ADDQ    R8, AX
@@ -3248,16 +3288,16 @@ store97:
 	VMOVUPS Z10, (AX)
 	VMOVUPS Z11, 64(AX)
 
-stored98:
+stored106:
 	ADDQ $0x00000080, DI
 	ADDQ $0x00000080, DX
 	SUBQ $0x02, (SP)
-	JMP  columns88
+	JMP  columns95
 
-less89:
-columns99:
+less96:
+columns107:
 	CMPQ   (SP), $0x01
-	JLT    less100
+	JLT    less108
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -3270,18 +3310,18 @@ columns99:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse101
+	JNZ    sparse109
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn105:
+turn113:
 	SUBQ         $0x04, R13
-	JLT          end107
+	JLT          end115
 	SUBQ         $0x00000100, 8(SP)
-	JGE          quiet106
+	JGE          quiet114
 	VMOVUPS      (SI), Z6
 	VBROADCASTSS (R12), Z7
 	VFMADD231PS  Z6, Z7, Z0
@@ -3297,8 +3337,6 @@ turn105:
 	VFMADD231PS  Z6, Z12, Z5
 	MOVQ         (R11), R14
 	PREFETCHT1   (R14)(CX*1)
-	MOVQ         8(R11), R14
-	PREFETCHT1   (R14)(CX*1)
 	VMOVUPS      (SI)(R9*1), Z6
 	VBROADCASTSS 4(R12), Z7
 	VFMADD231PS  Z6, Z7, Z0
@@ -3312,9 +3350,7 @@ turn105:
 	VFMADD231PS  Z6, Z11, Z4
 	VBROADCASTSS 1284(R12), Z12
 	VFMADD231PS  Z6, Z12, Z5
-	MOVQ         16(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         24(R11), R14
+	MOVQ         8(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VMOVUPS      (SI)(R9*2), Z6
 	VBROADCASTSS 8(R12), Z7
@@ -3329,9 +3365,7 @@ turn105:
 	VFMADD231PS  Z6, Z11, Z4
 	VBROADCASTSS 1288(R12), Z12
 	VFMADD231PS  Z6, Z12, Z5
-	MOVQ         32(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         40(R11), R14
+	MOVQ         16(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VMOVUPS      (SI)(R15*1), Z6
 	VBROADCASTSS 12(R12), Z7
@@ -3346,18 +3380,21 @@ turn105:
 	VFMADD231PS  Z6, Z11, Z4
 	VBROADCASTSS 1292(R12), Z12
 	VFMADD231PS  Z6, Z12, Z5
-	MOVQ         48(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         56(R11), R14
+	MOVQ         24(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
-	IMUL3Q       $0x00000200, 64(R11), R14
-	ADDQ         R14, 8(SP)
-	JMP          turn105
+	TESTQ        $0x000001ff, CX
+	JNZ          row116
+	ADDQ         40(R11), CX
 
-quiet106:
+row116:
+	IMUL3Q $0x00000100, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn113
+
+quiet114:
 	VMOVUPS      (SI), Z6
 	VBROADCASTSS (R12), Z7
 	VFMADD231PS  Z6, Z7, Z0
@@ -3412,13 +3449,13 @@ quiet106:
 	VFMADD231PS  Z6, Z12, Z5
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn105
+	JMP          turn113
 
-end107:
+end115:
 	ADDQ $0x04, R13
-	JZ   merge104
+	JZ   merge112
 
-some103:
+some111:
 	VMOVUPS      (SI), Z6
 	VBROADCASTSS (R12), Z7
 	VFMADD231PS  Z6, Z7, Z0
@@ -3435,10 +3472,10 @@ some103:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some103
-	JMP          merge104
+	JNZ          some111
+	JMP          merge112
 
-sparse101:
+sparse109:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -3458,13 +3495,13 @@ sparse101:
 	VBROADCASTSS 1280(R12), Z12
 	VFMADD231PS  Z6, Z12, Z5
 	BLSRQ        R13, R13
-	JNZ          sparse101
+	JNZ          sparse109
 
-merge104:
+merge112:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store108
+	JZ           store117
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -3506,9 +3543,9 @@ merge104:
 	VMULPS       Z7, Z5, Z5
 	VFMADD231PS  (AX), Z6, Z5
 	VMOVUPS      Z5, (AX)
-	JMP          stored109
+	JMP          stored118
 
-store108:
+store117:
 	VMOVUPS Z0, (AX)
 	ADDQ    R8, AX
 	VMOVUPS Z1, (AX)
@@ -3521,13 +3558,13 @@ store108:
 	ADDQ    R8, AX
 	VMOVUPS Z5, (AX)
 
-stored109:
+stored118:
 	ADDQ $0x00000040, DI
 	ADDQ $0x00000040, DX
 	SUBQ $0x01, (SP)
-	JMP  columns99
+	JMP  columns107
 
-less100:
+less108:
 	ADDQ  $0x00000600, BX
 	MOVQ  BX, R14
 	SUBQ  w+8(FP), R14
@@ -3536,33 +3573,33 @@ less100:
 	MOVQ  o+0(FP), DI
 	ADDQ  R14, DI
 	SUBQ  $0x06, R10
-	JMP   rows67
+	JMP   rows73
 
-fewer68:
+fewer74:
 	CMPQ R10, $0x01
-	JEQ  tile71
+	JEQ  tile77
 	CMPQ R10, $0x02
-	JEQ  tile72
+	JEQ  tile78
 	CMPQ R10, $0x03
-	JEQ  tile73
+	JEQ  tile79
 	CMPQ R10, $0x04
-	JEQ  tile74
+	JEQ  tile80
 	CMPQ R10, $0x05
-	JEQ  tile75
+	JEQ  tile81
 	CMPQ R10, $0x06
-	JEQ  tile76
+	JEQ  tile82
 	CMPQ R10, $0x06
-	JGT  tile74
-	JMP  done69
+	JGT  tile80
+	JMP  done75
 
-tile71:
+tile77:
 	MOVQ v+16(FP), DX
 	MOVQ cols+40(FP), R14
 	MOVQ R14, (SP)
 
-columns110:
+columns119:
 	CMPQ   (SP), $0x04
-	JLT    less111
+	JLT    less120
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -3573,18 +3610,18 @@ columns110:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse112
+	JNZ    sparse121
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn116:
+turn125:
 	SUBQ         $0x04, R13
-	JLT          end118
+	JLT          end127
 	SUBQ         $0x00000400, 8(SP)
-	JGE          quiet117
+	JGE          quiet126
 	VBROADCASTSS (R12), Z4
 	VMOVUPS      (SI), Z5
 	VFMADD231PS  Z5, Z4, Z0
@@ -3611,14 +3648,14 @@ turn116:
 	VFMADD231PS  Z7, Z4, Z2
 	VMOVUPS      192(SI)(R9*1), Z8
 	VFMADD231PS  Z8, Z4, Z3
-	MOVQ         32(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         40(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         48(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         56(R11), R14
-	PREFETCHT1   (R14)(CX*1)
+	MOVQ         (R11), R14
+	PREFETCHT1   64(R14)(CX*1)
+	MOVQ         8(R11), R14
+	PREFETCHT1   64(R14)(CX*1)
+	MOVQ         16(R11), R14
+	PREFETCHT1   64(R14)(CX*1)
+	MOVQ         24(R11), R14
+	PREFETCHT1   64(R14)(CX*1)
 	VBROADCASTSS 8(R12), Z4
 	VMOVUPS      (SI)(R9*2), Z5
 	VFMADD231PS  Z5, Z4, Z0
@@ -3629,13 +3666,13 @@ turn116:
 	VMOVUPS      192(SI)(R9*2), Z8
 	VFMADD231PS  Z8, Z4, Z3
 	MOVQ         (R11), R14
-	PREFETCHT1   64(R14)(CX*1)
+	PREFETCHT1   128(R14)(CX*1)
 	MOVQ         8(R11), R14
-	PREFETCHT1   64(R14)(CX*1)
+	PREFETCHT1   128(R14)(CX*1)
 	MOVQ         16(R11), R14
-	PREFETCHT1   64(R14)(CX*1)
+	PREFETCHT1   128(R14)(CX*1)
 	MOVQ         24(R11), R14
-	PREFETCHT1   64(R14)(CX*1)
+	PREFETCHT1   128(R14)(CX*1)
 	VBROADCASTSS 12(R12), Z4
 	VMOVUPS      (SI)(R15*1), Z5
 	VFMADD231PS  Z5, Z4, Z0
@@ -3645,22 +3682,27 @@ turn116:
 	VFMADD231PS  Z7, Z4, Z2
 	VMOVUPS      192(SI)(R15*1), Z8
 	VFMADD231PS  Z8, Z4, Z3
-	MOVQ         32(R11), R14
-	PREFETCHT1   64(R14)(CX*1)
-	MOVQ         40(R11), R14
-	PREFETCHT1   64(R14)(CX*1)
-	MOVQ         48(R11), R14
-	PREFETCHT1   64(R14)(CX*1)
-	MOVQ         56(R11), R14
-	PREFETCHT1   64(R14)(CX*1)
+	MOVQ         (R11), R14
+	PREFETCHT1   192(R14)(CX*1)
+	MOVQ         8(R11), R14
+	PREFETCHT1   192(R14)(CX*1)
+	MOVQ         16(R11), R14
+	PREFETCHT1   192(R14)(CX*1)
+	MOVQ         24(R11), R14
+	PREFETCHT1   192(R14)(CX*1)
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	ADDQ         $0x00000080, CX
-	IMUL3Q       $0x00000400, 64(R11), R14
-	ADDQ         R14, 8(SP)
-	JMP          turn116
+	ADDQ         $0x00000100, CX
+	TESTQ        $0x000001ff, CX
+	JNZ          row128
+	ADDQ         40(R11), CX
 
-quiet117:
+row128:
+	IMUL3Q $0x00000400, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn125
+
+quiet126:
 	VBROADCASTSS (R12), Z4
 	VMOVUPS      (SI), Z5
 	VFMADD231PS  Z5, Z4, Z0
@@ -3699,13 +3741,13 @@ quiet117:
 	VFMADD231PS  Z8, Z4, Z3
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn116
+	JMP          turn125
 
-end118:
+end127:
 	ADDQ $0x04, R13
-	JZ   merge115
+	JZ   merge124
 
-some114:
+some123:
 	VBROADCASTSS (R12), Z4
 	VMOVUPS      (SI), Z5
 	VFMADD231PS  Z5, Z4, Z0
@@ -3718,10 +3760,10 @@ some114:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some114
-	JMP          merge115
+	JNZ          some123
+	JMP          merge124
 
-sparse112:
+sparse121:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -3737,13 +3779,13 @@ sparse112:
 	VMOVUPS      192(SI), Z8
 	VFMADD231PS  Z8, Z4, Z3
 	BLSRQ        R13, R13
-	JNZ          sparse112
+	JNZ          sparse121
 
-merge115:
+merge124:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store119
+	JZ           store129
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -3764,24 +3806,24 @@ merge115:
 	VMULPS       Z5, Z3, Z3
 	VFMADD231PS  192(AX), Z4, Z3
 	VMOVUPS      Z3, 192(AX)
-	JMP          stored120
+	JMP          stored130
 
-store119:
+store129:
 	VMOVUPS Z0, (AX)
 	VMOVUPS Z1, 64(AX)
 	VMOVUPS Z2, 128(AX)
 	VMOVUPS Z3, 192(AX)
 
-stored120:
+stored130:
 	ADDQ $0x00000100, DI
 	ADDQ $0x00000100, DX
 	SUBQ $0x04, (SP)
-	JMP  columns110
+	JMP  columns119
 
-less111:
-columns121:
+less120:
+columns131:
 	CMPQ   (SP), $0x02
-	JLT    less122
+	JLT    less132
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	MOVQ   mask+56(FP), R13
@@ -3790,18 +3832,18 @@ columns121:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse123
+	JNZ    sparse133
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn127:
+turn137:
 	SUBQ         $0x04, R13
-	JLT          end129
+	JLT          end139
 	SUBQ         $0x00000200, 8(SP)
-	JGE          quiet128
+	JGE          quiet138
 	VBROADCASTSS (R12), Z2
 	VMOVUPS      (SI), Z3
 	VFMADD231PS  Z3, Z2, Z0
@@ -3825,27 +3867,32 @@ turn127:
 	VFMADD231PS  Z3, Z2, Z0
 	VMOVUPS      64(SI)(R9*2), Z4
 	VFMADD231PS  Z4, Z2, Z1
-	MOVQ         32(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         40(R11), R14
-	PREFETCHT1   (R14)(CX*1)
+	MOVQ         (R11), R14
+	PREFETCHT1   64(R14)(CX*1)
+	MOVQ         8(R11), R14
+	PREFETCHT1   64(R14)(CX*1)
 	VBROADCASTSS 12(R12), Z2
 	VMOVUPS      (SI)(R15*1), Z3
 	VFMADD231PS  Z3, Z2, Z0
 	VMOVUPS      64(SI)(R15*1), Z4
 	VFMADD231PS  Z4, Z2, Z1
-	MOVQ         48(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         56(R11), R14
-	PREFETCHT1   (R14)(CX*1)
+	MOVQ         16(R11), R14
+	PREFETCHT1   64(R14)(CX*1)
+	MOVQ         24(R11), R14
+	PREFETCHT1   64(R14)(CX*1)
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	ADDQ         $0x00000040, CX
-	IMUL3Q       $0x00000200, 64(R11), R14
-	ADDQ         R14, 8(SP)
-	JMP          turn127
+	ADDQ         $0x00000080, CX
+	TESTQ        $0x000001ff, CX
+	JNZ          row140
+	ADDQ         40(R11), CX
 
-quiet128:
+row140:
+	IMUL3Q $0x00000200, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn137
+
+quiet138:
 	VBROADCASTSS (R12), Z2
 	VMOVUPS      (SI), Z3
 	VFMADD231PS  Z3, Z2, Z0
@@ -3868,13 +3915,13 @@ quiet128:
 	VFMADD231PS  Z4, Z2, Z1
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn127
+	JMP          turn137
 
-end129:
+end139:
 	ADDQ $0x04, R13
-	JZ   merge126
+	JZ   merge136
 
-some125:
+some135:
 	VBROADCASTSS (R12), Z2
 	VMOVUPS      (SI), Z3
 	VFMADD231PS  Z3, Z2, Z0
@@ -3883,10 +3930,10 @@ some125:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some125
-	JMP          merge126
+	JNZ          some135
+	JMP          merge136
 
-sparse123:
+sparse133:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -3898,13 +3945,13 @@ sparse123:
 	VMOVUPS      64(SI), Z4
 	VFMADD231PS  Z4, Z2, Z1
 	BLSRQ        R13, R13
-	JNZ          sparse123
+	JNZ          sparse133
 
-merge126:
+merge136:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store130
+	JZ           store141
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -3919,173 +3966,23 @@ merge126:
 	VMULPS       Z3, Z1, Z1
 	VFMADD231PS  64(AX), Z2, Z1
 	VMOVUPS      Z1, 64(AX)
-	JMP          stored131
-
-store130:
-	VMOVUPS Z0, (AX)
-	VMOVUPS Z1, 64(AX)
-
-stored131:
-	ADDQ $0x00000080, DI
-	ADDQ $0x00000080, DX
-	SUBQ $0x02, (SP)
-	JMP  columns121
-
-less122:
-columns132:
-	CMPQ   (SP), $0x01
-	JLT    less133
-	VPXORD Z0, Z0, Z0
-	MOVQ   mask+56(FP), R13
-	TZCNTQ R13, SI
-	MOVQ   SI, R12
-	BLSIQ  R13, AX
-	ADDQ   R13, AX
-	TESTQ  AX, R13
-	JNZ    sparse134
-	TZCNTQ AX, R13
-	SUBQ   R12, R13
-	LEAQ   (BX)(R12*4), R12
-	IMULQ  R9, SI
-	ADDQ   DX, SI
-
-turn138:
-	SUBQ         $0x04, R13
-	JLT          end140
-	SUBQ         $0x00000100, 8(SP)
-	JGE          quiet139
-	VMOVUPS      (SI), Z1
-	VBROADCASTSS (R12), Z2
-	VFMADD231PS  Z1, Z2, Z0
-	MOVQ         (R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         8(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	VMOVUPS      (SI)(R9*1), Z1
-	VBROADCASTSS 4(R12), Z2
-	VFMADD231PS  Z1, Z2, Z0
-	MOVQ         16(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         24(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	VMOVUPS      (SI)(R9*2), Z1
-	VBROADCASTSS 8(R12), Z2
-	VFMADD231PS  Z1, Z2, Z0
-	MOVQ         32(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         40(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	VMOVUPS      (SI)(R15*1), Z1
-	VBROADCASTSS 12(R12), Z2
-	VFMADD231PS  Z1, Z2, Z0
-	MOVQ         48(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         56(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	LEAQ         (SI)(R9*4), SI
-	ADDQ         $0x10, R12
-	ADDQ         $0x00000040, CX
-	IMUL3Q       $0x00000200, 64(R11), R14
-	ADDQ         R14, 8(SP)
-	JMP          turn138
-
-quiet139:
-	VMOVUPS      (SI), Z1
-	VBROADCASTSS (R12), Z2
-	VFMADD231PS  Z1, Z2, Z0
-	VMOVUPS      (SI)(R9*1), Z1
-	VBROADCASTSS 4(R12), Z2
-	VFMADD231PS  Z1, Z2, Z0
-	VMOVUPS      (SI)(R9*2), Z1
-	VBROADCASTSS 8(R12), Z2
-	VFMADD231PS  Z1, Z2, Z0
-	VMOVUPS      (SI)(R15*1), Z1
-	VBROADCASTSS 12(R12), Z2
-	VFMADD231PS  Z1, Z2, Z0
-	LEAQ         (SI)(R9*4), SI
-	ADDQ         $0x10, R12
-	JMP          turn138
-
-end140:
-	ADDQ $0x04, R13
-	JZ   merge137
-
-some136:
-	VMOVUPS      (SI), Z1
-	VBROADCASTSS (R12), Z2
-	VFMADD231PS  Z1, Z2, Z0
-	ADDQ         R9, SI
-	ADDQ         $0x04, R12
-	DECQ         R13
-	JNZ          some136
-	JMP          merge137
-
-sparse134:
-	TZCNTQ       R13, AX
-	LEAQ         (BX)(AX*4), R12
-	MOVQ         AX, SI
-	IMULQ        R9, SI
-	ADDQ         DX, SI
-	VMOVUPS      (SI), Z1
-	VBROADCASTSS (R12), Z2
-	VFMADD231PS  Z1, Z2, Z0
-	BLSRQ        R13, R13
-	JNZ          sparse134
-
-merge137:
-	MOVQ         DI, AX
-	MOVQ         a+64(FP), R14
-	TESTQ        R14, R14
-	JZ           store141
-	MOVQ         b+72(FP), SI
-	MOVQ         BX, R12
-	SUBQ         w+8(FP), R12
-	SHRQ         $0x06, R12
-	ADDQ         R12, R14
-	ADDQ         R12, SI
-	VBROADCASTSS (R14), Z1
-	VBROADCASTSS (SI), Z2
-	VMULPS       Z2, Z0, Z0
-	VFMADD231PS  (AX), Z1, Z0
-	VMOVUPS      Z0, (AX)
 	JMP          stored142
 
 store141:
 	VMOVUPS Z0, (AX)
+	VMOVUPS Z1, 64(AX)
 
 stored142:
-	ADDQ $0x00000040, DI
-	ADDQ $0x00000040, DX
-	SUBQ $0x01, (SP)
-	JMP  columns132
+	ADDQ $0x00000080, DI
+	ADDQ $0x00000080, DX
+	SUBQ $0x02, (SP)
+	JMP  columns131
 
-less133:
-	ADDQ  $0x00000100, BX
-	MOVQ  BX, R14
-	SUBQ  w+8(FP), R14
-	SHRQ  $0x08, R14
-	IMULQ R8, R14
-	MOVQ  o+0(FP), DI
-	ADDQ  R14, DI
-	SUBQ  $0x01, R10
-	JMP   rows67
-
-tile72:
-	MOVQ v+16(FP), DX
-	MOVQ cols+40(FP), R14
-	MOVQ R14, (SP)
-
+less132:
 columns143:
-	CMPQ   (SP), $0x04
+	CMPQ   (SP), $0x01
 	JLT    less144
 	VPXORD Z0, Z0, Z0
-	VPXORD Z1, Z1, Z1
-	VPXORD Z2, Z2, Z2
-	VPXORD Z3, Z3, Z3
-	VPXORD Z4, Z4, Z4
-	VPXORD Z5, Z5, Z5
-	VPXORD Z6, Z6, Z6
-	VPXORD Z7, Z7, Z7
 	MOVQ   mask+56(FP), R13
 	TZCNTQ R13, SI
 	MOVQ   SI, R12
@@ -4102,160 +3999,53 @@ columns143:
 turn149:
 	SUBQ         $0x04, R13
 	JLT          end151
-	SUBQ         $0x00000400, 8(SP)
+	SUBQ         $0x00000100, 8(SP)
 	JGE          quiet150
-	VBROADCASTSS (R12), Z8
-	VBROADCASTSS 256(R12), Z9
-	VMOVUPS      (SI), Z10
-	VFMADD231PS  Z10, Z8, Z0
-	VFMADD231PS  Z10, Z9, Z4
-	VMOVUPS      64(SI), Z11
-	VFMADD231PS  Z11, Z8, Z1
-	VFMADD231PS  Z11, Z9, Z5
-	VMOVUPS      128(SI), Z12
-	VFMADD231PS  Z12, Z8, Z2
-	VFMADD231PS  Z12, Z9, Z6
-	VMOVUPS      192(SI), Z13
-	VFMADD231PS  Z13, Z8, Z3
-	VFMADD231PS  Z13, Z9, Z7
+	VMOVUPS      (SI), Z1
+	VBROADCASTSS (R12), Z2
+	VFMADD231PS  Z1, Z2, Z0
 	MOVQ         (R11), R14
 	PREFETCHT1   (R14)(CX*1)
+	VMOVUPS      (SI)(R9*1), Z1
+	VBROADCASTSS 4(R12), Z2
+	VFMADD231PS  Z1, Z2, Z0
 	MOVQ         8(R11), R14
 	PREFETCHT1   (R14)(CX*1)
+	VMOVUPS      (SI)(R9*2), Z1
+	VBROADCASTSS 8(R12), Z2
+	VFMADD231PS  Z1, Z2, Z0
 	MOVQ         16(R11), R14
 	PREFETCHT1   (R14)(CX*1)
+	VMOVUPS      (SI)(R15*1), Z1
+	VBROADCASTSS 12(R12), Z2
+	VFMADD231PS  Z1, Z2, Z0
 	MOVQ         24(R11), R14
 	PREFETCHT1   (R14)(CX*1)
-	VBROADCASTSS 4(R12), Z8
-	VBROADCASTSS 260(R12), Z9
-	VMOVUPS      (SI)(R9*1), Z10
-	VFMADD231PS  Z10, Z8, Z0
-	VFMADD231PS  Z10, Z9, Z4
-	VMOVUPS      64(SI)(R9*1), Z11
-	VFMADD231PS  Z11, Z8, Z1
-	VFMADD231PS  Z11, Z9, Z5
-	VMOVUPS      128(SI)(R9*1), Z12
-	VFMADD231PS  Z12, Z8, Z2
-	VFMADD231PS  Z12, Z9, Z6
-	VMOVUPS      192(SI)(R9*1), Z13
-	VFMADD231PS  Z13, Z8, Z3
-	VFMADD231PS  Z13, Z9, Z7
-	MOVQ         32(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         40(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         48(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         56(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	VBROADCASTSS 8(R12), Z8
-	VBROADCASTSS 264(R12), Z9
-	VMOVUPS      (SI)(R9*2), Z10
-	VFMADD231PS  Z10, Z8, Z0
-	VFMADD231PS  Z10, Z9, Z4
-	VMOVUPS      64(SI)(R9*2), Z11
-	VFMADD231PS  Z11, Z8, Z1
-	VFMADD231PS  Z11, Z9, Z5
-	VMOVUPS      128(SI)(R9*2), Z12
-	VFMADD231PS  Z12, Z8, Z2
-	VFMADD231PS  Z12, Z9, Z6
-	VMOVUPS      192(SI)(R9*2), Z13
-	VFMADD231PS  Z13, Z8, Z3
-	VFMADD231PS  Z13, Z9, Z7
-	MOVQ         (R11), R14
-	PREFETCHT1   64(R14)(CX*1)
-	MOVQ         8(R11), R14
-	PREFETCHT1   64(R14)(CX*1)
-	MOVQ         16(R11), R14
-	PREFETCHT1   64(R14)(CX*1)
-	MOVQ         24(R11), R14
-	PREFETCHT1   64(R14)(CX*1)
-	VBROADCASTSS 12(R12), Z8
-	VBROADCASTSS 268(R12), Z9
-	VMOVUPS      (SI)(R15*1), Z10
-	VFMADD231PS  Z10, Z8, Z0
-	VFMADD231PS  Z10, Z9, Z4
-	VMOVUPS      64(SI)(R15*1), Z11
-	VFMADD231PS  Z11, Z8, Z1
-	VFMADD231PS  Z11, Z9, Z5
-	VMOVUPS      128(SI)(R15*1), Z12
-	VFMADD231PS  Z12, Z8, Z2
-	VFMADD231PS  Z12, Z9, Z6
-	VMOVUPS      192(SI)(R15*1), Z13
-	VFMADD231PS  Z13, Z8, Z3
-	VFMADD231PS  Z13, Z9, Z7
-	MOVQ         32(R11), R14
-	PREFETCHT1   64(R14)(CX*1)
-	MOVQ         40(R11), R14
-	PREFETCHT1   64(R14)(CX*1)
-	MOVQ         48(R11), R14
-	PREFETCHT1   64(R14)(CX*1)
-	MOVQ         56(R11), R14
-	PREFETCHT1   64(R14)(CX*1)
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	ADDQ         $0x00000080, CX
-	IMUL3Q       $0x00000400, 64(R11), R14
-	ADDQ         R14, 8(SP)
-	JMP          turn149
+	ADDQ         $0x00000040, CX
+	TESTQ        $0x000001ff, CX
+	JNZ          row152
+	ADDQ         40(R11), CX
+
+row152:
+	IMUL3Q $0x00000100, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn149
 
 quiet150:
-	VBROADCASTSS (R12), Z8
-	VBROADCASTSS 256(R12), Z9
-	VMOVUPS      (SI), Z10
-	VFMADD231PS  Z10, Z8, Z0
-	VFMADD231PS  Z10, Z9, Z4
-	VMOVUPS      64(SI), Z11
-	VFMADD231PS  Z11, Z8, Z1
-	VFMADD231PS  Z11, Z9, Z5
-	VMOVUPS      128(SI), Z12
-	VFMADD231PS  Z12, Z8, Z2
-	VFMADD231PS  Z12, Z9, Z6
-	VMOVUPS      192(SI), Z13
-	VFMADD231PS  Z13, Z8, Z3
-	VFMADD231PS  Z13, Z9, Z7
-	VBROADCASTSS 4(R12), Z8
-	VBROADCASTSS 260(R12), Z9
-	VMOVUPS      (SI)(R9*1), Z10
-	VFMADD231PS  Z10, Z8, Z0
-	VFMADD231PS  Z10, Z9, Z4
-	VMOVUPS      64(SI)(R9*1), Z11
-	VFMADD231PS  Z11, Z8, Z1
-	VFMADD231PS  Z11, Z9, Z5
-	VMOVUPS      128(SI)(R9*1), Z12
-	VFMADD231PS  Z12, Z8, Z2
-	VFMADD231PS  Z12, Z9, Z6
-	VMOVUPS      192(SI)(R9*1), Z13
-	VFMADD231PS  Z13, Z8, Z3
-	VFMADD231PS  Z13, Z9, Z7
-	VBROADCASTSS 8(R12), Z8
-	VBROADCASTSS 264(R12), Z9
-	VMOVUPS      (SI)(R9*2), Z10
-	VFMADD231PS  Z10, Z8, Z0
-	VFMADD231PS  Z10, Z9, Z4
-	VMOVUPS      64(SI)(R9*2), Z11
-	VFMADD231PS  Z11, Z8, Z1
-	VFMADD231PS  Z11, Z9, Z5
-	VMOVUPS      128(SI)(R9*2), Z12
-	VFMADD231PS  Z12, Z8, Z2
-	VFMADD231PS  Z12, Z9, Z6
-	VMOVUPS      192(SI)(R9*2), Z13
-	VFMADD231PS  Z13, Z8, Z3
-	VFMADD231PS  Z13, Z9, Z7
-	VBROADCASTSS 12(R12), Z8
-	VBROADCASTSS 268(R12), Z9
-	VMOVUPS      (SI)(R15*1), Z10
-	VFMADD231PS  Z10, Z8, Z0
-	VFMADD231PS  Z10, Z9, Z4
-	VMOVUPS      64(SI)(R15*1), Z11
-	VFMADD231PS  Z11, Z8, Z1
-	VFMADD231PS  Z11, Z9, Z5
-	VMOVUPS      128(SI)(R15*1), Z12
-	VFMADD231PS  Z12, Z8, Z2
-	VFMADD231PS  Z12, Z9, Z6
-	VMOVUPS      192(SI)(R15*1), Z13
-	VFMADD231PS  Z13, Z8, Z3
-	VFMADD231PS  Z13, Z9, Z7
+	VMOVUPS      (SI), Z1
+	VBROADCASTSS (R12), Z2
+	VFMADD231PS  Z1, Z2, Z0
+	VMOVUPS      (SI)(R9*1), Z1
+	VBROADCASTSS 4(R12), Z2
+	VFMADD231PS  Z1, Z2, Z0
+	VMOVUPS      (SI)(R9*2), Z1
+	VBROADCASTSS 8(R12), Z2
+	VFMADD231PS  Z1, Z2, Z0
+	VMOVUPS      (SI)(R15*1), Z1
+	VBROADCASTSS 12(R12), Z2
+	VFMADD231PS  Z1, Z2, Z0
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
 	JMP          turn149
@@ -4265,6 +4055,265 @@ end151:
 	JZ   merge148
 
 some147:
+	VMOVUPS      (SI), Z1
+	VBROADCASTSS (R12), Z2
+	VFMADD231PS  Z1, Z2, Z0
+	ADDQ         R9, SI
+	ADDQ         $0x04, R12
+	DECQ         R13
+	JNZ          some147
+	JMP          merge148
+
+sparse145:
+	TZCNTQ       R13, AX
+	LEAQ         (BX)(AX*4), R12
+	MOVQ         AX, SI
+	IMULQ        R9, SI
+	ADDQ         DX, SI
+	VMOVUPS      (SI), Z1
+	VBROADCASTSS (R12), Z2
+	VFMADD231PS  Z1, Z2, Z0
+	BLSRQ        R13, R13
+	JNZ          sparse145
+
+merge148:
+	MOVQ         DI, AX
+	MOVQ         a+64(FP), R14
+	TESTQ        R14, R14
+	JZ           store153
+	MOVQ         b+72(FP), SI
+	MOVQ         BX, R12
+	SUBQ         w+8(FP), R12
+	SHRQ         $0x06, R12
+	ADDQ         R12, R14
+	ADDQ         R12, SI
+	VBROADCASTSS (R14), Z1
+	VBROADCASTSS (SI), Z2
+	VMULPS       Z2, Z0, Z0
+	VFMADD231PS  (AX), Z1, Z0
+	VMOVUPS      Z0, (AX)
+	JMP          stored154
+
+store153:
+	VMOVUPS Z0, (AX)
+
+stored154:
+	ADDQ $0x00000040, DI
+	ADDQ $0x00000040, DX
+	SUBQ $0x01, (SP)
+	JMP  columns143
+
+less144:
+	ADDQ  $0x00000100, BX
+	MOVQ  BX, R14
+	SUBQ  w+8(FP), R14
+	SHRQ  $0x08, R14
+	IMULQ R8, R14
+	MOVQ  o+0(FP), DI
+	ADDQ  R14, DI
+	SUBQ  $0x01, R10
+	JMP   rows73
+
+tile78:
+	MOVQ v+16(FP), DX
+	MOVQ cols+40(FP), R14
+	MOVQ R14, (SP)
+
+columns155:
+	CMPQ   (SP), $0x04
+	JLT    less156
+	VPXORD Z0, Z0, Z0
+	VPXORD Z1, Z1, Z1
+	VPXORD Z2, Z2, Z2
+	VPXORD Z3, Z3, Z3
+	VPXORD Z4, Z4, Z4
+	VPXORD Z5, Z5, Z5
+	VPXORD Z6, Z6, Z6
+	VPXORD Z7, Z7, Z7
+	MOVQ   mask+56(FP), R13
+	TZCNTQ R13, SI
+	MOVQ   SI, R12
+	BLSIQ  R13, AX
+	ADDQ   R13, AX
+	TESTQ  AX, R13
+	JNZ    sparse157
+	TZCNTQ AX, R13
+	SUBQ   R12, R13
+	LEAQ   (BX)(R12*4), R12
+	IMULQ  R9, SI
+	ADDQ   DX, SI
+
+turn161:
+	SUBQ         $0x04, R13
+	JLT          end163
+	SUBQ         $0x00000400, 8(SP)
+	JGE          quiet162
+	VBROADCASTSS (R12), Z8
+	VBROADCASTSS 256(R12), Z9
+	VMOVUPS      (SI), Z10
+	VFMADD231PS  Z10, Z8, Z0
+	VFMADD231PS  Z10, Z9, Z4
+	VMOVUPS      64(SI), Z11
+	VFMADD231PS  Z11, Z8, Z1
+	VFMADD231PS  Z11, Z9, Z5
+	VMOVUPS      128(SI), Z12
+	VFMADD231PS  Z12, Z8, Z2
+	VFMADD231PS  Z12, Z9, Z6
+	VMOVUPS      192(SI), Z13
+	VFMADD231PS  Z13, Z8, Z3
+	VFMADD231PS  Z13, Z9, Z7
+	MOVQ         (R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	MOVQ         8(R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	MOVQ         16(R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	MOVQ         24(R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	VBROADCASTSS 4(R12), Z8
+	VBROADCASTSS 260(R12), Z9
+	VMOVUPS      (SI)(R9*1), Z10
+	VFMADD231PS  Z10, Z8, Z0
+	VFMADD231PS  Z10, Z9, Z4
+	VMOVUPS      64(SI)(R9*1), Z11
+	VFMADD231PS  Z11, Z8, Z1
+	VFMADD231PS  Z11, Z9, Z5
+	VMOVUPS      128(SI)(R9*1), Z12
+	VFMADD231PS  Z12, Z8, Z2
+	VFMADD231PS  Z12, Z9, Z6
+	VMOVUPS      192(SI)(R9*1), Z13
+	VFMADD231PS  Z13, Z8, Z3
+	VFMADD231PS  Z13, Z9, Z7
+	MOVQ         (R11), R14
+	PREFETCHT1   64(R14)(CX*1)
+	MOVQ         8(R11), R14
+	PREFETCHT1   64(R14)(CX*1)
+	MOVQ         16(R11), R14
+	PREFETCHT1   64(R14)(CX*1)
+	MOVQ         24(R11), R14
+	PREFETCHT1   64(R14)(CX*1)
+	VBROADCASTSS 8(R12), Z8
+	VBROADCASTSS 264(R12), Z9
+	VMOVUPS      (SI)(R9*2), Z10
+	VFMADD231PS  Z10, Z8, Z0
+	VFMADD231PS  Z10, Z9, Z4
+	VMOVUPS      64(SI)(R9*2), Z11
+	VFMADD231PS  Z11, Z8, Z1
+	VFMADD231PS  Z11, Z9, Z5
+	VMOVUPS      128(SI)(R9*2), Z12
+	VFMADD231PS  Z12, Z8, Z2
+	VFMADD231PS  Z12, Z9, Z6
+	VMOVUPS      192(SI)(R9*2), Z13
+	VFMADD231PS  Z13, Z8, Z3
+	VFMADD231PS  Z13, Z9, Z7
+	MOVQ         (R11), R14
+	PREFETCHT1   128(R14)(CX*1)
+	MOVQ         8(R11), R14
+	PREFETCHT1   128(R14)(CX*1)
+	MOVQ         16(R11), R14
+	PREFETCHT1   128(R14)(CX*1)
+	MOVQ         24(R11), R14
+	PREFETCHT1   128(R14)(CX*1)
+	VBROADCASTSS 12(R12), Z8
+	VBROADCASTSS 268(R12), Z9
+	VMOVUPS      (SI)(R15*1), Z10
+	VFMADD231PS  Z10, Z8, Z0
+	VFMADD231PS  Z10, Z9, Z4
+	VMOVUPS      64(SI)(R15*1), Z11
+	VFMADD231PS  Z11, Z8, Z1
+	VFMADD231PS  Z11, Z9, Z5
+	VMOVUPS      128(SI)(R15*1), Z12
+	VFMADD231PS  Z12, Z8, Z2
+	VFMADD231PS  Z12, Z9, Z6
+	VMOVUPS      192(SI)(R15*1), Z13
+	VFMADD231PS  Z13, Z8, Z3
+	VFMADD231PS  Z13, Z9, Z7
+	MOVQ         (R11), R14
+	PREFETCHT1   192(R14)(CX*1)
+	MOVQ         8(R11), R14
+	PREFETCHT1   192(R14)(CX*1)
+	MOVQ         16(R11), R14
+	PREFETCHT1   192(R14)(CX*1)
+	MOVQ         24(R11), R14
+	PREFETCHT1   192(R14)(CX*1)
+	LEAQ         (SI)(R9*4), SI
+	ADDQ         $0x10, R12
+	ADDQ         $0x00000100, CX
+	TESTQ        $0x000001ff, CX
+	JNZ          row164
+	ADDQ         40(R11), CX
+
+row164:
+	IMUL3Q $0x00000400, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn161
+
+quiet162:
+	VBROADCASTSS (R12), Z8
+	VBROADCASTSS 256(R12), Z9
+	VMOVUPS      (SI), Z10
+	VFMADD231PS  Z10, Z8, Z0
+	VFMADD231PS  Z10, Z9, Z4
+	VMOVUPS      64(SI), Z11
+	VFMADD231PS  Z11, Z8, Z1
+	VFMADD231PS  Z11, Z9, Z5
+	VMOVUPS      128(SI), Z12
+	VFMADD231PS  Z12, Z8, Z2
+	VFMADD231PS  Z12, Z9, Z6
+	VMOVUPS      192(SI), Z13
+	VFMADD231PS  Z13, Z8, Z3
+	VFMADD231PS  Z13, Z9, Z7
+	VBROADCASTSS 4(R12), Z8
+	VBROADCASTSS 260(R12), Z9
+	VMOVUPS      (SI)(R9*1), Z10
+	VFMADD231PS  Z10, Z8, Z0
+	VFMADD231PS  Z10, Z9, Z4
+	VMOVUPS      64(SI)(R9*1), Z11
+	VFMADD231PS  Z11, Z8, Z1
+	VFMADD231PS  Z11, Z9, Z5
+	VMOVUPS      128(SI)(R9*1), Z12
+	VFMADD231PS  Z12, Z8, Z2
+	VFMADD231PS  Z12, Z9, Z6
+	VMOVUPS      192(SI)(R9*1), Z13
+	VFMADD231PS  Z13, Z8, Z3
+	VFMADD231PS  Z13, Z9, Z7
+	VBROADCASTSS 8(R12), Z8
+	VBROADCASTSS 264(R12), Z9
+	VMOVUPS      (SI)(R9*2), Z10
+	VFMADD231PS  Z10, Z8, Z0
+	VFMADD231PS  Z10, Z9, Z4
+	VMOVUPS      64(SI)(R9*2), Z11
+	VFMADD231PS  Z11, Z8, Z1
+	VFMADD231PS  Z11, Z9, Z5
+	VMOVUPS      128(SI)(R9*2), Z12
+	VFMADD231PS  Z12, Z8, Z2
+	VFMADD231PS  Z12, Z9, Z6
+	VMOVUPS      192(SI)(R9*2), Z13
+	VFMADD231PS  Z13, Z8, Z3
+	VFMADD231PS  Z13, Z9, Z7
+	VBROADCASTSS 12(R12), Z8
+	VBROADCASTSS 268(R12), Z9
+	VMOVUPS      (SI)(R15*1), Z10
+	VFMADD231PS  Z10, Z8, Z0
+	VFMADD231PS  Z10, Z9, Z4
+	VMOVUPS      64(SI)(R15*1), Z11
+	VFMADD231PS  Z11, Z8, Z1
+	VFMADD231PS  Z11, Z9, Z5
+	VMOVUPS      128(SI)(R15*1), Z12
+	VFMADD231PS  Z12, Z8, Z2
+	VFMADD231PS  Z12, Z9, Z6
+	VMOVUPS      192(SI)(R15*1), Z13
+	VFMADD231PS  Z13, Z8, Z3
+	VFMADD231PS  Z13, Z9, Z7
+	LEAQ         (SI)(R9*4), SI
+	ADDQ         $0x10, R12
+	JMP          turn161
+
+end163:
+	ADDQ $0x04, R13
+	JZ   merge160
+
+some159:
 	VBROADCASTSS (R12), Z8
 	VBROADCASTSS 256(R12), Z9
 	VMOVUPS      (SI), Z10
@@ -4282,10 +4331,10 @@ some147:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some147
-	JMP          merge148
+	JNZ          some159
+	JMP          merge160
 
-sparse145:
+sparse157:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -4306,13 +4355,13 @@ sparse145:
 	VFMADD231PS  Z13, Z8, Z3
 	VFMADD231PS  Z13, Z9, Z7
 	BLSRQ        R13, R13
-	JNZ          sparse145
+	JNZ          sparse157
 
-merge148:
+merge160:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store152
+	JZ           store165
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -4348,9 +4397,9 @@ merge148:
 	VMULPS       Z9, Z7, Z7
 	VFMADD231PS  192(AX), Z8, Z7
 	VMOVUPS      Z7, 192(AX)
-	JMP          stored153
+	JMP          stored166
 
-store152:
+store165:
 	VMOVUPS Z0, (AX)
 	VMOVUPS Z1, 64(AX)
 	VMOVUPS Z2, 128(AX)
@@ -4361,16 +4410,16 @@ store152:
 	VMOVUPS Z6, 128(AX)
 	VMOVUPS Z7, 192(AX)
 
-stored153:
+stored166:
 	ADDQ $0x00000100, DI
 	ADDQ $0x00000100, DX
 	SUBQ $0x04, (SP)
-	JMP  columns143
+	JMP  columns155
 
-less144:
-columns154:
+less156:
+columns167:
 	CMPQ   (SP), $0x02
-	JLT    less155
+	JLT    less168
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -4381,18 +4430,18 @@ columns154:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse156
+	JNZ    sparse169
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn160:
+turn173:
 	SUBQ         $0x04, R13
-	JLT          end162
+	JLT          end175
 	SUBQ         $0x00000200, 8(SP)
-	JGE          quiet161
+	JGE          quiet174
 	VMOVUPS      (SI), Z4
 	VMOVUPS      64(SI), Z5
 	VBROADCASTSS (R12), Z6
@@ -4425,10 +4474,10 @@ turn160:
 	VBROADCASTSS 264(R12), Z7
 	VFMADD231PS  Z4, Z7, Z2
 	VFMADD231PS  Z5, Z7, Z3
-	MOVQ         32(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         40(R11), R14
-	PREFETCHT1   (R14)(CX*1)
+	MOVQ         (R11), R14
+	PREFETCHT1   64(R14)(CX*1)
+	MOVQ         8(R11), R14
+	PREFETCHT1   64(R14)(CX*1)
 	VMOVUPS      (SI)(R15*1), Z4
 	VMOVUPS      64(SI)(R15*1), Z5
 	VBROADCASTSS 12(R12), Z6
@@ -4437,18 +4486,23 @@ turn160:
 	VBROADCASTSS 268(R12), Z7
 	VFMADD231PS  Z4, Z7, Z2
 	VFMADD231PS  Z5, Z7, Z3
-	MOVQ         48(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         56(R11), R14
-	PREFETCHT1   (R14)(CX*1)
+	MOVQ         16(R11), R14
+	PREFETCHT1   64(R14)(CX*1)
+	MOVQ         24(R11), R14
+	PREFETCHT1   64(R14)(CX*1)
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	ADDQ         $0x00000040, CX
-	IMUL3Q       $0x00000200, 64(R11), R14
-	ADDQ         R14, 8(SP)
-	JMP          turn160
+	ADDQ         $0x00000080, CX
+	TESTQ        $0x000001ff, CX
+	JNZ          row176
+	ADDQ         40(R11), CX
 
-quiet161:
+row176:
+	IMUL3Q $0x00000200, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn173
+
+quiet174:
 	VMOVUPS      (SI), Z4
 	VMOVUPS      64(SI), Z5
 	VBROADCASTSS (R12), Z6
@@ -4483,13 +4537,13 @@ quiet161:
 	VFMADD231PS  Z5, Z7, Z3
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn160
+	JMP          turn173
 
-end162:
+end175:
 	ADDQ $0x04, R13
-	JZ   merge159
+	JZ   merge172
 
-some158:
+some171:
 	VMOVUPS      (SI), Z4
 	VMOVUPS      64(SI), Z5
 	VBROADCASTSS (R12), Z6
@@ -4501,10 +4555,10 @@ some158:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some158
-	JMP          merge159
+	JNZ          some171
+	JMP          merge172
 
-sparse156:
+sparse169:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -4519,13 +4573,13 @@ sparse156:
 	VFMADD231PS  Z4, Z7, Z2
 	VFMADD231PS  Z5, Z7, Z3
 	BLSRQ        R13, R13
-	JNZ          sparse156
+	JNZ          sparse169
 
-merge159:
+merge172:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store163
+	JZ           store177
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -4549,25 +4603,25 @@ merge159:
 	VMULPS       Z5, Z3, Z3
 	VFMADD231PS  64(AX), Z4, Z3
 	VMOVUPS      Z3, 64(AX)
-	JMP          stored164
+	JMP          stored178
 
-store163:
+store177:
 	VMOVUPS Z0, (AX)
 	VMOVUPS Z1, 64(AX)
 	ADDQ    R8, AX
 	VMOVUPS Z2, (AX)
 	VMOVUPS Z3, 64(AX)
 
-stored164:
+stored178:
 	ADDQ $0x00000080, DI
 	ADDQ $0x00000080, DX
 	SUBQ $0x02, (SP)
-	JMP  columns154
+	JMP  columns167
 
-less155:
-columns165:
+less168:
+columns179:
 	CMPQ   (SP), $0x01
-	JLT    less166
+	JLT    less180
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	MOVQ   mask+56(FP), R13
@@ -4576,18 +4630,18 @@ columns165:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse167
+	JNZ    sparse181
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn171:
+turn185:
 	SUBQ         $0x04, R13
-	JLT          end173
+	JLT          end187
 	SUBQ         $0x00000100, 8(SP)
-	JGE          quiet172
+	JGE          quiet186
 	VMOVUPS      (SI), Z2
 	VBROADCASTSS (R12), Z3
 	VFMADD231PS  Z2, Z3, Z0
@@ -4595,43 +4649,40 @@ turn171:
 	VFMADD231PS  Z2, Z4, Z1
 	MOVQ         (R11), R14
 	PREFETCHT1   (R14)(CX*1)
-	MOVQ         8(R11), R14
-	PREFETCHT1   (R14)(CX*1)
 	VMOVUPS      (SI)(R9*1), Z2
 	VBROADCASTSS 4(R12), Z3
 	VFMADD231PS  Z2, Z3, Z0
 	VBROADCASTSS 260(R12), Z4
 	VFMADD231PS  Z2, Z4, Z1
-	MOVQ         16(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         24(R11), R14
+	MOVQ         8(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VMOVUPS      (SI)(R9*2), Z2
 	VBROADCASTSS 8(R12), Z3
 	VFMADD231PS  Z2, Z3, Z0
 	VBROADCASTSS 264(R12), Z4
 	VFMADD231PS  Z2, Z4, Z1
-	MOVQ         32(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         40(R11), R14
+	MOVQ         16(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VMOVUPS      (SI)(R15*1), Z2
 	VBROADCASTSS 12(R12), Z3
 	VFMADD231PS  Z2, Z3, Z0
 	VBROADCASTSS 268(R12), Z4
 	VFMADD231PS  Z2, Z4, Z1
-	MOVQ         48(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         56(R11), R14
+	MOVQ         24(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
-	IMUL3Q       $0x00000200, 64(R11), R14
-	ADDQ         R14, 8(SP)
-	JMP          turn171
+	TESTQ        $0x000001ff, CX
+	JNZ          row188
+	ADDQ         40(R11), CX
 
-quiet172:
+row188:
+	IMUL3Q $0x00000100, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn185
+
+quiet186:
 	VMOVUPS      (SI), Z2
 	VBROADCASTSS (R12), Z3
 	VFMADD231PS  Z2, Z3, Z0
@@ -4654,13 +4705,13 @@ quiet172:
 	VFMADD231PS  Z2, Z4, Z1
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn171
+	JMP          turn185
 
-end173:
+end187:
 	ADDQ $0x04, R13
-	JZ   merge170
+	JZ   merge184
 
-some169:
+some183:
 	VMOVUPS      (SI), Z2
 	VBROADCASTSS (R12), Z3
 	VFMADD231PS  Z2, Z3, Z0
@@ -4669,10 +4720,10 @@ some169:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some169
-	JMP          merge170
+	JNZ          some183
+	JMP          merge184
 
-sparse167:
+sparse181:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -4684,13 +4735,13 @@ sparse167:
 	VBROADCASTSS 256(R12), Z4
 	VFMADD231PS  Z2, Z4, Z1
 	BLSRQ        R13, R13
-	JNZ          sparse167
+	JNZ          sparse181
 
-merge170:
+merge184:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store174
+	JZ           store189
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -4708,20 +4759,20 @@ merge170:
 	VMULPS       Z3, Z1, Z1
 	VFMADD231PS  (AX), Z2, Z1
 	VMOVUPS      Z1, (AX)
-	JMP          stored175
+	JMP          stored190
 
-store174:
+store189:
 	VMOVUPS Z0, (AX)
 	ADDQ    R8, AX
 	VMOVUPS Z1, (AX)
 
-stored175:
+stored190:
 	ADDQ $0x00000040, DI
 	ADDQ $0x00000040, DX
 	SUBQ $0x01, (SP)
-	JMP  columns165
+	JMP  columns179
 
-less166:
+less180:
 	ADDQ  $0x00000200, BX
 	MOVQ  BX, R14
 	SUBQ  w+8(FP), R14
@@ -4730,16 +4781,16 @@ less166:
 	MOVQ  o+0(FP), DI
 	ADDQ  R14, DI
 	SUBQ  $0x02, R10
-	JMP   rows67
+	JMP   rows73
 
-tile73:
+tile79:
 	MOVQ v+16(FP), DX
 	MOVQ cols+40(FP), R14
 	MOVQ R14, (SP)
 
-columns176:
+columns191:
 	CMPQ   (SP), $0x04
-	JLT    less177
+	JLT    less192
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -4758,18 +4809,18 @@ columns176:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse178
+	JNZ    sparse193
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn182:
+turn197:
 	SUBQ         $0x04, R13
-	JLT          end184
+	JLT          end199
 	SUBQ         $0x00000400, 8(SP)
-	JGE          quiet183
+	JGE          quiet198
 	VBROADCASTSS (R12), Z12
 	VBROADCASTSS 256(R12), Z13
 	VBROADCASTSS 512(R12), Z14
@@ -4816,14 +4867,14 @@ turn182:
 	VFMADD231PS  Z18, Z12, Z3
 	VFMADD231PS  Z18, Z13, Z7
 	VFMADD231PS  Z18, Z14, Z11
-	MOVQ         32(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         40(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         48(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         56(R11), R14
-	PREFETCHT1   (R14)(CX*1)
+	MOVQ         (R11), R14
+	PREFETCHT1   64(R14)(CX*1)
+	MOVQ         8(R11), R14
+	PREFETCHT1   64(R14)(CX*1)
+	MOVQ         16(R11), R14
+	PREFETCHT1   64(R14)(CX*1)
+	MOVQ         24(R11), R14
+	PREFETCHT1   64(R14)(CX*1)
 	VBROADCASTSS 8(R12), Z12
 	VBROADCASTSS 264(R12), Z13
 	VBROADCASTSS 520(R12), Z14
@@ -4844,13 +4895,13 @@ turn182:
 	VFMADD231PS  Z18, Z13, Z7
 	VFMADD231PS  Z18, Z14, Z11
 	MOVQ         (R11), R14
-	PREFETCHT1   64(R14)(CX*1)
+	PREFETCHT1   128(R14)(CX*1)
 	MOVQ         8(R11), R14
-	PREFETCHT1   64(R14)(CX*1)
+	PREFETCHT1   128(R14)(CX*1)
 	MOVQ         16(R11), R14
-	PREFETCHT1   64(R14)(CX*1)
+	PREFETCHT1   128(R14)(CX*1)
 	MOVQ         24(R11), R14
-	PREFETCHT1   64(R14)(CX*1)
+	PREFETCHT1   128(R14)(CX*1)
 	VBROADCASTSS 12(R12), Z12
 	VBROADCASTSS 268(R12), Z13
 	VBROADCASTSS 524(R12), Z14
@@ -4870,22 +4921,27 @@ turn182:
 	VFMADD231PS  Z18, Z12, Z3
 	VFMADD231PS  Z18, Z13, Z7
 	VFMADD231PS  Z18, Z14, Z11
-	MOVQ         32(R11), R14
-	PREFETCHT1   64(R14)(CX*1)
-	MOVQ         40(R11), R14
-	PREFETCHT1   64(R14)(CX*1)
-	MOVQ         48(R11), R14
-	PREFETCHT1   64(R14)(CX*1)
-	MOVQ         56(R11), R14
-	PREFETCHT1   64(R14)(CX*1)
+	MOVQ         (R11), R14
+	PREFETCHT1   192(R14)(CX*1)
+	MOVQ         8(R11), R14
+	PREFETCHT1   192(R14)(CX*1)
+	MOVQ         16(R11), R14
+	PREFETCHT1   192(R14)(CX*1)
+	MOVQ         24(R11), R14
+	PREFETCHT1   192(R14)(CX*1)
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	ADDQ         $0x00000080, CX
-	IMUL3Q       $0x00000400, 64(R11), R14
-	ADDQ         R14, 8(SP)
-	JMP          turn182
+	ADDQ         $0x00000100, CX
+	TESTQ        $0x000001ff, CX
+	JNZ          row200
+	ADDQ         40(R11), CX
 
-quiet183:
+row200:
+	IMUL3Q $0x00000400, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn197
+
+quiet198:
 	VBROADCASTSS (R12), Z12
 	VBROADCASTSS 256(R12), Z13
 	VBROADCASTSS 512(R12), Z14
@@ -4964,13 +5020,13 @@ quiet183:
 	VFMADD231PS  Z18, Z14, Z11
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn182
+	JMP          turn197
 
-end184:
+end199:
 	ADDQ $0x04, R13
-	JZ   merge181
+	JZ   merge196
 
-some180:
+some195:
 	VBROADCASTSS (R12), Z12
 	VBROADCASTSS 256(R12), Z13
 	VBROADCASTSS 512(R12), Z14
@@ -4993,10 +5049,10 @@ some180:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some180
-	JMP          merge181
+	JNZ          some195
+	JMP          merge196
 
-sparse178:
+sparse193:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -5022,13 +5078,13 @@ sparse178:
 	VFMADD231PS  Z18, Z13, Z7
 	VFMADD231PS  Z18, Z14, Z11
 	BLSRQ        R13, R13
-	JNZ          sparse178
+	JNZ          sparse193
 
-merge181:
+merge196:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store185
+	JZ           store201
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -5079,9 +5135,9 @@ merge181:
 	VMULPS       Z13, Z11, Z11
 	VFMADD231PS  192(AX), Z12, Z11
 	VMOVUPS      Z11, 192(AX)
-	JMP          stored186
+	JMP          stored202
 
-store185:
+store201:
 	VMOVUPS Z0, (AX)
 	VMOVUPS Z1, 64(AX)
 	VMOVUPS Z2, 128(AX)
@@ -5097,16 +5153,16 @@ store185:
 	VMOVUPS Z10, 128(AX)
 	VMOVUPS Z11, 192(AX)
 
-stored186:
+stored202:
 	ADDQ $0x00000100, DI
 	ADDQ $0x00000100, DX
 	SUBQ $0x04, (SP)
-	JMP  columns176
+	JMP  columns191
 
-less177:
-columns187:
+less192:
+columns203:
 	CMPQ   (SP), $0x02
-	JLT    less188
+	JLT    less204
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -5119,18 +5175,18 @@ columns187:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse189
+	JNZ    sparse205
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn193:
+turn209:
 	SUBQ         $0x04, R13
-	JLT          end195
+	JLT          end211
 	SUBQ         $0x00000200, 8(SP)
-	JGE          quiet194
+	JGE          quiet210
 	VMOVUPS      (SI), Z6
 	VMOVUPS      64(SI), Z7
 	VBROADCASTSS (R12), Z8
@@ -5172,10 +5228,10 @@ turn193:
 	VBROADCASTSS 520(R12), Z10
 	VFMADD231PS  Z6, Z10, Z4
 	VFMADD231PS  Z7, Z10, Z5
-	MOVQ         32(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         40(R11), R14
-	PREFETCHT1   (R14)(CX*1)
+	MOVQ         (R11), R14
+	PREFETCHT1   64(R14)(CX*1)
+	MOVQ         8(R11), R14
+	PREFETCHT1   64(R14)(CX*1)
 	VMOVUPS      (SI)(R15*1), Z6
 	VMOVUPS      64(SI)(R15*1), Z7
 	VBROADCASTSS 12(R12), Z8
@@ -5187,18 +5243,23 @@ turn193:
 	VBROADCASTSS 524(R12), Z10
 	VFMADD231PS  Z6, Z10, Z4
 	VFMADD231PS  Z7, Z10, Z5
-	MOVQ         48(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         56(R11), R14
-	PREFETCHT1   (R14)(CX*1)
+	MOVQ         16(R11), R14
+	PREFETCHT1   64(R14)(CX*1)
+	MOVQ         24(R11), R14
+	PREFETCHT1   64(R14)(CX*1)
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	ADDQ         $0x00000040, CX
-	IMUL3Q       $0x00000200, 64(R11), R14
-	ADDQ         R14, 8(SP)
-	JMP          turn193
+	ADDQ         $0x00000080, CX
+	TESTQ        $0x000001ff, CX
+	JNZ          row212
+	ADDQ         40(R11), CX
 
-quiet194:
+row212:
+	IMUL3Q $0x00000200, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn209
+
+quiet210:
 	VMOVUPS      (SI), Z6
 	VMOVUPS      64(SI), Z7
 	VBROADCASTSS (R12), Z8
@@ -5245,13 +5306,13 @@ quiet194:
 	VFMADD231PS  Z7, Z10, Z5
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn193
+	JMP          turn209
 
-end195:
+end211:
 	ADDQ $0x04, R13
-	JZ   merge192
+	JZ   merge208
 
-some191:
+some207:
 	VMOVUPS      (SI), Z6
 	VMOVUPS      64(SI), Z7
 	VBROADCASTSS (R12), Z8
@@ -5266,10 +5327,10 @@ some191:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some191
-	JMP          merge192
+	JNZ          some207
+	JMP          merge208
 
-sparse189:
+sparse205:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -5287,13 +5348,13 @@ sparse189:
 	VFMADD231PS  Z6, Z10, Z4
 	VFMADD231PS  Z7, Z10, Z5
 	BLSRQ        R13, R13
-	JNZ          sparse189
+	JNZ          sparse205
 
-merge192:
+merge208:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store196
+	JZ           store213
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -5326,9 +5387,9 @@ merge192:
 	VMULPS       Z7, Z5, Z5
 	VFMADD231PS  64(AX), Z6, Z5
 	VMOVUPS      Z5, 64(AX)
-	JMP          stored197
+	JMP          stored214
 
-store196:
+store213:
 	VMOVUPS Z0, (AX)
 	VMOVUPS Z1, 64(AX)
 	ADDQ    R8, AX
@@ -5338,16 +5399,16 @@ store196:
 	VMOVUPS Z4, (AX)
 	VMOVUPS Z5, 64(AX)
 
-stored197:
+stored214:
 	ADDQ $0x00000080, DI
 	ADDQ $0x00000080, DX
 	SUBQ $0x02, (SP)
-	JMP  columns187
+	JMP  columns203
 
-less188:
-columns198:
+less204:
+columns215:
 	CMPQ   (SP), $0x01
-	JLT    less199
+	JLT    less216
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -5357,18 +5418,18 @@ columns198:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse200
+	JNZ    sparse217
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn204:
+turn221:
 	SUBQ         $0x04, R13
-	JLT          end206
+	JLT          end223
 	SUBQ         $0x00000100, 8(SP)
-	JGE          quiet205
+	JGE          quiet222
 	VMOVUPS      (SI), Z3
 	VBROADCASTSS (R12), Z4
 	VFMADD231PS  Z3, Z4, Z0
@@ -5378,8 +5439,6 @@ turn204:
 	VFMADD231PS  Z3, Z6, Z2
 	MOVQ         (R11), R14
 	PREFETCHT1   (R14)(CX*1)
-	MOVQ         8(R11), R14
-	PREFETCHT1   (R14)(CX*1)
 	VMOVUPS      (SI)(R9*1), Z3
 	VBROADCASTSS 4(R12), Z4
 	VFMADD231PS  Z3, Z4, Z0
@@ -5387,9 +5446,7 @@ turn204:
 	VFMADD231PS  Z3, Z5, Z1
 	VBROADCASTSS 516(R12), Z6
 	VFMADD231PS  Z3, Z6, Z2
-	MOVQ         16(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         24(R11), R14
+	MOVQ         8(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VMOVUPS      (SI)(R9*2), Z3
 	VBROADCASTSS 8(R12), Z4
@@ -5398,9 +5455,7 @@ turn204:
 	VFMADD231PS  Z3, Z5, Z1
 	VBROADCASTSS 520(R12), Z6
 	VFMADD231PS  Z3, Z6, Z2
-	MOVQ         32(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         40(R11), R14
+	MOVQ         16(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VMOVUPS      (SI)(R15*1), Z3
 	VBROADCASTSS 12(R12), Z4
@@ -5409,18 +5464,21 @@ turn204:
 	VFMADD231PS  Z3, Z5, Z1
 	VBROADCASTSS 524(R12), Z6
 	VFMADD231PS  Z3, Z6, Z2
-	MOVQ         48(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         56(R11), R14
+	MOVQ         24(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
-	IMUL3Q       $0x00000200, 64(R11), R14
-	ADDQ         R14, 8(SP)
-	JMP          turn204
+	TESTQ        $0x000001ff, CX
+	JNZ          row224
+	ADDQ         40(R11), CX
 
-quiet205:
+row224:
+	IMUL3Q $0x00000100, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn221
+
+quiet222:
 	VMOVUPS      (SI), Z3
 	VBROADCASTSS (R12), Z4
 	VFMADD231PS  Z3, Z4, Z0
@@ -5451,13 +5509,13 @@ quiet205:
 	VFMADD231PS  Z3, Z6, Z2
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn204
+	JMP          turn221
 
-end206:
+end223:
 	ADDQ $0x04, R13
-	JZ   merge203
+	JZ   merge220
 
-some202:
+some219:
 	VMOVUPS      (SI), Z3
 	VBROADCASTSS (R12), Z4
 	VFMADD231PS  Z3, Z4, Z0
@@ -5468,10 +5526,10 @@ some202:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some202
-	JMP          merge203
+	JNZ          some219
+	JMP          merge220
 
-sparse200:
+sparse217:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -5485,13 +5543,13 @@ sparse200:
 	VBROADCASTSS 512(R12), Z6
 	VFMADD231PS  Z3, Z6, Z2
 	BLSRQ        R13, R13
-	JNZ          sparse200
+	JNZ          sparse217
 
-merge203:
+merge220:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store207
+	JZ           store225
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -5515,22 +5573,22 @@ merge203:
 	VMULPS       Z4, Z2, Z2
 	VFMADD231PS  (AX), Z3, Z2
 	VMOVUPS      Z2, (AX)
-	JMP          stored208
+	JMP          stored226
 
-store207:
+store225:
 	VMOVUPS Z0, (AX)
 	ADDQ    R8, AX
 	VMOVUPS Z1, (AX)
 	ADDQ    R8, AX
 	VMOVUPS Z2, (AX)
 
-stored208:
+stored226:
 	ADDQ $0x00000040, DI
 	ADDQ $0x00000040, DX
 	SUBQ $0x01, (SP)
-	JMP  columns198
+	JMP  columns215
 
-less199:
+less216:
 	ADDQ  $0x00000300, BX
 	MOVQ  BX, R14
 	SUBQ  w+8(FP), R14
@@ -5539,16 +5597,16 @@ less199:
 	MOVQ  o+0(FP), DI
 	ADDQ  R14, DI
 	SUBQ  $0x03, R10
-	JMP   rows67
+	JMP   rows73
 
-tile74:
+tile80:
 	MOVQ v+16(FP), DX
 	MOVQ cols+40(FP), R14
 	MOVQ R14, (SP)
 
-columns209:
+columns227:
 	CMPQ   (SP), $0x04
-	JLT    less210
+	JLT    less228
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -5571,18 +5629,18 @@ columns209:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse211
+	JNZ    sparse229
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn215:
+turn233:
 	SUBQ         $0x04, R13
-	JLT          end217
+	JLT          end235
 	SUBQ         $0x00000400, 8(SP)
-	JGE          quiet216
+	JGE          quiet234
 	VMOVUPS      (SI), Z16
 	VMOVUPS      64(SI), Z17
 	VMOVUPS      128(SI), Z18
@@ -5639,14 +5697,14 @@ turn215:
 	VFMADD231PS  Z17, Z23, Z13
 	VFMADD231PS  Z18, Z23, Z14
 	VFMADD231PS  Z19, Z23, Z15
-	MOVQ         32(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         40(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         48(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         56(R11), R14
-	PREFETCHT1   (R14)(CX*1)
+	MOVQ         (R11), R14
+	PREFETCHT1   64(R14)(CX*1)
+	MOVQ         8(R11), R14
+	PREFETCHT1   64(R14)(CX*1)
+	MOVQ         16(R11), R14
+	PREFETCHT1   64(R14)(CX*1)
+	MOVQ         24(R11), R14
+	PREFETCHT1   64(R14)(CX*1)
 	VMOVUPS      (SI)(R9*2), Z16
 	VMOVUPS      64(SI)(R9*2), Z17
 	VMOVUPS      128(SI)(R9*2), Z18
@@ -5672,13 +5730,13 @@ turn215:
 	VFMADD231PS  Z18, Z23, Z14
 	VFMADD231PS  Z19, Z23, Z15
 	MOVQ         (R11), R14
-	PREFETCHT1   64(R14)(CX*1)
+	PREFETCHT1   128(R14)(CX*1)
 	MOVQ         8(R11), R14
-	PREFETCHT1   64(R14)(CX*1)
+	PREFETCHT1   128(R14)(CX*1)
 	MOVQ         16(R11), R14
-	PREFETCHT1   64(R14)(CX*1)
+	PREFETCHT1   128(R14)(CX*1)
 	MOVQ         24(R11), R14
-	PREFETCHT1   64(R14)(CX*1)
+	PREFETCHT1   128(R14)(CX*1)
 	VMOVUPS      (SI)(R15*1), Z16
 	VMOVUPS      64(SI)(R15*1), Z17
 	VMOVUPS      128(SI)(R15*1), Z18
@@ -5703,22 +5761,27 @@ turn215:
 	VFMADD231PS  Z17, Z23, Z13
 	VFMADD231PS  Z18, Z23, Z14
 	VFMADD231PS  Z19, Z23, Z15
-	MOVQ         32(R11), R14
-	PREFETCHT1   64(R14)(CX*1)
-	MOVQ         40(R11), R14
-	PREFETCHT1   64(R14)(CX*1)
-	MOVQ         48(R11), R14
-	PREFETCHT1   64(R14)(CX*1)
-	MOVQ         56(R11), R14
-	PREFETCHT1   64(R14)(CX*1)
+	MOVQ         (R11), R14
+	PREFETCHT1   192(R14)(CX*1)
+	MOVQ         8(R11), R14
+	PREFETCHT1   192(R14)(CX*1)
+	MOVQ         16(R11), R14
+	PREFETCHT1   192(R14)(CX*1)
+	MOVQ         24(R11), R14
+	PREFETCHT1   192(R14)(CX*1)
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	ADDQ         $0x00000080, CX
-	IMUL3Q       $0x00000400, 64(R11), R14
-	ADDQ         R14, 8(SP)
-	JMP          turn215
+	ADDQ         $0x00000100, CX
+	TESTQ        $0x000001ff, CX
+	JNZ          row236
+	ADDQ         40(R11), CX
 
-quiet216:
+row236:
+	IMUL3Q $0x00000400, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn233
+
+quiet234:
 	VMOVUPS      (SI), Z16
 	VMOVUPS      64(SI), Z17
 	VMOVUPS      128(SI), Z18
@@ -5817,13 +5880,13 @@ quiet216:
 	VFMADD231PS  Z19, Z23, Z15
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn215
+	JMP          turn233
 
-end217:
+end235:
 	ADDQ $0x04, R13
-	JZ   merge214
+	JZ   merge232
 
-some213:
+some231:
 	VMOVUPS      (SI), Z16
 	VMOVUPS      64(SI), Z17
 	VMOVUPS      128(SI), Z18
@@ -5851,10 +5914,10 @@ some213:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some213
-	JMP          merge214
+	JNZ          some231
+	JMP          merge232
 
-sparse211:
+sparse229:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -5885,13 +5948,13 @@ sparse211:
 	VFMADD231PS  Z18, Z23, Z14
 	VFMADD231PS  Z19, Z23, Z15
 	BLSRQ        R13, R13
-	JNZ          sparse211
+	JNZ          sparse229
 
-merge214:
+merge232:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store218
+	JZ           store237
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -5957,9 +6020,9 @@ merge214:
 	VMULPS       Z17, Z15, Z15
 	VFMADD231PS  192(AX), Z16, Z15
 	VMOVUPS      Z15, 192(AX)
-	JMP          stored219
+	JMP          stored238
 
-store218:
+store237:
 	VMOVUPS Z0, (AX)
 	VMOVUPS Z1, 64(AX)
 	VMOVUPS Z2, 128(AX)
@@ -5980,16 +6043,16 @@ store218:
 	VMOVUPS Z14, 128(AX)
 	VMOVUPS Z15, 192(AX)
 
-stored219:
+stored238:
 	ADDQ $0x00000100, DI
 	ADDQ $0x00000100, DX
 	SUBQ $0x04, (SP)
-	JMP  columns209
+	JMP  columns227
 
-less210:
-columns220:
+less228:
+columns239:
 	CMPQ   (SP), $0x02
-	JLT    less221
+	JLT    less240
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -6004,18 +6067,18 @@ columns220:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse222
+	JNZ    sparse241
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn226:
+turn245:
 	SUBQ         $0x04, R13
-	JLT          end228
+	JLT          end247
 	SUBQ         $0x00000200, 8(SP)
-	JGE          quiet227
+	JGE          quiet246
 	VMOVUPS      (SI), Z8
 	VMOVUPS      64(SI), Z9
 	VBROADCASTSS (R12), Z10
@@ -6066,10 +6129,10 @@ turn226:
 	VBROADCASTSS 776(R12), Z13
 	VFMADD231PS  Z8, Z13, Z6
 	VFMADD231PS  Z9, Z13, Z7
-	MOVQ         32(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         40(R11), R14
-	PREFETCHT1   (R14)(CX*1)
+	MOVQ         (R11), R14
+	PREFETCHT1   64(R14)(CX*1)
+	MOVQ         8(R11), R14
+	PREFETCHT1   64(R14)(CX*1)
 	VMOVUPS      (SI)(R15*1), Z8
 	VMOVUPS      64(SI)(R15*1), Z9
 	VBROADCASTSS 12(R12), Z10
@@ -6084,18 +6147,23 @@ turn226:
 	VBROADCASTSS 780(R12), Z13
 	VFMADD231PS  Z8, Z13, Z6
 	VFMADD231PS  Z9, Z13, Z7
-	MOVQ         48(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         56(R11), R14
-	PREFETCHT1   (R14)(CX*1)
+	MOVQ         16(R11), R14
+	PREFETCHT1   64(R14)(CX*1)
+	MOVQ         24(R11), R14
+	PREFETCHT1   64(R14)(CX*1)
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	ADDQ         $0x00000040, CX
-	IMUL3Q       $0x00000200, 64(R11), R14
-	ADDQ         R14, 8(SP)
-	JMP          turn226
+	ADDQ         $0x00000080, CX
+	TESTQ        $0x000001ff, CX
+	JNZ          row248
+	ADDQ         40(R11), CX
 
-quiet227:
+row248:
+	IMUL3Q $0x00000200, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn245
+
+quiet246:
 	VMOVUPS      (SI), Z8
 	VMOVUPS      64(SI), Z9
 	VBROADCASTSS (R12), Z10
@@ -6154,13 +6222,13 @@ quiet227:
 	VFMADD231PS  Z9, Z13, Z7
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn226
+	JMP          turn245
 
-end228:
+end247:
 	ADDQ $0x04, R13
-	JZ   merge225
+	JZ   merge244
 
-some224:
+some243:
 	VMOVUPS      (SI), Z8
 	VMOVUPS      64(SI), Z9
 	VBROADCASTSS (R12), Z10
@@ -6178,10 +6246,10 @@ some224:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some224
-	JMP          merge225
+	JNZ          some243
+	JMP          merge244
 
-sparse222:
+sparse241:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -6202,13 +6270,13 @@ sparse222:
 	VFMADD231PS  Z8, Z13, Z6
 	VFMADD231PS  Z9, Z13, Z7
 	BLSRQ        R13, R13
-	JNZ          sparse222
+	JNZ          sparse241
 
-merge225:
+merge244:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store229
+	JZ           store249
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -6250,9 +6318,9 @@ merge225:
 	VMULPS       Z9, Z7, Z7
 	VFMADD231PS  64(AX), Z8, Z7
 	VMOVUPS      Z7, 64(AX)
-	JMP          stored230
+	JMP          stored250
 
-store229:
+store249:
 	VMOVUPS Z0, (AX)
 	VMOVUPS Z1, 64(AX)
 	ADDQ    R8, AX
@@ -6265,16 +6333,16 @@ store229:
 	VMOVUPS Z6, (AX)
 	VMOVUPS Z7, 64(AX)
 
-stored230:
+stored250:
 	ADDQ $0x00000080, DI
 	ADDQ $0x00000080, DX
 	SUBQ $0x02, (SP)
-	JMP  columns220
+	JMP  columns239
 
-less221:
-columns231:
+less240:
+columns251:
 	CMPQ   (SP), $0x01
-	JLT    less232
+	JLT    less252
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -6285,18 +6353,18 @@ columns231:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse233
+	JNZ    sparse253
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn237:
+turn257:
 	SUBQ         $0x04, R13
-	JLT          end239
+	JLT          end259
 	SUBQ         $0x00000100, 8(SP)
-	JGE          quiet238
+	JGE          quiet258
 	VMOVUPS      (SI), Z4
 	VBROADCASTSS (R12), Z5
 	VFMADD231PS  Z4, Z5, Z0
@@ -6308,8 +6376,6 @@ turn237:
 	VFMADD231PS  Z4, Z8, Z3
 	MOVQ         (R11), R14
 	PREFETCHT1   (R14)(CX*1)
-	MOVQ         8(R11), R14
-	PREFETCHT1   (R14)(CX*1)
 	VMOVUPS      (SI)(R9*1), Z4
 	VBROADCASTSS 4(R12), Z5
 	VFMADD231PS  Z4, Z5, Z0
@@ -6319,9 +6385,7 @@ turn237:
 	VFMADD231PS  Z4, Z7, Z2
 	VBROADCASTSS 772(R12), Z8
 	VFMADD231PS  Z4, Z8, Z3
-	MOVQ         16(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         24(R11), R14
+	MOVQ         8(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VMOVUPS      (SI)(R9*2), Z4
 	VBROADCASTSS 8(R12), Z5
@@ -6332,9 +6396,7 @@ turn237:
 	VFMADD231PS  Z4, Z7, Z2
 	VBROADCASTSS 776(R12), Z8
 	VFMADD231PS  Z4, Z8, Z3
-	MOVQ         32(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         40(R11), R14
+	MOVQ         16(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VMOVUPS      (SI)(R15*1), Z4
 	VBROADCASTSS 12(R12), Z5
@@ -6345,18 +6407,21 @@ turn237:
 	VFMADD231PS  Z4, Z7, Z2
 	VBROADCASTSS 780(R12), Z8
 	VFMADD231PS  Z4, Z8, Z3
-	MOVQ         48(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         56(R11), R14
+	MOVQ         24(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
-	IMUL3Q       $0x00000200, 64(R11), R14
-	ADDQ         R14, 8(SP)
-	JMP          turn237
+	TESTQ        $0x000001ff, CX
+	JNZ          row260
+	ADDQ         40(R11), CX
 
-quiet238:
+row260:
+	IMUL3Q $0x00000100, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn257
+
+quiet258:
 	VMOVUPS      (SI), Z4
 	VBROADCASTSS (R12), Z5
 	VFMADD231PS  Z4, Z5, Z0
@@ -6395,13 +6460,13 @@ quiet238:
 	VFMADD231PS  Z4, Z8, Z3
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn237
+	JMP          turn257
 
-end239:
+end259:
 	ADDQ $0x04, R13
-	JZ   merge236
+	JZ   merge256
 
-some235:
+some255:
 	VMOVUPS      (SI), Z4
 	VBROADCASTSS (R12), Z5
 	VFMADD231PS  Z4, Z5, Z0
@@ -6414,10 +6479,10 @@ some235:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some235
-	JMP          merge236
+	JNZ          some255
+	JMP          merge256
 
-sparse233:
+sparse253:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -6433,13 +6498,13 @@ sparse233:
 	VBROADCASTSS 768(R12), Z8
 	VFMADD231PS  Z4, Z8, Z3
 	BLSRQ        R13, R13
-	JNZ          sparse233
+	JNZ          sparse253
 
-merge236:
+merge256:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store240
+	JZ           store261
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -6469,9 +6534,9 @@ merge236:
 	VMULPS       Z5, Z3, Z3
 	VFMADD231PS  (AX), Z4, Z3
 	VMOVUPS      Z3, (AX)
-	JMP          stored241
+	JMP          stored262
 
-store240:
+store261:
 	VMOVUPS Z0, (AX)
 	ADDQ    R8, AX
 	VMOVUPS Z1, (AX)
@@ -6480,13 +6545,13 @@ store240:
 	ADDQ    R8, AX
 	VMOVUPS Z3, (AX)
 
-stored241:
+stored262:
 	ADDQ $0x00000040, DI
 	ADDQ $0x00000040, DX
 	SUBQ $0x01, (SP)
-	JMP  columns231
+	JMP  columns251
 
-less232:
+less252:
 	ADDQ  $0x00000400, BX
 	MOVQ  BX, R14
 	SUBQ  w+8(FP), R14
@@ -6495,16 +6560,16 @@ less232:
 	MOVQ  o+0(FP), DI
 	ADDQ  R14, DI
 	SUBQ  $0x04, R10
-	JMP   rows67
+	JMP   rows73
 
-tile75:
+tile81:
 	MOVQ v+16(FP), DX
 	MOVQ cols+40(FP), R14
 	MOVQ R14, (SP)
 
-columns242:
+columns263:
 	CMPQ   (SP), $0x04
-	JLT    less243
+	JLT    less264
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -6531,18 +6596,18 @@ columns242:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse244
+	JNZ    sparse265
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn248:
+turn269:
 	SUBQ         $0x04, R13
-	JLT          end250
+	JLT          end271
 	SUBQ         $0x00000400, 8(SP)
-	JGE          quiet249
+	JGE          quiet270
 	VMOVUPS      (SI), Z20
 	VMOVUPS      64(SI), Z21
 	VMOVUPS      128(SI), Z22
@@ -6609,14 +6674,14 @@ turn248:
 	VFMADD231PS  Z21, Z28, Z17
 	VFMADD231PS  Z22, Z28, Z18
 	VFMADD231PS  Z23, Z28, Z19
-	MOVQ         32(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         40(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         48(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         56(R11), R14
-	PREFETCHT1   (R14)(CX*1)
+	MOVQ         (R11), R14
+	PREFETCHT1   64(R14)(CX*1)
+	MOVQ         8(R11), R14
+	PREFETCHT1   64(R14)(CX*1)
+	MOVQ         16(R11), R14
+	PREFETCHT1   64(R14)(CX*1)
+	MOVQ         24(R11), R14
+	PREFETCHT1   64(R14)(CX*1)
 	VMOVUPS      (SI)(R9*2), Z20
 	VMOVUPS      64(SI)(R9*2), Z21
 	VMOVUPS      128(SI)(R9*2), Z22
@@ -6647,13 +6712,13 @@ turn248:
 	VFMADD231PS  Z22, Z28, Z18
 	VFMADD231PS  Z23, Z28, Z19
 	MOVQ         (R11), R14
-	PREFETCHT1   64(R14)(CX*1)
+	PREFETCHT1   128(R14)(CX*1)
 	MOVQ         8(R11), R14
-	PREFETCHT1   64(R14)(CX*1)
+	PREFETCHT1   128(R14)(CX*1)
 	MOVQ         16(R11), R14
-	PREFETCHT1   64(R14)(CX*1)
+	PREFETCHT1   128(R14)(CX*1)
 	MOVQ         24(R11), R14
-	PREFETCHT1   64(R14)(CX*1)
+	PREFETCHT1   128(R14)(CX*1)
 	VMOVUPS      (SI)(R15*1), Z20
 	VMOVUPS      64(SI)(R15*1), Z21
 	VMOVUPS      128(SI)(R15*1), Z22
@@ -6683,22 +6748,27 @@ turn248:
 	VFMADD231PS  Z21, Z28, Z17
 	VFMADD231PS  Z22, Z28, Z18
 	VFMADD231PS  Z23, Z28, Z19
-	MOVQ         32(R11), R14
-	PREFETCHT1   64(R14)(CX*1)
-	MOVQ         40(R11), R14
-	PREFETCHT1   64(R14)(CX*1)
-	MOVQ         48(R11), R14
-	PREFETCHT1   64(R14)(CX*1)
-	MOVQ         56(R11), R14
-	PREFETCHT1   64(R14)(CX*1)
+	MOVQ         (R11), R14
+	PREFETCHT1   192(R14)(CX*1)
+	MOVQ         8(R11), R14
+	PREFETCHT1   192(R14)(CX*1)
+	MOVQ         16(R11), R14
+	PREFETCHT1   192(R14)(CX*1)
+	MOVQ         24(R11), R14
+	PREFETCHT1   192(R14)(CX*1)
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	ADDQ         $0x00000080, CX
-	IMUL3Q       $0x00000400, 64(R11), R14
-	ADDQ         R14, 8(SP)
-	JMP          turn248
+	ADDQ         $0x00000100, CX
+	TESTQ        $0x000001ff, CX
+	JNZ          row272
+	ADDQ         40(R11), CX
 
-quiet249:
+row272:
+	IMUL3Q $0x00000400, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn269
+
+quiet270:
 	VMOVUPS      (SI), Z20
 	VMOVUPS      64(SI), Z21
 	VMOVUPS      128(SI), Z22
@@ -6817,13 +6887,13 @@ quiet249:
 	VFMADD231PS  Z23, Z28, Z19
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn248
+	JMP          turn269
 
-end250:
+end271:
 	ADDQ $0x04, R13
-	JZ   merge247
+	JZ   merge268
 
-some246:
+some267:
 	VMOVUPS      (SI), Z20
 	VMOVUPS      64(SI), Z21
 	VMOVUPS      128(SI), Z22
@@ -6856,10 +6926,10 @@ some246:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some246
-	JMP          merge247
+	JNZ          some267
+	JMP          merge268
 
-sparse244:
+sparse265:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -6895,13 +6965,13 @@ sparse244:
 	VFMADD231PS  Z22, Z28, Z18
 	VFMADD231PS  Z23, Z28, Z19
 	BLSRQ        R13, R13
-	JNZ          sparse244
+	JNZ          sparse265
 
-merge247:
+merge268:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store251
+	JZ           store273
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -6982,9 +7052,9 @@ merge247:
 	VMULPS       Z21, Z19, Z19
 	VFMADD231PS  192(AX), Z20, Z19
 	VMOVUPS      Z19, 192(AX)
-	JMP          stored252
+	JMP          stored274
 
-store251:
+store273:
 	VMOVUPS Z0, (AX)
 	VMOVUPS Z1, 64(AX)
 	VMOVUPS Z2, 128(AX)
@@ -7010,16 +7080,16 @@ store251:
 	VMOVUPS Z18, 128(AX)
 	VMOVUPS Z19, 192(AX)
 
-stored252:
+stored274:
 	ADDQ $0x00000100, DI
 	ADDQ $0x00000100, DX
 	SUBQ $0x04, (SP)
-	JMP  columns242
+	JMP  columns263
 
-less243:
-columns253:
+less264:
+columns275:
 	CMPQ   (SP), $0x02
-	JLT    less254
+	JLT    less276
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -7036,18 +7106,18 @@ columns253:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse255
+	JNZ    sparse277
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn259:
+turn281:
 	SUBQ         $0x04, R13
-	JLT          end261
+	JLT          end283
 	SUBQ         $0x00000200, 8(SP)
-	JGE          quiet260
+	JGE          quiet282
 	VMOVUPS      (SI), Z10
 	VMOVUPS      64(SI), Z11
 	VBROADCASTSS (R12), Z12
@@ -7107,10 +7177,10 @@ turn259:
 	VBROADCASTSS 1032(R12), Z16
 	VFMADD231PS  Z10, Z16, Z8
 	VFMADD231PS  Z11, Z16, Z9
-	MOVQ         32(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         40(R11), R14
-	PREFETCHT1   (R14)(CX*1)
+	MOVQ         (R11), R14
+	PREFETCHT1   64(R14)(CX*1)
+	MOVQ         8(R11), R14
+	PREFETCHT1   64(R14)(CX*1)
 	VMOVUPS      (SI)(R15*1), Z10
 	VMOVUPS      64(SI)(R15*1), Z11
 	VBROADCASTSS 12(R12), Z12
@@ -7128,18 +7198,23 @@ turn259:
 	VBROADCASTSS 1036(R12), Z16
 	VFMADD231PS  Z10, Z16, Z8
 	VFMADD231PS  Z11, Z16, Z9
-	MOVQ         48(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         56(R11), R14
-	PREFETCHT1   (R14)(CX*1)
+	MOVQ         16(R11), R14
+	PREFETCHT1   64(R14)(CX*1)
+	MOVQ         24(R11), R14
+	PREFETCHT1   64(R14)(CX*1)
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	ADDQ         $0x00000040, CX
-	IMUL3Q       $0x00000200, 64(R11), R14
-	ADDQ         R14, 8(SP)
-	JMP          turn259
+	ADDQ         $0x00000080, CX
+	TESTQ        $0x000001ff, CX
+	JNZ          row284
+	ADDQ         40(R11), CX
 
-quiet260:
+row284:
+	IMUL3Q $0x00000200, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn281
+
+quiet282:
 	VMOVUPS      (SI), Z10
 	VMOVUPS      64(SI), Z11
 	VBROADCASTSS (R12), Z12
@@ -7210,13 +7285,13 @@ quiet260:
 	VFMADD231PS  Z11, Z16, Z9
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn259
+	JMP          turn281
 
-end261:
+end283:
 	ADDQ $0x04, R13
-	JZ   merge258
+	JZ   merge280
 
-some257:
+some279:
 	VMOVUPS      (SI), Z10
 	VMOVUPS      64(SI), Z11
 	VBROADCASTSS (R12), Z12
@@ -7237,10 +7312,10 @@ some257:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some257
-	JMP          merge258
+	JNZ          some279
+	JMP          merge280
 
-sparse255:
+sparse277:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -7264,13 +7339,13 @@ sparse255:
 	VFMADD231PS  Z10, Z16, Z8
 	VFMADD231PS  Z11, Z16, Z9
 	BLSRQ        R13, R13
-	JNZ          sparse255
+	JNZ          sparse277
 
-merge258:
+merge280:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store262
+	JZ           store285
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -7321,9 +7396,9 @@ merge258:
 	VMULPS       Z11, Z9, Z9
 	VFMADD231PS  64(AX), Z10, Z9
 	VMOVUPS      Z9, 64(AX)
-	JMP          stored263
+	JMP          stored286
 
-store262:
+store285:
 	VMOVUPS Z0, (AX)
 	VMOVUPS Z1, 64(AX)
 	ADDQ    R8, AX
@@ -7339,16 +7414,16 @@ store262:
 	VMOVUPS Z8, (AX)
 	VMOVUPS Z9, 64(AX)
 
-stored263:
+stored286:
 	ADDQ $0x00000080, DI
 	ADDQ $0x00000080, DX
 	SUBQ $0x02, (SP)
-	JMP  columns253
+	JMP  columns275
 
-less254:
-columns264:
+less276:
+columns287:
 	CMPQ   (SP), $0x01
-	JLT    less265
+	JLT    less288
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -7360,18 +7435,18 @@ columns264:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse266
+	JNZ    sparse289
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn270:
+turn293:
 	SUBQ         $0x04, R13
-	JLT          end272
+	JLT          end295
 	SUBQ         $0x00000100, 8(SP)
-	JGE          quiet271
+	JGE          quiet294
 	VMOVUPS      (SI), Z5
 	VBROADCASTSS (R12), Z6
 	VFMADD231PS  Z5, Z6, Z0
@@ -7385,8 +7460,6 @@ turn270:
 	VFMADD231PS  Z5, Z10, Z4
 	MOVQ         (R11), R14
 	PREFETCHT1   (R14)(CX*1)
-	MOVQ         8(R11), R14
-	PREFETCHT1   (R14)(CX*1)
 	VMOVUPS      (SI)(R9*1), Z5
 	VBROADCASTSS 4(R12), Z6
 	VFMADD231PS  Z5, Z6, Z0
@@ -7398,9 +7471,7 @@ turn270:
 	VFMADD231PS  Z5, Z9, Z3
 	VBROADCASTSS 1028(R12), Z10
 	VFMADD231PS  Z5, Z10, Z4
-	MOVQ         16(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         24(R11), R14
+	MOVQ         8(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VMOVUPS      (SI)(R9*2), Z5
 	VBROADCASTSS 8(R12), Z6
@@ -7413,9 +7484,7 @@ turn270:
 	VFMADD231PS  Z5, Z9, Z3
 	VBROADCASTSS 1032(R12), Z10
 	VFMADD231PS  Z5, Z10, Z4
-	MOVQ         32(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         40(R11), R14
+	MOVQ         16(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VMOVUPS      (SI)(R15*1), Z5
 	VBROADCASTSS 12(R12), Z6
@@ -7428,18 +7497,21 @@ turn270:
 	VFMADD231PS  Z5, Z9, Z3
 	VBROADCASTSS 1036(R12), Z10
 	VFMADD231PS  Z5, Z10, Z4
-	MOVQ         48(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         56(R11), R14
+	MOVQ         24(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
-	IMUL3Q       $0x00000200, 64(R11), R14
-	ADDQ         R14, 8(SP)
-	JMP          turn270
+	TESTQ        $0x000001ff, CX
+	JNZ          row296
+	ADDQ         40(R11), CX
 
-quiet271:
+row296:
+	IMUL3Q $0x00000100, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn293
+
+quiet294:
 	VMOVUPS      (SI), Z5
 	VBROADCASTSS (R12), Z6
 	VFMADD231PS  Z5, Z6, Z0
@@ -7486,13 +7558,13 @@ quiet271:
 	VFMADD231PS  Z5, Z10, Z4
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn270
+	JMP          turn293
 
-end272:
+end295:
 	ADDQ $0x04, R13
-	JZ   merge269
+	JZ   merge292
 
-some268:
+some291:
 	VMOVUPS      (SI), Z5
 	VBROADCASTSS (R12), Z6
 	VFMADD231PS  Z5, Z6, Z0
@@ -7507,10 +7579,10 @@ some268:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some268
-	JMP          merge269
+	JNZ          some291
+	JMP          merge292
 
-sparse266:
+sparse289:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -7528,13 +7600,13 @@ sparse266:
 	VBROADCASTSS 1024(R12), Z10
 	VFMADD231PS  Z5, Z10, Z4
 	BLSRQ        R13, R13
-	JNZ          sparse266
+	JNZ          sparse289
 
-merge269:
+merge292:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store273
+	JZ           store297
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -7570,9 +7642,9 @@ merge269:
 	VMULPS       Z6, Z4, Z4
 	VFMADD231PS  (AX), Z5, Z4
 	VMOVUPS      Z4, (AX)
-	JMP          stored274
+	JMP          stored298
 
-store273:
+store297:
 	VMOVUPS Z0, (AX)
 	ADDQ    R8, AX
 	VMOVUPS Z1, (AX)
@@ -7583,13 +7655,13 @@ store273:
 	ADDQ    R8, AX
 	VMOVUPS Z4, (AX)
 
-stored274:
+stored298:
 	ADDQ $0x00000040, DI
 	ADDQ $0x00000040, DX
 	SUBQ $0x01, (SP)
-	JMP  columns264
+	JMP  columns287
 
-less265:
+less288:
 	ADDQ  $0x00000500, BX
 	MOVQ  BX, R14
 	SUBQ  w+8(FP), R14
@@ -7598,9 +7670,9 @@ less265:
 	MOVQ  o+0(FP), DI
 	ADDQ  R14, DI
 	SUBQ  $0x05, R10
-	JMP   rows67
+	JMP   rows73
 
-done69:
+done75:
 	VZEROUPPER
 	RET
 
@@ -7616,21 +7688,21 @@ TEXT ·scores_f16_avx512(SB), NOSPLIT, $8-64
 	XORQ  R14, R14
 	XORQ  R9, R9
 	TESTQ R11, R11
-	JNZ   none275
+	JNZ   none299
 	MOVQ  $0x0000010000000000, R9
 
-none275:
-rows276:
+none299:
+rows300:
 	CMPQ R10, $0x0f
-	JLT  fewer277
+	JLT  fewer301
 
-tile289:
+tile313:
 	MOVQ k+16(FP), R13
 	MOVQ $0x00000002, (SP)
 
-block290:
+block314:
 	CMPQ   carry+48(FP), $0x00
-	JNE    carry291
+	JNE    carry315
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -7651,9 +7723,9 @@ block290:
 	VPXORD Z17, Z17, Z17
 	VPXORD Z18, Z18, Z18
 	VPXORD Z19, Z19, Z19
-	JMP    begin292
+	JMP    begin316
 
-carry291:
+carry315:
 	VMOVUPS (DI), Z0
 	VMOVUPS 64(DI), Z1
 	VMOVUPS 256(DI), Z2
@@ -7675,18 +7747,18 @@ carry291:
 	VMOVUPS 2304(DI), Z18
 	VMOVUPS 2368(DI), Z19
 
-begin292:
+begin316:
 	MOVQ R13, AX
 	MOVQ SI, BX
 	LEAQ (R8)(R8*2), CX
 	ADDQ SI, CX
 	MOVQ n+32(FP), R12
 
-turn296:
+turn320:
 	SUBQ         $0x04, R12
-	JLT          end298
+	JLT          end322
 	SUBQ         $0x00000100, R9
-	JGE          quiet297
+	JGE          quiet321
 	VCVTPH2PS    (AX), Z20
 	VCVTPH2PS    32(AX), Z21
 	VBROADCASTSS (BX), Z22
@@ -7721,8 +7793,6 @@ turn296:
 	VFMADD231PS  Z21, Z31, Z19
 	MOVQ         (R11), DX
 	PREFETCHT1   (DX)(R14*1)
-	MOVQ         8(R11), DX
-	PREFETCHT1   (DX)(R14*1)
 	VCVTPH2PS    128(AX), Z20
 	VCVTPH2PS    160(AX), Z21
 	VBROADCASTSS 4(BX), Z22
@@ -7755,9 +7825,7 @@ turn296:
 	VBROADCASTSS 4(CX)(R15*2), Z31
 	VFMADD231PS  Z20, Z31, Z18
 	VFMADD231PS  Z21, Z31, Z19
-	MOVQ         16(R11), DX
-	PREFETCHT1   (DX)(R14*1)
-	MOVQ         24(R11), DX
+	MOVQ         8(R11), DX
 	PREFETCHT1   (DX)(R14*1)
 	VCVTPH2PS    256(AX), Z20
 	VCVTPH2PS    288(AX), Z21
@@ -7791,9 +7859,7 @@ turn296:
 	VBROADCASTSS 8(CX)(R15*2), Z31
 	VFMADD231PS  Z20, Z31, Z18
 	VFMADD231PS  Z21, Z31, Z19
-	MOVQ         32(R11), DX
-	PREFETCHT1   (DX)(R14*1)
-	MOVQ         40(R11), DX
+	MOVQ         16(R11), DX
 	PREFETCHT1   (DX)(R14*1)
 	VCVTPH2PS    384(AX), Z20
 	VCVTPH2PS    416(AX), Z21
@@ -7827,19 +7893,22 @@ turn296:
 	VBROADCASTSS 12(CX)(R15*2), Z31
 	VFMADD231PS  Z20, Z31, Z18
 	VFMADD231PS  Z21, Z31, Z19
-	MOVQ         48(R11), DX
-	PREFETCHT1   (DX)(R14*1)
-	MOVQ         56(R11), DX
+	MOVQ         24(R11), DX
 	PREFETCHT1   (DX)(R14*1)
 	ADDQ         $0x00000200, AX
 	ADDQ         $0x10, BX
 	ADDQ         $0x10, CX
 	ADDQ         $0x00000040, R14
-	IMUL3Q       $0x00000200, 64(R11), DX
-	ADDQ         DX, R9
-	JMP          turn296
+	TESTQ        $0x000001ff, R14
+	JNZ          row323
+	ADDQ         40(R11), R14
 
-quiet297:
+row323:
+	IMUL3Q $0x00000100, 32(R11), DX
+	ADDQ   DX, R9
+	JMP    turn320
+
+quiet321:
 	VCVTPH2PS    (AX), Z20
 	VCVTPH2PS    32(AX), Z21
 	VBROADCASTSS (BX), Z22
@@ -7971,13 +8040,13 @@ quiet297:
 	ADDQ         $0x00000200, AX
 	ADDQ         $0x10, BX
 	ADDQ         $0x10, CX
-	JMP          turn296
+	JMP          turn320
 
-end298:
+end322:
 	ADDQ $0x04, R12
-	JZ   store295
+	JZ   store319
 
-some294:
+some318:
 	VCVTPH2PS    (AX), Z20
 	VCVTPH2PS    32(AX), Z21
 	VBROADCASTSS (BX), Z22
@@ -8014,9 +8083,9 @@ some294:
 	ADDQ         $0x04, BX
 	ADDQ         $0x04, CX
 	DECQ         R12
-	JNZ          some294
+	JNZ          some318
 
-store295:
+store319:
 	VMOVUPS Z0, (DI)
 	VMOVUPS Z1, 64(DI)
 	VMOVUPS Z2, 256(DI)
@@ -8040,64 +8109,64 @@ store295:
 	ADDQ    $0x00000080, DI
 	ADDQ    $0x00000040, R13
 	DECQ    (SP)
-	JNZ     block290
+	JNZ     block314
 	ADDQ    $0x00000900, DI
 	IMUL3Q  $0x0a, R8, R12
 	ADDQ    R12, SI
 	SUBQ    $0x0a, R10
-	JMP     rows276
+	JMP     rows300
 
-fewer277:
+fewer301:
 	CMPQ R10, $0x01
-	JEQ  tile280
+	JEQ  tile304
 	CMPQ R10, $0x02
-	JEQ  tile281
+	JEQ  tile305
 	CMPQ R10, $0x03
-	JEQ  tile282
+	JEQ  tile306
 	CMPQ R10, $0x04
-	JEQ  tile283
+	JEQ  tile307
 	CMPQ R10, $0x05
-	JEQ  tile284
+	JEQ  tile308
 	CMPQ R10, $0x06
-	JEQ  tile285
+	JEQ  tile309
 	CMPQ R10, $0x07
-	JEQ  tile286
+	JEQ  tile310
 	CMPQ R10, $0x08
-	JEQ  tile287
+	JEQ  tile311
 	CMPQ R10, $0x09
-	JEQ  tile288
+	JEQ  tile312
 	CMPQ R10, $0x0a
-	JEQ  tile289
+	JEQ  tile313
 	CMPQ R10, $0x0a
-	JGT  tile285
-	JMP  done278
+	JGT  tile309
+	JMP  done302
 
-tile280:
+tile304:
 	MOVQ   k+16(FP), R13
 	CMPQ   carry+48(FP), $0x00
-	JNE    carry300
+	JNE    carry325
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
 	VPXORD Z3, Z3, Z3
-	JMP    begin301
+	JMP    begin326
 
-carry300:
+carry325:
 	VMOVUPS (DI), Z0
 	VMOVUPS 64(DI), Z1
 	VMOVUPS 128(DI), Z2
 	VMOVUPS 192(DI), Z3
 
-begin301:
+begin326:
 	MOVQ R13, AX
 	MOVQ SI, BX
 	MOVQ n+32(FP), R12
 
-turn305:
+turn330:
 	SUBQ         $0x04, R12
-	JLT          end307
+	JLT          end332
 	SUBQ         $0x00000200, R9
-	JGE          quiet306
+	JGE          quiet331
 	VBROADCASTSS (BX), Z4
 	VCVTPH2PS    (AX), Z5
 	VFMADD231PS  Z5, Z4, Z0
@@ -8133,10 +8202,10 @@ turn305:
 	VFMADD231PS  Z7, Z4, Z2
 	VCVTPH2PS    352(AX), Z8
 	VFMADD231PS  Z8, Z4, Z3
-	MOVQ         32(R11), DX
-	PREFETCHT1   (DX)(R14*1)
-	MOVQ         40(R11), DX
-	PREFETCHT1   (DX)(R14*1)
+	MOVQ         (R11), DX
+	PREFETCHT1   64(DX)(R14*1)
+	MOVQ         8(R11), DX
+	PREFETCHT1   64(DX)(R14*1)
 	VBROADCASTSS 12(BX), Z4
 	VCVTPH2PS    384(AX), Z5
 	VFMADD231PS  Z5, Z4, Z0
@@ -8146,18 +8215,23 @@ turn305:
 	VFMADD231PS  Z7, Z4, Z2
 	VCVTPH2PS    480(AX), Z8
 	VFMADD231PS  Z8, Z4, Z3
-	MOVQ         48(R11), DX
-	PREFETCHT1   (DX)(R14*1)
-	MOVQ         56(R11), DX
-	PREFETCHT1   (DX)(R14*1)
+	MOVQ         16(R11), DX
+	PREFETCHT1   64(DX)(R14*1)
+	MOVQ         24(R11), DX
+	PREFETCHT1   64(DX)(R14*1)
 	ADDQ         $0x00000200, AX
 	ADDQ         $0x10, BX
-	ADDQ         $0x00000040, R14
-	IMUL3Q       $0x00000200, 64(R11), DX
-	ADDQ         DX, R9
-	JMP          turn305
+	ADDQ         $0x00000080, R14
+	TESTQ        $0x000001ff, R14
+	JNZ          row333
+	ADDQ         40(R11), R14
 
-quiet306:
+row333:
+	IMUL3Q $0x00000200, 32(R11), DX
+	ADDQ   DX, R9
+	JMP    turn330
+
+quiet331:
 	VBROADCASTSS (BX), Z4
 	VCVTPH2PS    (AX), Z5
 	VFMADD231PS  Z5, Z4, Z0
@@ -8196,13 +8270,13 @@ quiet306:
 	VFMADD231PS  Z8, Z4, Z3
 	ADDQ         $0x00000200, AX
 	ADDQ         $0x10, BX
-	JMP          turn305
+	JMP          turn330
 
-end307:
+end332:
 	ADDQ $0x04, R12
-	JZ   store304
+	JZ   store329
 
-some303:
+some328:
 	VBROADCASTSS (BX), Z4
 	VCVTPH2PS    (AX), Z5
 	VFMADD231PS  Z5, Z4, Z0
@@ -8215,9 +8289,9 @@ some303:
 	ADDQ         $0x00000080, AX
 	ADDQ         $0x04, BX
 	DECQ         R12
-	JNZ          some303
+	JNZ          some328
 
-store304:
+store329:
 	VMOVUPS Z0, (DI)
 	VMOVUPS Z1, 64(DI)
 	VMOVUPS Z2, 128(DI)
@@ -8228,12 +8302,12 @@ store304:
 	IMUL3Q  $0x01, R8, R12
 	ADDQ    R12, SI
 	SUBQ    $0x01, R10
-	JMP     rows276
+	JMP     rows300
 
-tile281:
+tile305:
 	MOVQ   k+16(FP), R13
 	CMPQ   carry+48(FP), $0x00
-	JNE    carry309
+	JNE    carry335
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -8242,9 +8316,9 @@ tile281:
 	VPXORD Z5, Z5, Z5
 	VPXORD Z6, Z6, Z6
 	VPXORD Z7, Z7, Z7
-	JMP    begin310
+	JMP    begin336
 
-carry309:
+carry335:
 	VMOVUPS (DI), Z0
 	VMOVUPS 64(DI), Z1
 	VMOVUPS 128(DI), Z2
@@ -8254,16 +8328,16 @@ carry309:
 	VMOVUPS 384(DI), Z6
 	VMOVUPS 448(DI), Z7
 
-begin310:
+begin336:
 	MOVQ R13, AX
 	MOVQ SI, BX
 	MOVQ n+32(FP), R12
 
-turn314:
+turn340:
 	SUBQ         $0x04, R12
-	JLT          end316
+	JLT          end342
 	SUBQ         $0x00000200, R9
-	JGE          quiet315
+	JGE          quiet341
 	VBROADCASTSS (BX), Z8
 	VBROADCASTSS (BX)(R8*1), Z9
 	VCVTPH2PS    (AX), Z10
@@ -8314,10 +8388,10 @@ turn314:
 	VCVTPH2PS    352(AX), Z13
 	VFMADD231PS  Z13, Z8, Z3
 	VFMADD231PS  Z13, Z9, Z7
-	MOVQ         32(R11), DX
-	PREFETCHT1   (DX)(R14*1)
-	MOVQ         40(R11), DX
-	PREFETCHT1   (DX)(R14*1)
+	MOVQ         (R11), DX
+	PREFETCHT1   64(DX)(R14*1)
+	MOVQ         8(R11), DX
+	PREFETCHT1   64(DX)(R14*1)
 	VBROADCASTSS 12(BX), Z8
 	VBROADCASTSS 12(BX)(R8*1), Z9
 	VCVTPH2PS    384(AX), Z10
@@ -8332,18 +8406,23 @@ turn314:
 	VCVTPH2PS    480(AX), Z13
 	VFMADD231PS  Z13, Z8, Z3
 	VFMADD231PS  Z13, Z9, Z7
-	MOVQ         48(R11), DX
-	PREFETCHT1   (DX)(R14*1)
-	MOVQ         56(R11), DX
-	PREFETCHT1   (DX)(R14*1)
+	MOVQ         16(R11), DX
+	PREFETCHT1   64(DX)(R14*1)
+	MOVQ         24(R11), DX
+	PREFETCHT1   64(DX)(R14*1)
 	ADDQ         $0x00000200, AX
 	ADDQ         $0x10, BX
-	ADDQ         $0x00000040, R14
-	IMUL3Q       $0x00000200, 64(R11), DX
-	ADDQ         DX, R9
-	JMP          turn314
+	ADDQ         $0x00000080, R14
+	TESTQ        $0x000001ff, R14
+	JNZ          row343
+	ADDQ         40(R11), R14
 
-quiet315:
+row343:
+	IMUL3Q $0x00000200, 32(R11), DX
+	ADDQ   DX, R9
+	JMP    turn340
+
+quiet341:
 	VBROADCASTSS (BX), Z8
 	VBROADCASTSS (BX)(R8*1), Z9
 	VCVTPH2PS    (AX), Z10
@@ -8402,13 +8481,13 @@ quiet315:
 	VFMADD231PS  Z13, Z9, Z7
 	ADDQ         $0x00000200, AX
 	ADDQ         $0x10, BX
-	JMP          turn314
+	JMP          turn340
 
-end316:
+end342:
 	ADDQ $0x04, R12
-	JZ   store313
+	JZ   store339
 
-some312:
+some338:
 	VBROADCASTSS (BX), Z8
 	VBROADCASTSS (BX)(R8*1), Z9
 	VCVTPH2PS    (AX), Z10
@@ -8426,9 +8505,9 @@ some312:
 	ADDQ         $0x00000080, AX
 	ADDQ         $0x04, BX
 	DECQ         R12
-	JNZ          some312
+	JNZ          some338
 
-store313:
+store339:
 	VMOVUPS Z0, (DI)
 	VMOVUPS Z1, 64(DI)
 	VMOVUPS Z2, 128(DI)
@@ -8443,12 +8522,12 @@ store313:
 	IMUL3Q  $0x02, R8, R12
 	ADDQ    R12, SI
 	SUBQ    $0x02, R10
-	JMP     rows276
+	JMP     rows300
 
-tile282:
+tile306:
 	MOVQ   k+16(FP), R13
 	CMPQ   carry+48(FP), $0x00
-	JNE    carry318
+	JNE    carry345
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -8461,9 +8540,9 @@ tile282:
 	VPXORD Z9, Z9, Z9
 	VPXORD Z10, Z10, Z10
 	VPXORD Z11, Z11, Z11
-	JMP    begin319
+	JMP    begin346
 
-carry318:
+carry345:
 	VMOVUPS (DI), Z0
 	VMOVUPS 64(DI), Z1
 	VMOVUPS 128(DI), Z2
@@ -8477,16 +8556,16 @@ carry318:
 	VMOVUPS 640(DI), Z10
 	VMOVUPS 704(DI), Z11
 
-begin319:
+begin346:
 	MOVQ R13, AX
 	MOVQ SI, BX
 	MOVQ n+32(FP), R12
 
-turn323:
+turn350:
 	SUBQ         $0x04, R12
-	JLT          end325
+	JLT          end352
 	SUBQ         $0x00000200, R9
-	JGE          quiet324
+	JGE          quiet351
 	VBROADCASTSS (BX), Z12
 	VBROADCASTSS (BX)(R8*1), Z13
 	VBROADCASTSS (BX)(R8*2), Z14
@@ -8552,10 +8631,10 @@ turn323:
 	VFMADD231PS  Z18, Z12, Z3
 	VFMADD231PS  Z18, Z13, Z7
 	VFMADD231PS  Z18, Z14, Z11
-	MOVQ         32(R11), DX
-	PREFETCHT1   (DX)(R14*1)
-	MOVQ         40(R11), DX
-	PREFETCHT1   (DX)(R14*1)
+	MOVQ         (R11), DX
+	PREFETCHT1   64(DX)(R14*1)
+	MOVQ         8(R11), DX
+	PREFETCHT1   64(DX)(R14*1)
 	VBROADCASTSS 12(BX), Z12
 	VBROADCASTSS 12(BX)(R8*1), Z13
 	VBROADCASTSS 12(BX)(R8*2), Z14
@@ -8575,18 +8654,23 @@ turn323:
 	VFMADD231PS  Z18, Z12, Z3
 	VFMADD231PS  Z18, Z13, Z7
 	VFMADD231PS  Z18, Z14, Z11
-	MOVQ         48(R11), DX
-	PREFETCHT1   (DX)(R14*1)
-	MOVQ         56(R11), DX
-	PREFETCHT1   (DX)(R14*1)
+	MOVQ         16(R11), DX
+	PREFETCHT1   64(DX)(R14*1)
+	MOVQ         24(R11), DX
+	PREFETCHT1   64(DX)(R14*1)
 	ADDQ         $0x00000200, AX
 	ADDQ         $0x10, BX
-	ADDQ         $0x00000040, R14
-	IMUL3Q       $0x00000200, 64(R11), DX
-	ADDQ         DX, R9
-	JMP          turn323
+	ADDQ         $0x00000080, R14
+	TESTQ        $0x000001ff, R14
+	JNZ          row353
+	ADDQ         40(R11), R14
 
-quiet324:
+row353:
+	IMUL3Q $0x00000200, 32(R11), DX
+	ADDQ   DX, R9
+	JMP    turn350
+
+quiet351:
 	VBROADCASTSS (BX), Z12
 	VBROADCASTSS (BX)(R8*1), Z13
 	VBROADCASTSS (BX)(R8*2), Z14
@@ -8665,13 +8749,13 @@ quiet324:
 	VFMADD231PS  Z18, Z14, Z11
 	ADDQ         $0x00000200, AX
 	ADDQ         $0x10, BX
-	JMP          turn323
+	JMP          turn350
 
-end325:
+end352:
 	ADDQ $0x04, R12
-	JZ   store322
+	JZ   store349
 
-some321:
+some348:
 	VBROADCASTSS (BX), Z12
 	VBROADCASTSS (BX)(R8*1), Z13
 	VBROADCASTSS (BX)(R8*2), Z14
@@ -8694,9 +8778,9 @@ some321:
 	ADDQ         $0x00000080, AX
 	ADDQ         $0x04, BX
 	DECQ         R12
-	JNZ          some321
+	JNZ          some348
 
-store322:
+store349:
 	VMOVUPS Z0, (DI)
 	VMOVUPS Z1, 64(DI)
 	VMOVUPS Z2, 128(DI)
@@ -8715,12 +8799,12 @@ store322:
 	IMUL3Q  $0x03, R8, R12
 	ADDQ    R12, SI
 	SUBQ    $0x03, R10
-	JMP     rows276
+	JMP     rows300
 
-tile283:
+tile307:
 	MOVQ   k+16(FP), R13
 	CMPQ   carry+48(FP), $0x00
-	JNE    carry327
+	JNE    carry355
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -8737,9 +8821,9 @@ tile283:
 	VPXORD Z13, Z13, Z13
 	VPXORD Z14, Z14, Z14
 	VPXORD Z15, Z15, Z15
-	JMP    begin328
+	JMP    begin356
 
-carry327:
+carry355:
 	VMOVUPS (DI), Z0
 	VMOVUPS 64(DI), Z1
 	VMOVUPS 128(DI), Z2
@@ -8757,18 +8841,18 @@ carry327:
 	VMOVUPS 896(DI), Z14
 	VMOVUPS 960(DI), Z15
 
-begin328:
+begin356:
 	MOVQ R13, AX
 	MOVQ SI, BX
 	LEAQ (R8)(R8*2), CX
 	ADDQ SI, CX
 	MOVQ n+32(FP), R12
 
-turn332:
+turn360:
 	SUBQ         $0x04, R12
-	JLT          end334
+	JLT          end362
 	SUBQ         $0x00000200, R9
-	JGE          quiet333
+	JGE          quiet361
 	VCVTPH2PS    (AX), Z16
 	VCVTPH2PS    32(AX), Z17
 	VCVTPH2PS    64(AX), Z18
@@ -8849,10 +8933,10 @@ turn332:
 	VFMADD231PS  Z17, Z23, Z13
 	VFMADD231PS  Z18, Z23, Z14
 	VFMADD231PS  Z19, Z23, Z15
-	MOVQ         32(R11), DX
-	PREFETCHT1   (DX)(R14*1)
-	MOVQ         40(R11), DX
-	PREFETCHT1   (DX)(R14*1)
+	MOVQ         (R11), DX
+	PREFETCHT1   64(DX)(R14*1)
+	MOVQ         8(R11), DX
+	PREFETCHT1   64(DX)(R14*1)
 	VCVTPH2PS    384(AX), Z16
 	VCVTPH2PS    416(AX), Z17
 	VCVTPH2PS    448(AX), Z18
@@ -8877,19 +8961,24 @@ turn332:
 	VFMADD231PS  Z17, Z23, Z13
 	VFMADD231PS  Z18, Z23, Z14
 	VFMADD231PS  Z19, Z23, Z15
-	MOVQ         48(R11), DX
-	PREFETCHT1   (DX)(R14*1)
-	MOVQ         56(R11), DX
-	PREFETCHT1   (DX)(R14*1)
+	MOVQ         16(R11), DX
+	PREFETCHT1   64(DX)(R14*1)
+	MOVQ         24(R11), DX
+	PREFETCHT1   64(DX)(R14*1)
 	ADDQ         $0x00000200, AX
 	ADDQ         $0x10, BX
 	ADDQ         $0x10, CX
-	ADDQ         $0x00000040, R14
-	IMUL3Q       $0x00000200, 64(R11), DX
-	ADDQ         DX, R9
-	JMP          turn332
+	ADDQ         $0x00000080, R14
+	TESTQ        $0x000001ff, R14
+	JNZ          row363
+	ADDQ         40(R11), R14
 
-quiet333:
+row363:
+	IMUL3Q $0x00000200, 32(R11), DX
+	ADDQ   DX, R9
+	JMP    turn360
+
+quiet361:
 	VCVTPH2PS    (AX), Z16
 	VCVTPH2PS    32(AX), Z17
 	VCVTPH2PS    64(AX), Z18
@@ -8989,13 +9078,13 @@ quiet333:
 	ADDQ         $0x00000200, AX
 	ADDQ         $0x10, BX
 	ADDQ         $0x10, CX
-	JMP          turn332
+	JMP          turn360
 
-end334:
+end362:
 	ADDQ $0x04, R12
-	JZ   store331
+	JZ   store359
 
-some330:
+some358:
 	VCVTPH2PS    (AX), Z16
 	VCVTPH2PS    32(AX), Z17
 	VCVTPH2PS    64(AX), Z18
@@ -9024,9 +9113,9 @@ some330:
 	ADDQ         $0x04, BX
 	ADDQ         $0x04, CX
 	DECQ         R12
-	JNZ          some330
+	JNZ          some358
 
-store331:
+store359:
 	VMOVUPS Z0, (DI)
 	VMOVUPS Z1, 64(DI)
 	VMOVUPS Z2, 128(DI)
@@ -9049,12 +9138,12 @@ store331:
 	IMUL3Q  $0x04, R8, R12
 	ADDQ    R12, SI
 	SUBQ    $0x04, R10
-	JMP     rows276
+	JMP     rows300
 
-tile284:
+tile308:
 	MOVQ   k+16(FP), R13
 	CMPQ   carry+48(FP), $0x00
-	JNE    carry336
+	JNE    carry365
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -9075,9 +9164,9 @@ tile284:
 	VPXORD Z17, Z17, Z17
 	VPXORD Z18, Z18, Z18
 	VPXORD Z19, Z19, Z19
-	JMP    begin337
+	JMP    begin366
 
-carry336:
+carry365:
 	VMOVUPS (DI), Z0
 	VMOVUPS 64(DI), Z1
 	VMOVUPS 128(DI), Z2
@@ -9099,18 +9188,18 @@ carry336:
 	VMOVUPS 1152(DI), Z18
 	VMOVUPS 1216(DI), Z19
 
-begin337:
+begin366:
 	MOVQ R13, AX
 	MOVQ SI, BX
 	LEAQ (R8)(R8*2), CX
 	ADDQ SI, CX
 	MOVQ n+32(FP), R12
 
-turn341:
+turn370:
 	SUBQ         $0x04, R12
-	JLT          end343
+	JLT          end372
 	SUBQ         $0x00000200, R9
-	JGE          quiet342
+	JGE          quiet371
 	VCVTPH2PS    (AX), Z20
 	VCVTPH2PS    32(AX), Z21
 	VCVTPH2PS    64(AX), Z22
@@ -9206,10 +9295,10 @@ turn341:
 	VFMADD231PS  Z21, Z28, Z17
 	VFMADD231PS  Z22, Z28, Z18
 	VFMADD231PS  Z23, Z28, Z19
-	MOVQ         32(R11), DX
-	PREFETCHT1   (DX)(R14*1)
-	MOVQ         40(R11), DX
-	PREFETCHT1   (DX)(R14*1)
+	MOVQ         (R11), DX
+	PREFETCHT1   64(DX)(R14*1)
+	MOVQ         8(R11), DX
+	PREFETCHT1   64(DX)(R14*1)
 	VCVTPH2PS    384(AX), Z20
 	VCVTPH2PS    416(AX), Z21
 	VCVTPH2PS    448(AX), Z22
@@ -9239,19 +9328,24 @@ turn341:
 	VFMADD231PS  Z21, Z28, Z17
 	VFMADD231PS  Z22, Z28, Z18
 	VFMADD231PS  Z23, Z28, Z19
-	MOVQ         48(R11), DX
-	PREFETCHT1   (DX)(R14*1)
-	MOVQ         56(R11), DX
-	PREFETCHT1   (DX)(R14*1)
+	MOVQ         16(R11), DX
+	PREFETCHT1   64(DX)(R14*1)
+	MOVQ         24(R11), DX
+	PREFETCHT1   64(DX)(R14*1)
 	ADDQ         $0x00000200, AX
 	ADDQ         $0x10, BX
 	ADDQ         $0x10, CX
-	ADDQ         $0x00000040, R14
-	IMUL3Q       $0x00000200, 64(R11), DX
-	ADDQ         DX, R9
-	JMP          turn341
+	ADDQ         $0x00000080, R14
+	TESTQ        $0x000001ff, R14
+	JNZ          row373
+	ADDQ         40(R11), R14
 
-quiet342:
+row373:
+	IMUL3Q $0x00000200, 32(R11), DX
+	ADDQ   DX, R9
+	JMP    turn370
+
+quiet371:
 	VCVTPH2PS    (AX), Z20
 	VCVTPH2PS    32(AX), Z21
 	VCVTPH2PS    64(AX), Z22
@@ -9371,13 +9465,13 @@ quiet342:
 	ADDQ         $0x00000200, AX
 	ADDQ         $0x10, BX
 	ADDQ         $0x10, CX
-	JMP          turn341
+	JMP          turn370
 
-end343:
+end372:
 	ADDQ $0x04, R12
-	JZ   store340
+	JZ   store369
 
-some339:
+some368:
 	VCVTPH2PS    (AX), Z20
 	VCVTPH2PS    32(AX), Z21
 	VCVTPH2PS    64(AX), Z22
@@ -9411,9 +9505,9 @@ some339:
 	ADDQ         $0x04, BX
 	ADDQ         $0x04, CX
 	DECQ         R12
-	JNZ          some339
+	JNZ          some368
 
-store340:
+store369:
 	VMOVUPS Z0, (DI)
 	VMOVUPS Z1, 64(DI)
 	VMOVUPS Z2, 128(DI)
@@ -9440,12 +9534,12 @@ store340:
 	IMUL3Q  $0x05, R8, R12
 	ADDQ    R12, SI
 	SUBQ    $0x05, R10
-	JMP     rows276
+	JMP     rows300
 
-tile285:
+tile309:
 	MOVQ   k+16(FP), R13
 	CMPQ   carry+48(FP), $0x00
-	JNE    carry345
+	JNE    carry375
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -9470,9 +9564,9 @@ tile285:
 	VPXORD Z21, Z21, Z21
 	VPXORD Z22, Z22, Z22
 	VPXORD Z23, Z23, Z23
-	JMP    begin346
+	JMP    begin376
 
-carry345:
+carry375:
 	VMOVUPS (DI), Z0
 	VMOVUPS 64(DI), Z1
 	VMOVUPS 128(DI), Z2
@@ -9498,18 +9592,18 @@ carry345:
 	VMOVUPS 1408(DI), Z22
 	VMOVUPS 1472(DI), Z23
 
-begin346:
+begin376:
 	MOVQ R13, AX
 	MOVQ SI, BX
 	LEAQ (R8)(R8*2), CX
 	ADDQ SI, CX
 	MOVQ n+32(FP), R12
 
-turn350:
+turn380:
 	SUBQ         $0x04, R12
-	JLT          end352
+	JLT          end382
 	SUBQ         $0x00000200, R9
-	JGE          quiet351
+	JGE          quiet381
 	VCVTPH2PS    (AX), Z24
 	VCVTPH2PS    32(AX), Z25
 	VCVTPH2PS    64(AX), Z26
@@ -9620,10 +9714,10 @@ turn350:
 	VFMADD231PS  Z25, Z29, Z21
 	VFMADD231PS  Z26, Z29, Z22
 	VFMADD231PS  Z27, Z29, Z23
-	MOVQ         32(R11), DX
-	PREFETCHT1   (DX)(R14*1)
-	MOVQ         40(R11), DX
-	PREFETCHT1   (DX)(R14*1)
+	MOVQ         (R11), DX
+	PREFETCHT1   64(DX)(R14*1)
+	MOVQ         8(R11), DX
+	PREFETCHT1   64(DX)(R14*1)
 	VCVTPH2PS    384(AX), Z24
 	VCVTPH2PS    416(AX), Z25
 	VCVTPH2PS    448(AX), Z26
@@ -9658,19 +9752,24 @@ turn350:
 	VFMADD231PS  Z25, Z29, Z21
 	VFMADD231PS  Z26, Z29, Z22
 	VFMADD231PS  Z27, Z29, Z23
-	MOVQ         48(R11), DX
-	PREFETCHT1   (DX)(R14*1)
-	MOVQ         56(R11), DX
-	PREFETCHT1   (DX)(R14*1)
+	MOVQ         16(R11), DX
+	PREFETCHT1   64(DX)(R14*1)
+	MOVQ         24(R11), DX
+	PREFETCHT1   64(DX)(R14*1)
 	ADDQ         $0x00000200, AX
 	ADDQ         $0x10, BX
 	ADDQ         $0x10, CX
-	ADDQ         $0x00000040, R14
-	IMUL3Q       $0x00000200, 64(R11), DX
-	ADDQ         DX, R9
-	JMP          turn350
+	ADDQ         $0x00000080, R14
+	TESTQ        $0x000001ff, R14
+	JNZ          row383
+	ADDQ         40(R11), R14
 
-quiet351:
+row383:
+	IMUL3Q $0x00000200, 32(R11), DX
+	ADDQ   DX, R9
+	JMP    turn380
+
+quiet381:
 	VCVTPH2PS    (AX), Z24
 	VCVTPH2PS    32(AX), Z25
 	VCVTPH2PS    64(AX), Z26
@@ -9810,13 +9909,13 @@ quiet351:
 	ADDQ         $0x00000200, AX
 	ADDQ         $0x10, BX
 	ADDQ         $0x10, CX
-	JMP          turn350
+	JMP          turn380
 
-end352:
+end382:
 	ADDQ $0x04, R12
-	JZ   store349
+	JZ   store379
 
-some348:
+some378:
 	VCVTPH2PS    (AX), Z24
 	VCVTPH2PS    32(AX), Z25
 	VCVTPH2PS    64(AX), Z26
@@ -9855,9 +9954,9 @@ some348:
 	ADDQ         $0x04, BX
 	ADDQ         $0x04, CX
 	DECQ         R12
-	JNZ          some348
+	JNZ          some378
 
-store349:
+store379:
 	VMOVUPS Z0, (DI)
 	VMOVUPS Z1, 64(DI)
 	VMOVUPS Z2, 128(DI)
@@ -9888,15 +9987,15 @@ store349:
 	IMUL3Q  $0x06, R8, R12
 	ADDQ    R12, SI
 	SUBQ    $0x06, R10
-	JMP     rows276
+	JMP     rows300
 
-tile286:
+tile310:
 	MOVQ k+16(FP), R13
 	MOVQ $0x00000002, (SP)
 
-block353:
+block384:
 	CMPQ   carry+48(FP), $0x00
-	JNE    carry354
+	JNE    carry385
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -9911,9 +10010,9 @@ block353:
 	VPXORD Z11, Z11, Z11
 	VPXORD Z12, Z12, Z12
 	VPXORD Z13, Z13, Z13
-	JMP    begin355
+	JMP    begin386
 
-carry354:
+carry385:
 	VMOVUPS (DI), Z0
 	VMOVUPS 64(DI), Z1
 	VMOVUPS 256(DI), Z2
@@ -9929,18 +10028,18 @@ carry354:
 	VMOVUPS 1536(DI), Z12
 	VMOVUPS 1600(DI), Z13
 
-begin355:
+begin386:
 	MOVQ R13, AX
 	MOVQ SI, BX
 	LEAQ (R8)(R8*2), CX
 	ADDQ SI, CX
 	MOVQ n+32(FP), R12
 
-turn359:
+turn390:
 	SUBQ         $0x04, R12
-	JLT          end361
+	JLT          end392
 	SUBQ         $0x00000100, R9
-	JGE          quiet360
+	JGE          quiet391
 	VCVTPH2PS    (AX), Z14
 	VCVTPH2PS    32(AX), Z15
 	VBROADCASTSS (BX), Z16
@@ -9966,8 +10065,6 @@ turn359:
 	VFMADD231PS  Z15, Z22, Z13
 	MOVQ         (R11), DX
 	PREFETCHT1   (DX)(R14*1)
-	MOVQ         8(R11), DX
-	PREFETCHT1   (DX)(R14*1)
 	VCVTPH2PS    128(AX), Z14
 	VCVTPH2PS    160(AX), Z15
 	VBROADCASTSS 4(BX), Z16
@@ -9991,9 +10088,7 @@ turn359:
 	VBROADCASTSS 4(CX)(R15*1), Z22
 	VFMADD231PS  Z14, Z22, Z12
 	VFMADD231PS  Z15, Z22, Z13
-	MOVQ         16(R11), DX
-	PREFETCHT1   (DX)(R14*1)
-	MOVQ         24(R11), DX
+	MOVQ         8(R11), DX
 	PREFETCHT1   (DX)(R14*1)
 	VCVTPH2PS    256(AX), Z14
 	VCVTPH2PS    288(AX), Z15
@@ -10018,9 +10113,7 @@ turn359:
 	VBROADCASTSS 8(CX)(R15*1), Z22
 	VFMADD231PS  Z14, Z22, Z12
 	VFMADD231PS  Z15, Z22, Z13
-	MOVQ         32(R11), DX
-	PREFETCHT1   (DX)(R14*1)
-	MOVQ         40(R11), DX
+	MOVQ         16(R11), DX
 	PREFETCHT1   (DX)(R14*1)
 	VCVTPH2PS    384(AX), Z14
 	VCVTPH2PS    416(AX), Z15
@@ -10045,19 +10138,22 @@ turn359:
 	VBROADCASTSS 12(CX)(R15*1), Z22
 	VFMADD231PS  Z14, Z22, Z12
 	VFMADD231PS  Z15, Z22, Z13
-	MOVQ         48(R11), DX
-	PREFETCHT1   (DX)(R14*1)
-	MOVQ         56(R11), DX
+	MOVQ         24(R11), DX
 	PREFETCHT1   (DX)(R14*1)
 	ADDQ         $0x00000200, AX
 	ADDQ         $0x10, BX
 	ADDQ         $0x10, CX
 	ADDQ         $0x00000040, R14
-	IMUL3Q       $0x00000200, 64(R11), DX
-	ADDQ         DX, R9
-	JMP          turn359
+	TESTQ        $0x000001ff, R14
+	JNZ          row393
+	ADDQ         40(R11), R14
 
-quiet360:
+row393:
+	IMUL3Q $0x00000100, 32(R11), DX
+	ADDQ   DX, R9
+	JMP    turn390
+
+quiet391:
 	VCVTPH2PS    (AX), Z14
 	VCVTPH2PS    32(AX), Z15
 	VBROADCASTSS (BX), Z16
@@ -10153,13 +10249,13 @@ quiet360:
 	ADDQ         $0x00000200, AX
 	ADDQ         $0x10, BX
 	ADDQ         $0x10, CX
-	JMP          turn359
+	JMP          turn390
 
-end361:
+end392:
 	ADDQ $0x04, R12
-	JZ   store358
+	JZ   store389
 
-some357:
+some388:
 	VCVTPH2PS    (AX), Z14
 	VCVTPH2PS    32(AX), Z15
 	VBROADCASTSS (BX), Z16
@@ -10187,9 +10283,9 @@ some357:
 	ADDQ         $0x04, BX
 	ADDQ         $0x04, CX
 	DECQ         R12
-	JNZ          some357
+	JNZ          some388
 
-store358:
+store389:
 	VMOVUPS Z0, (DI)
 	VMOVUPS Z1, 64(DI)
 	VMOVUPS Z2, 256(DI)
@@ -10207,20 +10303,20 @@ store358:
 	ADDQ    $0x00000080, DI
 	ADDQ    $0x00000040, R13
 	DECQ    (SP)
-	JNZ     block353
+	JNZ     block384
 	ADDQ    $0x00000600, DI
 	IMUL3Q  $0x07, R8, R12
 	ADDQ    R12, SI
 	SUBQ    $0x07, R10
-	JMP     rows276
+	JMP     rows300
 
-tile287:
+tile311:
 	MOVQ k+16(FP), R13
 	MOVQ $0x00000002, (SP)
 
-block362:
+block394:
 	CMPQ   carry+48(FP), $0x00
-	JNE    carry363
+	JNE    carry395
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -10237,9 +10333,9 @@ block362:
 	VPXORD Z13, Z13, Z13
 	VPXORD Z14, Z14, Z14
 	VPXORD Z15, Z15, Z15
-	JMP    begin364
+	JMP    begin396
 
-carry363:
+carry395:
 	VMOVUPS (DI), Z0
 	VMOVUPS 64(DI), Z1
 	VMOVUPS 256(DI), Z2
@@ -10257,18 +10353,18 @@ carry363:
 	VMOVUPS 1792(DI), Z14
 	VMOVUPS 1856(DI), Z15
 
-begin364:
+begin396:
 	MOVQ R13, AX
 	MOVQ SI, BX
 	LEAQ (R8)(R8*2), CX
 	ADDQ SI, CX
 	MOVQ n+32(FP), R12
 
-turn368:
+turn400:
 	SUBQ         $0x04, R12
-	JLT          end370
+	JLT          end402
 	SUBQ         $0x00000100, R9
-	JGE          quiet369
+	JGE          quiet401
 	VCVTPH2PS    (AX), Z16
 	VCVTPH2PS    32(AX), Z17
 	VBROADCASTSS (BX), Z18
@@ -10297,8 +10393,6 @@ turn368:
 	VFMADD231PS  Z17, Z25, Z15
 	MOVQ         (R11), DX
 	PREFETCHT1   (DX)(R14*1)
-	MOVQ         8(R11), DX
-	PREFETCHT1   (DX)(R14*1)
 	VCVTPH2PS    128(AX), Z16
 	VCVTPH2PS    160(AX), Z17
 	VBROADCASTSS 4(BX), Z18
@@ -10325,9 +10419,7 @@ turn368:
 	VBROADCASTSS 4(CX)(R8*4), Z25
 	VFMADD231PS  Z16, Z25, Z14
 	VFMADD231PS  Z17, Z25, Z15
-	MOVQ         16(R11), DX
-	PREFETCHT1   (DX)(R14*1)
-	MOVQ         24(R11), DX
+	MOVQ         8(R11), DX
 	PREFETCHT1   (DX)(R14*1)
 	VCVTPH2PS    256(AX), Z16
 	VCVTPH2PS    288(AX), Z17
@@ -10355,9 +10447,7 @@ turn368:
 	VBROADCASTSS 8(CX)(R8*4), Z25
 	VFMADD231PS  Z16, Z25, Z14
 	VFMADD231PS  Z17, Z25, Z15
-	MOVQ         32(R11), DX
-	PREFETCHT1   (DX)(R14*1)
-	MOVQ         40(R11), DX
+	MOVQ         16(R11), DX
 	PREFETCHT1   (DX)(R14*1)
 	VCVTPH2PS    384(AX), Z16
 	VCVTPH2PS    416(AX), Z17
@@ -10385,19 +10475,22 @@ turn368:
 	VBROADCASTSS 12(CX)(R8*4), Z25
 	VFMADD231PS  Z16, Z25, Z14
 	VFMADD231PS  Z17, Z25, Z15
-	MOVQ         48(R11), DX
-	PREFETCHT1   (DX)(R14*1)
-	MOVQ         56(R11), DX
+	MOVQ         24(R11), DX
 	PREFETCHT1   (DX)(R14*1)
 	ADDQ         $0x00000200, AX
 	ADDQ         $0x10, BX
 	ADDQ         $0x10, CX
 	ADDQ         $0x00000040, R14
-	IMUL3Q       $0x00000200, 64(R11), DX
-	ADDQ         DX, R9
-	JMP          turn368
+	TESTQ        $0x000001ff, R14
+	JNZ          row403
+	ADDQ         40(R11), R14
 
-quiet369:
+row403:
+	IMUL3Q $0x00000100, 32(R11), DX
+	ADDQ   DX, R9
+	JMP    turn400
+
+quiet401:
 	VCVTPH2PS    (AX), Z16
 	VCVTPH2PS    32(AX), Z17
 	VBROADCASTSS (BX), Z18
@@ -10505,13 +10598,13 @@ quiet369:
 	ADDQ         $0x00000200, AX
 	ADDQ         $0x10, BX
 	ADDQ         $0x10, CX
-	JMP          turn368
+	JMP          turn400
 
-end370:
+end402:
 	ADDQ $0x04, R12
-	JZ   store367
+	JZ   store399
 
-some366:
+some398:
 	VCVTPH2PS    (AX), Z16
 	VCVTPH2PS    32(AX), Z17
 	VBROADCASTSS (BX), Z18
@@ -10542,9 +10635,9 @@ some366:
 	ADDQ         $0x04, BX
 	ADDQ         $0x04, CX
 	DECQ         R12
-	JNZ          some366
+	JNZ          some398
 
-store367:
+store399:
 	VMOVUPS Z0, (DI)
 	VMOVUPS Z1, 64(DI)
 	VMOVUPS Z2, 256(DI)
@@ -10564,20 +10657,20 @@ store367:
 	ADDQ    $0x00000080, DI
 	ADDQ    $0x00000040, R13
 	DECQ    (SP)
-	JNZ     block362
+	JNZ     block394
 	ADDQ    $0x00000700, DI
 	IMUL3Q  $0x08, R8, R12
 	ADDQ    R12, SI
 	SUBQ    $0x08, R10
-	JMP     rows276
+	JMP     rows300
 
-tile288:
+tile312:
 	MOVQ k+16(FP), R13
 	MOVQ $0x00000002, (SP)
 
-block371:
+block404:
 	CMPQ   carry+48(FP), $0x00
-	JNE    carry372
+	JNE    carry405
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -10596,9 +10689,9 @@ block371:
 	VPXORD Z15, Z15, Z15
 	VPXORD Z16, Z16, Z16
 	VPXORD Z17, Z17, Z17
-	JMP    begin373
+	JMP    begin406
 
-carry372:
+carry405:
 	VMOVUPS (DI), Z0
 	VMOVUPS 64(DI), Z1
 	VMOVUPS 256(DI), Z2
@@ -10618,18 +10711,18 @@ carry372:
 	VMOVUPS 2048(DI), Z16
 	VMOVUPS 2112(DI), Z17
 
-begin373:
+begin406:
 	MOVQ R13, AX
 	MOVQ SI, BX
 	LEAQ (R8)(R8*2), CX
 	ADDQ SI, CX
 	MOVQ n+32(FP), R12
 
-turn377:
+turn410:
 	SUBQ         $0x04, R12
-	JLT          end379
+	JLT          end412
 	SUBQ         $0x00000100, R9
-	JGE          quiet378
+	JGE          quiet411
 	VCVTPH2PS    (AX), Z18
 	VCVTPH2PS    32(AX), Z19
 	VBROADCASTSS (BX), Z20
@@ -10661,8 +10754,6 @@ turn377:
 	VFMADD231PS  Z19, Z28, Z17
 	MOVQ         (R11), DX
 	PREFETCHT1   (DX)(R14*1)
-	MOVQ         8(R11), DX
-	PREFETCHT1   (DX)(R14*1)
 	VCVTPH2PS    128(AX), Z18
 	VCVTPH2PS    160(AX), Z19
 	VBROADCASTSS 4(BX), Z20
@@ -10692,9 +10783,7 @@ turn377:
 	VBROADCASTSS 4(BX)(R8*8), Z28
 	VFMADD231PS  Z18, Z28, Z16
 	VFMADD231PS  Z19, Z28, Z17
-	MOVQ         16(R11), DX
-	PREFETCHT1   (DX)(R14*1)
-	MOVQ         24(R11), DX
+	MOVQ         8(R11), DX
 	PREFETCHT1   (DX)(R14*1)
 	VCVTPH2PS    256(AX), Z18
 	VCVTPH2PS    288(AX), Z19
@@ -10725,9 +10814,7 @@ turn377:
 	VBROADCASTSS 8(BX)(R8*8), Z28
 	VFMADD231PS  Z18, Z28, Z16
 	VFMADD231PS  Z19, Z28, Z17
-	MOVQ         32(R11), DX
-	PREFETCHT1   (DX)(R14*1)
-	MOVQ         40(R11), DX
+	MOVQ         16(R11), DX
 	PREFETCHT1   (DX)(R14*1)
 	VCVTPH2PS    384(AX), Z18
 	VCVTPH2PS    416(AX), Z19
@@ -10758,19 +10845,22 @@ turn377:
 	VBROADCASTSS 12(BX)(R8*8), Z28
 	VFMADD231PS  Z18, Z28, Z16
 	VFMADD231PS  Z19, Z28, Z17
-	MOVQ         48(R11), DX
-	PREFETCHT1   (DX)(R14*1)
-	MOVQ         56(R11), DX
+	MOVQ         24(R11), DX
 	PREFETCHT1   (DX)(R14*1)
 	ADDQ         $0x00000200, AX
 	ADDQ         $0x10, BX
 	ADDQ         $0x10, CX
 	ADDQ         $0x00000040, R14
-	IMUL3Q       $0x00000200, 64(R11), DX
-	ADDQ         DX, R9
-	JMP          turn377
+	TESTQ        $0x000001ff, R14
+	JNZ          row413
+	ADDQ         40(R11), R14
 
-quiet378:
+row413:
+	IMUL3Q $0x00000100, 32(R11), DX
+	ADDQ   DX, R9
+	JMP    turn410
+
+quiet411:
 	VCVTPH2PS    (AX), Z18
 	VCVTPH2PS    32(AX), Z19
 	VBROADCASTSS (BX), Z20
@@ -10890,13 +10980,13 @@ quiet378:
 	ADDQ         $0x00000200, AX
 	ADDQ         $0x10, BX
 	ADDQ         $0x10, CX
-	JMP          turn377
+	JMP          turn410
 
-end379:
+end412:
 	ADDQ $0x04, R12
-	JZ   store376
+	JZ   store409
 
-some375:
+some408:
 	VCVTPH2PS    (AX), Z18
 	VCVTPH2PS    32(AX), Z19
 	VBROADCASTSS (BX), Z20
@@ -10930,9 +11020,9 @@ some375:
 	ADDQ         $0x04, BX
 	ADDQ         $0x04, CX
 	DECQ         R12
-	JNZ          some375
+	JNZ          some408
 
-store376:
+store409:
 	VMOVUPS Z0, (DI)
 	VMOVUPS Z1, 64(DI)
 	VMOVUPS Z2, 256(DI)
@@ -10954,14 +11044,14 @@ store376:
 	ADDQ    $0x00000080, DI
 	ADDQ    $0x00000040, R13
 	DECQ    (SP)
-	JNZ     block371
+	JNZ     block404
 	ADDQ    $0x00000800, DI
 	IMUL3Q  $0x09, R8, R12
 	ADDQ    R12, SI
 	SUBQ    $0x09, R10
-	JMP     rows276
+	JMP     rows300
 
-done278:
+done302:
 	VZEROUPPER
 	RET
 
@@ -10978,23 +11068,23 @@ TEXT ·accumulate_f16_avx512(SB), NOSPLIT, $16-88
 	XORQ  CX, CX
 	MOVQ  CX, 8(SP)
 	TESTQ R11, R11
-	JNZ   none380
+	JNZ   none414
 	MOVQ  $0x0000010000000000, R14
 	MOVQ  R14, 8(SP)
 
-none380:
-rows381:
+none414:
+rows415:
 	CMPQ R10, $0x0f
-	JLT  fewer382
+	JLT  fewer416
 
-tile394:
+tile428:
 	MOVQ v+16(FP), DX
 	MOVQ cols+40(FP), R14
 	MOVQ R14, (SP)
 
-columns395:
+columns429:
 	CMPQ   (SP), $0x02
-	JLT    less396
+	JLT    less430
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -11021,18 +11111,18 @@ columns395:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse397
+	JNZ    sparse431
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn401:
+turn435:
 	SUBQ         $0x04, R13
-	JLT          end403
+	JLT          end437
 	SUBQ         $0x00000100, 8(SP)
-	JGE          quiet402
+	JGE          quiet436
 	VCVTPH2PS    (SI), Z20
 	VCVTPH2PS    32(SI), Z21
 	VBROADCASTSS (R12), Z22
@@ -11067,8 +11157,6 @@ turn401:
 	VFMADD231PS  Z21, Z31, Z19
 	MOVQ         (R11), R14
 	PREFETCHT1   (R14)(CX*1)
-	MOVQ         8(R11), R14
-	PREFETCHT1   (R14)(CX*1)
 	VCVTPH2PS    (SI)(R9*1), Z20
 	VCVTPH2PS    32(SI)(R9*1), Z21
 	VBROADCASTSS 4(R12), Z22
@@ -11101,9 +11189,7 @@ turn401:
 	VBROADCASTSS 2308(R12), Z31
 	VFMADD231PS  Z20, Z31, Z18
 	VFMADD231PS  Z21, Z31, Z19
-	MOVQ         16(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         24(R11), R14
+	MOVQ         8(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VCVTPH2PS    (SI)(R9*2), Z20
 	VCVTPH2PS    32(SI)(R9*2), Z21
@@ -11137,9 +11223,7 @@ turn401:
 	VBROADCASTSS 2312(R12), Z31
 	VFMADD231PS  Z20, Z31, Z18
 	VFMADD231PS  Z21, Z31, Z19
-	MOVQ         32(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         40(R11), R14
+	MOVQ         16(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VCVTPH2PS    (SI)(R15*1), Z20
 	VCVTPH2PS    32(SI)(R15*1), Z21
@@ -11173,18 +11257,21 @@ turn401:
 	VBROADCASTSS 2316(R12), Z31
 	VFMADD231PS  Z20, Z31, Z18
 	VFMADD231PS  Z21, Z31, Z19
-	MOVQ         48(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         56(R11), R14
+	MOVQ         24(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
-	IMUL3Q       $0x00000200, 64(R11), R14
-	ADDQ         R14, 8(SP)
-	JMP          turn401
+	TESTQ        $0x000001ff, CX
+	JNZ          row438
+	ADDQ         40(R11), CX
 
-quiet402:
+row438:
+	IMUL3Q $0x00000100, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn435
+
+quiet436:
 	VCVTPH2PS    (SI), Z20
 	VCVTPH2PS    32(SI), Z21
 	VBROADCASTSS (R12), Z22
@@ -11315,13 +11402,13 @@ quiet402:
 	VFMADD231PS  Z21, Z31, Z19
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn401
+	JMP          turn435
 
-end403:
+end437:
 	ADDQ $0x04, R13
-	JZ   merge400
+	JZ   merge434
 
-some399:
+some433:
 	VCVTPH2PS    (SI), Z20
 	VCVTPH2PS    32(SI), Z21
 	VBROADCASTSS (R12), Z22
@@ -11357,10 +11444,10 @@ some399:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some399
-	JMP          merge400
+	JNZ          some433
+	JMP          merge434
 
-sparse397:
+sparse431:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -11399,13 +11486,13 @@ sparse397:
 	VFMADD231PS  Z20, Z31, Z18
 	VFMADD231PS  Z21, Z31, Z19
 	BLSRQ        R13, R13
-	JNZ          sparse397
+	JNZ          sparse431
 
-merge400:
+merge434:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store404
+	JZ           store439
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -11501,9 +11588,9 @@ merge400:
 	VMULPS       Z21, Z19, Z19
 	VFMADD231PS  64(AX), Z20, Z19
 	VMOVUPS      Z19, 64(AX)
-	JMP          stored405
+	JMP          stored440
 
-store404:
+store439:
 	VMOVUPS Z0, (AX)
 	VMOVUPS Z1, 64(AX)
 	ADDQ    R8, AX
@@ -11534,16 +11621,16 @@ store404:
 	VMOVUPS Z18, (AX)
 	VMOVUPS Z19, 64(AX)
 
-stored405:
+stored440:
 	ADDQ $0x00000080, DI
 	ADDQ $0x00000040, DX
 	SUBQ $0x02, (SP)
-	JMP  columns395
+	JMP  columns429
 
-less396:
-columns406:
+less430:
+columns441:
 	CMPQ   (SP), $0x01
-	JLT    less407
+	JLT    less442
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -11560,18 +11647,18 @@ columns406:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse408
+	JNZ    sparse443
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn412:
+turn447:
 	SUBQ         $0x04, R13
-	JLT          end414
+	JLT          end449
 	SUBQ         $0x00000080, 8(SP)
-	JGE          quiet413
+	JGE          quiet448
 	VCVTPH2PS    (SI), Z10
 	VBROADCASTSS (R12), Z11
 	VFMADD231PS  Z10, Z11, Z0
@@ -11595,8 +11682,6 @@ turn412:
 	VFMADD231PS  Z10, Z20, Z9
 	MOVQ         (R11), R14
 	PREFETCHT1   (R14)(CX*1)
-	MOVQ         8(R11), R14
-	PREFETCHT1   (R14)(CX*1)
 	VCVTPH2PS    (SI)(R9*1), Z10
 	VBROADCASTSS 4(R12), Z11
 	VFMADD231PS  Z10, Z11, Z0
@@ -11618,9 +11703,7 @@ turn412:
 	VFMADD231PS  Z10, Z19, Z8
 	VBROADCASTSS 2308(R12), Z20
 	VFMADD231PS  Z10, Z20, Z9
-	MOVQ         16(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         24(R11), R14
+	MOVQ         8(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VCVTPH2PS    (SI)(R9*2), Z10
 	VBROADCASTSS 8(R12), Z11
@@ -11643,9 +11726,7 @@ turn412:
 	VFMADD231PS  Z10, Z19, Z8
 	VBROADCASTSS 2312(R12), Z20
 	VFMADD231PS  Z10, Z20, Z9
-	MOVQ         32(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         40(R11), R14
+	MOVQ         16(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VCVTPH2PS    (SI)(R15*1), Z10
 	VBROADCASTSS 12(R12), Z11
@@ -11668,18 +11749,21 @@ turn412:
 	VFMADD231PS  Z10, Z19, Z8
 	VBROADCASTSS 2316(R12), Z20
 	VFMADD231PS  Z10, Z20, Z9
-	MOVQ         48(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         56(R11), R14
+	MOVQ         24(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
-	IMUL3Q       $0x00000200, 64(R11), R14
-	ADDQ         R14, 8(SP)
-	JMP          turn412
+	TESTQ        $0x000001ff, CX
+	JNZ          row450
+	ADDQ         40(R11), CX
 
-quiet413:
+row450:
+	IMUL3Q $0x00000100, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn447
+
+quiet448:
 	VCVTPH2PS    (SI), Z10
 	VBROADCASTSS (R12), Z11
 	VFMADD231PS  Z10, Z11, Z0
@@ -11766,13 +11850,13 @@ quiet413:
 	VFMADD231PS  Z10, Z20, Z9
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn412
+	JMP          turn447
 
-end414:
+end449:
 	ADDQ $0x04, R13
-	JZ   merge411
+	JZ   merge446
 
-some410:
+some445:
 	VCVTPH2PS    (SI), Z10
 	VBROADCASTSS (R12), Z11
 	VFMADD231PS  Z10, Z11, Z0
@@ -11797,10 +11881,10 @@ some410:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some410
-	JMP          merge411
+	JNZ          some445
+	JMP          merge446
 
-sparse408:
+sparse443:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -11828,13 +11912,13 @@ sparse408:
 	VBROADCASTSS 2304(R12), Z20
 	VFMADD231PS  Z10, Z20, Z9
 	BLSRQ        R13, R13
-	JNZ          sparse408
+	JNZ          sparse443
 
-merge411:
+merge446:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store415
+	JZ           store451
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -11900,9 +11984,9 @@ merge411:
 	VMULPS       Z11, Z9, Z9
 	VFMADD231PS  (AX), Z10, Z9
 	VMOVUPS      Z9, (AX)
-	JMP          stored416
+	JMP          stored452
 
-store415:
+store451:
 	VMOVUPS Z0, (AX)
 	ADDQ    R8, AX
 	VMOVUPS Z1, (AX)
@@ -11923,13 +12007,13 @@ store415:
 	ADDQ    R8, AX
 	VMOVUPS Z9, (AX)
 
-stored416:
+stored452:
 	ADDQ $0x00000040, DI
 	ADDQ $0x00000020, DX
 	SUBQ $0x01, (SP)
-	JMP  columns406
+	JMP  columns441
 
-less407:
+less442:
 	ADDQ  $0x00000a00, BX
 	MOVQ  BX, R14
 	SUBQ  w+8(FP), R14
@@ -11938,41 +12022,41 @@ less407:
 	MOVQ  o+0(FP), DI
 	ADDQ  R14, DI
 	SUBQ  $0x0a, R10
-	JMP   rows381
+	JMP   rows415
 
-fewer382:
+fewer416:
 	CMPQ R10, $0x01
-	JEQ  tile385
+	JEQ  tile419
 	CMPQ R10, $0x02
-	JEQ  tile386
+	JEQ  tile420
 	CMPQ R10, $0x03
-	JEQ  tile387
+	JEQ  tile421
 	CMPQ R10, $0x04
-	JEQ  tile388
+	JEQ  tile422
 	CMPQ R10, $0x05
-	JEQ  tile389
+	JEQ  tile423
 	CMPQ R10, $0x06
-	JEQ  tile390
+	JEQ  tile424
 	CMPQ R10, $0x07
-	JEQ  tile391
+	JEQ  tile425
 	CMPQ R10, $0x08
-	JEQ  tile392
+	JEQ  tile426
 	CMPQ R10, $0x09
-	JEQ  tile393
+	JEQ  tile427
 	CMPQ R10, $0x0a
-	JEQ  tile394
+	JEQ  tile428
 	CMPQ R10, $0x0a
-	JGT  tile390
-	JMP  done383
+	JGT  tile424
+	JMP  done417
 
-tile385:
+tile419:
 	MOVQ v+16(FP), DX
 	MOVQ cols+40(FP), R14
 	MOVQ R14, (SP)
 
-columns417:
+columns453:
 	CMPQ   (SP), $0x04
-	JLT    less418
+	JLT    less454
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -11983,18 +12067,18 @@ columns417:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse419
+	JNZ    sparse455
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn423:
+turn459:
 	SUBQ         $0x04, R13
-	JLT          end425
+	JLT          end461
 	SUBQ         $0x00000200, 8(SP)
-	JGE          quiet424
+	JGE          quiet460
 	VBROADCASTSS (R12), Z4
 	VCVTPH2PS    (SI), Z5
 	VFMADD231PS  Z5, Z4, Z0
@@ -12030,10 +12114,10 @@ turn423:
 	VFMADD231PS  Z7, Z4, Z2
 	VCVTPH2PS    96(SI)(R9*2), Z8
 	VFMADD231PS  Z8, Z4, Z3
-	MOVQ         32(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         40(R11), R14
-	PREFETCHT1   (R14)(CX*1)
+	MOVQ         (R11), R14
+	PREFETCHT1   64(R14)(CX*1)
+	MOVQ         8(R11), R14
+	PREFETCHT1   64(R14)(CX*1)
 	VBROADCASTSS 12(R12), Z4
 	VCVTPH2PS    (SI)(R15*1), Z5
 	VFMADD231PS  Z5, Z4, Z0
@@ -12043,18 +12127,23 @@ turn423:
 	VFMADD231PS  Z7, Z4, Z2
 	VCVTPH2PS    96(SI)(R15*1), Z8
 	VFMADD231PS  Z8, Z4, Z3
-	MOVQ         48(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         56(R11), R14
-	PREFETCHT1   (R14)(CX*1)
+	MOVQ         16(R11), R14
+	PREFETCHT1   64(R14)(CX*1)
+	MOVQ         24(R11), R14
+	PREFETCHT1   64(R14)(CX*1)
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	ADDQ         $0x00000040, CX
-	IMUL3Q       $0x00000200, 64(R11), R14
-	ADDQ         R14, 8(SP)
-	JMP          turn423
+	ADDQ         $0x00000080, CX
+	TESTQ        $0x000001ff, CX
+	JNZ          row462
+	ADDQ         40(R11), CX
 
-quiet424:
+row462:
+	IMUL3Q $0x00000200, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn459
+
+quiet460:
 	VBROADCASTSS (R12), Z4
 	VCVTPH2PS    (SI), Z5
 	VFMADD231PS  Z5, Z4, Z0
@@ -12093,13 +12182,13 @@ quiet424:
 	VFMADD231PS  Z8, Z4, Z3
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn423
+	JMP          turn459
 
-end425:
+end461:
 	ADDQ $0x04, R13
-	JZ   merge422
+	JZ   merge458
 
-some421:
+some457:
 	VBROADCASTSS (R12), Z4
 	VCVTPH2PS    (SI), Z5
 	VFMADD231PS  Z5, Z4, Z0
@@ -12112,10 +12201,10 @@ some421:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some421
-	JMP          merge422
+	JNZ          some457
+	JMP          merge458
 
-sparse419:
+sparse455:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -12131,13 +12220,13 @@ sparse419:
 	VCVTPH2PS    96(SI), Z8
 	VFMADD231PS  Z8, Z4, Z3
 	BLSRQ        R13, R13
-	JNZ          sparse419
+	JNZ          sparse455
 
-merge422:
+merge458:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store426
+	JZ           store463
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -12158,24 +12247,24 @@ merge422:
 	VMULPS       Z5, Z3, Z3
 	VFMADD231PS  192(AX), Z4, Z3
 	VMOVUPS      Z3, 192(AX)
-	JMP          stored427
+	JMP          stored464
 
-store426:
+store463:
 	VMOVUPS Z0, (AX)
 	VMOVUPS Z1, 64(AX)
 	VMOVUPS Z2, 128(AX)
 	VMOVUPS Z3, 192(AX)
 
-stored427:
+stored464:
 	ADDQ $0x00000100, DI
 	ADDQ $0x00000080, DX
 	SUBQ $0x04, (SP)
-	JMP  columns417
+	JMP  columns453
 
-less418:
-columns428:
+less454:
+columns465:
 	CMPQ   (SP), $0x02
-	JLT    less429
+	JLT    less466
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	MOVQ   mask+56(FP), R13
@@ -12184,18 +12273,18 @@ columns428:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse430
+	JNZ    sparse467
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn434:
+turn471:
 	SUBQ         $0x04, R13
-	JLT          end436
+	JLT          end473
 	SUBQ         $0x00000100, 8(SP)
-	JGE          quiet435
+	JGE          quiet472
 	VBROADCASTSS (R12), Z2
 	VCVTPH2PS    (SI), Z3
 	VFMADD231PS  Z3, Z2, Z0
@@ -12203,43 +12292,40 @@ turn434:
 	VFMADD231PS  Z4, Z2, Z1
 	MOVQ         (R11), R14
 	PREFETCHT1   (R14)(CX*1)
-	MOVQ         8(R11), R14
-	PREFETCHT1   (R14)(CX*1)
 	VBROADCASTSS 4(R12), Z2
 	VCVTPH2PS    (SI)(R9*1), Z3
 	VFMADD231PS  Z3, Z2, Z0
 	VCVTPH2PS    32(SI)(R9*1), Z4
 	VFMADD231PS  Z4, Z2, Z1
-	MOVQ         16(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         24(R11), R14
+	MOVQ         8(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VBROADCASTSS 8(R12), Z2
 	VCVTPH2PS    (SI)(R9*2), Z3
 	VFMADD231PS  Z3, Z2, Z0
 	VCVTPH2PS    32(SI)(R9*2), Z4
 	VFMADD231PS  Z4, Z2, Z1
-	MOVQ         32(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         40(R11), R14
+	MOVQ         16(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VBROADCASTSS 12(R12), Z2
 	VCVTPH2PS    (SI)(R15*1), Z3
 	VFMADD231PS  Z3, Z2, Z0
 	VCVTPH2PS    32(SI)(R15*1), Z4
 	VFMADD231PS  Z4, Z2, Z1
-	MOVQ         48(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         56(R11), R14
+	MOVQ         24(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
-	IMUL3Q       $0x00000200, 64(R11), R14
-	ADDQ         R14, 8(SP)
-	JMP          turn434
+	TESTQ        $0x000001ff, CX
+	JNZ          row474
+	ADDQ         40(R11), CX
 
-quiet435:
+row474:
+	IMUL3Q $0x00000100, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn471
+
+quiet472:
 	VBROADCASTSS (R12), Z2
 	VCVTPH2PS    (SI), Z3
 	VFMADD231PS  Z3, Z2, Z0
@@ -12262,13 +12348,13 @@ quiet435:
 	VFMADD231PS  Z4, Z2, Z1
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn434
+	JMP          turn471
 
-end436:
+end473:
 	ADDQ $0x04, R13
-	JZ   merge433
+	JZ   merge470
 
-some432:
+some469:
 	VBROADCASTSS (R12), Z2
 	VCVTPH2PS    (SI), Z3
 	VFMADD231PS  Z3, Z2, Z0
@@ -12277,10 +12363,10 @@ some432:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some432
-	JMP          merge433
+	JNZ          some469
+	JMP          merge470
 
-sparse430:
+sparse467:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -12292,13 +12378,13 @@ sparse430:
 	VCVTPH2PS    32(SI), Z4
 	VFMADD231PS  Z4, Z2, Z1
 	BLSRQ        R13, R13
-	JNZ          sparse430
+	JNZ          sparse467
 
-merge433:
+merge470:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store437
+	JZ           store475
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -12313,22 +12399,22 @@ merge433:
 	VMULPS       Z3, Z1, Z1
 	VFMADD231PS  64(AX), Z2, Z1
 	VMOVUPS      Z1, 64(AX)
-	JMP          stored438
+	JMP          stored476
 
-store437:
+store475:
 	VMOVUPS Z0, (AX)
 	VMOVUPS Z1, 64(AX)
 
-stored438:
+stored476:
 	ADDQ $0x00000080, DI
 	ADDQ $0x00000040, DX
 	SUBQ $0x02, (SP)
-	JMP  columns428
+	JMP  columns465
 
-less429:
-columns439:
+less466:
+columns477:
 	CMPQ   (SP), $0x01
-	JLT    less440
+	JLT    less478
 	VPXORD Z0, Z0, Z0
 	MOVQ   mask+56(FP), R13
 	TZCNTQ R13, SI
@@ -12336,54 +12422,51 @@ columns439:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse441
+	JNZ    sparse479
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn445:
+turn483:
 	SUBQ         $0x04, R13
-	JLT          end447
+	JLT          end485
 	SUBQ         $0x00000080, 8(SP)
-	JGE          quiet446
+	JGE          quiet484
 	VCVTPH2PS    (SI), Z1
 	VBROADCASTSS (R12), Z2
 	VFMADD231PS  Z1, Z2, Z0
 	MOVQ         (R11), R14
 	PREFETCHT1   (R14)(CX*1)
-	MOVQ         8(R11), R14
-	PREFETCHT1   (R14)(CX*1)
 	VCVTPH2PS    (SI)(R9*1), Z1
 	VBROADCASTSS 4(R12), Z2
 	VFMADD231PS  Z1, Z2, Z0
-	MOVQ         16(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         24(R11), R14
+	MOVQ         8(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VCVTPH2PS    (SI)(R9*2), Z1
 	VBROADCASTSS 8(R12), Z2
 	VFMADD231PS  Z1, Z2, Z0
-	MOVQ         32(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         40(R11), R14
+	MOVQ         16(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VCVTPH2PS    (SI)(R15*1), Z1
 	VBROADCASTSS 12(R12), Z2
 	VFMADD231PS  Z1, Z2, Z0
-	MOVQ         48(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         56(R11), R14
+	MOVQ         24(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
-	IMUL3Q       $0x00000200, 64(R11), R14
-	ADDQ         R14, 8(SP)
-	JMP          turn445
+	TESTQ        $0x000001ff, CX
+	JNZ          row486
+	ADDQ         40(R11), CX
 
-quiet446:
+row486:
+	IMUL3Q $0x00000100, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn483
+
+quiet484:
 	VCVTPH2PS    (SI), Z1
 	VBROADCASTSS (R12), Z2
 	VFMADD231PS  Z1, Z2, Z0
@@ -12398,23 +12481,23 @@ quiet446:
 	VFMADD231PS  Z1, Z2, Z0
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn445
+	JMP          turn483
 
-end447:
+end485:
 	ADDQ $0x04, R13
-	JZ   merge444
+	JZ   merge482
 
-some443:
+some481:
 	VCVTPH2PS    (SI), Z1
 	VBROADCASTSS (R12), Z2
 	VFMADD231PS  Z1, Z2, Z0
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some443
-	JMP          merge444
+	JNZ          some481
+	JMP          merge482
 
-sparse441:
+sparse479:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -12424,13 +12507,13 @@ sparse441:
 	VBROADCASTSS (R12), Z2
 	VFMADD231PS  Z1, Z2, Z0
 	BLSRQ        R13, R13
-	JNZ          sparse441
+	JNZ          sparse479
 
-merge444:
+merge482:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store448
+	JZ           store487
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -12442,18 +12525,18 @@ merge444:
 	VMULPS       Z2, Z0, Z0
 	VFMADD231PS  (AX), Z1, Z0
 	VMOVUPS      Z0, (AX)
-	JMP          stored449
+	JMP          stored488
 
-store448:
+store487:
 	VMOVUPS Z0, (AX)
 
-stored449:
+stored488:
 	ADDQ $0x00000040, DI
 	ADDQ $0x00000020, DX
 	SUBQ $0x01, (SP)
-	JMP  columns439
+	JMP  columns477
 
-less440:
+less478:
 	ADDQ  $0x00000100, BX
 	MOVQ  BX, R14
 	SUBQ  w+8(FP), R14
@@ -12462,16 +12545,16 @@ less440:
 	MOVQ  o+0(FP), DI
 	ADDQ  R14, DI
 	SUBQ  $0x01, R10
-	JMP   rows381
+	JMP   rows415
 
-tile386:
+tile420:
 	MOVQ v+16(FP), DX
 	MOVQ cols+40(FP), R14
 	MOVQ R14, (SP)
 
-columns450:
+columns489:
 	CMPQ   (SP), $0x04
-	JLT    less451
+	JLT    less490
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -12486,18 +12569,18 @@ columns450:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse452
+	JNZ    sparse491
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn456:
+turn495:
 	SUBQ         $0x04, R13
-	JLT          end458
+	JLT          end497
 	SUBQ         $0x00000200, 8(SP)
-	JGE          quiet457
+	JGE          quiet496
 	VBROADCASTSS (R12), Z8
 	VBROADCASTSS 256(R12), Z9
 	VCVTPH2PS    (SI), Z10
@@ -12548,10 +12631,10 @@ turn456:
 	VCVTPH2PS    96(SI)(R9*2), Z13
 	VFMADD231PS  Z13, Z8, Z3
 	VFMADD231PS  Z13, Z9, Z7
-	MOVQ         32(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         40(R11), R14
-	PREFETCHT1   (R14)(CX*1)
+	MOVQ         (R11), R14
+	PREFETCHT1   64(R14)(CX*1)
+	MOVQ         8(R11), R14
+	PREFETCHT1   64(R14)(CX*1)
 	VBROADCASTSS 12(R12), Z8
 	VBROADCASTSS 268(R12), Z9
 	VCVTPH2PS    (SI)(R15*1), Z10
@@ -12566,18 +12649,23 @@ turn456:
 	VCVTPH2PS    96(SI)(R15*1), Z13
 	VFMADD231PS  Z13, Z8, Z3
 	VFMADD231PS  Z13, Z9, Z7
-	MOVQ         48(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         56(R11), R14
-	PREFETCHT1   (R14)(CX*1)
+	MOVQ         16(R11), R14
+	PREFETCHT1   64(R14)(CX*1)
+	MOVQ         24(R11), R14
+	PREFETCHT1   64(R14)(CX*1)
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	ADDQ         $0x00000040, CX
-	IMUL3Q       $0x00000200, 64(R11), R14
-	ADDQ         R14, 8(SP)
-	JMP          turn456
+	ADDQ         $0x00000080, CX
+	TESTQ        $0x000001ff, CX
+	JNZ          row498
+	ADDQ         40(R11), CX
 
-quiet457:
+row498:
+	IMUL3Q $0x00000200, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn495
+
+quiet496:
 	VBROADCASTSS (R12), Z8
 	VBROADCASTSS 256(R12), Z9
 	VCVTPH2PS    (SI), Z10
@@ -12636,13 +12724,13 @@ quiet457:
 	VFMADD231PS  Z13, Z9, Z7
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn456
+	JMP          turn495
 
-end458:
+end497:
 	ADDQ $0x04, R13
-	JZ   merge455
+	JZ   merge494
 
-some454:
+some493:
 	VBROADCASTSS (R12), Z8
 	VBROADCASTSS 256(R12), Z9
 	VCVTPH2PS    (SI), Z10
@@ -12660,10 +12748,10 @@ some454:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some454
-	JMP          merge455
+	JNZ          some493
+	JMP          merge494
 
-sparse452:
+sparse491:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -12684,13 +12772,13 @@ sparse452:
 	VFMADD231PS  Z13, Z8, Z3
 	VFMADD231PS  Z13, Z9, Z7
 	BLSRQ        R13, R13
-	JNZ          sparse452
+	JNZ          sparse491
 
-merge455:
+merge494:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store459
+	JZ           store499
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -12726,9 +12814,9 @@ merge455:
 	VMULPS       Z9, Z7, Z7
 	VFMADD231PS  192(AX), Z8, Z7
 	VMOVUPS      Z7, 192(AX)
-	JMP          stored460
+	JMP          stored500
 
-store459:
+store499:
 	VMOVUPS Z0, (AX)
 	VMOVUPS Z1, 64(AX)
 	VMOVUPS Z2, 128(AX)
@@ -12739,16 +12827,16 @@ store459:
 	VMOVUPS Z6, 128(AX)
 	VMOVUPS Z7, 192(AX)
 
-stored460:
+stored500:
 	ADDQ $0x00000100, DI
 	ADDQ $0x00000080, DX
 	SUBQ $0x04, (SP)
-	JMP  columns450
+	JMP  columns489
 
-less451:
-columns461:
+less490:
+columns501:
 	CMPQ   (SP), $0x02
-	JLT    less462
+	JLT    less502
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -12759,18 +12847,18 @@ columns461:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse463
+	JNZ    sparse503
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn467:
+turn507:
 	SUBQ         $0x04, R13
-	JLT          end469
+	JLT          end509
 	SUBQ         $0x00000100, 8(SP)
-	JGE          quiet468
+	JGE          quiet508
 	VCVTPH2PS    (SI), Z4
 	VCVTPH2PS    32(SI), Z5
 	VBROADCASTSS (R12), Z6
@@ -12781,8 +12869,6 @@ turn467:
 	VFMADD231PS  Z5, Z7, Z3
 	MOVQ         (R11), R14
 	PREFETCHT1   (R14)(CX*1)
-	MOVQ         8(R11), R14
-	PREFETCHT1   (R14)(CX*1)
 	VCVTPH2PS    (SI)(R9*1), Z4
 	VCVTPH2PS    32(SI)(R9*1), Z5
 	VBROADCASTSS 4(R12), Z6
@@ -12791,9 +12877,7 @@ turn467:
 	VBROADCASTSS 260(R12), Z7
 	VFMADD231PS  Z4, Z7, Z2
 	VFMADD231PS  Z5, Z7, Z3
-	MOVQ         16(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         24(R11), R14
+	MOVQ         8(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VCVTPH2PS    (SI)(R9*2), Z4
 	VCVTPH2PS    32(SI)(R9*2), Z5
@@ -12803,9 +12887,7 @@ turn467:
 	VBROADCASTSS 264(R12), Z7
 	VFMADD231PS  Z4, Z7, Z2
 	VFMADD231PS  Z5, Z7, Z3
-	MOVQ         32(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         40(R11), R14
+	MOVQ         16(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VCVTPH2PS    (SI)(R15*1), Z4
 	VCVTPH2PS    32(SI)(R15*1), Z5
@@ -12815,18 +12897,21 @@ turn467:
 	VBROADCASTSS 268(R12), Z7
 	VFMADD231PS  Z4, Z7, Z2
 	VFMADD231PS  Z5, Z7, Z3
-	MOVQ         48(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         56(R11), R14
+	MOVQ         24(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
-	IMUL3Q       $0x00000200, 64(R11), R14
-	ADDQ         R14, 8(SP)
-	JMP          turn467
+	TESTQ        $0x000001ff, CX
+	JNZ          row510
+	ADDQ         40(R11), CX
 
-quiet468:
+row510:
+	IMUL3Q $0x00000100, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn507
+
+quiet508:
 	VCVTPH2PS    (SI), Z4
 	VCVTPH2PS    32(SI), Z5
 	VBROADCASTSS (R12), Z6
@@ -12861,13 +12946,13 @@ quiet468:
 	VFMADD231PS  Z5, Z7, Z3
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn467
+	JMP          turn507
 
-end469:
+end509:
 	ADDQ $0x04, R13
-	JZ   merge466
+	JZ   merge506
 
-some465:
+some505:
 	VCVTPH2PS    (SI), Z4
 	VCVTPH2PS    32(SI), Z5
 	VBROADCASTSS (R12), Z6
@@ -12879,10 +12964,10 @@ some465:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some465
-	JMP          merge466
+	JNZ          some505
+	JMP          merge506
 
-sparse463:
+sparse503:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -12897,13 +12982,13 @@ sparse463:
 	VFMADD231PS  Z4, Z7, Z2
 	VFMADD231PS  Z5, Z7, Z3
 	BLSRQ        R13, R13
-	JNZ          sparse463
+	JNZ          sparse503
 
-merge466:
+merge506:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store470
+	JZ           store511
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -12927,25 +13012,25 @@ merge466:
 	VMULPS       Z5, Z3, Z3
 	VFMADD231PS  64(AX), Z4, Z3
 	VMOVUPS      Z3, 64(AX)
-	JMP          stored471
+	JMP          stored512
 
-store470:
+store511:
 	VMOVUPS Z0, (AX)
 	VMOVUPS Z1, 64(AX)
 	ADDQ    R8, AX
 	VMOVUPS Z2, (AX)
 	VMOVUPS Z3, 64(AX)
 
-stored471:
+stored512:
 	ADDQ $0x00000080, DI
 	ADDQ $0x00000040, DX
 	SUBQ $0x02, (SP)
-	JMP  columns461
+	JMP  columns501
 
-less462:
-columns472:
+less502:
+columns513:
 	CMPQ   (SP), $0x01
-	JLT    less473
+	JLT    less514
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	MOVQ   mask+56(FP), R13
@@ -12954,18 +13039,18 @@ columns472:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse474
+	JNZ    sparse515
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn478:
+turn519:
 	SUBQ         $0x04, R13
-	JLT          end480
+	JLT          end521
 	SUBQ         $0x00000080, 8(SP)
-	JGE          quiet479
+	JGE          quiet520
 	VCVTPH2PS    (SI), Z2
 	VBROADCASTSS (R12), Z3
 	VFMADD231PS  Z2, Z3, Z0
@@ -12973,43 +13058,40 @@ turn478:
 	VFMADD231PS  Z2, Z4, Z1
 	MOVQ         (R11), R14
 	PREFETCHT1   (R14)(CX*1)
-	MOVQ         8(R11), R14
-	PREFETCHT1   (R14)(CX*1)
 	VCVTPH2PS    (SI)(R9*1), Z2
 	VBROADCASTSS 4(R12), Z3
 	VFMADD231PS  Z2, Z3, Z0
 	VBROADCASTSS 260(R12), Z4
 	VFMADD231PS  Z2, Z4, Z1
-	MOVQ         16(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         24(R11), R14
+	MOVQ         8(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VCVTPH2PS    (SI)(R9*2), Z2
 	VBROADCASTSS 8(R12), Z3
 	VFMADD231PS  Z2, Z3, Z0
 	VBROADCASTSS 264(R12), Z4
 	VFMADD231PS  Z2, Z4, Z1
-	MOVQ         32(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         40(R11), R14
+	MOVQ         16(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VCVTPH2PS    (SI)(R15*1), Z2
 	VBROADCASTSS 12(R12), Z3
 	VFMADD231PS  Z2, Z3, Z0
 	VBROADCASTSS 268(R12), Z4
 	VFMADD231PS  Z2, Z4, Z1
-	MOVQ         48(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         56(R11), R14
+	MOVQ         24(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
-	IMUL3Q       $0x00000200, 64(R11), R14
-	ADDQ         R14, 8(SP)
-	JMP          turn478
+	TESTQ        $0x000001ff, CX
+	JNZ          row522
+	ADDQ         40(R11), CX
 
-quiet479:
+row522:
+	IMUL3Q $0x00000100, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn519
+
+quiet520:
 	VCVTPH2PS    (SI), Z2
 	VBROADCASTSS (R12), Z3
 	VFMADD231PS  Z2, Z3, Z0
@@ -13032,13 +13114,13 @@ quiet479:
 	VFMADD231PS  Z2, Z4, Z1
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn478
+	JMP          turn519
 
-end480:
+end521:
 	ADDQ $0x04, R13
-	JZ   merge477
+	JZ   merge518
 
-some476:
+some517:
 	VCVTPH2PS    (SI), Z2
 	VBROADCASTSS (R12), Z3
 	VFMADD231PS  Z2, Z3, Z0
@@ -13047,10 +13129,10 @@ some476:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some476
-	JMP          merge477
+	JNZ          some517
+	JMP          merge518
 
-sparse474:
+sparse515:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -13062,13 +13144,13 @@ sparse474:
 	VBROADCASTSS 256(R12), Z4
 	VFMADD231PS  Z2, Z4, Z1
 	BLSRQ        R13, R13
-	JNZ          sparse474
+	JNZ          sparse515
 
-merge477:
+merge518:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store481
+	JZ           store523
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -13086,20 +13168,20 @@ merge477:
 	VMULPS       Z3, Z1, Z1
 	VFMADD231PS  (AX), Z2, Z1
 	VMOVUPS      Z1, (AX)
-	JMP          stored482
+	JMP          stored524
 
-store481:
+store523:
 	VMOVUPS Z0, (AX)
 	ADDQ    R8, AX
 	VMOVUPS Z1, (AX)
 
-stored482:
+stored524:
 	ADDQ $0x00000040, DI
 	ADDQ $0x00000020, DX
 	SUBQ $0x01, (SP)
-	JMP  columns472
+	JMP  columns513
 
-less473:
+less514:
 	ADDQ  $0x00000200, BX
 	MOVQ  BX, R14
 	SUBQ  w+8(FP), R14
@@ -13108,16 +13190,16 @@ less473:
 	MOVQ  o+0(FP), DI
 	ADDQ  R14, DI
 	SUBQ  $0x02, R10
-	JMP   rows381
+	JMP   rows415
 
-tile387:
+tile421:
 	MOVQ v+16(FP), DX
 	MOVQ cols+40(FP), R14
 	MOVQ R14, (SP)
 
-columns483:
+columns525:
 	CMPQ   (SP), $0x04
-	JLT    less484
+	JLT    less526
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -13136,18 +13218,18 @@ columns483:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse485
+	JNZ    sparse527
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn489:
+turn531:
 	SUBQ         $0x04, R13
-	JLT          end491
+	JLT          end533
 	SUBQ         $0x00000200, 8(SP)
-	JGE          quiet490
+	JGE          quiet532
 	VBROADCASTSS (R12), Z12
 	VBROADCASTSS 256(R12), Z13
 	VBROADCASTSS 512(R12), Z14
@@ -13213,10 +13295,10 @@ turn489:
 	VFMADD231PS  Z18, Z12, Z3
 	VFMADD231PS  Z18, Z13, Z7
 	VFMADD231PS  Z18, Z14, Z11
-	MOVQ         32(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         40(R11), R14
-	PREFETCHT1   (R14)(CX*1)
+	MOVQ         (R11), R14
+	PREFETCHT1   64(R14)(CX*1)
+	MOVQ         8(R11), R14
+	PREFETCHT1   64(R14)(CX*1)
 	VBROADCASTSS 12(R12), Z12
 	VBROADCASTSS 268(R12), Z13
 	VBROADCASTSS 524(R12), Z14
@@ -13236,18 +13318,23 @@ turn489:
 	VFMADD231PS  Z18, Z12, Z3
 	VFMADD231PS  Z18, Z13, Z7
 	VFMADD231PS  Z18, Z14, Z11
-	MOVQ         48(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         56(R11), R14
-	PREFETCHT1   (R14)(CX*1)
+	MOVQ         16(R11), R14
+	PREFETCHT1   64(R14)(CX*1)
+	MOVQ         24(R11), R14
+	PREFETCHT1   64(R14)(CX*1)
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	ADDQ         $0x00000040, CX
-	IMUL3Q       $0x00000200, 64(R11), R14
-	ADDQ         R14, 8(SP)
-	JMP          turn489
+	ADDQ         $0x00000080, CX
+	TESTQ        $0x000001ff, CX
+	JNZ          row534
+	ADDQ         40(R11), CX
 
-quiet490:
+row534:
+	IMUL3Q $0x00000200, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn531
+
+quiet532:
 	VBROADCASTSS (R12), Z12
 	VBROADCASTSS 256(R12), Z13
 	VBROADCASTSS 512(R12), Z14
@@ -13326,13 +13413,13 @@ quiet490:
 	VFMADD231PS  Z18, Z14, Z11
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn489
+	JMP          turn531
 
-end491:
+end533:
 	ADDQ $0x04, R13
-	JZ   merge488
+	JZ   merge530
 
-some487:
+some529:
 	VBROADCASTSS (R12), Z12
 	VBROADCASTSS 256(R12), Z13
 	VBROADCASTSS 512(R12), Z14
@@ -13355,10 +13442,10 @@ some487:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some487
-	JMP          merge488
+	JNZ          some529
+	JMP          merge530
 
-sparse485:
+sparse527:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -13384,13 +13471,13 @@ sparse485:
 	VFMADD231PS  Z18, Z13, Z7
 	VFMADD231PS  Z18, Z14, Z11
 	BLSRQ        R13, R13
-	JNZ          sparse485
+	JNZ          sparse527
 
-merge488:
+merge530:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store492
+	JZ           store535
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -13441,9 +13528,9 @@ merge488:
 	VMULPS       Z13, Z11, Z11
 	VFMADD231PS  192(AX), Z12, Z11
 	VMOVUPS      Z11, 192(AX)
-	JMP          stored493
+	JMP          stored536
 
-store492:
+store535:
 	VMOVUPS Z0, (AX)
 	VMOVUPS Z1, 64(AX)
 	VMOVUPS Z2, 128(AX)
@@ -13459,16 +13546,16 @@ store492:
 	VMOVUPS Z10, 128(AX)
 	VMOVUPS Z11, 192(AX)
 
-stored493:
+stored536:
 	ADDQ $0x00000100, DI
 	ADDQ $0x00000080, DX
 	SUBQ $0x04, (SP)
-	JMP  columns483
+	JMP  columns525
 
-less484:
-columns494:
+less526:
+columns537:
 	CMPQ   (SP), $0x02
-	JLT    less495
+	JLT    less538
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -13481,18 +13568,18 @@ columns494:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse496
+	JNZ    sparse539
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn500:
+turn543:
 	SUBQ         $0x04, R13
-	JLT          end502
+	JLT          end545
 	SUBQ         $0x00000100, 8(SP)
-	JGE          quiet501
+	JGE          quiet544
 	VCVTPH2PS    (SI), Z6
 	VCVTPH2PS    32(SI), Z7
 	VBROADCASTSS (R12), Z8
@@ -13506,8 +13593,6 @@ turn500:
 	VFMADD231PS  Z7, Z10, Z5
 	MOVQ         (R11), R14
 	PREFETCHT1   (R14)(CX*1)
-	MOVQ         8(R11), R14
-	PREFETCHT1   (R14)(CX*1)
 	VCVTPH2PS    (SI)(R9*1), Z6
 	VCVTPH2PS    32(SI)(R9*1), Z7
 	VBROADCASTSS 4(R12), Z8
@@ -13519,9 +13604,7 @@ turn500:
 	VBROADCASTSS 516(R12), Z10
 	VFMADD231PS  Z6, Z10, Z4
 	VFMADD231PS  Z7, Z10, Z5
-	MOVQ         16(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         24(R11), R14
+	MOVQ         8(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VCVTPH2PS    (SI)(R9*2), Z6
 	VCVTPH2PS    32(SI)(R9*2), Z7
@@ -13534,9 +13617,7 @@ turn500:
 	VBROADCASTSS 520(R12), Z10
 	VFMADD231PS  Z6, Z10, Z4
 	VFMADD231PS  Z7, Z10, Z5
-	MOVQ         32(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         40(R11), R14
+	MOVQ         16(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VCVTPH2PS    (SI)(R15*1), Z6
 	VCVTPH2PS    32(SI)(R15*1), Z7
@@ -13549,18 +13630,21 @@ turn500:
 	VBROADCASTSS 524(R12), Z10
 	VFMADD231PS  Z6, Z10, Z4
 	VFMADD231PS  Z7, Z10, Z5
-	MOVQ         48(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         56(R11), R14
+	MOVQ         24(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
-	IMUL3Q       $0x00000200, 64(R11), R14
-	ADDQ         R14, 8(SP)
-	JMP          turn500
+	TESTQ        $0x000001ff, CX
+	JNZ          row546
+	ADDQ         40(R11), CX
 
-quiet501:
+row546:
+	IMUL3Q $0x00000100, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn543
+
+quiet544:
 	VCVTPH2PS    (SI), Z6
 	VCVTPH2PS    32(SI), Z7
 	VBROADCASTSS (R12), Z8
@@ -13607,13 +13691,13 @@ quiet501:
 	VFMADD231PS  Z7, Z10, Z5
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn500
+	JMP          turn543
 
-end502:
+end545:
 	ADDQ $0x04, R13
-	JZ   merge499
+	JZ   merge542
 
-some498:
+some541:
 	VCVTPH2PS    (SI), Z6
 	VCVTPH2PS    32(SI), Z7
 	VBROADCASTSS (R12), Z8
@@ -13628,10 +13712,10 @@ some498:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some498
-	JMP          merge499
+	JNZ          some541
+	JMP          merge542
 
-sparse496:
+sparse539:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -13649,13 +13733,13 @@ sparse496:
 	VFMADD231PS  Z6, Z10, Z4
 	VFMADD231PS  Z7, Z10, Z5
 	BLSRQ        R13, R13
-	JNZ          sparse496
+	JNZ          sparse539
 
-merge499:
+merge542:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store503
+	JZ           store547
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -13688,9 +13772,9 @@ merge499:
 	VMULPS       Z7, Z5, Z5
 	VFMADD231PS  64(AX), Z6, Z5
 	VMOVUPS      Z5, 64(AX)
-	JMP          stored504
+	JMP          stored548
 
-store503:
+store547:
 	VMOVUPS Z0, (AX)
 	VMOVUPS Z1, 64(AX)
 	ADDQ    R8, AX
@@ -13700,16 +13784,16 @@ store503:
 	VMOVUPS Z4, (AX)
 	VMOVUPS Z5, 64(AX)
 
-stored504:
+stored548:
 	ADDQ $0x00000080, DI
 	ADDQ $0x00000040, DX
 	SUBQ $0x02, (SP)
-	JMP  columns494
+	JMP  columns537
 
-less495:
-columns505:
+less538:
+columns549:
 	CMPQ   (SP), $0x01
-	JLT    less506
+	JLT    less550
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -13719,18 +13803,18 @@ columns505:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse507
+	JNZ    sparse551
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn511:
+turn555:
 	SUBQ         $0x04, R13
-	JLT          end513
+	JLT          end557
 	SUBQ         $0x00000080, 8(SP)
-	JGE          quiet512
+	JGE          quiet556
 	VCVTPH2PS    (SI), Z3
 	VBROADCASTSS (R12), Z4
 	VFMADD231PS  Z3, Z4, Z0
@@ -13740,8 +13824,6 @@ turn511:
 	VFMADD231PS  Z3, Z6, Z2
 	MOVQ         (R11), R14
 	PREFETCHT1   (R14)(CX*1)
-	MOVQ         8(R11), R14
-	PREFETCHT1   (R14)(CX*1)
 	VCVTPH2PS    (SI)(R9*1), Z3
 	VBROADCASTSS 4(R12), Z4
 	VFMADD231PS  Z3, Z4, Z0
@@ -13749,9 +13831,7 @@ turn511:
 	VFMADD231PS  Z3, Z5, Z1
 	VBROADCASTSS 516(R12), Z6
 	VFMADD231PS  Z3, Z6, Z2
-	MOVQ         16(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         24(R11), R14
+	MOVQ         8(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VCVTPH2PS    (SI)(R9*2), Z3
 	VBROADCASTSS 8(R12), Z4
@@ -13760,9 +13840,7 @@ turn511:
 	VFMADD231PS  Z3, Z5, Z1
 	VBROADCASTSS 520(R12), Z6
 	VFMADD231PS  Z3, Z6, Z2
-	MOVQ         32(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         40(R11), R14
+	MOVQ         16(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VCVTPH2PS    (SI)(R15*1), Z3
 	VBROADCASTSS 12(R12), Z4
@@ -13771,18 +13849,21 @@ turn511:
 	VFMADD231PS  Z3, Z5, Z1
 	VBROADCASTSS 524(R12), Z6
 	VFMADD231PS  Z3, Z6, Z2
-	MOVQ         48(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         56(R11), R14
+	MOVQ         24(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
-	IMUL3Q       $0x00000200, 64(R11), R14
-	ADDQ         R14, 8(SP)
-	JMP          turn511
+	TESTQ        $0x000001ff, CX
+	JNZ          row558
+	ADDQ         40(R11), CX
 
-quiet512:
+row558:
+	IMUL3Q $0x00000100, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn555
+
+quiet556:
 	VCVTPH2PS    (SI), Z3
 	VBROADCASTSS (R12), Z4
 	VFMADD231PS  Z3, Z4, Z0
@@ -13813,13 +13894,13 @@ quiet512:
 	VFMADD231PS  Z3, Z6, Z2
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn511
+	JMP          turn555
 
-end513:
+end557:
 	ADDQ $0x04, R13
-	JZ   merge510
+	JZ   merge554
 
-some509:
+some553:
 	VCVTPH2PS    (SI), Z3
 	VBROADCASTSS (R12), Z4
 	VFMADD231PS  Z3, Z4, Z0
@@ -13830,10 +13911,10 @@ some509:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some509
-	JMP          merge510
+	JNZ          some553
+	JMP          merge554
 
-sparse507:
+sparse551:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -13847,13 +13928,13 @@ sparse507:
 	VBROADCASTSS 512(R12), Z6
 	VFMADD231PS  Z3, Z6, Z2
 	BLSRQ        R13, R13
-	JNZ          sparse507
+	JNZ          sparse551
 
-merge510:
+merge554:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store514
+	JZ           store559
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -13877,22 +13958,22 @@ merge510:
 	VMULPS       Z4, Z2, Z2
 	VFMADD231PS  (AX), Z3, Z2
 	VMOVUPS      Z2, (AX)
-	JMP          stored515
+	JMP          stored560
 
-store514:
+store559:
 	VMOVUPS Z0, (AX)
 	ADDQ    R8, AX
 	VMOVUPS Z1, (AX)
 	ADDQ    R8, AX
 	VMOVUPS Z2, (AX)
 
-stored515:
+stored560:
 	ADDQ $0x00000040, DI
 	ADDQ $0x00000020, DX
 	SUBQ $0x01, (SP)
-	JMP  columns505
+	JMP  columns549
 
-less506:
+less550:
 	ADDQ  $0x00000300, BX
 	MOVQ  BX, R14
 	SUBQ  w+8(FP), R14
@@ -13901,16 +13982,16 @@ less506:
 	MOVQ  o+0(FP), DI
 	ADDQ  R14, DI
 	SUBQ  $0x03, R10
-	JMP   rows381
+	JMP   rows415
 
-tile388:
+tile422:
 	MOVQ v+16(FP), DX
 	MOVQ cols+40(FP), R14
 	MOVQ R14, (SP)
 
-columns516:
+columns561:
 	CMPQ   (SP), $0x04
-	JLT    less517
+	JLT    less562
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -13933,18 +14014,18 @@ columns516:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse518
+	JNZ    sparse563
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn522:
+turn567:
 	SUBQ         $0x04, R13
-	JLT          end524
+	JLT          end569
 	SUBQ         $0x00000200, 8(SP)
-	JGE          quiet523
+	JGE          quiet568
 	VCVTPH2PS    (SI), Z16
 	VCVTPH2PS    32(SI), Z17
 	VCVTPH2PS    64(SI), Z18
@@ -14025,10 +14106,10 @@ turn522:
 	VFMADD231PS  Z17, Z23, Z13
 	VFMADD231PS  Z18, Z23, Z14
 	VFMADD231PS  Z19, Z23, Z15
-	MOVQ         32(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         40(R11), R14
-	PREFETCHT1   (R14)(CX*1)
+	MOVQ         (R11), R14
+	PREFETCHT1   64(R14)(CX*1)
+	MOVQ         8(R11), R14
+	PREFETCHT1   64(R14)(CX*1)
 	VCVTPH2PS    (SI)(R15*1), Z16
 	VCVTPH2PS    32(SI)(R15*1), Z17
 	VCVTPH2PS    64(SI)(R15*1), Z18
@@ -14053,18 +14134,23 @@ turn522:
 	VFMADD231PS  Z17, Z23, Z13
 	VFMADD231PS  Z18, Z23, Z14
 	VFMADD231PS  Z19, Z23, Z15
-	MOVQ         48(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         56(R11), R14
-	PREFETCHT1   (R14)(CX*1)
+	MOVQ         16(R11), R14
+	PREFETCHT1   64(R14)(CX*1)
+	MOVQ         24(R11), R14
+	PREFETCHT1   64(R14)(CX*1)
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	ADDQ         $0x00000040, CX
-	IMUL3Q       $0x00000200, 64(R11), R14
-	ADDQ         R14, 8(SP)
-	JMP          turn522
+	ADDQ         $0x00000080, CX
+	TESTQ        $0x000001ff, CX
+	JNZ          row570
+	ADDQ         40(R11), CX
 
-quiet523:
+row570:
+	IMUL3Q $0x00000200, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn567
+
+quiet568:
 	VCVTPH2PS    (SI), Z16
 	VCVTPH2PS    32(SI), Z17
 	VCVTPH2PS    64(SI), Z18
@@ -14163,13 +14249,13 @@ quiet523:
 	VFMADD231PS  Z19, Z23, Z15
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn522
+	JMP          turn567
 
-end524:
+end569:
 	ADDQ $0x04, R13
-	JZ   merge521
+	JZ   merge566
 
-some520:
+some565:
 	VCVTPH2PS    (SI), Z16
 	VCVTPH2PS    32(SI), Z17
 	VCVTPH2PS    64(SI), Z18
@@ -14197,10 +14283,10 @@ some520:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some520
-	JMP          merge521
+	JNZ          some565
+	JMP          merge566
 
-sparse518:
+sparse563:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -14231,13 +14317,13 @@ sparse518:
 	VFMADD231PS  Z18, Z23, Z14
 	VFMADD231PS  Z19, Z23, Z15
 	BLSRQ        R13, R13
-	JNZ          sparse518
+	JNZ          sparse563
 
-merge521:
+merge566:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store525
+	JZ           store571
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -14303,9 +14389,9 @@ merge521:
 	VMULPS       Z17, Z15, Z15
 	VFMADD231PS  192(AX), Z16, Z15
 	VMOVUPS      Z15, 192(AX)
-	JMP          stored526
+	JMP          stored572
 
-store525:
+store571:
 	VMOVUPS Z0, (AX)
 	VMOVUPS Z1, 64(AX)
 	VMOVUPS Z2, 128(AX)
@@ -14326,16 +14412,16 @@ store525:
 	VMOVUPS Z14, 128(AX)
 	VMOVUPS Z15, 192(AX)
 
-stored526:
+stored572:
 	ADDQ $0x00000100, DI
 	ADDQ $0x00000080, DX
 	SUBQ $0x04, (SP)
-	JMP  columns516
+	JMP  columns561
 
-less517:
-columns527:
+less562:
+columns573:
 	CMPQ   (SP), $0x02
-	JLT    less528
+	JLT    less574
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -14350,18 +14436,18 @@ columns527:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse529
+	JNZ    sparse575
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn533:
+turn579:
 	SUBQ         $0x04, R13
-	JLT          end535
+	JLT          end581
 	SUBQ         $0x00000100, 8(SP)
-	JGE          quiet534
+	JGE          quiet580
 	VCVTPH2PS    (SI), Z8
 	VCVTPH2PS    32(SI), Z9
 	VBROADCASTSS (R12), Z10
@@ -14378,8 +14464,6 @@ turn533:
 	VFMADD231PS  Z9, Z13, Z7
 	MOVQ         (R11), R14
 	PREFETCHT1   (R14)(CX*1)
-	MOVQ         8(R11), R14
-	PREFETCHT1   (R14)(CX*1)
 	VCVTPH2PS    (SI)(R9*1), Z8
 	VCVTPH2PS    32(SI)(R9*1), Z9
 	VBROADCASTSS 4(R12), Z10
@@ -14394,9 +14478,7 @@ turn533:
 	VBROADCASTSS 772(R12), Z13
 	VFMADD231PS  Z8, Z13, Z6
 	VFMADD231PS  Z9, Z13, Z7
-	MOVQ         16(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         24(R11), R14
+	MOVQ         8(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VCVTPH2PS    (SI)(R9*2), Z8
 	VCVTPH2PS    32(SI)(R9*2), Z9
@@ -14412,9 +14494,7 @@ turn533:
 	VBROADCASTSS 776(R12), Z13
 	VFMADD231PS  Z8, Z13, Z6
 	VFMADD231PS  Z9, Z13, Z7
-	MOVQ         32(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         40(R11), R14
+	MOVQ         16(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VCVTPH2PS    (SI)(R15*1), Z8
 	VCVTPH2PS    32(SI)(R15*1), Z9
@@ -14430,18 +14510,21 @@ turn533:
 	VBROADCASTSS 780(R12), Z13
 	VFMADD231PS  Z8, Z13, Z6
 	VFMADD231PS  Z9, Z13, Z7
-	MOVQ         48(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         56(R11), R14
+	MOVQ         24(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
-	IMUL3Q       $0x00000200, 64(R11), R14
-	ADDQ         R14, 8(SP)
-	JMP          turn533
+	TESTQ        $0x000001ff, CX
+	JNZ          row582
+	ADDQ         40(R11), CX
 
-quiet534:
+row582:
+	IMUL3Q $0x00000100, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn579
+
+quiet580:
 	VCVTPH2PS    (SI), Z8
 	VCVTPH2PS    32(SI), Z9
 	VBROADCASTSS (R12), Z10
@@ -14500,13 +14583,13 @@ quiet534:
 	VFMADD231PS  Z9, Z13, Z7
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn533
+	JMP          turn579
 
-end535:
+end581:
 	ADDQ $0x04, R13
-	JZ   merge532
+	JZ   merge578
 
-some531:
+some577:
 	VCVTPH2PS    (SI), Z8
 	VCVTPH2PS    32(SI), Z9
 	VBROADCASTSS (R12), Z10
@@ -14524,10 +14607,10 @@ some531:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some531
-	JMP          merge532
+	JNZ          some577
+	JMP          merge578
 
-sparse529:
+sparse575:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -14548,13 +14631,13 @@ sparse529:
 	VFMADD231PS  Z8, Z13, Z6
 	VFMADD231PS  Z9, Z13, Z7
 	BLSRQ        R13, R13
-	JNZ          sparse529
+	JNZ          sparse575
 
-merge532:
+merge578:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store536
+	JZ           store583
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -14596,9 +14679,9 @@ merge532:
 	VMULPS       Z9, Z7, Z7
 	VFMADD231PS  64(AX), Z8, Z7
 	VMOVUPS      Z7, 64(AX)
-	JMP          stored537
+	JMP          stored584
 
-store536:
+store583:
 	VMOVUPS Z0, (AX)
 	VMOVUPS Z1, 64(AX)
 	ADDQ    R8, AX
@@ -14611,16 +14694,16 @@ store536:
 	VMOVUPS Z6, (AX)
 	VMOVUPS Z7, 64(AX)
 
-stored537:
+stored584:
 	ADDQ $0x00000080, DI
 	ADDQ $0x00000040, DX
 	SUBQ $0x02, (SP)
-	JMP  columns527
+	JMP  columns573
 
-less528:
-columns538:
+less574:
+columns585:
 	CMPQ   (SP), $0x01
-	JLT    less539
+	JLT    less586
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -14631,18 +14714,18 @@ columns538:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse540
+	JNZ    sparse587
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn544:
+turn591:
 	SUBQ         $0x04, R13
-	JLT          end546
+	JLT          end593
 	SUBQ         $0x00000080, 8(SP)
-	JGE          quiet545
+	JGE          quiet592
 	VCVTPH2PS    (SI), Z4
 	VBROADCASTSS (R12), Z5
 	VFMADD231PS  Z4, Z5, Z0
@@ -14654,8 +14737,6 @@ turn544:
 	VFMADD231PS  Z4, Z8, Z3
 	MOVQ         (R11), R14
 	PREFETCHT1   (R14)(CX*1)
-	MOVQ         8(R11), R14
-	PREFETCHT1   (R14)(CX*1)
 	VCVTPH2PS    (SI)(R9*1), Z4
 	VBROADCASTSS 4(R12), Z5
 	VFMADD231PS  Z4, Z5, Z0
@@ -14665,9 +14746,7 @@ turn544:
 	VFMADD231PS  Z4, Z7, Z2
 	VBROADCASTSS 772(R12), Z8
 	VFMADD231PS  Z4, Z8, Z3
-	MOVQ         16(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         24(R11), R14
+	MOVQ         8(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VCVTPH2PS    (SI)(R9*2), Z4
 	VBROADCASTSS 8(R12), Z5
@@ -14678,9 +14757,7 @@ turn544:
 	VFMADD231PS  Z4, Z7, Z2
 	VBROADCASTSS 776(R12), Z8
 	VFMADD231PS  Z4, Z8, Z3
-	MOVQ         32(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         40(R11), R14
+	MOVQ         16(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VCVTPH2PS    (SI)(R15*1), Z4
 	VBROADCASTSS 12(R12), Z5
@@ -14691,18 +14768,21 @@ turn544:
 	VFMADD231PS  Z4, Z7, Z2
 	VBROADCASTSS 780(R12), Z8
 	VFMADD231PS  Z4, Z8, Z3
-	MOVQ         48(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         56(R11), R14
+	MOVQ         24(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
-	IMUL3Q       $0x00000200, 64(R11), R14
-	ADDQ         R14, 8(SP)
-	JMP          turn544
+	TESTQ        $0x000001ff, CX
+	JNZ          row594
+	ADDQ         40(R11), CX
 
-quiet545:
+row594:
+	IMUL3Q $0x00000100, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn591
+
+quiet592:
 	VCVTPH2PS    (SI), Z4
 	VBROADCASTSS (R12), Z5
 	VFMADD231PS  Z4, Z5, Z0
@@ -14741,13 +14821,13 @@ quiet545:
 	VFMADD231PS  Z4, Z8, Z3
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn544
+	JMP          turn591
 
-end546:
+end593:
 	ADDQ $0x04, R13
-	JZ   merge543
+	JZ   merge590
 
-some542:
+some589:
 	VCVTPH2PS    (SI), Z4
 	VBROADCASTSS (R12), Z5
 	VFMADD231PS  Z4, Z5, Z0
@@ -14760,10 +14840,10 @@ some542:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some542
-	JMP          merge543
+	JNZ          some589
+	JMP          merge590
 
-sparse540:
+sparse587:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -14779,13 +14859,13 @@ sparse540:
 	VBROADCASTSS 768(R12), Z8
 	VFMADD231PS  Z4, Z8, Z3
 	BLSRQ        R13, R13
-	JNZ          sparse540
+	JNZ          sparse587
 
-merge543:
+merge590:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store547
+	JZ           store595
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -14815,9 +14895,9 @@ merge543:
 	VMULPS       Z5, Z3, Z3
 	VFMADD231PS  (AX), Z4, Z3
 	VMOVUPS      Z3, (AX)
-	JMP          stored548
+	JMP          stored596
 
-store547:
+store595:
 	VMOVUPS Z0, (AX)
 	ADDQ    R8, AX
 	VMOVUPS Z1, (AX)
@@ -14826,13 +14906,13 @@ store547:
 	ADDQ    R8, AX
 	VMOVUPS Z3, (AX)
 
-stored548:
+stored596:
 	ADDQ $0x00000040, DI
 	ADDQ $0x00000020, DX
 	SUBQ $0x01, (SP)
-	JMP  columns538
+	JMP  columns585
 
-less539:
+less586:
 	ADDQ  $0x00000400, BX
 	MOVQ  BX, R14
 	SUBQ  w+8(FP), R14
@@ -14841,16 +14921,16 @@ less539:
 	MOVQ  o+0(FP), DI
 	ADDQ  R14, DI
 	SUBQ  $0x04, R10
-	JMP   rows381
+	JMP   rows415
 
-tile389:
+tile423:
 	MOVQ v+16(FP), DX
 	MOVQ cols+40(FP), R14
 	MOVQ R14, (SP)
 
-columns549:
+columns597:
 	CMPQ   (SP), $0x04
-	JLT    less550
+	JLT    less598
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -14877,18 +14957,18 @@ columns549:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse551
+	JNZ    sparse599
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn555:
+turn603:
 	SUBQ         $0x04, R13
-	JLT          end557
+	JLT          end605
 	SUBQ         $0x00000200, 8(SP)
-	JGE          quiet556
+	JGE          quiet604
 	VCVTPH2PS    (SI), Z20
 	VCVTPH2PS    32(SI), Z21
 	VCVTPH2PS    64(SI), Z22
@@ -14984,10 +15064,10 @@ turn555:
 	VFMADD231PS  Z21, Z28, Z17
 	VFMADD231PS  Z22, Z28, Z18
 	VFMADD231PS  Z23, Z28, Z19
-	MOVQ         32(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         40(R11), R14
-	PREFETCHT1   (R14)(CX*1)
+	MOVQ         (R11), R14
+	PREFETCHT1   64(R14)(CX*1)
+	MOVQ         8(R11), R14
+	PREFETCHT1   64(R14)(CX*1)
 	VCVTPH2PS    (SI)(R15*1), Z20
 	VCVTPH2PS    32(SI)(R15*1), Z21
 	VCVTPH2PS    64(SI)(R15*1), Z22
@@ -15017,18 +15097,23 @@ turn555:
 	VFMADD231PS  Z21, Z28, Z17
 	VFMADD231PS  Z22, Z28, Z18
 	VFMADD231PS  Z23, Z28, Z19
-	MOVQ         48(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         56(R11), R14
-	PREFETCHT1   (R14)(CX*1)
+	MOVQ         16(R11), R14
+	PREFETCHT1   64(R14)(CX*1)
+	MOVQ         24(R11), R14
+	PREFETCHT1   64(R14)(CX*1)
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	ADDQ         $0x00000040, CX
-	IMUL3Q       $0x00000200, 64(R11), R14
-	ADDQ         R14, 8(SP)
-	JMP          turn555
+	ADDQ         $0x00000080, CX
+	TESTQ        $0x000001ff, CX
+	JNZ          row606
+	ADDQ         40(R11), CX
 
-quiet556:
+row606:
+	IMUL3Q $0x00000200, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn603
+
+quiet604:
 	VCVTPH2PS    (SI), Z20
 	VCVTPH2PS    32(SI), Z21
 	VCVTPH2PS    64(SI), Z22
@@ -15147,13 +15232,13 @@ quiet556:
 	VFMADD231PS  Z23, Z28, Z19
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn555
+	JMP          turn603
 
-end557:
+end605:
 	ADDQ $0x04, R13
-	JZ   merge554
+	JZ   merge602
 
-some553:
+some601:
 	VCVTPH2PS    (SI), Z20
 	VCVTPH2PS    32(SI), Z21
 	VCVTPH2PS    64(SI), Z22
@@ -15186,10 +15271,10 @@ some553:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some553
-	JMP          merge554
+	JNZ          some601
+	JMP          merge602
 
-sparse551:
+sparse599:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -15225,13 +15310,13 @@ sparse551:
 	VFMADD231PS  Z22, Z28, Z18
 	VFMADD231PS  Z23, Z28, Z19
 	BLSRQ        R13, R13
-	JNZ          sparse551
+	JNZ          sparse599
 
-merge554:
+merge602:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store558
+	JZ           store607
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -15312,9 +15397,9 @@ merge554:
 	VMULPS       Z21, Z19, Z19
 	VFMADD231PS  192(AX), Z20, Z19
 	VMOVUPS      Z19, 192(AX)
-	JMP          stored559
+	JMP          stored608
 
-store558:
+store607:
 	VMOVUPS Z0, (AX)
 	VMOVUPS Z1, 64(AX)
 	VMOVUPS Z2, 128(AX)
@@ -15340,16 +15425,16 @@ store558:
 	VMOVUPS Z18, 128(AX)
 	VMOVUPS Z19, 192(AX)
 
-stored559:
+stored608:
 	ADDQ $0x00000100, DI
 	ADDQ $0x00000080, DX
 	SUBQ $0x04, (SP)
-	JMP  columns549
+	JMP  columns597
 
-less550:
-columns560:
+less598:
+columns609:
 	CMPQ   (SP), $0x02
-	JLT    less561
+	JLT    less610
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -15366,18 +15451,18 @@ columns560:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse562
+	JNZ    sparse611
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn566:
+turn615:
 	SUBQ         $0x04, R13
-	JLT          end568
+	JLT          end617
 	SUBQ         $0x00000100, 8(SP)
-	JGE          quiet567
+	JGE          quiet616
 	VCVTPH2PS    (SI), Z10
 	VCVTPH2PS    32(SI), Z11
 	VBROADCASTSS (R12), Z12
@@ -15397,8 +15482,6 @@ turn566:
 	VFMADD231PS  Z11, Z16, Z9
 	MOVQ         (R11), R14
 	PREFETCHT1   (R14)(CX*1)
-	MOVQ         8(R11), R14
-	PREFETCHT1   (R14)(CX*1)
 	VCVTPH2PS    (SI)(R9*1), Z10
 	VCVTPH2PS    32(SI)(R9*1), Z11
 	VBROADCASTSS 4(R12), Z12
@@ -15416,9 +15499,7 @@ turn566:
 	VBROADCASTSS 1028(R12), Z16
 	VFMADD231PS  Z10, Z16, Z8
 	VFMADD231PS  Z11, Z16, Z9
-	MOVQ         16(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         24(R11), R14
+	MOVQ         8(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VCVTPH2PS    (SI)(R9*2), Z10
 	VCVTPH2PS    32(SI)(R9*2), Z11
@@ -15437,9 +15518,7 @@ turn566:
 	VBROADCASTSS 1032(R12), Z16
 	VFMADD231PS  Z10, Z16, Z8
 	VFMADD231PS  Z11, Z16, Z9
-	MOVQ         32(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         40(R11), R14
+	MOVQ         16(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VCVTPH2PS    (SI)(R15*1), Z10
 	VCVTPH2PS    32(SI)(R15*1), Z11
@@ -15458,18 +15537,21 @@ turn566:
 	VBROADCASTSS 1036(R12), Z16
 	VFMADD231PS  Z10, Z16, Z8
 	VFMADD231PS  Z11, Z16, Z9
-	MOVQ         48(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         56(R11), R14
+	MOVQ         24(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
-	IMUL3Q       $0x00000200, 64(R11), R14
-	ADDQ         R14, 8(SP)
-	JMP          turn566
+	TESTQ        $0x000001ff, CX
+	JNZ          row618
+	ADDQ         40(R11), CX
 
-quiet567:
+row618:
+	IMUL3Q $0x00000100, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn615
+
+quiet616:
 	VCVTPH2PS    (SI), Z10
 	VCVTPH2PS    32(SI), Z11
 	VBROADCASTSS (R12), Z12
@@ -15540,13 +15622,13 @@ quiet567:
 	VFMADD231PS  Z11, Z16, Z9
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn566
+	JMP          turn615
 
-end568:
+end617:
 	ADDQ $0x04, R13
-	JZ   merge565
+	JZ   merge614
 
-some564:
+some613:
 	VCVTPH2PS    (SI), Z10
 	VCVTPH2PS    32(SI), Z11
 	VBROADCASTSS (R12), Z12
@@ -15567,10 +15649,10 @@ some564:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some564
-	JMP          merge565
+	JNZ          some613
+	JMP          merge614
 
-sparse562:
+sparse611:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -15594,13 +15676,13 @@ sparse562:
 	VFMADD231PS  Z10, Z16, Z8
 	VFMADD231PS  Z11, Z16, Z9
 	BLSRQ        R13, R13
-	JNZ          sparse562
+	JNZ          sparse611
 
-merge565:
+merge614:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store569
+	JZ           store619
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -15651,9 +15733,9 @@ merge565:
 	VMULPS       Z11, Z9, Z9
 	VFMADD231PS  64(AX), Z10, Z9
 	VMOVUPS      Z9, 64(AX)
-	JMP          stored570
+	JMP          stored620
 
-store569:
+store619:
 	VMOVUPS Z0, (AX)
 	VMOVUPS Z1, 64(AX)
 	ADDQ    R8, AX
@@ -15669,16 +15751,16 @@ store569:
 	VMOVUPS Z8, (AX)
 	VMOVUPS Z9, 64(AX)
 
-stored570:
+stored620:
 	ADDQ $0x00000080, DI
 	ADDQ $0x00000040, DX
 	SUBQ $0x02, (SP)
-	JMP  columns560
+	JMP  columns609
 
-less561:
-columns571:
+less610:
+columns621:
 	CMPQ   (SP), $0x01
-	JLT    less572
+	JLT    less622
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -15690,18 +15772,18 @@ columns571:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse573
+	JNZ    sparse623
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn577:
+turn627:
 	SUBQ         $0x04, R13
-	JLT          end579
+	JLT          end629
 	SUBQ         $0x00000080, 8(SP)
-	JGE          quiet578
+	JGE          quiet628
 	VCVTPH2PS    (SI), Z5
 	VBROADCASTSS (R12), Z6
 	VFMADD231PS  Z5, Z6, Z0
@@ -15715,8 +15797,6 @@ turn577:
 	VFMADD231PS  Z5, Z10, Z4
 	MOVQ         (R11), R14
 	PREFETCHT1   (R14)(CX*1)
-	MOVQ         8(R11), R14
-	PREFETCHT1   (R14)(CX*1)
 	VCVTPH2PS    (SI)(R9*1), Z5
 	VBROADCASTSS 4(R12), Z6
 	VFMADD231PS  Z5, Z6, Z0
@@ -15728,9 +15808,7 @@ turn577:
 	VFMADD231PS  Z5, Z9, Z3
 	VBROADCASTSS 1028(R12), Z10
 	VFMADD231PS  Z5, Z10, Z4
-	MOVQ         16(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         24(R11), R14
+	MOVQ         8(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VCVTPH2PS    (SI)(R9*2), Z5
 	VBROADCASTSS 8(R12), Z6
@@ -15743,9 +15821,7 @@ turn577:
 	VFMADD231PS  Z5, Z9, Z3
 	VBROADCASTSS 1032(R12), Z10
 	VFMADD231PS  Z5, Z10, Z4
-	MOVQ         32(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         40(R11), R14
+	MOVQ         16(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VCVTPH2PS    (SI)(R15*1), Z5
 	VBROADCASTSS 12(R12), Z6
@@ -15758,18 +15834,21 @@ turn577:
 	VFMADD231PS  Z5, Z9, Z3
 	VBROADCASTSS 1036(R12), Z10
 	VFMADD231PS  Z5, Z10, Z4
-	MOVQ         48(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         56(R11), R14
+	MOVQ         24(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
-	IMUL3Q       $0x00000200, 64(R11), R14
-	ADDQ         R14, 8(SP)
-	JMP          turn577
+	TESTQ        $0x000001ff, CX
+	JNZ          row630
+	ADDQ         40(R11), CX
 
-quiet578:
+row630:
+	IMUL3Q $0x00000100, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn627
+
+quiet628:
 	VCVTPH2PS    (SI), Z5
 	VBROADCASTSS (R12), Z6
 	VFMADD231PS  Z5, Z6, Z0
@@ -15816,13 +15895,13 @@ quiet578:
 	VFMADD231PS  Z5, Z10, Z4
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn577
+	JMP          turn627
 
-end579:
+end629:
 	ADDQ $0x04, R13
-	JZ   merge576
+	JZ   merge626
 
-some575:
+some625:
 	VCVTPH2PS    (SI), Z5
 	VBROADCASTSS (R12), Z6
 	VFMADD231PS  Z5, Z6, Z0
@@ -15837,10 +15916,10 @@ some575:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some575
-	JMP          merge576
+	JNZ          some625
+	JMP          merge626
 
-sparse573:
+sparse623:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -15858,13 +15937,13 @@ sparse573:
 	VBROADCASTSS 1024(R12), Z10
 	VFMADD231PS  Z5, Z10, Z4
 	BLSRQ        R13, R13
-	JNZ          sparse573
+	JNZ          sparse623
 
-merge576:
+merge626:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store580
+	JZ           store631
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -15900,9 +15979,9 @@ merge576:
 	VMULPS       Z6, Z4, Z4
 	VFMADD231PS  (AX), Z5, Z4
 	VMOVUPS      Z4, (AX)
-	JMP          stored581
+	JMP          stored632
 
-store580:
+store631:
 	VMOVUPS Z0, (AX)
 	ADDQ    R8, AX
 	VMOVUPS Z1, (AX)
@@ -15913,13 +15992,13 @@ store580:
 	ADDQ    R8, AX
 	VMOVUPS Z4, (AX)
 
-stored581:
+stored632:
 	ADDQ $0x00000040, DI
 	ADDQ $0x00000020, DX
 	SUBQ $0x01, (SP)
-	JMP  columns571
+	JMP  columns621
 
-less572:
+less622:
 	ADDQ  $0x00000500, BX
 	MOVQ  BX, R14
 	SUBQ  w+8(FP), R14
@@ -15928,16 +16007,16 @@ less572:
 	MOVQ  o+0(FP), DI
 	ADDQ  R14, DI
 	SUBQ  $0x05, R10
-	JMP   rows381
+	JMP   rows415
 
-tile390:
+tile424:
 	MOVQ v+16(FP), DX
 	MOVQ cols+40(FP), R14
 	MOVQ R14, (SP)
 
-columns582:
+columns633:
 	CMPQ   (SP), $0x04
-	JLT    less583
+	JLT    less634
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -15968,18 +16047,18 @@ columns582:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse584
+	JNZ    sparse635
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn588:
+turn639:
 	SUBQ         $0x04, R13
-	JLT          end590
+	JLT          end641
 	SUBQ         $0x00000200, 8(SP)
-	JGE          quiet589
+	JGE          quiet640
 	VCVTPH2PS    (SI), Z24
 	VCVTPH2PS    32(SI), Z25
 	VCVTPH2PS    64(SI), Z26
@@ -16090,10 +16169,10 @@ turn588:
 	VFMADD231PS  Z25, Z29, Z21
 	VFMADD231PS  Z26, Z29, Z22
 	VFMADD231PS  Z27, Z29, Z23
-	MOVQ         32(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         40(R11), R14
-	PREFETCHT1   (R14)(CX*1)
+	MOVQ         (R11), R14
+	PREFETCHT1   64(R14)(CX*1)
+	MOVQ         8(R11), R14
+	PREFETCHT1   64(R14)(CX*1)
 	VCVTPH2PS    (SI)(R15*1), Z24
 	VCVTPH2PS    32(SI)(R15*1), Z25
 	VCVTPH2PS    64(SI)(R15*1), Z26
@@ -16128,18 +16207,23 @@ turn588:
 	VFMADD231PS  Z25, Z29, Z21
 	VFMADD231PS  Z26, Z29, Z22
 	VFMADD231PS  Z27, Z29, Z23
-	MOVQ         48(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         56(R11), R14
-	PREFETCHT1   (R14)(CX*1)
+	MOVQ         16(R11), R14
+	PREFETCHT1   64(R14)(CX*1)
+	MOVQ         24(R11), R14
+	PREFETCHT1   64(R14)(CX*1)
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	ADDQ         $0x00000040, CX
-	IMUL3Q       $0x00000200, 64(R11), R14
-	ADDQ         R14, 8(SP)
-	JMP          turn588
+	ADDQ         $0x00000080, CX
+	TESTQ        $0x000001ff, CX
+	JNZ          row642
+	ADDQ         40(R11), CX
 
-quiet589:
+row642:
+	IMUL3Q $0x00000200, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn639
+
+quiet640:
 	VCVTPH2PS    (SI), Z24
 	VCVTPH2PS    32(SI), Z25
 	VCVTPH2PS    64(SI), Z26
@@ -16278,13 +16362,13 @@ quiet589:
 	VFMADD231PS  Z27, Z29, Z23
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn588
+	JMP          turn639
 
-end590:
+end641:
 	ADDQ $0x04, R13
-	JZ   merge587
+	JZ   merge638
 
-some586:
+some637:
 	VCVTPH2PS    (SI), Z24
 	VCVTPH2PS    32(SI), Z25
 	VCVTPH2PS    64(SI), Z26
@@ -16322,10 +16406,10 @@ some586:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some586
-	JMP          merge587
+	JNZ          some637
+	JMP          merge638
 
-sparse584:
+sparse635:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -16366,13 +16450,13 @@ sparse584:
 	VFMADD231PS  Z26, Z29, Z22
 	VFMADD231PS  Z27, Z29, Z23
 	BLSRQ        R13, R13
-	JNZ          sparse584
+	JNZ          sparse635
 
-merge587:
+merge638:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store591
+	JZ           store643
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -16468,9 +16552,9 @@ merge587:
 	VMULPS       Z25, Z23, Z23
 	VFMADD231PS  192(AX), Z24, Z23
 	VMOVUPS      Z23, 192(AX)
-	JMP          stored592
+	JMP          stored644
 
-store591:
+store643:
 	VMOVUPS Z0, (AX)
 	VMOVUPS Z1, 64(AX)
 	VMOVUPS Z2, 128(AX)
@@ -16501,16 +16585,16 @@ store591:
 	VMOVUPS Z22, 128(AX)
 	VMOVUPS Z23, 192(AX)
 
-stored592:
+stored644:
 	ADDQ $0x00000100, DI
 	ADDQ $0x00000080, DX
 	SUBQ $0x04, (SP)
-	JMP  columns582
+	JMP  columns633
 
-less583:
-columns593:
+less634:
+columns645:
 	CMPQ   (SP), $0x02
-	JLT    less594
+	JLT    less646
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -16529,18 +16613,18 @@ columns593:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse595
+	JNZ    sparse647
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn599:
+turn651:
 	SUBQ         $0x04, R13
-	JLT          end601
+	JLT          end653
 	SUBQ         $0x00000100, 8(SP)
-	JGE          quiet600
+	JGE          quiet652
 	VCVTPH2PS    (SI), Z12
 	VCVTPH2PS    32(SI), Z13
 	VBROADCASTSS (R12), Z14
@@ -16563,8 +16647,6 @@ turn599:
 	VFMADD231PS  Z13, Z19, Z11
 	MOVQ         (R11), R14
 	PREFETCHT1   (R14)(CX*1)
-	MOVQ         8(R11), R14
-	PREFETCHT1   (R14)(CX*1)
 	VCVTPH2PS    (SI)(R9*1), Z12
 	VCVTPH2PS    32(SI)(R9*1), Z13
 	VBROADCASTSS 4(R12), Z14
@@ -16585,9 +16667,7 @@ turn599:
 	VBROADCASTSS 1284(R12), Z19
 	VFMADD231PS  Z12, Z19, Z10
 	VFMADD231PS  Z13, Z19, Z11
-	MOVQ         16(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         24(R11), R14
+	MOVQ         8(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VCVTPH2PS    (SI)(R9*2), Z12
 	VCVTPH2PS    32(SI)(R9*2), Z13
@@ -16609,9 +16689,7 @@ turn599:
 	VBROADCASTSS 1288(R12), Z19
 	VFMADD231PS  Z12, Z19, Z10
 	VFMADD231PS  Z13, Z19, Z11
-	MOVQ         32(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         40(R11), R14
+	MOVQ         16(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VCVTPH2PS    (SI)(R15*1), Z12
 	VCVTPH2PS    32(SI)(R15*1), Z13
@@ -16633,18 +16711,21 @@ turn599:
 	VBROADCASTSS 1292(R12), Z19
 	VFMADD231PS  Z12, Z19, Z10
 	VFMADD231PS  Z13, Z19, Z11
-	MOVQ         48(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         56(R11), R14
+	MOVQ         24(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
-	IMUL3Q       $0x00000200, 64(R11), R14
-	ADDQ         R14, 8(SP)
-	JMP          turn599
+	TESTQ        $0x000001ff, CX
+	JNZ          row654
+	ADDQ         40(R11), CX
 
-quiet600:
+row654:
+	IMUL3Q $0x00000100, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn651
+
+quiet652:
 	VCVTPH2PS    (SI), Z12
 	VCVTPH2PS    32(SI), Z13
 	VBROADCASTSS (R12), Z14
@@ -16727,13 +16808,13 @@ quiet600:
 	VFMADD231PS  Z13, Z19, Z11
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn599
+	JMP          turn651
 
-end601:
+end653:
 	ADDQ $0x04, R13
-	JZ   merge598
+	JZ   merge650
 
-some597:
+some649:
 	VCVTPH2PS    (SI), Z12
 	VCVTPH2PS    32(SI), Z13
 	VBROADCASTSS (R12), Z14
@@ -16757,10 +16838,10 @@ some597:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some597
-	JMP          merge598
+	JNZ          some649
+	JMP          merge650
 
-sparse595:
+sparse647:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -16787,13 +16868,13 @@ sparse595:
 	VFMADD231PS  Z12, Z19, Z10
 	VFMADD231PS  Z13, Z19, Z11
 	BLSRQ        R13, R13
-	JNZ          sparse595
+	JNZ          sparse647
 
-merge598:
+merge650:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store602
+	JZ           store655
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -16853,9 +16934,9 @@ merge598:
 	VMULPS       Z13, Z11, Z11
 	VFMADD231PS  64(AX), Z12, Z11
 	VMOVUPS      Z11, 64(AX)
-	JMP          stored603
+	JMP          stored656
 
-store602:
+store655:
 	VMOVUPS Z0, (AX)
 	VMOVUPS Z1, 64(AX)
 	ADDQ    R8, AX
@@ -16874,16 +16955,16 @@ store602:
 	VMOVUPS Z10, (AX)
 	VMOVUPS Z11, 64(AX)
 
-stored603:
+stored656:
 	ADDQ $0x00000080, DI
 	ADDQ $0x00000040, DX
 	SUBQ $0x02, (SP)
-	JMP  columns593
+	JMP  columns645
 
-less594:
-columns604:
+less646:
+columns657:
 	CMPQ   (SP), $0x01
-	JLT    less605
+	JLT    less658
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -16896,18 +16977,18 @@ columns604:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse606
+	JNZ    sparse659
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn610:
+turn663:
 	SUBQ         $0x04, R13
-	JLT          end612
+	JLT          end665
 	SUBQ         $0x00000080, 8(SP)
-	JGE          quiet611
+	JGE          quiet664
 	VCVTPH2PS    (SI), Z6
 	VBROADCASTSS (R12), Z7
 	VFMADD231PS  Z6, Z7, Z0
@@ -16923,8 +17004,6 @@ turn610:
 	VFMADD231PS  Z6, Z12, Z5
 	MOVQ         (R11), R14
 	PREFETCHT1   (R14)(CX*1)
-	MOVQ         8(R11), R14
-	PREFETCHT1   (R14)(CX*1)
 	VCVTPH2PS    (SI)(R9*1), Z6
 	VBROADCASTSS 4(R12), Z7
 	VFMADD231PS  Z6, Z7, Z0
@@ -16938,9 +17017,7 @@ turn610:
 	VFMADD231PS  Z6, Z11, Z4
 	VBROADCASTSS 1284(R12), Z12
 	VFMADD231PS  Z6, Z12, Z5
-	MOVQ         16(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         24(R11), R14
+	MOVQ         8(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VCVTPH2PS    (SI)(R9*2), Z6
 	VBROADCASTSS 8(R12), Z7
@@ -16955,9 +17032,7 @@ turn610:
 	VFMADD231PS  Z6, Z11, Z4
 	VBROADCASTSS 1288(R12), Z12
 	VFMADD231PS  Z6, Z12, Z5
-	MOVQ         32(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         40(R11), R14
+	MOVQ         16(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VCVTPH2PS    (SI)(R15*1), Z6
 	VBROADCASTSS 12(R12), Z7
@@ -16972,18 +17047,21 @@ turn610:
 	VFMADD231PS  Z6, Z11, Z4
 	VBROADCASTSS 1292(R12), Z12
 	VFMADD231PS  Z6, Z12, Z5
-	MOVQ         48(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         56(R11), R14
+	MOVQ         24(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
-	IMUL3Q       $0x00000200, 64(R11), R14
-	ADDQ         R14, 8(SP)
-	JMP          turn610
+	TESTQ        $0x000001ff, CX
+	JNZ          row666
+	ADDQ         40(R11), CX
 
-quiet611:
+row666:
+	IMUL3Q $0x00000100, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn663
+
+quiet664:
 	VCVTPH2PS    (SI), Z6
 	VBROADCASTSS (R12), Z7
 	VFMADD231PS  Z6, Z7, Z0
@@ -17038,13 +17116,13 @@ quiet611:
 	VFMADD231PS  Z6, Z12, Z5
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn610
+	JMP          turn663
 
-end612:
+end665:
 	ADDQ $0x04, R13
-	JZ   merge609
+	JZ   merge662
 
-some608:
+some661:
 	VCVTPH2PS    (SI), Z6
 	VBROADCASTSS (R12), Z7
 	VFMADD231PS  Z6, Z7, Z0
@@ -17061,10 +17139,10 @@ some608:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some608
-	JMP          merge609
+	JNZ          some661
+	JMP          merge662
 
-sparse606:
+sparse659:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -17084,13 +17162,13 @@ sparse606:
 	VBROADCASTSS 1280(R12), Z12
 	VFMADD231PS  Z6, Z12, Z5
 	BLSRQ        R13, R13
-	JNZ          sparse606
+	JNZ          sparse659
 
-merge609:
+merge662:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store613
+	JZ           store667
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -17132,9 +17210,9 @@ merge609:
 	VMULPS       Z7, Z5, Z5
 	VFMADD231PS  (AX), Z6, Z5
 	VMOVUPS      Z5, (AX)
-	JMP          stored614
+	JMP          stored668
 
-store613:
+store667:
 	VMOVUPS Z0, (AX)
 	ADDQ    R8, AX
 	VMOVUPS Z1, (AX)
@@ -17147,13 +17225,13 @@ store613:
 	ADDQ    R8, AX
 	VMOVUPS Z5, (AX)
 
-stored614:
+stored668:
 	ADDQ $0x00000040, DI
 	ADDQ $0x00000020, DX
 	SUBQ $0x01, (SP)
-	JMP  columns604
+	JMP  columns657
 
-less605:
+less658:
 	ADDQ  $0x00000600, BX
 	MOVQ  BX, R14
 	SUBQ  w+8(FP), R14
@@ -17162,16 +17240,16 @@ less605:
 	MOVQ  o+0(FP), DI
 	ADDQ  R14, DI
 	SUBQ  $0x06, R10
-	JMP   rows381
+	JMP   rows415
 
-tile391:
+tile425:
 	MOVQ v+16(FP), DX
 	MOVQ cols+40(FP), R14
 	MOVQ R14, (SP)
 
-columns615:
+columns669:
 	CMPQ   (SP), $0x02
-	JLT    less616
+	JLT    less670
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -17192,18 +17270,18 @@ columns615:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse617
+	JNZ    sparse671
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn621:
+turn675:
 	SUBQ         $0x04, R13
-	JLT          end623
+	JLT          end677
 	SUBQ         $0x00000100, 8(SP)
-	JGE          quiet622
+	JGE          quiet676
 	VCVTPH2PS    (SI), Z14
 	VCVTPH2PS    32(SI), Z15
 	VBROADCASTSS (R12), Z16
@@ -17229,8 +17307,6 @@ turn621:
 	VFMADD231PS  Z15, Z22, Z13
 	MOVQ         (R11), R14
 	PREFETCHT1   (R14)(CX*1)
-	MOVQ         8(R11), R14
-	PREFETCHT1   (R14)(CX*1)
 	VCVTPH2PS    (SI)(R9*1), Z14
 	VCVTPH2PS    32(SI)(R9*1), Z15
 	VBROADCASTSS 4(R12), Z16
@@ -17254,9 +17330,7 @@ turn621:
 	VBROADCASTSS 1540(R12), Z22
 	VFMADD231PS  Z14, Z22, Z12
 	VFMADD231PS  Z15, Z22, Z13
-	MOVQ         16(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         24(R11), R14
+	MOVQ         8(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VCVTPH2PS    (SI)(R9*2), Z14
 	VCVTPH2PS    32(SI)(R9*2), Z15
@@ -17281,9 +17355,7 @@ turn621:
 	VBROADCASTSS 1544(R12), Z22
 	VFMADD231PS  Z14, Z22, Z12
 	VFMADD231PS  Z15, Z22, Z13
-	MOVQ         32(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         40(R11), R14
+	MOVQ         16(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VCVTPH2PS    (SI)(R15*1), Z14
 	VCVTPH2PS    32(SI)(R15*1), Z15
@@ -17308,18 +17380,21 @@ turn621:
 	VBROADCASTSS 1548(R12), Z22
 	VFMADD231PS  Z14, Z22, Z12
 	VFMADD231PS  Z15, Z22, Z13
-	MOVQ         48(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         56(R11), R14
+	MOVQ         24(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
-	IMUL3Q       $0x00000200, 64(R11), R14
-	ADDQ         R14, 8(SP)
-	JMP          turn621
+	TESTQ        $0x000001ff, CX
+	JNZ          row678
+	ADDQ         40(R11), CX
 
-quiet622:
+row678:
+	IMUL3Q $0x00000100, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn675
+
+quiet676:
 	VCVTPH2PS    (SI), Z14
 	VCVTPH2PS    32(SI), Z15
 	VBROADCASTSS (R12), Z16
@@ -17414,13 +17489,13 @@ quiet622:
 	VFMADD231PS  Z15, Z22, Z13
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn621
+	JMP          turn675
 
-end623:
+end677:
 	ADDQ $0x04, R13
-	JZ   merge620
+	JZ   merge674
 
-some619:
+some673:
 	VCVTPH2PS    (SI), Z14
 	VCVTPH2PS    32(SI), Z15
 	VBROADCASTSS (R12), Z16
@@ -17447,10 +17522,10 @@ some619:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some619
-	JMP          merge620
+	JNZ          some673
+	JMP          merge674
 
-sparse617:
+sparse671:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -17480,13 +17555,13 @@ sparse617:
 	VFMADD231PS  Z14, Z22, Z12
 	VFMADD231PS  Z15, Z22, Z13
 	BLSRQ        R13, R13
-	JNZ          sparse617
+	JNZ          sparse671
 
-merge620:
+merge674:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store624
+	JZ           store679
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -17555,9 +17630,9 @@ merge620:
 	VMULPS       Z15, Z13, Z13
 	VFMADD231PS  64(AX), Z14, Z13
 	VMOVUPS      Z13, 64(AX)
-	JMP          stored625
+	JMP          stored680
 
-store624:
+store679:
 	VMOVUPS Z0, (AX)
 	VMOVUPS Z1, 64(AX)
 	ADDQ    R8, AX
@@ -17579,16 +17654,16 @@ store624:
 	VMOVUPS Z12, (AX)
 	VMOVUPS Z13, 64(AX)
 
-stored625:
+stored680:
 	ADDQ $0x00000080, DI
 	ADDQ $0x00000040, DX
 	SUBQ $0x02, (SP)
-	JMP  columns615
+	JMP  columns669
 
-less616:
-columns626:
+less670:
+columns681:
 	CMPQ   (SP), $0x01
-	JLT    less627
+	JLT    less682
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -17602,18 +17677,18 @@ columns626:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse628
+	JNZ    sparse683
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn632:
+turn687:
 	SUBQ         $0x04, R13
-	JLT          end634
+	JLT          end689
 	SUBQ         $0x00000080, 8(SP)
-	JGE          quiet633
+	JGE          quiet688
 	VCVTPH2PS    (SI), Z7
 	VBROADCASTSS (R12), Z8
 	VFMADD231PS  Z7, Z8, Z0
@@ -17631,8 +17706,6 @@ turn632:
 	VFMADD231PS  Z7, Z14, Z6
 	MOVQ         (R11), R14
 	PREFETCHT1   (R14)(CX*1)
-	MOVQ         8(R11), R14
-	PREFETCHT1   (R14)(CX*1)
 	VCVTPH2PS    (SI)(R9*1), Z7
 	VBROADCASTSS 4(R12), Z8
 	VFMADD231PS  Z7, Z8, Z0
@@ -17648,9 +17721,7 @@ turn632:
 	VFMADD231PS  Z7, Z13, Z5
 	VBROADCASTSS 1540(R12), Z14
 	VFMADD231PS  Z7, Z14, Z6
-	MOVQ         16(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         24(R11), R14
+	MOVQ         8(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VCVTPH2PS    (SI)(R9*2), Z7
 	VBROADCASTSS 8(R12), Z8
@@ -17667,9 +17738,7 @@ turn632:
 	VFMADD231PS  Z7, Z13, Z5
 	VBROADCASTSS 1544(R12), Z14
 	VFMADD231PS  Z7, Z14, Z6
-	MOVQ         32(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         40(R11), R14
+	MOVQ         16(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VCVTPH2PS    (SI)(R15*1), Z7
 	VBROADCASTSS 12(R12), Z8
@@ -17686,18 +17755,21 @@ turn632:
 	VFMADD231PS  Z7, Z13, Z5
 	VBROADCASTSS 1548(R12), Z14
 	VFMADD231PS  Z7, Z14, Z6
-	MOVQ         48(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         56(R11), R14
+	MOVQ         24(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
-	IMUL3Q       $0x00000200, 64(R11), R14
-	ADDQ         R14, 8(SP)
-	JMP          turn632
+	TESTQ        $0x000001ff, CX
+	JNZ          row690
+	ADDQ         40(R11), CX
 
-quiet633:
+row690:
+	IMUL3Q $0x00000100, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn687
+
+quiet688:
 	VCVTPH2PS    (SI), Z7
 	VBROADCASTSS (R12), Z8
 	VFMADD231PS  Z7, Z8, Z0
@@ -17760,13 +17832,13 @@ quiet633:
 	VFMADD231PS  Z7, Z14, Z6
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn632
+	JMP          turn687
 
-end634:
+end689:
 	ADDQ $0x04, R13
-	JZ   merge631
+	JZ   merge686
 
-some630:
+some685:
 	VCVTPH2PS    (SI), Z7
 	VBROADCASTSS (R12), Z8
 	VFMADD231PS  Z7, Z8, Z0
@@ -17785,10 +17857,10 @@ some630:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some630
-	JMP          merge631
+	JNZ          some685
+	JMP          merge686
 
-sparse628:
+sparse683:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -17810,13 +17882,13 @@ sparse628:
 	VBROADCASTSS 1536(R12), Z14
 	VFMADD231PS  Z7, Z14, Z6
 	BLSRQ        R13, R13
-	JNZ          sparse628
+	JNZ          sparse683
 
-merge631:
+merge686:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store635
+	JZ           store691
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -17864,9 +17936,9 @@ merge631:
 	VMULPS       Z8, Z6, Z6
 	VFMADD231PS  (AX), Z7, Z6
 	VMOVUPS      Z6, (AX)
-	JMP          stored636
+	JMP          stored692
 
-store635:
+store691:
 	VMOVUPS Z0, (AX)
 	ADDQ    R8, AX
 	VMOVUPS Z1, (AX)
@@ -17881,13 +17953,13 @@ store635:
 	ADDQ    R8, AX
 	VMOVUPS Z6, (AX)
 
-stored636:
+stored692:
 	ADDQ $0x00000040, DI
 	ADDQ $0x00000020, DX
 	SUBQ $0x01, (SP)
-	JMP  columns626
+	JMP  columns681
 
-less627:
+less682:
 	ADDQ  $0x00000700, BX
 	MOVQ  BX, R14
 	SUBQ  w+8(FP), R14
@@ -17896,16 +17968,16 @@ less627:
 	MOVQ  o+0(FP), DI
 	ADDQ  R14, DI
 	SUBQ  $0x07, R10
-	JMP   rows381
+	JMP   rows415
 
-tile392:
+tile426:
 	MOVQ v+16(FP), DX
 	MOVQ cols+40(FP), R14
 	MOVQ R14, (SP)
 
-columns637:
+columns693:
 	CMPQ   (SP), $0x02
-	JLT    less638
+	JLT    less694
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -17928,18 +18000,18 @@ columns637:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse639
+	JNZ    sparse695
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn643:
+turn699:
 	SUBQ         $0x04, R13
-	JLT          end645
+	JLT          end701
 	SUBQ         $0x00000100, 8(SP)
-	JGE          quiet644
+	JGE          quiet700
 	VCVTPH2PS    (SI), Z16
 	VCVTPH2PS    32(SI), Z17
 	VBROADCASTSS (R12), Z18
@@ -17968,8 +18040,6 @@ turn643:
 	VFMADD231PS  Z17, Z25, Z15
 	MOVQ         (R11), R14
 	PREFETCHT1   (R14)(CX*1)
-	MOVQ         8(R11), R14
-	PREFETCHT1   (R14)(CX*1)
 	VCVTPH2PS    (SI)(R9*1), Z16
 	VCVTPH2PS    32(SI)(R9*1), Z17
 	VBROADCASTSS 4(R12), Z18
@@ -17996,9 +18066,7 @@ turn643:
 	VBROADCASTSS 1796(R12), Z25
 	VFMADD231PS  Z16, Z25, Z14
 	VFMADD231PS  Z17, Z25, Z15
-	MOVQ         16(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         24(R11), R14
+	MOVQ         8(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VCVTPH2PS    (SI)(R9*2), Z16
 	VCVTPH2PS    32(SI)(R9*2), Z17
@@ -18026,9 +18094,7 @@ turn643:
 	VBROADCASTSS 1800(R12), Z25
 	VFMADD231PS  Z16, Z25, Z14
 	VFMADD231PS  Z17, Z25, Z15
-	MOVQ         32(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         40(R11), R14
+	MOVQ         16(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VCVTPH2PS    (SI)(R15*1), Z16
 	VCVTPH2PS    32(SI)(R15*1), Z17
@@ -18056,18 +18122,21 @@ turn643:
 	VBROADCASTSS 1804(R12), Z25
 	VFMADD231PS  Z16, Z25, Z14
 	VFMADD231PS  Z17, Z25, Z15
-	MOVQ         48(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         56(R11), R14
+	MOVQ         24(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
-	IMUL3Q       $0x00000200, 64(R11), R14
-	ADDQ         R14, 8(SP)
-	JMP          turn643
+	TESTQ        $0x000001ff, CX
+	JNZ          row702
+	ADDQ         40(R11), CX
 
-quiet644:
+row702:
+	IMUL3Q $0x00000100, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn699
+
+quiet700:
 	VCVTPH2PS    (SI), Z16
 	VCVTPH2PS    32(SI), Z17
 	VBROADCASTSS (R12), Z18
@@ -18174,13 +18243,13 @@ quiet644:
 	VFMADD231PS  Z17, Z25, Z15
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn643
+	JMP          turn699
 
-end645:
+end701:
 	ADDQ $0x04, R13
-	JZ   merge642
+	JZ   merge698
 
-some641:
+some697:
 	VCVTPH2PS    (SI), Z16
 	VCVTPH2PS    32(SI), Z17
 	VBROADCASTSS (R12), Z18
@@ -18210,10 +18279,10 @@ some641:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some641
-	JMP          merge642
+	JNZ          some697
+	JMP          merge698
 
-sparse639:
+sparse695:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -18246,13 +18315,13 @@ sparse639:
 	VFMADD231PS  Z16, Z25, Z14
 	VFMADD231PS  Z17, Z25, Z15
 	BLSRQ        R13, R13
-	JNZ          sparse639
+	JNZ          sparse695
 
-merge642:
+merge698:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store646
+	JZ           store703
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -18330,9 +18399,9 @@ merge642:
 	VMULPS       Z17, Z15, Z15
 	VFMADD231PS  64(AX), Z16, Z15
 	VMOVUPS      Z15, 64(AX)
-	JMP          stored647
+	JMP          stored704
 
-store646:
+store703:
 	VMOVUPS Z0, (AX)
 	VMOVUPS Z1, 64(AX)
 	ADDQ    R8, AX
@@ -18357,16 +18426,16 @@ store646:
 	VMOVUPS Z14, (AX)
 	VMOVUPS Z15, 64(AX)
 
-stored647:
+stored704:
 	ADDQ $0x00000080, DI
 	ADDQ $0x00000040, DX
 	SUBQ $0x02, (SP)
-	JMP  columns637
+	JMP  columns693
 
-less638:
-columns648:
+less694:
+columns705:
 	CMPQ   (SP), $0x01
-	JLT    less649
+	JLT    less706
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -18381,18 +18450,18 @@ columns648:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse650
+	JNZ    sparse707
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn654:
+turn711:
 	SUBQ         $0x04, R13
-	JLT          end656
+	JLT          end713
 	SUBQ         $0x00000080, 8(SP)
-	JGE          quiet655
+	JGE          quiet712
 	VCVTPH2PS    (SI), Z8
 	VBROADCASTSS (R12), Z9
 	VFMADD231PS  Z8, Z9, Z0
@@ -18412,8 +18481,6 @@ turn654:
 	VFMADD231PS  Z8, Z16, Z7
 	MOVQ         (R11), R14
 	PREFETCHT1   (R14)(CX*1)
-	MOVQ         8(R11), R14
-	PREFETCHT1   (R14)(CX*1)
 	VCVTPH2PS    (SI)(R9*1), Z8
 	VBROADCASTSS 4(R12), Z9
 	VFMADD231PS  Z8, Z9, Z0
@@ -18431,9 +18498,7 @@ turn654:
 	VFMADD231PS  Z8, Z15, Z6
 	VBROADCASTSS 1796(R12), Z16
 	VFMADD231PS  Z8, Z16, Z7
-	MOVQ         16(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         24(R11), R14
+	MOVQ         8(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VCVTPH2PS    (SI)(R9*2), Z8
 	VBROADCASTSS 8(R12), Z9
@@ -18452,9 +18517,7 @@ turn654:
 	VFMADD231PS  Z8, Z15, Z6
 	VBROADCASTSS 1800(R12), Z16
 	VFMADD231PS  Z8, Z16, Z7
-	MOVQ         32(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         40(R11), R14
+	MOVQ         16(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VCVTPH2PS    (SI)(R15*1), Z8
 	VBROADCASTSS 12(R12), Z9
@@ -18473,18 +18536,21 @@ turn654:
 	VFMADD231PS  Z8, Z15, Z6
 	VBROADCASTSS 1804(R12), Z16
 	VFMADD231PS  Z8, Z16, Z7
-	MOVQ         48(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         56(R11), R14
+	MOVQ         24(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
-	IMUL3Q       $0x00000200, 64(R11), R14
-	ADDQ         R14, 8(SP)
-	JMP          turn654
+	TESTQ        $0x000001ff, CX
+	JNZ          row714
+	ADDQ         40(R11), CX
 
-quiet655:
+row714:
+	IMUL3Q $0x00000100, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn711
+
+quiet712:
 	VCVTPH2PS    (SI), Z8
 	VBROADCASTSS (R12), Z9
 	VFMADD231PS  Z8, Z9, Z0
@@ -18555,13 +18621,13 @@ quiet655:
 	VFMADD231PS  Z8, Z16, Z7
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn654
+	JMP          turn711
 
-end656:
+end713:
 	ADDQ $0x04, R13
-	JZ   merge653
+	JZ   merge710
 
-some652:
+some709:
 	VCVTPH2PS    (SI), Z8
 	VBROADCASTSS (R12), Z9
 	VFMADD231PS  Z8, Z9, Z0
@@ -18582,10 +18648,10 @@ some652:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some652
-	JMP          merge653
+	JNZ          some709
+	JMP          merge710
 
-sparse650:
+sparse707:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -18609,13 +18675,13 @@ sparse650:
 	VBROADCASTSS 1792(R12), Z16
 	VFMADD231PS  Z8, Z16, Z7
 	BLSRQ        R13, R13
-	JNZ          sparse650
+	JNZ          sparse707
 
-merge653:
+merge710:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store657
+	JZ           store715
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -18669,9 +18735,9 @@ merge653:
 	VMULPS       Z9, Z7, Z7
 	VFMADD231PS  (AX), Z8, Z7
 	VMOVUPS      Z7, (AX)
-	JMP          stored658
+	JMP          stored716
 
-store657:
+store715:
 	VMOVUPS Z0, (AX)
 	ADDQ    R8, AX
 	VMOVUPS Z1, (AX)
@@ -18688,13 +18754,13 @@ store657:
 	ADDQ    R8, AX
 	VMOVUPS Z7, (AX)
 
-stored658:
+stored716:
 	ADDQ $0x00000040, DI
 	ADDQ $0x00000020, DX
 	SUBQ $0x01, (SP)
-	JMP  columns648
+	JMP  columns705
 
-less649:
+less706:
 	ADDQ  $0x00000800, BX
 	MOVQ  BX, R14
 	SUBQ  w+8(FP), R14
@@ -18703,16 +18769,16 @@ less649:
 	MOVQ  o+0(FP), DI
 	ADDQ  R14, DI
 	SUBQ  $0x08, R10
-	JMP   rows381
+	JMP   rows415
 
-tile393:
+tile427:
 	MOVQ v+16(FP), DX
 	MOVQ cols+40(FP), R14
 	MOVQ R14, (SP)
 
-columns659:
+columns717:
 	CMPQ   (SP), $0x02
-	JLT    less660
+	JLT    less718
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -18737,18 +18803,18 @@ columns659:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse661
+	JNZ    sparse719
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn665:
+turn723:
 	SUBQ         $0x04, R13
-	JLT          end667
+	JLT          end725
 	SUBQ         $0x00000100, 8(SP)
-	JGE          quiet666
+	JGE          quiet724
 	VCVTPH2PS    (SI), Z18
 	VCVTPH2PS    32(SI), Z19
 	VBROADCASTSS (R12), Z20
@@ -18780,8 +18846,6 @@ turn665:
 	VFMADD231PS  Z19, Z28, Z17
 	MOVQ         (R11), R14
 	PREFETCHT1   (R14)(CX*1)
-	MOVQ         8(R11), R14
-	PREFETCHT1   (R14)(CX*1)
 	VCVTPH2PS    (SI)(R9*1), Z18
 	VCVTPH2PS    32(SI)(R9*1), Z19
 	VBROADCASTSS 4(R12), Z20
@@ -18811,9 +18875,7 @@ turn665:
 	VBROADCASTSS 2052(R12), Z28
 	VFMADD231PS  Z18, Z28, Z16
 	VFMADD231PS  Z19, Z28, Z17
-	MOVQ         16(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         24(R11), R14
+	MOVQ         8(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VCVTPH2PS    (SI)(R9*2), Z18
 	VCVTPH2PS    32(SI)(R9*2), Z19
@@ -18844,9 +18906,7 @@ turn665:
 	VBROADCASTSS 2056(R12), Z28
 	VFMADD231PS  Z18, Z28, Z16
 	VFMADD231PS  Z19, Z28, Z17
-	MOVQ         32(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         40(R11), R14
+	MOVQ         16(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VCVTPH2PS    (SI)(R15*1), Z18
 	VCVTPH2PS    32(SI)(R15*1), Z19
@@ -18877,18 +18937,21 @@ turn665:
 	VBROADCASTSS 2060(R12), Z28
 	VFMADD231PS  Z18, Z28, Z16
 	VFMADD231PS  Z19, Z28, Z17
-	MOVQ         48(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         56(R11), R14
+	MOVQ         24(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
-	IMUL3Q       $0x00000200, 64(R11), R14
-	ADDQ         R14, 8(SP)
-	JMP          turn665
+	TESTQ        $0x000001ff, CX
+	JNZ          row726
+	ADDQ         40(R11), CX
 
-quiet666:
+row726:
+	IMUL3Q $0x00000100, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn723
+
+quiet724:
 	VCVTPH2PS    (SI), Z18
 	VCVTPH2PS    32(SI), Z19
 	VBROADCASTSS (R12), Z20
@@ -19007,13 +19070,13 @@ quiet666:
 	VFMADD231PS  Z19, Z28, Z17
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn665
+	JMP          turn723
 
-end667:
+end725:
 	ADDQ $0x04, R13
-	JZ   merge664
+	JZ   merge722
 
-some663:
+some721:
 	VCVTPH2PS    (SI), Z18
 	VCVTPH2PS    32(SI), Z19
 	VBROADCASTSS (R12), Z20
@@ -19046,10 +19109,10 @@ some663:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some663
-	JMP          merge664
+	JNZ          some721
+	JMP          merge722
 
-sparse661:
+sparse719:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -19085,13 +19148,13 @@ sparse661:
 	VFMADD231PS  Z18, Z28, Z16
 	VFMADD231PS  Z19, Z28, Z17
 	BLSRQ        R13, R13
-	JNZ          sparse661
+	JNZ          sparse719
 
-merge664:
+merge722:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store668
+	JZ           store727
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -19178,9 +19241,9 @@ merge664:
 	VMULPS       Z19, Z17, Z17
 	VFMADD231PS  64(AX), Z18, Z17
 	VMOVUPS      Z17, 64(AX)
-	JMP          stored669
+	JMP          stored728
 
-store668:
+store727:
 	VMOVUPS Z0, (AX)
 	VMOVUPS Z1, 64(AX)
 	ADDQ    R8, AX
@@ -19208,16 +19271,16 @@ store668:
 	VMOVUPS Z16, (AX)
 	VMOVUPS Z17, 64(AX)
 
-stored669:
+stored728:
 	ADDQ $0x00000080, DI
 	ADDQ $0x00000040, DX
 	SUBQ $0x02, (SP)
-	JMP  columns659
+	JMP  columns717
 
-less660:
-columns670:
+less718:
+columns729:
 	CMPQ   (SP), $0x01
-	JLT    less671
+	JLT    less730
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -19233,18 +19296,18 @@ columns670:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse672
+	JNZ    sparse731
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn676:
+turn735:
 	SUBQ         $0x04, R13
-	JLT          end678
+	JLT          end737
 	SUBQ         $0x00000080, 8(SP)
-	JGE          quiet677
+	JGE          quiet736
 	VCVTPH2PS    (SI), Z9
 	VBROADCASTSS (R12), Z10
 	VFMADD231PS  Z9, Z10, Z0
@@ -19266,8 +19329,6 @@ turn676:
 	VFMADD231PS  Z9, Z18, Z8
 	MOVQ         (R11), R14
 	PREFETCHT1   (R14)(CX*1)
-	MOVQ         8(R11), R14
-	PREFETCHT1   (R14)(CX*1)
 	VCVTPH2PS    (SI)(R9*1), Z9
 	VBROADCASTSS 4(R12), Z10
 	VFMADD231PS  Z9, Z10, Z0
@@ -19287,9 +19348,7 @@ turn676:
 	VFMADD231PS  Z9, Z17, Z7
 	VBROADCASTSS 2052(R12), Z18
 	VFMADD231PS  Z9, Z18, Z8
-	MOVQ         16(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         24(R11), R14
+	MOVQ         8(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VCVTPH2PS    (SI)(R9*2), Z9
 	VBROADCASTSS 8(R12), Z10
@@ -19310,9 +19369,7 @@ turn676:
 	VFMADD231PS  Z9, Z17, Z7
 	VBROADCASTSS 2056(R12), Z18
 	VFMADD231PS  Z9, Z18, Z8
-	MOVQ         32(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         40(R11), R14
+	MOVQ         16(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VCVTPH2PS    (SI)(R15*1), Z9
 	VBROADCASTSS 12(R12), Z10
@@ -19333,18 +19390,21 @@ turn676:
 	VFMADD231PS  Z9, Z17, Z7
 	VBROADCASTSS 2060(R12), Z18
 	VFMADD231PS  Z9, Z18, Z8
-	MOVQ         48(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         56(R11), R14
+	MOVQ         24(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
-	IMUL3Q       $0x00000200, 64(R11), R14
-	ADDQ         R14, 8(SP)
-	JMP          turn676
+	TESTQ        $0x000001ff, CX
+	JNZ          row738
+	ADDQ         40(R11), CX
 
-quiet677:
+row738:
+	IMUL3Q $0x00000100, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn735
+
+quiet736:
 	VCVTPH2PS    (SI), Z9
 	VBROADCASTSS (R12), Z10
 	VFMADD231PS  Z9, Z10, Z0
@@ -19423,13 +19483,13 @@ quiet677:
 	VFMADD231PS  Z9, Z18, Z8
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn676
+	JMP          turn735
 
-end678:
+end737:
 	ADDQ $0x04, R13
-	JZ   merge675
+	JZ   merge734
 
-some674:
+some733:
 	VCVTPH2PS    (SI), Z9
 	VBROADCASTSS (R12), Z10
 	VFMADD231PS  Z9, Z10, Z0
@@ -19452,10 +19512,10 @@ some674:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some674
-	JMP          merge675
+	JNZ          some733
+	JMP          merge734
 
-sparse672:
+sparse731:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -19481,13 +19541,13 @@ sparse672:
 	VBROADCASTSS 2048(R12), Z18
 	VFMADD231PS  Z9, Z18, Z8
 	BLSRQ        R13, R13
-	JNZ          sparse672
+	JNZ          sparse731
 
-merge675:
+merge734:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store679
+	JZ           store739
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -19547,9 +19607,9 @@ merge675:
 	VMULPS       Z10, Z8, Z8
 	VFMADD231PS  (AX), Z9, Z8
 	VMOVUPS      Z8, (AX)
-	JMP          stored680
+	JMP          stored740
 
-store679:
+store739:
 	VMOVUPS Z0, (AX)
 	ADDQ    R8, AX
 	VMOVUPS Z1, (AX)
@@ -19568,13 +19628,13 @@ store679:
 	ADDQ    R8, AX
 	VMOVUPS Z8, (AX)
 
-stored680:
+stored740:
 	ADDQ $0x00000040, DI
 	ADDQ $0x00000020, DX
 	SUBQ $0x01, (SP)
-	JMP  columns670
+	JMP  columns729
 
-less671:
+less730:
 	ADDQ  $0x00000900, BX
 	MOVQ  BX, R14
 	SUBQ  w+8(FP), R14
@@ -19583,9 +19643,9 @@ less671:
 	MOVQ  o+0(FP), DI
 	ADDQ  R14, DI
 	SUBQ  $0x09, R10
-	JMP   rows381
+	JMP   rows415
 
-done383:
+done417:
 	VZEROUPPER
 	RET
 
@@ -19602,21 +19662,21 @@ TEXT ·scores_bf16_avx512(SB), NOSPLIT, $8-64
 	XORQ         R14, R14
 	XORQ         R9, R9
 	TESTQ        R11, R11
-	JNZ          none681
+	JNZ          none741
 	MOVQ         $0x0000010000000000, R9
 
-none681:
-rows682:
+none741:
+rows742:
 	CMPQ R10, $0x0f
-	JLT  fewer683
+	JLT  fewer743
 
-tile695:
+tile755:
 	MOVQ k+16(FP), R13
 	MOVQ $0x00000002, (SP)
 
-block696:
+block756:
 	CMPQ   carry+48(FP), $0x00
-	JNE    carry697
+	JNE    carry757
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -19637,9 +19697,9 @@ block696:
 	VPXORD Z17, Z17, Z17
 	VPXORD Z18, Z18, Z18
 	VPXORD Z19, Z19, Z19
-	JMP    begin698
+	JMP    begin758
 
-carry697:
+carry757:
 	VMOVUPS   (DI), Z0
 	VMOVUPS   64(DI), Z1
 	VMOVUPS   256(DI), Z2
@@ -19693,18 +19753,18 @@ carry697:
 	VPERMT2PS Z19, Z20, Z18
 	VPERMT2PS Z22, Z21, Z19
 
-begin698:
+begin758:
 	MOVQ R13, AX
 	MOVQ SI, BX
 	LEAQ (R8)(R8*2), CX
 	ADDQ SI, CX
 	MOVQ n+32(FP), R12
 
-turn702:
+turn762:
 	SUBQ         $0x04, R12
-	JLT          end704
+	JLT          end764
 	SUBQ         $0x00000100, R9
-	JGE          quiet703
+	JGE          quiet763
 	VPSLLD       $0x10, (AX), Z20
 	VPANDD       (AX), Z31, Z21
 	VBROADCASTSS (BX), Z22
@@ -19739,8 +19799,6 @@ turn702:
 	VFMADD231PS  Z21, Z22, Z19
 	MOVQ         (R11), DX
 	PREFETCHT1   (DX)(R14*1)
-	MOVQ         8(R11), DX
-	PREFETCHT1   (DX)(R14*1)
 	VPSLLD       $0x10, 128(AX), Z20
 	VPANDD       128(AX), Z31, Z21
 	VBROADCASTSS 4(BX), Z22
@@ -19773,9 +19831,7 @@ turn702:
 	VBROADCASTSS 4(CX)(R15*2), Z22
 	VFMADD231PS  Z20, Z22, Z18
 	VFMADD231PS  Z21, Z22, Z19
-	MOVQ         16(R11), DX
-	PREFETCHT1   (DX)(R14*1)
-	MOVQ         24(R11), DX
+	MOVQ         8(R11), DX
 	PREFETCHT1   (DX)(R14*1)
 	VPSLLD       $0x10, 256(AX), Z20
 	VPANDD       256(AX), Z31, Z21
@@ -19809,9 +19865,7 @@ turn702:
 	VBROADCASTSS 8(CX)(R15*2), Z22
 	VFMADD231PS  Z20, Z22, Z18
 	VFMADD231PS  Z21, Z22, Z19
-	MOVQ         32(R11), DX
-	PREFETCHT1   (DX)(R14*1)
-	MOVQ         40(R11), DX
+	MOVQ         16(R11), DX
 	PREFETCHT1   (DX)(R14*1)
 	VPSLLD       $0x10, 384(AX), Z20
 	VPANDD       384(AX), Z31, Z21
@@ -19845,19 +19899,22 @@ turn702:
 	VBROADCASTSS 12(CX)(R15*2), Z22
 	VFMADD231PS  Z20, Z22, Z18
 	VFMADD231PS  Z21, Z22, Z19
-	MOVQ         48(R11), DX
-	PREFETCHT1   (DX)(R14*1)
-	MOVQ         56(R11), DX
+	MOVQ         24(R11), DX
 	PREFETCHT1   (DX)(R14*1)
 	ADDQ         $0x00000200, AX
 	ADDQ         $0x10, BX
 	ADDQ         $0x10, CX
 	ADDQ         $0x00000040, R14
-	IMUL3Q       $0x00000200, 64(R11), DX
-	ADDQ         DX, R9
-	JMP          turn702
+	TESTQ        $0x000001ff, R14
+	JNZ          row765
+	ADDQ         40(R11), R14
 
-quiet703:
+row765:
+	IMUL3Q $0x00000100, 32(R11), DX
+	ADDQ   DX, R9
+	JMP    turn762
+
+quiet763:
 	VPSLLD       $0x10, (AX), Z20
 	VPANDD       (AX), Z31, Z21
 	VBROADCASTSS (BX), Z22
@@ -19989,13 +20046,13 @@ quiet703:
 	ADDQ         $0x00000200, AX
 	ADDQ         $0x10, BX
 	ADDQ         $0x10, CX
-	JMP          turn702
+	JMP          turn762
 
-end704:
+end764:
 	ADDQ $0x04, R12
-	JZ   store701
+	JZ   store761
 
-some700:
+some760:
 	VPSLLD       $0x10, (AX), Z20
 	VPANDD       (AX), Z31, Z21
 	VBROADCASTSS (BX), Z22
@@ -20032,9 +20089,9 @@ some700:
 	ADDQ         $0x04, BX
 	ADDQ         $0x04, CX
 	DECQ         R12
-	JNZ          some700
+	JNZ          some760
 
-store701:
+store761:
 	VMOVUPS   joinFirst_avx512<>+0(SB), Z20
 	VMOVUPS   joinSecond_avx512<>+0(SB), Z21
 	VMOVAPS   Z0, Z22
@@ -20090,49 +20147,49 @@ store701:
 	ADDQ      $0x00000080, DI
 	ADDQ      $0x00000040, R13
 	DECQ      (SP)
-	JNZ       block696
+	JNZ       block756
 	ADDQ      $0x00000900, DI
 	IMUL3Q    $0x0a, R8, R12
 	ADDQ      R12, SI
 	SUBQ      $0x0a, R10
-	JMP       rows682
+	JMP       rows742
 
-fewer683:
+fewer743:
 	CMPQ R10, $0x01
-	JEQ  tile686
+	JEQ  tile746
 	CMPQ R10, $0x02
-	JEQ  tile687
+	JEQ  tile747
 	CMPQ R10, $0x03
-	JEQ  tile688
+	JEQ  tile748
 	CMPQ R10, $0x04
-	JEQ  tile689
+	JEQ  tile749
 	CMPQ R10, $0x05
-	JEQ  tile690
+	JEQ  tile750
 	CMPQ R10, $0x06
-	JEQ  tile691
+	JEQ  tile751
 	CMPQ R10, $0x07
-	JEQ  tile692
+	JEQ  tile752
 	CMPQ R10, $0x08
-	JEQ  tile693
+	JEQ  tile753
 	CMPQ R10, $0x09
-	JEQ  tile694
+	JEQ  tile754
 	CMPQ R10, $0x0a
-	JEQ  tile695
+	JEQ  tile755
 	CMPQ R10, $0x0a
-	JGT  tile691
-	JMP  done684
+	JGT  tile751
+	JMP  done744
 
-tile686:
+tile746:
 	MOVQ   k+16(FP), R13
 	CMPQ   carry+48(FP), $0x00
-	JNE    carry706
+	JNE    carry767
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
 	VPXORD Z3, Z3, Z3
-	JMP    begin707
+	JMP    begin768
 
-carry706:
+carry767:
 	VMOVUPS   (DI), Z0
 	VMOVUPS   64(DI), Z1
 	VMOVUPS   128(DI), Z2
@@ -20146,16 +20203,16 @@ carry706:
 	VPERMT2PS Z3, Z4, Z2
 	VPERMT2PS Z6, Z5, Z3
 
-begin707:
+begin768:
 	MOVQ R13, AX
 	MOVQ SI, BX
 	MOVQ n+32(FP), R12
 
-turn711:
+turn772:
 	SUBQ         $0x04, R12
-	JLT          end713
+	JLT          end774
 	SUBQ         $0x00000200, R9
-	JGE          quiet712
+	JGE          quiet773
 	VBROADCASTSS (BX), Z4
 	VPSLLD       $0x10, (AX), Z5
 	VFMADD231PS  Z5, Z4, Z0
@@ -20191,10 +20248,10 @@ turn711:
 	VFMADD231PS  Z7, Z4, Z2
 	VPANDD       320(AX), Z31, Z8
 	VFMADD231PS  Z8, Z4, Z3
-	MOVQ         32(R11), DX
-	PREFETCHT1   (DX)(R14*1)
-	MOVQ         40(R11), DX
-	PREFETCHT1   (DX)(R14*1)
+	MOVQ         (R11), DX
+	PREFETCHT1   64(DX)(R14*1)
+	MOVQ         8(R11), DX
+	PREFETCHT1   64(DX)(R14*1)
 	VBROADCASTSS 12(BX), Z4
 	VPSLLD       $0x10, 384(AX), Z5
 	VFMADD231PS  Z5, Z4, Z0
@@ -20204,18 +20261,23 @@ turn711:
 	VFMADD231PS  Z7, Z4, Z2
 	VPANDD       448(AX), Z31, Z8
 	VFMADD231PS  Z8, Z4, Z3
-	MOVQ         48(R11), DX
-	PREFETCHT1   (DX)(R14*1)
-	MOVQ         56(R11), DX
-	PREFETCHT1   (DX)(R14*1)
+	MOVQ         16(R11), DX
+	PREFETCHT1   64(DX)(R14*1)
+	MOVQ         24(R11), DX
+	PREFETCHT1   64(DX)(R14*1)
 	ADDQ         $0x00000200, AX
 	ADDQ         $0x10, BX
-	ADDQ         $0x00000040, R14
-	IMUL3Q       $0x00000200, 64(R11), DX
-	ADDQ         DX, R9
-	JMP          turn711
+	ADDQ         $0x00000080, R14
+	TESTQ        $0x000001ff, R14
+	JNZ          row775
+	ADDQ         40(R11), R14
 
-quiet712:
+row775:
+	IMUL3Q $0x00000200, 32(R11), DX
+	ADDQ   DX, R9
+	JMP    turn772
+
+quiet773:
 	VBROADCASTSS (BX), Z4
 	VPSLLD       $0x10, (AX), Z5
 	VFMADD231PS  Z5, Z4, Z0
@@ -20254,13 +20316,13 @@ quiet712:
 	VFMADD231PS  Z8, Z4, Z3
 	ADDQ         $0x00000200, AX
 	ADDQ         $0x10, BX
-	JMP          turn711
+	JMP          turn772
 
-end713:
+end774:
 	ADDQ $0x04, R12
-	JZ   store710
+	JZ   store771
 
-some709:
+some770:
 	VBROADCASTSS (BX), Z4
 	VPSLLD       $0x10, (AX), Z5
 	VFMADD231PS  Z5, Z4, Z0
@@ -20273,9 +20335,9 @@ some709:
 	ADDQ         $0x00000080, AX
 	ADDQ         $0x04, BX
 	DECQ         R12
-	JNZ          some709
+	JNZ          some770
 
-store710:
+store771:
 	VMOVUPS   joinFirst_avx512<>+0(SB), Z4
 	VMOVUPS   joinSecond_avx512<>+0(SB), Z5
 	VMOVAPS   Z0, Z6
@@ -20294,12 +20356,12 @@ store710:
 	IMUL3Q    $0x01, R8, R12
 	ADDQ      R12, SI
 	SUBQ      $0x01, R10
-	JMP       rows682
+	JMP       rows742
 
-tile687:
+tile747:
 	MOVQ   k+16(FP), R13
 	CMPQ   carry+48(FP), $0x00
-	JNE    carry715
+	JNE    carry777
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -20308,9 +20370,9 @@ tile687:
 	VPXORD Z5, Z5, Z5
 	VPXORD Z6, Z6, Z6
 	VPXORD Z7, Z7, Z7
-	JMP    begin716
+	JMP    begin778
 
-carry715:
+carry777:
 	VMOVUPS   (DI), Z0
 	VMOVUPS   64(DI), Z1
 	VMOVUPS   128(DI), Z2
@@ -20334,16 +20396,16 @@ carry715:
 	VPERMT2PS Z7, Z8, Z6
 	VPERMT2PS Z10, Z9, Z7
 
-begin716:
+begin778:
 	MOVQ R13, AX
 	MOVQ SI, BX
 	MOVQ n+32(FP), R12
 
-turn720:
+turn782:
 	SUBQ         $0x04, R12
-	JLT          end722
+	JLT          end784
 	SUBQ         $0x00000200, R9
-	JGE          quiet721
+	JGE          quiet783
 	VBROADCASTSS (BX), Z8
 	VBROADCASTSS (BX)(R8*1), Z9
 	VPSLLD       $0x10, (AX), Z10
@@ -20394,10 +20456,10 @@ turn720:
 	VPANDD       320(AX), Z31, Z13
 	VFMADD231PS  Z13, Z8, Z3
 	VFMADD231PS  Z13, Z9, Z7
-	MOVQ         32(R11), DX
-	PREFETCHT1   (DX)(R14*1)
-	MOVQ         40(R11), DX
-	PREFETCHT1   (DX)(R14*1)
+	MOVQ         (R11), DX
+	PREFETCHT1   64(DX)(R14*1)
+	MOVQ         8(R11), DX
+	PREFETCHT1   64(DX)(R14*1)
 	VBROADCASTSS 12(BX), Z8
 	VBROADCASTSS 12(BX)(R8*1), Z9
 	VPSLLD       $0x10, 384(AX), Z10
@@ -20412,18 +20474,23 @@ turn720:
 	VPANDD       448(AX), Z31, Z13
 	VFMADD231PS  Z13, Z8, Z3
 	VFMADD231PS  Z13, Z9, Z7
-	MOVQ         48(R11), DX
-	PREFETCHT1   (DX)(R14*1)
-	MOVQ         56(R11), DX
-	PREFETCHT1   (DX)(R14*1)
+	MOVQ         16(R11), DX
+	PREFETCHT1   64(DX)(R14*1)
+	MOVQ         24(R11), DX
+	PREFETCHT1   64(DX)(R14*1)
 	ADDQ         $0x00000200, AX
 	ADDQ         $0x10, BX
-	ADDQ         $0x00000040, R14
-	IMUL3Q       $0x00000200, 64(R11), DX
-	ADDQ         DX, R9
-	JMP          turn720
+	ADDQ         $0x00000080, R14
+	TESTQ        $0x000001ff, R14
+	JNZ          row785
+	ADDQ         40(R11), R14
 
-quiet721:
+row785:
+	IMUL3Q $0x00000200, 32(R11), DX
+	ADDQ   DX, R9
+	JMP    turn782
+
+quiet783:
 	VBROADCASTSS (BX), Z8
 	VBROADCASTSS (BX)(R8*1), Z9
 	VPSLLD       $0x10, (AX), Z10
@@ -20482,13 +20549,13 @@ quiet721:
 	VFMADD231PS  Z13, Z9, Z7
 	ADDQ         $0x00000200, AX
 	ADDQ         $0x10, BX
-	JMP          turn720
+	JMP          turn782
 
-end722:
+end784:
 	ADDQ $0x04, R12
-	JZ   store719
+	JZ   store781
 
-some718:
+some780:
 	VBROADCASTSS (BX), Z8
 	VBROADCASTSS (BX)(R8*1), Z9
 	VPSLLD       $0x10, (AX), Z10
@@ -20506,9 +20573,9 @@ some718:
 	ADDQ         $0x00000080, AX
 	ADDQ         $0x04, BX
 	DECQ         R12
-	JNZ          some718
+	JNZ          some780
 
-store719:
+store781:
 	VMOVUPS   joinFirst_avx512<>+0(SB), Z8
 	VMOVUPS   joinSecond_avx512<>+0(SB), Z9
 	VMOVAPS   Z0, Z10
@@ -20537,12 +20604,12 @@ store719:
 	IMUL3Q    $0x02, R8, R12
 	ADDQ      R12, SI
 	SUBQ      $0x02, R10
-	JMP       rows682
+	JMP       rows742
 
-tile688:
+tile748:
 	MOVQ   k+16(FP), R13
 	CMPQ   carry+48(FP), $0x00
-	JNE    carry724
+	JNE    carry787
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -20555,9 +20622,9 @@ tile688:
 	VPXORD Z9, Z9, Z9
 	VPXORD Z10, Z10, Z10
 	VPXORD Z11, Z11, Z11
-	JMP    begin725
+	JMP    begin788
 
-carry724:
+carry787:
 	VMOVUPS   (DI), Z0
 	VMOVUPS   64(DI), Z1
 	VMOVUPS   128(DI), Z2
@@ -20591,16 +20658,16 @@ carry724:
 	VPERMT2PS Z11, Z12, Z10
 	VPERMT2PS Z14, Z13, Z11
 
-begin725:
+begin788:
 	MOVQ R13, AX
 	MOVQ SI, BX
 	MOVQ n+32(FP), R12
 
-turn729:
+turn792:
 	SUBQ         $0x04, R12
-	JLT          end731
+	JLT          end794
 	SUBQ         $0x00000200, R9
-	JGE          quiet730
+	JGE          quiet793
 	VBROADCASTSS (BX), Z12
 	VBROADCASTSS (BX)(R8*1), Z13
 	VBROADCASTSS (BX)(R8*2), Z14
@@ -20666,10 +20733,10 @@ turn729:
 	VFMADD231PS  Z18, Z12, Z3
 	VFMADD231PS  Z18, Z13, Z7
 	VFMADD231PS  Z18, Z14, Z11
-	MOVQ         32(R11), DX
-	PREFETCHT1   (DX)(R14*1)
-	MOVQ         40(R11), DX
-	PREFETCHT1   (DX)(R14*1)
+	MOVQ         (R11), DX
+	PREFETCHT1   64(DX)(R14*1)
+	MOVQ         8(R11), DX
+	PREFETCHT1   64(DX)(R14*1)
 	VBROADCASTSS 12(BX), Z12
 	VBROADCASTSS 12(BX)(R8*1), Z13
 	VBROADCASTSS 12(BX)(R8*2), Z14
@@ -20689,18 +20756,23 @@ turn729:
 	VFMADD231PS  Z18, Z12, Z3
 	VFMADD231PS  Z18, Z13, Z7
 	VFMADD231PS  Z18, Z14, Z11
-	MOVQ         48(R11), DX
-	PREFETCHT1   (DX)(R14*1)
-	MOVQ         56(R11), DX
-	PREFETCHT1   (DX)(R14*1)
+	MOVQ         16(R11), DX
+	PREFETCHT1   64(DX)(R14*1)
+	MOVQ         24(R11), DX
+	PREFETCHT1   64(DX)(R14*1)
 	ADDQ         $0x00000200, AX
 	ADDQ         $0x10, BX
-	ADDQ         $0x00000040, R14
-	IMUL3Q       $0x00000200, 64(R11), DX
-	ADDQ         DX, R9
-	JMP          turn729
+	ADDQ         $0x00000080, R14
+	TESTQ        $0x000001ff, R14
+	JNZ          row795
+	ADDQ         40(R11), R14
 
-quiet730:
+row795:
+	IMUL3Q $0x00000200, 32(R11), DX
+	ADDQ   DX, R9
+	JMP    turn792
+
+quiet793:
 	VBROADCASTSS (BX), Z12
 	VBROADCASTSS (BX)(R8*1), Z13
 	VBROADCASTSS (BX)(R8*2), Z14
@@ -20779,13 +20851,13 @@ quiet730:
 	VFMADD231PS  Z18, Z14, Z11
 	ADDQ         $0x00000200, AX
 	ADDQ         $0x10, BX
-	JMP          turn729
+	JMP          turn792
 
-end731:
+end794:
 	ADDQ $0x04, R12
-	JZ   store728
+	JZ   store791
 
-some727:
+some790:
 	VBROADCASTSS (BX), Z12
 	VBROADCASTSS (BX)(R8*1), Z13
 	VBROADCASTSS (BX)(R8*2), Z14
@@ -20808,9 +20880,9 @@ some727:
 	ADDQ         $0x00000080, AX
 	ADDQ         $0x04, BX
 	DECQ         R12
-	JNZ          some727
+	JNZ          some790
 
-store728:
+store791:
 	VMOVUPS   joinFirst_avx512<>+0(SB), Z12
 	VMOVUPS   joinSecond_avx512<>+0(SB), Z13
 	VMOVAPS   Z0, Z14
@@ -20849,12 +20921,12 @@ store728:
 	IMUL3Q    $0x03, R8, R12
 	ADDQ      R12, SI
 	SUBQ      $0x03, R10
-	JMP       rows682
+	JMP       rows742
 
-tile689:
+tile749:
 	MOVQ   k+16(FP), R13
 	CMPQ   carry+48(FP), $0x00
-	JNE    carry733
+	JNE    carry797
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -20871,9 +20943,9 @@ tile689:
 	VPXORD Z13, Z13, Z13
 	VPXORD Z14, Z14, Z14
 	VPXORD Z15, Z15, Z15
-	JMP    begin734
+	JMP    begin798
 
-carry733:
+carry797:
 	VMOVUPS   (DI), Z0
 	VMOVUPS   64(DI), Z1
 	VMOVUPS   128(DI), Z2
@@ -20917,18 +20989,18 @@ carry733:
 	VPERMT2PS Z15, Z16, Z14
 	VPERMT2PS Z18, Z17, Z15
 
-begin734:
+begin798:
 	MOVQ R13, AX
 	MOVQ SI, BX
 	LEAQ (R8)(R8*2), CX
 	ADDQ SI, CX
 	MOVQ n+32(FP), R12
 
-turn738:
+turn802:
 	SUBQ         $0x04, R12
-	JLT          end740
+	JLT          end804
 	SUBQ         $0x00000200, R9
-	JGE          quiet739
+	JGE          quiet803
 	VPSLLD       $0x10, (AX), Z16
 	VPANDD       (AX), Z31, Z17
 	VPSLLD       $0x10, 64(AX), Z18
@@ -21009,10 +21081,10 @@ turn738:
 	VFMADD231PS  Z17, Z23, Z13
 	VFMADD231PS  Z18, Z23, Z14
 	VFMADD231PS  Z19, Z23, Z15
-	MOVQ         32(R11), DX
-	PREFETCHT1   (DX)(R14*1)
-	MOVQ         40(R11), DX
-	PREFETCHT1   (DX)(R14*1)
+	MOVQ         (R11), DX
+	PREFETCHT1   64(DX)(R14*1)
+	MOVQ         8(R11), DX
+	PREFETCHT1   64(DX)(R14*1)
 	VPSLLD       $0x10, 384(AX), Z16
 	VPANDD       384(AX), Z31, Z17
 	VPSLLD       $0x10, 448(AX), Z18
@@ -21037,19 +21109,24 @@ turn738:
 	VFMADD231PS  Z17, Z23, Z13
 	VFMADD231PS  Z18, Z23, Z14
 	VFMADD231PS  Z19, Z23, Z15
-	MOVQ         48(R11), DX
-	PREFETCHT1   (DX)(R14*1)
-	MOVQ         56(R11), DX
-	PREFETCHT1   (DX)(R14*1)
+	MOVQ         16(R11), DX
+	PREFETCHT1   64(DX)(R14*1)
+	MOVQ         24(R11), DX
+	PREFETCHT1   64(DX)(R14*1)
 	ADDQ         $0x00000200, AX
 	ADDQ         $0x10, BX
 	ADDQ         $0x10, CX
-	ADDQ         $0x00000040, R14
-	IMUL3Q       $0x00000200, 64(R11), DX
-	ADDQ         DX, R9
-	JMP          turn738
+	ADDQ         $0x00000080, R14
+	TESTQ        $0x000001ff, R14
+	JNZ          row805
+	ADDQ         40(R11), R14
 
-quiet739:
+row805:
+	IMUL3Q $0x00000200, 32(R11), DX
+	ADDQ   DX, R9
+	JMP    turn802
+
+quiet803:
 	VPSLLD       $0x10, (AX), Z16
 	VPANDD       (AX), Z31, Z17
 	VPSLLD       $0x10, 64(AX), Z18
@@ -21149,13 +21226,13 @@ quiet739:
 	ADDQ         $0x00000200, AX
 	ADDQ         $0x10, BX
 	ADDQ         $0x10, CX
-	JMP          turn738
+	JMP          turn802
 
-end740:
+end804:
 	ADDQ $0x04, R12
-	JZ   store737
+	JZ   store801
 
-some736:
+some800:
 	VPSLLD       $0x10, (AX), Z16
 	VPANDD       (AX), Z31, Z17
 	VPSLLD       $0x10, 64(AX), Z18
@@ -21184,9 +21261,9 @@ some736:
 	ADDQ         $0x04, BX
 	ADDQ         $0x04, CX
 	DECQ         R12
-	JNZ          some736
+	JNZ          some800
 
-store737:
+store801:
 	VMOVUPS   joinFirst_avx512<>+0(SB), Z16
 	VMOVUPS   joinSecond_avx512<>+0(SB), Z17
 	VMOVAPS   Z0, Z18
@@ -21235,12 +21312,12 @@ store737:
 	IMUL3Q    $0x04, R8, R12
 	ADDQ      R12, SI
 	SUBQ      $0x04, R10
-	JMP       rows682
+	JMP       rows742
 
-tile690:
+tile750:
 	MOVQ   k+16(FP), R13
 	CMPQ   carry+48(FP), $0x00
-	JNE    carry742
+	JNE    carry807
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -21261,9 +21338,9 @@ tile690:
 	VPXORD Z17, Z17, Z17
 	VPXORD Z18, Z18, Z18
 	VPXORD Z19, Z19, Z19
-	JMP    begin743
+	JMP    begin808
 
-carry742:
+carry807:
 	VMOVUPS   (DI), Z0
 	VMOVUPS   64(DI), Z1
 	VMOVUPS   128(DI), Z2
@@ -21317,18 +21394,18 @@ carry742:
 	VPERMT2PS Z19, Z20, Z18
 	VPERMT2PS Z22, Z21, Z19
 
-begin743:
+begin808:
 	MOVQ R13, AX
 	MOVQ SI, BX
 	LEAQ (R8)(R8*2), CX
 	ADDQ SI, CX
 	MOVQ n+32(FP), R12
 
-turn747:
+turn812:
 	SUBQ         $0x04, R12
-	JLT          end749
+	JLT          end814
 	SUBQ         $0x00000200, R9
-	JGE          quiet748
+	JGE          quiet813
 	VPSLLD       $0x10, (AX), Z20
 	VPANDD       (AX), Z31, Z21
 	VPSLLD       $0x10, 64(AX), Z22
@@ -21424,10 +21501,10 @@ turn747:
 	VFMADD231PS  Z21, Z28, Z17
 	VFMADD231PS  Z22, Z28, Z18
 	VFMADD231PS  Z23, Z28, Z19
-	MOVQ         32(R11), DX
-	PREFETCHT1   (DX)(R14*1)
-	MOVQ         40(R11), DX
-	PREFETCHT1   (DX)(R14*1)
+	MOVQ         (R11), DX
+	PREFETCHT1   64(DX)(R14*1)
+	MOVQ         8(R11), DX
+	PREFETCHT1   64(DX)(R14*1)
 	VPSLLD       $0x10, 384(AX), Z20
 	VPANDD       384(AX), Z31, Z21
 	VPSLLD       $0x10, 448(AX), Z22
@@ -21457,19 +21534,24 @@ turn747:
 	VFMADD231PS  Z21, Z28, Z17
 	VFMADD231PS  Z22, Z28, Z18
 	VFMADD231PS  Z23, Z28, Z19
-	MOVQ         48(R11), DX
-	PREFETCHT1   (DX)(R14*1)
-	MOVQ         56(R11), DX
-	PREFETCHT1   (DX)(R14*1)
+	MOVQ         16(R11), DX
+	PREFETCHT1   64(DX)(R14*1)
+	MOVQ         24(R11), DX
+	PREFETCHT1   64(DX)(R14*1)
 	ADDQ         $0x00000200, AX
 	ADDQ         $0x10, BX
 	ADDQ         $0x10, CX
-	ADDQ         $0x00000040, R14
-	IMUL3Q       $0x00000200, 64(R11), DX
-	ADDQ         DX, R9
-	JMP          turn747
+	ADDQ         $0x00000080, R14
+	TESTQ        $0x000001ff, R14
+	JNZ          row815
+	ADDQ         40(R11), R14
 
-quiet748:
+row815:
+	IMUL3Q $0x00000200, 32(R11), DX
+	ADDQ   DX, R9
+	JMP    turn812
+
+quiet813:
 	VPSLLD       $0x10, (AX), Z20
 	VPANDD       (AX), Z31, Z21
 	VPSLLD       $0x10, 64(AX), Z22
@@ -21589,13 +21671,13 @@ quiet748:
 	ADDQ         $0x00000200, AX
 	ADDQ         $0x10, BX
 	ADDQ         $0x10, CX
-	JMP          turn747
+	JMP          turn812
 
-end749:
+end814:
 	ADDQ $0x04, R12
-	JZ   store746
+	JZ   store811
 
-some745:
+some810:
 	VPSLLD       $0x10, (AX), Z20
 	VPANDD       (AX), Z31, Z21
 	VPSLLD       $0x10, 64(AX), Z22
@@ -21629,9 +21711,9 @@ some745:
 	ADDQ         $0x04, BX
 	ADDQ         $0x04, CX
 	DECQ         R12
-	JNZ          some745
+	JNZ          some810
 
-store746:
+store811:
 	VMOVUPS   joinFirst_avx512<>+0(SB), Z20
 	VMOVUPS   joinSecond_avx512<>+0(SB), Z21
 	VMOVAPS   Z0, Z22
@@ -21690,12 +21772,12 @@ store746:
 	IMUL3Q    $0x05, R8, R12
 	ADDQ      R12, SI
 	SUBQ      $0x05, R10
-	JMP       rows682
+	JMP       rows742
 
-tile691:
+tile751:
 	MOVQ   k+16(FP), R13
 	CMPQ   carry+48(FP), $0x00
-	JNE    carry751
+	JNE    carry817
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -21720,9 +21802,9 @@ tile691:
 	VPXORD Z21, Z21, Z21
 	VPXORD Z22, Z22, Z22
 	VPXORD Z23, Z23, Z23
-	JMP    begin752
+	JMP    begin818
 
-carry751:
+carry817:
 	VMOVUPS   (DI), Z0
 	VMOVUPS   64(DI), Z1
 	VMOVUPS   128(DI), Z2
@@ -21786,18 +21868,18 @@ carry751:
 	VPERMT2PS Z23, Z24, Z22
 	VPERMT2PS Z26, Z25, Z23
 
-begin752:
+begin818:
 	MOVQ R13, AX
 	MOVQ SI, BX
 	LEAQ (R8)(R8*2), CX
 	ADDQ SI, CX
 	MOVQ n+32(FP), R12
 
-turn756:
+turn822:
 	SUBQ         $0x04, R12
-	JLT          end758
+	JLT          end824
 	SUBQ         $0x00000200, R9
-	JGE          quiet757
+	JGE          quiet823
 	VPSLLD       $0x10, (AX), Z24
 	VPANDD       (AX), Z31, Z25
 	VPSLLD       $0x10, 64(AX), Z26
@@ -21908,10 +21990,10 @@ turn756:
 	VFMADD231PS  Z25, Z30, Z21
 	VFMADD231PS  Z26, Z30, Z22
 	VFMADD231PS  Z27, Z30, Z23
-	MOVQ         32(R11), DX
-	PREFETCHT1   (DX)(R14*1)
-	MOVQ         40(R11), DX
-	PREFETCHT1   (DX)(R14*1)
+	MOVQ         (R11), DX
+	PREFETCHT1   64(DX)(R14*1)
+	MOVQ         8(R11), DX
+	PREFETCHT1   64(DX)(R14*1)
 	VPSLLD       $0x10, 384(AX), Z24
 	VPANDD       384(AX), Z31, Z25
 	VPSLLD       $0x10, 448(AX), Z26
@@ -21946,19 +22028,24 @@ turn756:
 	VFMADD231PS  Z25, Z30, Z21
 	VFMADD231PS  Z26, Z30, Z22
 	VFMADD231PS  Z27, Z30, Z23
-	MOVQ         48(R11), DX
-	PREFETCHT1   (DX)(R14*1)
-	MOVQ         56(R11), DX
-	PREFETCHT1   (DX)(R14*1)
+	MOVQ         16(R11), DX
+	PREFETCHT1   64(DX)(R14*1)
+	MOVQ         24(R11), DX
+	PREFETCHT1   64(DX)(R14*1)
 	ADDQ         $0x00000200, AX
 	ADDQ         $0x10, BX
 	ADDQ         $0x10, CX
-	ADDQ         $0x00000040, R14
-	IMUL3Q       $0x00000200, 64(R11), DX
-	ADDQ         DX, R9
-	JMP          turn756
+	ADDQ         $0x00000080, R14
+	TESTQ        $0x000001ff, R14
+	JNZ          row825
+	ADDQ         40(R11), R14
 
-quiet757:
+row825:
+	IMUL3Q $0x00000200, 32(R11), DX
+	ADDQ   DX, R9
+	JMP    turn822
+
+quiet823:
 	VPSLLD       $0x10, (AX), Z24
 	VPANDD       (AX), Z31, Z25
 	VPSLLD       $0x10, 64(AX), Z26
@@ -22098,13 +22185,13 @@ quiet757:
 	ADDQ         $0x00000200, AX
 	ADDQ         $0x10, BX
 	ADDQ         $0x10, CX
-	JMP          turn756
+	JMP          turn822
 
-end758:
+end824:
 	ADDQ $0x04, R12
-	JZ   store755
+	JZ   store821
 
-some754:
+some820:
 	VPSLLD       $0x10, (AX), Z24
 	VPANDD       (AX), Z31, Z25
 	VPSLLD       $0x10, 64(AX), Z26
@@ -22143,9 +22230,9 @@ some754:
 	ADDQ         $0x04, BX
 	ADDQ         $0x04, CX
 	DECQ         R12
-	JNZ          some754
+	JNZ          some820
 
-store755:
+store821:
 	VMOVUPS   joinFirst_avx512<>+0(SB), Z24
 	VMOVUPS   joinSecond_avx512<>+0(SB), Z25
 	VMOVAPS   Z0, Z26
@@ -22214,15 +22301,15 @@ store755:
 	IMUL3Q    $0x06, R8, R12
 	ADDQ      R12, SI
 	SUBQ      $0x06, R10
-	JMP       rows682
+	JMP       rows742
 
-tile692:
+tile752:
 	MOVQ k+16(FP), R13
 	MOVQ $0x00000002, (SP)
 
-block759:
+block826:
 	CMPQ   carry+48(FP), $0x00
-	JNE    carry760
+	JNE    carry827
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -22237,9 +22324,9 @@ block759:
 	VPXORD Z11, Z11, Z11
 	VPXORD Z12, Z12, Z12
 	VPXORD Z13, Z13, Z13
-	JMP    begin761
+	JMP    begin828
 
-carry760:
+carry827:
 	VMOVUPS   (DI), Z0
 	VMOVUPS   64(DI), Z1
 	VMOVUPS   256(DI), Z2
@@ -22278,18 +22365,18 @@ carry760:
 	VPERMT2PS Z13, Z14, Z12
 	VPERMT2PS Z16, Z15, Z13
 
-begin761:
+begin828:
 	MOVQ R13, AX
 	MOVQ SI, BX
 	LEAQ (R8)(R8*2), CX
 	ADDQ SI, CX
 	MOVQ n+32(FP), R12
 
-turn765:
+turn832:
 	SUBQ         $0x04, R12
-	JLT          end767
+	JLT          end834
 	SUBQ         $0x00000100, R9
-	JGE          quiet766
+	JGE          quiet833
 	VPSLLD       $0x10, (AX), Z14
 	VPANDD       (AX), Z31, Z15
 	VBROADCASTSS (BX), Z16
@@ -22315,8 +22402,6 @@ turn765:
 	VFMADD231PS  Z15, Z22, Z13
 	MOVQ         (R11), DX
 	PREFETCHT1   (DX)(R14*1)
-	MOVQ         8(R11), DX
-	PREFETCHT1   (DX)(R14*1)
 	VPSLLD       $0x10, 128(AX), Z14
 	VPANDD       128(AX), Z31, Z15
 	VBROADCASTSS 4(BX), Z16
@@ -22340,9 +22425,7 @@ turn765:
 	VBROADCASTSS 4(CX)(R15*1), Z22
 	VFMADD231PS  Z14, Z22, Z12
 	VFMADD231PS  Z15, Z22, Z13
-	MOVQ         16(R11), DX
-	PREFETCHT1   (DX)(R14*1)
-	MOVQ         24(R11), DX
+	MOVQ         8(R11), DX
 	PREFETCHT1   (DX)(R14*1)
 	VPSLLD       $0x10, 256(AX), Z14
 	VPANDD       256(AX), Z31, Z15
@@ -22367,9 +22450,7 @@ turn765:
 	VBROADCASTSS 8(CX)(R15*1), Z22
 	VFMADD231PS  Z14, Z22, Z12
 	VFMADD231PS  Z15, Z22, Z13
-	MOVQ         32(R11), DX
-	PREFETCHT1   (DX)(R14*1)
-	MOVQ         40(R11), DX
+	MOVQ         16(R11), DX
 	PREFETCHT1   (DX)(R14*1)
 	VPSLLD       $0x10, 384(AX), Z14
 	VPANDD       384(AX), Z31, Z15
@@ -22394,19 +22475,22 @@ turn765:
 	VBROADCASTSS 12(CX)(R15*1), Z22
 	VFMADD231PS  Z14, Z22, Z12
 	VFMADD231PS  Z15, Z22, Z13
-	MOVQ         48(R11), DX
-	PREFETCHT1   (DX)(R14*1)
-	MOVQ         56(R11), DX
+	MOVQ         24(R11), DX
 	PREFETCHT1   (DX)(R14*1)
 	ADDQ         $0x00000200, AX
 	ADDQ         $0x10, BX
 	ADDQ         $0x10, CX
 	ADDQ         $0x00000040, R14
-	IMUL3Q       $0x00000200, 64(R11), DX
-	ADDQ         DX, R9
-	JMP          turn765
+	TESTQ        $0x000001ff, R14
+	JNZ          row835
+	ADDQ         40(R11), R14
 
-quiet766:
+row835:
+	IMUL3Q $0x00000100, 32(R11), DX
+	ADDQ   DX, R9
+	JMP    turn832
+
+quiet833:
 	VPSLLD       $0x10, (AX), Z14
 	VPANDD       (AX), Z31, Z15
 	VBROADCASTSS (BX), Z16
@@ -22502,13 +22586,13 @@ quiet766:
 	ADDQ         $0x00000200, AX
 	ADDQ         $0x10, BX
 	ADDQ         $0x10, CX
-	JMP          turn765
+	JMP          turn832
 
-end767:
+end834:
 	ADDQ $0x04, R12
-	JZ   store764
+	JZ   store831
 
-some763:
+some830:
 	VPSLLD       $0x10, (AX), Z14
 	VPANDD       (AX), Z31, Z15
 	VBROADCASTSS (BX), Z16
@@ -22536,9 +22620,9 @@ some763:
 	ADDQ         $0x04, BX
 	ADDQ         $0x04, CX
 	DECQ         R12
-	JNZ          some763
+	JNZ          some830
 
-store764:
+store831:
 	VMOVUPS   joinFirst_avx512<>+0(SB), Z14
 	VMOVUPS   joinSecond_avx512<>+0(SB), Z15
 	VMOVAPS   Z0, Z16
@@ -22579,20 +22663,20 @@ store764:
 	ADDQ      $0x00000080, DI
 	ADDQ      $0x00000040, R13
 	DECQ      (SP)
-	JNZ       block759
+	JNZ       block826
 	ADDQ      $0x00000600, DI
 	IMUL3Q    $0x07, R8, R12
 	ADDQ      R12, SI
 	SUBQ      $0x07, R10
-	JMP       rows682
+	JMP       rows742
 
-tile693:
+tile753:
 	MOVQ k+16(FP), R13
 	MOVQ $0x00000002, (SP)
 
-block768:
+block836:
 	CMPQ   carry+48(FP), $0x00
-	JNE    carry769
+	JNE    carry837
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -22609,9 +22693,9 @@ block768:
 	VPXORD Z13, Z13, Z13
 	VPXORD Z14, Z14, Z14
 	VPXORD Z15, Z15, Z15
-	JMP    begin770
+	JMP    begin838
 
-carry769:
+carry837:
 	VMOVUPS   (DI), Z0
 	VMOVUPS   64(DI), Z1
 	VMOVUPS   256(DI), Z2
@@ -22655,18 +22739,18 @@ carry769:
 	VPERMT2PS Z15, Z16, Z14
 	VPERMT2PS Z18, Z17, Z15
 
-begin770:
+begin838:
 	MOVQ R13, AX
 	MOVQ SI, BX
 	LEAQ (R8)(R8*2), CX
 	ADDQ SI, CX
 	MOVQ n+32(FP), R12
 
-turn774:
+turn842:
 	SUBQ         $0x04, R12
-	JLT          end776
+	JLT          end844
 	SUBQ         $0x00000100, R9
-	JGE          quiet775
+	JGE          quiet843
 	VPSLLD       $0x10, (AX), Z16
 	VPANDD       (AX), Z31, Z17
 	VBROADCASTSS (BX), Z18
@@ -22695,8 +22779,6 @@ turn774:
 	VFMADD231PS  Z17, Z25, Z15
 	MOVQ         (R11), DX
 	PREFETCHT1   (DX)(R14*1)
-	MOVQ         8(R11), DX
-	PREFETCHT1   (DX)(R14*1)
 	VPSLLD       $0x10, 128(AX), Z16
 	VPANDD       128(AX), Z31, Z17
 	VBROADCASTSS 4(BX), Z18
@@ -22723,9 +22805,7 @@ turn774:
 	VBROADCASTSS 4(CX)(R8*4), Z25
 	VFMADD231PS  Z16, Z25, Z14
 	VFMADD231PS  Z17, Z25, Z15
-	MOVQ         16(R11), DX
-	PREFETCHT1   (DX)(R14*1)
-	MOVQ         24(R11), DX
+	MOVQ         8(R11), DX
 	PREFETCHT1   (DX)(R14*1)
 	VPSLLD       $0x10, 256(AX), Z16
 	VPANDD       256(AX), Z31, Z17
@@ -22753,9 +22833,7 @@ turn774:
 	VBROADCASTSS 8(CX)(R8*4), Z25
 	VFMADD231PS  Z16, Z25, Z14
 	VFMADD231PS  Z17, Z25, Z15
-	MOVQ         32(R11), DX
-	PREFETCHT1   (DX)(R14*1)
-	MOVQ         40(R11), DX
+	MOVQ         16(R11), DX
 	PREFETCHT1   (DX)(R14*1)
 	VPSLLD       $0x10, 384(AX), Z16
 	VPANDD       384(AX), Z31, Z17
@@ -22783,19 +22861,22 @@ turn774:
 	VBROADCASTSS 12(CX)(R8*4), Z25
 	VFMADD231PS  Z16, Z25, Z14
 	VFMADD231PS  Z17, Z25, Z15
-	MOVQ         48(R11), DX
-	PREFETCHT1   (DX)(R14*1)
-	MOVQ         56(R11), DX
+	MOVQ         24(R11), DX
 	PREFETCHT1   (DX)(R14*1)
 	ADDQ         $0x00000200, AX
 	ADDQ         $0x10, BX
 	ADDQ         $0x10, CX
 	ADDQ         $0x00000040, R14
-	IMUL3Q       $0x00000200, 64(R11), DX
-	ADDQ         DX, R9
-	JMP          turn774
+	TESTQ        $0x000001ff, R14
+	JNZ          row845
+	ADDQ         40(R11), R14
 
-quiet775:
+row845:
+	IMUL3Q $0x00000100, 32(R11), DX
+	ADDQ   DX, R9
+	JMP    turn842
+
+quiet843:
 	VPSLLD       $0x10, (AX), Z16
 	VPANDD       (AX), Z31, Z17
 	VBROADCASTSS (BX), Z18
@@ -22903,13 +22984,13 @@ quiet775:
 	ADDQ         $0x00000200, AX
 	ADDQ         $0x10, BX
 	ADDQ         $0x10, CX
-	JMP          turn774
+	JMP          turn842
 
-end776:
+end844:
 	ADDQ $0x04, R12
-	JZ   store773
+	JZ   store841
 
-some772:
+some840:
 	VPSLLD       $0x10, (AX), Z16
 	VPANDD       (AX), Z31, Z17
 	VBROADCASTSS (BX), Z18
@@ -22940,9 +23021,9 @@ some772:
 	ADDQ         $0x04, BX
 	ADDQ         $0x04, CX
 	DECQ         R12
-	JNZ          some772
+	JNZ          some840
 
-store773:
+store841:
 	VMOVUPS   joinFirst_avx512<>+0(SB), Z16
 	VMOVUPS   joinSecond_avx512<>+0(SB), Z17
 	VMOVAPS   Z0, Z18
@@ -22988,20 +23069,20 @@ store773:
 	ADDQ      $0x00000080, DI
 	ADDQ      $0x00000040, R13
 	DECQ      (SP)
-	JNZ       block768
+	JNZ       block836
 	ADDQ      $0x00000700, DI
 	IMUL3Q    $0x08, R8, R12
 	ADDQ      R12, SI
 	SUBQ      $0x08, R10
-	JMP       rows682
+	JMP       rows742
 
-tile694:
+tile754:
 	MOVQ k+16(FP), R13
 	MOVQ $0x00000002, (SP)
 
-block777:
+block846:
 	CMPQ   carry+48(FP), $0x00
-	JNE    carry778
+	JNE    carry847
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -23020,9 +23101,9 @@ block777:
 	VPXORD Z15, Z15, Z15
 	VPXORD Z16, Z16, Z16
 	VPXORD Z17, Z17, Z17
-	JMP    begin779
+	JMP    begin848
 
-carry778:
+carry847:
 	VMOVUPS   (DI), Z0
 	VMOVUPS   64(DI), Z1
 	VMOVUPS   256(DI), Z2
@@ -23071,18 +23152,18 @@ carry778:
 	VPERMT2PS Z17, Z18, Z16
 	VPERMT2PS Z20, Z19, Z17
 
-begin779:
+begin848:
 	MOVQ R13, AX
 	MOVQ SI, BX
 	LEAQ (R8)(R8*2), CX
 	ADDQ SI, CX
 	MOVQ n+32(FP), R12
 
-turn783:
+turn852:
 	SUBQ         $0x04, R12
-	JLT          end785
+	JLT          end854
 	SUBQ         $0x00000100, R9
-	JGE          quiet784
+	JGE          quiet853
 	VPSLLD       $0x10, (AX), Z18
 	VPANDD       (AX), Z31, Z19
 	VBROADCASTSS (BX), Z20
@@ -23114,8 +23195,6 @@ turn783:
 	VFMADD231PS  Z19, Z28, Z17
 	MOVQ         (R11), DX
 	PREFETCHT1   (DX)(R14*1)
-	MOVQ         8(R11), DX
-	PREFETCHT1   (DX)(R14*1)
 	VPSLLD       $0x10, 128(AX), Z18
 	VPANDD       128(AX), Z31, Z19
 	VBROADCASTSS 4(BX), Z20
@@ -23145,9 +23224,7 @@ turn783:
 	VBROADCASTSS 4(BX)(R8*8), Z28
 	VFMADD231PS  Z18, Z28, Z16
 	VFMADD231PS  Z19, Z28, Z17
-	MOVQ         16(R11), DX
-	PREFETCHT1   (DX)(R14*1)
-	MOVQ         24(R11), DX
+	MOVQ         8(R11), DX
 	PREFETCHT1   (DX)(R14*1)
 	VPSLLD       $0x10, 256(AX), Z18
 	VPANDD       256(AX), Z31, Z19
@@ -23178,9 +23255,7 @@ turn783:
 	VBROADCASTSS 8(BX)(R8*8), Z28
 	VFMADD231PS  Z18, Z28, Z16
 	VFMADD231PS  Z19, Z28, Z17
-	MOVQ         32(R11), DX
-	PREFETCHT1   (DX)(R14*1)
-	MOVQ         40(R11), DX
+	MOVQ         16(R11), DX
 	PREFETCHT1   (DX)(R14*1)
 	VPSLLD       $0x10, 384(AX), Z18
 	VPANDD       384(AX), Z31, Z19
@@ -23211,19 +23286,22 @@ turn783:
 	VBROADCASTSS 12(BX)(R8*8), Z28
 	VFMADD231PS  Z18, Z28, Z16
 	VFMADD231PS  Z19, Z28, Z17
-	MOVQ         48(R11), DX
-	PREFETCHT1   (DX)(R14*1)
-	MOVQ         56(R11), DX
+	MOVQ         24(R11), DX
 	PREFETCHT1   (DX)(R14*1)
 	ADDQ         $0x00000200, AX
 	ADDQ         $0x10, BX
 	ADDQ         $0x10, CX
 	ADDQ         $0x00000040, R14
-	IMUL3Q       $0x00000200, 64(R11), DX
-	ADDQ         DX, R9
-	JMP          turn783
+	TESTQ        $0x000001ff, R14
+	JNZ          row855
+	ADDQ         40(R11), R14
 
-quiet784:
+row855:
+	IMUL3Q $0x00000100, 32(R11), DX
+	ADDQ   DX, R9
+	JMP    turn852
+
+quiet853:
 	VPSLLD       $0x10, (AX), Z18
 	VPANDD       (AX), Z31, Z19
 	VBROADCASTSS (BX), Z20
@@ -23343,13 +23421,13 @@ quiet784:
 	ADDQ         $0x00000200, AX
 	ADDQ         $0x10, BX
 	ADDQ         $0x10, CX
-	JMP          turn783
+	JMP          turn852
 
-end785:
+end854:
 	ADDQ $0x04, R12
-	JZ   store782
+	JZ   store851
 
-some781:
+some850:
 	VPSLLD       $0x10, (AX), Z18
 	VPANDD       (AX), Z31, Z19
 	VBROADCASTSS (BX), Z20
@@ -23383,9 +23461,9 @@ some781:
 	ADDQ         $0x04, BX
 	ADDQ         $0x04, CX
 	DECQ         R12
-	JNZ          some781
+	JNZ          some850
 
-store782:
+store851:
 	VMOVUPS   joinFirst_avx512<>+0(SB), Z18
 	VMOVUPS   joinSecond_avx512<>+0(SB), Z19
 	VMOVAPS   Z0, Z20
@@ -23436,14 +23514,14 @@ store782:
 	ADDQ      $0x00000080, DI
 	ADDQ      $0x00000040, R13
 	DECQ      (SP)
-	JNZ       block777
+	JNZ       block846
 	ADDQ      $0x00000800, DI
 	IMUL3Q    $0x09, R8, R12
 	ADDQ      R12, SI
 	SUBQ      $0x09, R10
-	JMP       rows682
+	JMP       rows742
 
-done684:
+done744:
 	VZEROUPPER
 	RET
 
@@ -23461,23 +23539,23 @@ TEXT ·accumulate_bf16_avx512(SB), NOSPLIT, $16-88
 	XORQ         CX, CX
 	MOVQ         CX, 8(SP)
 	TESTQ        R11, R11
-	JNZ          none786
+	JNZ          none856
 	MOVQ         $0x0000010000000000, R14
 	MOVQ         R14, 8(SP)
 
-none786:
-rows787:
+none856:
+rows857:
 	CMPQ R10, $0x0f
-	JLT  fewer788
+	JLT  fewer858
 
-tile800:
+tile870:
 	MOVQ v+16(FP), DX
 	MOVQ cols+40(FP), R14
 	MOVQ R14, (SP)
 
-columns801:
+columns871:
 	CMPQ   (SP), $0x02
-	JLT    less802
+	JLT    less872
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -23504,18 +23582,18 @@ columns801:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse803
+	JNZ    sparse873
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn807:
+turn877:
 	SUBQ         $0x04, R13
-	JLT          end809
+	JLT          end879
 	SUBQ         $0x00000100, 8(SP)
-	JGE          quiet808
+	JGE          quiet878
 	VPSLLD       $0x10, (SI), Z20
 	VPANDD       (SI), Z31, Z21
 	VBROADCASTSS (R12), Z22
@@ -23550,8 +23628,6 @@ turn807:
 	VFMADD231PS  Z21, Z22, Z19
 	MOVQ         (R11), R14
 	PREFETCHT1   (R14)(CX*1)
-	MOVQ         8(R11), R14
-	PREFETCHT1   (R14)(CX*1)
 	VPSLLD       $0x10, (SI)(R9*1), Z20
 	VPANDD       (SI)(R9*1), Z31, Z21
 	VBROADCASTSS 4(R12), Z22
@@ -23584,9 +23660,7 @@ turn807:
 	VBROADCASTSS 2308(R12), Z22
 	VFMADD231PS  Z20, Z22, Z18
 	VFMADD231PS  Z21, Z22, Z19
-	MOVQ         16(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         24(R11), R14
+	MOVQ         8(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VPSLLD       $0x10, (SI)(R9*2), Z20
 	VPANDD       (SI)(R9*2), Z31, Z21
@@ -23620,9 +23694,7 @@ turn807:
 	VBROADCASTSS 2312(R12), Z22
 	VFMADD231PS  Z20, Z22, Z18
 	VFMADD231PS  Z21, Z22, Z19
-	MOVQ         32(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         40(R11), R14
+	MOVQ         16(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VPSLLD       $0x10, (SI)(R15*1), Z20
 	VPANDD       (SI)(R15*1), Z31, Z21
@@ -23656,18 +23728,21 @@ turn807:
 	VBROADCASTSS 2316(R12), Z22
 	VFMADD231PS  Z20, Z22, Z18
 	VFMADD231PS  Z21, Z22, Z19
-	MOVQ         48(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         56(R11), R14
+	MOVQ         24(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
-	IMUL3Q       $0x00000200, 64(R11), R14
-	ADDQ         R14, 8(SP)
-	JMP          turn807
+	TESTQ        $0x000001ff, CX
+	JNZ          row880
+	ADDQ         40(R11), CX
 
-quiet808:
+row880:
+	IMUL3Q $0x00000100, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn877
+
+quiet878:
 	VPSLLD       $0x10, (SI), Z20
 	VPANDD       (SI), Z31, Z21
 	VBROADCASTSS (R12), Z22
@@ -23798,13 +23873,13 @@ quiet808:
 	VFMADD231PS  Z21, Z22, Z19
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn807
+	JMP          turn877
 
-end809:
+end879:
 	ADDQ $0x04, R13
-	JZ   merge806
+	JZ   merge876
 
-some805:
+some875:
 	VPSLLD       $0x10, (SI), Z20
 	VPANDD       (SI), Z31, Z21
 	VBROADCASTSS (R12), Z22
@@ -23840,10 +23915,10 @@ some805:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some805
-	JMP          merge806
+	JNZ          some875
+	JMP          merge876
 
-sparse803:
+sparse873:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -23882,9 +23957,9 @@ sparse803:
 	VFMADD231PS  Z20, Z22, Z18
 	VFMADD231PS  Z21, Z22, Z19
 	BLSRQ        R13, R13
-	JNZ          sparse803
+	JNZ          sparse873
 
-merge806:
+merge876:
 	VMOVUPS      joinFirst_avx512<>+0(SB), Z20
 	VMOVUPS      joinSecond_avx512<>+0(SB), Z21
 	VMOVAPS      Z0, Z22
@@ -23920,7 +23995,7 @@ merge806:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store810
+	JZ           store881
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -24016,9 +24091,9 @@ merge806:
 	VMULPS       Z21, Z19, Z19
 	VFMADD231PS  64(AX), Z20, Z19
 	VMOVUPS      Z19, 64(AX)
-	JMP          stored811
+	JMP          stored882
 
-store810:
+store881:
 	VMOVUPS Z0, (AX)
 	VMOVUPS Z1, 64(AX)
 	ADDQ    R8, AX
@@ -24049,16 +24124,16 @@ store810:
 	VMOVUPS Z18, (AX)
 	VMOVUPS Z19, 64(AX)
 
-stored811:
+stored882:
 	ADDQ $0x00000080, DI
 	ADDQ $0x00000040, DX
 	SUBQ $0x02, (SP)
-	JMP  columns801
+	JMP  columns871
 
-less802:
-columns812:
+less872:
+columns883:
 	CMPQ   (SP), $0x01
-	JLT    less813
+	JLT    less884
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -24075,18 +24150,18 @@ columns812:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse814
+	JNZ    sparse885
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn818:
+turn889:
 	SUBQ         $0x04, R13
-	JLT          end820
+	JLT          end891
 	SUBQ         $0x00000080, 8(SP)
-	JGE          quiet819
+	JGE          quiet890
 	VPMOVZXWD    (SI), Z10
 	VPSLLD       $0x10, Z10, Z10
 	VBROADCASTSS (R12), Z11
@@ -24111,8 +24186,6 @@ turn818:
 	VFMADD231PS  Z10, Z20, Z9
 	MOVQ         (R11), R14
 	PREFETCHT1   (R14)(CX*1)
-	MOVQ         8(R11), R14
-	PREFETCHT1   (R14)(CX*1)
 	VPMOVZXWD    (SI)(R9*1), Z10
 	VPSLLD       $0x10, Z10, Z10
 	VBROADCASTSS 4(R12), Z11
@@ -24135,9 +24208,7 @@ turn818:
 	VFMADD231PS  Z10, Z19, Z8
 	VBROADCASTSS 2308(R12), Z20
 	VFMADD231PS  Z10, Z20, Z9
-	MOVQ         16(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         24(R11), R14
+	MOVQ         8(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VPMOVZXWD    (SI)(R9*2), Z10
 	VPSLLD       $0x10, Z10, Z10
@@ -24161,9 +24232,7 @@ turn818:
 	VFMADD231PS  Z10, Z19, Z8
 	VBROADCASTSS 2312(R12), Z20
 	VFMADD231PS  Z10, Z20, Z9
-	MOVQ         32(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         40(R11), R14
+	MOVQ         16(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VPMOVZXWD    (SI)(R15*1), Z10
 	VPSLLD       $0x10, Z10, Z10
@@ -24187,18 +24256,21 @@ turn818:
 	VFMADD231PS  Z10, Z19, Z8
 	VBROADCASTSS 2316(R12), Z20
 	VFMADD231PS  Z10, Z20, Z9
-	MOVQ         48(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         56(R11), R14
+	MOVQ         24(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
-	IMUL3Q       $0x00000200, 64(R11), R14
-	ADDQ         R14, 8(SP)
-	JMP          turn818
+	TESTQ        $0x000001ff, CX
+	JNZ          row892
+	ADDQ         40(R11), CX
 
-quiet819:
+row892:
+	IMUL3Q $0x00000100, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn889
+
+quiet890:
 	VPMOVZXWD    (SI), Z10
 	VPSLLD       $0x10, Z10, Z10
 	VBROADCASTSS (R12), Z11
@@ -24289,13 +24361,13 @@ quiet819:
 	VFMADD231PS  Z10, Z20, Z9
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn818
+	JMP          turn889
 
-end820:
+end891:
 	ADDQ $0x04, R13
-	JZ   merge817
+	JZ   merge888
 
-some816:
+some887:
 	VPMOVZXWD    (SI), Z10
 	VPSLLD       $0x10, Z10, Z10
 	VBROADCASTSS (R12), Z11
@@ -24321,10 +24393,10 @@ some816:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some816
-	JMP          merge817
+	JNZ          some887
+	JMP          merge888
 
-sparse814:
+sparse885:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -24353,13 +24425,13 @@ sparse814:
 	VBROADCASTSS 2304(R12), Z20
 	VFMADD231PS  Z10, Z20, Z9
 	BLSRQ        R13, R13
-	JNZ          sparse814
+	JNZ          sparse885
 
-merge817:
+merge888:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store821
+	JZ           store893
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -24425,9 +24497,9 @@ merge817:
 	VMULPS       Z11, Z9, Z9
 	VFMADD231PS  (AX), Z10, Z9
 	VMOVUPS      Z9, (AX)
-	JMP          stored822
+	JMP          stored894
 
-store821:
+store893:
 	VMOVUPS Z0, (AX)
 	ADDQ    R8, AX
 	VMOVUPS Z1, (AX)
@@ -24448,13 +24520,13 @@ store821:
 	ADDQ    R8, AX
 	VMOVUPS Z9, (AX)
 
-stored822:
+stored894:
 	ADDQ $0x00000040, DI
 	ADDQ $0x00000020, DX
 	SUBQ $0x01, (SP)
-	JMP  columns812
+	JMP  columns883
 
-less813:
+less884:
 	ADDQ  $0x00000a00, BX
 	MOVQ  BX, R14
 	SUBQ  w+8(FP), R14
@@ -24463,41 +24535,41 @@ less813:
 	MOVQ  o+0(FP), DI
 	ADDQ  R14, DI
 	SUBQ  $0x0a, R10
-	JMP   rows787
+	JMP   rows857
 
-fewer788:
+fewer858:
 	CMPQ R10, $0x01
-	JEQ  tile791
+	JEQ  tile861
 	CMPQ R10, $0x02
-	JEQ  tile792
+	JEQ  tile862
 	CMPQ R10, $0x03
-	JEQ  tile793
+	JEQ  tile863
 	CMPQ R10, $0x04
-	JEQ  tile794
+	JEQ  tile864
 	CMPQ R10, $0x05
-	JEQ  tile795
+	JEQ  tile865
 	CMPQ R10, $0x06
-	JEQ  tile796
+	JEQ  tile866
 	CMPQ R10, $0x07
-	JEQ  tile797
+	JEQ  tile867
 	CMPQ R10, $0x08
-	JEQ  tile798
+	JEQ  tile868
 	CMPQ R10, $0x09
-	JEQ  tile799
+	JEQ  tile869
 	CMPQ R10, $0x0a
-	JEQ  tile800
+	JEQ  tile870
 	CMPQ R10, $0x0a
-	JGT  tile796
-	JMP  done789
+	JGT  tile866
+	JMP  done859
 
-tile791:
+tile861:
 	MOVQ v+16(FP), DX
 	MOVQ cols+40(FP), R14
 	MOVQ R14, (SP)
 
-columns823:
+columns895:
 	CMPQ   (SP), $0x04
-	JLT    less824
+	JLT    less896
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -24508,18 +24580,18 @@ columns823:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse825
+	JNZ    sparse897
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn829:
+turn901:
 	SUBQ         $0x04, R13
-	JLT          end831
+	JLT          end903
 	SUBQ         $0x00000200, 8(SP)
-	JGE          quiet830
+	JGE          quiet902
 	VBROADCASTSS (R12), Z4
 	VPSLLD       $0x10, (SI), Z5
 	VFMADD231PS  Z5, Z4, Z0
@@ -24555,10 +24627,10 @@ turn829:
 	VFMADD231PS  Z7, Z4, Z2
 	VPANDD       64(SI)(R9*2), Z31, Z8
 	VFMADD231PS  Z8, Z4, Z3
-	MOVQ         32(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         40(R11), R14
-	PREFETCHT1   (R14)(CX*1)
+	MOVQ         (R11), R14
+	PREFETCHT1   64(R14)(CX*1)
+	MOVQ         8(R11), R14
+	PREFETCHT1   64(R14)(CX*1)
 	VBROADCASTSS 12(R12), Z4
 	VPSLLD       $0x10, (SI)(R15*1), Z5
 	VFMADD231PS  Z5, Z4, Z0
@@ -24568,18 +24640,23 @@ turn829:
 	VFMADD231PS  Z7, Z4, Z2
 	VPANDD       64(SI)(R15*1), Z31, Z8
 	VFMADD231PS  Z8, Z4, Z3
-	MOVQ         48(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         56(R11), R14
-	PREFETCHT1   (R14)(CX*1)
+	MOVQ         16(R11), R14
+	PREFETCHT1   64(R14)(CX*1)
+	MOVQ         24(R11), R14
+	PREFETCHT1   64(R14)(CX*1)
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	ADDQ         $0x00000040, CX
-	IMUL3Q       $0x00000200, 64(R11), R14
-	ADDQ         R14, 8(SP)
-	JMP          turn829
+	ADDQ         $0x00000080, CX
+	TESTQ        $0x000001ff, CX
+	JNZ          row904
+	ADDQ         40(R11), CX
 
-quiet830:
+row904:
+	IMUL3Q $0x00000200, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn901
+
+quiet902:
 	VBROADCASTSS (R12), Z4
 	VPSLLD       $0x10, (SI), Z5
 	VFMADD231PS  Z5, Z4, Z0
@@ -24618,13 +24695,13 @@ quiet830:
 	VFMADD231PS  Z8, Z4, Z3
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn829
+	JMP          turn901
 
-end831:
+end903:
 	ADDQ $0x04, R13
-	JZ   merge828
+	JZ   merge900
 
-some827:
+some899:
 	VBROADCASTSS (R12), Z4
 	VPSLLD       $0x10, (SI), Z5
 	VFMADD231PS  Z5, Z4, Z0
@@ -24637,10 +24714,10 @@ some827:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some827
-	JMP          merge828
+	JNZ          some899
+	JMP          merge900
 
-sparse825:
+sparse897:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -24656,9 +24733,9 @@ sparse825:
 	VPANDD       64(SI), Z31, Z8
 	VFMADD231PS  Z8, Z4, Z3
 	BLSRQ        R13, R13
-	JNZ          sparse825
+	JNZ          sparse897
 
-merge828:
+merge900:
 	VMOVUPS      joinFirst_avx512<>+0(SB), Z4
 	VMOVUPS      joinSecond_avx512<>+0(SB), Z5
 	VMOVAPS      Z0, Z6
@@ -24670,7 +24747,7 @@ merge828:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store832
+	JZ           store905
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -24691,24 +24768,24 @@ merge828:
 	VMULPS       Z5, Z3, Z3
 	VFMADD231PS  192(AX), Z4, Z3
 	VMOVUPS      Z3, 192(AX)
-	JMP          stored833
+	JMP          stored906
 
-store832:
+store905:
 	VMOVUPS Z0, (AX)
 	VMOVUPS Z1, 64(AX)
 	VMOVUPS Z2, 128(AX)
 	VMOVUPS Z3, 192(AX)
 
-stored833:
+stored906:
 	ADDQ $0x00000100, DI
 	ADDQ $0x00000080, DX
 	SUBQ $0x04, (SP)
-	JMP  columns823
+	JMP  columns895
 
-less824:
-columns834:
+less896:
+columns907:
 	CMPQ   (SP), $0x02
-	JLT    less835
+	JLT    less908
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	MOVQ   mask+56(FP), R13
@@ -24717,18 +24794,18 @@ columns834:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse836
+	JNZ    sparse909
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn840:
+turn913:
 	SUBQ         $0x04, R13
-	JLT          end842
+	JLT          end915
 	SUBQ         $0x00000100, 8(SP)
-	JGE          quiet841
+	JGE          quiet914
 	VBROADCASTSS (R12), Z2
 	VPSLLD       $0x10, (SI), Z3
 	VFMADD231PS  Z3, Z2, Z0
@@ -24736,43 +24813,40 @@ turn840:
 	VFMADD231PS  Z4, Z2, Z1
 	MOVQ         (R11), R14
 	PREFETCHT1   (R14)(CX*1)
-	MOVQ         8(R11), R14
-	PREFETCHT1   (R14)(CX*1)
 	VBROADCASTSS 4(R12), Z2
 	VPSLLD       $0x10, (SI)(R9*1), Z3
 	VFMADD231PS  Z3, Z2, Z0
 	VPANDD       (SI)(R9*1), Z31, Z4
 	VFMADD231PS  Z4, Z2, Z1
-	MOVQ         16(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         24(R11), R14
+	MOVQ         8(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VBROADCASTSS 8(R12), Z2
 	VPSLLD       $0x10, (SI)(R9*2), Z3
 	VFMADD231PS  Z3, Z2, Z0
 	VPANDD       (SI)(R9*2), Z31, Z4
 	VFMADD231PS  Z4, Z2, Z1
-	MOVQ         32(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         40(R11), R14
+	MOVQ         16(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VBROADCASTSS 12(R12), Z2
 	VPSLLD       $0x10, (SI)(R15*1), Z3
 	VFMADD231PS  Z3, Z2, Z0
 	VPANDD       (SI)(R15*1), Z31, Z4
 	VFMADD231PS  Z4, Z2, Z1
-	MOVQ         48(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         56(R11), R14
+	MOVQ         24(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
-	IMUL3Q       $0x00000200, 64(R11), R14
-	ADDQ         R14, 8(SP)
-	JMP          turn840
+	TESTQ        $0x000001ff, CX
+	JNZ          row916
+	ADDQ         40(R11), CX
 
-quiet841:
+row916:
+	IMUL3Q $0x00000100, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn913
+
+quiet914:
 	VBROADCASTSS (R12), Z2
 	VPSLLD       $0x10, (SI), Z3
 	VFMADD231PS  Z3, Z2, Z0
@@ -24795,13 +24869,13 @@ quiet841:
 	VFMADD231PS  Z4, Z2, Z1
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn840
+	JMP          turn913
 
-end842:
+end915:
 	ADDQ $0x04, R13
-	JZ   merge839
+	JZ   merge912
 
-some838:
+some911:
 	VBROADCASTSS (R12), Z2
 	VPSLLD       $0x10, (SI), Z3
 	VFMADD231PS  Z3, Z2, Z0
@@ -24810,10 +24884,10 @@ some838:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some838
-	JMP          merge839
+	JNZ          some911
+	JMP          merge912
 
-sparse836:
+sparse909:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -24825,9 +24899,9 @@ sparse836:
 	VPANDD       (SI), Z31, Z4
 	VFMADD231PS  Z4, Z2, Z1
 	BLSRQ        R13, R13
-	JNZ          sparse836
+	JNZ          sparse909
 
-merge839:
+merge912:
 	VMOVUPS      joinFirst_avx512<>+0(SB), Z2
 	VMOVUPS      joinSecond_avx512<>+0(SB), Z3
 	VMOVAPS      Z0, Z4
@@ -24836,7 +24910,7 @@ merge839:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store843
+	JZ           store917
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -24851,22 +24925,22 @@ merge839:
 	VMULPS       Z3, Z1, Z1
 	VFMADD231PS  64(AX), Z2, Z1
 	VMOVUPS      Z1, 64(AX)
-	JMP          stored844
+	JMP          stored918
 
-store843:
+store917:
 	VMOVUPS Z0, (AX)
 	VMOVUPS Z1, 64(AX)
 
-stored844:
+stored918:
 	ADDQ $0x00000080, DI
 	ADDQ $0x00000040, DX
 	SUBQ $0x02, (SP)
-	JMP  columns834
+	JMP  columns907
 
-less835:
-columns845:
+less908:
+columns919:
 	CMPQ   (SP), $0x01
-	JLT    less846
+	JLT    less920
 	VPXORD Z0, Z0, Z0
 	MOVQ   mask+56(FP), R13
 	TZCNTQ R13, SI
@@ -24874,58 +24948,55 @@ columns845:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse847
+	JNZ    sparse921
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn851:
+turn925:
 	SUBQ         $0x04, R13
-	JLT          end853
+	JLT          end927
 	SUBQ         $0x00000080, 8(SP)
-	JGE          quiet852
+	JGE          quiet926
 	VPMOVZXWD    (SI), Z1
 	VPSLLD       $0x10, Z1, Z1
 	VBROADCASTSS (R12), Z2
 	VFMADD231PS  Z1, Z2, Z0
 	MOVQ         (R11), R14
 	PREFETCHT1   (R14)(CX*1)
-	MOVQ         8(R11), R14
-	PREFETCHT1   (R14)(CX*1)
 	VPMOVZXWD    (SI)(R9*1), Z1
 	VPSLLD       $0x10, Z1, Z1
 	VBROADCASTSS 4(R12), Z2
 	VFMADD231PS  Z1, Z2, Z0
-	MOVQ         16(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         24(R11), R14
+	MOVQ         8(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VPMOVZXWD    (SI)(R9*2), Z1
 	VPSLLD       $0x10, Z1, Z1
 	VBROADCASTSS 8(R12), Z2
 	VFMADD231PS  Z1, Z2, Z0
-	MOVQ         32(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         40(R11), R14
+	MOVQ         16(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VPMOVZXWD    (SI)(R15*1), Z1
 	VPSLLD       $0x10, Z1, Z1
 	VBROADCASTSS 12(R12), Z2
 	VFMADD231PS  Z1, Z2, Z0
-	MOVQ         48(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         56(R11), R14
+	MOVQ         24(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
-	IMUL3Q       $0x00000200, 64(R11), R14
-	ADDQ         R14, 8(SP)
-	JMP          turn851
+	TESTQ        $0x000001ff, CX
+	JNZ          row928
+	ADDQ         40(R11), CX
 
-quiet852:
+row928:
+	IMUL3Q $0x00000100, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn925
+
+quiet926:
 	VPMOVZXWD    (SI), Z1
 	VPSLLD       $0x10, Z1, Z1
 	VBROADCASTSS (R12), Z2
@@ -24944,13 +25015,13 @@ quiet852:
 	VFMADD231PS  Z1, Z2, Z0
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn851
+	JMP          turn925
 
-end853:
+end927:
 	ADDQ $0x04, R13
-	JZ   merge850
+	JZ   merge924
 
-some849:
+some923:
 	VPMOVZXWD    (SI), Z1
 	VPSLLD       $0x10, Z1, Z1
 	VBROADCASTSS (R12), Z2
@@ -24958,10 +25029,10 @@ some849:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some849
-	JMP          merge850
+	JNZ          some923
+	JMP          merge924
 
-sparse847:
+sparse921:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -24972,13 +25043,13 @@ sparse847:
 	VBROADCASTSS (R12), Z2
 	VFMADD231PS  Z1, Z2, Z0
 	BLSRQ        R13, R13
-	JNZ          sparse847
+	JNZ          sparse921
 
-merge850:
+merge924:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store854
+	JZ           store929
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -24990,18 +25061,18 @@ merge850:
 	VMULPS       Z2, Z0, Z0
 	VFMADD231PS  (AX), Z1, Z0
 	VMOVUPS      Z0, (AX)
-	JMP          stored855
+	JMP          stored930
 
-store854:
+store929:
 	VMOVUPS Z0, (AX)
 
-stored855:
+stored930:
 	ADDQ $0x00000040, DI
 	ADDQ $0x00000020, DX
 	SUBQ $0x01, (SP)
-	JMP  columns845
+	JMP  columns919
 
-less846:
+less920:
 	ADDQ  $0x00000100, BX
 	MOVQ  BX, R14
 	SUBQ  w+8(FP), R14
@@ -25010,16 +25081,16 @@ less846:
 	MOVQ  o+0(FP), DI
 	ADDQ  R14, DI
 	SUBQ  $0x01, R10
-	JMP   rows787
+	JMP   rows857
 
-tile792:
+tile862:
 	MOVQ v+16(FP), DX
 	MOVQ cols+40(FP), R14
 	MOVQ R14, (SP)
 
-columns856:
+columns931:
 	CMPQ   (SP), $0x04
-	JLT    less857
+	JLT    less932
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -25034,18 +25105,18 @@ columns856:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse858
+	JNZ    sparse933
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn862:
+turn937:
 	SUBQ         $0x04, R13
-	JLT          end864
+	JLT          end939
 	SUBQ         $0x00000200, 8(SP)
-	JGE          quiet863
+	JGE          quiet938
 	VBROADCASTSS (R12), Z8
 	VBROADCASTSS 256(R12), Z9
 	VPSLLD       $0x10, (SI), Z10
@@ -25096,10 +25167,10 @@ turn862:
 	VPANDD       64(SI)(R9*2), Z31, Z13
 	VFMADD231PS  Z13, Z8, Z3
 	VFMADD231PS  Z13, Z9, Z7
-	MOVQ         32(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         40(R11), R14
-	PREFETCHT1   (R14)(CX*1)
+	MOVQ         (R11), R14
+	PREFETCHT1   64(R14)(CX*1)
+	MOVQ         8(R11), R14
+	PREFETCHT1   64(R14)(CX*1)
 	VBROADCASTSS 12(R12), Z8
 	VBROADCASTSS 268(R12), Z9
 	VPSLLD       $0x10, (SI)(R15*1), Z10
@@ -25114,18 +25185,23 @@ turn862:
 	VPANDD       64(SI)(R15*1), Z31, Z13
 	VFMADD231PS  Z13, Z8, Z3
 	VFMADD231PS  Z13, Z9, Z7
-	MOVQ         48(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         56(R11), R14
-	PREFETCHT1   (R14)(CX*1)
+	MOVQ         16(R11), R14
+	PREFETCHT1   64(R14)(CX*1)
+	MOVQ         24(R11), R14
+	PREFETCHT1   64(R14)(CX*1)
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	ADDQ         $0x00000040, CX
-	IMUL3Q       $0x00000200, 64(R11), R14
-	ADDQ         R14, 8(SP)
-	JMP          turn862
+	ADDQ         $0x00000080, CX
+	TESTQ        $0x000001ff, CX
+	JNZ          row940
+	ADDQ         40(R11), CX
 
-quiet863:
+row940:
+	IMUL3Q $0x00000200, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn937
+
+quiet938:
 	VBROADCASTSS (R12), Z8
 	VBROADCASTSS 256(R12), Z9
 	VPSLLD       $0x10, (SI), Z10
@@ -25184,13 +25260,13 @@ quiet863:
 	VFMADD231PS  Z13, Z9, Z7
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn862
+	JMP          turn937
 
-end864:
+end939:
 	ADDQ $0x04, R13
-	JZ   merge861
+	JZ   merge936
 
-some860:
+some935:
 	VBROADCASTSS (R12), Z8
 	VBROADCASTSS 256(R12), Z9
 	VPSLLD       $0x10, (SI), Z10
@@ -25208,10 +25284,10 @@ some860:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some860
-	JMP          merge861
+	JNZ          some935
+	JMP          merge936
 
-sparse858:
+sparse933:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -25232,9 +25308,9 @@ sparse858:
 	VFMADD231PS  Z13, Z8, Z3
 	VFMADD231PS  Z13, Z9, Z7
 	BLSRQ        R13, R13
-	JNZ          sparse858
+	JNZ          sparse933
 
-merge861:
+merge936:
 	VMOVUPS      joinFirst_avx512<>+0(SB), Z8
 	VMOVUPS      joinSecond_avx512<>+0(SB), Z9
 	VMOVAPS      Z0, Z10
@@ -25252,7 +25328,7 @@ merge861:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store865
+	JZ           store941
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -25288,9 +25364,9 @@ merge861:
 	VMULPS       Z9, Z7, Z7
 	VFMADD231PS  192(AX), Z8, Z7
 	VMOVUPS      Z7, 192(AX)
-	JMP          stored866
+	JMP          stored942
 
-store865:
+store941:
 	VMOVUPS Z0, (AX)
 	VMOVUPS Z1, 64(AX)
 	VMOVUPS Z2, 128(AX)
@@ -25301,16 +25377,16 @@ store865:
 	VMOVUPS Z6, 128(AX)
 	VMOVUPS Z7, 192(AX)
 
-stored866:
+stored942:
 	ADDQ $0x00000100, DI
 	ADDQ $0x00000080, DX
 	SUBQ $0x04, (SP)
-	JMP  columns856
+	JMP  columns931
 
-less857:
-columns867:
+less932:
+columns943:
 	CMPQ   (SP), $0x02
-	JLT    less868
+	JLT    less944
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -25321,18 +25397,18 @@ columns867:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse869
+	JNZ    sparse945
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn873:
+turn949:
 	SUBQ         $0x04, R13
-	JLT          end875
+	JLT          end951
 	SUBQ         $0x00000100, 8(SP)
-	JGE          quiet874
+	JGE          quiet950
 	VPSLLD       $0x10, (SI), Z4
 	VPANDD       (SI), Z31, Z5
 	VBROADCASTSS (R12), Z6
@@ -25343,8 +25419,6 @@ turn873:
 	VFMADD231PS  Z5, Z7, Z3
 	MOVQ         (R11), R14
 	PREFETCHT1   (R14)(CX*1)
-	MOVQ         8(R11), R14
-	PREFETCHT1   (R14)(CX*1)
 	VPSLLD       $0x10, (SI)(R9*1), Z4
 	VPANDD       (SI)(R9*1), Z31, Z5
 	VBROADCASTSS 4(R12), Z6
@@ -25353,9 +25427,7 @@ turn873:
 	VBROADCASTSS 260(R12), Z7
 	VFMADD231PS  Z4, Z7, Z2
 	VFMADD231PS  Z5, Z7, Z3
-	MOVQ         16(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         24(R11), R14
+	MOVQ         8(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VPSLLD       $0x10, (SI)(R9*2), Z4
 	VPANDD       (SI)(R9*2), Z31, Z5
@@ -25365,9 +25437,7 @@ turn873:
 	VBROADCASTSS 264(R12), Z7
 	VFMADD231PS  Z4, Z7, Z2
 	VFMADD231PS  Z5, Z7, Z3
-	MOVQ         32(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         40(R11), R14
+	MOVQ         16(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VPSLLD       $0x10, (SI)(R15*1), Z4
 	VPANDD       (SI)(R15*1), Z31, Z5
@@ -25377,18 +25447,21 @@ turn873:
 	VBROADCASTSS 268(R12), Z7
 	VFMADD231PS  Z4, Z7, Z2
 	VFMADD231PS  Z5, Z7, Z3
-	MOVQ         48(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         56(R11), R14
+	MOVQ         24(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
-	IMUL3Q       $0x00000200, 64(R11), R14
-	ADDQ         R14, 8(SP)
-	JMP          turn873
+	TESTQ        $0x000001ff, CX
+	JNZ          row952
+	ADDQ         40(R11), CX
 
-quiet874:
+row952:
+	IMUL3Q $0x00000100, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn949
+
+quiet950:
 	VPSLLD       $0x10, (SI), Z4
 	VPANDD       (SI), Z31, Z5
 	VBROADCASTSS (R12), Z6
@@ -25423,13 +25496,13 @@ quiet874:
 	VFMADD231PS  Z5, Z7, Z3
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn873
+	JMP          turn949
 
-end875:
+end951:
 	ADDQ $0x04, R13
-	JZ   merge872
+	JZ   merge948
 
-some871:
+some947:
 	VPSLLD       $0x10, (SI), Z4
 	VPANDD       (SI), Z31, Z5
 	VBROADCASTSS (R12), Z6
@@ -25441,10 +25514,10 @@ some871:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some871
-	JMP          merge872
+	JNZ          some947
+	JMP          merge948
 
-sparse869:
+sparse945:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -25459,9 +25532,9 @@ sparse869:
 	VFMADD231PS  Z4, Z7, Z2
 	VFMADD231PS  Z5, Z7, Z3
 	BLSRQ        R13, R13
-	JNZ          sparse869
+	JNZ          sparse945
 
-merge872:
+merge948:
 	VMOVUPS      joinFirst_avx512<>+0(SB), Z4
 	VMOVUPS      joinSecond_avx512<>+0(SB), Z5
 	VMOVAPS      Z0, Z6
@@ -25473,7 +25546,7 @@ merge872:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store876
+	JZ           store953
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -25497,25 +25570,25 @@ merge872:
 	VMULPS       Z5, Z3, Z3
 	VFMADD231PS  64(AX), Z4, Z3
 	VMOVUPS      Z3, 64(AX)
-	JMP          stored877
+	JMP          stored954
 
-store876:
+store953:
 	VMOVUPS Z0, (AX)
 	VMOVUPS Z1, 64(AX)
 	ADDQ    R8, AX
 	VMOVUPS Z2, (AX)
 	VMOVUPS Z3, 64(AX)
 
-stored877:
+stored954:
 	ADDQ $0x00000080, DI
 	ADDQ $0x00000040, DX
 	SUBQ $0x02, (SP)
-	JMP  columns867
+	JMP  columns943
 
-less868:
-columns878:
+less944:
+columns955:
 	CMPQ   (SP), $0x01
-	JLT    less879
+	JLT    less956
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	MOVQ   mask+56(FP), R13
@@ -25524,18 +25597,18 @@ columns878:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse880
+	JNZ    sparse957
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn884:
+turn961:
 	SUBQ         $0x04, R13
-	JLT          end886
+	JLT          end963
 	SUBQ         $0x00000080, 8(SP)
-	JGE          quiet885
+	JGE          quiet962
 	VPMOVZXWD    (SI), Z2
 	VPSLLD       $0x10, Z2, Z2
 	VBROADCASTSS (R12), Z3
@@ -25544,17 +25617,13 @@ turn884:
 	VFMADD231PS  Z2, Z4, Z1
 	MOVQ         (R11), R14
 	PREFETCHT1   (R14)(CX*1)
-	MOVQ         8(R11), R14
-	PREFETCHT1   (R14)(CX*1)
 	VPMOVZXWD    (SI)(R9*1), Z2
 	VPSLLD       $0x10, Z2, Z2
 	VBROADCASTSS 4(R12), Z3
 	VFMADD231PS  Z2, Z3, Z0
 	VBROADCASTSS 260(R12), Z4
 	VFMADD231PS  Z2, Z4, Z1
-	MOVQ         16(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         24(R11), R14
+	MOVQ         8(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VPMOVZXWD    (SI)(R9*2), Z2
 	VPSLLD       $0x10, Z2, Z2
@@ -25562,9 +25631,7 @@ turn884:
 	VFMADD231PS  Z2, Z3, Z0
 	VBROADCASTSS 264(R12), Z4
 	VFMADD231PS  Z2, Z4, Z1
-	MOVQ         32(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         40(R11), R14
+	MOVQ         16(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VPMOVZXWD    (SI)(R15*1), Z2
 	VPSLLD       $0x10, Z2, Z2
@@ -25572,18 +25639,21 @@ turn884:
 	VFMADD231PS  Z2, Z3, Z0
 	VBROADCASTSS 268(R12), Z4
 	VFMADD231PS  Z2, Z4, Z1
-	MOVQ         48(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         56(R11), R14
+	MOVQ         24(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
-	IMUL3Q       $0x00000200, 64(R11), R14
-	ADDQ         R14, 8(SP)
-	JMP          turn884
+	TESTQ        $0x000001ff, CX
+	JNZ          row964
+	ADDQ         40(R11), CX
 
-quiet885:
+row964:
+	IMUL3Q $0x00000100, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn961
+
+quiet962:
 	VPMOVZXWD    (SI), Z2
 	VPSLLD       $0x10, Z2, Z2
 	VBROADCASTSS (R12), Z3
@@ -25610,13 +25680,13 @@ quiet885:
 	VFMADD231PS  Z2, Z4, Z1
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn884
+	JMP          turn961
 
-end886:
+end963:
 	ADDQ $0x04, R13
-	JZ   merge883
+	JZ   merge960
 
-some882:
+some959:
 	VPMOVZXWD    (SI), Z2
 	VPSLLD       $0x10, Z2, Z2
 	VBROADCASTSS (R12), Z3
@@ -25626,10 +25696,10 @@ some882:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some882
-	JMP          merge883
+	JNZ          some959
+	JMP          merge960
 
-sparse880:
+sparse957:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -25642,13 +25712,13 @@ sparse880:
 	VBROADCASTSS 256(R12), Z4
 	VFMADD231PS  Z2, Z4, Z1
 	BLSRQ        R13, R13
-	JNZ          sparse880
+	JNZ          sparse957
 
-merge883:
+merge960:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store887
+	JZ           store965
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -25666,20 +25736,20 @@ merge883:
 	VMULPS       Z3, Z1, Z1
 	VFMADD231PS  (AX), Z2, Z1
 	VMOVUPS      Z1, (AX)
-	JMP          stored888
+	JMP          stored966
 
-store887:
+store965:
 	VMOVUPS Z0, (AX)
 	ADDQ    R8, AX
 	VMOVUPS Z1, (AX)
 
-stored888:
+stored966:
 	ADDQ $0x00000040, DI
 	ADDQ $0x00000020, DX
 	SUBQ $0x01, (SP)
-	JMP  columns878
+	JMP  columns955
 
-less879:
+less956:
 	ADDQ  $0x00000200, BX
 	MOVQ  BX, R14
 	SUBQ  w+8(FP), R14
@@ -25688,16 +25758,16 @@ less879:
 	MOVQ  o+0(FP), DI
 	ADDQ  R14, DI
 	SUBQ  $0x02, R10
-	JMP   rows787
+	JMP   rows857
 
-tile793:
+tile863:
 	MOVQ v+16(FP), DX
 	MOVQ cols+40(FP), R14
 	MOVQ R14, (SP)
 
-columns889:
+columns967:
 	CMPQ   (SP), $0x04
-	JLT    less890
+	JLT    less968
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -25716,18 +25786,18 @@ columns889:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse891
+	JNZ    sparse969
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn895:
+turn973:
 	SUBQ         $0x04, R13
-	JLT          end897
+	JLT          end975
 	SUBQ         $0x00000200, 8(SP)
-	JGE          quiet896
+	JGE          quiet974
 	VBROADCASTSS (R12), Z12
 	VBROADCASTSS 256(R12), Z13
 	VBROADCASTSS 512(R12), Z14
@@ -25793,10 +25863,10 @@ turn895:
 	VFMADD231PS  Z18, Z12, Z3
 	VFMADD231PS  Z18, Z13, Z7
 	VFMADD231PS  Z18, Z14, Z11
-	MOVQ         32(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         40(R11), R14
-	PREFETCHT1   (R14)(CX*1)
+	MOVQ         (R11), R14
+	PREFETCHT1   64(R14)(CX*1)
+	MOVQ         8(R11), R14
+	PREFETCHT1   64(R14)(CX*1)
 	VBROADCASTSS 12(R12), Z12
 	VBROADCASTSS 268(R12), Z13
 	VBROADCASTSS 524(R12), Z14
@@ -25816,18 +25886,23 @@ turn895:
 	VFMADD231PS  Z18, Z12, Z3
 	VFMADD231PS  Z18, Z13, Z7
 	VFMADD231PS  Z18, Z14, Z11
-	MOVQ         48(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         56(R11), R14
-	PREFETCHT1   (R14)(CX*1)
+	MOVQ         16(R11), R14
+	PREFETCHT1   64(R14)(CX*1)
+	MOVQ         24(R11), R14
+	PREFETCHT1   64(R14)(CX*1)
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	ADDQ         $0x00000040, CX
-	IMUL3Q       $0x00000200, 64(R11), R14
-	ADDQ         R14, 8(SP)
-	JMP          turn895
+	ADDQ         $0x00000080, CX
+	TESTQ        $0x000001ff, CX
+	JNZ          row976
+	ADDQ         40(R11), CX
 
-quiet896:
+row976:
+	IMUL3Q $0x00000200, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn973
+
+quiet974:
 	VBROADCASTSS (R12), Z12
 	VBROADCASTSS 256(R12), Z13
 	VBROADCASTSS 512(R12), Z14
@@ -25906,13 +25981,13 @@ quiet896:
 	VFMADD231PS  Z18, Z14, Z11
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn895
+	JMP          turn973
 
-end897:
+end975:
 	ADDQ $0x04, R13
-	JZ   merge894
+	JZ   merge972
 
-some893:
+some971:
 	VBROADCASTSS (R12), Z12
 	VBROADCASTSS 256(R12), Z13
 	VBROADCASTSS 512(R12), Z14
@@ -25935,10 +26010,10 @@ some893:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some893
-	JMP          merge894
+	JNZ          some971
+	JMP          merge972
 
-sparse891:
+sparse969:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -25964,9 +26039,9 @@ sparse891:
 	VFMADD231PS  Z18, Z13, Z7
 	VFMADD231PS  Z18, Z14, Z11
 	BLSRQ        R13, R13
-	JNZ          sparse891
+	JNZ          sparse969
 
-merge894:
+merge972:
 	VMOVUPS      joinFirst_avx512<>+0(SB), Z12
 	VMOVUPS      joinSecond_avx512<>+0(SB), Z13
 	VMOVAPS      Z0, Z14
@@ -25990,7 +26065,7 @@ merge894:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store898
+	JZ           store977
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -26041,9 +26116,9 @@ merge894:
 	VMULPS       Z13, Z11, Z11
 	VFMADD231PS  192(AX), Z12, Z11
 	VMOVUPS      Z11, 192(AX)
-	JMP          stored899
+	JMP          stored978
 
-store898:
+store977:
 	VMOVUPS Z0, (AX)
 	VMOVUPS Z1, 64(AX)
 	VMOVUPS Z2, 128(AX)
@@ -26059,16 +26134,16 @@ store898:
 	VMOVUPS Z10, 128(AX)
 	VMOVUPS Z11, 192(AX)
 
-stored899:
+stored978:
 	ADDQ $0x00000100, DI
 	ADDQ $0x00000080, DX
 	SUBQ $0x04, (SP)
-	JMP  columns889
+	JMP  columns967
 
-less890:
-columns900:
+less968:
+columns979:
 	CMPQ   (SP), $0x02
-	JLT    less901
+	JLT    less980
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -26081,18 +26156,18 @@ columns900:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse902
+	JNZ    sparse981
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn906:
+turn985:
 	SUBQ         $0x04, R13
-	JLT          end908
+	JLT          end987
 	SUBQ         $0x00000100, 8(SP)
-	JGE          quiet907
+	JGE          quiet986
 	VPSLLD       $0x10, (SI), Z6
 	VPANDD       (SI), Z31, Z7
 	VBROADCASTSS (R12), Z8
@@ -26106,8 +26181,6 @@ turn906:
 	VFMADD231PS  Z7, Z10, Z5
 	MOVQ         (R11), R14
 	PREFETCHT1   (R14)(CX*1)
-	MOVQ         8(R11), R14
-	PREFETCHT1   (R14)(CX*1)
 	VPSLLD       $0x10, (SI)(R9*1), Z6
 	VPANDD       (SI)(R9*1), Z31, Z7
 	VBROADCASTSS 4(R12), Z8
@@ -26119,9 +26192,7 @@ turn906:
 	VBROADCASTSS 516(R12), Z10
 	VFMADD231PS  Z6, Z10, Z4
 	VFMADD231PS  Z7, Z10, Z5
-	MOVQ         16(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         24(R11), R14
+	MOVQ         8(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VPSLLD       $0x10, (SI)(R9*2), Z6
 	VPANDD       (SI)(R9*2), Z31, Z7
@@ -26134,9 +26205,7 @@ turn906:
 	VBROADCASTSS 520(R12), Z10
 	VFMADD231PS  Z6, Z10, Z4
 	VFMADD231PS  Z7, Z10, Z5
-	MOVQ         32(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         40(R11), R14
+	MOVQ         16(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VPSLLD       $0x10, (SI)(R15*1), Z6
 	VPANDD       (SI)(R15*1), Z31, Z7
@@ -26149,18 +26218,21 @@ turn906:
 	VBROADCASTSS 524(R12), Z10
 	VFMADD231PS  Z6, Z10, Z4
 	VFMADD231PS  Z7, Z10, Z5
-	MOVQ         48(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         56(R11), R14
+	MOVQ         24(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
-	IMUL3Q       $0x00000200, 64(R11), R14
-	ADDQ         R14, 8(SP)
-	JMP          turn906
+	TESTQ        $0x000001ff, CX
+	JNZ          row988
+	ADDQ         40(R11), CX
 
-quiet907:
+row988:
+	IMUL3Q $0x00000100, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn985
+
+quiet986:
 	VPSLLD       $0x10, (SI), Z6
 	VPANDD       (SI), Z31, Z7
 	VBROADCASTSS (R12), Z8
@@ -26207,13 +26279,13 @@ quiet907:
 	VFMADD231PS  Z7, Z10, Z5
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn906
+	JMP          turn985
 
-end908:
+end987:
 	ADDQ $0x04, R13
-	JZ   merge905
+	JZ   merge984
 
-some904:
+some983:
 	VPSLLD       $0x10, (SI), Z6
 	VPANDD       (SI), Z31, Z7
 	VBROADCASTSS (R12), Z8
@@ -26228,10 +26300,10 @@ some904:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some904
-	JMP          merge905
+	JNZ          some983
+	JMP          merge984
 
-sparse902:
+sparse981:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -26249,9 +26321,9 @@ sparse902:
 	VFMADD231PS  Z6, Z10, Z4
 	VFMADD231PS  Z7, Z10, Z5
 	BLSRQ        R13, R13
-	JNZ          sparse902
+	JNZ          sparse981
 
-merge905:
+merge984:
 	VMOVUPS      joinFirst_avx512<>+0(SB), Z6
 	VMOVUPS      joinSecond_avx512<>+0(SB), Z7
 	VMOVAPS      Z0, Z8
@@ -26266,7 +26338,7 @@ merge905:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store909
+	JZ           store989
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -26299,9 +26371,9 @@ merge905:
 	VMULPS       Z7, Z5, Z5
 	VFMADD231PS  64(AX), Z6, Z5
 	VMOVUPS      Z5, 64(AX)
-	JMP          stored910
+	JMP          stored990
 
-store909:
+store989:
 	VMOVUPS Z0, (AX)
 	VMOVUPS Z1, 64(AX)
 	ADDQ    R8, AX
@@ -26311,16 +26383,16 @@ store909:
 	VMOVUPS Z4, (AX)
 	VMOVUPS Z5, 64(AX)
 
-stored910:
+stored990:
 	ADDQ $0x00000080, DI
 	ADDQ $0x00000040, DX
 	SUBQ $0x02, (SP)
-	JMP  columns900
+	JMP  columns979
 
-less901:
-columns911:
+less980:
+columns991:
 	CMPQ   (SP), $0x01
-	JLT    less912
+	JLT    less992
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -26330,18 +26402,18 @@ columns911:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse913
+	JNZ    sparse993
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn917:
+turn997:
 	SUBQ         $0x04, R13
-	JLT          end919
+	JLT          end999
 	SUBQ         $0x00000080, 8(SP)
-	JGE          quiet918
+	JGE          quiet998
 	VPMOVZXWD    (SI), Z3
 	VPSLLD       $0x10, Z3, Z3
 	VBROADCASTSS (R12), Z4
@@ -26352,8 +26424,6 @@ turn917:
 	VFMADD231PS  Z3, Z6, Z2
 	MOVQ         (R11), R14
 	PREFETCHT1   (R14)(CX*1)
-	MOVQ         8(R11), R14
-	PREFETCHT1   (R14)(CX*1)
 	VPMOVZXWD    (SI)(R9*1), Z3
 	VPSLLD       $0x10, Z3, Z3
 	VBROADCASTSS 4(R12), Z4
@@ -26362,9 +26432,7 @@ turn917:
 	VFMADD231PS  Z3, Z5, Z1
 	VBROADCASTSS 516(R12), Z6
 	VFMADD231PS  Z3, Z6, Z2
-	MOVQ         16(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         24(R11), R14
+	MOVQ         8(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VPMOVZXWD    (SI)(R9*2), Z3
 	VPSLLD       $0x10, Z3, Z3
@@ -26374,9 +26442,7 @@ turn917:
 	VFMADD231PS  Z3, Z5, Z1
 	VBROADCASTSS 520(R12), Z6
 	VFMADD231PS  Z3, Z6, Z2
-	MOVQ         32(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         40(R11), R14
+	MOVQ         16(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VPMOVZXWD    (SI)(R15*1), Z3
 	VPSLLD       $0x10, Z3, Z3
@@ -26386,18 +26452,21 @@ turn917:
 	VFMADD231PS  Z3, Z5, Z1
 	VBROADCASTSS 524(R12), Z6
 	VFMADD231PS  Z3, Z6, Z2
-	MOVQ         48(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         56(R11), R14
+	MOVQ         24(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
-	IMUL3Q       $0x00000200, 64(R11), R14
-	ADDQ         R14, 8(SP)
-	JMP          turn917
+	TESTQ        $0x000001ff, CX
+	JNZ          row1000
+	ADDQ         40(R11), CX
 
-quiet918:
+row1000:
+	IMUL3Q $0x00000100, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn997
+
+quiet998:
 	VPMOVZXWD    (SI), Z3
 	VPSLLD       $0x10, Z3, Z3
 	VBROADCASTSS (R12), Z4
@@ -26432,13 +26501,13 @@ quiet918:
 	VFMADD231PS  Z3, Z6, Z2
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn917
+	JMP          turn997
 
-end919:
+end999:
 	ADDQ $0x04, R13
-	JZ   merge916
+	JZ   merge996
 
-some915:
+some995:
 	VPMOVZXWD    (SI), Z3
 	VPSLLD       $0x10, Z3, Z3
 	VBROADCASTSS (R12), Z4
@@ -26450,10 +26519,10 @@ some915:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some915
-	JMP          merge916
+	JNZ          some995
+	JMP          merge996
 
-sparse913:
+sparse993:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -26468,13 +26537,13 @@ sparse913:
 	VBROADCASTSS 512(R12), Z6
 	VFMADD231PS  Z3, Z6, Z2
 	BLSRQ        R13, R13
-	JNZ          sparse913
+	JNZ          sparse993
 
-merge916:
+merge996:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store920
+	JZ           store1001
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -26498,22 +26567,22 @@ merge916:
 	VMULPS       Z4, Z2, Z2
 	VFMADD231PS  (AX), Z3, Z2
 	VMOVUPS      Z2, (AX)
-	JMP          stored921
+	JMP          stored1002
 
-store920:
+store1001:
 	VMOVUPS Z0, (AX)
 	ADDQ    R8, AX
 	VMOVUPS Z1, (AX)
 	ADDQ    R8, AX
 	VMOVUPS Z2, (AX)
 
-stored921:
+stored1002:
 	ADDQ $0x00000040, DI
 	ADDQ $0x00000020, DX
 	SUBQ $0x01, (SP)
-	JMP  columns911
+	JMP  columns991
 
-less912:
+less992:
 	ADDQ  $0x00000300, BX
 	MOVQ  BX, R14
 	SUBQ  w+8(FP), R14
@@ -26522,16 +26591,16 @@ less912:
 	MOVQ  o+0(FP), DI
 	ADDQ  R14, DI
 	SUBQ  $0x03, R10
-	JMP   rows787
+	JMP   rows857
 
-tile794:
+tile864:
 	MOVQ v+16(FP), DX
 	MOVQ cols+40(FP), R14
 	MOVQ R14, (SP)
 
-columns922:
+columns1003:
 	CMPQ   (SP), $0x04
-	JLT    less923
+	JLT    less1004
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -26554,18 +26623,18 @@ columns922:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse924
+	JNZ    sparse1005
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn928:
+turn1009:
 	SUBQ         $0x04, R13
-	JLT          end930
+	JLT          end1011
 	SUBQ         $0x00000200, 8(SP)
-	JGE          quiet929
+	JGE          quiet1010
 	VPSLLD       $0x10, (SI), Z16
 	VPANDD       (SI), Z31, Z17
 	VPSLLD       $0x10, 64(SI), Z18
@@ -26646,10 +26715,10 @@ turn928:
 	VFMADD231PS  Z17, Z23, Z13
 	VFMADD231PS  Z18, Z23, Z14
 	VFMADD231PS  Z19, Z23, Z15
-	MOVQ         32(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         40(R11), R14
-	PREFETCHT1   (R14)(CX*1)
+	MOVQ         (R11), R14
+	PREFETCHT1   64(R14)(CX*1)
+	MOVQ         8(R11), R14
+	PREFETCHT1   64(R14)(CX*1)
 	VPSLLD       $0x10, (SI)(R15*1), Z16
 	VPANDD       (SI)(R15*1), Z31, Z17
 	VPSLLD       $0x10, 64(SI)(R15*1), Z18
@@ -26674,18 +26743,23 @@ turn928:
 	VFMADD231PS  Z17, Z23, Z13
 	VFMADD231PS  Z18, Z23, Z14
 	VFMADD231PS  Z19, Z23, Z15
-	MOVQ         48(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         56(R11), R14
-	PREFETCHT1   (R14)(CX*1)
+	MOVQ         16(R11), R14
+	PREFETCHT1   64(R14)(CX*1)
+	MOVQ         24(R11), R14
+	PREFETCHT1   64(R14)(CX*1)
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	ADDQ         $0x00000040, CX
-	IMUL3Q       $0x00000200, 64(R11), R14
-	ADDQ         R14, 8(SP)
-	JMP          turn928
+	ADDQ         $0x00000080, CX
+	TESTQ        $0x000001ff, CX
+	JNZ          row1012
+	ADDQ         40(R11), CX
 
-quiet929:
+row1012:
+	IMUL3Q $0x00000200, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn1009
+
+quiet1010:
 	VPSLLD       $0x10, (SI), Z16
 	VPANDD       (SI), Z31, Z17
 	VPSLLD       $0x10, 64(SI), Z18
@@ -26784,13 +26858,13 @@ quiet929:
 	VFMADD231PS  Z19, Z23, Z15
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn928
+	JMP          turn1009
 
-end930:
+end1011:
 	ADDQ $0x04, R13
-	JZ   merge927
+	JZ   merge1008
 
-some926:
+some1007:
 	VPSLLD       $0x10, (SI), Z16
 	VPANDD       (SI), Z31, Z17
 	VPSLLD       $0x10, 64(SI), Z18
@@ -26818,10 +26892,10 @@ some926:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some926
-	JMP          merge927
+	JNZ          some1007
+	JMP          merge1008
 
-sparse924:
+sparse1005:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -26852,9 +26926,9 @@ sparse924:
 	VFMADD231PS  Z18, Z23, Z14
 	VFMADD231PS  Z19, Z23, Z15
 	BLSRQ        R13, R13
-	JNZ          sparse924
+	JNZ          sparse1005
 
-merge927:
+merge1008:
 	VMOVUPS      joinFirst_avx512<>+0(SB), Z16
 	VMOVUPS      joinSecond_avx512<>+0(SB), Z17
 	VMOVAPS      Z0, Z18
@@ -26884,7 +26958,7 @@ merge927:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store931
+	JZ           store1013
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -26950,9 +27024,9 @@ merge927:
 	VMULPS       Z17, Z15, Z15
 	VFMADD231PS  192(AX), Z16, Z15
 	VMOVUPS      Z15, 192(AX)
-	JMP          stored932
+	JMP          stored1014
 
-store931:
+store1013:
 	VMOVUPS Z0, (AX)
 	VMOVUPS Z1, 64(AX)
 	VMOVUPS Z2, 128(AX)
@@ -26973,16 +27047,16 @@ store931:
 	VMOVUPS Z14, 128(AX)
 	VMOVUPS Z15, 192(AX)
 
-stored932:
+stored1014:
 	ADDQ $0x00000100, DI
 	ADDQ $0x00000080, DX
 	SUBQ $0x04, (SP)
-	JMP  columns922
+	JMP  columns1003
 
-less923:
-columns933:
+less1004:
+columns1015:
 	CMPQ   (SP), $0x02
-	JLT    less934
+	JLT    less1016
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -26997,18 +27071,18 @@ columns933:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse935
+	JNZ    sparse1017
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn939:
+turn1021:
 	SUBQ         $0x04, R13
-	JLT          end941
+	JLT          end1023
 	SUBQ         $0x00000100, 8(SP)
-	JGE          quiet940
+	JGE          quiet1022
 	VPSLLD       $0x10, (SI), Z8
 	VPANDD       (SI), Z31, Z9
 	VBROADCASTSS (R12), Z10
@@ -27025,8 +27099,6 @@ turn939:
 	VFMADD231PS  Z9, Z13, Z7
 	MOVQ         (R11), R14
 	PREFETCHT1   (R14)(CX*1)
-	MOVQ         8(R11), R14
-	PREFETCHT1   (R14)(CX*1)
 	VPSLLD       $0x10, (SI)(R9*1), Z8
 	VPANDD       (SI)(R9*1), Z31, Z9
 	VBROADCASTSS 4(R12), Z10
@@ -27041,9 +27113,7 @@ turn939:
 	VBROADCASTSS 772(R12), Z13
 	VFMADD231PS  Z8, Z13, Z6
 	VFMADD231PS  Z9, Z13, Z7
-	MOVQ         16(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         24(R11), R14
+	MOVQ         8(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VPSLLD       $0x10, (SI)(R9*2), Z8
 	VPANDD       (SI)(R9*2), Z31, Z9
@@ -27059,9 +27129,7 @@ turn939:
 	VBROADCASTSS 776(R12), Z13
 	VFMADD231PS  Z8, Z13, Z6
 	VFMADD231PS  Z9, Z13, Z7
-	MOVQ         32(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         40(R11), R14
+	MOVQ         16(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VPSLLD       $0x10, (SI)(R15*1), Z8
 	VPANDD       (SI)(R15*1), Z31, Z9
@@ -27077,18 +27145,21 @@ turn939:
 	VBROADCASTSS 780(R12), Z13
 	VFMADD231PS  Z8, Z13, Z6
 	VFMADD231PS  Z9, Z13, Z7
-	MOVQ         48(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         56(R11), R14
+	MOVQ         24(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
-	IMUL3Q       $0x00000200, 64(R11), R14
-	ADDQ         R14, 8(SP)
-	JMP          turn939
+	TESTQ        $0x000001ff, CX
+	JNZ          row1024
+	ADDQ         40(R11), CX
 
-quiet940:
+row1024:
+	IMUL3Q $0x00000100, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn1021
+
+quiet1022:
 	VPSLLD       $0x10, (SI), Z8
 	VPANDD       (SI), Z31, Z9
 	VBROADCASTSS (R12), Z10
@@ -27147,13 +27218,13 @@ quiet940:
 	VFMADD231PS  Z9, Z13, Z7
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn939
+	JMP          turn1021
 
-end941:
+end1023:
 	ADDQ $0x04, R13
-	JZ   merge938
+	JZ   merge1020
 
-some937:
+some1019:
 	VPSLLD       $0x10, (SI), Z8
 	VPANDD       (SI), Z31, Z9
 	VBROADCASTSS (R12), Z10
@@ -27171,10 +27242,10 @@ some937:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some937
-	JMP          merge938
+	JNZ          some1019
+	JMP          merge1020
 
-sparse935:
+sparse1017:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -27195,9 +27266,9 @@ sparse935:
 	VFMADD231PS  Z8, Z13, Z6
 	VFMADD231PS  Z9, Z13, Z7
 	BLSRQ        R13, R13
-	JNZ          sparse935
+	JNZ          sparse1017
 
-merge938:
+merge1020:
 	VMOVUPS      joinFirst_avx512<>+0(SB), Z8
 	VMOVUPS      joinSecond_avx512<>+0(SB), Z9
 	VMOVAPS      Z0, Z10
@@ -27215,7 +27286,7 @@ merge938:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store942
+	JZ           store1025
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -27257,9 +27328,9 @@ merge938:
 	VMULPS       Z9, Z7, Z7
 	VFMADD231PS  64(AX), Z8, Z7
 	VMOVUPS      Z7, 64(AX)
-	JMP          stored943
+	JMP          stored1026
 
-store942:
+store1025:
 	VMOVUPS Z0, (AX)
 	VMOVUPS Z1, 64(AX)
 	ADDQ    R8, AX
@@ -27272,16 +27343,16 @@ store942:
 	VMOVUPS Z6, (AX)
 	VMOVUPS Z7, 64(AX)
 
-stored943:
+stored1026:
 	ADDQ $0x00000080, DI
 	ADDQ $0x00000040, DX
 	SUBQ $0x02, (SP)
-	JMP  columns933
+	JMP  columns1015
 
-less934:
-columns944:
+less1016:
+columns1027:
 	CMPQ   (SP), $0x01
-	JLT    less945
+	JLT    less1028
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -27292,18 +27363,18 @@ columns944:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse946
+	JNZ    sparse1029
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn950:
+turn1033:
 	SUBQ         $0x04, R13
-	JLT          end952
+	JLT          end1035
 	SUBQ         $0x00000080, 8(SP)
-	JGE          quiet951
+	JGE          quiet1034
 	VPMOVZXWD    (SI), Z4
 	VPSLLD       $0x10, Z4, Z4
 	VBROADCASTSS (R12), Z5
@@ -27316,8 +27387,6 @@ turn950:
 	VFMADD231PS  Z4, Z8, Z3
 	MOVQ         (R11), R14
 	PREFETCHT1   (R14)(CX*1)
-	MOVQ         8(R11), R14
-	PREFETCHT1   (R14)(CX*1)
 	VPMOVZXWD    (SI)(R9*1), Z4
 	VPSLLD       $0x10, Z4, Z4
 	VBROADCASTSS 4(R12), Z5
@@ -27328,9 +27397,7 @@ turn950:
 	VFMADD231PS  Z4, Z7, Z2
 	VBROADCASTSS 772(R12), Z8
 	VFMADD231PS  Z4, Z8, Z3
-	MOVQ         16(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         24(R11), R14
+	MOVQ         8(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VPMOVZXWD    (SI)(R9*2), Z4
 	VPSLLD       $0x10, Z4, Z4
@@ -27342,9 +27409,7 @@ turn950:
 	VFMADD231PS  Z4, Z7, Z2
 	VBROADCASTSS 776(R12), Z8
 	VFMADD231PS  Z4, Z8, Z3
-	MOVQ         32(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         40(R11), R14
+	MOVQ         16(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VPMOVZXWD    (SI)(R15*1), Z4
 	VPSLLD       $0x10, Z4, Z4
@@ -27356,18 +27421,21 @@ turn950:
 	VFMADD231PS  Z4, Z7, Z2
 	VBROADCASTSS 780(R12), Z8
 	VFMADD231PS  Z4, Z8, Z3
-	MOVQ         48(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         56(R11), R14
+	MOVQ         24(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
-	IMUL3Q       $0x00000200, 64(R11), R14
-	ADDQ         R14, 8(SP)
-	JMP          turn950
+	TESTQ        $0x000001ff, CX
+	JNZ          row1036
+	ADDQ         40(R11), CX
 
-quiet951:
+row1036:
+	IMUL3Q $0x00000100, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn1033
+
+quiet1034:
 	VPMOVZXWD    (SI), Z4
 	VPSLLD       $0x10, Z4, Z4
 	VBROADCASTSS (R12), Z5
@@ -27410,13 +27478,13 @@ quiet951:
 	VFMADD231PS  Z4, Z8, Z3
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn950
+	JMP          turn1033
 
-end952:
+end1035:
 	ADDQ $0x04, R13
-	JZ   merge949
+	JZ   merge1032
 
-some948:
+some1031:
 	VPMOVZXWD    (SI), Z4
 	VPSLLD       $0x10, Z4, Z4
 	VBROADCASTSS (R12), Z5
@@ -27430,10 +27498,10 @@ some948:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some948
-	JMP          merge949
+	JNZ          some1031
+	JMP          merge1032
 
-sparse946:
+sparse1029:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -27450,13 +27518,13 @@ sparse946:
 	VBROADCASTSS 768(R12), Z8
 	VFMADD231PS  Z4, Z8, Z3
 	BLSRQ        R13, R13
-	JNZ          sparse946
+	JNZ          sparse1029
 
-merge949:
+merge1032:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store953
+	JZ           store1037
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -27486,9 +27554,9 @@ merge949:
 	VMULPS       Z5, Z3, Z3
 	VFMADD231PS  (AX), Z4, Z3
 	VMOVUPS      Z3, (AX)
-	JMP          stored954
+	JMP          stored1038
 
-store953:
+store1037:
 	VMOVUPS Z0, (AX)
 	ADDQ    R8, AX
 	VMOVUPS Z1, (AX)
@@ -27497,13 +27565,13 @@ store953:
 	ADDQ    R8, AX
 	VMOVUPS Z3, (AX)
 
-stored954:
+stored1038:
 	ADDQ $0x00000040, DI
 	ADDQ $0x00000020, DX
 	SUBQ $0x01, (SP)
-	JMP  columns944
+	JMP  columns1027
 
-less945:
+less1028:
 	ADDQ  $0x00000400, BX
 	MOVQ  BX, R14
 	SUBQ  w+8(FP), R14
@@ -27512,16 +27580,16 @@ less945:
 	MOVQ  o+0(FP), DI
 	ADDQ  R14, DI
 	SUBQ  $0x04, R10
-	JMP   rows787
+	JMP   rows857
 
-tile795:
+tile865:
 	MOVQ v+16(FP), DX
 	MOVQ cols+40(FP), R14
 	MOVQ R14, (SP)
 
-columns955:
+columns1039:
 	CMPQ   (SP), $0x04
-	JLT    less956
+	JLT    less1040
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -27548,18 +27616,18 @@ columns955:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse957
+	JNZ    sparse1041
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn961:
+turn1045:
 	SUBQ         $0x04, R13
-	JLT          end963
+	JLT          end1047
 	SUBQ         $0x00000200, 8(SP)
-	JGE          quiet962
+	JGE          quiet1046
 	VPSLLD       $0x10, (SI), Z20
 	VPANDD       (SI), Z31, Z21
 	VPSLLD       $0x10, 64(SI), Z22
@@ -27655,10 +27723,10 @@ turn961:
 	VFMADD231PS  Z21, Z28, Z17
 	VFMADD231PS  Z22, Z28, Z18
 	VFMADD231PS  Z23, Z28, Z19
-	MOVQ         32(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         40(R11), R14
-	PREFETCHT1   (R14)(CX*1)
+	MOVQ         (R11), R14
+	PREFETCHT1   64(R14)(CX*1)
+	MOVQ         8(R11), R14
+	PREFETCHT1   64(R14)(CX*1)
 	VPSLLD       $0x10, (SI)(R15*1), Z20
 	VPANDD       (SI)(R15*1), Z31, Z21
 	VPSLLD       $0x10, 64(SI)(R15*1), Z22
@@ -27688,18 +27756,23 @@ turn961:
 	VFMADD231PS  Z21, Z28, Z17
 	VFMADD231PS  Z22, Z28, Z18
 	VFMADD231PS  Z23, Z28, Z19
-	MOVQ         48(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         56(R11), R14
-	PREFETCHT1   (R14)(CX*1)
+	MOVQ         16(R11), R14
+	PREFETCHT1   64(R14)(CX*1)
+	MOVQ         24(R11), R14
+	PREFETCHT1   64(R14)(CX*1)
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	ADDQ         $0x00000040, CX
-	IMUL3Q       $0x00000200, 64(R11), R14
-	ADDQ         R14, 8(SP)
-	JMP          turn961
+	ADDQ         $0x00000080, CX
+	TESTQ        $0x000001ff, CX
+	JNZ          row1048
+	ADDQ         40(R11), CX
 
-quiet962:
+row1048:
+	IMUL3Q $0x00000200, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn1045
+
+quiet1046:
 	VPSLLD       $0x10, (SI), Z20
 	VPANDD       (SI), Z31, Z21
 	VPSLLD       $0x10, 64(SI), Z22
@@ -27818,13 +27891,13 @@ quiet962:
 	VFMADD231PS  Z23, Z28, Z19
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn961
+	JMP          turn1045
 
-end963:
+end1047:
 	ADDQ $0x04, R13
-	JZ   merge960
+	JZ   merge1044
 
-some959:
+some1043:
 	VPSLLD       $0x10, (SI), Z20
 	VPANDD       (SI), Z31, Z21
 	VPSLLD       $0x10, 64(SI), Z22
@@ -27857,10 +27930,10 @@ some959:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some959
-	JMP          merge960
+	JNZ          some1043
+	JMP          merge1044
 
-sparse957:
+sparse1041:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -27896,9 +27969,9 @@ sparse957:
 	VFMADD231PS  Z22, Z28, Z18
 	VFMADD231PS  Z23, Z28, Z19
 	BLSRQ        R13, R13
-	JNZ          sparse957
+	JNZ          sparse1041
 
-merge960:
+merge1044:
 	VMOVUPS      joinFirst_avx512<>+0(SB), Z20
 	VMOVUPS      joinSecond_avx512<>+0(SB), Z21
 	VMOVAPS      Z0, Z22
@@ -27934,7 +28007,7 @@ merge960:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store964
+	JZ           store1049
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -28015,9 +28088,9 @@ merge960:
 	VMULPS       Z21, Z19, Z19
 	VFMADD231PS  192(AX), Z20, Z19
 	VMOVUPS      Z19, 192(AX)
-	JMP          stored965
+	JMP          stored1050
 
-store964:
+store1049:
 	VMOVUPS Z0, (AX)
 	VMOVUPS Z1, 64(AX)
 	VMOVUPS Z2, 128(AX)
@@ -28043,16 +28116,16 @@ store964:
 	VMOVUPS Z18, 128(AX)
 	VMOVUPS Z19, 192(AX)
 
-stored965:
+stored1050:
 	ADDQ $0x00000100, DI
 	ADDQ $0x00000080, DX
 	SUBQ $0x04, (SP)
-	JMP  columns955
+	JMP  columns1039
 
-less956:
-columns966:
+less1040:
+columns1051:
 	CMPQ   (SP), $0x02
-	JLT    less967
+	JLT    less1052
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -28069,18 +28142,18 @@ columns966:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse968
+	JNZ    sparse1053
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn972:
+turn1057:
 	SUBQ         $0x04, R13
-	JLT          end974
+	JLT          end1059
 	SUBQ         $0x00000100, 8(SP)
-	JGE          quiet973
+	JGE          quiet1058
 	VPSLLD       $0x10, (SI), Z10
 	VPANDD       (SI), Z31, Z11
 	VBROADCASTSS (R12), Z12
@@ -28100,8 +28173,6 @@ turn972:
 	VFMADD231PS  Z11, Z16, Z9
 	MOVQ         (R11), R14
 	PREFETCHT1   (R14)(CX*1)
-	MOVQ         8(R11), R14
-	PREFETCHT1   (R14)(CX*1)
 	VPSLLD       $0x10, (SI)(R9*1), Z10
 	VPANDD       (SI)(R9*1), Z31, Z11
 	VBROADCASTSS 4(R12), Z12
@@ -28119,9 +28190,7 @@ turn972:
 	VBROADCASTSS 1028(R12), Z16
 	VFMADD231PS  Z10, Z16, Z8
 	VFMADD231PS  Z11, Z16, Z9
-	MOVQ         16(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         24(R11), R14
+	MOVQ         8(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VPSLLD       $0x10, (SI)(R9*2), Z10
 	VPANDD       (SI)(R9*2), Z31, Z11
@@ -28140,9 +28209,7 @@ turn972:
 	VBROADCASTSS 1032(R12), Z16
 	VFMADD231PS  Z10, Z16, Z8
 	VFMADD231PS  Z11, Z16, Z9
-	MOVQ         32(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         40(R11), R14
+	MOVQ         16(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VPSLLD       $0x10, (SI)(R15*1), Z10
 	VPANDD       (SI)(R15*1), Z31, Z11
@@ -28161,18 +28228,21 @@ turn972:
 	VBROADCASTSS 1036(R12), Z16
 	VFMADD231PS  Z10, Z16, Z8
 	VFMADD231PS  Z11, Z16, Z9
-	MOVQ         48(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         56(R11), R14
+	MOVQ         24(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
-	IMUL3Q       $0x00000200, 64(R11), R14
-	ADDQ         R14, 8(SP)
-	JMP          turn972
+	TESTQ        $0x000001ff, CX
+	JNZ          row1060
+	ADDQ         40(R11), CX
 
-quiet973:
+row1060:
+	IMUL3Q $0x00000100, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn1057
+
+quiet1058:
 	VPSLLD       $0x10, (SI), Z10
 	VPANDD       (SI), Z31, Z11
 	VBROADCASTSS (R12), Z12
@@ -28243,13 +28313,13 @@ quiet973:
 	VFMADD231PS  Z11, Z16, Z9
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn972
+	JMP          turn1057
 
-end974:
+end1059:
 	ADDQ $0x04, R13
-	JZ   merge971
+	JZ   merge1056
 
-some970:
+some1055:
 	VPSLLD       $0x10, (SI), Z10
 	VPANDD       (SI), Z31, Z11
 	VBROADCASTSS (R12), Z12
@@ -28270,10 +28340,10 @@ some970:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some970
-	JMP          merge971
+	JNZ          some1055
+	JMP          merge1056
 
-sparse968:
+sparse1053:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -28297,9 +28367,9 @@ sparse968:
 	VFMADD231PS  Z10, Z16, Z8
 	VFMADD231PS  Z11, Z16, Z9
 	BLSRQ        R13, R13
-	JNZ          sparse968
+	JNZ          sparse1053
 
-merge971:
+merge1056:
 	VMOVUPS      joinFirst_avx512<>+0(SB), Z10
 	VMOVUPS      joinSecond_avx512<>+0(SB), Z11
 	VMOVAPS      Z0, Z12
@@ -28320,7 +28390,7 @@ merge971:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store975
+	JZ           store1061
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -28371,9 +28441,9 @@ merge971:
 	VMULPS       Z11, Z9, Z9
 	VFMADD231PS  64(AX), Z10, Z9
 	VMOVUPS      Z9, 64(AX)
-	JMP          stored976
+	JMP          stored1062
 
-store975:
+store1061:
 	VMOVUPS Z0, (AX)
 	VMOVUPS Z1, 64(AX)
 	ADDQ    R8, AX
@@ -28389,16 +28459,16 @@ store975:
 	VMOVUPS Z8, (AX)
 	VMOVUPS Z9, 64(AX)
 
-stored976:
+stored1062:
 	ADDQ $0x00000080, DI
 	ADDQ $0x00000040, DX
 	SUBQ $0x02, (SP)
-	JMP  columns966
+	JMP  columns1051
 
-less967:
-columns977:
+less1052:
+columns1063:
 	CMPQ   (SP), $0x01
-	JLT    less978
+	JLT    less1064
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -28410,18 +28480,18 @@ columns977:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse979
+	JNZ    sparse1065
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn983:
+turn1069:
 	SUBQ         $0x04, R13
-	JLT          end985
+	JLT          end1071
 	SUBQ         $0x00000080, 8(SP)
-	JGE          quiet984
+	JGE          quiet1070
 	VPMOVZXWD    (SI), Z5
 	VPSLLD       $0x10, Z5, Z5
 	VBROADCASTSS (R12), Z6
@@ -28436,8 +28506,6 @@ turn983:
 	VFMADD231PS  Z5, Z10, Z4
 	MOVQ         (R11), R14
 	PREFETCHT1   (R14)(CX*1)
-	MOVQ         8(R11), R14
-	PREFETCHT1   (R14)(CX*1)
 	VPMOVZXWD    (SI)(R9*1), Z5
 	VPSLLD       $0x10, Z5, Z5
 	VBROADCASTSS 4(R12), Z6
@@ -28450,9 +28518,7 @@ turn983:
 	VFMADD231PS  Z5, Z9, Z3
 	VBROADCASTSS 1028(R12), Z10
 	VFMADD231PS  Z5, Z10, Z4
-	MOVQ         16(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         24(R11), R14
+	MOVQ         8(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VPMOVZXWD    (SI)(R9*2), Z5
 	VPSLLD       $0x10, Z5, Z5
@@ -28466,9 +28532,7 @@ turn983:
 	VFMADD231PS  Z5, Z9, Z3
 	VBROADCASTSS 1032(R12), Z10
 	VFMADD231PS  Z5, Z10, Z4
-	MOVQ         32(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         40(R11), R14
+	MOVQ         16(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VPMOVZXWD    (SI)(R15*1), Z5
 	VPSLLD       $0x10, Z5, Z5
@@ -28482,18 +28546,21 @@ turn983:
 	VFMADD231PS  Z5, Z9, Z3
 	VBROADCASTSS 1036(R12), Z10
 	VFMADD231PS  Z5, Z10, Z4
-	MOVQ         48(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         56(R11), R14
+	MOVQ         24(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
-	IMUL3Q       $0x00000200, 64(R11), R14
-	ADDQ         R14, 8(SP)
-	JMP          turn983
+	TESTQ        $0x000001ff, CX
+	JNZ          row1072
+	ADDQ         40(R11), CX
 
-quiet984:
+row1072:
+	IMUL3Q $0x00000100, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn1069
+
+quiet1070:
 	VPMOVZXWD    (SI), Z5
 	VPSLLD       $0x10, Z5, Z5
 	VBROADCASTSS (R12), Z6
@@ -28544,13 +28611,13 @@ quiet984:
 	VFMADD231PS  Z5, Z10, Z4
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn983
+	JMP          turn1069
 
-end985:
+end1071:
 	ADDQ $0x04, R13
-	JZ   merge982
+	JZ   merge1068
 
-some981:
+some1067:
 	VPMOVZXWD    (SI), Z5
 	VPSLLD       $0x10, Z5, Z5
 	VBROADCASTSS (R12), Z6
@@ -28566,10 +28633,10 @@ some981:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some981
-	JMP          merge982
+	JNZ          some1067
+	JMP          merge1068
 
-sparse979:
+sparse1065:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -28588,13 +28655,13 @@ sparse979:
 	VBROADCASTSS 1024(R12), Z10
 	VFMADD231PS  Z5, Z10, Z4
 	BLSRQ        R13, R13
-	JNZ          sparse979
+	JNZ          sparse1065
 
-merge982:
+merge1068:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store986
+	JZ           store1073
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -28630,9 +28697,9 @@ merge982:
 	VMULPS       Z6, Z4, Z4
 	VFMADD231PS  (AX), Z5, Z4
 	VMOVUPS      Z4, (AX)
-	JMP          stored987
+	JMP          stored1074
 
-store986:
+store1073:
 	VMOVUPS Z0, (AX)
 	ADDQ    R8, AX
 	VMOVUPS Z1, (AX)
@@ -28643,13 +28710,13 @@ store986:
 	ADDQ    R8, AX
 	VMOVUPS Z4, (AX)
 
-stored987:
+stored1074:
 	ADDQ $0x00000040, DI
 	ADDQ $0x00000020, DX
 	SUBQ $0x01, (SP)
-	JMP  columns977
+	JMP  columns1063
 
-less978:
+less1064:
 	ADDQ  $0x00000500, BX
 	MOVQ  BX, R14
 	SUBQ  w+8(FP), R14
@@ -28658,16 +28725,16 @@ less978:
 	MOVQ  o+0(FP), DI
 	ADDQ  R14, DI
 	SUBQ  $0x05, R10
-	JMP   rows787
+	JMP   rows857
 
-tile796:
+tile866:
 	MOVQ v+16(FP), DX
 	MOVQ cols+40(FP), R14
 	MOVQ R14, (SP)
 
-columns988:
+columns1075:
 	CMPQ   (SP), $0x04
-	JLT    less989
+	JLT    less1076
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -28698,18 +28765,18 @@ columns988:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse990
+	JNZ    sparse1077
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn994:
+turn1081:
 	SUBQ         $0x04, R13
-	JLT          end996
+	JLT          end1083
 	SUBQ         $0x00000200, 8(SP)
-	JGE          quiet995
+	JGE          quiet1082
 	VPSLLD       $0x10, (SI), Z24
 	VPANDD       (SI), Z31, Z25
 	VPSLLD       $0x10, 64(SI), Z26
@@ -28820,10 +28887,10 @@ turn994:
 	VFMADD231PS  Z25, Z30, Z21
 	VFMADD231PS  Z26, Z30, Z22
 	VFMADD231PS  Z27, Z30, Z23
-	MOVQ         32(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         40(R11), R14
-	PREFETCHT1   (R14)(CX*1)
+	MOVQ         (R11), R14
+	PREFETCHT1   64(R14)(CX*1)
+	MOVQ         8(R11), R14
+	PREFETCHT1   64(R14)(CX*1)
 	VPSLLD       $0x10, (SI)(R15*1), Z24
 	VPANDD       (SI)(R15*1), Z31, Z25
 	VPSLLD       $0x10, 64(SI)(R15*1), Z26
@@ -28858,18 +28925,23 @@ turn994:
 	VFMADD231PS  Z25, Z30, Z21
 	VFMADD231PS  Z26, Z30, Z22
 	VFMADD231PS  Z27, Z30, Z23
-	MOVQ         48(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         56(R11), R14
-	PREFETCHT1   (R14)(CX*1)
+	MOVQ         16(R11), R14
+	PREFETCHT1   64(R14)(CX*1)
+	MOVQ         24(R11), R14
+	PREFETCHT1   64(R14)(CX*1)
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	ADDQ         $0x00000040, CX
-	IMUL3Q       $0x00000200, 64(R11), R14
-	ADDQ         R14, 8(SP)
-	JMP          turn994
+	ADDQ         $0x00000080, CX
+	TESTQ        $0x000001ff, CX
+	JNZ          row1084
+	ADDQ         40(R11), CX
 
-quiet995:
+row1084:
+	IMUL3Q $0x00000200, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn1081
+
+quiet1082:
 	VPSLLD       $0x10, (SI), Z24
 	VPANDD       (SI), Z31, Z25
 	VPSLLD       $0x10, 64(SI), Z26
@@ -29008,13 +29080,13 @@ quiet995:
 	VFMADD231PS  Z27, Z30, Z23
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn994
+	JMP          turn1081
 
-end996:
+end1083:
 	ADDQ $0x04, R13
-	JZ   merge993
+	JZ   merge1080
 
-some992:
+some1079:
 	VPSLLD       $0x10, (SI), Z24
 	VPANDD       (SI), Z31, Z25
 	VPSLLD       $0x10, 64(SI), Z26
@@ -29052,10 +29124,10 @@ some992:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some992
-	JMP          merge993
+	JNZ          some1079
+	JMP          merge1080
 
-sparse990:
+sparse1077:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -29096,9 +29168,9 @@ sparse990:
 	VFMADD231PS  Z26, Z30, Z22
 	VFMADD231PS  Z27, Z30, Z23
 	BLSRQ        R13, R13
-	JNZ          sparse990
+	JNZ          sparse1077
 
-merge993:
+merge1080:
 	VMOVUPS      joinFirst_avx512<>+0(SB), Z24
 	VMOVUPS      joinSecond_avx512<>+0(SB), Z25
 	VMOVAPS      Z0, Z26
@@ -29140,7 +29212,7 @@ merge993:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store997
+	JZ           store1085
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -29236,9 +29308,9 @@ merge993:
 	VMULPS       Z25, Z23, Z23
 	VFMADD231PS  192(AX), Z24, Z23
 	VMOVUPS      Z23, 192(AX)
-	JMP          stored998
+	JMP          stored1086
 
-store997:
+store1085:
 	VMOVUPS Z0, (AX)
 	VMOVUPS Z1, 64(AX)
 	VMOVUPS Z2, 128(AX)
@@ -29269,16 +29341,16 @@ store997:
 	VMOVUPS Z22, 128(AX)
 	VMOVUPS Z23, 192(AX)
 
-stored998:
+stored1086:
 	ADDQ $0x00000100, DI
 	ADDQ $0x00000080, DX
 	SUBQ $0x04, (SP)
-	JMP  columns988
+	JMP  columns1075
 
-less989:
-columns999:
+less1076:
+columns1087:
 	CMPQ   (SP), $0x02
-	JLT    less1000
+	JLT    less1088
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -29297,18 +29369,18 @@ columns999:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse1001
+	JNZ    sparse1089
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn1005:
+turn1093:
 	SUBQ         $0x04, R13
-	JLT          end1007
+	JLT          end1095
 	SUBQ         $0x00000100, 8(SP)
-	JGE          quiet1006
+	JGE          quiet1094
 	VPSLLD       $0x10, (SI), Z12
 	VPANDD       (SI), Z31, Z13
 	VBROADCASTSS (R12), Z14
@@ -29331,8 +29403,6 @@ turn1005:
 	VFMADD231PS  Z13, Z19, Z11
 	MOVQ         (R11), R14
 	PREFETCHT1   (R14)(CX*1)
-	MOVQ         8(R11), R14
-	PREFETCHT1   (R14)(CX*1)
 	VPSLLD       $0x10, (SI)(R9*1), Z12
 	VPANDD       (SI)(R9*1), Z31, Z13
 	VBROADCASTSS 4(R12), Z14
@@ -29353,9 +29423,7 @@ turn1005:
 	VBROADCASTSS 1284(R12), Z19
 	VFMADD231PS  Z12, Z19, Z10
 	VFMADD231PS  Z13, Z19, Z11
-	MOVQ         16(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         24(R11), R14
+	MOVQ         8(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VPSLLD       $0x10, (SI)(R9*2), Z12
 	VPANDD       (SI)(R9*2), Z31, Z13
@@ -29377,9 +29445,7 @@ turn1005:
 	VBROADCASTSS 1288(R12), Z19
 	VFMADD231PS  Z12, Z19, Z10
 	VFMADD231PS  Z13, Z19, Z11
-	MOVQ         32(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         40(R11), R14
+	MOVQ         16(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VPSLLD       $0x10, (SI)(R15*1), Z12
 	VPANDD       (SI)(R15*1), Z31, Z13
@@ -29401,18 +29467,21 @@ turn1005:
 	VBROADCASTSS 1292(R12), Z19
 	VFMADD231PS  Z12, Z19, Z10
 	VFMADD231PS  Z13, Z19, Z11
-	MOVQ         48(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         56(R11), R14
+	MOVQ         24(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
-	IMUL3Q       $0x00000200, 64(R11), R14
-	ADDQ         R14, 8(SP)
-	JMP          turn1005
+	TESTQ        $0x000001ff, CX
+	JNZ          row1096
+	ADDQ         40(R11), CX
 
-quiet1006:
+row1096:
+	IMUL3Q $0x00000100, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn1093
+
+quiet1094:
 	VPSLLD       $0x10, (SI), Z12
 	VPANDD       (SI), Z31, Z13
 	VBROADCASTSS (R12), Z14
@@ -29495,13 +29564,13 @@ quiet1006:
 	VFMADD231PS  Z13, Z19, Z11
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn1005
+	JMP          turn1093
 
-end1007:
+end1095:
 	ADDQ $0x04, R13
-	JZ   merge1004
+	JZ   merge1092
 
-some1003:
+some1091:
 	VPSLLD       $0x10, (SI), Z12
 	VPANDD       (SI), Z31, Z13
 	VBROADCASTSS (R12), Z14
@@ -29525,10 +29594,10 @@ some1003:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some1003
-	JMP          merge1004
+	JNZ          some1091
+	JMP          merge1092
 
-sparse1001:
+sparse1089:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -29555,9 +29624,9 @@ sparse1001:
 	VFMADD231PS  Z12, Z19, Z10
 	VFMADD231PS  Z13, Z19, Z11
 	BLSRQ        R13, R13
-	JNZ          sparse1001
+	JNZ          sparse1089
 
-merge1004:
+merge1092:
 	VMOVUPS      joinFirst_avx512<>+0(SB), Z12
 	VMOVUPS      joinSecond_avx512<>+0(SB), Z13
 	VMOVAPS      Z0, Z14
@@ -29581,7 +29650,7 @@ merge1004:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store1008
+	JZ           store1097
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -29641,9 +29710,9 @@ merge1004:
 	VMULPS       Z13, Z11, Z11
 	VFMADD231PS  64(AX), Z12, Z11
 	VMOVUPS      Z11, 64(AX)
-	JMP          stored1009
+	JMP          stored1098
 
-store1008:
+store1097:
 	VMOVUPS Z0, (AX)
 	VMOVUPS Z1, 64(AX)
 	ADDQ    R8, AX
@@ -29662,16 +29731,16 @@ store1008:
 	VMOVUPS Z10, (AX)
 	VMOVUPS Z11, 64(AX)
 
-stored1009:
+stored1098:
 	ADDQ $0x00000080, DI
 	ADDQ $0x00000040, DX
 	SUBQ $0x02, (SP)
-	JMP  columns999
+	JMP  columns1087
 
-less1000:
-columns1010:
+less1088:
+columns1099:
 	CMPQ   (SP), $0x01
-	JLT    less1011
+	JLT    less1100
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -29684,18 +29753,18 @@ columns1010:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse1012
+	JNZ    sparse1101
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn1016:
+turn1105:
 	SUBQ         $0x04, R13
-	JLT          end1018
+	JLT          end1107
 	SUBQ         $0x00000080, 8(SP)
-	JGE          quiet1017
+	JGE          quiet1106
 	VPMOVZXWD    (SI), Z6
 	VPSLLD       $0x10, Z6, Z6
 	VBROADCASTSS (R12), Z7
@@ -29712,8 +29781,6 @@ turn1016:
 	VFMADD231PS  Z6, Z12, Z5
 	MOVQ         (R11), R14
 	PREFETCHT1   (R14)(CX*1)
-	MOVQ         8(R11), R14
-	PREFETCHT1   (R14)(CX*1)
 	VPMOVZXWD    (SI)(R9*1), Z6
 	VPSLLD       $0x10, Z6, Z6
 	VBROADCASTSS 4(R12), Z7
@@ -29728,9 +29795,7 @@ turn1016:
 	VFMADD231PS  Z6, Z11, Z4
 	VBROADCASTSS 1284(R12), Z12
 	VFMADD231PS  Z6, Z12, Z5
-	MOVQ         16(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         24(R11), R14
+	MOVQ         8(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VPMOVZXWD    (SI)(R9*2), Z6
 	VPSLLD       $0x10, Z6, Z6
@@ -29746,9 +29811,7 @@ turn1016:
 	VFMADD231PS  Z6, Z11, Z4
 	VBROADCASTSS 1288(R12), Z12
 	VFMADD231PS  Z6, Z12, Z5
-	MOVQ         32(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         40(R11), R14
+	MOVQ         16(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VPMOVZXWD    (SI)(R15*1), Z6
 	VPSLLD       $0x10, Z6, Z6
@@ -29764,18 +29827,21 @@ turn1016:
 	VFMADD231PS  Z6, Z11, Z4
 	VBROADCASTSS 1292(R12), Z12
 	VFMADD231PS  Z6, Z12, Z5
-	MOVQ         48(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         56(R11), R14
+	MOVQ         24(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
-	IMUL3Q       $0x00000200, 64(R11), R14
-	ADDQ         R14, 8(SP)
-	JMP          turn1016
+	TESTQ        $0x000001ff, CX
+	JNZ          row1108
+	ADDQ         40(R11), CX
 
-quiet1017:
+row1108:
+	IMUL3Q $0x00000100, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn1105
+
+quiet1106:
 	VPMOVZXWD    (SI), Z6
 	VPSLLD       $0x10, Z6, Z6
 	VBROADCASTSS (R12), Z7
@@ -29834,13 +29900,13 @@ quiet1017:
 	VFMADD231PS  Z6, Z12, Z5
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn1016
+	JMP          turn1105
 
-end1018:
+end1107:
 	ADDQ $0x04, R13
-	JZ   merge1015
+	JZ   merge1104
 
-some1014:
+some1103:
 	VPMOVZXWD    (SI), Z6
 	VPSLLD       $0x10, Z6, Z6
 	VBROADCASTSS (R12), Z7
@@ -29858,10 +29924,10 @@ some1014:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some1014
-	JMP          merge1015
+	JNZ          some1103
+	JMP          merge1104
 
-sparse1012:
+sparse1101:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -29882,13 +29948,13 @@ sparse1012:
 	VBROADCASTSS 1280(R12), Z12
 	VFMADD231PS  Z6, Z12, Z5
 	BLSRQ        R13, R13
-	JNZ          sparse1012
+	JNZ          sparse1101
 
-merge1015:
+merge1104:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store1019
+	JZ           store1109
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -29930,9 +29996,9 @@ merge1015:
 	VMULPS       Z7, Z5, Z5
 	VFMADD231PS  (AX), Z6, Z5
 	VMOVUPS      Z5, (AX)
-	JMP          stored1020
+	JMP          stored1110
 
-store1019:
+store1109:
 	VMOVUPS Z0, (AX)
 	ADDQ    R8, AX
 	VMOVUPS Z1, (AX)
@@ -29945,13 +30011,13 @@ store1019:
 	ADDQ    R8, AX
 	VMOVUPS Z5, (AX)
 
-stored1020:
+stored1110:
 	ADDQ $0x00000040, DI
 	ADDQ $0x00000020, DX
 	SUBQ $0x01, (SP)
-	JMP  columns1010
+	JMP  columns1099
 
-less1011:
+less1100:
 	ADDQ  $0x00000600, BX
 	MOVQ  BX, R14
 	SUBQ  w+8(FP), R14
@@ -29960,16 +30026,16 @@ less1011:
 	MOVQ  o+0(FP), DI
 	ADDQ  R14, DI
 	SUBQ  $0x06, R10
-	JMP   rows787
+	JMP   rows857
 
-tile797:
+tile867:
 	MOVQ v+16(FP), DX
 	MOVQ cols+40(FP), R14
 	MOVQ R14, (SP)
 
-columns1021:
+columns1111:
 	CMPQ   (SP), $0x02
-	JLT    less1022
+	JLT    less1112
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -29990,18 +30056,18 @@ columns1021:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse1023
+	JNZ    sparse1113
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn1027:
+turn1117:
 	SUBQ         $0x04, R13
-	JLT          end1029
+	JLT          end1119
 	SUBQ         $0x00000100, 8(SP)
-	JGE          quiet1028
+	JGE          quiet1118
 	VPSLLD       $0x10, (SI), Z14
 	VPANDD       (SI), Z31, Z15
 	VBROADCASTSS (R12), Z16
@@ -30027,8 +30093,6 @@ turn1027:
 	VFMADD231PS  Z15, Z22, Z13
 	MOVQ         (R11), R14
 	PREFETCHT1   (R14)(CX*1)
-	MOVQ         8(R11), R14
-	PREFETCHT1   (R14)(CX*1)
 	VPSLLD       $0x10, (SI)(R9*1), Z14
 	VPANDD       (SI)(R9*1), Z31, Z15
 	VBROADCASTSS 4(R12), Z16
@@ -30052,9 +30116,7 @@ turn1027:
 	VBROADCASTSS 1540(R12), Z22
 	VFMADD231PS  Z14, Z22, Z12
 	VFMADD231PS  Z15, Z22, Z13
-	MOVQ         16(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         24(R11), R14
+	MOVQ         8(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VPSLLD       $0x10, (SI)(R9*2), Z14
 	VPANDD       (SI)(R9*2), Z31, Z15
@@ -30079,9 +30141,7 @@ turn1027:
 	VBROADCASTSS 1544(R12), Z22
 	VFMADD231PS  Z14, Z22, Z12
 	VFMADD231PS  Z15, Z22, Z13
-	MOVQ         32(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         40(R11), R14
+	MOVQ         16(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VPSLLD       $0x10, (SI)(R15*1), Z14
 	VPANDD       (SI)(R15*1), Z31, Z15
@@ -30106,18 +30166,21 @@ turn1027:
 	VBROADCASTSS 1548(R12), Z22
 	VFMADD231PS  Z14, Z22, Z12
 	VFMADD231PS  Z15, Z22, Z13
-	MOVQ         48(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         56(R11), R14
+	MOVQ         24(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
-	IMUL3Q       $0x00000200, 64(R11), R14
-	ADDQ         R14, 8(SP)
-	JMP          turn1027
+	TESTQ        $0x000001ff, CX
+	JNZ          row1120
+	ADDQ         40(R11), CX
 
-quiet1028:
+row1120:
+	IMUL3Q $0x00000100, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn1117
+
+quiet1118:
 	VPSLLD       $0x10, (SI), Z14
 	VPANDD       (SI), Z31, Z15
 	VBROADCASTSS (R12), Z16
@@ -30212,13 +30275,13 @@ quiet1028:
 	VFMADD231PS  Z15, Z22, Z13
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn1027
+	JMP          turn1117
 
-end1029:
+end1119:
 	ADDQ $0x04, R13
-	JZ   merge1026
+	JZ   merge1116
 
-some1025:
+some1115:
 	VPSLLD       $0x10, (SI), Z14
 	VPANDD       (SI), Z31, Z15
 	VBROADCASTSS (R12), Z16
@@ -30245,10 +30308,10 @@ some1025:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some1025
-	JMP          merge1026
+	JNZ          some1115
+	JMP          merge1116
 
-sparse1023:
+sparse1113:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -30278,9 +30341,9 @@ sparse1023:
 	VFMADD231PS  Z14, Z22, Z12
 	VFMADD231PS  Z15, Z22, Z13
 	BLSRQ        R13, R13
-	JNZ          sparse1023
+	JNZ          sparse1113
 
-merge1026:
+merge1116:
 	VMOVUPS      joinFirst_avx512<>+0(SB), Z14
 	VMOVUPS      joinSecond_avx512<>+0(SB), Z15
 	VMOVAPS      Z0, Z16
@@ -30307,7 +30370,7 @@ merge1026:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store1030
+	JZ           store1121
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -30376,9 +30439,9 @@ merge1026:
 	VMULPS       Z15, Z13, Z13
 	VFMADD231PS  64(AX), Z14, Z13
 	VMOVUPS      Z13, 64(AX)
-	JMP          stored1031
+	JMP          stored1122
 
-store1030:
+store1121:
 	VMOVUPS Z0, (AX)
 	VMOVUPS Z1, 64(AX)
 	ADDQ    R8, AX
@@ -30400,16 +30463,16 @@ store1030:
 	VMOVUPS Z12, (AX)
 	VMOVUPS Z13, 64(AX)
 
-stored1031:
+stored1122:
 	ADDQ $0x00000080, DI
 	ADDQ $0x00000040, DX
 	SUBQ $0x02, (SP)
-	JMP  columns1021
+	JMP  columns1111
 
-less1022:
-columns1032:
+less1112:
+columns1123:
 	CMPQ   (SP), $0x01
-	JLT    less1033
+	JLT    less1124
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -30423,18 +30486,18 @@ columns1032:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse1034
+	JNZ    sparse1125
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn1038:
+turn1129:
 	SUBQ         $0x04, R13
-	JLT          end1040
+	JLT          end1131
 	SUBQ         $0x00000080, 8(SP)
-	JGE          quiet1039
+	JGE          quiet1130
 	VPMOVZXWD    (SI), Z7
 	VPSLLD       $0x10, Z7, Z7
 	VBROADCASTSS (R12), Z8
@@ -30453,8 +30516,6 @@ turn1038:
 	VFMADD231PS  Z7, Z14, Z6
 	MOVQ         (R11), R14
 	PREFETCHT1   (R14)(CX*1)
-	MOVQ         8(R11), R14
-	PREFETCHT1   (R14)(CX*1)
 	VPMOVZXWD    (SI)(R9*1), Z7
 	VPSLLD       $0x10, Z7, Z7
 	VBROADCASTSS 4(R12), Z8
@@ -30471,9 +30532,7 @@ turn1038:
 	VFMADD231PS  Z7, Z13, Z5
 	VBROADCASTSS 1540(R12), Z14
 	VFMADD231PS  Z7, Z14, Z6
-	MOVQ         16(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         24(R11), R14
+	MOVQ         8(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VPMOVZXWD    (SI)(R9*2), Z7
 	VPSLLD       $0x10, Z7, Z7
@@ -30491,9 +30550,7 @@ turn1038:
 	VFMADD231PS  Z7, Z13, Z5
 	VBROADCASTSS 1544(R12), Z14
 	VFMADD231PS  Z7, Z14, Z6
-	MOVQ         32(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         40(R11), R14
+	MOVQ         16(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VPMOVZXWD    (SI)(R15*1), Z7
 	VPSLLD       $0x10, Z7, Z7
@@ -30511,18 +30568,21 @@ turn1038:
 	VFMADD231PS  Z7, Z13, Z5
 	VBROADCASTSS 1548(R12), Z14
 	VFMADD231PS  Z7, Z14, Z6
-	MOVQ         48(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         56(R11), R14
+	MOVQ         24(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
-	IMUL3Q       $0x00000200, 64(R11), R14
-	ADDQ         R14, 8(SP)
-	JMP          turn1038
+	TESTQ        $0x000001ff, CX
+	JNZ          row1132
+	ADDQ         40(R11), CX
 
-quiet1039:
+row1132:
+	IMUL3Q $0x00000100, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn1129
+
+quiet1130:
 	VPMOVZXWD    (SI), Z7
 	VPSLLD       $0x10, Z7, Z7
 	VBROADCASTSS (R12), Z8
@@ -30589,13 +30649,13 @@ quiet1039:
 	VFMADD231PS  Z7, Z14, Z6
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn1038
+	JMP          turn1129
 
-end1040:
+end1131:
 	ADDQ $0x04, R13
-	JZ   merge1037
+	JZ   merge1128
 
-some1036:
+some1127:
 	VPMOVZXWD    (SI), Z7
 	VPSLLD       $0x10, Z7, Z7
 	VBROADCASTSS (R12), Z8
@@ -30615,10 +30675,10 @@ some1036:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some1036
-	JMP          merge1037
+	JNZ          some1127
+	JMP          merge1128
 
-sparse1034:
+sparse1125:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -30641,13 +30701,13 @@ sparse1034:
 	VBROADCASTSS 1536(R12), Z14
 	VFMADD231PS  Z7, Z14, Z6
 	BLSRQ        R13, R13
-	JNZ          sparse1034
+	JNZ          sparse1125
 
-merge1037:
+merge1128:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store1041
+	JZ           store1133
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -30695,9 +30755,9 @@ merge1037:
 	VMULPS       Z8, Z6, Z6
 	VFMADD231PS  (AX), Z7, Z6
 	VMOVUPS      Z6, (AX)
-	JMP          stored1042
+	JMP          stored1134
 
-store1041:
+store1133:
 	VMOVUPS Z0, (AX)
 	ADDQ    R8, AX
 	VMOVUPS Z1, (AX)
@@ -30712,13 +30772,13 @@ store1041:
 	ADDQ    R8, AX
 	VMOVUPS Z6, (AX)
 
-stored1042:
+stored1134:
 	ADDQ $0x00000040, DI
 	ADDQ $0x00000020, DX
 	SUBQ $0x01, (SP)
-	JMP  columns1032
+	JMP  columns1123
 
-less1033:
+less1124:
 	ADDQ  $0x00000700, BX
 	MOVQ  BX, R14
 	SUBQ  w+8(FP), R14
@@ -30727,16 +30787,16 @@ less1033:
 	MOVQ  o+0(FP), DI
 	ADDQ  R14, DI
 	SUBQ  $0x07, R10
-	JMP   rows787
+	JMP   rows857
 
-tile798:
+tile868:
 	MOVQ v+16(FP), DX
 	MOVQ cols+40(FP), R14
 	MOVQ R14, (SP)
 
-columns1043:
+columns1135:
 	CMPQ   (SP), $0x02
-	JLT    less1044
+	JLT    less1136
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -30759,18 +30819,18 @@ columns1043:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse1045
+	JNZ    sparse1137
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn1049:
+turn1141:
 	SUBQ         $0x04, R13
-	JLT          end1051
+	JLT          end1143
 	SUBQ         $0x00000100, 8(SP)
-	JGE          quiet1050
+	JGE          quiet1142
 	VPSLLD       $0x10, (SI), Z16
 	VPANDD       (SI), Z31, Z17
 	VBROADCASTSS (R12), Z18
@@ -30799,8 +30859,6 @@ turn1049:
 	VFMADD231PS  Z17, Z25, Z15
 	MOVQ         (R11), R14
 	PREFETCHT1   (R14)(CX*1)
-	MOVQ         8(R11), R14
-	PREFETCHT1   (R14)(CX*1)
 	VPSLLD       $0x10, (SI)(R9*1), Z16
 	VPANDD       (SI)(R9*1), Z31, Z17
 	VBROADCASTSS 4(R12), Z18
@@ -30827,9 +30885,7 @@ turn1049:
 	VBROADCASTSS 1796(R12), Z25
 	VFMADD231PS  Z16, Z25, Z14
 	VFMADD231PS  Z17, Z25, Z15
-	MOVQ         16(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         24(R11), R14
+	MOVQ         8(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VPSLLD       $0x10, (SI)(R9*2), Z16
 	VPANDD       (SI)(R9*2), Z31, Z17
@@ -30857,9 +30913,7 @@ turn1049:
 	VBROADCASTSS 1800(R12), Z25
 	VFMADD231PS  Z16, Z25, Z14
 	VFMADD231PS  Z17, Z25, Z15
-	MOVQ         32(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         40(R11), R14
+	MOVQ         16(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VPSLLD       $0x10, (SI)(R15*1), Z16
 	VPANDD       (SI)(R15*1), Z31, Z17
@@ -30887,18 +30941,21 @@ turn1049:
 	VBROADCASTSS 1804(R12), Z25
 	VFMADD231PS  Z16, Z25, Z14
 	VFMADD231PS  Z17, Z25, Z15
-	MOVQ         48(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         56(R11), R14
+	MOVQ         24(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
-	IMUL3Q       $0x00000200, 64(R11), R14
-	ADDQ         R14, 8(SP)
-	JMP          turn1049
+	TESTQ        $0x000001ff, CX
+	JNZ          row1144
+	ADDQ         40(R11), CX
 
-quiet1050:
+row1144:
+	IMUL3Q $0x00000100, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn1141
+
+quiet1142:
 	VPSLLD       $0x10, (SI), Z16
 	VPANDD       (SI), Z31, Z17
 	VBROADCASTSS (R12), Z18
@@ -31005,13 +31062,13 @@ quiet1050:
 	VFMADD231PS  Z17, Z25, Z15
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn1049
+	JMP          turn1141
 
-end1051:
+end1143:
 	ADDQ $0x04, R13
-	JZ   merge1048
+	JZ   merge1140
 
-some1047:
+some1139:
 	VPSLLD       $0x10, (SI), Z16
 	VPANDD       (SI), Z31, Z17
 	VBROADCASTSS (R12), Z18
@@ -31041,10 +31098,10 @@ some1047:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some1047
-	JMP          merge1048
+	JNZ          some1139
+	JMP          merge1140
 
-sparse1045:
+sparse1137:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -31077,9 +31134,9 @@ sparse1045:
 	VFMADD231PS  Z16, Z25, Z14
 	VFMADD231PS  Z17, Z25, Z15
 	BLSRQ        R13, R13
-	JNZ          sparse1045
+	JNZ          sparse1137
 
-merge1048:
+merge1140:
 	VMOVUPS      joinFirst_avx512<>+0(SB), Z16
 	VMOVUPS      joinSecond_avx512<>+0(SB), Z17
 	VMOVAPS      Z0, Z18
@@ -31109,7 +31166,7 @@ merge1048:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store1052
+	JZ           store1145
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -31187,9 +31244,9 @@ merge1048:
 	VMULPS       Z17, Z15, Z15
 	VFMADD231PS  64(AX), Z16, Z15
 	VMOVUPS      Z15, 64(AX)
-	JMP          stored1053
+	JMP          stored1146
 
-store1052:
+store1145:
 	VMOVUPS Z0, (AX)
 	VMOVUPS Z1, 64(AX)
 	ADDQ    R8, AX
@@ -31214,16 +31271,16 @@ store1052:
 	VMOVUPS Z14, (AX)
 	VMOVUPS Z15, 64(AX)
 
-stored1053:
+stored1146:
 	ADDQ $0x00000080, DI
 	ADDQ $0x00000040, DX
 	SUBQ $0x02, (SP)
-	JMP  columns1043
+	JMP  columns1135
 
-less1044:
-columns1054:
+less1136:
+columns1147:
 	CMPQ   (SP), $0x01
-	JLT    less1055
+	JLT    less1148
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -31238,18 +31295,18 @@ columns1054:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse1056
+	JNZ    sparse1149
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn1060:
+turn1153:
 	SUBQ         $0x04, R13
-	JLT          end1062
+	JLT          end1155
 	SUBQ         $0x00000080, 8(SP)
-	JGE          quiet1061
+	JGE          quiet1154
 	VPMOVZXWD    (SI), Z8
 	VPSLLD       $0x10, Z8, Z8
 	VBROADCASTSS (R12), Z9
@@ -31270,8 +31327,6 @@ turn1060:
 	VFMADD231PS  Z8, Z16, Z7
 	MOVQ         (R11), R14
 	PREFETCHT1   (R14)(CX*1)
-	MOVQ         8(R11), R14
-	PREFETCHT1   (R14)(CX*1)
 	VPMOVZXWD    (SI)(R9*1), Z8
 	VPSLLD       $0x10, Z8, Z8
 	VBROADCASTSS 4(R12), Z9
@@ -31290,9 +31345,7 @@ turn1060:
 	VFMADD231PS  Z8, Z15, Z6
 	VBROADCASTSS 1796(R12), Z16
 	VFMADD231PS  Z8, Z16, Z7
-	MOVQ         16(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         24(R11), R14
+	MOVQ         8(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VPMOVZXWD    (SI)(R9*2), Z8
 	VPSLLD       $0x10, Z8, Z8
@@ -31312,9 +31365,7 @@ turn1060:
 	VFMADD231PS  Z8, Z15, Z6
 	VBROADCASTSS 1800(R12), Z16
 	VFMADD231PS  Z8, Z16, Z7
-	MOVQ         32(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         40(R11), R14
+	MOVQ         16(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VPMOVZXWD    (SI)(R15*1), Z8
 	VPSLLD       $0x10, Z8, Z8
@@ -31334,18 +31385,21 @@ turn1060:
 	VFMADD231PS  Z8, Z15, Z6
 	VBROADCASTSS 1804(R12), Z16
 	VFMADD231PS  Z8, Z16, Z7
-	MOVQ         48(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         56(R11), R14
+	MOVQ         24(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
-	IMUL3Q       $0x00000200, 64(R11), R14
-	ADDQ         R14, 8(SP)
-	JMP          turn1060
+	TESTQ        $0x000001ff, CX
+	JNZ          row1156
+	ADDQ         40(R11), CX
 
-quiet1061:
+row1156:
+	IMUL3Q $0x00000100, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn1153
+
+quiet1154:
 	VPMOVZXWD    (SI), Z8
 	VPSLLD       $0x10, Z8, Z8
 	VBROADCASTSS (R12), Z9
@@ -31420,13 +31474,13 @@ quiet1061:
 	VFMADD231PS  Z8, Z16, Z7
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn1060
+	JMP          turn1153
 
-end1062:
+end1155:
 	ADDQ $0x04, R13
-	JZ   merge1059
+	JZ   merge1152
 
-some1058:
+some1151:
 	VPMOVZXWD    (SI), Z8
 	VPSLLD       $0x10, Z8, Z8
 	VBROADCASTSS (R12), Z9
@@ -31448,10 +31502,10 @@ some1058:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some1058
-	JMP          merge1059
+	JNZ          some1151
+	JMP          merge1152
 
-sparse1056:
+sparse1149:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -31476,13 +31530,13 @@ sparse1056:
 	VBROADCASTSS 1792(R12), Z16
 	VFMADD231PS  Z8, Z16, Z7
 	BLSRQ        R13, R13
-	JNZ          sparse1056
+	JNZ          sparse1149
 
-merge1059:
+merge1152:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store1063
+	JZ           store1157
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -31536,9 +31590,9 @@ merge1059:
 	VMULPS       Z9, Z7, Z7
 	VFMADD231PS  (AX), Z8, Z7
 	VMOVUPS      Z7, (AX)
-	JMP          stored1064
+	JMP          stored1158
 
-store1063:
+store1157:
 	VMOVUPS Z0, (AX)
 	ADDQ    R8, AX
 	VMOVUPS Z1, (AX)
@@ -31555,13 +31609,13 @@ store1063:
 	ADDQ    R8, AX
 	VMOVUPS Z7, (AX)
 
-stored1064:
+stored1158:
 	ADDQ $0x00000040, DI
 	ADDQ $0x00000020, DX
 	SUBQ $0x01, (SP)
-	JMP  columns1054
+	JMP  columns1147
 
-less1055:
+less1148:
 	ADDQ  $0x00000800, BX
 	MOVQ  BX, R14
 	SUBQ  w+8(FP), R14
@@ -31570,16 +31624,16 @@ less1055:
 	MOVQ  o+0(FP), DI
 	ADDQ  R14, DI
 	SUBQ  $0x08, R10
-	JMP   rows787
+	JMP   rows857
 
-tile799:
+tile869:
 	MOVQ v+16(FP), DX
 	MOVQ cols+40(FP), R14
 	MOVQ R14, (SP)
 
-columns1065:
+columns1159:
 	CMPQ   (SP), $0x02
-	JLT    less1066
+	JLT    less1160
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -31604,18 +31658,18 @@ columns1065:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse1067
+	JNZ    sparse1161
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn1071:
+turn1165:
 	SUBQ         $0x04, R13
-	JLT          end1073
+	JLT          end1167
 	SUBQ         $0x00000100, 8(SP)
-	JGE          quiet1072
+	JGE          quiet1166
 	VPSLLD       $0x10, (SI), Z18
 	VPANDD       (SI), Z31, Z19
 	VBROADCASTSS (R12), Z20
@@ -31647,8 +31701,6 @@ turn1071:
 	VFMADD231PS  Z19, Z28, Z17
 	MOVQ         (R11), R14
 	PREFETCHT1   (R14)(CX*1)
-	MOVQ         8(R11), R14
-	PREFETCHT1   (R14)(CX*1)
 	VPSLLD       $0x10, (SI)(R9*1), Z18
 	VPANDD       (SI)(R9*1), Z31, Z19
 	VBROADCASTSS 4(R12), Z20
@@ -31678,9 +31730,7 @@ turn1071:
 	VBROADCASTSS 2052(R12), Z28
 	VFMADD231PS  Z18, Z28, Z16
 	VFMADD231PS  Z19, Z28, Z17
-	MOVQ         16(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         24(R11), R14
+	MOVQ         8(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VPSLLD       $0x10, (SI)(R9*2), Z18
 	VPANDD       (SI)(R9*2), Z31, Z19
@@ -31711,9 +31761,7 @@ turn1071:
 	VBROADCASTSS 2056(R12), Z28
 	VFMADD231PS  Z18, Z28, Z16
 	VFMADD231PS  Z19, Z28, Z17
-	MOVQ         32(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         40(R11), R14
+	MOVQ         16(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VPSLLD       $0x10, (SI)(R15*1), Z18
 	VPANDD       (SI)(R15*1), Z31, Z19
@@ -31744,18 +31792,21 @@ turn1071:
 	VBROADCASTSS 2060(R12), Z28
 	VFMADD231PS  Z18, Z28, Z16
 	VFMADD231PS  Z19, Z28, Z17
-	MOVQ         48(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         56(R11), R14
+	MOVQ         24(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
-	IMUL3Q       $0x00000200, 64(R11), R14
-	ADDQ         R14, 8(SP)
-	JMP          turn1071
+	TESTQ        $0x000001ff, CX
+	JNZ          row1168
+	ADDQ         40(R11), CX
 
-quiet1072:
+row1168:
+	IMUL3Q $0x00000100, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn1165
+
+quiet1166:
 	VPSLLD       $0x10, (SI), Z18
 	VPANDD       (SI), Z31, Z19
 	VBROADCASTSS (R12), Z20
@@ -31874,13 +31925,13 @@ quiet1072:
 	VFMADD231PS  Z19, Z28, Z17
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn1071
+	JMP          turn1165
 
-end1073:
+end1167:
 	ADDQ $0x04, R13
-	JZ   merge1070
+	JZ   merge1164
 
-some1069:
+some1163:
 	VPSLLD       $0x10, (SI), Z18
 	VPANDD       (SI), Z31, Z19
 	VBROADCASTSS (R12), Z20
@@ -31913,10 +31964,10 @@ some1069:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some1069
-	JMP          merge1070
+	JNZ          some1163
+	JMP          merge1164
 
-sparse1067:
+sparse1161:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -31952,9 +32003,9 @@ sparse1067:
 	VFMADD231PS  Z18, Z28, Z16
 	VFMADD231PS  Z19, Z28, Z17
 	BLSRQ        R13, R13
-	JNZ          sparse1067
+	JNZ          sparse1161
 
-merge1070:
+merge1164:
 	VMOVUPS      joinFirst_avx512<>+0(SB), Z18
 	VMOVUPS      joinSecond_avx512<>+0(SB), Z19
 	VMOVAPS      Z0, Z20
@@ -31987,7 +32038,7 @@ merge1070:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store1074
+	JZ           store1169
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -32074,9 +32125,9 @@ merge1070:
 	VMULPS       Z19, Z17, Z17
 	VFMADD231PS  64(AX), Z18, Z17
 	VMOVUPS      Z17, 64(AX)
-	JMP          stored1075
+	JMP          stored1170
 
-store1074:
+store1169:
 	VMOVUPS Z0, (AX)
 	VMOVUPS Z1, 64(AX)
 	ADDQ    R8, AX
@@ -32104,16 +32155,16 @@ store1074:
 	VMOVUPS Z16, (AX)
 	VMOVUPS Z17, 64(AX)
 
-stored1075:
+stored1170:
 	ADDQ $0x00000080, DI
 	ADDQ $0x00000040, DX
 	SUBQ $0x02, (SP)
-	JMP  columns1065
+	JMP  columns1159
 
-less1066:
-columns1076:
+less1160:
+columns1171:
 	CMPQ   (SP), $0x01
-	JLT    less1077
+	JLT    less1172
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -32129,18 +32180,18 @@ columns1076:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse1078
+	JNZ    sparse1173
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn1082:
+turn1177:
 	SUBQ         $0x04, R13
-	JLT          end1084
+	JLT          end1179
 	SUBQ         $0x00000080, 8(SP)
-	JGE          quiet1083
+	JGE          quiet1178
 	VPMOVZXWD    (SI), Z9
 	VPSLLD       $0x10, Z9, Z9
 	VBROADCASTSS (R12), Z10
@@ -32163,8 +32214,6 @@ turn1082:
 	VFMADD231PS  Z9, Z18, Z8
 	MOVQ         (R11), R14
 	PREFETCHT1   (R14)(CX*1)
-	MOVQ         8(R11), R14
-	PREFETCHT1   (R14)(CX*1)
 	VPMOVZXWD    (SI)(R9*1), Z9
 	VPSLLD       $0x10, Z9, Z9
 	VBROADCASTSS 4(R12), Z10
@@ -32185,9 +32234,7 @@ turn1082:
 	VFMADD231PS  Z9, Z17, Z7
 	VBROADCASTSS 2052(R12), Z18
 	VFMADD231PS  Z9, Z18, Z8
-	MOVQ         16(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         24(R11), R14
+	MOVQ         8(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VPMOVZXWD    (SI)(R9*2), Z9
 	VPSLLD       $0x10, Z9, Z9
@@ -32209,9 +32256,7 @@ turn1082:
 	VFMADD231PS  Z9, Z17, Z7
 	VBROADCASTSS 2056(R12), Z18
 	VFMADD231PS  Z9, Z18, Z8
-	MOVQ         32(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         40(R11), R14
+	MOVQ         16(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VPMOVZXWD    (SI)(R15*1), Z9
 	VPSLLD       $0x10, Z9, Z9
@@ -32233,18 +32278,21 @@ turn1082:
 	VFMADD231PS  Z9, Z17, Z7
 	VBROADCASTSS 2060(R12), Z18
 	VFMADD231PS  Z9, Z18, Z8
-	MOVQ         48(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         56(R11), R14
+	MOVQ         24(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
-	IMUL3Q       $0x00000200, 64(R11), R14
-	ADDQ         R14, 8(SP)
-	JMP          turn1082
+	TESTQ        $0x000001ff, CX
+	JNZ          row1180
+	ADDQ         40(R11), CX
 
-quiet1083:
+row1180:
+	IMUL3Q $0x00000100, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn1177
+
+quiet1178:
 	VPMOVZXWD    (SI), Z9
 	VPSLLD       $0x10, Z9, Z9
 	VBROADCASTSS (R12), Z10
@@ -32327,13 +32375,13 @@ quiet1083:
 	VFMADD231PS  Z9, Z18, Z8
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn1082
+	JMP          turn1177
 
-end1084:
+end1179:
 	ADDQ $0x04, R13
-	JZ   merge1081
+	JZ   merge1176
 
-some1080:
+some1175:
 	VPMOVZXWD    (SI), Z9
 	VPSLLD       $0x10, Z9, Z9
 	VBROADCASTSS (R12), Z10
@@ -32357,10 +32405,10 @@ some1080:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some1080
-	JMP          merge1081
+	JNZ          some1175
+	JMP          merge1176
 
-sparse1078:
+sparse1173:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -32387,13 +32435,13 @@ sparse1078:
 	VBROADCASTSS 2048(R12), Z18
 	VFMADD231PS  Z9, Z18, Z8
 	BLSRQ        R13, R13
-	JNZ          sparse1078
+	JNZ          sparse1173
 
-merge1081:
+merge1176:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store1085
+	JZ           store1181
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -32453,9 +32501,9 @@ merge1081:
 	VMULPS       Z10, Z8, Z8
 	VFMADD231PS  (AX), Z9, Z8
 	VMOVUPS      Z8, (AX)
-	JMP          stored1086
+	JMP          stored1182
 
-store1085:
+store1181:
 	VMOVUPS Z0, (AX)
 	ADDQ    R8, AX
 	VMOVUPS Z1, (AX)
@@ -32474,13 +32522,13 @@ store1085:
 	ADDQ    R8, AX
 	VMOVUPS Z8, (AX)
 
-stored1086:
+stored1182:
 	ADDQ $0x00000040, DI
 	ADDQ $0x00000020, DX
 	SUBQ $0x01, (SP)
-	JMP  columns1076
+	JMP  columns1171
 
-less1077:
+less1172:
 	ADDQ  $0x00000900, BX
 	MOVQ  BX, R14
 	SUBQ  w+8(FP), R14
@@ -32489,9 +32537,9 @@ less1077:
 	MOVQ  o+0(FP), DI
 	ADDQ  R14, DI
 	SUBQ  $0x09, R10
-	JMP   rows787
+	JMP   rows857
 
-done789:
+done859:
 	VZEROUPPER
 	RET
 
@@ -32507,21 +32555,21 @@ TEXT ·scores_i8_avx512(SB), NOSPLIT, $8-64
 	XORQ  R14, R14
 	XORQ  R9, R9
 	TESTQ R11, R11
-	JNZ   none1087
+	JNZ   none1183
 	MOVQ  $0x0000010000000000, R9
 
-none1087:
-rows1088:
+none1183:
+rows1184:
 	CMPQ R10, $0x0f
-	JLT  fewer1089
+	JLT  fewer1185
 
-tile1101:
+tile1197:
 	MOVQ k+16(FP), R13
 	MOVQ $0x00000002, (SP)
 
-block1102:
+block1198:
 	CMPQ   carry+48(FP), $0x00
-	JNE    carry1103
+	JNE    carry1199
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -32542,9 +32590,9 @@ block1102:
 	VPXORD Z17, Z17, Z17
 	VPXORD Z18, Z18, Z18
 	VPXORD Z19, Z19, Z19
-	JMP    begin1104
+	JMP    begin1200
 
-carry1103:
+carry1199:
 	VMOVUPS (DI), Z0
 	VMOVUPS 64(DI), Z1
 	VMOVUPS 256(DI), Z2
@@ -32566,18 +32614,18 @@ carry1103:
 	VMOVUPS 2304(DI), Z18
 	VMOVUPS 2368(DI), Z19
 
-begin1104:
+begin1200:
 	MOVQ R13, AX
 	MOVQ SI, BX
 	LEAQ (R8)(R8*2), CX
 	ADDQ SI, CX
 	MOVQ n+32(FP), R12
 
-turn1108:
+turn1204:
 	SUBQ         $0x04, R12
-	JLT          end1110
+	JLT          end1206
 	SUBQ         $0x00000080, R9
-	JGE          quiet1109
+	JGE          quiet1205
 	VPMOVSXBD    (AX), Z20
 	VCVTDQ2PS    Z20, Z20
 	VPMOVSXBD    16(AX), Z21
@@ -32614,8 +32662,6 @@ turn1108:
 	VFMADD231PS  Z21, Z31, Z19
 	MOVQ         (R11), DX
 	PREFETCHT1   (DX)(R14*1)
-	MOVQ         8(R11), DX
-	PREFETCHT1   (DX)(R14*1)
 	VPMOVSXBD    64(AX), Z20
 	VCVTDQ2PS    Z20, Z20
 	VPMOVSXBD    80(AX), Z21
@@ -32650,9 +32696,7 @@ turn1108:
 	VBROADCASTSS 4(CX)(R15*2), Z31
 	VFMADD231PS  Z20, Z31, Z18
 	VFMADD231PS  Z21, Z31, Z19
-	MOVQ         16(R11), DX
-	PREFETCHT1   (DX)(R14*1)
-	MOVQ         24(R11), DX
+	MOVQ         8(R11), DX
 	PREFETCHT1   (DX)(R14*1)
 	VPMOVSXBD    128(AX), Z20
 	VCVTDQ2PS    Z20, Z20
@@ -32688,9 +32732,7 @@ turn1108:
 	VBROADCASTSS 8(CX)(R15*2), Z31
 	VFMADD231PS  Z20, Z31, Z18
 	VFMADD231PS  Z21, Z31, Z19
-	MOVQ         32(R11), DX
-	PREFETCHT1   (DX)(R14*1)
-	MOVQ         40(R11), DX
+	MOVQ         16(R11), DX
 	PREFETCHT1   (DX)(R14*1)
 	VPMOVSXBD    192(AX), Z20
 	VCVTDQ2PS    Z20, Z20
@@ -32726,19 +32768,22 @@ turn1108:
 	VBROADCASTSS 12(CX)(R15*2), Z31
 	VFMADD231PS  Z20, Z31, Z18
 	VFMADD231PS  Z21, Z31, Z19
-	MOVQ         48(R11), DX
-	PREFETCHT1   (DX)(R14*1)
-	MOVQ         56(R11), DX
+	MOVQ         24(R11), DX
 	PREFETCHT1   (DX)(R14*1)
 	ADDQ         $0x00000100, AX
 	ADDQ         $0x10, BX
 	ADDQ         $0x10, CX
 	ADDQ         $0x00000040, R14
-	IMUL3Q       $0x00000200, 64(R11), DX
-	ADDQ         DX, R9
-	JMP          turn1108
+	TESTQ        $0x000001ff, R14
+	JNZ          row1207
+	ADDQ         40(R11), R14
 
-quiet1109:
+row1207:
+	IMUL3Q $0x00000100, 32(R11), DX
+	ADDQ   DX, R9
+	JMP    turn1204
+
+quiet1205:
 	VPMOVSXBD    (AX), Z20
 	VCVTDQ2PS    Z20, Z20
 	VPMOVSXBD    16(AX), Z21
@@ -32878,13 +32923,13 @@ quiet1109:
 	ADDQ         $0x00000100, AX
 	ADDQ         $0x10, BX
 	ADDQ         $0x10, CX
-	JMP          turn1108
+	JMP          turn1204
 
-end1110:
+end1206:
 	ADDQ $0x04, R12
-	JZ   store1107
+	JZ   store1203
 
-some1106:
+some1202:
 	VPMOVSXBD    (AX), Z20
 	VCVTDQ2PS    Z20, Z20
 	VPMOVSXBD    16(AX), Z21
@@ -32923,9 +32968,9 @@ some1106:
 	ADDQ         $0x04, BX
 	ADDQ         $0x04, CX
 	DECQ         R12
-	JNZ          some1106
+	JNZ          some1202
 
-store1107:
+store1203:
 	VMOVUPS Z0, (DI)
 	VMOVUPS Z1, 64(DI)
 	VMOVUPS Z2, 256(DI)
@@ -32949,64 +32994,64 @@ store1107:
 	ADDQ    $0x00000080, DI
 	ADDQ    $0x00000020, R13
 	DECQ    (SP)
-	JNZ     block1102
+	JNZ     block1198
 	ADDQ    $0x00000900, DI
 	IMUL3Q  $0x0a, R8, R12
 	ADDQ    R12, SI
 	SUBQ    $0x0a, R10
-	JMP     rows1088
+	JMP     rows1184
 
-fewer1089:
+fewer1185:
 	CMPQ R10, $0x01
-	JEQ  tile1092
+	JEQ  tile1188
 	CMPQ R10, $0x02
-	JEQ  tile1093
+	JEQ  tile1189
 	CMPQ R10, $0x03
-	JEQ  tile1094
+	JEQ  tile1190
 	CMPQ R10, $0x04
-	JEQ  tile1095
+	JEQ  tile1191
 	CMPQ R10, $0x05
-	JEQ  tile1096
+	JEQ  tile1192
 	CMPQ R10, $0x06
-	JEQ  tile1097
+	JEQ  tile1193
 	CMPQ R10, $0x07
-	JEQ  tile1098
+	JEQ  tile1194
 	CMPQ R10, $0x08
-	JEQ  tile1099
+	JEQ  tile1195
 	CMPQ R10, $0x09
-	JEQ  tile1100
+	JEQ  tile1196
 	CMPQ R10, $0x0a
-	JEQ  tile1101
+	JEQ  tile1197
 	CMPQ R10, $0x0a
-	JGT  tile1097
-	JMP  done1090
+	JGT  tile1193
+	JMP  done1186
 
-tile1092:
+tile1188:
 	MOVQ   k+16(FP), R13
 	CMPQ   carry+48(FP), $0x00
-	JNE    carry1112
+	JNE    carry1209
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
 	VPXORD Z3, Z3, Z3
-	JMP    begin1113
+	JMP    begin1210
 
-carry1112:
+carry1209:
 	VMOVUPS (DI), Z0
 	VMOVUPS 64(DI), Z1
 	VMOVUPS 128(DI), Z2
 	VMOVUPS 192(DI), Z3
 
-begin1113:
+begin1210:
 	MOVQ R13, AX
 	MOVQ SI, BX
 	MOVQ n+32(FP), R12
 
-turn1117:
+turn1214:
 	SUBQ         $0x04, R12
-	JLT          end1119
+	JLT          end1216
 	SUBQ         $0x00000100, R9
-	JGE          quiet1118
+	JGE          quiet1215
 	VBROADCASTSS (BX), Z4
 	VPMOVSXBD    (AX), Z5
 	VCVTDQ2PS    Z5, Z5
@@ -33022,8 +33067,6 @@ turn1117:
 	VFMADD231PS  Z8, Z4, Z3
 	MOVQ         (R11), DX
 	PREFETCHT1   (DX)(R14*1)
-	MOVQ         8(R11), DX
-	PREFETCHT1   (DX)(R14*1)
 	VBROADCASTSS 4(BX), Z4
 	VPMOVSXBD    64(AX), Z5
 	VCVTDQ2PS    Z5, Z5
@@ -33037,9 +33080,7 @@ turn1117:
 	VPMOVSXBD    112(AX), Z8
 	VCVTDQ2PS    Z8, Z8
 	VFMADD231PS  Z8, Z4, Z3
-	MOVQ         16(R11), DX
-	PREFETCHT1   (DX)(R14*1)
-	MOVQ         24(R11), DX
+	MOVQ         8(R11), DX
 	PREFETCHT1   (DX)(R14*1)
 	VBROADCASTSS 8(BX), Z4
 	VPMOVSXBD    128(AX), Z5
@@ -33054,9 +33095,7 @@ turn1117:
 	VPMOVSXBD    176(AX), Z8
 	VCVTDQ2PS    Z8, Z8
 	VFMADD231PS  Z8, Z4, Z3
-	MOVQ         32(R11), DX
-	PREFETCHT1   (DX)(R14*1)
-	MOVQ         40(R11), DX
+	MOVQ         16(R11), DX
 	PREFETCHT1   (DX)(R14*1)
 	VBROADCASTSS 12(BX), Z4
 	VPMOVSXBD    192(AX), Z5
@@ -33071,18 +33110,21 @@ turn1117:
 	VPMOVSXBD    240(AX), Z8
 	VCVTDQ2PS    Z8, Z8
 	VFMADD231PS  Z8, Z4, Z3
-	MOVQ         48(R11), DX
-	PREFETCHT1   (DX)(R14*1)
-	MOVQ         56(R11), DX
+	MOVQ         24(R11), DX
 	PREFETCHT1   (DX)(R14*1)
 	ADDQ         $0x00000100, AX
 	ADDQ         $0x10, BX
 	ADDQ         $0x00000040, R14
-	IMUL3Q       $0x00000200, 64(R11), DX
-	ADDQ         DX, R9
-	JMP          turn1117
+	TESTQ        $0x000001ff, R14
+	JNZ          row1217
+	ADDQ         40(R11), R14
 
-quiet1118:
+row1217:
+	IMUL3Q $0x00000100, 32(R11), DX
+	ADDQ   DX, R9
+	JMP    turn1214
+
+quiet1215:
 	VBROADCASTSS (BX), Z4
 	VPMOVSXBD    (AX), Z5
 	VCVTDQ2PS    Z5, Z5
@@ -33137,13 +33179,13 @@ quiet1118:
 	VFMADD231PS  Z8, Z4, Z3
 	ADDQ         $0x00000100, AX
 	ADDQ         $0x10, BX
-	JMP          turn1117
+	JMP          turn1214
 
-end1119:
+end1216:
 	ADDQ $0x04, R12
-	JZ   store1116
+	JZ   store1213
 
-some1115:
+some1212:
 	VBROADCASTSS (BX), Z4
 	VPMOVSXBD    (AX), Z5
 	VCVTDQ2PS    Z5, Z5
@@ -33160,9 +33202,9 @@ some1115:
 	ADDQ         $0x00000040, AX
 	ADDQ         $0x04, BX
 	DECQ         R12
-	JNZ          some1115
+	JNZ          some1212
 
-store1116:
+store1213:
 	VMOVUPS Z0, (DI)
 	VMOVUPS Z1, 64(DI)
 	VMOVUPS Z2, 128(DI)
@@ -33173,12 +33215,12 @@ store1116:
 	IMUL3Q  $0x01, R8, R12
 	ADDQ    R12, SI
 	SUBQ    $0x01, R10
-	JMP     rows1088
+	JMP     rows1184
 
-tile1093:
+tile1189:
 	MOVQ   k+16(FP), R13
 	CMPQ   carry+48(FP), $0x00
-	JNE    carry1121
+	JNE    carry1219
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -33187,9 +33229,9 @@ tile1093:
 	VPXORD Z5, Z5, Z5
 	VPXORD Z6, Z6, Z6
 	VPXORD Z7, Z7, Z7
-	JMP    begin1122
+	JMP    begin1220
 
-carry1121:
+carry1219:
 	VMOVUPS (DI), Z0
 	VMOVUPS 64(DI), Z1
 	VMOVUPS 128(DI), Z2
@@ -33199,16 +33241,16 @@ carry1121:
 	VMOVUPS 384(DI), Z6
 	VMOVUPS 448(DI), Z7
 
-begin1122:
+begin1220:
 	MOVQ R13, AX
 	MOVQ SI, BX
 	MOVQ n+32(FP), R12
 
-turn1126:
+turn1224:
 	SUBQ         $0x04, R12
-	JLT          end1128
+	JLT          end1226
 	SUBQ         $0x00000100, R9
-	JGE          quiet1127
+	JGE          quiet1225
 	VBROADCASTSS (BX), Z8
 	VBROADCASTSS (BX)(R8*1), Z9
 	VPMOVSXBD    (AX), Z10
@@ -33229,8 +33271,6 @@ turn1126:
 	VFMADD231PS  Z13, Z9, Z7
 	MOVQ         (R11), DX
 	PREFETCHT1   (DX)(R14*1)
-	MOVQ         8(R11), DX
-	PREFETCHT1   (DX)(R14*1)
 	VBROADCASTSS 4(BX), Z8
 	VBROADCASTSS 4(BX)(R8*1), Z9
 	VPMOVSXBD    64(AX), Z10
@@ -33249,9 +33289,7 @@ turn1126:
 	VCVTDQ2PS    Z13, Z13
 	VFMADD231PS  Z13, Z8, Z3
 	VFMADD231PS  Z13, Z9, Z7
-	MOVQ         16(R11), DX
-	PREFETCHT1   (DX)(R14*1)
-	MOVQ         24(R11), DX
+	MOVQ         8(R11), DX
 	PREFETCHT1   (DX)(R14*1)
 	VBROADCASTSS 8(BX), Z8
 	VBROADCASTSS 8(BX)(R8*1), Z9
@@ -33271,9 +33309,7 @@ turn1126:
 	VCVTDQ2PS    Z13, Z13
 	VFMADD231PS  Z13, Z8, Z3
 	VFMADD231PS  Z13, Z9, Z7
-	MOVQ         32(R11), DX
-	PREFETCHT1   (DX)(R14*1)
-	MOVQ         40(R11), DX
+	MOVQ         16(R11), DX
 	PREFETCHT1   (DX)(R14*1)
 	VBROADCASTSS 12(BX), Z8
 	VBROADCASTSS 12(BX)(R8*1), Z9
@@ -33293,18 +33329,21 @@ turn1126:
 	VCVTDQ2PS    Z13, Z13
 	VFMADD231PS  Z13, Z8, Z3
 	VFMADD231PS  Z13, Z9, Z7
-	MOVQ         48(R11), DX
-	PREFETCHT1   (DX)(R14*1)
-	MOVQ         56(R11), DX
+	MOVQ         24(R11), DX
 	PREFETCHT1   (DX)(R14*1)
 	ADDQ         $0x00000100, AX
 	ADDQ         $0x10, BX
 	ADDQ         $0x00000040, R14
-	IMUL3Q       $0x00000200, 64(R11), DX
-	ADDQ         DX, R9
-	JMP          turn1126
+	TESTQ        $0x000001ff, R14
+	JNZ          row1227
+	ADDQ         40(R11), R14
 
-quiet1127:
+row1227:
+	IMUL3Q $0x00000100, 32(R11), DX
+	ADDQ   DX, R9
+	JMP    turn1224
+
+quiet1225:
 	VBROADCASTSS (BX), Z8
 	VBROADCASTSS (BX)(R8*1), Z9
 	VPMOVSXBD    (AX), Z10
@@ -33379,13 +33418,13 @@ quiet1127:
 	VFMADD231PS  Z13, Z9, Z7
 	ADDQ         $0x00000100, AX
 	ADDQ         $0x10, BX
-	JMP          turn1126
+	JMP          turn1224
 
-end1128:
+end1226:
 	ADDQ $0x04, R12
-	JZ   store1125
+	JZ   store1223
 
-some1124:
+some1222:
 	VBROADCASTSS (BX), Z8
 	VBROADCASTSS (BX)(R8*1), Z9
 	VPMOVSXBD    (AX), Z10
@@ -33407,9 +33446,9 @@ some1124:
 	ADDQ         $0x00000040, AX
 	ADDQ         $0x04, BX
 	DECQ         R12
-	JNZ          some1124
+	JNZ          some1222
 
-store1125:
+store1223:
 	VMOVUPS Z0, (DI)
 	VMOVUPS Z1, 64(DI)
 	VMOVUPS Z2, 128(DI)
@@ -33424,12 +33463,12 @@ store1125:
 	IMUL3Q  $0x02, R8, R12
 	ADDQ    R12, SI
 	SUBQ    $0x02, R10
-	JMP     rows1088
+	JMP     rows1184
 
-tile1094:
+tile1190:
 	MOVQ   k+16(FP), R13
 	CMPQ   carry+48(FP), $0x00
-	JNE    carry1130
+	JNE    carry1229
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -33442,9 +33481,9 @@ tile1094:
 	VPXORD Z9, Z9, Z9
 	VPXORD Z10, Z10, Z10
 	VPXORD Z11, Z11, Z11
-	JMP    begin1131
+	JMP    begin1230
 
-carry1130:
+carry1229:
 	VMOVUPS (DI), Z0
 	VMOVUPS 64(DI), Z1
 	VMOVUPS 128(DI), Z2
@@ -33458,16 +33497,16 @@ carry1130:
 	VMOVUPS 640(DI), Z10
 	VMOVUPS 704(DI), Z11
 
-begin1131:
+begin1230:
 	MOVQ R13, AX
 	MOVQ SI, BX
 	MOVQ n+32(FP), R12
 
-turn1135:
+turn1234:
 	SUBQ         $0x04, R12
-	JLT          end1137
+	JLT          end1236
 	SUBQ         $0x00000100, R9
-	JGE          quiet1136
+	JGE          quiet1235
 	VBROADCASTSS (BX), Z12
 	VBROADCASTSS (BX)(R8*1), Z13
 	VBROADCASTSS (BX)(R8*2), Z14
@@ -33493,8 +33532,6 @@ turn1135:
 	VFMADD231PS  Z18, Z14, Z11
 	MOVQ         (R11), DX
 	PREFETCHT1   (DX)(R14*1)
-	MOVQ         8(R11), DX
-	PREFETCHT1   (DX)(R14*1)
 	VBROADCASTSS 4(BX), Z12
 	VBROADCASTSS 4(BX)(R8*1), Z13
 	VBROADCASTSS 4(BX)(R8*2), Z14
@@ -33518,9 +33555,7 @@ turn1135:
 	VFMADD231PS  Z18, Z12, Z3
 	VFMADD231PS  Z18, Z13, Z7
 	VFMADD231PS  Z18, Z14, Z11
-	MOVQ         16(R11), DX
-	PREFETCHT1   (DX)(R14*1)
-	MOVQ         24(R11), DX
+	MOVQ         8(R11), DX
 	PREFETCHT1   (DX)(R14*1)
 	VBROADCASTSS 8(BX), Z12
 	VBROADCASTSS 8(BX)(R8*1), Z13
@@ -33545,9 +33580,7 @@ turn1135:
 	VFMADD231PS  Z18, Z12, Z3
 	VFMADD231PS  Z18, Z13, Z7
 	VFMADD231PS  Z18, Z14, Z11
-	MOVQ         32(R11), DX
-	PREFETCHT1   (DX)(R14*1)
-	MOVQ         40(R11), DX
+	MOVQ         16(R11), DX
 	PREFETCHT1   (DX)(R14*1)
 	VBROADCASTSS 12(BX), Z12
 	VBROADCASTSS 12(BX)(R8*1), Z13
@@ -33572,18 +33605,21 @@ turn1135:
 	VFMADD231PS  Z18, Z12, Z3
 	VFMADD231PS  Z18, Z13, Z7
 	VFMADD231PS  Z18, Z14, Z11
-	MOVQ         48(R11), DX
-	PREFETCHT1   (DX)(R14*1)
-	MOVQ         56(R11), DX
+	MOVQ         24(R11), DX
 	PREFETCHT1   (DX)(R14*1)
 	ADDQ         $0x00000100, AX
 	ADDQ         $0x10, BX
 	ADDQ         $0x00000040, R14
-	IMUL3Q       $0x00000200, 64(R11), DX
-	ADDQ         DX, R9
-	JMP          turn1135
+	TESTQ        $0x000001ff, R14
+	JNZ          row1237
+	ADDQ         40(R11), R14
 
-quiet1136:
+row1237:
+	IMUL3Q $0x00000100, 32(R11), DX
+	ADDQ   DX, R9
+	JMP    turn1234
+
+quiet1235:
 	VBROADCASTSS (BX), Z12
 	VBROADCASTSS (BX)(R8*1), Z13
 	VBROADCASTSS (BX)(R8*2), Z14
@@ -33678,13 +33714,13 @@ quiet1136:
 	VFMADD231PS  Z18, Z14, Z11
 	ADDQ         $0x00000100, AX
 	ADDQ         $0x10, BX
-	JMP          turn1135
+	JMP          turn1234
 
-end1137:
+end1236:
 	ADDQ $0x04, R12
-	JZ   store1134
+	JZ   store1233
 
-some1133:
+some1232:
 	VBROADCASTSS (BX), Z12
 	VBROADCASTSS (BX)(R8*1), Z13
 	VBROADCASTSS (BX)(R8*2), Z14
@@ -33711,9 +33747,9 @@ some1133:
 	ADDQ         $0x00000040, AX
 	ADDQ         $0x04, BX
 	DECQ         R12
-	JNZ          some1133
+	JNZ          some1232
 
-store1134:
+store1233:
 	VMOVUPS Z0, (DI)
 	VMOVUPS Z1, 64(DI)
 	VMOVUPS Z2, 128(DI)
@@ -33732,12 +33768,12 @@ store1134:
 	IMUL3Q  $0x03, R8, R12
 	ADDQ    R12, SI
 	SUBQ    $0x03, R10
-	JMP     rows1088
+	JMP     rows1184
 
-tile1095:
+tile1191:
 	MOVQ   k+16(FP), R13
 	CMPQ   carry+48(FP), $0x00
-	JNE    carry1139
+	JNE    carry1239
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -33754,9 +33790,9 @@ tile1095:
 	VPXORD Z13, Z13, Z13
 	VPXORD Z14, Z14, Z14
 	VPXORD Z15, Z15, Z15
-	JMP    begin1140
+	JMP    begin1240
 
-carry1139:
+carry1239:
 	VMOVUPS (DI), Z0
 	VMOVUPS 64(DI), Z1
 	VMOVUPS 128(DI), Z2
@@ -33774,18 +33810,18 @@ carry1139:
 	VMOVUPS 896(DI), Z14
 	VMOVUPS 960(DI), Z15
 
-begin1140:
+begin1240:
 	MOVQ R13, AX
 	MOVQ SI, BX
 	LEAQ (R8)(R8*2), CX
 	ADDQ SI, CX
 	MOVQ n+32(FP), R12
 
-turn1144:
+turn1244:
 	SUBQ         $0x04, R12
-	JLT          end1146
+	JLT          end1246
 	SUBQ         $0x00000100, R9
-	JGE          quiet1145
+	JGE          quiet1245
 	VPMOVSXBD    (AX), Z16
 	VCVTDQ2PS    Z16, Z16
 	VPMOVSXBD    16(AX), Z17
@@ -33816,8 +33852,6 @@ turn1144:
 	VFMADD231PS  Z19, Z23, Z15
 	MOVQ         (R11), DX
 	PREFETCHT1   (DX)(R14*1)
-	MOVQ         8(R11), DX
-	PREFETCHT1   (DX)(R14*1)
 	VPMOVSXBD    64(AX), Z16
 	VCVTDQ2PS    Z16, Z16
 	VPMOVSXBD    80(AX), Z17
@@ -33846,9 +33880,7 @@ turn1144:
 	VFMADD231PS  Z17, Z23, Z13
 	VFMADD231PS  Z18, Z23, Z14
 	VFMADD231PS  Z19, Z23, Z15
-	MOVQ         16(R11), DX
-	PREFETCHT1   (DX)(R14*1)
-	MOVQ         24(R11), DX
+	MOVQ         8(R11), DX
 	PREFETCHT1   (DX)(R14*1)
 	VPMOVSXBD    128(AX), Z16
 	VCVTDQ2PS    Z16, Z16
@@ -33878,9 +33910,7 @@ turn1144:
 	VFMADD231PS  Z17, Z23, Z13
 	VFMADD231PS  Z18, Z23, Z14
 	VFMADD231PS  Z19, Z23, Z15
-	MOVQ         32(R11), DX
-	PREFETCHT1   (DX)(R14*1)
-	MOVQ         40(R11), DX
+	MOVQ         16(R11), DX
 	PREFETCHT1   (DX)(R14*1)
 	VPMOVSXBD    192(AX), Z16
 	VCVTDQ2PS    Z16, Z16
@@ -33910,19 +33940,22 @@ turn1144:
 	VFMADD231PS  Z17, Z23, Z13
 	VFMADD231PS  Z18, Z23, Z14
 	VFMADD231PS  Z19, Z23, Z15
-	MOVQ         48(R11), DX
-	PREFETCHT1   (DX)(R14*1)
-	MOVQ         56(R11), DX
+	MOVQ         24(R11), DX
 	PREFETCHT1   (DX)(R14*1)
 	ADDQ         $0x00000100, AX
 	ADDQ         $0x10, BX
 	ADDQ         $0x10, CX
 	ADDQ         $0x00000040, R14
-	IMUL3Q       $0x00000200, 64(R11), DX
-	ADDQ         DX, R9
-	JMP          turn1144
+	TESTQ        $0x000001ff, R14
+	JNZ          row1247
+	ADDQ         40(R11), R14
 
-quiet1145:
+row1247:
+	IMUL3Q $0x00000100, 32(R11), DX
+	ADDQ   DX, R9
+	JMP    turn1244
+
+quiet1245:
 	VPMOVSXBD    (AX), Z16
 	VCVTDQ2PS    Z16, Z16
 	VPMOVSXBD    16(AX), Z17
@@ -34038,13 +34071,13 @@ quiet1145:
 	ADDQ         $0x00000100, AX
 	ADDQ         $0x10, BX
 	ADDQ         $0x10, CX
-	JMP          turn1144
+	JMP          turn1244
 
-end1146:
+end1246:
 	ADDQ $0x04, R12
-	JZ   store1143
+	JZ   store1243
 
-some1142:
+some1242:
 	VPMOVSXBD    (AX), Z16
 	VCVTDQ2PS    Z16, Z16
 	VPMOVSXBD    16(AX), Z17
@@ -34077,9 +34110,9 @@ some1142:
 	ADDQ         $0x04, BX
 	ADDQ         $0x04, CX
 	DECQ         R12
-	JNZ          some1142
+	JNZ          some1242
 
-store1143:
+store1243:
 	VMOVUPS Z0, (DI)
 	VMOVUPS Z1, 64(DI)
 	VMOVUPS Z2, 128(DI)
@@ -34102,12 +34135,12 @@ store1143:
 	IMUL3Q  $0x04, R8, R12
 	ADDQ    R12, SI
 	SUBQ    $0x04, R10
-	JMP     rows1088
+	JMP     rows1184
 
-tile1096:
+tile1192:
 	MOVQ   k+16(FP), R13
 	CMPQ   carry+48(FP), $0x00
-	JNE    carry1148
+	JNE    carry1249
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -34128,9 +34161,9 @@ tile1096:
 	VPXORD Z17, Z17, Z17
 	VPXORD Z18, Z18, Z18
 	VPXORD Z19, Z19, Z19
-	JMP    begin1149
+	JMP    begin1250
 
-carry1148:
+carry1249:
 	VMOVUPS (DI), Z0
 	VMOVUPS 64(DI), Z1
 	VMOVUPS 128(DI), Z2
@@ -34152,18 +34185,18 @@ carry1148:
 	VMOVUPS 1152(DI), Z18
 	VMOVUPS 1216(DI), Z19
 
-begin1149:
+begin1250:
 	MOVQ R13, AX
 	MOVQ SI, BX
 	LEAQ (R8)(R8*2), CX
 	ADDQ SI, CX
 	MOVQ n+32(FP), R12
 
-turn1153:
+turn1254:
 	SUBQ         $0x04, R12
-	JLT          end1155
+	JLT          end1256
 	SUBQ         $0x00000100, R9
-	JGE          quiet1154
+	JGE          quiet1255
 	VPMOVSXBD    (AX), Z20
 	VCVTDQ2PS    Z20, Z20
 	VPMOVSXBD    16(AX), Z21
@@ -34199,8 +34232,6 @@ turn1153:
 	VFMADD231PS  Z23, Z28, Z19
 	MOVQ         (R11), DX
 	PREFETCHT1   (DX)(R14*1)
-	MOVQ         8(R11), DX
-	PREFETCHT1   (DX)(R14*1)
 	VPMOVSXBD    64(AX), Z20
 	VCVTDQ2PS    Z20, Z20
 	VPMOVSXBD    80(AX), Z21
@@ -34234,9 +34265,7 @@ turn1153:
 	VFMADD231PS  Z21, Z28, Z17
 	VFMADD231PS  Z22, Z28, Z18
 	VFMADD231PS  Z23, Z28, Z19
-	MOVQ         16(R11), DX
-	PREFETCHT1   (DX)(R14*1)
-	MOVQ         24(R11), DX
+	MOVQ         8(R11), DX
 	PREFETCHT1   (DX)(R14*1)
 	VPMOVSXBD    128(AX), Z20
 	VCVTDQ2PS    Z20, Z20
@@ -34271,9 +34300,7 @@ turn1153:
 	VFMADD231PS  Z21, Z28, Z17
 	VFMADD231PS  Z22, Z28, Z18
 	VFMADD231PS  Z23, Z28, Z19
-	MOVQ         32(R11), DX
-	PREFETCHT1   (DX)(R14*1)
-	MOVQ         40(R11), DX
+	MOVQ         16(R11), DX
 	PREFETCHT1   (DX)(R14*1)
 	VPMOVSXBD    192(AX), Z20
 	VCVTDQ2PS    Z20, Z20
@@ -34308,19 +34335,22 @@ turn1153:
 	VFMADD231PS  Z21, Z28, Z17
 	VFMADD231PS  Z22, Z28, Z18
 	VFMADD231PS  Z23, Z28, Z19
-	MOVQ         48(R11), DX
-	PREFETCHT1   (DX)(R14*1)
-	MOVQ         56(R11), DX
+	MOVQ         24(R11), DX
 	PREFETCHT1   (DX)(R14*1)
 	ADDQ         $0x00000100, AX
 	ADDQ         $0x10, BX
 	ADDQ         $0x10, CX
 	ADDQ         $0x00000040, R14
-	IMUL3Q       $0x00000200, 64(R11), DX
-	ADDQ         DX, R9
-	JMP          turn1153
+	TESTQ        $0x000001ff, R14
+	JNZ          row1257
+	ADDQ         40(R11), R14
 
-quiet1154:
+row1257:
+	IMUL3Q $0x00000100, 32(R11), DX
+	ADDQ   DX, R9
+	JMP    turn1254
+
+quiet1255:
 	VPMOVSXBD    (AX), Z20
 	VCVTDQ2PS    Z20, Z20
 	VPMOVSXBD    16(AX), Z21
@@ -34456,13 +34486,13 @@ quiet1154:
 	ADDQ         $0x00000100, AX
 	ADDQ         $0x10, BX
 	ADDQ         $0x10, CX
-	JMP          turn1153
+	JMP          turn1254
 
-end1155:
+end1256:
 	ADDQ $0x04, R12
-	JZ   store1152
+	JZ   store1253
 
-some1151:
+some1252:
 	VPMOVSXBD    (AX), Z20
 	VCVTDQ2PS    Z20, Z20
 	VPMOVSXBD    16(AX), Z21
@@ -34500,9 +34530,9 @@ some1151:
 	ADDQ         $0x04, BX
 	ADDQ         $0x04, CX
 	DECQ         R12
-	JNZ          some1151
+	JNZ          some1252
 
-store1152:
+store1253:
 	VMOVUPS Z0, (DI)
 	VMOVUPS Z1, 64(DI)
 	VMOVUPS Z2, 128(DI)
@@ -34529,12 +34559,12 @@ store1152:
 	IMUL3Q  $0x05, R8, R12
 	ADDQ    R12, SI
 	SUBQ    $0x05, R10
-	JMP     rows1088
+	JMP     rows1184
 
-tile1097:
+tile1193:
 	MOVQ   k+16(FP), R13
 	CMPQ   carry+48(FP), $0x00
-	JNE    carry1157
+	JNE    carry1259
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -34559,9 +34589,9 @@ tile1097:
 	VPXORD Z21, Z21, Z21
 	VPXORD Z22, Z22, Z22
 	VPXORD Z23, Z23, Z23
-	JMP    begin1158
+	JMP    begin1260
 
-carry1157:
+carry1259:
 	VMOVUPS (DI), Z0
 	VMOVUPS 64(DI), Z1
 	VMOVUPS 128(DI), Z2
@@ -34587,18 +34617,18 @@ carry1157:
 	VMOVUPS 1408(DI), Z22
 	VMOVUPS 1472(DI), Z23
 
-begin1158:
+begin1260:
 	MOVQ R13, AX
 	MOVQ SI, BX
 	LEAQ (R8)(R8*2), CX
 	ADDQ SI, CX
 	MOVQ n+32(FP), R12
 
-turn1162:
+turn1264:
 	SUBQ         $0x04, R12
-	JLT          end1164
+	JLT          end1266
 	SUBQ         $0x00000100, R9
-	JGE          quiet1163
+	JGE          quiet1265
 	VPMOVSXBD    (AX), Z24
 	VCVTDQ2PS    Z24, Z24
 	VPMOVSXBD    16(AX), Z25
@@ -34639,8 +34669,6 @@ turn1162:
 	VFMADD231PS  Z27, Z29, Z23
 	MOVQ         (R11), DX
 	PREFETCHT1   (DX)(R14*1)
-	MOVQ         8(R11), DX
-	PREFETCHT1   (DX)(R14*1)
 	VPMOVSXBD    64(AX), Z24
 	VCVTDQ2PS    Z24, Z24
 	VPMOVSXBD    80(AX), Z25
@@ -34679,9 +34707,7 @@ turn1162:
 	VFMADD231PS  Z25, Z29, Z21
 	VFMADD231PS  Z26, Z29, Z22
 	VFMADD231PS  Z27, Z29, Z23
-	MOVQ         16(R11), DX
-	PREFETCHT1   (DX)(R14*1)
-	MOVQ         24(R11), DX
+	MOVQ         8(R11), DX
 	PREFETCHT1   (DX)(R14*1)
 	VPMOVSXBD    128(AX), Z24
 	VCVTDQ2PS    Z24, Z24
@@ -34721,9 +34747,7 @@ turn1162:
 	VFMADD231PS  Z25, Z29, Z21
 	VFMADD231PS  Z26, Z29, Z22
 	VFMADD231PS  Z27, Z29, Z23
-	MOVQ         32(R11), DX
-	PREFETCHT1   (DX)(R14*1)
-	MOVQ         40(R11), DX
+	MOVQ         16(R11), DX
 	PREFETCHT1   (DX)(R14*1)
 	VPMOVSXBD    192(AX), Z24
 	VCVTDQ2PS    Z24, Z24
@@ -34763,19 +34787,22 @@ turn1162:
 	VFMADD231PS  Z25, Z29, Z21
 	VFMADD231PS  Z26, Z29, Z22
 	VFMADD231PS  Z27, Z29, Z23
-	MOVQ         48(R11), DX
-	PREFETCHT1   (DX)(R14*1)
-	MOVQ         56(R11), DX
+	MOVQ         24(R11), DX
 	PREFETCHT1   (DX)(R14*1)
 	ADDQ         $0x00000100, AX
 	ADDQ         $0x10, BX
 	ADDQ         $0x10, CX
 	ADDQ         $0x00000040, R14
-	IMUL3Q       $0x00000200, 64(R11), DX
-	ADDQ         DX, R9
-	JMP          turn1162
+	TESTQ        $0x000001ff, R14
+	JNZ          row1267
+	ADDQ         40(R11), R14
 
-quiet1163:
+row1267:
+	IMUL3Q $0x00000100, 32(R11), DX
+	ADDQ   DX, R9
+	JMP    turn1264
+
+quiet1265:
 	VPMOVSXBD    (AX), Z24
 	VCVTDQ2PS    Z24, Z24
 	VPMOVSXBD    16(AX), Z25
@@ -34931,13 +34958,13 @@ quiet1163:
 	ADDQ         $0x00000100, AX
 	ADDQ         $0x10, BX
 	ADDQ         $0x10, CX
-	JMP          turn1162
+	JMP          turn1264
 
-end1164:
+end1266:
 	ADDQ $0x04, R12
-	JZ   store1161
+	JZ   store1263
 
-some1160:
+some1262:
 	VPMOVSXBD    (AX), Z24
 	VCVTDQ2PS    Z24, Z24
 	VPMOVSXBD    16(AX), Z25
@@ -34980,9 +35007,9 @@ some1160:
 	ADDQ         $0x04, BX
 	ADDQ         $0x04, CX
 	DECQ         R12
-	JNZ          some1160
+	JNZ          some1262
 
-store1161:
+store1263:
 	VMOVUPS Z0, (DI)
 	VMOVUPS Z1, 64(DI)
 	VMOVUPS Z2, 128(DI)
@@ -35013,15 +35040,15 @@ store1161:
 	IMUL3Q  $0x06, R8, R12
 	ADDQ    R12, SI
 	SUBQ    $0x06, R10
-	JMP     rows1088
+	JMP     rows1184
 
-tile1098:
+tile1194:
 	MOVQ k+16(FP), R13
 	MOVQ $0x00000002, (SP)
 
-block1165:
+block1268:
 	CMPQ   carry+48(FP), $0x00
-	JNE    carry1166
+	JNE    carry1269
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -35036,9 +35063,9 @@ block1165:
 	VPXORD Z11, Z11, Z11
 	VPXORD Z12, Z12, Z12
 	VPXORD Z13, Z13, Z13
-	JMP    begin1167
+	JMP    begin1270
 
-carry1166:
+carry1269:
 	VMOVUPS (DI), Z0
 	VMOVUPS 64(DI), Z1
 	VMOVUPS 256(DI), Z2
@@ -35054,18 +35081,18 @@ carry1166:
 	VMOVUPS 1536(DI), Z12
 	VMOVUPS 1600(DI), Z13
 
-begin1167:
+begin1270:
 	MOVQ R13, AX
 	MOVQ SI, BX
 	LEAQ (R8)(R8*2), CX
 	ADDQ SI, CX
 	MOVQ n+32(FP), R12
 
-turn1171:
+turn1274:
 	SUBQ         $0x04, R12
-	JLT          end1173
+	JLT          end1276
 	SUBQ         $0x00000080, R9
-	JGE          quiet1172
+	JGE          quiet1275
 	VPMOVSXBD    (AX), Z14
 	VCVTDQ2PS    Z14, Z14
 	VPMOVSXBD    16(AX), Z15
@@ -35093,8 +35120,6 @@ turn1171:
 	VFMADD231PS  Z15, Z22, Z13
 	MOVQ         (R11), DX
 	PREFETCHT1   (DX)(R14*1)
-	MOVQ         8(R11), DX
-	PREFETCHT1   (DX)(R14*1)
 	VPMOVSXBD    64(AX), Z14
 	VCVTDQ2PS    Z14, Z14
 	VPMOVSXBD    80(AX), Z15
@@ -35120,9 +35145,7 @@ turn1171:
 	VBROADCASTSS 4(CX)(R15*1), Z22
 	VFMADD231PS  Z14, Z22, Z12
 	VFMADD231PS  Z15, Z22, Z13
-	MOVQ         16(R11), DX
-	PREFETCHT1   (DX)(R14*1)
-	MOVQ         24(R11), DX
+	MOVQ         8(R11), DX
 	PREFETCHT1   (DX)(R14*1)
 	VPMOVSXBD    128(AX), Z14
 	VCVTDQ2PS    Z14, Z14
@@ -35149,9 +35172,7 @@ turn1171:
 	VBROADCASTSS 8(CX)(R15*1), Z22
 	VFMADD231PS  Z14, Z22, Z12
 	VFMADD231PS  Z15, Z22, Z13
-	MOVQ         32(R11), DX
-	PREFETCHT1   (DX)(R14*1)
-	MOVQ         40(R11), DX
+	MOVQ         16(R11), DX
 	PREFETCHT1   (DX)(R14*1)
 	VPMOVSXBD    192(AX), Z14
 	VCVTDQ2PS    Z14, Z14
@@ -35178,19 +35199,22 @@ turn1171:
 	VBROADCASTSS 12(CX)(R15*1), Z22
 	VFMADD231PS  Z14, Z22, Z12
 	VFMADD231PS  Z15, Z22, Z13
-	MOVQ         48(R11), DX
-	PREFETCHT1   (DX)(R14*1)
-	MOVQ         56(R11), DX
+	MOVQ         24(R11), DX
 	PREFETCHT1   (DX)(R14*1)
 	ADDQ         $0x00000100, AX
 	ADDQ         $0x10, BX
 	ADDQ         $0x10, CX
 	ADDQ         $0x00000040, R14
-	IMUL3Q       $0x00000200, 64(R11), DX
-	ADDQ         DX, R9
-	JMP          turn1171
+	TESTQ        $0x000001ff, R14
+	JNZ          row1277
+	ADDQ         40(R11), R14
 
-quiet1172:
+row1277:
+	IMUL3Q $0x00000100, 32(R11), DX
+	ADDQ   DX, R9
+	JMP    turn1274
+
+quiet1275:
 	VPMOVSXBD    (AX), Z14
 	VCVTDQ2PS    Z14, Z14
 	VPMOVSXBD    16(AX), Z15
@@ -35294,13 +35318,13 @@ quiet1172:
 	ADDQ         $0x00000100, AX
 	ADDQ         $0x10, BX
 	ADDQ         $0x10, CX
-	JMP          turn1171
+	JMP          turn1274
 
-end1173:
+end1276:
 	ADDQ $0x04, R12
-	JZ   store1170
+	JZ   store1273
 
-some1169:
+some1272:
 	VPMOVSXBD    (AX), Z14
 	VCVTDQ2PS    Z14, Z14
 	VPMOVSXBD    16(AX), Z15
@@ -35330,9 +35354,9 @@ some1169:
 	ADDQ         $0x04, BX
 	ADDQ         $0x04, CX
 	DECQ         R12
-	JNZ          some1169
+	JNZ          some1272
 
-store1170:
+store1273:
 	VMOVUPS Z0, (DI)
 	VMOVUPS Z1, 64(DI)
 	VMOVUPS Z2, 256(DI)
@@ -35350,20 +35374,20 @@ store1170:
 	ADDQ    $0x00000080, DI
 	ADDQ    $0x00000020, R13
 	DECQ    (SP)
-	JNZ     block1165
+	JNZ     block1268
 	ADDQ    $0x00000600, DI
 	IMUL3Q  $0x07, R8, R12
 	ADDQ    R12, SI
 	SUBQ    $0x07, R10
-	JMP     rows1088
+	JMP     rows1184
 
-tile1099:
+tile1195:
 	MOVQ k+16(FP), R13
 	MOVQ $0x00000002, (SP)
 
-block1174:
+block1278:
 	CMPQ   carry+48(FP), $0x00
-	JNE    carry1175
+	JNE    carry1279
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -35380,9 +35404,9 @@ block1174:
 	VPXORD Z13, Z13, Z13
 	VPXORD Z14, Z14, Z14
 	VPXORD Z15, Z15, Z15
-	JMP    begin1176
+	JMP    begin1280
 
-carry1175:
+carry1279:
 	VMOVUPS (DI), Z0
 	VMOVUPS 64(DI), Z1
 	VMOVUPS 256(DI), Z2
@@ -35400,18 +35424,18 @@ carry1175:
 	VMOVUPS 1792(DI), Z14
 	VMOVUPS 1856(DI), Z15
 
-begin1176:
+begin1280:
 	MOVQ R13, AX
 	MOVQ SI, BX
 	LEAQ (R8)(R8*2), CX
 	ADDQ SI, CX
 	MOVQ n+32(FP), R12
 
-turn1180:
+turn1284:
 	SUBQ         $0x04, R12
-	JLT          end1182
+	JLT          end1286
 	SUBQ         $0x00000080, R9
-	JGE          quiet1181
+	JGE          quiet1285
 	VPMOVSXBD    (AX), Z16
 	VCVTDQ2PS    Z16, Z16
 	VPMOVSXBD    16(AX), Z17
@@ -35442,8 +35466,6 @@ turn1180:
 	VFMADD231PS  Z17, Z25, Z15
 	MOVQ         (R11), DX
 	PREFETCHT1   (DX)(R14*1)
-	MOVQ         8(R11), DX
-	PREFETCHT1   (DX)(R14*1)
 	VPMOVSXBD    64(AX), Z16
 	VCVTDQ2PS    Z16, Z16
 	VPMOVSXBD    80(AX), Z17
@@ -35472,9 +35494,7 @@ turn1180:
 	VBROADCASTSS 4(CX)(R8*4), Z25
 	VFMADD231PS  Z16, Z25, Z14
 	VFMADD231PS  Z17, Z25, Z15
-	MOVQ         16(R11), DX
-	PREFETCHT1   (DX)(R14*1)
-	MOVQ         24(R11), DX
+	MOVQ         8(R11), DX
 	PREFETCHT1   (DX)(R14*1)
 	VPMOVSXBD    128(AX), Z16
 	VCVTDQ2PS    Z16, Z16
@@ -35504,9 +35524,7 @@ turn1180:
 	VBROADCASTSS 8(CX)(R8*4), Z25
 	VFMADD231PS  Z16, Z25, Z14
 	VFMADD231PS  Z17, Z25, Z15
-	MOVQ         32(R11), DX
-	PREFETCHT1   (DX)(R14*1)
-	MOVQ         40(R11), DX
+	MOVQ         16(R11), DX
 	PREFETCHT1   (DX)(R14*1)
 	VPMOVSXBD    192(AX), Z16
 	VCVTDQ2PS    Z16, Z16
@@ -35536,19 +35554,22 @@ turn1180:
 	VBROADCASTSS 12(CX)(R8*4), Z25
 	VFMADD231PS  Z16, Z25, Z14
 	VFMADD231PS  Z17, Z25, Z15
-	MOVQ         48(R11), DX
-	PREFETCHT1   (DX)(R14*1)
-	MOVQ         56(R11), DX
+	MOVQ         24(R11), DX
 	PREFETCHT1   (DX)(R14*1)
 	ADDQ         $0x00000100, AX
 	ADDQ         $0x10, BX
 	ADDQ         $0x10, CX
 	ADDQ         $0x00000040, R14
-	IMUL3Q       $0x00000200, 64(R11), DX
-	ADDQ         DX, R9
-	JMP          turn1180
+	TESTQ        $0x000001ff, R14
+	JNZ          row1287
+	ADDQ         40(R11), R14
 
-quiet1181:
+row1287:
+	IMUL3Q $0x00000100, 32(R11), DX
+	ADDQ   DX, R9
+	JMP    turn1284
+
+quiet1285:
 	VPMOVSXBD    (AX), Z16
 	VCVTDQ2PS    Z16, Z16
 	VPMOVSXBD    16(AX), Z17
@@ -35664,13 +35685,13 @@ quiet1181:
 	ADDQ         $0x00000100, AX
 	ADDQ         $0x10, BX
 	ADDQ         $0x10, CX
-	JMP          turn1180
+	JMP          turn1284
 
-end1182:
+end1286:
 	ADDQ $0x04, R12
-	JZ   store1179
+	JZ   store1283
 
-some1178:
+some1282:
 	VPMOVSXBD    (AX), Z16
 	VCVTDQ2PS    Z16, Z16
 	VPMOVSXBD    16(AX), Z17
@@ -35703,9 +35724,9 @@ some1178:
 	ADDQ         $0x04, BX
 	ADDQ         $0x04, CX
 	DECQ         R12
-	JNZ          some1178
+	JNZ          some1282
 
-store1179:
+store1283:
 	VMOVUPS Z0, (DI)
 	VMOVUPS Z1, 64(DI)
 	VMOVUPS Z2, 256(DI)
@@ -35725,20 +35746,20 @@ store1179:
 	ADDQ    $0x00000080, DI
 	ADDQ    $0x00000020, R13
 	DECQ    (SP)
-	JNZ     block1174
+	JNZ     block1278
 	ADDQ    $0x00000700, DI
 	IMUL3Q  $0x08, R8, R12
 	ADDQ    R12, SI
 	SUBQ    $0x08, R10
-	JMP     rows1088
+	JMP     rows1184
 
-tile1100:
+tile1196:
 	MOVQ k+16(FP), R13
 	MOVQ $0x00000002, (SP)
 
-block1183:
+block1288:
 	CMPQ   carry+48(FP), $0x00
-	JNE    carry1184
+	JNE    carry1289
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -35757,9 +35778,9 @@ block1183:
 	VPXORD Z15, Z15, Z15
 	VPXORD Z16, Z16, Z16
 	VPXORD Z17, Z17, Z17
-	JMP    begin1185
+	JMP    begin1290
 
-carry1184:
+carry1289:
 	VMOVUPS (DI), Z0
 	VMOVUPS 64(DI), Z1
 	VMOVUPS 256(DI), Z2
@@ -35779,18 +35800,18 @@ carry1184:
 	VMOVUPS 2048(DI), Z16
 	VMOVUPS 2112(DI), Z17
 
-begin1185:
+begin1290:
 	MOVQ R13, AX
 	MOVQ SI, BX
 	LEAQ (R8)(R8*2), CX
 	ADDQ SI, CX
 	MOVQ n+32(FP), R12
 
-turn1189:
+turn1294:
 	SUBQ         $0x04, R12
-	JLT          end1191
+	JLT          end1296
 	SUBQ         $0x00000080, R9
-	JGE          quiet1190
+	JGE          quiet1295
 	VPMOVSXBD    (AX), Z18
 	VCVTDQ2PS    Z18, Z18
 	VPMOVSXBD    16(AX), Z19
@@ -35824,8 +35845,6 @@ turn1189:
 	VFMADD231PS  Z19, Z28, Z17
 	MOVQ         (R11), DX
 	PREFETCHT1   (DX)(R14*1)
-	MOVQ         8(R11), DX
-	PREFETCHT1   (DX)(R14*1)
 	VPMOVSXBD    64(AX), Z18
 	VCVTDQ2PS    Z18, Z18
 	VPMOVSXBD    80(AX), Z19
@@ -35857,9 +35876,7 @@ turn1189:
 	VBROADCASTSS 4(BX)(R8*8), Z28
 	VFMADD231PS  Z18, Z28, Z16
 	VFMADD231PS  Z19, Z28, Z17
-	MOVQ         16(R11), DX
-	PREFETCHT1   (DX)(R14*1)
-	MOVQ         24(R11), DX
+	MOVQ         8(R11), DX
 	PREFETCHT1   (DX)(R14*1)
 	VPMOVSXBD    128(AX), Z18
 	VCVTDQ2PS    Z18, Z18
@@ -35892,9 +35909,7 @@ turn1189:
 	VBROADCASTSS 8(BX)(R8*8), Z28
 	VFMADD231PS  Z18, Z28, Z16
 	VFMADD231PS  Z19, Z28, Z17
-	MOVQ         32(R11), DX
-	PREFETCHT1   (DX)(R14*1)
-	MOVQ         40(R11), DX
+	MOVQ         16(R11), DX
 	PREFETCHT1   (DX)(R14*1)
 	VPMOVSXBD    192(AX), Z18
 	VCVTDQ2PS    Z18, Z18
@@ -35927,19 +35942,22 @@ turn1189:
 	VBROADCASTSS 12(BX)(R8*8), Z28
 	VFMADD231PS  Z18, Z28, Z16
 	VFMADD231PS  Z19, Z28, Z17
-	MOVQ         48(R11), DX
-	PREFETCHT1   (DX)(R14*1)
-	MOVQ         56(R11), DX
+	MOVQ         24(R11), DX
 	PREFETCHT1   (DX)(R14*1)
 	ADDQ         $0x00000100, AX
 	ADDQ         $0x10, BX
 	ADDQ         $0x10, CX
 	ADDQ         $0x00000040, R14
-	IMUL3Q       $0x00000200, 64(R11), DX
-	ADDQ         DX, R9
-	JMP          turn1189
+	TESTQ        $0x000001ff, R14
+	JNZ          row1297
+	ADDQ         40(R11), R14
 
-quiet1190:
+row1297:
+	IMUL3Q $0x00000100, 32(R11), DX
+	ADDQ   DX, R9
+	JMP    turn1294
+
+quiet1295:
 	VPMOVSXBD    (AX), Z18
 	VCVTDQ2PS    Z18, Z18
 	VPMOVSXBD    16(AX), Z19
@@ -36067,13 +36085,13 @@ quiet1190:
 	ADDQ         $0x00000100, AX
 	ADDQ         $0x10, BX
 	ADDQ         $0x10, CX
-	JMP          turn1189
+	JMP          turn1294
 
-end1191:
+end1296:
 	ADDQ $0x04, R12
-	JZ   store1188
+	JZ   store1293
 
-some1187:
+some1292:
 	VPMOVSXBD    (AX), Z18
 	VCVTDQ2PS    Z18, Z18
 	VPMOVSXBD    16(AX), Z19
@@ -36109,9 +36127,9 @@ some1187:
 	ADDQ         $0x04, BX
 	ADDQ         $0x04, CX
 	DECQ         R12
-	JNZ          some1187
+	JNZ          some1292
 
-store1188:
+store1293:
 	VMOVUPS Z0, (DI)
 	VMOVUPS Z1, 64(DI)
 	VMOVUPS Z2, 256(DI)
@@ -36133,14 +36151,14 @@ store1188:
 	ADDQ    $0x00000080, DI
 	ADDQ    $0x00000020, R13
 	DECQ    (SP)
-	JNZ     block1183
+	JNZ     block1288
 	ADDQ    $0x00000800, DI
 	IMUL3Q  $0x09, R8, R12
 	ADDQ    R12, SI
 	SUBQ    $0x09, R10
-	JMP     rows1088
+	JMP     rows1184
 
-done1090:
+done1186:
 	VZEROUPPER
 	RET
 
@@ -36157,23 +36175,23 @@ TEXT ·accumulate_i8_avx512(SB), NOSPLIT, $16-88
 	XORQ  CX, CX
 	MOVQ  CX, 8(SP)
 	TESTQ R11, R11
-	JNZ   none1192
+	JNZ   none1298
 	MOVQ  $0x0000010000000000, R14
 	MOVQ  R14, 8(SP)
 
-none1192:
-rows1193:
+none1298:
+rows1299:
 	CMPQ R10, $0x0f
-	JLT  fewer1194
+	JLT  fewer1300
 
-tile1206:
+tile1312:
 	MOVQ v+16(FP), DX
 	MOVQ cols+40(FP), R14
 	MOVQ R14, (SP)
 
-columns1207:
+columns1313:
 	CMPQ   (SP), $0x02
-	JLT    less1208
+	JLT    less1314
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -36200,18 +36218,18 @@ columns1207:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse1209
+	JNZ    sparse1315
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn1213:
+turn1319:
 	SUBQ         $0x04, R13
-	JLT          end1215
+	JLT          end1321
 	SUBQ         $0x00000080, 8(SP)
-	JGE          quiet1214
+	JGE          quiet1320
 	VPMOVSXBD    (SI), Z20
 	VCVTDQ2PS    Z20, Z20
 	VPMOVSXBD    16(SI), Z21
@@ -36248,8 +36266,6 @@ turn1213:
 	VFMADD231PS  Z21, Z31, Z19
 	MOVQ         (R11), R14
 	PREFETCHT1   (R14)(CX*1)
-	MOVQ         8(R11), R14
-	PREFETCHT1   (R14)(CX*1)
 	VPMOVSXBD    (SI)(R9*1), Z20
 	VCVTDQ2PS    Z20, Z20
 	VPMOVSXBD    16(SI)(R9*1), Z21
@@ -36284,9 +36300,7 @@ turn1213:
 	VBROADCASTSS 2308(R12), Z31
 	VFMADD231PS  Z20, Z31, Z18
 	VFMADD231PS  Z21, Z31, Z19
-	MOVQ         16(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         24(R11), R14
+	MOVQ         8(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VPMOVSXBD    (SI)(R9*2), Z20
 	VCVTDQ2PS    Z20, Z20
@@ -36322,9 +36336,7 @@ turn1213:
 	VBROADCASTSS 2312(R12), Z31
 	VFMADD231PS  Z20, Z31, Z18
 	VFMADD231PS  Z21, Z31, Z19
-	MOVQ         32(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         40(R11), R14
+	MOVQ         16(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VPMOVSXBD    (SI)(R15*1), Z20
 	VCVTDQ2PS    Z20, Z20
@@ -36360,18 +36372,21 @@ turn1213:
 	VBROADCASTSS 2316(R12), Z31
 	VFMADD231PS  Z20, Z31, Z18
 	VFMADD231PS  Z21, Z31, Z19
-	MOVQ         48(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         56(R11), R14
+	MOVQ         24(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
-	IMUL3Q       $0x00000200, 64(R11), R14
-	ADDQ         R14, 8(SP)
-	JMP          turn1213
+	TESTQ        $0x000001ff, CX
+	JNZ          row1322
+	ADDQ         40(R11), CX
 
-quiet1214:
+row1322:
+	IMUL3Q $0x00000100, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn1319
+
+quiet1320:
 	VPMOVSXBD    (SI), Z20
 	VCVTDQ2PS    Z20, Z20
 	VPMOVSXBD    16(SI), Z21
@@ -36510,13 +36525,13 @@ quiet1214:
 	VFMADD231PS  Z21, Z31, Z19
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn1213
+	JMP          turn1319
 
-end1215:
+end1321:
 	ADDQ $0x04, R13
-	JZ   merge1212
+	JZ   merge1318
 
-some1211:
+some1317:
 	VPMOVSXBD    (SI), Z20
 	VCVTDQ2PS    Z20, Z20
 	VPMOVSXBD    16(SI), Z21
@@ -36554,10 +36569,10 @@ some1211:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some1211
-	JMP          merge1212
+	JNZ          some1317
+	JMP          merge1318
 
-sparse1209:
+sparse1315:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -36598,13 +36613,13 @@ sparse1209:
 	VFMADD231PS  Z20, Z31, Z18
 	VFMADD231PS  Z21, Z31, Z19
 	BLSRQ        R13, R13
-	JNZ          sparse1209
+	JNZ          sparse1315
 
-merge1212:
+merge1318:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store1216
+	JZ           store1323
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -36700,9 +36715,9 @@ merge1212:
 	VMULPS       Z21, Z19, Z19
 	VFMADD231PS  64(AX), Z20, Z19
 	VMOVUPS      Z19, 64(AX)
-	JMP          stored1217
+	JMP          stored1324
 
-store1216:
+store1323:
 	VMOVUPS Z0, (AX)
 	VMOVUPS Z1, 64(AX)
 	ADDQ    R8, AX
@@ -36733,16 +36748,16 @@ store1216:
 	VMOVUPS Z18, (AX)
 	VMOVUPS Z19, 64(AX)
 
-stored1217:
+stored1324:
 	ADDQ $0x00000080, DI
 	ADDQ $0x00000020, DX
 	SUBQ $0x02, (SP)
-	JMP  columns1207
+	JMP  columns1313
 
-less1208:
-columns1218:
+less1314:
+columns1325:
 	CMPQ   (SP), $0x01
-	JLT    less1219
+	JLT    less1326
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -36759,18 +36774,18 @@ columns1218:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse1220
+	JNZ    sparse1327
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn1224:
+turn1331:
 	SUBQ         $0x04, R13
-	JLT          end1226
+	JLT          end1333
 	SUBQ         $0x00000040, 8(SP)
-	JGE          quiet1225
+	JGE          quiet1332
 	VPMOVSXBD    (SI), Z10
 	VCVTDQ2PS    Z10, Z10
 	VBROADCASTSS (R12), Z11
@@ -36795,8 +36810,6 @@ turn1224:
 	VFMADD231PS  Z10, Z20, Z9
 	MOVQ         (R11), R14
 	PREFETCHT1   (R14)(CX*1)
-	MOVQ         8(R11), R14
-	PREFETCHT1   (R14)(CX*1)
 	VPMOVSXBD    (SI)(R9*1), Z10
 	VCVTDQ2PS    Z10, Z10
 	VBROADCASTSS 4(R12), Z11
@@ -36819,9 +36832,7 @@ turn1224:
 	VFMADD231PS  Z10, Z19, Z8
 	VBROADCASTSS 2308(R12), Z20
 	VFMADD231PS  Z10, Z20, Z9
-	MOVQ         16(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         24(R11), R14
+	MOVQ         8(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VPMOVSXBD    (SI)(R9*2), Z10
 	VCVTDQ2PS    Z10, Z10
@@ -36845,9 +36856,7 @@ turn1224:
 	VFMADD231PS  Z10, Z19, Z8
 	VBROADCASTSS 2312(R12), Z20
 	VFMADD231PS  Z10, Z20, Z9
-	MOVQ         32(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         40(R11), R14
+	MOVQ         16(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VPMOVSXBD    (SI)(R15*1), Z10
 	VCVTDQ2PS    Z10, Z10
@@ -36871,18 +36880,21 @@ turn1224:
 	VFMADD231PS  Z10, Z19, Z8
 	VBROADCASTSS 2316(R12), Z20
 	VFMADD231PS  Z10, Z20, Z9
-	MOVQ         48(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         56(R11), R14
+	MOVQ         24(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
-	IMUL3Q       $0x00000200, 64(R11), R14
-	ADDQ         R14, 8(SP)
-	JMP          turn1224
+	TESTQ        $0x000001ff, CX
+	JNZ          row1334
+	ADDQ         40(R11), CX
 
-quiet1225:
+row1334:
+	IMUL3Q $0x00000100, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn1331
+
+quiet1332:
 	VPMOVSXBD    (SI), Z10
 	VCVTDQ2PS    Z10, Z10
 	VBROADCASTSS (R12), Z11
@@ -36973,13 +36985,13 @@ quiet1225:
 	VFMADD231PS  Z10, Z20, Z9
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn1224
+	JMP          turn1331
 
-end1226:
+end1333:
 	ADDQ $0x04, R13
-	JZ   merge1223
+	JZ   merge1330
 
-some1222:
+some1329:
 	VPMOVSXBD    (SI), Z10
 	VCVTDQ2PS    Z10, Z10
 	VBROADCASTSS (R12), Z11
@@ -37005,10 +37017,10 @@ some1222:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some1222
-	JMP          merge1223
+	JNZ          some1329
+	JMP          merge1330
 
-sparse1220:
+sparse1327:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -37037,13 +37049,13 @@ sparse1220:
 	VBROADCASTSS 2304(R12), Z20
 	VFMADD231PS  Z10, Z20, Z9
 	BLSRQ        R13, R13
-	JNZ          sparse1220
+	JNZ          sparse1327
 
-merge1223:
+merge1330:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store1227
+	JZ           store1335
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -37109,9 +37121,9 @@ merge1223:
 	VMULPS       Z11, Z9, Z9
 	VFMADD231PS  (AX), Z10, Z9
 	VMOVUPS      Z9, (AX)
-	JMP          stored1228
+	JMP          stored1336
 
-store1227:
+store1335:
 	VMOVUPS Z0, (AX)
 	ADDQ    R8, AX
 	VMOVUPS Z1, (AX)
@@ -37132,13 +37144,13 @@ store1227:
 	ADDQ    R8, AX
 	VMOVUPS Z9, (AX)
 
-stored1228:
+stored1336:
 	ADDQ $0x00000040, DI
 	ADDQ $0x00000010, DX
 	SUBQ $0x01, (SP)
-	JMP  columns1218
+	JMP  columns1325
 
-less1219:
+less1326:
 	ADDQ  $0x00000a00, BX
 	MOVQ  BX, R14
 	SUBQ  w+8(FP), R14
@@ -37147,41 +37159,41 @@ less1219:
 	MOVQ  o+0(FP), DI
 	ADDQ  R14, DI
 	SUBQ  $0x0a, R10
-	JMP   rows1193
+	JMP   rows1299
 
-fewer1194:
+fewer1300:
 	CMPQ R10, $0x01
-	JEQ  tile1197
+	JEQ  tile1303
 	CMPQ R10, $0x02
-	JEQ  tile1198
+	JEQ  tile1304
 	CMPQ R10, $0x03
-	JEQ  tile1199
+	JEQ  tile1305
 	CMPQ R10, $0x04
-	JEQ  tile1200
+	JEQ  tile1306
 	CMPQ R10, $0x05
-	JEQ  tile1201
+	JEQ  tile1307
 	CMPQ R10, $0x06
-	JEQ  tile1202
+	JEQ  tile1308
 	CMPQ R10, $0x07
-	JEQ  tile1203
+	JEQ  tile1309
 	CMPQ R10, $0x08
-	JEQ  tile1204
+	JEQ  tile1310
 	CMPQ R10, $0x09
-	JEQ  tile1205
+	JEQ  tile1311
 	CMPQ R10, $0x0a
-	JEQ  tile1206
+	JEQ  tile1312
 	CMPQ R10, $0x0a
-	JGT  tile1202
-	JMP  done1195
+	JGT  tile1308
+	JMP  done1301
 
-tile1197:
+tile1303:
 	MOVQ v+16(FP), DX
 	MOVQ cols+40(FP), R14
 	MOVQ R14, (SP)
 
-columns1229:
+columns1337:
 	CMPQ   (SP), $0x04
-	JLT    less1230
+	JLT    less1338
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -37192,18 +37204,18 @@ columns1229:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse1231
+	JNZ    sparse1339
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn1235:
+turn1343:
 	SUBQ         $0x04, R13
-	JLT          end1237
+	JLT          end1345
 	SUBQ         $0x00000100, 8(SP)
-	JGE          quiet1236
+	JGE          quiet1344
 	VBROADCASTSS (R12), Z4
 	VPMOVSXBD    (SI), Z5
 	VCVTDQ2PS    Z5, Z5
@@ -37219,8 +37231,6 @@ turn1235:
 	VFMADD231PS  Z8, Z4, Z3
 	MOVQ         (R11), R14
 	PREFETCHT1   (R14)(CX*1)
-	MOVQ         8(R11), R14
-	PREFETCHT1   (R14)(CX*1)
 	VBROADCASTSS 4(R12), Z4
 	VPMOVSXBD    (SI)(R9*1), Z5
 	VCVTDQ2PS    Z5, Z5
@@ -37234,9 +37244,7 @@ turn1235:
 	VPMOVSXBD    48(SI)(R9*1), Z8
 	VCVTDQ2PS    Z8, Z8
 	VFMADD231PS  Z8, Z4, Z3
-	MOVQ         16(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         24(R11), R14
+	MOVQ         8(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VBROADCASTSS 8(R12), Z4
 	VPMOVSXBD    (SI)(R9*2), Z5
@@ -37251,9 +37259,7 @@ turn1235:
 	VPMOVSXBD    48(SI)(R9*2), Z8
 	VCVTDQ2PS    Z8, Z8
 	VFMADD231PS  Z8, Z4, Z3
-	MOVQ         32(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         40(R11), R14
+	MOVQ         16(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VBROADCASTSS 12(R12), Z4
 	VPMOVSXBD    (SI)(R15*1), Z5
@@ -37268,18 +37274,21 @@ turn1235:
 	VPMOVSXBD    48(SI)(R15*1), Z8
 	VCVTDQ2PS    Z8, Z8
 	VFMADD231PS  Z8, Z4, Z3
-	MOVQ         48(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         56(R11), R14
+	MOVQ         24(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
-	IMUL3Q       $0x00000200, 64(R11), R14
-	ADDQ         R14, 8(SP)
-	JMP          turn1235
+	TESTQ        $0x000001ff, CX
+	JNZ          row1346
+	ADDQ         40(R11), CX
 
-quiet1236:
+row1346:
+	IMUL3Q $0x00000100, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn1343
+
+quiet1344:
 	VBROADCASTSS (R12), Z4
 	VPMOVSXBD    (SI), Z5
 	VCVTDQ2PS    Z5, Z5
@@ -37334,13 +37343,13 @@ quiet1236:
 	VFMADD231PS  Z8, Z4, Z3
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn1235
+	JMP          turn1343
 
-end1237:
+end1345:
 	ADDQ $0x04, R13
-	JZ   merge1234
+	JZ   merge1342
 
-some1233:
+some1341:
 	VBROADCASTSS (R12), Z4
 	VPMOVSXBD    (SI), Z5
 	VCVTDQ2PS    Z5, Z5
@@ -37357,10 +37366,10 @@ some1233:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some1233
-	JMP          merge1234
+	JNZ          some1341
+	JMP          merge1342
 
-sparse1231:
+sparse1339:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -37380,13 +37389,13 @@ sparse1231:
 	VCVTDQ2PS    Z8, Z8
 	VFMADD231PS  Z8, Z4, Z3
 	BLSRQ        R13, R13
-	JNZ          sparse1231
+	JNZ          sparse1339
 
-merge1234:
+merge1342:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store1238
+	JZ           store1347
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -37407,24 +37416,24 @@ merge1234:
 	VMULPS       Z5, Z3, Z3
 	VFMADD231PS  192(AX), Z4, Z3
 	VMOVUPS      Z3, 192(AX)
-	JMP          stored1239
+	JMP          stored1348
 
-store1238:
+store1347:
 	VMOVUPS Z0, (AX)
 	VMOVUPS Z1, 64(AX)
 	VMOVUPS Z2, 128(AX)
 	VMOVUPS Z3, 192(AX)
 
-stored1239:
+stored1348:
 	ADDQ $0x00000100, DI
 	ADDQ $0x00000040, DX
 	SUBQ $0x04, (SP)
-	JMP  columns1229
+	JMP  columns1337
 
-less1230:
-columns1240:
+less1338:
+columns1349:
 	CMPQ   (SP), $0x02
-	JLT    less1241
+	JLT    less1350
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	MOVQ   mask+56(FP), R13
@@ -37433,18 +37442,18 @@ columns1240:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse1242
+	JNZ    sparse1351
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn1246:
+turn1355:
 	SUBQ         $0x04, R13
-	JLT          end1248
+	JLT          end1357
 	SUBQ         $0x00000080, 8(SP)
-	JGE          quiet1247
+	JGE          quiet1356
 	VBROADCASTSS (R12), Z2
 	VPMOVSXBD    (SI), Z3
 	VCVTDQ2PS    Z3, Z3
@@ -37454,8 +37463,6 @@ turn1246:
 	VFMADD231PS  Z4, Z2, Z1
 	MOVQ         (R11), R14
 	PREFETCHT1   (R14)(CX*1)
-	MOVQ         8(R11), R14
-	PREFETCHT1   (R14)(CX*1)
 	VBROADCASTSS 4(R12), Z2
 	VPMOVSXBD    (SI)(R9*1), Z3
 	VCVTDQ2PS    Z3, Z3
@@ -37463,9 +37470,7 @@ turn1246:
 	VPMOVSXBD    16(SI)(R9*1), Z4
 	VCVTDQ2PS    Z4, Z4
 	VFMADD231PS  Z4, Z2, Z1
-	MOVQ         16(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         24(R11), R14
+	MOVQ         8(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VBROADCASTSS 8(R12), Z2
 	VPMOVSXBD    (SI)(R9*2), Z3
@@ -37474,9 +37479,7 @@ turn1246:
 	VPMOVSXBD    16(SI)(R9*2), Z4
 	VCVTDQ2PS    Z4, Z4
 	VFMADD231PS  Z4, Z2, Z1
-	MOVQ         32(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         40(R11), R14
+	MOVQ         16(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VBROADCASTSS 12(R12), Z2
 	VPMOVSXBD    (SI)(R15*1), Z3
@@ -37485,18 +37488,21 @@ turn1246:
 	VPMOVSXBD    16(SI)(R15*1), Z4
 	VCVTDQ2PS    Z4, Z4
 	VFMADD231PS  Z4, Z2, Z1
-	MOVQ         48(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         56(R11), R14
+	MOVQ         24(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
-	IMUL3Q       $0x00000200, 64(R11), R14
-	ADDQ         R14, 8(SP)
-	JMP          turn1246
+	TESTQ        $0x000001ff, CX
+	JNZ          row1358
+	ADDQ         40(R11), CX
 
-quiet1247:
+row1358:
+	IMUL3Q $0x00000100, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn1355
+
+quiet1356:
 	VBROADCASTSS (R12), Z2
 	VPMOVSXBD    (SI), Z3
 	VCVTDQ2PS    Z3, Z3
@@ -37527,13 +37533,13 @@ quiet1247:
 	VFMADD231PS  Z4, Z2, Z1
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn1246
+	JMP          turn1355
 
-end1248:
+end1357:
 	ADDQ $0x04, R13
-	JZ   merge1245
+	JZ   merge1354
 
-some1244:
+some1353:
 	VBROADCASTSS (R12), Z2
 	VPMOVSXBD    (SI), Z3
 	VCVTDQ2PS    Z3, Z3
@@ -37544,10 +37550,10 @@ some1244:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some1244
-	JMP          merge1245
+	JNZ          some1353
+	JMP          merge1354
 
-sparse1242:
+sparse1351:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -37561,13 +37567,13 @@ sparse1242:
 	VCVTDQ2PS    Z4, Z4
 	VFMADD231PS  Z4, Z2, Z1
 	BLSRQ        R13, R13
-	JNZ          sparse1242
+	JNZ          sparse1351
 
-merge1245:
+merge1354:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store1249
+	JZ           store1359
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -37582,22 +37588,22 @@ merge1245:
 	VMULPS       Z3, Z1, Z1
 	VFMADD231PS  64(AX), Z2, Z1
 	VMOVUPS      Z1, 64(AX)
-	JMP          stored1250
+	JMP          stored1360
 
-store1249:
+store1359:
 	VMOVUPS Z0, (AX)
 	VMOVUPS Z1, 64(AX)
 
-stored1250:
+stored1360:
 	ADDQ $0x00000080, DI
 	ADDQ $0x00000020, DX
 	SUBQ $0x02, (SP)
-	JMP  columns1240
+	JMP  columns1349
 
-less1241:
-columns1251:
+less1350:
+columns1361:
 	CMPQ   (SP), $0x01
-	JLT    less1252
+	JLT    less1362
 	VPXORD Z0, Z0, Z0
 	MOVQ   mask+56(FP), R13
 	TZCNTQ R13, SI
@@ -37605,58 +37611,55 @@ columns1251:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse1253
+	JNZ    sparse1363
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn1257:
+turn1367:
 	SUBQ         $0x04, R13
-	JLT          end1259
+	JLT          end1369
 	SUBQ         $0x00000040, 8(SP)
-	JGE          quiet1258
+	JGE          quiet1368
 	VPMOVSXBD    (SI), Z1
 	VCVTDQ2PS    Z1, Z1
 	VBROADCASTSS (R12), Z2
 	VFMADD231PS  Z1, Z2, Z0
 	MOVQ         (R11), R14
 	PREFETCHT1   (R14)(CX*1)
-	MOVQ         8(R11), R14
-	PREFETCHT1   (R14)(CX*1)
 	VPMOVSXBD    (SI)(R9*1), Z1
 	VCVTDQ2PS    Z1, Z1
 	VBROADCASTSS 4(R12), Z2
 	VFMADD231PS  Z1, Z2, Z0
-	MOVQ         16(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         24(R11), R14
+	MOVQ         8(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VPMOVSXBD    (SI)(R9*2), Z1
 	VCVTDQ2PS    Z1, Z1
 	VBROADCASTSS 8(R12), Z2
 	VFMADD231PS  Z1, Z2, Z0
-	MOVQ         32(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         40(R11), R14
+	MOVQ         16(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VPMOVSXBD    (SI)(R15*1), Z1
 	VCVTDQ2PS    Z1, Z1
 	VBROADCASTSS 12(R12), Z2
 	VFMADD231PS  Z1, Z2, Z0
-	MOVQ         48(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         56(R11), R14
+	MOVQ         24(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
-	IMUL3Q       $0x00000200, 64(R11), R14
-	ADDQ         R14, 8(SP)
-	JMP          turn1257
+	TESTQ        $0x000001ff, CX
+	JNZ          row1370
+	ADDQ         40(R11), CX
 
-quiet1258:
+row1370:
+	IMUL3Q $0x00000100, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn1367
+
+quiet1368:
 	VPMOVSXBD    (SI), Z1
 	VCVTDQ2PS    Z1, Z1
 	VBROADCASTSS (R12), Z2
@@ -37675,13 +37678,13 @@ quiet1258:
 	VFMADD231PS  Z1, Z2, Z0
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn1257
+	JMP          turn1367
 
-end1259:
+end1369:
 	ADDQ $0x04, R13
-	JZ   merge1256
+	JZ   merge1366
 
-some1255:
+some1365:
 	VPMOVSXBD    (SI), Z1
 	VCVTDQ2PS    Z1, Z1
 	VBROADCASTSS (R12), Z2
@@ -37689,10 +37692,10 @@ some1255:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some1255
-	JMP          merge1256
+	JNZ          some1365
+	JMP          merge1366
 
-sparse1253:
+sparse1363:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -37703,13 +37706,13 @@ sparse1253:
 	VBROADCASTSS (R12), Z2
 	VFMADD231PS  Z1, Z2, Z0
 	BLSRQ        R13, R13
-	JNZ          sparse1253
+	JNZ          sparse1363
 
-merge1256:
+merge1366:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store1260
+	JZ           store1371
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -37721,18 +37724,18 @@ merge1256:
 	VMULPS       Z2, Z0, Z0
 	VFMADD231PS  (AX), Z1, Z0
 	VMOVUPS      Z0, (AX)
-	JMP          stored1261
+	JMP          stored1372
 
-store1260:
+store1371:
 	VMOVUPS Z0, (AX)
 
-stored1261:
+stored1372:
 	ADDQ $0x00000040, DI
 	ADDQ $0x00000010, DX
 	SUBQ $0x01, (SP)
-	JMP  columns1251
+	JMP  columns1361
 
-less1252:
+less1362:
 	ADDQ  $0x00000100, BX
 	MOVQ  BX, R14
 	SUBQ  w+8(FP), R14
@@ -37741,16 +37744,16 @@ less1252:
 	MOVQ  o+0(FP), DI
 	ADDQ  R14, DI
 	SUBQ  $0x01, R10
-	JMP   rows1193
+	JMP   rows1299
 
-tile1198:
+tile1304:
 	MOVQ v+16(FP), DX
 	MOVQ cols+40(FP), R14
 	MOVQ R14, (SP)
 
-columns1262:
+columns1373:
 	CMPQ   (SP), $0x04
-	JLT    less1263
+	JLT    less1374
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -37765,18 +37768,18 @@ columns1262:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse1264
+	JNZ    sparse1375
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn1268:
+turn1379:
 	SUBQ         $0x04, R13
-	JLT          end1270
+	JLT          end1381
 	SUBQ         $0x00000100, 8(SP)
-	JGE          quiet1269
+	JGE          quiet1380
 	VBROADCASTSS (R12), Z8
 	VBROADCASTSS 256(R12), Z9
 	VPMOVSXBD    (SI), Z10
@@ -37797,8 +37800,6 @@ turn1268:
 	VFMADD231PS  Z13, Z9, Z7
 	MOVQ         (R11), R14
 	PREFETCHT1   (R14)(CX*1)
-	MOVQ         8(R11), R14
-	PREFETCHT1   (R14)(CX*1)
 	VBROADCASTSS 4(R12), Z8
 	VBROADCASTSS 260(R12), Z9
 	VPMOVSXBD    (SI)(R9*1), Z10
@@ -37817,9 +37818,7 @@ turn1268:
 	VCVTDQ2PS    Z13, Z13
 	VFMADD231PS  Z13, Z8, Z3
 	VFMADD231PS  Z13, Z9, Z7
-	MOVQ         16(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         24(R11), R14
+	MOVQ         8(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VBROADCASTSS 8(R12), Z8
 	VBROADCASTSS 264(R12), Z9
@@ -37839,9 +37838,7 @@ turn1268:
 	VCVTDQ2PS    Z13, Z13
 	VFMADD231PS  Z13, Z8, Z3
 	VFMADD231PS  Z13, Z9, Z7
-	MOVQ         32(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         40(R11), R14
+	MOVQ         16(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VBROADCASTSS 12(R12), Z8
 	VBROADCASTSS 268(R12), Z9
@@ -37861,18 +37858,21 @@ turn1268:
 	VCVTDQ2PS    Z13, Z13
 	VFMADD231PS  Z13, Z8, Z3
 	VFMADD231PS  Z13, Z9, Z7
-	MOVQ         48(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         56(R11), R14
+	MOVQ         24(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
-	IMUL3Q       $0x00000200, 64(R11), R14
-	ADDQ         R14, 8(SP)
-	JMP          turn1268
+	TESTQ        $0x000001ff, CX
+	JNZ          row1382
+	ADDQ         40(R11), CX
 
-quiet1269:
+row1382:
+	IMUL3Q $0x00000100, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn1379
+
+quiet1380:
 	VBROADCASTSS (R12), Z8
 	VBROADCASTSS 256(R12), Z9
 	VPMOVSXBD    (SI), Z10
@@ -37947,13 +37947,13 @@ quiet1269:
 	VFMADD231PS  Z13, Z9, Z7
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn1268
+	JMP          turn1379
 
-end1270:
+end1381:
 	ADDQ $0x04, R13
-	JZ   merge1267
+	JZ   merge1378
 
-some1266:
+some1377:
 	VBROADCASTSS (R12), Z8
 	VBROADCASTSS 256(R12), Z9
 	VPMOVSXBD    (SI), Z10
@@ -37975,10 +37975,10 @@ some1266:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some1266
-	JMP          merge1267
+	JNZ          some1377
+	JMP          merge1378
 
-sparse1264:
+sparse1375:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -38003,13 +38003,13 @@ sparse1264:
 	VFMADD231PS  Z13, Z8, Z3
 	VFMADD231PS  Z13, Z9, Z7
 	BLSRQ        R13, R13
-	JNZ          sparse1264
+	JNZ          sparse1375
 
-merge1267:
+merge1378:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store1271
+	JZ           store1383
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -38045,9 +38045,9 @@ merge1267:
 	VMULPS       Z9, Z7, Z7
 	VFMADD231PS  192(AX), Z8, Z7
 	VMOVUPS      Z7, 192(AX)
-	JMP          stored1272
+	JMP          stored1384
 
-store1271:
+store1383:
 	VMOVUPS Z0, (AX)
 	VMOVUPS Z1, 64(AX)
 	VMOVUPS Z2, 128(AX)
@@ -38058,16 +38058,16 @@ store1271:
 	VMOVUPS Z6, 128(AX)
 	VMOVUPS Z7, 192(AX)
 
-stored1272:
+stored1384:
 	ADDQ $0x00000100, DI
 	ADDQ $0x00000040, DX
 	SUBQ $0x04, (SP)
-	JMP  columns1262
+	JMP  columns1373
 
-less1263:
-columns1273:
+less1374:
+columns1385:
 	CMPQ   (SP), $0x02
-	JLT    less1274
+	JLT    less1386
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -38078,18 +38078,18 @@ columns1273:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse1275
+	JNZ    sparse1387
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn1279:
+turn1391:
 	SUBQ         $0x04, R13
-	JLT          end1281
+	JLT          end1393
 	SUBQ         $0x00000080, 8(SP)
-	JGE          quiet1280
+	JGE          quiet1392
 	VPMOVSXBD    (SI), Z4
 	VCVTDQ2PS    Z4, Z4
 	VPMOVSXBD    16(SI), Z5
@@ -38102,8 +38102,6 @@ turn1279:
 	VFMADD231PS  Z5, Z7, Z3
 	MOVQ         (R11), R14
 	PREFETCHT1   (R14)(CX*1)
-	MOVQ         8(R11), R14
-	PREFETCHT1   (R14)(CX*1)
 	VPMOVSXBD    (SI)(R9*1), Z4
 	VCVTDQ2PS    Z4, Z4
 	VPMOVSXBD    16(SI)(R9*1), Z5
@@ -38114,9 +38112,7 @@ turn1279:
 	VBROADCASTSS 260(R12), Z7
 	VFMADD231PS  Z4, Z7, Z2
 	VFMADD231PS  Z5, Z7, Z3
-	MOVQ         16(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         24(R11), R14
+	MOVQ         8(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VPMOVSXBD    (SI)(R9*2), Z4
 	VCVTDQ2PS    Z4, Z4
@@ -38128,9 +38124,7 @@ turn1279:
 	VBROADCASTSS 264(R12), Z7
 	VFMADD231PS  Z4, Z7, Z2
 	VFMADD231PS  Z5, Z7, Z3
-	MOVQ         32(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         40(R11), R14
+	MOVQ         16(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VPMOVSXBD    (SI)(R15*1), Z4
 	VCVTDQ2PS    Z4, Z4
@@ -38142,18 +38136,21 @@ turn1279:
 	VBROADCASTSS 268(R12), Z7
 	VFMADD231PS  Z4, Z7, Z2
 	VFMADD231PS  Z5, Z7, Z3
-	MOVQ         48(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         56(R11), R14
+	MOVQ         24(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
-	IMUL3Q       $0x00000200, 64(R11), R14
-	ADDQ         R14, 8(SP)
-	JMP          turn1279
+	TESTQ        $0x000001ff, CX
+	JNZ          row1394
+	ADDQ         40(R11), CX
 
-quiet1280:
+row1394:
+	IMUL3Q $0x00000100, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn1391
+
+quiet1392:
 	VPMOVSXBD    (SI), Z4
 	VCVTDQ2PS    Z4, Z4
 	VPMOVSXBD    16(SI), Z5
@@ -38196,13 +38193,13 @@ quiet1280:
 	VFMADD231PS  Z5, Z7, Z3
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn1279
+	JMP          turn1391
 
-end1281:
+end1393:
 	ADDQ $0x04, R13
-	JZ   merge1278
+	JZ   merge1390
 
-some1277:
+some1389:
 	VPMOVSXBD    (SI), Z4
 	VCVTDQ2PS    Z4, Z4
 	VPMOVSXBD    16(SI), Z5
@@ -38216,10 +38213,10 @@ some1277:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some1277
-	JMP          merge1278
+	JNZ          some1389
+	JMP          merge1390
 
-sparse1275:
+sparse1387:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -38236,13 +38233,13 @@ sparse1275:
 	VFMADD231PS  Z4, Z7, Z2
 	VFMADD231PS  Z5, Z7, Z3
 	BLSRQ        R13, R13
-	JNZ          sparse1275
+	JNZ          sparse1387
 
-merge1278:
+merge1390:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store1282
+	JZ           store1395
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -38266,25 +38263,25 @@ merge1278:
 	VMULPS       Z5, Z3, Z3
 	VFMADD231PS  64(AX), Z4, Z3
 	VMOVUPS      Z3, 64(AX)
-	JMP          stored1283
+	JMP          stored1396
 
-store1282:
+store1395:
 	VMOVUPS Z0, (AX)
 	VMOVUPS Z1, 64(AX)
 	ADDQ    R8, AX
 	VMOVUPS Z2, (AX)
 	VMOVUPS Z3, 64(AX)
 
-stored1283:
+stored1396:
 	ADDQ $0x00000080, DI
 	ADDQ $0x00000020, DX
 	SUBQ $0x02, (SP)
-	JMP  columns1273
+	JMP  columns1385
 
-less1274:
-columns1284:
+less1386:
+columns1397:
 	CMPQ   (SP), $0x01
-	JLT    less1285
+	JLT    less1398
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	MOVQ   mask+56(FP), R13
@@ -38293,18 +38290,18 @@ columns1284:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse1286
+	JNZ    sparse1399
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn1290:
+turn1403:
 	SUBQ         $0x04, R13
-	JLT          end1292
+	JLT          end1405
 	SUBQ         $0x00000040, 8(SP)
-	JGE          quiet1291
+	JGE          quiet1404
 	VPMOVSXBD    (SI), Z2
 	VCVTDQ2PS    Z2, Z2
 	VBROADCASTSS (R12), Z3
@@ -38313,17 +38310,13 @@ turn1290:
 	VFMADD231PS  Z2, Z4, Z1
 	MOVQ         (R11), R14
 	PREFETCHT1   (R14)(CX*1)
-	MOVQ         8(R11), R14
-	PREFETCHT1   (R14)(CX*1)
 	VPMOVSXBD    (SI)(R9*1), Z2
 	VCVTDQ2PS    Z2, Z2
 	VBROADCASTSS 4(R12), Z3
 	VFMADD231PS  Z2, Z3, Z0
 	VBROADCASTSS 260(R12), Z4
 	VFMADD231PS  Z2, Z4, Z1
-	MOVQ         16(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         24(R11), R14
+	MOVQ         8(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VPMOVSXBD    (SI)(R9*2), Z2
 	VCVTDQ2PS    Z2, Z2
@@ -38331,9 +38324,7 @@ turn1290:
 	VFMADD231PS  Z2, Z3, Z0
 	VBROADCASTSS 264(R12), Z4
 	VFMADD231PS  Z2, Z4, Z1
-	MOVQ         32(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         40(R11), R14
+	MOVQ         16(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VPMOVSXBD    (SI)(R15*1), Z2
 	VCVTDQ2PS    Z2, Z2
@@ -38341,18 +38332,21 @@ turn1290:
 	VFMADD231PS  Z2, Z3, Z0
 	VBROADCASTSS 268(R12), Z4
 	VFMADD231PS  Z2, Z4, Z1
-	MOVQ         48(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         56(R11), R14
+	MOVQ         24(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
-	IMUL3Q       $0x00000200, 64(R11), R14
-	ADDQ         R14, 8(SP)
-	JMP          turn1290
+	TESTQ        $0x000001ff, CX
+	JNZ          row1406
+	ADDQ         40(R11), CX
 
-quiet1291:
+row1406:
+	IMUL3Q $0x00000100, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn1403
+
+quiet1404:
 	VPMOVSXBD    (SI), Z2
 	VCVTDQ2PS    Z2, Z2
 	VBROADCASTSS (R12), Z3
@@ -38379,13 +38373,13 @@ quiet1291:
 	VFMADD231PS  Z2, Z4, Z1
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn1290
+	JMP          turn1403
 
-end1292:
+end1405:
 	ADDQ $0x04, R13
-	JZ   merge1289
+	JZ   merge1402
 
-some1288:
+some1401:
 	VPMOVSXBD    (SI), Z2
 	VCVTDQ2PS    Z2, Z2
 	VBROADCASTSS (R12), Z3
@@ -38395,10 +38389,10 @@ some1288:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some1288
-	JMP          merge1289
+	JNZ          some1401
+	JMP          merge1402
 
-sparse1286:
+sparse1399:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -38411,13 +38405,13 @@ sparse1286:
 	VBROADCASTSS 256(R12), Z4
 	VFMADD231PS  Z2, Z4, Z1
 	BLSRQ        R13, R13
-	JNZ          sparse1286
+	JNZ          sparse1399
 
-merge1289:
+merge1402:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store1293
+	JZ           store1407
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -38435,20 +38429,20 @@ merge1289:
 	VMULPS       Z3, Z1, Z1
 	VFMADD231PS  (AX), Z2, Z1
 	VMOVUPS      Z1, (AX)
-	JMP          stored1294
+	JMP          stored1408
 
-store1293:
+store1407:
 	VMOVUPS Z0, (AX)
 	ADDQ    R8, AX
 	VMOVUPS Z1, (AX)
 
-stored1294:
+stored1408:
 	ADDQ $0x00000040, DI
 	ADDQ $0x00000010, DX
 	SUBQ $0x01, (SP)
-	JMP  columns1284
+	JMP  columns1397
 
-less1285:
+less1398:
 	ADDQ  $0x00000200, BX
 	MOVQ  BX, R14
 	SUBQ  w+8(FP), R14
@@ -38457,16 +38451,16 @@ less1285:
 	MOVQ  o+0(FP), DI
 	ADDQ  R14, DI
 	SUBQ  $0x02, R10
-	JMP   rows1193
+	JMP   rows1299
 
-tile1199:
+tile1305:
 	MOVQ v+16(FP), DX
 	MOVQ cols+40(FP), R14
 	MOVQ R14, (SP)
 
-columns1295:
+columns1409:
 	CMPQ   (SP), $0x04
-	JLT    less1296
+	JLT    less1410
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -38485,18 +38479,18 @@ columns1295:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse1297
+	JNZ    sparse1411
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn1301:
+turn1415:
 	SUBQ         $0x04, R13
-	JLT          end1303
+	JLT          end1417
 	SUBQ         $0x00000100, 8(SP)
-	JGE          quiet1302
+	JGE          quiet1416
 	VBROADCASTSS (R12), Z12
 	VBROADCASTSS 256(R12), Z13
 	VBROADCASTSS 512(R12), Z14
@@ -38522,8 +38516,6 @@ turn1301:
 	VFMADD231PS  Z18, Z14, Z11
 	MOVQ         (R11), R14
 	PREFETCHT1   (R14)(CX*1)
-	MOVQ         8(R11), R14
-	PREFETCHT1   (R14)(CX*1)
 	VBROADCASTSS 4(R12), Z12
 	VBROADCASTSS 260(R12), Z13
 	VBROADCASTSS 516(R12), Z14
@@ -38547,9 +38539,7 @@ turn1301:
 	VFMADD231PS  Z18, Z12, Z3
 	VFMADD231PS  Z18, Z13, Z7
 	VFMADD231PS  Z18, Z14, Z11
-	MOVQ         16(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         24(R11), R14
+	MOVQ         8(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VBROADCASTSS 8(R12), Z12
 	VBROADCASTSS 264(R12), Z13
@@ -38574,9 +38564,7 @@ turn1301:
 	VFMADD231PS  Z18, Z12, Z3
 	VFMADD231PS  Z18, Z13, Z7
 	VFMADD231PS  Z18, Z14, Z11
-	MOVQ         32(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         40(R11), R14
+	MOVQ         16(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VBROADCASTSS 12(R12), Z12
 	VBROADCASTSS 268(R12), Z13
@@ -38601,18 +38589,21 @@ turn1301:
 	VFMADD231PS  Z18, Z12, Z3
 	VFMADD231PS  Z18, Z13, Z7
 	VFMADD231PS  Z18, Z14, Z11
-	MOVQ         48(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         56(R11), R14
+	MOVQ         24(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
-	IMUL3Q       $0x00000200, 64(R11), R14
-	ADDQ         R14, 8(SP)
-	JMP          turn1301
+	TESTQ        $0x000001ff, CX
+	JNZ          row1418
+	ADDQ         40(R11), CX
 
-quiet1302:
+row1418:
+	IMUL3Q $0x00000100, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn1415
+
+quiet1416:
 	VBROADCASTSS (R12), Z12
 	VBROADCASTSS 256(R12), Z13
 	VBROADCASTSS 512(R12), Z14
@@ -38707,13 +38698,13 @@ quiet1302:
 	VFMADD231PS  Z18, Z14, Z11
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn1301
+	JMP          turn1415
 
-end1303:
+end1417:
 	ADDQ $0x04, R13
-	JZ   merge1300
+	JZ   merge1414
 
-some1299:
+some1413:
 	VBROADCASTSS (R12), Z12
 	VBROADCASTSS 256(R12), Z13
 	VBROADCASTSS 512(R12), Z14
@@ -38740,10 +38731,10 @@ some1299:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some1299
-	JMP          merge1300
+	JNZ          some1413
+	JMP          merge1414
 
-sparse1297:
+sparse1411:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -38773,13 +38764,13 @@ sparse1297:
 	VFMADD231PS  Z18, Z13, Z7
 	VFMADD231PS  Z18, Z14, Z11
 	BLSRQ        R13, R13
-	JNZ          sparse1297
+	JNZ          sparse1411
 
-merge1300:
+merge1414:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store1304
+	JZ           store1419
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -38830,9 +38821,9 @@ merge1300:
 	VMULPS       Z13, Z11, Z11
 	VFMADD231PS  192(AX), Z12, Z11
 	VMOVUPS      Z11, 192(AX)
-	JMP          stored1305
+	JMP          stored1420
 
-store1304:
+store1419:
 	VMOVUPS Z0, (AX)
 	VMOVUPS Z1, 64(AX)
 	VMOVUPS Z2, 128(AX)
@@ -38848,16 +38839,16 @@ store1304:
 	VMOVUPS Z10, 128(AX)
 	VMOVUPS Z11, 192(AX)
 
-stored1305:
+stored1420:
 	ADDQ $0x00000100, DI
 	ADDQ $0x00000040, DX
 	SUBQ $0x04, (SP)
-	JMP  columns1295
+	JMP  columns1409
 
-less1296:
-columns1306:
+less1410:
+columns1421:
 	CMPQ   (SP), $0x02
-	JLT    less1307
+	JLT    less1422
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -38870,18 +38861,18 @@ columns1306:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse1308
+	JNZ    sparse1423
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn1312:
+turn1427:
 	SUBQ         $0x04, R13
-	JLT          end1314
+	JLT          end1429
 	SUBQ         $0x00000080, 8(SP)
-	JGE          quiet1313
+	JGE          quiet1428
 	VPMOVSXBD    (SI), Z6
 	VCVTDQ2PS    Z6, Z6
 	VPMOVSXBD    16(SI), Z7
@@ -38897,8 +38888,6 @@ turn1312:
 	VFMADD231PS  Z7, Z10, Z5
 	MOVQ         (R11), R14
 	PREFETCHT1   (R14)(CX*1)
-	MOVQ         8(R11), R14
-	PREFETCHT1   (R14)(CX*1)
 	VPMOVSXBD    (SI)(R9*1), Z6
 	VCVTDQ2PS    Z6, Z6
 	VPMOVSXBD    16(SI)(R9*1), Z7
@@ -38912,9 +38901,7 @@ turn1312:
 	VBROADCASTSS 516(R12), Z10
 	VFMADD231PS  Z6, Z10, Z4
 	VFMADD231PS  Z7, Z10, Z5
-	MOVQ         16(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         24(R11), R14
+	MOVQ         8(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VPMOVSXBD    (SI)(R9*2), Z6
 	VCVTDQ2PS    Z6, Z6
@@ -38929,9 +38916,7 @@ turn1312:
 	VBROADCASTSS 520(R12), Z10
 	VFMADD231PS  Z6, Z10, Z4
 	VFMADD231PS  Z7, Z10, Z5
-	MOVQ         32(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         40(R11), R14
+	MOVQ         16(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VPMOVSXBD    (SI)(R15*1), Z6
 	VCVTDQ2PS    Z6, Z6
@@ -38946,18 +38931,21 @@ turn1312:
 	VBROADCASTSS 524(R12), Z10
 	VFMADD231PS  Z6, Z10, Z4
 	VFMADD231PS  Z7, Z10, Z5
-	MOVQ         48(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         56(R11), R14
+	MOVQ         24(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
-	IMUL3Q       $0x00000200, 64(R11), R14
-	ADDQ         R14, 8(SP)
-	JMP          turn1312
+	TESTQ        $0x000001ff, CX
+	JNZ          row1430
+	ADDQ         40(R11), CX
 
-quiet1313:
+row1430:
+	IMUL3Q $0x00000100, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn1427
+
+quiet1428:
 	VPMOVSXBD    (SI), Z6
 	VCVTDQ2PS    Z6, Z6
 	VPMOVSXBD    16(SI), Z7
@@ -39012,13 +39000,13 @@ quiet1313:
 	VFMADD231PS  Z7, Z10, Z5
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn1312
+	JMP          turn1427
 
-end1314:
+end1429:
 	ADDQ $0x04, R13
-	JZ   merge1311
+	JZ   merge1426
 
-some1310:
+some1425:
 	VPMOVSXBD    (SI), Z6
 	VCVTDQ2PS    Z6, Z6
 	VPMOVSXBD    16(SI), Z7
@@ -39035,10 +39023,10 @@ some1310:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some1310
-	JMP          merge1311
+	JNZ          some1425
+	JMP          merge1426
 
-sparse1308:
+sparse1423:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -39058,13 +39046,13 @@ sparse1308:
 	VFMADD231PS  Z6, Z10, Z4
 	VFMADD231PS  Z7, Z10, Z5
 	BLSRQ        R13, R13
-	JNZ          sparse1308
+	JNZ          sparse1423
 
-merge1311:
+merge1426:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store1315
+	JZ           store1431
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -39097,9 +39085,9 @@ merge1311:
 	VMULPS       Z7, Z5, Z5
 	VFMADD231PS  64(AX), Z6, Z5
 	VMOVUPS      Z5, 64(AX)
-	JMP          stored1316
+	JMP          stored1432
 
-store1315:
+store1431:
 	VMOVUPS Z0, (AX)
 	VMOVUPS Z1, 64(AX)
 	ADDQ    R8, AX
@@ -39109,16 +39097,16 @@ store1315:
 	VMOVUPS Z4, (AX)
 	VMOVUPS Z5, 64(AX)
 
-stored1316:
+stored1432:
 	ADDQ $0x00000080, DI
 	ADDQ $0x00000020, DX
 	SUBQ $0x02, (SP)
-	JMP  columns1306
+	JMP  columns1421
 
-less1307:
-columns1317:
+less1422:
+columns1433:
 	CMPQ   (SP), $0x01
-	JLT    less1318
+	JLT    less1434
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -39128,18 +39116,18 @@ columns1317:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse1319
+	JNZ    sparse1435
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn1323:
+turn1439:
 	SUBQ         $0x04, R13
-	JLT          end1325
+	JLT          end1441
 	SUBQ         $0x00000040, 8(SP)
-	JGE          quiet1324
+	JGE          quiet1440
 	VPMOVSXBD    (SI), Z3
 	VCVTDQ2PS    Z3, Z3
 	VBROADCASTSS (R12), Z4
@@ -39150,8 +39138,6 @@ turn1323:
 	VFMADD231PS  Z3, Z6, Z2
 	MOVQ         (R11), R14
 	PREFETCHT1   (R14)(CX*1)
-	MOVQ         8(R11), R14
-	PREFETCHT1   (R14)(CX*1)
 	VPMOVSXBD    (SI)(R9*1), Z3
 	VCVTDQ2PS    Z3, Z3
 	VBROADCASTSS 4(R12), Z4
@@ -39160,9 +39146,7 @@ turn1323:
 	VFMADD231PS  Z3, Z5, Z1
 	VBROADCASTSS 516(R12), Z6
 	VFMADD231PS  Z3, Z6, Z2
-	MOVQ         16(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         24(R11), R14
+	MOVQ         8(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VPMOVSXBD    (SI)(R9*2), Z3
 	VCVTDQ2PS    Z3, Z3
@@ -39172,9 +39156,7 @@ turn1323:
 	VFMADD231PS  Z3, Z5, Z1
 	VBROADCASTSS 520(R12), Z6
 	VFMADD231PS  Z3, Z6, Z2
-	MOVQ         32(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         40(R11), R14
+	MOVQ         16(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VPMOVSXBD    (SI)(R15*1), Z3
 	VCVTDQ2PS    Z3, Z3
@@ -39184,18 +39166,21 @@ turn1323:
 	VFMADD231PS  Z3, Z5, Z1
 	VBROADCASTSS 524(R12), Z6
 	VFMADD231PS  Z3, Z6, Z2
-	MOVQ         48(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         56(R11), R14
+	MOVQ         24(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
-	IMUL3Q       $0x00000200, 64(R11), R14
-	ADDQ         R14, 8(SP)
-	JMP          turn1323
+	TESTQ        $0x000001ff, CX
+	JNZ          row1442
+	ADDQ         40(R11), CX
 
-quiet1324:
+row1442:
+	IMUL3Q $0x00000100, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn1439
+
+quiet1440:
 	VPMOVSXBD    (SI), Z3
 	VCVTDQ2PS    Z3, Z3
 	VBROADCASTSS (R12), Z4
@@ -39230,13 +39215,13 @@ quiet1324:
 	VFMADD231PS  Z3, Z6, Z2
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn1323
+	JMP          turn1439
 
-end1325:
+end1441:
 	ADDQ $0x04, R13
-	JZ   merge1322
+	JZ   merge1438
 
-some1321:
+some1437:
 	VPMOVSXBD    (SI), Z3
 	VCVTDQ2PS    Z3, Z3
 	VBROADCASTSS (R12), Z4
@@ -39248,10 +39233,10 @@ some1321:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some1321
-	JMP          merge1322
+	JNZ          some1437
+	JMP          merge1438
 
-sparse1319:
+sparse1435:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -39266,13 +39251,13 @@ sparse1319:
 	VBROADCASTSS 512(R12), Z6
 	VFMADD231PS  Z3, Z6, Z2
 	BLSRQ        R13, R13
-	JNZ          sparse1319
+	JNZ          sparse1435
 
-merge1322:
+merge1438:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store1326
+	JZ           store1443
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -39296,22 +39281,22 @@ merge1322:
 	VMULPS       Z4, Z2, Z2
 	VFMADD231PS  (AX), Z3, Z2
 	VMOVUPS      Z2, (AX)
-	JMP          stored1327
+	JMP          stored1444
 
-store1326:
+store1443:
 	VMOVUPS Z0, (AX)
 	ADDQ    R8, AX
 	VMOVUPS Z1, (AX)
 	ADDQ    R8, AX
 	VMOVUPS Z2, (AX)
 
-stored1327:
+stored1444:
 	ADDQ $0x00000040, DI
 	ADDQ $0x00000010, DX
 	SUBQ $0x01, (SP)
-	JMP  columns1317
+	JMP  columns1433
 
-less1318:
+less1434:
 	ADDQ  $0x00000300, BX
 	MOVQ  BX, R14
 	SUBQ  w+8(FP), R14
@@ -39320,16 +39305,16 @@ less1318:
 	MOVQ  o+0(FP), DI
 	ADDQ  R14, DI
 	SUBQ  $0x03, R10
-	JMP   rows1193
+	JMP   rows1299
 
-tile1200:
+tile1306:
 	MOVQ v+16(FP), DX
 	MOVQ cols+40(FP), R14
 	MOVQ R14, (SP)
 
-columns1328:
+columns1445:
 	CMPQ   (SP), $0x04
-	JLT    less1329
+	JLT    less1446
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -39352,18 +39337,18 @@ columns1328:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse1330
+	JNZ    sparse1447
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn1334:
+turn1451:
 	SUBQ         $0x04, R13
-	JLT          end1336
+	JLT          end1453
 	SUBQ         $0x00000100, 8(SP)
-	JGE          quiet1335
+	JGE          quiet1452
 	VPMOVSXBD    (SI), Z16
 	VCVTDQ2PS    Z16, Z16
 	VPMOVSXBD    16(SI), Z17
@@ -39394,8 +39379,6 @@ turn1334:
 	VFMADD231PS  Z19, Z23, Z15
 	MOVQ         (R11), R14
 	PREFETCHT1   (R14)(CX*1)
-	MOVQ         8(R11), R14
-	PREFETCHT1   (R14)(CX*1)
 	VPMOVSXBD    (SI)(R9*1), Z16
 	VCVTDQ2PS    Z16, Z16
 	VPMOVSXBD    16(SI)(R9*1), Z17
@@ -39424,9 +39407,7 @@ turn1334:
 	VFMADD231PS  Z17, Z23, Z13
 	VFMADD231PS  Z18, Z23, Z14
 	VFMADD231PS  Z19, Z23, Z15
-	MOVQ         16(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         24(R11), R14
+	MOVQ         8(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VPMOVSXBD    (SI)(R9*2), Z16
 	VCVTDQ2PS    Z16, Z16
@@ -39456,9 +39437,7 @@ turn1334:
 	VFMADD231PS  Z17, Z23, Z13
 	VFMADD231PS  Z18, Z23, Z14
 	VFMADD231PS  Z19, Z23, Z15
-	MOVQ         32(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         40(R11), R14
+	MOVQ         16(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VPMOVSXBD    (SI)(R15*1), Z16
 	VCVTDQ2PS    Z16, Z16
@@ -39488,18 +39467,21 @@ turn1334:
 	VFMADD231PS  Z17, Z23, Z13
 	VFMADD231PS  Z18, Z23, Z14
 	VFMADD231PS  Z19, Z23, Z15
-	MOVQ         48(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         56(R11), R14
+	MOVQ         24(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
-	IMUL3Q       $0x00000200, 64(R11), R14
-	ADDQ         R14, 8(SP)
-	JMP          turn1334
+	TESTQ        $0x000001ff, CX
+	JNZ          row1454
+	ADDQ         40(R11), CX
 
-quiet1335:
+row1454:
+	IMUL3Q $0x00000100, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn1451
+
+quiet1452:
 	VPMOVSXBD    (SI), Z16
 	VCVTDQ2PS    Z16, Z16
 	VPMOVSXBD    16(SI), Z17
@@ -39614,13 +39596,13 @@ quiet1335:
 	VFMADD231PS  Z19, Z23, Z15
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn1334
+	JMP          turn1451
 
-end1336:
+end1453:
 	ADDQ $0x04, R13
-	JZ   merge1333
+	JZ   merge1450
 
-some1332:
+some1449:
 	VPMOVSXBD    (SI), Z16
 	VCVTDQ2PS    Z16, Z16
 	VPMOVSXBD    16(SI), Z17
@@ -39652,10 +39634,10 @@ some1332:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some1332
-	JMP          merge1333
+	JNZ          some1449
+	JMP          merge1450
 
-sparse1330:
+sparse1447:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -39690,13 +39672,13 @@ sparse1330:
 	VFMADD231PS  Z18, Z23, Z14
 	VFMADD231PS  Z19, Z23, Z15
 	BLSRQ        R13, R13
-	JNZ          sparse1330
+	JNZ          sparse1447
 
-merge1333:
+merge1450:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store1337
+	JZ           store1455
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -39762,9 +39744,9 @@ merge1333:
 	VMULPS       Z17, Z15, Z15
 	VFMADD231PS  192(AX), Z16, Z15
 	VMOVUPS      Z15, 192(AX)
-	JMP          stored1338
+	JMP          stored1456
 
-store1337:
+store1455:
 	VMOVUPS Z0, (AX)
 	VMOVUPS Z1, 64(AX)
 	VMOVUPS Z2, 128(AX)
@@ -39785,16 +39767,16 @@ store1337:
 	VMOVUPS Z14, 128(AX)
 	VMOVUPS Z15, 192(AX)
 
-stored1338:
+stored1456:
 	ADDQ $0x00000100, DI
 	ADDQ $0x00000040, DX
 	SUBQ $0x04, (SP)
-	JMP  columns1328
+	JMP  columns1445
 
-less1329:
-columns1339:
+less1446:
+columns1457:
 	CMPQ   (SP), $0x02
-	JLT    less1340
+	JLT    less1458
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -39809,18 +39791,18 @@ columns1339:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse1341
+	JNZ    sparse1459
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn1345:
+turn1463:
 	SUBQ         $0x04, R13
-	JLT          end1347
+	JLT          end1465
 	SUBQ         $0x00000080, 8(SP)
-	JGE          quiet1346
+	JGE          quiet1464
 	VPMOVSXBD    (SI), Z8
 	VCVTDQ2PS    Z8, Z8
 	VPMOVSXBD    16(SI), Z9
@@ -39839,8 +39821,6 @@ turn1345:
 	VFMADD231PS  Z9, Z13, Z7
 	MOVQ         (R11), R14
 	PREFETCHT1   (R14)(CX*1)
-	MOVQ         8(R11), R14
-	PREFETCHT1   (R14)(CX*1)
 	VPMOVSXBD    (SI)(R9*1), Z8
 	VCVTDQ2PS    Z8, Z8
 	VPMOVSXBD    16(SI)(R9*1), Z9
@@ -39857,9 +39837,7 @@ turn1345:
 	VBROADCASTSS 772(R12), Z13
 	VFMADD231PS  Z8, Z13, Z6
 	VFMADD231PS  Z9, Z13, Z7
-	MOVQ         16(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         24(R11), R14
+	MOVQ         8(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VPMOVSXBD    (SI)(R9*2), Z8
 	VCVTDQ2PS    Z8, Z8
@@ -39877,9 +39855,7 @@ turn1345:
 	VBROADCASTSS 776(R12), Z13
 	VFMADD231PS  Z8, Z13, Z6
 	VFMADD231PS  Z9, Z13, Z7
-	MOVQ         32(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         40(R11), R14
+	MOVQ         16(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VPMOVSXBD    (SI)(R15*1), Z8
 	VCVTDQ2PS    Z8, Z8
@@ -39897,18 +39873,21 @@ turn1345:
 	VBROADCASTSS 780(R12), Z13
 	VFMADD231PS  Z8, Z13, Z6
 	VFMADD231PS  Z9, Z13, Z7
-	MOVQ         48(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         56(R11), R14
+	MOVQ         24(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
-	IMUL3Q       $0x00000200, 64(R11), R14
-	ADDQ         R14, 8(SP)
-	JMP          turn1345
+	TESTQ        $0x000001ff, CX
+	JNZ          row1466
+	ADDQ         40(R11), CX
 
-quiet1346:
+row1466:
+	IMUL3Q $0x00000100, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn1463
+
+quiet1464:
 	VPMOVSXBD    (SI), Z8
 	VCVTDQ2PS    Z8, Z8
 	VPMOVSXBD    16(SI), Z9
@@ -39975,13 +39954,13 @@ quiet1346:
 	VFMADD231PS  Z9, Z13, Z7
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn1345
+	JMP          turn1463
 
-end1347:
+end1465:
 	ADDQ $0x04, R13
-	JZ   merge1344
+	JZ   merge1462
 
-some1343:
+some1461:
 	VPMOVSXBD    (SI), Z8
 	VCVTDQ2PS    Z8, Z8
 	VPMOVSXBD    16(SI), Z9
@@ -40001,10 +39980,10 @@ some1343:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some1343
-	JMP          merge1344
+	JNZ          some1461
+	JMP          merge1462
 
-sparse1341:
+sparse1459:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -40027,13 +40006,13 @@ sparse1341:
 	VFMADD231PS  Z8, Z13, Z6
 	VFMADD231PS  Z9, Z13, Z7
 	BLSRQ        R13, R13
-	JNZ          sparse1341
+	JNZ          sparse1459
 
-merge1344:
+merge1462:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store1348
+	JZ           store1467
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -40075,9 +40054,9 @@ merge1344:
 	VMULPS       Z9, Z7, Z7
 	VFMADD231PS  64(AX), Z8, Z7
 	VMOVUPS      Z7, 64(AX)
-	JMP          stored1349
+	JMP          stored1468
 
-store1348:
+store1467:
 	VMOVUPS Z0, (AX)
 	VMOVUPS Z1, 64(AX)
 	ADDQ    R8, AX
@@ -40090,16 +40069,16 @@ store1348:
 	VMOVUPS Z6, (AX)
 	VMOVUPS Z7, 64(AX)
 
-stored1349:
+stored1468:
 	ADDQ $0x00000080, DI
 	ADDQ $0x00000020, DX
 	SUBQ $0x02, (SP)
-	JMP  columns1339
+	JMP  columns1457
 
-less1340:
-columns1350:
+less1458:
+columns1469:
 	CMPQ   (SP), $0x01
-	JLT    less1351
+	JLT    less1470
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -40110,18 +40089,18 @@ columns1350:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse1352
+	JNZ    sparse1471
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn1356:
+turn1475:
 	SUBQ         $0x04, R13
-	JLT          end1358
+	JLT          end1477
 	SUBQ         $0x00000040, 8(SP)
-	JGE          quiet1357
+	JGE          quiet1476
 	VPMOVSXBD    (SI), Z4
 	VCVTDQ2PS    Z4, Z4
 	VBROADCASTSS (R12), Z5
@@ -40134,8 +40113,6 @@ turn1356:
 	VFMADD231PS  Z4, Z8, Z3
 	MOVQ         (R11), R14
 	PREFETCHT1   (R14)(CX*1)
-	MOVQ         8(R11), R14
-	PREFETCHT1   (R14)(CX*1)
 	VPMOVSXBD    (SI)(R9*1), Z4
 	VCVTDQ2PS    Z4, Z4
 	VBROADCASTSS 4(R12), Z5
@@ -40146,9 +40123,7 @@ turn1356:
 	VFMADD231PS  Z4, Z7, Z2
 	VBROADCASTSS 772(R12), Z8
 	VFMADD231PS  Z4, Z8, Z3
-	MOVQ         16(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         24(R11), R14
+	MOVQ         8(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VPMOVSXBD    (SI)(R9*2), Z4
 	VCVTDQ2PS    Z4, Z4
@@ -40160,9 +40135,7 @@ turn1356:
 	VFMADD231PS  Z4, Z7, Z2
 	VBROADCASTSS 776(R12), Z8
 	VFMADD231PS  Z4, Z8, Z3
-	MOVQ         32(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         40(R11), R14
+	MOVQ         16(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VPMOVSXBD    (SI)(R15*1), Z4
 	VCVTDQ2PS    Z4, Z4
@@ -40174,18 +40147,21 @@ turn1356:
 	VFMADD231PS  Z4, Z7, Z2
 	VBROADCASTSS 780(R12), Z8
 	VFMADD231PS  Z4, Z8, Z3
-	MOVQ         48(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         56(R11), R14
+	MOVQ         24(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
-	IMUL3Q       $0x00000200, 64(R11), R14
-	ADDQ         R14, 8(SP)
-	JMP          turn1356
+	TESTQ        $0x000001ff, CX
+	JNZ          row1478
+	ADDQ         40(R11), CX
 
-quiet1357:
+row1478:
+	IMUL3Q $0x00000100, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn1475
+
+quiet1476:
 	VPMOVSXBD    (SI), Z4
 	VCVTDQ2PS    Z4, Z4
 	VBROADCASTSS (R12), Z5
@@ -40228,13 +40204,13 @@ quiet1357:
 	VFMADD231PS  Z4, Z8, Z3
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn1356
+	JMP          turn1475
 
-end1358:
+end1477:
 	ADDQ $0x04, R13
-	JZ   merge1355
+	JZ   merge1474
 
-some1354:
+some1473:
 	VPMOVSXBD    (SI), Z4
 	VCVTDQ2PS    Z4, Z4
 	VBROADCASTSS (R12), Z5
@@ -40248,10 +40224,10 @@ some1354:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some1354
-	JMP          merge1355
+	JNZ          some1473
+	JMP          merge1474
 
-sparse1352:
+sparse1471:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -40268,13 +40244,13 @@ sparse1352:
 	VBROADCASTSS 768(R12), Z8
 	VFMADD231PS  Z4, Z8, Z3
 	BLSRQ        R13, R13
-	JNZ          sparse1352
+	JNZ          sparse1471
 
-merge1355:
+merge1474:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store1359
+	JZ           store1479
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -40304,9 +40280,9 @@ merge1355:
 	VMULPS       Z5, Z3, Z3
 	VFMADD231PS  (AX), Z4, Z3
 	VMOVUPS      Z3, (AX)
-	JMP          stored1360
+	JMP          stored1480
 
-store1359:
+store1479:
 	VMOVUPS Z0, (AX)
 	ADDQ    R8, AX
 	VMOVUPS Z1, (AX)
@@ -40315,13 +40291,13 @@ store1359:
 	ADDQ    R8, AX
 	VMOVUPS Z3, (AX)
 
-stored1360:
+stored1480:
 	ADDQ $0x00000040, DI
 	ADDQ $0x00000010, DX
 	SUBQ $0x01, (SP)
-	JMP  columns1350
+	JMP  columns1469
 
-less1351:
+less1470:
 	ADDQ  $0x00000400, BX
 	MOVQ  BX, R14
 	SUBQ  w+8(FP), R14
@@ -40330,16 +40306,16 @@ less1351:
 	MOVQ  o+0(FP), DI
 	ADDQ  R14, DI
 	SUBQ  $0x04, R10
-	JMP   rows1193
+	JMP   rows1299
 
-tile1201:
+tile1307:
 	MOVQ v+16(FP), DX
 	MOVQ cols+40(FP), R14
 	MOVQ R14, (SP)
 
-columns1361:
+columns1481:
 	CMPQ   (SP), $0x04
-	JLT    less1362
+	JLT    less1482
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -40366,18 +40342,18 @@ columns1361:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse1363
+	JNZ    sparse1483
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn1367:
+turn1487:
 	SUBQ         $0x04, R13
-	JLT          end1369
+	JLT          end1489
 	SUBQ         $0x00000100, 8(SP)
-	JGE          quiet1368
+	JGE          quiet1488
 	VPMOVSXBD    (SI), Z20
 	VCVTDQ2PS    Z20, Z20
 	VPMOVSXBD    16(SI), Z21
@@ -40413,8 +40389,6 @@ turn1367:
 	VFMADD231PS  Z23, Z28, Z19
 	MOVQ         (R11), R14
 	PREFETCHT1   (R14)(CX*1)
-	MOVQ         8(R11), R14
-	PREFETCHT1   (R14)(CX*1)
 	VPMOVSXBD    (SI)(R9*1), Z20
 	VCVTDQ2PS    Z20, Z20
 	VPMOVSXBD    16(SI)(R9*1), Z21
@@ -40448,9 +40422,7 @@ turn1367:
 	VFMADD231PS  Z21, Z28, Z17
 	VFMADD231PS  Z22, Z28, Z18
 	VFMADD231PS  Z23, Z28, Z19
-	MOVQ         16(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         24(R11), R14
+	MOVQ         8(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VPMOVSXBD    (SI)(R9*2), Z20
 	VCVTDQ2PS    Z20, Z20
@@ -40485,9 +40457,7 @@ turn1367:
 	VFMADD231PS  Z21, Z28, Z17
 	VFMADD231PS  Z22, Z28, Z18
 	VFMADD231PS  Z23, Z28, Z19
-	MOVQ         32(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         40(R11), R14
+	MOVQ         16(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VPMOVSXBD    (SI)(R15*1), Z20
 	VCVTDQ2PS    Z20, Z20
@@ -40522,18 +40492,21 @@ turn1367:
 	VFMADD231PS  Z21, Z28, Z17
 	VFMADD231PS  Z22, Z28, Z18
 	VFMADD231PS  Z23, Z28, Z19
-	MOVQ         48(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         56(R11), R14
+	MOVQ         24(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
-	IMUL3Q       $0x00000200, 64(R11), R14
-	ADDQ         R14, 8(SP)
-	JMP          turn1367
+	TESTQ        $0x000001ff, CX
+	JNZ          row1490
+	ADDQ         40(R11), CX
 
-quiet1368:
+row1490:
+	IMUL3Q $0x00000100, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn1487
+
+quiet1488:
 	VPMOVSXBD    (SI), Z20
 	VCVTDQ2PS    Z20, Z20
 	VPMOVSXBD    16(SI), Z21
@@ -40668,13 +40641,13 @@ quiet1368:
 	VFMADD231PS  Z23, Z28, Z19
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn1367
+	JMP          turn1487
 
-end1369:
+end1489:
 	ADDQ $0x04, R13
-	JZ   merge1366
+	JZ   merge1486
 
-some1365:
+some1485:
 	VPMOVSXBD    (SI), Z20
 	VCVTDQ2PS    Z20, Z20
 	VPMOVSXBD    16(SI), Z21
@@ -40711,10 +40684,10 @@ some1365:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some1365
-	JMP          merge1366
+	JNZ          some1485
+	JMP          merge1486
 
-sparse1363:
+sparse1483:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -40754,13 +40727,13 @@ sparse1363:
 	VFMADD231PS  Z22, Z28, Z18
 	VFMADD231PS  Z23, Z28, Z19
 	BLSRQ        R13, R13
-	JNZ          sparse1363
+	JNZ          sparse1483
 
-merge1366:
+merge1486:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store1370
+	JZ           store1491
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -40841,9 +40814,9 @@ merge1366:
 	VMULPS       Z21, Z19, Z19
 	VFMADD231PS  192(AX), Z20, Z19
 	VMOVUPS      Z19, 192(AX)
-	JMP          stored1371
+	JMP          stored1492
 
-store1370:
+store1491:
 	VMOVUPS Z0, (AX)
 	VMOVUPS Z1, 64(AX)
 	VMOVUPS Z2, 128(AX)
@@ -40869,16 +40842,16 @@ store1370:
 	VMOVUPS Z18, 128(AX)
 	VMOVUPS Z19, 192(AX)
 
-stored1371:
+stored1492:
 	ADDQ $0x00000100, DI
 	ADDQ $0x00000040, DX
 	SUBQ $0x04, (SP)
-	JMP  columns1361
+	JMP  columns1481
 
-less1362:
-columns1372:
+less1482:
+columns1493:
 	CMPQ   (SP), $0x02
-	JLT    less1373
+	JLT    less1494
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -40895,18 +40868,18 @@ columns1372:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse1374
+	JNZ    sparse1495
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn1378:
+turn1499:
 	SUBQ         $0x04, R13
-	JLT          end1380
+	JLT          end1501
 	SUBQ         $0x00000080, 8(SP)
-	JGE          quiet1379
+	JGE          quiet1500
 	VPMOVSXBD    (SI), Z10
 	VCVTDQ2PS    Z10, Z10
 	VPMOVSXBD    16(SI), Z11
@@ -40928,8 +40901,6 @@ turn1378:
 	VFMADD231PS  Z11, Z16, Z9
 	MOVQ         (R11), R14
 	PREFETCHT1   (R14)(CX*1)
-	MOVQ         8(R11), R14
-	PREFETCHT1   (R14)(CX*1)
 	VPMOVSXBD    (SI)(R9*1), Z10
 	VCVTDQ2PS    Z10, Z10
 	VPMOVSXBD    16(SI)(R9*1), Z11
@@ -40949,9 +40920,7 @@ turn1378:
 	VBROADCASTSS 1028(R12), Z16
 	VFMADD231PS  Z10, Z16, Z8
 	VFMADD231PS  Z11, Z16, Z9
-	MOVQ         16(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         24(R11), R14
+	MOVQ         8(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VPMOVSXBD    (SI)(R9*2), Z10
 	VCVTDQ2PS    Z10, Z10
@@ -40972,9 +40941,7 @@ turn1378:
 	VBROADCASTSS 1032(R12), Z16
 	VFMADD231PS  Z10, Z16, Z8
 	VFMADD231PS  Z11, Z16, Z9
-	MOVQ         32(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         40(R11), R14
+	MOVQ         16(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VPMOVSXBD    (SI)(R15*1), Z10
 	VCVTDQ2PS    Z10, Z10
@@ -40995,18 +40962,21 @@ turn1378:
 	VBROADCASTSS 1036(R12), Z16
 	VFMADD231PS  Z10, Z16, Z8
 	VFMADD231PS  Z11, Z16, Z9
-	MOVQ         48(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         56(R11), R14
+	MOVQ         24(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
-	IMUL3Q       $0x00000200, 64(R11), R14
-	ADDQ         R14, 8(SP)
-	JMP          turn1378
+	TESTQ        $0x000001ff, CX
+	JNZ          row1502
+	ADDQ         40(R11), CX
 
-quiet1379:
+row1502:
+	IMUL3Q $0x00000100, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn1499
+
+quiet1500:
 	VPMOVSXBD    (SI), Z10
 	VCVTDQ2PS    Z10, Z10
 	VPMOVSXBD    16(SI), Z11
@@ -41085,13 +41055,13 @@ quiet1379:
 	VFMADD231PS  Z11, Z16, Z9
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn1378
+	JMP          turn1499
 
-end1380:
+end1501:
 	ADDQ $0x04, R13
-	JZ   merge1377
+	JZ   merge1498
 
-some1376:
+some1497:
 	VPMOVSXBD    (SI), Z10
 	VCVTDQ2PS    Z10, Z10
 	VPMOVSXBD    16(SI), Z11
@@ -41114,10 +41084,10 @@ some1376:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some1376
-	JMP          merge1377
+	JNZ          some1497
+	JMP          merge1498
 
-sparse1374:
+sparse1495:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -41143,13 +41113,13 @@ sparse1374:
 	VFMADD231PS  Z10, Z16, Z8
 	VFMADD231PS  Z11, Z16, Z9
 	BLSRQ        R13, R13
-	JNZ          sparse1374
+	JNZ          sparse1495
 
-merge1377:
+merge1498:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store1381
+	JZ           store1503
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -41200,9 +41170,9 @@ merge1377:
 	VMULPS       Z11, Z9, Z9
 	VFMADD231PS  64(AX), Z10, Z9
 	VMOVUPS      Z9, 64(AX)
-	JMP          stored1382
+	JMP          stored1504
 
-store1381:
+store1503:
 	VMOVUPS Z0, (AX)
 	VMOVUPS Z1, 64(AX)
 	ADDQ    R8, AX
@@ -41218,16 +41188,16 @@ store1381:
 	VMOVUPS Z8, (AX)
 	VMOVUPS Z9, 64(AX)
 
-stored1382:
+stored1504:
 	ADDQ $0x00000080, DI
 	ADDQ $0x00000020, DX
 	SUBQ $0x02, (SP)
-	JMP  columns1372
+	JMP  columns1493
 
-less1373:
-columns1383:
+less1494:
+columns1505:
 	CMPQ   (SP), $0x01
-	JLT    less1384
+	JLT    less1506
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -41239,18 +41209,18 @@ columns1383:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse1385
+	JNZ    sparse1507
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn1389:
+turn1511:
 	SUBQ         $0x04, R13
-	JLT          end1391
+	JLT          end1513
 	SUBQ         $0x00000040, 8(SP)
-	JGE          quiet1390
+	JGE          quiet1512
 	VPMOVSXBD    (SI), Z5
 	VCVTDQ2PS    Z5, Z5
 	VBROADCASTSS (R12), Z6
@@ -41265,8 +41235,6 @@ turn1389:
 	VFMADD231PS  Z5, Z10, Z4
 	MOVQ         (R11), R14
 	PREFETCHT1   (R14)(CX*1)
-	MOVQ         8(R11), R14
-	PREFETCHT1   (R14)(CX*1)
 	VPMOVSXBD    (SI)(R9*1), Z5
 	VCVTDQ2PS    Z5, Z5
 	VBROADCASTSS 4(R12), Z6
@@ -41279,9 +41247,7 @@ turn1389:
 	VFMADD231PS  Z5, Z9, Z3
 	VBROADCASTSS 1028(R12), Z10
 	VFMADD231PS  Z5, Z10, Z4
-	MOVQ         16(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         24(R11), R14
+	MOVQ         8(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VPMOVSXBD    (SI)(R9*2), Z5
 	VCVTDQ2PS    Z5, Z5
@@ -41295,9 +41261,7 @@ turn1389:
 	VFMADD231PS  Z5, Z9, Z3
 	VBROADCASTSS 1032(R12), Z10
 	VFMADD231PS  Z5, Z10, Z4
-	MOVQ         32(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         40(R11), R14
+	MOVQ         16(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VPMOVSXBD    (SI)(R15*1), Z5
 	VCVTDQ2PS    Z5, Z5
@@ -41311,18 +41275,21 @@ turn1389:
 	VFMADD231PS  Z5, Z9, Z3
 	VBROADCASTSS 1036(R12), Z10
 	VFMADD231PS  Z5, Z10, Z4
-	MOVQ         48(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         56(R11), R14
+	MOVQ         24(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
-	IMUL3Q       $0x00000200, 64(R11), R14
-	ADDQ         R14, 8(SP)
-	JMP          turn1389
+	TESTQ        $0x000001ff, CX
+	JNZ          row1514
+	ADDQ         40(R11), CX
 
-quiet1390:
+row1514:
+	IMUL3Q $0x00000100, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn1511
+
+quiet1512:
 	VPMOVSXBD    (SI), Z5
 	VCVTDQ2PS    Z5, Z5
 	VBROADCASTSS (R12), Z6
@@ -41373,13 +41340,13 @@ quiet1390:
 	VFMADD231PS  Z5, Z10, Z4
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn1389
+	JMP          turn1511
 
-end1391:
+end1513:
 	ADDQ $0x04, R13
-	JZ   merge1388
+	JZ   merge1510
 
-some1387:
+some1509:
 	VPMOVSXBD    (SI), Z5
 	VCVTDQ2PS    Z5, Z5
 	VBROADCASTSS (R12), Z6
@@ -41395,10 +41362,10 @@ some1387:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some1387
-	JMP          merge1388
+	JNZ          some1509
+	JMP          merge1510
 
-sparse1385:
+sparse1507:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -41417,13 +41384,13 @@ sparse1385:
 	VBROADCASTSS 1024(R12), Z10
 	VFMADD231PS  Z5, Z10, Z4
 	BLSRQ        R13, R13
-	JNZ          sparse1385
+	JNZ          sparse1507
 
-merge1388:
+merge1510:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store1392
+	JZ           store1515
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -41459,9 +41426,9 @@ merge1388:
 	VMULPS       Z6, Z4, Z4
 	VFMADD231PS  (AX), Z5, Z4
 	VMOVUPS      Z4, (AX)
-	JMP          stored1393
+	JMP          stored1516
 
-store1392:
+store1515:
 	VMOVUPS Z0, (AX)
 	ADDQ    R8, AX
 	VMOVUPS Z1, (AX)
@@ -41472,13 +41439,13 @@ store1392:
 	ADDQ    R8, AX
 	VMOVUPS Z4, (AX)
 
-stored1393:
+stored1516:
 	ADDQ $0x00000040, DI
 	ADDQ $0x00000010, DX
 	SUBQ $0x01, (SP)
-	JMP  columns1383
+	JMP  columns1505
 
-less1384:
+less1506:
 	ADDQ  $0x00000500, BX
 	MOVQ  BX, R14
 	SUBQ  w+8(FP), R14
@@ -41487,16 +41454,16 @@ less1384:
 	MOVQ  o+0(FP), DI
 	ADDQ  R14, DI
 	SUBQ  $0x05, R10
-	JMP   rows1193
+	JMP   rows1299
 
-tile1202:
+tile1308:
 	MOVQ v+16(FP), DX
 	MOVQ cols+40(FP), R14
 	MOVQ R14, (SP)
 
-columns1394:
+columns1517:
 	CMPQ   (SP), $0x04
-	JLT    less1395
+	JLT    less1518
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -41527,18 +41494,18 @@ columns1394:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse1396
+	JNZ    sparse1519
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn1400:
+turn1523:
 	SUBQ         $0x04, R13
-	JLT          end1402
+	JLT          end1525
 	SUBQ         $0x00000100, 8(SP)
-	JGE          quiet1401
+	JGE          quiet1524
 	VPMOVSXBD    (SI), Z24
 	VCVTDQ2PS    Z24, Z24
 	VPMOVSXBD    16(SI), Z25
@@ -41579,8 +41546,6 @@ turn1400:
 	VFMADD231PS  Z27, Z29, Z23
 	MOVQ         (R11), R14
 	PREFETCHT1   (R14)(CX*1)
-	MOVQ         8(R11), R14
-	PREFETCHT1   (R14)(CX*1)
 	VPMOVSXBD    (SI)(R9*1), Z24
 	VCVTDQ2PS    Z24, Z24
 	VPMOVSXBD    16(SI)(R9*1), Z25
@@ -41619,9 +41584,7 @@ turn1400:
 	VFMADD231PS  Z25, Z29, Z21
 	VFMADD231PS  Z26, Z29, Z22
 	VFMADD231PS  Z27, Z29, Z23
-	MOVQ         16(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         24(R11), R14
+	MOVQ         8(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VPMOVSXBD    (SI)(R9*2), Z24
 	VCVTDQ2PS    Z24, Z24
@@ -41661,9 +41624,7 @@ turn1400:
 	VFMADD231PS  Z25, Z29, Z21
 	VFMADD231PS  Z26, Z29, Z22
 	VFMADD231PS  Z27, Z29, Z23
-	MOVQ         32(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         40(R11), R14
+	MOVQ         16(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VPMOVSXBD    (SI)(R15*1), Z24
 	VCVTDQ2PS    Z24, Z24
@@ -41703,18 +41664,21 @@ turn1400:
 	VFMADD231PS  Z25, Z29, Z21
 	VFMADD231PS  Z26, Z29, Z22
 	VFMADD231PS  Z27, Z29, Z23
-	MOVQ         48(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         56(R11), R14
+	MOVQ         24(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
-	IMUL3Q       $0x00000200, 64(R11), R14
-	ADDQ         R14, 8(SP)
-	JMP          turn1400
+	TESTQ        $0x000001ff, CX
+	JNZ          row1526
+	ADDQ         40(R11), CX
 
-quiet1401:
+row1526:
+	IMUL3Q $0x00000100, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn1523
+
+quiet1524:
 	VPMOVSXBD    (SI), Z24
 	VCVTDQ2PS    Z24, Z24
 	VPMOVSXBD    16(SI), Z25
@@ -41869,13 +41833,13 @@ quiet1401:
 	VFMADD231PS  Z27, Z29, Z23
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn1400
+	JMP          turn1523
 
-end1402:
+end1525:
 	ADDQ $0x04, R13
-	JZ   merge1399
+	JZ   merge1522
 
-some1398:
+some1521:
 	VPMOVSXBD    (SI), Z24
 	VCVTDQ2PS    Z24, Z24
 	VPMOVSXBD    16(SI), Z25
@@ -41917,10 +41881,10 @@ some1398:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some1398
-	JMP          merge1399
+	JNZ          some1521
+	JMP          merge1522
 
-sparse1396:
+sparse1519:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -41965,13 +41929,13 @@ sparse1396:
 	VFMADD231PS  Z26, Z29, Z22
 	VFMADD231PS  Z27, Z29, Z23
 	BLSRQ        R13, R13
-	JNZ          sparse1396
+	JNZ          sparse1519
 
-merge1399:
+merge1522:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store1403
+	JZ           store1527
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -42067,9 +42031,9 @@ merge1399:
 	VMULPS       Z25, Z23, Z23
 	VFMADD231PS  192(AX), Z24, Z23
 	VMOVUPS      Z23, 192(AX)
-	JMP          stored1404
+	JMP          stored1528
 
-store1403:
+store1527:
 	VMOVUPS Z0, (AX)
 	VMOVUPS Z1, 64(AX)
 	VMOVUPS Z2, 128(AX)
@@ -42100,16 +42064,16 @@ store1403:
 	VMOVUPS Z22, 128(AX)
 	VMOVUPS Z23, 192(AX)
 
-stored1404:
+stored1528:
 	ADDQ $0x00000100, DI
 	ADDQ $0x00000040, DX
 	SUBQ $0x04, (SP)
-	JMP  columns1394
+	JMP  columns1517
 
-less1395:
-columns1405:
+less1518:
+columns1529:
 	CMPQ   (SP), $0x02
-	JLT    less1406
+	JLT    less1530
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -42128,18 +42092,18 @@ columns1405:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse1407
+	JNZ    sparse1531
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn1411:
+turn1535:
 	SUBQ         $0x04, R13
-	JLT          end1413
+	JLT          end1537
 	SUBQ         $0x00000080, 8(SP)
-	JGE          quiet1412
+	JGE          quiet1536
 	VPMOVSXBD    (SI), Z12
 	VCVTDQ2PS    Z12, Z12
 	VPMOVSXBD    16(SI), Z13
@@ -42164,8 +42128,6 @@ turn1411:
 	VFMADD231PS  Z13, Z19, Z11
 	MOVQ         (R11), R14
 	PREFETCHT1   (R14)(CX*1)
-	MOVQ         8(R11), R14
-	PREFETCHT1   (R14)(CX*1)
 	VPMOVSXBD    (SI)(R9*1), Z12
 	VCVTDQ2PS    Z12, Z12
 	VPMOVSXBD    16(SI)(R9*1), Z13
@@ -42188,9 +42150,7 @@ turn1411:
 	VBROADCASTSS 1284(R12), Z19
 	VFMADD231PS  Z12, Z19, Z10
 	VFMADD231PS  Z13, Z19, Z11
-	MOVQ         16(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         24(R11), R14
+	MOVQ         8(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VPMOVSXBD    (SI)(R9*2), Z12
 	VCVTDQ2PS    Z12, Z12
@@ -42214,9 +42174,7 @@ turn1411:
 	VBROADCASTSS 1288(R12), Z19
 	VFMADD231PS  Z12, Z19, Z10
 	VFMADD231PS  Z13, Z19, Z11
-	MOVQ         32(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         40(R11), R14
+	MOVQ         16(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VPMOVSXBD    (SI)(R15*1), Z12
 	VCVTDQ2PS    Z12, Z12
@@ -42240,18 +42198,21 @@ turn1411:
 	VBROADCASTSS 1292(R12), Z19
 	VFMADD231PS  Z12, Z19, Z10
 	VFMADD231PS  Z13, Z19, Z11
-	MOVQ         48(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         56(R11), R14
+	MOVQ         24(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
-	IMUL3Q       $0x00000200, 64(R11), R14
-	ADDQ         R14, 8(SP)
-	JMP          turn1411
+	TESTQ        $0x000001ff, CX
+	JNZ          row1538
+	ADDQ         40(R11), CX
 
-quiet1412:
+row1538:
+	IMUL3Q $0x00000100, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn1535
+
+quiet1536:
 	VPMOVSXBD    (SI), Z12
 	VCVTDQ2PS    Z12, Z12
 	VPMOVSXBD    16(SI), Z13
@@ -42342,13 +42303,13 @@ quiet1412:
 	VFMADD231PS  Z13, Z19, Z11
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn1411
+	JMP          turn1535
 
-end1413:
+end1537:
 	ADDQ $0x04, R13
-	JZ   merge1410
+	JZ   merge1534
 
-some1409:
+some1533:
 	VPMOVSXBD    (SI), Z12
 	VCVTDQ2PS    Z12, Z12
 	VPMOVSXBD    16(SI), Z13
@@ -42374,10 +42335,10 @@ some1409:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some1409
-	JMP          merge1410
+	JNZ          some1533
+	JMP          merge1534
 
-sparse1407:
+sparse1531:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -42406,13 +42367,13 @@ sparse1407:
 	VFMADD231PS  Z12, Z19, Z10
 	VFMADD231PS  Z13, Z19, Z11
 	BLSRQ        R13, R13
-	JNZ          sparse1407
+	JNZ          sparse1531
 
-merge1410:
+merge1534:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store1414
+	JZ           store1539
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -42472,9 +42433,9 @@ merge1410:
 	VMULPS       Z13, Z11, Z11
 	VFMADD231PS  64(AX), Z12, Z11
 	VMOVUPS      Z11, 64(AX)
-	JMP          stored1415
+	JMP          stored1540
 
-store1414:
+store1539:
 	VMOVUPS Z0, (AX)
 	VMOVUPS Z1, 64(AX)
 	ADDQ    R8, AX
@@ -42493,16 +42454,16 @@ store1414:
 	VMOVUPS Z10, (AX)
 	VMOVUPS Z11, 64(AX)
 
-stored1415:
+stored1540:
 	ADDQ $0x00000080, DI
 	ADDQ $0x00000020, DX
 	SUBQ $0x02, (SP)
-	JMP  columns1405
+	JMP  columns1529
 
-less1406:
-columns1416:
+less1530:
+columns1541:
 	CMPQ   (SP), $0x01
-	JLT    less1417
+	JLT    less1542
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -42515,18 +42476,18 @@ columns1416:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse1418
+	JNZ    sparse1543
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn1422:
+turn1547:
 	SUBQ         $0x04, R13
-	JLT          end1424
+	JLT          end1549
 	SUBQ         $0x00000040, 8(SP)
-	JGE          quiet1423
+	JGE          quiet1548
 	VPMOVSXBD    (SI), Z6
 	VCVTDQ2PS    Z6, Z6
 	VBROADCASTSS (R12), Z7
@@ -42543,8 +42504,6 @@ turn1422:
 	VFMADD231PS  Z6, Z12, Z5
 	MOVQ         (R11), R14
 	PREFETCHT1   (R14)(CX*1)
-	MOVQ         8(R11), R14
-	PREFETCHT1   (R14)(CX*1)
 	VPMOVSXBD    (SI)(R9*1), Z6
 	VCVTDQ2PS    Z6, Z6
 	VBROADCASTSS 4(R12), Z7
@@ -42559,9 +42518,7 @@ turn1422:
 	VFMADD231PS  Z6, Z11, Z4
 	VBROADCASTSS 1284(R12), Z12
 	VFMADD231PS  Z6, Z12, Z5
-	MOVQ         16(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         24(R11), R14
+	MOVQ         8(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VPMOVSXBD    (SI)(R9*2), Z6
 	VCVTDQ2PS    Z6, Z6
@@ -42577,9 +42534,7 @@ turn1422:
 	VFMADD231PS  Z6, Z11, Z4
 	VBROADCASTSS 1288(R12), Z12
 	VFMADD231PS  Z6, Z12, Z5
-	MOVQ         32(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         40(R11), R14
+	MOVQ         16(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VPMOVSXBD    (SI)(R15*1), Z6
 	VCVTDQ2PS    Z6, Z6
@@ -42595,18 +42550,21 @@ turn1422:
 	VFMADD231PS  Z6, Z11, Z4
 	VBROADCASTSS 1292(R12), Z12
 	VFMADD231PS  Z6, Z12, Z5
-	MOVQ         48(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         56(R11), R14
+	MOVQ         24(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
-	IMUL3Q       $0x00000200, 64(R11), R14
-	ADDQ         R14, 8(SP)
-	JMP          turn1422
+	TESTQ        $0x000001ff, CX
+	JNZ          row1550
+	ADDQ         40(R11), CX
 
-quiet1423:
+row1550:
+	IMUL3Q $0x00000100, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn1547
+
+quiet1548:
 	VPMOVSXBD    (SI), Z6
 	VCVTDQ2PS    Z6, Z6
 	VBROADCASTSS (R12), Z7
@@ -42665,13 +42623,13 @@ quiet1423:
 	VFMADD231PS  Z6, Z12, Z5
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn1422
+	JMP          turn1547
 
-end1424:
+end1549:
 	ADDQ $0x04, R13
-	JZ   merge1421
+	JZ   merge1546
 
-some1420:
+some1545:
 	VPMOVSXBD    (SI), Z6
 	VCVTDQ2PS    Z6, Z6
 	VBROADCASTSS (R12), Z7
@@ -42689,10 +42647,10 @@ some1420:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some1420
-	JMP          merge1421
+	JNZ          some1545
+	JMP          merge1546
 
-sparse1418:
+sparse1543:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -42713,13 +42671,13 @@ sparse1418:
 	VBROADCASTSS 1280(R12), Z12
 	VFMADD231PS  Z6, Z12, Z5
 	BLSRQ        R13, R13
-	JNZ          sparse1418
+	JNZ          sparse1543
 
-merge1421:
+merge1546:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store1425
+	JZ           store1551
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -42761,9 +42719,9 @@ merge1421:
 	VMULPS       Z7, Z5, Z5
 	VFMADD231PS  (AX), Z6, Z5
 	VMOVUPS      Z5, (AX)
-	JMP          stored1426
+	JMP          stored1552
 
-store1425:
+store1551:
 	VMOVUPS Z0, (AX)
 	ADDQ    R8, AX
 	VMOVUPS Z1, (AX)
@@ -42776,13 +42734,13 @@ store1425:
 	ADDQ    R8, AX
 	VMOVUPS Z5, (AX)
 
-stored1426:
+stored1552:
 	ADDQ $0x00000040, DI
 	ADDQ $0x00000010, DX
 	SUBQ $0x01, (SP)
-	JMP  columns1416
+	JMP  columns1541
 
-less1417:
+less1542:
 	ADDQ  $0x00000600, BX
 	MOVQ  BX, R14
 	SUBQ  w+8(FP), R14
@@ -42791,16 +42749,16 @@ less1417:
 	MOVQ  o+0(FP), DI
 	ADDQ  R14, DI
 	SUBQ  $0x06, R10
-	JMP   rows1193
+	JMP   rows1299
 
-tile1203:
+tile1309:
 	MOVQ v+16(FP), DX
 	MOVQ cols+40(FP), R14
 	MOVQ R14, (SP)
 
-columns1427:
+columns1553:
 	CMPQ   (SP), $0x02
-	JLT    less1428
+	JLT    less1554
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -42821,18 +42779,18 @@ columns1427:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse1429
+	JNZ    sparse1555
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn1433:
+turn1559:
 	SUBQ         $0x04, R13
-	JLT          end1435
+	JLT          end1561
 	SUBQ         $0x00000080, 8(SP)
-	JGE          quiet1434
+	JGE          quiet1560
 	VPMOVSXBD    (SI), Z14
 	VCVTDQ2PS    Z14, Z14
 	VPMOVSXBD    16(SI), Z15
@@ -42860,8 +42818,6 @@ turn1433:
 	VFMADD231PS  Z15, Z22, Z13
 	MOVQ         (R11), R14
 	PREFETCHT1   (R14)(CX*1)
-	MOVQ         8(R11), R14
-	PREFETCHT1   (R14)(CX*1)
 	VPMOVSXBD    (SI)(R9*1), Z14
 	VCVTDQ2PS    Z14, Z14
 	VPMOVSXBD    16(SI)(R9*1), Z15
@@ -42887,9 +42843,7 @@ turn1433:
 	VBROADCASTSS 1540(R12), Z22
 	VFMADD231PS  Z14, Z22, Z12
 	VFMADD231PS  Z15, Z22, Z13
-	MOVQ         16(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         24(R11), R14
+	MOVQ         8(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VPMOVSXBD    (SI)(R9*2), Z14
 	VCVTDQ2PS    Z14, Z14
@@ -42916,9 +42870,7 @@ turn1433:
 	VBROADCASTSS 1544(R12), Z22
 	VFMADD231PS  Z14, Z22, Z12
 	VFMADD231PS  Z15, Z22, Z13
-	MOVQ         32(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         40(R11), R14
+	MOVQ         16(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VPMOVSXBD    (SI)(R15*1), Z14
 	VCVTDQ2PS    Z14, Z14
@@ -42945,18 +42897,21 @@ turn1433:
 	VBROADCASTSS 1548(R12), Z22
 	VFMADD231PS  Z14, Z22, Z12
 	VFMADD231PS  Z15, Z22, Z13
-	MOVQ         48(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         56(R11), R14
+	MOVQ         24(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
-	IMUL3Q       $0x00000200, 64(R11), R14
-	ADDQ         R14, 8(SP)
-	JMP          turn1433
+	TESTQ        $0x000001ff, CX
+	JNZ          row1562
+	ADDQ         40(R11), CX
 
-quiet1434:
+row1562:
+	IMUL3Q $0x00000100, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn1559
+
+quiet1560:
 	VPMOVSXBD    (SI), Z14
 	VCVTDQ2PS    Z14, Z14
 	VPMOVSXBD    16(SI), Z15
@@ -43059,13 +43014,13 @@ quiet1434:
 	VFMADD231PS  Z15, Z22, Z13
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn1433
+	JMP          turn1559
 
-end1435:
+end1561:
 	ADDQ $0x04, R13
-	JZ   merge1432
+	JZ   merge1558
 
-some1431:
+some1557:
 	VPMOVSXBD    (SI), Z14
 	VCVTDQ2PS    Z14, Z14
 	VPMOVSXBD    16(SI), Z15
@@ -43094,10 +43049,10 @@ some1431:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some1431
-	JMP          merge1432
+	JNZ          some1557
+	JMP          merge1558
 
-sparse1429:
+sparse1555:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -43129,13 +43084,13 @@ sparse1429:
 	VFMADD231PS  Z14, Z22, Z12
 	VFMADD231PS  Z15, Z22, Z13
 	BLSRQ        R13, R13
-	JNZ          sparse1429
+	JNZ          sparse1555
 
-merge1432:
+merge1558:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store1436
+	JZ           store1563
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -43204,9 +43159,9 @@ merge1432:
 	VMULPS       Z15, Z13, Z13
 	VFMADD231PS  64(AX), Z14, Z13
 	VMOVUPS      Z13, 64(AX)
-	JMP          stored1437
+	JMP          stored1564
 
-store1436:
+store1563:
 	VMOVUPS Z0, (AX)
 	VMOVUPS Z1, 64(AX)
 	ADDQ    R8, AX
@@ -43228,16 +43183,16 @@ store1436:
 	VMOVUPS Z12, (AX)
 	VMOVUPS Z13, 64(AX)
 
-stored1437:
+stored1564:
 	ADDQ $0x00000080, DI
 	ADDQ $0x00000020, DX
 	SUBQ $0x02, (SP)
-	JMP  columns1427
+	JMP  columns1553
 
-less1428:
-columns1438:
+less1554:
+columns1565:
 	CMPQ   (SP), $0x01
-	JLT    less1439
+	JLT    less1566
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -43251,18 +43206,18 @@ columns1438:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse1440
+	JNZ    sparse1567
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn1444:
+turn1571:
 	SUBQ         $0x04, R13
-	JLT          end1446
+	JLT          end1573
 	SUBQ         $0x00000040, 8(SP)
-	JGE          quiet1445
+	JGE          quiet1572
 	VPMOVSXBD    (SI), Z7
 	VCVTDQ2PS    Z7, Z7
 	VBROADCASTSS (R12), Z8
@@ -43281,8 +43236,6 @@ turn1444:
 	VFMADD231PS  Z7, Z14, Z6
 	MOVQ         (R11), R14
 	PREFETCHT1   (R14)(CX*1)
-	MOVQ         8(R11), R14
-	PREFETCHT1   (R14)(CX*1)
 	VPMOVSXBD    (SI)(R9*1), Z7
 	VCVTDQ2PS    Z7, Z7
 	VBROADCASTSS 4(R12), Z8
@@ -43299,9 +43252,7 @@ turn1444:
 	VFMADD231PS  Z7, Z13, Z5
 	VBROADCASTSS 1540(R12), Z14
 	VFMADD231PS  Z7, Z14, Z6
-	MOVQ         16(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         24(R11), R14
+	MOVQ         8(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VPMOVSXBD    (SI)(R9*2), Z7
 	VCVTDQ2PS    Z7, Z7
@@ -43319,9 +43270,7 @@ turn1444:
 	VFMADD231PS  Z7, Z13, Z5
 	VBROADCASTSS 1544(R12), Z14
 	VFMADD231PS  Z7, Z14, Z6
-	MOVQ         32(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         40(R11), R14
+	MOVQ         16(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VPMOVSXBD    (SI)(R15*1), Z7
 	VCVTDQ2PS    Z7, Z7
@@ -43339,18 +43288,21 @@ turn1444:
 	VFMADD231PS  Z7, Z13, Z5
 	VBROADCASTSS 1548(R12), Z14
 	VFMADD231PS  Z7, Z14, Z6
-	MOVQ         48(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         56(R11), R14
+	MOVQ         24(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
-	IMUL3Q       $0x00000200, 64(R11), R14
-	ADDQ         R14, 8(SP)
-	JMP          turn1444
+	TESTQ        $0x000001ff, CX
+	JNZ          row1574
+	ADDQ         40(R11), CX
 
-quiet1445:
+row1574:
+	IMUL3Q $0x00000100, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn1571
+
+quiet1572:
 	VPMOVSXBD    (SI), Z7
 	VCVTDQ2PS    Z7, Z7
 	VBROADCASTSS (R12), Z8
@@ -43417,13 +43369,13 @@ quiet1445:
 	VFMADD231PS  Z7, Z14, Z6
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn1444
+	JMP          turn1571
 
-end1446:
+end1573:
 	ADDQ $0x04, R13
-	JZ   merge1443
+	JZ   merge1570
 
-some1442:
+some1569:
 	VPMOVSXBD    (SI), Z7
 	VCVTDQ2PS    Z7, Z7
 	VBROADCASTSS (R12), Z8
@@ -43443,10 +43395,10 @@ some1442:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some1442
-	JMP          merge1443
+	JNZ          some1569
+	JMP          merge1570
 
-sparse1440:
+sparse1567:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -43469,13 +43421,13 @@ sparse1440:
 	VBROADCASTSS 1536(R12), Z14
 	VFMADD231PS  Z7, Z14, Z6
 	BLSRQ        R13, R13
-	JNZ          sparse1440
+	JNZ          sparse1567
 
-merge1443:
+merge1570:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store1447
+	JZ           store1575
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -43523,9 +43475,9 @@ merge1443:
 	VMULPS       Z8, Z6, Z6
 	VFMADD231PS  (AX), Z7, Z6
 	VMOVUPS      Z6, (AX)
-	JMP          stored1448
+	JMP          stored1576
 
-store1447:
+store1575:
 	VMOVUPS Z0, (AX)
 	ADDQ    R8, AX
 	VMOVUPS Z1, (AX)
@@ -43540,13 +43492,13 @@ store1447:
 	ADDQ    R8, AX
 	VMOVUPS Z6, (AX)
 
-stored1448:
+stored1576:
 	ADDQ $0x00000040, DI
 	ADDQ $0x00000010, DX
 	SUBQ $0x01, (SP)
-	JMP  columns1438
+	JMP  columns1565
 
-less1439:
+less1566:
 	ADDQ  $0x00000700, BX
 	MOVQ  BX, R14
 	SUBQ  w+8(FP), R14
@@ -43555,16 +43507,16 @@ less1439:
 	MOVQ  o+0(FP), DI
 	ADDQ  R14, DI
 	SUBQ  $0x07, R10
-	JMP   rows1193
+	JMP   rows1299
 
-tile1204:
+tile1310:
 	MOVQ v+16(FP), DX
 	MOVQ cols+40(FP), R14
 	MOVQ R14, (SP)
 
-columns1449:
+columns1577:
 	CMPQ   (SP), $0x02
-	JLT    less1450
+	JLT    less1578
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -43587,18 +43539,18 @@ columns1449:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse1451
+	JNZ    sparse1579
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn1455:
+turn1583:
 	SUBQ         $0x04, R13
-	JLT          end1457
+	JLT          end1585
 	SUBQ         $0x00000080, 8(SP)
-	JGE          quiet1456
+	JGE          quiet1584
 	VPMOVSXBD    (SI), Z16
 	VCVTDQ2PS    Z16, Z16
 	VPMOVSXBD    16(SI), Z17
@@ -43629,8 +43581,6 @@ turn1455:
 	VFMADD231PS  Z17, Z25, Z15
 	MOVQ         (R11), R14
 	PREFETCHT1   (R14)(CX*1)
-	MOVQ         8(R11), R14
-	PREFETCHT1   (R14)(CX*1)
 	VPMOVSXBD    (SI)(R9*1), Z16
 	VCVTDQ2PS    Z16, Z16
 	VPMOVSXBD    16(SI)(R9*1), Z17
@@ -43659,9 +43609,7 @@ turn1455:
 	VBROADCASTSS 1796(R12), Z25
 	VFMADD231PS  Z16, Z25, Z14
 	VFMADD231PS  Z17, Z25, Z15
-	MOVQ         16(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         24(R11), R14
+	MOVQ         8(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VPMOVSXBD    (SI)(R9*2), Z16
 	VCVTDQ2PS    Z16, Z16
@@ -43691,9 +43639,7 @@ turn1455:
 	VBROADCASTSS 1800(R12), Z25
 	VFMADD231PS  Z16, Z25, Z14
 	VFMADD231PS  Z17, Z25, Z15
-	MOVQ         32(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         40(R11), R14
+	MOVQ         16(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VPMOVSXBD    (SI)(R15*1), Z16
 	VCVTDQ2PS    Z16, Z16
@@ -43723,18 +43669,21 @@ turn1455:
 	VBROADCASTSS 1804(R12), Z25
 	VFMADD231PS  Z16, Z25, Z14
 	VFMADD231PS  Z17, Z25, Z15
-	MOVQ         48(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         56(R11), R14
+	MOVQ         24(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
-	IMUL3Q       $0x00000200, 64(R11), R14
-	ADDQ         R14, 8(SP)
-	JMP          turn1455
+	TESTQ        $0x000001ff, CX
+	JNZ          row1586
+	ADDQ         40(R11), CX
 
-quiet1456:
+row1586:
+	IMUL3Q $0x00000100, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn1583
+
+quiet1584:
 	VPMOVSXBD    (SI), Z16
 	VCVTDQ2PS    Z16, Z16
 	VPMOVSXBD    16(SI), Z17
@@ -43849,13 +43798,13 @@ quiet1456:
 	VFMADD231PS  Z17, Z25, Z15
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn1455
+	JMP          turn1583
 
-end1457:
+end1585:
 	ADDQ $0x04, R13
-	JZ   merge1454
+	JZ   merge1582
 
-some1453:
+some1581:
 	VPMOVSXBD    (SI), Z16
 	VCVTDQ2PS    Z16, Z16
 	VPMOVSXBD    16(SI), Z17
@@ -43887,10 +43836,10 @@ some1453:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some1453
-	JMP          merge1454
+	JNZ          some1581
+	JMP          merge1582
 
-sparse1451:
+sparse1579:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -43925,13 +43874,13 @@ sparse1451:
 	VFMADD231PS  Z16, Z25, Z14
 	VFMADD231PS  Z17, Z25, Z15
 	BLSRQ        R13, R13
-	JNZ          sparse1451
+	JNZ          sparse1579
 
-merge1454:
+merge1582:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store1458
+	JZ           store1587
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -44009,9 +43958,9 @@ merge1454:
 	VMULPS       Z17, Z15, Z15
 	VFMADD231PS  64(AX), Z16, Z15
 	VMOVUPS      Z15, 64(AX)
-	JMP          stored1459
+	JMP          stored1588
 
-store1458:
+store1587:
 	VMOVUPS Z0, (AX)
 	VMOVUPS Z1, 64(AX)
 	ADDQ    R8, AX
@@ -44036,16 +43985,16 @@ store1458:
 	VMOVUPS Z14, (AX)
 	VMOVUPS Z15, 64(AX)
 
-stored1459:
+stored1588:
 	ADDQ $0x00000080, DI
 	ADDQ $0x00000020, DX
 	SUBQ $0x02, (SP)
-	JMP  columns1449
+	JMP  columns1577
 
-less1450:
-columns1460:
+less1578:
+columns1589:
 	CMPQ   (SP), $0x01
-	JLT    less1461
+	JLT    less1590
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -44060,18 +44009,18 @@ columns1460:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse1462
+	JNZ    sparse1591
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn1466:
+turn1595:
 	SUBQ         $0x04, R13
-	JLT          end1468
+	JLT          end1597
 	SUBQ         $0x00000040, 8(SP)
-	JGE          quiet1467
+	JGE          quiet1596
 	VPMOVSXBD    (SI), Z8
 	VCVTDQ2PS    Z8, Z8
 	VBROADCASTSS (R12), Z9
@@ -44092,8 +44041,6 @@ turn1466:
 	VFMADD231PS  Z8, Z16, Z7
 	MOVQ         (R11), R14
 	PREFETCHT1   (R14)(CX*1)
-	MOVQ         8(R11), R14
-	PREFETCHT1   (R14)(CX*1)
 	VPMOVSXBD    (SI)(R9*1), Z8
 	VCVTDQ2PS    Z8, Z8
 	VBROADCASTSS 4(R12), Z9
@@ -44112,9 +44059,7 @@ turn1466:
 	VFMADD231PS  Z8, Z15, Z6
 	VBROADCASTSS 1796(R12), Z16
 	VFMADD231PS  Z8, Z16, Z7
-	MOVQ         16(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         24(R11), R14
+	MOVQ         8(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VPMOVSXBD    (SI)(R9*2), Z8
 	VCVTDQ2PS    Z8, Z8
@@ -44134,9 +44079,7 @@ turn1466:
 	VFMADD231PS  Z8, Z15, Z6
 	VBROADCASTSS 1800(R12), Z16
 	VFMADD231PS  Z8, Z16, Z7
-	MOVQ         32(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         40(R11), R14
+	MOVQ         16(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VPMOVSXBD    (SI)(R15*1), Z8
 	VCVTDQ2PS    Z8, Z8
@@ -44156,18 +44099,21 @@ turn1466:
 	VFMADD231PS  Z8, Z15, Z6
 	VBROADCASTSS 1804(R12), Z16
 	VFMADD231PS  Z8, Z16, Z7
-	MOVQ         48(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         56(R11), R14
+	MOVQ         24(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
-	IMUL3Q       $0x00000200, 64(R11), R14
-	ADDQ         R14, 8(SP)
-	JMP          turn1466
+	TESTQ        $0x000001ff, CX
+	JNZ          row1598
+	ADDQ         40(R11), CX
 
-quiet1467:
+row1598:
+	IMUL3Q $0x00000100, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn1595
+
+quiet1596:
 	VPMOVSXBD    (SI), Z8
 	VCVTDQ2PS    Z8, Z8
 	VBROADCASTSS (R12), Z9
@@ -44242,13 +44188,13 @@ quiet1467:
 	VFMADD231PS  Z8, Z16, Z7
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn1466
+	JMP          turn1595
 
-end1468:
+end1597:
 	ADDQ $0x04, R13
-	JZ   merge1465
+	JZ   merge1594
 
-some1464:
+some1593:
 	VPMOVSXBD    (SI), Z8
 	VCVTDQ2PS    Z8, Z8
 	VBROADCASTSS (R12), Z9
@@ -44270,10 +44216,10 @@ some1464:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some1464
-	JMP          merge1465
+	JNZ          some1593
+	JMP          merge1594
 
-sparse1462:
+sparse1591:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -44298,13 +44244,13 @@ sparse1462:
 	VBROADCASTSS 1792(R12), Z16
 	VFMADD231PS  Z8, Z16, Z7
 	BLSRQ        R13, R13
-	JNZ          sparse1462
+	JNZ          sparse1591
 
-merge1465:
+merge1594:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store1469
+	JZ           store1599
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -44358,9 +44304,9 @@ merge1465:
 	VMULPS       Z9, Z7, Z7
 	VFMADD231PS  (AX), Z8, Z7
 	VMOVUPS      Z7, (AX)
-	JMP          stored1470
+	JMP          stored1600
 
-store1469:
+store1599:
 	VMOVUPS Z0, (AX)
 	ADDQ    R8, AX
 	VMOVUPS Z1, (AX)
@@ -44377,13 +44323,13 @@ store1469:
 	ADDQ    R8, AX
 	VMOVUPS Z7, (AX)
 
-stored1470:
+stored1600:
 	ADDQ $0x00000040, DI
 	ADDQ $0x00000010, DX
 	SUBQ $0x01, (SP)
-	JMP  columns1460
+	JMP  columns1589
 
-less1461:
+less1590:
 	ADDQ  $0x00000800, BX
 	MOVQ  BX, R14
 	SUBQ  w+8(FP), R14
@@ -44392,16 +44338,16 @@ less1461:
 	MOVQ  o+0(FP), DI
 	ADDQ  R14, DI
 	SUBQ  $0x08, R10
-	JMP   rows1193
+	JMP   rows1299
 
-tile1205:
+tile1311:
 	MOVQ v+16(FP), DX
 	MOVQ cols+40(FP), R14
 	MOVQ R14, (SP)
 
-columns1471:
+columns1601:
 	CMPQ   (SP), $0x02
-	JLT    less1472
+	JLT    less1602
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -44426,18 +44372,18 @@ columns1471:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse1473
+	JNZ    sparse1603
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn1477:
+turn1607:
 	SUBQ         $0x04, R13
-	JLT          end1479
+	JLT          end1609
 	SUBQ         $0x00000080, 8(SP)
-	JGE          quiet1478
+	JGE          quiet1608
 	VPMOVSXBD    (SI), Z18
 	VCVTDQ2PS    Z18, Z18
 	VPMOVSXBD    16(SI), Z19
@@ -44471,8 +44417,6 @@ turn1477:
 	VFMADD231PS  Z19, Z28, Z17
 	MOVQ         (R11), R14
 	PREFETCHT1   (R14)(CX*1)
-	MOVQ         8(R11), R14
-	PREFETCHT1   (R14)(CX*1)
 	VPMOVSXBD    (SI)(R9*1), Z18
 	VCVTDQ2PS    Z18, Z18
 	VPMOVSXBD    16(SI)(R9*1), Z19
@@ -44504,9 +44448,7 @@ turn1477:
 	VBROADCASTSS 2052(R12), Z28
 	VFMADD231PS  Z18, Z28, Z16
 	VFMADD231PS  Z19, Z28, Z17
-	MOVQ         16(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         24(R11), R14
+	MOVQ         8(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VPMOVSXBD    (SI)(R9*2), Z18
 	VCVTDQ2PS    Z18, Z18
@@ -44539,9 +44481,7 @@ turn1477:
 	VBROADCASTSS 2056(R12), Z28
 	VFMADD231PS  Z18, Z28, Z16
 	VFMADD231PS  Z19, Z28, Z17
-	MOVQ         32(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         40(R11), R14
+	MOVQ         16(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VPMOVSXBD    (SI)(R15*1), Z18
 	VCVTDQ2PS    Z18, Z18
@@ -44574,18 +44514,21 @@ turn1477:
 	VBROADCASTSS 2060(R12), Z28
 	VFMADD231PS  Z18, Z28, Z16
 	VFMADD231PS  Z19, Z28, Z17
-	MOVQ         48(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         56(R11), R14
+	MOVQ         24(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
-	IMUL3Q       $0x00000200, 64(R11), R14
-	ADDQ         R14, 8(SP)
-	JMP          turn1477
+	TESTQ        $0x000001ff, CX
+	JNZ          row1610
+	ADDQ         40(R11), CX
 
-quiet1478:
+row1610:
+	IMUL3Q $0x00000100, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn1607
+
+quiet1608:
 	VPMOVSXBD    (SI), Z18
 	VCVTDQ2PS    Z18, Z18
 	VPMOVSXBD    16(SI), Z19
@@ -44712,13 +44655,13 @@ quiet1478:
 	VFMADD231PS  Z19, Z28, Z17
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn1477
+	JMP          turn1607
 
-end1479:
+end1609:
 	ADDQ $0x04, R13
-	JZ   merge1476
+	JZ   merge1606
 
-some1475:
+some1605:
 	VPMOVSXBD    (SI), Z18
 	VCVTDQ2PS    Z18, Z18
 	VPMOVSXBD    16(SI), Z19
@@ -44753,10 +44696,10 @@ some1475:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some1475
-	JMP          merge1476
+	JNZ          some1605
+	JMP          merge1606
 
-sparse1473:
+sparse1603:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -44794,13 +44737,13 @@ sparse1473:
 	VFMADD231PS  Z18, Z28, Z16
 	VFMADD231PS  Z19, Z28, Z17
 	BLSRQ        R13, R13
-	JNZ          sparse1473
+	JNZ          sparse1603
 
-merge1476:
+merge1606:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store1480
+	JZ           store1611
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -44887,9 +44830,9 @@ merge1476:
 	VMULPS       Z19, Z17, Z17
 	VFMADD231PS  64(AX), Z18, Z17
 	VMOVUPS      Z17, 64(AX)
-	JMP          stored1481
+	JMP          stored1612
 
-store1480:
+store1611:
 	VMOVUPS Z0, (AX)
 	VMOVUPS Z1, 64(AX)
 	ADDQ    R8, AX
@@ -44917,16 +44860,16 @@ store1480:
 	VMOVUPS Z16, (AX)
 	VMOVUPS Z17, 64(AX)
 
-stored1481:
+stored1612:
 	ADDQ $0x00000080, DI
 	ADDQ $0x00000020, DX
 	SUBQ $0x02, (SP)
-	JMP  columns1471
+	JMP  columns1601
 
-less1472:
-columns1482:
+less1602:
+columns1613:
 	CMPQ   (SP), $0x01
-	JLT    less1483
+	JLT    less1614
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -44942,18 +44885,18 @@ columns1482:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse1484
+	JNZ    sparse1615
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn1488:
+turn1619:
 	SUBQ         $0x04, R13
-	JLT          end1490
+	JLT          end1621
 	SUBQ         $0x00000040, 8(SP)
-	JGE          quiet1489
+	JGE          quiet1620
 	VPMOVSXBD    (SI), Z9
 	VCVTDQ2PS    Z9, Z9
 	VBROADCASTSS (R12), Z10
@@ -44976,8 +44919,6 @@ turn1488:
 	VFMADD231PS  Z9, Z18, Z8
 	MOVQ         (R11), R14
 	PREFETCHT1   (R14)(CX*1)
-	MOVQ         8(R11), R14
-	PREFETCHT1   (R14)(CX*1)
 	VPMOVSXBD    (SI)(R9*1), Z9
 	VCVTDQ2PS    Z9, Z9
 	VBROADCASTSS 4(R12), Z10
@@ -44998,9 +44939,7 @@ turn1488:
 	VFMADD231PS  Z9, Z17, Z7
 	VBROADCASTSS 2052(R12), Z18
 	VFMADD231PS  Z9, Z18, Z8
-	MOVQ         16(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         24(R11), R14
+	MOVQ         8(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VPMOVSXBD    (SI)(R9*2), Z9
 	VCVTDQ2PS    Z9, Z9
@@ -45022,9 +44961,7 @@ turn1488:
 	VFMADD231PS  Z9, Z17, Z7
 	VBROADCASTSS 2056(R12), Z18
 	VFMADD231PS  Z9, Z18, Z8
-	MOVQ         32(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         40(R11), R14
+	MOVQ         16(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	VPMOVSXBD    (SI)(R15*1), Z9
 	VCVTDQ2PS    Z9, Z9
@@ -45046,18 +44983,21 @@ turn1488:
 	VFMADD231PS  Z9, Z17, Z7
 	VBROADCASTSS 2060(R12), Z18
 	VFMADD231PS  Z9, Z18, Z8
-	MOVQ         48(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         56(R11), R14
+	MOVQ         24(R11), R14
 	PREFETCHT1   (R14)(CX*1)
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
-	IMUL3Q       $0x00000200, 64(R11), R14
-	ADDQ         R14, 8(SP)
-	JMP          turn1488
+	TESTQ        $0x000001ff, CX
+	JNZ          row1622
+	ADDQ         40(R11), CX
 
-quiet1489:
+row1622:
+	IMUL3Q $0x00000100, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn1619
+
+quiet1620:
 	VPMOVSXBD    (SI), Z9
 	VCVTDQ2PS    Z9, Z9
 	VBROADCASTSS (R12), Z10
@@ -45140,13 +45080,13 @@ quiet1489:
 	VFMADD231PS  Z9, Z18, Z8
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn1488
+	JMP          turn1619
 
-end1490:
+end1621:
 	ADDQ $0x04, R13
-	JZ   merge1487
+	JZ   merge1618
 
-some1486:
+some1617:
 	VPMOVSXBD    (SI), Z9
 	VCVTDQ2PS    Z9, Z9
 	VBROADCASTSS (R12), Z10
@@ -45170,10 +45110,10 @@ some1486:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some1486
-	JMP          merge1487
+	JNZ          some1617
+	JMP          merge1618
 
-sparse1484:
+sparse1615:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -45200,13 +45140,13 @@ sparse1484:
 	VBROADCASTSS 2048(R12), Z18
 	VFMADD231PS  Z9, Z18, Z8
 	BLSRQ        R13, R13
-	JNZ          sparse1484
+	JNZ          sparse1615
 
-merge1487:
+merge1618:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store1491
+	JZ           store1623
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -45266,9 +45206,9 @@ merge1487:
 	VMULPS       Z10, Z8, Z8
 	VFMADD231PS  (AX), Z9, Z8
 	VMOVUPS      Z8, (AX)
-	JMP          stored1492
+	JMP          stored1624
 
-store1491:
+store1623:
 	VMOVUPS Z0, (AX)
 	ADDQ    R8, AX
 	VMOVUPS Z1, (AX)
@@ -45287,13 +45227,13 @@ store1491:
 	ADDQ    R8, AX
 	VMOVUPS Z8, (AX)
 
-stored1492:
+stored1624:
 	ADDQ $0x00000040, DI
 	ADDQ $0x00000010, DX
 	SUBQ $0x01, (SP)
-	JMP  columns1482
+	JMP  columns1613
 
-less1483:
+less1614:
 	ADDQ  $0x00000900, BX
 	MOVQ  BX, R14
 	SUBQ  w+8(FP), R14
@@ -45302,9 +45242,9 @@ less1483:
 	MOVQ  o+0(FP), DI
 	ADDQ  R14, DI
 	SUBQ  $0x09, R10
-	JMP   rows1193
+	JMP   rows1299
 
-done1195:
+done1301:
 	VZEROUPPER
 	RET
 
@@ -45318,7 +45258,7 @@ TEXT ·softmax_avx512(SB), NOSPLIT, $0-72
 	MOVQ         l+56(FP), R10
 	MOVQ         nonzero+64(FP), R11
 	TESTQ        CX, CX
-	JZ           done1493
+	JZ           done1625
 	VMOVUPS      log2e_avx512<>+0(SB), Z31
 	VMOVUPS      magic_avx512<>+0(SB), Z30
 	VMOVUPS      ln2Hi_avx512<>+0(SB), Z29
@@ -45330,24 +45270,24 @@ TEXT ·softmax_avx512(SB), NOSPLIT, $0-72
 	MOVQ         CX, R13
 	VXORPS       X0, X0, X0
 	VUCOMISS     X0, X24
-	JBE          slow1494
+	JBE          slow1626
 	MOVQ         $-1, BX
 	MOVQ         R8, R12
 
-all1495:
+all1627:
 	ANDQ (R12), BX
 	ADDQ $0x08, R12
 	DECQ R13
-	JNZ  all1495
+	JNZ  all1627
 	MOVQ CX, R13
 	CMPQ BX, $-1
-	JNE  slow1494
+	JNE  slow1626
 	MOVQ DI, BX
 	MOVQ R9, R12
 
-fours1496:
+fours1628:
 	SUBQ          $0x04, R13
-	JLT           ones1497
+	JLT           ones1629
 	VMOVUPS       (BX), Z0
 	VMOVUPS       128(BX), Z2
 	VMAXPS        64(BX), Z0, Z0
@@ -45388,13 +45328,13 @@ fours1496:
 	VMOVUPS       X0, (R12)
 	ADDQ          $0x00000400, BX
 	ADDQ          $0x10, R12
-	JMP           fours1496
+	JMP           fours1628
 
-ones1497:
+ones1629:
 	ADDQ $0x04, R13
-	JZ   found1498
+	JZ   found1630
 
-maximum1499:
+maximum1631:
 	VMOVUPS    (BX), Z0
 	VMOVUPS    128(BX), Z2
 	VMAXPS     64(BX), Z0, Z0
@@ -45414,12 +45354,12 @@ maximum1499:
 	ADDQ       $0x00000100, BX
 	ADDQ       $0x04, R12
 	DECQ       R13
-	JNZ        maximum1499
+	JNZ        maximum1631
 
-found1498:
-pairs1500:
+found1630:
+pairs1632:
 	CMPQ          CX, $0x02
-	JLT           last1501
+	JLT           last1633
 	MOVQ          $0x00000002, R13
 	VBROADCASTSS  (R9), Z4
 	VBROADCASTSS  4(R9), Z16
@@ -45448,7 +45388,7 @@ pairs1500:
 	VCMPPS        $0x0d, Z25, Z14, K1, K1
 	VCMPPS        $0x0d, Z25, Z15, K1, K1
 	KORTESTW      K1, K1
-	JCC           slow1494
+	JCC           slow1626
 	VMOVUPS       Z30, Z4
 	VMOVUPS       Z30, Z5
 	VMOVUPS       Z30, Z6
@@ -45595,17 +45535,17 @@ pairs1500:
 	ADDQ          $0x08, R9
 	ADDQ          $0x08, R10
 	SUBQ          $0x02, CX
-	JMP           pairs1500
+	JMP           pairs1632
 
-last1501:
+last1633:
 	TESTQ CX, CX
-	JNZ   odd1502
+	JNZ   odd1634
 
-done1493:
+done1625:
 	VZEROUPPER
 	RET
 
-odd1502:
+odd1634:
 	MOVQ         CX, R13
 	VBROADCASTSS (R9), Z4
 	VMULPS       (DI), Z24, Z0
@@ -45621,7 +45561,7 @@ odd1502:
 	VCMPPS       $0x0d, Z25, Z2, K1, K1
 	VCMPPS       $0x0d, Z25, Z3, K1, K1
 	KORTESTW     K1, K1
-	JCC          slow1494
+	JCC          slow1626
 	VMOVUPS      Z30, Z4
 	VMOVUPS      Z30, Z5
 	VMOVUPS      Z30, Z6
@@ -45699,10 +45639,10 @@ odd1502:
 	VZEROUPPER
 	RET
 
-slow1494:
+slow1626:
 	SUBQ R13, CX
 
-row1503:
+row1635:
 	MOVQ          (R8), AX
 	KMOVW         AX, K1
 	SHRQ          $0x10, AX
@@ -45737,16 +45677,16 @@ row1503:
 	VCMPPS        $0x03, Z0, Z1, K1
 	VCMPPS        $0x03, Z2, Z3, K2
 	KORTESTW      K1, K2
-	JZ            number1506
+	JZ            number1638
 	VPCMPEQD      X4, X4, X4
 
-number1506:
+number1638:
 	VMOVSS   X4, (R9)
 	VUCOMISS negInf_avx512<>+0(SB), X4
-	JNE      some1507
-	JNP      empty1505
+	JNE      some1639
+	JNP      empty1637
 
-some1507:
+some1639:
 	VBROADCASTSS  X4, Z4
 	VSUBPS        Z4, Z0, Z0
 	VSUBPS        Z4, Z1, Z1
@@ -45846,21 +45786,21 @@ some1507:
 	KUNPCKDQ      K1, K3, K1
 	KMOVQ         K1, (R11)
 
-next1504:
+next1636:
 	ADDQ $0x00000100, DI
 	ADDQ $0x08, R8
 	ADDQ $0x08, R11
 	ADDQ $0x04, R9
 	ADDQ $0x04, R10
 	DECQ R13
-	JNZ  row1503
-	JMP  pairs1500
+	JNZ  row1635
+	JMP  pairs1632
 
-empty1505:
+empty1637:
 	XORQ BX, BX
 	MOVQ BX, (R11)
 	MOVL BX, (R10)
-	JMP  next1504
+	JMP  next1636
 
 // func softmaxScaled_avx512(s *float32, kScale *float32, vScale *float32, scale float32, rows int, visible *uint64, m *float32, l *float32, nonzero *uint64)
 // Requires: AVX, AVX512BW, AVX512F
@@ -45874,7 +45814,7 @@ TEXT ·softmaxScaled_avx512(SB), NOSPLIT, $0-72
 	MOVQ         l+56(FP), R10
 	MOVQ         nonzero+64(FP), R11
 	TESTQ        CX, CX
-	JZ           done1508
+	JZ           done1640
 	VMOVUPS      log2e_avx512<>+0(SB), Z31
 	VMOVUPS      magic_avx512<>+0(SB), Z30
 	VMOVUPS      ln2Hi_avx512<>+0(SB), Z29
@@ -45886,24 +45826,24 @@ TEXT ·softmaxScaled_avx512(SB), NOSPLIT, $0-72
 	MOVQ         CX, R13
 	VXORPS       X0, X0, X0
 	VUCOMISS     X0, X24
-	JBE          slow1509
+	JBE          slow1641
 	MOVQ         $-1, BX
 	MOVQ         R8, R12
 
-all1510:
+all1642:
 	ANDQ (R12), BX
 	ADDQ $0x08, R12
 	DECQ R13
-	JNZ  all1510
+	JNZ  all1642
 	MOVQ CX, R13
 	CMPQ BX, $-1
-	JNE  slow1509
+	JNE  slow1641
 	MOVQ DI, BX
 	MOVQ R9, R12
 
-fours1511:
+fours1643:
 	SUBQ          $0x04, R13
-	JLT           ones1512
+	JLT           ones1644
 	VMOVUPS       (BX), Z0
 	VMULPS        (SI), Z0, Z0
 	VMOVUPS       64(BX), Z1
@@ -45968,13 +45908,13 @@ fours1511:
 	VMOVUPS       X0, (R12)
 	ADDQ          $0x00000400, BX
 	ADDQ          $0x10, R12
-	JMP           fours1511
+	JMP           fours1643
 
-ones1512:
+ones1644:
 	ADDQ $0x04, R13
-	JZ   found1513
+	JZ   found1645
 
-maximum1514:
+maximum1646:
 	VMOVUPS    (BX), Z0
 	VMULPS     (SI), Z0, Z0
 	VMOVUPS    64(BX), Z1
@@ -46000,12 +45940,12 @@ maximum1514:
 	ADDQ       $0x00000100, BX
 	ADDQ       $0x04, R12
 	DECQ       R13
-	JNZ        maximum1514
+	JNZ        maximum1646
 
-found1513:
-pairs1515:
+found1645:
+pairs1647:
 	CMPQ          CX, $0x02
-	JLT           last1516
+	JLT           last1648
 	MOVQ          $0x00000002, R13
 	VBROADCASTSS  (R9), Z4
 	VBROADCASTSS  4(R9), Z16
@@ -46050,7 +45990,7 @@ pairs1515:
 	VCMPPS        $0x0d, Z25, Z14, K1, K1
 	VCMPPS        $0x0d, Z25, Z15, K1, K1
 	KORTESTW      K1, K1
-	JCC           slow1509
+	JCC           slow1641
 	VMOVUPS       Z30, Z4
 	VMOVUPS       Z30, Z5
 	VMOVUPS       Z30, Z6
@@ -46205,17 +46145,17 @@ pairs1515:
 	ADDQ          $0x08, R9
 	ADDQ          $0x08, R10
 	SUBQ          $0x02, CX
-	JMP           pairs1515
+	JMP           pairs1647
 
-last1516:
+last1648:
 	TESTQ CX, CX
-	JNZ   odd1517
+	JNZ   odd1649
 
-done1508:
+done1640:
 	VZEROUPPER
 	RET
 
-odd1517:
+odd1649:
 	MOVQ         CX, R13
 	VBROADCASTSS (R9), Z4
 	VMOVUPS      (DI), Z0
@@ -46239,7 +46179,7 @@ odd1517:
 	VCMPPS       $0x0d, Z25, Z2, K1, K1
 	VCMPPS       $0x0d, Z25, Z3, K1, K1
 	KORTESTW     K1, K1
-	JCC          slow1509
+	JCC          slow1641
 	VMOVUPS      Z30, Z4
 	VMOVUPS      Z30, Z5
 	VMOVUPS      Z30, Z6
@@ -46321,10 +46261,10 @@ odd1517:
 	VZEROUPPER
 	RET
 
-slow1509:
+slow1641:
 	SUBQ R13, CX
 
-row1518:
+row1650:
 	MOVQ          (R8), AX
 	KMOVW         AX, K1
 	SHRQ          $0x10, AX
@@ -46367,16 +46307,16 @@ row1518:
 	VCMPPS        $0x03, Z0, Z1, K1
 	VCMPPS        $0x03, Z2, Z3, K2
 	KORTESTW      K1, K2
-	JZ            number1521
+	JZ            number1653
 	VPCMPEQD      X4, X4, X4
 
-number1521:
+number1653:
 	VMOVSS   X4, (R9)
 	VUCOMISS negInf_avx512<>+0(SB), X4
-	JNE      some1522
-	JNP      empty1520
+	JNE      some1654
+	JNP      empty1652
 
-some1522:
+some1654:
 	VBROADCASTSS  X4, Z4
 	VSUBPS        Z4, Z0, Z0
 	VSUBPS        Z4, Z1, Z1
@@ -46480,21 +46420,21 @@ some1522:
 	KUNPCKDQ      K1, K3, K1
 	KMOVQ         K1, (R11)
 
-next1519:
+next1651:
 	ADDQ $0x00000100, DI
 	ADDQ $0x08, R8
 	ADDQ $0x08, R11
 	ADDQ $0x04, R9
 	ADDQ $0x04, R10
 	DECQ R13
-	JNZ  row1518
-	JMP  pairs1515
+	JNZ  row1650
+	JMP  pairs1647
 
-empty1520:
+empty1652:
 	XORQ BX, BX
 	MOVQ BX, (R11)
 	MOVL BX, (R10)
-	JMP  next1519
+	JMP  next1651
 
 DATA absolute_avx512<>+0(SB)/4, $0x7fffffff
 DATA absolute_avx512<>+4(SB)/4, $0x7fffffff
@@ -46742,26 +46682,26 @@ TEXT ·adjust_avx512(SB), NOSPLIT, $0-64
 	MOVL         softcap+20(FP), BX
 	ADDL         BX, BX
 	TESTQ        DX, DX
-	JZ           noslope1523
+	JZ           noslope1655
 	VBROADCASTSS (DX), Z14
 
-noslope1523:
+noslope1655:
 	XORQ R11, R11
 	XORQ R12, R12
 
-pair1524:
+pair1656:
 	VMOVUPS (DI)(R11*1), Z0
 	VMOVUPS 64(DI)(R11*1), Z1
 	TESTQ   SI, SI
-	JZ      unscaled1525
+	JZ      unscaled1657
 	VMULPS  (SI)(R11*1), Z0, Z0
 	VMULPS  64(SI)(R11*1), Z1, Z1
 
-unscaled1525:
+unscaled1657:
 	VMULPS      Z12, Z0, Z0
 	VMULPS      Z12, Z1, Z1
 	TESTL       BX, BX
-	JZ          uncapped1526
+	JZ          uncapped1658
 	VDIVPS      Z13, Z0, Z0
 	VDIVPS      Z13, Z1, Z1
 	VANDPS      absolute_avx512<>+0(SB), Z0, Z2
@@ -46839,9 +46779,9 @@ unscaled1525:
 	VMULPS      Z13, Z0, Z0
 	VMULPS      Z13, Z1, Z1
 
-uncapped1526:
+uncapped1658:
 	TESTQ        DX, DX
-	JZ           level1527
+	JZ           level1659
 	VPSUBD       (R10)(R11*1), Z15, Z6
 	VPSUBD       64(R10)(R11*1), Z15, Z7
 	VPABSD       Z6, Z6
@@ -46851,9 +46791,9 @@ uncapped1526:
 	VFNMADD231PS Z6, Z14, Z0
 	VFNMADD231PS Z7, Z14, Z1
 
-level1527:
+level1659:
 	TESTQ   CX, CX
-	JZ      unbiased1528
+	JZ      unbiased1660
 	VMOVUPS (CX)(R11*1), Z6
 	VMOVUPS 64(CX)(R11*1), Z7
 	VADDPS  Z6, Z0, Z0
@@ -46869,14 +46809,14 @@ level1527:
 	SHLQ    $0x30, AX
 	ORQ     AX, R12
 
-unbiased1528:
+unbiased1660:
 	VMOVUPS   Z0, (DI)(R11*1)
 	VMOVUPS   Z1, 64(DI)(R11*1)
 	ADDQ      $0x80, R11
 	CMPQ      R11, $0x00000100
-	JLT       pair1524
+	JLT       pair1656
 	TESTQ     R8, R8
-	JZ        unmasked1529
+	JZ        unmasked1661
 	VPXOR     Y0, Y0, Y0
 	VPCMPEQB  (R8), Y0, Y1
 	VPCMPEQB  32(R8), Y0, Y2
@@ -46886,7 +46826,7 @@ unbiased1528:
 	SHLQ      $0x20, AX
 	ORQ       AX, R12
 
-unmasked1529:
+unmasked1661:
 	NOTQ R12
 	ANDQ R12, (R9)
 	VZEROUPPER
@@ -46904,9 +46844,9 @@ TEXT ·coefficients_avx512(SB), NOSPLIT, $0-56
 	MOVQ    rows+48(FP), R10
 	VMOVUPS negInf_avx512<>+0(SB), Z8
 
-rows1530:
+rows1662:
 	CMPQ        R10, $0x00
-	JLE         done1531
+	JLE         done1663
 	VMOVUPS     (DI), Z0
 	VMOVUPS     (DX), Z1
 	VMAXPS      Z1, Z0, Z2
@@ -46970,9 +46910,9 @@ rows1530:
 	ADDQ        $0x40, R8
 	ADDQ        $0x40, R9
 	SUBQ        $0x10, R10
-	JMP         rows1530
+	JMP         rows1662
 
-done1531:
+done1663:
 	VZEROUPPER
 	RET
 
@@ -46985,18 +46925,18 @@ TEXT ·merge_avx512(SB), NOSPLIT, $0-32
 	VBROADCASTSS a+16(FP), Z14
 	VBROADCASTSS b+20(FP), Z15
 
-loop1532:
+loop1664:
 	CMPQ        CX, $0x00
-	JLE         done1533
+	JLE         done1665
 	VMULPS      (SI), Z15, Z0
 	VFMADD231PS (DI), Z14, Z0
 	VMOVUPS     Z0, (DI)
 	ADDQ        $0x40, DI
 	ADDQ        $0x40, SI
 	SUBQ        $0x10, CX
-	JMP         loop1532
+	JMP         loop1664
 
-done1533:
+done1665:
 	VZEROUPPER
 	RET
 
@@ -47010,9 +46950,9 @@ TEXT ·divide_avx512(SB), NOSPLIT, $0-33
 	VXORPS       Y1, Y1, Y1
 	VXORPS       Y2, Y2, Y2
 
-loop1534:
+loop1666:
 	SUBQ    $0x08, CX
-	JLT     done1535
+	JLT     done1667
 	VMOVUPS (SI), Y3
 	VDIVPS  Y0, Y3, Y3
 	VADDPS  Y1, Y3, Y3
@@ -47021,9 +46961,9 @@ loop1534:
 	VORPS   Y3, Y2, Y2
 	ADDQ    $0x20, SI
 	ADDQ    $0x20, DI
-	JMP     loop1534
+	JMP     loop1666
 
-done1535:
+done1667:
 	XORQ   AX, AX
 	VPTEST Y2, Y2
 	SETEQ  AL
@@ -47255,9 +47195,9 @@ TEXT ·logSums_avx512(SB), NOSPLIT, $0-32
 	MOVQ l+16(FP), DX
 	MOVQ rows+24(FP), CX
 
-rows1536:
+rows1668:
 	CMPQ        CX, $0x00
-	JLE         done1537
+	JLE         done1669
 	VMOVUPS     (DX), Z0
 	VPSUBD      sqrtHalf_avx512<>+0(SB), Z0, Z1
 	VPSRAD      $0x17, Z1, Z1
@@ -47286,9 +47226,9 @@ rows1536:
 	ADDQ        $0x40, SI
 	ADDQ        $0x40, DX
 	SUBQ        $0x10, CX
-	JMP         rows1536
+	JMP         rows1668
 
-done1537:
+done1669:
 	VZEROUPPER
 	RET
 
@@ -47303,9 +47243,9 @@ TEXT ·transpose_avx512(SB), NOSPLIT, $0-32
 	LEAQ (R8)(R8*4), BX
 	LEAQ (AX)(R8*4), DX
 
-loop1538:
+loop1670:
 	CMPQ       CX, $0x08
-	JLT        done1539
+	JLT        done1671
 	VMOVUPS    (SI), Y0
 	VMOVUPS    (SI)(R8*1), Y1
 	VMOVUPS    (SI)(R8*2), Y2
@@ -47349,9 +47289,9 @@ loop1538:
 	ADDQ       $0x00000800, DI
 	ADDQ       $0x20, SI
 	SUBQ       $0x08, CX
-	JMP        loop1538
+	JMP        loop1670
 
-done1539:
+done1671:
 	VZEROUPPER
 	RET
 
@@ -47366,9 +47306,9 @@ TEXT ·columns1_avx512(SB), NOSPLIT, $0-32
 	LEAQ (R8)(R8*4), BX
 	LEAQ (AX)(R8*4), DX
 
-loop1540:
+loop1672:
 	CMPQ       CX, $0x10
-	JLT        done1541
+	JLT        done1673
 	VMOVDQU    (SI), X0
 	VMOVDQU    (SI)(R8*1), X1
 	VMOVDQU    (SI)(R8*2), X2
@@ -47420,9 +47360,9 @@ loop1540:
 	ADDQ       $0x00000400, DI
 	ADDQ       $0x10, SI
 	SUBQ       $0x10, CX
-	JMP        loop1540
+	JMP        loop1672
 
-done1541:
+done1673:
 	VZEROUPPER
 	RET
 
@@ -47437,9 +47377,9 @@ TEXT ·columns2_avx512(SB), NOSPLIT, $0-32
 	LEAQ (R8)(R8*4), BX
 	LEAQ (AX)(R8*4), DX
 
-loop1542:
+loop1674:
 	CMPQ        CX, $0x08
-	JLT         done1543
+	JLT         done1675
 	VMOVDQU     (SI), X0
 	VMOVDQU     (SI)(R8*1), X1
 	VMOVDQU     (SI)(R8*2), X2
@@ -47483,9 +47423,9 @@ loop1542:
 	ADDQ        $0x00000400, DI
 	ADDQ        $0x10, SI
 	SUBQ        $0x08, CX
-	JMP         loop1542
+	JMP         loop1674
 
-done1543:
+done1675:
 	VZEROUPPER
 	RET
 
@@ -47498,9 +47438,9 @@ TEXT ·column1_avx512(SB), NOSPLIT, $0-24
 	MOVQ DI, AX
 	MOVQ CX, BX
 
-fetch1544:
+fetch1676:
 	CMPQ       BX, $0x08
-	JLT        fetched1545
+	JLT        fetched1677
 	PREFETCHT0 (AX)
 	PREFETCHT0 64(AX)
 	PREFETCHT0 128(AX)
@@ -47511,12 +47451,12 @@ fetch1544:
 	PREFETCHT0 448(AX)
 	ADDQ       $0x00000200, AX
 	SUBQ       $0x08, BX
-	JMP        fetch1544
+	JMP        fetch1676
 
-fetched1545:
-eight1546:
+fetched1677:
+eight1678:
 	CMPQ    CX, $0x08
-	JLT     one1547
+	JLT     one1679
 	MOVBLZX (SI), AX
 	MOVBLZX 1(SI), BX
 	MOVBLZX 2(SI), DX
@@ -47536,19 +47476,19 @@ eight1546:
 	ADDQ    $0x00000200, DI
 	ADDQ    $0x08, SI
 	SUBQ    $0x08, CX
-	JMP     eight1546
+	JMP     eight1678
 
-one1547:
+one1679:
 	CMPQ    CX, $0x01
-	JLT     done1548
+	JLT     done1680
 	MOVBLZX (SI), AX
 	MOVB    AL, (DI)
 	ADDQ    $0x00000040, DI
 	ADDQ    $0x01, SI
 	DECQ    CX
-	JMP     one1547
+	JMP     one1679
 
-done1548:
+done1680:
 	RET
 
 // func column2_avx512(dst *byte, src *byte, n int)
@@ -47560,9 +47500,9 @@ TEXT ·column2_avx512(SB), NOSPLIT, $0-24
 	MOVQ DI, AX
 	MOVQ CX, BX
 
-fetch1549:
+fetch1681:
 	CMPQ       BX, $0x08
-	JLT        fetched1550
+	JLT        fetched1682
 	PREFETCHT0 (AX)
 	PREFETCHT0 128(AX)
 	PREFETCHT0 256(AX)
@@ -47573,12 +47513,12 @@ fetch1549:
 	PREFETCHT0 896(AX)
 	ADDQ       $0x00000400, AX
 	SUBQ       $0x08, BX
-	JMP        fetch1549
+	JMP        fetch1681
 
-fetched1550:
-eight1551:
+fetched1682:
+eight1683:
 	CMPQ    CX, $0x08
-	JLT     one1552
+	JLT     one1684
 	MOVWLZX (SI), AX
 	MOVWLZX 2(SI), BX
 	MOVWLZX 4(SI), DX
@@ -47598,19 +47538,19 @@ eight1551:
 	ADDQ    $0x00000400, DI
 	ADDQ    $0x10, SI
 	SUBQ    $0x08, CX
-	JMP     eight1551
+	JMP     eight1683
 
-one1552:
+one1684:
 	CMPQ    CX, $0x01
-	JLT     done1553
+	JLT     done1685
 	MOVWLZX (SI), AX
 	MOVW    AX, (DI)
 	ADDQ    $0x00000080, DI
 	ADDQ    $0x02, SI
 	DECQ    CX
-	JMP     one1552
+	JMP     one1684
 
-done1553:
+done1685:
 	RET
 
 // func column4_avx512(dst *byte, src *byte, n int)
@@ -47622,9 +47562,9 @@ TEXT ·column4_avx512(SB), NOSPLIT, $0-24
 	MOVQ DI, AX
 	MOVQ CX, BX
 
-fetch1554:
+fetch1686:
 	CMPQ       BX, $0x08
-	JLT        fetched1555
+	JLT        fetched1687
 	PREFETCHT0 (AX)
 	PREFETCHT0 256(AX)
 	PREFETCHT0 512(AX)
@@ -47635,12 +47575,12 @@ fetch1554:
 	PREFETCHT0 1792(AX)
 	ADDQ       $0x00000800, AX
 	SUBQ       $0x08, BX
-	JMP        fetch1554
+	JMP        fetch1686
 
-fetched1555:
-eight1556:
+fetched1687:
+eight1688:
 	CMPQ CX, $0x08
-	JLT  one1557
+	JLT  one1689
 	MOVL (SI), AX
 	MOVL 4(SI), BX
 	MOVL 8(SI), DX
@@ -47660,17 +47600,17 @@ eight1556:
 	ADDQ $0x00000800, DI
 	ADDQ $0x20, SI
 	SUBQ $0x08, CX
-	JMP  eight1556
+	JMP  eight1688
 
-one1557:
+one1689:
 	CMPQ CX, $0x01
-	JLT  done1558
+	JLT  done1690
 	MOVL (SI), AX
 	MOVL AX, (DI)
 	ADDQ $0x00000100, DI
 	ADDQ $0x04, SI
 	DECQ CX
-	JMP  one1557
+	JMP  one1689
 
-done1558:
+done1690:
 	RET

@@ -55,7 +55,7 @@ func main() {
 	case "avx512":
 		isa = vec{
 			name: "avx512", w: 16, reg: zmm, columns: []int{4, 4, 4, 4, 4, 4}, widening: []int{4, 4, 4, 4, 4, 4, 2, 2, 2, 2},
-			narrow: []int{2, 1}, streams: 8, spread: true,
+			narrow: []int{2, 1}, streams: 4, spread: true,
 		}
 	case "avx2":
 		columns := []int{8, 4, 4, 2, 2, 2}
@@ -246,8 +246,8 @@ func (t tile) step(dt dtype, row, col func(i int) Mem) {
 }
 
 // A spread is for memory that is needed later, prefetched by all tiles of rows: one after the other, each stream's next
-// line. table points to the streams' addresses and, after them, to how many tiles there are. ahead is how many bytes of
-// each stream were prefetched. credit is how many bytes the loop may read until it prefetches again.
+// line. table points to the streams' addresses and, after them, to how many tiles there are and to how many bytes a stream
+// skips after each 512. ahead is how many bytes of each stream were passed. credit is how many bytes the loop may read until it prefetches again.
 type spread struct {
 	table, ahead, line reg.Register
 	credit             Op
@@ -268,6 +268,11 @@ func (s spread) after(d, bytes int) {
 // done ends a turn that has prefetched.
 func (s spread) done(bytes int) {
 	ADDQ(U32(64*s.lines(bytes)), s.ahead)
+	row := label("row")
+	TESTQ(U32(511), s.ahead)
+	JNZ(LabelRef(row))
+	ADDQ(Mem{Base: s.table, Disp: 8 * (isa.streams + 1)}, s.ahead)
+	Label(row)
 	IMUL3Q(U32(64*isa.streams*s.lines(bytes)), Mem{Base: s.table, Disp: 8 * isa.streams}, s.line)
 	ADDQ(s.line, s.credit)
 }
