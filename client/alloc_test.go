@@ -77,7 +77,7 @@ func stepAllocatesNothing(t *testing.T, one client.Layer) {
 	id, child := session.ID{1}, client.SessionID{2}
 	parent := s.ID()
 	_, err = headwaterv1.NewSessionServiceClient(conn).ForkSession(ctx, &headwaterv1.ForkSessionRequest{
-		Session: parent[:], Epoch: state.GetEpoch(), Child: child[:], ChildEpoch: &headwaterv1.Epoch{Counter: 1, Lane: id[:]},
+		Session: parent[:], Epoch: state.GetEpoch(), Child: child[:], ChildEpoch: &headwaterv1.Epoch{Counter: 1, Lane: id[:]}, Expect: state.GetLayers(),
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -88,12 +88,12 @@ func stepAllocatesNothing(t *testing.T, one client.Layer) {
 	}
 	request, response := new(session.Request), new(session.Response)
 	hashes := append([]uint64(nil), state.GetLayers()[0].GetHashes()...)
-	position := uint64(0)
+	position, chain := uint64(0), uint64(0)
 	bare := func() {
 		request.ID++
 		request.Step = session.Step{
 			Session: child, Epoch: 1, Length: 1 + position, Hashes: hashes, Append: 1, Attend: 1, QueryPosition: 1 + position,
-			Encoding: encoding, Codec: headwaterv1.StepCodec_STEP_CODEC_RAW,
+			Encoding: encoding, Codec: headwaterv1.StepCodec_STEP_CODEC_RAW, AppendID: request.ID, Chain: chain,
 		}
 		position++
 		request.Payload = rpc.NewBuffer(len(out))
@@ -105,6 +105,7 @@ func stepAllocatesNothing(t *testing.T, one client.Layer) {
 			t.Fatal(err, response.Result.Err)
 		}
 		copy(hashes, response.Result.Hashes)
+		chain = response.Result.Chain
 		response.Payload.Free()
 		response.Payload = nil
 	}

@@ -17,9 +17,15 @@ func Tamper(s *Session, change func(*Known)) (right func()) {
 		k.Layers = append(k.Layers, LayerReceipt{l.length, slices.Clone(l.hashes)})
 	}
 	change(&k)
-	s.id, s.epoch, s.truncations, s.layers = k.ID, k.Epoch, k.Truncations, nil
-	for _, l := range k.Layers {
-		s.layers = append(s.layers, held{length: l.Length, hashes: l.Hashes})
+	var tampered []held
+	for i, l := range k.Layers {
+		tampered = append(tampered, held{length: l.Length, hashes: l.Hashes, chain: layers[min(i, len(layers)-1)].chain})
 	}
-	return func() { s.id, s.epoch, s.truncations, s.layers, s.unsure = id, epoch, truncations, layers, false }
+	s.id, s.epoch, s.truncations, s.layers = k.ID, k.Epoch, k.Truncations, tampered
+	return func() {
+		for i, l := range s.layers {
+			layers[i].unsure = l.unsure
+		}
+		s.id, s.epoch, s.truncations, s.layers, s.cutting = id, epoch, truncations, layers, nil
+	}
 }

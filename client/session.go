@@ -86,10 +86,10 @@ type SessionOptions struct {
 }
 
 // Session is a sequence held open on the cluster. One goroutine uses it at a time; different sessions are independent, and
-// Do has steps of many in flight at once. After a step's error the session is as it was: what only some workers have done is
-// taken back before the next call, which may be the same step or another. (In a layer with a window it may have freed positions
-// that only queries before the next token see; these are refused then.) What another call with an error has changed, its
-// repetition makes whole.
+// Do has steps of many in flight at once. After a step's error the session is as it was: what workers have done of it is taken back
+// before the next call, which may be the same step or another. (In a layer with a window it may have freed positions that only
+// queries before the next token see; these are refused then.) A truncation whose outcome is not known counts as done: Len says so,
+// and the next call makes it whole. Any other call that failed can simply be repeated.
 type Session struct {
 	client  *Client
 	id      SessionID
@@ -105,15 +105,18 @@ type Session struct {
 	epoch       uint64
 	truncations uint64
 	layers      []held
-	unsure      bool // a step has failed, and some holders may have appended what it brought
-	closed      bool
+	// cutting is a truncation that some holders may have done, and that comes before anything else; nil is none.
+	cutting *headwaterv1.TruncateSessionRequest
+	closed  bool
 }
 
 // held is what a layer's holders have: the receipt.
 type held struct {
 	length uint64
 	hashes []uint64 // by group
+	chain  uint64   // of the appends and truncations that have made it
 	user   *batch   // whose step is in flight
+	unsure uint64   // id of an append that failed, which some holders may have done; 0 is none
 }
 
 // OpenSession makes a session on the cluster. The first Step continues at Prefix.
@@ -228,7 +231,7 @@ func (s *Session) update(state *headwaterv1.SessionState) error {
 		if int(l.GetLayer()) != i || len(l.GetHashes()) != layers[i].KVHeads || l.GetLength() > math.MaxInt64 {
 			return fmt.Errorf("layer %d of length %d with %d hashes is no state of layer %d", l.GetLayer(), l.GetLength(), len(l.GetHashes()), i)
 		}
-		next[i] = held{length: l.GetLength(), hashes: l.GetHashes()}
+		next[i] = held{length: l.GetLength(), hashes: l.GetHashes(), chain: l.GetChain()}
 	}
 	s.layers, s.epoch, s.truncations = next, state.GetEpoch().GetCounter(), state.GetTruncations()
 	return nil
@@ -242,15 +245,21 @@ func (s *Session) Prefix() int { return s.prefix }
 
 // Len returns the positions that all layers have.
 func (s *Session) Len() int {
-	least := s.layers[0].length
-	for _, l := range s.layers {
-		least = min(least, l.length)
+	least := s.LayerLen(0)
+	for l := range s.layers {
+		least = min(least, s.LayerLen(l))
 	}
-	return int(least)
+	return least
 }
 
 // LayerLen returns the positions that a layer has; within a token, earlier layers have one more.
-func (s *Session) LayerLen(layer int) int { return int(s.layers[layer].length) }
+func (s *Session) LayerLen(layer int) int {
+	n := s.layers[layer].length
+	if s.cutting != nil {
+		n = min(n, s.cutting.GetLengths()[layer])
+	}
+	return int(n)
+}
 
 // Layers returns the session's layers, with every default filled in.
 func (s *Session) Layers() []Layer {
@@ -325,34 +334,56 @@ func (s *Session) Truncate(ctx context.Context, position int) error {
 
 // cut cuts every layer to position, and to what the client knows to be there: what a failed step has left goes as well.
 func (s *Session) cut(ctx context.Context, position uint64) error {
-	req := &headwaterv1.TruncateSessionRequest{Session: s.id[:], Epoch: s.client.epoch(s.epoch), Truncations: s.truncations, Position: position}
+	if s.cutting != nil {
+		if err := s.finishCut(ctx); err != nil {
+			return err
+		}
+	}
+	s.cutting = &headwaterv1.TruncateSessionRequest{
+		Session: s.id[:], Epoch: s.client.epoch(s.epoch), Truncations: s.truncations, Count: s.truncations + 1, Id: fanout.NewID(), Expect: s.known(),
+	}
 	for _, l := range s.layers {
-		req.Lengths = append(req.Lengths, min(position, l.length))
+		s.cutting.Lengths = append(s.cutting.Lengths, min(position, l.length))
 	}
-	state, err := s.client.conns.Truncate(ctx, s.holding, req)
-	if err != nil {
-		return err
-	}
-	s.unsure = false
-	return s.update(state)
+	return s.finishCut(ctx)
 }
 
-// settle makes sure, after a step that failed, that every holder has what the client knows to be there and no more. What some
-// of them have appended is taken back, so that the next step, the same or another, finds the session as it was.
-func (s *Session) settle(ctx context.Context) error {
-	if !s.unsure {
-		return nil
-	}
+// known is what the client knows to be there.
+func (s *Session) known() []*headwaterv1.LayerState {
 	layers := make([]*headwaterv1.LayerState, len(s.layers))
 	for i, l := range s.layers {
-		layers[i] = &headwaterv1.LayerState{Layer: uint32(i), Length: l.length, Hashes: l.hashes}
+		layers[i] = &headwaterv1.LayerState{Layer: uint32(i), Length: l.length, Hashes: slices.Clone(l.hashes), Chain: l.chain, AppendId: l.unsure}
 	}
-	ok, err := s.client.conns.Holds(ctx, s.holding, s.id[:], s.truncations, layers)
-	if err == nil && !ok {
-		err = s.cut(ctx, math.MaxUint64)
+	return layers
+}
+
+// finishCut does the truncation that is under way. If its outcome is not known it stays under way: by its id, holders that have done
+// it know it, and by what it names it starts from, one that arrives late finds nothing to cut.
+func (s *Session) finishCut(ctx context.Context) error {
+	state, err := s.client.conns.Truncate(ctx, s.holding, s.cutting)
+	if err == nil {
+		if err = s.update(state); err == nil {
+			s.cutting = nil
+		}
+		return err
 	}
-	s.unsure = err != nil
+	if fanout.Is(err, session.Freed) || fanout.Is(err, session.Invalid) {
+		s.cutting = nil // no holder has done it
+	}
 	return err
+}
+
+// settle makes sure, after a call whose outcome is not known, that every holder has what the client knows to be there and no more.
+// It does not look at what they have: a step may still be on its way to one. It counts one truncation more, which no late step
+// names, and takes back what failed steps have appended.
+func (s *Session) settle(ctx context.Context) error {
+	if s.cutting != nil {
+		return s.finishCut(ctx)
+	}
+	if slices.ContainsFunc(s.layers, func(l held) bool { return l.unsure != 0 }) {
+		return s.cut(ctx, math.MaxUint64)
+	}
+	return nil
 }
 
 // Fork makes a session that begins with all positions of this one. Memory is shared until one of both appends.
@@ -375,7 +406,7 @@ func (s *Session) fork(ctx context.Context, position *uint64) (*Session, error) 
 		}
 		state, err := s.client.conns.Fork(ctx, s.holding, &headwaterv1.ForkSessionRequest{
 			Session: s.id[:], Epoch: s.client.epoch(s.epoch), Truncations: s.truncations,
-			Child: child.id[:], ChildEpoch: s.client.epoch(1), Position: position,
+			Child: child.id[:], ChildEpoch: s.client.epoch(1), Position: position, Expect: s.known(),
 		})
 		if err != nil {
 			return err
@@ -461,7 +492,7 @@ func (c *Client) attach(ctx context.Context, id SessionID, opts AttachOptions) (
 	if _, ok := stepCodecs[opts.Codec]; !ok {
 		return nil, fmt.Errorf("codec %q is none of raw, exact, bf16, f16 and int8", string(opts.Codec))
 	}
-	found, err := c.FindSession(ctx, id)
+	found, err := c.findSession(ctx, id, true)
 	if err != nil {
 		return nil, err
 	}
@@ -549,8 +580,13 @@ func (c *Client) Caches(ctx context.Context) ([]*headwaterv1.CacheState, error) 
 // FindSession returns what the cluster has of a session. It may be used while another client drives it. Where a worker that
 // did not answer may hold the session, or the rest of it, the error is ErrLost and names the worker.
 func (c *Client) FindSession(ctx context.Context, id SessionID) (*headwaterv1.SessionState, error) {
+	return c.findSession(ctx, id, false)
+}
+
+// findSession is FindSession, or with holdersOnly that without what is held, for which it would wait for steps under way.
+func (c *Client) findSession(ctx context.Context, id SessionID, holdersOnly bool) (*headwaterv1.SessionState, error) {
 	doing := "find session " + id.String()
-	resp, err := c.conns.List(ctx, c.address, c.address, &headwaterv1.ListSessionsRequest{Sessions: [][]byte{id[:]}})
+	resp, err := c.conns.List(ctx, c.address, c.address, &headwaterv1.ListSessionsRequest{Sessions: [][]byte{id[:]}, HoldersOnly: holdersOnly})
 	if err != nil {
 		return nil, c.sessionError(doing, id, err)
 	}

@@ -75,7 +75,13 @@ func start(t testing.TB, n int) *cluster {
 
 func startCoordinator(t testing.TB, members []membership.Member) string {
 	t.Helper()
-	co, err := coordinator.Open(coordinator.Config{Name: "coord", DataDir: t.TempDir(), View: membership.Static(members)})
+	return startCoordinatorOf(t, membership.Static(members))
+}
+
+// startCoordinatorOf starts a coordinator of the workers of a view.
+func startCoordinatorOf(t testing.TB, view membership.View) string {
+	t.Helper()
+	co, err := coordinator.Open(coordinator.Config{Name: "coord", DataDir: t.TempDir(), View: view})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"time"
 
 	"google.golang.org/protobuf/types/known/durationpb"
 
@@ -50,14 +51,34 @@ func (c *Client) SnapshotSession(ctx context.Context, id SessionID, w io.Writer,
 	return header, nil
 }
 
+// forkAttempts is how often a fork of a session that somebody drives is tried.
+const forkAttempts = 8
+
+// pause waits for longer at each attempt, 255 ms in all, and says whether ctx lasts.
+func pause(ctx context.Context, attempt int) bool {
+	select {
+	case <-ctx.Done():
+		return false
+	case <-time.After(time.Millisecond << attempt):
+		return true
+	}
+}
+
 // forkOf makes a fork of a session in the name of whoever drives it, and tells whether the session is pinned.
 func (c *Client) forkOf(ctx context.Context, id SessionID) (_ *Session, pinned bool, _ error) {
-	// The driver may have truncated between the question and the fork, or been taken over; or it went on between the forks of two
-	// workers, so far that one has freed what the other's fork still sees.
+	// The driver may have truncated between the question and the fork, or been taken over. Or it went on: so far that a worker has
+	// freed what the fork would see, or between the answers of two workers, so that these have nothing in common to be named.
 	for attempt := 1; ; attempt++ {
 		found, err := c.FindSession(ctx, id)
 		if err != nil {
 			return nil, false, err
+		}
+		if slices.ContainsFunc(found.GetLayers(), func(l *headwaterv1.LayerState) bool { return len(l.GetHashes()) == 0 }) {
+			if attempt < forkAttempts && pause(ctx, attempt) {
+				continue
+			}
+			return nil, false, session.Errorf(session.Different,
+				"its workers have done different steps: its driver, or who brings its receipt, can take it up")
 		}
 		layers, err := layerproto.ReadSessionLayers(found.GetConfig().GetLayers())
 		if err != nil {
@@ -69,7 +90,7 @@ func (c *Client) forkOf(ctx context.Context, id SessionID) (_ *Session, pinned b
 		}
 		child := &Session{client: c, id: newSessionID(), config: found.GetConfig()}
 		state, err := c.conns.Fork(ctx, whole, &headwaterv1.ForkSessionRequest{
-			Session: id[:], Epoch: found.GetEpoch(), Truncations: found.GetTruncations(), Child: child.id[:], ChildEpoch: c.epoch(1),
+			Session: id[:], Epoch: found.GetEpoch(), Truncations: found.GetTruncations(), Child: child.id[:], ChildEpoch: c.epoch(1), Expect: found.GetLayers(),
 		})
 		switch {
 		case err == nil:
@@ -77,7 +98,7 @@ func (c *Client) forkOf(ctx context.Context, id SessionID) (_ *Session, pinned b
 				return nil, false, c.inVain(ctx, child.id, err)
 			}
 			return child, found.GetPinned(), nil
-		case attempt == 4 || !slices.ContainsFunc([]session.Reason{
+		case attempt == forkAttempts || !pause(ctx, attempt) || !slices.ContainsFunc([]session.Reason{
 			session.StaleEpoch, session.OtherTruncations,
 			session.Freed,
 		}, func(p session.Reason) bool { return fanout.Is(err, p) }):

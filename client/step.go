@@ -317,11 +317,14 @@ func (b *batch) send(ctx context.Context, step *Step, layer *shard.LayerSpec, h 
 	f.hashes = append(f.hashes[:0], h.hashes...)
 	f.Step = fanout.Step{
 		Step: session.Step{
-			Session: s.id, Epoch: s.epoch, Truncations: s.truncations, Layer: uint32(step.Layer), Length: h.length, Hashes: f.hashes,
+			Session: s.id, Epoch: s.epoch, Truncations: s.truncations, Layer: uint32(step.Layer), Length: h.length, Hashes: f.hashes, Chain: h.chain,
 			Append: uint32(tokens.n), Attend: uint32(queries.n), QueryPosition: uint64(position),
 			Encoding: headwaterv1.StorageType_STORAGE_TYPE_F32, Codec: stepCodecs[s.codec],
 		},
 		Input: f, Output: f,
+	}
+	if tokens.n > 0 {
+		f.AppendID = fanout.NewID()
 	}
 	switch {
 	case step.Stored != nil:
@@ -404,10 +407,10 @@ func (f *flight) land(ctx context.Context) error {
 	err := f.call.Wait(ctx)
 	f.held.user = nil
 	if err != nil {
-		f.step.Session.unsure = true
+		f.held.unsure = f.AppendID
 		return err
 	}
-	f.held.length = f.Length + uint64(f.Append)
+	f.held.length, f.held.chain = f.Length+uint64(f.Append), f.Chain
 	copy(f.held.hashes, f.hashes)
 	if f.auto {
 		took := time.Since(f.sent) - time.Duration(f.ComputeNanos+f.QueueNanos)

@@ -67,7 +67,7 @@ func TestStepWithoutPayloadIsRefused(t *testing.T) {
 			if err := lane.Recv(&response); err != nil {
 				t.Fatalf("%d workers: the lane ended: %v", n, err)
 			}
-			if e := response.Result.Err; e == nil || e.Reason() != headwaterv1.SessionProblem_SESSION_PROBLEM_INVALID {
+			if e := response.Result.Err; e == nil || e.Reason() != session.Invalid {
 				t.Errorf("%d workers, layer %d: %v", n, layer, e)
 			}
 		}
@@ -87,7 +87,7 @@ func rawStep(rng *rand.Rand, id [16]byte, lengths []uint64) session.Request {
 	s := session.Step{
 		Session: id, Epoch: 1, Layer: uint32(layer), Length: lengths[layer], Hashes: make([]uint64, shape.GetNKvHeads()),
 		Append: uint32(rng.IntN(3)), Attend: uint32(rng.IntN(3)), Encoding: headwaterv1.StorageType_STORAGE_TYPE_F32,
-		Codec: headwaterv1.StepCodec(rng.IntN(7)),
+		Codec: headwaterv1.StepCodec(rng.IntN(7)), AppendID: uint64(rng.IntN(10)),
 	}
 	odd := func() uint32 {
 		return []uint32{0, 1, 2, 63, 64, 4096, 4097, 1 << 16, 1<<16 + 1, 1 << 31, 1<<32 - 1}[rng.IntN(11)]
@@ -188,6 +188,12 @@ func TestRawMessagesEndNothing(t *testing.T) {
 		&headwaterv1.ListSessionsRequest{Sessions: [][]byte{{1, 15: 0}, {2}}, Limit: 3},
 		&headwaterv1.TakeSessionRequest{Session: []byte{1, 15: 0}, Epoch: &headwaterv1.Epoch{Counter: 3, Lane: make([]byte, 16)}, Expect: []*headwaterv1.LayerState{{Layer: 1, Length: 5, Hashes: []uint64{1, 2}}}},
 		&headwaterv1.SubmitRequest{Request: &headwaterv1.SubmitRequest_Begin{Begin: &headwaterv1.SubmitBegin{Header: []byte(`{"q":{"dtype":"F32","shape":[1,2,4],"data_offsets":[0,32]}}`), SizeBytes: 1 << 40, Sha256: make([]byte, 32), Codec: 1}}},
+		&headwaterv1.TruncateSessionRequest{Session: []byte{1, 15: 0}, Epoch: &headwaterv1.Epoch{Counter: 1, Lane: []byte{2, 15: 0}}, Id: 4, Count: 9, Lengths: []uint64{1, 2}, Expect: []*headwaterv1.LayerState{
+			{Hashes: make([]uint64, rawLayers[0].GetNKvHeads())}, {Layer: 1, Hashes: make([]uint64, rawLayers[1].GetNKvHeads()), AppendId: 3},
+		}},
+		&headwaterv1.ForkSessionRequest{Session: []byte{1, 15: 0}, Epoch: &headwaterv1.Epoch{Counter: 1, Lane: []byte{2, 15: 0}}, Child: []byte{7, 15: 0}, ChildEpoch: &headwaterv1.Epoch{Counter: 1, Lane: make([]byte, 16)}, Expect: []*headwaterv1.LayerState{
+			{Hashes: make([]uint64, rawLayers[0].GetNKvHeads()), Before: &headwaterv1.LayerState{}}, {Layer: 1, Length: 1 << 63, Hashes: make([]uint64, rawLayers[1].GetNKvHeads())},
+		}},
 		&headwaterv1.GetJobRequest{Id: "x"},
 	} {
 		b, err := proto.Marshal(m)

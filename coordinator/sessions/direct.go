@@ -60,8 +60,8 @@ func (d *Direct) CreateSession(ctx context.Context, req *headwaterv1.CreateSessi
 // DropSession implements headwater.v1.SessionService: the coordinator knows more workers than those that were told of here.
 func (d *Direct) DropSession(ctx context.Context, req *headwaterv1.DropSessionRequest) (*headwaterv1.DropSessionResponse, error) {
 	resp, err := forward(ctx, d, d.coordinator.DropSession, req)
-	if err == nil {
-		d.forget(req.GetSession())
+	if id, bad := sessionID(req.GetSession()); err == nil && bad == nil {
+		d.forget(id)
 	}
 	return resp, err
 }
@@ -72,8 +72,9 @@ func (d *Direct) ListSessions(ctx context.Context, req *headwaterv1.ListSessions
 }
 
 // askCoordinator asks the coordinator who holds a session.
-func (d *Direct) askCoordinator(ctx context.Context, key []byte) (*fanout.Holding, error) {
-	resp, err := forward(ctx, d, d.coordinator.ListSessions, &headwaterv1.ListSessionsRequest{Sessions: [][]byte{key}})
+func (d *Direct) askCoordinator(ctx context.Context, id [16]byte) (*fanout.Holding, error) {
+	key := id[:]
+	resp, err := forward(ctx, d, d.coordinator.ListSessions, &headwaterv1.ListSessionsRequest{Sessions: [][]byte{key}, HoldersOnly: true})
 	if err != nil {
 		return nil, err
 	}

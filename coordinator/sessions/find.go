@@ -8,8 +8,10 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	"headwater.example/coordinator/workers"
 	"headwater.example/internal/layerproto"
@@ -43,6 +45,50 @@ func (r *Relay) list(ctx context.Context, members []membership.Member, req *head
 	return answers, silent, nil
 }
 
+// named is list, but for sessions that are named. They are looked for first, and then their holders, and no others, are asked for
+// their state, for which they wait for steps under way as long as ctx lasts. Holders that are remembered and are no members any
+// more are among the silent ones.
+func (r *Relay) named(ctx context.Context, members []membership.Member, req *headwaterv1.ListSessionsRequest) ([]*headwaterv1.ListSessionsResponse, []*headwaterv1.SilentWorker, error) {
+	if len(req.GetSessions()) == 0 || req.GetCachesOnly() {
+		return r.list(ctx, members, req)
+	}
+	first := proto.CloneOf(req)
+	first.HoldersOnly = true
+	answers, silent, err := r.list(ctx, members, first)
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, key := range req.GetSessions() {
+		if id, err := sessionID(key); err == nil {
+			for _, missing := range r.recall(id).missing(members) {
+				if !slices.ContainsFunc(silent, func(w *headwaterv1.SilentWorker) bool { return w.GetWorker() == missing.GetWorker() }) {
+					silent = append(silent, missing)
+				}
+			}
+		}
+	}
+	if req.GetHoldersOnly() {
+		return answers, silent, nil
+	}
+	errs := make([]error, len(members))
+	var tasks sync.WaitGroup
+	for i, m := range members {
+		if len(answers[i].GetSessions()) > 0 {
+			tasks.Go(func() { answers[i], errs[i] = r.conns.List(ctx, m.Name, m.Address, req) })
+		}
+	}
+	tasks.Wait()
+	if err := ctx.Err(); err != nil {
+		return nil, nil, err
+	}
+	for i, m := range members {
+		if errs[i] != nil {
+			silent = append(silent, &headwaterv1.SilentWorker{Worker: m.Name, Address: m.Address, Error: whySilent(m, errs[i])})
+		}
+	}
+	return answers, silent, nil
+}
+
 // whySilent says why a worker did not answer, without its name.
 func whySilent(m membership.Member, err error) string {
 	if errors.Is(err, context.DeadlineExceeded) {
@@ -60,13 +106,15 @@ func (r *Relay) find(ctx context.Context, key []byte) (*fanout.Holding, error) {
 	if err != nil {
 		return nil, err
 	}
-	r.mu.Lock()
-	h := r.holdings[id]
-	r.mu.Unlock()
-	if h != nil {
-		return h, nil
+	known := r.recall(id)
+	if known.holding != nil && !known.doubted {
+		return known.holding, nil
 	}
-	if h, err = r.locate(ctx, key); err != nil {
+	h, err := r.locate(ctx, id)
+	if err != nil {
+		if fanout.Is(err, session.Unknown) {
+			r.forget(id)
+		}
 		return nil, err
 	}
 	r.remember(id, h)
@@ -79,9 +127,9 @@ func notWhole(key []byte, err error) error {
 }
 
 // askWorkers asks all workers who holds a session.
-func (r *Relay) askWorkers(ctx context.Context, key []byte) (*fanout.Holding, error) {
-	members := r.workers.List()
-	answers, silent, err := r.list(ctx, members, &headwaterv1.ListSessionsRequest{Sessions: [][]byte{key}})
+func (r *Relay) askWorkers(ctx context.Context, id [16]byte) (*fanout.Holding, error) {
+	key, members := id[:], r.workers.List()
+	answers, silent, err := r.list(ctx, members, &headwaterv1.ListSessionsRequest{Sessions: [][]byte{key}, HoldersOnly: true})
 	if err != nil {
 		return nil, fmt.Errorf("find session %x: %w", key, err)
 	}
@@ -99,6 +147,7 @@ func (r *Relay) askWorkers(ctx context.Context, key []byte) (*fanout.Holding, er
 			}
 		}
 	}
+	silent = append(silent, r.recall(id).missing(members)...)
 	switch {
 	case len(holders) == 0 && len(silent) > 0:
 		return nil, fanout.Silent(silent, false)
@@ -119,6 +168,33 @@ func (r *Relay) askWorkers(ctx context.Context, key []byte) (*fanout.Holding, er
 	return h, nil
 }
 
+// remembered is who holds a session. It is doubted once a call has not found the session there. It is not forgotten then: of a worker
+// that is no member any more nobody else knows that it may hold the session still.
+type remembered struct {
+	holding *fanout.Holding
+	doubted bool
+}
+
+// missing are the holders that are not among the members, which can not be asked.
+func (r remembered) missing(members []membership.Member) (silent []*headwaterv1.SilentWorker) {
+	if r.holding == nil {
+		return nil
+	}
+	for _, o := range r.holding.Holders() {
+		if !slices.ContainsFunc(members, func(m membership.Member) bool { return m.Name == o.Name }) {
+			silent = append(silent, &headwaterv1.SilentWorker{Worker: o.Name, Address: o.Address, Error: "it is not among the cluster's workers now"})
+		}
+	}
+	return silent
+}
+
+// recall returns who is known to hold a session, also if that is doubted.
+func (r *Relay) recall(id [16]byte) remembered {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.holdings[id]
+}
+
 func (r *Relay) remember(id [16]byte, h *fanout.Holding) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -128,14 +204,24 @@ func (r *Relay) remember(id [16]byte, h *fanout.Holding) {
 		}
 		delete(r.holdings, other)
 	}
-	r.holdings[id] = h
+	r.holdings[id] = remembered{holding: h}
 }
 
-// forget makes the next call ask the workers again.
-func (r *Relay) forget(session []byte) {
+// doubt makes the next call on a session ask the workers again who holds it.
+func (r *Relay) doubt(session []byte) {
 	if id, err := sessionID(session); err == nil {
 		r.mu.Lock()
 		defer r.mu.Unlock()
-		delete(r.holdings, id)
+		if known, ok := r.holdings[id]; ok {
+			known.doubted = true
+			r.holdings[id] = known
+		}
 	}
+}
+
+// forget forgets a session that has ended.
+func (r *Relay) forget(id [16]byte) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.holdings, id)
 }

@@ -41,7 +41,7 @@ func (r *Relay) lost(m membership.Member, restarted bool) {
 	r.mu.Lock()
 	var held []string
 	for id, h := range r.holdings {
-		for _, o := range h.Holders() {
+		for _, o := range h.holding.Holders() {
 			// A list of workers knows no boots.
 			if o.Name == m.Name && (m.Boot == [16]byte{} || bytes.Equal(o.Boot, m.Boot[:])) {
 				held = append(held, fmt.Sprintf("%x", id))

@@ -221,7 +221,7 @@ func (l *lane) refusal(id []byte, err error) *session.Error {
 	e := session.Refusal(err)
 	switch e.Reason() {
 	case session.Lost, session.Unknown:
-		l.forget(id)
+		l.doubt(id)
 	}
 	return e
 }
@@ -230,6 +230,7 @@ func (l *lane) refusal(id []byte, err error) *session.Error {
 func (s *laneStep) result(m *session.Result, payload **rpc.Buffer) error {
 	m.Length = s.step.Length + uint64(s.step.Append)
 	m.Hashes = append(m.Hashes, s.step.Hashes...)
+	m.Chain = s.step.Chain
 	m.ComputeNanos, m.QueueNanos = s.step.ComputeNanos, s.step.QueueNanos
 	m.Codec = s.request.Step.Codec
 	if s.step.Input == nil {

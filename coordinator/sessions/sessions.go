@@ -45,12 +45,12 @@ type Relay struct {
 	log      *slog.Logger
 	conns    *fanout.Conns
 	workers  *workers.Workers
-	locate   func(ctx context.Context, session []byte) (*fanout.Holding, error) // who holds a session that is not remembered
-	stopping chan struct{}                                                      // closed when Run ends
-	lanes    sync.WaitGroup                                                     // what reads lanes
+	locate   func(ctx context.Context, id [16]byte) (*fanout.Holding, error) // who holds a session that is not remembered
+	stopping chan struct{}                                                   // closed when Run ends
+	lanes    sync.WaitGroup                                                  // what reads lanes
 
 	mu       sync.Mutex
-	holdings map[[16]byte]*fanout.Holding // at most maxHoldings
+	holdings map[[16]byte]remembered // at most maxHoldings
 }
 
 // New makes a relay to the workers of a view.
@@ -61,7 +61,7 @@ func New(c Config) *Relay {
 	conns := fanout.NewConns(c.Dial...)
 	r := &Relay{
 		log: cmp.Or(c.Logger, slog.New(slog.DiscardHandler)), conns: conns, workers: workers.New(c.View, conns.Conns),
-		stopping: make(chan struct{}), holdings: map[[16]byte]*fanout.Holding{},
+		stopping: make(chan struct{}), holdings: map[[16]byte]remembered{},
 	}
 	r.locate = r.askWorkers
 	return r
@@ -100,7 +100,7 @@ func refusal(err error) error {
 // failed is the error of a call on a session. Its holders are asked for again where they seem to be others.
 func (r *Relay) failed(id []byte, err error) error {
 	if fanout.Is(err, session.Lost) || fanout.Is(err, session.Unknown) {
-		r.forget(id)
+		r.doubt(id)
 	}
 	return refusal(err)
 }
@@ -227,16 +227,22 @@ func (r *Relay) PinSession(ctx context.Context, req *headwaterv1.PinSessionReque
 
 // DropSession implements headwater.v1.SessionService. What is left of a session that has lost holders is dropped as well.
 func (r *Relay) DropSession(ctx context.Context, req *headwaterv1.DropSessionRequest) (*headwaterv1.DropSessionResponse, error) {
-	if _, err := sessionID(req.GetSession()); err != nil {
+	id, err := sessionID(req.GetSession())
+	if err != nil {
 		return nil, refusal(err)
 	}
+	// Workers that do not hold it are not asked, so that a dead one is in nobody's way.
 	var holders []*fanout.Holder
-	for _, m := range r.workers.List() {
-		holders = append(holders, &fanout.Holder{Name: m.Name, Address: m.Address})
+	h, err := r.find(ctx, req.GetSession())
+	if err == nil && req.GetCall() == 0 {
+		holders = h.Holders()
+	} else {
+		for _, m := range r.workers.List() {
+			holders = append(holders, &fanout.Holder{Name: m.Name, Address: m.Address})
+		}
 	}
-	err := r.conns.Drop(ctx, holders, req)
-	if err == nil {
-		r.forget(req.GetSession())
+	if err = r.conns.Drop(ctx, holders, req); err == nil {
+		r.forget(id)
 		return &headwaterv1.DropSessionResponse{}, nil
 	}
 	return nil, r.failed(req.GetSession(), err)
@@ -250,7 +256,7 @@ func (r *Relay) ListSessions(ctx context.Context, req *headwaterv1.ListSessionsR
 		}
 	}
 	members := r.workers.List()
-	answers, silent, err := r.list(ctx, members, req)
+	answers, silent, err := r.named(ctx, members, req)
 	if err != nil {
 		return nil, refusal(err)
 	}

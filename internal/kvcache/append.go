@@ -2,6 +2,7 @@ package kvcache
 
 import (
 	"cmp"
+	"context"
 	"fmt"
 
 	"headwater.example/attention"
@@ -18,6 +19,8 @@ type Append struct {
 	// Length is how many positions the layer must have, Hashes [groups] the hash that each held group must have.
 	Length uint64
 	Hashes []uint64
+	// Chain is that which the layer must have, and ID the append's own: random, the same when it is repeated, and not 0.
+	Chain, ID uint64
 	// Positions is how many follow, 0 to shard.MaxStepTokens; 0 only compares.
 	Positions int
 	// Encoding is that of K and V: tensor.F32, which is narrowed, or the layer's storage type.
@@ -34,9 +37,9 @@ type Append struct {
 // Append adds positions to all held groups of a layer, or to none. It returns the layer's length and appends its hashes after
 // it to hashes, which may be nil. What is there already with the same hashes is a success and not added again; tokens that are
 // known to be others are refused in any case.
-func (st *Store) Append(a *Append, hashes []uint64) (length uint64, _ []uint64, _ error) {
+func (st *Store) Append(ctx context.Context, a *Append, hashes []uint64) (length uint64, _ []uint64, _ error) {
 	var p Pending
-	length, hashes, err := st.prepare(&p, a, hashes, nil)
+	length, hashes, err := st.prepare(ctx, &p, a, hashes, nil)
 	if err != nil {
 		return 0, hashes, err
 	}
@@ -47,23 +50,23 @@ func (st *Store) Append(a *Append, hashes []uint64) (length uint64, _ []uint64, 
 // Prepare does what Append does, except that what it adds is the session's only once p is committed. It opens p's view on the
 // layer with the append, for queries from a.Query on. Until p is committed or aborted, other calls that would change the
 // session wait, those that look at it see it as before, and a must stay as it is. After an error p is as it was.
-func (st *Store) Prepare(p *Pending, a *Append, hashes []uint64) (length uint64, _ []uint64, _ error) {
-	return st.prepare(p, a, hashes, &p.View)
+func (st *Store) Prepare(ctx context.Context, p *Pending, a *Append, hashes []uint64) (length uint64, _ []uint64, _ error) {
+	return st.prepare(ctx, p, a, hashes, &p.View)
 }
 
 // prepare opens v unless it is nil. If there is something to commit, p takes over the session's busy lock.
-func (st *Store) prepare(p *Pending, a *Append, hashes []uint64, v *View) (length uint64, _ []uint64, _ error) {
-	s, err := st.drive(a.Session, a.Epoch)
+func (st *Store) prepare(ctx context.Context, p *Pending, a *Append, hashes []uint64, v *View) (length uint64, _ []uint64, _ error) {
+	s, err := st.drive(ctx, a.Session, a.Epoch)
 	if err != nil {
 		return 0, hashes, err
 	}
-	length, hashes, err = st.prepareIn(s, p, a, hashes, v)
+	length, hashes, refused := st.prepareIn(s, p, a, hashes, v)
 	s.mu.Unlock()
 	if p.session == nil {
-		s.busy.Unlock()
+		s.busy.unlock()
 	}
-	if err != nil {
-		return 0, hashes, err
+	if refused != nil {
+		return 0, hashes, refused
 	}
 	return length, hashes, nil
 }
@@ -117,10 +120,17 @@ func (st *Store) compare(s *session, l int, a *Append) (isNew bool, _ *Error) {
 	h, length := &s.shape.layers[l], s.lengths[l]
 	switch have := uint64(length); {
 	case have == a.Length:
+		if a.Chain != s.identities[l].chain {
+			return false, s.otherChain(l, a.Chain, s.identities[l].chain)
+		}
 		if err := s.same(l, a.Hashes, s.hashes[h.first:]); err != nil {
 			return false, err
 		}
 	case have == a.Length+uint64(a.Positions):
+		id := &s.identities[l]
+		if a.ID != id.appendID || a.Length != uint64(id.before.length) || a.Chain != id.before.chain {
+			return false, s.otherChain(l, NextChain(a.Chain, a.ID, a.Length), id.chain)
+		}
 		e := st.encoder()
 		defer st.putEncoder(e)
 		return false, cmp.Or(s.repeats(l, a, e), s.tells(a))
@@ -149,6 +159,8 @@ func (s *session) check(a *Append) (int, *Error) {
 	h := &s.shape.layers[l]
 	groups, n, dt := len(h.groups), a.Positions, h.Layout.DType()
 	switch {
+	case n > 0 && a.ID == 0:
+		return 0, invalid("an append has an id, which is not 0")
 	case len(a.Hashes) != groups:
 		return 0, invalid("%d hashes, %d groups are held", len(a.Hashes), groups)
 	case n < 0 || n > shard.MaxStepTokens:

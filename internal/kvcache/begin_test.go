@@ -57,7 +57,7 @@ func TestViewsOfALayerThatBeginsFarAway(t *testing.T) {
 	}
 	a := Append{Session: SessionID{1}, Epoch: first, Length: far, Hashes: []uint64{1}, Positions: 11, Encoding: tensor.F32, K: make([]byte, 11*8), V: make([]byte, 11*8), Query: far + 10}
 	var v, other Pending
-	if _, _, err := st.Prepare(&v, &a, nil); err != nil {
+	if _, _, err := st.putPending(&v, &a, nil); err != nil {
 		t.Fatal(err)
 	}
 	if used := budget.Used(); used < pageRef*far/64 {
@@ -67,11 +67,11 @@ func TestViewsOfALayerThatBeginsFarAway(t *testing.T) {
 	if err := st.View(&other.View, SessionID{1}, 0, far+10); problemOf(err) != OverBudget {
 		t.Fatalf("a second view: %v", err)
 	}
-	if _, _, err := st.Prepare(&other, &a, nil); problemOf(err) != OverBudget {
+	if _, _, err := st.putPending(&other, &a, nil); problemOf(err) != OverBudget {
 		t.Fatalf("a second view, of a repeat: %v", err)
 	}
 	next := Append{Session: SessionID{1}, Epoch: first, Length: far + 11, Hashes: []uint64{0}, Query: far + 10}
-	if _, _, err := st.Prepare(&other, &next, nil); problemOf(err) != Different {
+	if _, _, err := st.putPending(&other, &next, nil); problemOf(err) != Different {
 		t.Fatalf("another hash: %v", err)
 	}
 	if n := v.View.KV(0).Len; n != far+11 || len(v.View.KV(0).Pages) != far/64+1 {
@@ -95,12 +95,12 @@ func TestBeginAcrossAGap(t *testing.T) {
 	cfg := Config{Layers: []shard.LayerSpec{testLayer(t, tensor.F32, 1, 1, 2, 2, 10), testLayer(t, tensor.F32, 1, 1, 2, 2, -1)}}
 	held := []HeldLayer{{Layer: 0, Groups: []shard.Group{0}}, {Layer: 1, Groups: []shard.Group{0}}}
 	add := func(id SessionID, layer shard.Layer, n int) (length uint64, err error) {
-		state, err := st.State(id)
+		state, err := st.look(id)
 		if err != nil {
 			t.Fatal(err)
 		}
 		l := state.Layers[layer]
-		length, _, err = st.Append(&Append{
+		length, _, err = st.put(&Append{
 			Session: id, Epoch: first, Truncations: state.Truncations, Layer: layer, Length: l.Length, Hashes: l.Hashes, Positions: n, Encoding: tensor.F32,
 			K: make([]byte, n*8), V: make([]byte, n*8),
 		}, nil)
@@ -131,7 +131,7 @@ func TestBeginAcrossAGap(t *testing.T) {
 		t.Fatal(err)
 	}
 	audit(t, st, nil)
-	if _, err := st.Fork(ForkRequest{Session: SessionID{1}, Epoch: first, Child: SessionID{3}, ChildEpoch: first, Position: -1}); err != nil {
+	if _, err := st.branch(ForkRequest{Session: SessionID{1}, Epoch: first, Child: SessionID{3}, ChildEpoch: first, Position: -1}); err != nil {
 		t.Fatal(err)
 	}
 	audit(t, st, nil)
@@ -142,10 +142,10 @@ func TestBeginAcrossAGap(t *testing.T) {
 		audit(t, st, nil)
 	}
 	for _, id := range []SessionID{{1}, {3}} {
-		if _, err := st.Truncate(id, first, 0, far-100); problemOf(err) != Freed {
+		if _, err := st.cut(id, first, 0, far-100, nil); problemOf(err) != Freed {
 			t.Fatalf("truncate to what was never there: %v", err)
 		}
-		if _, err := st.Truncate(id, first, 0, 0); err != nil {
+		if _, err := st.cut(id, first, 0, 0, nil); err != nil {
 			t.Fatal(err)
 		}
 		audit(t, st, nil)

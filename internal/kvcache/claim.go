@@ -1,9 +1,11 @@
 package kvcache
 
+import "context"
+
 // Take steps a session's epoch and returns what is held. With expect it refuses where less is held than expected, or other
 // keys and values; what is held beyond is for the caller to see. With checkOnly it does all but step the epoch.
-func (st *Store) Take(id SessionID, e Epoch, expect []LayerState, truncations uint64, checkOnly bool) (State, error) {
-	s, err := st.hold(id, true)
+func (st *Store) Take(ctx context.Context, id SessionID, e Epoch, expect []LayerState, truncations uint64, checkOnly bool) (State, error) {
+	s, err := st.hold(ctx, id, true)
 	if err != nil {
 		return State{}, err
 	}

@@ -18,6 +18,8 @@ type CreateRequest struct {
 	// Begin [some layers held, ascending] are layers that begin as those of another session are. No prefix of Tokens is looked
 	// for then, they are only told.
 	Begin []BeginLayer
+	// Call is a random id of the call, by which Drop gives up what this very call has made; 0 is none.
+	Call uint64
 }
 
 // Create makes a session, or answers for the one that the same request made before. The store keeps the config and the
@@ -32,7 +34,8 @@ func (st *Store) Create(req CreateRequest) (State, error) {
 		return State{}, err
 	}
 	s := &session{
-		id: req.Session, shape: sh, epoch: req.Epoch,
+		id: req.Session, shape: sh, call: req.Call, busy: newGate(), epoch: req.Epoch,
+		identities: make([]identity, len(sh.layers)), before: make([]uint64, sh.shards),
 		lengths: make([]int, len(sh.layers)), freed: make([]int, len(sh.layers)), hashes: make([]uint64, sh.shards),
 		tokens: slices.Clone(req.Tokens),
 	}

@@ -1,27 +1,48 @@
 package kvcache
 
+import "context"
+
 // maxTombstones is how many of the sessions that ended last a store remembers, so that their ids are not used again.
 const maxTombstones = 1 << 16
 
-// Drop ends a session, of a lower or another epoch never; nil is whatever its epoch. Of one that ended before it is a success.
-func (st *Store) Drop(id SessionID, e *Epoch) error {
-	s, err := st.hold(id, false)
+// Drop ends a session, of a lower or another epoch never; nil is whatever its epoch. Of one that ended before it is a success. With
+// a call, which is not 0, it ends only what that call has made, and if that is nothing yet it will be nothing.
+func (st *Store) Drop(ctx context.Context, id SessionID, e *Epoch, call uint64) error {
+	s, err := st.hold(ctx, id, false)
+	if refused, ok := err.(*Error); ok && refused.Problem == Unknown {
+		return st.dropUnheld(id, call, refused)
+	}
 	if err != nil {
-		st.mu.Lock()
-		defer st.mu.Unlock()
-		if _, ended := st.tombstones[id]; ended {
-			return nil
-		}
 		return err
 	}
 	defer s.unlock()
-	if e != nil && *e != s.epoch {
+	switch {
+	case e != nil && *e != s.epoch:
 		return s.stale(*e)
+	case call != 0 && call != s.call:
+		return refuse(Exists, "session %s was made by another call, which it outlives", id)
 	}
 	st.mu.Lock()
 	st.endLocked(s)
 	st.unlock()
 	st.releaseRows(s)
+	return nil
+}
+
+// dropUnheld drops a session that is not held, or not yet.
+func (st *Store) dropUnheld(id SessionID, call uint64, unknown *Error) error {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	_, ended := st.tombstones[id]
+	switch _, held := st.sessions[id]; {
+	case ended:
+	case held: // The call that makes it was in between: it is asked again.
+		return refuse(Exists, "session %s is being made", id)
+	case call == 0:
+		return unknown
+	default:
+		st.buryLocked(id)
+	}
 	return nil
 }
 
@@ -31,14 +52,19 @@ func (st *Store) endLocked(s *session) {
 	delete(st.sessions, s.id)
 	st.expiry.remove(s)
 	st.freeSessionLocked(s)
+	st.buryLocked(s.id)
+}
+
+// buryLocked remembers that the id of a session is not used again.
+func (st *Store) buryLocked(id SessionID) {
 	if len(st.ended) < maxTombstones {
-		st.ended = append(st.ended, s.id)
+		st.ended = append(st.ended, id)
 	} else {
 		delete(st.tombstones, st.ended[st.endedAt])
-		st.ended[st.endedAt] = s.id
+		st.ended[st.endedAt] = id
 		st.endedAt = (st.endedAt + 1) % maxTombstones
 	}
-	st.tombstones[s.id] = struct{}{}
+	st.tombstones[id] = struct{}{}
 }
 
 // releaseRows releases the rows of a session that has ended, a few at a time, so that others do not wait for a long one's.

@@ -1,6 +1,7 @@
 package kvcache
 
 import (
+	"context"
 	"slices"
 
 	"headwater.example/shard"
@@ -13,13 +14,17 @@ type ForkRequest struct {
 	Truncations uint64
 	Child       SessionID
 	ChildEpoch  Epoch
-	// Position is how many positions the child begins with, at most what every layer has; less than 0 is all.
+	// Expect [layers held, ascending] is what is there. The session may have more.
+	Expect []LayerState
+	// Position is how many of these positions the child begins with, at most what every layer has; less than 0 is all.
 	Position int64
+	// Call is a random id of the call; see CreateRequest.
+	Call uint64
 }
 
 // Fork makes a session that shares the rows of another, which does not change, or answers for the one that the same request
 // made before. Whoever appends to a shared row first copies it.
-func (st *Store) Fork(req ForkRequest) (State, error) {
+func (st *Store) Fork(ctx context.Context, req ForkRequest) (State, error) {
 	if req.ChildEpoch.Counter < 1 {
 		return State{}, refuse(Invalid, "session %s: epoch 0: epochs start at 1", req.Child)
 	}
@@ -30,15 +35,15 @@ func (st *Store) Fork(req ForkRequest) (State, error) {
 	if before != nil && before.made == how {
 		return st.again(before, req.ChildEpoch)
 	}
-	s, err := st.drive(req.Session, req.Epoch)
+	s, err := st.drive(ctx, req.Session, req.Epoch)
 	if err != nil {
 		return State{}, err
 	}
-	child, before, err := st.fork(s, req, how)
+	child, before, refused := st.fork(s, &req, how)
 	s.unlock()
 	switch {
-	case err != nil:
-		return State{}, err
+	case refused != nil:
+		return State{}, refused
 	case before != nil:
 		return st.again(before, req.ChildEpoch)
 	}
@@ -47,26 +52,34 @@ func (st *Store) Fork(req ForkRequest) (State, error) {
 }
 
 // fork returns the new session, locked, or the one that was made before.
-func (st *Store) fork(s *session, req ForkRequest, how made) (child, before *session, err *Error) {
+func (st *Store) fork(s *session, req *ForkRequest, how made) (child, before *session, err *Error) {
 	if req.Truncations != s.truncations {
 		return nil, nil, s.otherTruncations(req.Truncations)
 	}
-	n := slices.Max(s.lengths)
-	if req.Position >= 0 {
-		n = int(min(req.Position, shard.MaxPositions))
-		for l, length := range s.lengths {
-			if n > length {
+	if len(req.Expect) != len(s.lengths) {
+		return nil, nil, refuse(Invalid, "session %s: a fork names %d layers, %d are held", s.id, len(req.Expect), len(s.lengths))
+	}
+	to := make([]int, len(s.lengths))
+	for l := range to {
+		if err := st.has(s, l, &req.Expect[l]); err != nil {
+			return nil, nil, err
+		}
+		to[l] = int(req.Expect[l].Length)
+		if n := int(min(req.Position, shard.MaxPositions)); req.Position >= 0 {
+			if n > to[l] {
 				layer := s.shape.layers[l].layer
-				return nil, nil, refuse(Behind, "session %s: layer %d has %d positions, the fork is at %d", s.id, layer, length, n).at(layer, length)
+				return nil, nil, refuse(Behind, "session %s: layer %d has %d positions, the fork is at %d", s.id, layer, to[l], n).at(layer, to[l])
 			}
+			to[l] = n
 		}
 	}
-	hashes, err := st.cutHashes(s, s.all(n))
+	hashes, err := st.cutHashes(s, to)
 	if err != nil {
 		return nil, nil, err
 	}
 	child = &session{
-		id: req.Child, shape: s.shape, epoch: req.ChildEpoch,
+		id: req.Child, shape: s.shape, call: req.Call, busy: newGate(), epoch: req.ChildEpoch,
+		identities: make([]identity, len(s.lengths)), before: make([]uint64, len(s.hashes)),
 		lengths: slices.Clone(s.lengths), freed: slices.Clone(s.freed), hashes: hashes,
 		rows: slices.Clone(s.rows), first: s.first, edge: s.edge, tokens: s.tokens[:len(s.tokens):len(s.tokens)], keyed: s.keyed,
 		begun: s.begun,
@@ -87,6 +100,6 @@ func (st *Store) fork(s *session, req ForkRequest, how made) (child, before *ses
 			}
 		}
 	}
-	st.shortenLocked(child, child.all(n))
+	st.shortenLocked(child, to)
 	return child, nil, nil
 }

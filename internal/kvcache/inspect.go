@@ -2,14 +2,27 @@ package kvcache
 
 import (
 	"bytes"
+	"context"
 	"slices"
 
 	"headwater.example/attention"
 	"headwater.example/shard"
 )
 
-// State returns what is held of a session. It does not count as use.
-func (st *Store) State(id SessionID) (State, error) {
+// State returns what is held of a session once the append that is pending, if there is one, is committed or aborted. It does not
+// count as use.
+func (st *Store) State(ctx context.Context, id SessionID) (State, error) {
+	s, err := st.hold(ctx, id, false)
+	if err != nil {
+		return State{}, err
+	}
+	defer s.unlock()
+	return st.state(s), nil
+}
+
+// Peek returns what is held of a session as it was before the append that is pending, and waits for nothing. It does not count as
+// use.
+func (st *Store) Peek(id SessionID) (State, error) {
 	s, err := st.open(id, false)
 	if err != nil {
 		return State{}, err
@@ -74,7 +87,7 @@ func (st *Store) List() []State {
 	ids := st.IDs(nil, 0)
 	states := make([]State, 0, len(ids))
 	for _, id := range ids {
-		if state, err := st.State(id); err == nil { // else it has ended meanwhile
+		if state, err := st.Peek(id); err == nil { // else it has ended meanwhile
 			states = append(states, state)
 		}
 	}
@@ -85,14 +98,19 @@ func (st *Store) List() []State {
 func (st *Store) state(s *session) State {
 	sh := s.shape
 	state := State{
-		Session: s.id, Epoch: s.epoch, Truncations: s.truncations, Layers: make([]LayerState, len(sh.layers)), Pinned: s.pinned,
+		Session: s.id, Epoch: s.epoch, Truncations: s.truncations, TruncationID: s.cutID, Layers: make([]LayerState, len(sh.layers)), Pinned: s.pinned,
 		PageBytes: s.pageBytes(), Created: s.created, Config: &sh.config, Held: sh.held,
 	}
-	hashes := slices.Clone(s.hashes)
+	hashes, before := slices.Clone(s.hashes), slices.Clone(s.before)
 	for l, h := range sh.layers {
 		end := h.first + len(h.groups)
+		id := &s.identities[l]
 		state.Layers[l] = LayerState{
 			Layer: h.layer, Length: uint64(s.lengths[l]), Hashes: hashes[h.first:end:end], First: uint64(s.freed[l] * attention.PageLen),
+			Chain: id.chain, AppendID: id.appendID,
+		}
+		if id.before.known {
+			state.Layers[l].Before = &LayerState{Layer: h.layer, Length: uint64(id.before.length), Hashes: before[h.first:end:end], Chain: id.before.chain}
 		}
 	}
 	st.mu.Lock()

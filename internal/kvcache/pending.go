@@ -35,7 +35,7 @@ func (p *Pending) Commit() {
 	p.commit()
 	s.mu.Unlock()
 	p.forget()
-	s.busy.Unlock()
+	s.busy.unlock()
 }
 
 // Abort ends the view. An append that was not committed leaves nothing.
@@ -51,7 +51,7 @@ func (p *Pending) Abort() {
 	st.encoders = append(st.encoders, p.encoder)
 	st.unlock()
 	p.forget()
-	s.busy.Unlock()
+	s.busy.unlock()
 }
 
 // forget leaves nothing to commit.
@@ -63,8 +63,11 @@ func (p *Pending) forget() {
 func (p *Pending) commit() {
 	st, s, l, e, h := p.store, p.session, p.layer, p.encoder, &p.session.shape.layers[p.layer]
 	from, to := s.lengths[l], p.to()
+	s.remember(l)
 	copy(s.hashes[h.first:], e.hashes)
 	s.lengths[l] = to
+	id := &s.identities[l]
+	id.chain, id.appendID = NextChain(p.append.Chain, p.append.ID, uint64(from)), p.append.ID
 	if known := len(s.tokens) - from; known >= 0 && known < len(p.append.Tokens) {
 		s.tokens = append(s.tokens, p.append.Tokens[known:]...)
 	}

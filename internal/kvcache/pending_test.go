@@ -1,6 +1,7 @@
 package kvcache
 
 import (
+	"context"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -33,7 +34,7 @@ func TestOneSessionFromManySides(t *testing.T) {
 	}
 	for lane := range uint64(2) {
 		side(lane, func(r *rand.Rand, _ int) error {
-			state, err := st.State(id)
+			state, err := st.look(id)
 			if err != nil {
 				return err
 			}
@@ -45,12 +46,12 @@ func TestOneSessionFromManySides(t *testing.T) {
 				Encoding: tensor.F32, K: make([]byte, 2*n*layout.KRowBytes()), V: make([]byte, 2*n*layout.VRowBytes()), Query: l.Length,
 			}
 			var p Pending
-			if _, _, err := st.Prepare(&p, &a, nil); err != nil {
+			if _, _, err := st.putPending(&p, &a, nil); err != nil {
 				return err
 			}
 			defer p.Abort()
 			// Until it is kept, others see the session without it, unless another has done the same before.
-			now, err := st.State(id)
+			now, err := st.look(id)
 			if err != nil || p.session != nil && now.Layers[l.Layer].Length != l.Length {
 				t.Errorf("%d positions are seen while %d are added to %d: %v", now.Layers[l.Layer].Length, n, l.Length, err)
 			}
@@ -64,32 +65,32 @@ func TestOneSessionFromManySides(t *testing.T) {
 		})
 	}
 	side(10, func(r *rand.Rand, _ int) error {
-		state, err := st.State(id)
+		state, err := st.look(id)
 		if err != nil {
 			return err
 		}
-		_, err = st.Truncate(id, state.Epoch, state.Truncations, uint64(r.IntN(400)))
+		_, err = st.cut(id, state.Epoch, state.Truncations, uint64(r.IntN(400)), nil)
 		return err
 	})
 	side(11, func(r *rand.Rand, i int) error {
-		state, err := st.State(id)
+		state, err := st.look(id)
 		if err != nil {
 			return err
 		}
 		child := SessionID{2, byte(i), byte(i >> 8)}
-		if _, err = st.Fork(ForkRequest{Session: id, Epoch: state.Epoch, Truncations: state.Truncations, Child: child, ChildEpoch: first, Position: -1}); err != nil {
+		if _, err = st.branch(ForkRequest{Session: id, Epoch: state.Epoch, Truncations: state.Truncations, Child: child, ChildEpoch: first, Position: -1}); err != nil {
 			return err
 		}
 		grow(t, st, child, 1+r.IntN(3), nil)
-		return st.Drop(child, nil)
+		return st.end(child, nil)
 	})
 	side(12, func(r *rand.Rand, _ int) error {
-		state, err := st.State(id)
+		state, err := st.look(id)
 		if err != nil {
 			return err
 		}
 		next := Epoch{Counter: state.Epoch.Counter + 1, Lane: LaneID{byte(r.IntN(4))}}
-		_, err = st.Take(id, next, state.Layers, state.Truncations, r.IntN(2) == 0)
+		_, err = st.Take(context.Background(), id, next, state.Layers, state.Truncations, r.IntN(2) == 0)
 		return err
 	})
 	side(13, func(r *rand.Rand, _ int) error {
@@ -99,7 +100,7 @@ func TestOneSessionFromManySides(t *testing.T) {
 	})
 	all.Wait()
 	audit(t, st, nil)
-	state, err := st.State(id)
+	state, err := st.look(id)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -112,7 +113,7 @@ func TestOneSessionFromManySides(t *testing.T) {
 			grow(t, st, plain, n, nil)
 			at += n
 		}
-		want, err := st.State(plain)
+		want, err := st.look(plain)
 		if err != nil || !slices.Equal(want.Layers[l].Hashes, have.Hashes) {
 			t.Errorf("layer %d: hashes %x of %d positions, want %x: %v", l, have.Hashes, have.Length, want.Layers[l].Hashes, err)
 		}

@@ -42,7 +42,7 @@ func TestPagesOfTwoSizesDoNotTakeTheRoomFromEachOther(t *testing.T) {
 			create(t, st, SessionID{2}, Config{Layers: cfg.Layers[:1]}, held[:1], nil)
 			grow(t, st, SessionID{2}, 64*(1+c.idle), nil)
 			for i := range c.forks {
-				if _, err := st.Fork(ForkRequest{Session: SessionID{1, 1}, Epoch: first, Child: SessionID{4, i}, ChildEpoch: first, Position: -1}); err != nil {
+				if _, err := st.branch(ForkRequest{Session: SessionID{1, 1}, Epoch: first, Child: SessionID{4, i}, ChildEpoch: first, Position: -1}); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -54,17 +54,17 @@ func TestPagesOfTwoSizesDoNotTakeTheRoomFromEachOther(t *testing.T) {
 			if c.old {
 				now = now.Add(time.Minute)
 			}
-			if _, err := st.Truncate(SessionID{2}, first, 0, 64); err != nil {
+			if _, err := st.cut(SessionID{2}, first, 0, 64, nil); err != nil {
 				t.Fatal(err)
 			}
 			if used, idle := st.Cache().UsedBytes, st.Cache().FreeBytes; used != 3*large+2*small || idle != int64(c.idle)*large {
 				t.Fatalf("%d bytes of pages are in use, %d idle", used, idle)
 			}
 			// A fork copies a page of each size before it appends.
-			if _, err := st.Fork(ForkRequest{Session: SessionID{1, 0}, Epoch: first, Child: SessionID{3}, ChildEpoch: first, Position: -1}); err != nil {
+			if _, err := st.branch(ForkRequest{Session: SessionID{1, 0}, Epoch: first, Child: SessionID{3}, ChildEpoch: first, Position: -1}); err != nil {
 				t.Fatal(err)
 			}
-			state, err := st.State(SessionID{3})
+			state, err := st.look(SessionID{3})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -75,7 +75,7 @@ func TestPagesOfTwoSizesDoNotTakeTheRoomFromEachOther(t *testing.T) {
 				K: make([]byte, layout.KRowBytes()), V: make([]byte, layout.VRowBytes()),
 			}
 			ended := make(chan error, 1)
-			go func() { _, _, err := st.Append(&a, nil); ended <- err }()
+			go func() { _, _, err := st.put(&a, nil); ended <- err }()
 			select {
 			case err := <-ended:
 				if problemOf(err) != c.want || err == nil != (c.want == 0) {
@@ -118,7 +118,7 @@ func TestEmptyChunksAreKeptForAWhile(t *testing.T) {
 		grow(t, st, SessionID{1, i}, 64*100, nil)
 		state(100*large, 0)
 		before := mapped()
-		if err := st.Drop(SessionID{1, i}, nil); err != nil {
+		if err := st.end(SessionID{1, i}, nil); err != nil {
 			t.Fatal(err)
 		}
 		state(0, 100*large)
@@ -133,7 +133,7 @@ func TestEmptyChunksAreKeptForAWhile(t *testing.T) {
 	// No more is kept than that, and not for longer.
 	create(t, st, SessionID{2}, only, held[:1], nil)
 	grow(t, st, SessionID{2}, 64*1000, nil)
-	if err := st.Drop(SessionID{2}, nil); err != nil {
+	if err := st.end(SessionID{2}, nil); err != nil {
 		t.Fatal(err)
 	}
 	if free := st.Cache().FreeBytes; free == 0 || free > maxKept {

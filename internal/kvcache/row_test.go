@@ -84,7 +84,7 @@ func TestRowsWithoutPagesCountInTheBudget(t *testing.T) {
 				if c.begin != nil {
 					a.Length, a.Hashes = c.begin[0].First, c.begin[0].Hashes
 				}
-				_, _, err := st.Append(&a, nil)
+				_, _, err := st.put(&a, nil)
 				return err
 			}
 			before := allocatedNow()
@@ -98,7 +98,7 @@ func TestRowsWithoutPagesCountInTheBudget(t *testing.T) {
 				t.Fatalf("%d bytes are reserved after it: %+v", budget.Used(), c)
 			}
 			audit(t, st, nil)
-			if err := st.Drop(SessionID{1}, nil); err != nil {
+			if err := st.end(SessionID{1}, nil); err != nil {
 				t.Fatal(err)
 			}
 			budget.total = 1 << 30
@@ -112,7 +112,7 @@ func TestRowsWithoutPagesCountInTheBudget(t *testing.T) {
 				t.Errorf("%d of %d bytes are reserved, %d for rows of %d", budget.Used(), budget.Total(), c.RowBytes, total)
 			}
 			audit(t, st, nil)
-			if _, err := st.Truncate(SessionID{2}, first, 0, 0); err != nil {
+			if _, err := st.cut(SessionID{2}, first, 0, 0, nil); err != nil {
 				t.Fatal(err)
 			}
 			if c := st.Cache(); c.RowBytes != 0 || budget.Used() != c.FreeBytes+c.SessionBytes {
@@ -136,7 +136,7 @@ func TestCopiesOfRowsCountInTheBudget(t *testing.T) {
 	grow(t, st, SessionID{1}, 10, nil)
 	fork := func(id SessionID) {
 		t.Helper()
-		if _, err := st.Fork(ForkRequest{Session: SessionID{1}, Epoch: first, Child: id, ChildEpoch: first, Position: -1}); err != nil {
+		if _, err := st.branch(ForkRequest{Session: SessionID{1}, Epoch: first, Child: id, ChildEpoch: first, Position: -1}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -151,20 +151,20 @@ func TestCopiesOfRowsCountInTheBudget(t *testing.T) {
 	// There is room for the pages of a third, not for its row.
 	fork(SessionID{3})
 	budget.total = budget.Used() + 2*page + row - 1
-	state, err := st.State(SessionID{3})
+	state, err := st.look(SessionID{3})
 	if err != nil {
 		t.Fatal(err)
 	}
 	a := Append{Session: SessionID{3}, Epoch: first, Length: 10, Hashes: state.Layers[0].Hashes, Positions: 1, Encoding: tensor.F32, K: make([]byte, 16), V: make([]byte, 16)}
-	if _, _, err := st.Append(&a, nil); problemOf(err) != OverBudget {
+	if _, _, err := st.put(&a, nil); problemOf(err) != OverBudget {
 		t.Fatalf("a row beyond the budget: %v", err)
 	}
 	audit(t, st, nil)
-	if err := st.Drop(SessionID{2}, nil); err != nil {
+	if err := st.end(SessionID{2}, nil); err != nil {
 		t.Fatal(err)
 	}
 	var p Pending
-	if _, _, err := st.Prepare(&p, &a, nil); err != nil {
+	if _, _, err := st.putPending(&p, &a, nil); err != nil {
 		t.Fatal(err)
 	}
 	p.Abort()
@@ -202,10 +202,10 @@ func TestASessionTakesWhatIsReservedForIt(t *testing.T) {
 			})
 			taken("forked", func(i int) {
 				id := SessionID{2, byte(i), byte(i >> 8)}
-				if _, err := st.Fork(ForkRequest{Session: SessionID{1}, Epoch: first, Child: id, ChildEpoch: first, Position: -1}); err != nil {
+				if _, err := st.branch(ForkRequest{Session: SessionID{1}, Epoch: first, Child: id, ChildEpoch: first, Position: -1}); err != nil {
 					t.Fatal(err)
 				}
-				if _, err := st.Truncate(id, first, 0, 0); err != nil {
+				if _, err := st.cut(id, first, 0, 0, nil); err != nil {
 					t.Fatal(err)
 				}
 			})
@@ -234,7 +234,7 @@ func TestSessionsCountInTheBudget(t *testing.T) {
 		t.Fatalf("a session beyond the budget: %v", err)
 	}
 	for {
-		if _, err := st.Fork(fork); problemOf(err) == OverBudget {
+		if _, err := st.branch(fork); problemOf(err) == OverBudget {
 			break
 		} else if err != nil {
 			t.Fatal(err)
@@ -246,7 +246,7 @@ func TestSessionsCountInTheBudget(t *testing.T) {
 	}
 	audit(t, st, nil)
 	// The shape of what is dropped stays with the forks.
-	if err := st.Drop(SessionID{1}, nil); err != nil {
+	if err := st.end(SessionID{1}, nil); err != nil {
 		t.Fatal(err)
 	}
 	audit(t, st, nil)
@@ -257,7 +257,7 @@ func TestSessionsCountInTheBudget(t *testing.T) {
 	if _, err := st.Create(req); err != nil {
 		t.Fatalf("others may be dropped for it: %v", err)
 	}
-	if _, err := st.State(SessionID{3}); err != nil || st.Cache().Evicted == 0 {
+	if _, err := st.look(SessionID{3}); err != nil || st.Cache().Evicted == 0 {
 		t.Fatalf("%+v: %v", st.Cache(), err)
 	}
 	audit(t, st, nil)
@@ -275,7 +275,7 @@ func TestAPrefixKeepsAShape(t *testing.T) {
 	text := make([]uint32, 64)
 	create(t, st, SessionID{1}, cfg, held, text)
 	grow(t, st, SessionID{1}, 64, text)
-	if err := st.Drop(SessionID{1}, nil); err != nil {
+	if err := st.end(SessionID{1}, nil); err != nil {
 		t.Fatal(err)
 	}
 	audit(t, st, nil)

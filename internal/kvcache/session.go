@@ -42,6 +42,7 @@ type session struct {
 	id      SessionID
 	shape   *shape
 	made    made
+	call    uint64 // that made it
 	created time.Time
 	ttl     time.Duration // time without use after which it may be dropped
 	bytes   int64         // reserved for it beside its rows and its shape
@@ -50,17 +51,19 @@ type session struct {
 	used  time.Time
 	place place // in Store.expiry
 
-	busy sync.Mutex // held while the session is changed, from an append until it is committed or aborted
+	busy gate // held while the session is changed, from an append until it is committed or aborted
 
 	mu          sync.Mutex // guards what follows
 	gone        bool
 	epoch       Epoch
 	truncations uint64
-	cut         []int // [layers held] lengths of the last truncation
+	cutID       uint64 // of the newest truncation
 	pinned      bool
-	lengths     []int    // [layers held]
-	freed       []int    // [layers held] pages that have left the layer's window and that the session needs no more
-	hashes      []uint64 // [shards] after lengths
+	lengths     []int      // [layers held]
+	freed       []int      // [layers held] pages that have left the layer's window and that the session needs no more
+	hashes      []uint64   // [shards] after lengths
+	identities  []identity // [layers held]
+	before      []uint64   // [shards] hashes at identity.before
 	rows        []*row
 	first       int
 	edge        edge
@@ -72,16 +75,16 @@ type session struct {
 // unlock ends a call that holds both locks.
 func (s *session) unlock() {
 	s.mu.Unlock()
-	s.busy.Unlock()
+	s.busy.unlock()
 }
 
 // tryLock takes both locks, or none if another call has one. It may be called under Store.mu.
 func (s *session) tryLock() bool {
-	if !s.busy.TryLock() {
+	if !s.busy.tryLock() {
 		return false
 	}
 	if !s.mu.TryLock() {
-		s.busy.Unlock()
+		s.busy.unlock()
 		return false
 	}
 	return true
@@ -100,13 +103,13 @@ func (s *session) otherTruncations(named uint64) *Error {
 }
 
 // sessionBase is what a session takes on the heap whatever its shape, with its places among those that are held.
-const sessionBase = 768
+const sessionBase = 832
 
 // heap is about the most that the session takes on the heap beside its rows and its shape, with the tokens that it begins with.
 // Those that come later are little beside their pages.
 func (s *session) heap() int64 {
 	layers, shards := len(s.shape.layers), s.shape.shards
-	n := sessionBase + 8*(3*layers+2*shards) + 4*len(s.tokens) + 16*max(len(s.rows), len(s.tokens)/attention.PageLen)
+	n := sessionBase + layers*int(16+unsafe.Sizeof(identity{})) + 8*3*shards + 4*len(s.tokens) + 16*max(len(s.rows), len(s.tokens)/attention.PageLen)
 	if s.begun != nil {
 		n += layers*int(unsafe.Sizeof(begun{})) + 8*shards
 	}

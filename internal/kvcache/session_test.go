@@ -2,6 +2,7 @@ package kvcache
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"math"
 	"runtime"
@@ -44,7 +45,7 @@ var first = Epoch{Counter: 1, Lane: LaneID{1}}
 
 // grow appends n positions of zeros to every layer.
 func grow(t interface{ Fatal(...any) }, st *Store, id SessionID, n int, tokens []uint32) {
-	state, err := st.State(id)
+	state, err := st.look(id)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -54,7 +55,7 @@ func grow(t interface{ Fatal(...any) }, st *Store, id SessionID, n int, tokens [
 			Session: id, Epoch: state.Epoch, Truncations: state.Truncations, Layer: l.Layer, Length: l.Length, Hashes: l.Hashes, Positions: n,
 			Encoding: layout.DType(), K: make([]byte, len(l.Hashes)*n*layout.KRowBytes()), V: make([]byte, len(l.Hashes)*n*layout.VRowBytes()), Tokens: tokens,
 		}
-		if _, _, err := st.Append(&a, nil); err != nil {
+		if _, _, err := st.put(&a, nil); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -110,7 +111,7 @@ func TestAppendNamesWhatItRefuses(t *testing.T) {
 	} {
 		a := fresh()
 		c.change(&a)
-		_, _, err := st.Append(&a, nil)
+		_, _, err := st.put(&a, nil)
 		if problemOf(err) != Invalid || !strings.Contains(err.Error(), c.want) || strings.Contains(err.Error(), "\n") {
 			t.Errorf("%s: got %v, want %q", name, err, c.want)
 		}
@@ -119,11 +120,11 @@ func TestAppendNamesWhatItRefuses(t *testing.T) {
 		}
 	}
 	scales := Append{Session: id, Epoch: first, Layer: 1, Positions: 1, Hashes: []uint64{0}, Encoding: tensor.I8, K: make([]byte, 2), V: make([]byte, 2), KScale: floatBytes(1), VScale: floatBytes(float32(math.Inf(1)))}
-	if _, _, err := st.Append(&scales, nil); problemOf(err) != Invalid || !strings.Contains(err.Error(), "v_scale at position 0") {
+	if _, _, err := st.put(&scales, nil); problemOf(err) != Invalid || !strings.Contains(err.Error(), "v_scale at position 0") {
 		t.Errorf("an infinite scale: %v", err)
 	}
 	a := fresh()
-	if _, _, err := st.Append(&a, nil); err != nil {
+	if _, _, err := st.put(&a, nil); err != nil {
 		t.Fatal(err)
 	}
 	st.Close()
@@ -168,7 +169,7 @@ func TestCreateRefuses(t *testing.T) {
 	if _, err := st.Create(CreateRequest{Session: SessionID{1}, Epoch: Epoch{Counter: 2}, Config: cfg, Held: held}); problemOf(err) != Exists {
 		t.Errorf("another epoch: %v", err)
 	}
-	if err := st.Drop(SessionID{3}, nil); problemOf(err) != Unknown {
+	if err := st.end(SessionID{3}, nil); problemOf(err) != Unknown {
 		t.Errorf("drop of a session that never was: %v", err)
 	}
 }
@@ -192,14 +193,14 @@ func TestPrefixIsFoundCountedAndEvictedFromItsEnd(t *testing.T) {
 		if state.Layers[0].Length != want || state.Layers[1].Length != want || state.OwnBytes != 0 || state.PageBytes != int64(want/64)*row {
 			t.Errorf("%d tokens: %+v, want %d positions", n, state, want)
 		}
-		if err := st.Drop(id, nil); err != nil {
+		if err := st.end(id, nil); err != nil {
 			t.Fatal(err)
 		}
 	}
 	if c := st.Cache(); c.PrefixAsked != 200+192+193+64+65 || c.PrefixHits != 128+192+64 || c.PrefixSavedBytes != c.PrefixHits*4*16 || c.PrefixBytes != 0 {
 		t.Errorf("counters: %+v", c)
 	}
-	if err := st.Drop(SessionID{1}, nil); err != nil {
+	if err := st.end(SessionID{1}, nil); err != nil {
 		t.Fatal(err)
 	}
 	if c := st.Cache(); c.PrefixBytes != 3*row || c.UsedBytes != 3*row {
@@ -214,14 +215,14 @@ func TestPrefixIsFoundCountedAndEvictedFromItsEnd(t *testing.T) {
 		t.Errorf("%d positions are left of the prefix, want 128", state.Layers[0].Length)
 	}
 	// What can not fit evicts nothing.
-	state, _ := st.State(SessionID{4})
+	state, _ := st.look(SessionID{4})
 	layout := cfg.Layers[0].Layout
 	n := 64 * 11
 	a := Append{Session: SessionID{4}, Epoch: first, Length: 192, Hashes: state.Layers[0].Hashes, Positions: n, Encoding: tensor.F16, K: make([]byte, 2*n*layout.KRowBytes()), V: make([]byte, 2*n*layout.VRowBytes())}
-	if err := st.Drop(SessionID{5}, nil); err != nil {
+	if err := st.end(SessionID{5}, nil); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := st.Append(&a, nil); problemOf(err) != OverBudget {
+	if _, _, err := st.put(&a, nil); problemOf(err) != OverBudget {
 		t.Errorf("an append beyond the budget: %v", err)
 	}
 	if c := st.Cache(); c.PrefixBytes != 2*row {
@@ -278,7 +279,7 @@ func TestPinnedSessionsMakeNoRoom(t *testing.T) {
 	text := make([]uint32, 64)
 	create(t, st, SessionID{1}, cfg, held, text)
 	grow(t, st, SessionID{1}, 64, text)
-	if err := st.Drop(SessionID{1}, nil); err != nil {
+	if err := st.end(SessionID{1}, nil); err != nil {
 		t.Fatal(err)
 	}
 	create(t, st, SessionID{2}, cfg, held, nil)
@@ -291,7 +292,7 @@ func TestPinnedSessionsMakeNoRoom(t *testing.T) {
 	budget.total = budget.Used() + page + rowsOf(cfg, held, 1)
 	n := 3 * 64
 	a := Append{Session: SessionID{3}, Epoch: first, Hashes: []uint64{0}, Positions: n, Encoding: tensor.F16, K: make([]byte, n*4*2), V: make([]byte, n*4*2)}
-	if _, _, err := st.Append(&a, nil); problemOf(err) != OverBudget || st.Cache().PrefixBytes != page {
+	if _, _, err := st.put(&a, nil); problemOf(err) != OverBudget || st.Cache().PrefixBytes != page {
 		t.Errorf("got %v, and %+v", err, st.Cache())
 	}
 	grow(t, st, SessionID{3}, 2*64, nil) // in the place of the prefix
@@ -308,11 +309,11 @@ func TestWindowFreesPages(t *testing.T) {
 		grow(t, st, SessionID{1}, 1, nil)
 	}
 	// The step at 999 sees from 899 on, which is in page 14 of 0 to 15.
-	if state, _ := st.State(SessionID{1}); state.PageBytes != 2*page || st.Cache().UsedBytes != 2*page {
+	if state, _ := st.look(SessionID{1}); state.PageBytes != 2*page || st.Cache().UsedBytes != 2*page {
 		t.Fatalf("%d bytes of pages, %d in use, want 2 pages of %d", state.PageBytes, st.Cache().UsedBytes, page)
 	}
 	// A fork shares them; when both have gone on, nobody sees the older one.
-	if _, err := st.Fork(ForkRequest{Session: SessionID{1}, Epoch: first, Child: SessionID{2}, ChildEpoch: first, Position: -1}); err != nil {
+	if _, err := st.branch(ForkRequest{Session: SessionID{1}, Epoch: first, Child: SessionID{2}, ChildEpoch: first, Position: -1}); err != nil {
 		t.Fatal(err)
 	}
 	grow(t, st, SessionID{1}, 100, nil)
@@ -320,13 +321,13 @@ func TestWindowFreesPages(t *testing.T) {
 	if used := st.Cache().UsedBytes; used != (2+3)*page {
 		t.Fatalf("%d bytes are in use, want 5 pages", used)
 	}
-	if _, err := st.Truncate(SessionID{1}, first, 0, 1050); problemOf(err) != Freed {
+	if _, err := st.cut(SessionID{1}, first, 0, 1050, nil); problemOf(err) != Freed {
 		t.Fatalf("truncate to what has been freed: %v", err)
 	}
-	if _, err := st.Truncate(SessionID{1}, first, 0, 1080); err != nil {
+	if _, err := st.cut(SessionID{1}, first, 0, 1080, nil); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := st.Truncate(SessionID{1}, first, 1, 0); err != nil {
+	if _, err := st.cut(SessionID{1}, first, 1, 0, nil); err != nil {
 		t.Fatal(err)
 	}
 	grow(t, st, SessionID{1}, 1, nil)
@@ -347,13 +348,13 @@ func TestViewOutlivesItsSession(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := bytes.Clone(v.KV(0).Pages[1])
-	if _, err := st.Truncate(SessionID{1}, first, 0, 65); err != nil {
+	if _, err := st.cut(SessionID{1}, first, 0, 65, nil); err != nil {
 		t.Fatal(err)
 	}
-	state, _ := st.State(SessionID{1})
+	state, _ := st.look(SessionID{1})
 	ones := bytes.Repeat([]byte{1}, 16)
 	a := Append{Session: SessionID{1}, Epoch: first, Truncations: 1, Length: 65, Hashes: state.Layers[0].Hashes, Positions: 1, Encoding: tensor.F32, K: ones, V: ones}
-	if _, _, err := st.Append(&a, nil); err != nil {
+	if _, _, err := st.put(&a, nil); err != nil {
 		t.Fatal(err)
 	}
 	if !bytes.Equal(want, v.KV(0).Pages[1]) {
@@ -404,7 +405,7 @@ func TestSessionsInParallel(t *testing.T) {
 							Session: id, Epoch: first, Layer: at.Layer, Length: at.Length, Hashes: at.Hashes, Positions: n, Encoding: tensor.F16,
 							K: make([]byte, 2*n*layout.KRowBytes()), V: make([]byte, 2*n*layout.VRowBytes()), Tokens: text[at.Length:][:n], Query: at.Length,
 						}
-						if at.Length, at.Hashes, err = st.Prepare(&p, &a, nil); err != nil {
+						if at.Length, at.Hashes, err = st.putPending(&p, &a, nil); err != nil {
 							break
 						}
 						runtime.Gosched()
@@ -418,7 +419,7 @@ func TestSessionsInParallel(t *testing.T) {
 						steps.Add(1)
 					}
 					if err == nil && step == 6 {
-						_, err = st.Fork(ForkRequest{Session: id, Epoch: first, Child: SessionID{2, byte(worker), byte(round)}, ChildEpoch: first, Position: 100})
+						_, err = st.branch(ForkRequest{Session: id, Epoch: first, Child: SessionID{2, byte(worker), byte(round)}, ChildEpoch: first, Position: 100})
 					}
 				}
 				if p := problemOf(err); err != nil && p != OverBudget && p != Unknown {
@@ -447,19 +448,21 @@ func TestStepTakesNoMemory(t *testing.T) {
 	defer st.Close()
 	create(t, st, SessionID{1}, cfg, held, nil)
 	grow(t, st, SessionID{1}, 64*40, nil)
-	state, _ := st.State(SessionID{1})
-	a := Append{Session: SessionID{1}, Epoch: first, Length: state.Layers[0].Length, Hashes: state.Layers[0].Hashes, Positions: 1, Encoding: tensor.F32, K: make([]byte, 4*64*4), V: make([]byte, 4*64*4)}
+	state, _ := st.look(SessionID{1})
+	a := Append{Session: SessionID{1}, Epoch: first, Length: state.Layers[0].Length, Hashes: state.Layers[0].Hashes, Chain: state.Layers[0].Chain, Positions: 1, Encoding: tensor.F32, K: make([]byte, 4*64*4), V: make([]byte, 4*64*4)}
 	hashes := make([]uint64, 0, 4)
 	var p Pending
 	step := func() {
 		var err error
-		a.Query = a.Length
-		if a.Length, hashes, err = st.Prepare(&p, &a, hashes[:0]); err != nil {
+		a.Query, a.ID = a.Length, a.ID+1
+		next := NextChain(a.Chain, a.ID, a.Length)
+		if a.Length, hashes, err = st.Prepare(context.Background(), &p, &a, hashes[:0]); err != nil {
 			t.Fatal(err)
 		}
 		copy(a.Hashes, hashes)
 		p.Commit()
 		p.Abort()
+		a.Chain = next
 	}
 	step()
 	// A new row comes every 64 steps.
@@ -476,13 +479,13 @@ func TestReclaimOfACutLayer(t *testing.T) {
 	st := NewStore(StoreConfig{Budget: budget, TTL: time.Minute, Now: func() time.Time { return now }})
 	create(t, st, SessionID{1}, cfg, held, nil)
 	grow(t, st, SessionID{1}, 64*10, nil)
-	if _, err := st.Fork(ForkRequest{Session: SessionID{1}, Epoch: first, Child: SessionID{2}, ChildEpoch: first, Position: -1}); err != nil {
+	if _, err := st.branch(ForkRequest{Session: SessionID{1}, Epoch: first, Child: SessionID{2}, ChildEpoch: first, Position: -1}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := st.TruncateLayers(SessionID{1}, first, 0, []uint64{640, 0}, false); err != nil {
+	if _, err := st.cut(SessionID{1}, first, 0, 0, []uint64{640, 0}); err != nil {
 		t.Fatal(err)
 	}
-	if err := st.Drop(SessionID{2}, nil); err != nil {
+	if err := st.end(SessionID{2}, nil); err != nil {
 		t.Fatal(err)
 	}
 	now = now.Add(time.Minute)
@@ -504,7 +507,7 @@ func TestReclaim(t *testing.T) {
 		grow(t, st, SessionID{1}, 64, nil)
 		grow(t, st, SessionID{2}, 64, nil)
 	}
-	if err := st.Drop(SessionID{1}, nil); err != nil {
+	if err := st.end(SessionID{1}, nil); err != nil {
 		t.Fatal(err)
 	}
 	own := st.Cache().SessionBytes // of one session
@@ -530,7 +533,7 @@ func TestReclaim(t *testing.T) {
 	if st.Reclaim(54*(page+row) + own + 1) {
 		t.Fatal("room was made of pages in use")
 	}
-	if _, err := st.State(SessionID{3}); err != nil {
+	if _, err := st.look(SessionID{3}); err != nil {
 		t.Fatalf("dropped in vain: %v", err)
 	}
 	if !st.Reclaim(54*(page+row)+own) || st.Cache().Sessions != 1 {
@@ -551,7 +554,7 @@ func TestReclaim(t *testing.T) {
 	grow(t, st, SessionID{2}, 64*54, nil)
 	free(0, 0)
 	audit(t, st, nil)
-	if _, err := st.Truncate(SessionID{2}, first, 0, 64*60+1); err != nil {
+	if _, err := st.cut(SessionID{2}, first, 0, 64*60+1, nil); err != nil {
 		t.Fatal(err)
 	}
 	free(3, 3)
@@ -574,12 +577,12 @@ func BenchmarkFork(b *testing.B) {
 			b.ResetTimer()
 			for i := range b.N {
 				child := SessionID{2, byte(i >> 16), byte(i >> 8), byte(i)}
-				if _, err := st.Fork(ForkRequest{Session: SessionID{1}, Epoch: first, Child: child, ChildEpoch: first, Position: -1}); err != nil {
+				if _, err := st.branch(ForkRequest{Session: SessionID{1}, Epoch: first, Child: child, ChildEpoch: first, Position: -1}); err != nil {
 					b.Fatal(err)
 				}
 				grow(b, st, child, 1, nil)
 				b.StopTimer()
-				if err := st.Drop(child, nil); err != nil {
+				if err := st.end(child, nil); err != nil {
 					b.Fatal(err)
 				}
 				b.StartTimer()
@@ -602,12 +605,15 @@ func BenchmarkStep(b *testing.B) {
 			step := func(n int) {
 				var err error
 				a.Positions, a.K, a.V, a.Query = n, a.K[:8*n*128*4], a.V[:8*n*128*4], a.Length
-				if a.Length, hashes, err = st.Prepare(&p, &a, hashes[:0]); err != nil {
+				a.ID++
+				next := NextChain(a.Chain, a.ID, a.Length)
+				if a.Length, hashes, err = st.Prepare(context.Background(), &p, &a, hashes[:0]); err != nil {
 					b.Fatal(err)
 				}
 				copy(a.Hashes, hashes)
 				p.Commit()
 				p.Abort()
+				a.Chain = next
 			}
 			a.K, a.V = make([]byte, 8*1024*128*4), make([]byte, 8*1024*128*4)
 			for range 16 {

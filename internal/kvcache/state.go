@@ -14,6 +14,13 @@ type LayerState struct {
 	Hashes []uint64
 	// First is the first position that is there, a multiple of attention.PageLen; those before have been freed.
 	First uint64
+	// Chain names the appends and truncations that have made the layer what it is; see NextChain.
+	Chain uint64
+	// AppendID is that of the newest append, 0 if what came last was a truncation. Where a truncation names what it starts
+	// from, it is the id of one append more that the layer may have, 0 is none.
+	AppendID uint64
+	// Before is the layer before its newest append or truncation, nil if there was none.
+	Before *LayerState
 }
 
 // State is what a store has of a session. It shares nothing that changes.
@@ -21,8 +28,10 @@ type State struct {
 	Session     SessionID
 	Epoch       Epoch
 	Truncations uint64
-	Layers      []LayerState // that are held, ascending
-	Pinned      bool
+	// TruncationID is that of the newest truncation, 0 if there was none.
+	TruncationID uint64
+	Layers       []LayerState // that are held, ascending
+	Pinned       bool
 	// PageBytes are those of all pages that the session refers to, OwnBytes those that nobody shares.
 	PageBytes, OwnBytes int64
 	Created, Used       time.Time

@@ -1,6 +1,8 @@
 package kvcache
 
 import (
+	"context"
+	"fmt"
 	"sync"
 	"time"
 )
@@ -19,8 +21,8 @@ type StoreConfig struct {
 }
 
 // Store holds the sessions of one worker: for each the pages of the groups that are held. All methods may be called at the
-// same time; calls on one session wait for each other, so their order is the callers' to keep. Each fails with an *Error
-// and then has changed nothing, but that pages which might be evicted may be gone. A store makes no goroutine and keeps
+// same time; calls on one session wait for each other, so their order is the callers' to keep. Each fails with an *Error,
+// or with that of its context, and then has changed nothing, but that pages which might be evicted may be gone. A store makes no goroutine and keeps
 // nothing that it is given but configs.
 //
 // The order of locks is session.busy, session.mu, Store.mu, and the Budget's own last. Who holds Store.mu only tries those of a
@@ -106,13 +108,15 @@ func (st *Store) open(id SessionID, use bool) (*session, *Error) {
 	return s, nil
 }
 
-// hold returns a session to change, with both of its locks taken.
-func (st *Store) hold(id SessionID, use bool) (*session, *Error) {
+// hold returns a session to change, with both of its locks taken. It waits for a pending append as long as ctx lasts.
+func (st *Store) hold(ctx context.Context, id SessionID, use bool) (*session, error) {
 	s, err := st.find(id, use)
 	if err != nil {
 		return nil, err
 	}
-	s.busy.Lock()
+	if err := s.busy.lock(ctx); err != nil {
+		return nil, fmt.Errorf("session %s: %w", id, err)
+	}
 	s.mu.Lock()
 	if s.gone {
 		s.unlock()
@@ -122,8 +126,8 @@ func (st *Store) hold(id SessionID, use bool) (*session, *Error) {
 }
 
 // drive holds a session for the lane of the epoch.
-func (st *Store) drive(id SessionID, e Epoch) (*session, *Error) {
-	s, err := st.hold(id, true)
+func (st *Store) drive(ctx context.Context, id SessionID, e Epoch) (*session, error) {
+	s, err := st.hold(ctx, id, true)
 	if err != nil {
 		return nil, err
 	}
@@ -141,7 +145,7 @@ func (st *Store) unknown(id SessionID) *Error {
 // Close drops all sessions and prefixes. What is reserved after it belongs to views that are not released yet.
 func (st *Store) Close() {
 	for _, state := range st.List() {
-		_ = st.Drop(state.Session, nil) // It fails only where the session has ended.
+		_ = st.Drop(context.Background(), state.Session, nil, 0) // It fails only where the session has ended.
 	}
 	st.mu.Lock()
 	for _, r := range st.prefixes.clear() {

@@ -81,7 +81,7 @@ func refused(t *rapid.T, err error, problem Problem) bool {
 // lost forgets the sessions that the store may have evicted: beyond their TTL and not pinned.
 func (m *machine) lost(t *rapid.T) {
 	for id, s := range m.sessions {
-		if _, err := m.store.State(id); err != nil {
+		if _, err := m.store.look(id); err != nil {
 			if !refused(t, err, Unknown) || m.roomy || s.pinned || m.now.Sub(s.used) < time.Minute {
 				t.Fatalf("session %s is lost: %v", id, err)
 			}
@@ -219,11 +219,11 @@ func (m *machine) appendTo(t *rapid.T, s *modelSession, i, n int, withView bool)
 		}
 	}
 	var pending Pending
-	add := m.store.Append
+	add := m.store.put
 	query := math.MaxInt
 	if withView {
 		add = func(a *Append, hashes []uint64) (uint64, []uint64, error) {
-			return m.store.Prepare(&pending, a, hashes)
+			return m.store.putPending(&pending, a, hashes)
 		}
 		query = rapid.IntRange(max(from-100, 0), from+n).Draw(t, "query")
 		a.Query = uint64(query)
@@ -276,14 +276,14 @@ func (m *machine) appendTo(t *rapid.T, s *modelSession, i, n int, withView bool)
 
 // again repeats an append that was done, then spoils it in every way.
 func (m *machine) again(t *rapid.T, s *modelSession, l *modelLayer, a Append) {
-	length, got, err := m.store.Append(&a, nil)
+	length, got, err := m.store.put(&a, nil)
 	if err != nil || length != uint64(l.length()) || !slices.Equal(got, hashes(l, l.length())) {
 		t.Fatalf("a repeat: length %d, hashes %x: %v", length, got, err)
 	}
 	spoil := func(problem Problem, change func(a *Append)) {
 		bad := a
 		change(&bad)
-		if _, _, err := m.store.Append(&bad, nil); !refused(t, err, problem) {
+		if _, _, err := m.store.put(&bad, nil); !refused(t, err, problem) {
 			t.Fatalf("want %v, got %v", problem, err)
 		}
 	}
@@ -332,7 +332,7 @@ func (m *machine) check(t *rapid.T, s *modelSession) {
 	if m.sessions[s.id] == nil {
 		return
 	}
-	state, err := m.store.State(s.id)
+	state, err := m.store.look(s.id)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -380,7 +380,7 @@ func (m *machine) export(t *rapid.T) {
 // freed.
 func (m *machine) restore(t *rapid.T) {
 	s := m.pick(t)
-	state, err := m.store.State(s.id)
+	state, err := m.store.look(s.id)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -417,7 +417,7 @@ func (m *machine) restore(t *rapid.T) {
 		t.Fatalf("another beginning under the same id: %v", err)
 	}
 	giveUp := func() {
-		if err := m.store.Drop(child.id, &child.epoch); err != nil {
+		if err := m.store.end(child.id, &child.epoch); err != nil {
 			t.Fatal(err)
 		}
 		m.ended = append(m.ended, child.id)
@@ -446,7 +446,7 @@ func (m *machine) restore(t *rapid.T) {
 				a.K, a.V = append(a.K, rows.K...), append(a.V, rows.V...)
 				a.KScale, a.VScale = append(a.KScale, floatBytes(rows.KScale...)...), append(a.VScale, floatBytes(rows.VScale...)...)
 			}
-			_, _, err := m.store.Append(&a, nil)
+			_, _, err := m.store.put(&a, nil)
 			if refused(t, err, OverBudget) && !m.roomy {
 				giveUp()
 				return
@@ -463,7 +463,7 @@ func (m *machine) restore(t *rapid.T) {
 		m.known[fmt.Sprint(child.shape, child.text[:(p+1)*64])] = true
 	}
 	m.check(t, child)
-	restored, err := m.store.State(child.id)
+	restored, err := m.store.look(child.id)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -493,7 +493,7 @@ func (m *machine) truncate(t *rapid.T) {
 	if rapid.Bool().Draw(t, "a little") {
 		n = max(longest-rapid.IntRange(0, 70).Draw(t, "draft"), 0)
 	}
-	state, err := m.store.Truncate(s.id, s.epoch, s.truncations, uint64(n))
+	state, err := m.store.cut(s.id, s.epoch, s.truncations, uint64(n), nil)
 	s.used = m.now
 	freed := s.mayLack(n)
 	if refused(t, err, Freed) && freed {
@@ -506,11 +506,11 @@ func (m *machine) truncate(t *rapid.T) {
 	s.cut(n)
 	s.truncations++
 	m.check(t, s)
-	again, err := m.store.Truncate(s.id, s.epoch, s.truncations-1, uint64(n))
+	again, err := m.store.cut(s.id, s.epoch, s.truncations-1, uint64(n), nil)
 	if err != nil || again.Truncations != state.Truncations {
 		t.Fatalf("the same truncation: %v", err)
 	}
-	if _, err := m.store.Truncate(s.id, s.epoch, s.truncations-1, uint64(n+1)); !refused(t, err, OtherTruncations) {
+	if _, err := m.store.Truncate(context.Background(), &TruncateRequest{Session: s.id, Epoch: s.epoch, Truncations: s.truncations - 1, ID: 1 << 40, Expect: state.Layers}); !refused(t, err, OtherTruncations) {
 		t.Fatalf("a late truncation: %v", err)
 	}
 	m.check(t, s)
@@ -537,7 +537,7 @@ func (m *machine) fork(t *rapid.T) {
 		req.Position = int64(n)
 		child.cut(n)
 	}
-	_, err := m.store.Fork(req)
+	_, err := m.store.branch(req)
 	s.used = m.now
 	m.lost(t)
 	freed := req.Position >= 0 && s.mayLack(int(req.Position))
@@ -549,13 +549,13 @@ func (m *machine) fork(t *rapid.T) {
 		t.Fatalf("fork at %d: %v", req.Position, err)
 	}
 	m.sessions[child.id] = child
-	if _, err := m.store.Fork(req); err != nil {
+	if _, err := m.store.branch(req); err != nil {
 		t.Fatalf("the same fork: %v", err)
 	}
 	m.check(t, s)
 	m.check(t, child)
 	req.Child, req.Position = SessionID{99, 99}, int64(s.least()+1)
-	if _, err := m.store.Fork(req); !refused(t, err, Behind) {
+	if _, err := m.store.branch(req); !refused(t, err, Behind) {
 		t.Fatalf("a fork beyond the end: %v", err)
 	}
 }
@@ -564,11 +564,11 @@ func (m *machine) drop(t *rapid.T) {
 	s := m.pick(t)
 	other := s.epoch
 	other.Counter++
-	if err := m.store.Drop(s.id, &other); !refused(t, err, StaleEpoch) {
+	if err := m.store.end(s.id, &other); !refused(t, err, StaleEpoch) {
 		t.Fatalf("drop under another epoch: %v", err)
 	}
 	for range 2 {
-		if err := m.store.Drop(s.id, nil); err != nil {
+		if err := m.store.end(s.id, nil); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -595,23 +595,23 @@ func (m *machine) take(t *rapid.T) {
 	bad := slices.Clone(expect)
 	bad[0].Hashes = slices.Clone(bad[0].Hashes)
 	bad[0].Hashes[0]++
-	if _, err := m.store.Take(s.id, next, bad, s.truncations, false); !refused(t, err, Different) {
+	if _, err := m.store.Take(context.Background(), s.id, next, bad, s.truncations, false); !refused(t, err, Different) {
 		t.Fatalf("take with another hash: %v", err)
 	}
 	bad[0] = LayerState{Layer: bad[0].Layer, Length: uint64(s.layers[0].length()) + 1, Hashes: bad[0].Hashes}
-	if _, err := m.store.Take(s.id, next, bad, s.truncations, false); !refused(t, err, Behind) {
+	if _, err := m.store.Take(context.Background(), s.id, next, bad, s.truncations, false); !refused(t, err, Behind) {
 		t.Fatalf("take of more than is there: %v", err)
 	}
 	m.check(t, s)
-	if state, err := m.store.Take(s.id, next, expect, s.truncations, true); err != nil || state.Epoch != s.epoch {
+	if state, err := m.store.Take(context.Background(), s.id, next, expect, s.truncations, true); err != nil || state.Epoch != s.epoch {
 		t.Fatalf("a check: epoch %v: %v", state.Epoch, err)
 	}
-	if _, err := m.store.Take(s.id, next, expect, s.truncations, false); err != nil {
+	if _, err := m.store.Take(context.Background(), s.id, next, expect, s.truncations, false); err != nil {
 		t.Fatal(err)
 	}
 	old := s.epoch
 	s.epoch, s.used = next, m.now
-	if _, err := m.store.Take(s.id, old, nil, 0, false); !refused(t, err, StaleEpoch) {
+	if _, err := m.store.Take(context.Background(), s.id, old, nil, 0, false); !refused(t, err, StaleEpoch) {
 		t.Fatalf("take under a lower epoch: %v", err)
 	}
 	m.check(t, s)
@@ -634,7 +634,7 @@ func (m *machine) wait(t *rapid.T) {
 func (m *machine) expire(t *rapid.T) {
 	m.store.Expire()
 	for id, s := range m.sessions {
-		_, err := m.store.State(id)
+		_, err := m.store.look(id)
 		if ends := !s.pinned && m.now.Sub(s.used) >= time.Minute; ends != refused(t, err, Unknown) {
 			t.Fatalf("unused for %v, pinned %v: %v", m.now.Sub(s.used), s.pinned, err)
 		} else if ends {

@@ -1,75 +1,106 @@
 package kvcache
 
 import (
+	"cmp"
+	"context"
 	"slices"
 
 	"headwater.example/attention"
-	"headwater.example/shard"
 )
 
-// Truncate takes back the positions of every layer from position on. Truncations are those before; the same request again
-// is a success.
-func (st *Store) Truncate(id SessionID, e Epoch, truncations, position uint64) (State, error) {
-	return st.truncate(id, e, truncations, false, func(s *session) ([]int, *Error) { return s.all(int(min(position, shard.MaxPositions))), nil })
+// TruncateRequest asks to take back the newest positions of a session.
+type TruncateRequest struct {
+	Session SessionID
+	Epoch   Epoch
+	// Truncations are those before it, Count those after it; 0 is one more.
+	Truncations, Count uint64
+	// ID is random and not 0. It is each layer's chain afterwards.
+	ID uint64
+	// Expect [layers held, ascending] is what it starts from.
+	Expect []LayerState
+	// Lengths [layers of the config] are the lengths after it; nil is Position for all of them. No layer gets longer.
+	Lengths  []uint64
+	Position uint64
+	// CheckOnly asks only whether it would be done.
+	CheckOnly bool
 }
 
-// TruncateLayers is Truncate with a position for each layer of the config. With checkOnly it changes nothing.
-func (st *Store) TruncateLayers(id SessionID, e Epoch, truncations uint64, positions []uint64, checkOnly bool) (State, error) {
-	return st.truncate(id, e, truncations, checkOnly, func(s *session) ([]int, *Error) {
-		if len(positions) != len(s.shape.config.Layers) {
-			return nil, refuse(Invalid, "session %s: lengths of %d layers, it has %d", id, len(positions), len(s.shape.config.Layers))
-		}
-		to := make([]int, len(s.lengths))
-		for l, h := range s.shape.layers {
-			to[l] = int(min(positions[h.layer], shard.MaxPositions))
-		}
-		longest := 0
-		for l, n := range to {
-			longest = max(longest, min(n, s.lengths[l]))
-		}
-		for l, n := range to {
-			if n == 0 && longest > 0 && s.freed[l] > 0 {
-				h := &s.shape.layers[l]
-				return nil, refuse(Freed, "session %s: layer %d: positions before %d have been freed, and not all layers begin anew", id, h.layer, s.freed[l]*attention.PageLen).at(h.layer, s.lengths[l])
-			}
-		}
-		return to, nil
-	})
-}
-
-// all returns n for each held layer.
-func (s *session) all(n int) []int { return slices.Repeat([]int{n}, len(s.lengths)) }
-
-func (st *Store) truncate(id SessionID, e Epoch, truncations uint64, checkOnly bool, read func(*session) ([]int, *Error)) (State, error) {
-	s, err := st.drive(id, e)
+// Truncate takes back the newest positions of every layer. The same request again is a success.
+func (st *Store) Truncate(ctx context.Context, req *TruncateRequest) (State, error) {
+	s, err := st.drive(ctx, req.Session, req.Epoch)
 	if err != nil {
 		return State{}, err
 	}
 	defer s.unlock()
-	to, err := read(s)
-	if err != nil {
-		return State{}, err
-	}
-	if s.truncations > 0 && truncations == s.truncations-1 && slices.Equal(to, s.cut) {
+	if s.cutID == req.ID && req.ID != 0 {
 		return st.state(s), nil
 	}
-	if truncations != s.truncations {
-		return State{}, s.otherTruncations(truncations)
+	if err := st.truncate(s, req); err != nil {
+		return State{}, err
+	}
+	return st.state(s), nil
+}
+
+func (st *Store) truncate(s *session, req *TruncateRequest) *Error {
+	if req.Truncations != s.truncations {
+		return s.otherTruncations(req.Truncations)
+	}
+	count := cmp.Or(req.Count, req.Truncations+1)
+	switch {
+	case req.ID == 0:
+		return refuse(Invalid, "session %s: a truncation has an id, which is not 0", s.id)
+	case count <= req.Truncations:
+		return refuse(Invalid, "session %s: %d truncations after one that is made after %d", s.id, count, req.Truncations)
+	case len(req.Expect) != len(s.lengths):
+		return refuse(Invalid, "session %s: a truncation names what it starts from of %d layers, %d are held", s.id, len(req.Expect), len(s.lengths))
+	case req.Lengths != nil && len(req.Lengths) != len(s.shape.config.Layers):
+		return refuse(Invalid, "session %s: lengths of %d layers, it has %d", s.id, len(req.Lengths), len(s.shape.config.Layers))
+	}
+	from, to := make([]int, len(s.lengths)), make([]int, len(s.lengths))
+	for l, h := range s.shape.layers {
+		var err *Error
+		if from[l], err = s.starts(l, &req.Expect[l]); err != nil {
+			return err
+		}
+		n := req.Position
+		if req.Lengths != nil {
+			n = req.Lengths[h.layer]
+		}
+		to[l] = int(min(n, uint64(from[l])))
+	}
+	if err := s.beginsAnew(to); err != nil {
+		return err
 	}
 	hashes, err := st.cutHashes(s, to)
-	if err != nil {
-		return State{}, err
+	if err != nil || req.CheckOnly {
+		return err
 	}
-	if checkOnly {
-		return st.state(s), nil
+	for l := range s.identities {
+		if from[l] == s.lengths[l] {
+			s.remember(l)
+		}
+		s.identities[l].chain, s.identities[l].appendID = req.ID, 0
 	}
 	s.hashes = hashes
 	st.mu.Lock()
 	st.shortenLocked(s, to)
 	st.unlock()
-	s.truncations++
-	s.cut = to
-	return st.state(s), nil
+	s.truncations, s.cutID = count, req.ID
+	return nil
+}
+
+// beginsAnew refuses lengths of which one is 0 where positions have been freed, and another is not.
+func (s *session) beginsAnew(to []int) *Error {
+	if slices.Max(to) == 0 {
+		return nil
+	}
+	for l, n := range to {
+		if n == 0 && s.freed[l] > 0 {
+			h := &s.shape.layers[l]
+			return refuse(Freed, "session %s: layer %d: positions before %d have been freed, and not all layers begin anew", s.id, h.layer, s.freed[l]*attention.PageLen).at(h.layer, s.lengths[l])
+		}
+	}
+	return nil
 }
 
 // shortenLocked cuts a session's layers to lengths, but for its hashes. Of rows that other layers still need the session frees a

@@ -38,7 +38,7 @@ func TestLayersAreCutOneByOne(t *testing.T) {
 						Session: id, Epoch: first, Truncations: truncations, Layer: held[l].Layer, Length: uint64(n), Hashes: told[l][n], Positions: 1,
 						Encoding: tensor.F32, K: row[:len(row)/2], V: row[len(row)/2:],
 					}
-					_, hashes, err := st.Append(&a, nil)
+					_, hashes, err := st.put(&a, nil)
 					if err != nil {
 						t.Fatal(err)
 					}
@@ -50,22 +50,24 @@ func TestLayersAreCutOneByOne(t *testing.T) {
 					to[l] = uint64(rapid.IntRange(0, len(rows[l])+2).Draw(t, "length"))
 				}
 				for range 2 { // the second time it is a repeat
-					if _, err := st.TruncateLayers(id, first, truncations, to, false); err != nil {
+					if _, err := st.cut(id, first, truncations, 0, to); err != nil {
 						t.Fatal(err)
 					}
 				}
-				to[0]++
-				if _, err := st.TruncateLayers(id, first, truncations, to, false); problemOf(err) != OtherTruncations {
+				late, err := st.Peek(id)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if _, err := st.Truncate(t.Context(), &TruncateRequest{Session: id, Epoch: first, Truncations: truncations, ID: 1 << 40, Expect: late.Layers}); problemOf(err) != OtherTruncations {
 					t.Fatalf("a late truncation: %v", err)
 				}
-				to[0]--
 				truncations++
 				for l := range to {
 					n := min(int(to[l]), len(rows[l]))
 					rows[l], told[l] = rows[l][:n], told[l][:n+1]
 				}
 			}
-			state, err := st.State(id)
+			state, err := st.look(id)
 			if err != nil || state.Truncations != truncations {
 				t.Fatalf("%v: %v", state, err)
 			}
@@ -105,13 +107,13 @@ func TestLayersOfASharedRowAreCut(t *testing.T) {
 	st := NewStore(StoreConfig{Budget: NewBudget(1 << 24)})
 	create(t, st, SessionID{1}, cfg, held, nil)
 	grow(t, st, SessionID{1}, 130, nil)
-	if _, err := st.Fork(ForkRequest{Session: SessionID{1}, Epoch: first, Child: SessionID{2}, ChildEpoch: first, Position: -1}); err != nil {
+	if _, err := st.branch(ForkRequest{Session: SessionID{1}, Epoch: first, Child: SessionID{2}, ChildEpoch: first, Position: -1}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := st.TruncateLayers(SessionID{1}, first, 0, []uint64{130, 10}, false); err != nil {
+	if _, err := st.cut(SessionID{1}, first, 0, 0, []uint64{130, 10}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := st.TruncateLayers(SessionID{1}, first, 1, []uint64{130}, false); problemOf(err) != Invalid {
+	if _, err := st.cut(SessionID{1}, first, 1, 0, []uint64{130}); problemOf(err) != Invalid {
 		t.Fatalf("lengths of one of two layers: %v", err)
 	}
 	grow(t, st, SessionID{1}, 200, nil)
@@ -128,10 +130,10 @@ func TestLayersOfASharedRowAreCut(t *testing.T) {
 			grow(t, plain, SessionID{3}, int(n), nil)
 		}
 		var err error
-		if own, err = plain.State(SessionID{3}); err != nil {
+		if own, err = plain.look(SessionID{3}); err != nil {
 			t.Fatal(err)
 		}
-		state, err := st.State(want.id)
+		state, err := st.look(want.id)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -154,13 +156,13 @@ func TestAFreedLayerDoesNotBeginAnewAlone(t *testing.T) {
 	for range 300 {
 		grow(t, st, SessionID{1}, 1, nil)
 	}
-	if _, err := st.TruncateLayers(SessionID{1}, first, 0, []uint64{300, 0}, false); problemOf(err) != Freed {
+	if _, err := st.cut(SessionID{1}, first, 0, 0, []uint64{300, 0}); problemOf(err) != Freed {
 		t.Fatalf("got %v", err)
 	}
-	if _, err := st.TruncateLayers(SessionID{1}, first, 0, []uint64{200, 299}, false); err != nil {
+	if _, err := st.cut(SessionID{1}, first, 0, 0, []uint64{200, 299}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := st.TruncateLayers(SessionID{1}, first, 1, []uint64{0, 0}, false); err != nil {
+	if _, err := st.cut(SessionID{1}, first, 1, 0, []uint64{0, 0}); err != nil {
 		t.Fatal(err)
 	}
 	grow(t, st, SessionID{1}, 1, nil)

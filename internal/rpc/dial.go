@@ -48,7 +48,11 @@ func dialOptions(version string) []grpc.DialOption {
 		grpc.WithDefaultCallOptions(grpc.ForceCodecV2(Codec{}), grpc.MaxCallRecvMsgSize(maxReceiveBytes), grpc.MaxCallSendMsgSize(MaxMessageBytes)),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: keepaliveTime, Timeout: keepaliveTimeout}),
 		grpc.WithUnaryInterceptor(func(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
-			return inOwnWords(invoke(metadata.AppendToOutgoingContext(ctx, MetadataKey, version), method, req, reply, cc, opts...))
+			var header metadata.MD
+			if err := invoke(metadata.AppendToOutgoingContext(ctx, MetadataKey, version), method, req, reply, cc, append(opts, grpc.Header(&header))...); err != nil {
+				return inOwnWords(err)
+			}
+			return checkServer(header, method)
 		}),
 		grpc.WithStreamInterceptor(func(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.ClientConn, method string, open grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
 			s, err := open(metadata.AppendToOutgoingContext(ctx, MetadataKey, version), desc, cc, method, opts...)
@@ -58,6 +62,17 @@ func dialOptions(version string) []grpc.DialOption {
 			return clientStream{s}, nil
 		}),
 	}
+}
+
+// checkServer refuses the answer of a server that speaks too old a minor version for the method's service. Other versions are for
+// CheckHeader, which names the server.
+func checkServer(header metadata.MD, method string) error {
+	for _, v := range header.Get(MetadataKey) {
+		if Check(v) == nil {
+			return checkService(v, method)
+		}
+	}
+	return nil
 }
 
 // clientStream is a stream whose errors are in this program's words.

@@ -68,6 +68,30 @@ func TestAnotherMajorVersionIsRefusedByName(t *testing.T) {
 	}
 }
 
+// TestSessionsNeedTheirMinorVersionAtBothSides: an older peer would be served by rules that it does not know, so it is refused by
+// name, at either end; its other calls are served.
+func TestSessionsNeedTheirMinorVersionAtBothSides(t *testing.T) {
+	for version, ok := range map[string]bool{"": true, "1.0": false, "1.1": false, Version: true, "1.99": true} {
+		for method, sessions := range map[string]bool{"/headwater.v1.SessionService/Lane": true, "/headwater.v1.WorkerService/Describe": false} {
+			called := false
+			ctx := t.Context()
+			if version != "" {
+				ctx = metadata.NewIncomingContext(ctx, metadata.Pairs(MetadataKey, version))
+			}
+			_, err := checkUnary(ctx, nil, &grpc.UnaryServerInfo{FullMethod: method}, func(context.Context, any) (any, error) { called = true; return nil, nil })
+			if served := ok || !sessions; called != served || (err == nil) != served {
+				t.Errorf("%s of a client of version %q: called %v: %v", method, version, called, err)
+			}
+			if err != nil && (status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), "sessions need 1.2")) {
+				t.Errorf("%s of a client of version %q: %v", method, version, err)
+			}
+			if err := checkServer(metadata.Pairs(MetadataKey, version), method); (err == nil) != (ok || !sessions) {
+				t.Errorf("%s of a server of version %q: %v", method, version, err)
+			}
+		}
+	}
+}
+
 func TestNonsenseVersionIsRefused(t *testing.T) {
 	for _, version := range []string{"one", "1", "-1.0", ".", "99999999999.0"} {
 		if err := Check(version); status.Code(err) != codes.InvalidArgument {

@@ -30,8 +30,16 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// Version is the protocol's version, MAJOR.MINOR. A minor version adds what older peers ignore.
-const Version = "1.1"
+// Version is the protocol's version, MAJOR.MINOR. A minor version adds what older peers ignore, or what only some services need of
+// both ends: see checkService.
+const Version = "1.2"
+
+// sessionService is the service of which both ends speak at least the minor version sessionMinor: since then a step, a fork and a
+// truncation name the state that they build on by ids that older peers do not know.
+const (
+	sessionService = "/headwater.v1.SessionService/"
+	sessionMinor   = 2
+)
 
 // MetadataKey carries a peer's protocol version.
 const MetadataKey = "headwater-protocol"
@@ -111,6 +119,18 @@ func Check(version string) error {
 	return nil
 }
 
+// checkService refuses a peer that speaks too old a minor version for a method's service.
+func checkService(version, method string) error {
+	if err := Check(version); err != nil || version == "" {
+		return err
+	}
+	_, minor, _ := strings.Cut(version, ".")
+	if n, err := strconv.Atoi(minor); strings.HasPrefix(method, sessionService) && (err != nil || n < sessionMinor) {
+		return status.Errorf(codes.FailedPrecondition, "peer speaks headwater protocol %s, this side speaks %s: sessions need 1.%d at both sides", version, Version, sessionMinor)
+	}
+	return nil
+}
+
 // Before says whether the header of a server of this major version names a minor version before one.
 func Before(header metadata.MD, minor int) bool {
 	for _, v := range header.Get(MetadataKey) {
@@ -121,25 +141,25 @@ func Before(header metadata.MD, minor int) bool {
 	return false
 }
 
-func checkUnary(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
-	if err := checkIncoming(ctx); err != nil {
+func checkUnary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
+	if err := checkIncoming(ctx, info.FullMethod); err != nil {
 		return nil, err
 	}
 	return handle(ctx, req)
 }
 
-func checkStream(srv any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, handle grpc.StreamHandler) error {
-	if err := checkIncoming(stream.Context()); err != nil {
+func checkStream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handle grpc.StreamHandler) error {
+	if err := checkIncoming(stream.Context(), info.FullMethod); err != nil {
 		return err
 	}
 	return handle(srv, stream)
 }
 
-func checkIncoming(ctx context.Context) error {
+func checkIncoming(ctx context.Context, method string) error {
 	// A header that can not be set is a stream that has ended; the handler will see it.
 	_ = grpc.SetHeader(ctx, metadata.Pairs(MetadataKey, Version))
 	for _, v := range metadata.ValueFromIncomingContext(ctx, MetadataKey) {
-		if err := Check(v); err != nil {
+		if err := checkService(v, method); err != nil {
 			return err
 		}
 	}

@@ -289,6 +289,10 @@ func (s *Step) unmarshal(b []byte) error {
 			if s.Hashes, n, err = appendHash(s.Hashes, b); err != nil {
 				return fmt.Errorf("step: %w", err)
 			}
+		case kind == protowire.Fixed64Type && field == stepAppendID:
+			s.AppendID, n = protowire.ConsumeFixed64(b)
+		case kind == protowire.Fixed64Type && field == stepChain:
+			s.Chain, n = protowire.ConsumeFixed64(b)
 		default:
 			n = protowire.ConsumeFieldValue(field, kind, b)
 		}
@@ -376,6 +380,8 @@ func (r *Result) unmarshal(b []byte) error {
 			if r.Hashes, n, err = appendHash(r.Hashes, b); err != nil {
 				return fmt.Errorf("result: %w", err)
 			}
+		case kind == protowire.Fixed64Type && field == resultChain:
+			r.Chain, n = protowire.ConsumeFixed64(b)
 		default:
 			n = protowire.ConsumeFieldValue(field, kind, b)
 		}

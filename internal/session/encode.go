@@ -28,6 +28,8 @@ const (
 	stepTree          protowire.Number = 12
 	stepTreeMask      protowire.Number = 13
 	stepTokens        protowire.Number = 14
+	stepAppendID      protowire.Number = 15
+	stepChain         protowire.Number = 16
 
 	resultError        protowire.Number = 1
 	resultLength       protowire.Number = 2
@@ -35,6 +37,7 @@ const (
 	resultComputeNanos protowire.Number = 4
 	resultQueueNanos   protowire.Number = 5
 	resultCodec        protowire.Number = 6
+	resultChain        protowire.Number = 7
 )
 
 // FrameBytes is the size of the frame that carries the step and a payload of that many bytes.
@@ -108,7 +111,9 @@ func sizeOfStep(s *Step) int {
 		sizeOfVarint(stepCodec, uint64(s.Codec)) +
 		sizeOfVarint(stepTree, uint64(s.Tree)) +
 		sizeOfBytes(stepTreeMask, len(s.TreeMask)) +
-		sizeOfBytes(stepTokens, sizeOfTokens(s.Tokens))
+		sizeOfBytes(stepTokens, sizeOfTokens(s.Tokens)) +
+		sizeOfFixed64(stepAppendID, s.AppendID) +
+		sizeOfFixed64(stepChain, s.Chain)
 }
 
 func appendStep(out []byte, s *Step) []byte {
@@ -132,7 +137,8 @@ func appendStep(out []byte, s *Step) []byte {
 			out = protowire.AppendVarint(out, uint64(t))
 		}
 	}
-	return out
+	out = appendFixed64(out, stepAppendID, s.AppendID)
+	return appendFixed64(out, stepChain, s.Chain)
 }
 
 func sizeOfResult(r *Result) int {
@@ -140,7 +146,8 @@ func sizeOfResult(r *Result) int {
 		sizeOfBytes(resultHashes, 8*len(r.Hashes)) +
 		sizeOfVarint(resultComputeNanos, r.ComputeNanos) +
 		sizeOfVarint(resultQueueNanos, r.QueueNanos) +
-		sizeOfVarint(resultCodec, uint64(r.Codec))
+		sizeOfVarint(resultCodec, uint64(r.Codec)) +
+		sizeOfFixed64(resultChain, r.Chain)
 	if r.Err != nil {
 		size += protowire.SizeTag(resultError) + protowire.SizeBytes(proto.Size(r.Err.Why))
 	}
@@ -160,7 +167,8 @@ func appendResult(out []byte, r *Result) ([]byte, error) {
 	out = appendHashes(out, resultHashes, r.Hashes)
 	out = appendVarint(out, resultComputeNanos, r.ComputeNanos)
 	out = appendVarint(out, resultQueueNanos, r.QueueNanos)
-	return appendVarint(out, resultCodec, uint64(r.Codec)), nil
+	out = appendVarint(out, resultCodec, uint64(r.Codec))
+	return appendFixed64(out, resultChain, r.Chain), nil
 }
 
 // A field that is 0 or empty is not written.
@@ -177,6 +185,20 @@ func appendVarint(out []byte, field protowire.Number, v uint64) []byte {
 		return out
 	}
 	return protowire.AppendVarint(protowire.AppendTag(out, field, protowire.VarintType), v)
+}
+
+func sizeOfFixed64(field protowire.Number, v uint64) int {
+	if v == 0 {
+		return 0
+	}
+	return protowire.SizeTag(field) + protowire.SizeFixed64()
+}
+
+func appendFixed64(out []byte, field protowire.Number, v uint64) []byte {
+	if v == 0 {
+		return out
+	}
+	return protowire.AppendFixed64(protowire.AppendTag(out, field, protowire.Fixed64Type), v)
 }
 
 func sizeOfBytes(field protowire.Number, n int) int {

@@ -45,6 +45,8 @@ type Step struct {
 	Tree          uint32
 	TreeMask      []byte
 	Tokens        []uint32
+	AppendID      uint64
+	Chain         uint64
 }
 
 // Response is a LaneResponse. A zero Response is ready for use, and one that was sent or received may be used again.
@@ -68,6 +70,7 @@ type Result struct {
 	ComputeNanos uint64
 	QueueNanos   uint64
 	Codec        headwaterv1.StepCodec
+	Chain        uint64
 }
 
 // Reset empties the request and keeps its slices' memory for the next frame, unless it is large. The payload must have been

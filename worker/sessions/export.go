@@ -17,7 +17,7 @@ func (s *Service) ExportSession(m *headwaterv1.ExportSessionRequest, stream grpc
 	if err != nil {
 		return err
 	}
-	state, err := s.m.Store.State(id)
+	state, err := s.m.Store.State(stream.Context(), id)
 	if err != nil {
 		return refusal(err)
 	}

@@ -170,19 +170,21 @@ func TestAClientIsGoneInTheMiddleOfACall(t *testing.T) {
 	})
 	p.exact(t, used, s, opened)
 	child := s.fork(t, 3, 200)
+	clear(child.chains)
 	abandon(func(ctx context.Context) error {
 		_, err := p.sessions.ForkSession(ctx, &headwaterv1.ForkSessionRequest{
-			Session: s.id, Epoch: &headwaterv1.Epoch{Counter: 1, Lane: d.id[:]}, Child: child.id, ChildEpoch: &headwaterv1.Epoch{Counter: 1, Lane: d.id[:]},
+			Session: s.id, Epoch: &headwaterv1.Epoch{Counter: 1, Lane: d.id[:]}, Child: child.id, ChildEpoch: &headwaterv1.Epoch{Counter: 1, Lane: d.id[:]}, Expect: s.known(t),
 		})
 		return err
 	})
 	p.exact(t, used, s, opened, child)
 	abandon(func(ctx context.Context) error {
-		_, err := p.sessions.TruncateSession(ctx, &headwaterv1.TruncateSessionRequest{Session: s.id, Epoch: &headwaterv1.Epoch{Counter: 1, Lane: d.id[:]}, Position: 100})
+		_, err := p.sessions.TruncateSession(ctx, &headwaterv1.TruncateSessionRequest{Session: s.id, Epoch: &headwaterv1.Epoch{Counter: 1, Lane: d.id[:]}, Position: 100, Expect: s.known(t), Id: 7})
 		return err
 	})
 	s.truncate(t, 100)
 	s.truncations++
+	s.chains[0] = 7
 	p.exact(t, used, s, opened, child) // the child has what the session has not
 	abandon(func(ctx context.Context) error {
 		_, err := p.sessions.DropSession(ctx, &headwaterv1.DropSessionRequest{Session: opened.id})

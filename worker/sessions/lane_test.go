@@ -385,7 +385,7 @@ func TestAStepAllocatesNothing(t *testing.T) {
 	do := func() {
 		tk.request.Step = session.Step{
 			Session: [16]byte(s.id), Epoch: 1, Length: 100, Hashes: append(tk.request.Step.Hashes[:0], m.step.Hashes...), Attend: 1,
-			QueryPosition: 99, Codec: headwaterv1.StepCodec_STEP_CODEC_RAW,
+			QueryPosition: 99, Codec: headwaterv1.StepCodec_STEP_CODEC_RAW, Chain: m.step.Chain,
 		}
 		tk.request.Payload = rpc.NewBuffer(len(m.payload))
 		copy(tk.request.Payload.Bytes(), m.payload)

@@ -2,6 +2,7 @@ package sessions
 
 import (
 	"context"
+	"errors"
 
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
@@ -23,20 +24,22 @@ func (s *Service) ListSessions(ctx context.Context, m *headwaterv1.ListSessionsR
 	if m.GetCachesOnly() {
 		return resp, nil
 	}
-	ids, err := s.listed(m)
+	ids, err := s.asked(m)
 	if err != nil {
 		return nil, err
 	}
-	named, size := len(m.GetSessions()) > 0, 0
+	size := 0
 	for _, id := range ids {
 		if ctx.Err() != nil {
 			return nil, status.FromContextError(ctx.Err()).Err()
 		}
-		state, err := s.m.Store.State(id)
+		told, err := s.tell(ctx, id, detailOf(m))
 		if err != nil {
+			return nil, err
+		}
+		if told == nil {
 			continue // It is not held.
 		}
-		told := s.state(state, named)
 		if size += proto.Size(told); size > maxListBytes {
 			return nil, invalidSession("the states of %d sessions exceed %d bytes: name fewer, or ask for pages by a smaller limit and after", len(ids), maxListBytes)
 		}
@@ -45,8 +48,8 @@ func (s *Service) ListSessions(ctx context.Context, m *headwaterv1.ListSessionsR
 	return resp, nil
 }
 
-// listed returns the sessions that a request asks for, each once.
-func (s *Service) listed(m *headwaterv1.ListSessionsRequest) ([]kvcache.SessionID, error) {
+// asked returns the sessions that a request asks for, each once.
+func (s *Service) asked(m *headwaterv1.ListSessionsRequest) ([]kvcache.SessionID, error) {
 	if n := len(m.GetSessions()); n > maxListed {
 		return nil, invalidSession("%d sessions are named, at most %d are allowed", n, maxListed)
 	}
@@ -74,6 +77,37 @@ func (s *Service) listed(m *headwaterv1.ListSessionsRequest) ([]kvcache.SessionI
 		after = &id
 	}
 	return s.m.Store.IDs(after, int(m.GetLimit())), nil
+}
+
+// detailOf is how much a request asks for of each session.
+func detailOf(m *headwaterv1.ListSessionsRequest) detail {
+	switch {
+	case len(m.GetSessions()) == 0:
+		return listed
+	case m.GetHoldersOnly():
+		return holders
+	}
+	return whole
+}
+
+// tell says what is held of a session, nil if it is not held. Its whole state is one between its steps, for which it waits.
+func (s *Service) tell(ctx context.Context, id kvcache.SessionID, told detail) (*headwaterv1.SessionState, error) {
+	if told != whole {
+		state, err := s.m.Store.Peek(id)
+		if err != nil {
+			return nil, nil
+		}
+		return s.state(state, told), nil
+	}
+	state, err := s.m.Store.State(ctx, id)
+	var refused *kvcache.Error
+	switch {
+	case errors.As(err, &refused):
+		return nil, nil
+	case err != nil:
+		return nil, err
+	}
+	return s.state(state, whole), nil
 }
 
 func (s *Service) cache() *headwaterv1.CacheState {

@@ -155,6 +155,7 @@ type sequence struct {
 	rng         *rand.Rand
 	rows        [][]attention.Rows // of each held layer and group
 	lengths     []int              // of each held layer
+	chains      []uint64           // of each held layer
 }
 
 func newSequence(seed uint64, layers ...*headwaterv1.SessionLayer) *sequence {
@@ -166,7 +167,7 @@ func newSequence(seed uint64, layers ...*headwaterv1.SessionLayer) *sequence {
 			h.Groups = append(h.Groups, g)
 		}
 		s.held = append(s.held, h)
-		s.rows, s.lengths = append(s.rows, make([]attention.Rows, len(h.Groups))), append(s.lengths, 0)
+		s.rows, s.lengths, s.chains = append(s.rows, make([]attention.Rows, len(h.Groups))), append(s.lengths, 0), append(s.chains, 0)
 	}
 	return s
 }
@@ -225,8 +226,11 @@ func (s *sequence) draw(t workertest.Fataler, l, appended, attend int, native bo
 	m := &move{step: &headwaterv1.Step{
 		Session: s.id, Epoch: s.epoch, Truncations: s.truncations, Layer: s.held[l].Layer, Length: uint64(s.lengths[l]), Hashes: s.hashes(t, l, s.lengths[l]),
 		Append: uint32(appended), Attend: uint32(attend), QueryPosition: uint64(max(s.lengths[l]+appended-attend, 0)),
-		Encoding: headwaterv1.StorageType_STORAGE_TYPE_F32, Codec: headwaterv1.StepCodec_STEP_CODEC_RAW,
+		Encoding: headwaterv1.StorageType_STORAGE_TYPE_F32, Codec: headwaterv1.StepCodec_STEP_CODEC_RAW, Chain: s.chains[l],
 	}}
+	if appended > 0 {
+		m.step.AppendId = s.rng.Uint64() | 1
+	}
 	var k, v, kScale, vScale []byte
 	for range s.held[l].Groups {
 		q := workertest.Normals(s.rng, attend*size*int(c.HeadDim))
@@ -262,7 +266,18 @@ func (s *sequence) apply(m *move) {
 		own.K, own.V = append(own.K, rows.K...), append(own.V, rows.V...)
 		own.KScale, own.VScale = append(own.KScale, rows.KScale...), append(own.VScale, rows.VScale...)
 	}
+	if m.step.Append > 0 {
+		s.chains[l] = kvcache.NextChain(s.chains[l], m.step.AppendId, uint64(s.lengths[l]))
+	}
 	s.lengths[l] += int(m.step.Append)
+}
+
+// known is what there is of each held layer.
+func (s *sequence) known(t workertest.Fataler) (all []*headwaterv1.LayerState) {
+	for l, h := range s.held {
+		all = append(all, &headwaterv1.LayerState{Layer: h.Layer, Length: uint64(s.lengths[l]), Hashes: s.hashes(t, l, s.lengths[l]), Chain: s.chains[l]})
+	}
+	return all
 }
 
 func (s *sequence) index(layer uint32) int {
@@ -296,7 +311,7 @@ func (s *sequence) fork(t workertest.Fataler, seed uint64, n int) *sequence {
 	child.config, child.held = s.config, s.held
 	for l := range s.rows {
 		copy(child.rows[l], s.rows[l])
-		child.lengths[l] = s.lengths[l]
+		child.lengths[l], child.chains[l] = s.lengths[l], s.chains[l]
 	}
 	child.truncate(t, n)
 	return child
@@ -412,20 +427,26 @@ func TestSessionsGiveTheJobsBits(t *testing.T) {
 				n := rapid.IntRange(0, max(s.lengths[0], s.lengths[1])).Draw(t, "cut")
 				resp, err := p.sessions.TruncateSession(context.Background(), &headwaterv1.TruncateSessionRequest{
 					Session: s.id, Epoch: &headwaterv1.Epoch{Counter: s.epoch, Lane: d.id[:]}, Truncations: s.truncations, Position: uint64(n),
+					Expect: s.known(t), Id: s.truncations + 1,
 				})
 				if err != nil {
 					t.Fatal(err)
 				}
 				s.truncate(t, n)
 				s.truncations++
+				for l := range s.chains {
+					s.chains[l] = s.truncations
+				}
 				s.same(t, resp.GetState())
 			case 2:
 				n := rapid.IntRange(0, min(s.lengths[0], s.lengths[1])).Draw(t, "fork at")
 				seeds++
 				child := s.fork(t, seeds, n)
+				clear(child.chains)
 				resp, err := p.sessions.ForkSession(context.Background(), &headwaterv1.ForkSessionRequest{
 					Session: s.id, Epoch: &headwaterv1.Epoch{Counter: s.epoch, Lane: d.id[:]}, Truncations: s.truncations,
 					Child: child.id, ChildEpoch: &headwaterv1.Epoch{Counter: 1, Lane: d.id[:]}, Position: proto.Uint64(uint64(n)),
+					Expect: s.known(t),
 				})
 				if err != nil {
 					t.Fatal(err)
@@ -472,7 +493,7 @@ func (s *sequence) same(t workertest.Fataler, state *headwaterv1.SessionState) {
 		t.Fatalf("got %v", state)
 	}
 	for l, have := range state.GetLayers() {
-		if have.GetLength() != uint64(s.lengths[l]) || fmt.Sprint(have.GetHashes()) != fmt.Sprint(s.hashes(t, l, s.lengths[l])) {
+		if have.GetLength() != uint64(s.lengths[l]) || have.GetChain() != s.chains[l] || fmt.Sprint(have.GetHashes()) != fmt.Sprint(s.hashes(t, l, s.lengths[l])) {
 			t.Fatalf("layer %d has %d positions with hashes %x", l, have.GetLength(), have.GetHashes())
 		}
 	}
@@ -560,6 +581,8 @@ func TestStepsAreRefusedByName(t *testing.T) {
 		"layer 2³²-1":       {problemInvalid, "layer 4294967295", func(m *move) { m.step.Layer = math.MaxUint32 }},
 		"behind":            {session.Behind, "70 positions", func(m *move) { m.step.Length += 5 }},
 		"ahead":             {session.Ahead, "70 positions", func(m *move) { m.step.Length -= 30 }},
+		"other appends":     {session.Different, "made by other appends", func(m *move) { m.step.Chain++ }},
+		"no id":             {problemInvalid, "an append has an id", func(m *move) { m.step.AppendId = 0 }},
 		"different":         {session.Different, "group 1", func(m *move) { m.step.Hashes[1]++ }},
 		"stale epoch":       {session.StaleEpoch, "epoch 0", func(m *move) { m.step.Epoch = 0 }},
 		"other truncations": {session.OtherTruncations, "truncated 0 times", func(m *move) { m.step.Truncations = 3 }},
@@ -593,13 +616,13 @@ func TestStepsAreRefusedByName(t *testing.T) {
 			copy(m.payload[4*2*2*2*8:], workertest.LittleEndian([]float32{6e4}))
 		}},
 		"all scores overflow to -Inf": {problemNotFinite, "head 0, token 0: all scores overflow to -Inf", func(m *move) {
-			m.step.Append, m.step.Layer, m.step.Length, m.step.Hashes = 1, 2, 0, []uint64{0}
+			m.step.Append, m.step.Layer, m.step.Length, m.step.Chain, m.step.Hashes = 1, 2, 0, 0, []uint64{0}
 			m.step.Attend, m.step.QueryPosition = 1, 0
 			m.payload = workertest.LittleEndian([]float32{1e20, -1e20, 1})
 		}},
 		"a context that its codec can not hold": {problemNotFinite, "", func(m *move) {
 			m.step.Codec = headwaterv1.StepCodec_STEP_CODEC_F16
-			m.step.Append, m.step.Layer, m.step.Length, m.step.Hashes = 1, 2, 0, []uint64{0}
+			m.step.Append, m.step.Layer, m.step.Length, m.step.Chain, m.step.Hashes = 1, 2, 0, 0, []uint64{0}
 			m.step.Attend, m.step.QueryPosition = 1, 0
 			m.payload = workertest.LittleEndian([]float32{0, 0, 1e6})
 		}},

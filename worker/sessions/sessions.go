@@ -49,7 +49,7 @@ func (s *Service) CreateSession(_ context.Context, m *headwaterv1.CreateSessionR
 	if err := s.ready(); err != nil {
 		return nil, err
 	}
-	req := kvcache.CreateRequest{Tokens: m.GetTokens()}
+	req := kvcache.CreateRequest{Tokens: m.GetTokens(), Call: m.GetCall()}
 	var err error
 	if req.Session, err = sessionID("session", m.GetSession()); err != nil {
 		return nil, err
@@ -74,11 +74,11 @@ func (s *Service) CreateSession(_ context.Context, m *headwaterv1.CreateSessionR
 	if err != nil {
 		return nil, refusal(err)
 	}
-	return &headwaterv1.CreateSessionResponse{State: s.state(state, true)}, nil
+	return &headwaterv1.CreateSessionResponse{State: s.state(state, whole)}, nil
 }
 
 // TakeSession steps a session's epoch.
-func (s *Service) TakeSession(_ context.Context, m *headwaterv1.TakeSessionRequest) (*headwaterv1.TakeSessionResponse, error) {
+func (s *Service) TakeSession(ctx context.Context, m *headwaterv1.TakeSessionRequest) (*headwaterv1.TakeSessionResponse, error) {
 	if err := s.ready(); err != nil {
 		return nil, err
 	}
@@ -90,26 +90,22 @@ func (s *Service) TakeSession(_ context.Context, m *headwaterv1.TakeSessionReque
 	if err != nil {
 		return nil, err
 	}
-	var expect []kvcache.LayerState
-	for _, l := range m.GetExpect() {
-		expect = append(expect, kvcache.LayerState{Layer: shard.Layer(l.GetLayer()), Length: l.GetLength(), Hashes: l.GetHashes()})
-	}
-	state, err := s.m.Store.Take(id, epoch, expect, m.GetTruncations(), m.GetCheckOnly())
+	state, err := s.m.Store.Take(ctx, id, epoch, readLayers(m.GetExpect()), m.GetTruncations(), m.GetCheckOnly())
 	if err != nil {
 		return nil, refusal(err)
 	}
 	if m.GetCheckOnly() {
 		return &headwaterv1.TakeSessionResponse{}, nil
 	}
-	return &headwaterv1.TakeSessionResponse{State: s.state(state, true)}, nil
+	return &headwaterv1.TakeSessionResponse{State: s.state(state, whole)}, nil
 }
 
 // ForkSession makes a session that begins as another one.
-func (s *Service) ForkSession(_ context.Context, m *headwaterv1.ForkSessionRequest) (*headwaterv1.ForkSessionResponse, error) {
+func (s *Service) ForkSession(ctx context.Context, m *headwaterv1.ForkSessionRequest) (*headwaterv1.ForkSessionResponse, error) {
 	if err := s.ready(); err != nil {
 		return nil, err
 	}
-	req := kvcache.ForkRequest{Truncations: m.GetTruncations(), Position: -1}
+	req := kvcache.ForkRequest{Truncations: m.GetTruncations(), Expect: readLayers(m.GetExpect()), Position: -1, Call: m.GetCall()}
 	var err error
 	if req.Session, err = sessionID("session", m.GetSession()); err != nil {
 		return nil, err
@@ -127,15 +123,15 @@ func (s *Service) ForkSession(_ context.Context, m *headwaterv1.ForkSessionReque
 		// What is beyond all positions is refused as that is.
 		req.Position = int64(min(m.GetPosition(), shard.MaxPositions+1))
 	}
-	state, err := s.m.Store.Fork(req)
+	state, err := s.m.Store.Fork(ctx, req)
 	if err != nil {
 		return nil, refusal(err)
 	}
-	return &headwaterv1.ForkSessionResponse{State: s.state(state, true)}, nil
+	return &headwaterv1.ForkSessionResponse{State: s.state(state, whole)}, nil
 }
 
 // TruncateSession takes positions back.
-func (s *Service) TruncateSession(_ context.Context, m *headwaterv1.TruncateSessionRequest) (*headwaterv1.TruncateSessionResponse, error) {
+func (s *Service) TruncateSession(ctx context.Context, m *headwaterv1.TruncateSessionRequest) (*headwaterv1.TruncateSessionResponse, error) {
 	id, err := sessionID("session", m.GetSession())
 	if err != nil {
 		return nil, err
@@ -144,22 +140,24 @@ func (s *Service) TruncateSession(_ context.Context, m *headwaterv1.TruncateSess
 	if err != nil {
 		return nil, err
 	}
-	var state kvcache.State
-	if len(m.GetLengths()) > 0 || m.GetCheckOnly() {
-		state, err = s.m.Store.TruncateLayers(id, epoch, m.GetTruncations(), m.GetLengths(), m.GetCheckOnly())
-	} else {
-		state, err = s.m.Store.Truncate(id, epoch, m.GetTruncations(), m.GetPosition())
+	req := kvcache.TruncateRequest{
+		Session: id, Epoch: epoch, Truncations: m.GetTruncations(), Count: m.GetCount(), ID: m.GetId(), Expect: readLayers(m.GetExpect()),
+		Position: m.GetPosition(), CheckOnly: m.GetCheckOnly(),
 	}
+	if len(m.GetLengths()) > 0 {
+		req.Lengths = m.GetLengths()
+	}
+	state, err := s.m.Store.Truncate(ctx, &req)
 	if err != nil {
 		return nil, refusal(err)
 	}
 	if m.GetCheckOnly() {
 		return &headwaterv1.TruncateSessionResponse{}, nil
 	}
-	return &headwaterv1.TruncateSessionResponse{State: s.state(state, true)}, nil
+	return &headwaterv1.TruncateSessionResponse{State: s.state(state, whole)}, nil
 }
 
-// PinSession pins a session, or no longer.
+// PinSession pins a session, or no longer. It waits for no step.
 func (s *Service) PinSession(_ context.Context, m *headwaterv1.PinSessionRequest) (*headwaterv1.PinSessionResponse, error) {
 	id, err := sessionID("session", m.GetSession())
 	if err != nil {
@@ -169,11 +167,11 @@ func (s *Service) PinSession(_ context.Context, m *headwaterv1.PinSessionRequest
 	if err != nil {
 		return nil, refusal(err)
 	}
-	return &headwaterv1.PinSessionResponse{State: s.state(state, true)}, nil
+	return &headwaterv1.PinSessionResponse{State: s.state(state, whole)}, nil
 }
 
 // DropSession ends a session.
-func (s *Service) DropSession(_ context.Context, m *headwaterv1.DropSessionRequest) (*headwaterv1.DropSessionResponse, error) {
+func (s *Service) DropSession(ctx context.Context, m *headwaterv1.DropSessionRequest) (*headwaterv1.DropSessionResponse, error) {
 	id, err := sessionID("session", m.GetSession())
 	if err != nil {
 		return nil, err
@@ -186,7 +184,7 @@ func (s *Service) DropSession(_ context.Context, m *headwaterv1.DropSessionReque
 		}
 		epoch = &e
 	}
-	if err := s.m.Store.Drop(id, epoch); err != nil {
+	if err := s.m.Store.Drop(ctx, id, epoch, m.GetCall()); err != nil {
 		return nil, refusal(err)
 	}
 	return &headwaterv1.DropSessionResponse{}, nil

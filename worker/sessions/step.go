@@ -75,17 +75,26 @@ func (s *Service) do(ctx context.Context, from session.ID, t *task) error {
 	}
 	st.append.Epoch.Lane = kvcache.LaneID(from)
 	defer st.release()
+	if r.Chain = m.Chain; m.Append > 0 {
+		r.Chain = kvcache.NextChain(m.Chain, m.AppendID, m.Length)
+	}
+	return s.perform(ctx, t)
+}
+
+// perform does a step that was checked.
+func (s *Service) perform(ctx context.Context, t *task) (err error) {
+	m, r, st := &t.request.Step, &t.response.Result, &t.step
 	if m.Attend == 0 {
-		if r.Length, r.Hashes, err = s.m.Store.Append(&st.append, r.Hashes); err != nil {
+		if r.Length, r.Hashes, err = s.m.Store.Append(ctx, &st.append, r.Hashes); err != nil {
 			return refusal(err)
 		}
 		r.QueueNanos = machine.Nanos(t.arrived, time.Now())
 		return nil
 	}
-	if r.Length, r.Hashes, err = s.m.Store.Prepare(&st.pending, &st.append, r.Hashes); err != nil {
+	if r.Length, r.Hashes, err = s.m.Store.Prepare(ctx, &st.pending, &st.append, r.Hashes); err != nil {
 		return refusal(err)
 	}
-	rows := len(groups) * int(m.Attend) * st.heads
+	rows := len(st.groups) * int(m.Attend) * st.heads
 	raw := rpc.NewBuffer(4 * rows * (st.vDim + 1))
 	out := attention.Output{Context: raw.Floats()[:rows*st.vDim], LSE: raw.Floats()[rows*st.vDim:]}
 	if err := s.attend(ctx, t, out); err != nil {
@@ -99,7 +108,7 @@ func (s *Service) do(ctx context.Context, from session.ID, t *task) error {
 		return nil
 	}
 	defer raw.Free()
-	tokens := len(groups) * int(m.Attend)
+	tokens := len(st.groups) * int(m.Attend)
 	frame := rpc.NewBuffer(int(contextframe.MaxFrameBytes(st.codec, tokens, st.heads, st.vDim)))
 	coded, err := contextframe.Encode(frame.Bytes()[:0], st.codec, 0, tokens, st.heads, st.vDim, out.Context, out.LSE)
 	if err != nil {
@@ -207,7 +216,7 @@ func (st *step) read(m *session.Step, payload *rpc.Buffer, layer *shard.LayerSpe
 	st.q = payload.Floats()[:sizes.Q/4]
 	st.append = kvcache.Append{
 		Session: kvcache.SessionID(m.Session), Epoch: kvcache.Epoch{Counter: m.Epoch}, Truncations: m.Truncations,
-		Layer: shard.Layer(m.Layer), Length: m.Length, Hashes: m.Hashes, Positions: int(m.Append), Encoding: dt,
+		Layer: shard.Layer(m.Layer), Length: m.Length, Hashes: m.Hashes, Chain: m.Chain, ID: m.AppendID, Positions: int(m.Append), Encoding: dt,
 		K: cut(sizes.K), V: cut(sizes.V), KScale: cut(sizes.Scale), VScale: cut(sizes.Scale), Tokens: m.Tokens, Query: m.QueryPosition,
 	}
 	st.query = attention.Query{Tokens: int(m.Attend), Heads: heads, Offset: int64(m.QueryPosition)}

@@ -11,6 +11,7 @@ import (
 	"headwater.example/internal/layerproto"
 	"headwater.example/internal/session"
 	headwaterv1 "headwater.example/proto/headwater/v1"
+	"headwater.example/shard"
 )
 
 // This file turns the messages of SessionService into what the store takes and gives.
@@ -90,24 +91,46 @@ func writeConfig(c *kvcache.Config) *headwaterv1.SessionConfig {
 	return m
 }
 
-// state is what the worker has of a session, as it goes out: full, or for a list of all, which is to fit a message.
-func (s *Service) state(st kvcache.State, full bool) *headwaterv1.SessionState {
+// readLayers reads what a caller names of the layers. The store checks it.
+func readLayers(layers []*headwaterv1.LayerState) []kvcache.LayerState {
+	read := make([]kvcache.LayerState, len(layers))
+	for i, l := range layers {
+		read[i] = kvcache.LayerState{Layer: shard.Layer(l.GetLayer()), Length: l.GetLength(), Hashes: l.GetHashes(), Chain: l.GetChain(), AppendID: l.GetAppendId()}
+	}
+	return read
+}
+
+// detail is how much is told of a session.
+type detail int
+
+const (
+	listed  detail = iota // for a list of all, which is to fit a message
+	holders               // with what it was made with
+	whole                 // and with what names its state
+)
+
+// state is what the worker has of a session, as it goes out.
+func (s *Service) state(st kvcache.State, told detail) *headwaterv1.SessionState {
 	m := &headwaterv1.SessionState{
 		Session:     st.Session[:],
 		Epoch:       writeEpoch(st.Epoch),
-		Truncations: st.Truncations,
-		Pinned:      st.Pinned,
-		PageBytes:   uint64(st.PageBytes),
-		OwnBytes:    uint64(st.OwnBytes),
-		Name:        st.Config.Name,
-		Tenant:      st.Config.Tenant,
-		Created:     timestamppb.New(st.Created),
-		Used:        timestamppb.New(st.Used),
+		Truncations: st.Truncations, TruncationId: st.TruncationID,
+		Pinned:    st.Pinned,
+		PageBytes: uint64(st.PageBytes),
+		OwnBytes:  uint64(st.OwnBytes),
+		Name:      st.Config.Name,
+		Tenant:    st.Config.Tenant,
+		Created:   timestamppb.New(st.Created),
+		Used:      timestamppb.New(st.Used),
 	}
-	for _, l := range st.Layers {
+	for i := range st.Layers {
+		l := &st.Layers[i]
 		one := &headwaterv1.LayerState{Layer: uint32(l.Layer), Length: l.Length, First: l.First}
-		if full {
-			one.Hashes = l.Hashes
+		if told == whole {
+			one.Hashes, one.Chain, one.AppendId = l.Hashes, l.Chain, l.AppendID
+			if b := l.Before; b != nil {
+				one.Before = &headwaterv1.LayerState{Layer: uint32(l.Layer), Length: b.Length, Hashes: b.Hashes, Chain: b.Chain}
+			}
 		}
 		m.Layers = append(m.Layers, one)
 	}
@@ -120,7 +143,7 @@ func (s *Service) state(st kvcache.State, full bool) *headwaterv1.SessionState {
 		self.Layers = append(self.Layers, layer)
 	}
 	m.Holders = []*headwaterv1.Holder{self}
-	if full {
+	if told != listed {
 		m.Config = writeConfig(st.Config)
 	}
 	return m

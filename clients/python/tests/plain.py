@@ -56,7 +56,9 @@ class Held:
     def __init__(self, config: Any, epoch: Any) -> None:
         self.config, self.epoch = config, epoch
         self.groups = [tuple(range(layer.n_kv_heads)) for layer in config.layers]
-        self.truncations, self.cut, self.pinned = 0, None, False
+        self.truncations, self.cut, self.pinned = 0, 0, False  # cut is the id of the newest truncation
+        self.chains = [0] * len(config.layers)
+        self.newest: dict[int, tuple[int, int, int]] = {}  # by layer, the newest append: its id, and length and chain before it
         # by layer and group: k and v of each position, and the hash after it
         self.rows: dict[tuple[int, int], list[tuple[Any, Any, int]]] = {(i, g): [] for i, gs in enumerate(self.groups) for g in gs}
 
@@ -71,8 +73,17 @@ class Held:
         held = [P.HeldLayer(layer=i, groups=gs) for i, gs in enumerate(self.groups)]
         s.holders.add(name=worker, layers=held)
         for i in range(len(self.groups)):
-            s.layers.add(layer=i, length=self.length(i), hashes=self.hashes(i))
+            s.layers.add(layer=i, length=self.length(i), hashes=self.hashes(i), chain=self.chains[i])
         return s
+
+    def start(self, want: Any) -> int:
+        """The length that a truncation starts from at a layer, which it names."""
+        id, length, chain = self.newest.get(want.layer, (0, 0, 0))
+        if (want.length, want.chain) == (self.length(want.layer), self.chains[want.layer]):
+            return int(want.length)
+        if want.append_id and (want.append_id, want.length, want.chain) == (id, length, chain):
+            return length
+        raise Refusal(P.SESSION_PROBLEM_AHEAD, length=self.length(want.layer))
 
     def step(self, s: Any, payload: bytes) -> tuple[Any, bytes]:
         layer, groups = self.config.layers[s.layer], self.groups[s.layer]
@@ -94,7 +105,11 @@ class Held:
         if s.truncations != self.truncations:
             raise Refusal(P.SESSION_PROBLEM_OTHER_TRUNCATIONS, truncations=self.truncations)
         have = self.length(s.layer)
+        if s.append and not s.append_id:
+            raise Refusal(P.SESSION_PROBLEM_INVALID, "an append has an id")
         if have == s.length + s.append and s.append and have > s.length:
+            if self.newest.get(s.layer) != (s.append_id, s.length, s.chain):
+                raise Refusal(P.SESSION_PROBLEM_DIFFERENT, length=have)
             hashes = [self.rows[s.layer, g][s.length - 1][2] if s.length else 0 for g in groups]
             if hashes != list(s.hashes) or any(
                 self.chain(hashes[i], s.length, k[i], v[i])[-1][2] != self.rows[s.layer, g][-1][2] for i, g in enumerate(groups)
@@ -102,13 +117,19 @@ class Held:
                 raise Refusal(P.SESSION_PROBLEM_DIFFERENT, length=have)
         elif have != s.length:
             raise Refusal(P.SESSION_PROBLEM_BEHIND if have < s.length else P.SESSION_PROBLEM_AHEAD, length=have)
-        elif self.hashes(s.layer) != list(s.hashes):
+        elif self.hashes(s.layer) != list(s.hashes) or self.chains[s.layer] != s.chain:
             raise Refusal(P.SESSION_PROBLEM_DIFFERENT, length=have)
         else:
             for i, g in enumerate(groups):
                 h = s.hashes[i]
                 self.rows[s.layer, g] += self.chain(h, s.length, k[i], v[i])
-        result = P.StepResult(length=self.length(s.layer), hashes=self.hashes(s.layer), codec=P.STEP_CODEC_RAW)
+            if s.append:
+                self.newest[s.layer] = (s.append_id, s.length, s.chain)
+                text = s.chain.to_bytes(8, "little") + s.append_id.to_bytes(8, "little") + s.length.to_bytes(8, "little")
+                self.chains[s.layer] = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
+        result = P.StepResult(
+            length=self.length(s.layer), hashes=self.hashes(s.layer), codec=P.STEP_CODEC_RAW, chain=self.chains[s.layer]
+        )
         if not s.attend:
             return result, b""
         tree = None
@@ -211,21 +232,26 @@ class Node:
     def fork(self, r: Any) -> Any:
         held = self.owned(r)
         child = Held(held.config, r.child_epoch)
-        child.rows = {key: rows[: r.position if r.HasField("position") else None] for key, rows in held.rows.items()}
+        named = {one.layer: one.length for one in r.expect}
+        if any(held.length(i) < n for i, n in named.items()) or len(named) != len(held.groups):
+            raise Refusal(P.SESSION_PROBLEM_BEHIND)
+        child.rows = {key: rows[: r.position if r.HasField("position") else named[key[0]]] for key, rows in held.rows.items()}
         self.sessions[r.child] = child
         return P.ForkSessionResponse(state=child.state(r.child))
 
     def truncate(self, r: Any) -> Any:
         held = self.owned(r)
-        if held.truncations == r.truncations + 1 and held.cut == r.lengths:
+        if r.id and held.cut == r.id:
             return P.TruncateSessionResponse(state=held.state(r.session))
         if held.truncations != r.truncations:
             raise Refusal(P.SESSION_PROBLEM_OTHER_TRUNCATIONS, truncations=held.truncations)
+        starts = {one.layer: held.start(one) for one in r.expect}
         if r.check_only:
             return P.TruncateSessionResponse()
-        held.truncations, held.cut = held.truncations + 1, list(r.lengths)
+        held.truncations, held.cut = r.count, r.id
         for (layer, _), rows in held.rows.items():
-            del rows[r.lengths[layer] if r.lengths else r.position :]
+            del rows[min(r.lengths[layer] if r.lengths else r.position, starts[layer]) :]
+        held.chains, held.newest = [r.id] * len(held.chains), {}
         return P.TruncateSessionResponse(state=held.state(r.session))
 
     def pin(self, r: Any) -> Any:

@@ -2,6 +2,7 @@ package fanout
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -45,41 +46,65 @@ func (c *Conns) each(ctx context.Context, holders []*Holder, do func(ctx context
 	return states, first
 }
 
-// Create makes a session at every holder. It begins with the prefix that all of them have; who has more is cut to it.
+// Create makes a session at every holder. It begins with the prefix that all of them have; who has more is cut to it. What a call
+// that fails has made it gives up, and nothing that another call has made.
 func (c *Conns) Create(ctx context.Context, h *Holding, req *headwaterv1.CreateSessionRequest) (*headwaterv1.SessionState, error) {
+	call := cmp.Or(req.GetCall(), NewID())
 	states, err := c.each(ctx, h.holders, func(ctx context.Context, s headwaterv1.SessionServiceClient, i int) (*headwaterv1.SessionState, error) {
 		begin, err := h.sliceBegin(h.holders[i], req.GetBegin())
 		if err != nil {
 			return nil, err
 		}
-		own := &headwaterv1.CreateSessionRequest{Session: req.GetSession(), Epoch: req.GetEpoch(), Config: req.GetConfig(), Held: h.holders[i].held(), Tokens: req.GetTokens(), Workers: req.GetWorkers(), Begin: begin}
+		own := &headwaterv1.CreateSessionRequest{Session: req.GetSession(), Epoch: req.GetEpoch(), Config: req.GetConfig(), Held: h.holders[i].held(), Tokens: req.GetTokens(), Workers: req.GetWorkers(), Begin: begin, Call: call}
 		resp, err := s.CreateSession(ctx, own)
 		return resp.GetState(), err
 	})
+	var state *headwaterv1.SessionState
+	if err == nil {
+		state, err = c.begin(ctx, h, req, states)
+	}
 	if err != nil {
-		if !Is(err, session.Exists) {
-			c.abandon(ctx, h, req.GetSession(), req.GetEpoch())
-		}
+		c.abandon(ctx, h, req.GetSession(), req.GetEpoch(), call)
 		return nil, err
 	}
-	least := h.least(states)
-	if len(req.GetBegin()) == 0 {
-		// Holders of other layers may have other prefixes, too: the first step continues at one position in all layers.
-		least = slices.Repeat([]uint64{slices.Min(least)}, len(least))
-	}
-	state, err := c.level(ctx, h, req.GetSession(), req.GetEpoch(), states, least)
-	if err != nil {
-		c.abandon(ctx, h, req.GetSession(), req.GetEpoch())
-	}
-	return state, err
+	return state, nil
 }
 
-// abandon drops what was made of a session that not all could make, also where ctx has ended. What can not be dropped in time
-// ends by its TTL.
-func (c *Conns) abandon(ctx context.Context, h *Holding, session []byte, epoch *headwaterv1.Epoch) {
+// begin joins the states of a session that was made, after it has made all layers as long as the shortest prefix that was found.
+// If layers begin where those of another session are, each begins at its own position.
+func (c *Conns) begin(ctx context.Context, h *Holding, req *headwaterv1.CreateSessionRequest, states []*headwaterv1.SessionState) (*headwaterv1.SessionState, error) {
+	for _, s := range states {
+		if slices.ContainsFunc(s.GetLayers(), used) {
+			return h.Join(req.GetSession(), states) // An earlier call has made it, and its driver goes on.
+		}
+	}
+	all, err := h.share(req.GetSession(), states)
+	if err != nil {
+		return nil, err
+	}
+	least := uint64(math.MaxUint64)
+	for _, one := range all {
+		least = min(least, one.length)
+	}
+	for i := range all {
+		if len(req.GetBegin()) == 0 && all[i].length != least {
+			all[i] = shared{length: least}
+		}
+	}
+	return c.level(ctx, h, req.GetSession(), req.GetEpoch(), states, all)
+}
+
+// used tells whether a layer has got or lost positions since its session began, but for those that begin takes back.
+func used(l *headwaterv1.LayerState) bool {
+	return l.GetChain() != 0 && (l.GetAppendId() != 0 || l.GetBefore().GetChain() != 0)
+}
+
+// abandon drops what a call has made of a session that not all could make, also where ctx has ended. What can not be dropped in
+// time ends by its TTL.
+func (c *Conns) abandon(ctx context.Context, h *Holding, session []byte, epoch *headwaterv1.Epoch, call uint64) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.abandonTimeout)
 	defer cancel()
-	_ = c.Drop(ctx, h.holders, &headwaterv1.DropSessionRequest{Session: session, Epoch: epoch})
+	_ = c.Drop(ctx, h.holders, &headwaterv1.DropSessionRequest{Session: session, Epoch: epoch, Call: call})
 }
 
 // Take makes the lane of the epoch the one that drives the session, at every holder, or with CheckOnly says whether it
@@ -95,7 +120,20 @@ func (c *Conns) Take(ctx context.Context, h *Holding, req *headwaterv1.TakeSessi
 	if err != nil {
 		return nil, err
 	}
-	return c.level(ctx, h, req.GetSession(), req.GetEpoch(), states, h.least(states))
+	common, err := h.share(req.GetSession(), states)
+	if err != nil && len(req.GetExpect()) > 0 {
+		// All holders have confirmed the receipt: so much they have in common.
+		common, err = make([]shared, len(h.layers)), nil
+		for _, l := range req.GetExpect() {
+			if int64(l.GetLayer()) < int64(len(common)) {
+				common[l.GetLayer()].length = l.GetLength()
+			}
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	return c.level(ctx, h, req.GetSession(), req.GetEpoch(), states, common)
 }
 
 func (c *Conns) take(ctx context.Context, h *Holding, req *headwaterv1.TakeSessionRequest, checkOnly bool) ([]*headwaterv1.SessionState, error) {
@@ -125,7 +163,7 @@ func (h *Holding) slice(o *Holder, layers []*headwaterv1.LayerState) ([]*headwat
 		if len(groups) == 0 {
 			continue
 		}
-		one := &headwaterv1.LayerState{Layer: l.GetLayer(), Length: l.GetLength()}
+		one := &headwaterv1.LayerState{Layer: l.GetLayer(), Length: l.GetLength(), Chain: l.GetChain(), AppendId: l.GetAppendId()}
 		for _, g := range groups {
 			one.Hashes = append(one.Hashes, l.GetHashes()[g])
 		}
@@ -177,41 +215,20 @@ func (h *Holding) sliceBegin(o *Holder, layers []*headwaterv1.BeginLayer) ([]*he
 	return own, nil
 }
 
-// level joins the states of all holders, after it has cut each layer to the length of that layer where some have more. Who has
-// counted one truncation less than others has not cut yet.
-func (c *Conns) level(ctx context.Context, h *Holding, session []byte, epoch *headwaterv1.Epoch, states []*headwaterv1.SessionState, lengths []uint64) (*headwaterv1.SessionState, error) {
-	truncations, differ := states[0].GetTruncations(), false
-	for _, s := range states {
-		differ = differ || s.GetTruncations() != truncations
-		truncations = min(truncations, s.GetTruncations())
-		for _, l := range s.GetLayers() {
-			differ = differ || int64(l.GetLayer()) < int64(len(lengths)) && l.GetLength() != lengths[l.GetLayer()]
-		}
-	}
-	if !differ {
-		return h.Join(session, states)
-	}
-	return c.Truncate(ctx, h, &headwaterv1.TruncateSessionRequest{Session: session, Epoch: epoch, Truncations: truncations, Lengths: lengths})
-}
-
-// Join makes one state of a session of those of all holders, in their order. They must have the same lengths and truncations.
+// Join makes one state of a session of those of all holders, in their order: what they have in common. They must have counted the
+// same truncations.
 func (h *Holding) Join(id []byte, states []*headwaterv1.SessionState) (*headwaterv1.SessionState, error) {
 	if states[0] == nil {
 		return nil, wrong(h.holders[0].Name, "it answers without a state")
 	}
 	all := proto.CloneOf(states[0])
 	all.Layers, all.PageBytes, all.OwnBytes, all.Holders = nil, 0, 0, nil
-	hashes, lengths, firsts, seen := make([][]uint64, len(h.layers)), make([]uint64, len(h.layers)), make([]uint64, len(h.layers)), make([]int, len(h.layers))
-	for l := range h.layers {
-		hashes[l] = make([]uint64, h.layers[l].KVHeads)
-	}
 	for i, s := range states {
-		o := h.holders[i]
-		if !bytes.Equal(s.GetSession(), id) {
-			return nil, wrong(o.Name, "it answers for session %x, not %x", s.GetSession(), id)
+		if err := h.check(h.holders[i], id, s); err != nil {
+			return nil, err
 		}
 		if s.GetTruncations() != all.GetTruncations() {
-			return nil, refused(o.Name, session.Errorf(session.OtherTruncations, "session %x: truncated %d times, at another holder %d", id, s.GetTruncations(), all.GetTruncations()))
+			return nil, refused(h.holders[i].Name, session.Errorf(session.OtherTruncations, "session %x: truncated %d times, at another holder %d", id, s.GetTruncations(), all.GetTruncations()))
 		}
 		all.PageBytes += s.GetPageBytes()
 		all.OwnBytes += s.GetOwnBytes()
@@ -219,37 +236,10 @@ func (h *Holding) Join(id []byte, states []*headwaterv1.SessionState) (*headwate
 		if s.GetUsed().AsTime().After(all.GetUsed().AsTime()) {
 			all.Used = s.GetUsed()
 		}
-		last := int64(-1)
-		for _, l := range s.GetLayers() {
-			if int64(l.GetLayer()) >= int64(len(h.layers)) || int64(l.GetLayer()) <= last {
-				return nil, wrong(o.Name, "it tells of layer %d of %d after layer %d", l.GetLayer(), len(h.layers), last)
-			}
-			last = int64(l.GetLayer())
-			groups := o.layer(int(l.GetLayer()), &h.layers[l.GetLayer()])
-			if len(l.GetHashes()) != len(groups) || len(groups) == 0 {
-				return nil, wrong(o.Name, "it has %d hashes for %d groups of layer %d", len(l.GetHashes()), len(groups), l.GetLayer())
-			}
-			if seen[l.GetLayer()] > 0 && l.GetLength() != lengths[l.GetLayer()] {
-				return nil, refused(o.Name, session.Errorf(session.Behind, "layer %d has %d positions, at another holder %d", l.GetLayer(), l.GetLength(), lengths[l.GetLayer()]))
-			}
-			lengths[l.GetLayer()] = l.GetLength()
-			firsts[l.GetLayer()] = max(firsts[l.GetLayer()], l.GetFirst())
-			seen[l.GetLayer()] += len(groups)
-			for j, g := range groups {
-				hashes[l.GetLayer()][g] = l.GetHashes()[j]
-			}
-		}
 	}
-	for l := range h.layers {
-		layer := &h.layers[l]
-		if seen[l] != layer.KVHeads {
-			for i, s := range states {
-				if len(h.holders[i].layer(l, layer)) > 0 && !slices.ContainsFunc(s.GetLayers(), func(t *headwaterv1.LayerState) bool { return int64(t.GetLayer()) == int64(l) }) {
-					return nil, wrong(h.holders[i].Name, "it does not tell of layer %d", l)
-				}
-			}
-		}
-		all.Layers = append(all.Layers, &headwaterv1.LayerState{Layer: uint32(l), Length: lengths[l], Hashes: hashes[l], First: firsts[l]})
+	var err error
+	if all.Layers, err = h.joinLayers(id, states); err != nil {
+		return nil, err
 	}
 	if h.holders[0].Groups == nil {
 		all.Holders = states[0].GetHolders()
@@ -262,56 +252,112 @@ func (h *Holding) Join(id []byte, states []*headwaterv1.SessionState) (*headwate
 	return all, nil
 }
 
-// Fork makes a session that begins as another one, at every holder.
-func (c *Conns) Fork(ctx context.Context, h *Holding, req *headwaterv1.ForkSessionRequest) (*headwaterv1.SessionState, error) {
-	states, err := c.each(ctx, h.holders, func(ctx context.Context, s headwaterv1.SessionServiceClient, _ int) (*headwaterv1.SessionState, error) {
-		resp, err := s.ForkSession(ctx, req)
-		return resp.GetState(), err
-	})
-	if err == nil {
-		var state *headwaterv1.SessionState
-		if state, err = c.level(ctx, h, req.GetChild(), req.GetChildEpoch(), states, h.least(states)); err == nil {
-			return state, nil
+// check refuses what is no state of a session at a holder.
+func (h *Holding) check(o *Holder, id []byte, s *headwaterv1.SessionState) error {
+	if !bytes.Equal(s.GetSession(), id) {
+		return wrong(o.Name, "it answers for session %x, not %x", s.GetSession(), id)
+	}
+	last := int64(-1)
+	for _, l := range s.GetLayers() {
+		if int64(l.GetLayer()) >= int64(len(h.layers)) || int64(l.GetLayer()) <= last {
+			return wrong(o.Name, "it tells of layer %d of %d after layer %d", l.GetLayer(), len(h.layers), last)
+		}
+		last = int64(l.GetLayer())
+		groups := len(o.layer(int(l.GetLayer()), &h.layers[l.GetLayer()]))
+		if len(l.GetHashes()) != groups || groups == 0 || l.GetBefore() != nil && len(l.GetBefore().GetHashes()) != groups {
+			return wrong(o.Name, "it has %d hashes for %d groups of layer %d", len(l.GetHashes()), groups, l.GetLayer())
 		}
 	}
-	if !Is(err, session.Exists) {
-		c.abandon(ctx, h, req.GetChild(), req.GetChildEpoch())
+	for l := range h.layers {
+		if len(o.layer(l, &h.layers[l])) > 0 && !slices.ContainsFunc(s.GetLayers(), func(t *headwaterv1.LayerState) bool { return int64(t.GetLayer()) == int64(l) }) {
+			return wrong(o.Name, "it does not tell of layer %d", l)
+		}
 	}
-	return nil, err
+	return nil
 }
 
-// Truncate takes positions back at every holder, and what an append has left at some of them alone, or with CheckOnly says
-// whether it would. Where it fails at some, the same request again makes it whole.
-func (c *Conns) Truncate(ctx context.Context, h *Holding, req *headwaterv1.TruncateSessionRequest) (*headwaterv1.SessionState, error) {
-	if len(h.holders) > 1 && len(req.GetLengths()) == 0 {
-		states, err := c.states(ctx, h, req.GetSession())
+// joinLayers makes one state of each layer of those of all holders, which were checked.
+func (h *Holding) joinLayers(id []byte, states []*headwaterv1.SessionState) ([]*headwaterv1.LayerState, error) {
+	common, err := h.share(id, states)
+	if err != nil {
+		return nil, err
+	}
+	layers := make([]*headwaterv1.LayerState, len(h.layers))
+	for l, one := range common {
+		layers[l] = &headwaterv1.LayerState{Layer: uint32(l), Length: one.length, Chain: one.chain, Hashes: make([]uint64, h.layers[l].KVHeads)}
+	}
+	for i, s := range states {
+		o := h.holders[i]
+		for _, l := range s.GetLayers() {
+			at, one := int(l.GetLayer()), common[l.GetLayer()]
+			if !one.settled {
+				return nil, refused(o.Name, session.Errorf(session.Behind, "session %x: layer %d has %d positions, other holders have others", id, at, l.GetLength()))
+			}
+			layers[at].First = max(layers[at].First, l.GetFirst())
+			hashes := l.GetHashes()
+			if l.GetLength() != one.length || l.GetChain() != one.chain {
+				hashes = l.GetBefore().GetHashes()
+			}
+			for j, g := range o.layer(at, &h.layers[at]) {
+				layers[at].Hashes[g] = hashes[j]
+			}
+		}
+	}
+	return layers, nil
+}
+
+// Fork makes a session that begins as another one, at every holder. What a call that fails has made it gives up.
+func (c *Conns) Fork(ctx context.Context, h *Holding, req *headwaterv1.ForkSessionRequest) (*headwaterv1.SessionState, error) {
+	call := cmp.Or(req.GetCall(), NewID())
+	states, err := c.each(ctx, h.holders, func(ctx context.Context, s headwaterv1.SessionServiceClient, i int) (*headwaterv1.SessionState, error) {
+		expect, err := h.slice(h.holders[i], req.GetExpect())
 		if err != nil {
 			return nil, err
 		}
-		req = proto.CloneOf(req)
-		req.Lengths = h.least(states)
-		for l := range req.Lengths {
-			req.Lengths[l] = min(req.Lengths[l], req.GetPosition())
+		own := &headwaterv1.ForkSessionRequest{
+			Session: req.GetSession(), Epoch: req.GetEpoch(), Truncations: req.GetTruncations(), Child: req.GetChild(), ChildEpoch: req.GetChildEpoch(),
+			Position: req.Position, Expect: expect, Call: call,
 		}
+		resp, err := s.ForkSession(ctx, own)
+		return resp.GetState(), err
+	})
+	var state *headwaterv1.SessionState
+	if err == nil {
+		state, err = h.Join(req.GetChild(), states)
 	}
+	if err != nil {
+		c.abandon(ctx, h, req.GetChild(), req.GetChildEpoch(), call)
+		return nil, err
+	}
+	return state, nil
+}
+
+// Truncate takes positions back at every holder, from what the request names to be there, or with CheckOnly says whether it would.
+// Where it fails at some, the same request again makes it whole.
+func (c *Conns) Truncate(ctx context.Context, h *Holding, req *headwaterv1.TruncateSessionRequest) (*headwaterv1.SessionState, error) {
 	// Where one may have freed what another still has, none begins before all have agreed.
 	if len(h.holders) > 1 && slices.ContainsFunc(h.layers, func(l shard.LayerSpec) bool { return l.Windowed() }) || req.GetCheckOnly() {
-		check := proto.CloneOf(req)
-		check.CheckOnly = true
-		if _, err := c.truncate(ctx, h, check); err != nil || req.GetCheckOnly() {
+		if _, err := c.truncate(ctx, h, req, true); err != nil || req.GetCheckOnly() {
 			return nil, err
 		}
 	}
-	states, err := c.truncate(ctx, h, req)
+	states, err := c.truncate(ctx, h, req, false)
 	if err != nil {
 		return nil, err
 	}
 	return h.Join(req.GetSession(), states)
 }
 
-func (c *Conns) truncate(ctx context.Context, h *Holding, req *headwaterv1.TruncateSessionRequest) ([]*headwaterv1.SessionState, error) {
-	return c.each(ctx, h.holders, func(ctx context.Context, s headwaterv1.SessionServiceClient, _ int) (*headwaterv1.SessionState, error) {
-		resp, err := s.TruncateSession(ctx, req)
+func (c *Conns) truncate(ctx context.Context, h *Holding, req *headwaterv1.TruncateSessionRequest, checkOnly bool) ([]*headwaterv1.SessionState, error) {
+	return c.each(ctx, h.holders, func(ctx context.Context, s headwaterv1.SessionServiceClient, i int) (*headwaterv1.SessionState, error) {
+		expect, err := h.slice(h.holders[i], req.GetExpect())
+		if err != nil {
+			return nil, err
+		}
+		resp, err := s.TruncateSession(ctx, &headwaterv1.TruncateSessionRequest{
+			Session: req.GetSession(), Epoch: req.GetEpoch(), Truncations: req.GetTruncations(), Position: req.GetPosition(), Lengths: req.GetLengths(),
+			CheckOnly: checkOnly, Expect: expect, Id: req.GetId(), Count: req.GetCount(),
+		})
 		return resp.GetState(), err
 	})
 }
@@ -332,7 +378,7 @@ func (c *Conns) Pin(ctx context.Context, h *Holding, req *headwaterv1.PinSession
 		return s, nil
 	}
 	state, err := h.Join(req.GetSession(), states)
-	if Is(err, session.Behind) || Is(err, session.OtherTruncations) {
+	if Is(err, session.Behind) || Is(err, session.Different) || Is(err, session.OtherTruncations) {
 		state = proto.CloneOf(states[0])
 		state.Layers, state.Holders = nil, h.Proto()
 		for l, n := range h.least(states) {
@@ -358,40 +404,6 @@ func (c *Conns) Drop(ctx context.Context, holders []*Holder, req *headwaterv1.Dr
 		return unknown("", req.GetSession())
 	}
 	return err
-}
-
-// states asks every holder what it has of a session.
-func (c *Conns) states(ctx context.Context, h *Holding, session []byte) ([]*headwaterv1.SessionState, error) {
-	return c.each(ctx, h.holders, func(ctx context.Context, s headwaterv1.SessionServiceClient, i int) (*headwaterv1.SessionState, error) {
-		resp, err := s.ListSessions(ctx, &headwaterv1.ListSessionsRequest{Sessions: [][]byte{session}})
-		if err == nil && len(resp.GetSessions()) != 1 {
-			return nil, unknown(h.holders[i].Name, session)
-		}
-		if err != nil {
-			return nil, err
-		}
-		return resp.GetSessions()[0], nil
-	})
-}
-
-// Holds tells whether every holder has exactly these positions and hashes of the layers, after as many truncations.
-func (c *Conns) Holds(ctx context.Context, h *Holding, session []byte, truncations uint64, layers []*headwaterv1.LayerState) (bool, error) {
-	states, err := c.states(ctx, h, session)
-	if err != nil {
-		return false, err
-	}
-	for i, s := range states {
-		want, err := h.slice(h.holders[i], layers)
-		if err != nil {
-			return false, err
-		}
-		if s.GetTruncations() != truncations || !slices.EqualFunc(s.GetLayers(), want, func(a, b *headwaterv1.LayerState) bool {
-			return a.GetLayer() == b.GetLayer() && a.GetLength() == b.GetLength() && slices.Equal(a.GetHashes(), b.GetHashes())
-		}) {
-			return false, nil
-		}
-	}
-	return true, nil
 }
 
 // List asks one holder for sessions and its cache.

@@ -110,9 +110,13 @@ func draw(r *rand.Rand, layers []shard.LayerSpec, layer int, id [16]byte, length
 		x.k = append(x.k, floats(appended*l.HeadDim()))
 		x.v = append(x.v, floats(appended*l.VDim()))
 	}
+	var appendID uint64
+	if appended > 0 {
+		appendID = fanout.NewID()
+	}
 	return &fanout.Step{
 		Step: session.Step{
-			Session: id, Epoch: 1, Layer: uint32(layer), Length: length, Hashes: append([]uint64(nil), hashes...),
+			AppendID: appendID, Session: id, Epoch: 1, Layer: uint32(layer), Length: length, Hashes: append([]uint64(nil), hashes...),
 			Append: uint32(appended), Attend: uint32(attend), QueryPosition: length + uint64(appended) - uint64(attend),
 			Encoding: headwaterv1.StorageType_STORAGE_TYPE_F32, Codec: headwaterv1.StepCodec_STEP_CODEC_RAW,
 		},
@@ -127,12 +131,16 @@ type plain struct {
 	layers  []shard.LayerSpec
 	holding *fanout.Holding
 	id      [16]byte
+	known   []*headwaterv1.LayerState // what its driver knows to be there
 }
 
 // start makes a session of layers whose groups go round the holders.
 func start(t testing.TB, n int, layers ...shard.LayerSpec) *plain {
 	t.Helper()
 	p := &plain{peers: connect(t), layers: layers, id: [16]byte{7}}
+	for l, layer := range layers {
+		p.known = append(p.known, &headwaterv1.LayerState{Layer: uint32(l), Hashes: make([]uint64, layer.KVHeads)})
+	}
 	var holders []*fanout.Holder
 	for i := range n {
 		h := &plainholder.Holder{Name: fmt.Sprintf("w%d", i+1), Boot: [16]byte{byte(i + 1)}}

@@ -32,10 +32,10 @@ type Output interface {
 	Take(group int, context, lse []float32)
 }
 
-// Step is a step on all groups of a layer. Length and Hashes are those before it. What it refers to must stay as it is until
+// Step is a step on all groups of a layer. Length, Hashes and Chain are those before it; an append has an id (NewID). What it refers to must stay as it is until
 // the call has ended.
 type Step struct {
-	session.Step // Hashes by group of the layer; Wait writes those after the step over them
+	session.Step // Hashes by group of the layer; Wait writes those after the step over them, as it does with Chain
 
 	Input  Input
 	Output Output
@@ -318,6 +318,8 @@ func (c *Call) gather() error {
 		switch {
 		case r.Length != after || len(r.Hashes) != len(p.groups):
 			return wrong(p.holder.Name, "it answers a step to %d positions of %d groups with %d and %d hashes", after, len(p.groups), r.Length, len(r.Hashes))
+		case r.Chain != c.parts[0].response.Result.Chain:
+			return wrong(p.holder.Name, "its chain is %016x then, that of holder %q %016x", r.Chain, c.parts[0].holder.Name, c.parts[0].response.Result.Chain)
 		case s.Attend == 0 && p.response.Payload != nil:
 			return wrong(p.holder.Name, "it answers with a context where nothing attends")
 		case s.Attend > 0 && r.Codec != s.Codec:
@@ -334,7 +336,7 @@ func (c *Call) gather() error {
 			}
 		}
 	}
-	s.ComputeNanos, s.QueueNanos = 0, 0
+	s.ComputeNanos, s.QueueNanos, s.Chain = 0, 0, c.parts[0].response.Result.Chain
 	for _, p := range c.parts {
 		r := &p.response.Result
 		for j, g := range p.groups {

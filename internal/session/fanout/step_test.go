@@ -147,21 +147,49 @@ func TestEveryHolderGetsItsGroups(t *testing.T) {
 
 var two = []shard.LayerSpec{shape(8, 4, 3, 2), shape(4, 2, 2, 2)}
 
-// do does a step and tells what holders have then.
+// do does a step and takes up what came of it.
 func (p *plain) do(t testing.TB, step *fanout.Step) error {
 	t.Helper()
-	return p.lane.Start(t.Context(), p.holding, step).Wait(t.Context())
+	known := p.known[step.Layer]
+	step.Chain = known.GetChain()
+	if err := p.lane.Start(t.Context(), p.holding, step).Wait(t.Context()); err != nil {
+		known.AppendId = step.AppendID
+		return err
+	}
+	known.Length, known.Hashes, known.Chain, known.AppendId = step.Length+uint64(step.Append), step.Hashes, step.Chain, 0
+	return nil
 }
 
-// holds fails unless all holders have these lengths and hashes.
+// state is what a holder tells of the session.
+func (p *plain) state(t testing.TB, holder int) *headwaterv1.SessionState {
+	t.Helper()
+	o := p.holding.Holders()[holder]
+	resp, err := p.conns.List(t.Context(), o.Name, o.Address, &headwaterv1.ListSessionsRequest{Sessions: [][]byte{p.id[:]}})
+	if err != nil || len(resp.GetSessions()) != 1 {
+		t.Fatalf("%s: %v: %v", o.Name, resp, err)
+	}
+	return resp.GetSessions()[0]
+}
+
+// holds fails unless all holders have these lengths and hashes, and alike chains.
 func (p *plain) holds(t testing.TB, truncations uint64, lengths []uint64, hashes [][]uint64) {
 	t.Helper()
-	var layers []*headwaterv1.LayerState
-	for l := range lengths {
-		layers = append(layers, &headwaterv1.LayerState{Layer: uint32(l), Length: lengths[l], Hashes: hashes[l]})
-	}
-	if ok, err := p.conns.Holds(t.Context(), p.holding, p.id[:], truncations, layers); err != nil || !ok {
-		t.Fatalf("not all holders have %v: %v", layers, err)
+	chains := map[uint32]uint64{}
+	for i, o := range p.holding.Holders() {
+		s := p.state(t, i)
+		if s.GetTruncations() != truncations {
+			t.Fatalf("%s has counted %d truncations, not %d", o.Name, s.GetTruncations(), truncations)
+		}
+		for _, l := range s.GetLayers() {
+			var want []uint64
+			for _, g := range o.Groups[l.GetLayer()] {
+				want = append(want, hashes[l.GetLayer()][g])
+			}
+			if chain, known := chains[l.GetLayer()]; l.GetLength() != lengths[l.GetLayer()] || !slices.Equal(l.GetHashes(), want) || known && l.GetChain() != chain {
+				t.Fatalf("%s has %v of layer %d, not %d positions with %x", o.Name, l, l.GetLayer(), lengths[l.GetLayer()], want)
+			}
+			chains[l.GetLayer()] = l.GetChain()
+		}
 	}
 }
 
@@ -208,11 +236,11 @@ func TestTheLengthIsTheLeastThatAllHold(t *testing.T) {
 			return p.conns.Take(t.Context(), p.holding, &headwaterv1.TakeSessionRequest{Session: p.id[:], Epoch: p.epoch})
 		},
 		"truncate": func(p *plain) (*headwaterv1.SessionState, error) {
-			return p.conns.Truncate(t.Context(), p.holding, &headwaterv1.TruncateSessionRequest{Session: p.id[:], Epoch: p.epoch, Position: 100})
+			return p.conns.Truncate(t.Context(), p.holding, &headwaterv1.TruncateSessionRequest{Session: p.id[:], Epoch: p.epoch, Position: 100, Expect: p.known, Id: 1})
 		},
 		"fork": func(p *plain) (*headwaterv1.SessionState, error) {
 			child := [16]byte{8}
-			state, err := p.conns.Fork(t.Context(), p.holding, &headwaterv1.ForkSessionRequest{Session: p.id[:], Epoch: p.epoch, Child: child[:], ChildEpoch: p.epoch})
+			state, err := p.conns.Fork(t.Context(), p.holding, &headwaterv1.ForkSessionRequest{Session: p.id[:], Epoch: p.epoch, Child: child[:], ChildEpoch: p.epoch, Expect: p.known})
 			p.id = child
 			return state, err
 		},
@@ -247,10 +275,11 @@ func TestTheLengthIsTheLeastThatAllHold(t *testing.T) {
 				t.Errorf("%s: layer %d has %d positions with %x, want %d with %x", name, l, have.GetLength(), have.GetHashes(), n, hashes[l])
 			}
 		}
-		if state.GetTruncations() != 1 {
+		truncations := map[string]uint64{"take": 1, "truncate": 1, "fork": 0}[name]
+		if state.GetTruncations() != truncations {
 			t.Errorf("%s: truncated %d times", name, state.GetTruncations())
 		}
-		p.holds(t, 1, []uint64{5, 3}, hashes)
+		p.holds(t, truncations, []uint64{5, 3}, hashes)
 	}
 }
 
@@ -263,15 +292,16 @@ func TestATruncationIsMadeWhole(t *testing.T) {
 		if err := p.do(t, step); err != nil {
 			t.Fatal(err)
 		}
-		req := &headwaterv1.TruncateSessionRequest{Session: p.id[:], Epoch: p.epoch, Lengths: []uint64{4, 0}}
-		one, err := fanout.NewHolding(two, &fanout.Holder{Name: "w1", Address: p.holding.Holders()[0].Address})
-		if err != nil {
+		req := &headwaterv1.TruncateSessionRequest{Session: p.id[:], Epoch: p.epoch, Lengths: []uint64{4, 0}, Id: 5, Expect: p.known}
+		var first []*headwaterv1.LayerState
+		for _, l := range p.state(t, 0).GetLayers() {
+			first = append(first, &headwaterv1.LayerState{Layer: l.GetLayer(), Length: l.GetLength(), Hashes: l.GetHashes(), Chain: l.GetChain()})
+		}
+		if _, err := p.nodes[0].TruncateSession(t.Context(), &headwaterv1.TruncateSessionRequest{Session: p.id[:], Epoch: p.epoch, Lengths: []uint64{4, 0}, Id: 5, Expect: first}); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := p.conns.Truncate(t.Context(), one, req); err == nil {
-			t.Fatal("one holder is all holders")
-		}
 		var state *headwaterv1.SessionState
+		var err error
 		if again {
 			state, err = p.conns.Truncate(t.Context(), p.holding, req)
 		} else {
@@ -495,6 +525,7 @@ func TestAnAbandonedStepIsDoneOnce(t *testing.T) {
 	}
 	close(release)
 	again, x := draw(rng(4), two, 0, p.id, 0, make([]uint64, 4), 2, 1)
+	again.AppendID = step.AppendID
 	p.nodes[1].Set(nil)
 	if err := p.do(t, again); err != nil || len(x.context) != 4 {
 		t.Fatal(err)

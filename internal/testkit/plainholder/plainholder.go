@@ -52,9 +52,77 @@ type heldSession struct {
 	held        []*headwaterv1.HeldLayer
 	epoch       *headwaterv1.Epoch
 	truncations uint64
-	cut         []uint64 // lengths of the last truncation, by layer
+	cut         uint64 // id of the last truncation
+	call        uint64 // that made it
+	stories     map[uint32]*story
 	pinned      bool
 	shards      map[[2]int]*rows // by layer and group
+}
+
+// story is how a layer came to be what it is.
+type story struct {
+	chain, appendID uint64
+	before          *headwaterv1.LayerState // the layer before its newest change
+}
+
+// layer is what is held of a layer.
+func (s *heldSession) layer(held *headwaterv1.HeldLayer) *headwaterv1.LayerState {
+	told := s.stories[held.GetLayer()]
+	l := &headwaterv1.LayerState{Layer: held.GetLayer(), Chain: told.chain, AppendId: told.appendID, Before: told.before}
+	for _, g := range held.GetGroups() {
+		r := s.shards[[2]int{int(held.GetLayer()), int(g)}]
+		l.Length = uint64(len(r.hashes))
+		l.Hashes = append(l.Hashes, r.hash(len(r.hashes)))
+	}
+	return l
+}
+
+// became notes a layer's newest change.
+func (s *heldSession) became(before *headwaterv1.LayerState, chain, appendID uint64) {
+	before.Before, before.AppendId = nil, 0
+	*s.stories[before.GetLayer()] = story{chain: chain, appendID: appendID, before: before}
+}
+
+func tell(held []*headwaterv1.HeldLayer) map[uint32]*story {
+	stories := map[uint32]*story{}
+	for _, l := range held {
+		stories[l.GetLayer()] = &story{}
+	}
+	return stories
+}
+
+// is says whether a state is the one that is named.
+func is(have, named *headwaterv1.LayerState) bool {
+	return have.GetLength() == named.GetLength() && have.GetChain() == named.GetChain() && slices.Equal(have.GetHashes(), named.GetHashes())
+}
+
+// named finds what a request names of a held layer, among those that it names.
+func named(expect []*headwaterv1.LayerState, held *headwaterv1.HeldLayer) (*headwaterv1.LayerState, *session.Error) {
+	i := slices.IndexFunc(expect, func(l *headwaterv1.LayerState) bool { return l.GetLayer() == held.GetLayer() })
+	if i < 0 || len(expect[i].GetHashes()) != len(held.GetGroups()) {
+		return nil, refuse(invalid, "layer %d is not named", held.GetLayer())
+	}
+	return expect[i], nil
+}
+
+// starts finds what a truncation starts from at a layer.
+func (s *heldSession) starts(expect []*headwaterv1.LayerState, held *headwaterv1.HeldLayer) (*headwaterv1.LayerState, *session.Error) {
+	want, err := named(expect, held)
+	if err != nil {
+		return nil, err
+	}
+	now := s.layer(held)
+	switch {
+	case is(now, want):
+		return now, nil
+	case now.GetBefore() != nil && is(now.GetBefore(), want) && want.GetAppendId() == now.GetAppendId() && now.GetAppendId() != 0:
+		return now.GetBefore(), nil
+	case now.GetLength() < want.GetLength():
+		return nil, refuse(behind, "layer %d has %d positions of %d", held.GetLayer(), now.GetLength(), want.GetLength())
+	case now.GetLength() > want.GetLength():
+		return nil, refuse(ahead, "layer %d has %d positions of %d", held.GetLayer(), now.GetLength(), want.GetLength())
+	}
+	return nil, refuse(different, "layer %d is different", held.GetLayer())
 }
 
 // rows are a shard's keys and values in the storage type, position by position, and the hash after each.
@@ -130,15 +198,13 @@ func (s *heldSession) truncated(n uint64) *session.Error {
 // state of a session. ids says that it was asked for by its id.
 func (h *Holder) state(id []byte, s *heldSession, ids bool) *headwaterv1.SessionState {
 	state := &headwaterv1.SessionState{Session: id, Epoch: s.epoch, Truncations: s.truncations, Pinned: s.pinned, Name: s.config.GetName(), Tenant: s.config.GetTenant()}
+	state.TruncationId = s.cut
 	for _, held := range s.held {
-		l := &headwaterv1.LayerState{Layer: held.GetLayer()}
 		for _, g := range held.GetGroups() {
 			r := s.shards[[2]int{int(held.GetLayer()), int(g)}]
-			l.Length = uint64(len(r.hashes))
-			l.Hashes = append(l.Hashes, r.hash(len(r.hashes)))
 			state.PageBytes += uint64(len(r.k) + len(r.v))
 		}
-		state.Layers = append(state.Layers, l)
+		state.Layers = append(state.Layers, s.layer(held))
 	}
 	state.OwnBytes = state.PageBytes
 	state.Holders = []*headwaterv1.Holder{{Name: h.Name, Boot: h.Boot[:], Layers: s.held}}
@@ -174,7 +240,7 @@ func (h *Holder) CreateSession(_ context.Context, req *headwaterv1.CreateSession
 			return nil, refuse(invalid, "layer %d can not begin at position %d: nothing is freed here", b.GetLayer(), b.GetFirst())
 		}
 	}
-	s := &heldSession{config: req.GetConfig(), held: req.GetHeld(), epoch: req.GetEpoch(), shards: map[[2]int]*rows{}}
+	s := &heldSession{config: req.GetConfig(), held: req.GetHeld(), epoch: req.GetEpoch(), shards: map[[2]int]*rows{}, call: req.GetCall(), stories: tell(req.GetHeld())}
 	for _, held := range s.held {
 		for _, g := range held.GetGroups() {
 			s.shards[[2]int{int(held.GetLayer()), int(g)}] = &rows{}
@@ -237,16 +303,27 @@ func (h *Holder) ForkSession(_ context.Context, req *headwaterv1.ForkSessionRequ
 	id := [16]byte(req.GetChild())
 	child := h.sessions[id]
 	if child == nil {
-		child = &heldSession{config: s.config, held: s.held, epoch: req.GetChildEpoch(), shards: map[[2]int]*rows{}}
-		for key, r := range s.shards {
-			n := len(r.hashes)
-			if req.Position != nil {
-				if req.GetPosition() > uint64(n) {
-					return nil, refuse(behind, "position %d of %d", req.GetPosition(), n)
-				}
-				n = int(req.GetPosition())
+		child = &heldSession{config: s.config, held: s.held, epoch: req.GetChildEpoch(), shards: map[[2]int]*rows{}, call: req.GetCall(), stories: tell(s.held)}
+		for _, held := range s.held {
+			want, err := named(req.GetExpect(), held)
+			if err != nil {
+				return nil, err
 			}
-			child.shards[key] = r.clone(n)
+			n := want.GetLength()
+			if req.Position != nil {
+				n = req.GetPosition()
+			}
+			now := s.layer(held)
+			if want.GetLength() > now.GetLength() || n > want.GetLength() {
+				return nil, refuse(behind, "position %d of %d and %d", n, want.GetLength(), now.GetLength())
+			}
+			for j, g := range held.GetGroups() {
+				key := [2]int{int(held.GetLayer()), int(g)}
+				if s.shards[key].hash(int(want.GetLength())) != want.GetHashes()[j] || want.GetLength() == now.GetLength() && want.GetChain() != now.GetChain() {
+					return nil, refuse(different, "layer %d is different", held.GetLayer())
+				}
+				child.shards[key] = s.shards[key].clone(int(n))
+			}
 		}
 		h.sessions[id] = child
 	}
@@ -281,24 +358,38 @@ func (h *Holder) TruncateSession(_ context.Context, req *headwaterv1.TruncateSes
 	if err == nil && len(lengths) != len(s.config.GetLayers()) {
 		err = refuse(invalid, "lengths of %d layers of %d", len(lengths), len(s.config.GetLayers()))
 	}
-	repeat := err == nil && s.truncations == req.GetTruncations()+1 && slices.Equal(s.cut, lengths)
-	if err == nil && !repeat {
+	if err == nil && s.cut == req.GetId() && req.GetId() != 0 {
+		return &headwaterv1.TruncateSessionResponse{State: h.state(req.GetSession(), s, true)}, nil
+	}
+	if err == nil {
 		err = s.truncated(req.GetTruncations())
+	}
+	count := cmp.Or(req.GetCount(), req.GetTruncations()+1)
+	if err == nil && (req.GetId() == 0 || count <= req.GetTruncations()) {
+		err = refuse(invalid, "a truncation of id %d to a count of %d", req.GetId(), count)
 	}
 	if err != nil {
 		return nil, err
 	}
-	if !repeat && !req.GetCheckOnly() {
-		for key, r := range s.shards {
-			if n := lengths[key[0]]; uint64(len(r.hashes)) > n {
-				s.shards[key] = r.clone(int(n))
-			}
+	var from []*headwaterv1.LayerState
+	for _, held := range s.held {
+		start, err := s.starts(req.GetExpect(), held)
+		if err != nil {
+			return nil, err
 		}
-		s.truncations, s.cut = s.truncations+1, lengths
+		from = append(from, start)
 	}
 	if req.GetCheckOnly() {
 		return &headwaterv1.TruncateSessionResponse{}, nil
 	}
+	for i, held := range s.held {
+		for _, g := range held.GetGroups() {
+			key := [2]int{int(held.GetLayer()), int(g)}
+			s.shards[key] = s.shards[key].clone(int(min(lengths[held.GetLayer()], from[i].GetLength())))
+		}
+		s.became(from[i], req.GetId(), 0)
+	}
+	s.truncations, s.cut = count, req.GetId()
 	return &headwaterv1.TruncateSessionResponse{State: h.state(req.GetSession(), s, true)}, nil
 }
 
@@ -322,6 +413,13 @@ func (h *Holder) DropSession(_ context.Context, req *headwaterv1.DropSessionRequ
 		return &headwaterv1.DropSessionResponse{}, nil
 	}
 	s, err := h.find(req.GetSession())
+	if err != nil && req.GetCall() != 0 {
+		h.dropped[[16]byte(req.GetSession())] = true
+		return &headwaterv1.DropSessionResponse{}, nil
+	}
+	if err == nil && req.GetCall() != 0 && req.GetCall() != s.call {
+		err = refuse(exists, "another call has made it")
+	}
 	if err == nil && req.GetEpoch() != nil {
 		err = s.check(req.GetEpoch())
 	}
@@ -461,6 +559,17 @@ func (h *Holder) step(by session.ID, req *session.Request, resp *session.Respons
 	if i < 0 || len(m.Hashes) != len(s.held[i].GetGroups()) || m.Append == 0 && m.Attend == 0 {
 		return refuse(invalid, "layer %d with %d hashes", m.Layer, len(m.Hashes))
 	}
+	now := s.layer(s.held[i])
+	repeat := m.Append > 0 && now.GetLength() == m.Length+uint64(m.Append)
+	switch {
+	case m.Append > 0 && m.AppendID == 0:
+		return refuse(invalid, "an append without an id")
+	case now.GetLength() == m.Length && now.GetChain() != m.Chain,
+		repeat && (now.GetAppendId() != m.AppendID || now.GetBefore().GetLength() != m.Length || now.GetBefore().GetChain() != m.Chain):
+		err := refuse(different, "layer %d was made by other appends", m.Layer)
+		err.Why.Length = now.GetLength()
+		return err
+	}
 	groups := s.held[i].GetGroups()
 	layers, bad := layerproto.ReadSessionLayers(s.config.GetLayers())
 	if bad != nil {
@@ -503,6 +612,12 @@ func (h *Holder) step(by session.ID, req *session.Request, resp *session.Respons
 		}
 		resp.Payload = rpc.NewBuffer(len(raw))
 		copy(resp.Payload.Bytes(), raw)
+	}
+	if resp.Result.Chain = m.Chain; m.Append > 0 {
+		resp.Result.Chain = kvcache.NextChain(m.Chain, m.AppendID, m.Length)
+	}
+	if m.Append > 0 && !repeat {
+		s.became(now, resp.Result.Chain, m.AppendID)
 	}
 	for i, g := range groups {
 		s.shards[[2]int{int(m.Layer), int(g)}] = added[i]

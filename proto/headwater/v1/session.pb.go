@@ -623,7 +623,16 @@ type LayerState struct {
 	// Chained hash of each held group, ascending by group; none where all sessions are listed.
 	Hashes []uint64 `protobuf:"fixed64,3,rep,packed,name=hashes,proto3" json:"hashes,omitempty"`
 	// First position that is there: a multiple of 64. Those before have left the layer's window and are freed.
-	First         uint64 `protobuf:"varint,4,opt,name=first,proto3" json:"first,omitempty"`
+	First uint64 `protobuf:"varint,4,opt,name=first,proto3" json:"first,omitempty"`
+	// Chained ids of the appends and truncations that made the layer what it is, 0 as the session begins. Holders of one layer
+	// whose lengths and chains are equal have parts of the same appends.
+	Chain uint64 `protobuf:"fixed64,5,opt,name=chain,proto3" json:"chain,omitempty"`
+	// As a holder tells it: the layer before its newest append or truncation; absent if there was none, and where all sessions
+	// are listed.
+	Before *LayerState `protobuf:"bytes,6,opt,name=before,proto3" json:"before,omitempty"`
+	// As a holder tells it: id of the newest append, 0 if what came last was a truncation. Where a truncation names what it
+	// starts from: id of one append more that the layer may have, because its outcome is not known; 0 is none.
+	AppendId      uint64 `protobuf:"fixed64,7,opt,name=append_id,json=appendId,proto3" json:"append_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -686,6 +695,27 @@ func (x *LayerState) GetFirst() uint64 {
 	return 0
 }
 
+func (x *LayerState) GetChain() uint64 {
+	if x != nil {
+		return x.Chain
+	}
+	return 0
+}
+
+func (x *LayerState) GetBefore() *LayerState {
+	if x != nil {
+		return x.Before
+	}
+	return nil
+}
+
+func (x *LayerState) GetAppendId() uint64 {
+	if x != nil {
+		return x.AppendId
+	}
+	return 0
+}
+
 // SessionState is what a holder has of a session.
 type SessionState struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -714,7 +744,9 @@ type SessionState struct {
 	// Who holds it: a worker names itself, a coordinator all holders.
 	Holders []*Holder `protobuf:"bytes,12,rep,name=holders,proto3" json:"holders,omitempty"`
 	// What it was made with; absent where all sessions are listed.
-	Config        *SessionConfig `protobuf:"bytes,13,opt,name=config,proto3" json:"config,omitempty"`
+	Config *SessionConfig `protobuf:"bytes,13,opt,name=config,proto3" json:"config,omitempty"`
+	// Id of the newest truncation, 0 if there was none.
+	TruncationId  uint64 `protobuf:"fixed64,14,opt,name=truncation_id,json=truncationId,proto3" json:"truncation_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -840,6 +872,13 @@ func (x *SessionState) GetConfig() *SessionConfig {
 	return nil
 }
 
+func (x *SessionState) GetTruncationId() uint64 {
+	if x != nil {
+		return x.TruncationId
+	}
+	return 0
+}
+
 // CreateSessionRequest asks for a session.
 type CreateSessionRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -858,7 +897,9 @@ type CreateSessionRequest struct {
 	Workers uint32 `protobuf:"varint,6,opt,name=workers,proto3" json:"workers,omitempty"`
 	// Layers that begin as those of another session are, ascending by layer; the other layers begin empty. No prefix is looked
 	// up then: tokens are told, and say to a coordinator beside which sessions this one is to be held.
-	Begin         []*BeginLayer `protobuf:"bytes,7,rep,name=begin,proto3" json:"begin,omitempty"`
+	Begin []*BeginLayer `protobuf:"bytes,7,rep,name=begin,proto3" json:"begin,omitempty"`
+	// Random id of this very call, by which DropSession gives up what it has made and nothing else; 0 is none.
+	Call          uint64 `protobuf:"fixed64,8,opt,name=call,proto3" json:"call,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -940,6 +981,13 @@ func (x *CreateSessionRequest) GetBegin() []*BeginLayer {
 		return x.Begin
 	}
 	return nil
+}
+
+func (x *CreateSessionRequest) GetCall() uint64 {
+	if x != nil {
+		return x.Call
+	}
+	return 0
 }
 
 // BeginLayer lets a layer take up the positions of another session's, which are then appended: it has the length `first`
@@ -1204,7 +1252,12 @@ type ForkSessionRequest struct {
 	// Epoch of the new one.
 	ChildEpoch *Epoch `protobuf:"bytes,5,opt,name=child_epoch,json=childEpoch,proto3" json:"child_epoch,omitempty"`
 	// Positions that the new one begins with, at most the length of every layer; all when absent.
-	Position      *uint64 `protobuf:"varint,6,opt,name=position,proto3,oneof" json:"position,omitempty"`
+	Position *uint64 `protobuf:"varint,6,opt,name=position,proto3,oneof" json:"position,omitempty"`
+	// What is there, of every layer that is held: the new one begins with these positions, of which position leaves the first. A
+	// holder may have more. One that has fewer, or other hashes or another chain at that length, refuses.
+	Expect []*LayerState `protobuf:"bytes,7,rep,name=expect,proto3" json:"expect,omitempty"`
+	// Random id of this very call, as CreateSessionRequest has it.
+	Call          uint64 `protobuf:"fixed64,8,opt,name=call,proto3" json:"call,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1281,6 +1334,20 @@ func (x *ForkSessionRequest) GetPosition() uint64 {
 	return 0
 }
 
+func (x *ForkSessionRequest) GetExpect() []*LayerState {
+	if x != nil {
+		return x.Expect
+	}
+	return nil
+}
+
+func (x *ForkSessionRequest) GetCall() uint64 {
+	if x != nil {
+		return x.Call
+	}
+	return 0
+}
+
 // ForkSessionResponse is the new session.
 type ForkSessionResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1334,14 +1401,21 @@ type TruncateSessionRequest struct {
 	Session []byte `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
 	// Its epoch.
 	Epoch *Epoch `protobuf:"bytes,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
-	// Its truncations before this one. The same request again is a success.
+	// Its truncations before this one.
 	Truncations uint64 `protobuf:"varint,3,opt,name=truncations,proto3" json:"truncations,omitempty"`
 	// Length of every layer after it; layers that are shorter stay so.
 	Position uint64 `protobuf:"varint,4,opt,name=position,proto3" json:"position,omitempty"`
 	// Empty, or in the place of position for each layer of the config its length after it.
 	Lengths []uint64 `protobuf:"varint,5,rep,packed,name=lengths,proto3" json:"lengths,omitempty"`
-	// With lengths: whether only to say whether it would be done. Nothing changes.
-	CheckOnly     bool `protobuf:"varint,6,opt,name=check_only,json=checkOnly,proto3" json:"check_only,omitempty"`
+	// Whether only to say whether it would be done. Nothing changes.
+	CheckOnly bool `protobuf:"varint,6,opt,name=check_only,json=checkOnly,proto3" json:"check_only,omitempty"`
+	// What it starts from, of every layer that is held: a holder that has anything else, or more than the one append that
+	// append_id names, refuses. No layer is longer afterwards.
+	Expect []*LayerState `protobuf:"bytes,7,rep,name=expect,proto3" json:"expect,omitempty"`
+	// Random id of the truncation, not 0: each layer's chain afterwards. The same request again is a success.
+	Id uint64 `protobuf:"fixed64,8,opt,name=id,proto3" json:"id,omitempty"`
+	// Truncations after it, more than before; 0 is one more.
+	Count         uint64 `protobuf:"varint,9,opt,name=count,proto3" json:"count,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1416,6 +1490,27 @@ func (x *TruncateSessionRequest) GetCheckOnly() bool {
 		return x.CheckOnly
 	}
 	return false
+}
+
+func (x *TruncateSessionRequest) GetExpect() []*LayerState {
+	if x != nil {
+		return x.Expect
+	}
+	return nil
+}
+
+func (x *TruncateSessionRequest) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *TruncateSessionRequest) GetCount() uint64 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
 }
 
 // TruncateSessionResponse is the session after it.
@@ -1571,7 +1666,10 @@ type DropSessionRequest struct {
 	// Id, 16 bytes.
 	Session []byte `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
 	// Epoch of the caller; absent drops it whatever its epoch.
-	Epoch         *Epoch `protobuf:"bytes,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Epoch *Epoch `protobuf:"bytes,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	// Absent, or id of the call that makes it: a session that another call has made stays, and one that is not there is not made
+	// by that call any more.
+	Call          uint64 `protobuf:"fixed64,3,opt,name=call,proto3" json:"call,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1618,6 +1716,13 @@ func (x *DropSessionRequest) GetEpoch() *Epoch {
 		return x.Epoch
 	}
 	return nil
+}
+
+func (x *DropSessionRequest) GetCall() uint64 {
+	if x != nil {
+		return x.Call
+	}
+	return 0
 }
 
 // DropSessionResponse says that it is gone.
@@ -1667,7 +1772,10 @@ type ListSessionsRequest struct {
 	// Of all sessions at most so many, the first by id; 0 is no limit, and tens of thousands are more than a message takes.
 	Limit uint32 `protobuf:"varint,3,opt,name=limit,proto3" json:"limit,omitempty"`
 	// Of all sessions only those after this id, 16 bytes; empty is from the first on.
-	After         []byte `protobuf:"bytes,4,opt,name=after,proto3" json:"after,omitempty"`
+	After []byte `protobuf:"bytes,4,opt,name=after,proto3" json:"after,omitempty"`
+	// Of named sessions only who holds them and what they were made with. It is answered at once; else it waits for the steps
+	// under way of the sessions that are named.
+	HoldersOnly   bool `protobuf:"varint,5,opt,name=holders_only,json=holdersOnly,proto3" json:"holders_only,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1728,6 +1836,13 @@ func (x *ListSessionsRequest) GetAfter() []byte {
 		return x.After
 	}
 	return nil
+}
+
+func (x *ListSessionsRequest) GetHoldersOnly() bool {
+	if x != nil {
+		return x.HoldersOnly
+	}
+	return false
 }
 
 // ListSessionsResponse is what is held, by id.
@@ -2425,7 +2540,11 @@ type Step struct {
 	// Bits [attend, tree], the lowest bit of a byte first, rows padded to whole bytes: 1 shows a position.
 	TreeMask []byte `protobuf:"bytes,13,opt,name=tree_mask,json=treeMask,proto3" json:"tree_mask,omitempty"`
 	// Ids of the appended tokens, for prefixes to be found by others; empty or one for each. Those of a repeat are compared, too.
-	Tokens        []uint32 `protobuf:"varint,14,rep,packed,name=tokens,proto3" json:"tokens,omitempty"`
+	Tokens []uint32 `protobuf:"varint,14,rep,packed,name=tokens,proto3" json:"tokens,omitempty"`
+	// Random id of the append, not 0 if there is one. The same append again has the same id.
+	AppendId uint64 `protobuf:"fixed64,15,opt,name=append_id,json=appendId,proto3" json:"append_id,omitempty"`
+	// Chain that the layer must have before; see LayerState.
+	Chain         uint64 `protobuf:"fixed64,16,opt,name=chain,proto3" json:"chain,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2558,6 +2677,20 @@ func (x *Step) GetTokens() []uint32 {
 	return nil
 }
 
+func (x *Step) GetAppendId() uint64 {
+	if x != nil {
+		return x.AppendId
+	}
+	return 0
+}
+
+func (x *Step) GetChain() uint64 {
+	if x != nil {
+		return x.Chain
+	}
+	return 0
+}
+
 // LaneResponse is one message on the way back.
 type LaneResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2636,7 +2769,9 @@ type StepResult struct {
 	// Time between the arrival of the step and its start, in nanoseconds.
 	QueueNanos uint64 `protobuf:"varint,5,opt,name=queue_nanos,json=queueNanos,proto3" json:"queue_nanos,omitempty"`
 	// Codec of the payload.
-	Codec         StepCodec `protobuf:"varint,6,opt,name=codec,proto3,enum=headwater.v1.StepCodec" json:"codec,omitempty"`
+	Codec StepCodec `protobuf:"varint,6,opt,name=codec,proto3,enum=headwater.v1.StepCodec" json:"codec,omitempty"`
+	// Chain of the layer now.
+	Chain         uint64 `protobuf:"fixed64,7,opt,name=chain,proto3" json:"chain,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2711,6 +2846,13 @@ func (x *StepResult) GetCodec() StepCodec {
 		return x.Codec
 	}
 	return StepCodec_STEP_CODEC_UNSPECIFIED
+}
+
+func (x *StepResult) GetChain() uint64 {
+	if x != nil {
+		return x.Chain
+	}
+	return 0
 }
 
 // SessionError is why a call on a session was refused.
@@ -2862,13 +3004,16 @@ const file_headwater_v1_session_proto_rawDesc = "" +
 	"\x06layers\x18\x04 \x03(\v2\x17.headwater.v1.HeldLayerR\x06layers\x12\x1d\n" +
 	"\n" +
 	"page_bytes\x18\x05 \x01(\x04R\tpageBytes\x12\x1b\n" +
-	"\town_bytes\x18\x06 \x01(\x04R\bownBytes\"h\n" +
+	"\town_bytes\x18\x06 \x01(\x04R\bownBytes\"\xcd\x01\n" +
 	"\n" +
 	"LayerState\x12\x14\n" +
 	"\x05layer\x18\x01 \x01(\rR\x05layer\x12\x16\n" +
 	"\x06length\x18\x02 \x01(\x04R\x06length\x12\x16\n" +
 	"\x06hashes\x18\x03 \x03(\x06R\x06hashes\x12\x14\n" +
-	"\x05first\x18\x04 \x01(\x04R\x05first\"\xf2\x03\n" +
+	"\x05first\x18\x04 \x01(\x04R\x05first\x12\x14\n" +
+	"\x05chain\x18\x05 \x01(\x06R\x05chain\x120\n" +
+	"\x06before\x18\x06 \x01(\v2\x18.headwater.v1.LayerStateR\x06before\x12\x1b\n" +
+	"\tappend_id\x18\a \x01(\x06R\bappendId\"\x97\x04\n" +
 	"\fSessionState\x12\x18\n" +
 	"\asession\x18\x01 \x01(\fR\asession\x12)\n" +
 	"\x05epoch\x18\x02 \x01(\v2\x13.headwater.v1.EpochR\x05epoch\x12 \n" +
@@ -2884,7 +3029,8 @@ const file_headwater_v1_session_proto_rawDesc = "" +
 	" \x01(\v2\x1a.google.protobuf.TimestampR\acreated\x12.\n" +
 	"\x04used\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\x04used\x12.\n" +
 	"\aholders\x18\f \x03(\v2\x14.headwater.v1.HolderR\aholders\x123\n" +
-	"\x06config\x18\r \x01(\v2\x1b.headwater.v1.SessionConfigR\x06config\"\x9f\x02\n" +
+	"\x06config\x18\r \x01(\v2\x1b.headwater.v1.SessionConfigR\x06config\x12#\n" +
+	"\rtruncation_id\x18\x0e \x01(\x06R\ftruncationId\"\xb3\x02\n" +
 	"\x14CreateSessionRequest\x12\x18\n" +
 	"\asession\x18\x01 \x01(\fR\asession\x12)\n" +
 	"\x05epoch\x18\x02 \x01(\v2\x13.headwater.v1.EpochR\x05epoch\x123\n" +
@@ -2892,7 +3038,8 @@ const file_headwater_v1_session_proto_rawDesc = "" +
 	"\x04held\x18\x04 \x03(\v2\x17.headwater.v1.HeldLayerR\x04held\x12\x16\n" +
 	"\x06tokens\x18\x05 \x03(\rR\x06tokens\x12\x18\n" +
 	"\aworkers\x18\x06 \x01(\rR\aworkers\x12.\n" +
-	"\x05begin\x18\a \x03(\v2\x18.headwater.v1.BeginLayerR\x05begin\"h\n" +
+	"\x05begin\x18\a \x03(\v2\x18.headwater.v1.BeginLayerR\x05begin\x12\x12\n" +
+	"\x04call\x18\b \x01(\x06R\x04call\"h\n" +
 	"\n" +
 	"BeginLayer\x12\x14\n" +
 	"\x05layer\x18\x01 \x01(\rR\x05layer\x12\x14\n" +
@@ -2909,7 +3056,7 @@ const file_headwater_v1_session_proto_rawDesc = "" +
 	"\n" +
 	"check_only\x18\x05 \x01(\bR\tcheckOnly\"G\n" +
 	"\x13TakeSessionResponse\x120\n" +
-	"\x05state\x18\x01 \x01(\v2\x1a.headwater.v1.SessionStateR\x05state\"\xf5\x01\n" +
+	"\x05state\x18\x01 \x01(\v2\x1a.headwater.v1.SessionStateR\x05state\"\xbb\x02\n" +
 	"\x12ForkSessionRequest\x12\x18\n" +
 	"\asession\x18\x01 \x01(\fR\asession\x12)\n" +
 	"\x05epoch\x18\x02 \x01(\v2\x13.headwater.v1.EpochR\x05epoch\x12 \n" +
@@ -2917,10 +3064,12 @@ const file_headwater_v1_session_proto_rawDesc = "" +
 	"\x05child\x18\x04 \x01(\fR\x05child\x124\n" +
 	"\vchild_epoch\x18\x05 \x01(\v2\x13.headwater.v1.EpochR\n" +
 	"childEpoch\x12\x1f\n" +
-	"\bposition\x18\x06 \x01(\x04H\x00R\bposition\x88\x01\x01B\v\n" +
+	"\bposition\x18\x06 \x01(\x04H\x00R\bposition\x88\x01\x01\x120\n" +
+	"\x06expect\x18\a \x03(\v2\x18.headwater.v1.LayerStateR\x06expect\x12\x12\n" +
+	"\x04call\x18\b \x01(\x06R\x04callB\v\n" +
 	"\t_position\"G\n" +
 	"\x13ForkSessionResponse\x120\n" +
-	"\x05state\x18\x01 \x01(\v2\x1a.headwater.v1.SessionStateR\x05state\"\xd4\x01\n" +
+	"\x05state\x18\x01 \x01(\v2\x1a.headwater.v1.SessionStateR\x05state\"\xac\x02\n" +
 	"\x16TruncateSessionRequest\x12\x18\n" +
 	"\asession\x18\x01 \x01(\fR\asession\x12)\n" +
 	"\x05epoch\x18\x02 \x01(\v2\x13.headwater.v1.EpochR\x05epoch\x12 \n" +
@@ -2928,24 +3077,29 @@ const file_headwater_v1_session_proto_rawDesc = "" +
 	"\bposition\x18\x04 \x01(\x04R\bposition\x12\x18\n" +
 	"\alengths\x18\x05 \x03(\x04R\alengths\x12\x1d\n" +
 	"\n" +
-	"check_only\x18\x06 \x01(\bR\tcheckOnly\"K\n" +
+	"check_only\x18\x06 \x01(\bR\tcheckOnly\x120\n" +
+	"\x06expect\x18\a \x03(\v2\x18.headwater.v1.LayerStateR\x06expect\x12\x0e\n" +
+	"\x02id\x18\b \x01(\x06R\x02id\x12\x14\n" +
+	"\x05count\x18\t \x01(\x04R\x05count\"K\n" +
 	"\x17TruncateSessionResponse\x120\n" +
 	"\x05state\x18\x01 \x01(\v2\x1a.headwater.v1.SessionStateR\x05state\"E\n" +
 	"\x11PinSessionRequest\x12\x18\n" +
 	"\asession\x18\x01 \x01(\fR\asession\x12\x16\n" +
 	"\x06pinned\x18\x02 \x01(\bR\x06pinned\"F\n" +
 	"\x12PinSessionResponse\x120\n" +
-	"\x05state\x18\x01 \x01(\v2\x1a.headwater.v1.SessionStateR\x05state\"Y\n" +
+	"\x05state\x18\x01 \x01(\v2\x1a.headwater.v1.SessionStateR\x05state\"m\n" +
 	"\x12DropSessionRequest\x12\x18\n" +
 	"\asession\x18\x01 \x01(\fR\asession\x12)\n" +
-	"\x05epoch\x18\x02 \x01(\v2\x13.headwater.v1.EpochR\x05epoch\"\x15\n" +
-	"\x13DropSessionResponse\"~\n" +
+	"\x05epoch\x18\x02 \x01(\v2\x13.headwater.v1.EpochR\x05epoch\x12\x12\n" +
+	"\x04call\x18\x03 \x01(\x06R\x04call\"\x15\n" +
+	"\x13DropSessionResponse\"\xa1\x01\n" +
 	"\x13ListSessionsRequest\x12\x1a\n" +
 	"\bsessions\x18\x01 \x03(\fR\bsessions\x12\x1f\n" +
 	"\vcaches_only\x18\x02 \x01(\bR\n" +
 	"cachesOnly\x12\x14\n" +
 	"\x05limit\x18\x03 \x01(\rR\x05limit\x12\x14\n" +
-	"\x05after\x18\x04 \x01(\fR\x05after\"\xb4\x01\n" +
+	"\x05after\x18\x04 \x01(\fR\x05after\x12!\n" +
+	"\fholders_only\x18\x05 \x01(\bR\vholdersOnly\"\xb4\x01\n" +
 	"\x14ListSessionsResponse\x126\n" +
 	"\bsessions\x18\x01 \x03(\v2\x1a.headwater.v1.SessionStateR\bsessions\x120\n" +
 	"\x06caches\x18\x02 \x03(\v2\x18.headwater.v1.CacheStateR\x06caches\x122\n" +
@@ -3010,7 +3164,7 @@ const file_headwater_v1_session_proto_rawDesc = "" +
 	"\vLaneRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12&\n" +
 	"\x04step\x18\x02 \x01(\v2\x12.headwater.v1.StepR\x04step\x12\x18\n" +
-	"\apayload\x18\x03 \x01(\fR\apayload\"\xa4\x03\n" +
+	"\apayload\x18\x03 \x01(\fR\apayload\"\xd7\x03\n" +
 	"\x04Step\x12\x18\n" +
 	"\asession\x18\x01 \x01(\fR\asession\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12 \n" +
@@ -3026,11 +3180,13 @@ const file_headwater_v1_session_proto_rawDesc = "" +
 	"\x05codec\x18\v \x01(\x0e2\x17.headwater.v1.StepCodecR\x05codec\x12\x12\n" +
 	"\x04tree\x18\f \x01(\rR\x04tree\x12\x1b\n" +
 	"\ttree_mask\x18\r \x01(\fR\btreeMask\x12\x16\n" +
-	"\x06tokens\x18\x0e \x03(\rR\x06tokens\"j\n" +
+	"\x06tokens\x18\x0e \x03(\rR\x06tokens\x12\x1b\n" +
+	"\tappend_id\x18\x0f \x01(\x06R\bappendId\x12\x14\n" +
+	"\x05chain\x18\x10 \x01(\x06R\x05chain\"j\n" +
 	"\fLaneResponse\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x120\n" +
 	"\x06result\x18\x02 \x01(\v2\x18.headwater.v1.StepResultR\x06result\x12\x18\n" +
-	"\apayload\x18\x03 \x01(\fR\apayload\"\xe3\x01\n" +
+	"\apayload\x18\x03 \x01(\fR\apayload\"\xf9\x01\n" +
 	"\n" +
 	"StepResult\x120\n" +
 	"\x05error\x18\x01 \x01(\v2\x1a.headwater.v1.SessionErrorR\x05error\x12\x16\n" +
@@ -3039,7 +3195,8 @@ const file_headwater_v1_session_proto_rawDesc = "" +
 	"\rcompute_nanos\x18\x04 \x01(\x04R\fcomputeNanos\x12\x1f\n" +
 	"\vqueue_nanos\x18\x05 \x01(\x04R\n" +
 	"queueNanos\x12-\n" +
-	"\x05codec\x18\x06 \x01(\x0e2\x17.headwater.v1.StepCodecR\x05codec\"\x89\x02\n" +
+	"\x05codec\x18\x06 \x01(\x0e2\x17.headwater.v1.StepCodecR\x05codec\x12\x14\n" +
+	"\x05chain\x18\a \x01(\x06R\x05chain\"\x89\x02\n" +
 	"\fSessionError\x126\n" +
 	"\aproblem\x18\x01 \x01(\x0e2\x1c.headwater.v1.SessionProblemR\aproblem\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12\x14\n" +
@@ -3142,62 +3299,65 @@ var file_headwater_v1_session_proto_depIdxs = []int32{
 	34, // 1: headwater.v1.SessionConfig.ttl:type_name -> google.protobuf.Duration
 	35, // 2: headwater.v1.SessionLayer.storage:type_name -> headwater.v1.StorageType
 	5,  // 3: headwater.v1.Holder.layers:type_name -> headwater.v1.HeldLayer
-	2,  // 4: headwater.v1.SessionState.epoch:type_name -> headwater.v1.Epoch
-	7,  // 5: headwater.v1.SessionState.layers:type_name -> headwater.v1.LayerState
-	36, // 6: headwater.v1.SessionState.created:type_name -> google.protobuf.Timestamp
-	36, // 7: headwater.v1.SessionState.used:type_name -> google.protobuf.Timestamp
-	6,  // 8: headwater.v1.SessionState.holders:type_name -> headwater.v1.Holder
-	3,  // 9: headwater.v1.SessionState.config:type_name -> headwater.v1.SessionConfig
-	2,  // 10: headwater.v1.CreateSessionRequest.epoch:type_name -> headwater.v1.Epoch
-	3,  // 11: headwater.v1.CreateSessionRequest.config:type_name -> headwater.v1.SessionConfig
-	5,  // 12: headwater.v1.CreateSessionRequest.held:type_name -> headwater.v1.HeldLayer
-	10, // 13: headwater.v1.CreateSessionRequest.begin:type_name -> headwater.v1.BeginLayer
-	8,  // 14: headwater.v1.CreateSessionResponse.state:type_name -> headwater.v1.SessionState
-	2,  // 15: headwater.v1.TakeSessionRequest.epoch:type_name -> headwater.v1.Epoch
-	7,  // 16: headwater.v1.TakeSessionRequest.expect:type_name -> headwater.v1.LayerState
-	8,  // 17: headwater.v1.TakeSessionResponse.state:type_name -> headwater.v1.SessionState
-	2,  // 18: headwater.v1.ForkSessionRequest.epoch:type_name -> headwater.v1.Epoch
-	2,  // 19: headwater.v1.ForkSessionRequest.child_epoch:type_name -> headwater.v1.Epoch
-	8,  // 20: headwater.v1.ForkSessionResponse.state:type_name -> headwater.v1.SessionState
-	2,  // 21: headwater.v1.TruncateSessionRequest.epoch:type_name -> headwater.v1.Epoch
-	8,  // 22: headwater.v1.TruncateSessionResponse.state:type_name -> headwater.v1.SessionState
-	8,  // 23: headwater.v1.PinSessionResponse.state:type_name -> headwater.v1.SessionState
-	2,  // 24: headwater.v1.DropSessionRequest.epoch:type_name -> headwater.v1.Epoch
-	8,  // 25: headwater.v1.ListSessionsResponse.sessions:type_name -> headwater.v1.SessionState
-	25, // 26: headwater.v1.ListSessionsResponse.caches:type_name -> headwater.v1.CacheState
-	24, // 27: headwater.v1.ListSessionsResponse.silent:type_name -> headwater.v1.SilentWorker
-	26, // 28: headwater.v1.CacheState.pages:type_name -> headwater.v1.PageState
-	30, // 29: headwater.v1.LaneRequest.step:type_name -> headwater.v1.Step
-	35, // 30: headwater.v1.Step.encoding:type_name -> headwater.v1.StorageType
-	0,  // 31: headwater.v1.Step.codec:type_name -> headwater.v1.StepCodec
-	32, // 32: headwater.v1.LaneResponse.result:type_name -> headwater.v1.StepResult
-	33, // 33: headwater.v1.StepResult.error:type_name -> headwater.v1.SessionError
-	0,  // 34: headwater.v1.StepResult.codec:type_name -> headwater.v1.StepCodec
-	1,  // 35: headwater.v1.SessionError.problem:type_name -> headwater.v1.SessionProblem
-	2,  // 36: headwater.v1.SessionError.epoch:type_name -> headwater.v1.Epoch
-	9,  // 37: headwater.v1.SessionService.CreateSession:input_type -> headwater.v1.CreateSessionRequest
-	12, // 38: headwater.v1.SessionService.TakeSession:input_type -> headwater.v1.TakeSessionRequest
-	14, // 39: headwater.v1.SessionService.ForkSession:input_type -> headwater.v1.ForkSessionRequest
-	16, // 40: headwater.v1.SessionService.TruncateSession:input_type -> headwater.v1.TruncateSessionRequest
-	18, // 41: headwater.v1.SessionService.PinSession:input_type -> headwater.v1.PinSessionRequest
-	20, // 42: headwater.v1.SessionService.DropSession:input_type -> headwater.v1.DropSessionRequest
-	22, // 43: headwater.v1.SessionService.ListSessions:input_type -> headwater.v1.ListSessionsRequest
-	27, // 44: headwater.v1.SessionService.ExportSession:input_type -> headwater.v1.ExportSessionRequest
-	29, // 45: headwater.v1.SessionService.Lane:input_type -> headwater.v1.LaneRequest
-	11, // 46: headwater.v1.SessionService.CreateSession:output_type -> headwater.v1.CreateSessionResponse
-	13, // 47: headwater.v1.SessionService.TakeSession:output_type -> headwater.v1.TakeSessionResponse
-	15, // 48: headwater.v1.SessionService.ForkSession:output_type -> headwater.v1.ForkSessionResponse
-	17, // 49: headwater.v1.SessionService.TruncateSession:output_type -> headwater.v1.TruncateSessionResponse
-	19, // 50: headwater.v1.SessionService.PinSession:output_type -> headwater.v1.PinSessionResponse
-	21, // 51: headwater.v1.SessionService.DropSession:output_type -> headwater.v1.DropSessionResponse
-	23, // 52: headwater.v1.SessionService.ListSessions:output_type -> headwater.v1.ListSessionsResponse
-	28, // 53: headwater.v1.SessionService.ExportSession:output_type -> headwater.v1.ExportSessionResponse
-	31, // 54: headwater.v1.SessionService.Lane:output_type -> headwater.v1.LaneResponse
-	46, // [46:55] is the sub-list for method output_type
-	37, // [37:46] is the sub-list for method input_type
-	37, // [37:37] is the sub-list for extension type_name
-	37, // [37:37] is the sub-list for extension extendee
-	0,  // [0:37] is the sub-list for field type_name
+	7,  // 4: headwater.v1.LayerState.before:type_name -> headwater.v1.LayerState
+	2,  // 5: headwater.v1.SessionState.epoch:type_name -> headwater.v1.Epoch
+	7,  // 6: headwater.v1.SessionState.layers:type_name -> headwater.v1.LayerState
+	36, // 7: headwater.v1.SessionState.created:type_name -> google.protobuf.Timestamp
+	36, // 8: headwater.v1.SessionState.used:type_name -> google.protobuf.Timestamp
+	6,  // 9: headwater.v1.SessionState.holders:type_name -> headwater.v1.Holder
+	3,  // 10: headwater.v1.SessionState.config:type_name -> headwater.v1.SessionConfig
+	2,  // 11: headwater.v1.CreateSessionRequest.epoch:type_name -> headwater.v1.Epoch
+	3,  // 12: headwater.v1.CreateSessionRequest.config:type_name -> headwater.v1.SessionConfig
+	5,  // 13: headwater.v1.CreateSessionRequest.held:type_name -> headwater.v1.HeldLayer
+	10, // 14: headwater.v1.CreateSessionRequest.begin:type_name -> headwater.v1.BeginLayer
+	8,  // 15: headwater.v1.CreateSessionResponse.state:type_name -> headwater.v1.SessionState
+	2,  // 16: headwater.v1.TakeSessionRequest.epoch:type_name -> headwater.v1.Epoch
+	7,  // 17: headwater.v1.TakeSessionRequest.expect:type_name -> headwater.v1.LayerState
+	8,  // 18: headwater.v1.TakeSessionResponse.state:type_name -> headwater.v1.SessionState
+	2,  // 19: headwater.v1.ForkSessionRequest.epoch:type_name -> headwater.v1.Epoch
+	2,  // 20: headwater.v1.ForkSessionRequest.child_epoch:type_name -> headwater.v1.Epoch
+	7,  // 21: headwater.v1.ForkSessionRequest.expect:type_name -> headwater.v1.LayerState
+	8,  // 22: headwater.v1.ForkSessionResponse.state:type_name -> headwater.v1.SessionState
+	2,  // 23: headwater.v1.TruncateSessionRequest.epoch:type_name -> headwater.v1.Epoch
+	7,  // 24: headwater.v1.TruncateSessionRequest.expect:type_name -> headwater.v1.LayerState
+	8,  // 25: headwater.v1.TruncateSessionResponse.state:type_name -> headwater.v1.SessionState
+	8,  // 26: headwater.v1.PinSessionResponse.state:type_name -> headwater.v1.SessionState
+	2,  // 27: headwater.v1.DropSessionRequest.epoch:type_name -> headwater.v1.Epoch
+	8,  // 28: headwater.v1.ListSessionsResponse.sessions:type_name -> headwater.v1.SessionState
+	25, // 29: headwater.v1.ListSessionsResponse.caches:type_name -> headwater.v1.CacheState
+	24, // 30: headwater.v1.ListSessionsResponse.silent:type_name -> headwater.v1.SilentWorker
+	26, // 31: headwater.v1.CacheState.pages:type_name -> headwater.v1.PageState
+	30, // 32: headwater.v1.LaneRequest.step:type_name -> headwater.v1.Step
+	35, // 33: headwater.v1.Step.encoding:type_name -> headwater.v1.StorageType
+	0,  // 34: headwater.v1.Step.codec:type_name -> headwater.v1.StepCodec
+	32, // 35: headwater.v1.LaneResponse.result:type_name -> headwater.v1.StepResult
+	33, // 36: headwater.v1.StepResult.error:type_name -> headwater.v1.SessionError
+	0,  // 37: headwater.v1.StepResult.codec:type_name -> headwater.v1.StepCodec
+	1,  // 38: headwater.v1.SessionError.problem:type_name -> headwater.v1.SessionProblem
+	2,  // 39: headwater.v1.SessionError.epoch:type_name -> headwater.v1.Epoch
+	9,  // 40: headwater.v1.SessionService.CreateSession:input_type -> headwater.v1.CreateSessionRequest
+	12, // 41: headwater.v1.SessionService.TakeSession:input_type -> headwater.v1.TakeSessionRequest
+	14, // 42: headwater.v1.SessionService.ForkSession:input_type -> headwater.v1.ForkSessionRequest
+	16, // 43: headwater.v1.SessionService.TruncateSession:input_type -> headwater.v1.TruncateSessionRequest
+	18, // 44: headwater.v1.SessionService.PinSession:input_type -> headwater.v1.PinSessionRequest
+	20, // 45: headwater.v1.SessionService.DropSession:input_type -> headwater.v1.DropSessionRequest
+	22, // 46: headwater.v1.SessionService.ListSessions:input_type -> headwater.v1.ListSessionsRequest
+	27, // 47: headwater.v1.SessionService.ExportSession:input_type -> headwater.v1.ExportSessionRequest
+	29, // 48: headwater.v1.SessionService.Lane:input_type -> headwater.v1.LaneRequest
+	11, // 49: headwater.v1.SessionService.CreateSession:output_type -> headwater.v1.CreateSessionResponse
+	13, // 50: headwater.v1.SessionService.TakeSession:output_type -> headwater.v1.TakeSessionResponse
+	15, // 51: headwater.v1.SessionService.ForkSession:output_type -> headwater.v1.ForkSessionResponse
+	17, // 52: headwater.v1.SessionService.TruncateSession:output_type -> headwater.v1.TruncateSessionResponse
+	19, // 53: headwater.v1.SessionService.PinSession:output_type -> headwater.v1.PinSessionResponse
+	21, // 54: headwater.v1.SessionService.DropSession:output_type -> headwater.v1.DropSessionResponse
+	23, // 55: headwater.v1.SessionService.ListSessions:output_type -> headwater.v1.ListSessionsResponse
+	28, // 56: headwater.v1.SessionService.ExportSession:output_type -> headwater.v1.ExportSessionResponse
+	31, // 57: headwater.v1.SessionService.Lane:output_type -> headwater.v1.LaneResponse
+	49, // [49:58] is the sub-list for method output_type
+	40, // [40:49] is the sub-list for method input_type
+	40, // [40:40] is the sub-list for extension type_name
+	40, // [40:40] is the sub-list for extension extendee
+	0,  // [0:40] is the sub-list for field type_name
 }
 
 func init() { file_headwater_v1_session_proto_init() }

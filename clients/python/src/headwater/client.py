@@ -26,7 +26,7 @@ from .jobs import CODECS, Codec, Verdict, open_source
 from .layer import Layer, Receipt
 from .options import plain
 from .relay import Relay
-from .session import Session, abandon
+from .session import Session, abandon, new_id
 from .steps import token_ids
 from .v1 import coordinator_pb2, session_pb2
 
@@ -130,6 +130,7 @@ class Client:
             config=config,
             tokens=token_ids("tokens", tokens),
             workers=options.whole("workers", workers, 0, _MOST_WORKERS),
+            call=new_id(),
         )
         doing = f"open session {id.hex()}"
         try:
@@ -137,7 +138,7 @@ class Client:
             return Session(self._holder, id, shapes, state, timeout=self.timeout, codec=codec, keep=keep)
         except BaseException as e:
             if not isinstance(e, ExistsError):
-                abandon(self._holder, id, self.timeout)
+                abandon(self._holder, id, self.timeout, request.call)
             raise
 
     def attach(self, session: bytes | str | Receipt, *, codec: SessionCodec = "auto", keep: bool = True) -> Session:

@@ -26,7 +26,9 @@ from .connection import Connection
 from .errors import (
     DeadlineError,
     ExistsError,
+    FreedError,
     HeadwaterError,
+    InvalidError,
     ProtocolError,
     StaleEpochError,
     UnknownSessionError,
@@ -88,13 +90,15 @@ class Session:
         self._epoch = 0
         self._truncations = 0
         self._state: list[tuple[int, list[int]]] = []  # of each layer its length and its groups' hashes
-        self._unsure = False  # a call has failed, and may have changed what is held, or may do so yet
+        self._chains: list[int] = []  # of each layer, of the appends and truncations that have made it
+        self._unsure: dict[int, int] = {}  # by layer, the id of an append that failed and may have been done
+        self._cutting: session_pb2.TruncateSessionRequest | None = None  # that may have been done, and comes before all else
         self._update(state)
         self.prefix = len(self)
 
     def __len__(self) -> int:
         """Positions that all layers have."""
-        return min(length for length, _ in self._state)
+        return min(self.length(i) for i in range(len(self._state)))
 
     def __bool__(self) -> bool:
         """Always true, also without a position."""
@@ -124,7 +128,8 @@ class Session:
 
     def length(self, layer: int) -> int:
         """Positions that a layer has; within a token, earlier layers have one more."""
-        return self._state[layer][0]
+        length = self._state[layer][0]
+        return length if self._cutting is None else min(length, self._cutting.lengths[layer])
 
     def receipt(self) -> Receipt:
         """The session's receipt as of now."""
@@ -158,7 +163,8 @@ class Session:
         return batch([Step(self, layer, q, k, v, positions, mask, tokens, out, out_lse)])[0]
 
     def truncate(self, position: int) -> None:
-        """Takes back the positions from this one on, in every layer that has them."""
+        """Takes back the positions from this one on, in every layer that has them. If the outcome is not known, as after a
+        deadline, it counts as done, and the next call makes it whole."""
         self._check_open()
         doing = f"truncate session {self.id.hex()}"
         self._cut(doing, options.whole("position", position, 0, constants.MAX_POSITIONS), self.timeout)
@@ -178,13 +184,15 @@ class Session:
             child=child,
             child_epoch=session_pb2.Epoch(counter=1, lane=self._connection.lane),
             position=at,
+            expect=self._known(),
+            call=new_id(),
         )
         try:
             state = self._call(doing, "ForkSession", request, session_pb2.ForkSessionResponse).state
             return Session(self._connection, child, self.layers, state, timeout=self.timeout, codec=self.codec, keep=keep)
         except BaseException as e:
             if not isinstance(e, ExistsError):
-                abandon(self._connection, child, self.timeout)
+                abandon(self._connection, child, self.timeout, request.call)
             raise
 
     def pin(self, pinned: bool = True) -> None:
@@ -219,18 +227,43 @@ class Session:
     def _cut(self, doing: str, position: int | None, timeout: float | None) -> None:
         """Cuts every layer to position, and to what this client knows to be there: what a failed step has left goes as well,
         and what is still on its way of one is refused, since it was sent before the truncation."""
+        if self._cutting is not None:
+            self._finish_cut(doing, timeout)
         known = [length for length, _ in self._state]
         lengths = known if position is None else [min(position, length) for length in known]
-        request = session_pb2.TruncateSessionRequest(
-            session=self.id, epoch=self._own_epoch(), truncations=self._truncations, position=max(lengths), lengths=lengths
+        self._cutting = session_pb2.TruncateSessionRequest(
+            session=self.id,
+            epoch=self._own_epoch(),
+            truncations=self._truncations,
+            count=self._truncations + 1,
+            id=new_id(),
+            lengths=lengths,
+            expect=self._known(),
         )
-        answer = session_pb2.TruncateSessionResponse
-        self._update(self._connection.call(doing, "SessionService/TruncateSession", request, answer, timeout).state)
-        self._unsure = False
+        self._finish_cut(doing, timeout)
+
+    def _finish_cut(self, doing: str, timeout: float | None) -> None:
+        """Does the truncation that is under way. By its id it is known to who has done it."""
+        request, answer = self._cutting, session_pb2.TruncateSessionResponse
+        assert request is not None
+        try:
+            self._update(self._connection.call(doing, "SessionService/TruncateSession", request, answer, timeout).state)
+        except (FreedError, InvalidError):
+            self._cutting = None  # nobody has done it
+            raise
+
+    def _known(self) -> list[session_pb2.LayerState]:
+        """What this client knows to be there."""
+        return [
+            session_pb2.LayerState(layer=i, length=length, hashes=hashes, chain=self._chains[i], append_id=self._unsure.get(i, 0))
+            for i, (length, hashes) in enumerate(self._state)
+        ]
 
     def _settle(self, doing: str, timeout: float | None) -> None:
         """Makes sure, after a call that failed, that what is held is what this client knows to be there and no more."""
-        if self._unsure:
+        if self._cutting is not None:
+            self._finish_cut(doing, timeout)
+        elif self._unsure:
             self._cut(doing, None, timeout)
 
     def _update(self, state: session_pb2.SessionState) -> None:
@@ -242,6 +275,7 @@ class Session:
                 raise ProtocolError(f"session {self.id.hex()}: layer {told.layer} with {len(told.hashes)} hashes is not layer {i}")
             lengths.append((told.length, list(told.hashes)))
         self._state, self._epoch, self._truncations = lengths, state.epoch.counter, state.truncations
+        self._chains, self._unsure, self._cutting = [told.chain for told in state.layers], {}, None
 
     def _prepare(self, step: Step) -> Work:
         self._check_open()
@@ -266,7 +300,10 @@ class Session:
             encoding=work.encoding,
             codec=self._chooser.codec() if self.codec == "auto" and attend else CODECS[self.codec],
             tokens=None if work.tokens is None else work.tokens[appended],
+            chain=self._chains[work.layer],
         )
+        if request.append:
+            request.append_id = new_id()
         if work.mask is not None and attend:
             request.tree = work.mask.shape[1]
             request.tree_mask = _pack(work.mask[queries])
@@ -309,6 +346,12 @@ class Session:
                 working = (result.compute_nanos + result.queue_nanos) / 1e9
                 self._chooser.measured(request.codec, time.monotonic() - flight.sent - working, rows * layer.v_dim)
         self._state[work.layer] = (after, list(result.hashes))
+        self._chains[work.layer] = result.chain
+
+    def _failed(self, flight: _Flight) -> None:
+        """Notes that nobody knows whether a message's append was done."""
+        if flight.request.append:
+            self._unsure[flight.work.layer] = flight.request.append_id
 
     def _answer(self, doing: str, pending: Pending | Exception, deadline: float | None) -> Response:
         """The answer to a message, or the error that its refusal or the end of the lane means."""
@@ -335,9 +378,14 @@ def _pack(mask: npt.NDArray[np.bool_]) -> bytes:
     return np.packbits(mask, axis=1, bitorder="little").tobytes()
 
 
-def abandon(connection: Connection, session: bytes, timeout: float | None) -> None:
-    """Drops what may have been made in vain. What can't be dropped ends by its TTL."""
-    request = session_pb2.DropSessionRequest(session=session)
+def new_id() -> int:
+    """A random id of an append, a truncation or a call, not 0."""
+    return secrets.randbits(64) or 1
+
+
+def abandon(connection: Connection, session: bytes, timeout: float | None, call: int) -> None:
+    """Drops what a call may have made in vain, or will make when it arrives. What can't be dropped ends by its TTL."""
+    request = session_pb2.DropSessionRequest(session=session, call=call)
     doing = f"drop session {session.hex()}"
     try:
         limit = min(timeout or constants.ABANDON_SECONDS, constants.ABANDON_SECONDS)
@@ -385,8 +433,8 @@ class _Batch:
                 self.land(key)
         finally:
             # After an interruption nobody waits for these.
-            for i, _ in self.flying.values():
-                self.steps[i].session._unsure = True
+            for i, flight in self.flying.values():
+                self.steps[i].session._failed(flight)
         if self.errors:
             raise self.errors[min(self.errors)]
         return [r for r in self.results if r is not None]
@@ -414,6 +462,6 @@ class _Batch:
         try:
             session._land(flight, self.deadline)
         except Exception as e:
-            session._unsure = True
+            session._failed(flight)
             self.errors.setdefault(i, e)
         del self.flying[key]

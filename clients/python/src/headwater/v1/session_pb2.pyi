@@ -133,19 +133,25 @@ class Holder(_message.Message):
     def __init__(self, name: _Optional[str] = ..., boot: _Optional[bytes] = ..., address: _Optional[str] = ..., layers: _Optional[_Iterable[_Union[HeldLayer, _Mapping]]] = ..., page_bytes: _Optional[int] = ..., own_bytes: _Optional[int] = ...) -> None: ...
 
 class LayerState(_message.Message):
-    __slots__ = ("layer", "length", "hashes", "first")
+    __slots__ = ("layer", "length", "hashes", "first", "chain", "before", "append_id")
     LAYER_FIELD_NUMBER: _ClassVar[int]
     LENGTH_FIELD_NUMBER: _ClassVar[int]
     HASHES_FIELD_NUMBER: _ClassVar[int]
     FIRST_FIELD_NUMBER: _ClassVar[int]
+    CHAIN_FIELD_NUMBER: _ClassVar[int]
+    BEFORE_FIELD_NUMBER: _ClassVar[int]
+    APPEND_ID_FIELD_NUMBER: _ClassVar[int]
     layer: int
     length: int
     hashes: _containers.RepeatedScalarFieldContainer[int]
     first: int
-    def __init__(self, layer: _Optional[int] = ..., length: _Optional[int] = ..., hashes: _Optional[_Iterable[int]] = ..., first: _Optional[int] = ...) -> None: ...
+    chain: int
+    before: LayerState
+    append_id: int
+    def __init__(self, layer: _Optional[int] = ..., length: _Optional[int] = ..., hashes: _Optional[_Iterable[int]] = ..., first: _Optional[int] = ..., chain: _Optional[int] = ..., before: _Optional[_Union[LayerState, _Mapping]] = ..., append_id: _Optional[int] = ...) -> None: ...
 
 class SessionState(_message.Message):
-    __slots__ = ("session", "epoch", "truncations", "layers", "pinned", "page_bytes", "own_bytes", "name", "tenant", "created", "used", "holders", "config")
+    __slots__ = ("session", "epoch", "truncations", "layers", "pinned", "page_bytes", "own_bytes", "name", "tenant", "created", "used", "holders", "config", "truncation_id")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     TRUNCATIONS_FIELD_NUMBER: _ClassVar[int]
@@ -159,6 +165,7 @@ class SessionState(_message.Message):
     USED_FIELD_NUMBER: _ClassVar[int]
     HOLDERS_FIELD_NUMBER: _ClassVar[int]
     CONFIG_FIELD_NUMBER: _ClassVar[int]
+    TRUNCATION_ID_FIELD_NUMBER: _ClassVar[int]
     session: bytes
     epoch: Epoch
     truncations: int
@@ -172,10 +179,11 @@ class SessionState(_message.Message):
     used: _timestamp_pb2.Timestamp
     holders: _containers.RepeatedCompositeFieldContainer[Holder]
     config: SessionConfig
-    def __init__(self, session: _Optional[bytes] = ..., epoch: _Optional[_Union[Epoch, _Mapping]] = ..., truncations: _Optional[int] = ..., layers: _Optional[_Iterable[_Union[LayerState, _Mapping]]] = ..., pinned: bool = ..., page_bytes: _Optional[int] = ..., own_bytes: _Optional[int] = ..., name: _Optional[str] = ..., tenant: _Optional[str] = ..., created: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., used: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., holders: _Optional[_Iterable[_Union[Holder, _Mapping]]] = ..., config: _Optional[_Union[SessionConfig, _Mapping]] = ...) -> None: ...
+    truncation_id: int
+    def __init__(self, session: _Optional[bytes] = ..., epoch: _Optional[_Union[Epoch, _Mapping]] = ..., truncations: _Optional[int] = ..., layers: _Optional[_Iterable[_Union[LayerState, _Mapping]]] = ..., pinned: bool = ..., page_bytes: _Optional[int] = ..., own_bytes: _Optional[int] = ..., name: _Optional[str] = ..., tenant: _Optional[str] = ..., created: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., used: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., holders: _Optional[_Iterable[_Union[Holder, _Mapping]]] = ..., config: _Optional[_Union[SessionConfig, _Mapping]] = ..., truncation_id: _Optional[int] = ...) -> None: ...
 
 class CreateSessionRequest(_message.Message):
-    __slots__ = ("session", "epoch", "config", "held", "tokens", "workers", "begin")
+    __slots__ = ("session", "epoch", "config", "held", "tokens", "workers", "begin", "call")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     CONFIG_FIELD_NUMBER: _ClassVar[int]
@@ -183,6 +191,7 @@ class CreateSessionRequest(_message.Message):
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     WORKERS_FIELD_NUMBER: _ClassVar[int]
     BEGIN_FIELD_NUMBER: _ClassVar[int]
+    CALL_FIELD_NUMBER: _ClassVar[int]
     session: bytes
     epoch: Epoch
     config: SessionConfig
@@ -190,7 +199,8 @@ class CreateSessionRequest(_message.Message):
     tokens: _containers.RepeatedScalarFieldContainer[int]
     workers: int
     begin: _containers.RepeatedCompositeFieldContainer[BeginLayer]
-    def __init__(self, session: _Optional[bytes] = ..., epoch: _Optional[_Union[Epoch, _Mapping]] = ..., config: _Optional[_Union[SessionConfig, _Mapping]] = ..., held: _Optional[_Iterable[_Union[HeldLayer, _Mapping]]] = ..., tokens: _Optional[_Iterable[int]] = ..., workers: _Optional[int] = ..., begin: _Optional[_Iterable[_Union[BeginLayer, _Mapping]]] = ...) -> None: ...
+    call: int
+    def __init__(self, session: _Optional[bytes] = ..., epoch: _Optional[_Union[Epoch, _Mapping]] = ..., config: _Optional[_Union[SessionConfig, _Mapping]] = ..., held: _Optional[_Iterable[_Union[HeldLayer, _Mapping]]] = ..., tokens: _Optional[_Iterable[int]] = ..., workers: _Optional[int] = ..., begin: _Optional[_Iterable[_Union[BeginLayer, _Mapping]]] = ..., call: _Optional[int] = ...) -> None: ...
 
 class BeginLayer(_message.Message):
     __slots__ = ("layer", "first", "hashes", "length")
@@ -231,20 +241,24 @@ class TakeSessionResponse(_message.Message):
     def __init__(self, state: _Optional[_Union[SessionState, _Mapping]] = ...) -> None: ...
 
 class ForkSessionRequest(_message.Message):
-    __slots__ = ("session", "epoch", "truncations", "child", "child_epoch", "position")
+    __slots__ = ("session", "epoch", "truncations", "child", "child_epoch", "position", "expect", "call")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     TRUNCATIONS_FIELD_NUMBER: _ClassVar[int]
     CHILD_FIELD_NUMBER: _ClassVar[int]
     CHILD_EPOCH_FIELD_NUMBER: _ClassVar[int]
     POSITION_FIELD_NUMBER: _ClassVar[int]
+    EXPECT_FIELD_NUMBER: _ClassVar[int]
+    CALL_FIELD_NUMBER: _ClassVar[int]
     session: bytes
     epoch: Epoch
     truncations: int
     child: bytes
     child_epoch: Epoch
     position: int
-    def __init__(self, session: _Optional[bytes] = ..., epoch: _Optional[_Union[Epoch, _Mapping]] = ..., truncations: _Optional[int] = ..., child: _Optional[bytes] = ..., child_epoch: _Optional[_Union[Epoch, _Mapping]] = ..., position: _Optional[int] = ...) -> None: ...
+    expect: _containers.RepeatedCompositeFieldContainer[LayerState]
+    call: int
+    def __init__(self, session: _Optional[bytes] = ..., epoch: _Optional[_Union[Epoch, _Mapping]] = ..., truncations: _Optional[int] = ..., child: _Optional[bytes] = ..., child_epoch: _Optional[_Union[Epoch, _Mapping]] = ..., position: _Optional[int] = ..., expect: _Optional[_Iterable[_Union[LayerState, _Mapping]]] = ..., call: _Optional[int] = ...) -> None: ...
 
 class ForkSessionResponse(_message.Message):
     __slots__ = ("state",)
@@ -253,20 +267,26 @@ class ForkSessionResponse(_message.Message):
     def __init__(self, state: _Optional[_Union[SessionState, _Mapping]] = ...) -> None: ...
 
 class TruncateSessionRequest(_message.Message):
-    __slots__ = ("session", "epoch", "truncations", "position", "lengths", "check_only")
+    __slots__ = ("session", "epoch", "truncations", "position", "lengths", "check_only", "expect", "id", "count")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     TRUNCATIONS_FIELD_NUMBER: _ClassVar[int]
     POSITION_FIELD_NUMBER: _ClassVar[int]
     LENGTHS_FIELD_NUMBER: _ClassVar[int]
     CHECK_ONLY_FIELD_NUMBER: _ClassVar[int]
+    EXPECT_FIELD_NUMBER: _ClassVar[int]
+    ID_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
     session: bytes
     epoch: Epoch
     truncations: int
     position: int
     lengths: _containers.RepeatedScalarFieldContainer[int]
     check_only: bool
-    def __init__(self, session: _Optional[bytes] = ..., epoch: _Optional[_Union[Epoch, _Mapping]] = ..., truncations: _Optional[int] = ..., position: _Optional[int] = ..., lengths: _Optional[_Iterable[int]] = ..., check_only: bool = ...) -> None: ...
+    expect: _containers.RepeatedCompositeFieldContainer[LayerState]
+    id: int
+    count: int
+    def __init__(self, session: _Optional[bytes] = ..., epoch: _Optional[_Union[Epoch, _Mapping]] = ..., truncations: _Optional[int] = ..., position: _Optional[int] = ..., lengths: _Optional[_Iterable[int]] = ..., check_only: bool = ..., expect: _Optional[_Iterable[_Union[LayerState, _Mapping]]] = ..., id: _Optional[int] = ..., count: _Optional[int] = ...) -> None: ...
 
 class TruncateSessionResponse(_message.Message):
     __slots__ = ("state",)
@@ -289,28 +309,32 @@ class PinSessionResponse(_message.Message):
     def __init__(self, state: _Optional[_Union[SessionState, _Mapping]] = ...) -> None: ...
 
 class DropSessionRequest(_message.Message):
-    __slots__ = ("session", "epoch")
+    __slots__ = ("session", "epoch", "call")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
+    CALL_FIELD_NUMBER: _ClassVar[int]
     session: bytes
     epoch: Epoch
-    def __init__(self, session: _Optional[bytes] = ..., epoch: _Optional[_Union[Epoch, _Mapping]] = ...) -> None: ...
+    call: int
+    def __init__(self, session: _Optional[bytes] = ..., epoch: _Optional[_Union[Epoch, _Mapping]] = ..., call: _Optional[int] = ...) -> None: ...
 
 class DropSessionResponse(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
 class ListSessionsRequest(_message.Message):
-    __slots__ = ("sessions", "caches_only", "limit", "after")
+    __slots__ = ("sessions", "caches_only", "limit", "after", "holders_only")
     SESSIONS_FIELD_NUMBER: _ClassVar[int]
     CACHES_ONLY_FIELD_NUMBER: _ClassVar[int]
     LIMIT_FIELD_NUMBER: _ClassVar[int]
     AFTER_FIELD_NUMBER: _ClassVar[int]
+    HOLDERS_ONLY_FIELD_NUMBER: _ClassVar[int]
     sessions: _containers.RepeatedScalarFieldContainer[bytes]
     caches_only: bool
     limit: int
     after: bytes
-    def __init__(self, sessions: _Optional[_Iterable[bytes]] = ..., caches_only: bool = ..., limit: _Optional[int] = ..., after: _Optional[bytes] = ...) -> None: ...
+    holders_only: bool
+    def __init__(self, sessions: _Optional[_Iterable[bytes]] = ..., caches_only: bool = ..., limit: _Optional[int] = ..., after: _Optional[bytes] = ..., holders_only: bool = ...) -> None: ...
 
 class ListSessionsResponse(_message.Message):
     __slots__ = ("sessions", "caches", "silent")
@@ -429,7 +453,7 @@ class LaneRequest(_message.Message):
     def __init__(self, id: _Optional[int] = ..., step: _Optional[_Union[Step, _Mapping]] = ..., payload: _Optional[bytes] = ...) -> None: ...
 
 class Step(_message.Message):
-    __slots__ = ("session", "epoch", "truncations", "layer", "length", "hashes", "append", "attend", "query_position", "encoding", "codec", "tree", "tree_mask", "tokens")
+    __slots__ = ("session", "epoch", "truncations", "layer", "length", "hashes", "append", "attend", "query_position", "encoding", "codec", "tree", "tree_mask", "tokens", "append_id", "chain")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     TRUNCATIONS_FIELD_NUMBER: _ClassVar[int]
@@ -444,6 +468,8 @@ class Step(_message.Message):
     TREE_FIELD_NUMBER: _ClassVar[int]
     TREE_MASK_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
+    APPEND_ID_FIELD_NUMBER: _ClassVar[int]
+    CHAIN_FIELD_NUMBER: _ClassVar[int]
     session: bytes
     epoch: int
     truncations: int
@@ -458,7 +484,9 @@ class Step(_message.Message):
     tree: int
     tree_mask: bytes
     tokens: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, session: _Optional[bytes] = ..., epoch: _Optional[int] = ..., truncations: _Optional[int] = ..., layer: _Optional[int] = ..., length: _Optional[int] = ..., hashes: _Optional[_Iterable[int]] = ..., append: _Optional[int] = ..., attend: _Optional[int] = ..., query_position: _Optional[int] = ..., encoding: _Optional[_Union[_worker_pb2.StorageType, str]] = ..., codec: _Optional[_Union[StepCodec, str]] = ..., tree: _Optional[int] = ..., tree_mask: _Optional[bytes] = ..., tokens: _Optional[_Iterable[int]] = ...) -> None: ...
+    append_id: int
+    chain: int
+    def __init__(self, session: _Optional[bytes] = ..., epoch: _Optional[int] = ..., truncations: _Optional[int] = ..., layer: _Optional[int] = ..., length: _Optional[int] = ..., hashes: _Optional[_Iterable[int]] = ..., append: _Optional[int] = ..., attend: _Optional[int] = ..., query_position: _Optional[int] = ..., encoding: _Optional[_Union[_worker_pb2.StorageType, str]] = ..., codec: _Optional[_Union[StepCodec, str]] = ..., tree: _Optional[int] = ..., tree_mask: _Optional[bytes] = ..., tokens: _Optional[_Iterable[int]] = ..., append_id: _Optional[int] = ..., chain: _Optional[int] = ...) -> None: ...
 
 class LaneResponse(_message.Message):
     __slots__ = ("id", "result", "payload")
@@ -471,20 +499,22 @@ class LaneResponse(_message.Message):
     def __init__(self, id: _Optional[int] = ..., result: _Optional[_Union[StepResult, _Mapping]] = ..., payload: _Optional[bytes] = ...) -> None: ...
 
 class StepResult(_message.Message):
-    __slots__ = ("error", "length", "hashes", "compute_nanos", "queue_nanos", "codec")
+    __slots__ = ("error", "length", "hashes", "compute_nanos", "queue_nanos", "codec", "chain")
     ERROR_FIELD_NUMBER: _ClassVar[int]
     LENGTH_FIELD_NUMBER: _ClassVar[int]
     HASHES_FIELD_NUMBER: _ClassVar[int]
     COMPUTE_NANOS_FIELD_NUMBER: _ClassVar[int]
     QUEUE_NANOS_FIELD_NUMBER: _ClassVar[int]
     CODEC_FIELD_NUMBER: _ClassVar[int]
+    CHAIN_FIELD_NUMBER: _ClassVar[int]
     error: SessionError
     length: int
     hashes: _containers.RepeatedScalarFieldContainer[int]
     compute_nanos: int
     queue_nanos: int
     codec: StepCodec
-    def __init__(self, error: _Optional[_Union[SessionError, _Mapping]] = ..., length: _Optional[int] = ..., hashes: _Optional[_Iterable[int]] = ..., compute_nanos: _Optional[int] = ..., queue_nanos: _Optional[int] = ..., codec: _Optional[_Union[StepCodec, str]] = ...) -> None: ...
+    chain: int
+    def __init__(self, error: _Optional[_Union[SessionError, _Mapping]] = ..., length: _Optional[int] = ..., hashes: _Optional[_Iterable[int]] = ..., compute_nanos: _Optional[int] = ..., queue_nanos: _Optional[int] = ..., codec: _Optional[_Union[StepCodec, str]] = ..., chain: _Optional[int] = ...) -> None: ...
 
 class SessionError(_message.Message):
     __slots__ = ("problem", "message", "layer", "length", "epoch", "truncations", "group", "holder")
