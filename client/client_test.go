@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -387,8 +388,24 @@ func TestDownloadIsWholeOrNotAtAll(t *testing.T) {
 		if err == nil || len(files) != 0 {
 			t.Errorf("%s: error %v, %d files", name, err, len(files))
 		}
+		// A stream gets what comes, and the error says that it is not what was announced.
+		if _, err := connect(t, f).DownloadTo(t.Context(), "c-1", io.Discard, nil); err == nil {
+			t.Errorf("%s: a stream took it", name)
+		}
 	}
-	_, err := connect(t, &fake{result: result, sha256: right}).Download(t.Context(), "c-1", filepath.Join(t.TempDir(), "no", "folder"), nil)
+	var out bytes.Buffer
+	if _, err := connect(t, &fake{result: result, sha256: right}).DownloadTo(t.Context(), "c-1", &out, nil); err != nil || !bytes.Equal(out.Bytes(), result) {
+		t.Errorf("a stream got %d bytes: %v", out.Len(), err)
+	}
+	full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer full.Close()
+	if _, err := connect(t, &fake{result: result, sha256: right}).DownloadTo(t.Context(), "c-1", full, nil); !errors.Is(err, syscall.ENOSPC) || errors.Is(err, ErrUnreachable) {
+		t.Errorf("a full disk: %v", err)
+	}
+	_, err = connect(t, &fake{result: result, sha256: right}).Download(t.Context(), "c-1", filepath.Join(t.TempDir(), "no", "folder"), nil)
 	if err == nil || errors.Is(err, ErrUnreachable) || !strings.Contains(err.Error(), "no such file or directory") {
 		t.Errorf("no folder: %v", err)
 	}

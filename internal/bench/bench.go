@@ -75,15 +75,15 @@ func (r *Row) Quantile(q float64) time.Duration {
 	return time.Duration(r.Latencies.ValueAtQuantile(100*q)) * time.Microsecond
 }
 
-// TokensPerSecond returns how many tokens attended in a second, over all sessions; a token passes all layers.
-func (r *Row) TokensPerSecond() float64 { return float64(r.Tokens) / r.Elapsed.Seconds() }
+// tokensPerSecond returns how many tokens attended in a second, over all sessions; a token passes all layers.
+func (r *Row) tokensPerSecond() float64 { return float64(r.Tokens) / r.Elapsed.Seconds() }
 
 // MeanRate returns the mean of the repetitions' rates, in tokens per second, and their standard deviation. Where there is one
-// repetition, known is false, and the mean is TokensPerSecond.
+// repetition, known is false, and the mean is tokensPerSecond.
 func (r *Row) MeanRate() (mean, deviation float64, known bool) {
 	n := float64(len(r.Rates))
 	if n < 2 {
-		return r.TokensPerSecond(), 0, false
+		return r.tokensPerSecond(), 0, false
 	}
 	for _, rate := range r.Rates {
 		mean += rate / n
@@ -104,7 +104,7 @@ func (r *Row) BytesPerSecond() float64 {
 	if r.Storage == tensor.I8 {
 		position += 2 * 4 * r.KVHeads
 	}
-	return r.TokensPerSecond() * float64(r.Layers) * float64(r.Positions) * float64(position)
+	return r.tokensPerSecond() * float64(r.Layers) * float64(r.Positions) * float64(position)
 }
 
 // FlopsPerSecond returns the useful floating-point operations in a second: a multiply and an add for each element of each
@@ -114,7 +114,7 @@ func (r *Row) FlopsPerSecond() float64 {
 	if r.Test == Prefill {
 		seen = float64(r.Positions+1) / 2 // on average: position i sees i+1
 	}
-	return r.TokensPerSecond() * float64(r.Layers) * float64(r.Heads) * seen * 4 * float64(r.HeadDim)
+	return r.tokensPerSecond() * float64(r.Layers) * float64(r.Heads) * seen * 4 * float64(r.HeadDim)
 }
 
 func (c *Case) check() error {

@@ -293,7 +293,7 @@ func describe(c bench.Case, name string) string {
 
 // heading is what stands above a Markdown table: what runs, and what all rows share.
 func (f *benchFlags) heading(cases []bench.Case, answering []*headwaterv1.DescribeResponse) []string {
-	words := []string{fmt.Sprintf("headwater %s, %s of kernel %s with %s", Version, plural(len(answering), "worker"), kernels(answering), threads(answering))}
+	words := []string{fmt.Sprintf("headwater %s, %s of kernel %s with %s", programVersion, plural(len(answering), "worker"), kernels(answering), threads(answering))}
 	for _, c := range f.header(cases) {
 		if c.folded {
 			words = append(words, describe(cases[0], c.name))
@@ -305,7 +305,7 @@ func (f *benchFlags) heading(cases []bench.Case, answering []*headwaterv1.Descri
 // about is what holds for all rows, for scripts.
 func (f *benchFlags) about(status *headwaterv1.StatusResponse, answering []*headwaterv1.DescribeResponse) []fact {
 	return []fact{
-		{"version", Version},
+		{"version", programVersion},
 		{"coordinator_version", status.GetVersion()},
 		{"kernel", kernels(answering)},
 		{"threads", threadCount(answering)},
@@ -408,7 +408,7 @@ func (a *app) benchCodecs(f benchFlags) error {
 			return err
 		}
 	}
-	rows := a.rows(f.format, []fact{{"version", Version}, {"kernel", attention.KernelName()}}, columns("codec", ">ratio", ">encode and decode GB/s", ">encode GB/s", ">decode GB/s", ">largest error"))
+	rows := a.rows(f.format, []fact{{"version", programVersion}, {"kernel", attention.KernelName()}}, columns("codec", ">ratio", ">encode and decode GB/s", ">encode GB/s", ">decode GB/s", ">largest error"))
 	for _, storage := range []string{"bf16", "f16", "int8"} {
 		if len(kv) == 0 {
 			break

@@ -189,20 +189,20 @@ func TestExitCodesAreDocumented(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, table, _ := strings.Cut(string(page), "## Exit codes")
-	for code := ExitOK; code <= ExitUnhealthy; code++ {
+	for code := exitOK; code <= exitUnhealthy; code++ {
 		if !strings.Contains(table, fmt.Sprintf("\n| %d | ", code)) || !strings.Contains(exitHelp, fmt.Sprintf(" %d ", code)) {
 			t.Errorf("exit code %d is not documented", code)
 		}
 	}
 	for err, want := range map[error]int{
-		nil: ExitOK, errors.New("x"): ExitFailed, usage("x"): ExitUsage, fmt.Errorf("write: %w", syscall.ENOSPC): ExitTryAgain, syscall.EDQUOT: ExitTryAgain,
-		&client.Error{Code: codes.Unavailable}:                       ExitUnreachable,
-		&client.Error{Code: codes.Unavailable, Answered: true}:       ExitTryAgain,
-		&client.Error{Code: codes.ResourceExhausted, Answered: true}: ExitTryAgain,
-		&client.Error{Code: codes.InvalidArgument, Answered: true}:   ExitRefused,
-		&client.JobError{Job: &headwaterv1.Job{State: headwaterv1.JobState_JOB_STATE_FAILED, ErrorCode: uint32(codes.ResourceExhausted), Error: "write: no space left on device"}}: ExitTryAgain,
-		&client.JobError{Job: &headwaterv1.Job{State: headwaterv1.JobState_JOB_STATE_FAILED, ErrorCode: uint32(codes.OutOfRange)}}:                                                 ExitRefused,
-		&client.JobError{Job: &headwaterv1.Job{State: headwaterv1.JobState_JOB_STATE_CANCELLED}}:                                                                                   ExitFailed,
+		nil: exitOK, errors.New("x"): exitFailed, usage("x"): exitUsage, fmt.Errorf("write: %w", syscall.ENOSPC): exitTryAgain, syscall.EDQUOT: exitTryAgain,
+		&client.Error{Code: codes.Unavailable}:                       exitUnreachable,
+		&client.Error{Code: codes.Unavailable, Answered: true}:       exitTryAgain,
+		&client.Error{Code: codes.ResourceExhausted, Answered: true}: exitTryAgain,
+		&client.Error{Code: codes.InvalidArgument, Answered: true}:   exitRefused,
+		&client.JobError{Job: &headwaterv1.Job{State: headwaterv1.JobState_JOB_STATE_FAILED, ErrorCode: uint32(codes.ResourceExhausted), Error: "write: no space left on device"}}: exitTryAgain,
+		&client.JobError{Job: &headwaterv1.Job{State: headwaterv1.JobState_JOB_STATE_FAILED, ErrorCode: uint32(codes.OutOfRange)}}:                                                 exitRefused,
+		&client.JobError{Job: &headwaterv1.Job{State: headwaterv1.JobState_JOB_STATE_CANCELLED}}:                                                                                   exitFailed,
 	} {
 		if got := exitCode(err); got != want {
 			t.Errorf("%v ends with %d, want %d", err, got, want)

@@ -75,7 +75,7 @@ func anchors(page string) []string {
 		if !ok || !strings.HasPrefix(line, "#") {
 			continue
 		}
-		heading = strings.ToLower(regexp.MustCompile("[^\\p{L}\\p{N} _-]").ReplaceAllString(heading, ""))
+		heading = strings.ToLower(regexp.MustCompile(`[^\p{L}\p{N} _-]`).ReplaceAllString(heading, ""))
 		found = append(found, strings.ReplaceAll(strings.TrimSpace(heading), " ", "-"))
 	}
 	return found

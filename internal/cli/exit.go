@@ -16,14 +16,14 @@ import (
 
 // Exit codes of both programs. exitHelp says them to users, and a table in docs/errors.md what to do; a test compares the two.
 const (
-	ExitOK          = 0
-	ExitFailed      = 1 // what was asked for did not succeed
-	ExitUsage       = 2 // the command line, the environment or the configuration file is wrong
-	ExitUnreachable = 3 // no coordinator answers
-	ExitRefused     = 4 // the job or the request was looked at and refused: asking again changes nothing
-	ExitDiffers     = 5 // diff found a difference
-	ExitTryAgain    = 6 // a state of things: a full disk, no room, a worker that was lost; the same may succeed later
-	ExitUnhealthy   = 7 // health found too few workers, or a coordinator that is stopping
+	exitOK          = 0
+	exitFailed      = 1 // what was asked for did not succeed
+	exitUsage       = 2 // the command line, the environment or the configuration file is wrong
+	exitUnreachable = 3 // no coordinator answers
+	exitRefused     = 4 // the job or the request was looked at and refused: asking again changes nothing
+	exitDiffers     = 5 // diff found a difference
+	exitTryAgain    = 6 // a state of things: a full disk, no room, a worker that was lost; the same may succeed later
+	exitUnhealthy   = 7 // health found too few workers, or a coordinator that is stopping
 )
 
 const exitHelp = "Exit codes: 0 done; 1 failed; 2 wrong usage; 3 coordinator unreachable; 4 refused, and asking again changes nothing; " +
@@ -52,21 +52,21 @@ func exitCode(err error) int {
 	)
 	switch {
 	case err == nil:
-		return ExitOK
+		return exitOK
 	case errors.As(err, &unhealthy):
-		return ExitUnhealthy
+		return exitUnhealthy
 	case errors.As(err, &wrongUsage):
-		return ExitUsage
+		return exitUsage
 	case errors.As(err, &differs):
-		return ExitDiffers
+		return exitDiffers
 	case errors.Is(err, client.ErrUnreachable):
-		return ExitUnreachable
+		return exitUnreachable
 	case mayPass(err):
-		return ExitTryAgain
+		return exitTryAgain
 	case errors.Is(err, client.ErrRefused), errors.Is(err, client.ErrGone), errors.Is(err, client.ErrNotFound), errors.As(err, &format), errors.As(err, &rule), errors.As(err, &geometry), errors.As(err, &taken):
-		return ExitRefused
+		return exitRefused
 	}
-	return ExitFailed
+	return exitFailed
 }
 
 // passingError is a state of things that may pass.

@@ -170,7 +170,7 @@ func TestNamesWithEscapesAreCleanedWhereverTheyArePrinted(t *testing.T) {
 						}
 					}
 				}
-				if format == "json" && code == ExitOK && command[0] != "__complete" {
+				if format == "json" && code == exitOK && command[0] != "__complete" {
 					var back any
 					if err := json.Unmarshal(out.Bytes(), &back); err != nil || !strings.Contains(fmt.Sprint(back), hostile) && command[0] != "health" {
 						t.Errorf("coord %q: %v; JSON has not the name itself: %s", args, err, &out)
@@ -189,7 +189,7 @@ func TestTablesFit80Columns(t *testing.T) {
 			continue
 		}
 		var out, errs bytes.Buffer
-		if code := Coord(append(command[:len(command):len(command)], "--coordinator", address), Streams{Out: &out, Err: &errs}); code != ExitOK {
+		if code := Coord(append(command[:len(command):len(command)], "--coordinator", address), Streams{Out: &out, Err: &errs}); code != exitOK {
 			t.Errorf("%q: %s", command, &errs)
 		}
 		for line := range strings.Lines(out.String()) {

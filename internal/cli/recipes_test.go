@@ -29,7 +29,7 @@ func TestRecipesOfSafetensorsStoreContiguousArrays(t *testing.T) {
 		t.Error("no document shows how to store a transposed array")
 	}
 	var help bytes.Buffer
-	if code := Coord([]string{"submit", "--help"}, Streams{Out: &help, Err: &help}); code != ExitOK || !strings.Contains(help.String(), "numpy.ascontiguousarray(x)") {
+	if code := Coord([]string{"submit", "--help"}, Streams{Out: &help, Err: &help}); code != exitOK || !strings.Contains(help.String(), "numpy.ascontiguousarray(x)") {
 		t.Errorf("exit code %d; the help of submit does not speak of contiguous arrays", code)
 	}
 }

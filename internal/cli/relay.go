@@ -121,7 +121,7 @@ func (a *app) runRelay(ctx context.Context, at address.Address, coordinator remo
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(listener) }()
 	log.Info("serving", "address", serving.String(), "coordinator", to.String())
-	ready := relayReady{Address: serving.String(), Coordinator: to.String(), Protocol: rpc.Version, Version: Version, Process: os.Getpid()}
+	ready := relayReady{Address: serving.String(), Coordinator: to.String(), Protocol: rpc.Version, Version: programVersion, Process: os.Getpid()}
 	if err := json.NewEncoder(a.Out).Encode(ready); err != nil {
 		log.Warn("nobody was told of the address", "error", err)
 	}

@@ -18,8 +18,8 @@ import (
 // linked is the version that the linker sets: a variable that is initialized here would win over it.
 var linked string
 
-// Version is the program's version: what the linker set; without, the module's.
-var Version = func() string {
+// programVersion is the program's version: what the linker set; without, the module's.
+var programVersion = func() string {
 	if linked != "" {
 		return linked
 	}
@@ -86,7 +86,7 @@ func (a *app) root(short, example string) *cobra.Command {
 		Short:   short,
 		Long:    short + ".\n\nSettings are flags; those that are not about one invocation alone, as --out is, are also taken from HEADWATER_<FLAG> in the\nenvironment and from the configuration file (YAML, --config). Flags win over the environment, the environment over the file.\n\n" + exitHelp,
 		Example: example,
-		Version: Version,
+		Version: programVersion,
 		// Errors are printed once, by run.
 		SilenceErrors:     true,
 		SilenceUsage:      true,
@@ -122,13 +122,13 @@ func (a *app) run(root *cobra.Command, args []string) int {
 	root.SetArgs(args)
 	cmd, err := root.ExecuteContextC(ctx)
 	if err == nil {
-		return ExitOK
+		return exitOK
 	}
 	if errors.Is(err, syscall.EPIPE) { // who reads has read enough
-		return ExitFailed
+		return exitFailed
 	}
 	message, code := line(a.program, err), exitCode(err)
-	if code == ExitUsage {
+	if code == exitUsage {
 		message += fmt.Sprintf(" (see %s --help)", cmd.CommandPath())
 	}
 	a.note("%s\n", message)

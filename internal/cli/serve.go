@@ -76,11 +76,11 @@ func (a *app) runCoordinator(ctx context.Context, at endpointFlags, workers stri
 	if err != nil {
 		return err
 	}
-	view, err := at.view(ctx, membership.Member{Name: name, Boot: uuid.New(), Role: membership.RoleCoordinator, Address: address, Version: Version}, workers, log)
+	view, err := at.view(ctx, membership.Member{Name: name, Boot: uuid.New(), Role: membership.RoleCoordinator, Address: address, Version: programVersion}, workers, log)
 	if err != nil {
 		return errors.Join(err, listener.Close())
 	}
-	config.Name, config.Version, config.View, config.Logger = name, Version, view, log
+	config.Name, config.Version, config.View, config.Logger = name, programVersion, view, log
 	c, err := coordinator.Open(config)
 	if err != nil {
 		return errors.Join(err, view.Close(ctx), listener.Close())
@@ -160,7 +160,7 @@ func (a *app) runWorker(ctx context.Context, at endpointFlags, config worker.Con
 			return err
 		}
 	}
-	config.Name, config.Boot, config.Version, config.Logger = name, uuid.New(), Version, log
+	config.Name, config.Boot, config.Version, config.Logger = name, uuid.New(), programVersion, log
 	config.Threads = cmp.Or(config.Threads, runtime.GOMAXPROCS(0))
 	config.Conns = maxConnections()
 	w, err := worker.New(config)
@@ -172,7 +172,7 @@ func (a *app) runWorker(ctx context.Context, at endpointFlags, config worker.Con
 	if err != nil {
 		return err
 	}
-	view, err := at.view(ctx, membership.Member{Name: name, Boot: config.Boot, Role: membership.RoleWorker, Address: address, Version: Version, Weight: config.Weight}, "", log)
+	view, err := at.view(ctx, membership.Member{Name: name, Boot: config.Boot, Role: membership.RoleWorker, Address: address, Version: programVersion, Weight: config.Weight}, "", log)
 	if err != nil {
 		return errors.Join(err, listener.Close())
 	}

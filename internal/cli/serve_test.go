@@ -70,7 +70,7 @@ func TestAnAddressOfThisMachineIsAdvertised(t *testing.T) {
 	for _, wrong := range []endpointFlags{
 		{listen: "7601"}, {listen: ":0", advertise: "0.0.0.0"}, {listen: ":0", advertise: "fd77::1:7601"}, {listen: ":0", join: []string{"host"}},
 	} {
-		if address, err := bind(wrong); exitCode(err) != ExitUsage {
+		if address, err := bind(wrong); exitCode(err) != exitUsage {
 			t.Errorf("%+v: %q, %v", wrong, address, err)
 		}
 	}

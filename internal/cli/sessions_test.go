@@ -68,7 +68,7 @@ func TestASessionThatIsHalfLostLooksIt(t *testing.T) {
 		address := serve(t, server)
 		for _, format := range []string{"table", "wide", "json"} {
 			var out, errs bytes.Buffer
-			if code := Coord([]string{"sessions", "list", "--coordinator", address, "-o", format}, Streams{Out: &out, Err: &errs}); code != ExitOK {
+			if code := Coord([]string{"sessions", "list", "--coordinator", address, "-o", format}, Streams{Out: &out, Err: &errs}); code != exitOK {
 				t.Fatalf("exit code %d: %s", code, &errs)
 			}
 			if format == "json" {

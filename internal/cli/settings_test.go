@@ -38,8 +38,8 @@ func TestSizesAndFoldersThatCanNotBeAreRefused(t *testing.T) {
 		if program == "worker" {
 			run = Worker
 		}
-		if code := run(args, Streams{In: strings.NewReader(""), Out: io.Discard, Err: &stderr}); code != ExitUsage || !strings.Contains(stderr.String(), c.says) {
-			t.Errorf("%s: exit %d, want %d and %q: %s", c.args, code, ExitUsage, c.says, &stderr)
+		if code := run(args, Streams{In: strings.NewReader(""), Out: io.Discard, Err: &stderr}); code != exitUsage || !strings.Contains(stderr.String(), c.says) {
+			t.Errorf("%s: exit %d, want %d and %q: %s", c.args, code, exitUsage, c.says, &stderr)
 		}
 	}
 }

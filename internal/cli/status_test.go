@@ -58,7 +58,7 @@ func (o *older) coord(t *testing.T, args ...string) (out, errs string) {
 	}
 	address := serve(t, server)
 	var stdout, stderr bytes.Buffer
-	if code := Coord(append(args, "--coordinator", address), Streams{Out: &stdout, Err: &stderr}); code != ExitOK {
+	if code := Coord(append(args, "--coordinator", address), Streams{Out: &stdout, Err: &stderr}); code != exitOK {
 		t.Fatalf("coord %q ends with %d: %s", args, code, &stderr)
 	}
 	return stdout.String(), stderr.String()
@@ -159,8 +159,8 @@ func TestWithoutWorkersCommandsSayWhatToDo(t *testing.T) {
 		code int
 		says string
 	}{
-		"bench":  {ExitTryAgain, "has no worker that answers: nothing to measure"},
-		"health": {ExitUnhealthy, "not healthy: 0 workers answer of at least 1"},
+		"bench":  {exitTryAgain, "has no worker that answers: nothing to measure"},
+		"health": {exitUnhealthy, "not healthy: 0 workers answer of at least 1"},
 	} {
 		var out, errs bytes.Buffer
 		if code := Coord([]string{command, "--coordinator", address}, Streams{Out: &out, Err: &errs}); code != want.code || !strings.Contains(errs.String(), want.says) || strings.Contains(errs.String(), "unreachable") {

@@ -80,7 +80,7 @@ func endHard(ctx context.Context, log *slog.Logger) (done func()) {
 		select {
 		case <-timer.C:
 			log.Error(fmt.Sprintf("the stop did not end within %v; the process ends now", hardStop))
-			os.Exit(ExitFailed)
+			os.Exit(exitFailed)
 		case <-ended:
 		}
 	}()

@@ -33,7 +33,7 @@ type coordinatorView struct {
 }
 
 func ownVersion() programView {
-	return programView{Version, rpc.Version, attention.KernelName(), runtime.Version(), runtime.GOOS + "/" + runtime.GOARCH}
+	return programView{programVersion, rpc.Version, attention.KernelName(), runtime.Version(), runtime.GOOS + "/" + runtime.GOARCH}
 }
 
 // version is the command that prints this program's version and, of coord, the coordinator's.
