@@ -88,6 +88,15 @@ var (
 	noPreface  = regexp.MustCompile(`(?:connection error: )+desc = "error reading server preface: [^"]*"`)
 )
 
+// mute begins what is said of a peer whose system accepts connections for it.
+const mute = "it accepts connections and says nothing"
+
+// IsMute tells whether a call failed because its peer accepts connections and says nothing. Another attempt takes as long
+// and ends alike.
+func IsMute(err error) bool {
+	return status.Code(err) == codes.Unavailable && strings.Contains(status.Convert(err).Message(), mute)
+}
+
 // inOwnWords says the failures of connections and the bounds of messages as people need them. Codes and details stay, but
 // for a message that is too large: it will not fit later either, so the request is at fault and no want of room.
 func inOwnWords(err error) error {
@@ -101,7 +110,7 @@ func inOwnWords(err error) error {
 	message := s.Message()
 	said := dialFailed.ReplaceAllString(message, "$1")
 	said = tooLarge.ReplaceAllString(said, "a message of $1 bytes is larger than the $2 bytes that are allowed")
-	said = noPreface.ReplaceAllString(said, fmt.Sprintf("it accepts connections and says nothing within %v: it hangs, or it is no Headwater server", connectTimeout))
+	said = noPreface.ReplaceAllString(said, fmt.Sprintf("%s within %v: it hangs, or it is no Headwater server", mute, connectTimeout))
 	said = strings.TrimPrefix(said, "grpc: ")
 	if strings.Contains(said, "keepalive ping failed") {
 		said = fmt.Sprintf("it did not answer for %v: it hangs, or the network to it is cut", keepaliveTime+keepaliveTimeout)

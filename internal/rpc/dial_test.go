@@ -40,6 +40,9 @@ func TestAPeerThatHangsIsLostInBoundedTimeAndOwnWords(t *testing.T) {
 	defer conn.Close()
 	_, err = healthv1.NewHealthClient(conn).Check(t.Context(), &healthv1.HealthCheckRequest{})
 	own(t, "a call", err, codes.Unavailable, "says nothing within 5s: it hangs")
+	if !IsMute(err) || IsMute(status.Error(codes.Unavailable, "connection refused")) {
+		t.Error("a mute peer is not told from one that refuses")
+	}
 	// The attempt that failed is the last for a moment, so a stream learns of it at once.
 	stream, err := healthv1.NewHealthClient(conn).Watch(t.Context(), &healthv1.HealthCheckRequest{})
 	if err == nil {

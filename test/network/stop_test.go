@@ -4,6 +4,7 @@ package network
 
 import (
 	"context"
+	"errors"
 	"net"
 	"os"
 	"path/filepath"
@@ -174,4 +175,52 @@ func step(ctx context.Context, t *testing.T, front string, direct bool, stepped 
 	for s.Step(ctx, 0, row, row, row, context, lse) == nil {
 		told()
 	}
+}
+
+// TestAHungWorkerIsLostInBoundedTimeAndOwnWords: its process is stopped, so that its connections stay open and it says
+// nothing. A step on it took up to 35 s and failed in gRPC's words.
+func TestAHungWorkerIsLostInBoundedTimeAndOwnWords(t *testing.T) {
+	t.Parallel()
+	m := &machine{}
+	worker := m.serve(t, "worker", append([]string{"serve", "--name", "w1", "--gossip", "", "--listen", "127.0.0.1:0"}, small...)...)
+	at := worker.await(t, "serving")["address"].(string)
+	coordinator := m.serve(t, "coord", "serve", "--data-dir", t.TempDir(), "--gossip", "", "--listen", "127.0.0.1:0", "--workers", "w1="+at)
+	c, err := client.Dial(coordinator.await(t, "serving")["address"].(string))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	row, result, lse := make([]float32, 16), make([]float32, 16), make([]float32, 2)
+	sessions := map[string]*client.Session{}
+	for name, direct := range map[string]bool{"direct": true, "relayed": false} {
+		s, err := c.OpenSession(t.Context(), client.SessionOptions{Layers: []client.Layer{{Heads: 2, KVHeads: 2, HeadDim: 8}}, Direct: direct})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Step(t.Context(), 0, row, row, row, result, lse); err != nil {
+			t.Fatal(err)
+		}
+		sessions[name] = s
+	}
+	if err := worker.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	var steps sync.WaitGroup
+	for name, s := range sessions {
+		steps.Go(func() {
+			row, result, lse := make([]float32, 16), make([]float32, 16), make([]float32, 2)
+			err := s.Step(ctx, 0, row, row, row, result, lse)
+			if !errors.Is(err, client.ErrLost) || !strings.Contains(err.Error(), "it hangs") {
+				t.Errorf("%s: %v", name, err)
+			}
+			for _, foreign := range []string{"preface", "keepalive", "transport:", "grpc"} {
+				if err != nil && strings.Contains(err.Error(), foreign) {
+					t.Errorf("%s, in gRPC's words: %v", name, err)
+				}
+			}
+		})
+	}
+	steps.Wait()
 }

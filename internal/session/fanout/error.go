@@ -68,6 +68,9 @@ func lost(holder string, err error) error {
 	}
 	e := session.Errorf(reason, "%s", oneLine(s.Message()))
 	e.Why.Holder = holder
+	if rpc.IsMute(err) {
+		return e // a new connection would be waited for as long
+	}
 	return lostError{e}
 }
 
