@@ -31,6 +31,10 @@ const (
 	DefaultKeepBytes  = jobs.DefaultKeepBytes
 )
 
+// CrashLog is the file in the data folder that tells a crash from a kill: once the coordinator is open, the program gives it to
+// the Go runtime (debug.SetCrashOutput), which writes there why it ends the process.
+const CrashLog = jobs.CrashLog
+
 // Config is what a coordinator is made with. Zero values are the defaults.
 type Config struct {
 	Name    string // unique among coordinators; a DNS label
@@ -48,6 +52,10 @@ type Config struct {
 	KeepJobs  int
 	KeepFor   time.Duration
 	KeepBytes int64
+
+	// UploadStall ends a submission that brings less than 64 KiB in that time; RoomPause is how long jobs wait before a disk
+	// that was full is tried again. Zero values are a minute and 10 seconds.
+	UploadStall, RoomPause time.Duration
 
 	Now func() time.Time // clock; nil is time.Now
 }
@@ -69,7 +77,8 @@ func Open(c Config) (*Coordinator, error) {
 	queue, err := jobs.Open(jobs.Config{
 		Name: c.Name, Version: c.Version, DataDir: c.DataDir, View: c.View, Logger: c.Logger,
 		WorkerWait: c.WorkerWait, Deadline: c.Deadline, BlockBytes: c.BlockBytes,
-		KeepJobs: c.KeepJobs, KeepFor: c.KeepFor, KeepBytes: c.KeepBytes, Now: c.Now,
+		KeepJobs: c.KeepJobs, KeepFor: c.KeepFor, KeepBytes: c.KeepBytes,
+		UploadStall: c.UploadStall, RoomPause: c.RoomPause, Now: c.Now,
 	})
 	if err != nil {
 		return nil, err

@@ -1,6 +1,7 @@
 package jobs
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -8,7 +9,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
+	"time"
 
+	"github.com/zeebo/xxh3"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
@@ -18,6 +22,7 @@ import (
 	"headwater.example/internal/contextframe"
 	"headwater.example/internal/jobfile"
 	"headwater.example/internal/layerproto"
+	"headwater.example/internal/rpc"
 	headwaterv1 "headwater.example/proto/headwater/v1"
 	"headwater.example/tensor"
 )
@@ -25,7 +30,8 @@ import (
 // errStopping is the cause of the context of a job that runs while the coordinator stops.
 var errStopping = errors.New("the coordinator stops")
 
-// execute runs one job and stores how it ended. Its error is the store's or the disk's, not the job's.
+// execute runs one job and stores how it ended. Its error is the store's or the disk's, not the job's. If the disk is full,
+// the job is queued as before.
 func (q *Queue) execute(ctx context.Context, e *entry) error {
 	id := e.snapshot().GetId()
 	if ours, err := q.start(e); err != nil || !ours {
@@ -42,7 +48,11 @@ func (q *Queue) execute(ctx context.Context, e *entry) error {
 		cancel(errCancelled)
 	}
 	running, end := context.WithTimeout(running, deadline)
-	done, err := q.compute(running, e)
+	var done func(*headwaterv1.Job)
+	err := rpc.Guard(q.Logger, "job "+id, func() (err error) {
+		done, err = q.compute(running, e)
+		return err
+	})
 	end()
 	cancel(nil)
 	stop()
@@ -50,24 +60,86 @@ func (q *Queue) execute(ctx context.Context, e *entry) error {
 	switch {
 	case errors.Is(err, errStopping):
 		q.Logger.Info("job queued again, the coordinator stops", "job", id)
-		return q.change(e, func(j *headwaterv1.Job) {
-			j.State, j.Progress = headwaterv1.JobState_JOB_STATE_QUEUED, nil
-			j.Attempts--
-		})
+		return q.requeue(e, "")
+	case diskFull(err):
+		return errors.Join(err, q.requeue(e, waitsForRoom))
 	case errors.Is(err, context.DeadlineExceeded):
 		err = status.Errorf(codes.DeadlineExceeded, "the job did not end within its deadline of %s", deadline)
 	}
-	if stored := q.end(e, done, err); stored != nil {
+	if stored := q.finish(ctx, e, done, err); stored != nil {
 		return stored
 	}
 	q.Logger.Log(ctx, level(err), "job ended", "job", id, "state", e.snapshot().GetState(), "error", err)
-	return q.retain()
+	q.retain()
+	return nil
 }
 
-// compute runs the job into its result file, and returns what there is to say of it.
+// waitsForRoom is the phase of a job for which the coordinator's disk has no room.
+const waitsForRoom = "waiting for room on the coordinator's disk"
+
+// requeue makes a job that ran wait again, as if it had not been started.
+func (q *Queue) requeue(e *entry, phase string) error {
+	return q.change(e, func(j *headwaterv1.Job) {
+		j.State, j.Progress = headwaterv1.JobState_JOB_STATE_QUEUED, nil
+		if phase != "" {
+			j.Progress = &headwaterv1.Progress{Phase: phase}
+		}
+		j.Attempts--
+	})
+}
+
+// finish stores how a job ended. It waits for room on the disk: what was computed is not thrown away for a record.
+func (q *Queue) finish(ctx context.Context, e *entry, done func(*headwaterv1.Job), failed error) error {
+	for {
+		err := q.end(e, done, failed)
+		if !diskFull(err) {
+			return err
+		}
+		if !q.full {
+			q.full = true
+			q.Logger.Warn("the disk is full: how a job ended is stored once there is room", "folder", q.DataDir, "job", e.snapshot().GetId(), "error", err)
+		}
+		q.showWaiting(e)
+		pause := time.NewTimer(q.RoomPause)
+		select {
+		case <-pause.C:
+		case <-ctx.Done():
+			pause.Stop()
+			return q.requeue(e, waitsForRoom)
+		}
+	}
+}
+
+// compute runs the job into its result file, and returns what there is to say of it. Meanwhile the job's file is compared
+// with its sum: a file that has changed on the disk has no result and no fault but that.
 func (q *Queue) compute(ctx context.Context, e *entry) (_ func(*headwaterv1.Job), err error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var changed error
+	var checks sync.WaitGroup
+	checks.Go(func() {
+		if changed = q.checkInput(ctx, e); changed != nil {
+			cancel(changed)
+		}
+	})
+	verified := func() error {
+		checks.Wait()
+		return changed
+	}
+	done, err := q.scatter(ctx, e, verified)
+	if err != nil && context.Cause(ctx) == nil {
+		// What it found wrong may be the disk's doing.
+		err = cmp.Or(verified(), err)
+	}
+	cancel(nil)
+	checks.Wait()
+	return done, err
+}
+
+// scatter runs the job on the workers. verified waits until the job's file is known to be what was submitted.
+func (q *Queue) scatter(ctx context.Context, e *entry, verified func() error) (_ func(*headwaterv1.Job), err error) {
 	snapshot := e.snapshot()
-	input, err := tensor.Open(q.input(snapshot.GetId()))
+	input, err := tensor.Open(q.store.Input(snapshot.GetId()))
 	if err != nil {
 		return nil, err
 	}
@@ -89,7 +161,7 @@ func (q *Queue) compute(ctx context.Context, e *entry) (_ func(*headwaterv1.Job)
 	if err != nil {
 		return nil, err
 	}
-	file, err := atomicfile.Create(q.result(snapshot.GetId()), layout.Size())
+	file, err := atomicfile.Create(q.store.Result(snapshot.GetId()), layout.Size())
 	if err != nil {
 		return nil, err
 	}
@@ -113,13 +185,18 @@ func (q *Queue) compute(ctx context.Context, e *entry) (_ func(*headwaterv1.Job)
 	if _, err := file.WriteAt(header, 0); err != nil {
 		return nil, fmt.Errorf("write result: %w", err)
 	}
-	sum := sha256.New()
-	if _, err := io.Copy(sum, io.NewSectionReader(file, 0, layout.Size())); err != nil {
+	sum, short := sha256.New(), xxh3.New()
+	if _, err := io.Copy(io.MultiWriter(sum, short), io.NewSectionReader(file, 0, layout.Size())); err != nil {
 		return nil, fmt.Errorf("read result: %w", err)
+	}
+	if err := verified(); err != nil {
+		return nil, err
 	}
 	if err := file.Commit(); err != nil {
 		return nil, fmt.Errorf("write result: %w", err)
 	}
+	inputHash, _ := e.hashes()
+	e.setHashes(inputHash, short.Sum64())
 	return func(j *headwaterv1.Job) {
 		j.Report, j.ResultBytes, j.ResultSha256 = report, uint64(layout.Size()), hex.EncodeToString(sum.Sum(nil))
 		j.Progress.Phase = "done"

@@ -7,7 +7,9 @@
 // is on disk (internal/store) before it is shown.
 //
 // A queue that is killed finds its jobs in the store when it is opened again: queued ones wait, running ones are queued
-// again. A job is a pure function of its file, so to run it twice is only waste.
+// again (recover.go). A job is a pure function of its file, so to run it twice is only waste. What comes back from the disk
+// is compared with its sum before a result of it is shown or sent (verify.go). A full disk refuses new jobs; accepted ones
+// wait for room (execute.go).
 package jobs
 
 import (
@@ -25,7 +27,6 @@ import (
 
 	"headwater.example/coordinator/jobs/internal/store"
 	"headwater.example/coordinator/workers"
-	"headwater.example/internal/atomicfile"
 	"headwater.example/internal/rpc"
 	headwaterv1 "headwater.example/proto/headwater/v1"
 )
@@ -38,9 +39,6 @@ const (
 	DefaultKeepFor    = 7 * 24 * time.Hour
 	DefaultKeepBytes  = 64 << 30
 )
-
-// maxAttempts is how often a job is started that the coordinator did not live to end.
-const maxAttempts = 3
 
 // Config is what a queue is made with. Zero values are the defaults.
 type Config struct {
@@ -60,6 +58,10 @@ type Config struct {
 	KeepFor   time.Duration
 	KeepBytes int64
 
+	// UploadStall ends a submission that brings less than 64 KiB in that time; RoomPause is how long jobs wait before a disk
+	// that was full is tried again. Zero values are a minute and 10 seconds.
+	UploadStall, RoomPause time.Duration
+
 	Now func() time.Time // clock; nil is time.Now
 }
 
@@ -73,8 +75,12 @@ type Queue struct {
 	store    *store.Store
 	jobs     *table
 	started  time.Time
-	stopping chan struct{} // closed when Run ends
-	turn     sync.Mutex    // held while a queued job becomes another
+	stopping chan struct{}  // closed when Run ends
+	turn     sync.Mutex     // held while a queued job becomes another
+	full     bool           // the disk was full when it was last asked for room; Run's
+	uploads  chan struct{}  // one element for each submission under way
+	headers  *headerBudget  // of submissions
+	readers  sync.WaitGroup // what reads submissions
 }
 
 // Open opens the data folder and finds the jobs in it. Two coordinators can not share a folder.
@@ -89,16 +95,21 @@ func Open(c Config) (*Queue, error) {
 	if c.BlockBytes < 0 || c.BlockBytes > rpc.MaxMessageBytes/2 {
 		return nil, fmt.Errorf("block size of %d bytes is not in [1, %d]", c.BlockBytes, rpc.MaxMessageBytes/2)
 	}
+	c.UploadStall = cmp.Or(c.UploadStall, time.Minute)
+	c.RoomPause = cmp.Or(c.RoomPause, 10*time.Second)
 	if c.Now == nil {
 		c.Now = time.Now
 	}
-	q := &Queue{Config: c, conns: rpc.NewConns(rpc.DialOptions()...), started: c.Now(), stopping: make(chan struct{})}
+	q := &Queue{
+		Config: c, conns: rpc.NewConns(rpc.DialOptions()...), started: c.Now(), stopping: make(chan struct{}),
+		uploads: make(chan struct{}, maxUploads), headers: newHeaderBudget(),
+	}
 	q.workers = workers.New(c.View, q.conns)
 	if err := os.MkdirAll(q.spool(), 0o700); err != nil {
 		return nil, fmt.Errorf("make data folder: %w", err)
 	}
 	var err error
-	if q.store, err = store.Open(filepath.Join(c.DataDir, "jobs.db")); err != nil {
+	if q.store, err = store.Open(q.spool()); err != nil {
 		return nil, err
 	}
 	if err := q.recover(); err != nil {
@@ -110,64 +121,6 @@ func Open(c Config) (*Queue, error) {
 // spool is the folder of the jobs' files.
 func (q *Queue) spool() string { return filepath.Join(q.DataDir, "jobs") }
 
-// input and result are the files of one job.
-func (q *Queue) input(id string) string { return filepath.Join(q.spool(), id+".safetensors") }
-
-func (q *Queue) result(id string) string {
-	return filepath.Join(q.spool(), id+".result.safetensors")
-}
-
-// recover reads the store, queues again what was running, and removes files that belong to nothing.
-func (q *Queue) recover() error {
-	records, err := q.store.Load()
-	if err != nil {
-		return err
-	}
-	q.jobs = newTable()
-	wanted := map[string]bool{}
-	for _, r := range records {
-		if r.Job.GetCodec() == headwaterv1.ContextCodec_CONTEXT_CODEC_UNSPECIFIED { // of before it was said of a job
-			r.Job.Codec = r.Request.GetCodec()
-		}
-		e := q.jobs.add(r.Job, r.Request)
-		switch r.Job.GetState() {
-		case headwaterv1.JobState_JOB_STATE_RUNNING:
-			if r.Job.GetAttempts() >= maxAttempts {
-				err = q.end(e, nil, fmt.Errorf("the coordinator ended %d times while the job ran", maxAttempts))
-			} else {
-				err = q.change(e, func(j *headwaterv1.Job) {
-					j.State, j.Progress = headwaterv1.JobState_JOB_STATE_QUEUED, nil
-				})
-			}
-			if err != nil {
-				return err
-			}
-			q.Logger.Info("job found running", "job", r.Job.GetId(), "state", e.snapshot().GetState())
-		}
-		switch e.snapshot().GetState() {
-		case headwaterv1.JobState_JOB_STATE_QUEUED:
-			wanted[q.input(r.Job.GetId())] = true
-		case headwaterv1.JobState_JOB_STATE_SUCCEEDED:
-			wanted[q.result(r.Job.GetId())] = true
-		}
-	}
-	files, err := os.ReadDir(q.spool())
-	if err != nil {
-		return fmt.Errorf("list spooled files: %w", err)
-	}
-	for _, f := range files {
-		path := filepath.Join(q.spool(), f.Name())
-		if wanted[path] {
-			continue
-		}
-		q.Logger.Info("removing left-over file", "file", f.Name(), "temporary", atomicfile.IsTemporary(path))
-		if err := os.Remove(path); err != nil {
-			return fmt.Errorf("remove left-over file: %w", err)
-		}
-	}
-	return q.retain()
-}
-
 // Run runs queued jobs until ctx ends, once. The job that runs then is queued again, for the next start, and calls that wait
 // for a job end, so that a server can stop gracefully.
 func (q *Queue) Run(ctx context.Context) error {
@@ -176,26 +129,35 @@ func (q *Queue) Run(ctx context.Context) error {
 	defer hourly.Stop()
 	for {
 		queued := q.jobs.queued()
-		if e := q.jobs.oldest(headwaterv1.JobState_JOB_STATE_QUEUED); e != nil && ctx.Err() == nil {
-			if err := q.execute(ctx, e); err != nil {
+		e, rest := q.jobs.next(time.Now())
+		if e != nil && ctx.Err() == nil {
+			err := q.execute(ctx, e)
+			if err != nil && !diskFull(err) {
 				return err
 			}
+			q.room(e, err)
 			continue
 		}
+		// Until a job that waits for room may try again; with none, an hour more or less.
+		resting := time.NewTimer(cmp.Or(rest, time.Hour))
 		select {
 		case <-queued:
+		case <-resting.C:
 		case <-hourly.C:
-			if err := q.retain(); err != nil {
-				return err
-			}
+			q.retain()
 		case <-ctx.Done():
+			resting.Stop()
 			return nil
 		}
+		resting.Stop()
 	}
 }
 
 // Close ends the connections to workers and closes the store. Call it after Run and the server have ended.
-func (q *Queue) Close() error { return errors.Join(q.conns.Close(), q.store.Close()) }
+func (q *Queue) Close() error {
+	q.readers.Wait()
+	return errors.Join(q.conns.Close(), q.store.Close())
+}
 
 // newID makes a job's id; ids ascend with time.
 func (q *Queue) newID() string {

@@ -100,7 +100,10 @@ func (q *Queue) DownloadResult(r *headwaterv1.DownloadResultRequest, stream head
 	if job.GetState() != headwaterv1.JobState_JOB_STATE_SUCCEEDED {
 		return status.Errorf(codes.FailedPrecondition, "job %s has no result: it is %s", job.GetId(), stateName(job.GetState()))
 	}
-	f, err := os.Open(q.result(job.GetId()))
+	if err := q.checkResult(stream.Context(), e); err != nil {
+		return statusOf(err).Err()
+	}
+	f, err := os.Open(q.store.Result(job.GetId()))
 	if errors.Is(err, os.ErrNotExist) {
 		return status.Errorf(codes.NotFound, "the result of job %s is not kept any more", job.GetId())
 	}

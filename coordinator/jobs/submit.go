@@ -31,14 +31,26 @@ import (
 
 // Bounds of a submission.
 const (
-	maxKey    = 256
-	maxHeader = 16 << 20
+	maxHeader    = 16 << 20
+	maxOverrides = 4 << 20 // they are kept as long as the job
+	// maxUploads is how many submissions are under way at once.
+	maxUploads = 64
+	// stallBytes is what a submission brings at least in each Config.UploadStall.
+	stallBytes = 64 << 10
+	// freeAfter is how many received bytes lie between two looks at the disk's room.
+	freeAfter = 16 << 20
 )
 
 type submitStream = headwaterv1.CoordinatorService_SubmitServer
 
 // Submit implements headwater.v1.CoordinatorService.
 func (q *Queue) Submit(stream submitStream) error {
+	select {
+	case q.uploads <- struct{}{}:
+		defer func() { <-q.uploads }()
+	default:
+		return status.Errorf(codes.ResourceExhausted, "%d submissions are under way: try again", maxUploads)
+	}
 	if err := q.submit(stream); err != nil {
 		return statusOf(err).Err()
 	}
@@ -46,35 +58,82 @@ func (q *Queue) Submit(stream submitStream) error {
 }
 
 func (q *Queue) submit(stream submitStream) error {
-	ctx := stream.Context()
-	first, err := stream.Recv()
+	ctx, cancel := context.WithCancelCause(stream.Context())
+	defer cancel(nil)
+	up := &upload{Queue: q, ctx: ctx, stream: stream, pieces: q.read(ctx, stream)}
+	first, err := up.next()
 	if err != nil {
 		return err
 	}
-	begin := first.GetBegin()
-	parsed, err := q.check(begin)
+	if up.begin = first.message.GetBegin(); up.begin == nil {
+		return status.Error(codes.InvalidArgument, "a submission starts with its announcement")
+	}
+	c, err := up.admit()
 	if err != nil {
 		return err
 	}
-	offered := &headwaterv1.Job{
-		Id: q.newID(), Key: begin.GetKey(), Name: begin.GetName(), State: headwaterv1.JobState_JOB_STATE_UPLOADING,
-		SizeBytes: begin.GetSizeBytes(), Kind: parsed.Kind.String(), Codec: begin.GetCodec(),
-		Created: timestamppb.New(q.Now()), Progress: &headwaterv1.Progress{Phase: "uploading"},
-	}
-	if len(begin.GetSha256()) > 0 {
-		offered.ContentHash = contentHash(begin.GetSha256(), parsed)
-	}
-	request := proto.CloneOf(begin)
-	request.Header = nil
-	c := q.jobs.claim(offered, request)
 	if !c.fresh {
-		return q.known(stream, c.snapshot(), offered)
+		return q.known(stream, c.snapshot(), up.offered)
 	}
-	if err := q.upload(ctx, stream, c.entry, begin, parsed); err != nil {
+	c.cancellable(cancel)
+	defer c.cancellable(nil)
+	if err := up.take(c); err != nil {
 		q.forget(c, err)
 		return err
 	}
 	return stream.Send(&headwaterv1.SubmitResponse{Job: c.snapshot()})
+}
+
+// upload is one submission under way.
+type upload struct {
+	*Queue
+	ctx    context.Context
+	stream submitStream
+	pieces <-chan piece
+	stall  *time.Timer
+	came   int // bytes since stall was set
+
+	begin   *headwaterv1.SubmitBegin // without its header once that is checked
+	header  uint64                   // xxh3 of the header
+	bytes   int                      // of header and overrides
+	result  int64                    // bytes of the result's tensors
+	offered *headwaterv1.Job
+}
+
+// admit checks what can be checked before the bytes are sent, and gives the submission its place in the table. What is read
+// of the header lives only so long, within the budget: it is read again from the file.
+func (u *upload) admit() (claim, error) {
+	u.bytes = len(u.begin.GetHeader()) + len(u.begin.GetOverrides())
+	release, err := u.headers.take(u.ctx, u.bytes)
+	if err != nil {
+		return claim{}, err
+	}
+	defer release()
+	parsed, err := u.check(u.begin)
+	if err != nil {
+		return claim{}, err
+	}
+	u.offered = &headwaterv1.Job{
+		Id: u.newID(), Key: u.begin.GetKey(), Name: u.begin.GetName(), State: headwaterv1.JobState_JOB_STATE_UPLOADING,
+		SizeBytes: u.begin.GetSizeBytes(), Kind: parsed.Kind.String(), Codec: u.begin.GetCodec(),
+		Created: timestamppb.New(u.Now()), Progress: &headwaterv1.Progress{Phase: "uploading"},
+	}
+	if len(u.begin.GetSha256()) > 0 {
+		u.offered.ContentHash = contentHash(u.begin.GetSha256(), parsed)
+	}
+	u.header, u.begin.Header = xxh3.Hash(u.begin.GetHeader()), nil
+	for _, info := range parsed.ResultInfos() {
+		u.result += info.Bytes()
+	}
+	c := u.jobs.claim(u.offered, proto.CloneOf(u.begin))
+	if !c.fresh {
+		return c, nil
+	}
+	if err := u.capacity(u.ctx, parsed); err != nil {
+		u.forget(c, err)
+		return claim{}, err
+	}
+	return c, nil
 }
 
 // known answers a submission whose key is taken: what asks for the same bits is the same job.
@@ -94,16 +153,16 @@ func (q *Queue) known(stream submitStream, have, offered *headwaterv1.Job) error
 func (q *Queue) check(begin *headwaterv1.SubmitBegin) (*jobfile.Job, error) {
 	refuse := func(format string, args ...any) error { return status.Errorf(codes.InvalidArgument, format, args...) }
 	switch {
-	case begin == nil:
-		return nil, refuse("a submission starts with its announcement")
-	case len(begin.GetKey()) > maxKey || len(begin.GetName()) > maxKey:
-		return nil, refuse("key and name have %d and %d bytes, at most %d are taken", len(begin.GetKey()), len(begin.GetName()), maxKey)
+	case len(begin.GetKey()) > shard.MaxText || len(begin.GetName()) > shard.MaxText:
+		return nil, refuse("key and name have %d and %d bytes, at most %d are taken", len(begin.GetKey()), len(begin.GetName()), shard.MaxText)
 	case len(begin.GetSha256()) == 0 && begin.GetKey() != "":
 		return nil, refuse("a job with a key is announced with its file's SHA-256")
 	case len(begin.GetSha256()) != sha256.Size && len(begin.GetSha256()) != 0:
 		return nil, refuse("the file's SHA-256 has %d bytes, not %d", len(begin.GetSha256()), sha256.Size)
 	case len(begin.GetHeader()) > maxHeader:
 		return nil, refuse("the file's header has %d bytes, at most %d are taken", len(begin.GetHeader()), maxHeader)
+	case len(begin.GetOverrides()) > maxOverrides:
+		return nil, refuse("the options that override the file's have %d bytes, at most %d are taken", len(begin.GetOverrides()), maxOverrides)
 	case begin.GetSizeBytes() > 1<<62:
 		return nil, refuse("the file has %d bytes", begin.GetSizeBytes())
 	case begin.GetDeadline().AsDuration() < 0:
@@ -127,54 +186,74 @@ func contentHash(file []byte, parsed *jobfile.Job) string {
 	return hex.EncodeToString(h.Sum(nil))
 }
 
-// upload takes the bytes of a job that can run, checks them, and queues the job.
-func (q *Queue) upload(ctx context.Context, stream submitStream, e *entry, begin *headwaterv1.SubmitBegin, parsed *jobfile.Job) (err error) {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	e.cancellable(cancel)
-	defer e.cancellable(nil)
-	if err := q.capacity(ctx, parsed); err != nil {
+// take receives the bytes of a job that can run, checks them, and queues the job. The disk gives room as they come: what is
+// announced is owned by nobody.
+func (u *upload) take(c claim) (err error) {
+	if err := u.roomFor(int64(u.begin.GetSizeBytes()) + u.result); err != nil {
 		return err
 	}
-	id := e.snapshot().GetId()
-	file, err := atomicfile.Create(q.input(id), int64(begin.GetSizeBytes()))
+	id := c.snapshot().GetId()
+	file, err := atomicfile.Create(u.store.Input(id), 0)
 	if err != nil {
 		return fmt.Errorf("spool job: %w", err)
 	}
 	defer func() { err = errors.Join(err, file.Abort()) }()
-	if err := stream.Send(&headwaterv1.SubmitResponse{Job: e.snapshot(), Send: true}); err != nil {
+	if err := u.stream.Send(&headwaterv1.SubmitResponse{Job: c.snapshot(), Send: true}); err != nil {
 		return err
 	}
-	sum, err := q.receive(ctx, stream, file, begin)
+	sum, short, err := u.receive(file)
 	if err != nil {
 		return err
 	}
-	input, err := tensor.OpenReaderAt(begin.GetName(), file, int64(begin.GetSizeBytes()))
+	if err := u.checkFile(c, file, sum); err != nil {
+		return err
+	}
+	c.setHashes(short, 0)
+	if err := u.enqueue(c, file.Commit); err != nil {
+		return fmt.Errorf("spool job: %w", err)
+	}
+	u.Logger.Info("job queued", "job", id, "name", u.begin.GetName(), "bytes", u.begin.GetSizeBytes())
+	return nil
+}
+
+// checkFile checks every value of the file, while the disk is busy with it.
+func (u *upload) checkFile(c claim, file *atomicfile.File, sum []byte) error {
+	release, err := u.headers.take(u.ctx, u.bytes)
 	if err != nil {
 		return err
 	}
-	if header, err := tensor.HeaderBytes(file, int64(begin.GetSizeBytes()), maxHeader); err != nil || !bytes.Equal(header, begin.GetHeader()) {
+	defer release()
+	size := int64(u.begin.GetSizeBytes())
+	header, err := tensor.HeaderBytes(file, size, maxHeader)
+	if err != nil || xxh3.Hash(header) != u.header {
 		return errors.Join(status.Error(codes.InvalidArgument, "the file's header is not the one that was announced"), err)
 	}
-	uploaded := proto.CloneOf(e.snapshot())
+	input, err := tensor.OpenReaderAt(u.begin.GetName(), file, size)
+	if err != nil {
+		return err
+	}
+	parsed, err := jobfile.Parse(input, u.begin.GetOverrides())
+	if err != nil {
+		return err
+	}
+	uploaded := proto.CloneOf(c.snapshot())
 	uploaded.ContentHash = contentHash(sum, parsed)
-	e.show(uploaded)
-	// The disk is busy while values are checked.
+	c.show(uploaded)
 	flushed := make(chan error, 1)
 	go func() { flushed <- file.Flush() }()
-	told := q.Now()
-	err = parsed.CheckValues(ctx, input, func(done, total int64) {
-		if now := q.Now(); now.Sub(told) >= 100*time.Millisecond {
+	told := u.Now()
+	err = parsed.CheckValues(u.ctx, input, func(done, total int64) {
+		if now := u.Now(); now.Sub(told) >= 100*time.Millisecond {
 			told = now
 			checking := proto.CloneOf(uploaded)
 			checking.Progress = &headwaterv1.Progress{Phase: "checking values", LoadedBytes: uint64(done), LoadBytes: uint64(total)}
-			e.show(checking)
+			c.show(checking)
 		}
 	})
 	unflushed := <-flushed
 	if err != nil {
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
+		if u.ctx.Err() != nil {
+			return context.Cause(u.ctx)
 		}
 		return err
 	}
@@ -182,72 +261,72 @@ func (q *Queue) upload(ctx context.Context, stream submitStream, e *entry, begin
 	if unflushed != nil {
 		return fmt.Errorf("spool job: %w", unflushed)
 	}
-	if err := file.Commit(); err != nil {
-		return fmt.Errorf("spool job: %w", err)
-	}
-	if err := q.enqueue(e); err != nil {
-		return errors.Join(err, remove(q.input(id)))
-	}
-	q.Logger.Info("job queued", "job", id, "name", begin.GetName(), "size_bytes", int64(begin.GetSizeBytes()))
 	return nil
 }
 
-// receive writes the pieces of the file until the client half-closes, checks their sum, and returns their SHA-256.
-func (q *Queue) receive(ctx context.Context, stream submitStream, file io.Writer, begin *headwaterv1.SubmitBegin) ([]byte, error) {
+// receive writes the pieces of the file until the client half-closes, checks their sum, and returns their SHA-256 and their
+// xxh3.
+func (u *upload) receive(file io.Writer) (hash []byte, short uint64, err error) {
 	refuse := func(format string, args ...any) error { return status.Errorf(codes.InvalidArgument, format, args...) }
-	sum := newSummer(len(begin.GetSha256()) == 0)
+	sum := newSummer()
 	defer sum.total()
-	var got uint64
+	announced := len(u.begin.GetSha256()) > 0
+	var got, looked uint64
 	var end *headwaterv1.SubmitEnd
 	for {
-		m := &headwaterv1.SubmitRequest{}
-		memory, err := rpc.RecvBulk(stream, m)
-		if ctx.Err() != nil {
-			return nil, context.Cause(ctx)
-		}
+		p, err := u.next()
 		if errors.Is(err, io.EOF) {
 			break
 		}
 		if err != nil {
-			return nil, err
+			return nil, 0, err
 		}
-		data := m.GetData()
+		data := p.message.GetData()
 		got += uint64(len(data))
 		switch {
-		case m.GetBegin() != nil:
-			return nil, refuse("the announcement came twice")
+		case p.message.GetBegin() != nil:
+			err = refuse("the announcement came twice")
+		case len(data) > rpc.BlockBytes:
+			err = refuse("a piece of %d bytes, at most %d are taken", len(data), rpc.BlockBytes)
 		case end != nil:
-			return nil, refuse("the end of the file was not the last message")
-		case m.GetEnd() != nil && len(begin.GetSha256()) > 0:
-			return nil, refuse("the file's sum came at its end, and its SHA-256 before")
-		case got > begin.GetSizeBytes():
-			return nil, refuse("more than the announced %d bytes were sent", begin.GetSizeBytes())
+			err = refuse("the end of the file was not the last message")
+		case p.message.GetEnd() != nil && announced:
+			err = refuse("the file's sum came at its end, and its SHA-256 before")
+		case got > u.begin.GetSizeBytes():
+			err = refuse("more than the announced %d bytes were sent", u.begin.GetSizeBytes())
+		case got-looked > freeAfter:
+			looked = got
+			err = u.roomFor(int64(u.begin.GetSizeBytes()-got) + u.result)
 		}
-		end = m.GetEnd()
-		if _, err := file.Write(data); err != nil {
-			return nil, fmt.Errorf("spool job: %w", err)
+		if err == nil {
+			_, err = file.Write(data)
 		}
-		sum.add(data, memory)
+		if err != nil {
+			p.memory.Free()
+			return nil, 0, err
+		}
+		end = p.message.GetEnd()
+		sum.add(data, p.memory)
 	}
-	if got != begin.GetSizeBytes() {
-		return nil, refuse("%d of the announced %d bytes were sent", got, begin.GetSizeBytes())
+	if got != u.begin.GetSizeBytes() {
+		return nil, 0, refuse("%d of the announced %d bytes were sent", got, u.begin.GetSizeBytes())
 	}
-	hash, short := sum.total()
+	hash, short = sum.total()
 	switch {
-	case len(begin.GetSha256()) > 0 && !bytes.Equal(hash, begin.GetSha256()):
-		return nil, refuse("the bytes that came have another SHA-256 than was announced")
-	case len(begin.GetSha256()) == 0 && end == nil:
-		return nil, refuse("neither the file's SHA-256 was announced nor its sum sent")
+	case announced && !bytes.Equal(hash, u.begin.GetSha256()):
+		return nil, 0, refuse("the bytes that came have another SHA-256 than was announced")
+	case !announced && end == nil:
+		return nil, 0, refuse("neither the file's SHA-256 was announced nor its sum sent")
 	case end != nil && end.GetHash() != short:
-		return nil, refuse("the bytes that came have another sum than was sent")
+		return nil, 0, refuse("the bytes that came have another sum than was sent")
 	}
-	return hash, nil
+	return hash, short, nil
 }
 
 // summer sums the pieces of a file beside what else is done to them: that takes as long as all the rest.
 type summer struct {
 	pieces chan summed
-	// total waits for the end of all pieces and returns their SHA-256, and their xxh3 where it was asked for.
+	// total waits for the end of all pieces and returns their SHA-256 and their xxh3.
 	total func() (hash []byte, short uint64)
 }
 
@@ -257,16 +336,14 @@ type summed struct {
 	memory *rpc.Buffer
 }
 
-func newSummer(both bool) *summer {
+func newSummer() *summer {
 	s := &summer{pieces: make(chan summed, 4)}
 	sum, short, done := sha256.New(), xxh3.New(), make(chan struct{})
 	go func() {
 		defer close(done)
 		for p := range s.pieces {
 			sum.Write(p.data)
-			if both {
-				_, _ = short.Write(p.data) // never fails
-			}
+			_, _ = short.Write(p.data) // never fails
 			p.memory.Free()
 		}
 	}()

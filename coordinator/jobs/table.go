@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -31,7 +32,10 @@ type entry struct {
 	request *headwaterv1.SubmitBegin // without the header
 	changed chan struct{}            // closed at the next change
 	cancel  context.CancelCauseFunc
-	asked   bool // cancellation was asked for
+	asked   bool      // cancellation was asked for
+	rests   time.Time // until then it is not started: there was no room on the disk
+
+	inputHash, resultHash uint64 // xxh3 of its files, 0 if not known
 }
 
 func (e *entry) snapshot() *headwaterv1.Job {
@@ -53,6 +57,33 @@ func (e *entry) show(job *headwaterv1.Job) {
 	e.job = job
 	close(e.changed)
 	e.changed = make(chan struct{})
+}
+
+// record is what is stored of the entry with a job in the place of its own.
+func (e *entry) record(job *headwaterv1.Job) store.Record {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return store.Record{Job: job, Request: e.request, InputHash: e.inputHash, ResultHash: e.resultHash}
+}
+
+// hashes returns the xxh3 sums of the job's files.
+func (e *entry) hashes() (input, result uint64) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.inputHash, e.resultHash
+}
+
+func (e *entry) setHashes(input, result uint64) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.inputHash, e.resultHash = input, result
+}
+
+// rest keeps the job from being started until a time.
+func (e *entry) rest(until time.Time) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.rests = until
 }
 
 // begun returns the request that the job was submitted with.
@@ -112,8 +143,8 @@ type table struct {
 
 func newTable() *table { return &table{waiting: make(chan struct{})} }
 
-func (t *table) add(job *headwaterv1.Job, request *headwaterv1.SubmitBegin) *entry {
-	e := &entry{job: job, request: request, changed: make(chan struct{})}
+func (t *table) add(r store.Record) *entry {
+	e := &entry{job: r.Job, request: r.Request, inputHash: r.InputHash, resultHash: r.ResultHash, changed: make(chan struct{})}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.entries = append(t.entries, e)
@@ -180,14 +211,24 @@ func (t *table) all() []*entry {
 	return slices.Clone(t.entries)
 }
 
-// oldest returns the oldest entry in a state, nil where there is none.
-func (t *table) oldest(state headwaterv1.JobState) *entry {
+// next returns the oldest queued entry that does not rest. If there is none it says how long the first of those that rest
+// still does, 0 if none does.
+func (t *table) next(now time.Time) (e *entry, rest time.Duration) {
 	for _, e := range t.all() {
-		if e.snapshot().GetState() == state {
-			return e
+		if e.snapshot().GetState() != headwaterv1.JobState_JOB_STATE_QUEUED {
+			continue
+		}
+		e.mu.Lock()
+		left := e.rests.Sub(now)
+		e.mu.Unlock()
+		if left <= 0 {
+			return e, 0
+		}
+		if rest == 0 || left < rest {
+			rest = left
 		}
 	}
-	return nil
+	return nil, rest
 }
 
 // find returns the job with this id, content hash or key, in this order: nobody's key hides what a hash names. Of several
@@ -246,48 +287,70 @@ func (t *table) announce() {
 	t.waiting = make(chan struct{})
 }
 
-// change changes a job in the store, then in the table.
+// change changes a job in the store and in the table. If it can not be stored because the disk is full, the table has it
+// nevertheless, if it holds whether or not it is known after a restart.
 func (q *Queue) change(e *entry, f func(*headwaterv1.Job)) error {
 	job := proto.CloneOf(e.snapshot())
 	f(job)
-	if err := q.store.Put(job); err != nil {
+	if err := q.store.Put(e.record(job)); err != nil {
+		if diskFull(err) && job.GetState() == headwaterv1.JobState_JOB_STATE_QUEUED {
+			e.show(job) // on the disk it runs, which the next start makes queued
+		}
 		return err
 	}
 	e.show(job)
 	return nil
 }
 
-// enqueue makes an uploaded job durable.
-func (q *Queue) enqueue(e *entry) error {
-	job := proto.CloneOf(e.snapshot())
+// enqueue makes an uploaded job durable: its record, then its file. A record without a file is known at the next start, a
+// file without a record would not be.
+func (q *Queue) enqueue(c claim, commit func() error) error {
+	job := proto.CloneOf(c.snapshot())
 	job.State, job.Progress = headwaterv1.JobState_JOB_STATE_QUEUED, nil
-	if err := q.store.Add(store.Record{Job: job, Request: e.begun()}); err != nil {
+	if err := q.store.Put(c.record(job)); err != nil {
 		return err
 	}
-	e.show(job)
+	if err := commit(); err != nil {
+		if c.before != nil {
+			return errors.Join(err, q.store.Put(c.record(c.before)))
+		}
+		return errors.Join(err, q.store.Delete(job.GetId()))
+	}
+	c.show(job)
 	q.jobs.announce()
 	return nil
 }
 
 // end stores how a job ended: cancelled, failed, or succeeded as f says. Its input is not needed any more.
 func (q *Queue) end(e *entry, f func(*headwaterv1.Job), failed error) error {
-	err := q.change(e, func(j *headwaterv1.Job) {
-		j.Ended = timestamppb.New(q.Now())
-		switch {
-		case errors.Is(failed, errCancelled):
-			j.State = headwaterv1.JobState_JOB_STATE_CANCELLED
-		case failed != nil:
-			s := statusOf(failed)
-			j.State, j.Error, j.ErrorCode = headwaterv1.JobState_JOB_STATE_FAILED, s.Message(), uint32(s.Code())
-		default:
-			j.State = headwaterv1.JobState_JOB_STATE_SUCCEEDED
-			f(j)
+	input := q.store.Input(e.snapshot().GetId())
+	store := func() error {
+		return q.change(e, func(j *headwaterv1.Job) {
+			j.Ended = timestamppb.New(q.Now())
+			switch {
+			case errors.Is(failed, errCancelled):
+				j.State = headwaterv1.JobState_JOB_STATE_CANCELLED
+			case failed != nil:
+				s := statusOf(failed)
+				j.State, j.Error, j.ErrorCode = headwaterv1.JobState_JOB_STATE_FAILED, s.Message(), uint32(s.Code())
+			default:
+				j.State = headwaterv1.JobState_JOB_STATE_SUCCEEDED
+				f(j)
+			}
+		})
+	}
+	err := store()
+	if diskFull(err) && failed != nil {
+		// Nobody needs the file of a job without a result, and it may have what its record lacks.
+		if err := remove(input); err != nil {
+			return err
 		}
-	})
+		err = store()
+	}
 	if err != nil {
 		return err
 	}
-	return remove(q.input(e.snapshot().GetId()))
+	return remove(input)
 }
 
 // start takes a queued job's turn; false says that it was cancelled meanwhile.
@@ -315,7 +378,7 @@ func (q *Queue) cancel(e *entry) error {
 }
 
 // retain forgets the ended jobs that are beyond the limits.
-func (q *Queue) retain() error {
+func (q *Queue) retain() {
 	all := q.jobs.all()
 	slices.Reverse(all)
 	kept, bytes := 0, int64(0)
@@ -330,22 +393,20 @@ func (q *Queue) retain() error {
 			continue
 		}
 		if err := q.drop(e); err != nil {
-			return err
+			q.Logger.Warn("a job that is not to be kept any more can not be forgotten", "job", job.GetId(), "error", err)
+			continue
 		}
 		q.Logger.Info("job forgotten", "job", job.GetId(), "result_bytes", job.GetResultBytes())
 	}
-	return nil
 }
 
-// drop forgets a job that has ended, with its result. The record goes first: a file without a record is removed at the next
-// start, a record without a file would promise what is not there.
+// drop forgets a job that has ended, with its files.
 func (q *Queue) drop(e *entry) error {
-	id := e.snapshot().GetId()
-	if err := q.store.Delete(id); err != nil {
+	if err := q.store.Delete(e.snapshot().GetId()); err != nil {
 		return err
 	}
 	q.jobs.remove(e)
-	return remove(q.result(id))
+	return nil
 }
 
 // delete forgets a job if it has ended, and returns it.

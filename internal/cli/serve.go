@@ -5,7 +5,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"runtime"
+	"runtime/debug"
 	"time"
 
 	"github.com/google/uuid"
@@ -84,6 +87,9 @@ func (a *app) runCoordinator(ctx context.Context, at endpointFlags, workers stri
 	c, err := coordinator.Open(config)
 	if err != nil {
 		return errors.Join(err, view.Close(ctx), listener.Close())
+	}
+	if err := recordCrashes(config.DataDir); err != nil {
+		log.Warn("a crash could not be told from a kill", "error", err)
 	}
 	server := grpc.NewServer(rpc.ServerOptions(rpc.LogTo(log))...)
 	c.Register(server)
@@ -217,4 +223,13 @@ func memoryBudget() (int64, error) {
 		return 0, usage("--memory is missing, and the machine does not say how much it has: %w", err)
 	}
 	return total / 4 * 3, nil
+}
+
+// recordCrashes has the Go runtime write into the coordinator's data folder why it ends the process.
+func recordCrashes(folder string) error {
+	f, err := os.Create(filepath.Join(folder, coordinator.CrashLog))
+	if err != nil {
+		return err
+	}
+	return errors.Join(debug.SetCrashOutput(f, debug.CrashOptions{}), f.Close()) // the runtime has a descriptor of its own
 }

@@ -126,8 +126,8 @@ func (r *run) openLane(ctx context.Context, m membership.Member, conn *rpc.Conn,
 		loads: make(chan load, loadsQueued), wake: make(chan struct{}, 1),
 		gone: make(chan struct{}), done: make(chan struct{}), sealed: map[shardKey]bool{}, sentAt: map[askKey]time.Time{},
 	}
-	l.tasks.Go(func() { l.send(ctx, r) })
-	l.tasks.Go(func() { l.receive(ctx, r) })
+	l.tasks.Go(func() { r.guard(ctx, "sending to a worker", func() { l.send(ctx, r) }) })
+	l.tasks.Go(func() { r.guard(ctx, "reading a worker's answers", func() { l.receive(ctx, r) }) })
 	return l, nil
 }
 

@@ -166,6 +166,17 @@ func (p *problem) contextOutput() int { return 3 * p.index }
 func (p *problem) lseOutput() int     { return 3*p.index + 1 }
 func (p *problem) yOutput() int       { return 3*p.index + 2 }
 
+// guard calls f in a goroutine of the job. A panic of it fails the job, and nothing else.
+func (r *run) guard(ctx context.Context, what string, f func()) {
+	err := rpc.Guard(r.Logger, what+" for job "+r.ID, func() error {
+		f()
+		return nil
+	})
+	if err != nil {
+		r.emit(ctx, event{failed: err})
+	}
+}
+
 // emit hands an event to the loop. Once the job has ended nobody listens.
 func (r *run) emit(ctx context.Context, e event) {
 	select {
@@ -369,9 +380,11 @@ func (r *run) start(ctx context.Context, loads []ledger.Load) {
 		case <-ctx.Done():
 			return
 		}
-		if err := r.load(ctx, b); err != nil {
-			r.emit(ctx, event{failed: err})
-		}
+		r.guard(ctx, "reading the file", func() {
+			if err := r.load(ctx, b); err != nil {
+				r.emit(ctx, event{failed: err})
+			}
+		})
 	})
 }
 
