@@ -49,6 +49,17 @@ def test_a_relay_ends_with_a_client_that_nobody_closed(cluster: str) -> None:
     assert process.returncode == 0
 
 
+def test_a_session_keeps_its_client(cluster: str) -> None:
+    """Whoever has a session and not its client still steps it."""
+    s = headwater.Client(cluster, direct=True).open([LAYER])
+    with s, s.fork() as fork:
+        s.step(0, k=ROW, v=ROW)
+        fork.step(0, k=ROW, v=ROW)
+    process = s._connection._relay._process
+    del s, fork
+    assert process.returncode == 0
+
+
 def test_a_relay_that_was_killed_is_started_again(cluster: str) -> None:
     """Between steps and within one; sessions are with the workers."""
     rng = np.random.default_rng(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import pydoc
 import typing
 from importlib import metadata
 from pathlib import Path
@@ -67,7 +68,15 @@ def test_it_is_typed(name: str) -> None:
     assert "return" in hints
 
 
-def test_attributes_of_instances_are_documented() -> None:
-    """Those that a constructor sets are declared with their types in the class."""
-    for kind, names in {headwater.Client: ["address", "timeout"], headwater.Session: ["id", "layers", "codec", "timeout", "keep", "prefix"]}.items():
-        assert set(names) <= set(kind.__annotations__)
+@pytest.mark.parametrize("name", [n for n, value in public().items() if inspect.isclass(value)])
+def test_help_tells_of_every_field(name: str) -> None:
+    """help() shows a class's own text and not what stands at its fields."""
+    kind = getattr(headwater, name)
+    for field in getattr(kind, "__annotations__", {}) if "__annotations__" in vars(kind) else ():
+        assert field.startswith("_") or field in kind.__doc__, f"{name}.{field}"
+
+
+def test_help_is_made() -> None:
+    text = pydoc.plain(pydoc.render_doc(headwater))
+    for name in ("class Client", "open(self", "window_left", "direct has the steps", "class TryAgainError", "batch(steps"):
+        assert name in text

@@ -46,12 +46,13 @@ class Client:
     start; by default it is the environment's HEADWATER_COORD, then one beside this package, then `coord` on the PATH.
 
     No proxy is taken, whatever the environment says, unless proxy is True.
+
+    address  the coordinator's address, in its usual form
+    timeout  seconds that a call may take, jobs' apart; None is no limit
     """
 
     address: str
-    """The coordinator's address."""
     timeout: float | None
-    """Seconds that a call may take, jobs' apart; None is no limit."""
 
     def __init__(
         self,
@@ -135,7 +136,7 @@ class Client:
         doing = f"open session {id.hex()}"
         try:
             state = self._call(doing, "CreateSession", request, session_pb2.CreateSessionResponse).state
-            return Session(self._holder, id, shapes, state, timeout=self.timeout, codec=codec, keep=keep)
+            return Session(self._holder, id, shapes, state, timeout=self.timeout, codec=codec, keep=keep, owner=self)
         except BaseException as e:
             if not isinstance(e, ExistsError):
                 abandon(self._holder, id, self.timeout, request.call)
@@ -164,7 +165,7 @@ class Client:
             request.epoch.CopyFrom(self._epoch(counter + 1))
             try:
                 state = self._call(doing, "TakeSession", request, session_pb2.TakeSessionResponse).state
-                return Session(self._holder, id, layers, state, timeout=self.timeout, codec=codec, keep=keep)
+                return Session(self._holder, id, layers, state, timeout=self.timeout, codec=codec, keep=keep, owner=self)
             except StaleEpochError as e:  # another client has stepped it meanwhile
                 if attempt == ATTEMPTS - 1:
                     raise

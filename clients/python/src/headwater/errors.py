@@ -32,13 +32,16 @@ class RefusedError(HeadwaterError):
 
 
 class CallError(HeadwaterError):
-    """A call that gRPC or the other side ended with a code, which decides about its kind."""
+    """A call that gRPC or the other side ended with a code, which decides about its kind.
+
+    address  whom the call went to
+    code     the code
+    message  why, in one line
+    """
 
     address: str
-    """Whom the call went to."""
     code: grpc.StatusCode
     message: str
-    """Why, in one line."""
 
     def __init__(self, doing: str, address: str, code: grpc.StatusCode, message: str) -> None:
         super().__init__(f"{doing}: {address}: {message}")
@@ -68,7 +71,10 @@ class ProtocolError(HeadwaterError):
 
 
 class JobError(HeadwaterError):
-    """A job that ended without a result. Its kind is that of the code that it failed with; a cancelled one has none."""
+    """A job that ended without a result. Its kind is that of the code that it failed with; a cancelled one has none.
+
+    job  the job as it ended
+    """
 
     job: coordinator_pb2.Job
 
@@ -115,21 +121,26 @@ def job_error(job: coordinator_pb2.Job) -> JobError:
 
 class SessionError(HeadwaterError):
     """A call on a session that a holder or the coordinator answered with a reason, which decides about its class and kind. The
-    session is as it was before, or the same call again makes it whole."""
+    session is as it was before, or the same call again makes it whole.
+
+    holder       name of the worker that refused, or the coordinator's address
+    problem      the reason, of session_pb2.SessionProblem
+    layer        the layer that it is about
+    group        of DifferentError: the group
+    length       of BehindError, AheadError and DifferentError: positions that the holder has
+    epoch        of StaleEpochError: the epoch that the holder has accepted
+    truncations  of OtherTruncationsError: the holder's
+    message      why, in one line
+    """
 
     def __init__(self, doing: str, why: session_pb2.SessionError, holder: str = "") -> None:
         self.holder = why.holder or holder
-        """Name of the worker that refused, or the coordinator's address."""
         self.problem = why.problem
         self.layer = why.layer
         self.group = why.group
-        """For DifferentError."""
         self.length = why.length
-        """For BehindError, AheadError and DifferentError: positions that the holder has."""
         self.epoch = why.epoch
-        """For StaleEpochError: the epoch that the holder has accepted."""
         self.truncations = why.truncations
-        """For OtherTruncationsError: the holder's."""
         self.message = one_line(why.message) or session_pb2.SessionProblem.Name(why.problem)
         super().__init__(": ".join(part for part in (doing, self.holder, self.message) if part))
 

@@ -158,7 +158,8 @@ class Stream:
         """Ends the stream and waits for its thread. What has not been answered fails."""
         self._requests.put(None)
         self._call.cancel()  # type: ignore[no-untyped-call]
-        self._reader.join()
+        if threading.current_thread() is not self._reader:  # which may be where a client is collected
+            self._reader.join()
 
     def _outgoing(self) -> Iterator[bytes]:
         while (request := self._requests.get()) is not None:

@@ -56,32 +56,34 @@ def _window(name: str, value: Any) -> int | None:
 @dataclass(frozen=True)
 class Layer:
     """Geometry of one layer, how its keys and values are stored, and what its queries see. Numbers may be Python's or
-    NumPy's, sequences of them arrays. An error names the argument."""
+    NumPy's, sequences of them arrays. An error names the argument.
+
+    n_heads       query heads, a multiple of n_kv_heads
+    n_kv_heads    key/value heads, one for each group
+    head_dim      elements of a query and of a key
+    v_dim         elements of a value; 0 is head_dim
+    storage       "f32", "f16", "bf16" or "int8"; "float32", "float16", "bfloat16" and dtypes of NumPy and PyTorch mean the same
+    causal        whether a query sees nothing after its own position
+    window_left   positions seen before the own one; None is all. A sliding window of W positions, as transformers counts, is W - 1
+    window_right  positions seen after the own one; None is all
+    scale         factor of the scores; 0 is 1/sqrt(head_dim)
+    softcap       cap of the scores; 0 is none
+    alibi_slopes  a slope for each query head; empty is none
+    sinks         a logit for each query head, counted once in the denominator; empty is none
+    """
 
     n_heads: int
-    """Query heads, a multiple of n_kv_heads."""
     n_kv_heads: int
-    """Key/value heads: one for each group."""
     head_dim: int
-    """Elements of a query and of a key."""
     v_dim: int = 0
-    """Elements of a value; 0 is head_dim."""
     storage: Storage = "f32"
-    """"f32", "f16", "bf16" or "int8"; "float32", "float16", "bfloat16" and dtypes of NumPy and PyTorch mean the same."""
     causal: bool = True
-    """Whether a query sees nothing after its own position."""
     window_left: int | None = None
-    """Positions seen before the own one; None is all. A sliding window of W positions, as transformers counts, is W - 1."""
     window_right: int | None = None
-    """Positions seen after the own one; None is all."""
     scale: float = 0.0
-    """Factor of the scores; 0 is 1/sqrt(head_dim)."""
     softcap: float = 0.0
-    """Cap of the scores; 0 is none."""
     alibi_slopes: Sequence[float] = ()
-    """A slope for each query head; empty is none."""
     sinks: Sequence[float] = ()
-    """A logit for each query head, counted once in the denominator; empty is none."""
 
     @property
     def group_size(self) -> int:
@@ -147,17 +149,19 @@ class Layer:
 
 @dataclass(frozen=True)
 class Receipt:
-    """What a client knows that the cluster holds. One that brings it to Client.attach is never shown less."""
+    """What a client knows that the cluster holds. One that brings it to Client.attach is never shown less.
+
+    session      the session's id, 16 bytes
+    truncations  how often positions were taken back
+    layers       of each layer its length and the chained hash of each group
+    """
 
     session: bytes
-    """The session's id, 16 bytes."""
     truncations: int
-    """How often positions were taken back."""
     layers: tuple[tuple[int, tuple[int, ...]], ...]
-    """Of each layer its length and the chained hash of each group."""
 
     def to_json(self) -> str:
-        """The receipt as a text, which from_json and the Go client read."""
+        """The receipt as a text, which from_json reads."""
         layers = [{"length": length, "hashes": hashes} for length, hashes in self.layers]
         return json.dumps({"session": self.session.hex(), "truncations": self.truncations, "layers": layers})
 

@@ -123,7 +123,8 @@ class Relay:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-        self._listener.join()
+        if threading.current_thread() is not self._listener:  # which may be where a client is collected
+            self._listener.join()
         process.stdout.close()
         process.stderr.close()
         if self.address.startswith("unix:"):  # what a relay that was killed has left

@@ -58,19 +58,22 @@ class _Flight:
 class Session:
     """A sequence held open on the cluster; Client.open makes one. One thread uses it at a time, different sessions are
     independent. It is a context manager: at its end a session that was opened or forked is dropped unless it is to be kept or
-    another client has taken it up, and one that was attached to stays."""
+    another client has taken it up, and one that was attached to stays.
+
+    id       the session's id, 16 bytes
+    layers   its layers
+    codec    how contexts come back
+    timeout  seconds that a call may take; None is no limit
+    keep     whether the session stays on the cluster at the end of a `with`
+    prefix   positions that were there when the session was opened, and need not be appended
+    """
 
     id: bytes
-    """The session's id, 16 bytes."""
     layers: tuple[Layer, ...]
     codec: SessionCodec
-    """How contexts come back."""
     timeout: float | None
-    """Seconds that a call may take; None is no limit."""
     keep: bool
-    """Whether the session stays on the cluster at the end of a `with`."""
     prefix: int
-    """Positions that were there when the session was opened, and need not be appended."""
 
     def __init__(
         self,
@@ -82,9 +85,11 @@ class Session:
         timeout: float | None,
         codec: SessionCodec,
         keep: bool,
+        owner: object,
     ) -> None:
         self.id, self.layers, self.codec, self.timeout, self.keep = id, tuple(layers), codec, timeout, keep
         self._connection = connection
+        self._owner = owner  # the client, which would close the connection if nobody had it
         self._chooser = codecs.Chooser()
         self._closed = False
         self._epoch = 0
@@ -189,7 +194,7 @@ class Session:
         )
         try:
             state = self._call(doing, "ForkSession", request, session_pb2.ForkSessionResponse).state
-            return Session(self._connection, child, self.layers, state, timeout=self.timeout, codec=self.codec, keep=keep)
+            return Session(self._connection, child, self.layers, state, timeout=self.timeout, codec=self.codec, keep=keep, owner=self._owner)
         except BaseException as e:
             if not isinstance(e, ExistsError):
                 abandon(self._connection, child, self.timeout, request.call)

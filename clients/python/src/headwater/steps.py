@@ -22,17 +22,19 @@ Piece = tuple[slice, slice]
 
 
 class Attention(NamedTuple):
-    """What queries found."""
+    """What queries found.
+
+    context  [query tokens, n_heads, v_dim]
+    lse      log-sum-exp of the scores, [query tokens, n_heads]
+    """
 
     context: Floats
-    """[query tokens, n_heads, v_dim]"""
     lse: Floats
-    """Log-sum-exp of the scores, [query tokens, n_heads]"""
 
 
 @dataclass
 class Step:
-    """A step for batch(): see Session.step for what its fields are."""
+    """A step for batch(): the session, and what Session.step takes: layer, q, k, v, positions, mask, tokens, out and out_lse."""
 
     session: Session
     layer: int
