@@ -1,8 +1,9 @@
 // Command faults measures how the programs bear bad luck and bad company, and prints one line "figure NAME VALUE" for each
 // figure:
 //
-//	stop_s   seconds from SIGTERM to the end, of a worker and of a coordinator with 100 connections each that say nothing
-//	         and 100 that step sessions; the longer of the two
+//	walk_steps  steps that several drivers of each of 8 sessions have done in 60 s, in bad company, each held to what it was told
+//	stop_s      seconds from SIGTERM to the end, of a worker and of a coordinator with 100 connections each that say nothing
+//	            and 100 that step sessions; the longer of the two
 package main
 
 import (
@@ -31,6 +32,7 @@ var figures = []struct {
 	measure func(ctx context.Context, bin string) (float64, error)
 }{
 	{"stop_s", stopSeconds},
+	{"walk_steps", walkSteps},
 }
 
 func run(ctx context.Context, args []string) error {
