@@ -82,8 +82,9 @@ bench-plots: ## draw the roofline of the last figures-kernels into docs/images
 	@test -e figures/kernels.json || $(MAKE) figures-kernels
 	$(GO) run ./internal/figures/kernels -samples figures/kernels.json -plot docs/images/roofline.png
 
-figures-kernels: build ## measure the kernels against the machine's limits, and a job; prints `figure NAME VALUE`
+figures-kernels: build ## measure the kernels against the machine's limits, steps, and a job; prints `figure NAME VALUE`
 	@$(GO) run ./internal/figures/kernels -samples figures/kernels.json
+	@$(GO) run ./internal/figures/sessions -bin bin -run step_share -samples figures/steps.json
 	@$(GO) run ./internal/figures/kernels -job -bin bin -samples figures/job_32k.json
 
 figures-job: build ## measure memory and error of whole jobs; prints `figure NAME VALUE`

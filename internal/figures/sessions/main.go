@@ -4,7 +4,8 @@
 //
 //	step_16k      a step of one token that sees 16,384 positions / (the kernel alone on such pages, in a process like a
 //	              worker's + an echo of the same bytes over the same kind of stream)
-//	step_128      the same at 128 positions
+//	step_1k, step_128   the same at 1,024 and 128 positions
+//	step_share_16k, step_share_1k, step_share_128   the kernel alone / the step: the share of the kernel's own rate
 //	scale_2w      (steps a second of 8 sequences of 16,384 positions on two workers / on one) / (read bandwidth of two cores
 //	              / of one, in the same round)
 //	prefill_8k    a prompt of 8,192 tokens through a session / the kernel alone
@@ -71,7 +72,7 @@ type group struct {
 
 var groups = []group{
 	{[]string{"ratio_f32", "ratio_bf16", "ratio_int8", "rate_f32", "rate_bf16", "rate_int8"}, codecs},
-	{[]string{"step_16k", "step_128"}, steps},
+	{[]string{"step_16k", "step_1k", "step_128", "step_share_16k", "step_share_1k", "step_share_128"}, steps},
 	{[]string{"scale_2w"}, scale},
 	{[]string{"prefill_8k"}, prefill},
 	{[]string{"prefill_stall", "prefill_keep"}, stall},

@@ -145,9 +145,9 @@ func steps(ctx context.Context, f *figures) (err error) {
 	}
 	defer func() { err = errors.Join(err, c.stop(ctx)) }()
 	for _, figure := range []struct {
-		name             string
+		name, share      string
 		positions, times int
-	}{{"step_16k", 16384, 30}, {"step_128", 128, 300}} {
+	}{{"step_16k", "step_share_16k", 16384, 30}, {"step_1k", "step_share_1k", 1024, 150}, {"step_128", "step_share_128", 128, 300}} {
 		m := newModel(1024)
 		s, err := c.open(ctx, m, figure.positions-1)
 		if err != nil {
@@ -184,6 +184,7 @@ func steps(ctx context.Context, f *figures) (err error) {
 				f.add(figure.name, median(step)/(median(kernel)+median(echo)), map[string]float64{
 					"step_seconds": median(step), "kernel_seconds": median(kernel), "echo_seconds": median(echo),
 				})
+				f.add(figure.share, median(kernel)/median(step), nil)
 			}
 		}
 		if err := s.Drop(ctx); err != nil {
