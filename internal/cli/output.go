@@ -2,6 +2,7 @@ package cli
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"os"
@@ -51,7 +52,7 @@ func (a *app) openOutput(flag, path string, inputs ...string) (*output, error) {
 	}
 	switch stat, err := os.Stat(path); {
 	case err == nil && stat.IsDir():
-		return nil, usage("%s: %s is a folder", flag, path)
+		return nil, fmt.Errorf("%s: %s is a folder", flag, path)
 	case err == nil && !stat.Mode().IsRegular():
 		return o, o.openStream()
 	}

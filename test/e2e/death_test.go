@@ -118,7 +118,7 @@ func TestAllWorkersAreKilledInAJob(t *testing.T) {
 	if !strings.Contains(job.GetError(), "no worker answers since 2s") || strings.Contains(job.GetError(), "\n") {
 		t.Errorf("the reason is %q", job.GetError())
 	}
-	(<-cli).fails(t, 1, "job "+job.GetId()+" failed: no worker answers since 2s")
+	(<-cli).fails(t, 6, "job "+job.GetId()+" failed: no worker answers since 2s")
 	if left := list(t, filepath.Dir(out)); len(left) > 0 {
 		t.Errorf("files %q are left", left)
 	}
@@ -126,7 +126,7 @@ func TestAllWorkersAreKilledInAJob(t *testing.T) {
 		t.Errorf("files %q are left in the spool", left)
 	}
 	// One that comes now is refused, and the coordinator is well.
-	coord(t, "submit", path, "--coordinator", c.Address(), "--out", out, "--quiet").fails(t, 1, "no worker answers: worker \"w1\"", "connection refused")
+	coord(t, "submit", path, "--coordinator", c.Address(), "--out", out, "--quiet").fails(t, 6, "no worker answers: worker \"w1\"", "connection refused")
 	coord(t, "jobs", "show", job.GetId(), "--coordinator", c.Address(), "--output", "json").succeeds(t)
 }
 
