@@ -119,7 +119,7 @@ func (a *app) runRelay(ctx context.Context, at address.Address, coordinator remo
 		relay.Run(ctx)
 	}()
 	served := make(chan error, 1)
-	go func() { served <- server.Serve(listener) }()
+	go func() { served <- serveUntilStopped(server, listener) }()
 	log.Info("serving", "address", serving.String(), "coordinator", to.String())
 	ready := relayReady{Address: serving.String(), Coordinator: to.String(), Protocol: rpc.Version, Version: programVersion, Process: os.Getpid()}
 	if err := json.NewEncoder(a.Out).Encode(ready); err != nil {

@@ -38,7 +38,7 @@ type service struct {
 // drainTimeout it closes every connection, whoever is at the other end.
 func (s *service) serve(ctx context.Context, listener *connections, drain func(context.Context) error) error {
 	served := make(chan error, 1)
-	go func() { served <- s.server.Serve(listener) }()
+	go func() { served <- serveUntilStopped(s.server, listener) }()
 	var err error
 	select {
 	case err = <-served:
@@ -64,6 +64,14 @@ func (s *service) serve(ctx context.Context, listener *connections, drain func(c
 	s.server.GracefulStop()
 	stopped()
 	return errors.Join(err, <-served)
+}
+
+// serveUntilStopped serves. That the server was stopped before it began to serve is no error.
+func serveUntilStopped(server *grpc.Server, listener net.Listener) error {
+	if err := server.Serve(listener); !errors.Is(err, grpc.ErrServerStopped) {
+		return err
+	}
+	return nil
 }
 
 // endHard ends the process hardStop after ctx has ended, unless done is called before.
