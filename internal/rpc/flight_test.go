@@ -37,17 +37,15 @@ func fly(t *testing.T, cfg FlightConfig, handle func(stream grpc.ServerStream) e
 	if err != nil {
 		t.Fatal(err)
 	}
+	flown := &flown{f, conn}
 	t.Cleanup(func() {
 		conn.Close()
 		server.Stop()
 		<-served
-		left := f.State()
-		left.Peak = 0
-		if left != (FlightState{}) {
-			t.Errorf("left in flight: %+v", left)
-		}
+		// Handlers may return after the server has stopped.
+		flown.until(t, "is empty", func(s FlightState) bool { s.Peak = 0; return s == FlightState{} })
 	})
-	return &flown{f, conn}
+	return flown
 }
 
 // call opens a stream.
@@ -138,28 +136,49 @@ func TestAMessageThatFindsNoRoomIsRefused(t *testing.T) {
 	}
 }
 
-// TestAPeerThatDoesNotReadIsEndedIfOthersWait fills the room for answers with those of one who does not read.
-func TestAPeerThatDoesNotReadIsEndedIfOthersWait(t *testing.T) {
-	const size = 20 << 20
-	f := fly(t, FlightConfig{Patience: 100 * time.Millisecond}, func(stream grpc.ServerStream) error {
+// answering sends answers of size bytes as long as it may.
+func answering(size int) func(stream grpc.ServerStream) error {
+	return func(stream grpc.ServerStream) error {
 		for {
 			share := ShareOf(stream.Context())
-			if err := share.TakeAnswer(stream.Context(), size); err != nil {
+			if err := share.TakeAnswer(stream.Context(), int64(size)); err != nil {
 				return refusal(err)
 			}
 			memory := NewBuffer(size)
-			memory.Hold(share, size)
+			memory.Hold(share, int64(size))
 			if err := SendBulk(stream, &headwaterv1.DownloadResultResponse{Data: memory.Bytes()}, memory); err != nil {
 				return err
 			}
 		}
-	})
-	mute := f.call(t, t.Context())
-	if err := mute.SendMsg(block(1)); err != nil {
-		t.Fatal(err)
 	}
-	f.until(t, "waits for room", func(s FlightState) bool { return s.Waiting > 0 })
-	f.until(t, "is ended", func(s FlightState) bool { return s.Calls == 0 && s.Answers == 0 })
+}
+
+// TestAPeerThatDoesNotReadIsEndedIfOthersWait fills the room for answers with those of some who do not read.
+func TestAPeerThatDoesNotReadIsEndedIfOthersWait(t *testing.T) {
+	f := fly(t, FlightConfig{Patience: 100 * time.Millisecond}, answering(20<<20))
+	for range 2 {
+		f.call(t, t.Context())
+	}
+	f.until(t, "is ended", func(s FlightState) bool { return s.Calls == 0 && s.Answers == 0 && s.Peak > 0 })
+}
+
+// TestAPeerThatDoesNotReadTakesNothingOfOthers has a part of the room at most, however much waits for it.
+func TestAPeerThatDoesNotReadTakesNothingOfOthers(t *testing.T) {
+	const size = 1 << 20
+	f := fly(t, FlightConfig{Patience: time.Hour}, answering(size))
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	f.call(t, ctx)
+	f.until(t, "has its part", func(s FlightState) bool { return s.Answers >= leastFlight/ownPart-size })
+	reading := f.call(t, ctx)
+	for range 100 {
+		if err := reading.RecvMsg(&headwaterv1.DownloadResultResponse{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if s := f.flight.State(); s.Answers > 2*leastFlight/ownPart {
+		t.Errorf("two calls have %d bytes of answers", s.Answers)
+	}
 }
 
 // TestConnectionsAreBounded closes the one that has gone unused the longest.

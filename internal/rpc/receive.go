@@ -116,13 +116,13 @@ func (s *countedStream) RecvMsg(m any) error {
 	*in = Incoming{transport: s.transport, share: s.share, left: n}
 	room := min(2*int64(n), int64(n)+receivePiece) // gRPC's piece is copied
 	err = s.share.take(s.ctx, inward, room)
-	refused := refusable(err)
+	refused := isRoom(err)
 	switch {
 	case err == nil:
 		s.loose = room
 	case refused:
 		in.over = err
-		if f, ok := m.(Refusable); !ok || !f.Refusable() {
+		if f, ok := m.(refusable); !ok || !f.Refusable() {
 			return refusal(err)
 		}
 	default:
@@ -156,11 +156,11 @@ func (s *countedStream) RecvMsg(m any) error {
 	return nil
 }
 
-// Holder is a Frame whose large part lies in a Buffer, or nil.
-type Holder interface{ HeldBy() *Buffer }
+// holder is a Frame whose large part lies in a Buffer, or nil.
+type holder interface{ HeldBy() *Buffer }
 
-// refusable says whether an error is that there is no room.
-func refusable(err error) bool {
+// isRoom says whether an error is that there is no room.
+func isRoom(err error) bool {
 	var room *RoomError
 	return errors.Is(err, ErrBusy) || errors.As(err, &room)
 }
@@ -170,7 +170,7 @@ func refusable(err error) bool {
 func (s *countedStream) settle(m any, n int64) {
 	s.share.give(inward, s.loose-n)
 	s.loose = n
-	f, ok := m.(Holder)
+	f, ok := m.(holder)
 	if !ok {
 		return
 	}
@@ -191,7 +191,7 @@ func (s *countedStream) length(m any) (int, error) {
 	n := binary.BigEndian.Uint32(s.header[1:])
 	if n > MaxMessageBytes {
 		what := "cut it into several"
-		if _, ok := m.(Refusable); ok {
+		if _, ok := m.(refusable); ok {
 			what = "cut the step into fewer tokens"
 		}
 		return 0, status.Errorf(codes.ResourceExhausted, "a message of %d bytes, at most %d are allowed: %s", n, MaxMessageBytes, what)

@@ -23,10 +23,10 @@ type Request struct {
 	fault   error
 }
 
-// Refusable implements rpc.Refusable.
+// Refusable tells rpc that a request may come without its payload.
 func (r *Request) Refusable() bool { return true }
 
-// HeldBy implements rpc.Holder.
+// HeldBy gives rpc what holds the request.
 func (r *Request) HeldBy() *rpc.Buffer { return r.Payload }
 
 // Step is a Step of headwater.v1, with its fields' meaning.

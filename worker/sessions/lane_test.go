@@ -204,7 +204,8 @@ func TestASlowReaderBlocksItsOwnLane(t *testing.T) {
 	for name, attend := range map[string]int{"steps": 1, "bytes": 2000} {
 		t.Run(name, func(t *testing.T) {
 			slow := newTap(1)
-			p := serveSessions(t, machine.Config{}, grpc.ChainStreamInterceptor(slow.intercept))
+			// The part of the messages in flight that one call may have is more than that of a lane.
+			p := serveSessions(t, machine.Config{Budget: 8 << 30}, grpc.ChainStreamInterceptor(slow.intercept))
 			d, quick := p.lane(t, 1), p.lane(t, 2)
 			defer d.cancel()
 			l := bigLayer()

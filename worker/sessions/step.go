@@ -61,15 +61,7 @@ func (s *Service) do(ctx context.Context, from session.ID, t *task) error {
 	if err := share.TakeAnswer(ctx, room); err != nil {
 		return s.noRoom(err)
 	}
-	// The answer keeps its part until it is written.
-	defer func() {
-		if answer := t.response.Payload; answer != nil {
-			kept := min(int64(len(answer.Bytes())), room)
-			answer.Hold(share, kept)
-			room -= kept
-		}
-		share.GiveAnswer(room)
-	}()
+	defer t.keep(share, room)
 	if m.Tree > 0 {
 		st.unpack(m)
 	}
@@ -119,6 +111,16 @@ func (s *Service) perform(ctx context.Context, t *task) (err error) {
 	t.response.Payload = frame
 	st.pending.Commit()
 	return nil
+}
+
+// keep lets the answer have its part of the room until it is written, and gives the other back.
+func (t *task) keep(share *rpc.Share, room int64) {
+	if answer := t.response.Payload; answer != nil {
+		kept := min(int64(len(answer.Bytes())), room)
+		answer.Hold(share, kept)
+		room -= kept
+	}
+	share.GiveAnswer(room)
 }
 
 // attend lets the queries of all groups attend over the view in one call, which uses all threads that have nothing else to do.

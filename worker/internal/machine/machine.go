@@ -72,7 +72,7 @@ func New(cfg Config) *Machine {
 	m.Flight = rpc.NewFlight(rpc.FlightConfig{
 		Limit:    max(cfg.Budget/flightPart, leastFlight),
 		Free:     freeFlight,
-		Reserve:  m.Reserve,
+		Reserve:  m.reserve,
 		Release:  budget.Release,
 		Streams:  int(min(max(cfg.Budget/streamPart, leastStreams), mostStreams)),
 		Conns:    cfg.Conns,
@@ -95,8 +95,8 @@ const (
 	mostStreams  = 8192
 )
 
-// Reserve takes n bytes of the budget, for which it drops what may be dropped.
-func (m *Machine) Reserve(n int64) error {
+// reserve takes n bytes of the budget, for which it drops what may be dropped.
+func (m *Machine) reserve(n int64) error {
 	err := m.Budget.Reserve(n)
 	if err != nil && m.Store.Reclaim(n) {
 		err = m.Budget.Reserve(n)

@@ -1,0 +1,273 @@
+// Package soak loads a worker with ordinary clients and with some that never read, and says what became of its memory.
+//
+// The way of a soak: Run starts a coordinator and a worker, in a memory group of its own where the machine permits one. Ordinary
+// clients open a session, append a prompt, ask for tokens and drop it, over and over, half of them directly. Mute ones send
+// steps on a lane of the worker and never read an answer. At the end of the load all are gone, and Run watches until the
+// worker's memory is back.
+package soak
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/google/uuid"
+	"google.golang.org/grpc"
+
+	"headwater.example/client"
+	"headwater.example/internal/localcluster"
+	"headwater.example/internal/rpc"
+	"headwater.example/internal/session"
+	headwaterv1 "headwater.example/proto/headwater/v1"
+)
+
+// Options say what a soak is.
+type Options struct {
+	Command  string        // the program coord
+	Load     time.Duration // how long the load lasts
+	Memory   int64         // of the worker, --memory
+	Limit    int64         // of its memory group; 0 is none
+	Ordinary int           // clients
+	Mute     int           // clients that never read
+	Log      io.Writer     // of the processes
+}
+
+// Default is what `make soak` runs: as many clients as a machine has, on a worker in a container of 1 GiB.
+func Default() Options {
+	return Options{Load: 10 * time.Minute, Memory: 768 << 20, Limit: 1 << 30, Ordinary: 128, Mute: 8}
+}
+
+// slack is what a worker may take beside its --memory, and near how much above idle memory counts as given back.
+const (
+	slack = 96 << 20
+	near  = 64 << 20
+)
+
+// Result is what a soak found.
+type Result struct {
+	Largest  int64         // bytes that were resident at most
+	Over     float64       // of Memory and 96 MiB
+	Back     time.Duration // from the end of the load until no more than 64 MiB beyond an idle worker's are resident
+	Sessions int64         // that ordinary clients went through
+	Refused  int64         // calls that were refused as ones to try again
+	Grouped  bool          // whether the memory group held
+}
+
+// Run soaks a worker. It fails if the worker ends, if a client's error is not one to try again, or if memory does not come back.
+func Run(ctx context.Context, o Options) (_ Result, err error) {
+	var r Result
+	cluster, err := localcluster.Start(ctx, localcluster.Options{Workers: 1, Memory: o.Memory, Command: []string{o.Command}, Log: o.Log})
+	if err != nil {
+		return r, err
+	}
+	defer func() {
+		ending, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
+		defer cancel()
+		if stopped := cluster.Stop(ending); err == nil {
+			err = stopped
+		}
+	}()
+	id := cluster.Process(0)
+	group, grouped := newGroup(o.Limit, id)
+	defer group.remove()
+	r.Grouped = grouped
+	idle, err := resident(id)
+	if err != nil {
+		return r, err
+	}
+	address, err := workerAddress(ctx, cluster.Address())
+	if err != nil {
+		return r, err
+	}
+	if err := load(ctx, o, &r, cluster, address); err != nil {
+		return r, err
+	}
+	ended := time.Now()
+	for {
+		now, err := resident(id)
+		if err != nil {
+			return r, err
+		}
+		if r.Back = time.Since(ended); now <= idle+near {
+			break
+		}
+		if r.Back > 2*time.Minute {
+			return r, fmt.Errorf("%d MiB are resident two minutes after the load, %d were before it", now>>20, idle>>20)
+		}
+		time.Sleep(100 * time.Millisecond) // polls, since no one tells
+	}
+	r.Over = float64(r.Largest) / float64(o.Memory+slack)
+	return r, nil
+}
+
+// load runs all clients for as long as the load lasts.
+func load(ctx context.Context, o Options, r *Result, cluster *localcluster.Cluster, address string) error {
+	loading, cancel := context.WithTimeoutCause(ctx, o.Load, nil)
+	defer cancel()
+	failed := make(chan error, o.Ordinary+o.Mute)
+	var clients sync.WaitGroup
+	var sessions, refused atomic.Int64
+	for i := range o.Ordinary {
+		clients.Go(func() {
+			if err := ordinary(loading, cluster.Address(), i, &sessions, &refused); err != nil {
+				failed <- fmt.Errorf("client %d: %w", i, err)
+			}
+		})
+	}
+	for range o.Mute {
+		clients.Go(func() { mute(loading, address) })
+	}
+	defer func() {
+		clients.Wait()
+		r.Sessions, r.Refused = sessions.Load(), refused.Load()
+	}()
+	ticker := time.NewTicker(20 * time.Millisecond)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-loading.Done():
+			return ctx.Err()
+		case err := <-failed:
+			cancel()
+			return err
+		case <-cluster.WorkerDone(0):
+			cancel()
+			return errors.New("the worker has ended under the load")
+		case <-ticker.C:
+			now, err := resident(cluster.Process(0))
+			if err != nil {
+				cancel()
+				return err
+			}
+			r.Largest = max(r.Largest, now)
+		}
+	}
+}
+
+// layers are those of the ordinary clients' model.
+var layers = []client.Layer{{Heads: 8, KVHeads: 2, HeadDim: 128}, {Heads: 8, KVHeads: 2, HeadDim: 128}}
+
+// ordinary goes through sessions until ctx ends. It fails at an error that is not one to try again.
+func ordinary(ctx context.Context, address string, i int, sessions, refused *atomic.Int64) error {
+	c, err := client.Dial(address)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	rng := rand.New(rand.NewPCG(1, uint64(i)))
+	for ctx.Err() == nil {
+		err := one(ctx, c, rng, i%2 == 0)
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case err == nil:
+			sessions.Add(1)
+		case errors.Is(err, client.ErrTryAgain), errors.Is(err, client.ErrGone):
+			refused.Add(1)
+			select {
+			case <-ctx.Done():
+			case <-time.After(time.Duration(50+rng.IntN(100)) * time.Millisecond): // again later, as the error says
+			}
+		default:
+			return err
+		}
+	}
+	return nil
+}
+
+// one opens a session, appends a prompt, asks for some tokens, and drops it.
+func one(ctx context.Context, c *client.Client, rng *rand.Rand, direct bool) (err error) {
+	s, err := c.OpenSession(ctx, client.SessionOptions{Layers: layers, Direct: direct})
+	if err != nil {
+		return err
+	}
+	defer func() {
+		dropping, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+		defer cancel()
+		if dropped := s.Drop(dropping); err == nil {
+			err = dropped
+		}
+	}()
+	for n, tokens := 0, 100+rng.IntN(900); n < 8; n, tokens = n+1, 1 {
+		for l, layer := range layers {
+			q, k := values(rng, tokens*layer.Heads*layer.HeadDim), values(rng, tokens*layer.KVHeads*layer.HeadDim)
+			if err := s.Do(ctx, &client.Step{Layer: l, Q: q, K: k, V: k, Context: make([]float32, len(q))}); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func values(rng *rand.Rand, n int) []float32 {
+	x := make([]float32, n)
+	for i := range x {
+		x[i] = rng.Float32() - 0.5
+	}
+	return x
+}
+
+// mute sends steps with large answers on lanes of which it reads nothing, one after the other as they end.
+func mute(ctx context.Context, address string) {
+	for ctx.Err() == nil {
+		if err := muteLane(ctx, address); err != nil && ctx.Err() == nil {
+			select {
+			case <-ctx.Done():
+			case <-time.After(100 * time.Millisecond): // it was ended, which is right
+			}
+		}
+	}
+}
+
+func muteLane(ctx context.Context, address string) error {
+	conn, err := grpc.NewClient(address, rpc.DialOptions()...)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	id, lane := uuid.New(), session.ID(uuid.New())
+	service := headwaterv1.NewSessionServiceClient(conn)
+	_, err = service.CreateSession(ctx, &headwaterv1.CreateSessionRequest{
+		Session: id[:], Epoch: &headwaterv1.Epoch{Counter: 1, Lane: lane[:]},
+		Config: &headwaterv1.SessionConfig{Layers: []*headwaterv1.SessionLayer{{NHeads: 16, NKvHeads: 1, HeadDim: 64, VDim: 256, Storage: headwaterv1.StorageType_STORAGE_TYPE_F32, WindowLeft: -1, WindowRight: -1}}},
+		Held:   []*headwaterv1.HeldLayer{{Groups: []uint32{0}}},
+	})
+	if err != nil {
+		return err
+	}
+	defer func() {
+		dropping, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+		defer cancel()
+		_, _ = service.DropSession(dropping, &headwaterv1.DropSessionRequest{Session: id[:]})
+	}()
+	stream, err := session.Open(ctx, conn, lane)
+	if err != nil {
+		return err
+	}
+	const tokens = 500 // 8 MiB of context each
+	for n := uint64(1); ; n++ {
+		r := &session.Request{ID: n, Step: session.Step{Session: id, Epoch: 1, Hashes: []uint64{0}, Attend: tokens, Encoding: headwaterv1.StorageType_STORAGE_TYPE_F32, Codec: headwaterv1.StepCodec_STEP_CODEC_RAW}}
+		r.Payload = rpc.NewBuffer(4 * tokens * 16 * 64)
+		clear(r.Payload.Bytes())
+		if err := stream.Send(r); err != nil {
+			return err
+		}
+	}
+}
+
+func workerAddress(ctx context.Context, coordinator string) (string, error) {
+	c, err := client.Dial(coordinator)
+	if err != nil {
+		return "", err
+	}
+	status, err := c.Status(ctx)
+	if err = errors.Join(err, c.Close()); err != nil {
+		return "", err
+	}
+	return status.GetWorkers()[0].GetAddress(), nil
+}

@@ -1,0 +1,33 @@
+package soak
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+)
+
+// TestSoak is a short soak. No one is killed, refusals are ones to try again, and the worker's memory is bounded and comes back.
+func TestSoak(t *testing.T) {
+	bin := filepath.Join(t.TempDir(), "coord")
+	if out, err := exec.Command("go", "build", "-o", bin, "headwater.example/cmd/coord").CombinedOutput(); err != nil {
+		t.Fatalf("build: %v\n%s", err, out)
+	}
+	o := Default()
+	o.Command, o.Load, o.Log = bin, 20*time.Second, os.Stderr
+	if testing.Short() {
+		o.Load = 5 * time.Second
+	}
+	r, err := Run(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("%d MiB at most, %.2f of what is allowed, back in %v; %d sessions, %d refusals, grouped %v", r.Largest>>20, r.Over, r.Back, r.Sessions, r.Refused, r.Grouped)
+	if r.Over > 1 {
+		t.Errorf("%d MiB were resident, %d are allowed", r.Largest>>20, (o.Memory+slack)>>20)
+	}
+	if r.Sessions == 0 {
+		t.Error("no ordinary client got through a session")
+	}
+}
