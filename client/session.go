@@ -73,6 +73,10 @@ type SessionOptions struct {
 	Tenant string
 	Model  []byte // fingerprint of the model with its adapters
 
+	// Unshared sessions begin with nobody's prefix and leave none, although their Tokens are told. A session that tells tokens and
+	// appends other keys and values than the model's spoils their prefix for its whole Tenant; this keeps out of that.
+	Unshared bool
+
 	Name    string        // for people
 	TTL     time.Duration // time without use after which the session may be dropped; 0: the workers' limit
 	Workers int           // at most this many workers; 0: all
@@ -184,7 +188,7 @@ func (c *Client) inVain(ctx context.Context, id SessionID, why error) error {
 
 // config is what the session is made with, as it is sent.
 func (o *SessionOptions) config() (*headwaterv1.SessionConfig, error) {
-	config := &headwaterv1.SessionConfig{Tenant: o.Tenant, Model: o.Model, Name: o.Name}
+	config := &headwaterv1.SessionConfig{Tenant: o.Tenant, Model: o.Model, Name: o.Name, Unshared: o.Unshared}
 	if o.TTL > 0 {
 		config.Ttl = durationpb.New(o.TTL)
 	}
@@ -322,7 +326,9 @@ func (s *Session) failed(ctx context.Context, doing string, err error) error {
 	return err
 }
 
-// Truncate takes back the positions from position on, in every layer that has them.
+// Truncate takes back the positions from position on, in every layer that has them. In a layer with a window, an append frees
+// positions that no query after it sees: those that a truncation of several appends would need again may be gone by then
+// (ReasonFreed). So draft on a Fork if drafts may be taken back: the session itself then goes on from where it was.
 func (s *Session) Truncate(ctx context.Context, position int) error {
 	return s.control(ctx, "truncate", func() error {
 		if position < 0 {

@@ -261,6 +261,8 @@ type RestoreOptions struct {
 	Direct  bool   // speak to the workers and not through the coordinator
 	Codec   Codec  // how contexts come back
 	SendF32 bool   // see SessionOptions
+
+	Unshared bool // see SessionOptions
 	// Progress is told the bytes of keys and values; it may be nil.
 	Progress func(done, total int64)
 }
@@ -279,6 +281,7 @@ func (c *Client) RestoreSession(ctx context.Context, r io.Reader, opts RestoreOp
 		return nil, fmt.Errorf("restore a session: %w", err)
 	}
 	req := begin(in.Header(), opts.Name)
+	req.Config.Unshared = opts.Unshared
 	if first != nil {
 		// As many as a coordinator needs to hold the session where others look for its prefix.
 		req.Tokens = slices.Clone(first.Tokens[:min(len(first.Tokens), attention.PageLen+1)])

@@ -159,3 +159,35 @@ func TestBeginAcrossAGap(t *testing.T) {
 		t.Fatalf("%d bytes are reserved in the end", used)
 	}
 }
+
+// TestAnUnsharedSessionKeepsToItself: it leaves no prefix and begins with none, also where another session left one.
+func TestAnUnsharedSessionKeepsToItself(t *testing.T) {
+	cfg, held := uniform(t, 2, 1, 4, tensor.F32)
+	st := NewStore(StoreConfig{Budget: NewBudget(1 << 24)})
+	text := make([]uint32, 200)
+	for i := range text {
+		text[i] = uint32(i)
+	}
+	own := cfg
+	own.Unshared = true
+	for i, c := range []struct {
+		config Config
+		prefix uint64
+	}{{own, 0}, {cfg, 0}, {own, 0}, {cfg, 192}} {
+		id := SessionID{byte(i + 1)}
+		state := create(t, st, id, c.config, held, text)
+		if state.Layers[0].Length != c.prefix {
+			t.Errorf("session %d begins with %d positions, want %d", i, state.Layers[0].Length, c.prefix)
+		}
+		grow(t, st, id, len(text)-int(c.prefix), text[c.prefix:])
+		audit(t, st, nil)
+	}
+	// What its fork appends is its own, too.
+	if _, err := st.branch(ForkRequest{Session: SessionID{1}, Epoch: first, Child: SessionID{9}, ChildEpoch: first, Position: -1}); err != nil {
+		t.Fatal(err)
+	}
+	if got := st.Cache().PrefixHits; got != 192 {
+		t.Errorf("%d positions were found, want 192", got)
+	}
+	st.Close()
+}

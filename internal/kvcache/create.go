@@ -53,7 +53,7 @@ func (st *Store) Create(req CreateRequest) (State, error) {
 		for i := range sh.layers {
 			sh.layers[i].class = st.pages.class(sh.layers[i].Layout.PageBytes())
 		}
-		if s.begun == nil {
+		if s.begun == nil && !sh.config.Unshared {
 			st.matchLocked(s)
 		}
 	}

@@ -74,11 +74,12 @@ func (p *Pending) commit() {
 	st.mu.Lock()
 	defer st.unlock()
 	st.adoptLocked(s, from/attention.PageLen, e)
-	if s.filled() > s.keyed {
+	shared := !s.shape.config.Unshared
+	if shared && s.filled() > s.keyed {
 		st.indexLocked(s)
 	}
 	seen := h.seenFrom(min(from, p.query))
-	if len(s.tokens)/attention.PageLen > s.keyed {
+	if shared && len(s.tokens)/attention.PageLen > s.keyed {
 		seen = min(seen, s.keyed) // Others may find the pages once all layers have filled them.
 	}
 	if s.begun == nil || to > s.begun[l].length {

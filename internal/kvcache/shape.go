@@ -24,6 +24,8 @@ type Config struct {
 	TTL time.Duration
 	// Name is for people.
 	Name string
+	// Unshared sessions begin with nobody's prefix and leave none.
+	Unshared bool
 }
 
 // HeldLayer says which groups of a layer are held, ascending; none is a layer that is held elsewhere.
@@ -183,5 +185,5 @@ func (sh *shape) fingerprint() prefixKey {
 
 // equal says whether two sessions were made alike.
 func (sh *shape) equal(other *shape) bool {
-	return sh.root == other.root && sh.config.TTL == other.config.TTL && sh.config.Name == other.config.Name
+	return sh.root == other.root && sh.config.Unshared == other.config.Unshared && sh.config.TTL == other.config.TTL && sh.config.Name == other.config.Name
 }

@@ -67,7 +67,7 @@ func refusal(err error) error {
 
 // readConfig reads what a session is made with. The store checks what fits together.
 func readConfig(m *headwaterv1.SessionConfig) (kvcache.Config, error) {
-	c := kvcache.Config{Tenant: m.GetTenant(), Model: m.GetModel(), Name: m.GetName()}
+	c := kvcache.Config{Tenant: m.GetTenant(), Model: m.GetModel(), Name: m.GetName(), Unshared: m.GetUnshared()}
 	if m.GetTtl() != nil {
 		if err := m.GetTtl().CheckValid(); err != nil {
 			return c, invalidSession("config: ttl: %v", err)
@@ -83,7 +83,7 @@ func readConfig(m *headwaterv1.SessionConfig) (kvcache.Config, error) {
 }
 
 func writeConfig(c *kvcache.Config) *headwaterv1.SessionConfig {
-	m := &headwaterv1.SessionConfig{Tenant: c.Tenant, Model: c.Model, Name: c.Name}
+	m := &headwaterv1.SessionConfig{Tenant: c.Tenant, Model: c.Model, Name: c.Name, Unshared: c.Unshared}
 	if c.TTL > 0 {
 		m.Ttl = durationpb.New(c.TTL)
 	}

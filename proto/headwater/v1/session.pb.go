@@ -252,7 +252,9 @@ type SessionConfig struct {
 	// Time without use after which a session may be dropped unless pinned; absent or 0 is the holder's limit.
 	Ttl *durationpb.Duration `protobuf:"bytes,4,opt,name=ttl,proto3" json:"ttl,omitempty"`
 	// A name for people, at most 256 bytes.
-	Name          string `protobuf:"bytes,5,opt,name=name,proto3" json:"name,omitempty"`
+	Name string `protobuf:"bytes,5,opt,name=name,proto3" json:"name,omitempty"`
+	// Whether the session begins with nobody's prefix and leaves none, although its tokens are told.
+	Unshared      bool `protobuf:"varint,6,opt,name=unshared,proto3" json:"unshared,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -320,6 +322,13 @@ func (x *SessionConfig) GetName() string {
 		return x.Name
 	}
 	return ""
+}
+
+func (x *SessionConfig) GetUnshared() bool {
+	if x != nil {
+		return x.Unshared
+	}
+	return false
 }
 
 // SessionLayer is one layer's geometry, storage and options.
@@ -2971,13 +2980,14 @@ const file_headwater_v1_session_proto_rawDesc = "" +
 	"\x1aheadwater/v1/session.proto\x12\fheadwater.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19headwater/v1/worker.proto\"5\n" +
 	"\x05Epoch\x12\x18\n" +
 	"\acounter\x18\x01 \x01(\x04R\acounter\x12\x12\n" +
-	"\x04lane\x18\x02 \x01(\fR\x04lane\"\xb2\x01\n" +
+	"\x04lane\x18\x02 \x01(\fR\x04lane\"\xce\x01\n" +
 	"\rSessionConfig\x122\n" +
 	"\x06layers\x18\x01 \x03(\v2\x1a.headwater.v1.SessionLayerR\x06layers\x12\x16\n" +
 	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12\x14\n" +
 	"\x05model\x18\x03 \x01(\fR\x05model\x12+\n" +
 	"\x03ttl\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x03ttl\x12\x12\n" +
-	"\x04name\x18\x05 \x01(\tR\x04name\"\xef\x02\n" +
+	"\x04name\x18\x05 \x01(\tR\x04name\x12\x1a\n" +
+	"\bunshared\x18\x06 \x01(\bR\bunshared\"\xef\x02\n" +
 	"\fSessionLayer\x12\x17\n" +
 	"\an_heads\x18\x01 \x01(\rR\x06nHeads\x12\x1c\n" +
 	"\n" +

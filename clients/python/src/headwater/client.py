@@ -101,6 +101,7 @@ class Client:
         workers: int = 0,
         codec: SessionCodec = "auto",
         keep: bool = False,
+        shared: bool = True,
     ) -> Session:
         """Makes a session on the cluster. Its first step continues at its prefix.
 
@@ -108,7 +109,8 @@ class Client:
         of the same tenant, model and layers, need not be appended. model is a fingerprint with the adapters. ttl is the time
         without use in seconds after which it may be dropped, workers the most that may hold it; 0 is the cluster's own. codec is
         how contexts come back: those by which bits are lost are used only by name. keep lets the session stay on the cluster at
-        the end of a `with`, until its TTL; else it is dropped then. A call that fails leaves no session.
+        the end of a `with`, until its TTL; else it is dropped then. If it is not to be shared, it begins with nobody's prefix and
+        leaves none. A call that fails leaves no session.
         """
         codecs.check(codec)
         shapes = tuple(layers)
@@ -120,7 +122,11 @@ class Client:
         if not isinstance(model, bytes):
             raise TypeError(f"model is a {type(model).__name__}, not bytes")
         config = session_pb2.SessionConfig(
-            layers=[layer.to_proto() for layer in shapes], tenant=_text("tenant", tenant), model=model, name=_text("name", name)
+            layers=[layer.to_proto() for layer in shapes],
+            tenant=_text("tenant", tenant),
+            model=model,
+            name=_text("name", name),
+            unshared=not shared,
         )
         if (seconds := _seconds("ttl", ttl)) > 0:
             config.ttl.CopyFrom(_duration(seconds))

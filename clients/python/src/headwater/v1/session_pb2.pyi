@@ -67,18 +67,20 @@ class Epoch(_message.Message):
     def __init__(self, counter: _Optional[int] = ..., lane: _Optional[bytes] = ...) -> None: ...
 
 class SessionConfig(_message.Message):
-    __slots__ = ("layers", "tenant", "model", "ttl", "name")
+    __slots__ = ("layers", "tenant", "model", "ttl", "name", "unshared")
     LAYERS_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     TTL_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
+    UNSHARED_FIELD_NUMBER: _ClassVar[int]
     layers: _containers.RepeatedCompositeFieldContainer[SessionLayer]
     tenant: str
     model: bytes
     ttl: _duration_pb2.Duration
     name: str
-    def __init__(self, layers: _Optional[_Iterable[_Union[SessionLayer, _Mapping]]] = ..., tenant: _Optional[str] = ..., model: _Optional[bytes] = ..., ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., name: _Optional[str] = ...) -> None: ...
+    unshared: bool
+    def __init__(self, layers: _Optional[_Iterable[_Union[SessionLayer, _Mapping]]] = ..., tenant: _Optional[str] = ..., model: _Optional[bytes] = ..., ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., name: _Optional[str] = ..., unshared: bool = ...) -> None: ...
 
 class SessionLayer(_message.Message):
     __slots__ = ("n_heads", "n_kv_heads", "head_dim", "v_dim", "storage", "causal", "window_left", "window_right", "scale", "softcap", "alibi_slopes", "sinks")
