@@ -136,20 +136,24 @@ func (s *countedStream) RecvMsg(m any) error {
 	if n > streamWindow {
 		s.share.receiving(false)
 	}
-	if err == nil {
-		err = in.err
+	if in.err != nil {
+		return received(s.ctx, in.err)
 	}
 	if err != nil {
-		if errors.Is(err, io.EOF) {
-			err = io.ErrUnexpectedEOF
+		if _, ok := status.FromError(err); ok {
+			return err
 		}
-		return received(s.ctx, err)
+		return status.Errorf(codes.InvalidArgument, "the message can not be read: %v", err)
 	}
 	if !refused {
 		s.settle(m, int64(n))
 	}
 	if s.single {
-		if _, err := s.length(nil); !errors.Is(err, io.EOF) {
+		switch _, err := s.length(nil); {
+		case errors.Is(err, io.EOF):
+		case err != nil:
+			return err
+		default:
 			return status.Error(codes.Internal, "more than one request came on a call that takes one")
 		}
 	}
