@@ -133,9 +133,10 @@ func serve(t *testing.T, s *grpc.Server) string {
 // cluster is a coordinator, its workers and a client.
 type cluster struct {
 	*client.Client
-	view    *view
-	workers []*node
-	stop    func()
+	coordinator *coordinator.Coordinator
+	view        *view
+	workers     []*node
+	stop        func()
 }
 
 type clusterOptions struct {
@@ -171,8 +172,9 @@ func (c *cluster) start(t *testing.T, config coordinator.Config) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := grpc.NewServer(rpc.ServerOptions()...)
-	co.Register(s)
+	c.coordinator = co
+	s := grpc.NewServer(co.ServerOptions()...)
+	co.Register(rpc.Registrar(s))
 	ctx, cancel := context.WithCancel(context.Background())
 	ran := make(chan error, 1)
 	go func() { ran <- co.Run(ctx) }()

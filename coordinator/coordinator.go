@@ -18,6 +18,7 @@ import (
 	"headwater.example/coordinator/jobs"
 	"headwater.example/coordinator/sessions"
 	"headwater.example/internal/membership"
+	"headwater.example/internal/rpc"
 	"headwater.example/internal/session"
 	headwaterv1 "headwater.example/proto/headwater/v1"
 )
@@ -29,6 +30,7 @@ const (
 	DefaultKeepJobs   = jobs.DefaultKeepJobs
 	DefaultKeepFor    = jobs.DefaultKeepFor
 	DefaultKeepBytes  = jobs.DefaultKeepBytes
+	DefaultFlight     = 256 << 20
 )
 
 // CrashLog is the file in the data folder that tells a crash from a kill: once the coordinator is open, the program gives it to
@@ -57,11 +59,18 @@ type Config struct {
 	// that was full is tried again. Zero values are a minute and 10 seconds.
 	UploadStall, RoomPause time.Duration
 
+	Conns  int   // most connections of clients at once; 0 is no bound
+	Flight int64 // most bytes of messages in flight in each direction; 0 is DefaultFlight
+
 	Now func() time.Time // clock; nil is time.Now
 }
 
+// flightCalls is how many calls are open at once.
+const flightCalls = 4096
+
 // Coordinator is one coordinator. Make it with Open.
 type Coordinator struct {
+	flight   *rpc.Flight
 	jobs     *jobs.Queue
 	sessions *sessions.Relay
 }
@@ -83,10 +92,17 @@ func Open(c Config) (*Coordinator, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Coordinator{jobs: queue, sessions: sessions.New(sessions.Config{View: c.View, Logger: c.Logger})}, nil
+	flight := rpc.NewFlight(rpc.FlightConfig{Limit: cmp.Or(c.Flight, DefaultFlight), Streams: flightCalls, Conns: c.Conns, Logger: c.Logger})
+	return &Coordinator{flight: flight, jobs: queue, sessions: sessions.New(sessions.Config{View: c.View, Logger: c.Logger})}, nil
 }
 
-// Register adds the services to a server.
+// ServerOptions returns what a server is made with that bounds the coordinator's messages in flight. The coordinator is
+// registered with the server's rpc.Registrar.
+func (c *Coordinator) ServerOptions(options ...rpc.ServerOption) []grpc.ServerOption {
+	return c.flight.ServerOptions(options...)
+}
+
+// Register adds the services to a server, which is made with ServerOptions; or with rpc.ServerOptions, and then bounds nothing.
 func (c *Coordinator) Register(s grpc.ServiceRegistrar) {
 	headwaterv1.RegisterCoordinatorServiceServer(s, c.jobs)
 	session.Register(s, c.sessions)

@@ -49,7 +49,8 @@ type laneStep struct {
 	call     *fanout.Call
 	layer    *shard.LayerSpec
 	payload  fanout.Payload // of request, cut by group
-	bytes    int64          // of the relay's room
+	bytes    int64          // of the lane's room
+	answers  int64          // of the process's room for answers
 	context  []float32      // [groups, attend, group size, v_dim] where several holders give it
 	lse      []float32      // [groups, attend, group size]
 	frame    []byte
@@ -110,6 +111,7 @@ func (l *lane) read(ctx context.Context) error {
 		case l.started <- s:
 			continue
 		case <-ctx.Done():
+			rpc.ShareOf(ctx).GiveAnswer(s.answers)
 			return ctx.Err()
 		default:
 		}
@@ -125,6 +127,7 @@ func (l *lane) read(ctx context.Context) error {
 		select {
 		case l.started <- s:
 		case <-ctx.Done():
+			rpc.ShareOf(ctx).GiveAnswer(s.answers)
 			return ctx.Err()
 		}
 	}
@@ -143,6 +146,9 @@ func (l *lane) finish(ctx context.Context, s *laneStep) {
 
 // start sends a step on. The error is an answer to it.
 func (l *lane) start(ctx context.Context, s *laneStep) error {
+	if over := s.request.NoRoom; over != nil {
+		return noRoom(over)
+	}
 	h, err := l.find(ctx, s.request.Step.Session[:])
 	if err != nil {
 		return err
@@ -160,6 +166,16 @@ func (l *lane) start(ctx context.Context, s *laneStep) error {
 	if _, err := m.Check(s.layer, s.layer.KVHeads, len(s.request.Payload.Bytes())); err != nil {
 		return invalid("layer %d: %v", m.Layer, err)
 	}
+	// The answer's memory is taken before the workers are asked for it: they send as fast as they can, and the client reads as
+	// it likes. Of several holders it is there three times: as it comes, joined, and as it goes on.
+	room := 4 * int64(s.layer.Heads) * int64(m.Attend) * int64(s.layer.VDim()+1)
+	if !h.Whole(int(m.Layer)) {
+		room *= 3
+	}
+	if err := rpc.ShareOf(ctx).TakeAnswer(ctx, room); err != nil {
+		return noRoom(err)
+	}
+	s.answers = room
 	s.step = fanout.Step{Step: *m}
 	if h.Whole(int(m.Layer)) {
 		s.step.Payload, s.request.Payload = s.request.Payload, nil
@@ -186,6 +202,21 @@ func grow(s []float32, n int) []float32 {
 	return s[:n]
 }
 
+// noRoom is the refusal of a step for which the process has no room. An error of the context is none.
+func noRoom(err error) error {
+	var room *rpc.RoomError
+	switch {
+	case errors.As(err, &room):
+		return session.Errorf(session.Invalid, "coordinator: %v: cut the step into fewer tokens", err)
+	case errors.Is(err, rpc.ErrBusy):
+		return session.Errorf(session.Busy, "coordinator: %v", err)
+	}
+	return err
+}
+
+// scratch is the most floats that a step keeps for the next one.
+const scratch = 1 << 16
+
 // Take implements fanout.Output.
 func (s *laneStep) Take(group int, context, lse []float32) {
 	copy(s.context[group*len(context):], context)
@@ -208,6 +239,18 @@ func (l *lane) answer(s *laneStep, err error) {
 		m.Payload = nil
 		m.Result = session.Result{Hashes: m.Result.Hashes[:0], Err: l.refusal(s.request.Step.Session[:], err)}
 	}
+	if cap(s.context) > scratch {
+		s.context, s.lse, s.frame = nil, nil, nil
+	}
+	// What is sent keeps its part of the room until it is written.
+	share := rpc.ShareOf(l.stream.Context())
+	if m.Payload != nil {
+		kept := min(int64(len(m.Payload.Bytes())), s.answers)
+		m.Payload.Hold(share, kept)
+		s.answers -= kept
+	}
+	share.GiveAnswer(s.answers)
+	s.answers = 0
 	l.sending.Lock()
 	err = l.stream.Send(m) // where it fails, Recv does as well
 	l.sending.Unlock()

@@ -83,7 +83,7 @@ func (a *app) runCoordinator(ctx context.Context, at endpointFlags, workers stri
 	if err != nil {
 		return errors.Join(err, listener.Close())
 	}
-	config.Name, config.Version, config.View, config.Logger = name, programVersion, view, log
+	config.Name, config.Version, config.View, config.Logger, config.Conns = name, programVersion, view, log, maxConnections()
 	c, err := coordinator.Open(config)
 	if err != nil {
 		return errors.Join(err, view.Close(ctx), listener.Close())
@@ -91,8 +91,8 @@ func (a *app) runCoordinator(ctx context.Context, at endpointFlags, workers stri
 	if err := recordCrashes(config.DataDir); err != nil {
 		log.Warn("a crash could not be told from a kill", "error", err)
 	}
-	server := grpc.NewServer(rpc.ServerOptions(rpc.LogTo(log))...)
-	c.Register(server)
+	server := grpc.NewServer(c.ServerOptions(rpc.LogTo(log))...)
+	c.Register(rpc.Registrar(server))
 	s := &service{log: log, server: server, view: view, health: rpc.Register(server, headwaterv1.CoordinatorService_ServiceDesc.ServiceName, headwaterv1.SessionService_ServiceDesc.ServiceName)}
 	// Should running jobs fail, for the disk's sake, so does the process: it would take jobs that never run.
 	ctx, stop := context.WithCancelCause(ctx)
