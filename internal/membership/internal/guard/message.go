@@ -275,7 +275,8 @@ func stream(from io.Reader) ([]byte, error) {
 			if b, err = inner.next(1); err == nil {
 				err = inner.body(b[0])
 			}
-			return append(r.seen.Bytes()[:before:before], plain...), err
+			// What lies behind the message was not looked at, so it is not handed on.
+			return append(r.seen.Bytes()[:before:before], inner.seen.Bytes()...), err
 		}
 	default:
 		err = r.body(b[0])
