@@ -92,13 +92,6 @@ func NewPool(threads int) *Pool {
 // Threads returns how many threads the pool has.
 func (p *Pool) Threads() int { return p.threads }
 
-// Busy returns how many threads are in use now.
-func (p *Pool) Busy() int {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.threads - p.free
-}
-
 // Close waits until all threads have been released and the pool's goroutines have ended. Acquire fails from now on.
 func (p *Pool) Close() {
 	p.mu.Lock()

@@ -40,14 +40,6 @@ type ID struct {
 // String returns "layer L group G".
 func (id ID) String() string { return fmt.Sprintf("layer %d group %d", id.Layer, id.Group) }
 
-// Compare orders shards by layer, then by group.
-func (id ID) Compare(other ID) int {
-	if id.Layer != other.Layer {
-		return int(id.Layer) - int(other.Layer)
-	}
-	return int(id.Group) - int(other.Group)
-}
-
 // LayerShape is the geometry of one layer.
 type LayerShape struct {
 	Heads   int // n_heads, 1 to MaxHeads
@@ -106,8 +98,8 @@ func NewGeometry(layers []LayerShape) (*Geometry, error) {
 			return nil, &GeometryError{Layer(i), field, rule}
 		}
 		g.first[i+1] = g.first[i] + s.KVHeads
-		if g.first[i+1] > MaxShards {
-			return nil, &GeometryError{Layer(i), "n_kv_heads", fmt.Sprintf("the layers up to here have %d groups, at most %d are allowed", g.first[i+1], MaxShards)}
+		if g.first[i+1] > maxShards {
+			return nil, &GeometryError{Layer(i), "n_kv_heads", fmt.Sprintf("the layers up to here have %d groups, at most %d are allowed", g.first[i+1], maxShards)}
 		}
 	}
 	return g, nil

@@ -11,8 +11,8 @@ const (
 	MaxHeads = 1 << 12
 	// MaxDim bounds the elements of one head's query, key or value.
 	MaxDim = attention.MaxHeadDim
-	// MaxShards bounds the memory of a plan.
-	MaxShards = 1 << 22
+	// maxShards bounds the memory of a plan.
+	maxShards = 1 << 22
 	// MaxPositions bounds lengths, positions and offsets.
 	MaxPositions = 1 << 40
 	// MaxStepTokens bounds the tokens that one step appends, and those that attend in it.

@@ -12,7 +12,7 @@ import (
 const (
 	MaxWorkers    = 1024
 	MaxWeight     = 1 << 30
-	MaxNameLength = 63
+	maxNameLength = 63
 )
 
 // Worker is one that may own shards. Its share of them is in proportion to its weight.
@@ -62,18 +62,6 @@ func ParseWorkers(list string) ([]Worker, error) {
 	return workers, nil
 }
 
-// FormatWorkers writes the list as ParseWorkers reads it.
-func FormatWorkers(workers []Worker) string {
-	items := make([]string, len(workers))
-	for i, w := range workers {
-		items[i] = w.Name
-		if w.Weight != 1 {
-			items[i] += ":" + strconv.Itoa(w.Weight)
-		}
-	}
-	return strings.Join(items, ",")
-}
-
 // sortedWorkers checks the workers and returns a copy, sorted by name.
 func sortedWorkers(workers []Worker) ([]Worker, error) {
 	if len(workers) == 0 {
@@ -86,8 +74,8 @@ func sortedWorkers(workers []Worker) ([]Worker, error) {
 		switch {
 		case w.Name == "":
 			return nil, &WorkerError{Rule: fmt.Sprintf("number %d has no name", i+1)}
-		case len(w.Name) > MaxNameLength:
-			return nil, &WorkerError{w.Name, fmt.Sprintf("the name has %d bytes, at most %d are allowed", len(w.Name), MaxNameLength)}
+		case len(w.Name) > maxNameLength:
+			return nil, &WorkerError{w.Name, fmt.Sprintf("the name has %d bytes, at most %d are allowed", len(w.Name), maxNameLength)}
 		case strings.ContainsFunc(w.Name, notInName):
 			return nil, &WorkerError{w.Name, "a name is made of letters, digits, '-', '_' and '.'"}
 		case w.Weight < 1 || w.Weight > MaxWeight:

@@ -111,7 +111,7 @@ func TestNPZRoundTrip(t *testing.T) {
 		tensors := drawTensors(t)
 		metadata := rapid.MapOfN(rapid.String(), rapid.String(), 0, 3).Draw(t, "metadata")
 		var b bytes.Buffer
-		if err := WriteNPZMetadata(&b, tensors, metadata); err != nil {
+		if err := writeNPZMetadata(&b, tensors, metadata); err != nil {
 			t.Fatal(err)
 		}
 		f, err := openNPZ("job.npz", bytes.NewReader(b.Bytes()), int64(b.Len()))
@@ -162,8 +162,8 @@ func TestLayoutWrittenInAnyOrder(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if l.HeaderSize()%dataAlign != 0 {
-			t.Fatalf("data begins at %d", l.HeaderSize())
+		if l.headerSize()%dataAlign != 0 {
+			t.Fatalf("data begins at %d", l.headerSize())
 		}
 		b := make([]byte, l.Size())
 		for _, d := range slices.Backward(tensors) {
@@ -175,8 +175,8 @@ func TestLayoutWrittenInAnyOrder(t *testing.T) {
 		}
 		for _, m := range []map[string]string{nil, metadata} {
 			header, err := l.Header(m)
-			if err != nil || int64(len(header)) != l.HeaderSize() {
-				t.Fatalf("header of %d bytes, %v; want %d", len(header), err, l.HeaderSize())
+			if err != nil || int64(len(header)) != l.headerSize() {
+				t.Fatalf("header of %d bytes, %v; want %d", len(header), err, l.headerSize())
 			}
 			copy(b, header)
 			f, err := openBytes(b)

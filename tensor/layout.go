@@ -130,10 +130,10 @@ func appendStrings(b []byte, m map[string]string) ([]byte, error) {
 	return append(b, '}'), nil
 }
 
-// HeaderSize returns the bytes before the data: the 8 bytes of length, the JSON and its padding.
-func (l *Layout) HeaderSize() int64 { return l.header }
+// headerSize returns the bytes before the data: the 8 bytes of length, the JSON and its padding.
+func (l *Layout) headerSize() int64 { return l.header }
 
-// Size returns the bytes of the whole file.
+// size returns the bytes of the whole file.
 func (l *Layout) Size() int64 { return l.fileSize }
 
 // Infos returns the tensors in the order in which they lie in the file. Treat it as read-only.

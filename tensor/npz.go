@@ -302,11 +302,11 @@ func (i *inflater) Close() error {
 }
 
 // WriteNPZ writes tensors as an archive of stored .npy arrays, each under its name, in the given order.
-func WriteNPZ(w io.Writer, tensors []Data) error { return WriteNPZMetadata(w, tensors, nil) }
+func WriteNPZ(w io.Writer, tensors []Data) error { return writeNPZMetadata(w, tensors, nil) }
 
-// WriteNPZMetadata writes tensors as WriteNPZ does, and metadata that is not empty as the member __metadata__.json, which
+// writeNPZMetadata writes tensors as WriteNPZ does, and metadata that is not empty as the member __metadata__.json, which
 // numpy passes over.
-func WriteNPZMetadata(w io.Writer, tensors []Data, metadata map[string]string) error {
+func writeNPZMetadata(w io.Writer, tensors []Data, metadata map[string]string) error {
 	archive := zip.NewWriter(w)
 	seen := make(map[string]bool, len(tensors))
 	for _, t := range tensors {

@@ -63,7 +63,7 @@ func AttendLayer(l Layer) (LayerResult, error) {
 		r.turn(p.Q, p.Heads, p.HeadDim)
 		r.turn(p.K, p.KVHeads, p.HeadDim)
 	}
-	if err := p.Validate(); err != nil {
+	if err := p.validate(); err != nil {
 		return LayerResult{}, err
 	}
 	res := Attend(p)

@@ -50,8 +50,8 @@ type Result struct {
 	Unit []float64
 }
 
-// Validate says what in the problem does not fit together.
-func (p Problem) Validate() error {
+// validate says what in the problem does not fit together.
+func (p Problem) validate() error {
 	if p.Tokens < 1 || p.Heads < 1 || p.KVHeads < 1 || p.Heads%p.KVHeads != 0 || p.HeadDim < 1 || p.VDim < 1 || p.KVTokens < 0 {
 		return fmt.Errorf("reference: %d tokens, %d positions, %d heads on %d, head_dim %d, v_dim %d",
 			p.Tokens, p.KVTokens, p.Heads, p.KVHeads, p.HeadDim, p.VDim)
@@ -216,7 +216,7 @@ func Weights(p Problem, head, token int) []float64 {
 }
 
 func (p Problem) must() {
-	if err := p.Validate(); err != nil {
+	if err := p.validate(); err != nil {
 		panic(err)
 	}
 }

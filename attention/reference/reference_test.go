@@ -187,12 +187,12 @@ func TestValidate(t *testing.T) {
 	} {
 		p := small()
 		change(&p)
-		if p.Validate() == nil {
+		if p.validate() == nil {
 			t.Errorf("%s: passes", name)
 		}
 	}
 	p := small()
-	if err := p.Validate(); err != nil {
+	if err := p.validate(); err != nil {
 		t.Error(err)
 	}
 }

@@ -40,16 +40,6 @@ func (c Codec) String() string {
 	return fmt.Sprintf("Codec(%d)", uint8(c))
 }
 
-// ParseCodec reads what String writes.
-func ParseCodec(name string) (Codec, error) {
-	for c, n := range codecNames {
-		if n == name {
-			return c, nil
-		}
-	}
-	return 0, fmt.Errorf("codec %.40q is not exact, bf16, f16 or int8", name)
-}
-
 // elementBytes returns the size of a coded context element before compression.
 func (c Codec) elementBytes() int {
 	switch c {

@@ -221,19 +221,6 @@ func TestEncodeErrors(t *testing.T) {
 	}
 }
 
-func TestCodecNames(t *testing.T) {
-	for _, c := range codecs {
-		if got, err := contextframe.ParseCodec(c.String()); err != nil || got != c {
-			t.Errorf("%v reads as %v, %v", c, got, err)
-		}
-	}
-	for _, name := range []string{"", "EXACT", "f32", "Codec(0)"} {
-		if c, err := contextframe.ParseCodec(name); err == nil {
-			t.Errorf("%q reads as %v", name, c)
-		}
-	}
-}
-
 // The bytes of version 2, laid out by hand as docs/wire.md says: a raw plane and repeated ones; and one of int8.
 func TestFormat(t *testing.T) {
 	f, err := contextframe.Encode(nil, contextframe.Exact, 0x102, 1, 1, 2, []float32{1, 1.5}, []float32{-2})

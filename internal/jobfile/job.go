@@ -43,9 +43,9 @@ func parseKind(s string) (Kind, bool) {
 const (
 	// MetadataKey is the key of a file's metadata that holds the options.
 	MetadataKey = "headwater"
-	// TokensKey is the key of a file's metadata that holds the tokens as a JSON array of strings, under a sequence's
+	// tokensKey is the key of a file's metadata that holds the tokens as a JSON array of strings, under a sequence's
 	// prefix where they are one sequence's.
-	TokensKey = "tokens"
+	tokensKey = "tokens"
 
 	// MaxModel bounds d_model.
 	MaxModel = 1 << 20
@@ -170,7 +170,7 @@ func parse(f *tensor.File, overrides []byte) (*Job, *Error) {
 }
 
 func optionsOf(data []byte, source string) (*Options, *Error) {
-	o, err := ParseOptions(data)
+	o, err := parseOptions(data)
 	if err != nil {
 		return nil, &Error{Index: -1, Rule: source + err.Error()}
 	}
@@ -192,7 +192,7 @@ func namesProblems(o *Options, prefixes []prefix, source string) *Error {
 func (j *Job) readTokens(meta map[string]string) *Error {
 	for key, value := range meta {
 		p, own, ok := splitName(key)
-		if !ok || own != TokensKey || p.form != formBare && p.form != formSeq {
+		if !ok || own != tokensKey || p.form != formBare && p.form != formSeq {
 			continue
 		}
 		var tokens []string
@@ -221,18 +221,6 @@ func (j *Job) TokensOf(p *Problem) []string {
 
 // Geometry is the layers and groups to place, one layer for each problem.
 func (j *Job) Geometry() *shard.Geometry { return j.geometry }
-
-// KVBytes is the logical size of a problem's visible keys and values with their scales, in bytes, over all groups.
-func (j *Job) KVBytes(p *Problem) int64 {
-	row := int64(p.Shape.HeadDim+p.Shape.VDim) * int64(p.Storage.Size())
-	if p.Storage == tensor.I8 {
-		row += 8
-	}
-	return row * int64(p.KVLen) * int64(p.Shape.KVHeads)
-}
-
-// ClusterBytes is what the shards of all problems reserve together: pages of 64 positions for keys and values, in bytes.
-func (j *Job) ClusterBytes() int64 { return j.cluster }
 
 // ResultInfos lists the tensors of the result in the order of the problems: PREFIXcontext [tokens, n_heads, v_dim],
 // PREFIXlse [tokens, n_heads] and, where there is an output projection, PREFIXy [tokens, d_model]; all F32.

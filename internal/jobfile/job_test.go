@@ -216,9 +216,9 @@ func TestErrors(t *testing.T) {
 			meta := options(c.meta)
 			switch c.meta {
 			case "TOKENS":
-				meta = map[string]string{TokensKey: `["a","b"]`}
+				meta = map[string]string{tokensKey: `["a","b"]`}
 			case "NUMBERS":
-				meta = map[string]string{TokensKey: `[1,2,3,4,5]`}
+				meta = map[string]string{tokensKey: `[1,2,3,4,5]`}
 			}
 			j, err := Parse(file(t, c.tensors, meta), []byte(c.overrides))
 			if err == nil {
@@ -266,12 +266,9 @@ func TestDefaults(t *testing.T) {
 	if o.Causal || o.WindowLeft != -1 || o.WindowRight != -1 || o.Scale != 0.5 || o.Softcap != 0 || o.AlibiSlopes != nil || o.Sinks != nil {
 		t.Errorf("options %+v", o)
 	}
-	// K and V: 5 positions of 2 groups of 4 + 7 elements; a page pads v_dim to 16.
-	if got := j.KVBytes(p); got != 5*2*11*4 {
-		t.Errorf("KVBytes %d", got)
-	}
-	if got := j.ClusterBytes(); got != 2*64*(4+16)*4 {
-		t.Errorf("ClusterBytes %d", got)
+	// K and V of 2 groups of 4 + 7 elements; a page pads v_dim to 16.
+	if j.cluster != 2*64*(4+16)*4 {
+		t.Errorf("the workers reserve %d bytes", j.cluster)
 	}
 	want := []tensor.Info{
 		{Name: "context", DType: tensor.F32, Shape: []int{3, 6, 7}},
@@ -309,9 +306,6 @@ func TestInt8(t *testing.T) {
 	p := &j.Problems[0]
 	if p.Storage != tensor.I8 || p.KScale != "k_scale" || p.VScale != "v_scale" {
 		t.Errorf("problem %+v", p)
-	}
-	if got := j.KVBytes(p); got != 5*2*(11+8) {
-		t.Errorf("KVBytes %d", got)
 	}
 }
 

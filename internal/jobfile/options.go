@@ -47,9 +47,9 @@ type RopeOptions struct {
 	Mscale      *float64  `json:"mscale,omitempty"`
 }
 
-// ParseOptions reads one JSON object strictly: an unknown field, a field given twice, a value of another type or out of
+// parseOptions reads one JSON object strictly: an unknown field, a field given twice, a value of another type or out of
 // bounds is an *Error that names the field. Empty data is an object without fields.
-func ParseOptions(data []byte) (*Options, error) {
+func parseOptions(data []byte) (*Options, error) {
 	if len(bytes.TrimSpace(data)) == 0 {
 		return &Options{}, nil
 	}

@@ -147,7 +147,7 @@ func TestOverrideBeatsFile(t *testing.T) {
 func TestOptionsRoundTrip(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		_, o := drawJob(rt)
-		again, err := ParseOptions(marshal(o))
+		again, err := parseOptions(marshal(o))
 		if err != nil {
 			rt.Fatal(err)
 		}
@@ -187,12 +187,12 @@ func checkError(t *testing.T, err error) {
 // checkJob fails unless a job keeps its bounds and its effective options mean the same job.
 func checkJob(t *testing.T, f *tensor.File, j *Job) {
 	t.Helper()
-	if len(j.Problems) == 0 || j.Geometry().Layers() != len(j.Problems) || j.ClusterBytes() < 0 || j.ClusterBytes() > maxBytes {
+	if len(j.Problems) == 0 || j.Geometry().Layers() != len(j.Problems) || j.cluster < 0 || j.cluster > maxBytes {
 		t.Fatalf("job %+v", j)
 	}
 	for i := range j.Problems {
 		p := &j.Problems[i]
-		if p.Tokens < 1 || p.KVLen < 0 || p.KVLen > p.KVTokens || p.Shape.Heads%p.Shape.KVHeads != 0 || j.KVBytes(p) < 0 {
+		if p.Tokens < 1 || p.KVLen < 0 || p.KVLen > p.KVTokens || p.Shape.Heads%p.Shape.KVHeads != 0 {
 			t.Fatalf("problem %+v", p)
 		}
 	}
@@ -218,7 +218,7 @@ func FuzzOptions(f *testing.F) {
 	attention := file(f, qkv(), nil)
 	layer := file(f, hidden(), options(layerKind))
 	f.Fuzz(func(t *testing.T, data []byte) {
-		o, err := ParseOptions(data)
+		o, err := parseOptions(data)
 		if err != nil {
 			checkError(t, err)
 			return
@@ -226,7 +226,7 @@ func FuzzOptions(f *testing.F) {
 		if len(bytes.TrimSpace(data)) > 0 && !json.Valid(data) {
 			t.Fatalf("read %q", data)
 		}
-		again, err := ParseOptions(marshal(o))
+		again, err := parseOptions(marshal(o))
 		if err != nil || !bytes.Equal(marshal(again), marshal(o)) {
 			t.Fatalf("%s became %s, %v", marshal(o), marshal(again), err)
 		}
@@ -260,7 +260,7 @@ func FuzzParse(f *testing.F) {
 		}
 	}
 	add(int8s(), nil, `{"causal":true}`)
-	add(hidden(), map[string]string{MetadataKey: layerKind, TokensKey: `["a","b","c"]`}, `{"rope":{}}`)
+	add(hidden(), map[string]string{MetadataKey: layerKind, tokensKey: `["a","b","c"]`}, `{"rope":{}}`)
 	add(append(under("seqs.0.layers.3.", qkv()), at("mask", tensor.Bool, 1, 3, 5), at("bias", tensor.F32, 6, 3, 5)), nil, "")
 	add(append(weights(), at("seqs.1.layers.0.x", tensor.F32, 3, 8), at("layers.0.w_q", tensor.F32, 24, 8)), options(layerKind), "")
 	f.Fuzz(func(t *testing.T, header []byte, size int64, overrides []byte) {

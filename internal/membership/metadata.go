@@ -20,8 +20,8 @@ import (
 const (
 	metadataFormat = 1
 	metadataFixed  = 1 + 1 + 16 + 4
-	// MetadataLimit is the most that memberlist carries, in bytes.
-	MetadataLimit = 512
+	// metadataLimit is the most that memberlist carries, in bytes.
+	metadataLimit = 512
 
 	flagLeaving = 1
 )
@@ -32,8 +32,8 @@ func encodeMetadata(m Member, leaving bool) ([]byte, error) {
 		return nil, err
 	}
 	size := metadataFixed + 1 + len(m.Address) + 1 + len(m.Version) + 1
-	if len(m.Address) > 255 || size > MetadataLimit {
-		return nil, fmt.Errorf("member %s: its metadata has %d bytes with an address of %d, more than the %d (and 255) that gossip carries", m.Name, size, len(m.Address), MetadataLimit)
+	if len(m.Address) > 255 || size > metadataLimit {
+		return nil, fmt.Errorf("member %s: its metadata has %d bytes with an address of %d, more than the %d (and 255) that gossip carries", m.Name, size, len(m.Address), metadataLimit)
 	}
 	b := make([]byte, 0, size)
 	b = append(b, metadataFormat, byte(m.Role))
@@ -51,8 +51,8 @@ func encodeMetadata(m Member, leaving bool) ([]byte, error) {
 
 // decodeMetadata returns the member that the metadata of a node tells of, and whether it leaves. It keeps nothing of b.
 func decodeMetadata(key string, b []byte) (m Member, leaving bool, err error) {
-	if len(b) > MetadataLimit {
-		return Member{}, false, fmt.Errorf("member %q: metadata of %d bytes, more than %d", key, len(b), MetadataLimit)
+	if len(b) > metadataLimit {
+		return Member{}, false, fmt.Errorf("member %q: metadata of %d bytes, more than %d", key, len(b), metadataLimit)
 	}
 	if len(b) == 0 {
 		return Member{}, false, fmt.Errorf("member %q: no metadata", key)

@@ -28,7 +28,7 @@ func TestMetadataComesBackAsItWas(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if len(b) > MetadataLimit {
+		if len(b) > metadataLimit {
 			t.Fatalf("%d bytes", len(b))
 		}
 		back, left, err := decodeMetadata(m.Name, b)
@@ -43,7 +43,7 @@ func TestMetadataComesBackAsItWas(t *testing.T) {
 			t.Fatalf("of node %s: %+v, %v", keyOf(m), back, err)
 		}
 		// A later program's additions are ignored; nothing of an announcement that was cut off is believed.
-		more := append(bytes.Clone(b), rapid.SliceOfN(rapid.Byte(), 0, MetadataLimit-len(b)).Draw(t, "more")...)
+		more := append(bytes.Clone(b), rapid.SliceOfN(rapid.Byte(), 0, metadataLimit-len(b)).Draw(t, "more")...)
 		if back, _, err := decodeMetadata(m.Name, more); err != nil || back != m {
 			t.Fatalf("with additions: %+v, %v", back, err)
 		}
@@ -98,7 +98,7 @@ func FuzzMetadata(f *testing.F) {
 	f.Add("w0", append(bytes.Clone(whole), 7, 7))
 	f.Add("", []byte{metadataFormat})
 	f.Add("w0", []byte{2, 0, 0})
-	f.Add("w0", bytes.Repeat([]byte{0xff}, MetadataLimit+1))
+	f.Add("w0", bytes.Repeat([]byte{0xff}, metadataLimit+1))
 	f.Fuzz(func(t *testing.T, name string, b []byte) {
 		m, leaving, err := decodeMetadata(name, b)
 		if err != nil {

@@ -68,7 +68,7 @@ func dialOptions(version string) []grpc.DialOption {
 // CheckHeader, which names the server.
 func checkServer(header metadata.MD, method string) error {
 	for _, v := range header.Get(MetadataKey) {
-		if Check(v) == nil {
+		if check(v) == nil {
 			return checkService(v, method)
 		}
 	}

@@ -94,7 +94,7 @@ func TestSessionsNeedTheirMinorVersionAtBothSides(t *testing.T) {
 
 func TestNonsenseVersionIsRefused(t *testing.T) {
 	for _, version := range []string{"one", "1", "-1.0", ".", "99999999999.0"} {
-		if err := Check(version); status.Code(err) != codes.InvalidArgument {
+		if err := check(version); status.Code(err) != codes.InvalidArgument {
 			t.Errorf("version %q: got %v", version, err)
 		}
 	}

@@ -30,7 +30,7 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// Version is the protocol's version, MAJOR.MINOR. A minor version adds what older peers ignore, or what only some services need of
+// version is the protocol's version, MAJOR.MINOR. A minor version adds what older peers ignore, or what only some services need of
 // both ends: see checkService.
 const Version = "1.2"
 
@@ -103,8 +103,8 @@ func Register(s *grpc.Server, services ...string) *health.Server {
 	return h
 }
 
-// Check refuses a peer of another major version. Tools that send no version (probes, reflection clients) are let in.
-func Check(version string) error {
+// check refuses a peer of another major version. Tools that send no version (probes, reflection clients) are let in.
+func check(version string) error {
 	if version == "" {
 		return nil
 	}
@@ -121,7 +121,7 @@ func Check(version string) error {
 
 // checkService refuses a peer that speaks too old a minor version for a method's service.
 func checkService(version, method string) error {
-	if err := Check(version); err != nil || version == "" {
+	if err := check(version); err != nil || version == "" {
 		return err
 	}
 	_, minor, _ := strings.Cut(version, ".")
@@ -136,7 +136,7 @@ func Before(header metadata.MD, minor int) bool {
 	for _, v := range header.Get(MetadataKey) {
 		_, named, _ := strings.Cut(v, ".")
 		n, err := strconv.Atoi(named)
-		return err == nil && n < minor && Check(v) == nil
+		return err == nil && n < minor && check(v) == nil
 	}
 	return false
 }
@@ -169,7 +169,7 @@ func checkIncoming(ctx context.Context, method string) error {
 // CheckHeader refuses the answer of a server whose header names another major version.
 func CheckHeader(peer string, header metadata.MD) error {
 	for _, v := range header.Get(MetadataKey) {
-		if err := Check(v); err != nil {
+		if err := check(v); err != nil {
 			return fmt.Errorf("%s: %w", peer, err)
 		}
 	}

@@ -22,8 +22,8 @@ const MetadataKey = "headwater-lane"
 // String returns the id in hexadecimal.
 func (id ID) String() string { return hex.EncodeToString(id[:]) }
 
-// ParseID reads an id of 32 hexadecimal digits.
-func ParseID(text string) (ID, error) {
+// parseID reads an id of 32 hexadecimal digits.
+func parseID(text string) (ID, error) {
 	var id ID
 	if len(text) != 2*len(id) {
 		return ID{}, fmt.Errorf("lane %q: an id has %d hexadecimal digits", text, 2*len(id))
@@ -172,7 +172,7 @@ func serveLane(service any, stream grpc.ServerStream) error {
 	if len(ids) != 1 {
 		return status.Errorf(codes.InvalidArgument, "a lane has its id in the metadata key %s; there are %d", MetadataKey, len(ids))
 	}
-	id, err := ParseID(ids[0])
+	id, err := parseID(ids[0])
 	if err != nil {
 		return status.Error(codes.InvalidArgument, err.Error())
 	}

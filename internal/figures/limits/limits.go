@@ -104,8 +104,8 @@ func NewBuffer(size int64) (*Buffer, error) {
 	return &Buffer{bytes: b}, nil
 }
 
-// Size returns the buffer's bytes.
-func (b *Buffer) Size() int64 { return int64(len(b.bytes)) }
+// size returns the buffer's bytes.
+func (b *Buffer) size() int64 { return int64(len(b.bytes)) }
 
 // Close gives the memory back.
 func (b *Buffer) Close() error { return unix.Munmap(b.bytes) }

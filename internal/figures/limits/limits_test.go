@@ -117,7 +117,7 @@ func BenchmarkMemory(b *testing.B) {
 		for _, threads := range []int{1, 2} {
 			run := func(name string, way func(p *byte, n int)) {
 				b.Run(fmt.Sprintf("%s/%s/%d", name, l.isa, threads), func(b *testing.B) {
-					b.SetBytes(buffer.Size())
+					b.SetBytes(buffer.size())
 					for b.Loop() {
 						buffer.pass(threads, way)
 					}

@@ -244,7 +244,7 @@ func (h *Holding) Join(id []byte, states []*headwaterv1.SessionState) (*headwate
 	if h.holders[0].Groups == nil {
 		all.Holders = states[0].GetHolders()
 	} else {
-		all.Holders = h.Proto()
+		all.Holders = h.proto()
 		for i, s := range states {
 			all.Holders[i].PageBytes, all.Holders[i].OwnBytes = s.GetPageBytes(), s.GetOwnBytes()
 		}
@@ -380,7 +380,7 @@ func (c *Conns) Pin(ctx context.Context, h *Holding, req *headwaterv1.PinSession
 	state, err := h.Join(req.GetSession(), states)
 	if Is(err, session.Behind) || Is(err, session.Different) || Is(err, session.OtherTruncations) {
 		state = proto.CloneOf(states[0])
-		state.Layers, state.Holders = nil, h.Proto()
+		state.Layers, state.Holders = nil, h.proto()
 		for l, n := range h.least(states) {
 			state.Layers = append(state.Layers, &headwaterv1.LayerState{Layer: uint32(l), Length: n})
 		}

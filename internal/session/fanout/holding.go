@@ -100,8 +100,8 @@ func (h *Holding) Holders() []*Holder { return h.holders }
 // Whole tells whether one holder has all groups of a layer.
 func (h *Holding) Whole(layer int) bool { return len(h.parts[layer]) == 1 }
 
-// Proto returns the holders as messages tell them.
-func (h *Holding) Proto() []*headwaterv1.Holder {
+// proto returns the holders as messages tell them.
+func (h *Holding) proto() []*headwaterv1.Holder {
 	all := make([]*headwaterv1.Holder, len(h.holders))
 	for i, o := range h.holders {
 		all[i] = &headwaterv1.Holder{Name: o.Name, Boot: o.Boot, Address: o.Address, Layers: o.held()}

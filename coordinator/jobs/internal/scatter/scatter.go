@@ -44,8 +44,8 @@ const (
 	progressEvery = 100 * time.Millisecond
 )
 
-// File is the result file: written in pieces, and read again for the output projection.
-type File interface {
+// file is the result file: written in pieces, and read again for the output projection.
+type file interface {
 	io.WriterAt
 	io.ReaderAt
 }
@@ -56,7 +56,7 @@ type Config struct {
 	Job        *jobfile.Job
 	Input      *tensor.File // the job's tensors
 	Codec      contextframe.Codec
-	Result     File
+	Result     file
 	Layout     *tensor.Layout // of Result, with the tensors that the job's ResultInfos name
 	Workers    *workers.Workers
 	WorkerWait time.Duration // how long no worker may answer before the job fails
