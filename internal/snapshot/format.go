@@ -10,8 +10,8 @@ import (
 	"headwater.example/shard"
 )
 
-// version is the one that is written, and the only one that is read.
-const version = 1
+// formatVersion is the one that is written, and the only one that is read.
+const formatVersion = 1
 
 // magic begins a snapshot. Its control bytes show a transfer that took it for text.
 const magic = "\x89HWSNP\r\n"
@@ -180,7 +180,7 @@ func parseHeader(payload []byte) (*Header, *Error) {
 	case layers > shard.MaxLayers:
 		return nil, refuse(Invalid, "a header of %d layers, at most %d are allowed", layers, shard.MaxLayers)
 	case flags&^flagPinned != 0 || anySet(reserved):
-		return nil, refuse(Invalid, "the header has flags that version %d does not know", version)
+		return nil, refuse(Invalid, "the header has flags that version %d does not know", formatVersion)
 	}
 	h.Pinned = flags&flagPinned != 0
 	h.Layers = make([]Layer, layers)
@@ -210,7 +210,7 @@ func parseLayer(c *cursor, l *Layer, i int) *Error {
 	case c.short:
 		return refuse(Invalid, "the header ends in layer %d", i)
 	case flags&^(flagCausal|flagAlibi|flagSinks) != 0 || anySet(reserved):
-		return refuse(Invalid, "layer %d has flags that version %d does not know", i, version)
+		return refuse(Invalid, "layer %d has flags that version %d does not know", i, formatVersion)
 	case heads > shard.MaxHeads || kvHeads > heads: // before memory is taken for them
 		return refuse(Invalid, "layer %d: %d query heads, %d key/value heads", i, heads, kvHeads)
 	case o.WindowLeft < -1 || o.WindowRight < -1:

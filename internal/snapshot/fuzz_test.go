@@ -63,7 +63,7 @@ func FuzzRecords(f *testing.F) {
 		f.Add(records)
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
-		file := binary.LittleEndian.AppendUint32([]byte(magic), version)
+		file := binary.LittleEndian.AppendUint32([]byte(magic), formatVersion)
 		for len(data) >= 8 {
 			payload := data[8:]
 			payload = payload[:min(len(payload), int(binary.LittleEndian.Uint16(data[6:])))]

@@ -59,8 +59,8 @@ func (s *Reader) begin() error {
 	case err != nil:
 		return fmt.Errorf("read the snapshot: %w", err)
 	}
-	if version := binary.LittleEndian.Uint32(head[len(magic):]); version != version {
-		return refuse(OtherVersion, "it is a snapshot of version %d, this program reads version %d: restore it with the program that it is of", version, version)
+	if version := binary.LittleEndian.Uint32(head[len(magic):]); version != formatVersion {
+		return refuse(OtherVersion, "it is a snapshot of version %d, this program reads version %d: restore it with the program that it is of", version, formatVersion)
 	}
 	s.sum.Write(head[:])
 	kind, err := s.getRecord()
@@ -113,7 +113,7 @@ func (s *Reader) get() (*Block, error) {
 	case kindEnd:
 		return nil, s.end()
 	}
-	return nil, refuse(Invalid, "a record of kind %d, which version %d does not know", kind, version)
+	return nil, refuse(Invalid, "a record of kind %d, which version %d does not know", kind, formatVersion)
 }
 
 func truncated() *Error {
@@ -166,7 +166,7 @@ func (s *Reader) getRecord() (kind byte, _ error) {
 	s.sum.Write(s.stored)
 	switch {
 	case head[2] != 0 || head[3] != 0 || head[1] > codingZstd:
-		return 0, refuse(Invalid, "a record at byte %d has a coding that version %d does not know", at, version)
+		return 0, refuse(Invalid, "a record at byte %d has a coding that version %d does not know", at, formatVersion)
 	case head[1] == codingPlain && stored != decoded:
 		return 0, refuse(Invalid, "a record at byte %d of %d bytes is said to have %d", at, stored, decoded)
 	case head[1] == codingPlain:
