@@ -30,7 +30,6 @@ const (
 	DefaultKeepJobs   = jobs.DefaultKeepJobs
 	DefaultKeepFor    = jobs.DefaultKeepFor
 	DefaultKeepBytes  = jobs.DefaultKeepBytes
-	DefaultFlight     = 256 << 20
 )
 
 // CrashLog is the file in the data folder that tells a crash from a kill: once the coordinator is open, the program gives it to
@@ -60,13 +59,17 @@ type Config struct {
 	UploadStall, RoomPause time.Duration
 
 	Conns  int   // most connections of clients at once; 0 is no bound
-	Flight int64 // most bytes of messages in flight in each direction; 0 is DefaultFlight
+	Flight int64 // most bytes of messages in flight in each direction; 0 is 256 MiB
 
 	Now func() time.Time // clock; nil is time.Now
 }
 
-// flightCalls is how many calls are open at once.
-const flightCalls = 4096
+const (
+	// defaultFlight is the default of Config.Flight.
+	defaultFlight = 256 << 20
+	// flightCalls is how many calls are open at once.
+	flightCalls = 4096
+)
 
 // Coordinator is one coordinator. Make it with Open.
 type Coordinator struct {
@@ -92,7 +95,7 @@ func Open(c Config) (*Coordinator, error) {
 	if err != nil {
 		return nil, err
 	}
-	flight := rpc.NewFlight(rpc.FlightConfig{Limit: cmp.Or(c.Flight, DefaultFlight), Streams: flightCalls, Conns: c.Conns, Logger: c.Logger})
+	flight := rpc.NewFlight(rpc.FlightConfig{Limit: cmp.Or(c.Flight, defaultFlight), Streams: flightCalls, Conns: c.Conns, Logger: c.Logger})
 	return &Coordinator{flight: flight, jobs: queue, sessions: sessions.New(sessions.Config{View: c.View, Logger: c.Logger})}, nil
 }
 
