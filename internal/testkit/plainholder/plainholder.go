@@ -536,6 +536,21 @@ func (h *Holder) Lane(stream *session.ServerStream) error {
 	}
 }
 
+// follows refuses a step that builds on other appends than those that have made a layer, and tells whether it repeats the newest.
+func follows(now *headwaterv1.LayerState, m *session.Step) (repeat bool, _ *session.Error) {
+	repeat = m.Append > 0 && now.GetLength() == m.Length+uint64(m.Append)
+	switch {
+	case m.Append > 0 && m.AppendID == 0:
+		return false, refuse(invalid, "an append without an id")
+	case now.GetLength() == m.Length && now.GetChain() != m.Chain,
+		repeat && (now.GetAppendId() != m.AppendID || now.GetBefore().GetLength() != m.Length || now.GetBefore().GetChain() != m.Chain):
+		err := refuse(different, "layer %d was made by other appends", m.Layer)
+		err.Why.Length = now.GetLength()
+		return false, err
+	}
+	return repeat, nil
+}
+
 func (h *Holder) step(by session.ID, req *session.Request, resp *session.Response) *session.Error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -560,14 +575,8 @@ func (h *Holder) step(by session.ID, req *session.Request, resp *session.Respons
 		return refuse(invalid, "layer %d with %d hashes", m.Layer, len(m.Hashes))
 	}
 	now := s.layer(s.held[i])
-	repeat := m.Append > 0 && now.GetLength() == m.Length+uint64(m.Append)
-	switch {
-	case m.Append > 0 && m.AppendID == 0:
-		return refuse(invalid, "an append without an id")
-	case now.GetLength() == m.Length && now.GetChain() != m.Chain,
-		repeat && (now.GetAppendId() != m.AppendID || now.GetBefore().GetLength() != m.Length || now.GetBefore().GetChain() != m.Chain):
-		err := refuse(different, "layer %d was made by other appends", m.Layer)
-		err.Why.Length = now.GetLength()
+	repeat, err := follows(now, m)
+	if err != nil {
 		return err
 	}
 	groups := s.held[i].GetGroups()
