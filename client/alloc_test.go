@@ -65,7 +65,7 @@ func stepAllocatesNothing(t *testing.T, one client.Layer) {
 	ctx := t.Context()
 
 	// The bare lane drives a fork.
-	state, err := c.FindSession(ctx, s.ID())
+	state, err := client.Found(ctx, c.Client, s.ID())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -105,32 +105,40 @@ func (c *Client) Close() error {
 }
 
 // Status describes the coordinator and its workers.
-func (c *Client) Status(ctx context.Context) (*headwaterv1.StatusResponse, error) {
-	return unary(ctx, c, "ask for the status", c.service.Status, &headwaterv1.StatusRequest{})
+func (c *Client) Status(ctx context.Context) (*Status, error) {
+	resp, err := unary(ctx, c, "ask for the status", c.service.Status, &headwaterv1.StatusRequest{})
+	if err != nil {
+		return nil, err
+	}
+	return newStatus(resp), nil
 }
 
 // Get returns a job by id, content hash or key.
-func (c *Client) Get(ctx context.Context, id string) (*headwaterv1.Job, error) {
+func (c *Client) Get(ctx context.Context, id string) (*Job, error) {
 	resp, err := unary(ctx, c, "get job "+id, c.service.GetJob, &headwaterv1.GetJobRequest{Id: id})
-	return resp.GetJob(), err
+	return newJob(resp.GetJob()), err
 }
 
 // List returns all jobs that the coordinator keeps, newest first.
-func (c *Client) List(ctx context.Context) ([]*headwaterv1.Job, error) {
+func (c *Client) List(ctx context.Context) ([]*Job, error) {
 	resp, err := unary(ctx, c, "list jobs", c.service.ListJobs, &headwaterv1.ListJobsRequest{})
-	return resp.GetJobs(), err
+	jobs := make([]*Job, len(resp.GetJobs()))
+	for i, m := range resp.GetJobs() {
+		jobs[i] = newJob(m)
+	}
+	return jobs, err
 }
 
 // Cancel ends a job, or does nothing to one that has ended, and returns it.
-func (c *Client) Cancel(ctx context.Context, id string) (*headwaterv1.Job, error) {
+func (c *Client) Cancel(ctx context.Context, id string) (*Job, error) {
 	resp, err := unary(ctx, c, "cancel job "+id, c.service.CancelJob, &headwaterv1.CancelJobRequest{Id: id})
-	return resp.GetJob(), err
+	return newJob(resp.GetJob()), err
 }
 
 // Delete forgets a job that has ended, with its result, and returns it. Its key is free again.
-func (c *Client) Delete(ctx context.Context, id string) (*headwaterv1.Job, error) {
+func (c *Client) Delete(ctx context.Context, id string) (*Job, error) {
 	resp, err := unary(ctx, c, "delete job "+id, c.service.DeleteJob, &headwaterv1.DeleteJobRequest{Id: id})
-	return resp.GetJob(), err
+	return newJob(resp.GetJob()), err
 }
 
 // unary makes one call and refuses a coordinator of another major version.
@@ -150,18 +158,9 @@ func unary[Q, R any](ctx context.Context, c *Client, doing string, call func(con
 	return resp, nil
 }
 
-// Ended tells whether a job will not change any more.
-func Ended(job *headwaterv1.Job) bool {
-	switch job.GetState() {
-	case headwaterv1.JobState_JOB_STATE_SUCCEEDED, headwaterv1.JobState_JOB_STATE_FAILED, headwaterv1.JobState_JOB_STATE_CANCELLED:
-		return true
-	}
-	return false
-}
-
 // Watch calls changed with the job as it is now and whenever it changes, until it has ended, and returns it as it was
 // last. A broken connection is an error; see Wait.
-func (c *Client) Watch(ctx context.Context, id string, changed func(*headwaterv1.Job)) (*headwaterv1.Job, error) {
+func (c *Client) Watch(ctx context.Context, id string, changed func(*Job)) (*Job, error) {
 	doing := "watch job " + id
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -169,11 +168,11 @@ func (c *Client) Watch(ctx context.Context, id string, changed func(*headwaterv1
 	if err != nil {
 		return nil, c.wrap(doing, err)
 	}
-	var last *headwaterv1.Job
+	var last *Job
 	for {
 		resp, err := stream.Recv()
 		if errors.Is(err, io.EOF) {
-			if last == nil || !Ended(last) {
+			if last == nil || !last.Over() {
 				return last, c.wrap(doing, errShort)
 			}
 			return last, nil
@@ -184,7 +183,7 @@ func (c *Client) Watch(ctx context.Context, id string, changed func(*headwaterv1
 		if err != nil {
 			return last, c.wrap(doing, err)
 		}
-		last = resp.GetJob()
+		last = newJob(resp.GetJob())
 		if changed != nil {
 			changed(last)
 		}
@@ -193,10 +192,10 @@ func (c *Client) Watch(ctx context.Context, id string, changed func(*headwaterv1
 
 // Wait is Watch that outlives the coordinator's restart: it connects again until ReconnectWait has passed without news.
 // The error of a job that ended without a result is *JobError.
-func (c *Client) Wait(ctx context.Context, id string, changed func(*headwaterv1.Job)) (*headwaterv1.Job, error) {
+func (c *Client) Wait(ctx context.Context, id string, changed func(*Job)) (*Job, error) {
 	heard := time.Now()
 	for {
-		job, err := c.Watch(ctx, id, func(job *headwaterv1.Job) {
+		job, err := c.Watch(ctx, id, func(job *Job) {
 			heard = time.Now()
 			if changed != nil {
 				changed(job)
@@ -209,7 +208,7 @@ func (c *Client) Wait(ctx context.Context, id string, changed func(*headwaterv1.
 			}
 		case err != nil:
 			return job, err
-		case job.GetState() != headwaterv1.JobState_JOB_STATE_SUCCEEDED:
+		case job.State != JobSucceeded:
 			return job, &JobError{Job: job}
 		default:
 			return job, nil

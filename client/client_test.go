@@ -167,7 +167,7 @@ func TestSubmitSendsTheFileAsItIs(t *testing.T) {
 	path := safetensors(t)
 	var sent int64
 	job, err := connect(t, f).Submit(t.Context(), SubmitOptions{Path: path, Key: "key", Overrides: []byte("{}"), Sent: func(done, _ int64) { sent = done }})
-	if err != nil || job.GetState() != headwaterv1.JobState_JOB_STATE_QUEUED {
+	if err != nil || job.State != JobQueued {
 		t.Fatal(job, err)
 	}
 	want, err := os.ReadFile(path)
@@ -288,7 +288,7 @@ func TestRefusals(t *testing.T) {
 		t.Errorf("refused value: %v", err)
 	}
 	f = &fake{known: true}
-	if job, err := connect(t, f).Submit(t.Context(), SubmitOptions{Path: path}); err != nil || job.GetId() != "c-1" || f.got != nil {
+	if job, err := connect(t, f).Submit(t.Context(), SubmitOptions{Path: path}); err != nil || job.ID != "c-1" || f.got != nil {
 		t.Errorf("known job: %v, %v, %d bytes", job, err, len(f.got))
 	}
 	_, err = connect(t, f).Get(t.Context(), "x")
@@ -339,8 +339,8 @@ func TestWaitTellsHowAJobEnded(t *testing.T) {
 	running := headwaterv1.JobState_JOB_STATE_RUNNING
 	var seen int
 	job, err := connect(t, &fake{watched: []headwaterv1.JobState{running, running, headwaterv1.JobState_JOB_STATE_SUCCEEDED}}).
-		Wait(t.Context(), "c-1", func(*headwaterv1.Job) { seen++ })
-	if err != nil || job.GetId() != "c-1" || seen != 3 {
+		Wait(t.Context(), "c-1", func(*Job) { seen++ })
+	if err != nil || job.ID != "c-1" || seen != 3 {
 		t.Errorf("%v, %v, %d changes", job, err, seen)
 	}
 	_, err = connect(t, &fake{watched: []headwaterv1.JobState{running, headwaterv1.JobState_JOB_STATE_FAILED}}).Wait(t.Context(), "c-1", nil)
@@ -356,7 +356,7 @@ func TestWaitTellsHowAJobEnded(t *testing.T) {
 // Who waits for a job and closes the client waits no longer, also not for a coordinator to come back.
 func TestWaitEndsWithItsClient(t *testing.T) {
 	c := connect(t, &fake{watched: []headwaterv1.JobState{headwaterv1.JobState_JOB_STATE_RUNNING}})
-	if _, err := c.Wait(t.Context(), "c-1", func(*headwaterv1.Job) { _ = c.Close() }); !errors.Is(err, ErrClosed) || errors.Is(err, ErrUnreachable) {
+	if _, err := c.Wait(t.Context(), "c-1", func(*Job) { _ = c.Close() }); !errors.Is(err, ErrClosed) || errors.Is(err, ErrUnreachable) {
 		t.Errorf("got %v", err)
 	}
 	if !c.reconnect(t.Context(), time.Now().Add(ReconnectWait)) {

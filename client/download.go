@@ -20,7 +20,7 @@ import (
 // Download writes the result of a job to path, and returns the job. The file appears under its name complete, with the
 // SHA-256 that the coordinator names, or not at all. The whole size is reserved first, so that a full disk is said before
 // bytes are fetched. progress may be nil.
-func (c *Client) Download(ctx context.Context, id, path string, progress func(done, total int64)) (*headwaterv1.Job, error) {
+func (c *Client) Download(ctx context.Context, id, path string, progress func(done, total int64)) (*Job, error) {
 	var file *atomicfile.File
 	create := func(size int64) (io.Writer, error) {
 		var err error
@@ -42,12 +42,12 @@ func (c *Client) Download(ctx context.Context, id, path string, progress func(do
 
 // DownloadTo writes the result of a job to out as it comes, and returns the job. After an error, out may have got a part, or
 // bytes that have not the SHA-256 that the coordinator names. progress may be nil.
-func (c *Client) DownloadTo(ctx context.Context, id string, out io.Writer, progress func(done, total int64)) (*headwaterv1.Job, error) {
+func (c *Client) DownloadTo(ctx context.Context, id string, out io.Writer, progress func(done, total int64)) (*Job, error) {
 	return c.download(ctx, id, func(int64) (io.Writer, error) { return out, nil }, progress)
 }
 
 // download writes the result of a job to what create makes once the size is known.
-func (c *Client) download(ctx context.Context, id string, create func(size int64) (io.Writer, error), progress func(done, total int64)) (*headwaterv1.Job, error) {
+func (c *Client) download(ctx context.Context, id string, create func(size int64) (io.Writer, error), progress func(done, total int64)) (*Job, error) {
 	doing := "fetch the result of job " + id
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -76,7 +76,7 @@ func (c *Client) download(ctx context.Context, id string, create func(size int64
 	if err := c.fetch(stream, file, first.GetData(), memory, size, want, progress); err != nil {
 		return nil, c.fetchError(doing, err)
 	}
-	return job, nil
+	return newJob(job), nil
 }
 
 // localError marks an error of this machine's disk, which is no answer of the coordinator.

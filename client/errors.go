@@ -16,7 +16,6 @@ import (
 	"headwater.example/internal/rpc"
 	"headwater.example/internal/session"
 	"headwater.example/internal/session/fanout"
-	headwaterv1 "headwater.example/proto/headwater/v1"
 )
 
 // Kinds of errors, for errors.Is: what a program does about one. docs/errors.md says which event is of which kind. An error of
@@ -96,19 +95,19 @@ func (e *Error) Is(target error) bool {
 
 // JobError is a job that ended without a result.
 type JobError struct {
-	Job *headwaterv1.Job
+	Job *Job
 }
 
 func (e *JobError) Error() string {
-	if e.Job.GetState() == headwaterv1.JobState_JOB_STATE_CANCELLED {
-		return fmt.Sprintf("job %s was cancelled", e.Job.GetId())
+	if e.Job.State == JobCancelled {
+		return fmt.Sprintf("job %s was cancelled", e.Job.ID)
 	}
-	return fmt.Sprintf("job %s failed: %s", e.Job.GetId(), oneLine(e.Job.GetError()))
+	return fmt.Sprintf("job %s failed: %s", e.Job.ID, oneLine(e.Job.Error))
 }
 
 // Is tells the kind of the code that the job failed with; a job that was cancelled has none.
 func (e *JobError) Is(target error) bool {
-	return e.Job.GetState() == headwaterv1.JobState_JOB_STATE_FAILED && isKind(session.KindOfCode(codes.Code(e.Job.GetErrorCode())), target)
+	return e.Job.State == JobFailed && isKind(session.KindOfCode(e.Job.ErrorCode), target)
 }
 
 // Reason is why a call on a session was refused.

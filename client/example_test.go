@@ -297,11 +297,11 @@ func ExampleClient_Submit() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	if _, err := c.Wait(ctx, job.GetId(), nil); err != nil { // also over the coordinator's restart
+	if _, err := c.Wait(ctx, job.ID, nil); err != nil { // also over the coordinator's restart
 		log.Fatal(err)
 	}
 	out := filepath.Join(folder, "context.safetensors")
-	if _, err := c.Download(ctx, job.GetId(), out, nil); err != nil {
+	if _, err := c.Download(ctx, job.ID, out, nil); err != nil {
 		log.Fatal(err)
 	}
 	result, err := tensor.Open(out)

@@ -1,6 +1,11 @@
 package client
 
-import "slices"
+import (
+	"context"
+	"slices"
+
+	headwaterv1 "headwater.example/proto/headwater/v1"
+)
 
 // Known is what a session's client knows of it.
 type Known struct {
@@ -28,4 +33,9 @@ func Tamper(s *Session, change func(*Known)) (right func()) {
 		}
 		s.id, s.epoch, s.truncations, s.layers, s.cutting = id, epoch, truncations, layers, nil
 	}
+}
+
+// Found is FindSession as messages tell it.
+func Found(ctx context.Context, c *Client, id SessionID) (*headwaterv1.SessionState, error) {
+	return c.findSession(ctx, id, false)
 }

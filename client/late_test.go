@@ -187,8 +187,8 @@ func TestTwoFailedStepsAreNotMixed(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		slow := slices.IndexFunc(c.members, func(m membership.Member) bool { return m.Name == found.GetHolders()[0].GetName() })
-		other := int(found.GetHolders()[1].GetLayers()[0].GetGroups()[0])
+		slow := slices.IndexFunc(c.members, func(m membership.Member) bool { return m.Name == found.Holders[0].Name })
+		other := int(found.Holders[1].Layers[0].Groups[0])
 		// The scores of the other worker's group are not finite.
 		first := project(r, twoGroups[0], 3)
 		for t := range first.n {
@@ -300,7 +300,7 @@ func TestWhatIsGivenUpDoesNotStay(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if n := len(all.GetSessions()); n != 1 {
+			if n := len(all.Sessions); n != 1 {
 				t.Errorf("%s: %d sessions are held, want 1", method, n)
 			}
 		}

@@ -314,7 +314,7 @@ func (s *Session) failed(ctx context.Context, doing string, err error) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
 	defer cancel()
-	state, looked := s.client.FindSession(ctx, s.id)
+	state, looked := s.client.findSession(ctx, s.id, true)
 	if looked == nil && !whole(state) {
 		looked = s.client.sessionError(doing, s.id, session.Errorf(session.Unknown, "it is not whole, since a worker that held a part has restarted or dropped it"))
 	}
@@ -546,8 +546,8 @@ func (c *Client) attach(ctx context.Context, id SessionID, opts AttachOptions) (
 
 // Sessions returns all sessions on the cluster, by id, and each worker's cache; and as Silent the workers that did not answer,
 // whose sessions and caches are missing.
-func (c *Client) Sessions(ctx context.Context) (*headwaterv1.ListSessionsResponse, error) {
-	all := &headwaterv1.ListSessionsResponse{}
+func (c *Client) Sessions(ctx context.Context) (*SessionList, error) {
+	all := &SessionList{}
 	req := &headwaterv1.ListSessionsRequest{Limit: listed}
 	for {
 		resp, err := c.conns.List(ctx, c.address, c.address, req)
@@ -558,10 +558,13 @@ func (c *Client) Sessions(ctx context.Context) (*headwaterv1.ListSessionsRespons
 		if len(found) > 0 && bytes.Compare(found[0].GetSession(), req.After) <= 0 {
 			found = nil // a coordinator that knows no limits begins anew, and had told all
 		}
-		all.Sessions, all.Caches = append(all.Sessions, found...), resp.GetCaches()
+		all.Caches = newCaches(resp.GetCaches())
+		for _, m := range found {
+			all.Sessions = append(all.Sessions, newSession(m))
+		}
 		for _, w := range resp.GetSilent() {
-			if !slices.ContainsFunc(all.Silent, func(o *headwaterv1.SilentWorker) bool { return o.GetWorker() == w.GetWorker() }) {
-				all.Silent = append(all.Silent, w)
+			if !slices.ContainsFunc(all.Silent, func(o SilentWorker) bool { return o.Worker == w.GetWorker() }) {
+				all.Silent = append(all.Silent, SilentWorker{w.GetWorker(), w.GetAddress(), w.GetError()})
 			}
 		}
 		if len(found) != listed {
@@ -575,21 +578,27 @@ func (c *Client) Sessions(ctx context.Context) (*headwaterv1.ListSessionsRespons
 const listed = 1000
 
 // Caches returns each worker's cache.
-func (c *Client) Caches(ctx context.Context) ([]*headwaterv1.CacheState, error) {
+func (c *Client) Caches(ctx context.Context) ([]Cache, error) {
 	resp, err := c.conns.List(ctx, c.address, c.address, &headwaterv1.ListSessionsRequest{CachesOnly: true})
 	if err != nil {
 		return nil, c.sessionError("ask for the caches", SessionID{}, err)
 	}
-	return resp.GetCaches(), nil
+	return newCaches(resp.GetCaches()), nil
 }
 
 // FindSession returns what the cluster has of a session. It may be used while another client drives it. Where a worker that
 // did not answer may hold the session, or the rest of it, the error is ErrLost and names the worker.
-func (c *Client) FindSession(ctx context.Context, id SessionID) (*headwaterv1.SessionState, error) {
-	return c.findSession(ctx, id, false)
+func (c *Client) FindSession(ctx context.Context, id SessionID) (*SessionState, error) {
+	found, err := c.findSession(ctx, id, false)
+	if err != nil {
+		return nil, err
+	}
+	state := newSession(found)
+	return &state, nil
 }
 
-// findSession is FindSession, or with holdersOnly that without what is held, for which it would wait for steps under way.
+// findSession is FindSession as messages tell it, or with holdersOnly that without what is held, for which it would wait for
+// steps under way.
 func (c *Client) findSession(ctx context.Context, id SessionID, holdersOnly bool) (*headwaterv1.SessionState, error) {
 	doing := "find session " + id.String()
 	resp, err := c.conns.List(ctx, c.address, c.address, &headwaterv1.ListSessionsRequest{Sessions: [][]byte{id[:]}, HoldersOnly: holdersOnly})

@@ -649,8 +649,8 @@ func TestWhatCanNotBeTakenOverIsDropped(t *testing.T) {
 		wrong.Store(true)
 		held := func(want int) {
 			t.Helper()
-			if all, err := c.Sessions(t.Context()); err != nil || len(all.GetSessions()) != want {
-				t.Fatalf("direct %v: %d sessions are held, want %d: %v", direct, len(all.GetSessions()), want, err)
+			if all, err := c.Sessions(t.Context()); err != nil || len(all.Sessions) != want {
+				t.Fatalf("direct %v: %d sessions are held, want %d: %v", direct, len(all.Sessions), want, err)
 			}
 		}
 		if _, err := s.Fork(t.Context()); err == nil || !strings.Contains(err.Error(), "fork session "+s.ID().String()) || !strings.Contains(err.Error(), "of length 9223372036854775808") {
@@ -764,22 +764,22 @@ func TestAWorkerThatDoesNotAnswerMayHoldTheSession(t *testing.T) {
 	for len(alone) < 2 {
 		s := open(t, c.Client, client.SessionOptions{Layers: layers, Workers: 1})
 		found, err := c.FindSession(t.Context(), s.ID())
-		if err != nil || len(found.GetHolders()) != 1 {
+		if err != nil || len(found.Holders) != 1 {
 			t.Fatalf("%v: %v", found, err)
 		}
-		alone[found.GetHolders()[0].GetName()] = s
+		alone[found.Holders[0].Name] = s
 	}
 	c.servers[1].Stop()
 	all, err := c.Sessions(t.Context())
-	if err != nil || len(all.GetCaches()) != 1 || len(all.GetSilent()) != 1 {
+	if err != nil || len(all.Caches) != 1 || len(all.Silent) != 1 {
 		t.Fatalf("%v: %v", all, err)
 	}
-	if w := all.GetSilent()[0]; w.GetWorker() != "w2" || w.GetAddress() != c.addresses[1] || w.GetError() == "" {
+	if w := all.Silent[0]; w.Worker != "w2" || w.Address != c.addresses[1] || w.Error == "" {
 		t.Errorf("got %v", w)
 	}
 	w2 := alone["w2"].ID()
-	for _, s := range all.GetSessions() {
-		if bytes.Equal(s.GetSession(), w2[:]) {
+	for _, s := range all.Sessions {
+		if s.ID == w2 {
 			t.Errorf("%v is listed", s)
 		}
 	}
@@ -861,8 +861,8 @@ func TestACoordinatorThatStartsGoesOn(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, o := range found.GetHolders() {
-		members = append(members, membership.Member{Name: o.GetName(), Role: membership.RoleWorker, Address: o.GetAddress(), Weight: 1})
+	for _, o := range found.Holders {
+		members = append(members, membership.Member{Name: o.Name, Role: membership.RoleWorker, Address: o.Address, Weight: 1})
 	}
 	other := dial(t, startCoordinator(t, members))
 	s, err := other.Attach(t.Context(), state.ID(), client.AttachOptions{})
@@ -873,7 +873,7 @@ func TestACoordinatorThatStartsGoesOn(t *testing.T) {
 		step(t, s, m, r, layer, 2)
 	}
 	all, err := other.Sessions(t.Context())
-	if err != nil || len(all.GetSessions()) != 1 || len(all.GetCaches()) != 2 || all.GetSessions()[0].GetLayers()[0].GetLength() != 7 {
+	if err != nil || len(all.Sessions) != 1 || len(all.Caches) != 2 || all.Sessions[0].Layers[0].Length != 7 {
 		t.Errorf("%v: %v", all, err)
 	}
 	if err := other.DropSession(t.Context(), s.ID()); err != nil {
@@ -932,10 +932,10 @@ func TestSmallSessionsSpread(t *testing.T) {
 	for range sessions {
 		s := open(t, c.Client, client.SessionOptions{Layers: []client.Layer{{Heads: 2, KVHeads: 1, HeadDim: 4}}})
 		found, err := c.FindSession(t.Context(), s.ID())
-		if err != nil || len(found.GetHolders()) != 1 {
+		if err != nil || len(found.Holders) != 1 {
 			t.Fatalf("%v: %v", found, err)
 		}
-		held[found.GetHolders()[0].GetName()]++
+		held[found.Holders[0].Name]++
 	}
 	if len(held) != 3 {
 		t.Errorf("%d sessions are at %v", sessions, held)
@@ -949,8 +949,8 @@ func TestSessionsAreListedInParts(t *testing.T) {
 		open(t, c.Client, client.SessionOptions{Layers: []client.Layer{{Heads: groups + 1, HeadDim: 4}}})
 	}
 	listed, err := c.Sessions(t.Context())
-	all := listed.GetSessions()
-	if err != nil || len(all) != 8 || len(listed.GetSilent()) != 0 {
+	all := listed.Sessions
+	if err != nil || len(all) != 8 || len(listed.Silent) != 0 {
 		t.Fatalf("%d sessions: %v", len(all), err)
 	}
 	conn, err := grpc.NewClient(c.address, rpc.DialOptions()...)
@@ -967,7 +967,7 @@ func TestSessionsAreListedInParts(t *testing.T) {
 				t.Fatalf("%d of %d sessions in parts of %d: %v", len(resp.GetSessions()), len(rest), limit, err)
 			}
 			for i, s := range resp.GetSessions() {
-				if !bytes.Equal(s.GetSession(), rest[i].GetSession()) || len(s.GetHolders()) != len(rest[i].GetHolders()) {
+				if !bytes.Equal(s.GetSession(), rest[i].ID[:]) || len(s.GetHolders()) != len(rest[i].Holders) {
 					t.Fatalf("got %v, want %v", s, rest[i])
 				}
 			}

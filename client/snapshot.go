@@ -32,8 +32,8 @@ func (s *Session) Snapshot(ctx context.Context, w io.Writer, progress func(done,
 }
 
 // SnapshotSession is Snapshot of a session that another client may drive, of which it takes nothing: what is written is a
-// fork, which is dropped in the end. It returns what the snapshot begins with.
-func (c *Client) SnapshotSession(ctx context.Context, id SessionID, w io.Writer, progress func(done, total int64)) (*snapshot.Header, error) {
+// fork, which is dropped in the end. It returns what was written of the session.
+func (c *Client) SnapshotSession(ctx context.Context, id SessionID, w io.Writer, progress func(done, total int64)) (*Snapshotted, error) {
 	doing := "snapshot session " + id.String()
 	s, pinned, err := c.forkOf(ctx, id)
 	if err != nil {
@@ -48,7 +48,19 @@ func (c *Client) SnapshotSession(ctx context.Context, id SessionID, w io.Writer,
 	if err := s.write(ctx, header, w, progress); err != nil {
 		return nil, c.sessionError(doing, id, err)
 	}
-	return header, nil
+	written := &Snapshotted{Name: header.Name, Pinned: header.Pinned, Bytes: header.Bytes()}
+	for i := range header.Layers {
+		written.Lengths = append(written.Lengths, header.Layers[i].Length)
+	}
+	return written, nil
+}
+
+// Snapshotted is what a snapshot has of its session.
+type Snapshotted struct {
+	Name    string   // for people
+	Pinned  bool     // whether the session was
+	Lengths []uint64 // positions of each layer
+	Bytes   int64    // of keys and values, as they are stored
 }
 
 // forkAttempts is how often a fork of a session that somebody drives is tried.
@@ -69,7 +81,7 @@ func (c *Client) forkOf(ctx context.Context, id SessionID) (_ *Session, pinned b
 	// The driver may have truncated between the question and the fork, or been taken over. Or it went on: so far that a worker has
 	// freed what the fork would see, or between the answers of two workers, so that these have nothing in common to be named.
 	for attempt := 1; ; attempt++ {
-		found, err := c.FindSession(ctx, id)
+		found, err := c.findSession(ctx, id, false)
 		if err != nil {
 			return nil, false, err
 		}
@@ -120,7 +132,7 @@ var errChanged = session.Errorf(session.Different, "another client has changed i
 
 // header is what a snapshot of the session begins with.
 func (s *Session) header(ctx context.Context) (*snapshot.Header, error) {
-	found, err := s.client.FindSession(ctx, s.id)
+	found, err := s.client.findSession(ctx, s.id, false)
 	if err != nil {
 		return nil, err
 	}

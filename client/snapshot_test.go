@@ -93,10 +93,10 @@ func pages(t testing.TB, c *client.Client) (used []uint64, sessions int) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, cache := range all.GetCaches() {
-		used = append(used, cache.GetUsedBytes())
+	for _, cache := range all.Caches {
+		used = append(used, cache.UsedBytes)
 	}
-	return used, len(all.GetSessions())
+	return used, len(all.Sessions)
 }
 
 func TestARestoredSessionGoesOnAsTheOriginal(t *testing.T) {
@@ -131,12 +131,12 @@ func TestARestoredSessionGoesOnAsTheOriginal(t *testing.T) {
 						t.Fatal("the restored session has another snapshot")
 					}
 					found, err := target.FindSession(t.Context(), back.ID())
-					if err != nil || !found.GetPinned() || found.GetName() != "story" || found.GetTenant() != "tenant" || string(found.GetConfig().GetModel()) != "model" ||
-						found.GetConfig().GetTtl().AsDuration() != 10*time.Minute {
+					if err != nil || !found.Pinned || found.Name != "story" || found.Tenant != "tenant" || string(found.Model) != "model" ||
+						found.TTL != 10*time.Minute {
 						t.Fatalf("restored as %v: %v", found, err)
 					}
-					if used, _ := pages(t, target.Client); found.GetPageBytes() == 0 || sum(used) != found.GetPageBytes() {
-						t.Fatalf("%v bytes are in use for %d", used, found.GetPageBytes())
+					if used, _ := pages(t, target.Client); found.PageBytes == 0 || sum(used) != found.PageBytes {
+						t.Fatalf("%v bytes are in use for %d", used, found.PageBytes)
 					}
 					// It is a session as any other.
 					own, other := m.clone(), rand.New(rand.NewPCG(1, 1))
@@ -504,7 +504,7 @@ func TestASnapshotOfASessionThatGoesOn(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if h.Name != "live" || h.Pinned || h.Layers[0].Length < 150 {
+			if h.Name != "live" || h.Pinned || h.Lengths[0] < 150 {
 				t.Fatalf("header %+v", h)
 			}
 			files = append(files, file.Bytes())

@@ -1,6 +1,7 @@
 package client
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -15,6 +16,8 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"headwater.example/internal/contextframe"
+	"headwater.example/internal/layerproto"
 	"headwater.example/internal/rpc"
 	headwaterv1 "headwater.example/proto/headwater/v1"
 	"headwater.example/tensor"
@@ -33,11 +36,11 @@ type SubmitOptions struct {
 	Reader io.ReaderAt  // the bytes of a safetensors file, Size of them
 	Size   int64
 
-	Key       string                   // the same key with the same content and codec is the same job; empty: none
-	Name      string                   // for people; empty: the file's base name
-	Overrides []byte                   // options that override the file's, a JSON object; empty: none
-	Codec     headwaterv1.ContextCodec // unspecified: exact
-	Deadline  time.Duration            // longest time that the job may run; 0: the coordinator's limit
+	Key       string        // the same key with the same content and codec is the same job; empty: none
+	Name      string        // for people; empty: the file's base name
+	Overrides []byte        // options that override the file's, a JSON object; empty: none
+	Codec     Codec         // Exact, BF16, F16 or Int8; empty: Exact
+	Deadline  time.Duration // longest time that the job may run; 0: the coordinator's limit
 
 	// Hashed and Sent, where given, are told after each piece how many bytes of the file were hashed or sent, from the
 	// calling goroutine. Only a job with a key is hashed first: what is known by its key need not be sent.
@@ -48,7 +51,7 @@ type SubmitOptions struct {
 // key is returned as it stands, which may be failed if its content is at fault, and no bytes are sent. A job that failed for
 // another reason, or was cancelled, is sent and run again under its key. A coordinator that refuses the job does so before its bytes are
 // sent, unless a value in them is at fault.
-func (c *Client) Submit(ctx context.Context, opts SubmitOptions) (*headwaterv1.Job, error) {
+func (c *Client) Submit(ctx context.Context, opts SubmitOptions) (*Job, error) {
 	source, err := open(opts)
 	if err != nil {
 		return nil, err
@@ -112,7 +115,7 @@ func open(opts SubmitOptions) (*source, error) {
 }
 
 // submit submits the file, whose SHA-256 it announces or not.
-func (c *Client) submit(ctx context.Context, source *source, opts SubmitOptions, announced bool) (*headwaterv1.Job, error) {
+func (c *Client) submit(ctx context.Context, source *source, opts SubmitOptions, announced bool) (*Job, error) {
 	name := opts.Name
 	if name == "" {
 		name = source.name
@@ -159,12 +162,22 @@ func (c *Client) submit(ctx context.Context, source *source, opts SubmitOptions,
 		resp, err := stream.Recv()
 		switch {
 		case errors.Is(err, io.EOF) && accepted:
-			return job, nil
+			return newJob(job), nil
 		case err != nil:
 			return nil, c.wrap(doing, unexpectedEnd(err))
 		}
 		job, accepted = resp.GetJob(), true
 	}
+}
+
+// jobCodec returns the codec of a job's frames that a name means; Auto means Exact.
+func jobCodec(name Codec) (contextframe.Codec, error) {
+	for _, codec := range [...]contextframe.Codec{contextframe.Exact, contextframe.BF16, contextframe.F16, contextframe.I8} {
+		if codec.String() == cmp.Or(string(name), string(Exact)) {
+			return codec, nil
+		}
+	}
+	return 0, fmt.Errorf("codec %.40q is none of exact, bf16, f16 and int8", string(name))
 }
 
 // announce reads the file's header, and where it is hashed first, all of it.
@@ -173,8 +186,13 @@ func announce(ctx context.Context, source *source, opts SubmitOptions, hashed bo
 	if err != nil {
 		return nil, err
 	}
+	codec, err := jobCodec(opts.Codec)
+	if err != nil {
+		return nil, err
+	}
 	begin := &headwaterv1.SubmitBegin{
-		Key: opts.Key, SizeBytes: uint64(source.size), Header: header, Overrides: opts.Overrides, Codec: opts.Codec,
+		Codec: layerproto.ContextCodec(codec),
+		Key:   opts.Key, SizeBytes: uint64(source.size), Header: header, Overrides: opts.Overrides,
 	}
 	if hashed {
 		hash := sha256.New()
@@ -187,9 +205,6 @@ func announce(ctx context.Context, source *source, opts SubmitOptions, hashed bo
 			return nil, err
 		}
 		begin.Sha256 = hash.Sum(nil)
-	}
-	if begin.Codec == headwaterv1.ContextCodec_CONTEXT_CODEC_UNSPECIFIED {
-		begin.Codec = headwaterv1.ContextCodec_CONTEXT_CODEC_EXACT
 	}
 	if opts.Deadline > 0 {
 		begin.Deadline = durationpb.New(opts.Deadline)

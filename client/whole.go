@@ -11,13 +11,14 @@ const askedAtOnce = 64
 
 // WholeSessions tells of listed sessions whether the workers that answer have all groups of all of their layers. A session
 // that has ended since is not in the map.
-func (c *Client) WholeSessions(ctx context.Context, listed []*headwaterv1.SessionState) (map[SessionID]bool, error) {
+func (c *Client) WholeSessions(ctx context.Context, listed []SessionState) (map[SessionID]bool, error) {
 	found := make(map[SessionID]bool, len(listed))
 	for len(listed) > 0 {
 		n := min(len(listed), askedAtOnce)
 		req := &headwaterv1.ListSessionsRequest{}
-		for _, s := range listed[:n] {
-			req.Sessions = append(req.Sessions, s.GetSession())
+		for i := range listed[:n] {
+			s := &listed[i]
+			req.Sessions = append(req.Sessions, s.ID[:])
 		}
 		listed = listed[n:]
 		resp, err := c.conns.List(ctx, c.address, c.address, req)

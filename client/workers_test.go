@@ -15,7 +15,6 @@ import (
 
 	"headwater.example/client"
 	"headwater.example/internal/membership"
-	headwaterv1 "headwater.example/proto/headwater/v1"
 	"headwater.example/worker"
 )
 
@@ -98,7 +97,7 @@ func (r *real) expire(t testing.TB, unused time.Duration) int {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return len(all.GetSessions())
+	return len(all.Sessions)
 }
 
 // counts are what each worker has in use.
@@ -110,10 +109,10 @@ func (r *real) counts(t testing.TB) []counts {
 	if err != nil || len(caches) != len(r.workers) {
 		t.Fatalf("%v: %v", caches, err)
 	}
-	slices.SortFunc(caches, func(a, b *headwaterv1.CacheState) int { return cmp.Compare(a.GetWorker(), b.GetWorker()) })
+	slices.SortFunc(caches, func(a, b client.Cache) int { return cmp.Compare(a.Worker, b.Worker) })
 	var all []counts
 	for _, c := range caches {
-		all = append(all, counts{c.GetUsedBytes(), c.GetQueuedSteps(), c.GetQueuedTokens(), c.GetLanes()})
+		all = append(all, counts{c.UsedBytes, c.QueuedSteps, c.QueuedTokens, c.Lanes})
 	}
 	return all
 }

@@ -25,7 +25,6 @@ import (
 	"headwater.example/coordinator"
 	"headwater.example/internal/membership"
 	"headwater.example/internal/rpc"
-	headwaterv1 "headwater.example/proto/headwater/v1"
 	"headwater.example/tensor"
 	"headwater.example/worker"
 )
@@ -198,16 +197,16 @@ func (c *cluster) start(t *testing.T, config coordinator.Config) {
 }
 
 // run submits a job, waits for its end and reads its result.
-func (c *cluster) run(t *testing.T, o client.SubmitOptions) (*headwaterv1.Job, *tensor.File) {
+func (c *cluster) run(t *testing.T, o client.SubmitOptions) (*client.Job, *tensor.File) {
 	t.Helper()
 	job, err := c.Submit(t.Context(), o)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if job, err = c.Wait(t.Context(), job.GetId(), nil); err != nil {
+	if job, err = c.Wait(t.Context(), job.ID, nil); err != nil {
 		t.Fatal(err)
 	}
-	return job, c.fetch(t, job.GetId())
+	return job, c.fetch(t, job.ID)
 }
 
 func (c *cluster) fetch(t *testing.T, id string) *tensor.File {

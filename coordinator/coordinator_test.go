@@ -45,8 +45,8 @@ func TestBitsDoNotDependOnTheCluster(t *testing.T) {
 			c := startCluster(t, clusterOptions{workers: workers(n), config: coordinator.Config{BlockBytes: block}})
 			job, got := c.run(t, client.SubmitOptions{Path: path})
 			same(t, fmt.Sprintf("%d workers, blocks of %d bytes", n, block), want, got)
-			if r := job.GetReport(); len(r.GetWorkers()) != n || r.GetWorkersLost() != 0 {
-				t.Errorf("report of %d workers, %d lost", len(r.GetWorkers()), r.GetWorkersLost())
+			if r := job.Report; len(r.Workers) != n || r.WorkersLost != 0 {
+				t.Errorf("report of %d workers, %d lost", len(r.Workers), r.WorkersLost)
 			}
 			c.stop()
 		}
@@ -143,7 +143,7 @@ func TestDeathOfWorkersChangesNoBit(t *testing.T) {
 				c.start(t, o.config)
 				job, got := c.run(t, client.SubmitOptions{Path: path})
 				same(t, fmt.Sprintf("death after %d answers", after), want, got)
-				if job.GetReport().GetWorkersLost() == 0 {
+				if job.Report.WorkersLost == 0 {
 					t.Errorf("no worker was lost")
 				}
 				c.stop()
@@ -169,9 +169,9 @@ func TestDeathOfAllWorkersIsSaid(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	job, err = c.Wait(t.Context(), job.GetId(), nil)
+	job, err = c.Wait(t.Context(), job.ID, nil)
 	var failed *client.JobError
-	if !errors.As(err, &failed) || !strings.Contains(err.Error(), "no worker answers") || codes.Code(job.GetErrorCode()) != codes.Unavailable {
+	if !errors.As(err, &failed) || !strings.Contains(err.Error(), "no worker answers") || codes.Code(job.ErrorCode) != codes.Unavailable {
 		t.Fatalf("job is %v, error %v", job, err)
 	}
 }
@@ -182,14 +182,14 @@ func TestKeysNameContents(t *testing.T) {
 	first, result := c.run(t, client.SubmitOptions{Path: path, Key: "one"})
 	sent := false
 	again, err := c.Submit(t.Context(), client.SubmitOptions{Path: path, Key: "one", Sent: func(int64, int64) { sent = true }})
-	if err != nil || again.GetId() != first.GetId() || sent {
-		t.Fatalf("job %s sent %t, %v; want job %s unsent", again.GetId(), sent, err, first.GetId())
+	if err != nil || again.ID != first.ID || sent {
+		t.Fatalf("job %s sent %t, %v; want job %s unsent", again.ID, sent, err, first.ID)
 	}
 	_, err = c.Submit(t.Context(), client.SubmitOptions{Path: path, Key: "one", Overrides: []byte(`{"softcap":5}`)})
 	if status.Code(unwrapAll(err)) != codes.AlreadyExists || strings.Contains(err.Error(), "\n") {
 		t.Fatalf("another content under the key: %v", err)
 	}
-	for _, id := range []string{first.GetId(), "one", first.GetContentHash()} {
+	for _, id := range []string{first.ID, "one", first.ContentHash} {
 		same(t, id, result, c.fetch(t, id))
 	}
 	if _, err := c.Get(t.Context(), "nothing"); status.Code(unwrapAll(err)) != codes.NotFound {
@@ -312,12 +312,12 @@ func TestCancel(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		ids = append(ids, job.GetId())
+		ids = append(ids, job.ID)
 	}
 	<-h.arrived // the first runs, the second waits for its turn
 	for _, id := range []string{ids[1], ids[0], ids[0]} {
 		job, err := c.Cancel(t.Context(), id)
-		if err != nil || job.GetState() != headwaterv1.JobState_JOB_STATE_CANCELLED {
+		if err != nil || job.State != client.JobCancelled {
 			t.Fatalf("job %v, %v", job, err)
 		}
 	}
@@ -332,8 +332,8 @@ func TestDeadline(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	job, err = c.Wait(t.Context(), job.GetId(), nil)
-	if err == nil || codes.Code(job.GetErrorCode()) != codes.DeadlineExceeded || !strings.Contains(job.GetError(), "50ms") {
+	job, err = c.Wait(t.Context(), job.ID, nil)
+	if err == nil || codes.Code(job.ErrorCode) != codes.DeadlineExceeded || !strings.Contains(job.Error, "50ms") {
 		t.Fatalf("job %v, %v", job, err)
 	}
 	close(h.release)
@@ -357,13 +357,13 @@ func TestJobsOutliveTheCoordinator(t *testing.T) {
 	close(h.release)
 	c.start(t, coordinator.Config{DataDir: data})
 	got, err := c.Wait(t.Context(), "k", nil)
-	if err != nil || got.GetId() != job.GetId() {
+	if err != nil || got.ID != job.ID {
 		t.Fatalf("job %v, %v", got, err)
 	}
-	same(t, "after the restart", want, c.fetch(t, job.GetId()))
+	same(t, "after the restart", want, c.fetch(t, job.ID))
 	c.stop()
 	c.start(t, coordinator.Config{DataDir: data})
-	same(t, "after another restart", want, c.fetch(t, job.GetId()))
+	same(t, "after another restart", want, c.fetch(t, job.ID))
 	// The job's own file is gone, its result and its record are there, and what nobody knows is left alone.
 	files, err := filepath.Glob(filepath.Join(data, "jobs", "*"))
 	if err != nil || len(files) != 3 || filepath.Ext(files[0]) != ".job" || !strings.HasSuffix(files[1], ".result.safetensors") || filepath.Base(files[2]) != "left-over" {
@@ -389,7 +389,7 @@ func TestRetention(t *testing.T) {
 	var ids []string
 	for range 3 {
 		job, _ := c.run(t, client.SubmitOptions{Path: path})
-		ids = append(ids, job.GetId())
+		ids = append(ids, job.ID)
 		clock.Add(int64(time.Minute))
 	}
 	jobs := func() (kept []string) {
@@ -398,7 +398,7 @@ func TestRetention(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, j := range list {
-			kept = append(kept, j.GetId())
+			kept = append(kept, j.ID)
 		}
 		return kept
 	}
@@ -427,9 +427,9 @@ func TestResultsOfTheSameJobAreTheSameFile(t *testing.T) {
 		for range 2 {
 			job, _ := c.run(t, client.SubmitOptions{Path: variety(t)})
 			if first == "" {
-				first = job.GetResultSha256()
+				first = job.ResultSHA256
 			}
-			if got := job.GetResultSha256(); got != first || got == "" {
+			if got := job.ResultSHA256; got != first || got == "" {
 				t.Errorf("on %d workers the result's SHA-256 is %s, was %s", n, got, first)
 			}
 		}
@@ -438,7 +438,7 @@ func TestResultsOfTheSameJobAreTheSameFile(t *testing.T) {
 
 func TestResultSaysWhereItComesFrom(t *testing.T) {
 	c := startCluster(t, clusterOptions{workers: workers(3)})
-	job, f := c.run(t, client.SubmitOptions{Path: variety(t), Codec: headwaterv1.ContextCodec_CONTEXT_CODEC_BF16})
+	job, f := c.run(t, client.SubmitOptions{Path: variety(t), Codec: client.BF16})
 	var m struct {
 		ContentHash string           `json:"content_hash"`
 		Codec       string           `json:"codec"`
@@ -448,11 +448,11 @@ func TestResultSaysWhereItComesFrom(t *testing.T) {
 	if err := json.Unmarshal([]byte(f.Metadata()["headwater"]), &m); err != nil {
 		t.Fatal(err)
 	}
-	if m.ContentHash != job.GetContentHash() || m.Codec != "bf16" || len(m.Problems) != 4 || len(m.Options) == 0 {
+	if m.ContentHash != job.ContentHash || m.Codec != "bf16" || len(m.Problems) != 4 || len(m.Options) == 0 {
 		t.Errorf("metadata %+v", m)
 	}
-	if len(job.GetReport().GetWorkers()) != 3 || len(job.GetReport().GetPlan()) == 0 {
-		t.Errorf("the job's report is %v", job.GetReport())
+	if len(job.Report.Workers) != 3 || len(job.Report.Plan) == 0 {
+		t.Errorf("the job's report is %v", job.Report)
 	}
 	_, exact := c.run(t, client.SubmitOptions{Path: variety(t)})
 	a, b := read(t, exact, "seqs.0.context"), read(t, f, "seqs.0.context")
@@ -544,7 +544,7 @@ func TestSubmissionThatLies(t *testing.T) {
 	}
 	// However a file was announced, the same content has the same hash.
 	jobs, err := c.List(t.Context())
-	if err != nil || len(jobs) != 2 || jobs[0].GetContentHash() != jobs[1].GetContentHash() {
+	if err != nil || len(jobs) != 2 || jobs[0].ContentHash != jobs[1].ContentHash {
 		t.Errorf("jobs %v, %v", jobs, err)
 	}
 }

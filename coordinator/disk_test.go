@@ -36,8 +36,8 @@ func flip(t *testing.T, path string) {
 }
 
 // spooled is the path of a file of a job.
-func spooled(data string, job *headwaterv1.Job, suffix string) string {
-	return filepath.Join(data, "jobs", job.GetId()+suffix)
+func spooled(data string, job *client.Job, suffix string) string {
+	return filepath.Join(data, "jobs", job.ID+suffix)
 }
 
 // TestFlippedBitInTheSpoolIsNoResult: a job whose file changed while it waited fails as damaged, and runs again when it is
@@ -57,15 +57,15 @@ func TestFlippedBitInTheSpoolIsNoResult(t *testing.T) {
 	}
 	flip(t, spooled(data, second, ".safetensors"))
 	close(h.release)
-	if _, err := c.Wait(t.Context(), first.GetId(), nil); err != nil {
+	if _, err := c.Wait(t.Context(), first.ID, nil); err != nil {
 		t.Fatal(err)
 	}
-	job, err := c.Wait(t.Context(), second.GetId(), nil)
-	if err == nil || codes.Code(job.GetErrorCode()) != codes.DataLoss || !strings.Contains(job.GetError(), "changed on the coordinator's disk") {
+	job, err := c.Wait(t.Context(), second.ID, nil)
+	if err == nil || codes.Code(job.ErrorCode) != codes.DataLoss || !strings.Contains(job.Error, "changed on the coordinator's disk") {
 		t.Fatalf("%v, %v", job, err)
 	}
 	_, got := c.run(t, client.SubmitOptions{Path: path, Key: "k"})
-	same(t, "submitted again", c.fetch(t, first.GetId()), got)
+	same(t, "submitted again", c.fetch(t, first.ID), got)
 }
 
 // TestFlippedBitInAResultIsNotSent, not even in part; and the key runs the job again.
@@ -82,7 +82,7 @@ func TestFlippedBitInAResultIsNotSent(t *testing.T) {
 		t.Fatalf("%v, received %t", err, received)
 	}
 	again, got := c.run(t, client.SubmitOptions{Path: path, Key: "k"})
-	if again.GetId() != job.GetId() {
+	if again.ID != job.ID {
 		t.Errorf("%v", again)
 	}
 	same(t, "submitted again", want, got)
@@ -127,11 +127,11 @@ func TestDamagedSpoolDoesNotStopTheStart(t *testing.T) {
 	}
 	var log lines
 	c.start(t, coordinator.Config{DataDir: data, Logger: slog.New(slog.NewTextHandler(&log, nil))})
-	same(t, "the other job", want, c.fetch(t, sound.GetId()))
+	same(t, "the other job", want, c.fetch(t, sound.ID))
 	if found := log.of(spooled(data, damaged, ".job")); len(found) != 1 || !strings.Contains(found[0], "damaged") {
 		t.Errorf("%q", found)
 	}
-	for _, name := range []string{damaged.GetId() + ".job", damaged.GetId() + ".result.safetensors", "folder", "coord-0.result.safetensors"} {
+	for _, name := range []string{damaged.ID + ".job", damaged.ID + ".result.safetensors", "folder", "coord-0.result.safetensors"} {
 		if _, err := os.Stat(filepath.Join(data, "jobs", name)); err != nil {
 			t.Error(err)
 		}
@@ -165,10 +165,10 @@ func TestKillsOfTheCoordinatorCostNoJob(t *testing.T) {
 		c.start(t, coordinator.Config{DataDir: data})
 	}
 	close(h.release)
-	if job, err = c.Wait(t.Context(), job.GetId(), nil); err != nil || job.GetCrashes() != 0 {
+	if job, err = c.Wait(t.Context(), job.ID, nil); err != nil || job.Crashes != 0 {
 		t.Fatalf("%v, %v", job, err)
 	}
-	same(t, "after five kills", want, c.fetch(t, job.GetId()))
+	same(t, "after five kills", want, c.fetch(t, job.ID))
 }
 
 // TestJobThatCrashesItsCoordinatorIsNotRunForEver: what the Go runtime wrote when it ended the process tells a crash.
@@ -189,8 +189,8 @@ func TestJobThatCrashesItsCoordinatorIsNotRunForEver(t *testing.T) {
 		c.start(t, coordinator.Config{DataDir: data})
 	}
 	close(h.release)
-	job, err = c.Wait(t.Context(), job.GetId(), nil)
-	if err == nil || job.GetState() != headwaterv1.JobState_JOB_STATE_FAILED || !strings.Contains(job.GetError(), "crashed 3 times") {
+	job, err = c.Wait(t.Context(), job.ID, nil)
+	if err == nil || job.State != client.JobFailed || !strings.Contains(job.Error, "crashed 3 times") {
 		t.Fatalf("%v, %v", job, err)
 	}
 }
@@ -246,7 +246,7 @@ func TestFullDiskRefusesNewJobsAndKeepsAccepted(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		ids = append(ids, job.GetId())
+		ids = append(ids, job.ID)
 	}
 	<-h.arrived // the first runs, the second waits
 	ballast := fill(t, data)
@@ -263,8 +263,8 @@ func TestFullDiskRefusesNewJobsAndKeepsAccepted(t *testing.T) {
 	waits := make(chan struct{})
 	go func() {
 		defer close(waits)
-		_, _ = c.Watch(t.Context(), ids[0], func(job *headwaterv1.Job) {
-			if strings.Contains(job.GetProgress().GetPhase(), "waiting for room") && ballast != "" {
+		_, _ = c.Watch(t.Context(), ids[0], func(job *client.Job) {
+			if strings.Contains(job.Progress.Phase, "waiting for room") && ballast != "" {
 				if err := os.Remove(ballast); err != nil {
 					t.Error(err)
 				}
@@ -314,7 +314,7 @@ func TestAnnouncedBytesAreNotTaken(t *testing.T) {
 			t.Fatal(err)
 		}
 		if err := stream.Send(&headwaterv1.SubmitRequest{Request: &headwaterv1.SubmitRequest_Begin{Begin: &headwaterv1.SubmitBegin{
-			Name: "job.safetensors", SizeBytes: uint64(len(file)), Header: header, Codec: exact,
+			Name: "job.safetensors", SizeBytes: uint64(len(file)), Header: header, Codec: headwaterv1.ContextCodec_CONTEXT_CODEC_EXACT,
 		}}}); err != nil {
 			t.Fatal(err)
 		}
@@ -339,7 +339,7 @@ func TestAnnouncedBytesAreNotTaken(t *testing.T) {
 	if err != nil || taken > 1<<20 {
 		t.Errorf("%d bytes are taken of the disk, %v", taken, err)
 	}
-	if cancelled, err := c.Cancel(t.Context(), job.GetId()); err != nil || cancelled.GetState() != headwaterv1.JobState_JOB_STATE_CANCELLED {
+	if cancelled, err := c.Cancel(t.Context(), job.GetId()); err != nil || cancelled.State != client.JobCancelled {
 		t.Fatalf("%v, %v", cancelled, err)
 	}
 	if _, err := stream.Recv(); status.Code(err) != codes.Canceled {

@@ -11,29 +11,28 @@ import (
 
 	"headwater.example/client"
 	"headwater.example/coordinator"
-	headwaterv1 "headwater.example/proto/headwater/v1"
 )
 
 const (
-	exact = headwaterv1.ContextCodec_CONTEXT_CODEC_EXACT
-	int8s = headwaterv1.ContextCodec_CONTEXT_CODEC_I8
+	exact = client.Exact
+	int8s = client.Int8
 )
 
 // TestKeyIsComparedWithTheCodec: a result that was narrowed is no answer to a request for all bits, nor the other way round.
 func TestKeyIsComparedWithTheCodec(t *testing.T) {
 	c := startCluster(t, clusterOptions{workers: workers(2)})
 	path := variety(t)
-	for _, pair := range [][2]headwaterv1.ContextCodec{{int8s, exact}, {exact, int8s}} {
-		key := pair[0].String()
+	for _, pair := range [][2]client.Codec{{int8s, exact}, {exact, int8s}} {
+		key := string(pair[0])
 		first, _ := c.run(t, client.SubmitOptions{Path: path, Key: key, Codec: pair[0]})
-		if first.GetCodec() != pair[0] {
-			t.Errorf("the job says codec %s, not %s", first.GetCodec(), pair[0])
+		if first.Codec != pair[0] {
+			t.Errorf("the job says codec %s, not %s", first.Codec, pair[0])
 		}
 		_, err := c.Submit(t.Context(), client.SubmitOptions{Path: path, Key: key, Codec: pair[1]})
 		if status.Code(unwrapAll(err)) != codes.AlreadyExists || !strings.Contains(err.Error(), "codec") {
 			t.Errorf("%s after %s: %v", pair[1], pair[0], err)
 		}
-		if again, err := c.Submit(t.Context(), client.SubmitOptions{Path: path, Key: key, Codec: pair[0]}); err != nil || again.GetId() != first.GetId() {
+		if again, err := c.Submit(t.Context(), client.SubmitOptions{Path: path, Key: key, Codec: pair[0]}); err != nil || again.ID != first.ID {
 			t.Errorf("the same again: %v, %v", again, err)
 		}
 	}
@@ -45,10 +44,10 @@ func TestContentHashPrefersWhatLostNothing(t *testing.T) {
 	path := variety(t)
 	whole, result := c.run(t, client.SubmitOptions{Path: path})
 	narrow, _ := c.run(t, client.SubmitOptions{Path: path, Codec: int8s})
-	if whole.GetContentHash() != narrow.GetContentHash() {
+	if whole.ContentHash != narrow.ContentHash {
 		t.Fatal("one content has two hashes")
 	}
-	same(t, "by hash", result, c.fetch(t, whole.GetContentHash()))
+	same(t, "by hash", result, c.fetch(t, whole.ContentHash))
 }
 
 // TestStrangersKeyHidesNoContentHash: whoever takes another's content hash as a key is not found by it.
@@ -59,9 +58,9 @@ func TestStrangersKeyHidesNoContentHash(t *testing.T) {
 	other.f32("q", 1, 1, 2, 16)
 	other.f32("k", 1, 8, 2, 16)
 	other.f32("v", 1, 8, 2, 16)
-	c.run(t, client.SubmitOptions{Path: other.write(t, ""), Key: mine.GetContentHash()})
-	same(t, "by hash", result, c.fetch(t, mine.GetContentHash()))
-	if job, err := c.Get(t.Context(), mine.GetContentHash()); err != nil || job.GetId() != mine.GetId() {
+	c.run(t, client.SubmitOptions{Path: other.write(t, ""), Key: mine.ContentHash})
+	same(t, "by hash", result, c.fetch(t, mine.ContentHash))
+	if job, err := c.Get(t.Context(), mine.ContentHash); err != nil || job.ID != mine.ID {
 		t.Errorf("%v, %v", job, err)
 	}
 }
@@ -83,11 +82,11 @@ func TestKeyRunsAnewAfterAFailureThatItsContentDidNotCause(t *testing.T) {
 	// Submitted again it is cancelled, and once more it is without workers.
 	<-h.arrived
 	again, err := c.Submit(t.Context(), client.SubmitOptions{Path: path, Key: "k"})
-	if err != nil || again.GetId() != job.GetId() || client.Ended(again) {
+	if err != nil || again.ID != job.ID || again.Over() {
 		t.Fatalf("after the deadline: %v, %v", again, err)
 	}
 	<-h.arrived
-	if cancelled, err := c.Cancel(t.Context(), "k"); err != nil || cancelled.GetState() != headwaterv1.JobState_JOB_STATE_CANCELLED {
+	if cancelled, err := c.Cancel(t.Context(), "k"); err != nil || cancelled.State != client.JobCancelled {
 		t.Fatalf("%v, %v", cancelled, err)
 	}
 	if _, err := c.Submit(t.Context(), client.SubmitOptions{Path: path, Key: "k", Overrides: []byte(`{"softcap":5}`)}); status.Code(unwrapAll(err)) != codes.AlreadyExists {
@@ -101,7 +100,7 @@ func TestKeyRunsAnewAfterAFailureThatItsContentDidNotCause(t *testing.T) {
 	c.view.set()
 	c.workers[0].server.Stop()
 	ended, err := c.Wait(t.Context(), "k", nil)
-	if err == nil || codes.Code(ended.GetErrorCode()) != codes.Unavailable {
+	if err == nil || codes.Code(ended.ErrorCode) != codes.Unavailable {
 		t.Fatalf("without workers: %v, %v", ended, err)
 	}
 	close(h.release)
@@ -109,7 +108,7 @@ func TestKeyRunsAnewAfterAFailureThatItsContentDidNotCause(t *testing.T) {
 	if _, err := c.Submit(t.Context(), client.SubmitOptions{Path: path, Key: "k"}); status.Code(unwrapAll(err)) != codes.Unavailable {
 		t.Fatal(err)
 	}
-	if job, err := c.Get(t.Context(), "k"); err != nil || job.GetState() != headwaterv1.JobState_JOB_STATE_FAILED || job.GetError() != ended.GetError() {
+	if job, err := c.Get(t.Context(), "k"); err != nil || job.State != client.JobFailed || job.Error != ended.Error {
 		t.Fatalf("%v, %v", job, err)
 	}
 	c.stop()
@@ -117,7 +116,7 @@ func TestKeyRunsAnewAfterAFailureThatItsContentDidNotCause(t *testing.T) {
 	n := startWorker(t, member.Name, workerOptions{})
 	c.view.set(n.Member)
 	done, got := c.run(t, client.SubmitOptions{Path: path, Key: "k"})
-	if done.GetId() != job.GetId() || done.GetError() != "" || done.GetAttempts() != 1 {
+	if done.ID != job.ID || done.Error != "" || done.Attempts != 1 {
 		t.Errorf("%v", done)
 	}
 	same(t, "after all", want, got)
@@ -143,7 +142,7 @@ func TestKeyKeepsAFailureOfItsContent(t *testing.T) {
 		t.Fatalf("scores that overflow: %v", err)
 	}
 	again, err := c.Submit(t.Context(), client.SubmitOptions{Path: path, Key: "k"})
-	if err != nil || again.GetId() != first.GetId() || again.GetState() != headwaterv1.JobState_JOB_STATE_FAILED {
+	if err != nil || again.ID != first.ID || again.State != client.JobFailed {
 		t.Errorf("%v, %v", again, err)
 	}
 }
@@ -165,7 +164,7 @@ func TestDeleteFreesAKey(t *testing.T) {
 	if _, err := c.Wait(t.Context(), "k", nil); err != nil {
 		t.Fatal(err)
 	}
-	if job, err := c.Delete(t.Context(), "k"); err != nil || job.GetId() != first.GetId() {
+	if job, err := c.Delete(t.Context(), "k"); err != nil || job.ID != first.ID {
 		t.Fatalf("%v, %v", job, err)
 	}
 	if _, err := c.Get(t.Context(), "k"); !errors.Is(err, client.ErrNotFound) {
@@ -174,7 +173,7 @@ func TestDeleteFreesAKey(t *testing.T) {
 	c.run(t, client.SubmitOptions{Path: path, Key: "k", Codec: int8s})
 	c.stop()
 	c.start(t, coordinator.Config{DataDir: data})
-	if jobs, err := c.List(t.Context()); err != nil || len(jobs) != 1 || jobs[0].GetId() == first.GetId() {
+	if jobs, err := c.List(t.Context()); err != nil || len(jobs) != 1 || jobs[0].ID == first.ID {
 		t.Errorf("%v, %v", jobs, err)
 	}
 }

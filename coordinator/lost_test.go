@@ -98,7 +98,7 @@ func TestWhoIsLeftOutIsShown(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if w := got.GetWorkers(); len(w) != 2 || w[0].GetError() != "" || w[1].GetAddress() != "10.0.0.2:7601" || !strings.Contains(w[1].GetError(), "--name") {
+	if w := got.Workers; len(w) != 2 || w[0].Error != "" || w[1].Address != "10.0.0.2:7601" || !strings.Contains(w[1].Error, "--name") {
 		t.Errorf("status shows %v", w)
 	}
 }

@@ -16,7 +16,6 @@ import (
 	"headwater.example/internal/bench"
 	"headwater.example/internal/contextframe"
 	"headwater.example/internal/localcluster"
-	headwaterv1 "headwater.example/proto/headwater/v1"
 	"headwater.example/tensor"
 )
 
@@ -239,10 +238,10 @@ func (a *app) runBench(cmd *cobra.Command, f benchFlags) (err error) {
 }
 
 // answering are the workers that answer.
-func answering(status *headwaterv1.StatusResponse) (all []*headwaterv1.DescribeResponse) {
-	for _, w := range status.GetWorkers() {
-		if w.GetError() == "" {
-			all = append(all, w.GetWorker())
+func answering(status *client.Status) (all []client.WorkerStatus) {
+	for _, w := range status.Workers {
+		if w.Error == "" {
+			all = append(all, w)
 		}
 	}
 	return all
@@ -292,7 +291,7 @@ func describe(c bench.Case, name string) string {
 }
 
 // heading is what stands above a Markdown table: what runs, and what all rows share.
-func (f *benchFlags) heading(cases []bench.Case, answering []*headwaterv1.DescribeResponse) []string {
+func (f *benchFlags) heading(cases []bench.Case, answering []client.WorkerStatus) []string {
 	words := []string{fmt.Sprintf("headwater %s, %s of kernel %s with %s", programVersion, plural(len(answering), "worker"), kernels(answering), threads(answering))}
 	for _, c := range f.header(cases) {
 		if c.folded {
@@ -303,10 +302,10 @@ func (f *benchFlags) heading(cases []bench.Case, answering []*headwaterv1.Descri
 }
 
 // about is what holds for all rows, for scripts.
-func (f *benchFlags) about(status *headwaterv1.StatusResponse, answering []*headwaterv1.DescribeResponse) []fact {
+func (f *benchFlags) about(status *client.Status, answering []client.WorkerStatus) []fact {
 	return []fact{
 		{"version", programVersion},
-		{"coordinator_version", status.GetVersion()},
+		{"coordinator_version", status.Version},
 		{"kernel", kernels(answering)},
 		{"threads", threadCount(answering)},
 		{"layers", f.layers},
@@ -314,29 +313,29 @@ func (f *benchFlags) about(status *headwaterv1.StatusResponse, answering []*head
 }
 
 // kernels names the workers' kernels, each once.
-func kernels(answering []*headwaterv1.DescribeResponse) string {
-	return each(answering, (*headwaterv1.DescribeResponse).GetKernel)
+func kernels(answering []client.WorkerStatus) string {
+	return each(answering, func(w *client.WorkerStatus) string { return w.Kernel })
 }
 
 // threads says how many threads the workers have.
-func threads(answering []*headwaterv1.DescribeResponse) string {
-	return each(answering, func(w *headwaterv1.DescribeResponse) string { return plural(int(w.GetThreads()), "thread") })
+func threads(answering []client.WorkerStatus) string {
+	return each(answering, func(w *client.WorkerStatus) string { return plural(int(w.Threads), "thread") })
 }
 
 // threadCount is threads for scripts: a number where all workers have as many.
-func threadCount(answering []*headwaterv1.DescribeResponse) any {
+func threadCount(answering []client.WorkerStatus) any {
 	for _, w := range answering {
-		if w.GetThreads() != answering[0].GetThreads() {
+		if w.Threads != answering[0].Threads {
 			return threads(answering)
 		}
 	}
-	return answering[0].GetThreads()
+	return answering[0].Threads
 }
 
-func each(answering []*headwaterv1.DescribeResponse, of func(*headwaterv1.DescribeResponse) string) string {
+func each(answering []client.WorkerStatus, of func(*client.WorkerStatus) string) string {
 	var all []string
 	for _, w := range answering {
-		if word := of(w); !slices.Contains(all, word) {
+		if word := of(&w); !slices.Contains(all, word) {
 			all = append(all, word)
 		}
 	}

@@ -23,7 +23,6 @@ import (
 
 	"headwater.example/client"
 	"headwater.example/internal/localcluster"
-	headwaterv1 "headwater.example/proto/headwater/v1"
 	"headwater.example/tensor"
 )
 
@@ -71,7 +70,7 @@ func cluster(ts *testscript.TestScript, _ bool, args []string) {
 	defer dialed.Close()
 	status, err := dialed.Status(context.Background())
 	ts.Check(err)
-	ts.Setenv("WORKER", status.GetWorkers()[0].GetAddress())
+	ts.Setenv("WORKER", status.Workers[0].Address)
 }
 
 // session makes a session NAME of two layers, which have 3 groups and 1, with as many TOKENS, whose ids others know it by, and
@@ -200,9 +199,9 @@ func TestExitCodesAreDocumented(t *testing.T) {
 		&client.Error{Code: codes.Unavailable, Answered: true}:       exitTryAgain,
 		&client.Error{Code: codes.ResourceExhausted, Answered: true}: exitTryAgain,
 		&client.Error{Code: codes.InvalidArgument, Answered: true}:   exitRefused,
-		&client.JobError{Job: &headwaterv1.Job{State: headwaterv1.JobState_JOB_STATE_FAILED, ErrorCode: uint32(codes.ResourceExhausted), Error: "write: no space left on device"}}: exitTryAgain,
-		&client.JobError{Job: &headwaterv1.Job{State: headwaterv1.JobState_JOB_STATE_FAILED, ErrorCode: uint32(codes.OutOfRange)}}:                                                 exitRefused,
-		&client.JobError{Job: &headwaterv1.Job{State: headwaterv1.JobState_JOB_STATE_CANCELLED}}:                                                                                   exitFailed,
+		&client.JobError{Job: &client.Job{State: client.JobFailed, ErrorCode: codes.ResourceExhausted, Error: "write: no space left on device"}}: exitTryAgain,
+		&client.JobError{Job: &client.Job{State: client.JobFailed, ErrorCode: codes.OutOfRange}}:                                                 exitRefused,
+		&client.JobError{Job: &client.Job{State: client.JobCancelled}}:                                                                           exitFailed,
 	} {
 		if got := exitCode(err); got != want {
 			t.Errorf("%v ends with %d, want %d", err, got, want)

@@ -2,7 +2,6 @@ package cli
 
 import (
 	"context"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"slices"
@@ -12,7 +11,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"headwater.example/client"
-	headwaterv1 "headwater.example/proto/headwater/v1"
 )
 
 // jobNames says how a job is named on the command line.
@@ -23,7 +21,7 @@ const jobNames = "A job is named by its id, its key or its content hash, or by a
 func shortJob(id string) string { return id[strings.LastIndexByte(id, '-')+1:] }
 
 // findJob returns the job of that id, key or content hash; else the one that the name is the beginning of.
-func findJob(ctx context.Context, c *client.Client, name string) (*headwaterv1.Job, error) {
+func findJob(ctx context.Context, c *client.Client, name string) (*client.Job, error) {
 	job, err := c.Get(ctx, name)
 	if !errors.Is(err, client.ErrNotFound) || name == "" {
 		return job, err
@@ -32,12 +30,12 @@ func findJob(ctx context.Context, c *client.Client, name string) (*headwaterv1.J
 	if listed != nil {
 		return nil, listed
 	}
-	fits := slices.DeleteFunc(jobs, func(job *headwaterv1.Job) bool {
-		return !beginsWith(job.GetId(), name) && !beginsWith(shortJob(job.GetId()), name) && !beginsWith(job.GetContentHash(), name)
+	fits := slices.DeleteFunc(jobs, func(job *client.Job) bool {
+		return !beginsWith(job.ID, name) && !beginsWith(shortJob(job.ID), name) && !beginsWith(job.ContentHash, name)
 	})
 	ids := make([]string, len(fits))
 	for i, job := range fits {
-		ids[i] = job.GetId()
+		ids[i] = job.ID
 	}
 	switch len(fits) {
 	case 0:
@@ -87,8 +85,8 @@ func findSession(ctx context.Context, c *client.Client, name string) (client.Ses
 		return id, err
 	}
 	var ids []string
-	for _, s := range listed.GetSessions() {
-		if found := hex.EncodeToString(s.GetSession()); beginsWith(found, name) {
+	for _, s := range listed.Sessions {
+		if found := s.ID.String(); beginsWith(found, name) {
 			ids = append(ids, found)
 		}
 	}
@@ -131,11 +129,11 @@ func (a *app) completeJobs(at *remote) cobra.CompletionFunc {
 		jobs, err := c.List(ctx)
 		var ids []string
 		for _, job := range jobs {
-			id := shortJob(job.GetId())
+			id := shortJob(job.ID)
 			if !beginsWith(id, typed) {
-				id = job.GetId()
+				id = job.ID
 			}
-			ids = append(ids, clean(id)+"\t"+clean(stateName(job.GetState())+" "+job.GetName()))
+			ids = append(ids, clean(id)+"\t"+clean(string(job.State)+" "+job.Name))
 		}
 		return ids, err
 	})
@@ -145,10 +143,13 @@ func (a *app) completeJobs(at *remote) cobra.CompletionFunc {
 func (a *app) completeSessions(at *remote) cobra.CompletionFunc {
 	return a.complete(at, func(ctx context.Context, c *client.Client, _ string) ([]string, error) {
 		listed, err := c.Sessions(ctx)
-		var ids []string
-		for _, s := range listed.GetSessions() {
-			ids = append(ids, hex.EncodeToString(s.GetSession())+"\t"+clean(s.GetName()))
+		if err != nil {
+			return nil, err
 		}
-		return ids, err
+		var ids []string
+		for _, s := range listed.Sessions {
+			ids = append(ids, s.ID.String()+"\t"+clean(s.Name))
+		}
+		return ids, nil
 	})
 }

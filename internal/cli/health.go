@@ -81,11 +81,11 @@ func look(ctx context.Context, c *client.Client, workers int) (healthView, error
 	if err != nil {
 		return v, err
 	}
-	for _, w := range status.GetWorkers() {
-		if w.GetError() == "" {
+	for _, w := range status.Workers {
+		if w.Error == "" {
 			v.Workers++
 		} else {
-			v.Silent = append(v.Silent, silentView{w.GetWorker().GetName(), w.GetAddress(), w.GetError()})
+			v.Silent = append(v.Silent, silentView{w.Name, w.Address, w.Error})
 		}
 	}
 	switch {

@@ -11,7 +11,6 @@ import (
 	"github.com/spf13/pflag"
 
 	"headwater.example/client"
-	headwaterv1 "headwater.example/proto/headwater/v1"
 )
 
 // remote is how a command reaches its coordinator.
@@ -86,7 +85,7 @@ func (a *app) jobsList() *cobra.Command {
 	return cmd
 }
 
-func (a *app) printJobs(jobs []*headwaterv1.Job, now time.Time) error {
+func (a *app) printJobs(jobs []*client.Job, now time.Time) error {
 	if a.json() {
 		view := jobsView{Jobs: []jobView{}}
 		for _, job := range jobs {
@@ -97,13 +96,13 @@ func (a *app) printJobs(jobs []*headwaterv1.Job, now time.Time) error {
 	if a.wide() {
 		t := a.newTable("", "id", "name", "kind", "state", ">size", "created", ">took", "error")
 		for _, job := range jobs {
-			t.AppendRow(table.Row{job.GetId(), job.GetName(), job.GetKind(), state(stateName(job.GetState())), sizeOf(int64(job.GetSizeBytes())), clock(job.GetCreated()), elapsed(job, now), job.GetError()})
+			t.AppendRow(table.Row{job.ID, job.Name, job.Kind, state(string(job.State)), sizeOf(int64(job.SizeBytes)), clock(job.Created), elapsed(job, now), job.Error})
 		}
 		return a.printTable(t)
 	}
 	t := a.newTable("", "id", "name", "state", ">age", ">took")
 	for _, job := range jobs {
-		t.AppendRow(table.Row{shortJob(job.GetId()), shorten(job.GetName(), nameWidth), state(stateName(job.GetState())), age(job.GetCreated(), now), elapsed(job, now)})
+		t.AppendRow(table.Row{shortJob(job.ID), shorten(job.Name, nameWidth), state(string(job.State)), age(job.Created, now), elapsed(job, now)})
 	}
 	return a.printTable(t)
 }
@@ -140,7 +139,7 @@ func (a *app) jobsWatch() *cobra.Command {
 					return err
 				}
 				bar := a.progress(quiet)
-				job, err := c.Wait(ctx, found.GetId(), bar.job)
+				job, err := c.Wait(ctx, found.ID, bar.job)
 				bar.end()
 				if err != nil {
 					return err
@@ -165,14 +164,14 @@ func (a *app) jobsCancel() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				job, err := c.Cancel(ctx, found.GetId())
+				job, err := c.Cancel(ctx, found.ID)
 				if err != nil {
 					return err
 				}
 				if a.json() {
 					return a.printJSON(viewJob(job))
 				}
-				return a.say("job %s: %s\n", job.GetId(), stateName(job.GetState()))
+				return a.say("job %s: %s\n", job.ID, string(job.State))
 			})
 		},
 	}
@@ -191,14 +190,14 @@ func (a *app) jobsDelete() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				job, err := c.Delete(ctx, found.GetId())
+				job, err := c.Delete(ctx, found.ID)
 				if err != nil {
 					return err
 				}
 				if a.json() {
 					return a.printJSON(viewJob(job))
 				}
-				return a.say("job %s: deleted\n", job.GetId())
+				return a.say("job %s: deleted\n", job.ID)
 			})
 		},
 	}
@@ -228,7 +227,7 @@ func (a *app) jobsResult() *cobra.Command {
 					return err
 				}
 				bar := a.progress(quiet)
-				job, err = fetch(ctx, c, job.GetId(), to, bar)
+				job, err = fetch(ctx, c, job.ID, to, bar)
 				bar.end()
 				if err != nil || to.standard(a) {
 					return err
@@ -238,7 +237,7 @@ func (a *app) jobsResult() *cobra.Command {
 					view.Out = out
 					return a.printJSON(view)
 				}
-				return a.say("%s: %s, SHA-256 %s\n", out, sizeOf(int64(job.GetResultBytes())), job.GetResultSha256())
+				return a.say("%s: %s, SHA-256 %s\n", out, sizeOf(int64(job.ResultBytes)), job.ResultSHA256)
 			})
 		},
 	}
@@ -250,7 +249,7 @@ func (a *app) jobsResult() *cobra.Command {
 }
 
 // fetch writes a job's result to where it is to go.
-func fetch(ctx context.Context, c *client.Client, id string, to *output, bar *progress) (*headwaterv1.Job, error) {
+func fetch(ctx context.Context, c *client.Client, id string, to *output, bar *progress) (*client.Job, error) {
 	fetched := func(done, total int64) { bar.show("fetching", done, total, true) }
 	if to.stream == nil {
 		return c.Download(ctx, id, to.path, fetched)
@@ -260,13 +259,13 @@ func fetch(ctx context.Context, c *client.Client, id string, to *output, bar *pr
 }
 
 // elapsed is how long a job has run, or ran.
-func elapsed(job *headwaterv1.Job, now time.Time) string {
-	if job.GetStarted() == nil {
+func elapsed(job *client.Job, now time.Time) string {
+	if job.Started.IsZero() {
 		return ""
 	}
 	end := now
-	if job.GetEnded() != nil {
-		end = job.GetEnded().AsTime()
+	if !job.Ended.IsZero() {
+		end = job.Ended
 	}
-	return duration(end.Sub(job.GetStarted().AsTime()))
+	return duration(end.Sub(job.Started))
 }

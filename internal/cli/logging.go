@@ -52,7 +52,7 @@ func plain(_ []string, attr slog.Attr) slog.Attr {
 	case nil:
 		return slog.Attr{}
 	case headwaterv1.JobState:
-		attr.Value = slog.StringValue(stateName(value))
+		attr.Value = slog.StringValue(strings.ToLower(strings.TrimPrefix(value.String(), "JOB_STATE_")))
 	}
 	return attr
 }

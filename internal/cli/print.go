@@ -3,11 +3,9 @@ package cli
 import (
 	"bytes"
 	"encoding/json"
-	"strings"
 	"time"
 
-	"headwater.example/internal/layerproto"
-	headwaterv1 "headwater.example/proto/headwater/v1"
+	"headwater.example/client"
 )
 
 // json tells whether results are to be printed as JSON.
@@ -44,7 +42,7 @@ type jobView struct {
 	Created      *time.Time    `json:"created,omitempty"`
 	Started      *time.Time    `json:"started,omitempty"`
 	Ended        *time.Time    `json:"ended,omitempty"`
-	Attempts     uint32        `json:"attempts"`
+	Attempts     int           `json:"attempts"`
 	Progress     *progressView `json:"progress,omitempty"`
 	Report       *reportView   `json:"report,omitempty"`
 	ResultSHA256 string        `json:"result_sha256,omitempty"`
@@ -62,7 +60,7 @@ type progressView struct {
 
 type reportView struct {
 	ElapsedSeconds float64           `json:"elapsed_seconds"`
-	WorkersLost    uint32            `json:"workers_lost"`
+	WorkersLost    int               `json:"workers_lost"`
 	Workers        []workerShareView `json:"workers"`
 	Plan           json.RawMessage   `json:"plan,omitempty"`
 }
@@ -78,46 +76,30 @@ type workerShareView struct {
 	Lost           bool    `json:"lost"`
 }
 
-func viewJob(job *headwaterv1.Job) jobView {
+func viewJob(job *client.Job) jobView {
 	v := jobView{
-		ID: job.GetId(), Key: job.GetKey(), Name: job.GetName(), State: stateName(job.GetState()), Error: job.GetError(), Kind: job.GetKind(),
-		Codec: jobCodec(job), Lossy: lossy(job), ContentHash: job.GetContentHash(), SizeBytes: job.GetSizeBytes(),
-		Created: when(job.GetCreated()), Started: when(job.GetStarted()), Ended: when(job.GetEnded()), Attempts: job.GetAttempts(),
-		ResultSHA256: job.GetResultSha256(), ResultBytes: job.GetResultBytes(),
+		ID: job.ID, Key: job.Key, Name: job.Name, State: string(job.State), Error: job.Error, Kind: job.Kind,
+		Codec: string(job.Codec), Lossy: lossy(job), ContentHash: job.ContentHash, SizeBytes: job.SizeBytes,
+		Created: when(job.Created), Started: when(job.Started), Ended: when(job.Ended), Attempts: job.Attempts,
+		ResultSHA256: job.ResultSHA256, ResultBytes: job.ResultBytes,
 	}
-	if p := job.GetProgress(); p != nil {
-		v.Progress = &progressView{p.GetPhase(), p.GetLoadedBytes(), p.GetLoadBytes(), p.GetUnitsDone(), p.GetUnits()}
+	if p := job.Progress; p != (client.Progress{}) {
+		v.Progress = &progressView{p.Phase, p.LoadedBytes, p.LoadBytes, p.UnitsDone, p.Units}
 	}
-	if r := job.GetReport(); r != nil {
-		v.Report = &reportView{ElapsedSeconds: r.GetElapsed().AsDuration().Seconds(), WorkersLost: r.GetWorkersLost(), Workers: []workerShareView{}}
-		if json.Valid(r.GetPlan()) {
-			v.Report.Plan = r.GetPlan()
+	if r := job.Report; job.State == client.JobSucceeded {
+		v.Report = &reportView{ElapsedSeconds: r.Elapsed.Seconds(), WorkersLost: r.WorkersLost, Workers: []workerShareView{}}
+		if json.Valid(r.Plan) {
+			v.Report.Plan = r.Plan
 		}
-		for _, w := range r.GetWorkers() {
+		for _, w := range r.Workers {
 			v.Report.Workers = append(v.Report.Workers, workerShareView{
-				w.GetName(), w.GetBytesOut(), w.GetBytesInRaw(), w.GetBytesInWire(),
-				w.GetCompute().AsDuration().Seconds(), w.GetWire().AsDuration().Seconds(), w.GetUnits(), w.GetLost(),
+				w.Name, w.BytesOut, w.BytesInRaw, w.BytesInWire,
+				w.Compute.Seconds(), w.Wire.Seconds(), w.Units, w.Lost,
 			})
 		}
 	}
 	return v
 }
 
-// jobCodec is the codec of a job's contexts; empty if the coordinator is of before it was told.
-func jobCodec(job *headwaterv1.Job) string {
-	codec, err := layerproto.ReadContextCodec(job.GetCodec())
-	if err != nil {
-		return ""
-	}
-	return codec.String()
-}
-
 // lossy tells whether a job's codec loses bits of its contexts.
-func lossy(job *headwaterv1.Job) bool {
-	return job.GetCodec() > headwaterv1.ContextCodec_CONTEXT_CODEC_EXACT
-}
-
-// stateName is a job's state in one lower-case word.
-func stateName(state headwaterv1.JobState) string {
-	return strings.ToLower(strings.TrimPrefix(state.String(), "JOB_STATE_"))
-}
+func lossy(job *client.Job) bool { return job.Codec != "" && job.Codec != client.Exact }

@@ -7,7 +7,7 @@ import (
 
 	"github.com/cheggaaa/pb/v3"
 
-	headwaterv1 "headwater.example/proto/headwater/v1"
+	"headwater.example/client"
 )
 
 // progress shows how far something is: a bar on a terminal, now and then a line elsewhere, nothing when quiet. It is used
@@ -86,20 +86,20 @@ func (p *progress) line() {
 func (p *progress) note(format string, args ...any) { _ = write(p.out, format, args...) }
 
 // job shows a job's progress as the coordinator tells it.
-func (p *progress) job(job *headwaterv1.Job) {
-	at := job.GetProgress()
+func (p *progress) job(job *client.Job) {
+	at := job.Progress
 	switch {
-	case job.GetState() == headwaterv1.JobState_JOB_STATE_QUEUED:
+	case job.State == client.JobQueued:
 		p.show("queued", 0, 0, false)
-	case at == nil || at.GetUnitsDone() == 0 && at.GetLoadBytes() == 0 || job.GetState() == headwaterv1.JobState_JOB_STATE_UPLOADING:
-	case at.GetUnitsDone() == 0 && at.GetLoadBytes() > 0:
-		p.show(loading, int64(at.GetLoadedBytes()), int64(at.GetLoadBytes()), true)
-	case at.GetUnits() > 0:
+	case at.UnitsDone == 0 && at.LoadBytes == 0 || job.State == client.JobUploading:
+	case at.UnitsDone == 0 && at.LoadBytes > 0:
+		p.show(loading, int64(at.LoadedBytes), int64(at.LoadBytes), true)
+	case at.Units > 0:
 		if p.phase == loading {
-			p.show(loading, int64(at.GetLoadedBytes()), int64(at.GetLoadBytes()), true)
+			p.show(loading, int64(at.LoadedBytes), int64(at.LoadBytes), true)
 		}
-		p.show("attending", int64(at.GetUnitsDone()), int64(at.GetUnits()), false)
+		p.show("attending", int64(at.UnitsDone), int64(at.Units), false)
 	default:
-		p.show(at.GetPhase(), 0, 0, false)
+		p.show(at.Phase, 0, 0, false)
 	}
 }

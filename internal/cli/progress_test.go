@@ -4,20 +4,20 @@ import (
 	"bytes"
 	"testing"
 
-	headwaterv1 "headwater.example/proto/headwater/v1"
+	"headwater.example/client"
 )
 
 // TestProgressEndsAPhaseAtWhatWasReached: the coordinator tells of a job now and then, so a phase may end between two times.
 func TestProgressEndsAPhaseAtWhatWasReached(t *testing.T) {
 	var out bytes.Buffer
 	p := (&app{Streams: Streams{Err: &out}}).progress(false)
-	for _, at := range []*headwaterv1.Progress{
-		nil,
+	for _, at := range []client.Progress{
+		{},
 		{LoadedBytes: 0, LoadBytes: 1024, Units: 6},
 		{LoadedBytes: 1024, LoadBytes: 1024, UnitsDone: 2, Units: 6},
 		{LoadedBytes: 1024, LoadBytes: 1024, UnitsDone: 6, Units: 6},
 	} {
-		p.job(&headwaterv1.Job{State: headwaterv1.JobState_JOB_STATE_RUNNING, Progress: at})
+		p.job(&client.Job{State: client.JobRunning, Progress: at})
 	}
 	p.end()
 	if want := "loading workers: 1.0 KiB of 1.0 KiB\nattending: 6 of 6\n"; out.String() != want {

@@ -2,7 +2,6 @@ package cli
 
 import (
 	"context"
-	"encoding/hex"
 	"fmt"
 	"strings"
 	"time"
@@ -11,7 +10,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"headwater.example/client"
-	headwaterv1 "headwater.example/proto/headwater/v1"
 )
 
 // sessions is the group of commands about the sessions that workers hold.
@@ -58,23 +56,23 @@ type silentView struct {
 	Error   string `json:"error"`
 }
 
-func viewSession(s *headwaterv1.SessionState) sessionView {
+func viewSession(s *client.SessionState) sessionView {
 	v := sessionView{
-		ID: hex.EncodeToString(s.GetSession()), Name: s.GetName(), Tenant: s.GetTenant(), Epoch: s.GetEpoch().GetCounter(),
-		Truncations: s.GetTruncations(), Lengths: []uint64{}, PageBytes: s.GetPageBytes(), OwnBytes: s.GetOwnBytes(), Pinned: s.GetPinned(),
-		Created: when(s.GetCreated()), Used: when(s.GetUsed()), Holders: []holderView{},
+		ID: s.ID.String(), Name: s.Name, Tenant: s.Tenant, Epoch: s.Epoch,
+		Truncations: s.Truncations, Lengths: []uint64{}, PageBytes: s.PageBytes, OwnBytes: s.OwnBytes, Pinned: s.Pinned,
+		Created: when(s.Created), Used: when(s.Used), Holders: []holderView{},
 	}
-	for _, l := range s.GetLayers() {
-		v.Lengths = append(v.Lengths, l.GetLength())
+	for _, l := range s.Layers {
+		v.Lengths = append(v.Lengths, l.Length)
 	}
-	for _, h := range s.GetHolders() {
-		one := holderView{h.GetName(), h.GetAddress(), h.GetPageBytes(), h.GetOwnBytes(), make([][]uint32, len(v.Lengths))}
+	for _, h := range s.Holders {
+		one := holderView{h.Name, h.Address, h.PageBytes, h.OwnBytes, make([][]uint32, len(v.Lengths))}
 		for i := range one.Groups {
 			one.Groups[i] = []uint32{}
 		}
-		for _, l := range h.GetLayers() {
-			if int(l.GetLayer()) < len(one.Groups) {
-				one.Groups[l.GetLayer()] = l.GetGroups()
+		for _, l := range h.Layers {
+			if int(l.Layer) < len(one.Groups) {
+				one.Groups[l.Layer] = l.Groups
 			}
 		}
 		v.Holders = append(v.Holders, one)
@@ -119,7 +117,7 @@ func (a *app) sessionsList() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				whole, err := c.WholeSessions(ctx, listed.GetSessions())
+				whole, err := c.WholeSessions(ctx, listed.Sessions)
 				if err != nil {
 					return err
 				}
@@ -134,15 +132,15 @@ func (a *app) sessionsList() *cobra.Command {
 // shortSession is how many digits of a session's id the table has: 48 bits, of which no two are alike.
 const shortSession = 12
 
-func (a *app) printSessions(listed *headwaterv1.ListSessionsResponse, whole map[client.SessionID]bool, now time.Time) error {
-	found := listed.GetSessions()
+func (a *app) printSessions(listed *client.SessionList, whole map[client.SessionID]bool, now time.Time) error {
+	found := listed.Sessions
 	view := sessionsView{Sessions: make([]sessionView, len(found)), Silent: []silentView{}}
-	for _, w := range listed.GetSilent() {
-		view.Silent = append(view.Silent, silentView{w.GetWorker(), w.GetAddress(), w.GetError()})
-		a.note("warning: worker %s at %s did not answer, what it holds is not listed: %s\n", w.GetWorker(), w.GetAddress(), w.GetError())
+	for _, w := range listed.Silent {
+		view.Silent = append(view.Silent, silentView{w.Worker, w.Address, w.Error})
+		a.note("warning: worker %s at %s did not answer, what it holds is not listed: %s\n", w.Worker, w.Address, w.Error)
 	}
-	for i, s := range found {
-		v := viewSession(s)
+	for i := range found {
+		v := viewSession(&found[i])
 		id, err := client.ParseSessionID(v.ID)
 		switch known, asked := whole[id]; {
 		case err != nil || !asked: // it has ended meanwhile
@@ -161,13 +159,13 @@ func (a *app) printSessions(listed *headwaterv1.ListSessionsResponse, whole map[
 	if a.wide() {
 		t := a.newTable("", "id", "name", "state", ">layers", ">positions", ">bytes", ">own", "pinned", "on", "last used")
 		for i, v := range view.Sessions {
-			t.AppendRow(table.Row{v.ID, v.Name, state(v.State), len(v.Lengths), v.positions(), sizeOf(int64(v.PageBytes)), sizeOf(int64(v.OwnBytes)), yes(v.Pinned), v.holders(), clock(found[i].GetUsed())})
+			t.AppendRow(table.Row{v.ID, v.Name, state(v.State), len(v.Lengths), v.positions(), sizeOf(int64(v.PageBytes)), sizeOf(int64(v.OwnBytes)), yes(v.Pinned), v.holders(), clock(found[i].Used)})
 		}
 		return a.printTable(t)
 	}
 	t := a.newTable("", "id", "name", "state", ">layers", ">positions", ">bytes", ">used")
 	for i, v := range view.Sessions {
-		t.AppendRow(table.Row{v.ID[:min(len(v.ID), shortSession)], shorten(v.Name, 14), state(v.State), len(v.Lengths), v.positions(), sizeOf(int64(v.PageBytes)), age(found[i].GetUsed(), now)})
+		t.AppendRow(table.Row{v.ID[:min(len(v.ID), shortSession)], shorten(v.Name, 14), state(v.State), len(v.Lengths), v.positions(), sizeOf(int64(v.PageBytes)), age(found[i].Used, now)})
 	}
 	return a.printTable(t)
 }
@@ -210,7 +208,7 @@ func (a *app) sessionsShow() *cobra.Command {
 					pinned = ", pinned"
 				}
 				title := fmt.Sprintf("session %s %s\n%s, %d positions, %d truncations, epoch %d%s;\n%s of pages, %s its own; last used %s\n",
-					v.ID, clean(v.Name), plural(len(v.Lengths), "layer"), v.positions(), v.Truncations, v.Epoch, pinned, sizeOf(int64(v.PageBytes)), sizeOf(int64(v.OwnBytes)), clock(found.GetUsed()))
+					v.ID, clean(v.Name), plural(len(v.Lengths), "layer"), v.positions(), v.Truncations, v.Epoch, pinned, sizeOf(int64(v.PageBytes)), sizeOf(int64(v.OwnBytes)), clock(found.Used))
 				holders := a.newTable(title, "worker", "address", ">bytes", ">own")
 				for _, h := range v.Holders {
 					holders.AppendRow(table.Row{a.narrow(h.Name, nameWidth), a.narrow(h.Address, 30), sizeOf(int64(h.PageBytes)), sizeOf(int64(h.OwnBytes))})

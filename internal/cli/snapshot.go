@@ -73,11 +73,11 @@ func (a *app) takeSnapshot(ctx context.Context, c *client.Client, id client.Sess
 	bar := a.progress(quiet)
 	defer bar.end()
 	progress := func(done, total int64) { bar.show("writing", done, total, true) }
-	var header *snapshot.Header
+	var done *client.Snapshotted
 	var written int64
 	err := to.write(func(w io.Writer) (err error) {
 		out := &counter{Writer: w}
-		header, err = c.SnapshotSession(ctx, id, out, progress)
+		done, err = c.SnapshotSession(ctx, id, out, progress)
 		written = out.n
 		return err
 	})
@@ -85,10 +85,7 @@ func (a *app) takeSnapshot(ctx context.Context, c *client.Client, id client.Sess
 		return err
 	}
 	bar.end()
-	v := snapshotView{Session: id.String(), File: to.path, Bytes: written, KVBytes: header.Bytes(), Lengths: []uint64{}, Pinned: header.Pinned}
-	for _, l := range header.Layers {
-		v.Lengths = append(v.Lengths, l.Length)
-	}
+	v := snapshotView{Session: id.String(), File: to.path, Bytes: written, KVBytes: done.Bytes, Lengths: done.Lengths, Pinned: done.Pinned}
 	if a.json() {
 		return a.printJSON(v)
 	}

@@ -13,7 +13,6 @@ import (
 
 	"headwater.example/attention"
 	"headwater.example/client"
-	headwaterv1 "headwater.example/proto/headwater/v1"
 )
 
 // statusView is a coordinator's status as scripts read it.
@@ -81,7 +80,7 @@ func (a *app) status() *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return at.with(cmd.Context(), func(ctx context.Context, c *client.Client) error {
 				// Beside each other, since a worker that hangs holds up both.
-				var caches []*headwaterv1.CacheState
+				var caches []client.Cache
 				var asked errgroup.Group
 				asked.Go(func() (err error) {
 					caches, err = c.Caches(ctx)
@@ -109,42 +108,42 @@ func (a *app) status() *cobra.Command {
 	return cmd
 }
 
-func viewStatus(address string, status *headwaterv1.StatusResponse, caches []*headwaterv1.CacheState) statusView {
-	v := statusView{Name: status.GetName(), Version: status.GetVersion(), Protocol: status.GetProtocol(), Address: address, Workers: []workerView{}, Jobs: map[string]uint64{}}
-	for _, s := range status.GetWorkers() {
-		w := s.GetWorker()
+func viewStatus(address string, status *client.Status, caches []client.Cache) statusView {
+	v := statusView{Name: status.Name, Version: status.Version, Protocol: status.Protocol, Address: address, Workers: []workerView{}, Jobs: map[string]uint64{}}
+	for _, s := range status.Workers {
+		w := s
 		one := workerView{
-			Name: w.GetName(), Address: s.GetAddress(), Version: w.GetVersion(), Weight: w.GetWeight(), BudgetBytes: w.GetBudgetBytes(),
-			UsedBytes: w.GetUsedBytes(), SpareBytes: w.GetSpareBytes(), Threads: w.GetThreads(), Kernel: w.GetKernel(), Error: s.GetError(),
+			Name: w.Name, Address: s.Address, Version: w.Version, Weight: w.Weight, BudgetBytes: w.BudgetBytes,
+			UsedBytes: w.UsedBytes, SpareBytes: w.SpareBytes, Threads: w.Threads, Kernel: w.Kernel, Error: s.Error,
 		}
-		if boot, err := uuid.FromBytes(w.GetBoot()); err == nil {
+		if boot, err := uuid.FromBytes(w.Boot); err == nil {
 			one.Boot = boot.String()
 		}
 		for _, c := range caches {
-			if c.GetWorker() == one.Name && one.Error == "" { // one that is left out may have another's name
-				one.Cache = viewCache(c)
+			if c.Worker == one.Name && one.Error == "" { // one that is left out may have another's name
+				one.Cache = viewCache(&c)
 			}
 		}
 		v.Workers = append(v.Workers, one)
 	}
-	for _, count := range status.GetJobs() {
-		v.Jobs[stateName(count.GetState())] = count.GetCount()
+	for count, n := range status.Jobs {
+		v.Jobs[string(count)] = n
 	}
 	return v
 }
 
-func viewCache(c *headwaterv1.CacheState) *cacheView {
+func viewCache(c *client.Cache) *cacheView {
 	v := &cacheView{
-		Sessions: c.GetSessions(), UsedBytes: c.GetUsedBytes(), FreeBytes: c.RoomBytes, RowBytes: c.RowBytes, SessionBytes: c.SessionBytes,
-		PrefixBytes: c.GetPrefixBytes(), PrefixAsked: c.GetPrefixAsked(), PrefixHits: c.GetPrefixHits(), PrefixSavedBytes: c.GetPrefixSavedBytes(),
-		Evicted: c.GetEvicted(), QueuedSteps: c.GetQueuedSteps(), QueuedTokens: c.GetQueuedTokens(), Lanes: c.GetLanes(),
+		Sessions: c.Sessions, UsedBytes: c.UsedBytes, FreeBytes: c.RoomBytes, RowBytes: c.RowBytes, SessionBytes: c.SessionBytes,
+		PrefixBytes: c.PrefixBytes, PrefixAsked: c.PrefixAsked, PrefixHits: c.PrefixHits, PrefixSavedBytes: c.PrefixSavedBytes,
+		Evicted: c.Evicted, QueuedSteps: c.QueuedSteps, QueuedTokens: c.QueuedTokens, Lanes: c.Lanes,
 	}
 	if c.RoomBytes == nil {
 		return v
 	}
 	v.Pages = []pageView{}
-	for _, p := range c.GetPages() {
-		v.Pages = append(v.Pages, pageView{p.GetPageBytes(), p.GetUsed(), p.GetFree()})
+	for _, p := range c.Pages {
+		v.Pages = append(v.Pages, pageView{p.PageBytes, p.Used, p.Free})
 	}
 	return v
 }
@@ -165,10 +164,9 @@ func (a *app) printStatus(v statusView) error {
 		return nil
 	}
 	jobs := a.newTable("\njobs", "state", ">count")
-	for i := range len(headwaterv1.JobState_name) {
-		name := stateName(headwaterv1.JobState(i))
-		if n, ok := v.Jobs[name]; ok {
-			jobs.AppendRow(table.Row{state(name), n})
+	for _, at := range client.JobStates {
+		if n, ok := v.Jobs[string(at)]; ok {
+			jobs.AppendRow(table.Row{state(string(at)), n})
 		}
 	}
 	return a.printTable(jobs)

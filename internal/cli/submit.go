@@ -14,7 +14,6 @@ import (
 	"headwater.example/client"
 	"headwater.example/internal/jobfile"
 	"headwater.example/internal/localcluster"
-	headwaterv1 "headwater.example/proto/headwater/v1"
 )
 
 // submitFlags are what submit is told.
@@ -126,13 +125,6 @@ func floats(flags *pflag.FlagSet, name, list string) ([]float32, error) {
 	return numbers, nil
 }
 
-var codecs = map[string]headwaterv1.ContextCodec{
-	"exact": headwaterv1.ContextCodec_CONTEXT_CODEC_EXACT,
-	"bf16":  headwaterv1.ContextCodec_CONTEXT_CODEC_BF16,
-	"f16":   headwaterv1.ContextCodec_CONTEXT_CODEC_F16,
-	"int8":  headwaterv1.ContextCodec_CONTEXT_CODEC_I8,
-}
-
 func (a *app) submit() *cobra.Command {
 	var f submitFlags
 	cmd := &cobra.Command{
@@ -209,7 +201,7 @@ func (a *app) runSubmit(cmd *cobra.Command, path string, f submitFlags) (err err
 		defer func() { err = errors.Join(err, stopLocal(cluster)) }()
 		f.at.address = cluster.Address()
 	}
-	var done *headwaterv1.Job
+	var done *client.Job
 	err = f.at.with(ctx, func(ctx context.Context, c *client.Client) error {
 		done, err = a.submitTo(ctx, c, path, overrides, f, to)
 		return err
@@ -233,7 +225,7 @@ func (a *app) runSubmit(cmd *cobra.Command, path string, f submitFlags) (err err
 }
 
 // submitTo submits, waits, and fetches.
-func (a *app) submitTo(ctx context.Context, c *client.Client, path string, overrides []byte, f submitFlags, to *output) (*headwaterv1.Job, error) {
+func (a *app) submitTo(ctx context.Context, c *client.Client, path string, overrides []byte, f submitFlags, to *output) (*client.Job, error) {
 	// An unreachable coordinator is found before the whole file is read for its hash.
 	if _, err := c.Status(ctx); err != nil {
 		return nil, err
@@ -241,28 +233,28 @@ func (a *app) submitTo(ctx context.Context, c *client.Client, path string, overr
 	bar := a.progress(f.quiet)
 	defer bar.end()
 	taken, err := c.Submit(ctx, client.SubmitOptions{
-		Path: path, Key: f.key, Overrides: overrides, Codec: codecs[f.codec], Deadline: f.deadline,
+		Path: path, Key: f.key, Overrides: overrides, Codec: client.Codec(f.codec), Deadline: f.deadline,
 		Hashed: func(done, total int64) { bar.show("hashing", done, total, true) },
 		Sent:   func(done, total int64) { bar.show("uploading", done, total, true) },
 	})
 	switch {
 	case err != nil:
 		return taken, err
-	case f.detach && client.Ended(taken) && taken.GetState() != headwaterv1.JobState_JOB_STATE_SUCCEEDED:
+	case f.detach && taken.Over() && taken.State != client.JobSucceeded:
 		return nil, &client.JobError{Job: taken} // known by its key
 	case f.detach:
 		return taken, nil
 	}
-	ended, err := c.Wait(ctx, taken.GetId(), bar.job)
+	ended, err := c.Wait(ctx, taken.ID, bar.job)
 	if err != nil {
 		if ctx.Err() != nil && f.local == 0 {
 			bar.end()
-			a.note("job %s goes on: coord jobs watch %[1]s, coord jobs cancel %[1]s\n", taken.GetId())
+			a.note("job %s goes on: coord jobs watch %[1]s, coord jobs cancel %[1]s\n", taken.ID)
 		}
 		return nil, err
 	}
 	if to == nil {
 		return ended, nil
 	}
-	return fetch(ctx, c, taken.GetId(), to, bar)
+	return fetch(ctx, c, taken.ID, to, bar)
 }

@@ -6,60 +6,59 @@ import (
 	"time"
 
 	"github.com/jedib0t/go-pretty/v6/table"
-	"google.golang.org/protobuf/types/known/durationpb"
 
-	headwaterv1 "headwater.example/proto/headwater/v1"
+	"headwater.example/client"
 )
 
 // printJob prints one job: what it is, and for one that succeeded its geometry, its plan and each worker's share.
-func (a *app) printJob(job *headwaterv1.Job, out string) error {
+func (a *app) printJob(job *client.Job, out string) error {
 	if a.json() {
 		view := viewJob(job)
 		view.Out = out
 		return a.printJSON(view)
 	}
-	t := a.newTable("", "job", job.GetId())
+	t := a.newTable("", "job", job.ID)
 	row := func(name, value string) {
 		if value != "" {
 			t.AppendRow(table.Row{name, value})
 		}
 	}
-	row("name", job.GetName())
-	row("key", job.GetKey())
-	row("kind", job.GetKind())
+	row("name", job.Name)
+	row("key", job.Key)
+	row("kind", job.Kind)
 	switch {
 	case lossy(job):
-		row("codec", jobCodec(job)+": contexts were narrowed, which loses bits")
-	case jobCodec(job) != "":
-		row("codec", jobCodec(job)+": no bit of a context is lost")
+		row("codec", string(job.Codec)+": contexts were narrowed, which loses bits")
+	case string(job.Codec) != "":
+		row("codec", string(job.Codec)+": no bit of a context is lost")
 	}
-	t.AppendRow(table.Row{"state", state(stateName(job.GetState()))})
-	row("error", job.GetError())
-	row("size", sizeOf(int64(job.GetSizeBytes())))
-	row("content", job.GetContentHash())
-	row("created", clock(job.GetCreated()))
-	row("started", clock(job.GetStarted()))
-	if job.GetAttempts() > 1 {
-		row("attempts", fmt.Sprint(job.GetAttempts()))
+	t.AppendRow(table.Row{"state", state(string(job.State))})
+	row("error", job.Error)
+	row("size", sizeOf(int64(job.SizeBytes)))
+	row("content", job.ContentHash)
+	row("created", clock(job.Created))
+	row("started", clock(job.Started))
+	if job.Attempts > 1 {
+		row("attempts", fmt.Sprint(job.Attempts))
 	}
-	if p := job.GetProgress(); p != nil && job.GetReport() == nil {
-		row("progress", fmt.Sprintf("%s: %s of %s loaded, %d of %d answers", p.GetPhase(), sizeOf(int64(p.GetLoadedBytes())), sizeOf(int64(p.GetLoadBytes())), p.GetUnitsDone(), p.GetUnits()))
+	if p := job.Progress; p != (client.Progress{}) && job.State != client.JobSucceeded {
+		row("progress", fmt.Sprintf("%s: %s of %s loaded, %d of %d answers", p.Phase, sizeOf(int64(p.LoadedBytes)), sizeOf(int64(p.LoadBytes)), p.UnitsDone, p.Units))
 	}
 	row("elapsed", elapsed(job, time.Now()))
-	if job.GetResultBytes() > 0 {
-		row("result", sizeOf(int64(job.GetResultBytes())))
-		row("SHA-256", job.GetResultSha256())
+	if job.ResultBytes > 0 {
+		row("result", sizeOf(int64(job.ResultBytes)))
+		row("SHA-256", job.ResultSHA256)
 	}
 	row("written to", out)
 	if err := a.printTable(t); err != nil {
 		return err
 	}
-	report := job.GetReport()
-	if report == nil {
+	if job.State != client.JobSucceeded {
 		return nil
 	}
-	if len(report.GetPlan()) > 0 {
-		plan, err := drawPlan(json.RawMessage(report.GetPlan()))
+	report := &job.Report
+	if len(report.Plan) > 0 {
+		plan, err := drawPlan(json.RawMessage(report.Plan))
 		if err != nil {
 			return err
 		}
@@ -74,39 +73,39 @@ func (a *app) printJob(job *headwaterv1.Job, out string) error {
 }
 
 // printShares prints what each worker was sent, what came back, and what it took.
-func (a *app) printShares(report *headwaterv1.Report) error {
+func (a *app) printShares(report *client.Report) error {
 	t := a.newTable("\ntraffic and time", "worker", ">answers", ">sent", ">received", ">of raw", ">compute", ">wire")
-	var sum headwaterv1.WorkerReport
+	var sum client.WorkerReport
 	var compute, wire time.Duration
-	for _, w := range report.GetWorkers() {
+	for _, w := range report.Workers {
 		note := ""
-		if w.GetLost() {
+		if w.Lost {
 			note = ", lost"
 		}
 		t.AppendRow(a.shareRow(w, note))
-		sum.Units += w.GetUnits()
-		sum.BytesOut += w.GetBytesOut()
-		sum.BytesInRaw += w.GetBytesInRaw()
-		sum.BytesInWire += w.GetBytesInWire()
-		compute += w.GetCompute().AsDuration()
-		wire += w.GetWire().AsDuration()
+		sum.Units += w.Units
+		sum.BytesOut += w.BytesOut
+		sum.BytesInRaw += w.BytesInRaw
+		sum.BytesInWire += w.BytesInWire
+		compute += w.Compute
+		wire += w.Wire
 	}
-	sum.Name, sum.Compute, sum.Wire = "all", durationpb.New(compute), durationpb.New(wire)
+	sum.Name, sum.Compute, sum.Wire = "all", compute, wire
 	note := ""
-	if n := report.GetWorkersLost(); n > 0 {
+	if n := report.WorkersLost; n > 0 {
 		note = fmt.Sprintf(", %d lost", n)
 	}
-	t.AppendFooter(a.shareRow(&sum, note))
+	t.AppendFooter(a.shareRow(sum, note))
 	if err := a.printTable(t); err != nil {
 		return err
 	}
-	return a.say("elapsed %s\n", span(report.GetElapsed()))
+	return a.say("elapsed %s\n", duration(report.Elapsed))
 }
 
-func (a *app) shareRow(w *headwaterv1.WorkerReport, note string) table.Row {
+func (a *app) shareRow(w client.WorkerReport, note string) table.Row {
 	ratio := "-"
-	if w.GetBytesInRaw() > 0 {
-		ratio = fmt.Sprintf("%.3f", float64(w.GetBytesInWire())/float64(w.GetBytesInRaw()))
+	if w.BytesInRaw > 0 {
+		ratio = fmt.Sprintf("%.3f", float64(w.BytesInWire)/float64(w.BytesInRaw))
 	}
-	return table.Row{a.narrow(w.GetName(), 16) + note, w.GetUnits(), sizeOf(int64(w.GetBytesOut())), sizeOf(int64(w.GetBytesInWire())), ratio, span(w.GetCompute()), span(w.GetWire())}
+	return table.Row{a.narrow(w.Name, 16) + note, w.Units, sizeOf(int64(w.BytesOut)), sizeOf(int64(w.BytesInWire)), ratio, duration(w.Compute), duration(w.Wire)}
 }

@@ -8,9 +8,6 @@ import (
 	"time"
 	"unicode"
 	"unicode/utf8"
-
-	"google.golang.org/protobuf/types/known/durationpb"
-	"google.golang.org/protobuf/types/known/timestamppb"
 )
 
 // clean makes what others chose, as names and errors are, fit for a terminal and one line: what does not print is escaped.
@@ -93,8 +90,6 @@ func shorten(s string, width int) string {
 }
 
 // span prints a duration of a message, "" if there is none.
-func span(d *durationpb.Duration) string { return duration(d.AsDuration()) }
-
 // duration prints a duration for people, everywhere alike: three digits, and whole seconds from a minute on.
 func duration(d time.Duration) string {
 	switch {
@@ -125,11 +120,11 @@ func digits3(d, unit time.Duration) string {
 }
 
 // age prints how long ago a time was, in one unit: 5s, 3m, 7h, 2d.
-func age(t *timestamppb.Timestamp, now time.Time) string {
-	if t == nil {
+func age(t, now time.Time) string {
+	if t.IsZero() {
 		return ""
 	}
-	d := max(now.Sub(t.AsTime()), 0)
+	d := max(now.Sub(t), 0)
 	switch {
 	case d < 2*time.Minute:
 		return fmt.Sprintf("%ds", int(d.Seconds()))
@@ -142,18 +137,17 @@ func age(t *timestamppb.Timestamp, now time.Time) string {
 }
 
 // when is a time, nil where there is none.
-func when(t *timestamppb.Timestamp) *time.Time {
-	if t == nil {
+func when(t time.Time) *time.Time {
+	if t.IsZero() {
 		return nil
 	}
-	at := t.AsTime()
-	return &at
+	return &t
 }
 
 // clock prints a time for people, in local time.
-func clock(t *timestamppb.Timestamp) string {
-	if t == nil {
+func clock(t time.Time) string {
+	if t.IsZero() {
 		return ""
 	}
-	return t.AsTime().Local().Format(time.DateTime)
+	return t.Local().Format(time.DateTime)
 }

@@ -49,7 +49,7 @@ func (a *app) version(remotely bool) *cobra.Command {
 				unasked = at.with(cmd.Context(), func(ctx context.Context, c *client.Client) error {
 					status, err := c.Status(ctx)
 					if err == nil {
-						v.Coordinator = &coordinatorView{status.GetName(), c.Address(), status.GetVersion(), status.GetProtocol()}
+						v.Coordinator = &coordinatorView{status.Name, c.Address(), status.Version, status.Protocol}
 					}
 					return err
 				})

@@ -179,8 +179,8 @@ func (c *Cluster) AwaitWorkers(ctx context.Context) error {
 			return err
 		}
 		answers := make(map[string]bool)
-		for _, w := range status.GetWorkers() {
-			answers[w.GetWorker().GetName()] = w.GetError() == ""
+		for _, w := range status.Workers {
+			answers[w.Name] = w.Error == ""
 		}
 		missing := ""
 		for _, w := range c.workers {

@@ -77,11 +77,11 @@ func TestAClusterComesUpAndLeavesNothing(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(status.GetWorkers()) != 3 || cluster.Workers() != 3 {
-		t.Fatalf("%d workers are seen, want 3", len(status.GetWorkers()))
+	if len(status.Workers) != 3 || cluster.Workers() != 3 {
+		t.Fatalf("%d workers are seen, want 3", len(status.Workers))
 	}
-	for i, w := range status.GetWorkers() {
-		if w.GetWorker().GetName() != cluster.Name(i) || w.GetWorker().GetBudgetBytes() != 64<<20 || w.GetWorker().GetThreads() != 1 {
+	for i, w := range status.Workers {
+		if w.Name != cluster.Name(i) || w.BudgetBytes != 64<<20 || w.Threads != 1 {
 			t.Errorf("worker %d is %v", i, w)
 		}
 	}
@@ -126,8 +126,8 @@ func TestProcessesCanBeKilledAndTheCoordinatorStartedAgain(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, w := range status.GetWorkers() {
-		if w.GetWorker().GetName() == cluster.Name(1) && w.GetError() == "" {
+	for _, w := range status.Workers {
+		if w.Name == cluster.Name(1) && w.Error == "" {
 			return
 		}
 	}

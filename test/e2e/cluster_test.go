@@ -22,7 +22,6 @@ import (
 	"headwater.example/client"
 	"headwater.example/internal/accuracy"
 	"headwater.example/internal/localcluster"
-	headwaterv1 "headwater.example/proto/headwater/v1"
 	"headwater.example/tensor"
 )
 
@@ -111,7 +110,7 @@ func (c *cluster) restart(t *testing.T) {
 }
 
 // submit submits a job file.
-func (c *cluster) submit(t *testing.T, o client.SubmitOptions) *headwaterv1.Job {
+func (c *cluster) submit(t *testing.T, o client.SubmitOptions) *client.Job {
 	t.Helper()
 	job, err := c.Submit(bounded(t), o)
 	if err != nil {
@@ -121,12 +120,12 @@ func (c *cluster) submit(t *testing.T, o client.SubmitOptions) *headwaterv1.Job 
 }
 
 // until follows a job until something holds of it or it has ended, and returns it as it was then.
-func (c *cluster) until(t *testing.T, id string, holds func(*headwaterv1.Job) bool) *headwaterv1.Job {
+func (c *cluster) until(t *testing.T, id string, holds func(*client.Job) bool) *client.Job {
 	t.Helper()
 	ctx, cancel := context.WithCancel(bounded(t))
 	defer cancel()
-	var found *headwaterv1.Job
-	last, err := c.Watch(ctx, id, func(job *headwaterv1.Job) {
+	var found *client.Job
+	last, err := c.Watch(ctx, id, func(job *client.Job) {
 		if found == nil && holds(job) {
 			found = job
 			cancel()
@@ -142,7 +141,7 @@ func (c *cluster) until(t *testing.T, id string, holds func(*headwaterv1.Job) bo
 }
 
 // wait follows a job to its end, which must be a good one.
-func (c *cluster) wait(t *testing.T, id string) *headwaterv1.Job {
+func (c *cluster) wait(t *testing.T, id string) *client.Job {
 	t.Helper()
 	job, err := c.Wait(bounded(t), id, nil)
 	if err != nil {
@@ -162,14 +161,14 @@ func (c *cluster) fetch(t *testing.T, id string) *tensor.File {
 }
 
 // run submits a job, waits for its end and fetches its result.
-func (c *cluster) run(t *testing.T, path string) (*headwaterv1.Job, *tensor.File) {
+func (c *cluster) run(t *testing.T, path string) (*client.Job, *tensor.File) {
 	t.Helper()
-	job := c.wait(t, c.submit(t, client.SubmitOptions{Path: path}).GetId())
-	return job, c.fetch(t, job.GetId())
+	job := c.wait(t, c.submit(t, client.SubmitOptions{Path: path}).ID)
+	return job, c.fetch(t, job.ID)
 }
 
 // jobs are the coordinator's jobs.
-func (c *cluster) jobs(t *testing.T) []*headwaterv1.Job {
+func (c *cluster) jobs(t *testing.T) []*client.Job {
 	t.Helper()
 	jobs, err := c.List(bounded(t))
 	if err != nil {
@@ -298,11 +297,11 @@ func undisturbed(t *testing.T) (job string, result *tensor.File) {
 	path := filepath.Join(workshop, "long.result.safetensors")
 	undisturbedOnce.Do(func() {
 		c := start(t, localcluster.Options{Workers: 1})
-		ended := c.wait(t, c.submit(t, client.SubmitOptions{Path: job}).GetId())
-		if p := ended.GetProgress(); p.GetLoadedBytes() != longLoad || p.GetUnits() != longAnswers || p.GetUnitsDone() != longAnswers {
+		ended := c.wait(t, c.submit(t, client.SubmitOptions{Path: job}).ID)
+		if p := ended.Progress; p.LoadedBytes != longLoad || p.Units != longAnswers || p.UnitsDone != longAnswers {
 			t.Errorf("the long job ended at %v", p)
 		}
-		if _, err := c.Download(bounded(t), ended.GetId(), path, nil); err != nil {
+		if _, err := c.Download(bounded(t), ended.ID, path, nil); err != nil {
 			t.Fatal(err)
 		}
 	})
@@ -312,13 +311,13 @@ func undisturbed(t *testing.T) (job string, result *tensor.File) {
 var undisturbedOnce sync.Once
 
 // Points of a job's life at which something can happen to it.
-func running(j *headwaterv1.Job) bool {
-	return j.GetState() == headwaterv1.JobState_JOB_STATE_RUNNING
+func running(j *client.Job) bool {
+	return j.State == client.JobRunning
 }
-func loading(j *headwaterv1.Job) bool  { return running(j) && j.GetProgress().GetLoadedBytes() > 0 }
-func answered(j *headwaterv1.Job) bool { return running(j) && j.GetProgress().GetUnitsDone() > 0 }
-func halfDone(j *headwaterv1.Job) bool {
-	return running(j) && 2*j.GetProgress().GetUnitsDone() >= j.GetProgress().GetUnits() && answered(j)
+func loading(j *client.Job) bool  { return running(j) && j.Progress.LoadedBytes > 0 }
+func answered(j *client.Job) bool { return running(j) && j.Progress.UnitsDone > 0 }
+func halfDone(j *client.Job) bool {
+	return running(j) && 2*j.Progress.UnitsDone >= j.Progress.Units && answered(j)
 }
 
 // tries is how often a test interrupts a job that ended before it could: on a machine that is busy with other things, the

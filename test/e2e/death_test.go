@@ -17,7 +17,6 @@ import (
 
 	"headwater.example/client"
 	"headwater.example/internal/localcluster"
-	headwaterv1 "headwater.example/proto/headwater/v1"
 )
 
 // TestAWorkerIsKilledInAJob kills one of three workers at different points of a job: the others take over its shards, and
@@ -27,7 +26,7 @@ func TestAWorkerIsKilledInAJob(t *testing.T) {
 	path, want := undisturbed(t)
 	for i, point := range []struct {
 		name  string
-		holds func(*headwaterv1.Job) bool
+		holds func(*client.Job) bool
 	}{
 		{"as it starts", running},
 		{"while keys and values are loaded", loading},
@@ -40,10 +39,10 @@ func TestAWorkerIsKilledInAJob(t *testing.T) {
 				c := start(t, localcluster.Options{Workers: 3, CoordinatorArgs: slowly})
 				victim := i % 3
 				job := c.submit(t, client.SubmitOptions{Path: path})
-				c.until(t, job.GetId(), point.holds)
+				c.until(t, job.ID, point.holds)
 				c.Kill(victim)
-				job = c.wait(t, job.GetId())
-				same(t, "after "+c.Name(victim)+" died", want, c.fetch(t, job.GetId()))
+				job = c.wait(t, job.ID)
+				same(t, "after "+c.Name(victim)+" died", want, c.fetch(t, job.ID))
 				lost := lostWorkers(job)
 				if len(lost) == 0 && point.name == "as it starts" {
 					return // it died before the job came to it
@@ -52,11 +51,11 @@ func TestAWorkerIsKilledInAJob(t *testing.T) {
 					t.Log("the job ended before the worker died; again")
 					continue
 				}
-				if !slices.Equal(lost, []string{c.Name(victim)}) || job.GetReport().GetWorkersLost() != 1 {
-					t.Errorf("%d workers were lost, %q; killed was %s", job.GetReport().GetWorkersLost(), lost, c.Name(victim))
+				if !slices.Equal(lost, []string{c.Name(victim)}) || job.Report.WorkersLost != 1 {
+					t.Errorf("%d workers were lost, %q; killed was %s", job.Report.WorkersLost, lost, c.Name(victim))
 				}
-				if job.GetAttempts() != 1 {
-					t.Errorf("the job was started %d times", job.GetAttempts())
+				if job.Attempts != 1 {
+					t.Errorf("the job was started %d times", job.Attempts)
 				}
 				return
 			}
@@ -65,11 +64,11 @@ func TestAWorkerIsKilledInAJob(t *testing.T) {
 }
 
 // lostWorkers are the names of the workers that a job lost.
-func lostWorkers(job *headwaterv1.Job) []string {
+func lostWorkers(job *client.Job) []string {
 	var names []string
-	for _, w := range job.GetReport().GetWorkers() {
-		if w.GetLost() {
-			names = append(names, w.GetName())
+	for _, w := range job.Report.Workers {
+		if w.Lost {
+			names = append(names, w.Name)
 		}
 	}
 	slices.Sort(names)
@@ -84,13 +83,13 @@ func TestWorkersAreKilledOneByOne(t *testing.T) {
 		c := start(t, localcluster.Options{Workers: 4, CoordinatorArgs: slowly})
 		job := c.submit(t, client.SubmitOptions{Path: path})
 		for victim := range 3 {
-			c.until(t, job.GetId(), func(j *headwaterv1.Job) bool {
-				return answered(j) && j.GetProgress().GetUnitsDone() >= uint64(victim*longAnswers/6)
+			c.until(t, job.ID, func(j *client.Job) bool {
+				return answered(j) && j.Progress.UnitsDone >= uint64(victim*longAnswers/6)
 			})
 			c.Kill(victim)
 		}
-		job = c.wait(t, job.GetId())
-		same(t, "after three deaths", want, c.fetch(t, job.GetId()))
+		job = c.wait(t, job.ID)
+		same(t, "after three deaths", want, c.fetch(t, job.ID))
 		if lost := lostWorkers(job); len(lost) == 3 {
 			return
 		} else if try == tries {
@@ -110,15 +109,15 @@ func TestAllWorkersAreKilledInAJob(t *testing.T) {
 	job := c.until(t, c.appears(t, "doomed"), answered)
 	c.Kill(0)
 	c.Kill(1)
-	job, err := c.Wait(bounded(t), job.GetId(), nil)
+	job, err := c.Wait(bounded(t), job.ID, nil)
 	var failed *client.JobError
-	if !errors.As(err, &failed) || job.GetState() != headwaterv1.JobState_JOB_STATE_FAILED || codes.Code(job.GetErrorCode()) != codes.Unavailable {
+	if !errors.As(err, &failed) || job.State != client.JobFailed || codes.Code(job.ErrorCode) != codes.Unavailable {
 		t.Fatalf("%v, %v", job, err)
 	}
-	if !strings.Contains(job.GetError(), "no worker answers since 2s") || strings.Contains(job.GetError(), "\n") {
-		t.Errorf("the reason is %q", job.GetError())
+	if !strings.Contains(job.Error, "no worker answers since 2s") || strings.Contains(job.Error, "\n") {
+		t.Errorf("the reason is %q", job.Error)
 	}
-	(<-cli).fails(t, 6, "job "+job.GetId()+" failed: no worker answers since 2s")
+	(<-cli).fails(t, 6, "job "+job.ID+" failed: no worker answers since 2s")
 	if left := list(t, filepath.Dir(out)); len(left) > 0 {
 		t.Errorf("files %q are left", left)
 	}
@@ -127,7 +126,7 @@ func TestAllWorkersAreKilledInAJob(t *testing.T) {
 	}
 	// One that comes now is refused, and the coordinator is well.
 	coord(t, "submit", path, "--coordinator", c.Address(), "--out", out, "--quiet").fails(t, 6, "no worker answers: worker \"w1\"", "connection refused")
-	coord(t, "jobs", "show", job.GetId(), "--coordinator", c.Address(), "--output", "json").succeeds(t)
+	coord(t, "jobs", "show", job.ID, "--coordinator", c.Address(), "--output", "json").succeeds(t)
 }
 
 // appears waits until the coordinator knows a job with a key, and returns its id.
@@ -140,7 +139,7 @@ func (c *cluster) appears(t *testing.T, key string) string {
 		job, err := c.Get(ctx, key)
 		switch {
 		case err == nil:
-			return job.GetId()
+			return job.ID
 		case !errors.Is(err, client.ErrNotFound):
 			t.Fatal(err)
 		}
@@ -178,8 +177,8 @@ func TestTheCoordinatorIsKilledInAnUpload(t *testing.T) {
 			t.Errorf("files %q are left in the spool", left)
 		}
 	}
-	job := c.wait(t, c.submit(t, client.SubmitOptions{Path: path, Key: "again"}).GetId())
-	same(t, "submitted again", want, c.fetch(t, job.GetId()))
+	job := c.wait(t, c.submit(t, client.SubmitOptions{Path: path, Key: "again"}).ID)
+	same(t, "submitted again", want, c.fetch(t, job.ID))
 }
 
 // TestTheCoordinatorIsKilledWithJobs kills it at different points of a job, with another one waiting behind: after the
@@ -187,7 +186,7 @@ func TestTheCoordinatorIsKilledInAnUpload(t *testing.T) {
 func TestTheCoordinatorIsKilledWithJobs(t *testing.T) {
 	t.Parallel()
 	path, want := undisturbed(t)
-	for name, point := range map[string]func(*headwaterv1.Job) bool{
+	for name, point := range map[string]func(*client.Job) bool{
 		"as it starts":                     running,
 		"while keys and values are loaded": loading,
 		"after the first answers":          answered,
@@ -199,7 +198,7 @@ func TestTheCoordinatorIsKilledWithJobs(t *testing.T) {
 				c := start(t, localcluster.Options{Workers: 2, CoordinatorArgs: slowly})
 				first := c.submit(t, client.SubmitOptions{Path: path, Key: "first"})
 				second := c.submit(t, client.SubmitOptions{Path: fixtures + "attention.safetensors", Key: "second"})
-				if state := second.GetState(); state != headwaterv1.JobState_JOB_STATE_QUEUED {
+				if state := second.State; state != client.JobQueued {
 					t.Logf("the second job is %s already", state)
 				}
 				c.until(t, "first", point)
@@ -211,19 +210,19 @@ func TestTheCoordinatorIsKilledWithJobs(t *testing.T) {
 				}
 				c.restart(t)
 				ended := c.wait(t, "first")
-				same(t, "the running job", want, c.fetch(t, first.GetId()))
-				if ended.GetId() != first.GetId() || ended.GetAttempts() != 2 {
-					t.Errorf("job %s was started %d times", ended.GetId(), ended.GetAttempts())
+				same(t, "the running job", want, c.fetch(t, first.ID))
+				if ended.ID != first.ID || ended.Attempts != 2 {
+					t.Errorf("job %s was started %d times", ended.ID, ended.Attempts)
 				}
 				ended = c.wait(t, "second")
-				result := c.fetch(t, second.GetId())
+				result := c.fetch(t, second.ID)
 				againstTruth(t, "attention", result)
 				same(t, "the queued job", firstResult(t, "attention", result), result)
-				if ended.GetId() != second.GetId() || ended.GetAttempts() != 1 {
-					t.Errorf("job %s was started %d times", ended.GetId(), ended.GetAttempts())
+				if ended.ID != second.ID || ended.Attempts != 1 {
+					t.Errorf("job %s was started %d times", ended.ID, ended.Attempts)
 				}
 				// The results are all that is kept, and a restart changes nothing.
-				results := []string{first.GetId() + ".result.safetensors", second.GetId() + ".result.safetensors"}
+				results := []string{first.ID + ".result.safetensors", second.ID + ".result.safetensors"}
 				if files := c.spool(t); !slices.Equal(files, results) {
 					t.Errorf("the spool holds %q", files)
 				}
@@ -256,18 +255,18 @@ func TestKillsOfTheCoordinatorCostNoJob(t *testing.T) {
 	t.Parallel()
 	path, want := undisturbed(t)
 	c := start(t, localcluster.Options{Workers: 1, CoordinatorArgs: slowly})
-	id := c.submit(t, client.SubmitOptions{Path: path}).GetId()
+	id := c.submit(t, client.SubmitOptions{Path: path}).ID
 	const kills = 4
-	for attempt := range uint32(kills) {
+	for attempt := range int(kills) {
 		job := c.until(t, id, running)
-		if job.GetAttempts() != attempt+1 {
-			t.Fatalf("attempt %d is counted as %d, the job is %s", attempt+1, job.GetAttempts(), job.GetState())
+		if job.Attempts != attempt+1 {
+			t.Fatalf("attempt %d is counted as %d, the job is %s", attempt+1, job.Attempts, job.State)
 		}
 		c.KillCoordinator()
 		c.checkStore(t)
 		c.restart(t)
 	}
-	if job := c.wait(t, id); job.GetAttempts() != kills+1 || job.GetCrashes() != 0 {
+	if job := c.wait(t, id); job.Attempts != kills+1 || job.Crashes != 0 {
 		t.Errorf("%v", job)
 	}
 	same(t, "after four kills", want, c.fetch(t, id))
@@ -280,16 +279,16 @@ func TestAWorkerIsStoppedInAJob(t *testing.T) {
 	for try := 1; ; try++ {
 		c := start(t, localcluster.Options{Workers: 2, CoordinatorArgs: slowly})
 		job := c.submit(t, client.SubmitOptions{Path: path})
-		c.until(t, job.GetId(), loading)
+		c.until(t, job.ID, loading)
 		c.signal(t, 0, syscall.SIGTERM)
-		stopping := c.until(t, job.GetId(), func(*headwaterv1.Job) bool { return true }) // as it is now
-		job = c.wait(t, job.GetId())
-		if client.Ended(stopping) && try < tries {
+		stopping := c.until(t, job.ID, func(*client.Job) bool { return true }) // as it is now
+		job = c.wait(t, job.ID)
+		if stopping.Over() && try < tries {
 			t.Log("the job ended before the worker was asked to stop; again")
 			continue
 		}
-		same(t, "with a worker that stopped", want, c.fetch(t, job.GetId()))
-		if lost := lostWorkers(job); len(lost) > 0 || job.GetReport().GetWorkersLost() > 0 {
+		same(t, "with a worker that stopped", want, c.fetch(t, job.ID))
+		if lost := lostWorkers(job); len(lost) > 0 || job.Report.WorkersLost > 0 {
 			t.Errorf("the job lost %q", lost)
 		}
 		// How it ended, the cluster's stop reports.
@@ -299,7 +298,7 @@ func TestAWorkerIsStoppedInAJob(t *testing.T) {
 		// What comes now is for those that are left.
 		job, result := c.run(t, fixtures+"attention.safetensors")
 		same(t, "without it", firstResult(t, "attention", result), result)
-		if workers := job.GetReport().GetWorkers(); len(workers) != 1 || workers[0].GetName() != c.Name(1) {
+		if workers := job.Report.Workers; len(workers) != 1 || workers[0].Name != c.Name(1) {
 			t.Errorf("the next job ran on %v", workers)
 		}
 		return
@@ -313,24 +312,24 @@ func TestTheCoordinatorIsStoppedInAJob(t *testing.T) {
 	for try := 1; ; try++ {
 		c := start(t, localcluster.Options{Workers: 2, CoordinatorArgs: slowly})
 		job := c.submit(t, client.SubmitOptions{Path: path})
-		c.until(t, job.GetId(), answered)
+		c.until(t, job.ID, answered)
 		c.signal(t, -1, syscall.SIGTERM)
 		if err := awaitDeath(c.Process(-1)); err != nil {
 			t.Fatal(err)
 		}
 		<-c.Done()
 		c.checkStore(t)
-		if files := c.spool(t); slices.Contains(files, job.GetId()+".result.safetensors") && try < tries {
+		if files := c.spool(t); slices.Contains(files, job.ID+".result.safetensors") && try < tries {
 			t.Log("the job ended before the coordinator stopped; again")
 			continue
-		} else if want := []string{job.GetId() + ".safetensors"}; !slices.Equal(files, want) {
+		} else if want := []string{job.ID + ".safetensors"}; !slices.Equal(files, want) {
 			t.Errorf("the spool holds %q, want %q", files, want)
 		}
 		c.restart(t)
-		job = c.wait(t, job.GetId())
-		same(t, "after the restart", want, c.fetch(t, job.GetId()))
-		if job.GetAttempts() != 1 {
-			t.Errorf("the job was started %d times", job.GetAttempts())
+		job = c.wait(t, job.ID)
+		same(t, "after the restart", want, c.fetch(t, job.ID))
+		if job.Attempts != 1 {
+			t.Errorf("the job was started %d times", job.Attempts)
 		}
 		return
 	}

@@ -61,7 +61,7 @@ func TestARealModelOnAnyCluster(t *testing.T) {
 			c := start(t, localcluster.Options{Workers: shape.workers, Threads: shape.threads, CoordinatorArgs: []string{"--block", shape.block}})
 			for _, name := range []string{"attention", "layer"} {
 				job, result := c.run(t, fixtures+name+".safetensors")
-				if lost := job.GetReport().GetWorkersLost(); lost != 0 {
+				if lost := job.Report.WorkersLost; lost != 0 {
 					t.Errorf("%s: %d workers were lost", name, lost)
 				}
 				againstTruth(t, name, result)

@@ -306,7 +306,7 @@ func TestTheSameKeyWithAnotherContent(t *testing.T) {
 	if err := os.Remove(out); err != nil {
 		t.Fatal(err)
 	}
-	coord(t, append([]string{"submit", second}, at...)...).fails(t, 4, "second.safetensors", `key "nightly"`, "another content", before[0].GetId(), before[0].GetContentHash())
+	coord(t, append([]string{"submit", second}, at...)...).fails(t, 4, "second.safetensors", `key "nightly"`, "another content", before[0].ID, before[0].ContentHash)
 	// The same file with other options is another content.
 	coord(t, append([]string{"submit", first, "--causal"}, at...)...).fails(t, 4, "first.safetensors", `key "nightly"`, "another content")
 	if files := list(t, folder); slices.Contains(files, "out.safetensors") || len(files) != 2 {
@@ -317,7 +317,7 @@ func TestTheSameKeyWithAnotherContent(t *testing.T) {
 	c.restart(t)
 	coord(t, append([]string{"submit", first}, at...)...).succeeds(t)
 	after := c.jobs(t)
-	if len(after) != 1 || after[0].GetId() != before[0].GetId() || after[0].GetAttempts() != 1 {
+	if len(after) != 1 || after[0].ID != before[0].ID || after[0].Attempts != 1 {
 		t.Errorf("the jobs were %v, and are %v", before, after)
 	}
 	open(t, out)

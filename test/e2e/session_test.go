@@ -301,7 +301,7 @@ func TestASessionGoesOnElsewhere(t *testing.T) {
 				t.Fatal(err)
 			}
 			coord(t, "sessions", "restore", short, "--quiet", "--coordinator", elsewhere.Address()).fails(t, 4, "short.snapshot", "ends early")
-			if all, err := elsewhere.Sessions(g.ctx); err != nil || len(all.GetSessions()) != 1 {
+			if all, err := elsewhere.Sessions(g.ctx); err != nil || len(all.Sessions) != 1 {
 				t.Fatalf("%v: %v", all, err)
 			}
 		})

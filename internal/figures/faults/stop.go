@@ -83,13 +83,13 @@ func workerAddress(ctx context.Context, coordinator string) (string, error) {
 		return "", err
 	}
 	status, err := c.Status(ctx)
-	if err == nil && len(status.GetWorkers()) != 1 {
-		err = fmt.Errorf("%d workers are seen", len(status.GetWorkers()))
+	if err == nil && len(status.Workers) != 1 {
+		err = fmt.Errorf("%d workers are seen", len(status.Workers))
 	}
 	if err = errors.Join(err, c.Close()); err != nil {
 		return "", err
 	}
-	return status.GetWorkers()[0].GetAddress(), nil
+	return status.Workers[0].Address, nil
 }
 
 // step steps a session over a connection of its own until that fails, and tells of its first step.

@@ -30,7 +30,6 @@ import (
 	"headwater.example/client"
 	"headwater.example/internal/accuracy"
 	"headwater.example/internal/localcluster"
-	headwaterv1 "headwater.example/proto/headwater/v1"
 	"headwater.example/tensor"
 )
 
@@ -197,7 +196,7 @@ func (r *record) memory(ctx context.Context, start func() (*localcluster.Cluster
 	began := time.Now()
 	job, err := c.Submit(ctx, client.SubmitOptions{Path: path})
 	if err == nil {
-		job, err = c.Wait(ctx, job.GetId(), nil)
+		job, err = c.Wait(ctx, job.ID, nil)
 	}
 	r.Elapsed = time.Since(began).Seconds()
 	close(done)
@@ -249,13 +248,13 @@ func anonymous(pid int) (int64, error) {
 }
 
 // shares notes the bytes of K and V that each worker held, by the plan.
-func (r *record) shares(job *headwaterv1.Job) error {
+func (r *record) shares(job *client.Job) error {
 	var plan struct {
 		Layers []struct {
 			Groups map[string][]int `json:"groups"`
 		} `json:"layers"`
 	}
-	if err := json.Unmarshal(job.GetReport().GetPlan(), &plan); err != nil {
+	if err := json.Unmarshal(job.Report.Plan, &plan); err != nil {
 		return fmt.Errorf("plan of the job: %w", err)
 	}
 	for _, layer := range plan.Layers {
@@ -277,10 +276,10 @@ func errorsOf(ctx context.Context, c *client.Client, dir, fixtures, kind string)
 		return nil, err
 	}
 	path := filepath.Join(dir, kind+".result.safetensors")
-	if _, err = c.Wait(ctx, job.GetId(), nil); err != nil {
+	if _, err = c.Wait(ctx, job.ID, nil); err != nil {
 		return nil, err
 	}
-	if _, err = c.Download(ctx, job.GetId(), path, nil); err != nil {
+	if _, err = c.Download(ctx, job.ID, path, nil); err != nil {
 		return nil, err
 	}
 	got, err := tensor.Open(path)

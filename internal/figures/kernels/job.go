@@ -112,10 +112,10 @@ func (r *jobReport) round(ctx context.Context, to *client.Client, peers []*bareP
 	began := time.Now()
 	job, err := to.Submit(ctx, client.SubmitOptions{Path: path})
 	if err == nil {
-		job, err = to.Wait(ctx, job.GetId(), nil)
+		job, err = to.Wait(ctx, job.ID, nil)
 	}
 	if err == nil {
-		job, err = to.Download(ctx, job.GetId(), result, nil)
+		job, err = to.Download(ctx, job.ID, result, nil)
 	}
 	if err != nil {
 		return s, err
@@ -128,22 +128,22 @@ func (r *jobReport) round(ctx context.Context, to *client.Client, peers []*bareP
 		return s, err
 	}
 	hop, hopContext := errgroup.WithContext(ctx)
-	for i, w := range job.GetReport().GetWorkers() {
-		s.Kernel = max(s.Kernel, w.GetCompute().AsDuration().Seconds())
+	for i, w := range job.Report.Workers {
+		s.Kernel = max(s.Kernel, w.Compute.Seconds())
 		hop.Go(func() error {
-			return peers[i%len(peers)].move(hopContext, int64(w.GetBytesOut()), int64(w.GetBytesInWire()))
+			return peers[i%len(peers)].move(hopContext, int64(w.BytesOut), int64(w.BytesInWire))
 		})
 	}
 	if err := hop.Wait(); err != nil {
 		return s, err
 	}
-	if err := peers[0].move(ctx, 0, int64(job.GetResultBytes())); err != nil {
+	if err := peers[0].move(ctx, 0, int64(job.ResultBytes)); err != nil {
 		return s, err
 	}
 	s.Move = time.Since(began).Seconds()
 
 	began = time.Now()
-	if err := writeSynced(filepath.Join(dir, "synced"), int64(job.GetResultBytes())); err != nil {
+	if err := writeSynced(filepath.Join(dir, "synced"), int64(job.ResultBytes)); err != nil {
 		return s, err
 	}
 	s.Sync = time.Since(began).Seconds()

@@ -111,11 +111,11 @@ func codecs(ctx context.Context, f *figures) (err error) {
 	if err != nil {
 		return err
 	}
-	if job, err = c.client.Wait(ctx, job.GetId(), nil); err != nil {
+	if job, err = c.client.Wait(ctx, job.ID, nil); err != nil {
 		return err
 	}
 	path := filepath.Join(dir, "contexts.safetensors")
-	if _, err := c.client.Download(ctx, job.GetId(), path, nil); err != nil {
+	if _, err := c.client.Download(ctx, job.ID, path, nil); err != nil {
 		return err
 	}
 	blocks, err := bench.ContextBlocks(path)

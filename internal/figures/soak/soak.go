@@ -269,5 +269,5 @@ func workerAddress(ctx context.Context, coordinator string) (string, error) {
 	if err = errors.Join(err, c.Close()); err != nil {
 		return "", err
 	}
-	return status.GetWorkers()[0].GetAddress(), nil
+	return status.Workers[0].Address, nil
 }

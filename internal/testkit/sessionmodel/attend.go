@@ -89,13 +89,13 @@ func CompareWithJobs(t *rapid.T, c *client.Client, attends []Attend) {
 	defer os.RemoveAll(dir)
 	job, err := c.Submit(t.Context(), client.SubmitOptions{Path: writeJob(t, dir, attends)})
 	if err == nil {
-		job, err = c.Wait(t.Context(), job.GetId(), nil)
+		job, err = c.Wait(t.Context(), job.ID, nil)
 	}
 	if err != nil {
 		t.Fatal(err)
 	}
 	path := filepath.Join(dir, "result.safetensors")
-	if _, err := c.Download(t.Context(), job.GetId(), path, nil); err != nil {
+	if _, err := c.Download(t.Context(), job.ID, path, nil); err != nil {
 		t.Fatal(err)
 	}
 	result, err := tensor.Open(path)

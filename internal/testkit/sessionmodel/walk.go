@@ -130,7 +130,7 @@ func Walk(t *rapid.T, c Cluster) []Attend {
 		t.Fatalf("%d caches: %v", len(caches), err)
 	}
 	for _, cache := range caches {
-		if cache.GetSessions() != 0 || cache.GetUsedBytes() != cache.GetPrefixBytes() || cache.GetQueuedSteps() != 0 || cache.GetQueuedTokens() != 0 {
+		if cache.Sessions != 0 || cache.UsedBytes != cache.PrefixBytes || cache.QueuedSteps != 0 || cache.QueuedTokens != 0 {
 			t.Fatalf("in the end a worker has %v", cache)
 		}
 	}
@@ -257,7 +257,7 @@ func (w *walk) look(t *rapid.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if state.GetName() != s.name || state.GetPinned() != s.pinned {
+	if state.Name != s.name || state.Pinned != s.pinned {
 		t.Fatalf("%s is %v, pinned %v", s, state, s.pinned)
 	}
 	pages := 0
@@ -265,18 +265,18 @@ func (w *walk) look(t *rapid.T) {
 	if have := s.Receipt(); !slices.EqualFunc(have.Layers, want.Layers, func(a, b client.LayerReceipt) bool { return a.Length == b.Length && slices.Equal(a.Hashes, b.Hashes) }) {
 		t.Fatalf("%s: its receipt is %v, not %v", s, have, want)
 	}
-	for i, l := range state.GetLayers() {
-		if l.GetLength() != uint64(len(s.kept[i])) {
+	for i, l := range state.Layers {
+		if l.Length != uint64(len(s.kept[i])) {
 			// What a step that failed has left at some holders is taken back by the next call.
 			if w.tight {
 				continue
 			}
-			t.Fatalf("%s: layer %d has %d positions, not %d", s, i, l.GetLength(), len(s.kept[i]))
+			t.Fatalf("%s: layer %d has %d positions, not %d", s, i, l.Length, len(s.kept[i]))
 		}
 		pages += (pagesOf(len(s.kept[i])) - s.freed[i]) * s.layers[i].KVHeads * pageBytes(s.layers[i])
 	}
-	if !s.loose && !w.tight && state.GetPageBytes() != uint64(pages) {
-		t.Fatalf("%s has %d bytes of pages, not %d", s, state.GetPageBytes(), pages)
+	if !s.loose && !w.tight && state.PageBytes != uint64(pages) {
+		t.Fatalf("%s has %d bytes of pages, not %d", s, state.PageBytes, pages)
 	}
 }
 
@@ -374,12 +374,12 @@ func (w *walk) held(t *rapid.T, s *session) {
 		t.Fatal(err)
 	}
 	s.holders = nil
-	for _, h := range state.GetHolders() {
-		one := holder{name: h.GetName(), used: w.now()}
-		for _, l := range h.GetLayers() {
-			if len(l.GetGroups()) > 0 {
-				one.layers = append(one.layers, int(l.GetLayer()))
-				one.groups += fmt.Sprint(l.GetLayer(), l.GetGroups())
+	for _, h := range state.Holders {
+		one := holder{name: h.Name, used: w.now()}
+		for _, l := range h.Layers {
+			if len(l.Groups) > 0 {
+				one.layers = append(one.layers, int(l.Layer))
+				one.groups += fmt.Sprint(l.Layer, l.Groups)
 			}
 		}
 		s.holders = append(s.holders, one)
@@ -877,8 +877,10 @@ func (w *walk) expire(t *rapid.T) {
 			t.Fatalf("%s: %v; %v have it in use", s, err, left)
 		}
 		var have []string
-		for _, h := range state.GetHolders() {
-			have = append(have, h.GetName())
+		if err == nil {
+			for _, h := range state.Holders {
+				have = append(have, h.Name)
+			}
 		}
 		slices.Sort(left)
 		slices.Sort(have)

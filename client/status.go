@@ -1,0 +1,170 @@
+package client
+
+import (
+	"time"
+
+	headwaterv1 "headwater.example/proto/headwater/v1"
+)
+
+// Status is a cluster as its coordinator sees it.
+type Status struct {
+	Name     string // the coordinator's
+	Version  string // of its program
+	Protocol string // MAJOR.MINOR
+	Started  time.Time
+	Panics   uint64         // that the coordinator has caught since then, each of which ended one call
+	Workers  []WorkerStatus // by name
+	Jobs     map[JobState]uint64
+}
+
+// WorkerStatus is one worker. If it does not answer, Error says why, and of the rest only Name and Address may be set.
+type WorkerStatus struct {
+	Name        string
+	Address     string // of its gRPC service, host:port
+	Error       string // why it does not answer; "" if it does
+	Boot        []byte // UUID of this start of the process
+	Version     string // of its program
+	Weight      uint32 // in plans
+	BudgetBytes uint64 // for keys, values and queries
+	UsedBytes   uint64 // of these
+	SpareBytes  uint64 // the part of UsedBytes that is given up when room is needed
+	Threads     uint32 // for kernels
+	Kernel      string
+}
+
+func newStatus(m *headwaterv1.StatusResponse) *Status {
+	s := &Status{
+		Name: m.GetName(), Version: m.GetVersion(), Protocol: m.GetProtocol(), Started: instant(m.GetStarted()), Panics: m.GetPanics(),
+		Jobs: map[JobState]uint64{},
+	}
+	for _, w := range m.GetWorkers() {
+		d := w.GetWorker()
+		s.Workers = append(s.Workers, WorkerStatus{
+			Name: d.GetName(), Address: w.GetAddress(), Error: w.GetError(), Boot: d.GetBoot(), Version: d.GetVersion(), Weight: d.GetWeight(),
+			BudgetBytes: d.GetBudgetBytes(), UsedBytes: d.GetUsedBytes(), SpareBytes: d.GetSpareBytes(), Threads: d.GetThreads(), Kernel: d.GetKernel(),
+		})
+	}
+	for _, c := range m.GetJobs() {
+		s.Jobs[jobState(c.GetState())] += c.GetCount()
+	}
+	return s
+}
+
+// SessionState is what the cluster has of a session.
+type SessionState struct {
+	ID            SessionID
+	Name          string // for people
+	Tenant        string
+	Model         []byte        // fingerprint; nil in a list of all sessions
+	TTL           time.Duration // 0: the workers' limit, and in a list of all sessions
+	Epoch         uint64        // how often a client has taken it up
+	Truncations   uint64        // how often positions were taken back
+	Pinned        bool
+	Created, Used time.Time
+	PageBytes     uint64 // of the pages that it refers to
+	OwnBytes      uint64 // the part of these that no other session and no prefix shares
+	Layers        []LayerState
+	Holders       []Holder
+}
+
+// LayerState is what is held of one layer.
+type LayerState struct {
+	Layer  int
+	Length uint64   // positions
+	First  uint64   // first position that is there; those before have left the layer's window
+	Hashes []uint64 // chained, by group; nil in a list of all sessions
+}
+
+// Holder is a worker that holds some of a session's groups.
+type Holder struct {
+	Name, Address string
+	Boot          []byte // UUID
+	PageBytes     uint64 // of the session's pages here
+	OwnBytes      uint64
+	Layers        []HeldLayer
+}
+
+// HeldLayer is which groups of a layer a worker holds, ascending.
+type HeldLayer struct {
+	Layer  int
+	Groups []uint32
+}
+
+func newSession(m *headwaterv1.SessionState) SessionState {
+	s := SessionState{
+		Name: m.GetName(), Tenant: m.GetTenant(), Model: m.GetConfig().GetModel(), TTL: m.GetConfig().GetTtl().AsDuration(),
+		Epoch: m.GetEpoch().GetCounter(), Truncations: m.GetTruncations(), Pinned: m.GetPinned(), Created: instant(m.GetCreated()), Used: instant(m.GetUsed()),
+		PageBytes: m.GetPageBytes(), OwnBytes: m.GetOwnBytes(),
+	}
+	copy(s.ID[:], m.GetSession())
+	for _, l := range m.GetLayers() {
+		s.Layers = append(s.Layers, LayerState{int(l.GetLayer()), l.GetLength(), l.GetFirst(), l.GetHashes()})
+	}
+	for _, h := range m.GetHolders() {
+		one := Holder{Name: h.GetName(), Address: h.GetAddress(), Boot: h.GetBoot(), PageBytes: h.GetPageBytes(), OwnBytes: h.GetOwnBytes()}
+		for _, l := range h.GetLayers() {
+			one.Layers = append(one.Layers, HeldLayer{int(l.GetLayer()), l.GetGroups()})
+		}
+		s.Holders = append(s.Holders, one)
+	}
+	return s
+}
+
+// SessionList is the sessions of a cluster.
+type SessionList struct {
+	Sessions []SessionState // by id
+	Caches   []Cache
+	Silent   []SilentWorker // by name
+}
+
+// SilentWorker is a worker that did not answer. What it holds is not listed.
+type SilentWorker struct {
+	Worker  string // its name
+	Address string
+	Error   string // why it does not answer, in one line
+}
+
+// Cache is a worker's cache of keys and values. What a worker does not tell is nil.
+type Cache struct {
+	Worker           string      // its name
+	Sessions         uint64      // held
+	UsedBytes        uint64      // of pages in use by sessions and prefixes
+	FreeBytes        uint64      // of pages that are mapped and free
+	BudgetBytes      uint64      // for memory
+	RoomBytes        *uint64     // that pages and their rows can take before anything is dropped
+	RowBytes         *uint64     // that rows take beside the pages
+	SessionBytes     *uint64     // that sessions themselves take
+	Pages            []PageState // by their size, ascending
+	PrefixBytes      uint64      // of pages that only prefixes hold
+	PrefixAsked      uint64      // positions asked for in prefixes since the start
+	PrefixHits       uint64      // of these, positions that were there
+	PrefixSavedBytes uint64      // of keys and values that need not be sent for them
+	Evicted          uint64      // sessions dropped for want of room or use
+	QueuedSteps      uint64      // that wait
+	QueuedTokens     uint64      // query tokens of these
+	Lanes            uint64      // that are open
+}
+
+// PageState is a worker's pages of one size.
+type PageState struct {
+	PageBytes uint64 // of one page
+	Used      uint64 // pages in use
+	Free      uint64 // pages of this size that can be taken before anything is dropped; sizes share that room
+}
+
+func newCaches(messages []*headwaterv1.CacheState) []Cache {
+	caches := make([]Cache, len(messages))
+	for i, m := range messages {
+		c := Cache{
+			Worker: m.GetWorker(), Sessions: m.GetSessions(), UsedBytes: m.GetUsedBytes(), FreeBytes: m.GetFreeBytes(), BudgetBytes: m.GetBudgetBytes(),
+			RoomBytes: m.RoomBytes, RowBytes: m.RowBytes, SessionBytes: m.SessionBytes, PrefixBytes: m.GetPrefixBytes(), PrefixAsked: m.GetPrefixAsked(),
+			PrefixHits: m.GetPrefixHits(), PrefixSavedBytes: m.GetPrefixSavedBytes(), Evicted: m.GetEvicted(), QueuedSteps: m.GetQueuedSteps(),
+			QueuedTokens: m.GetQueuedTokens(), Lanes: m.GetLanes(),
+		}
+		for _, p := range m.GetPages() {
+			c.Pages = append(c.Pages, PageState{p.GetPageBytes(), p.GetUsed(), p.GetFree()})
+		}
+		caches[i] = c
+	}
+	return caches
+}
