@@ -164,8 +164,13 @@ func (b *block) vectorPage(page, from, to int, part parts) {
 		b.pm[to+r] = negInf
 	}
 	v.coefficients(&part.m[0], &part.l[0], &b.pm[0], &b.pl[0], &b.a[0], &b.b[0], b.n)
+	b.vectorValues(page, from, to, part)
+}
 
-	add, ahead := v.accumulate[storage], b.askByValues(page)
+// vectorValues adds a page's values, weighed, to those of rows [from, to) that see it: what each of them does is in does.
+func (b *block) vectorValues(page, from, to int, part parts) {
+	v, l, bytes, s := b.kernel.vector, b.kv.Layout, b.kv.Pages[page], b.s[:(to-from)*PageLen]
+	add, ahead := v.accumulate[storageIndex(l.dt)], b.askByValues(page)
 	values, vStride, cols := &bytes[l.kBytes()], l.vStride()*l.dt.Size(), l.vStride()/vectorLen
 	for r := from; r < to; {
 		// What some of the rows do not see weighs 0 there, which can change no more than the sign of a zero: v is finite

@@ -392,7 +392,7 @@ var decodeShort = stage{
 }
 
 // appending takes tokens one at a time, to one sequence after the other, as decoding a large batch does. The sequences
-// begin at all places of a page.
+// begin at all places of a page. Long: one measurement, in the order in which it is made.
 func appending(name string, dt tensor.DType) stage {
 	return stage{
 		names: []string{name}, limits: []limit{write1},
