@@ -28,11 +28,11 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 )
 
-// User is the user and the group that an image's process runs as.
-const User = 65532
+// imageUser is the user and the group that an image's process runs as.
+const imageUser = 65532
 
-// DataDir is the directory in an image that its user owns, where a coordinator keeps its jobs.
-const DataDir = "/var/lib/headwater"
+// dataDir is the directory in an image that its user owns, where a coordinator keeps its jobs.
+const dataDir = "/var/lib/headwater"
 
 // Spec says what an image is made of.
 type Spec struct {
@@ -154,7 +154,7 @@ func Build(spec Spec) (v1.Image, error) {
 	config = config.DeepCopy()
 	config.OS, config.Architecture, config.Created = "linux", arch, v1.Time{Time: epoch}
 	config.Config = v1.Config{
-		User:       fmt.Sprintf("%d:%d", User, User),
+		User:       fmt.Sprintf("%d:%d", imageUser, imageUser),
 		Entrypoint: []string{entrypoint},
 		Cmd:        spec.Cmd,
 		WorkingDir: "/",
@@ -196,9 +196,9 @@ func layer(entrypoint string, spec Spec) ([]byte, error) {
 		{Name: "tmp/", Typeflag: tar.TypeDir, Mode: 0o1777},
 		{Name: "var/", Typeflag: tar.TypeDir, Mode: 0o755},
 		{Name: "var/lib/", Typeflag: tar.TypeDir, Mode: 0o755},
-		{Name: strings.TrimPrefix(DataDir, "/") + "/", Typeflag: tar.TypeDir, Mode: 0o700, Uid: User, Gid: User},
+		{Name: strings.TrimPrefix(dataDir, "/") + "/", Typeflag: tar.TypeDir, Mode: 0o700, Uid: imageUser, Gid: imageUser},
 	}
-	made := map[string]bool{"/tmp": true, "/var": true, "/var/lib": true, DataDir: true}
+	made := map[string]bool{"/tmp": true, "/var": true, "/var/lib": true, dataDir: true}
 	sources := map[string]string{entrypoint: spec.Binary}
 	for _, to := range slices.Sorted(maps.Keys(spec.Files)) {
 		if !path.IsAbs(to) || path.Clean(to) != to || to == entrypoint || made[to] {

@@ -12,9 +12,9 @@ import (
 const (
 	// maxGap is how many rows an append makes for layers that have nothing there: as many as the largest append fills.
 	maxGap = shard.MaxStepTokens / attention.PageLen
-	// MaxBegin bounds the product of a layer's first position and its groups held, because a view has a page, though not
+	// maxBegin bounds the product of a layer's first position and its groups held, because a view has a page, though not
 	// its memory, for each of the positions before.
-	MaxBegin = 1 << 28
+	maxBegin = 1 << 28
 )
 
 // BeginLayer lets a layer take up the positions of another session's, which are then appended: until then it has the length
@@ -62,9 +62,9 @@ func (s *session) begin(req CreateRequest) (made, *Error) {
 				b.Layer, b.First, b.Length, attention.PageLen, int64(shard.MaxPositions)).at(b.Layer, 0)
 		case b.First > 0 && h.Options.WindowLeft < 0:
 			return made{}, refuse(Invalid, "layer %d begins at position %d, but its queries see all positions before", b.Layer, b.First).at(b.Layer, 0)
-		case b.First > MaxBegin/uint64(len(h.groups)):
+		case b.First > maxBegin/uint64(len(h.groups)):
 			return made{}, refuse(Invalid, "layer %d begins at position %d in %d groups, beyond %d together: hold fewer groups, on more workers",
-				b.Layer, b.First, len(h.groups), MaxBegin).at(b.Layer, 0)
+				b.Layer, b.First, len(h.groups), maxBegin).at(b.Layer, 0)
 		case len(b.Hashes) != hashes:
 			return made{}, refuse(Invalid, "layer %d begins at position %d with %d hashes, %d groups are held", b.Layer, b.First, len(b.Hashes), len(h.groups)).at(b.Layer, 0)
 		}

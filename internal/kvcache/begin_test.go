@@ -26,7 +26,7 @@ func TestBeginRefuses(t *testing.T) {
 		"no page's beginning": {with(func(b *BeginLayer) { b.First = 100 }), "multiple of 64"},
 		"beyond its length":   {with(func(b *BeginLayer) { b.Length = 127 }), "up to the length"},
 		"endless":             {with(func(b *BeginLayer) { b.Length = shard.MaxPositions + 1 }), "at most"},
-		"beyond all views":    {with(func(b *BeginLayer) { b.First, b.Length = MaxBegin, MaxBegin }), "on more workers"},
+		"beyond all views":    {with(func(b *BeginLayer) { b.First, b.Length = maxBegin, maxBegin }), "on more workers"},
 		"too few hashes":      {with(func(b *BeginLayer) { b.Hashes = b.Hashes[:1] }), "1 hashes, 2 groups"},
 		"hashes of nothing":   {with(func(b *BeginLayer) { b.First = 0 }), "2 hashes"},
 		"negative layer":      {with(func(b *BeginLayer) { b.Layer = -1 }), "not held"},

@@ -11,7 +11,7 @@ func (st *Store) Take(ctx context.Context, id SessionID, e Epoch, expect []Layer
 	}
 	defer s.unlock()
 	switch {
-	case e.Compare(s.epoch) < 0:
+	case e.compare(s.epoch) < 0:
 		return State{}, s.stale(e)
 	case len(expect) > 0 && truncations != s.truncations:
 		return State{}, s.otherTruncations(truncations)

@@ -145,7 +145,7 @@ func (st *Store) again(before *session, e Epoch) (State, error) {
 		return State{}, err
 	}
 	defer s.mu.Unlock()
-	switch e.Compare(s.epoch) {
+	switch e.compare(s.epoch) {
 	case -1:
 		return State{}, s.stale(e)
 	case +1:

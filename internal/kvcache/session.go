@@ -13,8 +13,8 @@ import (
 	"headwater.example/attention"
 )
 
-// MaxShards bounds the shards of a session that one store holds, which bounds what is kept beside a page.
-const MaxShards = 1 << 16
+// maxShards bounds the shards of a session that one store holds, which bounds what is kept beside a page.
+const maxShards = 1 << 16
 
 // SessionID names a session; clients make it of random bits.
 type SessionID [16]byte
@@ -30,8 +30,8 @@ type Epoch struct {
 	Lane    LaneID
 }
 
-// Compare orders epochs.
-func (e Epoch) Compare(other Epoch) int {
+// compare orders epochs.
+func (e Epoch) compare(other Epoch) int {
 	return cmp.Or(cmp.Compare(e.Counter, other.Counter), bytes.Compare(e.Lane[:], other.Lane[:]))
 }
 

@@ -122,8 +122,8 @@ func newShape(config Config, held []HeldLayer) (*shape, *Error) {
 		sh.layers = append(sh.layers, heldLayer{LayerSpec: config.Layers[h.Layer], layer: h.Layer, groups: h.Groups, first: sh.shards})
 		sh.shards += len(h.Groups)
 	}
-	if sh.shards < 1 || sh.shards > MaxShards {
-		return nil, refuse(Invalid, "%d shards are to be held, outside 1 to %d", sh.shards, MaxShards)
+	if sh.shards < 1 || sh.shards > maxShards {
+		return nil, refuse(Invalid, "%d shards are to be held, outside 1 to %d", sh.shards, maxShards)
 	}
 	sh.rowBytes = bytesOfRow(len(sh.layers), sh.shards)
 	sh.bytes = sh.heap()

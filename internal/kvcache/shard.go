@@ -22,8 +22,8 @@ type Shard struct {
 	hasher   Hasher
 }
 
-// ShardBytes returns the memory that a shard of capacity positions takes: whole pages, at least one.
-func ShardBytes(layout attention.Layout, capacity int) (int64, error) {
+// shardBytes returns the memory that a shard of capacity positions takes: whole pages, at least one.
+func shardBytes(layout attention.Layout, capacity int) (int64, error) {
 	if capacity < 0 {
 		return 0, fmt.Errorf("shard of %d positions: a capacity is at least 0", capacity)
 	}
@@ -36,7 +36,7 @@ func ShardBytes(layout attention.Layout, capacity int) (int64, error) {
 
 // OpenShard reserves the memory of capacity positions from the budget, then maps it. Without room it returns a *BudgetError.
 func OpenShard(budget *Budget, layout attention.Layout, capacity int) (*Shard, error) {
-	size, err := ShardBytes(layout, capacity)
+	size, err := shardBytes(layout, capacity)
 	if err != nil {
 		return nil, err
 	}

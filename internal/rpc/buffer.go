@@ -105,9 +105,9 @@ func (o *owned) Put(*[]byte) { (*Buffer)(o).Free() }
 
 func (*owned) Get(int) *[]byte { panic("rpc: a pool of one buffer") }
 
-// Give makes pieces a message of gRPC's, and gives it the buffer, in which some of them lie: it is freed when these have been
+// give makes pieces a message of gRPC's, and gives it the buffer, in which some of them lie: it is freed when these have been
 // written. Pieces that lie elsewhere must not be changed any more.
-func (b *Buffer) Give(pieces [][]byte) mem.BufferSlice {
+func (b *Buffer) give(pieces [][]byte) mem.BufferSlice {
 	message := make(mem.BufferSlice, len(pieces))
 	if b == nil {
 		for i, p := range pieces {

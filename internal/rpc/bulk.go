@@ -43,7 +43,7 @@ func (f *BulkFrame) MarshalFrame() (mem.BufferSlice, error) {
 	}
 	memory := f.memory
 	f.memory = nil
-	return memory.Give(pieces), nil
+	return memory.give(pieces), nil
 }
 
 // UnmarshalFrame implements Frame.

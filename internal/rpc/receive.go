@@ -291,7 +291,7 @@ func (e *encoded) MarshalFrame() (mem.BufferSlice, error) {
 		memory.Free()
 		return nil, nil
 	}
-	return memory.Give([][]byte{e.bytes}), nil
+	return memory.give([][]byte{e.bytes}), nil
 }
 
 func (*encoded) UnmarshalFrame(*Incoming) error { return errors.New("a message that is only sent") }

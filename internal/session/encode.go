@@ -40,8 +40,8 @@ const (
 	resultChain        protowire.Number = 7
 )
 
-// FrameBytes is the size of the frame that carries the step and a payload of that many bytes.
-func (r *Request) FrameBytes(payload int) int { return frameBytes(r.ID, sizeOfStep(&r.Step), payload) }
+// frameBytes is the size of the frame that carries the step and a payload of that many bytes.
+func (r *Request) frameBytes(payload int) int { return frameBytes(r.ID, sizeOfStep(&r.Step), payload) }
 
 func frameBytes(id uint64, body, payload int) int {
 	return sizeOfVarint(fieldID, id) + protowire.SizeTag(fieldBody) + protowire.SizeBytes(body) + sizeOfBytes(fieldPayload, payload)

@@ -449,7 +449,7 @@ func TestFramesTooLarge(t *testing.T) {
 		t.Fatal(err)
 	}
 	r, p := Request{ID: 1}, Response{}
-	n := rpc.MaxMessageBytes - r.FrameBytes(rpc.MaxMessageBytes) + rpc.MaxMessageBytes // of the largest payload
+	n := rpc.MaxMessageBytes - r.frameBytes(rpc.MaxMessageBytes) + rpc.MaxMessageBytes // of the largest payload
 	r.Payload = rpc.NewBuffer(n + 1)
 	var refused *Error
 	if err := s.Send(&r); !errors.As(err, &refused) || refused.Reason() != Invalid || r.Payload != nil ||

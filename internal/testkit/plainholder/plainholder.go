@@ -551,6 +551,7 @@ func follows(now *headwaterv1.LayerState, m *session.Step) (repeat bool, _ *sess
 	return repeat, nil
 }
 
+// step does one step. Long: the rules of a step, in the order of docs/sessions.md.
 func (h *Holder) step(by session.ID, req *session.Request, resp *session.Response) *session.Error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
