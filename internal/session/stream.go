@@ -51,9 +51,6 @@ func Open(ctx context.Context, conn grpc.ClientConnInterface, id ID) (*Stream, e
 
 var clientDesc = grpc.StreamDesc{StreamName: "Lane", ServerStreams: true, ClientStreams: true}
 
-// header waits for what the server says first: its protocol version among it.
-func (s *Stream) header() (metadata.MD, error) { return s.stream.Header() }
-
 // Send sends a request, whose payload it takes, also where it fails; the rest of the request may be used again. It blocks
 // while the holder does not read. A frame that is too large is an *Error, and the lane goes on without it. After io.EOF,
 // Recv says why the lane has ended.
