@@ -30,6 +30,7 @@ import (
 type Options struct {
 	Command  string        // the program coord
 	Load     time.Duration // how long the load lasts
+	Sessions int64         // how many sessions have to be through before it ends, also beyond Load
 	Memory   int64         // of the worker, --memory
 	Limit    int64         // of its memory group; 0 is none
 	Ordinary int           // clients
@@ -107,8 +108,9 @@ func Run(ctx context.Context, o Options) (_ Result, err error) {
 
 // load runs all clients for as long as the load lasts.
 func load(ctx context.Context, o Options, r *Result, cluster *localcluster.Cluster, address string) error {
-	loading, cancel := context.WithTimeoutCause(ctx, o.Load, nil)
+	loading, cancel := context.WithCancel(ctx)
 	defer cancel()
+	end := time.Now().Add(o.Load)
 	failed := make(chan error, o.Ordinary+o.Mute)
 	var clients sync.WaitGroup
 	var sessions, refused atomic.Int64
@@ -130,7 +132,7 @@ func load(ctx context.Context, o Options, r *Result, cluster *localcluster.Clust
 	defer ticker.Stop()
 	for {
 		select {
-		case <-loading.Done():
+		case <-ctx.Done():
 			return ctx.Err()
 		case err := <-failed:
 			cancel()
@@ -145,6 +147,10 @@ func load(ctx context.Context, o Options, r *Result, cluster *localcluster.Clust
 				return err
 			}
 			r.Largest = max(r.Largest, now)
+			if time.Now().After(end) && sessions.Load() >= o.Sessions {
+				cancel()
+				return nil
+			}
 		}
 	}
 }
