@@ -13,6 +13,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -39,6 +40,9 @@ func TestMain(m *testing.M) {
 	case "worker":
 		os.Exit(cli.Worker(os.Args[1:], streams))
 	}
+	// Who runs the tests may ignore hangups, as nohup does, and the programs would inherit that.
+	hangups := make(chan os.Signal, 1)
+	signal.Notify(hangups, syscall.SIGHUP)
 	goleak.VerifyTestMain(m)
 }
 
