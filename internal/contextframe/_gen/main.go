@@ -1,4 +1,4 @@
-// Command gen writes the assembly of package wire, for AVX2, BMI2 and F16C. Each routine has a twin in Go that says what
+// Command gen writes the assembly of package contextframe, for AVX2, BMI2 and F16C. Each routine has a twin in Go that says what
 // it does: those of planes.go and levels.go.
 package main
 
