@@ -74,7 +74,7 @@ func stepAllocatesNothing(t *testing.T, one client.Layer) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	id, child := session.ID{1}, client.SessionID{2}
+	id, child := session.LaneID{1}, client.SessionID{2}
 	parent := s.ID()
 	_, err = headwaterv1.NewSessionServiceClient(conn).ForkSession(ctx, &headwaterv1.ForkSessionRequest{
 		Session: parent[:], Epoch: state.GetEpoch(), Child: child[:], ChildEpoch: &headwaterv1.Epoch{Counter: 1, Lane: id[:]}, Expect: state.GetLayers(),

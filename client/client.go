@@ -87,7 +87,7 @@ func dial(text, proxy string, opts []grpc.DialOption) (*Client, error) {
 	return c, nil
 }
 
-func newLaneID() (id session.ID) {
+func newLaneID() (id session.LaneID) {
 	_, _ = rand.Read(id[:]) // never fails
 	return id
 }

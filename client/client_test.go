@@ -207,7 +207,7 @@ func TestSubmitToAnOlderCoordinatorAnnouncesTheHash(t *testing.T) {
 	}
 	hash := sha256.Sum256(want)
 	f := &fake{older: true}
-	if _, err := connect(t, f, grpc.ForceServerCodecV2(rpc.Codec{})).Submit(t.Context(), SubmitOptions{Path: path}); err != nil {
+	if _, err := connect(t, f, grpc.ForceServerCodecV2(rpc.MessageCodec{})).Submit(t.Context(), SubmitOptions{Path: path}); err != nil {
 		t.Fatal(err)
 	}
 	if !bytes.Equal(f.got, want) || !bytes.Equal(f.begin.GetSha256(), hash[:]) || f.end != nil {
@@ -215,7 +215,7 @@ func TestSubmitToAnOlderCoordinatorAnnouncesTheHash(t *testing.T) {
 	}
 	// Another refusal is passed on.
 	f.refuse = status.Error(codes.InvalidArgument, "no")
-	if _, err := connect(t, f, grpc.ForceServerCodecV2(rpc.Codec{})).Submit(t.Context(), SubmitOptions{Path: path}); !errors.Is(err, ErrRefused) || !strings.HasSuffix(err.Error(), ": no") {
+	if _, err := connect(t, f, grpc.ForceServerCodecV2(rpc.MessageCodec{})).Submit(t.Context(), SubmitOptions{Path: path}); !errors.Is(err, ErrRefused) || !strings.HasSuffix(err.Error(), ": no") {
 		t.Error(err)
 	}
 }

@@ -248,7 +248,7 @@ func TestRelayedFramesAreRefusedByName(t *testing.T) {
 	defer conn.Close()
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	id, sid := session.ID{1}, [16]byte{9}
+	id, sid := session.LaneID{1}, [16]byte{9}
 	sessions := headwaterv1.NewSessionServiceClient(conn)
 	wide := client.Layer{Heads: 8, KVHeads: 2, HeadDim: 8, VDim: 512}
 	made, err := sessions.CreateSession(ctx, &headwaterv1.CreateSessionRequest{
@@ -333,7 +333,7 @@ func TestRelayedFramesAreRefusedByName(t *testing.T) {
 		goOn()
 	}
 	// A frame beyond the limit, from a client that does not know it.
-	raw, err := conn.NewStream(metadata.AppendToOutgoingContext(ctx, session.MetadataKey, session.ID{2}.String()),
+	raw, err := conn.NewStream(metadata.AppendToOutgoingContext(ctx, session.MetadataKey, session.LaneID{2}.String()),
 		&grpc.StreamDesc{ServerStreams: true, ClientStreams: true}, headwaterv1.SessionService_Lane_FullMethodName)
 	if err != nil {
 		t.Fatal(err)

@@ -97,7 +97,7 @@ type mortalStream struct {
 }
 
 func (s mortalStream) SendMsg(m any) error {
-	f, ok := m.(*rpc.BulkFrame)
+	f, ok := m.(*rpc.BulkMessage)
 	if !ok {
 		return s.ServerStream.SendMsg(m)
 	}

@@ -212,7 +212,7 @@ func TestRawMessagesEndNothing(t *testing.T) {
 		}
 	}
 	for range rounds {
-		ctx, cancel := context.WithCancel(metadata.AppendToOutgoingContext(t.Context(), session.MetadataKey, session.ID{3}.String()))
+		ctx, cancel := context.WithCancel(metadata.AppendToOutgoingContext(t.Context(), session.MetadataKey, session.LaneID{3}.String()))
 		stream, err := conn.NewStream(ctx, &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}, methods[rng.IntN(len(methods))], grpc.ForceCodecV2(anyBytes{}))
 		if err != nil {
 			t.Fatal(err)

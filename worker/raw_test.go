@@ -76,7 +76,7 @@ func rawWorker(t testing.TB) *grpc.ClientConn {
 func sendRaw(t testing.TB, conn *grpc.ClientConn, method int, message []byte) {
 	t.Helper()
 	name := rawMethods[method%len(rawMethods)]
-	ctx, cancel := context.WithCancel(metadata.AppendToOutgoingContext(t.Context(), session.MetadataKey, session.ID{1}.String()))
+	ctx, cancel := context.WithCancel(metadata.AppendToOutgoingContext(t.Context(), session.MetadataKey, session.LaneID{1}.String()))
 	defer cancel()
 	stream, err := conn.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true, ClientStreams: true}, name, grpc.ForceCodec(rawBytes{}))
 	if err != nil {

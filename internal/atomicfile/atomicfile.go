@@ -23,20 +23,20 @@ type File struct {
 	name  string   // of the temporary file
 	path  string
 	size  int64 // 0 unknown
-	steps steps
+	calls calls
 
 	written, started int64 // by Write: bytes, and those that are on their way to the disk
 }
 
-// steps are what Commit and Create ask of the operating system; tests replace them.
-type steps struct {
+// calls are what Commit and Create ask of the operating system; tests replace them.
+type calls struct {
 	preallocate func(f *os.File, size int64) error
 	sync        func(f *os.File) error
 	rename      func(from, to string) error
 	syncDir     func(dir string) error
 }
 
-var system = steps{preallocate: preallocate, sync: (*os.File).Sync, rename: os.Rename, syncDir: syncDir}
+var system = calls{preallocate: preallocate, sync: (*os.File).Sync, rename: os.Rename, syncDir: syncDir}
 
 // Create begins a file that Commit will put at path, in the place of what is there. size is its length in bytes, for
 // which the disk space is taken now; 0 if it is not known. If path is a symbolic link, its target is what is replaced or made.
@@ -45,7 +45,7 @@ func Create(path string, size int64) (*File, error) {
 	return create(path, size, system)
 }
 
-func create(path string, size int64, steps steps) (*File, error) {
+func create(path string, size int64, calls calls) (*File, error) {
 	if size < 0 {
 		return nil, fmt.Errorf("create %s: size of %d bytes", path, size)
 	}
@@ -58,11 +58,11 @@ func create(path string, size int64, steps steps) (*File, error) {
 		return nil, fmt.Errorf("create %s: %w", path, reason(err))
 	}
 	if size > 0 {
-		if err := steps.preallocate(f, size); err != nil {
+		if err := calls.preallocate(f, size); err != nil {
 			return nil, also(fmt.Errorf("create %s: take %d bytes of disk: %w", path, size, err), discard(f))
 		}
 	}
-	return &File{f: f, name: f.Name(), path: target, size: size, steps: steps}, nil
+	return &File{f: f, name: f.Name(), path: target, size: size, calls: calls}, nil
 }
 
 // resolve follows a symbolic link at path and refuses what a rename must not replace.
@@ -188,7 +188,7 @@ func (f *File) Write(p []byte) (int, error) {
 // Flush brings what was written to the disk. Commit does so as well; who has something else to do meanwhile calls Flush
 // beside it.
 func (f *File) Flush() error {
-	if err := f.steps.sync(f.f); err != nil {
+	if err := f.calls.sync(f.f); err != nil {
 		return fmt.Errorf("flush %s: %w", f.path, reason(err))
 	}
 	return nil
@@ -216,13 +216,13 @@ func (f *File) Commit() error {
 	// that it could not write.
 	err := f.f.Close()
 	if err == nil {
-		err = f.steps.rename(f.name, f.path)
+		err = f.calls.rename(f.name, f.path)
 	}
 	f.f = nil
 	if err != nil {
 		return also(fmt.Errorf("commit %s: %w", f.path, reason(err)), os.Remove(f.name))
 	}
-	if err := f.steps.syncDir(filepath.Dir(f.path)); err != nil {
+	if err := f.calls.syncDir(filepath.Dir(f.path)); err != nil {
 		return fmt.Errorf("commit %s: the file is there, but may not survive a loss of power: flush its directory: %w", f.path, err)
 	}
 	return nil
@@ -239,7 +239,7 @@ func (f *File) flush() error {
 			return fmt.Errorf("%d bytes were written, %d were announced", stat.Size(), f.size)
 		}
 	}
-	return f.steps.sync(f.f)
+	return f.calls.sync(f.f)
 }
 
 // Abort gives the file up and removes the temporary file. After Commit or Abort it does nothing, so it may be deferred.

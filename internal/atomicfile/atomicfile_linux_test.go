@@ -38,29 +38,29 @@ func holds(t *testing.T, dir string, want map[string]string) {
 	}
 }
 
-// recorder performs the real steps, notes them, and fails at the one named.
+// recorder makes the real calls, notes them, and fails at the one named.
 type recorder struct {
-	steps []string
+	calls []string
 	fail  string
 	err   error
 }
 
 func (r *recorder) note(step string) error {
-	r.steps = append(r.steps, step)
+	r.calls = append(r.calls, step)
 	if step == r.fail {
 		return r.err
 	}
 	return nil
 }
 
-func (r *recorder) system(t *testing.T, target string) steps {
+func (r *recorder) system(t *testing.T, target string) calls {
 	do := func(step string, real func() error) error {
 		if err := r.note(step); err != nil {
 			return err
 		}
 		return real()
 	}
-	return steps{
+	return calls{
 		preallocate: func(f *os.File, size int64) error {
 			return do("preallocate", func() error { return preallocate(f, size) })
 		},
@@ -100,8 +100,8 @@ func TestCommitFlushesThenRenamesThenFlushesTheDirectory(t *testing.T) {
 	if err := f.Commit(); err != nil {
 		t.Fatal(err)
 	}
-	if want := []string{"preallocate", "sync", "rename", "syncDir"}; !slices.Equal(r.steps, want) {
-		t.Fatalf("steps %v, want %v", r.steps, want)
+	if want := []string{"preallocate", "sync", "rename", "syncDir"}; !slices.Equal(r.calls, want) {
+		t.Fatalf("calls %v, want %v", r.calls, want)
 	}
 	if err := f.Abort(); err != nil {
 		t.Fatal(err)
@@ -157,8 +157,8 @@ func TestFlushSaysWhatTheDiskRefuses(t *testing.T) {
 			t.Fatal(n, err)
 		}
 	}
-	if err := f.Flush(); err != nil || !slices.Equal(r.steps, []string{"sync"}) {
-		t.Fatal(err, r.steps)
+	if err := f.Flush(); err != nil || !slices.Equal(r.calls, []string{"sync"}) {
+		t.Fatal(err, r.calls)
 	}
 	r.fail, r.err = "sync", unix.EIO
 	if err := f.Flush(); !errors.Is(err, unix.EIO) || !strings.Contains(err.Error(), path) {

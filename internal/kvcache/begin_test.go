@@ -35,7 +35,7 @@ func TestBeginRefuses(t *testing.T) {
 		"twice":               {[]BeginLayer{ok, ok}, "ascend"},
 	} {
 		_, err := st.Create(CreateRequest{Session: SessionID{1}, Epoch: first, Config: cfg, Held: held, Begin: c.begin})
-		if problemOf(err) != Invalid || !strings.Contains(err.Error(), c.want) || strings.Contains(err.Error(), "\n") {
+		if reasonOf(err) != Invalid || !strings.Contains(err.Error(), c.want) || strings.Contains(err.Error(), "\n") {
 			t.Errorf("%s: got %v, want %q", name, err, c.want)
 		}
 	}
@@ -64,14 +64,14 @@ func TestViewsOfALayerThatBeginsFarAway(t *testing.T) {
 		t.Fatalf("%d bytes are in use", used)
 	}
 	v.Commit()
-	if err := st.View(&other.View, SessionID{1}, 0, far+10); problemOf(err) != OverBudget {
+	if err := st.View(&other.View, SessionID{1}, 0, far+10); reasonOf(err) != OverBudget {
 		t.Fatalf("a second view: %v", err)
 	}
-	if _, _, err := st.putPending(&other, &a, nil); problemOf(err) != OverBudget {
+	if _, _, err := st.putPending(&other, &a, nil); reasonOf(err) != OverBudget {
 		t.Fatalf("a second view, of a repeat: %v", err)
 	}
 	next := Append{Session: SessionID{1}, Epoch: first, Length: far + 11, Hashes: []uint64{0}, Query: far + 10}
-	if _, _, err := st.putPending(&other, &next, nil); problemOf(err) != Different {
+	if _, _, err := st.putPending(&other, &next, nil); reasonOf(err) != Different {
 		t.Fatalf("another hash: %v", err)
 	}
 	if n := v.View.KV(0).Len; n != far+11 || len(v.View.KV(0).Pages) != far/64+1 {
@@ -113,7 +113,7 @@ func TestBeginAcrossAGap(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if _, err := add(SessionID{2}, 0, 3); problemOf(err) != Invalid || !strings.Contains(err.Error(), "append to those first") {
+	if _, err := add(SessionID{2}, 0, 3); reasonOf(err) != Invalid || !strings.Contains(err.Error(), "append to those first") {
 		t.Fatalf("a gap of too many rows: %v", err)
 	}
 	if length, err := add(SessionID{1}, 0, 3); err != nil || length != far+3 {
@@ -142,7 +142,7 @@ func TestBeginAcrossAGap(t *testing.T) {
 		audit(t, st, nil)
 	}
 	for _, id := range []SessionID{{1}, {3}} {
-		if _, err := st.cut(id, first, 0, far-100, nil); problemOf(err) != Freed {
+		if _, err := st.cut(id, first, 0, far-100, nil); reasonOf(err) != Freed {
 			t.Fatalf("truncate to what was never there: %v", err)
 		}
 		if _, err := st.cut(id, first, 0, 0, nil); err != nil {

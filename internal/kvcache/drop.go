@@ -9,7 +9,7 @@ const maxTombstones = 1 << 16
 // a call, which is not 0, it ends only what that call has made, and if that is nothing yet it will be nothing.
 func (st *Store) Drop(ctx context.Context, id SessionID, e *Epoch, call uint64) error {
 	s, err := st.hold(ctx, id, false)
-	if refused, ok := err.(*Error); ok && refused.Problem == Unknown {
+	if refused, ok := err.(*Error); ok && refused.Reason == Unknown {
 		return st.dropUnheld(id, call, refused)
 	}
 	if err != nil {

@@ -73,7 +73,7 @@ func TestSessionsExpireInOrderOfUse(t *testing.T) {
 			t.Fatalf("a session was evicted: %v, want session %d", evicted, want)
 		}
 		if want >= 0 {
-			if _, err := st.look(numbered(want)); problemOf(err) != Unknown {
+			if _, err := st.look(numbered(want)); reasonOf(err) != Unknown {
 				t.Fatalf("another session than %d was evicted: %v", want, err)
 			}
 		}

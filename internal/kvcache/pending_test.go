@@ -26,7 +26,7 @@ func TestOneSessionFromManySides(t *testing.T) {
 		all.Go(func() {
 			r := rand.New(rand.NewPCG(seed, 1))
 			for i := range each {
-				if err := do(r, i); err != nil && problemOf(err) == 0 {
+				if err := do(r, i); err != nil && reasonOf(err) == 0 {
 					t.Errorf("an error without a type: %v", err)
 				}
 			}

@@ -23,7 +23,7 @@ func TestPagesOfTwoSizesDoNotTakeTheRoomFromEachOther(t *testing.T) {
 		idle  int  // large pages
 		old   bool // whether sessions may be dropped
 		forks byte // of a session that may not be: they may be, and have nothing of their own
-		want  Problem
+		want  Reason
 	}{
 		"an idle page of the other size makes room":      {idle: 2},
 		"a session makes room":                           {idle: 1, old: true},
@@ -78,7 +78,7 @@ func TestPagesOfTwoSizesDoNotTakeTheRoomFromEachOther(t *testing.T) {
 			go func() { _, _, err := st.put(&a, nil); ended <- err }()
 			select {
 			case err := <-ended:
-				if problemOf(err) != c.want || err == nil != (c.want == 0) {
+				if reasonOf(err) != c.want || err == nil != (c.want == 0) {
 					t.Fatalf("got %v", err)
 				}
 			case <-time.After(time.Minute):

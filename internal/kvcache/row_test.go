@@ -88,7 +88,7 @@ func TestRowsWithoutPagesCountInTheBudget(t *testing.T) {
 				return err
 			}
 			before := allocatedNow()
-			if err := add(SessionID{1}, total-1); problemOf(err) != OverBudget {
+			if err := add(SessionID{1}, total-1); reasonOf(err) != OverBudget {
 				t.Fatalf("an append that needs %d bytes of %d: %v", total, total-1, err)
 			}
 			if took := allocatedNow() - before; took > total/4 {
@@ -156,7 +156,7 @@ func TestCopiesOfRowsCountInTheBudget(t *testing.T) {
 		t.Fatal(err)
 	}
 	a := Append{Session: SessionID{3}, Epoch: first, Length: 10, Hashes: state.Layers[0].Hashes, Positions: 1, Encoding: tensor.F32, K: make([]byte, 16), V: make([]byte, 16)}
-	if _, _, err := st.put(&a, nil); problemOf(err) != OverBudget {
+	if _, _, err := st.put(&a, nil); reasonOf(err) != OverBudget {
 		t.Fatalf("a row beyond the budget: %v", err)
 	}
 	audit(t, st, nil)
@@ -230,11 +230,11 @@ func TestSessionsCountInTheBudget(t *testing.T) {
 	create(t, st, SessionID{2}, cfg, held, nil)
 	req := CreateRequest{Session: SessionID{3}, Epoch: first, Config: cfg, Held: held}
 	fork := ForkRequest{Session: SessionID{1}, Epoch: first, Child: SessionID{4}, ChildEpoch: first, Position: -1}
-	if _, err := st.Create(req); problemOf(err) != OverBudget {
+	if _, err := st.Create(req); reasonOf(err) != OverBudget {
 		t.Fatalf("a session beyond the budget: %v", err)
 	}
 	for {
-		if _, err := st.branch(fork); problemOf(err) == OverBudget {
+		if _, err := st.branch(fork); reasonOf(err) == OverBudget {
 			break
 		} else if err != nil {
 			t.Fatal(err)
@@ -250,7 +250,7 @@ func TestSessionsCountInTheBudget(t *testing.T) {
 		t.Fatal(err)
 	}
 	audit(t, st, nil)
-	if _, err := st.Create(req); problemOf(err) != OverBudget {
+	if _, err := st.Create(req); reasonOf(err) != OverBudget {
 		t.Fatalf("a session beyond the budget: %v", err)
 	}
 	now = now.Add(time.Minute)

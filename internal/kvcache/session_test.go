@@ -18,10 +18,10 @@ import (
 	"headwater.example/tensor"
 )
 
-// problemOf returns the problem of a typed error.
-func problemOf(err error) Problem {
+// reasonOf returns the reason of a typed error.
+func reasonOf(err error) Reason {
 	if e, ok := err.(*Error); ok {
-		return e.Problem
+		return e.Reason
 	}
 	return 0
 }
@@ -112,7 +112,7 @@ func TestAppendNamesWhatItRefuses(t *testing.T) {
 		a := fresh()
 		c.change(&a)
 		_, _, err := st.put(&a, nil)
-		if problemOf(err) != Invalid || !strings.Contains(err.Error(), c.want) || strings.Contains(err.Error(), "\n") {
+		if reasonOf(err) != Invalid || !strings.Contains(err.Error(), c.want) || strings.Contains(err.Error(), "\n") {
 			t.Errorf("%s: got %v, want %q", name, err, c.want)
 		}
 		if used := st.Cache().UsedBytes; used != 0 {
@@ -120,7 +120,7 @@ func TestAppendNamesWhatItRefuses(t *testing.T) {
 		}
 	}
 	scales := Append{Session: id, Epoch: first, Layer: 1, Positions: 1, Hashes: []uint64{0}, Encoding: tensor.I8, K: make([]byte, 2), V: make([]byte, 2), KScale: floatBytes(1), VScale: floatBytes(float32(math.Inf(1)))}
-	if _, _, err := st.put(&scales, nil); problemOf(err) != Invalid || !strings.Contains(err.Error(), "v_scale at position 0") {
+	if _, _, err := st.put(&scales, nil); reasonOf(err) != Invalid || !strings.Contains(err.Error(), "v_scale at position 0") {
 		t.Errorf("an infinite scale: %v", err)
 	}
 	a := fresh()
@@ -158,18 +158,18 @@ func TestCreateRefuses(t *testing.T) {
 		r := CreateRequest{Session: SessionID{1}, Epoch: first, Config: cfg, Held: slices.Clone(held)}
 		r.Config.Layers = slices.Clone(cfg.Layers)
 		change(&r)
-		if _, err := st.Create(r); problemOf(err) != Invalid || strings.Contains(err.Error(), "\n") {
+		if _, err := st.Create(r); reasonOf(err) != Invalid || strings.Contains(err.Error(), "\n") {
 			t.Errorf("%s: got %v", name, err)
 		}
 	}
 	create(t, st, SessionID{1}, cfg, held, nil)
-	if _, err := st.Create(CreateRequest{Session: SessionID{2}, Epoch: first, Config: cfg, Held: held}); problemOf(err) != OverBudget {
+	if _, err := st.Create(CreateRequest{Session: SessionID{2}, Epoch: first, Config: cfg, Held: held}); reasonOf(err) != OverBudget {
 		t.Errorf("one session too many: %v", err)
 	}
-	if _, err := st.Create(CreateRequest{Session: SessionID{1}, Epoch: Epoch{Counter: 2}, Config: cfg, Held: held}); problemOf(err) != Exists {
+	if _, err := st.Create(CreateRequest{Session: SessionID{1}, Epoch: Epoch{Counter: 2}, Config: cfg, Held: held}); reasonOf(err) != Exists {
 		t.Errorf("another epoch: %v", err)
 	}
-	if err := st.end(SessionID{3}, nil); problemOf(err) != Unknown {
+	if err := st.end(SessionID{3}, nil); reasonOf(err) != Unknown {
 		t.Errorf("drop of a session that never was: %v", err)
 	}
 }
@@ -222,7 +222,7 @@ func TestPrefixIsFoundCountedAndEvictedFromItsEnd(t *testing.T) {
 	if err := st.end(SessionID{5}, nil); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := st.put(&a, nil); problemOf(err) != OverBudget {
+	if _, _, err := st.put(&a, nil); reasonOf(err) != OverBudget {
 		t.Errorf("an append beyond the budget: %v", err)
 	}
 	if c := st.Cache(); c.PrefixBytes != 2*row {
@@ -292,7 +292,7 @@ func TestPinnedSessionsMakeNoRoom(t *testing.T) {
 	budget.total = budget.Used() + page + rowsOf(cfg, held, 1)
 	n := 3 * 64
 	a := Append{Session: SessionID{3}, Epoch: first, Hashes: []uint64{0}, Positions: n, Encoding: tensor.F16, K: make([]byte, n*4*2), V: make([]byte, n*4*2)}
-	if _, _, err := st.put(&a, nil); problemOf(err) != OverBudget || st.Cache().PrefixBytes != page {
+	if _, _, err := st.put(&a, nil); reasonOf(err) != OverBudget || st.Cache().PrefixBytes != page {
 		t.Errorf("got %v, and %+v", err, st.Cache())
 	}
 	grow(t, st, SessionID{3}, 2*64, nil) // in the place of the prefix
@@ -321,7 +321,7 @@ func TestWindowFreesPages(t *testing.T) {
 	if used := st.Cache().UsedBytes; used != (2+3)*page {
 		t.Fatalf("%d bytes are in use, want 5 pages", used)
 	}
-	if _, err := st.cut(SessionID{1}, first, 0, 1050, nil); problemOf(err) != Freed {
+	if _, err := st.cut(SessionID{1}, first, 0, 1050, nil); reasonOf(err) != Freed {
 		t.Fatalf("truncate to what has been freed: %v", err)
 	}
 	if _, err := st.cut(SessionID{1}, first, 0, 1080, nil); err != nil {
@@ -386,7 +386,7 @@ func TestSessionsInParallel(t *testing.T) {
 			for round := range 12 {
 				id := SessionID{1, byte(worker), byte(round)}
 				state, err := st.Create(CreateRequest{Session: id, Epoch: first, Config: cfg, Held: held, Tokens: text[:300]})
-				if problemOf(err) == OverBudget {
+				if reasonOf(err) == OverBudget {
 					continue
 				}
 				if err != nil {
@@ -422,7 +422,7 @@ func TestSessionsInParallel(t *testing.T) {
 						_, err = st.branch(ForkRequest{Session: id, Epoch: first, Child: SessionID{2, byte(worker), byte(round)}, ChildEpoch: first, Position: 100})
 					}
 				}
-				if p := problemOf(err); err != nil && p != OverBudget && p != Unknown {
+				if p := reasonOf(err); err != nil && p != OverBudget && p != Unknown {
 					t.Error(err)
 				}
 				st.List()

@@ -66,8 +66,8 @@ func (m *machine) pick(t *rapid.T) *modelSession {
 	return m.sessions[rapid.SampledFrom(ids).Draw(t, "session")]
 }
 
-// refused says whether err is a refusal for that problem; of errors that are none the test ends.
-func refused(t *rapid.T, err error, problem Problem) bool {
+// refused says whether err is a refusal for that reason; of errors that are none the test ends.
+func refused(t *rapid.T, err error, reason Reason) bool {
 	if err == nil {
 		return false
 	}
@@ -75,7 +75,7 @@ func refused(t *rapid.T, err error, problem Problem) bool {
 	if !errors.As(err, &e) {
 		t.Fatalf("%v is not a typed error", err)
 	}
-	return e.Problem == problem
+	return e.Reason == reason
 }
 
 // lost forgets the sessions that the store may have evicted: beyond their TTL and not pinned.
@@ -280,11 +280,11 @@ func (m *machine) again(t *rapid.T, s *modelSession, l *modelLayer, a Append) {
 	if err != nil || length != uint64(l.length()) || !slices.Equal(got, hashes(l, l.length())) {
 		t.Fatalf("a repeat: length %d, hashes %x: %v", length, got, err)
 	}
-	spoil := func(problem Problem, change func(a *Append)) {
+	spoil := func(reason Reason, change func(a *Append)) {
 		bad := a
 		change(&bad)
-		if _, _, err := m.store.put(&bad, nil); !refused(t, err, problem) {
-			t.Fatalf("want %v, got %v", problem, err)
+		if _, _, err := m.store.put(&bad, nil); !refused(t, err, reason) {
+			t.Fatalf("want %v, got %v", reason, err)
 		}
 	}
 	spoil(Different, func(a *Append) {

@@ -58,7 +58,7 @@ func TestLayersAreCutOneByOne(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				if _, err := st.Truncate(t.Context(), &TruncateRequest{Session: id, Epoch: first, Truncations: truncations, ID: 1 << 40, Expect: late.Layers}); problemOf(err) != OtherTruncations {
+				if _, err := st.Truncate(t.Context(), &TruncateRequest{Session: id, Epoch: first, Truncations: truncations, ID: 1 << 40, Expect: late.Layers}); reasonOf(err) != OtherTruncations {
 					t.Fatalf("a late truncation: %v", err)
 				}
 				truncations++
@@ -113,7 +113,7 @@ func TestLayersOfASharedRowAreCut(t *testing.T) {
 	if _, err := st.cut(SessionID{1}, first, 0, 0, []uint64{130, 10}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := st.cut(SessionID{1}, first, 1, 0, []uint64{130}); problemOf(err) != Invalid {
+	if _, err := st.cut(SessionID{1}, first, 1, 0, []uint64{130}); reasonOf(err) != Invalid {
 		t.Fatalf("lengths of one of two layers: %v", err)
 	}
 	grow(t, st, SessionID{1}, 200, nil)
@@ -156,7 +156,7 @@ func TestAFreedLayerDoesNotBeginAnewAlone(t *testing.T) {
 	for range 300 {
 		grow(t, st, SessionID{1}, 1, nil)
 	}
-	if _, err := st.cut(SessionID{1}, first, 0, 0, []uint64{300, 0}); problemOf(err) != Freed {
+	if _, err := st.cut(SessionID{1}, first, 0, 0, []uint64{300, 0}); reasonOf(err) != Freed {
 		t.Fatalf("got %v", err)
 	}
 	if _, err := st.cut(SessionID{1}, first, 0, 0, []uint64{200, 299}); err != nil {

@@ -22,8 +22,8 @@ type Buffer struct {
 	bytes []byte // what is asked for, of all
 	all   []byte // 1<<shift bytes, or those of one that is not pooled
 	freed atomic.Bool
-	// frame is the list of buffers of the frame that ends with this one. gRPC may read it until the last of them is free.
-	frame [2]mem.Buffer
+	// message is the list of buffers of the message that ends with this one. gRPC may read it until the last of them is free.
+	message [2]mem.Buffer
 	// What the buffer has of a call's share, until it is freed.
 	share *Share
 	way   direction
@@ -137,13 +137,13 @@ func (b *Buffer) offset(p []byte) (at int, ok bool) {
 	return int(distance), distance <= uintptr(len(b.bytes)-len(p))
 }
 
-// GiveFrame makes a head, which is not empty, and a payload one message of gRPC's, and gives it both buffers.
-func GiveFrame(head, payload *Buffer) mem.BufferSlice {
+// GiveMessage makes a head, which is not empty, and a payload one message of gRPC's, and gives it both buffers.
+func GiveMessage(head, payload *Buffer) mem.BufferSlice {
 	if payload == nil {
-		head.frame[0] = mem.NewBuffer(&head.bytes, (*owned)(head))
-		return head.frame[:1]
+		head.message[0] = mem.NewBuffer(&head.bytes, (*owned)(head))
+		return head.message[:1]
 	}
-	payload.frame[0] = mem.NewBuffer(&head.bytes, (*owned)(head))
-	payload.frame[1] = mem.NewBuffer(&payload.bytes, (*owned)(payload))
-	return payload.frame[:]
+	payload.message[0] = mem.NewBuffer(&head.bytes, (*owned)(head))
+	payload.message[1] = mem.NewBuffer(&payload.bytes, (*owned)(payload))
+	return payload.message[:]
 }

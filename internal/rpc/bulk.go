@@ -7,11 +7,11 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// SendBulk sends m on a stream, whose connection or server has Codec. Its large fields are sent from where they lie, and m
+// SendBulk sends m on a stream, whose connection or server has MessageCodec. Its large fields are sent from where they lie, and m
 // is left without them. memory, which may be nil, is where they lie: it is taken, also if SendBulk fails, and used again once
 // they are written. A large field that lies elsewhere must not be changed any more.
 func SendBulk(stream interface{ SendMsg(any) error }, m proto.Message, memory *Buffer) error {
-	f := BulkFrame{Message: m, memory: memory}
+	f := BulkMessage{Message: m, memory: memory}
 	err := stream.SendMsg(&f)
 	f.memory.Free() // where it was not taken
 	return err
@@ -21,7 +21,7 @@ func SendBulk(stream interface{ SendMsg(any) error }, m proto.Message, memory *B
 // is freed they must not be used. Memory that is not freed is left to the garbage collector. It is nil where no field is
 // large.
 func RecvBulk(stream interface{ RecvMsg(any) error }, m proto.Message) (memory *Buffer, err error) {
-	f := BulkFrame{Message: m}
+	f := BulkMessage{Message: m}
 	if err := stream.RecvMsg(&f); err != nil {
 		f.memory.Free()
 		return nil, err
@@ -29,14 +29,14 @@ func RecvBulk(stream interface{ RecvMsg(any) error }, m proto.Message) (memory *
 	return f.memory, nil
 }
 
-// BulkFrame is a message as the codec, and interceptors, see it.
-type BulkFrame struct {
+// BulkMessage is a message as the codec, and interceptors, see it.
+type BulkMessage struct {
 	Message proto.Message
 	memory  *Buffer
 }
 
-// MarshalFrame implements Frame.
-func (f *BulkFrame) MarshalFrame() (mem.BufferSlice, error) {
+// MarshalMessage implements SelfCoded.
+func (f *BulkMessage) MarshalMessage() (mem.BufferSlice, error) {
 	pieces, err := encode(f.Message.ProtoReflect())
 	if err != nil {
 		return nil, err
@@ -46,8 +46,8 @@ func (f *BulkFrame) MarshalFrame() (mem.BufferSlice, error) {
 	return memory.give(pieces), nil
 }
 
-// UnmarshalFrame implements Frame.
-func (f *BulkFrame) UnmarshalFrame(in *Incoming) error {
+// UnmarshalMessage implements SelfCoded.
+func (f *BulkMessage) UnmarshalMessage(in *Incoming) error {
 	memory := NewBuffer(in.Len())
 	if !in.copyTo(memory.Bytes()) {
 		memory.Free()
@@ -62,5 +62,5 @@ func (f *BulkFrame) UnmarshalFrame(in *Incoming) error {
 	return nil
 }
 
-// HeldBy implements holder.
-func (f *BulkFrame) HeldBy() *Buffer { return f.memory }
+// Memory implements buffered.
+func (f *BulkMessage) Memory() *Buffer { return f.memory }

@@ -101,8 +101,8 @@ func TestMessagesAreThoseOfProtobuf(t *testing.T) {
 			t.Fatal(err)
 		}
 		// What the generated code writes is read alike.
-		got := BulkFrame{Message: kind.New().Interface()}
-		if err := (Codec{}).Unmarshal(pieces(wire, rapid.IntRange(1000, 20000).Draw(t, "pieces")), &got); err != nil {
+		got := BulkMessage{Message: kind.New().Interface()}
+		if err := (MessageCodec{}).Unmarshal(pieces(wire, rapid.IntRange(1000, 20000).Draw(t, "pieces")), &got); err != nil {
 			t.Fatal(err)
 		}
 		if !proto.Equal(got.Message, want) {
@@ -124,7 +124,7 @@ func TestMessagesAreThoseOfProtobuf(t *testing.T) {
 		}
 		got.memory.Free()
 		// What is written is what the generated code reads.
-		sent, err := (Codec{}).Marshal(&BulkFrame{Message: m.Interface()})
+		sent, err := (MessageCodec{}).Marshal(&BulkMessage{Message: m.Interface()})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -160,8 +160,8 @@ func FuzzDecode(f *testing.F) {
 		b = append(b, make([]byte, min(int(grown), 2*least))...)
 		want := &headwaterv1.RunRequest{}
 		wanted := proto.Unmarshal(b, want)
-		got := BulkFrame{Message: &headwaterv1.RunRequest{}}
-		err := got.UnmarshalFrame(NewIncoming(pieces(b, 3000)))
+		got := BulkMessage{Message: &headwaterv1.RunRequest{}}
+		err := got.UnmarshalMessage(NewIncoming(pieces(b, 3000)))
 		if (err == nil) != (wanted == nil) || err == nil && !proto.Equal(got.Message, want) {
 			t.Fatalf("read %v, %v; protobuf %v, %v", got.Message, err, want, wanted)
 		}

@@ -8,20 +8,20 @@ import (
 	"google.golang.org/grpc/mem"
 )
 
-// Codec is gRPC's codec "proto", which lets each Frame encode itself and leaves every other message to the protobuf codec.
+// MessageCodec is gRPC's codec "proto", which lets each SelfCoded message encode itself and leaves every other message to the protobuf codec.
 // ServerOptions and DialOptions set it.
-type Codec struct{}
+type MessageCodec struct{}
 
-// Frame is a message that encodes itself. gRPC frees what MarshalFrame returns when it has been written; UnmarshalFrame copies
+// SelfCoded is a message that encodes itself. gRPC frees what MarshalMessage returns when it has been written; UnmarshalMessage copies
 // what it needs of the message.
-type Frame interface {
-	MarshalFrame() (mem.BufferSlice, error)
-	UnmarshalFrame(in *Incoming) error
+type SelfCoded interface {
+	MarshalMessage() (mem.BufferSlice, error)
+	UnmarshalMessage(in *Incoming) error
 }
 
-// refusable is a Frame that may be received without its payload where there is no room for it: its receiver answers that.
+// refusable is a SelfCoded message that may be received without its payload where there is no room for it: its receiver answers that.
 type refusable interface {
-	Frame
+	SelfCoded
 	Refusable() bool
 }
 
@@ -30,22 +30,22 @@ var incomings = sync.Pool{New: func() any { return &Incoming{} }}
 var standard = encoding.GetCodecV2(proto.Name)
 
 // Name is that of the protobuf codec: the bytes are the same.
-func (Codec) Name() string { return proto.Name }
+func (MessageCodec) Name() string { return proto.Name }
 
-// Marshal takes the payload of a frame; gRPC frees it when it has been written.
-func (Codec) Marshal(v any) (mem.BufferSlice, error) {
-	if m, ok := v.(Frame); ok {
-		return m.MarshalFrame()
+// Marshal takes the payload of a message; gRPC frees it when it has been written.
+func (MessageCodec) Marshal(v any) (mem.BufferSlice, error) {
+	if m, ok := v.(SelfCoded); ok {
+		return m.MarshalMessage()
 	}
 	return standard.Marshal(v)
 }
 
 // Unmarshal copies what it needs of data.
-func (Codec) Unmarshal(data mem.BufferSlice, v any) error {
-	if m, ok := v.(Frame); ok {
+func (MessageCodec) Unmarshal(data mem.BufferSlice, v any) error {
+	if m, ok := v.(SelfCoded); ok {
 		in := incomings.Get().(*Incoming)
 		in.pieces = data
-		err := m.UnmarshalFrame(in)
+		err := m.UnmarshalMessage(in)
 		*in = Incoming{}
 		incomings.Put(in)
 		return err

@@ -6,7 +6,7 @@ import (
 	"google.golang.org/grpc/mem"
 )
 
-// Incoming is one message as it comes, in pieces, as a Frame reads it once from the front to the end. After an error of the
+// Incoming is one message as it comes, in pieces, as a SelfCoded message reads it once from the front to the end. After an error of the
 // stream nothing more comes, and what was read is of no use.
 type Incoming struct {
 	transport transportStream // nil if all is here

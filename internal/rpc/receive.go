@@ -160,8 +160,8 @@ func (s *countedStream) RecvMsg(m any) error {
 	return nil
 }
 
-// holder is a Frame whose large part lies in a Buffer, or nil.
-type holder interface{ HeldBy() *Buffer }
+// buffered is a SelfCoded message whose large part lies in a Buffer, or nil.
+type buffered interface{ Memory() *Buffer }
 
 // isRoom says whether an error is that there is no room.
 func isRoom(err error) bool {
@@ -174,11 +174,11 @@ func isRoom(err error) bool {
 func (s *countedStream) settle(m any, n int64) {
 	s.share.give(inward, s.loose-n)
 	s.loose = n
-	f, ok := m.(holder)
+	f, ok := m.(buffered)
 	if !ok {
 		return
 	}
-	if b := f.HeldBy(); b != nil {
+	if b := f.Memory(); b != nil {
 		b.hold(s.share, inward, n)
 		s.loose = 0
 	}
@@ -222,8 +222,8 @@ func received(ctx context.Context, err error) error {
 
 // decode reads a message into m.
 func (s *countedStream) decode(in *Incoming, m any) error {
-	if f, ok := m.(Frame); ok {
-		return f.UnmarshalFrame(in)
+	if f, ok := m.(SelfCoded); ok {
+		return f.UnmarshalMessage(in)
 	}
 	b, err := in.all()
 	if err != nil {
@@ -266,7 +266,7 @@ func (s *countedStream) SendMsg(m any) error {
 
 // count takes room for a bulk message whose memory is not counted yet.
 func (s *countedStream) count(m any) error {
-	f, ok := m.(*BulkFrame)
+	f, ok := m.(*BulkMessage)
 	if !ok || f.memory == nil || f.memory.share != nil {
 		return nil
 	}
@@ -284,7 +284,7 @@ type encoded struct {
 	bytes  []byte
 }
 
-func (e *encoded) MarshalFrame() (mem.BufferSlice, error) {
+func (e *encoded) MarshalMessage() (mem.BufferSlice, error) {
 	memory := e.memory
 	e.memory = nil
 	if len(e.bytes) == 0 {
@@ -294,4 +294,4 @@ func (e *encoded) MarshalFrame() (mem.BufferSlice, error) {
 	return memory.give([][]byte{e.bytes}), nil
 }
 
-func (*encoded) UnmarshalFrame(*Incoming) error { return errors.New("a message that is only sent") }
+func (*encoded) UnmarshalMessage(*Incoming) error { return errors.New("a message that is only sent") }

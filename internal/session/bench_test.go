@@ -14,7 +14,7 @@ import (
 // BenchmarkRoundTrip is a step of 16 KiB each way over a loopback connection, and the same through generated messages.
 func BenchmarkRoundTrip(b *testing.B) {
 	const size = 16 << 10
-	b.Run("frames", func(b *testing.B) {
+	b.Run("messages", func(b *testing.B) {
 		s, err := Open(b.Context(), serveEcho(b), someID)
 		if err != nil {
 			b.Fatal(err)

@@ -23,20 +23,20 @@ var (
 	errGroup  = errors.New("a group ends that did not begin, or not at all")
 )
 
-// UnmarshalFrame implements rpc.Frame. Recv tells of a frame that can not be read, since gRPC would call it an internal error.
-func (r *Request) UnmarshalFrame(in *rpc.Incoming) error {
+// UnmarshalMessage implements rpc.SelfCoded. Recv tells of a message that can not be read, since gRPC would call it an internal error.
+func (r *Request) UnmarshalMessage(in *rpc.Incoming) error {
 	r.fault = r.unmarshal(in)
 	return nil
 }
 
-// UnmarshalFrame implements rpc.Frame, as Request's does.
-func (r *Response) UnmarshalFrame(in *rpc.Incoming) error {
+// UnmarshalMessage implements rpc.SelfCoded, as Request's does.
+func (r *Response) UnmarshalMessage(in *rpc.Incoming) error {
 	r.fault = r.unmarshal(in)
 	return nil
 }
 
 func (r *Request) unmarshal(in *rpc.Incoming) error {
-	r.Payload.Free() // of a frame before, which the receiver has not taken
+	r.Payload.Free() // of a message before, which the receiver has not taken
 	r.Payload = nil
 	r.Reset()
 	err := decode(in, &r.ID, &r.scratch, r.Step.unmarshal, &r.Payload)
@@ -53,7 +53,7 @@ func (r *Response) unmarshal(in *rpc.Incoming) error {
 	return decode(in, &r.ID, &r.scratch, r.Result.unmarshal, &r.Payload)
 }
 
-// decode reads a frame: a LaneRequest or LaneResponse, alike but for their body. After an error there is no payload.
+// decode reads a message: a LaneRequest or LaneResponse, alike but for their body. After an error there is no payload.
 func decode(in *rpc.Incoming, id *uint64, scratch *[]byte, body func([]byte) error, payload **rpc.Buffer) (err error) {
 	defer func() {
 		if err != nil {
@@ -64,7 +64,7 @@ func decode(in *rpc.Incoming, id *uint64, scratch *[]byte, body func([]byte) err
 	c := cursor{in: in, left: in.Len()}
 	if c.left > rpc.MaxMessageBytes {
 		// Peers let gRPC read somewhat more, so that it is said here and by name.
-		return status.Errorf(codes.ResourceExhausted, "a frame of %d bytes, at most %d are allowed: cut the step into fewer tokens", c.left, rpc.MaxMessageBytes)
+		return status.Errorf(codes.ResourceExhausted, "a message of %d bytes, at most %d are allowed: cut the step into fewer tokens", c.left, rpc.MaxMessageBytes)
 	}
 	for c.left > 0 {
 		field, kind, err := c.tag()

@@ -10,7 +10,7 @@ import (
 
 // The fields, by message.
 const (
-	fieldID      protowire.Number = 1 // of both frames
+	fieldID      protowire.Number = 1 // of both messages
 	fieldBody    protowire.Number = 2 // Step or StepResult
 	fieldPayload protowire.Number = 3
 
@@ -40,31 +40,33 @@ const (
 	resultChain        protowire.Number = 7
 )
 
-// frameBytes is the size of the frame that carries the step and a payload of that many bytes.
-func (r *Request) frameBytes(payload int) int { return frameBytes(r.ID, sizeOfStep(&r.Step), payload) }
+// messageBytes is the size of the message that carries the step and a payload of that many bytes.
+func (r *Request) messageBytes(payload int) int {
+	return messageBytes(r.ID, sizeOfStep(&r.Step), payload)
+}
 
-func frameBytes(id uint64, body, payload int) int {
+func messageBytes(id uint64, body, payload int) int {
 	return sizeOfVarint(fieldID, id) + protowire.SizeTag(fieldBody) + protowire.SizeBytes(body) + sizeOfBytes(fieldPayload, payload)
 }
 
-// tooLarge refuses a frame that its receiver would not read.
+// tooLarge refuses a message that its receiver would not read.
 func tooLarge(bytes int) *Error {
 	if bytes <= rpc.MaxMessageBytes {
 		return nil
 	}
-	return Errorf(Invalid, "a frame of %d bytes, at most %d are allowed: cut the step into fewer tokens", bytes, rpc.MaxMessageBytes)
+	return Errorf(Invalid, "a message of %d bytes, at most %d are allowed: cut the step into fewer tokens", bytes, rpc.MaxMessageBytes)
 }
 
-// MarshalFrame implements rpc.Frame. It takes the payload; gRPC frees it when it has been written.
-func (r *Request) MarshalFrame() (mem.BufferSlice, error) {
+// MarshalMessage implements rpc.SelfCoded. It takes the payload; gRPC frees it when it has been written.
+func (r *Request) MarshalMessage() (mem.BufferSlice, error) {
 	payload := r.Payload
 	r.Payload = nil
 	head, out := begin(r.ID, sizeOfStep(&r.Step), payload)
 	return finish(head, appendStep(out, &r.Step), payload), nil
 }
 
-// MarshalFrame implements rpc.Frame. It takes the payload; gRPC frees it when it has been written.
-func (r *Response) MarshalFrame() (mem.BufferSlice, error) {
+// MarshalMessage implements rpc.SelfCoded. It takes the payload; gRPC frees it when it has been written.
+func (r *Response) MarshalMessage() (mem.BufferSlice, error) {
 	payload := r.Payload
 	r.Payload = nil
 	head, out := begin(r.ID, sizeOfResult(&r.Result), payload)
@@ -80,7 +82,7 @@ func (r *Response) MarshalFrame() (mem.BufferSlice, error) {
 // begin returns a buffer for all that comes before the payload, and its bytes up to a body of that size.
 func begin(id uint64, body int, payload *rpc.Buffer) (head *rpc.Buffer, out []byte) {
 	n := len(payload.Bytes())
-	head = rpc.NewBuffer(frameBytes(id, body, n) - n)
+	head = rpc.NewBuffer(messageBytes(id, body, n) - n)
 	out = appendVarint(head.Bytes()[:0], fieldID, id)
 	out = protowire.AppendTag(out, fieldBody, protowire.BytesType)
 	return head, protowire.AppendVarint(out, uint64(body))
@@ -92,9 +94,9 @@ func finish(head *rpc.Buffer, out []byte, payload *rpc.Buffer) mem.BufferSlice {
 		out = protowire.AppendVarint(out, uint64(n))
 	}
 	if len(out) != len(head.Bytes()) {
-		panic("session: a frame has another size than was computed")
+		panic("session: a message has another size than was computed")
 	}
-	return rpc.GiveFrame(head, payload)
+	return rpc.GiveMessage(head, payload)
 }
 
 func sizeOfStep(s *Step) int {

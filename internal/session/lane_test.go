@@ -30,7 +30,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// The generated messages are the oracle of the frames.
+// The generated messages are the oracle of the messages.
 
 func plainRequest(r *Request) *headwaterv1.LaneRequest {
 	s := &r.Step
@@ -99,7 +99,7 @@ func pieces(t *rapid.T, b []byte) mem.BufferSlice {
 	return out
 }
 
-func TestFramesAreTheGeneratedMessages(t *testing.T) {
+func TestMessagesAreTheGeneratedOnes(t *testing.T) {
 	var reused Request
 	var reusedResponse Response
 	rapid.Check(t, func(t *rapid.T) {
@@ -115,7 +115,7 @@ func TestFramesAreTheGeneratedMessages(t *testing.T) {
 		if !proto.Equal(plainRequest(back), plainRequest(r)) {
 			t.Fatalf("got %v, want %v", plainRequest(back), plainRequest(r))
 		}
-		got, err := rpc.Codec{}.Marshal(r)
+		got, err := rpc.MessageCodec{}.Marshal(r)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -134,7 +134,7 @@ func TestFramesAreTheGeneratedMessages(t *testing.T) {
 		if !proto.Equal(plainResponse(&reusedResponse), plainResponse(p)) {
 			t.Fatalf("got %v, want %v", plainResponse(&reusedResponse), plainResponse(p))
 		}
-		if got, err = (rpc.Codec{}).Marshal(p); err != nil {
+		if got, err = (rpc.MessageCodec{}).Marshal(p); err != nil {
 			t.Fatal(err)
 		}
 		if !bytes.Equal(got.Materialize(), want) {
@@ -144,7 +144,7 @@ func TestFramesAreTheGeneratedMessages(t *testing.T) {
 	})
 }
 
-// compare reads a message as both codecs do, cut at one place, and fails where they differ, except in what frames refuse
+// compare reads a message as both codecs do, cut at one place, and fails where they differ, except in what messages refuse
 // though it is protobuf.
 func compare(t *testing.T, b []byte, cut int) {
 	t.Helper()
@@ -252,7 +252,7 @@ func seeds() [][]byte {
 	}
 }
 
-func TestFramesReadWhatProtobufReads(t *testing.T) {
+func TestMessagesReadWhatProtobufReads(t *testing.T) {
 	for i, m := range seeds() {
 		t.Run(fmt.Sprint(i), func(t *testing.T) {
 			for cut := 0; cut <= min(len(m), 200); cut++ {
@@ -263,7 +263,7 @@ func TestFramesReadWhatProtobufReads(t *testing.T) {
 	}
 }
 
-func FuzzFrame(f *testing.F) {
+func FuzzMessage(f *testing.F) {
 	for _, m := range seeds() {
 		f.Add(m, len(m)/2)
 	}
@@ -327,7 +327,7 @@ func serveEcho(t testing.TB, opts ...grpc.ServerOption) *grpc.ClientConn {
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := grpc.NewServer(append(opts, grpc.ForceServerCodecV2(rpc.Codec{}))...)
+	server := grpc.NewServer(append(opts, grpc.ForceServerCodecV2(rpc.MessageCodec{}))...)
 	Register(server, echo{})
 	reflection.Register(server)
 	done := make(chan struct{})
@@ -340,7 +340,7 @@ func serveEcho(t testing.TB, opts ...grpc.ServerOption) *grpc.ClientConn {
 	return conn
 }
 
-var someID = ID{1, 2, 15: 0xff}
+var someID = LaneID{1, 2, 15: 0xff}
 
 func TestLane(t *testing.T) {
 	conn := serveEcho(t)
@@ -438,9 +438,9 @@ func TestLaneSpeaksToGeneratedClients(t *testing.T) {
 	}
 }
 
-// TestFramesTooLarge: who sends one is refused, and its lane goes on; who receives one says so by its own words. The largest
+// TestMessagesTooLarge: who sends one is refused, and its lane goes on; who receives one says so by its own words. The largest
 // that is allowed arrives.
-func TestFramesTooLarge(t *testing.T) {
+func TestMessagesTooLarge(t *testing.T) {
 	conn := serveEcho(t, grpc.MaxRecvMsgSize(rpc.MaxMessageBytes), grpc.MaxSendMsgSize(rpc.MaxMessageBytes))
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
@@ -449,7 +449,7 @@ func TestFramesTooLarge(t *testing.T) {
 		t.Fatal(err)
 	}
 	r, p := Request{ID: 1}, Response{}
-	n := rpc.MaxMessageBytes - r.frameBytes(rpc.MaxMessageBytes) + rpc.MaxMessageBytes // of the largest payload
+	n := rpc.MaxMessageBytes - r.messageBytes(rpc.MaxMessageBytes) + rpc.MaxMessageBytes // of the largest payload
 	r.Payload = rpc.NewBuffer(n + 1)
 	var refused *Error
 	if err := s.Send(&r); !errors.As(err, &refused) || refused.Reason() != Invalid || r.Payload != nil ||
@@ -486,7 +486,7 @@ func TestFramesTooLarge(t *testing.T) {
 	if err := stock.Send(&headwaterv1.LaneRequest{Payload: make([]byte, rpc.MaxMessageBytes)}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := stock.Recv(); status.Code(err) != codes.ResourceExhausted || !strings.Contains(err.Error(), "a frame of 33554437 bytes, at most 33554432 are allowed: cut the step into fewer tokens") {
+	if _, err := stock.Recv(); status.Code(err) != codes.ResourceExhausted || !strings.Contains(err.Error(), "a message of 33554437 bytes, at most 33554432 are allowed: cut the step into fewer tokens") {
 		t.Fatalf("got %v", err)
 	}
 	small := serveEcho(t, grpc.MaxRecvMsgSize(1000))
@@ -551,7 +551,7 @@ func TestErrorsArriveAsTheyWere(t *testing.T) {
 	}
 }
 
-func TestFramesAllocateNothing(t *testing.T) {
+func TestMessagesAllocateNothing(t *testing.T) {
 	if raceEnabled {
 		t.Skip("pools drop what they hold under the race detector")
 	}
@@ -563,16 +563,16 @@ func TestFramesAllocateNothing(t *testing.T) {
 	data := mem.BufferSlice{mem.SliceBuffer(raw[:10]), mem.SliceBuffer(raw[10:9000]), mem.SliceBuffer(raw[9000:])}
 	var back Request
 	n := testing.AllocsPerRun(100, func() {
-		if err := (rpc.Codec{}).Unmarshal(data, &back); err != nil || back.fault != nil {
+		if err := (rpc.MessageCodec{}).Unmarshal(data, &back); err != nil || back.fault != nil {
 			t.Fatal(err, back.fault)
 		}
-		out, err := rpc.Codec{}.Marshal(&back)
+		out, err := rpc.MessageCodec{}.Marshal(&back)
 		if err != nil {
 			t.Fatal(err)
 		}
 		out.Free()
 	})
 	if n != 0 {
-		t.Fatalf("a frame read and written allocates %v times", n)
+		t.Fatalf("a message read and written allocates %v times", n)
 	}
 }

@@ -20,16 +20,16 @@ import (
 const MetadataKey = "headwater-lane"
 
 // String returns the id in hexadecimal.
-func (id ID) String() string { return hex.EncodeToString(id[:]) }
+func (id LaneID) String() string { return hex.EncodeToString(id[:]) }
 
-// parseID reads an id of 32 hexadecimal digits.
-func parseID(text string) (ID, error) {
-	var id ID
+// parseLaneID reads an id of 32 hexadecimal digits.
+func parseLaneID(text string) (LaneID, error) {
+	var id LaneID
 	if len(text) != 2*len(id) {
-		return ID{}, fmt.Errorf("lane %q: an id has %d hexadecimal digits", text, 2*len(id))
+		return LaneID{}, fmt.Errorf("lane %q: an id has %d hexadecimal digits", text, 2*len(id))
 	}
 	if _, err := hex.Decode(id[:], []byte(text)); err != nil {
-		return ID{}, fmt.Errorf("lane %q: %w", text, err)
+		return LaneID{}, fmt.Errorf("lane %q: %w", text, err)
 	}
 	return id, nil
 }
@@ -40,9 +40,9 @@ type Stream struct {
 }
 
 // Open opens a lane. It ends with ctx, or when Recv has returned an error: until one of both, the connection holds it.
-func Open(ctx context.Context, conn grpc.ClientConnInterface, id ID) (*Stream, error) {
+func Open(ctx context.Context, conn grpc.ClientConnInterface, id LaneID) (*Stream, error) {
 	ctx = metadata.AppendToOutgoingContext(ctx, MetadataKey, id.String())
-	stream, err := conn.NewStream(ctx, &clientDesc, headwaterv1.SessionService_Lane_FullMethodName, grpc.ForceCodecV2(rpc.Codec{}))
+	stream, err := conn.NewStream(ctx, &clientDesc, headwaterv1.SessionService_Lane_FullMethodName, grpc.ForceCodecV2(rpc.MessageCodec{}))
 	if err != nil {
 		return nil, err
 	}
@@ -52,11 +52,11 @@ func Open(ctx context.Context, conn grpc.ClientConnInterface, id ID) (*Stream, e
 var clientDesc = grpc.StreamDesc{StreamName: "Lane", ServerStreams: true, ClientStreams: true}
 
 // Send sends a request, whose payload it takes, also where it fails; the rest of the request may be used again. It blocks
-// while the holder does not read. A frame that is too large is an *Error, and the lane goes on without it. After io.EOF,
+// while the holder does not read. A message that is too large is an *Error, and the lane goes on without it. After io.EOF,
 // Recv says why the lane has ended.
 func (s *Stream) Send(r *Request) error {
 	var err error
-	if refused := tooLarge(r.frameBytes(len(r.Payload.Bytes()))); refused != nil {
+	if refused := tooLarge(r.messageBytes(len(r.Payload.Bytes()))); refused != nil {
 		err = refused
 	} else {
 		err = s.stream.SendMsg(r)
@@ -72,9 +72,9 @@ func (s *Stream) CloseSend() error { return s.stream.CloseSend() }
 // Recv makes r the next response. Its payload is the caller's.
 func (s *Stream) Recv(r *Response) error {
 	if err := s.stream.RecvMsg(r); err != nil {
-		// Of a frame that is much too large gRPC says so first, here or at the holder.
+		// Of a message that is much too large gRPC says so first, here or at the holder.
 		if e := status.Convert(err); e.Code() == codes.ResourceExhausted && strings.HasPrefix(e.Message(), "grpc: received message") {
-			return status.Errorf(codes.ResourceExhausted, "a frame on the lane exceeds %d bytes: cut the step into fewer tokens", rpc.MaxMessageBytes)
+			return status.Errorf(codes.ResourceExhausted, "a message on the lane exceeds %d bytes: cut the step into fewer tokens", rpc.MaxMessageBytes)
 		}
 		return err
 	}
@@ -87,19 +87,19 @@ func (s *Stream) Recv(r *Response) error {
 // ServerStream is the holder's end of a lane. One goroutine may send while another receives.
 type ServerStream struct {
 	stream grpc.ServerStream
-	id     ID
+	id     LaneID
 }
 
 // Context ends with the lane.
 func (s *ServerStream) Context() context.Context { return s.stream.Context() }
 
 // ID returns the lane's id.
-func (s *ServerStream) ID() ID { return s.id }
+func (s *ServerStream) ID() LaneID { return s.id }
 
 // Send sends a response, whose payload it takes, also where it fails; the rest of the response may be used again. It blocks
-// while the client does not read. In the place of a frame that is too large goes its refusal, so that each step is answered.
+// while the client does not read. In the place of a message that is too large goes its refusal, so that each step is answered.
 func (s *ServerStream) Send(r *Response) error {
-	if refused := tooLarge(frameBytes(r.ID, sizeOfResult(&r.Result), len(r.Payload.Bytes()))); refused != nil {
+	if refused := tooLarge(messageBytes(r.ID, sizeOfResult(&r.Result), len(r.Payload.Bytes()))); refused != nil {
 		r.Payload.Free()
 		r.Payload, r.Result = nil, Result{Hashes: r.Result.Hashes[:0], Err: refused}
 	}
@@ -120,7 +120,7 @@ func (s *ServerStream) Recv(r *Request) error {
 	return nil
 }
 
-// unreadable is the error of a frame that was received and has a fault.
+// unreadable is the error of a message that was received and has a fault.
 func unreadable(code codes.Code, what string, fault error) error {
 	if status.Code(fault) == codes.ResourceExhausted { // its size
 		return fault
@@ -128,7 +128,7 @@ func unreadable(code codes.Code, what string, fault error) error {
 	return status.Errorf(code, "%s can not be read: %v", what, fault)
 }
 
-// Service is SessionService with lanes of frames: what headwaterv1.SessionServiceServer is but for Lane.
+// Service is SessionService with lanes of messages: what headwaterv1.SessionServiceServer is but for Lane.
 type Service interface {
 	CreateSession(context.Context, *headwaterv1.CreateSessionRequest) (*headwaterv1.CreateSessionResponse, error)
 	TakeSession(context.Context, *headwaterv1.TakeSessionRequest) (*headwaterv1.TakeSessionResponse, error)
@@ -169,7 +169,7 @@ func serveLane(service any, stream grpc.ServerStream) error {
 	if len(ids) != 1 {
 		return status.Errorf(codes.InvalidArgument, "a lane has its id in the metadata key %s; there are %d", MetadataKey, len(ids))
 	}
-	id, err := parseID(ids[0])
+	id, err := parseLaneID(ids[0])
 	if err != nil {
 		return status.Error(codes.InvalidArgument, err.Error())
 	}

@@ -13,7 +13,7 @@ import (
 func check(t *testing.T, data []byte) {
 	c, err := read(bytes.NewReader(data))
 	if err != nil {
-		problem(t, "fuzz", err)
+		reason(t, "fuzz", err)
 		return
 	}
 	again, err := read(bytes.NewReader(c.write(t)))

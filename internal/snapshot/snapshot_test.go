@@ -271,16 +271,16 @@ func small(t interface{ Fatal(...any) }) content {
 	return fill(t, header, r, func(most int) int { return min(most, 30) }, 40)
 }
 
-// problem is that of a typed error; of any other the test fails.
-func problem(t interface{ Fatalf(string, ...any) }, what string, err error) Problem {
+// reason is that of a typed error; of any other the test fails.
+func reason(t interface{ Fatalf(string, ...any) }, what string, err error) Reason {
 	var e *Error
 	if !errors.As(err, &e) {
 		t.Fatalf("%s: %v is no typed error", what, err)
 	}
-	if strings.ContainsAny(e.Error(), "\n") || e.Problem < NotASnapshot || e.Problem > Invalid {
+	if strings.ContainsAny(e.Error(), "\n") || e.Reason < NotASnapshot || e.Reason > Invalid {
 		t.Fatalf("%s: %v", what, e)
 	}
-	return e.Problem
+	return e.Reason
 }
 
 // Of a snapshot that was cut anywhere, or of which any bit was changed, nothing passes for whole.
@@ -296,7 +296,7 @@ func TestTruncatedAndAlteredIsRefused(t *testing.T) {
 		if n < len(magic) {
 			want = NotASnapshot
 		}
-		if got := problem(t, fmt.Sprintf("%d of %d bytes", n, len(file)), err); got != want {
+		if got := reason(t, fmt.Sprintf("%d of %d bytes", n, len(file)), err); got != want {
 			t.Fatalf("%d of %d bytes: %v: %v", n, len(file), got, err)
 		}
 	}
@@ -305,14 +305,14 @@ func TestTruncatedAndAlteredIsRefused(t *testing.T) {
 			bad := bytes.Clone(file)
 			bad[at] ^= 1 << bit
 			_, err := read(bytes.NewReader(bad))
-			got := problem(t, fmt.Sprintf("bit %d of byte %d", bit, at), err)
+			got := reason(t, fmt.Sprintf("bit %d of byte %d", bit, at), err)
 			if at < len(magic) && got != NotASnapshot || at >= len(magic) && at < len(magic)+4 && got != OtherVersion || at >= len(magic)+4 && got != Damaged && got != Truncated {
 				t.Fatalf("bit %d of byte %d: %v: %v", bit, at, got, err)
 			}
 		}
 	}
 	_, err := read(bytes.NewReader(append(bytes.Clone(file), 0)))
-	if got := problem(t, "a byte more", err); got != Invalid {
+	if got := reason(t, "a byte more", err); got != Invalid {
 		t.Fatalf("a byte more: %v", err)
 	}
 	// Two blocks that change places have their own checksums still.
@@ -327,7 +327,7 @@ func TestTruncatedAndAlteredIsRefused(t *testing.T) {
 		bad = append(bad, r...)
 	}
 	_, err = read(bytes.NewReader(append(bad, file[len(file)-32:]...)))
-	if got := problem(t, "blocks in another order", err); got != Invalid {
+	if got := reason(t, "blocks in another order", err); got != Invalid {
 		t.Fatalf("blocks in another order: %v", err)
 	}
 }
@@ -374,7 +374,7 @@ func TestEveryByteMeansSomething(t *testing.T) {
 				changed := with(i, sealed(other))
 				c, err := read(bytes.NewReader(changed))
 				if err != nil {
-					if got := problem(t, fmt.Sprintf("record %d byte %d bit %d", i, at, bit), err); got != Invalid {
+					if got := reason(t, fmt.Sprintf("record %d byte %d bit %d", i, at, bit), err); got != Invalid {
 						t.Fatalf("record %d byte %d bit %d: %v", i, at, bit, err)
 					}
 					refused++
@@ -394,12 +394,12 @@ func TestEveryByteMeansSomething(t *testing.T) {
 		}
 		for n := recordHead; n < len(r); n++ {
 			_, err := read(bytes.NewReader(with(i, sealed(bytes.Clone(r[:n])))))
-			if got := problem(t, fmt.Sprintf("record %d of %d bytes", i, n), err); got != Invalid {
+			if got := reason(t, fmt.Sprintf("record %d of %d bytes", i, n), err); got != Invalid {
 				t.Fatalf("record %d of %d bytes: %v", i, n, err)
 			}
 		}
 		_, err := read(bytes.NewReader(with(i, sealed(append(bytes.Clone(r), 0)))))
-		if got := problem(t, fmt.Sprintf("record %d with a byte more", i), err); got != Invalid {
+		if got := reason(t, fmt.Sprintf("record %d with a byte more", i), err); got != Invalid {
 			t.Fatalf("record %d with a byte more: %v", i, err)
 		}
 	}
@@ -412,14 +412,14 @@ func TestEveryByteMeansSomething(t *testing.T) {
 		"an end in the middle": with(1, records[len(records)-1]),
 		"a missing block":      with(1, nil),
 	} {
-		if _, err := read(bytes.NewReader(bad)); problem(t, what, err) != Invalid {
+		if _, err := read(bytes.NewReader(bad)); reason(t, what, err) != Invalid {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
 	lies := bytes.Clone(records[1])
 	binary.LittleEndian.PutUint32(lies[8:], uint32(len(lies)))
 	binary.LittleEndian.PutUint32(lies[12:], crc32.Update(crc32.Checksum(lies[:12], castagnoli), castagnoli, lies[recordHead:]))
-	if _, err := read(bytes.NewReader(with(1, lies))); problem(t, "a plain record of another size", err) != Invalid {
+	if _, err := read(bytes.NewReader(with(1, lies))); reason(t, "a plain record of another size", err) != Invalid {
 		t.Error(err)
 	}
 }
@@ -486,12 +486,12 @@ func TestWriterRefuses(t *testing.T) {
 		h := good.header
 		h.Layers = append([]Layer(nil), h.Layers...)
 		change(&h)
-		if _, err := NewWriter(io.Discard, &h); problem(t, name, err) != Invalid {
+		if _, err := NewWriter(io.Discard, &h); reason(t, name, err) != Invalid {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
 	huge := Header{Layers: []Layer{{LayerSpec: shard.LayerSpec{Heads: 4096, KVHeads: 4096, Layout: mustLayout(t, tensor.F32, 512, 512), Options: attention.DefaultOptions(512)}, Length: shard.MaxPositions}}}
-	if _, err := NewWriter(io.Discard, &huge); problem(t, "more than all bytes", err) != Invalid {
+	if _, err := NewWriter(io.Discard, &huge); reason(t, "more than all bytes", err) != Invalid {
 		t.Errorf("more than all bytes: %v", err)
 	}
 	w, err := NewWriter(io.Discard, &good.header)
@@ -512,18 +512,18 @@ func TestWriterRefuses(t *testing.T) {
 	} {
 		b := good.blocks[0]
 		change(&b)
-		if err := w.Write(&b); problem(t, name, err) != Invalid {
+		if err := w.Write(&b); reason(t, name, err) != Invalid {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if err := w.Close(good.after); problem(t, "an early end", err) != Invalid {
+	if err := w.Close(good.after); reason(t, "an early end", err) != Invalid {
 		t.Errorf("an early end: %v", err)
 	}
 	for i, b := range good.blocks {
 		if i > 1 { // of a layer that is not the first
 			bad := b
 			bad.Tokens = make([]uint32, b.Positions)
-			if err := w.Write(&bad); problem(t, "tokens of another layer", err) != Invalid {
+			if err := w.Write(&bad); reason(t, "tokens of another layer", err) != Invalid {
 				t.Errorf("tokens of another layer: %v", err)
 			}
 		}
@@ -531,7 +531,7 @@ func TestWriterRefuses(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := w.Write(&good.blocks[0]); problem(t, "a block after the last", err) != Invalid {
+	if err := w.Write(&good.blocks[0]); reason(t, "a block after the last", err) != Invalid {
 		t.Error(err)
 	}
 	for name, after := range map[string][][]uint64{
@@ -539,7 +539,7 @@ func TestWriterRefuses(t *testing.T) {
 		"hashes of few groups": {{1}, {1}, {1}, {0}},
 		"hashes of nothing":    {{1, 2}, {1}, {1}, {1}},
 	} {
-		if err := w.Close(after); problem(t, name, err) != Invalid {
+		if err := w.Close(after); reason(t, name, err) != Invalid {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -609,7 +609,7 @@ func TestHostileLengths(t *testing.T) {
 	binary.LittleEndian.PutUint32(record[4:], maxPayload)
 	binary.LittleEndian.PutUint32(record[8:], maxPayload)
 	if n := testing.AllocsPerRun(1, func() {
-		if _, err := read(io.MultiReader(bytes.NewReader(file), bytes.NewReader(record))); problem(t, "a long record", err) != Truncated {
+		if _, err := read(io.MultiReader(bytes.NewReader(file), bytes.NewReader(record))); reason(t, "a long record", err) != Truncated {
 			t.Fatal(err)
 		}
 	}); n > 1000 {
@@ -626,14 +626,14 @@ func TestHostileLengths(t *testing.T) {
 		record[1] = codingZstd
 		whole := append(bytes.Clone(record), b...)
 		binary.LittleEndian.PutUint32(whole[12:], crc32.Update(crc32.Checksum(whole[:12], castagnoli), castagnoli, b))
-		if _, err := read(io.MultiReader(bytes.NewReader(file), bytes.NewReader(whole))); problem(t, "a frame that lies", err) != Invalid {
+		if _, err := read(io.MultiReader(bytes.NewReader(file), bytes.NewReader(whole))); reason(t, "a frame that lies", err) != Invalid {
 			t.Fatal(err)
 		}
 	}
 	// More layers than a session has, before there is memory for them.
 	payload := make([]byte, 70000*layerBytes+100)
 	binary.LittleEndian.PutUint32(payload, 70000)
-	if _, err := parseHeader(payload); err == nil || err.Problem != Invalid || !strings.Contains(err.Rule, "70000 layers, at most 65536") {
+	if _, err := parseHeader(payload); err == nil || err.Reason != Invalid || !strings.Contains(err.Rule, "70000 layers, at most 65536") {
 		t.Fatal(err)
 	}
 }
@@ -676,7 +676,7 @@ func TestOneFrame(t *testing.T) {
 			binary.LittleEndian.PutUint32(record[4:], uint32(len(record)-recordHead))
 			binary.LittleEndian.PutUint32(record[8:], uint32(len(payload)))
 			binary.LittleEndian.PutUint32(record[12:], crc32.Update(crc32.Checksum(record[:12], castagnoli), castagnoli, record[recordHead:]))
-			if _, err := read(io.MultiReader(bytes.NewReader(file[:len(magic)+4]), bytes.NewReader(record))); problem(t, "a frame and more", err) != Invalid {
+			if _, err := read(io.MultiReader(bytes.NewReader(file[:len(magic)+4]), bytes.NewReader(record))); reason(t, "a frame and more", err) != Invalid {
 				t.Fatal(err)
 			}
 		}

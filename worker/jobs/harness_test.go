@@ -92,14 +92,14 @@ func (s *memoryStream) RecvMsg(to any) error {
 		if err != nil {
 			return err
 		}
-		return rpc.Codec{}.Unmarshal(mem.BufferSlice{mem.SliceBuffer(b)}, to)
+		return rpc.MessageCodec{}.Unmarshal(mem.BufferSlice{mem.SliceBuffer(b)}, to)
 	case <-s.ctx.Done():
 		return status.FromContextError(s.ctx.Err()).Err()
 	}
 }
 
 func (s *memoryStream) SendMsg(m any) error {
-	b, err := rpc.Codec{}.Marshal(m)
+	b, err := rpc.MessageCodec{}.Marshal(m)
 	if err != nil {
 		return err
 	}

@@ -15,8 +15,8 @@ import (
 	"headwater.example/tensor"
 )
 
-// held is a shard that the stream has opened.
-type held struct {
+// openShard is a shard that the stream has opened.
+type openShard struct {
 	id      shard.ID
 	problem *problem
 	epoch   uint64
@@ -26,18 +26,20 @@ type held struct {
 	queries sync.WaitGroup // tasks that read the shard
 }
 
-func (h *held) String() string { return fmt.Sprintf("problem %d group %d", h.id.Layer, h.id.Group) }
+func (h *openShard) String() string {
+	return fmt.Sprintf("problem %d group %d", h.id.Layer, h.id.Group)
+}
 
-func (h *held) close(budget *kvcache.Budget) {
+func (h *openShard) close(budget *kvcache.Budget) {
 	h.cache.Close()
 	if h.weights != nil {
-		h.weights.hold.close(budget)
+		h.weights.memory.close(budget)
 	}
 }
 
 // groupWeights are the rows of w_q, w_k and w_v that belong to one group.
 type groupWeights struct {
-	hold              hold
+	memory            mapped
 	query, key, value matrix
 }
 
@@ -65,11 +67,11 @@ func carve(memory []float32, name string, rows, in int, biased bool) (matrix, []
 func (r *run) newGroupWeights(p *problem) (*groupWeights, error) {
 	rows := p.size*p.shape.HeadDim + p.shape.HeadDim + p.shape.VDim
 	// At most (4,096 + 2) · 512 rows of 8 Mi elements: no overflow.
-	h, err := r.newHold(int64(rows) * int64(p.projection.dModel+1) * 4)
+	h, err := r.mapMemory(int64(rows) * int64(p.projection.dModel+1) * 4)
 	if err != nil {
 		return nil, err
 	}
-	g := &groupWeights{hold: h}
+	g := &groupWeights{memory: h}
 	memory := h.arena.Floats()
 	g.query, memory = carve(memory, "w_q", p.size*p.shape.HeadDim, p.projection.dModel, p.projection.queryBias)
 	g.key, memory = carve(memory, "w_k", p.shape.HeadDim, p.projection.dModel, p.projection.keyBias)
@@ -78,7 +80,7 @@ func (r *run) newGroupWeights(p *problem) (*groupWeights, error) {
 }
 
 // shard returns the open shard that a message names.
-func (r *run) shard(index, group uint32) (*held, error) {
+func (r *run) shard(index, group uint32) (*openShard, error) {
 	p, err := r.problem(index)
 	if err != nil {
 		return nil, err
@@ -94,7 +96,7 @@ func (r *run) shard(index, group uint32) (*held, error) {
 }
 
 // groups returns the open shards that a block names, each once.
-func (r *run) groups(index uint32, groups []uint32) ([]*held, error) {
+func (r *run) groups(index uint32, groups []uint32) ([]*openShard, error) {
 	p, err := r.problem(index)
 	switch {
 	case err != nil:
@@ -103,7 +105,7 @@ func (r *run) groups(index uint32, groups []uint32) ([]*held, error) {
 		return nil, invalid("problem %d: a block names %d groups, the problem has %d", index, len(groups), p.shape.KVHeads)
 	}
 	named := make(map[uint32]bool, len(groups))
-	shards := make([]*held, len(groups))
+	shards := make([]*openShard, len(groups))
 	for i, g := range groups {
 		if named[g] {
 			return nil, invalid("problem %d group %d: a block names the group twice", index, g)
@@ -131,7 +133,7 @@ func (r *run) openShard(m *headwaterv1.ShardOpen) error {
 	case r.shards[id] != nil:
 		return misplaced("problem %d group %d: the shard is open already, of epoch %d", m.GetProblem(), m.GetGroup(), r.shards[id].epoch)
 	}
-	h := &held{id: id, problem: p, epoch: m.GetEpoch()}
+	h := &openShard{id: id, problem: p, epoch: m.GetEpoch()}
 	err = r.take(func() (err error) {
 		h.cache, err = kvcache.OpenShard(r.m.Budget, p.layout, p.kvLen)
 		return err
@@ -145,7 +147,7 @@ func (r *run) openShard(m *headwaterv1.ShardOpen) error {
 			h.cache.Close()
 			return r.exhausted(h, "weights", err)
 		}
-		reserved += h.weights.hold.bytes
+		reserved += h.weights.memory.bytes
 	}
 	r.shards[id], p.epoch = h, h.epoch
 	return r.answer(&headwaterv1.RunResponse{Response: &headwaterv1.RunResponse_ShardOpened{ShardOpened: &headwaterv1.ShardOpened{
@@ -163,7 +165,7 @@ func (r *run) exhausted(what fmt.Stringer, part string, err error) error {
 }
 
 // extends checks that a block of count positions from start follows what the shards hold.
-func extends(shards []*held, start, count uint64) error {
+func extends(shards []*openShard, start, count uint64) error {
 	for _, h := range shards {
 		switch {
 		case h.sealed:
@@ -349,7 +351,7 @@ func (r *run) project(m *headwaterv1.HiddenBlock) error {
 }
 
 // projectPiece appends the keys and values of n hidden states.
-func (r *run) projectPiece(h *held, x, cos, sin []float32, n int) error {
+func (r *run) projectPiece(h *openShard, x, cos, sin []float32, n int) error {
 	p := h.problem
 	k, v := make([]float32, n*p.shape.HeadDim), make([]float32, n*p.shape.VDim)
 	thread, err := r.m.Thread(r.ctx, attention.Background)

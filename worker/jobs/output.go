@@ -22,12 +22,12 @@ type outputRows []*outputRun
 type outputRun struct {
 	first int
 	matrix
-	hold hold
+	memory mapped
 }
 
 func (o outputRows) close(budget *kvcache.Budget) {
 	for _, run := range o {
-		run.hold.close(budget)
+		run.memory.close(budget)
 	}
 }
 
@@ -70,11 +70,11 @@ func (r *run) outputWeights(p *problem, m *headwaterv1.WeightBlock) error {
 			stop = min(end, p.output[i].first)
 		}
 		run := &outputRun{first: row}
-		h, err := r.newHold(4 * int64(stop-row) * int64(in+1))
+		h, err := r.mapMemory(4 * int64(stop-row) * int64(in+1))
 		if err != nil {
 			return r.exhausted(problemName(m.GetProblem()), "w_o", err)
 		}
-		run.hold = h
+		run.memory = h
 		run.matrix, _ = carve(h.arena.Floats(), "w_o", stop-row, in, biases > 0)
 		p.output = slices.Insert(p.output, i, run) // from here on the end of the stream frees it
 		what := fmt.Sprintf("problem %d: w_o from row %d", m.GetProblem(), row)

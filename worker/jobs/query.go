@@ -20,7 +20,7 @@ import (
 type query struct {
 	problem      *problem
 	index, block uint32
-	shards       []*held
+	shards       []*openShard
 	start, count int
 	q            []float32 // [groups, count, group size, head_dim], or hidden states [count, d_model]
 	cos, sin     []float32 // [count, rope_dims/2], with hidden states
@@ -280,7 +280,7 @@ func (r *run) attend(q *query, i int) error {
 }
 
 // failed names the block and group in an error of their kernel, and gives it its code.
-func (q *query) failed(r *run, h *held, err error) error {
+func (q *query) failed(r *run, h *openShard, err error) error {
 	var row *attention.RowError
 	if errors.As(err, &row) {
 		// The kernel counts tokens from the block's first.

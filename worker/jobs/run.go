@@ -36,7 +36,7 @@ type run struct {
 	cancel   context.CancelCauseFunc
 	problems []*problem // nil before Open
 	codec    contextframe.Codec
-	shards   map[shard.ID]*held
+	shards   map[shard.ID]*openShard
 	pending  *query // waits for operands
 
 	send  sync.Mutex // one sender at a time
@@ -62,7 +62,7 @@ func (s *Service) Run(stream runStream) error {
 		stream: stream,
 		ctx:    ctx,
 		cancel: cancel,
-		shards: map[shard.ID]*held{},
+		shards: map[shard.ID]*openShard{},
 		slots:  make(chan struct{}, 2*s.m.Threads+2),
 	}
 	// A server can not interrupt Recv but by returning, so what receives outlives this call by a moment. It holds nothing
@@ -319,31 +319,31 @@ func (r *run) free() {
 	}
 }
 
-// hold is memory outside the heap that is mapped by a budget.
-type hold struct {
+// mapped is memory outside the heap that is mapped by a budget.
+type mapped struct {
 	arena *kvcache.Arena
 	bytes int64
 }
 
-// holdUnit is the unit in which memory is mapped.
-const holdUnit = 4096
+// mapUnit is the unit in which memory is mapped.
+const mapUnit = 4096
 
-// newHold reserves size bytes, rounded up to whole units, and maps them.
-func (r *run) newHold(size int64) (hold, error) {
-	size = (size + holdUnit - 1) / holdUnit * holdUnit
+// mapMemory reserves size bytes, rounded up to whole units, and maps them.
+func (r *run) mapMemory(size int64) (mapped, error) {
+	size = (size + mapUnit - 1) / mapUnit * mapUnit
 	var arena *kvcache.Arena
 	err := r.take(func() (err error) {
 		arena, err = r.m.Budget.Map(size)
 		return err
 	})
 	if err != nil {
-		return hold{}, err
+		return mapped{}, err
 	}
-	return hold{arena, size}, nil
+	return mapped{arena, size}, nil
 }
 
-func (h hold) close(budget *kvcache.Budget) {
-	if h.arena != nil {
-		budget.Unmap(h.arena)
+func (m mapped) close(budget *kvcache.Budget) {
+	if m.arena != nil {
+		budget.Unmap(m.arena)
 	}
 }

@@ -35,7 +35,7 @@ func (rawCodec) Unmarshal(b []byte, v any) error {
 // raw sends one message on a lane of its own and returns the answer, or how the lane ended.
 func (p *place) raw(t testing.TB, message []byte) (*headwaterv1.LaneResponse, error) {
 	t.Helper()
-	ctx, cancel := context.WithCancel(metadata.AppendToOutgoingContext(context.Background(), session.MetadataKey, session.ID{0xee}.String()))
+	ctx, cancel := context.WithCancel(metadata.AppendToOutgoingContext(context.Background(), session.MetadataKey, session.LaneID{0xee}.String()))
 	defer cancel()
 	stream, err := p.conn.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true, ClientStreams: true}, headwaterv1.SessionService_Lane_FullMethodName, grpc.ForceCodec(rawCodec{}))
 	if err != nil {
@@ -157,7 +157,7 @@ func bigLayer() *headwaterv1.SessionLayer {
 
 // tap stands between one lane and its client.
 type tap struct {
-	lane     session.ID
+	lane     session.LaneID
 	received chan struct{} // one element for each step
 	sending  chan struct{} // one element for each answer, before it is sent
 	send     chan struct{} // from which each answer takes one
@@ -165,7 +165,7 @@ type tap struct {
 }
 
 func newTap(id byte) *tap {
-	return &tap{session.ID{id}, make(chan struct{}, 10_000), make(chan struct{}, 10_000), make(chan struct{}, 10_000), make(chan struct{})}
+	return &tap{session.LaneID{id}, make(chan struct{}, 10_000), make(chan struct{}, 10_000), make(chan struct{}, 10_000), make(chan struct{})}
 }
 
 func (p *tap) intercept(srv any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, handle grpc.StreamHandler) error {

@@ -88,7 +88,7 @@ func serveSessions(t testing.TB, cfg machine.Config, opts ...grpc.ServerOption) 
 
 // driver is a lane of the generated client.
 type driver struct {
-	id     session.ID
+	id     session.LaneID
 	stream grpc.BidiStreamingClient[headwaterv1.LaneRequest, headwaterv1.LaneResponse]
 	cancel context.CancelFunc
 	steps  uint64
@@ -96,7 +96,7 @@ type driver struct {
 
 func (p *place) lane(t workertest.Fataler, id byte) *driver {
 	t.Helper()
-	d := &driver{id: session.ID{id}}
+	d := &driver{id: session.LaneID{id}}
 	ctx, cancel := context.WithCancel(context.Background())
 	d.cancel = cancel
 	var err error

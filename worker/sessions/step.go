@@ -39,7 +39,7 @@ type step struct {
 
 // do does a step: it checks the request, appends, attends, and makes the answer; what it has appended is kept once there is
 // an answer. After an error the session is as before; one that is no *session.Error is that of ctx.
-func (s *Service) do(ctx context.Context, from session.ID, t *task) error {
+func (s *Service) do(ctx context.Context, from session.LaneID, t *task) error {
 	m, r, st := &t.request.Step, &t.response.Result, &t.step
 	if over := t.request.NoRoom; over != nil {
 		return s.noRoom(over)

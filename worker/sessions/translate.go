@@ -38,7 +38,7 @@ func writeEpoch(e kvcache.Epoch) *headwaterv1.Epoch {
 	return &headwaterv1.Epoch{Counter: e.Counter, Lane: e.Lane[:]}
 }
 
-var sessionProblems = map[kvcache.Problem]session.Reason{
+var sessionReasons = map[kvcache.Reason]session.Reason{
 	kvcache.Invalid:          problemInvalid,
 	kvcache.Unknown:          session.Unknown,
 	kvcache.Exists:           session.Exists,
@@ -57,9 +57,9 @@ func refusal(err error) error {
 	if !ok {
 		return err
 	}
-	out := session.Errorf(sessionProblems[e.Problem], "%s", e.Rule)
+	out := session.Errorf(sessionReasons[e.Reason], "%s", e.Rule)
 	out.Why.Layer, out.Why.Group, out.Why.Length, out.Why.Truncations = uint32(e.Layer), uint32(e.Group), e.Length, e.Truncations
-	if e.Problem == kvcache.StaleEpoch {
+	if e.Reason == kvcache.StaleEpoch {
 		out.Why.Epoch = writeEpoch(e.Epoch)
 	}
 	return out

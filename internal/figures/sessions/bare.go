@@ -78,7 +78,7 @@ func startBare(ctx context.Context) (_ *bare, err error) {
 	}
 	streaming, cancel := context.WithCancel(ctx)
 	b.cancel = cancel
-	b.stream, err = session.Open(streaming, b.conn, session.ID{1})
+	b.stream, err = session.Open(streaming, b.conn, session.LaneID{1})
 	return b, err
 }
 

@@ -236,7 +236,7 @@ func muteLane(ctx context.Context, address string) error {
 		return err
 	}
 	defer conn.Close()
-	id, lane := uuid.New(), session.ID(uuid.New())
+	id, lane := uuid.New(), session.LaneID(uuid.New())
 	service := headwaterv1.NewSessionServiceClient(conn)
 	_, err = service.CreateSession(ctx, &headwaterv1.CreateSessionRequest{
 		Session: id[:], Epoch: &headwaterv1.Epoch{Counter: 1, Lane: lane[:]},

@@ -49,7 +49,7 @@ type peers struct {
 
 func connect(t testing.TB) *peers {
 	t.Helper()
-	id := session.ID{1}
+	id := session.LaneID{1}
 	p := &peers{conns: fanout.NewConns(rpc.DialOptions()...), epoch: &headwaterv1.Epoch{Counter: 1, Lane: id[:]}}
 	p.lane = fanout.NewLane(id, p.conns)
 	t.Cleanup(func() {

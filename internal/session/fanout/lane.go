@@ -16,7 +16,7 @@ const inFlight = 256
 // Lane is one client's lane: a stream to each holder that it has steps for, opened at the first of them. Safe for
 // concurrent use; steps that are started one after the other reach each holder in that order.
 type Lane struct {
-	id    session.ID
+	id    session.LaneID
 	conns *Conns
 	ctx   context.Context // ends with Close
 	end   context.CancelFunc
@@ -29,7 +29,7 @@ type Lane struct {
 }
 
 // NewLane makes a lane. Its streams end with Close.
-func NewLane(id session.ID, conns *Conns) *Lane {
+func NewLane(id session.LaneID, conns *Conns) *Lane {
 	ctx, cancel := context.WithCancel(context.Background())
 	l := &Lane{id: id, conns: conns, ctx: ctx, end: cancel, streams: map[string]*stream{}}
 	l.calls.New = func() any { return &Call{lane: l, done: make(chan struct{}, 1)} }
@@ -37,7 +37,7 @@ func NewLane(id session.ID, conns *Conns) *Lane {
 }
 
 // ID is the lane's id.
-func (l *Lane) ID() session.ID { return l.id }
+func (l *Lane) ID() session.LaneID { return l.id }
 
 // Close ends the streams and waits for what runs on them. Steps that wait for answers fail.
 func (l *Lane) Close() {
@@ -116,7 +116,7 @@ type brokenError struct{ error }
 func (e brokenError) Unwrap() error { return e.error }
 
 // run opens the stream, sends and receives until it ends, and fails what is pending then.
-func (s *stream) run(conn *rpc.Conn, id session.ID) {
+func (s *stream) run(conn *rpc.Conn, id session.LaneID) {
 	defer conn.Release()
 	defer s.finish()
 	wire, err := session.Open(s.ctx, conn, id)
@@ -174,7 +174,7 @@ func (s *stream) answered(r *session.Response) (*session.Response, error) {
 	return r, nil
 }
 
-// refused ends a part whose frame this side has refused, after which the stream goes on, and tells whether it is so.
+// refused ends a part whose message this side has refused, after which the stream goes on, and tells whether it is so.
 func (s *stream) refused(p *callPart, err error) bool {
 	var own *session.Error
 	if !errors.As(err, &own) {

@@ -127,7 +127,7 @@ func (c *Call) send(ctx context.Context) {
 	}
 }
 
-// fits refuses a step of which one holder's part, or its answer, is more than a frame takes, before any holder is sent its own.
+// fits refuses a step of which one holder's part, or its answer, is more than a message takes, before any holder is sent its own.
 func (s *Step) fits(parts []part, layer *shard.LayerSpec) error {
 	query, key, value, scale := stepBytes(layer, &s.Step)
 	each := query + key + value + 2*scale
@@ -135,14 +135,14 @@ func (s *Step) fits(parts []part, layer *shard.LayerSpec) error {
 	for _, p := range parts {
 		n := max(each, answer) * len(p.groups)
 		if n += 8*len(p.groups) + len(s.TreeMask) + 5*len(s.Tokens) + roomForFields; n > rpc.MaxMessageBytes {
-			return invalid("layer %d: %d tokens to append and %d that attend make a frame of about %d bytes at holder %q, at most %d are allowed: cut the step into fewer tokens",
+			return invalid("layer %d: %d tokens to append and %d that attend make a message of about %d bytes at holder %q, at most %d are allowed: cut the step into fewer tokens",
 				s.Layer, s.Append, s.Attend, n, p.holder.Name, rpc.MaxMessageBytes)
 		}
 	}
 	return nil
 }
 
-// roomForFields is more than a frame's other fields, and the coding of a context, take.
+// roomForFields is more than a message's other fields, and the coding of a context, take.
 const roomForFields = 32 << 10
 
 // stepBytes returns the sizes of the tensors that a step has for one group.

@@ -552,7 +552,7 @@ func follows(now *headwaterv1.LayerState, m *session.Step) (repeat bool, _ *sess
 }
 
 // step does one step. Long: the rules of a step, in the order of docs/sessions.md.
-func (h *Holder) step(by session.ID, req *session.Request, resp *session.Response) *session.Error {
+func (h *Holder) step(by session.LaneID, req *session.Request, resp *session.Response) *session.Error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	m := &req.Step

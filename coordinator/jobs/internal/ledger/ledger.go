@@ -56,8 +56,8 @@ func (e *RefusedError) Error() string {
 	return fmt.Sprintf("answer of worker %q to %s refused: %s", e.Worker, e.Unit, e.Rule)
 }
 
-// held is one shard of one problem: its holder and its answers.
-type held struct {
+// account is that of one shard of one problem: its worker and its answers.
+type account struct {
 	worker string // empty: nobody
 	epoch  shard.Epoch
 	done   []bool // by block
@@ -67,18 +67,18 @@ type held struct {
 // Ledger is the account of one job. It is not safe for concurrent use.
 type Ledger struct {
 	problems []Problem
-	shards   [][]held // by problem and group
+	shards   [][]account // by problem and group
 	pending  int
 	total    int
 }
 
 // New opens the account of a job.
 func New(problems []Problem) *Ledger {
-	l := &Ledger{problems: problems, shards: make([][]held, len(problems))}
+	l := &Ledger{problems: problems, shards: make([][]account, len(problems))}
 	for i, p := range problems {
-		l.shards[i] = make([]held, p.Groups)
+		l.shards[i] = make([]account, p.Groups)
 		for g := range l.shards[i] {
-			l.shards[i][g] = held{done: make([]bool, p.Blocks), owed: p.Blocks}
+			l.shards[i][g] = account{done: make([]bool, p.Blocks), owed: p.Blocks}
 		}
 		l.total += p.Groups * p.Blocks
 	}

@@ -15,14 +15,14 @@ import (
 	"headwater.example/tensor"
 )
 
-// share is what one lane takes of one problem.
+// share is what one stream takes of one problem.
 type share struct {
-	lane   *lane
+	stream *stream
 	groups []shard.Group
 	asks   []ledger.Ask
 }
 
-// batch is what one plan wants loaded: by problem, each lane's share.
+// batch is what one plan wants loaded: by problem, each stream's share.
 type batch map[int][]*share
 
 // bytes is what of the job's file a batch reads.
@@ -51,7 +51,7 @@ func (p *problem) rowBytes() int64 {
 	return int64(row)
 }
 
-// load reads each block of the batch's problems once and gives every lane its groups' part of it; then come the seal and the
+// load reads each block of the batch's problems once and gives every stream its groups' part of it; then come the seal and the
 // asks.
 func (r *run) load(ctx context.Context, b batch) error {
 	for i, p := range r.problems {
@@ -71,7 +71,7 @@ func (r *run) load(ctx context.Context, b batch) error {
 			for i, a := range s.asks {
 				asks[i] = ask{block: a.Block, groups: a.Groups}
 			}
-			s.lane.add(p, p.cutAsks(asks))
+			s.stream.add(p, p.cutAsks(asks))
 		}
 	}
 	return nil
@@ -135,7 +135,7 @@ func (r *run) loadKeyValues(ctx context.Context, p *problem, shares []*share) er
 					return fmt.Errorf("problem %q group %d: %w", p.Prefix, g, err)
 				}
 			}
-			if err := s.lane.push(ctx, &headwaterv1.RunRequest{Request: &headwaterv1.RunRequest_KeyValues{KeyValues: m}}, memory); err != nil {
+			if err := s.stream.push(ctx, &headwaterv1.RunRequest{Request: &headwaterv1.RunRequest_KeyValues{KeyValues: m}}, memory); err != nil {
 				return err
 			}
 		}
@@ -147,7 +147,7 @@ func (r *run) loadKeyValues(ctx context.Context, p *problem, shares []*share) er
 	})
 }
 
-// loadHidden gives each lane its groups' rows of the projections, then the hidden states.
+// loadHidden gives each stream its groups' rows of the projections, then the hidden states.
 func (r *run) loadHidden(ctx context.Context, p *problem, shares []*share) error {
 	gs, hd, vd := p.Shape.GroupSize(), p.Shape.HeadDim, p.Shape.VDim
 	for _, s := range shares {
@@ -162,7 +162,7 @@ func (r *run) loadHidden(ctx context.Context, p *problem, shares []*share) error
 				{headwaterv1.Weight_WEIGHT_QUERY, p.WQ, p.BQ, gs * hd},
 			} {
 				err := r.weights(w.name, w.add, int(g)*w.rows, w.rows, p.DModel, func(row int, data, bias []byte) error {
-					return s.lane.push(ctx, &headwaterv1.RunRequest{Request: &headwaterv1.RunRequest_Weights{Weights: &headwaterv1.WeightBlock{
+					return s.stream.push(ctx, &headwaterv1.RunRequest{Request: &headwaterv1.RunRequest_Weights{Weights: &headwaterv1.WeightBlock{
 						Problem: uint32(p.index), Weight: w.kind, Group: uint32(g), Row: uint32(row - int(g)*w.rows), Data: data, Bias: bias,
 					}}}, nil)
 				})
@@ -181,7 +181,7 @@ func (r *run) loadHidden(ctx context.Context, p *problem, shares []*share) error
 		}
 		cos, sin := p.tables(int64(start), n)
 		for _, s := range shares {
-			if err := s.lane.push(ctx, &headwaterv1.RunRequest{Request: &headwaterv1.RunRequest_Hidden{Hidden: &headwaterv1.HiddenBlock{
+			if err := s.stream.push(ctx, &headwaterv1.RunRequest{Request: &headwaterv1.RunRequest_Hidden{Hidden: &headwaterv1.HiddenBlock{
 				Problem: uint32(p.index), Groups: numbers(s.groups), Start: uint64(start), X: x, Cos: cos, Sin: sin,
 			}}}, nil); err != nil {
 				return err
@@ -195,7 +195,7 @@ func (r *run) loadHidden(ctx context.Context, p *problem, shares []*share) error
 func (r *run) seal(ctx context.Context, p *problem, shares []*share, receipt func(shard.Group) *headwaterv1.Receipt) error {
 	for _, s := range shares {
 		for _, g := range s.groups {
-			if err := s.lane.push(ctx, &headwaterv1.RunRequest{Request: &headwaterv1.RunRequest_ShardSeal{ShardSeal: &headwaterv1.ShardSeal{
+			if err := s.stream.push(ctx, &headwaterv1.RunRequest{Request: &headwaterv1.RunRequest_ShardSeal{ShardSeal: &headwaterv1.ShardSeal{
 				Problem: uint32(p.index), Group: uint32(g), Receipt: receipt(g),
 			}}}, nil); err != nil {
 				return err

@@ -19,7 +19,7 @@ import (
 type strip struct {
 	problem  *problem
 	from, to int
-	lane     *lane
+	stream   *stream
 	owed     map[int]bool // by block
 }
 
@@ -44,7 +44,7 @@ func (r *run) project(ctx context.Context) error {
 		left := 0
 		for _, s := range strips {
 			left += len(s.owed)
-			if s.lane == nil && len(s.owed) > 0 {
+			if s.stream == nil && len(s.owed) > 0 {
 				r.assign(ctx, s, strips)
 			}
 		}
@@ -54,18 +54,18 @@ func (r *run) project(ctx context.Context) error {
 				return err
 			}
 			if e.output != nil {
-				if err := r.takeOutput(e.lane, e.output, strips); err != nil {
+				if err := r.takeOutput(e.stream, e.output, strips); err != nil {
 					return err
 				}
 				left--
 			}
 			if e.ended != nil {
-				if err := r.lose(e.lane, e.ended); err != nil {
+				if err := r.lose(e.stream, e.ended); err != nil {
 					return err
 				}
 				for _, s := range strips {
-					if s.lane == e.lane {
-						s.lane = nil
+					if s.stream == e.stream {
+						s.stream = nil
 					}
 				}
 				break
@@ -79,7 +79,7 @@ func (r *run) project(ctx context.Context) error {
 
 // release frees the shards, which have answered all that they were asked.
 func (r *run) release(ctx context.Context) {
-	for _, l := range r.lanes {
+	for _, l := range r.streams {
 		r.loading.Go(func() {
 			for _, load := range l.shards {
 				err := l.push(ctx, &headwaterv1.RunRequest{Request: &headwaterv1.RunRequest_ShardClose{ShardClose: &headwaterv1.ShardClose{
@@ -93,12 +93,12 @@ func (r *run) release(ctx context.Context) {
 	}
 }
 
-// strips shares each problem's output rows over the lanes by their weights.
+// strips shares each problem's output rows over the streams by their weights.
 func (r *run) strips() []*strip {
-	names := slices.Sorted(maps.Keys(r.lanes))
+	names := slices.Sorted(maps.Keys(r.streams))
 	total := 0
 	for _, name := range names {
-		total += max(int(r.lanes[name].identity.GetWeight()), 1)
+		total += max(int(r.streams[name].identity.GetWeight()), 1)
 	}
 	var strips []*strip
 	for _, p := range r.problems {
@@ -107,7 +107,7 @@ func (r *run) strips() []*strip {
 		}
 		from, weight := 0, 0
 		for _, name := range names {
-			weight += max(int(r.lanes[name].identity.GetWeight()), 1)
+			weight += max(int(r.streams[name].identity.GetWeight()), 1)
 			to := p.DModel * weight / total
 			if to == from {
 				continue
@@ -124,20 +124,20 @@ func (r *run) strips() []*strip {
 	return strips
 }
 
-// assign gives a strip to the lane that owes least, with its rows of w_o.
+// assign gives a strip to the stream that owes least, with its rows of w_o.
 func (r *run) assign(ctx context.Context, s *strip, strips []*strip) {
-	owes := func(l *lane) int {
+	owes := func(l *stream) int {
 		n := 0
 		for _, t := range strips {
-			if t.lane == l {
+			if t.stream == l {
 				n += len(t.owed)
 			}
 		}
 		return n
 	}
-	names := slices.Sorted(maps.Keys(r.lanes))
-	s.lane = r.lanes[slices.MinFunc(names, func(a, b string) int { return cmp.Compare(owes(r.lanes[a]), owes(r.lanes[b])) })]
-	l, p := s.lane, s.problem
+	names := slices.Sorted(maps.Keys(r.streams))
+	s.stream = r.streams[slices.MinFunc(names, func(a, b string) int { return cmp.Compare(owes(r.streams[a]), owes(r.streams[b])) })]
+	l, p := s.stream, s.problem
 	var asks []ask
 	for _, b := range slices.Sorted(maps.Keys(s.owed)) {
 		asks = append(asks, ask{block: b, strip: s})
@@ -172,11 +172,11 @@ func (r *run) sendOutput(a ask, put func(*headwaterv1.RunRequest) error) error {
 }
 
 // takeOutput accepts a strip's answer for one block.
-func (r *run) takeOutput(l *lane, o *headwaterv1.Output, strips []*strip) error {
+func (r *run) takeOutput(l *stream, o *headwaterv1.Output, strips []*strip) error {
 	block := int(o.GetBlock())
 	sent, _ := l.answered(askKey{int(o.GetProblem()), block, int(o.GetRow())})
 	i := slices.IndexFunc(strips, func(s *strip) bool {
-		return s.lane == l && s.problem.index == int(o.GetProblem()) && s.from == int(o.GetRow()) && s.owed[block]
+		return s.stream == l && s.problem.index == int(o.GetProblem()) && s.from == int(o.GetRow()) && s.owed[block]
 	})
 	if i < 0 {
 		return status.Errorf(codes.Internal, "worker %q projected problem %d, block %d from row %d, which it does not owe", l.name, o.GetProblem(), block, o.GetRow())

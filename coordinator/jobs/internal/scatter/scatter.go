@@ -80,8 +80,8 @@ type run struct {
 	ledger   *ledger.Ledger
 	gather   *gatherer
 	plan     *shard.Plan
-	lanes    map[string]*lane
-	reports  []*headwaterv1.WorkerReport // of lanes that ended
+	streams  map[string]*stream
+	reports  []*headwaterv1.WorkerReport // of streams that ended
 	broken   map[string]int              // by boot: streams that broke
 	lastErr  error                       // why the last worker was lost or did not answer
 	loading  sync.WaitGroup              // what reads the job's file
@@ -95,7 +95,7 @@ func Run(ctx context.Context, c Config) (*headwaterv1.Report, error) {
 	r := &run{
 		Config: c, input: c.Input, codec: c.Codec, blockBytes: cmp.Or(c.BlockBytes, rpc.BlockBytes),
 		events: make(chan event), answers: sync.Pool{New: func() any { return &answer{} }},
-		lanes: map[string]*lane{}, broken: map[string]int{}, progress: &headwaterv1.Progress{},
+		streams: map[string]*stream{}, broken: map[string]int{}, progress: &headwaterv1.Progress{},
 	}
 	started := time.Now()
 	if err := r.prepare(); err != nil {
@@ -116,7 +116,7 @@ func Run(ctx context.Context, c Config) (*headwaterv1.Report, error) {
 		err = cmp.Or(context.Cause(ctx), err)
 	}
 	cancel()
-	for _, l := range r.lanes {
+	for _, l := range r.streams {
 		l.close()
 		r.keep(l, false)
 	}
@@ -211,23 +211,23 @@ func (r *run) attend(ctx context.Context) error {
 		}
 		switch {
 		case e.opened != nil:
-			e.lane.opening--
+			e.stream.opening--
 		case e.answer != nil:
-			if err := r.take(e.lane, e.answer); err != nil {
+			if err := r.take(e.stream, e.answer); err != nil {
 				return err
 			}
 		case e.ended != nil:
-			if err := r.lose(e.lane, e.ended); err != nil {
+			if err := r.lose(e.stream, e.ended); err != nil {
 				return err
 			}
-			unloaded = slices.DeleteFunc(unloaded, func(l ledger.Load) bool { return l.Worker == e.lane.name })
+			unloaded = slices.DeleteFunc(unloaded, func(l ledger.Load) bool { return l.Worker == e.stream.name })
 			replan = true
 		}
 	}
 	return nil
 }
 
-// next waits for an event of a lane that is still in use.
+// next waits for an event of a stream that is still in use.
 func (r *run) next(ctx context.Context) (event, error) {
 	for {
 		select {
@@ -235,10 +235,10 @@ func (r *run) next(ctx context.Context) (event, error) {
 			switch {
 			case e.failed != nil:
 				return event{}, e.failed
-			case e.lane == nil:
+			case e.stream == nil:
 				r.progress.LoadedBytes += uint64(e.loaded)
 				r.tell(false)
-			case r.lanes[e.lane.name] == e.lane:
+			case r.streams[e.stream.name] == e.stream:
 				return e, nil
 			}
 		case <-ctx.Done():
@@ -247,14 +247,14 @@ func (r *run) next(ctx context.Context) (event, error) {
 	}
 }
 
-// connect opens a lane to each worker that the membership names and that answers, and waits for one if none does.
+// connect opens a stream to each worker that the membership names and that answers, and waits for one if none does.
 func (r *run) connect(ctx context.Context) error {
 	var waited time.Duration
 	for {
 		changed := r.Workers.Changed()
 		r.phase("connecting to workers")
 		r.dial(ctx)
-		if len(r.lanes) > 0 {
+		if len(r.streams) > 0 {
 			return nil
 		}
 		if waited >= r.WorkerWait {
@@ -287,10 +287,10 @@ func describeError(err error) string {
 	return err.Error()
 }
 
-// dial opens lanes to the workers that have none. A worker that does not answer is left out.
+// dial opens streams to the workers that have none. A worker that does not answer is left out.
 func (r *run) dial(ctx context.Context) {
-	missing := slices.DeleteFunc(r.Workers.List(), func(m membership.Member) bool { return r.lanes[m.Name] != nil })
-	conns := make([]*rpc.Conn, len(missing)) // held from here, so that the lane goes over the connection that is made to describe
+	missing := slices.DeleteFunc(r.Workers.List(), func(m membership.Member) bool { return r.streams[m.Name] != nil })
+	conns := make([]*rpc.Conn, len(missing)) // held from here, so that the stream goes over the connection that is made to describe
 	for i, m := range missing {
 		conns[i], _ = r.Workers.Use(m) // Describe says why not
 	}
@@ -302,13 +302,13 @@ func (r *run) dial(ctx context.Context) {
 			r.Logger.Warn("worker left out", "job", r.ID, "worker", d.Name, "error", d.Err)
 		case conn == nil || r.broken[string(d.Said.GetBoot())] >= chances:
 		default:
-			l, err := r.openLane(ctx, d.Member, conn, d.Said)
+			l, err := r.openStream(ctx, d.Member, conn, d.Said)
 			if err != nil {
 				r.lastErr = err
 				break
 			}
-			r.lanes[l.name] = l
-			conn = nil // the lane's
+			r.streams[l.name] = l
+			conn = nil // the stream's
 		}
 		if conn != nil {
 			conn.Release()
@@ -316,10 +316,10 @@ func (r *run) dial(ctx context.Context) {
 	}
 }
 
-// makePlan plans the job onto the lanes.
+// makePlan plans the job onto the streams.
 func (r *run) makePlan() error {
 	var workers []shard.Worker
-	for _, l := range r.lanes {
+	for _, l := range r.streams {
 		workers = append(workers, shard.Worker{Name: l.name, Weight: max(int(l.identity.GetWeight()), 1)})
 	}
 	plan, err := shard.MakePlan(r.geometry, workers, r.plan)
@@ -334,14 +334,14 @@ func (r *run) makePlan() error {
 func (r *run) reserve(ctx context.Context, loads []ledger.Load) {
 	r.phase("reserving memory")
 	for _, load := range loads {
-		l := r.lanes[load.Worker]
+		l := r.streams[load.Worker]
 		l.opening++
 		l.shards = append(l.shards, load)
 	}
-	lanes := maps.Clone(r.lanes)
+	streams := maps.Clone(r.streams)
 	r.loading.Go(func() {
 		for _, load := range loads {
-			err := lanes[load.Worker].push(ctx, &headwaterv1.RunRequest{Request: &headwaterv1.RunRequest_ShardOpen{ShardOpen: &headwaterv1.ShardOpen{
+			err := streams[load.Worker].push(ctx, &headwaterv1.RunRequest{Request: &headwaterv1.RunRequest_ShardOpen{ShardOpen: &headwaterv1.ShardOpen{
 				Problem: uint32(load.Problem), Group: uint32(load.Group), Epoch: uint64(load.Epoch),
 			}}}, nil)
 			if err != nil {
@@ -356,10 +356,10 @@ func (r *run) start(ctx context.Context, loads []ledger.Load) {
 	b := batch{}
 	for _, load := range loads {
 		shares := b[load.Problem]
-		i := slices.IndexFunc(shares, func(s *share) bool { return s.lane.name == load.Worker })
+		i := slices.IndexFunc(shares, func(s *share) bool { return s.stream.name == load.Worker })
 		if i < 0 {
 			i = len(shares)
-			shares = append(shares, &share{lane: r.lanes[load.Worker]})
+			shares = append(shares, &share{stream: r.streams[load.Worker]})
 			b[load.Problem] = shares
 		}
 		shares[i].groups = append(shares[i].groups, load.Group)
@@ -389,7 +389,7 @@ func (r *run) start(ctx context.Context, loads []ledger.Load) {
 }
 
 // take accepts an answer into the account and the result.
-func (r *run) take(l *lane, a *answer) error {
+func (r *run) take(l *stream, a *answer) error {
 	unit := ledger.Unit{Problem: int(a.GetProblem()), Group: shard.Group(a.GetGroup()), Block: int(a.GetBlock())}
 	sent, asked := l.answered(askKey{unit.Problem, unit.Block, int(unit.Group)})
 	if !asked {
@@ -419,15 +419,15 @@ func (r *run) take(l *lane, a *answer) error {
 	return nil
 }
 
-// account adds one answer's times to the lane's report.
-func (l *lane) account(compute, wire time.Duration) {
+// account adds one answer's times to the stream's report.
+func (l *stream) account(compute, wire time.Duration) {
 	l.report.Units++
 	l.report.Compute = durationpb.New(l.report.GetCompute().AsDuration() + compute)
 	l.report.Wire = durationpb.New(l.report.GetWire().AsDuration() + max(wire, 0))
 }
 
-// lose handles the end of a lane: a worker that died is replaced, one that refused its work fails the job.
-func (r *run) lose(l *lane, err error) error {
+// lose handles the end of a stream: a worker that died is replaced, one that refused its work fails the job.
+func (r *run) lose(l *stream, err error) error {
 	if fatal(err) {
 		s, _ := status.FromError(err)
 		return status.Errorf(s.Code(), "worker %q: %s", l.name, s.Message())
@@ -438,7 +438,7 @@ func (r *run) lose(l *lane, err error) error {
 	r.lastErr = fmt.Errorf("worker %q was lost: %s", l.name, describeError(err))
 	r.Logger.Warn("worker lost", "job", r.ID, "worker", l.name, "error", err)
 	r.broken[string(l.identity.GetBoot())]++
-	delete(r.lanes, l.name)
+	delete(r.streams, l.name)
 	l.close()
 	r.keep(l, true)
 	r.ledger.Lose(l.name)
@@ -458,19 +458,19 @@ func fatal(err error) bool {
 // unconfirmed counts the shards that the living were asked to reserve and have not confirmed.
 func (r *run) unconfirmed() int {
 	n := 0
-	for _, l := range r.lanes {
+	for _, l := range r.streams {
 		n += l.opening
 	}
 	return n
 }
 
-// farewell ends the lanes that are left and waits until their workers have freed what they held.
+// farewell ends the streams that are left and waits until their workers have freed what they held.
 func (r *run) farewell(ctx context.Context) error {
 	r.phase("finishing")
-	for _, l := range r.lanes {
+	for _, l := range r.streams {
 		close(l.done)
 	}
-	for left := len(r.lanes); left > 0; {
+	for left := len(r.streams); left > 0; {
 		e, err := r.next(ctx)
 		if err != nil {
 			return err
@@ -482,8 +482,8 @@ func (r *run) farewell(ctx context.Context) error {
 	return nil
 }
 
-// keep keeps a lane's report. A worker that came back has one report for each of its boots.
-func (r *run) keep(l *lane, lost bool) {
+// keep keeps a stream's report. A worker that came back has one report for each of its boots.
+func (r *run) keep(l *stream, lost bool) {
 	l.report.BytesOut = uint64(l.bytesOut.Load())
 	l.report.Lost = lost
 	r.reports = append(r.reports, l.report)

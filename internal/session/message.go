@@ -5,8 +5,8 @@ import (
 	headwaterv1 "headwater.example/proto/headwater/v1"
 )
 
-// ID is the id of a lane.
-type ID [16]byte
+// LaneID is the id of a lane.
+type LaneID [16]byte
 
 // Request is a LaneRequest. A zero Request is ready for use, and one that was sent or received may be used again.
 type Request struct {
@@ -26,8 +26,8 @@ type Request struct {
 // Refusable tells rpc that a request may come without its payload.
 func (r *Request) Refusable() bool { return true }
 
-// HeldBy gives rpc what holds the request.
-func (r *Request) HeldBy() *rpc.Buffer { return r.Payload }
+// Memory gives rpc what holds the request.
+func (r *Request) Memory() *rpc.Buffer { return r.Payload }
 
 // Step is a Step of headwater.v1, with its fields' meaning.
 type Step struct {
@@ -73,7 +73,7 @@ type Result struct {
 	Chain        uint64
 }
 
-// Reset empties the request and keeps its slices' memory for the next frame, unless it is large. The payload must have been
+// Reset empties the request and keeps its slices' memory for the next message, unless it is large. The payload must have been
 // given away.
 func (r *Request) Reset() {
 	s := &r.Step
@@ -83,13 +83,13 @@ func (r *Request) Reset() {
 	}
 }
 
-// Reset empties the response and keeps its slices' memory for the next frame, unless it is large. The payload must have been
+// Reset empties the response and keeps its slices' memory for the next message, unless it is large. The payload must have been
 // given away.
 func (r *Response) Reset() {
 	*r = Response{Result: Result{Hashes: empty(r.Result.Hashes)}, scratch: empty(r.scratch)}
 }
 
-// empty returns x without elements, and without its memory if that is more than usual frames need.
+// empty returns x without elements, and without its memory if that is more than usual messages need.
 func empty[E any](x []E) []E {
 	if cap(x) > 1<<14 {
 		return nil

@@ -20,7 +20,7 @@ import (
 )
 
 const (
-	// loadsQueued is how many messages of keys, values and weights wait for a lane; the reader of the file waits beyond.
+	// loadsQueued is how many messages of keys, values and weights wait for a stream; the reader of the file waits beyond.
 	loadsQueued = 4
 	// asksInFlight is how many query blocks a worker is given before it has answered the first: enough that it never waits
 	// for the next, few enough that they do not fill its memory or hold up the keys and values behind them.
@@ -62,25 +62,25 @@ type answer struct {
 	context, lse         []float32
 }
 
-// event is what a lane, or the reader of the job's file, tells the loop that runs the job.
+// event is what a stream, or the reader of the job's file, tells the loop that runs the job.
 type event struct {
-	lane   *lane
+	stream *stream
 	opened *headwaterv1.ShardOpened
 	answer *answer
 	output *headwaterv1.Output
 	loaded int64 // bytes read
 	failed error // of the job: what was read or built is at fault
-	ended  error // of the lane: its stream ended
+	ended  error // of the stream: it ended
 }
 
-// lane is the stream to one worker, with the goroutines that send and receive on it.
-type lane struct {
+// stream is the stream to one worker, with the goroutines that send and receive on it.
+type stream struct {
 	name     string
 	identity *headwaterv1.DescribeResponse
 	report   *headwaterv1.WorkerReport
 
 	conn   *rpc.Conn
-	stream grpc.BidiStreamingClient[headwaterv1.RunRequest, headwaterv1.RunResponse]
+	call   grpc.BidiStreamingClient[headwaterv1.RunRequest, headwaterv1.RunResponse]
 	cancel context.CancelFunc
 	tasks  sync.WaitGroup
 
@@ -109,20 +109,20 @@ type shardKey struct {
 // askKey names one part of an ask.
 type askKey struct{ problem, block, part int }
 
-// openLane starts a stream to a worker and sends Open. The connection is the lane's if there is no error. events takes what comes back until ctx ends.
-func (r *run) openLane(ctx context.Context, m membership.Member, conn *rpc.Conn, identity *headwaterv1.DescribeResponse) (*lane, error) {
+// openStream starts a stream to a worker and sends Open. The connection is the stream's if there is no error. events takes what comes back until ctx ends.
+func (r *run) openStream(ctx context.Context, m membership.Member, conn *rpc.Conn, identity *headwaterv1.DescribeResponse) (*stream, error) {
 	ctx, cancel := context.WithCancel(ctx)
-	stream, err := headwaterv1.NewWorkerServiceClient(conn).Run(ctx)
+	call, err := headwaterv1.NewWorkerServiceClient(conn).Run(ctx)
 	if err == nil {
-		err = stream.Send(&headwaterv1.RunRequest{Request: &headwaterv1.RunRequest_Open{Open: r.open}})
+		err = call.Send(&headwaterv1.RunRequest{Request: &headwaterv1.RunRequest_Open{Open: r.open}})
 	}
 	if err != nil && !errors.Is(err, io.EOF) { // at EOF the stream's status comes by Recv
 		cancel()
 		return nil, fmt.Errorf("open stream to worker %q: %w", m.Name, err)
 	}
-	l := &lane{
+	l := &stream{
 		name: m.Name, identity: identity, report: &headwaterv1.WorkerReport{Name: m.Name},
-		conn: conn, stream: stream, cancel: cancel,
+		conn: conn, call: call, cancel: cancel,
 		loads: make(chan load, loadsQueued), wake: make(chan struct{}, 1),
 		gone: make(chan struct{}), done: make(chan struct{}), sealed: map[shardKey]bool{}, sentAt: map[askKey]time.Time{},
 	}
@@ -131,16 +131,16 @@ func (r *run) openLane(ctx context.Context, m membership.Member, conn *rpc.Conn,
 	return l, nil
 }
 
-// close ends the lane and waits for its goroutines. A worker that is done with all it was asked ends its stream well.
-func (l *lane) close() {
+// close ends the stream and waits for its goroutines. A worker that is done with all it was asked ends its stream well.
+func (l *stream) close() {
 	l.cancel()
 	l.tasks.Wait()
 	l.conn.Release()
 }
 
-// push gives the lane a message to send in order. A lane that has gone takes it and forgets it: its shards are loaded anew
+// push gives the stream a message to send in order. A stream that has gone takes it and forgets it: its shards are loaded anew
 // elsewhere.
-func (l *lane) push(ctx context.Context, m *headwaterv1.RunRequest, memory *rpc.Buffer) error {
+func (l *stream) push(ctx context.Context, m *headwaterv1.RunRequest, memory *rpc.Buffer) error {
 	l.pushed.Add(1)
 	select {
 	case l.loads <- load{m, memory}:
@@ -152,7 +152,7 @@ func (l *lane) push(ctx context.Context, m *headwaterv1.RunRequest, memory *rpc.
 }
 
 // add queues asks to be sent after all that was pushed.
-func (l *lane) add(p *problem, asks []ask) {
+func (l *stream) add(p *problem, asks []ask) {
 	l.mu.Lock()
 	after := l.pushed.Load()
 	for _, a := range asks {
@@ -163,7 +163,7 @@ func (l *lane) add(p *problem, asks []ask) {
 	l.nudge()
 }
 
-func (l *lane) nudge() {
+func (l *stream) nudge() {
 	select {
 	case l.wake <- struct{}{}:
 	default:
@@ -172,7 +172,7 @@ func (l *lane) nudge() {
 
 // next takes the next ask whose turn it is. It waits for the worker to confirm its shards, so that the time until the answer
 // is not that of loading them.
-func (l *lane) next(sent int64) (ask, bool) {
+func (l *stream) next(sent int64) (ask, bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if len(l.asks) == 0 || l.asks[0].after > sent {
@@ -197,7 +197,7 @@ func (l *lane) next(sent int64) (ask, bool) {
 }
 
 // answered makes room for another ask and returns when this one was sent.
-func (l *lane) answered(k askKey) (time.Time, bool) {
+func (l *stream) answered(k askKey) (time.Time, bool) {
 	l.mu.Lock()
 	sent, ok := l.sentAt[k]
 	delete(l.sentAt, k)
@@ -207,13 +207,13 @@ func (l *lane) answered(k askKey) (time.Time, bool) {
 }
 
 // send sends asks as soon as there is room for them, and loads otherwise. What fails at the stream is seen by receive.
-func (l *lane) send(ctx context.Context, r *run) {
+func (l *stream) send(ctx context.Context, r *run) {
 	var sent int64
 	for {
 		if a, ok := l.next(sent); ok {
 			if err := r.sendAsk(a, func(m *headwaterv1.RunRequest) error { return l.put(m, nil) }); err != nil {
 				if !errors.Is(err, io.EOF) {
-					r.emit(ctx, event{lane: l, failed: err})
+					r.emit(ctx, event{stream: l, failed: err})
 				}
 				return
 			}
@@ -227,7 +227,7 @@ func (l *lane) send(ctx context.Context, r *run) {
 			}
 		case <-l.wake:
 		case <-l.done:
-			_ = l.stream.CloseSend() // receive sees how the stream ends
+			_ = l.call.CloseSend() // receive sees how the stream ends
 			return
 		case <-l.gone:
 			return
@@ -237,9 +237,9 @@ func (l *lane) send(ctx context.Context, r *run) {
 	}
 }
 
-func (l *lane) put(m *headwaterv1.RunRequest, memory *rpc.Buffer) error {
+func (l *stream) put(m *headwaterv1.RunRequest, memory *rpc.Buffer) error {
 	l.bytesOut.Add(payload(m))
-	return rpc.SendBulk(l.stream, m, memory)
+	return rpc.SendBulk(l.call, m, memory)
 }
 
 // payload is the number of bytes of tensors in a message.
@@ -263,25 +263,25 @@ func payload(m *headwaterv1.RunRequest) int64 {
 }
 
 // receive decodes what comes back and hands it to the loop, until the stream ends.
-func (l *lane) receive(ctx context.Context, r *run) {
+func (l *stream) receive(ctx context.Context, r *run) {
 	defer close(l.gone)
 	for {
 		m := &headwaterv1.RunResponse{}
-		memory, err := rpc.RecvBulk(l.stream, m)
+		memory, err := rpc.RecvBulk(l.call, m)
 		if err == nil {
 			err = l.handle(ctx, r, m, memory)
 		}
 		if err != nil {
-			r.emit(ctx, event{lane: l, ended: err})
+			r.emit(ctx, event{stream: l, ended: err})
 			return
 		}
 	}
 }
 
-func (l *lane) handle(ctx context.Context, r *run, m *headwaterv1.RunResponse, memory *rpc.Buffer) error {
+func (l *stream) handle(ctx context.Context, r *run, m *headwaterv1.RunResponse, memory *rpc.Buffer) error {
 	switch m := m.GetResponse().(type) {
 	case *headwaterv1.RunResponse_ShardOpened:
-		r.emit(ctx, event{lane: l, opened: m.ShardOpened})
+		r.emit(ctx, event{stream: l, opened: m.ShardOpened})
 	case *headwaterv1.RunResponse_ShardSealed: // the worker has compared its receipt with the one that it was sent
 		l.mu.Lock()
 		l.sealed[shardKey{int(m.ShardSealed.GetProblem()), shard.Group(m.ShardSealed.GetGroup())}] = true
@@ -293,9 +293,9 @@ func (l *lane) handle(ctx context.Context, r *run, m *headwaterv1.RunResponse, m
 		if err != nil {
 			return err
 		}
-		r.emit(ctx, event{lane: l, answer: a})
+		r.emit(ctx, event{stream: l, answer: a})
 	case *headwaterv1.RunResponse_Output:
-		r.emit(ctx, event{lane: l, output: m.Output})
+		r.emit(ctx, event{stream: l, output: m.Output})
 	default:
 		return errors.New("worker sent a message that this version does not know")
 	}

@@ -6,12 +6,12 @@ import (
 	"headwater.example/shard"
 )
 
-// Problem is why a call on a session is refused. The session is as it was before.
-type Problem uint8
+// Reason is why a call on a session is refused. The session is as it was before.
+type Reason uint8
 
-// The problems that a store can have with a call; their meanings are those of SessionProblem in session.proto.
+// The reasons that a store gives; their meanings are those of SessionProblem in session.proto.
 const (
-	Invalid Problem = iota + 1
+	Invalid Reason = iota + 1
 	Unknown
 	Exists
 	Behind
@@ -23,21 +23,21 @@ const (
 	OverBudget
 )
 
-var problems = [...]string{
+var reasons = [...]string{
 	Invalid: "invalid", Unknown: "unknown", Exists: "exists", Behind: "behind", Ahead: "ahead", Different: "different",
 	StaleEpoch: "stale epoch", OtherTruncations: "other truncations", Freed: "freed", OverBudget: "over budget",
 }
 
-func (p Problem) String() string {
-	if p < Invalid || int(p) >= len(problems) {
-		return fmt.Sprintf("Problem(%d)", uint8(p))
+func (p Reason) String() string {
+	if p < Invalid || int(p) >= len(reasons) {
+		return fmt.Sprintf("Reason(%d)", uint8(p))
 	}
-	return problems[p]
+	return reasons[p]
 }
 
 // Error is the error of every call on a store. It says what holds now, for the caller to go on from.
 type Error struct {
-	Problem Problem
+	Reason Reason
 	// Rule is one line for people.
 	Rule string
 	// Layer and Group, where it is about one.
@@ -53,8 +53,8 @@ type Error struct {
 
 func (e *Error) Error() string { return e.Rule }
 
-func refuse(p Problem, format string, args ...any) *Error {
-	return &Error{Problem: p, Rule: fmt.Sprintf(format, args...)}
+func refuse(p Reason, format string, args ...any) *Error {
+	return &Error{Reason: p, Rule: fmt.Sprintf(format, args...)}
 }
 
 // at says which layer the error is about, and how many positions the layer has.
