@@ -218,6 +218,37 @@ def test_batches(session: headwater.Session) -> None:
     assert session.length(0) in (3, 4)
 
 
+def test_rows_of_a_batch(session: headwater.Session) -> None:
+    rng = np.random.default_rng(15)
+    layer, sessions = LAYERS[0], [session, session.fork(), session.fork()]
+    lengths = (3, 1, 2)
+    rows = [draw(rng, layer, n) for n in lengths]
+    got = headwater.step_many(sessions, 0, *([r[part] for r in rows] for part in range(3)))
+    for row, found in zip(rows, got):
+        np.testing.assert_array_equal(found.context, expect(layer, *row, 0)[0])
+    # Rows of equal lengths, as one array in the order of models and in one output.
+    new = [np.stack([draw(rng, layer, 1)[part] for _ in sessions]) for part in range(3)]
+    turned = [np.ascontiguousarray(x.transpose(0, 2, 1, 3)).transpose(0, 2, 1, 3) for x in new]
+    out, out_lse = np.zeros((3, 1, 6, 8), np.float32), np.zeros((3, 1, 6), np.float32)
+    headwater.step_many(sessions, 0, *turned, out=out, out_lse=out_lse)
+    for i, (row, n) in enumerate(zip(rows, lengths)):
+        k, v = (np.concatenate([row[part], new[part][i]]) for part in (1, 2))
+        want = expect(layer, new[0][i], k, v, n)
+        np.testing.assert_array_equal(out[i], want[0])
+        np.testing.assert_array_equal(out_lse[i], want[1])
+    # A row that only appends, and one that only attends.
+    q, k, v = draw(rng, layer, 1)
+    appended, attended = headwater.step_many(sessions[:2], 0, [None, q], [k, None], [v, None], [None, 0])
+    assert appended.context.shape == (0, 6, 8) and attended.context.shape == (1, 6, 8)
+    assert [s.length(0) for s in sessions] == [5, 2, 3]
+    with pytest.raises(ValueError, match="^k has 2 rows for 3 sessions$"):
+        headwater.step_many(sessions, 0, new[0], new[1][:2], new[2])
+    with pytest.raises(ValueError, match=r"^sessions\[2\] is sessions\[0\] again"):
+        headwater.step_many([session, sessions[1], session], 0, *new)
+    with pytest.raises(TypeError, match=r"^sessions\[1\] is a NoneType"):
+        headwater.step_many([session, None], 0, new[0][:2], new[1][:2], new[2][:2])
+
+
 def test_what_is_lost_on_the_way_is_sent_again(session: headwater.Session, node: plain.Node) -> None:
     q, k, v = draw(np.random.default_rng(6), LAYERS[0], 2)
     count = [0]

@@ -78,5 +78,5 @@ def test_help_tells_of_every_field(name: str) -> None:
 
 def test_help_is_made() -> None:
     text = pydoc.plain(pydoc.render_doc(headwater))
-    for name in ("class Client", "open(self", "window_left", "direct has the steps", "class TryAgainError", "batch(steps"):
+    for name in ("class Client", "open(self", "window_left", "direct has the steps", "class TryAgainError", "batch(steps", "step_many(sessions"):
         assert name in text

@@ -41,7 +41,7 @@ from .errors import (
 )
 from .jobs import Codec
 from .layer import Layer, Receipt, Storage
-from .session import Session, batch
+from .session import Session, batch, step_many
 from .steps import Attention, Step
 
 __all__ = [
@@ -82,5 +82,6 @@ __all__ = [
     "heads_first",
     "narrow_bfloat16",
     "narrow_float16",
+    "step_many",
     "tokens_first",
 ]

@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import grpc
 import numpy as np
@@ -409,6 +409,45 @@ def batch(steps: Sequence[Step], *, timeout: float | None = None) -> list[Attent
     if timeout is None:
         timeout = min((s.session.timeout for s in steps if s.session.timeout is not None), default=None)
     return _Batch(steps, None if timeout is None else time.monotonic() + timeout).run()
+
+
+def step_many(
+    sessions: Sequence[Session],
+    layer: int,
+    q: Sequence[npt.ArrayLike] | None = None,
+    k: Sequence[npt.ArrayLike] | None = None,
+    v: Sequence[npt.ArrayLike] | None = None,
+    positions: Sequence[int | npt.ArrayLike] | None = None,
+    *,
+    masks: Sequence[npt.ArrayLike | None] | None = None,
+    tokens: Sequence[Sequence[int] | npt.ArrayLike | None] | None = None,
+    out: Sequence[Floats] | None = None,
+    out_lse: Sequence[Floats] | None = None,
+    timeout: float | None = None,
+) -> list[Attention]:
+    """Steps one layer of several sessions, the rows of a batch, and returns what each found.
+
+    Every argument has one element for each session, which is what Session.step takes: [rows, tokens, heads, d] for rows of
+    equal lengths, or a list of [tokens, heads, d] of any lengths. An element of k, v and q may be None where that row appends or
+    attends nothing.
+
+    If some rows fail, the others are done all the same, and the first one's error is raised; length() says which. timeout is for
+    all together, and the shortest of the sessions' own by default.
+    """
+    rows = list(sessions)
+    given: list[tuple[str, Sequence[Any] | None]]
+    given = [("q", q), ("k", k), ("v", v), ("positions", positions), ("masks", masks), ("tokens", tokens), ("out", out), ("out_lse", out_lse)]
+    for name, values in given:
+        if values is not None and len(values) != len(rows):
+            raise ValueError(f"{name} has {len(values)} rows for {len(rows)} sessions")
+    seen: dict[int, int] = {}
+    for i, session in enumerate(rows):
+        if not isinstance(session, Session):
+            raise TypeError(f"sessions[{i}] is a {type(session).__name__}, not a Session")
+        if (first := seen.setdefault(id(session), i)) != i:
+            raise ValueError(f"sessions[{i}] is sessions[{first}] again: a row has a session of its own")
+    columns: list[Sequence[Any]] = [[None] * len(rows) if values is None else values for _, values in given]
+    return batch([Step(session, layer, *(c[i] for c in columns)) for i, session in enumerate(rows)], timeout=timeout)
 
 
 class _Batch:
