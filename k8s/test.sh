@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Tries the manifests on a real one-node Kubernetes: applies overlays/local with freshly built images, submits the fixture
+# Tries the manifests on a real one-node Kubernetes: applies overlays/local with the images of `make image`, submits the fixture
 # job from a pod through the Service, deletes a worker's pod while a second job runs, and compares the results' bits with
 # those computed on this machine without a cluster. Ends and removes what it started, however it ends.
 #
-#   HEADWATER_KUBE        folder with cluster.sh and build.sh, which make such a Kubernetes (needed; runs as root)
+#   HEADWATER_KUBE        folder with cluster.sh and build.sh, which make such a Kubernetes (needed; runs as root); README.md
+#                         beside this file says what they have to do
 #   HEADWATER_KUBE_BUILD  folder of the built Kubernetes, kept between runs (default .cache/kube; 5 to 10 minutes the first time)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -11,7 +12,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 say() { printf '\n== %s\n' "$*" >&2; }
 fail() { printf 'test-k8s: %s\n' "$*" >&2; exit 1; }
 
-[ -n "${HEADWATER_KUBE:-}" ] || fail "HEADWATER_KUBE has to name the folder with cluster.sh and build.sh"
+[ -n "${HEADWATER_KUBE:-}" ] || fail "HEADWATER_KUBE has to name a folder with cluster.sh and build.sh; k8s/README.md says what they have to do"
 [ -x "$HEADWATER_KUBE/cluster.sh" ] || fail "no cluster.sh in $HEADWATER_KUBE"
 [ "$(id -u)" = 0 ] || fail "namespaces, mounts and cgroups of a node need root"
 kube=${HEADWATER_KUBE_BUILD:-.cache/kube}
@@ -57,8 +58,8 @@ trap finish EXIT
 trap 'exit 130' INT TERM
 
 say "binaries, images and jobs"
-CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o "$work/bin/" ./cmd/coord ./cmd/worker
-go run ./internal/image/cmd -out "$work/images.tar" -version local "$work/bin/coord" "$work/bin/worker"
+make -s image
+cp -r bin "$work/bin" && cp out/images.tar "$work/"
 coord=$work/bin/coord
 cp test/data/smollm2/attention.safetensors "$work/fixture.safetensors"
 "$coord" submit "$work/fixture.safetensors" --local 1 --out "$work/fixture.here.safetensors" --quiet > /dev/null

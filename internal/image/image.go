@@ -36,7 +36,7 @@ const dataDir = "/var/lib/headwater"
 
 // Spec says what an image is made of.
 type Spec struct {
-	Tag    string            // repository:tag, such as headwater/worker:0.1.0
+	Tags   []string          // its names, each repository:tag, such as headwater/worker:0.1.0; at least one
 	Binary string            // path of a static Linux binary; /<its base name> becomes the entrypoint
 	Cmd    []string          // the entrypoint's arguments where the container gives none
 	Files  map[string]string // further files, readable by all: absolute path in the image → path here
@@ -67,23 +67,19 @@ func Write(w io.Writer, specs ...Spec) error {
 	}
 	tags := make(map[string]bool)
 	for _, spec := range specs {
-		tag, err := name.NewTag(spec.Tag)
+		names, err := spec.names(tags)
 		if err != nil {
-			return fmt.Errorf("image of %s: %w", spec.Binary, err)
+			return err
 		}
-		if tags[tag.Name()] {
-			return fmt.Errorf("image %s is asked for twice", spec.Tag)
-		}
-		tags[tag.Name()] = true
 		img, err := Build(spec)
 		if err != nil {
 			return err
 		}
 		config, contents, err := blobs(img)
 		if err != nil {
-			return fmt.Errorf("image %s: %w", spec.Tag, err)
+			return fmt.Errorf("image of %s: %w", spec.Binary, err)
 		}
-		entry := tarball.Descriptor{Config: digest(config) + ".json", RepoTags: []string{tag.String()}, Layers: []string{digest(contents) + ".tar.gz"}}
+		entry := tarball.Descriptor{Config: digest(config) + ".json", RepoTags: names, Layers: []string{digest(contents) + ".tar.gz"}}
 		if err := put(entry.Layers[0], contents); err != nil {
 			return err
 		}
@@ -103,6 +99,26 @@ func Write(w io.Writer, specs ...Spec) error {
 		return fmt.Errorf("ending the archive: %w", err)
 	}
 	return nil
+}
+
+// names returns the names of an image as archives have them, and adds them to those that are taken.
+func (spec Spec) names(taken map[string]bool) ([]string, error) {
+	if len(spec.Tags) == 0 {
+		return nil, fmt.Errorf("image of %s: it has no name", spec.Binary)
+	}
+	var names []string
+	for _, t := range spec.Tags {
+		tag, err := name.NewTag(t)
+		if err != nil {
+			return nil, fmt.Errorf("image of %s: %w", spec.Binary, err)
+		}
+		if taken[tag.Name()] {
+			return nil, fmt.Errorf("image %s is asked for twice", t)
+		}
+		taken[tag.Name()] = true
+		names = append(names, tag.String())
+	}
+	return names, nil
 }
 
 // blobs returns an image's configuration and its compressed layer.
@@ -129,27 +145,27 @@ func digest(b []byte) string { return fmt.Sprintf("%x", sha256.Sum256(b)) }
 func Build(spec Spec) (v1.Image, error) {
 	arch, err := architecture(spec.Binary)
 	if err != nil {
-		return nil, fmt.Errorf("image %s: %w", spec.Tag, err)
+		return nil, fmt.Errorf("image of %s: %w", spec.Binary, err)
 	}
 	entrypoint := "/" + filepath.Base(spec.Binary)
 	contents, err := layer(entrypoint, spec)
 	if err != nil {
-		return nil, fmt.Errorf("image %s: %w", spec.Tag, err)
+		return nil, fmt.Errorf("image of %s: %w", spec.Binary, err)
 	}
 	opener := func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(contents)), nil }
 	l, err := tarball.LayerFromOpener(opener, tarball.WithCompressedCaching)
 	if err != nil {
-		return nil, fmt.Errorf("image %s: compressing its layer: %w", spec.Tag, err)
+		return nil, fmt.Errorf("image of %s: compressing its layer: %w", spec.Binary, err)
 	}
 	img, err := mutate.Append(empty.Image, mutate.Addendum{Layer: l, History: v1.History{
 		Created: v1.Time{Time: epoch}, CreatedBy: "headwater.example/internal/image", Comment: filepath.Base(spec.Binary),
 	}})
 	if err != nil {
-		return nil, fmt.Errorf("image %s: %w", spec.Tag, err)
+		return nil, fmt.Errorf("image of %s: %w", spec.Binary, err)
 	}
 	config, err := img.ConfigFile()
 	if err != nil {
-		return nil, fmt.Errorf("image %s: %w", spec.Tag, err)
+		return nil, fmt.Errorf("image of %s: %w", spec.Binary, err)
 	}
 	config = config.DeepCopy()
 	config.OS, config.Architecture, config.Created = "linux", arch, v1.Time{Time: epoch}
@@ -161,7 +177,7 @@ func Build(spec Spec) (v1.Image, error) {
 		Labels:     spec.Labels,
 	}
 	if img, err = mutate.ConfigFile(img, config); err != nil {
-		return nil, fmt.Errorf("image %s: %w", spec.Tag, err)
+		return nil, fmt.Errorf("image of %s: %w", spec.Binary, err)
 	}
 	return img, nil
 }

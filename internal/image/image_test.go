@@ -53,8 +53,8 @@ func specs(t *testing.T, dir string) []Spec {
 	t.Helper()
 	extra := write(t, dir, "job", []byte("a job"))
 	return []Spec{
-		{Tag: "headwater/coord:1.2.3", Binary: write(t, dir, "coord", anELF(t, elf.EM_X86_64, false)), Cmd: []string{"serve"}, Labels: map[string]string{"a": "b"}, Files: map[string]string{"/fixtures/job.safetensors": extra, "/fixtures/deep/job": extra}},
-		{Tag: "headwater/worker:1.2.3", Binary: write(t, dir, "worker", anELF(t, elf.EM_AARCH64, false)), Cmd: []string{"serve"}},
+		{Tags: []string{"headwater/coord:1.2.3"}, Binary: write(t, dir, "coord", anELF(t, elf.EM_X86_64, false)), Cmd: []string{"serve"}, Labels: map[string]string{"a": "b"}, Files: map[string]string{"/fixtures/job.safetensors": extra, "/fixtures/deep/job": extra}},
+		{Tags: []string{"headwater/worker:1.2.3", "headwater/worker:local"}, Binary: write(t, dir, "worker", anELF(t, elf.EM_AARCH64, false)), Cmd: []string{"serve"}},
 	}
 }
 
@@ -74,7 +74,7 @@ func TestArchiveReadsBack(t *testing.T) {
 		t.Fatalf("%d images", len(manifest))
 	}
 	for i, want := range []struct{ base, arch string }{{"coord", "amd64"}, {"worker", "arm64"}} {
-		tag, err := name.NewTag(list[i].Tag)
+		tag, err := name.NewTag(list[i].Tags[0])
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -191,7 +191,7 @@ func TestManifestNamesTheParts(t *testing.T) {
 	if err := json.Unmarshal(parts["manifest.json"], &manifest); err != nil {
 		t.Fatal(err)
 	}
-	if len(manifest) != 1 || len(manifest[0].RepoTags) != 1 || !strings.HasSuffix(manifest[0].RepoTags[0], "headwater/worker:1.2.3") {
+	if len(manifest) != 1 || len(manifest[0].RepoTags) != 2 || !strings.HasSuffix(manifest[0].RepoTags[0], "headwater/worker:1.2.3") || !strings.HasSuffix(manifest[0].RepoTags[1], "headwater/worker:local") {
 		t.Fatalf("manifest %+v", manifest)
 	}
 	for _, part := range append(manifest[0].Layers, manifest[0].Config) {
@@ -205,16 +205,17 @@ func TestImagesThatCannotBeMade(t *testing.T) {
 	dir := t.TempDir()
 	good := write(t, dir, "good", anELF(t, elf.EM_X86_64, false))
 	for rule, list := range map[string][]Spec{
-		"reading " + filepath.Join(dir, "none"): {{Tag: "headwater/a:1", Binary: filepath.Join(dir, "none")}},
-		"as a Linux binary":                     {{Tag: "headwater/a:1", Binary: write(t, dir, "script", []byte("#!/bin/sh\n"))}},
-		"is linked dynamically":                 {{Tag: "headwater/a:1", Binary: write(t, dir, "dynamic", anELF(t, elf.EM_X86_64, true))}},
-		"is built for EM_68K":                   {{Tag: "headwater/a:1", Binary: write(t, dir, "old", anELF(t, elf.EM_68K, false))}},
-		"image of " + good:                      {{Tag: "Not A Tag", Binary: good}},
-		"is asked for twice":                    {{Tag: "headwater/a:1", Binary: good}, {Tag: "headwater/a:1", Binary: good}},
-		`placed at "job"`:                       {{Tag: "headwater/a:1", Binary: good, Files: map[string]string{"job": good}}},
-		`placed at "/a/../good"`:                {{Tag: "headwater/a:1", Binary: good, Files: map[string]string{"/a/../good": good}}},
-		`placed at "/good"`:                     {{Tag: "headwater/a:1", Binary: good, Files: map[string]string{"/good": good}}},
-		"packing /job":                          {{Tag: "headwater/a:1", Binary: good, Files: map[string]string{"/job": filepath.Join(dir, "none")}}},
+		"reading " + filepath.Join(dir, "none"): {{Tags: []string{"headwater/a:1"}, Binary: filepath.Join(dir, "none")}},
+		"as a Linux binary":                     {{Tags: []string{"headwater/a:1"}, Binary: write(t, dir, "script", []byte("#!/bin/sh\n"))}},
+		"is linked dynamically":                 {{Tags: []string{"headwater/a:1"}, Binary: write(t, dir, "dynamic", anELF(t, elf.EM_X86_64, true))}},
+		"is built for EM_68K":                   {{Tags: []string{"headwater/a:1"}, Binary: write(t, dir, "old", anELF(t, elf.EM_68K, false))}},
+		"image of " + good:                      {{Tags: []string{"Not A Tag"}, Binary: good}},
+		"is asked for twice":                    {{Tags: []string{"headwater/a:1"}, Binary: good}, {Tags: []string{"headwater/a:2", "headwater/a:1"}, Binary: good}},
+		"it has no name":                        {{Binary: good}},
+		`placed at "job"`:                       {{Tags: []string{"headwater/a:1"}, Binary: good, Files: map[string]string{"job": good}}},
+		`placed at "/a/../good"`:                {{Tags: []string{"headwater/a:1"}, Binary: good, Files: map[string]string{"/a/../good": good}}},
+		`placed at "/good"`:                     {{Tags: []string{"headwater/a:1"}, Binary: good, Files: map[string]string{"/good": good}}},
+		"packing /job":                          {{Tags: []string{"headwater/a:1"}, Binary: good, Files: map[string]string{"/job": filepath.Join(dir, "none")}}},
 	} {
 		if err := Write(io.Discard, list...); err == nil || !strings.Contains(err.Error(), rule) {
 			t.Errorf("want an error that says %q, got %v", rule, err)

@@ -3,7 +3,7 @@
 //	go run ./internal/image/cmd -out bin/images.tar -version 0.1.0 bin/coord bin/worker
 //
 // makes headwater/coord:0.1.0 and headwater/worker:0.1.0, whose entrypoints are /coord and /worker with the argument
-// serve. With -add FILE=/PATH each image also holds a copy of that file.
+// serve. With -also TAG they have that tag as well. With -add FILE=/PATH each image also holds a copy of that file.
 package main
 
 import (
@@ -44,6 +44,7 @@ func run(args []string) (err error) {
 	out := flags.String("out", "", "archive to write")
 	repository := flags.String("repository", "headwater", "prefix of the images' names")
 	version := flags.String("version", "dev", "version, which is the images' tag")
+	also := flags.String("also", "", "another tag of the same images")
 	revision := flags.String("revision", "", "commit that the binaries were built from")
 	add := files{}
 	flags.Var(add, "add", "`FILE=/PATH` to put into each image; may be repeated")
@@ -64,7 +65,11 @@ func run(args []string) (err error) {
 		if *revision != "" {
 			labels["org.opencontainers.image.revision"] = *revision
 		}
-		specs = append(specs, image.Spec{Tag: *repository + "/" + base + ":" + *version, Binary: binary, Cmd: []string{"serve"}, Files: add, Labels: labels})
+		tags := []string{*repository + "/" + base + ":" + *version}
+		if *also != "" && *also != *version {
+			tags = append(tags, *repository+"/"+base+":"+*also)
+		}
+		specs = append(specs, image.Spec{Tags: tags, Binary: binary, Cmd: []string{"serve"}, Files: add, Labels: labels})
 	}
 	f, err := atomicfile.Create(*out, 0)
 	if err != nil {
@@ -78,7 +83,7 @@ func run(args []string) (err error) {
 		return err
 	}
 	for _, spec := range specs {
-		fmt.Println(spec.Tag)
+		fmt.Println(strings.Join(spec.Tags, " "))
 	}
 	return nil
 }
