@@ -42,17 +42,25 @@ func (a *app) local() *cobra.Command {
 		workers, threads int
 		memory           memorySize
 		data             string
+		owned            bool
 	)
 	cmd := &cobra.Command{
 		Use: "local", Short: "Run a cluster on this machine until Ctrl-C", Args: exactly(),
-		Long: "Run a coordinator and some workers as processes on this machine, on free ports of the loopback interface, until Ctrl-C.",
+		Long: "Run a coordinator and some workers as processes on this machine, on free ports of the loopback interface, until Ctrl-C.\n\n" +
+			"A program that starts a cluster for itself gives it a pipe as standard input, and --end-with-input: the cluster then ends\n" +
+			"with the program, however that ends. The Python client does so in headwater.local().",
 		Example: `  coord local --workers 3
   coord local --workers 3 --memory 2GiB --data-dir ./data`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if workers < 1 {
 				return usage("--workers is %d, must be at least 1", workers)
 			}
-			cluster, err := a.startLocal(cmd.Context(), localcluster.Options{Workers: workers, Memory: int64(memory.byteSize), Threads: threads, DataDir: data, Log: a.Err})
+			ctx, end := context.WithCancel(cmd.Context())
+			defer end()
+			if owned {
+				a.endWithInput(end)
+			}
+			cluster, err := a.startLocal(ctx, localcluster.Options{Workers: workers, Memory: int64(memory.byteSize), Threads: threads, DataDir: data, Log: a.Err})
 			if err != nil {
 				return err
 			}
@@ -63,7 +71,7 @@ func (a *app) local() *cobra.Command {
 			}
 			if err == nil {
 				select {
-				case <-cmd.Context().Done():
+				case <-ctx.Done():
 				case <-cluster.Done():
 					err = fmt.Errorf("the coordinator ended by itself")
 				}
@@ -79,6 +87,7 @@ func (a *app) local() *cobra.Command {
 	flags.Var(&memory, "memory", "budget of each worker for keys, values and queries (default: an equal share of what one alone would take)")
 	flags.IntVar(&threads, "threads", 0, "kernel threads of each worker (default: all of the machine's)")
 	flags.StringVar(&data, "data-dir", "", "`folder` of the coordinator's jobs (default: a temporary one)")
-	flagOnly(flags, "workers", "data-dir")
+	flags.BoolVar(&owned, "end-with-input", false, "end also when standard input is closed")
+	flagOnly(flags, "workers", "data-dir", "end-with-input")
 	return cmd
 }

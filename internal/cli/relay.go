@@ -112,7 +112,9 @@ func (a *app) runRelay(ctx context.Context, at address.Address, coordinator remo
 	ctx, end := context.WithCancel(ctx)
 	defer end()
 	defer endHard(ctx, log)()
-	a.endWithParent(end)
+	if a.inputIsPipe() {
+		a.endWithInput(end)
+	}
 	kept := make(chan struct{})
 	go func() {
 		defer close(kept)
@@ -141,18 +143,20 @@ func (a *app) runRelay(ctx context.Context, at address.Address, coordinator remo
 	return errors.Join(err, <-served, relay.Close())
 }
 
-// endWithParent calls end when standard input is a pipe that is closed. The read ends with the process at the latest.
-func (a *app) endWithParent(end func()) {
+// inputIsPipe tells whether standard input is a pipe or a socket, which a program that started this one holds open.
+func (a *app) inputIsPipe() bool {
 	in, ok := a.In.(*os.File)
 	if !ok {
-		return
+		return false
 	}
 	info, err := in.Stat()
-	if err != nil || info.Mode()&(os.ModeNamedPipe|os.ModeSocket) == 0 {
-		return
-	}
+	return err == nil && info.Mode()&(os.ModeNamedPipe|os.ModeSocket) != 0
+}
+
+// endWithInput calls end when standard input is closed. The read ends with the process at the latest.
+func (a *app) endWithInput(end func()) {
 	go func() {
-		_, _ = io.Copy(io.Discard, in) // whatever ends it, nobody is at the other end
+		_, _ = io.Copy(io.Discard, a.In) // whatever ends it, nobody is at the other end
 		end()
 	}()
 }

@@ -6,6 +6,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -335,10 +337,9 @@ func TestTheCoordinatorIsStoppedInAJob(t *testing.T) {
 	}
 }
 
-// TestALocalClusterDiesWithItsParent kills the command that started processes.
-func TestALocalClusterDiesWithItsParent(t *testing.T) {
-	t.Parallel()
-	cmd := command(bounded(t), program, "local", "--workers", "2", "--memory", "64MiB", "--output", "json", "--data-dir", t.TempDir())
+// startLocal starts a command "local" with two workers, and returns its coordinator's address and its children.
+func startLocal(t *testing.T, cmd *exec.Cmd) (string, []process) {
+	t.Helper()
 	out, err := cmd.StdoutPipe()
 	if err == nil {
 		err = cmd.Start()
@@ -361,6 +362,41 @@ func TestALocalClusterDiesWithItsParent(t *testing.T) {
 	if len(children) != 3 {
 		t.Fatalf("it has the children %v", children)
 	}
+	return cluster.Coordinator, children
+}
+
+// TestALocalClusterEndsWithItsInput: the command and its processes end when the pipe is closed, and leave no folder.
+func TestALocalClusterEndsWithItsInput(t *testing.T) {
+	t.Parallel()
+	temporary := t.TempDir()
+	cmd := command(bounded(t), program, "local", "--workers", "2", "--memory", "64MiB", "--output", "json", "--end-with-input")
+	cmd.Env = append(cmd.Env, "TMPDIR="+temporary)
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, children := startLocal(t, cmd)
+	if err := in.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Error(err)
+	}
+	for _, child := range children {
+		if err := awaitDeath(child.id); err != nil {
+			t.Errorf("child %d: %v", child.id, err)
+		}
+	}
+	if left, err := os.ReadDir(temporary); err != nil || len(left) > 0 {
+		t.Errorf("left behind: %v, %v", left, err)
+	}
+}
+
+// TestALocalClusterDiesWithItsParent kills the command that started processes.
+func TestALocalClusterDiesWithItsParent(t *testing.T) {
+	t.Parallel()
+	cmd := command(bounded(t), program, "local", "--workers", "2", "--memory", "64MiB", "--output", "json", "--data-dir", t.TempDir())
+	coordinator, children := startLocal(t, cmd)
 	if err := cmd.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
@@ -370,5 +406,5 @@ func TestALocalClusterDiesWithItsParent(t *testing.T) {
 			t.Errorf("child %d: %v", child.id, err)
 		}
 	}
-	coord(t, "status", "--coordinator", cluster.Coordinator).fails(t, 3, fmt.Sprintf("coordinator %s is unreachable", cluster.Coordinator))
+	coord(t, "status", "--coordinator", coordinator).fails(t, 3, fmt.Sprintf("coordinator %s is unreachable", coordinator))
 }

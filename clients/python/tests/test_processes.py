@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import headwater
-from headwater import relay
+from headwater import programs
 
 LAYER = headwater.Layer(2, 1, 4)
 ROW = np.ones((1, 1, 4), np.float32)
@@ -148,20 +148,20 @@ def test_a_child_of_a_fork_is_told_to_make_its_own(cluster: str, direct: bool) -
 
 def test_the_program_is_looked_for(cluster: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     coord = os.environ["HEADWATER_COORD"]
-    assert relay.find_program(coord) == coord
+    assert programs.find("direct", coord) == coord
     for what, env, given in (("coord names '/nowhere'", coord, "/nowhere"), ("HEADWATER_COORD names '/nowhere'", "/nowhere", None)):
         monkeypatch.setenv("HEADWATER_COORD", env)
         with pytest.raises(headwater.HeadwaterError, match=what):
             headwater.Client(cluster, direct=True, coord=given)
     monkeypatch.delenv("HEADWATER_COORD")
-    monkeypatch.setattr(relay, "_BESIDE", str(tmp_path / "bin" / "coord"))
+    monkeypatch.setattr(programs, "BESIDE", str(tmp_path / "bin" / "coord"))
     monkeypatch.setenv("PATH", str(tmp_path / "path"))
     with pytest.raises(headwater.HeadwaterError, match=f"direct needs the program coord, which is neither at {tmp_path}/bin/coord nor on the PATH"):
         headwater.Client(cluster, direct=True)
     for folder in ("path", "bin"):  # the one beside the package is found first
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "coord").symlink_to(coord)
-        assert relay.find_program(None) == str(tmp_path / folder / "coord")
+        assert programs.find("direct", None) == str(tmp_path / folder / "coord")
     with headwater.Client(cluster, direct=True) as c:
         assert c.sessions() is not None
 

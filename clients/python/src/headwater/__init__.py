@@ -5,14 +5,16 @@
         with client.open(layers) as session:
             context, lse = session.step(0, q, k, v)
 
-A Session is a sequence held open on the cluster; a job is one shot. Arrays are NumPy's, [tokens, heads, d]; tokens_first and
-heads_first turn to and from [1, heads, tokens, d]. Every error that is not of the caller's arguments is a HeadwaterError.
+local() starts a cluster on this machine. A Session is a sequence held open on the cluster; a job is one shot. Arrays are NumPy's,
+[tokens, heads, d]; tokens_first and heads_first turn to and from [1, heads, tokens, d]. Every error that is not of the caller's
+arguments is a HeadwaterError.
 """
 
 __version__ = "0.1.0"
 
 from .arrays import heads_first, narrow_bfloat16, narrow_float16, tokens_first
 from .client import Client
+from .cluster import LocalCluster, local
 from .codecs import SessionCodec
 from .errors import (
     AheadError,
@@ -61,6 +63,7 @@ __all__ = [
     "InvalidError",
     "JobError",
     "Layer",
+    "LocalCluster",
     "LostError",
     "NotFiniteError",
     "OtherTruncationsError",
@@ -80,6 +83,7 @@ __all__ = [
     "__version__",
     "batch",
     "heads_first",
+    "local",
     "narrow_bfloat16",
     "narrow_float16",
     "step_many",

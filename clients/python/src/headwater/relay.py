@@ -8,7 +8,6 @@ import json
 import os
 import secrets
 import select
-import shutil
 import subprocess
 import tempfile
 import threading
@@ -18,32 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from . import address as addresses
+from . import programs
 from .errors import HeadwaterError, one_line
 
-VARIABLE = "HEADWATER_COORD"
-_BESIDE = str(Path(__file__).parent / "bin" / "coord")
 _START_SECONDS = 30.0
 _STOP_SECONDS = 5.0
 _KEPT = 4096  # bytes of what it says on stderr
 
 _relays: weakref.WeakSet[Relay] = weakref.WeakSet()
-
-
-def find_program(given: str | os.PathLike[str] | None) -> str:
-    """The program coord: given, or named by the environment, or beside this package, or on the PATH."""
-    for what, path in (("coord", given), (VARIABLE, os.environ.get(VARIABLE))):
-        if path:
-            found = shutil.which(os.fspath(path))
-            if found is None:
-                raise HeadwaterError(f"direct needs the program coord, but {what} names {os.fspath(path)!r}, which can't be run")
-            return found
-    found = shutil.which(_BESIDE) or shutil.which("coord")
-    if found is None:
-        raise HeadwaterError(
-            f"direct needs the program coord, which is neither at {_BESIDE} nor on the PATH: "
-            f"name it by Client(..., coord=PATH) or {VARIABLE}, or leave direct out"
-        )
-    return found
 
 
 class Relay:
@@ -52,7 +33,7 @@ class Relay:
     address: str
 
     def __init__(self, coordinator: str, program: str | os.PathLike[str] | None = None, *, proxy: bool = False) -> None:
-        self._command = [find_program(program), "relay", "--coordinator", coordinator, "--log-level", "warn"]
+        self._command = [programs.find("direct", program), "relay", "--coordinator", coordinator, "--log-level", "warn"]
         if proxy:
             self._command.append("--proxy")
         self._owner = os.getpid()
@@ -77,7 +58,7 @@ class Relay:
                 [*self._command, "--listen", self.address], bufsize=0,
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                 start_new_session=True,  # the terminal's Ctrl-C is this process's
-                env={name: value for name, value in os.environ.items() if not _is_setting(name)},
+                env=programs.environment(),
             )  # fmt: skip
         except OSError as e:
             raise HeadwaterError(f"start {self._command[0]}: {e}") from e
@@ -141,11 +122,6 @@ class Relay:
             if not self._closed:
                 self._closed = True
                 self._release()
-
-
-def _is_setting(name: str) -> bool:
-    """Whether a variable of the environment is a setting of the programs: it was meant for another one."""
-    return name.startswith("HEADWATER_")
 
 
 def _free_address() -> str:

@@ -1,0 +1,131 @@
+"""headwater.local: a cluster that lives as long as the process that started it."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_processes import ended, in_child
+
+import headwater
+
+LAYER = headwater.Layer(2, 1, 4)
+ROW = np.ones((1, 1, 4), np.float32)
+SMALL = {"memory": "64MiB", "threads": 1}
+
+
+def test_a_cluster_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEADWATER_MEMORY", "1MiB")  # is another's setting
+    with headwater.local(workers=2, **SMALL) as cluster:
+        assert cluster.running and cluster.workers == 2 and cluster.threads == 1
+        assert f"{cluster.address}, 2 workers of 1 thread, log {cluster.log}" in repr(cluster)
+        with cluster.client() as client, client.open([LAYER]) as session:
+            assert "direct" in repr(client)
+            session.step(0, ROW[:, [0, 0]], ROW, ROW)
+            workers = [w.worker for w in client.status().workers]
+            assert [(w.name, w.threads, w.budget_bytes) for w in workers] == [("w1", 1, 64 << 20), ("w2", 1, 64 << 20)]
+        with cluster.client(direct=False) as client:
+            assert "direct" not in repr(client)
+        assert "serving" in cluster.log.read_text()
+        process = cluster._process
+    assert not cluster.running and process.returncode == 0 and not cluster.log.exists()
+    assert "has ended" in repr(cluster)
+    cluster.close()
+
+
+def test_its_log_may_be_a_file_of_ones_own(tmp_path: Path) -> None:
+    log = tmp_path / "cluster.log"
+    log.write_text("before\n")
+    with headwater.local(log=log, **SMALL) as cluster:
+        assert cluster.log == log
+    assert log.read_text().startswith("before\n") and "serving" in log.read_text()
+
+
+def test_it_ends_with_its_last_reference() -> None:
+    cluster = headwater.local(**SMALL)
+    process = cluster._process
+    del cluster
+    gc.collect()
+    assert process.returncode == 0
+
+
+def test_threads_are_a_share_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[str]] = []
+    monkeypatch.setattr("headwater.cluster.LocalCluster", lambda command, *_: asked.append(command))
+    for cores, workers, want in ((2, 1, 2), (2, 2, 1), (2, 3, 1), (7, 2, 3)):
+        monkeypatch.setattr("headwater.cluster._cores", lambda cores=cores: cores)
+        headwater.local(workers)
+        assert asked.pop()[-2:] == ["--threads", str(want)]
+
+
+@pytest.mark.parametrize("how", ["exit", "error", "kill"])
+def test_it_ends_with_its_process(how: str) -> None:
+    """However that ends, and also while a child that it forked lives on."""
+    program = f"""
+import os, signal, sys, headwater
+cluster = headwater.local(**{SMALL!r})
+child = os.fork()
+if child == 0:
+    os.close(1)
+    signal.pause()
+print(cluster._process.pid, cluster.log, child, flush=True)
+sys.stdin.read()
+if {how!r} == "kill":
+    os.kill(os.getpid(), signal.SIGKILL)
+if {how!r} == "error":
+    raise RuntimeError
+"""
+    env = {**os.environ, "PYTHONPATH": str(Path(headwater.__file__).parents[1])}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen([sys.executable, "-c", program], text=True, env=env, **pipes) as p:
+        pid, log, child = p.stdout.readline().split()
+        p.stdin.close()
+        try:
+            assert ended(int(pid))
+        finally:
+            os.kill(int(child), signal.SIGKILL)
+    assert Path(log).exists() == (how == "kill")
+    Path(log).unlink(missing_ok=True)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_child_of_a_fork_does_not_end_it() -> None:
+    with headwater.local(**SMALL) as cluster:
+        assert in_child(cluster.close) == "nothing was raised"
+        with cluster.client(timeout=60) as client, client.open([LAYER]) as session:
+            session.step(0, k=ROW, v=ROW)
+
+
+def test_a_cluster_that_ended_by_itself_keeps_its_log() -> None:
+    with headwater.local(**SMALL) as cluster:
+        cluster._process.kill()
+        cluster._process.wait()
+        assert not cluster.running
+    assert cluster.log.exists()
+    cluster.log.unlink()
+
+
+def test_what_keeps_it_from_starting_is_said(tmp_path: Path) -> None:
+    for wrong in ({"workers": 0}, {"threads": 0}, {"workers": "two"}, {"memory": 1.5}, {"timeout": "soon"}):
+        with pytest.raises((ValueError, TypeError), match=next(iter(wrong))):
+            headwater.local(**wrong)
+    log = tmp_path / "log"
+    with pytest.raises(headwater.HeadwaterError, match=f"coord local: .*--memory.*; its log is {log}$"):
+        headwater.local(memory="lots", log=log)
+    with pytest.raises(headwater.HeadwaterError, match="^headwater.local needs the program coord, but coord names '/nowhere'"):
+        headwater.local(coord="/nowhere")
+    program = tmp_path / "coord"
+    for text, why in (("echo 'it is broken' >&2; exit 1", "it is broken"), ("exit 7", "it ended with exit code 7"), ("cat", "it did not serve in time")):
+        log.unlink()
+        program.write_text(f"#!/bin/sh\n{text}\n")
+        program.chmod(0o700)
+        with pytest.raises(headwater.HeadwaterError, match=f"^start {program} local: {why}; its log is {log}$"):
+            headwater.local(coord=program, log=log, timeout=1 if text == "cat" else 60)
+    with pytest.raises(FileNotFoundError):
+        headwater.local(log=tmp_path / "no" / "log")
