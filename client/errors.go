@@ -41,6 +41,8 @@ var (
 	ErrNotFound = errors.New("not found")
 	// ErrTakenOver (refused): another client drives the session now; Attach takes it back.
 	ErrTakenOver = errors.New("taken over")
+	// ErrSnapshot (refused): a snapshot is cut off, damaged, of another version, or none.
+	ErrSnapshot = errors.New("snapshot")
 	// ErrClosed: the client was closed, or the session was closed or dropped, by the program itself.
 	ErrClosed = errors.New("closed")
 

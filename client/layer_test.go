@@ -57,6 +57,7 @@ func TestWindowsAreWhatWasAskedFor(t *testing.T) {
 			}
 		}
 	}
+	s.Keep(true)
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}

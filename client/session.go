@@ -14,6 +14,7 @@ import (
 
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"headwater.example/internal/contextframe"
 	"headwater.example/internal/layerproto"
 	"headwater.example/internal/session"
 	"headwater.example/internal/session/fanout"
@@ -57,11 +58,14 @@ const (
 	Int8  Codec = "int8"  // narrowed to int8 with one scale for each row, compressed. Lossy
 )
 
-// stepCodecs are the codecs on the wire; Auto begins with the first.
-var stepCodecs = map[Codec]headwaterv1.StepCodec{
-	Auto: headwaterv1.StepCodec_STEP_CODEC_RAW, Raw: headwaterv1.StepCodec_STEP_CODEC_RAW, Exact: headwaterv1.StepCodec_STEP_CODEC_EXACT,
-	BF16: headwaterv1.StepCodec_STEP_CODEC_BF16, F16: headwaterv1.StepCodec_STEP_CODEC_F16, Int8: headwaterv1.StepCodec_STEP_CODEC_I8,
-}
+// stepCodecs are the codecs on the wire, by their names: raw, and those of frames. Auto begins with raw.
+var stepCodecs = func() map[Codec]headwaterv1.StepCodec {
+	all := map[Codec]headwaterv1.StepCodec{Auto: headwaterv1.StepCodec_STEP_CODEC_RAW, Raw: headwaterv1.StepCodec_STEP_CODEC_RAW}
+	for _, codec := range contextframe.Codecs() {
+		all[Codec(codec.String())] = layerproto.StepCodec(codec)
+	}
+	return all
+}()
 
 // SessionOptions say what session to open. Only Layers is needed.
 type SessionOptions struct {
@@ -111,6 +115,7 @@ type Session struct {
 	layers      []held
 	// cutting is a truncation that some holders may have done, and that comes before anything else; nil is none.
 	cutting *headwaterv1.TruncateSessionRequest
+	kept    bool // Close leaves it on the cluster
 	closed  bool
 }
 
@@ -440,18 +445,36 @@ func (s *Session) Pin(ctx context.Context, pinned bool) error {
 // Drop ends the session on the cluster and frees its memory.
 func (s *Session) Drop(ctx context.Context) error {
 	return s.control(ctx, "drop", func() error {
-		err := s.client.conns.Drop(ctx, s.holding.Holders(), &headwaterv1.DropSessionRequest{Session: s.id[:], Epoch: s.client.epoch(s.epoch)})
+		err := s.drop(ctx)
 		s.closed = err == nil
 		return err
 	})
 }
 
-// Close lets go of the session, which stays on the cluster until its TTL; Attach takes it up again. It waits for nothing.
+func (s *Session) drop(ctx context.Context) error {
+	return s.client.conns.Drop(ctx, s.holding.Holders(), &headwaterv1.DropSessionRequest{Session: s.id[:], Epoch: s.client.epoch(s.epoch)})
+}
+
+// Keep says whether Close leaves the session on the cluster. At first it does so only for a session that was attached.
+func (s *Session) Keep(keep bool) { s.kept = keep }
+
+// Close ends the use of the session. A session that was opened, forked or restored is dropped, which takes at most 10 s. One that
+// was attached, or is to be kept (Keep), stays on the cluster until its TTL, and Attach takes it up again. Close does nothing to
+// a session that is gone already, or that another client drives. A session that is closed or dropped may be closed again.
 func (s *Session) Close() error {
-	return s.control(context.Background(), "close", func() error {
+	err := s.control(context.Background(), "close", func() error {
 		s.closed = true
-		return nil
+		if s.kept {
+			return nil
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), abandonTimeout)
+		defer cancel()
+		return s.drop(ctx)
 	})
+	if errors.Is(err, errSessionClosed) || errors.Is(err, ErrGone) || errors.Is(err, ErrTakenOver) {
+		return nil
+	}
+	return err
 }
 
 // Receipt is what a client knows that the cluster holds. A client that brings it is never shown less.
@@ -484,7 +507,7 @@ type AttachOptions struct {
 	SendF32 bool     // see SessionOptions
 }
 
-// Attach takes up a session that is on the cluster: from now on this client drives it, and another one that did is refused.
+// Attach takes up a session that is on the cluster, where its Close leaves it: from now on this client drives it, and another one that did is refused.
 // Where an append had not reached all workers, the session ends before it; Len says where it stands.
 func (c *Client) Attach(ctx context.Context, id SessionID, opts AttachOptions) (*Session, error) {
 	s, err := c.attach(ctx, id, opts)
@@ -535,7 +558,7 @@ func (c *Client) attach(ctx context.Context, id SessionID, opts AttachOptions) (
 		if err != nil {
 			return nil, err
 		}
-		s := &Session{client: c, id: id, config: found.GetConfig(), codec: opts.Codec, sendF32: opts.SendF32}
+		s := &Session{client: c, id: id, config: found.GetConfig(), codec: opts.Codec, sendF32: opts.SendF32, kept: true}
 		if err := s.adopt(whole, state, opts.Direct); err != nil {
 			return nil, err
 		}

@@ -521,3 +521,52 @@ func TestNarrowedHereOrByRealWorkersIsTheSame(t *testing.T) {
 		}
 	}
 }
+
+// TestCloseDropsWhatItsClientMade: a session that was opened or forked is dropped, unless it is to be kept, and one that was attached
+// stays, unless it is not.
+func TestCloseDropsWhatItsClientMade(t *testing.T) {
+	each(t, func(t *testing.T, c *cluster, direct bool) {
+		end := func(s *client.Session, kept bool) {
+			t.Helper()
+			for range 2 { // the second time it does nothing
+				if err := s.Close(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := s.Truncate(t.Context(), 0); !errors.Is(err, client.ErrClosed) {
+				t.Fatalf("a closed session is truncated: %v", err)
+			}
+			if _, err := c.FindSession(t.Context(), s.ID()); (err == nil) != kept || err != nil && !errors.Is(err, client.ErrGone) {
+				t.Fatalf("kept %v: %v", kept, err)
+			}
+		}
+		attach := func(s *client.Session) *client.Session {
+			t.Helper()
+			s, err := dial(t, c.address).Attach(t.Context(), s.ID(), client.AttachOptions{Direct: direct})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return s
+		}
+		opened := open(t, c.Client, client.SessionOptions{Layers: layers, Direct: direct})
+		fork, err := opened.Fork(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		end(fork, false)
+		opened.Keep(true)
+		end(opened, true)
+		end(attach(opened), true)
+		// Another client drives it: it is the other's to drop.
+		before, after := attach(opened), attach(opened)
+		before.Keep(false)
+		end(before, true)
+		after.Keep(false)
+		end(after, false)
+		gone := open(t, c.Client, client.SessionOptions{Layers: layers, Direct: direct})
+		if err := c.DropSession(t.Context(), gone.ID()); err != nil {
+			t.Fatal(err)
+		}
+		end(gone, false)
+	})
+}

@@ -280,9 +280,26 @@ type RestoreOptions struct {
 }
 
 // RestoreSession makes a session of a new id that has what a snapshot has: the same keys and values in every bit, so the same
-// contexts and receipts from there on, on this cluster and as many workers as it has. It reads r to its end. Of what can not be
-// restored nothing stays on the cluster; the error is, or wraps, a *snapshot.Error where the snapshot is at fault.
+// contexts and receipts from there on, on this cluster and as many workers as it has. It reads r to its end. If it
+// fails, nothing stays on the cluster; the error is ErrSnapshot if the snapshot is at fault.
 func (c *Client) RestoreSession(ctx context.Context, r io.Reader, opts RestoreOptions) (*Session, error) {
+	s, err := c.restoreSession(ctx, r, opts)
+	var bad *snapshot.Error
+	if errors.As(err, &bad) {
+		return nil, snapshotError{err}
+	}
+	return s, err
+}
+
+// snapshotError is the error of a snapshot that can not be restored.
+type snapshotError struct{ error }
+
+func (e snapshotError) Unwrap() error { return e.error }
+
+// Is says that the error is ErrSnapshot, and refused.
+func (e snapshotError) Is(target error) bool { return target == ErrSnapshot || target == ErrRefused }
+
+func (c *Client) restoreSession(ctx context.Context, r io.Reader, opts RestoreOptions) (*Session, error) {
 	in, err := snapshot.NewReader(r)
 	if err != nil {
 		return nil, fmt.Errorf("restore a session: %w", err)

@@ -297,7 +297,7 @@ func TestAFailedRestoreLeavesNothing(t *testing.T) {
 	}
 	for n := 0; n < len(file); n += 1 + len(file)/23 {
 		var bad *snapshot.Error
-		if _, err := target.RestoreSession(t.Context(), bytes.NewReader(file[:n]), client.RestoreOptions{}); !errors.As(err, &bad) || bad.Reason != snapshot.Truncated && bad.Reason != snapshot.NotASnapshot {
+		if _, err := target.RestoreSession(t.Context(), bytes.NewReader(file[:n]), client.RestoreOptions{}); !errors.Is(err, client.ErrSnapshot) || !errors.Is(err, client.ErrRefused) || !errors.As(err, &bad) || bad.Reason != snapshot.Truncated && bad.Reason != snapshot.NotASnapshot {
 			t.Fatalf("%d of %d bytes: %v", n, len(file), err)
 		}
 		unchanged("a truncated snapshot")

@@ -172,7 +172,7 @@ func (c *Client) submit(ctx context.Context, source *source, opts SubmitOptions,
 
 // jobCodec returns the codec of a job's frames that a name means; Auto means Exact.
 func jobCodec(name Codec) (contextframe.Codec, error) {
-	for _, codec := range [...]contextframe.Codec{contextframe.Exact, contextframe.BF16, contextframe.F16, contextframe.I8} {
+	for _, codec := range contextframe.Codecs() {
 		if codec.String() == cmp.Or(string(name), string(Exact)) {
 			return codec, nil
 		}

@@ -39,7 +39,7 @@ func run(ctx context.Context, address string) error {
 	if err != nil {
 		return err
 	}
-	defer s.Drop(ctx)
+	defer s.Close() // drops it
 
 	// A prompt of 100 tokens: keys and values are appended, and only the last one asks.
 	prompt := make([]float32, heads*dim)
@@ -50,7 +50,7 @@ func run(ctx context.Context, address string) error {
 	if err != nil {
 		return err
 	}
-	defer fork.Drop(ctx)
+	defer fork.Close()
 
 	// The same token in both: the same context, to the bit.
 	q, k, v := numbers(heads*dim), numbers(groups*dim), numbers(groups*dim)

@@ -16,6 +16,7 @@ import (
 	"headwater.example/internal/bench"
 	"headwater.example/internal/contextframe"
 	"headwater.example/internal/localcluster"
+	"headwater.example/shard"
 	"headwater.example/tensor"
 )
 
@@ -85,10 +86,31 @@ func (a *app) bench() *cobra.Command {
 	return cmd
 }
 
-var storageNames = map[string]tensor.DType{"f32": tensor.F32, "f16": tensor.F16, "bf16": tensor.BF16, "int8": tensor.I8}
+// storageTypes are the storage types by their names.
+func storageTypes() map[string]tensor.DType {
+	all := map[string]tensor.DType{}
+	for _, dtype := range shard.StorageTypes() {
+		all[shard.StorageName(dtype)] = dtype
+	}
+	return all
+}
 
-var sessionCodecs = map[string]client.Codec{
-	"auto": client.Auto, "raw": client.Raw, "exact": client.Exact, "bf16": client.BF16, "f16": client.F16, "int8": client.Int8,
+// sessionCodecs are the codecs of a session's contexts by their names.
+func sessionCodecs() map[string]client.Codec {
+	all := map[string]client.Codec{"auto": client.Auto, string(client.Raw): client.Raw}
+	for _, name := range codecNames() {
+		all[name] = client.Codec(name)
+	}
+	return all
+}
+
+// codecNames are those of the codecs that have frames.
+func codecNames() []string {
+	var names []string
+	for _, codec := range contextframe.Codecs() {
+		names = append(names, codec.String())
+	}
+	return names
 }
 
 // words reads a list of words, each one of a map's keys.
@@ -116,7 +138,7 @@ func (f *benchFlags) cases() (all []bench.Case, err error) {
 	if err != nil {
 		return nil, err
 	}
-	storage, err := words("storage", f.storage, storageNames)
+	storage, err := words("storage", f.storage, storageTypes())
 	if err != nil {
 		return nil, err
 	}
@@ -124,7 +146,7 @@ func (f *benchFlags) cases() (all []bench.Case, err error) {
 	if err != nil {
 		return nil, err
 	}
-	codecs, err := words("codec", f.codec, sessionCodecs)
+	codecs, err := words("codec", f.codec, sessionCodecs())
 	if err != nil {
 		return nil, err
 	}
@@ -162,7 +184,7 @@ func (f *benchFlags) cases() (all []bench.Case, err error) {
 							for _, long := range positions {
 								all = append(all, bench.Case{
 									Test: benchTests[test], Layers: f.layers, Heads: f.heads, KVHeads: f.kvHeads, HeadDim: f.headDim,
-									Storage: storageNames[dtype], SendF32: send == "f32", Codec: sessionCodecs[codec], Direct: f.direct, Workers: int(n),
+									Storage: storageTypes()[dtype], SendF32: send == "f32", Codec: sessionCodecs()[codec], Direct: f.direct, Workers: int(n),
 									Positions: int(long), Batch: int(batch), Chunk: f.chunk, Spend: f.spend, Repeat: f.repeat, Rate: f.rate,
 								})
 							}
@@ -345,9 +367,9 @@ func each(answering []client.WorkerStatus, of func(*client.WorkerStatus) string)
 // storedAs says how a case's keys and values are stored, and sent where that is not the same.
 func storedAs(c bench.Case) string {
 	if c.SendF32 && c.Storage != tensor.F32 {
-		return storageName(c.Storage) + " sent f32"
+		return shard.StorageName(c.Storage) + " sent f32"
 	}
-	return storageName(c.Storage)
+	return shard.StorageName(c.Storage)
 }
 
 func codecName(c bench.Case) string {
@@ -355,16 +377,6 @@ func codecName(c bench.Case) string {
 		return "auto"
 	}
 	return string(c.Codec)
-}
-
-// storageName is the word of --storage.
-func storageName(of tensor.DType) string {
-	for name, dtype := range storageNames {
-		if dtype == of {
-			return name
-		}
-	}
-	return of.String()
 }
 
 // benchCells are a row as it is printed.
@@ -408,20 +420,20 @@ func (a *app) benchCodecs(f benchFlags) error {
 		}
 	}
 	rows := a.rows(f.format, []fact{{"version", programVersion}, {"kernel", attention.KernelName()}}, columns("codec", ">ratio", ">encode and decode GB/s", ">encode GB/s", ">decode GB/s", ">largest error"))
-	for _, storage := range []string{"bf16", "f16", "int8"} {
+	for _, storage := range []tensor.DType{tensor.BF16, tensor.F16, tensor.I8} {
 		if len(kv) == 0 {
 			break
 		}
-		m, err := bench.MeasureRows(storageNames[storage], kv, codecRounds, time.Now)
+		m, err := bench.MeasureRows(storage, kv, codecRounds, time.Now)
 		if err != nil {
 			return fmt.Errorf("%s: %w", f.codecs, err)
 		}
-		err = rows.add("k and v as "+storage, float64(m.Stored)/float64(m.Bytes), nil, float64(m.Bytes)/m.Took.Seconds()/1e9, nil, m.MaxError)
+		err = rows.add("k and v as "+shard.StorageName(storage), float64(m.Stored)/float64(m.Bytes), nil, float64(m.Bytes)/m.Took.Seconds()/1e9, nil, m.MaxError)
 		if err != nil {
 			return err
 		}
 	}
-	for _, codec := range []contextframe.Codec{contextframe.Exact, contextframe.BF16, contextframe.F16, contextframe.I8} {
+	for _, codec := range contextframe.Codecs() {
 		if len(blocks) == 0 {
 			break
 		}

@@ -214,7 +214,11 @@ func wrongChoice(err error) error {
 // printComparison prints what MHA, the geometry's own attention, and MQA cost: for each shape of layer, and for all layers
 // where there are several.
 func (a *app) printComparison(geometry *shard.Geometry, f planFlags) error {
-	comparison, err := explain.Compare(geometry, f.dModel, int64(f.context), storageNames[f.storage])
+	storage, err := shard.ParseStorage(f.storage)
+	if err != nil {
+		return usageError{err}
+	}
+	comparison, err := explain.Compare(geometry, f.dModel, int64(f.context), storage)
 	if err != nil {
 		return usageError{err}
 	}

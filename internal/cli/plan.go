@@ -76,7 +76,7 @@ func (a *app) plan() *cobra.Command {
 	flags.StringVar(&f.from, "from", "", "`workers` of the plan before: show what moves")
 	flags.BoolVar(&f.compare, "compare", false, "compare MHA, this GQA and MQA: parameters and cache")
 	flags.IntVar(&f.dModel, "d-model", 0, "elements of a hidden state (default: heads * head-dim)")
-	choice(cmd, flags, &f.storage, "storage", "f16", "how the cached keys and values are stored", "f32", "f16", "bf16", "int8")
+	choice(cmd, flags, &f.storage, "storage", "f16", "how the cached keys and values are stored", shard.StorageNames()...)
 	flags.Var(&f.context, "context", "positions of the cache that --compare gives the size of; 128k is 131072")
 	flagOnly(flags, "job", "heads", "kv-heads", "head-dim", "v-dim", "layers", "workers", "from", "compare", "d-model", "context", "storage")
 	return cmd

@@ -144,7 +144,7 @@ func (a *app) submit() *cobra.Command {
 	flags := cmd.Flags()
 	f.at.flags(flags)
 	f.options.flags(flags)
-	choice(cmd, flags, &f.codec, "codec", "exact", "codec of the contexts on the wire, all but exact being lossy", "exact", "bf16", "f16", "int8")
+	choice(cmd, flags, &f.codec, "codec", "exact", "codec of the contexts on the wire, all but exact being lossy", codecNames()...)
 	flags.StringVar(&f.key, "key", "", "the same `key` with the same content and codec is the same job; one that failed for another reason than its content runs again")
 	flags.DurationVar(&f.deadline, "deadline", 0, "longest time that the job may run (default: the coordinator's limit)")
 	flags.StringVar(&f.out, "out", "", "`file` to write the result to, - is the standard output (default: it stays with the coordinator; with --local it is not kept)")

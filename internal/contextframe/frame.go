@@ -9,7 +9,9 @@ package contextframe
 import (
 	"encoding/binary"
 	"fmt"
+	"maps"
 	"math"
+	"slices"
 
 	"github.com/zeebo/xxh3"
 
@@ -28,6 +30,9 @@ const (
 )
 
 var codecNames = map[Codec]string{Exact: "exact", BF16: "bf16", F16: "f16", I8: "int8"}
+
+// Codecs returns all codecs, by their values.
+func Codecs() []Codec { return slices.Sorted(maps.Keys(codecNames)) }
 
 // Known says whether it is one of the codecs.
 func (c Codec) Known() bool { return codecNames[c] != "" }

@@ -101,14 +101,6 @@ func ReadSessionLayers(messages []*headwaterv1.SessionLayer) ([]shard.LayerSpec,
 	return layers, nil
 }
 
-// WriteProblem writes a layer into the problem of a job.
-func WriteProblem(m *headwaterv1.Problem, l *shard.LayerSpec) {
-	o := &l.Options
-	m.NHeads, m.NKvHeads, m.HeadDim, m.VDim = uint32(l.Heads), uint32(l.KVHeads), uint32(l.HeadDim()), uint32(l.VDim())
-	m.Storage, m.Causal, m.WindowLeft, m.WindowRight = StorageType(l.Storage()), o.Causal, o.WindowLeft, o.WindowRight
-	m.Scale, m.Softcap, m.AlibiSlopes, m.Sinks = o.Scale, o.Softcap, o.AlibiSlopes, o.Sinks
-}
-
 // ReadProblem reads and checks the layer of a job's problem. A scale of 0 is 0 there.
 func ReadProblem(m *headwaterv1.Problem) (shard.LayerSpec, error) {
 	storage, err := ReadStorage(m.GetStorage())

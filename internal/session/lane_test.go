@@ -477,7 +477,7 @@ func TestMessagesTooLarge(t *testing.T) {
 		t.Fatalf("got %v: %v", p.Result.Err, err)
 	}
 	r.Step.Attend = 0
-	// A client that sends more all the same, and one that sends much more.
+	// A client that sends more all the same.
 	roomy := serveEcho(t, grpc.MaxRecvMsgSize(2*rpc.MaxMessageBytes))
 	stock, err := headwaterv1.NewSessionServiceClient(roomy).Lane(metadata.AppendToOutgoingContext(ctx, MetadataKey, someID.String()))
 	if err != nil {
@@ -487,28 +487,6 @@ func TestMessagesTooLarge(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := stock.Recv(); status.Code(err) != codes.ResourceExhausted || !strings.Contains(err.Error(), "a message of 33554437 bytes, at most 33554432 are allowed: cut the step into fewer tokens") {
-		t.Fatalf("got %v", err)
-	}
-	small := serveEcho(t, grpc.MaxRecvMsgSize(1000))
-	if s, err = Open(ctx, small, someID); err != nil {
-		t.Fatal(err)
-	}
-	r.Payload = rpc.NewBuffer(1001)
-	if err := s.Send(&r); err != nil {
-		t.Fatal(err)
-	}
-	if err := s.Recv(&p); status.Code(err) != codes.ResourceExhausted || !strings.Contains(err.Error(), "cut the step into fewer tokens") || strings.Contains(err.Error(), "grpc:") {
-		t.Fatalf("got %v", err)
-	}
-	// A holder that answers more.
-	if s, err = Open(ctx, limited{conn, 1000}, someID); err != nil {
-		t.Fatal(err)
-	}
-	r.Payload = rpc.NewBuffer(1001)
-	if err := s.Send(&r); err != nil {
-		t.Fatal(err)
-	}
-	if err := s.Recv(&p); status.Code(err) != codes.ResourceExhausted || !strings.Contains(err.Error(), "cut the step into fewer tokens") || strings.Contains(err.Error(), "grpc:") {
 		t.Fatalf("got %v", err)
 	}
 }

@@ -5,7 +5,6 @@ import (
 	"encoding/hex"
 	"fmt"
 	"slices"
-	"strings"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -72,10 +71,6 @@ func (s *Stream) CloseSend() error { return s.stream.CloseSend() }
 // Recv makes r the next response. Its payload is the caller's.
 func (s *Stream) Recv(r *Response) error {
 	if err := s.stream.RecvMsg(r); err != nil {
-		// Of a message that is much too large gRPC says so first, here or at the holder.
-		if e := status.Convert(err); e.Code() == codes.ResourceExhausted && strings.HasPrefix(e.Message(), "grpc: received message") {
-			return status.Errorf(codes.ResourceExhausted, "a message on the lane exceeds %d bytes: cut the step into fewer tokens", rpc.MaxMessageBytes)
-		}
 		return err
 	}
 	if r.fault != nil {

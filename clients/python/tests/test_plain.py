@@ -189,8 +189,12 @@ def test_a_with_drops_what_it_opened(node: plain.Node) -> None:
         with c.attach(fork.receipt(), keep=False):
             pass
         assert set(node.sessions) == {kept.id}
-        # Closed within, it stays. An error of the body is not hidden by one of the end.
+        # Closed within, it is dropped once, unless it is to be kept. An error of the body is not hidden by one of the end.
+        with c.open(LAYERS) as s:
+            s.close()
+            assert set(node.sessions) == {kept.id}
         with c.open(LAYERS) as let_go:
+            let_go.keep = True
             let_go.close()
         with pytest.raises(ZeroDivisionError), c.open(LAYERS) as s:
             node.sessions.pop(s.id)

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"headwater.example/client"
+	"headwater.example/shard"
 	"headwater.example/tensor"
 )
 
@@ -94,16 +95,11 @@ func layers(c Command) ([]client.Layer, error) {
 		return nil, err
 	}
 	storage := tensor.F32
-	switch text := c.Args["storage"]; text {
-	case "", "f32":
-	case "f16":
-		storage = tensor.F16
-	case "bf16":
-		storage = tensor.BF16
-	case "int8":
-		storage = tensor.I8
-	default:
-		return nil, fmt.Errorf("storage=%s is none", text)
+	if text := c.Args["storage"]; text != "" {
+		var err error
+		if storage, err = shard.ParseStorage(text); err != nil {
+			return nil, err
+		}
 	}
 	all := make([]client.Layer, n)
 	for i := range all {

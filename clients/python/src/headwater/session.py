@@ -57,14 +57,14 @@ class _Flight:
 
 class Session:
     """A sequence held open on the cluster; Client.open makes one. One thread uses it at a time, different sessions are
-    independent. It is a context manager: at its end a session that was opened or forked is dropped unless it is to be kept or
-    another client has taken it up, and one that was attached to stays.
+    independent. It is a context manager, whose end is close: a session that was opened or forked is dropped unless it is to be
+    kept or another client has taken it up, and one that was attached stays.
 
     id       the session's id, 16 bytes
     layers   its layers
     codec    how contexts come back
     timeout  seconds that a call may take; None is no limit
-    keep     whether the session stays on the cluster at the end of a `with`
+    keep     whether close, and the end of a `with`, leave the session on the cluster
     prefix   positions that were there when the session was opened, and need not be appended
     """
 
@@ -113,20 +113,11 @@ class Session:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._closed:
-            return
-        if self.keep:
-            self.close()
-            return
         try:
-            self.drop()
-        except (UnknownSessionError, StaleEpochError):
-            pass  # it has ended already, or another client drives it
+            self.close()
         except HeadwaterError:
             if error is None:
                 raise
-        finally:
-            self._closed = True
 
     def __repr__(self) -> str:
         return f"<headwater.Session {self.id.hex()}, {len(self)} positions, {len(self.layers)} layers>"
@@ -214,8 +205,15 @@ class Session:
         self._closed = True
 
     def close(self) -> None:
-        """Lets go of the session, which stays on the cluster until its TTL; Client.attach takes it up again."""
-        self._closed = True
+        """Ends the use of the session. One that was opened or forked is dropped; one that was attached, or that is to be kept
+        (keep), stays on the cluster until its TTL, and Client.attach takes it up again. A session may be closed twice."""
+        try:
+            if not (self._closed or self.keep):
+                self.drop()
+        except (UnknownSessionError, StaleEpochError):
+            pass  # it has ended already, or another client drives it
+        finally:
+            self._closed = True
 
     # What follows is the session's own.
 
