@@ -3,7 +3,9 @@ package attention
 import (
 	"context"
 	"errors"
+	"fmt"
 	"runtime"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -331,10 +333,29 @@ func (w *work) exhausted() bool {
 	return w.failed.Load() != nil || w.next.Load() >= int64(w.tasks)
 }
 
+// task does one task. A panic of it is an error, so that a helper of another's call lives on.
+func (w *work) task(t *Thread, i int) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = &taskPanic{value: p, stack: debug.Stack()}
+		}
+	}()
+	return w.do.task(w.ctx, t, i)
+}
+
+// taskPanic is a panic of a task, on whichever thread. The call that the task is of raises it again.
+type taskPanic struct {
+	value any
+	stack []byte
+}
+
+func (p *taskPanic) Error() string { return fmt.Sprintf("%v\n\n%s", p.value, p.stack) }
+
 func (w *work) fail(err error) { w.failed.CompareAndSwap(nil, &err) }
 
 // share does n tasks on this thread and, if they are to be helped, on those of the pool that have nothing else to do. It
-// returns once all have ended. After an error no thread begins another task.
+// returns once all have ended. After an error no thread begins another task. A task's panic is raised here, whichever thread it
+// was on, so that who calls can catch it.
 func (t *Thread) share(ctx context.Context, do tasks, n int, helped bool) error {
 	w, p := &t.work, t.pool
 	w.ctx, w.do, w.class, w.tasks, w.withdrawn = ctx, do, t.class, n, false
@@ -367,6 +388,9 @@ func (t *Thread) share(ctx context.Context, do tasks, n int, helped bool) error 
 	}
 	w.ctx, w.do = nil, nil
 	if err := w.failed.Load(); err != nil {
+		if p, ok := (*err).(*taskPanic); ok {
+			panic(p)
+		}
 		return *err
 	}
 	return nil
@@ -382,7 +406,7 @@ func (t *Thread) take(w *work, helper bool) {
 		}
 		err := w.ctx.Err()
 		if err == nil {
-			err = w.do.task(w.ctx, t, i)
+			err = w.task(t, i)
 		}
 		if err != nil {
 			w.fail(err)

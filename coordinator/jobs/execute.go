@@ -118,7 +118,8 @@ func (q *Queue) compute(ctx context.Context, e *entry) (_ func(*headwaterv1.Job)
 	var changed error
 	var checks sync.WaitGroup
 	checks.Go(func() {
-		if changed = q.checkInput(ctx, e); changed != nil {
+		changed = rpc.Guard(q.Logger, "checking a job's file", func() error { return q.checkInput(ctx, e) })
+		if changed != nil {
 			cancel(changed)
 		}
 	})

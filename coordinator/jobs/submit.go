@@ -240,7 +240,7 @@ func (u *upload) checkFile(c claim, file *atomicfile.File, sum []byte) error {
 	uploaded.ContentHash = contentHash(sum, parsed)
 	c.show(uploaded)
 	flushed := make(chan error, 1)
-	go func() { flushed <- file.Flush() }()
+	go func() { flushed <- rpc.Guard(u.Logger, "flushing a submission", file.Flush) }()
 	told := u.Now()
 	err = parsed.CheckValues(u.ctx, input, func(done, total int64) {
 		if now := u.Now(); now.Sub(told) >= 100*time.Millisecond {

@@ -16,6 +16,7 @@ import (
 	"headwater.example/coordinator/workers"
 	"headwater.example/internal/layerproto"
 	"headwater.example/internal/membership"
+	"headwater.example/internal/rpc"
 	"headwater.example/internal/session"
 	"headwater.example/internal/session/fanout"
 	headwaterv1 "headwater.example/proto/headwater/v1"
@@ -26,9 +27,10 @@ const maxHoldings = 1 << 16
 
 // list asks every worker for sessions. Of one that does not answer there is none, and it is among the silent ones.
 func (r *Relay) list(ctx context.Context, members []membership.Member, req *headwaterv1.ListSessionsRequest) (answers []*headwaterv1.ListSessionsResponse, silent []*headwaterv1.SilentWorker, _ error) {
-	answers, errs := make([]*headwaterv1.ListSessionsResponse, len(members)), make([]error, len(members))
-	workers.Ask(ctx, members, func(ctx context.Context, i int, m membership.Member) {
-		answers[i], errs[i] = r.conns.List(ctx, m.Name, m.Address, req)
+	answers = make([]*headwaterv1.ListSessionsResponse, len(members))
+	errs := workers.Ask(ctx, members, func(ctx context.Context, i int, m membership.Member) (err error) {
+		answers[i], err = r.conns.List(ctx, m.Name, m.Address, req)
+		return err
 	})
 	if err := ctx.Err(); err != nil {
 		return nil, nil, err // it is not the workers' that there is no answer
@@ -74,7 +76,12 @@ func (r *Relay) named(ctx context.Context, members []membership.Member, req *hea
 	var tasks sync.WaitGroup
 	for i, m := range members {
 		if len(answers[i].GetSessions()) > 0 {
-			tasks.Go(func() { answers[i], errs[i] = r.conns.List(ctx, m.Name, m.Address, req) })
+			tasks.Go(func() {
+				errs[i] = rpc.Guard(r.log, "asking worker "+m.Name, func() (err error) {
+					answers[i], err = r.conns.List(ctx, m.Name, m.Address, req)
+					return err
+				})
+			})
 		}
 	}
 	tasks.Wait()

@@ -59,8 +59,9 @@ func New(c Config) *Relay {
 		c.Dial = rpc.DialOptions()
 	}
 	conns := fanout.NewConns(c.Dial...)
+	conns.Log = cmp.Or(c.Logger, slog.New(slog.DiscardHandler))
 	r := &Relay{
-		log: cmp.Or(c.Logger, slog.New(slog.DiscardHandler)), conns: conns, workers: workers.New(c.View, conns.Conns),
+		log: conns.Log, conns: conns, workers: workers.New(c.View, conns.Conns),
 		stopping: make(chan struct{}), holdings: map[[16]byte]remembered{},
 	}
 	r.locate = r.askWorkers

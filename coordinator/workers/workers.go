@@ -11,7 +11,6 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
@@ -81,18 +80,20 @@ func (w *Workers) Keep(ctx context.Context) {
 	}
 }
 
-// Ask calls do for every member, all at once, with a context that ends after Timeout, and waits for all.
-func Ask(ctx context.Context, members []membership.Member, do func(ctx context.Context, i int, m membership.Member)) {
+// Ask calls do for every member, all at once, with a context that ends after Timeout, and waits for all. It returns their errors,
+// in the order of the members.
+func Ask(ctx context.Context, members []membership.Member, do func(ctx context.Context, i int, m membership.Member) error) []error {
 	ctx, cancel := context.WithTimeout(ctx, Timeout)
 	defer cancel()
-	var tasks errgroup.Group
+	errs := make([]error, len(members))
+	var tasks sync.WaitGroup
 	for i, m := range members {
-		tasks.Go(func() error {
-			do(ctx, i, m)
-			return nil
+		tasks.Go(func() {
+			errs[i] = rpc.Guard(nil, "asking worker "+m.Name, func() error { return do(ctx, i, m) })
 		})
 	}
-	_ = tasks.Wait() // no task returns an error
+	tasks.Wait()
+	return errs
 }
 
 // Use returns the connection to a worker. The caller releases it.
@@ -122,7 +123,7 @@ func (w *Workers) Describe(ctx context.Context, members []membership.Member) []D
 	defer giveUp(nil)
 	var once sync.Once
 	var timer *time.Timer
-	Ask(ctx, members, func(ctx context.Context, i int, m membership.Member) {
+	errs := Ask(ctx, members, func(ctx context.Context, i int, m membership.Member) error {
 		d := &described[i]
 		d.Member = m
 		stranger := !w.known(m)
@@ -140,7 +141,11 @@ func (w *Workers) Describe(ctx context.Context, members []membership.Member) []D
 		case stranger && context.Cause(patience) == errStranger:
 			d.Err = fmt.Errorf("worker %q at %s: %w", m.Name, m.Address, status.Error(codes.Unavailable, errStranger.Error()))
 		}
+		return d.Err
 	})
+	for i, err := range errs {
+		described[i].Err = err
+	}
 	if timer != nil {
 		timer.Stop()
 	}

@@ -354,15 +354,12 @@ func (r *run) project(m *headwaterv1.HiddenBlock) error {
 func (r *run) projectPiece(h *openShard, x, cos, sin []float32, n int) error {
 	p := h.problem
 	k, v := make([]float32, n*p.shape.HeadDim), make([]float32, n*p.shape.VDim)
-	thread, err := r.m.Thread(r.ctx, attention.Background)
-	if err != nil {
-		return err
-	}
-	err = project(r.ctx, thread, k, x, &h.weights.key, n)
-	if err == nil {
-		err = project(r.ctx, thread, v, x, &h.weights.value, n)
-	}
-	thread.Release()
+	err := r.m.Use(r.ctx, attention.Background, func(thread *attention.Thread) error {
+		if err := project(r.ctx, thread, k, x, &h.weights.key, n); err != nil {
+			return err
+		}
+		return project(r.ctx, thread, v, x, &h.weights.value, n)
+	})
 	if err != nil {
 		return err
 	}

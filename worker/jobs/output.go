@@ -203,14 +203,12 @@ func (r *run) outputs(y []byte, x []float32, pieces []outputPiece, count, rows i
 		if pc.run.bias != nil {
 			bias = pc.run.bias[pc.from:pc.to]
 		}
-		thread, err := r.m.Thread(r.ctx, attention.Background)
-		if err != nil {
-			return 0, err
-		}
-		started := time.Now()
-		err = thread.Project(r.ctx, part, x, pc.run.w[pc.from*in:pc.to*in], bias, count, in, n)
-		took += machine.Nanos(started.Add(thread.Waited()), time.Now())
-		thread.Release()
+		err := r.m.Use(r.ctx, attention.Background, func(thread *attention.Thread) error {
+			started := time.Now()
+			err := thread.Project(r.ctx, part, x, pc.run.w[pc.from*in:pc.to*in], bias, count, in, n)
+			took += machine.Nanos(started.Add(thread.Waited()), time.Now())
+			return err
+		})
 		if err != nil {
 			return 0, err
 		}

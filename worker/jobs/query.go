@@ -245,18 +245,21 @@ func (r *run) attend(q *query, i int) error {
 		}
 	}
 	out := attention.Output{Context: make([]float32, q.count*heads*p.shape.VDim), LSE: make([]float32, q.count*heads)}
-	thread, err := r.m.Thread(r.ctx, attention.Background)
+	var started, computed time.Time
+	var waited time.Duration
+	err := r.m.Use(r.ctx, attention.Background, func(thread *attention.Thread) (err error) {
+		started = time.Now()
+		if aq.Q, err = r.queries(q, i, thread); err == nil {
+			err = thread.Attend(r.ctx, h.cache.KV(p.kvLen), aq, p.opts, out)
+		}
+		computed, waited = time.Now(), thread.Waited()
+		if err != nil {
+			err = q.failed(r, h, err)
+		}
+		return err
+	})
 	if err != nil {
 		return err
-	}
-	started := time.Now()
-	if aq.Q, err = r.queries(q, i, thread); err == nil {
-		err = thread.Attend(r.ctx, h.cache.KV(p.kvLen), aq, p.opts, out)
-	}
-	computed, waited := time.Now(), thread.Waited()
-	thread.Release()
-	if err != nil {
-		return q.failed(r, h, err)
 	}
 	memory, err := r.room(contextframe.MaxFrameBytes(r.codec, q.count, heads, p.shape.VDim))
 	if err != nil {

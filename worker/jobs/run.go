@@ -70,7 +70,7 @@ func (s *Service) Run(stream runStream) error {
 	requests, ended := make(chan request), make(chan error, 1)
 	go func() {
 		defer s.m.End()
-		ended <- receive(ctx, stream, requests)
+		ended <- rpc.Guard(s.m.Log, "reading a run", func() error { return receive(ctx, stream, requests) })
 	}()
 	job, err := r.handle(requests, ended)
 	if err != nil {
@@ -296,7 +296,7 @@ func (r *run) spawn(do func() error, done func()) error {
 		return context.Cause(r.ctx)
 	}
 	r.tasks.Go(func() {
-		err := do()
+		err := rpc.Guard(r.m.Log, "a task of a run", do)
 		done()
 		<-r.slots
 		if err != nil {

@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"headwater.example/internal/kvcache"
+	"headwater.example/internal/rpc"
 	"headwater.example/internal/session"
 )
 
@@ -86,7 +87,7 @@ func (s *Service) Lane(stream *session.ServerStream) error {
 		last:    map[kvcache.SessionID]*task{},
 	}
 	l.turn <- struct{}{}
-	go l.work()
+	go l.serve()
 	var err error
 	select {
 	case err = <-l.ended:
@@ -111,23 +112,37 @@ func (s *Service) Lane(stream *session.ServerStream) error {
 	return err
 }
 
+// serve does steps until the lane has ended. A panic ends the lane, and nothing else.
+func (l *served) serve() {
+	defer l.s.m.End()
+	if err := rpc.Guard(l.s.m.Log, "reading a lane", l.work); err != nil {
+		l.end(err)
+	}
+}
+
+// end ends the lane with an error, if it is the first.
+func (l *served) end(err error) {
+	select {
+	case l.ended <- err:
+	default:
+	}
+}
+
 // work does one step after the other. A server can not interrupt Recv but by returning from the call, so who receives
 // outlives it by a moment; it holds nothing that is counted, and Drain waits for it.
-func (l *served) work() {
-	defer l.s.m.End()
+func (l *served) work() error {
 	t := &task{start: make(chan struct{}, 1)}
 	for {
 		select {
 		case <-l.turn:
 		case <-l.closed:
-			return
+			return nil
 		}
 		if err := l.stream.Recv(&t.request); err != nil {
-			l.ended <- err
-			return
+			return err
 		}
 		if !l.accept(t) {
-			return
+			return nil
 		}
 		l.do(t)
 		l.finish(t)
@@ -178,7 +193,7 @@ func (l *served) pass() {
 	if l.workers == l.running && l.workers < laneSteps {
 		l.workers++
 		l.s.m.Join()
-		go l.work()
+		go l.serve()
 	}
 }
 
@@ -192,7 +207,7 @@ func (l *served) do(t *task) {
 	r.ID = t.request.ID
 	err := l.ctx.Err()
 	if err == nil {
-		err = l.s.do(l.ctx, l.stream.ID(), t)
+		err = rpc.Guard(l.s.m.Log, "a step of a lane", func() error { return l.s.do(l.ctx, l.stream.ID(), t) })
 	}
 	t.dequeue(l.s)
 	freed := int64(len(t.request.Payload.Bytes()))
@@ -204,9 +219,11 @@ func (l *served) do(t *task) {
 	if refused, ok := session.FromError(err); ok {
 		r.Result, err = session.Result{Hashes: r.Result.Hashes[:0], Err: refused}, nil
 	}
-	if err == nil {
-		// An error is the end of the stream, which the lane learns by itself.
-		_ = l.stream.Send(r)
+	switch {
+	case err == nil:
+		_ = l.stream.Send(r) // An error is the end of the stream, which the lane learns by itself.
+	case status.Code(err) == codes.Internal:
+		l.end(err)
 	}
 	l.send.Unlock()
 	r.Payload.Free() // what was not sent

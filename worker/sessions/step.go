@@ -130,12 +130,6 @@ func (s *Service) attend(ctx context.Context, t *task, out attention.Output) err
 	if m.Attend > foregroundTokens {
 		class = attention.Background
 	}
-	thread, err := s.m.Thread(ctx, class)
-	if err != nil {
-		return err
-	}
-	started := time.Now()
-	t.dequeue(s)
 	query := st.query
 	if m.Tree > 0 {
 		query.MaskFrom = st.pending.View.Len - int(m.Tree)
@@ -150,16 +144,19 @@ func (s *Service) attend(ctx context.Context, t *task, out attention.Output) err
 			Output: attention.Output{Context: out.Context[i*c : (i+1)*c], LSE: out.LSE[i*lse : (i+1)*lse]},
 		})
 	}
-	err = thread.AttendAll(ctx, st.items)
-	clear(st.items) // what they hold belongs to others
-	ended, waited := time.Now(), thread.Waited()
-	thread.Release()
-	if err != nil && ctx.Err() == nil {
-		err = notFinite(m, err)
-	}
-	r := &t.response.Result
-	r.ComputeNanos, r.QueueNanos = machine.Nanos(started.Add(waited), ended), machine.Nanos(t.arrived, started.Add(waited))
-	return err
+	defer clear(st.items) // What they hold belongs to others.
+	return s.m.Use(ctx, class, func(thread *attention.Thread) error {
+		started := time.Now()
+		t.dequeue(s)
+		err := thread.AttendAll(ctx, st.items)
+		if err != nil && ctx.Err() == nil {
+			err = notFinite(m, err)
+		}
+		began := started.Add(thread.Waited())
+		r := &t.response.Result
+		r.ComputeNanos, r.QueueNanos = machine.Nanos(began, time.Now()), machine.Nanos(t.arrived, began)
+		return err
+	})
 }
 
 // notFinite refuses a step for what its kernel or its codec could not do.

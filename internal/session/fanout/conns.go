@@ -1,6 +1,7 @@
 package fanout
 
 import (
+	"log/slog"
 	"time"
 
 	"google.golang.org/grpc"
@@ -11,6 +12,7 @@ import (
 // Conns are connections to holders, and the calls over them. Safe for concurrent use.
 type Conns struct {
 	*rpc.Conns
+	Log            *slog.Logger  // of panics that are caught; nil is slog.Default
 	abandonTimeout time.Duration // for dropping a session that was made in vain
 }
 

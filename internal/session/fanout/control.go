@@ -8,10 +8,11 @@ import (
 	"io"
 	"math"
 	"slices"
+	"sync"
 
-	"golang.org/x/sync/errgroup"
 	"google.golang.org/protobuf/proto"
 
+	"headwater.example/internal/rpc"
 	"headwater.example/internal/session"
 	headwaterv1 "headwater.example/proto/headwater/v1"
 	"headwater.example/shard"
@@ -21,22 +22,23 @@ import (
 // to their end; the error is that of the first holder that refused.
 func (c *Conns) each(ctx context.Context, holders []*Holder, do func(ctx context.Context, s headwaterv1.SessionServiceClient, i int) (*headwaterv1.SessionState, error)) ([]*headwaterv1.SessionState, error) {
 	states, errs := make([]*headwaterv1.SessionState, len(holders)), make([]error, len(holders))
-	var tasks errgroup.Group
+	var tasks sync.WaitGroup
 	for i, o := range holders {
-		tasks.Go(func() error {
-			conn, err := c.Use(o.Address)
-			if err != nil {
-				errs[i] = lost(o.Name, err)
+		tasks.Go(func() {
+			errs[i] = rpc.Guard(c.Log, "asking holder "+o.Name, func() error {
+				conn, err := c.Use(o.Address)
+				if err != nil {
+					return lost(o.Name, err)
+				}
+				defer conn.Release()
+				if states[i], err = do(ctx, headwaterv1.NewSessionServiceClient(conn), i); err != nil {
+					return callError(o.Name, err)
+				}
 				return nil
-			}
-			defer conn.Release()
-			if states[i], err = do(ctx, headwaterv1.NewSessionServiceClient(conn), i); err != nil {
-				errs[i] = callError(o.Name, err)
-			}
-			return nil
+			})
 		})
 	}
-	_ = tasks.Wait() // no task returns an error
+	tasks.Wait()
 	var first error
 	for _, err := range errs {
 		if err != nil && (first == nil || transient(first) && !transient(err)) {

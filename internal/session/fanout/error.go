@@ -54,6 +54,10 @@ func lost(holder string, err error) error {
 	if errors.Is(err, rpc.ErrClosed) || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
 		return fmt.Errorf("holder %q: %w", holder, err)
 	}
+	var fault faultError
+	if errors.As(err, &fault) {
+		return fault.error
+	}
 	s := status.Convert(err)
 	var broken brokenError
 	if e, ok := session.FromError(err); ok {

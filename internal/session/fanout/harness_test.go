@@ -178,6 +178,10 @@ func (s *script) TruncateSession(context.Context, *headwaterv1.TruncateSessionRe
 	return &headwaterv1.TruncateSessionResponse{State: s.state()}, nil
 }
 
+func (s *script) DropSession(context.Context, *headwaterv1.DropSessionRequest) (*headwaterv1.DropSessionResponse, error) {
+	return &headwaterv1.DropSessionResponse{}, nil
+}
+
 func (s *script) ExportSession(_ *headwaterv1.ExportSessionRequest, stream grpc.ServerStreamingServer[headwaterv1.ExportSessionResponse]) error {
 	for _, g := range []uint32{0, 1, 0} {
 		if err := stream.Send(&headwaterv1.ExportSessionResponse{Group: g, Count: 1}); err != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"sync"
 
 	"headwater.example/internal/rpc"
@@ -66,7 +67,9 @@ func (l *Lane) stream(o *Holder) (*stream, error) {
 	s := &stream{ctx: ctx, fail: cancel, queue: make(chan *callPart, inFlight), room: make(chan struct{}, inFlight), pending: map[uint64]*callPart{}}
 	l.streams[o.Address] = s
 	l.tasks.Go(func() {
-		s.run(conn, l.id)
+		s.run(conn, l.id, func(what string, f func()) {
+			s.guard(l.conns.Log, what+" holder "+o.Name, f)
+		})
 		l.mu.Lock()
 		defer l.mu.Unlock()
 		if l.streams[o.Address] == s {
@@ -115,8 +118,13 @@ type brokenError struct{ error }
 
 func (e brokenError) Unwrap() error { return e.error }
 
+// faultError is a stream that ended by a fault of this side, which a new stream would meet as well.
+type faultError struct{ error }
+
+func (e faultError) Unwrap() error { return e.error }
+
 // run opens the stream, sends and receives until it ends, and fails what is pending then.
-func (s *stream) run(conn *rpc.Conn, id session.LaneID) {
+func (s *stream) run(conn *rpc.Conn, id session.LaneID, guard func(what string, f func())) {
 	defer conn.Release()
 	defer s.finish()
 	wire, err := session.Open(s.ctx, conn, id)
@@ -126,7 +134,22 @@ func (s *stream) run(conn *rpc.Conn, id session.LaneID) {
 	}
 	var sender sync.WaitGroup
 	defer sender.Wait()
-	sender.Go(func() { s.send(wire) })
+	sender.Go(func() { guard("sending to", func() { s.send(wire) }) })
+	guard("reading the answers of", func() { s.receive(wire) })
+}
+
+// guard calls f in a goroutine of the stream. A panic of it fails the stream, and nothing else.
+func (s *stream) guard(log *slog.Logger, what string, f func()) {
+	err := rpc.Guard(log, what, func() error {
+		f()
+		return nil
+	})
+	if err != nil {
+		s.fail(faultError{err})
+	}
+}
+
+func (s *stream) receive(wire *session.Stream) {
 	response := new(session.Response)
 	for {
 		err := wire.Recv(response)
@@ -144,18 +167,22 @@ func (s *stream) send(wire *session.Stream) {
 	for {
 		select {
 		case p := <-s.queue:
-			err := wire.Send(p.request)
-			if err != nil && s.refused(p, err) {
-				err = nil
-			}
-			p.call.finished()
-			if err != nil {
+			if s.sendPart(wire, p) != nil {
 				return // Recv says why
 			}
 		case <-s.ctx.Done():
 			return
 		}
 	}
+}
+
+func (s *stream) sendPart(wire *session.Stream, p *callPart) error {
+	defer p.call.finished()
+	err := wire.Send(p.request)
+	if err != nil && s.refused(p, err) {
+		return nil
+	}
+	return err
 }
 
 // answered gives a response to who waits for it, and returns one for the next.

@@ -104,13 +104,17 @@ func (m *Machine) reserve(n int64) error {
 	return err
 }
 
-// Thread waits for a thread for a kernel, which the caller releases.
-func (m *Machine) Thread(ctx context.Context, class attention.Class) (*attention.Thread, error) {
+// Use calls do with a thread for a kernel, once there is one.
+func (m *Machine) Use(ctx context.Context, class attention.Class, do func(*attention.Thread) error) error {
 	t, err := m.threads.Acquire(ctx, class)
-	if err == nil && m.Acquired != nil {
+	if err != nil {
+		return err
+	}
+	defer t.Release() // also if do panics
+	if m.Acquired != nil {
 		m.Acquired(ctx)
 	}
-	return t, err
+	return do(t)
 }
 
 // Begin counts n goroutines of a run or a lane, unless the worker drains.

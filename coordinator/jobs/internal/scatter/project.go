@@ -80,7 +80,7 @@ func (r *run) project(ctx context.Context) error {
 // release frees the shards, which have answered all that they were asked.
 func (r *run) release(ctx context.Context) {
 	for _, l := range r.streams {
-		r.loading.Go(func() {
+		r.spawn(ctx, "closing shards", func() {
 			for _, load := range l.shards {
 				err := l.push(ctx, &headwaterv1.RunRequest{Request: &headwaterv1.RunRequest_ShardClose{ShardClose: &headwaterv1.ShardClose{
 					Problem: uint32(load.Problem), Group: uint32(load.Group),
@@ -142,7 +142,7 @@ func (r *run) assign(ctx context.Context, s *strip, strips []*strip) {
 	for _, b := range slices.Sorted(maps.Keys(s.owed)) {
 		asks = append(asks, ask{block: b, strip: s})
 	}
-	r.loading.Go(func() {
+	r.spawn(ctx, "reading weights", func() {
 		err := r.weights(p.WO, p.BO, s.from, s.to-s.from, p.Shape.Heads*p.Shape.VDim, func(row int, data, bias []byte) error {
 			return l.push(ctx, &headwaterv1.RunRequest{Request: &headwaterv1.RunRequest_Weights{Weights: &headwaterv1.WeightBlock{
 				Problem: uint32(p.index), Weight: headwaterv1.Weight_WEIGHT_OUTPUT, Row: uint32(row), Data: data, Bias: bias,

@@ -177,6 +177,11 @@ func (r *run) guard(ctx context.Context, what string, f func()) {
 	}
 }
 
+// spawn runs f guarded as one of the goroutines that load.
+func (r *run) spawn(ctx context.Context, what string, f func()) {
+	r.loading.Go(func() { r.guard(ctx, what, f) })
+}
+
 // emit hands an event to the loop. Once the job has ended nobody listens.
 func (r *run) emit(ctx context.Context, e event) {
 	select {
@@ -339,7 +344,7 @@ func (r *run) reserve(ctx context.Context, loads []ledger.Load) {
 		l.shards = append(l.shards, load)
 	}
 	streams := maps.Clone(r.streams)
-	r.loading.Go(func() {
+	r.spawn(ctx, "opening shards", func() {
 		for _, load := range loads {
 			err := streams[load.Worker].push(ctx, &headwaterv1.RunRequest{Request: &headwaterv1.RunRequest_ShardOpen{ShardOpen: &headwaterv1.ShardOpen{
 				Problem: uint32(load.Problem), Group: uint32(load.Group), Epoch: uint64(load.Epoch),
