@@ -64,13 +64,6 @@ type Config struct {
 	Now func() time.Time // clock; nil is time.Now
 }
 
-const (
-	// defaultFlight is the default of Config.Flight.
-	defaultFlight = 256 << 20
-	// flightCalls is how many calls are open at once.
-	flightCalls = 4096
-)
-
 // Coordinator is one coordinator. Make it with Open.
 type Coordinator struct {
 	flight   *rpc.Flight
@@ -95,8 +88,10 @@ func Open(c Config) (*Coordinator, error) {
 	if err != nil {
 		return nil, err
 	}
-	flight := rpc.NewFlight(rpc.FlightConfig{Limit: cmp.Or(c.Flight, defaultFlight), Streams: flightCalls, Conns: c.Conns, Logger: c.Logger})
-	return &Coordinator{flight: flight, jobs: queue, sessions: sessions.New(sessions.Config{View: c.View, Logger: c.Logger})}, nil
+	return &Coordinator{
+		flight: sessions.NewFlight(c.Flight, c.Conns, c.Logger), jobs: queue,
+		sessions: sessions.New(sessions.Config{View: c.View, Logger: c.Logger}),
+	}, nil
 }
 
 // ServerOptions returns what a server is made with that bounds the coordinator's messages in flight. The coordinator is

@@ -105,8 +105,7 @@ func (a *app) runRelay(ctx context.Context, at address.Address, coordinator remo
 	listener := newConnections(bound)
 	log := a.logger().With("relay", os.Getpid())
 	relay := sessions.NewDirect(name, conn, log)
-	server := grpc.NewServer(rpc.ServerOptions()...)
-	relay.Register(server)
+	server := relay.NewServer(sessions.NewFlight(0, maxConnections(), log), rpc.LogTo(log))
 	rpc.Register(server, headwaterv1.SessionService_ServiceDesc.ServiceName)
 
 	ctx, end := context.WithCancel(ctx)
