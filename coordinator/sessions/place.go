@@ -7,6 +7,8 @@ import (
 	"github.com/zeebo/xxh3"
 
 	"headwater.example/attention"
+	"headwater.example/coordinator/workers"
+	"headwater.example/internal/membership"
 	headwaterv1 "headwater.example/proto/headwater/v1"
 	"headwater.example/shard"
 )
@@ -20,11 +22,27 @@ type room struct {
 // crowded tells whether a worker has little room left: others are asked first.
 func (r room) crowded() bool { return r.free < r.budget/8 }
 
+// roomy returns the workers that are not crowded, or all where all are.
+func roomy(all []workers.Description, rooms []room) []membership.Member {
+	var with, without []membership.Member
+	for i, w := range all {
+		if rooms[i].crowded() {
+			without = append(without, w.Member)
+		} else {
+			with = append(with, w.Member)
+		}
+	}
+	if len(with) > 0 {
+		return with
+	}
+	return without
+}
+
 // placeKey is what a session's place is drawn by. Sessions that begin with the same page of tokens are drawn alike, so
 // that they find the prefix where the first of them has left it; all others are drawn each for itself.
 func placeKey(req *headwaterv1.CreateSessionRequest) uint64 {
 	config, tokens := req.GetConfig(), req.GetTokens()
-	if len(tokens) <= attention.PageLen { // at least one is left to be appended: there is no whole page to find
+	if !hasPrefix(req) {
 		return xxh3.Hash(req.GetSession())
 	}
 	var b []byte

@@ -19,6 +19,7 @@ import (
 	"slices"
 	"sync"
 
+	"github.com/zeebo/xxh3"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
@@ -163,6 +164,13 @@ func (r *Relay) plan(ctx context.Context, req *headwaterv1.CreateSessionRequest)
 	placed, err := place(geometry, placeKey(req), rooms, int(min(req.GetWorkers(), shard.MaxWorkers)))
 	if err != nil {
 		return nil, fmt.Errorf("plan: %w", err)
+	}
+	// Where a prefix lies counts more than the draw, but not more than room, nor than as many workers as there are to be.
+	if hasPrefix(req) && len(answering) > 1 {
+		all := r.findPrefixes(ctx, roomy(answering, rooms), len(layers), req)
+		if at := cover(geometry, all, len(placed), xxh3.Hash(req.GetSession())); at != nil {
+			placed = at
+		}
 	}
 	var holders []*fanout.Holder
 	for _, w := range answering {

@@ -45,8 +45,12 @@ func audit(t interface{ Fatalf(string, ...any) }, st *Store, views []*View) {
 		}
 	}
 	evictable, prefixBytes, prefixRows := 0, int64(0), int64(0)
+	firstRows := map[prefixKey]int{}
 	for key, e := range st.prefixes.entries {
 		refs[e.row]++
+		if e.before == nil {
+			firstRows[e.row.shape.root]++
+		}
 		if e.key != key || e.row.entry != e || e.row.key != key || !e.row.whole() {
 			t.Fatalf("an entry that is not its row's")
 		}
@@ -63,6 +67,17 @@ func audit(t interface{ Fatalf(string, ...any) }, st *Store, views []*View) {
 	}
 	if evictable != len(st.prefixes.evictable) || prefixBytes != st.prefixes.bytes || prefixRows != st.prefixes.rows {
 		t.Fatalf("%d rows, %d bytes and their %d can be evicted, counted are %d, %d and %d", evictable, prefixBytes, prefixRows, len(st.prefixes.evictable), st.prefixes.bytes, st.prefixes.rows)
+	}
+	for _, holdings := range st.prefixes.holdings {
+		for root, h := range holdings {
+			if firstRows[root] != h.firstRows {
+				t.Fatalf("a holding has %d first rows, counted are %d", firstRows[root], h.firstRows)
+			}
+			delete(firstRows, root)
+		}
+	}
+	if len(firstRows) > 0 {
+		t.Fatalf("first rows of %d holdings are not counted", len(firstRows))
 	}
 	for _, v := range views {
 		for _, r := range v.rows {

@@ -1,9 +1,14 @@
 package kvcache
 
 import (
+	"bytes"
+	"cmp"
 	"container/heap"
 	"crypto/sha256"
 	"encoding/binary"
+	"slices"
+
+	"headwater.example/attention"
 )
 
 // prefixKey names the positions up to a row's end: the SHA-256 of the key before it and the row's tokens, which begins
@@ -25,11 +30,23 @@ func (k prefixKey) next(tokens []uint32) prefixKey {
 // least recently used first, and none before those that follow it, which could not be found without it.
 type prefixes struct {
 	entries map[prefixKey]*entry
+	// holdings are the ways in which first rows of one content are held: by shape.content, then by shape.root.
+	holdings map[prefixKey]map[prefixKey]*prefixHolding
 	// evictable are the entries that nobody else shares and that none follows.
 	evictable byUse
 	clock     uint64
 	bytes     int64 // of the pages of the rows that nobody else shares
 	rows      int64 // bytes of these rows themselves
+}
+
+// prefixHolding counts the first rows that one holding has.
+type prefixHolding struct {
+	held      []HeldLayer
+	firstRows int
+}
+
+func newPrefixes() prefixes {
+	return prefixes{entries: make(map[prefixKey]*entry), holdings: make(map[prefixKey]map[prefixKey]*prefixHolding)}
 }
 
 // entry is a full row in the index.
@@ -52,6 +69,35 @@ func (x *prefixes) add(key prefixKey, r *row, before *entry) {
 	}
 	r.entry = e
 	x.entries[key] = e
+	if before == nil {
+		x.addHolding(r.shape)
+	}
+}
+
+// addHolding notes a first row of a shape, and removeHolding that it is no more.
+func (x *prefixes) addHolding(sh *shape) {
+	holdings := x.holdings[sh.content]
+	if holdings == nil {
+		holdings = make(map[prefixKey]*prefixHolding)
+		x.holdings[sh.content] = holdings
+	}
+	h := holdings[sh.root]
+	if h == nil {
+		h = &prefixHolding{held: sh.held}
+		holdings[sh.root] = h
+	}
+	h.firstRows++
+}
+
+func (x *prefixes) removeHolding(sh *shape) {
+	holdings := x.holdings[sh.content]
+	if h := holdings[sh.root]; h.firstRows > 1 {
+		h.firstRows--
+		return
+	}
+	if delete(holdings, sh.root); len(holdings) == 0 {
+		delete(x.holdings, sh.content)
+	}
 }
 
 // occupy notes that the row of e gets a second sharer, vacate that the index alone has it.
@@ -94,6 +140,8 @@ func (x *prefixes) remove() *row {
 	if e.before != nil {
 		e.before.followers--
 		x.sort(e.before)
+	} else {
+		x.removeHolding(e.row.shape)
 	}
 	return e.row
 }
@@ -104,8 +152,58 @@ func (x *prefixes) clear() (rows []*row) {
 		e.row.entry = nil
 		rows = append(rows, e.row)
 	}
-	*x = prefixes{entries: make(map[prefixKey]*entry), clock: x.clock}
+	clock := x.clock
+	*x = newPrefixes()
+	x.clock = clock
 	return rows
+}
+
+// maxPrefixes is how many holdings Store.Prefixes tells of.
+const maxPrefixes = 64
+
+// Prefix is a prefix as one holding has it: a session that holds the same groups begins with it.
+type Prefix struct {
+	Held      []HeldLayer // without empty ones; not to be changed
+	Positions int         // a multiple of attention.PageLen
+}
+
+// Prefixes returns the prefixes that a session of a config that begins with these tokens would find, the longest first, and of
+// many the longest 64. It counts as no use of them, and the config is not checked.
+func (st *Store) Prefixes(config *Config, tokens []uint32) []Prefix {
+	type candidate struct {
+		root prefixKey
+		held []HeldLayer
+	}
+	var candidates []candidate
+	st.mu.Lock()
+	for root, h := range st.prefixes.holdings[config.content()] {
+		candidates = append(candidates, candidate{root, h.held})
+	}
+	st.mu.Unlock()
+	slices.SortFunc(candidates, func(a, b candidate) int { return bytes.Compare(a.root[:], b.root[:]) })
+	var found []Prefix
+	for _, c := range candidates {
+		if n := st.prefixLength(c.root, tokens); n > 0 {
+			found = append(found, Prefix{Held: c.held, Positions: n})
+		}
+	}
+	slices.SortStableFunc(found, func(a, b Prefix) int { return cmp.Compare(b.Positions, a.Positions) })
+	return found[:min(len(found), maxPrefixes)]
+}
+
+// prefixLength returns how many of the tokens a session whose shape has that root would begin with. Others use the store
+// meanwhile.
+func (st *Store) prefixLength(root prefixKey, tokens []uint32) (n int) {
+	for key := root; n+attention.PageLen < len(tokens); n += attention.PageLen { // at least one is left to be appended
+		key = key.next(tokens[n:][:attention.PageLen])
+		st.mu.Lock()
+		found := st.prefixes.entries[key] != nil
+		st.mu.Unlock()
+		if !found {
+			break
+		}
+	}
+	return n
 }
 
 // byUse is a heap of entries, the least recently used first.

@@ -29,7 +29,7 @@ func TestARowTakesWhatIsReservedForIt(t *testing.T) {
 				t.Fatal(err)
 			}
 			before := allocatedNow()
-			x := prefixes{entries: make(map[prefixKey]*entry)}
+			x := newPrefixes()
 			var rows []*row
 			for i := range c.rows {
 				r := newRow(sh)

@@ -46,8 +46,9 @@ type shape struct {
 
 	// Sessions and rows that have the shape, guarded by Store.mu. Without any it is no more.
 	sessions, rows int
-	// root is the key of prefixes before their first token.
-	root prefixKey
+	// content is the hash of all that decides which keys and values belong to a token. root, the key of prefixes before their
+	// first token, is that with where they stand.
+	content, root prefixKey
 }
 
 // heldLayer is one layer of a shape; its shards are [first, first+len(groups)) of a row.
@@ -127,13 +128,17 @@ func newShape(config Config, held []HeldLayer) (*shape, *Error) {
 	}
 	sh.rowBytes = bytesOfRow(len(sh.layers), sh.shards)
 	sh.bytes = sh.heap()
-	sh.root = sh.fingerprint()
+	sh.content = sh.config.content()
+	sh.root = sh.place()
 	return sh, nil
 }
 
+// holdingBytes is about what a shape's place among prefixes.holdings takes.
+const holdingBytes = 512
+
 // heap is about what the shape takes on the heap.
 func (sh *shape) heap() int64 {
-	n := int(unsafe.Sizeof(*sh)) + len(sh.config.Tenant) + len(sh.config.Model) + len(sh.config.Name) +
+	n := int(unsafe.Sizeof(*sh)) + holdingBytes + len(sh.config.Tenant) + len(sh.config.Model) + len(sh.config.Name) +
 		cap(sh.config.Layers)*int(unsafe.Sizeof(shard.LayerSpec{})) + cap(sh.layers)*int(unsafe.Sizeof(heldLayer{})) + cap(sh.held)*int(unsafe.Sizeof(HeldLayer{})) +
 		sh.shards*int(unsafe.Sizeof(shard.Group(0)))
 	for _, l := range sh.config.Layers {
@@ -142,8 +147,8 @@ func (sh *shape) heap() int64 {
 	return int64(n)
 }
 
-// fingerprint returns the hash of all that decides which keys and values belong to a token, and of where they stand.
-func (sh *shape) fingerprint() prefixKey {
+// content returns the hash of all that decides which keys and values belong to a token.
+func (c *Config) content() prefixKey {
 	var b []byte
 	number := func(values ...uint64) {
 		for _, v := range values {
@@ -160,10 +165,10 @@ func (sh *shape) fingerprint() prefixKey {
 			b = binary.LittleEndian.AppendUint32(b, math.Float32bits(v))
 		}
 	}
-	text(sh.config.Tenant)
-	text(string(sh.config.Model))
-	number(uint64(len(sh.config.Layers)))
-	for _, l := range sh.config.Layers {
+	text(c.Tenant)
+	text(string(c.Model))
+	number(uint64(len(c.Layers)))
+	for _, l := range c.Layers {
 		o, causal := l.Options, uint64(0)
 		if o.Causal {
 			causal = 1
@@ -174,10 +179,17 @@ func (sh *shape) fingerprint() prefixKey {
 		floats(o.AlibiSlopes)
 		floats(o.Sinks)
 	}
+	return sha256.Sum256(b)
+}
+
+// place returns the hash of a shape's content and of where its shards stand.
+func (sh *shape) place() prefixKey {
+	b := slices.Clone(sh.content[:])
 	for _, h := range sh.held {
-		number(uint64(h.Layer), uint64(len(h.Groups)))
+		b = binary.LittleEndian.AppendUint64(b, uint64(h.Layer))
+		b = binary.LittleEndian.AppendUint64(b, uint64(len(h.Groups)))
 		for _, g := range h.Groups {
-			number(uint64(g))
+			b = binary.LittleEndian.AppendUint64(b, uint64(g))
 		}
 	}
 	return sha256.Sum256(b)

@@ -68,7 +68,7 @@ func NewStore(config StoreConfig) *Store {
 		pages:      newPages(config.Budget, config.Now),
 		sessions:   make(map[SessionID]*session),
 		tombstones: make(map[SessionID]struct{}),
-		prefixes:   prefixes{entries: make(map[prefixKey]*entry)},
+		prefixes:   newPrefixes(),
 	}
 }
 

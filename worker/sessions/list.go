@@ -22,7 +22,9 @@ const (
 func (s *Service) ListSessions(ctx context.Context, m *headwaterv1.ListSessionsRequest) (*headwaterv1.ListSessionsResponse, error) {
 	resp := &headwaterv1.ListSessionsResponse{Caches: []*headwaterv1.CacheState{s.cache()}}
 	if m.GetCachesOnly() {
-		return resp, nil
+		var err error
+		resp.Prefixes, err = s.prefixes(m.GetPrefix())
+		return resp, err
 	}
 	ids, err := s.asked(m)
 	if err != nil {
@@ -46,6 +48,27 @@ func (s *Service) ListSessions(ctx context.Context, m *headwaterv1.ListSessionsR
 		resp.Sessions = append(resp.Sessions, told)
 	}
 	return resp, nil
+}
+
+// prefixes answers a PrefixQuery, nil is none. What does not fit the answer is left out: the coordinator then finds less.
+func (s *Service) prefixes(m *headwaterv1.PrefixQuery) ([]*headwaterv1.PrefixHolding, error) {
+	if m == nil {
+		return nil, nil
+	}
+	config, err := readConfig(m.GetConfig())
+	if err != nil {
+		return nil, err
+	}
+	var told []*headwaterv1.PrefixHolding
+	size := 0
+	for _, found := range s.m.Store.Prefixes(&config, m.GetTokens()) {
+		one := &headwaterv1.PrefixHolding{Layers: writeHeld(found.Held), Positions: uint64(found.Positions)}
+		if size += proto.Size(one); size > maxListBytes {
+			break
+		}
+		told = append(told, one)
+	}
+	return told, nil
 }
 
 // asked returns the sessions that a request asks for, each once.

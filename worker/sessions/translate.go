@@ -134,19 +134,23 @@ func (s *Service) state(st kvcache.State, told detail) *headwaterv1.SessionState
 		}
 		m.Layers = append(m.Layers, one)
 	}
-	self := &headwaterv1.Holder{Name: s.m.Name, Boot: s.boot[:], PageBytes: uint64(st.PageBytes), OwnBytes: uint64(st.OwnBytes)}
-	for _, h := range st.Held {
-		layer := &headwaterv1.HeldLayer{Layer: uint32(h.Layer)}
-		for _, g := range h.Groups {
-			layer.Groups = append(layer.Groups, uint32(g))
-		}
-		self.Layers = append(self.Layers, layer)
-	}
+	self := &headwaterv1.Holder{Name: s.m.Name, Boot: s.boot[:], PageBytes: uint64(st.PageBytes), OwnBytes: uint64(st.OwnBytes), Layers: writeHeld(st.Held)}
 	m.Holders = []*headwaterv1.Holder{self}
 	if told != listed {
 		m.Config = writeConfig(st.Config)
 	}
 	return m
+}
+
+func writeHeld(held []kvcache.HeldLayer) (layers []*headwaterv1.HeldLayer) {
+	for _, h := range held {
+		layer := &headwaterv1.HeldLayer{Layer: uint32(h.Layer)}
+		for _, g := range h.Groups {
+			layer.Groups = append(layer.Groups, uint32(g))
+		}
+		layers = append(layers, layer)
+	}
+	return layers
 }
 
 // floatBytes returns values as little-endian bytes.

@@ -1784,7 +1784,9 @@ type ListSessionsRequest struct {
 	After []byte `protobuf:"bytes,4,opt,name=after,proto3" json:"after,omitempty"`
 	// Of named sessions only who holds them and what they were made with. It is answered at once; else it waits for the steps
 	// under way of the sessions that are named.
-	HoldersOnly   bool `protobuf:"varint,5,opt,name=holders_only,json=holdersOnly,proto3" json:"holders_only,omitempty"`
+	HoldersOnly bool `protobuf:"varint,5,opt,name=holders_only,json=holdersOnly,proto3" json:"holders_only,omitempty"`
+	// With caches_only, which prefixes a new session would find. A worker answers it.
+	Prefix        *PrefixQuery `protobuf:"bytes,6,opt,name=prefix,proto3" json:"prefix,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1854,6 +1856,123 @@ func (x *ListSessionsRequest) GetHoldersOnly() bool {
 	return false
 }
 
+func (x *ListSessionsRequest) GetPrefix() *PrefixQuery {
+	if x != nil {
+		return x.Prefix
+	}
+	return nil
+}
+
+// PrefixQuery asks which prefixes a session of this config that begins with these tokens would find.
+type PrefixQuery struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What the session is made with.
+	Config *SessionConfig `protobuf:"bytes,1,opt,name=config,proto3" json:"config,omitempty"`
+	// Ids of its first tokens. One of them at least is left to be appended, as in CreateSession.
+	Tokens        []uint32 `protobuf:"varint,2,rep,packed,name=tokens,proto3" json:"tokens,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PrefixQuery) Reset() {
+	*x = PrefixQuery{}
+	mi := &file_headwater_v1_session_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PrefixQuery) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PrefixQuery) ProtoMessage() {}
+
+func (x *PrefixQuery) ProtoReflect() protoreflect.Message {
+	mi := &file_headwater_v1_session_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PrefixQuery.ProtoReflect.Descriptor instead.
+func (*PrefixQuery) Descriptor() ([]byte, []int) {
+	return file_headwater_v1_session_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *PrefixQuery) GetConfig() *SessionConfig {
+	if x != nil {
+		return x.Config
+	}
+	return nil
+}
+
+func (x *PrefixQuery) GetTokens() []uint32 {
+	if x != nil {
+		return x.Tokens
+	}
+	return nil
+}
+
+// PrefixHolding is a prefix as one holding has it: a session that is given the same groups begins with it.
+type PrefixHolding struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The groups, ascending by layer.
+	Layers []*HeldLayer `protobuf:"bytes,1,rep,name=layers,proto3" json:"layers,omitempty"`
+	// Positions, a multiple of 64.
+	Positions     uint64 `protobuf:"varint,2,opt,name=positions,proto3" json:"positions,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PrefixHolding) Reset() {
+	*x = PrefixHolding{}
+	mi := &file_headwater_v1_session_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PrefixHolding) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PrefixHolding) ProtoMessage() {}
+
+func (x *PrefixHolding) ProtoReflect() protoreflect.Message {
+	mi := &file_headwater_v1_session_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PrefixHolding.ProtoReflect.Descriptor instead.
+func (*PrefixHolding) Descriptor() ([]byte, []int) {
+	return file_headwater_v1_session_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *PrefixHolding) GetLayers() []*HeldLayer {
+	if x != nil {
+		return x.Layers
+	}
+	return nil
+}
+
+func (x *PrefixHolding) GetPositions() uint64 {
+	if x != nil {
+		return x.Positions
+	}
+	return 0
+}
+
 // ListSessionsResponse is what is held, by id.
 type ListSessionsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1863,14 +1982,16 @@ type ListSessionsResponse struct {
 	Caches []*CacheState `protobuf:"bytes,2,rep,name=caches,proto3" json:"caches,omitempty"`
 	// From a coordinator, the workers that did not answer, by name. What they hold is not in here: a session that is left out, or
 	// of which not all holders are told, may be there.
-	Silent        []*SilentWorker `protobuf:"bytes,3,rep,name=silent,proto3" json:"silent,omitempty"`
+	Silent []*SilentWorker `protobuf:"bytes,3,rep,name=silent,proto3" json:"silent,omitempty"`
+	// From a worker, what PrefixQuery asks for: the longest first, at most 64.
+	Prefixes      []*PrefixHolding `protobuf:"bytes,4,rep,name=prefixes,proto3" json:"prefixes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ListSessionsResponse) Reset() {
 	*x = ListSessionsResponse{}
-	mi := &file_headwater_v1_session_proto_msgTypes[21]
+	mi := &file_headwater_v1_session_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1882,7 +2003,7 @@ func (x *ListSessionsResponse) String() string {
 func (*ListSessionsResponse) ProtoMessage() {}
 
 func (x *ListSessionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_session_proto_msgTypes[21]
+	mi := &file_headwater_v1_session_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1895,7 +2016,7 @@ func (x *ListSessionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSessionsResponse.ProtoReflect.Descriptor instead.
 func (*ListSessionsResponse) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_session_proto_rawDescGZIP(), []int{21}
+	return file_headwater_v1_session_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ListSessionsResponse) GetSessions() []*SessionState {
@@ -1919,6 +2040,13 @@ func (x *ListSessionsResponse) GetSilent() []*SilentWorker {
 	return nil
 }
 
+func (x *ListSessionsResponse) GetPrefixes() []*PrefixHolding {
+	if x != nil {
+		return x.Prefixes
+	}
+	return nil
+}
+
 // SilentWorker is a worker that did not answer its coordinator.
 type SilentWorker struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1934,7 +2062,7 @@ type SilentWorker struct {
 
 func (x *SilentWorker) Reset() {
 	*x = SilentWorker{}
-	mi := &file_headwater_v1_session_proto_msgTypes[22]
+	mi := &file_headwater_v1_session_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1946,7 +2074,7 @@ func (x *SilentWorker) String() string {
 func (*SilentWorker) ProtoMessage() {}
 
 func (x *SilentWorker) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_session_proto_msgTypes[22]
+	mi := &file_headwater_v1_session_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1959,7 +2087,7 @@ func (x *SilentWorker) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SilentWorker.ProtoReflect.Descriptor instead.
 func (*SilentWorker) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_session_proto_rawDescGZIP(), []int{22}
+	return file_headwater_v1_session_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *SilentWorker) GetWorker() string {
@@ -2031,7 +2159,7 @@ type CacheState struct {
 
 func (x *CacheState) Reset() {
 	*x = CacheState{}
-	mi := &file_headwater_v1_session_proto_msgTypes[23]
+	mi := &file_headwater_v1_session_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2043,7 +2171,7 @@ func (x *CacheState) String() string {
 func (*CacheState) ProtoMessage() {}
 
 func (x *CacheState) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_session_proto_msgTypes[23]
+	mi := &file_headwater_v1_session_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2056,7 +2184,7 @@ func (x *CacheState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CacheState.ProtoReflect.Descriptor instead.
 func (*CacheState) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_session_proto_rawDescGZIP(), []int{23}
+	return file_headwater_v1_session_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *CacheState) GetWorker() string {
@@ -2195,7 +2323,7 @@ type PageState struct {
 
 func (x *PageState) Reset() {
 	*x = PageState{}
-	mi := &file_headwater_v1_session_proto_msgTypes[24]
+	mi := &file_headwater_v1_session_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2207,7 +2335,7 @@ func (x *PageState) String() string {
 func (*PageState) ProtoMessage() {}
 
 func (x *PageState) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_session_proto_msgTypes[24]
+	mi := &file_headwater_v1_session_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2220,7 +2348,7 @@ func (x *PageState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PageState.ProtoReflect.Descriptor instead.
 func (*PageState) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_session_proto_rawDescGZIP(), []int{24}
+	return file_headwater_v1_session_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *PageState) GetPageBytes() uint64 {
@@ -2263,7 +2391,7 @@ type ExportSessionRequest struct {
 
 func (x *ExportSessionRequest) Reset() {
 	*x = ExportSessionRequest{}
-	mi := &file_headwater_v1_session_proto_msgTypes[25]
+	mi := &file_headwater_v1_session_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2275,7 +2403,7 @@ func (x *ExportSessionRequest) String() string {
 func (*ExportSessionRequest) ProtoMessage() {}
 
 func (x *ExportSessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_session_proto_msgTypes[25]
+	mi := &file_headwater_v1_session_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2288,7 +2416,7 @@ func (x *ExportSessionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportSessionRequest.ProtoReflect.Descriptor instead.
 func (*ExportSessionRequest) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_session_proto_rawDescGZIP(), []int{25}
+	return file_headwater_v1_session_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ExportSessionRequest) GetSession() []byte {
@@ -2355,7 +2483,7 @@ type ExportSessionResponse struct {
 
 func (x *ExportSessionResponse) Reset() {
 	*x = ExportSessionResponse{}
-	mi := &file_headwater_v1_session_proto_msgTypes[26]
+	mi := &file_headwater_v1_session_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2367,7 +2495,7 @@ func (x *ExportSessionResponse) String() string {
 func (*ExportSessionResponse) ProtoMessage() {}
 
 func (x *ExportSessionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_session_proto_msgTypes[26]
+	mi := &file_headwater_v1_session_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2380,7 +2508,7 @@ func (x *ExportSessionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportSessionResponse.ProtoReflect.Descriptor instead.
 func (*ExportSessionResponse) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_session_proto_rawDescGZIP(), []int{26}
+	return file_headwater_v1_session_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ExportSessionResponse) GetGroup() uint32 {
@@ -2470,7 +2598,7 @@ type LaneRequest struct {
 
 func (x *LaneRequest) Reset() {
 	*x = LaneRequest{}
-	mi := &file_headwater_v1_session_proto_msgTypes[27]
+	mi := &file_headwater_v1_session_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2482,7 +2610,7 @@ func (x *LaneRequest) String() string {
 func (*LaneRequest) ProtoMessage() {}
 
 func (x *LaneRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_session_proto_msgTypes[27]
+	mi := &file_headwater_v1_session_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2495,7 +2623,7 @@ func (x *LaneRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LaneRequest.ProtoReflect.Descriptor instead.
 func (*LaneRequest) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_session_proto_rawDescGZIP(), []int{27}
+	return file_headwater_v1_session_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *LaneRequest) GetId() uint64 {
@@ -2560,7 +2688,7 @@ type Step struct {
 
 func (x *Step) Reset() {
 	*x = Step{}
-	mi := &file_headwater_v1_session_proto_msgTypes[28]
+	mi := &file_headwater_v1_session_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2572,7 +2700,7 @@ func (x *Step) String() string {
 func (*Step) ProtoMessage() {}
 
 func (x *Step) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_session_proto_msgTypes[28]
+	mi := &file_headwater_v1_session_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2585,7 +2713,7 @@ func (x *Step) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Step.ProtoReflect.Descriptor instead.
 func (*Step) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_session_proto_rawDescGZIP(), []int{28}
+	return file_headwater_v1_session_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Step) GetSession() []byte {
@@ -2715,7 +2843,7 @@ type LaneResponse struct {
 
 func (x *LaneResponse) Reset() {
 	*x = LaneResponse{}
-	mi := &file_headwater_v1_session_proto_msgTypes[29]
+	mi := &file_headwater_v1_session_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2727,7 +2855,7 @@ func (x *LaneResponse) String() string {
 func (*LaneResponse) ProtoMessage() {}
 
 func (x *LaneResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_session_proto_msgTypes[29]
+	mi := &file_headwater_v1_session_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2740,7 +2868,7 @@ func (x *LaneResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LaneResponse.ProtoReflect.Descriptor instead.
 func (*LaneResponse) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_session_proto_rawDescGZIP(), []int{29}
+	return file_headwater_v1_session_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *LaneResponse) GetId() uint64 {
@@ -2787,7 +2915,7 @@ type StepResult struct {
 
 func (x *StepResult) Reset() {
 	*x = StepResult{}
-	mi := &file_headwater_v1_session_proto_msgTypes[30]
+	mi := &file_headwater_v1_session_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2799,7 +2927,7 @@ func (x *StepResult) String() string {
 func (*StepResult) ProtoMessage() {}
 
 func (x *StepResult) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_session_proto_msgTypes[30]
+	mi := &file_headwater_v1_session_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2812,7 +2940,7 @@ func (x *StepResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StepResult.ProtoReflect.Descriptor instead.
 func (*StepResult) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_session_proto_rawDescGZIP(), []int{30}
+	return file_headwater_v1_session_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *StepResult) GetError() *SessionError {
@@ -2889,7 +3017,7 @@ type SessionError struct {
 
 func (x *SessionError) Reset() {
 	*x = SessionError{}
-	mi := &file_headwater_v1_session_proto_msgTypes[31]
+	mi := &file_headwater_v1_session_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2901,7 +3029,7 @@ func (x *SessionError) String() string {
 func (*SessionError) ProtoMessage() {}
 
 func (x *SessionError) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_session_proto_msgTypes[31]
+	mi := &file_headwater_v1_session_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2914,7 +3042,7 @@ func (x *SessionError) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionError.ProtoReflect.Descriptor instead.
 func (*SessionError) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_session_proto_rawDescGZIP(), []int{31}
+	return file_headwater_v1_session_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *SessionError) GetProblem() SessionProblem {
@@ -3102,18 +3230,26 @@ const file_headwater_v1_session_proto_rawDesc = "" +
 	"\asession\x18\x01 \x01(\fR\asession\x12)\n" +
 	"\x05epoch\x18\x02 \x01(\v2\x13.headwater.v1.EpochR\x05epoch\x12\x12\n" +
 	"\x04call\x18\x03 \x01(\x06R\x04call\"\x15\n" +
-	"\x13DropSessionResponse\"\xa1\x01\n" +
+	"\x13DropSessionResponse\"\xd4\x01\n" +
 	"\x13ListSessionsRequest\x12\x1a\n" +
 	"\bsessions\x18\x01 \x03(\fR\bsessions\x12\x1f\n" +
 	"\vcaches_only\x18\x02 \x01(\bR\n" +
 	"cachesOnly\x12\x14\n" +
 	"\x05limit\x18\x03 \x01(\rR\x05limit\x12\x14\n" +
 	"\x05after\x18\x04 \x01(\fR\x05after\x12!\n" +
-	"\fholders_only\x18\x05 \x01(\bR\vholdersOnly\"\xb4\x01\n" +
+	"\fholders_only\x18\x05 \x01(\bR\vholdersOnly\x121\n" +
+	"\x06prefix\x18\x06 \x01(\v2\x19.headwater.v1.PrefixQueryR\x06prefix\"Z\n" +
+	"\vPrefixQuery\x123\n" +
+	"\x06config\x18\x01 \x01(\v2\x1b.headwater.v1.SessionConfigR\x06config\x12\x16\n" +
+	"\x06tokens\x18\x02 \x03(\rR\x06tokens\"^\n" +
+	"\rPrefixHolding\x12/\n" +
+	"\x06layers\x18\x01 \x03(\v2\x17.headwater.v1.HeldLayerR\x06layers\x12\x1c\n" +
+	"\tpositions\x18\x02 \x01(\x04R\tpositions\"\xed\x01\n" +
 	"\x14ListSessionsResponse\x126\n" +
 	"\bsessions\x18\x01 \x03(\v2\x1a.headwater.v1.SessionStateR\bsessions\x120\n" +
 	"\x06caches\x18\x02 \x03(\v2\x18.headwater.v1.CacheStateR\x06caches\x122\n" +
-	"\x06silent\x18\x03 \x03(\v2\x1a.headwater.v1.SilentWorkerR\x06silent\"V\n" +
+	"\x06silent\x18\x03 \x03(\v2\x1a.headwater.v1.SilentWorkerR\x06silent\x127\n" +
+	"\bprefixes\x18\x04 \x03(\v2\x1b.headwater.v1.PrefixHoldingR\bprefixes\"V\n" +
 	"\fSilentWorker\x12\x16\n" +
 	"\x06worker\x18\x01 \x01(\tR\x06worker\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x14\n" +
@@ -3264,7 +3400,7 @@ func file_headwater_v1_session_proto_rawDescGZIP() []byte {
 }
 
 var file_headwater_v1_session_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_headwater_v1_session_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
+var file_headwater_v1_session_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
 var file_headwater_v1_session_proto_goTypes = []any{
 	(StepCodec)(0),                  // 0: headwater.v1.StepCodec
 	(SessionProblem)(0),             // 1: headwater.v1.SessionProblem
@@ -3289,31 +3425,33 @@ var file_headwater_v1_session_proto_goTypes = []any{
 	(*DropSessionRequest)(nil),      // 20: headwater.v1.DropSessionRequest
 	(*DropSessionResponse)(nil),     // 21: headwater.v1.DropSessionResponse
 	(*ListSessionsRequest)(nil),     // 22: headwater.v1.ListSessionsRequest
-	(*ListSessionsResponse)(nil),    // 23: headwater.v1.ListSessionsResponse
-	(*SilentWorker)(nil),            // 24: headwater.v1.SilentWorker
-	(*CacheState)(nil),              // 25: headwater.v1.CacheState
-	(*PageState)(nil),               // 26: headwater.v1.PageState
-	(*ExportSessionRequest)(nil),    // 27: headwater.v1.ExportSessionRequest
-	(*ExportSessionResponse)(nil),   // 28: headwater.v1.ExportSessionResponse
-	(*LaneRequest)(nil),             // 29: headwater.v1.LaneRequest
-	(*Step)(nil),                    // 30: headwater.v1.Step
-	(*LaneResponse)(nil),            // 31: headwater.v1.LaneResponse
-	(*StepResult)(nil),              // 32: headwater.v1.StepResult
-	(*SessionError)(nil),            // 33: headwater.v1.SessionError
-	(*durationpb.Duration)(nil),     // 34: google.protobuf.Duration
-	(StorageType)(0),                // 35: headwater.v1.StorageType
-	(*timestamppb.Timestamp)(nil),   // 36: google.protobuf.Timestamp
+	(*PrefixQuery)(nil),             // 23: headwater.v1.PrefixQuery
+	(*PrefixHolding)(nil),           // 24: headwater.v1.PrefixHolding
+	(*ListSessionsResponse)(nil),    // 25: headwater.v1.ListSessionsResponse
+	(*SilentWorker)(nil),            // 26: headwater.v1.SilentWorker
+	(*CacheState)(nil),              // 27: headwater.v1.CacheState
+	(*PageState)(nil),               // 28: headwater.v1.PageState
+	(*ExportSessionRequest)(nil),    // 29: headwater.v1.ExportSessionRequest
+	(*ExportSessionResponse)(nil),   // 30: headwater.v1.ExportSessionResponse
+	(*LaneRequest)(nil),             // 31: headwater.v1.LaneRequest
+	(*Step)(nil),                    // 32: headwater.v1.Step
+	(*LaneResponse)(nil),            // 33: headwater.v1.LaneResponse
+	(*StepResult)(nil),              // 34: headwater.v1.StepResult
+	(*SessionError)(nil),            // 35: headwater.v1.SessionError
+	(*durationpb.Duration)(nil),     // 36: google.protobuf.Duration
+	(StorageType)(0),                // 37: headwater.v1.StorageType
+	(*timestamppb.Timestamp)(nil),   // 38: google.protobuf.Timestamp
 }
 var file_headwater_v1_session_proto_depIdxs = []int32{
 	4,  // 0: headwater.v1.SessionConfig.layers:type_name -> headwater.v1.SessionLayer
-	34, // 1: headwater.v1.SessionConfig.ttl:type_name -> google.protobuf.Duration
-	35, // 2: headwater.v1.SessionLayer.storage:type_name -> headwater.v1.StorageType
+	36, // 1: headwater.v1.SessionConfig.ttl:type_name -> google.protobuf.Duration
+	37, // 2: headwater.v1.SessionLayer.storage:type_name -> headwater.v1.StorageType
 	5,  // 3: headwater.v1.Holder.layers:type_name -> headwater.v1.HeldLayer
 	7,  // 4: headwater.v1.LayerState.before:type_name -> headwater.v1.LayerState
 	2,  // 5: headwater.v1.SessionState.epoch:type_name -> headwater.v1.Epoch
 	7,  // 6: headwater.v1.SessionState.layers:type_name -> headwater.v1.LayerState
-	36, // 7: headwater.v1.SessionState.created:type_name -> google.protobuf.Timestamp
-	36, // 8: headwater.v1.SessionState.used:type_name -> google.protobuf.Timestamp
+	38, // 7: headwater.v1.SessionState.created:type_name -> google.protobuf.Timestamp
+	38, // 8: headwater.v1.SessionState.used:type_name -> google.protobuf.Timestamp
 	6,  // 9: headwater.v1.SessionState.holders:type_name -> headwater.v1.Holder
 	3,  // 10: headwater.v1.SessionState.config:type_name -> headwater.v1.SessionConfig
 	2,  // 11: headwater.v1.CreateSessionRequest.epoch:type_name -> headwater.v1.Epoch
@@ -3333,41 +3471,45 @@ var file_headwater_v1_session_proto_depIdxs = []int32{
 	8,  // 25: headwater.v1.TruncateSessionResponse.state:type_name -> headwater.v1.SessionState
 	8,  // 26: headwater.v1.PinSessionResponse.state:type_name -> headwater.v1.SessionState
 	2,  // 27: headwater.v1.DropSessionRequest.epoch:type_name -> headwater.v1.Epoch
-	8,  // 28: headwater.v1.ListSessionsResponse.sessions:type_name -> headwater.v1.SessionState
-	25, // 29: headwater.v1.ListSessionsResponse.caches:type_name -> headwater.v1.CacheState
-	24, // 30: headwater.v1.ListSessionsResponse.silent:type_name -> headwater.v1.SilentWorker
-	26, // 31: headwater.v1.CacheState.pages:type_name -> headwater.v1.PageState
-	30, // 32: headwater.v1.LaneRequest.step:type_name -> headwater.v1.Step
-	35, // 33: headwater.v1.Step.encoding:type_name -> headwater.v1.StorageType
-	0,  // 34: headwater.v1.Step.codec:type_name -> headwater.v1.StepCodec
-	32, // 35: headwater.v1.LaneResponse.result:type_name -> headwater.v1.StepResult
-	33, // 36: headwater.v1.StepResult.error:type_name -> headwater.v1.SessionError
-	0,  // 37: headwater.v1.StepResult.codec:type_name -> headwater.v1.StepCodec
-	1,  // 38: headwater.v1.SessionError.problem:type_name -> headwater.v1.SessionProblem
-	2,  // 39: headwater.v1.SessionError.epoch:type_name -> headwater.v1.Epoch
-	9,  // 40: headwater.v1.SessionService.CreateSession:input_type -> headwater.v1.CreateSessionRequest
-	12, // 41: headwater.v1.SessionService.TakeSession:input_type -> headwater.v1.TakeSessionRequest
-	14, // 42: headwater.v1.SessionService.ForkSession:input_type -> headwater.v1.ForkSessionRequest
-	16, // 43: headwater.v1.SessionService.TruncateSession:input_type -> headwater.v1.TruncateSessionRequest
-	18, // 44: headwater.v1.SessionService.PinSession:input_type -> headwater.v1.PinSessionRequest
-	20, // 45: headwater.v1.SessionService.DropSession:input_type -> headwater.v1.DropSessionRequest
-	22, // 46: headwater.v1.SessionService.ListSessions:input_type -> headwater.v1.ListSessionsRequest
-	27, // 47: headwater.v1.SessionService.ExportSession:input_type -> headwater.v1.ExportSessionRequest
-	29, // 48: headwater.v1.SessionService.Lane:input_type -> headwater.v1.LaneRequest
-	11, // 49: headwater.v1.SessionService.CreateSession:output_type -> headwater.v1.CreateSessionResponse
-	13, // 50: headwater.v1.SessionService.TakeSession:output_type -> headwater.v1.TakeSessionResponse
-	15, // 51: headwater.v1.SessionService.ForkSession:output_type -> headwater.v1.ForkSessionResponse
-	17, // 52: headwater.v1.SessionService.TruncateSession:output_type -> headwater.v1.TruncateSessionResponse
-	19, // 53: headwater.v1.SessionService.PinSession:output_type -> headwater.v1.PinSessionResponse
-	21, // 54: headwater.v1.SessionService.DropSession:output_type -> headwater.v1.DropSessionResponse
-	23, // 55: headwater.v1.SessionService.ListSessions:output_type -> headwater.v1.ListSessionsResponse
-	28, // 56: headwater.v1.SessionService.ExportSession:output_type -> headwater.v1.ExportSessionResponse
-	31, // 57: headwater.v1.SessionService.Lane:output_type -> headwater.v1.LaneResponse
-	49, // [49:58] is the sub-list for method output_type
-	40, // [40:49] is the sub-list for method input_type
-	40, // [40:40] is the sub-list for extension type_name
-	40, // [40:40] is the sub-list for extension extendee
-	0,  // [0:40] is the sub-list for field type_name
+	23, // 28: headwater.v1.ListSessionsRequest.prefix:type_name -> headwater.v1.PrefixQuery
+	3,  // 29: headwater.v1.PrefixQuery.config:type_name -> headwater.v1.SessionConfig
+	5,  // 30: headwater.v1.PrefixHolding.layers:type_name -> headwater.v1.HeldLayer
+	8,  // 31: headwater.v1.ListSessionsResponse.sessions:type_name -> headwater.v1.SessionState
+	27, // 32: headwater.v1.ListSessionsResponse.caches:type_name -> headwater.v1.CacheState
+	26, // 33: headwater.v1.ListSessionsResponse.silent:type_name -> headwater.v1.SilentWorker
+	24, // 34: headwater.v1.ListSessionsResponse.prefixes:type_name -> headwater.v1.PrefixHolding
+	28, // 35: headwater.v1.CacheState.pages:type_name -> headwater.v1.PageState
+	32, // 36: headwater.v1.LaneRequest.step:type_name -> headwater.v1.Step
+	37, // 37: headwater.v1.Step.encoding:type_name -> headwater.v1.StorageType
+	0,  // 38: headwater.v1.Step.codec:type_name -> headwater.v1.StepCodec
+	34, // 39: headwater.v1.LaneResponse.result:type_name -> headwater.v1.StepResult
+	35, // 40: headwater.v1.StepResult.error:type_name -> headwater.v1.SessionError
+	0,  // 41: headwater.v1.StepResult.codec:type_name -> headwater.v1.StepCodec
+	1,  // 42: headwater.v1.SessionError.problem:type_name -> headwater.v1.SessionProblem
+	2,  // 43: headwater.v1.SessionError.epoch:type_name -> headwater.v1.Epoch
+	9,  // 44: headwater.v1.SessionService.CreateSession:input_type -> headwater.v1.CreateSessionRequest
+	12, // 45: headwater.v1.SessionService.TakeSession:input_type -> headwater.v1.TakeSessionRequest
+	14, // 46: headwater.v1.SessionService.ForkSession:input_type -> headwater.v1.ForkSessionRequest
+	16, // 47: headwater.v1.SessionService.TruncateSession:input_type -> headwater.v1.TruncateSessionRequest
+	18, // 48: headwater.v1.SessionService.PinSession:input_type -> headwater.v1.PinSessionRequest
+	20, // 49: headwater.v1.SessionService.DropSession:input_type -> headwater.v1.DropSessionRequest
+	22, // 50: headwater.v1.SessionService.ListSessions:input_type -> headwater.v1.ListSessionsRequest
+	29, // 51: headwater.v1.SessionService.ExportSession:input_type -> headwater.v1.ExportSessionRequest
+	31, // 52: headwater.v1.SessionService.Lane:input_type -> headwater.v1.LaneRequest
+	11, // 53: headwater.v1.SessionService.CreateSession:output_type -> headwater.v1.CreateSessionResponse
+	13, // 54: headwater.v1.SessionService.TakeSession:output_type -> headwater.v1.TakeSessionResponse
+	15, // 55: headwater.v1.SessionService.ForkSession:output_type -> headwater.v1.ForkSessionResponse
+	17, // 56: headwater.v1.SessionService.TruncateSession:output_type -> headwater.v1.TruncateSessionResponse
+	19, // 57: headwater.v1.SessionService.PinSession:output_type -> headwater.v1.PinSessionResponse
+	21, // 58: headwater.v1.SessionService.DropSession:output_type -> headwater.v1.DropSessionResponse
+	25, // 59: headwater.v1.SessionService.ListSessions:output_type -> headwater.v1.ListSessionsResponse
+	30, // 60: headwater.v1.SessionService.ExportSession:output_type -> headwater.v1.ExportSessionResponse
+	33, // 61: headwater.v1.SessionService.Lane:output_type -> headwater.v1.LaneResponse
+	53, // [53:62] is the sub-list for method output_type
+	44, // [44:53] is the sub-list for method input_type
+	44, // [44:44] is the sub-list for extension type_name
+	44, // [44:44] is the sub-list for extension extendee
+	0,  // [0:44] is the sub-list for field type_name
 }
 
 func init() { file_headwater_v1_session_proto_init() }
@@ -3377,14 +3519,14 @@ func file_headwater_v1_session_proto_init() {
 	}
 	file_headwater_v1_worker_proto_init()
 	file_headwater_v1_session_proto_msgTypes[12].OneofWrappers = []any{}
-	file_headwater_v1_session_proto_msgTypes[23].OneofWrappers = []any{}
+	file_headwater_v1_session_proto_msgTypes[25].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_headwater_v1_session_proto_rawDesc), len(file_headwater_v1_session_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   32,
+			NumMessages:   34,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -325,28 +325,48 @@ class DropSessionResponse(_message.Message):
     def __init__(self) -> None: ...
 
 class ListSessionsRequest(_message.Message):
-    __slots__ = ("sessions", "caches_only", "limit", "after", "holders_only")
+    __slots__ = ("sessions", "caches_only", "limit", "after", "holders_only", "prefix")
     SESSIONS_FIELD_NUMBER: _ClassVar[int]
     CACHES_ONLY_FIELD_NUMBER: _ClassVar[int]
     LIMIT_FIELD_NUMBER: _ClassVar[int]
     AFTER_FIELD_NUMBER: _ClassVar[int]
     HOLDERS_ONLY_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_FIELD_NUMBER: _ClassVar[int]
     sessions: _containers.RepeatedScalarFieldContainer[bytes]
     caches_only: bool
     limit: int
     after: bytes
     holders_only: bool
-    def __init__(self, sessions: _Optional[_Iterable[bytes]] = ..., caches_only: bool = ..., limit: _Optional[int] = ..., after: _Optional[bytes] = ..., holders_only: bool = ...) -> None: ...
+    prefix: PrefixQuery
+    def __init__(self, sessions: _Optional[_Iterable[bytes]] = ..., caches_only: bool = ..., limit: _Optional[int] = ..., after: _Optional[bytes] = ..., holders_only: bool = ..., prefix: _Optional[_Union[PrefixQuery, _Mapping]] = ...) -> None: ...
+
+class PrefixQuery(_message.Message):
+    __slots__ = ("config", "tokens")
+    CONFIG_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    config: SessionConfig
+    tokens: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, config: _Optional[_Union[SessionConfig, _Mapping]] = ..., tokens: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class PrefixHolding(_message.Message):
+    __slots__ = ("layers", "positions")
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    POSITIONS_FIELD_NUMBER: _ClassVar[int]
+    layers: _containers.RepeatedCompositeFieldContainer[HeldLayer]
+    positions: int
+    def __init__(self, layers: _Optional[_Iterable[_Union[HeldLayer, _Mapping]]] = ..., positions: _Optional[int] = ...) -> None: ...
 
 class ListSessionsResponse(_message.Message):
-    __slots__ = ("sessions", "caches", "silent")
+    __slots__ = ("sessions", "caches", "silent", "prefixes")
     SESSIONS_FIELD_NUMBER: _ClassVar[int]
     CACHES_FIELD_NUMBER: _ClassVar[int]
     SILENT_FIELD_NUMBER: _ClassVar[int]
+    PREFIXES_FIELD_NUMBER: _ClassVar[int]
     sessions: _containers.RepeatedCompositeFieldContainer[SessionState]
     caches: _containers.RepeatedCompositeFieldContainer[CacheState]
     silent: _containers.RepeatedCompositeFieldContainer[SilentWorker]
-    def __init__(self, sessions: _Optional[_Iterable[_Union[SessionState, _Mapping]]] = ..., caches: _Optional[_Iterable[_Union[CacheState, _Mapping]]] = ..., silent: _Optional[_Iterable[_Union[SilentWorker, _Mapping]]] = ...) -> None: ...
+    prefixes: _containers.RepeatedCompositeFieldContainer[PrefixHolding]
+    def __init__(self, sessions: _Optional[_Iterable[_Union[SessionState, _Mapping]]] = ..., caches: _Optional[_Iterable[_Union[CacheState, _Mapping]]] = ..., silent: _Optional[_Iterable[_Union[SilentWorker, _Mapping]]] = ..., prefixes: _Optional[_Iterable[_Union[PrefixHolding, _Mapping]]] = ...) -> None: ...
 
 class SilentWorker(_message.Message):
     __slots__ = ("worker", "address", "error")
