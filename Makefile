@@ -10,7 +10,7 @@ export GOFLAGS += -buildvcs=false
 
 .DEFAULT_GOAL := help
 .PHONY: help build demo check map test unit lint format proto generate breaking fuzz bench bench-plots figures-kernels figures-job figures-sessions figures-faults soak \
-	fixtures image test-avx512 test-arm64 test-k8s test-python wheel clean
+	fixtures image test-avx512 test-arm64 test-k8s test-python test-model wheel clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,7 +32,7 @@ check: ## check format, code and the quick tests, in less than a minute once bui
 map: ## draw the map of packages in CONTRIBUTING.md anew, from their imports
 	@cd tools && HEADWATER_MAP=write $(GO) test -count=1 -run 'TestHouse/map' ./house
 
-test: lint build unit test-python ## run the linters and all tests, with the race detector
+test: lint build unit test-python $(if $(filter 0,$(HEADWATER_TEST_MODEL)),,test-model) ## run the linters and all tests, with the race detector
 
 unit: ## run all tests, with the race detector, and more of the kernels' without it
 	$(GO) test -race -timeout 20m ./...
@@ -51,6 +51,24 @@ test-python: build $(VENV)/ready ## check the types of the Python client and run
 	cd clients/python && ../../$(VENV)/bin/mypy && ../../$(VENV)/bin/python -m pytest
 	HEADWATER_PYTHON=$(CURDIR)/$(VENV)/bin/python HEADWATER_COORD=$(CURDIR)/bin/coord PYTHONPATH=$(CURDIR)/clients/python/src \
 		$(GO) test -count=1 -run TestScriptsInPython ./test/session
+
+# What needs torch, in another one, and the small model that it is tried with.
+VENV_MODEL := .cache/model
+SMOLLM2 := .cache/smollm2
+$(VENV_MODEL)/ready: clients/python/model/requirements.txt clients/python/model/torch.txt clients/python/model/slim.py
+	@$(PYTHON) -m venv --clear $(VENV_MODEL)
+	$(VENV_MODEL)/bin/pip install -q --disable-pip-version-check --no-deps -r clients/python/model/torch.txt
+	$(VENV_MODEL)/bin/pip install -q --disable-pip-version-check --no-warn-conflicts -r clients/python/model/requirements.txt
+	$(VENV_MODEL)/bin/python clients/python/model/slim.py
+	$(VENV_MODEL)/bin/python -c 'import torch, transformers'
+	@touch $@
+
+$(SMOLLM2)/ready: $(VENV_MODEL)/ready clients/python/model/smollm2.py
+	$(VENV_MODEL)/bin/python clients/python/model/smollm2.py $(SMOLLM2) 2>/dev/null
+	@touch $@
+
+test-model: build $(VENV_MODEL)/ready $(SMOLLM2)/ready ## run models of transformers on a local cluster (installs torch; HEADWATER_TEST_MODEL=0 leaves it out of test)
+	cd clients/python && HEADWATER_SMOLLM2=$(CURDIR)/$(SMOLLM2) ../../$(VENV_MODEL)/bin/python -m pytest tests/model
 
 wheel: $(VENV)/ready ## build the wheel of the Python client into out/
 	$(VENV)/bin/pip wheel -q --disable-pip-version-check --no-deps -w out clients/python

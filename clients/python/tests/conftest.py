@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import subprocess
@@ -14,6 +15,10 @@ import headwater
 
 ROOT = Path(__file__).resolve().parents[3]
 COORD = os.environ.setdefault("HEADWATER_COORD", str(ROOT / "bin" / "coord"))
+
+
+# `make test-model` runs these.
+collect_ignore = [] if importlib.util.find_spec("torch") else ["model"]
 
 
 @pytest.fixture(scope="session")

@@ -67,13 +67,13 @@ def names(cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
 @pytest.mark.parametrize(("page", "line", "code"), ALL, ids=[f"{page}:{line}" for page, line, _ in ALL])
 def test_it_runs(cluster: str, names: dict[str, Any], page: str, line: int, code: str) -> None:
     for module in ("torch", "transformers", "safetensors"):
-        if re.search(rf"\b{module}\b", code) or module == "transformers" and "OnCluster" in code:
+        if re.search(rf"\b{module}\b", code):
             pytest.importorskip(module)
-    if "model.generate" in code:
-        pytest.skip("test_transformers.py runs it with a model")
+    if "headwater.Cache" in code:
+        pytest.skip("tests/model/test_documents.py runs it with a model")
     exec(compile(code.replace("localhost:7600", cluster), f"{page}:{line}", "exec"), names)
 
 
 def test_there_is_something_to_run() -> None:
-    assert len([1 for page, _, _ in ALL if page == "docs/python.md"]) >= 10
+    assert len([1 for page, _, _ in ALL if page == "docs/python.md"]) >= 9
     assert {page for page, _, _ in ALL} == set(PAGES)

@@ -5,13 +5,16 @@
         with client.open(layers) as session:
             context, lse = session.step(0, q, k, v)
 
-local() starts a cluster on this machine. A Session is a sequence held open on the cluster; a job is one shot. Arrays are NumPy's,
-[tokens, heads, d]; tokens_first and heads_first turn to and from [1, heads, tokens, d]. Every error that is not of the caller's
-arguments is a HeadwaterError.
+local() starts a cluster on this machine. A Cache is for models of transformers. A Session is a sequence held open on the cluster; a
+job is one shot. Arrays are NumPy's, [tokens, heads, d]; tokens_first and heads_first turn to and from [1, heads, tokens, d]. Every
+error that is not of the caller's arguments is a HeadwaterError.
 """
 
 __version__ = "0.1.0"
 
+from typing import TYPE_CHECKING, Any
+
+from . import plugin as _plugin
 from .arrays import heads_first, narrow_bfloat16, narrow_float16, tokens_first
 from .client import Client
 from .cluster import LocalCluster, local
@@ -45,6 +48,20 @@ from .jobs import Codec
 from .layer import Layer, Receipt, Storage
 from .session import Session, batch, step_many
 from .steps import Attention, Step
+
+if TYPE_CHECKING:
+    from .transformers import Cache as Cache
+
+_plugin.install()
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Cache":  # which needs torch, so it is imported once it is asked for
+        from .transformers import Cache
+
+        return Cache
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 __all__ = [
     "AheadError",

@@ -1,0 +1,25 @@
+"""The code of docs/transformers.md runs, with a tiny model."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+import transformers
+from test_documents import blocks
+
+import headwater
+
+from model.conftest import tiny
+from model.test_generate import prompt
+
+CODE = [*blocks("docs/transformers.md"), *((line, code) for line, code in blocks("docs/python.md") if "headwater.Cache" in code)]
+
+
+@pytest.mark.parametrize("code", [code for _, code in CODE], ids=[str(line) for line, _ in CODE])
+def test_it_runs(cluster: str, hub: headwater.Client, tmp_path: Path, code: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny().save_pretrained(tmp_path)
+    names: dict[str, Any] = {"AutoModelForCausalLM": transformers.AutoModelForCausalLM, "headwater": headwater, "path": tmp_path, "client": hub, "inputs": prompt()}
+    exec(compile(inspect.cleandoc(code).replace("localhost:7600", cluster), "docs/transformers.md", "exec"), names)
