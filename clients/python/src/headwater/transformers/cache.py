@@ -16,6 +16,7 @@ from transformers.cache_utils import CacheLayerMixin, DummyLayer
 
 from .. import layer as layers
 from ..client import Client
+from ..cluster import LocalCluster
 from ..codecs import SessionCodec
 from ..session import batch
 from ..steps import Step
@@ -87,7 +88,7 @@ class Cache(transformers.Cache, hooks.Told):  # type: ignore[misc]
     dropped; they are dropped as well when nothing refers to it any more, and when the process ends. One generation uses it at a
     time.
 
-    cluster      a Client, or what has one as `client`
+    cluster      a Client, or what headwater.local() gives
     model        the model that it is for, with attention "headwater"
     storage      how keys and values are stored; by default as the model has them
     tokens       ids [batch, tokens] or [tokens] of a prompt: what the cluster has of it already need not be computed again
@@ -114,11 +115,10 @@ class Cache(transformers.Cache, hooks.Told):  # type: ignore[misc]
         workers: int = 0,
         codec: SessionCodec = "auto",
     ) -> None:
-        client = cluster if isinstance(cluster, Client) else getattr(cluster, "client", None)
-        if not isinstance(client, Client):
-            raise TypeError(f"cluster is a {type(cluster).__name__}, neither a headwater.Client nor what has one")
+        if not isinstance(cluster, (Client, LocalCluster)):
+            raise TypeError(f"cluster is a {type(cluster).__name__}, neither a headwater.Client nor what headwater.local() gives")
         model = hooks.inner(model)
-        self._client, self._model = client, weakref.ref(model)
+        self._model = weakref.ref(model)
         self._geometry = geometry.read(model)
         if storage is None:
             if model.dtype not in _STORAGE:
@@ -143,8 +143,10 @@ class Cache(transformers.Cache, hooks.Told):  # type: ignore[misc]
             _Layer(self, at, self._geometry.shapes[at].window) if at in self._geometry.shapes else DummyLayer() for at in range(self._geometry.count)
         ]
         super().__init__(layers=held)
+        self._client = cluster if isinstance(cluster, Client) else cluster.client()
+        own = None if self._client is cluster else self._client
         hooks.add(model)
-        self._finalize = weakref.finalize(self, _abandon, self._live, os.getpid(), self._model)
+        self._finalize = weakref.finalize(self, _abandon, self._live, os.getpid(), self._model, own)
         if tokens is not None:
             ids = torch.as_tensor(tokens)
             ids = ids[None] if ids.ndim == 1 else ids
@@ -394,11 +396,13 @@ def _left(padding: torch.Tensor, columns: int) -> list[int]:
     return counts
 
 
-def _abandon(live: set[Held], process: int, model: weakref.ref[Any]) -> None:
-    """Drops the sessions of a cache that is closed or that nothing refers to any more."""
+def _abandon(live: set[Held], process: int, model: weakref.ref[Any], client: Client | None) -> None:
+    """Drops the sessions of a cache that is closed or that nothing refers to any more, and closes a client of its own."""
     if process != os.getpid():
         return
     if (of := model()) is not None:
         hooks.remove(of)
     drop(live)
     live.clear()
+    if client is not None:
+        client.close()
