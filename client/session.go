@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"headwater.example/internal/contextframe"
@@ -85,6 +86,10 @@ type SessionOptions struct {
 	TTL     time.Duration // time without use after which the session may be dropped; 0: the workers' limit
 	Workers int           // at most this many workers; 0: all
 
+	// Replicas is how many workers beside its owner have a copy of each shard, as far as there are as many; 0: as the coordinator
+	// is set, less: none. The session goes on, with the same bits, as long as each shard has a worker left.
+	Replicas int
+
 	Direct bool  // speak to the workers and not through the coordinator
 	Codec  Codec // how contexts come back
 
@@ -102,8 +107,8 @@ type Session struct {
 	client  *Client
 	id      SessionID
 	config  *headwaterv1.SessionConfig
-	holding *fanout.Holding
-	direct  bool // whether the holders are the workers
+	place   *fanout.Place // who holds it
+	direct  bool          // whether the holders are the workers
 	codec   Codec
 	sendF32 bool
 	chooser chooser
@@ -197,6 +202,9 @@ func (o *SessionOptions) config() (*headwaterv1.SessionConfig, error) {
 	if o.TTL > 0 {
 		config.Ttl = durationpb.New(o.TTL)
 	}
+	if o.Replicas != 0 {
+		config.Replicas = proto.Uint32(uint32(min(max(o.Replicas, 0), shard.MaxReplicas+1)))
+	}
 	for i := range o.Layers {
 		spec, err := o.Layers[i].spec()
 		if err != nil {
@@ -225,13 +233,13 @@ func (s *Session) adopt(h *fanout.Holding, state *headwaterv1.SessionState, dire
 			return fmt.Errorf("its holders: %w", err)
 		}
 	}
-	s.holding, s.direct = h, direct
+	s.place, s.direct = fanout.NewPlace(s.id, h), direct
 	return s.update(state)
 }
 
 // update takes over lengths, hashes, epoch and truncations.
 func (s *Session) update(state *headwaterv1.SessionState) error {
-	layers := s.holding.Layers()
+	layers := s.place.Holding().Layers()
 	if len(state.GetLayers()) != len(layers) {
 		return fmt.Errorf("%d of %d layers are told of", len(state.GetLayers()), len(layers))
 	}
@@ -272,7 +280,7 @@ func (s *Session) LayerLen(layer int) int {
 
 // Layers returns the session's layers, with every default filled in.
 func (s *Session) Layers() []Layer {
-	specs := s.holding.Layers()
+	specs := s.place.Holding().Layers()
 	layers := make([]Layer, len(specs))
 	for i := range specs {
 		layers[i] = layerOf(&specs[i])
@@ -371,7 +379,7 @@ func (s *Session) known() []*headwaterv1.LayerState {
 // finishCut does the truncation that is under way. If its outcome is not known it stays under way: by its id, holders that have done
 // it know it, and by what it names it starts from, one that arrives late finds nothing to cut.
 func (s *Session) finishCut(ctx context.Context) error {
-	state, err := s.client.conns.Truncate(ctx, s.holding, s.cutting)
+	state, err := s.client.conns.Truncate(ctx, s.place, s.cutting)
 	if err == nil {
 		if err = s.update(state); err == nil {
 			s.cutting = nil
@@ -410,18 +418,19 @@ func (s *Session) ForkAt(ctx context.Context, position int) (*Session, error) {
 }
 
 func (s *Session) fork(ctx context.Context, position *uint64) (*Session, error) {
-	child := &Session{client: s.client, id: newSessionID(), config: s.config, holding: s.holding, direct: s.direct, codec: s.codec, sendF32: s.sendF32}
+	child := &Session{client: s.client, id: newSessionID(), config: s.config, direct: s.direct, codec: s.codec, sendF32: s.sendF32}
 	err := s.control(ctx, "fork", func() error {
 		if err := s.settle(ctx); err != nil {
 			return err
 		}
-		state, err := s.client.conns.Fork(ctx, s.holding, &headwaterv1.ForkSessionRequest{
+		state, err := s.client.conns.Fork(ctx, s.place, &headwaterv1.ForkSessionRequest{
 			Session: s.id[:], Epoch: s.client.epoch(s.epoch), Truncations: s.truncations,
 			Child: child.id[:], ChildEpoch: s.client.epoch(1), Position: position, Expect: s.known(),
 		})
 		if err != nil {
 			return err
 		}
+		child.place = fanout.NewPlace(child.id, s.place.Holding())
 		if err := child.update(state); err != nil {
 			return s.client.inVain(ctx, child.id, fmt.Errorf("as session %s: %w", child.id, err))
 		}
@@ -437,7 +446,7 @@ func (s *Session) fork(ctx context.Context, position *uint64) (*Session, error) 
 // Pin keeps the session from being dropped for want of room or use, or no longer.
 func (s *Session) Pin(ctx context.Context, pinned bool) error {
 	return s.control(ctx, "pin", func() error {
-		_, err := s.client.conns.Pin(ctx, s.holding, &headwaterv1.PinSessionRequest{Session: s.id[:], Pinned: pinned})
+		_, err := s.client.conns.Pin(ctx, s.place, &headwaterv1.PinSessionRequest{Session: s.id[:], Pinned: pinned})
 		return err
 	})
 }
@@ -452,7 +461,7 @@ func (s *Session) Drop(ctx context.Context) error {
 }
 
 func (s *Session) drop(ctx context.Context) error {
-	return s.client.conns.Drop(ctx, s.holding.Holders(), &headwaterv1.DropSessionRequest{Session: s.id[:], Epoch: s.client.epoch(s.epoch)})
+	return s.client.conns.Drop(ctx, s.place.Holding().Holders(), &headwaterv1.DropSessionRequest{Session: s.id[:], Epoch: s.client.epoch(s.epoch)})
 }
 
 // Keep says whether Close leaves the session on the cluster. At first it does so only for a session that was attached.
@@ -550,7 +559,7 @@ func (c *Client) attach(ctx context.Context, id SessionID, opts AttachOptions) (
 	counter := found.GetEpoch().GetCounter()
 	for attempt := 1; ; attempt++ {
 		req.Epoch = c.epoch(counter + 1)
-		state, err := c.conns.Take(ctx, whole, req)
+		state, err := c.conns.Take(ctx, fanout.NewPlace(id, whole), req)
 		if e, ok := session.FromError(err); ok && e.Reason() == session.StaleEpoch && attempt < 4 {
 			counter = e.Why.GetEpoch().GetCounter()
 			continue

@@ -101,7 +101,7 @@ func (c *Client) forkOf(ctx context.Context, id SessionID) (_ *Session, pinned b
 			return nil, false, err
 		}
 		child := &Session{client: c, id: newSessionID(), config: found.GetConfig()}
-		state, err := c.conns.Fork(ctx, whole, &headwaterv1.ForkSessionRequest{
+		state, err := c.conns.Fork(ctx, fanout.NewPlace(id, whole), &headwaterv1.ForkSessionRequest{
 			Session: id[:], Epoch: found.GetEpoch(), Truncations: found.GetTruncations(), Child: child.id[:], ChildEpoch: c.epoch(1), Expect: found.GetLayers(),
 		})
 		switch {
@@ -138,7 +138,7 @@ func (s *Session) header(ctx context.Context) (*snapshot.Header, error) {
 	}
 	c := found.GetConfig()
 	h := &snapshot.Header{Name: c.GetName(), Tenant: c.GetTenant(), Model: c.GetModel(), TTL: c.GetTtl().AsDuration(), Pinned: found.GetPinned()}
-	layers := s.holding.Layers()
+	layers := s.place.Holding().Layers()
 	if len(c.GetLayers()) != len(layers) || len(found.GetLayers()) != len(layers) {
 		return nil, session.Errorf(session.Lost, "only %d of its %d layers are held still", len(found.GetLayers()), len(layers))
 	}

@@ -190,7 +190,7 @@ func (b *batch) start(ctx context.Context, step *Step) error {
 	if step.Layer < 0 || step.Layer >= len(s.layers) {
 		return fmt.Errorf("layer %d of %d", step.Layer, len(s.layers))
 	}
-	layer := &s.holding.Layers()[step.Layer]
+	layer := &s.place.Holding().Layers()[step.Layer]
 	tokens, queries, err := step.check(layer)
 	if err != nil {
 		return err
@@ -344,7 +344,7 @@ func (b *batch) send(ctx context.Context, step *Step, layer *shard.LayerSpec, h 
 		f.Codec = s.chooser.codec()
 		f.sent = time.Now()
 	}
-	f.call = s.client.lane.Start(ctx, s.holding, &f.Step)
+	f.call = s.client.lane.Start(ctx, s.place, &f.Step)
 	h.user = b
 	b.flying = append(b.flying, f)
 }
@@ -570,10 +570,10 @@ func (s *Session) Export(ctx context.Context, layer, start, count int, do func(g
 // export calls do with exactly the messages that bring count positions from start on, group by group and position by
 // position, each of whose tensors has its length.
 func (s *Session) export(ctx context.Context, layer, start, count int, tokens bool, do func(m *headwaterv1.ExportSessionResponse) error) error {
-	l := &s.holding.Layers()[layer]
+	l := &s.place.Holding().Layers()[layer]
 	req := &headwaterv1.ExportSessionRequest{Session: s.id[:], Layer: uint32(layer), Start: uint64(start), Count: uint64(count), Tokens: tokens}
 	next := [2]int{0, start} // group and position
-	err := s.client.conns.Export(ctx, s.holding, req, func(m *headwaterv1.ExportSessionResponse) error {
+	err := s.client.conns.Export(ctx, s.place, req, func(m *headwaterv1.ExportSessionResponse) error {
 		n := int(m.GetCount())
 		scales := 0
 		if l.Storage() == tensor.I8 {

@@ -61,6 +61,9 @@ type Config struct {
 	Conns  int   // most connections of clients at once; 0 is no bound
 	Flight int64 // most bytes of messages in flight in each direction; 0 is 256 MiB
 
+	// Replicas is how many workers beside its owner have a copy of each shard of a session that says nothing of it.
+	Replicas int
+
 	Now func() time.Time // clock; nil is time.Now
 }
 
@@ -90,7 +93,7 @@ func Open(c Config) (*Coordinator, error) {
 	}
 	return &Coordinator{
 		flight: sessions.NewFlight(c.Flight, c.Conns, c.Logger), jobs: queue,
-		sessions: sessions.New(sessions.Config{View: c.View, Logger: c.Logger}),
+		sessions: sessions.New(sessions.Config{View: c.View, Logger: c.Logger, Replicas: c.Replicas}),
 	}, nil
 }
 

@@ -21,6 +21,8 @@ const (
 	MaxTreePositions = 1 << 12
 	// MaxTreeElements bounds the elements of a tree mask: query tokens times positions.
 	MaxTreeElements = 16 << 20
+	// MaxReplicas bounds the copies of a shard beside the owner's.
+	MaxReplicas = 8
 	// MaxText bounds the bytes of each text that a session or a job is given: name, tenant, model fingerprint, key.
 	MaxText = 256
 )

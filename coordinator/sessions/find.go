@@ -108,14 +108,14 @@ func whySilent(m membership.Member, err error) string {
 }
 
 // find returns who holds a session, which is asked for if it is not remembered.
-func (r *Relay) find(ctx context.Context, key []byte) (*fanout.Holding, error) {
+func (r *Relay) find(ctx context.Context, key []byte) (*fanout.Place, error) {
 	id, err := sessionID(key)
 	if err != nil {
 		return nil, err
 	}
 	known := r.recall(id)
-	if known.holding != nil && !known.doubted {
-		return known.holding, nil
+	if known.place != nil && !known.doubted {
+		return known.place, nil
 	}
 	h, err := r.locate(ctx, id)
 	if err != nil {
@@ -124,8 +124,7 @@ func (r *Relay) find(ctx context.Context, key []byte) (*fanout.Holding, error) {
 		}
 		return nil, err
 	}
-	r.remember(id, h)
-	return h, nil
+	return r.remember(id, h), nil
 }
 
 // notWhole is the refusal of a session of which every worker has answered, and some groups are held by none.
@@ -140,32 +139,26 @@ func (r *Relay) askWorkers(ctx context.Context, id [16]byte) (*fanout.Holding, e
 	if err != nil {
 		return nil, fmt.Errorf("find session %x: %w", key, err)
 	}
-	var config *headwaterv1.SessionConfig
-	var holders []*headwaterv1.Holder
+	var states []*headwaterv1.SessionState
 	for i, a := range answers {
 		for _, state := range a.GetSessions() {
 			if !bytes.Equal(state.GetSession(), key) {
 				continue
 			}
-			config = state.GetConfig()
 			for _, o := range state.GetHolders() {
 				o.Name, o.Address = members[i].Name, members[i].Address // as they are known here
-				holders = append(holders, o)
 			}
+			states = append(states, state)
 		}
 	}
 	silent = append(silent, r.recall(id).missing(members)...)
 	switch {
-	case len(holders) == 0 && len(silent) > 0:
+	case len(states) == 0 && len(silent) > 0:
 		return nil, fanout.Silent(silent, false)
-	case len(holders) == 0:
+	case len(states) == 0:
 		return nil, session.Errorf(session.Unknown, "session %x is held by no worker", key)
 	}
-	layers, err := layerproto.ReadSessionLayers(config.GetLayers())
-	if err != nil {
-		return nil, fmt.Errorf("session %x: %w", key, err)
-	}
-	h, err := fanout.ParseHolding(layers, holders)
+	h, _, err := current(states)
 	if err != nil {
 		if len(silent) > 0 {
 			return nil, fanout.Silent(silent, true)
@@ -175,19 +168,46 @@ func (r *Relay) askWorkers(ctx context.Context, id [16]byte) (*fanout.Holding, e
 	return h, nil
 }
 
+// current returns who holds a session, of the states that workers tell of it: those of the highest epoch. Workers that were left out
+// have stayed at a lower one; they count only if without them the session is not whole, since an epoch may be stepped at some only.
+func current(states []*headwaterv1.SessionState) (*fanout.Holding, []*headwaterv1.SessionState, error) {
+	layers, err := layerproto.ReadSessionLayers(states[0].GetConfig().GetLayers())
+	if err != nil {
+		return nil, nil, fmt.Errorf("session %x: %w", states[0].GetSession(), err)
+	}
+	states = slices.Clone(states)
+	slices.SortStableFunc(states, func(a, b *headwaterv1.SessionState) int { return compareEpochs(b.GetEpoch(), a.GetEpoch()) })
+	var holders []*headwaterv1.Holder
+	for i, s := range states {
+		holders = append(holders, s.GetHolders()...)
+		if i+1 < len(states) && compareEpochs(s.GetEpoch(), states[i+1].GetEpoch()) == 0 {
+			continue
+		}
+		var h *fanout.Holding
+		if h, err = fanout.ParseHolding(layers, holders); err == nil {
+			return h, states[:i+1], nil
+		}
+	}
+	return nil, nil, err
+}
+
+func compareEpochs(a, b *headwaterv1.Epoch) int {
+	return cmp.Or(cmp.Compare(a.GetCounter(), b.GetCounter()), bytes.Compare(a.GetLane(), b.GetLane()))
+}
+
 // remembered is who holds a session. It is doubted once a call has not found the session there. It is not forgotten then: of a worker
 // that is no member any more nobody else knows that it may hold the session still.
 type remembered struct {
-	holding *fanout.Holding
+	place   *fanout.Place
 	doubted bool
 }
 
 // missing are the holders that are not among the members, which can not be asked.
 func (r remembered) missing(members []membership.Member) (silent []*headwaterv1.SilentWorker) {
-	if r.holding == nil {
+	if r.place == nil {
 		return nil
 	}
-	for _, o := range r.holding.Holders() {
+	for _, o := range r.place.Holding().Holders() {
 		if !slices.ContainsFunc(members, func(m membership.Member) bool { return m.Name == o.Name }) {
 			silent = append(silent, &headwaterv1.SilentWorker{Worker: o.Name, Address: o.Address, Error: "it is not among the cluster's workers now"})
 		}
@@ -202,7 +222,9 @@ func (r *Relay) recall(id [16]byte) remembered {
 	return r.holdings[id]
 }
 
-func (r *Relay) remember(id [16]byte, h *fanout.Holding) {
+// remember notes who holds a session.
+func (r *Relay) remember(id [16]byte, h *fanout.Holding) *fanout.Place {
+	p := fanout.NewPlace(id, h)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for other := range r.holdings {
@@ -211,7 +233,8 @@ func (r *Relay) remember(id [16]byte, h *fanout.Holding) {
 		}
 		delete(r.holdings, other)
 	}
-	r.holdings[id] = remembered{holding: h}
+	r.holdings[id] = remembered{place: p}
+	return p
 }
 
 // doubt makes the next call on a session ask the workers again who holds it.

@@ -36,12 +36,17 @@ func (r *Relay) watch(ctx context.Context) {
 	}
 }
 
+// left logs that a session goes on without holders.
+func (r *Relay) left(id [16]byte, lost []string) {
+	r.log.Warn("a session goes on without workers that are lost: others have copies of all that they held", "session", fmt.Sprintf("%x", id), "workers", strings.Join(lost, " "))
+}
+
 // lost logs which sessions a worker that is gone held, as far as they are remembered here.
 func (r *Relay) lost(m membership.Member, restarted bool) {
 	r.mu.Lock()
 	var held []string
 	for id, h := range r.holdings {
-		for _, o := range h.holding.Holders() {
+		for _, o := range h.place.Holding().Holders() {
 			// A list of workers knows no boots.
 			if o.Name == m.Name && (m.Boot == [16]byte{} || bytes.Equal(o.Boot, m.Boot[:])) {
 				held = append(held, fmt.Sprintf("%x", id))

@@ -149,10 +149,11 @@ func (l *lane) start(ctx context.Context, s *laneStep) error {
 	if over := s.request.NoRoom; over != nil {
 		return noRoom(over)
 	}
-	h, err := l.find(ctx, s.request.Step.Session[:])
+	p, err := l.find(ctx, s.request.Step.Session[:])
 	if err != nil {
 		return err
 	}
+	h := p.Holding()
 	m := &s.request.Step
 	invalid := func(format string, args ...any) error {
 		return session.Errorf(session.Invalid, format, args...)
@@ -162,6 +163,9 @@ func (l *lane) start(ctx context.Context, s *laneStep) error {
 		return invalid("layer %d of %d", m.Layer, len(layers))
 	}
 	s.layer = &layers[m.Layer]
+	if len(m.Answers) > 0 {
+		return invalid("layer %d: a coordinator answers for all groups, not for some", m.Layer)
+	}
 	// All of the message is checked here, whichever way it goes on.
 	if _, err := m.Check(s.layer, s.layer.KVHeads, len(s.request.Payload.Bytes())); err != nil {
 		return invalid("layer %d: %v", m.Layer, err)
@@ -179,7 +183,7 @@ func (l *lane) start(ctx context.Context, s *laneStep) error {
 	s.step = fanout.Step{Step: *m}
 	if h.Whole(int(m.Layer)) {
 		s.step.Payload, s.request.Payload = s.request.Payload, nil
-		s.call = l.out.Start(ctx, h, &s.step)
+		s.call = l.out.Start(ctx, p, &s.step)
 		return nil
 	}
 	if err := s.payload.Cut(s.layer, m, s.request.Payload.Bytes()); err != nil {
@@ -191,7 +195,7 @@ func (l *lane) start(ctx context.Context, s *laneStep) error {
 	}
 	rows := s.layer.Heads * int(m.Attend)
 	s.context, s.lse = grow(s.context, rows*s.layer.VDim()), grow(s.lse, rows)
-	s.call = l.out.Start(ctx, h, &s.step)
+	s.call = l.out.Start(ctx, p, &s.step)
 	return nil
 }
 

@@ -3,6 +3,7 @@ package sessions
 import (
 	"encoding/binary"
 	"fmt"
+	"slices"
 
 	"github.com/zeebo/xxh3"
 
@@ -56,9 +57,9 @@ func placeKey(req *headwaterv1.CreateSessionRequest) uint64 {
 
 // place says which groups each worker is to hold, by name and layer, of those that hold any. At most so many workers take
 // part, 0 is all; a session of fewer shards than workers is held by as many as it has shards. Shares are by weight; who has
-// one more of what does not divide is drawn by the key, and those with little room are the last. It is the same for the same
-// key and rooms, in any order.
-func place(g *shard.Geometry, key uint64, rooms []room, most int) (map[string][][]int, error) {
+// one more of what does not divide is drawn by the key, and those with little room are the last. What one holds as many others as
+// there are replicas hold as well, the next ones of the draw. It is the same for the same key and rooms, in any order.
+func place(g *shard.Geometry, key uint64, rooms []room, most, replicas int) (map[string][][]int, error) {
 	crowded := make(map[string]bool, len(rooms))
 	all := make([]shard.Worker, len(rooms))
 	for i, r := range rooms {
@@ -74,14 +75,14 @@ func place(g *shard.Geometry, key uint64, rooms []room, most int) (map[string][]
 		}
 	}
 	ranked := append(roomy, full...)
-	if most <= 0 || most > g.Shards() {
-		most = g.Shards()
+	if most > 0 {
+		ranked = ranked[:min(most, len(ranked))]
 	}
-	ranked = ranked[:min(most, len(ranked))]
+	owners := ranked[:min(g.Shards(), len(ranked))]
 	// A plan settles ties by name: it is made for names in the order of the draw.
 	byRank := func(i int) string { return fmt.Sprintf("%04d", i) }
-	planned := make([]shard.Worker, len(ranked))
-	for i, w := range ranked {
+	planned := make([]shard.Worker, len(owners))
+	for i, w := range owners {
 		planned[i] = shard.Worker{Name: byRank(i), Weight: w.Weight}
 	}
 	plan, err := shard.MakePlan(g, planned, nil)
@@ -89,17 +90,23 @@ func place(g *shard.Geometry, key uint64, rooms []room, most int) (map[string][]
 		return nil, err
 	}
 	placed := make(map[string][][]int, len(ranked))
-	for i, w := range ranked {
-		if plan.Load(byRank(i)) == 0 {
-			continue
-		}
-		groups := make([][]int, g.Layers())
-		for l := range groups {
-			for _, group := range plan.Groups(shard.Layer(l), byRank(i)) {
-				groups[l] = append(groups[l], int(group))
+	for i := range owners {
+		for copies := range 1 + min(replicas, len(ranked)-1) {
+			w := ranked[(i+copies)%len(ranked)].Name
+			for l := range g.Layers() {
+				for _, group := range plan.Groups(shard.Layer(l), byRank(i)) {
+					if placed[w] == nil {
+						placed[w] = make([][]int, g.Layers())
+					}
+					placed[w][l] = append(placed[w][l], int(group))
+				}
 			}
 		}
-		placed[w.Name] = groups
+	}
+	for _, layers := range placed {
+		for _, groups := range layers {
+			slices.Sort(groups)
+		}
 	}
 	return placed, nil
 }

@@ -33,17 +33,18 @@ func drawGeometry(t *rapid.T) *shard.Geometry {
 	return g
 }
 
-// A place gives each group of each layer to one worker, is the same for the same key in any order of workers, and takes
+// A place gives each group of each layer to one worker, and copies of it to as many others as there are to be replicas, is the same for the same key in any order of workers, and takes
 // those with little room only where the others are too few.
 func TestAPlaceIsWholeAndTheKeys(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		g, rooms, key := drawGeometry(t), drawRooms(t), rapid.Uint64().Draw(t, "key")
 		most := rapid.IntRange(0, len(rooms)+1).Draw(t, "most")
-		placed, err := place(g, key, rooms, most)
+		replicas := rapid.IntRange(0, 3).Draw(t, "replicas")
+		placed, err := place(g, key, rooms, most, replicas)
 		if err != nil {
 			t.Fatal(err)
 		}
-		again, err := place(g, key, rapid.Permutation(rooms).Draw(t, "order"), most)
+		again, err := place(g, key, rapid.Permutation(rooms).Draw(t, "order"), most, replicas)
 		if err != nil || !reflect.DeepEqual(placed, again) {
 			t.Fatalf("%v, and in another order %v: %v", placed, again, err)
 		}
@@ -58,11 +59,12 @@ func TestAPlaceIsWholeAndTheKeys(t *testing.T) {
 				}
 			}
 		}
-		if len(owners) != g.Shards() || slices.Max(slices.Collect(maps.Values(owners))) != 1 {
-			t.Fatalf("%v is not one owner for each of %d shards", placed, g.Shards())
-		}
 		if most == 0 {
 			most = len(rooms)
+		}
+		copies := slices.Collect(maps.Values(owners))
+		if want := 1 + min(replicas, min(most, len(rooms))-1); len(owners) != g.Shards() || slices.Max(copies) != want || slices.Min(copies) != want {
+			t.Fatalf("%v is not %d holders for each of %d shards", placed, want, g.Shards())
 		}
 		roomy, full := 0, false
 		for _, r := range rooms {
@@ -72,7 +74,7 @@ func TestAPlaceIsWholeAndTheKeys(t *testing.T) {
 				full = full || placed[r.Name] != nil
 			}
 		}
-		if full && min(most, g.Shards()) <= roomy {
+		if full && min(most, g.Shards()+replicas) <= roomy {
 			t.Fatalf("%v: a worker with little room has a part, and %d have more", placed, roomy)
 		}
 	})
@@ -96,7 +98,7 @@ func TestPlacesSpread(t *testing.T) {
 		loads := map[string]int{}
 		for i := range uint64(sessions) {
 			id := binary.BigEndian.AppendUint64(make([]byte, 8), start+i)
-			placed, err := place(g, placeKey(&headwaterv1.CreateSessionRequest{Session: id}), rooms, 0)
+			placed, err := place(g, placeKey(&headwaterv1.CreateSessionRequest{Session: id}), rooms, 0, 0)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -38,12 +38,15 @@ type Config struct {
 	View   workers.View      // who the workers are
 	Dial   []grpc.DialOption // of connections to workers; nil is rpc.DialOptions
 	Logger *slog.Logger      // nil logs nothing
+
+	Replicas int // copies of each shard beside the owner's, for sessions that say nothing of it
 }
 
 // Relay serves SessionService. It owns nothing of a session: the workers know who holds it, and it is remembered here to be
 // found at once. Make it with New.
 type Relay struct {
 	log      *slog.Logger
+	replicas int
 	conns    *fanout.Conns
 	workers  *workers.Workers
 	locate   func(ctx context.Context, id [16]byte) (*fanout.Holding, error) // who holds a session that is not remembered
@@ -63,9 +66,11 @@ func New(c Config) *Relay {
 	conns.Log = cmp.Or(c.Logger, slog.New(slog.DiscardHandler))
 	r := &Relay{
 		log: conns.Log, conns: conns, workers: workers.New(c.View, conns.Conns),
+		replicas: c.Replicas,
 		stopping: make(chan struct{}), holdings: map[[16]byte]remembered{},
 	}
 	r.locate = r.askWorkers
+	conns.OnLeave = r.left
 	return r
 }
 
@@ -124,12 +129,20 @@ func (r *Relay) create(ctx context.Context, req *headwaterv1.CreateSessionReques
 	if len(req.GetHeld()) != 0 {
 		return nil, session.Errorf(session.Invalid, "a coordinator plans who holds what; it is not told")
 	}
-	// A request that comes again finds what it has made before, also at another coordinator.
-	h, err := r.find(ctx, req.GetSession())
-	if fanout.Is(err, session.Unknown) || fanout.Is(err, session.Lost) {
-		h, err = r.plan(ctx, req)
+	if req.GetConfig() != nil && req.GetConfig().Replicas == nil {
+		req.Config.Replicas = proto.Uint32(uint32(r.replicas))
 	}
-	if err != nil {
+	// A request that comes again finds what it has made before, also at another coordinator.
+	var h *fanout.Holding
+	known, err := r.find(ctx, req.GetSession())
+	switch {
+	case err == nil:
+		h = known.Holding()
+	case fanout.Is(err, session.Unknown) || fanout.Is(err, session.Lost):
+		if h, err = r.plan(ctx, req); err != nil {
+			return nil, err
+		}
+	default:
 		return nil, err
 	}
 	state, err := r.conns.Create(ctx, h, req)
@@ -161,7 +174,7 @@ func (r *Relay) plan(ctx context.Context, req *headwaterv1.CreateSessionRequest)
 		used -= min(used, w.Said.GetSpareBytes())
 		rooms[i] = room{shard.Worker{Name: w.Name, Weight: int(w.Said.GetWeight())}, budget, budget - min(budget, used)}
 	}
-	placed, err := place(geometry, placeKey(req), rooms, int(min(req.GetWorkers(), shard.MaxWorkers)))
+	placed, err := place(geometry, placeKey(req), rooms, int(min(req.GetWorkers(), shard.MaxWorkers)), int(min(req.GetConfig().GetReplicas(), shard.MaxReplicas)))
 	if err != nil {
 		return nil, fmt.Errorf("plan: %w", err)
 	}
@@ -183,10 +196,10 @@ func (r *Relay) plan(ctx context.Context, req *headwaterv1.CreateSessionRequest)
 
 // TakeSession implements headwater.v1.SessionService.
 func (r *Relay) TakeSession(ctx context.Context, req *headwaterv1.TakeSessionRequest) (*headwaterv1.TakeSessionResponse, error) {
-	h, err := r.find(ctx, req.GetSession())
+	p, err := r.find(ctx, req.GetSession())
 	if err == nil {
 		var state *headwaterv1.SessionState
-		if state, err = r.conns.Take(ctx, h, req); err == nil {
+		if state, err = r.conns.Take(ctx, p, req); err == nil {
 			return &headwaterv1.TakeSessionResponse{State: state}, nil
 		}
 	}
@@ -199,11 +212,11 @@ func (r *Relay) ForkSession(ctx context.Context, req *headwaterv1.ForkSessionReq
 	if err != nil {
 		return nil, refusal(err)
 	}
-	h, err := r.find(ctx, req.GetSession())
+	p, err := r.find(ctx, req.GetSession())
 	if err == nil {
 		var state *headwaterv1.SessionState
-		if state, err = r.conns.Fork(ctx, h, req); err == nil {
-			r.remember(child, h)
+		if state, err = r.conns.Fork(ctx, p, req); err == nil {
+			r.remember(child, p.Holding())
 			return &headwaterv1.ForkSessionResponse{State: state}, nil
 		}
 	}
@@ -212,10 +225,10 @@ func (r *Relay) ForkSession(ctx context.Context, req *headwaterv1.ForkSessionReq
 
 // TruncateSession implements headwater.v1.SessionService.
 func (r *Relay) TruncateSession(ctx context.Context, req *headwaterv1.TruncateSessionRequest) (*headwaterv1.TruncateSessionResponse, error) {
-	h, err := r.find(ctx, req.GetSession())
+	p, err := r.find(ctx, req.GetSession())
 	if err == nil {
 		var state *headwaterv1.SessionState
-		if state, err = r.conns.Truncate(ctx, h, req); err == nil {
+		if state, err = r.conns.Truncate(ctx, p, req); err == nil {
 			return &headwaterv1.TruncateSessionResponse{State: state}, nil
 		}
 	}
@@ -224,10 +237,10 @@ func (r *Relay) TruncateSession(ctx context.Context, req *headwaterv1.TruncateSe
 
 // PinSession implements headwater.v1.SessionService.
 func (r *Relay) PinSession(ctx context.Context, req *headwaterv1.PinSessionRequest) (*headwaterv1.PinSessionResponse, error) {
-	h, err := r.find(ctx, req.GetSession())
+	p, err := r.find(ctx, req.GetSession())
 	if err == nil {
 		var state *headwaterv1.SessionState
-		if state, err = r.conns.Pin(ctx, h, req); err == nil {
+		if state, err = r.conns.Pin(ctx, p, req); err == nil {
 			return &headwaterv1.PinSessionResponse{State: state}, nil
 		}
 	}
@@ -242,9 +255,9 @@ func (r *Relay) DropSession(ctx context.Context, req *headwaterv1.DropSessionReq
 	}
 	// Workers that do not hold it are not asked, so that a dead one is in nobody's way.
 	var holders []*fanout.Holder
-	h, err := r.find(ctx, req.GetSession())
+	p, err := r.find(ctx, req.GetSession())
 	if err == nil && req.GetCall() == 0 {
-		holders = h.Holders()
+		holders = p.Holding().Holders()
 	} else {
 		for _, m := range r.workers.List() {
 			holders = append(holders, &fanout.Holder{Name: m.Name, Address: m.Address})
@@ -301,18 +314,18 @@ func (r *Relay) ListSessions(ctx context.Context, req *headwaterv1.ListSessionsR
 // joinStates makes one state of those of some holders: where they are whole with all that was promised; else, as in a list
 // of all sessions, without hashes, and with the lengths that all have.
 func joinStates(states []*headwaterv1.SessionState) *headwaterv1.SessionState {
-	var holders []*headwaterv1.Holder
-	for _, s := range states {
-		holders = append(holders, s.GetHolders()...)
-	}
-	if config := states[0].GetConfig(); config != nil && len(holders) == len(states) {
-		if layers, err := layerproto.ReadSessionLayers(config.GetLayers()); err == nil {
-			if h, err := fanout.ParseHolding(layers, holders); err == nil {
+	if states[0].GetConfig() != nil {
+		if h, newest, err := current(states); err == nil {
+			if states = newest; len(h.Holders()) == len(states) {
 				if all, err := h.Join(states[0].GetSession(), states); err == nil {
 					return all
 				}
 			}
 		}
+	}
+	var holders []*headwaterv1.Holder
+	for _, s := range states {
+		holders = append(holders, s.GetHolders()...)
 	}
 	all := proto.CloneOf(states[0])
 	all.Holders, all.Layers, all.PageBytes, all.OwnBytes = holders, nil, 0, 0
@@ -336,9 +349,9 @@ func joinStates(states []*headwaterv1.SessionState) *headwaterv1.SessionState {
 
 // ExportSession implements headwater.v1.SessionService.
 func (r *Relay) ExportSession(req *headwaterv1.ExportSessionRequest, stream grpc.ServerStreamingServer[headwaterv1.ExportSessionResponse]) error {
-	h, err := r.find(stream.Context(), req.GetSession())
+	p, err := r.find(stream.Context(), req.GetSession())
 	if err == nil {
-		err = r.conns.Export(stream.Context(), h, req, stream.Send)
+		err = r.conns.Export(stream.Context(), p, req, stream.Send)
 	}
 	if err != nil {
 		return r.failed(req.GetSession(), err)

@@ -21,6 +21,7 @@ import (
 	"headwater.example/internal/membership"
 	"headwater.example/internal/rpc"
 	headwaterv1 "headwater.example/proto/headwater/v1"
+	"headwater.example/shard"
 	"headwater.example/worker"
 )
 
@@ -52,6 +53,9 @@ func (a *app) serveCoordinator() *cobra.Command {
 			if err := positive(cmd.Flags(), "worker-wait", "max-duration", "keep-jobs", "keep-for", "keep-bytes", "block"); err != nil {
 				return err
 			}
+			if config.Replicas < 0 || config.Replicas > shard.MaxReplicas {
+				return usage("--replicas %d: from 0 to %d", config.Replicas, shard.MaxReplicas)
+			}
 			config.KeepBytes, config.BlockBytes = int64(keep), int(block)
 			return a.runCoordinator(cmd.Context(), at, workers, config)
 		},
@@ -65,6 +69,7 @@ func (a *app) serveCoordinator() *cobra.Command {
 	flags.IntVar(&config.KeepJobs, "keep-jobs", coordinator.DefaultKeepJobs, "ended jobs that are kept with their results")
 	flags.DurationVar(&config.KeepFor, "keep-for", coordinator.DefaultKeepFor, "time that ended jobs are kept")
 	flags.Var(&keep, "keep-bytes", "bytes of results that are kept")
+	flags.IntVar(&config.Replicas, "replicas", 0, "workers beside its owner that have a copy of each shard of a session, unless the session says: it outlives so many of its workers")
 	flags.Var(&block, "block", "size to which keys and values are cut on their way to workers; results do not depend on it")
 	return cmd
 }

@@ -3,7 +3,8 @@ package kvcache
 import "context"
 
 // Take steps a session's epoch and returns what is held. With expect it refuses where less is held than expected, or other
-// keys and values; what is held beyond is for the caller to see. With checkOnly it does all but step the epoch.
+// keys and values; what is held beyond is for the caller to see. An epoch with a base it takes only if the session is driven by
+// that lane under the base. With checkOnly it does all but step the epoch.
 func (st *Store) Take(ctx context.Context, id SessionID, e Epoch, expect []LayerState, truncations uint64, checkOnly bool) (State, error) {
 	s, err := st.hold(ctx, id, true)
 	if err != nil {
@@ -11,7 +12,9 @@ func (st *Store) Take(ctx context.Context, id SessionID, e Epoch, expect []Layer
 	}
 	defer s.unlock()
 	switch {
-	case e.compare(s.epoch) < 0:
+	case e.Base >= e.Counter:
+		return State{}, refuse(Invalid, "session %s: epoch %d is not above its base %d", id, e.Counter, e.Base)
+	case e.compare(s.epoch) < 0, e.Base != 0 && !s.drivenBy(Epoch{Counter: e.Base, Lane: e.Lane}):
 		return State{}, s.stale(e)
 	case len(expect) > 0 && truncations != s.truncations:
 		return State{}, s.otherTruncations(truncations)

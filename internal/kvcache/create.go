@@ -145,10 +145,11 @@ func (st *Store) again(before *session, e Epoch) (State, error) {
 		return State{}, err
 	}
 	defer s.mu.Unlock()
-	switch e.compare(s.epoch) {
-	case -1:
+	switch {
+	case s.drivenBy(e):
+	case e.compare(s.epoch) < 0:
 		return State{}, s.stale(e)
-	case +1:
+	default:
 		return State{}, refuse(Exists, "session %s was made under another epoch", s.id)
 	}
 	return st.state(s), nil

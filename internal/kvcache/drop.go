@@ -17,7 +17,7 @@ func (st *Store) Drop(ctx context.Context, id SessionID, e *Epoch, call uint64) 
 	}
 	defer s.unlock()
 	switch {
-	case e != nil && *e != s.epoch:
+	case e != nil && !s.drivenBy(*e):
 		return s.stale(*e)
 	case call != 0 && call != s.call:
 		return refuse(Exists, "session %s was made by another call, which it outlives", id)

@@ -28,6 +28,8 @@ type LaneID [16]byte
 type Epoch struct {
 	Counter uint64 // from 1
 	Lane    LaneID
+	// Base is the counter that the lane goes on naming, where the epoch was stepped on its behalf; 0 is none.
+	Base uint64
 }
 
 // compare orders epochs.
@@ -88,6 +90,11 @@ func (s *session) tryLock() bool {
 		return false
 	}
 	return true
+}
+
+// drivenBy tells whether the session is driven by e's lane under the counter that e names.
+func (s *session) drivenBy(e Epoch) bool {
+	return e.Lane == s.epoch.Lane && (e.Counter == s.epoch.Counter || e.Counter == s.epoch.Base && e.Counter != 0)
 }
 
 func (s *session) stale(e Epoch) *Error {

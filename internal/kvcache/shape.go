@@ -26,6 +26,8 @@ type Config struct {
 	Name string
 	// Unshared sessions begin with nobody's prefix and leave none.
 	Unshared bool
+	// Replicas are the copies of each shard that there are to be at other stores. The store only tells it.
+	Replicas int
 }
 
 // HeldLayer says which groups of a layer are held, ascending; none is a layer that is held elsewhere.
@@ -92,6 +94,8 @@ func newShape(config Config, held []HeldLayer) (*shape, *Error) {
 		return nil, refuse(Invalid, "model fingerprint has %d bytes, at most %d are allowed", len(config.Model), shard.MaxText)
 	case len(config.Name) > shard.MaxText:
 		return nil, refuse(Invalid, "name has %d bytes, at most %d are allowed", len(config.Name), shard.MaxText)
+	case config.Replicas < 0 || config.Replicas > shard.MaxReplicas:
+		return nil, refuse(Invalid, "%d replicas, outside 0 to %d", config.Replicas, shard.MaxReplicas)
 	case config.TTL < 0:
 		return nil, refuse(Invalid, "ttl is %v, less than 0", config.TTL)
 	case len(config.Layers) < 1 || len(config.Layers) > shard.MaxLayers:
@@ -197,5 +201,5 @@ func (sh *shape) place() prefixKey {
 
 // equal says whether two sessions were made alike.
 func (sh *shape) equal(other *shape) bool {
-	return sh.root == other.root && sh.config.Unshared == other.config.Unshared && sh.config.TTL == other.config.TTL && sh.config.Name == other.config.Name
+	return sh.root == other.root && sh.config.Unshared == other.config.Unshared && sh.config.Replicas == other.config.Replicas && sh.config.TTL == other.config.TTL && sh.config.Name == other.config.Name
 }

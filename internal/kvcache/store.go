@@ -131,7 +131,7 @@ func (st *Store) drive(ctx context.Context, id SessionID, e Epoch) (*session, er
 	if err != nil {
 		return nil, err
 	}
-	if e != s.epoch {
+	if !s.drivenBy(e) {
 		defer s.unlock()
 		return nil, s.stale(e)
 	}

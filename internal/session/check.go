@@ -47,6 +47,8 @@ func (s *Step) checkFields(l *shard.LayerSpec, groups int) error {
 		return fmt.Errorf("a step without tokens")
 	case len(s.Hashes) != groups:
 		return fmt.Errorf("%d hashes for %d groups", len(s.Hashes), groups)
+	case len(s.Answers) != 0 && (attend == 0 || len(s.Answers) != (groups+7)/8 || groups%8 != 0 && s.Answers[groups/8]>>(groups%8) != 0):
+		return fmt.Errorf("%d bytes say which of %d groups are answered for %d tokens", len(s.Answers), groups, attend)
 	case len(s.Tokens) != 0 && int64(len(s.Tokens)) != appended:
 		return fmt.Errorf("%d token ids for %d positions", len(s.Tokens), appended)
 	case attend > 0 && !framed && s.Codec != headwaterv1.StepCodec_STEP_CODEC_RAW:
@@ -72,12 +74,12 @@ func (s *Step) checkFields(l *shard.LayerSpec, groups int) error {
 // Sizes returns the sizes of the tensors that the step has for some groups of a layer, by its fields.
 func (s *Step) Sizes(l *shard.LayerSpec, groups int) Sizes {
 	// No product overflows: groups and heads are at most 2¹² together, dims at most 2¹⁶, tokens at most 2³².
-	n, size := int64(groups), 4
+	n, answered, size := int64(groups), int64(s.Answered(groups, nil)), 4
 	if s.Encoding != headwaterv1.StorageType_STORAGE_TYPE_F32 {
 		size = l.Storage().Size()
 	}
 	sizes := Sizes{
-		Q: 4 * n * int64(s.Attend) * int64(l.GroupSize()) * int64(l.HeadDim()),
+		Q: 4 * answered * int64(s.Attend) * int64(l.GroupSize()) * int64(l.HeadDim()),
 		K: n * int64(s.Append) * int64(l.HeadDim()*size),
 		V: n * int64(s.Append) * int64(l.VDim()*size),
 	}

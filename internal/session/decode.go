@@ -277,7 +277,7 @@ func (s *Step) unmarshal(b []byte) error {
 			if v, n = protowire.ConsumeVarint(b); n >= 0 {
 				s.set(field, v)
 			}
-		case kind == protowire.BytesType && (field == stepSession || field == stepHashes || field == stepTreeMask || field == stepTokens):
+		case kind == protowire.BytesType && (field == stepSession || field == stepHashes || field == stepTreeMask || field == stepTokens || field == stepAnswers):
 			var v []byte
 			if v, n = protowire.ConsumeBytes(b); n >= 0 {
 				if err := s.setBytes(field, v); err != nil {
@@ -340,6 +340,8 @@ func (s *Step) setBytes(field protowire.Number, v []byte) (err error) {
 		s.Hashes, err = appendPacked(s.Hashes, v)
 	case stepTreeMask:
 		s.TreeMask = append(s.TreeMask[:0], v...)
+	case stepAnswers:
+		s.Answers = append(s.Answers[:0], v...)
 	case stepTokens:
 		for len(v) > 0 {
 			token, n := protowire.ConsumeVarint(v)

@@ -30,6 +30,7 @@ const (
 	stepTokens        protowire.Number = 14
 	stepAppendID      protowire.Number = 15
 	stepChain         protowire.Number = 16
+	stepAnswers       protowire.Number = 17
 
 	resultError        protowire.Number = 1
 	resultLength       protowire.Number = 2
@@ -115,7 +116,8 @@ func sizeOfStep(s *Step) int {
 		sizeOfBytes(stepTreeMask, len(s.TreeMask)) +
 		sizeOfBytes(stepTokens, sizeOfTokens(s.Tokens)) +
 		sizeOfFixed64(stepAppendID, s.AppendID) +
-		sizeOfFixed64(stepChain, s.Chain)
+		sizeOfFixed64(stepChain, s.Chain) +
+		sizeOfBytes(stepAnswers, len(s.Answers))
 }
 
 func appendStep(out []byte, s *Step) []byte {
@@ -140,7 +142,8 @@ func appendStep(out []byte, s *Step) []byte {
 		}
 	}
 	out = appendFixed64(out, stepAppendID, s.AppendID)
-	return appendFixed64(out, stepChain, s.Chain)
+	out = appendFixed64(out, stepChain, s.Chain)
+	return appendBytes(out, stepAnswers, s.Answers)
 }
 
 func sizeOfResult(r *Result) int {

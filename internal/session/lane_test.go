@@ -37,14 +37,14 @@ func plainRequest(r *Request) *headwaterv1.LaneRequest {
 	return &headwaterv1.LaneRequest{Id: r.ID, Payload: r.Payload.Bytes(), Step: &headwaterv1.Step{
 		Session: s.Session[:], Epoch: s.Epoch, Truncations: s.Truncations, Layer: s.Layer, Length: s.Length, Hashes: s.Hashes,
 		Append: s.Append, Attend: s.Attend, QueryPosition: s.QueryPosition, Encoding: s.Encoding, Codec: s.Codec,
-		Tree: s.Tree, TreeMask: s.TreeMask, Tokens: s.Tokens,
+		Tree: s.Tree, TreeMask: s.TreeMask, Tokens: s.Tokens, AppendId: s.AppendID, Chain: s.Chain, Answers: s.Answers,
 	}}
 }
 
 func plainResponse(r *Response) *headwaterv1.LaneResponse {
 	x := &r.Result
 	out := &headwaterv1.LaneResponse{Id: r.ID, Payload: r.Payload.Bytes(), Result: &headwaterv1.StepResult{
-		Length: x.Length, Hashes: x.Hashes, ComputeNanos: x.ComputeNanos, QueueNanos: x.QueueNanos, Codec: x.Codec,
+		Length: x.Length, Hashes: x.Hashes, ComputeNanos: x.ComputeNanos, QueueNanos: x.QueueNanos, Codec: x.Codec, Chain: x.Chain,
 	}}
 	if x.Err != nil {
 		out.Result.Error = x.Err.Why
@@ -67,6 +67,7 @@ func drawRequest(t *rapid.T) *Request {
 		Hashes: rapid.SliceOfN(rapid.Uint64(), 0, 20).Draw(t, "hashes"), Append: n32("append"), Attend: n32("attend"),
 		QueryPosition: numbers.Draw(t, "query_position"), Encoding: headwaterv1.StorageType(n32("encoding")), Codec: headwaterv1.StepCodec(n32("codec")),
 		Tree: n32("tree"), TreeMask: rapid.SliceOfN(rapid.Byte(), 0, 300).Draw(t, "tree_mask"), Tokens: rapid.SliceOfN(rapid.Uint32(), 0, 100).Draw(t, "tokens"),
+		AppendID: numbers.Draw(t, "append_id"), Chain: numbers.Draw(t, "chain"), Answers: rapid.SliceOfN(rapid.Byte(), 0, 20).Draw(t, "answers"),
 	}}
 	copy(r.Step.Session[:], rapid.SliceOfN(rapid.Byte(), 16, 16).Draw(t, "session"))
 	r.Payload = payload(rapid.SliceOfN(rapid.Byte(), 0, 5000).Draw(t, "payload"))
@@ -77,6 +78,7 @@ func drawResponse(t *rapid.T) *Response {
 	r := &Response{ID: numbers.Draw(t, "id"), Result: Result{
 		Length: numbers.Draw(t, "length"), Hashes: rapid.SliceOfN(rapid.Uint64(), 0, 20).Draw(t, "hashes"),
 		ComputeNanos: numbers.Draw(t, "compute"), QueueNanos: numbers.Draw(t, "queue"), Codec: headwaterv1.StepCodec(numbers.Draw(t, "codec")),
+		Chain: numbers.Draw(t, "chain"),
 	}}
 	if rapid.Bool().Draw(t, "refused") {
 		r.Result.Err = Errorf(Reason(rapid.Int32().Draw(t, "problem")), "%s", rapid.String().Draw(t, "message"))

@@ -47,6 +47,20 @@ type Step struct {
 	Tokens        []uint32
 	AppendID      uint64
 	Chain         uint64
+	Answers       []byte
+}
+
+// Answered returns how many of the held groups the holder answers for, and calls do, unless nil, with the index of each.
+func (s *Step) Answered(groups int, do func(i int)) int {
+	n := 0
+	for i := range groups {
+		if len(s.Answers) == 0 || s.Answers[i/8]>>(i%8)&1 == 1 {
+			if n++; do != nil {
+				do(i)
+			}
+		}
+	}
+	return n
 }
 
 // Response is a LaneResponse. A zero Response is ready for use, and one that was sent or received may be used again.
@@ -78,7 +92,7 @@ type Result struct {
 func (r *Request) Reset() {
 	s := &r.Step
 	*r = Request{
-		Step:    Step{Hashes: empty(s.Hashes), TreeMask: empty(s.TreeMask), Tokens: empty(s.Tokens)},
+		Step:    Step{Hashes: empty(s.Hashes), TreeMask: empty(s.TreeMask), Tokens: empty(s.Tokens), Answers: empty(s.Answers)},
 		scratch: empty(r.scratch),
 	}
 }

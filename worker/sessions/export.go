@@ -38,6 +38,15 @@ func (s *Service) ExportSession(m *headwaterv1.ExportSessionRequest, stream grpc
 	if count == 0 {
 		count = length - start
 	}
+	if len(m.GetGroups()) > len(groups) {
+		return invalidSession("session %s: layer %d: %d groups are asked for, %d are held", id, m.GetLayer(), len(m.GetGroups()), len(groups))
+	}
+	if len(m.GetGroups()) > 0 {
+		groups = make([]shard.Group, len(m.GetGroups()))
+		for i, g := range m.GetGroups() {
+			groups[i] = shard.Group(g) // the store refuses what it does not hold
+		}
+	}
 	l := layer.Layout
 	each := max(rpc.BlockBytes/(l.KRowBytes()+l.VRowBytes()+8), 1)
 	for _, g := range groups {

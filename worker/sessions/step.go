@@ -23,8 +23,9 @@ const foregroundTokens = 64
 
 // step is what a request asks, checked, and the memory to do it in.
 type step struct {
-	groups  []shard.Group
-	heads   int // query heads of a group
+	groups  []shard.Group // that are answered
+	at      []int         // the index of each among those held
+	heads   int           // query heads of a group
 	vDim    int
 	raw     bool
 	codec   contextframe.Codec // of the frame, unless raw
@@ -86,6 +87,11 @@ func (s *Service) perform(ctx context.Context, t *task) (err error) {
 	if r.Length, r.Hashes, err = s.m.Store.Prepare(ctx, &st.pending, &st.append, r.Hashes); err != nil {
 		return refusal(err)
 	}
+	if len(st.groups) == 0 { // others answer
+		r.QueueNanos = machine.Nanos(t.arrived, time.Now())
+		st.pending.Commit()
+		return nil
+	}
 	rows := len(st.groups) * int(m.Attend) * st.heads
 	raw := rpc.NewBuffer(4 * rows * (st.vDim + 1))
 	out := attention.Output{Context: raw.Floats()[:rows*st.vDim], LSE: raw.Floats()[rows*st.vDim:]}
@@ -140,7 +146,7 @@ func (s *Service) attend(ctx context.Context, t *task, out attention.Output) err
 	for i, g := range st.groups {
 		query.Q, query.FirstHead = st.q[i*q:(i+1)*q], int(g)*st.heads
 		st.items = append(st.items, attention.Item{
-			KV: st.pending.View.KV(i), Query: query, Options: st.options,
+			KV: st.pending.View.KV(st.at[i]), Query: query, Options: st.options,
 			Output: attention.Output{Context: out.Context[i*c : (i+1)*c], LSE: out.LSE[i*lse : (i+1)*lse]},
 		})
 	}
@@ -190,13 +196,15 @@ func (st *step) read(m *session.Step, payload *rpc.Buffer, layer *shard.LayerSpe
 	l := layer.Layout
 	heads := layer.Heads / layer.KVHeads
 	codec, _ := layerproto.ReadStepCodec(m.Codec)
-	st.groups, st.heads, st.vDim, st.options = groups, heads, l.VDim(), layer.Options
+	st.heads, st.vDim, st.options = heads, l.VDim(), layer.Options
 	st.raw, st.codec = m.Codec == headwaterv1.StepCodec_STEP_CODEC_RAW, codec
 	sizes, err := m.Check(layer, len(groups), len(payload.Bytes()))
 	if err != nil {
 		return 0, err.Error()
 	}
-	n, attend := int64(len(groups)), int64(m.Attend)
+	st.groups, st.at = st.groups[:0], st.at[:0]
+	m.Answered(len(groups), func(i int) { st.groups, st.at = append(st.groups, groups[i]), append(st.at, i) })
+	n, attend := int64(len(st.groups)), int64(m.Attend)
 	answer, mask := 4*n*attend*int64(heads)*int64(l.VDim()+1), attend*int64(m.Tree)
 	dt := l.DType()
 	if m.Append > 0 && m.Encoding == headwaterv1.StorageType_STORAGE_TYPE_F32 {
@@ -205,7 +213,7 @@ func (st *step) read(m *session.Step, payload *rpc.Buffer, layer *shard.LayerSpe
 	b := payload.Bytes()
 	if i, x, ok := tensor.CheckFinite(b[:sizes.Q], tensor.F32, false); !ok {
 		row := int64(i) / int64(l.HeadDim())
-		return 0, fmt.Sprintf("q of group %d, token %d, head %d: element %d is %v", groups[row/(attend*int64(heads))], row/int64(heads)%attend, row%int64(heads), int64(i)%int64(l.HeadDim()), x)
+		return 0, fmt.Sprintf("q of group %d, token %d, head %d: element %d is %v", st.groups[row/(attend*int64(heads))], row/int64(heads)%attend, row%int64(heads), int64(i)%int64(l.HeadDim()), x)
 	}
 	cut := func(size int64) (part []byte) {
 		part, b = b[:size:size], b[size:]
@@ -220,7 +228,7 @@ func (st *step) read(m *session.Step, payload *rpc.Buffer, layer *shard.LayerSpe
 	}
 	st.query = attention.Query{Tokens: int(m.Attend), Heads: heads, Offset: int64(m.QueryPosition)}
 	room = answer + mask
-	if !st.raw && attend > 0 {
+	if !st.raw && answer > 0 {
 		room += contextframe.MaxFrameBytes(codec, int(n*attend), heads, l.VDim())
 	}
 	return room, ""

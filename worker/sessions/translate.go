@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"math"
 
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -31,11 +32,11 @@ func readEpoch(field string, m *headwaterv1.Epoch) (e kvcache.Epoch, err error) 
 	if len(m.GetLane()) != len(e.Lane) {
 		return e, invalidSession("%s: the id of a lane has %d bytes, not %d", field, len(e.Lane), len(m.GetLane()))
 	}
-	return kvcache.Epoch{Counter: m.GetCounter(), Lane: kvcache.LaneID(m.GetLane())}, nil
+	return kvcache.Epoch{Counter: m.GetCounter(), Lane: kvcache.LaneID(m.GetLane()), Base: m.GetBase()}, nil
 }
 
 func writeEpoch(e kvcache.Epoch) *headwaterv1.Epoch {
-	return &headwaterv1.Epoch{Counter: e.Counter, Lane: e.Lane[:]}
+	return &headwaterv1.Epoch{Counter: e.Counter, Lane: e.Lane[:], Base: e.Base}
 }
 
 var sessionReasons = map[kvcache.Reason]session.Reason{
@@ -67,7 +68,7 @@ func refusal(err error) error {
 
 // readConfig reads what a session is made with. The store checks what fits together.
 func readConfig(m *headwaterv1.SessionConfig) (kvcache.Config, error) {
-	c := kvcache.Config{Tenant: m.GetTenant(), Model: m.GetModel(), Name: m.GetName(), Unshared: m.GetUnshared()}
+	c := kvcache.Config{Tenant: m.GetTenant(), Model: m.GetModel(), Name: m.GetName(), Unshared: m.GetUnshared(), Replicas: int(min(m.GetReplicas(), shard.MaxReplicas+1))}
 	if m.GetTtl() != nil {
 		if err := m.GetTtl().CheckValid(); err != nil {
 			return c, invalidSession("config: ttl: %v", err)
@@ -84,6 +85,9 @@ func readConfig(m *headwaterv1.SessionConfig) (kvcache.Config, error) {
 
 func writeConfig(c *kvcache.Config) *headwaterv1.SessionConfig {
 	m := &headwaterv1.SessionConfig{Tenant: c.Tenant, Model: c.Model, Name: c.Name, Unshared: c.Unshared}
+	if c.Replicas > 0 {
+		m.Replicas = proto.Uint32(uint32(c.Replicas))
+	}
 	if c.TTL > 0 {
 		m.Ttl = durationpb.New(c.TTL)
 	}

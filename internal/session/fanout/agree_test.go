@@ -64,7 +64,7 @@ func TestHalvesOfTwoStepsAreNoState(t *testing.T) {
 	if err != nil || joined.GetLayers()[0].GetLength() != 5 || !slices.Equal(joined.GetLayers()[0].GetHashes(), p.known[0].GetHashes()) {
 		t.Fatalf("what both have is said to be %v: %v", joined, err)
 	}
-	state, err := p.conns.Take(t.Context(), p.holding, &headwaterv1.TakeSessionRequest{Session: p.id[:], Epoch: p.epoch})
+	state, err := p.conns.Take(t.Context(), p.place(), &headwaterv1.TakeSessionRequest{Session: p.id[:], Epoch: p.epoch})
 	if err != nil || state.GetLayers()[0].GetLength() != 5 {
 		t.Fatalf("taken with %v: %v", state, err)
 	}
@@ -84,7 +84,7 @@ func TestNothingInCommonIsAnError(t *testing.T) {
 		}
 		step, _ := draw(rng(uint64(7+i)), two, 0, p.id, 8, hashes, 1, 0)
 		step.Chain = l.GetChain()
-		if err := p.lane.Start(t.Context(), p.holding, step).Wait(t.Context()); err == nil {
+		if err := p.lane.Start(t.Context(), p.place(), step).Wait(t.Context()); err == nil {
 			t.Fatal("done by one holder of two")
 		}
 	}
@@ -93,11 +93,11 @@ func TestNothingInCommonIsAnError(t *testing.T) {
 		t.Fatalf("joined: %v", err)
 	}
 	take := &headwaterv1.TakeSessionRequest{Session: p.id[:], Epoch: p.epoch}
-	if _, err := p.conns.Take(t.Context(), p.holding, take); !fanout.Is(err, different) {
+	if _, err := p.conns.Take(t.Context(), p.place(), take); !fanout.Is(err, different) {
 		t.Fatalf("taken: %v", err)
 	}
 	take.Expect = p.known
-	state, err := p.conns.Take(t.Context(), p.holding, take)
+	state, err := p.conns.Take(t.Context(), p.place(), take)
 	if err != nil || state.GetLayers()[0].GetLength() != 5 {
 		t.Fatalf("taken with a receipt: %v: %v", state, err)
 	}
@@ -119,15 +119,15 @@ func TestALateTruncationFindsNothingToCut(t *testing.T) {
 	if err := p.do(t, step); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := p.conns.Truncate(t.Context(), p.holding, late); !fanout.Is(err, session.Ahead) {
+	if _, err := p.conns.Truncate(t.Context(), p.place(), late); !fanout.Is(err, session.Ahead) {
 		t.Fatalf("a late truncation: %v", err)
 	}
 	p.holds(t, 0, []uint64{8, 0}, [][]uint64{p.known[0].GetHashes(), {0, 0}})
 	// Nor once the same session has been truncated by another that came before it.
-	if _, err := p.conns.Truncate(t.Context(), p.holding, &headwaterv1.TruncateSessionRequest{Session: p.id[:], Epoch: p.epoch, Position: 8, Expect: p.known, Id: 4}); err != nil {
+	if _, err := p.conns.Truncate(t.Context(), p.place(), &headwaterv1.TruncateSessionRequest{Session: p.id[:], Epoch: p.epoch, Position: 8, Expect: p.known, Id: 4}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := p.conns.Truncate(t.Context(), p.holding, late); !fanout.Is(err, session.OtherTruncations) {
+	if _, err := p.conns.Truncate(t.Context(), p.place(), late); !fanout.Is(err, session.OtherTruncations) {
 		t.Fatalf("a late truncation: %v", err)
 	}
 }
@@ -159,7 +159,7 @@ func TestALevelThatEndsEarlyCanBeDoneAgain(t *testing.T) {
 		if _, err := p.nodes[first].TruncateSession(t.Context(), req); err != nil {
 			t.Fatal(err)
 		}
-		state, err := p.conns.Take(t.Context(), p.holding, &headwaterv1.TakeSessionRequest{Session: p.id[:], Epoch: p.epoch})
+		state, err := p.conns.Take(t.Context(), p.place(), &headwaterv1.TakeSessionRequest{Session: p.id[:], Epoch: p.epoch})
 		if err != nil || state.GetLayers()[0].GetLength() != 5 || state.GetTruncations() != 1 {
 			t.Fatalf("holder %d first: taken with %v: %v", first, state, err)
 		}

@@ -12,7 +12,10 @@ import (
 // Conns are connections to holders, and the calls over them. Safe for concurrent use.
 type Conns struct {
 	*rpc.Conns
-	Log            *slog.Logger  // of panics that are caught; nil is slog.Default
+	Log *slog.Logger // of panics that are caught; nil is slog.Default
+	// OnLeave, unless nil, is told of a session that goes on without holders that are lost. Set it before calls are made.
+	OnLeave func(session [16]byte, lost []string)
+
 	abandonTimeout time.Duration // for dropping a session that was made in vain
 }
 

@@ -125,7 +125,7 @@ func TestALaneUsesItsConnections(t *testing.T) {
 	}
 	for length := range uint64(3) {
 		step, _ := draw(rng(1), []shard.LayerSpec{l}, 0, [16]byte{1}, length, []uint64{length}, 1, 0)
-		if err := p.lane.Start(t.Context(), h, step).Wait(t.Context()); err != nil {
+		if err := p.lane.Start(t.Context(), at(h), step).Wait(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 	}

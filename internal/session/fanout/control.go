@@ -111,8 +111,21 @@ func (c *Conns) abandon(ctx context.Context, h *Holding, session []byte, epoch *
 
 // Take makes the lane of the epoch the one that drives the session, at every holder, or with CheckOnly says whether it
 // would. What is expected, all of several holders confirm before one of them steps its epoch, so that a wrong receipt shuts
-// nobody out. Where an append was not made whole the session is cut to what all have.
-func (c *Conns) Take(ctx context.Context, h *Holding, req *headwaterv1.TakeSessionRequest) (*headwaterv1.SessionState, error) {
+// nobody out. Where an append was not made whole the session is cut to what all have. Holders that are lost, and that the others can
+// do without, are left out.
+func (c *Conns) Take(ctx context.Context, p *Place, req *headwaterv1.TakeSessionRequest) (*headwaterv1.SessionState, error) {
+	var state *headwaterv1.SessionState
+	from := p.Holding()
+	err := past(from, func(h *Holding) (err error) {
+		if state, err = c.takeAll(ctx, h, req); err == nil && h != from {
+			p.holding.CompareAndSwap(from, h)
+		}
+		return err
+	})
+	return state, err
+}
+
+func (c *Conns) takeAll(ctx context.Context, h *Holding, req *headwaterv1.TakeSessionRequest) (*headwaterv1.SessionState, error) {
 	if len(h.holders) > 1 && len(req.GetExpect()) > 0 || req.GetCheckOnly() {
 		if _, err := c.take(ctx, h, req, true); err != nil || req.GetCheckOnly() {
 			return nil, err
@@ -284,8 +297,9 @@ func (h *Holding) joinLayers(id []byte, states []*headwaterv1.SessionState) ([]*
 	if err != nil {
 		return nil, err
 	}
-	layers := make([]*headwaterv1.LayerState, len(h.layers))
+	layers, known := make([]*headwaterv1.LayerState, len(h.layers)), make([][]bool, len(h.layers))
 	for l, one := range common {
+		known[l] = make([]bool, h.layers[l].KVHeads)
 		layers[l] = &headwaterv1.LayerState{Layer: uint32(l), Length: one.length, Chain: one.chain, Hashes: make([]uint64, h.layers[l].KVHeads)}
 	}
 	for i, s := range states {
@@ -301,7 +315,10 @@ func (h *Holding) joinLayers(id []byte, states []*headwaterv1.SessionState) ([]*
 				hashes = l.GetBefore().GetHashes()
 			}
 			for j, g := range o.layer(at, &h.layers[at]) {
-				layers[at].Hashes[g] = hashes[j]
+				if known[at][g] && hashes[j] != layers[at].Hashes[g] {
+					return nil, refused(o.Name, session.Errorf(session.Different, "session %x: layer %d group %d has hash %016x, its copy at another holder %016x", id, at, g, hashes[j], layers[at].Hashes[g]))
+				}
+				layers[at].Hashes[g], known[at][g] = hashes[j], true
 			}
 		}
 	}
@@ -309,7 +326,11 @@ func (h *Holding) joinLayers(id []byte, states []*headwaterv1.SessionState) ([]*
 }
 
 // Fork makes a session that begins as another one, at every holder. What a call that fails has made it gives up.
-func (c *Conns) Fork(ctx context.Context, h *Holding, req *headwaterv1.ForkSessionRequest) (*headwaterv1.SessionState, error) {
+func (c *Conns) Fork(ctx context.Context, p *Place, req *headwaterv1.ForkSessionRequest) (*headwaterv1.SessionState, error) {
+	return c.over(ctx, p, req.GetEpoch(), func(h *Holding) (*headwaterv1.SessionState, error) { return c.fork(ctx, h, req) })
+}
+
+func (c *Conns) fork(ctx context.Context, h *Holding, req *headwaterv1.ForkSessionRequest) (*headwaterv1.SessionState, error) {
 	call := cmp.Or(req.GetCall(), NewID())
 	states, err := c.each(ctx, h.holders, func(ctx context.Context, s headwaterv1.SessionServiceClient, i int) (*headwaterv1.SessionState, error) {
 		expect, err := h.slice(h.holders[i], req.GetExpect())
@@ -336,7 +357,11 @@ func (c *Conns) Fork(ctx context.Context, h *Holding, req *headwaterv1.ForkSessi
 
 // Truncate takes positions back at every holder, from what the request names to be there, or with CheckOnly says whether it would.
 // Where it fails at some, the same request again makes it whole.
-func (c *Conns) Truncate(ctx context.Context, h *Holding, req *headwaterv1.TruncateSessionRequest) (*headwaterv1.SessionState, error) {
+func (c *Conns) Truncate(ctx context.Context, p *Place, req *headwaterv1.TruncateSessionRequest) (*headwaterv1.SessionState, error) {
+	return c.over(ctx, p, req.GetEpoch(), func(h *Holding) (*headwaterv1.SessionState, error) { return c.truncateAll(ctx, h, req) })
+}
+
+func (c *Conns) truncateAll(ctx context.Context, h *Holding, req *headwaterv1.TruncateSessionRequest) (*headwaterv1.SessionState, error) {
 	// Where one may have freed what another still has, none begins before all have agreed.
 	if len(h.holders) > 1 && slices.ContainsFunc(h.layers, func(l shard.LayerSpec) bool { return l.Windowed() }) || req.GetCheckOnly() {
 		if _, err := c.truncate(ctx, h, req, true); err != nil || req.GetCheckOnly() {
@@ -366,7 +391,14 @@ func (c *Conns) truncate(ctx context.Context, h *Holding, req *headwaterv1.Trunc
 
 // Pin pins a session at every holder, or no longer. Where an append was not made whole, the layers that it returns have what
 // all holders have, and no hashes.
-func (c *Conns) Pin(ctx context.Context, h *Holding, req *headwaterv1.PinSessionRequest) (*headwaterv1.SessionState, error) {
+func (c *Conns) Pin(ctx context.Context, p *Place, req *headwaterv1.PinSessionRequest) (state *headwaterv1.SessionState, _ error) {
+	return state, past(p.Holding(), func(h *Holding) (err error) {
+		state, err = c.pin(ctx, h, req)
+		return err
+	})
+}
+
+func (c *Conns) pin(ctx context.Context, h *Holding, req *headwaterv1.PinSessionRequest) (*headwaterv1.SessionState, error) {
 	states, err := c.each(ctx, h.holders, func(ctx context.Context, s headwaterv1.SessionServiceClient, _ int) (*headwaterv1.SessionState, error) {
 		resp, err := s.PinSession(ctx, req)
 		return resp.GetState(), err
@@ -423,30 +455,57 @@ func (c *Conns) List(ctx context.Context, name, address string, req *headwaterv1
 }
 
 // Export reads keys and values of one layer and calls do with what comes, ascending by group, then by position.
-func (c *Conns) Export(ctx context.Context, h *Holding, req *headwaterv1.ExportSessionRequest, do func(*headwaterv1.ExportSessionResponse) error) error {
+func (c *Conns) Export(ctx context.Context, p *Place, req *headwaterv1.ExportSessionRequest, do func(*headwaterv1.ExportSessionResponse) error) error {
+	begun, failed := false, error(nil)
+	return past(p.Holding(), func(h *Holding) error {
+		if begun {
+			return failed // what was given out is not taken back
+		}
+		failed = c.export(ctx, h, req, func(m *headwaterv1.ExportSessionResponse) error {
+			begun = true
+			return do(m)
+		})
+		return failed
+	})
+}
+
+func (c *Conns) export(ctx context.Context, h *Holding, req *headwaterv1.ExportSessionRequest, do func(*headwaterv1.ExportSessionResponse) error) error {
 	if int64(req.GetLayer()) >= int64(len(h.layers)) {
 		return invalid("layer %d of %d", req.GetLayer(), len(h.layers))
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	parts := h.parts[req.GetLayer()]
-	owner := make([]int, h.layers[req.GetLayer()].KVHeads)
+	owner := slices.Repeat([]int{-1}, h.layers[req.GetLayer()].KVHeads) // part of each group that is asked for
 	streams := make([]headwaterv1.SessionService_ExportSessionClient, len(parts))
 	heads := make([]*headwaterv1.ExportSessionResponse, len(parts))
 	for i, p := range parts {
-		for _, g := range p.groups {
-			owner[g] = i
+		own := proto.CloneOf(req)
+		own.Groups = nil
+		for _, g := range p.answers {
+			if len(req.GetGroups()) == 0 || slices.Contains(req.GetGroups(), uint32(g)) {
+				owner[g], own.Groups = i, append(own.Groups, uint32(g))
+			}
+		}
+		if len(own.Groups) == 0 {
+			continue
+		}
+		if len(own.Groups) == len(p.groups) {
+			own.Groups = nil
 		}
 		conn, err := c.Use(p.holder.Address)
 		if err != nil {
 			return lost(p.holder.Name, err)
 		}
 		defer conn.Release()
-		if streams[i], err = headwaterv1.NewSessionServiceClient(conn).ExportSession(ctx, req); err != nil {
+		if streams[i], err = headwaterv1.NewSessionServiceClient(conn).ExportSession(ctx, own); err != nil {
 			return callError(p.holder.Name, err)
 		}
 	}
 	next := func(i int) (err error) {
+		if streams[i] == nil {
+			return nil
+		}
 		if heads[i], err = streams[i].Recv(); errors.Is(err, io.EOF) {
 			heads[i] = nil
 			return nil
@@ -461,7 +520,7 @@ func (c *Conns) Export(ctx context.Context, h *Holding, req *headwaterv1.ExportS
 		}
 	}
 	for g, i := range owner {
-		for heads[i] != nil && int64(heads[i].GetGroup()) == int64(g) {
+		for i >= 0 && heads[i] != nil && int64(heads[i].GetGroup()) == int64(g) {
 			if err := do(heads[i]); err != nil {
 				return err
 			}

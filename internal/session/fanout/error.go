@@ -27,11 +27,23 @@ type lostError struct{ why *session.Error }
 func (e lostError) Error() string { return e.why.Error() }
 func (e lostError) Unwrap() error { return e.why }
 
+// breakError is a stream to a holder that ended under a step. Over a new one the holder may be reached.
+type breakError struct{ why *session.Error }
+
+func (e breakError) Error() string { return e.why.Error() }
+func (e breakError) Unwrap() error { return e.why }
+
+// broken tells whether an error is of a stream that ended under a step.
+func broken(err error) bool {
+	var b breakError
+	return errors.As(err, &b)
+}
+
 // Unreached tells whether an error is of a holder that this side did not reach, or whose connection broke, and not what a holder
 // has answered.
 func Unreached(err error) bool {
 	var l lostError
-	return errors.As(err, &l)
+	return errors.As(err, &l) || broken(err)
 }
 
 // transient tells whether the same call may go well soon.
@@ -59,7 +71,7 @@ func lost(holder string, err error) error {
 		return fault.error
 	}
 	s := status.Convert(err)
-	var broken brokenError
+	var ended brokenError
 	if e, ok := session.FromError(err); ok {
 		return refused(holder, e)
 	}
@@ -67,13 +79,16 @@ func lost(holder string, err error) error {
 	switch {
 	case session.KindOfCode(s.Code()) == session.Refused, s.Code() == codes.ResourceExhausted:
 		return refused(holder, session.Refusal(s.Err()))
-	case errors.As(err, &broken):
+	case errors.As(err, &ended):
 		reason = session.Busy
 	}
 	e := session.Errorf(reason, "%s", oneLine(s.Message()))
 	e.Why.Holder = holder
 	if rpc.IsMute(err) {
 		return e // a new connection would be waited for as long
+	}
+	if reason == session.Busy {
+		return breakError{e}
 	}
 	return lostError{e}
 }

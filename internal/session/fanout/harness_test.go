@@ -213,6 +213,12 @@ func (s *script) Lane(stream *session.ServerStream) error {
 	}
 }
 
+// place is where the session is.
+func (p *plain) place() *fanout.Place { return fanout.NewPlace(p.id, p.holding) }
+
+// at is the place of a holding, of the session that draw is given.
+func at(h *fanout.Holding) *fanout.Place { return fanout.NewPlace([16]byte{1}, h) }
+
 // alone is a holding of one scripted holder that has all groups.
 func alone(t testing.TB, s *script, layers ...shard.LayerSpec) *fanout.Holding {
 	t.Helper()

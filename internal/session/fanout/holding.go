@@ -2,6 +2,7 @@ package fanout
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
 	"slices"
 
@@ -19,8 +20,10 @@ type Holder struct {
 
 // part is what one holder has of one layer.
 type part struct {
-	holder *Holder
-	groups []int
+	holder  *Holder
+	groups  []int
+	answers []int  // groups that it answers for
+	bits    []byte // answers as Step.Answers has them, nil if they are all groups
 }
 
 // Holding says who holds which groups of a session. It does not change, so it may be shared.
@@ -30,37 +33,73 @@ type Holding struct {
 	parts   [][]part // by layer, without those that have none of it
 }
 
-// NewHolding checks that every group of every layer has exactly one holder.
+// NewHolding checks that every group of every layer has a holder. If some have several, each holds all that is appended, and one of
+// them answers: the groups of each layer are shared out as evenly as the holders allow, the remainder over the layers.
 func NewHolding(layers []shard.LayerSpec, holders ...*Holder) (*Holding, error) {
 	h := &Holding{layers: layers, holders: holders, parts: make([][]part, len(layers))}
-	for _, o := range holders {
+	for i, o := range holders {
 		if o.Groups != nil && len(o.Groups) != len(layers) {
 			return nil, fmt.Errorf("holder %q: groups of %d layers, the session has %d", o.Name, len(o.Groups), len(layers))
 		}
+		if slices.ContainsFunc(holders[:i], func(other *Holder) bool { return other.Name == o.Name }) {
+			return nil, fmt.Errorf("holder %q is named twice", o.Name)
+		}
 	}
+	answers := make([]int, len(holders)) // groups of all layers so far
 	for l := range layers {
 		layer := &layers[l]
-		owner := make([]*Holder, layer.KVHeads)
-		for _, o := range holders {
+		held := make([][]int, layer.KVHeads) // by group, indices of the parts that have it
+		var index []int                      // of each part's holder
+		for i, o := range holders {
 			groups := o.layer(l, layer)
-			for i, g := range groups {
-				switch {
-				case g < 0 || g >= layer.KVHeads || i > 0 && g <= groups[i-1]:
+			for j, g := range groups {
+				if g < 0 || g >= layer.KVHeads || j > 0 && g <= groups[j-1] {
 					return nil, fmt.Errorf("holder %q: layer %d: groups %v are not ascending below %d", o.Name, l, groups, layer.KVHeads)
-				case owner[g] != nil:
-					return nil, fmt.Errorf("layer %d: group %d is held by %q and by %q", l, g, owner[g].Name, o.Name)
 				}
-				owner[g] = o
+				held[g] = append(held[g], len(h.parts[l]))
 			}
 			if len(groups) > 0 {
-				h.parts[l] = append(h.parts[l], part{o, groups})
+				h.parts[l], index = append(h.parts[l], part{holder: o, groups: groups}), append(index, i)
 			}
 		}
-		if g := slices.Index(owner, nil); g >= 0 {
-			return nil, fmt.Errorf("layer %d: nobody holds group %d", l, g)
+		for g, by := range held {
+			if len(by) == 0 {
+				return nil, fmt.Errorf("layer %d: nobody holds group %d", l, g)
+			}
+			p := slices.MinFunc(by, func(a, b int) int {
+				return cmp.Or(cmp.Compare(len(h.parts[l][a].answers), len(h.parts[l][b].answers)), cmp.Compare(answers[index[a]], answers[index[b]]))
+			})
+			h.parts[l][p].answers = append(h.parts[l][p].answers, g)
+			answers[index[p]]++
+		}
+		for i := range h.parts[l] {
+			h.parts[l][i].mark()
 		}
 	}
 	return h, nil
+}
+
+// mark sets the bits of what is answered, if others answer for the rest.
+func (p *part) mark() {
+	if len(p.answers) == len(p.groups) {
+		return
+	}
+	p.bits = make([]byte, (len(p.groups)+7)/8)
+	for i, g := range p.groups {
+		if _, ok := slices.BinarySearch(p.answers, g); ok {
+			p.bits[i/8] |= 1 << (i % 8)
+		}
+	}
+}
+
+// Without returns the holding of those that are not named, or no where some group would have no holder.
+func (h *Holding) Without(names ...string) (*Holding, bool) {
+	rest := slices.DeleteFunc(slices.Clone(h.holders), func(o *Holder) bool { return slices.Contains(names, o.Name) })
+	if len(rest) == len(h.holders) || len(rest) == 0 {
+		return nil, false
+	}
+	less, err := NewHolding(h.layers, rest...)
+	return less, err == nil
 }
 
 // layer returns the groups that the holder has of a layer.

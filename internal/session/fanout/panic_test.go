@@ -81,7 +81,7 @@ func TestAPanicOfAGoroutineEndsItsCallAlone(t *testing.T) {
 					return conns.Drop(t.Context(), h.Holders(), &headwaterv1.DropSessionRequest{Session: make([]byte, 16)})
 				}
 				step, _ := draw(rand.New(rand.NewPCG(1, 1)), layers, 0, [16]byte{1}, 0, make([]uint64, 2), 1, 0)
-				return lane.Start(t.Context(), h, step).Once(t.Context())
+				return lane.Start(t.Context(), at(h), step).Once(t.Context())
 			}
 			before := rpc.Panics()
 			if err := call(); status.Code(err) != codes.Internal {

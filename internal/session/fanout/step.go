@@ -51,14 +51,18 @@ type Step struct {
 // Call is a step on its way. It is made by Start, and ends with Wait or Once.
 type Call struct {
 	lane    *Lane
-	holding *Holding
+	place   *Place
+	holding *Holding // of the place, as the step was sent
 	step    *Step
 	parts   []*callPart
 	left    atomic.Int32  // parts that are not sent, and parts that are not answered
 	done    chan struct{} // one element when none is left
 	refused error         // why it was not sent
+	again   bool          // it was sent again over new streams, to the same holders
 	context []float32     // scratch: one holder's context and LSE
 	lse     []float32
+	hashes  []uint64 // scratch: by group, the hash after the step where it is known
+	known   []bool
 }
 
 // callPart is what one holder is asked.
@@ -66,6 +70,7 @@ type callPart struct {
 	call     *Call
 	holder   *Holder
 	groups   []int
+	answers  []int // groups of these that it answers for, empty if nothing attends
 	request  *session.Request
 	response *session.Response
 	answered bool
@@ -80,28 +85,26 @@ func (c *Call) finished() {
 }
 
 // Start sends a step to all holders of its layer. It waits while too much is under way.
-func (l *Lane) Start(ctx context.Context, h *Holding, s *Step) *Call {
+func (l *Lane) Start(ctx context.Context, p *Place, s *Step) *Call {
 	c := l.calls.Get().(*Call)
-	c.holding, c.step = h, s
+	c.place, c.holding, c.step, c.again = p, p.Holding(), s, false
 	c.send(ctx)
 	return c
 }
 
 func (c *Call) send(ctx context.Context) {
-	parts, s := c.holding.parts[c.step.Layer], c.step
-	for len(c.parts) < len(parts) {
-		c.parts = append(c.parts, &callPart{call: c, request: new(session.Request), response: new(session.Response)})
-	}
-	c.parts = c.parts[:len(parts)]
-	if c.refused = s.fits(parts, &c.holding.layers[s.Layer]); c.refused != nil {
-		s.Payload.Free()
-		s.Payload = nil
-		c.done <- struct{}{}
-		return
-	}
-	c.left.Store(int32(2 * len(parts)))
-	for i, p := range c.parts {
-		p.holder, p.groups, p.answered, p.err = parts[i].holder, parts[i].groups, false, nil
+	s, layer := c.step, &c.holding.layers[c.step.Layer]
+	c.parts = c.parts[:0]
+	for _, held := range c.holding.parts[s.Layer] {
+		if s.Append == 0 && len(held.answers) == 0 {
+			continue // it has nothing to do
+		}
+		c.parts = append(c.parts, c.nextPart())
+		p := c.parts[len(c.parts)-1]
+		p.holder, p.groups, p.answers, p.answered, p.err = held.holder, held.groups, held.answers, false, nil
+		if s.Attend == 0 {
+			p.answers = nil
+		}
 		m := &p.request.Step
 		hashes, mask, tokens := m.Hashes[:0], m.TreeMask[:0], m.Tokens[:0]
 		*m = s.Step
@@ -109,10 +112,22 @@ func (c *Call) send(ctx context.Context) {
 		for _, g := range p.groups {
 			m.Hashes = append(m.Hashes, s.Hashes[g])
 		}
+		if s.Attend > 0 {
+			m.Answers = held.bits
+		}
+	}
+	if c.refused = c.fits(layer); c.refused != nil {
+		s.Payload.Free()
+		s.Payload = nil
+		c.done <- struct{}{}
+		return
+	}
+	c.left.Store(int32(2 * len(c.parts)))
+	for _, p := range c.parts {
 		if s.Payload != nil {
 			p.request.Payload, s.Payload = s.Payload, nil
 		} else {
-			p.request.Payload = s.cut(p.groups, &c.holding.layers[s.Layer])
+			p.request.Payload = s.cut(p, layer)
 		}
 		stream, err := c.lane.stream(p.holder)
 		if err == nil {
@@ -127,13 +142,23 @@ func (c *Call) send(ctx context.Context) {
 	}
 }
 
+// nextPart returns a part for the next holder, one of an earlier step where there is one.
+func (c *Call) nextPart() *callPart {
+	if n := len(c.parts); n < cap(c.parts) {
+		if p := c.parts[:n+1][n]; p != nil {
+			return p
+		}
+	}
+	return &callPart{call: c, request: new(session.Request), response: new(session.Response)}
+}
+
 // fits refuses a step of which one holder's part, or its answer, is more than a message takes, before any holder is sent its own.
-func (s *Step) fits(parts []part, layer *shard.LayerSpec) error {
+func (c *Call) fits(layer *shard.LayerSpec) error {
+	s := c.step
 	query, key, value, scale := stepBytes(layer, &s.Step)
-	each := query + key + value + 2*scale
 	answer := 4 * int(s.Attend) * layer.GroupSize() * (layer.VDim() + 1)
-	for _, p := range parts {
-		n := max(each, answer) * len(p.groups)
+	for _, p := range c.parts {
+		n := max(query*len(p.answers)+(key+value+2*scale)*len(p.groups), answer*len(p.answers))
 		if n += 8*len(p.groups) + len(s.TreeMask) + 5*len(s.Tokens) + roomForFields; n > rpc.MaxMessageBytes {
 			return invalid("layer %d: %d tokens to append and %d that attend make a message of about %d bytes at holder %q, at most %d are allowed: cut the step into fewer tokens",
 				s.Layer, s.Append, s.Attend, n, p.holder.Name, rpc.MaxMessageBytes)
@@ -165,7 +190,7 @@ type Payload struct {
 	sizes   [5]int    // of one group
 }
 
-// Cut finds the tensors in the payload of a step on all groups.
+// Cut finds the tensors in the payload of a step on all groups. The queries are those of the groups that it is to be answered for.
 func (p *Payload) Cut(l *shard.LayerSpec, s *session.Step, payload []byte) error {
 	var sizes [5]int
 	sizes[0], sizes[1], sizes[2], sizes[3] = stepBytes(l, s)
@@ -173,6 +198,9 @@ func (p *Payload) Cut(l *shard.LayerSpec, s *session.Step, payload []byte) error
 	at := 0
 	for i, size := range sizes {
 		n := size * l.KVHeads
+		if i == 0 {
+			n = size * s.Answered(l.KVHeads, nil)
+		}
 		if n > len(payload)-at {
 			return invalid("layer %d: a payload of %d bytes for %d queries and %d positions of %d groups", s.Layer, len(payload), s.Attend, s.Append, l.KVHeads)
 		}
@@ -204,12 +232,12 @@ func (p *Payload) KeyScale(dst []byte, group int) { p.put(dst, 3, group) }
 // ValueScale implements Input.
 func (p *Payload) ValueScale(dst []byte, group int) { p.put(dst, 4, group) }
 
-// cut makes the payload for some groups.
-func (s *Step) cut(groups []int, layer *shard.LayerSpec) *rpc.Buffer {
+// cut makes the payload for one holder.
+func (s *Step) cut(p *callPart, layer *shard.LayerSpec) *rpc.Buffer {
 	query, key, value, scale := stepBytes(layer, &s.Step)
-	b := rpc.NewBuffer(len(groups) * (query + key + value + 2*scale))
+	b := rpc.NewBuffer(len(p.answers)*query + len(p.groups)*(key+value+2*scale))
 	rest := b.Bytes()
-	each := func(size int, fill func(Input, []byte, int)) {
+	each := func(groups []int, size int, fill func(Input, []byte, int)) {
 		for _, g := range groups {
 			if size > 0 {
 				fill(s.Input, rest[:size], g)
@@ -217,11 +245,11 @@ func (s *Step) cut(groups []int, layer *shard.LayerSpec) *rpc.Buffer {
 			}
 		}
 	}
-	each(query, Input.Query)
-	each(key, Input.Key)
-	each(value, Input.Value)
-	each(scale, Input.KeyScale)
-	each(scale, Input.ValueScale)
+	each(p.answers, query, Input.Query)
+	each(p.groups, key, Input.Key)
+	each(p.groups, value, Input.Value)
+	each(p.groups, scale, Input.KeyScale)
+	each(p.groups, scale, Input.ValueScale)
 	return b
 }
 
@@ -257,12 +285,56 @@ func (c *Call) wait(ctx context.Context, attempts int) error {
 			c.release()
 			return err
 		}
+		if c.refused == nil && c.moves(ctx) {
+			attempt--
+			c.send(ctx)
+			continue
+		}
 		if attempt >= attempts || !transient(failure) || !pause(ctx, firstPause<<(attempt-1)) {
 			c.release()
 			return failure
 		}
 		c.send(ctx)
 	}
+}
+
+// moves tells whether the step is to be sent again: to other holders, because those that are lost were left out, or once more to the
+// same, because a stream to one broke that others can do without if it is not there any more.
+func (c *Call) moves(ctx context.Context) bool {
+	if c.step.Input == nil {
+		return false // its payload was given away
+	}
+	if now := c.place.Holding(); now != c.holding {
+		c.holding = now
+		return true
+	}
+	var missing []string
+	all := true // whether all that failed are streams that broke
+	for _, p := range c.parts {
+		var err error
+		switch {
+		case p.err != nil:
+			err = lost(p.holder.Name, p.err)
+		case p.response.Result.Err != nil:
+			err = refused(p.holder.Name, p.response.Result.Err)
+		}
+		if gone(err) != "" {
+			missing = append(missing, p.holder.Name)
+			all = all && broken(err)
+		}
+	}
+	if _, whole := c.holding.Without(missing...); !whole {
+		return false
+	}
+	if all && !c.again {
+		c.again = true
+		return true
+	}
+	if c.lane.conns.leave(ctx, c.place, c.holding, epochOf(c.step.Epoch, c.lane.id), missing...) != nil {
+		return false // the failure of the step says more
+	}
+	c.holding, c.again = c.place.Holding(), false
+	return true
 }
 
 // pause waits, and tells whether the context has not ended.
@@ -282,7 +354,7 @@ func (c *Call) release() {
 		p.response.Payload.Free()
 		p.response.Payload = nil
 	}
-	c.holding, c.step, c.refused = nil, nil, nil
+	c.place, c.holding, c.step, c.refused = nil, nil, nil, nil
 	c.lane.calls.Put(c)
 }
 
@@ -320,17 +392,20 @@ func (c *Call) gather() error {
 			return wrong(p.holder.Name, "it answers a step to %d positions of %d groups with %d and %d hashes", after, len(p.groups), r.Length, len(r.Hashes))
 		case r.Chain != c.parts[0].response.Result.Chain:
 			return wrong(p.holder.Name, "its chain is %016x then, that of holder %q %016x", r.Chain, c.parts[0].holder.Name, c.parts[0].response.Result.Chain)
-		case s.Attend == 0 && p.response.Payload != nil:
+		case len(p.answers) == 0 && p.response.Payload != nil:
 			return wrong(p.holder.Name, "it answers with a context where nothing attends")
-		case s.Attend > 0 && r.Codec != s.Codec:
+		case len(p.answers) > 0 && r.Codec != s.Codec:
 			return wrong(p.holder.Name, "its context is in codec %s, not %s", r.Codec, s.Codec)
 		}
+	}
+	if err := c.agree(); err != nil {
+		return err
 	}
 	for _, p := range c.parts {
 		switch {
 		case s.Input == nil:
 			s.Answer, p.response.Payload = p.response.Payload, nil
-		case s.Attend > 0:
+		case len(p.answers) > 0:
 			if err := c.take(p, layer); err != nil {
 				return err
 			}
@@ -347,10 +422,30 @@ func (c *Call) gather() error {
 	return nil
 }
 
+// agree checks that all who hold a group have the same of it.
+func (c *Call) agree() error {
+	groups := c.holding.layers[c.step.Layer].KVHeads
+	if cap(c.hashes) < groups {
+		c.hashes, c.known = make([]uint64, groups), make([]bool, groups)
+	}
+	hashes, known := c.hashes[:groups], c.known[:groups]
+	clear(known)
+	for _, p := range c.parts {
+		for j, g := range p.groups {
+			h := p.response.Result.Hashes[j]
+			if known[g] && h != hashes[g] {
+				return wrong(p.holder.Name, "layer %d group %d has hash %016x then, its copy at another holder %016x", c.step.Layer, g, h, hashes[g])
+			}
+			hashes[g], known[g] = h, true
+		}
+	}
+	return nil
+}
+
 // take decodes one holder's context and hands it out.
 func (c *Call) take(p *callPart, layer *shard.LayerSpec) error {
 	s := c.step
-	tokens, heads := len(p.groups)*int(s.Attend), layer.GroupSize()
+	tokens, heads := len(p.answers)*int(s.Attend), layer.GroupSize()
 	var context, lse []float32
 	if s.Codec == headwaterv1.StepCodec_STEP_CODEC_RAW {
 		if n := len(p.response.Payload.Bytes()); n != 4*tokens*heads*(layer.VDim()+1) {
@@ -366,7 +461,7 @@ func (c *Call) take(p *callPart, layer *shard.LayerSpec) error {
 		}
 	}
 	one := int(s.Attend) * heads
-	for _, g := range p.groups {
+	for _, g := range p.answers {
 		s.Output.Take(g, context[:one*layer.VDim()], lse[:one])
 		context, lse = context[one*layer.VDim():], lse[one:]
 	}

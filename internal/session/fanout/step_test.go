@@ -99,7 +99,7 @@ func TestEveryHolderGetsItsGroups(t *testing.T) {
 		}
 		step, x := draw(rng(rapid.Uint64().Draw(t, "seed")), []shard.LayerSpec{layer}, 0, [16]byte{1}, 9, hashes, appended, attend)
 		step.Tokens, step.TreeMask = slices.Repeat([]uint32{3}, appended), []byte{1, 2}
-		if err := p.lane.Start(context.Background(), h, step).Wait(context.Background()); err != nil {
+		if err := p.lane.Start(context.Background(), at(h), step).Wait(context.Background()); err != nil {
 			t.Fatal(err)
 		}
 		mu.Lock()
@@ -152,7 +152,7 @@ func (p *plain) do(t testing.TB, step *fanout.Step) error {
 	t.Helper()
 	known := p.known[step.Layer]
 	step.Chain = known.GetChain()
-	if err := p.lane.Start(t.Context(), p.holding, step).Wait(t.Context()); err != nil {
+	if err := p.lane.Start(t.Context(), p.place(), step).Wait(t.Context()); err != nil {
 		known.AppendId = step.AppendID
 		return err
 	}
@@ -233,14 +233,14 @@ func TestARetryConverges(t *testing.T) {
 func TestTheLengthIsTheLeastThatAllHold(t *testing.T) {
 	for name, level := range map[string]func(p *plain) (*headwaterv1.SessionState, error){
 		"take": func(p *plain) (*headwaterv1.SessionState, error) {
-			return p.conns.Take(t.Context(), p.holding, &headwaterv1.TakeSessionRequest{Session: p.id[:], Epoch: p.epoch})
+			return p.conns.Take(t.Context(), p.place(), &headwaterv1.TakeSessionRequest{Session: p.id[:], Epoch: p.epoch})
 		},
 		"truncate": func(p *plain) (*headwaterv1.SessionState, error) {
-			return p.conns.Truncate(t.Context(), p.holding, &headwaterv1.TruncateSessionRequest{Session: p.id[:], Epoch: p.epoch, Position: 100, Expect: p.known, Id: 1})
+			return p.conns.Truncate(t.Context(), p.place(), &headwaterv1.TruncateSessionRequest{Session: p.id[:], Epoch: p.epoch, Position: 100, Expect: p.known, Id: 1})
 		},
 		"fork": func(p *plain) (*headwaterv1.SessionState, error) {
 			child := [16]byte{8}
-			state, err := p.conns.Fork(t.Context(), p.holding, &headwaterv1.ForkSessionRequest{Session: p.id[:], Epoch: p.epoch, Child: child[:], ChildEpoch: p.epoch, Expect: p.known})
+			state, err := p.conns.Fork(t.Context(), p.place(), &headwaterv1.ForkSessionRequest{Session: p.id[:], Epoch: p.epoch, Child: child[:], ChildEpoch: p.epoch, Expect: p.known})
 			p.id = child
 			return state, err
 		},
@@ -303,9 +303,9 @@ func TestATruncationIsMadeWhole(t *testing.T) {
 		var state *headwaterv1.SessionState
 		var err error
 		if again {
-			state, err = p.conns.Truncate(t.Context(), p.holding, req)
+			state, err = p.conns.Truncate(t.Context(), p.place(), req)
 		} else {
-			state, err = p.conns.Take(t.Context(), p.holding, &headwaterv1.TakeSessionRequest{Session: p.id[:], Epoch: p.epoch})
+			state, err = p.conns.Take(t.Context(), p.place(), &headwaterv1.TakeSessionRequest{Session: p.id[:], Epoch: p.epoch})
 		}
 		if err != nil || state.GetTruncations() != 1 || state.GetLayers()[0].GetLength() != 4 {
 			t.Fatalf("again %v: %v: %v", again, state, err)
@@ -407,7 +407,7 @@ func TestGarbageIsNoAnswer(t *testing.T) {
 			h := alone(t, s, l)
 			step, x := draw(rng(1), []shard.LayerSpec{l}, 0, [16]byte{1}, 4, []uint64{4, 4}, 1, c.attend)
 			step.Codec = c.codec
-			err := p.lane.Start(t.Context(), h, step).Wait(t.Context())
+			err := p.lane.Start(t.Context(), at(h), step).Wait(t.Context())
 			if err == nil || !strings.Contains(err.Error(), "odd") || strings.Contains(err.Error(), "\n") {
 				t.Errorf("got %v", err)
 			}
@@ -433,7 +433,7 @@ func TestGarbageIsNoAnswer(t *testing.T) {
 				spoil(s)
 				return s
 			}}, l)
-			_, err := p.conns.Truncate(t.Context(), h, &headwaterv1.TruncateSessionRequest{Session: id[:], Position: 1})
+			_, err := p.conns.Truncate(t.Context(), at(h), &headwaterv1.TruncateSessionRequest{Session: id[:], Position: 1})
 			if status.Code(err) != codes.Internal || !strings.Contains(err.Error(), "odd") {
 				t.Errorf("got %v", err)
 			}
@@ -441,7 +441,7 @@ func TestGarbageIsNoAnswer(t *testing.T) {
 	}
 	t.Run("rows out of turn", func(t *testing.T) {
 		p := connect(t)
-		err := p.conns.Export(t.Context(), alone(t, &script{}, l), &headwaterv1.ExportSessionRequest{}, func(*headwaterv1.ExportSessionResponse) error { return nil })
+		err := p.conns.Export(t.Context(), at(alone(t, &script{}, l)), &headwaterv1.ExportSessionRequest{}, func(*headwaterv1.ExportSessionResponse) error { return nil })
 		if status.Code(err) != codes.Internal || !strings.Contains(err.Error(), "out of turn") {
 			t.Errorf("got %v", err)
 		}
@@ -468,7 +468,7 @@ func TestWhatBreaksIsSentAgain(t *testing.T) {
 				return count(req, resp)
 			}}, l)
 			step, _ := draw(rng(1), []shard.LayerSpec{l}, 0, [16]byte{1}, 0, []uint64{0}, 1, 0)
-			err := p.lane.Start(t.Context(), h, step).Wait(t.Context())
+			err := p.lane.Start(t.Context(), at(h), step).Wait(t.Context())
 			if times < 4 && (err != nil || step.Hashes[0] != 1) {
 				t.Errorf("%s %d times: %v", name, times, err)
 			}
@@ -517,7 +517,7 @@ func TestAnAbandonedStepIsDoneOnce(t *testing.T) {
 	})
 	ctx, cancel := context.WithCancel(t.Context())
 	step, _ := draw(rng(4), two, 0, p.id, 0, make([]uint64, 4), 2, 1)
-	call := p.lane.Start(ctx, p.holding, step)
+	call := p.lane.Start(ctx, p.place(), step)
 	<-arrived
 	cancel()
 	if err := call.Wait(ctx); !errors.Is(err, context.Canceled) {

@@ -178,9 +178,10 @@ func (s *heldSession) stale() *session.Error {
 	return err
 }
 
-// check refuses an epoch that is not the accepted one.
+// check refuses an epoch that is neither the accepted one nor its base.
 func (s *heldSession) check(e *headwaterv1.Epoch) *session.Error {
-	if compare(e, s.epoch) != 0 {
+	base := &headwaterv1.Epoch{Counter: s.epoch.GetBase(), Lane: s.epoch.GetLane()}
+	if compare(e, s.epoch) != 0 && (s.epoch.GetBase() == 0 || compare(e, base) != 0) {
 		return s.stale()
 	}
 	return nil
@@ -230,7 +231,7 @@ func (h *Holder) CreateSession(_ context.Context, req *headwaterv1.CreateSession
 		return nil, refuse(exists, "session %x was dropped", id)
 	}
 	if s := h.sessions[id]; s != nil {
-		if compare(s.epoch, req.GetEpoch()) != 0 {
+		if s.check(req.GetEpoch()) != nil {
 			return nil, refuse(exists, "session %x is there", id)
 		}
 		return &headwaterv1.CreateSessionResponse{State: h.state(id[:], s, true)}, nil
@@ -257,6 +258,9 @@ func (h *Holder) TakeSession(_ context.Context, req *headwaterv1.TakeSessionRequ
 	s, err := h.find(req.GetSession())
 	if err == nil && compare(req.GetEpoch(), s.epoch) < 0 {
 		err = s.stale()
+	}
+	if base := req.GetEpoch().GetBase(); err == nil && base != 0 {
+		err = s.check(&headwaterv1.Epoch{Counter: base, Lane: req.GetEpoch().GetLane()})
 	}
 	if err == nil && len(req.GetExpect()) > 0 {
 		err = s.truncated(req.GetTruncations())
@@ -466,6 +470,9 @@ func (h *Holder) ExportSession(req *headwaterv1.ExportSessionRequest, stream grp
 			continue
 		}
 		for _, g := range held.GetGroups() {
+			if len(req.GetGroups()) > 0 && !slices.Contains(req.GetGroups(), g) {
+				continue
+			}
 			r := s.shards[[2]int{int(req.GetLayer()), int(g)}]
 			n := len(r.hashes)
 			count := int(req.GetCount())
@@ -565,8 +572,8 @@ func (h *Holder) step(by session.LaneID, req *session.Request, resp *session.Res
 	if err != nil {
 		return err
 	}
-	if m.Epoch != s.epoch.GetCounter() || !bytes.Equal(by[:], s.epoch.GetLane()) {
-		return s.stale()
+	if err := s.check(&headwaterv1.Epoch{Counter: m.Epoch, Lane: by[:]}); err != nil {
+		return err
 	}
 	if err := s.truncated(m.Truncations); err != nil {
 		return err
@@ -599,24 +606,25 @@ func (h *Holder) step(by session.LaneID, req *session.Request, resp *session.Res
 		}
 	}
 	var contexts, lses []float32
-	for i, g := range groups {
-		if m.Attend == 0 {
-			break
-		}
+	var answered []int
+	if m.Attend > 0 {
+		m.Answered(len(groups), func(i int) { answered = append(answered, i) })
+	}
+	for nth, i := range answered {
 		q := make([]byte, 4*int(m.Attend)*layer.GroupSize()*layer.HeadDim())
-		payload.Query(q, i)
-		context, lse, bad := attend(added[i], layer, m, int(g), floats(q))
+		payload.Query(q, nth)
+		context, lse, bad := attend(added[i], layer, m, int(groups[i]), floats(q))
 		if bad != nil {
 			return refuse(notFinite, "%v", bad)
 		}
 		contexts, lses = append(contexts, context...), append(lses, lse...)
 	}
 	resp.Result.Codec = m.Codec
-	if m.Attend > 0 {
+	if len(answered) > 0 {
 		raw := append(floatBytes(contexts), floatBytes(lses)...)
 		if codec, ok := layerproto.ReadStepCodec(m.Codec); ok {
 			var bad error
-			if raw, bad = contextframe.Encode(nil, codec, 0, len(groups)*int(m.Attend), layer.GroupSize(), layer.VDim(), contexts, lses); bad != nil {
+			if raw, bad = contextframe.Encode(nil, codec, 0, len(answered)*int(m.Attend), layer.GroupSize(), layer.VDim(), contexts, lses); bad != nil {
 				return refuse(invalid, "%v", bad)
 			}
 		}

@@ -191,7 +191,10 @@ type Epoch struct {
 	// Counter, from 1.
 	Counter uint64 `protobuf:"varint,1,opt,name=counter,proto3" json:"counter,omitempty"`
 	// Id of the lane, 16 bytes.
-	Lane          []byte `protobuf:"bytes,2,opt,name=lane,proto3" json:"lane,omitempty"`
+	Lane []byte `protobuf:"bytes,2,opt,name=lane,proto3" json:"lane,omitempty"`
+	// Counter that the lane knows, where a holder was left out for it since; its calls go on naming that one. 0 is none. A
+	// TakeSession with a base is refused unless the session is driven by the lane under that counter.
+	Base          uint64 `protobuf:"varint,3,opt,name=base,proto3" json:"base,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -240,6 +243,13 @@ func (x *Epoch) GetLane() []byte {
 	return nil
 }
 
+func (x *Epoch) GetBase() uint64 {
+	if x != nil {
+		return x.Base
+	}
+	return 0
+}
+
 // SessionConfig is what a session is made with and never changes.
 type SessionConfig struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -254,7 +264,10 @@ type SessionConfig struct {
 	// A name for people, at most 256 bytes.
 	Name string `protobuf:"bytes,5,opt,name=name,proto3" json:"name,omitempty"`
 	// Whether the session begins with nobody's prefix and leaves none, although its tokens are told.
-	Unshared      bool `protobuf:"varint,6,opt,name=unshared,proto3" json:"unshared,omitempty"`
+	Unshared bool `protobuf:"varint,6,opt,name=unshared,proto3" json:"unshared,omitempty"`
+	// Copies of each shard beside the owner's, each at another worker, as far as there are as many: the session outlives so many
+	// of its workers. At most 8; absent is the coordinator's choice.
+	Replicas      *uint32 `protobuf:"varint,7,opt,name=replicas,proto3,oneof" json:"replicas,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -329,6 +342,13 @@ func (x *SessionConfig) GetUnshared() bool {
 		return x.Unshared
 	}
 	return false
+}
+
+func (x *SessionConfig) GetReplicas() uint32 {
+	if x != nil && x.Replicas != nil {
+		return *x.Replicas
+	}
+	return 0
 }
 
 // SessionLayer is one layer's geometry, storage and options.
@@ -2384,7 +2404,9 @@ type ExportSessionRequest struct {
 	// Positions; 0 is all that follow.
 	Count uint64 `protobuf:"varint,4,opt,name=count,proto3" json:"count,omitempty"`
 	// Whether ids of tokens are asked for as well.
-	Tokens        bool `protobuf:"varint,5,opt,name=tokens,proto3" json:"tokens,omitempty"`
+	Tokens bool `protobuf:"varint,5,opt,name=tokens,proto3" json:"tokens,omitempty"`
+	// Groups that are asked for, ascending; empty is all.
+	Groups        []uint32 `protobuf:"varint,6,rep,packed,name=groups,proto3" json:"groups,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2452,6 +2474,13 @@ func (x *ExportSessionRequest) GetTokens() bool {
 		return x.Tokens
 	}
 	return false
+}
+
+func (x *ExportSessionRequest) GetGroups() []uint32 {
+	if x != nil {
+		return x.Groups
+	}
+	return nil
 }
 
 // ExportSessionResponse is some positions of one group, ascending by group, then by position.
@@ -2681,7 +2710,10 @@ type Step struct {
 	// Random id of the append, not 0 if there is one. The same append again has the same id.
 	AppendId uint64 `protobuf:"fixed64,15,opt,name=append_id,json=appendId,proto3" json:"append_id,omitempty"`
 	// Chain that the layer must have before; see LayerState.
-	Chain         uint64 `protobuf:"fixed64,16,opt,name=chain,proto3" json:"chain,omitempty"`
+	Chain uint64 `protobuf:"fixed64,16,opt,name=chain,proto3" json:"chain,omitempty"`
+	// Empty, or one bit for each held group, the lowest of a byte first, padded to whole bytes: 1 is a group that this holder is to
+	// answer for. Of the others, which other holders answer for, there is no q in the payload, and nothing of them in the answer.
+	Answers       []byte `protobuf:"bytes,17,opt,name=answers,proto3" json:"answers,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2826,6 +2858,13 @@ func (x *Step) GetChain() uint64 {
 		return x.Chain
 	}
 	return 0
+}
+
+func (x *Step) GetAnswers() []byte {
+	if x != nil {
+		return x.Answers
+	}
+	return nil
 }
 
 // LaneResponse is one message on the way back.
@@ -3105,17 +3144,20 @@ var File_headwater_v1_session_proto protoreflect.FileDescriptor
 
 const file_headwater_v1_session_proto_rawDesc = "" +
 	"\n" +
-	"\x1aheadwater/v1/session.proto\x12\fheadwater.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19headwater/v1/worker.proto\"5\n" +
+	"\x1aheadwater/v1/session.proto\x12\fheadwater.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19headwater/v1/worker.proto\"I\n" +
 	"\x05Epoch\x12\x18\n" +
 	"\acounter\x18\x01 \x01(\x04R\acounter\x12\x12\n" +
-	"\x04lane\x18\x02 \x01(\fR\x04lane\"\xce\x01\n" +
+	"\x04lane\x18\x02 \x01(\fR\x04lane\x12\x12\n" +
+	"\x04base\x18\x03 \x01(\x04R\x04base\"\xfc\x01\n" +
 	"\rSessionConfig\x122\n" +
 	"\x06layers\x18\x01 \x03(\v2\x1a.headwater.v1.SessionLayerR\x06layers\x12\x16\n" +
 	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12\x14\n" +
 	"\x05model\x18\x03 \x01(\fR\x05model\x12+\n" +
 	"\x03ttl\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x03ttl\x12\x12\n" +
 	"\x04name\x18\x05 \x01(\tR\x04name\x12\x1a\n" +
-	"\bunshared\x18\x06 \x01(\bR\bunshared\"\xef\x02\n" +
+	"\bunshared\x18\x06 \x01(\bR\bunshared\x12\x1f\n" +
+	"\breplicas\x18\a \x01(\rH\x00R\breplicas\x88\x01\x01B\v\n" +
+	"\t_replicas\"\xef\x02\n" +
 	"\fSessionLayer\x12\x17\n" +
 	"\an_heads\x18\x01 \x01(\rR\x06nHeads\x12\x1c\n" +
 	"\n" +
@@ -3286,13 +3328,14 @@ const file_headwater_v1_session_proto_rawDesc = "" +
 	"\n" +
 	"page_bytes\x18\x01 \x01(\x04R\tpageBytes\x12\x12\n" +
 	"\x04used\x18\x02 \x01(\x04R\x04used\x12\x12\n" +
-	"\x04free\x18\x03 \x01(\x04R\x04free\"\x8a\x01\n" +
+	"\x04free\x18\x03 \x01(\x04R\x04free\"\xa2\x01\n" +
 	"\x14ExportSessionRequest\x12\x18\n" +
 	"\asession\x18\x01 \x01(\fR\asession\x12\x14\n" +
 	"\x05layer\x18\x02 \x01(\rR\x05layer\x12\x14\n" +
 	"\x05start\x18\x03 \x01(\x04R\x05start\x12\x14\n" +
 	"\x05count\x18\x04 \x01(\x04R\x05count\x12\x16\n" +
-	"\x06tokens\x18\x05 \x01(\bR\x06tokens\"\xff\x01\n" +
+	"\x06tokens\x18\x05 \x01(\bR\x06tokens\x12\x16\n" +
+	"\x06groups\x18\x06 \x03(\rR\x06groups\"\xff\x01\n" +
 	"\x15ExportSessionResponse\x12\x14\n" +
 	"\x05group\x18\x01 \x01(\rR\x05group\x12\x14\n" +
 	"\x05start\x18\x02 \x01(\x04R\x05start\x12\x14\n" +
@@ -3310,7 +3353,7 @@ const file_headwater_v1_session_proto_rawDesc = "" +
 	"\vLaneRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12&\n" +
 	"\x04step\x18\x02 \x01(\v2\x12.headwater.v1.StepR\x04step\x12\x18\n" +
-	"\apayload\x18\x03 \x01(\fR\apayload\"\xd7\x03\n" +
+	"\apayload\x18\x03 \x01(\fR\apayload\"\xf1\x03\n" +
 	"\x04Step\x12\x18\n" +
 	"\asession\x18\x01 \x01(\fR\asession\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12 \n" +
@@ -3328,7 +3371,8 @@ const file_headwater_v1_session_proto_rawDesc = "" +
 	"\ttree_mask\x18\r \x01(\fR\btreeMask\x12\x16\n" +
 	"\x06tokens\x18\x0e \x03(\rR\x06tokens\x12\x1b\n" +
 	"\tappend_id\x18\x0f \x01(\x06R\bappendId\x12\x14\n" +
-	"\x05chain\x18\x10 \x01(\x06R\x05chain\"j\n" +
+	"\x05chain\x18\x10 \x01(\x06R\x05chain\x12\x18\n" +
+	"\aanswers\x18\x11 \x01(\fR\aanswers\"j\n" +
 	"\fLaneResponse\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x120\n" +
 	"\x06result\x18\x02 \x01(\v2\x18.headwater.v1.StepResultR\x06result\x12\x18\n" +
@@ -3518,6 +3562,7 @@ func file_headwater_v1_session_proto_init() {
 		return
 	}
 	file_headwater_v1_worker_proto_init()
+	file_headwater_v1_session_proto_msgTypes[1].OneofWrappers = []any{}
 	file_headwater_v1_session_proto_msgTypes[12].OneofWrappers = []any{}
 	file_headwater_v1_session_proto_msgTypes[25].OneofWrappers = []any{}
 	type x struct{}

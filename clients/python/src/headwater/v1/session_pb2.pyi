@@ -59,28 +59,32 @@ SESSION_PROBLEM_LOST: SessionProblem
 SESSION_PROBLEM_BUSY: SessionProblem
 
 class Epoch(_message.Message):
-    __slots__ = ("counter", "lane")
+    __slots__ = ("counter", "lane", "base")
     COUNTER_FIELD_NUMBER: _ClassVar[int]
     LANE_FIELD_NUMBER: _ClassVar[int]
+    BASE_FIELD_NUMBER: _ClassVar[int]
     counter: int
     lane: bytes
-    def __init__(self, counter: _Optional[int] = ..., lane: _Optional[bytes] = ...) -> None: ...
+    base: int
+    def __init__(self, counter: _Optional[int] = ..., lane: _Optional[bytes] = ..., base: _Optional[int] = ...) -> None: ...
 
 class SessionConfig(_message.Message):
-    __slots__ = ("layers", "tenant", "model", "ttl", "name", "unshared")
+    __slots__ = ("layers", "tenant", "model", "ttl", "name", "unshared", "replicas")
     LAYERS_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     TTL_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     UNSHARED_FIELD_NUMBER: _ClassVar[int]
+    REPLICAS_FIELD_NUMBER: _ClassVar[int]
     layers: _containers.RepeatedCompositeFieldContainer[SessionLayer]
     tenant: str
     model: bytes
     ttl: _duration_pb2.Duration
     name: str
     unshared: bool
-    def __init__(self, layers: _Optional[_Iterable[_Union[SessionLayer, _Mapping]]] = ..., tenant: _Optional[str] = ..., model: _Optional[bytes] = ..., ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., name: _Optional[str] = ..., unshared: bool = ...) -> None: ...
+    replicas: int
+    def __init__(self, layers: _Optional[_Iterable[_Union[SessionLayer, _Mapping]]] = ..., tenant: _Optional[str] = ..., model: _Optional[bytes] = ..., ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., name: _Optional[str] = ..., unshared: bool = ..., replicas: _Optional[int] = ...) -> None: ...
 
 class SessionLayer(_message.Message):
     __slots__ = ("n_heads", "n_kv_heads", "head_dim", "v_dim", "storage", "causal", "window_left", "window_right", "scale", "softcap", "alibi_slopes", "sinks")
@@ -427,18 +431,20 @@ class PageState(_message.Message):
     def __init__(self, page_bytes: _Optional[int] = ..., used: _Optional[int] = ..., free: _Optional[int] = ...) -> None: ...
 
 class ExportSessionRequest(_message.Message):
-    __slots__ = ("session", "layer", "start", "count", "tokens")
+    __slots__ = ("session", "layer", "start", "count", "tokens", "groups")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     LAYER_FIELD_NUMBER: _ClassVar[int]
     START_FIELD_NUMBER: _ClassVar[int]
     COUNT_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
+    GROUPS_FIELD_NUMBER: _ClassVar[int]
     session: bytes
     layer: int
     start: int
     count: int
     tokens: bool
-    def __init__(self, session: _Optional[bytes] = ..., layer: _Optional[int] = ..., start: _Optional[int] = ..., count: _Optional[int] = ..., tokens: bool = ...) -> None: ...
+    groups: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, session: _Optional[bytes] = ..., layer: _Optional[int] = ..., start: _Optional[int] = ..., count: _Optional[int] = ..., tokens: bool = ..., groups: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class ExportSessionResponse(_message.Message):
     __slots__ = ("group", "start", "count", "k", "v", "k_scale", "v_scale", "hash_before", "hash_after", "tokens")
@@ -475,7 +481,7 @@ class LaneRequest(_message.Message):
     def __init__(self, id: _Optional[int] = ..., step: _Optional[_Union[Step, _Mapping]] = ..., payload: _Optional[bytes] = ...) -> None: ...
 
 class Step(_message.Message):
-    __slots__ = ("session", "epoch", "truncations", "layer", "length", "hashes", "append", "attend", "query_position", "encoding", "codec", "tree", "tree_mask", "tokens", "append_id", "chain")
+    __slots__ = ("session", "epoch", "truncations", "layer", "length", "hashes", "append", "attend", "query_position", "encoding", "codec", "tree", "tree_mask", "tokens", "append_id", "chain", "answers")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     TRUNCATIONS_FIELD_NUMBER: _ClassVar[int]
@@ -492,6 +498,7 @@ class Step(_message.Message):
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     APPEND_ID_FIELD_NUMBER: _ClassVar[int]
     CHAIN_FIELD_NUMBER: _ClassVar[int]
+    ANSWERS_FIELD_NUMBER: _ClassVar[int]
     session: bytes
     epoch: int
     truncations: int
@@ -508,7 +515,8 @@ class Step(_message.Message):
     tokens: _containers.RepeatedScalarFieldContainer[int]
     append_id: int
     chain: int
-    def __init__(self, session: _Optional[bytes] = ..., epoch: _Optional[int] = ..., truncations: _Optional[int] = ..., layer: _Optional[int] = ..., length: _Optional[int] = ..., hashes: _Optional[_Iterable[int]] = ..., append: _Optional[int] = ..., attend: _Optional[int] = ..., query_position: _Optional[int] = ..., encoding: _Optional[_Union[_worker_pb2.StorageType, str]] = ..., codec: _Optional[_Union[StepCodec, str]] = ..., tree: _Optional[int] = ..., tree_mask: _Optional[bytes] = ..., tokens: _Optional[_Iterable[int]] = ..., append_id: _Optional[int] = ..., chain: _Optional[int] = ...) -> None: ...
+    answers: bytes
+    def __init__(self, session: _Optional[bytes] = ..., epoch: _Optional[int] = ..., truncations: _Optional[int] = ..., layer: _Optional[int] = ..., length: _Optional[int] = ..., hashes: _Optional[_Iterable[int]] = ..., append: _Optional[int] = ..., attend: _Optional[int] = ..., query_position: _Optional[int] = ..., encoding: _Optional[_Union[_worker_pb2.StorageType, str]] = ..., codec: _Optional[_Union[StepCodec, str]] = ..., tree: _Optional[int] = ..., tree_mask: _Optional[bytes] = ..., tokens: _Optional[_Iterable[int]] = ..., append_id: _Optional[int] = ..., chain: _Optional[int] = ..., answers: _Optional[bytes] = ...) -> None: ...
 
 class LaneResponse(_message.Message):
     __slots__ = ("id", "result", "payload")

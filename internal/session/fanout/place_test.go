@@ -1,0 +1,224 @@
+package fanout_test
+
+import (
+	"fmt"
+	"maps"
+	"net"
+	"reflect"
+	"slices"
+	"testing"
+
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
+
+	"headwater.example/internal/rpc"
+	"headwater.example/internal/session"
+	"headwater.example/internal/session/fanout"
+	"headwater.example/internal/testkit/plainholder"
+	headwaterv1 "headwater.example/proto/headwater/v1"
+	"headwater.example/shard"
+)
+
+// copied is a session of which each group is held by some of the holders, which can be killed.
+type copied struct {
+	*plain
+	at   *fanout.Place
+	kill []func() // ends a holder's server, once
+}
+
+// startCopied makes a session on n holders, group g of which is at holders g, g+1, ... g+replicas, round and round.
+func startCopied(t testing.TB, n, replicas int, layers ...shard.LayerSpec) *copied {
+	t.Helper()
+	p := &copied{plain: &plain{peers: connect(t), layers: layers, id: [16]byte{7}}}
+	for l, layer := range layers {
+		p.known = append(p.known, &headwaterv1.LayerState{Layer: uint32(l), Hashes: make([]uint64, layer.KVHeads)})
+	}
+	var holders []*fanout.Holder
+	for i := range n {
+		h := &plainholder.Holder{Name: fmt.Sprintf("w%d", i+1), Boot: [16]byte{byte(i + 1)}}
+		server := grpc.NewServer(rpc.ServerOptions()...)
+		h.Register(server)
+		listener, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		done := make(chan struct{})
+		go func() { defer close(done); _ = server.Serve(listener) }()
+		kill := func() { server.Stop(); <-done }
+		t.Cleanup(kill)
+		o := &fanout.Holder{Name: h.Name, Boot: h.Boot[:], Address: listener.Addr().String(), Groups: make([][]int, len(layers))}
+		for l, layer := range layers {
+			for g := range layer.KVHeads {
+				if (i-g%n+n)%n <= replicas {
+					o.Groups[l] = append(o.Groups[l], g)
+				}
+			}
+		}
+		p.nodes, p.kill, holders = append(p.nodes, h), append(p.kill, kill), append(holders, o)
+	}
+	var err error
+	if p.holding, err = fanout.NewHolding(layers, holders...); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.conns.Create(t.Context(), p.holding, &headwaterv1.CreateSessionRequest{Session: p.id[:], Epoch: p.epoch, Config: config(layers)}); err != nil {
+		t.Fatal(err)
+	}
+	p.at = fanout.NewPlace(p.id, p.holding)
+	return p
+}
+
+// step does a step of random tensors on both sessions, and fails unless they answer alike.
+func (p *copied) step(t testing.TB, alone *plain, seed uint64, layer int) error {
+	t.Helper()
+	known := p.known[layer]
+	step, got := draw(rng(seed), p.layers, layer, p.id, known.GetLength(), known.GetHashes(), 3, 2)
+	same, want := draw(rng(seed), p.layers, layer, p.id, known.GetLength(), known.GetHashes(), 3, 2)
+	step.Chain, step.AppendID = known.GetChain(), same.AppendID
+	if err := p.lane.Start(t.Context(), p.at, step).Wait(t.Context()); err != nil {
+		return err
+	}
+	if err := alone.do(t, same); err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Equal(step.Hashes, same.Hashes) || step.Chain != same.Chain || !reflect.DeepEqual(got.context, want.context) || !reflect.DeepEqual(got.lse, want.lse) {
+		t.Fatalf("layer %d, length %d: another answer than of one holder", layer, step.Length)
+	}
+	p.known[layer] = proto.CloneOf(alone.known[layer])
+	return nil
+}
+
+func names(h *fanout.Holding) (all []string) {
+	for _, o := range h.Holders() {
+		all = append(all, o.Name)
+	}
+	return all
+}
+
+// TestASessionOutlivesHolders: it gives the same bits whoever of its holders is killed, and all else can be done with it, as long as
+// each group has a holder. Then it is lost, and the error names who held the rest.
+func TestASessionOutlivesHolders(t *testing.T) {
+	for victim := range 3 {
+		p, alone := startCopied(t, 3, 1, two...), start(t, 1, two...)
+		var told []string
+		p.conns.OnLeave = func(id [16]byte, lost []string) { told = append(told, lost...) }
+		for i := range 6 {
+			if i == 3 {
+				p.kill[victim]()
+			}
+			if err := p.step(t, alone, uint64(i), i%2); err != nil {
+				t.Fatalf("w%d is gone: step %d: %v", victim+1, i, err)
+			}
+		}
+		lost := fmt.Sprintf("w%d", victim+1)
+		if got := names(p.at.Holding()); len(got) != 2 || slices.Contains(got, lost) || !slices.Equal(told, []string{lost}) {
+			t.Fatalf("%v hold it, %v were left out, not %s", got, told, lost)
+		}
+		cut := &headwaterv1.TruncateSessionRequest{Session: p.id[:], Epoch: p.epoch, Position: 4, Expect: p.known, Id: 99}
+		state, err := p.conns.Truncate(t.Context(), p.at, cut)
+		if err != nil || state.GetLayers()[0].GetLength() != 4 {
+			t.Fatalf("truncated: %v: %v", state, err)
+		}
+		want, err := alone.conns.Truncate(t.Context(), alone.place(), cut)
+		if err != nil || !proto.Equal(want.GetLayers()[1], state.GetLayers()[1]) {
+			t.Fatalf("truncated: %v, of one holder %v: %v", state, want, err)
+		}
+		rows := map[string]bool{}
+		err = p.conns.Export(t.Context(), p.at, &headwaterv1.ExportSessionRequest{Session: p.id[:], Layer: 0}, func(m *headwaterv1.ExportSessionResponse) error {
+			rows[fmt.Sprintf("%d %d %x %x", m.GetGroup(), m.GetStart(), m.GetK(), m.GetV())] = true
+			return nil
+		})
+		other := map[string]bool{}
+		if exported := alone.conns.Export(t.Context(), alone.place(), &headwaterv1.ExportSessionRequest{Session: p.id[:], Layer: 0}, func(m *headwaterv1.ExportSessionResponse) error {
+			other[fmt.Sprintf("%d %d %x %x", m.GetGroup(), m.GetStart(), m.GetK(), m.GetV())] = true
+			return nil
+		}); err != nil || exported != nil || !maps.Equal(rows, other) {
+			t.Fatalf("exported %v and %v: %v, %v", rows, other, err, exported)
+		}
+		p.kill[(victim+1)%3]()
+		for l, known := range state.GetLayers() {
+			p.known[l], alone.known[l] = known, proto.CloneOf(known)
+		}
+		step, _ := draw(rng(9), p.layers, 0, p.id, 4, p.known[0].GetHashes(), 1, 1)
+		step.Truncations, step.Chain = 1, p.known[0].GetChain()
+		if err := p.lane.Start(t.Context(), p.at, step).Wait(t.Context()); !fanout.Is(err, session.Lost) {
+			t.Fatalf("two of three are gone: %v", err)
+		}
+	}
+}
+
+// TestALostHolderIsNotedByAllItsCalls: holders are left out whatever call finds them lost, more than one at once too.
+func TestALostHolderIsNotedByAllItsCalls(t *testing.T) {
+	calls := map[string]func(p *copied) error{
+		"take": func(p *copied) error {
+			_, err := p.conns.Take(t.Context(), p.at, &headwaterv1.TakeSessionRequest{Session: p.id[:], Epoch: &headwaterv1.Epoch{Counter: 2, Lane: p.epoch.GetLane()}})
+			return err
+		},
+		"truncate": func(p *copied) error {
+			_, err := p.conns.Truncate(t.Context(), p.at, &headwaterv1.TruncateSessionRequest{Session: p.id[:], Epoch: p.epoch, Position: 1, Expect: p.known, Id: 5})
+			return err
+		},
+		"fork": func(p *copied) error {
+			child := [16]byte{8}
+			_, err := p.conns.Fork(t.Context(), p.at, &headwaterv1.ForkSessionRequest{Session: p.id[:], Epoch: p.epoch, Child: child[:], ChildEpoch: p.epoch, Expect: p.known})
+			return err
+		},
+	}
+	for name, call := range calls {
+		p, alone := startCopied(t, 4, 2, two...), start(t, 1, two...)
+		if err := p.step(t, alone, 1, 0); err != nil {
+			t.Fatal(err)
+		}
+		p.kill[0]()
+		p.kill[2]()
+		if err := call(p); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if got := names(p.at.Holding()); !slices.Equal(got, []string{"w2", "w4"}) {
+			t.Errorf("%s: %v hold it", name, got)
+		}
+	}
+}
+
+// TestAnotherLanesSessionIsNotTakenBack: a driver that was replaced and finds a holder lost does not drive again.
+func TestAnotherLanesSessionIsNotTakenBack(t *testing.T) {
+	p, alone := startCopied(t, 3, 1, two...), start(t, 1, two...)
+	if err := p.step(t, alone, 1, 0); err != nil {
+		t.Fatal(err)
+	}
+	other := [16]byte{0} // lower than the first lane, whose counter would win if they were equal
+	take := &headwaterv1.TakeSessionRequest{Session: p.id[:], Epoch: &headwaterv1.Epoch{Counter: 2, Lane: other[:]}}
+	if _, err := p.conns.Take(t.Context(), fanout.NewPlace(p.id, p.holding), take); err != nil {
+		t.Fatal(err)
+	}
+	p.kill[1]()
+	if err := p.step(t, alone, 2, 0); err == nil {
+		t.Fatal("a driver that was replaced goes on")
+	}
+	for _, holder := range []int{0, 2} {
+		if e := p.state(t, holder).GetEpoch(); e.GetCounter() != 2 || string(e.GetLane()) != string(other[:]) {
+			t.Errorf("the epoch is %v", e)
+		}
+	}
+}
+
+// TestACopyThatDiffersIsAnError: holders of one group that answer with other hashes are never an answer.
+func TestACopyThatDiffersIsAnError(t *testing.T) {
+	l := shape(2, 2, 1, 1)
+	p := connect(t)
+	var holders []*fanout.Holder
+	for i := range 2 {
+		s := &script{step: func(req *session.Request, resp *session.Response) error {
+			resp.Result = session.Result{Length: req.Step.Length + 1, Hashes: []uint64{1, uint64(i)}, Chain: 3}
+			return nil
+		}}
+		holders = append(holders, &fanout.Holder{Name: fmt.Sprintf("w%d", i+1), Address: serve(t, s.Register)})
+	}
+	h, err := fanout.NewHolding([]shard.LayerSpec{l}, holders...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	step, _ := draw(rng(1), []shard.LayerSpec{l}, 0, [16]byte{1}, 4, []uint64{4, 4}, 1, 0)
+	if err := p.lane.Start(t.Context(), at(h), step).Wait(t.Context()); err == nil || !slices.Equal(step.Hashes, []uint64{4, 4}) {
+		t.Errorf("%v, and hashes %v were taken", err, step.Hashes)
+	}
+}
