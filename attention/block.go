@@ -72,6 +72,16 @@ func growAligned(x []float32, n int) []float32 {
 
 // begin takes up the rows [first, first+n).
 func (b *block) begin(first, n int) {
+	b.cover(first, n)
+	if b.kernel.vector != nil {
+		for r := range b.pm[n:padded(n)] {
+			b.pm[n+r] = negInf
+		}
+	}
+}
+
+// cover sets what the rows [first, first+n) see by their positions.
+func (b *block) cover(first, n int) {
 	b.first, b.n, b.lo, b.hi = first, n, math.MaxInt, 0
 	b.maxLow, b.minEnd, b.allVisible = 0, math.MaxInt, false
 	for r := range n {
@@ -83,11 +93,6 @@ func (b *block) begin(first, n int) {
 		}
 	}
 	b.lo = min(b.lo, b.hi)
-	if b.kernel.vector != nil {
-		for r := range b.pm[n:padded(n)] {
-			b.pm[n+r] = negInf
-		}
-	}
 }
 
 // allSplits brings the block from its first split to its finished contexts.

@@ -1,6 +1,7 @@
 package attention
 
 import (
+	"fmt"
 	"os"
 	"regexp"
 	"slices"
@@ -34,5 +35,16 @@ func TestTheContractHasTheConstants(t *testing.T) {
 	contract = slices.DeleteFunc(contract, func(c string) bool { return c == "0x1.6a09e8p-1" })
 	if len(source) < 20 || !slices.Equal(source, contract) {
 		t.Errorf("the source has %v\nthe contract  %v", source, contract)
+	}
+}
+
+// TestTheContractHasTheBlock: the block of tokens that the contract of gradients names is that of the source.
+func TestTheContractHasTheBlock(t *testing.T) {
+	text, err := os.ReadFile("../docs/numerics.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := fmt.Sprintf("[%db, %[1]db + %[1]d)", tokenBlock); !strings.Contains(string(text), want) {
+		t.Errorf("docs/numerics.md does not have %q", want)
 	}
 }

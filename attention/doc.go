@@ -15,6 +15,9 @@
 // If you make many calls, keep a Pool of threads for them: Acquire one, let it Attend and Project, Release it. AttendAll
 // makes several calls of Attend as one, so that its threads start once for all groups of a layer or sequences of a batch.
 //
+// Thread.Differentiate goes the way back: from a loss's derivatives by the contexts to those by queries, keys, values, bias
+// and sinks. For each block of 64 tokens and page it makes the weights again from the LSE, and five products of tiles.
+//
 // This page is the specification of the options, docs/numerics.md that of the arithmetic. Package reference computes the same
 // in float64 and shares no code.
 //

@@ -119,11 +119,12 @@ type Thread struct {
 	waited  time.Duration
 	work    work // what the call shares out
 
-	single  [1]Item
-	batch   batch
-	block   block // of a task
-	product product
-	tile    tile
+	single   [1]Item
+	batch    batch
+	block    block // of a task
+	product  product
+	tile     tile
+	gradient gradientRoom
 }
 
 func (p *Pool) newThread() *Thread {
@@ -296,7 +297,7 @@ func (p *Pool) help(h *helper) {
 		h.spin = p.spins && w.began.Sub(h.ended) < spinTime
 		t.class = w.class
 		t.take(w, true)
-		t.block.call = nil
+		t.block.call, t.gradient.call = nil, nil
 		h.ended = time.Now()
 		p.mu.Lock()
 		if w.helpers--; w.helpers == 0 && w.withdrawn {

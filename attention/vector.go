@@ -46,6 +46,10 @@ type vector struct {
 	// logSums sets lse to m + log(l) for that many rows, all of them padded to vectorLen. It is nil if there is no such
 	// routine.
 	logSums func(lse, m, l *float32, rows int)
+	// dots, weigh and soften are those of gradient_tile.go; they are nil if there are no such routines.
+	dots   func(d, x, y *float32, rows, n int)
+	weigh  func(s, dS *float32, scale float32, rows int, lse, dots *float32, visible *uint64) bool
+	soften func(dS, raw *float32, scale, softcap float32, rows int, visible *uint64)
 	// transpose writes 8 rows of n float32, n a multiple of 8, as 8 columns of dst [n][64].
 	transpose func(dst, src *float32, stride, n int)
 	// columns is transpose for elements of 1 and 2 bytes, by their size; n is a multiple of 16 bytes.
