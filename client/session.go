@@ -99,10 +99,10 @@ type SessionOptions struct {
 }
 
 // Session is a sequence held open on the cluster. One goroutine uses it at a time; different sessions are independent, and
-// Do has steps of many in flight at once. After a step's error the session is as it was: what workers have done of it is taken back
-// before the next call, which may be the same step or another. (In a layer with a window it may have freed positions that only
-// queries before the next token see; these are refused then.) A truncation whose outcome is not known counts as done: Len says so,
-// and the next call makes it whole. Any other call that failed can simply be repeated.
+// Do has steps of many in flight at once. If a step fails, the session is as it was: the next call, which may be the same step or
+// another, first takes back what workers have done of it. (In a layer with a window the failed step may have freed positions that
+// only queries before the next token see; such queries are then refused.) A truncation whose outcome is not known counts as done:
+// Len says so, and the next call completes it. Any other call that failed can simply be repeated.
 type Session struct {
 	client  *Client
 	id      SessionID
@@ -392,9 +392,9 @@ func (s *Session) finishCut(ctx context.Context) error {
 	return err
 }
 
-// settle makes sure, after a call whose outcome is not known, that every holder has what the client knows to be there and no more.
-// It does not look at what they have: a step may still be on its way to one. It counts one truncation more, which no late step
-// names, and takes back what failed steps have appended.
+// settle reconciles the holders with what the client knows to be there, after a call whose outcome is not known. It does not look at
+// what they have, since a step may still be on its way to one. It counts one more truncation, which no late step names, and takes
+// back what failed steps have appended.
 func (s *Session) settle(ctx context.Context) error {
 	if s.cutting != nil {
 		return s.finishCut(ctx)
@@ -517,7 +517,7 @@ type AttachOptions struct {
 }
 
 // Attach takes up a session that is on the cluster, where its Close leaves it: from now on this client drives it, and another one that did is refused.
-// Where an append had not reached all workers, the session ends before it; Len says where it stands.
+// If an append had not reached all workers, the session ends before it; Len says where it stands.
 func (c *Client) Attach(ctx context.Context, id SessionID, opts AttachOptions) (*Session, error) {
 	s, err := c.attach(ctx, id, opts)
 	if err != nil {
@@ -618,8 +618,8 @@ func (c *Client) Caches(ctx context.Context) ([]Cache, error) {
 	return newCaches(resp.GetCaches()), nil
 }
 
-// FindSession returns what the cluster has of a session. It may be used while another client drives it. Where a worker that
-// did not answer may hold the session, or the rest of it, the error is ErrLost and names the worker.
+// FindSession returns what the cluster has of a session. It may be used while another client drives it. If a worker did
+// not answer and may hold the session, or a part of it, the error is ErrLost and names the worker.
 func (c *Client) FindSession(ctx context.Context, id SessionID) (*SessionState, error) {
 	found, err := c.findSession(ctx, id, false)
 	if err != nil {

@@ -8,7 +8,7 @@ import (
 	"strings"
 )
 
-// Limits of the workers of a plan. With MaxShards they keep every product in the planning below 2⁶³.
+// Limits of the workers of a plan. With maxShards they keep every product in the planning below 2⁶³.
 const (
 	MaxWorkers    = 1024
 	MaxWeight     = 1 << 30

@@ -19,8 +19,8 @@ import (
 	"headwater.example/shard"
 )
 
-// relayed is how many steps of one lane are under way at once, relayedBytes their payloads but for that of the last. The lane
-// is not read beyond, and its client waits.
+// relayed bounds the steps of one lane that are under way, relayedBytes their payloads, the last one's apart. A lane that is at a
+// bound is not read, and its client waits.
 const (
 	relayed      = 256
 	relayedBytes = 64 << 20

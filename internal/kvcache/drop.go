@@ -5,8 +5,9 @@ import "context"
 // maxTombstones is how many of the sessions that ended last a store remembers, so that their ids are not used again.
 const maxTombstones = 1 << 16
 
-// Drop ends a session, of a lower or another epoch never; nil is whatever its epoch. Of one that ended before it is a success. With
-// a call, which is not 0, it ends only what that call has made, and if that is nothing yet it will be nothing.
+// Drop ends a session. It refuses an epoch that is not the session's; a nil epoch fits every session. Dropping a session that has
+// ended is a success. If call is not 0, Drop ends only a session that this call has made, and if the call comes later, it
+// makes none.
 func (st *Store) Drop(ctx context.Context, id SessionID, e *Epoch, call uint64) error {
 	s, err := st.hold(ctx, id, false)
 	if refused, ok := err.(*Error); ok && refused.Reason == Unknown {

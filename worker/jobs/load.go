@@ -65,7 +65,7 @@ func carve(memory []float32, name string, rows, in int, biased bool) (matrix, []
 
 // newGroupWeights reserves the memory of one group's weights.
 func (r *run) newGroupWeights(p *problem) (*groupWeights, error) {
-	rows := p.size*p.shape.HeadDim + p.shape.HeadDim + p.shape.VDim
+	rows := p.GroupSize()*p.HeadDim() + p.HeadDim() + p.VDim()
 	// At most (4,096 + 2) · 512 rows of 8 Mi elements: no overflow.
 	h, err := r.mapMemory(int64(rows) * int64(p.projection.dModel+1) * 4)
 	if err != nil {
@@ -73,9 +73,9 @@ func (r *run) newGroupWeights(p *problem) (*groupWeights, error) {
 	}
 	g := &groupWeights{memory: h}
 	memory := h.arena.Floats()
-	g.query, memory = carve(memory, "w_q", p.size*p.shape.HeadDim, p.projection.dModel, p.projection.queryBias)
-	g.key, memory = carve(memory, "w_k", p.shape.HeadDim, p.projection.dModel, p.projection.keyBias)
-	g.value, _ = carve(memory, "w_v", p.shape.VDim, p.projection.dModel, p.projection.valueBias)
+	g.query, memory = carve(memory, "w_q", p.GroupSize()*p.HeadDim(), p.projection.dModel, p.projection.queryBias)
+	g.key, memory = carve(memory, "w_k", p.HeadDim(), p.projection.dModel, p.projection.keyBias)
+	g.value, _ = carve(memory, "w_v", p.VDim(), p.projection.dModel, p.projection.valueBias)
 	return g, nil
 }
 
@@ -85,8 +85,8 @@ func (r *run) shard(index, group uint32) (*openShard, error) {
 	if err != nil {
 		return nil, err
 	}
-	if int64(group) >= int64(p.shape.KVHeads) {
-		return nil, invalid("problem %d group %d: the problem has %d groups", index, group, p.shape.KVHeads)
+	if int64(group) >= int64(p.KVHeads) {
+		return nil, invalid("problem %d group %d: the problem has %d groups", index, group, p.KVHeads)
 	}
 	h := r.shards[shard.ID{Layer: shard.Layer(index), Group: shard.Group(group)}]
 	if h == nil {
@@ -101,8 +101,8 @@ func (r *run) groups(index uint32, groups []uint32) ([]*openShard, error) {
 	switch {
 	case err != nil:
 		return nil, err
-	case len(groups) < 1 || len(groups) > p.shape.KVHeads:
-		return nil, invalid("problem %d: a block names %d groups, the problem has %d", index, len(groups), p.shape.KVHeads)
+	case len(groups) < 1 || len(groups) > p.KVHeads:
+		return nil, invalid("problem %d: a block names %d groups, the problem has %d", index, len(groups), p.KVHeads)
 	}
 	named := make(map[uint32]bool, len(groups))
 	shards := make([]*openShard, len(groups))
@@ -124,8 +124,8 @@ func (r *run) openShard(m *headwaterv1.ShardOpen) error {
 	switch {
 	case err != nil:
 		return err
-	case int64(m.GetGroup()) >= int64(p.shape.KVHeads):
-		return invalid("problem %d group %d: the problem has %d groups", m.GetProblem(), m.GetGroup(), p.shape.KVHeads)
+	case int64(m.GetGroup()) >= int64(p.KVHeads):
+		return invalid("problem %d group %d: the problem has %d groups", m.GetProblem(), m.GetGroup(), p.KVHeads)
 	case m.GetEpoch() < 1:
 		return invalid("problem %d group %d: epoch 0: epochs start at 1", m.GetProblem(), m.GetGroup())
 	case m.GetEpoch() < p.epoch:
@@ -135,7 +135,7 @@ func (r *run) openShard(m *headwaterv1.ShardOpen) error {
 	}
 	h := &openShard{id: id, problem: p, epoch: m.GetEpoch()}
 	err = r.take(func() (err error) {
-		h.cache, err = kvcache.OpenShard(r.m.Budget, p.layout, p.kvLen)
+		h.cache, err = kvcache.OpenShard(r.m.Budget, p.Layout, p.kvLen)
 		return err
 	})
 	if err != nil {
@@ -186,7 +186,7 @@ func (r *run) append(m *headwaterv1.KeyValueBlock) error {
 	}
 	p := shards[0].problem
 	n, groups := int(m.GetCount()), len(shards)
-	dt, scale := p.layout.DType(), 0
+	dt, scale := p.Layout.DType(), 0
 	if dt == tensor.I8 {
 		scale = 4
 	}
@@ -205,8 +205,8 @@ func (r *run) append(m *headwaterv1.KeyValueBlock) error {
 		row   int
 		dt    tensor.DType
 	}{
-		{"k", m.GetK(), p.layout.KRowBytes(), dt},
-		{"v", m.GetV(), p.layout.VRowBytes(), dt},
+		{"k", m.GetK(), p.Layout.KRowBytes(), dt},
+		{"v", m.GetV(), p.Layout.VRowBytes(), dt},
 		{"k_scale", m.GetKScale(), scale, tensor.F32},
 		{"v_scale", m.GetVScale(), scale, tensor.F32},
 	} {
@@ -353,7 +353,7 @@ func (r *run) project(m *headwaterv1.HiddenBlock) error {
 // projectPiece appends the keys and values of n hidden states.
 func (r *run) projectPiece(h *openShard, x, cos, sin []float32, n int) error {
 	p := h.problem
-	k, v := make([]float32, n*p.shape.HeadDim), make([]float32, n*p.shape.VDim)
+	k, v := make([]float32, n*p.HeadDim()), make([]float32, n*p.VDim())
 	err := r.m.Use(r.ctx, attention.Background, func(thread *attention.Thread) error {
 		if err := project(r.ctx, thread, k, x, &h.weights.key, n); err != nil {
 			return err
@@ -367,7 +367,7 @@ func (r *run) projectPiece(h *openShard, x, cos, sin []float32, n int) error {
 		return err
 	}
 	var rows attention.Rows
-	dt := p.layout.DType()
+	dt := p.Layout.DType()
 	if rows.K, rows.KScale, err = stored(k, n, dt); err != nil {
 		return fmt.Errorf("keys: %w", err)
 	}

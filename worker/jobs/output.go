@@ -39,7 +39,7 @@ func (o outputRows) after(row int) int {
 
 // outputWeights takes rows of w_o. Rows that are here already must be the same.
 func (r *run) outputWeights(p *problem, m *headwaterv1.WeightBlock) error {
-	in := p.shape.Heads * p.shape.VDim
+	in := p.Heads * p.VDim()
 	n := len(m.GetData()) / (4 * in)
 	biases := 0
 	if len(m.GetBias()) > 0 {
@@ -143,7 +143,7 @@ func (r *run) output(m *headwaterv1.OutputBlock) error {
 	if p.projection == nil {
 		return invalid("problem %d: it has no projection and no output", m.GetProblem())
 	}
-	in, count, first, rows := p.shape.Heads*p.shape.VDim, int(m.GetCount()), int(m.GetRow()), int(m.GetRows())
+	in, count, first, rows := p.Heads*p.VDim(), int(m.GetCount()), int(m.GetRow()), int(m.GetRows())
 	what := fmt.Sprintf("problem %d output block %d", m.GetProblem(), m.GetBlock())
 	switch {
 	case count < 1 || int64(count) > int64(p.tokens):

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 
-	"headwater.example/attention"
 	"headwater.example/internal/contextframe"
 	"headwater.example/internal/layerproto"
 	"headwater.example/internal/rpc"
@@ -16,13 +15,10 @@ const maxJobID = 128
 
 // problem is one checked (sequence, layer) of a job.
 type problem struct {
-	shape      shard.LayerShape
-	size       int // query heads of a group
+	shard.LayerSpec
 	tokens     int
 	kvLen      int
 	offset     int64
-	layout     attention.Layout
-	opts       attention.Options
 	projection *projection // nil where queries, keys and values come ready
 	epoch      uint64      // highest epoch of any of the problem's shards
 	output     outputRows
@@ -59,14 +55,14 @@ func checkOpen(open *headwaterv1.Open) ([]*problem, contextframe.Codec, error) {
 	problems := make([]*problem, len(shapes))
 	for i, p := range open.GetProblems() {
 		var err error
-		if problems[i], err = checkProblem(p, shapes[i]); err != nil {
+		if problems[i], err = checkProblem(p); err != nil {
 			return nil, codec, invalid("open: problem %d: %v", i, err)
 		}
 	}
 	return problems, codec, nil
 }
 
-func checkProblem(p *headwaterv1.Problem, shape shard.LayerShape) (*problem, error) {
+func checkProblem(p *headwaterv1.Problem) (*problem, error) {
 	switch {
 	case p.GetTokens() < 1 || p.GetTokens() > shard.MaxPositions:
 		return nil, fmt.Errorf("tokens: %d is not in 1 to %d", p.GetTokens(), int64(shard.MaxPositions))
@@ -80,21 +76,18 @@ func checkProblem(p *headwaterv1.Problem, shape shard.LayerShape) (*problem, err
 		return nil, err
 	}
 	out := &problem{
-		shape:  shape,
-		size:   shape.GroupSize(),
-		tokens: int(p.GetTokens()),
-		kvLen:  int(p.GetKvLen()),
-		offset: p.GetOffset(),
-		layout: layer.Layout,
-		opts:   layer.Options,
+		LayerSpec: layer,
+		tokens:    int(p.GetTokens()),
+		kvLen:     int(p.GetKvLen()),
+		offset:    p.GetOffset(),
 	}
 	if pr := p.GetProjection(); pr != nil {
 		dims := int(pr.GetRopeDims())
 		switch {
 		case pr.GetDModel() < 1 || pr.GetDModel() > rpc.MaxMessageBytes/4:
 			return nil, fmt.Errorf("projection: d_model: %d is not in 1 to %d", pr.GetDModel(), rpc.MaxMessageBytes/4)
-		case dims%2 != 0 || dims > shape.HeadDim:
-			return nil, fmt.Errorf("projection: rope_dims: %d is odd or more than head_dim %d", dims, shape.HeadDim)
+		case dims%2 != 0 || dims > layer.HeadDim():
+			return nil, fmt.Errorf("projection: rope_dims: %d is odd or more than head_dim %d", dims, layer.HeadDim())
 		}
 		out.projection = &projection{
 			dModel:      int(pr.GetDModel()),

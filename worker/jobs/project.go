@@ -35,7 +35,7 @@ func (p *problem) rotate(what string, x, cos, sin []float32, n, heads int) error
 	if dims == 0 {
 		return nil
 	}
-	if err := attention.ApplyRope(x, cos, sin, n, heads, p.shape.HeadDim, dims, p.projection.interleaved); err != nil {
+	if err := attention.ApplyRope(x, cos, sin, n, heads, p.HeadDim(), dims, p.projection.interleaved); err != nil {
 		return fmt.Errorf("rotate %s: %w", what, err)
 	}
 	for i, v := range x {

@@ -65,8 +65,8 @@ func (r *run) query(m *headwaterv1.QueryBlock) error {
 	}
 	// No product overflows: all groups have at most 4,096 heads, and count is below 2³².
 	p := q.problem
-	rows := int64(len(shards)) * int64(q.count) * int64(p.size)
-	elements, half := rows*int64(p.shape.HeadDim), 0
+	rows := int64(len(shards)) * int64(q.count) * int64(p.GroupSize())
+	elements, half := rows*int64(p.HeadDim()), 0
 	var working int64
 	if p.projection != nil {
 		working = 4 * elements
@@ -81,7 +81,7 @@ func (r *run) query(m *headwaterv1.QueryBlock) error {
 		}
 	}
 	// Operands are checked to be below 2⁶⁰ bytes each. Context and LSE are there once raw and once as a frame.
-	q.bytes = 4*elements + working + 8*int64(q.count)*int64(half) + 8*rows*int64(p.shape.VDim+1) + int64(q.mask.size) + int64(q.bias.size)
+	q.bytes = 4*elements + working + 8*int64(q.count)*int64(half) + 8*rows*int64(p.VDim()+1) + int64(q.mask.size) + int64(q.bias.size)
 	if err := r.launch(q.bytes); err != nil {
 		return r.exhausted(q, "queries", err)
 	}
@@ -112,7 +112,7 @@ func (q *query) ready(m *headwaterv1.QueryBlock) error {
 	switch {
 	case q.count < 1 || m.GetStart() >= uint64(p.tokens) || q.count > p.tokens-q.start:
 		return invalid("%s: tokens from %d, %d of them, are not in the problem's %d", q, m.GetStart(), q.count, p.tokens)
-	case 4*int64(q.count)*int64(p.size)*int64(p.shape.VDim+1) > machine.MaxAnswerBytes:
+	case 4*int64(q.count)*int64(p.GroupSize())*int64(p.VDim()+1) > machine.MaxAnswerBytes:
 		return invalid("%s: the answer for %d tokens exceeds a message of %d bytes", q, q.count, machine.MaxAnswerBytes)
 	}
 	for _, h := range q.shards {
@@ -133,7 +133,7 @@ func (o *operand) check(q *query) error {
 		o.heads = 0
 		return nil
 	}
-	heads := len(q.shards) * p.size
+	heads := len(q.shards) * p.GroupSize()
 	if o.heads != 1 && o.heads != heads {
 		return invalid("%s: %s: %d heads are neither 1 nor the block's %d", q, o.name, o.heads, heads)
 	}
@@ -225,7 +225,7 @@ func (r *run) drop(q *query) {
 // attend answers a block for its i-th group.
 func (r *run) attend(q *query, i int) error {
 	h, p := q.shards[i], q.problem
-	heads := p.size
+	heads := p.GroupSize()
 	aq := attention.Query{
 		Tokens:    q.count,
 		Heads:     heads,
@@ -244,13 +244,13 @@ func (r *run) attend(q *query, i int) error {
 			aq.Bias, aq.BiasHeads = part(q.bias.values, i, len(q.shards)), heads
 		}
 	}
-	out := attention.Output{Context: make([]float32, q.count*heads*p.shape.VDim), LSE: make([]float32, q.count*heads)}
+	out := attention.Output{Context: make([]float32, q.count*heads*p.VDim()), LSE: make([]float32, q.count*heads)}
 	var started, computed time.Time
 	var waited time.Duration
 	err := r.m.Use(r.ctx, attention.Background, func(thread *attention.Thread) (err error) {
 		started = time.Now()
 		if aq.Q, err = r.queries(q, i, thread); err == nil {
-			err = thread.Attend(r.ctx, h.cache.KV(p.kvLen), aq, p.opts, out)
+			err = thread.Attend(r.ctx, h.cache.KV(p.kvLen), aq, p.Options, out)
 		}
 		computed, waited = time.Now(), thread.Waited()
 		if err != nil {
@@ -261,11 +261,11 @@ func (r *run) attend(q *query, i int) error {
 	if err != nil {
 		return err
 	}
-	memory, err := r.room(contextframe.MaxFrameBytes(r.codec, q.count, heads, p.shape.VDim))
+	memory, err := r.room(contextframe.MaxFrameBytes(r.codec, q.count, heads, p.VDim()))
 	if err != nil {
 		return err
 	}
-	frame, err := contextframe.Encode(memory.Bytes()[:0], r.codec, int(h.id.Group), q.count, heads, p.shape.VDim, out.Context, out.LSE)
+	frame, err := contextframe.Encode(memory.Bytes()[:0], r.codec, int(h.id.Group), q.count, heads, p.VDim(), out.Context, out.LSE)
 	if err != nil {
 		memory.Free()
 		return fmt.Errorf("%s: group %d: code the context: %w", q, h.id.Group, err)
@@ -303,9 +303,9 @@ func (r *run) queries(q *query, i int, thread *attention.Thread) ([]float32, err
 	if p.projection == nil {
 		return part(q.q, i, len(q.shards)), nil
 	}
-	y := make([]float32, q.count*p.size*p.shape.HeadDim)
+	y := make([]float32, q.count*p.GroupSize()*p.HeadDim())
 	if err := project(r.ctx, thread, y, q.q, &q.shards[i].weights.query, q.count); err != nil {
 		return nil, err
 	}
-	return y, p.rotate("queries", y, q.cos, q.sin, q.count, p.size)
+	return y, p.rotate("queries", y, q.cos, q.sin, q.count, p.GroupSize())
 }

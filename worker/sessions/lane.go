@@ -17,8 +17,8 @@ import (
 )
 
 const (
-	// maxLanes bounds the lanes that are open, laneSteps the steps of one that are in flight, and laneBytes their payloads,
-	// but that of one alone. A lane that has more is not read until it has less.
+	// maxLanes bounds the open lanes, laneSteps the steps of a lane that are in flight, and laneBytes their payloads, though a
+	// single step may have more. A lane that is at a bound is not read until it has less.
 	maxLanes  = 4096
 	laneSteps = 256
 	laneBytes = 64 << 20
