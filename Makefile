@@ -10,7 +10,7 @@ export GOFLAGS += -buildvcs=false
 
 .DEFAULT_GOAL := help
 .PHONY: help build demo check map test unit lint format proto generate breaking fuzz bench bench-plots figures-kernels figures-job figures-sessions figures-faults soak \
-	fixtures image test-avx512 test-arm64 test-k8s test-python test-model wheel clean
+	fixtures image test-avx512 test-arm64 test-k8s test-python test-model wheel wheels clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -70,8 +70,15 @@ $(SMOLLM2)/ready: $(VENV_MODEL)/ready clients/python/model/smollm2.py
 test-model: build $(VENV_MODEL)/ready $(SMOLLM2)/ready ## run models of transformers on a local cluster (installs torch; HEADWATER_TEST_MODEL=0 leaves it out of test)
 	cd clients/python && HEADWATER_SMOLLM2=$(CURDIR)/$(SMOLLM2) ../../$(VENV_MODEL)/bin/python -m pytest tests/model
 
-wheel: $(VENV)/ready ## build the wheel of the Python client into out/
-	$(VENV)/bin/pip wheel -q --disable-pip-version-check --no-deps -w out clients/python
+PACK = PYTHON=$(CURDIR)/$(VENV)/bin/python PROGRAMS=bin LDFLAGS='$(LDFLAGS)' clients/python/wheels.sh
+wheel: build $(VENV)/ready ## build the wheel of the Python client for this machine, with the programs inside, into out/
+	@rm -f out/headwater-*.whl
+	$(PACK) out $(shell $(GO) env GOOS)/$(shell $(GO) env GOARCH)
+
+wheels: build $(VENV)/ready ## build its wheels for Linux on x86-64 and arm64 and macOS on arm64, and its sdist, into out/wheels/
+	@rm -rf out/wheels
+	$(PACK) out/wheels linux/amd64 linux/arm64 darwin/arm64 sdist
+	$(VENV)/bin/twine check --strict out/wheels/*
 
 lint: ## check format, code, protocol and known vulnerabilities
 	@bash .ci/lint
