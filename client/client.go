@@ -83,6 +83,7 @@ func dial(text, proxy string, opts []grpc.DialOption) (*Client, error) {
 		address: a.String(), proxy: proxy, conn: conn, service: headwaterv1.NewCoordinatorServiceClient(conn),
 		conns: conns, lane: fanout.NewLane(newLaneID(), conns),
 	}
+	conns.Locate = c.locate
 	c.kept.Set(conns.Conns, c.address)
 	return c, nil
 }

@@ -232,6 +232,7 @@ func (s *Session) adopt(h *fanout.Holding, state *headwaterv1.SessionState, dire
 		if h, err = fanout.ParseHolding(h.Layers(), state.GetHolders()); err != nil {
 			return fmt.Errorf("its holders: %w", err)
 		}
+		h = h.Of(state.GetEpoch().GetCounter())
 	}
 	s.place, s.direct = fanout.NewPlace(s.id, h), direct
 	return s.update(state)
@@ -431,6 +432,9 @@ func (s *Session) fork(ctx context.Context, position *uint64) (*Session, error) 
 			return err
 		}
 		child.place = fanout.NewPlace(child.id, s.place.Holding())
+		if s.direct {
+			child.place = fanout.NewPlace(child.id, s.place.Holding().Of(1))
+		}
 		if err := child.update(state); err != nil {
 			return s.client.inVain(ctx, child.id, fmt.Errorf("as session %s: %w", child.id, err))
 		}
@@ -645,6 +649,23 @@ func (c *Client) findSession(ctx context.Context, id SessionID, holdersOnly bool
 		return nil, c.sessionError(doing, id, session.Errorf(session.Unknown, "no worker holds it"))
 	}
 	return found[0], nil
+}
+
+// locate says which workers hold a session now.
+func (c *Client) locate(ctx context.Context, id [16]byte) (*fanout.Holding, error) {
+	found, err := c.findSession(ctx, id, true)
+	if err != nil {
+		return nil, err
+	}
+	layers, err := layerproto.ReadSessionLayers(found.GetConfig().GetLayers())
+	if err != nil {
+		return nil, err
+	}
+	h, err := fanout.ParseHolding(layers, found.GetHolders())
+	if err != nil {
+		return nil, err
+	}
+	return h.Of(found.GetEpoch().GetCounter()), nil
 }
 
 // whole tells whether the holders that are told of have all of a session.

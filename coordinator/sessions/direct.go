@@ -2,6 +2,7 @@ package sessions
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -51,7 +52,7 @@ func (d *Direct) CreateSession(ctx context.Context, req *headwaterv1.CreateSessi
 	if err != nil {
 		return nil, refusal(err)
 	}
-	if h, err := holdingOf(resp.GetState().GetConfig(), req.GetConfig(), resp.GetState().GetHolders()); err == nil {
+	if h, err := holdingOf(resp.GetState(), req.GetConfig()); err == nil {
 		d.remember(id, h)
 	} // else the first step asks, and is told what is wrong
 	return resp, nil
@@ -85,7 +86,7 @@ func (d *Direct) askCoordinator(ctx context.Context, id [16]byte) (*fanout.Holdi
 		}
 		return nil, session.Errorf(session.Unknown, "session %x is held by no worker", key)
 	}
-	h, err := holdingOf(found[0].GetConfig(), nil, found[0].GetHolders())
+	h, err := holdingOf(found[0], nil)
 	if err != nil && len(silent) > 0 {
 		return nil, fanout.Silent(silent, true)
 	}
@@ -96,15 +97,16 @@ func (d *Direct) askCoordinator(ctx context.Context, id [16]byte) (*fanout.Holdi
 }
 
 // holdingOf reads who holds a session of a config, which a state may leave out where it was asked for with one.
-func holdingOf(told, asked *headwaterv1.SessionConfig, holders []*headwaterv1.Holder) (*fanout.Holding, error) {
-	if told == nil {
-		told = asked
-	}
-	layers, err := layerproto.ReadSessionLayers(told.GetLayers())
+func holdingOf(state *headwaterv1.SessionState, asked *headwaterv1.SessionConfig) (*fanout.Holding, error) {
+	layers, err := layerproto.ReadSessionLayers(cmp.Or(state.GetConfig(), asked).GetLayers())
 	if err != nil {
 		return nil, err
 	}
-	return fanout.ParseHolding(layers, holders)
+	h, err := fanout.ParseHolding(layers, state.GetHolders())
+	if err != nil {
+		return nil, err
+	}
+	return h.Of(state.GetEpoch().GetCounter()), nil
 }
 
 // forward makes a call to the coordinator. Its error is the coordinator's, details and all, under the coordinator's name.

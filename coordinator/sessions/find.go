@@ -185,7 +185,7 @@ func current(states []*headwaterv1.SessionState) (*fanout.Holding, []*headwaterv
 		}
 		var h *fanout.Holding
 		if h, err = fanout.ParseHolding(layers, holders); err == nil {
-			return h, states[:i+1], nil
+			return h.Of(states[0].GetEpoch().GetCounter()), states[:i+1], nil
 		}
 	}
 	return nil, nil, err

@@ -71,6 +71,7 @@ func New(c Config) *Relay {
 	}
 	r.locate = r.askWorkers
 	conns.OnLeave = r.left
+	conns.Locate = func(ctx context.Context, id [16]byte) (*fanout.Holding, error) { return r.locate(ctx, id) }
 	return r
 }
 
@@ -149,7 +150,7 @@ func (r *Relay) create(ctx context.Context, req *headwaterv1.CreateSessionReques
 	if err != nil {
 		return nil, err
 	}
-	r.remember(id, h)
+	r.remember(id, h.Of(state.GetEpoch().GetCounter()))
 	r.log.Debug("session created", "session", fmt.Sprintf("%x", id), "holders", len(h.Holders()))
 	return state, nil
 }
@@ -216,7 +217,7 @@ func (r *Relay) ForkSession(ctx context.Context, req *headwaterv1.ForkSessionReq
 	if err == nil {
 		var state *headwaterv1.SessionState
 		if state, err = r.conns.Fork(ctx, p, req); err == nil {
-			r.remember(child, p.Holding())
+			r.remember(child, p.Holding().Of(req.GetChildEpoch().GetCounter()))
 			return &headwaterv1.ForkSessionResponse{State: state}, nil
 		}
 	}

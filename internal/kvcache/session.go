@@ -30,6 +30,8 @@ type Epoch struct {
 	Lane    LaneID
 	// Base is the counter that the lane goes on naming, where the epoch was stepped on its behalf; 0 is none.
 	Base uint64
+	// At is, of a call, the counter of the epoch that the session's holders are known by; 0 is not compared.
+	At uint64
 }
 
 // compare orders epochs.
@@ -92,9 +94,9 @@ func (s *session) tryLock() bool {
 	return true
 }
 
-// drivenBy tells whether the session is driven by e's lane under the counter that e names.
+// drivenBy tells whether the session is driven by e's lane under the counter that e names, by the holders that e knows.
 func (s *session) drivenBy(e Epoch) bool {
-	return e.Lane == s.epoch.Lane && (e.Counter == s.epoch.Counter || e.Counter == s.epoch.Base && e.Counter != 0)
+	return (e.At == 0 || e.At == s.epoch.Counter) && e.Lane == s.epoch.Lane && (e.Counter == s.epoch.Counter || e.Counter == s.epoch.Base && e.Counter != 0)
 }
 
 func (s *session) stale(e Epoch) *Error {

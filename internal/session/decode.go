@@ -326,6 +326,8 @@ func (s *Step) set(field protowire.Number, v uint64) {
 		s.Codec = headwaterv1.StepCodec(v)
 	case stepTree:
 		s.Tree = uint32(v)
+	case stepAt:
+		s.At = v
 	}
 }
 

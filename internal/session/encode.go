@@ -31,6 +31,7 @@ const (
 	stepAppendID      protowire.Number = 15
 	stepChain         protowire.Number = 16
 	stepAnswers       protowire.Number = 17
+	stepAt            protowire.Number = 18
 
 	resultError        protowire.Number = 1
 	resultLength       protowire.Number = 2
@@ -117,7 +118,8 @@ func sizeOfStep(s *Step) int {
 		sizeOfBytes(stepTokens, sizeOfTokens(s.Tokens)) +
 		sizeOfFixed64(stepAppendID, s.AppendID) +
 		sizeOfFixed64(stepChain, s.Chain) +
-		sizeOfBytes(stepAnswers, len(s.Answers))
+		sizeOfBytes(stepAnswers, len(s.Answers)) +
+		sizeOfVarint(stepAt, s.At)
 }
 
 func appendStep(out []byte, s *Step) []byte {
@@ -143,7 +145,8 @@ func appendStep(out []byte, s *Step) []byte {
 	}
 	out = appendFixed64(out, stepAppendID, s.AppendID)
 	out = appendFixed64(out, stepChain, s.Chain)
-	return appendBytes(out, stepAnswers, s.Answers)
+	out = appendBytes(out, stepAnswers, s.Answers)
+	return appendVarint(out, stepAt, s.At)
 }
 
 func sizeOfResult(r *Result) int {

@@ -37,7 +37,7 @@ func plainRequest(r *Request) *headwaterv1.LaneRequest {
 	return &headwaterv1.LaneRequest{Id: r.ID, Payload: r.Payload.Bytes(), Step: &headwaterv1.Step{
 		Session: s.Session[:], Epoch: s.Epoch, Truncations: s.Truncations, Layer: s.Layer, Length: s.Length, Hashes: s.Hashes,
 		Append: s.Append, Attend: s.Attend, QueryPosition: s.QueryPosition, Encoding: s.Encoding, Codec: s.Codec,
-		Tree: s.Tree, TreeMask: s.TreeMask, Tokens: s.Tokens, AppendId: s.AppendID, Chain: s.Chain, Answers: s.Answers,
+		Tree: s.Tree, TreeMask: s.TreeMask, Tokens: s.Tokens, AppendId: s.AppendID, Chain: s.Chain, Answers: s.Answers, At: s.At,
 	}}
 }
 
@@ -67,7 +67,7 @@ func drawRequest(t *rapid.T) *Request {
 		Hashes: rapid.SliceOfN(rapid.Uint64(), 0, 20).Draw(t, "hashes"), Append: n32("append"), Attend: n32("attend"),
 		QueryPosition: numbers.Draw(t, "query_position"), Encoding: headwaterv1.StorageType(n32("encoding")), Codec: headwaterv1.StepCodec(n32("codec")),
 		Tree: n32("tree"), TreeMask: rapid.SliceOfN(rapid.Byte(), 0, 300).Draw(t, "tree_mask"), Tokens: rapid.SliceOfN(rapid.Uint32(), 0, 100).Draw(t, "tokens"),
-		AppendID: numbers.Draw(t, "append_id"), Chain: numbers.Draw(t, "chain"), Answers: rapid.SliceOfN(rapid.Byte(), 0, 20).Draw(t, "answers"),
+		AppendID: numbers.Draw(t, "append_id"), Chain: numbers.Draw(t, "chain"), Answers: rapid.SliceOfN(rapid.Byte(), 0, 20).Draw(t, "answers"), At: numbers.Draw(t, "at"),
 	}}
 	copy(r.Step.Session[:], rapid.SliceOfN(rapid.Byte(), 16, 16).Draw(t, "session"))
 	r.Payload = payload(rapid.SliceOfN(rapid.Byte(), 0, 5000).Draw(t, "payload"))

@@ -48,6 +48,7 @@ type Step struct {
 	AppendID      uint64
 	Chain         uint64
 	Answers       []byte
+	At            uint64
 }
 
 // Answered returns how many of the held groups the holder answers for, and calls do, unless nil, with the index of each.

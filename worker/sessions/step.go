@@ -222,7 +222,7 @@ func (st *step) read(m *session.Step, payload *rpc.Buffer, layer *shard.LayerSpe
 	cut(sizes.Q)
 	st.q = payload.Floats()[:sizes.Q/4]
 	st.append = kvcache.Append{
-		Session: kvcache.SessionID(m.Session), Epoch: kvcache.Epoch{Counter: m.Epoch}, Truncations: m.Truncations,
+		Session: kvcache.SessionID(m.Session), Epoch: kvcache.Epoch{Counter: m.Epoch, At: m.At}, Truncations: m.Truncations,
 		Layer: shard.Layer(m.Layer), Length: m.Length, Hashes: m.Hashes, Chain: m.Chain, ID: m.AppendID, Positions: int(m.Append), Encoding: dt,
 		K: cut(sizes.K), V: cut(sizes.V), KScale: cut(sizes.Scale), VScale: cut(sizes.Scale), Tokens: m.Tokens, Query: m.QueryPosition,
 	}

@@ -32,7 +32,7 @@ func readEpoch(field string, m *headwaterv1.Epoch) (e kvcache.Epoch, err error) 
 	if len(m.GetLane()) != len(e.Lane) {
 		return e, invalidSession("%s: the id of a lane has %d bytes, not %d", field, len(e.Lane), len(m.GetLane()))
 	}
-	return kvcache.Epoch{Counter: m.GetCounter(), Lane: kvcache.LaneID(m.GetLane()), Base: m.GetBase()}, nil
+	return kvcache.Epoch{Counter: m.GetCounter(), Lane: kvcache.LaneID(m.GetLane()), Base: m.GetBase(), At: m.GetAt()}, nil
 }
 
 func writeEpoch(e kvcache.Epoch) *headwaterv1.Epoch {

@@ -1,6 +1,7 @@
 package fanout
 
 import (
+	"context"
 	"log/slog"
 	"time"
 
@@ -15,6 +16,8 @@ type Conns struct {
 	Log *slog.Logger // of panics that are caught; nil is slog.Default
 	// OnLeave, unless nil, is told of a session that goes on without holders that are lost. Set it before calls are made.
 	OnLeave func(session [16]byte, lost []string)
+	// Locate, unless nil, says who holds a session now. Set it before calls are made.
+	Locate func(ctx context.Context, session [16]byte) (*Holding, error)
 
 	abandonTimeout time.Duration // for dropping a session that was made in vain
 }

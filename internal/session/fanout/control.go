@@ -117,8 +117,8 @@ func (c *Conns) Take(ctx context.Context, p *Place, req *headwaterv1.TakeSession
 	var state *headwaterv1.SessionState
 	from := p.Holding()
 	err := past(from, func(h *Holding) (err error) {
-		if state, err = c.takeAll(ctx, h, req); err == nil && h != from {
-			p.holding.CompareAndSwap(from, h)
+		if state, err = c.takeAll(ctx, h, req); err == nil && !req.GetCheckOnly() {
+			p.holding.CompareAndSwap(from, h.Of(req.GetEpoch().GetCounter()))
 		}
 		return err
 	})
@@ -338,7 +338,7 @@ func (c *Conns) fork(ctx context.Context, h *Holding, req *headwaterv1.ForkSessi
 			return nil, err
 		}
 		own := &headwaterv1.ForkSessionRequest{
-			Session: req.GetSession(), Epoch: req.GetEpoch(), Truncations: req.GetTruncations(), Child: req.GetChild(), ChildEpoch: req.GetChildEpoch(),
+			Session: req.GetSession(), Epoch: h.epoch(req.GetEpoch()), Truncations: req.GetTruncations(), Child: req.GetChild(), ChildEpoch: req.GetChildEpoch(),
 			Position: req.Position, Expect: expect, Call: call,
 		}
 		resp, err := s.ForkSession(ctx, own)
@@ -382,7 +382,7 @@ func (c *Conns) truncate(ctx context.Context, h *Holding, req *headwaterv1.Trunc
 			return nil, err
 		}
 		resp, err := s.TruncateSession(ctx, &headwaterv1.TruncateSessionRequest{
-			Session: req.GetSession(), Epoch: req.GetEpoch(), Truncations: req.GetTruncations(), Position: req.GetPosition(), Lengths: req.GetLengths(),
+			Session: req.GetSession(), Epoch: h.epoch(req.GetEpoch()), Truncations: req.GetTruncations(), Position: req.GetPosition(), Lengths: req.GetLengths(),
 			CheckOnly: checkOnly, Expect: expect, Id: req.GetId(), Count: req.GetCount(),
 		})
 		return resp.GetState(), err

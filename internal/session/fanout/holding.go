@@ -31,6 +31,22 @@ type Holding struct {
 	layers  []shard.LayerSpec
 	holders []*Holder
 	parts   [][]part // by layer, without those that have none of it
+	counter uint64   // of the epoch that it is known by, 0 is not known
+}
+
+// Of returns the holding as that of an epoch's counter, which calls name then: holders that have accepted another one refuse them.
+func (h *Holding) Of(counter uint64) *Holding {
+	of := *h
+	of.counter = counter
+	return &of
+}
+
+// epoch is that of a call with the counter that the holders are known by.
+func (h *Holding) epoch(e *headwaterv1.Epoch) *headwaterv1.Epoch {
+	if e == nil || h.counter == 0 {
+		return e
+	}
+	return &headwaterv1.Epoch{Counter: e.GetCounter(), Lane: e.GetLane(), At: h.counter}
 }
 
 // NewHolding checks that every group of every layer has a holder. If some have several, each holds all that is appended, and one of
@@ -99,7 +115,10 @@ func (h *Holding) Without(names ...string) (*Holding, bool) {
 		return nil, false
 	}
 	less, err := NewHolding(h.layers, rest...)
-	return less, err == nil
+	if err != nil {
+		return nil, false
+	}
+	return less.Of(h.counter), true
 }
 
 // layer returns the groups that the holder has of a layer.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync/atomic"
+	"time"
 
 	"headwater.example/internal/session"
 	headwaterv1 "headwater.example/proto/headwater/v1"
@@ -15,9 +16,7 @@ import (
 type Place struct {
 	id      [16]byte
 	holding atomic.Pointer[Holding]
-
-	moving  chan struct{} // holds one element while holders are left out; guards what follows
-	counter uint64        // of the newest epoch that was stepped here
+	moving  chan struct{} // holds one element while the holding is exchanged
 }
 
 // NewPlace makes the place of a session.
@@ -30,6 +29,24 @@ func NewPlace(id [16]byte, h *Holding) *Place {
 // Holding returns who holds the session now.
 func (p *Place) Holding() *Holding { return p.holding.Load() }
 
+// move exchanges the holding, unless it is not from any more: somebody else has exchanged it then.
+func (p *Place) move(ctx context.Context, from *Holding, next func() (*Holding, error)) error {
+	select {
+	case p.moving <- struct{}{}:
+		defer func() { <-p.moving }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	if p.Holding() != from {
+		return nil
+	}
+	h, err := next()
+	if err == nil {
+		p.holding.Store(h)
+	}
+	return err
+}
+
 // epochOf is the epoch that a lane's calls name.
 func epochOf(counter uint64, lane session.LaneID) *headwaterv1.Epoch {
 	return &headwaterv1.Epoch{Counter: counter, Lane: lane[:]}
@@ -41,44 +58,79 @@ func epochOf(counter uint64, lane session.LaneID) *headwaterv1.Epoch {
 //
 // What a holder that stays has of a step that failed it keeps: the step is sent again to all, by its id.
 func (c *Conns) leave(ctx context.Context, p *Place, from *Holding, driver *headwaterv1.Epoch, lost ...string) error {
-	select {
-	case p.moving <- struct{}{}:
-		defer func() { <-p.moving }()
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-	if p.Holding() != from {
-		return nil // somebody has done it meanwhile
-	}
-	counter := max(p.counter, driver.GetCounter()) + 1
-	for {
-		rest, whole := from.Without(lost...)
-		if !whole {
-			return errNotWhole
-		}
-		epoch := &headwaterv1.Epoch{Counter: counter, Lane: driver.GetLane(), Base: driver.GetCounter()}
-		_, err := c.each(ctx, rest.holders, func(ctx context.Context, s headwaterv1.SessionServiceClient, _ int) (*headwaterv1.SessionState, error) {
-			resp, err := s.TakeSession(ctx, &headwaterv1.TakeSessionRequest{Session: p.id[:], Epoch: epoch})
-			return resp.GetState(), err
-		})
-		e, refused := session.FromError(err)
-		switch {
-		case err == nil:
-			p.counter = counter
-			p.holding.Store(rest)
-			if c.OnLeave != nil {
-				c.OnLeave(p.id, lost)
+	return p.move(ctx, from, func() (*Holding, error) {
+		counter := max(from.counter, driver.GetCounter()) + 1
+		for {
+			rest, whole := from.Without(lost...)
+			if !whole {
+				return nil, errNotWhole
 			}
-			return nil
-		case refused && e.Reason() == session.StaleEpoch && string(e.Why.GetEpoch().GetLane()) == string(driver.GetLane()) && e.Why.GetEpoch().GetCounter() >= counter:
-			counter = e.Why.GetEpoch().GetCounter() + 1 // it was stepped elsewhere on the lane's behalf
-		case gone(err) != "":
-			lost = append(lost, gone(err))
-		default:
-			return err
+			epoch := &headwaterv1.Epoch{Counter: counter, Lane: driver.GetLane(), Base: driver.GetCounter()}
+			_, err := c.each(ctx, rest.holders, func(ctx context.Context, s headwaterv1.SessionServiceClient, _ int) (*headwaterv1.SessionState, error) {
+				resp, err := s.TakeSession(ctx, &headwaterv1.TakeSessionRequest{Session: p.id[:], Epoch: epoch})
+				return resp.GetState(), err
+			})
+			switch told := stale(err, driver); {
+			case err == nil:
+				if c.OnLeave != nil {
+					c.OnLeave(p.id, lost)
+				}
+				return rest.Of(counter), nil
+			case told >= counter:
+				counter = told + 1 // it was stepped elsewhere on the lane's behalf
+			case gone(err) != "":
+				lost = append(lost, gone(err))
+			default:
+				return nil, err
+			}
 		}
-	}
+	})
 }
+
+// stale returns the counter that a holder has accepted, if it has refused a call of the driver because its holders are known by
+// another one, else 0. An epoch that another lane has taken is another matter.
+func stale(err error, driver *headwaterv1.Epoch) uint64 {
+	e, ok := session.FromError(err)
+	if !ok || e.Reason() != session.StaleEpoch {
+		return 0
+	}
+	told := e.Why.GetEpoch()
+	if string(told.GetLane()) != string(driver.GetLane()) || told.GetCounter() != driver.GetCounter() && told.GetBase() != driver.GetCounter() {
+		return 0
+	}
+	return told.GetCounter()
+}
+
+const (
+	// refreshPause is how long a call waits before it asks again who holds a session whose holders are being exchanged, and
+	// refreshes how often: 3 seconds in all.
+	refreshPause = 10 * time.Millisecond
+	refreshes    = 300
+)
+
+// refresh asks anew who holds a session, after a holder has refused a call of the driver as stale.
+func (c *Conns) refresh(ctx context.Context, p *Place, from *Holding) error {
+	return p.move(ctx, from, func() (*Holding, error) {
+		if c.Locate == nil || from.counter == 0 {
+			return nil, errNoWay
+		}
+		for range refreshes {
+			h, err := c.Locate(ctx, p.id)
+			if err != nil {
+				return nil, err
+			}
+			if h.counter > from.counter {
+				return h, nil
+			}
+			if !pause(ctx, refreshPause) {
+				return nil, ctx.Err()
+			}
+		}
+		return nil, errNoWay
+	})
+}
+
+var errNoWay = errors.New("nobody tells who holds it now")
 
 var errNotWhole = errors.New("nobody else holds a copy")
 
@@ -92,26 +144,31 @@ func gone(err error) string {
 }
 
 // over makes a call under an epoch with all holders of a session, and makes it again with those that are left if one is lost that
-// they can do without. The same call again must be a success at who has done it.
+// they can do without, or with the holders of now if these are others. The same call again must be a success at who has done it.
 func (c *Conns) over(ctx context.Context, p *Place, driver *headwaterv1.Epoch, do func(h *Holding) (*headwaterv1.SessionState, error)) (*headwaterv1.SessionState, error) {
-	for {
+	for again := 0; ; again++ {
 		h := p.Holding()
 		state, err := do(h)
-		if err == nil {
-			return state, nil
+		if err == nil || ctx.Err() != nil || again > refreshes {
+			return state, err
 		}
 		if p.Holding() != h {
 			continue
 		}
-		name := gone(err)
-		if name == "" || ctx.Err() != nil {
+		name, moved := gone(err), error(nil)
+		switch {
+		case stale(err, driver) != 0:
+			moved = c.refresh(ctx, p, h)
+		case name != "":
+			moved = c.leave(ctx, p, h, driver, name)
+		default:
 			return nil, err
 		}
-		if left := c.leave(ctx, p, h, driver, name); left != nil {
-			if errors.Is(left, errNotWhole) {
-				return nil, err
-			}
-			return nil, fmt.Errorf("%w; to go on without holder %q: %v", err, name, left)
+		if errors.Is(moved, errNotWhole) || errors.Is(moved, errNoWay) {
+			return nil, err
+		}
+		if moved != nil {
+			return nil, fmt.Errorf("%w; and to go on with other holders: %v", err, moved)
 		}
 	}
 }

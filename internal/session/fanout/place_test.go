@@ -1,6 +1,7 @@
 package fanout_test
 
 import (
+	"context"
 	"fmt"
 	"maps"
 	"net"
@@ -63,6 +64,7 @@ func startCopied(t testing.TB, n, replicas int, layers ...shard.LayerSpec) *copi
 	if _, err := p.conns.Create(t.Context(), p.holding, &headwaterv1.CreateSessionRequest{Session: p.id[:], Epoch: p.epoch, Config: config(layers)}); err != nil {
 		t.Fatal(err)
 	}
+	p.holding = p.holding.Of(p.epoch.GetCounter())
 	p.at = fanout.NewPlace(p.id, p.holding)
 	return p
 }
@@ -220,5 +222,43 @@ func TestACopyThatDiffersIsAnError(t *testing.T) {
 	step, _ := draw(rng(1), []shard.LayerSpec{l}, 0, [16]byte{1}, 4, []uint64{4, 4}, 1, 0)
 	if err := p.lane.Start(t.Context(), at(h), step).Wait(t.Context()); err == nil || !slices.Equal(step.Hashes, []uint64{4, 4}) {
 		t.Errorf("%v, and hashes %v were taken", err, step.Hashes)
+	}
+}
+
+// TestTwoWhoCarryOneSession: when one has left out a holder, the other finds out by its next call, whichever it is, and goes on with
+// the same holders, although the one that was left out would answer.
+func TestTwoWhoCarryOneSession(t *testing.T) {
+	p, alone := startCopied(t, 3, 1, two...), start(t, 1, two...)
+	p.conns.Locate = func(context.Context, [16]byte) (*fanout.Holding, error) { return p.at.Holding(), nil }
+	if err := p.step(t, alone, 1, 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.conns.Leave(t.Context(), p.at, p.epoch, "w2"); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.step(t, alone, 2, 0); err != nil {
+		t.Fatal(err)
+	}
+	mine := p.at
+	for i, call := range []func() error{
+		func() error { return p.step(t, alone, 3, 0) },
+		func() error {
+			child := [16]byte{8}
+			_, err := p.conns.Fork(t.Context(), p.at, &headwaterv1.ForkSessionRequest{Session: p.id[:], Epoch: p.epoch, Child: child[:], ChildEpoch: p.epoch, Expect: p.known})
+			return err
+		},
+		func() error {
+			_, err := p.conns.Truncate(t.Context(), p.at, &headwaterv1.TruncateSessionRequest{Session: p.id[:], Epoch: p.epoch, Position: 1, Expect: p.known, Id: 5})
+			return err
+		},
+	} {
+		p.at = fanout.NewPlace(p.id, p.holding)
+		p.conns.Locate = func(context.Context, [16]byte) (*fanout.Holding, error) { return mine.Holding(), nil }
+		if err := call(); err != nil {
+			t.Errorf("call %d: %v", i, err)
+		}
+		if got := names(p.at.Holding()); !slices.Equal(got, []string{"w1", "w3"}) {
+			t.Errorf("call %d: %v hold it", i, got)
+		}
 	}
 }

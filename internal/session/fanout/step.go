@@ -50,19 +50,20 @@ type Step struct {
 
 // Call is a step on its way. It is made by Start, and ends with Wait or Once.
 type Call struct {
-	lane    *Lane
-	place   *Place
-	holding *Holding // of the place, as the step was sent
-	step    *Step
-	parts   []*callPart
-	left    atomic.Int32  // parts that are not sent, and parts that are not answered
-	done    chan struct{} // one element when none is left
-	refused error         // why it was not sent
-	again   bool          // it was sent again over new streams, to the same holders
-	context []float32     // scratch: one holder's context and LSE
-	lse     []float32
-	hashes  []uint64 // scratch: by group, the hash after the step where it is known
-	known   []bool
+	lane      *Lane
+	place     *Place
+	holding   *Holding // of the place, as the step was sent
+	step      *Step
+	parts     []*callPart
+	left      atomic.Int32  // parts that are not sent, and parts that are not answered
+	done      chan struct{} // one element when none is left
+	refused   error         // why it was not sent
+	again     bool          // it was sent again over new streams, to the same holders
+	refreshed int           // how often it was sent again since holders were others
+	context   []float32     // scratch: one holder's context and LSE
+	lse       []float32
+	hashes    []uint64 // scratch: by group, the hash after the step where it is known
+	known     []bool
 }
 
 // callPart is what one holder is asked.
@@ -87,7 +88,7 @@ func (c *Call) finished() {
 // Start sends a step to all holders of its layer. It waits while too much is under way.
 func (l *Lane) Start(ctx context.Context, p *Place, s *Step) *Call {
 	c := l.calls.Get().(*Call)
-	c.place, c.holding, c.step, c.again = p, p.Holding(), s, false
+	c.place, c.holding, c.step, c.again, c.refreshed = p, p.Holding(), s, false, 0
 	c.send(ctx)
 	return c
 }
@@ -112,7 +113,7 @@ func (c *Call) send(ctx context.Context) {
 		for _, g := range p.groups {
 			m.Hashes = append(m.Hashes, s.Hashes[g])
 		}
-		if s.Attend > 0 {
+		if m.At = c.holding.counter; s.Attend > 0 {
 			m.Answers = held.bits
 		}
 	}
@@ -310,6 +311,7 @@ func (c *Call) moves(ctx context.Context) bool {
 	}
 	var missing []string
 	all := true // whether all that failed are streams that broke
+	driver := epochOf(c.step.Epoch, c.lane.id)
 	for _, p := range c.parts {
 		var err error
 		switch {
@@ -317,6 +319,11 @@ func (c *Call) moves(ctx context.Context) bool {
 			err = lost(p.holder.Name, p.err)
 		case p.response.Result.Err != nil:
 			err = refused(p.holder.Name, p.response.Result.Err)
+		}
+		if stale(err, driver) != 0 && c.refreshed < refreshes && c.lane.conns.refresh(ctx, c.place, c.holding) == nil {
+			c.refreshed++
+			c.holding, c.again = c.place.Holding(), false
+			return true
 		}
 		if gone(err) != "" {
 			missing = append(missing, p.holder.Name)
@@ -330,7 +337,7 @@ func (c *Call) moves(ctx context.Context) bool {
 		c.again = true
 		return true
 	}
-	if c.lane.conns.leave(ctx, c.place, c.holding, epochOf(c.step.Epoch, c.lane.id), missing...) != nil {
+	if c.lane.conns.leave(ctx, c.place, c.holding, driver, missing...) != nil {
 		return false // the failure of the step says more
 	}
 	c.holding, c.again = c.place.Holding(), false

@@ -181,6 +181,9 @@ func (s *heldSession) stale() *session.Error {
 // check refuses an epoch that is neither the accepted one nor its base.
 func (s *heldSession) check(e *headwaterv1.Epoch) *session.Error {
 	base := &headwaterv1.Epoch{Counter: s.epoch.GetBase(), Lane: s.epoch.GetLane()}
+	if e.GetAt() != 0 && e.GetAt() != s.epoch.GetCounter() {
+		return s.stale()
+	}
 	if compare(e, s.epoch) != 0 && (s.epoch.GetBase() == 0 || compare(e, base) != 0) {
 		return s.stale()
 	}
@@ -572,7 +575,7 @@ func (h *Holder) step(by session.LaneID, req *session.Request, resp *session.Res
 	if err != nil {
 		return err
 	}
-	if err := s.check(&headwaterv1.Epoch{Counter: m.Epoch, Lane: by[:]}); err != nil {
+	if err := s.check(&headwaterv1.Epoch{Counter: m.Epoch, Lane: by[:], At: m.At}); err != nil {
 		return err
 	}
 	if err := s.truncated(m.Truncations); err != nil {

@@ -194,7 +194,10 @@ type Epoch struct {
 	Lane []byte `protobuf:"bytes,2,opt,name=lane,proto3" json:"lane,omitempty"`
 	// Counter that the lane knows, where a holder was left out for it since; its calls go on naming that one. 0 is none. A
 	// TakeSession with a base is refused unless the session is driven by the lane under that counter.
-	Base          uint64 `protobuf:"varint,3,opt,name=base,proto3" json:"base,omitempty"`
+	Base uint64 `protobuf:"varint,3,opt,name=base,proto3" json:"base,omitempty"`
+	// Of a call: counter of the epoch that the session's holders are known by, or 0. A holder that has accepted another counter
+	// refuses the call (STALE_EPOCH): the holders are others now.
+	At            uint64 `protobuf:"varint,4,opt,name=at,proto3" json:"at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -246,6 +249,13 @@ func (x *Epoch) GetLane() []byte {
 func (x *Epoch) GetBase() uint64 {
 	if x != nil {
 		return x.Base
+	}
+	return 0
+}
+
+func (x *Epoch) GetAt() uint64 {
+	if x != nil {
+		return x.At
 	}
 	return 0
 }
@@ -2713,7 +2723,9 @@ type Step struct {
 	Chain uint64 `protobuf:"fixed64,16,opt,name=chain,proto3" json:"chain,omitempty"`
 	// Empty, or one bit for each held group, the lowest of a byte first, padded to whole bytes: 1 is a group that this holder is to
 	// answer for. Of the others, which other holders answer for, there is no q in the payload, and nothing of them in the answer.
-	Answers       []byte `protobuf:"bytes,17,opt,name=answers,proto3" json:"answers,omitempty"`
+	Answers []byte `protobuf:"bytes,17,opt,name=answers,proto3" json:"answers,omitempty"`
+	// Epoch.at of the call.
+	At            uint64 `protobuf:"varint,18,opt,name=at,proto3" json:"at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2865,6 +2877,13 @@ func (x *Step) GetAnswers() []byte {
 		return x.Answers
 	}
 	return nil
+}
+
+func (x *Step) GetAt() uint64 {
+	if x != nil {
+		return x.At
+	}
+	return 0
 }
 
 // LaneResponse is one message on the way back.
@@ -3144,11 +3163,12 @@ var File_headwater_v1_session_proto protoreflect.FileDescriptor
 
 const file_headwater_v1_session_proto_rawDesc = "" +
 	"\n" +
-	"\x1aheadwater/v1/session.proto\x12\fheadwater.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19headwater/v1/worker.proto\"I\n" +
+	"\x1aheadwater/v1/session.proto\x12\fheadwater.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19headwater/v1/worker.proto\"Y\n" +
 	"\x05Epoch\x12\x18\n" +
 	"\acounter\x18\x01 \x01(\x04R\acounter\x12\x12\n" +
 	"\x04lane\x18\x02 \x01(\fR\x04lane\x12\x12\n" +
-	"\x04base\x18\x03 \x01(\x04R\x04base\"\xfc\x01\n" +
+	"\x04base\x18\x03 \x01(\x04R\x04base\x12\x0e\n" +
+	"\x02at\x18\x04 \x01(\x04R\x02at\"\xfc\x01\n" +
 	"\rSessionConfig\x122\n" +
 	"\x06layers\x18\x01 \x03(\v2\x1a.headwater.v1.SessionLayerR\x06layers\x12\x16\n" +
 	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12\x14\n" +
@@ -3353,7 +3373,7 @@ const file_headwater_v1_session_proto_rawDesc = "" +
 	"\vLaneRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12&\n" +
 	"\x04step\x18\x02 \x01(\v2\x12.headwater.v1.StepR\x04step\x12\x18\n" +
-	"\apayload\x18\x03 \x01(\fR\apayload\"\xf1\x03\n" +
+	"\apayload\x18\x03 \x01(\fR\apayload\"\x81\x04\n" +
 	"\x04Step\x12\x18\n" +
 	"\asession\x18\x01 \x01(\fR\asession\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12 \n" +
@@ -3372,7 +3392,8 @@ const file_headwater_v1_session_proto_rawDesc = "" +
 	"\x06tokens\x18\x0e \x03(\rR\x06tokens\x12\x1b\n" +
 	"\tappend_id\x18\x0f \x01(\x06R\bappendId\x12\x14\n" +
 	"\x05chain\x18\x10 \x01(\x06R\x05chain\x12\x18\n" +
-	"\aanswers\x18\x11 \x01(\fR\aanswers\"j\n" +
+	"\aanswers\x18\x11 \x01(\fR\aanswers\x12\x0e\n" +
+	"\x02at\x18\x12 \x01(\x04R\x02at\"j\n" +
 	"\fLaneResponse\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x120\n" +
 	"\x06result\x18\x02 \x01(\v2\x18.headwater.v1.StepResultR\x06result\x12\x18\n" +

@@ -59,14 +59,16 @@ SESSION_PROBLEM_LOST: SessionProblem
 SESSION_PROBLEM_BUSY: SessionProblem
 
 class Epoch(_message.Message):
-    __slots__ = ("counter", "lane", "base")
+    __slots__ = ("counter", "lane", "base", "at")
     COUNTER_FIELD_NUMBER: _ClassVar[int]
     LANE_FIELD_NUMBER: _ClassVar[int]
     BASE_FIELD_NUMBER: _ClassVar[int]
+    AT_FIELD_NUMBER: _ClassVar[int]
     counter: int
     lane: bytes
     base: int
-    def __init__(self, counter: _Optional[int] = ..., lane: _Optional[bytes] = ..., base: _Optional[int] = ...) -> None: ...
+    at: int
+    def __init__(self, counter: _Optional[int] = ..., lane: _Optional[bytes] = ..., base: _Optional[int] = ..., at: _Optional[int] = ...) -> None: ...
 
 class SessionConfig(_message.Message):
     __slots__ = ("layers", "tenant", "model", "ttl", "name", "unshared", "replicas")
@@ -481,7 +483,7 @@ class LaneRequest(_message.Message):
     def __init__(self, id: _Optional[int] = ..., step: _Optional[_Union[Step, _Mapping]] = ..., payload: _Optional[bytes] = ...) -> None: ...
 
 class Step(_message.Message):
-    __slots__ = ("session", "epoch", "truncations", "layer", "length", "hashes", "append", "attend", "query_position", "encoding", "codec", "tree", "tree_mask", "tokens", "append_id", "chain", "answers")
+    __slots__ = ("session", "epoch", "truncations", "layer", "length", "hashes", "append", "attend", "query_position", "encoding", "codec", "tree", "tree_mask", "tokens", "append_id", "chain", "answers", "at")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     TRUNCATIONS_FIELD_NUMBER: _ClassVar[int]
@@ -499,6 +501,7 @@ class Step(_message.Message):
     APPEND_ID_FIELD_NUMBER: _ClassVar[int]
     CHAIN_FIELD_NUMBER: _ClassVar[int]
     ANSWERS_FIELD_NUMBER: _ClassVar[int]
+    AT_FIELD_NUMBER: _ClassVar[int]
     session: bytes
     epoch: int
     truncations: int
@@ -516,7 +519,8 @@ class Step(_message.Message):
     append_id: int
     chain: int
     answers: bytes
-    def __init__(self, session: _Optional[bytes] = ..., epoch: _Optional[int] = ..., truncations: _Optional[int] = ..., layer: _Optional[int] = ..., length: _Optional[int] = ..., hashes: _Optional[_Iterable[int]] = ..., append: _Optional[int] = ..., attend: _Optional[int] = ..., query_position: _Optional[int] = ..., encoding: _Optional[_Union[_worker_pb2.StorageType, str]] = ..., codec: _Optional[_Union[StepCodec, str]] = ..., tree: _Optional[int] = ..., tree_mask: _Optional[bytes] = ..., tokens: _Optional[_Iterable[int]] = ..., append_id: _Optional[int] = ..., chain: _Optional[int] = ..., answers: _Optional[bytes] = ...) -> None: ...
+    at: int
+    def __init__(self, session: _Optional[bytes] = ..., epoch: _Optional[int] = ..., truncations: _Optional[int] = ..., layer: _Optional[int] = ..., length: _Optional[int] = ..., hashes: _Optional[_Iterable[int]] = ..., append: _Optional[int] = ..., attend: _Optional[int] = ..., query_position: _Optional[int] = ..., encoding: _Optional[_Union[_worker_pb2.StorageType, str]] = ..., codec: _Optional[_Union[StepCodec, str]] = ..., tree: _Optional[int] = ..., tree_mask: _Optional[bytes] = ..., tokens: _Optional[_Iterable[int]] = ..., append_id: _Optional[int] = ..., chain: _Optional[int] = ..., answers: _Optional[bytes] = ..., at: _Optional[int] = ...) -> None: ...
 
 class LaneResponse(_message.Message):
     __slots__ = ("id", "result", "payload")
