@@ -39,9 +39,6 @@ func NewDirect(address string, coordinator grpc.ClientConnInterface, log *slog.L
 	return d
 }
 
-// Register adds the service to a server.
-func (d *Direct) Register(s grpc.ServiceRegistrar) { session.Register(s, d) }
-
 // CreateSession implements headwater.v1.SessionService: the coordinator places the session and makes it.
 func (d *Direct) CreateSession(ctx context.Context, req *headwaterv1.CreateSessionRequest) (*headwaterv1.CreateSessionResponse, error) {
 	resp, err := forward(ctx, d, d.coordinator.CreateSession, req)

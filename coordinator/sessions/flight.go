@@ -7,6 +7,7 @@ import (
 	"google.golang.org/grpc"
 
 	"headwater.example/internal/rpc"
+	"headwater.example/internal/session"
 )
 
 const (
@@ -25,6 +26,6 @@ func NewFlight(bytes int64, conns int, log *slog.Logger) *rpc.Flight {
 // NewServer returns a server of the relay on a client's machine, whose messages in flight are counted.
 func (d *Direct) NewServer(flight *rpc.Flight, options ...rpc.ServerOption) *grpc.Server {
 	server := grpc.NewServer(flight.ServerOptions(options...)...)
-	d.Register(rpc.Registrar(server))
+	session.Register(rpc.Registrar(server), d)
 	return server
 }
