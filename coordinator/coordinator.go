@@ -58,6 +58,10 @@ type Config struct {
 	// that was full is tried again. Zero values are a minute and 10 seconds.
 	UploadStall, RoomPause time.Duration
 
+	// AwaitFor is how long a session that is not found may be that of a worker which was known before the coordinator's start and
+	// has not joined yet; 0 is a minute.
+	AwaitFor time.Duration
+
 	Conns  int   // most connections of clients at once; 0 is no bound
 	Flight int64 // most bytes of messages in flight in each direction; 0 is 256 MiB
 
@@ -69,6 +73,7 @@ type Config struct {
 
 // Coordinator is one coordinator. Make it with Open.
 type Coordinator struct {
+	config   Config
 	flight   *rpc.Flight
 	jobs     *jobs.Queue
 	sessions *sessions.Relay
@@ -91,9 +96,13 @@ func Open(c Config) (*Coordinator, error) {
 	if err != nil {
 		return nil, err
 	}
+	known, err := readKnown(c.DataDir)
+	if err != nil {
+		c.Logger.Warn("the cluster's workers before this start are not known", "error", err)
+	}
 	return &Coordinator{
-		flight: sessions.NewFlight(c.Flight, c.Conns, c.Logger), jobs: queue,
-		sessions: sessions.New(sessions.Config{View: c.View, Logger: c.Logger, Replicas: c.Replicas}),
+		config: c, flight: sessions.NewFlight(c.Flight, c.Conns, c.Logger), jobs: queue,
+		sessions: sessions.New(sessions.Config{View: c.View, Logger: c.Logger, Replicas: c.Replicas, Await: known, AwaitFor: c.AwaitFor, Now: c.Now}),
 	}, nil
 }
 
@@ -117,6 +126,7 @@ func (c *Coordinator) Run(ctx context.Context) error {
 	defer relay.Wait()
 	defer end()
 	relay.Go(func() { c.sessions.Run(ctx) })
+	relay.Go(func() { keepKnown(ctx, c.config.DataDir, c.config.View, c.sessions, c.config.Logger) })
 	return c.jobs.Run(ctx)
 }
 

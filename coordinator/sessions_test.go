@@ -7,6 +7,7 @@ import (
 	"google.golang.org/grpc/stats"
 
 	"headwater.example/client"
+	"headwater.example/coordinator"
 )
 
 // conns tells of a worker's connections as they come, 1, and go, -1.
@@ -63,5 +64,41 @@ func TestConnectionsToWorkersThatLeftEnd(t *testing.T) {
 	}
 	for open > 0 {
 		open += <-told
+	}
+}
+
+// TestADropPassesADeadWorker: one that holds nothing of the session is in nobody's way, also where the coordinator has to ask who
+// holds it.
+func TestADropPassesADeadWorker(t *testing.T) {
+	c := startCluster(t, clusterOptions{workers: workers(2)})
+	for name, restarted := range map[string]bool{"known": false, "asked for": true} {
+		var ids []client.SessionID
+		holders := map[string]bool{}
+		for len(holders) < 2 { // A session of one shard lies on one worker.
+			s, err := c.OpenSession(t.Context(), client.SessionOptions{Layers: []client.Layer{{Heads: 1, KVHeads: 1, HeadDim: 4}}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			found, err := c.FindSession(t.Context(), s.ID())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if found.Holders[0].Name == c.workers[0].Name {
+				ids = append(ids, s.ID())
+			}
+			holders[found.Holders[0].Name] = true
+		}
+		if restarted {
+			c.stop()
+			c.start(t, coordinator.Config{})
+		}
+		c.workers[1].server.Stop()
+		for _, id := range ids {
+			if err := c.DropSession(t.Context(), id); err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
+		}
+		c.workers[1] = startWorker(t, c.workers[1].Name, workerOptions{})
+		c.view.set(c.workers[0].Member, c.workers[1].Member)
 	}
 }

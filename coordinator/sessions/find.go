@@ -62,7 +62,7 @@ func (r *Relay) named(ctx context.Context, members []membership.Member, req *hea
 	}
 	for _, key := range req.GetSessions() {
 		if id, err := sessionID(key); err == nil {
-			for _, missing := range r.recall(id).missing(members) {
+			for _, missing := range append(r.recall(id).missing(members), r.awaitedSilent()...) {
 				if !slices.ContainsFunc(silent, func(w *headwaterv1.SilentWorker) bool { return w.GetWorker() == missing.GetWorker() }) {
 					silent = append(silent, missing)
 				}
@@ -151,7 +151,7 @@ func (r *Relay) askWorkers(ctx context.Context, id [16]byte) (*fanout.Holding, e
 			states = append(states, state)
 		}
 	}
-	silent = append(silent, r.recall(id).missing(members)...)
+	silent = append(append(silent, r.recall(id).missing(members)...), r.awaitedSilent()...)
 	switch {
 	case len(states) == 0 && len(silent) > 0:
 		return nil, fanout.Silent(silent, false)

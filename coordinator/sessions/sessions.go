@@ -18,6 +18,7 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/zeebo/xxh3"
 	"google.golang.org/grpc"
@@ -26,6 +27,7 @@ import (
 
 	"headwater.example/coordinator/workers"
 	"headwater.example/internal/layerproto"
+	"headwater.example/internal/membership"
 	"headwater.example/internal/rpc"
 	"headwater.example/internal/session"
 	"headwater.example/internal/session/fanout"
@@ -40,6 +42,11 @@ type Config struct {
 	Logger *slog.Logger      // nil logs nothing
 
 	Replicas int // copies of each shard beside the owner's, for sessions that say nothing of it
+
+	// Await are workers that are expected to join: for AwaitFor, 0 is DefaultAwaitFor, a session that is not found may be theirs.
+	Await    []membership.Member
+	AwaitFor time.Duration
+	Now      func() time.Time // clock; nil is time.Now
 }
 
 // Relay serves SessionService. It owns nothing of a session: the workers know who holds it, and it is remembered here to be
@@ -53,8 +60,12 @@ type Relay struct {
 	stopping chan struct{}                                                   // closed when Run ends
 	lanes    sync.WaitGroup                                                  // what reads lanes
 
+	now        func() time.Time
+	awaitUntil time.Time
+
 	mu       sync.Mutex
 	holdings map[[16]byte]remembered // at most maxHoldings
+	await    []membership.Member     // that have not joined yet
 }
 
 // New makes a relay to the workers of a view.
@@ -62,12 +73,16 @@ func New(c Config) *Relay {
 	if c.Dial == nil {
 		c.Dial = rpc.DialOptions()
 	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
 	conns := fanout.NewConns(c.Dial...)
 	conns.Log = cmp.Or(c.Logger, slog.New(slog.DiscardHandler))
 	r := &Relay{
 		log: conns.Log, conns: conns, workers: workers.New(c.View, conns.Conns),
 		replicas: c.Replicas,
 		stopping: make(chan struct{}), holdings: map[[16]byte]remembered{},
+		now: c.Now, await: slices.Clone(c.Await), awaitUntil: c.Now().Add(cmp.Or(c.AwaitFor, DefaultAwaitFor)),
 	}
 	r.locate = r.askWorkers
 	conns.OnLeave = r.left
@@ -179,8 +194,9 @@ func (r *Relay) plan(ctx context.Context, req *headwaterv1.CreateSessionRequest)
 	if err != nil {
 		return nil, fmt.Errorf("plan: %w", err)
 	}
-	// Where a prefix lies counts more than the draw, but not more than room, nor than as many workers as there are to be.
-	if hasPrefix(req) && len(answering) > 1 {
+	// Where a prefix lies counts more than the draw, but not more than room, nor than copies, nor than as many workers as there
+	// are to be.
+	if hasPrefix(req) && len(answering) > 1 && req.GetConfig().GetReplicas() == 0 {
 		all := r.findPrefixes(ctx, roomy(answering, rooms), len(layers), req)
 		if at := cover(geometry, all, len(placed), xxh3.Hash(req.GetSession())); at != nil {
 			placed = at
@@ -267,6 +283,9 @@ func (r *Relay) DropSession(ctx context.Context, req *headwaterv1.DropSessionReq
 	if err = r.conns.Drop(ctx, holders, req); err == nil {
 		r.forget(id)
 		return &headwaterv1.DropSessionResponse{}, nil
+	}
+	if awaited := r.awaitedSilent(); fanout.Is(err, session.Unknown) && len(awaited) > 0 {
+		err = fanout.Silent(awaited, false)
 	}
 	return nil, r.failed(req.GetSession(), err)
 }

@@ -1,0 +1,81 @@
+package coordinator_test
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"headwater.example/client"
+	"headwater.example/coordinator"
+)
+
+// TestACoordinatorThatStartsAwaitsItsWorkers: until those that it knew before have joined, or a minute has passed, a session that
+// they may hold is not said to be gone.
+func TestACoordinatorThatStartsAwaitsItsWorkers(t *testing.T) {
+	now := time.Unix(1e9, 0)
+	config := coordinator.Config{DataDir: t.TempDir(), Now: func() time.Time { return now }}
+	c := startCluster(t, clusterOptions{workers: workers(2), config: config})
+	first, second := c.workers[0].Member, c.workers[1].Member
+	s, err := c.OpenSession(t.Context(), client.SessionOptions{Layers: []client.Layer{{Heads: 2, KVHeads: 2, HeadDim: 4}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	row := make([]float32, 8)
+	step := func(s *client.Session) error {
+		return s.Step(t.Context(), 0, row, row, row, make([]float32, 8), make([]float32, 2))
+	}
+	if err := step(s); err != nil {
+		t.Fatal(err)
+	}
+	for name, joined := range map[string]int{"nobody has joined": 0, "one has": 1} {
+		c.stop()
+		c.view.set(append(c.view.Members()[:0:0], first, second)[:joined]...)
+		c.start(t, config)
+		if _, err := c.Attach(t.Context(), s.ID(), client.AttachOptions{}); !errors.Is(err, client.ErrTryAgain) || !strings.Contains(err.Error(), second.Name) {
+			t.Errorf("%s: attach: %v", name, err)
+		}
+		if err := c.DropSession(t.Context(), client.SessionID{1}); !errors.Is(err, client.ErrTryAgain) {
+			t.Errorf("%s: drop: %v", name, err)
+		}
+		if _, err := c.Attach(t.Context(), s.ID(), client.AttachOptions{Direct: true}); !errors.Is(err, client.ErrTryAgain) {
+			t.Errorf("%s: attach directly: %v", name, err)
+		}
+	}
+	c.view.set(first, second)
+	back, err := c.Attach(t.Context(), s.ID(), client.AttachOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := step(back); err != nil {
+		t.Error(err)
+	}
+	if _, err := c.Attach(t.Context(), client.SessionID{1}, client.AttachOptions{}); !errors.Is(err, client.ErrGone) {
+		t.Errorf("once all have joined: %v", err)
+	}
+
+	c.stop()
+	c.view.set(first)
+	c.start(t, config)
+	if _, err := c.Attach(t.Context(), s.ID(), client.AttachOptions{}); !errors.Is(err, client.ErrTryAgain) {
+		t.Errorf("before a minute: %v", err)
+	}
+	now = now.Add(time.Minute)
+	if _, err := c.Attach(t.Context(), s.ID(), client.AttachOptions{}); !errors.Is(err, client.ErrGone) {
+		t.Errorf("after a minute: %v", err)
+	}
+}
+
+// TestADamagedListOfWorkersIsNone: the coordinator starts and knows none from before.
+func TestADamagedListOfWorkersIsNone(t *testing.T) {
+	folder := t.TempDir()
+	if err := os.WriteFile(filepath.Join(folder, "workers.json"), []byte(`{"workers":[`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c := startCluster(t, clusterOptions{workers: workers(1), config: coordinator.Config{DataDir: folder}})
+	if _, err := c.Attach(t.Context(), client.SessionID{1}, client.AttachOptions{}); !errors.Is(err, client.ErrGone) {
+		t.Error(err)
+	}
+}

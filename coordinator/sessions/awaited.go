@@ -1,0 +1,35 @@
+package sessions
+
+import (
+	"slices"
+	"time"
+
+	"headwater.example/internal/membership"
+	headwaterv1 "headwater.example/proto/headwater/v1"
+)
+
+// DefaultAwaitFor is the default of Config.AwaitFor: longer than living workers take to find a coordinator that is back.
+const DefaultAwaitFor = time.Minute
+
+// Awaited returns the workers of Config.Await that have not been members since, until Config.AwaitFor has passed. What they hold is
+// not known, so a session that nobody else holds may be theirs.
+func (r *Relay) Awaited() []membership.Member {
+	members := r.workers.List()
+	now := r.now()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.await = slices.DeleteFunc(r.await, func(a membership.Member) bool {
+		return !now.Before(r.awaitUntil) || slices.ContainsFunc(members, func(m membership.Member) bool { return m.Name == a.Name })
+	})
+	return slices.Clone(r.await)
+}
+
+// awaitedSilent are the awaited workers as silent ones.
+func (r *Relay) awaitedSilent() (silent []*headwaterv1.SilentWorker) {
+	for _, a := range r.Awaited() {
+		silent = append(silent, &headwaterv1.SilentWorker{
+			Worker: a.Name, Address: a.Address, Error: "it was a worker before the coordinator's start, and has not joined again yet",
+		})
+	}
+	return silent
+}
