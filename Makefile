@@ -97,7 +97,7 @@ generate: ## generate the assembly of the attention kernels, conversions and cod
 breaking: ## check the protocol against the main branch for breaking changes
 	$(TOOL) buf breaking --against '.git#branch=main'
 
-fuzz: ## fuzz every parser of outside bytes for FUZZTIME each (default 60s)
+fuzz: ## send raw messages to all services, and fuzz every parser of outside bytes for FUZZTIME each (default 60s)
 	@bash .ci/fuzz $(FUZZTIME)
 
 bench: ## measure the attention kernels against the machine's limits; prints a table to paste

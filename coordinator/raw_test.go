@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"os"
+	"strconv"
 	"testing"
 
 	"google.golang.org/grpc"
@@ -80,6 +82,14 @@ func TestStepWithoutPayloadIsRefused(t *testing.T) {
 	}
 }
 
+// rawMessages is how many messages a test sends: n, or what make fuzz asks for.
+func rawMessages(n int) int {
+	if asked, err := strconv.Atoi(os.Getenv("HEADWATER_RAW_MESSAGES")); err == nil {
+		return asked
+	}
+	return n
+}
+
 // rawStep draws a step that may be right, and mostly is not in a field or two.
 func rawStep(rng *rand.Rand, id [16]byte, lengths []uint64) session.Request {
 	layer := rng.IntN(len(rawLayers))
@@ -143,6 +153,7 @@ func TestRawStepsEndNothing(t *testing.T) {
 	if testing.Short() {
 		steps = 300
 	}
+	steps = rawMessages(steps)
 	for _, n := range []int{1, 3} {
 		t.Run(fmt.Sprint(n, " workers"), func(t *testing.T) {
 			conn, before := startCluster(t, clusterOptions{workers: workers(n)}).raw(t), rpc.Panics()
@@ -165,6 +176,7 @@ func TestRawStepsEndNothing(t *testing.T) {
 				}
 				response.Payload.Free()
 			}
+			t.Logf("raw messages: %d", steps)
 			if rpc.Panics() != before {
 				t.Errorf("%d handlers panicked", rpc.Panics()-before)
 			}
@@ -179,6 +191,7 @@ func TestRawMessagesEndNothing(t *testing.T) {
 	if testing.Short() {
 		rounds = 200
 	}
+	rounds, sent := rawMessages(rounds), 0
 	conn, before := startCluster(t, clusterOptions{workers: workers(2)}).raw(t), rpc.Panics()
 	rng := rand.New(rand.NewPCG(12, 27))
 	create(t, conn, [16]byte{1}, [16]byte{2})
@@ -223,6 +236,7 @@ func TestRawMessagesEndNothing(t *testing.T) {
 				m[rng.IntN(len(m))] = byte(rng.Uint32())
 			}
 			_ = stream.SendMsg(m) // Recv says why the call ended
+			sent++
 		}
 		_ = stream.CloseSend()
 		for answers := 0; ; answers++ {
@@ -233,6 +247,7 @@ func TestRawMessagesEndNothing(t *testing.T) {
 		}
 		cancel()
 	}
+	t.Logf("raw messages: %d", sent)
 	if rpc.Panics() != before {
 		t.Errorf("%d handlers panicked", rpc.Panics()-before)
 	}

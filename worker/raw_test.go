@@ -4,6 +4,8 @@ import (
 	"context"
 	"math/rand/v2"
 	"net"
+	"os"
+	"strconv"
 	"testing"
 
 	"github.com/google/uuid"
@@ -127,7 +129,11 @@ func rawSeeds(t testing.TB) [][]byte {
 // TestRawMessages sends messages of which some bytes are changed to all methods. Nothing crashes, hangs, or stays in use.
 func TestRawMessages(t *testing.T) {
 	conn, seeds, rng := rawWorker(t), rawSeeds(t), rand.New(rand.NewPCG(27, 1))
-	for i := range 3000 {
+	rounds := 3000
+	if n, err := strconv.Atoi(os.Getenv("HEADWATER_RAW_MESSAGES")); err == nil { // make fuzz asks for more
+		rounds = (n + 1) / 2
+	}
+	for i := range rounds {
 		m := append([]byte(nil), seeds[rng.IntN(len(seeds))]...)
 		for range rng.IntN(4) {
 			m[rng.IntN(len(m))] = byte(rng.Uint32())
@@ -135,6 +141,7 @@ func TestRawMessages(t *testing.T) {
 		sendRaw(t, conn, i, m[:rng.IntN(len(m)+1)])
 		sendRaw(t, conn, i, m)
 	}
+	t.Logf("raw messages: %d", 2*rounds)
 }
 
 func FuzzRawMessages(f *testing.F) {
