@@ -106,6 +106,12 @@ func Open(c Config) (*Coordinator, error) {
 	}, nil
 }
 
+// HeapLimit is what Go's heap may take, for debug.SetMemoryLimit: messages in flight in both directions, and the headers of
+// submissions that are being read. Without it the collector lets twice as much pile up.
+func (c *Coordinator) HeapLimit() int64 {
+	return 2*cmp.Or(c.config.Flight, sessions.DefaultFlight) + jobs.HeaderMemory
+}
+
 // ServerOptions returns what a server is made with that bounds the coordinator's messages in flight. The coordinator is
 // registered with the server's rpc.Registrar.
 func (c *Coordinator) ServerOptions(options ...rpc.ServerOption) []grpc.ServerOption {

@@ -87,18 +87,18 @@ func (q *Queue) roomFor(size int64) error {
 const (
 	// headerFactor is how many bytes of memory a byte of a header, or of options, becomes while it is read.
 	headerFactor = 20
-	// headerMemory bounds that memory for all submissions together.
-	headerMemory = 256 << 20
+	// HeaderMemory bounds that memory for all submissions together.
+	HeaderMemory = 256 << 20
 )
 
 // headerBudget bounds the memory in which headers of submissions are read.
 type headerBudget struct{ room *semaphore.Weighted }
 
-func newHeaderBudget() *headerBudget { return &headerBudget{semaphore.NewWeighted(headerMemory)} }
+func newHeaderBudget() *headerBudget { return &headerBudget{semaphore.NewWeighted(HeaderMemory)} }
 
 // take waits for room for a header of n bytes, which release gives back. The largest takes all there is.
 func (b *headerBudget) take(ctx context.Context, n int) (release func(), err error) {
-	weight := min(int64(n)*headerFactor, headerMemory)
+	weight := min(int64(n)*headerFactor, HeaderMemory)
 	if err := b.room.Acquire(ctx, weight); err != nil {
 		return nil, context.Cause(ctx)
 	}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -17,6 +18,7 @@ import (
 
 	"headwater.example/attention"
 	"headwater.example/coordinator"
+	"headwater.example/coordinator/sessions"
 	"headwater.example/internal/localcluster"
 	"headwater.example/internal/membership"
 	"headwater.example/internal/rpc"
@@ -89,9 +91,15 @@ func (a *app) runCoordinator(ctx context.Context, at endpointFlags, workers stri
 		return errors.Join(err, listener.Close())
 	}
 	config.Name, config.Version, config.View, config.Logger, config.Conns = name, programVersion, view, log, maxConnections()
+	if memory, err := usableMemory(); err == nil { // Where it is not known, the default holds.
+		config.Flight = sessions.FlightIn(memory)
+	}
 	c, err := coordinator.Open(config)
 	if err != nil {
 		return errors.Join(err, view.Close(ctx), listener.Close())
+	}
+	if debug.SetMemoryLimit(-1) == math.MaxInt64 { // One that was set by GOMEMLIMIT stays.
+		debug.SetMemoryLimit(c.HeapLimit())
 	}
 	if err := recordCrashes(config.DataDir); err != nil {
 		log.Warn("a crash could not be told from a kill", "error", err)

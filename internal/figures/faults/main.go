@@ -8,6 +8,8 @@
 //	soak_over    largest resident size of a worker by its --memory and 96 MiB, under 128 ordinary clients and 8 that never
 //	             read, in a memory group of 1 GiB where the machine permits one
 //	soak_back_s  seconds after that load until the worker has at most 64 MiB more than an idle one
+//	coord_flight largest resident size of a coordinator with two workers and 64 clients that read nothing / the
+//	             896 MiB that docs/durability.md states
 //	expire_ms    longest answer of a worker while 10,000 sessions expire together, in milliseconds
 package main
 
@@ -40,6 +42,7 @@ var figures = []struct {
 	{"stop_s", stopSeconds},
 	{"walk_steps", walkSteps},
 	{"expire_ms", expireMillis},
+	{"coord_flight", coordFlight},
 	{"soak_over", soakOver},
 	{"soak_back_s", soakBack},
 }

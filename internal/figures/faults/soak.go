@@ -33,6 +33,15 @@ func soakOnce(ctx context.Context, bin string) (soak.Result, error) {
 	return soaked.result, soaked.err
 }
 
+// coordFlight is the most that a coordinator has resident by its bound while clients read nothing.
+func coordFlight(ctx context.Context, bin string) (float64, error) {
+	r, err := soak.Flight(ctx, soak.FlightOptions{Command: filepath.Join(bin, "coord"), Load: 40 * time.Second, Mute: 64})
+	if err == nil {
+		fmt.Fprintf(os.Stderr, "64 clients that read nothing: the coordinator had %d MiB resident at most, %d when idle\n", r.Largest>>20, r.Idle>>20)
+	}
+	return r.Over, err
+}
+
 // soakOver is a worker's largest resident size by its --memory and 96 MiB.
 func soakOver(ctx context.Context, bin string) (float64, error) {
 	r, err := soakOnce(ctx, bin)

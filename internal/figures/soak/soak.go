@@ -122,7 +122,7 @@ func load(ctx context.Context, o Options, r *Result, cluster *localcluster.Clust
 		})
 	}
 	for range o.Mute {
-		clients.Go(func() { mute(loading, address) })
+		clients.Go(func() { mute(loading, address, ofWorker) })
 	}
 	defer func() {
 		clients.Wait()
@@ -165,7 +165,7 @@ func ordinary(ctx context.Context, address string, i int, sessions, refused *ato
 		return err
 	}
 	defer c.Close()
-	rng := rand.New(rand.NewPCG(1, uint64(i)))
+	rng := source(i)
 	for ctx.Err() == nil {
 		err := one(ctx, c, rng, i%2 == 0)
 		switch {
@@ -210,6 +210,9 @@ func one(ctx context.Context, c *client.Client, rng *rand.Rand, direct bool) (er
 	return nil
 }
 
+// source is a client's random numbers.
+func source(i int) *rand.Rand { return rand.New(rand.NewPCG(1, uint64(i))) }
+
 func values(rng *rand.Rand, n int) []float32 {
 	x := make([]float32, n)
 	for i := range x {
@@ -218,10 +221,20 @@ func values(rng *rand.Rand, n int) []float32 {
 	return x
 }
 
+// muteOptions say what a client that never reads asks for.
+type muteOptions struct {
+	groups int  // of the session's one layer, with 16 query heads in all
+	held   bool // whether the server is a worker, which is told what it holds
+	tokens int  // of a step; each makes 16 KiB of context
+}
+
+// ofWorker asks a worker for contexts of 8 MiB.
+var ofWorker = muteOptions{groups: 1, held: true, tokens: 500}
+
 // mute sends steps with large answers on lanes of which it reads nothing, one after the other as they end.
-func mute(ctx context.Context, address string) {
+func mute(ctx context.Context, address string, o muteOptions) {
 	for ctx.Err() == nil {
-		if err := muteLane(ctx, address); err != nil && ctx.Err() == nil {
+		if err := muteLane(ctx, address, o); err != nil && ctx.Err() == nil {
 			select {
 			case <-ctx.Done():
 			case <-time.After(100 * time.Millisecond): // it was ended, which is right
@@ -230,7 +243,7 @@ func mute(ctx context.Context, address string) {
 	}
 }
 
-func muteLane(ctx context.Context, address string) error {
+func muteLane(ctx context.Context, address string, o muteOptions) error {
 	conn, err := grpc.NewClient(address, rpc.DialOptions()...)
 	if err != nil {
 		return err
@@ -238,12 +251,14 @@ func muteLane(ctx context.Context, address string) error {
 	defer conn.Close()
 	id, lane := uuid.New(), session.LaneID(uuid.New())
 	service := headwaterv1.NewSessionServiceClient(conn)
-	_, err = service.CreateSession(ctx, &headwaterv1.CreateSessionRequest{
+	create := &headwaterv1.CreateSessionRequest{
 		Session: id[:], Epoch: &headwaterv1.Epoch{Counter: 1, Lane: lane[:]},
-		Config: &headwaterv1.SessionConfig{Layers: []*headwaterv1.SessionLayer{{NHeads: 16, NKvHeads: 1, HeadDim: 64, VDim: 256, Storage: headwaterv1.StorageType_STORAGE_TYPE_F32, WindowLeft: -1, WindowRight: -1}}},
-		Held:   []*headwaterv1.HeldLayer{{Groups: []uint32{0}}},
-	})
-	if err != nil {
+		Config: &headwaterv1.SessionConfig{Layers: []*headwaterv1.SessionLayer{{NHeads: 16, NKvHeads: uint32(o.groups), HeadDim: 64, VDim: 256, Storage: headwaterv1.StorageType_STORAGE_TYPE_F32, WindowLeft: -1, WindowRight: -1}}},
+	}
+	if o.held {
+		create.Held = []*headwaterv1.HeldLayer{{Groups: []uint32{0}}}
+	}
+	if _, err := service.CreateSession(ctx, create); err != nil {
 		return err
 	}
 	defer func() {
@@ -255,10 +270,9 @@ func muteLane(ctx context.Context, address string) error {
 	if err != nil {
 		return err
 	}
-	const tokens = 500 // 8 MiB of context each
 	for n := uint64(1); ; n++ {
-		r := &session.Request{ID: n, Step: session.Step{Session: id, Epoch: 1, Hashes: []uint64{0}, Attend: tokens, Encoding: headwaterv1.StorageType_STORAGE_TYPE_F32, Codec: headwaterv1.StepCodec_STEP_CODEC_RAW}}
-		r.Payload = rpc.NewBuffer(4 * tokens * 16 * 64)
+		r := &session.Request{ID: n, Step: session.Step{Session: id, Epoch: 1, Hashes: make([]uint64, o.groups), Attend: uint32(o.tokens), Encoding: headwaterv1.StorageType_STORAGE_TYPE_F32, Codec: headwaterv1.StepCodec_STEP_CODEC_RAW}}
+		r.Payload = rpc.NewBuffer(4 * o.tokens * 16 * 64)
 		clear(r.Payload.Bytes())
 		if err := stream.Send(r); err != nil {
 			return err

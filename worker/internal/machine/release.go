@@ -9,9 +9,10 @@ import (
 )
 
 const (
-	// heapBytes is what the process may take beside the budget: the runtime, stacks, and messages that need no reservation.
-	heapBytes = 80 << 20
-	leastHeap = 64 << 20
+	// heapBytes is what the heap may take beside the budget: the runtime, stacks, and messages that need no reservation. The
+	// program's code, of which the collector does not know, comes on top.
+	heapBytes = 56 << 20
+	leastHeap = 48 << 20
 	// Memory is given back once fewer than quietBytes are in flight after there were more than busyBytes. A client's small steps
 	// never are: to give memory back takes a collection.
 	busyBytes  = 8 << 20
