@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -37,6 +38,11 @@ func NewDirect(address string, coordinator grpc.ClientConnInterface, log *slog.L
 	}
 	d.locate = d.askCoordinator
 	return d
+}
+
+// ServePlain serves lanes on plain connections until ctx ends, when it closes the listener. The flight counts them.
+func (d *Direct) ServePlain(ctx context.Context, listener net.Listener, flight *rpc.Flight) error {
+	return session.ServePlain(ctx, listener, flight, d.log, d.Lane)
 }
 
 // CreateSession implements headwater.v1.SessionService: the coordinator places the session and makes it.

@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -22,8 +24,9 @@ import (
 
 // relayReady is the line that a relay prints when it serves.
 type relayReady struct {
-	Address     string `json:"address"`     // where it serves
-	Coordinator string `json:"coordinator"` // whose workers it speaks to
+	Address     string `json:"address"`         // where it serves
+	Lanes       string `json:"lanes,omitempty"` // where it serves plain lanes, if it does
+	Coordinator string `json:"coordinator"`     // whose workers it speaks to
 	Protocol    string `json:"protocol"`
 	Version     string `json:"version"`
 	Process     int    `json:"process"`
@@ -33,7 +36,7 @@ type relayReady struct {
 const relayStop = time.Second
 
 func (a *app) relay() *cobra.Command {
-	var listen string
+	var listen, lanes string
 	var open bool
 	var coordinator remote
 	cmd := &cobra.Command{
@@ -46,36 +49,50 @@ func (a *app) relay() *cobra.Command {
 		Example: `  coord relay --coordinator 10.0.0.1:7600 --listen unix:/run/user/1000/headwater/relay.sock
   coord relay --coordinator 10.0.0.1:7600 --listen 127.0.0.1:0`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			at, err := relayAddress(listen, open)
+			at, err := relayAddress("--listen", listen, open)
 			if err != nil {
 				return err
 			}
-			return a.runRelay(cmd.Context(), at, coordinator)
+			var plain *address.Address
+			if lanes != "" {
+				one, err := relayAddress("--lanes", lanes, false)
+				if err != nil {
+					return err
+				}
+				plain = &one
+			}
+			return a.runRelay(cmd.Context(), at, plain, coordinator)
 		},
 	}
 	flags := cmd.Flags()
 	flags.StringVar(&listen, "listen", "127.0.0.1:0", "`address` to serve on, unix:/path or host:port; port 0 takes a free one")
+	flags.StringVar(&lanes, "lanes", "", "a second `address` for plain lanes, which carry steps without HTTP/2: unix:/path, or host:port of loopback; empty is none")
 	coordinator.flags(flags)
 	flags.BoolVar(&open, "allow-remote", false, "let --listen name an address that other machines reach: whoever reaches it can use every session")
 	return cmd
 }
 
 // relayAddress reads where a relay listens. Others than this machine's users are kept out unless they are let in.
-func relayAddress(listen string, open bool) (address.Address, error) {
+func relayAddress(flag, listen string, open bool) (address.Address, error) {
 	at, err := address.ParseListen(listen)
 	if err != nil {
-		return at, usage("--listen: %w", err)
+		return at, usage("%s: %w", flag, err)
 	}
-	if !open && !at.IsLoopback() {
-		return at, usage("--listen: other machines reach %s: name a loopback address or a Unix socket, or say --allow-remote", at)
+	if open || at.IsLoopback() {
+		return at, nil
 	}
-	return at, nil
+	hint := ""
+	if flag == "--listen" {
+		hint = ", or say --allow-remote"
+	}
+	return at, usage("%s: other machines reach %s: name a loopback address or a Unix socket%s", flag, at, hint)
 }
 
-func (a *app) runRelay(ctx context.Context, at address.Address, coordinator remote) (err error) {
-	to, err := address.Parse(coordinator.address, client.DefaultPort)
+// dialCoordinator makes a relay's connection to its coordinator, and the name that errors give it.
+func dialCoordinator(coordinator remote) (to address.Address, name string, conn *grpc.ClientConn, err error) {
+	to, err = address.Parse(coordinator.address, client.DefaultPort)
 	if err != nil {
-		return usage("--coordinator: %w", err)
+		return to, "", nil, usage("--coordinator: %w", err)
 	}
 	name, options := to.String(), rpc.DialOptions()
 	if coordinator.proxy {
@@ -84,29 +101,58 @@ func (a *app) runRelay(ctx context.Context, at address.Address, coordinator remo
 			name += " through the proxy " + proxy
 		}
 	}
-	conn, err := grpc.NewClient(to.Target(), options...)
-	if err != nil {
-		return fmt.Errorf("coordinator %s: %w", to, err)
+	if conn, err = grpc.NewClient(to.Target(), options...); err != nil {
+		return to, "", nil, fmt.Errorf("coordinator %s: %w", to, err)
 	}
-	defer func() { err = errors.Join(err, conn.Close()) }()
+	return to, name, conn, nil
+}
+
+// relayListener is one of the sockets of a relay.
+type relayListener struct {
+	net.Listener
+	address string // where it serves
+	release func() error
+}
+
+func listenRelay(ctx context.Context, at address.Address) (*relayListener, error) {
 	release, err := makeSocketFolder(at)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	defer func() { err = errors.Join(err, release()) }()
 	bound, err := at.Listen(ctx)
 	if err != nil {
-		return fmt.Errorf("listen: %w", err)
+		return nil, errors.Join(fmt.Errorf("listen: %w", err), release())
 	}
 	serving, err := address.Of(bound.Addr())
 	if err != nil {
-		return errors.Join(err, bound.Close())
+		return nil, errors.Join(err, bound.Close(), release())
 	}
-	listener := newConnections(bound)
+	return &relayListener{bound, serving.String(), release}, nil
+}
+
+func (a *app) runRelay(ctx context.Context, at address.Address, lanes *address.Address, coordinator remote) (err error) {
+	to, name, conn, err := dialCoordinator(coordinator)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, conn.Close()) }()
+	bound, err := listenRelay(ctx, at)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, bound.release()) }()
+	ready := relayReady{Address: bound.address, Coordinator: to.String(), Protocol: rpc.Version, Version: programVersion, Process: os.Getpid()}
+	var plain *relayListener
+	if lanes != nil {
+		if plain, err = listenRelay(ctx, *lanes); err != nil {
+			return errors.Join(err, bound.Close())
+		}
+		defer func() { err = errors.Join(err, plain.release()) }()
+		ready.Lanes = plain.address
+	}
 	log := a.logger().With("relay", os.Getpid())
 	relay := sessions.NewDirect(name, conn, log)
-	server := relay.NewServer(sessions.NewFlight(0, maxConnections(), log), rpc.LogTo(log))
-	rpc.Register(server, headwaterv1.SessionService_ServiceDesc.ServiceName)
+	flight := sessions.NewFlight(0, maxConnections(), log)
 
 	ctx, end := context.WithCancel(ctx)
 	defer end()
@@ -114,32 +160,42 @@ func (a *app) runRelay(ctx context.Context, at address.Address, coordinator remo
 	if a.inputIsPipe() {
 		a.endWithInput(end)
 	}
-	kept := make(chan struct{})
-	go func() {
-		defer close(kept)
-		relay.Run(ctx)
-	}()
-	served := make(chan error, 1)
-	go func() { served <- serveUntilStopped(server, listener) }()
-	log.Info("serving", "address", serving.String(), "coordinator", to.String())
-	ready := relayReady{Address: serving.String(), Coordinator: to.String(), Protocol: rpc.Version, Version: programVersion, Process: os.Getpid()}
+	var tasks sync.WaitGroup
+	tasks.Go(func() { relay.Run(ctx) })
+	if plain != nil {
+		tasks.Go(func() {
+			if err := relay.ServePlain(ctx, plain, flight); err != nil {
+				log.Error("plain lanes are served no more", "error", err)
+				end()
+			}
+		})
+	}
+	log.Info("serving", "address", ready.Address, "lanes", ready.Lanes, "coordinator", ready.Coordinator)
 	if err := json.NewEncoder(a.Out).Encode(ready); err != nil {
 		log.Warn("nobody was told of the address", "error", err)
 	}
+	err = serveRelay(ctx, relay.NewServer(flight, rpc.LogTo(log)), newConnections(bound), func() { end(); tasks.Wait() })
+	return errors.Join(err, relay.Close())
+}
+
+// serveRelay serves until ctx ends. end ends what else the relay does.
+func serveRelay(ctx context.Context, server *grpc.Server, listener *connections, end func()) (err error) {
+	rpc.Register(server, headwaterv1.SessionService_ServiceDesc.ServiceName)
+	served := make(chan error, 1)
+	go func() { served <- serveUntilStopped(server, listener) }()
 	select {
 	case err = <-served:
 		served <- nil
 	case <-ctx.Done():
 	}
 	end()
-	<-kept
 	timer := time.AfterFunc(relayStop, func() {
 		listener.closeAll()
 		server.Stop()
 	})
 	server.GracefulStop()
 	timer.Stop()
-	return errors.Join(err, <-served, relay.Close())
+	return errors.Join(err, <-served)
 }
 
 // inputIsPipe tells whether standard input is a pipe or a socket, which a program that started this one holds open.

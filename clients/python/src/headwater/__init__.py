@@ -46,8 +46,9 @@ from .errors import (
 )
 from .jobs import Codec
 from .layer import Layer, Receipt, Storage
-from .session import Session, batch, step_many
+from .session import Session
 from .steps import Attention, Step
+from .together import batch, step_many
 
 if TYPE_CHECKING:
     from .transformers import Cache as Cache

@@ -48,8 +48,20 @@ def to_float32(x: npt.ArrayLike, name: str = "") -> Floats:
     raise TypeError(f"{what} an array of {a.dtype}, not one of float32, float16 or bfloat16")
 
 
+_PLAIN = 1e38
+_SIXTEEN, _ONE, _HALF = np.uint32(16), np.uint32(1), np.uint32(0x7FFF)
+
+
+def is_plain(x: Array) -> bool:
+    """Whether float32 are seen at a glance to be finite in float32 and in bfloat16: none is NaN, infinite or very large. No says
+    nothing."""
+    return bool(np.minimum.reduce(x, axis=None, initial=0) > -_PLAIN and np.maximum.reduce(x, axis=None, initial=0) < _PLAIN)
+
+
 def check_finite(name: str, x: Array) -> None:
     """Refuses NaN and infinities with their index."""
+    if x.dtype == np.float32 and is_plain(x):
+        return
     if is_bfloat16(x):
         finite = (x.view(np.uint16) & np.uint16(0x7F80)) != np.uint16(0x7F80)
     else:
@@ -59,6 +71,17 @@ def check_finite(name: str, x: Array) -> None:
         raise ValueError(f"{name}{list(at)} is {float(x[at])}")
 
 
+def round_bfloat16(f: Floats) -> npt.NDArray[np.uint16]:
+    """The upper halves of float32, nearest even. Of what is not finite, or would not be then, they are not of use."""
+    bits = f.view(np.uint32)
+    out = bits >> _SIXTEEN
+    out &= _ONE
+    out += _HALF
+    out += bits
+    out >>= _SIXTEEN
+    return out.astype(np.uint16)
+
+
 def narrow_bfloat16(x: npt.ArrayLike, name: str = "") -> npt.NDArray[np.uint16]:
     """x in bfloat16, nearest even, as the upper halves of float32. A finite value that would become infinite is refused.
     name is the argument's, for errors."""
@@ -66,12 +89,13 @@ def narrow_bfloat16(x: npt.ArrayLike, name: str = "") -> npt.NDArray[np.uint16]:
     if is_bfloat16(a):
         return a.view(np.uint16)
     f = to_float32(a, name)
-    bits = f.view(np.uint32)
-    out = ((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)).astype(np.uint16)
+    out = round_bfloat16(f)
+    if is_plain(f):
+        return out
     _refuse_overflow(f, (out & np.uint16(0x7F80)) == np.uint16(0x7F80), "bfloat16", name)
     nan = np.isnan(f)
     if nan.any():
-        out[nan] = (bits[nan] >> np.uint32(16)).astype(np.uint16) | np.uint16(0x40)
+        out[nan] = (f.view(np.uint32)[nan] >> _SIXTEEN).astype(np.uint16) | np.uint16(0x40)
     return out
 
 

@@ -14,9 +14,23 @@ from google.protobuf.message import Message
 
 from . import address as addresses
 from . import constants
-from .errors import PROTOCOL_KEY, HeadwaterError, ProtocolError, call_error
-from .lane import METADATA_KEY, Stream
+from .arrays import Array
+from .errors import (
+    PROTOCOL_KEY,
+    DeadlineError,
+    HeadwaterError,
+    ProtocolError,
+    UnreachableError,
+    call_error,
+    lane_error,
+    one_line,
+    session_error,
+    stream_error,
+)
+from .lane import METADATA_KEY, Stream, Streamed
+from .plain_lane import Exchange, LaneEndedError, PlainLane
 from .relay import Relay
+from .v1 import session_pb2
 
 METADATA = ((PROTOCOL_KEY, constants.PROTOCOL),)
 
@@ -33,6 +47,8 @@ _OPTIONS = [
 _NO_PROXY = [("grpc.enable_http_proxy", 0)]
 
 R = TypeVar("R", bound=Message)
+Sent = Streamed | Exchange
+"""Steps that were sent together."""
 
 
 class Connection:
@@ -42,6 +58,7 @@ class Connection:
         self.address = addresses.parse(address)
         self._relay, self._proxy = relay, proxy
         self.lane = secrets.token_bytes(16)
+        self._plain = None if relay is None else PlainLane(relay.lanes, self.lane, relay.ensure)
         self._process = os.getpid()
         self._lock = threading.Lock()  # guards the rest
         self._channel: grpc.Channel | None = None
@@ -60,12 +77,12 @@ class Connection:
             raise HeadwaterError("this client was made before os.fork, and can't be used in the child: make a client there")
         if self._closed:
             raise HeadwaterError("the client is closed")
-        if self._relay is not None:
-            self._relay.ensure()
 
     def channel(self) -> grpc.Channel:
         """The channel, which lives until close."""
         self._check()
+        if self._relay is not None:
+            self._relay.ensure()
         with self._lock:
             return self._open()
 
@@ -77,13 +94,36 @@ class Connection:
             self._channel = grpc.insecure_channel(addresses.target(self.address), options=options)
         return self._channel
 
-    def stream(self) -> Stream:
-        """The lane's stream; a new one if the last has broken."""
+    def send(self, requests: Sequence[tuple[bytes, list[Array]]], deadline: float | None) -> Sent:
+        """Sends steps together on the lane, each serialized and with its arrays: on the relay's plain lane, or as gRPC to a
+        server that is not this client's relay. An error means what step_error says."""
         self._check()
+        if self._plain is not None:
+            return self._plain.send(requests, deadline)
         with self._lock:
             if self._stream is None or self._stream.broken:
                 self._stream = Stream(self._open(), (*METADATA, (METADATA_KEY, self.lane.hex())))
-            return self._stream
+            stream = self._stream
+        return stream.send(requests)
+
+    def step_error(self, doing: str, error: Exception) -> Exception:
+        """What it means for a step that it could not be sent, or has no answer."""
+        if isinstance(error, HeadwaterError):
+            return error
+        if self._closed:
+            return HeadwaterError(f"{doing}: the client is closed")
+        if isinstance(error, grpc.RpcError):
+            return stream_error(doing, self.address, error)
+        if isinstance(error, LaneEndedError):
+            return lane_error(doing, self.address, error.status)
+        if isinstance(error, TimeoutError):
+            return DeadlineError(doing, self.address, grpc.StatusCode.DEADLINE_EXCEEDED, "it has not answered in time")
+        if isinstance(error, OSError):
+            return UnreachableError(doing, self.address, grpc.StatusCode.UNAVAILABLE, one_line(str(error)))
+        if isinstance(error, ValueError):
+            why = session_pb2.SessionError(problem=session_pb2.SESSION_PROBLEM_BUSY, message=str(error))
+            return session_error(doing, why, self.address)
+        return error
 
     def call(self, doing: str, method: str, request: Message, answer: type[R], timeout: float | None = None) -> R:
         """Makes a unary call, and refuses a server of another major version."""
@@ -126,6 +166,8 @@ class Connection:
             self._closed = True
             stream, channel = self._stream, self._channel
             self._stream = self._channel = None
+        if self._plain is not None:
+            self._plain.close()
         if stream is not None:
             stream.close()
         if channel is not None:

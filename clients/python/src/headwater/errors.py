@@ -6,8 +6,12 @@ own doing, its timeout or a client that it has closed, or a fault of the softwar
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 import grpc
 from google.protobuf.message import DecodeError
+from google.rpc import status_pb2
 from grpc_status import rpc_status
 
 from .v1 import coordinator_pb2, session_pb2
@@ -233,10 +237,19 @@ def call_error(doing: str, address: str, error: grpc.RpcError, relayed: bool = F
     that something is unavailable, it passes on that nobody answers."""
     if not isinstance(error, grpc.Call):
         return CallError(doing, address, grpc.StatusCode.UNKNOWN, one_line(str(error)))
-    code, message = error.code(), one_line(error.details() or "")
     try:
         status = rpc_status.from_call(error)
-        for detail in status.details if status is not None else ():
+    except ValueError:
+        status = None  # one whose details can not be read still has its code
+    details = () if status is None else status.details
+    return _meaning(doing, address, error.code(), error.details() or "", details, relayed or not _answered(error))
+
+
+def _meaning(doing: str, address: str, code: grpc.StatusCode, text: str, details: Iterable[Any], unreached: bool) -> HeadwaterError:
+    """What a status means. unreached is whether UNAVAILABLE means that nobody answers."""
+    message = one_line(text)
+    try:
+        for detail in details:
             why = session_pb2.SessionError()
             if detail.Unpack(why):
                 return session_error(doing, why, address)
@@ -244,7 +257,7 @@ def call_error(doing: str, address: str, error: grpc.RpcError, relayed: bool = F
         pass  # a status whose details can not be read still has its code
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return DeadlineError(doing, address, code, message or "it has not answered in time")
-    if code is grpc.StatusCode.UNAVAILABLE and (relayed or not _answered(error)):
+    if code is grpc.StatusCode.UNAVAILABLE and unreached:
         return UnreachableError(doing, address, code, message or "nobody answers")
     kinds = [(_TRY_AGAIN, _TryAgainCallError), (_REFUSED, _RefusedCallError)]
     return next((kind for codes, kind in kinds if code in codes), CallError)(doing, address, code, message or code.name)
@@ -257,7 +270,19 @@ def _answered(error: grpc.Call) -> bool:
 
 def stream_error(doing: str, address: str, error: grpc.RpcError) -> HeadwaterError:
     """What the end of a lane means for a step: a refusal of what was sent, or else that it broke."""
-    e = call_error(doing, address, error)
+    return _ended(doing, address, call_error(doing, address, error))
+
+
+def lane_error(doing: str, address: str, status: status_pb2.Status) -> HeadwaterError:
+    """What the end of a plain lane means for a step, as stream_error says."""
+    code = _CODES.get(status.code, grpc.StatusCode.UNKNOWN)
+    return _ended(doing, address, _meaning(doing, address, code, status.message, status.details, unreached=False))
+
+
+def _ended(doing: str, address: str, e: HeadwaterError) -> HeadwaterError:
     if isinstance(e, CallError) and not isinstance(e, RefusedError) and e.code is not grpc.StatusCode.RESOURCE_EXHAUSTED:
         return UnreachableError(doing, address, e.code, e.message)
     return e
+
+
+_CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}

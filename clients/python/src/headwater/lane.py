@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import grpc
@@ -18,6 +19,7 @@ from google.protobuf.message import DecodeError
 from .arrays import Array
 from .v1 import session_pb2
 
+Buffer = bytes | memoryview
 METHOD = "/headwater.v1.SessionService/Lane"
 METADATA_KEY = "headwater-lane"
 
@@ -31,14 +33,17 @@ def _varint(n: int) -> bytes:
     return bytes(out)
 
 
-def encode_request(id: int, step: bytes, payload: Iterable[Array]) -> bytes:
-    """The bytes of a LaneRequest: a serialized Step, and arrays in C order one after the other."""
-    parts = [a for a in payload if a.nbytes]
-    size = sum(a.nbytes for a in parts)
+def encode_request(id: int, step: bytes, payload: Iterable[Array]) -> list[Buffer]:
+    """The bytes of a LaneRequest, in pieces: a serialized Step, and arrays in C order one after the other."""
+    parts: list[Buffer] = [b""]
+    size = 0
+    for a in payload:
+        if a.nbytes:
+            size += a.nbytes
+            parts.append(a.data.cast("B"))
     head = b"\x08" + _varint(id) + b"\x12" + _varint(len(step)) + step
-    if size:
-        head += b"\x1a" + _varint(size)
-    return b"".join([head, *(a.reshape(-1).view(np.uint8).data for a in parts)])
+    parts[0] = head + b"\x1a" + _varint(size) if size else head
+    return parts
 
 
 @dataclass
@@ -50,7 +55,7 @@ class Response:
     payload: memoryview
 
 
-def decode_response(data: bytes) -> Response:
+def decode_response(data: Buffer) -> Response:
     """Reads a LaneResponse; a ValueError says that it is none."""
     view = memoryview(data)
     id, result, payload = 0, view[:0], view[:0]
@@ -121,6 +126,29 @@ class Pending:
         return self._response
 
 
+class Streamed:
+    """Steps that were sent together on a stream."""
+
+    def __init__(self, pending: list[Pending]) -> None:
+        self._pending = pending
+
+    def receive(self, deadline: float | None, take: Callable[[int, Response], None]) -> dict[int, Exception]:
+        """Gives each answer to take, with the number of its request; its payload holds until take returns. Returns the errors of
+        requests that have no answer."""
+        failed: dict[int, Exception] = {}
+        for i, pending in enumerate(self._pending):
+            try:
+                answer = pending.result(None if deadline is None else deadline - time.monotonic())
+            except Exception as e:
+                failed[i] = e
+            else:
+                take(i, answer)
+        return failed
+
+    def abandon(self) -> None:
+        """Lets the steps go: nobody waits for the answers, which come and are passed over."""
+
+
 class Stream:
     """A lane's stream to one holder. Any threads may send; a thread of its own receives, until close or an error."""
 
@@ -141,18 +169,19 @@ class Stream:
         with self._lock:
             return self._error is not None
 
-    def send(self, step: bytes, payload: Iterable[Array]) -> Pending:
-        """Sends a step. Its arrays are copied before this returns."""
-        pending = Pending()
+    def send(self, requests: Sequence[tuple[bytes, list[Array]]]) -> Streamed:
+        """Sends steps, each serialized and with its arrays, which are copied before this returns."""
+        pending = [Pending() for _ in requests]
         with self._lock:
             if self._error is not None:
                 raise self._error
-            id = self._next
-            self._next += 1
-            self._pending[id] = pending
-            # Within the lock, because steps of a session are done in the order sent.
-            self._requests.put(encode_request(id, step, payload))
-        return pending
+            for one, (step, payload) in zip(pending, requests):
+                id = self._next
+                self._next += 1
+                self._pending[id] = one
+                # Within the lock, because steps of a session are done in the order sent.
+                self._requests.put(b"".join(encode_request(id, step, payload)))
+        return Streamed(pending)
 
     def close(self) -> None:
         """Ends the stream and waits for its thread. What has not been answered fails."""

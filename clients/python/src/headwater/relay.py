@@ -18,7 +18,7 @@ from typing import Any
 
 from . import address as addresses
 from . import programs
-from .errors import HeadwaterError, one_line
+from .errors import HeadwaterError, ProtocolError, one_line
 
 _START_SECONDS = 30.0
 _STOP_SECONDS = 5.0
@@ -31,6 +31,7 @@ class Relay:
     """A running relay. Its address is a Unix socket that only this user may use. Safe for threads."""
 
     address: str
+    lanes: str  # of its plain lanes
 
     def __init__(self, coordinator: str, program: str | os.PathLike[str] | None = None, *, proxy: bool = False) -> None:
         self._command = [programs.find("direct", program), "relay", "--coordinator", coordinator, "--log-level", "warn"]
@@ -39,7 +40,7 @@ class Relay:
         self._owner = os.getpid()
         self._lock = threading.Lock()  # guards the rest
         self._closed = False
-        self.address = _free_address()
+        self.address, self.lanes = _free_addresses()
         self._start()
 
     def ensure(self) -> None:
@@ -55,7 +56,7 @@ class Relay:
         self._said = b""
         try:
             self._process = subprocess.Popen(
-                [*self._command, "--listen", self.address], bufsize=0,
+                [*self._command, "--listen", self.address, "--lanes", self.lanes], bufsize=0,
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                 start_new_session=True,  # the terminal's Ctrl-C is this process's
                 env=programs.environment(),
@@ -66,7 +67,8 @@ class Relay:
         self._listener = threading.Thread(target=self._listen, args=(self._process,), name="headwater-relay", daemon=True)
         self._listener.start()
         try:
-            self.address = addresses.parse(self._ready(self._command[0])["address"])
+            ready = self._ready(self._command[0])
+            self.address, self.lanes = addresses.parse(ready["address"]), addresses.parse(ready["lanes"])
         except BaseException:
             self._release()
             raise
@@ -78,7 +80,7 @@ class Relay:
         line = self._process.stdout.readline() if ready else b""
         try:
             said = json.loads(line)
-            if isinstance(said, dict) and isinstance(said.get("address"), str):
+            if isinstance(said, dict) and isinstance(said.get("address"), str) and isinstance(said.get("lanes"), str):
                 return said
         except ValueError:
             pass
@@ -86,6 +88,8 @@ class Relay:
         if ready:
             self._release()
             why = one_line(self._said.decode(errors="replace").strip().rpartition("\n")[2] or line.decode(errors="replace"))
+            if "unknown flag: --lanes" in why or '"address"' in why:
+                raise ProtocolError(f"{program} is of a release that knows no plain lanes, {__name__.partition('.')[0]} needs them: use both of one release")
         raise HeadwaterError(f"start {program} relay: {why or 'it said nothing'}")
 
     def _listen(self, process: subprocess.Popen[bytes]) -> None:
@@ -112,6 +116,7 @@ class Relay:
             path = Path(self.address.removeprefix("unix:"))
             with suppress(OSError):
                 path.unlink(missing_ok=True)
+                Path(self.lanes.removeprefix("unix:")).unlink(missing_ok=True)
                 path.parent.rmdir()
 
     def close(self) -> None:
@@ -124,13 +129,14 @@ class Relay:
                 self._release()
 
 
-def _free_address() -> str:
-    """A Unix socket in a folder that the relay makes and removes. Where the path would be too long, a port of loopback."""
-    path = os.path.join(tempfile.gettempdir(), f"headwater-{secrets.token_hex(8)}", "relay.sock")
+def _free_addresses() -> tuple[str, str]:
+    """Two Unix sockets, for gRPC and for plain lanes, in a folder that the relay makes and removes. Where the path would be too
+    long, ports of loopback."""
+    folder = os.path.join(os.path.abspath(tempfile.gettempdir()), f"headwater-{secrets.token_hex(8)}")
     try:
-        return addresses.parse(f"unix:{os.path.abspath(path)}")
+        return addresses.parse(f"unix:{folder}/relay.sock"), addresses.parse(f"unix:{folder}/lanes.sock")
     except ValueError:
-        return "127.0.0.1:0"
+        return "127.0.0.1:0", "127.0.0.1:0"
 
 
 def _forget_relays() -> None:

@@ -1,7 +1,7 @@
 """Sessions: sequences held open on the cluster.
 
-The way of a step: prepare checks it and cuts it into messages (steps.py), _send puts one on the lane (lane.py), _land waits for
-the answer, sends again after what may pass, and takes context and hashes. Whoever is spoken to, a coordinator or a relay, looks
+The way of a step: prepare checks it and cuts it into messages (steps.py), batch sends them on the lane and again after what may
+pass (together.py), and _take takes context and hashes of an answer. Whoever is spoken to, a coordinator or a relay, looks
 like one holder of all groups; the rest of the rules stands there.
 """
 
@@ -10,11 +10,9 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import grpc
 import numpy as np
 import numpy.typing as npt
 from google.protobuf.message import Message
@@ -24,7 +22,6 @@ from .arrays import Floats
 from .codecs import CODECS, SessionCodec
 from .connection import Connection
 from .errors import (
-    DeadlineError,
     ExistsError,
     FreedError,
     HeadwaterError,
@@ -33,26 +30,14 @@ from .errors import (
     StaleEpochError,
     UnknownSessionError,
     session_error,
-    stream_error,
-    transient,
 )
-from .lane import Pending, Response
+from .lane import Response
 from .layer import Layer, Receipt
 from .steps import Attention, Piece, Step, Work, prepare
+from .together import Flight, batch
 from .v1 import session_pb2
 
 _Answer = TypeVar("_Answer", bound=Message)
-
-
-@dataclass
-class _Flight:
-    """One message under way."""
-
-    work: Work
-    piece: Piece
-    request: session_pb2.Step
-    pending: Pending | Exception
-    sent: float
 
 
 class Session:
@@ -283,10 +268,10 @@ class Session:
     def _prepare(self, step: Step) -> Work:
         self._check_open()
         step.layer = options.whole("layer", step.layer, 0, len(self.layers) - 1)
-        return prepare(step, self.layers[step.layer], self._state[step.layer][0])
+        return prepare(step, self.layers[step.layer], self.length(step.layer))
 
-    def _send(self, work: Work, piece: Piece) -> _Flight:
-        """Puts one message of a step on the lane."""
+    def _request(self, work: Work, piece: Piece) -> session_pb2.Step:
+        """One message of a step, but for its tensors."""
         appended, queries = piece
         length, hashes = self._state[work.layer]
         attend = queries.stop - queries.start
@@ -310,40 +295,23 @@ class Session:
         if work.mask is not None and attend:
             request.tree = work.mask.shape[1]
             request.tree_mask = _pack(work.mask[queries])
-        return _Flight(work, piece, request, self._launch(work, piece, request), time.monotonic())
+        return request
 
-    def _launch(self, work: Work, piece: Piece, request: session_pb2.Step) -> Pending | Exception:
-        try:
-            return self._connection.stream().send(request.SerializeToString(), work.payload(piece))
-        except (grpc.RpcError, ConnectionError, ValueError) as e:
-            return e
-
-    def _land(self, flight: _Flight, deadline: float | None) -> None:
-        """Waits for a message's answer, sends it again after what may pass, and takes context and hashes."""
-        doing = f"step layer {flight.work.layer} of session {self.id.hex()}"
-        for attempt in range(constants.ATTEMPTS):
-            try:
-                answer = self._answer(doing, flight.pending, deadline)
-                break
-            except HeadwaterError as e:
-                if attempt == constants.ATTEMPTS - 1 or not transient(e):
-                    raise
-                pause = constants.FIRST_PAUSE_SECONDS * 2**attempt
-                if deadline is not None and time.monotonic() + pause > deadline:
-                    raise
-                time.sleep(pause)
-            flight.sent = time.monotonic()
-            flight.pending = self._launch(flight.work, flight.piece, flight.request)
+    def _take(self, flight: Flight, answer: Response) -> None:
+        """Takes context and hashes of a message's answer, or raises the error that its refusal means."""
         work, request, result = flight.work, flight.request, answer.result
+        address = self._connection.address
+        if result.HasField("error"):
+            raise session_error(flight.doing, result.error, address)
         layer = work.shape
         after = request.length + request.append
         if result.length != after or len(result.hashes) != layer.n_kv_heads:
-            raise ProtocolError(f"{doing}: {self._connection.address} answers with length {result.length} and {len(result.hashes)} hashes")
+            raise ProtocolError(f"{flight.doing}: {address} answers with length {result.length} and {len(result.hashes)} hashes")
         if request.attend:
             if result.codec != request.codec:
-                raise ProtocolError(f"{doing}: {self._connection.address} answers in codec {result.codec}, not {request.codec}")
+                raise ProtocolError(f"{flight.doing}: {address} answers in codec {result.codec}, not {request.codec}")
             rows = request.attend * layer.n_heads
-            found = codecs.decode(answer.payload, request.codec, rows, layer.group_size, layer.v_dim, f"{doing}: {self._connection.address}")
+            found = codecs.decode(answer.payload, request.codec, rows, layer.group_size, layer.v_dim, f"{flight.doing}: {address}")
             work.take(flight.piece, *found)
             if self.codec == "auto":
                 working = (result.compute_nanos + result.queue_nanos) / 1e9
@@ -351,30 +319,10 @@ class Session:
         self._state[work.layer] = (after, list(result.hashes))
         self._chains[work.layer] = result.chain
 
-    def _failed(self, flight: _Flight) -> None:
+    def _failed(self, request: session_pb2.Step) -> None:
         """Notes that nobody knows whether a message's append was done."""
-        if flight.request.append:
-            self._unsure[flight.work.layer] = flight.request.append_id
-
-    def _answer(self, doing: str, pending: Pending | Exception, deadline: float | None) -> Response:
-        """The answer to a message, or the error that its refusal or the end of the lane means."""
-        address = self._connection.address
-        try:
-            if isinstance(pending, Exception):
-                raise pending
-            answer = pending.result(None if deadline is None else deadline - time.monotonic())
-        except grpc.RpcError as e:
-            if self._connection.closed:
-                raise HeadwaterError(f"{doing}: the client is closed") from e
-            raise stream_error(doing, address, e) from e
-        except TimeoutError as e:
-            raise DeadlineError(doing, address, grpc.StatusCode.DEADLINE_EXCEEDED, "it has not answered in time") from e
-        except (ConnectionError, ValueError) as e:
-            why = session_pb2.SessionError(problem=session_pb2.SESSION_PROBLEM_BUSY, message=str(e))
-            raise session_error(doing, why, address) from e
-        if answer.result.HasField("error"):
-            raise session_error(doing, answer.result.error, address)
-        return answer
+        if request.append:
+            self._unsure[request.layer] = request.append_id
 
 
 def _pack(mask: npt.NDArray[np.bool_]) -> bytes:
@@ -395,115 +343,3 @@ def abandon(connection: Connection, session: bytes, timeout: float | None, call:
         connection.call(doing, "SessionService/DropSession", request, session_pb2.DropSessionResponse, limit)
     except HeadwaterError:
         pass
-
-
-def batch(steps: Sequence[Step], *, timeout: float | None = None) -> list[Attention]:
-    """Does steps of any sessions and layers, all in flight at once, and waits for all of them. Steps of one layer of a
-    session are done in their order.
-
-    If some fail, the others are done all the same, and the first one's error is raised; length() of their layers says which.
-    timeout is for all together, and the shortest of the sessions' own by default.
-    """
-    if timeout is None:
-        timeout = min((s.session.timeout for s in steps if s.session.timeout is not None), default=None)
-    return _Batch(steps, None if timeout is None else time.monotonic() + timeout).run()
-
-
-def step_many(
-    sessions: Sequence[Session],
-    layer: int,
-    q: Sequence[npt.ArrayLike] | None = None,
-    k: Sequence[npt.ArrayLike] | None = None,
-    v: Sequence[npt.ArrayLike] | None = None,
-    positions: Sequence[int | npt.ArrayLike] | None = None,
-    *,
-    masks: Sequence[npt.ArrayLike | None] | None = None,
-    tokens: Sequence[Sequence[int] | npt.ArrayLike | None] | None = None,
-    out: Sequence[Floats] | None = None,
-    out_lse: Sequence[Floats] | None = None,
-    timeout: float | None = None,
-) -> list[Attention]:
-    """Steps one layer of several sessions, the rows of a batch, and returns what each found.
-
-    Every argument has one element for each session, which is what Session.step takes: [rows, tokens, heads, d] for rows of
-    equal lengths, or a list of [tokens, heads, d] of any lengths. An element of k, v and q may be None where that row appends or
-    attends nothing.
-
-    If some rows fail, the others are done all the same, and the first one's error is raised; length() says which. timeout is for
-    all together, and the shortest of the sessions' own by default.
-    """
-    rows = list(sessions)
-    given: list[tuple[str, Sequence[Any] | None]]
-    given = [("q", q), ("k", k), ("v", v), ("positions", positions), ("masks", masks), ("tokens", tokens), ("out", out), ("out_lse", out_lse)]
-    for name, values in given:
-        if values is not None and len(values) != len(rows):
-            raise ValueError(f"{name} has {len(values)} rows for {len(rows)} sessions")
-    seen: dict[int, int] = {}
-    for i, session in enumerate(rows):
-        if not isinstance(session, Session):
-            raise TypeError(f"sessions[{i}] is a {type(session).__name__}, not a Session")
-        if (first := seen.setdefault(id(session), i)) != i:
-            raise ValueError(f"sessions[{i}] is sessions[{first}] again: a row has a session of its own")
-    columns: list[Sequence[Any]] = [[None] * len(rows) if values is None else values for _, values in given]
-    return batch([Step(session, layer, *(c[i] for c in columns)) for i, session in enumerate(rows)], timeout=timeout)
-
-
-class _Batch:
-    """One call of batch."""
-
-    def __init__(self, steps: Sequence[Step], deadline: float | None) -> None:
-        self.steps, self.deadline = steps, deadline
-        self.errors: dict[int, Exception] = {}  # by the step's place
-        self.flying: dict[tuple[int, int], tuple[int, _Flight]] = {}  # by session and layer, of which one message flies at a time
-        self.settled: set[int] = set()
-        self.results: list[Attention | None] = [None] * len(steps)
-
-    def run(self) -> list[Attention]:
-        # A wrong argument is an error before anything is sent. What builds on an earlier step is looked at after that one.
-        first: dict[tuple[int, int], Work] = {}
-        for s in self.steps:
-            key = (id(s.session), s.layer)
-            if key not in first:
-                first[key] = s.session._prepare(s)
-        try:
-            for i, step in enumerate(self.steps):
-                try:
-                    self.start(i, step, first.pop((id(step.session), step.layer), None))
-                except Exception as e:
-                    self.errors.setdefault(i, e)
-            for key in list(self.flying):
-                self.land(key)
-        finally:
-            # After an interruption nobody waits for these.
-            for i, flight in self.flying.values():
-                self.steps[i].session._failed(flight)
-        if self.errors:
-            raise self.errors[min(self.errors)]
-        return [r for r in self.results if r is not None]
-
-    def start(self, i: int, step: Step, work: Work | None) -> None:
-        session, key = step.session, (id(step.session), step.layer)
-        if id(session) not in self.settled:  # nothing of it is in flight before its first step
-            left = None if self.deadline is None else max(self.deadline - time.monotonic(), 0)
-            session._settle(f"step layer {step.layer} of session {session.id.hex()}", left)
-            self.settled.add(id(session))
-        if key in self.flying:
-            self.land(key)
-        work = work or session._prepare(step)
-        self.results[i] = work.result
-        for piece in work.pieces:
-            if key in self.flying:
-                self.land(key)
-            if i in self.errors:
-                return
-            self.flying[key] = (i, session._send(work, piece))
-
-    def land(self, key: tuple[int, int]) -> None:
-        i, flight = self.flying[key]
-        session = self.steps[i].session
-        try:
-            session._land(flight, self.deadline)
-        except Exception as e:
-            session._failed(flight)
-            self.errors.setdefault(i, e)
-        del self.flying[key]

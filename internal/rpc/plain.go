@@ -1,0 +1,260 @@
+package rpc
+
+import (
+	"bufio"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/mem"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+)
+
+const (
+	// PlainEnd is the first byte of the record that ends a plain stream: a google.rpc.Status follows. That of a message is 0.
+	PlainEnd = 0x80
+	// plainBuffer is read and written at once: a step of one token and its answer fit.
+	plainBuffer = 64 << 10
+	// plainEndTimeout bounds the sending of the last record.
+	plainEndTimeout = time.Second
+)
+
+// ServePlain serves one call on a plain connection: records without HTTP/2, each with the five bytes before it that gRPC has. The
+// flight counts the connection, the call and its messages as it does those of gRPC. greet reads and writes what comes before
+// the records. The call's context ends with ctx and when the client closes the connection. An answer is written once nothing else
+// that was received is unanswered, or when many bytes of answers wait. The rest of a record that has begun, and each MiB of it,
+// comes within the flight's patience. An error of handle is sent as the last record. ServePlain closes the connection, and
+// returns the error of greet or handle.
+func (f *Flight) ServePlain(ctx context.Context, conn net.Conn, greet func(net.Conn) error, handle func(grpc.ServerStream) error) error {
+	counted, err := f.admit(conn)
+	if err != nil {
+		return errors.Join(err, conn.Close())
+	}
+	if err := greet(counted); err != nil {
+		return errors.Join(err, counted.Close())
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	p := &plainStream{
+		conn: counted, ctx: ctx, cancel: cancel, patience: f.cfg.Patience,
+		in: bufio.NewReaderSize(counted, plainBuffer), out: bufio.NewWriterSize(counted, plainBuffer),
+	}
+	share, err := f.open(counted, cancel)
+	if err == nil {
+		s := &countedStream{ServerStream: p, ctx: context.WithValue(ctx, shareKey{}, share), share: share, transport: p}
+		err = Guard(f.cfg.Logger, "a plain call", func() error { return handle(s) })
+		if errors.Is(context.Cause(ctx), errUnread) {
+			err = errUnread
+		}
+		share.end()
+	}
+	p.end(err)
+	return errors.Join(err, counted.Close())
+}
+
+// plainStream is the transport of one call on a connection. One goroutine receives while others send.
+type plainStream struct {
+	conn     net.Conn
+	ctx      context.Context
+	cancel   context.CancelCauseFunc
+	patience time.Duration
+
+	in    *bufio.Reader
+	left  int           // of the message that comes
+	taken int           // bytes at the front of in that were handed out as piece
+	piece [1]mem.Buffer // of the last Read
+
+	mu    sync.Mutex // guards what follows
+	out   *bufio.Writer
+	owed  int // messages that were received and have no answer
+	ended bool
+}
+
+// ReadMessageHeader implements transportStream. It waits for a message as long as the client likes, but not for its rest.
+func (p *plainStream) ReadMessageHeader(header []byte) error {
+	p.drop()
+	if _, err := p.in.Peek(1); err != nil {
+		p.cancel(errClosed)
+		return errClosed
+	}
+	err := p.within(len(header), func() error {
+		_, err := io.ReadFull(p.in, header)
+		return err
+	})
+	p.left = int(binary.BigEndian.Uint32(header[1:]))
+	if err == nil && p.left == 0 {
+		p.received()
+	}
+	return err
+}
+
+// errClosed is how a call ends whose client has closed the connection.
+var errClosed = status.Error(codes.Canceled, "the client has closed the connection")
+
+// Read implements transportStream.
+func (p *plainStream) Read(n int) (mem.BufferSlice, error) {
+	p.drop()
+	if n <= plainBuffer {
+		err := p.within(n, func() error {
+			b, err := p.in.Peek(n)
+			p.piece[0], p.taken = mem.SliceBuffer(b), len(b)
+			return err
+		})
+		p.came(n, err)
+		return p.piece[:], err
+	}
+	b := NewBuffer(n)
+	err := p.within(n, func() error {
+		_, err := io.ReadFull(p.in, b.Bytes())
+		return err
+	})
+	p.piece[0] = mem.NewBuffer(&b.bytes, (*owned)(b))
+	p.came(n, err)
+	return p.piece[:], err
+}
+
+// came counts bytes of a message.
+func (p *plainStream) came(n int, err error) {
+	if p.left -= n; err == nil && p.left == 0 {
+		p.received()
+	}
+}
+
+// drop passes over what was handed out before.
+func (p *plainStream) drop() {
+	_, _ = p.in.Discard(p.taken) // which is there
+	p.taken = 0
+}
+
+// within reads n bytes, which come soon.
+func (p *plainStream) within(n int, read func() error) error {
+	waits := p.in.Buffered() < n
+	if waits {
+		_ = p.conn.SetReadDeadline(time.Now().Add(p.patience)) // if it fails, so does the reading
+	}
+	err := read()
+	if waits {
+		_ = p.conn.SetReadDeadline(time.Time{})
+	}
+	if err == nil {
+		return nil
+	}
+	var slow net.Error
+	if errors.As(err, &slow) && slow.Timeout() {
+		err = status.Errorf(codes.DeadlineExceeded, "the rest of a record did not come within %v", p.patience)
+	} else {
+		err = status.Error(codes.Canceled, "the client has closed the connection within a record")
+	}
+	p.cancel(err)
+	return err
+}
+
+// received notes that a message was received whole.
+func (p *plainStream) received() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.owed++
+}
+
+// SendMsg writes a message, which answers one of the messages received.
+func (p *plainStream) SendMsg(m any) error {
+	f, ok := m.(SelfCoded)
+	if !ok {
+		return status.Errorf(codes.Internal, "a %T does not encode itself", m)
+	}
+	message, err := f.MarshalMessage()
+	if err != nil {
+		return err
+	}
+	defer message.Free()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.ended {
+		return errEnded
+	}
+	p.owed--
+	if err := p.write(0, message); err != nil {
+		return err
+	}
+	if p.owed > 0 {
+		return nil
+	}
+	return p.flush()
+}
+
+// write writes a record. The lock is held.
+func (p *plainStream) write(kind byte, message mem.BufferSlice) error {
+	var header [5]byte
+	header[0] = kind
+	binary.BigEndian.PutUint32(header[1:], uint32(message.Len()))
+	_, err := p.out.Write(header[:])
+	for _, piece := range message {
+		if err == nil {
+			_, err = p.out.Write(piece.ReadOnlyData())
+		}
+	}
+	if err != nil {
+		return p.failed(err)
+	}
+	return nil
+}
+
+func (p *plainStream) flush() error {
+	if err := p.out.Flush(); err != nil {
+		return p.failed(err)
+	}
+	return nil
+}
+
+// failed ends the call, as nothing can be written any more.
+func (p *plainStream) failed(err error) error {
+	err = status.Error(codes.Canceled, fmt.Sprintf("the client is not there any more: %v", err))
+	p.cancel(err)
+	return err
+}
+
+// end sends why the call has ended, if it is an error, and lets nothing be sent any more.
+func (p *plainStream) end(err error) {
+	// A sender that waits for the client gives up.
+	_ = p.conn.SetWriteDeadline(time.Now().Add(plainEndTimeout))
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.ended = true
+	if err == nil {
+		_ = p.flush() // the client has gone otherwise
+		return
+	}
+	said, err := proto.Marshal(status.Convert(err).Proto())
+	if err != nil || len(said) > plainBuffer {
+		return
+	}
+	if p.write(PlainEnd, mem.BufferSlice{mem.SliceBuffer(said)}) == nil {
+		_ = p.flush() // the client has gone otherwise
+	}
+}
+
+// Context is that of the call.
+func (p *plainStream) Context() context.Context { return p.ctx }
+
+// RecvMsg is never called: countedStream receives.
+func (p *plainStream) RecvMsg(any) error {
+	return status.Error(codes.Internal, "a plain stream receives by its transport")
+}
+
+// SetHeader, SendHeader and SetTrailer do nothing: a plain stream has no metadata.
+func (p *plainStream) SetHeader(metadata.MD) error { return nil }
+
+// SendHeader does nothing.
+func (p *plainStream) SendHeader(metadata.MD) error { return nil }
+
+// SetTrailer does nothing.
+func (p *plainStream) SetTrailer(metadata.MD) {}

@@ -1,0 +1,109 @@
+package session
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+
+	"headwater.example/internal/rpc"
+)
+
+// The greetings of a plain lane, as docs/wire.md lays them out.
+const (
+	plainMagic    = "HWln"
+	plainVersion  = 1
+	plainHello    = 24 // bytes: magic, version, 2 of 0, the lane's id
+	plainAnswer   = 8  // bytes: magic, version, 2 of 0
+	plainPatience = 5 * time.Second
+	acceptPause   = 50 * time.Millisecond
+)
+
+// ServePlain serves lanes on plain connections until ctx ends, when it closes the listener. It returns once all lanes have
+// ended. The flight counts connections and what they carry; lane is what serves a lane of gRPC as well.
+func ServePlain(ctx context.Context, listener net.Listener, flight *rpc.Flight, log *slog.Logger, lane func(*ServerStream) error) error {
+	var lanes sync.WaitGroup
+	defer lanes.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(ctx, func() { _ = listener.Close() })() // a listener that can not be closed has ended
+	for {
+		conn, err := listener.Accept()
+		switch {
+		case ctx.Err() != nil:
+			if err == nil {
+				_ = conn.Close() // nobody serves it
+			}
+			return nil
+		case err != nil && errors.Is(err, net.ErrClosed):
+			return fmt.Errorf("accept a plain lane: %w", err)
+		case err != nil: // as when the process has no descriptor left
+			log.Warn("a plain lane was not accepted", "error", err)
+			pause(ctx, acceptPause)
+		default:
+			lanes.Go(func() {
+				if err := servePlain(ctx, conn, flight, lane); err != nil {
+					log.Info("plain lane ended", "error", err)
+				}
+			})
+		}
+	}
+}
+
+func pause(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+	}
+}
+
+// servePlain serves one connection.
+func servePlain(ctx context.Context, conn net.Conn, flight *rpc.Flight, lane func(*ServerStream) error) error {
+	defer context.AfterFunc(ctx, func() { _ = conn.SetReadDeadline(time.Now()) })() // a greeting is waited for no longer
+	var id LaneID
+	return flight.ServePlain(ctx, conn, func(conn net.Conn) (err error) {
+		id, err = greet(conn)
+		return err
+	}, func(s grpc.ServerStream) error { return lane(&ServerStream{s, id}) })
+}
+
+// greet reads a client's greeting, and answers it. Whatever else has come is answered with what this side speaks.
+func greet(conn net.Conn) (LaneID, error) {
+	if err := conn.SetDeadline(time.Now().Add(plainPatience)); err != nil {
+		return LaneID{}, err
+	}
+	var hello [plainHello]byte
+	if _, err := io.ReadFull(conn, hello[:]); err != nil {
+		return LaneID{}, fmt.Errorf("the greeting of a plain lane: %w", err)
+	}
+	var answer [plainAnswer]byte
+	copy(answer[:], plainMagic)
+	binary.LittleEndian.PutUint16(answer[4:], plainVersion)
+	_, err := conn.Write(answer[:])
+	id, unreadable := readHello(hello)
+	if err := errors.Join(unreadable, err); err != nil {
+		return LaneID{}, err
+	}
+	return id, conn.SetDeadline(time.Time{})
+}
+
+// readHello reads the lane's id of a greeting.
+func readHello(b [plainHello]byte) (LaneID, error) {
+	version := binary.LittleEndian.Uint16(b[4:])
+	switch {
+	case string(b[:4]) != plainMagic:
+		return LaneID{}, fmt.Errorf("a plain lane begins with %q, not %q", b[:4], plainMagic)
+	case version != plainVersion || b[6] != 0 || b[7] != 0:
+		return LaneID{}, fmt.Errorf("a plain lane of version %d, this side speaks %d", version, plainVersion)
+	}
+	return LaneID(b[8:]), nil
+}

@@ -1,0 +1,355 @@
+package session
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	statuspb "google.golang.org/genproto/googleapis/rpc/status"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+
+	"headwater.example/internal/rpc"
+	headwaterv1 "headwater.example/proto/headwater/v1"
+)
+
+var testLane = LaneID{1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16}
+
+// plainServer serves lanes on a Unix socket. When the test ends nothing of it is left.
+type plainServer struct {
+	path   string
+	flight *rpc.Flight
+}
+
+func servePlainLanes(t testing.TB, cfg rpc.FlightConfig, lane func(*ServerStream) error) *plainServer {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "lanes.sock")
+	listener, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &plainServer{path, rpc.NewFlight(cfg)}
+	ctx, cancel := context.WithCancel(context.Background())
+	served := make(chan error, 1)
+	go func() { served <- ServePlain(ctx, listener, s.flight, slog.New(slog.DiscardHandler), lane) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-served; err != nil {
+			t.Error(err)
+		}
+		if left := s.flight.State(); left.Received != 0 || left.Answers != 0 || left.Calls != 0 || left.Conns != 0 {
+			t.Errorf("the flight is left with %+v", left)
+		}
+	})
+	return s
+}
+
+// dial connects, and greets as the lane testLane.
+func (s *plainServer) dial(t testing.TB) net.Conn {
+	t.Helper()
+	conn, err := net.Dial("unix", s.path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	if err := conn.SetDeadline(time.Now().Add(time.Minute)); err != nil { // no test hangs
+		t.Fatal(err)
+	}
+	if _, err := conn.Write(hello(plainMagic, plainVersion)); err != nil {
+		t.Fatal(err)
+	}
+	var answer [plainAnswer]byte
+	if _, err := io.ReadFull(conn, answer[:]); err != nil {
+		t.Fatal(err)
+	}
+	if string(answer[:4]) != plainMagic || binary.LittleEndian.Uint16(answer[4:]) != plainVersion {
+		t.Fatalf("greeted with %q", answer)
+	}
+	return conn
+}
+
+func hello(magic string, version uint16) []byte {
+	b := append([]byte(magic), 0, 0, 0, 0)
+	binary.LittleEndian.PutUint16(b[4:], version)
+	return append(b, testLane[:]...)
+}
+
+// request is the record of a request with a payload of n bytes.
+func request(t testing.TB, id uint64, n int, step *headwaterv1.Step) []byte {
+	t.Helper()
+	payload := make([]byte, n)
+	for i := range payload {
+		payload[i] = byte(i) + byte(id)
+	}
+	m, err := proto.Marshal(&headwaterv1.LaneRequest{Id: id, Step: step, Payload: payload})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return inRecord(0, m)
+}
+
+func inRecord(kind byte, m []byte) []byte {
+	return append(binary.BigEndian.AppendUint32([]byte{kind}, uint32(len(m))), m...)
+}
+
+// record reads a record.
+func record(t testing.TB, conn net.Conn) (kind byte, m []byte) {
+	t.Helper()
+	var header [5]byte
+	if _, err := io.ReadFull(conn, header[:]); err != nil {
+		t.Fatal(err)
+	}
+	m = make([]byte, binary.BigEndian.Uint32(header[1:]))
+	if _, err := io.ReadFull(conn, m); err != nil {
+		t.Fatal(err)
+	}
+	return header[0], m
+}
+
+// answer reads a record that answers a step.
+func answer(t testing.TB, conn net.Conn) *headwaterv1.LaneResponse {
+	t.Helper()
+	kind, m := record(t, conn)
+	if kind != 0 {
+		t.Fatalf("got a record of kind %d: %q", kind, m)
+	}
+	var r headwaterv1.LaneResponse
+	if err := proto.Unmarshal(m, &r); err != nil {
+		t.Fatal(err)
+	}
+	return &r
+}
+
+// endOf reads the record that ends a lane, and then the end of the connection.
+func endOf(t testing.TB, conn net.Conn) *status.Status {
+	t.Helper()
+	kind, m := record(t, conn)
+	var s statuspb.Status
+	if err := proto.Unmarshal(m, &s); kind != rpc.PlainEnd || err != nil {
+		t.Fatalf("a record of kind %d: %v", kind, err)
+	}
+	if _, err := conn.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
+		t.Fatalf("after the end: %v", err)
+	}
+	return status.FromProto(&s)
+}
+
+func TestPlainLanesCarryRecords(t *testing.T) {
+	s := servePlainLanes(t, rpc.FlightConfig{}, echo{}.Lane)
+	conn := s.dial(t)
+	step := &headwaterv1.Step{Session: make([]byte, 16), Length: 7, Append: 2, Hashes: []uint64{3, 5}}
+	sizes := []int{0, 1, 1000, 70_000, 3 << 20, 5}
+	var all []byte
+	for id, n := range sizes {
+		all = append(all, request(t, uint64(id+1), n, step)...)
+	}
+	written := make(chan error, 1)
+	go func() { _, err := conn.Write(all); written <- err }()
+	for id, n := range sizes {
+		r := answer(t, conn)
+		want := make([]byte, n)
+		for i := range want {
+			want[i] = byte(i) + byte(id+1)
+		}
+		if r.GetId() != uint64(id+1) || r.GetResult().GetLength() != 9 || len(r.GetResult().GetHashes()) != 2 || string(r.GetPayload()) != string(want) {
+			t.Fatalf("answer %d has length %d, %d hashes and %d bytes", r.GetId(), r.GetResult().GetLength(), len(r.GetResult().GetHashes()), len(r.GetPayload()))
+		}
+	}
+	if err := <-written; err != nil {
+		t.Fatal(err)
+	}
+	// A refusal is an answer, and the lane goes on. It names the lane of the greeting.
+	if _, err := conn.Write(request(t, 99, 0, &headwaterv1.Step{Attend: 13})); err != nil {
+		t.Fatal(err)
+	}
+	if why := answer(t, conn).GetResult().GetError().GetMessage(); why != "lane "+testLane.String()+" has enough" {
+		t.Fatal(why)
+	}
+}
+
+// TestAnswersOfStepsThatCameTogetherGoTogether lets nobody read while the first of two answers is sent: on a pipe, whatever is
+// written waits for a reader.
+func TestAnswersOfStepsThatCameTogetherGoTogether(t *testing.T) {
+	sent := make(chan struct{})
+	near, far := net.Pipe()
+	served := make(chan error, 1)
+	go func() {
+		served <- servePlain(t.Context(), far, rpc.NewFlight(rpc.FlightConfig{}), func(s *ServerStream) error {
+			var r [2]Request
+			for i := range r {
+				if err := s.Recv(&r[i]); err != nil {
+					return err
+				}
+			}
+			if err := s.Send(&Response{ID: 1}); err != nil {
+				return err
+			}
+			close(sent)
+			return s.Send(&Response{ID: 2})
+		})
+	}()
+	if _, err := near.Write(hello(plainMagic, plainVersion)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(near, make([]byte, plainAnswer)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := near.Write(append(request(t, 1, 0, nil), request(t, 2, 0, nil)...)); err != nil {
+		t.Fatal(err)
+	}
+	<-sent
+	for id := range uint64(2) {
+		if r := answer(t, near); r.GetId() != id+1 {
+			t.Fatalf("answer %d", r.GetId())
+		}
+	}
+	if err := <-served; err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestPlainLanesEndWithTheirReason(t *testing.T) {
+	s := servePlainLanes(t, rpc.FlightConfig{Patience: 50 * time.Millisecond}, func(s *ServerStream) error {
+		err := echo{}.Lane(s)
+		if errors.Is(err, io.EOF) {
+			t.Error("a lane ended as if the client had said so")
+		}
+		return err
+	})
+	long := inRecord(0, nil)
+	binary.BigEndian.PutUint32(long[1:], rpc.MaxMessageBytes+1)
+	for _, c := range []struct {
+		what string
+		sent []byte
+		code codes.Code
+		says string
+	}{
+		{"a message too long", long, codes.ResourceExhausted, "cut the step into fewer tokens"},
+		{"another kind", inRecord(1, []byte("abc")), codes.Unimplemented, ""},
+		{"an end", inRecord(rpc.PlainEnd, nil), codes.Unimplemented, ""},
+		{"no message", inRecord(0, []byte{7}), codes.InvalidArgument, "a message can not be read"},
+		{"half a header", []byte{0, 0}, codes.DeadlineExceeded, "the rest of a record did not come within 50ms"},
+		{"half a message", request(t, 1, 100, nil)[:50], codes.DeadlineExceeded, "the rest of a record"},
+		{"half a large message", request(t, 1, 1<<20, nil)[:500_000], codes.DeadlineExceeded, "the rest of a record"},
+	} {
+		conn := s.dial(t)
+		if _, err := conn.Write(c.sent); err != nil {
+			t.Fatal(err)
+		}
+		if e := endOf(t, conn); e.Code() != c.code || !strings.Contains(e.Message(), c.says) {
+			t.Errorf("%s: %v", c.what, e)
+		}
+	}
+}
+
+// TestAPlainLaneEndsWithItsConnection waits for the context of a step that is under way.
+func TestAPlainLaneEndsWithItsConnection(t *testing.T) {
+	began, ended := make(chan struct{}), make(chan struct{})
+	s := servePlainLanes(t, rpc.FlightConfig{}, func(s *ServerStream) error {
+		var r Request
+		if err := s.Recv(&r); err != nil {
+			return err
+		}
+		close(began)
+		more := make(chan error)
+		go func() { more <- s.Recv(&r) }()
+		<-s.Context().Done()
+		close(ended)
+		return <-more
+	})
+	conn := s.dial(t)
+	if _, err := conn.Write(request(t, 1, 0, nil)); err != nil {
+		t.Fatal(err)
+	}
+	<-began
+	conn.Close()
+	<-ended
+}
+
+func TestOtherGreetingsAreRefused(t *testing.T) {
+	s := servePlainLanes(t, rpc.FlightConfig{}, func(*ServerStream) error { t.Error("a lane was served"); return nil })
+	for _, sent := range [][]byte{
+		hello("HWcx", 1), hello(plainMagic, 2), hello(plainMagic, 0), []byte("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"),
+	} {
+		conn, err := net.Dial("unix", s.path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := conn.Write(sent); err != nil {
+			t.Fatal(err)
+		}
+		// It is said what this side speaks, and nothing more.
+		said, err := io.ReadAll(conn)
+		if string(said) != "HWln\x01\x00\x00\x00" || err != nil {
+			t.Errorf("%q is answered with %q, %v", sent, said, err)
+		}
+		conn.Close()
+	}
+}
+
+// TestPlainConnectionsAreCounted lets two connect: a third one takes the place of one that has not greeted, and is refused where
+// all have lanes.
+func TestPlainConnectionsAreCounted(t *testing.T) {
+	s := servePlainLanes(t, rpc.FlightConfig{Conns: 2}, echo{}.Lane)
+	silent, err := net.Dial("unix", s.path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
+	for s.flight.State().Conns < 1 {
+		time.Sleep(time.Millisecond) // polls, since a flight tells nobody of its state
+	}
+	for range 2 {
+		conn := s.dial(t)
+		if _, err := conn.Write(request(t, 1, 5, nil)); err != nil {
+			t.Fatal(err)
+		}
+		answer(t, conn)
+	}
+	if _, err := silent.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
+		t.Fatalf("a silent connection: %v", err)
+	}
+	third, err := net.Dial("unix", s.path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer third.Close()
+	if _, err := third.Read(make([]byte, 1)); err == nil {
+		t.Fatal("a third connection was let in")
+	}
+}
+
+// FuzzPlain sends a lane whatever bytes: it answers, or ends with a reason, and never hangs.
+func FuzzPlain(f *testing.F) {
+	for _, m := range seeds() {
+		f.Add(append(hello(plainMagic, plainVersion), inRecord(0, m)...))
+		f.Add(append(hello(plainMagic, plainVersion), append(inRecord(0, m), inRecord(0x80, m)...)...))
+	}
+	f.Add([]byte("HWln"))
+	f.Fuzz(func(t *testing.T, sent []byte) {
+		flight := rpc.NewFlight(rpc.FlightConfig{Patience: time.Second})
+		near, far := net.Pipe()
+		served := make(chan struct{})
+		go func() {
+			defer close(served)
+			_ = servePlain(t.Context(), far, flight, echo{}.Lane)
+		}()
+		read := make(chan struct{})
+		go func() { defer close(read); _, _ = io.Copy(io.Discard, near) }()
+		_, _ = near.Write(sent) // which the other side may read no more
+		near.Close()
+		<-served
+		<-read
+		if left := flight.State(); left.Received != 0 || left.Answers != 0 || left.Calls != 0 || left.Conns != 0 {
+			t.Errorf("the flight is left with %+v", left)
+		}
+	})
+}
