@@ -9,7 +9,7 @@ FUZZTIME ?= 60s
 export GOFLAGS += -buildvcs=false
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo check map test unit lint format proto generate breaking fuzz bench bench-plots figures-kernels figures-job figures-sessions figures-faults soak \
+.PHONY: help build demo check map test unit lint format proto generate breaking fuzz bench bench-plots figures-kernels figures-job figures-sessions figures-model figures-faults soak \
 	fixtures image test-avx512 test-arm64 test-k8s test-python test-model wheel wheels clean
 
 help: ## list the targets
@@ -117,6 +117,9 @@ figures-job: build ## measure memory and error of whole jobs; prints `figure NAM
 
 figures-sessions: build $(VENV)/ready ## measure sessions on local clusters; prints `figure NAME VALUE`
 	@$(GO) run ./internal/figures/sessions -bin bin -samples figures/sessions.json
+
+figures-model: build $(VENV)/ready ## measure what a model in Python sees of the cluster; prints `figure NAME VALUE`
+	@$(GO) run ./internal/figures/sessions -bin bin -run '^py_overhead_us$$' -samples figures/model.json
 
 figures-faults: build ## measure how the programs bear bad luck and bad company; prints `figure NAME VALUE`
 	@$(GO) run ./internal/figures/faults -bin bin

@@ -19,6 +19,7 @@
 //	fork_ms       a fork of a session of 32,768 tokens, 32 layers, 8 groups, f16, with the first append to every layer of
 //	              the fork; milliseconds
 //	py_step       a step of one token that sees 16,384 positions from the Python client / from Go
+//	py_overhead_us   a step of one token that sees 128 positions from the Python client − from Go, microseconds
 //
 // The samples are kept as JSON.
 package main
@@ -79,6 +80,7 @@ var groups = []group{
 	{[]string{"kv_overhead", "kv_overhead_32k"}, overhead},
 	{[]string{"fork_ms"}, fork},
 	{[]string{"py_step"}, python},
+	{[]string{"py_overhead_us"}, overheadOfPython},
 }
 
 func run(ctx context.Context, args []string) (err error) {

@@ -14,8 +14,20 @@ import (
 )
 
 // python measures a step from the Python client against one from Go, on a session each of one worker.
-func python(ctx context.Context, f *figures) (err error) {
-	const positions, steps, turns = 16384, 30, 5
+func python(ctx context.Context, f *figures) error {
+	return f.besidePython(ctx, 16384, func(python, goes float64, parts map[string]float64) { f.add("py_step", python/goes, parts) })
+}
+
+// overheadOfPython measures what Python adds to a short step.
+func overheadOfPython(ctx context.Context, f *figures) error {
+	return f.besidePython(ctx, 128, func(python, goes float64, parts map[string]float64) {
+		f.add("py_overhead_us", 1e6*(python-goes), parts)
+	})
+}
+
+// besidePython times steps that see so many positions from Python and from Go, in turns, and adds a round's medians in seconds.
+func (f *figures) besidePython(ctx context.Context, positions int, add func(python, goes float64, parts map[string]float64)) (err error) {
+	const steps, turns = 30, 5
 	c, err := f.start(ctx, 1)
 	if err != nil {
 		return err
@@ -49,9 +61,8 @@ func python(ctx context.Context, f *figures) (err error) {
 			fromPython = append(fromPython, took)
 		}
 		if round > 0 { // the first warms up
-			f.add("py_step", median(fromPython)/median(fromGo), map[string]float64{
-				"python_seconds": median(fromPython), "go_seconds": median(fromGo),
-			})
+			python, goes := median(fromPython), median(fromGo)
+			add(python, goes, map[string]float64{"python_seconds": python, "go_seconds": goes})
 		}
 	}
 	return s.Drop(ctx)
