@@ -17,6 +17,12 @@ def is_bfloat16(x: Array) -> bool:
     return x.dtype.kind == "V" and x.dtype.name == "bfloat16"
 
 
+def is_tensor(x: Any) -> bool:
+    """Whether x is a tensor of PyTorch, which is there if one is."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(x, torch.Tensor)
+
+
 def as_array(x: Any) -> Array:
     """x as an array: one of NumPy as it is, a tensor of PyTorch without a copy if it is on the CPU. A bfloat16 tensor becomes
     one of ml_dtypes.bfloat16, or the same values in float32 if ml_dtypes is not installed."""

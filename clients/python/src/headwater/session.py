@@ -11,14 +11,13 @@ import secrets
 import time
 from collections.abc import Sequence
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from google.protobuf.message import Message
 
 from . import codecs, constants, options
-from .arrays import Floats
 from .codecs import CODECS, SessionCodec
 from .connection import Connection
 from .errors import (
@@ -126,8 +125,8 @@ class Session:
         *,
         mask: npt.ArrayLike | None = None,
         tokens: Sequence[int] | npt.ArrayLike | None = None,
-        out: Floats | None = None,
-        out_lse: Floats | None = None,
+        out: Any = None,
+        out_lse: Any = None,
     ) -> Attention:
         """Appends k [tokens, n_kv_heads, head_dim] and v [tokens, n_kv_heads, v_dim] to a layer, then lets
         q [query tokens, n_heads, head_dim] attend over all that is there; both or either.
@@ -137,8 +136,8 @@ class Session:
         other, and by default are the newest. mask [query tokens, n] shows, for trees of drafts, which of the n newest positions
         a query sees. tokens are the ids of the appended tokens, so that others find them as a prefix.
 
-        Context [query tokens, n_heads, v_dim] and LSE [query tokens, n_heads] are written to out and out_lse where given:
-        C-contiguous and float32. The bits do not depend on how tokens are cut into steps. After an error the session is as it
+        Context [query tokens, n_heads, v_dim] and LSE [query tokens, n_heads] are written to out and out_lse where given, arrays
+        or tensors of any strides: float32 where they lie if that is this machine's memory, float16 and bfloat16 narrowed. The bits do not depend on how tokens are cut into steps. After an error the session is as it
         was before the step.
         """
         return batch([Step(self, layer, q, k, v, positions, mask, tokens, out, out_lse)])[0]

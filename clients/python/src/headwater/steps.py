@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -10,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import constants
-from .arrays import Array, Floats, as_array, check_finite, narrow_bfloat16, narrow_float16, to_float32
+from .arrays import Array, Floats, as_array, check_finite, is_plain, is_tensor, narrow_bfloat16, narrow_float16, round_bfloat16, to_float32
 from .layer import Layer
 from .v1 import worker_pb2
 
@@ -44,8 +45,8 @@ class Step:
     positions: int | npt.ArrayLike | None = None
     mask: npt.ArrayLike | None = None
     tokens: Sequence[int] | npt.ArrayLike | None = None
-    out: Floats | None = None
-    out_lse: Floats | None = None
+    out: Any = None
+    out_lse: Any = None
 
 
 @dataclass
@@ -63,7 +64,10 @@ class Work:
     position: int  # of the first query
     mask: npt.NDArray[np.bool_] | None
     tokens: list[int] | None
+    context: Floats  # [queries, n_heads, v_dim], where answers are written
+    lse: Floats  # [queries, n_heads]
     result: Attention
+    copies: list[tuple[Any, Floats]] = field(default_factory=list)  # what is copied when all is there: to, from
     pieces: list[Piece] = field(default_factory=list)
 
     def payload(self, piece: Piece) -> list[Array]:
@@ -73,10 +77,22 @@ class Work:
 
     def take(self, piece: Piece, context: Floats, lse: Floats) -> None:
         """Puts a piece's answer, group by group, where the caller wants it."""
-        for out, values in ((self.result.context[piece[1]], context), (self.result.lse[piece[1]], lse)):
+        groups, size = self.shape.n_kv_heads, self.shape.group_size
+        for out, values in ((self.context[piece[1]], context), (self.lse[piece[1]], lse)):
             if out.size:
-                tokens, groups = out.shape[0], self.shape.n_kv_heads
-                out.reshape(tokens, groups, -1)[:] = values.reshape(groups, tokens, -1).transpose(1, 0, 2)
+                tokens, rest = out.shape[0], out.shape[2:]
+                by_group = values.reshape(groups, tokens, size, *rest).swapaxes(0, 1)
+                # Cutting an axis in two makes a view, whatever the strides.
+                out.reshape(tokens, groups, size, *rest)[:] = by_group
+
+    def finish(self) -> Attention:
+        """What the caller is given, once all is there."""
+        for to, written in self.copies:
+            if isinstance(to, np.ndarray):
+                to[...] = written
+            else:
+                to.copy_(sys.modules["torch"].from_numpy(written))
+        return self.result
 
 
 def prepare(step: Step, shape: Layer, length: int) -> Work:
@@ -112,10 +128,12 @@ def prepare(step: Step, shape: Layer, length: int) -> Work:
         mask = as_array(step.mask).astype(np.bool_)
         if mask.ndim != 2 or mask.shape[0] != queries or mask.shape[1] < 1:
             raise ValueError(f"a mask of shape {list(mask.shape)} for {queries} queries: [query tokens, newest positions] is taken")
-    out = _room("out", step.out, (queries, shape.n_heads, shape.v_dim))
-    lse = _room("out_lse", step.out_lse, (queries, shape.n_heads))
+    out, out_copy = _room("out", step.out, (queries, shape.n_heads, shape.v_dim))
+    lse, lse_copy = _room("out_lse", step.out_lse, (queries, shape.n_heads))
     tokens = None if step.tokens is None else token_ids("tokens", step.tokens, appended)
-    work = Work(step.layer, shape, queries, appended, q, k, v, encoding, position, mask, tokens, Attention(out, lse))
+    result = Attention(out if step.out is None else step.out, lse if step.out_lse is None else step.out_lse)
+    work = Work(step.layer, shape, queries, appended, q, k, v, encoding, position, mask, tokens, out, lse, result)
+    work.copies = [(to, written) for to, written in ((out_copy, out), (lse_copy, lse)) if to is not None]
     work.pieces = _pieces(work, shape.causal and mask is None and appended == queries and step.positions is None)
     return work
 
@@ -168,10 +186,15 @@ def _encode(k: Array, v: Array, shape: Layer) -> tuple[Array, Array, worker_pb2.
     """k and v as they are sent: in the storage type if narrowing halves them, else in float32 for the holder to narrow. One
     holder would refuse what is not finite, and others would have appended it by then, so it is refused here."""
     narrow, encoding = _NARROW.get(shape.storage, (to_float32, worker_pb2.STORAGE_TYPE_F32))
-    sent = narrow(k, "k"), narrow(v, "v")  # which refuse what is neither float32 nor narrower by name
-    check_finite("k", k)
-    check_finite("v", v)
-    return *sent, encoding
+    return _narrowed("k", k, narrow), _narrowed("v", v, narrow), encoding
+
+
+def _narrowed(name: str, x: Array, narrow: Callable[[Array, str], Array]) -> Array:
+    if narrow is narrow_bfloat16 and x.dtype == np.float32 and is_plain(x):
+        return round_bfloat16(x)
+    sent = narrow(x, name)  # which refuses what is neither float32 nor narrower by name
+    check_finite(name, x)
+    return sent
 
 
 _NARROW: dict[str, tuple[Callable[[Array, str], Array], worker_pb2.StorageType]] = {
@@ -200,11 +223,21 @@ def _first(positions: int | npt.ArrayLike, queries: int) -> int:
     return int(p[0]) if queries else 0
 
 
-def _room(name: str, out: Floats | None, shape: tuple[int, ...]) -> Floats:
+def _room(name: str, out: Any, shape: tuple[int, ...]) -> tuple[Floats, Any]:
+    """Where an answer is written, and where it is copied to from there: None if out itself is written, or nothing was given."""
     if out is None:
-        return np.empty(shape, np.float32)
-    if not isinstance(out, np.ndarray):
-        raise TypeError(f"{name} is a {type(out).__name__}, not an array of NumPy")
-    if out.shape != shape or out.dtype != np.float32 or not out.flags.c_contiguous or not out.flags.writeable:
-        raise ValueError(f"{name} has shape {list(out.shape)} and type {out.dtype}, not {list(shape)} of float32 in C order, writeable")
-    return out
+        return np.empty(shape, np.float32), None
+    if not isinstance(out, np.ndarray) and not is_tensor(out):
+        raise TypeError(f"{name} is a {type(out).__name__}, not an array of NumPy or a tensor of PyTorch")
+    kind = str(out.dtype).removeprefix("torch.")
+    if tuple(out.shape) != shape or kind not in ("float32", "float16", "bfloat16"):
+        raise ValueError(f"{name} has shape {list(out.shape)} and type {kind}, not {list(shape)} of float32, float16 or bfloat16")
+    if isinstance(out, np.ndarray):
+        if not out.flags.writeable:
+            raise ValueError(f"{name} is not writeable")
+        return (out, None) if out.dtype == np.float32 else (np.empty(shape, np.float32), out)
+    if out.requires_grad:
+        raise ValueError(f"{name} requires a gradient, which can't be written to: give out.detach()")
+    if kind == "float32" and out.device.type == "cpu":
+        return out.numpy(), None
+    return np.empty(shape, np.float32), out

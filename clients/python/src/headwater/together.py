@@ -167,7 +167,8 @@ class _Batch:
             for piece in work.pieces:
                 if i not in self.errors:
                     yield Flight(i, session, work, piece, session._request(work, piece))
-            self.results[i] = work.result
+            if i not in self.errors:
+                self.results[i] = work.finish()
 
     def gather(self, ways: deque[Iterator[Flight]]) -> None:
         """Adds to those that are sent again the next message of as many ways as a round has room for."""

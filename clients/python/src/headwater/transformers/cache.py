@@ -18,8 +18,8 @@ from .. import layer as layers
 from ..client import Client
 from ..cluster import LocalCluster
 from ..codecs import SessionCodec
-from ..session import batch
 from ..steps import Step
+from ..together import batch
 from . import geometry, hooks, prints
 from .geometry import OWNER
 from .interface import Call, Sees
