@@ -126,6 +126,7 @@ func TestARelayServesThisMachineAlone(t *testing.T) {
 	t.Parallel()
 	for _, address := range []string{":0", "0.0.0.0:0", "[::]:0", "192.0.2.1:7600", "example.org:7600"} {
 		coord(t, "relay", "--listen", address).fails(t, 2, "--listen", "--allow-remote")
+		coord(t, "relay", "--allow-remote", "--lanes", address).fails(t, 2, "--lanes: other machines reach")
 	}
 	coord(t, "relay", "--listen", "nonsense").fails(t, 2, "--listen", "host:port")
 	coord(t, "relay", "--coordinator", "http://host").fails(t, 2, "--coordinator", "without http://")

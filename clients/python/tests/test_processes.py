@@ -175,6 +175,23 @@ def test_a_relay_that_does_not_serve_says_why(cluster: str, tmp_path: Path) -> N
             headwater.Client(cluster, direct=True, coord=program)
 
 
+def test_a_relay_without_plain_lanes_is_refused(cluster: str, tmp_path: Path) -> None:
+    """That of an older release knows no --lanes, and one that serves none says nothing of them."""
+    program = tmp_path / "coord"
+    for text in ("echo 'coord: unknown flag: --lanes' >&2; exit 2", """echo '{"address": "127.0.0.1:1"}'; cat"""):
+        program.write_text(f"#!/bin/sh\n{text}\n")
+        program.chmod(0o700)
+        with pytest.raises(headwater.ProtocolError, match="is of a release that knows no plain lanes"):
+            headwater.Client(cluster, direct=True, coord=program)
+
+
+def test_only_this_user_reaches_the_sockets(cluster: str) -> None:
+    with headwater.Client(cluster, direct=True) as c:
+        for address in (c._relay.address, c._relay.lanes):
+            path = Path(address.removeprefix("unix:"))
+            assert path.stat().st_mode & 0o777 == 0o600 and path.parent.stat().st_mode & 0o777 == 0o700
+
+
 def test_a_long_path_of_temporary_files_is_no_obstacle(cluster: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     folder = tmp_path / ("x" * 100)
     folder.mkdir()
