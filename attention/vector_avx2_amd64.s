@@ -33913,6 +33913,1083 @@ done797:
 	VZEROUPPER
 	RET
 
+// func dots_avx2(d *float32, x *float32, y *float32, rows int, n int)
+// Requires: AVX, FMA3
+TEXT ·dots_avx2(SB), NOSPLIT, $0-40
+	MOVQ d+0(FP), DI
+	MOVQ x+8(FP), SI
+	MOVQ y+16(FP), DX
+	MOVQ rows+24(FP), CX
+	MOVQ n+32(FP), R8
+	MOVQ R8, R9
+	SHLQ $0x02, R9
+	LEAQ (R9)(R9*2), R10
+	LEAQ (R9)(R9*4), R11
+	LEAQ (R10)(R9*4), R12
+
+eights798:
+	CMPQ   CX, $0x08
+	JLT    ones799
+	VXORPS X0, X0, X0
+	VXORPS X1, X1, X1
+	VXORPS X2, X2, X2
+	VXORPS X3, X3, X3
+	VXORPS X4, X4, X4
+	VXORPS X5, X5, X5
+	VXORPS X6, X6, X6
+	VXORPS X7, X7, X7
+	MOVQ   R8, AX
+
+element801:
+	VMOVSS      (SI), X8
+	VFMADD231SS (DX), X8, X0
+	VMOVSS      (SI)(R9*1), X9
+	VFMADD231SS (DX)(R9*1), X9, X1
+	VMOVSS      (SI)(R9*2), X10
+	VFMADD231SS (DX)(R9*2), X10, X2
+	VMOVSS      (SI)(R10*1), X11
+	VFMADD231SS (DX)(R10*1), X11, X3
+	VMOVSS      (SI)(R9*4), X12
+	VFMADD231SS (DX)(R9*4), X12, X4
+	VMOVSS      (SI)(R11*1), X13
+	VFMADD231SS (DX)(R11*1), X13, X5
+	VMOVSS      (SI)(R10*2), X14
+	VFMADD231SS (DX)(R10*2), X14, X6
+	VMOVSS      (SI)(R12*1), X15
+	VFMADD231SS (DX)(R12*1), X15, X7
+	ADDQ        $0x04, SI
+	ADDQ        $0x04, DX
+	DECQ        AX
+	JNZ         element801
+	VMOVSS      X0, (DI)
+	VMOVSS      X1, 4(DI)
+	VMOVSS      X2, 8(DI)
+	VMOVSS      X3, 12(DI)
+	VMOVSS      X4, 16(DI)
+	VMOVSS      X5, 20(DI)
+	VMOVSS      X6, 24(DI)
+	VMOVSS      X7, 28(DI)
+	ADDQ        R12, SI
+	ADDQ        R12, DX
+	ADDQ        $0x20, DI
+	SUBQ        $0x08, CX
+	JMP         eights798
+
+ones799:
+	TESTQ  CX, CX
+	JZ     done800
+	VXORPS X0, X0, X0
+	MOVQ   R8, AX
+
+element802:
+	VMOVSS      (SI), X8
+	VFMADD231SS (DX), X8, X0
+	ADDQ        $0x04, SI
+	ADDQ        $0x04, DX
+	DECQ        AX
+	JNZ         element802
+	VMOVSS      X0, (DI)
+	ADDQ        $0x04, DI
+	SUBQ        $0x01, CX
+	JMP         ones799
+
+done800:
+	VZEROUPPER
+	RET
+
+// func weigh_avx2(s *float32, dS *float32, scale float32, rows int, lse *float32, dots *float32, visible *uint64) bool
+// Requires: AVX, AVX2, FMA3
+TEXT ·weigh_avx2(SB), NOSPLIT, $0-57
+	MOVQ         s+0(FP), DI
+	MOVQ         dS+8(FP), SI
+	MOVQ         rows+24(FP), CX
+	MOVQ         lse+32(FP), R8
+	MOVQ         dots+40(FP), R9
+	MOVQ         visible+48(FP), R10
+	VMOVUPS      magic_avx2<>+0(SB), Y8
+	VMOVUPS      log2e_avx2<>+0(SB), Y9
+	VMOVUPS      exp6_avx2<>+0(SB), Y10
+	VMOVUPS      ln2Hi_avx2<>+0(SB), Y11
+	VBROADCASTSS scale+16(FP), Y15
+	VXORPS       Y14, Y14, Y14
+
+row803:
+	MOVQ         (R10), AX
+	VBROADCASTSS (R8), Y12
+	VBROADCASTSS (R9), Y13
+	CMPQ         AX, $-1
+	JNE          some804
+	VMULPS       (DI), Y15, Y0
+	VMULPS       32(DI), Y15, Y1
+	VCMPPS       $0x0e, Y12, Y0, Y6
+	VORPS        Y6, Y14, Y14
+	VCMPPS       $0x0e, Y12, Y1, Y7
+	VORPS        Y7, Y14, Y14
+	VSUBPS       Y12, Y0, Y0
+	VSUBPS       Y12, Y1, Y1
+	VCMPPS       $0x05, expMin_avx2<>+0(SB), Y0, Y6
+	VCMPPS       $0x05, expMin_avx2<>+0(SB), Y1, Y7
+	VMOVUPS      Y8, Y2
+	VMOVUPS      Y8, Y3
+	VFMADD231PS  Y9, Y0, Y2
+	VFMADD231PS  Y9, Y1, Y3
+	VSUBPS       Y8, Y2, Y4
+	VSUBPS       Y8, Y3, Y5
+	VFMADD231PS  Y11, Y4, Y0
+	VFMADD231PS  Y11, Y5, Y1
+	VFMADD231PS  ln2Lo_avx2<>+0(SB), Y4, Y0
+	VFMADD231PS  ln2Lo_avx2<>+0(SB), Y5, Y1
+	VMOVUPS      Y10, Y4
+	VMOVUPS      Y10, Y5
+	VFMADD213PS  exp5_avx2<>+0(SB), Y0, Y4
+	VFMADD213PS  exp5_avx2<>+0(SB), Y1, Y5
+	VFMADD213PS  exp4_avx2<>+0(SB), Y0, Y4
+	VFMADD213PS  exp4_avx2<>+0(SB), Y1, Y5
+	VFMADD213PS  exp3_avx2<>+0(SB), Y0, Y4
+	VFMADD213PS  exp3_avx2<>+0(SB), Y1, Y5
+	VFMADD213PS  exp2_avx2<>+0(SB), Y0, Y4
+	VFMADD213PS  exp2_avx2<>+0(SB), Y1, Y5
+	VFMADD213PS  one_avx2<>+0(SB), Y0, Y4
+	VFMADD213PS  one_avx2<>+0(SB), Y1, Y5
+	VFMADD213PS  one_avx2<>+0(SB), Y0, Y4
+	VFMADD213PS  one_avx2<>+0(SB), Y1, Y5
+	VPADDD       bias_avx2<>+0(SB), Y2, Y2
+	VPADDD       bias_avx2<>+0(SB), Y3, Y3
+	VPSLLD       $0x17, Y2, Y2
+	VPSLLD       $0x17, Y3, Y3
+	VMULPS       Y2, Y4, Y4
+	VMULPS       Y3, Y5, Y5
+	VANDPS       Y6, Y4, Y4
+	VANDPS       Y7, Y5, Y5
+	VMOVUPS      (SI), Y0
+	VSUBPS       Y13, Y0, Y0
+	VMULPS       Y4, Y0, Y0
+	VMOVUPS      32(SI), Y1
+	VSUBPS       Y13, Y1, Y1
+	VMULPS       Y5, Y1, Y1
+	VMOVUPS      Y4, (DI)
+	VMOVUPS      Y0, (SI)
+	VMOVUPS      Y5, 32(DI)
+	VMOVUPS      Y1, 32(SI)
+	VMULPS       64(DI), Y15, Y0
+	VMULPS       96(DI), Y15, Y1
+	VCMPPS       $0x0e, Y12, Y0, Y6
+	VORPS        Y6, Y14, Y14
+	VCMPPS       $0x0e, Y12, Y1, Y7
+	VORPS        Y7, Y14, Y14
+	VSUBPS       Y12, Y0, Y0
+	VSUBPS       Y12, Y1, Y1
+	VCMPPS       $0x05, expMin_avx2<>+0(SB), Y0, Y6
+	VCMPPS       $0x05, expMin_avx2<>+0(SB), Y1, Y7
+	VMOVUPS      Y8, Y2
+	VMOVUPS      Y8, Y3
+	VFMADD231PS  Y9, Y0, Y2
+	VFMADD231PS  Y9, Y1, Y3
+	VSUBPS       Y8, Y2, Y4
+	VSUBPS       Y8, Y3, Y5
+	VFMADD231PS  Y11, Y4, Y0
+	VFMADD231PS  Y11, Y5, Y1
+	VFMADD231PS  ln2Lo_avx2<>+0(SB), Y4, Y0
+	VFMADD231PS  ln2Lo_avx2<>+0(SB), Y5, Y1
+	VMOVUPS      Y10, Y4
+	VMOVUPS      Y10, Y5
+	VFMADD213PS  exp5_avx2<>+0(SB), Y0, Y4
+	VFMADD213PS  exp5_avx2<>+0(SB), Y1, Y5
+	VFMADD213PS  exp4_avx2<>+0(SB), Y0, Y4
+	VFMADD213PS  exp4_avx2<>+0(SB), Y1, Y5
+	VFMADD213PS  exp3_avx2<>+0(SB), Y0, Y4
+	VFMADD213PS  exp3_avx2<>+0(SB), Y1, Y5
+	VFMADD213PS  exp2_avx2<>+0(SB), Y0, Y4
+	VFMADD213PS  exp2_avx2<>+0(SB), Y1, Y5
+	VFMADD213PS  one_avx2<>+0(SB), Y0, Y4
+	VFMADD213PS  one_avx2<>+0(SB), Y1, Y5
+	VFMADD213PS  one_avx2<>+0(SB), Y0, Y4
+	VFMADD213PS  one_avx2<>+0(SB), Y1, Y5
+	VPADDD       bias_avx2<>+0(SB), Y2, Y2
+	VPADDD       bias_avx2<>+0(SB), Y3, Y3
+	VPSLLD       $0x17, Y2, Y2
+	VPSLLD       $0x17, Y3, Y3
+	VMULPS       Y2, Y4, Y4
+	VMULPS       Y3, Y5, Y5
+	VANDPS       Y6, Y4, Y4
+	VANDPS       Y7, Y5, Y5
+	VMOVUPS      64(SI), Y0
+	VSUBPS       Y13, Y0, Y0
+	VMULPS       Y4, Y0, Y0
+	VMOVUPS      96(SI), Y1
+	VSUBPS       Y13, Y1, Y1
+	VMULPS       Y5, Y1, Y1
+	VMOVUPS      Y4, 64(DI)
+	VMOVUPS      Y0, 64(SI)
+	VMOVUPS      Y5, 96(DI)
+	VMOVUPS      Y1, 96(SI)
+	VMULPS       128(DI), Y15, Y0
+	VMULPS       160(DI), Y15, Y1
+	VCMPPS       $0x0e, Y12, Y0, Y6
+	VORPS        Y6, Y14, Y14
+	VCMPPS       $0x0e, Y12, Y1, Y7
+	VORPS        Y7, Y14, Y14
+	VSUBPS       Y12, Y0, Y0
+	VSUBPS       Y12, Y1, Y1
+	VCMPPS       $0x05, expMin_avx2<>+0(SB), Y0, Y6
+	VCMPPS       $0x05, expMin_avx2<>+0(SB), Y1, Y7
+	VMOVUPS      Y8, Y2
+	VMOVUPS      Y8, Y3
+	VFMADD231PS  Y9, Y0, Y2
+	VFMADD231PS  Y9, Y1, Y3
+	VSUBPS       Y8, Y2, Y4
+	VSUBPS       Y8, Y3, Y5
+	VFMADD231PS  Y11, Y4, Y0
+	VFMADD231PS  Y11, Y5, Y1
+	VFMADD231PS  ln2Lo_avx2<>+0(SB), Y4, Y0
+	VFMADD231PS  ln2Lo_avx2<>+0(SB), Y5, Y1
+	VMOVUPS      Y10, Y4
+	VMOVUPS      Y10, Y5
+	VFMADD213PS  exp5_avx2<>+0(SB), Y0, Y4
+	VFMADD213PS  exp5_avx2<>+0(SB), Y1, Y5
+	VFMADD213PS  exp4_avx2<>+0(SB), Y0, Y4
+	VFMADD213PS  exp4_avx2<>+0(SB), Y1, Y5
+	VFMADD213PS  exp3_avx2<>+0(SB), Y0, Y4
+	VFMADD213PS  exp3_avx2<>+0(SB), Y1, Y5
+	VFMADD213PS  exp2_avx2<>+0(SB), Y0, Y4
+	VFMADD213PS  exp2_avx2<>+0(SB), Y1, Y5
+	VFMADD213PS  one_avx2<>+0(SB), Y0, Y4
+	VFMADD213PS  one_avx2<>+0(SB), Y1, Y5
+	VFMADD213PS  one_avx2<>+0(SB), Y0, Y4
+	VFMADD213PS  one_avx2<>+0(SB), Y1, Y5
+	VPADDD       bias_avx2<>+0(SB), Y2, Y2
+	VPADDD       bias_avx2<>+0(SB), Y3, Y3
+	VPSLLD       $0x17, Y2, Y2
+	VPSLLD       $0x17, Y3, Y3
+	VMULPS       Y2, Y4, Y4
+	VMULPS       Y3, Y5, Y5
+	VANDPS       Y6, Y4, Y4
+	VANDPS       Y7, Y5, Y5
+	VMOVUPS      128(SI), Y0
+	VSUBPS       Y13, Y0, Y0
+	VMULPS       Y4, Y0, Y0
+	VMOVUPS      160(SI), Y1
+	VSUBPS       Y13, Y1, Y1
+	VMULPS       Y5, Y1, Y1
+	VMOVUPS      Y4, 128(DI)
+	VMOVUPS      Y0, 128(SI)
+	VMOVUPS      Y5, 160(DI)
+	VMOVUPS      Y1, 160(SI)
+	VMULPS       192(DI), Y15, Y0
+	VMULPS       224(DI), Y15, Y1
+	VCMPPS       $0x0e, Y12, Y0, Y6
+	VORPS        Y6, Y14, Y14
+	VCMPPS       $0x0e, Y12, Y1, Y7
+	VORPS        Y7, Y14, Y14
+	VSUBPS       Y12, Y0, Y0
+	VSUBPS       Y12, Y1, Y1
+	VCMPPS       $0x05, expMin_avx2<>+0(SB), Y0, Y6
+	VCMPPS       $0x05, expMin_avx2<>+0(SB), Y1, Y7
+	VMOVUPS      Y8, Y2
+	VMOVUPS      Y8, Y3
+	VFMADD231PS  Y9, Y0, Y2
+	VFMADD231PS  Y9, Y1, Y3
+	VSUBPS       Y8, Y2, Y4
+	VSUBPS       Y8, Y3, Y5
+	VFMADD231PS  Y11, Y4, Y0
+	VFMADD231PS  Y11, Y5, Y1
+	VFMADD231PS  ln2Lo_avx2<>+0(SB), Y4, Y0
+	VFMADD231PS  ln2Lo_avx2<>+0(SB), Y5, Y1
+	VMOVUPS      Y10, Y4
+	VMOVUPS      Y10, Y5
+	VFMADD213PS  exp5_avx2<>+0(SB), Y0, Y4
+	VFMADD213PS  exp5_avx2<>+0(SB), Y1, Y5
+	VFMADD213PS  exp4_avx2<>+0(SB), Y0, Y4
+	VFMADD213PS  exp4_avx2<>+0(SB), Y1, Y5
+	VFMADD213PS  exp3_avx2<>+0(SB), Y0, Y4
+	VFMADD213PS  exp3_avx2<>+0(SB), Y1, Y5
+	VFMADD213PS  exp2_avx2<>+0(SB), Y0, Y4
+	VFMADD213PS  exp2_avx2<>+0(SB), Y1, Y5
+	VFMADD213PS  one_avx2<>+0(SB), Y0, Y4
+	VFMADD213PS  one_avx2<>+0(SB), Y1, Y5
+	VFMADD213PS  one_avx2<>+0(SB), Y0, Y4
+	VFMADD213PS  one_avx2<>+0(SB), Y1, Y5
+	VPADDD       bias_avx2<>+0(SB), Y2, Y2
+	VPADDD       bias_avx2<>+0(SB), Y3, Y3
+	VPSLLD       $0x17, Y2, Y2
+	VPSLLD       $0x17, Y3, Y3
+	VMULPS       Y2, Y4, Y4
+	VMULPS       Y3, Y5, Y5
+	VANDPS       Y6, Y4, Y4
+	VANDPS       Y7, Y5, Y5
+	VMOVUPS      192(SI), Y0
+	VSUBPS       Y13, Y0, Y0
+	VMULPS       Y4, Y0, Y0
+	VMOVUPS      224(SI), Y1
+	VSUBPS       Y13, Y1, Y1
+	VMULPS       Y5, Y1, Y1
+	VMOVUPS      Y4, 192(DI)
+	VMOVUPS      Y0, 192(SI)
+	VMOVUPS      Y5, 224(DI)
+	VMOVUPS      Y1, 224(SI)
+	JMP          next805
+
+some804:
+	MOVQ         AX, BX
+	VMOVD        BX, X2
+	VPBROADCASTD X2, Y2
+	VPAND        lanes_avx2<>+0(SB), Y2, Y2
+	VPCMPEQD     lanes_avx2<>+0(SB), Y2, Y2
+	MOVQ         AX, BX
+	SHRQ         $0x08, BX
+	VMOVD        BX, X3
+	VPBROADCASTD X3, Y3
+	VPAND        lanes_avx2<>+0(SB), Y3, Y3
+	VPCMPEQD     lanes_avx2<>+0(SB), Y3, Y3
+	VMULPS       (DI), Y15, Y0
+	VMULPS       32(DI), Y15, Y1
+	VCMPPS       $0x0e, Y12, Y0, Y6
+	VANDPS       Y2, Y6, Y6
+	VORPS        Y6, Y14, Y14
+	VCMPPS       $0x0e, Y12, Y1, Y7
+	VANDPS       Y3, Y7, Y7
+	VORPS        Y7, Y14, Y14
+	VSUBPS       Y12, Y0, Y0
+	VSUBPS       Y12, Y1, Y1
+	VCMPPS       $0x05, expMin_avx2<>+0(SB), Y0, Y6
+	VCMPPS       $0x05, expMin_avx2<>+0(SB), Y1, Y7
+	VMOVUPS      Y8, Y2
+	VMOVUPS      Y8, Y3
+	VFMADD231PS  Y9, Y0, Y2
+	VFMADD231PS  Y9, Y1, Y3
+	VSUBPS       Y8, Y2, Y4
+	VSUBPS       Y8, Y3, Y5
+	VFMADD231PS  Y11, Y4, Y0
+	VFMADD231PS  Y11, Y5, Y1
+	VFMADD231PS  ln2Lo_avx2<>+0(SB), Y4, Y0
+	VFMADD231PS  ln2Lo_avx2<>+0(SB), Y5, Y1
+	VMOVUPS      Y10, Y4
+	VMOVUPS      Y10, Y5
+	VFMADD213PS  exp5_avx2<>+0(SB), Y0, Y4
+	VFMADD213PS  exp5_avx2<>+0(SB), Y1, Y5
+	VFMADD213PS  exp4_avx2<>+0(SB), Y0, Y4
+	VFMADD213PS  exp4_avx2<>+0(SB), Y1, Y5
+	VFMADD213PS  exp3_avx2<>+0(SB), Y0, Y4
+	VFMADD213PS  exp3_avx2<>+0(SB), Y1, Y5
+	VFMADD213PS  exp2_avx2<>+0(SB), Y0, Y4
+	VFMADD213PS  exp2_avx2<>+0(SB), Y1, Y5
+	VFMADD213PS  one_avx2<>+0(SB), Y0, Y4
+	VFMADD213PS  one_avx2<>+0(SB), Y1, Y5
+	VFMADD213PS  one_avx2<>+0(SB), Y0, Y4
+	VFMADD213PS  one_avx2<>+0(SB), Y1, Y5
+	VPADDD       bias_avx2<>+0(SB), Y2, Y2
+	VPADDD       bias_avx2<>+0(SB), Y3, Y3
+	VPSLLD       $0x17, Y2, Y2
+	VPSLLD       $0x17, Y3, Y3
+	VMULPS       Y2, Y4, Y4
+	VMULPS       Y3, Y5, Y5
+	VANDPS       Y6, Y4, Y4
+	VANDPS       Y7, Y5, Y5
+	VMOVUPS      (SI), Y0
+	VSUBPS       Y13, Y0, Y0
+	VMULPS       Y4, Y0, Y0
+	VMOVUPS      32(SI), Y1
+	VSUBPS       Y13, Y1, Y1
+	VMULPS       Y5, Y1, Y1
+	MOVQ         AX, BX
+	VMOVD        BX, X2
+	VPBROADCASTD X2, Y2
+	VPAND        lanes_avx2<>+0(SB), Y2, Y2
+	VPCMPEQD     lanes_avx2<>+0(SB), Y2, Y2
+	MOVQ         AX, BX
+	SHRQ         $0x08, BX
+	VMOVD        BX, X3
+	VPBROADCASTD X3, Y3
+	VPAND        lanes_avx2<>+0(SB), Y3, Y3
+	VPCMPEQD     lanes_avx2<>+0(SB), Y3, Y3
+	VANDPS       Y2, Y4, Y4
+	VANDPS       Y3, Y5, Y5
+	VANDPS       Y2, Y0, Y0
+	VANDPS       Y3, Y1, Y1
+	VMOVUPS      Y4, (DI)
+	VMOVUPS      Y0, (SI)
+	VMOVUPS      Y5, 32(DI)
+	VMOVUPS      Y1, 32(SI)
+	MOVQ         AX, BX
+	SHRQ         $0x10, BX
+	VMOVD        BX, X2
+	VPBROADCASTD X2, Y2
+	VPAND        lanes_avx2<>+0(SB), Y2, Y2
+	VPCMPEQD     lanes_avx2<>+0(SB), Y2, Y2
+	MOVQ         AX, BX
+	SHRQ         $0x18, BX
+	VMOVD        BX, X3
+	VPBROADCASTD X3, Y3
+	VPAND        lanes_avx2<>+0(SB), Y3, Y3
+	VPCMPEQD     lanes_avx2<>+0(SB), Y3, Y3
+	VMULPS       64(DI), Y15, Y0
+	VMULPS       96(DI), Y15, Y1
+	VCMPPS       $0x0e, Y12, Y0, Y6
+	VANDPS       Y2, Y6, Y6
+	VORPS        Y6, Y14, Y14
+	VCMPPS       $0x0e, Y12, Y1, Y7
+	VANDPS       Y3, Y7, Y7
+	VORPS        Y7, Y14, Y14
+	VSUBPS       Y12, Y0, Y0
+	VSUBPS       Y12, Y1, Y1
+	VCMPPS       $0x05, expMin_avx2<>+0(SB), Y0, Y6
+	VCMPPS       $0x05, expMin_avx2<>+0(SB), Y1, Y7
+	VMOVUPS      Y8, Y2
+	VMOVUPS      Y8, Y3
+	VFMADD231PS  Y9, Y0, Y2
+	VFMADD231PS  Y9, Y1, Y3
+	VSUBPS       Y8, Y2, Y4
+	VSUBPS       Y8, Y3, Y5
+	VFMADD231PS  Y11, Y4, Y0
+	VFMADD231PS  Y11, Y5, Y1
+	VFMADD231PS  ln2Lo_avx2<>+0(SB), Y4, Y0
+	VFMADD231PS  ln2Lo_avx2<>+0(SB), Y5, Y1
+	VMOVUPS      Y10, Y4
+	VMOVUPS      Y10, Y5
+	VFMADD213PS  exp5_avx2<>+0(SB), Y0, Y4
+	VFMADD213PS  exp5_avx2<>+0(SB), Y1, Y5
+	VFMADD213PS  exp4_avx2<>+0(SB), Y0, Y4
+	VFMADD213PS  exp4_avx2<>+0(SB), Y1, Y5
+	VFMADD213PS  exp3_avx2<>+0(SB), Y0, Y4
+	VFMADD213PS  exp3_avx2<>+0(SB), Y1, Y5
+	VFMADD213PS  exp2_avx2<>+0(SB), Y0, Y4
+	VFMADD213PS  exp2_avx2<>+0(SB), Y1, Y5
+	VFMADD213PS  one_avx2<>+0(SB), Y0, Y4
+	VFMADD213PS  one_avx2<>+0(SB), Y1, Y5
+	VFMADD213PS  one_avx2<>+0(SB), Y0, Y4
+	VFMADD213PS  one_avx2<>+0(SB), Y1, Y5
+	VPADDD       bias_avx2<>+0(SB), Y2, Y2
+	VPADDD       bias_avx2<>+0(SB), Y3, Y3
+	VPSLLD       $0x17, Y2, Y2
+	VPSLLD       $0x17, Y3, Y3
+	VMULPS       Y2, Y4, Y4
+	VMULPS       Y3, Y5, Y5
+	VANDPS       Y6, Y4, Y4
+	VANDPS       Y7, Y5, Y5
+	VMOVUPS      64(SI), Y0
+	VSUBPS       Y13, Y0, Y0
+	VMULPS       Y4, Y0, Y0
+	VMOVUPS      96(SI), Y1
+	VSUBPS       Y13, Y1, Y1
+	VMULPS       Y5, Y1, Y1
+	MOVQ         AX, BX
+	SHRQ         $0x10, BX
+	VMOVD        BX, X2
+	VPBROADCASTD X2, Y2
+	VPAND        lanes_avx2<>+0(SB), Y2, Y2
+	VPCMPEQD     lanes_avx2<>+0(SB), Y2, Y2
+	MOVQ         AX, BX
+	SHRQ         $0x18, BX
+	VMOVD        BX, X3
+	VPBROADCASTD X3, Y3
+	VPAND        lanes_avx2<>+0(SB), Y3, Y3
+	VPCMPEQD     lanes_avx2<>+0(SB), Y3, Y3
+	VANDPS       Y2, Y4, Y4
+	VANDPS       Y3, Y5, Y5
+	VANDPS       Y2, Y0, Y0
+	VANDPS       Y3, Y1, Y1
+	VMOVUPS      Y4, 64(DI)
+	VMOVUPS      Y0, 64(SI)
+	VMOVUPS      Y5, 96(DI)
+	VMOVUPS      Y1, 96(SI)
+	MOVQ         AX, BX
+	SHRQ         $0x20, BX
+	VMOVD        BX, X2
+	VPBROADCASTD X2, Y2
+	VPAND        lanes_avx2<>+0(SB), Y2, Y2
+	VPCMPEQD     lanes_avx2<>+0(SB), Y2, Y2
+	MOVQ         AX, BX
+	SHRQ         $0x28, BX
+	VMOVD        BX, X3
+	VPBROADCASTD X3, Y3
+	VPAND        lanes_avx2<>+0(SB), Y3, Y3
+	VPCMPEQD     lanes_avx2<>+0(SB), Y3, Y3
+	VMULPS       128(DI), Y15, Y0
+	VMULPS       160(DI), Y15, Y1
+	VCMPPS       $0x0e, Y12, Y0, Y6
+	VANDPS       Y2, Y6, Y6
+	VORPS        Y6, Y14, Y14
+	VCMPPS       $0x0e, Y12, Y1, Y7
+	VANDPS       Y3, Y7, Y7
+	VORPS        Y7, Y14, Y14
+	VSUBPS       Y12, Y0, Y0
+	VSUBPS       Y12, Y1, Y1
+	VCMPPS       $0x05, expMin_avx2<>+0(SB), Y0, Y6
+	VCMPPS       $0x05, expMin_avx2<>+0(SB), Y1, Y7
+	VMOVUPS      Y8, Y2
+	VMOVUPS      Y8, Y3
+	VFMADD231PS  Y9, Y0, Y2
+	VFMADD231PS  Y9, Y1, Y3
+	VSUBPS       Y8, Y2, Y4
+	VSUBPS       Y8, Y3, Y5
+	VFMADD231PS  Y11, Y4, Y0
+	VFMADD231PS  Y11, Y5, Y1
+	VFMADD231PS  ln2Lo_avx2<>+0(SB), Y4, Y0
+	VFMADD231PS  ln2Lo_avx2<>+0(SB), Y5, Y1
+	VMOVUPS      Y10, Y4
+	VMOVUPS      Y10, Y5
+	VFMADD213PS  exp5_avx2<>+0(SB), Y0, Y4
+	VFMADD213PS  exp5_avx2<>+0(SB), Y1, Y5
+	VFMADD213PS  exp4_avx2<>+0(SB), Y0, Y4
+	VFMADD213PS  exp4_avx2<>+0(SB), Y1, Y5
+	VFMADD213PS  exp3_avx2<>+0(SB), Y0, Y4
+	VFMADD213PS  exp3_avx2<>+0(SB), Y1, Y5
+	VFMADD213PS  exp2_avx2<>+0(SB), Y0, Y4
+	VFMADD213PS  exp2_avx2<>+0(SB), Y1, Y5
+	VFMADD213PS  one_avx2<>+0(SB), Y0, Y4
+	VFMADD213PS  one_avx2<>+0(SB), Y1, Y5
+	VFMADD213PS  one_avx2<>+0(SB), Y0, Y4
+	VFMADD213PS  one_avx2<>+0(SB), Y1, Y5
+	VPADDD       bias_avx2<>+0(SB), Y2, Y2
+	VPADDD       bias_avx2<>+0(SB), Y3, Y3
+	VPSLLD       $0x17, Y2, Y2
+	VPSLLD       $0x17, Y3, Y3
+	VMULPS       Y2, Y4, Y4
+	VMULPS       Y3, Y5, Y5
+	VANDPS       Y6, Y4, Y4
+	VANDPS       Y7, Y5, Y5
+	VMOVUPS      128(SI), Y0
+	VSUBPS       Y13, Y0, Y0
+	VMULPS       Y4, Y0, Y0
+	VMOVUPS      160(SI), Y1
+	VSUBPS       Y13, Y1, Y1
+	VMULPS       Y5, Y1, Y1
+	MOVQ         AX, BX
+	SHRQ         $0x20, BX
+	VMOVD        BX, X2
+	VPBROADCASTD X2, Y2
+	VPAND        lanes_avx2<>+0(SB), Y2, Y2
+	VPCMPEQD     lanes_avx2<>+0(SB), Y2, Y2
+	MOVQ         AX, BX
+	SHRQ         $0x28, BX
+	VMOVD        BX, X3
+	VPBROADCASTD X3, Y3
+	VPAND        lanes_avx2<>+0(SB), Y3, Y3
+	VPCMPEQD     lanes_avx2<>+0(SB), Y3, Y3
+	VANDPS       Y2, Y4, Y4
+	VANDPS       Y3, Y5, Y5
+	VANDPS       Y2, Y0, Y0
+	VANDPS       Y3, Y1, Y1
+	VMOVUPS      Y4, 128(DI)
+	VMOVUPS      Y0, 128(SI)
+	VMOVUPS      Y5, 160(DI)
+	VMOVUPS      Y1, 160(SI)
+	MOVQ         AX, BX
+	SHRQ         $0x30, BX
+	VMOVD        BX, X2
+	VPBROADCASTD X2, Y2
+	VPAND        lanes_avx2<>+0(SB), Y2, Y2
+	VPCMPEQD     lanes_avx2<>+0(SB), Y2, Y2
+	MOVQ         AX, BX
+	SHRQ         $0x38, BX
+	VMOVD        BX, X3
+	VPBROADCASTD X3, Y3
+	VPAND        lanes_avx2<>+0(SB), Y3, Y3
+	VPCMPEQD     lanes_avx2<>+0(SB), Y3, Y3
+	VMULPS       192(DI), Y15, Y0
+	VMULPS       224(DI), Y15, Y1
+	VCMPPS       $0x0e, Y12, Y0, Y6
+	VANDPS       Y2, Y6, Y6
+	VORPS        Y6, Y14, Y14
+	VCMPPS       $0x0e, Y12, Y1, Y7
+	VANDPS       Y3, Y7, Y7
+	VORPS        Y7, Y14, Y14
+	VSUBPS       Y12, Y0, Y0
+	VSUBPS       Y12, Y1, Y1
+	VCMPPS       $0x05, expMin_avx2<>+0(SB), Y0, Y6
+	VCMPPS       $0x05, expMin_avx2<>+0(SB), Y1, Y7
+	VMOVUPS      Y8, Y2
+	VMOVUPS      Y8, Y3
+	VFMADD231PS  Y9, Y0, Y2
+	VFMADD231PS  Y9, Y1, Y3
+	VSUBPS       Y8, Y2, Y4
+	VSUBPS       Y8, Y3, Y5
+	VFMADD231PS  Y11, Y4, Y0
+	VFMADD231PS  Y11, Y5, Y1
+	VFMADD231PS  ln2Lo_avx2<>+0(SB), Y4, Y0
+	VFMADD231PS  ln2Lo_avx2<>+0(SB), Y5, Y1
+	VMOVUPS      Y10, Y4
+	VMOVUPS      Y10, Y5
+	VFMADD213PS  exp5_avx2<>+0(SB), Y0, Y4
+	VFMADD213PS  exp5_avx2<>+0(SB), Y1, Y5
+	VFMADD213PS  exp4_avx2<>+0(SB), Y0, Y4
+	VFMADD213PS  exp4_avx2<>+0(SB), Y1, Y5
+	VFMADD213PS  exp3_avx2<>+0(SB), Y0, Y4
+	VFMADD213PS  exp3_avx2<>+0(SB), Y1, Y5
+	VFMADD213PS  exp2_avx2<>+0(SB), Y0, Y4
+	VFMADD213PS  exp2_avx2<>+0(SB), Y1, Y5
+	VFMADD213PS  one_avx2<>+0(SB), Y0, Y4
+	VFMADD213PS  one_avx2<>+0(SB), Y1, Y5
+	VFMADD213PS  one_avx2<>+0(SB), Y0, Y4
+	VFMADD213PS  one_avx2<>+0(SB), Y1, Y5
+	VPADDD       bias_avx2<>+0(SB), Y2, Y2
+	VPADDD       bias_avx2<>+0(SB), Y3, Y3
+	VPSLLD       $0x17, Y2, Y2
+	VPSLLD       $0x17, Y3, Y3
+	VMULPS       Y2, Y4, Y4
+	VMULPS       Y3, Y5, Y5
+	VANDPS       Y6, Y4, Y4
+	VANDPS       Y7, Y5, Y5
+	VMOVUPS      192(SI), Y0
+	VSUBPS       Y13, Y0, Y0
+	VMULPS       Y4, Y0, Y0
+	VMOVUPS      224(SI), Y1
+	VSUBPS       Y13, Y1, Y1
+	VMULPS       Y5, Y1, Y1
+	MOVQ         AX, BX
+	SHRQ         $0x30, BX
+	VMOVD        BX, X2
+	VPBROADCASTD X2, Y2
+	VPAND        lanes_avx2<>+0(SB), Y2, Y2
+	VPCMPEQD     lanes_avx2<>+0(SB), Y2, Y2
+	MOVQ         AX, BX
+	SHRQ         $0x38, BX
+	VMOVD        BX, X3
+	VPBROADCASTD X3, Y3
+	VPAND        lanes_avx2<>+0(SB), Y3, Y3
+	VPCMPEQD     lanes_avx2<>+0(SB), Y3, Y3
+	VANDPS       Y2, Y4, Y4
+	VANDPS       Y3, Y5, Y5
+	VANDPS       Y2, Y0, Y0
+	VANDPS       Y3, Y1, Y1
+	VMOVUPS      Y4, 192(DI)
+	VMOVUPS      Y0, 192(SI)
+	VMOVUPS      Y5, 224(DI)
+	VMOVUPS      Y1, 224(SI)
+
+next805:
+	ADDQ   $0x00000100, DI
+	ADDQ   $0x00000100, SI
+	ADDQ   $0x08, R10
+	ADDQ   $0x04, R8
+	ADDQ   $0x04, R9
+	DECQ   CX
+	JNZ    row803
+	VPTEST Y14, Y14
+	SETNE  AL
+	MOVB   AL, ret+56(FP)
+	VZEROUPPER
+	RET
+
+// func soften_avx2(dS *float32, raw *float32, scale float32, softcap float32, rows int, visible *uint64)
+// Requires: AVX, AVX2, FMA3
+TEXT ·soften_avx2(SB), NOSPLIT, $0-40
+	MOVQ         dS+0(FP), DI
+	MOVQ         raw+8(FP), SI
+	MOVQ         rows+24(FP), CX
+	MOVQ         visible+32(FP), R8
+	VBROADCASTSS scale+16(FP), Y12
+	VBROADCASTSS softcap+20(FP), Y13
+
+row806:
+	MOVQ         (R8), AX
+	VMULPS       (SI), Y12, Y0
+	VMULPS       32(SI), Y12, Y1
+	VDIVPS       Y13, Y0, Y0
+	VDIVPS       Y13, Y1, Y1
+	VANDPS       absolute_avx2<>+0(SB), Y0, Y2
+	VANDPS       absolute_avx2<>+0(SB), Y1, Y3
+	VMULPS       minus2_avx2<>+0(SB), Y2, Y4
+	VMULPS       minus2_avx2<>+0(SB), Y3, Y5
+	VCMPPS       $0x05, expMin_avx2<>+0(SB), Y4, Y10
+	VCMPPS       $0x05, expMin_avx2<>+0(SB), Y5, Y11
+	VMOVUPS      magic_avx2<>+0(SB), Y6
+	VMOVUPS      magic_avx2<>+0(SB), Y7
+	VFMADD231PS  log2e_avx2<>+0(SB), Y4, Y6
+	VFMADD231PS  log2e_avx2<>+0(SB), Y5, Y7
+	VSUBPS       magic_avx2<>+0(SB), Y6, Y8
+	VSUBPS       magic_avx2<>+0(SB), Y7, Y9
+	VFMADD231PS  ln2Hi_avx2<>+0(SB), Y8, Y4
+	VFMADD231PS  ln2Hi_avx2<>+0(SB), Y9, Y5
+	VFMADD231PS  ln2Lo_avx2<>+0(SB), Y8, Y4
+	VFMADD231PS  ln2Lo_avx2<>+0(SB), Y9, Y5
+	VMOVUPS      exp6_avx2<>+0(SB), Y8
+	VMOVUPS      exp6_avx2<>+0(SB), Y9
+	VFMADD213PS  exp5_avx2<>+0(SB), Y4, Y8
+	VFMADD213PS  exp5_avx2<>+0(SB), Y5, Y9
+	VFMADD213PS  exp4_avx2<>+0(SB), Y4, Y8
+	VFMADD213PS  exp4_avx2<>+0(SB), Y5, Y9
+	VFMADD213PS  exp3_avx2<>+0(SB), Y4, Y8
+	VFMADD213PS  exp3_avx2<>+0(SB), Y5, Y9
+	VFMADD213PS  exp2_avx2<>+0(SB), Y4, Y8
+	VFMADD213PS  exp2_avx2<>+0(SB), Y5, Y9
+	VFMADD213PS  one_avx2<>+0(SB), Y4, Y8
+	VFMADD213PS  one_avx2<>+0(SB), Y5, Y9
+	VFMADD213PS  one_avx2<>+0(SB), Y4, Y8
+	VFMADD213PS  one_avx2<>+0(SB), Y5, Y9
+	VPADDD       bias_avx2<>+0(SB), Y6, Y6
+	VPADDD       bias_avx2<>+0(SB), Y7, Y7
+	VPSLLD       $0x17, Y6, Y6
+	VPSLLD       $0x17, Y7, Y7
+	VMULPS       Y6, Y8, Y8
+	VMULPS       Y7, Y9, Y9
+	VANDPS       Y10, Y8, Y8
+	VANDPS       Y11, Y9, Y9
+	VADDPS       Y8, Y8, Y4
+	VADDPS       Y9, Y9, Y5
+	VADDPS       one_avx2<>+0(SB), Y8, Y6
+	VADDPS       one_avx2<>+0(SB), Y9, Y7
+	VDIVPS       Y6, Y4, Y4
+	VDIVPS       Y7, Y5, Y5
+	VMOVUPS      one_avx2<>+0(SB), Y6
+	VMOVUPS      one_avx2<>+0(SB), Y7
+	VSUBPS       Y4, Y6, Y4
+	VSUBPS       Y5, Y7, Y5
+	VMULPS       Y2, Y2, Y6
+	VMULPS       Y3, Y3, Y7
+	VMOVUPS      tanh11_avx2<>+0(SB), Y8
+	VMOVUPS      tanh11_avx2<>+0(SB), Y9
+	VFMADD213PS  tanh9_avx2<>+0(SB), Y6, Y8
+	VFMADD213PS  tanh9_avx2<>+0(SB), Y7, Y9
+	VFMADD213PS  tanh7_avx2<>+0(SB), Y6, Y8
+	VFMADD213PS  tanh7_avx2<>+0(SB), Y7, Y9
+	VFMADD213PS  tanh5_avx2<>+0(SB), Y6, Y8
+	VFMADD213PS  tanh5_avx2<>+0(SB), Y7, Y9
+	VFMADD213PS  tanh3_avx2<>+0(SB), Y6, Y8
+	VFMADD213PS  tanh3_avx2<>+0(SB), Y7, Y9
+	VMULPS       Y2, Y6, Y6
+	VMULPS       Y3, Y7, Y7
+	VFMADD213PS  Y2, Y6, Y8
+	VFMADD213PS  Y3, Y7, Y9
+	VCMPPS       $0x01, tanhSmall_avx2<>+0(SB), Y2, Y10
+	VCMPPS       $0x01, tanhSmall_avx2<>+0(SB), Y3, Y11
+	VBLENDVPS    Y10, Y8, Y4, Y4
+	VBLENDVPS    Y11, Y9, Y5, Y5
+	VANDPS       sign_avx2<>+0(SB), Y0, Y0
+	VANDPS       sign_avx2<>+0(SB), Y1, Y1
+	VORPS        Y4, Y0, Y0
+	VORPS        Y5, Y1, Y1
+	VMULPS       Y0, Y0, Y0
+	VMULPS       Y1, Y1, Y1
+	VMOVUPS      one_avx2<>+0(SB), Y6
+	VMOVUPS      one_avx2<>+0(SB), Y7
+	VSUBPS       Y0, Y6, Y0
+	VSUBPS       Y1, Y7, Y1
+	VMULPS       (DI), Y0, Y0
+	VMULPS       32(DI), Y1, Y1
+	MOVQ         AX, BX
+	VMOVD        BX, X8
+	VPBROADCASTD X8, Y8
+	VPAND        lanes_avx2<>+0(SB), Y8, Y8
+	VPCMPEQD     lanes_avx2<>+0(SB), Y8, Y8
+	MOVQ         AX, BX
+	SHRQ         $0x08, BX
+	VMOVD        BX, X9
+	VPBROADCASTD X9, Y9
+	VPAND        lanes_avx2<>+0(SB), Y9, Y9
+	VPCMPEQD     lanes_avx2<>+0(SB), Y9, Y9
+	VANDPS       Y8, Y0, Y0
+	VANDPS       Y9, Y1, Y1
+	VMOVUPS      Y0, (DI)
+	VMOVUPS      Y1, 32(DI)
+	VMULPS       64(SI), Y12, Y0
+	VMULPS       96(SI), Y12, Y1
+	VDIVPS       Y13, Y0, Y0
+	VDIVPS       Y13, Y1, Y1
+	VANDPS       absolute_avx2<>+0(SB), Y0, Y2
+	VANDPS       absolute_avx2<>+0(SB), Y1, Y3
+	VMULPS       minus2_avx2<>+0(SB), Y2, Y4
+	VMULPS       minus2_avx2<>+0(SB), Y3, Y5
+	VCMPPS       $0x05, expMin_avx2<>+0(SB), Y4, Y10
+	VCMPPS       $0x05, expMin_avx2<>+0(SB), Y5, Y11
+	VMOVUPS      magic_avx2<>+0(SB), Y6
+	VMOVUPS      magic_avx2<>+0(SB), Y7
+	VFMADD231PS  log2e_avx2<>+0(SB), Y4, Y6
+	VFMADD231PS  log2e_avx2<>+0(SB), Y5, Y7
+	VSUBPS       magic_avx2<>+0(SB), Y6, Y8
+	VSUBPS       magic_avx2<>+0(SB), Y7, Y9
+	VFMADD231PS  ln2Hi_avx2<>+0(SB), Y8, Y4
+	VFMADD231PS  ln2Hi_avx2<>+0(SB), Y9, Y5
+	VFMADD231PS  ln2Lo_avx2<>+0(SB), Y8, Y4
+	VFMADD231PS  ln2Lo_avx2<>+0(SB), Y9, Y5
+	VMOVUPS      exp6_avx2<>+0(SB), Y8
+	VMOVUPS      exp6_avx2<>+0(SB), Y9
+	VFMADD213PS  exp5_avx2<>+0(SB), Y4, Y8
+	VFMADD213PS  exp5_avx2<>+0(SB), Y5, Y9
+	VFMADD213PS  exp4_avx2<>+0(SB), Y4, Y8
+	VFMADD213PS  exp4_avx2<>+0(SB), Y5, Y9
+	VFMADD213PS  exp3_avx2<>+0(SB), Y4, Y8
+	VFMADD213PS  exp3_avx2<>+0(SB), Y5, Y9
+	VFMADD213PS  exp2_avx2<>+0(SB), Y4, Y8
+	VFMADD213PS  exp2_avx2<>+0(SB), Y5, Y9
+	VFMADD213PS  one_avx2<>+0(SB), Y4, Y8
+	VFMADD213PS  one_avx2<>+0(SB), Y5, Y9
+	VFMADD213PS  one_avx2<>+0(SB), Y4, Y8
+	VFMADD213PS  one_avx2<>+0(SB), Y5, Y9
+	VPADDD       bias_avx2<>+0(SB), Y6, Y6
+	VPADDD       bias_avx2<>+0(SB), Y7, Y7
+	VPSLLD       $0x17, Y6, Y6
+	VPSLLD       $0x17, Y7, Y7
+	VMULPS       Y6, Y8, Y8
+	VMULPS       Y7, Y9, Y9
+	VANDPS       Y10, Y8, Y8
+	VANDPS       Y11, Y9, Y9
+	VADDPS       Y8, Y8, Y4
+	VADDPS       Y9, Y9, Y5
+	VADDPS       one_avx2<>+0(SB), Y8, Y6
+	VADDPS       one_avx2<>+0(SB), Y9, Y7
+	VDIVPS       Y6, Y4, Y4
+	VDIVPS       Y7, Y5, Y5
+	VMOVUPS      one_avx2<>+0(SB), Y6
+	VMOVUPS      one_avx2<>+0(SB), Y7
+	VSUBPS       Y4, Y6, Y4
+	VSUBPS       Y5, Y7, Y5
+	VMULPS       Y2, Y2, Y6
+	VMULPS       Y3, Y3, Y7
+	VMOVUPS      tanh11_avx2<>+0(SB), Y8
+	VMOVUPS      tanh11_avx2<>+0(SB), Y9
+	VFMADD213PS  tanh9_avx2<>+0(SB), Y6, Y8
+	VFMADD213PS  tanh9_avx2<>+0(SB), Y7, Y9
+	VFMADD213PS  tanh7_avx2<>+0(SB), Y6, Y8
+	VFMADD213PS  tanh7_avx2<>+0(SB), Y7, Y9
+	VFMADD213PS  tanh5_avx2<>+0(SB), Y6, Y8
+	VFMADD213PS  tanh5_avx2<>+0(SB), Y7, Y9
+	VFMADD213PS  tanh3_avx2<>+0(SB), Y6, Y8
+	VFMADD213PS  tanh3_avx2<>+0(SB), Y7, Y9
+	VMULPS       Y2, Y6, Y6
+	VMULPS       Y3, Y7, Y7
+	VFMADD213PS  Y2, Y6, Y8
+	VFMADD213PS  Y3, Y7, Y9
+	VCMPPS       $0x01, tanhSmall_avx2<>+0(SB), Y2, Y10
+	VCMPPS       $0x01, tanhSmall_avx2<>+0(SB), Y3, Y11
+	VBLENDVPS    Y10, Y8, Y4, Y4
+	VBLENDVPS    Y11, Y9, Y5, Y5
+	VANDPS       sign_avx2<>+0(SB), Y0, Y0
+	VANDPS       sign_avx2<>+0(SB), Y1, Y1
+	VORPS        Y4, Y0, Y0
+	VORPS        Y5, Y1, Y1
+	VMULPS       Y0, Y0, Y0
+	VMULPS       Y1, Y1, Y1
+	VMOVUPS      one_avx2<>+0(SB), Y6
+	VMOVUPS      one_avx2<>+0(SB), Y7
+	VSUBPS       Y0, Y6, Y0
+	VSUBPS       Y1, Y7, Y1
+	VMULPS       64(DI), Y0, Y0
+	VMULPS       96(DI), Y1, Y1
+	MOVQ         AX, BX
+	SHRQ         $0x10, BX
+	VMOVD        BX, X8
+	VPBROADCASTD X8, Y8
+	VPAND        lanes_avx2<>+0(SB), Y8, Y8
+	VPCMPEQD     lanes_avx2<>+0(SB), Y8, Y8
+	MOVQ         AX, BX
+	SHRQ         $0x18, BX
+	VMOVD        BX, X9
+	VPBROADCASTD X9, Y9
+	VPAND        lanes_avx2<>+0(SB), Y9, Y9
+	VPCMPEQD     lanes_avx2<>+0(SB), Y9, Y9
+	VANDPS       Y8, Y0, Y0
+	VANDPS       Y9, Y1, Y1
+	VMOVUPS      Y0, 64(DI)
+	VMOVUPS      Y1, 96(DI)
+	VMULPS       128(SI), Y12, Y0
+	VMULPS       160(SI), Y12, Y1
+	VDIVPS       Y13, Y0, Y0
+	VDIVPS       Y13, Y1, Y1
+	VANDPS       absolute_avx2<>+0(SB), Y0, Y2
+	VANDPS       absolute_avx2<>+0(SB), Y1, Y3
+	VMULPS       minus2_avx2<>+0(SB), Y2, Y4
+	VMULPS       minus2_avx2<>+0(SB), Y3, Y5
+	VCMPPS       $0x05, expMin_avx2<>+0(SB), Y4, Y10
+	VCMPPS       $0x05, expMin_avx2<>+0(SB), Y5, Y11
+	VMOVUPS      magic_avx2<>+0(SB), Y6
+	VMOVUPS      magic_avx2<>+0(SB), Y7
+	VFMADD231PS  log2e_avx2<>+0(SB), Y4, Y6
+	VFMADD231PS  log2e_avx2<>+0(SB), Y5, Y7
+	VSUBPS       magic_avx2<>+0(SB), Y6, Y8
+	VSUBPS       magic_avx2<>+0(SB), Y7, Y9
+	VFMADD231PS  ln2Hi_avx2<>+0(SB), Y8, Y4
+	VFMADD231PS  ln2Hi_avx2<>+0(SB), Y9, Y5
+	VFMADD231PS  ln2Lo_avx2<>+0(SB), Y8, Y4
+	VFMADD231PS  ln2Lo_avx2<>+0(SB), Y9, Y5
+	VMOVUPS      exp6_avx2<>+0(SB), Y8
+	VMOVUPS      exp6_avx2<>+0(SB), Y9
+	VFMADD213PS  exp5_avx2<>+0(SB), Y4, Y8
+	VFMADD213PS  exp5_avx2<>+0(SB), Y5, Y9
+	VFMADD213PS  exp4_avx2<>+0(SB), Y4, Y8
+	VFMADD213PS  exp4_avx2<>+0(SB), Y5, Y9
+	VFMADD213PS  exp3_avx2<>+0(SB), Y4, Y8
+	VFMADD213PS  exp3_avx2<>+0(SB), Y5, Y9
+	VFMADD213PS  exp2_avx2<>+0(SB), Y4, Y8
+	VFMADD213PS  exp2_avx2<>+0(SB), Y5, Y9
+	VFMADD213PS  one_avx2<>+0(SB), Y4, Y8
+	VFMADD213PS  one_avx2<>+0(SB), Y5, Y9
+	VFMADD213PS  one_avx2<>+0(SB), Y4, Y8
+	VFMADD213PS  one_avx2<>+0(SB), Y5, Y9
+	VPADDD       bias_avx2<>+0(SB), Y6, Y6
+	VPADDD       bias_avx2<>+0(SB), Y7, Y7
+	VPSLLD       $0x17, Y6, Y6
+	VPSLLD       $0x17, Y7, Y7
+	VMULPS       Y6, Y8, Y8
+	VMULPS       Y7, Y9, Y9
+	VANDPS       Y10, Y8, Y8
+	VANDPS       Y11, Y9, Y9
+	VADDPS       Y8, Y8, Y4
+	VADDPS       Y9, Y9, Y5
+	VADDPS       one_avx2<>+0(SB), Y8, Y6
+	VADDPS       one_avx2<>+0(SB), Y9, Y7
+	VDIVPS       Y6, Y4, Y4
+	VDIVPS       Y7, Y5, Y5
+	VMOVUPS      one_avx2<>+0(SB), Y6
+	VMOVUPS      one_avx2<>+0(SB), Y7
+	VSUBPS       Y4, Y6, Y4
+	VSUBPS       Y5, Y7, Y5
+	VMULPS       Y2, Y2, Y6
+	VMULPS       Y3, Y3, Y7
+	VMOVUPS      tanh11_avx2<>+0(SB), Y8
+	VMOVUPS      tanh11_avx2<>+0(SB), Y9
+	VFMADD213PS  tanh9_avx2<>+0(SB), Y6, Y8
+	VFMADD213PS  tanh9_avx2<>+0(SB), Y7, Y9
+	VFMADD213PS  tanh7_avx2<>+0(SB), Y6, Y8
+	VFMADD213PS  tanh7_avx2<>+0(SB), Y7, Y9
+	VFMADD213PS  tanh5_avx2<>+0(SB), Y6, Y8
+	VFMADD213PS  tanh5_avx2<>+0(SB), Y7, Y9
+	VFMADD213PS  tanh3_avx2<>+0(SB), Y6, Y8
+	VFMADD213PS  tanh3_avx2<>+0(SB), Y7, Y9
+	VMULPS       Y2, Y6, Y6
+	VMULPS       Y3, Y7, Y7
+	VFMADD213PS  Y2, Y6, Y8
+	VFMADD213PS  Y3, Y7, Y9
+	VCMPPS       $0x01, tanhSmall_avx2<>+0(SB), Y2, Y10
+	VCMPPS       $0x01, tanhSmall_avx2<>+0(SB), Y3, Y11
+	VBLENDVPS    Y10, Y8, Y4, Y4
+	VBLENDVPS    Y11, Y9, Y5, Y5
+	VANDPS       sign_avx2<>+0(SB), Y0, Y0
+	VANDPS       sign_avx2<>+0(SB), Y1, Y1
+	VORPS        Y4, Y0, Y0
+	VORPS        Y5, Y1, Y1
+	VMULPS       Y0, Y0, Y0
+	VMULPS       Y1, Y1, Y1
+	VMOVUPS      one_avx2<>+0(SB), Y6
+	VMOVUPS      one_avx2<>+0(SB), Y7
+	VSUBPS       Y0, Y6, Y0
+	VSUBPS       Y1, Y7, Y1
+	VMULPS       128(DI), Y0, Y0
+	VMULPS       160(DI), Y1, Y1
+	MOVQ         AX, BX
+	SHRQ         $0x20, BX
+	VMOVD        BX, X8
+	VPBROADCASTD X8, Y8
+	VPAND        lanes_avx2<>+0(SB), Y8, Y8
+	VPCMPEQD     lanes_avx2<>+0(SB), Y8, Y8
+	MOVQ         AX, BX
+	SHRQ         $0x28, BX
+	VMOVD        BX, X9
+	VPBROADCASTD X9, Y9
+	VPAND        lanes_avx2<>+0(SB), Y9, Y9
+	VPCMPEQD     lanes_avx2<>+0(SB), Y9, Y9
+	VANDPS       Y8, Y0, Y0
+	VANDPS       Y9, Y1, Y1
+	VMOVUPS      Y0, 128(DI)
+	VMOVUPS      Y1, 160(DI)
+	VMULPS       192(SI), Y12, Y0
+	VMULPS       224(SI), Y12, Y1
+	VDIVPS       Y13, Y0, Y0
+	VDIVPS       Y13, Y1, Y1
+	VANDPS       absolute_avx2<>+0(SB), Y0, Y2
+	VANDPS       absolute_avx2<>+0(SB), Y1, Y3
+	VMULPS       minus2_avx2<>+0(SB), Y2, Y4
+	VMULPS       minus2_avx2<>+0(SB), Y3, Y5
+	VCMPPS       $0x05, expMin_avx2<>+0(SB), Y4, Y10
+	VCMPPS       $0x05, expMin_avx2<>+0(SB), Y5, Y11
+	VMOVUPS      magic_avx2<>+0(SB), Y6
+	VMOVUPS      magic_avx2<>+0(SB), Y7
+	VFMADD231PS  log2e_avx2<>+0(SB), Y4, Y6
+	VFMADD231PS  log2e_avx2<>+0(SB), Y5, Y7
+	VSUBPS       magic_avx2<>+0(SB), Y6, Y8
+	VSUBPS       magic_avx2<>+0(SB), Y7, Y9
+	VFMADD231PS  ln2Hi_avx2<>+0(SB), Y8, Y4
+	VFMADD231PS  ln2Hi_avx2<>+0(SB), Y9, Y5
+	VFMADD231PS  ln2Lo_avx2<>+0(SB), Y8, Y4
+	VFMADD231PS  ln2Lo_avx2<>+0(SB), Y9, Y5
+	VMOVUPS      exp6_avx2<>+0(SB), Y8
+	VMOVUPS      exp6_avx2<>+0(SB), Y9
+	VFMADD213PS  exp5_avx2<>+0(SB), Y4, Y8
+	VFMADD213PS  exp5_avx2<>+0(SB), Y5, Y9
+	VFMADD213PS  exp4_avx2<>+0(SB), Y4, Y8
+	VFMADD213PS  exp4_avx2<>+0(SB), Y5, Y9
+	VFMADD213PS  exp3_avx2<>+0(SB), Y4, Y8
+	VFMADD213PS  exp3_avx2<>+0(SB), Y5, Y9
+	VFMADD213PS  exp2_avx2<>+0(SB), Y4, Y8
+	VFMADD213PS  exp2_avx2<>+0(SB), Y5, Y9
+	VFMADD213PS  one_avx2<>+0(SB), Y4, Y8
+	VFMADD213PS  one_avx2<>+0(SB), Y5, Y9
+	VFMADD213PS  one_avx2<>+0(SB), Y4, Y8
+	VFMADD213PS  one_avx2<>+0(SB), Y5, Y9
+	VPADDD       bias_avx2<>+0(SB), Y6, Y6
+	VPADDD       bias_avx2<>+0(SB), Y7, Y7
+	VPSLLD       $0x17, Y6, Y6
+	VPSLLD       $0x17, Y7, Y7
+	VMULPS       Y6, Y8, Y8
+	VMULPS       Y7, Y9, Y9
+	VANDPS       Y10, Y8, Y8
+	VANDPS       Y11, Y9, Y9
+	VADDPS       Y8, Y8, Y4
+	VADDPS       Y9, Y9, Y5
+	VADDPS       one_avx2<>+0(SB), Y8, Y6
+	VADDPS       one_avx2<>+0(SB), Y9, Y7
+	VDIVPS       Y6, Y4, Y4
+	VDIVPS       Y7, Y5, Y5
+	VMOVUPS      one_avx2<>+0(SB), Y6
+	VMOVUPS      one_avx2<>+0(SB), Y7
+	VSUBPS       Y4, Y6, Y4
+	VSUBPS       Y5, Y7, Y5
+	VMULPS       Y2, Y2, Y6
+	VMULPS       Y3, Y3, Y7
+	VMOVUPS      tanh11_avx2<>+0(SB), Y8
+	VMOVUPS      tanh11_avx2<>+0(SB), Y9
+	VFMADD213PS  tanh9_avx2<>+0(SB), Y6, Y8
+	VFMADD213PS  tanh9_avx2<>+0(SB), Y7, Y9
+	VFMADD213PS  tanh7_avx2<>+0(SB), Y6, Y8
+	VFMADD213PS  tanh7_avx2<>+0(SB), Y7, Y9
+	VFMADD213PS  tanh5_avx2<>+0(SB), Y6, Y8
+	VFMADD213PS  tanh5_avx2<>+0(SB), Y7, Y9
+	VFMADD213PS  tanh3_avx2<>+0(SB), Y6, Y8
+	VFMADD213PS  tanh3_avx2<>+0(SB), Y7, Y9
+	VMULPS       Y2, Y6, Y6
+	VMULPS       Y3, Y7, Y7
+	VFMADD213PS  Y2, Y6, Y8
+	VFMADD213PS  Y3, Y7, Y9
+	VCMPPS       $0x01, tanhSmall_avx2<>+0(SB), Y2, Y10
+	VCMPPS       $0x01, tanhSmall_avx2<>+0(SB), Y3, Y11
+	VBLENDVPS    Y10, Y8, Y4, Y4
+	VBLENDVPS    Y11, Y9, Y5, Y5
+	VANDPS       sign_avx2<>+0(SB), Y0, Y0
+	VANDPS       sign_avx2<>+0(SB), Y1, Y1
+	VORPS        Y4, Y0, Y0
+	VORPS        Y5, Y1, Y1
+	VMULPS       Y0, Y0, Y0
+	VMULPS       Y1, Y1, Y1
+	VMOVUPS      one_avx2<>+0(SB), Y6
+	VMOVUPS      one_avx2<>+0(SB), Y7
+	VSUBPS       Y0, Y6, Y0
+	VSUBPS       Y1, Y7, Y1
+	VMULPS       192(DI), Y0, Y0
+	VMULPS       224(DI), Y1, Y1
+	MOVQ         AX, BX
+	SHRQ         $0x30, BX
+	VMOVD        BX, X8
+	VPBROADCASTD X8, Y8
+	VPAND        lanes_avx2<>+0(SB), Y8, Y8
+	VPCMPEQD     lanes_avx2<>+0(SB), Y8, Y8
+	MOVQ         AX, BX
+	SHRQ         $0x38, BX
+	VMOVD        BX, X9
+	VPBROADCASTD X9, Y9
+	VPAND        lanes_avx2<>+0(SB), Y9, Y9
+	VPCMPEQD     lanes_avx2<>+0(SB), Y9, Y9
+	VANDPS       Y8, Y0, Y0
+	VANDPS       Y9, Y1, Y1
+	VMOVUPS      Y0, 192(DI)
+	VMOVUPS      Y1, 224(DI)
+	ADDQ         $0x00000100, DI
+	ADDQ         $0x00000100, SI
+	ADDQ         $0x08, R8
+	DECQ         CX
+	JNZ          row806
+	VZEROUPPER
+	RET
+
 // func transpose_avx2(dst *float32, src *float32, stride int, n int)
 // Requires: AVX
 TEXT ·transpose_avx2(SB), NOSPLIT, $0-32
@@ -33924,9 +35001,9 @@ TEXT ·transpose_avx2(SB), NOSPLIT, $0-32
 	LEAQ (R8)(R8*4), BX
 	LEAQ (AX)(R8*4), DX
 
-loop798:
+loop807:
 	CMPQ       CX, $0x08
-	JLT        done799
+	JLT        done808
 	VMOVUPS    (SI), Y0
 	VMOVUPS    (SI)(R8*1), Y1
 	VMOVUPS    (SI)(R8*2), Y2
@@ -33970,9 +35047,9 @@ loop798:
 	ADDQ       $0x00000800, DI
 	ADDQ       $0x20, SI
 	SUBQ       $0x08, CX
-	JMP        loop798
+	JMP        loop807
 
-done799:
+done808:
 	VZEROUPPER
 	RET
 
@@ -33987,9 +35064,9 @@ TEXT ·columns1_avx2(SB), NOSPLIT, $0-32
 	LEAQ (R8)(R8*4), BX
 	LEAQ (AX)(R8*4), DX
 
-loop800:
+loop809:
 	CMPQ       CX, $0x10
-	JLT        done801
+	JLT        done810
 	VMOVDQU    (SI), X0
 	VMOVDQU    (SI)(R8*1), X1
 	VMOVDQU    (SI)(R8*2), X2
@@ -34041,9 +35118,9 @@ loop800:
 	ADDQ       $0x00000400, DI
 	ADDQ       $0x10, SI
 	SUBQ       $0x10, CX
-	JMP        loop800
+	JMP        loop809
 
-done801:
+done810:
 	VZEROUPPER
 	RET
 
@@ -34058,9 +35135,9 @@ TEXT ·columns2_avx2(SB), NOSPLIT, $0-32
 	LEAQ (R8)(R8*4), BX
 	LEAQ (AX)(R8*4), DX
 
-loop802:
+loop811:
 	CMPQ        CX, $0x08
-	JLT         done803
+	JLT         done812
 	VMOVDQU     (SI), X0
 	VMOVDQU     (SI)(R8*1), X1
 	VMOVDQU     (SI)(R8*2), X2
@@ -34104,9 +35181,9 @@ loop802:
 	ADDQ        $0x00000400, DI
 	ADDQ        $0x10, SI
 	SUBQ        $0x08, CX
-	JMP         loop802
+	JMP         loop811
 
-done803:
+done812:
 	VZEROUPPER
 	RET
 
@@ -34119,9 +35196,9 @@ TEXT ·column1_avx2(SB), NOSPLIT, $0-24
 	MOVQ DI, AX
 	MOVQ CX, BX
 
-fetch804:
+fetch813:
 	CMPQ       BX, $0x08
-	JLT        fetched805
+	JLT        fetched814
 	PREFETCHT0 (AX)
 	PREFETCHT0 64(AX)
 	PREFETCHT0 128(AX)
@@ -34132,12 +35209,12 @@ fetch804:
 	PREFETCHT0 448(AX)
 	ADDQ       $0x00000200, AX
 	SUBQ       $0x08, BX
-	JMP        fetch804
+	JMP        fetch813
 
-fetched805:
-eight806:
+fetched814:
+eight815:
 	CMPQ    CX, $0x08
-	JLT     one807
+	JLT     one816
 	MOVBLZX (SI), AX
 	MOVBLZX 1(SI), BX
 	MOVBLZX 2(SI), DX
@@ -34157,19 +35234,19 @@ eight806:
 	ADDQ    $0x00000200, DI
 	ADDQ    $0x08, SI
 	SUBQ    $0x08, CX
-	JMP     eight806
+	JMP     eight815
 
-one807:
+one816:
 	CMPQ    CX, $0x01
-	JLT     done808
+	JLT     done817
 	MOVBLZX (SI), AX
 	MOVB    AL, (DI)
 	ADDQ    $0x00000040, DI
 	ADDQ    $0x01, SI
 	DECQ    CX
-	JMP     one807
+	JMP     one816
 
-done808:
+done817:
 	RET
 
 // func column2_avx2(dst *byte, src *byte, n int)
@@ -34181,9 +35258,9 @@ TEXT ·column2_avx2(SB), NOSPLIT, $0-24
 	MOVQ DI, AX
 	MOVQ CX, BX
 
-fetch809:
+fetch818:
 	CMPQ       BX, $0x08
-	JLT        fetched810
+	JLT        fetched819
 	PREFETCHT0 (AX)
 	PREFETCHT0 128(AX)
 	PREFETCHT0 256(AX)
@@ -34194,12 +35271,12 @@ fetch809:
 	PREFETCHT0 896(AX)
 	ADDQ       $0x00000400, AX
 	SUBQ       $0x08, BX
-	JMP        fetch809
+	JMP        fetch818
 
-fetched810:
-eight811:
+fetched819:
+eight820:
 	CMPQ    CX, $0x08
-	JLT     one812
+	JLT     one821
 	MOVWLZX (SI), AX
 	MOVWLZX 2(SI), BX
 	MOVWLZX 4(SI), DX
@@ -34219,19 +35296,19 @@ eight811:
 	ADDQ    $0x00000400, DI
 	ADDQ    $0x10, SI
 	SUBQ    $0x08, CX
-	JMP     eight811
+	JMP     eight820
 
-one812:
+one821:
 	CMPQ    CX, $0x01
-	JLT     done813
+	JLT     done822
 	MOVWLZX (SI), AX
 	MOVW    AX, (DI)
 	ADDQ    $0x00000080, DI
 	ADDQ    $0x02, SI
 	DECQ    CX
-	JMP     one812
+	JMP     one821
 
-done813:
+done822:
 	RET
 
 // func column4_avx2(dst *byte, src *byte, n int)
@@ -34243,9 +35320,9 @@ TEXT ·column4_avx2(SB), NOSPLIT, $0-24
 	MOVQ DI, AX
 	MOVQ CX, BX
 
-fetch814:
+fetch823:
 	CMPQ       BX, $0x08
-	JLT        fetched815
+	JLT        fetched824
 	PREFETCHT0 (AX)
 	PREFETCHT0 256(AX)
 	PREFETCHT0 512(AX)
@@ -34256,12 +35333,12 @@ fetch814:
 	PREFETCHT0 1792(AX)
 	ADDQ       $0x00000800, AX
 	SUBQ       $0x08, BX
-	JMP        fetch814
+	JMP        fetch823
 
-fetched815:
-eight816:
+fetched824:
+eight825:
 	CMPQ CX, $0x08
-	JLT  one817
+	JLT  one826
 	MOVL (SI), AX
 	MOVL 4(SI), BX
 	MOVL 8(SI), DX
@@ -34281,17 +35358,17 @@ eight816:
 	ADDQ $0x00000800, DI
 	ADDQ $0x20, SI
 	SUBQ $0x08, CX
-	JMP  eight816
+	JMP  eight825
 
-one817:
+one826:
 	CMPQ CX, $0x01
-	JLT  done818
+	JLT  done827
 	MOVL (SI), AX
 	MOVL AX, (DI)
 	ADDQ $0x00000100, DI
 	ADDQ $0x04, SI
 	DECQ CX
-	JMP  one817
+	JMP  one826
 
-done818:
+done827:
 	RET

@@ -77,6 +77,21 @@ func divide_avx512(dst *float32, o *float32, l float32, n int) bool
 //go:noescape
 func logSums_avx512(lse *float32, m *float32, l *float32, rows int)
 
+// dots_avx512 is kernel.rowDots.
+//
+//go:noescape
+func dots_avx512(d *float32, x *float32, y *float32, rows int, n int)
+
+// weigh_avx512 is kernel.weigh.
+//
+//go:noescape
+func weigh_avx512(s *float32, dS *float32, scale float32, rows int, lse *float32, dots *float32, visible *uint64) bool
+
+// soften_avx512 is kernel.soften.
+//
+//go:noescape
+func soften_avx512(dS *float32, raw *float32, scale float32, softcap float32, rows int, visible *uint64)
+
 // transpose_avx512 writes 8 rows of n float32, n a multiple of 8 and the rows stride bytes apart, as 8 columns of dst [n][64].
 //
 //go:noescape

@@ -47232,6 +47232,564 @@ done1669:
 	VZEROUPPER
 	RET
 
+// func dots_avx512(d *float32, x *float32, y *float32, rows int, n int)
+// Requires: AVX, FMA3
+TEXT ·dots_avx512(SB), NOSPLIT, $0-40
+	MOVQ d+0(FP), DI
+	MOVQ x+8(FP), SI
+	MOVQ y+16(FP), DX
+	MOVQ rows+24(FP), CX
+	MOVQ n+32(FP), R8
+	MOVQ R8, R9
+	SHLQ $0x02, R9
+	LEAQ (R9)(R9*2), R10
+	LEAQ (R9)(R9*4), R11
+	LEAQ (R10)(R9*4), R12
+
+eights1670:
+	CMPQ   CX, $0x08
+	JLT    ones1671
+	VXORPS X0, X0, X0
+	VXORPS X1, X1, X1
+	VXORPS X2, X2, X2
+	VXORPS X3, X3, X3
+	VXORPS X4, X4, X4
+	VXORPS X5, X5, X5
+	VXORPS X6, X6, X6
+	VXORPS X7, X7, X7
+	MOVQ   R8, AX
+
+element1673:
+	VMOVSS      (SI), X8
+	VFMADD231SS (DX), X8, X0
+	VMOVSS      (SI)(R9*1), X9
+	VFMADD231SS (DX)(R9*1), X9, X1
+	VMOVSS      (SI)(R9*2), X10
+	VFMADD231SS (DX)(R9*2), X10, X2
+	VMOVSS      (SI)(R10*1), X11
+	VFMADD231SS (DX)(R10*1), X11, X3
+	VMOVSS      (SI)(R9*4), X12
+	VFMADD231SS (DX)(R9*4), X12, X4
+	VMOVSS      (SI)(R11*1), X13
+	VFMADD231SS (DX)(R11*1), X13, X5
+	VMOVSS      (SI)(R10*2), X14
+	VFMADD231SS (DX)(R10*2), X14, X6
+	VMOVSS      (SI)(R12*1), X15
+	VFMADD231SS (DX)(R12*1), X15, X7
+	ADDQ        $0x04, SI
+	ADDQ        $0x04, DX
+	DECQ        AX
+	JNZ         element1673
+	VMOVSS      X0, (DI)
+	VMOVSS      X1, 4(DI)
+	VMOVSS      X2, 8(DI)
+	VMOVSS      X3, 12(DI)
+	VMOVSS      X4, 16(DI)
+	VMOVSS      X5, 20(DI)
+	VMOVSS      X6, 24(DI)
+	VMOVSS      X7, 28(DI)
+	ADDQ        R12, SI
+	ADDQ        R12, DX
+	ADDQ        $0x20, DI
+	SUBQ        $0x08, CX
+	JMP         eights1670
+
+ones1671:
+	TESTQ  CX, CX
+	JZ     done1672
+	VXORPS X0, X0, X0
+	MOVQ   R8, AX
+
+element1674:
+	VMOVSS      (SI), X8
+	VFMADD231SS (DX), X8, X0
+	ADDQ        $0x04, SI
+	ADDQ        $0x04, DX
+	DECQ        AX
+	JNZ         element1674
+	VMOVSS      X0, (DI)
+	ADDQ        $0x04, DI
+	SUBQ        $0x01, CX
+	JMP         ones1671
+
+done1672:
+	VZEROUPPER
+	RET
+
+// func weigh_avx512(s *float32, dS *float32, scale float32, rows int, lse *float32, dots *float32, visible *uint64) bool
+// Requires: AVX, AVX512F
+TEXT ·weigh_avx512(SB), NOSPLIT, $0-57
+	MOVQ         s+0(FP), DI
+	MOVQ         dS+8(FP), SI
+	MOVQ         rows+24(FP), CX
+	MOVQ         lse+32(FP), R8
+	MOVQ         dots+40(FP), R9
+	MOVQ         visible+48(FP), R10
+	VMOVUPS      magic_avx512<>+0(SB), Z8
+	VMOVUPS      log2e_avx512<>+0(SB), Z9
+	VMOVUPS      exp6_avx512<>+0(SB), Z10
+	VMOVUPS      ln2Hi_avx512<>+0(SB), Z11
+	VBROADCASTSS scale+16(FP), Z15
+	KXORW        K6, K6, K6
+
+row1675:
+	MOVQ         (R10), AX
+	VBROADCASTSS (R8), Z12
+	VBROADCASTSS (R9), Z13
+	CMPQ         AX, $-1
+	JNE          some1676
+	VMULPS       (DI), Z15, Z0
+	VMULPS       64(DI), Z15, Z1
+	VCMPPS       $0x0e, Z12, Z0, K5
+	KORW         K5, K6, K6
+	VCMPPS       $0x0e, Z12, Z1, K5
+	KORW         K5, K6, K6
+	VSUBPS       Z12, Z0, Z0
+	VSUBPS       Z12, Z1, Z1
+	VCMPPS       $0x05, expMin_avx512<>+0(SB), Z0, K1
+	VCMPPS       $0x05, expMin_avx512<>+0(SB), Z1, K2
+	VMOVUPS      Z8, Z2
+	VMOVUPS      Z8, Z3
+	VFMADD231PS  Z9, Z0, Z2
+	VFMADD231PS  Z9, Z1, Z3
+	VSUBPS       Z8, Z2, Z4
+	VSUBPS       Z8, Z3, Z5
+	VFMADD231PS  Z11, Z4, Z0
+	VFMADD231PS  Z11, Z5, Z1
+	VFMADD231PS  ln2Lo_avx512<>+0(SB), Z4, Z0
+	VFMADD231PS  ln2Lo_avx512<>+0(SB), Z5, Z1
+	VMOVUPS      Z10, Z4
+	VMOVUPS      Z10, Z5
+	VFMADD213PS  exp5_avx512<>+0(SB), Z0, Z4
+	VFMADD213PS  exp5_avx512<>+0(SB), Z1, Z5
+	VFMADD213PS  exp4_avx512<>+0(SB), Z0, Z4
+	VFMADD213PS  exp4_avx512<>+0(SB), Z1, Z5
+	VFMADD213PS  exp3_avx512<>+0(SB), Z0, Z4
+	VFMADD213PS  exp3_avx512<>+0(SB), Z1, Z5
+	VFMADD213PS  exp2_avx512<>+0(SB), Z0, Z4
+	VFMADD213PS  exp2_avx512<>+0(SB), Z1, Z5
+	VFMADD213PS  one_avx512<>+0(SB), Z0, Z4
+	VFMADD213PS  one_avx512<>+0(SB), Z1, Z5
+	VFMADD213PS  one_avx512<>+0(SB), Z0, Z4
+	VFMADD213PS  one_avx512<>+0(SB), Z1, Z5
+	VPADDD       bias_avx512<>+0(SB), Z2, Z2
+	VPADDD       bias_avx512<>+0(SB), Z3, Z3
+	VPSLLD       $0x17, Z2, Z2
+	VPSLLD       $0x17, Z3, Z3
+	VMULPS       Z2, Z4, Z4
+	VMULPS       Z3, Z5, Z5
+	VMOVAPS.Z    Z4, K1, Z4
+	VMOVAPS.Z    Z5, K2, Z5
+	VMOVUPS      (SI), Z0
+	VSUBPS       Z13, Z0, Z0
+	VMULPS       Z4, Z0, Z0
+	VMOVUPS      64(SI), Z1
+	VSUBPS       Z13, Z1, Z1
+	VMULPS       Z5, Z1, Z1
+	VMOVUPS      Z4, (DI)
+	VMOVUPS      Z0, (SI)
+	VMOVUPS      Z5, 64(DI)
+	VMOVUPS      Z1, 64(SI)
+	VMULPS       128(DI), Z15, Z0
+	VMULPS       192(DI), Z15, Z1
+	VCMPPS       $0x0e, Z12, Z0, K5
+	KORW         K5, K6, K6
+	VCMPPS       $0x0e, Z12, Z1, K5
+	KORW         K5, K6, K6
+	VSUBPS       Z12, Z0, Z0
+	VSUBPS       Z12, Z1, Z1
+	VCMPPS       $0x05, expMin_avx512<>+0(SB), Z0, K1
+	VCMPPS       $0x05, expMin_avx512<>+0(SB), Z1, K2
+	VMOVUPS      Z8, Z2
+	VMOVUPS      Z8, Z3
+	VFMADD231PS  Z9, Z0, Z2
+	VFMADD231PS  Z9, Z1, Z3
+	VSUBPS       Z8, Z2, Z4
+	VSUBPS       Z8, Z3, Z5
+	VFMADD231PS  Z11, Z4, Z0
+	VFMADD231PS  Z11, Z5, Z1
+	VFMADD231PS  ln2Lo_avx512<>+0(SB), Z4, Z0
+	VFMADD231PS  ln2Lo_avx512<>+0(SB), Z5, Z1
+	VMOVUPS      Z10, Z4
+	VMOVUPS      Z10, Z5
+	VFMADD213PS  exp5_avx512<>+0(SB), Z0, Z4
+	VFMADD213PS  exp5_avx512<>+0(SB), Z1, Z5
+	VFMADD213PS  exp4_avx512<>+0(SB), Z0, Z4
+	VFMADD213PS  exp4_avx512<>+0(SB), Z1, Z5
+	VFMADD213PS  exp3_avx512<>+0(SB), Z0, Z4
+	VFMADD213PS  exp3_avx512<>+0(SB), Z1, Z5
+	VFMADD213PS  exp2_avx512<>+0(SB), Z0, Z4
+	VFMADD213PS  exp2_avx512<>+0(SB), Z1, Z5
+	VFMADD213PS  one_avx512<>+0(SB), Z0, Z4
+	VFMADD213PS  one_avx512<>+0(SB), Z1, Z5
+	VFMADD213PS  one_avx512<>+0(SB), Z0, Z4
+	VFMADD213PS  one_avx512<>+0(SB), Z1, Z5
+	VPADDD       bias_avx512<>+0(SB), Z2, Z2
+	VPADDD       bias_avx512<>+0(SB), Z3, Z3
+	VPSLLD       $0x17, Z2, Z2
+	VPSLLD       $0x17, Z3, Z3
+	VMULPS       Z2, Z4, Z4
+	VMULPS       Z3, Z5, Z5
+	VMOVAPS.Z    Z4, K1, Z4
+	VMOVAPS.Z    Z5, K2, Z5
+	VMOVUPS      128(SI), Z0
+	VSUBPS       Z13, Z0, Z0
+	VMULPS       Z4, Z0, Z0
+	VMOVUPS      192(SI), Z1
+	VSUBPS       Z13, Z1, Z1
+	VMULPS       Z5, Z1, Z1
+	VMOVUPS      Z4, 128(DI)
+	VMOVUPS      Z0, 128(SI)
+	VMOVUPS      Z5, 192(DI)
+	VMOVUPS      Z1, 192(SI)
+	JMP          next1677
+
+some1676:
+	MOVQ        AX, BX
+	KMOVW       BX, K3
+	MOVQ        AX, BX
+	SHRQ        $0x10, BX
+	KMOVW       BX, K4
+	VMULPS      (DI), Z15, Z0
+	VMULPS      64(DI), Z15, Z1
+	VCMPPS      $0x0e, Z12, Z0, K3, K5
+	KORW        K5, K6, K6
+	VCMPPS      $0x0e, Z12, Z1, K4, K5
+	KORW        K5, K6, K6
+	VSUBPS      Z12, Z0, Z0
+	VSUBPS      Z12, Z1, Z1
+	VCMPPS      $0x05, expMin_avx512<>+0(SB), Z0, K1
+	VCMPPS      $0x05, expMin_avx512<>+0(SB), Z1, K2
+	VMOVUPS     Z8, Z2
+	VMOVUPS     Z8, Z3
+	VFMADD231PS Z9, Z0, Z2
+	VFMADD231PS Z9, Z1, Z3
+	VSUBPS      Z8, Z2, Z4
+	VSUBPS      Z8, Z3, Z5
+	VFMADD231PS Z11, Z4, Z0
+	VFMADD231PS Z11, Z5, Z1
+	VFMADD231PS ln2Lo_avx512<>+0(SB), Z4, Z0
+	VFMADD231PS ln2Lo_avx512<>+0(SB), Z5, Z1
+	VMOVUPS     Z10, Z4
+	VMOVUPS     Z10, Z5
+	VFMADD213PS exp5_avx512<>+0(SB), Z0, Z4
+	VFMADD213PS exp5_avx512<>+0(SB), Z1, Z5
+	VFMADD213PS exp4_avx512<>+0(SB), Z0, Z4
+	VFMADD213PS exp4_avx512<>+0(SB), Z1, Z5
+	VFMADD213PS exp3_avx512<>+0(SB), Z0, Z4
+	VFMADD213PS exp3_avx512<>+0(SB), Z1, Z5
+	VFMADD213PS exp2_avx512<>+0(SB), Z0, Z4
+	VFMADD213PS exp2_avx512<>+0(SB), Z1, Z5
+	VFMADD213PS one_avx512<>+0(SB), Z0, Z4
+	VFMADD213PS one_avx512<>+0(SB), Z1, Z5
+	VFMADD213PS one_avx512<>+0(SB), Z0, Z4
+	VFMADD213PS one_avx512<>+0(SB), Z1, Z5
+	VPADDD      bias_avx512<>+0(SB), Z2, Z2
+	VPADDD      bias_avx512<>+0(SB), Z3, Z3
+	VPSLLD      $0x17, Z2, Z2
+	VPSLLD      $0x17, Z3, Z3
+	VMULPS      Z2, Z4, Z4
+	VMULPS      Z3, Z5, Z5
+	VMOVAPS.Z   Z4, K1, Z4
+	VMOVAPS.Z   Z5, K2, Z5
+	VMOVUPS     (SI), Z0
+	VSUBPS      Z13, Z0, Z0
+	VMULPS      Z4, Z0, Z0
+	VMOVUPS     64(SI), Z1
+	VSUBPS      Z13, Z1, Z1
+	VMULPS      Z5, Z1, Z1
+	VMOVAPS.Z   Z4, K3, Z4
+	VMOVAPS.Z   Z5, K4, Z5
+	VMOVAPS.Z   Z0, K3, Z0
+	VMOVAPS.Z   Z1, K4, Z1
+	VMOVUPS     Z4, (DI)
+	VMOVUPS     Z0, (SI)
+	VMOVUPS     Z5, 64(DI)
+	VMOVUPS     Z1, 64(SI)
+	MOVQ        AX, BX
+	SHRQ        $0x20, BX
+	KMOVW       BX, K3
+	MOVQ        AX, BX
+	SHRQ        $0x30, BX
+	KMOVW       BX, K4
+	VMULPS      128(DI), Z15, Z0
+	VMULPS      192(DI), Z15, Z1
+	VCMPPS      $0x0e, Z12, Z0, K3, K5
+	KORW        K5, K6, K6
+	VCMPPS      $0x0e, Z12, Z1, K4, K5
+	KORW        K5, K6, K6
+	VSUBPS      Z12, Z0, Z0
+	VSUBPS      Z12, Z1, Z1
+	VCMPPS      $0x05, expMin_avx512<>+0(SB), Z0, K1
+	VCMPPS      $0x05, expMin_avx512<>+0(SB), Z1, K2
+	VMOVUPS     Z8, Z2
+	VMOVUPS     Z8, Z3
+	VFMADD231PS Z9, Z0, Z2
+	VFMADD231PS Z9, Z1, Z3
+	VSUBPS      Z8, Z2, Z4
+	VSUBPS      Z8, Z3, Z5
+	VFMADD231PS Z11, Z4, Z0
+	VFMADD231PS Z11, Z5, Z1
+	VFMADD231PS ln2Lo_avx512<>+0(SB), Z4, Z0
+	VFMADD231PS ln2Lo_avx512<>+0(SB), Z5, Z1
+	VMOVUPS     Z10, Z4
+	VMOVUPS     Z10, Z5
+	VFMADD213PS exp5_avx512<>+0(SB), Z0, Z4
+	VFMADD213PS exp5_avx512<>+0(SB), Z1, Z5
+	VFMADD213PS exp4_avx512<>+0(SB), Z0, Z4
+	VFMADD213PS exp4_avx512<>+0(SB), Z1, Z5
+	VFMADD213PS exp3_avx512<>+0(SB), Z0, Z4
+	VFMADD213PS exp3_avx512<>+0(SB), Z1, Z5
+	VFMADD213PS exp2_avx512<>+0(SB), Z0, Z4
+	VFMADD213PS exp2_avx512<>+0(SB), Z1, Z5
+	VFMADD213PS one_avx512<>+0(SB), Z0, Z4
+	VFMADD213PS one_avx512<>+0(SB), Z1, Z5
+	VFMADD213PS one_avx512<>+0(SB), Z0, Z4
+	VFMADD213PS one_avx512<>+0(SB), Z1, Z5
+	VPADDD      bias_avx512<>+0(SB), Z2, Z2
+	VPADDD      bias_avx512<>+0(SB), Z3, Z3
+	VPSLLD      $0x17, Z2, Z2
+	VPSLLD      $0x17, Z3, Z3
+	VMULPS      Z2, Z4, Z4
+	VMULPS      Z3, Z5, Z5
+	VMOVAPS.Z   Z4, K1, Z4
+	VMOVAPS.Z   Z5, K2, Z5
+	VMOVUPS     128(SI), Z0
+	VSUBPS      Z13, Z0, Z0
+	VMULPS      Z4, Z0, Z0
+	VMOVUPS     192(SI), Z1
+	VSUBPS      Z13, Z1, Z1
+	VMULPS      Z5, Z1, Z1
+	VMOVAPS.Z   Z4, K3, Z4
+	VMOVAPS.Z   Z5, K4, Z5
+	VMOVAPS.Z   Z0, K3, Z0
+	VMOVAPS.Z   Z1, K4, Z1
+	VMOVUPS     Z4, 128(DI)
+	VMOVUPS     Z0, 128(SI)
+	VMOVUPS     Z5, 192(DI)
+	VMOVUPS     Z1, 192(SI)
+
+next1677:
+	ADDQ     $0x00000100, DI
+	ADDQ     $0x00000100, SI
+	ADDQ     $0x08, R10
+	ADDQ     $0x04, R8
+	ADDQ     $0x04, R9
+	DECQ     CX
+	JNZ      row1675
+	KORTESTW K6, K6
+	SETNE    AL
+	MOVB     AL, ret+56(FP)
+	VZEROUPPER
+	RET
+
+// func soften_avx512(dS *float32, raw *float32, scale float32, softcap float32, rows int, visible *uint64)
+// Requires: AVX, AVX512DQ, AVX512F
+TEXT ·soften_avx512(SB), NOSPLIT, $0-40
+	MOVQ         dS+0(FP), DI
+	MOVQ         raw+8(FP), SI
+	MOVQ         rows+24(FP), CX
+	MOVQ         visible+32(FP), R8
+	VBROADCASTSS scale+16(FP), Z12
+	VBROADCASTSS softcap+20(FP), Z13
+
+row1678:
+	MOVQ        (R8), AX
+	VMULPS      (SI), Z12, Z0
+	VMULPS      64(SI), Z12, Z1
+	VDIVPS      Z13, Z0, Z0
+	VDIVPS      Z13, Z1, Z1
+	VANDPS      absolute_avx512<>+0(SB), Z0, Z2
+	VANDPS      absolute_avx512<>+0(SB), Z1, Z3
+	VMULPS      minus2_avx512<>+0(SB), Z2, Z4
+	VMULPS      minus2_avx512<>+0(SB), Z3, Z5
+	VCMPPS      $0x05, expMin_avx512<>+0(SB), Z4, K1
+	VCMPPS      $0x05, expMin_avx512<>+0(SB), Z5, K2
+	VMOVUPS     magic_avx512<>+0(SB), Z6
+	VMOVUPS     magic_avx512<>+0(SB), Z7
+	VFMADD231PS log2e_avx512<>+0(SB), Z4, Z6
+	VFMADD231PS log2e_avx512<>+0(SB), Z5, Z7
+	VSUBPS      magic_avx512<>+0(SB), Z6, Z8
+	VSUBPS      magic_avx512<>+0(SB), Z7, Z9
+	VFMADD231PS ln2Hi_avx512<>+0(SB), Z8, Z4
+	VFMADD231PS ln2Hi_avx512<>+0(SB), Z9, Z5
+	VFMADD231PS ln2Lo_avx512<>+0(SB), Z8, Z4
+	VFMADD231PS ln2Lo_avx512<>+0(SB), Z9, Z5
+	VMOVUPS     exp6_avx512<>+0(SB), Z8
+	VMOVUPS     exp6_avx512<>+0(SB), Z9
+	VFMADD213PS exp5_avx512<>+0(SB), Z4, Z8
+	VFMADD213PS exp5_avx512<>+0(SB), Z5, Z9
+	VFMADD213PS exp4_avx512<>+0(SB), Z4, Z8
+	VFMADD213PS exp4_avx512<>+0(SB), Z5, Z9
+	VFMADD213PS exp3_avx512<>+0(SB), Z4, Z8
+	VFMADD213PS exp3_avx512<>+0(SB), Z5, Z9
+	VFMADD213PS exp2_avx512<>+0(SB), Z4, Z8
+	VFMADD213PS exp2_avx512<>+0(SB), Z5, Z9
+	VFMADD213PS one_avx512<>+0(SB), Z4, Z8
+	VFMADD213PS one_avx512<>+0(SB), Z5, Z9
+	VFMADD213PS one_avx512<>+0(SB), Z4, Z8
+	VFMADD213PS one_avx512<>+0(SB), Z5, Z9
+	VPADDD      bias_avx512<>+0(SB), Z6, Z6
+	VPADDD      bias_avx512<>+0(SB), Z7, Z7
+	VPSLLD      $0x17, Z6, Z6
+	VPSLLD      $0x17, Z7, Z7
+	VMULPS      Z6, Z8, Z8
+	VMULPS      Z7, Z9, Z9
+	VMOVAPS.Z   Z8, K1, Z8
+	VMOVAPS.Z   Z9, K2, Z9
+	VADDPS      Z8, Z8, Z4
+	VADDPS      Z9, Z9, Z5
+	VADDPS      one_avx512<>+0(SB), Z8, Z6
+	VADDPS      one_avx512<>+0(SB), Z9, Z7
+	VDIVPS      Z6, Z4, Z4
+	VDIVPS      Z7, Z5, Z5
+	VMOVUPS     one_avx512<>+0(SB), Z6
+	VMOVUPS     one_avx512<>+0(SB), Z7
+	VSUBPS      Z4, Z6, Z4
+	VSUBPS      Z5, Z7, Z5
+	VMULPS      Z2, Z2, Z6
+	VMULPS      Z3, Z3, Z7
+	VMOVUPS     tanh11_avx512<>+0(SB), Z8
+	VMOVUPS     tanh11_avx512<>+0(SB), Z9
+	VFMADD213PS tanh9_avx512<>+0(SB), Z6, Z8
+	VFMADD213PS tanh9_avx512<>+0(SB), Z7, Z9
+	VFMADD213PS tanh7_avx512<>+0(SB), Z6, Z8
+	VFMADD213PS tanh7_avx512<>+0(SB), Z7, Z9
+	VFMADD213PS tanh5_avx512<>+0(SB), Z6, Z8
+	VFMADD213PS tanh5_avx512<>+0(SB), Z7, Z9
+	VFMADD213PS tanh3_avx512<>+0(SB), Z6, Z8
+	VFMADD213PS tanh3_avx512<>+0(SB), Z7, Z9
+	VMULPS      Z2, Z6, Z6
+	VMULPS      Z3, Z7, Z7
+	VFMADD213PS Z2, Z6, Z8
+	VFMADD213PS Z3, Z7, Z9
+	VCMPPS      $0x01, tanhSmall_avx512<>+0(SB), Z2, K1
+	VCMPPS      $0x01, tanhSmall_avx512<>+0(SB), Z3, K2
+	VMOVAPS     Z8, K1, Z4
+	VMOVAPS     Z9, K2, Z5
+	VANDPS      sign_avx512<>+0(SB), Z0, Z0
+	VANDPS      sign_avx512<>+0(SB), Z1, Z1
+	VORPS       Z4, Z0, Z0
+	VORPS       Z5, Z1, Z1
+	VMULPS      Z0, Z0, Z0
+	VMULPS      Z1, Z1, Z1
+	VMOVUPS     one_avx512<>+0(SB), Z6
+	VMOVUPS     one_avx512<>+0(SB), Z7
+	VSUBPS      Z0, Z6, Z0
+	VSUBPS      Z1, Z7, Z1
+	VMULPS      (DI), Z0, Z0
+	VMULPS      64(DI), Z1, Z1
+	MOVQ        AX, BX
+	KMOVW       BX, K3
+	MOVQ        AX, BX
+	SHRQ        $0x10, BX
+	KMOVW       BX, K4
+	VMOVAPS.Z   Z0, K3, Z0
+	VMOVAPS.Z   Z1, K4, Z1
+	VMOVUPS     Z0, (DI)
+	VMOVUPS     Z1, 64(DI)
+	VMULPS      128(SI), Z12, Z0
+	VMULPS      192(SI), Z12, Z1
+	VDIVPS      Z13, Z0, Z0
+	VDIVPS      Z13, Z1, Z1
+	VANDPS      absolute_avx512<>+0(SB), Z0, Z2
+	VANDPS      absolute_avx512<>+0(SB), Z1, Z3
+	VMULPS      minus2_avx512<>+0(SB), Z2, Z4
+	VMULPS      minus2_avx512<>+0(SB), Z3, Z5
+	VCMPPS      $0x05, expMin_avx512<>+0(SB), Z4, K1
+	VCMPPS      $0x05, expMin_avx512<>+0(SB), Z5, K2
+	VMOVUPS     magic_avx512<>+0(SB), Z6
+	VMOVUPS     magic_avx512<>+0(SB), Z7
+	VFMADD231PS log2e_avx512<>+0(SB), Z4, Z6
+	VFMADD231PS log2e_avx512<>+0(SB), Z5, Z7
+	VSUBPS      magic_avx512<>+0(SB), Z6, Z8
+	VSUBPS      magic_avx512<>+0(SB), Z7, Z9
+	VFMADD231PS ln2Hi_avx512<>+0(SB), Z8, Z4
+	VFMADD231PS ln2Hi_avx512<>+0(SB), Z9, Z5
+	VFMADD231PS ln2Lo_avx512<>+0(SB), Z8, Z4
+	VFMADD231PS ln2Lo_avx512<>+0(SB), Z9, Z5
+	VMOVUPS     exp6_avx512<>+0(SB), Z8
+	VMOVUPS     exp6_avx512<>+0(SB), Z9
+	VFMADD213PS exp5_avx512<>+0(SB), Z4, Z8
+	VFMADD213PS exp5_avx512<>+0(SB), Z5, Z9
+	VFMADD213PS exp4_avx512<>+0(SB), Z4, Z8
+	VFMADD213PS exp4_avx512<>+0(SB), Z5, Z9
+	VFMADD213PS exp3_avx512<>+0(SB), Z4, Z8
+	VFMADD213PS exp3_avx512<>+0(SB), Z5, Z9
+	VFMADD213PS exp2_avx512<>+0(SB), Z4, Z8
+	VFMADD213PS exp2_avx512<>+0(SB), Z5, Z9
+	VFMADD213PS one_avx512<>+0(SB), Z4, Z8
+	VFMADD213PS one_avx512<>+0(SB), Z5, Z9
+	VFMADD213PS one_avx512<>+0(SB), Z4, Z8
+	VFMADD213PS one_avx512<>+0(SB), Z5, Z9
+	VPADDD      bias_avx512<>+0(SB), Z6, Z6
+	VPADDD      bias_avx512<>+0(SB), Z7, Z7
+	VPSLLD      $0x17, Z6, Z6
+	VPSLLD      $0x17, Z7, Z7
+	VMULPS      Z6, Z8, Z8
+	VMULPS      Z7, Z9, Z9
+	VMOVAPS.Z   Z8, K1, Z8
+	VMOVAPS.Z   Z9, K2, Z9
+	VADDPS      Z8, Z8, Z4
+	VADDPS      Z9, Z9, Z5
+	VADDPS      one_avx512<>+0(SB), Z8, Z6
+	VADDPS      one_avx512<>+0(SB), Z9, Z7
+	VDIVPS      Z6, Z4, Z4
+	VDIVPS      Z7, Z5, Z5
+	VMOVUPS     one_avx512<>+0(SB), Z6
+	VMOVUPS     one_avx512<>+0(SB), Z7
+	VSUBPS      Z4, Z6, Z4
+	VSUBPS      Z5, Z7, Z5
+	VMULPS      Z2, Z2, Z6
+	VMULPS      Z3, Z3, Z7
+	VMOVUPS     tanh11_avx512<>+0(SB), Z8
+	VMOVUPS     tanh11_avx512<>+0(SB), Z9
+	VFMADD213PS tanh9_avx512<>+0(SB), Z6, Z8
+	VFMADD213PS tanh9_avx512<>+0(SB), Z7, Z9
+	VFMADD213PS tanh7_avx512<>+0(SB), Z6, Z8
+	VFMADD213PS tanh7_avx512<>+0(SB), Z7, Z9
+	VFMADD213PS tanh5_avx512<>+0(SB), Z6, Z8
+	VFMADD213PS tanh5_avx512<>+0(SB), Z7, Z9
+	VFMADD213PS tanh3_avx512<>+0(SB), Z6, Z8
+	VFMADD213PS tanh3_avx512<>+0(SB), Z7, Z9
+	VMULPS      Z2, Z6, Z6
+	VMULPS      Z3, Z7, Z7
+	VFMADD213PS Z2, Z6, Z8
+	VFMADD213PS Z3, Z7, Z9
+	VCMPPS      $0x01, tanhSmall_avx512<>+0(SB), Z2, K1
+	VCMPPS      $0x01, tanhSmall_avx512<>+0(SB), Z3, K2
+	VMOVAPS     Z8, K1, Z4
+	VMOVAPS     Z9, K2, Z5
+	VANDPS      sign_avx512<>+0(SB), Z0, Z0
+	VANDPS      sign_avx512<>+0(SB), Z1, Z1
+	VORPS       Z4, Z0, Z0
+	VORPS       Z5, Z1, Z1
+	VMULPS      Z0, Z0, Z0
+	VMULPS      Z1, Z1, Z1
+	VMOVUPS     one_avx512<>+0(SB), Z6
+	VMOVUPS     one_avx512<>+0(SB), Z7
+	VSUBPS      Z0, Z6, Z0
+	VSUBPS      Z1, Z7, Z1
+	VMULPS      128(DI), Z0, Z0
+	VMULPS      192(DI), Z1, Z1
+	MOVQ        AX, BX
+	SHRQ        $0x20, BX
+	KMOVW       BX, K3
+	MOVQ        AX, BX
+	SHRQ        $0x30, BX
+	KMOVW       BX, K4
+	VMOVAPS.Z   Z0, K3, Z0
+	VMOVAPS.Z   Z1, K4, Z1
+	VMOVUPS     Z0, 128(DI)
+	VMOVUPS     Z1, 192(DI)
+	ADDQ        $0x00000100, DI
+	ADDQ        $0x00000100, SI
+	ADDQ        $0x08, R8
+	DECQ        CX
+	JNZ         row1678
+	VZEROUPPER
+	RET
+
 // func transpose_avx512(dst *float32, src *float32, stride int, n int)
 // Requires: AVX
 TEXT ·transpose_avx512(SB), NOSPLIT, $0-32
@@ -47243,9 +47801,9 @@ TEXT ·transpose_avx512(SB), NOSPLIT, $0-32
 	LEAQ (R8)(R8*4), BX
 	LEAQ (AX)(R8*4), DX
 
-loop1670:
+loop1679:
 	CMPQ       CX, $0x08
-	JLT        done1671
+	JLT        done1680
 	VMOVUPS    (SI), Y0
 	VMOVUPS    (SI)(R8*1), Y1
 	VMOVUPS    (SI)(R8*2), Y2
@@ -47289,9 +47847,9 @@ loop1670:
 	ADDQ       $0x00000800, DI
 	ADDQ       $0x20, SI
 	SUBQ       $0x08, CX
-	JMP        loop1670
+	JMP        loop1679
 
-done1671:
+done1680:
 	VZEROUPPER
 	RET
 
@@ -47306,9 +47864,9 @@ TEXT ·columns1_avx512(SB), NOSPLIT, $0-32
 	LEAQ (R8)(R8*4), BX
 	LEAQ (AX)(R8*4), DX
 
-loop1672:
+loop1681:
 	CMPQ       CX, $0x10
-	JLT        done1673
+	JLT        done1682
 	VMOVDQU    (SI), X0
 	VMOVDQU    (SI)(R8*1), X1
 	VMOVDQU    (SI)(R8*2), X2
@@ -47360,9 +47918,9 @@ loop1672:
 	ADDQ       $0x00000400, DI
 	ADDQ       $0x10, SI
 	SUBQ       $0x10, CX
-	JMP        loop1672
+	JMP        loop1681
 
-done1673:
+done1682:
 	VZEROUPPER
 	RET
 
@@ -47377,9 +47935,9 @@ TEXT ·columns2_avx512(SB), NOSPLIT, $0-32
 	LEAQ (R8)(R8*4), BX
 	LEAQ (AX)(R8*4), DX
 
-loop1674:
+loop1683:
 	CMPQ        CX, $0x08
-	JLT         done1675
+	JLT         done1684
 	VMOVDQU     (SI), X0
 	VMOVDQU     (SI)(R8*1), X1
 	VMOVDQU     (SI)(R8*2), X2
@@ -47423,9 +47981,9 @@ loop1674:
 	ADDQ        $0x00000400, DI
 	ADDQ        $0x10, SI
 	SUBQ        $0x08, CX
-	JMP         loop1674
+	JMP         loop1683
 
-done1675:
+done1684:
 	VZEROUPPER
 	RET
 
@@ -47438,9 +47996,9 @@ TEXT ·column1_avx512(SB), NOSPLIT, $0-24
 	MOVQ DI, AX
 	MOVQ CX, BX
 
-fetch1676:
+fetch1685:
 	CMPQ       BX, $0x08
-	JLT        fetched1677
+	JLT        fetched1686
 	PREFETCHT0 (AX)
 	PREFETCHT0 64(AX)
 	PREFETCHT0 128(AX)
@@ -47451,12 +48009,12 @@ fetch1676:
 	PREFETCHT0 448(AX)
 	ADDQ       $0x00000200, AX
 	SUBQ       $0x08, BX
-	JMP        fetch1676
+	JMP        fetch1685
 
-fetched1677:
-eight1678:
+fetched1686:
+eight1687:
 	CMPQ    CX, $0x08
-	JLT     one1679
+	JLT     one1688
 	MOVBLZX (SI), AX
 	MOVBLZX 1(SI), BX
 	MOVBLZX 2(SI), DX
@@ -47476,19 +48034,19 @@ eight1678:
 	ADDQ    $0x00000200, DI
 	ADDQ    $0x08, SI
 	SUBQ    $0x08, CX
-	JMP     eight1678
+	JMP     eight1687
 
-one1679:
+one1688:
 	CMPQ    CX, $0x01
-	JLT     done1680
+	JLT     done1689
 	MOVBLZX (SI), AX
 	MOVB    AL, (DI)
 	ADDQ    $0x00000040, DI
 	ADDQ    $0x01, SI
 	DECQ    CX
-	JMP     one1679
+	JMP     one1688
 
-done1680:
+done1689:
 	RET
 
 // func column2_avx512(dst *byte, src *byte, n int)
@@ -47500,9 +48058,9 @@ TEXT ·column2_avx512(SB), NOSPLIT, $0-24
 	MOVQ DI, AX
 	MOVQ CX, BX
 
-fetch1681:
+fetch1690:
 	CMPQ       BX, $0x08
-	JLT        fetched1682
+	JLT        fetched1691
 	PREFETCHT0 (AX)
 	PREFETCHT0 128(AX)
 	PREFETCHT0 256(AX)
@@ -47513,12 +48071,12 @@ fetch1681:
 	PREFETCHT0 896(AX)
 	ADDQ       $0x00000400, AX
 	SUBQ       $0x08, BX
-	JMP        fetch1681
+	JMP        fetch1690
 
-fetched1682:
-eight1683:
+fetched1691:
+eight1692:
 	CMPQ    CX, $0x08
-	JLT     one1684
+	JLT     one1693
 	MOVWLZX (SI), AX
 	MOVWLZX 2(SI), BX
 	MOVWLZX 4(SI), DX
@@ -47538,19 +48096,19 @@ eight1683:
 	ADDQ    $0x00000400, DI
 	ADDQ    $0x10, SI
 	SUBQ    $0x08, CX
-	JMP     eight1683
+	JMP     eight1692
 
-one1684:
+one1693:
 	CMPQ    CX, $0x01
-	JLT     done1685
+	JLT     done1694
 	MOVWLZX (SI), AX
 	MOVW    AX, (DI)
 	ADDQ    $0x00000080, DI
 	ADDQ    $0x02, SI
 	DECQ    CX
-	JMP     one1684
+	JMP     one1693
 
-done1685:
+done1694:
 	RET
 
 // func column4_avx512(dst *byte, src *byte, n int)
@@ -47562,9 +48120,9 @@ TEXT ·column4_avx512(SB), NOSPLIT, $0-24
 	MOVQ DI, AX
 	MOVQ CX, BX
 
-fetch1686:
+fetch1695:
 	CMPQ       BX, $0x08
-	JLT        fetched1687
+	JLT        fetched1696
 	PREFETCHT0 (AX)
 	PREFETCHT0 256(AX)
 	PREFETCHT0 512(AX)
@@ -47575,12 +48133,12 @@ fetch1686:
 	PREFETCHT0 1792(AX)
 	ADDQ       $0x00000800, AX
 	SUBQ       $0x08, BX
-	JMP        fetch1686
+	JMP        fetch1695
 
-fetched1687:
-eight1688:
+fetched1696:
+eight1697:
 	CMPQ CX, $0x08
-	JLT  one1689
+	JLT  one1698
 	MOVL (SI), AX
 	MOVL 4(SI), BX
 	MOVL 8(SI), DX
@@ -47600,17 +48158,17 @@ eight1688:
 	ADDQ $0x00000800, DI
 	ADDQ $0x20, SI
 	SUBQ $0x08, CX
-	JMP  eight1688
+	JMP  eight1697
 
-one1689:
+one1698:
 	CMPQ CX, $0x01
-	JLT  done1690
+	JLT  done1699
 	MOVL (SI), AX
 	MOVL AX, (DI)
 	ADDQ $0x00000100, DI
 	ADDQ $0x04, SI
 	DECQ CX
-	JMP  one1689
+	JMP  one1698
 
-done1690:
+done1699:
 	RET
