@@ -3,6 +3,7 @@ package attention
 import (
 	"context"
 	"fmt"
+	"math"
 	"sync"
 )
 
@@ -154,7 +155,7 @@ func (g *gradient) check() error {
 		return err
 	}
 	l, q := g.kv.Layout, &g.q
-	if l.scaled() {
+	if !l.Differentiable() {
 		return fmt.Errorf("keys and values stored as %s have no gradients", l.dt)
 	}
 	for _, c := range []struct {
@@ -184,6 +185,18 @@ func (g *gradient) check() error {
 	}
 	g.qPanels, g.vPanels = panels(l.headDim), panels(l.vDim)
 	return nil
+}
+
+// DifferentiationBytes returns how much memory, at most, Differentiate takes for one item beside what the item holds: so many
+// positions, tokens and heads. ok is false if it exceeds an int64.
+func DifferentiationBytes(l Layout, positions, tokens, heads int) (bytes int64, ok bool) {
+	page := 4 * PageLen * (2*l.headDim + 2*l.vStride() + 2*PageLen*panels(l.headDim) + PageLen*panels(l.vDim))
+	rows := 4 * PageLen * tokenBlock * (mostChunks*panels(l.headDim) + 2*panels(l.headDim) + panels(l.vDim))
+	pages := pagesOf(positions)
+	if pages > math.MaxInt64/2/page || heads > math.MaxInt64/2/rows {
+		return 0, false
+	}
+	return int64(pages)*int64(page) + int64(min(tokens, tokenBlock))*int64(heads)*int64(rows/tokenBlock), true
 }
 
 func panels(n int) int { return (n + PageLen - 1) / PageLen }
@@ -237,10 +250,14 @@ type diagonals struct {
 // causal query sees few pages.
 const chunksEach = 4
 
+// mostChunks bounds the chunks of an item, and with them the blocks in work at once.
+const mostChunks = 32
+
 func (t *Thread) diagonals(ctx context.Context, calls []*gradient, threads int) error {
 	last, pages := 0, 0
 	for _, g := range calls {
-		g.enter(max((g.pages()+chunksEach*threads-1)/(chunksEach*threads), 1))
+		chunks := min(chunksEach*threads, mostChunks)
+		g.enter(max((g.pages()+chunks-1)/chunks, 1))
 		last, pages = max(last, g.tokenBlocks()+g.chunks()-1), pages+g.pages()
 	}
 	if err := t.share(ctx, preparation(calls), pages, true); err != nil {

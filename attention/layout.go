@@ -78,6 +78,9 @@ func (l Layout) PageBytes() int {
 	return n
 }
 
+// Differentiable says whether what is stored has gradients: what int8 stands for is not a function that has derivatives.
+func (l Layout) Differentiable() bool { return !l.scaled() }
+
 func (l Layout) scaled() bool { return l.dt == tensor.I8 }
 
 func (l Layout) kBytes() int { return l.headDim * PageLen * l.dt.Size() }

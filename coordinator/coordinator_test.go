@@ -113,11 +113,15 @@ func (m *mortal) intercept(srv any, stream grpc.ServerStream, _ *grpc.StreamServ
 }
 
 func TestDeathOfWorkersChangesNoBit(t *testing.T) {
-	for _, kind := range []string{"attention", "layer"} {
+	for _, kind := range []string{"attention", "layer", "gradients"} {
 		t.Run(kind, func(t *testing.T) {
 			path := variety(t)
 			if kind == "layer" {
 				path = filepath.Join("..", "test", "data", "smollm2", "layer.safetensors")
+			}
+			if kind == "gradients" {
+				m, options := lessons(t)
+				path = m.write(t, options)
 			}
 			_, want := startCluster(t, clusterOptions{workers: workers(1)}).run(t, client.SubmitOptions{Path: path})
 			for _, after := range []int64{1, 3} {

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"path/filepath"
 	"sync"
 	"time"
 
@@ -169,6 +170,7 @@ func (q *Queue) scatter(ctx context.Context, e *entry, verified func() error) (_
 	defer func() { err = errors.Join(err, file.Abort()) }()
 	report, err := scatter.Run(ctx, scatter.Config{
 		ID: snapshot.GetId(), Job: parsed, Input: input, Codec: codec, Result: file, Layout: layout,
+		Scratch: filepath.Dir(q.store.Result(snapshot.GetId())),
 		Workers: q.workers, WorkerWait: q.WorkerWait, BlockBytes: q.BlockBytes, Logger: q.Logger,
 		Progress: func(p *headwaterv1.Progress) {
 			running := proto.CloneOf(snapshot)

@@ -20,8 +20,8 @@ import (
 
 // Kinds of error of a row.
 const (
-	// Units counts in 2⁻²⁴·(1 + S)·max|v|, S with |bias| and slope·distance in it (docs/numerics.md). The truth gives the
-	// unit of each row of a context.
+	// Units counts in 2⁻²⁴·(1 + S)·max|v|, S with |bias| and slope·distance in it, or in the units of gradients
+	// (docs/numerics.md). The truth gives the unit of each row of a context, and of each element of a gradient.
 	Units = "units"
 	// Relative is relative to the row's largest absolute value.
 	Relative = "relative"
@@ -69,8 +69,8 @@ func Against(result, truth *tensor.File) ([]Errors, error) {
 	return all, nil
 }
 
-// AgainstJob computes the truth of a job of kind attention in float64 and compares the contexts of its result with it, in
-// units. What the job was run with the result says.
+// AgainstJob computes the truth of a job of kind attention or attention_grad in float64 and compares the contexts, or the
+// gradients, of its result with it, in units. What the job was run with the result says.
 func AgainstJob(ctx context.Context, result, file *tensor.File) ([]Errors, error) {
 	var ran struct {
 		Options json.RawMessage `json:"options"`
@@ -81,6 +81,9 @@ func AgainstJob(ctx context.Context, result, file *tensor.File) ([]Errors, error
 	job, err := jobfile.Parse(file, ran.Options)
 	if err != nil {
 		return nil, err
+	}
+	if job.Kind == jobfile.KindAttentionGrad {
+		return gradients(ctx, result, file, job)
 	}
 	if job.Kind != jobfile.KindAttention {
 		return nil, &tensor.FormatError{File: file.Path(), Index: -1, Rule: "is of kind layer, whose projections have no unit of error: compare with a file of the truth"}

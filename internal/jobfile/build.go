@@ -14,6 +14,7 @@ import (
 var (
 	attentionAnchors = []string{"q", "k", "v", "k_scale", "v_scale"}
 	layerAnchors     = []string{"x"}
+	gradAnchors      = []string{"q", "k", "v", "d_context", "context", "lse"}
 	weightNames      = []string{"w_q", "w_k", "w_v", "w_o", "b_q", "b_k", "b_v", "b_o"}
 	operandNames     = []string{"mask", "bias", "tokens"}
 
@@ -39,10 +40,7 @@ func fault(name, format string, args ...any) *Error {
 
 // prefixes finds the problems: every prefix that has an anchor, ordered.
 func (b *builder) prefixes() ([]prefix, *Error) {
-	anchors, others := attentionAnchors, layerAnchors
-	if b.job.Kind == KindLayer {
-		anchors, others = layerAnchors, attentionAnchors
-	}
+	anchors := b.anchors()
 	found := map[prefix]bool{}
 	var first prefix
 	for _, name := range b.file.Names() {
@@ -60,7 +58,8 @@ func (b *builder) prefixes() ([]prefix, *Error) {
 			}
 		case ok && slices.Contains(operandNames, own):
 		case ok && b.job.Kind == KindLayer && slices.Contains(weightNames, own):
-		case ok && (slices.Contains(others, own) || slices.Contains(weightNames, own)):
+		case ok && (slices.Contains(attentionAnchors, own) || slices.Contains(layerAnchors, own) || slices.Contains(gradAnchors, own) ||
+			slices.Contains(weightNames, own)):
 			return nil, fault(name, "is not a tensor of kind %q", b.job.Kind)
 		default:
 			return nil, fault(name, "is unknown: kind %q has %s", b.job.Kind, strings.Join(b.known(), ", "))
@@ -77,11 +76,23 @@ func (b *builder) prefixes() ([]prefix, *Error) {
 	return prefixes, nil
 }
 
+// anchors are the tensors of the job's kind that are a problem's own.
+func (b *builder) anchors() []string {
+	switch b.job.Kind {
+	case KindLayer:
+		return layerAnchors
+	case KindAttentionGrad:
+		return gradAnchors
+	default:
+		return attentionAnchors
+	}
+}
+
 func (b *builder) known() []string {
 	if b.job.Kind == KindLayer {
 		return slices.Concat(layerAnchors, weightNames, operandNames)
 	}
-	return slices.Concat(attentionAnchors, operandNames)
+	return slices.Concat(b.anchors(), operandNames)
 }
 
 // unused refuses tensors that no problem reads: a misspelt prefix must not go unnoticed.
@@ -170,6 +181,9 @@ func (b *builder) problem(at prefix, o *Options) (*Problem, *Error) {
 	} else {
 		err = b.attention(at, p, o)
 	}
+	if err == nil && b.job.Kind == KindAttentionGrad {
+		err = b.gradient(at, p)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -205,10 +219,14 @@ func (b *builder) attention(at prefix, p *Problem, o *Options) *Error {
 	if err := b.expect(q, floats, "tokens", "n_heads", "head_dim"); err != nil {
 		return err
 	}
-	if err := b.expect(k, stored, "kv_tokens", "n_kv_heads", "head_dim"); err != nil {
+	types := stored
+	if b.job.Kind == KindAttentionGrad {
+		types = floats // what int8 stands for is not a function that has derivatives
+	}
+	if err := b.expect(k, types, "kv_tokens", "n_kv_heads", "head_dim"); err != nil {
 		return err
 	}
-	if err := b.expect(v, stored, "kv_tokens", "n_kv_heads", "v_dim"); err != nil {
+	if err := b.expect(v, types, "kv_tokens", "n_kv_heads", "v_dim"); err != nil {
 		return err
 	}
 	p.Q, p.K, p.V = q.Name, k.Name, v.Name
@@ -249,6 +267,42 @@ func (b *builder) attention(at prefix, p *Problem, o *Options) *Error {
 	b.checks(q, false)
 	b.checks(k, false)
 	b.checks(v, false)
+	return nil
+}
+
+// gradient finds what kind attention_grad has beside queries, keys and values.
+func (b *builder) gradient(at prefix, p *Problem) *Error {
+	for _, s := range []struct {
+		name, dims string
+		types      []tensor.DType
+		shape      []int
+		to         *string
+	}{
+		{"d_context", "tokens, n_heads, v_dim", floats, []int{p.Tokens, p.Shape.Heads, p.Shape.VDim}, &p.DContext},
+		{"context", "tokens, n_heads, v_dim", float32s, []int{p.Tokens, p.Shape.Heads, p.Shape.VDim}, &p.Context},
+		{"lse", "tokens, n_heads", float32s, []int{p.Tokens, p.Shape.Heads}, &p.LSE},
+	} {
+		info, ok := b.own(at, s.name)
+		if !ok {
+			continue
+		}
+		if err := b.expect(info, s.types, strings.Split(s.dims, ", ")...); err != nil {
+			return err
+		}
+		if err := exactly(info, s.dims, s.shape...); err != nil {
+			return err
+		}
+		b.checks(info, s.name == "lse")
+		*s.to = info.Name
+	}
+	switch {
+	case p.DContext == "":
+		return fault(p.Prefix+"d_context", "is missing")
+	case p.Context == "" && p.LSE != "":
+		return fault(p.Prefix+"context", "is missing: it goes with %q", p.LSE)
+	case p.Context != "" && p.LSE == "":
+		return fault(p.Prefix+"lse", "is missing: it goes with %q", p.Context)
+	}
 	return nil
 }
 

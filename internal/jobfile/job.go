@@ -20,24 +20,19 @@ const (
 	KindAttention Kind = iota
 	// KindLayer projects hidden states first, and the contexts afterwards.
 	KindLayer
+	// KindAttentionGrad brings the derivatives by contexts back to queries, keys and values.
+	KindAttentionGrad
 )
 
+// kinds are the names of kinds in job files.
+var kinds = [...]string{KindAttention: "attention", KindLayer: "layer", KindAttentionGrad: "attention_grad"}
+
 // String is the kind's name in job files.
-func (k Kind) String() string {
-	if k == KindLayer {
-		return "layer"
-	}
-	return "attention"
-}
+func (k Kind) String() string { return kinds[k] }
 
 func parseKind(s string) (Kind, bool) {
-	switch s {
-	case "attention":
-		return KindAttention, true
-	case "layer":
-		return KindLayer, true
-	}
-	return 0, false
+	i := slices.Index(kinds[:], s)
+	return Kind(max(i, 0)), i >= 0
 }
 
 const (
@@ -92,6 +87,8 @@ type Problem struct {
 	X, WQ, WK, WV, WO       string
 	BQ, BK, BV, BO          string
 	Mask, Bias, TokenIDs    string
+	// Kind attention_grad. Context and LSE are both there or both "": then they are computed.
+	DContext, Context, LSE string
 
 	MaskHeads, BiasHeads int // 1 for all heads or n_heads; 0 where there is none
 }
@@ -223,7 +220,8 @@ func (j *Job) TokensOf(p *Problem) []string {
 func (j *Job) Geometry() *shard.Geometry { return j.geometry }
 
 // ResultInfos lists the tensors of the result in the order of the problems: PREFIXcontext [tokens, n_heads, v_dim],
-// PREFIXlse [tokens, n_heads] and, where there is an output projection, PREFIXy [tokens, d_model]; all F32.
+// PREFIXlse [tokens, n_heads] and, where there is an output projection, PREFIXy [tokens, d_model]; of kind attention_grad
+// PREFIXd_q, d_k and d_v, and d_bias and d_sinks where there are a bias and sinks, in the shapes of these. All are F32.
 func (j *Job) ResultInfos() []tensor.Info { return slices.Clone(j.results) }
 
 // sums computes what the whole job needs, and refuses what would overflow.
@@ -240,13 +238,7 @@ func (j *Job) sums() *Error {
 		if j.cluster += bytes; !ok || j.cluster > maxBytes {
 			return &Error{Tensor: p.anchor(j.Kind), Index: -1, Rule: "keys and values of the job exceed 2^60 bytes"}
 		}
-		infos := []tensor.Info{
-			{Name: p.Prefix + "context", DType: tensor.F32, Shape: []int{p.Tokens, p.Shape.Heads, p.Shape.VDim}},
-			{Name: p.Prefix + "lse", DType: tensor.F32, Shape: []int{p.Tokens, p.Shape.Heads}},
-		}
-		if p.WO != "" {
-			infos = append(infos, tensor.Info{Name: p.Prefix + "y", DType: tensor.F32, Shape: []int{p.Tokens, p.DModel}})
-		}
+		infos := p.Results()
 		for _, info := range infos {
 			n := []int64{4}
 			for _, d := range info.Shape {
@@ -260,6 +252,32 @@ func (j *Job) sums() *Error {
 		j.results = append(j.results, infos...)
 	}
 	return nil
+}
+
+// Results lists the tensors of the problem's result, as ResultInfos does those of all.
+func (p *Problem) Results() []tensor.Info {
+	var infos []tensor.Info
+	add := func(name string, shape ...int) {
+		infos = append(infos, tensor.Info{Name: p.Prefix + name, DType: tensor.F32, Shape: shape})
+	}
+	if p.DContext == "" {
+		add("context", p.Tokens, p.Shape.Heads, p.Shape.VDim)
+		add("lse", p.Tokens, p.Shape.Heads)
+		if p.WO != "" {
+			add("y", p.Tokens, p.DModel)
+		}
+		return infos
+	}
+	add("d_q", p.Tokens, p.Shape.Heads, p.Shape.HeadDim)
+	add("d_k", p.KVTokens, p.Shape.KVHeads, p.Shape.HeadDim)
+	add("d_v", p.KVTokens, p.Shape.KVHeads, p.Shape.VDim)
+	if p.BiasHeads != 0 {
+		add("d_bias", p.BiasHeads, p.Tokens, p.KVTokens)
+	}
+	if len(p.Options.Sinks) != 0 {
+		add("d_sinks", p.Shape.Heads)
+	}
+	return infos
 }
 
 // product multiplies numbers that are not negative, and says whether the product is at most maxBytes.

@@ -17,7 +17,7 @@ const maxOptionsLen = 16 << 20
 // Options are the fields of the JSON object that the metadata key "headwater" holds, and of the object that overrides
 // it. An absent field is nil; docs/job-file.md gives the defaults. Marshaled, they are that JSON.
 type Options struct {
-	Kind        *string      `json:"kind,omitempty"` // "attention" or "layer"; top level only
+	Kind        *string      `json:"kind,omitempty"` // the name of a Kind; top level only
 	Causal      *bool        `json:"causal,omitempty"`
 	Offset      *int64       `json:"offset,omitempty"`       // position of query 0
 	WindowLeft  *int64       `json:"window_left,omitempty"`  // positions before the own one, -1 unbounded
@@ -129,7 +129,7 @@ func parseObject(data []byte, what string, top bool) (*Options, *Error) {
 				return err
 			}
 			if _, ok := parseKind(*o.Kind); !ok {
-				return optionErrorf("option %q is %s, must be \"attention\" or \"layer\"", key, quote(*o.Kind))
+				return optionErrorf("option %q is %s, must be \"attention\", \"layer\" or \"attention_grad\"", key, quote(*o.Kind))
 			}
 			return nil
 		case "problems":

@@ -40,6 +40,7 @@ func toStatus(err error) error {
 	var (
 		budget   *kvcache.BudgetError
 		row      *attention.RowError
+		gradient *attention.GradientError
 		narrow   *tensor.RangeError
 		product  *attention.ProjectionError
 		overflow *overflowError
@@ -53,7 +54,7 @@ func toStatus(err error) error {
 		return status.Error(coded.GRPCStatus().Code(), err.Error())
 	case errors.As(err, &budget):
 		return status.Error(codes.ResourceExhausted, err.Error())
-	case errors.As(err, &row), errors.As(err, &narrow), errors.As(err, &product), errors.As(err, &overflow):
+	case errors.As(err, &row), errors.As(err, &gradient), errors.As(err, &narrow), errors.As(err, &product), errors.As(err, &overflow):
 		return status.Error(codes.OutOfRange, err.Error())
 	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		return status.FromContextError(err).Err()

@@ -20,6 +20,7 @@ type problem struct {
 	kvLen      int
 	offset     int64
 	projection *projection // nil where queries, keys and values come ready
+	gradients  *gradients  // nil where contexts are asked for
 	epoch      uint64      // highest epoch of any of the problem's shards
 	output     outputRows
 }
@@ -96,6 +97,11 @@ func checkProblem(p *headwaterv1.Problem) (*problem, error) {
 			queryBias:   pr.GetQueryBias(),
 			keyBias:     pr.GetKeyBias(),
 			valueBias:   pr.GetValueBias(),
+		}
+	}
+	if g := p.GetGradients(); g != nil {
+		if out.gradients, err = checkGradients(g, out); err != nil {
+			return nil, err
 		}
 	}
 	return out, nil

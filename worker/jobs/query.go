@@ -29,6 +29,7 @@ type query struct {
 	memory       *kvcache.Arena // of mask and bias
 	bytes        int64          // taken by launch
 	left         atomic.Int32   // groups that are not answered
+	lesson       *lesson        // of a group whose gradients are asked for, else nil
 }
 
 // operand is a mask or a bias [heads, count, kv_len], and how many bytes of it are here.
@@ -40,9 +41,16 @@ type operand struct {
 	values     []float32 // of a bias
 }
 
-func (q *query) String() string { return fmt.Sprintf("problem %d query block %d", q.index, q.block) }
+func (q *query) String() string {
+	if q.lesson != nil {
+		return fmt.Sprintf("problem %d gradients of group %d", q.index, q.shards[0].id.Group)
+	}
+	return fmt.Sprintf("problem %d query block %d", q.index, q.block)
+}
 
-func (q *query) complete() bool { return q.mask.have == q.mask.size && q.bias.have == q.bias.size }
+func (q *query) complete() bool {
+	return q.mask.have == q.mask.size && q.bias.have == q.bias.size && (q.lesson == nil || q.lesson.have == q.count)
+}
 
 func (r *run) query(m *headwaterv1.QueryBlock) error {
 	shards, err := r.groups(m.GetProblem(), m.GetGroups())
@@ -59,6 +67,9 @@ func (r *run) query(m *headwaterv1.QueryBlock) error {
 		mask:    operand{name: "mask", heads: int(m.GetMaskHeads()), size: m.GetMaskBytes()},
 		bias:    operand{name: "bias", heads: int(m.GetBiasHeads()), size: m.GetBiasBytes()},
 		arrived: time.Now(),
+	}
+	if q.problem.gradients != nil {
+		return invalid("%s: gradients are asked of the problem, and no contexts", q)
 	}
 	if err := q.ready(m); err != nil {
 		return err
@@ -224,26 +235,11 @@ func (r *run) drop(q *query) {
 
 // attend answers a block for its i-th group.
 func (r *run) attend(q *query, i int) error {
-	h, p := q.shards[i], q.problem
+	if q.lesson != nil {
+		return r.differentiate(q)
+	}
+	h, p, aq := q.shards[i], q.problem, q.attentionQuery(i)
 	heads := p.GroupSize()
-	aq := attention.Query{
-		Tokens:    q.count,
-		Heads:     heads,
-		FirstHead: int(h.id.Group) * heads,
-		Offset:    p.offset + int64(q.start),
-	}
-	if q.mask.heads > 0 {
-		aq.Mask, aq.MaskHeads = q.mask.bytes, 1
-		if q.mask.heads > 1 {
-			aq.Mask, aq.MaskHeads = part(q.mask.bytes, i, len(q.shards)), heads
-		}
-	}
-	if q.bias.heads > 0 {
-		aq.Bias, aq.BiasHeads = q.bias.values, 1
-		if q.bias.heads > 1 {
-			aq.Bias, aq.BiasHeads = part(q.bias.values, i, len(q.shards)), heads
-		}
-	}
 	out := attention.Output{Context: make([]float32, q.count*heads*p.VDim()), LSE: make([]float32, q.count*heads)}
 	var started, computed time.Time
 	var waited time.Duration
@@ -289,7 +285,11 @@ func (q *query) failed(r *run, h *openShard, err error) error {
 		// The kernel counts tokens from the block's first.
 		err = &attention.RowError{Head: row.Head, Token: q.start + row.Token, Rule: row.Rule}
 	}
-	err = toStatus(fmt.Errorf("%s: group %d: %w", q, h.id.Group, err))
+	if q.lesson != nil {
+		err = toStatus(fmt.Errorf("%s: %w", q, err)) // it names the group
+	} else {
+		err = toStatus(fmt.Errorf("%s: group %d: %w", q, h.id.Group, err))
+	}
 	if status.Code(err) == codes.Internal && r.ctx.Err() == nil {
 		// All that reaches the kernel has been checked, except what options and positions forbid together.
 		return invalid("%s", status.Convert(err).Message())

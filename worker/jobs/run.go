@@ -146,6 +146,7 @@ func (r *run) handle(requests <-chan request, ended <-chan error) (job string, e
 func (r *run) dispatch(req *headwaterv1.RunRequest) error {
 	open, opening := req.GetRequest().(*headwaterv1.RunRequest_Open)
 	_, operand := req.GetRequest().(*headwaterv1.RunRequest_Operand)
+	_, more := req.GetRequest().(*headwaterv1.RunRequest_Gradient)
 	switch {
 	case opening && r.problems != nil:
 		return invalid("open: the stream is open already")
@@ -155,7 +156,7 @@ func (r *run) dispatch(req *headwaterv1.RunRequest) error {
 		return err
 	case r.problems == nil:
 		return invalid("the first message of a stream is open")
-	case r.pending != nil && !operand:
+	case r.pending != nil && !operand && (r.pending.lesson == nil || !more):
 		return invalid("%s: its operands follow before any other message", r.pending)
 	}
 	switch m := req.GetRequest().(type) {
@@ -173,6 +174,8 @@ func (r *run) dispatch(req *headwaterv1.RunRequest) error {
 		return r.query(m.Query)
 	case *headwaterv1.RunRequest_Operand:
 		return r.operand(m.Operand)
+	case *headwaterv1.RunRequest_Gradient:
+		return r.gradient(m.Gradient)
 	case *headwaterv1.RunRequest_ShardClose:
 		return r.closeShard(m.ShardClose)
 	case *headwaterv1.RunRequest_Output:

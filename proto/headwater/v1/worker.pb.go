@@ -262,6 +262,71 @@ func (Operand) EnumDescriptor() ([]byte, []int) {
 	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{3}
 }
 
+// GradientTensor names a gradient.
+type GradientTensor int32
+
+const (
+	// Not given: refused.
+	GradientTensor_GRADIENT_TENSOR_UNSPECIFIED GradientTensor = 0
+	// d_q [tokens, group size, head_dim].
+	GradientTensor_GRADIENT_TENSOR_Q GradientTensor = 1
+	// d_k [kv_len, head_dim].
+	GradientTensor_GRADIENT_TENSOR_K GradientTensor = 2
+	// d_v [kv_len, v_dim].
+	GradientTensor_GRADIENT_TENSOR_V GradientTensor = 3
+	// d_bias [bias_heads, tokens, kv_len]. Where all heads share one bias, it is the group's share of the sum.
+	GradientTensor_GRADIENT_TENSOR_BIAS GradientTensor = 4
+	// d_sinks [group size].
+	GradientTensor_GRADIENT_TENSOR_SINKS GradientTensor = 5
+)
+
+// Enum value maps for GradientTensor.
+var (
+	GradientTensor_name = map[int32]string{
+		0: "GRADIENT_TENSOR_UNSPECIFIED",
+		1: "GRADIENT_TENSOR_Q",
+		2: "GRADIENT_TENSOR_K",
+		3: "GRADIENT_TENSOR_V",
+		4: "GRADIENT_TENSOR_BIAS",
+		5: "GRADIENT_TENSOR_SINKS",
+	}
+	GradientTensor_value = map[string]int32{
+		"GRADIENT_TENSOR_UNSPECIFIED": 0,
+		"GRADIENT_TENSOR_Q":           1,
+		"GRADIENT_TENSOR_K":           2,
+		"GRADIENT_TENSOR_V":           3,
+		"GRADIENT_TENSOR_BIAS":        4,
+		"GRADIENT_TENSOR_SINKS":       5,
+	}
+)
+
+func (x GradientTensor) Enum() *GradientTensor {
+	p := new(GradientTensor)
+	*p = x
+	return p
+}
+
+func (x GradientTensor) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (GradientTensor) Descriptor() protoreflect.EnumDescriptor {
+	return file_headwater_v1_worker_proto_enumTypes[4].Descriptor()
+}
+
+func (GradientTensor) Type() protoreflect.EnumType {
+	return &file_headwater_v1_worker_proto_enumTypes[4]
+}
+
+func (x GradientTensor) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use GradientTensor.Descriptor instead.
+func (GradientTensor) EnumDescriptor() ([]byte, []int) {
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{4}
+}
+
 // DescribeRequest asks nothing more than the call itself.
 type DescribeRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -435,6 +500,7 @@ type RunRequest struct {
 	//	*RunRequest_Operand
 	//	*RunRequest_ShardClose
 	//	*RunRequest_Output
+	//	*RunRequest_Gradient
 	Request       isRunRequest_Request `protobuf_oneof:"request"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -567,6 +633,15 @@ func (x *RunRequest) GetOutput() *OutputBlock {
 	return nil
 }
 
+func (x *RunRequest) GetGradient() *GradientBlock {
+	if x != nil {
+		if x, ok := x.Request.(*RunRequest_Gradient); ok {
+			return x.Gradient
+		}
+	}
+	return nil
+}
+
 type isRunRequest_Request interface {
 	isRunRequest_Request()
 }
@@ -621,6 +696,11 @@ type RunRequest_Output struct {
 	Output *OutputBlock `protobuf:"bytes,10,opt,name=output,proto3,oneof"`
 }
 
+type RunRequest_Gradient struct {
+	// Tokens of a group whose gradients are asked for.
+	Gradient *GradientBlock `protobuf:"bytes,11,opt,name=gradient,proto3,oneof"`
+}
+
 func (*RunRequest_Open) isRunRequest_Request() {}
 
 func (*RunRequest_ShardOpen) isRunRequest_Request() {}
@@ -641,6 +721,8 @@ func (*RunRequest_ShardClose) isRunRequest_Request() {}
 
 func (*RunRequest_Output) isRunRequest_Request() {}
 
+func (*RunRequest_Gradient) isRunRequest_Request() {}
+
 // RunResponse is one message from the worker on a Run stream.
 type RunResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -652,6 +734,7 @@ type RunResponse struct {
 	//	*RunResponse_ShardSealed
 	//	*RunResponse_Context
 	//	*RunResponse_Output
+	//	*RunResponse_Gradient
 	Response      isRunResponse_Response `protobuf_oneof:"response"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -730,6 +813,15 @@ func (x *RunResponse) GetOutput() *Output {
 	return nil
 }
 
+func (x *RunResponse) GetGradient() *Gradient {
+	if x != nil {
+		if x, ok := x.Response.(*RunResponse_Gradient); ok {
+			return x.Gradient
+		}
+	}
+	return nil
+}
+
 type isRunResponse_Response interface {
 	isRunResponse_Response()
 }
@@ -754,6 +846,11 @@ type RunResponse_Output struct {
 	Output *Output `protobuf:"bytes,4,opt,name=output,proto3,oneof"`
 }
 
+type RunResponse_Gradient struct {
+	// A piece of one group's gradients.
+	Gradient *Gradient `protobuf:"bytes,5,opt,name=gradient,proto3,oneof"`
+}
+
 func (*RunResponse_ShardOpened) isRunResponse_Response() {}
 
 func (*RunResponse_ShardSealed) isRunResponse_Response() {}
@@ -761,6 +858,8 @@ func (*RunResponse_ShardSealed) isRunResponse_Response() {}
 func (*RunResponse_Context) isRunResponse_Response() {}
 
 func (*RunResponse_Output) isRunResponse_Response() {}
+
+func (*RunResponse_Gradient) isRunResponse_Response() {}
 
 // Open starts a job's share on one worker.
 type Open struct {
@@ -860,7 +959,9 @@ type Problem struct {
 	// Empty, or one logit for each query head of the layer.
 	Sinks []float32 `protobuf:"fixed32,15,rep,packed,name=sinks,proto3" json:"sinks,omitempty"`
 	// Set when the worker projects queries, keys and values itself.
-	Projection    *Projection `protobuf:"bytes,16,opt,name=projection,proto3" json:"projection,omitempty"`
+	Projection *Projection `protobuf:"bytes,16,opt,name=projection,proto3" json:"projection,omitempty"`
+	// Set when gradients are asked for, and not contexts.
+	Gradients     *Gradients `protobuf:"bytes,17,opt,name=gradients,proto3" json:"gradients,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1007,6 +1108,77 @@ func (x *Problem) GetProjection() *Projection {
 	return nil
 }
 
+func (x *Problem) GetGradients() *Gradients {
+	if x != nil {
+		return x.Gradients
+	}
+	return nil
+}
+
+// Gradients says what comes with the tokens of a group, and so which gradients come back.
+type Gradients struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Whether contexts and LSEs come with the queries; else the worker attends first.
+	Given bool `protobuf:"varint,1,opt,name=given,proto3" json:"given,omitempty"`
+	// Heads of a mask for each group: 0 without a mask, 1 or the group's size.
+	MaskHeads uint32 `protobuf:"varint,2,opt,name=mask_heads,json=maskHeads,proto3" json:"mask_heads,omitempty"`
+	// Heads of a bias for each group, alike.
+	BiasHeads     uint32 `protobuf:"varint,3,opt,name=bias_heads,json=biasHeads,proto3" json:"bias_heads,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Gradients) Reset() {
+	*x = Gradients{}
+	mi := &file_headwater_v1_worker_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Gradients) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Gradients) ProtoMessage() {}
+
+func (x *Gradients) ProtoReflect() protoreflect.Message {
+	mi := &file_headwater_v1_worker_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Gradients.ProtoReflect.Descriptor instead.
+func (*Gradients) Descriptor() ([]byte, []int) {
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *Gradients) GetGiven() bool {
+	if x != nil {
+		return x.Given
+	}
+	return false
+}
+
+func (x *Gradients) GetMaskHeads() uint32 {
+	if x != nil {
+		return x.MaskHeads
+	}
+	return 0
+}
+
+func (x *Gradients) GetBiasHeads() uint32 {
+	if x != nil {
+		return x.BiasHeads
+	}
+	return 0
+}
+
 // Projection says how hidden states become queries, keys and values.
 type Projection struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1028,7 +1200,7 @@ type Projection struct {
 
 func (x *Projection) Reset() {
 	*x = Projection{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[6]
+	mi := &file_headwater_v1_worker_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1040,7 +1212,7 @@ func (x *Projection) String() string {
 func (*Projection) ProtoMessage() {}
 
 func (x *Projection) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[6]
+	mi := &file_headwater_v1_worker_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1053,7 +1225,7 @@ func (x *Projection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Projection.ProtoReflect.Descriptor instead.
 func (*Projection) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{6}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Projection) GetDModel() uint32 {
@@ -1113,7 +1285,7 @@ type ShardOpen struct {
 
 func (x *ShardOpen) Reset() {
 	*x = ShardOpen{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[7]
+	mi := &file_headwater_v1_worker_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1125,7 +1297,7 @@ func (x *ShardOpen) String() string {
 func (*ShardOpen) ProtoMessage() {}
 
 func (x *ShardOpen) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[7]
+	mi := &file_headwater_v1_worker_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1138,7 +1310,7 @@ func (x *ShardOpen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShardOpen.ProtoReflect.Descriptor instead.
 func (*ShardOpen) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{7}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ShardOpen) GetProblem() uint32 {
@@ -1177,7 +1349,7 @@ type ShardOpened struct {
 
 func (x *ShardOpened) Reset() {
 	*x = ShardOpened{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[8]
+	mi := &file_headwater_v1_worker_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1189,7 +1361,7 @@ func (x *ShardOpened) String() string {
 func (*ShardOpened) ProtoMessage() {}
 
 func (x *ShardOpened) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[8]
+	mi := &file_headwater_v1_worker_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1202,7 +1374,7 @@ func (x *ShardOpened) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShardOpened.ProtoReflect.Descriptor instead.
 func (*ShardOpened) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{8}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ShardOpened) GetProblem() uint32 {
@@ -1251,7 +1423,7 @@ type KeyValueBlock struct {
 
 func (x *KeyValueBlock) Reset() {
 	*x = KeyValueBlock{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[9]
+	mi := &file_headwater_v1_worker_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1263,7 +1435,7 @@ func (x *KeyValueBlock) String() string {
 func (*KeyValueBlock) ProtoMessage() {}
 
 func (x *KeyValueBlock) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[9]
+	mi := &file_headwater_v1_worker_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1276,7 +1448,7 @@ func (x *KeyValueBlock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyValueBlock.ProtoReflect.Descriptor instead.
 func (*KeyValueBlock) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{9}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *KeyValueBlock) GetProblem() uint32 {
@@ -1356,7 +1528,7 @@ type WeightBlock struct {
 
 func (x *WeightBlock) Reset() {
 	*x = WeightBlock{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[10]
+	mi := &file_headwater_v1_worker_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1368,7 +1540,7 @@ func (x *WeightBlock) String() string {
 func (*WeightBlock) ProtoMessage() {}
 
 func (x *WeightBlock) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[10]
+	mi := &file_headwater_v1_worker_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1381,7 +1553,7 @@ func (x *WeightBlock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WeightBlock.ProtoReflect.Descriptor instead.
 func (*WeightBlock) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{10}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *WeightBlock) GetProblem() uint32 {
@@ -1447,7 +1619,7 @@ type HiddenBlock struct {
 
 func (x *HiddenBlock) Reset() {
 	*x = HiddenBlock{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[11]
+	mi := &file_headwater_v1_worker_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1459,7 +1631,7 @@ func (x *HiddenBlock) String() string {
 func (*HiddenBlock) ProtoMessage() {}
 
 func (x *HiddenBlock) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[11]
+	mi := &file_headwater_v1_worker_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1472,7 +1644,7 @@ func (x *HiddenBlock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HiddenBlock.ProtoReflect.Descriptor instead.
 func (*HiddenBlock) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{11}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *HiddenBlock) GetProblem() uint32 {
@@ -1533,7 +1705,7 @@ type ShardSeal struct {
 
 func (x *ShardSeal) Reset() {
 	*x = ShardSeal{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[12]
+	mi := &file_headwater_v1_worker_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1545,7 +1717,7 @@ func (x *ShardSeal) String() string {
 func (*ShardSeal) ProtoMessage() {}
 
 func (x *ShardSeal) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[12]
+	mi := &file_headwater_v1_worker_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1558,7 +1730,7 @@ func (x *ShardSeal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShardSeal.ProtoReflect.Descriptor instead.
 func (*ShardSeal) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{12}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ShardSeal) GetProblem() uint32 {
@@ -1595,7 +1767,7 @@ type Receipt struct {
 
 func (x *Receipt) Reset() {
 	*x = Receipt{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[13]
+	mi := &file_headwater_v1_worker_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1607,7 +1779,7 @@ func (x *Receipt) String() string {
 func (*Receipt) ProtoMessage() {}
 
 func (x *Receipt) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[13]
+	mi := &file_headwater_v1_worker_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1620,7 +1792,7 @@ func (x *Receipt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Receipt.ProtoReflect.Descriptor instead.
 func (*Receipt) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{13}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Receipt) GetLength() uint64 {
@@ -1652,7 +1824,7 @@ type ShardSealed struct {
 
 func (x *ShardSealed) Reset() {
 	*x = ShardSealed{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[14]
+	mi := &file_headwater_v1_worker_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1664,7 +1836,7 @@ func (x *ShardSealed) String() string {
 func (*ShardSealed) ProtoMessage() {}
 
 func (x *ShardSealed) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[14]
+	mi := &file_headwater_v1_worker_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1677,7 +1849,7 @@ func (x *ShardSealed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShardSealed.ProtoReflect.Descriptor instead.
 func (*ShardSealed) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{14}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ShardSealed) GetProblem() uint32 {
@@ -1714,7 +1886,7 @@ type ShardClose struct {
 
 func (x *ShardClose) Reset() {
 	*x = ShardClose{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[15]
+	mi := &file_headwater_v1_worker_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1726,7 +1898,7 @@ func (x *ShardClose) String() string {
 func (*ShardClose) ProtoMessage() {}
 
 func (x *ShardClose) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[15]
+	mi := &file_headwater_v1_worker_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1739,7 +1911,7 @@ func (x *ShardClose) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShardClose.ProtoReflect.Descriptor instead.
 func (*ShardClose) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{15}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ShardClose) GetProblem() uint32 {
@@ -1790,7 +1962,7 @@ type QueryBlock struct {
 
 func (x *QueryBlock) Reset() {
 	*x = QueryBlock{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[16]
+	mi := &file_headwater_v1_worker_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1802,7 +1974,7 @@ func (x *QueryBlock) String() string {
 func (*QueryBlock) ProtoMessage() {}
 
 func (x *QueryBlock) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[16]
+	mi := &file_headwater_v1_worker_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1815,7 +1987,7 @@ func (x *QueryBlock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueryBlock.ProtoReflect.Descriptor instead.
 func (*QueryBlock) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{16}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *QueryBlock) GetProblem() uint32 {
@@ -1902,7 +2074,117 @@ func (x *QueryBlock) GetBiasHeads() uint32 {
 	return 0
 }
 
-// OperandBlock is a piece of the mask or the bias of the query block before it.
+// GradientBlock is consecutive query tokens of one group. The gradients of keys and values are sums over all tokens in their
+// order, so all blocks of a group come one after the other, then the pieces of its mask and bias; then the worker answers.
+type GradientBlock struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Index of the problem in Open, one with gradients.
+	Problem uint32 `protobuf:"varint,1,opt,name=problem,proto3" json:"problem,omitempty"`
+	// KV group.
+	Group uint32 `protobuf:"varint,2,opt,name=group,proto3" json:"group,omitempty"`
+	// First query token; must be the number of those that have come.
+	Start uint64 `protobuf:"varint,3,opt,name=start,proto3" json:"start,omitempty"`
+	// Query tokens, at least 1.
+	Count uint32 `protobuf:"varint,4,opt,name=count,proto3" json:"count,omitempty"`
+	// Queries [count, group size, head_dim] in f32, little endian.
+	Q []byte `protobuf:"bytes,5,opt,name=q,proto3" json:"q,omitempty"`
+	// Derivatives of the loss by the context [count, group size, v_dim] in f32, little endian.
+	DContext []byte `protobuf:"bytes,6,opt,name=d_context,json=dContext,proto3" json:"d_context,omitempty"`
+	// Context [count, group size, v_dim] in f32, little endian, if it is given.
+	Context []byte `protobuf:"bytes,7,opt,name=context,proto3" json:"context,omitempty"`
+	// LSE [count, group size] in f32, little endian, if it is given.
+	Lse           []byte `protobuf:"bytes,8,opt,name=lse,proto3" json:"lse,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GradientBlock) Reset() {
+	*x = GradientBlock{}
+	mi := &file_headwater_v1_worker_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GradientBlock) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GradientBlock) ProtoMessage() {}
+
+func (x *GradientBlock) ProtoReflect() protoreflect.Message {
+	mi := &file_headwater_v1_worker_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GradientBlock.ProtoReflect.Descriptor instead.
+func (*GradientBlock) Descriptor() ([]byte, []int) {
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *GradientBlock) GetProblem() uint32 {
+	if x != nil {
+		return x.Problem
+	}
+	return 0
+}
+
+func (x *GradientBlock) GetGroup() uint32 {
+	if x != nil {
+		return x.Group
+	}
+	return 0
+}
+
+func (x *GradientBlock) GetStart() uint64 {
+	if x != nil {
+		return x.Start
+	}
+	return 0
+}
+
+func (x *GradientBlock) GetCount() uint32 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+func (x *GradientBlock) GetQ() []byte {
+	if x != nil {
+		return x.Q
+	}
+	return nil
+}
+
+func (x *GradientBlock) GetDContext() []byte {
+	if x != nil {
+		return x.DContext
+	}
+	return nil
+}
+
+func (x *GradientBlock) GetContext() []byte {
+	if x != nil {
+		return x.Context
+	}
+	return nil
+}
+
+func (x *GradientBlock) GetLse() []byte {
+	if x != nil {
+		return x.Lse
+	}
+	return nil
+}
+
+// OperandBlock is a piece of the mask or the bias of the query block, or of the group's gradient blocks, before it.
 type OperandBlock struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Which operand.
@@ -1917,7 +2199,7 @@ type OperandBlock struct {
 
 func (x *OperandBlock) Reset() {
 	*x = OperandBlock{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[17]
+	mi := &file_headwater_v1_worker_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1929,7 +2211,7 @@ func (x *OperandBlock) String() string {
 func (*OperandBlock) ProtoMessage() {}
 
 func (x *OperandBlock) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[17]
+	mi := &file_headwater_v1_worker_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1942,7 +2224,7 @@ func (x *OperandBlock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperandBlock.ProtoReflect.Descriptor instead.
 func (*OperandBlock) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{17}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *OperandBlock) GetOperand() Operand {
@@ -1991,7 +2273,7 @@ type Context struct {
 
 func (x *Context) Reset() {
 	*x = Context{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[18]
+	mi := &file_headwater_v1_worker_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2003,7 +2285,7 @@ func (x *Context) String() string {
 func (*Context) ProtoMessage() {}
 
 func (x *Context) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[18]
+	mi := &file_headwater_v1_worker_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2016,7 +2298,7 @@ func (x *Context) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Context.ProtoReflect.Descriptor instead.
 func (*Context) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{18}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Context) GetProblem() uint32 {
@@ -2075,6 +2357,125 @@ func (x *Context) GetEncodeNanos() uint64 {
 	return 0
 }
 
+// Gradient is a piece of one group's gradients. They come in the order of GradientTensor, each from its first element to its
+// last without gaps.
+type Gradient struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Index of the problem in Open.
+	Problem uint32 `protobuf:"varint,1,opt,name=problem,proto3" json:"problem,omitempty"`
+	// KV group.
+	Group uint32 `protobuf:"varint,2,opt,name=group,proto3" json:"group,omitempty"`
+	// Epoch of the shard.
+	Epoch uint64 `protobuf:"varint,3,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	// Which gradient.
+	Tensor GradientTensor `protobuf:"varint,4,opt,name=tensor,proto3,enum=headwater.v1.GradientTensor" json:"tensor,omitempty"`
+	// First of these elements.
+	First uint64 `protobuf:"varint,5,opt,name=first,proto3" json:"first,omitempty"`
+	// Elements in f32, little endian.
+	Data []byte `protobuf:"bytes,6,opt,name=data,proto3" json:"data,omitempty"`
+	// Whether this is the group's last piece.
+	Last bool `protobuf:"varint,7,opt,name=last,proto3" json:"last,omitempty"`
+	// Time that the kernel took, in nanoseconds; in the last piece.
+	ComputeNanos uint64 `protobuf:"varint,8,opt,name=compute_nanos,json=computeNanos,proto3" json:"compute_nanos,omitempty"`
+	// Time between the arrival of the first block and the start of the kernel, in nanoseconds; in the last piece.
+	QueueNanos    uint64 `protobuf:"varint,9,opt,name=queue_nanos,json=queueNanos,proto3" json:"queue_nanos,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Gradient) Reset() {
+	*x = Gradient{}
+	mi := &file_headwater_v1_worker_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Gradient) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Gradient) ProtoMessage() {}
+
+func (x *Gradient) ProtoReflect() protoreflect.Message {
+	mi := &file_headwater_v1_worker_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Gradient.ProtoReflect.Descriptor instead.
+func (*Gradient) Descriptor() ([]byte, []int) {
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *Gradient) GetProblem() uint32 {
+	if x != nil {
+		return x.Problem
+	}
+	return 0
+}
+
+func (x *Gradient) GetGroup() uint32 {
+	if x != nil {
+		return x.Group
+	}
+	return 0
+}
+
+func (x *Gradient) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *Gradient) GetTensor() GradientTensor {
+	if x != nil {
+		return x.Tensor
+	}
+	return GradientTensor_GRADIENT_TENSOR_UNSPECIFIED
+}
+
+func (x *Gradient) GetFirst() uint64 {
+	if x != nil {
+		return x.First
+	}
+	return 0
+}
+
+func (x *Gradient) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+func (x *Gradient) GetLast() bool {
+	if x != nil {
+		return x.Last
+	}
+	return false
+}
+
+func (x *Gradient) GetComputeNanos() uint64 {
+	if x != nil {
+		return x.ComputeNanos
+	}
+	return 0
+}
+
+func (x *Gradient) GetQueueNanos() uint64 {
+	if x != nil {
+		return x.QueueNanos
+	}
+	return 0
+}
+
 // OutputBlock asks for the output projection of consecutive tokens by the output rows that the worker was given.
 type OutputBlock struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2096,7 +2497,7 @@ type OutputBlock struct {
 
 func (x *OutputBlock) Reset() {
 	*x = OutputBlock{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[19]
+	mi := &file_headwater_v1_worker_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2108,7 +2509,7 @@ func (x *OutputBlock) String() string {
 func (*OutputBlock) ProtoMessage() {}
 
 func (x *OutputBlock) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[19]
+	mi := &file_headwater_v1_worker_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2121,7 +2522,7 @@ func (x *OutputBlock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OutputBlock.ProtoReflect.Descriptor instead.
 func (*OutputBlock) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{19}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *OutputBlock) GetProblem() uint32 {
@@ -2185,7 +2586,7 @@ type Output struct {
 
 func (x *Output) Reset() {
 	*x = Output{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[20]
+	mi := &file_headwater_v1_worker_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2197,7 +2598,7 @@ func (x *Output) String() string {
 func (*Output) ProtoMessage() {}
 
 func (x *Output) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[20]
+	mi := &file_headwater_v1_worker_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2210,7 +2611,7 @@ func (x *Output) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Output.ProtoReflect.Descriptor instead.
 func (*Output) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{20}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Output) GetProblem() uint32 {
@@ -2265,7 +2666,7 @@ const file_headwater_v1_worker_proto_rawDesc = "" +
 	"\athreads\x18\a \x01(\rR\athreads\x12\x16\n" +
 	"\x06kernel\x18\b \x01(\tR\x06kernel\x12\x1f\n" +
 	"\vspare_bytes\x18\t \x01(\x04R\n" +
-	"spareBytes\"\xbb\x04\n" +
+	"spareBytes\"\xf6\x04\n" +
 	"\n" +
 	"RunRequest\x12(\n" +
 	"\x04open\x18\x01 \x01(\v2\x12.headwater.v1.OpenH\x00R\x04open\x128\n" +
@@ -2282,19 +2683,21 @@ const file_headwater_v1_worker_proto_rawDesc = "" +
 	"\vshard_close\x18\t \x01(\v2\x18.headwater.v1.ShardCloseH\x00R\n" +
 	"shardClose\x123\n" +
 	"\x06output\x18\n" +
-	" \x01(\v2\x19.headwater.v1.OutputBlockH\x00R\x06outputB\t\n" +
-	"\arequest\"\xfc\x01\n" +
+	" \x01(\v2\x19.headwater.v1.OutputBlockH\x00R\x06output\x129\n" +
+	"\bgradient\x18\v \x01(\v2\x1b.headwater.v1.GradientBlockH\x00R\bgradientB\t\n" +
+	"\arequest\"\xb2\x02\n" +
 	"\vRunResponse\x12>\n" +
 	"\fshard_opened\x18\x01 \x01(\v2\x19.headwater.v1.ShardOpenedH\x00R\vshardOpened\x12>\n" +
 	"\fshard_sealed\x18\x02 \x01(\v2\x19.headwater.v1.ShardSealedH\x00R\vshardSealed\x121\n" +
 	"\acontext\x18\x03 \x01(\v2\x15.headwater.v1.ContextH\x00R\acontext\x12.\n" +
-	"\x06output\x18\x04 \x01(\v2\x14.headwater.v1.OutputH\x00R\x06outputB\n" +
+	"\x06output\x18\x04 \x01(\v2\x14.headwater.v1.OutputH\x00R\x06output\x124\n" +
+	"\bgradient\x18\x05 \x01(\v2\x16.headwater.v1.GradientH\x00R\bgradientB\n" +
 	"\n" +
 	"\bresponse\"\x82\x01\n" +
 	"\x04Open\x12\x15\n" +
 	"\x06job_id\x18\x01 \x01(\tR\x05jobId\x121\n" +
 	"\bproblems\x18\x02 \x03(\v2\x15.headwater.v1.ProblemR\bproblems\x120\n" +
-	"\x05codec\x18\x03 \x01(\x0e2\x1a.headwater.v1.ContextCodecR\x05codec\"\xeb\x03\n" +
+	"\x05codec\x18\x03 \x01(\x0e2\x1a.headwater.v1.ContextCodecR\x05codec\"\xa2\x04\n" +
 	"\aProblem\x12\x17\n" +
 	"\an_heads\x18\x01 \x01(\rR\x06nHeads\x12\x1c\n" +
 	"\n" +
@@ -2316,7 +2719,14 @@ const file_headwater_v1_worker_proto_rawDesc = "" +
 	"\x05sinks\x18\x0f \x03(\x02R\x05sinks\x128\n" +
 	"\n" +
 	"projection\x18\x10 \x01(\v2\x18.headwater.v1.ProjectionR\n" +
-	"projection\"\xc6\x01\n" +
+	"projection\x125\n" +
+	"\tgradients\x18\x11 \x01(\v2\x17.headwater.v1.GradientsR\tgradients\"_\n" +
+	"\tGradients\x12\x14\n" +
+	"\x05given\x18\x01 \x01(\bR\x05given\x12\x1d\n" +
+	"\n" +
+	"mask_heads\x18\x02 \x01(\rR\tmaskHeads\x12\x1d\n" +
+	"\n" +
+	"bias_heads\x18\x03 \x01(\rR\tbiasHeads\"\xc6\x01\n" +
 	"\n" +
 	"Projection\x12\x17\n" +
 	"\ad_model\x18\x01 \x01(\rR\x06dModel\x12\x1b\n" +
@@ -2391,7 +2801,16 @@ const file_headwater_v1_worker_proto_rawDesc = "" +
 	"\n" +
 	"bias_bytes\x18\v \x01(\x04R\tbiasBytes\x12\x1d\n" +
 	"\n" +
-	"bias_heads\x18\f \x01(\rR\tbiasHeads\"k\n" +
+	"bias_heads\x18\f \x01(\rR\tbiasHeads\"\xc2\x01\n" +
+	"\rGradientBlock\x12\x18\n" +
+	"\aproblem\x18\x01 \x01(\rR\aproblem\x12\x14\n" +
+	"\x05group\x18\x02 \x01(\rR\x05group\x12\x14\n" +
+	"\x05start\x18\x03 \x01(\x04R\x05start\x12\x14\n" +
+	"\x05count\x18\x04 \x01(\rR\x05count\x12\f\n" +
+	"\x01q\x18\x05 \x01(\fR\x01q\x12\x1b\n" +
+	"\td_context\x18\x06 \x01(\fR\bdContext\x12\x18\n" +
+	"\acontext\x18\a \x01(\fR\acontext\x12\x10\n" +
+	"\x03lse\x18\b \x01(\fR\x03lse\"k\n" +
 	"\fOperandBlock\x12/\n" +
 	"\aoperand\x18\x01 \x01(\x0e2\x15.headwater.v1.OperandR\aoperand\x12\x16\n" +
 	"\x06offset\x18\x02 \x01(\x04R\x06offset\x12\x12\n" +
@@ -2405,7 +2824,18 @@ const file_headwater_v1_worker_proto_rawDesc = "" +
 	"\rcompute_nanos\x18\x06 \x01(\x04R\fcomputeNanos\x12\x1f\n" +
 	"\vqueue_nanos\x18\a \x01(\x04R\n" +
 	"queueNanos\x12!\n" +
-	"\fencode_nanos\x18\b \x01(\x04R\vencodeNanos\"\x93\x01\n" +
+	"\fencode_nanos\x18\b \x01(\x04R\vencodeNanos\"\x8a\x02\n" +
+	"\bGradient\x12\x18\n" +
+	"\aproblem\x18\x01 \x01(\rR\aproblem\x12\x14\n" +
+	"\x05group\x18\x02 \x01(\rR\x05group\x12\x14\n" +
+	"\x05epoch\x18\x03 \x01(\x04R\x05epoch\x124\n" +
+	"\x06tensor\x18\x04 \x01(\x0e2\x1c.headwater.v1.GradientTensorR\x06tensor\x12\x14\n" +
+	"\x05first\x18\x05 \x01(\x04R\x05first\x12\x12\n" +
+	"\x04data\x18\x06 \x01(\fR\x04data\x12\x12\n" +
+	"\x04last\x18\a \x01(\bR\x04last\x12#\n" +
+	"\rcompute_nanos\x18\b \x01(\x04R\fcomputeNanos\x12\x1f\n" +
+	"\vqueue_nanos\x18\t \x01(\x04R\n" +
+	"queueNanos\"\x93\x01\n" +
 	"\vOutputBlock\x12\x18\n" +
 	"\aproblem\x18\x01 \x01(\rR\aproblem\x12\x14\n" +
 	"\x05block\x18\x02 \x01(\rR\x05block\x12\x10\n" +
@@ -2441,7 +2871,14 @@ const file_headwater_v1_worker_proto_rawDesc = "" +
 	"\aOperand\x12\x17\n" +
 	"\x13OPERAND_UNSPECIFIED\x10\x00\x12\x10\n" +
 	"\fOPERAND_MASK\x10\x01\x12\x10\n" +
-	"\fOPERAND_BIAS\x10\x022\x9a\x01\n" +
+	"\fOPERAND_BIAS\x10\x02*\xab\x01\n" +
+	"\x0eGradientTensor\x12\x1f\n" +
+	"\x1bGRADIENT_TENSOR_UNSPECIFIED\x10\x00\x12\x15\n" +
+	"\x11GRADIENT_TENSOR_Q\x10\x01\x12\x15\n" +
+	"\x11GRADIENT_TENSOR_K\x10\x02\x12\x15\n" +
+	"\x11GRADIENT_TENSOR_V\x10\x03\x12\x18\n" +
+	"\x14GRADIENT_TENSOR_BIAS\x10\x04\x12\x19\n" +
+	"\x15GRADIENT_TENSOR_SINKS\x10\x052\x9a\x01\n" +
 	"\rWorkerService\x12I\n" +
 	"\bDescribe\x12\x1d.headwater.v1.DescribeRequest\x1a\x1e.headwater.v1.DescribeResponse\x12>\n" +
 	"\x03Run\x12\x18.headwater.v1.RunRequest\x1a\x19.headwater.v1.RunResponse(\x010\x01B2Z0headwater.example/proto/headwater/v1;headwaterv1b\x06proto3"
@@ -2458,67 +2895,75 @@ func file_headwater_v1_worker_proto_rawDescGZIP() []byte {
 	return file_headwater_v1_worker_proto_rawDescData
 }
 
-var file_headwater_v1_worker_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_headwater_v1_worker_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
+var file_headwater_v1_worker_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
+var file_headwater_v1_worker_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
 var file_headwater_v1_worker_proto_goTypes = []any{
 	(ContextCodec)(0),        // 0: headwater.v1.ContextCodec
 	(StorageType)(0),         // 1: headwater.v1.StorageType
 	(Weight)(0),              // 2: headwater.v1.Weight
 	(Operand)(0),             // 3: headwater.v1.Operand
-	(*DescribeRequest)(nil),  // 4: headwater.v1.DescribeRequest
-	(*DescribeResponse)(nil), // 5: headwater.v1.DescribeResponse
-	(*RunRequest)(nil),       // 6: headwater.v1.RunRequest
-	(*RunResponse)(nil),      // 7: headwater.v1.RunResponse
-	(*Open)(nil),             // 8: headwater.v1.Open
-	(*Problem)(nil),          // 9: headwater.v1.Problem
-	(*Projection)(nil),       // 10: headwater.v1.Projection
-	(*ShardOpen)(nil),        // 11: headwater.v1.ShardOpen
-	(*ShardOpened)(nil),      // 12: headwater.v1.ShardOpened
-	(*KeyValueBlock)(nil),    // 13: headwater.v1.KeyValueBlock
-	(*WeightBlock)(nil),      // 14: headwater.v1.WeightBlock
-	(*HiddenBlock)(nil),      // 15: headwater.v1.HiddenBlock
-	(*ShardSeal)(nil),        // 16: headwater.v1.ShardSeal
-	(*Receipt)(nil),          // 17: headwater.v1.Receipt
-	(*ShardSealed)(nil),      // 18: headwater.v1.ShardSealed
-	(*ShardClose)(nil),       // 19: headwater.v1.ShardClose
-	(*QueryBlock)(nil),       // 20: headwater.v1.QueryBlock
-	(*OperandBlock)(nil),     // 21: headwater.v1.OperandBlock
-	(*Context)(nil),          // 22: headwater.v1.Context
-	(*OutputBlock)(nil),      // 23: headwater.v1.OutputBlock
-	(*Output)(nil),           // 24: headwater.v1.Output
+	(GradientTensor)(0),      // 4: headwater.v1.GradientTensor
+	(*DescribeRequest)(nil),  // 5: headwater.v1.DescribeRequest
+	(*DescribeResponse)(nil), // 6: headwater.v1.DescribeResponse
+	(*RunRequest)(nil),       // 7: headwater.v1.RunRequest
+	(*RunResponse)(nil),      // 8: headwater.v1.RunResponse
+	(*Open)(nil),             // 9: headwater.v1.Open
+	(*Problem)(nil),          // 10: headwater.v1.Problem
+	(*Gradients)(nil),        // 11: headwater.v1.Gradients
+	(*Projection)(nil),       // 12: headwater.v1.Projection
+	(*ShardOpen)(nil),        // 13: headwater.v1.ShardOpen
+	(*ShardOpened)(nil),      // 14: headwater.v1.ShardOpened
+	(*KeyValueBlock)(nil),    // 15: headwater.v1.KeyValueBlock
+	(*WeightBlock)(nil),      // 16: headwater.v1.WeightBlock
+	(*HiddenBlock)(nil),      // 17: headwater.v1.HiddenBlock
+	(*ShardSeal)(nil),        // 18: headwater.v1.ShardSeal
+	(*Receipt)(nil),          // 19: headwater.v1.Receipt
+	(*ShardSealed)(nil),      // 20: headwater.v1.ShardSealed
+	(*ShardClose)(nil),       // 21: headwater.v1.ShardClose
+	(*QueryBlock)(nil),       // 22: headwater.v1.QueryBlock
+	(*GradientBlock)(nil),    // 23: headwater.v1.GradientBlock
+	(*OperandBlock)(nil),     // 24: headwater.v1.OperandBlock
+	(*Context)(nil),          // 25: headwater.v1.Context
+	(*Gradient)(nil),         // 26: headwater.v1.Gradient
+	(*OutputBlock)(nil),      // 27: headwater.v1.OutputBlock
+	(*Output)(nil),           // 28: headwater.v1.Output
 }
 var file_headwater_v1_worker_proto_depIdxs = []int32{
-	8,  // 0: headwater.v1.RunRequest.open:type_name -> headwater.v1.Open
-	11, // 1: headwater.v1.RunRequest.shard_open:type_name -> headwater.v1.ShardOpen
-	13, // 2: headwater.v1.RunRequest.key_values:type_name -> headwater.v1.KeyValueBlock
-	14, // 3: headwater.v1.RunRequest.weights:type_name -> headwater.v1.WeightBlock
-	15, // 4: headwater.v1.RunRequest.hidden:type_name -> headwater.v1.HiddenBlock
-	16, // 5: headwater.v1.RunRequest.shard_seal:type_name -> headwater.v1.ShardSeal
-	20, // 6: headwater.v1.RunRequest.query:type_name -> headwater.v1.QueryBlock
-	21, // 7: headwater.v1.RunRequest.operand:type_name -> headwater.v1.OperandBlock
-	19, // 8: headwater.v1.RunRequest.shard_close:type_name -> headwater.v1.ShardClose
-	23, // 9: headwater.v1.RunRequest.output:type_name -> headwater.v1.OutputBlock
-	12, // 10: headwater.v1.RunResponse.shard_opened:type_name -> headwater.v1.ShardOpened
-	18, // 11: headwater.v1.RunResponse.shard_sealed:type_name -> headwater.v1.ShardSealed
-	22, // 12: headwater.v1.RunResponse.context:type_name -> headwater.v1.Context
-	24, // 13: headwater.v1.RunResponse.output:type_name -> headwater.v1.Output
-	9,  // 14: headwater.v1.Open.problems:type_name -> headwater.v1.Problem
-	0,  // 15: headwater.v1.Open.codec:type_name -> headwater.v1.ContextCodec
-	1,  // 16: headwater.v1.Problem.storage:type_name -> headwater.v1.StorageType
-	10, // 17: headwater.v1.Problem.projection:type_name -> headwater.v1.Projection
-	2,  // 18: headwater.v1.WeightBlock.weight:type_name -> headwater.v1.Weight
-	17, // 19: headwater.v1.ShardSeal.receipt:type_name -> headwater.v1.Receipt
-	17, // 20: headwater.v1.ShardSealed.receipt:type_name -> headwater.v1.Receipt
-	3,  // 21: headwater.v1.OperandBlock.operand:type_name -> headwater.v1.Operand
-	4,  // 22: headwater.v1.WorkerService.Describe:input_type -> headwater.v1.DescribeRequest
-	6,  // 23: headwater.v1.WorkerService.Run:input_type -> headwater.v1.RunRequest
-	5,  // 24: headwater.v1.WorkerService.Describe:output_type -> headwater.v1.DescribeResponse
-	7,  // 25: headwater.v1.WorkerService.Run:output_type -> headwater.v1.RunResponse
-	24, // [24:26] is the sub-list for method output_type
-	22, // [22:24] is the sub-list for method input_type
-	22, // [22:22] is the sub-list for extension type_name
-	22, // [22:22] is the sub-list for extension extendee
-	0,  // [0:22] is the sub-list for field type_name
+	9,  // 0: headwater.v1.RunRequest.open:type_name -> headwater.v1.Open
+	13, // 1: headwater.v1.RunRequest.shard_open:type_name -> headwater.v1.ShardOpen
+	15, // 2: headwater.v1.RunRequest.key_values:type_name -> headwater.v1.KeyValueBlock
+	16, // 3: headwater.v1.RunRequest.weights:type_name -> headwater.v1.WeightBlock
+	17, // 4: headwater.v1.RunRequest.hidden:type_name -> headwater.v1.HiddenBlock
+	18, // 5: headwater.v1.RunRequest.shard_seal:type_name -> headwater.v1.ShardSeal
+	22, // 6: headwater.v1.RunRequest.query:type_name -> headwater.v1.QueryBlock
+	24, // 7: headwater.v1.RunRequest.operand:type_name -> headwater.v1.OperandBlock
+	21, // 8: headwater.v1.RunRequest.shard_close:type_name -> headwater.v1.ShardClose
+	27, // 9: headwater.v1.RunRequest.output:type_name -> headwater.v1.OutputBlock
+	23, // 10: headwater.v1.RunRequest.gradient:type_name -> headwater.v1.GradientBlock
+	14, // 11: headwater.v1.RunResponse.shard_opened:type_name -> headwater.v1.ShardOpened
+	20, // 12: headwater.v1.RunResponse.shard_sealed:type_name -> headwater.v1.ShardSealed
+	25, // 13: headwater.v1.RunResponse.context:type_name -> headwater.v1.Context
+	28, // 14: headwater.v1.RunResponse.output:type_name -> headwater.v1.Output
+	26, // 15: headwater.v1.RunResponse.gradient:type_name -> headwater.v1.Gradient
+	10, // 16: headwater.v1.Open.problems:type_name -> headwater.v1.Problem
+	0,  // 17: headwater.v1.Open.codec:type_name -> headwater.v1.ContextCodec
+	1,  // 18: headwater.v1.Problem.storage:type_name -> headwater.v1.StorageType
+	12, // 19: headwater.v1.Problem.projection:type_name -> headwater.v1.Projection
+	11, // 20: headwater.v1.Problem.gradients:type_name -> headwater.v1.Gradients
+	2,  // 21: headwater.v1.WeightBlock.weight:type_name -> headwater.v1.Weight
+	19, // 22: headwater.v1.ShardSeal.receipt:type_name -> headwater.v1.Receipt
+	19, // 23: headwater.v1.ShardSealed.receipt:type_name -> headwater.v1.Receipt
+	3,  // 24: headwater.v1.OperandBlock.operand:type_name -> headwater.v1.Operand
+	4,  // 25: headwater.v1.Gradient.tensor:type_name -> headwater.v1.GradientTensor
+	5,  // 26: headwater.v1.WorkerService.Describe:input_type -> headwater.v1.DescribeRequest
+	7,  // 27: headwater.v1.WorkerService.Run:input_type -> headwater.v1.RunRequest
+	6,  // 28: headwater.v1.WorkerService.Describe:output_type -> headwater.v1.DescribeResponse
+	8,  // 29: headwater.v1.WorkerService.Run:output_type -> headwater.v1.RunResponse
+	28, // [28:30] is the sub-list for method output_type
+	26, // [26:28] is the sub-list for method input_type
+	26, // [26:26] is the sub-list for extension type_name
+	26, // [26:26] is the sub-list for extension extendee
+	0,  // [0:26] is the sub-list for field type_name
 }
 
 func init() { file_headwater_v1_worker_proto_init() }
@@ -2537,20 +2982,22 @@ func file_headwater_v1_worker_proto_init() {
 		(*RunRequest_Operand)(nil),
 		(*RunRequest_ShardClose)(nil),
 		(*RunRequest_Output)(nil),
+		(*RunRequest_Gradient)(nil),
 	}
 	file_headwater_v1_worker_proto_msgTypes[3].OneofWrappers = []any{
 		(*RunResponse_ShardOpened)(nil),
 		(*RunResponse_ShardSealed)(nil),
 		(*RunResponse_Context)(nil),
 		(*RunResponse_Output)(nil),
+		(*RunResponse_Gradient)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_headwater_v1_worker_proto_rawDesc), len(file_headwater_v1_worker_proto_rawDesc)),
-			NumEnums:      4,
-			NumMessages:   21,
+			NumEnums:      5,
+			NumMessages:   24,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

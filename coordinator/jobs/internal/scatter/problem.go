@@ -24,13 +24,17 @@ type problem struct {
 	blockTokens int // query tokens of a block
 	blocks      int
 	layout      attention.Layout
+	scratchAt   int64 // where the groups' shares of a bias's gradient lie in the scratch file, if they have one in common
 }
 
 func newProblem(index int, p *jobfile.Problem) (*problem, error) {
-	storage := p.Storage
-	layout, err := attention.NewLayout(storage, p.Shape.HeadDim, p.Shape.VDim)
+	layout, err := attention.NewLayout(p.Storage, p.Shape.HeadDim, p.Shape.VDim)
 	if err != nil {
 		return nil, fmt.Errorf("problem %q: %w", p.Prefix, err)
+	}
+	if p.DContext != "" {
+		// Gradients of keys and values are sums over all tokens: a group is one block.
+		return &problem{Problem: p, index: index, blockTokens: p.Tokens, blocks: 1, layout: layout}, nil
 	}
 	row := max(p.Shape.Heads*max(p.Shape.HeadDim, p.Shape.VDim), p.DModel) * 4
 	tokens := min(rpc.BlockBytes/row, blockTokens)
@@ -73,6 +77,9 @@ func (p *problem) message() *headwaterv1.Problem {
 			DModel: uint32(p.DModel), RopeDims: uint32(p.ropeDims()), RopeInterleaved: p.Rope != nil && p.Rope.Interleaved,
 			QueryBias: p.BQ != "", KeyBias: p.BK != "", ValueBias: p.BV != "",
 		}
+	}
+	if p.differentiates() {
+		m.Gradients = p.gradientMessage()
 	}
 	return m
 }

@@ -7,10 +7,10 @@ import (
 	"headwater.example/shard"
 )
 
-// cutAsks cuts asks to one group each where the mask or the bias differs from head to head, so that one ask's operands stay
-// small.
+// cutAsks cuts asks to one group each for gradients, and where the mask or the bias differs from head to head, so that one
+// ask's operands stay small.
 func (p *problem) cutAsks(asks []ask) []ask {
-	if p.MaskHeads <= 1 && p.BiasHeads <= 1 {
+	if p.MaskHeads <= 1 && p.BiasHeads <= 1 && !p.differentiates() {
 		return asks
 	}
 	var cut []ask
@@ -26,6 +26,9 @@ func (p *problem) cutAsks(asks []ask) []ask {
 func (r *run) sendAsk(a ask, put func(*headwaterv1.RunRequest) error) error {
 	if a.strip != nil {
 		return r.sendOutput(a, put)
+	}
+	if a.problem.differentiates() {
+		return r.sendGradient(a, put)
 	}
 	p := a.problem
 	start, count := p.block(a.block)

@@ -14,6 +14,7 @@ import (
 	"io"
 	"log/slog"
 	"maps"
+	"os"
 	"slices"
 	"sync"
 	"time"
@@ -58,6 +59,7 @@ type Config struct {
 	Codec      contextframe.Codec
 	Result     file
 	Layout     *tensor.Layout // of Result, with the tensors that the job's ResultInfos name
+	Scratch    string         // folder for a file of its own, of the size of a bias for each group; "" is the system's
 	Workers    *workers.Workers
 	WorkerWait time.Duration // how long no worker may answer before the job fails
 	BlockBytes int           // size to which keys, values and hidden states are cut; 0 is rpc.BlockBytes
@@ -79,6 +81,7 @@ type run struct {
 
 	ledger   *ledger.Ledger
 	gather   *gatherer
+	scratch  *os.File // nil if nothing is kept in it
 	plan     *shard.Plan
 	streams  map[string]*stream
 	reports  []*headwaterv1.WorkerReport // of streams that ended
@@ -101,8 +104,14 @@ func Run(ctx context.Context, c Config) (*headwaterv1.Report, error) {
 	if err := r.prepare(); err != nil {
 		return nil, err
 	}
+	if err := r.openScratch(); err != nil {
+		return nil, errors.Join(err, r.closeScratch())
+	}
 	ctx, cancel := context.WithCancel(ctx)
 	err := r.attend(ctx)
+	if err == nil {
+		err = r.sumBiases()
+	}
 	if err == nil {
 		err = r.project(ctx)
 	}
@@ -121,6 +130,9 @@ func Run(ctx context.Context, c Config) (*headwaterv1.Report, error) {
 		r.keep(l, false)
 	}
 	r.loading.Wait()
+	if closed := r.closeScratch(); err == nil {
+		err = closed
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -141,6 +153,13 @@ func (r *run) prepare() error {
 		r.problems = append(r.problems, p)
 		r.open.Problems = append(r.open.Problems, p.message())
 		accounts[i] = ledger.Problem{Layer: p.Index, Groups: p.Shape.KVHeads, Blocks: p.blocks}
+		if p.differentiates() {
+			if err := r.checkGradients(p); err != nil {
+				return err
+			}
+			outputs = append(outputs, output{}, output{}, output{}) // nothing is gathered
+			continue
+		}
 		for _, o := range []struct {
 			name  string
 			width int
@@ -219,6 +238,10 @@ func (r *run) attend(ctx context.Context) error {
 			e.stream.opening--
 		case e.answer != nil:
 			if err := r.take(e.stream, e.answer); err != nil {
+				return err
+			}
+		case e.gradient != nil:
+			if err := r.takeGradient(e.stream, e.gradient, e.memory); err != nil {
 				return err
 			}
 		case e.ended != nil:

@@ -68,6 +68,10 @@ type event struct {
 	opened *headwaterv1.ShardOpened
 	answer *answer
 	output *headwaterv1.Output
+
+	gradient *headwaterv1.Gradient
+	memory   *rpc.Buffer // that its elements lie in
+
 	loaded int64 // bytes read
 	failed error // of the job: what was read or built is at fault
 	ended  error // of the stream: it ended
@@ -98,6 +102,8 @@ type stream struct {
 
 	opening int           // shards that it has not confirmed; the loop's
 	shards  []ledger.Load // that it was given; the loop's
+
+	arriving map[askKey]*arriving // gradients of which something has come; the loop's
 }
 
 // shardKey names one shard of one problem.
@@ -125,6 +131,7 @@ func (r *run) openStream(ctx context.Context, m membership.Member, conn *rpc.Con
 		conn: conn, call: call, cancel: cancel,
 		loads: make(chan load, loadsQueued), wake: make(chan struct{}, 1),
 		gone: make(chan struct{}), done: make(chan struct{}), sealed: map[shardKey]bool{}, sentAt: map[askKey]time.Time{},
+		arriving: map[askKey]*arriving{},
 	}
 	l.tasks.Go(func() { r.guard(ctx, "sending to a worker", func() { l.send(ctx, r) }) })
 	l.tasks.Go(func() { r.guard(ctx, "reading a worker's answers", func() { l.receive(ctx, r) }) })
@@ -206,6 +213,14 @@ func (l *stream) answered(k askKey) (time.Time, bool) {
 	return sent, ok
 }
 
+// awaits says whether an answer is owed.
+func (l *stream) awaits(k askKey) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	_, ok := l.sentAt[k]
+	return ok
+}
+
 // send sends asks as soon as there is room for them, and loads otherwise. What fails at the stream is seen by receive.
 func (l *stream) send(ctx context.Context, r *run) {
 	var sent int64
@@ -254,6 +269,8 @@ func payload(m *headwaterv1.RunRequest) int64 {
 		n = len(m.Hidden.GetX()) + len(m.Hidden.GetCos()) + len(m.Hidden.GetSin())
 	case *headwaterv1.RunRequest_Query:
 		n = len(m.Query.GetQ()) + len(m.Query.GetCos()) + len(m.Query.GetSin())
+	case *headwaterv1.RunRequest_Gradient:
+		n = len(m.Gradient.GetQ()) + len(m.Gradient.GetDContext()) + len(m.Gradient.GetContext()) + len(m.Gradient.GetLse())
 	case *headwaterv1.RunRequest_Operand:
 		n = len(m.Operand.GetData())
 	case *headwaterv1.RunRequest_Output:
@@ -296,6 +313,8 @@ func (l *stream) handle(ctx context.Context, r *run, m *headwaterv1.RunResponse,
 		r.emit(ctx, event{stream: l, answer: a})
 	case *headwaterv1.RunResponse_Output:
 		r.emit(ctx, event{stream: l, output: m.Output})
+	case *headwaterv1.RunResponse_Gradient:
+		r.emit(ctx, event{stream: l, gradient: m.Gradient, memory: memory})
 	default:
 		return errors.New("worker sent a message that this version does not know")
 	}

@@ -36,6 +36,15 @@ class Operand(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     OPERAND_UNSPECIFIED: _ClassVar[Operand]
     OPERAND_MASK: _ClassVar[Operand]
     OPERAND_BIAS: _ClassVar[Operand]
+
+class GradientTensor(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    GRADIENT_TENSOR_UNSPECIFIED: _ClassVar[GradientTensor]
+    GRADIENT_TENSOR_Q: _ClassVar[GradientTensor]
+    GRADIENT_TENSOR_K: _ClassVar[GradientTensor]
+    GRADIENT_TENSOR_V: _ClassVar[GradientTensor]
+    GRADIENT_TENSOR_BIAS: _ClassVar[GradientTensor]
+    GRADIENT_TENSOR_SINKS: _ClassVar[GradientTensor]
 CONTEXT_CODEC_UNSPECIFIED: ContextCodec
 CONTEXT_CODEC_EXACT: ContextCodec
 CONTEXT_CODEC_BF16: ContextCodec
@@ -54,6 +63,12 @@ WEIGHT_OUTPUT: Weight
 OPERAND_UNSPECIFIED: Operand
 OPERAND_MASK: Operand
 OPERAND_BIAS: Operand
+GRADIENT_TENSOR_UNSPECIFIED: GradientTensor
+GRADIENT_TENSOR_Q: GradientTensor
+GRADIENT_TENSOR_K: GradientTensor
+GRADIENT_TENSOR_V: GradientTensor
+GRADIENT_TENSOR_BIAS: GradientTensor
+GRADIENT_TENSOR_SINKS: GradientTensor
 
 class DescribeRequest(_message.Message):
     __slots__ = ()
@@ -82,7 +97,7 @@ class DescribeResponse(_message.Message):
     def __init__(self, name: _Optional[str] = ..., boot: _Optional[bytes] = ..., version: _Optional[str] = ..., weight: _Optional[int] = ..., budget_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ..., threads: _Optional[int] = ..., kernel: _Optional[str] = ..., spare_bytes: _Optional[int] = ...) -> None: ...
 
 class RunRequest(_message.Message):
-    __slots__ = ("open", "shard_open", "key_values", "weights", "hidden", "shard_seal", "query", "operand", "shard_close", "output")
+    __slots__ = ("open", "shard_open", "key_values", "weights", "hidden", "shard_seal", "query", "operand", "shard_close", "output", "gradient")
     OPEN_FIELD_NUMBER: _ClassVar[int]
     SHARD_OPEN_FIELD_NUMBER: _ClassVar[int]
     KEY_VALUES_FIELD_NUMBER: _ClassVar[int]
@@ -93,6 +108,7 @@ class RunRequest(_message.Message):
     OPERAND_FIELD_NUMBER: _ClassVar[int]
     SHARD_CLOSE_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_FIELD_NUMBER: _ClassVar[int]
+    GRADIENT_FIELD_NUMBER: _ClassVar[int]
     open: Open
     shard_open: ShardOpen
     key_values: KeyValueBlock
@@ -103,19 +119,22 @@ class RunRequest(_message.Message):
     operand: OperandBlock
     shard_close: ShardClose
     output: OutputBlock
-    def __init__(self, open: _Optional[_Union[Open, _Mapping]] = ..., shard_open: _Optional[_Union[ShardOpen, _Mapping]] = ..., key_values: _Optional[_Union[KeyValueBlock, _Mapping]] = ..., weights: _Optional[_Union[WeightBlock, _Mapping]] = ..., hidden: _Optional[_Union[HiddenBlock, _Mapping]] = ..., shard_seal: _Optional[_Union[ShardSeal, _Mapping]] = ..., query: _Optional[_Union[QueryBlock, _Mapping]] = ..., operand: _Optional[_Union[OperandBlock, _Mapping]] = ..., shard_close: _Optional[_Union[ShardClose, _Mapping]] = ..., output: _Optional[_Union[OutputBlock, _Mapping]] = ...) -> None: ...
+    gradient: GradientBlock
+    def __init__(self, open: _Optional[_Union[Open, _Mapping]] = ..., shard_open: _Optional[_Union[ShardOpen, _Mapping]] = ..., key_values: _Optional[_Union[KeyValueBlock, _Mapping]] = ..., weights: _Optional[_Union[WeightBlock, _Mapping]] = ..., hidden: _Optional[_Union[HiddenBlock, _Mapping]] = ..., shard_seal: _Optional[_Union[ShardSeal, _Mapping]] = ..., query: _Optional[_Union[QueryBlock, _Mapping]] = ..., operand: _Optional[_Union[OperandBlock, _Mapping]] = ..., shard_close: _Optional[_Union[ShardClose, _Mapping]] = ..., output: _Optional[_Union[OutputBlock, _Mapping]] = ..., gradient: _Optional[_Union[GradientBlock, _Mapping]] = ...) -> None: ...
 
 class RunResponse(_message.Message):
-    __slots__ = ("shard_opened", "shard_sealed", "context", "output")
+    __slots__ = ("shard_opened", "shard_sealed", "context", "output", "gradient")
     SHARD_OPENED_FIELD_NUMBER: _ClassVar[int]
     SHARD_SEALED_FIELD_NUMBER: _ClassVar[int]
     CONTEXT_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_FIELD_NUMBER: _ClassVar[int]
+    GRADIENT_FIELD_NUMBER: _ClassVar[int]
     shard_opened: ShardOpened
     shard_sealed: ShardSealed
     context: Context
     output: Output
-    def __init__(self, shard_opened: _Optional[_Union[ShardOpened, _Mapping]] = ..., shard_sealed: _Optional[_Union[ShardSealed, _Mapping]] = ..., context: _Optional[_Union[Context, _Mapping]] = ..., output: _Optional[_Union[Output, _Mapping]] = ...) -> None: ...
+    gradient: Gradient
+    def __init__(self, shard_opened: _Optional[_Union[ShardOpened, _Mapping]] = ..., shard_sealed: _Optional[_Union[ShardSealed, _Mapping]] = ..., context: _Optional[_Union[Context, _Mapping]] = ..., output: _Optional[_Union[Output, _Mapping]] = ..., gradient: _Optional[_Union[Gradient, _Mapping]] = ...) -> None: ...
 
 class Open(_message.Message):
     __slots__ = ("job_id", "problems", "codec")
@@ -128,7 +147,7 @@ class Open(_message.Message):
     def __init__(self, job_id: _Optional[str] = ..., problems: _Optional[_Iterable[_Union[Problem, _Mapping]]] = ..., codec: _Optional[_Union[ContextCodec, str]] = ...) -> None: ...
 
 class Problem(_message.Message):
-    __slots__ = ("n_heads", "n_kv_heads", "head_dim", "v_dim", "tokens", "kv_len", "offset", "storage", "causal", "window_left", "window_right", "scale", "softcap", "alibi_slopes", "sinks", "projection")
+    __slots__ = ("n_heads", "n_kv_heads", "head_dim", "v_dim", "tokens", "kv_len", "offset", "storage", "causal", "window_left", "window_right", "scale", "softcap", "alibi_slopes", "sinks", "projection", "gradients")
     N_HEADS_FIELD_NUMBER: _ClassVar[int]
     N_KV_HEADS_FIELD_NUMBER: _ClassVar[int]
     HEAD_DIM_FIELD_NUMBER: _ClassVar[int]
@@ -145,6 +164,7 @@ class Problem(_message.Message):
     ALIBI_SLOPES_FIELD_NUMBER: _ClassVar[int]
     SINKS_FIELD_NUMBER: _ClassVar[int]
     PROJECTION_FIELD_NUMBER: _ClassVar[int]
+    GRADIENTS_FIELD_NUMBER: _ClassVar[int]
     n_heads: int
     n_kv_heads: int
     head_dim: int
@@ -161,7 +181,18 @@ class Problem(_message.Message):
     alibi_slopes: _containers.RepeatedScalarFieldContainer[float]
     sinks: _containers.RepeatedScalarFieldContainer[float]
     projection: Projection
-    def __init__(self, n_heads: _Optional[int] = ..., n_kv_heads: _Optional[int] = ..., head_dim: _Optional[int] = ..., v_dim: _Optional[int] = ..., tokens: _Optional[int] = ..., kv_len: _Optional[int] = ..., offset: _Optional[int] = ..., storage: _Optional[_Union[StorageType, str]] = ..., causal: bool = ..., window_left: _Optional[int] = ..., window_right: _Optional[int] = ..., scale: _Optional[float] = ..., softcap: _Optional[float] = ..., alibi_slopes: _Optional[_Iterable[float]] = ..., sinks: _Optional[_Iterable[float]] = ..., projection: _Optional[_Union[Projection, _Mapping]] = ...) -> None: ...
+    gradients: Gradients
+    def __init__(self, n_heads: _Optional[int] = ..., n_kv_heads: _Optional[int] = ..., head_dim: _Optional[int] = ..., v_dim: _Optional[int] = ..., tokens: _Optional[int] = ..., kv_len: _Optional[int] = ..., offset: _Optional[int] = ..., storage: _Optional[_Union[StorageType, str]] = ..., causal: bool = ..., window_left: _Optional[int] = ..., window_right: _Optional[int] = ..., scale: _Optional[float] = ..., softcap: _Optional[float] = ..., alibi_slopes: _Optional[_Iterable[float]] = ..., sinks: _Optional[_Iterable[float]] = ..., projection: _Optional[_Union[Projection, _Mapping]] = ..., gradients: _Optional[_Union[Gradients, _Mapping]] = ...) -> None: ...
+
+class Gradients(_message.Message):
+    __slots__ = ("given", "mask_heads", "bias_heads")
+    GIVEN_FIELD_NUMBER: _ClassVar[int]
+    MASK_HEADS_FIELD_NUMBER: _ClassVar[int]
+    BIAS_HEADS_FIELD_NUMBER: _ClassVar[int]
+    given: bool
+    mask_heads: int
+    bias_heads: int
+    def __init__(self, given: bool = ..., mask_heads: _Optional[int] = ..., bias_heads: _Optional[int] = ...) -> None: ...
 
 class Projection(_message.Message):
     __slots__ = ("d_model", "rope_dims", "rope_interleaved", "query_bias", "key_bias", "value_bias")
@@ -315,6 +346,26 @@ class QueryBlock(_message.Message):
     bias_heads: int
     def __init__(self, problem: _Optional[int] = ..., block: _Optional[int] = ..., groups: _Optional[_Iterable[int]] = ..., start: _Optional[int] = ..., count: _Optional[int] = ..., q: _Optional[bytes] = ..., cos: _Optional[bytes] = ..., sin: _Optional[bytes] = ..., mask_bytes: _Optional[int] = ..., mask_heads: _Optional[int] = ..., bias_bytes: _Optional[int] = ..., bias_heads: _Optional[int] = ...) -> None: ...
 
+class GradientBlock(_message.Message):
+    __slots__ = ("problem", "group", "start", "count", "q", "d_context", "context", "lse")
+    PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    Q_FIELD_NUMBER: _ClassVar[int]
+    D_CONTEXT_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_FIELD_NUMBER: _ClassVar[int]
+    LSE_FIELD_NUMBER: _ClassVar[int]
+    problem: int
+    group: int
+    start: int
+    count: int
+    q: bytes
+    d_context: bytes
+    context: bytes
+    lse: bytes
+    def __init__(self, problem: _Optional[int] = ..., group: _Optional[int] = ..., start: _Optional[int] = ..., count: _Optional[int] = ..., q: _Optional[bytes] = ..., d_context: _Optional[bytes] = ..., context: _Optional[bytes] = ..., lse: _Optional[bytes] = ...) -> None: ...
+
 class OperandBlock(_message.Message):
     __slots__ = ("operand", "offset", "data")
     OPERAND_FIELD_NUMBER: _ClassVar[int]
@@ -344,6 +395,28 @@ class Context(_message.Message):
     queue_nanos: int
     encode_nanos: int
     def __init__(self, problem: _Optional[int] = ..., group: _Optional[int] = ..., block: _Optional[int] = ..., epoch: _Optional[int] = ..., frame: _Optional[bytes] = ..., compute_nanos: _Optional[int] = ..., queue_nanos: _Optional[int] = ..., encode_nanos: _Optional[int] = ...) -> None: ...
+
+class Gradient(_message.Message):
+    __slots__ = ("problem", "group", "epoch", "tensor", "first", "data", "last", "compute_nanos", "queue_nanos")
+    PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    TENSOR_FIELD_NUMBER: _ClassVar[int]
+    FIRST_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    LAST_FIELD_NUMBER: _ClassVar[int]
+    COMPUTE_NANOS_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_NANOS_FIELD_NUMBER: _ClassVar[int]
+    problem: int
+    group: int
+    epoch: int
+    tensor: GradientTensor
+    first: int
+    data: bytes
+    last: bool
+    compute_nanos: int
+    queue_nanos: int
+    def __init__(self, problem: _Optional[int] = ..., group: _Optional[int] = ..., epoch: _Optional[int] = ..., tensor: _Optional[_Union[GradientTensor, str]] = ..., first: _Optional[int] = ..., data: _Optional[bytes] = ..., last: bool = ..., compute_nanos: _Optional[int] = ..., queue_nanos: _Optional[int] = ...) -> None: ...
 
 class OutputBlock(_message.Message):
     __slots__ = ("problem", "block", "row", "rows", "count", "context")

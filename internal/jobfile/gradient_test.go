@@ -1,0 +1,75 @@
+package jobfile
+
+import (
+	"slices"
+	"testing"
+
+	"headwater.example/tensor"
+)
+
+const gradKind = `{"kind":"attention_grad"}`
+
+// lesson is qkv with what its contexts are to change to.
+func lesson() []tensor.Data { return append(qkv(), at("d_context", tensor.F32, 3, 6, 7)) }
+
+func TestGradientErrors(t *testing.T) {
+	context, lse := at("context", tensor.F32, 3, 6, 7), at("lse", tensor.F32, 3, 6)
+	for _, c := range []struct {
+		name    string
+		tensors []tensor.Data
+		meta    string
+		want    string
+	}{
+		{"no d_context", qkv(), gradKind, `tensor "d_context": is missing`},
+		{"no d_context of a sequence", under("seqs.3.", qkv()), gradKind, `tensor "seqs.3.d_context": is missing`},
+		{"shape of d_context", with(lesson(), at("d_context", tensor.F32, 3, 6, 4)), gradKind, `tensor "d_context": has shape [3, 6, 4], must be [tokens, n_heads, v_dim] = [3, 6, 7]`},
+		{"rank of d_context", with(lesson(), at("d_context", tensor.F32, 18, 7)), gradKind, `tensor "d_context": has shape [18, 7], must be [tokens, n_heads, v_dim]`},
+		{"dtype of d_context", with(lesson(), at("d_context", tensor.F64, 3, 6, 7)), gradKind, `tensor "d_context": has dtype F64, must be F32, F16, BF16`},
+		{"no lse", append(lesson(), context), gradKind, `tensor "lse": is missing: it goes with "context"`},
+		{"no context", append(lesson(), lse), gradKind, `tensor "context": is missing: it goes with "lse"`},
+		{"shape of context", append(lesson(), at("context", tensor.F32, 2, 6, 7), lse), gradKind, `tensor "context": has shape [2, 6, 7], must be [tokens, n_heads, v_dim] = [3, 6, 7]`},
+		{"shape of lse", append(lesson(), context, at("lse", tensor.F32, 3, 2)), gradKind, `tensor "lse": has shape [3, 2], must be [tokens, n_heads] = [3, 6]`},
+		{"dtype of context", append(lesson(), at("context", tensor.F16, 3, 6, 7), lse), gradKind, `tensor "context": has dtype F16, must be F32`},
+		{"int8", append(int8s(), at("d_context", tensor.F32, 3, 6, 7)), gradKind, `tensor "k_scale": is not a tensor of kind "attention_grad"`},
+		{"int8 without scales", append(without(int8s(), "k_scale", "v_scale"), at("d_context", tensor.F32, 3, 6, 7)), gradKind, `tensor "k": has dtype I8, must be F32, F16, BF16`},
+		{"d_context of another kind", lesson(), `{}`, `tensor "d_context": is not a tensor of kind "attention"`},
+		{"lse of another kind", append(qkv(), lse), `{}`, `tensor "lse": is not a tensor of kind "attention"`},
+		{"hidden states", append(lesson(), at("x", tensor.F32, 3, 8)), gradKind, `tensor "x": is not a tensor of kind "attention_grad"`},
+		{"weights", append(lesson(), weights()...), gradKind, `tensor "w_k": is not a tensor of kind "attention_grad"`},
+		{"misspelt", append(lesson(), at("d_contxt", tensor.F32, 1)), gradKind, `tensor "d_contxt": is unknown: kind "attention_grad" has q, k, v, d_context, context, lse, mask, bias, tokens`},
+		{"option of layers", lesson(), `{"kind":"attention_grad","head_dim":4}`, `option "head_dim" belongs to kind "layer"`},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			_, err := Parse(file(t, c.tensors, options(c.meta)), nil)
+			if want := "job.safetensors: " + c.want; err == nil || err.Error() != want {
+				t.Errorf("got  %v\nwant %s", err, want)
+			}
+		})
+	}
+}
+
+func TestGradientResults(t *testing.T) {
+	infos := func(list []tensor.Data, meta string) []tensor.Info {
+		j, err := Parse(file(t, list, options(meta)), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if again, err := Parse(file(t, list, nil), j.EffectiveJSON()); err != nil || again.Kind != KindAttentionGrad {
+			t.Errorf("by the effective options: %v", err)
+		}
+		return j.ResultInfos()
+	}
+	plain := []tensor.Info{
+		{Name: "d_q", DType: tensor.F32, Shape: []int{3, 6, 4}},
+		{Name: "d_k", DType: tensor.F32, Shape: []int{5, 2, 4}},
+		{Name: "d_v", DType: tensor.F32, Shape: []int{5, 2, 7}},
+	}
+	if got := infos(lesson(), `{"kind":"attention_grad","kv_len":4}`); !slices.EqualFunc(got, plain, sameInfo) {
+		t.Errorf("results %v", got)
+	}
+	all := append(plain, tensor.Info{Name: "d_bias", DType: tensor.F32, Shape: []int{1, 3, 5}}, tensor.Info{Name: "d_sinks", DType: tensor.F32, Shape: []int{6}})
+	got := infos(append(lesson(), at("bias", tensor.F32, 1, 3, 5)), `{"kind":"attention_grad","sinks":[1,2,3,4,5,6]}`)
+	if !slices.EqualFunc(got, all, sameInfo) {
+		t.Errorf("results %v", got)
+	}
+}

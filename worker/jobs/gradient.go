@@ -1,0 +1,254 @@
+package jobs
+
+import (
+	"encoding/binary"
+	"fmt"
+	"math"
+	"time"
+
+	"headwater.example/attention"
+	"headwater.example/internal/kvcache"
+	"headwater.example/internal/rpc"
+	headwaterv1 "headwater.example/proto/headwater/v1"
+	"headwater.example/worker/internal/machine"
+)
+
+// gradients are what a problem is given for its gradients, and what it gives.
+type gradients struct {
+	given                bool // contexts and LSEs come with the queries
+	maskHeads, biasHeads int
+}
+
+// checkGradients checks what a problem says of its gradients.
+func checkGradients(m *headwaterv1.Gradients, p *problem) (*gradients, error) {
+	g := &gradients{given: m.GetGiven(), maskHeads: int(m.GetMaskHeads()), biasHeads: int(m.GetBiasHeads())}
+	switch {
+	case p.projection != nil:
+		return nil, fmt.Errorf("gradients: there are none of a projection")
+	case !p.Layout.Differentiable():
+		return nil, fmt.Errorf("gradients: there are none of keys and values stored as %s", p.Layout.DType())
+	}
+	for _, o := range []struct {
+		name  string
+		heads int
+	}{{"mask", g.maskHeads}, {"bias", g.biasHeads}} {
+		if o.heads != 0 && o.heads != 1 && o.heads != p.GroupSize() {
+			return nil, fmt.Errorf("gradients: %s: %d heads are neither 0, 1 nor the group's %d", o.name, o.heads, p.GroupSize())
+		}
+	}
+	return g, nil
+}
+
+// lesson is what a group's tokens bring for their gradients beside what queries bring.
+type lesson struct {
+	dContext []float32        // [tokens, group size, v_dim]
+	out      attention.Output // the context and LSE, given or computed
+	have     int              // tokens that have come
+}
+
+// gradient takes consecutive tokens of a group. The first of them takes the memory for all.
+func (r *run) gradient(m *headwaterv1.GradientBlock) error {
+	q := r.pending
+	if q == nil {
+		var err error
+		if q, err = r.beginGradient(m); err != nil {
+			return err
+		}
+	}
+	p, n := q.problem, int64(m.GetCount())
+	switch {
+	case m.GetProblem() != q.index || m.GetGroup() != uint32(q.shards[0].id.Group):
+		return invalid("%s: tokens of problem %d group %d come before its own are complete", q, m.GetProblem(), m.GetGroup())
+	case m.GetStart() != uint64(q.lesson.have) || n < 1 || n > int64(q.count-q.lesson.have):
+		return invalid("%s: %d tokens from %d, %d of %d are here", q, n, m.GetStart(), q.lesson.have, q.count)
+	}
+	first, end := q.lesson.have*p.GroupSize(), (q.lesson.have+int(n))*p.GroupSize()
+	hd, vd := p.HeadDim(), p.VDim()
+	for _, rows := range []struct {
+		name  string
+		to    []float32
+		bytes []byte
+		given bool
+		inf   bool
+	}{
+		{"q", q.q[first*hd : end*hd], m.GetQ(), true, false},
+		{"d_context", q.lesson.dContext[first*vd : end*vd], m.GetDContext(), true, false},
+		{"context", q.lesson.out.Context[first*vd : end*vd], m.GetContext(), p.gradients.given, false},
+		{"lse", q.lesson.out.LSE[first:end], m.GetLse(), p.gradients.given, true},
+	} {
+		if !rows.given {
+			if len(rows.bytes) > 0 {
+				return invalid("%s: %s was not to be given", q, rows.name)
+			}
+			continue
+		}
+		if err := decode(fmt.Sprintf("%s: %s from token %d", q, rows.name, q.lesson.have), rows.to, rows.bytes, rows.inf); err != nil {
+			return err
+		}
+	}
+	q.lesson.have += int(n)
+	if !q.complete() {
+		return nil
+	}
+	return r.ask()
+}
+
+// beginGradient takes the memory of a group's gradients, and of what they are made of.
+func (r *run) beginGradient(m *headwaterv1.GradientBlock) (*query, error) {
+	shards, err := r.groups(m.GetProblem(), []uint32{m.GetGroup()})
+	if err != nil {
+		return nil, err
+	}
+	p := shards[0].problem
+	q := &query{problem: p, index: m.GetProblem(), shards: shards, count: p.tokens, lesson: &lesson{}, arrived: time.Now()}
+	switch {
+	case p.gradients == nil:
+		return nil, invalid("%s: contexts are asked of the problem, and no gradients", q)
+	case !shards[0].sealed:
+		return nil, misplaced("%s: %s is not sealed", q, shards[0])
+	}
+	g := p.gradients
+	mask, okMask := product(int64(g.maskHeads), int64(p.tokens), int64(p.kvLen))
+	bias, okBias := product(int64(g.biasHeads), int64(p.tokens), int64(p.kvLen), 4)
+	rows, okRows := product(int64(p.tokens), int64(p.GroupSize()))
+	inputs, okInputs := product(rows, 4*int64(2*p.HeadDim()+2*p.VDim()+1))
+	keys, okKeys := product(int64(p.kvLen), 4*int64(p.HeadDim()+p.VDim()))
+	room, okRoom := attention.DifferentiationBytes(p.Layout, p.kvLen, p.tokens, p.GroupSize())
+	const most = math.MaxInt64 / 8
+	if !okMask || !okBias || !okRows || !okInputs || !okKeys || !okRoom || max(mask, bias, inputs, keys, room) > most {
+		return nil, r.exhausted(q, "gradients", fmt.Errorf("they exceed what memory can be"))
+	}
+	q.mask = operand{name: "mask", heads: g.maskHeads, size: uint64(mask)}
+	q.bias = operand{name: "bias", heads: g.biasHeads, size: uint64(bias)}
+	q.bytes = inputs + keys + room + mask + 2*bias
+	if err := r.launchGradient(q.bytes); err != nil {
+		return nil, r.exhausted(q, "gradients", err)
+	}
+	r.pending = q // from here on what ends the stream drops the group
+	q.left.Store(1)
+	if q.memory, err = kvcache.MapArena(bias + mask); err != nil {
+		return nil, r.exhausted(q, "operands", err)
+	}
+	// The bias lies first, where its elements are aligned.
+	q.mask.bytes, q.bias.values = q.memory.Bytes()[bias:], q.memory.Floats()[:bias/4]
+	q.q, q.lesson.dContext = make([]float32, rows*int64(p.HeadDim())), make([]float32, rows*int64(p.VDim()))
+	q.lesson.out = attention.Output{Context: make([]float32, len(q.lesson.dContext)), LSE: make([]float32, rows)}
+	return q, nil
+}
+
+// launchGradient takes n bytes of the budget for a group's gradients. Groups are large, so it waits while the stream has as
+// many in flight as there are threads.
+func (r *run) launchGradient(n int64) error {
+	return r.take(func() error {
+		if r.flight.blocks >= r.m.Threads {
+			return errWait
+		}
+		if err := r.m.Budget.Reserve(n); err != nil {
+			return err
+		}
+		r.flight.add(1, n)
+		r.s.flight.add(1, n)
+		return nil
+	})
+}
+
+// differentiate answers a group whose tokens are complete.
+func (r *run) differentiate(q *query) error {
+	h, p := q.shards[0], q.problem
+	aq := q.attentionQuery(0)
+	aq.Q = q.q
+	to := attention.Gradients{
+		Q: make([]float32, len(q.q)), K: make([]float32, p.kvLen*p.HeadDim()), V: make([]float32, p.kvLen*p.VDim()),
+	}
+	if q.bias.heads > 0 {
+		to.Bias = make([]float32, len(q.bias.values))
+	}
+	if len(p.Options.Sinks) > 0 {
+		to.Sinks = make([]float32, p.GroupSize())
+	}
+	var started, computed time.Time
+	var waited time.Duration
+	err := r.m.Use(r.ctx, attention.Background, func(thread *attention.Thread) (err error) {
+		started = time.Now()
+		kv := h.cache.KV(p.kvLen)
+		if !p.gradients.given {
+			err = thread.Attend(r.ctx, kv, aq, p.Options, q.lesson.out)
+		}
+		if err == nil {
+			err = thread.Differentiate(r.ctx, []attention.Differentiation{{
+				KV: kv, Query: aq, Options: p.Options, Output: q.lesson.out, DContext: q.lesson.dContext, Gradients: to,
+			}})
+		}
+		computed, waited = time.Now(), thread.Waited()
+		if err != nil {
+			err = q.failed(r, h, err)
+		}
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	last := &headwaterv1.Gradient{
+		ComputeNanos: machine.Nanos(started.Add(waited), computed), QueueNanos: machine.Nanos(q.arrived, started.Add(waited)),
+	}
+	return r.answerGradients(q, h, to, last)
+}
+
+// answerGradients sends a group's gradients piece by piece, with the times of last in the last piece.
+func (r *run) answerGradients(q *query, h *openShard, to attention.Gradients, last *headwaterv1.Gradient) error {
+	tensors := []struct {
+		name headwaterv1.GradientTensor
+		x    []float32
+	}{
+		{headwaterv1.GradientTensor_GRADIENT_TENSOR_Q, to.Q},
+		{headwaterv1.GradientTensor_GRADIENT_TENSOR_K, to.K},
+		{headwaterv1.GradientTensor_GRADIENT_TENSOR_V, to.V},
+		{headwaterv1.GradientTensor_GRADIENT_TENSOR_BIAS, to.Bias},
+		{headwaterv1.GradientTensor_GRADIENT_TENSOR_SINKS, to.Sinks},
+	}
+	var pieces []*headwaterv1.Gradient
+	var data [][]float32
+	for _, t := range tensors {
+		for first := 0; first < len(t.x); first += rpc.BlockBytes / 4 {
+			pieces = append(pieces, &headwaterv1.Gradient{Tensor: t.name, First: uint64(first)})
+			data = append(data, t.x[first:min(first+rpc.BlockBytes/4, len(t.x))])
+		}
+	}
+	end := pieces[len(pieces)-1]
+	end.Last, end.ComputeNanos, end.QueueNanos = true, last.GetComputeNanos(), last.GetQueueNanos()
+	for i, m := range pieces {
+		memory, err := r.room(4 * int64(len(data[i])))
+		if err != nil {
+			return err
+		}
+		m.Problem, m.Group, m.Epoch, m.Data = q.index, uint32(h.id.Group), h.epoch, memory.Bytes()
+		for j, x := range data[i] {
+			binary.LittleEndian.PutUint32(m.Data[4*j:], math.Float32bits(x))
+		}
+		if err := r.answer(&headwaterv1.RunResponse{Response: &headwaterv1.RunResponse_Gradient{Gradient: m}}, memory); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// attentionQuery returns the i-th group's part of a block, but for its queries.
+func (q *query) attentionQuery(i int) attention.Query {
+	p, h := q.problem, q.shards[i]
+	aq := attention.Query{
+		Tokens: q.count, Heads: p.GroupSize(), FirstHead: int(h.id.Group) * p.GroupSize(), Offset: p.offset + int64(q.start),
+	}
+	if q.mask.heads > 0 {
+		aq.Mask, aq.MaskHeads = q.mask.bytes, 1
+		if q.mask.heads > 1 {
+			aq.Mask, aq.MaskHeads = part(q.mask.bytes, i, len(q.shards)), p.GroupSize()
+		}
+	}
+	if q.bias.heads > 0 {
+		aq.Bias, aq.BiasHeads = q.bias.values, 1
+		if q.bias.heads > 1 {
+			aq.Bias, aq.BiasHeads = part(q.bias.values, i, len(q.shards)), p.GroupSize()
+		}
+	}
+	return aq
+}
