@@ -1,7 +1,7 @@
 // Package house checks the rules of the house that no linter knows: exported names that nothing uses, limits that stand
 // twice, files and functions that have grown too long, and packages without a place in the map.
 //
-// Load reads the whole module once, with types. Each rule is a function of what was read, and answers with one line for each
+// Load reads the whole module once, with types; what the module depends on is read as the compiler left it. Each rule is a function of what was read, and answers with one line for each
 // finding. An exception stands in reasons.txt, with its reason; an exception that nothing needs any more is a finding, too.
 package house
 
@@ -32,7 +32,7 @@ func Load(root string) (*House, error) {
 	h := &House{Root: root, needed: map[string]bool{}}
 	config := &packages.Config{
 		Mode: packages.NeedName | packages.NeedFiles | packages.NeedSyntax | packages.NeedTypes | packages.NeedTypesInfo |
-			packages.NeedImports | packages.NeedDeps | packages.NeedModule,
+			packages.NeedImports | packages.NeedModule,
 		Dir:   root,
 		Tests: true,
 		Env:   append(os.Environ(), "GOOS=linux", "GOARCH=amd64", "CGO_ENABLED=0"),
