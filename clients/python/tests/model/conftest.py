@@ -21,8 +21,9 @@ def tiny(kind: str = "Llama", seed: int = 1, **fields: Any) -> Any:
         "head_dim": 8, "eos_token_id": None, "pad_token_id": 0, "bos_token_id": None,
     }  # fmt: skip
     torch.manual_seed(seed)
-    config = getattr(transformers, f"{kind}Config")(**(sizes | fields))
-    model = getattr(transformers, f"{kind}ForCausalLM")(config).eval()
+    config = getattr(transformers, f"{kind}Config")(**{name: value for name, value in (sizes | fields).items() if value is not ...})
+    auto = transformers.AutoModelForSeq2SeqLM if config.is_encoder_decoder else transformers.AutoModelForCausalLM
+    model = auto.from_config(config).eval()
     model.set_attn_implementation("headwater")
     return model
 

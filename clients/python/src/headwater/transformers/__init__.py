@@ -2,7 +2,7 @@
 
     model = AutoModelForCausalLM.from_pretrained(path, attn_implementation="headwater")
     with headwater.Client("localhost:7600") as client, headwater.Cache(client, model) as cache:
-        model.generate(**inputs, past_key_values=cache)
+        model.generate(**inputs, cache=cache)
 
 The way of a forward pass: a hook before it (cache.py) looks at its tokens and padding, and settles which session each row is
 (rows.py); the library makes its mask, for which interface.py hands it a stand-in; each layer gives its new keys and values to

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -18,11 +18,13 @@ from .. import layer as layers
 from ..client import Client
 from ..cluster import LocalCluster
 from ..codecs import SessionCodec
+from ..errors import FreedError
 from ..steps import Step
 from ..together import batch
-from . import geometry, hooks, prints
+from . import files, geometry, hooks, prints
+from .claim import Claim
 from .geometry import OWNER
-from .interface import Call, Sees
+from .interface import Call, Sees, listening
 from .rows import Held, Row, distinct, drop, part
 
 _STORAGE: dict[Any, layers.Storage] = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
@@ -38,6 +40,7 @@ class _Pass:
     tokens: list[list[int]] | None  # of each row, those that are not padding; None: nobody knows them
     held: dict[Held, list[int]]
     done: set[int]  # layers that have attended
+    over: bool = False  # it has ended, before all layers were through
     pending: int | None = None  # the layer that has given its keys and values and not yet attended
 
 
@@ -82,7 +85,7 @@ class Cache(transformers.Cache, hooks.Told):  # type: ignore[misc]
 
         model = AutoModelForCausalLM.from_pretrained(path, attn_implementation="headwater")
         with headwater.Client("localhost:7600") as client, headwater.Cache(client, model) as cache:
-            model.generate(**inputs, past_key_values=cache)
+            model.generate(**inputs, cache=cache)
 
     Each row of a batch is a session; padding at the left is never sent. It is a context manager, at whose end the sessions are
     dropped; they are dropped as well when nothing refers to it any more, and when the process ends. One generation uses it at a
@@ -102,7 +105,7 @@ class Cache(transformers.Cache, hooks.Told):  # type: ignore[misc]
 
     def __init__(
         self,
-        cluster: Any,
+        cluster: Client | LocalCluster,
         model: Any,
         *,
         storage: layers.Storage | None = None,
@@ -135,8 +138,10 @@ class Cache(transformers.Cache, hooks.Told):  # type: ignore[misc]
         self._columns = 0  # of the batch, padding included
         self._fresh = False  # no forward pass has seen the rows
         self._pass: _Pass | None = None
-        self._owner = 0  # the thread whose forward pass is under way
-        self._lock = threading.Lock()  # guards _owner
+        self._claim = Claim()
+        self._claimed = False  # by a forward pass outside a generation
+        self._recording = False  # what a pass appends may be taken back
+        self._before: dict[Held, Held] = {}  # of a session that a pass under recording made, the one before it
         self._live: set[Held] = set()
         self._closed = False
         held = [
@@ -164,12 +169,72 @@ class Cache(transformers.Cache, hooks.Told):  # type: ignore[misc]
     def __bool__(self) -> bool:
         return True
 
-    def close(self) -> None:
-        """Drops the sessions. The cache can't be used any more."""
+    def close(self, *, keep: bool = False) -> None:
+        """Ends the cache. Its sessions are dropped, or stay until their TTL if keep is True: then attach takes them up again."""
+        if keep and not self._closed:
+            self._settle()
+            self._forget_before()
+            for held in self._live:
+                held.session.keep = True
+                held.session.close()
+            self._live.clear()
         self._closed = True
         self._pass = None
         self._rows = []
         self._finalize()
+
+    def receipt(self) -> str:
+        """A text with which attach takes the rows up in another process; nobody is then shown less than it says. Let go of them here
+        by close(keep=True)."""
+        self._ready()
+        return files.dump(self._rows, self._columns, self._open["model"])
+
+    @classmethod
+    def attach(cls, cluster: Client | LocalCluster, model: Any, receipt: str, **options: Any) -> Cache:
+        """A cache that goes on where the one that gave the receipt was. options are those of Cache. From now on that one can't
+        use its rows any more."""
+        return cls._of(cluster, model, options, lambda cache: files.attach(cache._client, receipt))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes all rows to a file, which load reads, here or on another cluster. The file appears complete or not at all."""
+        self._ready()
+        files.save(self._client, path, self._rows, self._columns, self._open["model"])
+
+    @classmethod
+    def load(cls, cluster: Client | LocalCluster, model: Any, path: str | os.PathLike[str], **options: Any) -> Cache:
+        """A cache that goes on where the saved one was, with the same bits. options are those of Cache."""
+        return cls._of(cluster, model, options, lambda cache: files.load(cache._client, path))
+
+    @classmethod
+    def _of(cls, cluster: Client | LocalCluster, model: Any, options: dict[str, Any], find: Callable[[Cache], files.State]) -> Cache:
+        cache = cls(cluster, model, **options)
+        try:
+            state = find(cache)
+            cache._live.update(row.held for row in state.rows)
+            cache._take(state)
+        except BaseException:
+            cache.close()
+            raise
+        return cache
+
+    def _take(self, state: files.State) -> None:
+        if state.model and self.shares and state.model != self._open["model"]:
+            raise ValueError("the rows are another model's: its weights or its config were others")
+        for row in state.rows:
+            if row.held.session.layers != tuple(self._layers):
+                raise ValueError("the rows are those of another model, or stored in another way: their layers are others")
+            lengths = {row.held.session.length(i) for i in range(len(self._layers))}
+            if lengths != {row.held.length}:
+                raise ValueError(f"a row has {max(lengths)} positions, and {row.held.length} were told of")
+        self._rows, self._columns = state.rows, state.columns
+
+    def _ready(self) -> None:
+        self._check_open()
+        self._settle()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RuntimeError("the headwater.Cache is closed")
 
     # What the library asks.
 
@@ -184,9 +249,12 @@ class Cache(transformers.Cache, hooks.Told):  # type: ignore[misc]
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Positions that a layer has, padding included."""
         p = self._pass
-        return self._columns + (p.columns if p is not None and layer_idx in p.done else 0)
+        return self._columns + (p.columns if p is not None and not p.over and layer_idx in p.done else 0)
 
     def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
+        self._check_open()
+        if not listening(self):
+            raise ValueError("the headwater.Cache was made for another model than the one that runs now; one that is part of another is given as the whole")
         return self._columns + query_length, 0
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -217,26 +285,45 @@ class Cache(transformers.Cache, hooks.Told):  # type: ignore[misc]
         if tokens_to_remove > 0:
             raise ValueError(f"crop({tokens_to_remove}): give the positions to take back as a negative number")
         self._settle()
-        self._cut(self._columns + tokens_to_remove)
+        if tokens_to_remove:
+            self._cut(self._columns + tokens_to_remove)
+        self._forget_before()
 
     def reset(self) -> None:
         """Forgets all rows, and drops their sessions."""
         self._rows, self._columns, self._pass = [], 0, None
         self._drop_unused()
 
-    # A forward pass. The hooks call these, and the functions of interface.py.
+    def activate_past_recording(self) -> None:
+        """From now on what a forward pass appends can be taken back, also if it has left a window by then."""
+        self._recording = True
+
+    # A generation and its forward passes. The hooks call these, and the functions of interface.py.
+
+    @contextmanager
+    def generation(self, ids: torch.Tensor | None, padding: torch.Tensor | None) -> Iterator[None]:
+        if self._fresh and ids is not None:
+            zeros = [0] * len(self._rows) if padding is None else _left(padding, padding.shape[1])
+            for i, (row, tokens, n) in enumerate(zip(self._rows, ids.tolist(), zeros)):
+                if tokens[n : n + row.held.length] != row.held.tokens:
+                    raise ValueError(f"input_ids: row {i} does not begin with the tokens that the headwater.Cache was made with")
+        if not self._claim.take():
+            raise RuntimeError("the headwater.Cache is in use by a generation of this thread")
+        try:
+            self._settle()
+            yield
+        finally:
+            self._recording = False
+            self._claimed = False
+            self._claim.give()
 
     def begin(self, model: Any, batch: int, columns: int, ids: torch.Tensor | None, padding: torch.Tensor | None, skip: bool) -> int:
-        if self._closed:
-            raise RuntimeError("the headwater.Cache is closed")
+        self._check_open()
         if model is not self._model():
             raise ValueError(f"the headwater.Cache was made for another model than this {type(model).__name__}")
-        with self._lock:
-            me = threading.get_ident()
-            if self._owner not in (0, me) and any(t.ident == self._owner for t in threading.enumerate()):
-                raise RuntimeError("the headwater.Cache is in use by another generation: each needs a cache of its own")
-            self._owner = me
+        self._claimed = self._claim.take() or self._claimed
         self._settle()
+        self._forget_before()
         found = 0
         if not self._rows:
             found = self._begin_rows(batch, ids, padding, columns if skip else 0)
@@ -258,6 +345,14 @@ class Cache(transformers.Cache, hooks.Told):  # type: ignore[misc]
                     raise ValueError(f"attention_mask: row {i} has {zeros} positions of padding, and had {row.padding}")
         tokens = None if ids is None else [r[n:] for r, n in zip(ids.tolist(), skipped)]
         part(self._rows, tokens, self._live.add)
+        windows = [shape.window for shape in self._geometry.shapes.values() if shape.window is not None]
+        if self._recording and windows and self._columns + columns > min(windows):
+            for held, shared in distinct(self._rows).items():
+                made = held.fork()
+                self._live.add(made)
+                self._before[made] = held
+                for i in shared:
+                    self._rows[i].held = made
         for row, n in zip(self._rows, skipped):
             row.padding += n
         return _Pass(batch, columns, skipped, tokens, distinct(self._rows), set())
@@ -287,11 +382,11 @@ class Cache(transformers.Cache, hooks.Told):  # type: ignore[misc]
 
     def mask(self, batch: int, tokens: int, padding: torch.Tensor | None, window: int | None, sees: Sees) -> None:
         p = self._pass
-        if p is None or p.done:  # the model's body was called by itself, so that nobody has told of its tokens
-            self.begin(self._model(), batch, tokens, None, padding, False)
-        elif (p.batch, p.columns) != (batch, tokens):
+        if p is None:
+            raise RuntimeError("a mask is asked for outside a forward pass")
+        if (p.batch, p.columns) != (batch, tokens):
             raise ValueError(f"a mask of {batch} rows and {tokens} tokens in a forward pass of {p.batch} and {p.columns}")
-        elif padding is not None and [min(n, self._columns + tokens) for n in _left(padding, self._columns + tokens)] != [r.padding for r in self._rows]:
+        if padding is not None and [min(n, self._columns + tokens) for n in _left(padding, self._columns + tokens)] != [r.padding for r in self._rows]:
             raise ValueError("the model masks other positions than its attention_mask did: a headwater.Cache takes padding at the left alone")
 
     def attend(self, call: Call) -> torch.Tensor:
@@ -312,7 +407,11 @@ class Cache(transformers.Cache, hooks.Told):  # type: ignore[misc]
         if (batch_size, tokens, tokens) != (p.batch, p.columns, call.key.shape[2]):
             raise ValueError(f"{where} has {tokens} queries and {call.key.shape[2]} keys in {batch_size} rows, in a forward pass of {p.columns} tokens in {p.batch}")
         out = torch.empty((batch_size, tokens, n_heads, shape.v_dim), dtype=torch.float32)
-        self._step(p, self._places[owner], call, out, fresh)
+        try:
+            self._step(p, self._places[owner], call, out, fresh)
+        except BaseException:  # a KeyboardInterrupt ends a pass without its hook
+            p.over = True
+            raise
         if fresh:
             p.done.add(owner)
             if len(p.done) == len(self._places):
@@ -329,6 +428,8 @@ class Cache(transformers.Cache, hooks.Told):  # type: ignore[misc]
                 continue
             q, k, v = (x[row, :, n:].transpose(0, 1).detach() for x in (call.query, call.key, call.value))
             tokens = p.tokens[row] if p.tokens is not None and place == 0 and fresh and self.shares and len(held.tokens) == held.length else None
+            if held in self._before and fresh:
+                held.appended[place] = (k, v)
             steps.append(Step(held.session, place, q, k if fresh else None, v if fresh else None, tokens=tokens, out=out[row, n:].numpy()))
         batch(steps)
         for rows in p.held.values():
@@ -348,8 +449,11 @@ class Cache(transformers.Cache, hooks.Told):  # type: ignore[misc]
 
     def end(self) -> None:
         """Ends a forward pass. What one that failed has left is taken back by the next."""
-        with self._lock:
-            self._owner = 0
+        if self._claim.mine() and self._pass is not None:
+            self._pass.over = True
+        if self._claim.mine() and self._claimed:
+            self._claimed = False
+            self._claim.give()
 
     # What follows is the cache's own.
 
@@ -358,6 +462,11 @@ class Cache(transformers.Cache, hooks.Told):  # type: ignore[misc]
             p, self._pass = self._pass, None
             for row, n in zip(self._rows, p.padding):
                 row.padding -= n
+            for row in self._rows:
+                row.held = self._before.get(row.held, row.held)
+            if self._columns == 0:  # nothing but what the pass said of them is known of the rows
+                self._rows = []
+                self._drop_unused()
             for held in distinct(self._rows):
                 held.settle()
 
@@ -365,9 +474,32 @@ class Cache(transformers.Cache, hooks.Told):  # type: ignore[misc]
         if columns < 0:
             raise ValueError(f"{self._columns - columns} positions are to be taken back, the cache has {self._columns}")
         for row in self._rows:
-            row.held.truncate(max(0, columns - row.padding))
+            length = max(0, columns - row.padding)
+            try:
+                row.held.truncate(length)
+            except FreedError:
+                if row.held not in self._before:
+                    raise
+                row.held = self._again(row.held, length)
             row.padding = min(row.padding, columns)
         self._columns = columns
+
+    def _again(self, held: Held, length: int) -> Held:
+        """The session before the newest pass, to which the first tokens of that pass are appended again."""
+        before = self._before[held]
+        if length < before.length:
+            before.truncate(length)
+        count = length - before.length
+        if count:
+            batch([Step(before.session, place, None, k[:count], v[:count]) for place, (k, v) in held.appended.items()])
+            before.tokens += held.tokens[before.length : length]
+            before.length = length
+        return before
+
+    def _forget_before(self) -> None:
+        if self._before:
+            self._before.clear()
+            self._drop_unused()
 
     def _choose(self, indices: Sequence[int]) -> None:
         self._settle()
@@ -375,7 +507,7 @@ class Cache(transformers.Cache, hooks.Told):  # type: ignore[misc]
         self._drop_unused()
 
     def _drop_unused(self) -> None:
-        unused = self._live - {row.held for row in self._rows}
+        unused = self._live - {row.held for row in self._rows} - set(self._before.values())
         self._live -= unused
         if error := drop(unused):
             raise error

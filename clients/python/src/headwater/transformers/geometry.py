@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import transformers
+from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
 from .. import layer as layers
 from .interface import NAME, Call, Sees, listen
@@ -99,6 +100,7 @@ class Probe(transformers.DynamicCache):  # type: ignore[misc]
         self.updated: dict[int, tuple[int, ...]] = {}
         self.found: dict[int, Shape] = {}
         self.shared: dict[int, int] = {}
+        self.strange: set[int | None] = set()
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[torch.Tensor, torch.Tensor]:
         self.updated[layer_idx] = tuple(key_states.shape)
@@ -108,7 +110,7 @@ class Probe(transformers.DynamicCache):  # type: ignore[misc]
     def mask(self, batch: int, tokens: int, padding: torch.Tensor | None, window: int | None, sees: Sees) -> None:
         far = 1 << 20 if window is None else window
         if not sees(far, 1) or sees(1, 2) or (window is not None and sees(far, 0)):
-            raise ValueError(f"a mask that is neither causal nor a sliding window of {window} positions, as of attention in chunks: headwater has no such")
+            self.strange.add(window)  # the library makes masks that no layer uses
 
     def attend(self, call: Call) -> torch.Tensor:
         at = getattr(call.module, "layer_idx", None)
@@ -116,6 +118,8 @@ class Probe(transformers.DynamicCache):  # type: ignore[misc]
         owner = at if at in self.updated and at not in self.found else getattr(call.key, OWNER, None)
         if owner is None or at is None:
             raise ValueError(f"{where} attends over what no cache was given, as an encoder or cross attention does: a headwater.Cache is for decoders")
+        if call.window in self.strange:
+            raise ValueError(f"{where} has a mask that is neither causal nor a sliding window, as of attention in chunks: headwater has no such")
         shape = of(call, where)
         if owner == at:
             self.found[owner] = shape
@@ -145,6 +149,8 @@ def read(model: Any) -> Geometry:
     if model.training:
         raise ValueError(f"{name} is in training: call model.eval() first")
     implementation = model.config.get_text_config(decoder=True)._attn_implementation
+    if implementation != NAME and not model._can_set_attn_implementation():
+        raise ValueError(f"{name} computes its attention itself: the library does not let its attention be set, so it can't be computed on a cluster")
     if implementation != NAME:
         raise ValueError(
             f'the attention of {name} is {implementation}: load it with attn_implementation="{NAME}", or call model.set_attn_implementation("{NAME}")'
@@ -158,6 +164,8 @@ def read(model: Any) -> Geometry:
             model(input_ids=torch.zeros((1, 1), dtype=torch.long, device=model.device), use_cache=True, **{keyword(model): probe})
     finally:
         listen(before)
+    if any(probe.is_linear) or any(isinstance(one, LinearAttentionCacheLayerMixin) for one in probe.layers):
+        raise ValueError(f"{name} has layers of linear attention, as of Mamba, whose state is no keys and values: a headwater.Cache can't hold it")
     if alone := sorted(set(probe.updated) - set(probe.found)):
         raise ValueError(f"{name} computes the attention of layer {alone[0]} itself, and not by the library's attention interface: it can't be computed on a cluster")
     if not probe.found:

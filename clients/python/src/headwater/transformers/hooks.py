@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import abc
+import functools
 import inspect
 import weakref
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -12,12 +15,22 @@ import torch
 from .interface import Listener, listen
 
 _hooked: weakref.WeakKeyDictionary[Any, tuple[int, list[Any]]] = weakref.WeakKeyDictionary()
+# What generate can't do with a cache that is not here.
+_REFUSED = {
+    "output_attentions": "the weights stay on the cluster, and only contexts come back",
+    "penalty_alpha": "contrastive search copies the cache for each candidate, and is no part of the library any more",
+    "dola_layers": "decoding by contrasting layers is no part of the library any more",
+}
 # What of a forward pass has one element for each token, last.
 _BY_TOKEN = ("input_ids", "position_ids", "token_type_ids")
 
 
 class Told(Listener, abc.ABC):
-    """A cache that is told of its model's forward passes."""
+    """A cache that is told of its model's generations and forward passes."""
+
+    @abc.abstractmethod
+    def generation(self, ids: torch.Tensor | None, padding: torch.Tensor | None) -> AbstractContextManager[None]:
+        """A generation from a prompt, during which no other one may use the cache."""
 
     @abc.abstractmethod
     def begin(self, model: Any, batch: int, columns: int, ids: torch.Tensor | None, padding: torch.Tensor | None, skip: bool) -> int:
@@ -33,6 +46,8 @@ def inner(model: Any) -> Any:
     """The model of the library itself, in what may stand around it."""
     if hasattr(model, "get_base_model"):  # adapters of peft
         model = model.get_base_model()
+    if hasattr(model, "_orig_mod"):
+        raise ValueError("the model is compiled by torch.compile, which can't see a cluster: give the one that was compiled")
     return model
 
 
@@ -44,6 +59,8 @@ def add(model: Any) -> None:
             model.register_forward_pre_hook(_before, with_kwargs=True, prepend=True),
             model.register_forward_hook(_after, with_kwargs=True, always_call=True),
         ]
+        if hasattr(model, "generate"):
+            model.generate = _guarded(model)
     _hooked[model] = (count + 1, handles)
 
 
@@ -53,9 +70,30 @@ def remove(model: Any) -> None:
     if count == 1:
         for handle in handles:
             handle.remove()
+        vars(model).pop("generate", None)
         del _hooked[model]
     else:
         _hooked[model] = (count - 1, handles)
+
+
+def _guarded(of: Any) -> Callable[..., Any]:
+    """A model's generate that a cache is told of."""
+    original, model = type(of).generate, weakref.ref(of)
+
+    @functools.wraps(original)
+    def generate(*args: Any, **kwargs: Any) -> Any:
+        cache = _cache(kwargs)
+        if not isinstance(cache, Told):
+            return original(model(), *args, **kwargs)
+        config = kwargs.get("generation_config")
+        for name, why in _REFUSED.items():
+            if kwargs.get(name, getattr(config, name, None)):
+                raise ValueError(f"generate: {name}: {why}")
+        ids = kwargs.get("input_ids", args[0] if args else kwargs.get("inputs"))
+        with cache.generation(ids, kwargs.get("attention_mask")):
+            return original(model(), *args, **kwargs)
+
+    return generate
 
 
 def _arguments(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

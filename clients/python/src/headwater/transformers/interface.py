@@ -7,6 +7,7 @@ that reads a model's geometry.
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -46,7 +47,7 @@ class Call:
 
 
 class _Here(threading.local):
-    listener: Listener | None = None
+    listener: Callable[[], Listener | None] = staticmethod(lambda: None)  # a weak reference: an interrupted pass tells nobody of its end
 
 
 _here = _Here()
@@ -54,17 +55,24 @@ _here = _Here()
 
 def listen(listener: Listener | None) -> Listener | None:
     """Says who answers in this thread from now on, and returns who did before."""
-    before, _here.listener = _here.listener, listener
+    before = _here.listener()
+    _here.listener = (lambda: None) if listener is None else weakref.ref(listener)
     return before
 
 
+def listening(listener: Listener) -> bool:
+    """Whether this one answers in this thread."""
+    return _here.listener() is listener
+
+
 def _listener(doing: str) -> Listener:
-    if _here.listener is None:
+    listener = _here.listener()
+    if listener is None:
         raise ValueError(
-            f"{doing}: the model's attention is headwater's, and it was called without a headwater.Cache: pass past_key_values=cache, "
+            f"{doing}: the model's attention is headwater's, and it was called without a headwater.Cache: pass cache=cache, "
             'or give the model another attention by model.set_attn_implementation("sdpa")'
         )
-    return _here.listener
+    return listener
 
 
 class _Mask:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from ..errors import HeadwaterError, StaleEpochError, UnknownSessionError
 from ..session import Session
@@ -15,11 +16,17 @@ from ..session import Session
 
 @dataclass(eq=False)
 class Held:
-    """A session, the positions that it has beside what a forward pass under way appends, and their tokens as far as they are told."""
+    """A session of rows.
+
+    length    its positions, without what a forward pass under way appends
+    tokens    the ids of its first positions, as far as they are known
+    appended  where a pass may have to be done again in part: by layer, the keys and values that it has appended
+    """
 
     session: Session
     length: int = 0
     tokens: list[int] = field(default_factory=list)
+    appended: dict[int, tuple[Any, Any]] = field(default_factory=dict)
 
     def settle(self) -> None:
         """Takes back what a forward pass that failed has left."""

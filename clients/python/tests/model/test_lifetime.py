@@ -1,0 +1,84 @@
+"""No session outlives its generation: not after an exception, a Ctrl-C or the end of the process."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+import transformers
+
+import headwater
+from model.test_generate import prompt
+
+TESTS = Path(__file__).resolve().parents[1]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{TESTS.parent / 'src'}:{TESTS}"}
+
+
+class Fails(transformers.StoppingCriteria):  # type: ignore[misc]
+    """Ends a generation after some tokens by an exception."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error, self.left = error, 5
+
+    def __call__(self, *_: Any, **__: Any) -> Any:
+        self.left -= 1
+        if not self.left:
+            raise self.error
+        return prompt()["input_ids"][:, 0] < 0
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("no")], ids=["Ctrl-C", "exception"])
+def test_after_an_exception(model: Any, client: headwater.Client, error: BaseException) -> None:
+    with pytest.raises(type(error)), headwater.Cache(client, model) as cache:
+        model.generate(**prompt(), cache=cache, max_new_tokens=20, stopping_criteria=[Fails(error)])
+    assert not client.sessions().sessions
+
+
+def test_when_nothing_refers_to_it_any_more(model: Any, hub: headwater.Client) -> None:
+    cache = headwater.Cache(hub, model)
+    model.generate(**prompt(2), cache=cache, max_new_tokens=3)
+    assert len(hub.sessions().sessions) == 2
+    del cache
+    gc.collect()
+    assert not hub.sessions().sessions
+    assert "generate" not in vars(model) and not model._forward_hooks  # and the model is as it was
+
+
+SCRIPT = """
+    import sys
+    import headwater
+    from model.conftest import tiny
+    from model.test_generate import prompt
+    model = tiny()
+    client = headwater.Client(sys.argv[1], direct=True)
+    cache = headwater.Cache(client, model)
+    class Says:
+        def put(self, _): print("token", flush=True)
+        def end(self): pass
+    model.generate(**prompt(), cache=cache, max_new_tokens=int(sys.argv[2]), streamer=Says())
+"""
+
+
+@pytest.mark.parametrize("end", ["itself", "Ctrl-C"])
+def test_at_the_end_of_the_process(cluster: str, hub: headwater.Client, end: str) -> None:
+    """Nothing closes the cache there."""
+    tokens = 4 if end == "itself" else 1 << 20
+    command = [sys.executable, "-c", textwrap.dedent(SCRIPT), cluster, str(tokens)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=TESTS, env=ENVIRONMENT) as process:
+        assert process.stdout is not None
+        for _ in range(3):
+            assert process.stdout.readline() == "token\n"
+        if end == "itself":
+            assert process.wait(60) == 0
+        else:
+            assert len(hub.sessions().sessions) == 1
+            process.send_signal(signal.SIGINT)
+            process.communicate(timeout=60)
+    assert not hub.sessions().sessions
