@@ -9,8 +9,8 @@ FUZZTIME ?= 60s
 export GOFLAGS += -buildvcs=false
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo check map test unit lint format proto generate breaking fuzz bench bench-plots figures-kernels figures-job figures-sessions figures-model figures-faults soak \
-	fixtures image test-avx512 test-arm64 test-k8s test-python test-model wheel wheels clean
+.PHONY: help build demo check map test unit lint format proto generate breaking fuzz bench bench-plots figures-kernels figures-job figures-sessions figures-model figures-observe figures-faults soak \
+	fixtures image test-alerts test-avx512 test-arm64 test-k8s test-python test-model wheel wheels clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -94,6 +94,12 @@ proto: $(VENV)/ready ## generate the protocol's code, for Go and Python
 generate: ## generate the assembly of the attention kernels, conversions and codecs
 	$(GO) generate ./attention ./tensor ./internal/contextframe
 
+# promtool is a module of its own, because it needs hundreds of others: the first build takes minutes. Its results are cached.
+test-alerts: ## test the alert rules and the metrics' names with promtool, which is built for it
+	cd tools/promtool && GOFLAGS='$(GOFLAGS) -mod=readonly' $(GO) build -tags remove_all_sd -o ../../.cache/promtool github.com/prometheus/prometheus/cmd/promtool
+	cd docs/monitoring && ../../.cache/promtool check rules alerts.yaml && ../../.cache/promtool test rules alerts.test.yaml
+	HEADWATER_PROMTOOL=$(CURDIR)/.cache/promtool $(GO) test -count=1 -run TestPromtool ./internal/observe
+
 breaking: ## check the protocol against the main branch for breaking changes
 	$(TOOL) buf breaking --against '.git#branch=main'
 
@@ -120,6 +126,9 @@ figures-sessions: build $(VENV)/ready ## measure sessions on local clusters; pri
 
 figures-model: build $(VENV)/ready ## measure what a model in Python sees of the cluster; prints `figure NAME VALUE`
 	@$(GO) run ./internal/figures/sessions -bin bin -run '^py_overhead_us$$' -samples figures/model.json
+
+figures-observe: build ## measure what metrics and traces cost a step; prints `figure NAME VALUE`
+	@$(GO) run ./internal/figures/sessions -bin bin -run metrics_cost -samples figures/observe.json
 
 figures-faults: build ## measure how the programs bear bad luck and bad company; prints `figure NAME VALUE`
 	@$(GO) run ./internal/figures/faults -bin bin

@@ -18,6 +18,7 @@ import (
 	"headwater.example/coordinator/jobs"
 	"headwater.example/coordinator/sessions"
 	"headwater.example/internal/membership"
+	"headwater.example/internal/observe"
 	"headwater.example/internal/rpc"
 	"headwater.example/internal/session"
 	headwaterv1 "headwater.example/proto/headwater/v1"
@@ -68,6 +69,9 @@ type Config struct {
 	// Replicas is how many workers beside its owner have a copy of each shard of a session that says nothing of it.
 	Replicas int
 
+	// Observe is what counts; nil counts nothing. It is this coordinator's alone.
+	Observe *observe.Coordinator
+
 	Now func() time.Time // clock; nil is time.Now
 }
 
@@ -91,7 +95,7 @@ func Open(c Config) (*Coordinator, error) {
 		Name: c.Name, Version: c.Version, DataDir: c.DataDir, View: c.View, Logger: c.Logger,
 		WorkerWait: c.WorkerWait, Deadline: c.Deadline, BlockBytes: c.BlockBytes,
 		KeepJobs: c.KeepJobs, KeepFor: c.KeepFor, KeepBytes: c.KeepBytes,
-		UploadStall: c.UploadStall, RoomPause: c.RoomPause, Now: c.Now,
+		UploadStall: c.UploadStall, RoomPause: c.RoomPause, Now: c.Now, Observe: c.Observe,
 	})
 	if err != nil {
 		return nil, err
@@ -100,10 +104,14 @@ func Open(c Config) (*Coordinator, error) {
 	if err != nil {
 		c.Logger.Warn("the cluster's workers before this start are not known", "error", err)
 	}
-	return &Coordinator{
+	made := &Coordinator{
 		config: c, flight: sessions.NewFlight(c.Flight, c.Conns, c.Logger), jobs: queue,
-		sessions: sessions.New(sessions.Config{View: c.View, Logger: c.Logger, Replicas: c.Replicas, Await: known, AwaitFor: c.AwaitFor, Now: c.Now}),
-	}, nil
+		sessions: sessions.New(sessions.Config{
+			View: c.View, Logger: c.Logger, Replicas: c.Replicas, Await: known, AwaitFor: c.AwaitFor, Now: c.Now, Observe: c.Observe,
+		}),
+	}
+	made.observe(c)
+	return made, nil
 }
 
 // HeapLimit is what Go's heap may take, for debug.SetMemoryLimit: messages in flight in both directions, and the headers of

@@ -20,6 +20,7 @@ import (
 
 	"headwater.example/attention"
 	"headwater.example/internal/membership"
+	"headwater.example/internal/observe"
 	"headwater.example/internal/rpc"
 	"headwater.example/internal/session"
 	headwaterv1 "headwater.example/proto/headwater/v1"
@@ -44,6 +45,10 @@ type Config struct {
 	MaxSessions int
 	// Conns bounds the connections, of which those that go unused the longest are closed for others; 0 is no bound.
 	Conns int
+	// Observe is what counts; nil counts nothing. It is this worker's alone.
+	Observe *observe.Worker
+	// Bus is the bytes a second at which the threads read memory, as measured; 0 if it was not.
+	Bus float64
 	// Now is the clock of sessions; nil is time.Now.
 	Now func() time.Time
 }
@@ -97,13 +102,16 @@ func New(cfg Config) (*Worker, error) {
 		Now:         cfg.Now,
 		Conns:       cfg.Conns,
 		Logger:      cfg.Logger,
+		Observe:     cfg.Observe,
 	})
-	return &Worker{
+	w := &Worker{
 		cfg:      cfg,
 		machine:  m,
 		jobs:     jobs.New(m),
 		sessions: sessions.New(m, cfg.Boot),
-	}, nil
+	}
+	w.observe()
+	return w, nil
 }
 
 // ServerOptions returns what a server is made with that counts the worker's messages in flight. The worker is registered with the
@@ -121,6 +129,10 @@ func (w *Worker) Register(s grpc.ServiceRegistrar) {
 
 // Describe says who the worker is and what room it has.
 func (w *Worker) Describe(context.Context, *headwaterv1.DescribeRequest) (*headwaterv1.DescribeResponse, error) {
+	return w.describe(), nil
+}
+
+func (w *Worker) describe() *headwaterv1.DescribeResponse {
 	m := w.machine
 	cache, kept := m.Store.Cache(), m.Budget.Kept()
 	return &headwaterv1.DescribeResponse{
@@ -133,7 +145,7 @@ func (w *Worker) Describe(context.Context, *headwaterv1.DescribeRequest) (*headw
 		Threads:     uint32(w.cfg.Threads),
 		Kernel:      attention.KernelName(),
 		SpareBytes:  uint64(cache.FreeBytes + cache.PrefixBytes + kept),
-	}, nil
+	}
 }
 
 // Run serves one job's share.

@@ -70,7 +70,9 @@ func (q *Queue) execute(ctx context.Context, e *entry) error {
 	if stored := q.finish(ctx, e, done, err); stored != nil {
 		return stored
 	}
-	q.Logger.Log(ctx, level(err), "job ended", "job", id, "state", e.snapshot().GetState(), "error", err)
+	ended := e.snapshot()
+	q.Observe.JobEnded(stateName(ended.GetState()), ended.GetEnded().AsTime().Sub(ended.GetStarted().AsTime()))
+	q.Logger.Log(ctx, level(err), "job ended", "job", id, "state", ended.GetState(), "error", err)
 	q.retain()
 	return nil
 }
@@ -171,7 +173,7 @@ func (q *Queue) scatter(ctx context.Context, e *entry, verified func() error) (_
 	report, err := scatter.Run(ctx, scatter.Config{
 		ID: snapshot.GetId(), Job: parsed, Input: input, Codec: codec, Result: file, Layout: layout,
 		Scratch: filepath.Dir(q.store.Result(snapshot.GetId())),
-		Workers: q.workers, WorkerWait: q.WorkerWait, BlockBytes: q.BlockBytes, Logger: q.Logger,
+		Workers: q.workers, WorkerWait: q.WorkerWait, BlockBytes: q.BlockBytes, Logger: q.Logger, Observe: q.Observe,
 		Progress: func(p *headwaterv1.Progress) {
 			running := proto.CloneOf(snapshot)
 			running.Progress = p

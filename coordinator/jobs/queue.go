@@ -27,6 +27,7 @@ import (
 
 	"headwater.example/coordinator/jobs/internal/store"
 	"headwater.example/coordinator/workers"
+	"headwater.example/internal/observe"
 	"headwater.example/internal/rpc"
 	headwaterv1 "headwater.example/proto/headwater/v1"
 )
@@ -61,6 +62,8 @@ type Config struct {
 	// UploadStall ends a submission that brings less than 64 KiB in that time; RoomPause is how long jobs wait before a disk
 	// that was full is tried again. Zero values are a minute and 10 seconds.
 	UploadStall, RoomPause time.Duration
+
+	Observe *observe.Coordinator // nil counts nothing
 
 	Now func() time.Time // clock; nil is time.Now
 }

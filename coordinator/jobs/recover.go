@@ -70,7 +70,7 @@ func (q *Queue) crashed() (bool, error) {
 	if err != nil {
 		return false, fmt.Errorf("read the crash log: %w", err)
 	}
-	q.Logger.Error("the coordinator crashed before; a job that ran counts it", "log", aside)
+	q.Logger.Error("the coordinator crashed before; a job that ran counts it", "file", aside)
 	return true, nil
 }
 

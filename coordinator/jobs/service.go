@@ -131,6 +131,28 @@ func (q *Queue) DownloadResult(r *headwaterv1.DownloadResultRequest, stream head
 	}
 }
 
+func (q *Queue) counts() map[headwaterv1.JobState]uint64 {
+	counts := map[headwaterv1.JobState]uint64{}
+	for _, job := range q.list() {
+		counts[job.GetState()]++
+	}
+	return counts
+}
+
+// Counts returns how many jobs are kept in each state that any is in, by the state's name.
+func (q *Queue) Counts() map[string]uint64 {
+	named := map[string]uint64{}
+	for state, n := range q.counts() {
+		named[stateName(state)] = n
+	}
+	return named
+}
+
+// Workers returns how many workers the membership shows, and how many announce themselves and are left out.
+func (q *Queue) Workers() (members, leftOut int) {
+	return len(q.workers.List()), len(q.workers.Outsiders())
+}
+
 // Status implements headwater.v1.CoordinatorService.
 func (q *Queue) Status(ctx context.Context, _ *headwaterv1.StatusRequest) (*headwaterv1.StatusResponse, error) {
 	resp := &headwaterv1.StatusResponse{Name: q.Name, Version: q.Version, Protocol: rpc.Version, Started: timestamppb.New(q.started), Panics: rpc.Panics()}
@@ -144,10 +166,7 @@ func (q *Queue) Status(ctx context.Context, _ *headwaterv1.StatusRequest) (*head
 	for _, o := range q.workers.Outsiders() {
 		resp.Workers = append(resp.Workers, &headwaterv1.WorkerStatus{Address: o.Address, Worker: &headwaterv1.DescribeResponse{Name: o.Name}, Error: o.Why})
 	}
-	counts := map[headwaterv1.JobState]uint64{}
-	for _, job := range q.list() {
-		counts[job.GetState()]++
-	}
+	counts := q.counts()
 	for state := headwaterv1.JobState(1); int(state) < len(headwaterv1.JobState_name); state++ {
 		if counts[state] > 0 {
 			resp.Jobs = append(resp.Jobs, &headwaterv1.StateCount{State: state, Count: counts[state]})

@@ -212,7 +212,7 @@ func (u *upload) take(c claim) (err error) {
 	if err := u.enqueue(c, file.Commit); err != nil {
 		return fmt.Errorf("spool job: %w", err)
 	}
-	u.Logger.Info("job queued", "job", id, "name", u.begin.GetName(), "bytes", u.begin.GetSizeBytes())
+	u.Logger.Info("job queued", "job", id, "name", u.begin.GetName(), "size_bytes", int64(u.begin.GetSizeBytes()))
 	return nil
 }
 

@@ -57,6 +57,7 @@ func (r *Relay) lost(m membership.Member, restarted bool) {
 	if len(held) == 0 {
 		return
 	}
+	r.observe.WorkerLost(len(held))
 	slices.Sort(held)
 	named := strings.Join(held[:min(len(held), maxNamed)], " ")
 	if more := len(held) - maxNamed; more > 0 {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"sync"
+	"time"
 
 	"golang.org/x/sync/semaphore"
 	"google.golang.org/grpc/codes"
@@ -12,6 +13,7 @@ import (
 
 	"headwater.example/internal/contextframe"
 	"headwater.example/internal/layerproto"
+	"headwater.example/internal/observe"
 	"headwater.example/internal/rpc"
 	"headwater.example/internal/session"
 	"headwater.example/internal/session/fanout"
@@ -43,6 +45,7 @@ type lane struct {
 
 // laneStep is one step from its arrival until its answer.
 type laneStep struct {
+	arrived  time.Time
 	request  session.Request
 	response session.Response
 	step     fanout.Step
@@ -60,6 +63,8 @@ type laneStep struct {
 func (r *Relay) Lane(stream *session.ServerStream) error {
 	ctx, fail := context.WithCancelCause(stream.Context())
 	defer fail(nil)
+	r.open.Add(1)
+	defer r.open.Add(-1)
 	l := &lane{
 		Relay: r, stream: stream, out: fanout.NewLane(stream.ID(), r.conns), fail: fail,
 		room: semaphore.NewWeighted(relayedBytes), started: make(chan *laneStep),
@@ -99,6 +104,7 @@ func (l *lane) read(ctx context.Context) error {
 			return err
 		}
 		s.bytes = int64(len(s.request.Payload.Bytes())) // less than all: a message has at most half
+		s.arrived = time.Now()
 		if err := l.room.Acquire(ctx, s.bytes); err != nil {
 			s.request.Payload.Free()
 			return err
@@ -258,9 +264,22 @@ func (l *lane) answer(s *laneStep, err error) {
 	l.sending.Lock()
 	err = l.stream.Send(m) // where it fails, Recv does as well
 	l.sending.Unlock()
+	l.count(s)
 	if err == nil {
 		l.steps.Put(s)
 	}
+}
+
+// count counts a step that was answered.
+func (l *lane) count(s *laneStep) {
+	if l.observe == nil {
+		return
+	}
+	if refused := s.response.Result.Err; refused != nil {
+		l.observe.Refused(observe.ReasonOf(session.NameOf(refused.Reason())))
+		return
+	}
+	l.observe.Step(time.Since(s.arrived), time.Duration(s.step.ComputeNanos+s.step.QueueNanos))
 }
 
 // refusal is an error as an answer.

@@ -18,6 +18,7 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/zeebo/xxh3"
@@ -28,6 +29,7 @@ import (
 	"headwater.example/coordinator/workers"
 	"headwater.example/internal/layerproto"
 	"headwater.example/internal/membership"
+	"headwater.example/internal/observe"
 	"headwater.example/internal/rpc"
 	"headwater.example/internal/session"
 	"headwater.example/internal/session/fanout"
@@ -37,9 +39,10 @@ import (
 
 // Config is what a relay is made with.
 type Config struct {
-	View   workers.View      // who the workers are
-	Dial   []grpc.DialOption // of connections to workers; nil is rpc.DialOptions
-	Logger *slog.Logger      // nil logs nothing
+	View    workers.View         // who the workers are
+	Dial    []grpc.DialOption    // of connections to workers; nil is rpc.DialOptions
+	Logger  *slog.Logger         // nil logs nothing
+	Observe *observe.Coordinator // nil counts nothing
 
 	Replicas int // copies of each shard beside the owner's, for sessions that say nothing of it
 
@@ -54,11 +57,13 @@ type Config struct {
 type Relay struct {
 	log      *slog.Logger
 	replicas int
+	observe  *observe.Coordinator // nil counts nothing
 	conns    *fanout.Conns
 	workers  *workers.Workers
 	locate   func(ctx context.Context, id [16]byte) (*fanout.Holding, error) // who holds a session that is not remembered
 	stopping chan struct{}                                                   // closed when Run ends
 	lanes    sync.WaitGroup                                                  // what reads lanes
+	open     atomic.Int64                                                    // lanes
 
 	now        func() time.Time
 	awaitUntil time.Time
@@ -80,7 +85,7 @@ func New(c Config) *Relay {
 	conns.Log = cmp.Or(c.Logger, slog.New(slog.DiscardHandler))
 	r := &Relay{
 		log: conns.Log, conns: conns, workers: workers.New(c.View, conns.Conns),
-		replicas: c.Replicas,
+		replicas: c.Replicas, observe: c.Observe,
 		stopping: make(chan struct{}), holdings: map[[16]byte]remembered{},
 		now: c.Now, await: slices.Clone(c.Await), awaitUntil: c.Now().Add(cmp.Or(c.AwaitFor, DefaultAwaitFor)),
 	}
@@ -88,6 +93,13 @@ func New(c Config) *Relay {
 	conns.OnLeave = r.left
 	conns.Locate = func(ctx context.Context, id [16]byte) (*fanout.Holding, error) { return r.locate(ctx, id) }
 	return r
+}
+
+// Open returns how many lanes are open, and of how many sessions the holders are remembered.
+func (r *Relay) Open() (lanes, known int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return int(r.open.Load()), len(r.holdings)
 }
 
 // Run keeps the connections to the workers until ctx ends, once. Lanes end then, so that a server can stop gracefully.

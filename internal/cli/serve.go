@@ -21,6 +21,7 @@ import (
 	"headwater.example/coordinator/sessions"
 	"headwater.example/internal/localcluster"
 	"headwater.example/internal/membership"
+	"headwater.example/internal/observe"
 	"headwater.example/internal/rpc"
 	headwaterv1 "headwater.example/proto/headwater/v1"
 	"headwater.example/shard"
@@ -37,6 +38,7 @@ const (
 func (a *app) serveCoordinator() *cobra.Command {
 	var (
 		at      endpointFlags
+		admin   adminFlag
 		workers string
 		config  coordinator.Config
 		keep    byteSize = coordinator.DefaultKeepBytes
@@ -59,11 +61,12 @@ func (a *app) serveCoordinator() *cobra.Command {
 				return usage("--replicas %d: from 0 to %d", config.Replicas, shard.MaxReplicas)
 			}
 			config.KeepBytes, config.BlockBytes = int64(keep), int(block)
-			return a.runCoordinator(cmd.Context(), at, workers, config)
+			return a.runCoordinator(cmd.Context(), at, &admin, workers, config)
 		},
 	}
 	flags := cmd.Flags()
 	at.flags(flags, coordinatorListen, coordinatorGossip)
+	admin.flag(flags, "/metrics, and on loopback alone /debug/pprof")
 	flags.StringVar(&workers, "workers", "", "a list of workers instead of gossip, `name=host:port,...`")
 	flags.StringVar(&config.DataDir, "data-dir", "headwater-data", "`folder` of jobs and results")
 	flags.DurationVar(&config.WorkerWait, "worker-wait", coordinator.DefaultWorkerWait, "how long a job waits for a worker that answers")
@@ -76,12 +79,19 @@ func (a *app) serveCoordinator() *cobra.Command {
 	return cmd
 }
 
-func (a *app) runCoordinator(ctx context.Context, at endpointFlags, workers string, config coordinator.Config) (err error) {
+func (a *app) runCoordinator(ctx context.Context, at endpointFlags, admin *adminFlag, workers string, config coordinator.Config) (err error) {
 	name, err := at.self("coord")
 	if err != nil {
 		return err
 	}
 	log := a.logger().With("coordinator", name)
+	if err := admin.bind(ctx); err != nil {
+		return err
+	}
+	defer func() { err = admin.close(err) }()
+	if admin.on() {
+		config.Observe = observe.NewCoordinator()
+	}
 	listener, address, err := at.bind(ctx)
 	if err != nil {
 		return err
@@ -107,6 +117,9 @@ func (a *app) runCoordinator(ctx context.Context, at endpointFlags, workers stri
 	server := grpc.NewServer(c.ServerOptions(rpc.LogTo(log))...)
 	c.Register(rpc.Registrar(server))
 	s := &service{log: log, server: server, view: view, health: rpc.Register(server, headwaterv1.CoordinatorService_ServiceDesc.ServiceName, headwaterv1.SessionService_ServiceDesc.ServiceName)}
+	if admin.on() {
+		defer admin.serve(config.Observe.Registry, log)()
+	}
 	// Should running jobs fail, for the disk's sake, so does the process: it would take jobs that never run.
 	ctx, stop := context.WithCancelCause(ctx)
 	defer endHard(ctx, log)()
@@ -117,8 +130,8 @@ func (a *app) runCoordinator(ctx context.Context, at endpointFlags, workers stri
 		stop(err)
 		ran <- err
 	}()
-	log.Info("serving", "address", address, "gossip", membership.GossipAddr(view), "data", config.DataDir)
-	if err := at.ready(localcluster.Ready{Name: name, Address: address, Gossip: membership.GossipAddr(view)}); err != nil {
+	log.Info("serving", "address", address, "gossip", membership.GossipAddr(view), "admin", admin.bound(), "folder", config.DataDir)
+	if err := at.ready(localcluster.Ready{Name: name, Address: address, Gossip: membership.GossipAddr(view), Admin: admin.bound()}); err != nil {
 		log.Warn("the parent was not told", "error", err)
 	}
 	err = s.serve(ctx, listener, func(within context.Context) error {
@@ -138,6 +151,7 @@ func (a *app) runCoordinator(ctx context.Context, at endpointFlags, workers stri
 func (a *app) serveWorker() *cobra.Command {
 	var (
 		at     endpointFlags
+		admin  adminFlag
 		memory memorySize
 		config worker.Config
 	)
@@ -151,11 +165,12 @@ func (a *app) serveWorker() *cobra.Command {
 				return err
 			}
 			config.Budget = int64(memory.byteSize)
-			return a.runWorker(cmd.Context(), at, config)
+			return a.runWorker(cmd.Context(), at, &admin, config)
 		},
 	}
 	flags := cmd.Flags()
 	at.flags(flags, workerListen, workerGossip)
+	admin.flag(flags, "/metrics, and on loopback alone /debug/pprof; the worker measures its memory bus when it starts")
 	flags.Var(&memory, "memory", "budget for keys, values and queries: 4GiB, 512MiB (default: three quarters of the machine's or the container's)")
 	flags.IntVar(&config.Threads, "threads", 0, "threads that kernels use at once; receiving and storing come beside them, and GOMAXPROCS bounds all (default: GOMAXPROCS, which heeds the CPU limit of a control group, as a container has)")
 	flags.IntVar(&config.Weight, "weight", 1, "share of the groups that this worker gets, beside the other workers' weights")
@@ -164,7 +179,7 @@ func (a *app) serveWorker() *cobra.Command {
 	return cmd
 }
 
-func (a *app) runWorker(ctx context.Context, at endpointFlags, config worker.Config) error {
+func (a *app) runWorker(ctx context.Context, at endpointFlags, admin *adminFlag, config worker.Config) (err error) {
 	// At once, and not with the first query.
 	if err := attention.KernelError(); err != nil {
 		return usageError{err}
@@ -182,6 +197,16 @@ func (a *app) runWorker(ctx context.Context, at endpointFlags, config worker.Con
 	config.Name, config.Boot, config.Version, config.Logger = name, uuid.New(), programVersion, log
 	config.Threads = cmp.Or(config.Threads, runtime.GOMAXPROCS(0))
 	config.Conns = maxConnections()
+	if err := admin.bind(ctx); err != nil {
+		return err
+	}
+	defer func() { err = admin.close(err) }()
+	if admin.on() {
+		config.Observe = observe.NewWorker()
+		if config.Bus, err = observe.MeasureBus(config.Threads, config.Budget/4); err != nil {
+			log.Warn("the share of the memory bus is not known", "error", err)
+		}
+	}
 	w, err := worker.New(config)
 	if err != nil {
 		return usageError{err}
@@ -199,10 +224,13 @@ func (a *app) runWorker(ctx context.Context, at endpointFlags, config worker.Con
 	server := grpc.NewServer(w.ServerOptions(rpc.LogTo(log))...)
 	w.Register(rpc.Registrar(server))
 	s := &service{log: log, server: server, view: view, health: rpc.Register(server, headwaterv1.WorkerService_ServiceDesc.ServiceName, headwaterv1.SessionService_ServiceDesc.ServiceName)}
+	if admin.on() {
+		defer admin.serve(config.Observe.Registry, log)()
+	}
 	stop := expire(ctx, w, config.SessionTTL)
 	defer stop()
-	log.Info("serving", "address", address, "gossip", membership.GossipAddr(view), "memory"+bytesKey, config.Budget)
-	if err := at.ready(localcluster.Ready{Name: name, Address: address, Gossip: membership.GossipAddr(view)}); err != nil {
+	log.Info("serving", "address", address, "gossip", membership.GossipAddr(view), "admin", admin.bound(), "memory"+bytesKey, config.Budget)
+	if err := at.ready(localcluster.Ready{Name: name, Address: address, Gossip: membership.GossipAddr(view), Admin: admin.bound()}); err != nil {
 		log.Warn("the parent was not told", "error", err)
 	}
 	return s.serve(ctx, listener, w.Drain)

@@ -100,6 +100,14 @@ func (c *Cluster) Workers() int { return len(c.workers) }
 // Name is the name of a worker, from 0: w1 is the first.
 func (c *Cluster) Name(worker int) string { return c.workers[worker].name }
 
+// Admin is the host:port of a worker's admin port, that of the coordinator's for -1; empty where it was started without one.
+func (c *Cluster) Admin(worker int) string {
+	if worker < 0 {
+		return c.coordinator.ready.Admin
+	}
+	return c.workers[worker].ready.Admin
+}
+
 // Process is the id of a worker's process; that of the coordinator's for -1.
 func (c *Cluster) Process(worker int) int {
 	if worker < 0 {

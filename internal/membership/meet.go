@@ -113,7 +113,7 @@ func (g *gossip) conflict(holder, n *node) {
 	if holder.key == g.key {
 		text = "another living process has the name of this one, and one of them is not used: start one of them with another --name"
 	}
-	g.log.Error(text, "name", n.Name, "address", holder.Address, "boot", fmt.Sprintf("%x", holder.Boot), "other_address", n.Address, "other_boot", fmt.Sprintf("%x", n.Boot))
+	g.log.Error(text, "member", n.Name, "address", holder.Address, "boot", fmt.Sprintf("%x", holder.Boot), "other_address", n.Address, "other_boot", fmt.Sprintf("%x", n.Boot))
 }
 
 // stand notes why a node is outside.

@@ -450,7 +450,7 @@ func (f *Flight) relieve() {
 			continue
 		}
 		s.moved = time.Now() // It is ended once.
-		f.cfg.Logger.Warn("call ended: its peer does not read or send on, and others need the memory", "received", s.held[inward], "answers", s.held[outward])
+		f.cfg.Logger.Warn("call ended: its peer does not read or send on, and others need the memory", "received_bytes", s.held[inward], "answers_bytes", s.held[outward])
 		s.cancel(errUnread)
 		if s.conn != nil {
 			time.AfterFunc(closeAfter, s.sever)

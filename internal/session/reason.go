@@ -1,6 +1,8 @@
 package session
 
 import (
+	"strings"
+
 	"google.golang.org/grpc/codes"
 
 	headwaterv1 "headwater.example/proto/headwater/v1"
@@ -60,6 +62,11 @@ var kinds = map[Reason]struct {
 
 // KindOf returns the kind of a reason, which is none for a reason that this version does not know.
 func KindOf(reason Reason) Kind { return kinds[reason].kind }
+
+// NameOf returns a reason's name as docs/errors.md has it, in lower case.
+func NameOf(reason Reason) string {
+	return strings.ToLower(strings.TrimPrefix(reason.String(), "SESSION_PROBLEM_"))
+}
 
 // codeOf returns the gRPC code of a reason.
 func codeOf(reason Reason) codes.Code {

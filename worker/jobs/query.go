@@ -12,6 +12,7 @@ import (
 	"headwater.example/attention"
 	"headwater.example/internal/contextframe"
 	"headwater.example/internal/kvcache"
+	"headwater.example/internal/observe"
 	headwaterv1 "headwater.example/proto/headwater/v1"
 	"headwater.example/worker/internal/machine"
 )
@@ -241,12 +242,13 @@ func (r *run) attend(q *query, i int) error {
 	h, p, aq := q.shards[i], q.problem, q.attentionQuery(i)
 	heads := p.GroupSize()
 	out := attention.Output{Context: make([]float32, q.count*heads*p.VDim()), LSE: make([]float32, q.count*heads)}
+	kv := h.cache.KV(p.kvLen)
 	var started, computed time.Time
 	var waited time.Duration
 	err := r.m.Use(r.ctx, attention.Background, func(thread *attention.Thread) (err error) {
 		started = time.Now()
 		if aq.Q, err = r.queries(q, i, thread); err == nil {
-			err = thread.Attend(r.ctx, h.cache.KV(p.kvLen), aq, p.Options, out)
+			err = thread.Attend(r.ctx, kv, aq, p.Options, out)
 		}
 		computed, waited = time.Now(), thread.Waited()
 		if err != nil {
@@ -266,6 +268,8 @@ func (r *run) attend(q *query, i int) error {
 		memory.Free()
 		return fmt.Errorf("%s: group %d: code the context: %w", q, h.id.Group, err)
 	}
+	r.m.Observe.Kernel(observe.Job, computed.Sub(started)-waited, int64(kv.Len)*int64(kv.Layout.PageBytes())/attention.PageLen)
+	r.m.Observe.Context(observe.CodecOf(r.codec.String()), 4*len(out.Context)+4*len(out.LSE), len(frame))
 	return r.answer(&headwaterv1.RunResponse{Response: &headwaterv1.RunResponse_Context{Context: &headwaterv1.Context{
 		Problem:      q.index,
 		Group:        uint32(h.id.Group),

@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"headwater.example/internal/kvcache"
+	"headwater.example/internal/observe"
 	"headwater.example/internal/rpc"
 	"headwater.example/internal/session"
 )
@@ -226,8 +227,26 @@ func (l *served) do(t *task) {
 		l.end(err)
 	}
 	l.send.Unlock()
+	l.s.count(t, err)
 	r.Payload.Free() // what was not sent
 	r.Payload = nil
+}
+
+// count counts a step that was answered, or whose lane has ended.
+func (s *Service) count(t *task, err error) {
+	o := s.m.Observe
+	if o == nil {
+		return
+	}
+	r := &t.response.Result
+	switch {
+	case err != nil:
+		o.Refused(observe.ReasonOf(""))
+	case r.Err != nil:
+		o.Refused(observe.ReasonOf(session.NameOf(r.Err.Reason())))
+	default:
+		o.Step(time.Since(t.arrived), time.Duration(r.QueueNanos), int(t.request.Step.Append), int(t.request.Step.Attend))
+	}
 }
 
 // hand lets the session's next step begin, and counts a payload that is gone.

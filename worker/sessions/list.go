@@ -20,7 +20,7 @@ const (
 // ListSessions says what is held, and how full the cache is. A session that is named twice is told once. An answer is whole or
 // refused: a client that got a part would take the others for not held.
 func (s *Service) ListSessions(ctx context.Context, m *headwaterv1.ListSessionsRequest) (*headwaterv1.ListSessionsResponse, error) {
-	resp := &headwaterv1.ListSessionsResponse{Caches: []*headwaterv1.CacheState{s.cache()}}
+	resp := &headwaterv1.ListSessionsResponse{Caches: []*headwaterv1.CacheState{s.Cache()}}
 	if m.GetCachesOnly() {
 		var err error
 		resp.Prefixes, err = s.prefixes(m.GetPrefix())
@@ -133,7 +133,8 @@ func (s *Service) tell(ctx context.Context, id kvcache.SessionID, told detail) (
 	return s.state(state, whole), nil
 }
 
-func (s *Service) cache() *headwaterv1.CacheState {
+// Cache says how full the cache is, and what waits.
+func (s *Service) Cache() *headwaterv1.CacheState {
 	c := s.m.Store.Cache()
 	m := &headwaterv1.CacheState{
 		Worker:           s.m.Name,

@@ -10,6 +10,7 @@ import (
 	"headwater.example/internal/contextframe"
 	"headwater.example/internal/kvcache"
 	"headwater.example/internal/layerproto"
+	"headwater.example/internal/observe"
 	"headwater.example/internal/rpc"
 	"headwater.example/internal/session"
 	headwaterv1 "headwater.example/proto/headwater/v1"
@@ -100,7 +101,9 @@ func (s *Service) perform(ctx context.Context, t *task) (err error) {
 		return err
 	}
 	r.Codec = m.Codec
+	size := 4 * rows * (st.vDim + 1)
 	if st.raw {
+		s.m.Observe.Context(observe.CodecOf("raw"), size, size)
 		t.response.Payload = raw
 		st.pending.Commit()
 		return nil
@@ -114,6 +117,7 @@ func (s *Service) perform(ctx context.Context, t *task) (err error) {
 		return notFinite(m, err)
 	}
 	frame.Cut(len(coded))
+	s.m.Observe.Context(observe.CodecOf(st.codec.String()), size, len(coded))
 	t.response.Payload = frame
 	st.pending.Commit()
 	return nil
@@ -161,8 +165,21 @@ func (s *Service) attend(ctx context.Context, t *task, out attention.Output) err
 		began := started.Add(thread.Waited())
 		r := &t.response.Result
 		r.ComputeNanos, r.QueueNanos = machine.Nanos(began, time.Now()), machine.Nanos(t.arrived, began)
+		if err == nil {
+			s.m.Observe.Kernel(observe.Session, time.Duration(r.ComputeNanos), st.seen(m))
+		}
 		return err
 	})
+}
+
+// seen returns the bytes of keys and values that the queries of a step see.
+func (st *step) seen(m *session.Step) int64 {
+	v := &st.pending.View
+	positions := int64(v.Len)
+	if left := v.Layer.Options.WindowLeft; left >= 0 {
+		positions -= max(int64(m.QueryPosition)-left, 0)
+	}
+	return max(positions, 0) * int64(v.Layer.Layout.PageBytes()) / attention.PageLen * int64(len(st.groups))
 }
 
 // notFinite refuses a step for what its kernel or its codec could not do.

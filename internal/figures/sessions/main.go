@@ -20,6 +20,8 @@
 //	              the fork; milliseconds
 //	py_step       a step of one token that sees 16,384 positions from the Python client / from Go
 //	py_overhead_us   a step of one token that sees 128 positions from the Python client − from Go, microseconds
+//	metrics_cost  a step of one token that sees 128 positions through a coordinator, with the admin ports of coordinator and worker /
+//	              without
 //
 // The samples are kept as JSON.
 package main
@@ -81,6 +83,7 @@ var groups = []group{
 	{[]string{"fork_ms"}, fork},
 	{[]string{"py_step"}, python},
 	{[]string{"py_overhead_us"}, overheadOfPython},
+	{[]string{"metrics_cost"}, observed},
 }
 
 func run(ctx context.Context, args []string) (err error) {

@@ -14,6 +14,7 @@ import (
 
 	"headwater.example/attention"
 	"headwater.example/internal/kvcache"
+	"headwater.example/internal/observe"
 	"headwater.example/internal/rpc"
 )
 
@@ -31,6 +32,7 @@ type Config struct {
 	Conns       int              // connections, 0 is no bound
 	Patience    time.Duration    // of what waits for room, see rpc.FlightConfig
 	Logger      *slog.Logger     // nil is silence
+	Observe     *observe.Worker  // nil counts nothing
 }
 
 // Machine is one worker's. Its methods may be called by any goroutine.
@@ -41,6 +43,7 @@ type Machine struct {
 	Store   *kvcache.Store // on the budget
 	Flight  *rpc.Flight    // messages; what they take beyond a part is of the budget
 	Threads int
+	Observe *observe.Worker // nil counts nothing
 	// Acquired is nil except in tests. It is called with the context of each kernel that has been given a thread.
 	Acquired func(context.Context)
 
@@ -65,6 +68,7 @@ func New(cfg Config) *Machine {
 		Budget:   budget,
 		Store:    kvcache.NewStore(kvcache.StoreConfig{Budget: budget, TTL: cfg.SessionTTL, MaxSessions: cfg.MaxSessions, Now: cfg.Now}),
 		Threads:  cfg.Threads,
+		Observe:  cfg.Observe,
 		threads:  attention.NewPool(cfg.Threads),
 		stopping: make(chan struct{}),
 		idle:     make(chan struct{}),
@@ -163,7 +167,7 @@ func (m *Machine) Expire(ctx context.Context, ticks <-chan time.Time) {
 		case <-ticks:
 			m.Budget.Age()
 			if n := m.Store.Expire(); n > 0 {
-				m.Log.Info("sessions expired", "count", n)
+				m.Log.Info("sessions expired", "sessions", n)
 			}
 		}
 	}

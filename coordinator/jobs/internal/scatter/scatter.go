@@ -30,6 +30,7 @@ import (
 	"headwater.example/internal/jobfile"
 	"headwater.example/internal/layerproto"
 	"headwater.example/internal/membership"
+	"headwater.example/internal/observe"
 	"headwater.example/internal/rpc"
 	headwaterv1 "headwater.example/proto/headwater/v1"
 	"headwater.example/shard"
@@ -64,6 +65,7 @@ type Config struct {
 	WorkerWait time.Duration // how long no worker may answer before the job fails
 	BlockBytes int           // size to which keys, values and hidden states are cut; 0 is rpc.BlockBytes
 	Logger     *slog.Logger
+	Observe    *observe.Coordinator // nil counts nothing
 	Progress   func(*headwaterv1.Progress)
 }
 
@@ -439,7 +441,9 @@ func (r *run) take(l *stream, a *answer) error {
 	l.report.BytesInRaw += uint64(4 * (len(a.context) + len(a.lse)))
 	l.report.BytesInWire += uint64(a.wire)
 	compute := time.Duration(a.GetComputeNanos())
-	l.account(compute, time.Since(sent)-compute-time.Duration(a.GetQueueNanos())-time.Duration(a.GetEncodeNanos()))
+	wire := time.Since(sent) - compute - time.Duration(a.GetQueueNanos()) - time.Duration(a.GetEncodeNanos())
+	l.account(compute, wire)
+	r.Observe.JobWire(wire)
 	a.Context = nil
 	r.answers.Put(a)
 	r.progress.UnitsDone++
@@ -465,6 +469,7 @@ func (r *run) lose(l *stream, err error) error {
 	}
 	r.lastErr = fmt.Errorf("worker %q was lost: %s", l.name, describeError(err))
 	r.Logger.Warn("worker lost", "job", r.ID, "worker", l.name, "error", err)
+	r.Observe.JobLost()
 	r.broken[string(l.identity.GetBoot())]++
 	delete(r.streams, l.name)
 	l.close()

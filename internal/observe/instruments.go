@@ -1,0 +1,157 @@
+package observe
+
+import (
+	"slices"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// Work is a trade of a worker, an index of the label "work".
+type Work int
+
+// The trades.
+const (
+	Session Work = iota
+	Job
+)
+
+// Codec is an index of the label "codec".
+type Codec int
+
+// CodecOf returns the codec of a name, "raw", "exact", "bf16", "f16" or "int8"; another is counted as raw.
+func CodecOf(name string) Codec { return Codec(max(slices.Index(codecs, name), 0)) }
+
+// Reason is an index of Reasons.
+type Reason int
+
+// ReasonOf returns the reason of a name of Reasons; another is "other".
+func ReasonOf(name string) Reason {
+	if i := slices.Index(Reasons, name); i >= 0 {
+		return Reason(i)
+	}
+	return Reason(len(Reasons) - 1)
+}
+
+// Worker counts what a worker does. Its methods may be called by any goroutine, take no memory, and do nothing on nil.
+type Worker struct {
+	*Registry
+	duration, queue prometheus.Histogram
+	kernel          []prometheus.Observer
+	read            []prometheus.Counter
+	refusals        []prometheus.Counter
+	tokens          []prometheus.Counter
+	raw, wire       []prometheus.Counter
+}
+
+// NewWorker makes the metrics of a worker.
+func NewWorker() *Worker {
+	r := newRegistry()
+	return &Worker{
+		Registry: r, duration: r.histogram(&stepDuration), queue: r.histogram(&stepQueue), kernel: r.histograms(&kernelDuration),
+		read: r.counters(&kernelRead), refusals: r.counters(&stepRefusals), tokens: r.counters(&stepTokens),
+		raw: r.counters(&contextRaw), wire: r.counters(&contextWire),
+	}
+}
+
+// Step counts a step that was answered after so long, of which it waited for queue.
+func (w *Worker) Step(took, queue time.Duration, appended, attended int) {
+	if w == nil {
+		return
+	}
+	w.duration.Observe(took.Seconds())
+	w.queue.Observe(queue.Seconds())
+	w.tokens[0].Add(float64(appended))
+	w.tokens[1].Add(float64(attended))
+}
+
+// Refused counts a step that was refused.
+func (w *Worker) Refused(reason Reason) {
+	if w != nil {
+		w.refusals[reason].Inc()
+	}
+}
+
+// Kernel counts a kernel that took so long over so many bytes of keys and values.
+func (w *Worker) Kernel(work Work, took time.Duration, bytes int64) {
+	if w == nil {
+		return
+	}
+	w.kernel[work].Observe(took.Seconds())
+	w.read[work].Add(float64(bytes))
+}
+
+// Context counts a context of raw bytes that goes out in so many.
+func (w *Worker) Context(codec Codec, raw, wire int) {
+	if w == nil {
+		return
+	}
+	w.raw[codec].Add(float64(raw))
+	w.wire[codec].Add(float64(wire))
+}
+
+// Coordinator counts what a coordinator does, as Worker does.
+type Coordinator struct {
+	*Registry
+	duration, wire    prometheus.Histogram
+	refusals          []prometheus.Counter
+	jobs              []prometheus.Observer
+	jobWire           prometheus.Histogram
+	jobLost           prometheus.Counter
+	workers, sessions prometheus.Counter
+}
+
+// NewCoordinator makes the metrics of a coordinator.
+func NewCoordinator() *Coordinator {
+	r := newRegistry()
+	return &Coordinator{
+		Registry: r, duration: r.histogram(&relayDuration), wire: r.histogram(&relayWire), refusals: r.counters(&relayRefusals),
+		jobs: r.histograms(&jobDuration), jobWire: r.histogram(&jobWire), jobLost: r.counter(&jobLost),
+		workers: r.counter(&workersLost), sessions: r.counter(&sessionsLost),
+	}
+}
+
+// Step counts a relayed step that was answered after so long, of which the slowest worker waited and computed for worker.
+func (c *Coordinator) Step(took, worker time.Duration) {
+	if c == nil {
+		return
+	}
+	c.duration.Observe(took.Seconds())
+	c.wire.Observe(max(took-worker, 0).Seconds())
+}
+
+// Refused counts a relayed step that was refused.
+func (c *Coordinator) Refused(reason Reason) {
+	if c != nil {
+		c.refusals[reason].Inc()
+	}
+}
+
+// JobEnded counts a job that ended in a state of JobStates after it had run for so long.
+func (c *Coordinator) JobEnded(state string, took time.Duration) {
+	if i := slices.Index(jobEnds, state); c != nil && i >= 0 {
+		c.jobs[i].Observe(took.Seconds())
+	}
+}
+
+// JobWire counts what an answer to a job's query spent on its way.
+func (c *Coordinator) JobWire(took time.Duration) {
+	if c != nil {
+		c.jobWire.Observe(max(took, 0).Seconds())
+	}
+}
+
+// JobLost counts a worker that was lost while it had a share of a job.
+func (c *Coordinator) JobLost() {
+	if c != nil {
+		c.jobLost.Inc()
+	}
+}
+
+// WorkerLost counts a worker that went away with its parts of so many sessions.
+func (c *Coordinator) WorkerLost(sessions int) {
+	if c != nil {
+		c.workers.Inc()
+		c.sessions.Add(float64(sessions))
+	}
+}

@@ -1,0 +1,163 @@
+//go:build linux
+
+package e2e
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"maps"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"headwater.example/client"
+	"headwater.example/internal/localcluster"
+)
+
+// admin is the flag of a process with an admin port.
+var admin = []string{"--admin", "127.0.0.1:0"}
+
+// get asks an admin port, under a host's name if one is given.
+func get(t *testing.T, at, path, host string) (code int, body string) {
+	t.Helper()
+	request, err := http.NewRequestWithContext(bounded(t), http.MethodGet, "http://"+at+path, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	request.Host, request.Close = host, true
+	answer, err := http.DefaultClient.Do(request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer answer.Body.Close()
+	b, err := io.ReadAll(answer.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return answer.StatusCode, string(b)
+}
+
+// scrape returns the metrics of a process, by name and label.
+func scrape(t *testing.T, at string) map[string]float64 {
+	t.Helper()
+	code, body := get(t, at, "/metrics", "")
+	if code != http.StatusOK {
+		t.Fatalf("/metrics: %d: %s", code, body)
+	}
+	values := map[string]float64{}
+	for line := range strings.Lines(body) {
+		name, value, ok := strings.Cut(strings.TrimSpace(line), " ")
+		if !ok || strings.HasPrefix(line, "#") {
+			continue
+		}
+		v, err := strconv.ParseFloat(value, 64)
+		if err != nil {
+			t.Fatalf("%q: %v", line, err)
+		}
+		values[name] = v
+	}
+	return values
+}
+
+// TestMetricsAreWhatStatusShows compares, on a cluster that has done a job and holds a session, every number of coord status with
+// the metric that has it, and what a session's steps must have counted.
+func TestMetricsAreWhatStatusShows(t *testing.T) {
+	t.Parallel()
+	c := start(t, localcluster.Options{Workers: 2, CoordinatorArgs: admin, WorkerArgs: admin})
+	g, layers := generate(t, c)
+	s, err := c.OpenSession(g.ctx, client.SessionOptions{Layers: layers})
+	if err != nil {
+		t.Fatal(err)
+	}
+	const steps = 5
+	for i := range steps {
+		g.step(s, i, i+1)
+	}
+	said := coord(t, "status", "--output", "json", "--coordinator", c.Address())
+	said.succeeds(t)
+	var status struct {
+		Workers []struct {
+			Name        string
+			BudgetBytes float64 `json:"budget_bytes"`
+			UsedBytes   float64 `json:"used_bytes"`
+			SpareBytes  float64 `json:"spare_bytes"`
+			Threads     float64
+			Cache       map[string]any
+		}
+		Jobs map[string]float64
+	}
+	if err := json.Unmarshal([]byte(said.out), &status); err != nil {
+		t.Fatal(err)
+	}
+	if len(status.Workers) != c.Workers() {
+		t.Fatalf("status has %d workers", len(status.Workers))
+	}
+	for i, w := range status.Workers {
+		m := scrape(t, c.Admin(i))
+		want := map[string]float64{"memory_budget_bytes": w.BudgetBytes, "memory_used_bytes": w.UsedBytes, "memory_spare_bytes": w.SpareBytes, "threads": w.Threads}
+		for metric, key := range map[string]string{
+			"sessions": "sessions", "lanes": "lanes", "queued_steps": "queued_steps", "queued_tokens": "queued_tokens", "cache_used_bytes": "used_bytes",
+			"cache_room_bytes": "free_bytes", "cache_row_bytes": "row_bytes", "cache_session_bytes": "session_bytes", "prefix_bytes": "prefix_bytes",
+			"prefix_asked_positions_total": "prefix_asked", "prefix_hit_positions_total": "prefix_hits", "prefix_saved_bytes_total": "prefix_saved_bytes",
+			"sessions_evicted_total": "evicted",
+		} {
+			want[metric] = w.Cache[key].(float64)
+		}
+		for _, p := range w.Cache["pages"].([]any) {
+			want["pages"] += p.(map[string]any)["used"].(float64)
+		}
+		for name, value := range want {
+			if got, ok := m["headwater_worker_"+name]; !ok || got != value {
+				t.Errorf("%s: headwater_worker_%s is %v, status says %v", w.Name, name, got, value)
+			}
+		}
+		if want["sessions"] != 1 || want["pages"] == 0 {
+			t.Errorf("%s holds nothing: %v", w.Name, want)
+		}
+		for name, least := range map[string]float64{
+			"step_duration_seconds_count": steps * 2, "step_queue_seconds_count": steps * 2, `kernel_duration_seconds_count{work="session"}`: steps * 2,
+			`step_tokens_total{kind="append"}`: steps * 2, `kernel_read_bytes_total{work="job"}`: 1, `context_wire_bytes_total{codec="exact"}`: 1,
+		} {
+			if got := m["headwater_worker_"+name]; got < least {
+				t.Errorf("%s: headwater_worker_%s is %v, at least %v are due", w.Name, name, got, least)
+			}
+		}
+	}
+	m := scrape(t, c.Admin(-1))
+	for state, n := range status.Jobs {
+		if got := m[fmt.Sprintf("headwater_coordinator_jobs{state=%q}", state)]; got != n {
+			t.Errorf("%v jobs are %s, status says %v", got, state, n)
+		}
+	}
+	for name, want := range map[string]float64{"workers": 2, "workers_left_out": 0, "sessions_known": 1, "lanes": 1, "step_duration_seconds_count": steps * 2, "step_wire_seconds_count": steps * 2} {
+		if got := m["headwater_coordinator_"+name]; got != want {
+			t.Errorf("headwater_coordinator_%s is %v, want %v; there are %v", name, got, want, slices.Sorted(maps.Keys(m)))
+		}
+	}
+}
+
+func TestAdminPortKeepsProfilesToThisMachine(t *testing.T) {
+	t.Parallel()
+	c := start(t, localcluster.Options{Workers: 1, CoordinatorArgs: []string{"--admin", "0.0.0.0:0"}, WorkerArgs: admin})
+	_, every, _ := strings.Cut(c.Admin(-1), "0.0.0.0:")
+	for _, ask := range []struct {
+		at, path, host string
+		want           int
+		says           string
+	}{
+		{c.Admin(0), "/debug/pprof/goroutine?debug=1", "", http.StatusOK, "goroutine profile"},
+		{c.Admin(0), "/debug/pprof/goroutine?debug=1", "localhost", http.StatusOK, "goroutine profile"},
+		{c.Admin(0), "/debug/pprof/", "rebound.example", http.StatusForbidden, "is not this machine's loopback"},
+		{c.Admin(0), "/metrics", "worker.example", http.StatusOK, "headwater_worker_sessions"},
+		{"127.0.0.1:" + every, "/debug/pprof/", "", http.StatusForbidden, "there are no logins yet"},
+		{"127.0.0.1:" + every, "/metrics", "", http.StatusOK, "headwater_coordinator_jobs"},
+		{c.Admin(0), "/nothing", "", http.StatusNotFound, ""},
+	} {
+		if code, body := get(t, ask.at, ask.path, ask.host); code != ask.want || !strings.Contains(body, ask.says) {
+			t.Errorf("%s of %s as %q: %d %.200q, want %d %q", ask.path, ask.at, ask.host, code, body, ask.want, ask.says)
+		}
+	}
+}
