@@ -9,7 +9,7 @@ FUZZTIME ?= 60s
 export GOFLAGS += -buildvcs=false
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo check map test unit lint format proto generate breaking fuzz bench bench-plots figures-kernels figures-job figures-sessions figures-model figures-observe figures-faults soak \
+.PHONY: help build demo check map test unit lint format proto generate breaking fuzz bench bench-plots figures-kernels figures-job figures-sessions figures-learn figures-model figures-observe figures-faults soak \
 	fixtures image test-alerts test-avx512 test-arm64 test-k8s test-python test-model wheel wheels clean
 
 help: ## list the targets
@@ -129,6 +129,9 @@ figures-model: build $(VENV)/ready ## measure what a model in Python sees of the
 
 figures-observe: build ## measure what metrics and traces cost a step; prints `figure NAME VALUE`
 	@$(GO) run ./internal/figures/sessions -bin bin -run metrics_cost -samples figures/observe.json
+
+figures-learn: build ## measure gradients; prints `figure NAME VALUE`
+	@$(GO) run ./internal/figures/learn -bin bin -samples figures/learn.json
 
 figures-faults: build ## measure how the programs bear bad luck and bad company; prints `figure NAME VALUE`
 	@$(GO) run ./internal/figures/faults -bin bin
