@@ -9,6 +9,8 @@ import (
 	"time"
 	"unsafe"
 
+	"go.opentelemetry.io/otel/trace"
+
 	"headwater.example/internal/layerproto"
 	"headwater.example/internal/session"
 	"headwater.example/internal/session/fanout"
@@ -322,6 +324,10 @@ func (b *batch) send(ctx context.Context, step *Step, layer *shard.LayerSpec, h 
 			Encoding: headwaterv1.StorageType_STORAGE_TYPE_F32, Codec: stepCodecs[s.codec],
 		},
 		Input: f, Output: f,
+	}
+	if caller := trace.SpanContextFromContext(ctx); caller.IsSampled() {
+		id, parent := caller.TraceID(), caller.SpanID()
+		copy(f.Trace[copy(f.Trace[:], id[:]):], parent[:])
 	}
 	if tokens.n > 0 {
 		f.AppendID = fanout.NewID()

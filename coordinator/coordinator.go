@@ -71,6 +71,8 @@ type Config struct {
 
 	// Observe is what counts; nil counts nothing. It is this coordinator's alone.
 	Observe *observe.Coordinator
+	// Tracer makes the spans of steps; nil makes none.
+	Tracer *observe.Tracer
 
 	Now func() time.Time // clock; nil is time.Now
 }
@@ -107,7 +109,7 @@ func Open(c Config) (*Coordinator, error) {
 	made := &Coordinator{
 		config: c, flight: sessions.NewFlight(c.Flight, c.Conns, c.Logger), jobs: queue,
 		sessions: sessions.New(sessions.Config{
-			View: c.View, Logger: c.Logger, Replicas: c.Replicas, Await: known, AwaitFor: c.AwaitFor, Now: c.Now, Observe: c.Observe,
+			View: c.View, Logger: c.Logger, Replicas: c.Replicas, Await: known, AwaitFor: c.AwaitFor, Now: c.Now, Observe: c.Observe, Tracer: c.Tracer,
 		}),
 	}
 	made.observe(c)

@@ -47,6 +47,8 @@ type Config struct {
 	Conns int
 	// Observe is what counts; nil counts nothing. It is this worker's alone.
 	Observe *observe.Worker
+	// Tracer makes the spans of steps; nil makes none.
+	Tracer *observe.Tracer
 	// Bus is the bytes a second at which the threads read memory, as measured; 0 if it was not.
 	Bus float64
 	// Now is the clock of sessions; nil is time.Now.
@@ -103,6 +105,7 @@ func New(cfg Config) (*Worker, error) {
 		Conns:       cfg.Conns,
 		Logger:      cfg.Logger,
 		Observe:     cfg.Observe,
+		Tracer:      cfg.Tracer,
 	})
 	w := &Worker{
 		cfg:      cfg,

@@ -46,6 +46,7 @@ type lane struct {
 // laneStep is one step from its arrival until its answer.
 type laneStep struct {
 	arrived  time.Time
+	span     *observe.Span // nil unless the step is traced
 	request  session.Request
 	response session.Response
 	step     fanout.Step
@@ -187,6 +188,12 @@ func (l *lane) start(ctx context.Context, s *laneStep) error {
 	}
 	s.answers = room
 	s.step = fanout.Step{Step: *m}
+	if l.tracer != nil {
+		s.span = l.tracer.Relayed(m.Trace, &observe.StepFacts{Session: m.Session, Layer: m.Layer, Appended: m.Append, Attend: m.Attend}, s.arrived)
+	}
+	if s.span != nil {
+		s.step.Span = s.wire
+	}
 	if h.Whole(int(m.Layer)) {
 		s.step.Payload, s.request.Payload = s.request.Payload, nil
 		s.call = l.out.Start(ctx, p, &s.step)
@@ -272,6 +279,14 @@ func (l *lane) answer(s *laneStep, err error) {
 
 // count counts a step that was answered.
 func (l *lane) count(s *laneStep) {
+	if s.span != nil {
+		var failed error
+		if refused := s.response.Result.Err; refused != nil {
+			failed = refused
+		}
+		s.span.End(time.Now(), failed)
+		s.span = nil
+	}
 	if l.observe == nil {
 		return
 	}
@@ -280,6 +295,12 @@ func (l *lane) count(s *laneStep) {
 		return
 	}
 	l.observe.Step(time.Since(s.arrived), time.Duration(s.step.ComputeNanos+s.step.QueueNanos))
+}
+
+// wire begins the span of what a worker is asked.
+func (s *laneStep) wire(worker string) (trace [24]byte, end func(time.Time, error)) {
+	context, span := s.span.Wire(worker)
+	return context, span.End
 }
 
 // refusal is an error as an answer.

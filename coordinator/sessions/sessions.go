@@ -43,6 +43,7 @@ type Config struct {
 	Dial    []grpc.DialOption    // of connections to workers; nil is rpc.DialOptions
 	Logger  *slog.Logger         // nil logs nothing
 	Observe *observe.Coordinator // nil counts nothing
+	Tracer  *observe.Tracer      // nil traces nothing
 
 	Replicas int // copies of each shard beside the owner's, for sessions that say nothing of it
 
@@ -58,6 +59,7 @@ type Relay struct {
 	log      *slog.Logger
 	replicas int
 	observe  *observe.Coordinator // nil counts nothing
+	tracer   *observe.Tracer      // nil traces nothing
 	conns    *fanout.Conns
 	workers  *workers.Workers
 	locate   func(ctx context.Context, id [16]byte) (*fanout.Holding, error) // who holds a session that is not remembered
@@ -85,7 +87,7 @@ func New(c Config) *Relay {
 	conns.Log = cmp.Or(c.Logger, slog.New(slog.DiscardHandler))
 	r := &Relay{
 		log: conns.Log, conns: conns, workers: workers.New(c.View, conns.Conns),
-		replicas: c.Replicas, observe: c.Observe,
+		replicas: c.Replicas, observe: c.Observe, tracer: c.Tracer,
 		stopping: make(chan struct{}), holdings: map[[16]byte]remembered{},
 		now: c.Now, await: slices.Clone(c.Await), awaitUntil: c.Now().Add(cmp.Or(c.AwaitFor, DefaultAwaitFor)),
 	}

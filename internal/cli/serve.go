@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math"
 	"os"
 	"path/filepath"
@@ -92,6 +93,10 @@ func (a *app) runCoordinator(ctx context.Context, at endpointFlags, admin *admin
 	if admin.on() {
 		config.Observe = observe.NewCoordinator()
 	}
+	if config.Tracer, err = observe.NewTracer(ctx, "headwater-coordinator", name, programVersion); err != nil {
+		return usageError{err}
+	}
+	defer endTraces(config.Tracer, log)
 	listener, address, err := at.bind(ctx)
 	if err != nil {
 		return err
@@ -207,6 +212,10 @@ func (a *app) runWorker(ctx context.Context, at endpointFlags, admin *adminFlag,
 			log.Warn("the share of the memory bus is not known", "error", err)
 		}
 	}
+	if config.Tracer, err = observe.NewTracer(ctx, "headwater-worker", name, programVersion); err != nil {
+		return usageError{err}
+	}
+	defer endTraces(config.Tracer, log)
 	w, err := worker.New(config)
 	if err != nil {
 		return usageError{err}
@@ -256,6 +265,18 @@ func expire(ctx context.Context, w *worker.Worker, ttl time.Duration) (stop func
 	}()
 	return func() { cancel(); <-ended; <-tended }
 }
+
+// endTraces sends the last spans.
+func endTraces(t *observe.Tracer, log *slog.Logger) {
+	ctx, cancel := context.WithTimeout(context.Background(), traceTimeout)
+	defer cancel()
+	if err := t.Close(ctx); err != nil {
+		log.Warn("traces are lost", "error", err)
+	}
+}
+
+// traceTimeout is how long a process that ends tries to send its last spans.
+const traceTimeout = 2 * time.Second
 
 // memoryBudget is three quarters of the memory that the process may use.
 func memoryBudget() (int64, error) {

@@ -277,7 +277,7 @@ func (s *Step) unmarshal(b []byte) error {
 			if v, n = protowire.ConsumeVarint(b); n >= 0 {
 				s.set(field, v)
 			}
-		case kind == protowire.BytesType && (field == stepSession || field == stepHashes || field == stepTreeMask || field == stepTokens || field == stepAnswers):
+		case kind == protowire.BytesType && (field == stepSession || field == stepHashes || field == stepTreeMask || field == stepTokens || field == stepAnswers || field == stepTrace):
 			var v []byte
 			if v, n = protowire.ConsumeBytes(b); n >= 0 {
 				if err := s.setBytes(field, v); err != nil {
@@ -340,6 +340,11 @@ func (s *Step) setBytes(field protowire.Number, v []byte) (err error) {
 		copy(s.Session[:], v)
 	case stepHashes:
 		s.Hashes, err = appendPacked(s.Hashes, v)
+	case stepTrace:
+		if len(v) != len(s.Trace) {
+			return fmt.Errorf("trace: it has %d bytes, not %d", len(s.Trace), len(v))
+		}
+		copy(s.Trace[:], v)
 	case stepTreeMask:
 		s.TreeMask = append(s.TreeMask[:0], v...)
 	case stepAnswers:

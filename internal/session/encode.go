@@ -32,6 +32,7 @@ const (
 	stepChain         protowire.Number = 16
 	stepAnswers       protowire.Number = 17
 	stepAt            protowire.Number = 18
+	stepTrace         protowire.Number = 20
 
 	resultError        protowire.Number = 1
 	resultLength       protowire.Number = 2
@@ -119,7 +120,8 @@ func sizeOfStep(s *Step) int {
 		sizeOfFixed64(stepAppendID, s.AppendID) +
 		sizeOfFixed64(stepChain, s.Chain) +
 		sizeOfBytes(stepAnswers, len(s.Answers)) +
-		sizeOfVarint(stepAt, s.At)
+		sizeOfVarint(stepAt, s.At) +
+		sizeOfBytes(stepTrace, len(s.trace()))
 }
 
 func appendStep(out []byte, s *Step) []byte {
@@ -146,7 +148,16 @@ func appendStep(out []byte, s *Step) []byte {
 	out = appendFixed64(out, stepAppendID, s.AppendID)
 	out = appendFixed64(out, stepChain, s.Chain)
 	out = appendBytes(out, stepAnswers, s.Answers)
-	return appendVarint(out, stepAt, s.At)
+	out = appendVarint(out, stepAt, s.At)
+	return appendBytes(out, stepTrace, s.trace())
+}
+
+// trace returns the step's trace as it is written: whole or not at all.
+func (s *Step) trace() []byte {
+	if s.Trace == [24]byte{} {
+		return nil
+	}
+	return s.Trace[:]
 }
 
 func sizeOfResult(r *Result) int {

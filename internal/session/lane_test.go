@@ -556,3 +556,24 @@ func TestMessagesAllocateNothing(t *testing.T) {
 		t.Fatalf("a message read and written allocates %v times", n)
 	}
 }
+
+func TestTraceOfAStepIsWholeOrNone(t *testing.T) {
+	for _, c := range []struct {
+		trace [24]byte
+		bytes int
+	}{{[24]byte{}, 0}, {[24]byte{0: 1, 23: 2}, 2 + 1 + 24}} {
+		plain, traced := Step{Session: [16]byte{1}, Layer: 1}, Step{Session: [16]byte{1}, Layer: 1, Trace: c.trace}
+		b := appendStep(nil, &traced)
+		if n := len(b) - len(appendStep(nil, &plain)); n != c.bytes || sizeOfStep(&traced) != len(b) {
+			t.Errorf("a trace takes %d bytes, want %d; %d bytes are said for %d", n, c.bytes, sizeOfStep(&traced), len(b))
+		}
+		var read Step
+		if err := read.unmarshal(b); err != nil || read.Trace != c.trace {
+			t.Errorf("it is read as %x: %v", read.Trace, err)
+		}
+	}
+	var m Step
+	if err := m.unmarshal(appendBytes(nil, stepTrace, make([]byte, 23))); err == nil || !strings.Contains(err.Error(), "trace: it has 24 bytes, not 23") {
+		t.Errorf("23 bytes are read as a trace: %v", err)
+	}
+}

@@ -49,6 +49,7 @@ type Step struct {
 	Chain         uint64
 	Answers       []byte
 	At            uint64
+	Trace         [24]byte // zero is none
 }
 
 // Answered returns how many of the held groups the holder answers for, and calls do, unless nil, with the index of each.

@@ -234,18 +234,25 @@ func (l *served) do(t *task) {
 
 // count counts a step that was answered, or whose lane has ended.
 func (s *Service) count(t *task, err error) {
-	o := s.m.Observe
+	o, m, r := s.m.Observe, &t.request.Step, &t.response.Result
+	if m.Trace != [24]byte{} {
+		failed := err
+		if failed == nil && r.Err != nil {
+			failed = r.Err
+		}
+		s.m.Tracer.Worked(m.Trace, &observe.StepFacts{Session: m.Session, Layer: m.Layer, Appended: m.Append, Attend: m.Attend},
+			t.arrived, time.Duration(r.QueueNanos), time.Duration(r.ComputeNanos), failed)
+	}
 	if o == nil {
 		return
 	}
-	r := &t.response.Result
 	switch {
 	case err != nil:
 		o.Refused(observe.ReasonOf(""))
 	case r.Err != nil:
 		o.Refused(observe.ReasonOf(session.NameOf(r.Err.Reason())))
 	default:
-		o.Step(time.Since(t.arrived), time.Duration(r.QueueNanos), int(t.request.Step.Append), int(t.request.Step.Attend))
+		o.Step(time.Since(t.arrived), time.Duration(r.QueueNanos), int(m.Append), int(m.Attend))
 	}
 }
 

@@ -20,8 +20,8 @@
 //	              the fork; milliseconds
 //	py_step       a step of one token that sees 16,384 positions from the Python client / from Go
 //	py_overhead_us   a step of one token that sees 128 positions from the Python client − from Go, microseconds
-//	metrics_cost  a step of one token that sees 128 positions through a coordinator, with the admin ports of coordinator and worker /
-//	              without
+//	metrics_cost  a step of one token that sees 128 positions through a coordinator, with the admin ports of coordinator and worker
+//	              and one step in a hundred traced / without
 //
 // The samples are kept as JSON.
 package main

@@ -3,7 +3,11 @@ package main
 import (
 	"context"
 	"errors"
+	"net"
 	"path/filepath"
+
+	collector "go.opentelemetry.io/proto/otlp/collector/trace/v1"
+	"google.golang.org/grpc"
 
 	"headwater.example/client"
 	"headwater.example/internal/localcluster"
@@ -11,6 +15,35 @@ import (
 
 // What a cluster needs to be observed.
 var adminPort = []string{"--admin", "127.0.0.1:0"}
+
+// sampled are the variables by which one step in a hundred is traced.
+var sampled = []string{"OTEL_TRACES_SAMPLER=traceidratio", "OTEL_TRACES_SAMPLER_ARG=0.01"}
+
+// traces is an OpenTelemetry collector that keeps nothing.
+type traces struct {
+	collector.UnimplementedTraceServiceServer
+}
+
+// Export implements the service.
+func (traces) Export(context.Context, *collector.ExportTraceServiceRequest) (*collector.ExportTraceServiceResponse, error) {
+	return &collector.ExportTraceServiceResponse{}, nil
+}
+
+// swallowTraces serves a collector until stop is called.
+func swallowTraces() (endpoint string, stop func() error, err error) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", nil, err
+	}
+	server := grpc.NewServer()
+	collector.RegisterTraceServiceServer(server, traces{})
+	ended := make(chan error, 1)
+	go func() { ended <- server.Serve(listener) }()
+	return "http://" + listener.Addr().String(), func() error {
+		server.Stop()
+		return <-ended
+	}, nil
+}
 
 // observed measures what a step through a coordinator costs more where coordinator and worker are observed. Two clusters run side
 // by side and take turns.
@@ -24,6 +57,11 @@ func observed(ctx context.Context, f *figures) (err error) {
 	if err != nil {
 		return err
 	}
+	endpoint, stop, err := swallowTraces()
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, stop()) }()
 	m := newModel(positions)
 	var ways [2]struct {
 		session *client.Session
@@ -33,6 +71,7 @@ func observed(ctx context.Context, f *figures) (err error) {
 		o := localcluster.Options{Workers: 1, Threads: 1, Memory: 2 << 30, Command: []string{program}}
 		if i == 1 {
 			o.CoordinatorArgs, o.WorkerArgs = adminPort, adminPort
+			o.Command = append([]string{"env", "OTEL_EXPORTER_OTLP_ENDPOINT=" + endpoint}, append(sampled, program)...)
 		}
 		local, err := localcluster.Start(ctx, o)
 		if err != nil {

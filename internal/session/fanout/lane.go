@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"time"
 
 	"headwater.example/internal/rpc"
 	"headwater.example/internal/session"
@@ -196,7 +197,9 @@ func (s *stream) answered(r *session.Response) (*session.Response, error) {
 	}
 	<-s.room
 	p.response, r = r, p.response
-	p.answered = true
+	if p.answered = true; p.end != nil {
+		p.at = time.Now()
+	}
 	p.call.finished()
 	return r, nil
 }

@@ -46,6 +46,10 @@ type Step struct {
 	Answer  *rpc.Buffer
 
 	ComputeNanos, QueueNanos uint64 // the most of any holder
+
+	// Span begins the span of what a holder is asked, if the step is traced; nil is not. It returns the trace that goes with the
+	// holder's part, and what ends the span.
+	Span func(holder string) (trace [24]byte, end func(at time.Time, err error))
 }
 
 // Call is a step on its way. It is made by Start, and ends with Wait or Once.
@@ -76,6 +80,8 @@ type callPart struct {
 	response *session.Response
 	answered bool
 	err      error
+	end      func(at time.Time, err error) // of its span, nil if there is none
+	at       time.Time                     // when the answer came, with a span
 }
 
 // finished counts. Parts of an abandoned call count as well; nobody waits for them then.
@@ -109,6 +115,9 @@ func (c *Call) send(ctx context.Context) {
 		m := &p.request.Step
 		hashes, mask, tokens := m.Hashes[:0], m.TreeMask[:0], m.Tokens[:0]
 		*m = s.Step
+		if p.end = nil; s.Span != nil {
+			m.Trace, p.end = s.Span(held.holder.Name)
+		}
 		m.Hashes, m.TreeMask, m.Tokens = hashes, append(mask, s.TreeMask...), append(tokens, s.Tokens...)
 		for _, g := range p.groups {
 			m.Hashes = append(m.Hashes, s.Hashes[g])
@@ -277,6 +286,7 @@ func (c *Call) wait(ctx context.Context, attempts int) error {
 			// Its parts may still be written to: it is not used again.
 			return fmt.Errorf("step of layer %d: %w", c.step.Layer, ctx.Err())
 		}
+		c.endSpans()
 		failure := c.failure()
 		if failure != nil && c.lane.ctx.Err() != nil {
 			failure = fmt.Errorf("step of layer %d: %w", c.step.Layer, rpc.ErrClosed)
@@ -296,6 +306,23 @@ func (c *Call) wait(ctx context.Context, attempts int) error {
 			return failure
 		}
 		c.send(ctx)
+	}
+}
+
+// endSpans ends the spans of the parts, if the step is traced.
+func (c *Call) endSpans() {
+	for _, p := range c.parts {
+		if p.end == nil {
+			continue
+		}
+		at, err := p.at, p.err
+		if !p.answered {
+			at = time.Now()
+		} else if refused := p.response.Result.Err; refused != nil {
+			err = refused
+		}
+		p.end(at, err)
+		p.end = nil
 	}
 }
 

@@ -2725,7 +2725,10 @@ type Step struct {
 	// answer for. Of the others, which other holders answer for, there is no q in the payload, and nothing of them in the answer.
 	Answers []byte `protobuf:"bytes,17,opt,name=answers,proto3" json:"answers,omitempty"`
 	// Epoch.at of the call.
-	At            uint64 `protobuf:"varint,18,opt,name=at,proto3" json:"at,omitempty"`
+	At uint64 `protobuf:"varint,18,opt,name=at,proto3" json:"at,omitempty"`
+	// Span of OpenTelemetry that the step belongs to: 16 bytes of trace id and 8 of span id. Empty unless the step is traced. It
+	// changes nothing of the answer, and holders that do not know it leave it alone.
+	Trace         []byte `protobuf:"bytes,20,opt,name=trace,proto3" json:"trace,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2884,6 +2887,13 @@ func (x *Step) GetAt() uint64 {
 		return x.At
 	}
 	return 0
+}
+
+func (x *Step) GetTrace() []byte {
+	if x != nil {
+		return x.Trace
+	}
+	return nil
 }
 
 // LaneResponse is one message on the way back.
@@ -3373,7 +3383,7 @@ const file_headwater_v1_session_proto_rawDesc = "" +
 	"\vLaneRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12&\n" +
 	"\x04step\x18\x02 \x01(\v2\x12.headwater.v1.StepR\x04step\x12\x18\n" +
-	"\apayload\x18\x03 \x01(\fR\apayload\"\x81\x04\n" +
+	"\apayload\x18\x03 \x01(\fR\apayload\"\x97\x04\n" +
 	"\x04Step\x12\x18\n" +
 	"\asession\x18\x01 \x01(\fR\asession\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12 \n" +
@@ -3393,7 +3403,8 @@ const file_headwater_v1_session_proto_rawDesc = "" +
 	"\tappend_id\x18\x0f \x01(\x06R\bappendId\x12\x14\n" +
 	"\x05chain\x18\x10 \x01(\x06R\x05chain\x12\x18\n" +
 	"\aanswers\x18\x11 \x01(\fR\aanswers\x12\x0e\n" +
-	"\x02at\x18\x12 \x01(\x04R\x02at\"j\n" +
+	"\x02at\x18\x12 \x01(\x04R\x02at\x12\x14\n" +
+	"\x05trace\x18\x14 \x01(\fR\x05trace\"j\n" +
 	"\fLaneResponse\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x120\n" +
 	"\x06result\x18\x02 \x01(\v2\x18.headwater.v1.StepResultR\x06result\x12\x18\n" +

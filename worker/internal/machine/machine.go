@@ -33,6 +33,7 @@ type Config struct {
 	Patience    time.Duration    // of what waits for room, see rpc.FlightConfig
 	Logger      *slog.Logger     // nil is silence
 	Observe     *observe.Worker  // nil counts nothing
+	Tracer      *observe.Tracer  // nil traces nothing
 }
 
 // Machine is one worker's. Its methods may be called by any goroutine.
@@ -44,6 +45,7 @@ type Machine struct {
 	Flight  *rpc.Flight    // messages; what they take beyond a part is of the budget
 	Threads int
 	Observe *observe.Worker // nil counts nothing
+	Tracer  *observe.Tracer // nil traces nothing
 	// Acquired is nil except in tests. It is called with the context of each kernel that has been given a thread.
 	Acquired func(context.Context)
 
@@ -69,6 +71,7 @@ func New(cfg Config) *Machine {
 		Store:    kvcache.NewStore(kvcache.StoreConfig{Budget: budget, TTL: cfg.SessionTTL, MaxSessions: cfg.MaxSessions, Now: cfg.Now}),
 		Threads:  cfg.Threads,
 		Observe:  cfg.Observe,
+		Tracer:   cfg.Tracer,
 		threads:  attention.NewPool(cfg.Threads),
 		stopping: make(chan struct{}),
 		idle:     make(chan struct{}),
