@@ -23,17 +23,17 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// JobState is where a job stands.
+// JobState is the state of a job.
 type JobState int32
 
 const (
 	// Never sent.
 	JobState_JOB_STATE_UNSPECIFIED JobState = 0
-	// Its bytes are being received; a job that is interrupted here is forgotten.
+	// Its bytes are being received; a job that is interrupted in this state is forgotten.
 	JobState_JOB_STATE_UPLOADING JobState = 1
-	// Durable, waits for its turn.
+	// Durable, waiting for its turn.
 	JobState_JOB_STATE_QUEUED JobState = 2
-	// At work on the cluster.
+	// Running on the cluster.
 	JobState_JOB_STATE_RUNNING JobState = 3
 	// Ended with a result.
 	JobState_JOB_STATE_SUCCEEDED JobState = 4
@@ -186,7 +186,7 @@ type SubmitRequest_Data struct {
 }
 
 type SubmitRequest_End struct {
-	// Last message, where Begin has no SHA-256. Since version 1.1.
+	// Last message, if Begin has no SHA-256. Since version 1.1.
 	End *SubmitEnd `protobuf:"bytes,3,opt,name=end,proto3,oneof"`
 }
 
@@ -199,20 +199,20 @@ func (*SubmitRequest_End) isSubmitRequest_Request() {}
 // SubmitBegin announces a job.
 type SubmitBegin struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Client-given key: the same key with the same content and codec is the same job, with others it is refused. A job that
-	// failed or was cancelled for a reason that its content did not cause runs anew under its key. Empty: none. At most 256
-	// bytes.
+	// The client's key for the job, at most 256 bytes; empty is none. The same key with the same content and codec is the
+	// same job; with another content or codec it is refused. If a job was cancelled, or failed for a reason other than
+	// its content, it can run again under its key.
 	Key string `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
-	// A name for people, such as the file's; at most 256 bytes.
+	// A name for people, for example the file's; at most 256 bytes.
 	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
 	// Bytes of the file.
 	SizeBytes uint64 `protobuf:"varint,3,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
-	// SHA-256 of the file's bytes, 32 bytes: what a known key is compared by. It may be empty where there is no key, since
-	// version 1.1; then End follows the bytes.
+	// SHA-256 of the file's bytes, 32 bytes, with which a known key is compared. Since version 1.1 it may be empty if
+	// there is no key; then End follows the bytes.
 	Sha256 []byte `protobuf:"bytes,4,opt,name=sha256,proto3" json:"sha256,omitempty"`
 	// The file's header: 8 bytes of length and the JSON; at most 16 MiB.
 	Header []byte `protobuf:"bytes,5,opt,name=header,proto3" json:"header,omitempty"`
-	// Options that override the file's, as the JSON object of docs/job-file.md; may be empty.
+	// Options that override the file's, the JSON object of docs/job-file.md; may be empty.
 	Overrides []byte `protobuf:"bytes,6,opt,name=overrides,proto3" json:"overrides,omitempty"`
 	// Codec of the contexts on the wire.
 	Codec ContextCodec `protobuf:"varint,7,opt,name=codec,proto3,enum=headwater.v1.ContextCodec" json:"codec,omitempty"`
@@ -359,7 +359,7 @@ type SubmitResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The job as it stands.
 	Job *Job `protobuf:"bytes,1,opt,name=job,proto3" json:"job,omitempty"`
-	// Whether the bytes are wanted: false when the key is known with this content.
+	// Whether to send the bytes: false if the key is known with this content.
 	Send          bool `protobuf:"varint,2,opt,name=send,proto3" json:"send,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -418,7 +418,7 @@ type Job struct {
 	Key string `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
 	// A name for people.
 	Name string `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
-	// Where it stands.
+	// State of the job.
 	State JobState `protobuf:"varint,4,opt,name=state,proto3,enum=headwater.v1.JobState" json:"state,omitempty"`
 	// Why it failed; one line.
 	Error string `protobuf:"bytes,5,opt,name=error,proto3" json:"error,omitempty"`
@@ -439,15 +439,15 @@ type Job struct {
 	Ended *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=ended,proto3" json:"ended,omitempty"`
 	// How many times it was started.
 	Attempts uint32 `protobuf:"varint,13,opt,name=attempts,proto3" json:"attempts,omitempty"`
-	// How far it is; for a job that runs or has ended.
+	// Progress, if the job is running or has ended.
 	Progress *Progress `protobuf:"bytes,14,opt,name=progress,proto3" json:"progress,omitempty"`
-	// What it took; for a job that succeeded.
+	// Traffic and time, if the job succeeded.
 	Report *Report `protobuf:"bytes,15,opt,name=report,proto3" json:"report,omitempty"`
-	// SHA-256 of the result file in hexadecimal; for a job that succeeded.
+	// SHA-256 of the result file in hexadecimal, if the job succeeded.
 	ResultSha256 string `protobuf:"bytes,16,opt,name=result_sha256,json=resultSha256,proto3" json:"result_sha256,omitempty"`
-	// Bytes of the result file; for a job that succeeded.
+	// Bytes of the result file, if the job succeeded.
 	ResultBytes uint64 `protobuf:"varint,17,opt,name=result_bytes,json=resultBytes,proto3" json:"result_bytes,omitempty"`
-	// Codec of the contexts on the wire. All but EXACT lose bits of them. Since version 1.2.
+	// Codec of the contexts on the wire. All but EXACT lose bits. Since version 1.2.
 	Codec ContextCodec `protobuf:"varint,18,opt,name=codec,proto3,enum=headwater.v1.ContextCodec" json:"codec,omitempty"`
 	// How many times the coordinator crashed while the job ran. Since version 1.2.
 	Crashes       uint32 `protobuf:"varint,19,opt,name=crashes,proto3" json:"crashes,omitempty"`
@@ -618,10 +618,10 @@ func (x *Job) GetCrashes() uint32 {
 	return 0
 }
 
-// Progress is how far a running job is.
+// Progress is the progress of a running job.
 type Progress struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Bytes of keys, values and weights loaded, and to load.
+	// Bytes of keys, values and weights that are loaded.
 	LoadedBytes uint64 `protobuf:"varint,1,opt,name=loaded_bytes,json=loadedBytes,proto3" json:"loaded_bytes,omitempty"`
 	// Bytes of keys, values and weights to load.
 	LoadBytes uint64 `protobuf:"varint,2,opt,name=load_bytes,json=loadBytes,proto3" json:"load_bytes,omitempty"`
@@ -629,7 +629,7 @@ type Progress struct {
 	UnitsDone uint64 `protobuf:"varint,3,opt,name=units_done,json=unitsDone,proto3" json:"units_done,omitempty"`
 	// Answers to gather.
 	Units uint64 `protobuf:"varint,4,opt,name=units,proto3" json:"units,omitempty"`
-	// What is being done, in a few words.
+	// The current phase, in a few words.
 	Phase         string `protobuf:"bytes,5,opt,name=phase,proto3" json:"phase,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -700,7 +700,7 @@ func (x *Progress) GetPhase() string {
 	return ""
 }
 
-// Report is what a job took.
+// Report is the traffic and time of a job.
 type Report struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Each worker's share.
@@ -709,7 +709,7 @@ type Report struct {
 	Plan []byte `protobuf:"bytes,2,opt,name=plan,proto3" json:"plan,omitempty"`
 	// Time from start to end.
 	Elapsed *durationpb.Duration `protobuf:"bytes,3,opt,name=elapsed,proto3" json:"elapsed,omitempty"`
-	// Workers lost on the way.
+	// Workers that were lost while it ran.
 	WorkersLost   uint32 `protobuf:"varint,4,opt,name=workers_lost,json=workersLost,proto3" json:"workers_lost,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -780,13 +780,14 @@ type WorkerReport struct {
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// Bytes of keys, values, weights and queries sent to it.
 	BytesOut uint64 `protobuf:"varint,2,opt,name=bytes_out,json=bytesOut,proto3" json:"bytes_out,omitempty"`
-	// Bytes of contexts and LSE that its answers stand for.
+	// Bytes of contexts and LSE in its answers once decoded.
 	BytesInRaw uint64 `protobuf:"varint,3,opt,name=bytes_in_raw,json=bytesInRaw,proto3" json:"bytes_in_raw,omitempty"`
 	// Bytes of frames that came back.
 	BytesInWire uint64 `protobuf:"varint,4,opt,name=bytes_in_wire,json=bytesInWire,proto3" json:"bytes_in_wire,omitempty"`
 	// Kernel time, summed over its answers.
 	Compute *durationpb.Duration `protobuf:"bytes,5,opt,name=compute,proto3" json:"compute,omitempty"`
-	// Time between sending a query and having its answer that was neither waiting nor computing at the worker, summed.
+	// Time from sending a query to receiving its answer, without the time that it waited and computed at the worker,
+	// summed.
 	Wire *durationpb.Duration `protobuf:"bytes,6,opt,name=wire,proto3" json:"wire,omitempty"`
 	// Answers that it gave.
 	Units uint64 `protobuf:"varint,7,opt,name=units,proto3" json:"units,omitempty"`
@@ -1434,7 +1435,7 @@ func (x *DownloadResultResponse) GetData() []byte {
 	return nil
 }
 
-// StatusRequest asks nothing more than the call itself.
+// StatusRequest has no fields.
 type StatusRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -1486,8 +1487,7 @@ type StatusResponse struct {
 	Jobs []*StateCount `protobuf:"bytes,5,rep,name=jobs,proto3" json:"jobs,omitempty"`
 	// When the coordinator started.
 	Started *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=started,proto3" json:"started,omitempty"`
-	// Panics that the coordinator has caught since then, each of which ended one call; its log describes them. Since version
-	// 1.2.
+	// Panics that the coordinator has caught since then. Each ended one call; the log describes it. Since version 1.2.
 	Panics        uint64 `protobuf:"varint,7,opt,name=panics,proto3" json:"panics,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1575,11 +1575,11 @@ func (x *StatusResponse) GetPanics() uint64 {
 // WorkerStatus is one worker as the coordinator sees it.
 type WorkerStatus struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// What the membership says of it; where the worker does not answer, only the name is set.
+	// The worker's description of itself; if the worker does not answer, only the name is set.
 	Worker *DescribeResponse `protobuf:"bytes,1,opt,name=worker,proto3" json:"worker,omitempty"`
 	// Address of its gRPC service, host:port.
 	Address string `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`
-	// Why it does not answer; empty when it does.
+	// Why it does not answer; empty if it does.
 	Error         string `protobuf:"bytes,3,opt,name=error,proto3" json:"error,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

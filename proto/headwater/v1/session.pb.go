@@ -88,7 +88,7 @@ func (StepCodec) EnumDescriptor() ([]byte, []int) {
 	return file_headwater_v1_session_proto_rawDescGZIP(), []int{0}
 }
 
-// SessionProblem is why a session's call is refused. The session is as it was before.
+// SessionProblem is the reason why a call on a session is refused. The session is as it was before.
 type SessionProblem int32
 
 const (
@@ -96,9 +96,9 @@ const (
 	SessionProblem_SESSION_PROBLEM_UNSPECIFIED SessionProblem = 0
 	// The request contradicts itself, the session's config or a limit.
 	SessionProblem_SESSION_PROBLEM_INVALID SessionProblem = 1
-	// The session is not held here: it was never made, was dropped, or the holder has restarted.
+	// The session is not held here: it never existed, was dropped, or the holder has restarted.
 	SessionProblem_SESSION_PROBLEM_UNKNOWN SessionProblem = 2
-	// The id is taken by a session that was made otherwise.
+	// The id belongs to a session with another config.
 	SessionProblem_SESSION_PROBLEM_EXISTS SessionProblem = 3
 	// The holder has fewer positions than the request builds on.
 	SessionProblem_SESSION_PROBLEM_BEHIND SessionProblem = 4
@@ -108,17 +108,17 @@ const (
 	SessionProblem_SESSION_PROBLEM_DIFFERENT SessionProblem = 6
 	// Another lane drives the session, or the request is of an older epoch.
 	SessionProblem_SESSION_PROBLEM_STALE_EPOCH SessionProblem = 7
-	// Positions were taken back since, or not yet.
+	// The holder's count of truncations is not the one that the request names.
 	SessionProblem_SESSION_PROBLEM_OTHER_TRUNCATIONS SessionProblem = 8
 	// Positions that are needed have been freed, because they left the layer's window.
 	SessionProblem_SESSION_PROBLEM_FREED SessionProblem = 9
-	// There is no room, also after dropping what may be dropped.
+	// There is no room, even after evictions.
 	SessionProblem_SESSION_PROBLEM_OVER_BUDGET SessionProblem = 10
 	// A score or a context is not finite.
 	SessionProblem_SESSION_PROBLEM_NOT_FINITE SessionProblem = 11
 	// A holder is lost, and its part of the session with it.
 	SessionProblem_SESSION_PROBLEM_LOST SessionProblem = 12
-	// The holder stops, or has too much to do: later or elsewhere it may be done.
+	// The holder is stopping or overloaded: the call may succeed later or elsewhere.
 	SessionProblem_SESSION_PROBLEM_BUSY SessionProblem = 13
 )
 
@@ -185,18 +185,19 @@ func (SessionProblem) EnumDescriptor() ([]byte, []int) {
 	return file_headwater_v1_session_proto_rawDescGZIP(), []int{1}
 }
 
-// Epoch says which lane drives a session: the higher counter, and of equal ones the higher lane, compared as bytes.
+// Epoch says which lane drives a session. The higher counter wins; if counters are equal, the higher lane, compared as
+// bytes.
 type Epoch struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Counter, from 1.
 	Counter uint64 `protobuf:"varint,1,opt,name=counter,proto3" json:"counter,omitempty"`
 	// Id of the lane, 16 bytes.
 	Lane []byte `protobuf:"bytes,2,opt,name=lane,proto3" json:"lane,omitempty"`
-	// Counter that the lane knows, where a holder was left out for it since; its calls go on naming that one. 0 is none. A
-	// TakeSession with a base is refused unless the session is driven by the lane under that counter.
+	// If a holder was left out since: the counter that the lane knows and that its calls still name; else 0. A
+	// TakeSession with a base is refused unless this lane drives the session under that counter.
 	Base uint64 `protobuf:"varint,3,opt,name=base,proto3" json:"base,omitempty"`
-	// Of a call: counter of the epoch that the session's holders are known by, or 0. A holder that has accepted another counter
-	// refuses the call (STALE_EPOCH): the holders are others now.
+	// In a call: counter of the epoch under which the caller knows the session's holders, or 0. A holder that has
+	// accepted another counter refuses the call (STALE_EPOCH), because the holders have changed.
 	At            uint64 `protobuf:"varint,4,opt,name=at,proto3" json:"at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -265,18 +266,18 @@ type SessionConfig struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Layers of the model, 1 to 65,536; geometry, storage and options may differ.
 	Layers []*SessionLayer `protobuf:"bytes,1,rep,name=layers,proto3" json:"layers,omitempty"`
-	// Whose tokens they are: prefixes are shared within one tenant alone. At most 256 bytes.
+	// Owner of the tokens: prefixes are shared only within a tenant. At most 256 bytes.
 	Tenant string `protobuf:"bytes,2,opt,name=tenant,proto3" json:"tenant,omitempty"`
-	// Fingerprint of the model with its adapters, at most 256 bytes; prefixes are shared only under the same one.
+	// Fingerprint of the model with its adapters, at most 256 bytes; prefixes are shared only between equal fingerprints.
 	Model []byte `protobuf:"bytes,3,opt,name=model,proto3" json:"model,omitempty"`
 	// Time without use after which a session may be dropped unless pinned; absent or 0 is the holder's limit.
 	Ttl *durationpb.Duration `protobuf:"bytes,4,opt,name=ttl,proto3" json:"ttl,omitempty"`
 	// A name for people, at most 256 bytes.
 	Name string `protobuf:"bytes,5,opt,name=name,proto3" json:"name,omitempty"`
-	// Whether the session begins with nobody's prefix and leaves none, although its tokens are told.
+	// Whether the session uses no prefix and leaves none, even if its tokens are known.
 	Unshared bool `protobuf:"varint,6,opt,name=unshared,proto3" json:"unshared,omitempty"`
-	// Copies of each shard beside the owner's, each at another worker, as far as there are as many: the session outlives so many
-	// of its workers. At most 8; absent is the coordinator's choice.
+	// Copies of each shard beside the owner's, each at another worker, if there are enough workers. The session survives
+	// the loss of this many workers. At most 8; absent is the coordinator's default.
 	Replicas      *uint32 `protobuf:"varint,7,opt,name=replicas,proto3,oneof" json:"replicas,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -511,7 +512,7 @@ type HeldLayer struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Index of the layer.
 	Layer uint32 `protobuf:"varint,1,opt,name=layer,proto3" json:"layer,omitempty"`
-	// Groups, ascending; none is a layer that is held elsewhere.
+	// Groups, ascending; empty if the layer is held elsewhere.
 	Groups        []uint32 `protobuf:"varint,2,rep,packed,name=groups,proto3" json:"groups,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -572,7 +573,7 @@ type Holder struct {
 	Address string `protobuf:"bytes,3,opt,name=address,proto3" json:"address,omitempty"`
 	// What it holds, ascending by layer.
 	Layers []*HeldLayer `protobuf:"bytes,4,rep,name=layers,proto3" json:"layers,omitempty"`
-	// Where a session's state is told: bytes of the session's pages here, as SessionState counts them.
+	// In a SessionState: bytes of the session's pages at this worker, counted as there.
 	PageBytes uint64 `protobuf:"varint,5,opt,name=page_bytes,json=pageBytes,proto3" json:"page_bytes,omitempty"`
 	// The part of these that no other session and no prefix shares.
 	OwnBytes      uint64 `protobuf:"varint,6,opt,name=own_bytes,json=ownBytes,proto3" json:"own_bytes,omitempty"`
@@ -657,20 +658,20 @@ type LayerState struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Index of the layer.
 	Layer uint32 `protobuf:"varint,1,opt,name=layer,proto3" json:"layer,omitempty"`
-	// Positions held, alike in all of its groups.
+	// Positions held, the same in all of its groups.
 	Length uint64 `protobuf:"varint,2,opt,name=length,proto3" json:"length,omitempty"`
-	// Chained hash of each held group, ascending by group; none where all sessions are listed.
+	// Chained hash of each held group, ascending by group; empty in a list of all sessions.
 	Hashes []uint64 `protobuf:"fixed64,3,rep,packed,name=hashes,proto3" json:"hashes,omitempty"`
-	// First position that is there: a multiple of 64. Those before have left the layer's window and are freed.
+	// First position that is there, a multiple of 64. Earlier ones have left the layer's window and are freed.
 	First uint64 `protobuf:"varint,4,opt,name=first,proto3" json:"first,omitempty"`
-	// Chained ids of the appends and truncations that made the layer what it is, 0 as the session begins. Holders of one layer
-	// whose lengths and chains are equal have parts of the same appends.
+	// Chained ids of the layer's appends and truncations, 0 as the session begins. Holders of a layer with equal lengths
+	// and chains have parts of the same appends.
 	Chain uint64 `protobuf:"fixed64,5,opt,name=chain,proto3" json:"chain,omitempty"`
-	// As a holder tells it: the layer before its newest append or truncation; absent if there was none, and where all sessions
-	// are listed.
+	// From a holder: the layer before its newest append or truncation; absent if there was none, and in a list of all
+	// sessions.
 	Before *LayerState `protobuf:"bytes,6,opt,name=before,proto3" json:"before,omitempty"`
-	// As a holder tells it: id of the newest append, 0 if what came last was a truncation. Where a truncation names what it
-	// starts from: id of one append more that the layer may have, because its outcome is not known; 0 is none.
+	// From a holder: id of the newest append, 0 if a truncation came after it. In the state that a truncation names: id
+	// of one more append that the layer may have, because its outcome is unknown; 0 is none.
 	AppendId      uint64 `protobuf:"fixed64,7,opt,name=append_id,json=appendId,proto3" json:"append_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -762,13 +763,13 @@ type SessionState struct {
 	Session []byte `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
 	// Highest epoch accepted.
 	Epoch *Epoch `protobuf:"bytes,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
-	// How often positions were taken back.
+	// Count of truncations.
 	Truncations uint64 `protobuf:"varint,3,opt,name=truncations,proto3" json:"truncations,omitempty"`
 	// What is held, ascending by layer.
 	Layers []*LayerState `protobuf:"bytes,4,rep,name=layers,proto3" json:"layers,omitempty"`
 	// Whether it is pinned.
 	Pinned bool `protobuf:"varint,5,opt,name=pinned,proto3" json:"pinned,omitempty"`
-	// Bytes of the pages that it refers to; pages that sessions share count for each.
+	// Bytes of the pages that it refers to; a shared page counts for each session.
 	PageBytes uint64 `protobuf:"varint,6,opt,name=page_bytes,json=pageBytes,proto3" json:"page_bytes,omitempty"`
 	// The part of these that no other session and no prefix shares.
 	OwnBytes uint64 `protobuf:"varint,7,opt,name=own_bytes,json=ownBytes,proto3" json:"own_bytes,omitempty"`
@@ -782,7 +783,7 @@ type SessionState struct {
 	Used *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=used,proto3" json:"used,omitempty"`
 	// Who holds it: a worker names itself, a coordinator all holders.
 	Holders []*Holder `protobuf:"bytes,12,rep,name=holders,proto3" json:"holders,omitempty"`
-	// What it was made with; absent where all sessions are listed.
+	// What it was made with; absent in a list of all sessions.
 	Config *SessionConfig `protobuf:"bytes,13,opt,name=config,proto3" json:"config,omitempty"`
 	// Id of the newest truncation, 0 if there was none.
 	TruncationId  uint64 `protobuf:"fixed64,14,opt,name=truncation_id,json=truncationId,proto3" json:"truncation_id,omitempty"`
@@ -929,15 +930,15 @@ type CreateSessionRequest struct {
 	Config *SessionConfig `protobuf:"bytes,3,opt,name=config,proto3" json:"config,omitempty"`
 	// To a worker: what it is to hold. To a coordinator: empty.
 	Held []*HeldLayer `protobuf:"bytes,4,rep,name=held,proto3" json:"held,omitempty"`
-	// Ids of the tokens that the session begins with. The session begins with as many whole pages of them as are held
-	// already; empty where no prefix is to be looked for.
+	// Ids of the session's first tokens. The session begins with as many whole pages of them as are held already. If
+	// empty, no prefix is looked up.
 	Tokens []uint32 `protobuf:"varint,5,rep,packed,name=tokens,proto3" json:"tokens,omitempty"`
 	// To a coordinator: at most this many workers, 0 is all.
 	Workers uint32 `protobuf:"varint,6,opt,name=workers,proto3" json:"workers,omitempty"`
-	// Layers that begin as those of another session are, ascending by layer; the other layers begin empty. No prefix is looked
-	// up then: tokens are told, and say to a coordinator beside which sessions this one is to be held.
+	// Layers that begin in the state of another session's layers, ascending by layer; the other layers begin empty. No
+	// prefix is looked up then: tokens are only recorded, and tell a coordinator which sessions to place this one with.
 	Begin []*BeginLayer `protobuf:"bytes,7,rep,name=begin,proto3" json:"begin,omitempty"`
-	// Random id of this very call, by which DropSession gives up what it has made and nothing else; 0 is none.
+	// Random id of this call, with which DropSession drops only what this call has made; 0 is none.
 	Call          uint64 `protobuf:"fixed64,8,opt,name=call,proto3" json:"call,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1029,17 +1030,17 @@ func (x *CreateSessionRequest) GetCall() uint64 {
 	return 0
 }
 
-// BeginLayer lets a layer take up the positions of another session's, which are then appended: it has the length `first`
-// and these hashes, and the positions before are as if they had left its window.
+// BeginLayer prepares a layer to receive the positions of another session's layer, which are then appended. It begins
+// with the length `first` and these hashes, as if the positions before had left its window.
 type BeginLayer struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Index of the layer.
 	Layer uint32 `protobuf:"varint,1,opt,name=layer,proto3" json:"layer,omitempty"`
-	// First position that will be there, a multiple of 64; not 0 only where the layer has a left window.
+	// First position that will be there, a multiple of 64; must be 0 if the layer has no left window.
 	First uint64 `protobuf:"varint,2,opt,name=first,proto3" json:"first,omitempty"`
-	// Chained hash of each held group after the positions before, ascending by group; empty where first is 0.
+	// Chained hash of each held group after the positions before, ascending by group; empty if first is 0.
 	Hashes []uint64 `protobuf:"fixed64,3,rep,packed,name=hashes,proto3" json:"hashes,omitempty"`
-	// Until the layer has as many positions, none of them is freed; at least first.
+	// No position is freed until the layer has this many; at least first.
 	Length        uint64 `protobuf:"varint,4,opt,name=length,proto3" json:"length,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1103,7 +1104,7 @@ func (x *BeginLayer) GetLength() uint64 {
 	return 0
 }
 
-// CreateSessionResponse is the session as it begins.
+// CreateSessionResponse is the new session.
 type CreateSessionResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// What is held. All layers have the same length: the positions of the prefix that need not be appended.
@@ -1156,11 +1157,11 @@ type TakeSessionRequest struct {
 	Session []byte `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
 	// New epoch; it must be higher than the one accepted, or equal.
 	Epoch *Epoch `protobuf:"bytes,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
-	// Absent, or what the caller knows to be there: a holder that has less, or other hashes, refuses and keeps its epoch.
+	// Absent, or the state that the caller knows: a holder that has less, or other hashes, refuses and keeps its epoch.
 	Expect []*LayerState `protobuf:"bytes,3,rep,name=expect,proto3" json:"expect,omitempty"`
 	// With expect: truncations so far.
 	Truncations uint64 `protobuf:"varint,4,opt,name=truncations,proto3" json:"truncations,omitempty"`
-	// Whether only to say whether it would be done: the epoch stays as it is.
+	// Whether only to check whether it would succeed; the epoch does not change.
 	CheckOnly     bool `protobuf:"varint,5,opt,name=check_only,json=checkOnly,proto3" json:"check_only,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1277,10 +1278,10 @@ func (x *TakeSessionResponse) GetState() *SessionState {
 	return nil
 }
 
-// ForkSessionRequest asks for a session that begins as another one.
+// ForkSessionRequest asks for a session that begins as a copy of another one.
 type ForkSessionRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Id of the one that is there, 16 bytes; it is not changed.
+	// Id of the existing session, 16 bytes; it does not change.
 	Session []byte `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
 	// Its epoch.
 	Epoch *Epoch `protobuf:"bytes,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
@@ -1292,10 +1293,10 @@ type ForkSessionRequest struct {
 	ChildEpoch *Epoch `protobuf:"bytes,5,opt,name=child_epoch,json=childEpoch,proto3" json:"child_epoch,omitempty"`
 	// Positions that the new one begins with, at most the length of every layer; all when absent.
 	Position *uint64 `protobuf:"varint,6,opt,name=position,proto3,oneof" json:"position,omitempty"`
-	// What is there, of every layer that is held: the new one begins with these positions, of which position leaves the first. A
-	// holder may have more. One that has fewer, or other hashes or another chain at that length, refuses.
+	// State of every held layer: the new session begins with these positions, cut to `position` if that is given. A
+	// holder may have more. A holder that has fewer, or other hashes or another chain at that length, refuses.
 	Expect []*LayerState `protobuf:"bytes,7,rep,name=expect,proto3" json:"expect,omitempty"`
-	// Random id of this very call, as CreateSessionRequest has it.
+	// Random id of this call, as in CreateSessionRequest.
 	Call          uint64 `protobuf:"fixed64,8,opt,name=call,proto3" json:"call,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1444,16 +1445,16 @@ type TruncateSessionRequest struct {
 	Truncations uint64 `protobuf:"varint,3,opt,name=truncations,proto3" json:"truncations,omitempty"`
 	// Length of every layer after it; layers that are shorter stay so.
 	Position uint64 `protobuf:"varint,4,opt,name=position,proto3" json:"position,omitempty"`
-	// Empty, or in the place of position for each layer of the config its length after it.
+	// Empty, or instead of position the length of each layer of the config after it.
 	Lengths []uint64 `protobuf:"varint,5,rep,packed,name=lengths,proto3" json:"lengths,omitempty"`
-	// Whether only to say whether it would be done. Nothing changes.
+	// Whether only to check whether it would succeed; nothing changes.
 	CheckOnly bool `protobuf:"varint,6,opt,name=check_only,json=checkOnly,proto3" json:"check_only,omitempty"`
-	// What it starts from, of every layer that is held: a holder that has anything else, or more than the one append that
-	// append_id names, refuses. No layer is longer afterwards.
+	// State of every held layer before it. A holder may have one more append, the one that append_id names; in any other
+	// state it refuses. No layer is longer afterwards.
 	Expect []*LayerState `protobuf:"bytes,7,rep,name=expect,proto3" json:"expect,omitempty"`
-	// Random id of the truncation, not 0: each layer's chain afterwards. The same request again is a success.
+	// Random id of the truncation, not 0; it is each layer's chain afterwards. Repeating the request succeeds.
 	Id uint64 `protobuf:"fixed64,8,opt,name=id,proto3" json:"id,omitempty"`
-	// Truncations after it, more than before; 0 is one more.
+	// Count of truncations after it, more than before; 0 is one more.
 	Count         uint64 `protobuf:"varint,9,opt,name=count,proto3" json:"count,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1598,7 +1599,7 @@ func (x *TruncateSessionResponse) GetState() *SessionState {
 	return nil
 }
 
-// PinSessionRequest pins a session, or no longer.
+// PinSessionRequest pins or unpins a session.
 type PinSessionRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Id, 16 bytes.
@@ -1704,10 +1705,10 @@ type DropSessionRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Id, 16 bytes.
 	Session []byte `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
-	// Epoch of the caller; absent drops it whatever its epoch.
+	// Epoch of the caller; if absent, the session is dropped whatever its epoch.
 	Epoch *Epoch `protobuf:"bytes,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
-	// Absent, or id of the call that makes it: a session that another call has made stays, and one that is not there is not made
-	// by that call any more.
+	// Absent, or id of the call that makes the session. A session that another call has made stays. If the session is not
+	// there yet, that call will not make it any more.
 	Call          uint64 `protobuf:"fixed64,3,opt,name=call,proto3" json:"call,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1808,14 +1809,14 @@ type ListSessionsRequest struct {
 	Sessions [][]byte `protobuf:"bytes,1,rep,name=sessions,proto3" json:"sessions,omitempty"`
 	// Whether only the caches are asked for.
 	CachesOnly bool `protobuf:"varint,2,opt,name=caches_only,json=cachesOnly,proto3" json:"caches_only,omitempty"`
-	// Of all sessions at most so many, the first by id; 0 is no limit, and tens of thousands are more than a message takes.
+	// At most this many of all sessions, the first by id; 0 is no limit. Tens of thousands do not fit in a message.
 	Limit uint32 `protobuf:"varint,3,opt,name=limit,proto3" json:"limit,omitempty"`
-	// Of all sessions only those after this id, 16 bytes; empty is from the first on.
+	// Only the sessions after this id, 16 bytes; if empty, from the first one on.
 	After []byte `protobuf:"bytes,4,opt,name=after,proto3" json:"after,omitempty"`
-	// Of named sessions only who holds them and what they were made with. It is answered at once; else it waits for the steps
-	// under way of the sessions that are named.
+	// Of named sessions, return only the holders and the config. The answer comes at once; otherwise it waits for the
+	// named sessions' steps in progress.
 	HoldersOnly bool `protobuf:"varint,5,opt,name=holders_only,json=holdersOnly,proto3" json:"holders_only,omitempty"`
-	// With caches_only, which prefixes a new session would find. A worker answers it.
+	// With caches_only: which prefixes would a new session find? Only a worker answers it.
 	Prefix        *PrefixQuery `protobuf:"bytes,6,opt,name=prefix,proto3" json:"prefix,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1898,7 +1899,7 @@ type PrefixQuery struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// What the session is made with.
 	Config *SessionConfig `protobuf:"bytes,1,opt,name=config,proto3" json:"config,omitempty"`
-	// Ids of its first tokens. One of them at least is left to be appended, as in CreateSession.
+	// Ids of its first tokens. At least one of them is left to be appended, as in CreateSession.
 	Tokens        []uint32 `protobuf:"varint,2,rep,packed,name=tokens,proto3" json:"tokens,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1948,7 +1949,7 @@ func (x *PrefixQuery) GetTokens() []uint32 {
 	return nil
 }
 
-// PrefixHolding is a prefix as one holding has it: a session that is given the same groups begins with it.
+// PrefixHolding is a prefix of some groups: a session that is given the same groups begins with it.
 type PrefixHolding struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The groups, ascending by layer.
@@ -2010,10 +2011,10 @@ type ListSessionsResponse struct {
 	Sessions []*SessionState `protobuf:"bytes,1,rep,name=sessions,proto3" json:"sessions,omitempty"`
 	// The cache as a whole; from a coordinator, one for each worker that answers.
 	Caches []*CacheState `protobuf:"bytes,2,rep,name=caches,proto3" json:"caches,omitempty"`
-	// From a coordinator, the workers that did not answer, by name. What they hold is not in here: a session that is left out, or
-	// of which not all holders are told, may be there.
+	// From a coordinator, the workers that did not answer, by name. The answer lacks what they hold: they may hold a
+	// session that is missing, or missing parts of one.
 	Silent []*SilentWorker `protobuf:"bytes,3,rep,name=silent,proto3" json:"silent,omitempty"`
-	// From a worker, what PrefixQuery asks for: the longest first, at most 64.
+	// From a worker, the answer to PrefixQuery: the longest first, at most 64.
 	Prefixes      []*PrefixHolding `protobuf:"bytes,4,rep,name=prefixes,proto3" json:"prefixes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2152,15 +2153,15 @@ type CacheState struct {
 	FreeBytes uint64 `protobuf:"varint,3,opt,name=free_bytes,json=freeBytes,proto3" json:"free_bytes,omitempty"`
 	// Memory budget, in bytes.
 	BudgetBytes uint64 `protobuf:"varint,4,opt,name=budget_bytes,json=budgetBytes,proto3" json:"budget_bytes,omitempty"`
-	// Bytes of pages that only prefixes hold, and that can be freed.
+	// Bytes of pages that only prefixes hold; they can be freed.
 	PrefixBytes uint64 `protobuf:"varint,5,opt,name=prefix_bytes,json=prefixBytes,proto3" json:"prefix_bytes,omitempty"`
-	// Positions asked for in prefixes since the start.
+	// Positions looked up in prefixes since the start.
 	PrefixAsked uint64 `protobuf:"varint,6,opt,name=prefix_asked,json=prefixAsked,proto3" json:"prefix_asked,omitempty"`
-	// Positions of these that were there.
+	// Those of these positions that were found.
 	PrefixHits uint64 `protobuf:"varint,7,opt,name=prefix_hits,json=prefixHits,proto3" json:"prefix_hits,omitempty"`
-	// Bytes of keys and values that need not be sent for them.
+	// Bytes of keys and values that did not have to be sent because of them.
 	PrefixSavedBytes uint64 `protobuf:"varint,8,opt,name=prefix_saved_bytes,json=prefixSavedBytes,proto3" json:"prefix_saved_bytes,omitempty"`
-	// Sessions dropped for want of room or use.
+	// Sessions that were evicted.
 	Evicted uint64 `protobuf:"varint,9,opt,name=evicted,proto3" json:"evicted,omitempty"`
 	// Steps that wait.
 	QueuedSteps uint64 `protobuf:"varint,10,opt,name=queued_steps,json=queuedSteps,proto3" json:"queued_steps,omitempty"`
@@ -2170,18 +2171,17 @@ type CacheState struct {
 	Lanes uint64 `protobuf:"varint,12,opt,name=lanes,proto3" json:"lanes,omitempty"`
 	// Sessions that are held.
 	Sessions uint64 `protobuf:"varint,13,opt,name=sessions,proto3" json:"sessions,omitempty"`
-	// Bytes that pages and their rows can take before anything is dropped: free_bytes, and what the budget has left, which jobs
-	// share.
-	// Absent from a worker that counts no pages either.
+	// Bytes that pages and their rows can take before anything is dropped: free_bytes and the rest of the budget, which
+	// jobs share. Absent from a worker that does not count pages.
 	RoomBytes *uint64 `protobuf:"varint,14,opt,name=room_bytes,json=roomBytes,proto3,oneof" json:"room_bytes,omitempty"`
-	// Pages by their size, ascending; a size that no session had yet is not there.
+	// Pages by their size, ascending; sizes that no session has used yet are absent.
 	Pages []*PageState `protobuf:"bytes,15,rep,name=pages,proto3" json:"pages,omitempty"`
-	// Bytes that the rows take which pages stand in, beside the pages: a row is 64 positions of all layers and groups held, about
-	// 12 bytes for each group of a layer, 4 for each layer and 352. They count in the budget. Absent from a worker that does not
-	// count them.
+	// Bytes of the rows, which refer to pages and count in the budget. A row is for 64 positions of all held layers and
+	// groups, and has about 12 bytes for each group of a layer, 4 for each layer and 352. Absent from a worker that does
+	// not count them.
 	RowBytes *uint64 `protobuf:"varint,16,opt,name=row_bytes,json=rowBytes,proto3,oneof" json:"row_bytes,omitempty"`
-	// Bytes that the sessions themselves take, by their layers, groups and the tokens that they begin with. They count in the
-	// budget. Absent from a worker that does not count them.
+	// Bytes of the sessions themselves, for their layers, groups and first tokens. They count in the budget. Absent from
+	// a worker that does not count them.
 	SessionBytes  *uint64 `protobuf:"varint,17,opt,name=session_bytes,json=sessionBytes,proto3,oneof" json:"session_bytes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2336,16 +2336,16 @@ func (x *CacheState) GetSessionBytes() uint64 {
 	return 0
 }
 
-// PageState is a worker's pages of one size. A page holds 64 positions of one group of a layer, so that sizes are those of
-// the layers' geometry and storage.
+// PageState is a worker's pages of one size. A page holds 64 positions of one group of a layer, so its size follows
+// from the layer's geometry and storage.
 type PageState struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Bytes of a page.
 	PageBytes uint64 `protobuf:"varint,1,opt,name=page_bytes,json=pageBytes,proto3" json:"page_bytes,omitempty"`
 	// Pages in use by sessions and prefixes.
 	Used uint64 `protobuf:"varint,2,opt,name=used,proto3" json:"used,omitempty"`
-	// Pages of this size that can be taken before anything is dropped: those that are mapped and free, and as many as the
-	// budget has room for. Sizes share that room, and so do the rows of pages.
+	// Pages of this size that can be taken before anything is dropped: the mapped and free ones, and as many as the
+	// budget has room for. All sizes and the rows share that room.
 	Free          uint64 `protobuf:"varint,3,opt,name=free,proto3" json:"free,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2413,9 +2413,9 @@ type ExportSessionRequest struct {
 	Start uint64 `protobuf:"varint,3,opt,name=start,proto3" json:"start,omitempty"`
 	// Positions; 0 is all that follow.
 	Count uint64 `protobuf:"varint,4,opt,name=count,proto3" json:"count,omitempty"`
-	// Whether ids of tokens are asked for as well.
+	// Whether to send token ids as well.
 	Tokens bool `protobuf:"varint,5,opt,name=tokens,proto3" json:"tokens,omitempty"`
-	// Groups that are asked for, ascending; empty is all.
+	// Groups to send, ascending; empty is all.
 	Groups        []uint32 `protobuf:"varint,6,rep,packed,name=groups,proto3" json:"groups,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2514,7 +2514,7 @@ type ExportSessionResponse struct {
 	HashBefore uint64 `protobuf:"fixed64,8,opt,name=hash_before,json=hashBefore,proto3" json:"hash_before,omitempty"`
 	// Chained hash of the group after these positions.
 	HashAfter uint64 `protobuf:"fixed64,9,opt,name=hash_after,json=hashAfter,proto3" json:"hash_after,omitempty"`
-	// Ids of the tokens from the first position on, as far as they are known, if they are asked for.
+	// Token ids from the first position on, as far as they are known, if the request asks for them.
 	Tokens        []uint32 `protobuf:"varint,10,rep,packed,name=tokens,proto3" json:"tokens,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2620,15 +2620,15 @@ func (x *ExportSessionResponse) GetTokens() []uint32 {
 	return nil
 }
 
-// LaneRequest is one message on the way to a holder.
+// LaneRequest is one message to a holder.
 type LaneRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Number of the step in its lane; the answer repeats it.
 	Id uint64 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
 	// What to do.
 	Step *Step `protobuf:"bytes,2,opt,name=step,proto3" json:"step,omitempty"`
-	// Tensors, one after the other, little endian, groups ascending among those that the holder has of the layer:
-	// q [groups, attend, group size, head_dim] in f32; k [groups, append, head_dim] and v [groups, append, v_dim] in
+	// Tensors, one after the other, little endian, for the groups that the holder has of the layer, ascending: q
+	// [groups, attend, group size, head_dim] in f32; k [groups, append, head_dim] and v [groups, append, v_dim] in
 	// the step's encoding; for int8 k_scale [groups, append] and v_scale [groups, append] in f32.
 	Payload       []byte `protobuf:"bytes,3,opt,name=payload,proto3" json:"payload,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -2686,7 +2686,7 @@ func (x *LaneRequest) GetPayload() []byte {
 	return nil
 }
 
-// Step appends tokens to one layer of a session and lets queries attend, both or either.
+// Step appends tokens to one layer of a session, or lets queries attend, or both.
 type Step struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Id, 16 bytes.
@@ -2697,7 +2697,7 @@ type Step struct {
 	Truncations uint64 `protobuf:"varint,3,opt,name=truncations,proto3" json:"truncations,omitempty"`
 	// Index of the layer.
 	Layer uint32 `protobuf:"varint,4,opt,name=layer,proto3" json:"layer,omitempty"`
-	// Positions that the layer must have before: the position of the first token that is appended.
+	// Positions that the layer must have before; the position of the first appended token.
 	Length uint64 `protobuf:"varint,5,opt,name=length,proto3" json:"length,omitempty"`
 	// Chained hash that each held group must have before, ascending by group.
 	Hashes []uint64 `protobuf:"fixed64,6,rep,packed,name=hashes,proto3" json:"hashes,omitempty"`
@@ -2709,20 +2709,22 @@ type Step struct {
 	QueryPosition uint64 `protobuf:"varint,9,opt,name=query_position,json=queryPosition,proto3" json:"query_position,omitempty"`
 	// Encoding of k and v: f32, or the layer's storage type. f32 is narrowed by the holder.
 	Encoding StorageType `protobuf:"varint,10,opt,name=encoding,proto3,enum=headwater.v1.StorageType" json:"encoding,omitempty"`
-	// How the context is to come back.
+	// How the context comes back.
 	Codec StepCodec `protobuf:"varint,11,opt,name=codec,proto3,enum=headwater.v1.StepCodec" json:"codec,omitempty"`
-	// Newest positions that the tree mask speaks of, at most 4,096; 0 is no mask. Older ones are not masked.
+	// Newest positions that the tree mask covers, at most 4,096; 0 is no mask. Older ones are not masked.
 	Tree uint32 `protobuf:"varint,12,opt,name=tree,proto3" json:"tree,omitempty"`
 	// Bits [attend, tree], the lowest bit of a byte first, rows padded to whole bytes: 1 shows a position.
 	TreeMask []byte `protobuf:"bytes,13,opt,name=tree_mask,json=treeMask,proto3" json:"tree_mask,omitempty"`
-	// Ids of the appended tokens, for prefixes to be found by others; empty or one for each. Those of a repeat are compared, too.
+	// Ids of the appended tokens, so that other sessions can find prefixes; empty or one for each token. The ids of a
+	// repeat are compared, too.
 	Tokens []uint32 `protobuf:"varint,14,rep,packed,name=tokens,proto3" json:"tokens,omitempty"`
 	// Random id of the append, not 0 if there is one. The same append again has the same id.
 	AppendId uint64 `protobuf:"fixed64,15,opt,name=append_id,json=appendId,proto3" json:"append_id,omitempty"`
 	// Chain that the layer must have before; see LayerState.
 	Chain uint64 `protobuf:"fixed64,16,opt,name=chain,proto3" json:"chain,omitempty"`
-	// Empty, or one bit for each held group, the lowest of a byte first, padded to whole bytes: 1 is a group that this holder is to
-	// answer for. Of the others, which other holders answer for, there is no q in the payload, and nothing of them in the answer.
+	// Empty, or one bit for each held group, the lowest bit of a byte first, padded to whole bytes: 1 is a group that
+	// this holder answers for. Other holders answer for the other groups: the payload has no q for them, and the answer
+	// has nothing of them.
 	Answers []byte `protobuf:"bytes,17,opt,name=answers,proto3" json:"answers,omitempty"`
 	// Epoch.at of the call.
 	At uint64 `protobuf:"varint,18,opt,name=at,proto3" json:"at,omitempty"`
@@ -2896,12 +2898,12 @@ func (x *Step) GetTrace() []byte {
 	return nil
 }
 
-// LaneResponse is one message on the way back.
+// LaneResponse is the answer to one step.
 type LaneResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Number of the step.
 	Id uint64 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
-	// What came of it.
+	// Result of the step.
 	Result *StepResult `protobuf:"bytes,2,opt,name=result,proto3" json:"result,omitempty"`
 	// Context and LSE in the step's codec; empty after an error, and when nothing attends.
 	Payload       []byte `protobuf:"bytes,3,opt,name=payload,proto3" json:"payload,omitempty"`
@@ -2960,10 +2962,10 @@ func (x *LaneResponse) GetPayload() []byte {
 	return nil
 }
 
-// StepResult says what came of a step.
+// StepResult is the result of a step.
 type StepResult struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Absent when the step was done.
+	// Absent if the step was done.
 	Error *SessionError `protobuf:"bytes,1,opt,name=error,proto3" json:"error,omitempty"`
 	// Positions that the layer has now.
 	Length uint64 `protobuf:"varint,2,opt,name=length,proto3" json:"length,omitempty"`
@@ -3067,7 +3069,7 @@ type SessionError struct {
 	Problem SessionProblem `protobuf:"varint,1,opt,name=problem,proto3,enum=headwater.v1.SessionProblem" json:"problem,omitempty"`
 	// One line for people.
 	Message string `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
-	// Layer, where it is about one.
+	// Layer, if the error is about one.
 	Layer uint32 `protobuf:"varint,3,opt,name=layer,proto3" json:"layer,omitempty"`
 	// For BEHIND, AHEAD and DIFFERENT: positions that the holder has.
 	Length uint64 `protobuf:"varint,4,opt,name=length,proto3" json:"length,omitempty"`

@@ -209,7 +209,7 @@ func (Weight) EnumDescriptor() ([]byte, []int) {
 	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{2}
 }
 
-// Operand names what modifies the scores.
+// Operand names a tensor that modifies the scores.
 type Operand int32
 
 const (
@@ -274,7 +274,7 @@ const (
 	GradientTensor_GRADIENT_TENSOR_K GradientTensor = 2
 	// d_v [kv_len, v_dim].
 	GradientTensor_GRADIENT_TENSOR_V GradientTensor = 3
-	// d_bias [bias_heads, tokens, kv_len]. Where all heads share one bias, it is the group's share of the sum.
+	// d_bias [bias_heads, tokens, kv_len]. If all heads share one bias, it is the group's share of the sum.
 	GradientTensor_GRADIENT_TENSOR_BIAS GradientTensor = 4
 	// d_sinks [group size].
 	GradientTensor_GRADIENT_TENSOR_SINKS GradientTensor = 5
@@ -327,7 +327,7 @@ func (GradientTensor) EnumDescriptor() ([]byte, []int) {
 	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{4}
 }
 
-// DescribeRequest asks nothing more than the call itself.
+// DescribeRequest has no fields.
 type DescribeRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -364,12 +364,13 @@ func (*DescribeRequest) Descriptor() ([]byte, []int) {
 	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{0}
 }
 
-// DescribeResponse is a worker's identity and its room.
+// DescribeResponse is a worker's identity and its memory.
 type DescribeResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Name of the worker, unique in its cluster; 1 to 63 characters of a DNS label.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// UUID of this start of the process; 16 bytes. Another boot holds none of what this one held.
+	// UUID of this start of the process, 16 bytes. After a restart it is another one, and the worker holds nothing of
+	// what it held.
 	Boot []byte `protobuf:"bytes,2,opt,name=boot,proto3" json:"boot,omitempty"`
 	// Version of the program, for people to read.
 	Version string `protobuf:"bytes,3,opt,name=version,proto3" json:"version,omitempty"`
@@ -383,8 +384,8 @@ type DescribeResponse struct {
 	Threads uint32 `protobuf:"varint,7,opt,name=threads,proto3" json:"threads,omitempty"`
 	// Kernel in use, for people to read.
 	Kernel string `protobuf:"bytes,8,opt,name=kernel,proto3" json:"kernel,omitempty"`
-	// Part of used_bytes that is given up when room is needed: free pages, prefixes that no session has, and memory of jobs that
-	// have ended.
+	// Part of used_bytes that is freed if room is needed: free pages, prefixes that no session uses, and memory of ended
+	// jobs.
 	SpareBytes    uint64 `protobuf:"varint,9,opt,name=spare_bytes,json=spareBytes,proto3" json:"spare_bytes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -486,7 +487,7 @@ func (x *DescribeResponse) GetSpareBytes() uint64 {
 // RunRequest is one message from the coordinator on a Run stream.
 type RunRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// What is asked.
+	// The message.
 	//
 	// Types that are valid to be assigned to Request:
 	//
@@ -697,7 +698,7 @@ type RunRequest_Output struct {
 }
 
 type RunRequest_Gradient struct {
-	// Tokens of a group whose gradients are asked for.
+	// Tokens of a group, to compute its gradients.
 	Gradient *GradientBlock `protobuf:"bytes,11,opt,name=gradient,proto3,oneof"`
 }
 
@@ -726,7 +727,7 @@ func (*RunRequest_Gradient) isRunRequest_Request() {}
 // RunResponse is one message from the worker on a Run stream.
 type RunResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// What is answered.
+	// The message.
 	//
 	// Types that are valid to be assigned to Response:
 	//
@@ -832,7 +833,7 @@ type RunResponse_ShardOpened struct {
 }
 
 type RunResponse_ShardSealed struct {
-	// The answer to ShardSeal: the shard is complete and may be asked.
+	// The answer to ShardSeal: the shard is complete and may be queried.
 	ShardSealed *ShardSealed `protobuf:"bytes,2,opt,name=shard_sealed,json=shardSealed,proto3,oneof"`
 }
 
@@ -940,7 +941,7 @@ type Problem struct {
 	Tokens uint64 `protobuf:"varint,5,opt,name=tokens,proto3" json:"tokens,omitempty"`
 	// Positions that queries may see: stored positions [0, kv_len).
 	KvLen uint64 `protobuf:"varint,6,opt,name=kv_len,json=kvLen,proto3" json:"kv_len,omitempty"`
-	// Absolute position of query token 0; query token i stands at offset + i.
+	// Absolute position of query token 0; query token i is at offset + i.
 	Offset int64 `protobuf:"varint,7,opt,name=offset,proto3" json:"offset,omitempty"`
 	// How keys and values are stored.
 	Storage StorageType `protobuf:"varint,8,opt,name=storage,proto3,enum=headwater.v1.StorageType" json:"storage,omitempty"`
@@ -958,9 +959,9 @@ type Problem struct {
 	AlibiSlopes []float32 `protobuf:"fixed32,14,rep,packed,name=alibi_slopes,json=alibiSlopes,proto3" json:"alibi_slopes,omitempty"`
 	// Empty, or one logit for each query head of the layer.
 	Sinks []float32 `protobuf:"fixed32,15,rep,packed,name=sinks,proto3" json:"sinks,omitempty"`
-	// Set when the worker projects queries, keys and values itself.
+	// Set if the worker projects queries, keys and values itself.
 	Projection *Projection `protobuf:"bytes,16,opt,name=projection,proto3" json:"projection,omitempty"`
-	// Set when gradients are asked for, and not contexts.
+	// Set if the job asks for gradients instead of contexts.
 	Gradients     *Gradients `protobuf:"bytes,17,opt,name=gradients,proto3" json:"gradients,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1115,14 +1116,14 @@ func (x *Problem) GetGradients() *Gradients {
 	return nil
 }
 
-// Gradients says what comes with the tokens of a group, and so which gradients come back.
+// Gradients says which tensors come with a group's tokens, and therefore which gradients come back.
 type Gradients struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Whether contexts and LSEs come with the queries; else the worker attends first.
+	// Whether contexts and LSEs come with the queries; if not, the worker attends first.
 	Given bool `protobuf:"varint,1,opt,name=given,proto3" json:"given,omitempty"`
 	// Heads of a mask for each group: 0 without a mask, 1 or the group's size.
 	MaskHeads uint32 `protobuf:"varint,2,opt,name=mask_heads,json=maskHeads,proto3" json:"mask_heads,omitempty"`
-	// Heads of a bias for each group, alike.
+	// Heads of a bias for each group, likewise.
 	BiasHeads     uint32 `protobuf:"varint,3,opt,name=bias_heads,json=biasHeads,proto3" json:"bias_heads,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1179,14 +1180,14 @@ func (x *Gradients) GetBiasHeads() uint32 {
 	return 0
 }
 
-// Projection says how hidden states become queries, keys and values.
+// Projection says how to compute queries, keys and values from hidden states.
 type Projection struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Elements of a hidden state, at least 1.
 	DModel uint32 `protobuf:"varint,1,opt,name=d_model,json=dModel,proto3" json:"d_model,omitempty"`
 	// Elements of a head that rotate, even, at most head_dim; 0 is no rotation.
 	RopeDims uint32 `protobuf:"varint,2,opt,name=rope_dims,json=ropeDims,proto3" json:"rope_dims,omitempty"`
-	// Whether the pairs that rotate are neighbours (2i, 2i+1), else halves (i, i + rope_dims/2).
+	// Whether the rotated pairs are neighbours (2i, 2i+1) or halves (i, i + rope_dims/2).
 	RopeInterleaved bool `protobuf:"varint,3,opt,name=rope_interleaved,json=ropeInterleaved,proto3" json:"rope_interleaved,omitempty"`
 	// Whether the query heads have a bias.
 	QueryBias bool `protobuf:"varint,4,opt,name=query_bias,json=queryBias,proto3" json:"query_bias,omitempty"`
@@ -1270,7 +1271,7 @@ func (x *Projection) GetValueBias() bool {
 	return false
 }
 
-// ShardOpen takes ownership of one shard of one problem, and reserves its memory before anything is sent.
+// ShardOpen gives the worker one shard of one problem, and reserves its memory before anything is sent.
 type ShardOpen struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Index of the problem in Open.
@@ -1403,7 +1404,7 @@ type KeyValueBlock struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Index of the problem in Open.
 	Problem uint32 `protobuf:"varint,1,opt,name=problem,proto3" json:"problem,omitempty"`
-	// Groups in the order in which their rows lie below.
+	// Groups, in the order of their rows below.
 	Groups []uint32 `protobuf:"varint,2,rep,packed,name=groups,proto3" json:"groups,omitempty"`
 	// First position; must be the length of each of these shards.
 	Start uint64 `protobuf:"varint,3,opt,name=start,proto3" json:"start,omitempty"`
@@ -1520,7 +1521,7 @@ type WeightBlock struct {
 	Row uint32 `protobuf:"varint,4,opt,name=row,proto3" json:"row,omitempty"`
 	// Rows [n, d_model] (output: [n, n_heads * v_dim]) in f32, little endian.
 	Data []byte `protobuf:"bytes,5,opt,name=data,proto3" json:"data,omitempty"`
-	// Biases of these rows [n] in f32, little endian; empty when the projection has none.
+	// Biases of these rows [n] in f32, little endian; empty if the projection has none.
 	Bias          []byte `protobuf:"bytes,6,opt,name=bias,proto3" json:"bias,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1611,7 +1612,7 @@ type HiddenBlock struct {
 	X []byte `protobuf:"bytes,4,opt,name=x,proto3" json:"x,omitempty"`
 	// Cosines [n, rope_dims / 2] of the rows' positions in f32, little endian; empty without rotation.
 	Cos []byte `protobuf:"bytes,5,opt,name=cos,proto3" json:"cos,omitempty"`
-	// Sines alike.
+	// Sines, likewise.
 	Sin           []byte `protobuf:"bytes,6,opt,name=sin,proto3" json:"sin,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1696,8 +1697,8 @@ type ShardSeal struct {
 	Problem uint32 `protobuf:"varint,1,opt,name=problem,proto3" json:"problem,omitempty"`
 	// KV group.
 	Group uint32 `protobuf:"varint,2,opt,name=group,proto3" json:"group,omitempty"`
-	// Receipt that the shard must have when its keys and values were sent; the length alone counts where the worker
-	// projected them itself.
+	// Receipt that the shard must have if its keys and values were sent. If the worker projected them itself, only the
+	// length is compared.
 	Receipt       *Receipt `protobuf:"bytes,3,opt,name=receipt,proto3" json:"receipt,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1754,7 +1755,7 @@ func (x *ShardSeal) GetReceipt() *Receipt {
 	return nil
 }
 
-// Receipt is what a shard holds: how much, and the chained hash of all that was appended.
+// Receipt says what a shard holds: its length, and the chained hash of everything that was appended.
 type Receipt struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Positions held.
@@ -1935,24 +1936,25 @@ type QueryBlock struct {
 	Problem uint32 `protobuf:"varint,1,opt,name=problem,proto3" json:"problem,omitempty"`
 	// Number of the block within the problem; answers repeat it.
 	Block uint32 `protobuf:"varint,2,opt,name=block,proto3" json:"block,omitempty"`
-	// Groups asked, in the order in which their rows lie below.
+	// Groups, in the order of their rows below.
 	Groups []uint32 `protobuf:"varint,3,rep,packed,name=groups,proto3" json:"groups,omitempty"`
 	// First query token.
 	Start uint64 `protobuf:"varint,4,opt,name=start,proto3" json:"start,omitempty"`
 	// Query tokens, at least 1.
 	Count uint32 `protobuf:"varint,5,opt,name=count,proto3" json:"count,omitempty"`
-	// Queries [groups, count, group size, head_dim] in f32, little endian; or, where the worker projects, hidden states
+	// Queries [groups, count, group size, head_dim] in f32, little endian; or, if the worker projects, hidden states
 	// [count, d_model] for all of the groups.
 	Q []byte `protobuf:"bytes,6,opt,name=q,proto3" json:"q,omitempty"`
 	// Cosines [count, rope_dims / 2] in f32, little endian; with hidden states and rotation only.
 	Cos []byte `protobuf:"bytes,7,opt,name=cos,proto3" json:"cos,omitempty"`
-	// Sines alike.
+	// Sines, likewise.
 	Sin []byte `protobuf:"bytes,8,opt,name=sin,proto3" json:"sin,omitempty"`
-	// Bytes of mask that follow in operand blocks: [mask_heads, count, kv_len], one byte each, 0 is invisible; 0 when none.
+	// Bytes of mask that follow in operand blocks: [mask_heads, count, kv_len], one byte each, 0 is invisible; 0 if there
+	// is none.
 	MaskBytes uint64 `protobuf:"varint,9,opt,name=mask_bytes,json=maskBytes,proto3" json:"mask_bytes,omitempty"`
 	// Heads of the mask: 1 for all, or groups * group size.
 	MaskHeads uint32 `protobuf:"varint,10,opt,name=mask_heads,json=maskHeads,proto3" json:"mask_heads,omitempty"`
-	// Bytes of bias that follow in operand blocks: [bias_heads, count, kv_len] in f32, little endian; 0 when none.
+	// Bytes of bias that follow in operand blocks: [bias_heads, count, kv_len] in f32, little endian; 0 if there is none.
 	BiasBytes uint64 `protobuf:"varint,11,opt,name=bias_bytes,json=biasBytes,proto3" json:"bias_bytes,omitempty"`
 	// Heads of the bias: 1 for all, or groups * group size.
 	BiasHeads     uint32 `protobuf:"varint,12,opt,name=bias_heads,json=biasHeads,proto3" json:"bias_heads,omitempty"`
@@ -2074,15 +2076,16 @@ func (x *QueryBlock) GetBiasHeads() uint32 {
 	return 0
 }
 
-// GradientBlock is consecutive query tokens of one group. The gradients of keys and values are sums over all tokens in their
-// order, so all blocks of a group come one after the other, then the pieces of its mask and bias; then the worker answers.
+// GradientBlock is consecutive query tokens of one group. The gradients of keys and values are sums over all tokens in
+// order. So all blocks of a group come one after the other, then the pieces of its mask and bias, and then the worker
+// answers.
 type GradientBlock struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Index of the problem in Open, one with gradients.
 	Problem uint32 `protobuf:"varint,1,opt,name=problem,proto3" json:"problem,omitempty"`
 	// KV group.
 	Group uint32 `protobuf:"varint,2,opt,name=group,proto3" json:"group,omitempty"`
-	// First query token; must be the number of those that have come.
+	// First query token; must be the number of tokens that have come so far.
 	Start uint64 `protobuf:"varint,3,opt,name=start,proto3" json:"start,omitempty"`
 	// Query tokens, at least 1.
 	Count uint32 `protobuf:"varint,4,opt,name=count,proto3" json:"count,omitempty"`
@@ -2184,7 +2187,7 @@ func (x *GradientBlock) GetLse() []byte {
 	return nil
 }
 
-// OperandBlock is a piece of the mask or the bias of the query block, or of the group's gradient blocks, before it.
+// OperandBlock is a piece of the mask or bias of the preceding query block, or of the preceding gradient blocks.
 type OperandBlock struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Which operand.
