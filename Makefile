@@ -9,7 +9,7 @@ FUZZTIME ?= 60s
 export GOFLAGS += -buildvcs=false
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo check map test unit lint format proto generate breaking fuzz bench bench-plots figures-kernels figures-job figures-sessions figures-learn figures-model figures-observe figures-faults soak \
+.PHONY: help build demo demo-model check map test unit lint format proto generate breaking fuzz bench bench-plots figures-kernels figures-job figures-sessions figures-learn figures-model figures-observe figures-faults soak \
 	fixtures image test-alerts test-avx512 test-arm64 test-k8s test-python test-model wheel wheels clean
 
 help: ## list the targets
@@ -69,6 +69,9 @@ $(SMOLLM2)/ready: $(VENV_MODEL)/ready clients/python/model/smollm2.py
 
 test-model: build $(VENV_MODEL)/ready $(SMOLLM2)/ready ## run models of transformers on a local cluster (installs torch; HEADWATER_TEST_MODEL=0 leaves it out of test)
 	cd clients/python && HEADWATER_SMOLLM2=$(CURDIR)/$(SMOLLM2) ../../$(VENV_MODEL)/bin/python -m pytest tests/model
+
+demo-model: build $(VENV_MODEL)/ready $(SMOLLM2)/ready ## have a language model answer a question on a local cluster (installs torch)
+	@HEADWATER_COORD=$(CURDIR)/bin/coord PYTHONPATH=$(CURDIR)/clients/python/src $(VENV_MODEL)/bin/python test/demo/model.py $(SMOLLM2)
 
 PACK = PYTHON=$(CURDIR)/$(VENV)/bin/python PROGRAMS=bin LDFLAGS='$(LDFLAGS)' clients/python/wheels.sh
 wheel: build $(VENV)/ready ## build the wheel of the Python client for this machine, with the programs inside, into out/

@@ -19,6 +19,7 @@ from ..client import Client
 from ..cluster import LocalCluster
 from ..codecs import SessionCodec
 from ..errors import FreedError
+from ..session import Session
 from ..steps import Step
 from ..together import batch
 from . import files, geometry, hooks, prints
@@ -132,6 +133,7 @@ class Cache(transformers.Cache, hooks.Told):  # type: ignore[misc]
         self._open: dict[str, Any] = {"tenant": tenant, "ttl": ttl, "workers": workers, "codec": codec}
         if fingerprint is None and share:
             fingerprint = prints.fingerprint(model)
+        self._options = {"storage": storage, "share": share, "fingerprint": fingerprint, **self._open}  # of a fork
         self.shares = share and fingerprint is not None
         self._open |= {"model": fingerprint or b"", "shared": self.shares}
         self._rows: list[Row] = []
@@ -182,6 +184,24 @@ class Cache(transformers.Cache, hooks.Told):  # type: ignore[misc]
         self._pass = None
         self._rows = []
         self._finalize()
+
+    @property
+    def sessions(self) -> tuple[Session, ...]:
+        """The session of each row; rows that are alike so far share one. They are the cache's own: look at them, and leave them so."""
+        return tuple(row.held.session for row in self._rows)
+
+    def fork(self) -> Cache:
+        """Makes a cache that goes on from here by itself; memory is shared until the two differ. It uses this one's connection, so
+        close it first."""
+        self._ready()
+        model = self._model()
+        assert model is not None, "the model is no more"
+        child = Cache(self._client, model, **self._options)
+        forks = {held: held.fork() for held in distinct(self._rows)}
+        child._live.update(forks.values())
+        child._rows = [Row(forks[row.held], row.padding) for row in self._rows]
+        child._columns, child._fresh = self._columns, self._fresh
+        return child
 
     def receipt(self) -> str:
         """A text with which attach takes the rows up in another process; nobody is then shown less than it says. Let go of them here

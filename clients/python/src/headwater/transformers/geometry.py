@@ -21,7 +21,7 @@ from .interface import NAME, Call, Sees, listen
 # What layers pass that does not change a causal context, or that the library has seen to before.
 _IDLE = {
     "cache", "cache_position", "deterministic", "logits_to_keep", "max_length_k", "max_length_q", "num_items_in_batch", "output_hidden_states",
-    "output_router_logits", "past_key_values", "position_embeddings", "position_ids", "return_dict", "target_dtype", "token_type_ids", "use_cache",
+    "output_router_logits", "past_key_values", "position_embeddings", "position_ids", "return_dict", "target_dtype", "token_type_ids", "tokenizer", "use_cache",
 }  # fmt: skip
 _OPTIONS = {"dropout", "is_causal", "output_attentions", "s_aux", "scaling", "sliding_window", "softcap"}
 
