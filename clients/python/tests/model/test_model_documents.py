@@ -1,4 +1,4 @@
-"""The code of docs/transformers.md runs, with a tiny model."""
+"""The code of docs/transformers.md and what else has a headwater.Cache runs, with a tiny model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import headwater
 from model.conftest import tiny
 from model.test_generate import prompt
 
-CODE = [*blocks("docs/transformers.md"), *((line, code) for line, code in blocks("docs/python.md") if "headwater.Cache" in code)]
+CODE = [*blocks("docs/transformers.md"), *((line, code) for page in ("docs/python.md", "README.md") for line, code in blocks(page) if "headwater.Cache" in code)]
 
 
 @pytest.mark.parametrize("code", [code for _, code in CODE], ids=[str(line) for line, _ in CODE])
