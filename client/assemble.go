@@ -8,8 +8,8 @@ import (
 	"headwater.example/tensor"
 )
 
-// assembly is the safetensors file that an open file of any format amounts to. It is made piece by piece as it is read, so
-// that neither memory nor disk holds a copy.
+// assembly presents an open file of any format as a safetensors file. It builds pieces as they are read, so neither
+// memory nor disk holds a copy.
 type assembly struct {
 	file   *tensor.File
 	header []byte
@@ -17,7 +17,7 @@ type assembly struct {
 	end    int64
 }
 
-// part is where one tensor's bytes lie.
+// part is the place of one tensor's bytes.
 type part struct {
 	name        string
 	offset, end int64

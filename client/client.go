@@ -22,19 +22,19 @@ import (
 	headwaterv1 "headwater.example/proto/headwater/v1"
 )
 
-// DefaultPort is the coordinator's where an address names none.
+// DefaultPort is the coordinator's port if an address names none.
 const DefaultPort = 7600
 
-// reconnectDelay is the pause before a coordinator that went away is looked for.
+// reconnectDelay is the pause before a reconnect to a lost coordinator.
 const reconnectDelay = time.Second
 
-// ReconnectWait is how long Wait looks for a coordinator that went away, long enough for it to be started again.
+// ReconnectWait is how long Wait tries to reach a lost coordinator: long enough for a restart.
 const ReconnectWait = 30 * time.Second
 
-// errShort is a stream that a coordinator ended before all was said.
+// errShort says that a coordinator ended a stream too early.
 var errShort = status.Error(codes.Unavailable, "the answer ended early")
 
-// Client is a connection to one coordinator, and to the workers of sessions that are spoken to directly.
+// Client is a connection to one coordinator, and to the workers of direct sessions.
 type Client struct {
 	address string
 	proxy   string // through which it is reached, or ""
@@ -46,13 +46,15 @@ type Client struct {
 	closed  atomic.Bool
 }
 
-// Dial prepares a connection to the coordinator at host:port, host, or unix:/path; the first call connects. No proxy is
-// taken, see DialThroughProxy. More options are for tests, such as another dialer. The error is a wrong address.
+// Dial prepares a connection to the coordinator at host:port, host, or unix:/path; the first call connects. It uses no
+// proxy, see DialThroughProxy. Further options are for tests, for example another dialer. The only error is a wrong
+// address.
 func Dial(address string, opts ...grpc.DialOption) (*Client, error) {
 	return dial(address, "", append(rpc.DialOptions(), opts...))
 }
 
-// DialThroughProxy is Dial through the proxy that HTTPS_PROXY names, unless NO_PROXY names the address. Errors say so.
+// DialThroughProxy is Dial through the proxy that HTTPS_PROXY names, unless NO_PROXY names the address. Errors name the
+// proxy.
 func DialThroughProxy(address string, opts ...grpc.DialOption) (*Client, error) {
 	a, err := parseAddress(address)
 	if err != nil {
@@ -93,11 +95,11 @@ func newLaneID() (id session.LaneID) {
 	return id
 }
 
-// Address is the coordinator's, host:port or unix:/path.
+// Address returns the coordinator's address, host:port or unix:/path.
 func (c *Client) Address() string { return c.address }
 
-// Close ends the connections and all calls on them, whose error is ErrClosed, as is that of later ones. Sessions stay on the
-// cluster until their TTL.
+// Close ends the connections. Calls that are running and later calls fail with ErrClosed. Sessions stay on the cluster
+// until their TTL.
 func (c *Client) Close() error {
 	c.closed.Store(true)
 	c.lane.Close()
@@ -130,13 +132,13 @@ func (c *Client) List(ctx context.Context) ([]*Job, error) {
 	return jobs, err
 }
 
-// Cancel ends a job, or does nothing to one that has ended, and returns it.
+// Cancel cancels a job and returns it. If the job has ended, nothing changes.
 func (c *Client) Cancel(ctx context.Context, id string) (*Job, error) {
 	resp, err := unary(ctx, c, "cancel job "+id, c.service.CancelJob, &headwaterv1.CancelJobRequest{Id: id})
 	return newJob(resp.GetJob()), err
 }
 
-// Delete forgets a job that has ended, with its result, and returns it. Its key is free again.
+// Delete deletes an ended job and its result, and returns the job. Its key is free again.
 func (c *Client) Delete(ctx context.Context, id string) (*Job, error) {
 	resp, err := unary(ctx, c, "delete job "+id, c.service.DeleteJob, &headwaterv1.DeleteJobRequest{Id: id})
 	return newJob(resp.GetJob()), err
@@ -159,8 +161,8 @@ func unary[Q, R any](ctx context.Context, c *Client, doing string, call func(con
 	return resp, nil
 }
 
-// Watch calls changed with the job as it is now and whenever it changes, until it has ended, and returns it as it was
-// last. A broken connection is an error; see Wait.
+// Watch calls changed with the job as it is now, and after each change until it has ended, and returns its last state.
+// A broken connection is an error; see Wait.
 func (c *Client) Watch(ctx context.Context, id string, changed func(*Job)) (*Job, error) {
 	doing := "watch job " + id
 	ctx, cancel := context.WithCancel(ctx)
@@ -191,8 +193,8 @@ func (c *Client) Watch(ctx context.Context, id string, changed func(*Job)) (*Job
 	}
 }
 
-// Wait is Watch that outlives the coordinator's restart: it connects again until ReconnectWait has passed without news.
-// The error of a job that ended without a result is *JobError.
+// Wait is a Watch that survives a restart of the coordinator: it reconnects until ReconnectWait has passed without
+// news. If the job ends without a result, the error is *JobError.
 func (c *Client) Wait(ctx context.Context, id string, changed func(*Job)) (*Job, error) {
 	heard := time.Now()
 	for {
@@ -217,8 +219,8 @@ func (c *Client) Wait(ctx context.Context, id string, changed func(*Job)) (*Job,
 	}
 }
 
-// reconnect waits until it is worth asking again, and tells whether it is. It pauses first, because a coordinator that is
-// stopping is still connected.
+// reconnect waits until the coordinator can be asked again, and reports whether it can. It pauses first, because a
+// coordinator that is stopping is still connected.
 func (c *Client) reconnect(ctx context.Context, until time.Time) bool {
 	ctx, cancel := context.WithDeadline(ctx, until)
 	defer cancel()
@@ -239,7 +241,7 @@ func (c *Client) reconnect(ctx context.Context, until time.Time) bool {
 	}
 }
 
-// checkStream refuses a coordinator of another major version once a stream's header is there.
+// checkStream refuses a coordinator of another major version once a stream's header has arrived.
 func (c *Client) checkStream(stream grpc.ClientStream) error {
 	header, err := stream.Header()
 	if err != nil {

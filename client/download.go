@@ -17,9 +17,9 @@ import (
 	headwaterv1 "headwater.example/proto/headwater/v1"
 )
 
-// Download writes the result of a job to path, and returns the job. The file appears under its name complete, with the
-// SHA-256 that the coordinator names, or not at all. The whole size is reserved first, so that a full disk is said before
-// bytes are fetched. progress may be nil.
+// Download writes the result of a job to path, and returns the job. The file appears complete, with the SHA-256 that
+// the coordinator names, or not at all. The whole size is reserved first, so a full disk is reported before bytes are
+// fetched. progress may be nil.
 func (c *Client) Download(ctx context.Context, id, path string, progress func(done, total int64)) (*Job, error) {
 	var file *atomicfile.File
 	create := func(size int64) (io.Writer, error) {
@@ -40,13 +40,13 @@ func (c *Client) Download(ctx context.Context, id, path string, progress func(do
 	return job, nil
 }
 
-// DownloadTo writes the result of a job to out as it comes, and returns the job. After an error, out may have got a part, or
-// bytes that have not the SHA-256 that the coordinator names. progress may be nil.
+// DownloadTo writes the result of a job to out as it arrives, and returns the job. After an error, out may have
+// received only a part, or bytes with another SHA-256 than the coordinator names. progress may be nil.
 func (c *Client) DownloadTo(ctx context.Context, id string, out io.Writer, progress func(done, total int64)) (*Job, error) {
 	return c.download(ctx, id, func(int64) (io.Writer, error) { return out, nil }, progress)
 }
 
-// download writes the result of a job to what create makes once the size is known.
+// download writes the result of a job to the writer that create makes once the size is known.
 func (c *Client) download(ctx context.Context, id string, create func(size int64) (io.Writer, error), progress func(done, total int64)) (*Job, error) {
 	doing := "fetch the result of job " + id
 	ctx, cancel := context.WithCancel(ctx)
@@ -79,7 +79,7 @@ func (c *Client) download(ctx context.Context, id string, create func(size int64
 	return newJob(job), nil
 }
 
-// localError marks an error of this machine's disk, which is no answer of the coordinator.
+// localError marks an error of this machine's disk, as opposed to an answer of the coordinator.
 type localError struct{ error }
 
 func (e localError) Unwrap() error { return e.error }
@@ -92,7 +92,7 @@ func (c *Client) fetchError(doing string, err error) error {
 	return c.wrap(doing, err)
 }
 
-// fetch writes data, which lies in memory, and the rest of the stream to file, and checks size and hash.
+// fetch writes data and then the rest of the stream to file, and checks size and hash.
 func (c *Client) fetch(stream headwaterv1.CoordinatorService_DownloadResultClient, file io.Writer, data []byte, memory *rpc.Buffer, size int64, want []byte, progress func(done, total int64)) error {
 	hash := sha256.New()
 	var done int64

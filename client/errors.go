@@ -18,12 +18,12 @@ import (
 	"headwater.example/internal/session/fanout"
 )
 
-// Kinds of errors, for errors.Is: what a program does about one. docs/errors.md says which event is of which kind. An error of
-// none of these is the end of the caller's own context, ErrClosed, or a fault of the software.
+// Kinds of errors, for errors.Is: each says what a program does. docs/errors.md has the kind of each event. An error of
+// no kind is the end of the caller's own context, ErrClosed, or a fault of the software.
 var (
-	// ErrTryAgain: the same call may go well later.
+	// ErrTryAgain: the same call may succeed later.
 	ErrTryAgain = errors.New("try again")
-	// ErrGone: the session is no more. Open another, or restore a snapshot.
+	// ErrGone: the session no longer exists. Open another one, or restore a snapshot.
 	ErrGone = errors.New("gone")
 	// ErrRefused: the same call fails in the same way. Change the request.
 	ErrRefused = errors.New("refused")
@@ -33,7 +33,7 @@ var (
 var (
 	// ErrUnreachable (try again): no coordinator answered, or the connection to it broke.
 	ErrUnreachable = errors.New("unreachable")
-	// ErrLost (try again): a worker that holds a part of the session can not be reached, or does not answer.
+	// ErrLost (try again): a worker that holds a part of the session can't be reached, or does not answer.
 	ErrLost = errors.New("lost")
 	// ErrOverBudget (try again): the workers have no room. Drop or truncate a session, or try later.
 	ErrOverBudget = errors.New("over budget")
@@ -41,16 +41,16 @@ var (
 	ErrNotFound = errors.New("not found")
 	// ErrTakenOver (refused): another client drives the session now; Attach takes it back.
 	ErrTakenOver = errors.New("taken over")
-	// ErrSnapshot (refused): a snapshot is cut off, damaged, of another version, or none.
+	// ErrSnapshot (refused): a file is cut off, damaged, of another version, or not a snapshot.
 	ErrSnapshot = errors.New("snapshot")
-	// ErrClosed: the client was closed, or the session was closed or dropped, by the program itself.
+	// ErrClosed: the program itself closed the client, or closed or dropped the session.
 	ErrClosed = errors.New("closed")
 
 	errClientClosed  = fmt.Errorf("the client is %w", ErrClosed)
 	errSessionClosed = fmt.Errorf("the session is %w", ErrClosed)
 )
 
-// isKind tells whether target is the sentinel of a kind.
+// isKind reports whether target is the sentinel of a kind.
 func isKind(kind session.Kind, target error) bool {
 	switch target {
 	case ErrTryAgain:
@@ -63,13 +63,13 @@ func isKind(kind session.Kind, target error) bool {
 	return false
 }
 
-// Error is a call that did not succeed.
+// Error is the error of a failed call.
 type Error struct {
 	Address string     // the coordinator's
 	Doing   string     // what was being done
 	Code    codes.Code // the gRPC code
 	Message string     // why, in one line
-	// Answered says that the coordinator itself gave the code. Unavailable then means that it can not do it now.
+	// Answered says that the coordinator itself gave the code. Unavailable then means that it can't do it now.
 	Answered bool
 }
 
@@ -80,7 +80,7 @@ func (e *Error) Error() string {
 	return fmt.Sprintf("%s: %s", e.Doing, e.Message)
 }
 
-// Is tells the kinds and causes above, and the context's own errors.
+// Is matches the kinds and causes above, and the context's own errors.
 func (e *Error) Is(target error) bool {
 	switch target {
 	case ErrUnreachable:
@@ -95,7 +95,7 @@ func (e *Error) Is(target error) bool {
 	return isKind(session.KindOfCode(e.Code), target)
 }
 
-// JobError is a job that ended without a result.
+// JobError is the error of a job that ended without a result.
 type JobError struct {
 	Job *Job
 }
@@ -107,15 +107,15 @@ func (e *JobError) Error() string {
 	return fmt.Sprintf("job %s failed: %s", e.Job.ID, oneLine(e.Job.Error))
 }
 
-// Is tells the kind of the code that the job failed with; a job that was cancelled has none.
+// Is matches the kind of the job's code; a cancelled job has no kind.
 func (e *JobError) Is(target error) bool {
 	return e.Job.State == JobFailed && isKind(session.KindOfCode(e.Job.ErrorCode), target)
 }
 
-// Reason is why a call on a session was refused.
+// Reason says why a call on a session was refused.
 type Reason string
 
-// The reasons; docs/errors.md says when each is given, and its kind.
+// The reasons; docs/errors.md says when each occurs, and its kind.
 const (
 	ReasonBusy             Reason = "busy"
 	ReasonLost             Reason = "lost"
@@ -140,8 +140,8 @@ var reasons = map[session.Reason]Reason{
 	session.Freed: ReasonFreed, session.NotFinite: ReasonNotFinite,
 }
 
-// SessionError is a call on a session that was refused, or that a worker was not reached for. The session is as it was before,
-// or the same call again makes it whole.
+// SessionError is the error of a call on a session that was refused, or for which a worker could not be reached. The
+// session is as it was before, or the same call completes it when it is repeated.
 type SessionError struct {
 	Session SessionID // zero if it is about none
 	Doing   string    // what was being done
@@ -156,7 +156,7 @@ type SessionError struct {
 
 func (e *SessionError) Error() string { return e.Doing + ": " + e.why() }
 
-// why is the error without what was being done.
+// why is the error without the call that failed.
 func (e *SessionError) why() string {
 	switch {
 	case e.coordinator:
@@ -167,12 +167,12 @@ func (e *SessionError) why() string {
 	return e.Message
 }
 
-// GRPCStatus is the refusal among gRPC's codes, for status.Code.
+// GRPCStatus returns the refusal as a gRPC status, for status.Code.
 func (e *SessionError) GRPCStatus() *status.Status {
 	return session.Errorf(e.wire, "%s", e.Error()).GRPCStatus()
 }
 
-// Is tells the kinds and causes above.
+// Is matches the kinds and causes above.
 func (e *SessionError) Is(target error) bool {
 	switch target {
 	case ErrUnreachable:
@@ -189,8 +189,8 @@ func (e *SessionError) Is(target error) bool {
 	return isKind(session.KindOf(e.wire), target)
 }
 
-// sessionError makes an error of a call on a session into a *SessionError if a holder refused it or was not reached, and else
-// wraps it.
+// sessionError returns a *SessionError if a holder refused a call on a session or could not be reached, and otherwise
+// wraps the error.
 func (c *Client) sessionError(doing string, id SessionID, err error) error {
 	var own *SessionError
 	if errors.As(err, &own) {
@@ -217,7 +217,7 @@ func (c *Client) sessionError(doing string, id SessionID, err error) error {
 	return fmt.Errorf("%s: %w", doing, err)
 }
 
-// stepErrors are the errors of several steps, in their order. Those that differ in nothing but their step are told once.
+// stepErrors are the errors of several steps, in order. The text has errors that differ only in their step once.
 type stepErrors []error
 
 func (e stepErrors) Error() string {
@@ -246,7 +246,7 @@ func (e stepErrors) Error() string {
 // Unwrap returns the errors of all steps, for errors.Is and errors.As.
 func (e stepErrors) Unwrap() []error { return e }
 
-// endedByClose tells whether a call failed because the client was closed, before it or under it.
+// endedByClose reports whether a call failed because the client was closed, before the call or during it.
 func (c *Client) endedByClose(err error) bool {
 	if errors.Is(err, rpc.ErrClosed) {
 		return true
@@ -261,7 +261,7 @@ func (c *Client) endedByClose(err error) bool {
 	return errors.Is(err, context.Canceled) || code == codes.Canceled || code == codes.Unavailable
 }
 
-// wrap makes an error of a call into an *Error; nil stays nil.
+// wrap turns an error of a call into an *Error; nil stays nil.
 func (c *Client) wrap(doing string, err error) error {
 	if err == nil {
 		return nil
@@ -274,14 +274,14 @@ func (c *Client) wrap(doing string, err error) error {
 	}
 	s := status.Convert(err)
 	message := c.throughProxy(s.Code(), reason(s.Message()))
-	// What is being done ends with the file, which the coordinator names as well.
+	// doing ends with the file, which the coordinator names as well.
 	if file, rest, ok := strings.Cut(message, ": "); ok && strings.HasSuffix(doing, " "+file) {
 		message = rest
 	}
 	return &Error{Address: c.address, Doing: doing, Code: s.Code(), Message: message}
 }
 
-// wrapAnswer is wrap for an error that came in the place of a call's first answer: a coordinator that gave it sent its
+// wrapAnswer is wrap for an error in place of a call's first answer. If the coordinator gave the error, it sent its
 // header before.
 func (c *Client) wrapAnswer(doing string, err error, header metadata.MD) error {
 	err = c.wrap(doing, err)
@@ -294,7 +294,7 @@ func (c *Client) wrapAnswer(doing string, err error, header metadata.MD) error {
 
 // firstError is wrapAnswer for a stream.
 func (c *Client) firstError(doing string, err error, stream grpc.ClientStream) error {
-	// Where there is no header the error says why.
+	// If there is no header, the error says why.
 	header, _ := stream.Header()
 	return c.wrapAnswer(doing, unexpectedEnd(err), header)
 }
@@ -307,10 +307,10 @@ func (c *Client) throughProxy(code codes.Code, message string) string {
 	return fmt.Sprintf("through the proxy %s: %s", c.proxy, message)
 }
 
-// dialError is gRPC's wrapping of an error of dialing that a coordinator of before had with a worker.
+// dialError matches gRPC's wrapping of a dial error, which older coordinators pass on from their workers.
 var dialError = regexp.MustCompile(`(code = \w+ desc = )?(connection error: )+desc = "transport: Error while dialing: ([^"]*)"`)
 
-// reason leaves of gRPC's wrapping of a dial error what a person can act on, and keeps who dialed whom.
+// reason reduces gRPC's wrapping of a dial error to what a person can act on, and keeps who dialed whom.
 func reason(message string) string {
 	return oneLine(dialError.ReplaceAllString(message, "$3"))
 }

@@ -12,8 +12,8 @@ import (
 	headwaterv1 "headwater.example/proto/headwater/v1"
 )
 
-// Serving tells whether the coordinator takes calls: one that is stopping answers and does not. What answers and is no
-// coordinator is an error.
+// Serving reports whether the coordinator takes calls; one that is stopping answers but does not. If something else
+// answers, that is an error.
 func (c *Client) Serving(ctx context.Context) (bool, error) {
 	resp, err := unary(ctx, c, "ask for the health", healthv1.NewHealthClient(c.conn).Check,
 		&healthv1.HealthCheckRequest{Service: headwaterv1.CoordinatorService_ServiceDesc.ServiceName})
@@ -24,7 +24,7 @@ func (c *Client) Serving(ctx context.Context) (bool, error) {
 	return resp.GetStatus() == healthv1.HealthCheckResponse_SERVING, err
 }
 
-// notCoordinator makes the error of a call that was made to what serves none such say what serves there, if it is known.
+// notCoordinator makes the error of a call to something that is no coordinator say what it is, if that is known.
 func (c *Client) notCoordinator(ctx context.Context, e *Error) *Error {
 	e.Code = codes.Unimplemented
 	if e.Message = "what listens at " + c.address + " is no coordinator"; c.isWorker(ctx) {
@@ -33,14 +33,15 @@ func (c *Client) notCoordinator(ctx context.Context, e *Error) *Error {
 	return e
 }
 
-// isWorker tells whether it is known that a worker listens at the address. A worker serves sessions as a coordinator does, but
-// only its own part of them.
+// isWorker reports whether a worker is known to listen at the address. A worker serves sessions as a coordinator does,
+// but only its own part of them.
 func (c *Client) isWorker(ctx context.Context) bool {
 	resp, err := healthv1.NewHealthClient(c.conn).Check(ctx, &healthv1.HealthCheckRequest{Service: headwaterv1.WorkerService_ServiceDesc.ServiceName})
 	return err == nil && resp.GetStatus() != healthv1.HealthCheckResponse_SERVICE_UNKNOWN
 }
 
-// RefuseWorker is the error of speaking to a worker about sessions, of which it would tell of parts only; nil for all else.
+// RefuseWorker returns an error if the address is a worker's, which would show only parts of sessions, and otherwise
+// nil.
 func (c *Client) RefuseWorker(ctx context.Context) error {
 	if !c.isWorker(ctx) {
 		return nil
@@ -48,7 +49,7 @@ func (c *Client) RefuseWorker(ctx context.Context) error {
 	return c.notCoordinator(ctx, &Error{Address: c.address, Doing: "ask about sessions", Answered: true})
 }
 
-// servesNone tells whether an error is that of a server without the coordinator's service.
+// servesNone reports whether an error comes from a server without the coordinator's service.
 func servesNone(e *Error) bool {
 	return e.Code == codes.Unimplemented && strings.Contains(e.Message, "unknown service "+headwaterv1.CoordinatorService_ServiceDesc.ServiceName)
 }

@@ -11,10 +11,10 @@ import (
 	headwaterv1 "headwater.example/proto/headwater/v1"
 )
 
-// JobState is where a job stands.
+// JobState is the state of a job.
 type JobState string
 
-// The states, in the order in which a job goes through them.
+// The states, in the order of a job's life.
 const (
 	JobUploading JobState = "uploading" // its bytes are being received; a job that is interrupted here is forgotten
 	JobQueued    JobState = "queued"    // durable, waits for its turn
@@ -24,7 +24,7 @@ const (
 	JobCancelled JobState = "cancelled" // ended by request
 )
 
-// JobStates are all of them, in their order.
+// JobStates has all states, in order.
 var JobStates = []JobState{JobUploading, JobQueued, JobRunning, JobSucceeded, JobFailed, JobCancelled}
 
 func jobState(s headwaterv1.JobState) JobState {
@@ -54,14 +54,14 @@ type Job struct {
 	ResultBytes  uint64
 }
 
-// Progress is how far a job is.
+// Progress is the progress of a job.
 type Progress struct {
 	LoadedBytes, LoadBytes uint64 // of keys, values and weights: loaded, and to load
 	UnitsDone, Units       uint64 // answers (group and block): gathered, and to gather
 	Phase                  string // what is being done, in a few words
 }
 
-// Report is what a job took.
+// Report is the traffic and time of a job.
 type Report struct {
 	Workers     []WorkerReport
 	Plan        []byte        // the geometry and the plan, as the JSON of docs/job-file.md
@@ -89,7 +89,7 @@ func instant(t *timestamppb.Timestamp) time.Time {
 	return t.AsTime()
 }
 
-// newJob shows a job; nil stays nil.
+// newJob converts a job; nil stays nil.
 func newJob(m *headwaterv1.Job) *Job {
 	if m == nil {
 		return nil
@@ -115,7 +115,7 @@ func newJob(m *headwaterv1.Job) *Job {
 	return j
 }
 
-// Over tells whether the job will not change any more.
+// Over reports whether the job has ended.
 func (j *Job) Over() bool {
 	return j.State == JobSucceeded || j.State == JobFailed || j.State == JobCancelled
 }

@@ -9,8 +9,8 @@ import (
 	"headwater.example/tensor"
 )
 
-// Layer is the geometry of one layer of a session's model, how its keys and values are stored, and what its queries see.
-// The zero value of each option is the usual.
+// Layer is the geometry of one layer of a session's model, how its keys and values are stored, and what its queries
+// see. The zero value of each option is the usual one.
 type Layer struct {
 	Heads   int // query heads (n_heads), 1 to 4,096
 	KVHeads int // key/value heads (n_kv_heads); divides Heads. 0: Heads
@@ -28,21 +28,21 @@ type Layer struct {
 	Sinks       []float32 // [Heads], a logit each; nil: none
 }
 
-// Window says how many positions a query sees on one side of its own. The zero value is Unbounded, and Within bounds it.
-// Windows are comparable.
+// Window is the number of positions that a query sees on one side of its own. The zero value is Unbounded; Within makes
+// a bounded one. Windows are comparable.
 type Window struct {
 	positions int64
 	bounded   bool
 }
 
-// Unbounded is the window that shows every position.
+// Unbounded is the window with every position.
 var Unbounded Window
 
-// Within is the window that shows n positions on its side of the query's own: Within(0) shows the own position alone. A
-// sliding window of W positions in all, the own one among them, is Within(W-1).
+// Within is the window with n positions on one side of the query's own; with Within(0) a query sees only its own. A
+// sliding window of W positions, with the query's own, is Within(W-1).
 func Within(n int) Window { return Window{positions: int64(n), bounded: true} }
 
-// Positions returns how many positions the window shows; false if it is Unbounded.
+// Positions returns the number of positions in the window; false if it is Unbounded.
 func (w Window) Positions() (n int, bounded bool) { return int(w.positions), w.bounded }
 
 // String returns "unbounded" or the number of positions.
@@ -53,7 +53,7 @@ func (w Window) String() string {
 	return fmt.Sprint(w.positions)
 }
 
-// option is the window as options of attention have it.
+// option returns the window as an option of attention.
 func (w Window) option() int64 {
 	if !w.bounded {
 		return -1
@@ -100,7 +100,7 @@ func (l *Layer) spec() (shard.LayerSpec, error) {
 	return shard.NewLayerSpec(shape, storage, options)
 }
 
-// layerOf shows a checked layer.
+// layerOf converts a checked layer.
 func layerOf(l *shard.LayerSpec) Layer {
 	o := &l.Options
 	return Layer{

@@ -59,7 +59,7 @@ const (
 	Int8  Codec = "int8"  // narrowed to int8 with one scale for each row, compressed. Lossy
 )
 
-// stepCodecs are the codecs on the wire, by their names: raw, and those of frames. Auto begins with raw.
+// stepCodecs are the codecs on the wire, by name: raw, and those of frames. Auto begins with raw.
 var stepCodecs = func() map[Codec]headwaterv1.StepCodec {
 	all := map[Codec]headwaterv1.StepCodec{Auto: headwaterv1.StepCodec_STEP_CODEC_RAW, Raw: headwaterv1.StepCodec_STEP_CODEC_RAW}
 	for _, codec := range contextframe.Codecs() {
@@ -72,37 +72,40 @@ var stepCodecs = func() map[Codec]headwaterv1.StepCodec {
 type SessionOptions struct {
 	Layers []Layer
 
-	// Tokens are the ids of the tokens that the session begins with. Whole pages of them that the cluster has already, from a
-	// session of the same Tenant, Model and Layers, need not be appended: Prefix says how many positions that is.
+	// Tokens are the ids of the session's first tokens. If the cluster already has whole pages of them, from a session
+	// of the same Tenant, Model and Layers, these need not be appended: Prefix returns the number of positions.
 	Tokens []uint32
 	Tenant string
 	Model  []byte // fingerprint of the model with its adapters
 
-	// Unshared sessions begin with nobody's prefix and leave none, although their Tokens are told. A session that tells tokens and
-	// appends other keys and values than the model's spoils their prefix for its whole Tenant; this keeps out of that.
+	// Unshared sessions use no prefix and leave none, even if they have Tokens. If a session names tokens and appends
+	// other keys and values than the model's, it spoils their prefix for its whole Tenant; an unshared session neither
+	// does nor suffers that.
 	Unshared bool
 
 	Name    string        // for people
 	TTL     time.Duration // time without use after which the session may be dropped; 0: the workers' limit
 	Workers int           // at most this many workers; 0: all
 
-	// Replicas is how many workers beside its owner have a copy of each shard, as far as there are as many; 0: as the coordinator
-	// is set, less: none. The session goes on, with the same bits, as long as each shard has a worker left.
+	// Replicas is the number of workers beside the owner that have a copy of each shard, if there are enough; 0 is the
+	// coordinator's default, less is none. The session goes on, with the same bits, as long as each shard has a worker
+	// left.
 	Replicas int
 
 	Direct bool  // speak to the workers and not through the coordinator
 	Codec  Codec // how contexts come back
 
-	// SendF32 sends keys and values as float32, for the workers to narrow. Else they are narrowed here, to the same bits, and
-	// less is sent.
+	// SendF32 sends keys and values as float32, and the workers narrow them. Otherwise they are narrowed here, to the
+	// same bits, and fewer bytes are sent.
 	SendF32 bool
 }
 
-// Session is a sequence held open on the cluster. One goroutine uses it at a time; different sessions are independent, and
-// Do has steps of many in flight at once. If a step fails, the session is as it was: the next call, which may be the same step or
-// another, first takes back what workers have done of it. (In a layer with a window the failed step may have freed positions that
-// only queries before the next token see; such queries are then refused.) A truncation whose outcome is not known counts as done:
-// Len says so, and the next call completes it. Any other call that failed can simply be repeated.
+// Session is a sequence held open on the cluster. Only one goroutine may use it at a time; different sessions are
+// independent, and Do sends steps of many at once. If a step fails, the session is as it was: the next call, the same
+// step or another one, first takes back what workers have done of it. (In a layer with a window the failed step may
+// have freed positions that only queries before the next token see; such queries are then refused.) A truncation with
+// an unknown outcome counts as done: Len says so, and the next call completes it. Any other call that failed can simply
+// be repeated.
 type Session struct {
 	client  *Client
 	id      SessionID
@@ -118,13 +121,14 @@ type Session struct {
 	epoch       uint64
 	truncations uint64
 	layers      []held
-	// cutting is a truncation that some holders may have done, and that comes before anything else; nil is none.
+	// cutting is a truncation that some holders may have done, and that must be completed before anything else; nil if
+	// there is none.
 	cutting *headwaterv1.TruncateSessionRequest
 	kept    bool // Close leaves it on the cluster
 	closed  bool
 }
 
-// held is what a layer's holders have: the receipt.
+// held is the receipt of one layer.
 type held struct {
 	length uint64
 	hashes []uint64 // by group
@@ -148,7 +152,7 @@ func (c *Client) OpenSession(ctx context.Context, opts SessionOptions) (*Session
 	return s, nil
 }
 
-// create makes a session of a new id as req asks.
+// create makes the session of req under a new id.
 func (c *Client) create(ctx context.Context, doing string, req *headwaterv1.CreateSessionRequest, workers int, direct bool, codec Codec) (*Session, error) {
 	s := &Session{client: c, id: newSessionID(), config: req.GetConfig(), codec: codec}
 	doing += " session " + s.id.String()
@@ -178,17 +182,18 @@ func (c *Client) create(ctx context.Context, doing string, req *headwaterv1.Crea
 	return s, nil
 }
 
-// abandonTimeout is how long the end of a session that nobody will use may take; what can not be dropped ends by its TTL.
+// abandonTimeout bounds the drop of a session that nobody will use; a session that can't be dropped ends by its TTL.
 const abandonTimeout = 10 * time.Second
 
-// abandon drops a session that nobody will use, also where ctx has ended.
+// abandon drops a session that nobody will use, even if ctx has ended.
 func (c *Client) abandon(ctx context.Context, id SessionID) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), abandonTimeout)
 	defer cancel()
 	return c.DropSession(ctx, id)
 }
 
-// inVain abandons a session that was made in vain, and returns why, which tells as well where the session stays.
+// inVain abandons a session that was made in vain. It returns why, and adds that the session stays if it can't be
+// dropped.
 func (c *Client) inVain(ctx context.Context, id SessionID, why error) error {
 	if err := c.abandon(ctx, id); err != nil {
 		return fmt.Errorf("%w; session %s stays until its TTL: %v", why, id, err)
@@ -196,7 +201,7 @@ func (c *Client) inVain(ctx context.Context, id SessionID, why error) error {
 	return why
 }
 
-// config is what the session is made with, as it is sent.
+// config returns the session's config as a message.
 func (o *SessionOptions) config() (*headwaterv1.SessionConfig, error) {
 	config := &headwaterv1.SessionConfig{Tenant: o.Tenant, Model: o.Model, Name: o.Name, Unshared: o.Unshared}
 	if o.TTL > 0 {
@@ -215,7 +220,7 @@ func (o *SessionOptions) config() (*headwaterv1.SessionConfig, error) {
 	return config, nil
 }
 
-// coordinator is the coordinator as the one holder of all groups.
+// coordinator returns the coordinator as the only holder, of all groups.
 func (c *Client) coordinator(layers []shard.LayerSpec) (*fanout.Holding, error) {
 	return fanout.NewHolding(layers, &fanout.Holder{Name: c.address, Address: c.address})
 }
@@ -225,7 +230,7 @@ func (c *Client) epoch(counter uint64) *headwaterv1.Epoch {
 	return &headwaterv1.Epoch{Counter: counter, Lane: id[:]}
 }
 
-// adopt takes over what the cluster says of the session.
+// adopt takes over the cluster's state of the session.
 func (s *Session) adopt(h *fanout.Holding, state *headwaterv1.SessionState, direct bool) error {
 	if direct {
 		var err error
@@ -258,10 +263,10 @@ func (s *Session) update(state *headwaterv1.SessionState) error {
 // ID returns the session's id.
 func (s *Session) ID() SessionID { return s.id }
 
-// Prefix returns how many positions were there when the session was opened, and need not be appended.
+// Prefix returns the number of positions that were there when the session was opened and need not be appended.
 func (s *Session) Prefix() int { return s.prefix }
 
-// Len returns the positions that all layers have.
+// Len returns the number of positions that all layers have.
 func (s *Session) Len() int {
 	least := s.LayerLen(0)
 	for l := range s.layers {
@@ -270,7 +275,7 @@ func (s *Session) Len() int {
 	return least
 }
 
-// LayerLen returns the positions that a layer has; within a token, earlier layers have one more.
+// LayerLen returns the number of positions of a layer; within a token, earlier layers have one more.
 func (s *Session) LayerLen(layer int) int {
 	n := s.layers[layer].length
 	if s.cutting != nil {
@@ -289,7 +294,7 @@ func (s *Session) Layers() []Layer {
 	return layers
 }
 
-// use makes one call the session's user.
+// use marks the session as used by one call, and fails if another call uses it.
 func (s *Session) use(b *batch) error {
 	if s.user.Load() != b && !s.user.CompareAndSwap(nil, b) {
 		return errInUse
@@ -318,8 +323,8 @@ func (s *Session) control(ctx context.Context, doing string, do func() error) er
 // lookTimeout is how long a coordinator may take to say whether a session is still there.
 const lookTimeout = 10 * time.Second
 
-// failed is the error of a call on the session. A worker that a direct session does not reach at its address may have restarted
-// at another: the coordinator knows, as it does if it relays.
+// failed returns the error of a call on the session. If a direct session can't reach a worker, the worker may have
+// restarted at another address: the coordinator knows that.
 func (s *Session) failed(ctx context.Context, doing string, err error) error {
 	err = s.client.sessionError(doing, s.id, err)
 	var lost *SessionError
@@ -340,8 +345,8 @@ func (s *Session) failed(ctx context.Context, doing string, err error) error {
 	return err
 }
 
-// Truncate takes back the positions from position on, in every layer that has them. In a layer with a window, an append frees
-// positions that no query after it sees: those that a truncation of several appends would need again may be gone by then
+// Truncate takes back the positions from position on, in every layer that has them. In a layer with a window, an append
+// frees positions that no later query sees. A truncation of several appends may need these again and is then refused
 // (ReasonFreed). So draft on a Fork if drafts may be taken back: the session itself then goes on from where it was.
 func (s *Session) Truncate(ctx context.Context, position int) error {
 	return s.control(ctx, "truncate", func() error {
@@ -352,7 +357,8 @@ func (s *Session) Truncate(ctx context.Context, position int) error {
 	})
 }
 
-// cut cuts every layer to position, and to what the client knows to be there: what a failed step has left goes as well.
+// cut cuts every layer to position, and to the length that the client knows, so it also removes what a failed step has
+// left.
 func (s *Session) cut(ctx context.Context, position uint64) error {
 	if s.cutting != nil {
 		if err := s.finishCut(ctx); err != nil {
@@ -368,7 +374,7 @@ func (s *Session) cut(ctx context.Context, position uint64) error {
 	return s.finishCut(ctx)
 }
 
-// known is what the client knows to be there.
+// known returns the state that the client knows.
 func (s *Session) known() []*headwaterv1.LayerState {
 	layers := make([]*headwaterv1.LayerState, len(s.layers))
 	for i, l := range s.layers {
@@ -377,8 +383,9 @@ func (s *Session) known() []*headwaterv1.LayerState {
 	return layers
 }
 
-// finishCut does the truncation that is under way. If its outcome is not known it stays under way: by its id, holders that have done
-// it know it, and by what it names it starts from, one that arrives late finds nothing to cut.
+// finishCut completes the truncation in cutting. If its outcome is unknown, it stays in cutting and can be repeated:
+// holders that have done it recognize its id, and one that arrives late finds another state than it names, so it cuts
+// nothing.
 func (s *Session) finishCut(ctx context.Context) error {
 	state, err := s.client.conns.Truncate(ctx, s.place, s.cutting)
 	if err == nil {
@@ -393,9 +400,9 @@ func (s *Session) finishCut(ctx context.Context) error {
 	return err
 }
 
-// settle reconciles the holders with what the client knows to be there, after a call whose outcome is not known. It does not look at
-// what they have, since a step may still be on its way to one. It counts one more truncation, which no late step names, and takes
-// back what failed steps have appended.
+// settle brings the holders to the state that the client knows, after a call with an unknown outcome. It does not ask
+// what they have, because a step may still be on its way to one. It raises the count of truncations, so a late step no
+// longer matches, and takes back what failed steps have appended.
 func (s *Session) settle(ctx context.Context) error {
 	if s.cutting != nil {
 		return s.finishCut(ctx)
@@ -406,7 +413,7 @@ func (s *Session) settle(ctx context.Context) error {
 	return nil
 }
 
-// Fork makes a session that begins with all positions of this one. Memory is shared until one of both appends.
+// Fork makes a session that begins with all positions of this one. The two share memory until one of them appends.
 func (s *Session) Fork(ctx context.Context) (*Session, error) { return s.fork(ctx, nil) }
 
 // ForkAt makes a session that begins with the positions before position, which every layer must have.
@@ -447,7 +454,7 @@ func (s *Session) fork(ctx context.Context, position *uint64) (*Session, error) 
 	return child, nil
 }
 
-// Pin keeps the session from being dropped for want of room or use, or no longer.
+// Pin keeps the session from being evicted, or with false no longer.
 func (s *Session) Pin(ctx context.Context, pinned bool) error {
 	return s.control(ctx, "pin", func() error {
 		_, err := s.client.conns.Pin(ctx, s.place, &headwaterv1.PinSessionRequest{Session: s.id[:], Pinned: pinned})
@@ -468,12 +475,13 @@ func (s *Session) drop(ctx context.Context) error {
 	return s.client.conns.Drop(ctx, s.place.Holding().Holders(), &headwaterv1.DropSessionRequest{Session: s.id[:], Epoch: s.client.epoch(s.epoch)})
 }
 
-// Keep says whether Close leaves the session on the cluster. At first it does so only for a session that was attached.
+// Keep sets whether Close leaves the session on the cluster. By default it does so only if the session was attached.
 func (s *Session) Keep(keep bool) { s.kept = keep }
 
-// Close ends the use of the session. A session that was opened, forked or restored is dropped, which takes at most 10 s. One that
-// was attached, or is to be kept (Keep), stays on the cluster until its TTL, and Attach takes it up again. Close does nothing to
-// a session that is gone already, or that another client drives. A session that is closed or dropped may be closed again.
+// Close ends the use of the session. It drops a session that was opened, forked or restored, which takes at most 10 s.
+// A session that was attached, or that Keep keeps, stays on the cluster until its TTL, and Attach continues it. Close
+// does nothing to a session that is gone or that another client drives. A session that is closed or dropped may be
+// closed again.
 func (s *Session) Close() error {
 	err := s.control(context.Background(), "close", func() error {
 		s.closed = true
@@ -490,7 +498,7 @@ func (s *Session) Close() error {
 	return err
 }
 
-// Receipt is what a client knows that the cluster holds. A client that brings it is never shown less.
+// Receipt is the state of a session that a client knows. A client that attaches with it never gets less.
 type Receipt struct {
 	Session     SessionID      `json:"session"`
 	Truncations uint64         `json:"truncations"`
@@ -503,7 +511,7 @@ type LayerReceipt struct {
 	Hashes []uint64 `json:"hashes"` // chained, by group
 }
 
-// Receipt returns the session's receipt as of now, for Attach.
+// Receipt returns the session's current receipt, for Attach.
 func (s *Session) Receipt() Receipt {
 	r := Receipt{Session: s.id, Truncations: s.truncations}
 	for _, l := range s.layers {
@@ -512,7 +520,7 @@ func (s *Session) Receipt() Receipt {
 	return r
 }
 
-// AttachOptions say how to take up a session. The zero value is ready for use.
+// AttachOptions say how to attach to a session. The zero value is ready for use.
 type AttachOptions struct {
 	Receipt *Receipt // what must be there; nil: whatever is
 	Direct  bool     // speak to the workers and not through the coordinator
@@ -520,8 +528,9 @@ type AttachOptions struct {
 	SendF32 bool     // see SessionOptions
 }
 
-// Attach takes up a session that is on the cluster, where its Close leaves it: from now on this client drives it, and another one that did is refused.
-// If an append had not reached all workers, the session ends before it; Len says where it stands.
+// Attach continues a session that is on the cluster. From now on this client drives it, and the client that drove it
+// before is refused. If an append has not reached all workers, the session ends before it; Len returns its length.
+// Close leaves an attached session on the cluster.
 func (c *Client) Attach(ctx context.Context, id SessionID, opts AttachOptions) (*Session, error) {
 	s, err := c.attach(ctx, id, opts)
 	if err != nil {
@@ -559,7 +568,7 @@ func (c *Client) attach(ctx context.Context, id SessionID, opts AttachOptions) (
 			req.Expect = append(req.Expect, &headwaterv1.LayerState{Layer: uint32(i), Length: l.Length, Hashes: l.Hashes})
 		}
 	}
-	// Another client may step the epoch meanwhile: the refusal says which it is then.
+	// Another client may raise the epoch meanwhile; the refusal then names the new one.
 	counter := found.GetEpoch().GetCounter()
 	for attempt := 1; ; attempt++ {
 		req.Epoch = c.epoch(counter + 1)
@@ -580,8 +589,8 @@ func (c *Client) attach(ctx context.Context, id SessionID, opts AttachOptions) (
 	}
 }
 
-// Sessions returns all sessions on the cluster, by id, and each worker's cache; and as Silent the workers that did not answer,
-// whose sessions and caches are missing.
+// Sessions returns all sessions on the cluster, by id, and each worker's cache. Silent has the workers that did not
+// answer; their sessions and caches are missing.
 func (c *Client) Sessions(ctx context.Context) (*SessionList, error) {
 	all := &SessionList{}
 	req := &headwaterv1.ListSessionsRequest{Limit: listed}
@@ -610,7 +619,7 @@ func (c *Client) Sessions(ctx context.Context) (*SessionList, error) {
 	}
 }
 
-// listed is how many sessions are asked for at once.
+// listed bounds the sessions of one request.
 const listed = 1000
 
 // Caches returns each worker's cache.
@@ -622,7 +631,7 @@ func (c *Client) Caches(ctx context.Context) ([]Cache, error) {
 	return newCaches(resp.GetCaches()), nil
 }
 
-// FindSession returns what the cluster has of a session. It may be used while another client drives it. If a worker did
+// FindSession returns the cluster's state of a session. It may be used while another client drives it. If a worker did
 // not answer and may hold the session, or a part of it, the error is ErrLost and names the worker.
 func (c *Client) FindSession(ctx context.Context, id SessionID) (*SessionState, error) {
 	found, err := c.findSession(ctx, id, false)
@@ -633,8 +642,8 @@ func (c *Client) FindSession(ctx context.Context, id SessionID) (*SessionState, 
 	return &state, nil
 }
 
-// findSession is FindSession as messages tell it, or with holdersOnly that without what is held, for which it would wait for
-// steps under way.
+// findSession is FindSession with a message as its result. With holdersOnly the state is left out, for which it would
+// wait for steps in progress.
 func (c *Client) findSession(ctx context.Context, id SessionID, holdersOnly bool) (*headwaterv1.SessionState, error) {
 	doing := "find session " + id.String()
 	resp, err := c.conns.List(ctx, c.address, c.address, &headwaterv1.ListSessionsRequest{Sessions: [][]byte{id[:]}, HoldersOnly: holdersOnly})
@@ -668,7 +677,7 @@ func (c *Client) locate(ctx context.Context, id [16]byte) (*fanout.Holding, erro
 	return h.Of(found.GetEpoch().GetCounter()), nil
 }
 
-// whole tells whether the holders that are told of have all of a session.
+// whole reports whether the listed holders have all of a session.
 func whole(state *headwaterv1.SessionState) bool {
 	layers, err := layerproto.ReadSessionLayers(state.GetConfig().GetLayers())
 	if err == nil {

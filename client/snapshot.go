@@ -19,9 +19,9 @@ import (
 	"headwater.example/tensor"
 )
 
-// Snapshot writes the session to w as docs/snapshot.md has it, for RestoreSession. The session is as it was; it can not be used
-// meanwhile, but a Fork of it can, or be what is written. progress may be nil; it is told the bytes of keys and values. What
-// was written is whole only if the error is nil.
+// Snapshot writes the session to w in the format of docs/snapshot.md, for RestoreSession. The session does not change
+// and can't be used meanwhile; to go on, use a Fork of it, or write a Fork. progress may be nil; it receives the bytes
+// of keys and values. The snapshot is complete only if the error is nil.
 func (s *Session) Snapshot(ctx context.Context, w io.Writer, progress func(done, total int64)) error {
 	return s.control(ctx, "snapshot", func() error {
 		if err := s.settle(ctx); err != nil {
@@ -31,8 +31,8 @@ func (s *Session) Snapshot(ctx context.Context, w io.Writer, progress func(done,
 	})
 }
 
-// SnapshotSession is Snapshot of a session that another client may drive, of which it takes nothing: what is written is a
-// fork, which is dropped in the end. It returns what was written of the session.
+// SnapshotSession is Snapshot of a session that another client may drive and continues to drive: it forks the session,
+// writes the fork, and drops it. It returns what was written.
 func (c *Client) SnapshotSession(ctx context.Context, id SessionID, w io.Writer, progress func(done, total int64)) (*Snapshotted, error) {
 	doing := "snapshot session " + id.String()
 	s, pinned, err := c.forkOf(ctx, id)
@@ -55,7 +55,7 @@ func (c *Client) SnapshotSession(ctx context.Context, id SessionID, w io.Writer,
 	return written, nil
 }
 
-// Snapshotted is what a snapshot has of its session.
+// Snapshotted says what a snapshot has of its session.
 type Snapshotted struct {
 	Name    string   // for people
 	Pinned  bool     // whether the session was
@@ -63,10 +63,10 @@ type Snapshotted struct {
 	Bytes   int64    // of keys and values, as they are stored
 }
 
-// forkAttempts is how often a fork of a session that somebody drives is tried.
+// forkAttempts bounds the attempts to fork a session that another client drives.
 const forkAttempts = 8
 
-// pause waits for longer at each attempt, 255 ms in all, and says whether ctx lasts.
+// pause waits longer at each attempt, 255 ms in all, and reports whether ctx is still alive.
 func pause(ctx context.Context, attempt int) bool {
 	select {
 	case <-ctx.Done():
@@ -76,10 +76,11 @@ func pause(ctx context.Context, attempt int) bool {
 	}
 }
 
-// forkOf makes a fork of a session in the name of whoever drives it, and tells whether the session is pinned.
+// forkOf forks a session in the name of its driver, and reports whether the session is pinned.
 func (c *Client) forkOf(ctx context.Context, id SessionID) (_ *Session, pinned bool, _ error) {
-	// The driver may have truncated between the question and the fork, or been taken over. Or it went on: so far that a worker has
-	// freed what the fork would see, or between the answers of two workers, so that these have nothing in common to be named.
+	// Between the question and the fork the driver may have truncated, or another client may have taken the session. Or
+	// the driver went on: a worker has freed positions that the fork would see, or two workers answered at different
+	// steps and have no common state.
 	for attempt := 1; ; attempt++ {
 		found, err := c.findSession(ctx, id, false)
 		if err != nil {
@@ -127,10 +128,10 @@ func (s *Session) snapshot(ctx context.Context, w io.Writer, progress func(done,
 	return s.write(ctx, header, w, progress)
 }
 
-// errChanged is what a reader finds when a session is not what it was.
+// errChanged says that a session has changed while it was read.
 var errChanged = session.Errorf(session.Different, "another client has changed it meanwhile")
 
-// header is what a snapshot of the session begins with.
+// header returns the header of a snapshot of the session.
 func (s *Session) header(ctx context.Context) (*snapshot.Header, error) {
 	found, err := s.client.findSession(ctx, s.id, false)
 	if err != nil {
@@ -152,7 +153,7 @@ func (s *Session) header(ctx context.Context) (*snapshot.Header, error) {
 		case one.First == one.Length && one.First > 0:
 			one.Before = slices.Clone(s.layers[i].hashes)
 		case one.First > 0:
-			// The first positions are asked for only for what is before them.
+			// The first positions are exported only for the hashes before them.
 			one.Before = make([]uint64, l.KVHeads)
 			err := s.export(ctx, i, int(one.First), 1, false, func(m *headwaterv1.ExportSessionResponse) error {
 				one.Before[m.GetGroup()] = m.GetHashBefore()
@@ -167,14 +168,14 @@ func (s *Session) header(ctx context.Context) (*snapshot.Header, error) {
 	return h, nil
 }
 
-// write writes a snapshot that begins with header. That all blocks follow each other in one and the same session is known by
-// the hashes before and after each.
+// write writes a snapshot that begins with header. The hashes before and after each block prove that all blocks follow
+// each other in one session.
 func (s *Session) write(ctx context.Context, header *snapshot.Header, w io.Writer, progress func(done, total int64)) error {
 	out, err := snapshot.NewWriter(w, header)
 	if err != nil {
 		return err
 	}
-	// The first layer that has all positions brings the ids of the tokens.
+	// The token ids come with the first layer that has all positions.
 	told, known := -1, uint64(0)
 	if layer, start, _, ok := out.Next(); ok && start == 0 {
 		told = layer
@@ -226,7 +227,8 @@ func (s *Session) write(ctx context.Context, header *snapshot.Header, w io.Write
 	return out.Close(after)
 }
 
-// read fills a block with n positions of all groups. hashes [n_kv_heads] are those before, and become those after.
+// read fills a block with n positions of all groups. hashes [n_kv_heads] are those before the block, and become those
+// after it.
 func (s *Session) read(ctx context.Context, b *snapshot.Block, l *snapshot.Layer, layer, start, n int, tokens bool, hashes []uint64) error {
 	kRow, vRow := l.Layout.KRowBytes(), l.Layout.VRowBytes()
 	*b = snapshot.Block{
@@ -258,7 +260,7 @@ func (s *Session) read(ctx context.Context, b *snapshot.Block, l *snapshot.Layer
 	})
 }
 
-// resize returns s, or another slice where s is too small, with n elements of any value.
+// resize returns s, or another slice if s is too small, with n elements of any value.
 func resize[E any](s []E, n int) []E {
 	if cap(s) < n {
 		return make([]E, n)
@@ -275,13 +277,13 @@ type RestoreOptions struct {
 	SendF32 bool   // see SessionOptions
 
 	Unshared bool // see SessionOptions
-	// Progress is told the bytes of keys and values; it may be nil.
+	// Progress receives the bytes of keys and values; it may be nil.
 	Progress func(done, total int64)
 }
 
-// RestoreSession makes a session of a new id that has what a snapshot has: the same keys and values in every bit, so the same
-// contexts and receipts from there on, on this cluster and as many workers as it has. It reads r to its end. If it
-// fails, nothing stays on the cluster; the error is ErrSnapshot if the snapshot is at fault.
+// RestoreSession makes a session with a new id from a snapshot: with the same keys and values in every bit, and so the
+// same contexts and receipts from there on, on any number of workers. It reads r to its end. If it fails, nothing stays
+// on the cluster; the error is ErrSnapshot if the snapshot is at fault.
 func (c *Client) RestoreSession(ctx context.Context, r io.Reader, opts RestoreOptions) (*Session, error) {
 	s, err := c.restoreSession(ctx, r, opts)
 	var bad *snapshot.Error
@@ -291,12 +293,12 @@ func (c *Client) RestoreSession(ctx context.Context, r io.Reader, opts RestoreOp
 	return s, err
 }
 
-// snapshotError is the error of a snapshot that can not be restored.
+// snapshotError is the error of a snapshot that can't be restored.
 type snapshotError struct{ error }
 
 func (e snapshotError) Unwrap() error { return e.error }
 
-// Is says that the error is ErrSnapshot, and refused.
+// Is matches ErrSnapshot and ErrRefused.
 func (e snapshotError) Is(target error) bool { return target == ErrSnapshot || target == ErrRefused }
 
 func (c *Client) restoreSession(ctx context.Context, r io.Reader, opts RestoreOptions) (*Session, error) {
@@ -312,7 +314,7 @@ func (c *Client) restoreSession(ctx context.Context, r io.Reader, opts RestoreOp
 	req := begin(in.Header(), opts.Name)
 	req.Config.Unshared = opts.Unshared
 	if first != nil {
-		// As many as a coordinator needs to hold the session where others look for its prefix.
+		// As many as a coordinator needs to place the session where others look for its prefix.
 		req.Tokens = slices.Clone(first.Tokens[:min(len(first.Tokens), attention.PageLen+1)])
 	}
 	s, err := c.create(ctx, "restore", req, opts.Workers, opts.Direct, opts.Codec)
@@ -326,7 +328,7 @@ func (c *Client) restoreSession(ctx context.Context, r io.Reader, opts RestoreOp
 	return s, nil
 }
 
-// begin asks for a session that begins as a snapshot's does.
+// begin asks for a session that begins as the snapshot's session does.
 func begin(h *snapshot.Header, name string) *headwaterv1.CreateSessionRequest {
 	config := &headwaterv1.SessionConfig{Name: h.Name, Tenant: h.Tenant, Model: h.Model}
 	if name != "" {
@@ -347,15 +349,14 @@ func begin(h *snapshot.Header, name string) *headwaterv1.CreateSessionRequest {
 // maxToldTokens bounds the ids that a restore keeps, 64 MiB. Prefixes are found up to there.
 const maxToldTokens = 1 << 24
 
-// restore appends all that the snapshot has, from block b on, and compares what the workers then have with what the
-// snapshot's had.
+// restore appends the snapshot's blocks, from block b on, and compares the workers' hashes with the snapshot's.
 func (s *Session) restore(ctx context.Context, in *snapshot.Reader, b *snapshot.Block, progress func(done, total int64)) error {
 	header := in.Header()
 	total, done := header.Bytes(), int64(0)
 	var tokens []uint32
 	for b != nil {
 		step := Step{Layer: b.Layer, Stored: &Rows{K: b.K, V: b.V, KScale: b.KScale, VScale: b.VScale}, Tokens: b.Tokens}
-		// Each worker is to know the tokens, also one that holds nothing of the layer that brings them.
+		// Each worker must know the tokens, even one that holds nothing of the layer with which they come.
 		switch end := b.Start + uint64(b.Positions); {
 		case len(b.Tokens) > 0 && b.Start == uint64(len(tokens)) && end <= maxToldTokens:
 			tokens = append(tokens, b.Tokens...)

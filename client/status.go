@@ -17,7 +17,7 @@ type Status struct {
 	Jobs     map[JobState]uint64
 }
 
-// WorkerStatus is one worker. If it does not answer, Error says why, and of the rest only Name and Address may be set.
+// WorkerStatus is one worker. If it does not answer, Error says why, and only Name and Address may be set besides.
 type WorkerStatus struct {
 	Name        string
 	Address     string // of its gRPC service, host:port
@@ -50,7 +50,7 @@ func newStatus(m *headwaterv1.StatusResponse) *Status {
 	return s
 }
 
-// SessionState is what the cluster has of a session.
+// SessionState is the cluster's state of a session.
 type SessionState struct {
 	ID            SessionID
 	Name          string // for people
@@ -67,7 +67,7 @@ type SessionState struct {
 	Holders       []Holder
 }
 
-// LayerState is what is held of one layer.
+// LayerState is the state of one layer.
 type LayerState struct {
 	Layer  int
 	Length uint64   // positions
@@ -84,7 +84,7 @@ type Holder struct {
 	Layers        []HeldLayer
 }
 
-// HeldLayer is which groups of a layer a worker holds, ascending.
+// HeldLayer has the groups of a layer that a worker holds, ascending.
 type HeldLayer struct {
 	Layer  int
 	Groups []uint32
@@ -110,7 +110,7 @@ func newSession(m *headwaterv1.SessionState) SessionState {
 	return s
 }
 
-// SessionList is the sessions of a cluster.
+// SessionList has the sessions of a cluster.
 type SessionList struct {
 	Sessions []SessionState // by id
 	Caches   []Cache
@@ -124,7 +124,7 @@ type SilentWorker struct {
 	Error   string // why it does not answer, in one line
 }
 
-// Cache is a worker's cache of keys and values. What a worker does not tell is nil.
+// Cache is a worker's cache of keys and values. A field that the worker does not report is nil.
 type Cache struct {
 	Worker           string      // its name
 	Sessions         uint64      // held

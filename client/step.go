@@ -19,32 +19,33 @@ import (
 	"headwater.example/tensor"
 )
 
-// Step appends tokens to one layer of a session and lets queries attend over all that is there, both or either. Tensors are
-// as models have them. They are the caller's, and must stay as they are until Do has returned.
+// Step appends tokens to one layer of a session, or lets queries attend over all its positions, or both. The tensors
+// have the shapes that models use. They are the caller's, and must not change until Do has returned.
 type Step struct {
 	Session *Session
 	Layer   int
 
-	// Q [query tokens, n_heads, head_dim]; nil: nothing attends.
+	// Q [query tokens, n_heads, head_dim]; if nil, nothing attends.
 	Q []float32
-	// K [tokens, n_kv_heads, head_dim] and V [tokens, n_kv_heads, v_dim] are appended; nil: nothing is. They are narrowed to
-	// the layer's storage type, here or by the workers; see SessionOptions.SendF32.
+	// K [tokens, n_kv_heads, head_dim] and V [tokens, n_kv_heads, v_dim] are appended; if nil, nothing is. They are
+	// narrowed to the layer's storage type, here or by the workers; see SessionOptions.SendF32.
 	K, V []float32
-	// Stored, in the place of K and V, are rows that are in the storage type already.
+	// Stored has rows that are already in the storage type, instead of K and V.
 	Stored *Rows
 
 	// Context [query tokens, n_heads, v_dim] and LSE [query tokens, n_heads] are filled. LSE may be nil.
 	Context, LSE []float32
 
-	// Position of the first query token; nil: the query tokens are the newest positions.
+	// Position of the first query token; if nil, the query tokens are the newest positions.
 	Position *int
-	// Mask [query tokens, n] says which of the n newest positions each query sees, for trees of drafts; nil: all. n is at
-	// most 4,096; older positions are not masked.
+	// Mask [query tokens, n] says which of the n newest positions each query sees, for trees of drafts; if nil, all. n
+	// is at most 4,096; older positions are not masked.
 	Mask []bool
-	// Tokens are the ids of the appended tokens, so that other sessions find them as a prefix; nil: they are not told.
+	// Tokens are the ids of the appended tokens, so that other sessions can find them as a prefix; nil if they are
+	// unknown.
 	Tokens []uint32
 
-	// Err is what Do found, nil where the step was done.
+	// Err is the step's error, set by Do; nil if the step was done.
 	Err error
 }
 
@@ -55,18 +56,18 @@ type Rows struct {
 }
 
 const (
-	// maxStepBytes is about how many bytes of tensors go in one message and its answer: well below what a message may have, and so
-	// few that what a holder keeps for messages is little beside what it keeps for a session.
+	// maxStepBytes is about how many bytes of tensors go in one message and its answer. It is well below the limit of a
+	// message, and small enough that a holder's memory for messages is little compared with its memory for a session.
 	maxStepBytes = 8 << 20
-	// maxAppendBytes is the same where nothing attends: such steps come one after the other as fast as they can be taken.
+	// maxAppendBytes is the same if nothing attends: such steps follow each other as fast as the holder takes them.
 	maxAppendBytes = 2 << 20
-	// maxKept is how many bytes of rows are kept from one step to another.
+	// maxKept bounds the bytes of rows that are kept from one step to the next.
 	maxKept = 1 << 20
 )
 
 var errInUse = errors.New("it is used by another call: one goroutine uses a session at a time")
 
-// Step appends k and v and attends with q, filling context and lse; see Step, the type, for their shapes and for more that a
+// Step appends k and v and attends with q, filling context and lse. The type Step has their shapes, and more that a
 // step can do. It allocates nothing.
 func (s *Session) Step(ctx context.Context, layer int, q, k, v, context, lse []float32) error {
 	b := batches.Get().(*batch)
@@ -79,16 +80,16 @@ func (s *Session) Step(ctx context.Context, layer int, q, k, v, context, lse []f
 	return err
 }
 
-// Do does one step; its Session is set.
+// Do does one step, and sets its Session.
 func (s *Session) Do(ctx context.Context, step *Step) error {
 	step.Session = s
 	return Do(ctx, step)
 }
 
-// Do does steps of any sessions and layers, all in flight at once, and waits for all of them. Steps of one layer of a session
-// are done in their order. Each step's Err says what came of it; the error of Do wraps all of
-// these and tells alike ones once. A step that is too large for
-// one message goes in several, one after the other; where one of these fails, Len says how far it came.
+// Do does steps of any sessions and layers at once, and waits for all of them. Steps of one layer of a session are done
+// in order. Each step's Err is its error; the error of Do wraps all of these, and its text has equal ones once. A step
+// that is too large for one message goes in several, one after the other; if one of these fails, Len says how far the
+// step came.
 func Do(ctx context.Context, steps ...*Step) error {
 	b := batches.Get().(*batch)
 	err := b.do(ctx, steps)
@@ -105,7 +106,7 @@ type batch struct {
 	flying []*flight
 }
 
-// flight is one message's worth of a step under way. It is the input and the output of the fan-out.
+// flight is the part of a step that one message carries. It is the input and the output of the fan-out.
 type flight struct {
 	fanout.Step
 	step   *Step
@@ -114,7 +115,7 @@ type flight struct {
 	call   *fanout.Call
 	hashes []uint64
 	mask   []byte
-	// Where narrowed is set, narrow's keys and values go out in the place of the step's.
+	// If narrowed is set, narrow's keys and values are sent instead of the step's.
 	narrowed bool
 	rows     Rows
 	sent     time.Time
@@ -160,7 +161,7 @@ func (b *batch) do(ctx context.Context, steps []*Step) error {
 	return all
 }
 
-// land waits for all that is under way, and tells whether some of it failed.
+// land waits for all messages in flight, and reports whether one of them failed.
 func (b *batch) land(ctx context.Context) (failed bool) {
 	for _, f := range b.flying {
 		if err := f.land(ctx); err != nil {
@@ -173,7 +174,7 @@ func (b *batch) land(ctx context.Context) (failed bool) {
 	return failed
 }
 
-// start checks a step and sends it. One of several messages is sent but for its last.
+// start checks a step and sends it. Of a step of several messages it sends all but the last.
 func (b *batch) start(ctx context.Context, step *Step) error {
 	s := step.Session
 	if s == nil {
@@ -209,8 +210,8 @@ func (b *batch) start(ctx context.Context, step *Step) error {
 	if queries > 0 && (position < 0 || position+queries > int(h.length)+tokens) {
 		return fmt.Errorf("%d queries from position %d, the layer has %d then", queries, position, int(h.length)+tokens)
 	}
-	// In pieces, a query must see what one message would show it: only where it sees nothing after its own position may it
-	// attend before the rest is appended.
+	// In pieces, a query must see the same positions as in one message. So it may attend before the rest is appended
+	// only if it sees nothing after its own position.
 	fused := layer.Options.Causal && step.Mask == nil && tokens == queries && step.Position == nil
 	if tokens <= most && queries <= most {
 		b.send(ctx, step, layer, h, span{0, tokens}, span{0, queries}, position)
@@ -231,13 +232,13 @@ func (b *batch) start(ctx context.Context, step *Step) error {
 		}
 	}
 	for at := 0; at < queries; at += most {
-		// Queries change nothing: all pieces may be under way.
+		// Queries change nothing: all pieces may be in flight.
 		b.send(ctx, step, layer, h, span{}, span{at, min(most, queries-at)}, position+at)
 	}
 	return nil
 }
 
-// landLast waits for what was sent last, which the next message builds on.
+// landLast waits for the last message, on which the next one builds.
 func (b *batch) landLast(ctx context.Context) error {
 	last := len(b.flying) - 1
 	f := b.flying[last]
@@ -249,7 +250,7 @@ func (b *batch) landLast(ctx context.Context) error {
 	return nil
 }
 
-// check returns the tokens that are appended and those that attend.
+// check returns the numbers of appended tokens and of query tokens.
 func (step *Step) check(l *shard.LayerSpec) (tokens, queries int, err error) {
 	count := func(name string, n, row int) (int, error) {
 		if n%row != 0 {
@@ -297,7 +298,7 @@ func (step *Step) check(l *shard.LayerSpec) (tokens, queries int, err error) {
 	return tokens, queries, nil
 }
 
-// most is how many tokens one message takes.
+// most returns how many tokens fit in one message.
 func (step *Step) most(l *shard.LayerSpec) int {
 	key := 4 * (l.HeadDim() + l.VDim())
 	if step.Stored != nil {
@@ -355,8 +356,8 @@ func (b *batch) send(ctx context.Context, step *Step, layer *shard.LayerSpec, h 
 	b.flying = append(b.flying, f)
 }
 
-// narrow makes rows of the message's keys and values in the storage type, as their holders would. It says no where it can
-// not: they go out as they are then, and who holds them says what is wrong with them.
+// narrow converts the message's keys and values to rows in the storage type, as their holders would. If it can't, it
+// returns false: they are then sent as they are, and the holder's error says what is wrong with them.
 func (f *flight) narrow() bool {
 	var ok bool
 	f.rows.K, f.rows.KScale, ok = f.narrowRows(f.rows.K, f.rows.KScale, f.step.K, f.layer.HeadDim())
@@ -366,7 +367,8 @@ func (f *flight) narrow() bool {
 	return ok
 }
 
-// narrowRows makes x [tokens, groups, dim] into rows [groups, tokens, dim] with scales [groups, tokens], in the memory of these.
+// narrowRows converts x [tokens, groups, dim] to rows [groups, tokens, dim] with scales [groups, tokens], in their
+// memory.
 func (f *flight) narrowRows(rows []byte, scales []float32, x []float32, dim int) ([]byte, []float32, bool) {
 	storage, groups, n := f.layer.Storage(), f.layer.KVHeads, f.append_.n
 	x = x[f.append_.from*groups*dim:][:n*groups*dim]
@@ -394,7 +396,7 @@ func (f *flight) narrowRows(rows []byte, scales []float32, x []float32, dim int)
 	return rows, scales, true
 }
 
-// packMask makes bits of the mask's rows of n.
+// packMask packs the mask's rows of n into bits.
 func (f *flight) packMask(n int) {
 	stride := (n + 7) / 8
 	f.mask = append(f.mask[:0], make([]byte, stride*f.attend.n)...)
@@ -408,7 +410,7 @@ func (f *flight) packMask(n int) {
 	f.Tree, f.TreeMask = uint32(n), f.mask
 }
 
-// land waits for the answer and takes the receipt. A flight that has not landed well is not used again.
+// land waits for the answer and takes the receipt. After an error the flight is not used again.
 func (f *flight) land(ctx context.Context) error {
 	err := f.call.Wait(ctx)
 	f.held.user = nil
@@ -430,7 +432,7 @@ func (f *flight) land(ctx context.Context) error {
 	return nil
 }
 
-// raw returns the bytes of float32 values: machines that this is built for are little endian, as the wire is.
+// raw returns the bytes of float32 values: supported machines are little endian, as the wire is.
 func raw(f []float32) []byte {
 	if len(f) == 0 {
 		return nil
@@ -517,10 +519,10 @@ func (f *flight) Take(group int, context, lse []float32) {
 	}
 }
 
-// probeEvery is how many steps go by until the codec that seems slower is tried again.
+// probeEvery is the number of steps after which the codec that seems slower is tried again.
 const probeEvery = 64
 
-// chooser picks between raw and exact contexts by the time that an element takes, kernels and queues apart.
+// chooser picks between raw and exact contexts by the time for each element, without kernels and queues.
 type chooser struct {
 	steps int
 	cost  [2]float64 // nanoseconds of an element, averaged over some steps; 0 where it is not known
@@ -552,8 +554,8 @@ func (c *chooser) measured(codec headwaterv1.StepCodec, took time.Duration, elem
 	c.cost[i] = cost
 }
 
-// Export calls do with the keys and values of a layer as they are stored: count positions from start on, group by group and
-// position by position. The rows are do's until it returns.
+// Export calls do with the stored keys and values of a layer: count positions from start on, group by group and
+// position by position. The rows are valid until do returns.
 func (s *Session) Export(ctx context.Context, layer, start, count int, do func(group, position, positions int, rows Rows) error) error {
 	return s.control(ctx, "export", func() error {
 		if layer < 0 || layer >= len(s.layers) || start < 0 || count < 1 {
@@ -573,8 +575,8 @@ func (s *Session) Export(ctx context.Context, layer, start, count int, do func(g
 	})
 }
 
-// export calls do with exactly the messages that bring count positions from start on, group by group and position by
-// position, each of whose tensors has its length.
+// export calls do with the messages that carry exactly count positions from start on, group by group and position by
+// position. It checks that each tensor has the right length.
 func (s *Session) export(ctx context.Context, layer, start, count int, tokens bool, do func(m *headwaterv1.ExportSessionResponse) error) error {
 	l := &s.place.Holding().Layers()[layer]
 	req := &headwaterv1.ExportSessionRequest{Session: s.id[:], Layer: uint32(layer), Start: uint64(start), Count: uint64(count), Tokens: tokens}

@@ -23,7 +23,7 @@ import (
 	"headwater.example/tensor"
 )
 
-// minorUnannounced is the minor version of the protocol since which a file need not be hashed before it is sent.
+// minorUnannounced is the first minor version of the protocol in which a file need not be hashed before it is sent.
 const minorUnannounced = 1
 
 // MaxHeaderBytes is the largest header of a job file that a coordinator takes.
@@ -42,15 +42,16 @@ type SubmitOptions struct {
 	Codec     Codec         // Exact, BF16, F16 or Int8; empty: Exact
 	Deadline  time.Duration // longest time that the job may run; 0: the coordinator's limit
 
-	// Hashed and Sent, where given, are told after each piece how many bytes of the file were hashed or sent, from the
-	// calling goroutine. Only a job with a key is hashed first: what is known by its key need not be sent.
+	// Hashed and Sent may be nil. The calling goroutine calls them after each piece with the bytes of the file that
+	// were hashed or sent. Only a job with a key is hashed first, because a job that is known by its key need not be
+	// sent.
 	Hashed, Sent func(done, total int64)
 }
 
-// Submit submits a job and returns it as the coordinator took it, queued as a rule; a job that the coordinator knows by its
-// key is returned as it stands, which may be failed if its content is at fault, and no bytes are sent. A job that failed for
-// another reason, or was cancelled, is sent and run again under its key. A coordinator that refuses the job does so before its bytes are
-// sent, unless a value in them is at fault.
+// Submit submits a job and returns it, normally as queued. If the coordinator knows the job by its key, no bytes are
+// sent and the job is returned in its current state, which is failed if its content was at fault. A job that failed for
+// another reason, or was cancelled, is sent and run again under its key. The coordinator refuses a job before its bytes
+// are sent, unless a value in them is at fault.
 func (c *Client) Submit(ctx context.Context, opts SubmitOptions) (*Job, error) {
 	source, err := open(opts)
 	if err != nil {
@@ -64,10 +65,10 @@ func (c *Client) Submit(ctx context.Context, opts SubmitOptions) (*Job, error) {
 	return job, errors.Join(err, source.close())
 }
 
-// unannouncedError is the refusal of a coordinator that wants to know every file's SHA-256 first.
+// unannouncedError is the refusal of a coordinator that needs every file's SHA-256 first.
 type unannouncedError struct{ error }
 
-// source is the bytes of a safetensors file, wherever they come from.
+// source is the bytes of a safetensors file, from a file or a reader.
 type source struct {
 	io.ReaderAt
 	name  string
@@ -88,7 +89,7 @@ func open(opts SubmitOptions) (*source, error) {
 		return &source{ReaderAt: a, name: filepath.Base(opts.File.Path()), size: a.size(), close: nothing}, nil
 	}
 	name := filepath.Base(opts.Path)
-	// tensor.Open looks at the header, so that a broken file is refused here, under its own name.
+	// tensor.Open checks the header, so a broken file is refused here, under its own name.
 	file, err := tensor.Open(opts.Path)
 	if err != nil {
 		return nil, err
@@ -114,7 +115,7 @@ func open(opts SubmitOptions) (*source, error) {
 	return &source{ReaderAt: f, name: name, size: info.Size(), close: f.Close}, nil
 }
 
-// submit submits the file, whose SHA-256 it announces or not.
+// submit submits the file, with or without its SHA-256 in Begin.
 func (c *Client) submit(ctx context.Context, source *source, opts SubmitOptions, announced bool) (*Job, error) {
 	name := opts.Name
 	if name == "" {
@@ -180,7 +181,7 @@ func jobCodec(name Codec) (contextframe.Codec, error) {
 	return 0, fmt.Errorf("codec %.40q is none of exact, bf16, f16 and int8", string(name))
 }
 
-// announce reads the file's header, and where it is hashed first, all of it.
+// announce reads the file's header, or all of it if it is hashed first.
 func announce(ctx context.Context, source *source, opts SubmitOptions, hashed bool) (*headwaterv1.SubmitBegin, error) {
 	header, err := tensor.HeaderBytes(source, source.size, MaxHeaderBytes)
 	if err != nil {
@@ -212,8 +213,8 @@ func announce(ctx context.Context, source *source, opts SubmitOptions, hashed bo
 	return begin, nil
 }
 
-// send sends the file's bytes, and their sum where no other was announced. When the coordinator ends the call, the error is
-// its reason.
+// send sends the file's bytes, and their hash if Begin had none. If the coordinator ends the call, the error is its
+// reason.
 func send(stream headwaterv1.CoordinatorService_SubmitClient, source *source, announced bool, progress func(done, total int64)) error {
 	var sum xxh3.Hasher
 	err := pieces(stream.Context(), source, progress, func(piece *rpc.Buffer) error {
@@ -255,7 +256,7 @@ func pieces(ctx context.Context, source *source, progress func(done, total int64
 	return nil
 }
 
-// unexpectedEnd turns the end of a stream where more was due into an error.
+// unexpectedEnd turns an early end of a stream into an error.
 func unexpectedEnd(err error) error {
 	if errors.Is(err, io.EOF) || err == nil {
 		return errShort

@@ -6,11 +6,11 @@ import (
 	headwaterv1 "headwater.example/proto/headwater/v1"
 )
 
-// askedAtOnce bounds the sessions that are asked for in one call with their layers.
+// askedAtOnce bounds the sessions of one call that returns their layers.
 const askedAtOnce = 64
 
-// WholeSessions tells of listed sessions whether the workers that answer have all groups of all of their layers. A session
-// that has ended since is not in the map.
+// WholeSessions reports for each listed session whether the workers that answer have all groups of all of its layers. A
+// session that has ended since is not in the map.
 func (c *Client) WholeSessions(ctx context.Context, listed []SessionState) (map[SessionID]bool, error) {
 	found := make(map[SessionID]bool, len(listed))
 	for len(listed) > 0 {
