@@ -24,8 +24,8 @@ collect_ignore = [] if importlib.util.find_spec("torch") else ["model"]
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[str]:
     """The address of a coordinator with three workers, of the binaries in bin/."""
-    command = [COORD, "local", "--workers", "3", "--memory", "64MiB", "--output", "json"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+    command = [COORD, "local", "--workers", "3", "--memory", "64MiB", "--output", "json", "--end-with-input"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         assert process.stdout is not None
         seen = []
         for line in process.stdout:
