@@ -30,6 +30,34 @@ type WorkerStatus struct {
 	SpareBytes  uint64 // the part of UsedBytes that is given up when room is needed
 	Threads     uint32 // for kernels
 	Kernel      string
+	Load        *WorkerLoad // nil if it does not count what it does
+}
+
+// WorkerLoad is what a worker has done since it started.
+type WorkerLoad struct {
+	BusBytesPerSecond uint64        // at which its kernel threads read memory, as measured when it started; 0 if it could not be
+	ReadBytes         uint64        // of keys and values that queries saw
+	Steps             uint64        // of sessions
+	Queue             time.Duration // that these steps waited, in all
+	Layers            []LayerLoad   // ascending
+}
+
+// LayerLoad is what a worker has done for the shards of one layer, of whatever session.
+type LayerLoad struct {
+	Layer  int
+	Steps  uint64
+	Kernel time.Duration // in all
+}
+
+func newLoad(m *headwaterv1.WorkerLoad) *WorkerLoad {
+	if m == nil {
+		return nil
+	}
+	l := &WorkerLoad{BusBytesPerSecond: m.GetBusBytesPerSecond(), ReadBytes: m.GetReadBytes(), Steps: m.GetSteps(), Queue: time.Duration(m.GetQueueNanos())}
+	for _, one := range m.GetLayers() {
+		l.Layers = append(l.Layers, LayerLoad{int(one.GetLayer()), one.GetSteps(), time.Duration(one.GetKernelNanos())})
+	}
+	return l
 }
 
 func newStatus(m *headwaterv1.StatusResponse) *Status {
@@ -42,6 +70,7 @@ func newStatus(m *headwaterv1.StatusResponse) *Status {
 		s.Workers = append(s.Workers, WorkerStatus{
 			Name: d.GetName(), Address: w.GetAddress(), Error: w.GetError(), Boot: d.GetBoot(), Version: d.GetVersion(), Weight: d.GetWeight(),
 			BudgetBytes: d.GetBudgetBytes(), UsedBytes: d.GetUsedBytes(), SpareBytes: d.GetSpareBytes(), Threads: d.GetThreads(), Kernel: d.GetKernel(),
+			Load: newLoad(d.GetLoad()),
 		})
 	}
 	for _, c := range m.GetJobs() {

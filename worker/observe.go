@@ -2,7 +2,23 @@ package worker
 
 import (
 	"headwater.example/internal/observe"
+	headwaterv1 "headwater.example/proto/headwater/v1"
 )
+
+// load is what the worker has done, nil if it does not count.
+func (w *Worker) load() *headwaterv1.WorkerLoad {
+	if w.cfg.Observe == nil {
+		return nil
+	}
+	done := w.cfg.Observe.Load()
+	m := &headwaterv1.WorkerLoad{
+		BusBytesPerSecond: uint64(w.cfg.Bus), ReadBytes: done.ReadBytes, Steps: done.Steps, QueueNanos: uint64(done.Queue),
+	}
+	for _, l := range done.Layers {
+		m.Layers = append(m.Layers, &headwaterv1.LayerLoad{Layer: l.Layer, Steps: l.Steps, KernelNanos: uint64(l.Kernel)})
+	}
+	return m
+}
 
 // observe registers the metrics that are read at a scrape. They are what Describe and ListSessions answer, and so what coord
 // status shows.

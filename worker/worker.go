@@ -132,7 +132,9 @@ func (w *Worker) Register(s grpc.ServiceRegistrar) {
 
 // Describe says who the worker is and what room it has.
 func (w *Worker) Describe(context.Context, *headwaterv1.DescribeRequest) (*headwaterv1.DescribeResponse, error) {
-	return w.describe(), nil
+	d := w.describe()
+	d.Load = w.load()
+	return d, nil
 }
 
 func (w *Worker) describe() *headwaterv1.DescribeResponse {

@@ -2,9 +2,11 @@ package observe
 
 import (
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	dto "github.com/prometheus/client_model/go"
 )
 
 // Work is a trade of a worker, an index of the label "work".
@@ -42,7 +44,13 @@ type Worker struct {
 	refusals        []prometheus.Counter
 	tokens          []prometheus.Counter
 	raw, wire       []prometheus.Counter
+	layers          [maxLayers]layerLoad
 }
+
+// maxLayers bounds the layers that are counted apart.
+const maxLayers = 1 << 10
+
+type layerLoad struct{ steps, nanos atomic.Uint64 }
 
 // NewWorker makes the metrics of a worker.
 func NewWorker() *Worker {
@@ -79,6 +87,51 @@ func (w *Worker) Kernel(work Work, took time.Duration, bytes int64) {
 	}
 	w.kernel[work].Observe(took.Seconds())
 	w.read[work].Add(float64(bytes))
+}
+
+// Layer counts a step's kernel for its layer.
+func (w *Worker) Layer(layer uint32, took time.Duration) {
+	if w == nil || layer >= maxLayers {
+		return
+	}
+	w.layers[layer].steps.Add(1)
+	w.layers[layer].nanos.Add(uint64(took))
+}
+
+// Load is what has been counted so far: the same numbers as the metrics.
+type Load struct {
+	ReadBytes, Steps uint64
+	Queue            time.Duration
+	Layers           []LayerLoad // that have had a step, ascending
+}
+
+// LayerLoad is a layer's part.
+type LayerLoad struct {
+	Layer  uint32
+	Steps  uint64
+	Kernel time.Duration
+}
+
+// Load returns what has been counted so far.
+func (w *Worker) Load() (l Load) {
+	for _, c := range w.read {
+		l.ReadBytes += uint64(told(c).GetCounter().GetValue())
+	}
+	queue := told(w.queue).GetHistogram()
+	l.Steps, l.Queue = queue.GetSampleCount(), time.Duration(queue.GetSampleSum()*1e9)
+	for i := range w.layers {
+		if n := w.layers[i].steps.Load(); n > 0 {
+			l.Layers = append(l.Layers, LayerLoad{uint32(i), n, time.Duration(w.layers[i].nanos.Load())})
+		}
+	}
+	return l
+}
+
+// told is a metric as it is served.
+func told(m prometheus.Metric) *dto.Metric {
+	var out dto.Metric
+	_ = m.Write(&out) // Counters and histograms always write.
+	return &out
 }
 
 // Context counts a context of raw bytes that goes out in so many.

@@ -126,6 +126,25 @@ func TestMetricsAreWhatStatusShows(t *testing.T) {
 			}
 		}
 	}
+	said = coord(t, "top", "--every", "100ms", "--output", "json", "--coordinator", c.Address())
+	said.succeeds(t)
+	var top struct {
+		Workers []struct {
+			Name     string
+			Sessions uint64
+			Steps    *float64 `json:"steps_per_second"`
+			Share    *float64 `json:"bus_share"`
+		}
+	}
+	if err := json.Unmarshal([]byte(said.out), &top); err != nil {
+		t.Fatal(err)
+	}
+	for _, w := range top.Workers {
+		// Of a budget this small nothing is spared to measure the bus with.
+		if w.Sessions != 1 || w.Steps == nil || w.Share != nil {
+			t.Errorf("coord top says of %s: %s", w.Name, said.out)
+		}
+	}
 	m := scrape(t, c.Admin(-1))
 	for state, n := range status.Jobs {
 		if got := m[fmt.Sprintf("headwater_coordinator_jobs{state=%q}", state)]; got != n {

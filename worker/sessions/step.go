@@ -167,6 +167,7 @@ func (s *Service) attend(ctx context.Context, t *task, out attention.Output) err
 		r.ComputeNanos, r.QueueNanos = machine.Nanos(began, time.Now()), machine.Nanos(t.arrived, began)
 		if err == nil {
 			s.m.Observe.Kernel(observe.Session, time.Duration(r.ComputeNanos), st.seen(m))
+			s.m.Observe.Layer(m.Layer, time.Duration(r.ComputeNanos))
 		}
 		return err
 	})
@@ -179,7 +180,7 @@ func (st *step) seen(m *session.Step) int64 {
 	if left := v.Layer.Options.WindowLeft; left >= 0 {
 		positions -= max(int64(m.QueryPosition)-left, 0)
 	}
-	return max(positions, 0) * int64(v.Layer.Layout.PageBytes()) / attention.PageLen * int64(len(st.groups))
+	return max(positions, 0) * int64(v.Layer.Layout.PageBytes()) / attention.PageLen * int64(len(st.items))
 }
 
 // notFinite refuses a step for what its kernel or its codec could not do.

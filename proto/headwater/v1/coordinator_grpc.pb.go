@@ -33,11 +33,11 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// CoordinatorService takes jobs and answers for them.
+// CoordinatorService takes jobs, runs them and serves their results.
 type CoordinatorServiceClient interface {
-	// Submit takes one job. The client sends Begin and waits for the verdict, so that a job that can not run is refused
-	// before its bytes are sent; then the bytes of a safetensors file in ascending pieces, and End if Begin has no SHA-256;
-	// then half-closes.
+	// Submit takes one job. The client sends Begin and waits for the answer, so a job that can't run is refused before
+	// its bytes are sent. It then sends the bytes of a safetensors file in ascending pieces, and End if Begin has no
+	// SHA-256, and half-closes.
 	Submit(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[SubmitRequest, SubmitResponse], error)
 	// GetJob returns one job.
 	GetJob(ctx context.Context, in *GetJobRequest, opts ...grpc.CallOption) (*GetJobResponse, error)
@@ -45,9 +45,9 @@ type CoordinatorServiceClient interface {
 	ListJobs(ctx context.Context, in *ListJobsRequest, opts ...grpc.CallOption) (*ListJobsResponse, error)
 	// WatchJob sends the job whenever it changes, and ends once it has ended.
 	WatchJob(ctx context.Context, in *WatchJobRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchJobResponse], error)
-	// CancelJob ends a job that has not ended; on one that has, it changes nothing.
+	// CancelJob cancels a job. If the job has ended, nothing changes.
 	CancelJob(ctx context.Context, in *CancelJobRequest, opts ...grpc.CallOption) (*CancelJobResponse, error)
-	// DeleteJob forgets a job that has ended, with its result; its key is free again. Since version 1.2.
+	// DeleteJob deletes an ended job and its result; its key is free again. Since version 1.2.
 	DeleteJob(ctx context.Context, in *DeleteJobRequest, opts ...grpc.CallOption) (*DeleteJobResponse, error)
 	// DownloadResult sends the result file of a job that succeeded.
 	DownloadResult(ctx context.Context, in *DownloadResultRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[DownloadResultResponse], error)
@@ -168,11 +168,11 @@ func (c *coordinatorServiceClient) Status(ctx context.Context, in *StatusRequest
 // All implementations must embed UnimplementedCoordinatorServiceServer
 // for forward compatibility.
 //
-// CoordinatorService takes jobs and answers for them.
+// CoordinatorService takes jobs, runs them and serves their results.
 type CoordinatorServiceServer interface {
-	// Submit takes one job. The client sends Begin and waits for the verdict, so that a job that can not run is refused
-	// before its bytes are sent; then the bytes of a safetensors file in ascending pieces, and End if Begin has no SHA-256;
-	// then half-closes.
+	// Submit takes one job. The client sends Begin and waits for the answer, so a job that can't run is refused before
+	// its bytes are sent. It then sends the bytes of a safetensors file in ascending pieces, and End if Begin has no
+	// SHA-256, and half-closes.
 	Submit(grpc.BidiStreamingServer[SubmitRequest, SubmitResponse]) error
 	// GetJob returns one job.
 	GetJob(context.Context, *GetJobRequest) (*GetJobResponse, error)
@@ -180,9 +180,9 @@ type CoordinatorServiceServer interface {
 	ListJobs(context.Context, *ListJobsRequest) (*ListJobsResponse, error)
 	// WatchJob sends the job whenever it changes, and ends once it has ended.
 	WatchJob(*WatchJobRequest, grpc.ServerStreamingServer[WatchJobResponse]) error
-	// CancelJob ends a job that has not ended; on one that has, it changes nothing.
+	// CancelJob cancels a job. If the job has ended, nothing changes.
 	CancelJob(context.Context, *CancelJobRequest) (*CancelJobResponse, error)
-	// DeleteJob forgets a job that has ended, with its result; its key is free again. Since version 1.2.
+	// DeleteJob deletes an ended job and its result; its key is free again. Since version 1.2.
 	DeleteJob(context.Context, *DeleteJobRequest) (*DeleteJobResponse, error)
 	// DownloadResult sends the result file of a job that succeeded.
 	DownloadResult(*DownloadResultRequest, grpc.ServerStreamingServer[DownloadResultResponse]) error

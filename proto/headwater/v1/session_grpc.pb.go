@@ -34,35 +34,34 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// SessionService holds sequences open across calls: keys and values are appended as a model makes them, and queries
-// attend over all that is there.
-//
-// A worker serves it for the groups that it holds of each layer. A coordinator serves it as if it held all groups: it
-// plans a session onto workers, slices what comes by group and gathers what they answer. A client that asks for the
-// holders talks to the workers itself, by the same calls.
+// SessionService holds sequences open across calls: a model appends keys and values as it computes them, and queries
+// attend over all positions so far. A worker serves it for the groups that it holds of each layer. A coordinator serves
+// it as if it held all groups: it plans a session onto workers, slices requests by group and gathers the answers. A
+// client that asks for the holders speaks to the workers itself, with the same calls.
 //
 // An error of a call on one session carries a SessionError among the details of its status.
 type SessionServiceClient interface {
-	// CreateSession makes a session, or answers for the one that the same request made before.
+	// CreateSession makes a session, or returns the one that the same request made before.
 	CreateSession(ctx context.Context, in *CreateSessionRequest, opts ...grpc.CallOption) (*CreateSessionResponse, error)
-	// TakeSession steps a session's epoch, so that the caller's lane drives it from now on, and says what is held.
+	// TakeSession raises a session's epoch, so that the caller's lane drives it from now on, and returns its state.
 	TakeSession(ctx context.Context, in *TakeSessionRequest, opts ...grpc.CallOption) (*TakeSessionResponse, error)
-	// ForkSession makes a session that begins with the positions of another. Pages are shared until one of both appends.
+	// ForkSession makes a session that begins with the positions of another. The two share pages until one of them
+	// appends.
 	ForkSession(ctx context.Context, in *ForkSessionRequest, opts ...grpc.CallOption) (*ForkSessionResponse, error)
 	// TruncateSession takes back the newest positions of every layer.
 	TruncateSession(ctx context.Context, in *TruncateSessionRequest, opts ...grpc.CallOption) (*TruncateSessionResponse, error)
-	// PinSession keeps a session from being dropped for want of room or use, or no longer.
+	// PinSession pins a session, so that it is not evicted, or unpins it.
 	PinSession(ctx context.Context, in *PinSessionRequest, opts ...grpc.CallOption) (*PinSessionResponse, error)
-	// DropSession ends a session and frees what no other shares. Its id is not used again.
+	// DropSession ends a session and frees the pages that no other session shares. Its id is not used again.
 	DropSession(ctx context.Context, in *DropSessionRequest, opts ...grpc.CallOption) (*DropSessionResponse, error)
 	// ListSessions says which sessions are held, and how full the cache is.
 	ListSessions(ctx context.Context, in *ListSessionsRequest, opts ...grpc.CallOption) (*ListSessionsResponse, error)
 	// ExportSession sends keys and values of one layer, as they are stored.
 	ExportSession(ctx context.Context, in *ExportSessionRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ExportSessionResponse], error)
 	// Lane carries the steps of a client's sessions. The metadata key "headwater-lane" holds the lane's id, 16 bytes in
-	// hexadecimal. Steps of one session are done in the order sent, those of different sessions beside each other, and
-	// answers come as they are ready. A step that is refused has an answer that says so and changes nothing; a message that
-	// can not be read ends the lane, and no other.
+	// hexadecimal. Steps of one session are done in the order sent, steps of different sessions concurrently, and answers
+	// come as they are ready. A refused step changes nothing, and its answer has the error. A message that can't be read
+	// ends its lane only.
 	Lane(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[LaneRequest, LaneResponse], error)
 }
 
@@ -180,35 +179,34 @@ type SessionService_LaneClient = grpc.BidiStreamingClient[LaneRequest, LaneRespo
 // All implementations must embed UnimplementedSessionServiceServer
 // for forward compatibility.
 //
-// SessionService holds sequences open across calls: keys and values are appended as a model makes them, and queries
-// attend over all that is there.
-//
-// A worker serves it for the groups that it holds of each layer. A coordinator serves it as if it held all groups: it
-// plans a session onto workers, slices what comes by group and gathers what they answer. A client that asks for the
-// holders talks to the workers itself, by the same calls.
+// SessionService holds sequences open across calls: a model appends keys and values as it computes them, and queries
+// attend over all positions so far. A worker serves it for the groups that it holds of each layer. A coordinator serves
+// it as if it held all groups: it plans a session onto workers, slices requests by group and gathers the answers. A
+// client that asks for the holders speaks to the workers itself, with the same calls.
 //
 // An error of a call on one session carries a SessionError among the details of its status.
 type SessionServiceServer interface {
-	// CreateSession makes a session, or answers for the one that the same request made before.
+	// CreateSession makes a session, or returns the one that the same request made before.
 	CreateSession(context.Context, *CreateSessionRequest) (*CreateSessionResponse, error)
-	// TakeSession steps a session's epoch, so that the caller's lane drives it from now on, and says what is held.
+	// TakeSession raises a session's epoch, so that the caller's lane drives it from now on, and returns its state.
 	TakeSession(context.Context, *TakeSessionRequest) (*TakeSessionResponse, error)
-	// ForkSession makes a session that begins with the positions of another. Pages are shared until one of both appends.
+	// ForkSession makes a session that begins with the positions of another. The two share pages until one of them
+	// appends.
 	ForkSession(context.Context, *ForkSessionRequest) (*ForkSessionResponse, error)
 	// TruncateSession takes back the newest positions of every layer.
 	TruncateSession(context.Context, *TruncateSessionRequest) (*TruncateSessionResponse, error)
-	// PinSession keeps a session from being dropped for want of room or use, or no longer.
+	// PinSession pins a session, so that it is not evicted, or unpins it.
 	PinSession(context.Context, *PinSessionRequest) (*PinSessionResponse, error)
-	// DropSession ends a session and frees what no other shares. Its id is not used again.
+	// DropSession ends a session and frees the pages that no other session shares. Its id is not used again.
 	DropSession(context.Context, *DropSessionRequest) (*DropSessionResponse, error)
 	// ListSessions says which sessions are held, and how full the cache is.
 	ListSessions(context.Context, *ListSessionsRequest) (*ListSessionsResponse, error)
 	// ExportSession sends keys and values of one layer, as they are stored.
 	ExportSession(*ExportSessionRequest, grpc.ServerStreamingServer[ExportSessionResponse]) error
 	// Lane carries the steps of a client's sessions. The metadata key "headwater-lane" holds the lane's id, 16 bytes in
-	// hexadecimal. Steps of one session are done in the order sent, those of different sessions beside each other, and
-	// answers come as they are ready. A step that is refused has an answer that says so and changes nothing; a message that
-	// can not be read ends the lane, and no other.
+	// hexadecimal. Steps of one session are done in the order sent, steps of different sessions concurrently, and answers
+	// come as they are ready. A refused step changes nothing, and its answer has the error. A message that can't be read
+	// ends its lane only.
 	Lane(grpc.BidiStreamingServer[LaneRequest, LaneResponse]) error
 	mustEmbedUnimplementedSessionServiceServer()
 }

@@ -386,7 +386,9 @@ type DescribeResponse struct {
 	Kernel string `protobuf:"bytes,8,opt,name=kernel,proto3" json:"kernel,omitempty"`
 	// Part of used_bytes that is freed if room is needed: free pages, prefixes that no session uses, and memory of ended
 	// jobs.
-	SpareBytes    uint64 `protobuf:"varint,9,opt,name=spare_bytes,json=spareBytes,proto3" json:"spare_bytes,omitempty"`
+	SpareBytes uint64 `protobuf:"varint,9,opt,name=spare_bytes,json=spareBytes,proto3" json:"spare_bytes,omitempty"`
+	// What the worker has done; absent from one that does not count.
+	Load          *WorkerLoad `protobuf:"bytes,10,opt,name=load,proto3" json:"load,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -484,6 +486,159 @@ func (x *DescribeResponse) GetSpareBytes() uint64 {
 	return 0
 }
 
+func (x *DescribeResponse) GetLoad() *WorkerLoad {
+	if x != nil {
+		return x.Load
+	}
+	return nil
+}
+
+// WorkerLoad is what a worker has done since it started.
+type WorkerLoad struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Bytes a second at which the kernel threads read memory, measured when the worker started; 0 if it could not be.
+	BusBytesPerSecond uint64 `protobuf:"varint,1,opt,name=bus_bytes_per_second,json=busBytesPerSecond,proto3" json:"bus_bytes_per_second,omitempty"`
+	// Bytes of keys and values that queries saw, counted once for each step and each block of a job.
+	ReadBytes uint64 `protobuf:"varint,2,opt,name=read_bytes,json=readBytes,proto3" json:"read_bytes,omitempty"`
+	// Steps of sessions that were done.
+	Steps uint64 `protobuf:"varint,3,opt,name=steps,proto3" json:"steps,omitempty"`
+	// Time that these steps waited, in nanoseconds.
+	QueueNanos uint64 `protobuf:"varint,4,opt,name=queue_nanos,json=queueNanos,proto3" json:"queue_nanos,omitempty"`
+	// Time that kernels took for steps, by layer, for those of the first 1,024 layers that have had a step.
+	Layers        []*LayerLoad `protobuf:"bytes,5,rep,name=layers,proto3" json:"layers,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WorkerLoad) Reset() {
+	*x = WorkerLoad{}
+	mi := &file_headwater_v1_worker_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WorkerLoad) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WorkerLoad) ProtoMessage() {}
+
+func (x *WorkerLoad) ProtoReflect() protoreflect.Message {
+	mi := &file_headwater_v1_worker_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WorkerLoad.ProtoReflect.Descriptor instead.
+func (*WorkerLoad) Descriptor() ([]byte, []int) {
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *WorkerLoad) GetBusBytesPerSecond() uint64 {
+	if x != nil {
+		return x.BusBytesPerSecond
+	}
+	return 0
+}
+
+func (x *WorkerLoad) GetReadBytes() uint64 {
+	if x != nil {
+		return x.ReadBytes
+	}
+	return 0
+}
+
+func (x *WorkerLoad) GetSteps() uint64 {
+	if x != nil {
+		return x.Steps
+	}
+	return 0
+}
+
+func (x *WorkerLoad) GetQueueNanos() uint64 {
+	if x != nil {
+		return x.QueueNanos
+	}
+	return 0
+}
+
+func (x *WorkerLoad) GetLayers() []*LayerLoad {
+	if x != nil {
+		return x.Layers
+	}
+	return nil
+}
+
+// LayerLoad is what a worker has done for the shards of one layer, of whatever session.
+type LayerLoad struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Index of the layer.
+	Layer uint32 `protobuf:"varint,1,opt,name=layer,proto3" json:"layer,omitempty"`
+	// Steps that attended.
+	Steps uint64 `protobuf:"varint,2,opt,name=steps,proto3" json:"steps,omitempty"`
+	// Time that their kernels took, in nanoseconds.
+	KernelNanos   uint64 `protobuf:"varint,3,opt,name=kernel_nanos,json=kernelNanos,proto3" json:"kernel_nanos,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LayerLoad) Reset() {
+	*x = LayerLoad{}
+	mi := &file_headwater_v1_worker_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LayerLoad) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LayerLoad) ProtoMessage() {}
+
+func (x *LayerLoad) ProtoReflect() protoreflect.Message {
+	mi := &file_headwater_v1_worker_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LayerLoad.ProtoReflect.Descriptor instead.
+func (*LayerLoad) Descriptor() ([]byte, []int) {
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *LayerLoad) GetLayer() uint32 {
+	if x != nil {
+		return x.Layer
+	}
+	return 0
+}
+
+func (x *LayerLoad) GetSteps() uint64 {
+	if x != nil {
+		return x.Steps
+	}
+	return 0
+}
+
+func (x *LayerLoad) GetKernelNanos() uint64 {
+	if x != nil {
+		return x.KernelNanos
+	}
+	return 0
+}
+
 // RunRequest is one message from the coordinator on a Run stream.
 type RunRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -509,7 +664,7 @@ type RunRequest struct {
 
 func (x *RunRequest) Reset() {
 	*x = RunRequest{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[2]
+	mi := &file_headwater_v1_worker_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -521,7 +676,7 @@ func (x *RunRequest) String() string {
 func (*RunRequest) ProtoMessage() {}
 
 func (x *RunRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[2]
+	mi := &file_headwater_v1_worker_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -534,7 +689,7 @@ func (x *RunRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunRequest.ProtoReflect.Descriptor instead.
 func (*RunRequest) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{2}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *RunRequest) GetRequest() isRunRequest_Request {
@@ -743,7 +898,7 @@ type RunResponse struct {
 
 func (x *RunResponse) Reset() {
 	*x = RunResponse{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[3]
+	mi := &file_headwater_v1_worker_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -755,7 +910,7 @@ func (x *RunResponse) String() string {
 func (*RunResponse) ProtoMessage() {}
 
 func (x *RunResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[3]
+	mi := &file_headwater_v1_worker_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -768,7 +923,7 @@ func (x *RunResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunResponse.ProtoReflect.Descriptor instead.
 func (*RunResponse) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{3}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *RunResponse) GetResponse() isRunResponse_Response {
@@ -877,7 +1032,7 @@ type Open struct {
 
 func (x *Open) Reset() {
 	*x = Open{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[4]
+	mi := &file_headwater_v1_worker_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -889,7 +1044,7 @@ func (x *Open) String() string {
 func (*Open) ProtoMessage() {}
 
 func (x *Open) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[4]
+	mi := &file_headwater_v1_worker_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -902,7 +1057,7 @@ func (x *Open) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Open.ProtoReflect.Descriptor instead.
 func (*Open) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{4}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Open) GetJobId() string {
@@ -969,7 +1124,7 @@ type Problem struct {
 
 func (x *Problem) Reset() {
 	*x = Problem{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[5]
+	mi := &file_headwater_v1_worker_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -981,7 +1136,7 @@ func (x *Problem) String() string {
 func (*Problem) ProtoMessage() {}
 
 func (x *Problem) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[5]
+	mi := &file_headwater_v1_worker_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -994,7 +1149,7 @@ func (x *Problem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Problem.ProtoReflect.Descriptor instead.
 func (*Problem) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{5}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Problem) GetNHeads() uint32 {
@@ -1131,7 +1286,7 @@ type Gradients struct {
 
 func (x *Gradients) Reset() {
 	*x = Gradients{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[6]
+	mi := &file_headwater_v1_worker_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1143,7 +1298,7 @@ func (x *Gradients) String() string {
 func (*Gradients) ProtoMessage() {}
 
 func (x *Gradients) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[6]
+	mi := &file_headwater_v1_worker_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1156,7 +1311,7 @@ func (x *Gradients) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Gradients.ProtoReflect.Descriptor instead.
 func (*Gradients) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{6}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Gradients) GetGiven() bool {
@@ -1201,7 +1356,7 @@ type Projection struct {
 
 func (x *Projection) Reset() {
 	*x = Projection{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[7]
+	mi := &file_headwater_v1_worker_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1213,7 +1368,7 @@ func (x *Projection) String() string {
 func (*Projection) ProtoMessage() {}
 
 func (x *Projection) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[7]
+	mi := &file_headwater_v1_worker_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1226,7 +1381,7 @@ func (x *Projection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Projection.ProtoReflect.Descriptor instead.
 func (*Projection) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{7}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Projection) GetDModel() uint32 {
@@ -1286,7 +1441,7 @@ type ShardOpen struct {
 
 func (x *ShardOpen) Reset() {
 	*x = ShardOpen{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[8]
+	mi := &file_headwater_v1_worker_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1298,7 +1453,7 @@ func (x *ShardOpen) String() string {
 func (*ShardOpen) ProtoMessage() {}
 
 func (x *ShardOpen) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[8]
+	mi := &file_headwater_v1_worker_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1311,7 +1466,7 @@ func (x *ShardOpen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShardOpen.ProtoReflect.Descriptor instead.
 func (*ShardOpen) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{8}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ShardOpen) GetProblem() uint32 {
@@ -1350,7 +1505,7 @@ type ShardOpened struct {
 
 func (x *ShardOpened) Reset() {
 	*x = ShardOpened{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[9]
+	mi := &file_headwater_v1_worker_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1362,7 +1517,7 @@ func (x *ShardOpened) String() string {
 func (*ShardOpened) ProtoMessage() {}
 
 func (x *ShardOpened) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[9]
+	mi := &file_headwater_v1_worker_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1375,7 +1530,7 @@ func (x *ShardOpened) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShardOpened.ProtoReflect.Descriptor instead.
 func (*ShardOpened) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{9}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ShardOpened) GetProblem() uint32 {
@@ -1424,7 +1579,7 @@ type KeyValueBlock struct {
 
 func (x *KeyValueBlock) Reset() {
 	*x = KeyValueBlock{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[10]
+	mi := &file_headwater_v1_worker_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1436,7 +1591,7 @@ func (x *KeyValueBlock) String() string {
 func (*KeyValueBlock) ProtoMessage() {}
 
 func (x *KeyValueBlock) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[10]
+	mi := &file_headwater_v1_worker_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1449,7 +1604,7 @@ func (x *KeyValueBlock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyValueBlock.ProtoReflect.Descriptor instead.
 func (*KeyValueBlock) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{10}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *KeyValueBlock) GetProblem() uint32 {
@@ -1529,7 +1684,7 @@ type WeightBlock struct {
 
 func (x *WeightBlock) Reset() {
 	*x = WeightBlock{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[11]
+	mi := &file_headwater_v1_worker_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1541,7 +1696,7 @@ func (x *WeightBlock) String() string {
 func (*WeightBlock) ProtoMessage() {}
 
 func (x *WeightBlock) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[11]
+	mi := &file_headwater_v1_worker_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1554,7 +1709,7 @@ func (x *WeightBlock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WeightBlock.ProtoReflect.Descriptor instead.
 func (*WeightBlock) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{11}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *WeightBlock) GetProblem() uint32 {
@@ -1620,7 +1775,7 @@ type HiddenBlock struct {
 
 func (x *HiddenBlock) Reset() {
 	*x = HiddenBlock{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[12]
+	mi := &file_headwater_v1_worker_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1632,7 +1787,7 @@ func (x *HiddenBlock) String() string {
 func (*HiddenBlock) ProtoMessage() {}
 
 func (x *HiddenBlock) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[12]
+	mi := &file_headwater_v1_worker_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1645,7 +1800,7 @@ func (x *HiddenBlock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HiddenBlock.ProtoReflect.Descriptor instead.
 func (*HiddenBlock) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{12}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *HiddenBlock) GetProblem() uint32 {
@@ -1706,7 +1861,7 @@ type ShardSeal struct {
 
 func (x *ShardSeal) Reset() {
 	*x = ShardSeal{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[13]
+	mi := &file_headwater_v1_worker_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1718,7 +1873,7 @@ func (x *ShardSeal) String() string {
 func (*ShardSeal) ProtoMessage() {}
 
 func (x *ShardSeal) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[13]
+	mi := &file_headwater_v1_worker_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1731,7 +1886,7 @@ func (x *ShardSeal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShardSeal.ProtoReflect.Descriptor instead.
 func (*ShardSeal) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{13}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ShardSeal) GetProblem() uint32 {
@@ -1768,7 +1923,7 @@ type Receipt struct {
 
 func (x *Receipt) Reset() {
 	*x = Receipt{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[14]
+	mi := &file_headwater_v1_worker_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1780,7 +1935,7 @@ func (x *Receipt) String() string {
 func (*Receipt) ProtoMessage() {}
 
 func (x *Receipt) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[14]
+	mi := &file_headwater_v1_worker_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1793,7 +1948,7 @@ func (x *Receipt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Receipt.ProtoReflect.Descriptor instead.
 func (*Receipt) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{14}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Receipt) GetLength() uint64 {
@@ -1825,7 +1980,7 @@ type ShardSealed struct {
 
 func (x *ShardSealed) Reset() {
 	*x = ShardSealed{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[15]
+	mi := &file_headwater_v1_worker_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1837,7 +1992,7 @@ func (x *ShardSealed) String() string {
 func (*ShardSealed) ProtoMessage() {}
 
 func (x *ShardSealed) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[15]
+	mi := &file_headwater_v1_worker_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1850,7 +2005,7 @@ func (x *ShardSealed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShardSealed.ProtoReflect.Descriptor instead.
 func (*ShardSealed) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{15}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ShardSealed) GetProblem() uint32 {
@@ -1887,7 +2042,7 @@ type ShardClose struct {
 
 func (x *ShardClose) Reset() {
 	*x = ShardClose{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[16]
+	mi := &file_headwater_v1_worker_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1899,7 +2054,7 @@ func (x *ShardClose) String() string {
 func (*ShardClose) ProtoMessage() {}
 
 func (x *ShardClose) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[16]
+	mi := &file_headwater_v1_worker_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1912,7 +2067,7 @@ func (x *ShardClose) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShardClose.ProtoReflect.Descriptor instead.
 func (*ShardClose) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{16}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ShardClose) GetProblem() uint32 {
@@ -1964,7 +2119,7 @@ type QueryBlock struct {
 
 func (x *QueryBlock) Reset() {
 	*x = QueryBlock{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[17]
+	mi := &file_headwater_v1_worker_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1976,7 +2131,7 @@ func (x *QueryBlock) String() string {
 func (*QueryBlock) ProtoMessage() {}
 
 func (x *QueryBlock) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[17]
+	mi := &file_headwater_v1_worker_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1989,7 +2144,7 @@ func (x *QueryBlock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueryBlock.ProtoReflect.Descriptor instead.
 func (*QueryBlock) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{17}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *QueryBlock) GetProblem() uint32 {
@@ -2103,7 +2258,7 @@ type GradientBlock struct {
 
 func (x *GradientBlock) Reset() {
 	*x = GradientBlock{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[18]
+	mi := &file_headwater_v1_worker_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2115,7 +2270,7 @@ func (x *GradientBlock) String() string {
 func (*GradientBlock) ProtoMessage() {}
 
 func (x *GradientBlock) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[18]
+	mi := &file_headwater_v1_worker_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2128,7 +2283,7 @@ func (x *GradientBlock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GradientBlock.ProtoReflect.Descriptor instead.
 func (*GradientBlock) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{18}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *GradientBlock) GetProblem() uint32 {
@@ -2202,7 +2357,7 @@ type OperandBlock struct {
 
 func (x *OperandBlock) Reset() {
 	*x = OperandBlock{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[19]
+	mi := &file_headwater_v1_worker_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2214,7 +2369,7 @@ func (x *OperandBlock) String() string {
 func (*OperandBlock) ProtoMessage() {}
 
 func (x *OperandBlock) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[19]
+	mi := &file_headwater_v1_worker_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2227,7 +2382,7 @@ func (x *OperandBlock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperandBlock.ProtoReflect.Descriptor instead.
 func (*OperandBlock) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{19}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *OperandBlock) GetOperand() Operand {
@@ -2276,7 +2431,7 @@ type Context struct {
 
 func (x *Context) Reset() {
 	*x = Context{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[20]
+	mi := &file_headwater_v1_worker_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2288,7 +2443,7 @@ func (x *Context) String() string {
 func (*Context) ProtoMessage() {}
 
 func (x *Context) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[20]
+	mi := &file_headwater_v1_worker_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2301,7 +2456,7 @@ func (x *Context) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Context.ProtoReflect.Descriptor instead.
 func (*Context) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{20}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Context) GetProblem() uint32 {
@@ -2388,7 +2543,7 @@ type Gradient struct {
 
 func (x *Gradient) Reset() {
 	*x = Gradient{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[21]
+	mi := &file_headwater_v1_worker_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2400,7 +2555,7 @@ func (x *Gradient) String() string {
 func (*Gradient) ProtoMessage() {}
 
 func (x *Gradient) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[21]
+	mi := &file_headwater_v1_worker_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2413,7 +2568,7 @@ func (x *Gradient) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Gradient.ProtoReflect.Descriptor instead.
 func (*Gradient) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{21}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Gradient) GetProblem() uint32 {
@@ -2500,7 +2655,7 @@ type OutputBlock struct {
 
 func (x *OutputBlock) Reset() {
 	*x = OutputBlock{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[22]
+	mi := &file_headwater_v1_worker_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2512,7 +2667,7 @@ func (x *OutputBlock) String() string {
 func (*OutputBlock) ProtoMessage() {}
 
 func (x *OutputBlock) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[22]
+	mi := &file_headwater_v1_worker_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2525,7 +2680,7 @@ func (x *OutputBlock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OutputBlock.ProtoReflect.Descriptor instead.
 func (*OutputBlock) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{22}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *OutputBlock) GetProblem() uint32 {
@@ -2589,7 +2744,7 @@ type Output struct {
 
 func (x *Output) Reset() {
 	*x = Output{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[23]
+	mi := &file_headwater_v1_worker_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2601,7 +2756,7 @@ func (x *Output) String() string {
 func (*Output) ProtoMessage() {}
 
 func (x *Output) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[23]
+	mi := &file_headwater_v1_worker_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2614,7 +2769,7 @@ func (x *Output) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Output.ProtoReflect.Descriptor instead.
 func (*Output) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{23}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Output) GetProblem() uint32 {
@@ -2657,7 +2812,7 @@ var File_headwater_v1_worker_proto protoreflect.FileDescriptor
 const file_headwater_v1_worker_proto_rawDesc = "" +
 	"\n" +
 	"\x19headwater/v1/worker.proto\x12\fheadwater.v1\"\x11\n" +
-	"\x0fDescribeRequest\"\x81\x02\n" +
+	"\x0fDescribeRequest\"\xaf\x02\n" +
 	"\x10DescribeResponse\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04boot\x18\x02 \x01(\fR\x04boot\x12\x18\n" +
@@ -2669,7 +2824,22 @@ const file_headwater_v1_worker_proto_rawDesc = "" +
 	"\athreads\x18\a \x01(\rR\athreads\x12\x16\n" +
 	"\x06kernel\x18\b \x01(\tR\x06kernel\x12\x1f\n" +
 	"\vspare_bytes\x18\t \x01(\x04R\n" +
-	"spareBytes\"\xf6\x04\n" +
+	"spareBytes\x12,\n" +
+	"\x04load\x18\n" +
+	" \x01(\v2\x18.headwater.v1.WorkerLoadR\x04load\"\xc4\x01\n" +
+	"\n" +
+	"WorkerLoad\x12/\n" +
+	"\x14bus_bytes_per_second\x18\x01 \x01(\x04R\x11busBytesPerSecond\x12\x1d\n" +
+	"\n" +
+	"read_bytes\x18\x02 \x01(\x04R\treadBytes\x12\x14\n" +
+	"\x05steps\x18\x03 \x01(\x04R\x05steps\x12\x1f\n" +
+	"\vqueue_nanos\x18\x04 \x01(\x04R\n" +
+	"queueNanos\x12/\n" +
+	"\x06layers\x18\x05 \x03(\v2\x17.headwater.v1.LayerLoadR\x06layers\"Z\n" +
+	"\tLayerLoad\x12\x14\n" +
+	"\x05layer\x18\x01 \x01(\rR\x05layer\x12\x14\n" +
+	"\x05steps\x18\x02 \x01(\x04R\x05steps\x12!\n" +
+	"\fkernel_nanos\x18\x03 \x01(\x04R\vkernelNanos\"\xf6\x04\n" +
 	"\n" +
 	"RunRequest\x12(\n" +
 	"\x04open\x18\x01 \x01(\v2\x12.headwater.v1.OpenH\x00R\x04open\x128\n" +
@@ -2899,7 +3069,7 @@ func file_headwater_v1_worker_proto_rawDescGZIP() []byte {
 }
 
 var file_headwater_v1_worker_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_headwater_v1_worker_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
+var file_headwater_v1_worker_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
 var file_headwater_v1_worker_proto_goTypes = []any{
 	(ContextCodec)(0),        // 0: headwater.v1.ContextCodec
 	(StorageType)(0),         // 1: headwater.v1.StorageType
@@ -2908,65 +3078,69 @@ var file_headwater_v1_worker_proto_goTypes = []any{
 	(GradientTensor)(0),      // 4: headwater.v1.GradientTensor
 	(*DescribeRequest)(nil),  // 5: headwater.v1.DescribeRequest
 	(*DescribeResponse)(nil), // 6: headwater.v1.DescribeResponse
-	(*RunRequest)(nil),       // 7: headwater.v1.RunRequest
-	(*RunResponse)(nil),      // 8: headwater.v1.RunResponse
-	(*Open)(nil),             // 9: headwater.v1.Open
-	(*Problem)(nil),          // 10: headwater.v1.Problem
-	(*Gradients)(nil),        // 11: headwater.v1.Gradients
-	(*Projection)(nil),       // 12: headwater.v1.Projection
-	(*ShardOpen)(nil),        // 13: headwater.v1.ShardOpen
-	(*ShardOpened)(nil),      // 14: headwater.v1.ShardOpened
-	(*KeyValueBlock)(nil),    // 15: headwater.v1.KeyValueBlock
-	(*WeightBlock)(nil),      // 16: headwater.v1.WeightBlock
-	(*HiddenBlock)(nil),      // 17: headwater.v1.HiddenBlock
-	(*ShardSeal)(nil),        // 18: headwater.v1.ShardSeal
-	(*Receipt)(nil),          // 19: headwater.v1.Receipt
-	(*ShardSealed)(nil),      // 20: headwater.v1.ShardSealed
-	(*ShardClose)(nil),       // 21: headwater.v1.ShardClose
-	(*QueryBlock)(nil),       // 22: headwater.v1.QueryBlock
-	(*GradientBlock)(nil),    // 23: headwater.v1.GradientBlock
-	(*OperandBlock)(nil),     // 24: headwater.v1.OperandBlock
-	(*Context)(nil),          // 25: headwater.v1.Context
-	(*Gradient)(nil),         // 26: headwater.v1.Gradient
-	(*OutputBlock)(nil),      // 27: headwater.v1.OutputBlock
-	(*Output)(nil),           // 28: headwater.v1.Output
+	(*WorkerLoad)(nil),       // 7: headwater.v1.WorkerLoad
+	(*LayerLoad)(nil),        // 8: headwater.v1.LayerLoad
+	(*RunRequest)(nil),       // 9: headwater.v1.RunRequest
+	(*RunResponse)(nil),      // 10: headwater.v1.RunResponse
+	(*Open)(nil),             // 11: headwater.v1.Open
+	(*Problem)(nil),          // 12: headwater.v1.Problem
+	(*Gradients)(nil),        // 13: headwater.v1.Gradients
+	(*Projection)(nil),       // 14: headwater.v1.Projection
+	(*ShardOpen)(nil),        // 15: headwater.v1.ShardOpen
+	(*ShardOpened)(nil),      // 16: headwater.v1.ShardOpened
+	(*KeyValueBlock)(nil),    // 17: headwater.v1.KeyValueBlock
+	(*WeightBlock)(nil),      // 18: headwater.v1.WeightBlock
+	(*HiddenBlock)(nil),      // 19: headwater.v1.HiddenBlock
+	(*ShardSeal)(nil),        // 20: headwater.v1.ShardSeal
+	(*Receipt)(nil),          // 21: headwater.v1.Receipt
+	(*ShardSealed)(nil),      // 22: headwater.v1.ShardSealed
+	(*ShardClose)(nil),       // 23: headwater.v1.ShardClose
+	(*QueryBlock)(nil),       // 24: headwater.v1.QueryBlock
+	(*GradientBlock)(nil),    // 25: headwater.v1.GradientBlock
+	(*OperandBlock)(nil),     // 26: headwater.v1.OperandBlock
+	(*Context)(nil),          // 27: headwater.v1.Context
+	(*Gradient)(nil),         // 28: headwater.v1.Gradient
+	(*OutputBlock)(nil),      // 29: headwater.v1.OutputBlock
+	(*Output)(nil),           // 30: headwater.v1.Output
 }
 var file_headwater_v1_worker_proto_depIdxs = []int32{
-	9,  // 0: headwater.v1.RunRequest.open:type_name -> headwater.v1.Open
-	13, // 1: headwater.v1.RunRequest.shard_open:type_name -> headwater.v1.ShardOpen
-	15, // 2: headwater.v1.RunRequest.key_values:type_name -> headwater.v1.KeyValueBlock
-	16, // 3: headwater.v1.RunRequest.weights:type_name -> headwater.v1.WeightBlock
-	17, // 4: headwater.v1.RunRequest.hidden:type_name -> headwater.v1.HiddenBlock
-	18, // 5: headwater.v1.RunRequest.shard_seal:type_name -> headwater.v1.ShardSeal
-	22, // 6: headwater.v1.RunRequest.query:type_name -> headwater.v1.QueryBlock
-	24, // 7: headwater.v1.RunRequest.operand:type_name -> headwater.v1.OperandBlock
-	21, // 8: headwater.v1.RunRequest.shard_close:type_name -> headwater.v1.ShardClose
-	27, // 9: headwater.v1.RunRequest.output:type_name -> headwater.v1.OutputBlock
-	23, // 10: headwater.v1.RunRequest.gradient:type_name -> headwater.v1.GradientBlock
-	14, // 11: headwater.v1.RunResponse.shard_opened:type_name -> headwater.v1.ShardOpened
-	20, // 12: headwater.v1.RunResponse.shard_sealed:type_name -> headwater.v1.ShardSealed
-	25, // 13: headwater.v1.RunResponse.context:type_name -> headwater.v1.Context
-	28, // 14: headwater.v1.RunResponse.output:type_name -> headwater.v1.Output
-	26, // 15: headwater.v1.RunResponse.gradient:type_name -> headwater.v1.Gradient
-	10, // 16: headwater.v1.Open.problems:type_name -> headwater.v1.Problem
-	0,  // 17: headwater.v1.Open.codec:type_name -> headwater.v1.ContextCodec
-	1,  // 18: headwater.v1.Problem.storage:type_name -> headwater.v1.StorageType
-	12, // 19: headwater.v1.Problem.projection:type_name -> headwater.v1.Projection
-	11, // 20: headwater.v1.Problem.gradients:type_name -> headwater.v1.Gradients
-	2,  // 21: headwater.v1.WeightBlock.weight:type_name -> headwater.v1.Weight
-	19, // 22: headwater.v1.ShardSeal.receipt:type_name -> headwater.v1.Receipt
-	19, // 23: headwater.v1.ShardSealed.receipt:type_name -> headwater.v1.Receipt
-	3,  // 24: headwater.v1.OperandBlock.operand:type_name -> headwater.v1.Operand
-	4,  // 25: headwater.v1.Gradient.tensor:type_name -> headwater.v1.GradientTensor
-	5,  // 26: headwater.v1.WorkerService.Describe:input_type -> headwater.v1.DescribeRequest
-	7,  // 27: headwater.v1.WorkerService.Run:input_type -> headwater.v1.RunRequest
-	6,  // 28: headwater.v1.WorkerService.Describe:output_type -> headwater.v1.DescribeResponse
-	8,  // 29: headwater.v1.WorkerService.Run:output_type -> headwater.v1.RunResponse
-	28, // [28:30] is the sub-list for method output_type
-	26, // [26:28] is the sub-list for method input_type
-	26, // [26:26] is the sub-list for extension type_name
-	26, // [26:26] is the sub-list for extension extendee
-	0,  // [0:26] is the sub-list for field type_name
+	7,  // 0: headwater.v1.DescribeResponse.load:type_name -> headwater.v1.WorkerLoad
+	8,  // 1: headwater.v1.WorkerLoad.layers:type_name -> headwater.v1.LayerLoad
+	11, // 2: headwater.v1.RunRequest.open:type_name -> headwater.v1.Open
+	15, // 3: headwater.v1.RunRequest.shard_open:type_name -> headwater.v1.ShardOpen
+	17, // 4: headwater.v1.RunRequest.key_values:type_name -> headwater.v1.KeyValueBlock
+	18, // 5: headwater.v1.RunRequest.weights:type_name -> headwater.v1.WeightBlock
+	19, // 6: headwater.v1.RunRequest.hidden:type_name -> headwater.v1.HiddenBlock
+	20, // 7: headwater.v1.RunRequest.shard_seal:type_name -> headwater.v1.ShardSeal
+	24, // 8: headwater.v1.RunRequest.query:type_name -> headwater.v1.QueryBlock
+	26, // 9: headwater.v1.RunRequest.operand:type_name -> headwater.v1.OperandBlock
+	23, // 10: headwater.v1.RunRequest.shard_close:type_name -> headwater.v1.ShardClose
+	29, // 11: headwater.v1.RunRequest.output:type_name -> headwater.v1.OutputBlock
+	25, // 12: headwater.v1.RunRequest.gradient:type_name -> headwater.v1.GradientBlock
+	16, // 13: headwater.v1.RunResponse.shard_opened:type_name -> headwater.v1.ShardOpened
+	22, // 14: headwater.v1.RunResponse.shard_sealed:type_name -> headwater.v1.ShardSealed
+	27, // 15: headwater.v1.RunResponse.context:type_name -> headwater.v1.Context
+	30, // 16: headwater.v1.RunResponse.output:type_name -> headwater.v1.Output
+	28, // 17: headwater.v1.RunResponse.gradient:type_name -> headwater.v1.Gradient
+	12, // 18: headwater.v1.Open.problems:type_name -> headwater.v1.Problem
+	0,  // 19: headwater.v1.Open.codec:type_name -> headwater.v1.ContextCodec
+	1,  // 20: headwater.v1.Problem.storage:type_name -> headwater.v1.StorageType
+	14, // 21: headwater.v1.Problem.projection:type_name -> headwater.v1.Projection
+	13, // 22: headwater.v1.Problem.gradients:type_name -> headwater.v1.Gradients
+	2,  // 23: headwater.v1.WeightBlock.weight:type_name -> headwater.v1.Weight
+	21, // 24: headwater.v1.ShardSeal.receipt:type_name -> headwater.v1.Receipt
+	21, // 25: headwater.v1.ShardSealed.receipt:type_name -> headwater.v1.Receipt
+	3,  // 26: headwater.v1.OperandBlock.operand:type_name -> headwater.v1.Operand
+	4,  // 27: headwater.v1.Gradient.tensor:type_name -> headwater.v1.GradientTensor
+	5,  // 28: headwater.v1.WorkerService.Describe:input_type -> headwater.v1.DescribeRequest
+	9,  // 29: headwater.v1.WorkerService.Run:input_type -> headwater.v1.RunRequest
+	6,  // 30: headwater.v1.WorkerService.Describe:output_type -> headwater.v1.DescribeResponse
+	10, // 31: headwater.v1.WorkerService.Run:output_type -> headwater.v1.RunResponse
+	30, // [30:32] is the sub-list for method output_type
+	28, // [28:30] is the sub-list for method input_type
+	28, // [28:28] is the sub-list for extension type_name
+	28, // [28:28] is the sub-list for extension extendee
+	0,  // [0:28] is the sub-list for field type_name
 }
 
 func init() { file_headwater_v1_worker_proto_init() }
@@ -2974,7 +3148,7 @@ func file_headwater_v1_worker_proto_init() {
 	if File_headwater_v1_worker_proto != nil {
 		return
 	}
-	file_headwater_v1_worker_proto_msgTypes[2].OneofWrappers = []any{
+	file_headwater_v1_worker_proto_msgTypes[4].OneofWrappers = []any{
 		(*RunRequest_Open)(nil),
 		(*RunRequest_ShardOpen)(nil),
 		(*RunRequest_KeyValues)(nil),
@@ -2987,7 +3161,7 @@ func file_headwater_v1_worker_proto_init() {
 		(*RunRequest_Output)(nil),
 		(*RunRequest_Gradient)(nil),
 	}
-	file_headwater_v1_worker_proto_msgTypes[3].OneofWrappers = []any{
+	file_headwater_v1_worker_proto_msgTypes[5].OneofWrappers = []any{
 		(*RunResponse_ShardOpened)(nil),
 		(*RunResponse_ShardSealed)(nil),
 		(*RunResponse_Context)(nil),
@@ -3000,7 +3174,7 @@ func file_headwater_v1_worker_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_headwater_v1_worker_proto_rawDesc), len(file_headwater_v1_worker_proto_rawDesc)),
 			NumEnums:      5,
-			NumMessages:   24,
+			NumMessages:   26,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -32,11 +32,12 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// WorkerService is what a coordinator asks of a worker: hold whole KV groups, and attend over them.
+// WorkerService holds whole KV groups for a coordinator's jobs, and attends over them.
 type WorkerServiceClient interface {
 	// Describe says who the worker is and what it has room for.
 	Describe(ctx context.Context, in *DescribeRequest, opts ...grpc.CallOption) (*DescribeResponse, error)
-	// Run carries one job's share of work. All that the worker holds for the job lives exactly as long as the stream.
+	// Run carries one job's share of work. Everything that the worker holds for the job lives exactly as long as the
+	// stream.
 	//
 	// The coordinator sends Open first, then ShardOpen for each shard, the shard's keys and values, ShardSeal, and query
 	// blocks. The worker handles one shard's messages in the order sent, and answers each query block with one Context
@@ -79,11 +80,12 @@ type WorkerService_RunClient = grpc.BidiStreamingClient[RunRequest, RunResponse]
 // All implementations must embed UnimplementedWorkerServiceServer
 // for forward compatibility.
 //
-// WorkerService is what a coordinator asks of a worker: hold whole KV groups, and attend over them.
+// WorkerService holds whole KV groups for a coordinator's jobs, and attends over them.
 type WorkerServiceServer interface {
 	// Describe says who the worker is and what it has room for.
 	Describe(context.Context, *DescribeRequest) (*DescribeResponse, error)
-	// Run carries one job's share of work. All that the worker holds for the job lives exactly as long as the stream.
+	// Run carries one job's share of work. Everything that the worker holds for the job lives exactly as long as the
+	// stream.
 	//
 	// The coordinator sends Open first, then ShardOpen for each shard, the shard's keys and values, ShardSeal, and query
 	// blocks. The worker handles one shard's messages in the order sent, and answers each query block with one Context

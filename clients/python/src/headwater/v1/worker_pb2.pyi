@@ -75,7 +75,7 @@ class DescribeRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class DescribeResponse(_message.Message):
-    __slots__ = ("name", "boot", "version", "weight", "budget_bytes", "used_bytes", "threads", "kernel", "spare_bytes")
+    __slots__ = ("name", "boot", "version", "weight", "budget_bytes", "used_bytes", "threads", "kernel", "spare_bytes", "load")
     NAME_FIELD_NUMBER: _ClassVar[int]
     BOOT_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -85,6 +85,7 @@ class DescribeResponse(_message.Message):
     THREADS_FIELD_NUMBER: _ClassVar[int]
     KERNEL_FIELD_NUMBER: _ClassVar[int]
     SPARE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    LOAD_FIELD_NUMBER: _ClassVar[int]
     name: str
     boot: bytes
     version: str
@@ -94,7 +95,32 @@ class DescribeResponse(_message.Message):
     threads: int
     kernel: str
     spare_bytes: int
-    def __init__(self, name: _Optional[str] = ..., boot: _Optional[bytes] = ..., version: _Optional[str] = ..., weight: _Optional[int] = ..., budget_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ..., threads: _Optional[int] = ..., kernel: _Optional[str] = ..., spare_bytes: _Optional[int] = ...) -> None: ...
+    load: WorkerLoad
+    def __init__(self, name: _Optional[str] = ..., boot: _Optional[bytes] = ..., version: _Optional[str] = ..., weight: _Optional[int] = ..., budget_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ..., threads: _Optional[int] = ..., kernel: _Optional[str] = ..., spare_bytes: _Optional[int] = ..., load: _Optional[_Union[WorkerLoad, _Mapping]] = ...) -> None: ...
+
+class WorkerLoad(_message.Message):
+    __slots__ = ("bus_bytes_per_second", "read_bytes", "steps", "queue_nanos", "layers")
+    BUS_BYTES_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
+    READ_BYTES_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_NANOS_FIELD_NUMBER: _ClassVar[int]
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    bus_bytes_per_second: int
+    read_bytes: int
+    steps: int
+    queue_nanos: int
+    layers: _containers.RepeatedCompositeFieldContainer[LayerLoad]
+    def __init__(self, bus_bytes_per_second: _Optional[int] = ..., read_bytes: _Optional[int] = ..., steps: _Optional[int] = ..., queue_nanos: _Optional[int] = ..., layers: _Optional[_Iterable[_Union[LayerLoad, _Mapping]]] = ...) -> None: ...
+
+class LayerLoad(_message.Message):
+    __slots__ = ("layer", "steps", "kernel_nanos")
+    LAYER_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    KERNEL_NANOS_FIELD_NUMBER: _ClassVar[int]
+    layer: int
+    steps: int
+    kernel_nanos: int
+    def __init__(self, layer: _Optional[int] = ..., steps: _Optional[int] = ..., kernel_nanos: _Optional[int] = ...) -> None: ...
 
 class RunRequest(_message.Message):
     __slots__ = ("open", "shard_open", "key_values", "weights", "hidden", "shard_seal", "query", "operand", "shard_close", "output", "gradient")
