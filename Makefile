@@ -127,8 +127,9 @@ figures-job: build ## measure memory and error of whole jobs; prints `figure NAM
 figures-sessions: build $(VENV)/ready ## measure sessions on local clusters; prints `figure NAME VALUE`
 	@$(GO) run ./internal/figures/sessions -bin bin -samples figures/sessions.json
 
-figures-model: build $(VENV)/ready ## measure what a model in Python sees of the cluster; prints `figure NAME VALUE`
-	@$(GO) run ./internal/figures/sessions -bin bin -run '^py_overhead_us$$' -samples figures/model.json
+figures-model: build $(VENV)/ready $(VENV_MODEL)/ready $(SMOLLM2)/ready ## measure what a model in Python sees of the cluster; prints `figure NAME VALUE`
+	@$(GO) run ./internal/figures/sessions -bin bin -run '^py_overhead_us$$' -samples figures/py_overhead.json
+	@HEADWATER_COORD=$(CURDIR)/bin/coord PYTHONPATH=clients/python/src $(VENV_MODEL)/bin/python clients/python/bench/model.py $(SMOLLM2) --samples figures/model.json
 
 figures-observe: build ## measure what metrics and traces cost a step; prints `figure NAME VALUE`
 	@$(GO) run ./internal/figures/sessions -bin bin -run metrics_cost -samples figures/observe.json

@@ -20,6 +20,10 @@ CODE = [*blocks("docs/transformers.md"), *((line, code) for page in ("docs/pytho
 
 @pytest.mark.parametrize("code", [code for _, code in CODE], ids=[str(line) for line, _ in CODE])
 def test_it_runs(cluster: str, hub: headwater.Client, tmp_path: Path, code: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     tiny().save_pretrained(tmp_path)
-    names: dict[str, Any] = {"AutoModelForCausalLM": transformers.AutoModelForCausalLM, "headwater": headwater, "path": tmp_path, "client": hub, "inputs": prompt()}
+    names: dict[str, Any] = {
+        "AutoModelForCausalLM": transformers.AutoModelForCausalLM, "headwater": headwater, "path": tmp_path, "client": hub,
+        "inputs": prompt(), "model": tiny(),
+    }  # fmt: skip
     exec(compile(inspect.cleandoc(code).replace("localhost:7600", cluster), "docs/transformers.md", "exec"), names)
