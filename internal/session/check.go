@@ -18,9 +18,9 @@ type Sizes struct{ Q, K, V, Scale int64 }
 func (s Sizes) Total() int64 { return s.Q + s.K + s.V + 2*s.Scale }
 
 // Check refuses a step on some groups of a layer if its fields contradict each other, the layer, or the length of the
-// payload, before anything trusts them, and returns the sizes of the tensors in it. A holder and a relay ask it of each step
-// that comes from outside. It looks at no value: the session's state, and numbers that are not finite, are the holder's to
-// refuse. The error is the rule.
+// payload, and returns the sizes of the tensors in it. Holders and relays call it first for each step from outside. It
+// does not look at values: the holder checks the session's state, and numbers that are not finite. The error names the
+// rule.
 func (s *Step) Check(l *shard.LayerSpec, groups, payload int) (Sizes, error) {
 	if err := s.checkFields(l, groups); err != nil {
 		return Sizes{}, err

@@ -23,7 +23,8 @@ var (
 	errGroup  = errors.New("a group ends that did not begin, or not at all")
 )
 
-// UnmarshalMessage implements rpc.SelfCoded. Recv tells of a message that can not be read, since gRPC would call it an internal error.
+// UnmarshalMessage implements rpc.SelfCoded. If a message can't be read, Recv returns the error, because gRPC would
+// call it an internal error.
 func (r *Request) UnmarshalMessage(in *rpc.Incoming) error {
 	r.fault = r.unmarshal(in)
 	return nil
@@ -53,7 +54,7 @@ func (r *Response) unmarshal(in *rpc.Incoming) error {
 	return decode(in, &r.ID, &r.scratch, r.Result.unmarshal, &r.Payload)
 }
 
-// decode reads a message: a LaneRequest or LaneResponse, alike but for their body. After an error there is no payload.
+// decode reads a LaneRequest or LaneResponse; they differ only in their body. After an error there is no payload.
 func decode(in *rpc.Incoming, id *uint64, scratch *[]byte, body func([]byte) error, payload **rpc.Buffer) (err error) {
 	defer func() {
 		if err != nil {
@@ -63,7 +64,7 @@ func decode(in *rpc.Incoming, id *uint64, scratch *[]byte, body func([]byte) err
 	}()
 	c := cursor{in: in, left: in.Len()}
 	if c.left > rpc.MaxMessageBytes {
-		// Peers let gRPC read somewhat more, so that it is said here and by name.
+		// gRPC reads larger messages at clients, so that the error is given here and by name.
 		return status.Errorf(codes.ResourceExhausted, "a message of %d bytes, at most %d are allowed: cut the step into fewer tokens", c.left, rpc.MaxMessageBytes)
 	}
 	for c.left > 0 {
@@ -105,14 +106,14 @@ func decode(in *rpc.Incoming, id *uint64, scratch *[]byte, body func([]byte) err
 	return nil
 }
 
-// cursor reads a message where gRPC left it, in pieces.
+// cursor reads a message from the pieces in which gRPC received it.
 type cursor struct {
 	in   *rpc.Incoming
 	cur  []byte // unread, of the piece that came last
 	left int    // unread in all
 }
 
-// fill makes cur not empty, if anything is left. It fails if the stream ends.
+// fill reads more into cur if it is empty and anything is left. It fails if the stream ends.
 func (c *cursor) fill() error {
 	if len(c.cur) == 0 {
 		c.cur = c.in.Next()
@@ -157,7 +158,7 @@ func (c *cursor) tag() (protowire.Number, protowire.Type, error) {
 	return protowire.Number(number), protowire.Type(v & 7), nil
 }
 
-// length reads how many bytes follow; they are there.
+// length reads the number of bytes that follow, and checks that they are there.
 func (c *cursor) length() (int, error) {
 	n, err := c.varint()
 	if err != nil {
@@ -169,7 +170,8 @@ func (c *cursor) length() (int, error) {
 	return int(n), nil
 }
 
-// next returns the next n bytes, copied only where they lie in pieces. They hold until scratch or the cursor is used.
+// next returns the next n bytes, and copies them only if they are in several pieces. They are valid until scratch or
+// the cursor is used.
 func (c *cursor) next(n int, scratch *[]byte) ([]byte, error) {
 	if n == 0 {
 		return nil, nil
@@ -212,7 +214,7 @@ func (c *cursor) discard(n int) error {
 	return nil
 }
 
-// skip passes over a field that is not known.
+// skip skips an unknown field.
 func (c *cursor) skip(field protowire.Number, kind protowire.Type, depth int) error {
 	switch kind {
 	case protowire.VarintType:
@@ -254,7 +256,7 @@ func (c *cursor) skip(field protowire.Number, kind protowire.Type, depth int) er
 	return errTag
 }
 
-// Where a body has a field twice, the last counts; repeated fields go on.
+// If a body has a field twice, the last one counts; repeated fields accumulate.
 
 func (s *Step) unmarshal(b []byte) error {
 	for len(b) > 0 {

@@ -1,11 +1,11 @@
 // Package session carries the messages of SessionService.Lane (LaneRequest and LaneResponse of headwater.v1) without copying
 // their tensors, and the errors of sessions.
 //
-// The way of a message: its sender fills an rpc.Buffer and gives it away with Send. MarshalMessage writes what comes before the
-// payload into a buffer of its own, and gRPC sends both. On the other side UnmarshalMessage reads the fields where they lie,
-// and copies the payload once, out of the 16 KiB pieces in which gRPC reads, into a Buffer at a 64-byte boundary. Recv gives
-// that Buffer to the receiver, who frees it. Buffers are pooled, and the fields' slices are used again with their requests
-// and responses: once all have grown, a message allocates nothing but what gRPC does.
+// The way of a message: its sender fills an rpc.Buffer and passes it to Send. MarshalMessage writes the other fields
+// into a buffer of its own, and gRPC sends both. On the other side UnmarshalMessage reads the fields in place. It
+// copies the payload once, from the 16 KiB pieces in which gRPC reads, into a Buffer at a 64-byte boundary. Recv gives
+// that Buffer to the receiver, who frees it. Buffers are pooled, and requests and responses keep their fields' slices:
+// once all have grown, only gRPC allocates for a message.
 //
 // The bytes are those of session.proto, so one server speaks to Headwater's own client, to generated clients of any
 // language, and to reflection.
@@ -13,5 +13,6 @@
 // A round trip of 16 KiB each way over loopback takes 49 µs at the median, and 75 µs through generated messages, on two cores
 // of a Zen 3 machine (one run of go test ./internal/session -run '^$' -bench RoundTrip, which prints both medians).
 //
-// Lengths are checked against what is there before memory is taken. A message that cannot be read ends its lane with an error.
+// Lengths are checked against the message before memory is allocated. A message that can't be read ends its lane with
+// an error.
 package session

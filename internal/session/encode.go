@@ -43,7 +43,7 @@ const (
 	resultChain        protowire.Number = 7
 )
 
-// messageBytes is the size of the message that carries the step and a payload of that many bytes.
+// messageBytes returns the size of the message for the step with a payload of that many bytes.
 func (r *Request) messageBytes(payload int) int {
 	return messageBytes(r.ID, sizeOfStep(&r.Step), payload)
 }
@@ -52,7 +52,7 @@ func messageBytes(id uint64, body, payload int) int {
 	return sizeOfVarint(fieldID, id) + protowire.SizeTag(fieldBody) + protowire.SizeBytes(body) + sizeOfBytes(fieldPayload, payload)
 }
 
-// tooLarge refuses a message that its receiver would not read.
+// tooLarge refuses a message that is too large for its receiver.
 func tooLarge(bytes int) *Error {
 	if bytes <= rpc.MaxMessageBytes {
 		return nil

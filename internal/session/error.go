@@ -10,12 +10,12 @@ import (
 	headwaterv1 "headwater.example/proto/headwater/v1"
 )
 
-// Error is why a call on a session, or a step of it, was refused: a SessionError. The session is as it was before.
+// Error is the refusal of a call on a session, or of a step: a SessionError. The session is as it was before.
 type Error struct {
 	Why *headwaterv1.SessionError // not nil; not to be changed
 }
 
-// Errorf makes an error of a reason and its message.
+// Errorf returns an error with a reason and a message.
 func Errorf(reason Reason, format string, args ...any) *Error {
 	return &Error{&headwaterv1.SessionError{
 		Problem: reason,
@@ -34,11 +34,11 @@ func (e *Error) Error() string {
 	return text
 }
 
-// Reason says why.
+// Reason returns the reason.
 func (e *Error) Reason() Reason { return e.Why.GetProblem() }
 
-// GRPCStatus is the status of a unary call that was refused: a code by meaning, and the SessionError as its detail. So an
-// Error that a handler of gRPC returns arrives as one.
+// GRPCStatus returns the status of a refused unary call: a code by meaning, and the SessionError as its detail. So if a
+// gRPC handler returns an Error, the client receives an Error.
 func (e *Error) GRPCStatus() *status.Status {
 	s := status.New(codeOf(e.Why.GetProblem()), e.Error())
 	if detailed, err := s.WithDetails(e.Why); err == nil {
@@ -47,7 +47,7 @@ func (e *Error) GRPCStatus() *status.Status {
 	return s
 }
 
-// FromError returns the Error that err is, wraps, or, as the status of a call, carries among its details.
+// FromError returns the Error in err: err itself, one that it wraps, or one among the details of a call's status.
 func FromError(err error) (*Error, bool) {
 	var own *Error
 	if errors.As(err, &own) {
@@ -65,8 +65,8 @@ func FromError(err error) (*Error, bool) {
 	return nil, false
 }
 
-// Refusal is what a service answers for an error of a call on a session, so that no answer is taken for silence: the error's
-// own refusal, or one whose reason follows from its code.
+// Refusal returns a service's answer for an error of a call on a session: the error's own refusal, or one whose reason
+// follows from its code. Every failing call gets one, so a client can tell an answer from silence.
 func Refusal(err error) *Error {
 	if e, ok := FromError(err); ok {
 		return e

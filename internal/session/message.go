@@ -8,22 +8,22 @@ import (
 // LaneID is the id of a lane.
 type LaneID [16]byte
 
-// Request is a LaneRequest. A zero Request is ready for use, and one that was sent or received may be used again.
+// Request is a LaneRequest. A zero Request is ready for use. After it was sent or received it may be used again.
 type Request struct {
 	// ID is the number of the step in its lane; the answer repeats it.
 	ID   uint64
 	Step Step
-	// Payload is the step's tensors, as LaneRequest.payload says. Send takes it; who received it frees it.
+	// Payload has the step's tensors, as LaneRequest.payload says. Send takes it; a receiver must free it.
 	Payload *rpc.Buffer
-	// NoRoom says why a request that was received has no payload although it may have had one: there was no room for it. The
-	// step is to be refused.
+	// NoRoom is set if a request was received without its payload because there was no room for it. The step must be
+	// refused.
 	NoRoom error
 
 	scratch []byte
 	fault   error
 }
 
-// Refusable tells rpc that a request may come without its payload.
+// Refusable tells rpc that a request may arrive without its payload.
 func (r *Request) Refusable() bool { return true }
 
 // Memory gives rpc what holds the request.
@@ -65,12 +65,12 @@ func (s *Step) Answered(groups int, do func(i int)) int {
 	return n
 }
 
-// Response is a LaneResponse. A zero Response is ready for use, and one that was sent or received may be used again.
+// Response is a LaneResponse. A zero Response is ready for use. After it was sent or received it may be used again.
 type Response struct {
 	// ID is the number of the step.
 	ID     uint64
 	Result Result
-	// Payload is context and LSE, as LaneResponse.payload says. Send takes it; who received it frees it.
+	// Payload has context and LSE, as LaneResponse.payload says. Send takes it; a receiver must free it.
 	Payload *rpc.Buffer
 
 	scratch []byte
@@ -79,7 +79,7 @@ type Response struct {
 
 // Result is a StepResult of headwater.v1, with its fields' meaning.
 type Result struct {
-	// Err is nil when the step was done.
+	// Err is nil if the step was done.
 	Err          *Error
 	Length       uint64
 	Hashes       []uint64
@@ -105,7 +105,7 @@ func (r *Response) Reset() {
 	*r = Response{Result: Result{Hashes: empty(r.Result.Hashes)}, scratch: empty(r.scratch)}
 }
 
-// empty returns x without elements, and without its memory if that is more than usual messages need.
+// empty returns x without elements, and drops its memory if that is more than usual messages need.
 func empty[E any](x []E) []E {
 	if cap(x) > 1<<14 {
 		return nil

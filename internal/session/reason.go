@@ -8,10 +8,10 @@ import (
 	headwaterv1 "headwater.example/proto/headwater/v1"
 )
 
-// Reason is why a call on a session is refused: the SessionProblem of the protocol.
+// Reason says why a call on a session is refused: the SessionProblem of the protocol.
 type Reason = headwaterv1.SessionProblem
 
-// The reasons. docs/errors.md says when each is given. Unspecified is a fault of the software.
+// The reasons. docs/errors.md says when each occurs. Unspecified is a fault of the software.
 const (
 	Unspecified      = headwaterv1.SessionProblem_SESSION_PROBLEM_UNSPECIFIED
 	Invalid          = headwaterv1.SessionProblem_SESSION_PROBLEM_INVALID
@@ -39,7 +39,7 @@ const (
 	Refused                  // the same call fails in the same way
 )
 
-// kinds are those of the reasons, and the codes that calls without a SessionError end with.
+// kinds has each reason's kind, and its gRPC code for calls without a SessionError.
 var kinds = map[Reason]struct {
 	kind Kind
 	code codes.Code
@@ -60,7 +60,7 @@ var kinds = map[Reason]struct {
 	Unspecified:      {0, codes.Internal},
 }
 
-// KindOf returns the kind of a reason, which is none for a reason that this version does not know.
+// KindOf returns the kind of a reason; a reason that this version does not know has none.
 func KindOf(reason Reason) Kind { return kinds[reason].kind }
 
 // NameOf returns a reason's name as docs/errors.md has it, in lower case.

@@ -38,7 +38,7 @@ type Stream struct {
 	stream grpc.ClientStream
 }
 
-// Open opens a lane. It ends with ctx, or when Recv has returned an error: until one of both, the connection holds it.
+// Open opens a lane. It lives until ctx ends or Recv returns an error.
 func Open(ctx context.Context, conn grpc.ClientConnInterface, id LaneID) (*Stream, error) {
 	ctx = metadata.AppendToOutgoingContext(ctx, MetadataKey, id.String())
 	stream, err := conn.NewStream(ctx, &clientDesc, headwaterv1.SessionService_Lane_FullMethodName, grpc.ForceCodecV2(rpc.MessageCodec{}))
@@ -50,9 +50,9 @@ func Open(ctx context.Context, conn grpc.ClientConnInterface, id LaneID) (*Strea
 
 var clientDesc = grpc.StreamDesc{StreamName: "Lane", ServerStreams: true, ClientStreams: true}
 
-// Send sends a request, whose payload it takes, also where it fails; the rest of the request may be used again. It blocks
-// while the holder does not read. A message that is too large is an *Error, and the lane goes on without it. After io.EOF,
-// Recv says why the lane has ended.
+// Send sends a request. It takes the payload, even if it fails; the rest of the request may be used again. It blocks
+// while the holder does not read. If the message is too large, the error is an *Error and the lane goes on. After
+// io.EOF, Recv says why the lane has ended.
 func (s *Stream) Send(r *Request) error {
 	var err error
 	if refused := tooLarge(r.messageBytes(len(r.Payload.Bytes()))); refused != nil {
@@ -65,7 +65,7 @@ func (s *Stream) Send(r *Request) error {
 	return err
 }
 
-// CloseSend says that no more requests come. Answers to those sent still do, and then io.EOF.
+// CloseSend says that no more requests come. Their answers still arrive, and then io.EOF.
 func (s *Stream) CloseSend() error { return s.stream.CloseSend() }
 
 // Recv makes r the next response. Its payload is the caller's.
@@ -91,8 +91,8 @@ func (s *ServerStream) Context() context.Context { return s.stream.Context() }
 // ID returns the lane's id.
 func (s *ServerStream) ID() LaneID { return s.id }
 
-// Send sends a response, whose payload it takes, also where it fails; the rest of the response may be used again. It blocks
-// while the client does not read. In the place of a message that is too large goes its refusal, so that each step is answered.
+// Send sends a response. It takes the payload, even if it fails; the rest of the response may be used again. It blocks
+// while the client does not read. If the message is too large, a refusal is sent instead, so each step is answered.
 func (s *ServerStream) Send(r *Response) error {
 	if refused := tooLarge(messageBytes(r.ID, sizeOfResult(&r.Result), len(r.Payload.Bytes()))); refused != nil {
 		r.Payload.Free()
@@ -115,7 +115,7 @@ func (s *ServerStream) Recv(r *Request) error {
 	return nil
 }
 
-// unreadable is the error of a message that was received and has a fault.
+// unreadable returns the error of a received message that has a fault.
 func unreadable(code codes.Code, what string, fault error) error {
 	if status.Code(fault) == codes.ResourceExhausted { // its size
 		return fault
@@ -123,7 +123,7 @@ func unreadable(code codes.Code, what string, fault error) error {
 	return status.Errorf(code, "%s can not be read: %v", what, fault)
 }
 
-// Service is SessionService with lanes of messages: what headwaterv1.SessionServiceServer is but for Lane.
+// Service is headwaterv1.SessionServiceServer with another Lane, which uses this package's messages.
 type Service interface {
 	CreateSession(context.Context, *headwaterv1.CreateSessionRequest) (*headwaterv1.CreateSessionResponse, error)
 	TakeSession(context.Context, *headwaterv1.TakeSessionRequest) (*headwaterv1.TakeSessionResponse, error)
@@ -148,13 +148,13 @@ func Register(s grpc.ServiceRegistrar, service Service) {
 	s.RegisterService(&desc, adapter{Service: service})
 }
 
-// adapter is a Service as the generated code wants it.
+// adapter adapts a Service to the generated code.
 type adapter struct {
 	headwaterv1.UnsafeSessionServiceServer
 	Service
 }
 
-// Lane is not called: serveLane stands in its place.
+// Lane is not called: serveLane is registered instead.
 func (adapter) Lane(grpc.BidiStreamingServer[headwaterv1.LaneRequest, headwaterv1.LaneResponse]) error {
 	return status.Error(codes.Unimplemented, "the lane has no handler")
 }

@@ -10,8 +10,8 @@ import (
 	headwaterv1 "headwater.example/proto/headwater/v1"
 )
 
-// This file finds out what holders of a session have in common, and makes them have that and no more. All of it is by the chains
-// that holders tell, never by lengths alone: two holders of a layer may have done different steps of one length.
+// This file finds the common state of a session's holders, and truncates them to it. It compares chains, never lengths
+// alone: two holders of a layer may have done different steps of the same length.
 
 // NewID returns a random id of an append, a truncation or a call. It is not 0.
 func NewID() uint64 {
@@ -22,7 +22,7 @@ func NewID() uint64 {
 	}
 }
 
-// shared is what all holders of a layer have in common.
+// shared is the common state of all holders of a layer.
 type shared struct {
 	length uint64
 	chain  uint64 // at that length, if settled
@@ -32,14 +32,15 @@ type shared struct {
 	level bool
 }
 
-// samePoint tells whether two holders of a layer had one and the same state. As a session begins, the chain is 0 and what a
-// holder has depends on the prefix that it found: of the same tokens, so that the shorter is a part of the longer.
+// samePoint reports whether two states of holders of a layer are the same. When a session begins, the chain is 0 and a
+// holder's positions depend on the prefix that it found; prefixes are of the same tokens, so the shorter is a part of
+// the longer.
 func samePoint(a, b *headwaterv1.LayerState) bool {
 	return a.GetChain() == b.GetChain() && (a.GetLength() == b.GetLength() || a.GetChain() == 0)
 }
 
-// share finds what all holders of a layer, of which there is one at least, have in common: the newest state that each of them has
-// or had before its newest change. It says no if there is none.
+// share finds the common state of a layer's holders, of which there must be at least one: the newest state that each of
+// them has now or had before its newest change. It returns false if there is none.
 func share(states []*headwaterv1.LayerState) (s shared, ok bool) {
 	for _, from := range []*headwaterv1.LayerState{states[0], states[0].GetBefore()} {
 		if from == nil {
@@ -69,7 +70,7 @@ func shareFrom(from *headwaterv1.LayerState, states []*headwaterv1.LayerState) (
 	return s, true
 }
 
-// layerStates are what each holder of each layer tells of it, and which of the holders that is.
+// layerStates are the states that each holder of each layer reported, and the holder's index.
 func (h *Holding) layerStates(states []*headwaterv1.SessionState) (layers [][]*headwaterv1.LayerState, holders [][]int) {
 	layers, holders = make([][]*headwaterv1.LayerState, len(h.layers)), make([][]int, len(h.layers))
 	for i, s := range states {
@@ -82,7 +83,7 @@ func (h *Holding) layerStates(states []*headwaterv1.SessionState) (layers [][]*h
 	return layers, holders
 }
 
-// share finds what all holders of each layer have in common. The error says which layer's have nothing.
+// share finds the common state of each layer. The error names a layer whose holders have none.
 func (h *Holding) share(id []byte, states []*headwaterv1.SessionState) ([]shared, error) {
 	all := make([]shared, len(h.layers))
 	layers, holders := h.layerStates(states)
@@ -101,8 +102,8 @@ func (h *Holding) share(id []byte, states []*headwaterv1.SessionState) ([]shared
 	return all, nil
 }
 
-// level makes all holders have what they have in common and no more, and joins their states then. Under the epoch nobody else
-// changes the session.
+// level truncates all holders to their common state, and then joins their states. Under the epoch nobody else changes
+// the session.
 func (c *Conns) level(ctx context.Context, h *Holding, id []byte, epoch *headwaterv1.Epoch, states []*headwaterv1.SessionState, common []shared) (*headwaterv1.SessionState, error) {
 	newest := slices.MaxFunc(states, func(a, b *headwaterv1.SessionState) int { return cmp.Compare(a.GetTruncations(), b.GetTruncations()) })
 	cut := &headwaterv1.TruncateSessionRequest{Session: id, Epoch: epoch, Id: NewID(), Count: newest.GetTruncations() + 1}
@@ -139,8 +140,8 @@ func (c *Conns) level(ctx context.Context, h *Holding, id []byte, epoch *headwat
 	return h.Join(id, after)
 }
 
-// starts is what a holder's truncation to what is in common starts from: what it has, or, if its newest append is beyond, what it
-// had before.
+// starts returns the state that a holder's truncation to the common state names: its current one, or the one before its
+// newest append if that append is beyond the common state.
 func starts(s *headwaterv1.SessionState, common []shared) []*headwaterv1.LayerState {
 	var all []*headwaterv1.LayerState
 	for _, l := range s.GetLayers() {

@@ -14,7 +14,7 @@ import (
 type Conns struct {
 	*rpc.Conns
 	Log *slog.Logger // of panics that are caught; nil is slog.Default
-	// OnLeave, unless nil, is told of a session that goes on without holders that are lost. Set it before calls are made.
+	// OnLeave, unless nil, is called when a session goes on without lost holders. Set it before calls are made.
 	OnLeave func(session [16]byte, lost []string)
 	// Locate, unless nil, says who holds a session now. Set it before calls are made.
 	Locate func(ctx context.Context, session [16]byte) (*Holding, error)
@@ -22,7 +22,7 @@ type Conns struct {
 	abandonTimeout time.Duration // for dropping a session that was made in vain
 }
 
-// NewConns makes an empty set, whose connections are made with the options.
+// NewConns returns an empty set. The options apply to its connections.
 func NewConns(options ...grpc.DialOption) *Conns {
 	return &Conns{Conns: rpc.NewConns(options...), abandonTimeout: 10 * time.Second}
 }

@@ -18,8 +18,8 @@ import (
 	"headwater.example/shard"
 )
 
-// each calls do for every holder beside each other, and returns the states in their order. When some fail, the others go on
-// to their end; the error is that of the first holder that refused.
+// each calls do for all holders concurrently, and returns the states in their order. If some fail, the others still
+// finish; the error is that of the first holder that refused.
 func (c *Conns) each(ctx context.Context, holders []*Holder, do func(ctx context.Context, s headwaterv1.SessionServiceClient, i int) (*headwaterv1.SessionState, error)) ([]*headwaterv1.SessionState, error) {
 	states, errs := make([]*headwaterv1.SessionState, len(holders)), make([]error, len(holders))
 	var tasks sync.WaitGroup
@@ -48,8 +48,8 @@ func (c *Conns) each(ctx context.Context, holders []*Holder, do func(ctx context
 	return states, first
 }
 
-// Create makes a session at every holder. It begins with the prefix that all of them have; who has more is cut to it. What a call
-// that fails has made it gives up, and nothing that another call has made.
+// Create makes a session at every holder. It begins with the prefix that all of them have; a holder with more is cut to
+// it. If the call fails, it drops what it has made, and nothing that another call has made.
 func (c *Conns) Create(ctx context.Context, h *Holding, req *headwaterv1.CreateSessionRequest) (*headwaterv1.SessionState, error) {
 	call := cmp.Or(req.GetCall(), NewID())
 	states, err := c.each(ctx, h.holders, func(ctx context.Context, s headwaterv1.SessionServiceClient, i int) (*headwaterv1.SessionState, error) {
@@ -72,8 +72,8 @@ func (c *Conns) Create(ctx context.Context, h *Holding, req *headwaterv1.CreateS
 	return state, nil
 }
 
-// begin joins the states of a session that was made, after it has made all layers as long as the shortest prefix that was found.
-// If layers begin where those of another session are, each begins at its own position.
+// begin cuts all layers of a new session to the shortest prefix that a holder found, and joins the states. If the
+// request has BeginLayers, each of these layers begins at its own position.
 func (c *Conns) begin(ctx context.Context, h *Holding, req *headwaterv1.CreateSessionRequest, states []*headwaterv1.SessionState) (*headwaterv1.SessionState, error) {
 	for _, s := range states {
 		if slices.ContainsFunc(s.GetLayers(), used) {
@@ -96,23 +96,24 @@ func (c *Conns) begin(ctx context.Context, h *Holding, req *headwaterv1.CreateSe
 	return c.level(ctx, h, req.GetSession(), req.GetEpoch(), states, all)
 }
 
-// used tells whether a layer has got or lost positions since its session began, but for those that begin takes back.
+// used reports whether a layer has gained or lost positions since its session began, except those that begin takes
+// back.
 func used(l *headwaterv1.LayerState) bool {
 	return l.GetChain() != 0 && (l.GetAppendId() != 0 || l.GetBefore().GetChain() != 0)
 }
 
-// abandon drops what a call has made of a session that not all could make, also where ctx has ended. What can not be dropped in
-// time ends by its TTL.
+// abandon drops the parts of a session that not all holders could make, even if ctx has ended. A part that can't be
+// dropped in time ends by its TTL.
 func (c *Conns) abandon(ctx context.Context, h *Holding, session []byte, epoch *headwaterv1.Epoch, call uint64) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.abandonTimeout)
 	defer cancel()
 	_ = c.Drop(ctx, h.holders, &headwaterv1.DropSessionRequest{Session: session, Epoch: epoch, Call: call})
 }
 
-// Take makes the lane of the epoch the one that drives the session, at every holder, or with CheckOnly says whether it
-// would. What is expected, all of several holders confirm before one of them steps its epoch, so that a wrong receipt shuts
-// nobody out. Where an append was not made whole the session is cut to what all have. Holders that are lost, and that the others can
-// do without, are left out.
+// Take makes the epoch's lane drive the session at every holder; with CheckOnly it only checks whether that would
+// succeed. If there is a receipt, all holders confirm it before any of them raises its epoch, so a wrong receipt shuts
+// nobody out. If an append is incomplete, the session is cut to the common state. Lost holders that the others can
+// replace are left out.
 func (c *Conns) Take(ctx context.Context, p *Place, req *headwaterv1.TakeSessionRequest) (*headwaterv1.SessionState, error) {
 	var state *headwaterv1.SessionState
 	from := p.Holding()
@@ -137,7 +138,7 @@ func (c *Conns) takeAll(ctx context.Context, h *Holding, req *headwaterv1.TakeSe
 	}
 	common, err := h.share(req.GetSession(), states)
 	if err != nil && len(req.GetExpect()) > 0 {
-		// All holders have confirmed the receipt: so much they have in common.
+		// All holders have confirmed the receipt: it is their common state.
 		common, err = make([]shared, len(h.layers)), nil
 		for _, l := range req.GetExpect() {
 			if int64(l.GetLayer()) < int64(len(common)) {
@@ -164,7 +165,7 @@ func (c *Conns) take(ctx context.Context, h *Holding, req *headwaterv1.TakeSessi
 	})
 }
 
-// slice returns a holder's part of what is known of the layers.
+// slice returns a holder's part of the known state of the layers.
 func (h *Holding) slice(o *Holder, layers []*headwaterv1.LayerState) ([]*headwaterv1.LayerState, error) {
 	if o.Groups == nil {
 		return layers, nil
@@ -187,7 +188,7 @@ func (h *Holding) slice(o *Holder, layers []*headwaterv1.LayerState) ([]*headwat
 	return own, nil
 }
 
-// least returns for each layer the positions that all of its holders have.
+// least returns for each layer the number of positions that all of its holders have.
 func (h *Holding) least(states []*headwaterv1.SessionState) []uint64 {
 	least := slices.Repeat([]uint64{math.MaxUint64}, len(h.layers))
 	for _, s := range states {
@@ -200,7 +201,7 @@ func (h *Holding) least(states []*headwaterv1.SessionState) []uint64 {
 	return least
 }
 
-// sliceBegin returns a holder's part of how layers begin.
+// sliceBegin returns a holder's part of the BeginLayers.
 func (h *Holding) sliceBegin(o *Holder, layers []*headwaterv1.BeginLayer) ([]*headwaterv1.BeginLayer, error) {
 	if o.Groups == nil {
 		return layers, nil
@@ -223,15 +224,15 @@ func (h *Holding) sliceBegin(o *Holder, layers []*headwaterv1.BeginLayer) ([]*he
 		own = append(own, one)
 	}
 	if len(layers) > 0 && len(own) == 0 {
-		// A holder of other layers alone is not to look for a prefix either.
+		// A holder with none of these layers must not look for a prefix either.
 		l := slices.IndexFunc(o.Groups, func(groups []int) bool { return len(groups) > 0 })
 		own = append(own, &headwaterv1.BeginLayer{Layer: uint32(max(l, 0))})
 	}
 	return own, nil
 }
 
-// Join makes one state of a session of those of all holders, in their order: what they have in common. They must have counted the
-// same truncations.
+// Join merges the states of all holders, in their order, into the session's common state. Their counts of truncations
+// must be equal.
 func (h *Holding) Join(id []byte, states []*headwaterv1.SessionState) (*headwaterv1.SessionState, error) {
 	if states[0] == nil {
 		return nil, wrong(h.holders[0].Name, "it answers without a state")
@@ -267,7 +268,7 @@ func (h *Holding) Join(id []byte, states []*headwaterv1.SessionState) (*headwate
 	return all, nil
 }
 
-// check refuses what is no state of a session at a holder.
+// check refuses a message that is not a holder's state of the session.
 func (h *Holding) check(o *Holder, id []byte, s *headwaterv1.SessionState) error {
 	if !bytes.Equal(s.GetSession(), id) {
 		return wrong(o.Name, "it answers for session %x, not %x", s.GetSession(), id)
@@ -291,7 +292,7 @@ func (h *Holding) check(o *Holder, id []byte, s *headwaterv1.SessionState) error
 	return nil
 }
 
-// joinLayers makes one state of each layer of those of all holders, which were checked.
+// joinLayers merges the checked states of all holders, layer by layer.
 func (h *Holding) joinLayers(id []byte, states []*headwaterv1.SessionState) ([]*headwaterv1.LayerState, error) {
 	common, err := h.share(id, states)
 	if err != nil {
@@ -325,7 +326,7 @@ func (h *Holding) joinLayers(id []byte, states []*headwaterv1.SessionState) ([]*
 	return layers, nil
 }
 
-// Fork makes a session that begins as another one, at every holder. What a call that fails has made it gives up.
+// Fork makes a session that begins as a copy of another one, at every holder. If it fails, it drops what it has made.
 func (c *Conns) Fork(ctx context.Context, p *Place, req *headwaterv1.ForkSessionRequest) (*headwaterv1.SessionState, error) {
 	return c.over(ctx, p, req.GetEpoch(), func(h *Holding) (*headwaterv1.SessionState, error) { return c.fork(ctx, h, req) })
 }
@@ -355,14 +356,14 @@ func (c *Conns) fork(ctx context.Context, h *Holding, req *headwaterv1.ForkSessi
 	return state, nil
 }
 
-// Truncate takes positions back at every holder, from what the request names to be there, or with CheckOnly says whether it would.
-// Where it fails at some, the same request again makes it whole.
+// Truncate takes positions back at every holder, from the state that the request names; with CheckOnly it only checks
+// whether that would succeed. If it fails at some holders, the same request completes it when it is repeated.
 func (c *Conns) Truncate(ctx context.Context, p *Place, req *headwaterv1.TruncateSessionRequest) (*headwaterv1.SessionState, error) {
 	return c.over(ctx, p, req.GetEpoch(), func(h *Holding) (*headwaterv1.SessionState, error) { return c.truncateAll(ctx, h, req) })
 }
 
 func (c *Conns) truncateAll(ctx context.Context, h *Holding, req *headwaterv1.TruncateSessionRequest) (*headwaterv1.SessionState, error) {
-	// Where one may have freed what another still has, none begins before all have agreed.
+	// A holder may have freed positions that another one still has: none begins before all have agreed.
 	if len(h.holders) > 1 && slices.ContainsFunc(h.layers, func(l shard.LayerSpec) bool { return l.Windowed() }) || req.GetCheckOnly() {
 		if _, err := c.truncate(ctx, h, req, true); err != nil || req.GetCheckOnly() {
 			return nil, err
@@ -389,7 +390,7 @@ func (c *Conns) truncate(ctx context.Context, h *Holding, req *headwaterv1.Trunc
 	})
 }
 
-// Pin pins a session at every holder, or no longer. Where an append was not made whole, the layers that it returns have what
+// Pin pins or unpins a session at every holder. If an append is incomplete, the returned layers have the positions that
 // all holders have, and no hashes.
 func (c *Conns) Pin(ctx context.Context, p *Place, req *headwaterv1.PinSessionRequest) (state *headwaterv1.SessionState, _ error) {
 	return state, past(p.Holding(), func(h *Holding) (err error) {
@@ -454,7 +455,7 @@ func (c *Conns) List(ctx context.Context, name, address string, req *headwaterv1
 	return resp, nil
 }
 
-// Export reads keys and values of one layer and calls do with what comes, ascending by group, then by position.
+// Export reads keys and values of one layer and calls do with each message, ascending by group, then by position.
 func (c *Conns) Export(ctx context.Context, p *Place, req *headwaterv1.ExportSessionRequest, do func(*headwaterv1.ExportSessionResponse) error) error {
 	begun, failed := false, error(nil)
 	return past(p.Holding(), func(h *Holding) error {

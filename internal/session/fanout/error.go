@@ -15,43 +15,43 @@ import (
 	headwaterv1 "headwater.example/proto/headwater/v1"
 )
 
-// Is tells whether an error is, wraps or carries a refusal for a reason.
+// Is reports whether an error is, wraps or carries a refusal with a reason.
 func Is(err error, reason session.Reason) bool {
 	e, ok := session.FromError(err)
 	return ok && e.Reason() == reason
 }
 
-// lostError is a holder that can not be reached now. Over a new stream it may be.
+// lostError is the error of a holder that can't be reached now. A new stream may reach it.
 type lostError struct{ why *session.Error }
 
 func (e lostError) Error() string { return e.why.Error() }
 func (e lostError) Unwrap() error { return e.why }
 
-// breakError is a stream to a holder that ended under a step. Over a new one the holder may be reached.
+// breakError is the error of a stream that ended during a step. A new stream may reach the holder.
 type breakError struct{ why *session.Error }
 
 func (e breakError) Error() string { return e.why.Error() }
 func (e breakError) Unwrap() error { return e.why }
 
-// broken tells whether an error is of a stream that ended under a step.
+// broken reports whether an error comes from a stream that ended during a step.
 func broken(err error) bool {
 	var b breakError
 	return errors.As(err, &b)
 }
 
-// Unreached tells whether an error is of a holder that this side did not reach, or whose connection broke, and not what a holder
-// has answered.
+// Unreached reports whether an error says that a holder could not be reached or its connection broke, as opposed to an
+// answer of a holder.
 func Unreached(err error) bool {
 	var l lostError
 	return errors.As(err, &l) || broken(err)
 }
 
-// transient tells whether the same call may go well soon.
+// transient reports whether the same call may soon succeed.
 func transient(err error) bool {
 	return Unreached(err) || Is(err, session.Busy)
 }
 
-// refused is what a holder said. The name that it gives, of who refused it in turn, is kept.
+// refused returns a holder's refusal. If the refusal already names another holder, that name is kept.
 func refused(holder string, e *session.Error) *session.Error {
 	if e.Why.GetHolder() != "" || holder == "" {
 		return e
@@ -61,7 +61,8 @@ func refused(holder string, e *session.Error) *session.Error {
 	return &session.Error{Why: why}
 }
 
-// lost is a connection that was not made, or one that broke under a call, which may go well over a new one.
+// lost returns the error of a connection that could not be made, or that broke during a call. The call may succeed over
+// a new one.
 func lost(holder string, err error) error {
 	if errors.Is(err, rpc.ErrClosed) || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
 		return fmt.Errorf("holder %q: %w", holder, err)
@@ -97,17 +98,17 @@ func oneLine(s string) string {
 	return strings.ReplaceAll(strings.Join(strings.Fields(s), " "), "rpc error: code = ", "")
 }
 
-// wrong is an answer that no holder should give.
+// wrong returns the error of an answer that no holder should give.
 func wrong(holder, format string, args ...any) error {
 	return status.Errorf(codes.Internal, "holder %q: %s", holder, fmt.Sprintf(format, args...))
 }
 
-// invalid is a request that no holder is asked.
+// invalid returns the error of a request that is refused before any holder is asked.
 func invalid(format string, args ...any) error {
 	return session.Errorf(session.Invalid, format, args...)
 }
 
-// Silent is the error of a session that workers which did not answer, at least one, may hold, or the rest of it.
+// Silent returns the error of a session that silent workers, at least one, may hold, as a whole or in part.
 func Silent(workers []*headwaterv1.SilentWorker, rest bool) error {
 	what, others := "the session", ""
 	if rest {
@@ -125,12 +126,12 @@ func Silent(workers []*headwaterv1.SilentWorker, rest bool) error {
 	return e
 }
 
-// unknown is a session that a holder does not have.
+// unknown returns the error of a session that a holder does not have.
 func unknown(holder string, id []byte) error {
 	return refused(holder, session.Errorf(session.Unknown, "session %x is not held", id))
 }
 
-// callError makes of the error of a unary call what it means.
+// callError classifies the error of a unary call.
 func callError(holder string, err error) error {
 	if e, ok := session.FromError(err); ok {
 		return refused(holder, e)

@@ -34,7 +34,8 @@ type Holding struct {
 	counter uint64   // of the epoch that it is known by, 0 is not known
 }
 
-// Of returns the holding as that of an epoch's counter, which calls name then: holders that have accepted another one refuse them.
+// Of returns the holding for an epoch's counter. Its calls name this counter, and holders that have accepted another
+// one refuse them.
 func (h *Holding) Of(counter uint64) *Holding {
 	of := *h
 	of.counter = counter
@@ -49,8 +50,9 @@ func (h *Holding) epoch(e *headwaterv1.Epoch) *headwaterv1.Epoch {
 	return &headwaterv1.Epoch{Counter: e.GetCounter(), Lane: e.GetLane(), At: h.counter}
 }
 
-// NewHolding checks that every group of every layer has a holder. If some have several, each holds all that is appended, and one of
-// them answers: the groups of each layer are shared out as evenly as the holders allow, the remainder over the layers.
+// NewHolding checks that every group of every layer has a holder. If a group has several, all of them store its appends
+// and one of them answers. Each layer's groups are shared out over their holders as evenly as possible; the remainder
+// rotates over the layers.
 func NewHolding(layers []shard.LayerSpec, holders ...*Holder) (*Holding, error) {
 	h := &Holding{layers: layers, holders: holders, parts: make([][]part, len(layers))}
 	for i, o := range holders {
@@ -95,7 +97,7 @@ func NewHolding(layers []shard.LayerSpec, holders ...*Holder) (*Holding, error) 
 	return h, nil
 }
 
-// mark sets the bits of what is answered, if others answer for the rest.
+// mark sets the bits of the groups that the holder answers for, if others answer for the rest.
 func (p *part) mark() {
 	if len(p.answers) == len(p.groups) {
 		return
@@ -133,7 +135,7 @@ func (o *Holder) layer(l int, layer *shard.LayerSpec) []int {
 	return all
 }
 
-// held is what a holder is told to hold, nil for one that plans itself.
+// held returns the groups that a holder is asked to hold, nil if it plans itself.
 func (o *Holder) held() []*headwaterv1.HeldLayer {
 	var held []*headwaterv1.HeldLayer
 	for l, groups := range o.Groups {
@@ -149,16 +151,16 @@ func (o *Holder) held() []*headwaterv1.HeldLayer {
 	return held
 }
 
-// Layers returns the session's layers. They are not the caller's to change.
+// Layers returns the session's layers. The caller must not change them.
 func (h *Holding) Layers() []shard.LayerSpec { return h.layers }
 
-// Holders returns who holds the session. They are not the caller's to change.
+// Holders returns the session's holders. The caller must not change them.
 func (h *Holding) Holders() []*Holder { return h.holders }
 
-// Whole tells whether one holder has all groups of a layer.
+// Whole reports whether one holder has all groups of a layer.
 func (h *Holding) Whole(layer int) bool { return len(h.parts[layer]) == 1 }
 
-// proto returns the holders as messages tell them.
+// proto returns the holders as messages.
 func (h *Holding) proto() []*headwaterv1.Holder {
 	all := make([]*headwaterv1.Holder, len(h.holders))
 	for i, o := range h.holders {

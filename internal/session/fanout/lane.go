@@ -12,7 +12,7 @@ import (
 	"headwater.example/internal/session"
 )
 
-// inFlight is how many steps a lane has on their way to one holder and back; more wait.
+// inFlight bounds a lane's unanswered steps at one holder; further steps wait.
 const inFlight = 256
 
 // Lane is one client's lane: a stream to each holder that it has steps for, opened at the first of them. Safe for
@@ -92,8 +92,8 @@ type stream struct {
 	pending map[uint64]*callPart // by id
 }
 
-// add queues a part; it waits for room. A part that was added is told by call.finished that it was sent, and that it was
-// answered, also where neither will be.
+// add queues a part; it waits for room. call.finished is then called exactly twice, once for the send and once for the
+// answer, even if the stream fails.
 func (s *stream) add(ctx context.Context, p *callPart) error {
 	select {
 	case s.room <- struct{}{}:
@@ -114,12 +114,12 @@ func (s *stream) add(ctx context.Context, p *callPart) error {
 	return nil
 }
 
-// brokenError is a stream that ended after it had been opened.
+// brokenError is the error of a stream that ended after it was opened.
 type brokenError struct{ error }
 
 func (e brokenError) Unwrap() error { return e.error }
 
-// faultError is a stream that ended by a fault of this side, which a new stream would meet as well.
+// faultError is the error of a stream that ended by a fault of this side, which a new stream would have as well.
 type faultError struct{ error }
 
 func (e faultError) Unwrap() error { return e.error }
@@ -186,7 +186,7 @@ func (s *stream) sendPart(wire *session.Stream, p *callPart) error {
 	return err
 }
 
-// answered gives a response to who waits for it, and returns one for the next.
+// answered gives a response to its waiter, and returns an empty one for the next.
 func (s *stream) answered(r *session.Response) (*session.Response, error) {
 	s.mu.Lock()
 	p, ok := s.pending[r.ID]
@@ -204,7 +204,7 @@ func (s *stream) answered(r *session.Response) (*session.Response, error) {
 	return r, nil
 }
 
-// refused ends a part whose message this side has refused, after which the stream goes on, and tells whether it is so.
+// refused ends a part whose message this side has refused, and reports whether it has. The stream goes on.
 func (s *stream) refused(p *callPart, err error) bool {
 	var own *session.Error
 	if !errors.As(err, &own) {
@@ -227,7 +227,7 @@ func (s *stream) refuse(p *callPart, err error) {
 	}
 }
 
-// finish fails all that has no answer. Nothing is sent any more.
+// finish fails all parts without an answer. Nothing is sent after it.
 func (s *stream) finish() {
 	s.fail(nil) // ends the context where nothing has failed
 	s.mu.Lock()

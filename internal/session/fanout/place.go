@@ -11,8 +11,8 @@ import (
 	headwaterv1 "headwater.example/proto/headwater/v1"
 )
 
-// Place says where a session is: who holds it now. If a holder is lost and others have copies of all that it held, it is left out,
-// and the session goes on. Safe for concurrent use.
+// Place knows the current holders of a session. If a holder is lost and others have copies of all that it held, it is
+// left out, and the session goes on. Safe for concurrent use.
 type Place struct {
 	id      [16]byte
 	holding atomic.Pointer[Holding]
@@ -52,11 +52,11 @@ func epochOf(counter uint64, lane session.LaneID) *headwaterv1.Epoch {
 	return &headwaterv1.Epoch{Counter: counter, Lane: lane[:]}
 }
 
-// leave leaves out holders of a holding that were lost. It steps the epoch at each that stays, so that whoever looks for the session's
-// holders finds those that have all that is acknowledged from now on. The epoch's lane goes on naming the counter that it knows: it
-// is the base of the new one. The error of a session that others have to drive, or that is not whole without them, says so.
-//
-// What a holder that stays has of a step that failed it keeps: the step is sent again to all, by its id.
+// leave leaves lost holders out of a holding. It raises the epoch at each remaining holder, so a search for the
+// session's holders finds those that have everything that is acknowledged from now on. The driver's lane keeps naming
+// the counter that it knows, which is the base of the new epoch. It fails if another lane drives the session, or if the
+// remaining holders do not have all groups. A remaining holder keeps what it has of a failed step: the step is sent to
+// all again, under its id.
 func (c *Conns) leave(ctx context.Context, p *Place, from *Holding, driver *headwaterv1.Epoch, lost ...string) error {
 	return p.move(ctx, from, func() (*Holding, error) {
 		counter := max(from.counter, driver.GetCounter()) + 1
@@ -87,8 +87,8 @@ func (c *Conns) leave(ctx context.Context, p *Place, from *Holding, driver *head
 	})
 }
 
-// stale returns the counter that a holder has accepted, if it has refused a call of the driver because its holders are known by
-// another one, else 0. An epoch that another lane has taken is another matter.
+// stale returns the counter that a holder has accepted, if the holder refused the driver's call because the caller
+// knows the holders under another counter, and otherwise 0. It is also 0 if another lane has taken the session.
 func stale(err error, driver *headwaterv1.Epoch) uint64 {
 	e, ok := session.FromError(err)
 	if !ok || e.Reason() != session.StaleEpoch {
@@ -102,13 +102,13 @@ func stale(err error, driver *headwaterv1.Epoch) uint64 {
 }
 
 const (
-	// refreshPause is how long a call waits before it asks again who holds a session whose holders are being exchanged, and
-	// refreshes how often: 3 seconds in all.
+	// While a session's holders change, a call asks again who they are: refreshes times, after a pause of refreshPause,
+	// 3 seconds in all.
 	refreshPause = 10 * time.Millisecond
 	refreshes    = 300
 )
 
-// refresh asks anew who holds a session, after a holder has refused a call of the driver as stale.
+// refresh asks again who holds a session, after a holder has refused the driver's call as stale.
 func (c *Conns) refresh(ctx context.Context, p *Place, from *Holding) error {
 	return p.move(ctx, from, func() (*Holding, error) {
 		if c.Locate == nil || from.counter == 0 {
@@ -143,8 +143,9 @@ func gone(err error) string {
 	return ""
 }
 
-// over makes a call under an epoch with all holders of a session, and makes it again with those that are left if one is lost that
-// they can do without, or with the holders of now if these are others. The same call again must be a success at who has done it.
+// over makes a call under an epoch with all holders of a session. If a holder is lost and the others can replace it,
+// over makes the call again with these; if the holders have changed, with the current ones. Repeating the call must
+// succeed at a holder that has done it.
 func (c *Conns) over(ctx context.Context, p *Place, driver *headwaterv1.Epoch, do func(h *Holding) (*headwaterv1.SessionState, error)) (*headwaterv1.SessionState, error) {
 	for again := 0; ; again++ {
 		h := p.Holding()
@@ -173,7 +174,8 @@ func (c *Conns) over(ctx context.Context, p *Place, driver *headwaterv1.Epoch, d
 	}
 }
 
-// past makes a call that steps no epoch with all holders of a session, or with those that can be reached if they have all of it.
+// past makes a call that raises no epoch with all holders of a session, or with the reachable ones if they have all
+// groups.
 func past(h *Holding, do func(h *Holding) error) error {
 	for {
 		err := do(h)

@@ -21,14 +21,14 @@ type Input interface {
 	// Key and Value are k [append, head_dim] and v [append, v_dim] in the step's encoding.
 	Key(dst []byte, group int)
 	Value(dst []byte, group int)
-	// KeyScale and ValueScale are [append] in f32; they are asked for int8 only.
+	// KeyScale and ValueScale are [append] in f32; they are called for int8 only.
 	KeyScale(dst []byte, group int)
 	ValueScale(dst []byte, group int)
 }
 
 // Output takes a step's context group by group.
 type Output interface {
-	// Take is given context [attend, group size, v_dim] and LSE [attend, group size], which it may use until it returns.
+	// Take receives context [attend, group size, v_dim] and LSE [attend, group size], which are valid until it returns.
 	Take(group int, context, lse []float32)
 }
 
@@ -91,7 +91,7 @@ func (c *Call) finished() {
 	}
 }
 
-// Start sends a step to all holders of its layer. It waits while too much is under way.
+// Start sends a step to all holders of its layer. It waits while too many steps are in flight.
 func (l *Lane) Start(ctx context.Context, p *Place, s *Step) *Call {
 	c := l.calls.Get().(*Call)
 	c.place, c.holding, c.step, c.again, c.refreshed = p, p.Holding(), s, false, 0
@@ -162,7 +162,7 @@ func (c *Call) nextPart() *callPart {
 	return &callPart{call: c, request: new(session.Request), response: new(session.Response)}
 }
 
-// fits refuses a step of which one holder's part, or its answer, is more than a message takes, before any holder is sent its own.
+// fits refuses a step before anything is sent, if one holder's part or its answer does not fit in a message.
 func (c *Call) fits(layer *shard.LayerSpec) error {
 	s := c.step
 	query, key, value, scale := stepBytes(layer, &s.Step)
@@ -264,18 +264,18 @@ func (s *Step) cut(p *callPart, layer *shard.LayerSpec) *rpc.Buffer {
 }
 
 const (
-	// attempts is how often a step is sent that transient failures keep from being done, with a pause before each but the first
-	// that doubles.
+	// attempts bounds how often a step is sent if failures are transient. The pause before each attempt but the first
+	// doubles.
 	attempts   = 4
 	firstPause = 10 * time.Millisecond
 )
 
-// Wait waits until every holder has answered, and hands out the contexts. What broke on the way or was too much for a
-// holder is sent again. On an error, a *session.Error where a holder has a part in it, the step may have been done by some
-// holders: the same step again makes it whole.
+// Wait waits until every holder has answered, and hands out the contexts. If a connection broke or a holder was busy,
+// it sends the step again. After an error some holders may have done the step: the same step completes it when it is
+// repeated. The error is a *session.Error if it comes from a holder.
 func (c *Call) Wait(ctx context.Context) error { return c.wait(ctx, attempts) }
 
-// Once is Wait that sends nothing again.
+// Once is Wait without repeats.
 func (c *Call) Once(ctx context.Context) error { return c.wait(ctx, 1) }
 
 func (c *Call) wait(ctx context.Context, attempts int) error {
@@ -326,8 +326,8 @@ func (c *Call) endSpans() {
 	}
 }
 
-// moves tells whether the step is to be sent again: to other holders, because those that are lost were left out, or once more to the
-// same, because a stream to one broke that others can do without if it is not there any more.
+// moves reports whether to send the step again: to other holders, because lost ones were left out, or once more to the
+// same ones, because the stream to a holder broke that the others can replace.
 func (c *Call) moves(ctx context.Context) bool {
 	if c.step.Input == nil {
 		return false // its payload was given away
@@ -371,7 +371,7 @@ func (c *Call) moves(ctx context.Context) bool {
 	return true
 }
 
-// pause waits, and tells whether the context has not ended.
+// pause waits, and reports whether the context is still alive.
 func pause(ctx context.Context, d time.Duration) bool {
 	t := time.NewTimer(d)
 	defer t.Stop()
@@ -392,7 +392,7 @@ func (c *Call) release() {
 	c.lane.calls.Put(c)
 }
 
-// failure returns what decides about the call: a refusal before what may pass.
+// failure returns the call's error; a refusal outranks a transient failure.
 func (c *Call) failure() error {
 	if c.refused != nil {
 		return c.refused
@@ -456,7 +456,7 @@ func (c *Call) gather() error {
 	return nil
 }
 
-// agree checks that all who hold a group have the same of it.
+// agree checks that all holders of a group report the same hash.
 func (c *Call) agree() error {
 	groups := c.holding.layers[c.step.Layer].KVHeads
 	if cap(c.hashes) < groups {
