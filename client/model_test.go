@@ -68,7 +68,8 @@ func startWorkers(t interface{ Fatal(...any) }, dir string, n, threads int, budg
 		members = append(members, membership.Member{Name: fmt.Sprintf("w%d", i+1), Role: membership.RoleWorker, Address: s.address, Weight: 1})
 	}
 	var err error
-	if c.coordinator, err = coordinator.Open(coordinator.Config{Name: "coord", DataDir: dir, View: membership.Static(members)}); err != nil {
+	// Whom an earlier cluster knew, in the same folder, is not waited for.
+	if c.coordinator, err = coordinator.Open(coordinator.Config{Name: "coord", DataDir: dir, View: membership.Static(members), AwaitFor: time.Nanosecond}); err != nil {
 		t.Fatal(err)
 	}
 	ctx, end := context.WithCancel(context.Background())

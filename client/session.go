@@ -237,7 +237,7 @@ func (s *Session) adopt(h *fanout.Holding, state *headwaterv1.SessionState, dire
 		if h, err = fanout.ParseHolding(h.Layers(), state.GetHolders()); err != nil {
 			return fmt.Errorf("its holders: %w", err)
 		}
-		h = h.Of(state.GetEpoch().GetCounter())
+		h = h.Under(state)
 	}
 	s.place, s.direct = fanout.NewPlace(s.id, h), direct
 	return s.update(state)
@@ -674,7 +674,7 @@ func (c *Client) locate(ctx context.Context, id [16]byte) (*fanout.Holding, erro
 	if err != nil {
 		return nil, err
 	}
-	return h.Of(found.GetEpoch().GetCounter()), nil
+	return h.Under(found), nil
 }
 
 // whole reports whether the listed holders have all of a session.

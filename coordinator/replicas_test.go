@@ -100,3 +100,93 @@ func TestSessionsOutliveTheirWorkers(t *testing.T) {
 		}
 	}
 }
+
+// TestMissingCopiesAreMade: when a worker is killed, the sessions that had copies there get new ones at those that are left, while they
+// go on, so that they outlive the next one too, and a new worker takes copies when too few are left.
+func TestMissingCopiesAreMade(t *testing.T) {
+	layers := []client.Layer{
+		{Heads: 8, KVHeads: 4, HeadDim: 16, Storage: tensor.BF16},
+		{Heads: 4, KVHeads: 2, HeadDim: 16, Storage: tensor.I8, WindowLeft: client.Within(70)},
+		{Heads: 2, KVHeads: 1, HeadDim: 16},
+	}
+	for _, direct := range []bool{false, true} {
+		t.Run(fmt.Sprintf("direct %v", direct), func(t *testing.T) {
+			one := startCluster(t, clusterOptions{workers: workers(1)})
+			c := startCluster(t, clusterOptions{workers: workers(3), config: coordinator.Config{Replicas: 1}})
+			s, err := c.OpenSession(t.Context(), client.SessionOptions{Layers: layers, Direct: direct})
+			if err != nil {
+				t.Fatal(err)
+			}
+			truth, err := one.OpenSession(t.Context(), client.SessionOptions{Layers: layers})
+			if err != nil {
+				t.Fatal(err)
+			}
+			seed := uint64(0)
+			both := func(appended int) {
+				t.Helper()
+				seed++
+				for layer := range layers {
+					got := drawn(rand.New(rand.NewPCG(seed, uint64(layer))), layers[layer], layer, appended, appended)
+					want := drawn(rand.New(rand.NewPCG(seed, uint64(layer))), layers[layer], layer, appended, appended)
+					if err := s.Do(t.Context(), got); err != nil {
+						t.Fatalf("at %d positions: %v", s.Len(), err)
+					}
+					if err := truth.Do(t.Context(), want); err != nil {
+						t.Fatal(err)
+					}
+					if !slices.Equal(got.Context, want.Context) || !slices.Equal(got.LSE, want.LSE) {
+						t.Fatalf("layer %d at %d positions: other bits than a single worker's", layer, s.Len())
+					}
+				}
+			}
+			// twice waits until each shard has two holders that answer, while the session goes on.
+			twice := func(alive ...*node) {
+				t.Helper()
+				for {
+					both(1)
+					found, err := c.FindSession(t.Context(), s.ID())
+					if err != nil {
+						t.Fatal(err)
+					}
+					shards := 0
+					for _, h := range found.Holders {
+						if slices.ContainsFunc(alive, func(n *node) bool { return n.Name == h.Name }) {
+							for _, l := range h.Layers {
+								shards += len(l.Groups)
+							}
+						}
+					}
+					if shards == 2*(4+2+1) {
+						return
+					}
+				}
+			}
+			both(150)
+			if err := s.Truncate(t.Context(), 130); err != nil {
+				t.Fatal(err)
+			}
+			if err := truth.Truncate(t.Context(), 130); err != nil {
+				t.Fatal(err)
+			}
+			both(3)
+			w := c.workers
+			w[0].server.Stop()
+			c.view.set(w[1].Member, w[2].Member)
+			twice(w[1], w[2])
+			w[1].server.Stop()
+			both(1)
+			fresh := startWorker(t, "w9", workerOptions{})
+			c.view.set(w[2].Member, fresh.Member)
+			twice(w[2], fresh)
+			w[2].server.Stop()
+			both(70)
+			if err := s.Truncate(t.Context(), s.Len()-1); err != nil {
+				t.Fatal(err)
+			}
+			if err := truth.Truncate(t.Context(), truth.Len()-1); err != nil {
+				t.Fatal(err)
+			}
+			both(1)
+		})
+	}
+}

@@ -109,7 +109,7 @@ func holdingOf(state *headwaterv1.SessionState, asked *headwaterv1.SessionConfig
 	if err != nil {
 		return nil, err
 	}
-	return h.Of(state.GetEpoch().GetCounter()), nil
+	return h.Under(state), nil
 }
 
 // forward makes a call to the coordinator. Its error is the coordinator's, details and all, under the coordinator's name.

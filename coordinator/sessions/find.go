@@ -139,18 +139,7 @@ func (r *Relay) askWorkers(ctx context.Context, id [16]byte) (*fanout.Holding, e
 	if err != nil {
 		return nil, fmt.Errorf("find session %x: %w", key, err)
 	}
-	var states []*headwaterv1.SessionState
-	for i, a := range answers {
-		for _, state := range a.GetSessions() {
-			if !bytes.Equal(state.GetSession(), key) {
-				continue
-			}
-			for _, o := range state.GetHolders() {
-				o.Name, o.Address = members[i].Name, members[i].Address // as they are known here
-			}
-			states = append(states, state)
-		}
-	}
+	states := bySession(members, answers)[id]
 	silent = append(append(silent, r.recall(id).missing(members)...), r.awaitedSilent()...)
 	switch {
 	case len(states) == 0 && len(silent) > 0:
@@ -185,7 +174,7 @@ func current(states []*headwaterv1.SessionState) (*fanout.Holding, []*headwaterv
 		}
 		var h *fanout.Holding
 		if h, err = fanout.ParseHolding(layers, holders); err == nil {
-			return h.Of(states[0].GetEpoch().GetCounter()), states[:i+1], nil
+			return h.Under(states[0]), states[:i+1], nil
 		}
 	}
 	return nil, nil, err

@@ -38,6 +38,10 @@ func (r *Relay) watch(ctx context.Context) {
 
 // left logs that a session goes on without holders.
 func (r *Relay) left(id [16]byte, lost []string) {
+	select {
+	case r.lacking <- struct{}{}:
+	default:
+	}
 	r.log.Warn("a session goes on without workers that are lost: others have copies of all that they held", "session", fmt.Sprintf("%x", id), "workers", strings.Join(lost, " "))
 }
 

@@ -70,6 +70,8 @@ type Relay struct {
 	now        func() time.Time
 	awaitUntil time.Time
 
+	lacking chan struct{} // holds one element once a session has gone on without holders
+
 	mu       sync.Mutex
 	holdings map[[16]byte]remembered // at most maxHoldings
 	await    []membership.Member     // that have not joined yet
@@ -87,7 +89,7 @@ func New(c Config) *Relay {
 	conns.Log = cmp.Or(c.Logger, slog.New(slog.DiscardHandler))
 	r := &Relay{
 		log: conns.Log, conns: conns, workers: workers.New(c.View, conns.Conns),
-		replicas: c.Replicas, observe: c.Observe, tracer: c.Tracer,
+		replicas: c.Replicas, observe: c.Observe, tracer: c.Tracer, lacking: make(chan struct{}, 1),
 		stopping: make(chan struct{}), holdings: map[[16]byte]remembered{},
 		now: c.Now, await: slices.Clone(c.Await), awaitUntil: c.Now().Add(cmp.Or(c.AwaitFor, DefaultAwaitFor)),
 	}
@@ -110,6 +112,11 @@ func (r *Relay) Run(ctx context.Context) {
 	var watch sync.WaitGroup
 	defer watch.Wait()
 	watch.Go(func() { r.watch(ctx) })
+	watch.Go(func() {
+		if err := rpc.Guard(r.log, "making copies of sessions", func() error { r.keepCopies(ctx); return nil }); err != nil {
+			r.log.Error("no copies of sessions are made any more", "error", err)
+		}
+	})
 	r.workers.Keep(ctx)
 }
 
@@ -179,9 +186,16 @@ func (r *Relay) create(ctx context.Context, req *headwaterv1.CreateSessionReques
 	if err != nil {
 		return nil, err
 	}
-	r.remember(id, h.Of(state.GetEpoch().GetCounter()))
+	r.remember(id, h.Under(state))
 	r.log.Debug("session created", "session", fmt.Sprintf("%x", id), "holders", len(h.Holders()))
 	return state, nil
+}
+
+// roomOf is the room that a worker says it has.
+func roomOf(w workers.Description) room {
+	budget, used := w.Said.GetBudgetBytes(), w.Said.GetUsedBytes()
+	used -= min(used, w.Said.GetSpareBytes())
+	return room{shard.Worker{Name: w.Name, Weight: int(w.Said.GetWeight())}, budget, budget - min(budget, used)}
 }
 
 // plan gives the session's groups to the workers that answer; see place.
@@ -200,9 +214,7 @@ func (r *Relay) plan(ctx context.Context, req *headwaterv1.CreateSessionRequest)
 	}
 	rooms := make([]room, len(answering))
 	for i, w := range answering {
-		budget, used := w.Said.GetBudgetBytes(), w.Said.GetUsedBytes()
-		used -= min(used, w.Said.GetSpareBytes())
-		rooms[i] = room{shard.Worker{Name: w.Name, Weight: int(w.Said.GetWeight())}, budget, budget - min(budget, used)}
+		rooms[i] = roomOf(w)
 	}
 	placed, err := place(geometry, placeKey(req), rooms, int(min(req.GetWorkers(), shard.MaxWorkers)), int(min(req.GetConfig().GetReplicas(), shard.MaxReplicas)))
 	if err != nil {
@@ -317,23 +329,13 @@ func (r *Relay) ListSessions(ctx context.Context, req *headwaterv1.ListSessionsR
 		return nil, refusal(err)
 	}
 	resp := &headwaterv1.ListSessionsResponse{Silent: silent}
-	parts := map[[16]byte][]*headwaterv1.SessionState{}
 	for i, a := range answers {
 		for _, cache := range a.GetCaches() {
 			cache.Worker = members[i].Name
 			resp.Caches = append(resp.Caches, cache)
 		}
-		for _, state := range a.GetSessions() {
-			id, err := sessionID(state.GetSession())
-			if err != nil {
-				continue
-			}
-			for _, o := range state.GetHolders() {
-				o.Name, o.Address = members[i].Name, members[i].Address
-			}
-			parts[id] = append(parts[id], state)
-		}
 	}
+	parts := bySession(members, answers)
 	for _, states := range parts {
 		resp.Sessions = append(resp.Sessions, joinStates(states))
 	}
@@ -343,6 +345,24 @@ func (r *Relay) ListSessions(ctx context.Context, req *headwaterv1.ListSessionsR
 		resp.Sessions = resp.Sessions[:limit]
 	}
 	return resp, nil
+}
+
+// bySession returns what members tell of each session. They name themselves among its holders as they are known here.
+func bySession(members []membership.Member, answers []*headwaterv1.ListSessionsResponse) map[[16]byte][]*headwaterv1.SessionState {
+	all := map[[16]byte][]*headwaterv1.SessionState{}
+	for i, a := range answers {
+		for _, state := range a.GetSessions() {
+			id, err := sessionID(state.GetSession())
+			if err != nil {
+				continue
+			}
+			for _, o := range state.GetHolders() {
+				o.Name, o.Address = members[i].Name, members[i].Address
+			}
+			all[id] = append(all[id], state)
+		}
+	}
+	return all
 }
 
 // joinStates makes one state of those of some holders: where they are whole with all that was promised; else, as in a list
@@ -379,6 +399,11 @@ func joinStates(states []*headwaterv1.SessionState) *headwaterv1.SessionState {
 	}
 	slices.SortFunc(all.Layers, func(a, b *headwaterv1.LayerState) int { return cmp.Compare(a.GetLayer(), b.GetLayer()) })
 	return all
+}
+
+// AdoptSession implements headwater.v1.SessionService: copies are workers'.
+func (r *Relay) AdoptSession(context.Context, *headwaterv1.AdoptSessionRequest) (*headwaterv1.AdoptSessionResponse, error) {
+	return nil, session.Errorf(session.Invalid, "only a worker takes a copy")
 }
 
 // ExportSession implements headwater.v1.SessionService.

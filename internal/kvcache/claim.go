@@ -14,7 +14,7 @@ func (st *Store) Take(ctx context.Context, id SessionID, e Epoch, expect []Layer
 	switch {
 	case e.Base >= e.Counter:
 		return State{}, refuse(Invalid, "session %s: epoch %d is not above its base %d", id, e.Counter, e.Base)
-	case e.compare(s.epoch) < 0, e.Base != 0 && !s.drivenBy(Epoch{Counter: e.Base, Lane: e.Lane, At: e.At}):
+	case e.compare(s.epoch) < 0, e.At != 0 && e.At != s.epoch.Counter, e.Base != 0 && !s.knownTo(Epoch{Counter: e.Base, Lane: e.Lane, At: e.At}):
 		return State{}, s.stale(e)
 	case len(expect) > 0 && truncations != s.truncations:
 		return State{}, s.otherTruncations(truncations)
@@ -40,7 +40,7 @@ func (st *Store) Take(ctx context.Context, id SessionID, e Epoch, expect []Layer
 		}
 	}
 	if !checkOnly {
-		s.epoch = Epoch{Counter: e.Counter, Lane: e.Lane, Base: e.Base}
+		s.epoch = e.taken()
 	}
 	return st.state(s), nil
 }

@@ -146,7 +146,7 @@ func (st *Store) again(before *session, e Epoch) (State, error) {
 	}
 	defer s.mu.Unlock()
 	switch {
-	case s.drivenBy(e):
+	case s.knownTo(e):
 	case e.compare(s.epoch) < 0:
 		return State{}, s.stale(e)
 	default:

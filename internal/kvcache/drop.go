@@ -18,7 +18,7 @@ func (st *Store) Drop(ctx context.Context, id SessionID, e *Epoch, call uint64) 
 	}
 	defer s.unlock()
 	switch {
-	case e != nil && !s.drivenBy(*e):
+	case e != nil && !s.knownTo(*e):
 		return s.stale(*e)
 	case call != 0 && call != s.call:
 		return refuse(Exists, "session %s was made by another call, which it outlives", id)
@@ -49,10 +49,7 @@ func (st *Store) dropUnheld(id SessionID, call uint64, unknown *Error) error {
 
 // endLocked takes a session out of the store; its rows are the caller's to release.
 func (st *Store) endLocked(s *session) {
-	s.gone = true
-	delete(st.sessions, s.id)
-	st.expiry.remove(s)
-	st.freeSessionLocked(s)
+	st.forgetLocked(s)
 	st.buryLocked(s.id)
 }
 

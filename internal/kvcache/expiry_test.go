@@ -87,7 +87,7 @@ func TestSessionsExpireInOrderOfUse(t *testing.T) {
 	if !frees {
 		t.Fatal("nothing can be freed")
 	}
-	if _, _, err := st.Layer(numbered(1), 0); err != nil { // a use after it was found unused
+	if _, _, err := st.Layer(numbered(1), 0, 0); err != nil { // a use after it was found unused
 		t.Fatal(err)
 	}
 	pin(2, true)

@@ -30,14 +30,21 @@ func (st *Store) Fork(ctx context.Context, req ForkRequest) (State, error) {
 	}
 	how := made{forked: true, from: req.Session, position: max(req.Position, -1)}
 	st.mu.Lock()
-	before := st.sessions[req.Child]
+	before, parent := st.sessions[req.Child], st.sessions[req.Session]
 	st.mu.Unlock()
-	if before != nil && before.made == how {
+	if before != nil && before.made == how && (parent == nil || parent.shape == before.shape) {
 		return st.again(before, req.ChildEpoch)
 	}
 	s, err := st.drive(ctx, req.Session, req.Epoch)
 	if err != nil {
 		return State{}, err
+	}
+	if before != nil && before.made == how {
+		// The session has got other groups since: so does its child.
+		if err := st.forget(ctx, before); err != nil {
+			s.unlock()
+			return State{}, err
+		}
 	}
 	child, before, refused := st.fork(s, &req, how)
 	s.unlock()

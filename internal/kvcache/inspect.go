@@ -32,13 +32,16 @@ func (st *Store) Peek(id SessionID) (State, error) {
 }
 
 // Layer returns a layer's config and its groups that are held, ascending. Both are not to be changed. It counts as use, so that a
-// step whose memory is made room for does not drop its own session.
-func (st *Store) Layer(id SessionID, layer shard.Layer) (*shard.LayerSpec, []shard.Group, error) {
+// step whose memory is made room for does not drop its own session. At is that of the call's epoch.
+func (st *Store) Layer(id SessionID, layer shard.Layer, at uint64) (*shard.LayerSpec, []shard.Group, error) {
 	s, err := st.open(id, true)
 	if err != nil {
 		return nil, nil, err
 	}
 	defer s.mu.Unlock()
+	if at != 0 && at != s.epoch.Counter { // its groups may be others
+		return nil, nil, s.stale(Epoch{Counter: at})
+	}
 	l, held := s.shape.layer(layer)
 	if !held {
 		return nil, nil, refuse(Invalid, "session %s: layer %d: it is not held here", id, layer).at(layer, 0)

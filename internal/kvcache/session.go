@@ -32,6 +32,16 @@ type Epoch struct {
 	Base uint64
 	// At is, of a call, the counter of the epoch that the session's holders are known by; 0 is not compared.
 	At uint64
+	// Closed epochs accept no calls: holders are being exchanged.
+	Closed bool
+	// Holders is how many holders of the session have the epoch, 0 is not known. The store only tells it.
+	Holders uint32
+}
+
+// taken is the epoch as it is accepted.
+func (e Epoch) taken() Epoch {
+	e.At = 0
+	return e
 }
 
 // compare orders epochs.
@@ -94,10 +104,13 @@ func (s *session) tryLock() bool {
 	return true
 }
 
-// drivenBy tells whether the session is driven by e's lane under the counter that e names, by the holders that e knows.
-func (s *session) drivenBy(e Epoch) bool {
+// knownTo tells whether the session is driven by e's lane under the counter that e names, by the holders that e knows.
+func (s *session) knownTo(e Epoch) bool {
 	return (e.At == 0 || e.At == s.epoch.Counter) && e.Lane == s.epoch.Lane && (e.Counter == s.epoch.Counter || e.Counter == s.epoch.Base && e.Counter != 0)
 }
+
+// drivenBy tells whether calls of e are accepted.
+func (s *session) drivenBy(e Epoch) bool { return !s.epoch.Closed && s.knownTo(e) }
 
 func (s *session) stale(e Epoch) *Error {
 	err := refuse(StaleEpoch, "session %s: epoch %d of lane %x, accepted is %d of lane %x", s.id, e.Counter, e.Lane, s.epoch.Counter, s.epoch.Lane)

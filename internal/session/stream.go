@@ -132,6 +132,7 @@ type Service interface {
 	PinSession(context.Context, *headwaterv1.PinSessionRequest) (*headwaterv1.PinSessionResponse, error)
 	DropSession(context.Context, *headwaterv1.DropSessionRequest) (*headwaterv1.DropSessionResponse, error)
 	ListSessions(context.Context, *headwaterv1.ListSessionsRequest) (*headwaterv1.ListSessionsResponse, error)
+	AdoptSession(context.Context, *headwaterv1.AdoptSessionRequest) (*headwaterv1.AdoptSessionResponse, error)
 	ExportSession(*headwaterv1.ExportSessionRequest, grpc.ServerStreamingServer[headwaterv1.ExportSessionResponse]) error
 	Lane(*ServerStream) error
 }

@@ -21,7 +21,7 @@ func (s *Service) ExportSession(m *headwaterv1.ExportSessionRequest, stream grpc
 	if err != nil {
 		return refusal(err)
 	}
-	layer, groups, err := s.m.Store.Layer(id, shard.Layer(m.GetLayer()))
+	layer, groups, err := s.m.Store.Layer(id, shard.Layer(m.GetLayer()), 0)
 	if err != nil {
 		return refusal(err)
 	}

@@ -190,6 +190,32 @@ func (s *Service) DropSession(ctx context.Context, m *headwaterv1.DropSessionReq
 	return &headwaterv1.DropSessionResponse{}, nil
 }
 
+// AdoptSession takes a session that was filled here for another.
+func (s *Service) AdoptSession(ctx context.Context, m *headwaterv1.AdoptSessionRequest) (*headwaterv1.AdoptSessionResponse, error) {
+	if err := s.ready(); err != nil {
+		return nil, err
+	}
+	req := kvcache.AdoptRequest{
+		Layers: readLayers(m.GetState().GetLayers()), Truncations: m.GetState().GetTruncations(), TruncationID: m.GetState().GetTruncationId(),
+		Pinned: m.GetState().GetPinned(),
+	}
+	var err error
+	if req.From, err = sessionID("from", m.GetFrom()); err != nil {
+		return nil, err
+	}
+	if req.Session, err = sessionID("session", m.GetSession()); err != nil {
+		return nil, err
+	}
+	if req.Epoch, err = readEpoch("epoch", m.GetEpoch()); err != nil {
+		return nil, err
+	}
+	state, err := s.m.Store.Adopt(ctx, req)
+	if err != nil {
+		return nil, refusal(err)
+	}
+	return &headwaterv1.AdoptSessionResponse{State: s.state(state, whole)}, nil
+}
+
 // ready refuses new sessions and drivers while the worker drains.
 func (s *Service) ready() error {
 	select {

@@ -49,7 +49,7 @@ func (s *Service) do(ctx context.Context, from session.LaneID, t *task) error {
 	if t.tooMany {
 		return session.Errorf(problemBusy, "worker %s: more than %d query tokens wait: send the step again later", s.m.Name, maxQueuedTokens)
 	}
-	layer, groups, err := s.m.Store.Layer(kvcache.SessionID(m.Session), shard.Layer(m.Layer))
+	layer, groups, err := s.m.Store.Layer(kvcache.SessionID(m.Session), shard.Layer(m.Layer), m.At)
 	if err != nil {
 		return refusal(err)
 	}

@@ -32,11 +32,11 @@ func readEpoch(field string, m *headwaterv1.Epoch) (e kvcache.Epoch, err error) 
 	if len(m.GetLane()) != len(e.Lane) {
 		return e, invalidSession("%s: the id of a lane has %d bytes, not %d", field, len(e.Lane), len(m.GetLane()))
 	}
-	return kvcache.Epoch{Counter: m.GetCounter(), Lane: kvcache.LaneID(m.GetLane()), Base: m.GetBase(), At: m.GetAt()}, nil
+	return kvcache.Epoch{Counter: m.GetCounter(), Lane: kvcache.LaneID(m.GetLane()), Base: m.GetBase(), At: m.GetAt(), Closed: m.GetClosed(), Holders: m.GetHolders()}, nil
 }
 
 func writeEpoch(e kvcache.Epoch) *headwaterv1.Epoch {
-	return &headwaterv1.Epoch{Counter: e.Counter, Lane: e.Lane[:], Base: e.Base}
+	return &headwaterv1.Epoch{Counter: e.Counter, Lane: e.Lane[:], Base: e.Base, Closed: e.Closed, Holders: e.Holders}
 }
 
 var sessionReasons = map[kvcache.Reason]session.Reason{
@@ -99,9 +99,17 @@ func writeConfig(c *kvcache.Config) *headwaterv1.SessionConfig {
 func readLayers(layers []*headwaterv1.LayerState) []kvcache.LayerState {
 	read := make([]kvcache.LayerState, len(layers))
 	for i, l := range layers {
-		read[i] = kvcache.LayerState{Layer: shard.Layer(l.GetLayer()), Length: l.GetLength(), Hashes: l.GetHashes(), Chain: l.GetChain(), AppendID: l.GetAppendId()}
+		read[i] = readLayer(l)
+		if b := l.GetBefore(); b != nil {
+			before := readLayer(b)
+			read[i].Before = &before
+		}
 	}
 	return read
+}
+
+func readLayer(l *headwaterv1.LayerState) kvcache.LayerState {
+	return kvcache.LayerState{Layer: shard.Layer(l.GetLayer()), Length: l.GetLength(), Hashes: l.GetHashes(), Chain: l.GetChain(), AppendID: l.GetAppendId()}
 }
 
 // detail is how much is told of a session.

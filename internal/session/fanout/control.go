@@ -115,15 +115,28 @@ func (c *Conns) abandon(ctx context.Context, h *Holding, session []byte, epoch *
 // nobody out. If an append is incomplete, the session is cut to the common state. Lost holders that the others can
 // replace are left out.
 func (c *Conns) Take(ctx context.Context, p *Place, req *headwaterv1.TakeSessionRequest) (*headwaterv1.SessionState, error) {
-	var state *headwaterv1.SessionState
-	from := p.Holding()
-	err := past(from, func(h *Holding) (err error) {
-		if state, err = c.takeAll(ctx, h, req); err == nil && !req.GetCheckOnly() {
-			p.holding.CompareAndSwap(from, h.Of(req.GetEpoch().GetCounter()))
+	for again := 0; ; again++ {
+		from := p.Holding()
+		var state *headwaterv1.SessionState
+		err := past(from, func(h *Holding) (err error) {
+			if state, err = c.takeAll(ctx, h, req); err == nil && !req.GetCheckOnly() {
+				p.holding.CompareAndSwap(from, h.Of(req.GetEpoch().GetCounter()))
+			}
+			return err
+		})
+		// A holder may have been exchanged. The request is refused for that only if its own epoch is the higher one.
+		e, refused := session.FromError(err)
+		if !refused || e.Reason() != session.StaleEpoch || from.counter == 0 || again > refreshes {
+			return state, err
 		}
-		return err
-	})
-	return state, err
+		told := e.Why.GetEpoch()
+		if told.GetCounter() == from.counter || told.GetCounter() >= req.GetEpoch().GetCounter() {
+			return nil, err
+		}
+		if moved := c.refresh(ctx, p, from, &headwaterv1.Epoch{Counter: cmp.Or(told.GetBase(), told.GetCounter()), Lane: told.GetLane()}); moved != nil {
+			return nil, err
+		}
+	}
 }
 
 func (c *Conns) takeAll(ctx context.Context, h *Holding, req *headwaterv1.TakeSessionRequest) (*headwaterv1.SessionState, error) {
@@ -159,7 +172,7 @@ func (c *Conns) take(ctx context.Context, h *Holding, req *headwaterv1.TakeSessi
 			return nil, err
 		}
 		resp, err := s.TakeSession(ctx, &headwaterv1.TakeSessionRequest{
-			Session: req.GetSession(), Epoch: req.GetEpoch(), Expect: expect, Truncations: req.GetTruncations(), CheckOnly: checkOnly,
+			Session: req.GetSession(), Epoch: h.next(req.GetEpoch()), Expect: expect, Truncations: req.GetTruncations(), CheckOnly: checkOnly,
 		})
 		return resp.GetState(), err
 	})
@@ -328,11 +341,16 @@ func (h *Holding) joinLayers(id []byte, states []*headwaterv1.SessionState) ([]*
 
 // Fork makes a session that begins as a copy of another one, at every holder. If it fails, it drops what it has made.
 func (c *Conns) Fork(ctx context.Context, p *Place, req *headwaterv1.ForkSessionRequest) (*headwaterv1.SessionState, error) {
-	return c.over(ctx, p, req.GetEpoch(), func(h *Holding) (*headwaterv1.SessionState, error) { return c.fork(ctx, h, req) })
+	call := cmp.Or(req.GetCall(), NewID())
+	state, err := c.over(ctx, p, req.GetEpoch(), func(h *Holding) (*headwaterv1.SessionState, error) { return c.fork(ctx, h, req, call) })
+	if err != nil {
+		c.abandon(ctx, p.Holding(), req.GetChild(), req.GetChildEpoch(), call)
+		return nil, err
+	}
+	return state, nil
 }
 
-func (c *Conns) fork(ctx context.Context, h *Holding, req *headwaterv1.ForkSessionRequest) (*headwaterv1.SessionState, error) {
-	call := cmp.Or(req.GetCall(), NewID())
+func (c *Conns) fork(ctx context.Context, h *Holding, req *headwaterv1.ForkSessionRequest, call uint64) (*headwaterv1.SessionState, error) {
 	states, err := c.each(ctx, h.holders, func(ctx context.Context, s headwaterv1.SessionServiceClient, i int) (*headwaterv1.SessionState, error) {
 		expect, err := h.slice(h.holders[i], req.GetExpect())
 		if err != nil {
@@ -345,15 +363,10 @@ func (c *Conns) fork(ctx context.Context, h *Holding, req *headwaterv1.ForkSessi
 		resp, err := s.ForkSession(ctx, own)
 		return resp.GetState(), err
 	})
-	var state *headwaterv1.SessionState
-	if err == nil {
-		state, err = h.Join(req.GetChild(), states)
-	}
 	if err != nil {
-		c.abandon(ctx, h, req.GetChild(), req.GetChildEpoch(), call)
 		return nil, err
 	}
-	return state, nil
+	return h.Join(req.GetChild(), states)
 }
 
 // Truncate takes positions back at every holder, from the state that the request names; with CheckOnly it only checks

@@ -32,13 +32,32 @@ type Holding struct {
 	holders []*Holder
 	parts   [][]part // by layer, without those that have none of it
 	counter uint64   // of the epoch that it is known by, 0 is not known
+	closed  bool     // whether holders are being exchanged, or not all that have the epoch are known
+	copied  bool     // whether the session is to have copies, so that its holders may change
+}
+
+// Under returns the holding as that of a session whose state is told with its config.
+func (h *Holding) Under(s *headwaterv1.SessionState) *Holding {
+	under := h.Of(s.GetEpoch().GetCounter())
+	n := s.GetEpoch().GetHolders()
+	under.closed = s.GetEpoch().GetClosed() || n != 0 && int(n) != len(h.holders)
+	under.copied = s.GetConfig().GetReplicas() > 0
+	return under
+}
+
+// next is an epoch that all holders are to take, at once with all others that have the one that they are known by.
+func (h *Holding) next(e *headwaterv1.Epoch) *headwaterv1.Epoch {
+	if h.counter == 0 {
+		return e // the coordinator is the one holder
+	}
+	return &headwaterv1.Epoch{Counter: e.GetCounter(), Lane: e.GetLane(), Base: e.GetBase(), Closed: e.GetClosed(), At: h.counter, Holders: uint32(len(h.holders))}
 }
 
 // Of returns the holding for an epoch's counter. Its calls name this counter, and holders that have accepted another
 // one refuse them.
 func (h *Holding) Of(counter uint64) *Holding {
 	of := *h
-	of.counter = counter
+	of.counter, of.closed = counter, false
 	return &of
 }
 
@@ -120,7 +139,8 @@ func (h *Holding) Without(names ...string) (*Holding, bool) {
 	if err != nil {
 		return nil, false
 	}
-	return less.Of(h.counter), true
+	less.counter, less.closed, less.copied = h.counter, h.closed, h.copied
+	return less, true
 }
 
 // layer returns the groups that the holder has of a layer.
@@ -157,8 +177,8 @@ func (h *Holding) Layers() []shard.LayerSpec { return h.layers }
 // Holders returns the session's holders. The caller must not change them.
 func (h *Holding) Holders() []*Holder { return h.holders }
 
-// Whole reports whether one holder has all groups of a layer.
-func (h *Holding) Whole(layer int) bool { return len(h.parts[layer]) == 1 }
+// Whole reports whether one holder has all groups of a layer, and no others will: a step's payload can be given away then.
+func (h *Holding) Whole(layer int) bool { return len(h.parts[layer]) == 1 && !h.copied }
 
 // proto returns the holders as messages.
 func (h *Holding) proto() []*headwaterv1.Holder {

@@ -65,11 +65,8 @@ func (c *Conns) leave(ctx context.Context, p *Place, from *Holding, driver *head
 			if !whole {
 				return nil, errNotWhole
 			}
-			epoch := &headwaterv1.Epoch{Counter: counter, Lane: driver.GetLane(), Base: driver.GetCounter()}
-			_, err := c.each(ctx, rest.holders, func(ctx context.Context, s headwaterv1.SessionServiceClient, _ int) (*headwaterv1.SessionState, error) {
-				resp, err := s.TakeSession(ctx, &headwaterv1.TakeSessionRequest{Session: p.id[:], Epoch: epoch})
-				return resp.GetState(), err
-			})
+			epoch := &headwaterv1.Epoch{Counter: counter, Lane: driver.GetLane(), Base: driver.GetCounter(), Holders: uint32(len(rest.holders))}
+			err := c.reopen(ctx, p, rest, epoch)
 			switch told := stale(err, driver); {
 			case err == nil:
 				if c.OnLeave != nil {
@@ -95,7 +92,8 @@ func stale(err error, driver *headwaterv1.Epoch) uint64 {
 		return 0
 	}
 	told := e.Why.GetEpoch()
-	if string(told.GetLane()) != string(driver.GetLane()) || told.GetCounter() != driver.GetCounter() && told.GetBase() != driver.GetCounter() {
+	if string(told.GetLane()) != string(driver.GetLane()) || driver.GetCounter() == 0 ||
+		told.GetCounter() != driver.GetCounter() && told.GetBase() != driver.GetCounter() {
 		return 0
 	}
 	return told.GetCounter()
@@ -103,31 +101,43 @@ func stale(err error, driver *headwaterv1.Epoch) uint64 {
 
 const (
 	// While a session's holders change, a call asks again who they are: refreshes times, after a pause of refreshPause,
-	// 3 seconds in all.
+	// a second in all.
 	refreshPause = 10 * time.Millisecond
-	refreshes    = 300
+	refreshes    = 100
 )
 
 // refresh asks again who holds a session, after a holder has refused the driver's call as stale.
-func (c *Conns) refresh(ctx context.Context, p *Place, from *Holding) error {
+func (c *Conns) refresh(ctx context.Context, p *Place, from *Holding, driver *headwaterv1.Epoch) error {
 	return p.move(ctx, from, func() (*Holding, error) {
 		if c.Locate == nil || from.counter == 0 {
 			return nil, errNoWay
 		}
+		var h *Holding
 		for range refreshes {
-			h, err := c.Locate(ctx, p.id)
-			if err != nil {
+			var err error
+			if h, err = c.Locate(ctx, p.id); err != nil {
 				return nil, err
 			}
-			if h.counter > from.counter {
+			if !h.closed && (h.counter > from.counter || from.closed) {
 				return h, nil
 			}
 			if !pause(ctx, refreshPause) {
 				return nil, ctx.Err()
 			}
 		}
-		return nil, errNoWay
+		// Who was exchanging them has not come to an end.
+		counter := max(h.counter, from.counter) + 1
+		return h.Of(counter), c.reopen(ctx, p, h, &headwaterv1.Epoch{Counter: counter, Lane: driver.GetLane(), Base: driver.GetCounter(), Holders: uint32(len(h.holders))})
 	})
+}
+
+// reopen steps the epoch at all holders.
+func (c *Conns) reopen(ctx context.Context, p *Place, h *Holding, epoch *headwaterv1.Epoch) error {
+	_, err := c.each(ctx, h.holders, func(ctx context.Context, s headwaterv1.SessionServiceClient, _ int) (*headwaterv1.SessionState, error) {
+		resp, err := s.TakeSession(ctx, &headwaterv1.TakeSessionRequest{Session: p.id[:], Epoch: epoch})
+		return resp.GetState(), err
+	})
+	return err
 }
 
 var errNoWay = errors.New("nobody tells who holds it now")
@@ -149,6 +159,9 @@ func gone(err error) string {
 func (c *Conns) over(ctx context.Context, p *Place, driver *headwaterv1.Epoch, do func(h *Holding) (*headwaterv1.SessionState, error)) (*headwaterv1.SessionState, error) {
 	for again := 0; ; again++ {
 		h := p.Holding()
+		if h.closed && again == 0 && c.refresh(ctx, p, h, driver) == nil {
+			h = p.Holding()
+		}
 		state, err := do(h)
 		if err == nil || ctx.Err() != nil || again > refreshes {
 			return state, err
@@ -159,7 +172,7 @@ func (c *Conns) over(ctx context.Context, p *Place, driver *headwaterv1.Epoch, d
 		name, moved := gone(err), error(nil)
 		switch {
 		case stale(err, driver) != 0:
-			moved = c.refresh(ctx, p, h)
+			moved = c.refresh(ctx, p, h, driver)
 		case name != "":
 			moved = c.leave(ctx, p, h, driver, name)
 		default:

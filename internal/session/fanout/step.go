@@ -95,6 +95,9 @@ func (c *Call) finished() {
 func (l *Lane) Start(ctx context.Context, p *Place, s *Step) *Call {
 	c := l.calls.Get().(*Call)
 	c.place, c.holding, c.step, c.again, c.refreshed = p, p.Holding(), s, false, 0
+	if c.holding.closed && l.conns.refresh(ctx, p, c.holding, epochOf(s.Epoch, l.id)) == nil {
+		c.holding = p.Holding()
+	} // else the holders refuse it and say why
 	c.send(ctx)
 	return c
 }
@@ -347,7 +350,7 @@ func (c *Call) moves(ctx context.Context) bool {
 		case p.response.Result.Err != nil:
 			err = refused(p.holder.Name, p.response.Result.Err)
 		}
-		if stale(err, driver) != 0 && c.refreshed < refreshes && c.lane.conns.refresh(ctx, c.place, c.holding) == nil {
+		if stale(err, driver) != 0 && c.refreshed < refreshes && c.lane.conns.refresh(ctx, c.place, c.holding, driver) == nil {
 			c.refreshed++
 			c.holding, c.again = c.place.Holding(), false
 			return true

@@ -259,7 +259,7 @@ func (h *Holder) TakeSession(_ context.Context, req *headwaterv1.TakeSessionRequ
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	s, err := h.find(req.GetSession())
-	if err == nil && compare(req.GetEpoch(), s.epoch) < 0 {
+	if at := req.GetEpoch().GetAt(); err == nil && (compare(req.GetEpoch(), s.epoch) < 0 || at != 0 && at != s.epoch.GetCounter()) {
 		err = s.stale()
 	}
 	if base := req.GetEpoch().GetBase(); err == nil && base != 0 {
@@ -458,6 +458,11 @@ func (h *Holder) ListSessions(_ context.Context, req *headwaterv1.ListSessionsRe
 		}
 	}
 	return resp, nil
+}
+
+// AdoptSession implements session.Service. It is not there.
+func (h *Holder) AdoptSession(context.Context, *headwaterv1.AdoptSessionRequest) (*headwaterv1.AdoptSessionResponse, error) {
+	return nil, refuse(invalid, "no copies are taken here")
 }
 
 // ExportSession implements session.Service.

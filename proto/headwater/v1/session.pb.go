@@ -198,7 +198,11 @@ type Epoch struct {
 	Base uint64 `protobuf:"varint,3,opt,name=base,proto3" json:"base,omitempty"`
 	// In a call: counter of the epoch under which the caller knows the session's holders, or 0. A holder that has
 	// accepted another counter refuses the call (STALE_EPOCH), because the holders have changed.
-	At            uint64 `protobuf:"varint,4,opt,name=at,proto3" json:"at,omitempty"`
+	At uint64 `protobuf:"varint,4,opt,name=at,proto3" json:"at,omitempty"`
+	// Whether no call is accepted under the epoch, since holders are being exchanged: a higher one follows. Only the session's end is.
+	Closed bool `protobuf:"varint,5,opt,name=closed,proto3" json:"closed,omitempty"`
+	// How many holders have the epoch, 0 is not known. Who finds fewer of them does not go on under it.
+	Holders       uint32 `protobuf:"varint,6,opt,name=holders,proto3" json:"holders,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -257,6 +261,20 @@ func (x *Epoch) GetBase() uint64 {
 func (x *Epoch) GetAt() uint64 {
 	if x != nil {
 		return x.At
+	}
+	return 0
+}
+
+func (x *Epoch) GetClosed() bool {
+	if x != nil {
+		return x.Closed
+	}
+	return false
+}
+
+func (x *Epoch) GetHolders() uint32 {
+	if x != nil {
+		return x.Holders
 	}
 	return 0
 }
@@ -2620,6 +2638,126 @@ func (x *ExportSessionResponse) GetTokens() []uint32 {
 	return nil
 }
 
+// AdoptSessionRequest asks a worker to take a session that it was filled with for another.
+type AdoptSessionRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Id of what was filled, 16 bytes. It is no more afterwards.
+	From []byte `protobuf:"bytes,1,opt,name=from,proto3" json:"from,omitempty"`
+	// Id of the session, 16 bytes.
+	Session []byte `protobuf:"bytes,2,opt,name=session,proto3" json:"session,omitempty"`
+	// The session's epoch at its other holders. A worker that has accepted a higher one refuses.
+	Epoch *Epoch `protobuf:"bytes,3,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	// What is there: truncations, and of every layer that was filled length, hashes, chain, append_id and before, as another holder has
+	// told them. Lengths and hashes must be those of what was filled.
+	State         *SessionState `protobuf:"bytes,4,opt,name=state,proto3" json:"state,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AdoptSessionRequest) Reset() {
+	*x = AdoptSessionRequest{}
+	mi := &file_headwater_v1_session_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AdoptSessionRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AdoptSessionRequest) ProtoMessage() {}
+
+func (x *AdoptSessionRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_headwater_v1_session_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AdoptSessionRequest.ProtoReflect.Descriptor instead.
+func (*AdoptSessionRequest) Descriptor() ([]byte, []int) {
+	return file_headwater_v1_session_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *AdoptSessionRequest) GetFrom() []byte {
+	if x != nil {
+		return x.From
+	}
+	return nil
+}
+
+func (x *AdoptSessionRequest) GetSession() []byte {
+	if x != nil {
+		return x.Session
+	}
+	return nil
+}
+
+func (x *AdoptSessionRequest) GetEpoch() *Epoch {
+	if x != nil {
+		return x.Epoch
+	}
+	return nil
+}
+
+func (x *AdoptSessionRequest) GetState() *SessionState {
+	if x != nil {
+		return x.State
+	}
+	return nil
+}
+
+// AdoptSessionResponse is the session.
+type AdoptSessionResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What is held.
+	State         *SessionState `protobuf:"bytes,1,opt,name=state,proto3" json:"state,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AdoptSessionResponse) Reset() {
+	*x = AdoptSessionResponse{}
+	mi := &file_headwater_v1_session_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AdoptSessionResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AdoptSessionResponse) ProtoMessage() {}
+
+func (x *AdoptSessionResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_headwater_v1_session_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AdoptSessionResponse.ProtoReflect.Descriptor instead.
+func (*AdoptSessionResponse) Descriptor() ([]byte, []int) {
+	return file_headwater_v1_session_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *AdoptSessionResponse) GetState() *SessionState {
+	if x != nil {
+		return x.State
+	}
+	return nil
+}
+
 // LaneRequest is one message to a holder.
 type LaneRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2637,7 +2775,7 @@ type LaneRequest struct {
 
 func (x *LaneRequest) Reset() {
 	*x = LaneRequest{}
-	mi := &file_headwater_v1_session_proto_msgTypes[29]
+	mi := &file_headwater_v1_session_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2649,7 +2787,7 @@ func (x *LaneRequest) String() string {
 func (*LaneRequest) ProtoMessage() {}
 
 func (x *LaneRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_session_proto_msgTypes[29]
+	mi := &file_headwater_v1_session_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2662,7 +2800,7 @@ func (x *LaneRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LaneRequest.ProtoReflect.Descriptor instead.
 func (*LaneRequest) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_session_proto_rawDescGZIP(), []int{29}
+	return file_headwater_v1_session_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *LaneRequest) GetId() uint64 {
@@ -2737,7 +2875,7 @@ type Step struct {
 
 func (x *Step) Reset() {
 	*x = Step{}
-	mi := &file_headwater_v1_session_proto_msgTypes[30]
+	mi := &file_headwater_v1_session_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2749,7 +2887,7 @@ func (x *Step) String() string {
 func (*Step) ProtoMessage() {}
 
 func (x *Step) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_session_proto_msgTypes[30]
+	mi := &file_headwater_v1_session_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2762,7 +2900,7 @@ func (x *Step) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Step.ProtoReflect.Descriptor instead.
 func (*Step) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_session_proto_rawDescGZIP(), []int{30}
+	return file_headwater_v1_session_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Step) GetSession() []byte {
@@ -2913,7 +3051,7 @@ type LaneResponse struct {
 
 func (x *LaneResponse) Reset() {
 	*x = LaneResponse{}
-	mi := &file_headwater_v1_session_proto_msgTypes[31]
+	mi := &file_headwater_v1_session_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2925,7 +3063,7 @@ func (x *LaneResponse) String() string {
 func (*LaneResponse) ProtoMessage() {}
 
 func (x *LaneResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_session_proto_msgTypes[31]
+	mi := &file_headwater_v1_session_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2938,7 +3076,7 @@ func (x *LaneResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LaneResponse.ProtoReflect.Descriptor instead.
 func (*LaneResponse) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_session_proto_rawDescGZIP(), []int{31}
+	return file_headwater_v1_session_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *LaneResponse) GetId() uint64 {
@@ -2985,7 +3123,7 @@ type StepResult struct {
 
 func (x *StepResult) Reset() {
 	*x = StepResult{}
-	mi := &file_headwater_v1_session_proto_msgTypes[32]
+	mi := &file_headwater_v1_session_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2997,7 +3135,7 @@ func (x *StepResult) String() string {
 func (*StepResult) ProtoMessage() {}
 
 func (x *StepResult) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_session_proto_msgTypes[32]
+	mi := &file_headwater_v1_session_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3010,7 +3148,7 @@ func (x *StepResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StepResult.ProtoReflect.Descriptor instead.
 func (*StepResult) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_session_proto_rawDescGZIP(), []int{32}
+	return file_headwater_v1_session_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *StepResult) GetError() *SessionError {
@@ -3087,7 +3225,7 @@ type SessionError struct {
 
 func (x *SessionError) Reset() {
 	*x = SessionError{}
-	mi := &file_headwater_v1_session_proto_msgTypes[33]
+	mi := &file_headwater_v1_session_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3099,7 +3237,7 @@ func (x *SessionError) String() string {
 func (*SessionError) ProtoMessage() {}
 
 func (x *SessionError) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_session_proto_msgTypes[33]
+	mi := &file_headwater_v1_session_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3112,7 +3250,7 @@ func (x *SessionError) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionError.ProtoReflect.Descriptor instead.
 func (*SessionError) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_session_proto_rawDescGZIP(), []int{33}
+	return file_headwater_v1_session_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *SessionError) GetProblem() SessionProblem {
@@ -3175,12 +3313,14 @@ var File_headwater_v1_session_proto protoreflect.FileDescriptor
 
 const file_headwater_v1_session_proto_rawDesc = "" +
 	"\n" +
-	"\x1aheadwater/v1/session.proto\x12\fheadwater.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19headwater/v1/worker.proto\"Y\n" +
+	"\x1aheadwater/v1/session.proto\x12\fheadwater.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19headwater/v1/worker.proto\"\x8b\x01\n" +
 	"\x05Epoch\x12\x18\n" +
 	"\acounter\x18\x01 \x01(\x04R\acounter\x12\x12\n" +
 	"\x04lane\x18\x02 \x01(\fR\x04lane\x12\x12\n" +
 	"\x04base\x18\x03 \x01(\x04R\x04base\x12\x0e\n" +
-	"\x02at\x18\x04 \x01(\x04R\x02at\"\xfc\x01\n" +
+	"\x02at\x18\x04 \x01(\x04R\x02at\x12\x16\n" +
+	"\x06closed\x18\x05 \x01(\bR\x06closed\x12\x18\n" +
+	"\aholders\x18\x06 \x01(\rR\aholders\"\xfc\x01\n" +
 	"\rSessionConfig\x122\n" +
 	"\x06layers\x18\x01 \x03(\v2\x1a.headwater.v1.SessionLayerR\x06layers\x12\x16\n" +
 	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12\x14\n" +
@@ -3381,7 +3521,14 @@ const file_headwater_v1_session_proto_rawDesc = "" +
 	"\n" +
 	"hash_after\x18\t \x01(\x06R\thashAfter\x12\x16\n" +
 	"\x06tokens\x18\n" +
-	" \x03(\rR\x06tokens\"_\n" +
+	" \x03(\rR\x06tokens\"\xa0\x01\n" +
+	"\x13AdoptSessionRequest\x12\x12\n" +
+	"\x04from\x18\x01 \x01(\fR\x04from\x12\x18\n" +
+	"\asession\x18\x02 \x01(\fR\asession\x12)\n" +
+	"\x05epoch\x18\x03 \x01(\v2\x13.headwater.v1.EpochR\x05epoch\x120\n" +
+	"\x05state\x18\x04 \x01(\v2\x1a.headwater.v1.SessionStateR\x05state\"H\n" +
+	"\x14AdoptSessionResponse\x120\n" +
+	"\x05state\x18\x01 \x01(\v2\x1a.headwater.v1.SessionStateR\x05state\"_\n" +
 	"\vLaneRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12&\n" +
 	"\x04step\x18\x02 \x01(\v2\x12.headwater.v1.StepR\x04step\x12\x18\n" +
@@ -3452,7 +3599,7 @@ const file_headwater_v1_session_proto_rawDesc = "" +
 	"\x12\x1e\n" +
 	"\x1aSESSION_PROBLEM_NOT_FINITE\x10\v\x12\x18\n" +
 	"\x14SESSION_PROBLEM_LOST\x10\f\x12\x18\n" +
-	"\x14SESSION_PROBLEM_BUSY\x10\r2\x8d\x06\n" +
+	"\x14SESSION_PROBLEM_BUSY\x10\r2\xe4\x06\n" +
 	"\x0eSessionService\x12X\n" +
 	"\rCreateSession\x12\".headwater.v1.CreateSessionRequest\x1a#.headwater.v1.CreateSessionResponse\x12R\n" +
 	"\vTakeSession\x12 .headwater.v1.TakeSessionRequest\x1a!.headwater.v1.TakeSessionResponse\x12R\n" +
@@ -3462,7 +3609,8 @@ const file_headwater_v1_session_proto_rawDesc = "" +
 	"PinSession\x12\x1f.headwater.v1.PinSessionRequest\x1a .headwater.v1.PinSessionResponse\x12R\n" +
 	"\vDropSession\x12 .headwater.v1.DropSessionRequest\x1a!.headwater.v1.DropSessionResponse\x12U\n" +
 	"\fListSessions\x12!.headwater.v1.ListSessionsRequest\x1a\".headwater.v1.ListSessionsResponse\x12Z\n" +
-	"\rExportSession\x12\".headwater.v1.ExportSessionRequest\x1a#.headwater.v1.ExportSessionResponse0\x01\x12A\n" +
+	"\rExportSession\x12\".headwater.v1.ExportSessionRequest\x1a#.headwater.v1.ExportSessionResponse0\x01\x12U\n" +
+	"\fAdoptSession\x12!.headwater.v1.AdoptSessionRequest\x1a\".headwater.v1.AdoptSessionResponse\x12A\n" +
 	"\x04Lane\x12\x19.headwater.v1.LaneRequest\x1a\x1a.headwater.v1.LaneResponse(\x010\x01B2Z0headwater.example/proto/headwater/v1;headwaterv1b\x06proto3"
 
 var (
@@ -3478,7 +3626,7 @@ func file_headwater_v1_session_proto_rawDescGZIP() []byte {
 }
 
 var file_headwater_v1_session_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_headwater_v1_session_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
+var file_headwater_v1_session_proto_msgTypes = make([]protoimpl.MessageInfo, 36)
 var file_headwater_v1_session_proto_goTypes = []any{
 	(StepCodec)(0),                  // 0: headwater.v1.StepCodec
 	(SessionProblem)(0),             // 1: headwater.v1.SessionProblem
@@ -3511,25 +3659,27 @@ var file_headwater_v1_session_proto_goTypes = []any{
 	(*PageState)(nil),               // 28: headwater.v1.PageState
 	(*ExportSessionRequest)(nil),    // 29: headwater.v1.ExportSessionRequest
 	(*ExportSessionResponse)(nil),   // 30: headwater.v1.ExportSessionResponse
-	(*LaneRequest)(nil),             // 31: headwater.v1.LaneRequest
-	(*Step)(nil),                    // 32: headwater.v1.Step
-	(*LaneResponse)(nil),            // 33: headwater.v1.LaneResponse
-	(*StepResult)(nil),              // 34: headwater.v1.StepResult
-	(*SessionError)(nil),            // 35: headwater.v1.SessionError
-	(*durationpb.Duration)(nil),     // 36: google.protobuf.Duration
-	(StorageType)(0),                // 37: headwater.v1.StorageType
-	(*timestamppb.Timestamp)(nil),   // 38: google.protobuf.Timestamp
+	(*AdoptSessionRequest)(nil),     // 31: headwater.v1.AdoptSessionRequest
+	(*AdoptSessionResponse)(nil),    // 32: headwater.v1.AdoptSessionResponse
+	(*LaneRequest)(nil),             // 33: headwater.v1.LaneRequest
+	(*Step)(nil),                    // 34: headwater.v1.Step
+	(*LaneResponse)(nil),            // 35: headwater.v1.LaneResponse
+	(*StepResult)(nil),              // 36: headwater.v1.StepResult
+	(*SessionError)(nil),            // 37: headwater.v1.SessionError
+	(*durationpb.Duration)(nil),     // 38: google.protobuf.Duration
+	(StorageType)(0),                // 39: headwater.v1.StorageType
+	(*timestamppb.Timestamp)(nil),   // 40: google.protobuf.Timestamp
 }
 var file_headwater_v1_session_proto_depIdxs = []int32{
 	4,  // 0: headwater.v1.SessionConfig.layers:type_name -> headwater.v1.SessionLayer
-	36, // 1: headwater.v1.SessionConfig.ttl:type_name -> google.protobuf.Duration
-	37, // 2: headwater.v1.SessionLayer.storage:type_name -> headwater.v1.StorageType
+	38, // 1: headwater.v1.SessionConfig.ttl:type_name -> google.protobuf.Duration
+	39, // 2: headwater.v1.SessionLayer.storage:type_name -> headwater.v1.StorageType
 	5,  // 3: headwater.v1.Holder.layers:type_name -> headwater.v1.HeldLayer
 	7,  // 4: headwater.v1.LayerState.before:type_name -> headwater.v1.LayerState
 	2,  // 5: headwater.v1.SessionState.epoch:type_name -> headwater.v1.Epoch
 	7,  // 6: headwater.v1.SessionState.layers:type_name -> headwater.v1.LayerState
-	38, // 7: headwater.v1.SessionState.created:type_name -> google.protobuf.Timestamp
-	38, // 8: headwater.v1.SessionState.used:type_name -> google.protobuf.Timestamp
+	40, // 7: headwater.v1.SessionState.created:type_name -> google.protobuf.Timestamp
+	40, // 8: headwater.v1.SessionState.used:type_name -> google.protobuf.Timestamp
 	6,  // 9: headwater.v1.SessionState.holders:type_name -> headwater.v1.Holder
 	3,  // 10: headwater.v1.SessionState.config:type_name -> headwater.v1.SessionConfig
 	2,  // 11: headwater.v1.CreateSessionRequest.epoch:type_name -> headwater.v1.Epoch
@@ -3557,37 +3707,42 @@ var file_headwater_v1_session_proto_depIdxs = []int32{
 	26, // 33: headwater.v1.ListSessionsResponse.silent:type_name -> headwater.v1.SilentWorker
 	24, // 34: headwater.v1.ListSessionsResponse.prefixes:type_name -> headwater.v1.PrefixHolding
 	28, // 35: headwater.v1.CacheState.pages:type_name -> headwater.v1.PageState
-	32, // 36: headwater.v1.LaneRequest.step:type_name -> headwater.v1.Step
-	37, // 37: headwater.v1.Step.encoding:type_name -> headwater.v1.StorageType
-	0,  // 38: headwater.v1.Step.codec:type_name -> headwater.v1.StepCodec
-	34, // 39: headwater.v1.LaneResponse.result:type_name -> headwater.v1.StepResult
-	35, // 40: headwater.v1.StepResult.error:type_name -> headwater.v1.SessionError
-	0,  // 41: headwater.v1.StepResult.codec:type_name -> headwater.v1.StepCodec
-	1,  // 42: headwater.v1.SessionError.problem:type_name -> headwater.v1.SessionProblem
-	2,  // 43: headwater.v1.SessionError.epoch:type_name -> headwater.v1.Epoch
-	9,  // 44: headwater.v1.SessionService.CreateSession:input_type -> headwater.v1.CreateSessionRequest
-	12, // 45: headwater.v1.SessionService.TakeSession:input_type -> headwater.v1.TakeSessionRequest
-	14, // 46: headwater.v1.SessionService.ForkSession:input_type -> headwater.v1.ForkSessionRequest
-	16, // 47: headwater.v1.SessionService.TruncateSession:input_type -> headwater.v1.TruncateSessionRequest
-	18, // 48: headwater.v1.SessionService.PinSession:input_type -> headwater.v1.PinSessionRequest
-	20, // 49: headwater.v1.SessionService.DropSession:input_type -> headwater.v1.DropSessionRequest
-	22, // 50: headwater.v1.SessionService.ListSessions:input_type -> headwater.v1.ListSessionsRequest
-	29, // 51: headwater.v1.SessionService.ExportSession:input_type -> headwater.v1.ExportSessionRequest
-	31, // 52: headwater.v1.SessionService.Lane:input_type -> headwater.v1.LaneRequest
-	11, // 53: headwater.v1.SessionService.CreateSession:output_type -> headwater.v1.CreateSessionResponse
-	13, // 54: headwater.v1.SessionService.TakeSession:output_type -> headwater.v1.TakeSessionResponse
-	15, // 55: headwater.v1.SessionService.ForkSession:output_type -> headwater.v1.ForkSessionResponse
-	17, // 56: headwater.v1.SessionService.TruncateSession:output_type -> headwater.v1.TruncateSessionResponse
-	19, // 57: headwater.v1.SessionService.PinSession:output_type -> headwater.v1.PinSessionResponse
-	21, // 58: headwater.v1.SessionService.DropSession:output_type -> headwater.v1.DropSessionResponse
-	25, // 59: headwater.v1.SessionService.ListSessions:output_type -> headwater.v1.ListSessionsResponse
-	30, // 60: headwater.v1.SessionService.ExportSession:output_type -> headwater.v1.ExportSessionResponse
-	33, // 61: headwater.v1.SessionService.Lane:output_type -> headwater.v1.LaneResponse
-	53, // [53:62] is the sub-list for method output_type
-	44, // [44:53] is the sub-list for method input_type
-	44, // [44:44] is the sub-list for extension type_name
-	44, // [44:44] is the sub-list for extension extendee
-	0,  // [0:44] is the sub-list for field type_name
+	2,  // 36: headwater.v1.AdoptSessionRequest.epoch:type_name -> headwater.v1.Epoch
+	8,  // 37: headwater.v1.AdoptSessionRequest.state:type_name -> headwater.v1.SessionState
+	8,  // 38: headwater.v1.AdoptSessionResponse.state:type_name -> headwater.v1.SessionState
+	34, // 39: headwater.v1.LaneRequest.step:type_name -> headwater.v1.Step
+	39, // 40: headwater.v1.Step.encoding:type_name -> headwater.v1.StorageType
+	0,  // 41: headwater.v1.Step.codec:type_name -> headwater.v1.StepCodec
+	36, // 42: headwater.v1.LaneResponse.result:type_name -> headwater.v1.StepResult
+	37, // 43: headwater.v1.StepResult.error:type_name -> headwater.v1.SessionError
+	0,  // 44: headwater.v1.StepResult.codec:type_name -> headwater.v1.StepCodec
+	1,  // 45: headwater.v1.SessionError.problem:type_name -> headwater.v1.SessionProblem
+	2,  // 46: headwater.v1.SessionError.epoch:type_name -> headwater.v1.Epoch
+	9,  // 47: headwater.v1.SessionService.CreateSession:input_type -> headwater.v1.CreateSessionRequest
+	12, // 48: headwater.v1.SessionService.TakeSession:input_type -> headwater.v1.TakeSessionRequest
+	14, // 49: headwater.v1.SessionService.ForkSession:input_type -> headwater.v1.ForkSessionRequest
+	16, // 50: headwater.v1.SessionService.TruncateSession:input_type -> headwater.v1.TruncateSessionRequest
+	18, // 51: headwater.v1.SessionService.PinSession:input_type -> headwater.v1.PinSessionRequest
+	20, // 52: headwater.v1.SessionService.DropSession:input_type -> headwater.v1.DropSessionRequest
+	22, // 53: headwater.v1.SessionService.ListSessions:input_type -> headwater.v1.ListSessionsRequest
+	29, // 54: headwater.v1.SessionService.ExportSession:input_type -> headwater.v1.ExportSessionRequest
+	31, // 55: headwater.v1.SessionService.AdoptSession:input_type -> headwater.v1.AdoptSessionRequest
+	33, // 56: headwater.v1.SessionService.Lane:input_type -> headwater.v1.LaneRequest
+	11, // 57: headwater.v1.SessionService.CreateSession:output_type -> headwater.v1.CreateSessionResponse
+	13, // 58: headwater.v1.SessionService.TakeSession:output_type -> headwater.v1.TakeSessionResponse
+	15, // 59: headwater.v1.SessionService.ForkSession:output_type -> headwater.v1.ForkSessionResponse
+	17, // 60: headwater.v1.SessionService.TruncateSession:output_type -> headwater.v1.TruncateSessionResponse
+	19, // 61: headwater.v1.SessionService.PinSession:output_type -> headwater.v1.PinSessionResponse
+	21, // 62: headwater.v1.SessionService.DropSession:output_type -> headwater.v1.DropSessionResponse
+	25, // 63: headwater.v1.SessionService.ListSessions:output_type -> headwater.v1.ListSessionsResponse
+	30, // 64: headwater.v1.SessionService.ExportSession:output_type -> headwater.v1.ExportSessionResponse
+	32, // 65: headwater.v1.SessionService.AdoptSession:output_type -> headwater.v1.AdoptSessionResponse
+	35, // 66: headwater.v1.SessionService.Lane:output_type -> headwater.v1.LaneResponse
+	57, // [57:67] is the sub-list for method output_type
+	47, // [47:57] is the sub-list for method input_type
+	47, // [47:47] is the sub-list for extension type_name
+	47, // [47:47] is the sub-list for extension extendee
+	0,  // [0:47] is the sub-list for field type_name
 }
 
 func init() { file_headwater_v1_session_proto_init() }
@@ -3605,7 +3760,7 @@ func file_headwater_v1_session_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_headwater_v1_session_proto_rawDesc), len(file_headwater_v1_session_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   34,
+			NumMessages:   36,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -27,6 +27,7 @@ const (
 	SessionService_DropSession_FullMethodName     = "/headwater.v1.SessionService/DropSession"
 	SessionService_ListSessions_FullMethodName    = "/headwater.v1.SessionService/ListSessions"
 	SessionService_ExportSession_FullMethodName   = "/headwater.v1.SessionService/ExportSession"
+	SessionService_AdoptSession_FullMethodName    = "/headwater.v1.SessionService/AdoptSession"
 	SessionService_Lane_FullMethodName            = "/headwater.v1.SessionService/Lane"
 )
 
@@ -58,6 +59,9 @@ type SessionServiceClient interface {
 	ListSessions(ctx context.Context, in *ListSessionsRequest, opts ...grpc.CallOption) (*ListSessionsResponse, error)
 	// ExportSession sends keys and values of one layer, as they are stored.
 	ExportSession(ctx context.Context, in *ExportSessionRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ExportSessionResponse], error)
+	// AdoptSession gives a worker a copy: a session that was filled there under another id becomes the one that it is a copy of,
+	// in the place of what the worker has of that one.
+	AdoptSession(ctx context.Context, in *AdoptSessionRequest, opts ...grpc.CallOption) (*AdoptSessionResponse, error)
 	// Lane carries the steps of a client's sessions. The metadata key "headwater-lane" holds the lane's id, 16 bytes in
 	// hexadecimal. Steps of one session are done in the order sent, steps of different sessions concurrently, and answers
 	// come as they are ready. A refused step changes nothing, and its answer has the error. A message that can't be read
@@ -162,6 +166,16 @@ func (c *sessionServiceClient) ExportSession(ctx context.Context, in *ExportSess
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type SessionService_ExportSessionClient = grpc.ServerStreamingClient[ExportSessionResponse]
 
+func (c *sessionServiceClient) AdoptSession(ctx context.Context, in *AdoptSessionRequest, opts ...grpc.CallOption) (*AdoptSessionResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(AdoptSessionResponse)
+	err := c.cc.Invoke(ctx, SessionService_AdoptSession_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *sessionServiceClient) Lane(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[LaneRequest, LaneResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	stream, err := c.cc.NewStream(ctx, &SessionService_ServiceDesc.Streams[1], SessionService_Lane_FullMethodName, cOpts...)
@@ -203,6 +217,9 @@ type SessionServiceServer interface {
 	ListSessions(context.Context, *ListSessionsRequest) (*ListSessionsResponse, error)
 	// ExportSession sends keys and values of one layer, as they are stored.
 	ExportSession(*ExportSessionRequest, grpc.ServerStreamingServer[ExportSessionResponse]) error
+	// AdoptSession gives a worker a copy: a session that was filled there under another id becomes the one that it is a copy of,
+	// in the place of what the worker has of that one.
+	AdoptSession(context.Context, *AdoptSessionRequest) (*AdoptSessionResponse, error)
 	// Lane carries the steps of a client's sessions. The metadata key "headwater-lane" holds the lane's id, 16 bytes in
 	// hexadecimal. Steps of one session are done in the order sent, steps of different sessions concurrently, and answers
 	// come as they are ready. A refused step changes nothing, and its answer has the error. A message that can't be read
@@ -241,6 +258,9 @@ func (UnimplementedSessionServiceServer) ListSessions(context.Context, *ListSess
 }
 func (UnimplementedSessionServiceServer) ExportSession(*ExportSessionRequest, grpc.ServerStreamingServer[ExportSessionResponse]) error {
 	return status.Error(codes.Unimplemented, "method ExportSession not implemented")
+}
+func (UnimplementedSessionServiceServer) AdoptSession(context.Context, *AdoptSessionRequest) (*AdoptSessionResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method AdoptSession not implemented")
 }
 func (UnimplementedSessionServiceServer) Lane(grpc.BidiStreamingServer[LaneRequest, LaneResponse]) error {
 	return status.Error(codes.Unimplemented, "method Lane not implemented")
@@ -403,6 +423,24 @@ func _SessionService_ExportSession_Handler(srv interface{}, stream grpc.ServerSt
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type SessionService_ExportSessionServer = grpc.ServerStreamingServer[ExportSessionResponse]
 
+func _SessionService_AdoptSession_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(AdoptSessionRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(SessionServiceServer).AdoptSession(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: SessionService_AdoptSession_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(SessionServiceServer).AdoptSession(ctx, req.(*AdoptSessionRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _SessionService_Lane_Handler(srv interface{}, stream grpc.ServerStream) error {
 	return srv.(SessionServiceServer).Lane(&grpc.GenericServerStream[LaneRequest, LaneResponse]{ServerStream: stream})
 }
@@ -444,6 +482,10 @@ var SessionService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ListSessions",
 			Handler:    _SessionService_ListSessions_Handler,
+		},
+		{
+			MethodName: "AdoptSession",
+			Handler:    _SessionService_AdoptSession_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

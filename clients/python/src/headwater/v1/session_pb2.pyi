@@ -59,16 +59,20 @@ SESSION_PROBLEM_LOST: SessionProblem
 SESSION_PROBLEM_BUSY: SessionProblem
 
 class Epoch(_message.Message):
-    __slots__ = ("counter", "lane", "base", "at")
+    __slots__ = ("counter", "lane", "base", "at", "closed", "holders")
     COUNTER_FIELD_NUMBER: _ClassVar[int]
     LANE_FIELD_NUMBER: _ClassVar[int]
     BASE_FIELD_NUMBER: _ClassVar[int]
     AT_FIELD_NUMBER: _ClassVar[int]
+    CLOSED_FIELD_NUMBER: _ClassVar[int]
+    HOLDERS_FIELD_NUMBER: _ClassVar[int]
     counter: int
     lane: bytes
     base: int
     at: int
-    def __init__(self, counter: _Optional[int] = ..., lane: _Optional[bytes] = ..., base: _Optional[int] = ..., at: _Optional[int] = ...) -> None: ...
+    closed: bool
+    holders: int
+    def __init__(self, counter: _Optional[int] = ..., lane: _Optional[bytes] = ..., base: _Optional[int] = ..., at: _Optional[int] = ..., closed: bool = ..., holders: _Optional[int] = ...) -> None: ...
 
 class SessionConfig(_message.Message):
     __slots__ = ("layers", "tenant", "model", "ttl", "name", "unshared", "replicas")
@@ -471,6 +475,23 @@ class ExportSessionResponse(_message.Message):
     hash_after: int
     tokens: _containers.RepeatedScalarFieldContainer[int]
     def __init__(self, group: _Optional[int] = ..., start: _Optional[int] = ..., count: _Optional[int] = ..., k: _Optional[bytes] = ..., v: _Optional[bytes] = ..., k_scale: _Optional[bytes] = ..., v_scale: _Optional[bytes] = ..., hash_before: _Optional[int] = ..., hash_after: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class AdoptSessionRequest(_message.Message):
+    __slots__ = ("session", "epoch", "state")
+    FROM_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    session: bytes
+    epoch: Epoch
+    state: SessionState
+    def __init__(self, session: _Optional[bytes] = ..., epoch: _Optional[_Union[Epoch, _Mapping]] = ..., state: _Optional[_Union[SessionState, _Mapping]] = ..., **kwargs) -> None: ...
+
+class AdoptSessionResponse(_message.Message):
+    __slots__ = ("state",)
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    state: SessionState
+    def __init__(self, state: _Optional[_Union[SessionState, _Mapping]] = ...) -> None: ...
 
 class LaneRequest(_message.Message):
     __slots__ = ("id", "step", "payload")

@@ -1,0 +1,78 @@
+package kvcache
+
+import (
+	"context"
+	"testing"
+
+	"headwater.example/tensor"
+)
+
+// TestACopyIsAdopted: what was filled takes the session's id, state and epoch, in the place of what was there, and nothing is left of
+// the other two. What is not a copy is refused and changes nothing.
+func TestACopyIsAdopted(t *testing.T) {
+	budget := NewBudget(1 << 22)
+	st := NewStore(StoreConfig{Budget: budget})
+	cfg, held := uniform(t, 2, 2, 4, tensor.F32)
+	id, temp := SessionID{1}, SessionID{2}
+	create(t, st, id, cfg, held[:1], nil)
+	grow(t, st, id, 70, nil)
+	create(t, st, temp, cfg, held, nil)
+	grow(t, st, temp, 70, nil)
+	filled, err := st.look(temp)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req := AdoptRequest{
+		From: temp, Session: id, Epoch: Epoch{Counter: 5, Lane: first.Lane, Base: 1, Closed: true, At: 9}, Truncations: 3, TruncationID: 77, Pinned: true,
+	}
+	for _, l := range filled.Layers {
+		l.Chain, l.AppendID, l.Before = 8, 9, &LayerState{Layer: l.Layer, Length: 69, Hashes: []uint64{1, 2}, Chain: 7}
+		req.Layers = append(req.Layers, l)
+	}
+	for name, c := range map[string]struct {
+		spoil func(r *AdoptRequest)
+		want  Reason
+	}{
+		"itself":          {func(r *AdoptRequest) { r.Session = temp }, Invalid},
+		"what is not":     {func(r *AdoptRequest) { r.From = SessionID{9} }, Unknown},
+		"a layer less":    {func(r *AdoptRequest) { r.Layers = r.Layers[:1] }, Invalid},
+		"another length":  {func(r *AdoptRequest) { r.Layers[1].Length++ }, Behind},
+		"other contents":  {func(r *AdoptRequest) { r.Layers[1].Hashes = []uint64{4, 4} }, Different},
+		"too few before":  {func(r *AdoptRequest) { r.Layers[1].Before = &LayerState{Layer: 1, Hashes: []uint64{1}} }, Invalid},
+		"an older epoch":  {func(r *AdoptRequest) { r.Epoch.Lane = LaneID{}; r.Epoch.Counter = 1 }, StaleEpoch},
+		"an epoch of old": {func(r *AdoptRequest) { r.Epoch.Counter = 0 }, Invalid},
+	} {
+		bad := req
+		bad.Layers = append([]LayerState(nil), req.Layers...)
+		c.spoil(&bad)
+		if _, err := st.Adopt(context.Background(), bad); reasonOf(err) != c.want {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	state, err := st.Adopt(context.Background(), req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if state.Session != id || state.Truncations != 3 || state.TruncationID != 77 || !state.Pinned || len(state.Layers) != 2 ||
+		state.Epoch != (Epoch{Counter: 5, Lane: first.Lane, Base: 1, Closed: true}) {
+		t.Errorf("%+v", state)
+	}
+	for _, l := range state.Layers {
+		if l.Chain != 8 || l.AppendID != 9 || l.Before == nil || l.Before.Length != 69 || l.Before.Chain != 7 || l.Before.Hashes[1] != 2 {
+			t.Errorf("%+v", l)
+		}
+	}
+	if _, err := st.look(temp); reasonOf(err) != Unknown {
+		t.Errorf("what was filled: %v", err)
+	}
+	if _, err := st.Create(CreateRequest{Session: temp, Epoch: first, Config: cfg, Held: held}); reasonOf(err) != Exists {
+		t.Errorf("its id is used again: %v", err)
+	}
+	if all := st.List(); len(all) != 1 {
+		t.Errorf("%d sessions", len(all))
+	}
+	st.Close()
+	if used := budget.Used(); used != 0 {
+		t.Errorf("%d bytes are left", used)
+	}
+}

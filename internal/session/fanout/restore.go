@@ -1,0 +1,358 @@
+package fanout
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"slices"
+
+	"headwater.example/internal/layerproto"
+	"headwater.example/internal/rpc"
+	"headwater.example/internal/session"
+	headwaterv1 "headwater.example/proto/headwater/v1"
+	"headwater.example/shard"
+	"headwater.example/tensor"
+)
+
+const (
+	// copyBytes is about how many bytes of keys and values a step of a copy appends.
+	copyBytes = 1 << 20
+	// copyRounds is how often a copy follows a session that goes on before the session is held up for the rest.
+	copyRounds = 8
+	// copyRest is how many positions a copy may lack of each layer when the session is held up.
+	copyRest = 8
+)
+
+// errChanged is a session that was truncated while it was copied, or whose holders are at odds: the copy is made anew later.
+var errChanged = errors.New("the session changed while it was copied")
+
+// Restore makes a copy of a session at one more worker, or of more of its groups at one that holds some, while the session goes on.
+// State is what a holder told of the session with its epoch and its config, and h who holds it under that epoch; target has all groups
+// that it is to hold. The way: the worker is filled under an id of its own; then the session's holders accept no calls for a moment, by
+// an epoch that is closed; what is left is copied; the worker takes the copy for the session; and all get an epoch that is open. If
+// anything fails on the way, the session goes on without the copy.
+func (c *Conns) Restore(ctx context.Context, h *Holding, state *headwaterv1.SessionState, target *Holder) error {
+	r := &restore{Conns: c, from: h, state: state, target: target, layers: h.layers}
+	_, _ = rand.Read(r.temp[:])
+	_, _ = rand.Read(r.lane[:])
+	err := r.do(ctx)
+	if err != nil {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.abandonTimeout)
+		defer cancel()
+		_ = c.Drop(ctx, []*Holder{target}, &headwaterv1.DropSessionRequest{Session: r.temp[:]}) // else it ends by its TTL
+		return fmt.Errorf("copy session %x to worker %q: %w", state.GetSession(), target.Name, err)
+	}
+	return nil
+}
+
+// restore is one copy on its way.
+type restore struct {
+	*Conns
+	from   *Holding
+	state  *headwaterv1.SessionState
+	target *Holder
+	layers []shard.LayerSpec
+
+	temp   [16]byte
+	lane   session.LaneID
+	stream *session.Stream
+	steps  uint64
+	filled []filled // by layer
+}
+
+// filled is what the target has of a layer.
+type filled struct {
+	length, chain uint64
+	hashes        []uint64 // by group of the target
+}
+
+func (r *restore) do(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	conn, err := r.Use(r.target.Address)
+	if err != nil {
+		return lost(r.target.Name, err)
+	}
+	defer conn.Release()
+	states, err := r.ask(ctx)
+	if err != nil {
+		return err
+	}
+	if err := r.begin(ctx, states); err != nil {
+		return err
+	}
+	if r.stream, err = session.Open(ctx, conn, r.lane); err != nil {
+		return lost(r.target.Name, err)
+	}
+	for range copyRounds {
+		lengths := r.from.least(states)
+		if err := r.follow(ctx, lengths); err != nil {
+			return err
+		}
+		if states, err = r.ask(ctx); err != nil {
+			return err
+		}
+		if !slices.ContainsFunc(states, func(s *headwaterv1.SessionState) bool {
+			return slices.ContainsFunc(s.GetLayers(), func(l *headwaterv1.LayerState) bool {
+				return l.GetLength() > r.filled[l.GetLayer()].length+copyRest && len(r.target.Groups[l.GetLayer()]) > 0
+			})
+		}) {
+			break
+		}
+	}
+	return r.exchange(ctx)
+}
+
+// ask returns what each holder has now.
+func (r *restore) ask(ctx context.Context) ([]*headwaterv1.SessionState, error) {
+	return r.each(ctx, r.from.holders, func(ctx context.Context, s headwaterv1.SessionServiceClient, _ int) (*headwaterv1.SessionState, error) {
+		resp, err := s.ListSessions(ctx, &headwaterv1.ListSessionsRequest{Sessions: [][]byte{r.state.GetSession()}})
+		if err != nil {
+			return nil, err
+		}
+		if len(resp.GetSessions()) != 1 {
+			return nil, errChanged
+		}
+		return resp.GetSessions()[0], nil
+	})
+}
+
+// begin makes what is filled, whose layers begin where those of the session do.
+func (r *restore) begin(ctx context.Context, states []*headwaterv1.SessionState) error {
+	r.filled = make([]filled, len(r.layers))
+	first, lengths := make([]uint64, len(r.layers)), r.from.least(states)
+	for _, s := range states {
+		for _, l := range s.GetLayers() {
+			first[l.GetLayer()] = max(first[l.GetLayer()], l.GetFirst())
+		}
+	}
+	req := &headwaterv1.CreateSessionRequest{
+		Session: r.temp[:], Epoch: epochOf(1, r.lane), Config: r.state.GetConfig(), Held: r.target.held(), Call: NewID(),
+	}
+	for l, groups := range r.target.Groups {
+		f := &r.filled[l]
+		f.length, f.hashes = first[l], make([]uint64, len(groups))
+		if len(groups) == 0 {
+			continue
+		}
+		b := &headwaterv1.BeginLayer{Layer: uint32(l), First: first[l], Length: max(first[l], lengths[l])}
+		if first[l] > 0 {
+			err := r.rows(ctx, l, first[l], 1, func(i int, m *headwaterv1.ExportSessionResponse) { f.hashes[i] = m.GetHashBefore() })
+			if err != nil {
+				return err
+			}
+			b.Hashes = f.hashes
+		}
+		req.Begin = append(req.Begin, b)
+	}
+	_, err := r.each(ctx, []*Holder{r.target}, func(ctx context.Context, s headwaterv1.SessionServiceClient, _ int) (*headwaterv1.SessionState, error) {
+		resp, err := s.CreateSession(ctx, req)
+		return resp.GetState(), err
+	})
+	return err
+}
+
+// rows calls do with the rows of the target's groups of a layer as the session's holders have them, and with each group's index.
+func (r *restore) rows(ctx context.Context, layer int, start, count uint64, do func(i int, m *headwaterv1.ExportSessionResponse)) error {
+	req := &headwaterv1.ExportSessionRequest{Session: r.state.GetSession(), Layer: uint32(layer), Start: start, Count: count}
+	for _, g := range r.target.Groups[layer] {
+		req.Groups = append(req.Groups, uint32(g))
+	}
+	return r.export(ctx, r.from, req, func(m *headwaterv1.ExportSessionResponse) error {
+		i, ok := slices.BinarySearch(r.target.Groups[layer], int(m.GetGroup()))
+		if !ok {
+			return wrong("", "group %d of layer %d was not asked for", m.GetGroup(), layer)
+		}
+		do(i, m)
+		return nil
+	})
+}
+
+// follow copies what the session's holders have up to these lengths.
+func (r *restore) follow(ctx context.Context, lengths []uint64) error {
+	for l, groups := range r.target.Groups {
+		if len(groups) == 0 {
+			continue
+		}
+		layer, f := &r.layers[l], &r.filled[l]
+		row := len(groups) * layer.Storage().Size() * (layer.HeadDim() + layer.VDim())
+		most := uint64(max(1, min(copyBytes/row, shard.MaxStepTokens)))
+		if lengths[l] < f.length {
+			return errChanged
+		}
+		for f.length < lengths[l] {
+			if err := r.copy(ctx, l, min(most, lengths[l]-f.length)); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// copy appends the next n positions of a layer to what is filled.
+func (r *restore) copy(ctx context.Context, l int, n uint64) error {
+	layer, f, groups := &r.layers[l], &r.filled[l], r.target.Groups[l]
+	m := session.Step{
+		Session: r.temp, Epoch: 1, Layer: uint32(l), Length: f.length, Hashes: f.hashes, Chain: f.chain,
+		Append: uint32(n), Encoding: layerproto.StorageType(layer.Storage()), AppendID: NewID(),
+	}
+	sizes := m.Sizes(layer, len(groups))
+	payload := rpc.NewBuffer(int(sizes.Total()))
+	b := payload.Bytes()
+	after, have := make([]uint64, len(groups)), make([]uint64, len(groups))
+	err := r.rows(ctx, l, f.length, n, func(i int, x *headwaterv1.ExportSessionResponse) {
+		at := x.GetStart() - f.length
+		if x.GetStart() < f.length || at != have[i] || at+uint64(x.GetCount()) > n {
+			return // what is missing is seen below
+		}
+		scale := 0
+		if layer.Storage() == tensor.I8 {
+			scale = 4
+		}
+		put := func(from int64, width int, rows []byte) {
+			if len(rows) == width*int(x.GetCount()) {
+				copy(b[from+int64(width)*int64(uint64(i)*n+at):], rows)
+			}
+		}
+		put(0, layer.HeadDim()*layer.Storage().Size(), x.GetK())
+		put(sizes.K, layer.VDim()*layer.Storage().Size(), x.GetV())
+		put(sizes.K+sizes.V, scale, x.GetKScale())
+		put(sizes.K+sizes.V+sizes.Scale, scale, x.GetVScale())
+		have[i] += uint64(x.GetCount())
+		after[i] = x.GetHashAfter()
+	})
+	if err == nil && slices.ContainsFunc(have, func(x uint64) bool { return x != n }) {
+		err = errChanged
+	}
+	if err != nil {
+		payload.Free()
+		return err
+	}
+	r.steps++
+	if err := r.stream.Send(&session.Request{ID: r.steps, Step: m, Payload: payload}); err != nil {
+		return lost(r.target.Name, err)
+	}
+	var resp session.Response
+	if err := r.stream.Recv(&resp); err != nil {
+		return lost(r.target.Name, err)
+	}
+	resp.Payload.Free()
+	switch x := &resp.Result; {
+	case x.Err != nil:
+		return refused(r.target.Name, x.Err)
+	case !slices.Equal(x.Hashes, after):
+		return errChanged // the session was truncated in between, or a row was damaged on its way
+	default:
+		f.length, f.chain = x.Length, x.Chain
+		copy(f.hashes, x.Hashes)
+	}
+	return nil
+}
+
+// exchange holds the session up, copies the rest, and makes the target one of its holders.
+func (r *restore) exchange(ctx context.Context) error {
+	told := r.state.GetEpoch()
+	at := told.GetCounter()
+	epoch := &headwaterv1.Epoch{Counter: at + 1, Lane: told.GetLane(), Base: cmp.Or(told.GetBase(), at), Closed: true, Holders: uint32(len(r.from.holders))}
+	closed := &headwaterv1.Epoch{Counter: epoch.Counter, Lane: epoch.Lane, Base: epoch.Base, Closed: true, At: at, Holders: epoch.Holders}
+	states, err := r.step(ctx, r.from.holders, closed)
+	if err == nil {
+		err = r.finish(ctx, states, epoch)
+	}
+	holders := r.from.holders
+	if err == nil && !slices.ContainsFunc(holders, func(o *Holder) bool { return o.Name == r.target.Name }) {
+		holders = append(slices.Clone(holders), r.target)
+	}
+	// Also where the caller has gone: nobody may be kept waiting.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.abandonTimeout)
+	defer cancel()
+	open := &headwaterv1.Epoch{Counter: epoch.Counter + 1, Lane: epoch.Lane, Base: epoch.Base, At: epoch.Counter, Holders: uint32(len(holders))}
+	_, opened := r.step(ctx, holders, open)
+	return errors.Join(err, opened)
+}
+
+// step steps the epoch at holders.
+func (r *restore) step(ctx context.Context, holders []*Holder, epoch *headwaterv1.Epoch) ([]*headwaterv1.SessionState, error) {
+	return r.each(ctx, holders, func(ctx context.Context, s headwaterv1.SessionServiceClient, _ int) (*headwaterv1.SessionState, error) {
+		resp, err := s.TakeSession(ctx, &headwaterv1.TakeSessionRequest{Session: r.state.GetSession(), Epoch: epoch})
+		return resp.GetState(), err
+	})
+}
+
+// finish copies what is left of the states that the holders have now, which no call changes, and lets the target take them up.
+func (r *restore) finish(ctx context.Context, states []*headwaterv1.SessionState, epoch *headwaterv1.Epoch) error {
+	for i, s := range states {
+		if err := r.from.check(r.from.holders[i], r.state.GetSession(), s); err != nil {
+			return err
+		}
+		if s.GetTruncations() != states[0].GetTruncations() {
+			return errChanged // a truncation is under way
+		}
+	}
+	whole := &headwaterv1.SessionState{Truncations: states[0].GetTruncations(), TruncationId: states[0].GetTruncationId(), Pinned: states[0].GetPinned()}
+	lengths := make([]uint64, len(r.layers))
+	for l, groups := range r.target.Groups {
+		if len(groups) == 0 {
+			continue
+		}
+		one, err := r.layer(l, states)
+		if err != nil {
+			return err
+		}
+		lengths[l] = one.GetLength()
+		whole.Layers = append(whole.Layers, one)
+	}
+	if err := r.follow(ctx, lengths); err != nil {
+		return err
+	}
+	_, err := r.each(ctx, []*Holder{r.target}, func(ctx context.Context, s headwaterv1.SessionServiceClient, _ int) (*headwaterv1.SessionState, error) {
+		resp, err := s.AdoptSession(ctx, &headwaterv1.AdoptSessionRequest{From: r.temp[:], Session: r.state.GetSession(), Epoch: epoch, State: whole})
+		return resp.GetState(), err
+	})
+	return err
+}
+
+// layer is what the target is to have of a layer: what all who hold its groups have, which are one step apart at most. If they are,
+// it is what those have that have not done the step; the step comes again then, and nothing before it does.
+func (r *restore) layer(l int, states []*headwaterv1.SessionState) (*headwaterv1.LayerState, error) {
+	groups := r.target.Groups[l]
+	var told []*headwaterv1.LayerState
+	var of [][]int // groups of each that tells
+	for i, s := range states {
+		for _, x := range s.GetLayers() {
+			if int(x.GetLayer()) == l {
+				told, of = append(told, x), append(of, r.from.holders[i].layer(l, &r.layers[l]))
+			}
+		}
+	}
+	common, ok := share(told)
+	if !ok || !common.settled {
+		return nil, errChanged
+	}
+	one := &headwaterv1.LayerState{Layer: uint32(l), Length: common.length, Chain: common.chain, Hashes: make([]uint64, len(groups))}
+	before := &headwaterv1.LayerState{Layer: uint32(l), Hashes: make([]uint64, len(groups))}
+	for i, x := range told {
+		hashes := x.GetHashes()
+		if x.GetLength() != common.length || x.GetChain() != common.chain {
+			hashes, before = x.GetBefore().GetHashes(), nil
+		} else if one.AppendId = x.GetAppendId(); before != nil {
+			if x.GetBefore() == nil {
+				before = nil
+			} else {
+				before.Length, before.Chain = x.GetBefore().GetLength(), x.GetBefore().GetChain()
+			}
+		}
+		for j, g := range groups {
+			if at, ok := slices.BinarySearch(of[i], g); ok && at < len(hashes) {
+				one.Hashes[j] = hashes[at]
+				if before != nil {
+					before.Hashes[j] = x.GetBefore().GetHashes()[at]
+				}
+			}
+		}
+	}
+	one.Before = before
+	return one, nil
+}
