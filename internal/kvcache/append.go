@@ -10,7 +10,7 @@ import (
 	"headwater.example/tensor"
 )
 
-// Append is what an append is given; the store only reads it and keeps none of it.
+// Append has the arguments of an append; the store only reads it and keeps none of it.
 type Append struct {
 	Session     SessionID
 	Epoch       Epoch
@@ -115,7 +115,7 @@ func (st *Store) prepareIn(s *session, p *Pending, a *Append, hashes []uint64, v
 	return uint64(to), append(hashes, e.hashes...), nil
 }
 
-// compare compares what an append builds on with what held layer l has, and tells whether it adds something.
+// compare compares the state that an append names with held layer l, and reports whether the append adds something.
 func (st *Store) compare(s *session, l int, a *Append) (isNew bool, _ *Error) {
 	h, length := &s.shape.layers[l], s.lengths[l]
 	switch have := uint64(length); {
@@ -198,7 +198,7 @@ func (s *session) check(a *Append) (int, *Error) {
 	return l, nil
 }
 
-// tells compares the tokens of an append with those that are known.
+// tells compares the tokens of an append with the known ones.
 func (s *session) tells(a *Append) *Error {
 	for i, token := range a.Tokens {
 		if at := int(a.Length) + i; at < len(s.tokens) && s.tokens[at] != token {

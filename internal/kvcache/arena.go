@@ -55,5 +55,5 @@ func (a *Arena) Close() {
 	a.bytes = nil
 }
 
-// address returns where b begins.
+// address returns the address of b.
 func address(b []byte) uintptr { return uintptr(unsafe.Pointer(unsafe.SliceData(b))) }

@@ -21,16 +21,16 @@ const (
 // First and the hashes Hashes, and positions before First are as if they had left its window.
 type BeginLayer struct {
 	Layer shard.Layer
-	// First is a multiple of attention.PageLen; more than 0 only where the layer has a left window.
+	// First is a multiple of attention.PageLen; it must be 0 if the layer has no left window.
 	First uint64
-	// Hashes [groups held] are the chained hashes after the positions before First; none where First is 0.
+	// Hashes [groups held] are the chained hashes after the positions before First; empty if First is 0.
 	Hashes []uint64
 	// Length is how many positions the layer will have taken up. Until it has more, none of them is freed, so that the
 	// session then has what the other one has, however it was appended.
 	Length uint64
 }
 
-// begun is where a layer of a session has begun.
+// begun is the position at which a layer of a session has begun.
 type begun struct {
 	first  int // page
 	hashes []uint64

@@ -29,7 +29,7 @@ type keptArena struct {
 // leastKept is the size of the smallest arenas that are kept: two huge pages.
 const leastKept = 2 * hugeBytes
 
-// BudgetError says that a budget has no room for what was asked. All sizes are in bytes.
+// BudgetError says that a budget has no room for a request. All sizes are in bytes.
 type BudgetError struct {
 	Asked, Free, Total int64
 }
@@ -43,7 +43,7 @@ func NewBudget(total int64) *Budget {
 	return &Budget{total: max(total, 0)}
 }
 
-// Reserve takes n bytes, or nothing and a *BudgetError where fewer are free or n is negative.
+// Reserve takes n bytes. If fewer are free, or n is negative, it takes nothing and returns a *BudgetError.
 func (b *Budget) Reserve(n int64) error {
 	_, gone, err := b.reserve(n, false)
 	unmap(gone)

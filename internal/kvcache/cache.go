@@ -4,7 +4,7 @@ package kvcache
 type CacheState struct {
 	// UsedBytes are the pages in use by sessions, prefixes and views, FreeBytes those that are reserved and in no use.
 	UsedBytes, FreeBytes, BudgetBytes int64
-	// RowBytes is what is reserved for the rows that pages stand in, SessionBytes what is for sessions themselves.
+	// RowBytes is reserved for the rows of pages, SessionBytes for sessions themselves.
 	RowBytes, SessionBytes int64
 	// PrefixBytes are pages that only prefixes hold.
 	PrefixBytes int64

@@ -18,7 +18,7 @@ type CreateRequest struct {
 	// Begin [some layers held, ascending] are layers that begin as those of another session are. No prefix of Tokens is looked
 	// for then, they are only told.
 	Begin []BeginLayer
-	// Call is a random id of the call, by which Drop gives up what this very call has made; 0 is none.
+	// Call is a random id of the call, with which Drop drops only what this call has made; 0 is none.
 	Call uint64
 }
 
@@ -67,7 +67,7 @@ func (st *Store) Create(req CreateRequest) (State, error) {
 	return st.state(s), nil
 }
 
-// admitLocked adds a session that is new, or returns the one that was made alike before.
+// admitLocked adds a new session, or returns the one that an equal request made before.
 func (st *Store) admitLocked(s *session, how made) (before *session, err *Error) {
 	if before := st.sessions[s.id]; before != nil {
 		if !before.shape.equal(s.shape) || before.made != how {
@@ -117,7 +117,7 @@ func (st *Store) reserveSessionLocked(s *session) *Error {
 	}
 }
 
-// freeSessionLocked gives back what is reserved for a session that is no more.
+// freeSessionLocked returns the reservation of a session that has ended.
 func (st *Store) freeSessionLocked(s *session) {
 	sh := s.shape
 	st.heap -= s.bytes
@@ -132,7 +132,7 @@ func (st *Store) freeSessionLocked(s *session) {
 	st.freeShapeLocked(sh)
 }
 
-// freeShapeLocked gives back what is reserved for a shape that nothing has any more.
+// freeShapeLocked returns the reservation of a shape that nothing uses any more.
 func (st *Store) freeShapeLocked(sh *shape) {
 	st.heap -= sh.bytes
 	st.budget.Release(sh.bytes)

@@ -65,7 +65,7 @@ func (e *encoder) plan(s *session, first, end, copies int) {
 	}
 }
 
-// forget lets go of what the next append must not keep from being freed.
+// forget drops references that would keep memory from being freed until the next append.
 func (e *encoder) forget() {
 	e.made = 0
 	clear(e.rows)
@@ -162,7 +162,7 @@ func (e *encoder) encode(h *heldLayer, a *Append, i, at, m int) (attention.Rows,
 	return rows, nil
 }
 
-// resize returns s, or another slice where s is too small, with n elements of any value.
+// resize returns s, or another slice if s is too small, with n elements of any value.
 func resize[E any](s []E, n int) []E {
 	if cap(s) < n {
 		return make([]E, n)

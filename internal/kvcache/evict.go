@@ -30,7 +30,7 @@ func (st *Store) evictForLocked(err error, need int64, evicted *bool) bool {
 	return false
 }
 
-// evictLocked frees what is dispensed with most easily: the memory of idle pages, else a prefix, else a session.
+// evictLocked frees the cheapest thing first: the memory of idle pages, else a prefix, else a session.
 func (st *Store) evictLocked() bool {
 	trimmed, err := st.pages.trim()
 	freed := err == nil && (trimmed || st.evictPrefixLocked() || st.evictSessionLocked())
@@ -105,7 +105,8 @@ func (st *Store) endExpiredLocked() *session {
 	return nil
 }
 
-// freesLocked says whether evictLocked may free n bytes: if it says no, it can not. What sessions share counts for each.
+// freesLocked reports whether evictLocked may free n bytes; if not, it certainly can't. Shared pages count for each
+// session.
 func (st *Store) freesLocked(n int64) bool {
 	n -= st.pages.idle + st.prefixes.bytes + st.prefixes.rows + st.lone
 	if n <= 0 {

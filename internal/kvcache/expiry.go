@@ -14,7 +14,7 @@ type expiry struct {
 	due     queue // those that had, by the time of their last use
 }
 
-// place is where a session stands in an expiry. One that was found pinned stands nowhere.
+// place is the position of a session in an expiry. A session that was found pinned has none.
 type place struct {
 	queue *queue
 	at    int
@@ -70,7 +70,7 @@ func (x *expiry) next(now time.Time) *session {
 	return nil
 }
 
-// unusedAt tells whether the session has gone unused for its TTL.
+// unusedAt reports whether the session has been unused for its TTL.
 func (s *session) unusedAt(now time.Time) bool { return now.Sub(s.used) >= s.ttl }
 
 // queue is a heap of sessions by the time of their place, then by id.

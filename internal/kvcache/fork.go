@@ -14,7 +14,7 @@ type ForkRequest struct {
 	Truncations uint64
 	Child       SessionID
 	ChildEpoch  Epoch
-	// Expect [layers held, ascending] is what is there. The session may have more.
+	// Expect [layers held, ascending] is the state that the fork names. The session may have more.
 	Expect []LayerState
 	// Position is how many of these positions the child begins with, at most what every layer has; less than 0 is all.
 	Position int64

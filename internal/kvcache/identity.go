@@ -33,7 +33,7 @@ func NextChain(chain, id, length uint64) uint64 {
 	return xxh3.Hash(b[:])
 }
 
-// remember makes what held layer l has the point before its next change.
+// remember makes the state of held layer l the point before its next change.
 func (s *session) remember(l int) {
 	h := &s.shape.layers[l]
 	s.identities[l].before = point{length: s.lengths[l], chain: s.identities[l].chain, known: true}

@@ -85,7 +85,7 @@ func (st *Store) IDs(after *SessionID, limit int) []SessionID {
 	return ids
 }
 
-// List returns what is held of all sessions, by id.
+// List returns the states of all sessions, by id.
 func (st *Store) List() []State {
 	ids := st.IDs(nil, 0)
 	states := make([]State, 0, len(ids))

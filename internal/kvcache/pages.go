@@ -43,7 +43,7 @@ type pages struct {
 	emptied []emptied // chunks in no use, which settle unmaps
 }
 
-// emptied is an arena to unmap and what it has reserved of the budget.
+// emptied is an arena to unmap, and its reservation.
 type emptied struct {
 	arena    *Arena
 	reserved int64
@@ -262,7 +262,7 @@ func (p *pages) unkeep(since time.Time) {
 	}
 }
 
-// settle unmaps empty chunks and then gives back what they have reserved. It needs no lock.
+// settle unmaps empty chunks and then returns their reservations. It needs no lock.
 func settle(budget *Budget, chunks []emptied) {
 	for _, e := range chunks {
 		e.arena.Close()
@@ -306,7 +306,7 @@ func (p *pages) trim() (bool, error) {
 	return before > 0, nil
 }
 
-// discard tells the machine that the whole pages of its own in b are not needed.
+// discard tells the operating system that it may reuse the whole pages in b.
 func discard(b []byte) error {
 	page := unix.Getpagesize()
 	skip := (page - int(address(b)%uintptr(page))) % page

@@ -32,7 +32,7 @@ type prefixes struct {
 	entries map[prefixKey]*entry
 	// holdings are the ways in which first rows of one content are held: by shape.content, then by shape.root.
 	holdings map[prefixKey]map[prefixKey]*prefixHolding
-	// evictable are the entries that nobody else shares and that none follows.
+	// evictable are the entries that no session shares and no other entry follows.
 	evictable byUse
 	clock     uint64
 	bytes     int64 // of the pages of the rows that nobody else shares
@@ -158,7 +158,7 @@ func (x *prefixes) clear() (rows []*row) {
 	return rows
 }
 
-// maxPrefixes is how many holdings Store.Prefixes tells of.
+// maxPrefixes bounds the holdings that Store.Prefixes returns.
 const maxPrefixes = 64
 
 // Prefix is a prefix as one holding has it: a session that holds the same groups begins with it.

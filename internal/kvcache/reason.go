@@ -35,12 +35,12 @@ func (p Reason) String() string {
 	return reasons[p]
 }
 
-// Error is the error of every call on a store. It says what holds now, for the caller to go on from.
+// Error is the error of every call on a store. It has the current state, from which the caller can go on.
 type Error struct {
 	Reason Reason
 	// Rule is one line for people.
 	Rule string
-	// Layer and Group, where it is about one.
+	// Layer and Group, if the error is about one.
 	Layer shard.Layer
 	Group shard.Group
 	// Length is how many positions the layer has, for Behind, Ahead and Different.

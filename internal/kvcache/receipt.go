@@ -11,8 +11,8 @@ import (
 	"headwater.example/tensor"
 )
 
-// Receipt is what a shard holds: how many positions, and the chained hash of all that was appended. Two holders with equal
-// receipts hold the same logical bytes.
+// Receipt says what a shard holds: the number of positions, and the chained hash of everything that was appended. Two
+// holders with equal receipts hold the same logical bytes.
 type Receipt struct {
 	Length uint64
 	Hash   uint64

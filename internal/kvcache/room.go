@@ -159,7 +159,7 @@ func (st *Store) giveBackLocked(wants []want) {
 	}
 }
 
-// cancelLocked gives back what reserveRows and reserve have taken.
+// cancelLocked returns what reserveRows and reserve have taken.
 func (st *Store) cancelLocked(s *session, e *encoder) {
 	st.giveBackLocked(e.wants)
 	st.freeRowsLocked(s.shape, e.made)

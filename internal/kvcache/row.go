@@ -27,16 +27,16 @@ func newRow(sh *shape) *row {
 // there, in a session and among what can be evicted, of which half may be empty, are up to 128.
 const rowBase = 144 + 80 + 128
 
-// bytesOfRow is what a row of a shape takes on the heap beside its pages, once it has all that it may get. It is reserved from
-// the budget before the row is made: a row of many shards that have nothing there would else be memory that nothing bounds.
+// bytesOfRow is the heap memory of a complete row of a shape, without its pages. It is reserved from the budget before
+// the row is made: a row of many shards that have nothing there would else be memory that nothing bounds.
 func bytesOfRow(layers, shards int) int64 {
 	return rowBase + allocated(shards*int(unsafe.Sizeof(pageID(0)))) + allocated(shards*int(unsafe.Sizeof(uint64(0)))) + allocated(layers*int(unsafe.Sizeof(int32(0))))
 }
 
-// allocated is what the allocator takes for n bytes.
+// allocated returns the size that the allocator takes for n bytes.
 func allocated(n int) int64 { return int64(cap(append([]byte(nil), make([]byte, n)...))) }
 
-// freeRowsLocked gives back what is reserved for n rows that are no more.
+// freeRowsLocked returns the reservation of n rows that have ended.
 func (st *Store) freeRowsLocked(sh *shape, n int) {
 	st.rows -= int64(n) * sh.rowBytes
 	st.budget.Release(int64(n) * sh.rowBytes)

@@ -109,7 +109,7 @@ func (s *session) knownTo(e Epoch) bool {
 	return (e.At == 0 || e.At == s.epoch.Counter) && e.Lane == s.epoch.Lane && (e.Counter == s.epoch.Counter || e.Counter == s.epoch.Base && e.Counter != 0)
 }
 
-// drivenBy tells whether calls of e are accepted.
+// drivenBy reports whether calls of e are accepted.
 func (s *session) drivenBy(e Epoch) bool { return !s.epoch.Closed && s.knownTo(e) }
 
 func (s *session) stale(e Epoch) *Error {
@@ -152,7 +152,7 @@ type edge struct {
 	key    prefixKey
 }
 
-// row returns page p's row, which is there.
+// row returns page p's row, which must exist.
 func (s *session) row(p int) *row { return s.rows[p-s.first] }
 
 // end returns the page after the last row.

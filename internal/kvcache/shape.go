@@ -13,7 +13,7 @@ import (
 	"headwater.example/shard"
 )
 
-// Config is what a session is made with. It does not change, nor does what it points to.
+// Config is a session's config. Neither it nor anything that it points to changes.
 type Config struct {
 	Layers []shard.LayerSpec
 	// Tenant is whose tokens they are; prefixes are shared within one.
@@ -24,13 +24,13 @@ type Config struct {
 	TTL time.Duration
 	// Name is for people.
 	Name string
-	// Unshared sessions begin with nobody's prefix and leave none.
+	// Unshared sessions use no prefix and leave none.
 	Unshared bool
-	// Replicas are the copies of each shard that there are to be at other stores. The store only tells it.
+	// Replicas is the number of copies of each shard at other stores. The store only reports it.
 	Replicas int
 }
 
-// HeldLayer says which groups of a layer are held, ascending; none is a layer that is held elsewhere.
+// HeldLayer has the held groups of a layer, ascending; empty if the layer is held elsewhere.
 type HeldLayer struct {
 	Layer  shard.Layer
 	Groups []shard.Group
@@ -137,10 +137,10 @@ func newShape(config Config, held []HeldLayer) (*shape, *Error) {
 	return sh, nil
 }
 
-// holdingBytes is about what a shape's place among prefixes.holdings takes.
+// holdingBytes is about the size of a shape's entry in prefixes.holdings.
 const holdingBytes = 512
 
-// heap is about what the shape takes on the heap.
+// heap is about the shape's size on the heap.
 func (sh *shape) heap() int64 {
 	n := int(unsafe.Sizeof(*sh)) + holdingBytes + len(sh.config.Tenant) + len(sh.config.Model) + len(sh.config.Name) +
 		cap(sh.config.Layers)*int(unsafe.Sizeof(shard.LayerSpec{})) + cap(sh.layers)*int(unsafe.Sizeof(heldLayer{})) + cap(sh.held)*int(unsafe.Sizeof(HeldLayer{})) +
@@ -199,7 +199,7 @@ func (sh *shape) place() prefixKey {
 	return sha256.Sum256(b)
 }
 
-// equal says whether two sessions were made alike.
+// equal reports whether two sessions have equal configs and holdings.
 func (sh *shape) equal(other *shape) bool {
 	return sh.root == other.root && sh.config.Unshared == other.config.Unshared && sh.config.Replicas == other.config.Replicas && sh.config.TTL == other.config.TTL && sh.config.Name == other.config.Name
 }

@@ -91,7 +91,7 @@ func (s *Shard) Len() int { return s.length }
 // Reserved returns the bytes that the shard takes of its budget.
 func (s *Shard) Reserved() int64 { return s.reserved }
 
-// Receipt returns what the shard holds.
+// Receipt returns the shard's receipt.
 func (s *Shard) Receipt() Receipt { return s.hasher.Receipt() }
 
 // KV returns the first n positions, at most Len, for attention.Attend.

@@ -6,7 +6,7 @@ import (
 	"headwater.example/shard"
 )
 
-// LayerState is what is held of one layer.
+// LayerState is the state of one layer.
 type LayerState struct {
 	Layer  shard.Layer
 	Length uint64
@@ -14,21 +14,21 @@ type LayerState struct {
 	Hashes []uint64
 	// First is the first position that is there, a multiple of attention.PageLen; those before have been freed.
 	First uint64
-	// Chain names the appends and truncations that have made the layer what it is; see NextChain.
+	// Chain names all appends and truncations of the layer; see NextChain.
 	Chain uint64
-	// AppendID is that of the newest append, 0 if what came last was a truncation. Where a truncation names what it starts
-	// from, it is the id of one append more that the layer may have, 0 is none.
+	// AppendID is the id of the newest append, 0 if a truncation came after it. In the state that a truncation names it
+	// is the id of one more append that the layer may have; 0 is none.
 	AppendID uint64
 	// Before is the layer before its newest append or truncation, nil if there was none.
 	Before *LayerState
 }
 
-// State is what a store has of a session. It shares nothing that changes.
+// State is a store's state of a session. It shares nothing that changes.
 type State struct {
 	Session     SessionID
 	Epoch       Epoch
 	Truncations uint64
-	// TruncationID is that of the newest truncation, 0 if there was none.
+	// TruncationID is the id of the newest truncation, 0 if there was none.
 	TruncationID uint64
 	Layers       []LayerState // that are held, ascending
 	Pinned       bool

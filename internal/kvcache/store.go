@@ -7,9 +7,9 @@ import (
 	"time"
 )
 
-// StoreConfig is what a store is made with.
+// StoreConfig is the config of a store.
 type StoreConfig struct {
-	// Budget is what pages are reserved from; others may share it.
+	// Budget is the budget for pages; others may share it.
 	Budget *Budget
 	// TTL is how long a session may go unused before it may be dropped for others, and the most that a session may ask for;
 	// 0 is an hour.
@@ -72,7 +72,7 @@ func NewStore(config StoreConfig) *Store {
 	}
 }
 
-// unlock ends a section under mu and unmaps what it has emptied.
+// unlock ends a section under mu and unmaps the arenas that it has emptied.
 func (st *Store) unlock() {
 	emptied := st.pages.emptied
 	st.pages.emptied = nil

@@ -16,12 +16,12 @@ type TruncateRequest struct {
 	Truncations, Count uint64
 	// ID is random and not 0. It is each layer's chain afterwards.
 	ID uint64
-	// Expect [layers held, ascending] is what it starts from.
+	// Expect [layers held, ascending] is the state before it.
 	Expect []LayerState
 	// Lengths [layers of the config] are the lengths after it; nil is Position for all of them. No layer gets longer.
 	Lengths  []uint64
 	Position uint64
-	// CheckOnly asks only whether it would be done.
+	// CheckOnly only checks whether it would succeed.
 	CheckOnly bool
 }
 

@@ -44,7 +44,7 @@ func (st *Store) View(v *View, id SessionID, layer shard.Layer, query uint64) er
 	return nil
 }
 
-// sees refuses if queries from position query on see what has been freed.
+// sees refuses if queries from position query on see freed positions.
 func (s *session) sees(l int, query uint64) *Error {
 	h := &s.shape.layers[l]
 	if query > shard.MaxPositions {
@@ -64,8 +64,8 @@ const (
 	fewHoles = 1 << 16
 )
 
-// holes takes the memory of a view on n positions, and fills the places of pages that no query sees with NaN, so that an
-// answer that used them were none. Where view does not follow, noHoles does.
+// holes takes the memory of a view on n positions, and fills the places of pages that no query sees with NaN. A kernel that
+// used them would return NaN, and the step would fail. If view does not follow, noHoles does.
 func (st *Store) holes(v *View, s *session, l int, query uint64, n int) *Error {
 	h := &s.shape.layers[l]
 	end := pagesOf(n)
@@ -88,7 +88,7 @@ func (st *Store) holes(v *View, s *session, l int, query uint64, n int) *Error {
 	return nil
 }
 
-// noHoles gives back what holes has taken.
+// noHoles returns what holes has taken.
 func (st *Store) noHoles(v *View) {
 	if v.holes > 0 {
 		st.budget.Release(v.holes)
