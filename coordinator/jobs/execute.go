@@ -71,7 +71,7 @@ func (q *Queue) execute(ctx context.Context, e *entry) error {
 		return stored
 	}
 	ended := e.snapshot()
-	q.Observe.JobEnded(stateName(ended.GetState()), ended.GetEnded().AsTime().Sub(ended.GetStarted().AsTime()))
+	q.Observe.JobEnded(StateName(ended.GetState()), ended.GetEnded().AsTime().Sub(ended.GetStarted().AsTime()))
 	q.Logger.Log(ctx, level(err), "job ended", "job", id, "state", ended.GetState(), "error", err)
 	q.retain()
 	return nil

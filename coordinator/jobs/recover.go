@@ -101,7 +101,7 @@ func (q *Queue) resume(e *entry, crashed bool) {
 		})
 	}
 	if running || missing != nil {
-		q.Logger.Info("job found unfinished", "job", job.GetId(), "state", stateName(e.snapshot().GetState()), "crashes", crashes)
+		q.Logger.Info("job found unfinished", "job", job.GetId(), "state", StateName(e.snapshot().GetState()), "crashes", crashes)
 	}
 	if err != nil {
 		q.Logger.Warn("job is taken up, but that could not be stored", "job", job.GetId(), "error", err)

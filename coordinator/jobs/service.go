@@ -98,7 +98,7 @@ func (q *Queue) DownloadResult(r *headwaterv1.DownloadResultRequest, stream head
 	}
 	job := e.snapshot()
 	if job.GetState() != headwaterv1.JobState_JOB_STATE_SUCCEEDED {
-		return status.Errorf(codes.FailedPrecondition, "job %s has no result: it is %s", job.GetId(), stateName(job.GetState()))
+		return status.Errorf(codes.FailedPrecondition, "job %s has no result: it is %s", job.GetId(), StateName(job.GetState()))
 	}
 	if err := q.checkResult(stream.Context(), e); err != nil {
 		return statusOf(err).Err()
@@ -143,7 +143,7 @@ func (q *Queue) counts() map[headwaterv1.JobState]uint64 {
 func (q *Queue) Counts() map[string]uint64 {
 	named := map[string]uint64{}
 	for state, n := range q.counts() {
-		named[stateName(state)] = n
+		named[StateName(state)] = n
 	}
 	return named
 }

@@ -120,8 +120,8 @@ func (e *entry) ask() {
 	}
 }
 
-// stateName is a state as people write it.
-func stateName(s headwaterv1.JobState) string {
+// StateName is a state as people write it.
+func StateName(s headwaterv1.JobState) string {
 	return strings.ToLower(strings.TrimPrefix(s.String(), "JOB_STATE_"))
 }
 
@@ -415,7 +415,7 @@ func (q *Queue) delete(e *entry) (*headwaterv1.Job, error) {
 	defer q.turn.Unlock()
 	job := e.snapshot()
 	if !ended(job.GetState()) {
-		return nil, status.Errorf(codes.FailedPrecondition, "job %s is %s: cancel it before it is deleted", job.GetId(), stateName(job.GetState()))
+		return nil, status.Errorf(codes.FailedPrecondition, "job %s is %s: cancel it before it is deleted", job.GetId(), StateName(job.GetState()))
 	}
 	if err := q.drop(e); err != nil {
 		return nil, err

@@ -49,9 +49,10 @@ func (f *adminFlag) bound() string {
 	return f.listener.Addr().String()
 }
 
-// serve serves the admin port, if there is one, until stop is called.
-func (f *adminFlag) serve(r *observe.Registry, log *slog.Logger) (stop func()) {
+// serve serves the admin port, if there is one, until stop is called. more adds to it.
+func (f *adminFlag) serve(r *observe.Registry, log *slog.Logger, more func(*observe.Admin)) (stop func()) {
 	admin := observe.NewAdmin(f.listener.Addr(), r)
+	more(admin)
 	admin.Start(f.listener, log)
 	return func() {
 		if err := admin.Close(); err != nil {

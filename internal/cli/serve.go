@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math"
+	"net/http"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -20,6 +21,7 @@ import (
 	"headwater.example/attention"
 	"headwater.example/coordinator"
 	"headwater.example/coordinator/sessions"
+	"headwater.example/internal/dashboard"
 	"headwater.example/internal/localcluster"
 	"headwater.example/internal/membership"
 	"headwater.example/internal/observe"
@@ -67,7 +69,7 @@ func (a *app) serveCoordinator() *cobra.Command {
 	}
 	flags := cmd.Flags()
 	at.flags(flags, coordinatorListen, coordinatorGossip)
-	admin.flag(flags, "/metrics, and on loopback alone /debug/pprof")
+	admin.flag(flags, "/metrics, and on loopback alone the dashboard and /debug/pprof")
 	flags.StringVar(&workers, "workers", "", "a list of workers instead of gossip, `name=host:port,...`")
 	flags.StringVar(&config.DataDir, "data-dir", "headwater-data", "`folder` of jobs and results")
 	flags.DurationVar(&config.WorkerWait, "worker-wait", coordinator.DefaultWorkerWait, "how long a job waits for a worker that answers")
@@ -123,7 +125,12 @@ func (a *app) runCoordinator(ctx context.Context, at endpointFlags, admin *admin
 	c.Register(rpc.Registrar(server))
 	s := &service{log: log, server: server, view: view, health: rpc.Register(server, headwaterv1.CoordinatorService_ServiceDesc.ServiceName, headwaterv1.SessionService_ServiceDesc.ServiceName)}
 	if admin.on() {
-		defer admin.serve(config.Observe.Registry, log)()
+		board := dashboard.New(c.Picture, log)
+		defer board.Close()
+		defer admin.serve(config.Observe.Registry, log, func(on *observe.Admin) {
+			on.Local("GET /{$}", http.HandlerFunc(board.Page))
+			on.Local("GET /events", http.HandlerFunc(board.Events))
+		})()
 	}
 	// Should running jobs fail, for the disk's sake, so does the process: it would take jobs that never run.
 	ctx, stop := context.WithCancelCause(ctx)
@@ -234,7 +241,7 @@ func (a *app) runWorker(ctx context.Context, at endpointFlags, admin *adminFlag,
 	w.Register(rpc.Registrar(server))
 	s := &service{log: log, server: server, view: view, health: rpc.Register(server, headwaterv1.WorkerService_ServiceDesc.ServiceName, headwaterv1.SessionService_ServiceDesc.ServiceName)}
 	if admin.on() {
-		defer admin.serve(config.Observe.Registry, log)()
+		defer admin.serve(config.Observe.Registry, log, func(*observe.Admin) {})()
 	}
 	stop := expire(ctx, w, config.SessionTTL)
 	defer stop()

@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"bufio"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -14,6 +15,7 @@ import (
 	"testing"
 
 	"headwater.example/client"
+	"headwater.example/internal/dashboard"
 	"headwater.example/internal/localcluster"
 )
 
@@ -158,6 +160,57 @@ func TestMetricsAreWhatStatusShows(t *testing.T) {
 	}
 }
 
+// TestDashboardSeesAWorkerDie reads what the page is sent, until a worker that was killed is left out.
+func TestDashboardSeesAWorkerDie(t *testing.T) {
+	t.Parallel()
+	c := start(t, localcluster.Options{Workers: 2, CoordinatorArgs: admin})
+	s, err := c.OpenSession(bounded(t), client.SessionOptions{Name: "seen", Layers: []client.Layer{{Heads: 4, KVHeads: 2, HeadDim: 8}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	request, err := http.NewRequestWithContext(bounded(t), http.MethodGet, "http://"+c.Admin(-1)+"/events", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	answer, err := http.DefaultClient.Do(request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer answer.Body.Close()
+	defer http.DefaultClient.CloseIdleConnections()
+	lines := bufio.NewScanner(answer.Body)
+	lines.Buffer(nil, 1<<20)
+	next := func() (p dashboard.Snapshot) {
+		for lines.Scan() {
+			if text, ok := strings.CutPrefix(lines.Text(), "data: "); ok {
+				if err := json.Unmarshal([]byte(text), &p); err != nil {
+					t.Fatal(err)
+				}
+				return p
+			}
+		}
+		t.Fatalf("the events ended: %v", lines.Err())
+		return p
+	}
+	whole := next()
+	if len(whole.Workers) != 2 || len(whole.Sessions) != 1 || whole.Sessions[0].ID != s.ID().String() || len(whole.Sessions[0].Holders) != 2 {
+		t.Fatalf("the page is sent %+v", whole)
+	}
+	c.Kill(1)
+	for {
+		p := next()
+		left := 0
+		for _, w := range p.Workers {
+			if w.Error == "" {
+				left++
+			}
+		}
+		if left == 1 && len(p.Sessions) == 1 && len(p.Sessions[0].Holders) == 1 {
+			return
+		}
+	}
+}
+
 func TestAdminPortKeepsProfilesToThisMachine(t *testing.T) {
 	t.Parallel()
 	c := start(t, localcluster.Options{Workers: 1, CoordinatorArgs: []string{"--admin", "0.0.0.0:0"}, WorkerArgs: admin})
@@ -173,6 +226,9 @@ func TestAdminPortKeepsProfilesToThisMachine(t *testing.T) {
 		{c.Admin(0), "/metrics", "worker.example", http.StatusOK, "headwater_worker_sessions"},
 		{"127.0.0.1:" + every, "/debug/pprof/", "", http.StatusForbidden, "there are no logins yet"},
 		{"127.0.0.1:" + every, "/metrics", "", http.StatusOK, "headwater_coordinator_jobs"},
+		{c.Admin(0), "/", "", http.StatusNotFound, ""},
+		{"127.0.0.1:" + every, "/", "", http.StatusForbidden, "there are no logins yet"},
+		{"127.0.0.1:" + every, "/events", "", http.StatusForbidden, "there are no logins yet"},
 		{c.Admin(0), "/nothing", "", http.StatusNotFound, ""},
 	} {
 		if code, body := get(t, ask.at, ask.path, ask.host); code != ask.want || !strings.Contains(body, ask.says) {
