@@ -50,7 +50,7 @@ $(VENV)/ready: clients/python/requirements-test.txt
 test-python: build $(VENV)/ready ## check the types of the Python client and run its tests against a local cluster
 	cd clients/python && ../../$(VENV)/bin/mypy && ../../$(VENV)/bin/python -m pytest
 	HEADWATER_PYTHON=$(CURDIR)/$(VENV)/bin/python HEADWATER_COORD=$(CURDIR)/bin/coord PYTHONPATH=$(CURDIR)/clients/python/src \
-		$(GO) test -count=1 -run TestScriptsInPython ./test/session
+		$(GO) test -count=1 -run 'TestScriptsInPython|TestOneEventOneError' ./test/session ./test/e2e
 
 # What needs torch, in another one, and the small model that it is tried with.
 VENV_MODEL := .cache/model

@@ -63,6 +63,15 @@ func isKind(kind session.Kind, target error) bool {
 	return false
 }
 
+// argumentError is an argument that the client refuses before it asks anyone.
+type argumentError struct{ error }
+
+func wrong(format string, args ...any) error { return argumentError{fmt.Errorf(format, args...)} }
+
+func (e argumentError) Is(target error) bool { return target == ErrRefused }
+
+func (e argumentError) Unwrap() error { return e.error }
+
 // Error is the error of a failed call.
 type Error struct {
 	Address string     // the coordinator's

@@ -38,10 +38,10 @@ func newSessionID() (id SessionID) {
 func ParseSessionID(text string) (SessionID, error) {
 	var id SessionID
 	if len(text) != 2*len(id) {
-		return SessionID{}, fmt.Errorf("session %.40q: an id has %d hexadecimal digits", text, 2*len(id))
+		return SessionID{}, wrong("session %.40q: an id has %d hexadecimal digits", text, 2*len(id))
 	}
 	if _, err := hex.Decode(id[:], []byte(text)); err != nil {
-		return SessionID{}, fmt.Errorf("session %.40q: %w", text, err)
+		return SessionID{}, wrong("session %.40q: %w", text, err)
 	}
 	return id, nil
 }
@@ -141,7 +141,7 @@ type held struct {
 func (c *Client) OpenSession(ctx context.Context, opts SessionOptions) (*Session, error) {
 	config, err := opts.config()
 	if err != nil {
-		return nil, fmt.Errorf("open a session: %w", err)
+		return nil, wrong("open a session: %w", err)
 	}
 	req := &headwaterv1.CreateSessionRequest{Config: config, Tokens: opts.Tokens}
 	s, err := c.create(ctx, "open", req, opts.Workers, opts.Direct, opts.Codec)
@@ -158,13 +158,13 @@ func (c *Client) create(ctx context.Context, doing string, req *headwaterv1.Crea
 	doing += " session " + s.id.String()
 	layers, err := layerproto.ReadSessionLayers(s.config.GetLayers())
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", doing, err)
+		return nil, wrong("%s: %w", doing, err)
 	}
 	if _, ok := stepCodecs[codec]; !ok {
-		return nil, fmt.Errorf("%s: codec %q is none of raw, exact, bf16, f16 and int8", doing, string(codec))
+		return nil, wrong("%s: codec %q is none of raw, exact, bf16, f16 and int8", doing, string(codec))
 	}
 	if workers < 0 || workers > math.MaxInt32 {
-		return nil, fmt.Errorf("%s: at most %d workers", doing, workers)
+		return nil, wrong("%s: at most %d workers", doing, workers)
 	}
 	whole, err := c.coordinator(layers)
 	if err != nil {
@@ -351,7 +351,7 @@ func (s *Session) failed(ctx context.Context, doing string, err error) error {
 func (s *Session) Truncate(ctx context.Context, position int) error {
 	return s.control(ctx, "truncate", func() error {
 		if position < 0 {
-			return fmt.Errorf("to position %d", position)
+			return wrong("to position %d", position)
 		}
 		return s.cut(ctx, uint64(position))
 	})
@@ -420,7 +420,7 @@ func (s *Session) Fork(ctx context.Context) (*Session, error) { return s.fork(ct
 func (s *Session) ForkAt(ctx context.Context, position int) (*Session, error) {
 	at := uint64(position)
 	if position < 0 {
-		return nil, s.client.sessionError("fork session "+s.id.String(), s.id, fmt.Errorf("at position %d", position))
+		return nil, s.client.sessionError("fork session "+s.id.String(), s.id, wrong("at position %d", position))
 	}
 	return s.fork(ctx, &at)
 }
@@ -541,7 +541,7 @@ func (c *Client) Attach(ctx context.Context, id SessionID, opts AttachOptions) (
 
 func (c *Client) attach(ctx context.Context, id SessionID, opts AttachOptions) (*Session, error) {
 	if _, ok := stepCodecs[opts.Codec]; !ok {
-		return nil, fmt.Errorf("codec %q is none of raw, exact, bf16, f16 and int8", string(opts.Codec))
+		return nil, wrong("codec %q is none of raw, exact, bf16, f16 and int8", string(opts.Codec))
 	}
 	found, err := c.findSession(ctx, id, true)
 	if err != nil {
@@ -558,7 +558,7 @@ func (c *Client) attach(ctx context.Context, id SessionID, opts AttachOptions) (
 	req := &headwaterv1.TakeSessionRequest{Session: id[:]}
 	if r := opts.Receipt; r != nil {
 		if r.Session != id {
-			return nil, fmt.Errorf("the receipt is of session %s", r.Session)
+			return nil, wrong("the receipt is of session %s", r.Session)
 		}
 		if len(r.Layers) != len(layers) {
 			return nil, session.Errorf(session.Invalid, "the receipt has %d layers, the session %d", len(r.Layers), len(layers))

@@ -178,7 +178,7 @@ func (b *batch) land(ctx context.Context) (failed bool) {
 func (b *batch) start(ctx context.Context, step *Step) error {
 	s := step.Session
 	if s == nil {
-		return errors.New("step: it names no session")
+		return wrong("step: it names no session")
 	}
 	already := s.user.Load() == b
 	if err := s.use(b); err != nil {
@@ -191,7 +191,7 @@ func (b *batch) start(ctx context.Context, step *Step) error {
 		}
 	}
 	if step.Layer < 0 || step.Layer >= len(s.layers) {
-		return fmt.Errorf("layer %d of %d", step.Layer, len(s.layers))
+		return wrong("layer %d of %d", step.Layer, len(s.layers))
 	}
 	layer := &s.place.Holding().Layers()[step.Layer]
 	tokens, queries, err := step.check(layer)
@@ -208,7 +208,7 @@ func (b *batch) start(ctx context.Context, step *Step) error {
 		position = *step.Position
 	}
 	if queries > 0 && (position < 0 || position+queries > int(h.length)+tokens) {
-		return fmt.Errorf("%d queries from position %d, the layer has %d then", queries, position, int(h.length)+tokens)
+		return wrong("%d queries from position %d, the layer has %d then", queries, position, int(h.length)+tokens)
 	}
 	// In pieces, a query must see the same positions as in one message. So it may attend before the rest is appended
 	// only if it sees nothing after its own position.
@@ -254,7 +254,7 @@ func (b *batch) landLast(ctx context.Context) error {
 func (step *Step) check(l *shard.LayerSpec) (tokens, queries int, err error) {
 	count := func(name string, n, row int) (int, error) {
 		if n%row != 0 {
-			return 0, fmt.Errorf("layer %d: %s has %d elements, no whole tokens of %d", step.Layer, name, n, row)
+			return 0, wrong("layer %d: %s has %d elements, no whole tokens of %d", step.Layer, name, n, row)
 		}
 		return n / row, nil
 	}
@@ -263,7 +263,7 @@ func (step *Step) check(l *shard.LayerSpec) (tokens, queries int, err error) {
 	}
 	if r := step.Stored; r != nil {
 		if len(step.K) != 0 || len(step.V) != 0 {
-			return 0, 0, fmt.Errorf("layer %d: rows come both as K and V and as Stored", step.Layer)
+			return 0, 0, wrong("layer %d: rows come both as K and V and as Stored", step.Layer)
 		}
 		if tokens, err = count("stored k", len(r.K), l.KVHeads*l.HeadDim()*l.Storage().Size()); err != nil {
 			return 0, 0, err
@@ -273,27 +273,27 @@ func (step *Step) check(l *shard.LayerSpec) (tokens, queries int, err error) {
 			scales = tokens * l.KVHeads
 		}
 		if len(r.V) != tokens*l.KVHeads*l.VDim()*l.Storage().Size() || len(r.KScale) != scales || len(r.VScale) != scales {
-			return 0, 0, fmt.Errorf("layer %d: stored v has %d bytes and scales %d and %d, of %d tokens", step.Layer, len(r.V), len(r.KScale), len(r.VScale), tokens)
+			return 0, 0, wrong("layer %d: stored v has %d bytes and scales %d and %d, of %d tokens", step.Layer, len(r.V), len(r.KScale), len(r.VScale), tokens)
 		}
 	} else {
 		if tokens, err = count("k", len(step.K), l.KVHeads*l.HeadDim()); err != nil {
 			return 0, 0, err
 		}
 		if len(step.V) != tokens*l.KVHeads*l.VDim() {
-			return 0, 0, fmt.Errorf("layer %d: v has %d elements, %d tokens of k need %d", step.Layer, len(step.V), tokens, tokens*l.KVHeads*l.VDim())
+			return 0, 0, wrong("layer %d: v has %d elements, %d tokens of k need %d", step.Layer, len(step.V), tokens, tokens*l.KVHeads*l.VDim())
 		}
 	}
 	switch {
 	case tokens == 0 && queries == 0:
-		return 0, 0, fmt.Errorf("layer %d: nothing is appended and nothing attends", step.Layer)
+		return 0, 0, wrong("layer %d: nothing is appended and nothing attends", step.Layer)
 	case len(step.Context) != queries*l.Heads*l.VDim():
-		return 0, 0, fmt.Errorf("layer %d: room for %d elements of context, %d queries give %d", step.Layer, len(step.Context), queries, queries*l.Heads*l.VDim())
+		return 0, 0, wrong("layer %d: room for %d elements of context, %d queries give %d", step.Layer, len(step.Context), queries, queries*l.Heads*l.VDim())
 	case step.LSE != nil && len(step.LSE) != queries*l.Heads:
-		return 0, 0, fmt.Errorf("layer %d: room for %d LSEs, %d queries give %d", step.Layer, len(step.LSE), queries, queries*l.Heads)
+		return 0, 0, wrong("layer %d: room for %d LSEs, %d queries give %d", step.Layer, len(step.LSE), queries, queries*l.Heads)
 	case len(step.Tokens) != 0 && len(step.Tokens) != tokens:
-		return 0, 0, fmt.Errorf("layer %d: %d ids for %d tokens", step.Layer, len(step.Tokens), tokens)
+		return 0, 0, wrong("layer %d: %d ids for %d tokens", step.Layer, len(step.Tokens), tokens)
 	case step.Mask != nil && (queries == 0 || len(step.Mask)%queries != 0 || len(step.Mask) == 0):
-		return 0, 0, fmt.Errorf("layer %d: a mask of %d elements for %d queries", step.Layer, len(step.Mask), queries)
+		return 0, 0, wrong("layer %d: a mask of %d elements for %d queries", step.Layer, len(step.Mask), queries)
 	}
 	return tokens, queries, nil
 }
@@ -559,7 +559,7 @@ func (c *chooser) measured(codec headwaterv1.StepCodec, took time.Duration, elem
 func (s *Session) Export(ctx context.Context, layer, start, count int, do func(group, position, positions int, rows Rows) error) error {
 	return s.control(ctx, "export", func() error {
 		if layer < 0 || layer >= len(s.layers) || start < 0 || count < 1 {
-			return fmt.Errorf("%d positions from %d on of layer %d", count, start, layer)
+			return wrong("%d positions from %d on of layer %d", count, start, layer)
 		}
 		return s.export(ctx, layer, start, count, false, func(m *headwaterv1.ExportSessionResponse) error {
 			n := int(m.GetCount())

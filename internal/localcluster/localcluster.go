@@ -155,21 +155,38 @@ func (c *Cluster) startCoordinator(ctx context.Context) error {
 	return nil
 }
 
+// RestartWorker starts a worker that was killed again, with its name and on its old ports, and waits until it serves.
+func (c *Cluster) RestartWorker(ctx context.Context, worker int) error {
+	before := c.workers[worker]
+	p, err := c.launchWorker(before.name, before.ready.Address, before.ready.Gossip)
+	if err == nil {
+		c.workers[worker] = p
+		err = p.awaitReady(ctx)
+	}
+	if err != nil {
+		return fmt.Errorf("restart worker %s: %w", before.name, err)
+	}
+	return nil
+}
+
 func (c *Cluster) startWorker() error {
-	name := "w" + strconv.Itoa(len(c.workers)+1)
-	args := []string{"worker", "serve", "--name", name, "--listen", "127.0.0.1:0", "--gossip", "127.0.0.1:0", "--join", c.gossip}
+	p, err := c.launchWorker("w"+strconv.Itoa(len(c.workers)+1), "127.0.0.1:0", "127.0.0.1:0")
+	if err != nil {
+		return err
+	}
+	c.workers = append(c.workers, p)
+	return nil
+}
+
+func (c *Cluster) launchWorker(name, address, gossip string) (*process, error) {
+	args := []string{"worker", "serve", "--name", name, "--listen", address, "--gossip", gossip, "--join", c.gossip}
 	if c.opts.Memory > 0 {
 		args = append(args, "--memory", strconv.FormatInt(c.opts.Memory, 10))
 	}
 	if c.opts.Threads > 0 {
 		args = append(args, "--threads", strconv.Itoa(c.opts.Threads))
 	}
-	p, err := c.start(name, append(args, c.opts.WorkerArgs...))
-	if err != nil {
-		return err
-	}
-	c.workers = append(c.workers, p)
-	return nil
+	return c.start(name, append(args, c.opts.WorkerArgs...))
 }
 
 // AwaitWorkers waits until the coordinator sees every worker that runs answer.

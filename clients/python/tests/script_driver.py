@@ -38,6 +38,22 @@ def reason(error: headwater.HeadwaterError) -> str:
     return f"error: {error}"
 
 
+KINDS = {headwater.TryAgainError: "try again", headwater.GoneError: "gone", headwater.RefusedError: "refused"}
+ARGUMENT = (ValueError, TypeError, OverflowError)  # what Python has for an argument that is refused before anyone is asked
+
+
+def why(error: BaseException | None) -> str:
+    """The kind of an error, whether nobody answers, and its text."""
+    kinds = [name for kind, name in KINDS.items() if isinstance(error, kind)]
+    if isinstance(error, ARGUMENT) and not isinstance(error, headwater.HeadwaterError):
+        kinds.append("refused")
+    assert len(kinds) < 2, kinds
+    kind = kinds[0] if kinds else "none"
+    if isinstance(error, headwater.UnreachableError):
+        kind += ", unreachable"
+    return f"{kind}\n{error}"
+
+
 def tokens(args: dict[str, str]) -> list[int]:
     if "tokens" not in args:
         return []
@@ -51,6 +67,7 @@ class Driver:
         self.clients = [headwater.Client(address, direct=direct)]
         self.sessions: dict[str, headwater.Session] = {}
         self.receipts: dict[str, headwater.Receipt] = {}
+        self.failed: BaseException | None = None  # the newest error
 
     def lengths(self, session: headwater.Session) -> str:
         return "length " + " ".join(str(session.length(layer)) for layer in range(len(session.layers)))
@@ -66,9 +83,14 @@ class Driver:
                 storage=args.get("storage", "f32"),  # type: ignore[arg-type]
                 window_left=int(args["window"]) if "window" in args else None,
             )
-            session = self.clients[0].open([layer] * number["layers"], tokens=tokens(args), tenant=args.get("tenant", ""), name=name)
+            ttl = float(args.get("ttl", "0s").removesuffix("s"))
+            session = self.clients[0].open([layer] * number["layers"], tokens=tokens(args), tenant=args.get("tenant", ""), name=name, ttl=ttl)
             self.sessions[name] = session
             return self.lengths(session)
+        if verb == "why":
+            return why(self.failed)
+        if verb == "attach" and "id" in args:
+            return self.attach(args["id"], args)
         session = self.sessions[name]
         session.timeout = None
         if "deadline" in args:
@@ -84,10 +106,7 @@ class Driver:
         elif verb == "receipt":
             self.receipts[args["as"]] = session.receipt()
         elif verb == "attach":
-            other = headwater.Client(self.address, direct=self.direct)
-            self.clients.append(other)
-            session = other.attach(self.receipts[args["receipt"]] if "receipt" in args else session.id)
-            self.sessions[args["as"]] = session
+            return self.attach(self.receipts[args["receipt"]] if "receipt" in args else session.id, args)
         elif verb == "pin":
             session.pin()
         elif verb == "drop":
@@ -96,6 +115,12 @@ class Driver:
         else:
             raise KeyError(verb)
         return self.lengths(session)
+
+    def attach(self, to: str | bytes | headwater.Receipt, args: dict[str, str]) -> str:
+        other = headwater.Client(self.address, direct=self.direct)
+        self.clients.append(other)
+        self.sessions[args["as"]] = other.attach(to)
+        return self.lengths(self.sessions[args["as"]])
 
     def step(self, session: headwater.Session, args: dict[str, str]) -> str:
         layer, appended, attend, seed = (int(args.get(key, otherwise)) for key, otherwise in (("layer", 0), ("append", 0), ("attend", 0), ("seed", 1)))
@@ -109,6 +134,12 @@ class Driver:
             if "from" in args:
                 first = position = int(args["from"])
             q = rows(seed, QUERY, layer, first, attend, shape.n_heads, shape.head_dim)
+        if "fill" in args:
+            for array in (q, k, v):
+                if array is not None:
+                    array[:] = float(args["fill"])
+        if "misshapen" in args:
+            k = k[..., 1:]
         if args.get("tree") == "diagonal":
             mask = np.zeros((attend, appended), bool)
             for i in range(attend):
@@ -127,7 +158,11 @@ def main() -> None:
         try:
             answer = {"out": driver.do(command["verb"], command.get("name", ""), command.get("args") or {})}
         except headwater.HeadwaterError as e:
+            driver.failed = e
             answer = {"out": reason(e)}
+        except ARGUMENT as e:
+            driver.failed = e
+            answer = {"out": f"error: {e}"}
         except Exception as e:
             answer = {"error": f"{type(e).__name__}: {e}"}
         print(json.dumps(answer), flush=True)

@@ -1,6 +1,7 @@
 package script
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -21,6 +22,7 @@ type goDriver struct {
 	sessions map[string]*client.Session
 	receipts map[string]client.Receipt
 	others   []*client.Client // of other programs
+	failed   error            // the newest
 }
 
 // Go starts the Go client's driver.
@@ -53,8 +55,17 @@ func (d *goDriver) Do(c Command) (string, error) {
 		ctx, cancel = context.WithTimeout(ctx, after)
 		defer cancel()
 	}
-	if c.Verb == "open" {
+	switch {
+	case c.Verb == "open":
 		return d.open(ctx, c)
+	case c.Verb == "why":
+		return why(d.failed), nil
+	case c.Verb == "attach" && c.Args["id"] != "":
+		id, err := client.ParseSessionID(c.Args["id"])
+		if err != nil {
+			return d.told(err), nil
+		}
+		return d.attach(ctx, id, c)
 	}
 	s := d.sessions[c.Name]
 	if s == nil {
@@ -75,11 +86,11 @@ func (d *goDriver) Do(c Command) (string, error) {
 		d.receipts[c.Args["as"]] = s.Receipt()
 		return d.lengths(s, nil)
 	case "attach":
-		return d.attach(ctx, s, c)
+		return d.attach(ctx, s.ID(), c)
 	case "pin":
 		return d.lengths(s, s.Pin(ctx, true))
 	case "drop":
-		return told(s.Drop(ctx)), nil
+		return d.told(s.Drop(ctx)), nil
 	}
 	return "", fmt.Errorf("%q is no command", c.Verb)
 }
@@ -126,11 +137,15 @@ func (d *goDriver) open(ctx context.Context, c Command) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	ttl, err := time.ParseDuration(cmp.Or(c.Args["ttl"], "0s"))
+	if err != nil {
+		return "", err
+	}
 	s, err := d.client.OpenSession(ctx, client.SessionOptions{
-		Layers: all, Tokens: ids, Tenant: c.Args["tenant"], Name: c.Name, Direct: d.direct, Codec: client.Codec(c.Args["codec"]),
+		TTL: ttl, Layers: all, Tokens: ids, Tenant: c.Args["tenant"], Name: c.Name, Direct: d.direct, Codec: client.Codec(c.Args["codec"]),
 	})
 	if err != nil {
-		return told(err), nil
+		return d.told(err), nil
 	}
 	d.sessions[c.Name] = s
 	return d.lengths(s, nil)
@@ -181,6 +196,20 @@ func (d *goDriver) step(ctx context.Context, s *client.Session, c Command) (stri
 		step.Q = rows(seed, kindQuery, layer, from, attend, l.Heads*l.HeadDim)
 		step.Context, step.LSE = make([]float32, attend*l.Heads*l.VDim), make([]float32, attend*l.Heads)
 	}
+	if text := c.Args["fill"]; text != "" {
+		x, err := strconv.ParseFloat(text, 32)
+		if err != nil {
+			return "", err
+		}
+		for _, rows := range [][]float32{step.Q, step.K, step.V} {
+			for i := range rows {
+				rows[i] = float32(x)
+			}
+		}
+	}
+	if c.Args["misshapen"] != "" {
+		step.K = step.K[1:]
+	}
 	if c.Args["tree"] == "diagonal" { // each query sees itself alone of those that are appended
 		step.Mask = make([]bool, attend*appended)
 		for i := range attend {
@@ -208,14 +237,14 @@ func (d *goDriver) fork(ctx context.Context, s *client.Session, c Command) (stri
 		child, err = s.Fork(ctx)
 	}
 	if err != nil {
-		return told(err), nil
+		return d.told(err), nil
 	}
 	d.sessions[c.Args["as"]] = child
 	return d.lengths(child, nil)
 }
 
 // attach takes a session up from another program.
-func (d *goDriver) attach(ctx context.Context, s *client.Session, c Command) (string, error) {
+func (d *goDriver) attach(ctx context.Context, id client.SessionID, c Command) (string, error) {
 	other, err := client.Dial(d.client.Address())
 	if err != nil {
 		return "", err
@@ -229,9 +258,9 @@ func (d *goDriver) attach(ctx context.Context, s *client.Session, c Command) (st
 		}
 		opts.Receipt = &receipt
 	}
-	taken, err := other.Attach(ctx, s.ID(), opts)
+	taken, err := other.Attach(ctx, id, opts)
 	if err != nil {
-		return told(err), nil
+		return d.told(err), nil
 	}
 	d.sessions[c.Args["as"]] = taken
 	return d.lengths(taken, nil)
@@ -240,7 +269,7 @@ func (d *goDriver) attach(ctx context.Context, s *client.Session, c Command) (st
 // lengths tells an error, or the length of each layer.
 func (d *goDriver) lengths(s *client.Session, err error) (string, error) {
 	if err != nil {
-		return told(err), nil
+		return d.told(err), nil
 	}
 	var all []string
 	for l := range s.Layers() {
@@ -250,15 +279,31 @@ func (d *goDriver) lengths(s *client.Session, err error) (string, error) {
 }
 
 // told tells an error by what a program can do about it, and nothing by nothing.
-func told(err error) string {
+func (d *goDriver) told(err error) string {
 	var refused *client.SessionError
-	switch {
-	case err == nil:
+	if err == nil {
 		return "done"
+	}
+	d.failed = err
+	switch {
 	case errors.Is(err, context.DeadlineExceeded):
 		return "error: deadline"
 	case errors.As(err, &refused):
 		return "error: " + strings.ReplaceAll(string(refused.Reason), " ", "_")
 	}
 	return "error: " + err.Error()
+}
+
+// why tells the kind of an error, whether nobody answers, and its text.
+func why(err error) string {
+	out := "none"
+	for _, kind := range []error{client.ErrTryAgain, client.ErrGone, client.ErrRefused} {
+		if errors.Is(err, kind) {
+			out = kind.Error()
+		}
+	}
+	if errors.Is(err, client.ErrUnreachable) {
+		out += ", unreachable"
+	}
+	return fmt.Sprintf("%s\n%v", out, err)
 }
