@@ -162,7 +162,10 @@ func (e *events) fails(w *way, event string, lines []string, words ...string) {
 		return
 	}
 	e.tried.Store(event, true)
-	kind, _, _ := strings.Cut(strings.ReplaceAll(cell, ":", ","), ",")
+	kind := cell
+	if i := strings.IndexAny(cell, ",;:"); i >= 0 {
+		kind = cell[:i]
+	}
 	for _, line := range lines {
 		out := e.say(w, line)
 		said := e.say(w, "why")
@@ -234,7 +237,7 @@ func (e *events) hung() {
 	var wait sync.WaitGroup
 	wait.Go(func() { e.each(func(w *way) { e.goesWell(w, "step a append=1 attend=1") }) })
 	// It hangs for as long as a step does that is given up.
-	e.tried.Store("a worker hangs for less, or its connection breaks and is made again", true)
+	e.tried.Store("a worker hangs for less, or its connection breaks and is restored", true)
 	ctx, cancel := context.WithTimeout(e.t.Context(), time.Second)
 	defer cancel()
 	row := make([]float32, 8)
