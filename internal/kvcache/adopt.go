@@ -71,6 +71,8 @@ func (st *Store) forgetLocked(s *session) {
 	s.gone = true
 	delete(st.sessions, s.id)
 	st.expiry.remove(s)
+	st.unparkLocked(s)
+	st.idle.remove(s)
 	st.freeSessionLocked(s)
 }
 

@@ -41,6 +41,9 @@ func (st *Store) Take(ctx context.Context, id SessionID, e Epoch, expect []Layer
 	}
 	if !checkOnly {
 		s.epoch = e.taken()
+		st.mu.Lock()
+		st.unparkLocked(s)
+		st.mu.Unlock()
 	}
 	return st.state(s), nil
 }

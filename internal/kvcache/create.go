@@ -92,6 +92,7 @@ func (st *Store) admitLocked(s *session, how made) (before *session, err *Error)
 	}
 	st.sessions[s.id] = s
 	st.expiry.add(s)
+	st.idle.add(s)
 	return nil, nil
 }
 

@@ -67,9 +67,12 @@ func (st *Store) Expire() int {
 	}
 }
 
-// evictSessionLocked drops the session that has gone unused the longest of those beyond their TTL.
+// evictSessionLocked drops the least recently used session of those beyond their TTL, else of those that are idle.
 func (st *Store) evictSessionLocked() bool {
 	s := st.endExpiredLocked()
+	if s == nil {
+		s = st.endIdleLocked()
+	}
 	if s == nil {
 		return false
 	}
@@ -78,28 +81,47 @@ func (st *Store) evictSessionLocked() bool {
 	return true
 }
 
-// endExpiredLocked ends the session that has gone unused the longest of those beyond their TTL that are neither pinned nor in
-// use, and returns it with its locks held, or nil. Its rows are the caller's to release.
+// endExpiredLocked ends the least recently used session of those beyond their TTL that are neither pinned nor in use, and
+// returns it with its locks held, or nil. Its rows are the caller's to release.
 func (st *Store) endExpiredLocked() *session {
+	return st.endUnusedLocked(&st.expiry, func(*session) bool { return false })
+}
+
+// endIdleLocked does the same of those that are idle: no open lane drives them, and they have gone unused for idleFor.
+func (st *Store) endIdleLocked() *session {
+	return st.endUnusedLocked(&st.idle, func(s *session) bool {
+		lane := st.lanes[s.epoch.Lane]
+		if lane != nil {
+			st.parkLocked(s, lane)
+		}
+		return lane != nil
+	})
+}
+
+// endUnusedLocked ends the first session of x that may be ended. keep takes those out of x that may not.
+func (st *Store) endUnusedLocked(x *expiry, keep func(*session) bool) *session {
 	now := st.config.Now()
 	var inUse []*session
 	defer func() {
 		for _, s := range inUse {
-			st.expiry.add(s)
+			x.add(s)
 		}
 	}()
-	for s := st.expiry.next(now); s != nil; s = st.expiry.next(now) {
+	for s := x.next(now); s != nil; s = x.next(now) {
 		if !s.tryLock() {
-			st.expiry.remove(s)
+			x.remove(s)
 			inUse = append(inUse, s)
 			continue
 		}
-		if !s.pinned {
+		switch {
+		case s.pinned:
+			x.remove(s) // until it is pinned no longer
+		case keep(s):
+		default:
 			st.endLocked(s)
 			st.counters.evicted++
 			return s
 		}
-		st.expiry.remove(s) // until it is pinned no longer
 		s.unlock()
 	}
 	return nil
@@ -114,20 +136,35 @@ func (st *Store) freesLocked(n int64) bool {
 	}
 	now := st.config.Now()
 	st.expiry.advance(now)
-	for _, s := range st.expiry.due {
-		if !s.unusedAt(now) || !s.tryLock() {
-			continue // It is in use.
+	st.idle.advance(now)
+	driven := map[*session]*openLane{}
+	defer func() {
+		for s, l := range driven {
+			st.parkLocked(s, l)
 		}
-		if !s.pinned {
-			// Of rows that were shared there may be more than pageBytes counts.
-			n -= s.bytes + s.shape.bytes
-			for _, r := range s.rows {
-				n -= r.bytes + r.shape.rowBytes
+	}()
+	for _, x := range []*expiry{&st.expiry, &st.idle} {
+		for _, p := range x.due {
+			s := p.session
+			if !x.unusedAt(s, now) || x == &st.idle && st.expiry.unusedAt(s, now) || !s.tryLock() {
+				continue // It is in use, or counted already.
 			}
-		}
-		s.unlock()
-		if n <= 0 {
-			return true
+			lane := st.lanes[s.epoch.Lane]
+			switch {
+			case s.pinned:
+			case x == &st.idle && lane != nil:
+				driven[s] = lane
+			default:
+				// Of rows that were shared there may be more than pageBytes counts.
+				n -= s.bytes + s.shape.bytes
+				for _, r := range s.rows {
+					n -= r.bytes + r.shape.rowBytes
+				}
+			}
+			s.unlock()
+			if n <= 0 {
+				return true
+			}
 		}
 	}
 	return false

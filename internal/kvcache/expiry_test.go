@@ -52,6 +52,7 @@ func TestOthersGoOnWhileManySessionsExpire(t *testing.T) {
 func TestSessionsExpireInOrderOfUse(t *testing.T) {
 	now := time.Unix(0, 0)
 	st := NewStore(StoreConfig{Budget: NewBudget(1 << 30), TTL: time.Hour, Now: func() time.Time { return now }})
+	defer st.OpenLane(first.Lane)() // else they might also go for being idle
 	cfg, held := uniform(t, 1, 1, 4, tensor.F32)
 	for i, ttl := range []time.Duration{30, 10, 20, 0, 10} { // in seconds; 0 is the store's
 		cfg.TTL = ttl * time.Second

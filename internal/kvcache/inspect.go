@@ -60,8 +60,9 @@ func (st *Store) Pin(id SessionID, pinned bool) (State, error) {
 	s.pinned = pinned
 	if !pinned {
 		st.mu.Lock()
-		if s.place.queue == nil {
-			st.expiry.add(s)
+		st.expiry.add(s)
+		if s.parked == nil {
+			st.idle.add(s)
 		}
 		st.mu.Unlock()
 	}

@@ -62,8 +62,10 @@ type session struct {
 	bytes   int64         // reserved for it beside its rows and its shape
 
 	// Store.mu guards these.
-	used  time.Time
-	place place // in Store.expiry
+	used    time.Time
+	place   place     // in Store.expiry
+	resting place     // in Store.idle
+	parked  *openLane // which drives it, if Store.idle has found so
 
 	busy gate // held while the session is changed, from an append until it is committed or aborted
 
@@ -125,7 +127,7 @@ func (s *session) otherTruncations(named uint64) *Error {
 }
 
 // sessionBase is what a session takes on the heap whatever its shape, with its places among those that are held.
-const sessionBase = 832
+const sessionBase = 928
 
 // heap is about the most that the session takes on the heap beside its rows and its shape, with the tokens that it begins with.
 // Those that come later are little beside their pages.

@@ -38,7 +38,9 @@ type Store struct {
 	tombstones map[SessionID]struct{}
 	ended      []SessionID // a ring of the tombstones
 	endedAt    int
-	expiry     expiry
+	expiry     expiry // the sessions that are not pinned, by their TTL
+	idle       expiry // and by idleFor, but those that are parked
+	lanes      map[LaneID]*openLane
 	prefixes   prefixes
 	counters   counters
 	rows       int64      // bytes that are reserved for rows, beside their pages
@@ -69,6 +71,9 @@ func NewStore(config StoreConfig) *Store {
 		sessions:   make(map[SessionID]*session),
 		tombstones: make(map[SessionID]struct{}),
 		prefixes:   newPrefixes(),
+		lanes:      make(map[LaneID]*openLane),
+		expiry:     expiry{place: func(s *session) *place { return &s.place }, after: func(s *session) time.Duration { return s.ttl }},
+		idle:       expiry{place: func(s *session) *place { return &s.resting }, after: func(s *session) time.Duration { return min(s.ttl, idleFor) }},
 	}
 }
 

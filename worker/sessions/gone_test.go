@@ -2,6 +2,7 @@ package sessions
 
 import (
 	"context"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -10,6 +11,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"headwater.example/attention"
+	"headwater.example/internal/session"
 	headwaterv1 "headwater.example/proto/headwater/v1"
 	"headwater.example/worker/internal/machine"
 )
@@ -204,4 +206,59 @@ func TestAClientIsGoneInTheMiddleOfACall(t *testing.T) {
 		t.Fatalf("%d sessions ended", n)
 	}
 	p.exact(t, 0)
+}
+
+// TestAbandonedSessionsMakeRoom: a client that fills a worker and goes away without dropping its session keeps others out for a minute
+// and not for the TTL. While its lane is open, nobody is given its room.
+func TestAbandonedSessionsMakeRoom(t *testing.T) {
+	for name, leaves := range map[string]bool{"it has left": true, "its lane is open": false} {
+		t.Run(name, func(t *testing.T) {
+			var now atomic.Int64 // in seconds
+			p := serveSessions(t, machine.Config{Budget: 3 << 20, Now: func() time.Time { return time.Unix(now.Load(), 0) }})
+			layer := simpleLayer(headwaterv1.StorageType_STORAGE_TYPE_F32)
+			fill := func(d *driver, s *sequence) (appended int) {
+				t.Helper()
+				s.create(t, p, d)
+				for {
+					m := s.draw(t, 0, 1024, 1, false)
+					switch e := d.ask(t, m.step, m.payload).GetResult().GetError(); {
+					case e == nil:
+						s.apply(m)
+						appended++
+					case e.GetProblem() == problemOver:
+						return appended
+					default:
+						t.Fatalf("got %v", e)
+					}
+				}
+			}
+			old, d := newSequence(1, layer), p.lane(t, 5)
+			whole := fill(d, old)
+			if leaves {
+				d.end(t)
+			}
+			other := p.lane(t, 6)
+			now.Add(59)
+			if n := fill(other, newSequence(2, layer)); n != 0 {
+				t.Fatalf("%d appends have taken the room of a session that was used within a minute", n)
+			}
+			now.Add(1)
+			want := 0
+			if leaves {
+				want = whole
+			}
+			if n := fill(other, newSequence(3, layer)); n != want {
+				t.Errorf("%d appends had room, want %d", n, want)
+			}
+			m := old.draw(t, 0, 1, 1, false)
+			if leaves {
+				d = p.lane(t, 5)
+			}
+			if e := d.ask(t, m.step, m.payload).GetResult().GetError(); (e.GetProblem() == session.Unknown) != leaves {
+				t.Errorf("the session whose room is wanted: %v", e)
+			}
+			d.end(t)
+			other.end(t)
+		})
+	}
 }

@@ -75,6 +75,7 @@ func (s *Service) Lane(stream *session.ServerStream) error {
 		return status.Errorf(codes.ResourceExhausted, "worker %s: %d lanes are open, the most that are allowed: close one, or use one for several sessions", s.m.Name, maxLanes)
 	}
 	defer s.lanes.Add(-1)
+	defer s.m.Store.OpenLane(kvcache.LaneID(stream.ID()))()
 	began := time.Now()
 	l := &served{
 		s:       s,

@@ -216,9 +216,12 @@ func (s *session) use(layer int, now time.Time) {
 	}
 }
 
-// stale says whether a holder may drop its part.
+// idleFor is how long a session goes unused before a worker may drop it for want of room, if no lane drives it.
+const idleFor = time.Minute
+
+// stale says whether a holder may drop its part for want of room. The model does not know which lanes are open.
 func (s *session) stale(now time.Time) bool {
-	return !s.pinned && slices.ContainsFunc(s.holders, func(h holder) bool { return now.Sub(h.used) >= s.ttl })
+	return !s.pinned && slices.ContainsFunc(s.holders, func(h holder) bool { return now.Sub(h.used) >= min(s.ttl, idleFor) })
 }
 
 // drawLayer draws a layer of any geometry, storage and options.
