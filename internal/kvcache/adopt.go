@@ -52,6 +52,7 @@ func (st *Store) Adopt(ctx context.Context, req AdoptRequest) (State, error) {
 	delete(st.tombstones, req.Session)
 	s.id = req.Session
 	st.sessions[s.id] = s
+	st.unparkLocked(s) // another lane drives it
 	st.unlock()
 	s.epoch = req.Epoch.taken()
 	s.truncations, s.cutID, s.pinned = req.Truncations, req.TruncationID, req.Pinned
