@@ -66,7 +66,7 @@ type Config struct {
 	Conns  int   // most connections of clients at once; 0 is no bound
 	Flight int64 // most bytes of messages in flight in each direction; 0 is 256 MiB
 
-	// Replicas is how many workers beside its owner have a copy of each shard of a session that says nothing of it.
+	// Replicas is the number of copies of each shard, beside the owner's, of a session that does not set its own.
 	Replicas int
 
 	// Observe is what counts; nil counts nothing. It is this coordinator's alone.
@@ -87,7 +87,7 @@ type Coordinator struct {
 
 var names = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$`)
 
-// Open opens the data folder and finds the jobs in it. Two coordinators can not share a folder.
+// Open opens the data folder and finds the jobs in it. Two coordinators can't share a folder.
 func Open(c Config) (*Coordinator, error) {
 	if !names.MatchString(c.Name) {
 		return nil, fmt.Errorf("coordinator name %q is not a DNS label: 1 to 63 of a-z, 0-9 and '-', with no '-' at its ends", c.Name)

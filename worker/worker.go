@@ -29,7 +29,7 @@ import (
 	"headwater.example/worker/sessions"
 )
 
-// Config says who a worker is and what it may use.
+// Config is a worker's identity and the resources that it may use.
 type Config struct {
 	Name    string       // unique in the cluster; a DNS label of 1 to 63 characters
 	Boot    uuid.UUID    // of this start of the process; not zero
@@ -43,7 +43,7 @@ type Config struct {
 	// DefaultSessionTTL. MaxSessions bounds the sessions held; 0 is DefaultMaxSessions.
 	SessionTTL  time.Duration
 	MaxSessions int
-	// Conns bounds the connections, of which those that go unused the longest are closed for others; 0 is no bound.
+	// Conns bounds the connections; beyond it, the one that has been unused the longest is closed. 0 is no bound.
 	Conns int
 	// Observe is what counts; nil counts nothing. It is this worker's alone.
 	Observe *observe.Worker
@@ -130,7 +130,7 @@ func (w *Worker) Register(s grpc.ServiceRegistrar) {
 	session.Register(s, w.sessions)
 }
 
-// Describe says who the worker is and what room it has.
+// Describe returns the worker's identity and memory.
 func (w *Worker) Describe(context.Context, *headwaterv1.DescribeRequest) (*headwaterv1.DescribeResponse, error) {
 	d := w.describe()
 	d.Load = w.load()
@@ -166,9 +166,9 @@ func (w *Worker) Expire(ctx context.Context, ticks <-chan time.Time) { w.machine
 // budget leaves, and gives back what messages have taken. A program that has one worker calls it.
 func (w *Worker) Tend(ctx context.Context, ticks <-chan time.Time) { w.machine.Tend(ctx, ticks) }
 
-// Drain refuses new runs, lanes and sessions as unavailable, ends lanes once the steps that they accepted are answered, and
-// waits until what was accepted has ended and nothing of it is left but sessions.
-// If ctx ends first, it fails: what is left goes on until the server stops, and Drain may be called again.
+// Drain refuses new runs, lanes and sessions as unavailable, ends lanes once the steps that they accepted are answered,
+// and waits until what was accepted has ended and nothing of it is left but sessions. If ctx ends first, it fails:
+// remaining calls go on until the server stops, and Drain may be called again.
 func (w *Worker) Drain(ctx context.Context) error { return w.machine.Drain(ctx) }
 
 // Close drops all sessions and ends the worker's threads. It is called once all runs and lanes have ended and none can begin.

@@ -107,7 +107,7 @@ func whySilent(m membership.Member, err error) string {
 	return strings.TrimPrefix(status.Convert(err).Message(), fmt.Sprintf("holder %q: ", m.Name))
 }
 
-// find returns who holds a session, which is asked for if it is not remembered.
+// find returns a session's holders. It asks the workers if they are not remembered.
 func (r *Relay) find(ctx context.Context, key []byte) (*fanout.Place, error) {
 	id, err := sessionID(key)
 	if err != nil {
@@ -127,7 +127,7 @@ func (r *Relay) find(ctx context.Context, key []byte) (*fanout.Place, error) {
 	return r.remember(id, h), nil
 }
 
-// notWhole is the refusal of a session of which every worker has answered, and some groups are held by none.
+// notWhole is the refusal of a session if every worker has answered and none holds some of its groups.
 func notWhole(key []byte, err error) error {
 	return session.Errorf(session.Unknown, "session %x is not whole, since a worker that held a part has restarted or dropped it: %v", key, err)
 }
@@ -191,7 +191,7 @@ type remembered struct {
 	doubted bool
 }
 
-// missing are the holders that are not among the members, which can not be asked.
+// missing returns the holders that are not members, which can't be asked.
 func (r remembered) missing(members []membership.Member) (silent []*headwaterv1.SilentWorker) {
 	if r.place == nil {
 		return nil
@@ -204,7 +204,7 @@ func (r remembered) missing(members []membership.Member) (silent []*headwaterv1.
 	return silent
 }
 
-// recall returns who is known to hold a session, also if that is doubted.
+// recall returns the remembered holders of a session, even if they are in doubt.
 func (r *Relay) recall(id [16]byte) remembered {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -226,7 +226,7 @@ func (r *Relay) remember(id [16]byte, h *fanout.Holding) *fanout.Place {
 	return p
 }
 
-// doubt makes the next call on a session ask the workers again who holds it.
+// doubt makes the next call on a session ask the workers again for its holders.
 func (r *Relay) doubt(session []byte) {
 	if id, err := sessionID(session); err == nil {
 		r.mu.Lock()

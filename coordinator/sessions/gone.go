@@ -36,7 +36,7 @@ func (r *Relay) watch(ctx context.Context) {
 	}
 }
 
-// left logs that a session goes on without holders.
+// left logs that a session goes on without lost holders.
 func (r *Relay) left(id [16]byte, lost []string) {
 	select {
 	case r.lacking <- struct{}{}:

@@ -173,7 +173,7 @@ func (l *lane) start(ctx context.Context, s *laneStep) error {
 	if len(m.Answers) > 0 {
 		return invalid("layer %d: a coordinator answers for all groups, not for some", m.Layer)
 	}
-	// All of the message is checked here, whichever way it goes on.
+	// The whole message is checked here, whichever way it takes from here.
 	if _, err := m.Check(s.layer, s.layer.KVHeads, len(s.request.Payload.Bytes())); err != nil {
 		return invalid("layer %d: %v", m.Layer, err)
 	}
@@ -219,7 +219,7 @@ func grow(s []float32, n int) []float32 {
 	return s[:n]
 }
 
-// noRoom is the refusal of a step for which the process has no room. An error of the context is none.
+// noRoom returns the refusal of a step for which the process has no room, or nil for an error of the context.
 func noRoom(err error) error {
 	var room *rpc.RoomError
 	switch {

@@ -20,10 +20,10 @@ type room struct {
 	budget, free uint64
 }
 
-// crowded tells whether a worker has little room left: others are asked first.
+// crowded reports whether a worker has little room left: others are chosen first.
 func (r room) crowded() bool { return r.free < r.budget/8 }
 
-// roomy returns the workers that are not crowded, or all where all are.
+// roomy returns the workers that are not crowded, or all workers if all are.
 func roomy(all []workers.Description, rooms []room) []membership.Member {
 	var with, without []membership.Member
 	for i, w := range all {

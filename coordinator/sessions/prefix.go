@@ -51,7 +51,7 @@ func (r *Relay) findPrefixes(ctx context.Context, asked []membership.Member, lay
 	return all
 }
 
-// hasPrefix tells whether a session may begin with a prefix: at least one token is left to be appended.
+// hasPrefix reports whether a session may begin with a prefix: at least one token must be left to append.
 func hasPrefix(req *headwaterv1.CreateSessionRequest) bool {
 	return len(req.GetTokens()) > attention.PageLen && len(req.GetBegin()) == 0 && !req.GetConfig().GetUnshared()
 }

@@ -290,7 +290,7 @@ func (r *Relay) PinSession(ctx context.Context, req *headwaterv1.PinSessionReque
 	return nil, r.failed(req.GetSession(), err)
 }
 
-// DropSession implements headwater.v1.SessionService. What is left of a session that has lost holders is dropped as well.
+// DropSession implements headwater.v1.SessionService. It also drops what is left of a session that has lost holders.
 func (r *Relay) DropSession(ctx context.Context, req *headwaterv1.DropSessionRequest) (*headwaterv1.DropSessionResponse, error) {
 	id, err := sessionID(req.GetSession())
 	if err != nil {

@@ -105,7 +105,7 @@ func (w *Workers) Use(m membership.Member) (*rpc.Conn, error) {
 	return conn, nil
 }
 
-// Description is what a worker says of itself, or why it says nothing.
+// Description is a worker's description of itself, or why it gave none.
 type Description struct {
 	membership.Member
 	Said *headwaterv1.DescribeResponse // nil if Err is not
@@ -115,7 +115,7 @@ type Description struct {
 // errStranger ends the asking of workers that have never answered.
 var errStranger = fmt.Errorf("it has never answered, and did not within %v of another", strangerTimeout)
 
-// Describe asks each of the members who it is and what it has room for. A worker of another protocol version is an error.
+// Describe asks each member for its identity and its memory. A worker of another protocol version is an error.
 // It waits for those that have answered before; for the others only a moment once one answers.
 func (w *Workers) Describe(ctx context.Context, members []membership.Member) []Description {
 	described := make([]Description, len(members))
@@ -152,7 +152,7 @@ func (w *Workers) Describe(ctx context.Context, members []membership.Member) []D
 	return described
 }
 
-// known tells whether this start of a worker has answered before.
+// known reports whether this start of a worker has answered before.
 func (w *Workers) known(m membership.Member) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -74,7 +74,7 @@ func decode(what string, dst []float32, p []byte, bias bool) error {
 	return tensor.Widen(dst, p, tensor.F32)
 }
 
-// product multiplies sizes that are not negative; ok is false where the product exceeds int64.
+// product multiplies sizes that are not negative; ok is false if the product exceeds int64.
 func product(sizes ...int64) (p int64, ok bool) {
 	p = 1
 	for _, n := range sizes {

@@ -29,7 +29,7 @@ func project(ctx context.Context, t *attention.Thread, y, x []float32, m *matrix
 	return nil
 }
 
-// rotate turns n rows of heads in place, where the projection says so.
+// rotate rotates n rows of heads in place, if the projection asks for it.
 func (p *problem) rotate(what string, x, cos, sin []float32, n, heads int) error {
 	dims := p.projection.ropeDims
 	if dims == 0 {

@@ -123,7 +123,7 @@ func (r *run) handle(requests <-chan request, ended <-chan error) (job string, e
 			if open := req.GetOpen(); open != nil && r.problems == nil {
 				job = open.GetJobId()
 			}
-			// Handlers keep none of a message's bytes.
+			// Handlers do not keep a message's bytes.
 			err := r.dispatch(req.RunRequest)
 			req.memory.Free()
 			if err != nil {

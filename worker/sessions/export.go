@@ -65,7 +65,7 @@ func (s *Service) ExportSession(m *headwaterv1.ExportSessionRequest, stream grpc
 func (s *Service) exportBlock(stream grpc.ServerStreamingServer[headwaterv1.ExportSessionResponse], m *headwaterv1.ExportSessionRequest, layer *shard.LayerSpec, g shard.Group, at uint64, n int) error {
 	id, l := kvcache.SessionID(m.GetSession()), layer.Layout
 	k, v := n*l.KRowBytes(), n*l.VRowBytes()
-	// What is read is counted until it is written, so that a client that does not read holds a block and no more.
+	// A block counts from its read until it is written, so a client that does not read holds one block and no more.
 	room := int64(k + v + 16*n)
 	if err := rpc.ShareOf(stream.Context()).TakeAnswer(stream.Context(), room); err != nil {
 		return s.noRoom(err)

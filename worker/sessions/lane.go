@@ -98,7 +98,7 @@ func (s *Service) Lane(stream *session.ServerStream) error {
 	case <-s.m.Stopping():
 		err = status.Error(codes.Unavailable, s.m.StoppingText())
 	}
-	// What was accepted is answered, or given up where nobody is left to be answered.
+	// Accepted steps are answered, or given up if the client is gone.
 	l.close()
 	<-l.quiet
 	close(l.closed)
@@ -151,7 +151,7 @@ func (l *served) work() error {
 	}
 }
 
-// close makes the lane accept no more.
+// close makes the lane accept no more steps.
 func (l *served) close() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -161,7 +161,7 @@ func (l *served) close() {
 	}
 }
 
-// accept takes up a step and passes the turn. It says no where the lane has been closed meanwhile.
+// accept accepts a step and passes the turn. It returns false if the lane was closed meanwhile.
 func (l *served) accept(t *task) bool {
 	t.arrived = time.Now()
 	t.queued = int64(t.request.Step.Attend)
@@ -189,7 +189,7 @@ func (l *served) accept(t *task) bool {
 	return true
 }
 
-// pass gives the turn away, to a new goroutine where all have steps to do and there may be more. The lock is held.
+// pass passes the turn on, to a new goroutine if all are busy and more are allowed. The caller holds the lock.
 func (l *served) pass() {
 	l.turn <- struct{}{}
 	if l.workers == l.running && l.workers < laneSteps {
@@ -285,7 +285,7 @@ func (l *served) finish(t *task) {
 	}
 }
 
-// dequeue counts that a step waits no more.
+// dequeue counts that a step no longer waits.
 func (t *task) dequeue(s *Service) {
 	if t.queued >= 0 {
 		s.queuedSteps.Add(-1)

@@ -50,7 +50,8 @@ func (s *Service) ListSessions(ctx context.Context, m *headwaterv1.ListSessionsR
 	return resp, nil
 }
 
-// prefixes answers a PrefixQuery, nil is none. What does not fit the answer is left out: the coordinator then finds less.
+// prefixes answers a PrefixQuery, or returns nil if it is nil. Prefixes that do not fit the answer are left out: the
+// coordinator then finds fewer.
 func (s *Service) prefixes(m *headwaterv1.PrefixQuery) ([]*headwaterv1.PrefixHolding, error) {
 	if m == nil {
 		return nil, nil

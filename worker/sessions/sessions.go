@@ -41,7 +41,7 @@ type Service struct {
 	queuedTokens atomic.Int64 // query tokens of these
 }
 
-// New makes the service of a machine, whose boot it tells as the holder's.
+// New makes the service of a machine. The holder's boot is the machine's.
 func New(m *machine.Machine, boot uuid.UUID) *Service { return &Service{m: m, boot: boot} }
 
 // CreateSession makes a session, or answers for the one that the same request made before.

@@ -112,7 +112,7 @@ func readLayer(l *headwaterv1.LayerState) kvcache.LayerState {
 	return kvcache.LayerState{Layer: shard.Layer(l.GetLayer()), Length: l.GetLength(), Hashes: l.GetHashes(), Chain: l.GetChain(), AppendID: l.GetAppendId()}
 }
 
-// detail is how much is told of a session.
+// detail says how much of a session's state to report.
 type detail int
 
 const (
