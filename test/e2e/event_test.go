@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -226,13 +227,31 @@ func (e *events) lost() {
 	})
 }
 
+// pause stops a worker's process, and waits until none of its threads runs.
+func (e *events) pause(worker int) {
+	e.t.Helper()
+	e.signal(e.t, worker, syscall.SIGSTOP)
+	for end := time.Now().Add(patience); ; {
+		tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", e.Process(worker)))
+		if err != nil || len(tasks) == 0 || time.Now().After(end) {
+			e.t.Fatalf("worker %s does not stop: %v", e.Name(worker), err)
+		}
+		if !slices.ContainsFunc(tasks, func(task string) bool {
+			stat, err := os.ReadFile(task)
+			return err == nil && !strings.Contains(string(stat), ") T ") // an error is a thread's end
+		}) {
+			return
+		}
+	}
+}
+
 func (e *events) hung() {
 	e.open("a", "b")
 	own, err := e.OpenSession(bounded(e.t), client.SessionOptions{Layers: []client.Layer{{Heads: 2, KVHeads: 2, HeadDim: 4}}})
 	if err != nil {
 		e.t.Fatal(err)
 	}
-	e.signal(e.t, 1, syscall.SIGSTOP)
+	e.pause(1)
 	defer e.signal(e.t, 1, syscall.SIGCONT)
 	var wait sync.WaitGroup
 	wait.Go(func() { e.each(func(w *way) { e.goesWell(w, "step a append=1 attend=1") }) })
@@ -247,7 +266,7 @@ func (e *events) hung() {
 	e.signal(e.t, 1, syscall.SIGCONT)
 	wait.Wait()
 
-	e.signal(e.t, 1, syscall.SIGSTOP)
+	e.pause(1)
 	e.each(func(w *way) {
 		e.fails(w, "a worker hangs", []string{"step b append=1 attend=1"}, e.Name(1))
 	})
