@@ -36,9 +36,11 @@ const (
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
 // SessionService holds sequences open across calls: a model appends keys and values as it computes them, and queries
-// attend over all positions so far. A worker serves it for the groups that it holds of each layer. A coordinator serves
-// it as if it held all groups: it plans a session onto workers, slices requests by group and gathers the answers. A
-// client that asks for the holders speaks to the workers itself, with the same calls.
+// attend over all positions so far.
+//
+// A worker serves it for the groups that it holds of each layer. A coordinator serves it as if it held all groups: it
+// plans a session onto workers, slices requests by group and gathers the answers. A client that asks for the holders
+// speaks to the workers itself, with the same calls.
 //
 // An error of a call on one session carries a SessionError among the details of its status.
 type SessionServiceClient interface {
@@ -194,9 +196,11 @@ type SessionService_LaneClient = grpc.BidiStreamingClient[LaneRequest, LaneRespo
 // for forward compatibility.
 //
 // SessionService holds sequences open across calls: a model appends keys and values as it computes them, and queries
-// attend over all positions so far. A worker serves it for the groups that it holds of each layer. A coordinator serves
-// it as if it held all groups: it plans a session onto workers, slices requests by group and gathers the answers. A
-// client that asks for the holders speaks to the workers itself, with the same calls.
+// attend over all positions so far.
+//
+// A worker serves it for the groups that it holds of each layer. A coordinator serves it as if it held all groups: it
+// plans a session onto workers, slices requests by group and gathers the answers. A client that asks for the holders
+// speaks to the workers itself, with the same calls.
 //
 // An error of a call on one session carries a SessionError among the details of its status.
 type SessionServiceServer interface {
