@@ -129,8 +129,8 @@ func (p *part) mark() {
 	}
 }
 
-// Without returns the holding of those that are not named, or no where some group would have no holder.
-func (h *Holding) Without(names ...string) (*Holding, bool) {
+// without returns the holding of those that are not named, or no where some group would have no holder.
+func (h *Holding) without(names ...string) (*Holding, bool) {
 	rest := slices.DeleteFunc(slices.Clone(h.holders), func(o *Holder) bool { return slices.Contains(names, o.Name) })
 	if len(rest) == len(h.holders) || len(rest) == 0 {
 		return nil, false

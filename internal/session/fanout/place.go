@@ -61,7 +61,7 @@ func (c *Conns) leave(ctx context.Context, p *Place, from *Holding, driver *head
 	return p.move(ctx, from, func() (*Holding, error) {
 		counter := max(from.counter, driver.GetCounter()) + 1
 		for {
-			rest, whole := from.Without(lost...)
+			rest, whole := from.without(lost...)
 			if !whole {
 				return nil, errNotWhole
 			}
@@ -195,7 +195,7 @@ func past(h *Holding, do func(h *Holding) error) error {
 		if err == nil {
 			return nil
 		}
-		rest, whole := h.Without(gone(err))
+		rest, whole := h.without(gone(err))
 		if !whole {
 			return err
 		}

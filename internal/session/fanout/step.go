@@ -360,7 +360,7 @@ func (c *Call) moves(ctx context.Context) bool {
 			all = all && broken(err)
 		}
 	}
-	if _, whole := c.holding.Without(missing...); !whole {
+	if _, whole := c.holding.without(missing...); !whole {
 		return false
 	}
 	if all && !c.again {
