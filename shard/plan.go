@@ -138,14 +138,6 @@ func (p *Plan) Shards(worker string) []ID {
 	return shards
 }
 
-// Load returns how many shards the worker owns.
-func (p *Plan) Load(worker string) int {
-	if w := p.find(worker); w >= 0 {
-		return p.load[w]
-	}
-	return 0
-}
-
 // Workers returns all workers of the plan, also those that own nothing, sorted by name.
 func (p *Plan) Workers() []Worker { return slices.Clone(p.workers) }
 

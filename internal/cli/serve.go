@@ -115,22 +115,12 @@ func (a *app) runCoordinator(ctx context.Context, at endpointFlags, admin *admin
 	if err != nil {
 		return errors.Join(err, view.Close(ctx), listener.Close())
 	}
-	if debug.SetMemoryLimit(-1) == math.MaxInt64 { // One that was set by GOMEMLIMIT stays.
-		debug.SetMemoryLimit(c.HeapLimit())
-	}
-	if err := recordCrashes(config.DataDir); err != nil {
-		log.Warn("a crash could not be told from a kill", "error", err)
-	}
+	prepareProcess(c, config.DataDir, log)
 	server := grpc.NewServer(c.ServerOptions(rpc.LogTo(log))...)
 	c.Register(rpc.Registrar(server))
 	s := &service{log: log, server: server, view: view, health: rpc.Register(server, headwaterv1.CoordinatorService_ServiceDesc.ServiceName, headwaterv1.SessionService_ServiceDesc.ServiceName)}
 	if admin.on() {
-		board := dashboard.New(c.Picture, log)
-		defer board.Close()
-		defer admin.serve(config.Observe.Registry, log, func(on *observe.Admin) {
-			on.Local("GET /{$}", http.HandlerFunc(board.Page))
-			on.Local("GET /events", http.HandlerFunc(board.Events))
-		})()
+		defer serveDashboard(admin, c, config.Observe, log)()
 	}
 	// Should running jobs fail, for the disk's sake, so does the process: it would take jobs that never run.
 	ctx, stop := context.WithCancelCause(ctx)
@@ -158,6 +148,26 @@ func (a *app) runCoordinator(ctx context.Context, at endpointFlags, admin *admin
 	})
 	end()
 	return errors.Join(err, <-ran, c.Close())
+}
+
+// prepareProcess bounds the process's heap, unless GOMEMLIMIT does, and has crashes recorded beside the jobs.
+func prepareProcess(c *coordinator.Coordinator, dataDir string, log *slog.Logger) {
+	if debug.SetMemoryLimit(-1) == math.MaxInt64 {
+		debug.SetMemoryLimit(c.HeapLimit())
+	}
+	if err := recordCrashes(dataDir); err != nil {
+		log.Warn("a crash could not be told from a kill", "error", err)
+	}
+}
+
+// serveDashboard serves the dashboard, metrics and profiles on the admin port, until the returned function is called.
+func serveDashboard(admin *adminFlag, c *coordinator.Coordinator, metrics *observe.Coordinator, log *slog.Logger) (end func()) {
+	board := dashboard.New(c.Picture, log)
+	stop := admin.serve(metrics.Registry, log, func(on *observe.Admin) {
+		on.Local("GET /{$}", http.HandlerFunc(board.Page))
+		on.Local("GET /events", http.HandlerFunc(board.Events))
+	})
+	return func() { stop(); board.Close() }
 }
 
 func (a *app) serveWorker() *cobra.Command {

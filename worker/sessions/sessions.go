@@ -200,7 +200,7 @@ func (s *Service) AdoptSession(ctx context.Context, m *headwaterv1.AdoptSessionR
 		Pinned: m.GetState().GetPinned(),
 	}
 	var err error
-	if req.From, err = sessionID("from", m.GetFrom()); err != nil {
+	if req.From, err = sessionID("filled", m.GetFilled()); err != nil {
 		return nil, err
 	}
 	if req.Session, err = sessionID("session", m.GetSession()); err != nil {

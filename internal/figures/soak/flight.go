@@ -19,13 +19,13 @@ type FlightOptions struct {
 	Log     io.Writer     // of the processes
 }
 
-// FlightBound is the most that a coordinator has resident, as docs/durability.md states it.
-const FlightBound = 896 << 20
+// flightBound is the most that a coordinator has resident, as docs/durability.md states it.
+const flightBound = 896 << 20
 
 // FlightResult is what a trial of a coordinator found.
 type FlightResult struct {
 	Idle, Largest int64   // bytes that were resident before the load, and at most
-	Over          float64 // Largest by FlightBound
+	Over          float64 // Largest by flightBound
 }
 
 // Flight lets clients that never read load a coordinator with two workers, which share each of their sessions. It fails if the
@@ -49,7 +49,7 @@ func Flight(ctx context.Context, o FlightOptions) (_ FlightResult, err error) {
 	if r.Largest, err = flood(ctx, o, cluster); err != nil {
 		return r, err
 	}
-	r.Over = float64(r.Largest) / FlightBound
+	r.Over = float64(r.Largest) / flightBound
 	return r, served(ctx, cluster.Address())
 }
 

@@ -308,7 +308,7 @@ func (r *restore) finish(ctx context.Context, states []*headwaterv1.SessionState
 		return err
 	}
 	_, err := r.each(ctx, []*Holder{r.target}, func(ctx context.Context, s headwaterv1.SessionServiceClient, _ int) (*headwaterv1.SessionState, error) {
-		resp, err := s.AdoptSession(ctx, &headwaterv1.AdoptSessionRequest{From: r.temp[:], Session: r.state.GetSession(), Epoch: epoch, State: whole})
+		resp, err := s.AdoptSession(ctx, &headwaterv1.AdoptSessionRequest{Filled: r.temp[:], Session: r.state.GetSession(), Epoch: epoch, State: whole})
 		return resp.GetState(), err
 	})
 	return err

@@ -2642,7 +2642,7 @@ func (x *ExportSessionResponse) GetTokens() []uint32 {
 type AdoptSessionRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Id of what was filled, 16 bytes. It is no more afterwards.
-	From []byte `protobuf:"bytes,1,opt,name=from,proto3" json:"from,omitempty"`
+	Filled []byte `protobuf:"bytes,1,opt,name=filled,proto3" json:"filled,omitempty"`
 	// Id of the session, 16 bytes.
 	Session []byte `protobuf:"bytes,2,opt,name=session,proto3" json:"session,omitempty"`
 	// The session's epoch at its other holders. A worker that has accepted a higher one refuses.
@@ -2684,9 +2684,9 @@ func (*AdoptSessionRequest) Descriptor() ([]byte, []int) {
 	return file_headwater_v1_session_proto_rawDescGZIP(), []int{29}
 }
 
-func (x *AdoptSessionRequest) GetFrom() []byte {
+func (x *AdoptSessionRequest) GetFilled() []byte {
 	if x != nil {
-		return x.From
+		return x.Filled
 	}
 	return nil
 }
@@ -3521,9 +3521,9 @@ const file_headwater_v1_session_proto_rawDesc = "" +
 	"\n" +
 	"hash_after\x18\t \x01(\x06R\thashAfter\x12\x16\n" +
 	"\x06tokens\x18\n" +
-	" \x03(\rR\x06tokens\"\xa0\x01\n" +
-	"\x13AdoptSessionRequest\x12\x12\n" +
-	"\x04from\x18\x01 \x01(\fR\x04from\x12\x18\n" +
+	" \x03(\rR\x06tokens\"\xa4\x01\n" +
+	"\x13AdoptSessionRequest\x12\x16\n" +
+	"\x06filled\x18\x01 \x01(\fR\x06filled\x12\x18\n" +
 	"\asession\x18\x02 \x01(\fR\asession\x12)\n" +
 	"\x05epoch\x18\x03 \x01(\v2\x13.headwater.v1.EpochR\x05epoch\x120\n" +
 	"\x05state\x18\x04 \x01(\v2\x1a.headwater.v1.SessionStateR\x05state\"H\n" +

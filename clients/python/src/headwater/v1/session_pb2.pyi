@@ -477,15 +477,16 @@ class ExportSessionResponse(_message.Message):
     def __init__(self, group: _Optional[int] = ..., start: _Optional[int] = ..., count: _Optional[int] = ..., k: _Optional[bytes] = ..., v: _Optional[bytes] = ..., k_scale: _Optional[bytes] = ..., v_scale: _Optional[bytes] = ..., hash_before: _Optional[int] = ..., hash_after: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class AdoptSessionRequest(_message.Message):
-    __slots__ = ("session", "epoch", "state")
-    FROM_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("filled", "session", "epoch", "state")
+    FILLED_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
+    filled: bytes
     session: bytes
     epoch: Epoch
     state: SessionState
-    def __init__(self, session: _Optional[bytes] = ..., epoch: _Optional[_Union[Epoch, _Mapping]] = ..., state: _Optional[_Union[SessionState, _Mapping]] = ..., **kwargs) -> None: ...
+    def __init__(self, filled: _Optional[bytes] = ..., session: _Optional[bytes] = ..., epoch: _Optional[_Union[Epoch, _Mapping]] = ..., state: _Optional[_Union[SessionState, _Mapping]] = ...) -> None: ...
 
 class AdoptSessionResponse(_message.Message):
     __slots__ = ("state",)
