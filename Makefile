@@ -64,7 +64,7 @@ $(VENV_MODEL)/ready: clients/python/model/requirements.txt clients/python/model/
 	@touch $@
 
 $(SMOLLM2)/ready: $(VENV_MODEL)/ready clients/python/model/smollm2.py
-	$(VENV_MODEL)/bin/python clients/python/model/smollm2.py $(SMOLLM2) 2>/dev/null
+	$(VENV_MODEL)/bin/python clients/python/model/smollm2.py $(SMOLLM2) 2>.cache/smollm2.log || { cat .cache/smollm2.log >&2; exit 1; }
 	@touch $@
 
 test-model: build $(VENV_MODEL)/ready $(SMOLLM2)/ready ## run models of transformers on a local cluster (installs torch; HEADWATER_TEST_MODEL=0 leaves it out of test)
