@@ -213,6 +213,13 @@ func TestAFileIsWhatItsFirstBytesSay(t *testing.T) {
 		}
 	}
 	// The name of an array is that of its file.
+	data, err := os.ReadFile(filepath.Join("testdata", contents[NPY]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "job.Npy"), data, 0o600); err != nil {
+		t.Fatal(err)
+	}
 	f, err := Open(filepath.Join(dir, "job.Npy"))
 	if err != nil || f.Names()[0] != "job" {
 		t.Errorf("%v, %v", f, err)

@@ -11,10 +11,12 @@ func (st *Store) Take(ctx context.Context, id SessionID, e Epoch, expect []Layer
 		return State{}, err
 	}
 	defer s.unlock()
+	// A lane that has taken the session may do so once more, when not all holders had taken its epoch.
+	again := e.compare(s.epoch) == 0 && e.Base == 0 && s.epoch.Base == 0
 	switch {
 	case e.Base >= e.Counter:
 		return State{}, refuse(Invalid, "session %s: epoch %d is not above its base %d", id, e.Counter, e.Base)
-	case e.compare(s.epoch) < 0, e.At != 0 && e.At != s.epoch.Counter, e.Base != 0 && !s.knownTo(Epoch{Counter: e.Base, Lane: e.Lane, At: e.At}):
+	case e.compare(s.epoch) < 0, !again && e.At != 0 && e.At != s.epoch.Counter, e.Base != 0 && !s.knownTo(Epoch{Counter: e.Base, Lane: e.Lane, At: e.At}):
 		return State{}, s.stale(e)
 	case len(expect) > 0 && truncations != s.truncations:
 		return State{}, s.otherTruncations(truncations)

@@ -45,7 +45,9 @@ func TestAnEpochWithABaseIsTheDriversAlone(t *testing.T) {
 		{"again", take(Epoch{Counter: 5, Lane: a, Base: 3}), 0},
 		{"the base after that", step(Epoch{Counter: 3, Lane: a}), 0},
 		{"what is between", step(Epoch{Counter: 4, Lane: a}), StaleEpoch},
-		{"another driver", take(Epoch{Counter: 6, Lane: b}), 0},
+		{"another driver", take(Epoch{Counter: 6, Lane: b, At: 5, Holders: 4}), 0},
+		{"and once more", take(Epoch{Counter: 6, Lane: b, At: 5, Holders: 2}), 0},
+		{"a driver that knows other holders", take(Epoch{Counter: 7, Lane: b, At: 5}), StaleEpoch},
 		{"for the driver that was", take(Epoch{Counter: 7, Lane: a, Base: 3}), StaleEpoch},
 		{"the driver that was", step(Epoch{Counter: 3, Lane: a}), StaleEpoch},
 	} {

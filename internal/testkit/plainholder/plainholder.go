@@ -259,7 +259,7 @@ func (h *Holder) TakeSession(_ context.Context, req *headwaterv1.TakeSessionRequ
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	s, err := h.find(req.GetSession())
-	if at := req.GetEpoch().GetAt(); err == nil && (compare(req.GetEpoch(), s.epoch) < 0 || at != 0 && at != s.epoch.GetCounter()) {
+	if at := req.GetEpoch().GetAt(); err == nil && (compare(req.GetEpoch(), s.epoch) < 0 || compare(req.GetEpoch(), s.epoch) != 0 && at != 0 && at != s.epoch.GetCounter()) {
 		err = s.stale()
 	}
 	if base := req.GetEpoch().GetBase(); err == nil && base != 0 {
