@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"headwater.example/coordinator/workers"
+	"headwater.example/internal/membership"
 	"headwater.example/internal/session/fanout"
 	headwaterv1 "headwater.example/proto/headwater/v1"
 )
@@ -47,7 +48,14 @@ func (r *Relay) keepCopies(ctx context.Context) {
 
 // makeCopies makes what copies it can, and tells whether some are missing still.
 func (r *Relay) makeCopies(ctx context.Context) (missing bool) {
-	members := r.workers.List()
+	described, err := workers.Answering(r.workers.Describe(ctx, r.workers.List()))
+	if err != nil {
+		return false // no worker has anything, or speaks this protocol
+	}
+	var members []membership.Member
+	for _, w := range described {
+		members = append(members, w.Member)
+	}
 	answers, _, err := r.list(ctx, members, &headwaterv1.ListSessionsRequest{})
 	if err != nil {
 		return true
