@@ -32,7 +32,7 @@ check: ## check format, code and the quick tests, in less than a minute once bui
 map: ## draw the map of packages in CONTRIBUTING.md anew, from their imports
 	@cd tools && HEADWATER_MAP=write $(GO) test -count=1 -run 'TestHouse/map' ./house
 
-test: lint build unit test-python $(if $(filter 0,$(HEADWATER_TEST_MODEL)),,test-model) ## run the linters and all tests, with the race detector
+test: lint build unit test-python $(if $(filter 1,$(HEADWATER_TEST_MODEL)),test-model) ## run the linters and all tests, with the race detector
 
 unit: ## run all tests, with the race detector, and more of the kernels' without it
 	$(GO) test -race -timeout 20m ./...
@@ -67,7 +67,7 @@ $(SMOLLM2)/ready: $(VENV_MODEL)/ready clients/python/model/smollm2.py
 	$(VENV_MODEL)/bin/python clients/python/model/smollm2.py $(SMOLLM2) 2>.cache/smollm2.log || { cat .cache/smollm2.log >&2; exit 1; }
 	@touch $@
 
-test-model: build $(VENV_MODEL)/ready $(SMOLLM2)/ready ## run models of transformers on a local cluster (installs torch; HEADWATER_TEST_MODEL=0 leaves it out of test)
+test-model: build $(VENV_MODEL)/ready $(SMOLLM2)/ready ## run models of transformers on a local cluster (installs torch; HEADWATER_TEST_MODEL=1 makes it a part of test)
 	cd clients/python && HEADWATER_SMOLLM2=$(CURDIR)/$(SMOLLM2) ../../$(VENV_MODEL)/bin/python -m pytest tests/model
 
 demo-model: build $(VENV_MODEL)/ready $(SMOLLM2)/ready ## have a language model answer a question on a local cluster (installs torch)
