@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -26,4 +26,4 @@ def test_it_runs(cluster: str, hub: headwater.Client, tmp_path: Path, code: str,
         "AutoModelForCausalLM": transformers.AutoModelForCausalLM, "headwater": headwater, "path": tmp_path, "client": hub,
         "inputs": prompt(), "model": tiny(),
     }  # fmt: skip
-    exec(compile(inspect.cleandoc(code).replace("localhost:7600", cluster), "docs/transformers.md", "exec"), names)
+    exec(compile(textwrap.dedent(code).replace("localhost:7600", cluster), "docs/transformers.md", "exec"), names)
