@@ -37,11 +37,12 @@ func (st *Store) Adopt(ctx context.Context, req AdoptRequest) (State, error) {
 		return State{}, err
 	}
 	if old != nil {
-		defer st.releaseRows(old)
-		defer old.unlock()
 		if req.Epoch.compare(old.epoch) < 0 {
+			defer old.unlock()
 			return State{}, old.stale(req.Epoch)
 		}
+		defer st.releaseRows(old)
+		defer old.unlock()
 	}
 	st.mu.Lock()
 	if old != nil {

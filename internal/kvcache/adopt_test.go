@@ -49,6 +49,11 @@ func TestACopyIsAdopted(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
+	// The session that was there has all that it had: more is appended to it, which reads its newest page.
+	if s, err := st.look(id); err != nil || s.PageBytes == 0 || s.Layers[0].Length != 70 {
+		t.Fatalf("after refusals: %+v, %v", s, err)
+	}
+	grow(t, st, id, 1, nil)
 	state, err := st.Adopt(context.Background(), req)
 	if err != nil {
 		t.Fatal(err)
