@@ -7,13 +7,14 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"headwater.example/client"
 	"headwater.example/internal/localcluster"
@@ -231,17 +232,8 @@ func (e *events) lost() {
 func (e *events) pause(worker int) {
 	e.t.Helper()
 	e.signal(e.t, worker, syscall.SIGSTOP)
-	for end := time.Now().Add(patience); ; {
-		tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", e.Process(worker)))
-		if err != nil || len(tasks) == 0 || time.Now().After(end) {
-			e.t.Fatalf("worker %s does not stop: %v", e.Name(worker), err)
-		}
-		if !slices.ContainsFunc(tasks, func(task string) bool {
-			stat, err := os.ReadFile(task)
-			return err == nil && !strings.Contains(string(stat), ") T ") // an error is a thread's end
-		}) {
-			return
-		}
+	if err := unix.Waitid(unix.P_PID, e.Process(worker), nil, unix.WSTOPPED|unix.WNOWAIT, nil); err != nil {
+		e.t.Fatalf("worker %s does not stop: %v", e.Name(worker), err)
 	}
 }
 

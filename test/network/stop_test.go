@@ -13,6 +13,8 @@ import (
 	"syscall"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"headwater.example/client"
 )
 
@@ -202,7 +204,11 @@ func TestAHungWorkerIsLostInBoundedTimeAndOwnWords(t *testing.T) {
 		}
 		sessions[name] = s
 	}
+	// All threads stand still only some time after the signal is sent: until then the worker may answer.
 	if err := worker.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Waitid(unix.P_PID, worker.cmd.Process.Pid, nil, unix.WSTOPPED|unix.WNOWAIT, nil); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
