@@ -6,7 +6,8 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo deve
 # Static binaries: no cgo, no paths of the machine that built them.
 LDFLAGS := -s -w -X $(shell $(GO) list -m)/internal/cli.linked=$(VERSION)
 FUZZTIME ?= 60s
-export GOFLAGS += -buildvcs=false
+# Without the checkout's path in what is compiled, all checkouts of a machine share the cache of builds.
+export GOFLAGS += -trimpath -buildvcs=false
 
 .DEFAULT_GOAL := help
 .PHONY: help build demo demo-model check map test unit lint format proto generate breaking fuzz bench bench-plots figures-kernels figures-job figures-sessions figures-learn figures-model figures-observe figures-faults soak \
@@ -16,7 +17,7 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 build: ## build static binaries: bin/coord and bin/worker
-	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/...
+	CGO_ENABLED=0 $(GO) build -ldflags '$(LDFLAGS)' -o bin/ ./cmd/...
 
 demo: build ## run a job of a real model on a local cluster, and show what comes out
 	@bash test/demo/demo.sh
