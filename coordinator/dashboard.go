@@ -2,7 +2,9 @@ package coordinator
 
 import (
 	"context"
+	"encoding/hex"
 	"fmt"
+	"slices"
 	"time"
 
 	"headwater.example/coordinator/jobs"
@@ -16,13 +18,13 @@ const (
 	shownJobs     = 100
 )
 
-// Picture is the cluster as the dashboard shows it: what Status, ListSessions and ListJobs answer.
+// Picture is the cluster as the dashboard shows it: what Status, ListSessions and ListJobs answer, and what is counted here.
 func (c *Coordinator) Picture(ctx context.Context) (*dashboard.Snapshot, error) {
 	status, err := c.jobs.Status(ctx, &headwaterv1.StatusRequest{})
 	if err != nil {
 		return nil, fmt.Errorf("ask for the status: %w", err)
 	}
-	list, err := c.sessions.ListSessions(ctx, &headwaterv1.ListSessionsRequest{Limit: shownSessions})
+	list, err := c.sessions.ListSessions(ctx, &headwaterv1.ListSessionsRequest{Limit: shownSessions + 1})
 	if err != nil {
 		return nil, fmt.Errorf("list the sessions: %w", err)
 	}
@@ -31,46 +33,63 @@ func (c *Coordinator) Picture(ctx context.Context) (*dashboard.Snapshot, error) 
 		return nil, fmt.Errorf("list the jobs: %w", err)
 	}
 	s := &dashboard.Snapshot{
-		At: time.Now(), Coordinator: status.GetName(), Version: status.GetVersion(),
-		Workers: []dashboard.Worker{}, Sessions: []dashboard.Session{}, Jobs: []dashboard.Job{},
+		At: time.Now(), Name: status.GetName(), Version: status.GetVersion(), Coordinator: c.totals(),
+		Workers: []dashboard.Worker{}, Sessions: []dashboard.Session{}, Jobs: []dashboard.Job{}, Events: []dashboard.Event{},
 	}
 	caches := map[string]*headwaterv1.CacheState{}
 	for _, cache := range list.GetCaches() {
 		caches[cache.GetWorker()] = cache
 	}
 	for _, w := range status.GetWorkers() {
-		d, load := w.GetWorker(), w.GetWorker().GetLoad()
-		one := dashboard.Worker{
-			Name: d.GetName(), Boot: fmt.Sprintf("%x", d.GetBoot()), Error: w.GetError(), Budget: d.GetBudgetBytes(),
-			Used: d.GetUsedBytes() - min(d.GetUsedBytes(), d.GetSpareBytes()), Counts: load != nil,
-			Bus: load.GetBusBytesPerSecond(), Read: load.GetReadBytes(), Steps: load.GetSteps(),
-		}
-		if cache := caches[one.Name]; cache != nil && one.Error == "" {
-			one.Sessions, one.Queued = cache.GetSessions(), cache.GetQueuedSteps()
-		}
-		s.Workers = append(s.Workers, one)
+		s.Workers = append(s.Workers, workerOf(w, caches[w.GetWorker().GetName()]))
 	}
-	for _, m := range list.GetSessions() {
-		s.Sessions = append(s.Sessions, pictureOf(m))
+	for _, m := range list.GetSessions()[:min(len(list.GetSessions()), shownSessions)] {
+		s.Sessions = append(s.Sessions, sessionOf(m))
 	}
+	s.SessionsLeft = len(list.GetSessions()) > shownSessions
 	for _, j := range listed.GetJobs()[:min(len(listed.GetJobs()), shownJobs)] {
-		s.Jobs = append(s.Jobs, dashboard.Job{ID: j.GetId(), Name: j.GetName(), State: jobs.StateName(j.GetState()), Phase: j.GetProgress().GetPhase(), Done: doneOf(j)})
+		s.Jobs = append(s.Jobs, dashboard.Job{
+			ID: j.GetId(), Name: j.GetName(), State: jobs.StateName(j.GetState()), Phase: j.GetProgress().GetPhase(), Error: j.GetError(), Done: doneOf(j),
+		})
 	}
-	s.Left = len(listed.GetJobs()) - len(s.Jobs)
+	s.JobsLeft = len(listed.GetJobs()) - len(s.Jobs)
+	for _, e := range c.config.Observe.Events() {
+		s.Events = append(s.Events, dashboard.Event{At: e.At, What: string(e.What), Worker: e.Worker, Count: e.Count})
+	}
 	return s, nil
 }
 
-func pictureOf(m *headwaterv1.SessionState) dashboard.Session {
-	one := dashboard.Session{ID: fmt.Sprintf("%x", m.GetSession()), Name: m.GetName(), Bytes: m.GetPageBytes(), Used: m.GetUsed().AsTime(), Holders: []dashboard.Holder{}}
+// totals are the numbers that the coordinator's metrics have, too.
+func (c *Coordinator) totals() (t dashboard.Totals) {
+	lanes, known := c.sessions.Open()
+	members, leftOut := c.jobs.Workers()
+	t.Lanes, t.Known, t.Workers, t.LeftOut = uint64(lanes), uint64(known), uint64(members), uint64(leftOut)
+	t.WorkersLost, t.SessionsLost, t.JobWorkersLost = c.config.Observe.Lost()
+	t.Jobs = c.jobs.Counts()
+	return t
+}
+
+func workerOf(w *headwaterv1.WorkerStatus, cache *headwaterv1.CacheState) dashboard.Worker {
+	d, load := w.GetWorker(), w.GetWorker().GetLoad()
+	one := dashboard.Worker{
+		Name: d.GetName(), Boot: hex.EncodeToString(d.GetBoot()), Error: w.GetError(),
+		Budget: d.GetBudgetBytes(), Used: d.GetUsedBytes(), Spare: d.GetSpareBytes(),
+		Counts: load != nil, Bus: load.GetBusBytesPerSecond(), Read: load.GetReadBytes(), Steps: load.GetSteps(),
+		Waited: time.Duration(load.GetQueueNanos()).Seconds(),
+	}
+	if cache != nil && one.Error == "" {
+		one.Sessions, one.Queued = cache.GetSessions(), cache.GetQueuedSteps()
+		one.PrefixAsked, one.PrefixHits = cache.GetPrefixAsked(), cache.GetPrefixHits()
+	}
+	return one
+}
+
+func sessionOf(m *headwaterv1.SessionState) dashboard.Session {
+	one := dashboard.Session{
+		ID: hex.EncodeToString(m.GetSession()), Name: m.GetName(), Tenant: m.GetTenant(), Bytes: m.GetPageBytes(), Used: m.GetUsed().AsTime(), Holders: len(m.GetHolders()),
+	}
 	for _, l := range m.GetLayers() {
 		one.Length = max(one.Length, l.GetLength())
-	}
-	for _, h := range m.GetHolders() {
-		holder := dashboard.Holder{Worker: h.GetName(), Layers: [][]uint32{}}
-		for _, l := range h.GetLayers() {
-			holder.Layers = append(holder.Layers, append([]uint32{l.GetLayer()}, l.GetGroups()...))
-		}
-		one.Holders = append(one.Holders, holder)
 	}
 	return one
 }
@@ -88,4 +107,46 @@ func doneOf(j *headwaterv1.Job) float64 {
 	}
 	p := j.GetProgress()
 	return (part(p.GetLoadedBytes(), p.GetLoadBytes()) + part(p.GetUnitsDone(), p.GetUnits())) / 2
+}
+
+// Map is who holds which group of a session.
+func (c *Coordinator) Map(ctx context.Context, id string) (*dashboard.Map, error) {
+	key, err := hex.DecodeString(id)
+	if err != nil {
+		return nil, fmt.Errorf("a session's id is 32 hexadecimal digits, not %q", id)
+	}
+	shards, err := c.sessions.Shards(ctx, key)
+	if err != nil {
+		return nil, err
+	}
+	m := &dashboard.Map{
+		Session: id, Name: shards.State.GetName(), Replicas: int(shards.State.GetConfig().GetReplicas()),
+		Holders: []dashboard.Holder{}, Layers: make([]dashboard.Layer, len(shards.Layers)),
+	}
+	index := map[string]int{}
+	at := func(name string) int {
+		i, ok := index[name]
+		if !ok {
+			i, index[name] = len(m.Holders), len(m.Holders)
+			m.Holders = append(m.Holders, dashboard.Holder{Worker: name, Load: [][3]uint64{}})
+		}
+		return i
+	}
+	for l, groups := range shards.Held {
+		layer := &m.Layers[l]
+		layer.Heads = shards.Layers[l].Heads
+		for _, held := range groups {
+			owner := -1
+			for _, name := range slices.Backward(held) { // the first answers
+				owner = at(name)
+			}
+			layer.Owner, layer.Copies = append(layer.Owner, owner), append(layer.Copies, max(len(held)-1, 0))
+		}
+	}
+	for i, load := range c.sessions.Loads(ctx, index) {
+		for _, l := range load.GetLayers() {
+			m.Holders[i].Load = append(m.Holders[i].Load, [3]uint64{uint64(l.GetLayer()), l.GetSteps(), l.GetKernelNanos()})
+		}
+	}
+	return m, nil
 }

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"headwater.example/internal/membership"
+	"headwater.example/internal/observe"
 )
 
 // maxNamed is how many sessions a log line about a lost worker names.
@@ -27,6 +28,11 @@ func (r *Relay) watch(ctx context.Context) {
 				r.lost(m, now[name].Name != "")
 			}
 		}
+		for name := range now {
+			if before[name].Name == "" {
+				r.observe.Happened(observe.WorkerJoined, name, 0)
+			}
+		}
 		before = now
 		select {
 		case <-changed:
@@ -41,6 +47,9 @@ func (r *Relay) left(id [16]byte, lost []string) {
 	select {
 	case r.lacking <- struct{}{}:
 	default:
+	}
+	for _, name := range lost {
+		r.observe.Happened(observe.SessionsMoved, name, 1)
 	}
 	r.log.Warn("a session goes on without workers that are lost: others have copies of all that they held", "session", fmt.Sprintf("%x", id), "workers", strings.Join(lost, " "))
 }
@@ -58,10 +67,10 @@ func (r *Relay) lost(m membership.Member, restarted bool) {
 		}
 	}
 	r.mu.Unlock()
+	r.observe.WorkerLost(m.Name, restarted, len(held))
 	if len(held) == 0 {
 		return
 	}
-	r.observe.WorkerLost(len(held))
 	slices.Sort(held)
 	named := strings.Join(held[:min(len(held), maxNamed)], " ")
 	if more := len(held) - maxNamed; more > 0 {

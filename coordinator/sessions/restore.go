@@ -10,6 +10,7 @@ import (
 
 	"headwater.example/coordinator/workers"
 	"headwater.example/internal/membership"
+	"headwater.example/internal/observe"
 	"headwater.example/internal/session/fanout"
 	headwaterv1 "headwater.example/proto/headwater/v1"
 )
@@ -77,6 +78,7 @@ func (r *Relay) makeCopies(ctx context.Context) (missing bool) {
 					break
 				}
 				r.doubt(id[:])
+				r.observe.Happened(observe.CopiesMade, target.Name, 1)
 				r.log.Info("a copy of a session was made that it lacked", "session", fmt.Sprintf("%x", id), "worker", target.Name)
 				again, err := r.states(ctx, id)
 				if err != nil {

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"log/slog"
 	"math"
-	"net/http"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -162,11 +161,8 @@ func prepareProcess(c *coordinator.Coordinator, dataDir string, log *slog.Logger
 
 // serveDashboard serves the dashboard, metrics and profiles on the admin port, until the returned function is called.
 func serveDashboard(admin *adminFlag, c *coordinator.Coordinator, metrics *observe.Coordinator, log *slog.Logger) (end func()) {
-	board := dashboard.New(c.Picture, log)
-	stop := admin.serve(metrics.Registry, log, func(on *observe.Admin) {
-		on.Local("GET /{$}", http.HandlerFunc(board.Page))
-		on.Local("GET /events", http.HandlerFunc(board.Events))
-	})
+	board := dashboard.New(c, log)
+	stop := admin.serve(metrics.Registry, log, func(on *observe.Admin) { on.Local("/", board) })
 	return func() { stop(); board.Close() }
 }
 

@@ -1,15 +1,14 @@
-// Package dashboard is the page that shows a cluster live: which worker holds which layer and group of a session, what the workers
-// do, and how jobs get on.
+// Package dashboard is the pages that show a cluster live: which worker holds which layer and group of a session, what the workers
+// do, how jobs get on, and what has happened.
 //
-// The way of a picture: while somebody looks, one loop asks the source once a second and gives its snapshot to all who look, as
-// server-sent events. The page is one file without outside assets. It never shows an old picture as a new one: if the connection
-// ends it says since when.
+// The way of a picture: while somebody looks, one loop asks the cluster once a second, for itself and for the map of each session
+// that somebody looks at, and gives what it got to all who look, as server-sent events. The pages have no outside assets. They
+// never show an old picture as a new one: if nothing comes any more they say since when.
 package dashboard
 
 import (
 	"bytes"
 	"context"
-	_ "embed"
 	"encoding/json"
 	"fmt"
 	"log/slog"
@@ -18,193 +17,221 @@ import (
 	"time"
 )
 
-//go:embed page.html
-var page []byte
-
-// Snapshot is a cluster at one moment. Its JSON is what the page reads.
-type Snapshot struct {
-	At          time.Time `json:"at"`
-	Coordinator string    `json:"coordinator"`
-	Version     string    `json:"version"`
-	Error       string    `json:"error,omitempty"` // why nothing else is known
-	Workers     []Worker  `json:"workers"`
-	Sessions    []Session `json:"sessions"` // the first of them
-	Jobs        []Job     `json:"jobs"`     // newest first
-	Left        int       `json:"jobs_left_out"`
+// Cluster tells what a cluster is now. Its methods may be called concurrently.
+type Cluster interface {
+	// Picture is the whole of it but for maps.
+	Picture(ctx context.Context) (*Snapshot, error)
+	// Map is who holds a session of an id in hexadecimal.
+	Map(ctx context.Context, session string) (*Map, error)
 }
-
-// Worker is one worker. Counters are since its start, and 0 of one that does not count.
-type Worker struct {
-	Name     string `json:"name"`
-	Boot     string `json:"boot"`
-	Error    string `json:"error,omitempty"`
-	Budget   uint64 `json:"budget_bytes"`
-	Used     uint64 `json:"used_bytes"` // without what is given up when room is needed
-	Sessions uint64 `json:"sessions"`
-	Queued   uint64 `json:"queued_steps"`
-	Counts   bool   `json:"counts"`
-	Bus      uint64 `json:"bus_bytes_per_second"`
-	Read     uint64 `json:"read_bytes"`
-	Steps    uint64 `json:"steps"`
-}
-
-// Session is one session and who holds it.
-type Session struct {
-	ID      string    `json:"id"`
-	Name    string    `json:"name"`
-	Length  uint64    `json:"length"`
-	Bytes   uint64    `json:"page_bytes"`
-	Used    time.Time `json:"used"`
-	Holders []Holder  `json:"holders"`
-}
-
-// Holder is what a worker holds of a session.
-type Holder struct {
-	Worker string     `json:"worker"`
-	Layers [][]uint32 `json:"layers"` // each a layer's index and its groups
-}
-
-// Job is one job.
-type Job struct {
-	ID    string  `json:"id"`
-	Name  string  `json:"name"`
-	State string  `json:"state"`
-	Phase string  `json:"phase"`
-	Done  float64 `json:"done"` // 0 to 1
-}
-
-// Source tells what a cluster is now.
-type Source func(context.Context) (*Snapshot, error)
 
 const (
-	// every is how often a snapshot is taken while somebody looks.
-	every = time.Second
-	// maxViewers bounds who look at once.
+	// every is how often a picture is taken while somebody looks, or each restTimes as long as one takes, if that is more.
+	every     = time.Second
+	restTimes = 4
+	// maxViewers bounds who look at once, maxMaps the sessions whose maps they look at.
 	maxViewers = 512
-	// writeTimeout is how long a viewer may take to read a snapshot.
+	maxMaps    = 32
+	// writeTimeout is how long a viewer may take to read a picture.
 	writeTimeout = 10 * time.Second
 )
 
-// Dashboard serves the page and its events.
+// Dashboard serves the pages and their events.
 type Dashboard struct {
-	source Source
-	log    *slog.Logger
+	cluster Cluster
+	log     *slog.Logger
+	mux     *http.ServeMux
 
 	mu      sync.Mutex // guards what follows
-	viewers map[chan []byte]struct{}
+	viewers map[*viewer]struct{}
 	stop    context.CancelFunc // ends the loop, nil while it does not run
 	loops   sync.WaitGroup
 }
 
+// viewer is one who looks.
+type viewer struct {
+	session string      // whose map it looks at; "" is the one that was used last
+	events  chan []byte // one element: what it is to be sent next
+}
+
 // New makes a dashboard. Close ends it.
-func New(source Source, log *slog.Logger) *Dashboard {
-	return &Dashboard{source: source, log: log, viewers: map[chan []byte]struct{}{}}
+func New(cluster Cluster, log *slog.Logger) *Dashboard {
+	d := &Dashboard{cluster: cluster, log: log, mux: http.NewServeMux(), viewers: map[*viewer]struct{}{}}
+	d.mux.HandleFunc("GET /{$}", page("index.html"))
+	for _, name := range []string{"style.css", "lib.js", "map.js", "app.js"} {
+		d.mux.HandleFunc("GET /"+name, page(name))
+	}
+	d.mux.HandleFunc("GET /events", d.events)
+	return d
 }
 
-// Page serves the page.
-func (d *Dashboard) Page(w http.ResponseWriter, _ *http.Request) {
-	h := w.Header()
-	h.Set("Content-Type", "text/html; charset=utf-8")
-	h.Set("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:; base-uri 'none'; frame-ancestors 'none'")
-	h.Set("X-Content-Type-Options", "nosniff")
-	_, _ = w.Write(page) // Who has left needs no page.
-}
+// ServeHTTP implements http.Handler.
+func (d *Dashboard) ServeHTTP(w http.ResponseWriter, r *http.Request) { d.mux.ServeHTTP(w, r) }
 
-// Events sends snapshots until the viewer leaves.
-func (d *Dashboard) Events(w http.ResponseWriter, r *http.Request) {
-	viewer, err := d.enter()
-	if err != nil {
+// Close waits for the loop, which ends with the last viewer.
+func (d *Dashboard) Close() { d.loops.Wait() }
+
+// events sends pictures until the viewer leaves.
+func (d *Dashboard) events(w http.ResponseWriter, r *http.Request) {
+	v := &viewer{session: r.URL.Query().Get("session"), events: make(chan []byte, 1)}
+	if err := d.enter(v); err != nil {
 		http.Error(w, err.Error(), http.StatusServiceUnavailable)
 		return
 	}
-	defer d.leave(viewer)
-	w.Header().Set("Content-Type", "text/event-stream")
-	w.Header().Set("Cache-Control", "no-store")
-	control := http.NewResponseController(w)
+	defer d.leave(v)
+	stream := newStream(w)
 	for {
 		select {
 		case <-r.Context().Done():
 			return
-		case event := <-viewer:
-			if control.SetWriteDeadline(time.Now().Add(writeTimeout)) != nil {
-				return
-			}
-			if _, err := w.Write(event); err != nil {
-				return
-			}
-			if control.Flush() != nil {
+		case event := <-v.events:
+			if stream.send(event) != nil {
 				return
 			}
 		}
 	}
 }
 
-func (d *Dashboard) enter() (chan []byte, error) {
+// stream is the server's end of server-sent events.
+type stream struct {
+	w       http.ResponseWriter
+	control *http.ResponseController
+}
+
+func newStream(w http.ResponseWriter) stream {
+	w.Header().Set("Content-Type", "text/event-stream")
+	w.Header().Set("Cache-Control", "no-store")
+	w.Header().Set("X-Content-Type-Options", "nosniff")
+	return stream{w, http.NewResponseController(w)}
+}
+
+// send writes whole events.
+func (s stream) send(events []byte) error {
+	if err := s.control.SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
+		return err
+	}
+	if _, err := s.w.Write(events); err != nil {
+		return err
+	}
+	return s.control.Flush()
+}
+
+// event is a value as an event of a kind; "" is a message.
+func event(kind string, value any) ([]byte, error) {
+	text, err := json.Marshal(value)
+	if err != nil {
+		return nil, err
+	}
+	var b bytes.Buffer
+	if kind != "" {
+		fmt.Fprintf(&b, "event: %s\n", kind)
+	}
+	fmt.Fprintf(&b, "data: %s\n\n", text)
+	return b.Bytes(), nil
+}
+
+func (d *Dashboard) enter(v *viewer) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if len(d.viewers) >= maxViewers {
-		return nil, fmt.Errorf("%d look at the dashboard, the most that may", maxViewers)
+		return fmt.Errorf("%d look at the dashboard, the most that may", maxViewers)
 	}
-	viewer := make(chan []byte, 1)
-	d.viewers[viewer] = struct{}{}
+	d.viewers[v] = struct{}{}
 	if d.stop == nil {
 		ctx, cancel := context.WithCancel(context.Background())
 		d.stop = cancel
 		d.loops.Go(func() { d.loop(ctx) })
 	}
-	return viewer, nil
+	return nil
 }
 
-func (d *Dashboard) leave(viewer chan []byte) {
+func (d *Dashboard) leave(v *viewer) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	delete(d.viewers, viewer)
+	delete(d.viewers, v)
 	if len(d.viewers) == 0 {
 		d.stop()
 		d.stop = nil
 	}
 }
 
-// Close waits for the loop, which ends with the last viewer.
-func (d *Dashboard) Close() { d.loops.Wait() }
+// looking returns the viewers, by the session that they look at.
+func (d *Dashboard) looking() map[string][]*viewer {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	by := map[string][]*viewer{}
+	for v := range d.viewers {
+		by[v.session] = append(by[v.session], v)
+	}
+	return by
+}
 
 func (d *Dashboard) loop(ctx context.Context) {
-	ticks := time.NewTicker(every)
-	defer ticks.Stop()
 	for {
-		event, err := d.event(ctx)
-		if err != nil {
+		began := time.Now()
+		if err := d.show(ctx); err != nil && ctx.Err() == nil {
 			d.log.Warn("the dashboard has no picture", "error", err)
 		}
-		if ctx.Err() != nil {
-			return
-		}
-		d.mu.Lock()
-		for viewer := range d.viewers {
-			select {
-			case <-viewer: // What was not read is old.
-			default:
-			}
-			viewer <- event
-		}
-		d.mu.Unlock()
+		rest := time.NewTimer(max(every-time.Since(began), restTimes*time.Since(began)))
 		select {
-		case <-ticks.C:
+		case <-rest.C:
 		case <-ctx.Done():
+			rest.Stop()
 			return
 		}
 	}
 }
 
-// event is a snapshot as an event. Where there is none it says why.
-func (d *Dashboard) event(ctx context.Context) ([]byte, error) {
-	s, err := d.source(ctx)
+// show sends all viewers the cluster as it is. Where it is not known it says why.
+func (d *Dashboard) show(ctx context.Context) error {
+	s, failed := d.cluster.Picture(ctx)
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	if failed != nil {
+		s = &Snapshot{At: time.Now(), Error: failed.Error()}
+	}
+	picture, err := event("", s)
 	if err != nil {
-		s = &Snapshot{At: time.Now(), Error: err.Error()}
+		return err
 	}
-	text, encoding := json.Marshal(s)
-	if encoding != nil {
-		return nil, encoding
+	maps := 0
+	for session, viewers := range d.looking() {
+		if session == "" {
+			session = lastUsed(s.Sessions)
+		}
+		events := picture
+		if session != "" && failed == nil {
+			m := &Map{Session: session, Error: fmt.Sprintf("%d maps are looked at, the most that may be", maxMaps)}
+			if maps++; maps <= maxMaps {
+				if m, err = d.cluster.Map(ctx, session); err != nil {
+					m = &Map{Session: session, Error: err.Error()}
+				}
+			}
+			drawn, err := event("map", m)
+			if err != nil {
+				return err
+			}
+			events = bytes.Join([][]byte{picture, drawn}, nil)
+		}
+		for _, v := range viewers {
+			select {
+			case <-v.events: // What was not read is old.
+			default:
+			}
+			v.events <- events
+		}
 	}
-	return bytes.Join([][]byte{[]byte("data: "), text, []byte("\n\n")}, nil), err
+	return failed
+}
+
+// lastUsed is the session that was used last, "" if there is none.
+func lastUsed(all []Session) (id string) {
+	var at time.Time
+	for _, s := range all {
+		if id == "" || s.Used.After(at) {
+			id, at = s.ID, s.Used
+		}
+	}
+	return id
 }

@@ -5,9 +5,11 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"io"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"reflect"
 	"regexp"
 	"strings"
 	"sync/atomic"
@@ -15,18 +17,32 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+
+	"headwater.example/internal/observe"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// serve serves a dashboard of a source until the test ends.
-func serve(t *testing.T, source Source) *httptest.Server {
+// fake is a cluster of functions.
+type fake struct {
+	picture func() (*Snapshot, error)
+	maps    func(session string) (*Map, error)
+}
+
+func (f *fake) Picture(context.Context) (*Snapshot, error) { return f.picture() }
+
+func (f *fake) Map(_ context.Context, session string) (*Map, error) {
+	if f.maps == nil {
+		return &Map{Session: session}, nil
+	}
+	return f.maps(session)
+}
+
+// serve serves a dashboard of a cluster until the test ends.
+func serve(t *testing.T, c Cluster) *httptest.Server {
 	t.Helper()
-	d := New(source, slog.New(slog.DiscardHandler))
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET /{$}", d.Page)
-	mux.HandleFunc("GET /events", d.Events)
-	s := httptest.NewServer(mux)
+	d := New(c, slog.New(slog.DiscardHandler))
+	s := httptest.NewServer(d)
 	t.Cleanup(func() {
 		s.CloseClientConnections()
 		s.Close()
@@ -35,12 +51,18 @@ func serve(t *testing.T, source Source) *httptest.Server {
 	return s
 }
 
-// look returns the first snapshots that a viewer is sent.
-func look(t *testing.T, s *httptest.Server, n int) (all []Snapshot) {
+// sent is what a viewer was sent.
+type sent struct {
+	pictures []Snapshot
+	maps     []Map
+}
+
+// look returns what a viewer of a session is sent, until it has so many pictures and maps.
+func look(t *testing.T, s *httptest.Server, session string, pictures, maps int) (got sent) {
 	t.Helper()
 	ctx, leave := context.WithTimeout(t.Context(), time.Minute)
 	defer leave()
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, s.URL+"/events", nil)
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, s.URL+"/events?session="+session, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -54,36 +76,48 @@ func look(t *testing.T, s *httptest.Server, n int) (all []Snapshot) {
 	}
 	lines := bufio.NewScanner(answer.Body)
 	lines.Buffer(nil, 1<<20)
-	for len(all) < n && lines.Scan() {
-		if text, ok := strings.CutPrefix(lines.Text(), "data: "); ok {
-			var one Snapshot
-			if err := json.Unmarshal([]byte(text), &one); err != nil {
-				t.Fatal(err)
-			}
-			all = append(all, one)
+	kind := ""
+	for (len(got.pictures) < pictures || len(got.maps) < maps) && lines.Scan() {
+		switch name, text, _ := strings.Cut(lines.Text(), ": "); {
+		case name == "event":
+			kind = text
+		case name == "data" && kind == "map":
+			got.maps = append(got.maps, parsed[Map](t, text))
+		case name == "data":
+			got.pictures = append(got.pictures, parsed[Snapshot](t, text))
+		case name == "":
+			kind = ""
 		}
 	}
-	if len(all) < n {
-		t.Fatalf("%d of %d snapshots came: %v", len(all), n, lines.Err())
+	if len(got.pictures) < pictures || len(got.maps) < maps {
+		t.Fatalf("%d pictures and %d maps came: %v", len(got.pictures), len(got.maps), lines.Err())
 	}
-	return all
+	return got
+}
+
+func parsed[T any](t *testing.T, text string) (value T) {
+	t.Helper()
+	if err := json.Unmarshal([]byte(text), &value); err != nil {
+		t.Fatal(err)
+	}
+	return value
 }
 
 func TestViewersShareOnePictureAndNobodyAsksWhenNobodyLooks(t *testing.T) {
 	var asked atomic.Int64
-	s := serve(t, func(context.Context) (*Snapshot, error) {
-		return &Snapshot{Coordinator: "c", Jobs: []Job{{Done: float64(asked.Add(1))}}}, nil
-	})
+	s := serve(t, &fake{picture: func() (*Snapshot, error) {
+		return &Snapshot{Name: "c", Jobs: []Job{{Done: float64(asked.Add(1))}}}, nil
+	}})
 	if asked.Load() != 0 {
 		t.Error("the source was asked before anybody looked")
 	}
 	const viewers = 20
 	done := make(chan Snapshot, viewers)
 	for range viewers {
-		go func() { done <- look(t, s, 2)[1] }()
+		go func() { done <- look(t, s, "", 2, 0).pictures[1] }()
 	}
 	for range viewers {
-		if got := <-done; got.Coordinator != "c" {
+		if got := <-done; got.Name != "c" {
 			t.Errorf("a viewer sees %+v", got)
 		}
 	}
@@ -93,26 +127,88 @@ func TestViewersShareOnePictureAndNobodyAsksWhenNobodyLooks(t *testing.T) {
 }
 
 func TestAnErrorIsShownAndNoOldPicture(t *testing.T) {
-	s := serve(t, func(context.Context) (*Snapshot, error) { return nil, errors.New("the cluster is gone") })
-	if got := look(t, s, 1)[0]; got.Error != "the cluster is gone" || got.Workers != nil {
+	s := serve(t, &fake{picture: func() (*Snapshot, error) { return nil, errors.New("the cluster is gone") }})
+	if got := look(t, s, "", 1, 0).pictures[0]; got.Error != "the cluster is gone" || got.Workers != nil {
 		t.Errorf("a viewer sees %+v", got)
 	}
 }
 
-func TestPageIsSmallAndAsksNobodyElse(t *testing.T) {
+func TestAViewerSeesTheMapOfItsSession(t *testing.T) {
+	at := time.Now()
+	s := serve(t, &fake{
+		picture: func() (*Snapshot, error) {
+			return &Snapshot{Sessions: []Session{{ID: "a", Used: at}, {ID: "b", Used: at.Add(time.Second)}, {ID: "c", Used: at}}}, nil
+		},
+		maps: func(session string) (*Map, error) {
+			if session == "gone" {
+				return nil, errors.New("nobody holds it")
+			}
+			return &Map{Session: session, Layers: []Layer{{Owner: []int{0}}}}, nil
+		},
+	})
+	for asked, want := range map[string]Map{"": {Session: "b"}, "c": {Session: "c"}, "gone": {Session: "gone", Error: "nobody holds it"}} {
+		if got := look(t, s, asked, 1, 1).maps[0]; got.Session != want.Session || got.Error != want.Error || (got.Error == "") != (len(got.Layers) == 1) {
+			t.Errorf("who looks at %q sees %+v, want %+v", asked, got, want)
+		}
+	}
+}
+
+// TestNumbersAreCalledByTheirMetrics holds each number of the coordinator and of its workers to a metric of that name.
+func TestNumbersAreCalledByTheirMetrics(t *testing.T) {
+	there := map[string]observe.Kind{}
+	for _, m := range observe.All() {
+		there[m.Name] = m.Kind
+	}
+	for prefix, of := range map[string]reflect.Type{"headwater_coordinator_": reflect.TypeFor[Totals](), "headwater_worker_": reflect.TypeFor[Worker]()} {
+		for field := range of.Fields() {
+			name := field.Tag.Get("json")
+			switch field.Type.Kind() {
+			case reflect.String, reflect.Bool:
+				continue
+			}
+			base, part := strings.CutSuffix(prefix+name, "_count")
+			if !part {
+				base, part = strings.CutSuffix(base, "_sum")
+			}
+			if kind, ok := there[base]; !ok || part != (kind == observe.Histogram) {
+				t.Errorf("%s: there is no metric %s%s", field.Name, prefix, name)
+			}
+		}
+	}
+}
+
+func TestPagesAreSmallAndAskNobodyElse(t *testing.T) {
 	s := serve(t, nil)
-	answer, err := s.Client().Get(s.URL + "/")
-	if err != nil {
-		t.Fatal(err)
+	known := map[string]bool{}
+	for _, m := range observe.All() {
+		for _, part := range []string{"", "_count", "_sum"} {
+			known[m.Name+part] = true
+		}
 	}
-	defer answer.Body.Close()
-	if len(page) > 300_000 {
-		t.Errorf("the page has %d bytes", len(page))
+	size := 0
+	for _, name := range []string{"", "style.css", "lib.js", "map.js", "app.js"} {
+		answer, err := s.Client().Get(s.URL + "/" + name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text, err := io.ReadAll(answer.Body)
+		if err := errors.Join(err, answer.Body.Close()); err != nil || answer.StatusCode != http.StatusOK {
+			t.Fatalf("%q: %s, %v", name, answer.Status, err)
+		}
+		size += len(text)
+		if found := regexp.MustCompile(`https?://|@import|innerHTML|insertAdjacentHTML|document\.write|eval\(`).Find(text); found != nil {
+			t.Errorf("%q has %q", name, found)
+		}
+		if policy := answer.Header.Get("Content-Security-Policy"); !strings.Contains(policy, "default-src 'none'") || !strings.Contains(policy, "frame-ancestors 'none'") || strings.Contains(policy, "unsafe") {
+			t.Errorf("the policy of %q is %q", name, policy)
+		}
+		for _, metric := range regexp.MustCompile(`headwater_\w+`).FindAll(text, -1) {
+			if !known[string(metric)] {
+				t.Errorf("%q names the metric %s, which there is not", name, metric)
+			}
+		}
 	}
-	if found := regexp.MustCompile(`https?://|@import|<script src|<link[^>]+stylesheet|innerHTML`).Find(page); found != nil {
-		t.Errorf("the page has %q", found)
-	}
-	if policy := answer.Header.Get("Content-Security-Policy"); !strings.Contains(policy, "default-src 'none'") || !strings.Contains(policy, "frame-ancestors 'none'") {
-		t.Errorf("its policy is %q", policy)
+	if size > 300_000 {
+		t.Errorf("the pages have %d bytes", size)
 	}
 }

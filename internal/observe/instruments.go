@@ -152,6 +152,7 @@ type Coordinator struct {
 	jobWire           prometheus.Histogram
 	jobLost           prometheus.Counter
 	workers, sessions prometheus.Counter
+	events            events
 }
 
 // NewCoordinator makes the metrics of a coordinator.
@@ -191,20 +192,5 @@ func (c *Coordinator) JobEnded(state string, took time.Duration) {
 func (c *Coordinator) JobWire(took time.Duration) {
 	if c != nil {
 		c.jobWire.Observe(max(took, 0).Seconds())
-	}
-}
-
-// JobLost counts a worker that was lost while it had a share of a job.
-func (c *Coordinator) JobLost() {
-	if c != nil {
-		c.jobLost.Inc()
-	}
-}
-
-// WorkerLost counts a worker that went away with its parts of so many sessions.
-func (c *Coordinator) WorkerLost(sessions int) {
-	if c != nil {
-		c.workers.Inc()
-		c.sessions.Add(float64(sessions))
 	}
 }

@@ -8,7 +8,9 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"math"
 	"net/http"
+	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -160,6 +162,60 @@ func TestMetricsAreWhatStatusShows(t *testing.T) {
 	}
 }
 
+// watched is what a dashboard sends.
+type watched struct {
+	t     *testing.T
+	lines *bufio.Scanner
+}
+
+// watch looks at a coordinator's dashboard until the test ends.
+func watch(t *testing.T, at string) *watched {
+	t.Helper()
+	request, err := http.NewRequestWithContext(bounded(t), http.MethodGet, "http://"+at+"/events", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	answer, err := http.DefaultClient.Do(request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(http.DefaultClient.CloseIdleConnections)
+	t.Cleanup(func() { _ = answer.Body.Close() })
+	lines := bufio.NewScanner(answer.Body)
+	lines.Buffer(nil, 1<<20)
+	return &watched{t, lines}
+}
+
+// next returns the next picture, and the map that comes with it if a session is open.
+func (w *watched) next() (p dashboard.Snapshot, m dashboard.Map) {
+	w.t.Helper()
+	kind, seen := "", false
+	for w.lines.Scan() {
+		switch name, text, _ := strings.Cut(w.lines.Text(), ": "); {
+		case name == "event":
+			kind = text
+		case name == "data" && kind == "map":
+			if err := json.Unmarshal([]byte(text), &m); err != nil {
+				w.t.Fatal(err)
+			}
+			if seen {
+				return p, m
+			}
+		case name == "data":
+			if err := json.Unmarshal([]byte(text), &p); err != nil {
+				w.t.Fatal(err)
+			}
+			if seen = true; len(p.Sessions) == 0 {
+				return p, m
+			}
+		case name == "":
+			kind = ""
+		}
+	}
+	w.t.Fatalf("the events ended: %v", w.lines.Err())
+	return p, m
+}
+
 // TestDashboardSeesAWorkerDie reads what the page is sent, until a worker that was killed is left out.
 func TestDashboardSeesAWorkerDie(t *testing.T) {
 	t.Parallel()
@@ -168,45 +224,80 @@ func TestDashboardSeesAWorkerDie(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	request, err := http.NewRequestWithContext(bounded(t), http.MethodGet, "http://"+c.Admin(-1)+"/events", nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	answer, err := http.DefaultClient.Do(request)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer answer.Body.Close()
-	defer http.DefaultClient.CloseIdleConnections()
-	lines := bufio.NewScanner(answer.Body)
-	lines.Buffer(nil, 1<<20)
-	next := func() (p dashboard.Snapshot) {
-		for lines.Scan() {
-			if text, ok := strings.CutPrefix(lines.Text(), "data: "); ok {
-				if err := json.Unmarshal([]byte(text), &p); err != nil {
-					t.Fatal(err)
-				}
-				return p
-			}
-		}
-		t.Fatalf("the events ended: %v", lines.Err())
-		return p
-	}
-	whole := next()
-	if len(whole.Workers) != 2 || len(whole.Sessions) != 1 || whole.Sessions[0].ID != s.ID().String() || len(whole.Sessions[0].Holders) != 2 {
-		t.Fatalf("the page is sent %+v", whole)
+	w := watch(t, c.Admin(-1))
+	p, m := w.next()
+	if len(p.Workers) != 2 || len(p.Sessions) != 1 || p.Sessions[0].ID != s.ID().String() || m.Session != s.ID().String() || len(m.Holders) != 2 || slices.Contains(m.Layers[0].Owner, -1) {
+		t.Fatalf("the page is sent %+v with the map %+v", p, m)
 	}
 	c.Kill(1)
 	for {
-		p := next()
+		p, m := w.next()
 		left := 0
 		for _, w := range p.Workers {
 			if w.Error == "" {
 				left++
 			}
 		}
-		if left == 1 && len(p.Sessions) == 1 && len(p.Sessions[0].Holders) == 1 {
+		told := slices.ContainsFunc(p.Events, func(e dashboard.Event) bool { return e.What == "gone" && e.Count == 1 })
+		if left == 1 && len(p.Sessions) == 1 && len(m.Holders) == 1 && slices.Contains(m.Layers[0].Owner, -1) && told && p.Coordinator.SessionsLost == 1 {
 			return
+		}
+	}
+}
+
+// TestDashboardShowsWhatTheMetricsSay holds every number of the coordinator and of its workers on the dashboard against the metric
+// of that name, as the processes serve it, while nothing happens.
+func TestDashboardShowsWhatTheMetricsSay(t *testing.T) {
+	t.Parallel()
+	c := start(t, localcluster.Options{Workers: 2, CoordinatorArgs: admin, WorkerArgs: admin})
+	g, layers := generate(t, c)
+	s, err := c.OpenSession(g.ctx, client.SessionOptions{Layers: layers})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 5 {
+		g.step(s, i, i+1)
+	}
+	p, _ := watch(t, c.Admin(-1)).next()
+	compareFields(t, p.Coordinator, scrape(t, c.Admin(-1)), "headwater_coordinator_")
+	if len(p.Workers) != c.Workers() {
+		t.Fatalf("the dashboard has %d workers", len(p.Workers))
+	}
+	for i, w := range p.Workers {
+		if w.Error != "" || !w.Counts || w.Steps == 0 || w.Read == 0 || w.Used == 0 {
+			t.Errorf("the dashboard says of a worker %+v", w)
+		}
+		compareFields(t, w, scrape(t, c.Admin(i)), "headwater_worker_")
+	}
+}
+
+// compareFields holds each number of a struct against the metric that its JSON name says, summed over labels.
+func compareFields(t *testing.T, of any, metrics map[string]float64, prefix string) {
+	t.Helper()
+	v := reflect.ValueOf(of)
+	for i := range v.NumField() {
+		name := prefix + v.Type().Field(i).Tag.Get("json")
+		var got float64
+		switch f := v.Field(i); f.Kind() {
+		case reflect.Uint64:
+			got = float64(f.Uint())
+		case reflect.Float64:
+			got = f.Float()
+		case reflect.Map:
+			for _, n := range f.Interface().(map[string]uint64) {
+				got += float64(n)
+			}
+		default:
+			continue
+		}
+		want, found := 0.0, false
+		for metric, value := range metrics {
+			if base, _, _ := strings.Cut(metric, "{"); base == name {
+				want, found = want+value, true
+			}
+		}
+		if !found || math.Abs(got-want) > 2e-9+1e-9*math.Abs(want) { // times are told in nanoseconds
+			t.Errorf("the dashboard has %s = %v, the metric is %v (there: %v)", name, got, want, found)
 		}
 	}
 }

@@ -177,6 +177,16 @@ func (h *Holding) Layers() []shard.LayerSpec { return h.layers }
 // Holders returns the session's holders. The caller must not change them.
 func (h *Holding) Holders() []*Holder { return h.holders }
 
+// Answers returns the name of the holder that answers for a group of a layer.
+func (h *Holding) Answers(layer, group int) string {
+	for _, p := range h.parts[layer] {
+		if slices.Contains(p.answers, group) {
+			return p.holder.Name
+		}
+	}
+	return "" // NewHolding makes none such
+}
+
 // Whole reports whether one holder has all groups of a layer, and no others will: a step's payload can be given away then.
 func (h *Holding) Whole(layer int) bool { return len(h.parts[layer]) == 1 && !h.copied }
 

@@ -469,7 +469,7 @@ func (r *run) lose(l *stream, err error) error {
 	}
 	r.lastErr = fmt.Errorf("worker %q was lost: %s", l.name, describeError(err))
 	r.Logger.Warn("worker lost", "job", r.ID, "worker", l.name, "error", err)
-	r.Observe.JobLost()
+	r.Observe.JobLost(l.name)
 	r.broken[string(l.identity.GetBoot())]++
 	delete(r.streams, l.name)
 	l.close()

@@ -1,0 +1,157 @@
+// The page: it listens to the coordinator and shows what comes. If nothing comes any more it says since when.
+
+import { $, make, set, rows, bytes, number, count, share, time, seconds } from "./lib.js";
+import * as map from "./map.js";
+
+// A coordinator that says nothing for so long is not there, even if the connection is. It says something each second, or less
+// often if to ask the cluster takes long.
+const silence = 15_000;
+
+let before = null, last = null; // snapshots
+let picked = new URLSearchParams(location.search).get("session") ?? "";
+let events = null, heard = 0;
+
+function connect() {
+  events?.close();
+  events = new EventSource("events" + (picked ? "?session=" + encodeURIComponent(picked) : ""));
+  events.onmessage = e => { heard = Date.now(); show(JSON.parse(e.data)); };
+  events.addEventListener("map", e => { if (last) map.draw(JSON.parse(e.data), new Date(last.at) / 1000); });
+  events.onerror = lost;
+}
+
+function lost() { stale(last ? "not connected since " + time(last.at) : "not connected"); }
+
+function stale(text) {
+  document.body.classList.add("stale");
+  set($("state"), text);
+}
+
+setInterval(() => { if (heard && Date.now() - heard > silence) lost(); }, 1000);
+
+// pick shows another session.
+function pick(id) {
+  picked = id;
+  history.replaceState(null, "", id ? "?session=" + id : location.pathname);
+  connect();
+  if (last) sessions(last);
+}
+
+function show(s) {
+  if (s.error) return stale(s.error);
+  before = last;
+  last = s;
+  document.body.classList.remove("stale");
+  set($("state"), "as of " + time(s.at));
+  set($("who"), s.coordinator + " " + s.version);
+  totals(s.totals);
+  workers(s);
+  sessions(s);
+  jobs(s);
+  happenings(s);
+  if (!s.sessions.length && !picked) map.none("No session is open.");
+}
+
+function totals(t) {
+  const all = [
+    ["workers", t.workers, "headwater_coordinator_workers"],
+    ["left out", t.workers_left_out, "headwater_coordinator_workers_left_out"],
+    ["lanes", t.lanes, "headwater_coordinator_lanes"],
+    ["workers lost", t.workers_lost_total, "headwater_coordinator_workers_lost_total"],
+    ["their sessions", t.sessions_lost_total, "headwater_coordinator_sessions_lost_total"],
+    ["shares of jobs lost", t.job_workers_lost_total, "headwater_coordinator_job_workers_lost_total"],
+    ...Object.entries(t.jobs).map(([state, n]) => ["jobs " + state, n, `headwater_coordinator_jobs{state="${state}"}`]),
+  ];
+  rows($("totals"), all, ([name]) => name, ([name, , metric]) => [make("dt", name, { title: metric }), make("dd", "", { title: metric })],
+    (row, [, n]) => set(row.children[1], number(n)), "div");
+}
+
+// rates are what a worker did since the last snapshot, null where it does not tell.
+function rates(w, old, spent) {
+  const o = old.get(w.name + w.boot);
+  if (!o || !w.counts || !o.counts || spent <= 0) return { bus: null, steps: null, waited: null };
+  const steps = w.step_queue_seconds_count - o.step_queue_seconds_count;
+  return {
+    bus: w.bus_bytes_per_second ? (w.kernel_read_bytes_total - o.kernel_read_bytes_total) / spent / w.bus_bytes_per_second : null,
+    steps: steps / spent,
+    waited: steps ? (w.step_queue_seconds_sum - o.step_queue_seconds_sum) / steps : null,
+  };
+}
+
+const orders = {
+  name: () => 0, // as they come
+  memory: (a, b) => b.memory - a.memory,
+  bus: (a, b) => b.bus - a.bus,
+  queue: (a, b) => b.w.queued_steps - a.w.queued_steps,
+};
+
+function workers(s) {
+  const old = new Map((before?.workers ?? []).map(w => [w.name + w.boot, w]));
+  const spent = before ? (new Date(s.at) - new Date(before.at)) / 1000 : 0;
+  const all = s.workers.map(w => ({ w, memory: w.error ? -1 : (w.memory_used_bytes - w.memory_spare_bytes) / w.memory_budget_bytes, ...rates(w, old, spent) }));
+  all.sort(orders[$("sort").value]);
+  rows($("workers"), all, x => x.w.name, x => [make("th", x.w.name, { scope: "row", className: "name", title: x.w.name }), ...Array.from({ length: 7 }, () => make("td"))], (tr, x) => {
+    const w = x.w, td = [...tr.children].slice(1);
+    td.forEach((c, i) => { c.hidden = Boolean(w.error) && i > 0; });
+    td[0].colSpan = w.error ? 7 : 1;
+    td[0].className = w.error ? "bad left name" : "";
+    td[0].title = w.error ?? "";
+    if (w.error) return set(td[0], w.error);
+    const texts = [share(x.memory) + " of " + bytes(w.memory_budget_bytes), share(x.bus), x.steps === null ? "–" : number(Math.round(x.steps)), seconds(x.waited),
+      number(w.queued_steps), number(w.sessions), w.prefix_asked_positions_total ? share(w.prefix_hit_positions_total / w.prefix_asked_positions_total) : "–"];
+    texts.forEach((text, i) => set(td[i], text));
+  });
+  const silent = s.workers.filter(w => w.error).length, dumb = s.workers.some(w => !w.error && !w.counts);
+  set($("workers-note"), count(s.workers.length, "worker") + (silent ? `, ${number(silent)} of them left out` : "") + (dumb ? "; – is of workers without --admin, which do not count" : ""));
+}
+
+function sessions(s) {
+  rows($("sessions"), s.sessions, x => x.id, x => {
+    const th = make("th", "", { scope: "row" }), button = make("button", x.id.slice(0, 8), { className: "link", title: "show the map of session " + x.id });
+    button.addEventListener("click", () => pick(x.id));
+    th.append(button);
+    return [th, make("td", x.name, { className: "left name", title: x.name }), ...Array.from({ length: 4 }, () => make("td"))];
+  }, (tr, x) => {
+    tr.className = x.id === picked ? "picked" : "";
+    [number(x.length), bytes(x.page_bytes), number(x.holders), time(x.used)].forEach((text, i) => set(tr.children[i + 2], text));
+  });
+  const held = Math.max(0, ...s.workers.map(w => w.sessions));
+  set($("sessions-note"), s.sessions_left_out ? `the first ${s.sessions.length} of at least ${number(Math.max(held, s.sessions.length + 1))}: find others by their id above` : count(s.sessions.length, "session"));
+  if ($("ids").childElementCount !== s.sessions.length) $("ids").replaceChildren(...s.sessions.map(x => make("option", x.name, { value: x.id })));
+}
+
+function jobs(s) {
+  rows($("jobs"), s.jobs, j => j.id, j => {
+    const bar = make("progress", "", { max: 1 }), td = make("td");
+    bar.setAttribute("aria-label", "progress of " + (j.name || j.id));
+    td.append(bar);
+    return [make("th", j.name || j.id, { scope: "row", className: "name", title: j.id }), make("td", "", { className: "left name" }), td];
+  }, (tr, j) => {
+    const said = j.state + (j.error ? ": " + j.error : j.state === "running" && j.phase ? ": " + j.phase : "");
+    set(tr.children[1], said);
+    tr.children[1].title = said;
+    tr.querySelector("progress").value = j.done;
+  });
+  set($("jobs-note"), s.jobs_left_out ? `${number(s.jobs_left_out)} older ones are not shown` : count(s.jobs.length, "job"));
+}
+
+const said = {
+  joined: e => `worker ${e.worker} has joined`,
+  gone: e => `worker ${e.worker} is gone` + (e.count ? `, and with it its part of ${count(e.count, "session")}` : ""),
+  restarted: e => `worker ${e.worker} was restarted` + (e.count ? `: its part of ${count(e.count, "session")} is lost` : ""),
+  moved: e => `${count(e.count, "session goes", "sessions go")} on without worker ${e.worker}, from copies`,
+  copied: e => `${count(e.count, "copy", "copies")} that sessions lacked were made at worker ${e.worker}`,
+  job: e => `worker ${e.worker} was lost to a job: others take its share`,
+};
+
+function happenings(s) {
+  rows($("events"), s.events, e => e.at + e.what + e.worker, e => [make("time", time(e.at), { dateTime: e.at }), make("span")],
+    (li, e) => set(li.children[1], (said[e.what] ?? (() => e.what))(e)), "li");
+  set($("events-note"), s.events.length ? "" : "Nothing since the coordinator started.");
+}
+
+$("sort").addEventListener("change", () => { if (last) workers(last); });
+$("map-controls").addEventListener("submit", e => {
+  e.preventDefault();
+  pick($("find").value.trim().toLowerCase());
+});
+connect();
