@@ -42,10 +42,15 @@ var system = calls{preallocate: preallocate, sync: (*os.File).Sync, rename: os.R
 // which the disk space is taken now; 0 if it is not known. If path is a symbolic link, its target is what is replaced or made.
 // A path that is there and is not a regular file is refused.
 func Create(path string, size int64) (*File, error) {
-	return create(path, size, system)
+	return create(path, size, 0o666, system)
 }
 
-func create(path string, size int64, calls calls) (*File, error) {
+// CreateSecret is Create for a file that its owner alone may read.
+func CreateSecret(path string, size int64) (*File, error) {
+	return create(path, size, 0o600, system)
+}
+
+func create(path string, size int64, mode fs.FileMode, calls calls) (*File, error) {
 	if size < 0 {
 		return nil, fmt.Errorf("create %s: size of %d bytes", path, size)
 	}
@@ -53,7 +58,7 @@ func create(path string, size int64, calls calls) (*File, error) {
 	if err != nil {
 		return nil, err
 	}
-	f, err := createTemporary(target)
+	f, err := createTemporary(target, mode)
 	if err != nil {
 		return nil, fmt.Errorf("create %s: %w", path, reason(err))
 	}
@@ -122,8 +127,8 @@ func IsTemporary(path string) bool {
 	return err == nil
 }
 
-// createTemporary makes a new file beside target, with the permissions that a new file gets.
-func createTemporary(target string) (*os.File, error) {
+// createTemporary makes a new file beside target, with the permissions of mode as far as the umask lets it have them.
+func createTemporary(target string, mode fs.FileMode) (*os.File, error) {
 	dir, base := filepath.Split(target)
 	if base == "" {
 		return nil, errors.New("no name of a file")
@@ -133,7 +138,7 @@ func createTemporary(target string) (*os.File, error) {
 	}
 	for tries := 0; ; tries++ {
 		name := dir + "." + base + marker + strconv.FormatUint(rand.Uint64(), 36)
-		f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o666)
+		f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_EXCL, mode)
 		if err == nil || !errors.Is(err, fs.ErrExist) || tries == 100 {
 			return f, err
 		}

@@ -84,7 +84,7 @@ func TestCommitFlushesThenRenamesThenFlushesTheDirectory(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "context")
 	var r recorder
-	f, err := create(path, 4, r.system(t, path))
+	f, err := create(path, 4, 0o666, r.system(t, path))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -123,7 +123,7 @@ func TestFailureLeavesWhatWasThere(t *testing.T) {
 			t.Fatal(err)
 		}
 		r := recorder{fail: step, err: unix.ENOSPC}
-		f, err := create(path, 3, r.system(t, path))
+		f, err := create(path, 3, 0o666, r.system(t, path))
 		if err == nil {
 			if _, err := f.Write([]byte("new")); err != nil {
 				t.Fatal(err)
@@ -145,7 +145,7 @@ func TestFlushSaysWhatTheDiskRefuses(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "context")
 	r := recorder{}
-	f, err := create(path, 0, r.system(t, path))
+	f, err := create(path, 0, 0o666, r.system(t, path))
 	if err != nil {
 		t.Fatal(err)
 	}

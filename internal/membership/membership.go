@@ -14,6 +14,7 @@ import (
 	"fmt"
 
 	"headwater.example/internal/address"
+	"headwater.example/internal/certs"
 )
 
 // Role is what a member does.
@@ -61,7 +62,7 @@ type View interface {
 
 // The bounds of a member's fields.
 const (
-	maxName    = 128
+	maxName    = certs.MaxName
 	maxVersion = 64
 	MaxWeight  = 1 << 20
 )

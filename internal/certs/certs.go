@@ -1,0 +1,241 @@
+// Package certs has the certificates by which the parts of a cluster know each other: what they say, how they are made, and
+// what is wrong with one that is refused.
+//
+// A certificate says who holds it by URIs of one role, headwater://ROLE/NAME. A cluster has a certificate authority of its own,
+// so that a role is enough to know a coordinator, at whatever address; a worker is known by its name as well, which is the one
+// that it gossips. The way of a certificate: an Authority, a folder that its owner keeps, issues it into a folder of a process
+// (authority.go); the process reads that folder (folder.go), and its peers check what it shows (Trust.Verify).
+package certs
+
+import (
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net/url"
+	"strings"
+	"time"
+)
+
+// Role is what the holder of a certificate is in the cluster.
+type Role string
+
+// The roles.
+const (
+	Coordinator Role = "coordinator"
+	Worker      Role = "worker"
+	Relay       Role = "relay"  // a process of `coord relay` that other machines reach
+	Client      Role = "client" // whoever uses the cluster; its name is its tenant
+)
+
+// Roles are all roles.
+var Roles = []Role{Coordinator, Worker, Relay, Client}
+
+// Known tells whether there is such a role.
+func (r Role) Known() bool {
+	for _, role := range Roles {
+		if r == role {
+			return true
+		}
+	}
+	return false
+}
+
+// serves tells whether others connect to holders of the role.
+func (r Role) serves() bool { return r != Client }
+
+// Host is the DNS name that certificates of a role bear beside their URIs, for TLS libraries that compare nothing else.
+func (r Role) Host() string { return string(r) + ".headwater.internal" }
+
+const (
+	scheme = "headwater"
+	// MaxName bounds the bytes of a name in a certificate, and so that of a member of gossip.
+	MaxName = 128
+	// maxIdentities bounds the names that a certificate has.
+	maxIdentities = 64
+)
+
+// Identity is who a certificate says that its holder is. A name that ends with * stands for all that begin with what is before
+// it: replicas of one Kubernetes StatefulSet share a Secret.
+type Identity struct {
+	Role Role
+	Name string
+}
+
+// String is the URI of the identity.
+func (i Identity) String() string { return i.uri().String() }
+
+func (i Identity) uri() *url.URL {
+	path := "/" + i.Name
+	return &url.URL{Scheme: scheme, Host: string(i.Role), Path: path, RawPath: path} // a * stays one
+}
+
+// Validate says what is wrong with an identity that is to be written into a certificate.
+func (i Identity) Validate() error {
+	if !i.Role.Known() {
+		return fmt.Errorf("role %q is none of coordinator, worker, relay, client", i.Role)
+	}
+	name := strings.TrimSuffix(i.Name, "*")
+	if name == "" && i.Name != "*" || len(name) > MaxName {
+		return fmt.Errorf("a name has %d bytes, not 1 to %d", len(name), MaxName)
+	}
+	for _, c := range []byte(name) {
+		switch {
+		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9', c == '.', c == '_', c == '-':
+		default:
+			return fmt.Errorf("name %q has other characters than letters, digits, '.', '_' and '-', and one '*' at its end", i.Name)
+		}
+	}
+	if i.Role == Client && name != i.Name {
+		return fmt.Errorf("name %q: that of a client is its tenant, which one certificate has one of", i.Name)
+	}
+	return nil
+}
+
+// is tells whether the identity covers a name.
+func (i Identity) is(name string) bool {
+	if prefix, ok := strings.CutSuffix(i.Name, "*"); ok {
+		return strings.HasPrefix(name, prefix)
+	}
+	return i.Name == name
+}
+
+// Holder is who holds a certificate: all of its identities, which have one role.
+type Holder struct {
+	Role  Role
+	Names []string
+}
+
+// String names the holder for people.
+func (h Holder) String() string { return string(h.Role) + " " + strings.Join(h.Names, ", ") }
+
+// Is tells whether the holder may go by a name.
+func (h Holder) Is(name string) bool {
+	for _, own := range h.Names {
+		if (Identity{h.Role, own}).is(name) {
+			return true
+		}
+	}
+	return false
+}
+
+// HolderOf reads who a certificate says that its holder is. It says nothing of whether that is true.
+func HolderOf(cert *x509.Certificate) (Holder, error) {
+	var h Holder
+	for _, u := range cert.URIs {
+		if u.Scheme != scheme {
+			continue
+		}
+		id := Identity{Role(u.Host), strings.TrimPrefix(u.Path, "/")}
+		if err := id.Validate(); err != nil {
+			return Holder{}, err
+		}
+		if h.Role != "" && h.Role != id.Role {
+			return Holder{}, fmt.Errorf("it has the roles %s and %s, and one is allowed", h.Role, id.Role)
+		}
+		if len(h.Names) == maxIdentities {
+			return Holder{}, fmt.Errorf("it has more than %d names", maxIdentities)
+		}
+		h.Role, h.Names = id.Role, append(h.Names, id.Name)
+	}
+	if h.Role == "" {
+		return Holder{}, errors.New("it has no URI headwater://ROLE/NAME, so it is of no role")
+	}
+	return h, nil
+}
+
+// Reason is why a peer is refused, as metrics count it.
+type Reason string
+
+// The reasons.
+const (
+	PlainText        Reason = "plain_text"        // it speaks no TLS
+	NoCertificate    Reason = "no_certificate"    // it shows none
+	UnknownAuthority Reason = "unknown_authority" // none that is trusted here has signed its certificate
+	Expired          Reason = "expired"           // or it is of the future
+	BadCertificate   Reason = "bad_certificate"   // anything else that is wrong with it
+	WrongRole        Reason = "wrong_role"        // it may not do what it asked for
+	WrongName        Reason = "wrong_name"        // it is another than it says
+	Handshake        Reason = "handshake"         // TLS did not come about
+	Crowded          Reason = "crowded"           // too many that are to be refused are there
+)
+
+// Reasons are all reasons.
+var Reasons = []Reason{PlainText, NoCertificate, UnknownAuthority, Expired, BadCertificate, WrongRole, WrongName, Handshake, Crowded}
+
+// Error is why a certificate is refused.
+type Error struct {
+	Reason Reason
+	Why    string // about "the certificate"
+}
+
+func (e *Error) Error() string { return e.Why }
+
+// Trust are the authorities whose certificates are believed.
+type Trust struct {
+	pool *x509.CertPool
+	all  []*x509.Certificate
+}
+
+// Verify says who holds the first certificate of a chain, if an authority that is trusted signed it and it holds now. Its error
+// is an *Error.
+func (t *Trust) Verify(chain []*x509.Certificate, now time.Time) (Holder, error) {
+	if len(chain) == 0 {
+		return Holder{}, &Error{NoCertificate, "no certificate was shown"}
+	}
+	between := x509.NewCertPool()
+	for _, c := range chain[1:] {
+		between.AddCert(c)
+	}
+	_, err := chain[0].Verify(x509.VerifyOptions{
+		Roots: t.pool, Intermediates: between, CurrentTime: now,
+		KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}, // the role says which
+	})
+	var unknown x509.UnknownAuthorityError
+	var invalid x509.CertificateInvalidError
+	switch {
+	case err == nil:
+	case errors.As(err, &unknown):
+		return Holder{}, &Error{UnknownAuthority, fmt.Sprintf("the certificate of %s is signed by %q, which is not among the authorities of ca.crt here (%s): both ends need certificates of one authority",
+			describe(chain[0]), chain[0].Issuer.CommonName, t)}
+	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
+		return Holder{}, &Error{Expired, expired(chain[0], invalid.Cert, now)}
+	default:
+		return Holder{}, &Error{BadCertificate, fmt.Sprintf("the certificate of %s is wrong: %v", describe(chain[0]), err)}
+	}
+	holder, err := HolderOf(chain[0])
+	if err != nil {
+		return Holder{}, &Error{BadCertificate, fmt.Sprintf("the certificate of %q says of nobody who it is: %v; `coord certs issue` makes such certificates", chain[0].Subject.CommonName, err)}
+	}
+	return holder, nil
+}
+
+func expired(cert, invalid *x509.Certificate, now time.Time) string {
+	whose := "the certificate of " + describe(cert)
+	if invalid != nil && invalid.IsCA {
+		whose = fmt.Sprintf("the authority %q of the certificate of %s", invalid.Subject.CommonName, describe(cert))
+	} else {
+		invalid = cert
+	}
+	if now.Before(invalid.NotBefore) {
+		return fmt.Sprintf("%s holds from %s on, and here it is %s: a clock is wrong", whose, stamp(invalid.NotBefore), stamp(now))
+	}
+	return fmt.Sprintf("%s expired at %s, and here it is %s: issue it anew with `coord certs issue`", whose, stamp(invalid.NotAfter), stamp(now))
+}
+
+// String names the authorities.
+func (t *Trust) String() string {
+	names := make([]string, len(t.all))
+	for i, c := range t.all {
+		names[i] = fmt.Sprintf("%q", c.Subject.CommonName)
+	}
+	return strings.Join(names, ", ")
+}
+
+func describe(cert *x509.Certificate) string {
+	if h, err := HolderOf(cert); err == nil {
+		return h.String()
+	}
+	return fmt.Sprintf("%q", cert.Subject.CommonName)
+}
+
+func stamp(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05Z") }
