@@ -141,7 +141,7 @@ figures-learn: build ## measure gradients; prints `figure NAME VALUE`
 figures-faults: build ## measure how the programs bear bad luck and bad company; prints `figure NAME VALUE`
 	@$(GO) run ./internal/figures/faults -bin bin
 
-soak: build ## load a worker for 10 minutes with clients of which some never read; prints `figure NAME VALUE`
+soak: build ## load a worker for 10 minutes with clients that fill it, of which some never read; prints `figure NAME VALUE`
 	@$(GO) run ./internal/figures/faults -bin bin -run '^soak_' -soak 10m
 
 fixtures: ## make test/data/smollm2 anew from the model (needs Python 3 and PyPI)

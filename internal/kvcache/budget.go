@@ -18,6 +18,9 @@ type Budget struct {
 	used  int64
 	kept  []keptArena // the longest kept first
 	spare int64       // bytes of kept
+	mark  int64       // of used and spare; beyond it, MakeWay calls passed
+	// passed is nil if nothing else needs to give way.
+	passed func()
 }
 
 // keptArena is an arena in no use.
@@ -41,6 +44,28 @@ func (e *BudgetError) Error() string {
 // NewBudget makes a budget of total bytes; less than 0 counts as 0.
 func NewBudget(total int64) *Budget {
 	return &Budget{total: max(total, 0)}
+}
+
+// OnGrowth lets MakeWay call passed if what is in use and kept exceeds the mark, which SetMark sets. It is called before others
+// use the budget.
+func (b *Budget) OnGrowth(passed func()) { b.passed = passed }
+
+// SetMark lets MakeWay pass until n more bytes than now are in use or kept.
+func (b *Budget) SetMark(n int64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.mark = b.used + b.spare + n
+}
+
+// MakeWay is called by those that have taken memory outside of Go's heap, without locks and before they use it, so that what else is
+// in the machine's memory can make way for it.
+func (b *Budget) MakeWay() {
+	b.mu.Lock()
+	passed := b.used+b.spare > b.mark
+	b.mu.Unlock()
+	if passed && b.passed != nil {
+		b.passed()
+	}
 }
 
 // Reserve takes n bytes. If fewer are free, or n is negative, it takes nothing and returns a *BudgetError.

@@ -104,6 +104,7 @@ func (st *Store) write(s *session, l int, a *Append, e *encoder) *Error {
 	if err := st.reserve(s, l, first, e); err != nil {
 		return err
 	}
+	st.budget.MakeWay()
 	for _, c := range e.copies {
 		copy(c.to, c.from)
 	}

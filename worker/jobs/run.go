@@ -238,6 +238,7 @@ func (r *run) take(do func() error) error {
 	for {
 		landed, err := r.s.try(do)
 		if landed == nil {
+			r.m.Budget.MakeWay()
 			return err
 		}
 		select {

@@ -27,7 +27,7 @@ func soakOnce(ctx context.Context, bin string) (soak.Result, error) {
 		o.Command, o.Load = filepath.Join(bin, "coord"), soakFor
 		soaked.result, soaked.err = soak.Run(ctx, o)
 		if r := soaked.result; soaked.err == nil {
-			fmt.Fprintf(os.Stderr, "soak of %v: %d MiB resident at most, %d sessions, %d refusals, in a memory group: %v\n", o.Load, r.Largest>>20, r.Sessions, r.Refused, r.Grouped)
+			fmt.Fprintf(os.Stderr, "soak of %v: %d MiB resident at most, %d sessions, %d refusals, %d evicted, filled %d times, in a memory group: %v\n", o.Load, r.Largest>>20, r.Sessions, r.Refused, r.Gone, r.Full, r.Grouped)
 		}
 	})
 	return soaked.result, soaked.err

@@ -96,7 +96,7 @@ func served(ctx context.Context, address string) (err error) {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	for {
-		err := one(ctx, c, source(1), false)
+		err := one(ctx, c, source(1), false, new(counts))
 		if err == nil || !errors.Is(err, client.ErrTryAgain) {
 			return err
 		}

@@ -1,9 +1,10 @@
-// Package soak loads a worker with ordinary clients and with some that never read, and says what became of its memory.
+// Package soak loads a worker with ordinary clients, with some that fill it, and with some that never read, and says what became
+// of its memory.
 //
 // The way of a soak: Run starts a coordinator and a worker, in a memory group of its own where the machine permits one. Ordinary
-// clients open a session, append a prompt, ask for tokens and drop it, over and over, half of them directly. Mute ones send
-// steps on a lane of the worker and never read an answer. At the end of the load all are gone, and Run watches until the
-// worker's memory is back.
+// clients open a session, append a prompt, ask for tokens and drop it, over and over, half of them directly. Filling ones append
+// to a session until the worker refuses, and drop it a moment later. Mute ones send steps on a lane of the worker and never read
+// an answer. At the end of the load all are gone, and Run watches until the worker's memory is back.
 package soak
 
 import (
@@ -34,13 +35,14 @@ type Options struct {
 	Memory   int64         // of the worker, --memory
 	Limit    int64         // of its memory group; 0 is none
 	Ordinary int           // clients
+	Filling  int           // clients that append until the worker is full
 	Mute     int           // clients that never read
 	Log      io.Writer     // of the processes
 }
 
 // Default is what `make soak` runs: as many clients as a machine has, on a worker in a container of 1 GiB.
 func Default() Options {
-	return Options{Load: 10 * time.Minute, Memory: 768 << 20, Limit: 1 << 30, Ordinary: 128, Mute: 8}
+	return Options{Load: 10 * time.Minute, Memory: 768 << 20, Limit: 1 << 30, Ordinary: 128, Filling: 4, Mute: 8}
 }
 
 // slack is what a worker may take beside its --memory, and near how much above idle memory counts as given back.
@@ -56,6 +58,8 @@ type Result struct {
 	Back     time.Duration // from the end of the load until no more than 64 MiB beyond an idle worker's are resident
 	Sessions int64         // that ordinary clients went through
 	Refused  int64         // calls that were refused as ones to try again
+	Gone     int64         // sessions that were evicted
+	Full     int64         // times that a client has filled the worker
 	Grouped  bool          // whether the memory group held
 }
 
@@ -111,12 +115,16 @@ func load(ctx context.Context, o Options, r *Result, cluster *localcluster.Clust
 	loading, cancel := context.WithCancel(ctx)
 	defer cancel()
 	end := time.Now().Add(o.Load)
-	failed := make(chan error, o.Ordinary+o.Mute)
+	failed := make(chan error, o.Ordinary+o.Filling)
 	var clients sync.WaitGroup
-	var sessions, refused atomic.Int64
-	for i := range o.Ordinary {
+	var seen counts
+	for i := range o.Ordinary + o.Filling {
 		clients.Go(func() {
-			if err := ordinary(loading, cluster.Address(), i, &sessions, &refused); err != nil {
+			do := one
+			if i >= o.Ordinary {
+				do = fill
+			}
+			if err := repeat(loading, cluster.Address(), i, do, &seen); err != nil {
 				failed <- fmt.Errorf("client %d: %w", i, err)
 			}
 		})
@@ -126,7 +134,7 @@ func load(ctx context.Context, o Options, r *Result, cluster *localcluster.Clust
 	}
 	defer func() {
 		clients.Wait()
-		r.Sessions, r.Refused = sessions.Load(), refused.Load()
+		r.Sessions, r.Refused, r.Gone, r.Full = seen.sessions.Load(), seen.refused.Load(), seen.gone.Load(), seen.full.Load()
 	}()
 	ticker := time.NewTicker(20 * time.Millisecond)
 	defer ticker.Stop()
@@ -147,7 +155,7 @@ func load(ctx context.Context, o Options, r *Result, cluster *localcluster.Clust
 				return err
 			}
 			r.Largest = max(r.Largest, now)
-			if time.Now().After(end) && sessions.Load() >= o.Sessions {
+			if time.Now().After(end) && seen.sessions.Load() >= o.Sessions && (o.Filling == 0 || seen.full.Load() > 0) {
 				cancel()
 				return nil
 			}
@@ -158,8 +166,12 @@ func load(ctx context.Context, o Options, r *Result, cluster *localcluster.Clust
 // layers are those of the ordinary clients' model.
 var layers = []client.Layer{{Heads: 8, KVHeads: 2, HeadDim: 128}, {Heads: 8, KVHeads: 2, HeadDim: 128}}
 
-// ordinary goes through sessions until ctx ends. It fails at an error that is not one to try again.
-func ordinary(ctx context.Context, address string, i int, sessions, refused *atomic.Int64) error {
+// counts are what clients have seen.
+type counts struct{ sessions, refused, gone, full atomic.Int64 }
+
+// repeat does the same over and over until ctx ends. It fails at an error that tells a client neither to try again nor to begin
+// anew.
+func repeat(ctx context.Context, address string, i int, do func(context.Context, *client.Client, *rand.Rand, bool, *counts) error, seen *counts) error {
 	c, err := client.Dial(address)
 	if err != nil {
 		return err
@@ -167,38 +179,34 @@ func ordinary(ctx context.Context, address string, i int, sessions, refused *ato
 	defer c.Close()
 	rng := source(i)
 	for ctx.Err() == nil {
-		err := one(ctx, c, rng, i%2 == 0)
+		err := do(ctx, c, rng, i%2 == 0, seen)
 		switch {
 		case ctx.Err() != nil:
 			return nil
 		case err == nil:
-			sessions.Add(1)
-		case errors.Is(err, client.ErrTryAgain), errors.Is(err, client.ErrGone):
-			refused.Add(1)
-			select {
-			case <-ctx.Done():
-			case <-time.After(time.Duration(50+rng.IntN(100)) * time.Millisecond): // again later, as the error says
-			}
+			continue
+		case errors.Is(err, client.ErrTryAgain):
+			seen.refused.Add(1)
+		case errors.Is(err, client.ErrGone):
+			seen.gone.Add(1)
 		default:
 			return err
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(time.Duration(50+rng.IntN(100)) * time.Millisecond): // again later, as the error says
 		}
 	}
 	return nil
 }
 
 // one opens a session, appends a prompt, asks for some tokens, and drops it.
-func one(ctx context.Context, c *client.Client, rng *rand.Rand, direct bool) (err error) {
+func one(ctx context.Context, c *client.Client, rng *rand.Rand, direct bool, seen *counts) (err error) {
 	s, err := c.OpenSession(ctx, client.SessionOptions{Layers: layers, Direct: direct})
 	if err != nil {
 		return err
 	}
-	defer func() {
-		dropping, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
-		defer cancel()
-		if dropped := s.Drop(dropping); err == nil {
-			err = dropped
-		}
-	}()
+	defer drop(ctx, s, &err)
 	for n, tokens := 0, 100+rng.IntN(900); n < 8; n, tokens = n+1, 1 {
 		for l, layer := range layers {
 			q, k := values(rng, tokens*layer.Heads*layer.HeadDim), values(rng, tokens*layer.KVHeads*layer.HeadDim)
@@ -207,7 +215,40 @@ func one(ctx context.Context, c *client.Client, rng *rand.Rand, direct bool) (er
 			}
 		}
 	}
+	seen.sessions.Add(1)
 	return nil
+}
+
+// fill opens a session, appends to it until the worker has no room, and drops it a moment later.
+func fill(ctx context.Context, c *client.Client, rng *rand.Rand, direct bool, seen *counts) (err error) {
+	s, err := c.OpenSession(ctx, client.SessionOptions{Layers: layers, Direct: direct})
+	if err != nil {
+		return err
+	}
+	defer drop(ctx, s, &err)
+	k := values(rng, 1024*layers[0].KVHeads*layers[0].HeadDim)
+	for {
+		err := client.Do(ctx, &client.Step{Session: s, Layer: 0, K: k, V: k}, &client.Step{Session: s, Layer: 1, K: k, V: k})
+		if errors.Is(err, client.ErrOverBudget) {
+			seen.full.Add(1)
+			select {
+			case <-ctx.Done():
+			case <-time.After(time.Duration(rng.IntN(1000)) * time.Millisecond): // a client that holds on to what it has
+			}
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// drop ends a session, also if ctx has ended.
+func drop(ctx context.Context, s *client.Session, err *error) {
+	dropping, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+	defer cancel()
+	if dropped := s.Drop(dropping); *err == nil {
+		*err = dropped
+	}
 }
 
 // source is a client's random numbers.

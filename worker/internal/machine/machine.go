@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -52,6 +53,12 @@ type Machine struct {
 	threads  *attention.Pool
 	stopping chan struct{} // closed when draining
 
+	bound atomic.Bool // whether Go's heap is bounded
+	heap  struct {
+		sync.Mutex
+		limit int64 // that is set
+	}
+
 	mu       sync.Mutex
 	running  int // goroutines of runs and lanes
 	draining bool
@@ -76,6 +83,7 @@ func New(cfg Config) *Machine {
 		stopping: make(chan struct{}),
 		idle:     make(chan struct{}),
 	}
+	budget.OnGrowth(m.boundHeap)
 	m.Flight = rpc.NewFlight(rpc.FlightConfig{
 		Limit:    max(cfg.Budget/flightPart, leastFlight),
 		Free:     freeFlight,
