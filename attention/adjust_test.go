@@ -85,6 +85,7 @@ func TestAdjust(t *testing.T) {
 // TestTanhInAssembly goes through scores of every exponent, beside the border where tanh changes its form, and past those
 // where it is 1.
 func TestTanhInAssembly(t *testing.T) {
+	skipIfRaced(t)
 	rnd := rand.New(rand.NewPCG(9, 9))
 	for i := range kernels {
 		k := &kernels[i]

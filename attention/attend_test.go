@@ -86,6 +86,7 @@ func bias(e *sample, heads int, rnd *rand.Rand) {
 
 // TestAttendOptions: every option, storage type and spread of scores, and group sizes 1 to 9 in turn.
 func TestAttendOptions(t *testing.T) {
+	skipIfRaced(t)
 	most, seed := 0.0, uint64(0)
 	for _, dt := range storages {
 		for _, spread := range spreads {
@@ -108,6 +109,7 @@ func TestAttendOptions(t *testing.T) {
 
 // TestAttendShapes: head sizes, lengths around the borders of pages and splits, with options and spreads in turn.
 func TestAttendShapes(t *testing.T) {
+	skipIfRaced(t)
 	most, seed := 0.0, uint64(100)
 	for _, dims := range [][2]int{{1, 1}, {3, 5}, {64, 64}, {80, 80}, {128, 128}, {257, 257}, {512, 512}, {1, 512}, {192, 128}, {512, 1}} {
 		for _, n := range []int{1, 2, 63, 64, 65, 127, 128, 129, 2047, 2048, 2049, 4097} {
@@ -116,9 +118,6 @@ func TestAttendShapes(t *testing.T) {
 			}
 			for _, dt := range storages {
 				seed++
-				if raceDetector && n > 129 && seed%8 != 0 {
-					continue
-				}
 				s := shape{
 					dt: dt, headDim: dims[0], vDim: dims[1], tokens: int(1 + seed%2), heads: int(1 + seed%3), len: n,
 					spread: spreads[seed/3%4], offset: int64(n) - 1,

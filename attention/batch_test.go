@@ -14,11 +14,15 @@ import (
 // TestABatchIsItsItems: items of any shape and options in one call have the bits of each alone, whatever is cut and however
 // little room there is for parts.
 func TestABatchIsItsItems(t *testing.T) {
+	rounds := 8
+	if raceDetector {
+		rounds = 2
+	}
 	eachKernel(t, func(t *testing.T) {
 		for _, threads := range []int{1, 2, 5} {
 			p := NewPool(threads)
 			defer p.Close()
-			for i := range rounds(8) {
+			for i := range rounds {
 				rnd := rand.New(rand.NewPCG(uint64(i), uint64(threads)))
 				var samples []*sample
 				var items []Item
@@ -103,6 +107,7 @@ func TestABatchNamesItsFirstFailure(t *testing.T) {
 
 // TestBatchNoAllocation: a batch allocates nothing once there was one as large.
 func TestBatchNoAllocation(t *testing.T) {
+	skipIfRaced(t)
 	p := NewPool(2)
 	defer p.Close()
 	var items []Item

@@ -53,19 +53,12 @@ func checkFMA(t *testing.T, a, b, c float32) {
 	}
 }
 
-// rounds is less with the race detector.
-func rounds(n int) int {
-	if raceDetector {
-		return n / 10
-	}
-	return n
-}
-
 // TestFMADoubleRounding makes sums that lie so near to a midpoint of two binary32 that binary64 can not tell.
 func TestFMADoubleRounding(t *testing.T) {
+	skipIfRaced(t)
 	twice := 0
 	rnd := rand.New(rand.NewPCG(1, 2))
-	for range rounds(20000) {
+	for range 20000 {
 		// c has 24 bits and a·b is half its last place plus or minus a little: (1 + 2⁻ⁱ)(1 ± 2⁻ʲ)·2ᵏ spans many bits.
 		c := float32(1<<23|rnd.IntN(1<<23)) * 2
 		i, j := 1+rnd.IntN(22), 1+rnd.IntN(23)
@@ -86,15 +79,16 @@ func TestFMADoubleRounding(t *testing.T) {
 			}
 		}
 	}
-	if twice < rounds(1000) {
+	if twice < 1000 {
 		t.Errorf("only %d cases would have caught a second rounding", twice)
 	}
 }
 
 // TestFMASubnormal covers results that have fewer bits than 24, where the midpoints lie elsewhere.
 func TestFMASubnormal(t *testing.T) {
+	skipIfRaced(t)
 	rnd := rand.New(rand.NewPCG(3, 4))
-	for range rounds(50000) {
+	for range 50000 {
 		c := math.Float32frombits(rnd.Uint32N(1<<24) | rnd.Uint32()&(1<<31))
 		a := math.Float32frombits(rnd.Uint32()&(1<<31|1<<23-1) | uint32(127-rnd.IntN(90))<<23)
 		b := math.Float32frombits(rnd.Uint32()&(1<<31|1<<23-1) | uint32(1+rnd.IntN(60))<<23)
@@ -125,6 +119,7 @@ func TestFMASpecial(t *testing.T) {
 
 // TestFMARandomBits compares with the hardware alone, which is fast enough for many.
 func TestFMARandomBits(t *testing.T) {
+	skipIfRaced(t)
 	if !hardware.Supported() {
 		t.Skip("no fused multiply-add in this machine")
 	}

@@ -11,12 +11,13 @@ import (
 // TestGradientRoutines holds the routines of gradients in assembly against those in Go, between guards. What is not visible
 // is NaN, and some scores are above their LSE.
 func TestGradientRoutines(t *testing.T) {
+	skipIfRaced(t)
 	for i := range kernels {
 		k := &kernels[i]
 		if k.vector == nil || k.vector.weigh == nil {
 			continue
 		}
-		for j := range rounds(300) {
+		for j := range 300 {
 			r := &routines{guards: guards{t: t}, v: k.vector, rnd: rand.New(rand.NewPCG(uint64(j), 5)), first: j%2 == 0}
 			r.what = fmt.Sprintf("%s, round %d", k.name, j)
 			r.rowDots(k)

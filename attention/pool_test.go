@@ -41,6 +41,7 @@ func eachKernel(t *testing.T, do func(t *testing.T)) {
 // TestNoAllocation counts on the average of many calls, rounded down: a helper may get its first large task, and the
 // memory for it, at any time.
 func TestNoAllocation(t *testing.T) {
+	skipIfRaced(t)
 	const calls = 100
 	eachKernel(t, func(t *testing.T) {
 		for _, threads := range []int{1, 2} {

@@ -17,12 +17,13 @@ import (
 // size that the routine may touch and not one byte more: it begins or ends where the memory does. What a routine must
 // not look at is NaN, and what it must not write is looked at afterwards.
 func TestRoutines(t *testing.T) {
+	skipIfRaced(t)
 	for i := range kernels {
 		v := kernels[i].vector
 		if v == nil {
 			continue
 		}
-		for j := range rounds(300) {
+		for j := range 300 {
 			r := &routines{guards: guards{t: t}, v: v, rnd: rand.New(rand.NewPCG(uint64(j), 3)), first: j%2 == 0}
 			r.what = fmt.Sprintf("%s, round %d", kernels[i].name, j)
 			for _, dt := range storages {

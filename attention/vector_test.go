@@ -251,10 +251,11 @@ func trialOf(row []int) trial {
 // cost is about the multiply-adds of the trial; each score costs some more.
 func (c trial) cost() int { return c.heads * c.tokens * c.len * (c.headDim + c.vDim + 40) }
 
-// TestVectorProduct tries a covering design: every two levels of the product's factors meet, and without the race
-// detector every three, unless that costs too much. With HEADWATER_EXHAUSTIVE in the environment every storage type,
+// TestVectorProduct tries a covering design: every three levels of the product's factors meet, unless that costs too much.
+// With -short every two do. With HEADWATER_EXHAUSTIVE in the environment every storage type,
 // head_dim, group size, length and option meet, with levels of the other factors in turn.
 func TestVectorProduct(t *testing.T) {
+	skipIfRaced(t)
 	if len(kernels) == 1 {
 		t.Skip("this machine has the portable kernel alone")
 	}
@@ -263,11 +264,11 @@ func TestVectorProduct(t *testing.T) {
 		return
 	}
 	strength, most := 3, 1_000_000
-	if raceDetector || testing.Short() {
+	if testing.Short() {
 		strength = 2
 	}
 	rows := covering(productLevels, strength, func(row []int) int { return trialOf(row).cost() }, most)
-	if !raceDetector && !testing.Short() {
+	if !testing.Short() {
 		rows = append(rows, covering(productLevels, 2, func(row []int) int { return trialOf(row).cost() }, 40*most)...)
 	}
 	total := 0
@@ -374,6 +375,7 @@ func TestSelectKernel(t *testing.T) {
 
 // TestProjectKernels holds Project on every kernel against chains of fma, with x, w and y between guards.
 func TestProjectKernels(t *testing.T) {
+	skipIfRaced(t)
 	was := KernelName()
 	defer func() {
 		if err := SelectKernel(was); err != nil {

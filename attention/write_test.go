@@ -14,6 +14,7 @@ import (
 // TestWriteKeys holds the transposition in assembly against that in Go, for elements and rows of any size, with keys and
 // pages between guards.
 func TestWriteKeys(t *testing.T) {
+	skipIfRaced(t)
 	for i := range kernels {
 		v := kernels[i].vector
 		if v == nil {
