@@ -3,7 +3,9 @@
 package attention
 
 import (
+	"context"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"testing"
 )
@@ -104,4 +106,51 @@ func (r *routines) soften(k *kernel) {
 	k.soften(dS, raw, scale, softcap, visible)
 	portable.soften(want, raw, scale, softcap, visible)
 	r.compare("softened", dS, want)
+}
+
+// TestWeightGradientIsOneChain: over tokens, by every kernel and any threads, between guards and without −0.
+func TestWeightGradientIsOneChain(t *testing.T) {
+	eachKernel(t, func(t *testing.T) {
+		rnd := rand.New(rand.NewPCG(1, 2))
+		for i, c := range []struct{ tokens, rows, columns int }{
+			{1, 1, 1}, {7, 3, 5}, {64, 8, 64}, {65, 9, 130}, {300, 70, 65}, {150, 257, 3}, {9, 300, 513}, {0, 4, 4},
+		} {
+			g := &guards{t: t}
+			d, x, y := g.floats(c.tokens*c.rows, i%2 == 0), g.floats(c.tokens*c.columns, i%2 == 1), g.floats(c.rows*c.columns, i%2 == 0)
+			for _, s := range [][]float32{d, x} {
+				for j := range s {
+					s[j] = normal.draw(rnd)
+				}
+			}
+			for token := range c.tokens { // tiny products, of which fma makes −0
+				d[token*c.rows], x[token*c.columns] = -1e-30, 1e-30
+			}
+			want := make([]float32, c.rows*c.columns)
+			for r := range c.rows {
+				for j := range c.columns {
+					s := float32(0)
+					for token := range c.tokens {
+						s = fma32(d[token*c.rows+r], x[token*c.columns+j], s)
+					}
+					want[r*c.columns+j] = s + 0
+				}
+			}
+			for _, threads := range []int{1, 2, 5} {
+				p := NewPool(threads)
+				thread := acquire(t, p, Foreground)
+				err := thread.weightGradient(context.Background(), 0, y, d, x, c.tokens, c.rows, c.columns)
+				thread.Release()
+				p.Close()
+				if err != nil {
+					t.Fatal(err)
+				}
+				for j := range y {
+					if math.Float32bits(y[j]) != math.Float32bits(want[j]) {
+						t.Fatalf("%+v, %d threads: y[%d] = %x, want %x", c, threads, j, y[j], want[j])
+					}
+				}
+			}
+			g.free()
+		}
+	})
 }

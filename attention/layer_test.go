@@ -5,6 +5,7 @@ import (
 	"errors"
 	"math"
 	"math/rand/v2"
+	"slices"
 	"testing"
 
 	"headwater.example/attention/reference"
@@ -36,6 +37,31 @@ func TestProjectIsOneChain(t *testing.T) {
 				}
 			}
 		}
+	}
+}
+
+// TestUnapplyRope: it is the transpose of ApplyRope, by products of vectors, with the same tables.
+func TestUnapplyRope(t *testing.T) {
+	rnd := rand.New(rand.NewPCG(1, 3))
+	for _, interleaved := range []bool{false, true} {
+		rope := Rope{Base: 100, Dims: 6, Mscale: 1.5, Interleaved: interleaved}
+		cos, sin := rope.Tables(5, 3)
+		x, y := normals(rnd, 3*2*7, 1), normals(rnd, 3*2*7, 1)
+		turned, back := slices.Clone(x), slices.Clone(y)
+		if err := errors.Join(ApplyRope(turned, cos, sin, 3, 2, 7, 6, interleaved), UnapplyRope(back, cos, sin, 3, 2, 7, 6, interleaved)); err != nil {
+			t.Fatal(err)
+		}
+		var a, b float64
+		for i := range x {
+			a, b = a+float64(turned[i])*float64(y[i]), b+float64(x[i])*float64(back[i])
+		}
+		if math.Abs(a-b) > 1e-5 {
+			t.Errorf("interleaved %v: ⟨Rx, y⟩ is %g, ⟨x, Rᵀy⟩ %g", interleaved, a, b)
+		}
+	}
+	x := []float32{1, 2}
+	if err := UnapplyRope(x, []float32{0}, []float32{1}, 1, 1, 2, 2, false); err != nil || x[0] != 2 || x[1] != -1 {
+		t.Errorf("a quarter turn back makes %v, %v", x, err)
 	}
 }
 

@@ -71,8 +71,36 @@ func (t *Thread) multiply(ctx context.Context, alone float64, y, x, w, bias []fl
 	if use.err != nil {
 		return fmt.Errorf("project: %w", use.err)
 	}
+	t.product.turned = false
+	t.product.y, t.product.x, t.product.w, t.product.bias = y, x, w, bias
+	return t.runProduct(ctx, alone, use.kernel, rows, in, out)
+}
+
+// WeightGradient writes y [rows, columns] = dᵀ·x, where d is [tokens, rows] and x [tokens, columns], which is what a weight
+// [rows, columns] gets if d is the gradient of its products with x: for each element one chain of fma over tokens ascending,
+// begun at +0, then + 0. Threads and errors are those of Project.
+func (t *Thread) WeightGradient(ctx context.Context, y, d, x []float32, tokens, rows, columns int) error {
+	return t.weightGradient(ctx, threadWork, y, d, x, tokens, rows, columns)
+}
+
+func (t *Thread) weightGradient(ctx context.Context, alone float64, y, d, x []float32, tokens, rows, columns int) error {
+	if tokens < 0 || rows < 1 || columns < 1 || !shaped(len(d), tokens, rows, 1) || !shaped(len(x), tokens, columns, 1) || !shaped(len(y), rows, columns, 1) {
+		return fmt.Errorf("gradient of a weight: d has %d elements, x %d and y %d, for %d tokens, %d rows and %d columns",
+			len(d), len(x), len(y), tokens, rows, columns)
+	}
+	use := selected.Load()
+	if use.err != nil {
+		return fmt.Errorf("gradient of a weight: %w", use.err)
+	}
+	t.product.turned = true
+	t.product.y, t.product.x, t.product.w, t.product.bias = y, d, x, nil
+	return t.runProduct(ctx, alone, use.kernel, rows, tokens, columns)
+}
+
+// runProduct computes the thread's product, whose operands are set; below that many multiply-adds, alone, by itself.
+func (t *Thread) runProduct(ctx context.Context, alone float64, k *kernel, rows, in, out int) error {
 	p := &t.product
-	p.kernel, p.y, p.x, p.w, p.bias, p.rows, p.in, p.out = use.kernel, y, x, w, bias, rows, in, out
+	p.kernel, p.rows, p.in, p.out = k, rows, in, out
 	p.calls++
 	p.wide = min(max(p.blocks()*p.stripes()/(projectPieces*t.pool.threads), 1), wideBlocks)
 	err := t.share(ctx, p, p.groups()*p.stripes(), float64(rows)*float64(in)*float64(out) >= alone)
@@ -86,10 +114,12 @@ func (t *Thread) multiply(ctx context.Context, alone float64, y, x, w, bias []fl
 	return err
 }
 
-// product is one Project. A task is some blocks of columns, each of a page's width, for a stripe of rows.
+// product is one Project, or one WeightGradient. A task is some blocks of columns, each of a page's width, for a stripe of
+// rows.
 type product struct {
 	kernel        *kernel
 	y, x, w, bias []float32
+	turned        bool // x is [in, rows] and w [in, out]
 	rows, in, out int
 	wide          int    // blocks of a task
 	calls         uint64 // so many before this one, and this
@@ -111,19 +141,18 @@ func (p *product) task(ctx context.Context, t *Thread, i int) error {
 	l := &t.tile
 	l.kernel = p.kernel
 	l.w, l.s = growAligned(l.w, projectDepth*PageLen), growAligned(l.s, p.wide*n*PageLen)
-	x := stripe{x: p.x[row*p.in:], rows: n, in: p.in}
-	if p.kernel.vector != nil && p.blocks() >= packBlocks && 4*n*p.in <= packBytes {
-		x = l.pack(p, row, n)
-	}
-	if err := l.chains(ctx, t, x, p.w[column*p.in:], columns); err != nil {
+	if err := l.chainsOf(ctx, t, p, row, n, column, columns); err != nil {
 		return err
 	}
 	for first := 0; first < columns; first += PageLen {
 		for r := range n {
 			dst := p.y[(row+r)*p.out+column+first:][:min(columns-first, PageLen)]
 			for j, s := range l.s[first*n+r*PageLen:][:len(dst)] {
-				if p.bias != nil {
+				switch {
+				case p.bias != nil:
 					s += p.bias[column+first+j]
+				case p.turned:
+					s += 0 // so that −0 never appears
 				}
 				if dst[j] = s; !finite(s) {
 					p.fail(row+r, column+first+j, s)
@@ -163,6 +192,7 @@ func (s stripe) tile(c, depth int) (x []float32, stride int) {
 type tile struct {
 	kernel  *kernel
 	w, s, x []float32
+	turned  []float32 // [rows][64]
 	product *product
 	call    uint64
 	row     int
@@ -185,6 +215,56 @@ func (l *tile) pack(p *product, row, n int) stripe {
 		}
 	}
 	return stripe{x: l.x, rows: n, in: p.in, tiled: true}
+}
+
+// chainsOf sets s [blocks][rows][64] to n rows and so many columns of a product.
+func (l *tile) chainsOf(ctx context.Context, t *Thread, p *product, row, n, column, columns int) error {
+	if p.turned {
+		return l.turnedChains(ctx, t, p, row, n, column, columns)
+	}
+	x := stripe{x: p.x[row*p.in:], rows: n, in: p.in}
+	if p.kernel.vector != nil && p.blocks() >= packBlocks && 4*n*p.in <= packBytes {
+		x = l.pack(p, row, n)
+	}
+	return l.chains(ctx, t, x, p.w[column*p.in:], columns)
+}
+
+// turnedChains is chainsOf for operands that lie the other way round: x is transposed, and w is not.
+func (l *tile) turnedChains(ctx context.Context, t *Thread, p *product, row, n, column, columns int) error {
+	clear(l.s)
+	if columns%PageLen != 0 {
+		clear(l.w)
+	}
+	l.turned = growAligned(l.turned, n*PageLen)
+	for c := 0; c < p.in; c += PageLen {
+		depth := min(PageLen, p.in-c)
+		l.turn(p.x[c*p.rows+row:], depth, p.rows, n)
+		for first := 0; first < columns; first += PageLen {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			width := min(columns-first, PageLen)
+			for d := range depth {
+				copy(l.w[d*PageLen:][:width], p.w[(c+d)*p.out+column+first:])
+			}
+			l.kernel.product(l.s[first*n:][:n*PageLen], l.turned, l.w, n, PageLen, depth, true)
+			t.did(n*depth*PageLen, l.kernel)
+		}
+	}
+	return nil
+}
+
+// turn sets turned [n][64] to columns of rows of x, which are stride elements apart.
+func (l *tile) turn(x []float32, rows, stride, n int) {
+	whole := n &^ 7
+	if whole > 0 {
+		l.kernel.turn(l.turned, x, rows, stride, whole)
+	}
+	for r := range rows {
+		for i := whole; i < n; i++ {
+			l.turned[i*PageLen+r] = x[r*stride+i]
+		}
+	}
 }
 
 // chains sets s [blocks][rows][64] to the products of x with the given number of rows of w.

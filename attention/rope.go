@@ -82,6 +82,17 @@ func (r Rope) Tables(start int64, n int) (cos, sin []float32) {
 // ApplyRope turns the first dims elements of every head of x [rows, heads, headDim] in place, by the cosines and sines
 // [rows, dims/2] of its rows: x0' = fma(x0, c, −(x1·s)), x1' = fma(x0, s, x1·c).
 func ApplyRope(x, cos, sin []float32, rows, heads, headDim, dims int, interleaved bool) error {
+	return turnPairs(x, cos, sin, 1, rows, heads, headDim, dims, interleaved)
+}
+
+// UnapplyRope brings the gradient x of what ApplyRope has turned back to what it turned: by −θ with the same tables, so
+// x0' = fma(x0, c, x1·s), x1' = fma(x0, −s, x1·c).
+func UnapplyRope(x, cos, sin []float32, rows, heads, headDim, dims int, interleaved bool) error {
+	return turnPairs(x, cos, sin, -1, rows, heads, headDim, dims, interleaved)
+}
+
+// turnPairs is both, with sign times the sines.
+func turnPairs(x, cos, sin []float32, sign float32, rows, heads, headDim, dims int, interleaved bool) error {
 	if rows < 0 || heads < 1 || headDim < 1 || dims < 0 || dims > headDim || dims%2 != 0 {
 		return fmt.Errorf("rotate %d dims of %d rows × %d heads × head_dim %d", dims, rows, heads, headDim)
 	}
@@ -99,9 +110,9 @@ func ApplyRope(x, cos, sin []float32, rows, heads, headDim, dims int, interleave
 		for h := range heads {
 			head := x[(r*heads+h)*headDim:][:headDim]
 			for j := range pairs {
-				x0, x1 := head[j*step], head[j*step+next]
-				head[j*step] = fma32(x0, c[j], -float32(x1*s[j]))
-				head[j*step+next] = fma32(x0, s[j], float32(x1*c[j]))
+				x0, x1, turn := head[j*step], head[j*step+next], sign*s[j]
+				head[j*step] = fma32(x0, c[j], -float32(x1*turn))
+				head[j*step+next] = fma32(x0, turn, float32(x1*c[j]))
 			}
 		}
 	}

@@ -42,21 +42,27 @@ func Differentiate(p Problem, dContext []float64) Gradients {
 	if len(dContext) != p.Tokens*p.Heads*p.VDim {
 		panic(fmt.Errorf("reference: d_context has %d elements, not %d", len(dContext), p.Tokens*p.Heads*p.VDim))
 	}
+	return p.differentiate(dContext, dContext)
+}
+
+// differentiate is Differentiate; size holds the magnitudes that each element of dContext is the sum of.
+func (p *Problem) differentiate(dContext, size []float64) Gradients {
 	g := Gradients{Q: gradientOf(len(p.Q)), K: gradientOf(len(p.K)), V: gradientOf(len(p.V)), Bias: gradientOf(len(p.Bias)), Sinks: gradientOf(len(p.Sinks))}
 	for token := range p.Tokens {
 		for head := range p.Heads {
-			p.differentiateRow(g, head, token, dContext[(token*p.Heads+head)*p.VDim:][:p.VDim])
+			at := (token*p.Heads + head) * p.VDim
+			p.differentiateRow(g, head, token, dContext[at:][:p.VDim], size[at:][:p.VDim])
 		}
 	}
 	return g
 }
 
-func (p *Problem) differentiateRow(g Gradients, head, token int, dContext []float64) {
+func (p *Problem) differentiateRow(g Gradients, head, token int, dContext, dSize []float64) {
 	r := p.row(head, token)
 	// slope is what the loss gains if a position's weight grows by itself; mean is that of the whole row.
 	slopes, mean, largest := make([]float64, p.KVTokens), 0.0, 0.0
 	sum := 0.0
-	for _, d := range dContext {
+	for _, d := range dSize {
 		sum += math.Abs(d)
 	}
 	for k, w := range r.weights {
@@ -65,7 +71,7 @@ func (p *Problem) differentiateRow(g Gradients, head, token int, dContext []floa
 		}
 		for e, v := range p.value(head, k) {
 			slopes[k] += dContext[e] * v
-			largest = math.Max(largest, math.Abs(v))
+			largest = math.Max(largest, math.Abs(p.sizes().value(head, k)[e]))
 		}
 		mean += w * slopes[k]
 	}
@@ -89,12 +95,13 @@ func (p *Problem) differentiateRow(g Gradients, head, token int, dContext []floa
 		dProduct := dScore * p.Scale * p.capSlope(head, token, k)
 		productUnit := scoreUnit * math.Abs(p.Scale)
 		key, at := p.key(head, k), k*p.KVHeads+group
+		qSize, keySize := p.sizes().query(head, token), p.sizes().key(head, k)
 		for c := range q {
-			g.Q.add(row*p.HeadDim+c, dProduct*key[c], productUnit*math.Abs(key[c]))
-			g.K.add(at*p.HeadDim+c, dProduct*q[c], productUnit*math.Abs(q[c]))
+			g.Q.add(row*p.HeadDim+c, dProduct*key[c], productUnit*math.Abs(keySize[c]))
+			g.K.add(at*p.HeadDim+c, dProduct*q[c], productUnit*math.Abs(qSize[c]))
 		}
 		for e, d := range dContext {
-			g.V.add(at*p.VDim+e, w*d, weightUnit*math.Abs(d))
+			g.V.add(at*p.VDim+e, w*d, weightUnit*math.Abs(dSize[e]))
 		}
 	}
 	if len(p.Sinks) != 0 {

@@ -136,3 +136,84 @@ func TestGradientUnits(t *testing.T) {
 		t.Errorf("a problem without bias has the derivative %v", g.Bias.Values)
 	}
 }
+
+// TestCentralDifferencesOfLayers is TestCentralDifferences for whole layers, with and without biases and rotation.
+func TestCentralDifferencesOfLayers(t *testing.T) {
+	rnd := rand.New(rand.NewPCG(3, 2))
+	normals := func(n int) []float64 {
+		x := make([]float64, n)
+		for i := range x {
+			x[i] = rnd.NormFloat64()
+		}
+		return x
+	}
+	for options := range 1 << 9 {
+		p := drawn(rnd, options&(1<<7-1))
+		p.HeadDim += 2
+		p.KVTokens, p.Mask, p.Bias = p.Tokens, nil, nil
+		if p.MaskHeads != 0 {
+			p.Mask = make([]byte, p.Tokens*p.Tokens)
+			for i := range p.Mask {
+				p.Mask[i] = byte(rnd.IntN(3))
+			}
+		}
+		p.Bias = normals(p.BiasHeads * p.Tokens * p.Tokens)
+		l := Layer{Attention: p, DModel: 1 + rnd.IntN(4)}
+		l.X, l.WO = normals(p.Tokens*l.DModel), normals(l.DModel*p.Heads*p.VDim)
+		l.WQ, l.WK, l.WV = normals(p.Heads*p.HeadDim*l.DModel), normals(p.KVHeads*p.HeadDim*l.DModel), normals(p.KVHeads*p.VDim*l.DModel)
+		if options&(1<<7) != 0 {
+			l.BQ, l.BK, l.BV, l.BO = normals(p.Heads*p.HeadDim), normals(p.KVHeads*p.HeadDim), normals(p.KVHeads*p.VDim), normals(l.DModel)
+		}
+		if options&(1<<8) != 0 {
+			l.Rotation = &Rotation{Base: 7, Dims: 2 * (1 + rnd.IntN(p.HeadDim/2)), Interleaved: rnd.IntN(2) == 0, Scale: 0.7, Mscale: 1.3, Start: 3}
+		}
+		d := normals(p.Tokens * l.DModel)
+		loss := func() (sum float64) {
+			res, err := AttendLayer(l)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for i, y := range res.Y {
+				sum += d[i] * y
+			}
+			return sum
+		}
+		g, err := DifferentiateLayer(l, d)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, c := range []struct {
+			name string
+			x    []float64
+			g    Gradient
+		}{
+			{"x", l.X, g.X},
+			{"w_q", l.WQ, g.WQ},
+			{"w_k", l.WK, g.WK},
+			{"w_v", l.WV, g.WV},
+			{"w_o", l.WO, g.WO},
+			{"b_q", l.BQ, g.BQ},
+			{"b_k", l.BK, g.BK},
+			{"b_v", l.BV, g.BV},
+			{"b_o", l.BO, g.BO},
+			{"bias", l.Attention.Bias, g.Bias},
+			{"sinks", l.Attention.Sinks, g.Sinks},
+		} {
+			if len(c.g.Values) != len(c.x) || len(c.g.Unit) != len(c.x) {
+				t.Fatalf("%09b: %s has %d derivatives in %d units, for %d elements", options, c.name, len(c.g.Values), len(c.g.Unit), len(c.x))
+			}
+			for i, x := range c.x {
+				const h = 1e-5
+				c.x[i] = x + h
+				more := loss()
+				c.x[i] = x - h
+				less := loss()
+				c.x[i] = x
+				// Third derivatives grow with the fourth power of hidden states and weights.
+				if want, got := (more-less)/(2*h), c.g.Values[i]; !(math.Abs(got-want) <= 1e-5*(1+math.Abs(want))) {
+					t.Errorf("%09b: %s[%d] is %g, the difference is %g", options, c.name, i, got, want)
+				}
+			}
+		}
+	}
+}

@@ -44,26 +44,8 @@ type LayerResult struct {
 
 // AttendLayer computes a layer.
 func AttendLayer(l Layer) (LayerResult, error) {
-	p := l.Attention
-	p.KVTokens, p.KVLen = p.Tokens, p.Tokens
-	var err error
-	if p.Q, err = project("q", l.X, l.WQ, l.BQ, p.Tokens, l.DModel, p.Heads*p.HeadDim); err != nil {
-		return LayerResult{}, err
-	}
-	if p.K, err = project("k", l.X, l.WK, l.BK, p.Tokens, l.DModel, p.KVHeads*p.HeadDim); err != nil {
-		return LayerResult{}, err
-	}
-	if p.V, err = project("v", l.X, l.WV, l.BV, p.Tokens, l.DModel, p.KVHeads*p.VDim); err != nil {
-		return LayerResult{}, err
-	}
-	if r := l.Rotation; r != nil {
-		if r.Dims < 2 || r.Dims%2 != 0 || r.Dims > p.HeadDim || len(r.Factors) != 0 && len(r.Factors) != r.Dims/2 {
-			return LayerResult{}, fmt.Errorf("reference: rotation of %d dims with %d factors, head_dim %d", r.Dims, len(r.Factors), p.HeadDim)
-		}
-		r.turn(p.Q, p.Heads, p.HeadDim)
-		r.turn(p.K, p.KVHeads, p.HeadDim)
-	}
-	if err := p.validate(); err != nil {
+	p, err := l.problem()
+	if err != nil {
 		return LayerResult{}, err
 	}
 	res := Attend(p)
@@ -72,6 +54,30 @@ func AttendLayer(l Layer) (LayerResult, error) {
 		out.Y, err = project("output", res.Context, l.WO, l.BO, p.Tokens, p.Heads*p.VDim, l.DModel)
 	}
 	return out, err
+}
+
+// problem is the layer's attention, with the queries, keys and values that it projects and rotates.
+func (l Layer) problem() (Problem, error) {
+	p := l.Attention
+	p.KVTokens, p.KVLen = p.Tokens, p.Tokens
+	var err error
+	if p.Q, err = project("q", l.X, l.WQ, l.BQ, p.Tokens, l.DModel, p.Heads*p.HeadDim); err != nil {
+		return p, err
+	}
+	if p.K, err = project("k", l.X, l.WK, l.BK, p.Tokens, l.DModel, p.KVHeads*p.HeadDim); err != nil {
+		return p, err
+	}
+	if p.V, err = project("v", l.X, l.WV, l.BV, p.Tokens, l.DModel, p.KVHeads*p.VDim); err != nil {
+		return p, err
+	}
+	if r := l.Rotation; r != nil {
+		if r.Dims < 2 || r.Dims%2 != 0 || r.Dims > p.HeadDim || len(r.Factors) != 0 && len(r.Factors) != r.Dims/2 {
+			return p, fmt.Errorf("reference: rotation of %d dims with %d factors, head_dim %d", r.Dims, len(r.Factors), p.HeadDim)
+		}
+		r.turn(p.Q, p.Heads, p.HeadDim, forward)
+		r.turn(p.K, p.KVHeads, p.HeadDim, forward)
+	}
+	return p, p.validate()
 }
 
 func project(name string, x, w, b []float64, rows, in, out int) ([]float64, error) {
@@ -94,7 +100,17 @@ func project(name string, x, w, b []float64, rows, in, out int) ([]float64, erro
 	return y, nil
 }
 
-func (r *Rotation) turn(x []float64, heads, headDim int) {
+// A pair is turned by a cosine and a sine: forward, back, or as magnitudes, which only add up.
+func forward(x0, x1, c, s float64) (y0, y1 float64) { return x0*c - x1*s, x0*s + x1*c }
+
+func back(y0, y1, c, s float64) (x0, x1 float64) { return forward(y0, y1, c, -s) }
+
+func magnitudes(x0, x1, c, s float64) (y0, y1 float64) {
+	return x0*math.Abs(c) + x1*math.Abs(s), x0*math.Abs(s) + x1*math.Abs(c)
+}
+
+// turn turns every pair of x [tokens, heads, headDim].
+func (r *Rotation) turn(x []float64, heads, headDim int, pair func(x0, x1, c, s float64) (y0, y1 float64)) {
 	scale, mscale := r.Scale, r.Mscale
 	if scale == 0 {
 		scale = 1
@@ -113,8 +129,7 @@ func (r *Rotation) turn(x []float64, heads, headDim int) {
 			if r.Interleaved {
 				first, second = at+2*j, at+2*j+1
 			}
-			s, c := math.Sin(angle)*mscale, math.Cos(angle)*mscale
-			x[first], x[second] = x[first]*c-x[second]*s, x[first]*s+x[second]*c
+			x[first], x[second] = pair(x[first], x[second], math.Cos(angle)*mscale, math.Sin(angle)*mscale)
 		}
 	}
 }

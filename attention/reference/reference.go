@@ -34,6 +34,10 @@ type Problem struct {
 	MaskHeads int
 	Bias      []float64 // [BiasHeads, Tokens, KVTokens], −Inf hides; BiasHeads 0, 1 or Heads
 	BiasHeads int
+
+	// magnitudes is the problem whose q, k and v hold, for each element of these, the sum of the absolute values that the
+	// element is the sum of; nil is the problem itself. Units count them, since rounding errs by them.
+	magnitudes *Problem
 }
 
 // Result is the truth of a problem.
@@ -48,6 +52,13 @@ type Result struct {
 	// |scale|·Σ|q[i]·k[i]| + |slope·distance| + |bias| over the positions that the row sees and that can have weight, max|v|
 	// the largest |v| over all that it sees.
 	Unit []float64
+}
+
+func (p *Problem) sizes() *Problem {
+	if p.magnitudes != nil {
+		return p.magnitudes
+	}
+	return p
 }
 
 // validate says what in the problem does not fit together.
@@ -124,10 +135,10 @@ func (p *Problem) value(head, k int) []float64 {
 // score returns the logit of a position that the row sees, and the magnitudes that it is the sum of:
 // |scale|·Σ|q[i]·k[i]| + |slope·distance| + |bias|.
 func (p *Problem) score(head, token, k int) (s, magnitude float64) {
-	key := p.key(head, k)
+	key, querySize, keySize := p.key(head, k), p.sizes().query(head, token), p.sizes().key(head, k)
 	for i, q := range p.query(head, token) {
 		s += q * key[i]
-		magnitude += math.Abs(q * key[i])
+		magnitude += math.Abs(querySize[i] * keySize[i])
 	}
 	s *= p.Scale
 	magnitude *= math.Abs(p.Scale)
@@ -237,9 +248,10 @@ func Attend(p Problem) Result {
 				if !p.sees(head, token, k) {
 					continue
 				}
+				size := p.sizes().value(head, k)
 				for i, v := range p.value(head, k) {
 					context[i] += w * v
-					largest = math.Max(largest, math.Abs(v))
+					largest = math.Max(largest, math.Abs(size[i]))
 				}
 			}
 			res.LSE[at] = r.lse
