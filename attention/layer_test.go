@@ -195,7 +195,7 @@ func TestLayer(t *testing.T) {
 
 		truth, err := reference.AttendLayer(reference.Layer{
 			Attention: reference.Problem{
-				Tokens: tokens, Heads: heads, KVHeads: kvHeads, HeadDim: headDim, VDim: vDim,
+				Tokens: tokens, KVLen: tokens, Heads: heads, KVHeads: kvHeads, HeadDim: headDim, VDim: vDim,
 				Causal: true, WindowLeft: -1, WindowRight: -1, Scale: float64(opts.Scale),
 			},
 			DModel: dModel, X: wide(x), WQ: wide(wq), WK: wide(wk), WV: wide(wv), WO: wide(wo),

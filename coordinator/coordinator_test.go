@@ -85,10 +85,11 @@ func TestLayerIsTheTruthForEveryWorkerCount(t *testing.T) {
 	}
 }
 
-// mortal counts the messages that a worker sends back and calls die before the n-th.
+// mortal counts the messages that a worker sends back, or those of them that are outputs, and calls die before the n-th.
 type mortal struct {
-	left atomic.Int64
-	die  func()
+	left    atomic.Int64
+	outputs bool
+	die     func()
 }
 
 type mortalStream struct {
@@ -101,7 +102,8 @@ func (s mortalStream) SendMsg(m any) error {
 	if !ok {
 		return s.ServerStream.SendMsg(m)
 	}
-	if r, ok := f.Message.(*headwaterv1.RunResponse); ok && r.GetShardOpened() == nil && s.m.left.Add(-1) == 0 {
+	r, ok := f.Message.(*headwaterv1.RunResponse)
+	if ok && r.GetShardOpened() == nil && (!s.m.outputs || r.GetOutput() != nil) && s.m.left.Add(-1) == 0 {
 		s.m.die()
 		return status.Error(codes.Unavailable, "dead")
 	}
@@ -113,20 +115,23 @@ func (m *mortal) intercept(srv any, stream grpc.ServerStream, _ *grpc.StreamServ
 }
 
 func TestDeathOfWorkersChangesNoBit(t *testing.T) {
-	for _, kind := range []string{"attention", "layer", "gradients"} {
+	for _, kind := range []string{"attention", "layer", "gradients", "gradients of layers", "gradients of layers, outputs"} {
 		t.Run(kind, func(t *testing.T) {
 			path := variety(t)
 			if kind == "layer" {
 				path = filepath.Join("..", "test", "data", "smollm2", "layer.safetensors")
 			}
-			if kind == "gradients" {
+			if lessons := map[string]func(*testing.T) (*maker, string){
+				"gradients": lessons, "gradients of layers": layerLessons, "gradients of layers, outputs": layerLessons,
+			}[kind]; lessons != nil {
 				m, options := lessons(t)
 				path = m.write(t, options)
 			}
 			_, want := startCluster(t, clusterOptions{workers: workers(1)}).run(t, client.SubmitOptions{Path: path})
 			for _, after := range []int64{1, 3} {
 				o := clusterOptions{workers: workers(4)}
-				killers := []*mortal{{}, {}}
+				outputs := strings.HasSuffix(kind, "outputs")
+				killers := []*mortal{{outputs: outputs}, {outputs: outputs}}
 				for i, m := range killers {
 					m.left.Store(after + int64(i))
 					o.workers[1+i].stream = m.intercept

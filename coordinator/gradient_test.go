@@ -44,10 +44,56 @@ func lessons(t *testing.T) (m *maker, options string) {
 		"seqs.2.":{"alibi_slopes":[0.5,0.25,0.125,0.0625,0.03125]}}}`
 }
 
+// layerLessons is a job of kind layer_grad: two sequences that share weights, biases and a bias of attention, and one of its
+// own, of other sizes.
+func layerLessons(t *testing.T) (m *maker, options string) {
+	t.Helper()
+	m = newMaker(12)
+	const model = 40
+	weights := func(prefix string, dt tensor.DType, heads, groups, hd, vd int) {
+		m.as(dt, prefix+"w_q", heads*hd, model)
+		m.as(dt, prefix+"w_k", groups*hd, model)
+		m.as(dt, prefix+"w_v", groups*vd, model)
+		m.as(dt, prefix+"w_o", model, heads*vd)
+	}
+	weights("", tensor.F32, 12, 4, 8, 6)
+	m.f32("b_q", 1, 12*8)
+	m.f32("b_v", 1, 4*6)
+	m.f32("b_o", 1, model)
+	m.f32("bias", 1, 1, 70, 70)
+	for _, prefix := range []string{"seqs.0.", "seqs.1."} {
+		m.f32(prefix+"x", 0.2, 70, model)
+		m.f32(prefix+"d_y", 1, 70, model)
+	}
+	m.as(tensor.F16, "seqs.2.x", 130, model)
+	m.as(tensor.BF16, "seqs.2.d_y", 130, model)
+	weights("seqs.2.", tensor.BF16, 6, 3, 8, 16)
+	m.f32("seqs.2.b_k", 1, 3*8)
+	m.f32("seqs.2.bias", 1, 6, 130, 130)
+	m.mask("seqs.2.mask", 1, 130, 130)
+	m.f32("seqs.2.b_q", 1, 6*8) // the shared ones are of another size
+	m.f32("seqs.2.b_v", 1, 3*16)
+	return m, `{"kind":"layer_grad","causal":true,"rope":{"dims":6,"mscale":1.25},"problems":{
+		"seqs.0.":{"n_heads":12,"sinks":[1,2,3,4,5,6,7,8,9,10,11,12]},
+		"seqs.1.":{"n_heads":12,"kv_len":66,"window_left":20,"softcap":30},
+		"seqs.2.":{"n_heads":6,"scale":0.1,"rope":{"interleaved":true}}}}`
+}
+
+// TestGradientsOfLayersOnAnyCluster: they are near the truth, and the same bits for any number of workers and size of blocks.
+func TestGradientsOfLayersOnAnyCluster(t *testing.T) {
+	m, options := layerLessons(t)
+	onAnyCluster(t, m.write(t, options), 3+2*(4+3+1)+1)
+}
+
 // TestGradientsOnAnyCluster: they are near the truth, and the same bits for any number of workers and size of blocks.
 func TestGradientsOnAnyCluster(t *testing.T) {
 	m, options := lessons(t)
-	path := m.write(t, options)
+	onAnyCluster(t, m.write(t, options), 4*3+3+1)
+}
+
+// onAnyCluster holds the gradients of a job, so many tensors, against the truth, and those of any cluster against each other.
+func onAnyCluster(t *testing.T, path string, tensors int) {
+	t.Helper()
 	_, want := startCluster(t, clusterOptions{workers: workers(1)}).run(t, client.SubmitOptions{Path: path})
 	file, err := openTensors(t, path)
 	if err != nil {
@@ -57,11 +103,12 @@ func TestGradientsOnAnyCluster(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(found) != 4*3+3+1 {
-		t.Errorf("%d tensors were compared", len(found))
+	if len(found) != tensors {
+		t.Errorf("%d tensors were compared, not %d", len(found), tensors)
 	}
 	for _, e := range found {
-		if worst, row := e.Worst(); !(worst <= 16) {
+		worst, row := e.Worst()
+		if !(worst <= 16) {
 			t.Errorf("%s, row %d: off by %.3g units", e.Tensor, row, worst)
 		}
 	}

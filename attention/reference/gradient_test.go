@@ -150,7 +150,7 @@ func TestCentralDifferencesOfLayers(t *testing.T) {
 	for options := range 1 << 9 {
 		p := drawn(rnd, options&(1<<7-1))
 		p.HeadDim += 2
-		p.KVTokens, p.Mask, p.Bias = p.Tokens, nil, nil
+		p.KVTokens, p.KVLen, p.Mask, p.Bias = p.Tokens, rnd.IntN(p.Tokens+1), nil, nil
 		if p.MaskHeads != 0 {
 			p.Mask = make([]byte, p.Tokens*p.Tokens)
 			for i := range p.Mask {

@@ -7,7 +7,7 @@ import (
 
 // Layer is an attention layer: hidden states are projected to queries, keys and values, queries and keys are rotated,
 // attended, and the contexts projected back. Attention gives heads, sizes and options; the layer makes its Q, K and V,
-// and its KVTokens and KVLen are the Tokens.
+// and its KVTokens are the Tokens.
 type Layer struct {
 	Attention Problem
 	DModel    int
@@ -59,7 +59,7 @@ func AttendLayer(l Layer) (LayerResult, error) {
 // problem is the layer's attention, with the queries, keys and values that it projects and rotates.
 func (l Layer) problem() (Problem, error) {
 	p := l.Attention
-	p.KVTokens, p.KVLen = p.Tokens, p.Tokens
+	p.KVTokens = p.Tokens
 	var err error
 	if p.Q, err = project("q", l.X, l.WQ, l.BQ, p.Tokens, l.DModel, p.Heads*p.HeadDim); err != nil {
 		return p, err

@@ -69,8 +69,8 @@ func Against(result, truth *tensor.File) ([]Errors, error) {
 	return all, nil
 }
 
-// AgainstJob computes the truth of a job of kind attention or attention_grad in float64 and compares the contexts, or the
-// gradients, of its result with it, in units. What the job was run with the result says.
+// AgainstJob computes the truth of a job of any kind but layer in float64 and compares the contexts, or the gradients, of its
+// result with it, in units. What the job was run with the result says.
 func AgainstJob(ctx context.Context, result, file *tensor.File) ([]Errors, error) {
 	var ran struct {
 		Options json.RawMessage `json:"options"`
@@ -82,10 +82,10 @@ func AgainstJob(ctx context.Context, result, file *tensor.File) ([]Errors, error
 	if err != nil {
 		return nil, err
 	}
-	if job.Kind == jobfile.KindAttentionGrad {
+	switch job.Kind {
+	case jobfile.KindAttentionGrad, jobfile.KindLayerGrad:
 		return gradients(ctx, result, file, job)
-	}
-	if job.Kind != jobfile.KindAttention {
+	case jobfile.KindLayer:
 		return nil, &tensor.FormatError{File: file.Path(), Index: -1, Rule: "is of kind layer, whose projections have no unit of error: compare with a file of the truth"}
 	}
 	var all []Errors

@@ -64,8 +64,8 @@ func (a *app) check() *cobra.Command {
 	var truth, job string
 	cmd := &cobra.Command{
 		Use: "check RESULT", Short: "Compare a result with a float64 truth", Args: exactly("RESULT"),
-		Long: "Compare a result with the truth: with a file of the true contexts (and y) in float64, or with a job file of kind attention\n" +
-			"or attention_grad, of which the truth is computed here, in plain float64 and with the options that the result was made with.\n\n" +
+		Long: "Compare a result with the truth: with a file of the true contexts (and y) in float64, or with a job file of any\n" +
+			"kind but layer, of which the truth is computed here, in plain float64 and with the options that the result was made with.\n\n" +
 			"The errors of a context are counted in units of rounding error, with --truth if the file has a tensor unit\n" +
 			"[tokens, n_heads] beside it: 2^-24*(1+S)*max|v| of each row, where S counts scale*sum|q*k|, slope*distance and |bias|\n" +
 			"(docs/numerics.md). All else is relative to the row's largest value.",

@@ -169,7 +169,7 @@ func TestLayer(t *testing.T) {
 		rng := rand.New(rand.NewPCG(5, 6))
 		const tokens, heads, kvHeads, dim, vDim, model = 7, 6, 2, 4, 3, 10
 		l := reference.Layer{DModel: model, Rotation: c.want, Attention: reference.Problem{
-			Tokens: tokens, Heads: heads, KVHeads: kvHeads, HeadDim: dim, VDim: vDim, Causal: true, WindowLeft: -1, WindowRight: -1, Scale: 0.5,
+			Tokens: tokens, KVLen: tokens, Heads: heads, KVHeads: kvHeads, HeadDim: dim, VDim: vDim, Causal: true, WindowLeft: -1, WindowRight: -1, Scale: 0.5,
 		}}
 		list := make([]tensor.Data, 6)
 		list[0], l.X = f32(rng, "x", tokens, model)

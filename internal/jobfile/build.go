@@ -15,6 +15,7 @@ var (
 	attentionAnchors = []string{"q", "k", "v", "k_scale", "v_scale"}
 	layerAnchors     = []string{"x"}
 	gradAnchors      = []string{"q", "k", "v", "d_context", "context", "lse"}
+	layerGradAnchors = []string{"x", "d_y"}
 	weightNames      = []string{"w_q", "w_k", "w_v", "w_o", "b_q", "b_k", "b_v", "b_o"}
 	operandNames     = []string{"mask", "bias", "tokens"}
 
@@ -57,9 +58,10 @@ func (b *builder) prefixes() ([]prefix, *Error) {
 				return nil, fault(name, "the file holds more than %d problems", shard.MaxLayers)
 			}
 		case ok && slices.Contains(operandNames, own):
-		case ok && b.job.Kind == KindLayer && slices.Contains(weightNames, own):
-		case ok && (slices.Contains(attentionAnchors, own) || slices.Contains(layerAnchors, own) || slices.Contains(gradAnchors, own) ||
-			slices.Contains(weightNames, own)):
+		case ok && b.job.Kind.projects() && slices.Contains(weightNames, own):
+		case ok && b.job.Kind.differentiates() && slices.Contains(gradientNames, own):
+		case ok && slices.ContainsFunc([][]string{attentionAnchors, gradAnchors, layerGradAnchors, weightNames, gradientNames},
+			func(names []string) bool { return slices.Contains(names, own) }):
 			return nil, fault(name, "is not a tensor of kind %q", b.job.Kind)
 		default:
 			return nil, fault(name, "is unknown: kind %q has %s", b.job.Kind, strings.Join(b.known(), ", "))
@@ -83,14 +85,16 @@ func (b *builder) anchors() []string {
 		return layerAnchors
 	case KindAttentionGrad:
 		return gradAnchors
+	case KindLayerGrad:
+		return layerGradAnchors
 	default:
 		return attentionAnchors
 	}
 }
 
 func (b *builder) known() []string {
-	if b.job.Kind == KindLayer {
-		return slices.Concat(layerAnchors, weightNames, operandNames)
+	if b.job.Kind.projects() {
+		return slices.Concat(b.anchors(), weightNames, operandNames)
 	}
 	return slices.Concat(b.anchors(), operandNames)
 }
@@ -176,12 +180,12 @@ func exactly(info tensor.Info, dims string, want ...int) *Error {
 func (b *builder) problem(at prefix, o *Options) (*Problem, *Error) {
 	p := &Problem{Prefix: at.String(), Seq: at.seq, Layer: at.layer}
 	var err *Error
-	if b.job.Kind == KindLayer {
+	if b.job.Kind.projects() {
 		err = b.layer(at, p, o)
 	} else {
 		err = b.attention(at, p, o)
 	}
-	if err == nil && b.job.Kind == KindAttentionGrad {
+	if err == nil && b.job.Kind.differentiates() {
 		err = b.gradient(at, p)
 	}
 	if err != nil {
@@ -270,42 +274,6 @@ func (b *builder) attention(at prefix, p *Problem, o *Options) *Error {
 	return nil
 }
 
-// gradient finds what kind attention_grad has beside queries, keys and values.
-func (b *builder) gradient(at prefix, p *Problem) *Error {
-	for _, s := range []struct {
-		name, dims string
-		types      []tensor.DType
-		shape      []int
-		to         *string
-	}{
-		{"d_context", "tokens, n_heads, v_dim", floats, []int{p.Tokens, p.Shape.Heads, p.Shape.VDim}, &p.DContext},
-		{"context", "tokens, n_heads, v_dim", float32s, []int{p.Tokens, p.Shape.Heads, p.Shape.VDim}, &p.Context},
-		{"lse", "tokens, n_heads", float32s, []int{p.Tokens, p.Shape.Heads}, &p.LSE},
-	} {
-		info, ok := b.own(at, s.name)
-		if !ok {
-			continue
-		}
-		if err := b.expect(info, s.types, strings.Split(s.dims, ", ")...); err != nil {
-			return err
-		}
-		if err := exactly(info, s.dims, s.shape...); err != nil {
-			return err
-		}
-		b.checks(info, s.name == "lse")
-		*s.to = info.Name
-	}
-	switch {
-	case p.DContext == "":
-		return fault(p.Prefix+"d_context", "is missing")
-	case p.Context == "" && p.LSE != "":
-		return fault(p.Prefix+"context", "is missing: it goes with %q", p.LSE)
-	case p.Context != "" && p.LSE == "":
-		return fault(p.Prefix+"lse", "is missing: it goes with %q", p.Context)
-	}
-	return nil
-}
-
 // checks notes a tensor for CheckValues, once.
 func (b *builder) checks(info tensor.Info, negInf bool) {
 	if info.DType == tensor.I8 || info.DType == tensor.U8 || b.noted[info.Name] {
@@ -387,9 +355,9 @@ func (p *Problem) apply(kind Kind, o *Options) *Error {
 		p.KVLen = int(*o.KVLen)
 	}
 	switch {
-	case kind == KindLayer:
+	case kind.projects():
 		if o.Offset != nil && *o.Offset != 0 {
-			return optionErrorf("option \"offset\"%s is %d, must be 0 in kind \"layer\": row i of \"x\" is query i and position i", of, *o.Offset)
+			return optionErrorf("option \"offset\"%s is %d, must be 0 in kind %q: row i of \"x\" is query i and position i", of, *o.Offset, kind)
 		}
 	case o.Offset != nil:
 		p.Offset = *o.Offset
@@ -425,7 +393,7 @@ func (p *Problem) apply(kind Kind, o *Options) *Error {
 			return optionErrorf("option \"alibi_slopes\"%s: a query sees a position at distance %d, must be below 2^24", of, d)
 		}
 	}
-	if kind == KindLayer && o.Rope != nil {
+	if kind.projects() && o.Rope != nil {
 		r := o.Rope.resolve(p.Shape.HeadDim)
 		if err := r.Validate(p.Shape.HeadDim); err != nil {
 			return optionErrorf("option \"rope\"%s: %v", of, err)

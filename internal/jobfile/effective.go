@@ -61,7 +61,7 @@ func (p *Problem) effective(kind Kind) map[string]json.RawMessage {
 	put("kv_len", p.KVLen)
 	put("alibi_slopes", orEmpty(a.AlibiSlopes))
 	put("sinks", orEmpty(a.Sinks))
-	if kind != KindLayer {
+	if !kind.projects() {
 		return f
 	}
 	put("n_heads", p.Shape.Heads)

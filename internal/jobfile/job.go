@@ -22,13 +22,21 @@ const (
 	KindLayer
 	// KindAttentionGrad brings the derivatives by contexts back to queries, keys and values.
 	KindAttentionGrad
+	// KindLayerGrad brings the derivatives by outputs back to hidden states, weights and biases.
+	KindLayerGrad
 )
 
 // kinds are the names of kinds in job files.
-var kinds = [...]string{KindAttention: "attention", KindLayer: "layer", KindAttentionGrad: "attention_grad"}
+var kinds = [...]string{KindAttention: "attention", KindLayer: "layer", KindAttentionGrad: "attention_grad", KindLayerGrad: "layer_grad"}
 
 // String is the kind's name in job files.
 func (k Kind) String() string { return kinds[k] }
+
+// projects says whether problems have hidden states and weights, and not queries, keys and values.
+func (k Kind) projects() bool { return k == KindLayer || k == KindLayerGrad }
+
+// differentiates says whether gradients are asked for, and not contexts.
+func (k Kind) differentiates() bool { return k == KindAttentionGrad || k == KindLayerGrad }
 
 func parseKind(s string) (Kind, bool) {
 	i := slices.Index(kinds[:], s)
@@ -61,6 +69,7 @@ type Job struct {
 	geometry  *shard.Geometry
 	cluster   int64
 	results   []tensor.Info
+	earlier   []tensor.Info // gradients in the file, to which those of the job are added
 	check     []checked
 }
 
@@ -75,10 +84,10 @@ type Problem struct {
 	Tokens   int   // query tokens
 	KVTokens int   // positions in the file
 	KVLen    int   // positions [0, KVLen) that queries may see, and that are sent to workers
-	DModel   int   // elements of a hidden state; kind layer
+	DModel   int   // elements of a hidden state; kinds layer and layer_grad
 	Offset   int64 // position of query 0
 
-	Storage tensor.DType // of keys and values: F32, F16, BF16 or I8; F32 for kind layer
+	Storage tensor.DType // of keys and values: F32, F16, BF16 or I8; F32 for kinds layer and layer_grad
 	Options attention.Options
 	Rope    *attention.Rope // nil for none
 
@@ -89,6 +98,7 @@ type Problem struct {
 	Mask, Bias, TokenIDs    string
 	// Kind attention_grad. Context and LSE are both there or both "": then they are computed.
 	DContext, Context, LSE string
+	DY                     string // kind layer_grad
 
 	MaskHeads, BiasHeads int // 1 for all heads or n_heads; 0 where there is none
 }
@@ -152,15 +162,18 @@ func parse(f *tensor.File, overrides []byte) (*Job, *Error) {
 		j.Problems = append(j.Problems, *problem)
 		shapes = append(shapes, problem.Shape)
 	}
-	if err := b.unused(); err != nil {
-		return nil, err
-	}
 	geometry, gerr := shard.NewGeometry(shapes)
 	if gerr != nil {
 		return nil, &Error{Index: -1, Rule: gerr.Error()}
 	}
 	j.geometry = geometry
 	if err := j.sums(); err != nil {
+		return nil, err
+	}
+	if err := b.earlier(); err != nil {
+		return nil, err
+	}
+	if err := b.unused(); err != nil {
 		return nil, err
 	}
 	return j, nil
@@ -220,13 +233,18 @@ func (j *Job) TokensOf(p *Problem) []string {
 func (j *Job) Geometry() *shard.Geometry { return j.geometry }
 
 // ResultInfos lists the tensors of the result in the order of the problems: PREFIXcontext [tokens, n_heads, v_dim],
-// PREFIXlse [tokens, n_heads] and, where there is an output projection, PREFIXy [tokens, d_model]; of kind attention_grad
-// PREFIXd_q, d_k and d_v, and d_bias and d_sinks where there are a bias and sinks, in the shapes of these. All are F32.
+// PREFIXlse [tokens, n_heads] and, where there is an output projection, PREFIXy [tokens, d_model]; of gradients one for each
+// tensor that has one, under its name with d_ before the last part, in its shape, and PREFIXd_sinks where there are sinks. A
+// tensor that several problems share has one gradient. All are F32.
 func (j *Job) ResultInfos() []tensor.Info { return slices.Clone(j.results) }
+
+// Earlier lists the gradients that the file holds itself: those of the job are added to them.
+func (j *Job) Earlier() []tensor.Info { return slices.Clone(j.earlier) }
 
 // sums computes what the whole job needs, and refuses what would overflow.
 func (j *Job) sums() *Error {
 	var result int64
+	listed := map[string]bool{}
 	for i := range j.Problems {
 		p := &j.Problems[i]
 		layout, err := attention.NewLayout(p.Storage, p.Shape.HeadDim, p.Shape.VDim)
@@ -238,8 +256,11 @@ func (j *Job) sums() *Error {
 		if j.cluster += bytes; !ok || j.cluster > maxBytes {
 			return &Error{Tensor: p.anchor(j.Kind), Index: -1, Rule: "keys and values of the job exceed 2^60 bytes"}
 		}
-		infos := p.Results()
-		for _, info := range infos {
+		for _, info := range p.Results() {
+			if listed[info.Name] {
+				continue // that of a tensor which several problems share
+			}
+			listed[info.Name] = true
 			n := []int64{4}
 			for _, d := range info.Shape {
 				n = append(n, int64(d))
@@ -248,36 +269,32 @@ func (j *Job) sums() *Error {
 			if result += bytes; !ok || result > maxBytes {
 				return &Error{Tensor: p.anchor(j.Kind), Index: -1, Rule: "the result exceeds 2^60 bytes"}
 			}
+			j.results = append(j.results, info)
 		}
-		j.results = append(j.results, infos...)
 	}
 	return nil
 }
 
+// Differentiates says whether the problem's gradients are asked for, and not its contexts.
+func (p *Problem) Differentiates() bool { return p.DContext != "" || p.DY != "" }
+
 // Results lists the tensors of the problem's result, as ResultInfos does those of all.
 func (p *Problem) Results() []tensor.Info {
-	var infos []tensor.Info
-	add := func(name string, shape ...int) {
-		infos = append(infos, tensor.Info{Name: p.Prefix + name, DType: tensor.F32, Shape: shape})
+	if p.Differentiates() {
+		return p.gradients()
 	}
-	if p.DContext == "" {
-		add("context", p.Tokens, p.Shape.Heads, p.Shape.VDim)
-		add("lse", p.Tokens, p.Shape.Heads)
-		if p.WO != "" {
-			add("y", p.Tokens, p.DModel)
-		}
-		return infos
+	infos := []tensor.Info{
+		result(p.Prefix+"context", p.Tokens, p.Shape.Heads, p.Shape.VDim),
+		result(p.Prefix+"lse", p.Tokens, p.Shape.Heads),
 	}
-	add("d_q", p.Tokens, p.Shape.Heads, p.Shape.HeadDim)
-	add("d_k", p.KVTokens, p.Shape.KVHeads, p.Shape.HeadDim)
-	add("d_v", p.KVTokens, p.Shape.KVHeads, p.Shape.VDim)
-	if p.BiasHeads != 0 {
-		add("d_bias", p.BiasHeads, p.Tokens, p.KVTokens)
-	}
-	if len(p.Options.Sinks) != 0 {
-		add("d_sinks", p.Shape.Heads)
+	if p.WO != "" {
+		infos = append(infos, result(p.Prefix+"y", p.Tokens, p.DModel))
 	}
 	return infos
+}
+
+func result(name string, shape ...int) tensor.Info {
+	return tensor.Info{Name: name, DType: tensor.F32, Shape: shape}
 }
 
 // product multiplies numbers that are not negative, and says whether the product is at most maxBytes.
@@ -297,7 +314,7 @@ func product(n ...int64) (int64, bool) {
 
 // anchor names the tensor that stands for the problem as a whole.
 func (p *Problem) anchor(k Kind) string {
-	if k == KindLayer {
+	if k.projects() {
 		return p.X
 	}
 	return p.Q

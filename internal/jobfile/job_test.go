@@ -158,7 +158,7 @@ func TestErrors(t *testing.T) {
 		{"scale", qkv(), `{"scale":1e39}`, "", `metadata "headwater": option "scale" is "1e39", which is not within the range of f32`},
 		{"scale NaN", qkv(), `{"scale":NaN}`, "", `metadata "headwater": options are not valid JSON at byte 10: invalid character 'N' looking for beginning of value`},
 		{"softcap", qkv(), `{"softcap":-1}`, "", `metadata "headwater": option "softcap" is -1, must be at least 0 (0 is off)`},
-		{"kind", qkv(), `{"kind":"mlp"}`, "", `metadata "headwater": option "kind" is "mlp", must be "attention", "layer" or "attention_grad"`},
+		{"kind", qkv(), `{"kind":"mlp"}`, "", `metadata "headwater": option "kind" is "mlp", must be "attention", "layer", "attention_grad" or "layer_grad"`},
 		{"kind type", qkv(), `{"kind":true}`, "", `metadata "headwater": option "kind" is "true", must be a string`},
 		{"slopes type", qkv(), `{"alibi_slopes":{}}`, "", `metadata "headwater": option "alibi_slopes" is "{}", must be an array of numbers`},
 		{"slopes element", qkv(), `{"alibi_slopes":[1,"x"]}`, "", `metadata "headwater": option "alibi_slopes[1]" is "\"x\"", must be a number`},

@@ -129,7 +129,7 @@ func parseObject(data []byte, what string, top bool) (*Options, *Error) {
 				return err
 			}
 			if _, ok := parseKind(*o.Kind); !ok {
-				return optionErrorf("option %q is %s, must be \"attention\", \"layer\" or \"attention_grad\"", key, quote(*o.Kind))
+				return optionErrorf("option %q is %s, must be \"attention\", \"layer\", \"attention_grad\" or \"layer_grad\"", key, quote(*o.Kind))
 			}
 			return nil
 		case "problems":

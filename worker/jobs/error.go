@@ -44,6 +44,7 @@ func toStatus(err error) error {
 		narrow   *tensor.RangeError
 		product  *attention.ProjectionError
 		overflow *overflowError
+		element  *elementError
 		coded    interface{ GRPCStatus() *status.Status }
 	)
 	if _, ok := err.(interface{ GRPCStatus() *status.Status }); ok || err == nil {
@@ -54,7 +55,7 @@ func toStatus(err error) error {
 		return status.Error(coded.GRPCStatus().Code(), err.Error())
 	case errors.As(err, &budget):
 		return status.Error(codes.ResourceExhausted, err.Error())
-	case errors.As(err, &row), errors.As(err, &gradient), errors.As(err, &narrow), errors.As(err, &product), errors.As(err, &overflow):
+	case errors.As(err, &row), errors.As(err, &gradient), errors.As(err, &narrow), errors.As(err, &product), errors.As(err, &overflow), errors.As(err, &element):
 		return status.Error(codes.OutOfRange, err.Error())
 	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		return status.FromContextError(err).Err()

@@ -54,25 +54,29 @@ func TestGradientMessagesAreChecked(t *testing.T) {
 		code   codes.Code
 		rule   string
 	}{
-		"int8":             {nil, opened(func(p *headwaterv1.Problem) { p.Storage = headwaterv1.StorageType_STORAGE_TYPE_I8 })[0], bad, "stored as I8"},
-		"projection":       {nil, opened(func(p *headwaterv1.Problem) { p.Projection = &headwaterv1.Projection{DModel: 8} })[0], bad, "there are none of a projection"},
-		"mask heads":       {nil, opened(func(p *headwaterv1.Problem) { p.Gradients.MaskHeads = 3 })[0], bad, "mask: 3 heads are neither 0, 1 nor the group's 2"},
-		"bias heads":       {nil, opened(func(p *headwaterv1.Problem) { p.Gradients.BiasHeads = 4 })[0], bad, "bias: 4 heads are neither"},
-		"not sealed":       {loaded[:len(loaded)-2], first, state, "is not sealed"},
-		"problem":          {loaded, block(func(m *headwaterv1.GradientBlock) { m.Problem = 1 }), bad, "problem 1"},
-		"group":            {loaded, block(func(m *headwaterv1.GradientBlock) { m.Group = 2 }), bad, "group 2"},
-		"no tokens":        {loaded, block(func(m *headwaterv1.GradientBlock) { m.Count = 0 }), bad, "0 tokens from 0"},
-		"not the first":    {loaded, block(func(m *headwaterv1.GradientBlock) { m.Start = 1 }), bad, "2 tokens from 1, 0 of 3 are here"},
-		"too many":         {append(slices.Clone(loaded), first), first, bad, "2 tokens from 0, 2 of 3 are here"},
-		"other group":      {append(slices.Clone(loaded), first), block(func(m *headwaterv1.GradientBlock) { m.Group, m.Start = 1, 2 }), bad, "before its own are complete"},
-		"short q":          {loaded, block(func(m *headwaterv1.GradientBlock) { m.Q = m.Q[4:] }), bad, "q from token 0: 60 bytes are not 16"},
-		"short gradient":   {loaded, block(func(m *headwaterv1.GradientBlock) { m.DContext = nil }), bad, "d_context from token 0: 0 bytes"},
-		"NaN":              {loaded, block(func(m *headwaterv1.GradientBlock) { copy(m.DContext[8:], bytesOf(nan)) }), bad, "d_context from token 0: element 2 is NaN"},
-		"context":          {loaded, block(func(m *headwaterv1.GradientBlock) { m.Context = m.DContext }), bad, "context was not to be given"},
-		"lse":              {loaded, block(func(m *headwaterv1.GradientBlock) { m.Lse = make([]byte, 16) }), bad, "lse was not to be given"},
-		"query":            {loaded, queryBlock(&headwaterv1.QueryBlock{Groups: []uint32{0}, Count: 1, Q: make([]byte, 32)}), bad, "gradients are asked of the problem, and no contexts"},
-		"mask is too long": {append(slices.Clone(loaded), first, rest), mask(3*70 + 1), bad, "ends at byte 211 of 210"},
-		"between":          {append(slices.Clone(loaded), first), shardClose(&headwaterv1.ShardClose{}), bad, "its operands follow before any other message"},
+		"int8": {nil, opened(func(p *headwaterv1.Problem) { p.Storage = headwaterv1.StorageType_STORAGE_TYPE_I8 })[0], bad, "stored as I8"},
+		"given contexts": {nil, opened(func(p *headwaterv1.Problem) {
+			p.Projection, p.Gradients = &headwaterv1.Projection{DModel: 8}, &headwaterv1.Gradients{Given: true}
+		})[0], bad, "contexts are computed where queries are projected"},
+		"more positions than tokens": {nil, opened(func(p *headwaterv1.Problem) { p.Projection = &headwaterv1.Projection{DModel: 8} })[0], bad, "kv_len 70 is more than the 3 hidden states"},
+		"bias of no output":          {nil, opened(func(p *headwaterv1.Problem) { p.Gradients.OutputBias = true })[0], bad, "a bias of the output without a projection"},
+		"mask heads":                 {nil, opened(func(p *headwaterv1.Problem) { p.Gradients.MaskHeads = 3 })[0], bad, "mask: 3 heads are neither 0, 1 nor the group's 2"},
+		"bias heads":                 {nil, opened(func(p *headwaterv1.Problem) { p.Gradients.BiasHeads = 4 })[0], bad, "bias: 4 heads are neither"},
+		"not sealed":                 {loaded[:len(loaded)-2], first, state, "is not sealed"},
+		"problem":                    {loaded, block(func(m *headwaterv1.GradientBlock) { m.Problem = 1 }), bad, "problem 1"},
+		"group":                      {loaded, block(func(m *headwaterv1.GradientBlock) { m.Group = 2 }), bad, "group 2"},
+		"no tokens":                  {loaded, block(func(m *headwaterv1.GradientBlock) { m.Count = 0 }), bad, "0 tokens from 0"},
+		"not the first":              {loaded, block(func(m *headwaterv1.GradientBlock) { m.Start = 1 }), bad, "2 tokens from 1, 0 of 3 are here"},
+		"too many":                   {append(slices.Clone(loaded), first), first, bad, "2 tokens from 0, 2 of 3 are here"},
+		"other group":                {append(slices.Clone(loaded), first), block(func(m *headwaterv1.GradientBlock) { m.Group, m.Start = 1, 2 }), bad, "before its own are complete"},
+		"short q":                    {loaded, block(func(m *headwaterv1.GradientBlock) { m.Q = m.Q[4:] }), bad, "q from token 0: 60 bytes are not 16"},
+		"short gradient":             {loaded, block(func(m *headwaterv1.GradientBlock) { m.DContext = nil }), bad, "d_context from token 0: 0 bytes"},
+		"NaN":                        {loaded, block(func(m *headwaterv1.GradientBlock) { copy(m.DContext[8:], bytesOf(nan)) }), bad, "d_context from token 0: element 2 is NaN"},
+		"context":                    {loaded, block(func(m *headwaterv1.GradientBlock) { m.Context = m.DContext }), bad, "context was not to be given"},
+		"lse":                        {loaded, block(func(m *headwaterv1.GradientBlock) { m.Lse = make([]byte, 16) }), bad, "lse was not to be given"},
+		"query":                      {loaded, queryBlock(&headwaterv1.QueryBlock{Groups: []uint32{0}, Count: 1, Q: make([]byte, 32)}), bad, "gradients are asked of the problem, and no contexts"},
+		"mask is too long":           {append(slices.Clone(loaded), first, rest), mask(3*70 + 1), bad, "ends at byte 211 of 210"},
+		"between":                    {append(slices.Clone(loaded), first), shardClose(&headwaterv1.ShardClose{}), bad, "its operands follow before any other message"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := play(t, newPlace(t, 1<<24, 1), false, append(slices.Clone(c.before), c.broken)...)

@@ -230,16 +230,7 @@ func (j *job) attend(t workertest.Fataler, maskHeads, biasHeads int) {
 	t.Helper()
 	p := j.problem
 	n, tokens := int(p.KvLen), int(p.Tokens)
-	for g, rows := range j.rows {
-		var pages [][]byte
-		for from := 0; from < n; from += attention.PageLen {
-			to := min(from+attention.PageLen, n)
-			page := make([]byte, j.layout.PageBytes())
-			if err := j.layout.Write(page, 0, to-from, j.cut(rows, from, to)); err != nil {
-				t.Fatal(err)
-			}
-			pages = append(pages, page)
-		}
+	for g := range j.rows {
 		q := attention.Query{Q: j.q[g], Tokens: tokens, Heads: j.size, FirstHead: g * j.size, Offset: p.Offset}
 		if maskHeads > 0 && n > 0 {
 			q.Mask, q.MaskHeads = j.mask, 1
@@ -254,11 +245,26 @@ func (j *job) attend(t workertest.Fataler, maskHeads, biasHeads int) {
 			}
 		}
 		out := attention.Output{Context: make([]float32, tokens*j.size*int(p.VDim)), LSE: make([]float32, tokens*j.size)}
-		if err := attention.Attend(context.Background(), 1, attention.KV{Layout: j.layout, Pages: pages, Len: n}, q, j.opts, out); err != nil {
+		if err := attention.Attend(context.Background(), 1, j.kv(t, g), q, j.opts, out); err != nil {
 			t.Fatal(err)
 		}
 		j.context, j.lse = append(j.context, out.Context), append(j.lse, out.LSE)
 	}
+}
+
+// kv is the keys and values of a group on pages of their own.
+func (j *job) kv(t workertest.Fataler, g int) attention.KV {
+	t.Helper()
+	kv := attention.KV{Layout: j.layout, Len: int(j.problem.KvLen)}
+	for from := 0; from < kv.Len; from += attention.PageLen {
+		to := min(from+attention.PageLen, kv.Len)
+		page := make([]byte, j.layout.PageBytes())
+		if err := j.layout.Write(page, 0, to-from, j.cut(j.rows[g], from, to)); err != nil {
+			t.Fatal(err)
+		}
+		kv.Pages = append(kv.Pages, page)
+	}
+	return kv
 }
 
 func (j *job) cut(rows attention.Rows, from, to int) attention.Rows {

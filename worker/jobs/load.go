@@ -41,6 +41,7 @@ func (h *openShard) close(budget *kvcache.Budget) {
 type groupWeights struct {
 	memory            mapped
 	query, key, value matrix
+	context           matrix // for gradients: the columns of w_o that read the group's contexts
 }
 
 // matrix is the rows [rows, in] of a projection, which come in ascending order.
@@ -65,8 +66,12 @@ func carve(memory []float32, name string, rows, in int, biased bool) (matrix, []
 
 // newGroupWeights reserves the memory of one group's weights.
 func (r *run) newGroupWeights(p *problem) (*groupWeights, error) {
-	rows := p.GroupSize()*p.HeadDim() + p.HeadDim() + p.VDim()
-	// At most (4,096 + 2) · 512 rows of 8 Mi elements: no overflow.
+	rows, contexts := p.GroupSize()*p.HeadDim()+p.HeadDim()+p.VDim(), 0
+	if p.gradients != nil {
+		contexts = p.GroupSize() * p.VDim()
+		rows += contexts
+	}
+	// At most (2 · 4,096 + 2) · 512 rows of 8 Mi elements: no overflow.
 	h, err := r.mapMemory(int64(rows) * int64(p.projection.dModel+1) * 4)
 	if err != nil {
 		return nil, err
@@ -75,7 +80,8 @@ func (r *run) newGroupWeights(p *problem) (*groupWeights, error) {
 	memory := h.arena.Floats()
 	g.query, memory = carve(memory, "w_q", p.GroupSize()*p.HeadDim(), p.projection.dModel, p.projection.queryBias)
 	g.key, memory = carve(memory, "w_k", p.HeadDim(), p.projection.dModel, p.projection.keyBias)
-	g.value, _ = carve(memory, "w_v", p.VDim(), p.projection.dModel, p.projection.valueBias)
+	g.value, memory = carve(memory, "w_v", p.VDim(), p.projection.dModel, p.projection.valueBias)
+	g.context, _ = carve(memory, "w_o", contexts, p.projection.dModel, false)
 	return g, nil
 }
 
@@ -269,6 +275,8 @@ func (r *run) weights(m *headwaterv1.WeightBlock) error {
 		w = &h.weights.key
 	case headwaterv1.Weight_WEIGHT_VALUE:
 		w = &h.weights.value
+	case headwaterv1.Weight_WEIGHT_CONTEXT:
+		w = &h.weights.context
 	default:
 		return invalid("%s: weight %d is not known", h, m.GetWeight())
 	}

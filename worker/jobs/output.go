@@ -3,6 +3,7 @@ package jobs
 import (
 	"cmp"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"math"
 	"slices"
@@ -39,7 +40,7 @@ func (o outputRows) after(row int) int {
 
 // outputWeights takes rows of w_o. Rows that are here already must be the same.
 func (r *run) outputWeights(p *problem, m *headwaterv1.WeightBlock) error {
-	in := p.Heads * p.VDim()
+	in := p.outputIn()
 	n := len(m.GetData()) / (4 * in)
 	biases := 0
 	if len(m.GetBias()) > 0 {
@@ -143,7 +144,7 @@ func (r *run) output(m *headwaterv1.OutputBlock) error {
 	if p.projection == nil {
 		return invalid("problem %d: it has no projection and no output", m.GetProblem())
 	}
-	in, count, first, rows := p.Heads*p.VDim(), int(m.GetCount()), int(m.GetRow()), int(m.GetRows())
+	in, count, first, rows := p.outputIn(), int(m.GetCount()), int(m.GetRow()), int(m.GetRows())
 	what := fmt.Sprintf("problem %d output block %d", m.GetProblem(), m.GetBlock())
 	switch {
 	case count < 1 || int64(count) > int64(p.tokens):
@@ -184,6 +185,10 @@ func (r *run) output(m *headwaterv1.OutputBlock) error {
 		}
 		y := memory.Bytes()
 		took, err := r.outputs(y, x, pieces, count, rows)
+		var bad *attention.ProjectionError
+		if p.gradients != nil && errors.As(err, &bad) {
+			err = &elementError{"d_x", -1, int(m.GetStart()) + bad.Row, first + bad.Column}
+		}
 		if err != nil {
 			memory.Free()
 			return fmt.Errorf("%s: %w", what, err)
@@ -209,6 +214,10 @@ func (r *run) outputs(y []byte, x []float32, pieces []outputPiece, count, rows i
 			took += machine.Nanos(started.Add(thread.Waited()), time.Now())
 			return err
 		})
+		var bad *attention.ProjectionError
+		if errors.As(err, &bad) {
+			bad.Column += pc.column
+		}
 		if err != nil {
 			return 0, err
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math"
+	"slices"
 
 	"headwater.example/attention"
 )
@@ -38,10 +39,13 @@ func (p *problem) rotate(what string, x, cos, sin []float32, n, heads int) error
 	if err := attention.ApplyRope(x, cos, sin, n, heads, p.HeadDim(), dims, p.projection.interleaved); err != nil {
 		return fmt.Errorf("rotate %s: %w", what, err)
 	}
-	for i, v := range x {
-		if math.Float32bits(v)&0x7f800000 == 0x7f800000 {
-			return &overflowError{what, i, v}
-		}
+	if i := notFinite(x); i >= 0 {
+		return &overflowError{what, i, x[i]}
 	}
 	return nil
+}
+
+// notFinite returns the first element that is not finite, −1 if all are.
+func notFinite(x []float32) int {
+	return slices.IndexFunc(x, func(v float32) bool { return math.Float32bits(v)&0x7f800000 == 0x7f800000 })
 }

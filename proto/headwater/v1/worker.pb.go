@@ -162,6 +162,8 @@ const (
 	Weight_WEIGHT_VALUE Weight = 3
 	// w_o: the output projection.
 	Weight_WEIGHT_OUTPUT Weight = 4
+	// Columns of w_o that read the contexts of the group's heads, for gradients.
+	Weight_WEIGHT_CONTEXT Weight = 5
 )
 
 // Enum value maps for Weight.
@@ -172,6 +174,7 @@ var (
 		2: "WEIGHT_KEY",
 		3: "WEIGHT_VALUE",
 		4: "WEIGHT_OUTPUT",
+		5: "WEIGHT_CONTEXT",
 	}
 	Weight_value = map[string]int32{
 		"WEIGHT_UNSPECIFIED": 0,
@@ -179,6 +182,7 @@ var (
 		"WEIGHT_KEY":         2,
 		"WEIGHT_VALUE":       3,
 		"WEIGHT_OUTPUT":      4,
+		"WEIGHT_CONTEXT":     5,
 	}
 )
 
@@ -268,7 +272,7 @@ type GradientTensor int32
 const (
 	// Not given: refused.
 	GradientTensor_GRADIENT_TENSOR_UNSPECIFIED GradientTensor = 0
-	// d_q [tokens, group size, head_dim].
+	// d_q [tokens, group size, head_dim]. With a projection, d_q and d_k are those before rotation.
 	GradientTensor_GRADIENT_TENSOR_Q GradientTensor = 1
 	// d_k [kv_len, head_dim].
 	GradientTensor_GRADIENT_TENSOR_K GradientTensor = 2
@@ -278,17 +282,41 @@ const (
 	GradientTensor_GRADIENT_TENSOR_BIAS GradientTensor = 4
 	// d_sinks [group size].
 	GradientTensor_GRADIENT_TENSOR_SINKS GradientTensor = 5
+	// d_w_q [group size * head_dim, d_model]. The following are of problems with a projection.
+	GradientTensor_GRADIENT_TENSOR_W_Q GradientTensor = 6
+	// d_w_k [head_dim, d_model].
+	GradientTensor_GRADIENT_TENSOR_W_K GradientTensor = 7
+	// d_w_v [v_dim, d_model].
+	GradientTensor_GRADIENT_TENSOR_W_V GradientTensor = 8
+	// d_w_o [d_model, group size * v_dim], its columns of the group's heads.
+	GradientTensor_GRADIENT_TENSOR_W_O GradientTensor = 9
+	// d_b_q [group size * head_dim].
+	GradientTensor_GRADIENT_TENSOR_B_Q GradientTensor = 10
+	// d_b_k [head_dim].
+	GradientTensor_GRADIENT_TENSOR_B_K GradientTensor = 11
+	// d_b_v [v_dim].
+	GradientTensor_GRADIENT_TENSOR_B_V GradientTensor = 12
+	// d_b_o [d_model], of group 0.
+	GradientTensor_GRADIENT_TENSOR_B_O GradientTensor = 13
 )
 
 // Enum value maps for GradientTensor.
 var (
 	GradientTensor_name = map[int32]string{
-		0: "GRADIENT_TENSOR_UNSPECIFIED",
-		1: "GRADIENT_TENSOR_Q",
-		2: "GRADIENT_TENSOR_K",
-		3: "GRADIENT_TENSOR_V",
-		4: "GRADIENT_TENSOR_BIAS",
-		5: "GRADIENT_TENSOR_SINKS",
+		0:  "GRADIENT_TENSOR_UNSPECIFIED",
+		1:  "GRADIENT_TENSOR_Q",
+		2:  "GRADIENT_TENSOR_K",
+		3:  "GRADIENT_TENSOR_V",
+		4:  "GRADIENT_TENSOR_BIAS",
+		5:  "GRADIENT_TENSOR_SINKS",
+		6:  "GRADIENT_TENSOR_W_Q",
+		7:  "GRADIENT_TENSOR_W_K",
+		8:  "GRADIENT_TENSOR_W_V",
+		9:  "GRADIENT_TENSOR_W_O",
+		10: "GRADIENT_TENSOR_B_Q",
+		11: "GRADIENT_TENSOR_B_K",
+		12: "GRADIENT_TENSOR_B_V",
+		13: "GRADIENT_TENSOR_B_O",
 	}
 	GradientTensor_value = map[string]int32{
 		"GRADIENT_TENSOR_UNSPECIFIED": 0,
@@ -297,6 +325,14 @@ var (
 		"GRADIENT_TENSOR_V":           3,
 		"GRADIENT_TENSOR_BIAS":        4,
 		"GRADIENT_TENSOR_SINKS":       5,
+		"GRADIENT_TENSOR_W_Q":         6,
+		"GRADIENT_TENSOR_W_K":         7,
+		"GRADIENT_TENSOR_W_V":         8,
+		"GRADIENT_TENSOR_W_O":         9,
+		"GRADIENT_TENSOR_B_Q":         10,
+		"GRADIENT_TENSOR_B_K":         11,
+		"GRADIENT_TENSOR_B_V":         12,
+		"GRADIENT_TENSOR_B_O":         13,
 	}
 )
 
@@ -1271,7 +1307,8 @@ func (x *Problem) GetGradients() *Gradients {
 	return nil
 }
 
-// Gradients says which tensors come with a group's tokens, and therefore which gradients come back.
+// Gradients says which tensors come with a group's tokens, and therefore which gradients come back. With a projection, hidden
+// states and derivatives by outputs come, and the gradients of projections come back too.
 type Gradients struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Whether contexts and LSEs come with the queries; if not, the worker attends first.
@@ -1279,7 +1316,9 @@ type Gradients struct {
 	// Heads of a mask for each group: 0 without a mask, 1 or the group's size.
 	MaskHeads uint32 `protobuf:"varint,2,opt,name=mask_heads,json=maskHeads,proto3" json:"mask_heads,omitempty"`
 	// Heads of a bias for each group, likewise.
-	BiasHeads     uint32 `protobuf:"varint,3,opt,name=bias_heads,json=biasHeads,proto3" json:"bias_heads,omitempty"`
+	BiasHeads uint32 `protobuf:"varint,3,opt,name=bias_heads,json=biasHeads,proto3" json:"bias_heads,omitempty"`
+	// Whether the output projection has a bias; group 0 answers for it.
+	OutputBias    bool `protobuf:"varint,4,opt,name=output_bias,json=outputBias,proto3" json:"output_bias,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1333,6 +1372,13 @@ func (x *Gradients) GetBiasHeads() uint32 {
 		return x.BiasHeads
 	}
 	return 0
+}
+
+func (x *Gradients) GetOutputBias() bool {
+	if x != nil {
+		return x.OutputBias
+	}
+	return false
 }
 
 // Projection says how to compute queries, keys and values from hidden states.
@@ -1674,7 +1720,9 @@ type WeightBlock struct {
 	Group uint32 `protobuf:"varint,3,opt,name=group,proto3" json:"group,omitempty"`
 	// First of these rows within the group's rows; for the output projection the absolute output row.
 	Row uint32 `protobuf:"varint,4,opt,name=row,proto3" json:"row,omitempty"`
-	// Rows [n, d_model] (output: [n, n_heads * v_dim]) in f32, little endian.
+	// Rows [n, d_model] in f32, little endian. Of the output projection [n, n_heads * v_dim]; for gradients, whose outputs are
+	// those by hidden states, [n, n_heads * head_dim + n_kv_heads * (head_dim + v_dim)]: columns of w_q, w_k and w_v, one above
+	// the other.
 	Data []byte `protobuf:"bytes,5,opt,name=data,proto3" json:"data,omitempty"`
 	// Biases of these rows [n] in f32, little endian; empty if the projection has none.
 	Bias          []byte `protobuf:"bytes,6,opt,name=bias,proto3" json:"bias,omitempty"`
@@ -2244,14 +2292,19 @@ type GradientBlock struct {
 	Start uint64 `protobuf:"varint,3,opt,name=start,proto3" json:"start,omitempty"`
 	// Query tokens, at least 1.
 	Count uint32 `protobuf:"varint,4,opt,name=count,proto3" json:"count,omitempty"`
-	// Queries [count, group size, head_dim] in f32, little endian.
+	// Queries [count, group size, head_dim] in f32, little endian; or, if the worker projects, hidden states [count, d_model].
 	Q []byte `protobuf:"bytes,5,opt,name=q,proto3" json:"q,omitempty"`
-	// Derivatives of the loss by the context [count, group size, v_dim] in f32, little endian.
+	// Derivatives of the loss by the context [count, group size, v_dim] in f32, little endian; or, if the worker projects, by
+	// the output [count, d_model].
 	DContext []byte `protobuf:"bytes,6,opt,name=d_context,json=dContext,proto3" json:"d_context,omitempty"`
 	// Context [count, group size, v_dim] in f32, little endian, if it is given.
 	Context []byte `protobuf:"bytes,7,opt,name=context,proto3" json:"context,omitempty"`
 	// LSE [count, group size] in f32, little endian, if it is given.
-	Lse           []byte `protobuf:"bytes,8,opt,name=lse,proto3" json:"lse,omitempty"`
+	Lse []byte `protobuf:"bytes,8,opt,name=lse,proto3" json:"lse,omitempty"`
+	// Cosines [count, rope_dims / 2] in f32, little endian; with hidden states and rotation only.
+	Cos []byte `protobuf:"bytes,9,opt,name=cos,proto3" json:"cos,omitempty"`
+	// Sines, likewise.
+	Sin           []byte `protobuf:"bytes,10,opt,name=sin,proto3" json:"sin,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2338,6 +2391,20 @@ func (x *GradientBlock) GetContext() []byte {
 func (x *GradientBlock) GetLse() []byte {
 	if x != nil {
 		return x.Lse
+	}
+	return nil
+}
+
+func (x *GradientBlock) GetCos() []byte {
+	if x != nil {
+		return x.Cos
+	}
+	return nil
+}
+
+func (x *GradientBlock) GetSin() []byte {
+	if x != nil {
+		return x.Sin
 	}
 	return nil
 }
@@ -2647,8 +2714,11 @@ type OutputBlock struct {
 	Rows uint32 `protobuf:"varint,4,opt,name=rows,proto3" json:"rows,omitempty"`
 	// Tokens in the block.
 	Count uint32 `protobuf:"varint,5,opt,name=count,proto3" json:"count,omitempty"`
-	// Gathered context [count, n_heads * v_dim] in f32, little endian.
-	Context       []byte `protobuf:"bytes,6,opt,name=context,proto3" json:"context,omitempty"`
+	// Gathered context [count, n_heads * v_dim] in f32, little endian; for gradients d_q, d_k and d_v of all groups side by
+	// side [count, n_heads * head_dim + n_kv_heads * (head_dim + v_dim)].
+	Context []byte `protobuf:"bytes,6,opt,name=context,proto3" json:"context,omitempty"`
+	// First token of the block, for errors.
+	Start         uint64 `protobuf:"varint,7,opt,name=start,proto3" json:"start,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2723,6 +2793,13 @@ func (x *OutputBlock) GetContext() []byte {
 		return x.Context
 	}
 	return nil
+}
+
+func (x *OutputBlock) GetStart() uint64 {
+	if x != nil {
+		return x.Start
+	}
+	return 0
 }
 
 // Output is the answer to an output block.
@@ -2893,13 +2970,15 @@ const file_headwater_v1_worker_proto_rawDesc = "" +
 	"\n" +
 	"projection\x18\x10 \x01(\v2\x18.headwater.v1.ProjectionR\n" +
 	"projection\x125\n" +
-	"\tgradients\x18\x11 \x01(\v2\x17.headwater.v1.GradientsR\tgradients\"_\n" +
+	"\tgradients\x18\x11 \x01(\v2\x17.headwater.v1.GradientsR\tgradients\"\x80\x01\n" +
 	"\tGradients\x12\x14\n" +
 	"\x05given\x18\x01 \x01(\bR\x05given\x12\x1d\n" +
 	"\n" +
 	"mask_heads\x18\x02 \x01(\rR\tmaskHeads\x12\x1d\n" +
 	"\n" +
-	"bias_heads\x18\x03 \x01(\rR\tbiasHeads\"\xc6\x01\n" +
+	"bias_heads\x18\x03 \x01(\rR\tbiasHeads\x12\x1f\n" +
+	"\voutput_bias\x18\x04 \x01(\bR\n" +
+	"outputBias\"\xc6\x01\n" +
 	"\n" +
 	"Projection\x12\x17\n" +
 	"\ad_model\x18\x01 \x01(\rR\x06dModel\x12\x1b\n" +
@@ -2974,7 +3053,7 @@ const file_headwater_v1_worker_proto_rawDesc = "" +
 	"\n" +
 	"bias_bytes\x18\v \x01(\x04R\tbiasBytes\x12\x1d\n" +
 	"\n" +
-	"bias_heads\x18\f \x01(\rR\tbiasHeads\"\xc2\x01\n" +
+	"bias_heads\x18\f \x01(\rR\tbiasHeads\"\xe6\x01\n" +
 	"\rGradientBlock\x12\x18\n" +
 	"\aproblem\x18\x01 \x01(\rR\aproblem\x12\x14\n" +
 	"\x05group\x18\x02 \x01(\rR\x05group\x12\x14\n" +
@@ -2983,7 +3062,10 @@ const file_headwater_v1_worker_proto_rawDesc = "" +
 	"\x01q\x18\x05 \x01(\fR\x01q\x12\x1b\n" +
 	"\td_context\x18\x06 \x01(\fR\bdContext\x12\x18\n" +
 	"\acontext\x18\a \x01(\fR\acontext\x12\x10\n" +
-	"\x03lse\x18\b \x01(\fR\x03lse\"k\n" +
+	"\x03lse\x18\b \x01(\fR\x03lse\x12\x10\n" +
+	"\x03cos\x18\t \x01(\fR\x03cos\x12\x10\n" +
+	"\x03sin\x18\n" +
+	" \x01(\fR\x03sin\"k\n" +
 	"\fOperandBlock\x12/\n" +
 	"\aoperand\x18\x01 \x01(\x0e2\x15.headwater.v1.OperandR\aoperand\x12\x16\n" +
 	"\x06offset\x18\x02 \x01(\x04R\x06offset\x12\x12\n" +
@@ -3008,14 +3090,15 @@ const file_headwater_v1_worker_proto_rawDesc = "" +
 	"\x04last\x18\a \x01(\bR\x04last\x12#\n" +
 	"\rcompute_nanos\x18\b \x01(\x04R\fcomputeNanos\x12\x1f\n" +
 	"\vqueue_nanos\x18\t \x01(\x04R\n" +
-	"queueNanos\"\x93\x01\n" +
+	"queueNanos\"\xa9\x01\n" +
 	"\vOutputBlock\x12\x18\n" +
 	"\aproblem\x18\x01 \x01(\rR\aproblem\x12\x14\n" +
 	"\x05block\x18\x02 \x01(\rR\x05block\x12\x10\n" +
 	"\x03row\x18\x03 \x01(\rR\x03row\x12\x12\n" +
 	"\x04rows\x18\x04 \x01(\rR\x04rows\x12\x14\n" +
 	"\x05count\x18\x05 \x01(\rR\x05count\x12\x18\n" +
-	"\acontext\x18\x06 \x01(\fR\acontext\"}\n" +
+	"\acontext\x18\x06 \x01(\fR\acontext\x12\x14\n" +
+	"\x05start\x18\a \x01(\x04R\x05start\"}\n" +
 	"\x06Output\x12\x18\n" +
 	"\aproblem\x18\x01 \x01(\rR\aproblem\x12\x14\n" +
 	"\x05block\x18\x02 \x01(\rR\x05block\x12\x10\n" +
@@ -3033,25 +3116,35 @@ const file_headwater_v1_worker_proto_rawDesc = "" +
 	"\x10STORAGE_TYPE_F32\x10\x01\x12\x14\n" +
 	"\x10STORAGE_TYPE_F16\x10\x02\x12\x15\n" +
 	"\x11STORAGE_TYPE_BF16\x10\x03\x12\x13\n" +
-	"\x0fSTORAGE_TYPE_I8\x10\x04*g\n" +
+	"\x0fSTORAGE_TYPE_I8\x10\x04*{\n" +
 	"\x06Weight\x12\x16\n" +
 	"\x12WEIGHT_UNSPECIFIED\x10\x00\x12\x10\n" +
 	"\fWEIGHT_QUERY\x10\x01\x12\x0e\n" +
 	"\n" +
 	"WEIGHT_KEY\x10\x02\x12\x10\n" +
 	"\fWEIGHT_VALUE\x10\x03\x12\x11\n" +
-	"\rWEIGHT_OUTPUT\x10\x04*F\n" +
+	"\rWEIGHT_OUTPUT\x10\x04\x12\x12\n" +
+	"\x0eWEIGHT_CONTEXT\x10\x05*F\n" +
 	"\aOperand\x12\x17\n" +
 	"\x13OPERAND_UNSPECIFIED\x10\x00\x12\x10\n" +
 	"\fOPERAND_MASK\x10\x01\x12\x10\n" +
-	"\fOPERAND_BIAS\x10\x02*\xab\x01\n" +
+	"\fOPERAND_BIAS\x10\x02*\xf3\x02\n" +
 	"\x0eGradientTensor\x12\x1f\n" +
 	"\x1bGRADIENT_TENSOR_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11GRADIENT_TENSOR_Q\x10\x01\x12\x15\n" +
 	"\x11GRADIENT_TENSOR_K\x10\x02\x12\x15\n" +
 	"\x11GRADIENT_TENSOR_V\x10\x03\x12\x18\n" +
 	"\x14GRADIENT_TENSOR_BIAS\x10\x04\x12\x19\n" +
-	"\x15GRADIENT_TENSOR_SINKS\x10\x052\x9a\x01\n" +
+	"\x15GRADIENT_TENSOR_SINKS\x10\x05\x12\x17\n" +
+	"\x13GRADIENT_TENSOR_W_Q\x10\x06\x12\x17\n" +
+	"\x13GRADIENT_TENSOR_W_K\x10\a\x12\x17\n" +
+	"\x13GRADIENT_TENSOR_W_V\x10\b\x12\x17\n" +
+	"\x13GRADIENT_TENSOR_W_O\x10\t\x12\x17\n" +
+	"\x13GRADIENT_TENSOR_B_Q\x10\n" +
+	"\x12\x17\n" +
+	"\x13GRADIENT_TENSOR_B_K\x10\v\x12\x17\n" +
+	"\x13GRADIENT_TENSOR_B_V\x10\f\x12\x17\n" +
+	"\x13GRADIENT_TENSOR_B_O\x10\r2\x9a\x01\n" +
 	"\rWorkerService\x12I\n" +
 	"\bDescribe\x12\x1d.headwater.v1.DescribeRequest\x1a\x1e.headwater.v1.DescribeResponse\x12>\n" +
 	"\x03Run\x12\x18.headwater.v1.RunRequest\x1a\x19.headwater.v1.RunResponse(\x010\x01B2Z0headwater.example/proto/headwater/v1;headwaterv1b\x06proto3"

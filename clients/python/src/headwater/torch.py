@@ -76,15 +76,15 @@ class _Attention(torch.autograd.Function):  # type: ignore[misc]
         def rows(name: str, like: torch.Tensor) -> torch.Tensor:
             return _stacked(result, name, len(q)).transpose(1, 2).to(like.device, like.dtype)
 
-        def shared(name: str, like: torch.Tensor | None) -> torch.Tensor | None:
-            if like is None:
-                return None
-            total = torch.zeros(like.shape)
-            for one in _stacked(result, name, len(q)):  # sequences ascending
+        d_bias = d_sinks = None
+        if bias is not None:
+            d_bias = torch.from_numpy(np.array(result["d_bias"])).to(bias.device, bias.dtype)
+        if sinks is not None:
+            total = torch.zeros(sinks.shape)
+            for one in _stacked(result, "d_sinks", len(q)):  # sequences ascending
                 total += one
-            return total.to(like.device, like.dtype)
-
-        return None, None, None, rows("d_q", q), rows("d_k", k), rows("d_v", v), shared("d_bias", bias), shared("d_sinks", sinks)
+            d_sinks = total.to(sinks.device, sinks.dtype)
+        return None, None, None, rows("d_q", q), rows("d_k", k), rows("d_v", v), d_bias, d_sinks
 
 
 def _tensors(own: Mapping[str, torch.Tensor], mask: torch.Tensor | None, bias: torch.Tensor | None) -> dict[str, Array]:

@@ -170,6 +170,9 @@ func (r *run) loadHidden(ctx context.Context, p *problem, shares []*share) error
 					return err
 				}
 			}
+			if err := r.contextWeights(ctx, p, s, g); err != nil {
+				return err
+			}
 		}
 	}
 	positions := max(r.blockBytes/(p.DModel*4), 1)

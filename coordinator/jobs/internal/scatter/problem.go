@@ -24,7 +24,13 @@ type problem struct {
 	blockTokens int // query tokens of a block
 	blocks      int
 	layout      attention.Layout
-	scratchAt   int64 // where the groups' shares of a bias's gradient lie in the scratch file, if they have one in common
+
+	outputTokens, outputBlocks int // tokens of a block of outputs, and how many there are
+
+	// Of gradients in the scratch file: where d_q, d_k and d_v of a whole layer lie side by side, and where the parts of
+	// those lie that are summed.
+	stackedAt int64
+	addends   map[headwaterv1.GradientTensor]*addend
 }
 
 func newProblem(index int, p *jobfile.Problem) (*problem, error) {
@@ -32,9 +38,12 @@ func newProblem(index int, p *jobfile.Problem) (*problem, error) {
 	if err != nil {
 		return nil, fmt.Errorf("problem %q: %w", p.Prefix, err)
 	}
-	if p.DContext != "" {
+	if p.Differentiates() {
 		// Gradients of keys and values are sums over all tokens: a group is one block.
-		return &problem{Problem: p, index: index, blockTokens: p.Tokens, blocks: 1, layout: layout}, nil
+		out := &problem{Problem: p, index: index, blockTokens: p.Tokens, blocks: 1, layout: layout, addends: map[headwaterv1.GradientTensor]*addend{}}
+		out.outputTokens = min(max(rpc.BlockBytes/4/max(out.stackedWidth(), p.DModel, 1), 1), blockTokens, p.Tokens)
+		out.outputBlocks = (p.Tokens + out.outputTokens - 1) / out.outputTokens
+		return out, nil
 	}
 	row := max(p.Shape.Heads*max(p.Shape.HeadDim, p.Shape.VDim), p.DModel) * 4
 	tokens := min(rpc.BlockBytes/row, blockTokens)
@@ -44,13 +53,20 @@ func newProblem(index int, p *jobfile.Problem) (*problem, error) {
 		tokens = min(tokens, operandBytes/operand)
 	}
 	tokens = min(max(tokens, 1), p.Tokens)
-	return &problem{Problem: p, index: index, blockTokens: tokens, blocks: (p.Tokens + tokens - 1) / tokens, layout: layout}, nil
+	blocks := (p.Tokens + tokens - 1) / tokens
+	return &problem{Problem: p, index: index, blockTokens: tokens, blocks: blocks, layout: layout, outputTokens: tokens, outputBlocks: blocks}, nil
 }
 
 // block returns the query tokens of block b.
 func (p *problem) block(b int) (start, count int) {
 	start = b * p.blockTokens
 	return start, min(p.blockTokens, p.Tokens-start)
+}
+
+// outputBlock returns the tokens of block b of outputs.
+func (p *problem) outputBlock(b int) (start, count int) {
+	start = b * p.outputTokens
+	return start, min(p.outputTokens, p.Tokens-start)
 }
 
 // ropeDims is the number of elements of a head that rotate, 0 without rotation.
@@ -78,7 +94,7 @@ func (p *problem) message() *headwaterv1.Problem {
 			QueryBias: p.BQ != "", KeyBias: p.BK != "", ValueBias: p.BV != "",
 		}
 	}
-	if p.differentiates() {
+	if p.Differentiates() {
 		m.Gradients = p.gradientMessage()
 	}
 	return m

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"io"
 	"maps"
 	"slices"
 	"time"
@@ -23,7 +24,8 @@ type strip struct {
 	owed     map[int]bool // by block
 }
 
-// project computes y = context·w_oᵀ from the gathered contexts, for the problems that have w_o.
+// project computes y = context·w_oᵀ from the gathered contexts, for the problems that have w_o; of gradients it computes d_x
+// from d_q, d_k and d_v, by the weights that queries, keys and values were made with.
 func (r *run) project(ctx context.Context) error {
 	if !slices.ContainsFunc(r.problems, func(p *problem) bool { return p.WO != "" }) {
 		return nil
@@ -113,10 +115,10 @@ func (r *run) strips() []*strip {
 				continue
 			}
 			s := &strip{problem: p, from: from, to: to, owed: map[int]bool{}}
-			for b := range p.blocks {
+			for b := range p.outputBlocks {
 				s.owed[b] = true
 			}
-			r.progress.Units += uint64(p.blocks)
+			r.progress.Units += uint64(p.outputBlocks)
 			strips = append(strips, s)
 			from = to
 		}
@@ -143,7 +145,7 @@ func (r *run) assign(ctx context.Context, s *strip, strips []*strip) {
 		asks = append(asks, ask{block: b, strip: s})
 	}
 	r.spawn(ctx, "reading weights", func() {
-		err := r.weights(p.WO, p.BO, s.from, s.to-s.from, p.Shape.Heads*p.Shape.VDim, func(row int, data, bias []byte) error {
+		err := r.outputWeights(p, s.from, s.to-s.from, func(row int, data, bias []byte) error {
 			return l.push(ctx, &headwaterv1.RunRequest{Request: &headwaterv1.RunRequest_Weights{Weights: &headwaterv1.WeightBlock{
 				Problem: uint32(p.index), Weight: headwaterv1.Weight_WEIGHT_OUTPUT, Row: uint32(row), Data: data, Bias: bias,
 			}}}, nil)
@@ -156,18 +158,30 @@ func (r *run) assign(ctx context.Context, s *strip, strips []*strip) {
 	})
 }
 
-// sendOutput reads a block of gathered context and sends it.
+// outputWeights cuts rows [first, first+n) of what outputs are made with to messages.
+func (r *run) outputWeights(p *problem, first, n int, send func(row int, data, bias []byte) error) error {
+	if p.Differentiates() {
+		return r.stackedWeights(p, first, n, send)
+	}
+	return r.weights(p.WO, p.BO, first, n, p.Shape.Heads*p.Shape.VDim, send)
+}
+
+// sendOutput reads a block of gathered context, or of gradients, and sends it.
 func (r *run) sendOutput(a ask, put func(*headwaterv1.RunRequest) error) error {
 	p := a.problem
-	start, count := p.block(a.block)
+	start, count := p.outputBlock(a.block)
 	out := r.gather.tensors[p.contextOutput()]
+	var from io.ReaderAt = r.Result
+	if p.Differentiates() {
+		from, out = r.scratch, output{offset: p.stackedAt, width: p.stackedWidth()}
+	}
 	data := make([]byte, count*out.width*4)
-	if _, err := r.Result.ReadAt(data, out.offset+int64(start)*int64(out.width)*4); err != nil {
-		return fmt.Errorf("read gathered context: %w", err)
+	if _, err := from.ReadAt(data, out.offset+int64(start)*int64(out.width)*4); err != nil {
+		return fmt.Errorf("read what was gathered: %w", err)
 	}
 	return put(&headwaterv1.RunRequest{Request: &headwaterv1.RunRequest_Output{Output: &headwaterv1.OutputBlock{
 		Problem: uint32(p.index), Block: uint32(a.block), Row: uint32(a.strip.from), Rows: uint32(a.strip.to - a.strip.from),
-		Count: uint32(count), Context: data,
+		Count: uint32(count), Context: data, Start: uint64(start),
 	}}})
 }
 
@@ -183,7 +197,7 @@ func (r *run) takeOutput(l *stream, o *headwaterv1.Output, strips []*strip) erro
 	}
 	s := strips[i]
 	p := s.problem
-	start, count := p.block(block)
+	start, count := p.outputBlock(block)
 	if len(o.GetY()) != count*(s.to-s.from)*4 {
 		return status.Errorf(codes.Internal, "worker %q projected %d bytes for %d tokens and %d output rows", l.name, len(o.GetY()), count, s.to-s.from)
 	}

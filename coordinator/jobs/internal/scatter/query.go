@@ -10,7 +10,7 @@ import (
 // cutAsks cuts asks to one group each for gradients, and where the mask or the bias differs from head to head, so that one
 // ask's operands stay small.
 func (p *problem) cutAsks(asks []ask) []ask {
-	if p.MaskHeads <= 1 && p.BiasHeads <= 1 && !p.differentiates() {
+	if p.MaskHeads <= 1 && p.BiasHeads <= 1 && !p.Differentiates() {
 		return asks
 	}
 	var cut []ask
@@ -27,7 +27,7 @@ func (r *run) sendAsk(a ask, put func(*headwaterv1.RunRequest) error) error {
 	if a.strip != nil {
 		return r.sendOutput(a, put)
 	}
-	if a.problem.differentiates() {
+	if a.problem.Differentiates() {
 		return r.sendGradient(a, put)
 	}
 	p := a.problem

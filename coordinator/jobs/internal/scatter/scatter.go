@@ -60,7 +60,7 @@ type Config struct {
 	Codec      contextframe.Codec
 	Result     file
 	Layout     *tensor.Layout // of Result, with the tensors that the job's ResultInfos name
-	Scratch    string         // folder for a file of its own, of the size of a bias for each group; "" is the system's
+	Scratch    string         // folder for a file of its own, for parts of gradients; "" is the system's
 	Workers    *workers.Workers
 	WorkerWait time.Duration // how long no worker may answer before the job fails
 	BlockBytes int           // size to which keys, values and hidden states are cut; 0 is rpc.BlockBytes
@@ -84,6 +84,7 @@ type run struct {
 	ledger   *ledger.Ledger
 	gather   *gatherer
 	scratch  *os.File // nil if nothing is kept in it
+	sums     []*sum
 	plan     *shard.Plan
 	streams  map[string]*stream
 	reports  []*headwaterv1.WorkerReport // of streams that ended
@@ -112,13 +113,13 @@ func Run(ctx context.Context, c Config) (*headwaterv1.Report, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	err := r.attend(ctx)
 	if err == nil {
-		err = r.sumBiases()
-	}
-	if err == nil {
 		err = r.project(ctx)
 	}
 	if err == nil {
 		err = r.gather.finish()
+	}
+	if err == nil {
+		err = r.addUp()
 	}
 	if err == nil {
 		err = r.farewell(ctx)
@@ -155,11 +156,12 @@ func (r *run) prepare() error {
 		r.problems = append(r.problems, p)
 		r.open.Problems = append(r.open.Problems, p.message())
 		accounts[i] = ledger.Problem{Layer: p.Index, Groups: p.Shape.KVHeads, Blocks: p.blocks}
-		if p.differentiates() {
-			if err := r.checkGradients(p); err != nil {
+		if p.Differentiates() {
+			dX, err := r.checkGradients(p)
+			if err != nil {
 				return err
 			}
-			outputs = append(outputs, output{}, output{}, output{}) // nothing is gathered
+			outputs = append(outputs, output{}, output{}, output{offset: dX, width: p.DModel}) // no contexts are gathered
 			continue
 		}
 		for _, o := range []struct {
@@ -563,7 +565,11 @@ func ShardBytes(p *jobfile.Problem) (uint64, error) {
 	}
 	bytes := uint64((p.KVLen+attention.PageLen-1)/attention.PageLen) * uint64(layout.PageBytes())
 	if p.X != "" {
-		bytes += 4 * uint64(p.Shape.GroupSize()*p.Shape.HeadDim+p.Shape.HeadDim+p.Shape.VDim) * uint64(p.DModel)
+		rows := p.Shape.GroupSize()*p.Shape.HeadDim + p.Shape.HeadDim + p.Shape.VDim
+		if p.Differentiates() {
+			rows += p.Shape.GroupSize() * p.Shape.VDim // columns of w_o
+		}
+		bytes += 4 * uint64(rows) * uint64(p.DModel)
 	}
 	return bytes, nil
 }

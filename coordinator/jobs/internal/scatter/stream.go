@@ -270,7 +270,8 @@ func payload(m *headwaterv1.RunRequest) int64 {
 	case *headwaterv1.RunRequest_Query:
 		n = len(m.Query.GetQ()) + len(m.Query.GetCos()) + len(m.Query.GetSin())
 	case *headwaterv1.RunRequest_Gradient:
-		n = len(m.Gradient.GetQ()) + len(m.Gradient.GetDContext()) + len(m.Gradient.GetContext()) + len(m.Gradient.GetLse())
+		n = len(m.Gradient.GetQ()) + len(m.Gradient.GetDContext()) + len(m.Gradient.GetContext()) + len(m.Gradient.GetLse()) +
+			len(m.Gradient.GetCos()) + len(m.Gradient.GetSin())
 	case *headwaterv1.RunRequest_Operand:
 		n = len(m.Operand.GetData())
 	case *headwaterv1.RunRequest_Output:

@@ -30,6 +30,7 @@ class Weight(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     WEIGHT_KEY: _ClassVar[Weight]
     WEIGHT_VALUE: _ClassVar[Weight]
     WEIGHT_OUTPUT: _ClassVar[Weight]
+    WEIGHT_CONTEXT: _ClassVar[Weight]
 
 class Operand(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -45,6 +46,14 @@ class GradientTensor(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     GRADIENT_TENSOR_V: _ClassVar[GradientTensor]
     GRADIENT_TENSOR_BIAS: _ClassVar[GradientTensor]
     GRADIENT_TENSOR_SINKS: _ClassVar[GradientTensor]
+    GRADIENT_TENSOR_W_Q: _ClassVar[GradientTensor]
+    GRADIENT_TENSOR_W_K: _ClassVar[GradientTensor]
+    GRADIENT_TENSOR_W_V: _ClassVar[GradientTensor]
+    GRADIENT_TENSOR_W_O: _ClassVar[GradientTensor]
+    GRADIENT_TENSOR_B_Q: _ClassVar[GradientTensor]
+    GRADIENT_TENSOR_B_K: _ClassVar[GradientTensor]
+    GRADIENT_TENSOR_B_V: _ClassVar[GradientTensor]
+    GRADIENT_TENSOR_B_O: _ClassVar[GradientTensor]
 CONTEXT_CODEC_UNSPECIFIED: ContextCodec
 CONTEXT_CODEC_EXACT: ContextCodec
 CONTEXT_CODEC_BF16: ContextCodec
@@ -60,6 +69,7 @@ WEIGHT_QUERY: Weight
 WEIGHT_KEY: Weight
 WEIGHT_VALUE: Weight
 WEIGHT_OUTPUT: Weight
+WEIGHT_CONTEXT: Weight
 OPERAND_UNSPECIFIED: Operand
 OPERAND_MASK: Operand
 OPERAND_BIAS: Operand
@@ -69,6 +79,14 @@ GRADIENT_TENSOR_K: GradientTensor
 GRADIENT_TENSOR_V: GradientTensor
 GRADIENT_TENSOR_BIAS: GradientTensor
 GRADIENT_TENSOR_SINKS: GradientTensor
+GRADIENT_TENSOR_W_Q: GradientTensor
+GRADIENT_TENSOR_W_K: GradientTensor
+GRADIENT_TENSOR_W_V: GradientTensor
+GRADIENT_TENSOR_W_O: GradientTensor
+GRADIENT_TENSOR_B_Q: GradientTensor
+GRADIENT_TENSOR_B_K: GradientTensor
+GRADIENT_TENSOR_B_V: GradientTensor
+GRADIENT_TENSOR_B_O: GradientTensor
 
 class DescribeRequest(_message.Message):
     __slots__ = ()
@@ -211,14 +229,16 @@ class Problem(_message.Message):
     def __init__(self, n_heads: _Optional[int] = ..., n_kv_heads: _Optional[int] = ..., head_dim: _Optional[int] = ..., v_dim: _Optional[int] = ..., tokens: _Optional[int] = ..., kv_len: _Optional[int] = ..., offset: _Optional[int] = ..., storage: _Optional[_Union[StorageType, str]] = ..., causal: bool = ..., window_left: _Optional[int] = ..., window_right: _Optional[int] = ..., scale: _Optional[float] = ..., softcap: _Optional[float] = ..., alibi_slopes: _Optional[_Iterable[float]] = ..., sinks: _Optional[_Iterable[float]] = ..., projection: _Optional[_Union[Projection, _Mapping]] = ..., gradients: _Optional[_Union[Gradients, _Mapping]] = ...) -> None: ...
 
 class Gradients(_message.Message):
-    __slots__ = ("given", "mask_heads", "bias_heads")
+    __slots__ = ("given", "mask_heads", "bias_heads", "output_bias")
     GIVEN_FIELD_NUMBER: _ClassVar[int]
     MASK_HEADS_FIELD_NUMBER: _ClassVar[int]
     BIAS_HEADS_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_BIAS_FIELD_NUMBER: _ClassVar[int]
     given: bool
     mask_heads: int
     bias_heads: int
-    def __init__(self, given: bool = ..., mask_heads: _Optional[int] = ..., bias_heads: _Optional[int] = ...) -> None: ...
+    output_bias: bool
+    def __init__(self, given: bool = ..., mask_heads: _Optional[int] = ..., bias_heads: _Optional[int] = ..., output_bias: bool = ...) -> None: ...
 
 class Projection(_message.Message):
     __slots__ = ("d_model", "rope_dims", "rope_interleaved", "query_bias", "key_bias", "value_bias")
@@ -373,7 +393,7 @@ class QueryBlock(_message.Message):
     def __init__(self, problem: _Optional[int] = ..., block: _Optional[int] = ..., groups: _Optional[_Iterable[int]] = ..., start: _Optional[int] = ..., count: _Optional[int] = ..., q: _Optional[bytes] = ..., cos: _Optional[bytes] = ..., sin: _Optional[bytes] = ..., mask_bytes: _Optional[int] = ..., mask_heads: _Optional[int] = ..., bias_bytes: _Optional[int] = ..., bias_heads: _Optional[int] = ...) -> None: ...
 
 class GradientBlock(_message.Message):
-    __slots__ = ("problem", "group", "start", "count", "q", "d_context", "context", "lse")
+    __slots__ = ("problem", "group", "start", "count", "q", "d_context", "context", "lse", "cos", "sin")
     PROBLEM_FIELD_NUMBER: _ClassVar[int]
     GROUP_FIELD_NUMBER: _ClassVar[int]
     START_FIELD_NUMBER: _ClassVar[int]
@@ -382,6 +402,8 @@ class GradientBlock(_message.Message):
     D_CONTEXT_FIELD_NUMBER: _ClassVar[int]
     CONTEXT_FIELD_NUMBER: _ClassVar[int]
     LSE_FIELD_NUMBER: _ClassVar[int]
+    COS_FIELD_NUMBER: _ClassVar[int]
+    SIN_FIELD_NUMBER: _ClassVar[int]
     problem: int
     group: int
     start: int
@@ -390,7 +412,9 @@ class GradientBlock(_message.Message):
     d_context: bytes
     context: bytes
     lse: bytes
-    def __init__(self, problem: _Optional[int] = ..., group: _Optional[int] = ..., start: _Optional[int] = ..., count: _Optional[int] = ..., q: _Optional[bytes] = ..., d_context: _Optional[bytes] = ..., context: _Optional[bytes] = ..., lse: _Optional[bytes] = ...) -> None: ...
+    cos: bytes
+    sin: bytes
+    def __init__(self, problem: _Optional[int] = ..., group: _Optional[int] = ..., start: _Optional[int] = ..., count: _Optional[int] = ..., q: _Optional[bytes] = ..., d_context: _Optional[bytes] = ..., context: _Optional[bytes] = ..., lse: _Optional[bytes] = ..., cos: _Optional[bytes] = ..., sin: _Optional[bytes] = ...) -> None: ...
 
 class OperandBlock(_message.Message):
     __slots__ = ("operand", "offset", "data")
@@ -445,20 +469,22 @@ class Gradient(_message.Message):
     def __init__(self, problem: _Optional[int] = ..., group: _Optional[int] = ..., epoch: _Optional[int] = ..., tensor: _Optional[_Union[GradientTensor, str]] = ..., first: _Optional[int] = ..., data: _Optional[bytes] = ..., last: bool = ..., compute_nanos: _Optional[int] = ..., queue_nanos: _Optional[int] = ...) -> None: ...
 
 class OutputBlock(_message.Message):
-    __slots__ = ("problem", "block", "row", "rows", "count", "context")
+    __slots__ = ("problem", "block", "row", "rows", "count", "context", "start")
     PROBLEM_FIELD_NUMBER: _ClassVar[int]
     BLOCK_FIELD_NUMBER: _ClassVar[int]
     ROW_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
     COUNT_FIELD_NUMBER: _ClassVar[int]
     CONTEXT_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
     problem: int
     block: int
     row: int
     rows: int
     count: int
     context: bytes
-    def __init__(self, problem: _Optional[int] = ..., block: _Optional[int] = ..., row: _Optional[int] = ..., rows: _Optional[int] = ..., count: _Optional[int] = ..., context: _Optional[bytes] = ...) -> None: ...
+    start: int
+    def __init__(self, problem: _Optional[int] = ..., block: _Optional[int] = ..., row: _Optional[int] = ..., rows: _Optional[int] = ..., count: _Optional[int] = ..., context: _Optional[bytes] = ..., start: _Optional[int] = ...) -> None: ...
 
 class Output(_message.Message):
     __slots__ = ("problem", "block", "row", "y", "compute_nanos")
