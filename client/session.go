@@ -472,7 +472,7 @@ func (s *Session) Drop(ctx context.Context) error {
 }
 
 func (s *Session) drop(ctx context.Context) error {
-	return s.client.conns.Drop(ctx, s.place.Holding().Holders(), &headwaterv1.DropSessionRequest{Session: s.id[:], Epoch: s.client.epoch(s.epoch)})
+	return s.client.conns.End(ctx, s.place.Holding(), &headwaterv1.DropSessionRequest{Session: s.id[:], Epoch: s.client.epoch(s.epoch)})
 }
 
 // Keep sets whether Close leaves the session on the cluster. By default it does so only if the session was attached.

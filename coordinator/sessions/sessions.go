@@ -297,16 +297,17 @@ func (r *Relay) DropSession(ctx context.Context, req *headwaterv1.DropSessionReq
 		return nil, refusal(err)
 	}
 	// Workers that do not hold it are not asked, so that a dead one is in nobody's way.
-	var holders []*fanout.Holder
 	p, err := r.find(ctx, req.GetSession())
 	if err == nil && req.GetCall() == 0 {
-		holders = p.Holding().Holders()
+		err = r.conns.End(ctx, p.Holding(), req)
 	} else {
+		var all []*fanout.Holder
 		for _, m := range r.workers.List() {
-			holders = append(holders, &fanout.Holder{Name: m.Name, Address: m.Address})
+			all = append(all, &fanout.Holder{Name: m.Name, Address: m.Address})
 		}
+		err = r.conns.Drop(ctx, all, req)
 	}
-	if err = r.conns.Drop(ctx, holders, req); err == nil {
+	if err == nil {
 		r.forget(id)
 		return &headwaterv1.DropSessionResponse{}, nil
 	}

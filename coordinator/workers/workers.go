@@ -177,7 +177,11 @@ func (w *Workers) describe(ctx context.Context, m membership.Member) (*headwater
 	}
 	defer conn.Release()
 	var header metadata.MD
+	ctx, stop := w.conns.Heed(ctx, func() bool { return true }, m.Address)
 	said, err := headwaterv1.NewWorkerServiceClient(conn).Describe(ctx, &headwaterv1.DescribeRequest{}, grpc.Header(&header))
+	if silent := stop(); err != nil && silent != "" {
+		err = rpc.ErrSilent
+	}
 	if err == nil {
 		err = rpc.CheckHeader(m.Address, header)
 	}

@@ -14,6 +14,7 @@ import (
 // kept between calls is a user as well. Safe for concurrent use.
 type Conns struct {
 	options []grpc.DialOption
+	pulses  *pulses
 
 	mu     sync.Mutex
 	conns  map[string]*Conn
@@ -30,7 +31,7 @@ type Conn struct {
 
 // NewConns makes an empty set, whose connections are made with the options.
 func NewConns(options ...grpc.DialOption) *Conns {
-	return &Conns{options: options, conns: map[string]*Conn{}}
+	return &Conns{options: options, pulses: newPulses(), conns: map[string]*Conn{}}
 }
 
 // ErrClosed is the error of a use of connections that were closed, and of what runs over them.
@@ -76,6 +77,7 @@ func (c *Conn) Release() {
 
 // Close ends all connections and the calls on them.
 func (c *Conns) Close() error {
+	c.pulses.close()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.closed = true

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -49,6 +50,7 @@ func TestOneEventOneError(t *testing.T) {
 		}{
 			"lost":    {localcluster.Options{Workers: 2}, (*events).lost},
 			"hung":    {localcluster.Options{Workers: 2}, (*events).hung},
+			"copied":  {localcluster.Options{Workers: 3, CoordinatorArgs: []string{"--replicas", "1"}}, (*events).copied},
 			"ended":   {localcluster.Options{Workers: 2, WorkerArgs: []string{"--session-ttl", "100s"}}, (*events).ended},
 			"refused": {localcluster.Options{Workers: 2, Memory: 32 << 20}, (*events).refused},
 			"alone":   {localcluster.Options{Workers: 2}, (*events).alone},
@@ -270,6 +272,80 @@ func (e *events) hung() {
 			}
 		}
 	})
+}
+
+// copied hangs one worker and kills another, of sessions that have copies: no client notices, nor when the worker that hung goes on.
+func (e *events) copied() {
+	e.open("a", "b", "idle")
+	e.tried.Store("a worker is killed or hangs, and others have copies of all that it held", true)
+	length := 70
+	step := func(sessions ...string) {
+		e.t.Helper()
+		length++
+		e.each(func(w *way) {
+			for _, s := range sessions {
+				line := "step " + s + " append=1 attend=1"
+				if out := e.say(w, line); !strings.HasPrefix(out+"\n", fmt.Sprintf("length %d\n", length)) {
+					e.t.Errorf("%s: %s: %s: %s, want length %d", w.name, line, out, e.say(w, "why"), length)
+				}
+			}
+		})
+	}
+	e.pause(1)
+	step("a", "b")
+	step("a", "b")
+	e.signal(e.t, 1, syscall.SIGCONT)
+	step("a", "b")
+	e.awaitCopies(2, func(s client.SessionState) bool { return s.Name != "idle" })
+	step("a", "b")
+	e.Kill(0)
+	step("a", "b")
+	e.awaitCopies(2, func(client.SessionState) bool { return true })
+	step("a", "b")
+	e.each(func(w *way) {
+		e.goesWell(w, "fork a as=forked")
+		e.goesWell(w, "truncate a to=3")
+		e.goesWell(w, "step idle append=1 attend=1")
+	})
+}
+
+// awaitCopies waits until each shard of some sessions is held so many times by workers that run.
+func (e *events) awaitCopies(times int, of func(client.SessionState) bool) {
+	e.t.Helper()
+	ctx := bounded(e.t)
+	tick := time.NewTicker(50 * time.Millisecond) // nothing tells
+	defer tick.Stop()
+	for {
+		all, err := e.Sessions(ctx)
+		if err != nil {
+			e.t.Fatal(err)
+		}
+		if !slices.ContainsFunc(all.Sessions, func(listed client.SessionState) bool {
+			if !of(listed) {
+				return false
+			}
+			s, err := e.FindSession(ctx, listed.ID)
+			if err != nil {
+				return true // it is being changed
+			}
+			held := map[[2]int]int{}
+			for _, h := range s.Holders {
+				for _, l := range h.Layers {
+					for _, g := range l.Groups {
+						held[[2]int{l.Layer, int(g)}]++
+					}
+				}
+			}
+			return slices.Min(slices.Collect(maps.Values(held))) < times
+		}) {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			e.t.Fatal("copies are missing for ever")
+		}
+	}
 }
 
 func (e *events) ended() {

@@ -128,7 +128,7 @@ func (c *Conns) level(ctx context.Context, h *Holding, id []byte, epoch *headwat
 		// Some have not done the newest truncation. It is made whole, so that where this ends early, what comes next finds the same.
 		cut.Id, cut.Count = newest.GetTruncationId(), newest.GetTruncations()
 	}
-	after, err := c.each(ctx, h.holders, func(ctx context.Context, s headwaterv1.SessionServiceClient, i int) (*headwaterv1.SessionState, error) {
+	after, err := c.all(ctx, h, func(ctx context.Context, s headwaterv1.SessionServiceClient, i int) (*headwaterv1.SessionState, error) {
 		resp, err := s.TruncateSession(ctx, &headwaterv1.TruncateSessionRequest{
 			Session: id, Epoch: epoch, Truncations: states[i].GetTruncations(), Expect: starts(states[i], common), Lengths: cut.GetLengths(), Id: cut.GetId(), Count: cut.GetCount(),
 		})

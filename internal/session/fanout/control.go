@@ -18,9 +18,22 @@ import (
 	"headwater.example/shard"
 )
 
-// each calls do for all holders concurrently, and returns the states in their order. If some fail, the others still
+// ask is what is asked of one holder, of that index.
+type ask func(ctx context.Context, s headwaterv1.SessionServiceClient, i int) (*headwaterv1.SessionState, error)
+
+// all calls do for all holders of a session concurrently, as each does. Those that hang are lost if the others can replace them.
+func (c *Conns) all(ctx context.Context, h *Holding, do ask) ([]*headwaterv1.SessionState, error) {
+	return c.gather(ctx, h.holders, func() bool { return c.silent(h) != nil }, do)
+}
+
+// each calls do for some holders concurrently, and returns the states in their order. If some fail, the others still
 // finish; the error is that of the first holder that refused.
-func (c *Conns) each(ctx context.Context, holders []*Holder, do func(ctx context.Context, s headwaterv1.SessionServiceClient, i int) (*headwaterv1.SessionState, error)) ([]*headwaterv1.SessionState, error) {
+func (c *Conns) each(ctx context.Context, holders []*Holder, do ask) ([]*headwaterv1.SessionState, error) {
+	return c.gather(ctx, holders, nil, do)
+}
+
+// gather is each, but that a holder that hangs is lost where it may be; nil is nowhere.
+func (c *Conns) gather(ctx context.Context, holders []*Holder, may func() bool, do ask) ([]*headwaterv1.SessionState, error) {
 	states, errs := make([]*headwaterv1.SessionState, len(holders)), make([]error, len(holders))
 	var tasks sync.WaitGroup
 	for i, o := range holders {
@@ -31,10 +44,16 @@ func (c *Conns) each(ctx context.Context, holders []*Holder, do func(ctx context
 					return lost(o.Name, err)
 				}
 				defer conn.Release()
-				if states[i], err = do(ctx, headwaterv1.NewSessionServiceClient(conn), i); err != nil {
-					return callError(o.Name, err)
+				ctx, stop := c.heed(ctx, may, o)
+				states[i], err = do(ctx, headwaterv1.NewSessionServiceClient(conn), i)
+				silent := stop()
+				switch {
+				case err == nil:
+					return nil
+				case silent != nil:
+					return silent
 				}
-				return nil
+				return callError(o.Name, err)
 			})
 		})
 	}
@@ -52,7 +71,7 @@ func (c *Conns) each(ctx context.Context, holders []*Holder, do func(ctx context
 // it. If the call fails, it drops what it has made, and nothing that another call has made.
 func (c *Conns) Create(ctx context.Context, h *Holding, req *headwaterv1.CreateSessionRequest) (*headwaterv1.SessionState, error) {
 	call := cmp.Or(req.GetCall(), NewID())
-	states, err := c.each(ctx, h.holders, func(ctx context.Context, s headwaterv1.SessionServiceClient, i int) (*headwaterv1.SessionState, error) {
+	states, err := c.all(ctx, h, func(ctx context.Context, s headwaterv1.SessionServiceClient, i int) (*headwaterv1.SessionState, error) {
 		begin, err := h.sliceBegin(h.holders[i], req.GetBegin())
 		if err != nil {
 			return nil, err
@@ -107,7 +126,7 @@ func used(l *headwaterv1.LayerState) bool {
 func (c *Conns) abandon(ctx context.Context, h *Holding, session []byte, epoch *headwaterv1.Epoch, call uint64) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.abandonTimeout)
 	defer cancel()
-	_ = c.Drop(ctx, h.holders, &headwaterv1.DropSessionRequest{Session: session, Epoch: epoch, Call: call})
+	_ = c.drop(ctx, h.holders, always, &headwaterv1.DropSessionRequest{Session: session, Epoch: epoch, Call: call})
 }
 
 // Take makes the epoch's lane drive the session at every holder; with CheckOnly it only checks whether that would
@@ -166,7 +185,7 @@ func (c *Conns) takeAll(ctx context.Context, h *Holding, req *headwaterv1.TakeSe
 }
 
 func (c *Conns) take(ctx context.Context, h *Holding, req *headwaterv1.TakeSessionRequest, checkOnly bool) ([]*headwaterv1.SessionState, error) {
-	return c.each(ctx, h.holders, func(ctx context.Context, s headwaterv1.SessionServiceClient, i int) (*headwaterv1.SessionState, error) {
+	return c.all(ctx, h, func(ctx context.Context, s headwaterv1.SessionServiceClient, i int) (*headwaterv1.SessionState, error) {
 		expect, err := h.slice(h.holders[i], req.GetExpect())
 		if err != nil {
 			return nil, err
@@ -351,7 +370,7 @@ func (c *Conns) Fork(ctx context.Context, p *Place, req *headwaterv1.ForkSession
 }
 
 func (c *Conns) fork(ctx context.Context, h *Holding, req *headwaterv1.ForkSessionRequest, call uint64) (*headwaterv1.SessionState, error) {
-	states, err := c.each(ctx, h.holders, func(ctx context.Context, s headwaterv1.SessionServiceClient, i int) (*headwaterv1.SessionState, error) {
+	states, err := c.all(ctx, h, func(ctx context.Context, s headwaterv1.SessionServiceClient, i int) (*headwaterv1.SessionState, error) {
 		expect, err := h.slice(h.holders[i], req.GetExpect())
 		if err != nil {
 			return nil, err
@@ -390,7 +409,7 @@ func (c *Conns) truncateAll(ctx context.Context, h *Holding, req *headwaterv1.Tr
 }
 
 func (c *Conns) truncate(ctx context.Context, h *Holding, req *headwaterv1.TruncateSessionRequest, checkOnly bool) ([]*headwaterv1.SessionState, error) {
-	return c.each(ctx, h.holders, func(ctx context.Context, s headwaterv1.SessionServiceClient, i int) (*headwaterv1.SessionState, error) {
+	return c.all(ctx, h, func(ctx context.Context, s headwaterv1.SessionServiceClient, i int) (*headwaterv1.SessionState, error) {
 		expect, err := h.slice(h.holders[i], req.GetExpect())
 		if err != nil {
 			return nil, err
@@ -413,7 +432,7 @@ func (c *Conns) Pin(ctx context.Context, p *Place, req *headwaterv1.PinSessionRe
 }
 
 func (c *Conns) pin(ctx context.Context, h *Holding, req *headwaterv1.PinSessionRequest) (*headwaterv1.SessionState, error) {
-	states, err := c.each(ctx, h.holders, func(ctx context.Context, s headwaterv1.SessionServiceClient, _ int) (*headwaterv1.SessionState, error) {
+	states, err := c.all(ctx, h, func(ctx context.Context, s headwaterv1.SessionServiceClient, _ int) (*headwaterv1.SessionState, error) {
 		resp, err := s.PinSession(ctx, req)
 		return resp.GetState(), err
 	})
@@ -437,10 +456,21 @@ func (c *Conns) pin(ctx context.Context, h *Holding, req *headwaterv1.PinSession
 	return state, err
 }
 
-// Drop ends a session at every holder. One that does not know it is no error unless none does.
+// End drops a session at its holders, or at the reachable ones if they have all groups.
+func (c *Conns) End(ctx context.Context, h *Holding, req *headwaterv1.DropSessionRequest) error {
+	return past(h, func(h *Holding) error {
+		return c.drop(ctx, h.holders, func() bool { return c.silent(h) != nil }, req)
+	})
+}
+
+// Drop drops a session at some holders. One that does not know it is no error unless none does.
 func (c *Conns) Drop(ctx context.Context, holders []*Holder, req *headwaterv1.DropSessionRequest) error {
+	return c.drop(ctx, holders, nil, req)
+}
+
+func (c *Conns) drop(ctx context.Context, holders []*Holder, may func() bool, req *headwaterv1.DropSessionRequest) error {
 	known := make([]bool, len(holders))
-	_, err := c.each(ctx, holders, func(ctx context.Context, s headwaterv1.SessionServiceClient, i int) (*headwaterv1.SessionState, error) {
+	_, err := c.gather(ctx, holders, may, func(ctx context.Context, s headwaterv1.SessionServiceClient, i int) (*headwaterv1.SessionState, error) {
 		_, err := s.DropSession(ctx, req)
 		known[i] = err == nil
 		if Is(err, session.Unknown) {
@@ -454,18 +484,23 @@ func (c *Conns) Drop(ctx context.Context, holders []*Holder, req *headwaterv1.Dr
 	return err
 }
 
-// List asks one holder for sessions and its cache.
+// List asks one holder for sessions and its cache. One that hangs is lost.
 func (c *Conns) List(ctx context.Context, name, address string, req *headwaterv1.ListSessionsRequest) (*headwaterv1.ListSessionsResponse, error) {
 	conn, err := c.Use(address)
 	if err != nil {
 		return nil, lost(name, err)
 	}
 	defer conn.Release()
+	ctx, stop := c.heed(ctx, always, &Holder{Name: name, Address: address})
 	resp, err := headwaterv1.NewSessionServiceClient(conn).ListSessions(ctx, req)
-	if err != nil {
-		return nil, callError(name, err)
+	silent := stop()
+	switch {
+	case err == nil:
+		return resp, nil
+	case silent != nil:
+		return nil, silent
 	}
-	return resp, nil
+	return nil, callError(name, err)
 }
 
 // Export reads keys and values of one layer and calls do with each message, ascending by group, then by position.
@@ -487,6 +522,15 @@ func (c *Conns) export(ctx context.Context, h *Holding, req *headwaterv1.ExportS
 	if int64(req.GetLayer()) >= int64(len(h.layers)) {
 		return invalid("layer %d of %d", req.GetLayer(), len(h.layers))
 	}
+	ctx, stop := c.heed(ctx, func() bool { return c.silent(h) != nil }, h.holders...)
+	err := c.exportParts(ctx, h, req, do)
+	if silent := stop(); err != nil && silent != nil {
+		return silent
+	}
+	return err
+}
+
+func (c *Conns) exportParts(ctx context.Context, h *Holding, req *headwaterv1.ExportSessionRequest, do func(*headwaterv1.ExportSessionResponse) error) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	parts := h.parts[req.GetLayer()]

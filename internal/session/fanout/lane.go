@@ -97,10 +97,10 @@ type stream struct {
 func (s *stream) add(ctx context.Context, p *callPart) error {
 	select {
 	case s.room <- struct{}{}:
-	case <-s.ctx.Done():
-		return context.Cause(s.ctx)
-	case <-ctx.Done():
-		return ctx.Err()
+	default:
+		if err := s.awaitRoom(ctx, p); err != nil {
+			return err
+		}
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -133,7 +133,7 @@ func (c *Conns) refresh(ctx context.Context, p *Place, from *Holding, driver *he
 
 // reopen steps the epoch at all holders.
 func (c *Conns) reopen(ctx context.Context, p *Place, h *Holding, epoch *headwaterv1.Epoch) error {
-	_, err := c.each(ctx, h.holders, func(ctx context.Context, s headwaterv1.SessionServiceClient, _ int) (*headwaterv1.SessionState, error) {
+	_, err := c.all(ctx, h, func(ctx context.Context, s headwaterv1.SessionServiceClient, _ int) (*headwaterv1.SessionState, error) {
 		resp, err := s.TakeSession(ctx, &headwaterv1.TakeSessionRequest{Session: p.id[:], Epoch: epoch})
 		return resp.GetState(), err
 	})

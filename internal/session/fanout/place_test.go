@@ -7,9 +7,13 @@ import (
 	"net"
 	"reflect"
 	"slices"
+	"sync"
+	"sync/atomic"
 	"testing"
 
 	"google.golang.org/grpc"
+	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/keepalive"
 	"google.golang.org/protobuf/proto"
 
 	"headwater.example/internal/rpc"
@@ -23,14 +27,57 @@ import (
 // copied is a session of which each group is held by some of the holders, which can be killed.
 type copied struct {
 	*plain
-	at   *fanout.Place
-	kill []func() // ends a holder's server, once
+	at    *fanout.Place
+	kill  []func()       // ends a holder's server, once
+	sleep []*sleep       // of each holder's connections
+	asked []atomic.Int64 // how often each holder was asked whether it is there
+}
+
+// sleep makes the connections of a server stand still: what is sent to them is accepted and neither read nor answered.
+type sleep struct {
+	net.Listener
+	awake sync.RWMutex
+}
+
+func (s *sleep) Accept() (net.Conn, error) {
+	conn, err := s.Listener.Accept()
+	return sleeper{conn, s}, err
+}
+
+type sleeper struct {
+	net.Conn
+	s *sleep
+}
+
+func (c sleeper) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	c.s.awake.RLock()
+	defer c.s.awake.RUnlock()
+	return n, err
+}
+
+func (c sleeper) Write(b []byte) (int, error) {
+	c.s.awake.RLock()
+	defer c.s.awake.RUnlock()
+	return c.Conn.Write(b)
+}
+
+// pulse counts the questions whether a holder is there.
+type pulse struct {
+	healthv1.UnimplementedHealthServer
+	asked *atomic.Int64
+}
+
+func (p pulse) Check(context.Context, *healthv1.HealthCheckRequest) (*healthv1.HealthCheckResponse, error) {
+	p.asked.Add(1)
+	return &healthv1.HealthCheckResponse{}, nil
 }
 
 // startCopied makes a session on n holders, group g of which is at holders g, g+1, ... g+replicas, round and round.
 func startCopied(t testing.TB, n, replicas int, layers ...shard.LayerSpec) *copied {
 	t.Helper()
-	p := &copied{plain: &plain{peers: connect(t), layers: layers, id: [16]byte{7}}}
+	waits := grpc.WithKeepaliveParams(keepalive.ClientParameters{}) // for ever for a holder that hangs
+	p := &copied{plain: &plain{peers: connect(t, waits), layers: layers, id: [16]byte{7}}, asked: make([]atomic.Int64, n)}
 	for l, layer := range layers {
 		p.known = append(p.known, &headwaterv1.LayerState{Layer: uint32(l), Hashes: make([]uint64, layer.KVHeads)})
 	}
@@ -43,10 +90,13 @@ func startCopied(t testing.TB, n, replicas int, layers ...shard.LayerSpec) *copi
 		if err != nil {
 			t.Fatal(err)
 		}
+		healthv1.RegisterHealthServer(server, pulse{asked: &p.asked[i]})
+		asleep := &sleep{Listener: listener}
 		done := make(chan struct{})
-		go func() { defer close(done); _ = server.Serve(listener) }()
+		go func() { defer close(done); _ = server.Serve(asleep) }()
 		kill := func() { server.Stop(); <-done }
 		t.Cleanup(kill)
+		p.sleep = append(p.sleep, asleep)
 		o := &fanout.Holder{Name: h.Name, Boot: h.Boot[:], Address: listener.Addr().String(), Groups: make([][]int, len(layers))}
 		for l, layer := range layers {
 			for g := range layer.KVHeads {

@@ -41,7 +41,7 @@ func (c *Conns) Restore(ctx context.Context, h *Holding, state *headwaterv1.Sess
 	if err != nil {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.abandonTimeout)
 		defer cancel()
-		_ = c.Drop(ctx, []*Holder{target}, &headwaterv1.DropSessionRequest{Session: r.temp[:]}) // else it ends by its TTL
+		_ = c.drop(ctx, []*Holder{target}, always, &headwaterv1.DropSessionRequest{Session: r.temp[:]}) // else it ends by its TTL
 		return fmt.Errorf("copy session %x to worker %q: %w", state.GetSession(), target.Name, err)
 	}
 	return nil
@@ -69,6 +69,15 @@ type filled struct {
 }
 
 func (r *restore) do(ctx context.Context) error {
+	ctx, stop := r.heed(ctx, always, append(slices.Clone(r.from.holders), r.target)...)
+	err := r.make(ctx)
+	if silent := stop(); err != nil && silent != nil {
+		return silent
+	}
+	return err
+}
+
+func (r *restore) make(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	conn, err := r.Use(r.target.Address)
@@ -275,7 +284,7 @@ func (r *restore) exchange(ctx context.Context) error {
 
 // step steps the epoch at holders.
 func (r *restore) step(ctx context.Context, holders []*Holder, epoch *headwaterv1.Epoch) ([]*headwaterv1.SessionState, error) {
-	return r.each(ctx, holders, func(ctx context.Context, s headwaterv1.SessionServiceClient, _ int) (*headwaterv1.SessionState, error) {
+	return r.gather(ctx, holders, always, func(ctx context.Context, s headwaterv1.SessionServiceClient, _ int) (*headwaterv1.SessionState, error) {
 		resp, err := s.TakeSession(ctx, &headwaterv1.TakeSessionRequest{Session: r.state.GetSession(), Epoch: epoch})
 		return resp.GetState(), err
 	})

@@ -61,6 +61,7 @@ type Call struct {
 	parts     []*callPart
 	left      atomic.Int32  // parts that are not sent, and parts that are not answered
 	done      chan struct{} // one element when none is left
+	slow      *time.Timer   // nil before the first wait
 	refused   error         // why it was not sent
 	again     bool          // it was sent again over new streams, to the same holders
 	refreshed int           // how often it was sent again since holders were others
@@ -98,6 +99,9 @@ func (l *Lane) Start(ctx context.Context, p *Place, s *Step) *Call {
 	if c.holding.closed && l.conns.refresh(ctx, p, c.holding, epochOf(s.Epoch, l.id)) == nil {
 		c.holding = p.Holding()
 	} // else the holders refuse it and say why
+	if silent := l.conns.silent(c.holding); silent != nil && s.Input != nil && l.conns.leave(ctx, p, c.holding, epochOf(s.Epoch, l.id), silent...) == nil {
+		c.holding = p.Holding()
+	} // else they are waited for
 	c.send(ctx)
 	return c
 }
@@ -283,11 +287,17 @@ func (c *Call) Once(ctx context.Context) error { return c.wait(ctx, 1) }
 
 func (c *Call) wait(ctx context.Context, attempts int) error {
 	for attempt := 1; ; attempt++ {
-		select {
-		case <-c.done:
-		case <-ctx.Done():
+		silent, err := c.await(ctx)
+		for silent != nil && err == nil {
+			next, failed := c.elsewhere(ctx, silent)
+			if silent, err = nil, failed; next != nil && next != c {
+				c = next
+				silent, err = c.await(ctx)
+			}
+		}
+		if err != nil {
 			// Its parts may still be written to: it is not used again.
-			return fmt.Errorf("step of layer %d: %w", c.step.Layer, ctx.Err())
+			return fmt.Errorf("step of layer %d: %w", c.step.Layer, err)
 		}
 		c.endSpans()
 		failure := c.failure()

@@ -1,0 +1,155 @@
+package fanout
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"time"
+
+	"headwater.example/internal/rpc"
+)
+
+// This file says what becomes of calls that wait for a holder that hangs: one whose process stands still, or to which the
+// network is cut without a word. A call that waits for long watches the pulses of its holders (rpc.Conns.Watch). If one is
+// silent and the others have copies of all that it holds, it is left out as if it were lost; else it is waited for, as long as
+// the caller and the connection last.
+
+// silent returns the holders that hang, if the others can replace them.
+func (c *Conns) silent(h *Holding) (names []string) {
+	for _, o := range h.holders {
+		if c.Silent(o.Address) {
+			names = append(names, o.Name)
+		}
+	}
+	if names == nil {
+		return nil
+	}
+	if _, whole := h.without(names...); !whole {
+		return nil
+	}
+	return names
+}
+
+// watch watches all holders until release is called.
+func (c *Conns) watch(h *Holding) (release func()) {
+	releases := make([]func(), len(h.holders))
+	for i, o := range h.holders {
+		releases[i] = c.Watch(o.Address)
+	}
+	return func() {
+		for _, r := range releases {
+			r()
+		}
+	}
+}
+
+// await waits until all parts of a call are sent and answered. If holders hang that others can replace, it returns earlier.
+func (c *Call) await(ctx context.Context) (silent []string, err error) {
+	if c.step.Input == nil { // its payload was given away
+		return nil, c.awaitAll(ctx)
+	}
+	conns := c.lane.conns
+	if silent := conns.silent(c.holding); silent != nil {
+		return silent, nil
+	}
+	if c.slow == nil {
+		c.slow = time.NewTimer(rpc.SlowAfter)
+	} else {
+		c.slow.Reset(rpc.SlowAfter)
+	}
+	defer c.slow.Stop()
+	select {
+	case <-c.done:
+		return nil, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	case <-c.slow.C:
+	}
+	defer conns.watch(c.holding)()
+	for {
+		changed := conns.Pulse()
+		if silent := conns.silent(c.holding); silent != nil {
+			return silent, nil
+		}
+		select {
+		case <-c.done:
+			return nil, nil
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-changed:
+		}
+	}
+}
+
+// awaitAll waits until all parts of a call are sent and answered, whoever hangs.
+func (c *Call) awaitAll(ctx context.Context) error {
+	select {
+	case <-c.done:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// elsewhere sends the step of a call to the holders that are left without some that hang, and returns the call that does so. The
+// parts of the old one may still be written to, so it is not used again. If others are lost meanwhile and somebody is missed, the
+// call is waited for.
+func (c *Call) elsewhere(ctx context.Context, silent []string) (*Call, error) {
+	err := c.lane.conns.leave(ctx, c.place, c.holding, epochOf(c.step.Epoch, c.lane.id), silent...)
+	if errors.Is(err, errNotWhole) {
+		return c, c.awaitAll(ctx)
+	}
+	if err != nil {
+		return nil, err
+	}
+	for _, p := range c.parts {
+		if p.end != nil {
+			p.end(time.Now(), rpc.ErrSilent)
+		}
+	}
+	return c.lane.Start(ctx, c.place, c.step), nil
+}
+
+// awaitRoom waits for room for a part in its stream.
+func (s *stream) awaitRoom(ctx context.Context, p *callPart) error {
+	conns, h := p.call.lane.conns, p.call.holding
+	defer conns.watch(h)()
+	for {
+		changed := conns.Pulse()
+		if p.call.step.Input != nil && conns.silent(h) != nil && conns.Silent(p.holder.Address) {
+			return rpc.ErrSilent
+		}
+		select {
+		case s.room <- struct{}{}:
+			return nil
+		case <-s.ctx.Done():
+			return context.Cause(s.ctx)
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-changed:
+		}
+	}
+}
+
+// heed returns a context that ends once one of the holders hangs and may be left out, which may says; nil is never. The caller calls
+// stop when it is done: it returns the error of that holder, or nil.
+func (c *Conns) heed(ctx context.Context, may func() bool, holders ...*Holder) (_ context.Context, stop func() error) {
+	if may == nil {
+		return ctx, func() error { return nil }
+	}
+	addresses := make([]string, len(holders))
+	for i, o := range holders {
+		addresses[i] = o.Address
+	}
+	ctx, stopped := c.Heed(ctx, may, addresses...)
+	return ctx, func() error {
+		silent := stopped()
+		if i := slices.Index(addresses, silent); i >= 0 {
+			return lost(holders[i].Name, rpc.ErrSilent)
+		}
+		return nil
+	}
+}
+
+// always lets a call end at any holder that hangs.
+func always() bool { return true }
