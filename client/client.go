@@ -2,7 +2,6 @@ package client
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -17,7 +16,6 @@ import (
 
 	"headwater.example/internal/address"
 	"headwater.example/internal/rpc"
-	"headwater.example/internal/session"
 	"headwater.example/internal/session/fanout"
 	headwaterv1 "headwater.example/proto/headwater/v1"
 )
@@ -83,16 +81,11 @@ func dial(text, proxy string, opts []grpc.DialOption) (*Client, error) {
 	conns := fanout.NewConns(opts...)
 	c := &Client{
 		address: a.String(), proxy: proxy, conn: conn, service: headwaterv1.NewCoordinatorServiceClient(conn),
-		conns: conns, lane: fanout.NewLane(newLaneID(), conns),
+		conns: conns, lane: fanout.NewLane(conns.NewName(), conns),
 	}
 	conns.Locate = c.locate
 	c.kept.Set(conns.Conns, c.address)
 	return c, nil
-}
-
-func newLaneID() (id session.LaneID) {
-	_, _ = rand.Read(id[:]) // never fails
-	return id
 }
 
 // Address returns the coordinator's address, host:port or unix:/path.

@@ -3,7 +3,6 @@ package client
 import (
 	"bytes"
 	"context"
-	"crypto/rand"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -28,11 +27,6 @@ type SessionID [16]byte
 
 // String returns the id in hexadecimal.
 func (id SessionID) String() string { return hex.EncodeToString(id[:]) }
-
-func newSessionID() (id SessionID) {
-	_, _ = rand.Read(id[:]) // never fails
-	return id
-}
 
 // ParseSessionID reads what String writes.
 func ParseSessionID(text string) (SessionID, error) {
@@ -154,7 +148,7 @@ func (c *Client) OpenSession(ctx context.Context, opts SessionOptions) (*Session
 
 // create makes the session of req under a new id.
 func (c *Client) create(ctx context.Context, doing string, req *headwaterv1.CreateSessionRequest, workers int, direct bool, codec Codec) (*Session, error) {
-	s := &Session{client: c, id: newSessionID(), config: req.GetConfig(), codec: codec}
+	s := &Session{client: c, id: c.conns.NewName(), config: req.GetConfig(), codec: codec}
 	doing += " session " + s.id.String()
 	layers, err := layerproto.ReadSessionLayers(s.config.GetLayers())
 	if err != nil {
@@ -366,7 +360,7 @@ func (s *Session) cut(ctx context.Context, position uint64) error {
 		}
 	}
 	s.cutting = &headwaterv1.TruncateSessionRequest{
-		Session: s.id[:], Epoch: s.client.epoch(s.epoch), Truncations: s.truncations, Count: s.truncations + 1, Id: fanout.NewID(), Expect: s.known(),
+		Session: s.id[:], Epoch: s.client.epoch(s.epoch), Truncations: s.truncations, Count: s.truncations + 1, Id: s.client.conns.NewID(), Expect: s.known(),
 	}
 	for _, l := range s.layers {
 		s.cutting.Lengths = append(s.cutting.Lengths, min(position, l.length))
@@ -426,7 +420,7 @@ func (s *Session) ForkAt(ctx context.Context, position int) (*Session, error) {
 }
 
 func (s *Session) fork(ctx context.Context, position *uint64) (*Session, error) {
-	child := &Session{client: s.client, id: newSessionID(), config: s.config, direct: s.direct, codec: s.codec, sendF32: s.sendF32}
+	child := &Session{client: s.client, id: s.client.conns.NewName(), config: s.config, direct: s.direct, codec: s.codec, sendF32: s.sendF32}
 	err := s.control(ctx, "fork", func() error {
 		if err := s.settle(ctx); err != nil {
 			return err

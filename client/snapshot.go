@@ -101,7 +101,7 @@ func (c *Client) forkOf(ctx context.Context, id SessionID) (_ *Session, pinned b
 		if err != nil {
 			return nil, false, err
 		}
-		child := &Session{client: c, id: newSessionID(), config: found.GetConfig()}
+		child := &Session{client: c, id: c.conns.NewName(), config: found.GetConfig()}
 		state, err := c.conns.Fork(ctx, fanout.NewPlace(id, whole), &headwaterv1.ForkSessionRequest{
 			Session: id[:], Epoch: found.GetEpoch(), Truncations: found.GetTruncations(), Child: child.id[:], ChildEpoch: c.epoch(1), Expect: found.GetLayers(),
 		})

@@ -331,7 +331,7 @@ func (b *batch) send(ctx context.Context, step *Step, layer *shard.LayerSpec, h 
 		copy(f.Trace[copy(f.Trace[:], id[:]):], parent[:])
 	}
 	if tokens.n > 0 {
-		f.AppendID = fanout.NewID()
+		f.AppendID = s.client.conns.NewID()
 	}
 	switch {
 	case step.Stored != nil:

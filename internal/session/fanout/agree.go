@@ -3,7 +3,6 @@ package fanout
 import (
 	"cmp"
 	"context"
-	"math/rand/v2"
 	"slices"
 
 	"headwater.example/internal/session"
@@ -12,15 +11,6 @@ import (
 
 // This file finds the common state of a session's holders, and truncates them to it. It compares chains, never lengths
 // alone: two holders of a layer may have done different steps of the same length.
-
-// NewID returns a random id of an append, a truncation or a call. It is not 0.
-func NewID() uint64 {
-	for {
-		if id := rand.Uint64(); id != 0 {
-			return id
-		}
-	}
-}
 
 // shared is the common state of all holders of a layer.
 type shared struct {
@@ -106,7 +96,7 @@ func (h *Holding) share(id []byte, states []*headwaterv1.SessionState) ([]shared
 // the session.
 func (c *Conns) level(ctx context.Context, h *Holding, id []byte, epoch *headwaterv1.Epoch, states []*headwaterv1.SessionState, common []shared) (*headwaterv1.SessionState, error) {
 	newest := slices.MaxFunc(states, func(a, b *headwaterv1.SessionState) int { return cmp.Compare(a.GetTruncations(), b.GetTruncations()) })
-	cut := &headwaterv1.TruncateSessionRequest{Session: id, Epoch: epoch, Id: NewID(), Count: newest.GetTruncations() + 1}
+	cut := &headwaterv1.TruncateSessionRequest{Session: id, Epoch: epoch, Id: c.NewID(), Count: newest.GetTruncations() + 1}
 	level, same, done := true, true, true // done: who is ahead by a truncation has what is in common
 	for _, s := range states {
 		ahead := s.GetTruncations() == newest.GetTruncations()

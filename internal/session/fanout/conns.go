@@ -2,7 +2,11 @@ package fanout
 
 import (
 	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"io"
 	"log/slog"
+	randv2 "math/rand/v2"
 	"time"
 
 	"google.golang.org/grpc"
@@ -19,10 +23,51 @@ type Conns struct {
 	// Locate, unless nil, says who holds a session now. Set it before calls are made.
 	Locate func(ctx context.Context, session [16]byte) (*Holding, error)
 
+	random         io.Reader     // of ids, nil is the system's
 	abandonTimeout time.Duration // for dropping a session that was made in vain
 }
 
 // NewConns returns an empty set. The options apply to its connections.
 func NewConns(options ...grpc.DialOption) *Conns {
-	return &Conns{Conns: rpc.NewConns(options...), abandonTimeout: 10 * time.Second}
+	c := &Conns{Conns: rpc.NewConns(options...), abandonTimeout: 10 * time.Second}
+	for _, o := range options {
+		if r, ok := o.(randomOption); ok {
+			c.random = r.random
+		}
+	}
+	return c
+}
+
+type randomOption struct {
+	grpc.EmptyDialOption
+	random io.Reader
+}
+
+// WithRandom is an option for NewConns, for tests that are to be repeatable: ids are drawn from random, which never fails and is safe
+// for concurrent use, instead of the system.
+func WithRandom(random io.Reader) grpc.DialOption { return randomOption{random: random} }
+
+// NewID returns a random id of an append, a truncation or a call. It is not 0.
+func (c *Conns) NewID() uint64 {
+	for {
+		id := randv2.Uint64()
+		if c.random != nil {
+			var b [8]byte
+			_, _ = io.ReadFull(c.random, b[:]) // never fails
+			id = binary.LittleEndian.Uint64(b[:])
+		}
+		if id != 0 {
+			return id
+		}
+	}
+}
+
+// NewName returns a random id of a session or a lane.
+func (c *Conns) NewName() (id [16]byte) {
+	if c.random == nil {
+		_, _ = rand.Read(id[:]) // never fails
+		return id
+	}
+	_, _ = io.ReadFull(c.random, id[:]) // never fails
+	return id
 }

@@ -70,7 +70,7 @@ func (c *Conns) gather(ctx context.Context, holders []*Holder, may func() bool, 
 // Create makes a session at every holder. It begins with the prefix that all of them have; a holder with more is cut to
 // it. If the call fails, it drops what it has made, and nothing that another call has made.
 func (c *Conns) Create(ctx context.Context, h *Holding, req *headwaterv1.CreateSessionRequest) (*headwaterv1.SessionState, error) {
-	call := cmp.Or(req.GetCall(), NewID())
+	call := cmp.Or(req.GetCall(), c.NewID())
 	states, err := c.all(ctx, h, func(ctx context.Context, s headwaterv1.SessionServiceClient, i int) (*headwaterv1.SessionState, error) {
 		begin, err := h.sliceBegin(h.holders[i], req.GetBegin())
 		if err != nil {
@@ -360,7 +360,7 @@ func (h *Holding) joinLayers(id []byte, states []*headwaterv1.SessionState) ([]*
 
 // Fork makes a session that begins as a copy of another one, at every holder. If it fails, it drops what it has made.
 func (c *Conns) Fork(ctx context.Context, p *Place, req *headwaterv1.ForkSessionRequest) (*headwaterv1.SessionState, error) {
-	call := cmp.Or(req.GetCall(), NewID())
+	call := cmp.Or(req.GetCall(), c.NewID())
 	state, err := c.over(ctx, p, req.GetEpoch(), func(h *Holding) (*headwaterv1.SessionState, error) { return c.fork(ctx, h, req, call) })
 	if err != nil {
 		c.abandon(ctx, p.Holding(), req.GetChild(), req.GetChildEpoch(), call)

@@ -112,7 +112,7 @@ func draw(r *rand.Rand, layers []shard.LayerSpec, layer int, id [16]byte, length
 	}
 	var appendID uint64
 	if appended > 0 {
-		appendID = fanout.NewID()
+		appendID = r.Uint64() | 1
 	}
 	return &fanout.Step{
 		Step: session.Step{

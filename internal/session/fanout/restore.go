@@ -3,7 +3,6 @@ package fanout
 import (
 	"cmp"
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"slices"
@@ -34,9 +33,7 @@ var errChanged = errors.New("the session changed while it was copied")
 // an epoch that is closed; what is left is copied; the worker takes the copy for the session; and all get an epoch that is open. If
 // anything fails on the way, the session goes on without the copy.
 func (c *Conns) Restore(ctx context.Context, h *Holding, state *headwaterv1.SessionState, target *Holder) error {
-	r := &restore{Conns: c, from: h, state: state, target: target, layers: h.layers}
-	_, _ = rand.Read(r.temp[:])
-	_, _ = rand.Read(r.lane[:])
+	r := &restore{Conns: c, from: h, state: state, target: target, layers: h.layers, temp: c.NewName(), lane: c.NewName()}
 	err := r.do(ctx)
 	if err != nil {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.abandonTimeout)
@@ -138,7 +135,7 @@ func (r *restore) begin(ctx context.Context, states []*headwaterv1.SessionState)
 		}
 	}
 	req := &headwaterv1.CreateSessionRequest{
-		Session: r.temp[:], Epoch: epochOf(1, r.lane), Config: r.state.GetConfig(), Held: r.target.held(), Call: NewID(),
+		Session: r.temp[:], Epoch: epochOf(1, r.lane), Config: r.state.GetConfig(), Held: r.target.held(), Call: r.NewID(),
 	}
 	for l, groups := range r.target.Groups {
 		f := &r.filled[l]
@@ -205,7 +202,7 @@ func (r *restore) copy(ctx context.Context, l int, n uint64) error {
 	layer, f, groups := &r.layers[l], &r.filled[l], r.target.Groups[l]
 	m := session.Step{
 		Session: r.temp, Epoch: 1, Layer: uint32(l), Length: f.length, Hashes: f.hashes, Chain: f.chain,
-		Append: uint32(n), Encoding: layerproto.StorageType(layer.Storage()), AppendID: NewID(),
+		Append: uint32(n), Encoding: layerproto.StorageType(layer.Storage()), AppendID: r.NewID(),
 	}
 	sizes := m.Sizes(layer, len(groups))
 	payload := rpc.NewBuffer(int(sizes.Total()))
