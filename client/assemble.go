@@ -8,10 +8,10 @@ import (
 	"headwater.example/tensor"
 )
 
-// assembly presents an open file of any format as a safetensors file. It builds pieces as they are read, so neither
-// memory nor disk holds a copy.
+// assembly presents the tensors of open files of any format as one safetensors file. It builds pieces as they are read, so
+// neither memory nor disk holds a copy.
 type assembly struct {
-	file   *tensor.File
+	path   string // of the first file, for errors
 	header []byte
 	parts  []part // by offset
 	end    int64
@@ -19,15 +19,26 @@ type assembly struct {
 
 // part is the place of one tensor's bytes.
 type part struct {
+	file        *tensor.File
 	name        string
 	offset, end int64
 }
 
-func assemble(file *tensor.File) (*assembly, error) {
+// assemble makes one of a file, which has the metadata, and of more tensors from another, or nil.
+func assemble(file, more *tensor.File) (*assembly, error) {
 	var infos []tensor.Info
-	for _, name := range file.Names() {
-		info, _ := file.Lookup(name)
-		infos = append(infos, info)
+	var parts []part
+	for _, f := range []*tensor.File{file, more} {
+		if f == nil {
+			continue
+		}
+		for _, name := range f.Names() {
+			if _, both := file.Lookup(name); both && f == more {
+				return nil, &tensor.FormatError{File: f.Path(), Tensor: name, Index: -1, Rule: "is in " + file.Path() + " as well"}
+			}
+			info, _ := f.Lookup(name)
+			infos, parts = append(infos, info), append(parts, part{file: f, name: name})
+		}
 	}
 	reserve, err := tensor.MetadataBytes(file.Metadata())
 	if err != nil {
@@ -41,10 +52,10 @@ func assemble(file *tensor.File) (*assembly, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", file.Path(), err)
 	}
-	a := &assembly{file: file, header: header, end: layout.Size()}
-	for _, info := range infos {
+	a := &assembly{path: file.Path(), header: header, parts: parts, end: layout.Size()}
+	for i, info := range infos {
 		offset, _ := layout.Offset(info.Name)
-		a.parts = append(a.parts, part{name: info.Name, offset: offset, end: offset + info.Bytes()})
+		a.parts[i].offset, a.parts[i].end = offset, offset+info.Bytes()
 	}
 	sort.Slice(a.parts, func(i, j int) bool { return a.parts[i].offset < a.parts[j].offset })
 	return a, nil
@@ -55,7 +66,7 @@ func (a *assembly) size() int64 { return a.end }
 // ReadAt implements io.ReaderAt.
 func (a *assembly) ReadAt(p []byte, at int64) (int, error) {
 	if at < 0 {
-		return 0, fmt.Errorf("read %s at %d: negative offset", a.file.Path(), at)
+		return 0, fmt.Errorf("read %s at %d: negative offset", a.path, at)
 	}
 	done := 0
 	if at < int64(len(a.header)) {
@@ -75,7 +86,7 @@ func (a *assembly) ReadAt(p []byte, at int64) (int, error) {
 			here += gap
 		}
 		if n := min(end-here, int64(len(p)-done)); n > 0 {
-			if err := a.file.ReadAt(p[done:done+int(n)], a.parts[i].name, here-start); err != nil {
+			if err := a.parts[i].file.ReadAt(p[done:done+int(n)], a.parts[i].name, here-start); err != nil {
 				return done, err
 			}
 			done += int(n)

@@ -244,7 +244,7 @@ func TestAnAssembledFileReadsAlikeInAnyPieces(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer opened.Close()
-	a, err := assemble(opened)
+	a, err := assemble(opened, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

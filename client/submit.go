@@ -36,6 +36,10 @@ type SubmitOptions struct {
 	Reader io.ReaderAt  // the bytes of a safetensors file, Size of them
 	Size   int64
 
+	// Accumulate has gradients, usually those of an earlier result, to which the job adds its own; nil: none. It goes with
+	// Path or File, and stays the caller's.
+	Accumulate *tensor.File
+
 	Key       string        // the same key with the same content and codec is the same job; empty: none
 	Name      string        // for people; empty: the file's base name
 	Overrides []byte        // options that override the file's, a JSON object; empty: none
@@ -79,10 +83,12 @@ type source struct {
 func open(opts SubmitOptions) (*source, error) {
 	nothing := func() error { return nil }
 	switch {
+	case opts.Reader != nil && opts.Accumulate != nil:
+		return nil, errors.New("submit: Accumulate goes with Path or File: a Reader's own bytes hold the earlier gradients")
 	case opts.Reader != nil:
 		return &source{ReaderAt: opts.Reader, name: opts.Name, size: opts.Size, close: nothing}, nil
 	case opts.File != nil:
-		a, err := assemble(opts.File)
+		a, err := assemble(opts.File, opts.Accumulate)
 		if err != nil {
 			return nil, err
 		}
@@ -94,8 +100,8 @@ func open(opts SubmitOptions) (*source, error) {
 	if err != nil {
 		return nil, err
 	}
-	if file.Format() != tensor.Safetensors {
-		a, err := assemble(file)
+	if file.Format() != tensor.Safetensors || opts.Accumulate != nil {
+		a, err := assemble(file, opts.Accumulate)
 		if err != nil {
 			return nil, errors.Join(err, file.Close())
 		}

@@ -14,12 +14,14 @@ import (
 	"headwater.example/client"
 	"headwater.example/internal/jobfile"
 	"headwater.example/internal/localcluster"
+	"headwater.example/tensor"
 )
 
 // submitFlags are what submit is told.
 type submitFlags struct {
 	at       remote
 	options  optionFlags
+	earlier  string
 	codec    string
 	key      string
 	deadline time.Duration
@@ -138,6 +140,7 @@ func (a *app) submit() *cobra.Command {
   coord submit job.npz --options '{"problems": {"layers.0.": {"window_left": 1023}}}'
   coord submit job.safetensors --local 3 --explain 5
   coord submit job.safetensors --out - | sha256sum
+  coord submit lesson.safetensors --accumulate gradients.safetensors --out gradients.safetensors
   coord submit job.safetensors --key nightly-7 --detach`,
 		RunE: func(cmd *cobra.Command, args []string) error { return a.runSubmit(cmd, args[0], f) },
 	}
@@ -145,6 +148,7 @@ func (a *app) submit() *cobra.Command {
 	f.at.flags(flags)
 	f.options.flags(flags)
 	choice(cmd, flags, &f.codec, "codec", "exact", "codec of the contexts on the wire, all but exact being lossy", codecNames()...)
+	flags.StringVar(&f.earlier, "accumulate", "", "`file` of earlier gradients, to which those of the job are added")
 	flags.StringVar(&f.key, "key", "", "the same `key` with the same content and codec is the same job; one that failed for another reason than its content runs again")
 	flags.DurationVar(&f.deadline, "deadline", 0, "longest time that the job may run (default: the coordinator's limit)")
 	flags.StringVar(&f.out, "out", "", "`file` to write the result to, - is the standard output (default: it stays with the coordinator; with --local it is not kept)")
@@ -153,7 +157,7 @@ func (a *app) submit() *cobra.Command {
 	flags.IntVar(&f.local, "local", 0, "run on a cluster of `N` workers on this machine, for this job only")
 	flags.BoolVar(&f.detach, "detach", false, "do not wait for the job's end")
 	flags.BoolVarP(&f.quiet, "quiet", "q", false, "show no progress")
-	flagOnly(flags, "key", "out", "explain", "figure", "local", "detach")
+	flagOnly(flags, "accumulate", "key", "out", "explain", "figure", "local", "detach")
 	return cmd
 }
 
@@ -163,24 +167,22 @@ func (a *app) runSubmit(cmd *cobra.Command, path string, f submitFlags) (err err
 	if err != nil {
 		return err
 	}
-	switch {
-	case f.deadline < 0:
-		return usage("--deadline is %s, must not be negative", f.deadline)
-	case f.detach && (f.out != "" || f.local != 0):
-		return usage("--detach leaves the result with the coordinator: no --out and no --local with it")
-	case cmd.Flags().Changed("local") && f.local < 1:
-		return usage("--local is %d, must be at least 1", f.local)
-	case f.local != 0 && cmd.Flags().Changed("coordinator") && !a.settled["coordinator"]:
-		return usage("--local starts a coordinator of its own: no --coordinator with it")
-	case f.explain < 0:
-		return usage("--explain is %d, must not be negative", f.explain)
+	if err := a.checkSubmit(cmd, f); err != nil {
+		return err
 	}
-	// The job and the files to be written are looked at before anything runs, so that a mistake costs nothing.
+	// The files are looked at before anything runs, so that a mistake costs nothing.
 	told, err := a.openExplanation(path, overrides, explainFlags{top: f.explain, figure: f.figure})
 	if err != nil {
 		return err
 	}
 	defer told.close()
+	var earlier *tensor.File
+	if f.earlier != "" {
+		if earlier, err = tensor.Open(f.earlier); err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, earlier.Close()) }()
+	}
 	var to *output
 	if f.out != "" {
 		if f.out == f.figure || f.figure != "" && samePath(f.out, f.figure) {
@@ -203,7 +205,9 @@ func (a *app) runSubmit(cmd *cobra.Command, path string, f submitFlags) (err err
 	}
 	var done *client.Job
 	err = f.at.with(ctx, func(ctx context.Context, c *client.Client) error {
-		done, err = a.submitTo(ctx, c, path, overrides, f, to)
+		done, err = a.submitTo(ctx, c, client.SubmitOptions{
+			Path: path, Accumulate: earlier, Key: f.key, Overrides: overrides, Codec: client.Codec(f.codec), Deadline: f.deadline,
+		}, f, to)
 		return err
 	})
 	if err != nil {
@@ -224,19 +228,34 @@ func (a *app) runSubmit(cmd *cobra.Command, path string, f submitFlags) (err err
 	return a.printExplanation(ctx, told)
 }
 
+// checkSubmit refuses flags that do not go together.
+func (a *app) checkSubmit(cmd *cobra.Command, f submitFlags) error {
+	switch {
+	case f.deadline < 0:
+		return usage("--deadline is %s, must not be negative", f.deadline)
+	case f.detach && (f.out != "" || f.local != 0):
+		return usage("--detach leaves the result with the coordinator: no --out and no --local with it")
+	case cmd.Flags().Changed("local") && f.local < 1:
+		return usage("--local is %d, must be at least 1", f.local)
+	case f.local != 0 && cmd.Flags().Changed("coordinator") && !a.settled["coordinator"]:
+		return usage("--local starts a coordinator of its own: no --coordinator with it")
+	case f.explain < 0:
+		return usage("--explain is %d, must not be negative", f.explain)
+	}
+	return nil
+}
+
 // submitTo submits, waits, and fetches.
-func (a *app) submitTo(ctx context.Context, c *client.Client, path string, overrides []byte, f submitFlags, to *output) (*client.Job, error) {
+func (a *app) submitTo(ctx context.Context, c *client.Client, opts client.SubmitOptions, f submitFlags, to *output) (*client.Job, error) {
 	// An unreachable coordinator is found before the whole file is read for its hash.
 	if _, err := c.Status(ctx); err != nil {
 		return nil, err
 	}
 	bar := a.progress(f.quiet)
 	defer bar.end()
-	taken, err := c.Submit(ctx, client.SubmitOptions{
-		Path: path, Key: f.key, Overrides: overrides, Codec: client.Codec(f.codec), Deadline: f.deadline,
-		Hashed: func(done, total int64) { bar.show("hashing", done, total, true) },
-		Sent:   func(done, total int64) { bar.show("uploading", done, total, true) },
-	})
+	opts.Hashed = func(done, total int64) { bar.show("hashing", done, total, true) }
+	opts.Sent = func(done, total int64) { bar.show("uploading", done, total, true) }
+	taken, err := c.Submit(ctx, opts)
 	switch {
 	case err != nil:
 		return taken, err
