@@ -1,7 +1,6 @@
 package sessions
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -14,7 +13,6 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"headwater.example/coordinator/workers"
-	"headwater.example/internal/layerproto"
 	"headwater.example/internal/membership"
 	"headwater.example/internal/rpc"
 	"headwater.example/internal/session"
@@ -147,7 +145,7 @@ func (r *Relay) askWorkers(ctx context.Context, id [16]byte) (*fanout.Holding, e
 	case len(states) == 0:
 		return nil, session.Errorf(session.Unknown, "session %x is held by no worker", key)
 	}
-	h, _, err := current(states)
+	h, _, err := fanout.Current(states)
 	if err != nil {
 		if len(silent) > 0 {
 			return nil, fanout.Silent(silent, true)
@@ -155,33 +153,6 @@ func (r *Relay) askWorkers(ctx context.Context, id [16]byte) (*fanout.Holding, e
 		return nil, notWhole(key, err)
 	}
 	return h, nil
-}
-
-// current returns who holds a session, of the states that workers tell of it: those of the highest epoch. Workers that were left out
-// have stayed at a lower one; they count only if without them the session is not whole, since an epoch may be stepped at some only.
-func current(states []*headwaterv1.SessionState) (*fanout.Holding, []*headwaterv1.SessionState, error) {
-	layers, err := layerproto.ReadSessionLayers(states[0].GetConfig().GetLayers())
-	if err != nil {
-		return nil, nil, fmt.Errorf("session %x: %w", states[0].GetSession(), err)
-	}
-	states = slices.Clone(states)
-	slices.SortStableFunc(states, func(a, b *headwaterv1.SessionState) int { return compareEpochs(b.GetEpoch(), a.GetEpoch()) })
-	var holders []*headwaterv1.Holder
-	for i, s := range states {
-		holders = append(holders, s.GetHolders()...)
-		if i+1 < len(states) && compareEpochs(s.GetEpoch(), states[i+1].GetEpoch()) == 0 {
-			continue
-		}
-		var h *fanout.Holding
-		if h, err = fanout.ParseHolding(layers, holders); err == nil {
-			return h.Under(states[0]), states[:i+1], nil
-		}
-	}
-	return nil, nil, err
-}
-
-func compareEpochs(a, b *headwaterv1.Epoch) int {
-	return cmp.Or(cmp.Compare(a.GetCounter(), b.GetCounter()), bytes.Compare(a.GetLane(), b.GetLane()))
 }
 
 // remembered is who holds a session. It is doubted once a call has not found the session there. It is not forgotten then: of a worker

@@ -108,7 +108,7 @@ func (r *Relay) makeCopy(ctx context.Context, states []*headwaterv1.SessionState
 	if replicas == 0 {
 		return nil, nil
 	}
-	h, newest, err := current(states)
+	h, newest, err := fanout.Current(states)
 	if err != nil {
 		return nil, nil // nobody has what is missing
 	}

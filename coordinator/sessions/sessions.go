@@ -370,7 +370,7 @@ func bySession(members []membership.Member, answers []*headwaterv1.ListSessionsR
 // of all sessions, without hashes, and with the lengths that all have.
 func joinStates(states []*headwaterv1.SessionState) *headwaterv1.SessionState {
 	if states[0].GetConfig() != nil {
-		if h, newest, err := current(states); err == nil {
+		if h, newest, err := fanout.Current(states); err == nil {
 			if states = newest; len(h.Holders()) == len(states) {
 				if all, err := h.Join(states[0].GetSession(), states); err == nil {
 					return all

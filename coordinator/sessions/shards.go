@@ -42,7 +42,7 @@ func (r *Relay) Shards(ctx context.Context, id []byte) (*Shards, error) {
 	for l := range s.Layers {
 		s.Held[l] = make([][]string, s.Layers[l].KVHeads)
 	}
-	if whole, newest, err := current(states); err == nil {
+	if whole, newest, err := fanout.Current(states); err == nil {
 		s.State = newest[0]
 		s.answering(whole)
 		return s, nil

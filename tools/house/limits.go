@@ -76,7 +76,7 @@ func (h *House) numbers() map[string]int64 {
 
 var units = map[string]int64{
 	"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30,
-	"s": int64(time.Second), "min": int64(time.Minute), "h": int64(time.Hour), "days": int64(24 * time.Hour),
+	"ms": int64(time.Millisecond), "s": int64(time.Second), "min": int64(time.Minute), "h": int64(time.Hour), "days": int64(24 * time.Hour),
 }
 
 // quantity reads a number as people write it: 65,536, 32 MiB, 2^40, 10 s.

@@ -1,9 +1,11 @@
 package fanout
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -59,29 +61,43 @@ func epochOf(counter uint64, lane session.LaneID) *headwaterv1.Epoch {
 // all again, under its id.
 func (c *Conns) leave(ctx context.Context, p *Place, from *Holding, driver *headwaterv1.Epoch, lost ...string) error {
 	return p.move(ctx, from, func() (*Holding, error) {
+		h, at := from, map[string]uint64{} // counters that holders have taken here
 		counter := max(from.counter, driver.GetCounter()) + 1
 		for {
-			rest, whole := from.without(lost...)
+			rest, whole := h.without(lost...)
 			if !whole {
 				return nil, errNotWhole
 			}
-			epoch := &headwaterv1.Epoch{Counter: counter, Lane: driver.GetLane(), Base: driver.GetCounter(), Holders: uint32(len(rest.holders))}
-			err := c.reopen(ctx, p, rest, epoch)
-			switch told := stale(err, driver); {
+			err := c.reopen(ctx, p, rest, &headwaterv1.Epoch{Counter: counter, Lane: driver.GetLane(), Base: driver.GetCounter()}, at)
+			switch {
 			case err == nil:
 				if c.OnLeave != nil {
 					c.OnLeave(p.id, lost)
 				}
 				return rest.Of(counter), nil
-			case told >= counter:
-				counter = told + 1 // it was stepped elsewhere on the lane's behalf
+			case stale(err, driver) != 0:
+				// Somebody else has stepped it on the lane's behalf: who holds what may be different by now.
+				if h, err = c.settled(ctx, p, h, driver); err != nil {
+					return nil, err
+				}
+				if !h.names(lost) {
+					return h, nil
+				}
+				clear(at)
+				counter = h.counter + 1
 			case gone(err) != "":
 				lost = append(lost, gone(err))
+				counter++
 			default:
 				return nil, err
 			}
 		}
 	})
+}
+
+// names reports whether some of these are holders.
+func (h *Holding) names(some []string) bool {
+	return slices.ContainsFunc(h.holders, func(o *Holder) bool { return slices.Contains(some, o.Name) })
 }
 
 // stale returns the counter that a holder has accepted, if the holder refused the driver's call because the caller
@@ -109,34 +125,50 @@ const (
 // refresh asks again who holds a session, after a holder has refused the driver's call as stale.
 func (c *Conns) refresh(ctx context.Context, p *Place, from *Holding, driver *headwaterv1.Epoch) error {
 	return p.move(ctx, from, func() (*Holding, error) {
-		if c.Locate == nil || from.counter == 0 {
+		if from.counter == 0 {
 			return nil, errNoWay
 		}
-		var h *Holding
-		for range refreshes {
-			var err error
-			if h, err = c.Locate(ctx, p.id); err != nil {
-				return nil, err
-			}
-			if !h.closed && (h.counter > from.counter || from.closed) {
-				return h, nil
-			}
-			if !pause(ctx, refreshPause) {
-				return nil, ctx.Err()
-			}
-		}
-		// Who was exchanging them has not come to an end.
-		counter := max(h.counter, from.counter) + 1
-		return h.Of(counter), c.reopen(ctx, p, h, &headwaterv1.Epoch{Counter: counter, Lane: driver.GetLane(), Base: driver.GetCounter(), Holders: uint32(len(h.holders))})
+		return c.settled(ctx, p, from, driver)
 	})
 }
 
-// reopen steps the epoch at all holders.
-func (c *Conns) reopen(ctx context.Context, p *Place, h *Holding, epoch *headwaterv1.Epoch) error {
-	_, err := c.all(ctx, h, func(ctx context.Context, s headwaterv1.SessionServiceClient, _ int) (*headwaterv1.SessionState, error) {
-		resp, err := s.TakeSession(ctx, &headwaterv1.TakeSessionRequest{Session: p.id[:], Epoch: epoch})
+// settled asks who holds a session until its holders are others than they were known to be, and are not being exchanged. After a
+// second it steps the epoch itself.
+func (c *Conns) settled(ctx context.Context, p *Place, from *Holding, driver *headwaterv1.Epoch) (*Holding, error) {
+	var h *Holding
+	for range refreshes {
+		var err error
+		if h, err = c.locate(ctx, p.id, from); err != nil {
+			return nil, err
+		}
+		if !h.closed && (h.counter > from.counter || from.closed) {
+			return h, nil
+		}
+		if !pause(ctx, refreshPause) {
+			return nil, ctx.Err()
+		}
+	}
+	// Who was exchanging them has not come to an end.
+	counter := max(h.counter, from.counter) + 1
+	return h.Of(counter), c.reopen(ctx, p, h, &headwaterv1.Epoch{Counter: counter, Lane: driver.GetLane(), Base: driver.GetCounter()}, nil)
+}
+
+// reopen steps the epoch at all holders. If at is given, those of them that have another counter than it says, or than the holders
+// are known by, refuse: what they hold may be different. It notes there who has taken the new one.
+func (c *Conns) reopen(ctx context.Context, p *Place, h *Holding, epoch *headwaterv1.Epoch, at map[string]uint64) error {
+	states, err := c.all(ctx, h, func(ctx context.Context, s headwaterv1.SessionServiceClient, i int) (*headwaterv1.SessionState, error) {
+		own := &headwaterv1.Epoch{Counter: epoch.GetCounter(), Lane: epoch.GetLane(), Base: epoch.GetBase(), Holders: uint32(len(h.holders))}
+		if at != nil {
+			own.At = cmp.Or(at[h.holders[i].Name], h.counter)
+		}
+		resp, err := s.TakeSession(ctx, &headwaterv1.TakeSessionRequest{Session: p.id[:], Epoch: own})
 		return resp.GetState(), err
 	})
+	for i, s := range states {
+		if s != nil && at != nil {
+			at[h.holders[i].Name] = epoch.GetCounter()
+		}
+	}
 	return err
 }
 

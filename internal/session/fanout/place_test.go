@@ -312,3 +312,51 @@ func TestTwoWhoCarryOneSession(t *testing.T) {
 		}
 	}
 }
+
+// TestALossIsNotedOverANewCopy: a lane that finds a holder lost, while a coordinator has made others hold more already, goes on with
+// what they hold now, whoever tells it: the coordinator, or the holders themselves if that one does not answer.
+func TestALossIsNotedOverANewCopy(t *testing.T) {
+	for _, locate := range []string{"told", "not told"} {
+		p, alone := startCopied(t, 3, 2, two...), start(t, 1, two...)
+		var before []*fanout.Holder // of the lane's knowledge
+		for i, o := range p.holding.Holders() {
+			o := *o
+			o.Groups = make([][]int, len(two))
+			for l, layer := range two {
+				for g := range layer.KVHeads {
+					if (i-g%3+3)%3 <= 1 {
+						o.Groups[l] = append(o.Groups[l], g)
+					}
+				}
+			}
+			before = append(before, &o)
+		}
+		h, err := fanout.NewHolding(p.layers, before...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		now, err := fanout.NewHolding(p.layers, p.holding.Holders()[0], p.holding.Holders()[2])
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := p.conns.Reopen(t.Context(), fanout.NewPlace(p.id, now), &headwaterv1.Epoch{Counter: 3, Lane: p.epoch.GetLane(), Base: 1}); err != nil {
+			t.Fatal(err)
+		}
+		if locate == "told" {
+			p.conns.Locate = func(context.Context, [16]byte) (*fanout.Holding, error) { return now.Of(3), nil }
+		}
+		p.at = fanout.NewPlace(p.id, h.Of(1))
+		p.kill[1]()
+		if err := p.conns.Leave(t.Context(), p.at, p.epoch, "w2"); err != nil {
+			t.Fatalf("%s: %v", locate, err)
+		}
+		for l := range two {
+			if got := p.at.Holding().Holders(); len(got) != 2 || len(got[0].Groups[l]) != two[l].KVHeads {
+				t.Fatalf("%s: layer %d: %v hold it", locate, l, got)
+			}
+		}
+		if err := p.step(t, alone, 1, 0); err != nil {
+			t.Fatalf("%s: %v", locate, err)
+		}
+	}
+}
