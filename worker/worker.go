@@ -158,6 +158,11 @@ func (w *Worker) Run(stream grpc.BidiStreamingServer[headwaterv1.RunRequest, hea
 	return w.jobs.Run(stream)
 }
 
+// WatchAttention sends where the queries of a session look.
+func (w *Worker) WatchAttention(m *headwaterv1.WatchAttentionRequest, stream grpc.ServerStreamingServer[headwaterv1.WatchAttentionResponse]) error {
+	return w.sessions.WatchAttention(m, stream)
+}
+
 // Expire drops the sessions whose time without use is over, and memory that no job has used since the tick before the last, at
 // each tick, until ctx ends.
 func (w *Worker) Expire(ctx context.Context, ticks <-chan time.Time) { w.machine.Expire(ctx, ticks) }

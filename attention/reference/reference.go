@@ -219,11 +219,12 @@ func (p *Problem) row(head, token int) row {
 	return r
 }
 
-// Weights returns what one token of one head gives to each position [KVTokens]; all are 0 where it sees nothing, and NaN
-// where it sees positions and has no finite score. It panics if the problem is not valid or has no such row.
-func Weights(p Problem, head, token int) []float64 {
+// Weights returns what one token of one head gives to each position [KVTokens], and its LSE; the weights are all 0 where it sees
+// nothing, and NaN where it sees positions and has no finite score. It panics if the problem is not valid or has no such row.
+func Weights(p Problem, head, token int) (weights []float64, lse float64) {
 	p.must()
-	return p.row(head, token).weights
+	r := p.row(head, token)
+	return r.weights, r.lse
 }
 
 func (p Problem) must() {

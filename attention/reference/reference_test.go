@@ -141,7 +141,7 @@ func TestByHand(t *testing.T) {
 		p := small()
 		c.change(&p)
 		res, row := Attend(p), c.token*2+c.head
-		if w := Weights(p, c.head, c.token); !(apart(w, c.weights) < 1e-15) {
+		if w, _ := Weights(p, c.head, c.token); !(apart(w, c.weights) < 1e-15) {
 			t.Errorf("%s: weights %v, want %v", name, w, c.weights)
 		}
 		if !(math.Abs(res.Context[row]-c.context) < 1e-14) || res.LSE[row] != c.lse && !(math.Abs(res.LSE[row]-c.lse) < 1e-15) {

@@ -68,7 +68,8 @@ type source struct {
 // rows calls f with the weights [kv_len] of each chosen head and query, in their order.
 func (s *source) rows(ctx context.Context, heads, queries []int, f func(head, query int, weights []float64)) error {
 	return s.problems(ctx, heads, queries, func(head, query int, one reference.Problem) error {
-		f(head, query, reference.Weights(one, 0, 0))
+		weights, _ := reference.Weights(one, 0, 0)
+		f(head, query, weights)
 		return nil
 	})
 }

@@ -7,7 +7,8 @@
 // client that does not read.
 //
 // The other calls (sessions.go) translate a message (translate.go), ask the store, and answer with what is held. ListSessions (list.go) and
-// ExportSession (export.go) only look.
+// ExportSession (export.go) only look, and so does WatchAttention (watch.go), which works out the weights of a query that a step leaves
+// there if somebody watches.
 package sessions
 
 import (
@@ -39,6 +40,8 @@ type Service struct {
 	lanes        atomic.Int64 // that are open
 	queuedSteps  atomic.Int64 // that wait
 	queuedTokens atomic.Int64 // query tokens of these
+
+	watches watches
 }
 
 // New makes the service of a machine. The holder's boot is the machine's.

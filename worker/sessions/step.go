@@ -106,6 +106,7 @@ func (s *Service) perform(ctx context.Context, t *task) (err error) {
 		s.m.Observe.Context(observe.CodecOf("raw"), size, size)
 		t.response.Payload = raw
 		st.pending.Commit()
+		s.watches.leave(t, out.LSE)
 		return nil
 	}
 	defer raw.Free()
@@ -120,6 +121,7 @@ func (s *Service) perform(ctx context.Context, t *task) (err error) {
 	s.m.Observe.Context(observe.CodecOf(st.codec.String()), size, len(coded))
 	t.response.Payload = frame
 	st.pending.Commit()
+	s.watches.leave(t, out.LSE)
 	return nil
 }
 

@@ -363,6 +363,189 @@ func (GradientTensor) EnumDescriptor() ([]byte, []int) {
 	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{4}
 }
 
+// WatchAttentionRequest names a group of a layer of a session.
+type WatchAttentionRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Id of the session, 16 bytes.
+	Session []byte `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
+	// Index of the layer.
+	Layer uint32 `protobuf:"varint,2,opt,name=layer,proto3" json:"layer,omitempty"`
+	// Group, which the worker holds.
+	Group uint32 `protobuf:"varint,3,opt,name=group,proto3" json:"group,omitempty"`
+	// Weights are sent for at most this many positions, the newest that the query sees; 0 is 1,024, and more than 4,096 are
+	// 4,096. All heads of the group together get at most 65,536 weights.
+	Positions     uint32 `protobuf:"varint,4,opt,name=positions,proto3" json:"positions,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchAttentionRequest) Reset() {
+	*x = WatchAttentionRequest{}
+	mi := &file_headwater_v1_worker_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchAttentionRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchAttentionRequest) ProtoMessage() {}
+
+func (x *WatchAttentionRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_headwater_v1_worker_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchAttentionRequest.ProtoReflect.Descriptor instead.
+func (*WatchAttentionRequest) Descriptor() ([]byte, []int) {
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *WatchAttentionRequest) GetSession() []byte {
+	if x != nil {
+		return x.Session
+	}
+	return nil
+}
+
+func (x *WatchAttentionRequest) GetLayer() uint32 {
+	if x != nil {
+		return x.Layer
+	}
+	return 0
+}
+
+func (x *WatchAttentionRequest) GetGroup() uint32 {
+	if x != nil {
+		return x.Group
+	}
+	return 0
+}
+
+func (x *WatchAttentionRequest) GetPositions() uint32 {
+	if x != nil {
+		return x.Positions
+	}
+	return 0
+}
+
+// WatchAttentionResponse is where one query token looks.
+type WatchAttentionResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Position of the query.
+	Position uint64 `protobuf:"varint,1,opt,name=position,proto3" json:"position,omitempty"`
+	// First query head of the group.
+	FirstHead uint32 `protobuf:"varint,2,opt,name=first_head,json=firstHead,proto3" json:"first_head,omitempty"`
+	// First position that has a weight here.
+	Start uint64 `protobuf:"varint,3,opt,name=start,proto3" json:"start,omitempty"`
+	// Positions from there on.
+	Count uint32 `protobuf:"varint,4,opt,name=count,proto3" json:"count,omitempty"`
+	// Each head's weights [heads, count] in f32, little endian.
+	Weights []byte `protobuf:"bytes,5,opt,name=weights,proto3" json:"weights,omitempty"`
+	// By head, the weight of all positions before start together.
+	Before []float32 `protobuf:"fixed32,6,rep,packed,name=before,proto3" json:"before,omitempty"`
+	// By head, the weight of its sink; empty if the layer has none.
+	Sink []float32 `protobuf:"fixed32,7,rep,packed,name=sink,proto3" json:"sink,omitempty"`
+	// Token ids from start on, as far as they are known.
+	Tokens        []uint32 `protobuf:"varint,8,rep,packed,name=tokens,proto3" json:"tokens,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchAttentionResponse) Reset() {
+	*x = WatchAttentionResponse{}
+	mi := &file_headwater_v1_worker_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchAttentionResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchAttentionResponse) ProtoMessage() {}
+
+func (x *WatchAttentionResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_headwater_v1_worker_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchAttentionResponse.ProtoReflect.Descriptor instead.
+func (*WatchAttentionResponse) Descriptor() ([]byte, []int) {
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *WatchAttentionResponse) GetPosition() uint64 {
+	if x != nil {
+		return x.Position
+	}
+	return 0
+}
+
+func (x *WatchAttentionResponse) GetFirstHead() uint32 {
+	if x != nil {
+		return x.FirstHead
+	}
+	return 0
+}
+
+func (x *WatchAttentionResponse) GetStart() uint64 {
+	if x != nil {
+		return x.Start
+	}
+	return 0
+}
+
+func (x *WatchAttentionResponse) GetCount() uint32 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+func (x *WatchAttentionResponse) GetWeights() []byte {
+	if x != nil {
+		return x.Weights
+	}
+	return nil
+}
+
+func (x *WatchAttentionResponse) GetBefore() []float32 {
+	if x != nil {
+		return x.Before
+	}
+	return nil
+}
+
+func (x *WatchAttentionResponse) GetSink() []float32 {
+	if x != nil {
+		return x.Sink
+	}
+	return nil
+}
+
+func (x *WatchAttentionResponse) GetTokens() []uint32 {
+	if x != nil {
+		return x.Tokens
+	}
+	return nil
+}
+
 // DescribeRequest has no fields.
 type DescribeRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -372,7 +555,7 @@ type DescribeRequest struct {
 
 func (x *DescribeRequest) Reset() {
 	*x = DescribeRequest{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[0]
+	mi := &file_headwater_v1_worker_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -384,7 +567,7 @@ func (x *DescribeRequest) String() string {
 func (*DescribeRequest) ProtoMessage() {}
 
 func (x *DescribeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[0]
+	mi := &file_headwater_v1_worker_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -397,7 +580,7 @@ func (x *DescribeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DescribeRequest.ProtoReflect.Descriptor instead.
 func (*DescribeRequest) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{0}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{2}
 }
 
 // DescribeResponse is a worker's identity and its memory.
@@ -431,7 +614,7 @@ type DescribeResponse struct {
 
 func (x *DescribeResponse) Reset() {
 	*x = DescribeResponse{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[1]
+	mi := &file_headwater_v1_worker_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -443,7 +626,7 @@ func (x *DescribeResponse) String() string {
 func (*DescribeResponse) ProtoMessage() {}
 
 func (x *DescribeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[1]
+	mi := &file_headwater_v1_worker_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -456,7 +639,7 @@ func (x *DescribeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DescribeResponse.ProtoReflect.Descriptor instead.
 func (*DescribeResponse) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{1}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *DescribeResponse) GetName() string {
@@ -548,7 +731,7 @@ type WorkerLoad struct {
 
 func (x *WorkerLoad) Reset() {
 	*x = WorkerLoad{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[2]
+	mi := &file_headwater_v1_worker_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -560,7 +743,7 @@ func (x *WorkerLoad) String() string {
 func (*WorkerLoad) ProtoMessage() {}
 
 func (x *WorkerLoad) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[2]
+	mi := &file_headwater_v1_worker_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -573,7 +756,7 @@ func (x *WorkerLoad) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkerLoad.ProtoReflect.Descriptor instead.
 func (*WorkerLoad) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{2}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *WorkerLoad) GetBusBytesPerSecond() uint64 {
@@ -626,7 +809,7 @@ type LayerLoad struct {
 
 func (x *LayerLoad) Reset() {
 	*x = LayerLoad{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[3]
+	mi := &file_headwater_v1_worker_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -638,7 +821,7 @@ func (x *LayerLoad) String() string {
 func (*LayerLoad) ProtoMessage() {}
 
 func (x *LayerLoad) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[3]
+	mi := &file_headwater_v1_worker_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -651,7 +834,7 @@ func (x *LayerLoad) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LayerLoad.ProtoReflect.Descriptor instead.
 func (*LayerLoad) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{3}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *LayerLoad) GetLayer() uint32 {
@@ -700,7 +883,7 @@ type RunRequest struct {
 
 func (x *RunRequest) Reset() {
 	*x = RunRequest{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[4]
+	mi := &file_headwater_v1_worker_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -712,7 +895,7 @@ func (x *RunRequest) String() string {
 func (*RunRequest) ProtoMessage() {}
 
 func (x *RunRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[4]
+	mi := &file_headwater_v1_worker_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -725,7 +908,7 @@ func (x *RunRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunRequest.ProtoReflect.Descriptor instead.
 func (*RunRequest) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{4}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *RunRequest) GetRequest() isRunRequest_Request {
@@ -934,7 +1117,7 @@ type RunResponse struct {
 
 func (x *RunResponse) Reset() {
 	*x = RunResponse{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[5]
+	mi := &file_headwater_v1_worker_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -946,7 +1129,7 @@ func (x *RunResponse) String() string {
 func (*RunResponse) ProtoMessage() {}
 
 func (x *RunResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[5]
+	mi := &file_headwater_v1_worker_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -959,7 +1142,7 @@ func (x *RunResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunResponse.ProtoReflect.Descriptor instead.
 func (*RunResponse) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{5}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *RunResponse) GetResponse() isRunResponse_Response {
@@ -1068,7 +1251,7 @@ type Open struct {
 
 func (x *Open) Reset() {
 	*x = Open{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[6]
+	mi := &file_headwater_v1_worker_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1080,7 +1263,7 @@ func (x *Open) String() string {
 func (*Open) ProtoMessage() {}
 
 func (x *Open) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[6]
+	mi := &file_headwater_v1_worker_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1093,7 +1276,7 @@ func (x *Open) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Open.ProtoReflect.Descriptor instead.
 func (*Open) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{6}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Open) GetJobId() string {
@@ -1160,7 +1343,7 @@ type Problem struct {
 
 func (x *Problem) Reset() {
 	*x = Problem{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[7]
+	mi := &file_headwater_v1_worker_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1172,7 +1355,7 @@ func (x *Problem) String() string {
 func (*Problem) ProtoMessage() {}
 
 func (x *Problem) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[7]
+	mi := &file_headwater_v1_worker_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1185,7 +1368,7 @@ func (x *Problem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Problem.ProtoReflect.Descriptor instead.
 func (*Problem) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{7}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Problem) GetNHeads() uint32 {
@@ -1325,7 +1508,7 @@ type Gradients struct {
 
 func (x *Gradients) Reset() {
 	*x = Gradients{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[8]
+	mi := &file_headwater_v1_worker_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1337,7 +1520,7 @@ func (x *Gradients) String() string {
 func (*Gradients) ProtoMessage() {}
 
 func (x *Gradients) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[8]
+	mi := &file_headwater_v1_worker_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1350,7 +1533,7 @@ func (x *Gradients) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Gradients.ProtoReflect.Descriptor instead.
 func (*Gradients) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{8}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Gradients) GetGiven() bool {
@@ -1402,7 +1585,7 @@ type Projection struct {
 
 func (x *Projection) Reset() {
 	*x = Projection{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[9]
+	mi := &file_headwater_v1_worker_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1414,7 +1597,7 @@ func (x *Projection) String() string {
 func (*Projection) ProtoMessage() {}
 
 func (x *Projection) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[9]
+	mi := &file_headwater_v1_worker_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1427,7 +1610,7 @@ func (x *Projection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Projection.ProtoReflect.Descriptor instead.
 func (*Projection) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{9}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Projection) GetDModel() uint32 {
@@ -1487,7 +1670,7 @@ type ShardOpen struct {
 
 func (x *ShardOpen) Reset() {
 	*x = ShardOpen{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[10]
+	mi := &file_headwater_v1_worker_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1499,7 +1682,7 @@ func (x *ShardOpen) String() string {
 func (*ShardOpen) ProtoMessage() {}
 
 func (x *ShardOpen) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[10]
+	mi := &file_headwater_v1_worker_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1512,7 +1695,7 @@ func (x *ShardOpen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShardOpen.ProtoReflect.Descriptor instead.
 func (*ShardOpen) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{10}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ShardOpen) GetProblem() uint32 {
@@ -1551,7 +1734,7 @@ type ShardOpened struct {
 
 func (x *ShardOpened) Reset() {
 	*x = ShardOpened{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[11]
+	mi := &file_headwater_v1_worker_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1563,7 +1746,7 @@ func (x *ShardOpened) String() string {
 func (*ShardOpened) ProtoMessage() {}
 
 func (x *ShardOpened) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[11]
+	mi := &file_headwater_v1_worker_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1576,7 +1759,7 @@ func (x *ShardOpened) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShardOpened.ProtoReflect.Descriptor instead.
 func (*ShardOpened) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{11}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ShardOpened) GetProblem() uint32 {
@@ -1625,7 +1808,7 @@ type KeyValueBlock struct {
 
 func (x *KeyValueBlock) Reset() {
 	*x = KeyValueBlock{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[12]
+	mi := &file_headwater_v1_worker_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1637,7 +1820,7 @@ func (x *KeyValueBlock) String() string {
 func (*KeyValueBlock) ProtoMessage() {}
 
 func (x *KeyValueBlock) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[12]
+	mi := &file_headwater_v1_worker_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1650,7 +1833,7 @@ func (x *KeyValueBlock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyValueBlock.ProtoReflect.Descriptor instead.
 func (*KeyValueBlock) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{12}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *KeyValueBlock) GetProblem() uint32 {
@@ -1732,7 +1915,7 @@ type WeightBlock struct {
 
 func (x *WeightBlock) Reset() {
 	*x = WeightBlock{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[13]
+	mi := &file_headwater_v1_worker_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1744,7 +1927,7 @@ func (x *WeightBlock) String() string {
 func (*WeightBlock) ProtoMessage() {}
 
 func (x *WeightBlock) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[13]
+	mi := &file_headwater_v1_worker_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1757,7 +1940,7 @@ func (x *WeightBlock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WeightBlock.ProtoReflect.Descriptor instead.
 func (*WeightBlock) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{13}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *WeightBlock) GetProblem() uint32 {
@@ -1823,7 +2006,7 @@ type HiddenBlock struct {
 
 func (x *HiddenBlock) Reset() {
 	*x = HiddenBlock{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[14]
+	mi := &file_headwater_v1_worker_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1835,7 +2018,7 @@ func (x *HiddenBlock) String() string {
 func (*HiddenBlock) ProtoMessage() {}
 
 func (x *HiddenBlock) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[14]
+	mi := &file_headwater_v1_worker_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1848,7 +2031,7 @@ func (x *HiddenBlock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HiddenBlock.ProtoReflect.Descriptor instead.
 func (*HiddenBlock) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{14}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *HiddenBlock) GetProblem() uint32 {
@@ -1909,7 +2092,7 @@ type ShardSeal struct {
 
 func (x *ShardSeal) Reset() {
 	*x = ShardSeal{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[15]
+	mi := &file_headwater_v1_worker_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1921,7 +2104,7 @@ func (x *ShardSeal) String() string {
 func (*ShardSeal) ProtoMessage() {}
 
 func (x *ShardSeal) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[15]
+	mi := &file_headwater_v1_worker_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1934,7 +2117,7 @@ func (x *ShardSeal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShardSeal.ProtoReflect.Descriptor instead.
 func (*ShardSeal) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{15}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ShardSeal) GetProblem() uint32 {
@@ -1971,7 +2154,7 @@ type Receipt struct {
 
 func (x *Receipt) Reset() {
 	*x = Receipt{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[16]
+	mi := &file_headwater_v1_worker_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1983,7 +2166,7 @@ func (x *Receipt) String() string {
 func (*Receipt) ProtoMessage() {}
 
 func (x *Receipt) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[16]
+	mi := &file_headwater_v1_worker_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1996,7 +2179,7 @@ func (x *Receipt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Receipt.ProtoReflect.Descriptor instead.
 func (*Receipt) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{16}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Receipt) GetLength() uint64 {
@@ -2028,7 +2211,7 @@ type ShardSealed struct {
 
 func (x *ShardSealed) Reset() {
 	*x = ShardSealed{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[17]
+	mi := &file_headwater_v1_worker_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2040,7 +2223,7 @@ func (x *ShardSealed) String() string {
 func (*ShardSealed) ProtoMessage() {}
 
 func (x *ShardSealed) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[17]
+	mi := &file_headwater_v1_worker_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2053,7 +2236,7 @@ func (x *ShardSealed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShardSealed.ProtoReflect.Descriptor instead.
 func (*ShardSealed) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{17}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ShardSealed) GetProblem() uint32 {
@@ -2090,7 +2273,7 @@ type ShardClose struct {
 
 func (x *ShardClose) Reset() {
 	*x = ShardClose{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[18]
+	mi := &file_headwater_v1_worker_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2102,7 +2285,7 @@ func (x *ShardClose) String() string {
 func (*ShardClose) ProtoMessage() {}
 
 func (x *ShardClose) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[18]
+	mi := &file_headwater_v1_worker_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2115,7 +2298,7 @@ func (x *ShardClose) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShardClose.ProtoReflect.Descriptor instead.
 func (*ShardClose) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{18}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ShardClose) GetProblem() uint32 {
@@ -2167,7 +2350,7 @@ type QueryBlock struct {
 
 func (x *QueryBlock) Reset() {
 	*x = QueryBlock{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[19]
+	mi := &file_headwater_v1_worker_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2179,7 +2362,7 @@ func (x *QueryBlock) String() string {
 func (*QueryBlock) ProtoMessage() {}
 
 func (x *QueryBlock) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[19]
+	mi := &file_headwater_v1_worker_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2192,7 +2375,7 @@ func (x *QueryBlock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueryBlock.ProtoReflect.Descriptor instead.
 func (*QueryBlock) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{19}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *QueryBlock) GetProblem() uint32 {
@@ -2311,7 +2494,7 @@ type GradientBlock struct {
 
 func (x *GradientBlock) Reset() {
 	*x = GradientBlock{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[20]
+	mi := &file_headwater_v1_worker_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2323,7 +2506,7 @@ func (x *GradientBlock) String() string {
 func (*GradientBlock) ProtoMessage() {}
 
 func (x *GradientBlock) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[20]
+	mi := &file_headwater_v1_worker_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2336,7 +2519,7 @@ func (x *GradientBlock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GradientBlock.ProtoReflect.Descriptor instead.
 func (*GradientBlock) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{20}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *GradientBlock) GetProblem() uint32 {
@@ -2424,7 +2607,7 @@ type OperandBlock struct {
 
 func (x *OperandBlock) Reset() {
 	*x = OperandBlock{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[21]
+	mi := &file_headwater_v1_worker_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2436,7 +2619,7 @@ func (x *OperandBlock) String() string {
 func (*OperandBlock) ProtoMessage() {}
 
 func (x *OperandBlock) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[21]
+	mi := &file_headwater_v1_worker_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2449,7 +2632,7 @@ func (x *OperandBlock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperandBlock.ProtoReflect.Descriptor instead.
 func (*OperandBlock) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{21}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *OperandBlock) GetOperand() Operand {
@@ -2498,7 +2681,7 @@ type Context struct {
 
 func (x *Context) Reset() {
 	*x = Context{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[22]
+	mi := &file_headwater_v1_worker_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2510,7 +2693,7 @@ func (x *Context) String() string {
 func (*Context) ProtoMessage() {}
 
 func (x *Context) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[22]
+	mi := &file_headwater_v1_worker_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2523,7 +2706,7 @@ func (x *Context) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Context.ProtoReflect.Descriptor instead.
 func (*Context) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{22}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Context) GetProblem() uint32 {
@@ -2610,7 +2793,7 @@ type Gradient struct {
 
 func (x *Gradient) Reset() {
 	*x = Gradient{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[23]
+	mi := &file_headwater_v1_worker_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2622,7 +2805,7 @@ func (x *Gradient) String() string {
 func (*Gradient) ProtoMessage() {}
 
 func (x *Gradient) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[23]
+	mi := &file_headwater_v1_worker_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2635,7 +2818,7 @@ func (x *Gradient) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Gradient.ProtoReflect.Descriptor instead.
 func (*Gradient) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{23}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Gradient) GetProblem() uint32 {
@@ -2725,7 +2908,7 @@ type OutputBlock struct {
 
 func (x *OutputBlock) Reset() {
 	*x = OutputBlock{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[24]
+	mi := &file_headwater_v1_worker_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2737,7 +2920,7 @@ func (x *OutputBlock) String() string {
 func (*OutputBlock) ProtoMessage() {}
 
 func (x *OutputBlock) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[24]
+	mi := &file_headwater_v1_worker_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2750,7 +2933,7 @@ func (x *OutputBlock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OutputBlock.ProtoReflect.Descriptor instead.
 func (*OutputBlock) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{24}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *OutputBlock) GetProblem() uint32 {
@@ -2821,7 +3004,7 @@ type Output struct {
 
 func (x *Output) Reset() {
 	*x = Output{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[25]
+	mi := &file_headwater_v1_worker_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2833,7 +3016,7 @@ func (x *Output) String() string {
 func (*Output) ProtoMessage() {}
 
 func (x *Output) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[25]
+	mi := &file_headwater_v1_worker_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2846,7 +3029,7 @@ func (x *Output) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Output.ProtoReflect.Descriptor instead.
 func (*Output) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{25}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Output) GetProblem() uint32 {
@@ -2888,7 +3071,22 @@ var File_headwater_v1_worker_proto protoreflect.FileDescriptor
 
 const file_headwater_v1_worker_proto_rawDesc = "" +
 	"\n" +
-	"\x19headwater/v1/worker.proto\x12\fheadwater.v1\"\x11\n" +
+	"\x19headwater/v1/worker.proto\x12\fheadwater.v1\"{\n" +
+	"\x15WatchAttentionRequest\x12\x18\n" +
+	"\asession\x18\x01 \x01(\fR\asession\x12\x14\n" +
+	"\x05layer\x18\x02 \x01(\rR\x05layer\x12\x14\n" +
+	"\x05group\x18\x03 \x01(\rR\x05group\x12\x1c\n" +
+	"\tpositions\x18\x04 \x01(\rR\tpositions\"\xdd\x01\n" +
+	"\x16WatchAttentionResponse\x12\x1a\n" +
+	"\bposition\x18\x01 \x01(\x04R\bposition\x12\x1d\n" +
+	"\n" +
+	"first_head\x18\x02 \x01(\rR\tfirstHead\x12\x14\n" +
+	"\x05start\x18\x03 \x01(\x04R\x05start\x12\x14\n" +
+	"\x05count\x18\x04 \x01(\rR\x05count\x12\x18\n" +
+	"\aweights\x18\x05 \x01(\fR\aweights\x12\x16\n" +
+	"\x06before\x18\x06 \x03(\x02R\x06before\x12\x12\n" +
+	"\x04sink\x18\a \x03(\x02R\x04sink\x12\x16\n" +
+	"\x06tokens\x18\b \x03(\rR\x06tokens\"\x11\n" +
 	"\x0fDescribeRequest\"\xaf\x02\n" +
 	"\x10DescribeResponse\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
@@ -3144,10 +3342,11 @@ const file_headwater_v1_worker_proto_rawDesc = "" +
 	"\x12\x17\n" +
 	"\x13GRADIENT_TENSOR_B_K\x10\v\x12\x17\n" +
 	"\x13GRADIENT_TENSOR_B_V\x10\f\x12\x17\n" +
-	"\x13GRADIENT_TENSOR_B_O\x10\r2\x9a\x01\n" +
+	"\x13GRADIENT_TENSOR_B_O\x10\r2\xf9\x01\n" +
 	"\rWorkerService\x12I\n" +
 	"\bDescribe\x12\x1d.headwater.v1.DescribeRequest\x1a\x1e.headwater.v1.DescribeResponse\x12>\n" +
-	"\x03Run\x12\x18.headwater.v1.RunRequest\x1a\x19.headwater.v1.RunResponse(\x010\x01B2Z0headwater.example/proto/headwater/v1;headwaterv1b\x06proto3"
+	"\x03Run\x12\x18.headwater.v1.RunRequest\x1a\x19.headwater.v1.RunResponse(\x010\x01\x12]\n" +
+	"\x0eWatchAttention\x12#.headwater.v1.WatchAttentionRequest\x1a$.headwater.v1.WatchAttentionResponse0\x01B2Z0headwater.example/proto/headwater/v1;headwaterv1b\x06proto3"
 
 var (
 	file_headwater_v1_worker_proto_rawDescOnce sync.Once
@@ -3162,75 +3361,79 @@ func file_headwater_v1_worker_proto_rawDescGZIP() []byte {
 }
 
 var file_headwater_v1_worker_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_headwater_v1_worker_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
+var file_headwater_v1_worker_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
 var file_headwater_v1_worker_proto_goTypes = []any{
-	(ContextCodec)(0),        // 0: headwater.v1.ContextCodec
-	(StorageType)(0),         // 1: headwater.v1.StorageType
-	(Weight)(0),              // 2: headwater.v1.Weight
-	(Operand)(0),             // 3: headwater.v1.Operand
-	(GradientTensor)(0),      // 4: headwater.v1.GradientTensor
-	(*DescribeRequest)(nil),  // 5: headwater.v1.DescribeRequest
-	(*DescribeResponse)(nil), // 6: headwater.v1.DescribeResponse
-	(*WorkerLoad)(nil),       // 7: headwater.v1.WorkerLoad
-	(*LayerLoad)(nil),        // 8: headwater.v1.LayerLoad
-	(*RunRequest)(nil),       // 9: headwater.v1.RunRequest
-	(*RunResponse)(nil),      // 10: headwater.v1.RunResponse
-	(*Open)(nil),             // 11: headwater.v1.Open
-	(*Problem)(nil),          // 12: headwater.v1.Problem
-	(*Gradients)(nil),        // 13: headwater.v1.Gradients
-	(*Projection)(nil),       // 14: headwater.v1.Projection
-	(*ShardOpen)(nil),        // 15: headwater.v1.ShardOpen
-	(*ShardOpened)(nil),      // 16: headwater.v1.ShardOpened
-	(*KeyValueBlock)(nil),    // 17: headwater.v1.KeyValueBlock
-	(*WeightBlock)(nil),      // 18: headwater.v1.WeightBlock
-	(*HiddenBlock)(nil),      // 19: headwater.v1.HiddenBlock
-	(*ShardSeal)(nil),        // 20: headwater.v1.ShardSeal
-	(*Receipt)(nil),          // 21: headwater.v1.Receipt
-	(*ShardSealed)(nil),      // 22: headwater.v1.ShardSealed
-	(*ShardClose)(nil),       // 23: headwater.v1.ShardClose
-	(*QueryBlock)(nil),       // 24: headwater.v1.QueryBlock
-	(*GradientBlock)(nil),    // 25: headwater.v1.GradientBlock
-	(*OperandBlock)(nil),     // 26: headwater.v1.OperandBlock
-	(*Context)(nil),          // 27: headwater.v1.Context
-	(*Gradient)(nil),         // 28: headwater.v1.Gradient
-	(*OutputBlock)(nil),      // 29: headwater.v1.OutputBlock
-	(*Output)(nil),           // 30: headwater.v1.Output
+	(ContextCodec)(0),              // 0: headwater.v1.ContextCodec
+	(StorageType)(0),               // 1: headwater.v1.StorageType
+	(Weight)(0),                    // 2: headwater.v1.Weight
+	(Operand)(0),                   // 3: headwater.v1.Operand
+	(GradientTensor)(0),            // 4: headwater.v1.GradientTensor
+	(*WatchAttentionRequest)(nil),  // 5: headwater.v1.WatchAttentionRequest
+	(*WatchAttentionResponse)(nil), // 6: headwater.v1.WatchAttentionResponse
+	(*DescribeRequest)(nil),        // 7: headwater.v1.DescribeRequest
+	(*DescribeResponse)(nil),       // 8: headwater.v1.DescribeResponse
+	(*WorkerLoad)(nil),             // 9: headwater.v1.WorkerLoad
+	(*LayerLoad)(nil),              // 10: headwater.v1.LayerLoad
+	(*RunRequest)(nil),             // 11: headwater.v1.RunRequest
+	(*RunResponse)(nil),            // 12: headwater.v1.RunResponse
+	(*Open)(nil),                   // 13: headwater.v1.Open
+	(*Problem)(nil),                // 14: headwater.v1.Problem
+	(*Gradients)(nil),              // 15: headwater.v1.Gradients
+	(*Projection)(nil),             // 16: headwater.v1.Projection
+	(*ShardOpen)(nil),              // 17: headwater.v1.ShardOpen
+	(*ShardOpened)(nil),            // 18: headwater.v1.ShardOpened
+	(*KeyValueBlock)(nil),          // 19: headwater.v1.KeyValueBlock
+	(*WeightBlock)(nil),            // 20: headwater.v1.WeightBlock
+	(*HiddenBlock)(nil),            // 21: headwater.v1.HiddenBlock
+	(*ShardSeal)(nil),              // 22: headwater.v1.ShardSeal
+	(*Receipt)(nil),                // 23: headwater.v1.Receipt
+	(*ShardSealed)(nil),            // 24: headwater.v1.ShardSealed
+	(*ShardClose)(nil),             // 25: headwater.v1.ShardClose
+	(*QueryBlock)(nil),             // 26: headwater.v1.QueryBlock
+	(*GradientBlock)(nil),          // 27: headwater.v1.GradientBlock
+	(*OperandBlock)(nil),           // 28: headwater.v1.OperandBlock
+	(*Context)(nil),                // 29: headwater.v1.Context
+	(*Gradient)(nil),               // 30: headwater.v1.Gradient
+	(*OutputBlock)(nil),            // 31: headwater.v1.OutputBlock
+	(*Output)(nil),                 // 32: headwater.v1.Output
 }
 var file_headwater_v1_worker_proto_depIdxs = []int32{
-	7,  // 0: headwater.v1.DescribeResponse.load:type_name -> headwater.v1.WorkerLoad
-	8,  // 1: headwater.v1.WorkerLoad.layers:type_name -> headwater.v1.LayerLoad
-	11, // 2: headwater.v1.RunRequest.open:type_name -> headwater.v1.Open
-	15, // 3: headwater.v1.RunRequest.shard_open:type_name -> headwater.v1.ShardOpen
-	17, // 4: headwater.v1.RunRequest.key_values:type_name -> headwater.v1.KeyValueBlock
-	18, // 5: headwater.v1.RunRequest.weights:type_name -> headwater.v1.WeightBlock
-	19, // 6: headwater.v1.RunRequest.hidden:type_name -> headwater.v1.HiddenBlock
-	20, // 7: headwater.v1.RunRequest.shard_seal:type_name -> headwater.v1.ShardSeal
-	24, // 8: headwater.v1.RunRequest.query:type_name -> headwater.v1.QueryBlock
-	26, // 9: headwater.v1.RunRequest.operand:type_name -> headwater.v1.OperandBlock
-	23, // 10: headwater.v1.RunRequest.shard_close:type_name -> headwater.v1.ShardClose
-	29, // 11: headwater.v1.RunRequest.output:type_name -> headwater.v1.OutputBlock
-	25, // 12: headwater.v1.RunRequest.gradient:type_name -> headwater.v1.GradientBlock
-	16, // 13: headwater.v1.RunResponse.shard_opened:type_name -> headwater.v1.ShardOpened
-	22, // 14: headwater.v1.RunResponse.shard_sealed:type_name -> headwater.v1.ShardSealed
-	27, // 15: headwater.v1.RunResponse.context:type_name -> headwater.v1.Context
-	30, // 16: headwater.v1.RunResponse.output:type_name -> headwater.v1.Output
-	28, // 17: headwater.v1.RunResponse.gradient:type_name -> headwater.v1.Gradient
-	12, // 18: headwater.v1.Open.problems:type_name -> headwater.v1.Problem
+	9,  // 0: headwater.v1.DescribeResponse.load:type_name -> headwater.v1.WorkerLoad
+	10, // 1: headwater.v1.WorkerLoad.layers:type_name -> headwater.v1.LayerLoad
+	13, // 2: headwater.v1.RunRequest.open:type_name -> headwater.v1.Open
+	17, // 3: headwater.v1.RunRequest.shard_open:type_name -> headwater.v1.ShardOpen
+	19, // 4: headwater.v1.RunRequest.key_values:type_name -> headwater.v1.KeyValueBlock
+	20, // 5: headwater.v1.RunRequest.weights:type_name -> headwater.v1.WeightBlock
+	21, // 6: headwater.v1.RunRequest.hidden:type_name -> headwater.v1.HiddenBlock
+	22, // 7: headwater.v1.RunRequest.shard_seal:type_name -> headwater.v1.ShardSeal
+	26, // 8: headwater.v1.RunRequest.query:type_name -> headwater.v1.QueryBlock
+	28, // 9: headwater.v1.RunRequest.operand:type_name -> headwater.v1.OperandBlock
+	25, // 10: headwater.v1.RunRequest.shard_close:type_name -> headwater.v1.ShardClose
+	31, // 11: headwater.v1.RunRequest.output:type_name -> headwater.v1.OutputBlock
+	27, // 12: headwater.v1.RunRequest.gradient:type_name -> headwater.v1.GradientBlock
+	18, // 13: headwater.v1.RunResponse.shard_opened:type_name -> headwater.v1.ShardOpened
+	24, // 14: headwater.v1.RunResponse.shard_sealed:type_name -> headwater.v1.ShardSealed
+	29, // 15: headwater.v1.RunResponse.context:type_name -> headwater.v1.Context
+	32, // 16: headwater.v1.RunResponse.output:type_name -> headwater.v1.Output
+	30, // 17: headwater.v1.RunResponse.gradient:type_name -> headwater.v1.Gradient
+	14, // 18: headwater.v1.Open.problems:type_name -> headwater.v1.Problem
 	0,  // 19: headwater.v1.Open.codec:type_name -> headwater.v1.ContextCodec
 	1,  // 20: headwater.v1.Problem.storage:type_name -> headwater.v1.StorageType
-	14, // 21: headwater.v1.Problem.projection:type_name -> headwater.v1.Projection
-	13, // 22: headwater.v1.Problem.gradients:type_name -> headwater.v1.Gradients
+	16, // 21: headwater.v1.Problem.projection:type_name -> headwater.v1.Projection
+	15, // 22: headwater.v1.Problem.gradients:type_name -> headwater.v1.Gradients
 	2,  // 23: headwater.v1.WeightBlock.weight:type_name -> headwater.v1.Weight
-	21, // 24: headwater.v1.ShardSeal.receipt:type_name -> headwater.v1.Receipt
-	21, // 25: headwater.v1.ShardSealed.receipt:type_name -> headwater.v1.Receipt
+	23, // 24: headwater.v1.ShardSeal.receipt:type_name -> headwater.v1.Receipt
+	23, // 25: headwater.v1.ShardSealed.receipt:type_name -> headwater.v1.Receipt
 	3,  // 26: headwater.v1.OperandBlock.operand:type_name -> headwater.v1.Operand
 	4,  // 27: headwater.v1.Gradient.tensor:type_name -> headwater.v1.GradientTensor
-	5,  // 28: headwater.v1.WorkerService.Describe:input_type -> headwater.v1.DescribeRequest
-	9,  // 29: headwater.v1.WorkerService.Run:input_type -> headwater.v1.RunRequest
-	6,  // 30: headwater.v1.WorkerService.Describe:output_type -> headwater.v1.DescribeResponse
-	10, // 31: headwater.v1.WorkerService.Run:output_type -> headwater.v1.RunResponse
-	30, // [30:32] is the sub-list for method output_type
-	28, // [28:30] is the sub-list for method input_type
+	7,  // 28: headwater.v1.WorkerService.Describe:input_type -> headwater.v1.DescribeRequest
+	11, // 29: headwater.v1.WorkerService.Run:input_type -> headwater.v1.RunRequest
+	5,  // 30: headwater.v1.WorkerService.WatchAttention:input_type -> headwater.v1.WatchAttentionRequest
+	8,  // 31: headwater.v1.WorkerService.Describe:output_type -> headwater.v1.DescribeResponse
+	12, // 32: headwater.v1.WorkerService.Run:output_type -> headwater.v1.RunResponse
+	6,  // 33: headwater.v1.WorkerService.WatchAttention:output_type -> headwater.v1.WatchAttentionResponse
+	31, // [31:34] is the sub-list for method output_type
+	28, // [28:31] is the sub-list for method input_type
 	28, // [28:28] is the sub-list for extension type_name
 	28, // [28:28] is the sub-list for extension extendee
 	0,  // [0:28] is the sub-list for field type_name
@@ -3241,7 +3444,7 @@ func file_headwater_v1_worker_proto_init() {
 	if File_headwater_v1_worker_proto != nil {
 		return
 	}
-	file_headwater_v1_worker_proto_msgTypes[4].OneofWrappers = []any{
+	file_headwater_v1_worker_proto_msgTypes[6].OneofWrappers = []any{
 		(*RunRequest_Open)(nil),
 		(*RunRequest_ShardOpen)(nil),
 		(*RunRequest_KeyValues)(nil),
@@ -3254,7 +3457,7 @@ func file_headwater_v1_worker_proto_init() {
 		(*RunRequest_Output)(nil),
 		(*RunRequest_Gradient)(nil),
 	}
-	file_headwater_v1_worker_proto_msgTypes[5].OneofWrappers = []any{
+	file_headwater_v1_worker_proto_msgTypes[7].OneofWrappers = []any{
 		(*RunResponse_ShardOpened)(nil),
 		(*RunResponse_ShardSealed)(nil),
 		(*RunResponse_Context)(nil),
@@ -3267,7 +3470,7 @@ func file_headwater_v1_worker_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_headwater_v1_worker_proto_rawDesc), len(file_headwater_v1_worker_proto_rawDesc)),
 			NumEnums:      5,
-			NumMessages:   26,
+			NumMessages:   28,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -24,8 +24,9 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	WorkerService_Describe_FullMethodName = "/headwater.v1.WorkerService/Describe"
-	WorkerService_Run_FullMethodName      = "/headwater.v1.WorkerService/Run"
+	WorkerService_Describe_FullMethodName       = "/headwater.v1.WorkerService/Describe"
+	WorkerService_Run_FullMethodName            = "/headwater.v1.WorkerService/Run"
+	WorkerService_WatchAttention_FullMethodName = "/headwater.v1.WorkerService/WatchAttention"
 )
 
 // WorkerServiceClient is the client API for WorkerService service.
@@ -43,6 +44,10 @@ type WorkerServiceClient interface {
 	// blocks. The worker handles one shard's messages in the order sent, and answers each query block with one Context
 	// for each of its groups, in any order. Any error ends the stream with a status; there is no partial answer.
 	Run(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[RunRequest, RunResponse], error)
+	// WatchAttention sends where the queries of a session look that this worker answers, for one group of one layer: the
+	// next query, and then the newest one a few times a second. Queries in between are left out. The call ends with the
+	// session.
+	WatchAttention(ctx context.Context, in *WatchAttentionRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchAttentionResponse], error)
 }
 
 type workerServiceClient struct {
@@ -76,6 +81,25 @@ func (c *workerServiceClient) Run(ctx context.Context, opts ...grpc.CallOption) 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type WorkerService_RunClient = grpc.BidiStreamingClient[RunRequest, RunResponse]
 
+func (c *workerServiceClient) WatchAttention(ctx context.Context, in *WatchAttentionRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchAttentionResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &WorkerService_ServiceDesc.Streams[1], WorkerService_WatchAttention_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[WatchAttentionRequest, WatchAttentionResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type WorkerService_WatchAttentionClient = grpc.ServerStreamingClient[WatchAttentionResponse]
+
 // WorkerServiceServer is the server API for WorkerService service.
 // All implementations must embed UnimplementedWorkerServiceServer
 // for forward compatibility.
@@ -91,6 +115,10 @@ type WorkerServiceServer interface {
 	// blocks. The worker handles one shard's messages in the order sent, and answers each query block with one Context
 	// for each of its groups, in any order. Any error ends the stream with a status; there is no partial answer.
 	Run(grpc.BidiStreamingServer[RunRequest, RunResponse]) error
+	// WatchAttention sends where the queries of a session look that this worker answers, for one group of one layer: the
+	// next query, and then the newest one a few times a second. Queries in between are left out. The call ends with the
+	// session.
+	WatchAttention(*WatchAttentionRequest, grpc.ServerStreamingServer[WatchAttentionResponse]) error
 	mustEmbedUnimplementedWorkerServiceServer()
 }
 
@@ -106,6 +134,9 @@ func (UnimplementedWorkerServiceServer) Describe(context.Context, *DescribeReque
 }
 func (UnimplementedWorkerServiceServer) Run(grpc.BidiStreamingServer[RunRequest, RunResponse]) error {
 	return status.Error(codes.Unimplemented, "method Run not implemented")
+}
+func (UnimplementedWorkerServiceServer) WatchAttention(*WatchAttentionRequest, grpc.ServerStreamingServer[WatchAttentionResponse]) error {
+	return status.Error(codes.Unimplemented, "method WatchAttention not implemented")
 }
 func (UnimplementedWorkerServiceServer) mustEmbedUnimplementedWorkerServiceServer() {}
 func (UnimplementedWorkerServiceServer) testEmbeddedByValue()                       {}
@@ -153,6 +184,17 @@ func _WorkerService_Run_Handler(srv interface{}, stream grpc.ServerStream) error
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type WorkerService_RunServer = grpc.BidiStreamingServer[RunRequest, RunResponse]
 
+func _WorkerService_WatchAttention_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(WatchAttentionRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(WorkerServiceServer).WatchAttention(m, &grpc.GenericServerStream[WatchAttentionRequest, WatchAttentionResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type WorkerService_WatchAttentionServer = grpc.ServerStreamingServer[WatchAttentionResponse]
+
 // WorkerService_ServiceDesc is the grpc.ServiceDesc for WorkerService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -171,6 +213,11 @@ var WorkerService_ServiceDesc = grpc.ServiceDesc{
 			Handler:       _WorkerService_Run_Handler,
 			ServerStreams: true,
 			ClientStreams: true,
+		},
+		{
+			StreamName:    "WatchAttention",
+			Handler:       _WorkerService_WatchAttention_Handler,
+			ServerStreams: true,
 		},
 	},
 	Metadata: "headwater/v1/worker.proto",

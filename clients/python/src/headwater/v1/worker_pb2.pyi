@@ -88,6 +88,38 @@ GRADIENT_TENSOR_B_K: GradientTensor
 GRADIENT_TENSOR_B_V: GradientTensor
 GRADIENT_TENSOR_B_O: GradientTensor
 
+class WatchAttentionRequest(_message.Message):
+    __slots__ = ("session", "layer", "group", "positions")
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    LAYER_FIELD_NUMBER: _ClassVar[int]
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    POSITIONS_FIELD_NUMBER: _ClassVar[int]
+    session: bytes
+    layer: int
+    group: int
+    positions: int
+    def __init__(self, session: _Optional[bytes] = ..., layer: _Optional[int] = ..., group: _Optional[int] = ..., positions: _Optional[int] = ...) -> None: ...
+
+class WatchAttentionResponse(_message.Message):
+    __slots__ = ("position", "first_head", "start", "count", "weights", "before", "sink", "tokens")
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    FIRST_HEAD_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    BEFORE_FIELD_NUMBER: _ClassVar[int]
+    SINK_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    position: int
+    first_head: int
+    start: int
+    count: int
+    weights: bytes
+    before: _containers.RepeatedScalarFieldContainer[float]
+    sink: _containers.RepeatedScalarFieldContainer[float]
+    tokens: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, position: _Optional[int] = ..., first_head: _Optional[int] = ..., start: _Optional[int] = ..., count: _Optional[int] = ..., weights: _Optional[bytes] = ..., before: _Optional[_Iterable[float]] = ..., sink: _Optional[_Iterable[float]] = ..., tokens: _Optional[_Iterable[int]] = ...) -> None: ...
+
 class DescribeRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
