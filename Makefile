@@ -11,7 +11,7 @@ export GOFLAGS += -trimpath -buildvcs=false
 
 .DEFAULT_GOAL := help
 .PHONY: help build demo demo-model check map test unit lint format proto generate breaking fuzz bench bench-plots figures-kernels figures-job figures-sessions figures-learn figures-model figures-observe figures-faults soak \
-	fixtures image test-alerts test-avx512 test-arm64 test-k8s test-python test-model wheel wheels clean
+	fixtures image test-alerts test-avx512 test-browser test-arm64 test-k8s test-python test-model wheel wheels clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -103,6 +103,26 @@ test-alerts: ## test the alert rules and the metrics' names with promtool, which
 	cd tools/promtool && GOFLAGS='$(GOFLAGS) -mod=readonly' $(GO) build -tags remove_all_sd -o ../../.cache/promtool github.com/prometheus/prometheus/cmd/promtool
 	cd docs/monitoring && ../../.cache/promtool check rules alerts.yaml && ../../.cache/promtool test rules alerts.test.yaml
 	HEADWATER_PROMTOOL=$(CURDIR)/.cache/promtool $(GO) test -count=1 -run TestPromtool ./internal/observe
+
+# The browser is Debian's, the checker of accessibility npm's; where one is missing the tests that need it are skipped by name.
+AXE := .cache/browser/node_modules/axe-core/axe.min.js
+$(AXE): tools/browser/package.json tools/browser/package-lock.json
+	@mkdir -p .cache/browser && cp $^ .cache/browser/
+	@command -v npm >/dev/null || { echo 'npm is missing, which fetches axe-core' >&2; exit 1; }
+	cd .cache/browser && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error
+	@touch $@
+
+.cache/chromium:
+	@mkdir -p .cache
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || test -n "$$HEADWATER_CHROMIUM" || \
+		{ test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core >/dev/null; } || \
+		{ echo 'no Chromium is installed (Debian: apt-get install chromium), and only root can install it' >&2; exit 1; }
+	@touch $@
+
+BROWSER = HEADWATER_COORD=$(CURDIR)/bin/coord HEADWATER_AXE=$(CURDIR)/$(AXE)
+test-browser: build ## look at the dashboard in a headless Chromium (installs Debian's for root, and axe-core by npm)
+	-@$(MAKE) -s .cache/chromium $(AXE)
+	cd tools/browser && $(BROWSER) HEADWATER_SHOTS=$(CURDIR)/out/browser $(GO) test -count=1 -timeout 20m .
 
 breaking: ## check the protocol against the main branch for breaking changes
 	$(TOOL) buf breaking --against '.git#branch=main'

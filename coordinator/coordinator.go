@@ -83,6 +83,8 @@ type Coordinator struct {
 	flight   *rpc.Flight
 	jobs     *jobs.Queue
 	sessions *sessions.Relay
+
+	explaining chan struct{} // holds one element while a job is explained
 }
 
 var names = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$`)
@@ -107,6 +109,8 @@ func Open(c Config) (*Coordinator, error) {
 		c.Logger.Warn("the cluster's workers before this start are not known", "error", err)
 	}
 	made := &Coordinator{
+		explaining: make(chan struct{}, 1),
+
 		config: c, flight: sessions.NewFlight(c.Flight, c.Conns, c.Logger), jobs: queue,
 		sessions: sessions.New(sessions.Config{
 			View: c.View, Logger: c.Logger, Replicas: c.Replicas, Await: known, AwaitFor: c.AwaitFor, Now: c.Now, Observe: c.Observe, Tracer: c.Tracer,

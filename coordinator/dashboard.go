@@ -14,7 +14,7 @@ import (
 
 // What a picture shows at most.
 const (
-	shownSessions = 200
+	shownSessions = 100
 	shownJobs     = 100
 )
 

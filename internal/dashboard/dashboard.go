@@ -23,6 +23,11 @@ type Cluster interface {
 	Picture(ctx context.Context) (*Snapshot, error)
 	// Map is who holds a session of an id in hexadecimal.
 	Map(ctx context.Context, session string) (*Map, error)
+	// WatchAttention calls send with where the queries of a session's group look, until send fails, ctx ends or the session does.
+	WatchAttention(ctx context.Context, look Look, send func(*Attention) error) error
+	// JobProblems are the problems of a job that has not ended, JobAttention is where one query of such a job looks.
+	JobProblems(ctx context.Context, job string) ([]Problem, error)
+	JobAttention(ctx context.Context, look Look) (*Attention, error)
 }
 
 const (
@@ -58,10 +63,13 @@ type viewer struct {
 func New(cluster Cluster, log *slog.Logger) *Dashboard {
 	d := &Dashboard{cluster: cluster, log: log, mux: http.NewServeMux(), viewers: map[*viewer]struct{}{}}
 	d.mux.HandleFunc("GET /{$}", page("index.html"))
-	for _, name := range []string{"style.css", "lib.js", "map.js", "app.js"} {
+	for _, name := range []string{"style.css", "lib.js", "map.js", "attention.js", "app.js"} {
 		d.mux.HandleFunc("GET /"+name, page(name))
 	}
 	d.mux.HandleFunc("GET /events", d.events)
+	d.mux.HandleFunc("GET /attention", d.watchAttention)
+	d.mux.HandleFunc("GET /job/problems", d.jobProblems)
+	d.mux.HandleFunc("GET /job/attention", d.jobAttention)
 	return d
 }
 

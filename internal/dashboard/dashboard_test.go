@@ -31,6 +31,24 @@ type fake struct {
 
 func (f *fake) Picture(context.Context) (*Snapshot, error) { return f.picture() }
 
+func (f *fake) WatchAttention(_ context.Context, look Look, send func(*Attention) error) error {
+	if look.Session == "" {
+		return errors.New("nobody holds it")
+	}
+	return send(&Attention{Position: int64(look.Layer), Start: int64(look.Group)})
+}
+
+func (f *fake) JobProblems(_ context.Context, job string) ([]Problem, error) {
+	return []Problem{{Prefix: job}}, nil
+}
+
+func (f *fake) JobAttention(_ context.Context, look Look) (*Attention, error) {
+	if look.Job == "" {
+		return nil, errors.New("there is no such job")
+	}
+	return &Attention{Position: look.Query}, nil
+}
+
 func (f *fake) Map(_ context.Context, session string) (*Map, error) {
 	if f.maps == nil {
 		return &Map{Session: session}, nil
@@ -153,6 +171,27 @@ func TestAViewerSeesTheMapOfItsSession(t *testing.T) {
 	}
 }
 
+func TestAttentionIsSentOrWhyNot(t *testing.T) {
+	s := serve(t, &fake{})
+	for path, want := range map[string]string{
+		"attention?session=a&layer=3&group=2": `data: {"position":3,"first_head":0,"start":2,`,
+		"attention":                           "event: failed\ndata: {\"error\":\"nobody holds it\"}",
+		"attention?session=a&layer=-1":        "invalid syntax",
+		"job/attention?job=j&query=-7":        `{"position":-7,`,
+		"job/attention":                       "there is no such job",
+		"job/problems?job=j":                  `[{"prefix":"j",`,
+	} {
+		answer, err := s.Client().Get(s.URL + "/" + path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text, err := io.ReadAll(answer.Body)
+		if err := errors.Join(err, answer.Body.Close()); err != nil || !strings.Contains(string(text), want) {
+			t.Errorf("%s is answered with %q, %v, want %q", path, text, err, want)
+		}
+	}
+}
+
 // TestNumbersAreCalledByTheirMetrics holds each number of the coordinator and of its workers to a metric of that name.
 func TestNumbersAreCalledByTheirMetrics(t *testing.T) {
 	there := map[string]observe.Kind{}
@@ -186,7 +225,7 @@ func TestPagesAreSmallAndAskNobodyElse(t *testing.T) {
 		}
 	}
 	size := 0
-	for _, name := range []string{"", "style.css", "lib.js", "map.js", "app.js"} {
+	for _, name := range []string{"", "style.css", "lib.js", "map.js", "attention.js", "app.js"} {
 		answer, err := s.Client().Get(s.URL + "/" + name)
 		if err != nil {
 			t.Fatal(err)

@@ -313,6 +313,18 @@ func newLabels(f *tensor.File, j *jobfile.Job, p *jobfile.Problem) labels {
 	return labels{tokens: j.TokensOf(p), file: f, ids: p.TokenIDs}
 }
 
+// Tokens returns the tokens of n positions of a problem, "" where there is none.
+func Tokens(f *tensor.File, j *jobfile.Job, p *jobfile.Problem, start int64, n int) ([]string, error) {
+	names, tokens := newLabels(f, j, p), make([]string, n)
+	for i := range tokens {
+		var err error
+		if tokens[i], err = names.at(start + int64(i)); err != nil {
+			return nil, err
+		}
+	}
+	return tokens, nil
+}
+
 // at returns the token at a position: "" where there is none.
 func (l labels) at(position int64) (string, error) {
 	if l.tokens != nil {

@@ -256,7 +256,6 @@ func BenchmarkAStepThatNobodyWatches(b *testing.B) {
 	}
 }
 
-
 func layerOf(t *testing.T, c *headwaterv1.SessionLayer) *shard.LayerSpec {
 	t.Helper()
 	layers, err := layerproto.ReadSessionLayers([]*headwaterv1.SessionLayer{c})

@@ -2,6 +2,7 @@
 
 import { $, make, set, rows, bytes, number, count, share, time, seconds } from "./lib.js";
 import * as map from "./map.js";
+import * as attention from "./attention.js";
 
 // A coordinator that says nothing for so long is not there, even if the connection is. It says something each second, or less
 // often if to ask the cluster takes long.
@@ -57,7 +58,7 @@ function totals(t) {
     ["left out", t.workers_left_out, "headwater_coordinator_workers_left_out"],
     ["lanes", t.lanes, "headwater_coordinator_lanes"],
     ["workers lost", t.workers_lost_total, "headwater_coordinator_workers_lost_total"],
-    ["their sessions", t.sessions_lost_total, "headwater_coordinator_sessions_lost_total"],
+    ["sessions lost", t.sessions_lost_total, "headwater_coordinator_sessions_lost_total"],
     ["shares of jobs lost", t.job_workers_lost_total, "headwater_coordinator_job_workers_lost_total"],
     ...Object.entries(t.jobs).map(([state, n]) => ["jobs " + state, n, `headwater_coordinator_jobs{state="${state}"}`]),
   ];
@@ -77,6 +78,9 @@ function rates(w, old, spent) {
   };
 }
 
+// most is how many workers are shown at once.
+const most = 100;
+
 const orders = {
   name: () => 0, // as they come
   memory: (a, b) => b.memory - a.memory,
@@ -88,8 +92,10 @@ function workers(s) {
   const old = new Map((before?.workers ?? []).map(w => [w.name + w.boot, w]));
   const spent = before ? (new Date(s.at) - new Date(before.at)) / 1000 : 0;
   const all = s.workers.map(w => ({ w, memory: w.error ? -1 : (w.memory_used_bytes - w.memory_spare_bytes) / w.memory_budget_bytes, ...rates(w, old, spent) }));
-  all.sort(orders[$("sort").value]);
-  rows($("workers"), all, x => x.w.name, x => [make("th", x.w.name, { scope: "row", className: "name", title: x.w.name }), ...Array.from({ length: 7 }, () => make("td"))], (tr, x) => {
+  const order = orders[$("sort").value], silent = s.workers.filter(w => w.error).length, dumb = s.workers.some(w => !w.error && !w.counts);
+  all.sort((a, b) => Boolean(b.w.error) - Boolean(a.w.error) || order(a, b)); // those that are left out first
+  const named = all.filter(x => x.w.name.includes($("named").value.trim())), shown = named.slice(0, most);
+  rows($("workers"), shown, x => x.w.name, x => [make("th", x.w.name, { scope: "row", className: "name", title: x.w.name }), ...Array.from({ length: 7 }, () => make("td"))], (tr, x) => {
     const w = x.w, td = [...tr.children].slice(1);
     td.forEach((c, i) => { c.hidden = Boolean(w.error) && i > 0; });
     td[0].colSpan = w.error ? 7 : 1;
@@ -100,8 +106,8 @@ function workers(s) {
       number(w.queued_steps), number(w.sessions), w.prefix_asked_positions_total ? share(w.prefix_hit_positions_total / w.prefix_asked_positions_total) : "–"];
     texts.forEach((text, i) => set(td[i], text));
   });
-  const silent = s.workers.filter(w => w.error).length, dumb = s.workers.some(w => !w.error && !w.counts);
-  set($("workers-note"), count(s.workers.length, "worker") + (silent ? `, ${number(silent)} of them left out` : "") + (dumb ? "; – is of workers without --admin, which do not count" : ""));
+  set($("workers-note"), (shown.length < all.length ? `${number(shown.length)} of ` : "") + count(all.length, "worker") +
+    (silent ? `, ${number(silent)} of them left out` : "") + (dumb ? "; – is of workers without --admin, which do not count" : ""));
 }
 
 function sessions(s) {
@@ -124,8 +130,12 @@ function jobs(s) {
     const bar = make("progress", "", { max: 1 }), td = make("td");
     bar.setAttribute("aria-label", "progress of " + (j.name || j.id));
     td.append(bar);
-    return [make("th", j.name || j.id, { scope: "row", className: "name", title: j.id }), make("td", "", { className: "left name" }), td];
+    const th = make("th", "", { scope: "row", className: "name", title: j.id }), button = make("button", j.name || j.id, { className: "link", title: "show where the queries of job " + j.id + " look" });
+    button.addEventListener("click", () => attention.explain(j.id, j.name || j.id));
+    th.append(button);
+    return [th, make("td", "", { className: "left name" }), td];
   }, (tr, j) => {
+    tr.querySelector("button").disabled = !["queued", "running"].includes(j.state);
     const said = j.state + (j.error ? ": " + j.error : j.state === "running" && j.phase ? ": " + j.phase : "");
     set(tr.children[1], said);
     tr.children[1].title = said;
@@ -139,7 +149,7 @@ const said = {
   gone: e => `worker ${e.worker} is gone` + (e.count ? `, and with it its part of ${count(e.count, "session")}` : ""),
   restarted: e => `worker ${e.worker} was restarted` + (e.count ? `: its part of ${count(e.count, "session")} is lost` : ""),
   moved: e => `${count(e.count, "session goes", "sessions go")} on without worker ${e.worker}, from copies`,
-  copied: e => `${count(e.count, "copy", "copies")} that sessions lacked were made at worker ${e.worker}`,
+  copied: e => `worker ${e.worker} was given ${count(e.count, "copy", "copies")} that sessions lacked`,
   job: e => `worker ${e.worker} was lost to a job: others take its share`,
 };
 
@@ -149,7 +159,8 @@ function happenings(s) {
   set($("events-note"), s.events.length ? "" : "Nothing since the coordinator started.");
 }
 
-$("sort").addEventListener("change", () => { if (last) workers(last); });
+map.onOpen((session, layer, group) => attention.watch(session, layer, group));
+for (const [id, type] of [["sort", "change"], ["named", "input"]]) $(id).addEventListener(type, () => { if (last) workers(last); });
 $("map-controls").addEventListener("submit", e => {
   e.preventDefault();
   pick($("find").value.trim().toLowerCase());

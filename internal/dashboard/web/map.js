@@ -10,7 +10,7 @@ let now = null;
 let loads = [];     // [holders] map from layer to the share of the time that its kernels took
 let open = () => {}; // what is done with a cell that is chosen
 
-// onOpen sets what is done with a layer and group that is chosen.
+// onOpen sets what is done with a session, layer and group that are chosen.
 export function onOpen(f) { open = f; }
 
 // draw shows a map that came at a time, in seconds.
@@ -31,6 +31,7 @@ export function draw(m, seconds) {
 export function none(why) {
   shape = "";
   cells = [];
+  $("map").removeAttribute("role");
   $("map").replaceChildren(make("caption", why));
   $("legend").replaceChildren();
   set($("map-note"), "");
@@ -64,6 +65,7 @@ function build(m, groups) {
     return row;
   });
   $("map").replaceChildren(thead, body);
+  $("map").setAttribute("role", "grid");
 }
 
 function paint() {
@@ -110,7 +112,7 @@ const steps = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRi
 $("map").addEventListener("keydown", e => {
   if (e.key === "Enter" || e.key === " ") {
     e.preventDefault();
-    open(...at);
+    if (cells.length) open(now.map.session, ...at);
     return;
   }
   const to = e.key === "Home" ? [at[0], 0] : e.key === "End" ? [at[0], Infinity] : steps[e.key] && [at[0] + steps[e.key][0], at[1] + steps[e.key][1]];
@@ -125,7 +127,7 @@ $("map").addEventListener("click", e => {
   if (!td) return;
   go(td.dataset.at.split(" ").map(Number));
   td.focus();
-  open(...at);
+  open(now.map.session, ...at);
 });
 
 // go moves the keyboard's place.

@@ -1,0 +1,33 @@
+package jobs
+
+import (
+	"errors"
+	"io/fs"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"headwater.example/internal/jobfile"
+	"headwater.example/tensor"
+)
+
+// Input opens the file of a job that has not ended, with its options as the job has them. The caller closes it.
+func (q *Queue) Input(id string) (*tensor.File, *jobfile.Job, error) {
+	e, err := q.jobs.find(id)
+	if err != nil {
+		return nil, nil, err
+	}
+	job := e.snapshot()
+	input, err := tensor.Open(q.store.Input(job.GetId()))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil, status.Errorf(codes.NotFound, "the file of job %s is not kept: it is %s", job.GetId(), StateName(job.GetState()))
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	parsed, err := jobfile.Parse(input, e.begun().GetOverrides())
+	if err != nil {
+		return nil, nil, errors.Join(err, input.Close())
+	}
+	return input, parsed, nil
+}
