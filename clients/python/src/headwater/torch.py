@@ -37,7 +37,7 @@ def attention(
 
     q is [batch, n_heads, tokens, head_dim], k [batch, n_kv_heads, positions, head_dim] and v [batch, n_kv_heads, positions, v_dim], as
     scaled_dot_product_attention takes them with enable_gqa; float32, float16 or bfloat16. mask and bias are [n_heads or 1, tokens,
-    positions], for all of the batch, and sinks is [n_heads]. options are those of docs/job-file.md, such as causal, scale or window_left;
+    positions], for all of the batch, a mask also [batch, n_heads or 1, tokens, positions], and sinks is [n_heads]. options are those of docs/job-file.md, such as causal, scale or window_left;
     offset is positions - tokens unless given. The result is [batch, n_heads, tokens, v_dim] in the type of q. It is computed in
     float32. A gradient of a gradient is refused.
     """
@@ -47,6 +47,8 @@ def attention(
     for name, x in (("q", q), ("k", k), ("v", v)):
         if x.dim() != 4 or x.shape[0] != q.shape[0]:
             raise ValueError(f"{name} has shape {list(x.shape)}, must be [batch, heads, tokens, size] with the batch of q, {q.shape[0]}")
+    if mask is not None and mask.dim() == 4 and mask.shape[0] != q.shape[0]:
+        raise ValueError(f"mask has shape {list(mask.shape)}, and q a batch of {q.shape[0]}")
     if "kind" in options or "sinks" in options:
         raise TypeError("kind and sinks are no options of attention")
     result: torch.Tensor = _Attention.apply(client, options, mask, q, k, v, bias, sinks)
@@ -91,7 +93,8 @@ def _tensors(own: Mapping[str, torch.Tensor], mask: torch.Tensor | None, bias: t
     """The tensors of a job file: a sequence for each element of the batch."""
     tensors = {f"seqs.{b}.{name}": _array(x[b].transpose(0, 1)) for name, x in own.items() for b in range(len(x))}
     if mask is not None:
-        tensors["mask"] = np.ascontiguousarray(mask.detach().cpu().to(torch.bool).numpy())
+        visible = np.ascontiguousarray(mask.detach().cpu().to(torch.bool).numpy())
+        tensors |= {"mask": visible} if visible.ndim == 3 else {f"seqs.{b}.mask": one for b, one in enumerate(visible)}
     if bias is not None:
         tensors["bias"] = _array(bias)
     return tensors
@@ -106,7 +109,10 @@ def _run(client: Client, tensors: Mapping[str, Array], options: Mapping[str, Any
     chosen = {**options, "kind": kind}
     if sinks is not None:
         chosen["sinks"] = _array(sinks)
-    return client.result(client.wait(client.submit(tensors, options=chosen, name=f"torch {kind}").id).id)
+    id = client.submit(tensors, options=chosen, name=f"torch {kind}").id
+    result = client.result(client.wait(id).id)
+    client.delete(id)  # a training has many
+    return result
 
 
 def _stacked(result: Mapping[str, Array], name: str, batch: int) -> torch.Tensor:

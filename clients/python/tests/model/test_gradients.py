@@ -64,6 +64,46 @@ def test_gradients_of_sinks_and_narrow_types(hub: headwater.Client) -> None:
         assert torch.allclose(x.grad.double(), t.grad, rtol=1e-2, atol=1e-3)
 
 
+def rotated(x: torch.Tensor, base: float, interleaved: bool) -> torch.Tensor:
+    """x [batch, heads, tokens, size], turned by its positions."""
+    size = x.shape[-1]
+    angles = torch.arange(x.shape[2], dtype=x.dtype)[:, None] * base ** (-2 * torch.arange(size // 2, dtype=x.dtype) / size)
+    first, second = (x[..., 0::2], x[..., 1::2]) if interleaved else (x[..., : size // 2], x[..., size // 2 :])
+    turned = first * angles.cos() - second * angles.sin(), first * angles.sin() + second * angles.cos()
+    return torch.stack(turned, -1).flatten(-2) if interleaved else torch.cat(turned, -1)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_gradients_of_layers_are_those_of_torch(hub: headwater.Client, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    batch, groups, size = (int(rng.integers(1, n)) for n in (4, 4, 4))
+    tokens, model, head_dim, v_dim = (int(rng.integers(1, n)) for n in (90, 40, 10, 20))
+    head_dim *= 2
+    heads = groups * size
+    shapes = {"w_q": (heads * head_dim, model), "w_k": (groups * head_dim, model), "w_v": (groups * v_dim, model), "w_o": (model, heads * v_dim)}
+    if seed % 2:
+        shapes |= {"b_q": (heads * head_dim,), "b_k": (groups * head_dim,), "b_v": (groups * v_dim,), "b_o": (model,)}
+    job = {name: (rng.standard_normal(shape) / 4).astype(np.float32) for name, shape in shapes.items()}
+    for name in ("x", "d_y"):
+        job |= {f"seqs.{b}.{name}": rng.standard_normal((tokens, model)).astype(np.float32) for b in range(batch)}
+    rope = {"base": 100.0, "interleaved": seed % 4 == 1}
+    got = hub.run(job, kind="layer_grad", causal=True, n_heads=heads, rope=rope)
+
+    exact = {name: torch.from_numpy(a).double().requires_grad_() for name, a in job.items()}
+    x, d_y = (torch.stack([exact[f"seqs.{b}.{name}"] for b in range(batch)]) for name in ("x", "d_y"))
+    q, k, v = (F.linear(x, exact[f"w_{n}"], exact.get(f"b_{n}")).unflatten(2, (h, -1)).transpose(1, 2) for n, h in (("q", heads), ("k", groups), ("v", groups)))
+    y = F.scaled_dot_product_attention(rotated(q, **rope), rotated(k, **rope), v, is_causal=True, enable_gqa=True)
+    F.linear(y.transpose(1, 2).flatten(2), exact["w_o"], exact.get("b_o")).backward(d_y)
+    assert len(got) == batch + len(shapes)
+    for name, t in exact.items():
+        if name.endswith("d_y"):
+            continue
+        prefix, _, own = name.rpartition(".")
+        mine = torch.from_numpy(np.array(got[f"{prefix}.d_{own}" if prefix else f"d_{own}"])).double()
+        assert t.grad is not None
+        assert (mine - t.grad).abs().max() <= 2e-5 * (1 + t.grad.abs().max()), name
+
+
 def test_what_is_refused(hub: headwater.Client) -> None:
     q, k, v = (torch.randn(1, 2, 3, 4, requires_grad=True) for _ in range(3))
     with pytest.raises(RuntimeError, match="no gradient of its gradient"):

@@ -8,6 +8,8 @@ The way of a forward pass: a hook before it (cache.py) looks at its tokens and p
 (rows.py); the library makes its mask, for which interface.py hands it a stand-in; each layer gives its new keys and values to
 Cache.update and then calls the attention function of interface.py, which does the step of all rows. What a layer's attention is
 like was read from the model itself when the cache was made (geometry.py).
+
+A model in training has no cache. Under learning() its layers attend by jobs, whose gradients are jobs too (lessons.py).
 """
 
 from __future__ import annotations
@@ -18,10 +20,11 @@ from .interface import NAME, register
 
 if TYPE_CHECKING:
     from .cache import Cache as Cache
+    from .lessons import learning as learning
 
 register()
 
-__all__ = ["NAME", "Cache"]
+__all__ = ["NAME", "Cache", "learning"]
 
 
 def __getattr__(name: str) -> Any:
@@ -29,4 +32,8 @@ def __getattr__(name: str) -> Any:
         from .cache import Cache
 
         return Cache
+    if name == "learning":
+        from .lessons import learning
+
+        return learning
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

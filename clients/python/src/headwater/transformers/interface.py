@@ -1,7 +1,7 @@
 """What the library calls: an attention function and a mask function, both under the name "headwater".
 
 They are given no cache. So whoever calls the model says who listens in this thread: a Cache during its forward pass, or the probe
-that reads a model's geometry.
+that reads a model's geometry. If nobody listens, the attention that learning() has chosen answers, with the library's own masks.
 """
 
 from __future__ import annotations
@@ -46,8 +46,12 @@ class Call:
         self.module, self.query, self.key, self.value, self.window, self.options = module, query, key, value, window, options
 
 
+Attention = Callable[[Call, "torch.Tensor | None"], torch.Tensor]
+
+
 class _Here(threading.local):
     listener: Callable[[], Listener | None] = staticmethod(lambda: None)  # a weak reference: an interrupted pass tells nobody of its end
+    learning: Attention | None = None
 
 
 _here = _Here()
@@ -57,6 +61,13 @@ def listen(listener: Listener | None) -> Listener | None:
     """Says who answers in this thread from now on, and returns who did before."""
     before = _here.listener()
     _here.listener = (lambda: None) if listener is None else weakref.ref(listener)
+    return before
+
+
+def learn(attention: Attention | None) -> Attention | None:
+    """Says what computes contexts in this thread where nobody listens, of a call and its mask, and returns what did before."""
+    before = _here.learning
+    _here.learning = attention
     return before
 
 
@@ -70,6 +81,7 @@ def _listener(doing: str) -> Listener:
     if listener is None:
         raise ValueError(
             f"{doing}: the model's attention is headwater's, and it was called without a headwater.Cache: pass cache=cache, "
+            "train it under headwater.transformers.learning(client), "
             'or give the model another attention by model.set_attn_implementation("sdpa")'
         )
     return listener
@@ -81,7 +93,17 @@ class _Mask:
     NAME = "_headwater_window"
 
 
-def _mask(
+def _mask(*args: Any, **options: Any) -> torch.Tensor | None:
+    """The library's mask function."""
+    if _here.listener() is None and _here.learning is not None:
+        from transformers.masking_utils import sdpa_mask
+
+        mask: torch.Tensor | None = sdpa_mask(*args, **options)
+        return mask
+    return _stand_in(*args, **options)
+
+
+def _stand_in(
     batch_size: int,
     q_length: int,
     kv_length: int,
@@ -93,8 +115,7 @@ def _mask(
     device: Any = "cpu",
     **__: Any,
 ) -> torch.Tensor:
-    """The library's mask function: tells the listener of the padding, and returns a stand-in of the mask's shape that takes no
-    memory."""
+    """Tells the listener of the padding, and returns a stand-in of the mask's shape that takes no memory."""
     listener = _listener("mask")
     if not allow_is_causal_skip:
         raise ValueError(
@@ -117,6 +138,8 @@ def _attend(
 ) -> tuple[torch.Tensor, None]:
     """The library's attention function: [batch, heads, tokens, d] become a context [batch, tokens, n_heads, v_dim]."""
     where = f"layer {getattr(module, 'layer_idx', '?')} ({type(module).__name__})"
+    if _here.listener() is None and _here.learning is not None:
+        return _here.learning(Call(module, query, key, value, None, options), attention_mask), None
     listener = _listener(where)
     window = None
     if attention_mask is not None:
@@ -124,7 +147,22 @@ def _attend(
         if told is None:
             raise ValueError(f"{where}: a mask of {list(attention_mask.shape)} of its own: a headwater.Cache takes masks of padding, [batch, positions]")
         window = told[0]
-    return listener.attend(Call(module, query, key, value, window, options)), None
+    context = listener.attend(Call(module, query, key, value, window, options))
+    if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
+        context = _NoGradient.apply(query, context)
+    return context, None
+
+
+class _NoGradient(torch.autograd.Function):  # type: ignore[misc]
+    """A context of a session, through which no gradient comes back: it is not lost without a word."""
+
+    @staticmethod
+    def forward(_: Any, __: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        return context.view_as(context)
+
+    @staticmethod
+    def backward(_: Any, *__: Any) -> Any:
+        raise RuntimeError("a headwater.Cache has no gradients: train the model without a cache, under headwater.transformers.learning(client)")
 
 
 def register() -> None:
