@@ -191,7 +191,7 @@ func (c *Conns) take(ctx context.Context, h *Holding, req *headwaterv1.TakeSessi
 			return nil, err
 		}
 		resp, err := s.TakeSession(ctx, &headwaterv1.TakeSessionRequest{
-			Session: req.GetSession(), Epoch: h.next(req.GetEpoch()), Expect: expect, Truncations: req.GetTruncations(), CheckOnly: checkOnly,
+			Session: req.GetSession(), Epoch: h.next(req.GetEpoch(), i), Expect: expect, Truncations: req.GetTruncations(), CheckOnly: checkOnly,
 		})
 		return resp.GetState(), err
 	})

@@ -28,7 +28,7 @@ func Current(states []*headwaterv1.SessionState) (*Holding, []*headwaterv1.Sessi
 		}
 		var h *Holding
 		if h, err = ParseHolding(layers, holders); err == nil {
-			return h.Under(states[0]), states[:i+1], nil
+			return h.Under(states[:i+1]...), states[:i+1], nil
 		}
 	}
 	return nil, nil, err

@@ -32,32 +32,48 @@ type Holding struct {
 	holders []*Holder
 	parts   [][]part // by layer, without those that have none of it
 	counter uint64   // of the epoch that it is known by, 0 is not known
+	told    []uint64 // by holder, the counter that it has accepted; nil if that is the same at all
 	closed  bool     // whether holders are being exchanged, or not all that have the epoch are known
 	copied  bool     // whether the session is to have copies, so that its holders may change
 }
 
-// Under returns the holding as that of a session whose state is told with its config.
-func (h *Holding) Under(s *headwaterv1.SessionState) *Holding {
+// Under returns the holding as that of a session whose state is told with its config: one of all holders, or one of each, the
+// highest epoch first. A lane's take may have come to some of the holders only.
+func (h *Holding) Under(states ...*headwaterv1.SessionState) *Holding {
+	s := states[0]
 	under := h.Of(s.GetEpoch().GetCounter())
+	if len(states) == len(h.holders) {
+		for _, one := range states {
+			under.told = append(under.told, one.GetEpoch().GetCounter())
+		}
+	}
 	n := s.GetEpoch().GetHolders()
 	under.closed = s.GetEpoch().GetClosed() || n != 0 && int(n) != len(h.holders)
 	under.copied = s.GetConfig().GetReplicas() > 0
 	return under
 }
 
-// next is an epoch that all holders are to take, at once with all others that have the one that they are known by.
-func (h *Holding) next(e *headwaterv1.Epoch) *headwaterv1.Epoch {
+// next is an epoch that a holder is to take, if it still has the one that it is known by.
+func (h *Holding) next(e *headwaterv1.Epoch, holder int) *headwaterv1.Epoch {
 	if h.counter == 0 {
 		return e // the coordinator is the one holder
 	}
-	return &headwaterv1.Epoch{Counter: e.GetCounter(), Lane: e.GetLane(), Base: e.GetBase(), Closed: e.GetClosed(), At: h.counter, Holders: uint32(len(h.holders))}
+	return &headwaterv1.Epoch{Counter: e.GetCounter(), Lane: e.GetLane(), Base: e.GetBase(), Closed: e.GetClosed(), At: h.at(holder), Holders: uint32(len(h.holders))}
+}
+
+// at is the counter that a holder is known by.
+func (h *Holding) at(holder int) uint64 {
+	if h.told != nil {
+		return h.told[holder]
+	}
+	return h.counter
 }
 
 // Of returns the holding for an epoch's counter. Its calls name this counter, and holders that have accepted another
 // one refuse them.
 func (h *Holding) Of(counter uint64) *Holding {
 	of := *h
-	of.counter, of.closed = counter, false
+	of.counter, of.told, of.closed = counter, nil, false
 	return &of
 }
 
@@ -140,6 +156,13 @@ func (h *Holding) without(names ...string) (*Holding, bool) {
 		return nil, false
 	}
 	less.counter, less.closed, less.copied = h.counter, h.closed, h.copied
+	if h.told != nil {
+		for i, o := range h.holders {
+			if slices.Contains(rest, o) {
+				less.told = append(less.told, h.told[i])
+			}
+		}
+	}
 	return less, true
 }
 

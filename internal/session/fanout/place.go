@@ -159,7 +159,7 @@ func (c *Conns) reopen(ctx context.Context, p *Place, h *Holding, epoch *headwat
 	states, err := c.all(ctx, h, func(ctx context.Context, s headwaterv1.SessionServiceClient, i int) (*headwaterv1.SessionState, error) {
 		own := &headwaterv1.Epoch{Counter: epoch.GetCounter(), Lane: epoch.GetLane(), Base: epoch.GetBase(), Holders: uint32(len(h.holders))}
 		if at != nil {
-			own.At = cmp.Or(at[h.holders[i].Name], h.counter)
+			own.At = cmp.Or(at[h.holders[i].Name], h.at(i))
 		}
 		resp, err := s.TakeSession(ctx, &headwaterv1.TakeSessionRequest{Session: p.id[:], Epoch: own})
 		return resp.GetState(), err
