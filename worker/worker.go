@@ -12,6 +12,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net"
 	"regexp"
 	"time"
 
@@ -128,6 +129,16 @@ func (w *Worker) ServerOptions(options ...rpc.ServerOption) []grpc.ServerOption 
 func (w *Worker) Register(s grpc.ServiceRegistrar) {
 	headwaterv1.RegisterWorkerServiceServer(s, w)
 	session.Register(s, w.sessions)
+}
+
+// ListenLocal listens for plain lanes of this user's processes on this machine.
+func (w *Worker) ListenLocal(ctx context.Context) (net.Listener, error) {
+	return session.ListenLocal(ctx, w.cfg.Boot)
+}
+
+// ServePlain serves plain lanes until ctx ends, when it closes the listener, and returns when all of them have ended.
+func (w *Worker) ServePlain(ctx context.Context, listener net.Listener) error {
+	return session.ServePlain(ctx, listener, w.machine.Flight, w.machine.Log, w.sessions.Lane)
 }
 
 // Describe returns the worker's identity and memory.

@@ -251,11 +251,30 @@ func (a *app) runWorker(ctx context.Context, at endpointFlags, admin *adminFlag,
 	}
 	stop := expire(ctx, w, config.SessionTTL)
 	defer stop()
+	defer serveLocal(ctx, w, log)()
 	log.Info("serving", "address", address, "gossip", membership.GossipAddr(view), "admin", admin.bound(), "memory"+bytesKey, config.Budget)
 	if err := at.ready(localcluster.Ready{Name: name, Address: address, Gossip: membership.GossipAddr(view), Admin: admin.bound()}); err != nil {
 		log.Warn("the parent was not told", "error", err)
 	}
 	return s.serve(ctx, listener, w.Drain)
+}
+
+// serveLocal serves lanes of this machine beside those of gRPC, until end is called. Where it can't, they go by gRPC.
+func serveLocal(ctx context.Context, w *worker.Worker, log *slog.Logger) (end func()) {
+	listener, err := w.ListenLocal(ctx)
+	if err != nil {
+		log.Info("lanes of this machine have no socket of their own", "error", err)
+		return func() {}
+	}
+	serving, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		if err := w.ServePlain(serving, listener); err != nil {
+			log.Error("lanes of this machine are served by gRPC alone from now on", "error", err)
+		}
+	}()
+	return func() { cancel(); <-ended }
 }
 
 // expire lets a worker look for unused sessions and memory each hundredth of the sessions' TTL, but once a second at most and

@@ -122,6 +122,9 @@ func (p *plainStream) Read(n int) (mem.BufferSlice, error) {
 	return p.piece[:], err
 }
 
+// more says whether something has come after the message that was received last. Only who receives asks.
+func (p *plainStream) more() bool { return p.in.Buffered() > p.taken }
+
 // came counts bytes of a message.
 func (p *plainStream) came(n int, err error) {
 	if p.left -= n; err == nil && p.left == 0 {

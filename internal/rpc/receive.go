@@ -99,6 +99,12 @@ type countedStream struct {
 // Context carries the share, and ends as well if the call is ended for its silence.
 func (s *countedStream) Context() context.Context { return s.ctx }
 
+// More says whether more than the message that was received last may have come. A plain stream knows it.
+func (s *countedStream) More() bool {
+	p, plain := s.transport.(*plainStream)
+	return !plain || p.more()
+}
+
 // done gives back what the last message took.
 func (s *countedStream) done() {
 	s.share.give(inward, s.loose)

@@ -33,7 +33,9 @@ func ServePlain(ctx context.Context, listener net.Listener, flight *rpc.Flight, 
 	defer lanes.Wait()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	defer context.AfterFunc(ctx, func() { _ = listener.Close() })() // a listener that can not be closed has ended
+	end := func() { _ = listener.Close() } // a listener that can not be closed has ended
+	defer end()                            // which waits until it is closed
+	defer context.AfterFunc(ctx, end)()
 	for {
 		conn, err := listener.Accept()
 		switch {

@@ -115,6 +115,12 @@ func (s *ServerStream) Recv(r *Request) error {
 	return nil
 }
 
+// More says whether more than the request that was received last may have come. Only who receives asks.
+func (s *ServerStream) More() bool {
+	told, ok := s.stream.(interface{ More() bool })
+	return !ok || told.More()
+}
+
 // unreadable returns the error of a received message that has a fault.
 func unreadable(code codes.Code, what string, fault error) error {
 	if status.Code(fault) == codes.ResourceExhausted { // its size

@@ -59,6 +59,7 @@ type task struct {
 	queued   int64         // query tokens that it is counted with, -1 once it is not
 	tooMany  bool          // others have more tokens waiting than are allowed
 	behind   bool          // another step of its session comes first
+	kept     bool          // the turn was not passed
 	start    chan struct{} // one element: that step is done
 	next     *task
 }
@@ -135,10 +136,12 @@ func (l *served) end(err error) {
 func (l *served) work() error {
 	t := &task{start: make(chan struct{}, 1)}
 	for {
-		select {
-		case <-l.turn:
-		case <-l.closed:
-			return nil
+		if !t.kept {
+			select {
+			case <-l.turn:
+			case <-l.closed:
+				return nil
+			}
 		}
 		if err := l.stream.Recv(&t.request); err != nil {
 			return err
@@ -161,10 +164,12 @@ func (l *served) close() {
 	}
 }
 
-// accept accepts a step and passes the turn. It returns false if the lane was closed meanwhile.
+// accept accepts a step and passes the turn; it keeps it during a short step behind which nothing has come, since to wake
+// another goroutine takes longer then than what it might receive would wait. It returns false if the lane was closed meanwhile.
 func (l *served) accept(t *task) bool {
 	t.arrived = time.Now()
 	t.queued = int64(t.request.Step.Attend)
+	t.kept = t.queued <= foregroundTokens && !l.stream.More()
 	session := kvcache.SessionID(t.request.Step.Session)
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -183,7 +188,7 @@ func (l *served) accept(t *task) bool {
 	t.tooMany = all > maxQueuedTokens && all > t.queued
 	l.running++
 	l.bytes += int64(len(t.request.Payload.Bytes()))
-	if l.owed = l.bytes > laneBytes; !l.owed {
+	if l.owed = l.bytes > laneBytes && !t.kept; !l.owed && !t.kept {
 		l.pass()
 	}
 	return true

@@ -14,8 +14,10 @@ def test_requests_are_protobuf() -> None:
     for id in (0, 1, 127, 128, 300, 2**64 - 1):
         for shapes in ([], [(0, 3)], [(2, 3), (5,)], [(1000, 100), (0,), (3,)]):
             arrays = [np.random.default_rng(7).standard_normal(s).astype(np.float32) for s in shapes]
-            got = session_pb2.LaneRequest.FromString(b"".join(lane.encode_request(id, step.SerializeToString(), arrays)))
-            assert got == session_pb2.LaneRequest(id=id, step=step, payload=b"".join(a.tobytes() for a in arrays))
+            parts, size = lane.encode_request(id, step.SerializeToString(), arrays)
+            data = b"".join(parts)
+            got = session_pb2.LaneRequest.FromString(data)
+            assert len(data) == size and got == session_pb2.LaneRequest(id=id, step=step, payload=b"".join(a.tobytes() for a in arrays))
 
 
 def test_responses_are_protobuf() -> None:

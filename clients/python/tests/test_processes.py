@@ -61,12 +61,13 @@ def test_a_session_keeps_its_client(cluster: str) -> None:
 
 
 def test_a_relay_that_was_killed_is_started_again(cluster: str) -> None:
-    """Between steps and within one; sessions are with the workers."""
+    """Between steps and within one; sessions are with the workers, this one with three."""
     rng = np.random.default_rng(1)
-    q, k, v = (rng.standard_normal((9, heads, 4), np.float32) for heads in (2, 1, 1))
-    with headwater.Client(cluster, timeout=60) as other, other.open([LAYER]) as plain:
+    q, k, v = (rng.standard_normal((9, heads, 4), np.float32) for heads in (6, 3, 3))
+    layers = [headwater.Layer(6, 3, 4)]
+    with headwater.Client(cluster, timeout=60) as other, other.open(layers) as plain:
         want = plain.step(0, q, k, v).context
-    with headwater.Client(cluster, timeout=60, direct=True) as c, c.open([LAYER]) as s:
+    with headwater.Client(cluster, timeout=60, direct=True) as c, c.open(layers) as s:
         address, got = c._relay.address, []
         for i in range(9):
             if i in (3, 4, 7):

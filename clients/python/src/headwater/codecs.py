@@ -8,7 +8,6 @@ import numpy as np
 
 from . import constants, frames
 from .arrays import Floats
-from .errors import ProtocolError
 from .v1 import session_pb2
 
 SessionCodec = Literal["auto", "raw", "exact", "bf16", "f16", "int8"]
@@ -37,17 +36,15 @@ def check(codec: str) -> None:
         raise ValueError(f"codec {codec!r} is none of {', '.join(CODECS)}")
 
 
-def decode(payload: memoryview, codec: session_pb2.StepCodec, rows: int, heads: int, v_dim: int, doing: str) -> tuple[Floats, Floats]:
-    """The context [rows * v_dim] and LSE [rows] of an answer. heads are those of a group, of which each token has one row each."""
+def decode(payload: memoryview, codec: session_pb2.StepCodec, rows: int, heads: int, v_dim: int) -> tuple[Floats, Floats]:
+    """The context [rows * v_dim] and LSE [rows] of an answer. heads are those of a group, of which each token has one row each. A
+    FrameError says that it can't be read."""
     if codec not in _FRAMES:
         if len(payload) != 4 * rows * (v_dim + 1):
-            raise ProtocolError(f"{doing} answers with {len(payload)} bytes for {rows} rows of {v_dim}")
+            raise frames.FrameError(f"{len(payload)} bytes for {rows} rows of {v_dim}")
         values = np.frombuffer(payload, "<f4")
         return values[: rows * v_dim], values[rows * v_dim :]
-    try:
-        context, lse = frames.decode(payload, _FRAMES[codec], rows // heads, heads, v_dim)
-    except frames.FrameError as e:
-        raise ProtocolError(f"{doing} answers with a context that can't be read: {e}") from e
+    context, lse = frames.decode(payload, _FRAMES[codec], rows // heads, heads, v_dim)
     return context.reshape(-1), lse.reshape(-1)
 
 

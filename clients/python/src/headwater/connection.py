@@ -28,7 +28,7 @@ from .errors import (
     stream_error,
 )
 from .lane import METADATA_KEY, Stream, Streamed
-from .plain_lane import Exchange, LaneEndedError, PlainLane
+from .plain_lane import Exchange, LaneEndedError, PlainLane, local_socket
 from .relay import Relay
 from .v1 import session_pb2
 
@@ -63,6 +63,7 @@ class Connection:
         self._lock = threading.Lock()  # guards the rest
         self._channel: grpc.Channel | None = None
         self._stream: Stream | None = None
+        self._near: dict[bytes, PlainLane | None] = {}  # by the worker's boot
         self._closed = False
 
     @property
@@ -94,17 +95,27 @@ class Connection:
             self._channel = grpc.insecure_channel(addresses.target(self.address), options=options)
         return self._channel
 
-    def send(self, requests: Sequence[tuple[bytes, list[Array]]], deadline: float | None) -> Sent:
-        """Sends steps together on the lane, each serialized and with its arrays: on the relay's plain lane, or as gRPC to a
-        server that is not this client's relay. An error means what step_error says."""
+    def send(self, requests: Sequence[tuple[bytes, list[Array]]], deadline: float | None, near: PlainLane | None = None) -> Sent:
+        """Sends steps together on the lane, each serialized and with its arrays: on the plain lane of a worker that is near or of
+        the relay, or as gRPC to a server that is not this client's relay. An error means what step_error says."""
         self._check()
-        if self._plain is not None:
-            return self._plain.send(requests, deadline)
+        if (plain := near or self._plain) is not None:
+            return plain.send(requests, deadline)
         with self._lock:
             if self._stream is None or self._stream.broken:
                 self._stream = Stream(self._open(), (*METADATA, (METADATA_KEY, self.lane.hex())))
             stream = self._stream
         return stream.send(requests)
+
+    def near(self, boot: bytes) -> PlainLane | None:
+        """The lane to the worker of a boot, if this client goes directly to workers and this one serves it on this machine."""
+        if self._relay is None:
+            return None
+        with self._lock:
+            if boot not in self._near:
+                path = local_socket(boot)
+                self._near[boot] = None if path is None or self._closed else PlainLane("unix:" + path, self.lane)
+            return self._near[boot]
 
     def step_error(self, doing: str, error: Exception) -> Exception:
         """What it means for a step that it could not be sent, or has no answer."""
@@ -166,8 +177,10 @@ class Connection:
             self._closed = True
             stream, channel = self._stream, self._channel
             self._stream = self._channel = None
-        if self._plain is not None:
-            self._plain.close()
+            lanes = [self._plain, *self._near.values()]
+        for lane in lanes:
+            if lane is not None:
+                lane.close()
         if stream is not None:
             stream.close()
         if channel is not None:

@@ -33,20 +33,23 @@ def _varint(n: int) -> bytes:
     return bytes(out)
 
 
-def encode_request(id: int, step: bytes, payload: Iterable[Array]) -> list[Buffer]:
-    """The bytes of a LaneRequest, in pieces: a serialized Step, and arrays in C order one after the other."""
+def encode_request(id: int, step: bytes, payload: Iterable[Array]) -> tuple[list[Buffer], int]:
+    """A LaneRequest in pieces, a serialized Step and arrays in C order one after the other, and how many bytes they are."""
     parts: list[Buffer] = [b""]
     size = 0
     for a in payload:
-        if a.nbytes:
-            size += a.nbytes
-            parts.append(a.data.cast("B"))
+        n = a.nbytes
+        if n:
+            size += n
+            parts.append(a.data)
     head = b"\x08" + _varint(id) + b"\x12" + _varint(len(step)) + step
-    parts[0] = head + b"\x1a" + _varint(size) if size else head
-    return parts
+    if size:
+        head += b"\x1a" + _varint(size)
+    parts[0] = head
+    return parts, len(head) + size
 
 
-@dataclass
+@dataclass(slots=True)
 class Response:
     """A LaneResponse. The payload is a view of what was received."""
 
@@ -55,48 +58,47 @@ class Response:
     payload: memoryview
 
 
+def _number(data: Buffer, at: int) -> tuple[int, int]:
+    """The varint at a place, and the place after it."""
+    n = shift = 0
+    while at < len(data) and shift <= 63:
+        b = data[at]
+        at += 1
+        n |= (b & 0x7F) << shift
+        if b < 0x80:
+            return n, at
+        shift += 7
+    raise ValueError("a lane's answer ends within a number")
+
+
 def decode_response(data: Buffer) -> Response:
     """Reads a LaneResponse; a ValueError says that it is none."""
     view = memoryview(data)
     id, result, payload = 0, view[:0], view[:0]
-    at = 0
-
-    def varint() -> int:
-        nonlocal at
-        n = shift = 0
-        while True:
-            if at >= len(data) or shift > 63:
-                raise ValueError("a lane's answer ends within a number")
-            b = data[at]
-            at += 1
-            n |= (b & 0x7F) << shift
-            if b < 0x80:
-                return n
-            shift += 7
-
-    while at < len(data):
-        tag = varint()
-        if tag & 7 == 0:
-            n = varint()
+    at, end = 0, len(data)
+    while at < end:
+        tag, at = _number(data, at)
+        kind = tag & 7
+        if kind == 0:
+            n, at = _number(data, at)
             if tag == 0x08:
                 id = n
             continue
-        if tag & 7 == 2:
-            size = varint()
-        elif tag & 7 in (1, 5):
-            size = 8 if tag & 7 == 1 else 4
+        if kind == 2:
+            size, at = _number(data, at)
+        elif kind in (1, 5):
+            size = 8 if kind == 1 else 4
         else:
-            raise ValueError(f"a lane's answer has a field of type {tag & 7}")
-        if size > len(data) - at:
-            raise ValueError(f"a lane's answer has a field of {size} bytes, {len(data) - at} are there")
+            raise ValueError(f"a lane's answer has a field of type {kind}")
+        if size > end - at:
+            raise ValueError(f"a lane's answer has a field of {size} bytes, {end - at} are there")
         if tag == 0x12:
             result = view[at : at + size]
         elif tag == 0x1A:
             payload = view[at : at + size]
         at += size
-    parsed = session_pb2.StepResult()
     try:
-        parsed.ParseFromString(bytes(result))
+        parsed = session_pb2.StepResult.FromString(bytes(result))
     except DecodeError as e:
         raise ValueError(f"a lane's answer: {e}") from e
     return Response(id, parsed, payload)
@@ -180,7 +182,7 @@ class Stream:
                 self._next += 1
                 self._pending[id] = one
                 # Within the lock, because steps of a session are done in the order sent.
-                self._requests.put(b"".join(encode_request(id, step, payload)))
+                self._requests.put(b"".join(encode_request(id, step, payload)[0]))
         return Streamed(pending)
 
     def close(self) -> None:

@@ -6,8 +6,10 @@ itself, which is kept for the next one. Closing a socket ends its steps.
 
 from __future__ import annotations
 
+import os
 import select
 import socket
+import stat
 import struct
 import threading
 import time
@@ -33,6 +35,19 @@ _CONNECT_SECONDS = 10.0
 _KEPT = 8  # sockets that wait for the next exchange
 
 
+def local_socket(boot: bytes) -> str | None:
+    """The socket on which the worker of a boot serves this user's clients on this machine, or None if it does not. A folder that
+    somebody else may use is passed over: whoever listens there may be anybody."""
+    folder = os.path.join(os.environ.get("TMPDIR") or "/tmp", f"headwater-lanes-{os.getuid()}")
+    path = os.path.join(folder, f"{boot.hex()}.sock")
+    try:
+        of = os.lstat(folder)
+        own = stat.S_ISDIR(of.st_mode) and of.st_uid == os.getuid() and not of.st_mode & 0o077
+        return path if own and stat.S_ISSOCK(os.lstat(path).st_mode) else None
+    except OSError:
+        return None
+
+
 class LaneEndedError(Exception):
     """The holder has ended the lane, and says why."""
 
@@ -42,11 +57,11 @@ class LaneEndedError(Exception):
 
 
 class PlainLane:
-    """A lane to the relay at an address. Safe for threads: each exchange has a socket of its own."""
+    """A lane to a relay, or to a worker on this machine. Safe for threads: each exchange has a socket of its own."""
 
-    def __init__(self, address: str, lane: bytes, ensure: Callable[[], None]) -> None:
+    def __init__(self, address: str, lane: bytes, ensure: Callable[[], None] = lambda: None) -> None:
         self._address, self._lane = address, lane
-        self._ensure = ensure  # that the relay runs
+        self._ensure = ensure  # that it runs, if it can be started
         self._lock = threading.Lock()  # guards the rest
         self._idle: list[_Socket] = []
         self._busy: set[_Socket] = set()
@@ -115,13 +130,12 @@ class Exchange:
     def receive(self, deadline: float | None, take: Callable[[int, Response], None]) -> dict[int, Exception]:
         """Gives each answer to take as it comes, with the number of its request; its payload holds until take returns. Returns
         the errors of requests that have no answer."""
-        missing = set(range(self._count))
+        missing = dict.fromkeys(range(self._count))
         try:
             while missing:
                 response = self._socket.receive(deadline)
-                if response.id not in missing:
+                if missing.pop(response.id, response) is not None:
                     raise ValueError(f"an answer to step {response.id}, which was not asked")
-                missing.discard(response.id)
                 take(response.id, response)
         except (OSError, ValueError, LaneEndedError) as e:
             return dict.fromkeys(missing, e)
@@ -174,15 +188,14 @@ class _Socket:
         if left != self._socket.gettimeout():
             self._socket.settimeout(left)
 
-    def send(self, requests: Sequence[Sequence[Buffer]], deadline: float | None) -> None:
-        """Sends requests together."""
+    def send(self, requests: Sequence[tuple[list[Buffer], int]], deadline: float | None) -> None:
+        """Sends requests together, each in pieces and with its size."""
         self._limit(deadline)
         parts: list[Buffer] = []
         size = 0
-        for request in requests:
-            n = sum(len(part) for part in request)
+        for pieces, n in requests:
             parts.append(_HEADER.pack(_MESSAGE, n))
-            parts.extend(request)
+            parts.extend(pieces)
             size += _HEADER.size + n
         if size <= _BUFFER and len(parts) <= _PARTS:  # which the socket has room for
             sent = self._socket.sendmsg(parts)
@@ -216,7 +229,8 @@ class _Socket:
 
     def receive(self, deadline: float | None) -> Response:
         """The next answer."""
-        self._limit(deadline)
+        if deadline is not None:  # without one, sending has taken the limit away
+            self._limit(deadline)
         kind, size = _HEADER.unpack(self._take(_HEADER.size))
         if kind not in (_MESSAGE, _END) or size > constants.MAX_MESSAGE_BYTES:
             raise ValueError(f"a record of kind {kind} and {size} bytes")
@@ -242,8 +256,8 @@ class _Socket:
                 self._at = self._end = 0
                 self._fill(whole, there)
                 return whole
-            # What was handed out before is read, or copied.
-            self._view[:there] = bytes(self._view[self._at : self._end])
+            if there:  # what was handed out before is read, or copied
+                self._view[:there] = bytes(self._view[self._at : self._end])
             self._at, self._end = 0, there
             while self._end < n:
                 came = self._socket.recv_into(self._view[self._end :])

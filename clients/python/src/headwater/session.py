@@ -7,6 +7,8 @@ like one holder of all groups; the rest of the rules stands there.
 
 from __future__ import annotations
 
+import os
+import random
 import secrets
 import time
 from collections.abc import Sequence
@@ -30,8 +32,10 @@ from .errors import (
     UnknownSessionError,
     session_error,
 )
+from .frames import FrameError
 from .lane import Response
 from .layer import Layer, Receipt
+from .plain_lane import PlainLane
 from .steps import Attention, Piece, Step, Work, prepare
 from .together import Flight, batch
 from .v1 import session_pb2
@@ -75,6 +79,7 @@ class Session:
         self._connection = connection
         self._owner = owner  # the client, which would close the connection if nobody had it
         self._chooser = codecs.Chooser()
+        self._near: PlainLane | None = None  # to the one worker that holds all, if it is on this machine
         self._closed = False
         self._epoch = 0
         self._truncations = 0
@@ -263,11 +268,22 @@ class Session:
             lengths.append((told.length, list(told.hashes)))
         self._state, self._epoch, self._truncations = lengths, state.epoch.counter, state.truncations
         self._chains, self._unsure, self._cutting = [told.chain for told in state.layers], {}, None
+        self._near = self._find_near(state)
+
+    def _find_near(self, state: session_pb2.SessionState) -> PlainLane | None:
+        """The lane to the worker that holds all of the session, if that is on this machine and no other one has been left out."""
+        if len(state.holders) != 1 or state.epoch.base or state.epoch.closed:
+            return None
+        one = state.holders[0]
+        if len(one.layers) != len(self.layers) or any(len(held.groups) != layer.n_kv_heads for held, layer in zip(one.layers, self.layers)):
+            return None
+        return self._connection.near(one.boot)
 
     def _prepare(self, step: Step) -> Work:
         self._check_open()
-        step.layer = options.whole("layer", step.layer, 0, len(self.layers) - 1)
-        return prepare(step, self.layers[step.layer], self.length(step.layer))
+        if type(step.layer) is not int or not 0 <= step.layer < len(self.layers):
+            step.layer = options.whole("layer", step.layer, 0, len(self.layers) - 1)
+        return prepare(step, self.layers[step.layer], self.length(step.layer), self._near is not None)
 
     def _request(self, work: Work, piece: Piece) -> session_pb2.Step:
         """One message of a step, but for its tensors."""
@@ -285,7 +301,7 @@ class Session:
             attend=attend,
             query_position=work.position + queries.start if attend else 0,
             encoding=work.encoding,
-            codec=self._chooser.codec() if self.codec == "auto" and attend else CODECS[self.codec],
+            codec=self._chooser.codec() if self.codec == "auto" and attend and self._near is None else CODECS[self.codec],
             tokens=None if work.tokens is None else work.tokens[appended],
             chain=self._chains[work.layer],
         )
@@ -310,9 +326,12 @@ class Session:
             if result.codec != request.codec:
                 raise ProtocolError(f"{flight.doing}: {address} answers in codec {result.codec}, not {request.codec}")
             rows = request.attend * layer.n_heads
-            found = codecs.decode(answer.payload, request.codec, rows, layer.group_size, layer.v_dim, f"{flight.doing}: {address}")
-            work.take(flight.piece, *found)
-            if self.codec == "auto":
+            try:
+                context, lse = codecs.decode(answer.payload, request.codec, rows, layer.group_size, layer.v_dim)
+            except FrameError as e:
+                raise ProtocolError(f"{flight.doing}: {address} answers with a context that can't be read: {e}") from e
+            work.take(flight.piece, context, lse)
+            if self.codec == "auto" and self._near is None:
                 working = (result.compute_nanos + result.queue_nanos) / 1e9
                 self._chooser.measured(request.codec, time.monotonic() - flight.sent - working, rows * layer.v_dim)
         self._state[work.layer] = (after, list(result.hashes))
@@ -328,9 +347,15 @@ def _pack(mask: npt.NDArray[np.bool_]) -> bytes:
     return np.packbits(mask, axis=1, bitorder="little").tobytes()
 
 
+_ids = random.Random()  # seeded by the system
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_ids.seed)
+
+
 def new_id() -> int:
     """A random id of an append, a truncation or a call, not 0."""
-    return secrets.randbits(64) or 1
+    return _ids.getrandbits(64) or 1
+
 
 
 def abandon(connection: Connection, session: bytes, timeout: float | None, call: int) -> None:

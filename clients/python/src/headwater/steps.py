@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -33,7 +34,7 @@ class Attention(NamedTuple):
     lse: Floats
 
 
-@dataclass
+@dataclass(slots=True)
 class Step:
     """A step for batch(): the session, and what Session.step takes: layer, q, k, v, positions, mask, tokens, out and out_lse."""
 
@@ -49,7 +50,7 @@ class Step:
     out_lse: Any = None
 
 
-@dataclass
+@dataclass(slots=True)
 class Work:
     """A step as it is sent. Heads of one group lie together, which is how a holder wants them."""
 
@@ -73,12 +74,17 @@ class Work:
     def payload(self, piece: Piece) -> list[Array]:
         """Queries, keys and values of a piece, group by group."""
         appended, queries = piece
-        return [_by_group(a) for a in (self.q[queries], self.k[appended], self.v[appended])]
+        return [_by_group(self.q[queries]), _by_group(self.k[appended]), _by_group(self.v[appended])]
 
     def take(self, piece: Piece, context: Floats, lse: Floats) -> None:
         """Puts a piece's answer, group by group, where the caller wants it."""
         groups, size = self.shape.n_kv_heads, self.shape.group_size
-        for out, values in ((self.context[piece[1]], context), (self.lse[piece[1]], lse)):
+        queries = piece[1]
+        if queries.stop - queries.start == 1:  # heads lie in the order of their groups
+            self.context[queries] = context.reshape(1, groups * size, -1)
+            self.lse[queries] = lse
+            return
+        for out, values in ((self.context[queries], context), (self.lse[queries], lse)):
             if out.size:
                 tokens, rest = out.shape[0], out.shape[2:]
                 by_group = values.reshape(groups, tokens, size, *rest).swapaxes(0, 1)
@@ -95,12 +101,11 @@ class Work:
         return self.result
 
 
-def prepare(step: Step, shape: Layer, length: int) -> Work:
+def prepare(step: Step, shape: Layer, length: int, near: bool = False) -> Work:
     """Checks a step on a layer of this shape and length, narrows its arrays and cuts it into messages. An error names the
-    argument."""
+    argument. near is whether its holder is on this machine."""
     groups = shape.n_kv_heads
-    empty: Array = np.empty((0, groups, 0), np.float32)
-    q, k, v = empty, empty, empty
+    q = k = v = _nothing(groups)
     encoding = worker_pb2.STORAGE_TYPE_F32
     queries = appended = 0
     if step.q is not None:
@@ -115,7 +120,7 @@ def prepare(step: Step, shape: Layer, length: int) -> Work:
         appended = _tokens("k", k, groups, shape.head_dim)
         if _tokens("v", v, groups, shape.v_dim) != appended:
             raise ValueError(f"v has {v.shape[0]} tokens, k has {appended}")
-        k, v, encoding = _encode(k, v, shape)
+        k, v, encoding = _encode(k, v, shape, near)
     if queries == 0 and appended == 0:
         raise ValueError("nothing is appended and nothing attends: give q, or k and v, or all of them")
     position = length + appended - queries
@@ -182,9 +187,11 @@ def _tokens(name: str, a: Array, heads: int, dim: int) -> int:
     return int(a.shape[0])
 
 
-def _encode(k: Array, v: Array, shape: Layer) -> tuple[Array, Array, worker_pb2.StorageType]:
-    """k and v as they are sent: in the storage type if narrowing halves them, else in float32 for the holder to narrow. One
-    holder would refuse what is not finite, and others would have appended it by then, so it is refused here."""
+def _encode(k: Array, v: Array, shape: Layer, near: bool) -> tuple[Array, Array, worker_pb2.StorageType]:
+    """k and v as they are sent: in the storage type if narrowing halves them and the way is long, else in float32 for the holder
+    to narrow. One holder would refuse what is not finite, and others would have appended it by then, so it is refused here."""
+    if near and shape.storage == "bf16" and k.dtype == v.dtype == np.float32 and k.size <= _FEW and is_plain(k) and is_plain(v):
+        return k, v, worker_pb2.STORAGE_TYPE_F32
     narrow, encoding = _NARROW.get(shape.storage, (to_float32, worker_pb2.STORAGE_TYPE_F32))
     return _narrowed("k", k, narrow), _narrowed("v", v, narrow), encoding
 
@@ -197,14 +204,24 @@ def _narrowed(name: str, x: Array, narrow: Callable[[Array, str], Array]) -> Arr
     return sent
 
 
+_FEW = 1 << 14
+"""Elements for which narrowing here takes longer than the bytes that it saves."""
 _NARROW: dict[str, tuple[Callable[[Array, str], Array], worker_pb2.StorageType]] = {
     "bf16": (narrow_bfloat16, worker_pb2.STORAGE_TYPE_BF16),
     "f16": (narrow_float16, worker_pb2.STORAGE_TYPE_F16),
 }
 
 
+@cache
+def _nothing(groups: int) -> Array:
+    """No token of so many groups."""
+    return np.empty((0, groups, 0), np.float32)
+
+
 def _by_group(a: Array) -> Array:
     """Of [tokens, groups, width] the order [groups, tokens, width], contiguous."""
+    if len(a) == 1 and a.flags.c_contiguous:
+        return a
     return np.ascontiguousarray(a.transpose(1, 0, 2))
 
 
@@ -227,6 +244,8 @@ def _room(name: str, out: Any, shape: tuple[int, ...]) -> tuple[Floats, Any]:
     """Where an answer is written, and where it is copied to from there: None if out itself is written, or nothing was given."""
     if out is None:
         return np.empty(shape, np.float32), None
+    if type(out) is np.ndarray and out.dtype == np.float32 and out.shape == shape and out.flags.writeable:
+        return out, None
     if not isinstance(out, np.ndarray) and not is_tensor(out):
         raise TypeError(f"{name} is a {type(out).__name__}, not an array of NumPy or a tensor of PyTorch")
     kind = str(out.dtype).removeprefix("torch.")

@@ -10,26 +10,29 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 
 from . import constants
 from .connection import Connection, Sent
-from .errors import transient
+from .errors import LostError, ProtocolError, StaleEpochError, UnknownSessionError, UnreachableError, transient
 from .lane import Response
+from .plain_lane import PlainLane
 from .steps import Attention, Piece, Step, Work
 from .v1 import session_pb2
 
 if TYPE_CHECKING:
     from .session import Session
 
+_ELSEWHERE = (UnreachableError, LostError, StaleEpochError, UnknownSessionError, ProtocolError)
+"""What a worker says, or its silence, where others may have the session by now. The relay finds out."""
 _TOGETHER = 256
 """Messages of a round; a relay reads as many of a lane before it answers."""
 
 
-@dataclass
+@dataclass(slots=True)
 class Flight:
     """One message under way."""
 
@@ -40,8 +43,9 @@ class Flight:
     request: session_pb2.Step
     sent: float = 0.0
     attempts: int = 0
+    near: bool = False  # whether it went to a worker on this machine, and not by the relay
     error: Exception | None = None  # of the last attempt
-    way: Iterator[Flight] = field(default_factory=lambda: iter(()))  # the messages that come after it
+    way: Iterator[Flight] = iter(())  # the messages that come after it
 
     @property
     def bytes(self) -> int:
@@ -54,6 +58,10 @@ class Flight:
     def doing(self) -> str:
         """What is being done, for errors."""
         return f"step layer {self.work.layer} of session {self.session.id.hex()}"
+
+    def fails(self, error: Exception) -> None:
+        """Notes why it has no answer."""
+        self.error = self.session._connection.step_error(self.doing, error)
 
     def take(self, answer: Response) -> None:
         """Takes its answer."""
@@ -172,40 +180,46 @@ class _Batch:
 
     def gather(self, ways: deque[Iterator[Flight]]) -> None:
         """Adds to those that are sent again the next message of as many ways as a round has room for."""
-        size = sum(flight.bytes for flight in self.flying)
+        size = 0
+        for flight in self.flying:
+            size += flight.bytes
         while ways and (not self.flying or size < constants.STEP_BYTES and len(self.flying) < _TOGETHER):
             way = ways.popleft()
-            flight = next(way, None)
-            if flight is not None:
-                flight.way = way
-                size += flight.bytes
-                self.flying.append(flight)
+            coming = next(way, None)
+            if coming is not None:
+                coming.way = way
+                if ways:
+                    size += coming.bytes
+                self.flying.append(coming)
 
     def fly(self) -> None:
         """Sends a round, and waits until each of its messages is answered or has failed."""
-        lanes: dict[Connection, list[Flight]] = {}
+        lanes: dict[tuple[Connection, PlainLane | None], list[Flight]] = {}
         for flight in self.flying:
-            lanes.setdefault(flight.session._connection, []).append(flight)
-        sent: list[tuple[Connection, list[Flight], Sent]] = []
+            session = flight.session
+            flight.near = session._near is not None
+            flight.request.at = session._epoch if flight.near else 0
+            lanes.setdefault((session._connection, session._near), []).append(flight)
+        sent: list[tuple[list[Flight], Sent]] = []
         try:
-            for connection, flights in lanes.items():
+            for (connection, near), flights in lanes.items():
                 now = time.monotonic()
                 for flight in flights:
                     flight.sent, flight.error, flight.attempts = now, None, flight.attempts + 1
                 try:
                     requests = [(f.request.SerializeToString(), f.work.payload(f.piece)) for f in flights]
-                    sent.append((connection, flights, connection.send(requests, self.deadline)))
+                    sent.append((flights, connection.send(requests, self.deadline, near)))
                 except Exception as e:
                     for flight in flights:
-                        flight.error = connection.step_error(flight.doing, e)
+                        flight.fails(e)
             while sent:
-                connection, flights, way = sent[-1]
+                flights, way = sent[-1]
                 failed = way.receive(self.deadline, lambda i, answer: flights[i].take(answer))
                 for i, error in failed.items():
-                    flights[i].error = connection.step_error(flights[i].doing, error)
+                    flights[i].fails(error)
                 sent.pop()
         finally:
-            for _, _, way in sent:
+            for _, way in sent:
                 way.abandon()
 
     def land(self, ways: deque[Iterator[Flight]]) -> None:
@@ -215,6 +229,11 @@ class _Batch:
         for flight in landed:
             if flight.error is None:
                 ways.append(flight.way)
+                continue
+            if flight.near and isinstance(flight.error, _ELSEWHERE):
+                flight.session._near = None
+                flight.attempts -= 1
+                self.flying.append(flight)
                 continue
             wait = constants.FIRST_PAUSE_SECONDS * 2 ** (flight.attempts - 1)
             late = self.deadline is not None and time.monotonic() + wait > self.deadline
