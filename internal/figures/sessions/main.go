@@ -22,6 +22,7 @@
 //	py_overhead_us   a step of one token that sees 128 positions from the Python client − from Go, microseconds
 //	metrics_cost  a step of one token that sees 128 positions through a coordinator, with the admin ports of coordinator and worker
 //	              and one step in a hundred traced / without
+//	viewers_cost  the p99 of such steps while 100 look at the coordinator's dashboard / while nobody does
 //
 // The samples are kept as JSON.
 package main
@@ -84,6 +85,7 @@ var groups = []group{
 	{[]string{"py_step"}, python},
 	{[]string{"py_overhead_us"}, overheadOfPython},
 	{[]string{"metrics_cost"}, observed},
+	{[]string{"viewers_cost"}, viewed},
 }
 
 func run(ctx context.Context, args []string) (err error) {

@@ -3,8 +3,14 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
+	"io"
 	"net"
+	"net/http"
 	"path/filepath"
+	"slices"
+	"sync"
+	"time"
 
 	collector "go.opentelemetry.io/proto/otlp/collector/trace/v1"
 	"google.golang.org/grpc"
@@ -45,13 +51,59 @@ func swallowTraces() (endpoint string, stop func() error, err error) {
 	}, nil
 }
 
+// way is one cluster whose steps are timed.
+type way struct {
+	*cluster
+	session *client.Session
+	step    *client.Step
+}
+
+// startWay starts a cluster of one worker, and a session with positions in it, through the coordinator.
+func startWay(ctx context.Context, o localcluster.Options, m *model, positions int) (_ *way, err error) {
+	o.Workers, o.Threads, o.Memory = 1, 1, 2<<30
+	local, err := localcluster.Start(ctx, o)
+	if err != nil {
+		return nil, err
+	}
+	w := &way{cluster: &cluster{Cluster: local}}
+	if w.client, err = client.Dial(local.Address()); err != nil {
+		return nil, errors.Join(err, local.Stop(ctx))
+	}
+	layer := client.Layer{Heads: heads, KVHeads: kvHeads, HeadDim: headDim, Storage: storage}
+	w.session, err = w.client.OpenSession(ctx, client.SessionOptions{Layers: []client.Layer{layer}, Codec: client.Raw})
+	if err == nil {
+		err = w.session.Do(ctx, m.step(w.session, 0, positions-1, false))
+	}
+	if err != nil {
+		return nil, errors.Join(err, w.stop(ctx))
+	}
+	w.step = m.step(w.session, 0, 1, true)
+	return w, nil
+}
+
+// steps times n steps that see so many positions and a few more, and returns the seconds of each.
+func (w *way) steps(ctx context.Context, n, positions int) ([]float64, error) {
+	if err := w.session.Truncate(ctx, positions-1); err != nil {
+		return nil, err
+	}
+	took := make([]float64, n)
+	for i := range took {
+		began := time.Now()
+		if err := w.session.Do(ctx, w.step); err != nil {
+			return nil, err
+		}
+		took[i] = time.Since(began).Seconds()
+	}
+	return took, nil
+}
+
 // observed measures what a step through a coordinator costs more where coordinator and worker are observed. Two clusters run side
-// by side and take turns.
+// by side and take turns, which are so short that both meet the same minute: a round is the median over pairs of turns.
 func observed(ctx context.Context, f *figures) (err error) {
 	const (
 		positions = 128
-		turns     = 10
-		each      = 200
+		pairs     = 100
+		each      = 16
 	)
 	program, err := filepath.Abs(filepath.Join(f.bin, "coord"))
 	if err != nil {
@@ -63,56 +115,128 @@ func observed(ctx context.Context, f *figures) (err error) {
 	}
 	defer func() { err = errors.Join(err, stop()) }()
 	m := newModel(positions)
-	var ways [2]struct {
-		session *client.Session
-		step    *client.Step
-	}
+	var ways [2]*way
 	for i := range ways {
-		o := localcluster.Options{Workers: 1, Threads: 1, Memory: 2 << 30, Command: []string{program}}
+		o := localcluster.Options{Command: []string{program}}
 		if i == 1 {
 			o.CoordinatorArgs, o.WorkerArgs = adminPort, adminPort
 			o.Command = append([]string{"env", "OTEL_EXPORTER_OTLP_ENDPOINT=" + endpoint}, append(sampled, program)...)
 		}
-		local, err := localcluster.Start(ctx, o)
-		if err != nil {
+		if ways[i], err = startWay(ctx, o, m, positions); err != nil {
 			return err
 		}
-		c := &cluster{Cluster: local}
-		if c.client, err = client.Dial(local.Address()); err != nil {
-			return errors.Join(err, local.Stop(ctx))
-		}
-		defer func() { err = errors.Join(err, c.stop(ctx)) }()
-		layer := client.Layer{Heads: heads, KVHeads: kvHeads, HeadDim: headDim, Storage: storage}
-		s, err := c.client.OpenSession(ctx, client.SessionOptions{Layers: []client.Layer{layer}, Codec: client.Raw})
-		if err != nil {
-			return err
-		}
-		if err := s.Do(ctx, m.step(s, 0, positions-1, false)); err != nil {
-			return err
-		}
-		ways[i].session, ways[i].step = s, m.step(s, 0, 1, true)
+		defer func() { err = errors.Join(err, ways[i].stop(ctx)) }()
 	}
-	for round := range f.rounds + 1 {
+	for round := range 2*f.rounds + 1 {
+		var ratios []float64
 		var took [2][]float64
-		for turn := range turns {
+		for pair := range pairs {
+			var one [2]float64
 			for k := range ways {
-				i := (k + turn) % len(ways) // neither is always first
-				w := ways[i]
-				if err := w.session.Truncate(ctx, positions-1); err != nil {
-					return err
-				}
-				seconds, err := times(each/turns, func() error { return w.session.Do(ctx, w.step) })
+				i := (k + pair) % len(ways) // neither is always first
+				seconds, err := ways[i].steps(ctx, each, positions)
 				if err != nil {
 					return err
 				}
-				took[i] = append(took[i], seconds)
+				one[i] = median(seconds)
+				took[i] = append(took[i], one[i])
 			}
+			ratios = append(ratios, one[1]/one[0])
 		}
-		if round == 0 {
-			continue // to warm up
+		if round > 0 { // the first one warms up
+			f.add("metrics_cost", median(ratios), map[string]float64{"without_seconds": median(took[0]), "with_seconds": median(took[1])})
 		}
-		without, with := median(took[0]), median(took[1])
-		f.add("metrics_cost", with/without, map[string]float64{"without_seconds": without, "with_seconds": with})
 	}
 	return nil
+}
+
+// viewed measures the slowest steps through a coordinator while many look at its dashboard, beside those while nobody does.
+func viewed(ctx context.Context, f *figures) (err error) {
+	const (
+		positions = 128
+		viewers   = 100
+		turns     = 2
+		parts     = 120
+		each      = 16
+	)
+	program, err := filepath.Abs(filepath.Join(f.bin, "coord"))
+	if err != nil {
+		return err
+	}
+	w, err := startWay(ctx, localcluster.Options{Command: []string{program}, CoordinatorArgs: adminPort, WorkerArgs: adminPort}, newModel(positions), positions)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, w.stop(ctx)) }()
+	for round := range f.rounds + 1 {
+		var took [2][]float64
+		for turn := range turns {
+			for k := range took {
+				i := (k + turn) % len(took)
+				leave := func() {}
+				if i == 1 {
+					if leave, err = look(ctx, w.Admin(-1), viewers); err != nil {
+						return err
+					}
+				}
+				for range parts {
+					seconds, err := w.steps(ctx, each, positions)
+					if err != nil {
+						leave()
+						return err
+					}
+					took[i] = append(took[i], seconds...)
+				}
+				leave()
+			}
+		}
+		without, with := p99(took[0]), p99(took[1])
+		if round > 0 {
+			f.add("viewers_cost", with/without, map[string]float64{"without_p99_seconds": without, "with_p99_seconds": with, "without_seconds": median(took[0]), "with_seconds": median(took[1])})
+		}
+	}
+	return nil
+}
+
+// p99 is what one in a hundred exceeds.
+func p99(all []float64) float64 {
+	all = slices.Sorted(slices.Values(all))
+	return all[len(all)*99/100]
+}
+
+// look lets viewers look at a dashboard, each of whom has been sent something, until leave is called.
+func look(ctx context.Context, at string, viewers int) (leave func(), err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	var reading sync.WaitGroup
+	transport := &http.Transport{}
+	leave = func() {
+		cancel()
+		reading.Wait()
+		transport.CloseIdleConnections()
+	}
+	for range viewers {
+		request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+at+"/events", nil)
+		if err != nil {
+			leave()
+			return nil, err
+		}
+		answer, err := (&http.Client{Transport: transport}).Do(request)
+		if err != nil {
+			leave()
+			return nil, err
+		}
+		seen := make(chan error, 1)
+		reading.Go(func() {
+			defer answer.Body.Close()
+			first := make([]byte, 1)
+			_, err := io.ReadFull(answer.Body, first)
+			seen <- err
+			_, _ = io.Copy(io.Discard, answer.Body) // until leave
+		})
+		if err := <-seen; err != nil {
+			leave()
+			return nil, fmt.Errorf("look at the dashboard: %w", err)
+		}
+	}
+	return leave, nil
 }
