@@ -120,7 +120,7 @@ func (c *Coordinator) Map(ctx context.Context, id string) (*dashboard.Map, error
 		return nil, err
 	}
 	m := &dashboard.Map{
-		Session: id, Name: shards.State.GetName(), Replicas: int(shards.State.GetConfig().GetReplicas()),
+		Session: id, Name: shards.State.GetName(), Tenant: shards.State.GetTenant(), Replicas: int(shards.State.GetConfig().GetReplicas()),
 		Holders: []dashboard.Holder{}, Layers: make([]dashboard.Layer, len(shards.Layers)),
 	}
 	index := map[string]int{}
@@ -149,4 +149,20 @@ func (c *Coordinator) Map(ctx context.Context, id string) (*dashboard.Map, error
 		}
 	}
 	return m, nil
+}
+
+// CancelJob ends a job.
+func (c *Coordinator) CancelJob(ctx context.Context, id string) error {
+	_, err := c.jobs.CancelJob(ctx, &headwaterv1.CancelJobRequest{Id: id})
+	return err
+}
+
+// DropSession ends a session.
+func (c *Coordinator) DropSession(ctx context.Context, id string) error {
+	key, err := hex.DecodeString(id)
+	if err != nil {
+		return fmt.Errorf("a session's id is 32 hexadecimal digits, not %q", id)
+	}
+	_, err = c.sessions.DropSession(ctx, &headwaterv1.DropSessionRequest{Session: key})
+	return err
 }

@@ -2,14 +2,18 @@ package cli
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
+	"net/http"
+	"os"
 
 	"github.com/spf13/pflag"
 
 	"headwater.example/internal/address"
+	"headwater.example/internal/dashboard"
 	"headwater.example/internal/observe"
 )
 
@@ -17,14 +21,54 @@ import (
 type adminFlag struct {
 	address  string
 	listener net.Listener // nil without the flag
+
+	logins, cert, key string           // files; a coordinator's
+	users             dashboard.Logins // of logins, nil without
 }
 
 func (f *adminFlag) flag(flags *pflag.FlagSet, what string) {
 	flags.StringVar(&f.address, "admin", "", "`host:port` of the admin port: "+what+" (default: none)")
 }
 
+// access are the flags by which others than this machine see the dashboard.
+func (f *adminFlag) access(flags *pflag.FlagSet) {
+	flags.StringVar(&f.logins, "admin-logins", "", "`file` of who may see the dashboard: a name, viewer or admin, the SHA-256 of a token, and perhaps tenant=NAME a line (default: who is on this machine)")
+	flags.StringVar(&f.cert, "admin-cert", "", "PEM `file` of the certificate by which the admin port is served over TLS; read anew for each connection")
+	flags.StringVar(&f.key, "admin-key", "", "PEM `file` of its key")
+}
+
+// read reads the files of the flags.
+func (f *adminFlag) read() error {
+	if (f.cert == "") != (f.key == "") {
+		return usage("--admin-cert and --admin-key: give both or neither")
+	}
+	if f.address == "" && (f.logins != "" || f.cert != "") {
+		return usage("--admin-logins, --admin-cert and --admin-key are for the port of --admin, which is not there")
+	}
+	if f.cert != "" {
+		if _, err := tls.LoadX509KeyPair(f.cert, f.key); err != nil {
+			return usage("--admin-cert: %w", err)
+		}
+	}
+	if f.logins == "" {
+		return nil
+	}
+	file, err := os.Open(f.logins)
+	if err != nil {
+		return usage("--admin-logins: %w", err)
+	}
+	defer file.Close()
+	if f.users, err = dashboard.ReadLogins(file); err != nil {
+		return usage("--admin-logins: %s: %w", f.logins, err)
+	}
+	return nil
+}
+
 // bind listens, if the flag says so.
 func (f *adminFlag) bind(ctx context.Context) error {
+	if err := f.read(); err != nil {
+		return err
+	}
 	if f.address == "" {
 		return nil
 	}
@@ -35,7 +79,25 @@ func (f *adminFlag) bind(ctx context.Context) error {
 	if f.listener, err = at.Listen(ctx); err != nil {
 		return fmt.Errorf("listen for the admin port: %w", err)
 	}
+	if f.cert != "" {
+		f.listener = tls.NewListener(f.listener, &tls.Config{
+			MinVersion: tls.VersionTLS13, NextProtos: []string{"http/1.1"},
+			GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+				pair, err := tls.LoadX509KeyPair(f.cert, f.key)
+				return &pair, err
+			},
+		})
+	}
 	return nil
+}
+
+// board serves a dashboard to who is on this machine, or to who has a login: on loopback, and elsewhere if nobody can listen in.
+func (f *adminFlag) board(on *observe.Admin, board http.Handler) {
+	if f.users != nil && (on.OnLoopback() || f.cert != "") {
+		on.Handle("/", board)
+		return
+	}
+	on.Local("/", board)
 }
 
 // on says whether there is an admin port.

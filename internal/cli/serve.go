@@ -69,6 +69,7 @@ func (a *app) serveCoordinator() *cobra.Command {
 	flags := cmd.Flags()
 	at.flags(flags, coordinatorListen, coordinatorGossip)
 	admin.flag(flags, "/metrics, and on loopback alone the dashboard and /debug/pprof")
+	admin.access(flags)
 	flags.StringVar(&workers, "workers", "", "a list of workers instead of gossip, `name=host:port,...`")
 	flags.StringVar(&config.DataDir, "data-dir", "headwater-data", "`folder` of jobs and results")
 	flags.DurationVar(&config.WorkerWait, "worker-wait", coordinator.DefaultWorkerWait, "how long a job waits for a worker that answers")
@@ -161,8 +162,8 @@ func prepareProcess(c *coordinator.Coordinator, dataDir string, log *slog.Logger
 
 // serveDashboard serves the dashboard, metrics and profiles on the admin port, until the returned function is called.
 func serveDashboard(admin *adminFlag, c *coordinator.Coordinator, metrics *observe.Coordinator, log *slog.Logger) (end func()) {
-	board := dashboard.New(c, log)
-	stop := admin.serve(metrics.Registry, log, func(on *observe.Admin) { on.Local("/", board) })
+	board := dashboard.New(c, admin.users, admin.cert != "", log)
+	stop := admin.serve(metrics.Registry, log, func(on *observe.Admin) { admin.board(on, board) })
 	return func() { stop(); board.Close() }
 }
 

@@ -68,6 +68,10 @@ func (d *Dashboard) watchAttention(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
 	}
+	if err := d.allowed(r.Context(), visiting(r).reads, "session", look.Session); err != nil {
+		http.Error(w, err.Error(), http.StatusForbidden)
+		return
+	}
 	stream := newStream(w)
 	if stream.send([]byte(": watching\n\n")) != nil {
 		return
@@ -94,12 +98,23 @@ func (d *Dashboard) jobAttention(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
 	}
-	answer(w, r, func(ctx context.Context) (any, error) { return d.cluster.JobAttention(ctx, look) })
+	answer(w, r, func(ctx context.Context) (any, error) {
+		if err := d.allowed(ctx, visiting(r).reads, "job", look.Job); err != nil {
+			return nil, err
+		}
+		return d.cluster.JobAttention(ctx, look)
+	})
 }
 
 // jobProblems answers with the problems of a job.
 func (d *Dashboard) jobProblems(w http.ResponseWriter, r *http.Request) {
-	answer(w, r, func(ctx context.Context) (any, error) { return d.cluster.JobProblems(ctx, r.URL.Query().Get("job")) })
+	job := r.URL.Query().Get("job")
+	answer(w, r, func(ctx context.Context) (any, error) {
+		if err := d.allowed(ctx, visiting(r).reads, "job", job); err != nil {
+			return nil, err
+		}
+		return d.cluster.JobProblems(ctx, job)
+	})
 }
 
 // answer answers with a value as JSON.

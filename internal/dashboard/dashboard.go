@@ -8,11 +8,14 @@ package dashboard
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 )
@@ -28,6 +31,9 @@ type Cluster interface {
 	// JobProblems are the problems of a job that has not ended, JobAttention is where one query of such a job looks.
 	JobProblems(ctx context.Context, job string) ([]Problem, error)
 	JobAttention(ctx context.Context, look Look) (*Attention, error)
+	// CancelJob and DropSession end a job and a session.
+	CancelJob(ctx context.Context, job string) error
+	DropSession(ctx context.Context, session string) error
 }
 
 const (
@@ -55,33 +61,79 @@ type Dashboard struct {
 
 // viewer is one who looks.
 type viewer struct {
+	user    *User
 	session string      // whose map it looks at; "" is the one that was used last
 	events  chan []byte // one element: what it is to be sent next
 }
 
-// New makes a dashboard. Close ends it.
-func New(cluster Cluster, log *slog.Logger) *Dashboard {
+// New makes a dashboard for who is on this machine, or if there are logins for who has one. Secure says that it is served by TLS.
+// Close ends it.
+func New(cluster Cluster, logins Logins, secure bool, log *slog.Logger) *Dashboard {
 	d := &Dashboard{cluster: cluster, log: log, mux: http.NewServeMux(), viewers: map[*viewer]struct{}{}}
-	d.mux.HandleFunc("GET /{$}", page("index.html"))
+	in := newDoors(logins, secure)
+	d.mux.HandleFunc("GET /{$}", in.inside(page("index.html")))
+	d.mux.HandleFunc("GET /login", page("login.html"))
+	d.mux.HandleFunc("POST /login", in.login)
+	d.mux.HandleFunc("POST /logout", in.changing(viewers, in.logout))
+	d.mux.HandleFunc("GET /me", in.inside(in.me))
 	for _, name := range []string{"style.css", "lib.js", "map.js", "attention.js", "app.js"} {
 		d.mux.HandleFunc("GET /"+name, page(name))
 	}
-	d.mux.HandleFunc("GET /events", d.events)
-	d.mux.HandleFunc("GET /attention", d.watchAttention)
-	d.mux.HandleFunc("GET /job/problems", d.jobProblems)
-	d.mux.HandleFunc("GET /job/attention", d.jobAttention)
+	d.mux.HandleFunc("GET /events", in.inside(d.events))
+	d.mux.HandleFunc("GET /attention", in.inside(d.watchAttention))
+	d.mux.HandleFunc("GET /job/problems", in.inside(d.jobProblems))
+	d.mux.HandleFunc("GET /job/attention", in.inside(d.jobAttention))
+	d.mux.HandleFunc("POST /job/cancel", in.changing(admins, d.end("job", d.cluster.CancelJob)))
+	d.mux.HandleFunc("POST /session/drop", in.changing(admins, d.end("session", d.cluster.DropSession)))
 	return d
 }
 
-// ServeHTTP implements http.Handler.
-func (d *Dashboard) ServeHTTP(w http.ResponseWriter, r *http.Request) { d.mux.ServeHTTP(w, r) }
+// ServeHTTP implements http.Handler. What changes something comes from no other site's page.
+func (d *Dashboard) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	http.NewCrossOriginProtection().Handler(d.mux).ServeHTTP(w, r)
+}
+
+// end ends the job or session that a request names.
+func (d *Dashboard) end(what string, do func(context.Context, string) error) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		id, user := r.URL.Query().Get("id"), &visiting(r).User
+		err := d.allowed(r.Context(), user.lists, what, id)
+		if err == nil {
+			err = do(r.Context(), id)
+		}
+		d.log.Warn("a user of the dashboard ends a job or session", "user", user.Name, what, id, "error", err)
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusUnprocessableEntity)
+			return
+		}
+		w.WriteHeader(http.StatusNoContent)
+	}
+}
+
+// allowed refuses a session whose tenant is not allowed. Jobs have no tenants: they are for users who are no tenant's.
+func (d *Dashboard) allowed(ctx context.Context, tenant func(string) bool, what, id string) error {
+	if tenant(everyTenant) {
+		return nil
+	}
+	if what == "job" {
+		return errors.New("jobs have no tenant: they are shown to those who log in as none")
+	}
+	m, err := d.cluster.Map(ctx, id)
+	if err == nil && !tenant(m.Tenant) {
+		err = fmt.Errorf("session %s is another tenant's, or its data is shown to its tenant alone", id)
+	}
+	return err
+}
+
+// everyTenant is no tenant's name, which only users have a right to who are bound to none.
+const everyTenant = "\x00"
 
 // Close waits for the loop, which ends with the last viewer.
 func (d *Dashboard) Close() { d.loops.Wait() }
 
 // events sends pictures until the viewer leaves.
 func (d *Dashboard) events(w http.ResponseWriter, r *http.Request) {
-	v := &viewer{session: r.URL.Query().Get("session"), events: make(chan []byte, 1)}
+	v := &viewer{user: &visiting(r).User, session: r.URL.Query().Get("session"), events: make(chan []byte, 1)}
 	if err := d.enter(v); err != nil {
 		http.Error(w, err.Error(), http.StatusServiceUnavailable)
 		return
@@ -163,13 +215,24 @@ func (d *Dashboard) leave(v *viewer) {
 	}
 }
 
-// looking returns the viewers, by the session that they look at.
-func (d *Dashboard) looking() map[string][]*viewer {
+// view is what viewers see alike.
+type view struct {
+	session string
+	bound   bool // to a tenant's sessions
+	tenant  string
+}
+
+// looking returns the viewers, by what they see.
+func (d *Dashboard) looking() map[view][]*viewer {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	by := map[string][]*viewer{}
+	by := map[view][]*viewer{}
 	for v := range d.viewers {
-		by[v.session] = append(by[v.session], v)
+		one := view{session: v.session}
+		if !v.user.Every && v.user.Tenant != nil {
+			one.bound, one.tenant = true, *v.user.Tenant
+		}
+		by[one] = append(by[one], v)
 	}
 	return by
 }
@@ -199,28 +262,11 @@ func (d *Dashboard) show(ctx context.Context) error {
 	if failed != nil {
 		s = &Snapshot{At: time.Now(), Error: failed.Error()}
 	}
-	picture, err := event("", s)
-	if err != nil {
-		return err
-	}
-	maps := 0
-	for session, viewers := range d.looking() {
-		if session == "" {
-			session = lastUsed(s.Sessions)
-		}
-		events := picture
-		if session != "" && failed == nil {
-			m := &Map{Session: session, Error: fmt.Sprintf("%d maps are looked at, the most that may be", maxMaps)}
-			if maps++; maps <= maxMaps {
-				if m, err = d.cluster.Map(ctx, session); err != nil {
-					m = &Map{Session: session, Error: err.Error()}
-				}
-			}
-			drawn, err := event("map", m)
-			if err != nil {
-				return err
-			}
-			events = bytes.Join([][]byte{picture, drawn}, nil)
+	maps := map[string]*Map{}
+	for of, viewers := range d.looking() {
+		events, err := d.draw(ctx, s, of, maps)
+		if err != nil {
+			return err
 		}
 		for _, v := range viewers {
 			select {
@@ -231,6 +277,35 @@ func (d *Dashboard) show(ctx context.Context) error {
 		}
 	}
 	return failed
+}
+
+// draw makes the events of a view, and draws its map if that has not been drawn for another.
+func (d *Dashboard) draw(ctx context.Context, s *Snapshot, of view, maps map[string]*Map) ([]byte, error) {
+	seen := *s
+	if of.bound {
+		seen.Jobs, seen.JobsLeft = []Job{}, 0
+		seen.Sessions = slices.DeleteFunc(slices.Clone(s.Sessions), func(one Session) bool { return one.Tenant != of.tenant })
+	}
+	picture, err := event("", &seen)
+	session := cmp.Or(of.session, lastUsed(seen.Sessions))
+	if err != nil || session == "" || s.Error != "" {
+		return picture, err
+	}
+	m, drawn := maps[session]
+	if !drawn {
+		m = &Map{Session: session, Error: fmt.Sprintf("%d maps are looked at, the most that may be", maxMaps)}
+		if len(maps) < maxMaps {
+			if m, err = d.cluster.Map(ctx, session); err != nil {
+				m = &Map{Session: session, Error: err.Error()}
+			}
+		}
+		maps[session] = m
+	}
+	if of.bound && m.Error == "" && m.Tenant != of.tenant {
+		m = &Map{Session: session, Error: "This session is another tenant's."}
+	}
+	mapped, err := event("map", m)
+	return append(picture, mapped...), err
 }
 
 // lastUsed is the session that was used last, "" if there is none.

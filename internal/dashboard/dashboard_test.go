@@ -27,9 +27,20 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 type fake struct {
 	picture func() (*Snapshot, error)
 	maps    func(session string) (*Map, error)
+	ended   []string // jobs and sessions
 }
 
 func (f *fake) Picture(context.Context) (*Snapshot, error) { return f.picture() }
+
+func (f *fake) CancelJob(_ context.Context, job string) error {
+	f.ended = append(f.ended, "job "+job)
+	return nil
+}
+
+func (f *fake) DropSession(_ context.Context, session string) error {
+	f.ended = append(f.ended, "session "+session)
+	return nil
+}
 
 func (f *fake) WatchAttention(_ context.Context, look Look, send func(*Attention) error) error {
 	if look.Session == "" {
@@ -59,7 +70,7 @@ func (f *fake) Map(_ context.Context, session string) (*Map, error) {
 // serve serves a dashboard of a cluster until the test ends.
 func serve(t *testing.T, c Cluster) *httptest.Server {
 	t.Helper()
-	d := New(c, slog.New(slog.DiscardHandler))
+	d := New(c, nil, false, slog.New(slog.DiscardHandler))
 	s := httptest.NewServer(d)
 	t.Cleanup(func() {
 		s.CloseClientConnections()
@@ -217,7 +228,7 @@ func TestNumbersAreCalledByTheirMetrics(t *testing.T) {
 }
 
 func TestPagesAreSmallAndAskNobodyElse(t *testing.T) {
-	s := serve(t, nil)
+	s := serve(t, &fake{})
 	known := map[string]bool{}
 	for _, m := range observe.All() {
 		for _, part := range []string{"", "_count", "_sum"} {
@@ -225,7 +236,7 @@ func TestPagesAreSmallAndAskNobodyElse(t *testing.T) {
 		}
 	}
 	size := 0
-	for _, name := range []string{"", "style.css", "lib.js", "map.js", "attention.js", "app.js"} {
+	for _, name := range []string{"", "style.css", "lib.js", "map.js", "attention.js", "app.js", "login"} {
 		answer, err := s.Client().Get(s.URL + "/" + name)
 		if err != nil {
 			t.Fatal(err)

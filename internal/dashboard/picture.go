@@ -88,6 +88,7 @@ type Event struct {
 type Map struct {
 	Session  string   `json:"session"`
 	Name     string   `json:"name"`
+	Tenant   string   `json:"tenant"`
 	Error    string   `json:"error,omitempty"` // why there is no map
 	Replicas int      `json:"replicas"`        // copies that each group is to have beside its owner's
 	Holders  []Holder `json:"holders"`

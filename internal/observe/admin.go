@@ -40,13 +40,19 @@ func NewAdmin(at net.Addr, r *Registry) *Admin {
 	return a
 }
 
+// Handle serves a path to everyone who reaches the port: the handler lets in whom it knows.
+func (a *Admin) Handle(pattern string, h http.Handler) { a.mux.Handle(pattern, h) }
+
+// OnLoopback tells whether the port is bound to a loopback address.
+func (a *Admin) OnLoopback() bool { return a.local }
+
 // Local serves a path to this machine alone: where the port is bound to a loopback address and is asked for by a loopback name,
-// so that no page of another site can ask through its reader's browser. There are no logins that could let others in.
+// so that no page of another site can ask through its reader's browser.
 func (a *Admin) Local(pattern string, h http.Handler) {
 	a.mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
 		switch {
 		case !a.local:
-			http.Error(w, "there are no logins yet, so this is served on loopback alone: start the process with --admin 127.0.0.1:PORT; /metrics is served on every address", http.StatusForbidden)
+			http.Error(w, "this is served on loopback alone: start the process with --admin 127.0.0.1:PORT; a coordinator's dashboard is served elsewhere with --admin-logins, --admin-cert and --admin-key; /metrics is served on every address", http.StatusForbidden)
 		case !loopback(r.Host):
 			http.Error(w, fmt.Sprintf("the host %q is not this machine's loopback: ask for 127.0.0.1, [::1] or localhost", r.Host), http.StatusForbidden)
 		default:

@@ -285,7 +285,7 @@ func TestAlertsNameMetricsAndHaveARunbookAndATest(t *testing.T) {
 // TestLogKeysAreDocumented holds the logs of the programs to one schema: the keys in docs/metrics.md.
 func TestLogKeysAreDocumented(t *testing.T) {
 	used := map[string]string{}
-	for _, folder := range []string{"coordinator", "worker", "internal/rpc", "internal/membership", "internal/cli", "internal/observe"} {
+	for _, folder := range []string{"coordinator", "worker", "internal/rpc", "internal/membership", "internal/cli", "internal/observe", "internal/dashboard"} {
 		err := filepath.WalkDir(filepath.Join("../..", folder), func(path string, d fs.DirEntry, err error) error {
 			if err != nil || d.IsDir() || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
 				return err

@@ -4,17 +4,31 @@ package e2e
 
 import (
 	"bufio"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	cryptorand "crypto/rand"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
+	"encoding/pem"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
 	"math"
+	"math/big"
 	"net/http"
+	"net/http/cookiejar"
+	"net/url"
+	"os"
+	"path/filepath"
 	"reflect"
 	"slices"
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"headwater.example/client"
 	"headwater.example/internal/dashboard"
@@ -315,15 +329,91 @@ func TestAdminPortKeepsProfilesToThisMachine(t *testing.T) {
 		{c.Admin(0), "/debug/pprof/goroutine?debug=1", "localhost", http.StatusOK, "goroutine profile"},
 		{c.Admin(0), "/debug/pprof/", "rebound.example", http.StatusForbidden, "is not this machine's loopback"},
 		{c.Admin(0), "/metrics", "worker.example", http.StatusOK, "headwater_worker_sessions"},
-		{"127.0.0.1:" + every, "/debug/pprof/", "", http.StatusForbidden, "there are no logins yet"},
+		{"127.0.0.1:" + every, "/debug/pprof/", "", http.StatusForbidden, "this is served on loopback alone"},
 		{"127.0.0.1:" + every, "/metrics", "", http.StatusOK, "headwater_coordinator_jobs"},
 		{c.Admin(0), "/", "", http.StatusNotFound, ""},
-		{"127.0.0.1:" + every, "/", "", http.StatusForbidden, "there are no logins yet"},
-		{"127.0.0.1:" + every, "/events", "", http.StatusForbidden, "there are no logins yet"},
+		{"127.0.0.1:" + every, "/", "", http.StatusForbidden, "this is served on loopback alone"},
+		{"127.0.0.1:" + every, "/events", "", http.StatusForbidden, "this is served on loopback alone"},
 		{c.Admin(0), "/nothing", "", http.StatusNotFound, ""},
 	} {
 		if code, body := get(t, ask.at, ask.path, ask.host); code != ask.want || !strings.Contains(body, ask.says) {
 			t.Errorf("%s of %s as %q: %d %.200q, want %d %q", ask.path, ask.at, ask.host, code, body, ask.want, ask.says)
 		}
 	}
+}
+
+// TestDashboardLetsInWhoHasALogin serves a coordinator's dashboard on every address: by TLS to who has logged in, and without TLS
+// to nobody.
+func TestDashboardLetsInWhoHasALogin(t *testing.T) {
+	t.Parallel()
+	folder := t.TempDir()
+	cert, key := selfSigned(t, folder)
+	logins := filepath.Join(folder, "logins")
+	if err := os.WriteFile(logins, fmt.Appendf(nil, "alice viewer %x\n", sha256.Sum256([]byte("a token"))), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	plain := start(t, localcluster.Options{Workers: 1, CoordinatorArgs: []string{"--admin", "0.0.0.0:0", "--admin-logins", logins}})
+	_, port, _ := strings.Cut(plain.Admin(-1), "0.0.0.0:")
+	if code, body := get(t, "127.0.0.1:"+port, "/login", ""); code != http.StatusForbidden || !strings.Contains(body, "--admin-cert") {
+		t.Errorf("without TLS: %d %q", code, body)
+	}
+	c := start(t, localcluster.Options{Workers: 1, CoordinatorArgs: []string{"--admin", "0.0.0.0:0", "--admin-logins", logins, "--admin-cert", cert, "--admin-key", key}})
+	_, port, _ = strings.Cut(c.Admin(-1), "0.0.0.0:")
+	text, err := os.ReadFile(cert)
+	if err != nil {
+		t.Fatal(err)
+	}
+	known := x509.NewCertPool()
+	known.AppendCertsFromPEM(text)
+	jar, err := cookiejar.New(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: known, ServerName: "headwater.example"}}
+	t.Cleanup(transport.CloseIdleConnections)
+	browser := &http.Client{Jar: jar, Transport: transport}
+	for _, step := range []struct {
+		form  url.Values
+		at    string
+		title string
+	}{{nil, "/login", "log in"}, {url.Values{"token": {"no token"}}, "/login", "log in"}, {url.Values{"token": {"a token"}}, "/", "Headwater"}} {
+		to := "https://127.0.0.1:" + port
+		answer, err := browser.Get(to + "/")
+		if step.form != nil {
+			_ = answer.Body.Close()
+			answer, err = browser.PostForm(to+"/login", step.form)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := io.ReadAll(answer.Body)
+		if err := errors.Join(err, answer.Body.Close()); err != nil || answer.StatusCode != http.StatusOK || answer.Request.URL.Path != step.at || !strings.Contains(string(b), step.title+"</title>") {
+			t.Errorf("%v leads to %s, %s, %v", step.form, answer.Request.URL, answer.Status, err)
+		}
+	}
+}
+
+// selfSigned writes a certificate of headwater.example and its key.
+func selfSigned(t *testing.T, folder string) (cert, key string) {
+	t.Helper()
+	private, err := ecdsa.GenerateKey(elliptic.P256(), cryptorand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	of := &x509.Certificate{SerialNumber: big.NewInt(1), DNSNames: []string{"headwater.example"}, NotAfter: time.Now().Add(time.Hour)}
+	public, err := x509.CreateCertificate(cryptorand.Reader, of, of, private.Public(), private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	secret, err := x509.MarshalPKCS8PrivateKey(private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, key = filepath.Join(folder, "admin.crt"), filepath.Join(folder, "admin.key")
+	for path, block := range map[string]*pem.Block{cert: {Type: "CERTIFICATE", Bytes: public}, key: {Type: "PRIVATE KEY", Bytes: secret}} {
+		if err := os.WriteFile(path, pem.EncodeToMemory(block), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return cert, key
 }

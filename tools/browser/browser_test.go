@@ -51,7 +51,7 @@ func open(t *testing.T, address string, v View) *Page {
 // serve serves the dashboard of a cluster until the test ends.
 func serve(t *testing.T, c dashboard.Cluster) string {
 	t.Helper()
-	d := dashboard.New(c, slog.New(slog.DiscardHandler))
+	d := dashboard.New(c, nil, false, slog.New(slog.DiscardHandler))
 	s := httptest.NewServer(d)
 	t.Cleanup(func() {
 		s.CloseClientConnections()

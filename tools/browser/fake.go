@@ -133,3 +133,9 @@ func (f *Fake) JobProblems(context.Context, string) ([]dashboard.Problem, error)
 func (f *Fake) JobAttention(_ context.Context, look dashboard.Look) (*dashboard.Attention, error) {
 	return attention(look.Query, min(look.Positions, int(look.Query)+1), look.Group*4), nil
 }
+
+// CancelJob implements dashboard.Cluster.
+func (f *Fake) CancelJob(context.Context, string) error { return nil }
+
+// DropSession implements dashboard.Cluster.
+func (f *Fake) DropSession(context.Context, string) error { return nil }

@@ -17,8 +17,45 @@ function connect() {
   events = new EventSource("events" + (picked ? "?session=" + encodeURIComponent(picked) : ""));
   events.onmessage = e => { heard = Date.now(); show(JSON.parse(e.data)); };
   events.addEventListener("map", e => { if (last) map.draw(JSON.parse(e.data), new Date(last.at) / 1000); });
-  events.onerror = lost;
+  events.onerror = () => {
+    lost();
+    enter();
+  };
 }
+
+// me is who looks. Who is a stranger, as after a login has ended, is to log in.
+let me = null;
+async function enter() {
+  try {
+    const answer = await fetch("me");
+    if (answer.status === 401) location.assign("login");
+    if (answer.ok) me = await answer.json();
+  } catch {
+    return; // not connected, which is said
+  }
+  document.body.classList.toggle("admin", me?.role === "admin");
+  $("leave").hidden = !me?.leaves;
+  set($("me"), me?.name ? `${me.name} (${me.role})` : "");
+}
+
+// change asks for something to be changed.
+async function change(path) {
+  const answer = await fetch(path, { method: "POST", headers: { "X-Headwater-Token": me.token } });
+  if (!answer.ok) alert(await answer.text());
+}
+
+// ender is a cell with a button that ends something, for admins.
+function ender(text, question, path) {
+  const td = make("td", "", { className: "end" }), button = make("button", text, { className: "link" });
+  button.addEventListener("click", () => { if (confirm(question)) change(path); });
+  td.append(button);
+  return td;
+}
+
+$("leave").addEventListener("click", async () => {
+  await change("logout");
+  location.assign("login");
+});
 
 function lost() { stale(last ? "not connected since " + time(last.at) : "not connected"); }
 
@@ -115,7 +152,8 @@ function sessions(s) {
     const th = make("th", "", { scope: "row" }), button = make("button", x.id.slice(0, 8), { className: "link", title: "show the map of session " + x.id });
     button.addEventListener("click", () => pick(x.id));
     th.append(button);
-    return [th, make("td", x.name, { className: "left name", title: x.name }), ...Array.from({ length: 4 }, () => make("td"))];
+    return [th, make("td", x.name, { className: "left name", title: x.name }), ...Array.from({ length: 4 }, () => make("td")),
+      ender("drop", `Drop session ${x.id.slice(0, 8)} ${x.name}? Its keys and values are gone then.`, "session/drop?id=" + x.id)];
   }, (tr, x) => {
     tr.className = x.id === picked ? "picked" : "";
     [number(x.length), bytes(x.page_bytes), number(x.holders), time(x.used)].forEach((text, i) => set(tr.children[i + 2], text));
@@ -133,9 +171,11 @@ function jobs(s) {
     const th = make("th", "", { scope: "row", className: "name", title: j.id }), button = make("button", j.name || j.id, { className: "link", title: "show where the queries of job " + j.id + " look" });
     button.addEventListener("click", () => attention.explain(j.id, j.name || j.id));
     th.append(button);
-    return [th, make("td", "", { className: "left name" }), td];
+    return [th, make("td", "", { className: "left name" }), td, ender("cancel", `Cancel job ${j.name || j.id}?`, "job/cancel?id=" + encodeURIComponent(j.id))];
   }, (tr, j) => {
-    tr.querySelector("button").disabled = !["queued", "running"].includes(j.state);
+    const over = !["uploading", "queued", "running"].includes(j.state);
+    tr.querySelector("button").disabled = over || j.state === "uploading";
+    tr.querySelector(".end button").hidden = over;
     const said = j.state + (j.error ? ": " + j.error : j.state === "running" && j.phase ? ": " + j.phase : "");
     set(tr.children[1], said);
     tr.children[1].title = said;
@@ -166,3 +206,4 @@ $("map-controls").addEventListener("submit", e => {
   pick($("find").value.trim().toLowerCase());
 });
 connect();
+enter();
