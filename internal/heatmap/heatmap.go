@@ -13,6 +13,8 @@ package heatmap
 
 import (
 	"fmt"
+	"image"
+	"image/draw"
 	"image/png"
 	"io"
 	"math"
@@ -72,25 +74,38 @@ const positionLimit = 1 << 53
 // float32.
 const weightLimit = 1 + 1e-4
 
-// Draw writes the figure to w as a PNG. Nothing is written for a figure that
-// cannot be drawn; the error is then a *FigureError. Sequences longer than a
-// panel's pixels are pooled by their largest weight.
-func Draw(w io.Writer, f Figure) error {
-	queries, keys, err := check(f)
-	if err != nil {
-		return err
-	}
+// Draw writes figures to w as one PNG, one beside the other. Nothing is written
+// for a figure that cannot be drawn; the error is then a *FigureError. Sequences
+// longer than a panel's pixels are pooled by their largest weight.
+func Draw(w io.Writer, figures ...Figure) error {
 	fonts, err := newFonts()
 	if err != nil {
 		return fmt.Errorf("heat map: reading the font: %w", err)
 	}
 	defer fonts.close()
-	l := newLayout(f, queries, keys, fonts)
-	if l.width*l.height > maxPixels {
-		return &FigureError{-1, -1, -1, -1, fmt.Sprintf("%d panels do not fit an image of %d pixels; draw fewer heads", l.panels, maxPixels)}
+	var layouts []*layout
+	width, height, panels := 0, 0, 0
+	for _, f := range figures {
+		queries, keys, err := check(f)
+		if err != nil {
+			return err
+		}
+		l := newLayout(f, queries, keys, fonts)
+		layouts = append(layouts, l)
+		width, height, panels = width+l.width, max(height, l.height), panels+l.panels
+	}
+	if width*height > maxPixels {
+		return &FigureError{-1, -1, -1, -1, fmt.Sprintf("%d panels do not fit an image of %d pixels; draw fewer heads", panels, maxPixels)}
+	}
+	all := image.NewRGBA(image.Rect(0, 0, width, height))
+	fill(all, all.Rect, paper)
+	x := 0
+	for i, l := range layouts {
+		draw.Draw(all, image.Rect(x, 0, x+l.width, l.height), l.paint(figures[i]), image.Point{}, draw.Src)
+		x += l.width
 	}
 	encoder := png.Encoder{CompressionLevel: png.DefaultCompression}
-	if err := encoder.Encode(w, l.paint(f)); err != nil {
+	if err := encoder.Encode(w, all); err != nil {
 		return fmt.Errorf("heat map: writing the PNG: %w", err)
 	}
 	return nil
