@@ -152,8 +152,10 @@ figures-model: build $(VENV)/ready $(VENV_MODEL)/ready $(SMOLLM2)/ready ## measu
 	@$(GO) run ./internal/figures/sessions -bin bin -run '^py_overhead_us$$' -samples figures/py_overhead.json
 	@HEADWATER_COORD=$(CURDIR)/bin/coord PYTHONPATH=clients/python/src $(VENV_MODEL)/bin/python clients/python/bench/model.py $(SMOLLM2) --samples figures/model.json
 
-figures-observe: build ## measure what metrics and traces cost a step; prints `figure NAME VALUE`
-	@$(GO) run ./internal/figures/sessions -bin bin -run metrics_cost -samples figures/observe.json
+figures-observe: build ## measure what metrics, traces and viewers cost a step, and how the dashboard is seen; prints `figure NAME VALUE`
+	@$(GO) run ./internal/figures/sessions -bin bin -run 'metrics_cost|viewers_cost' -samples figures/observe.json
+	-@$(MAKE) -s .cache/chromium $(AXE) >&2
+	@cd tools/browser && $(BROWSER) $(GO) run ./figures
 
 figures-learn: build ## measure gradients; prints `figure NAME VALUE`
 	@$(GO) run ./internal/figures/learn -bin bin -samples figures/learn.json

@@ -55,7 +55,9 @@ type Dashboard struct {
 
 	mu      sync.Mutex // guards what follows
 	viewers map[*viewer]struct{}
+	latest  map[view][]byte    // what was sent last, for who comes
 	stop    context.CancelFunc // ends the loop, nil while it does not run
+	poke    chan struct{}      // one element: somebody has come who sees what nobody else does
 	loops   sync.WaitGroup
 }
 
@@ -69,7 +71,7 @@ type viewer struct {
 // New makes a dashboard for who is on this machine, or if there are logins for who has one. Secure says that it is served by TLS.
 // Close ends it.
 func New(cluster Cluster, logins Logins, secure bool, log *slog.Logger) *Dashboard {
-	d := &Dashboard{cluster: cluster, log: log, mux: http.NewServeMux(), viewers: map[*viewer]struct{}{}}
+	d := &Dashboard{cluster: cluster, log: log, mux: http.NewServeMux(), viewers: map[*viewer]struct{}{}, poke: make(chan struct{}, 1)}
 	in := newDoors(logins, secure)
 	d.mux.HandleFunc("GET /{$}", in.inside(page("index.html")))
 	d.mux.HandleFunc("GET /login", page("login.html"))
@@ -140,6 +142,9 @@ func (d *Dashboard) events(w http.ResponseWriter, r *http.Request) {
 	}
 	defer d.leave(v)
 	stream := newStream(w)
+	if stream.send([]byte(": looking\n\n")) != nil {
+		return
+	}
 	for {
 		select {
 		case <-r.Context().Done():
@@ -197,6 +202,14 @@ func (d *Dashboard) enter(v *viewer) error {
 		return fmt.Errorf("%d look at the dashboard, the most that may", maxViewers)
 	}
 	d.viewers[v] = struct{}{}
+	if last := d.latest[v.view()]; last != nil {
+		v.events <- last
+	} else {
+		select {
+		case d.poke <- struct{}{}:
+		default:
+		}
+	}
 	if d.stop == nil {
 		ctx, cancel := context.WithCancel(context.Background())
 		d.stop = cancel
@@ -211,7 +224,7 @@ func (d *Dashboard) leave(v *viewer) {
 	delete(d.viewers, v)
 	if len(d.viewers) == 0 {
 		d.stop()
-		d.stop = nil
+		d.stop, d.latest = nil, nil
 	}
 }
 
@@ -222,30 +235,42 @@ type view struct {
 	tenant  string
 }
 
-// looking returns the viewers, by what they see.
-func (d *Dashboard) looking() map[view][]*viewer {
+// view is what the viewer sees.
+func (v *viewer) view() view {
+	one := view{session: v.session}
+	if !v.user.Every && v.user.Tenant != nil {
+		one.bound, one.tenant = true, *v.user.Tenant
+	}
+	return one
+}
+
+// looking returns what the viewers see.
+func (d *Dashboard) looking() map[view]bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	by := map[view][]*viewer{}
+	all := map[view]bool{}
 	for v := range d.viewers {
-		one := view{session: v.session}
-		if !v.user.Every && v.user.Tenant != nil {
-			one.bound, one.tenant = true, *v.user.Tenant
-		}
-		by[one] = append(by[one], v)
+		all[v.view()] = true
 	}
-	return by
+	return all
 }
 
 func (d *Dashboard) loop(ctx context.Context) {
 	for {
+		select {
+		case <-d.poke: // All who have come until now are shown what comes next.
+		default:
+		}
 		began := time.Now()
 		if err := d.show(ctx); err != nil && ctx.Err() == nil {
 			d.log.Warn("the dashboard has no picture", "error", err)
 		}
-		rest := time.NewTimer(max(every-time.Since(began), restTimes*time.Since(began)))
+		took := time.Since(began)
+		rest := time.NewTimer(max(every-took, restTimes*took))
 		select {
 		case <-rest.C:
+		case <-d.poke:
+			rest.Stop()
 		case <-ctx.Done():
 			rest.Stop()
 			return
@@ -255,6 +280,7 @@ func (d *Dashboard) loop(ctx context.Context) {
 
 // show sends all viewers the cluster as it is. Where it is not known it says why.
 func (d *Dashboard) show(ctx context.Context) error {
+	var err error
 	s, failed := d.cluster.Picture(ctx)
 	if ctx.Err() != nil {
 		return ctx.Err()
@@ -262,19 +288,28 @@ func (d *Dashboard) show(ctx context.Context) error {
 	if failed != nil {
 		s = &Snapshot{At: time.Now(), Error: failed.Error()}
 	}
-	maps := map[string]*Map{}
-	for of, viewers := range d.looking() {
-		events, err := d.draw(ctx, s, of, maps)
-		if err != nil {
+	maps, latest := map[string]*Map{}, map[view][]byte{}
+	for of := range d.looking() {
+		if latest[of], err = d.draw(ctx, s, of, maps); err != nil {
 			return err
 		}
-		for _, v := range viewers {
-			select {
-			case <-v.events: // What was not read is old.
-			default:
-			}
-			v.events <- events
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if ctx.Err() != nil {
+		return ctx.Err() // The next loop has others.
+	}
+	d.latest = latest
+	for v := range d.viewers {
+		events := latest[v.view()]
+		if events == nil {
+			continue // It has come since, and has poked.
 		}
+		select {
+		case <-v.events: // What was not read is old.
+		default:
+		}
+		v.events <- events
 	}
 	return failed
 }

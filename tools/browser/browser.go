@@ -88,6 +88,14 @@ func (v View) String() string {
 	return fmt.Sprintf("%d-%s", v.Width, scheme)
 }
 
+// Views are those at which the pages are looked at.
+func Views() (all []View) {
+	for _, size := range [][2]int{{360, 740}, {1024, 768}, {1920, 1080}} {
+		all = append(all, View{size[0], size[1], false}, View{size[0], size[1], true})
+	}
+	return all
+}
+
 // Page is one tab. Its methods fail after Patience.
 type Page struct {
 	ctx   context.Context

@@ -8,6 +8,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 
@@ -115,14 +116,6 @@ func (p *Page) readable(t *testing.T) {
 	}
 }
 
-// views are how the pages are looked at.
-func views() (all []View) {
-	for _, size := range [][2]int{{360, 740}, {1024, 768}, {1920, 1080}} {
-		all = append(all, View{size[0], size[1], false}, View{size[0], size[1], true})
-	}
-	return all
-}
-
 func TestThePageIsReadableAtEverySize(t *testing.T) {
 	for name, c := range map[string]*Fake{
 		"small": {Workers: 1, Sessions: 0, Layers: 2, Groups: 2},
@@ -130,15 +123,10 @@ func TestThePageIsReadableAtEverySize(t *testing.T) {
 		"large": {Workers: 1000, Sessions: 10000, Layers: 64, Groups: 8},
 	} {
 		address := serve(t, c)
-		for _, v := range views() {
+		for _, v := range Views() {
 			t.Run(fmt.Sprintf("%s-%v", name, v), func(t *testing.T) {
 				p := open(t, address, v)
-				p.until(t, fmt.Sprintf(`document.querySelectorAll("#workers tr").length === %d`, min(c.Workers, 100)))
-				if c.Sessions == 0 {
-					p.until(t, `document.querySelector("#map caption")?.textContent === "No session is open."`)
-				} else {
-					p.until(t, fmt.Sprintf(`document.querySelectorAll("#map td").length === %d`, c.Layers*c.Groups))
-				}
+				p.until(t, c.Seen())
 				p.until(t, `[...document.querySelectorAll("#workers td:nth-child(4)")].some(td => !td.hidden && td.textContent !== "–")`) // two pictures have come
 				if c.Sessions > 0 {
 					p.click(t, `#map td`)
@@ -178,5 +166,32 @@ func TestTheMapIsWalkedByKeyboard(t *testing.T) {
 	p.until(t, fmt.Sprintf(`document.querySelector("#state").textContent !== %q`, first))
 	if at := eval[string](t, p, `document.activeElement.dataset.at`); at != "10 0" {
 		t.Errorf("the next picture moved the focus to %q", at)
+	}
+}
+
+func TestTheLoginIsReadable(t *testing.T) {
+	logins, err := dashboard.ReadLogins(strings.NewReader("someone viewer " + strings.Repeat("00", 32)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := dashboard.New(&Fake{}, logins, false, slog.New(slog.DiscardHandler))
+	s := httptest.NewServer(d)
+	defer d.Close()
+	defer s.Close()
+	for _, v := range Views() {
+		t.Run(v.String(), func(t *testing.T) {
+			p := open(t, s.URL, v) // a stranger is sent to the login
+			p.until(t, `location.pathname === "/login"`)
+			if shown := eval[bool](t, p, `getComputedStyle(document.querySelector("#failed")).display !== "none"`); shown {
+				t.Error("a login is said to have failed that nobody tried")
+			}
+			eval[bool](t, p, `document.querySelector("input").focus(), true`)
+			if err := p.Press("no token" + kb.Enter); err != nil {
+				t.Fatal(err)
+			}
+			p.until(t, `location.hash === "#failed" && getComputedStyle(document.querySelector("#failed")).display !== "none"`)
+			p.shoot(t, "login-"+v.String())
+			p.readable(t)
+		})
 	}
 }

@@ -17,6 +17,15 @@ type Fake struct {
 	began time.Time
 }
 
+// Seen is an expression of JavaScript that is true once all of the cluster is on the page.
+func (f *Fake) Seen() string {
+	drawn := `document.querySelector("#map caption")?.textContent === "No session is open."`
+	if f.Sessions > 0 {
+		drawn = fmt.Sprintf(`document.querySelectorAll("#map td").length === %d`, f.Layers*f.Groups)
+	}
+	return fmt.Sprintf(`document.querySelectorAll("#workers tr").length === %d && %s`, min(f.Workers, 100), drawn)
+}
+
 // shown is how many sessions a coordinator tells of at most.
 const shown = 100
 

@@ -8,6 +8,9 @@ import * as attention from "./attention.js";
 // often if to ask the cluster takes long.
 const silence = 15_000;
 
+// shortest is the least time, in milliseconds, over which rates are taken.
+const shortest = 500;
+
 let before = null, last = null; // snapshots
 let picked = new URLSearchParams(location.search).get("session") ?? "";
 let events = null, heard = 0;
@@ -76,7 +79,7 @@ function pick(id) {
 
 function show(s) {
   if (s.error) return stale(s.error);
-  before = last;
+  if (!last || new Date(s.at) - new Date(last.at) > shortest) before = last; // else rates would be of a moment
   last = s;
   document.body.classList.remove("stale");
   set($("state"), "as of " + time(s.at));

@@ -18,13 +18,14 @@ export function draw(m, seconds) {
   set($("map-of"), "of session " + m.session.slice(0, 8) + (m.name ? " " + m.name : ""));
   if (m.error) return none(m.error);
   if (!before || before.map.session !== m.session) before = now = null;
-  before = now;
+  if (!now || seconds - now.seconds > 0.5) before = now;
   now = { map: m, seconds };
   loads = m.holders.map(h => loadOf(h));
   const groups = Math.max(0, ...m.layers.map(l => l.owner.length)), next = [m.session, m.layers.map(l => l.owner.length).join()].join(" ");
   if (next !== shape) build(m, groups);
   shape = next;
   paint();
+  if (!performance.getEntriesByName("map").length) requestAnimationFrame(() => performance.mark("map")); // when the first one is seen
 }
 
 // none says why there is no map.

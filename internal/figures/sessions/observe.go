@@ -204,7 +204,7 @@ func p99(all []float64) float64 {
 	return all[len(all)*99/100]
 }
 
-// look lets viewers look at a dashboard, each of whom has been sent something, until leave is called.
+// look lets viewers look at a dashboard until leave is called.
 func look(ctx context.Context, at string, viewers int) (leave func(), err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	var reading sync.WaitGroup
@@ -225,17 +225,13 @@ func look(ctx context.Context, at string, viewers int) (leave func(), err error)
 			leave()
 			return nil, err
 		}
-		seen := make(chan error, 1)
 		reading.Go(func() {
 			defer answer.Body.Close()
-			first := make([]byte, 1)
-			_, err := io.ReadFull(answer.Body, first)
-			seen <- err
 			_, _ = io.Copy(io.Discard, answer.Body) // until leave
 		})
-		if err := <-seen; err != nil {
+		if answer.StatusCode != http.StatusOK {
 			leave()
-			return nil, fmt.Errorf("look at the dashboard: %w", err)
+			return nil, fmt.Errorf("look at the dashboard: %s", answer.Status)
 		}
 	}
 	return leave, nil
