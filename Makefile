@@ -6,12 +6,14 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo deve
 # Static binaries: no cgo, no paths of the machine that built them.
 LDFLAGS := -s -w -X $(shell $(GO) list -m)/internal/cli.linked=$(VERSION)
 FUZZTIME ?= 60s
+PYTHON ?= python3
+VENV := .cache/python
 # Without the checkout's path in what is compiled, all checkouts of a machine share the cache of builds.
 export GOFLAGS += -trimpath -buildvcs=false
 
 .DEFAULT_GOAL := help
 .PHONY: help build demo demo-model check map test unit lint format proto generate breaking fuzz bench bench-plots figures-kernels figures-job figures-sessions figures-learn figures-model figures-observe figures-faults soak \
-	fixtures image test-alerts test-avx512 test-browser test-arm64 test-k8s test-python test-model wheel wheels clean
+	fixtures image test-alerts test-avx512 test-browser test-arm64 test-k8s test-python test-model pytest wheel wheels clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,25 +35,32 @@ check: ## check format, code and the quick tests, in less than a minute once bui
 map: ## draw the map of packages in CONTRIBUTING.md anew, from their imports
 	@cd tools && HEADWATER_MAP=write $(GO) test -count=1 -run 'TestHouse/map' ./house
 
-test: lint build unit test-python $(if $(filter 1,$(HEADWATER_TEST_MODEL)),test-model) ## run the linters and all tests, with the race detector
+test: lint build $(VENV)/ready unit pytest $(if $(filter 1,$(HEADWATER_TEST_MODEL)),test-model) ## run the linters and all tests, with the race detector
+test: ALSO = $(WITH_PYTHON)
 
-unit: ## run all tests, with the race detector, and more of the kernels' without it
-	$(GO) test -race -timeout 20m ./...
-	$(GO) test -timeout 20m ./attention
+# Tests of these packages start no goroutines: the race detector would find nothing, and make them up to twenty times as slow.
+ALONE = attention/reference internal/figures/kernels internal/heatmap internal/snapshot k8s
+# Tests over processes and networks wait more than they compute: they come first, and other packages run beside them.
+WAITING = test/network test/e2e
+unit: ## run all tests, with the race detector if a test has several goroutines
+	$(ALSO) $(GO) test -race -p 3 -parallel 4 -timeout 20m $(WAITING:%=./%) \
+		$(filter-out $(addprefix $(shell $(GO) list -m)/,$(ALONE) $(WAITING)),$(shell $(GO) list ./...))
+	$(GO) test -timeout 20m ./attention $(ALONE:%=./%)
 
 # The Python client's tests, in a virtual environment of their own.
-PYTHON ?= python3
-VENV := .cache/python
 $(VENV)/ready: clients/python/requirements-test.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo 'Python 3.10 or newer is needed; name it by make PYTHON=...' >&2; exit 1; }
 	@$(PYTHON) -m venv --clear $(VENV) || { echo 'Python has no ensurepip: install python3-venv (Debian, Ubuntu), or name another by make PYTHON=...' >&2; exit 1; }
 	$(VENV)/bin/pip install -q --disable-pip-version-check -r $<
 	@touch $@
 
-test-python: build $(VENV)/ready ## check the types of the Python client and run its tests against a local cluster
+# What lets Go tests drive the Python client beside their own.
+WITH_PYTHON = HEADWATER_PYTHON=$(CURDIR)/$(VENV)/bin/python HEADWATER_COORD=$(CURDIR)/bin/coord PYTHONPATH=$(CURDIR)/clients/python/src
+test-python: pytest ## check the types of the Python client and run its tests against a local cluster
+	$(WITH_PYTHON) $(GO) test -count=1 -run 'TestScriptsInPython|TestOneEventOneError' ./test/session ./test/e2e
+
+pytest: build $(VENV)/ready
 	cd clients/python && ../../$(VENV)/bin/mypy && ../../$(VENV)/bin/python -m pytest
-	HEADWATER_PYTHON=$(CURDIR)/$(VENV)/bin/python HEADWATER_COORD=$(CURDIR)/bin/coord PYTHONPATH=$(CURDIR)/clients/python/src \
-		$(GO) test -count=1 -run 'TestScriptsInPython|TestOneEventOneError' ./test/session ./test/e2e
 
 # What needs torch, in another one, and the small model that it is tried with.
 VENV_MODEL := .cache/model

@@ -24,6 +24,8 @@ import (
 
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
+
+	_ "headwater.example/internal/cli" // what the programs are made of: without it, results of other programs stay cached
 )
 
 // patience bounds each wait. It is no measure of anything: a test that runs into it has hung.
@@ -52,7 +54,7 @@ func run(m *testing.M) (code int, err error) {
 		return 1, err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(workshop)) }()
-	build := exec.Command("go", "build", "-buildvcs=false", "-ldflags", "-X headwater.example/internal/cli.linked="+version, "-o", workshop+"/", "headwater.example/cmd/coord", "headwater.example/cmd/worker")
+	build := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-ldflags", "-X headwater.example/internal/cli.linked="+version, "-o", workshop+"/", "headwater.example/cmd/coord", "headwater.example/cmd/worker")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if said, err := build.CombinedOutput(); err != nil {
 		return 1, fmt.Errorf("build the programs: %w: %s", err, said)

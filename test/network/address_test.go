@@ -117,6 +117,7 @@ func TestTwoMachinesOfOneNameAreSaidWhereOneLooks(t *testing.T) {
 }
 
 func TestAProxyIsTakenOnlyIfAskedForAndThenNamed(t *testing.T) {
+	t.Parallel()
 	m := &machine{env: []string{"HTTPS_PROXY=http://127.0.0.1:9", "NO_PROXY=", "no_proxy="}}
 	// Addresses of this machine are never proxied by Go's rule, so one of documentation stands for another machine.
 	out, err := m.run(t, "status", "--proxy", "--coordinator", "203.0.113.1:7600")
@@ -129,6 +130,7 @@ func TestAProxyIsTakenOnlyIfAskedForAndThenNamed(t *testing.T) {
 }
 
 func TestUnixSocketsWorkForEveryAddress(t *testing.T) {
+	t.Parallel()
 	m, folder := &machine{}, t.TempDir()
 	at := func(name string) string { return "unix:" + folder + "/" + name }
 	m.serve(t, "worker", append([]string{"serve", "--gossip", "", "--name", "w1", "--listen", at("w1.sock")}, small...)...)
@@ -155,6 +157,7 @@ func TestUnixSocketsWorkForEveryAddress(t *testing.T) {
 }
 
 func TestWrongAddressesAreWrongUsage(t *testing.T) {
+	t.Parallel()
 	m := &machine{}
 	for _, c := range []struct {
 		args []string

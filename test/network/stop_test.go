@@ -111,6 +111,7 @@ func TestALocalClusterLeavesNothingOnAnyEnd(t *testing.T) {
 // TestAStopEndsWhoeverIsConnected: peers that say nothing, that say half of what they should, and that go on stepping.
 // The stop took as long as the slowest of them, which is two minutes for a peer that says nothing.
 func TestAStopEndsWhoeverIsConnected(t *testing.T) {
+	t.Parallel()
 	m, data := &machine{}, t.TempDir()
 	serving := func(p *process) string { return p.await(t, "serving")["address"].(string) }
 	worker := m.serve(t, "worker", append([]string{"serve", "--name", "w1", "--gossip", "", "--listen", "127.0.0.1:0"}, small...)...)

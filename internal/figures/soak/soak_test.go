@@ -13,11 +13,12 @@ import (
 // is bounded and comes back.
 func TestSoak(t *testing.T) {
 	bin := filepath.Join(t.TempDir(), "coord")
-	if out, err := exec.Command("go", "build", "-o", bin, "headwater.example/cmd/coord").CombinedOutput(); err != nil {
+	if out, err := exec.Command("go", "build", "-trimpath", "-o", bin, "headwater.example/cmd/coord").CombinedOutput(); err != nil {
 		t.Fatalf("build: %v\n%s", err, out)
 	}
 	o := Default()
-	o.Command, o.Load, o.Log, o.Sessions = bin, time.Minute, os.Stderr, 1
+	o.Command, o.Load, o.Log, o.Sessions = bin, 20*time.Second, os.Stderr, 1
+	o.Memory, o.Limit = 256<<20, 512<<20 // less to fill than in make soak
 	if testing.Short() {
 		o.Load = 5 * time.Second
 	}
