@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"fmt"
+	"strconv"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -40,6 +41,7 @@ func stopLocal(cluster *localcluster.Cluster) error {
 func (a *app) local() *cobra.Command {
 	var (
 		workers, threads int
+		replicas         int
 		memory           memorySize
 		data             string
 		owned            bool
@@ -50,22 +52,30 @@ func (a *app) local() *cobra.Command {
 			"A program that starts a cluster for itself gives it a pipe as standard input, and --end-with-input: the cluster then ends\n" +
 			"with the program, however that ends. The Python client does so in headwater.local().",
 		Example: `  coord local --workers 3
+  coord local --workers 3 --replicas 1
   coord local --workers 3 --memory 2GiB --data-dir ./data`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if workers < 1 {
 				return usage("--workers is %d, must be at least 1", workers)
+			}
+			if err := checkReplicas(replicas); err != nil {
+				return err
 			}
 			ctx, end := context.WithCancel(cmd.Context())
 			defer end()
 			if owned {
 				a.endWithInput(end)
 			}
-			cluster, err := a.startLocal(ctx, localcluster.Options{Workers: workers, Memory: int64(memory.byteSize), Threads: threads, DataDir: data, Log: a.Err})
+			cluster, err := a.startLocal(ctx, localcluster.Options{Workers: workers, Memory: int64(memory.byteSize), Threads: threads, DataDir: data, Log: a.Err, CoordinatorArgs: []string{"--replicas", strconv.Itoa(replicas)}})
 			if err != nil {
 				return err
 			}
 			if a.json() {
-				err = a.printJSON(map[string]any{"coordinator": cluster.Address(), "workers": cluster.Workers()})
+				processes := map[string]int{}
+				for i := range cluster.Workers() {
+					processes[cluster.Name(i)] = cluster.Process(i)
+				}
+				err = a.printJSON(map[string]any{"coordinator": cluster.Address(), "workers": cluster.Workers(), "processes": processes})
 			} else {
 				err = a.say("%d workers and a coordinator at %s; Ctrl-C ends them\n\n  export HEADWATER_COORDINATOR=%[2]s\n  %[3]s submit job.safetensors --out context.safetensors\n", cluster.Workers(), cluster.Address(), a.program)
 			}
@@ -86,8 +96,9 @@ func (a *app) local() *cobra.Command {
 	flags.IntVar(&workers, "workers", 3, "number of workers")
 	flags.Var(&memory, "memory", "budget of each worker for keys, values and queries (default: an equal share of what one alone would take)")
 	flags.IntVar(&threads, "threads", 0, "kernel threads of each worker (default: all of the machine's)")
+	flags.IntVar(&replicas, "replicas", 0, "workers beside its owner that have a copy of each shard of a session: it outlives so many of its workers")
 	flags.StringVar(&data, "data-dir", "", "`folder` of the coordinator's jobs (default: a temporary one)")
 	flags.BoolVar(&owned, "end-with-input", false, "end also when standard input is closed")
-	flagOnly(flags, "workers", "data-dir", "end-with-input")
+	flagOnly(flags, "workers", "replicas", "data-dir", "end-with-input")
 	return cmd
 }

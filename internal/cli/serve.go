@@ -59,8 +59,8 @@ func (a *app) serveCoordinator() *cobra.Command {
 			if err := positive(cmd.Flags(), "worker-wait", "max-duration", "keep-jobs", "keep-for", "keep-bytes", "block"); err != nil {
 				return err
 			}
-			if config.Replicas < 0 || config.Replicas > shard.MaxReplicas {
-				return usage("--replicas %d: from 0 to %d", config.Replicas, shard.MaxReplicas)
+			if err := checkReplicas(config.Replicas); err != nil {
+				return err
 			}
 			config.KeepBytes, config.BlockBytes = int64(keep), int(block)
 			return a.runCoordinator(cmd.Context(), at, &admin, workers, config)
@@ -80,6 +80,14 @@ func (a *app) serveCoordinator() *cobra.Command {
 	flags.IntVar(&config.Replicas, "replicas", 0, "workers beside its owner that have a copy of each shard of a session, unless the session says: it outlives so many of its workers")
 	flags.Var(&block, "block", "size to which keys and values are cut on their way to workers; results do not depend on it")
 	return cmd
+}
+
+// checkReplicas refuses a number of copies that no session may have.
+func checkReplicas(n int) error {
+	if n < 0 || n > shard.MaxReplicas {
+		return usage("--replicas %d: from 0 to %d", n, shard.MaxReplicas)
+	}
+	return nil
 }
 
 func (a *app) runCoordinator(ctx context.Context, at endpointFlags, admin *adminFlag, workers string, config coordinator.Config) (err error) {

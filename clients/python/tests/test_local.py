@@ -24,6 +24,7 @@ def test_a_cluster_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HEADWATER_MEMORY", "1MiB")  # is another's setting
     with headwater.local(workers=2, **SMALL) as cluster:
         assert cluster.running and cluster.workers == 2 and cluster.threads == 1
+        assert sorted(cluster.processes) == ["w1", "w2"] and all(Path(f"/proc/{pid}").exists() for pid in cluster.processes.values())
         assert f"{cluster.address}, 2 workers of 1 thread, log {cluster.log}" in repr(cluster)
         with cluster.client() as client, client.open([LAYER]) as session:
             assert "direct" in repr(client)
@@ -37,6 +38,28 @@ def test_a_cluster_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not cluster.running and process.returncode == 0 and not cluster.log.exists()
     assert "has ended" in repr(cluster)
     cluster.close()
+
+
+def test_a_session_outlives_a_worker() -> None:
+    """Also one whose steps are under way, and a cluster where only the session asks for copies."""
+    rng = np.random.default_rng(1)
+    layer = headwater.Layer(4, 2, 8)
+    q, k, v = (rng.standard_normal((30, heads, 8), np.float32) for heads in (4, 2, 2))
+    found = []
+    for cluster_has, asked, killed in ((0, None, False), (1, None, True), (0, 1, True)):
+        with headwater.local(workers=2, replicas=cluster_has, **SMALL) as cluster, cluster.client(timeout=60) as client:
+            with client.open([layer], replicas=asked) as session:
+                contexts = []
+                for i in range(len(q)):
+                    if killed and i == 11:
+                        os.kill(cluster.processes["w1"], signal.SIGKILL)
+                    contexts.append(session.step(0, q[i : i + 1], k[i : i + 1], v[i : i + 1]).context)
+                found.append(np.concatenate(contexts))
+        cluster.log.unlink(missing_ok=True)  # which is kept, since a process was killed
+    for other in found[1:]:
+        np.testing.assert_array_equal(other, found[0])
+    with pytest.raises(ValueError, match="replicas is 9, not from 0 to 8"):
+        headwater.local(replicas=9)
 
 
 def test_its_log_may_be_a_file_of_ones_own(tmp_path: Path) -> None:

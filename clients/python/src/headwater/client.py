@@ -20,7 +20,7 @@ from . import codecs, options, safetensors
 from .arrays import Array
 from .codecs import SessionCodec
 from .connection import METADATA, Connection
-from .constants import ATTEMPTS, LISTED
+from .constants import ATTEMPTS, LISTED, MAX_REPLICAS
 from .errors import ExistsError, ProtocolError, SessionError, StaleEpochError, job_error, session_error
 from .jobs import CODECS, Codec, Verdict, open_source
 from .layer import Layer, Receipt
@@ -99,6 +99,7 @@ class Client:
         name: str = "",
         ttl: float = 0,
         workers: int = 0,
+        replicas: int | None = None,
         codec: SessionCodec = "auto",
         keep: bool = False,
         shared: bool = True,
@@ -107,7 +108,9 @@ class Client:
 
         tokens are the ids of the tokens that it begins with: whole pages of them that the cluster has already, from a session
         of the same tenant, model and layers, need not be appended. model is a fingerprint with the adapters. ttl is the time
-        without use in seconds after which it may be dropped, workers the most that may hold it; 0 is the cluster's own. codec is
+        without use in seconds after which it may be dropped, workers the most that may hold it; 0 is the cluster's own. replicas
+        is at how many workers beside its owner a copy of each part lies, if there are enough; None is the cluster's own. The
+        session outlives so many of its workers. codec is
         how contexts come back: those by which bits are lost are used only by name. keep lets the session stay on the cluster at
         the end of a `with`, until its TTL; else it is dropped then. If it is not to be shared, it begins with nobody's prefix and
         leaves none. A call that fails leaves no session.
@@ -128,6 +131,8 @@ class Client:
             name=_text("name", name),
             unshared=not shared,
         )
+        if replicas is not None:
+            config.replicas = options.whole("replicas", replicas, 0, MAX_REPLICAS)
         if (seconds := _seconds("ttl", ttl)) > 0:
             config.ttl.CopyFrom(_duration(seconds))
         id = secrets.token_bytes(16)

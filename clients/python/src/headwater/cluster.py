@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from . import options, programs
+from . import constants, options, programs
 from .client import Client
 from .errors import HeadwaterError, one_line
 
@@ -33,6 +33,7 @@ def local(
     *,
     threads: int | None = None,
     memory: int | str | None = None,
+    replicas: int = 0,
     log: str | os.PathLike[str] | None = None,
     coord: str | os.PathLike[str] | None = None,
     timeout: float = 60,
@@ -46,7 +47,8 @@ def local(
     It ends with its `with`, with close(), and with this process, however that ends.
 
     threads are each worker's kernel threads, by default an equal share of this process's cores. memory is each worker's budget
-    for keys and values, in bytes or as "2GiB"; by default an equal share of three quarters of the machine's. The processes write
+    for keys and values, in bytes or as "2GiB"; by default an equal share of three quarters of the machine's. replicas is at how
+    many workers beside its owner a copy of each part of a session lies: it outlives so many of its workers. The processes write
     their logs to the file log; by default that is a temporary one, which is removed when the cluster has ended well. coord is the
     program to start, found as Client finds it. timeout is how many seconds the start may take.
     """
@@ -56,21 +58,25 @@ def local(
     command += ["--workers", str(count), "--threads", str(each)]
     if memory is not None:
         command += ["--memory", memory if isinstance(memory, str) else str(options.whole("memory", memory, 1, 1 << 62))]
+    if options.whole("replicas", replicas, 0, constants.MAX_REPLICAS):
+        command += ["--replicas", str(int(replicas))]
     return LocalCluster(command, count, each, log, options.number("timeout", timeout))
 
 
 class LocalCluster:
     """A cluster that local() has started. It is a context manager, which ends it.
 
-    address  the coordinator's host:port
-    workers  how many workers it has
-    threads  kernel threads of each worker
-    log      the file of its processes' logs
+    address    the coordinator's host:port
+    workers    how many workers it has
+    threads    kernel threads of each worker
+    processes  the id of each worker's process, by its name
+    log        the file of its processes' logs
     """
 
     address: str
     workers: int
     threads: int
+    processes: dict[str, int]
     log: Path
 
     def __init__(self, command: list[str], workers: int, threads: int, log: str | os.PathLike[str] | None, timeout: float) -> None:
@@ -100,7 +106,8 @@ class LocalCluster:
         self._process = process
         self._end = weakref.finalize(self, _end, process, self.log if log is None else None, os.getpid())
         try:
-            self.address = self._ready(time.monotonic() + timeout)
+            said = self._ready(time.monotonic() + timeout)
+            self.address, self.processes = str(said["coordinator"]), dict(said["processes"])
         except BaseException as e:
             self._end.detach()
             _release(process, _ABANDON_SECONDS)
@@ -133,8 +140,8 @@ class LocalCluster:
         the parent's."""
         self._end()
 
-    def _ready(self, deadline: float) -> str:
-        """Reads what the program prints when the cluster can work, and returns the coordinator's address."""
+    def _ready(self, deadline: float) -> dict[str, Any]:
+        """Reads what the program prints when the cluster can work."""
         out, said = self._process.stdout, b""
         assert out is not None
         with selectors.DefaultSelector() as selector:
@@ -144,8 +151,8 @@ class LocalCluster:
                 said += more
                 with suppress(ValueError):
                     found: Any = json.loads(said)
-                    if isinstance(found, dict) and isinstance(found.get("coordinator"), str):
-                        return str(found["coordinator"])
+                    if isinstance(found, dict) and isinstance(found.get("coordinator"), str) and isinstance(found.get("processes"), dict):
+                        return found
                 if not more or len(said) > _READ:
                     raise _NotReady
         raise _NotReady("it did not serve in time")

@@ -21,4 +21,5 @@ FIRST_PAUSE_SECONDS = 0.01  # internal/session/fanout.firstPause
 ABANDON_SECONDS = 10.0  # client.abandonTimeout
 # How many sessions are listed at once.
 LISTED = 1000  # client.listed
+MAX_REPLICAS = 8  # shard.MaxReplicas
 MAX_POSITIONS = 1 << 40  # shard.MaxPositions

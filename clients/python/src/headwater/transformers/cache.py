@@ -101,7 +101,7 @@ class Cache(transformers.Cache, hooks.Told):  # type: ignore[misc]
                  the fingerprint of the model, of every weight; a model with hooks or adapters shares only with a fingerprint
                  that you give
     fingerprint  what to share under instead, up to 1 KiB
-    tenant, ttl, workers, codec  as in Client.open
+    tenant, ttl, workers, replicas, codec  as in Client.open
     """
 
     def __init__(
@@ -117,6 +117,7 @@ class Cache(transformers.Cache, hooks.Told):  # type: ignore[misc]
         tenant: str = "",
         ttl: float = 0,
         workers: int = 0,
+        replicas: int | None = None,
         codec: SessionCodec = "auto",
     ) -> None:
         if not isinstance(cluster, (Client, LocalCluster)):
@@ -130,7 +131,7 @@ class Cache(transformers.Cache, hooks.Told):  # type: ignore[misc]
             storage = _STORAGE[model.dtype]
         self._places = {at: i for i, at in enumerate(self._geometry.shapes)}  # the session's layer of a model's
         self._layers = [shape.to_layer(storage) for shape in self._geometry.shapes.values()]
-        self._open: dict[str, Any] = {"tenant": tenant, "ttl": ttl, "workers": workers, "codec": codec}
+        self._open: dict[str, Any] = {"tenant": tenant, "ttl": ttl, "workers": workers, "replicas": replicas, "codec": codec}
         if fingerprint is None and share:
             fingerprint = prints.fingerprint(model)
         self._options = {"storage": storage, "share": share, "fingerprint": fingerprint, **self._open}  # of a fork
