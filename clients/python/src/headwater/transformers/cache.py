@@ -15,6 +15,7 @@ import transformers
 from transformers.cache_utils import CacheLayerMixin, DummyLayer
 
 from .. import layer as layers
+from ..arrays import as_array
 from ..client import Client
 from ..cluster import LocalCluster
 from ..codecs import SessionCodec
@@ -413,21 +414,22 @@ class Cache(transformers.Cache, hooks.Told):  # type: ignore[misc]
     def attend(self, call: Call) -> torch.Tensor:
         p = self._pass
         at = getattr(call.module, "layer_idx", None)
-        where = f"layer {at} ({type(call.module).__name__})"
         if p is None:
-            raise RuntimeError(f"{where} attends outside a forward pass of its model")
+            raise RuntimeError(f"{_where(call)} attends outside a forward pass of its model")
         fresh = p.pending is not None and at in (p.pending, None)
         owner = p.pending if fresh else getattr(call.key, OWNER, None)
         if owner is None or not fresh and owner not in p.done:
-            raise ValueError(f"{where} attends over keys that the headwater.Cache was not given")
+            raise ValueError(f"{_where(call)} attends over keys that the headwater.Cache was not given")
         p.pending = None
-        shape, made = geometry.of(call, where), self._geometry.shapes[owner]
-        if shape != made or shape.sinks is not made.sinks:
-            raise ValueError(f"{where} attends in another way than when the headwater.Cache was made: {shape}, not {made}")
+        made = self._geometry.shapes[owner]
+        if not geometry.is_same(call, made):
+            shape = geometry.of(call, _where(call))
+            if shape != made or shape.sinks is not made.sinks:
+                raise ValueError(f"{_where(call)} attends in another way than when the headwater.Cache was made: {shape}, not {made}")
         batch_size, n_heads, tokens, _ = call.query.shape
         if (batch_size, tokens, tokens) != (p.batch, p.columns, call.key.shape[2]):
-            raise ValueError(f"{where} has {tokens} queries and {call.key.shape[2]} keys in {batch_size} rows, in a forward pass of {p.columns} tokens in {p.batch}")
-        out = torch.empty((batch_size, tokens, n_heads, shape.v_dim), dtype=torch.float32)
+            raise ValueError(f"{_where(call)} has {tokens} queries and {call.key.shape[2]} keys in {batch_size} rows, in a forward pass of {p.columns} tokens in {p.batch}")
+        out = torch.empty((batch_size, tokens, n_heads, made.v_dim), dtype=torch.float32)
         try:
             self._step(p, self._places[owner], call, out, fresh)
         except BaseException:  # a KeyboardInterrupt ends a pass without its hook
@@ -442,22 +444,25 @@ class Cache(transformers.Cache, hooks.Told):  # type: ignore[misc]
     def _step(self, p: _Pass, place: int, call: Call, out: torch.Tensor, fresh: bool) -> None:
         """Does the step of a layer for all rows; rows that share a session get one answer."""
         steps = []
+        queries, keys, values = as_array(call.query), as_array(call.key), as_array(call.value)
+        contexts = out.numpy()
         for held, rows in p.held.items():
             row = rows[0]
             n = p.padding[row]
             if n == p.columns:
                 continue
-            q, k, v = (x[row, :, n:].transpose(0, 1).detach() for x in (call.query, call.key, call.value))
+            q, k, v = (x[row, :, n:].transpose(1, 0, 2) for x in (queries, keys, values))
             tokens = p.tokens[row] if p.tokens is not None and place == 0 and fresh and self.shares and len(held.tokens) == held.length else None
             if held in self._before and fresh:
                 held.appended[place] = (k, v)
-            steps.append(Step(held.session, place, q, k if fresh else None, v if fresh else None, tokens=tokens, out=out[row, n:].numpy()))
+            steps.append(Step(held.session, place, q, k if fresh else None, v if fresh else None, tokens=tokens, out=contexts[row, n:]))
         batch(steps)
         for rows in p.held.values():
             for row in rows:
-                out[row, : p.padding[row]] = 0  # nobody reads what padding attends to
+                if p.padding[row]:
+                    contexts[row, : p.padding[row]] = 0  # nobody reads what padding attends to
                 if row != rows[0]:
-                    out[row] = out[rows[0]]
+                    contexts[row] = contexts[rows[0]]
 
     def _done(self, p: _Pass) -> None:
         """Notes what a forward pass that all layers have been through has added."""
@@ -532,6 +537,11 @@ class Cache(transformers.Cache, hooks.Told):  # type: ignore[misc]
         self._live -= unused
         if error := drop(unused):
             raise error
+
+
+def _where(call: Call) -> str:
+    """The layer of a call, for errors."""
+    return f"layer {getattr(call.module, 'layer_idx', None)} ({type(call.module).__name__})"
 
 
 def _left(padding: torch.Tensor, columns: int) -> list[int]:

@@ -51,6 +51,27 @@ class Shape:
         )  # fmt: skip
 
 
+_KNOWN = _IDLE | _OPTIONS
+
+
+def is_same(call: Call, made: Shape) -> bool:
+    """Whether a call is seen at a glance to ask for the attention of a shape. No says nothing."""
+    options = call.options
+    query, key = call.query.shape, call.key.shape
+    return (
+        options.keys() <= _KNOWN
+        and not options.get("dropout")
+        and options.get("is_causal") is not False
+        and not options.get("output_attentions")
+        and (query[1], key[1], query[3], call.value.shape[3]) == (made.n_heads, made.n_kv_heads, made.head_dim, made.v_dim)
+        and (key[3], call.value.shape[1]) == (made.head_dim, made.n_kv_heads)
+        and (options.get("scaling") or 0.0) == made.scale
+        and (options.get("softcap") or 0.0) == made.softcap
+        and call.window == made.window
+        and options.get("s_aux") is made.sinks
+    )
+
+
 def of(call: Call, where: str) -> Shape:
     """The shape of the attention that a call asks for. What headwater doesn't do is refused by name."""
     options = call.options
