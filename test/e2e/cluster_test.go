@@ -48,6 +48,12 @@ func (l *logs) Write(p []byte) (int, error) {
 // start starts a cluster that is stopped, in good order, when the test ends.
 func start(t *testing.T, opts localcluster.Options) *cluster {
 	t.Helper()
+	return startAs(t, opts, program)
+}
+
+// startAs is start with another program in place of coord.
+func startAs(t *testing.T, opts localcluster.Options, program string) *cluster {
+	t.Helper()
 	if opts.DataDir == "" {
 		opts.DataDir = t.TempDir()
 	}
