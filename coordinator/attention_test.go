@@ -69,12 +69,13 @@ func (s *scene) check(group int, a *dashboard.Attention) {
 			want[i] = math.Exp(want[i] / math.Sqrt(float64(dim)))
 			sum += want[i]
 		}
-		if a.FirstHead != group*size || a.Start != 0 || len(a.Weights[h]) != len(want) {
+		if a.FirstHead != group*size || len(a.Weights[h]) < 1 || a.Start+int64(len(a.Weights[h])) != a.Position+1 {
 			s.t.Fatalf("head %d, position %d: weights of %d positions from %d on", a.FirstHead, a.Position, len(a.Weights[h]), a.Start)
 		}
 		for i, w := range a.Weights[h] {
-			if math.Abs(float64(w)/1e4-want[i]/sum) > 1e-4 {
-				s.t.Fatalf("position %d: head %d gives position %d %v, want %v", a.Position, h, i, float64(w)/1e4, want[i]/sum)
+			at := int(a.Start) + i
+			if math.Abs(float64(w)/1e4-want[at]/sum) > 1e-4 {
+				s.t.Fatalf("position %d: head %d gives position %d %v, want %v", a.Position, h, at, float64(w)/1e4, want[at]/sum)
 			}
 		}
 	}
