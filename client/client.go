@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"sync/atomic"
 	"time"
 
@@ -44,21 +45,43 @@ type Client struct {
 	closed  atomic.Bool
 }
 
-// Dial prepares a connection to the coordinator at host:port, host, or unix:/path; the first call connects. It uses no
-// proxy, see DialThroughProxy. Further options are for tests, for example another dialer. The only error is a wrong
-// address.
-func Dial(address string, opts ...grpc.DialOption) (*Client, error) {
-	return dial(address, "", append(rpc.DialOptions(), opts...))
+// DialOptions say how a client connects. The zero value is plain text within this machine, without a proxy.
+type DialOptions struct {
+	// TLSDir is the folder of the client's certificate, as `coord certs issue client NAME` makes it. A coordinator that other
+	// machines reach asks for one. Its files are read again when they change.
+	TLSDir string
+	// Insecure lets plain text go to other machines: a cluster whose processes were started with --insecure.
+	Insecure bool
+	// Proxy connects through the proxy that HTTPS_PROXY names, unless NO_PROXY names the address. Errors name the proxy.
+	Proxy bool
+	// GRPC are further options, for tests, for example another dialer.
+	GRPC []grpc.DialOption
 }
 
-// DialThroughProxy is Dial through the proxy that HTTPS_PROXY names, unless NO_PROXY names the address. Errors name the
-// proxy.
-func DialThroughProxy(address string, opts ...grpc.DialOption) (*Client, error) {
+// Dial prepares a connection to the coordinator at host:port, host, or unix:/path, on this machine; the first call connects. It
+// uses no proxy. DialWith reaches other machines. The only error is a wrong address.
+func Dial(address string, opts ...grpc.DialOption) (*Client, error) {
+	return DialWith(address, DialOptions{GRPC: opts})
+}
+
+// DialWith is Dial with options. Its error is a wrong address, or a folder of certificates that can't be read.
+func DialWith(address string, o DialOptions) (*Client, error) {
 	a, err := parseAddress(address)
 	if err != nil {
 		return nil, err
 	}
-	return dial(address, rpc.Proxy(a.String()), append(rpc.ProxyDialOptions(), opts...))
+	options, proxy := rpc.DialOptions(), ""
+	if o.Proxy {
+		options, proxy = rpc.ProxyDialOptions(), rpc.Proxy(a.String())
+	}
+	security, err := rpc.NewSecurity(rpc.SecurityConfig{Folder: o.TLSDir, Insecure: o.Insecure, Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		return nil, fmt.Errorf("certificates: %w", err)
+	}
+	if err := security.Reaches(a, proxy != ""); err != nil {
+		return nil, fmt.Errorf("coordinator: %w", err)
+	}
+	return dial(a, proxy, security, append(options, o.GRPC...))
 }
 
 func parseAddress(text string) (address.Address, error) {
@@ -69,22 +92,18 @@ func parseAddress(text string) (address.Address, error) {
 	return a, nil
 }
 
-func dial(text, proxy string, opts []grpc.DialOption) (*Client, error) {
-	a, err := parseAddress(text)
+func dial(a address.Address, proxy string, security *rpc.Security, opts []grpc.DialOption) (*Client, error) {
+	conn, err := grpc.NewClient(a.Target(), append(opts[:len(opts):len(opts)], security.Dial(rpc.Expectation{}))...)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("coordinator address %q: %w", a, err)
 	}
-	conn, err := grpc.NewClient(a.Target(), opts...)
-	if err != nil {
-		return nil, fmt.Errorf("coordinator address %q: %w", text, err)
-	}
-	conns := fanout.NewConns(opts...)
+	conns := fanout.NewConns(security, opts...)
 	c := &Client{
 		address: a.String(), proxy: proxy, conn: conn, service: headwaterv1.NewCoordinatorServiceClient(conn),
 		conns: conns, lane: fanout.NewLane(conns.NewName(), conns),
 	}
 	conns.Locate = c.locate
-	c.kept.Set(conns.Conns, c.address)
+	c.kept.Set(conns.Conns, rpc.Peer{Name: c.address, Address: c.address})
 	return c, nil
 }
 

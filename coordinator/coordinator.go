@@ -63,6 +63,8 @@ type Config struct {
 	// has not joined yet; 0 is a minute.
 	AwaitFor time.Duration
 
+	Security *rpc.Security // how clients and workers are spoken to; nil is plain text within this machine
+
 	Conns  int   // most connections of clients at once; 0 is no bound
 	Flight int64 // most bytes of messages in flight in each direction; 0 is 256 MiB
 
@@ -99,7 +101,7 @@ func Open(c Config) (*Coordinator, error) {
 		Name: c.Name, Version: c.Version, DataDir: c.DataDir, View: c.View, Logger: c.Logger,
 		WorkerWait: c.WorkerWait, Deadline: c.Deadline, BlockBytes: c.BlockBytes,
 		KeepJobs: c.KeepJobs, KeepFor: c.KeepFor, KeepBytes: c.KeepBytes,
-		UploadStall: c.UploadStall, RoomPause: c.RoomPause, Now: c.Now, Observe: c.Observe,
+		UploadStall: c.UploadStall, RoomPause: c.RoomPause, Now: c.Now, Observe: c.Observe, Security: c.Security,
 	})
 	if err != nil {
 		return nil, err
@@ -113,7 +115,7 @@ func Open(c Config) (*Coordinator, error) {
 
 		config: c, flight: sessions.NewFlight(c.Flight, c.Conns, c.Logger), jobs: queue,
 		sessions: sessions.New(sessions.Config{
-			View: c.View, Logger: c.Logger, Replicas: c.Replicas, Await: known, AwaitFor: c.AwaitFor, Now: c.Now, Observe: c.Observe, Tracer: c.Tracer,
+			View: c.View, Logger: c.Logger, Replicas: c.Replicas, Await: known, AwaitFor: c.AwaitFor, Now: c.Now, Observe: c.Observe, Tracer: c.Tracer, Security: c.Security,
 		}),
 	}
 	made.observe(c)
@@ -129,7 +131,7 @@ func (c *Coordinator) HeapLimit() int64 {
 // ServerOptions returns what a server is made with that bounds the coordinator's messages in flight. The coordinator is
 // registered with the server's rpc.Registrar.
 func (c *Coordinator) ServerOptions(options ...rpc.ServerOption) []grpc.ServerOption {
-	return c.flight.ServerOptions(options...)
+	return c.flight.ServerOptions(append(options, rpc.Secure(c.config.Security))...)
 }
 
 // Register adds the services to a server, which is made with ServerOptions; or with rpc.ServerOptions, and then bounds nothing.

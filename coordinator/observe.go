@@ -10,7 +10,7 @@ func (c *Coordinator) observe(config Config) {
 	if o == nil {
 		return
 	}
-	o.ReadProcess(config.Version, c.flight)
+	o.ReadProcess(config.Version, c.flight, config.Security)
 	o.Read([]*observe.Metric{
 		&observe.RelayLanes, &observe.RelayKnown, &observe.Workers, &observe.WorkersLeft, &observe.JobsOfStates,
 	}, func(emit observe.Emit) {

@@ -90,7 +90,7 @@ kubectl rollout status --timeout 120s statefulset/headwater-worker
 address=$(kubectl get service headwater-coordinator -o 'jsonpath={.spec.clusterIP}'):7600
 
 # remote runs coord inside the cluster's network, through the Service.
-remote() { cluster exec "$coord" "$@" --coordinator "$address"; }
+remote() { cluster exec "$coord" "$@" --insecure --coordinator "$address"; }
 
 # field prints the first value of a name in JSON.
 field() { grep -o "\"$1\": *[^,}]*" | head -1 | sed 's/^[^:]*: *//; s/"//g' || true; }
@@ -124,7 +124,7 @@ spec:
     - name: coord
       image: headwater/coord:jobs
       imagePullPolicy: Never
-      args: [submit, /jobs/$job.safetensors, --key, $name, --coordinator, "headwater-coordinator:7600", --out, /out/result.safetensors, --output, json]
+      args: [submit, /jobs/$job.safetensors, --key, $name, --coordinator, "headwater-coordinator:7600", --insecure, --out, /out/result.safetensors, --output, json]
       securityContext: {allowPrivilegeEscalation: false, readOnlyRootFilesystem: true, capabilities: {drop: [ALL]}}
       volumeMounts: [{name: out, mountPath: /out}, {name: tmp, mountPath: /tmp}]
   volumes: [{name: out, emptyDir: {}}, {name: tmp, emptyDir: {}}]

@@ -27,7 +27,7 @@ func (w *Worker) observe() {
 	if o == nil {
 		return
 	}
-	o.ReadProcess(w.cfg.Version, w.machine.Flight)
+	o.ReadProcess(w.cfg.Version, w.machine.Flight, w.cfg.Security)
 	o.Read([]*observe.Metric{
 		&observe.MemoryBudget, &observe.MemoryUsed, &observe.MemorySpare, &observe.Threads, &observe.Bus,
 	}, func(emit observe.Emit) {

@@ -44,6 +44,8 @@ type Config struct {
 	// DefaultSessionTTL. MaxSessions bounds the sessions held; 0 is DefaultMaxSessions.
 	SessionTTL  time.Duration
 	MaxSessions int
+	// Security is how clients and coordinators are spoken to; nil is plain text within this machine.
+	Security *rpc.Security
 	// Conns bounds the connections; beyond it, the one that has been unused the longest is closed. 0 is no bound.
 	Conns int
 	// Observe is what counts; nil counts nothing. It is this worker's alone.
@@ -121,7 +123,7 @@ func New(cfg Config) (*Worker, error) {
 // ServerOptions returns what a server is made with that counts the worker's messages in flight. The worker is registered with the
 // server's rpc.Registrar.
 func (w *Worker) ServerOptions(options ...rpc.ServerOption) []grpc.ServerOption {
-	return w.machine.Flight.ServerOptions(options...)
+	return w.machine.Flight.ServerOptions(append(options, rpc.Secure(w.cfg.Security))...)
 }
 
 // Register adds the worker's services to a server, which is made with ServerOptions; or with rpc.ServerOptions, and then counts

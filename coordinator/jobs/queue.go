@@ -65,6 +65,8 @@ type Config struct {
 
 	Observe *observe.Coordinator // nil counts nothing
 
+	Security *rpc.Security // how workers are spoken to; nil is plain text within this machine
+
 	Now func() time.Time // clock; nil is time.Now
 }
 
@@ -104,7 +106,7 @@ func Open(c Config) (*Queue, error) {
 		c.Now = time.Now
 	}
 	q := &Queue{
-		Config: c, conns: rpc.NewConns(rpc.DialOptions()...), started: c.Now(), stopping: make(chan struct{}),
+		Config: c, conns: rpc.NewConns(c.Security, rpc.DialOptions()...), started: c.Now(), stopping: make(chan struct{}),
 		uploads: make(chan struct{}, maxUploads), headers: newHeaderBudget(),
 	}
 	q.workers = workers.New(c.View, q.conns)

@@ -29,10 +29,11 @@ type Direct struct {
 	coordinator headwaterv1.SessionServiceClient
 }
 
-// NewDirect makes a relay to the workers of a coordinator, whose address is for errors. The connection stays the caller's.
-func NewDirect(address string, coordinator grpc.ClientConnInterface, log *slog.Logger) *Direct {
+// NewDirect makes a relay to the workers of a coordinator, whose address is for errors. The connection stays the caller's. Security
+// is how workers are spoken to.
+func NewDirect(address string, coordinator grpc.ClientConnInterface, security *rpc.Security, log *slog.Logger) *Direct {
 	d := &Direct{
-		Relay:       New(Config{View: membership.Static(nil), Logger: log}),
+		Relay:       New(Config{View: membership.Static(nil), Security: security, Logger: log}),
 		address:     address,
 		coordinator: headwaterv1.NewSessionServiceClient(coordinator),
 	}

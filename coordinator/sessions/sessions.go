@@ -39,11 +39,12 @@ import (
 
 // Config is what a relay is made with.
 type Config struct {
-	View    workers.View         // who the workers are
-	Dial    []grpc.DialOption    // of connections to workers; nil is rpc.DialOptions
-	Logger  *slog.Logger         // nil logs nothing
-	Observe *observe.Coordinator // nil counts nothing
-	Tracer  *observe.Tracer      // nil traces nothing
+	View     workers.View         // who the workers are
+	Dial     []grpc.DialOption    // of connections to workers; nil is rpc.DialOptions
+	Security *rpc.Security        // how workers are spoken to; nil is plain text within this machine
+	Logger   *slog.Logger         // nil logs nothing
+	Observe  *observe.Coordinator // nil counts nothing
+	Tracer   *observe.Tracer      // nil traces nothing
 
 	Replicas int // copies of each shard beside the owner's, for sessions that say nothing of it
 
@@ -85,7 +86,7 @@ func New(c Config) *Relay {
 	if c.Now == nil {
 		c.Now = time.Now
 	}
-	conns := fanout.NewConns(c.Dial...)
+	conns := fanout.NewConns(c.Security, c.Dial...)
 	conns.Log = cmp.Or(c.Logger, slog.New(slog.DiscardHandler))
 	r := &Relay{
 		log: conns.Log, conns: conns, workers: workers.New(c.View, conns.Conns),

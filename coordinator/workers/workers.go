@@ -67,11 +67,11 @@ func (w *Workers) Keep(ctx context.Context) {
 	defer kept.Set(w.conns)
 	for {
 		changed := w.Changed()
-		var addresses []string
+		var peers []rpc.Peer
 		for _, m := range w.List() {
-			addresses = append(addresses, m.Address)
+			peers = append(peers, peer(m))
 		}
-		kept.Set(w.conns, addresses...)
+		kept.Set(w.conns, peers...)
 		select {
 		case <-changed:
 		case <-ctx.Done():
@@ -96,9 +96,12 @@ func Ask(ctx context.Context, members []membership.Member, do func(ctx context.C
 	return errs
 }
 
+// peer is whom a connection to a worker is to.
+func peer(m membership.Member) rpc.Peer { return rpc.Peer{Name: m.Name, Address: m.Address} }
+
 // Use returns the connection to a worker. The caller releases it.
 func (w *Workers) Use(m membership.Member) (*rpc.Conn, error) {
-	conn, err := w.conns.Use(m.Address)
+	conn, err := w.conns.Use(peer(m))
 	if err != nil {
 		return nil, fmt.Errorf("worker %q at %s: %w", m.Name, m.Address, err)
 	}
@@ -177,9 +180,9 @@ func (w *Workers) describe(ctx context.Context, m membership.Member) (*headwater
 	}
 	defer conn.Release()
 	var header metadata.MD
-	ctx, stop := w.conns.Heed(ctx, func() bool { return true }, m.Address)
+	ctx, stop := w.conns.Heed(ctx, func() bool { return true }, peer(m))
 	said, err := headwaterv1.NewWorkerServiceClient(conn).Describe(ctx, &headwaterv1.DescribeRequest{}, grpc.Header(&header))
-	if silent := stop(); err != nil && silent != "" {
+	if silent := stop(); err != nil && silent != (rpc.Peer{}) {
 		err = rpc.ErrSilent
 	}
 	if err == nil {

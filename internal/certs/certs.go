@@ -27,12 +27,12 @@ const (
 	Client      Role = "client" // whoever uses the cluster; its name is its tenant
 )
 
-// Roles are all roles.
-var Roles = []Role{Coordinator, Worker, Relay, Client}
+// roles are all roles.
+var roles = []Role{Coordinator, Worker, Relay, Client}
 
-// Known tells whether there is such a role.
-func (r Role) Known() bool {
-	for _, role := range Roles {
+// known tells whether there is such a role.
+func (r Role) known() bool {
+	for _, role := range roles {
 		if r == role {
 			return true
 		}
@@ -71,7 +71,7 @@ func (i Identity) uri() *url.URL {
 
 // Validate says what is wrong with an identity that is to be written into a certificate.
 func (i Identity) Validate() error {
-	if !i.Role.Known() {
+	if !i.Role.known() {
 		return fmt.Errorf("role %q is none of coordinator, worker, relay, client", i.Role)
 	}
 	name := strings.TrimSuffix(i.Name, "*")
@@ -118,8 +118,8 @@ func (h Holder) Is(name string) bool {
 	return false
 }
 
-// HolderOf reads who a certificate says that its holder is. It says nothing of whether that is true.
-func HolderOf(cert *x509.Certificate) (Holder, error) {
+// holderOf reads who a certificate says that its holder is. It says nothing of whether that is true.
+func holderOf(cert *x509.Certificate) (Holder, error) {
 	var h Holder
 	for _, u := range cert.URIs {
 		if u.Scheme != scheme {
@@ -157,10 +157,13 @@ const (
 	WrongName        Reason = "wrong_name"        // it is another than it says
 	Handshake        Reason = "handshake"         // TLS did not come about
 	Crowded          Reason = "crowded"           // too many that are to be refused are there
+	GossipPlain      Reason = "gossip_plain"      // its gossip is not encrypted, and gossip is here, or the other way round
+	GossipKey        Reason = "gossip_key"        // its gossip is encrypted with another key
+	GossipMalformed  Reason = "gossip_malformed"  // its gossip breaks a rule or a bound
 )
 
 // Reasons are all reasons.
-var Reasons = []Reason{PlainText, NoCertificate, UnknownAuthority, Expired, BadCertificate, WrongRole, WrongName, Handshake, Crowded}
+var Reasons = []Reason{PlainText, NoCertificate, UnknownAuthority, Expired, BadCertificate, WrongRole, WrongName, Handshake, Crowded, GossipPlain, GossipKey, GossipMalformed}
 
 // Error is why a certificate is refused.
 type Error struct {
@@ -202,7 +205,7 @@ func (t *Trust) Verify(chain []*x509.Certificate, now time.Time) (Holder, error)
 	default:
 		return Holder{}, &Error{BadCertificate, fmt.Sprintf("the certificate of %s is wrong: %v", describe(chain[0]), err)}
 	}
-	holder, err := HolderOf(chain[0])
+	holder, err := holderOf(chain[0])
 	if err != nil {
 		return Holder{}, &Error{BadCertificate, fmt.Sprintf("the certificate of %q says of nobody who it is: %v; `coord certs issue` makes such certificates", chain[0].Subject.CommonName, err)}
 	}
@@ -232,7 +235,7 @@ func (t *Trust) String() string {
 }
 
 func describe(cert *x509.Certificate) string {
-	if h, err := HolderOf(cert); err == nil {
+	if h, err := holderOf(cert); err == nil {
 		return h.String()
 	}
 	return fmt.Sprintf("%q", cert.Subject.CommonName)

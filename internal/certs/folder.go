@@ -52,7 +52,7 @@ func Read(folder string) (*Own, error) {
 	if own.Cert, err = tls.X509KeyPair(cert, key); err != nil {
 		return nil, fmt.Errorf("%s and %s: %w", certPath, keyPath, plainly(err))
 	}
-	if own.Holder, err = HolderOf(own.Cert.Leaf); err != nil {
+	if own.Holder, err = holderOf(own.Cert.Leaf); err != nil {
 		return nil, fmt.Errorf("%s: %w; `coord certs issue` makes such certificates", certPath, err)
 	}
 	return own, nil

@@ -15,22 +15,20 @@ import (
 
 // remote is how a command reaches its coordinator.
 type remote struct {
-	address string
-	proxy   bool
+	address  string
+	proxy    bool
+	security securityFlags
 }
 
 func (r *remote) flags(flags *pflag.FlagSet) {
 	flags.StringVar(&r.address, "coordinator", fmt.Sprintf("127.0.0.1:%d", client.DefaultPort), "`host:port` of the coordinator, or unix:/path")
 	flags.BoolVar(&r.proxy, "proxy", false, "take the proxy that HTTPS_PROXY names (default: a cluster is reached without)")
+	r.security.flags(flags)
 }
 
 // dial prepares a connection to the coordinator.
 func (r *remote) dial() (*client.Client, error) {
-	dial := client.Dial
-	if r.proxy {
-		dial = client.DialThroughProxy
-	}
-	return dial(r.address)
+	return client.DialWith(r.address, client.DialOptions{TLSDir: r.security.folder, Insecure: r.security.insecure, Proxy: r.proxy})
 }
 
 // with calls do with a connection.

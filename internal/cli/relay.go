@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
@@ -18,6 +19,7 @@ import (
 	"headwater.example/client"
 	"headwater.example/coordinator/sessions"
 	"headwater.example/internal/address"
+	"headwater.example/internal/certs"
 	"headwater.example/internal/rpc"
 	headwaterv1 "headwater.example/proto/headwater/v1"
 )
@@ -68,7 +70,7 @@ func (a *app) relay() *cobra.Command {
 	flags.StringVar(&listen, "listen", "127.0.0.1:0", "`address` to serve on, unix:/path or host:port; port 0 takes a free one")
 	flags.StringVar(&lanes, "lanes", "", "a second `address` for plain lanes, which carry steps without HTTP/2: unix:/path, or host:port of loopback; empty is none")
 	coordinator.flags(flags)
-	flags.BoolVar(&open, "allow-remote", false, "let --listen name an address that other machines reach: whoever reaches it can use every session")
+	flags.BoolVar(&open, "allow-remote", false, "let --listen name an address that other machines reach: --tls-dir is then that of a relay; with --insecure, whoever reaches it can use every session")
 	return cmd
 }
 
@@ -89,7 +91,7 @@ func relayAddress(flag, listen string, open bool) (address.Address, error) {
 }
 
 // dialCoordinator makes a relay's connection to its coordinator, and the name that errors give it.
-func dialCoordinator(coordinator remote) (to address.Address, name string, conn *grpc.ClientConn, err error) {
+func dialCoordinator(coordinator remote, security *rpc.Security) (to address.Address, name string, conn *grpc.ClientConn, err error) {
 	to, err = address.Parse(coordinator.address, client.DefaultPort)
 	if err != nil {
 		return to, "", nil, usage("--coordinator: %w", err)
@@ -101,10 +103,30 @@ func dialCoordinator(coordinator remote) (to address.Address, name string, conn 
 			name += " through the proxy " + proxy
 		}
 	}
-	if conn, err = grpc.NewClient(to.Target(), options...); err != nil {
+	if err := security.Reaches(to, name != to.String()); err != nil {
+		return to, "", nil, usage("--coordinator: %w", err)
+	}
+	if conn, err = grpc.NewClient(to.Target(), append(options, security.Dial(rpc.Expectation{}))...); err != nil {
 		return to, "", nil, fmt.Errorf("coordinator %s: %w", to, err)
 	}
 	return to, name, conn, nil
+}
+
+// secureRelay is how a relay speaks to the cluster, and to its clients. To the cluster it is its user; where other machines reach
+// it, it has a certificate of its own.
+func secureRelay(at address.Address, flags securityFlags, log *slog.Logger) (*rpc.Security, []rpc.ServerOption, error) {
+	security, err := flags.open(log)
+	options := []rpc.ServerOption{rpc.LogTo(log)}
+	if err != nil || at.IsLoopback() {
+		return security, options, err
+	}
+	if err := flags.guards("--listen", at, certs.Relay); err != nil {
+		return nil, nil, err
+	}
+	if err := security.Serves(certs.Relay, ""); err != nil {
+		return nil, nil, usage("--tls-dir: %w", err)
+	}
+	return security, append(options, rpc.Secure(security)), nil
 }
 
 // relayListener is one of the sockets of a relay.
@@ -131,7 +153,12 @@ func listenRelay(ctx context.Context, at address.Address) (*relayListener, error
 }
 
 func (a *app) runRelay(ctx context.Context, at address.Address, lanes *address.Address, coordinator remote) (err error) {
-	to, name, conn, err := dialCoordinator(coordinator)
+	log := a.logger().With("relay", os.Getpid())
+	security, options, err := secureRelay(at, coordinator.security, log)
+	if err != nil {
+		return err
+	}
+	to, name, conn, err := dialCoordinator(coordinator, security)
 	if err != nil {
 		return err
 	}
@@ -150,8 +177,7 @@ func (a *app) runRelay(ctx context.Context, at address.Address, lanes *address.A
 		defer func() { err = errors.Join(err, plain.release()) }()
 		ready.Lanes = plain.address
 	}
-	log := a.logger().With("relay", os.Getpid())
-	relay := sessions.NewDirect(name, conn, log)
+	relay := sessions.NewDirect(name, conn, security, log)
 	flight := sessions.NewFlight(0, maxConnections(), log)
 
 	ctx, end := context.WithCancel(ctx)
@@ -162,6 +188,7 @@ func (a *app) runRelay(ctx context.Context, at address.Address, lanes *address.A
 	}
 	var tasks sync.WaitGroup
 	tasks.Go(func() { relay.Run(ctx) })
+	defer tend(ctx, security)()
 	if plain != nil {
 		tasks.Go(func() {
 			if err := relay.ServePlain(ctx, plain, flight); err != nil {
@@ -174,7 +201,7 @@ func (a *app) runRelay(ctx context.Context, at address.Address, lanes *address.A
 	if err := json.NewEncoder(a.Out).Encode(ready); err != nil {
 		log.Warn("nobody was told of the address", "error", err)
 	}
-	err = serveRelay(ctx, relay.NewServer(flight, rpc.LogTo(log)), newConnections(bound), func() { end(); tasks.Wait() })
+	err = serveRelay(ctx, relay.NewServer(flight, options...), newConnections(bound), func() { end(); tasks.Wait() })
 	return errors.Join(err, relay.Close())
 }
 

@@ -20,6 +20,7 @@ import (
 	"headwater.example/attention"
 	"headwater.example/coordinator"
 	"headwater.example/coordinator/sessions"
+	"headwater.example/internal/certs"
 	"headwater.example/internal/dashboard"
 	"headwater.example/internal/localcluster"
 	"headwater.example/internal/membership"
@@ -67,7 +68,7 @@ func (a *app) serveCoordinator() *cobra.Command {
 		},
 	}
 	flags := cmd.Flags()
-	at.flags(flags, coordinatorListen, coordinatorGossip)
+	at.flags(flags, certs.Coordinator, coordinatorListen, coordinatorGossip)
 	admin.flag(flags, "/metrics, and on loopback alone the dashboard and /debug/pprof")
 	admin.access(flags)
 	flags.StringVar(&workers, "workers", "", "a list of workers instead of gossip, `name=host:port,...`")
@@ -96,7 +97,7 @@ func (a *app) runCoordinator(ctx context.Context, at endpointFlags, admin *admin
 		return err
 	}
 	log := a.logger().With("coordinator", name)
-	if err := admin.bind(ctx); err != nil {
+	if config.Security, err = at.begin(ctx, name, admin, log); err != nil {
 		return err
 	}
 	defer func() { err = admin.close(err) }()
@@ -111,7 +112,7 @@ func (a *app) runCoordinator(ctx context.Context, at endpointFlags, admin *admin
 	if err != nil {
 		return err
 	}
-	view, err := at.view(ctx, membership.Member{Name: name, Boot: uuid.New(), Role: membership.RoleCoordinator, Address: address, Version: programVersion}, workers, log)
+	view, err := at.view(ctx, membership.Member{Name: name, Boot: uuid.New(), Role: membership.RoleCoordinator, Address: address, Version: programVersion}, workers, config.Security, log)
 	if err != nil {
 		return errors.Join(err, listener.Close())
 	}
@@ -130,6 +131,7 @@ func (a *app) runCoordinator(ctx context.Context, at endpointFlags, admin *admin
 	if admin.on() {
 		defer serveDashboard(admin, c, config.Observe, log)()
 	}
+	defer at.attend(ctx, config.Security, s.health, log)()
 	// Should running jobs fail, for the disk's sake, so does the process: it would take jobs that never run.
 	ctx, stop := context.WithCancelCause(ctx)
 	defer endHard(ctx, log)()
@@ -196,7 +198,7 @@ func (a *app) serveWorker() *cobra.Command {
 		},
 	}
 	flags := cmd.Flags()
-	at.flags(flags, workerListen, workerGossip)
+	at.flags(flags, certs.Worker, workerListen, workerGossip)
 	admin.flag(flags, "/metrics, and on loopback alone /debug/pprof; the worker measures its memory bus when it starts")
 	flags.Var(&memory, "memory", "budget for keys, values and queries: 4GiB, 512MiB (default: three quarters of the machine's or the container's)")
 	flags.IntVar(&config.Threads, "threads", 0, "threads that kernels use at once; receiving and storing come beside them, and GOMAXPROCS bounds all (default: GOMAXPROCS, which heeds the CPU limit of a control group, as a container has)")
@@ -216,6 +218,10 @@ func (a *app) runWorker(ctx context.Context, at endpointFlags, admin *adminFlag,
 		return err
 	}
 	log := a.logger().With("worker", name)
+	if config.Security, err = at.begin(ctx, name, admin, log); err != nil {
+		return err
+	}
+	defer func() { err = admin.close(err) }()
 	if config.Budget == 0 {
 		if config.Budget, err = memoryBudget(); err != nil {
 			return err
@@ -224,10 +230,6 @@ func (a *app) runWorker(ctx context.Context, at endpointFlags, admin *adminFlag,
 	config.Name, config.Boot, config.Version, config.Logger = name, uuid.New(), programVersion, log
 	config.Threads = cmp.Or(config.Threads, runtime.GOMAXPROCS(0))
 	config.Conns = maxConnections()
-	if err := admin.bind(ctx); err != nil {
-		return err
-	}
-	defer func() { err = admin.close(err) }()
 	if admin.on() {
 		config.Observe = observe.NewWorker()
 		if config.Bus, err = observe.MeasureBus(config.Threads, config.Budget/4); err != nil {
@@ -247,7 +249,7 @@ func (a *app) runWorker(ctx context.Context, at endpointFlags, admin *adminFlag,
 	if err != nil {
 		return err
 	}
-	view, err := at.view(ctx, membership.Member{Name: name, Boot: config.Boot, Role: membership.RoleWorker, Address: address, Version: programVersion, Weight: config.Weight}, "", log)
+	view, err := at.view(ctx, membership.Member{Name: name, Boot: config.Boot, Role: membership.RoleWorker, Address: address, Version: programVersion, Weight: config.Weight}, "", config.Security, log)
 	if err != nil {
 		return errors.Join(err, listener.Close())
 	}
@@ -258,8 +260,8 @@ func (a *app) runWorker(ctx context.Context, at endpointFlags, admin *adminFlag,
 	if admin.on() {
 		defer admin.serve(config.Observe.Registry, log, func(*observe.Admin) {})()
 	}
-	stop := expire(ctx, w, config.SessionTTL)
-	defer stop()
+	defer expire(ctx, w, config.SessionTTL)()
+	defer at.attend(ctx, config.Security, s.health, log)()
 	defer serveLocal(ctx, w, log)()
 	log.Info("serving", "address", address, "gossip", membership.GossipAddr(view), "admin", admin.bound(), "memory"+bytesKey, config.Budget)
 	if err := at.ready(localcluster.Ready{Name: name, Address: address, Gossip: membership.GossipAddr(view), Admin: admin.bound()}); err != nil {

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"strconv"
 	"sync"
 	"time"
@@ -27,6 +28,7 @@ type Options struct {
 	Command         []string  // the program coord; default: the running executable
 	CoordinatorArgs []string  // more flags of "serve"
 	WorkerArgs      []string  // more flags of "worker serve"
+	TLS             string    // folder of an authority that has issued coordinator "local", worker "*" and client "local" into it; "" is plain text
 	DataDir         string    // the coordinator's; default: a temporary folder, removed by Stop, or by the next Start should this process be killed
 	Log             io.Writer // where the processes' stderr goes, from several goroutines unless it is an *os.File; nil: nowhere
 }
@@ -143,7 +145,7 @@ func (c *Cluster) startCoordinator(ctx context.Context) error {
 			args = append(args, "--join", w.ready.Gossip)
 		}
 	}
-	p, err := c.start("local", append(args, c.opts.CoordinatorArgs...))
+	p, err := c.start("local", append(append(args, c.secured("coordinator-local")...), c.opts.CoordinatorArgs...))
 	if err != nil {
 		return err
 	}
@@ -186,12 +188,29 @@ func (c *Cluster) launchWorker(name, address, gossip string) (*process, error) {
 	if c.opts.Threads > 0 {
 		args = append(args, "--threads", strconv.Itoa(c.opts.Threads))
 	}
-	return c.start(name, append(args, c.opts.WorkerArgs...))
+	return c.start(name, append(append(args, c.secured("worker-any")...), c.opts.WorkerArgs...))
+}
+
+// secured are the flags that name a folder of certificates.
+func (c *Cluster) secured(folder string) []string {
+	if c.opts.TLS == "" {
+		return nil
+	}
+	return []string{"--tls-dir", filepath.Join(c.opts.TLS, folder)}
+}
+
+// Dial prepares a connection to the coordinator.
+func (c *Cluster) Dial() (*client.Client, error) {
+	var o client.DialOptions
+	if c.opts.TLS != "" {
+		o.TLSDir = filepath.Join(c.opts.TLS, "client-local")
+	}
+	return client.DialWith(c.address, o)
 }
 
 // AwaitWorkers waits until the coordinator sees every worker that runs answer.
 func (c *Cluster) AwaitWorkers(ctx context.Context) error {
-	conn, err := client.Dial(c.address)
+	conn, err := c.Dial()
 	if err != nil {
 		return err
 	}

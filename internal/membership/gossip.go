@@ -17,6 +17,7 @@ import (
 	"github.com/hashicorp/memberlist"
 
 	"headwater.example/internal/address"
+	"headwater.example/internal/certs"
 	"headwater.example/internal/membership/internal/guard"
 )
 
@@ -37,6 +38,11 @@ type GossipConfig struct {
 	// 16 times of it once all answered: seeds that left the view since are then joined again, which heals a cluster that
 	// was cut. Zero is one second.
 	SeedRetry time.Duration
+	// KeyFile has the keys that gossip is encrypted with, as package certs reads them. It is read again when it changes. "" is
+	// gossip in plain text.
+	KeyFile string
+	// OnRefused, unless nil, is told of each message that is refused, by any goroutine.
+	OnRefused func(certs.Reason)
 	// Logger gets what happens to members, and memberlist's own messages. Nil is slog.Default().
 	Logger *slog.Logger
 
@@ -57,6 +63,10 @@ const leaveTimeout = 5 * time.Second
 // the first left or does not answer any more, the other takes its place.
 func Gossip(ctx context.Context, cfg GossipConfig) (View, error) {
 	g := newGossip(cfg)
+	var err error
+	if g.secret, err = newSecret(cfg.KeyFile); err != nil {
+		return nil, fmt.Errorf("keys of gossip: %w", err)
+	}
 	for _, seed := range cfg.Seeds {
 		a, err := parseSeed(seed)
 		if err != nil {
@@ -68,8 +78,7 @@ func Gossip(ctx context.Context, cfg GossipConfig) (View, error) {
 		return nil, fmt.Errorf("announcing this process: %w", err)
 	}
 	mc := g.config()
-	err := g.listen(ctx, mc, cfg)
-	if err != nil {
+	if err := g.listen(ctx, mc, cfg); err != nil {
 		return nil, err
 	}
 	if cfg.tune != nil {
@@ -85,6 +94,10 @@ func Gossip(ctx context.Context, cfg GossipConfig) (View, error) {
 	g.log.Debug("gossip listens", "bind", cfg.Bind, "advertise", g.address)
 	g.tasks.Go(g.join)
 	g.tasks.Go(func() { g.patrol(mc.ProbeInterval) })
+	if g.secret != nil {
+		ticker := time.NewTicker(keysEvery)
+		g.tasks.Go(func() { defer ticker.Stop(); g.tendKeys(ticker.C) })
+	}
 	return g, nil
 }
 
@@ -98,6 +111,7 @@ func newGossip(cfg GossipConfig) *gossip {
 		created: make(chan struct{}),
 		nodes:   make(map[string]*node),
 		refused: make(map[string]refusal),
+		keyFile: cfg.KeyFile,
 		changed: make(chan struct{}),
 	}
 	if g.log == nil {
@@ -154,6 +168,9 @@ func (g *gossip) config() *memberlist.Config {
 	mc.DeadNodeReclaimTime = time.Nanosecond   // a name is free as soon as its holder is dead
 	mc.Delegate, mc.Events, mc.Alive = g, g, g
 	mc.Logger = log.New(g.output, "", 0)
+	if g.secret != nil {
+		mc.Keyring = g.secret.Ring
+	}
 	return mc
 }
 
@@ -188,7 +205,10 @@ func (g *gossip) listen(ctx context.Context, mc *memberlist.Config, cfg GossipCo
 	if ip, err = g.resolveOne(ctx, advertise.Host); err != nil {
 		return fmt.Errorf("gossip address to advertise: %w", err)
 	}
-	g.transport, err = guard.Listen(&memberlist.NetTransportConfig{BindAddrs: []string{bind.Host}, BindPort: int(bind.Port), Logger: mc.Logger}, func(from net.Addr, err error) {
+	g.transport, err = guard.Listen(&memberlist.NetTransportConfig{BindAddrs: []string{bind.Host}, BindPort: int(bind.Port), Logger: mc.Logger}, g.secret, func(from net.Addr, err error) {
+		if cfg.OnRefused != nil {
+			cfg.OnRefused(reasonOf(err))
+		}
 		g.output.warn("gossip message refused", "from", from.String(), "error", err)
 	})
 	if err != nil {
@@ -209,6 +229,8 @@ func (g *gossip) listen(ctx context.Context, mc *memberlist.Config, cfg GossipCo
 type gossip struct {
 	list        *memberlist.Memberlist
 	transport   *guard.Transport
+	secret      *guard.Secret // nil for gossip in plain text
+	keyFile     string
 	created     chan struct{} // closed when list is set
 	self        Member
 	key         string // of self

@@ -165,10 +165,17 @@ func (g *gossip) pingTCP(n *node) (answered, reached bool) {
 	ping = append(ping, "\xa4Node\xda"...)
 	ping = binary.BigEndian.AppendUint16(ping, uint16(len(n.key)))
 	ping = append(ping, n.key...)
-	if _, err := conn.Write(ping); err != nil {
+	sealed, err := g.secret.SealStream(ping)
+	if err != nil {
+		return false, true
+	}
+	if _, err := conn.Write(sealed); err != nil {
 		return false, true
 	}
 	ack, err := io.ReadAll(conn)
+	if err == nil {
+		ack, err = g.secret.OpenStream(ack)
+	}
 	const typeAck = 2
 	return err == nil && len(ack) > 0 && ack[0] == typeAck && bytes.Contains(ack, binary.BigEndian.AppendUint32([]byte{0xce}, seqNo)), true
 }

@@ -4,6 +4,8 @@ import (
 	"slices"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"headwater.example/internal/certs"
 )
 
 // Kind is a metric's type.
@@ -43,6 +45,15 @@ var (
 	stepBuckets = prometheus.ExponentialBuckets(25e-6, 2, 20)
 	jobBuckets  = prometheus.ExponentialBuckets(0.1, 2.2, 14)
 )
+
+// refusals are why a peer is refused, by the names of package certs.
+func refusals() []string {
+	all := make([]string, len(certs.Reasons))
+	for i, r := range certs.Reasons {
+		all[i] = string(r)
+	}
+	return all
+}
 
 // Values of labels.
 var (
@@ -90,6 +101,9 @@ var (
 	OpenCalls      = Metric{Name: "headwater_open_calls", Kind: Gauge, Who: Both, Help: "Calls that are open, lanes and job streams in them."}
 	OpenConns      = Metric{Name: "headwater_open_connections", Kind: Gauge, Who: Both, Help: "Connections of clients and coordinators."}
 
+	PeersRefused       = Metric{Name: "headwater_peers_refused_total", Kind: Counter, Who: Both, Label: "reason", Of: refusals(), Help: "What was refused of peers for who they are: connections, calls, and messages of gossip, by reason."}
+	CertificateExpires = Metric{Name: "headwater_certificate_expires_timestamp_seconds", Kind: Gauge, Who: Both, Help: "When the process's certificate expires, in seconds since 1970; 0 without one."}
+
 	MemoryBudget = Metric{Name: "headwater_worker_memory_budget_bytes", Kind: Gauge, Who: OfWorker, Help: "Memory budget for keys, values and queries."}
 	MemoryUsed   = Metric{Name: "headwater_worker_memory_used_bytes", Kind: Gauge, Who: OfWorker, Help: "The part of the budget that is in use."}
 	MemorySpare  = Metric{Name: "headwater_worker_memory_spare_bytes", Kind: Gauge, Who: OfWorker, Help: "The part of what is in use that is given up when room is needed."}
@@ -123,7 +137,7 @@ func All() []Metric {
 	all := []Metric{
 		stepDuration, stepQueue, kernelDuration, kernelRead, stepRefusals, stepTokens, contextRaw, contextWire,
 		relayDuration, relayWire, relayRefusals, jobDuration, jobWire, jobLost, workersLost, sessionsLost,
-		Build, Panics, FlightBytes, FlightReserved, FlightWaiting, OpenCalls, OpenConns,
+		Build, Panics, FlightBytes, FlightReserved, FlightWaiting, OpenCalls, OpenConns, PeersRefused, CertificateExpires,
 		MemoryBudget, MemoryUsed, MemorySpare, Threads, Bus, Sessions, Lanes, QueuedSteps, QueuedTokens, Pages,
 		CacheUsed, CacheFree, CacheRoom, CacheRows, CacheHeap, PrefixBytes, PrefixAsked, PrefixHits, PrefixSaved, Evicted,
 		RelayLanes, RelayKnown, Workers, WorkersLeft, JobsOfStates,

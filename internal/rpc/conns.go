@@ -10,52 +10,56 @@ import (
 	addresses "headwater.example/internal/address"
 )
 
-// Conns are connections, by address. One is made for its first user and closed after its last, so a caller that wants one
+// Conns are connections, by their peers. One is made for its first user and closed after its last, so a caller that wants one
 // kept between calls is a user as well. Safe for concurrent use.
 type Conns struct {
-	options []grpc.DialOption
-	pulses  *pulses
+	security *Security
+	options  []grpc.DialOption
+	pulses   *pulses
 
 	mu     sync.Mutex
-	conns  map[string]*Conn
+	conns  map[Peer]*Conn
 	closed bool
 }
 
 // Conn is a connection in use.
 type Conn struct {
 	*grpc.ClientConn
-	set     *Conns
-	address string
-	users   int // guarded by set.mu
+	set   *Conns
+	to    Peer
+	users int // guarded by set.mu
 }
 
-// NewConns makes an empty set, whose connections are made with the options.
-func NewConns(options ...grpc.DialOption) *Conns {
-	return &Conns{options: options, pulses: newPulses(), conns: map[string]*Conn{}}
+// Peer is whom a connection is to: a worker by its name, or a coordinator or a relay, whose name is its address.
+type Peer struct{ Name, Address string }
+
+// NewConns makes an empty set, whose connections are made as the security says, with the options.
+func NewConns(security *Security, options ...grpc.DialOption) *Conns {
+	return &Conns{security: security, options: options, pulses: newPulses(), conns: map[Peer]*Conn{}}
 }
 
 // ErrClosed is the error of a use of connections that were closed, and of what runs over them.
 var ErrClosed = errors.New("this end is closed")
 
-// Use returns the connection to an address. The caller releases it.
-func (c *Conns) Use(address string) (*Conn, error) {
+// Use returns the connection to a peer. The caller releases it.
+func (c *Conns) Use(to Peer) (*Conn, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.closed {
 		return nil, ErrClosed
 	}
-	conn := c.conns[address]
+	conn := c.conns[to]
 	if conn == nil {
-		target, err := addresses.Target(address)
+		target, err := addresses.Target(to.Address)
 		if err != nil {
 			return nil, err
 		}
-		made, err := grpc.NewClient(target, c.options...)
+		made, err := grpc.NewClient(target, append(c.options[:len(c.options):len(c.options)], c.security.Dial(expect(to)))...)
 		if err != nil {
-			return nil, fmt.Errorf("address %q: %w", address, err)
+			return nil, fmt.Errorf("address %q: %w", to.Address, err)
 		}
-		conn = &Conn{ClientConn: made, set: c, address: address}
-		c.conns[address] = conn
+		conn = &Conn{ClientConn: made, set: c, to: to}
+		c.conns[to] = conn
 	}
 	conn.users++
 	return conn, nil
@@ -67,7 +71,7 @@ func (c *Conn) Release() {
 	c.users--
 	last := c.users == 0 && !c.set.closed
 	if last {
-		delete(c.set.conns, c.address)
+		delete(c.set.conns, c.to)
 	}
 	c.set.mu.Unlock()
 	if last {
@@ -89,22 +93,22 @@ func (c *Conns) Close() error {
 	return errors.Join(errs...)
 }
 
-// Kept are connections that are kept for some addresses, whether or not they are in use. The zero value keeps none. It is
+// Kept are connections that are kept to some peers, whether or not they are in use. The zero value keeps none. It is
 // used by one goroutine at a time.
 type Kept struct {
-	conns map[string]*Conn
+	conns map[Peer]*Conn
 }
 
-// Set keeps the connections to these addresses from now on, and no others. An address that can not be used is left out: its
-// next user learns why.
-func (k *Kept) Set(c *Conns, addresses ...string) {
-	next := make(map[string]*Conn, len(addresses))
-	for _, a := range addresses {
-		if next[a] != nil {
+// Set keeps the connections to these peers from now on, and no others. One whose address can not be used is left out: its next
+// user learns why.
+func (k *Kept) Set(c *Conns, peers ...Peer) {
+	next := make(map[Peer]*Conn, len(peers))
+	for _, p := range peers {
+		if next[p] != nil {
 			continue
 		}
-		if conn, err := c.Use(a); err == nil {
-			next[a] = conn
+		if conn, err := c.Use(p); err == nil {
+			next[p] = conn
 		}
 	}
 	for _, conn := range k.conns {

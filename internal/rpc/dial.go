@@ -6,13 +6,13 @@ import (
 	"net/http"
 	"net/url"
 	"regexp"
+	"strconv"
 	"strings"
 	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
@@ -43,7 +43,7 @@ func dialOptions(version string) []grpc.DialOption {
 	retry := backoff.DefaultConfig
 	retry.BaseDelay, retry.MaxDelay = reconnectDelay/10, reconnectDelay
 	return []grpc.DialOption{
-		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		(*Security)(nil).Dial(Expectation{}),
 		grpc.WithConnectParams(grpc.ConnectParams{Backoff: retry, MinConnectTimeout: connectTimeout}),
 		grpc.WithDefaultCallOptions(grpc.ForceCodecV2(MessageCodec{}), grpc.MaxCallRecvMsgSize(maxReceiveBytes), grpc.MaxCallSendMsgSize(MaxMessageBytes)),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: keepaliveTime, Timeout: keepaliveTimeout}),
@@ -85,6 +85,7 @@ func (s clientStream) RecvMsg(m any) error { return inOwnWords(s.ClientStream.Re
 var (
 	dialFailed = regexp.MustCompile(`(?:connection error: )+desc = "transport: (?:E|e)rror while dialing: ([^"]*)"`)
 	tooLarge   = regexp.MustCompile(`(?i)(?:trying to send|received) message (?:after decompression )?larger than max \((\d+) vs\. (\d+)\)`)
+	handshake  = regexp.MustCompile(`(?:connection error: )+desc = "transport: authentication handshake failed: ((?:[^"\\]|\\.)*)"`)
 	noPreface  = regexp.MustCompile(`(?:connection error: )+desc = "error reading server preface: [^"]*"`)
 )
 
@@ -109,6 +110,12 @@ func inOwnWords(err error) error {
 	}
 	message := s.Message()
 	said := dialFailed.ReplaceAllString(message, "$1")
+	if m := handshake.FindStringSubmatch(said); m != nil {
+		if why, err := strconv.Unquote(`"` + m[1] + `"`); err == nil {
+			said = why
+		}
+	}
+	said, distrusted := strings.CutPrefix(said, notTrusted)
 	said = tooLarge.ReplaceAllString(said, "a message of $1 bytes is larger than the $2 bytes that are allowed")
 	said = noPreface.ReplaceAllString(said, fmt.Sprintf("%s within %v: it hangs, or it is no Headwater server", mute, connectTimeout))
 	said = strings.TrimPrefix(said, "grpc: ")
@@ -120,8 +127,11 @@ func inOwnWords(err error) error {
 	}
 	p := s.Proto()
 	p.Message = said
-	if tooLarge.MatchString(message) {
+	switch {
+	case tooLarge.MatchString(message):
 		p.Code = int32(codes.InvalidArgument)
+	case distrusted:
+		p.Code = int32(codes.Unauthenticated)
 	}
 	return status.ErrorProto(p)
 }

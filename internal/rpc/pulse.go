@@ -33,37 +33,37 @@ type pulses struct {
 	silent atomic.Int64 // peers; it changes under mu
 
 	mu      sync.Mutex // guards what follows
-	of      map[string]*pulse
+	of      map[Peer]*pulse
 	changed chan struct{} // closed when a peer falls silent or answers again
 }
 
-// pulse is that of one address.
+// pulse is that of one peer.
 type pulse struct {
-	address string
-	users   int
-	silent  bool
-	wanted  time.Time // when somebody last asked whether it is silent
+	peer   Peer
+	users  int
+	silent bool
+	wanted time.Time // when somebody last asked whether it is silent
 }
 
 func newPulses() *pulses {
-	p := &pulses{of: map[string]*pulse{}, changed: make(chan struct{})}
+	p := &pulses{of: map[Peer]*pulse{}, changed: make(chan struct{})}
 	p.ctx, p.end = context.WithCancel(context.Background())
 	return p
 }
 
-// Watch asks the peer at an address from now on whether it is there, until release is called. A peer that accepts nothing, or
+// Watch asks a peer from now on whether it is there, until release is called. A peer that accepts nothing, or
 // whose connection breaks, is not silent: calls to it fail by themselves.
-func (c *Conns) Watch(address string) (release func()) {
+func (c *Conns) Watch(peer Peer) (release func()) {
 	p := c.pulses
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	one := p.of[address]
+	one := p.of[peer]
 	if one == nil {
 		if p.ctx.Err() != nil {
 			return func() {}
 		}
-		one = &pulse{address: address}
-		p.of[address] = one
+		one = &pulse{peer: peer}
+		p.of[peer] = one
 		p.tasks.Go(func() { c.ask(one) })
 	}
 	one.users++
@@ -75,16 +75,16 @@ func (c *Conns) Watch(address string) (release func()) {
 	})
 }
 
-// Silent reports whether the peer at an address accepts what is sent to it and answers nothing. That is known only of peers that
+// Silent reports whether a peer accepts what is sent to it and answers nothing. That is known only of peers that
 // were watched.
-func (c *Conns) Silent(address string) bool {
+func (c *Conns) Silent(peer Peer) bool {
 	p := c.pulses
 	if p.silent.Load() == 0 {
 		return false
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	one := p.of[address]
+	one := p.of[peer]
 	if one == nil || !one.silent {
 		return false
 	}
@@ -100,55 +100,55 @@ func (c *Conns) Pulse() <-chan struct{} {
 }
 
 // Heed returns a context for calls to some peers, which ends once one of them is silent and may reports that the calls may end for
-// it. The caller calls stop when the calls have ended: it returns the address of that peer, or "".
-func (c *Conns) Heed(ctx context.Context, may func() bool, addresses ...string) (_ context.Context, stop func() string) {
+// it. The caller calls stop when the calls have ended: it returns that peer, or the zero Peer.
+func (c *Conns) Heed(ctx context.Context, may func() bool, peers ...Peer) (_ context.Context, stop func() Peer) {
 	ctx, cancel := context.WithCancel(ctx)
-	silent, watched := "", make(chan struct{})
+	silent, watched := Peer{}, make(chan struct{})
 	go func() {
 		defer close(watched)
-		if silent = c.fallsSilent(ctx, may, addresses); silent != "" {
+		if silent = c.fallsSilent(ctx, may, peers); silent != (Peer{}) {
 			cancel()
 		}
 	}()
-	return ctx, func() string {
+	return ctx, func() Peer {
 		cancel()
 		<-watched
 		return silent
 	}
 }
 
-// fallsSilent waits until one of the peers is silent and may is true, and returns its address; if ctx ends before, "".
-func (c *Conns) fallsSilent(ctx context.Context, may func() bool, addresses []string) string {
-	hangs := func() string {
-		for _, a := range addresses {
-			if c.Silent(a) && may() {
-				return a
+// fallsSilent waits until one of the peers is silent and may is true, and returns it; if ctx ends before, the zero Peer.
+func (c *Conns) fallsSilent(ctx context.Context, may func() bool, peers []Peer) Peer {
+	hangs := func() Peer {
+		for _, p := range peers {
+			if c.Silent(p) && may() {
+				return p
 			}
 		}
-		return ""
+		return Peer{}
 	}
-	if a := hangs(); a != "" {
-		return a
+	if p := hangs(); p != (Peer{}) {
+		return p
 	}
 	slow := time.NewTimer(SlowAfter)
 	defer slow.Stop()
 	select {
 	case <-slow.C:
 	case <-ctx.Done():
-		return ""
+		return Peer{}
 	}
-	for _, a := range addresses {
-		defer c.Watch(a)()
+	for _, p := range peers {
+		defer c.Watch(p)()
 	}
 	for {
 		changed := c.Pulse()
-		if a := hangs(); a != "" {
-			return a
+		if p := hangs(); p != (Peer{}) {
+			return p
 		}
 		select {
 		case <-changed:
 		case <-ctx.Done():
-			return ""
+			return Peer{}
 		}
 	}
 }
@@ -158,7 +158,7 @@ var ErrSilent = status.Error(codes.Unavailable, "it does not answer: it hangs, o
 
 // ask asks one peer until nobody wants to know any more.
 func (c *Conns) ask(one *pulse) {
-	conn, err := c.Use(one.address)
+	conn, err := c.Use(one.peer)
 	if err != nil {
 		c.pulses.finish(one, true)
 		return
@@ -226,7 +226,7 @@ func (p *pulses) finish(one *pulse, must bool) bool {
 	if !must && (one.users > 0 || one.silent && time.Since(one.wanted) < pulseKept) {
 		return false
 	}
-	delete(p.of, one.address)
+	delete(p.of, one.peer)
 	if one.silent {
 		p.silent.Add(-1)
 	}

@@ -54,21 +54,24 @@ func TestAPeerThatHangsIsSilent(t *testing.T) {
 		go func() { defer close(done); _ = server.Serve(l) }()
 		t.Cleanup(func() { server.Stop(); <-done })
 	}
-	conns := rpc.NewConns(rpc.DialOptions()...)
+	conns := rpc.NewConns(nil, rpc.DialOptions()...)
 	defer conns.Close()
-	at := hangs.Addr().String()
+	peer := func(l net.Listener) rpc.Peer {
+		address := l.Addr().String()
+		return rpc.Peer{Name: address, Address: address}
+	}
 	await := func(silent bool) {
-		for changed := conns.Pulse(); conns.Silent(at) != silent; changed = conns.Pulse() {
+		for changed := conns.Pulse(); conns.Silent(peer(hangs)) != silent; changed = conns.Pulse() {
 			<-changed
 		}
 	}
 	for _, l := range []net.Listener{hangs, ignorant, dead} {
-		defer conns.Watch(l.Addr().String())()
+		defer conns.Watch(peer(l))()
 	}
 	for range 2 {
 		hangs.awake.Lock()
 		await(true)
-		if conns.Silent(ignorant.Addr().String()) || conns.Silent(dead.Addr().String()) {
+		if conns.Silent(peer(ignorant)) || conns.Silent(peer(dead)) {
 			t.Error("a peer that is dead or does not know the question is silent")
 		}
 		hangs.awake.Unlock()

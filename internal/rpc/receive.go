@@ -28,8 +28,16 @@ const (
 
 // ServerOptions returns what a server is made with whose calls the flight counts. Its services are registered by Registrar.
 func (f *Flight) ServerOptions(options ...ServerOption) []grpc.ServerOption {
+	var o serverOptions
+	for _, set := range options {
+		set(&o)
+	}
+	under := insecure.NewCredentials()
+	if o.security.secured() {
+		under = serverCredentials{o.security}
+	}
 	return append(ServerOptions(options...),
-		grpc.Creds(countedCredentials{insecure.NewCredentials(), f}),
+		grpc.Creds(countedCredentials{under, f}),
 		grpc.InitialWindowSize(streamWindow),
 		grpc.InitialConnWindowSize(connWindow),
 		grpc.MaxRecvMsgSize(uncountedBytes),

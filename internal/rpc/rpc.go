@@ -37,6 +37,9 @@ const Version = "1.2"
 // sessionService is the service of which both ends speak at least the minor version sessionMinor: since then a step, a fork and a
 // truncation name the state that they build on by ids that older peers do not know.
 const (
+	coordinatorService = "/headwater.v1.CoordinatorService/"
+	workerService      = "/headwater.v1.WorkerService/"
+
 	sessionService = "/headwater.v1.SessionService/"
 	sessionMinor   = 2
 )
@@ -68,10 +71,16 @@ const (
 // ServerOption says how a server differs from others.
 type ServerOption func(*serverOptions)
 
-type serverOptions struct{ log *slog.Logger }
+type serverOptions struct {
+	log      *slog.Logger
+	security *Security
+}
 
 // LogTo makes a server log to log, and not to slog.Default.
 func LogTo(log *slog.Logger) ServerOption { return func(o *serverOptions) { o.log = log } }
+
+// Secure makes a server speak as the security says. The server's role is that of the security's certificate.
+func Secure(s *Security) ServerOption { return func(o *serverOptions) { o.security = s } }
 
 // ServerOptions returns what every Headwater server is made with.
 func ServerOptions(options ...ServerOption) []grpc.ServerOption {
@@ -80,7 +89,7 @@ func ServerOptions(options ...ServerOption) []grpc.ServerOption {
 		set(&o)
 	}
 	guardUnary, guardStream := guardCalls(o.log)
-	return []grpc.ServerOption{
+	return append([]grpc.ServerOption{
 		grpc.ForceServerCodecV2(MessageCodec{}),
 		grpc.ConnectionTimeout(connectTimeout),
 		grpc.MaxRecvMsgSize(maxReceiveBytes),
@@ -89,7 +98,7 @@ func ServerOptions(options ...ServerOption) []grpc.ServerOption {
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: keepaliveTime / 2, PermitWithoutStream: true}),
 		grpc.ChainUnaryInterceptor(guardUnary, checkUnary),
 		grpc.ChainStreamInterceptor(guardStream, checkStream),
-	}
+	}, o.security.serverOptions()...)
 }
 
 // Register adds the health service, with the named services and the server as a whole serving, and reflection.
@@ -101,6 +110,17 @@ func Register(s *grpc.Server, services ...string) *health.Server {
 	healthv1.RegisterHealthServer(s, h)
 	reflection.Register(s)
 	return h
+}
+
+// healthConns bounds the connections of a server for probes, and the calls.
+const healthConns = 64
+
+// NewHealthServer returns a server that answers health checks in plain text, and nothing else: for probes that have no certificate.
+func NewHealthServer(h *health.Server, log *slog.Logger) *grpc.Server {
+	flight := NewFlight(FlightConfig{Streams: healthConns, Conns: healthConns, Logger: log})
+	s := grpc.NewServer(flight.ServerOptions(LogTo(log))...)
+	healthv1.RegisterHealthServer(s, h)
+	return s
 }
 
 // check refuses a peer of another major version. Tools that send no version (probes, reflection clients) are let in.

@@ -128,9 +128,10 @@ func TestARelayServesThisMachineAlone(t *testing.T) {
 		coord(t, "relay", "--listen", address).fails(t, 2, "--listen", "--allow-remote")
 		coord(t, "relay", "--allow-remote", "--lanes", address).fails(t, 2, "--lanes: other machines reach")
 	}
+	coord(t, "relay", "--listen", "0.0.0.0:0", "--allow-remote").fails(t, 2, "--listen: other machines reach 0.0.0.0:0, and there is no certificate")
 	coord(t, "relay", "--listen", "nonsense").fails(t, 2, "--listen", "host:port")
 	coord(t, "relay", "--coordinator", "http://host").fails(t, 2, "--coordinator", "without http://")
-	for _, args := range [][]string{{"--listen", "127.0.0.1:0"}, {"--listen", "[::1]:0"}, {"--listen", "localhost:0"}, {"--listen", "0.0.0.0:0", "--allow-remote"}} {
+	for _, args := range [][]string{{"--listen", "127.0.0.1:0"}, {"--listen", "[::1]:0"}, {"--listen", "localhost:0"}, {"--listen", "0.0.0.0:0", "--allow-remote", "--insecure"}} {
 		startRelay(t, "127.0.0.1:1", args...)
 	}
 	// The socket is this user's.

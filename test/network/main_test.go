@@ -48,15 +48,36 @@ func TestMain(m *testing.M) {
 
 // machine is a network namespace, or this machine.
 type machine struct {
-	name string // "" is this machine
-	env  []string
+	name  string // "" is this machine
+	env   []string
+	certs string // folder of the authority of its cluster; this machine has none
+}
+
+// authority makes a cluster's authority, with certificates for any coordinator and worker, and for a client.
+func authority(t *testing.T) string {
+	t.Helper()
+	folder := filepath.Join(t.TempDir(), "certs")
+	for _, args := range [][]string{{"init"}, {"issue", "coordinator", "*"}, {"issue", "worker", "*"}, {"issue", "client", "ann"}} {
+		if out, err := (&machine{}).run(t, append(append([]string{"certs"}, args...), "--dir", folder)...); err != nil {
+			t.Fatalf("certs %v: %v: %s", args, err, out)
+		}
+	}
+	return folder
+}
+
+// secured are a program's arguments with those that name its certificate.
+func (m *machine) secured(role string, args []string) []string {
+	if m.certs == "" {
+		return args
+	}
+	return append(args[:len(args):len(args)], "--tls-dir", filepath.Join(m.certs, role))
 }
 
 // newMachine makes a network namespace, with its loopback interface up, and runs ip's commands in it. Commands that begin
 // with "host" are run outside. The test is skipped where that is not allowed.
 func newMachine(t *testing.T, name string, commands ...string) *machine {
 	t.Helper()
-	m := &machine{name: fmt.Sprintf("hw%d%s", os.Getpid(), name)}
+	m := &machine{name: fmt.Sprintf("hw%d%s", os.Getpid(), name), certs: authority(t)}
 	ip := func(args ...string) {
 		t.Helper()
 		if out, err := exec.Command("ip", args...).CombinedOutput(); err != nil {
@@ -76,9 +97,10 @@ func newMachine(t *testing.T, name string, commands ...string) *machine {
 	return m
 }
 
-// connect joins machines by one cable, each with its addresses.
+// connect joins machines by one cable, each with its addresses, to be one cluster.
 func connect(t *testing.T, a, b *machine, addressesA, addressesB []string) {
 	t.Helper()
+	b.certs = a.certs
 	link := [][]string{{"-n", a.name, "link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", b.name}}
 	for m, addresses := range map[*machine][]string{a: addressesA, b: addressesB} {
 		for _, address := range addresses {
@@ -124,7 +146,7 @@ func (m *machine) run(t *testing.T, args ...string) (string, error) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	out, err := m.command(ctx, t, "coord", args...).CombinedOutput()
+	out, err := m.command(ctx, t, "coord", m.secured("client-ann", args)...).CombinedOutput()
 	return string(out), err
 }
 
@@ -163,7 +185,8 @@ func (l *log) String() string {
 func (m *machine) serve(t *testing.T, program string, args ...string) *process {
 	t.Helper()
 	p := &process{log: &log{more: make(chan struct{}, 1)}, done: make(chan struct{})}
-	p.cmd = m.command(context.Background(), t, program, append(args, "--log-format", "json")...)
+	role := map[string]string{"coord": "coordinator-any", "worker": "worker-any"}[program]
+	p.cmd = m.command(context.Background(), t, program, append(m.secured(role, args), "--log-format", "json")...)
 	p.cmd.Stderr, p.cmd.Stdout = p.log, p.log
 	if err := p.cmd.Start(); err != nil {
 		t.Fatal(err)

@@ -27,9 +27,9 @@ type Conns struct {
 	abandonTimeout time.Duration // for dropping a session that was made in vain
 }
 
-// NewConns returns an empty set. The options apply to its connections.
-func NewConns(options ...grpc.DialOption) *Conns {
-	c := &Conns{Conns: rpc.NewConns(options...), abandonTimeout: 10 * time.Second}
+// NewConns returns an empty set. Security and options apply to its connections.
+func NewConns(security *rpc.Security, options ...grpc.DialOption) *Conns {
+	c := &Conns{Conns: rpc.NewConns(security, options...), abandonTimeout: 10 * time.Second}
 	for _, o := range options {
 		if r, ok := o.(randomOption); ok {
 			c.random = r.random

@@ -43,18 +43,19 @@ func node(t *testing.T, name string) (address string, w *watch) {
 // TestAConnectionEndsWithItsLastUser: neither before nor later, and the next user has another.
 func TestAConnectionEndsWithItsLastUser(t *testing.T) {
 	address, w := node(t, "w1")
-	conns := fanout.NewConns(rpc.DialOptions()...)
+	peer := rpc.Peer{Name: "w1", Address: address}
+	conns := fanout.NewConns(nil, rpc.DialOptions()...)
 	call := func() {
 		t.Helper()
 		if _, err := conns.List(t.Context(), "w1", address, &headwaterv1.ListSessionsRequest{}); err != nil {
 			t.Fatal(err)
 		}
 	}
-	first, err := conns.Use(address)
+	first, err := conns.Use(peer)
 	if err != nil {
 		t.Fatal(err)
 	}
-	second, err := conns.Use(address)
+	second, err := conns.Use(peer)
 	if err != nil || first != second {
 		t.Fatalf("another connection to the same address: %v", err)
 	}
@@ -70,7 +71,7 @@ func TestAConnectionEndsWithItsLastUser(t *testing.T) {
 	call() // alone, it is the first and the last user
 	<-w.began
 	<-w.ended
-	third, err := conns.Use(address)
+	third, err := conns.Use(peer)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -78,20 +79,22 @@ func TestAConnectionEndsWithItsLastUser(t *testing.T) {
 		t.Fatal(err)
 	}
 	third.Release()
-	if _, err := conns.Use(address); !errors.Is(err, rpc.ErrClosed) {
+	if _, err := conns.Use(peer); !errors.Is(err, rpc.ErrClosed) {
 		t.Errorf("a closed set is used: %v", err)
 	}
 }
 
 // TestWhoIsNotKeptAnyMoreIsLetGo: the connection to one who has departed ends, that to one who stays is not made anew.
 func TestWhoIsNotKeptAnyMoreIsLetGo(t *testing.T) {
-	one, w1 := node(t, "w1")
-	two, w2 := node(t, "w2")
-	conns := fanout.NewConns(rpc.DialOptions()...)
+	one, two := rpc.Peer{Name: "w1"}, rpc.Peer{Name: "w2"}
+	var w1, w2 *watch
+	one.Address, w1 = node(t, one.Name)
+	two.Address, w2 = node(t, two.Name)
+	conns := fanout.NewConns(nil, rpc.DialOptions()...)
 	var kept rpc.Kept
-	call := func(address string) {
+	call := func(to rpc.Peer) {
 		t.Helper()
-		if _, err := conns.List(t.Context(), "", address, &headwaterv1.ListSessionsRequest{}); err != nil {
+		if _, err := conns.List(t.Context(), to.Name, to.Address, &headwaterv1.ListSessionsRequest{}); err != nil {
 			t.Fatal(err)
 		}
 	}

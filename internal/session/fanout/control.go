@@ -39,7 +39,7 @@ func (c *Conns) gather(ctx context.Context, holders []*Holder, may func() bool, 
 	for i, o := range holders {
 		tasks.Go(func() {
 			errs[i] = rpc.Guard(c.Log, "asking holder "+o.Name, func() error {
-				conn, err := c.Use(o.Address)
+				conn, err := c.Use(o.peer())
 				if err != nil {
 					return lost(o.Name, err)
 				}
@@ -486,7 +486,7 @@ func (c *Conns) drop(ctx context.Context, holders []*Holder, may func() bool, re
 
 // List asks one holder for sessions and its cache. One that hangs is lost.
 func (c *Conns) List(ctx context.Context, name, address string, req *headwaterv1.ListSessionsRequest) (*headwaterv1.ListSessionsResponse, error) {
-	conn, err := c.Use(address)
+	conn, err := c.Use(rpc.Peer{Name: name, Address: address})
 	if err != nil {
 		return nil, lost(name, err)
 	}
@@ -551,7 +551,7 @@ func (c *Conns) exportParts(ctx context.Context, h *Holding, req *headwaterv1.Ex
 		if len(own.Groups) == len(p.groups) {
 			own.Groups = nil
 		}
-		conn, err := c.Use(p.holder.Address)
+		conn, err := c.Use(p.holder.peer())
 		if err != nil {
 			return lost(p.holder.Name, err)
 		}

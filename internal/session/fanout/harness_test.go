@@ -50,7 +50,7 @@ type peers struct {
 func connect(t testing.TB, opts ...grpc.DialOption) *peers {
 	t.Helper()
 	id := session.LaneID{1}
-	p := &peers{conns: fanout.NewConns(append(rpc.DialOptions(), opts...)...), epoch: &headwaterv1.Epoch{Counter: 1, Lane: id[:]}}
+	p := &peers{conns: fanout.NewConns(nil, append(rpc.DialOptions(), opts...)...), epoch: &headwaterv1.Epoch{Counter: 1, Lane: id[:]}}
 	p.lane = fanout.NewLane(id, p.conns)
 	t.Cleanup(func() {
 		p.lane.Close()

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 
+	"headwater.example/internal/rpc"
 	headwaterv1 "headwater.example/proto/headwater/v1"
 	"headwater.example/shard"
 )
@@ -17,6 +18,9 @@ type Holder struct {
 	Address string
 	Groups  [][]int // by layer, ascending; nil is all groups of all layers
 }
+
+// peer is whom a connection to the holder is to.
+func (o *Holder) peer() rpc.Peer { return rpc.Peer{Name: o.Name, Address: o.Address} }
 
 // part is what one holder has of one layer.
 type part struct {

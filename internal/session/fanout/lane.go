@@ -26,14 +26,14 @@ type Lane struct {
 	calls sync.Pool // *Call
 
 	mu      sync.Mutex
-	streams map[string]*stream // by address
+	streams map[rpc.Peer]*stream
 	closed  bool
 }
 
 // NewLane makes a lane. Its streams end with Close.
 func NewLane(id session.LaneID, conns *Conns) *Lane {
 	ctx, cancel := context.WithCancel(context.Background())
-	l := &Lane{id: id, conns: conns, ctx: ctx, end: cancel, streams: map[string]*stream{}}
+	l := &Lane{id: id, conns: conns, ctx: ctx, end: cancel, streams: map[rpc.Peer]*stream{}}
 	l.calls.New = func() any { return &Call{lane: l, done: make(chan struct{}, 1)} }
 	return l
 }
@@ -57,24 +57,24 @@ func (l *Lane) stream(o *Holder) (*stream, error) {
 	if l.closed {
 		return nil, rpc.ErrClosed
 	}
-	if s, ok := l.streams[o.Address]; ok && s.ctx.Err() == nil {
+	if s, ok := l.streams[o.peer()]; ok && s.ctx.Err() == nil {
 		return s, nil
 	}
-	conn, err := l.conns.Use(o.Address)
+	conn, err := l.conns.Use(o.peer())
 	if err != nil {
 		return nil, err
 	}
 	ctx, cancel := context.WithCancelCause(l.ctx)
 	s := &stream{ctx: ctx, fail: cancel, queue: make(chan *callPart, inFlight), room: make(chan struct{}, inFlight), pending: map[uint64]*callPart{}}
-	l.streams[o.Address] = s
+	l.streams[o.peer()] = s
 	l.tasks.Go(func() {
 		s.run(conn, l.id, func(what string, f func()) {
 			s.guard(l.conns.Log, what+" holder "+o.Name, f)
 		})
 		l.mu.Lock()
 		defer l.mu.Unlock()
-		if l.streams[o.Address] == s {
-			delete(l.streams, o.Address)
+		if l.streams[o.peer()] == s {
+			delete(l.streams, o.peer())
 		}
 	})
 	return s, nil

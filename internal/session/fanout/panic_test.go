@@ -61,7 +61,7 @@ func TestAPanicOfAGoroutineEndsItsCallAlone(t *testing.T) {
 					return stream, err
 				}))
 			var log bytes.Buffer
-			conns := fanout.NewConns(opts...)
+			conns := fanout.NewConns(nil, opts...)
 			conns.Log = slog.New(slog.NewTextHandler(&log, nil))
 			lane := fanout.NewLane(session.LaneID{1}, conns)
 			defer func() {

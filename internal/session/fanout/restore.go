@@ -77,7 +77,7 @@ func (r *restore) do(ctx context.Context) error {
 func (r *restore) make(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	conn, err := r.Use(r.target.Address)
+	conn, err := r.Use(r.target.peer())
 	if err != nil {
 		return lost(r.target.Name, err)
 	}

@@ -17,7 +17,7 @@ import (
 // silent returns the holders that hang, if the others can replace them.
 func (c *Conns) silent(h *Holding) (names []string) {
 	for _, o := range h.holders {
-		if c.Silent(o.Address) {
+		if c.Silent(o.peer()) {
 			names = append(names, o.Name)
 		}
 	}
@@ -34,7 +34,7 @@ func (c *Conns) silent(h *Holding) (names []string) {
 func (c *Conns) watch(h *Holding) (release func()) {
 	releases := make([]func(), len(h.holders))
 	for i, o := range h.holders {
-		releases[i] = c.Watch(o.Address)
+		releases[i] = c.Watch(o.peer())
 	}
 	return func() {
 		for _, r := range releases {
@@ -116,7 +116,7 @@ func (s *stream) awaitRoom(ctx context.Context, p *callPart) error {
 	defer conns.watch(h)()
 	for {
 		changed := conns.Pulse()
-		if p.call.step.Input != nil && conns.silent(h) != nil && conns.Silent(p.holder.Address) {
+		if p.call.step.Input != nil && conns.silent(h) != nil && conns.Silent(p.holder.peer()) {
 			return rpc.ErrSilent
 		}
 		select {
@@ -137,14 +137,14 @@ func (c *Conns) heed(ctx context.Context, may func() bool, holders ...*Holder) (
 	if may == nil {
 		return ctx, func() error { return nil }
 	}
-	addresses := make([]string, len(holders))
+	peers := make([]rpc.Peer, len(holders))
 	for i, o := range holders {
-		addresses[i] = o.Address
+		peers[i] = o.peer()
 	}
-	ctx, stopped := c.Heed(ctx, may, addresses...)
+	ctx, stopped := c.Heed(ctx, may, peers...)
 	return ctx, func() error {
 		silent := stopped()
-		if i := slices.Index(addresses, silent); i >= 0 {
+		if i := slices.Index(peers, silent); i >= 0 {
 			return lost(holders[i].Name, rpc.ErrSilent)
 		}
 		return nil

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"testing"
 
+	"headwater.example/internal/rpc"
 	"headwater.example/internal/session"
 	headwaterv1 "headwater.example/proto/headwater/v1"
 )
@@ -85,8 +86,9 @@ func TestAHolderThatHangsIsWaitedForIfItIsMissed(t *testing.T) {
 	p.sleep[1].awake.Lock()
 	done := make(chan error, 1)
 	go func() { done <- p.step(t, alone, 2, 0) }()
-	watched := p.conns.Watch(p.holding.Holders()[1].Address)
-	for changed := p.conns.Pulse(); !p.conns.Silent(p.holding.Holders()[1].Address); changed = p.conns.Pulse() {
+	sleeper := rpc.Peer{Name: p.holding.Holders()[1].Name, Address: p.holding.Holders()[1].Address}
+	watched := p.conns.Watch(sleeper)
+	for changed := p.conns.Pulse(); !p.conns.Silent(sleeper); changed = p.conns.Pulse() {
 		<-changed
 	}
 	watched()

@@ -31,6 +31,7 @@ const (
 // Transport is memberlist's network, guarded. Make it with Listen.
 type Transport struct {
 	*memberlist.NetTransport
+	secret  *Secret
 	refused func(from net.Addr, err error)
 	streams chan net.Conn
 	packets chan *memberlist.Packet
@@ -39,8 +40,9 @@ type Transport struct {
 	tasks   sync.WaitGroup
 }
 
-// Listen binds gossip over TCP and UDP. Refused is told of what is refused, from several goroutines. Port 0 takes a free one.
-func Listen(config *memberlist.NetTransportConfig, refused func(from net.Addr, err error)) (*Transport, error) {
+// Listen binds gossip over TCP and UDP. With a secret all that is not encrypted with it is refused. Refused is told of what is
+// refused, from several goroutines. Port 0 takes a free one.
+func Listen(config *memberlist.NetTransportConfig, secret *Secret, refused func(from net.Addr, err error)) (*Transport, error) {
 	var inner *memberlist.NetTransport
 	var err error
 	for range bindTries {
@@ -54,6 +56,7 @@ func Listen(config *memberlist.NetTransportConfig, refused func(from net.Addr, e
 	}
 	t := &Transport{
 		NetTransport: inner,
+		secret:       secret,
 		refused:      refused,
 		streams:      make(chan net.Conn),
 		packets:      make(chan *memberlist.Packet),
@@ -86,7 +89,7 @@ func (t *Transport) DialAddressTimeout(a memberlist.Address, timeout time.Durati
 	if err != nil {
 		return nil, err
 	}
-	return &guarded{Conn: conn}, nil
+	return &guarded{Conn: conn, secret: t.secret}, nil
 }
 
 // DialTimeout is DialAddressTimeout for an address without a name.
@@ -124,7 +127,7 @@ func (t *Transport) check(conn net.Conn) {
 		}
 	})
 	err := conn.SetReadDeadline(time.Now().Add(streamTimeout))
-	g := &guarded{Conn: conn, closed: release}
+	g := &guarded{Conn: conn, secret: t.secret, closed: release}
 	if err == nil {
 		err = g.read()
 	}
@@ -146,7 +149,7 @@ func (t *Transport) acceptPackets() {
 	for {
 		select {
 		case p := <-t.NetTransport.PacketCh():
-			if err := packet(p.Buf); err != nil {
+			if err := packet(p.Buf, t.secret); err != nil {
 				t.refused(p.From, err)
 				continue
 			}
@@ -164,13 +167,14 @@ func (t *Transport) acceptPackets() {
 // guarded is a stream that gives what has been read of it, and nothing after that.
 type guarded struct {
 	net.Conn
+	secret  *Secret
 	message *bytes.Reader // nil until it has been read
 	closed  func()        // nil, or called by Close
 }
 
 // read reads the message.
 func (g *guarded) read() error {
-	b, err := stream(g.Conn)
+	b, err := stream(g.Conn, g.secret)
 	g.message = bytes.NewReader(b)
 	if err != nil {
 		g.message.Reset(nil)

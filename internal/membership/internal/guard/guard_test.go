@@ -66,13 +66,13 @@ func TestStreamsAreReadWithinBounds(t *testing.T) {
 		{"values in values", label + header(1, 0) + "\x81" + text("Vsn") + strings.Repeat("\x91", 100), "", "nested"},
 		{"a bomb", label + packed(make([]byte, 64<<20)), "", "more than"},
 		{"a bomb in a state", label + packed([]byte(packed(make([]byte, 1<<20)))), "", "type 9"},
-		{"an encrypted message of 4 GiB", label + "\x0a\xff\xff\xff\xff", "", "more than"},
+		{"an encrypted message", label + "\x0a\xff\xff\xff\xff", "", "this process has no key"},
 		{"a user message", label + "\x08\x81" + text("UserMsgLen") + long(20<<20), "", "type 8"},
 		{"another type", label + "\x63", "", "type 99"},
 	} {
 		var before, after runtime.MemStats
 		runtime.ReadMemStats(&before)
-		got, err := stream(strings.NewReader(c.in))
+		got, err := stream(strings.NewReader(c.in), nil)
 		runtime.ReadMemStats(&after)
 		switch {
 		case c.says == "" && (err != nil || string(got) != c.want):
@@ -103,7 +103,7 @@ func TestPacketsAreReadWithinBounds(t *testing.T) {
 		{"packed many times", label + packed([]byte(packed([]byte(packed([]byte(packed([]byte(ping)))))))), "more than 4 times"},
 		{"a user message", label + "\x08hello", "type 8"},
 	} {
-		err := packet([]byte(c.in))
+		err := packet([]byte(c.in), nil)
 		if c.says == "" && err != nil || c.says != "" && (err == nil || !strings.Contains(err.Error(), c.says)) {
 			t.Errorf("%s: want an error that says %q, got %v", c.name, c.says, err)
 		}
@@ -115,14 +115,14 @@ func FuzzStream(f *testing.F) {
 	f.Add([]byte(label + packed([]byte(header(1, 3)+node("a")+"abc"))))
 	f.Add([]byte(label + "\x0a\x00\x00\x00\x03abc"))
 	f.Fuzz(func(t *testing.T, in []byte) {
-		out, err := stream(bytes.NewReader(in))
+		out, err := stream(bytes.NewReader(in), nil)
 		if len(out) > 2*maxStreamBytes {
 			t.Fatalf("%d bytes become %d", len(in), len(out))
 		}
 		if err != nil {
 			return
 		}
-		again, err := stream(bytes.NewReader(out))
+		again, err := stream(bytes.NewReader(out), nil)
 		if err != nil || !bytes.Equal(again, out) {
 			t.Fatalf("what is handed on is %q, %v when it is read again", again, err)
 		}
@@ -133,7 +133,7 @@ func FuzzPacket(f *testing.F) {
 	f.Add([]byte(label + "\x0c\x00\x00\x00\x00\x00\x81" + text("SeqNo") + "\x07"))
 	f.Add([]byte(label + packed([]byte("\x04\x81"+text("Node")+text("a")))))
 	f.Add([]byte("\x07\x01\x00\x02\x00\x80"))
-	f.Fuzz(func(_ *testing.T, in []byte) { _ = packet(in) })
+	f.Fuzz(func(_ *testing.T, in []byte) { _ = packet(in, nil) })
 }
 
 // member makes a memberlist whose network is guarded.
@@ -141,7 +141,7 @@ func member(t *testing.T, name string, refused func(net.Addr, error)) *memberlis
 	t.Helper()
 	c := memberlist.DefaultLocalConfig()
 	quiet := log.New(io.Discard, "", 0)
-	transport, err := Listen(&memberlist.NetTransportConfig{BindAddrs: []string{"127.0.0.1"}, Logger: quiet}, refused)
+	transport, err := Listen(&memberlist.NetTransportConfig{BindAddrs: []string{"127.0.0.1"}, Logger: quiet}, nil, refused)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -227,5 +227,57 @@ func TestAFloodOfStreamsIsClosed(t *testing.T) {
 	}
 	if err != nil && !errors.Is(err, io.EOF) {
 		t.Errorf("nobody can join after a flood: %v", err)
+	}
+}
+
+// secretOf has keys, of which the first encrypts.
+func secretOf(t *testing.T, keys ...string) *Secret {
+	t.Helper()
+	all := make([][]byte, len(keys))
+	for i, k := range keys {
+		all[i] = []byte(strings.Repeat(k, 32))
+	}
+	ring, err := memberlist.NewKeyring(all, all[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &Secret{Ring: ring, Label: "headwater"}
+}
+
+// TestOnlyWhatIsEncryptedIsRead seals messages with one secret and reads them with others.
+func TestOnlyWhatIsEncryptedIsRead(t *testing.T) {
+	state := header(1, 0) + node("a")
+	sealed := func(s *Secret, message string) string {
+		b, err := s.SealStream([]byte(message))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(b)
+	}
+	ours := secretOf(t, "a")
+	for _, c := range []struct {
+		name, in string
+		by       *Secret
+		says     string
+	}{
+		{"a state", label + sealed(ours, state), ours, ""},
+		{"one with the key that is going", label + sealed(ours, state), secretOf(t, "b", "a"), ""},
+		{"one with another key", label + sealed(secretOf(t, "b"), state), ours, "a key that is not known here"},
+		{"one in plain text", label + state, ours, "it is not encrypted"},
+		{"one in plain text, compressed", label + packed([]byte(state)), ours, "it is not encrypted"},
+		{"one of another label", label + sealed(&Secret{ours.Ring, "other"}, state), ours, "a key that is not known here"},
+		{"one that was altered", label + sealed(ours, state)[:60] + "x" + sealed(ours, state)[61:], ours, "a key that is not known here"},
+		{"one that is cut off", label + sealed(ours, state)[:60], ours, "ends early"},
+		{"one of 4 GiB", label + "\x0a\xff\xff\xff\xff", ours, "more than"},
+		{"one of no bytes", label + "\x0a\x00\x00\x00\x00", ours, "it is not encrypted"},
+		{"one that is not what it says", label + sealed(ours, header(1<<20, 0)), ours, "0 to 6144"},
+	} {
+		got, err := stream(strings.NewReader(c.in), c.by)
+		if c.says == "" && (err != nil || string(got) != c.in) || c.says != "" && (err == nil || !strings.Contains(err.Error(), c.says)) {
+			t.Errorf("%s: %q, %v; want an error that says %q", c.name, got, err, c.says)
+		}
+	}
+	if b, err := ours.OpenStream([]byte(sealed(ours, state))); err != nil || string(b) != state {
+		t.Errorf("it is opened as %q, %v", b, err)
 	}
 }

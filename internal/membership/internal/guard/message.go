@@ -242,8 +242,8 @@ func (r *reader) pushPull() error {
 	return err
 }
 
-// stream reads one message of a stream, with its label, and returns it as memberlist is to see it.
-func stream(from io.Reader) ([]byte, error) {
+// stream reads one message of a stream, with its label, and returns it as memberlist is to see it: encrypted if there is a secret.
+func stream(from io.Reader, secret *Secret) ([]byte, error) {
 	r := newReader(from, maxStreamBytes)
 	b, err := r.next(1)
 	if err != nil {
@@ -262,13 +262,12 @@ func stream(from io.Reader) ([]byte, error) {
 		}
 	}
 	before := r.seen.Len() - 1
-	switch b[0] {
-	case typeEncrypt: // only who has the key has written what is in it
-		var size uint64
-		if size, err = r.number(4); err == nil {
-			_, err = r.next(int(size))
-		}
-	case typeCompress:
+	switch {
+	case secret != nil:
+		return r.encrypted(b[0], secret)
+	case b[0] == typeEncrypt:
+		return nil, ErrEncrypted
+	case b[0] == typeCompress:
 		var plain []byte
 		if plain, err = r.decompress(maxStreamBytes); err == nil {
 			inner := newReader(bytes.NewReader(plain), maxStreamBytes)
@@ -280,6 +279,26 @@ func stream(from io.Reader) ([]byte, error) {
 		}
 	default:
 		err = r.body(b[0])
+	}
+	return r.seen.Bytes(), err
+}
+
+// encrypted reads an encrypted message behind its type, and looks at what is in it.
+func (r *reader) encrypted(kind byte, secret *Secret) ([]byte, error) {
+	if kind != typeEncrypt {
+		return nil, ErrPlain
+	}
+	size, err := r.number(headBytes - 1)
+	if err != nil {
+		return nil, err
+	}
+	before := r.seen.Len() - headBytes
+	if _, err := r.next(int(size)); err != nil {
+		return nil, err
+	}
+	plain, err := secret.OpenStream(r.seen.Bytes()[before:])
+	if err == nil {
+		_, err = stream(bytes.NewReader(plain), nil)
 	}
 	return r.seen.Bytes(), err
 }
@@ -327,12 +346,19 @@ func (r *reader) decompress(limit int) ([]byte, error) {
 }
 
 // packet says what is wrong with a packet. The label is not looked at, memberlist compares it.
-func packet(b []byte) error {
+func packet(b []byte, secret *Secret) error {
 	if len(b) >= 2 && b[0] == typeLabel {
 		if len(b) < 2+int(b[1]) {
 			return errors.New("the packet ends early")
 		}
 		b = b[2+int(b[1]):]
+	}
+	if secret != nil {
+		plain, err := secret.open(b, []byte(secret.Label))
+		if err != nil {
+			return err
+		}
+		b = plain
 	}
 	return part(b, maxParts)
 }

@@ -1,0 +1,85 @@
+package rpc
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/status"
+	"google.golang.org/grpc/tap"
+
+	"headwater.example/internal/certs"
+)
+
+// allowed says which roles may use which services of a server of a role. Health and reflection are for everyone with a
+// certificate.
+var allowed = map[certs.Role]map[string][]certs.Role{
+	certs.Coordinator: {
+		coordinatorService: {certs.Client, certs.Relay, certs.Coordinator},
+		sessionService:     {certs.Client, certs.Relay, certs.Coordinator},
+	},
+	certs.Worker: {
+		workerService:  {certs.Coordinator},
+		sessionService: {certs.Client, certs.Relay, certs.Coordinator, certs.Worker},
+	},
+	certs.Relay: {
+		sessionService: {certs.Client},
+	},
+}
+
+// authorize refuses a caller that may not use a method of a server of a role.
+func authorize(own, role certs.Role, method string) error {
+	for service, roles := range allowed[own] {
+		if strings.HasPrefix(method, service) && !slices.Contains(roles, role) {
+			words := make([]string, len(roles))
+			for i, r := range roles {
+				words[i] = string(r) + "s"
+			}
+			return fmt.Errorf("%s of a %s is for %s, and the caller's certificate is that of a %s", strings.Trim(service, "/"), own, strings.Join(words, ", "), role)
+		}
+	}
+	return nil
+}
+
+// guard refuses calls of strangers, and those that a caller's role may not make, before a byte of them is read.
+func (s *Security) guard(ctx context.Context, call *tap.Info) (context.Context, error) {
+	p, ok := peer.FromContext(ctx)
+	if !ok {
+		return ctx, nil
+	}
+	own := s.current().Holder.Role
+	c := callerOf(p)
+	switch {
+	case c.refusal != nil:
+		return ctx, status.Errorf(codes.Unauthenticated, "the %s refuses this client: %s", own, c.refusal.Why)
+	case c.holder.Role == "": // over a Unix socket
+		return ctx, nil
+	}
+	if err := authorize(own, c.holder.Role, call.FullMethodName); err != nil {
+		s.refuse(p.Addr.String(), certs.WrongRole, err.Error())
+		return ctx, status.Error(codes.PermissionDenied, err.Error())
+	}
+	return ctx, nil
+}
+
+// callerOf is what is known of the connection of a call.
+func callerOf(p *peer.Peer) caller {
+	info := p.AuthInfo
+	if counted, ok := info.(connInfo); ok {
+		info = counted.AuthInfo
+	}
+	c, _ := info.(caller)
+	return c
+}
+
+// serverOptions are the options of a server that is secured.
+func (s *Security) serverOptions() []grpc.ServerOption {
+	if !s.secured() {
+		return nil
+	}
+	return []grpc.ServerOption{grpc.Creds(serverCredentials{s}), grpc.InTapHandle(s.guard)}
+}

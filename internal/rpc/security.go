@@ -1,0 +1,250 @@
+package rpc
+
+import (
+	"cmp"
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"headwater.example/internal/address"
+	"headwater.example/internal/certs"
+)
+
+const (
+	// lookEvery is how often at most the files of certificates are looked at for a new connection.
+	lookEvery = time.Second
+	// saidEvery is how often one kind of refusal is logged; those between are debug records.
+	saidEvery = 10 * time.Second
+	// renewBefore is the part of its lifetime before whose end a certificate should have been renewed.
+	renewBefore = 10
+)
+
+// SecurityConfig says how a process speaks to others.
+type SecurityConfig struct {
+	// Folder has the process's certificate, its key, and the authorities that it trusts, as package certs names them. "" is plain
+	// text.
+	Folder string
+	// Insecure lets plain text go to other machines, and come from them.
+	Insecure bool
+	Logger   *slog.Logger // nil is slog.Default
+	Now      func() time.Time
+}
+
+// Security is how a process speaks to others: by TLS 1.3, each end with a certificate, or in plain text. It reads the files of its
+// folder again when they change, so that certificates and authorities are replaced without a restart; what it can't read then
+// changes nothing. A connection ends when a certificate of it expires, or when its authority is trusted no more.
+//
+// A nil Security is plain text within this machine. Safe for concurrent use.
+type Security struct {
+	cfg SecurityConfig
+
+	mu      sync.Mutex
+	own     *certs.Own
+	files   [3]fileState
+	looked  time.Time
+	trouble string // why the files could not be read again, as it was logged
+	live    map[*securedConn]struct{}
+	refused map[certs.Reason]uint64
+	said    map[certs.Reason]time.Time
+	crowd   int // connections of strangers
+}
+
+// fileState tells whether a file has changed.
+type fileState struct {
+	size     int64
+	modified time.Time
+	file     fs.FileInfo
+}
+
+// NewSecurity reads the certificates, if there is a folder of them.
+func NewSecurity(cfg SecurityConfig) (*Security, error) {
+	cfg.Logger = cmp.Or(cfg.Logger, slog.Default())
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	s := &Security{cfg: cfg, live: map[*securedConn]struct{}{}, refused: map[certs.Reason]uint64{}, said: map[certs.Reason]time.Time{}}
+	if cfg.Folder == "" {
+		return s, nil
+	}
+	if cfg.Insecure {
+		return nil, fmt.Errorf("--insecure and --tls-dir %s contradict each other: leave out one of them", cfg.Folder)
+	}
+	var err error
+	s.files = s.look()
+	if s.own, err = certs.Read(cfg.Folder); err != nil {
+		return nil, err
+	}
+	s.looked = cfg.Now()
+	return s, nil
+}
+
+// secured tells whether connections are by TLS.
+func (s *Security) secured() bool { return s != nil && s.cfg.Folder != "" }
+
+// insecure tells whether plain text may go to other machines.
+func (s *Security) insecure() bool { return s != nil && s.cfg.Insecure }
+
+// Reaches says what is wrong with an address that is to be dialed: that plain text would go to another machine. That of a name is
+// found out when it is dialed, unless a proxy does that.
+func (s *Security) Reaches(to address.Address, proxied bool) error {
+	if s.secured() || s.insecure() || to.IsLoopback() {
+		return nil
+	}
+	if _, err := netip.ParseAddr(to.Host); err != nil && !proxied {
+		return nil
+	}
+	return errors.New(plainRefused(to.String()))
+}
+
+// Serves says what is wrong with the own certificate for a process of a role and a name: its peers would refuse it.
+func (s *Security) Serves(role certs.Role, name string) error {
+	if !s.secured() {
+		return nil
+	}
+	own := s.current()
+	if h := own.Holder; h.Role != role || name != "" && !h.Is(name) {
+		return fmt.Errorf("%s: the certificate is that of %s, and this is %s %s: `coord certs issue %[3]s %[4]s` makes one for it", s.cfg.Folder, h, role, name)
+	}
+	if err := own.Check(s.cfg.Now()); err != nil {
+		return fmt.Errorf("%s: peers will refuse this process: %w", s.cfg.Folder, err)
+	}
+	return nil
+}
+
+// Expires is when the own certificate expires; the zero time without one.
+func (s *Security) Expires() time.Time {
+	if !s.secured() {
+		return time.Time{}
+	}
+	return s.current().Cert.Leaf.NotAfter
+}
+
+// Refused counts what was refused of peers, by reason: connections, calls, and messages of gossip.
+func (s *Security) Refused() map[certs.Reason]uint64 {
+	all := map[certs.Reason]uint64{}
+	if s == nil {
+		return all
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, r := range certs.Reasons {
+		all[r] = s.refused[r]
+	}
+	return all
+}
+
+// Count counts a message of gossip that was refused.
+func (s *Security) Count(reason certs.Reason) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.refused[reason]++
+}
+
+// Tend looks at the files at each tick, some seconds apart, until ctx ends, and says in time that the certificate expires. A server
+// does so; without it, files are looked at for each new connection.
+func (s *Security) Tend(ctx context.Context, ticks <-chan time.Time) {
+	if !s.secured() {
+		return
+	}
+	var warned time.Time
+	for {
+		leaf := s.current().Cert.Leaf
+		left := leaf.NotAfter.Sub(s.cfg.Now())
+		if left < leaf.NotAfter.Sub(leaf.NotBefore)/renewBefore && !warned.Equal(leaf.NotAfter) {
+			warned = leaf.NotAfter
+			s.cfg.Logger.Warn("the certificate expires soon: issue it anew, and put it in its place", "folder", s.cfg.Folder, "expires", leaf.NotAfter)
+		}
+		select {
+		case <-ticks:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// look returns the states of the files.
+func (s *Security) look() (now [3]fileState) {
+	for i, name := range []string{certs.TrustFile, certs.CertFile, certs.KeyFile} {
+		if info, err := os.Stat(filepath.Join(s.cfg.Folder, name)); err == nil {
+			now[i] = fileState{info.Size(), info.ModTime(), info}
+		}
+	}
+	return now
+}
+
+func (f fileState) same(g fileState) bool {
+	return f.size == g.size && f.modified.Equal(g.modified) && (f.file == nil) == (g.file == nil) && (f.file == nil || os.SameFile(f.file, g.file))
+}
+
+// current returns the certificates, which are read again if their files have changed.
+func (s *Security) current() *certs.Own {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := s.cfg.Now()
+	if since := now.Sub(s.looked); since >= 0 && since < lookEvery {
+		return s.own
+	}
+	s.looked = now
+	files := s.look()
+	changed := s.trouble != "" // another try: the files may be as they were when they could not be read
+	for i, f := range files {
+		changed = changed || !f.same(s.files[i])
+	}
+	if !changed {
+		return s.own
+	}
+	own, err := certs.Read(s.cfg.Folder)
+	if err == nil && own.Holder.Role != s.own.Holder.Role {
+		err = fmt.Errorf("%s: the certificate is that of %s, and this process began as %s", s.cfg.Folder, own.Holder, s.own.Holder)
+	}
+	if err != nil { // as when they are being replaced
+		if text := err.Error(); text != s.trouble {
+			s.trouble = text
+			s.cfg.Logger.Warn("certificates can't be read again; those of before stay in use", "folder", s.cfg.Folder, "error", err)
+		}
+		return s.own
+	}
+	s.files, s.own, s.trouble = files, own, ""
+	s.cfg.Logger.Info("certificates were read again", "folder", s.cfg.Folder, "holder", own.Holder.String(), "expires", own.Cert.Leaf.NotAfter, "authorities", own.Trust.String())
+	for c := range s.live {
+		if _, err := own.Trust.Verify(c.chain, now); err != nil {
+			c.timer.Reset(0)
+		}
+	}
+	return s.own
+}
+
+// refuse counts a refusal and logs it.
+func (s *Security) refuse(peer string, reason certs.Reason, why string) {
+	s.mu.Lock()
+	s.refused[reason]++
+	now, level := s.cfg.Now(), slog.LevelWarn
+	if last, ok := s.said[reason]; ok && now.Sub(last) < saidEvery {
+		level = slog.LevelDebug
+	} else {
+		s.said[reason] = now
+	}
+	s.mu.Unlock()
+	s.cfg.Logger.Log(context.Background(), level, "a peer is refused", "peer", peer, "reason", string(reason), "error", why)
+}
+
+// verify says who shows a chain.
+func (s *Security) verify(chain []*x509.Certificate) (certs.Holder, *certs.Error) {
+	h, err := s.current().Trust.Verify(chain, s.cfg.Now())
+	if err == nil {
+		return h, nil
+	}
+	var refusal *certs.Error
+	if !errors.As(err, &refusal) {
+		refusal = &certs.Error{Reason: certs.BadCertificate, Why: err.Error()}
+	}
+	return h, refusal
+}

@@ -1,0 +1,329 @@
+package rpc
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+
+	"headwater.example/internal/certs"
+)
+
+// securedConn is a connection by TLS, or one of a stranger.
+type securedConn struct {
+	net.Conn
+	s     *Security
+	chain []*x509.Certificate // the peer's; nil of a stranger
+	timer *time.Timer         // ends it
+	ended atomic.Bool
+}
+
+// keep makes a connection end when a certificate of the peer's expires.
+func (s *Security) keep(conn net.Conn, chain []*x509.Certificate) net.Conn {
+	c := &securedConn{Conn: conn, s: s, chain: chain}
+	until := chain[0].NotAfter
+	for _, cert := range chain[1:] {
+		if cert.NotAfter.Before(until) {
+			until = cert.NotAfter
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.live[c] = struct{}{}
+	c.timer = time.AfterFunc(until.Sub(s.cfg.Now()), c.end)
+	return c
+}
+
+// end closes a connection that was good before.
+func (c *securedConn) end() {
+	why := "it has expired"
+	if _, refusal := c.s.verify(c.chain); refusal != nil {
+		why = refusal.Why
+	}
+	c.s.cfg.Logger.Info("a connection ends: the peer's certificate holds no more", "peer", c.RemoteAddr().String(), "error", why)
+	_ = c.Close() // It is closed either way.
+}
+
+// Close closes the connection.
+func (c *securedConn) Close() error {
+	if !c.ended.Swap(true) {
+		c.timer.Stop()
+		c.s.mu.Lock()
+		if delete(c.s.live, c); c.chain == nil {
+			c.s.crowd--
+		}
+		c.s.mu.Unlock()
+	}
+	return c.Conn.Close()
+}
+
+// Strangers are let in only to be told why they are refused: so many at once, and each for a moment.
+const (
+	maxStrangers    = 32
+	strangerTimeout = 5 * time.Second
+)
+
+// Expectation is whom a client takes at the other end. The zero value is a coordinator, or a relay, of any name.
+type Expectation struct {
+	Worker string // name of a worker
+}
+
+// expect says whom a peer has to be.
+func expect(p Peer) Expectation {
+	if p.Name == p.Address {
+		return Expectation{}
+	}
+	return Expectation{Worker: p.Name}
+}
+
+func (e Expectation) check(h certs.Holder, at net.Addr) *certs.Error {
+	switch {
+	case e.Worker == "" && (h.Role == certs.Coordinator || h.Role == certs.Relay):
+	case e.Worker == "":
+		return &certs.Error{Reason: certs.WrongRole, Why: fmt.Sprintf("what answers at %s is %s, and a coordinator was looked for", at, h)}
+	case h.Role != certs.Worker:
+		return &certs.Error{Reason: certs.WrongRole, Why: fmt.Sprintf("what answers at %s is %s, and worker %s was looked for", at, h, e.Worker)}
+	case !h.Is(e.Worker):
+		return &certs.Error{Reason: certs.WrongName, Why: fmt.Sprintf("what answers at %s is %s by its certificate, and worker %s was looked for", at, h, e.Worker)}
+	}
+	return nil
+}
+
+// notTrusted begins what is said of a coordinator that this end does not take: trying again changes nothing. A worker that is not
+// who was looked for may come back.
+const notTrusted = "not trusted: "
+
+// says is an error about who is expected.
+func (e Expectation) says(why string) error {
+	if e.Worker == "" {
+		return errors.New(notTrusted + why)
+	}
+	return errors.New(why)
+}
+
+// Dial makes connections as the security says, to whom is expected.
+func (s *Security) Dial(to Expectation) grpc.DialOption {
+	return grpc.WithTransportCredentials(clientCredentials{s, to})
+}
+
+// clientCredentials are this end of connections that it makes.
+type clientCredentials struct {
+	s  *Security
+	to Expectation
+}
+
+func (c clientCredentials) ClientHandshake(ctx context.Context, _ string, raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	if !c.s.secured() || local(raw) {
+		if !c.s.insecure() && remote(raw.RemoteAddr()) {
+			return nil, nil, c.to.says(plainRefused(raw.RemoteAddr().String()))
+		}
+		return raw, plainInfo(), nil
+	}
+	var refusal *certs.Error
+	var chain []*x509.Certificate
+	own := c.s.current()
+	config := tlsConfig(own)
+	config.ServerName = certs.Coordinator.Host() // names nobody: see VerifyConnection
+	config.InsecureSkipVerify = true             // the library's check is of host names; this one is of authority, role and name
+	config.VerifyConnection = func(state tls.ConnectionState) error {
+		chain = state.PeerCertificates
+		var h certs.Holder
+		if h, refusal = c.s.verify(chain); refusal == nil {
+			refusal = c.to.check(h, raw.RemoteAddr())
+		}
+		if refusal != nil {
+			return refusal
+		}
+		return nil
+	}
+	conn := tls.Client(raw, config)
+	err := conn.HandshakeContext(ctx)
+	var noTLS tls.RecordHeaderError
+	switch {
+	case refusal != nil:
+		c.s.refuse(raw.RemoteAddr().String(), refusal.Reason, refusal.Why)
+		return nil, nil, c.to.says(refusal.Why)
+	case errors.As(err, &noTLS):
+		why := fmt.Sprintf("what answers at %s speaks no TLS: it was started without --tls-dir, or it is no Headwater server", raw.RemoteAddr())
+		c.s.refuse(raw.RemoteAddr().String(), certs.PlainText, why)
+		return nil, nil, c.to.says(why)
+	case err != nil:
+		return nil, nil, fmt.Errorf("TLS with %s did not come about: %w", raw.RemoteAddr(), plainly(err))
+	}
+	return c.s.keep(conn, chain), credentials.TLSInfo{State: conn.ConnectionState(), CommonAuthInfo: private()}, nil
+}
+
+func (c clientCredentials) ServerHandshake(net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	return nil, nil, errors.New("credentials of a client")
+}
+
+func (c clientCredentials) Info() credentials.ProtocolInfo { return protocolInfo(c.s) }
+
+func (c clientCredentials) Clone() credentials.TransportCredentials { return c }
+
+func (c clientCredentials) OverrideServerName(string) error { return nil }
+
+// plainRefused is why plain text is not sent to an address.
+func plainRefused(address string) string {
+	return address + " is another machine, and there is no certificate: give one by --tls-dir (HEADWATER_TLS_DIR), which `coord certs issue client NAME` makes, or say --insecure"
+}
+
+// serverCredentials are this end of connections that others make.
+type serverCredentials struct{ s *Security }
+
+// caller is what a server knows of a connection.
+type caller struct {
+	credentials.AuthInfo
+	holder  certs.Holder
+	refusal *certs.Error // why each call is refused
+}
+
+func (c serverCredentials) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	if !c.s.secured() || local(raw) {
+		return raw, caller{AuthInfo: plainInfo()}, nil
+	}
+	var first [1]byte
+	if _, err := io.ReadFull(raw, first[:]); err != nil {
+		return nil, nil, io.EOF // it asked for nothing
+	}
+	begun := &begunConn{Conn: raw, first: first[:]}
+	switch first[0] {
+	case tlsHandshake:
+	case plainHTTP:
+		return c.stranger(begun, &certs.Error{Reason: certs.PlainText, Why: "it speaks no TLS: give it a certificate by --tls-dir (HEADWATER_TLS_DIR, in Python tls=), which `coord certs issue client NAME` makes"})
+	default:
+		err := errors.New("it begins neither TLS nor HTTP/2")
+		c.s.refuse(raw.RemoteAddr().String(), certs.Handshake, err.Error())
+		return nil, nil, err
+	}
+	config := tlsConfig(c.s.current())
+	// What is wrong with the client's certificate is said in words, to each of its calls: TLS has an alert for it at best.
+	config.ClientAuth = tls.RequestClientCert
+	conn := tls.Server(begun, config)
+	if err := conn.Handshake(); err != nil { // gRPC has set a deadline
+		err = plainly(err)
+		c.s.refuse(raw.RemoteAddr().String(), certs.Handshake, err.Error())
+		return nil, nil, err
+	}
+	state := conn.ConnectionState()
+	if len(state.PeerCertificates) == 0 {
+		return c.stranger(conn, &certs.Error{Reason: certs.NoCertificate, Why: "it shows no certificate: give it one by --tls-dir (HEADWATER_TLS_DIR, in Python tls=), which `coord certs issue client NAME` makes"})
+	}
+	holder, refusal := c.s.verify(state.PeerCertificates)
+	if refusal != nil {
+		return c.stranger(conn, refusal)
+	}
+	return c.s.keep(conn, state.PeerCertificates), caller{AuthInfo: credentials.TLSInfo{State: state, CommonAuthInfo: private()}, holder: holder}, nil
+}
+
+// The first bytes of a client.
+const (
+	tlsHandshake = 0x16 // of a TLS record
+	plainHTTP    = 'P'  // of HTTP/2 in plain text
+)
+
+// stranger lets a connection in for a moment, to be told why it is refused. It is none of those that a Flight counts.
+func (c serverCredentials) stranger(conn net.Conn, why *certs.Error) (net.Conn, credentials.AuthInfo, error) {
+	s := c.s
+	s.refuse(conn.RemoteAddr().String(), why.Reason, why.Why)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.crowd >= maxStrangers {
+		s.refused[certs.Crowded]++
+		return nil, nil, why
+	}
+	s.crowd++
+	made := &securedConn{Conn: conn, s: s}
+	made.timer = time.AfterFunc(strangerTimeout, func() { _ = made.Close() }) // It is closed either way.
+	return made, caller{AuthInfo: plainInfo(), refusal: why}, nil
+}
+
+func (c serverCredentials) ClientHandshake(context.Context, string, net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	return nil, nil, errors.New("credentials of a server")
+}
+
+func (c serverCredentials) Info() credentials.ProtocolInfo { return protocolInfo(c.s) }
+
+func (c serverCredentials) Clone() credentials.TransportCredentials { return c }
+
+func (c serverCredentials) OverrideServerName(string) error { return nil }
+
+// begunConn is a connection whose first byte was read.
+type begunConn struct {
+	net.Conn
+	first []byte
+}
+
+func (c *begunConn) Read(p []byte) (int, error) {
+	if len(c.first) > 0 && len(p) > 0 {
+		n := copy(p, c.first)
+		c.first = c.first[n:]
+		return n, nil
+	}
+	return c.Conn.Read(p)
+}
+
+func tlsConfig(own *certs.Own) *tls.Config {
+	return &tls.Config{
+		Certificates: []tls.Certificate{own.Cert}, MinVersion: tls.VersionTLS13, NextProtos: []string{"h2"},
+		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &own.Cert, nil },
+		// Connections last, so each begins anew; and a step's answer is to go in as few records as may be.
+		SessionTicketsDisabled: true, DynamicRecordSizingDisabled: true,
+	}
+}
+
+func protocolInfo(s *Security) credentials.ProtocolInfo {
+	if s.secured() {
+		return credentials.ProtocolInfo{SecurityProtocol: "tls"}
+	}
+	return credentials.ProtocolInfo{SecurityProtocol: "insecure"}
+}
+
+type plain struct{ credentials.CommonAuthInfo }
+
+func (plain) AuthType() string { return "plain" }
+
+func plainInfo() credentials.AuthInfo {
+	return plain{credentials.CommonAuthInfo{SecurityLevel: credentials.NoSecurity}}
+}
+
+func private() credentials.CommonAuthInfo {
+	return credentials.CommonAuthInfo{SecurityLevel: credentials.PrivacyAndIntegrity}
+}
+
+// local tells whether a connection is by a Unix socket, which its owner alone may use.
+func local(conn net.Conn) bool {
+	_, ok := conn.RemoteAddr().(*net.UnixAddr)
+	return ok
+}
+
+// remote tells whether an address is of another machine, as far as one can tell.
+func remote(a net.Addr) bool {
+	at, ok := a.(*net.TCPAddr)
+	return ok && !at.IP.IsLoopback()
+}
+
+// plainly says an error of TLS in this program's words.
+func plainly(err error) error {
+	text := err.Error()
+	switch {
+	case errors.Is(err, io.EOF), errors.Is(err, net.ErrClosed), strings.Contains(text, "connection reset"), strings.Contains(text, "broken pipe"):
+		return errors.New("the peer closed the connection")
+	case strings.Contains(text, "i/o timeout"), errors.Is(err, context.DeadlineExceeded):
+		return fmt.Errorf("the peer did not go on with it for %v", connectTimeout)
+	case strings.Contains(text, "remote error: tls: bad certificate"), strings.Contains(text, "remote error: tls: unknown certificate"), strings.Contains(text, "remote error: tls: certificate"):
+		return errors.New("the peer does not take the certificate of this end; it says why")
+	case strings.Contains(text, "protocol version"), strings.Contains(text, "unsupported versions"):
+		return errors.New("the peer does not speak TLS 1.3")
+	}
+	return errors.New(strings.TrimPrefix(text, "tls: "))
+}
