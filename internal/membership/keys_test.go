@@ -24,6 +24,16 @@ func keyFile(t *testing.T, path string, letters ...string) string {
 	return path
 }
 
+// note tells of what is refused, as long as somebody may want to know.
+func note(refused chan<- certs.Reason) func(certs.Reason) {
+	return func(r certs.Reason) {
+		select {
+		case refused <- r:
+		default:
+		}
+	}
+}
+
 // TestWhoHasNoKeyStaysOutside starts one that encrypts, then ones with its key, with another and with none, which all join it.
 func TestWhoHasNoKeyStaysOutside(t *testing.T) {
 	dir := t.TempDir()
@@ -33,7 +43,7 @@ func TestWhoHasNoKeyStaysOutside(t *testing.T) {
 		cfg := process(name, seeds...)
 		cfg.KeyFile = file
 		if name == "w1" {
-			cfg.OnRefused = func(r certs.Reason) { refused <- r }
+			cfg.OnRefused = note(refused)
 		}
 		return start(t, cfg)
 	}
@@ -64,7 +74,7 @@ func TestKeysAreReplacedWhileGossipGoesOn(t *testing.T) {
 	refused := make(chan certs.Reason, 1000)
 	for i, name := range []string{"w1", "w2"} {
 		cfg := process(name, seeds...)
-		cfg.KeyFile, cfg.OnRefused = keyFile(t, files[i], "a"), func(r certs.Reason) { refused <- r }
+		cfg.KeyFile, cfg.OnRefused = keyFile(t, files[i], "a"), note(refused)
 		views = append(views, start(t, cfg))
 		seeds = []string{GossipAddr(views[0])}
 	}

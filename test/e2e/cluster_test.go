@@ -89,7 +89,7 @@ func (c *cluster) dial(t *testing.T) {
 		}
 	}
 	var err error
-	if c.Client, err = client.Dial(c.Cluster.Address()); err != nil {
+	if c.Client, err = c.Cluster.Dial(); err != nil {
 		t.Fatal(err)
 	}
 }
