@@ -1,12 +1,16 @@
 package coordinator_test
 
 import (
+	"context"
 	"errors"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
+
+	"google.golang.org/grpc/stats"
 
 	"headwater.example/client"
 	"headwater.example/coordinator"
@@ -65,6 +69,51 @@ func TestACoordinatorThatStartsAwaitsItsWorkers(t *testing.T) {
 	now = now.Add(time.Minute)
 	if _, err := c.Attach(t.Context(), s.ID(), client.AttachOptions{}); !errors.Is(err, client.ErrGone) {
 		t.Errorf("after a minute: %v", err)
+	}
+}
+
+// joining lets a worker join while the coordinator asks another one for sessions.
+type joining struct{ join func() }
+
+func (j *joining) TagRPC(ctx context.Context, info *stats.RPCTagInfo) context.Context {
+	if strings.HasSuffix(info.FullMethodName, "/ListSessions") && j.join != nil {
+		j.join()
+	}
+	return ctx
+}
+
+func (*joining) HandleRPC(context.Context, stats.RPCStats) {}
+
+func (*joining) TagConn(ctx context.Context, _ *stats.ConnTagInfo) context.Context { return ctx }
+
+func (*joining) HandleConn(context.Context, stats.ConnStats) {}
+
+// TestAWorkerThatJoinsMeanwhileIsAwaited: one that the coordinator knew before its start joins just when the others have been asked for
+// a session. The session that it holds is not gone.
+func TestAWorkerThatJoinsMeanwhileIsAwaited(t *testing.T) {
+	config, asked := coordinator.Config{DataDir: t.TempDir()}, &joining{}
+	c := startCluster(t, clusterOptions{workers: []workerOptions{{stats: asked}, {}}, config: config})
+	first, second := c.workers[0].Member, c.workers[1].Member
+	c.view.set(second)
+	s, err := c.OpenSession(t.Context(), client.SessionOptions{Layers: []client.Layer{{Heads: 2, KVHeads: 2, HeadDim: 4}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := s.ID()
+	s.Keep(true)
+	for name, call := range map[string]func() error{
+		"find":   func() error { _, err := c.FindSession(t.Context(), id); return err },
+		"attach": func() error { _, err := c.Attach(t.Context(), id, client.AttachOptions{}); return err },
+		"drop":   func() error { return c.DropSession(t.Context(), id) },
+	} {
+		asked.join = nil
+		c.stop()
+		c.view.set(first)
+		c.start(t, config)
+		asked.join = sync.OnceFunc(func() { c.view.set(first, second) })
+		if err := call(); errors.Is(err, client.ErrGone) {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 }
 

@@ -24,12 +24,17 @@ func (r *Relay) Awaited() []membership.Member {
 	return slices.Clone(r.await)
 }
 
-// awaitedSilent are the awaited workers as silent ones.
-func (r *Relay) awaitedSilent() (silent []*headwaterv1.SilentWorker) {
-	for _, a := range r.Awaited() {
-		silent = append(silent, &headwaterv1.SilentWorker{
-			Worker: a.Name, Address: a.Address, Error: "it was a worker before the coordinator's start, and has not joined again yet",
-		})
+// listed returns the workers that there are, and as silent ones the awaited workers that are not among them. One that joins meanwhile
+// is among the ones or the others: who asks those workers that there are does not take what it holds for gone.
+func (r *Relay) listed() (members []membership.Member, awaited []*headwaterv1.SilentWorker) {
+	before := r.Awaited()
+	members = r.workers.List()
+	for _, a := range before {
+		if !slices.ContainsFunc(members, func(m membership.Member) bool { return m.Name == a.Name }) {
+			awaited = append(awaited, &headwaterv1.SilentWorker{
+				Worker: a.Name, Address: a.Address, Error: "it was a worker before the coordinator's start, and has not joined again yet",
+			})
+		}
 	}
-	return silent
+	return members, awaited
 }

@@ -48,7 +48,7 @@ func (r *Relay) list(ctx context.Context, members []membership.Member, req *head
 // named is list, but for sessions that are named. They are looked for first, and then their holders, and no others, are asked for
 // their state, for which they wait for steps under way as long as ctx lasts. Holders that are remembered and are no members any
 // more are among the silent ones.
-func (r *Relay) named(ctx context.Context, members []membership.Member, req *headwaterv1.ListSessionsRequest) ([]*headwaterv1.ListSessionsResponse, []*headwaterv1.SilentWorker, error) {
+func (r *Relay) named(ctx context.Context, members []membership.Member, awaited []*headwaterv1.SilentWorker, req *headwaterv1.ListSessionsRequest) ([]*headwaterv1.ListSessionsResponse, []*headwaterv1.SilentWorker, error) {
 	if len(req.GetSessions()) == 0 || req.GetCachesOnly() {
 		return r.list(ctx, members, req)
 	}
@@ -60,7 +60,7 @@ func (r *Relay) named(ctx context.Context, members []membership.Member, req *hea
 	}
 	for _, key := range req.GetSessions() {
 		if id, err := sessionID(key); err == nil {
-			for _, missing := range append(r.recall(id).missing(members), r.awaitedSilent()...) {
+			for _, missing := range append(r.recall(id).missing(members), awaited...) {
 				if !slices.ContainsFunc(silent, func(w *headwaterv1.SilentWorker) bool { return w.GetWorker() == missing.GetWorker() }) {
 					silent = append(silent, missing)
 				}
@@ -132,13 +132,14 @@ func notWhole(key []byte, err error) error {
 
 // askWorkers asks all workers who holds a session.
 func (r *Relay) askWorkers(ctx context.Context, id [16]byte) (*fanout.Holding, error) {
-	key, members := id[:], r.workers.List()
+	key := id[:]
+	members, awaited := r.listed()
 	answers, silent, err := r.list(ctx, members, &headwaterv1.ListSessionsRequest{Sessions: [][]byte{key}, HoldersOnly: true})
 	if err != nil {
 		return nil, fmt.Errorf("find session %x: %w", key, err)
 	}
 	states := bySession(members, answers)[id]
-	silent = append(append(silent, r.recall(id).missing(members)...), r.awaitedSilent()...)
+	silent = append(append(silent, r.recall(id).missing(members)...), awaited...)
 	switch {
 	case len(states) == 0 && len(silent) > 0:
 		return nil, fanout.Silent(silent, false)

@@ -298,12 +298,13 @@ func (r *Relay) DropSession(ctx context.Context, req *headwaterv1.DropSessionReq
 		return nil, refusal(err)
 	}
 	// Workers that do not hold it are not asked, so that a dead one is in nobody's way.
+	members, awaited := r.listed()
 	p, err := r.find(ctx, req.GetSession())
 	if err == nil && req.GetCall() == 0 {
 		err = r.conns.End(ctx, p.Holding(), req)
 	} else {
 		var all []*fanout.Holder
-		for _, m := range r.workers.List() {
+		for _, m := range members {
 			all = append(all, &fanout.Holder{Name: m.Name, Address: m.Address})
 		}
 		err = r.conns.Drop(ctx, all, req)
@@ -312,7 +313,7 @@ func (r *Relay) DropSession(ctx context.Context, req *headwaterv1.DropSessionReq
 		r.forget(id)
 		return &headwaterv1.DropSessionResponse{}, nil
 	}
-	if awaited := r.awaitedSilent(); fanout.Is(err, session.Unknown) && len(awaited) > 0 {
+	if fanout.Is(err, session.Unknown) && len(awaited) > 0 {
 		err = fanout.Silent(awaited, false)
 	}
 	return nil, r.failed(req.GetSession(), err)
@@ -325,8 +326,8 @@ func (r *Relay) ListSessions(ctx context.Context, req *headwaterv1.ListSessionsR
 			return nil, err
 		}
 	}
-	members := r.workers.List()
-	answers, silent, err := r.named(ctx, members, req)
+	members, awaited := r.listed()
+	answers, silent, err := r.named(ctx, members, awaited, req)
 	if err != nil {
 		return nil, refusal(err)
 	}
