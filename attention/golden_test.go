@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
+	"io"
 	"math"
 	"math/rand/v2"
 	"testing"
@@ -32,9 +33,16 @@ func fractions(rnd *rand.Rand, n, exponent int) []float32 {
 	return x
 }
 
-// TestGolden: every architecture and kernel gives the bits that were written down here once.
-func TestGolden(t *testing.T) {
-	skipIfRaced(t)
+// goldenGradients are those of gradients, of what fractions draws as derivatives by the contexts.
+var goldenGradients = map[tensor.DType]string{
+	tensor.F32:  "082802de0420a47749a9641490e0fdbd",
+	tensor.F16:  "04897a80271bcc4a6b1b528ef2e8e31a",
+	tensor.BF16: "6553dc22396b3b682e9c67dba8a0579f",
+}
+
+// goldenSamples calls do with samples of a storage type, the same on every architecture: so many threads are to compute each.
+func goldenSamples(t *testing.T, dt tensor.DType, do func(e *sample, rnd *rand.Rand, threads int)) {
+	t.Helper()
 	options := []func(e *sample){
 		func(*sample) {},
 		func(e *sample) { e.opts.Causal = true },
@@ -54,41 +62,54 @@ func TestGolden(t *testing.T) {
 			}
 		},
 	}
+	for n, s := range []shape{
+		{headDim: 64, vDim: 64, tokens: 1, heads: 4, len: 2100, offset: 2099},
+		{headDim: 128, vDim: 128, tokens: 3, heads: 8, len: 130, offset: 127},
+		{headDim: 80, vDim: 33, tokens: 70, heads: 2, len: 200, offset: 130},
+		{headDim: 7, vDim: 5, tokens: 9, heads: 1, len: 65, offset: -3},
+	} {
+		for o, apply := range options {
+			rnd := rand.New(rand.NewPCG(uint64(n), uint64(o)))
+			l, err := NewLayout(dt, s.headDim, s.vDim)
+			if err != nil {
+				t.Fatal(err)
+			}
+			keys, ks, _ := store(t, fractions(rnd, s.len*s.headDim, 0), s.headDim, dt)
+			values, vs, _ := store(t, fractions(rnd, s.len*s.vDim, 0), s.vDim, dt)
+			e := &sample{
+				kv:   KV{Layout: l, Pages: paged(t, l, s.len, Rows{K: keys, V: values, KScale: ks, VScale: vs}), Len: s.len},
+				q:    Query{Q: fractions(rnd, s.tokens*s.heads*s.headDim, o%3), Tokens: s.tokens, Heads: s.heads, Offset: s.offset},
+				opts: DefaultOptions(s.headDim),
+			}
+			apply(e)
+			do(e, rnd, 1+n%2)
+		}
+	}
+}
+
+// hashed adds the bits of x to a hash.
+func hashed(t *testing.T, sum io.Writer, x []float32) {
+	t.Helper()
+	if err := binary.Write(sum, binary.LittleEndian, x); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestGolden: every architecture and kernel gives the bits that were written down here once.
+func TestGolden(t *testing.T) {
+	skipIfRaced(t)
 	for i := range kernels {
 		k := &kernels[i]
 		for _, dt := range storages {
 			sum := sha256.New()
-			for n, s := range []shape{
-				{headDim: 64, vDim: 64, tokens: 1, heads: 4, len: 2100, offset: 2099},
-				{headDim: 128, vDim: 128, tokens: 3, heads: 8, len: 130, offset: 127},
-				{headDim: 80, vDim: 33, tokens: 70, heads: 2, len: 200, offset: 130},
-				{headDim: 7, vDim: 5, tokens: 9, heads: 1, len: 65, offset: -3},
-			} {
-				for o, apply := range options {
-					rnd := rand.New(rand.NewPCG(uint64(n), uint64(o)))
-					l, err := NewLayout(dt, s.headDim, s.vDim)
-					if err != nil {
-						t.Fatal(err)
-					}
-					keys, ks, _ := store(t, fractions(rnd, s.len*s.headDim, 0), s.headDim, dt)
-					values, vs, _ := store(t, fractions(rnd, s.len*s.vDim, 0), s.vDim, dt)
-					e := &sample{
-						kv:   KV{Layout: l, Pages: paged(t, l, s.len, Rows{K: keys, V: values, KScale: ks, VScale: vs}), Len: s.len},
-						q:    Query{Q: fractions(rnd, s.tokens*s.heads*s.headDim, o%3), Tokens: s.tokens, Heads: s.heads, Offset: s.offset},
-						opts: DefaultOptions(s.headDim),
-					}
-					apply(e)
-					out, err := e.by(k, 1+n%2)
-					if err != nil {
-						t.Fatal(err)
-					}
-					for _, x := range [][]float32{out.Context, out.LSE} {
-						if err := binary.Write(sum, binary.LittleEndian, x); err != nil {
-							t.Fatal(err)
-						}
-					}
+			goldenSamples(t, dt, func(e *sample, _ *rand.Rand, threads int) {
+				out, err := e.by(k, threads)
+				if err != nil {
+					t.Fatal(err)
 				}
-			}
+				hashed(t, sum, out.Context)
+				hashed(t, sum, out.LSE)
+			})
 			if got := fmt.Sprintf("%x", sum.Sum(nil)[:16]); got != golden[dt] {
 				t.Errorf("%s, %s: %s, not %s", k.name, dt, got, golden[dt])
 			}
@@ -101,10 +122,37 @@ func TestGolden(t *testing.T) {
 		t.Fatal(err)
 	}
 	sum := sha256.New()
-	if err := binary.Write(sum, binary.LittleEndian, y); err != nil {
-		t.Fatal(err)
-	}
+	hashed(t, sum, y)
 	if got := fmt.Sprintf("%x", sum.Sum(nil)[:16]); got != goldenProjection {
 		t.Errorf("projection: %s, not %s", got, goldenProjection)
+	}
+}
+
+// TestGoldenGradients is TestGolden for gradients.
+func TestGoldenGradients(t *testing.T) {
+	skipIfRaced(t)
+	for i := range kernels {
+		k := &kernels[i]
+		for dt, want := range goldenGradients {
+			sum := sha256.New()
+			goldenSamples(t, dt, func(e *sample, rnd *rand.Rand, threads int) {
+				out, err := e.by(k, 1)
+				if err != nil {
+					t.Fatal(err)
+				}
+				d := Differentiation{
+					KV: e.kv, Query: e.q, Options: e.opts, Output: out, DContext: fractions(rnd, len(out.Context), 0), Gradients: e.gradientRoom(),
+				}
+				if err := differentiate(context.Background(), k, threads, d); err != nil {
+					t.Fatal(err)
+				}
+				for _, g := range d.Gradients.all() {
+					hashed(t, sum, g.x)
+				}
+			})
+			if got := fmt.Sprintf("%x", sum.Sum(nil)[:16]); got != want {
+				t.Errorf("%s, %s: %s, not %s", k.name, dt, got, want)
+			}
+		}
 	}
 }

@@ -72,6 +72,21 @@ func merge_neon(o, x *float32, a, b float32, n int)
 //go:noescape
 func divide_neon(dst, o *float32, l float32, n int) bool
 
+// weigh_neon is kernel.weigh.
+//
+//go:noescape
+func weigh_neon(s, dS *float32, scale float32, rows int, lse, dots *float32, visible *uint64) bool
+
+// soften_neon is kernel.soften.
+//
+//go:noescape
+func soften_neon(dS, raw *float32, scale, softcap float32, rows int, visible *uint64)
+
+// dots_neon is kernel.rowDots.
+//
+//go:noescape
+func dots_neon(d, x, y *float32, rows, n int)
+
 // transpose_neon writes 8 rows of n float32, n a multiple of 8 and the rows stride bytes apart, as 8 columns of dst [n][64].
 //
 //go:noescape

@@ -27493,6 +27493,1587 @@ done2:
 	MOVB R3, ret+32(FP)
 	RET
 
+// func weigh_neon(s, dS *float32, scale float32, rows int, lse, dots *float32, visible *uint64) bool
+// Requires: ASIMD
+TEXT ·weigh_neon(SB), NOSPLIT, $0-57
+	MOVD s+0(FP), R0
+	MOVD dS+8(FP), R1
+	MOVD rows+24(FP), R2
+	MOVD lse+32(FP), R3
+	MOVD dots+40(FP), R4
+	MOVD visible+48(FP), R5
+	MOVD $exp_neon<>(SB), R6
+	FLDPQ 0(R6), (F26, F27)
+	FMOVQ 32(R6), F31
+	VDUP V31.S[0], V28.S4
+	VDUP V31.S[1], V29.S4
+	VDUP V31.S[2], V30.S4
+	VDUP V31.S[3], V31.S4
+	FMOVS scale+16(FP), F16
+	MOVD $0x0000000200000001, R6
+	VMOV R6, V20.D[0]
+	MOVD $0x0000000800000004, R6
+	VMOV R6, V20.D[1]
+	VEOR V19.B16, V19.B16, V19.B16
+row1:
+	MOVD.P 8(R5), R6
+	FMOVS.P 4(R3), F17
+	VDUP V17.S[0], V17.S4
+	FMOVS.P 4(R4), F18
+	VDUP V18.S[0], V18.S4
+	FLDPQ 0(R0), (F0, F1)
+	VDUP R6, V21.S4
+	LSR $32, R6, R6
+	VMOV V20.B16, V22.B16
+	VCMTST V22.S4, V21.S4, V12.S4
+	VSHL $4, V22.S4, V22.S4
+	VCMTST V22.S4, V21.S4, V13.S4
+	WORD $0x4f909000 // fmul v0.4s, v0.4s, v16.s[0]
+	WORD $0x4f909021 // fmul v1.4s, v1.4s, v16.s[0]
+	WORD $0x6eb1e40a // fcmgt v10.4s, v0.4s, v17.4s
+	VAND V12.B16, V10.B16, V10.B16
+	VORR V10.B16, V19.B16, V19.B16
+	WORD $0x6eb1e42b // fcmgt v11.4s, v1.4s, v17.4s
+	VAND V13.B16, V11.B16, V11.B16
+	VORR V11.B16, V19.B16, V19.B16
+	WORD $0x4eb1d400 // fsub v0.4s, v0.4s, v17.4s
+	WORD $0x4eb1d421 // fsub v1.4s, v1.4s, v17.4s
+	WORD $0x6ea0e7c8 // fcmgt v8.4s, v30.4s, v0.4s
+	WORD $0x6ea1e7c9 // fcmgt v9.4s, v30.4s, v1.4s
+	VMOV V28.B16, V2.B16
+	VMOV V28.B16, V3.B16
+	WORD $0x4f9a1002 // fmla v2.4s, v0.4s, v26.s[0]
+	WORD $0x4f9a1023 // fmla v3.4s, v1.4s, v26.s[0]
+	WORD $0x4ebcd444 // fsub v4.4s, v2.4s, v28.4s
+	WORD $0x4ebcd465 // fsub v5.4s, v3.4s, v28.4s
+	WORD $0x4fba1080 // fmla v0.4s, v4.4s, v26.s[1]
+	WORD $0x4fba10a1 // fmla v1.4s, v5.4s, v26.s[1]
+	WORD $0x4f9a1880 // fmla v0.4s, v4.4s, v26.s[2]
+	WORD $0x4f9a18a1 // fmla v1.4s, v5.4s, v26.s[2]
+	VADD V29.S4, V2.S4, V2.S4
+	VADD V29.S4, V3.S4, V3.S4
+	VSHL $23, V2.S4, V2.S4
+	VSHL $23, V3.S4, V3.S4
+	VDUP V27.S[0], V6.S4
+	VDUP V27.S[0], V7.S4
+	WORD $0x4fba1806 // fmla v6.4s, v0.4s, v26.s[3]
+	WORD $0x4fba1827 // fmla v7.4s, v1.4s, v26.s[3]
+	VDUP V27.S[1], V4.S4
+	VDUP V27.S[1], V5.S4
+	VFMLA V0.S4, V6.S4, V4.S4
+	VFMLA V1.S4, V7.S4, V5.S4
+	VDUP V27.S[2], V6.S4
+	VDUP V27.S[2], V7.S4
+	VFMLA V0.S4, V4.S4, V6.S4
+	VFMLA V1.S4, V5.S4, V7.S4
+	VDUP V27.S[3], V4.S4
+	VDUP V27.S[3], V5.S4
+	VFMLA V0.S4, V6.S4, V4.S4
+	VFMLA V1.S4, V7.S4, V5.S4
+	WORD $0x4f03f606 // fmov v6.4s, #1.00000000
+	WORD $0x4f03f607 // fmov v7.4s, #1.00000000
+	VFMLA V0.S4, V4.S4, V6.S4
+	VFMLA V1.S4, V5.S4, V7.S4
+	WORD $0x4f03f604 // fmov v4.4s, #1.00000000
+	WORD $0x4f03f605 // fmov v5.4s, #1.00000000
+	VFMLA V0.S4, V6.S4, V4.S4
+	VFMLA V1.S4, V7.S4, V5.S4
+	WORD $0x6e22dc84 // fmul v4.4s, v4.4s, v2.4s
+	WORD $0x6e23dca5 // fmul v5.4s, v5.4s, v3.4s
+	WORD $0x4e681c84 // bic v4.16b, v4.16b, v8.16b
+	WORD $0x4e691ca5 // bic v5.16b, v5.16b, v9.16b
+	FLDPQ 0(R1), (F10, F11)
+	WORD $0x4eb2d54a // fsub v10.4s, v10.4s, v18.4s
+	WORD $0x4eb2d56b // fsub v11.4s, v11.4s, v18.4s
+	WORD $0x6e2adc8a // fmul v10.4s, v4.4s, v10.4s
+	WORD $0x6e2bdcab // fmul v11.4s, v5.4s, v11.4s
+	VAND V12.B16, V4.B16, V4.B16
+	VAND V12.B16, V10.B16, V10.B16
+	VAND V13.B16, V5.B16, V5.B16
+	VAND V13.B16, V11.B16, V11.B16
+	FSTPQ (F4, F5), 0(R0)
+	FSTPQ (F10, F11), 0(R1)
+	FLDPQ 32(R0), (F0, F1)
+	VSHL $4, V22.S4, V22.S4
+	VCMTST V22.S4, V21.S4, V12.S4
+	VSHL $4, V22.S4, V22.S4
+	VCMTST V22.S4, V21.S4, V13.S4
+	WORD $0x4f909000 // fmul v0.4s, v0.4s, v16.s[0]
+	WORD $0x4f909021 // fmul v1.4s, v1.4s, v16.s[0]
+	WORD $0x6eb1e40a // fcmgt v10.4s, v0.4s, v17.4s
+	VAND V12.B16, V10.B16, V10.B16
+	VORR V10.B16, V19.B16, V19.B16
+	WORD $0x6eb1e42b // fcmgt v11.4s, v1.4s, v17.4s
+	VAND V13.B16, V11.B16, V11.B16
+	VORR V11.B16, V19.B16, V19.B16
+	WORD $0x4eb1d400 // fsub v0.4s, v0.4s, v17.4s
+	WORD $0x4eb1d421 // fsub v1.4s, v1.4s, v17.4s
+	WORD $0x6ea0e7c8 // fcmgt v8.4s, v30.4s, v0.4s
+	WORD $0x6ea1e7c9 // fcmgt v9.4s, v30.4s, v1.4s
+	VMOV V28.B16, V2.B16
+	VMOV V28.B16, V3.B16
+	WORD $0x4f9a1002 // fmla v2.4s, v0.4s, v26.s[0]
+	WORD $0x4f9a1023 // fmla v3.4s, v1.4s, v26.s[0]
+	WORD $0x4ebcd444 // fsub v4.4s, v2.4s, v28.4s
+	WORD $0x4ebcd465 // fsub v5.4s, v3.4s, v28.4s
+	WORD $0x4fba1080 // fmla v0.4s, v4.4s, v26.s[1]
+	WORD $0x4fba10a1 // fmla v1.4s, v5.4s, v26.s[1]
+	WORD $0x4f9a1880 // fmla v0.4s, v4.4s, v26.s[2]
+	WORD $0x4f9a18a1 // fmla v1.4s, v5.4s, v26.s[2]
+	VADD V29.S4, V2.S4, V2.S4
+	VADD V29.S4, V3.S4, V3.S4
+	VSHL $23, V2.S4, V2.S4
+	VSHL $23, V3.S4, V3.S4
+	VDUP V27.S[0], V6.S4
+	VDUP V27.S[0], V7.S4
+	WORD $0x4fba1806 // fmla v6.4s, v0.4s, v26.s[3]
+	WORD $0x4fba1827 // fmla v7.4s, v1.4s, v26.s[3]
+	VDUP V27.S[1], V4.S4
+	VDUP V27.S[1], V5.S4
+	VFMLA V0.S4, V6.S4, V4.S4
+	VFMLA V1.S4, V7.S4, V5.S4
+	VDUP V27.S[2], V6.S4
+	VDUP V27.S[2], V7.S4
+	VFMLA V0.S4, V4.S4, V6.S4
+	VFMLA V1.S4, V5.S4, V7.S4
+	VDUP V27.S[3], V4.S4
+	VDUP V27.S[3], V5.S4
+	VFMLA V0.S4, V6.S4, V4.S4
+	VFMLA V1.S4, V7.S4, V5.S4
+	WORD $0x4f03f606 // fmov v6.4s, #1.00000000
+	WORD $0x4f03f607 // fmov v7.4s, #1.00000000
+	VFMLA V0.S4, V4.S4, V6.S4
+	VFMLA V1.S4, V5.S4, V7.S4
+	WORD $0x4f03f604 // fmov v4.4s, #1.00000000
+	WORD $0x4f03f605 // fmov v5.4s, #1.00000000
+	VFMLA V0.S4, V6.S4, V4.S4
+	VFMLA V1.S4, V7.S4, V5.S4
+	WORD $0x6e22dc84 // fmul v4.4s, v4.4s, v2.4s
+	WORD $0x6e23dca5 // fmul v5.4s, v5.4s, v3.4s
+	WORD $0x4e681c84 // bic v4.16b, v4.16b, v8.16b
+	WORD $0x4e691ca5 // bic v5.16b, v5.16b, v9.16b
+	FLDPQ 32(R1), (F10, F11)
+	WORD $0x4eb2d54a // fsub v10.4s, v10.4s, v18.4s
+	WORD $0x4eb2d56b // fsub v11.4s, v11.4s, v18.4s
+	WORD $0x6e2adc8a // fmul v10.4s, v4.4s, v10.4s
+	WORD $0x6e2bdcab // fmul v11.4s, v5.4s, v11.4s
+	VAND V12.B16, V4.B16, V4.B16
+	VAND V12.B16, V10.B16, V10.B16
+	VAND V13.B16, V5.B16, V5.B16
+	VAND V13.B16, V11.B16, V11.B16
+	FSTPQ (F4, F5), 32(R0)
+	FSTPQ (F10, F11), 32(R1)
+	FLDPQ 64(R0), (F0, F1)
+	VSHL $4, V22.S4, V22.S4
+	VCMTST V22.S4, V21.S4, V12.S4
+	VSHL $4, V22.S4, V22.S4
+	VCMTST V22.S4, V21.S4, V13.S4
+	WORD $0x4f909000 // fmul v0.4s, v0.4s, v16.s[0]
+	WORD $0x4f909021 // fmul v1.4s, v1.4s, v16.s[0]
+	WORD $0x6eb1e40a // fcmgt v10.4s, v0.4s, v17.4s
+	VAND V12.B16, V10.B16, V10.B16
+	VORR V10.B16, V19.B16, V19.B16
+	WORD $0x6eb1e42b // fcmgt v11.4s, v1.4s, v17.4s
+	VAND V13.B16, V11.B16, V11.B16
+	VORR V11.B16, V19.B16, V19.B16
+	WORD $0x4eb1d400 // fsub v0.4s, v0.4s, v17.4s
+	WORD $0x4eb1d421 // fsub v1.4s, v1.4s, v17.4s
+	WORD $0x6ea0e7c8 // fcmgt v8.4s, v30.4s, v0.4s
+	WORD $0x6ea1e7c9 // fcmgt v9.4s, v30.4s, v1.4s
+	VMOV V28.B16, V2.B16
+	VMOV V28.B16, V3.B16
+	WORD $0x4f9a1002 // fmla v2.4s, v0.4s, v26.s[0]
+	WORD $0x4f9a1023 // fmla v3.4s, v1.4s, v26.s[0]
+	WORD $0x4ebcd444 // fsub v4.4s, v2.4s, v28.4s
+	WORD $0x4ebcd465 // fsub v5.4s, v3.4s, v28.4s
+	WORD $0x4fba1080 // fmla v0.4s, v4.4s, v26.s[1]
+	WORD $0x4fba10a1 // fmla v1.4s, v5.4s, v26.s[1]
+	WORD $0x4f9a1880 // fmla v0.4s, v4.4s, v26.s[2]
+	WORD $0x4f9a18a1 // fmla v1.4s, v5.4s, v26.s[2]
+	VADD V29.S4, V2.S4, V2.S4
+	VADD V29.S4, V3.S4, V3.S4
+	VSHL $23, V2.S4, V2.S4
+	VSHL $23, V3.S4, V3.S4
+	VDUP V27.S[0], V6.S4
+	VDUP V27.S[0], V7.S4
+	WORD $0x4fba1806 // fmla v6.4s, v0.4s, v26.s[3]
+	WORD $0x4fba1827 // fmla v7.4s, v1.4s, v26.s[3]
+	VDUP V27.S[1], V4.S4
+	VDUP V27.S[1], V5.S4
+	VFMLA V0.S4, V6.S4, V4.S4
+	VFMLA V1.S4, V7.S4, V5.S4
+	VDUP V27.S[2], V6.S4
+	VDUP V27.S[2], V7.S4
+	VFMLA V0.S4, V4.S4, V6.S4
+	VFMLA V1.S4, V5.S4, V7.S4
+	VDUP V27.S[3], V4.S4
+	VDUP V27.S[3], V5.S4
+	VFMLA V0.S4, V6.S4, V4.S4
+	VFMLA V1.S4, V7.S4, V5.S4
+	WORD $0x4f03f606 // fmov v6.4s, #1.00000000
+	WORD $0x4f03f607 // fmov v7.4s, #1.00000000
+	VFMLA V0.S4, V4.S4, V6.S4
+	VFMLA V1.S4, V5.S4, V7.S4
+	WORD $0x4f03f604 // fmov v4.4s, #1.00000000
+	WORD $0x4f03f605 // fmov v5.4s, #1.00000000
+	VFMLA V0.S4, V6.S4, V4.S4
+	VFMLA V1.S4, V7.S4, V5.S4
+	WORD $0x6e22dc84 // fmul v4.4s, v4.4s, v2.4s
+	WORD $0x6e23dca5 // fmul v5.4s, v5.4s, v3.4s
+	WORD $0x4e681c84 // bic v4.16b, v4.16b, v8.16b
+	WORD $0x4e691ca5 // bic v5.16b, v5.16b, v9.16b
+	FLDPQ 64(R1), (F10, F11)
+	WORD $0x4eb2d54a // fsub v10.4s, v10.4s, v18.4s
+	WORD $0x4eb2d56b // fsub v11.4s, v11.4s, v18.4s
+	WORD $0x6e2adc8a // fmul v10.4s, v4.4s, v10.4s
+	WORD $0x6e2bdcab // fmul v11.4s, v5.4s, v11.4s
+	VAND V12.B16, V4.B16, V4.B16
+	VAND V12.B16, V10.B16, V10.B16
+	VAND V13.B16, V5.B16, V5.B16
+	VAND V13.B16, V11.B16, V11.B16
+	FSTPQ (F4, F5), 64(R0)
+	FSTPQ (F10, F11), 64(R1)
+	FLDPQ 96(R0), (F0, F1)
+	VSHL $4, V22.S4, V22.S4
+	VCMTST V22.S4, V21.S4, V12.S4
+	VSHL $4, V22.S4, V22.S4
+	VCMTST V22.S4, V21.S4, V13.S4
+	WORD $0x4f909000 // fmul v0.4s, v0.4s, v16.s[0]
+	WORD $0x4f909021 // fmul v1.4s, v1.4s, v16.s[0]
+	WORD $0x6eb1e40a // fcmgt v10.4s, v0.4s, v17.4s
+	VAND V12.B16, V10.B16, V10.B16
+	VORR V10.B16, V19.B16, V19.B16
+	WORD $0x6eb1e42b // fcmgt v11.4s, v1.4s, v17.4s
+	VAND V13.B16, V11.B16, V11.B16
+	VORR V11.B16, V19.B16, V19.B16
+	WORD $0x4eb1d400 // fsub v0.4s, v0.4s, v17.4s
+	WORD $0x4eb1d421 // fsub v1.4s, v1.4s, v17.4s
+	WORD $0x6ea0e7c8 // fcmgt v8.4s, v30.4s, v0.4s
+	WORD $0x6ea1e7c9 // fcmgt v9.4s, v30.4s, v1.4s
+	VMOV V28.B16, V2.B16
+	VMOV V28.B16, V3.B16
+	WORD $0x4f9a1002 // fmla v2.4s, v0.4s, v26.s[0]
+	WORD $0x4f9a1023 // fmla v3.4s, v1.4s, v26.s[0]
+	WORD $0x4ebcd444 // fsub v4.4s, v2.4s, v28.4s
+	WORD $0x4ebcd465 // fsub v5.4s, v3.4s, v28.4s
+	WORD $0x4fba1080 // fmla v0.4s, v4.4s, v26.s[1]
+	WORD $0x4fba10a1 // fmla v1.4s, v5.4s, v26.s[1]
+	WORD $0x4f9a1880 // fmla v0.4s, v4.4s, v26.s[2]
+	WORD $0x4f9a18a1 // fmla v1.4s, v5.4s, v26.s[2]
+	VADD V29.S4, V2.S4, V2.S4
+	VADD V29.S4, V3.S4, V3.S4
+	VSHL $23, V2.S4, V2.S4
+	VSHL $23, V3.S4, V3.S4
+	VDUP V27.S[0], V6.S4
+	VDUP V27.S[0], V7.S4
+	WORD $0x4fba1806 // fmla v6.4s, v0.4s, v26.s[3]
+	WORD $0x4fba1827 // fmla v7.4s, v1.4s, v26.s[3]
+	VDUP V27.S[1], V4.S4
+	VDUP V27.S[1], V5.S4
+	VFMLA V0.S4, V6.S4, V4.S4
+	VFMLA V1.S4, V7.S4, V5.S4
+	VDUP V27.S[2], V6.S4
+	VDUP V27.S[2], V7.S4
+	VFMLA V0.S4, V4.S4, V6.S4
+	VFMLA V1.S4, V5.S4, V7.S4
+	VDUP V27.S[3], V4.S4
+	VDUP V27.S[3], V5.S4
+	VFMLA V0.S4, V6.S4, V4.S4
+	VFMLA V1.S4, V7.S4, V5.S4
+	WORD $0x4f03f606 // fmov v6.4s, #1.00000000
+	WORD $0x4f03f607 // fmov v7.4s, #1.00000000
+	VFMLA V0.S4, V4.S4, V6.S4
+	VFMLA V1.S4, V5.S4, V7.S4
+	WORD $0x4f03f604 // fmov v4.4s, #1.00000000
+	WORD $0x4f03f605 // fmov v5.4s, #1.00000000
+	VFMLA V0.S4, V6.S4, V4.S4
+	VFMLA V1.S4, V7.S4, V5.S4
+	WORD $0x6e22dc84 // fmul v4.4s, v4.4s, v2.4s
+	WORD $0x6e23dca5 // fmul v5.4s, v5.4s, v3.4s
+	WORD $0x4e681c84 // bic v4.16b, v4.16b, v8.16b
+	WORD $0x4e691ca5 // bic v5.16b, v5.16b, v9.16b
+	FLDPQ 96(R1), (F10, F11)
+	WORD $0x4eb2d54a // fsub v10.4s, v10.4s, v18.4s
+	WORD $0x4eb2d56b // fsub v11.4s, v11.4s, v18.4s
+	WORD $0x6e2adc8a // fmul v10.4s, v4.4s, v10.4s
+	WORD $0x6e2bdcab // fmul v11.4s, v5.4s, v11.4s
+	VAND V12.B16, V4.B16, V4.B16
+	VAND V12.B16, V10.B16, V10.B16
+	VAND V13.B16, V5.B16, V5.B16
+	VAND V13.B16, V11.B16, V11.B16
+	FSTPQ (F4, F5), 96(R0)
+	FSTPQ (F10, F11), 96(R1)
+	FLDPQ 128(R0), (F0, F1)
+	VDUP R6, V21.S4
+	LSR $32, R6, R6
+	VMOV V20.B16, V22.B16
+	VCMTST V22.S4, V21.S4, V12.S4
+	VSHL $4, V22.S4, V22.S4
+	VCMTST V22.S4, V21.S4, V13.S4
+	WORD $0x4f909000 // fmul v0.4s, v0.4s, v16.s[0]
+	WORD $0x4f909021 // fmul v1.4s, v1.4s, v16.s[0]
+	WORD $0x6eb1e40a // fcmgt v10.4s, v0.4s, v17.4s
+	VAND V12.B16, V10.B16, V10.B16
+	VORR V10.B16, V19.B16, V19.B16
+	WORD $0x6eb1e42b // fcmgt v11.4s, v1.4s, v17.4s
+	VAND V13.B16, V11.B16, V11.B16
+	VORR V11.B16, V19.B16, V19.B16
+	WORD $0x4eb1d400 // fsub v0.4s, v0.4s, v17.4s
+	WORD $0x4eb1d421 // fsub v1.4s, v1.4s, v17.4s
+	WORD $0x6ea0e7c8 // fcmgt v8.4s, v30.4s, v0.4s
+	WORD $0x6ea1e7c9 // fcmgt v9.4s, v30.4s, v1.4s
+	VMOV V28.B16, V2.B16
+	VMOV V28.B16, V3.B16
+	WORD $0x4f9a1002 // fmla v2.4s, v0.4s, v26.s[0]
+	WORD $0x4f9a1023 // fmla v3.4s, v1.4s, v26.s[0]
+	WORD $0x4ebcd444 // fsub v4.4s, v2.4s, v28.4s
+	WORD $0x4ebcd465 // fsub v5.4s, v3.4s, v28.4s
+	WORD $0x4fba1080 // fmla v0.4s, v4.4s, v26.s[1]
+	WORD $0x4fba10a1 // fmla v1.4s, v5.4s, v26.s[1]
+	WORD $0x4f9a1880 // fmla v0.4s, v4.4s, v26.s[2]
+	WORD $0x4f9a18a1 // fmla v1.4s, v5.4s, v26.s[2]
+	VADD V29.S4, V2.S4, V2.S4
+	VADD V29.S4, V3.S4, V3.S4
+	VSHL $23, V2.S4, V2.S4
+	VSHL $23, V3.S4, V3.S4
+	VDUP V27.S[0], V6.S4
+	VDUP V27.S[0], V7.S4
+	WORD $0x4fba1806 // fmla v6.4s, v0.4s, v26.s[3]
+	WORD $0x4fba1827 // fmla v7.4s, v1.4s, v26.s[3]
+	VDUP V27.S[1], V4.S4
+	VDUP V27.S[1], V5.S4
+	VFMLA V0.S4, V6.S4, V4.S4
+	VFMLA V1.S4, V7.S4, V5.S4
+	VDUP V27.S[2], V6.S4
+	VDUP V27.S[2], V7.S4
+	VFMLA V0.S4, V4.S4, V6.S4
+	VFMLA V1.S4, V5.S4, V7.S4
+	VDUP V27.S[3], V4.S4
+	VDUP V27.S[3], V5.S4
+	VFMLA V0.S4, V6.S4, V4.S4
+	VFMLA V1.S4, V7.S4, V5.S4
+	WORD $0x4f03f606 // fmov v6.4s, #1.00000000
+	WORD $0x4f03f607 // fmov v7.4s, #1.00000000
+	VFMLA V0.S4, V4.S4, V6.S4
+	VFMLA V1.S4, V5.S4, V7.S4
+	WORD $0x4f03f604 // fmov v4.4s, #1.00000000
+	WORD $0x4f03f605 // fmov v5.4s, #1.00000000
+	VFMLA V0.S4, V6.S4, V4.S4
+	VFMLA V1.S4, V7.S4, V5.S4
+	WORD $0x6e22dc84 // fmul v4.4s, v4.4s, v2.4s
+	WORD $0x6e23dca5 // fmul v5.4s, v5.4s, v3.4s
+	WORD $0x4e681c84 // bic v4.16b, v4.16b, v8.16b
+	WORD $0x4e691ca5 // bic v5.16b, v5.16b, v9.16b
+	FLDPQ 128(R1), (F10, F11)
+	WORD $0x4eb2d54a // fsub v10.4s, v10.4s, v18.4s
+	WORD $0x4eb2d56b // fsub v11.4s, v11.4s, v18.4s
+	WORD $0x6e2adc8a // fmul v10.4s, v4.4s, v10.4s
+	WORD $0x6e2bdcab // fmul v11.4s, v5.4s, v11.4s
+	VAND V12.B16, V4.B16, V4.B16
+	VAND V12.B16, V10.B16, V10.B16
+	VAND V13.B16, V5.B16, V5.B16
+	VAND V13.B16, V11.B16, V11.B16
+	FSTPQ (F4, F5), 128(R0)
+	FSTPQ (F10, F11), 128(R1)
+	FLDPQ 160(R0), (F0, F1)
+	VSHL $4, V22.S4, V22.S4
+	VCMTST V22.S4, V21.S4, V12.S4
+	VSHL $4, V22.S4, V22.S4
+	VCMTST V22.S4, V21.S4, V13.S4
+	WORD $0x4f909000 // fmul v0.4s, v0.4s, v16.s[0]
+	WORD $0x4f909021 // fmul v1.4s, v1.4s, v16.s[0]
+	WORD $0x6eb1e40a // fcmgt v10.4s, v0.4s, v17.4s
+	VAND V12.B16, V10.B16, V10.B16
+	VORR V10.B16, V19.B16, V19.B16
+	WORD $0x6eb1e42b // fcmgt v11.4s, v1.4s, v17.4s
+	VAND V13.B16, V11.B16, V11.B16
+	VORR V11.B16, V19.B16, V19.B16
+	WORD $0x4eb1d400 // fsub v0.4s, v0.4s, v17.4s
+	WORD $0x4eb1d421 // fsub v1.4s, v1.4s, v17.4s
+	WORD $0x6ea0e7c8 // fcmgt v8.4s, v30.4s, v0.4s
+	WORD $0x6ea1e7c9 // fcmgt v9.4s, v30.4s, v1.4s
+	VMOV V28.B16, V2.B16
+	VMOV V28.B16, V3.B16
+	WORD $0x4f9a1002 // fmla v2.4s, v0.4s, v26.s[0]
+	WORD $0x4f9a1023 // fmla v3.4s, v1.4s, v26.s[0]
+	WORD $0x4ebcd444 // fsub v4.4s, v2.4s, v28.4s
+	WORD $0x4ebcd465 // fsub v5.4s, v3.4s, v28.4s
+	WORD $0x4fba1080 // fmla v0.4s, v4.4s, v26.s[1]
+	WORD $0x4fba10a1 // fmla v1.4s, v5.4s, v26.s[1]
+	WORD $0x4f9a1880 // fmla v0.4s, v4.4s, v26.s[2]
+	WORD $0x4f9a18a1 // fmla v1.4s, v5.4s, v26.s[2]
+	VADD V29.S4, V2.S4, V2.S4
+	VADD V29.S4, V3.S4, V3.S4
+	VSHL $23, V2.S4, V2.S4
+	VSHL $23, V3.S4, V3.S4
+	VDUP V27.S[0], V6.S4
+	VDUP V27.S[0], V7.S4
+	WORD $0x4fba1806 // fmla v6.4s, v0.4s, v26.s[3]
+	WORD $0x4fba1827 // fmla v7.4s, v1.4s, v26.s[3]
+	VDUP V27.S[1], V4.S4
+	VDUP V27.S[1], V5.S4
+	VFMLA V0.S4, V6.S4, V4.S4
+	VFMLA V1.S4, V7.S4, V5.S4
+	VDUP V27.S[2], V6.S4
+	VDUP V27.S[2], V7.S4
+	VFMLA V0.S4, V4.S4, V6.S4
+	VFMLA V1.S4, V5.S4, V7.S4
+	VDUP V27.S[3], V4.S4
+	VDUP V27.S[3], V5.S4
+	VFMLA V0.S4, V6.S4, V4.S4
+	VFMLA V1.S4, V7.S4, V5.S4
+	WORD $0x4f03f606 // fmov v6.4s, #1.00000000
+	WORD $0x4f03f607 // fmov v7.4s, #1.00000000
+	VFMLA V0.S4, V4.S4, V6.S4
+	VFMLA V1.S4, V5.S4, V7.S4
+	WORD $0x4f03f604 // fmov v4.4s, #1.00000000
+	WORD $0x4f03f605 // fmov v5.4s, #1.00000000
+	VFMLA V0.S4, V6.S4, V4.S4
+	VFMLA V1.S4, V7.S4, V5.S4
+	WORD $0x6e22dc84 // fmul v4.4s, v4.4s, v2.4s
+	WORD $0x6e23dca5 // fmul v5.4s, v5.4s, v3.4s
+	WORD $0x4e681c84 // bic v4.16b, v4.16b, v8.16b
+	WORD $0x4e691ca5 // bic v5.16b, v5.16b, v9.16b
+	FLDPQ 160(R1), (F10, F11)
+	WORD $0x4eb2d54a // fsub v10.4s, v10.4s, v18.4s
+	WORD $0x4eb2d56b // fsub v11.4s, v11.4s, v18.4s
+	WORD $0x6e2adc8a // fmul v10.4s, v4.4s, v10.4s
+	WORD $0x6e2bdcab // fmul v11.4s, v5.4s, v11.4s
+	VAND V12.B16, V4.B16, V4.B16
+	VAND V12.B16, V10.B16, V10.B16
+	VAND V13.B16, V5.B16, V5.B16
+	VAND V13.B16, V11.B16, V11.B16
+	FSTPQ (F4, F5), 160(R0)
+	FSTPQ (F10, F11), 160(R1)
+	FLDPQ 192(R0), (F0, F1)
+	VSHL $4, V22.S4, V22.S4
+	VCMTST V22.S4, V21.S4, V12.S4
+	VSHL $4, V22.S4, V22.S4
+	VCMTST V22.S4, V21.S4, V13.S4
+	WORD $0x4f909000 // fmul v0.4s, v0.4s, v16.s[0]
+	WORD $0x4f909021 // fmul v1.4s, v1.4s, v16.s[0]
+	WORD $0x6eb1e40a // fcmgt v10.4s, v0.4s, v17.4s
+	VAND V12.B16, V10.B16, V10.B16
+	VORR V10.B16, V19.B16, V19.B16
+	WORD $0x6eb1e42b // fcmgt v11.4s, v1.4s, v17.4s
+	VAND V13.B16, V11.B16, V11.B16
+	VORR V11.B16, V19.B16, V19.B16
+	WORD $0x4eb1d400 // fsub v0.4s, v0.4s, v17.4s
+	WORD $0x4eb1d421 // fsub v1.4s, v1.4s, v17.4s
+	WORD $0x6ea0e7c8 // fcmgt v8.4s, v30.4s, v0.4s
+	WORD $0x6ea1e7c9 // fcmgt v9.4s, v30.4s, v1.4s
+	VMOV V28.B16, V2.B16
+	VMOV V28.B16, V3.B16
+	WORD $0x4f9a1002 // fmla v2.4s, v0.4s, v26.s[0]
+	WORD $0x4f9a1023 // fmla v3.4s, v1.4s, v26.s[0]
+	WORD $0x4ebcd444 // fsub v4.4s, v2.4s, v28.4s
+	WORD $0x4ebcd465 // fsub v5.4s, v3.4s, v28.4s
+	WORD $0x4fba1080 // fmla v0.4s, v4.4s, v26.s[1]
+	WORD $0x4fba10a1 // fmla v1.4s, v5.4s, v26.s[1]
+	WORD $0x4f9a1880 // fmla v0.4s, v4.4s, v26.s[2]
+	WORD $0x4f9a18a1 // fmla v1.4s, v5.4s, v26.s[2]
+	VADD V29.S4, V2.S4, V2.S4
+	VADD V29.S4, V3.S4, V3.S4
+	VSHL $23, V2.S4, V2.S4
+	VSHL $23, V3.S4, V3.S4
+	VDUP V27.S[0], V6.S4
+	VDUP V27.S[0], V7.S4
+	WORD $0x4fba1806 // fmla v6.4s, v0.4s, v26.s[3]
+	WORD $0x4fba1827 // fmla v7.4s, v1.4s, v26.s[3]
+	VDUP V27.S[1], V4.S4
+	VDUP V27.S[1], V5.S4
+	VFMLA V0.S4, V6.S4, V4.S4
+	VFMLA V1.S4, V7.S4, V5.S4
+	VDUP V27.S[2], V6.S4
+	VDUP V27.S[2], V7.S4
+	VFMLA V0.S4, V4.S4, V6.S4
+	VFMLA V1.S4, V5.S4, V7.S4
+	VDUP V27.S[3], V4.S4
+	VDUP V27.S[3], V5.S4
+	VFMLA V0.S4, V6.S4, V4.S4
+	VFMLA V1.S4, V7.S4, V5.S4
+	WORD $0x4f03f606 // fmov v6.4s, #1.00000000
+	WORD $0x4f03f607 // fmov v7.4s, #1.00000000
+	VFMLA V0.S4, V4.S4, V6.S4
+	VFMLA V1.S4, V5.S4, V7.S4
+	WORD $0x4f03f604 // fmov v4.4s, #1.00000000
+	WORD $0x4f03f605 // fmov v5.4s, #1.00000000
+	VFMLA V0.S4, V6.S4, V4.S4
+	VFMLA V1.S4, V7.S4, V5.S4
+	WORD $0x6e22dc84 // fmul v4.4s, v4.4s, v2.4s
+	WORD $0x6e23dca5 // fmul v5.4s, v5.4s, v3.4s
+	WORD $0x4e681c84 // bic v4.16b, v4.16b, v8.16b
+	WORD $0x4e691ca5 // bic v5.16b, v5.16b, v9.16b
+	FLDPQ 192(R1), (F10, F11)
+	WORD $0x4eb2d54a // fsub v10.4s, v10.4s, v18.4s
+	WORD $0x4eb2d56b // fsub v11.4s, v11.4s, v18.4s
+	WORD $0x6e2adc8a // fmul v10.4s, v4.4s, v10.4s
+	WORD $0x6e2bdcab // fmul v11.4s, v5.4s, v11.4s
+	VAND V12.B16, V4.B16, V4.B16
+	VAND V12.B16, V10.B16, V10.B16
+	VAND V13.B16, V5.B16, V5.B16
+	VAND V13.B16, V11.B16, V11.B16
+	FSTPQ (F4, F5), 192(R0)
+	FSTPQ (F10, F11), 192(R1)
+	FLDPQ 224(R0), (F0, F1)
+	VSHL $4, V22.S4, V22.S4
+	VCMTST V22.S4, V21.S4, V12.S4
+	VSHL $4, V22.S4, V22.S4
+	VCMTST V22.S4, V21.S4, V13.S4
+	WORD $0x4f909000 // fmul v0.4s, v0.4s, v16.s[0]
+	WORD $0x4f909021 // fmul v1.4s, v1.4s, v16.s[0]
+	WORD $0x6eb1e40a // fcmgt v10.4s, v0.4s, v17.4s
+	VAND V12.B16, V10.B16, V10.B16
+	VORR V10.B16, V19.B16, V19.B16
+	WORD $0x6eb1e42b // fcmgt v11.4s, v1.4s, v17.4s
+	VAND V13.B16, V11.B16, V11.B16
+	VORR V11.B16, V19.B16, V19.B16
+	WORD $0x4eb1d400 // fsub v0.4s, v0.4s, v17.4s
+	WORD $0x4eb1d421 // fsub v1.4s, v1.4s, v17.4s
+	WORD $0x6ea0e7c8 // fcmgt v8.4s, v30.4s, v0.4s
+	WORD $0x6ea1e7c9 // fcmgt v9.4s, v30.4s, v1.4s
+	VMOV V28.B16, V2.B16
+	VMOV V28.B16, V3.B16
+	WORD $0x4f9a1002 // fmla v2.4s, v0.4s, v26.s[0]
+	WORD $0x4f9a1023 // fmla v3.4s, v1.4s, v26.s[0]
+	WORD $0x4ebcd444 // fsub v4.4s, v2.4s, v28.4s
+	WORD $0x4ebcd465 // fsub v5.4s, v3.4s, v28.4s
+	WORD $0x4fba1080 // fmla v0.4s, v4.4s, v26.s[1]
+	WORD $0x4fba10a1 // fmla v1.4s, v5.4s, v26.s[1]
+	WORD $0x4f9a1880 // fmla v0.4s, v4.4s, v26.s[2]
+	WORD $0x4f9a18a1 // fmla v1.4s, v5.4s, v26.s[2]
+	VADD V29.S4, V2.S4, V2.S4
+	VADD V29.S4, V3.S4, V3.S4
+	VSHL $23, V2.S4, V2.S4
+	VSHL $23, V3.S4, V3.S4
+	VDUP V27.S[0], V6.S4
+	VDUP V27.S[0], V7.S4
+	WORD $0x4fba1806 // fmla v6.4s, v0.4s, v26.s[3]
+	WORD $0x4fba1827 // fmla v7.4s, v1.4s, v26.s[3]
+	VDUP V27.S[1], V4.S4
+	VDUP V27.S[1], V5.S4
+	VFMLA V0.S4, V6.S4, V4.S4
+	VFMLA V1.S4, V7.S4, V5.S4
+	VDUP V27.S[2], V6.S4
+	VDUP V27.S[2], V7.S4
+	VFMLA V0.S4, V4.S4, V6.S4
+	VFMLA V1.S4, V5.S4, V7.S4
+	VDUP V27.S[3], V4.S4
+	VDUP V27.S[3], V5.S4
+	VFMLA V0.S4, V6.S4, V4.S4
+	VFMLA V1.S4, V7.S4, V5.S4
+	WORD $0x4f03f606 // fmov v6.4s, #1.00000000
+	WORD $0x4f03f607 // fmov v7.4s, #1.00000000
+	VFMLA V0.S4, V4.S4, V6.S4
+	VFMLA V1.S4, V5.S4, V7.S4
+	WORD $0x4f03f604 // fmov v4.4s, #1.00000000
+	WORD $0x4f03f605 // fmov v5.4s, #1.00000000
+	VFMLA V0.S4, V6.S4, V4.S4
+	VFMLA V1.S4, V7.S4, V5.S4
+	WORD $0x6e22dc84 // fmul v4.4s, v4.4s, v2.4s
+	WORD $0x6e23dca5 // fmul v5.4s, v5.4s, v3.4s
+	WORD $0x4e681c84 // bic v4.16b, v4.16b, v8.16b
+	WORD $0x4e691ca5 // bic v5.16b, v5.16b, v9.16b
+	FLDPQ 224(R1), (F10, F11)
+	WORD $0x4eb2d54a // fsub v10.4s, v10.4s, v18.4s
+	WORD $0x4eb2d56b // fsub v11.4s, v11.4s, v18.4s
+	WORD $0x6e2adc8a // fmul v10.4s, v4.4s, v10.4s
+	WORD $0x6e2bdcab // fmul v11.4s, v5.4s, v11.4s
+	VAND V12.B16, V4.B16, V4.B16
+	VAND V12.B16, V10.B16, V10.B16
+	VAND V13.B16, V5.B16, V5.B16
+	VAND V13.B16, V11.B16, V11.B16
+	FSTPQ (F4, F5), 224(R0)
+	FSTPQ (F10, F11), 224(R1)
+	ADD $256, R0, R0
+	ADD $256, R1, R1
+	SUBS $1, R2, R2
+	BNE row1
+	VMOV V19.D[0], R6
+	VMOV V19.D[1], R7
+	ORR R6, R7, R6
+	CMP $0, R6
+	CSET NE, R6
+	MOVB R6, ret+56(FP)
+	RET
+
+// func soften_neon(dS, raw *float32, scale, softcap float32, rows int, visible *uint64)
+// Requires: ASIMD
+TEXT ·soften_neon(SB), NOSPLIT, $0-40
+	MOVD dS+0(FP), R0
+	MOVD raw+8(FP), R1
+	MOVD rows+24(FP), R2
+	MOVD visible+32(FP), R3
+	MOVD $exp_neon<>(SB), R4
+	FLDPQ 0(R4), (F26, F27)
+	FMOVQ 32(R4), F31
+	VDUP V31.S[0], V28.S4
+	VDUP V31.S[1], V29.S4
+	VDUP V31.S[2], V30.S4
+	VDUP V31.S[3], V31.S4
+	MOVD $tanh_neon<>(SB), R4
+	FLDPQ 0(R4), (F23, F24)
+	VDUP V24.S[1], V17.S4
+	VDUP V24.S[3], V18.S4
+	FMOVS scale+16(FP), F14
+	FMOVS softcap+20(FP), F16
+	VDUP V16.S[0], V16.S4
+	MOVD $0x0000000200000001, R4
+	VMOV R4, V19.D[0]
+	MOVD $0x0000000800000004, R4
+	VMOV R4, V19.D[1]
+row1:
+	MOVD.P 8(R3), R4
+	FLDPQ 0(R1), (F0, F1)
+	WORD $0x4f8e9000 // fmul v0.4s, v0.4s, v14.s[0]
+	WORD $0x4f8e9021 // fmul v1.4s, v1.4s, v14.s[0]
+	WORD $0x6e30fc00 // fdiv v0.4s, v0.4s, v16.4s
+	WORD $0x6e30fc21 // fdiv v1.4s, v1.4s, v16.4s
+	WORD $0x4ea0f802 // fabs v2.4s, v0.4s
+	WORD $0x4ea0f823 // fabs v3.4s, v1.4s
+	WORD $0x4f989844 // fmul v4.4s, v2.4s, v24.s[2]
+	WORD $0x4f989865 // fmul v5.4s, v3.4s, v24.s[2]
+	WORD $0x6ea4e7cc // fcmgt v12.4s, v30.4s, v4.4s
+	WORD $0x6ea5e7cd // fcmgt v13.4s, v30.4s, v5.4s
+	VMOV V28.B16, V6.B16
+	VMOV V28.B16, V7.B16
+	WORD $0x4f9a1086 // fmla v6.4s, v4.4s, v26.s[0]
+	WORD $0x4f9a10a7 // fmla v7.4s, v5.4s, v26.s[0]
+	WORD $0x4ebcd4c8 // fsub v8.4s, v6.4s, v28.4s
+	WORD $0x4ebcd4e9 // fsub v9.4s, v7.4s, v28.4s
+	WORD $0x4fba1104 // fmla v4.4s, v8.4s, v26.s[1]
+	WORD $0x4fba1125 // fmla v5.4s, v9.4s, v26.s[1]
+	WORD $0x4f9a1904 // fmla v4.4s, v8.4s, v26.s[2]
+	WORD $0x4f9a1925 // fmla v5.4s, v9.4s, v26.s[2]
+	VADD V29.S4, V6.S4, V6.S4
+	VADD V29.S4, V7.S4, V7.S4
+	VSHL $23, V6.S4, V6.S4
+	VSHL $23, V7.S4, V7.S4
+	VDUP V27.S[0], V10.S4
+	VDUP V27.S[0], V11.S4
+	WORD $0x4fba188a // fmla v10.4s, v4.4s, v26.s[3]
+	WORD $0x4fba18ab // fmla v11.4s, v5.4s, v26.s[3]
+	VDUP V27.S[1], V8.S4
+	VDUP V27.S[1], V9.S4
+	VFMLA V4.S4, V10.S4, V8.S4
+	VFMLA V5.S4, V11.S4, V9.S4
+	VDUP V27.S[2], V10.S4
+	VDUP V27.S[2], V11.S4
+	VFMLA V4.S4, V8.S4, V10.S4
+	VFMLA V5.S4, V9.S4, V11.S4
+	VDUP V27.S[3], V8.S4
+	VDUP V27.S[3], V9.S4
+	VFMLA V4.S4, V10.S4, V8.S4
+	VFMLA V5.S4, V11.S4, V9.S4
+	WORD $0x4f03f60a // fmov v10.4s, #1.00000000
+	WORD $0x4f03f60b // fmov v11.4s, #1.00000000
+	VFMLA V4.S4, V8.S4, V10.S4
+	VFMLA V5.S4, V9.S4, V11.S4
+	WORD $0x4f03f608 // fmov v8.4s, #1.00000000
+	WORD $0x4f03f609 // fmov v9.4s, #1.00000000
+	VFMLA V4.S4, V10.S4, V8.S4
+	VFMLA V5.S4, V11.S4, V9.S4
+	WORD $0x6e26dd08 // fmul v8.4s, v8.4s, v6.4s
+	WORD $0x6e27dd29 // fmul v9.4s, v9.4s, v7.4s
+	WORD $0x4e6c1d08 // bic v8.16b, v8.16b, v12.16b
+	WORD $0x4e6d1d29 // bic v9.16b, v9.16b, v13.16b
+	WORD $0x4e28d504 // fadd v4.4s, v8.4s, v8.4s
+	WORD $0x4e29d525 // fadd v5.4s, v9.4s, v9.4s
+	WORD $0x4f03f606 // fmov v6.4s, #1.00000000
+	WORD $0x4f03f607 // fmov v7.4s, #1.00000000
+	WORD $0x4e26d508 // fadd v8.4s, v8.4s, v6.4s
+	WORD $0x4e27d529 // fadd v9.4s, v9.4s, v7.4s
+	WORD $0x6e28fc84 // fdiv v4.4s, v4.4s, v8.4s
+	WORD $0x6e29fca5 // fdiv v5.4s, v5.4s, v9.4s
+	WORD $0x4ea4d4c4 // fsub v4.4s, v6.4s, v4.4s
+	WORD $0x4ea5d4e5 // fsub v5.4s, v7.4s, v5.4s
+	WORD $0x6e22dc4c // fmul v12.4s, v2.4s, v2.4s
+	WORD $0x6e23dc6d // fmul v13.4s, v3.4s, v3.4s
+	VDUP V23.S[3], V10.S4
+	VDUP V23.S[3], V11.S4
+	WORD $0x4f98118a // fmla v10.4s, v12.4s, v24.s[0]
+	WORD $0x4f9811ab // fmla v11.4s, v13.4s, v24.s[0]
+	VDUP V23.S[2], V8.S4
+	VDUP V23.S[2], V9.S4
+	VFMLA V12.S4, V10.S4, V8.S4
+	VFMLA V13.S4, V11.S4, V9.S4
+	VDUP V23.S[1], V10.S4
+	VDUP V23.S[1], V11.S4
+	VFMLA V12.S4, V8.S4, V10.S4
+	VFMLA V13.S4, V9.S4, V11.S4
+	VDUP V23.S[0], V8.S4
+	VDUP V23.S[0], V9.S4
+	VFMLA V12.S4, V10.S4, V8.S4
+	VFMLA V13.S4, V11.S4, V9.S4
+	WORD $0x6e2cdc4c // fmul v12.4s, v2.4s, v12.4s
+	WORD $0x6e2ddc6d // fmul v13.4s, v3.4s, v13.4s
+	VMOV V2.B16, V6.B16
+	VMOV V3.B16, V7.B16
+	VFMLA V8.S4, V12.S4, V6.S4
+	VFMLA V9.S4, V13.S4, V7.S4
+	WORD $0x6ea2e622 // fcmgt v2.4s, v17.4s, v2.4s
+	WORD $0x6ea3e623 // fcmgt v3.4s, v17.4s, v3.4s
+	VBIT V2.B16, V6.B16, V4.B16
+	VBIT V3.B16, V7.B16, V5.B16
+	VBIF V18.B16, V4.B16, V0.B16
+	VBIF V18.B16, V5.B16, V1.B16
+	FLDPQ 0(R0), (F2, F3)
+	VDUP R4, V20.S4
+	LSR $32, R4, R4
+	VMOV V19.B16, V21.B16
+	VCMTST V21.S4, V20.S4, V4.S4
+	VSHL $4, V21.S4, V21.S4
+	VCMTST V21.S4, V20.S4, V5.S4
+	WORD $0x6e20dc00 // fmul v0.4s, v0.4s, v0.4s
+	WORD $0x6e21dc21 // fmul v1.4s, v1.4s, v1.4s
+	WORD $0x4f03f606 // fmov v6.4s, #1.00000000
+	WORD $0x4f03f607 // fmov v7.4s, #1.00000000
+	WORD $0x4ea0d4c0 // fsub v0.4s, v6.4s, v0.4s
+	WORD $0x4ea1d4e1 // fsub v1.4s, v7.4s, v1.4s
+	WORD $0x6e20dc40 // fmul v0.4s, v2.4s, v0.4s
+	WORD $0x6e21dc61 // fmul v1.4s, v3.4s, v1.4s
+	VAND V4.B16, V0.B16, V0.B16
+	VAND V5.B16, V1.B16, V1.B16
+	FSTPQ (F0, F1), 0(R0)
+	FLDPQ 32(R1), (F0, F1)
+	WORD $0x4f8e9000 // fmul v0.4s, v0.4s, v14.s[0]
+	WORD $0x4f8e9021 // fmul v1.4s, v1.4s, v14.s[0]
+	WORD $0x6e30fc00 // fdiv v0.4s, v0.4s, v16.4s
+	WORD $0x6e30fc21 // fdiv v1.4s, v1.4s, v16.4s
+	WORD $0x4ea0f802 // fabs v2.4s, v0.4s
+	WORD $0x4ea0f823 // fabs v3.4s, v1.4s
+	WORD $0x4f989844 // fmul v4.4s, v2.4s, v24.s[2]
+	WORD $0x4f989865 // fmul v5.4s, v3.4s, v24.s[2]
+	WORD $0x6ea4e7cc // fcmgt v12.4s, v30.4s, v4.4s
+	WORD $0x6ea5e7cd // fcmgt v13.4s, v30.4s, v5.4s
+	VMOV V28.B16, V6.B16
+	VMOV V28.B16, V7.B16
+	WORD $0x4f9a1086 // fmla v6.4s, v4.4s, v26.s[0]
+	WORD $0x4f9a10a7 // fmla v7.4s, v5.4s, v26.s[0]
+	WORD $0x4ebcd4c8 // fsub v8.4s, v6.4s, v28.4s
+	WORD $0x4ebcd4e9 // fsub v9.4s, v7.4s, v28.4s
+	WORD $0x4fba1104 // fmla v4.4s, v8.4s, v26.s[1]
+	WORD $0x4fba1125 // fmla v5.4s, v9.4s, v26.s[1]
+	WORD $0x4f9a1904 // fmla v4.4s, v8.4s, v26.s[2]
+	WORD $0x4f9a1925 // fmla v5.4s, v9.4s, v26.s[2]
+	VADD V29.S4, V6.S4, V6.S4
+	VADD V29.S4, V7.S4, V7.S4
+	VSHL $23, V6.S4, V6.S4
+	VSHL $23, V7.S4, V7.S4
+	VDUP V27.S[0], V10.S4
+	VDUP V27.S[0], V11.S4
+	WORD $0x4fba188a // fmla v10.4s, v4.4s, v26.s[3]
+	WORD $0x4fba18ab // fmla v11.4s, v5.4s, v26.s[3]
+	VDUP V27.S[1], V8.S4
+	VDUP V27.S[1], V9.S4
+	VFMLA V4.S4, V10.S4, V8.S4
+	VFMLA V5.S4, V11.S4, V9.S4
+	VDUP V27.S[2], V10.S4
+	VDUP V27.S[2], V11.S4
+	VFMLA V4.S4, V8.S4, V10.S4
+	VFMLA V5.S4, V9.S4, V11.S4
+	VDUP V27.S[3], V8.S4
+	VDUP V27.S[3], V9.S4
+	VFMLA V4.S4, V10.S4, V8.S4
+	VFMLA V5.S4, V11.S4, V9.S4
+	WORD $0x4f03f60a // fmov v10.4s, #1.00000000
+	WORD $0x4f03f60b // fmov v11.4s, #1.00000000
+	VFMLA V4.S4, V8.S4, V10.S4
+	VFMLA V5.S4, V9.S4, V11.S4
+	WORD $0x4f03f608 // fmov v8.4s, #1.00000000
+	WORD $0x4f03f609 // fmov v9.4s, #1.00000000
+	VFMLA V4.S4, V10.S4, V8.S4
+	VFMLA V5.S4, V11.S4, V9.S4
+	WORD $0x6e26dd08 // fmul v8.4s, v8.4s, v6.4s
+	WORD $0x6e27dd29 // fmul v9.4s, v9.4s, v7.4s
+	WORD $0x4e6c1d08 // bic v8.16b, v8.16b, v12.16b
+	WORD $0x4e6d1d29 // bic v9.16b, v9.16b, v13.16b
+	WORD $0x4e28d504 // fadd v4.4s, v8.4s, v8.4s
+	WORD $0x4e29d525 // fadd v5.4s, v9.4s, v9.4s
+	WORD $0x4f03f606 // fmov v6.4s, #1.00000000
+	WORD $0x4f03f607 // fmov v7.4s, #1.00000000
+	WORD $0x4e26d508 // fadd v8.4s, v8.4s, v6.4s
+	WORD $0x4e27d529 // fadd v9.4s, v9.4s, v7.4s
+	WORD $0x6e28fc84 // fdiv v4.4s, v4.4s, v8.4s
+	WORD $0x6e29fca5 // fdiv v5.4s, v5.4s, v9.4s
+	WORD $0x4ea4d4c4 // fsub v4.4s, v6.4s, v4.4s
+	WORD $0x4ea5d4e5 // fsub v5.4s, v7.4s, v5.4s
+	WORD $0x6e22dc4c // fmul v12.4s, v2.4s, v2.4s
+	WORD $0x6e23dc6d // fmul v13.4s, v3.4s, v3.4s
+	VDUP V23.S[3], V10.S4
+	VDUP V23.S[3], V11.S4
+	WORD $0x4f98118a // fmla v10.4s, v12.4s, v24.s[0]
+	WORD $0x4f9811ab // fmla v11.4s, v13.4s, v24.s[0]
+	VDUP V23.S[2], V8.S4
+	VDUP V23.S[2], V9.S4
+	VFMLA V12.S4, V10.S4, V8.S4
+	VFMLA V13.S4, V11.S4, V9.S4
+	VDUP V23.S[1], V10.S4
+	VDUP V23.S[1], V11.S4
+	VFMLA V12.S4, V8.S4, V10.S4
+	VFMLA V13.S4, V9.S4, V11.S4
+	VDUP V23.S[0], V8.S4
+	VDUP V23.S[0], V9.S4
+	VFMLA V12.S4, V10.S4, V8.S4
+	VFMLA V13.S4, V11.S4, V9.S4
+	WORD $0x6e2cdc4c // fmul v12.4s, v2.4s, v12.4s
+	WORD $0x6e2ddc6d // fmul v13.4s, v3.4s, v13.4s
+	VMOV V2.B16, V6.B16
+	VMOV V3.B16, V7.B16
+	VFMLA V8.S4, V12.S4, V6.S4
+	VFMLA V9.S4, V13.S4, V7.S4
+	WORD $0x6ea2e622 // fcmgt v2.4s, v17.4s, v2.4s
+	WORD $0x6ea3e623 // fcmgt v3.4s, v17.4s, v3.4s
+	VBIT V2.B16, V6.B16, V4.B16
+	VBIT V3.B16, V7.B16, V5.B16
+	VBIF V18.B16, V4.B16, V0.B16
+	VBIF V18.B16, V5.B16, V1.B16
+	FLDPQ 32(R0), (F2, F3)
+	VSHL $4, V21.S4, V21.S4
+	VCMTST V21.S4, V20.S4, V4.S4
+	VSHL $4, V21.S4, V21.S4
+	VCMTST V21.S4, V20.S4, V5.S4
+	WORD $0x6e20dc00 // fmul v0.4s, v0.4s, v0.4s
+	WORD $0x6e21dc21 // fmul v1.4s, v1.4s, v1.4s
+	WORD $0x4f03f606 // fmov v6.4s, #1.00000000
+	WORD $0x4f03f607 // fmov v7.4s, #1.00000000
+	WORD $0x4ea0d4c0 // fsub v0.4s, v6.4s, v0.4s
+	WORD $0x4ea1d4e1 // fsub v1.4s, v7.4s, v1.4s
+	WORD $0x6e20dc40 // fmul v0.4s, v2.4s, v0.4s
+	WORD $0x6e21dc61 // fmul v1.4s, v3.4s, v1.4s
+	VAND V4.B16, V0.B16, V0.B16
+	VAND V5.B16, V1.B16, V1.B16
+	FSTPQ (F0, F1), 32(R0)
+	FLDPQ 64(R1), (F0, F1)
+	WORD $0x4f8e9000 // fmul v0.4s, v0.4s, v14.s[0]
+	WORD $0x4f8e9021 // fmul v1.4s, v1.4s, v14.s[0]
+	WORD $0x6e30fc00 // fdiv v0.4s, v0.4s, v16.4s
+	WORD $0x6e30fc21 // fdiv v1.4s, v1.4s, v16.4s
+	WORD $0x4ea0f802 // fabs v2.4s, v0.4s
+	WORD $0x4ea0f823 // fabs v3.4s, v1.4s
+	WORD $0x4f989844 // fmul v4.4s, v2.4s, v24.s[2]
+	WORD $0x4f989865 // fmul v5.4s, v3.4s, v24.s[2]
+	WORD $0x6ea4e7cc // fcmgt v12.4s, v30.4s, v4.4s
+	WORD $0x6ea5e7cd // fcmgt v13.4s, v30.4s, v5.4s
+	VMOV V28.B16, V6.B16
+	VMOV V28.B16, V7.B16
+	WORD $0x4f9a1086 // fmla v6.4s, v4.4s, v26.s[0]
+	WORD $0x4f9a10a7 // fmla v7.4s, v5.4s, v26.s[0]
+	WORD $0x4ebcd4c8 // fsub v8.4s, v6.4s, v28.4s
+	WORD $0x4ebcd4e9 // fsub v9.4s, v7.4s, v28.4s
+	WORD $0x4fba1104 // fmla v4.4s, v8.4s, v26.s[1]
+	WORD $0x4fba1125 // fmla v5.4s, v9.4s, v26.s[1]
+	WORD $0x4f9a1904 // fmla v4.4s, v8.4s, v26.s[2]
+	WORD $0x4f9a1925 // fmla v5.4s, v9.4s, v26.s[2]
+	VADD V29.S4, V6.S4, V6.S4
+	VADD V29.S4, V7.S4, V7.S4
+	VSHL $23, V6.S4, V6.S4
+	VSHL $23, V7.S4, V7.S4
+	VDUP V27.S[0], V10.S4
+	VDUP V27.S[0], V11.S4
+	WORD $0x4fba188a // fmla v10.4s, v4.4s, v26.s[3]
+	WORD $0x4fba18ab // fmla v11.4s, v5.4s, v26.s[3]
+	VDUP V27.S[1], V8.S4
+	VDUP V27.S[1], V9.S4
+	VFMLA V4.S4, V10.S4, V8.S4
+	VFMLA V5.S4, V11.S4, V9.S4
+	VDUP V27.S[2], V10.S4
+	VDUP V27.S[2], V11.S4
+	VFMLA V4.S4, V8.S4, V10.S4
+	VFMLA V5.S4, V9.S4, V11.S4
+	VDUP V27.S[3], V8.S4
+	VDUP V27.S[3], V9.S4
+	VFMLA V4.S4, V10.S4, V8.S4
+	VFMLA V5.S4, V11.S4, V9.S4
+	WORD $0x4f03f60a // fmov v10.4s, #1.00000000
+	WORD $0x4f03f60b // fmov v11.4s, #1.00000000
+	VFMLA V4.S4, V8.S4, V10.S4
+	VFMLA V5.S4, V9.S4, V11.S4
+	WORD $0x4f03f608 // fmov v8.4s, #1.00000000
+	WORD $0x4f03f609 // fmov v9.4s, #1.00000000
+	VFMLA V4.S4, V10.S4, V8.S4
+	VFMLA V5.S4, V11.S4, V9.S4
+	WORD $0x6e26dd08 // fmul v8.4s, v8.4s, v6.4s
+	WORD $0x6e27dd29 // fmul v9.4s, v9.4s, v7.4s
+	WORD $0x4e6c1d08 // bic v8.16b, v8.16b, v12.16b
+	WORD $0x4e6d1d29 // bic v9.16b, v9.16b, v13.16b
+	WORD $0x4e28d504 // fadd v4.4s, v8.4s, v8.4s
+	WORD $0x4e29d525 // fadd v5.4s, v9.4s, v9.4s
+	WORD $0x4f03f606 // fmov v6.4s, #1.00000000
+	WORD $0x4f03f607 // fmov v7.4s, #1.00000000
+	WORD $0x4e26d508 // fadd v8.4s, v8.4s, v6.4s
+	WORD $0x4e27d529 // fadd v9.4s, v9.4s, v7.4s
+	WORD $0x6e28fc84 // fdiv v4.4s, v4.4s, v8.4s
+	WORD $0x6e29fca5 // fdiv v5.4s, v5.4s, v9.4s
+	WORD $0x4ea4d4c4 // fsub v4.4s, v6.4s, v4.4s
+	WORD $0x4ea5d4e5 // fsub v5.4s, v7.4s, v5.4s
+	WORD $0x6e22dc4c // fmul v12.4s, v2.4s, v2.4s
+	WORD $0x6e23dc6d // fmul v13.4s, v3.4s, v3.4s
+	VDUP V23.S[3], V10.S4
+	VDUP V23.S[3], V11.S4
+	WORD $0x4f98118a // fmla v10.4s, v12.4s, v24.s[0]
+	WORD $0x4f9811ab // fmla v11.4s, v13.4s, v24.s[0]
+	VDUP V23.S[2], V8.S4
+	VDUP V23.S[2], V9.S4
+	VFMLA V12.S4, V10.S4, V8.S4
+	VFMLA V13.S4, V11.S4, V9.S4
+	VDUP V23.S[1], V10.S4
+	VDUP V23.S[1], V11.S4
+	VFMLA V12.S4, V8.S4, V10.S4
+	VFMLA V13.S4, V9.S4, V11.S4
+	VDUP V23.S[0], V8.S4
+	VDUP V23.S[0], V9.S4
+	VFMLA V12.S4, V10.S4, V8.S4
+	VFMLA V13.S4, V11.S4, V9.S4
+	WORD $0x6e2cdc4c // fmul v12.4s, v2.4s, v12.4s
+	WORD $0x6e2ddc6d // fmul v13.4s, v3.4s, v13.4s
+	VMOV V2.B16, V6.B16
+	VMOV V3.B16, V7.B16
+	VFMLA V8.S4, V12.S4, V6.S4
+	VFMLA V9.S4, V13.S4, V7.S4
+	WORD $0x6ea2e622 // fcmgt v2.4s, v17.4s, v2.4s
+	WORD $0x6ea3e623 // fcmgt v3.4s, v17.4s, v3.4s
+	VBIT V2.B16, V6.B16, V4.B16
+	VBIT V3.B16, V7.B16, V5.B16
+	VBIF V18.B16, V4.B16, V0.B16
+	VBIF V18.B16, V5.B16, V1.B16
+	FLDPQ 64(R0), (F2, F3)
+	VSHL $4, V21.S4, V21.S4
+	VCMTST V21.S4, V20.S4, V4.S4
+	VSHL $4, V21.S4, V21.S4
+	VCMTST V21.S4, V20.S4, V5.S4
+	WORD $0x6e20dc00 // fmul v0.4s, v0.4s, v0.4s
+	WORD $0x6e21dc21 // fmul v1.4s, v1.4s, v1.4s
+	WORD $0x4f03f606 // fmov v6.4s, #1.00000000
+	WORD $0x4f03f607 // fmov v7.4s, #1.00000000
+	WORD $0x4ea0d4c0 // fsub v0.4s, v6.4s, v0.4s
+	WORD $0x4ea1d4e1 // fsub v1.4s, v7.4s, v1.4s
+	WORD $0x6e20dc40 // fmul v0.4s, v2.4s, v0.4s
+	WORD $0x6e21dc61 // fmul v1.4s, v3.4s, v1.4s
+	VAND V4.B16, V0.B16, V0.B16
+	VAND V5.B16, V1.B16, V1.B16
+	FSTPQ (F0, F1), 64(R0)
+	FLDPQ 96(R1), (F0, F1)
+	WORD $0x4f8e9000 // fmul v0.4s, v0.4s, v14.s[0]
+	WORD $0x4f8e9021 // fmul v1.4s, v1.4s, v14.s[0]
+	WORD $0x6e30fc00 // fdiv v0.4s, v0.4s, v16.4s
+	WORD $0x6e30fc21 // fdiv v1.4s, v1.4s, v16.4s
+	WORD $0x4ea0f802 // fabs v2.4s, v0.4s
+	WORD $0x4ea0f823 // fabs v3.4s, v1.4s
+	WORD $0x4f989844 // fmul v4.4s, v2.4s, v24.s[2]
+	WORD $0x4f989865 // fmul v5.4s, v3.4s, v24.s[2]
+	WORD $0x6ea4e7cc // fcmgt v12.4s, v30.4s, v4.4s
+	WORD $0x6ea5e7cd // fcmgt v13.4s, v30.4s, v5.4s
+	VMOV V28.B16, V6.B16
+	VMOV V28.B16, V7.B16
+	WORD $0x4f9a1086 // fmla v6.4s, v4.4s, v26.s[0]
+	WORD $0x4f9a10a7 // fmla v7.4s, v5.4s, v26.s[0]
+	WORD $0x4ebcd4c8 // fsub v8.4s, v6.4s, v28.4s
+	WORD $0x4ebcd4e9 // fsub v9.4s, v7.4s, v28.4s
+	WORD $0x4fba1104 // fmla v4.4s, v8.4s, v26.s[1]
+	WORD $0x4fba1125 // fmla v5.4s, v9.4s, v26.s[1]
+	WORD $0x4f9a1904 // fmla v4.4s, v8.4s, v26.s[2]
+	WORD $0x4f9a1925 // fmla v5.4s, v9.4s, v26.s[2]
+	VADD V29.S4, V6.S4, V6.S4
+	VADD V29.S4, V7.S4, V7.S4
+	VSHL $23, V6.S4, V6.S4
+	VSHL $23, V7.S4, V7.S4
+	VDUP V27.S[0], V10.S4
+	VDUP V27.S[0], V11.S4
+	WORD $0x4fba188a // fmla v10.4s, v4.4s, v26.s[3]
+	WORD $0x4fba18ab // fmla v11.4s, v5.4s, v26.s[3]
+	VDUP V27.S[1], V8.S4
+	VDUP V27.S[1], V9.S4
+	VFMLA V4.S4, V10.S4, V8.S4
+	VFMLA V5.S4, V11.S4, V9.S4
+	VDUP V27.S[2], V10.S4
+	VDUP V27.S[2], V11.S4
+	VFMLA V4.S4, V8.S4, V10.S4
+	VFMLA V5.S4, V9.S4, V11.S4
+	VDUP V27.S[3], V8.S4
+	VDUP V27.S[3], V9.S4
+	VFMLA V4.S4, V10.S4, V8.S4
+	VFMLA V5.S4, V11.S4, V9.S4
+	WORD $0x4f03f60a // fmov v10.4s, #1.00000000
+	WORD $0x4f03f60b // fmov v11.4s, #1.00000000
+	VFMLA V4.S4, V8.S4, V10.S4
+	VFMLA V5.S4, V9.S4, V11.S4
+	WORD $0x4f03f608 // fmov v8.4s, #1.00000000
+	WORD $0x4f03f609 // fmov v9.4s, #1.00000000
+	VFMLA V4.S4, V10.S4, V8.S4
+	VFMLA V5.S4, V11.S4, V9.S4
+	WORD $0x6e26dd08 // fmul v8.4s, v8.4s, v6.4s
+	WORD $0x6e27dd29 // fmul v9.4s, v9.4s, v7.4s
+	WORD $0x4e6c1d08 // bic v8.16b, v8.16b, v12.16b
+	WORD $0x4e6d1d29 // bic v9.16b, v9.16b, v13.16b
+	WORD $0x4e28d504 // fadd v4.4s, v8.4s, v8.4s
+	WORD $0x4e29d525 // fadd v5.4s, v9.4s, v9.4s
+	WORD $0x4f03f606 // fmov v6.4s, #1.00000000
+	WORD $0x4f03f607 // fmov v7.4s, #1.00000000
+	WORD $0x4e26d508 // fadd v8.4s, v8.4s, v6.4s
+	WORD $0x4e27d529 // fadd v9.4s, v9.4s, v7.4s
+	WORD $0x6e28fc84 // fdiv v4.4s, v4.4s, v8.4s
+	WORD $0x6e29fca5 // fdiv v5.4s, v5.4s, v9.4s
+	WORD $0x4ea4d4c4 // fsub v4.4s, v6.4s, v4.4s
+	WORD $0x4ea5d4e5 // fsub v5.4s, v7.4s, v5.4s
+	WORD $0x6e22dc4c // fmul v12.4s, v2.4s, v2.4s
+	WORD $0x6e23dc6d // fmul v13.4s, v3.4s, v3.4s
+	VDUP V23.S[3], V10.S4
+	VDUP V23.S[3], V11.S4
+	WORD $0x4f98118a // fmla v10.4s, v12.4s, v24.s[0]
+	WORD $0x4f9811ab // fmla v11.4s, v13.4s, v24.s[0]
+	VDUP V23.S[2], V8.S4
+	VDUP V23.S[2], V9.S4
+	VFMLA V12.S4, V10.S4, V8.S4
+	VFMLA V13.S4, V11.S4, V9.S4
+	VDUP V23.S[1], V10.S4
+	VDUP V23.S[1], V11.S4
+	VFMLA V12.S4, V8.S4, V10.S4
+	VFMLA V13.S4, V9.S4, V11.S4
+	VDUP V23.S[0], V8.S4
+	VDUP V23.S[0], V9.S4
+	VFMLA V12.S4, V10.S4, V8.S4
+	VFMLA V13.S4, V11.S4, V9.S4
+	WORD $0x6e2cdc4c // fmul v12.4s, v2.4s, v12.4s
+	WORD $0x6e2ddc6d // fmul v13.4s, v3.4s, v13.4s
+	VMOV V2.B16, V6.B16
+	VMOV V3.B16, V7.B16
+	VFMLA V8.S4, V12.S4, V6.S4
+	VFMLA V9.S4, V13.S4, V7.S4
+	WORD $0x6ea2e622 // fcmgt v2.4s, v17.4s, v2.4s
+	WORD $0x6ea3e623 // fcmgt v3.4s, v17.4s, v3.4s
+	VBIT V2.B16, V6.B16, V4.B16
+	VBIT V3.B16, V7.B16, V5.B16
+	VBIF V18.B16, V4.B16, V0.B16
+	VBIF V18.B16, V5.B16, V1.B16
+	FLDPQ 96(R0), (F2, F3)
+	VSHL $4, V21.S4, V21.S4
+	VCMTST V21.S4, V20.S4, V4.S4
+	VSHL $4, V21.S4, V21.S4
+	VCMTST V21.S4, V20.S4, V5.S4
+	WORD $0x6e20dc00 // fmul v0.4s, v0.4s, v0.4s
+	WORD $0x6e21dc21 // fmul v1.4s, v1.4s, v1.4s
+	WORD $0x4f03f606 // fmov v6.4s, #1.00000000
+	WORD $0x4f03f607 // fmov v7.4s, #1.00000000
+	WORD $0x4ea0d4c0 // fsub v0.4s, v6.4s, v0.4s
+	WORD $0x4ea1d4e1 // fsub v1.4s, v7.4s, v1.4s
+	WORD $0x6e20dc40 // fmul v0.4s, v2.4s, v0.4s
+	WORD $0x6e21dc61 // fmul v1.4s, v3.4s, v1.4s
+	VAND V4.B16, V0.B16, V0.B16
+	VAND V5.B16, V1.B16, V1.B16
+	FSTPQ (F0, F1), 96(R0)
+	FLDPQ 128(R1), (F0, F1)
+	WORD $0x4f8e9000 // fmul v0.4s, v0.4s, v14.s[0]
+	WORD $0x4f8e9021 // fmul v1.4s, v1.4s, v14.s[0]
+	WORD $0x6e30fc00 // fdiv v0.4s, v0.4s, v16.4s
+	WORD $0x6e30fc21 // fdiv v1.4s, v1.4s, v16.4s
+	WORD $0x4ea0f802 // fabs v2.4s, v0.4s
+	WORD $0x4ea0f823 // fabs v3.4s, v1.4s
+	WORD $0x4f989844 // fmul v4.4s, v2.4s, v24.s[2]
+	WORD $0x4f989865 // fmul v5.4s, v3.4s, v24.s[2]
+	WORD $0x6ea4e7cc // fcmgt v12.4s, v30.4s, v4.4s
+	WORD $0x6ea5e7cd // fcmgt v13.4s, v30.4s, v5.4s
+	VMOV V28.B16, V6.B16
+	VMOV V28.B16, V7.B16
+	WORD $0x4f9a1086 // fmla v6.4s, v4.4s, v26.s[0]
+	WORD $0x4f9a10a7 // fmla v7.4s, v5.4s, v26.s[0]
+	WORD $0x4ebcd4c8 // fsub v8.4s, v6.4s, v28.4s
+	WORD $0x4ebcd4e9 // fsub v9.4s, v7.4s, v28.4s
+	WORD $0x4fba1104 // fmla v4.4s, v8.4s, v26.s[1]
+	WORD $0x4fba1125 // fmla v5.4s, v9.4s, v26.s[1]
+	WORD $0x4f9a1904 // fmla v4.4s, v8.4s, v26.s[2]
+	WORD $0x4f9a1925 // fmla v5.4s, v9.4s, v26.s[2]
+	VADD V29.S4, V6.S4, V6.S4
+	VADD V29.S4, V7.S4, V7.S4
+	VSHL $23, V6.S4, V6.S4
+	VSHL $23, V7.S4, V7.S4
+	VDUP V27.S[0], V10.S4
+	VDUP V27.S[0], V11.S4
+	WORD $0x4fba188a // fmla v10.4s, v4.4s, v26.s[3]
+	WORD $0x4fba18ab // fmla v11.4s, v5.4s, v26.s[3]
+	VDUP V27.S[1], V8.S4
+	VDUP V27.S[1], V9.S4
+	VFMLA V4.S4, V10.S4, V8.S4
+	VFMLA V5.S4, V11.S4, V9.S4
+	VDUP V27.S[2], V10.S4
+	VDUP V27.S[2], V11.S4
+	VFMLA V4.S4, V8.S4, V10.S4
+	VFMLA V5.S4, V9.S4, V11.S4
+	VDUP V27.S[3], V8.S4
+	VDUP V27.S[3], V9.S4
+	VFMLA V4.S4, V10.S4, V8.S4
+	VFMLA V5.S4, V11.S4, V9.S4
+	WORD $0x4f03f60a // fmov v10.4s, #1.00000000
+	WORD $0x4f03f60b // fmov v11.4s, #1.00000000
+	VFMLA V4.S4, V8.S4, V10.S4
+	VFMLA V5.S4, V9.S4, V11.S4
+	WORD $0x4f03f608 // fmov v8.4s, #1.00000000
+	WORD $0x4f03f609 // fmov v9.4s, #1.00000000
+	VFMLA V4.S4, V10.S4, V8.S4
+	VFMLA V5.S4, V11.S4, V9.S4
+	WORD $0x6e26dd08 // fmul v8.4s, v8.4s, v6.4s
+	WORD $0x6e27dd29 // fmul v9.4s, v9.4s, v7.4s
+	WORD $0x4e6c1d08 // bic v8.16b, v8.16b, v12.16b
+	WORD $0x4e6d1d29 // bic v9.16b, v9.16b, v13.16b
+	WORD $0x4e28d504 // fadd v4.4s, v8.4s, v8.4s
+	WORD $0x4e29d525 // fadd v5.4s, v9.4s, v9.4s
+	WORD $0x4f03f606 // fmov v6.4s, #1.00000000
+	WORD $0x4f03f607 // fmov v7.4s, #1.00000000
+	WORD $0x4e26d508 // fadd v8.4s, v8.4s, v6.4s
+	WORD $0x4e27d529 // fadd v9.4s, v9.4s, v7.4s
+	WORD $0x6e28fc84 // fdiv v4.4s, v4.4s, v8.4s
+	WORD $0x6e29fca5 // fdiv v5.4s, v5.4s, v9.4s
+	WORD $0x4ea4d4c4 // fsub v4.4s, v6.4s, v4.4s
+	WORD $0x4ea5d4e5 // fsub v5.4s, v7.4s, v5.4s
+	WORD $0x6e22dc4c // fmul v12.4s, v2.4s, v2.4s
+	WORD $0x6e23dc6d // fmul v13.4s, v3.4s, v3.4s
+	VDUP V23.S[3], V10.S4
+	VDUP V23.S[3], V11.S4
+	WORD $0x4f98118a // fmla v10.4s, v12.4s, v24.s[0]
+	WORD $0x4f9811ab // fmla v11.4s, v13.4s, v24.s[0]
+	VDUP V23.S[2], V8.S4
+	VDUP V23.S[2], V9.S4
+	VFMLA V12.S4, V10.S4, V8.S4
+	VFMLA V13.S4, V11.S4, V9.S4
+	VDUP V23.S[1], V10.S4
+	VDUP V23.S[1], V11.S4
+	VFMLA V12.S4, V8.S4, V10.S4
+	VFMLA V13.S4, V9.S4, V11.S4
+	VDUP V23.S[0], V8.S4
+	VDUP V23.S[0], V9.S4
+	VFMLA V12.S4, V10.S4, V8.S4
+	VFMLA V13.S4, V11.S4, V9.S4
+	WORD $0x6e2cdc4c // fmul v12.4s, v2.4s, v12.4s
+	WORD $0x6e2ddc6d // fmul v13.4s, v3.4s, v13.4s
+	VMOV V2.B16, V6.B16
+	VMOV V3.B16, V7.B16
+	VFMLA V8.S4, V12.S4, V6.S4
+	VFMLA V9.S4, V13.S4, V7.S4
+	WORD $0x6ea2e622 // fcmgt v2.4s, v17.4s, v2.4s
+	WORD $0x6ea3e623 // fcmgt v3.4s, v17.4s, v3.4s
+	VBIT V2.B16, V6.B16, V4.B16
+	VBIT V3.B16, V7.B16, V5.B16
+	VBIF V18.B16, V4.B16, V0.B16
+	VBIF V18.B16, V5.B16, V1.B16
+	FLDPQ 128(R0), (F2, F3)
+	VDUP R4, V20.S4
+	LSR $32, R4, R4
+	VMOV V19.B16, V21.B16
+	VCMTST V21.S4, V20.S4, V4.S4
+	VSHL $4, V21.S4, V21.S4
+	VCMTST V21.S4, V20.S4, V5.S4
+	WORD $0x6e20dc00 // fmul v0.4s, v0.4s, v0.4s
+	WORD $0x6e21dc21 // fmul v1.4s, v1.4s, v1.4s
+	WORD $0x4f03f606 // fmov v6.4s, #1.00000000
+	WORD $0x4f03f607 // fmov v7.4s, #1.00000000
+	WORD $0x4ea0d4c0 // fsub v0.4s, v6.4s, v0.4s
+	WORD $0x4ea1d4e1 // fsub v1.4s, v7.4s, v1.4s
+	WORD $0x6e20dc40 // fmul v0.4s, v2.4s, v0.4s
+	WORD $0x6e21dc61 // fmul v1.4s, v3.4s, v1.4s
+	VAND V4.B16, V0.B16, V0.B16
+	VAND V5.B16, V1.B16, V1.B16
+	FSTPQ (F0, F1), 128(R0)
+	FLDPQ 160(R1), (F0, F1)
+	WORD $0x4f8e9000 // fmul v0.4s, v0.4s, v14.s[0]
+	WORD $0x4f8e9021 // fmul v1.4s, v1.4s, v14.s[0]
+	WORD $0x6e30fc00 // fdiv v0.4s, v0.4s, v16.4s
+	WORD $0x6e30fc21 // fdiv v1.4s, v1.4s, v16.4s
+	WORD $0x4ea0f802 // fabs v2.4s, v0.4s
+	WORD $0x4ea0f823 // fabs v3.4s, v1.4s
+	WORD $0x4f989844 // fmul v4.4s, v2.4s, v24.s[2]
+	WORD $0x4f989865 // fmul v5.4s, v3.4s, v24.s[2]
+	WORD $0x6ea4e7cc // fcmgt v12.4s, v30.4s, v4.4s
+	WORD $0x6ea5e7cd // fcmgt v13.4s, v30.4s, v5.4s
+	VMOV V28.B16, V6.B16
+	VMOV V28.B16, V7.B16
+	WORD $0x4f9a1086 // fmla v6.4s, v4.4s, v26.s[0]
+	WORD $0x4f9a10a7 // fmla v7.4s, v5.4s, v26.s[0]
+	WORD $0x4ebcd4c8 // fsub v8.4s, v6.4s, v28.4s
+	WORD $0x4ebcd4e9 // fsub v9.4s, v7.4s, v28.4s
+	WORD $0x4fba1104 // fmla v4.4s, v8.4s, v26.s[1]
+	WORD $0x4fba1125 // fmla v5.4s, v9.4s, v26.s[1]
+	WORD $0x4f9a1904 // fmla v4.4s, v8.4s, v26.s[2]
+	WORD $0x4f9a1925 // fmla v5.4s, v9.4s, v26.s[2]
+	VADD V29.S4, V6.S4, V6.S4
+	VADD V29.S4, V7.S4, V7.S4
+	VSHL $23, V6.S4, V6.S4
+	VSHL $23, V7.S4, V7.S4
+	VDUP V27.S[0], V10.S4
+	VDUP V27.S[0], V11.S4
+	WORD $0x4fba188a // fmla v10.4s, v4.4s, v26.s[3]
+	WORD $0x4fba18ab // fmla v11.4s, v5.4s, v26.s[3]
+	VDUP V27.S[1], V8.S4
+	VDUP V27.S[1], V9.S4
+	VFMLA V4.S4, V10.S4, V8.S4
+	VFMLA V5.S4, V11.S4, V9.S4
+	VDUP V27.S[2], V10.S4
+	VDUP V27.S[2], V11.S4
+	VFMLA V4.S4, V8.S4, V10.S4
+	VFMLA V5.S4, V9.S4, V11.S4
+	VDUP V27.S[3], V8.S4
+	VDUP V27.S[3], V9.S4
+	VFMLA V4.S4, V10.S4, V8.S4
+	VFMLA V5.S4, V11.S4, V9.S4
+	WORD $0x4f03f60a // fmov v10.4s, #1.00000000
+	WORD $0x4f03f60b // fmov v11.4s, #1.00000000
+	VFMLA V4.S4, V8.S4, V10.S4
+	VFMLA V5.S4, V9.S4, V11.S4
+	WORD $0x4f03f608 // fmov v8.4s, #1.00000000
+	WORD $0x4f03f609 // fmov v9.4s, #1.00000000
+	VFMLA V4.S4, V10.S4, V8.S4
+	VFMLA V5.S4, V11.S4, V9.S4
+	WORD $0x6e26dd08 // fmul v8.4s, v8.4s, v6.4s
+	WORD $0x6e27dd29 // fmul v9.4s, v9.4s, v7.4s
+	WORD $0x4e6c1d08 // bic v8.16b, v8.16b, v12.16b
+	WORD $0x4e6d1d29 // bic v9.16b, v9.16b, v13.16b
+	WORD $0x4e28d504 // fadd v4.4s, v8.4s, v8.4s
+	WORD $0x4e29d525 // fadd v5.4s, v9.4s, v9.4s
+	WORD $0x4f03f606 // fmov v6.4s, #1.00000000
+	WORD $0x4f03f607 // fmov v7.4s, #1.00000000
+	WORD $0x4e26d508 // fadd v8.4s, v8.4s, v6.4s
+	WORD $0x4e27d529 // fadd v9.4s, v9.4s, v7.4s
+	WORD $0x6e28fc84 // fdiv v4.4s, v4.4s, v8.4s
+	WORD $0x6e29fca5 // fdiv v5.4s, v5.4s, v9.4s
+	WORD $0x4ea4d4c4 // fsub v4.4s, v6.4s, v4.4s
+	WORD $0x4ea5d4e5 // fsub v5.4s, v7.4s, v5.4s
+	WORD $0x6e22dc4c // fmul v12.4s, v2.4s, v2.4s
+	WORD $0x6e23dc6d // fmul v13.4s, v3.4s, v3.4s
+	VDUP V23.S[3], V10.S4
+	VDUP V23.S[3], V11.S4
+	WORD $0x4f98118a // fmla v10.4s, v12.4s, v24.s[0]
+	WORD $0x4f9811ab // fmla v11.4s, v13.4s, v24.s[0]
+	VDUP V23.S[2], V8.S4
+	VDUP V23.S[2], V9.S4
+	VFMLA V12.S4, V10.S4, V8.S4
+	VFMLA V13.S4, V11.S4, V9.S4
+	VDUP V23.S[1], V10.S4
+	VDUP V23.S[1], V11.S4
+	VFMLA V12.S4, V8.S4, V10.S4
+	VFMLA V13.S4, V9.S4, V11.S4
+	VDUP V23.S[0], V8.S4
+	VDUP V23.S[0], V9.S4
+	VFMLA V12.S4, V10.S4, V8.S4
+	VFMLA V13.S4, V11.S4, V9.S4
+	WORD $0x6e2cdc4c // fmul v12.4s, v2.4s, v12.4s
+	WORD $0x6e2ddc6d // fmul v13.4s, v3.4s, v13.4s
+	VMOV V2.B16, V6.B16
+	VMOV V3.B16, V7.B16
+	VFMLA V8.S4, V12.S4, V6.S4
+	VFMLA V9.S4, V13.S4, V7.S4
+	WORD $0x6ea2e622 // fcmgt v2.4s, v17.4s, v2.4s
+	WORD $0x6ea3e623 // fcmgt v3.4s, v17.4s, v3.4s
+	VBIT V2.B16, V6.B16, V4.B16
+	VBIT V3.B16, V7.B16, V5.B16
+	VBIF V18.B16, V4.B16, V0.B16
+	VBIF V18.B16, V5.B16, V1.B16
+	FLDPQ 160(R0), (F2, F3)
+	VSHL $4, V21.S4, V21.S4
+	VCMTST V21.S4, V20.S4, V4.S4
+	VSHL $4, V21.S4, V21.S4
+	VCMTST V21.S4, V20.S4, V5.S4
+	WORD $0x6e20dc00 // fmul v0.4s, v0.4s, v0.4s
+	WORD $0x6e21dc21 // fmul v1.4s, v1.4s, v1.4s
+	WORD $0x4f03f606 // fmov v6.4s, #1.00000000
+	WORD $0x4f03f607 // fmov v7.4s, #1.00000000
+	WORD $0x4ea0d4c0 // fsub v0.4s, v6.4s, v0.4s
+	WORD $0x4ea1d4e1 // fsub v1.4s, v7.4s, v1.4s
+	WORD $0x6e20dc40 // fmul v0.4s, v2.4s, v0.4s
+	WORD $0x6e21dc61 // fmul v1.4s, v3.4s, v1.4s
+	VAND V4.B16, V0.B16, V0.B16
+	VAND V5.B16, V1.B16, V1.B16
+	FSTPQ (F0, F1), 160(R0)
+	FLDPQ 192(R1), (F0, F1)
+	WORD $0x4f8e9000 // fmul v0.4s, v0.4s, v14.s[0]
+	WORD $0x4f8e9021 // fmul v1.4s, v1.4s, v14.s[0]
+	WORD $0x6e30fc00 // fdiv v0.4s, v0.4s, v16.4s
+	WORD $0x6e30fc21 // fdiv v1.4s, v1.4s, v16.4s
+	WORD $0x4ea0f802 // fabs v2.4s, v0.4s
+	WORD $0x4ea0f823 // fabs v3.4s, v1.4s
+	WORD $0x4f989844 // fmul v4.4s, v2.4s, v24.s[2]
+	WORD $0x4f989865 // fmul v5.4s, v3.4s, v24.s[2]
+	WORD $0x6ea4e7cc // fcmgt v12.4s, v30.4s, v4.4s
+	WORD $0x6ea5e7cd // fcmgt v13.4s, v30.4s, v5.4s
+	VMOV V28.B16, V6.B16
+	VMOV V28.B16, V7.B16
+	WORD $0x4f9a1086 // fmla v6.4s, v4.4s, v26.s[0]
+	WORD $0x4f9a10a7 // fmla v7.4s, v5.4s, v26.s[0]
+	WORD $0x4ebcd4c8 // fsub v8.4s, v6.4s, v28.4s
+	WORD $0x4ebcd4e9 // fsub v9.4s, v7.4s, v28.4s
+	WORD $0x4fba1104 // fmla v4.4s, v8.4s, v26.s[1]
+	WORD $0x4fba1125 // fmla v5.4s, v9.4s, v26.s[1]
+	WORD $0x4f9a1904 // fmla v4.4s, v8.4s, v26.s[2]
+	WORD $0x4f9a1925 // fmla v5.4s, v9.4s, v26.s[2]
+	VADD V29.S4, V6.S4, V6.S4
+	VADD V29.S4, V7.S4, V7.S4
+	VSHL $23, V6.S4, V6.S4
+	VSHL $23, V7.S4, V7.S4
+	VDUP V27.S[0], V10.S4
+	VDUP V27.S[0], V11.S4
+	WORD $0x4fba188a // fmla v10.4s, v4.4s, v26.s[3]
+	WORD $0x4fba18ab // fmla v11.4s, v5.4s, v26.s[3]
+	VDUP V27.S[1], V8.S4
+	VDUP V27.S[1], V9.S4
+	VFMLA V4.S4, V10.S4, V8.S4
+	VFMLA V5.S4, V11.S4, V9.S4
+	VDUP V27.S[2], V10.S4
+	VDUP V27.S[2], V11.S4
+	VFMLA V4.S4, V8.S4, V10.S4
+	VFMLA V5.S4, V9.S4, V11.S4
+	VDUP V27.S[3], V8.S4
+	VDUP V27.S[3], V9.S4
+	VFMLA V4.S4, V10.S4, V8.S4
+	VFMLA V5.S4, V11.S4, V9.S4
+	WORD $0x4f03f60a // fmov v10.4s, #1.00000000
+	WORD $0x4f03f60b // fmov v11.4s, #1.00000000
+	VFMLA V4.S4, V8.S4, V10.S4
+	VFMLA V5.S4, V9.S4, V11.S4
+	WORD $0x4f03f608 // fmov v8.4s, #1.00000000
+	WORD $0x4f03f609 // fmov v9.4s, #1.00000000
+	VFMLA V4.S4, V10.S4, V8.S4
+	VFMLA V5.S4, V11.S4, V9.S4
+	WORD $0x6e26dd08 // fmul v8.4s, v8.4s, v6.4s
+	WORD $0x6e27dd29 // fmul v9.4s, v9.4s, v7.4s
+	WORD $0x4e6c1d08 // bic v8.16b, v8.16b, v12.16b
+	WORD $0x4e6d1d29 // bic v9.16b, v9.16b, v13.16b
+	WORD $0x4e28d504 // fadd v4.4s, v8.4s, v8.4s
+	WORD $0x4e29d525 // fadd v5.4s, v9.4s, v9.4s
+	WORD $0x4f03f606 // fmov v6.4s, #1.00000000
+	WORD $0x4f03f607 // fmov v7.4s, #1.00000000
+	WORD $0x4e26d508 // fadd v8.4s, v8.4s, v6.4s
+	WORD $0x4e27d529 // fadd v9.4s, v9.4s, v7.4s
+	WORD $0x6e28fc84 // fdiv v4.4s, v4.4s, v8.4s
+	WORD $0x6e29fca5 // fdiv v5.4s, v5.4s, v9.4s
+	WORD $0x4ea4d4c4 // fsub v4.4s, v6.4s, v4.4s
+	WORD $0x4ea5d4e5 // fsub v5.4s, v7.4s, v5.4s
+	WORD $0x6e22dc4c // fmul v12.4s, v2.4s, v2.4s
+	WORD $0x6e23dc6d // fmul v13.4s, v3.4s, v3.4s
+	VDUP V23.S[3], V10.S4
+	VDUP V23.S[3], V11.S4
+	WORD $0x4f98118a // fmla v10.4s, v12.4s, v24.s[0]
+	WORD $0x4f9811ab // fmla v11.4s, v13.4s, v24.s[0]
+	VDUP V23.S[2], V8.S4
+	VDUP V23.S[2], V9.S4
+	VFMLA V12.S4, V10.S4, V8.S4
+	VFMLA V13.S4, V11.S4, V9.S4
+	VDUP V23.S[1], V10.S4
+	VDUP V23.S[1], V11.S4
+	VFMLA V12.S4, V8.S4, V10.S4
+	VFMLA V13.S4, V9.S4, V11.S4
+	VDUP V23.S[0], V8.S4
+	VDUP V23.S[0], V9.S4
+	VFMLA V12.S4, V10.S4, V8.S4
+	VFMLA V13.S4, V11.S4, V9.S4
+	WORD $0x6e2cdc4c // fmul v12.4s, v2.4s, v12.4s
+	WORD $0x6e2ddc6d // fmul v13.4s, v3.4s, v13.4s
+	VMOV V2.B16, V6.B16
+	VMOV V3.B16, V7.B16
+	VFMLA V8.S4, V12.S4, V6.S4
+	VFMLA V9.S4, V13.S4, V7.S4
+	WORD $0x6ea2e622 // fcmgt v2.4s, v17.4s, v2.4s
+	WORD $0x6ea3e623 // fcmgt v3.4s, v17.4s, v3.4s
+	VBIT V2.B16, V6.B16, V4.B16
+	VBIT V3.B16, V7.B16, V5.B16
+	VBIF V18.B16, V4.B16, V0.B16
+	VBIF V18.B16, V5.B16, V1.B16
+	FLDPQ 192(R0), (F2, F3)
+	VSHL $4, V21.S4, V21.S4
+	VCMTST V21.S4, V20.S4, V4.S4
+	VSHL $4, V21.S4, V21.S4
+	VCMTST V21.S4, V20.S4, V5.S4
+	WORD $0x6e20dc00 // fmul v0.4s, v0.4s, v0.4s
+	WORD $0x6e21dc21 // fmul v1.4s, v1.4s, v1.4s
+	WORD $0x4f03f606 // fmov v6.4s, #1.00000000
+	WORD $0x4f03f607 // fmov v7.4s, #1.00000000
+	WORD $0x4ea0d4c0 // fsub v0.4s, v6.4s, v0.4s
+	WORD $0x4ea1d4e1 // fsub v1.4s, v7.4s, v1.4s
+	WORD $0x6e20dc40 // fmul v0.4s, v2.4s, v0.4s
+	WORD $0x6e21dc61 // fmul v1.4s, v3.4s, v1.4s
+	VAND V4.B16, V0.B16, V0.B16
+	VAND V5.B16, V1.B16, V1.B16
+	FSTPQ (F0, F1), 192(R0)
+	FLDPQ 224(R1), (F0, F1)
+	WORD $0x4f8e9000 // fmul v0.4s, v0.4s, v14.s[0]
+	WORD $0x4f8e9021 // fmul v1.4s, v1.4s, v14.s[0]
+	WORD $0x6e30fc00 // fdiv v0.4s, v0.4s, v16.4s
+	WORD $0x6e30fc21 // fdiv v1.4s, v1.4s, v16.4s
+	WORD $0x4ea0f802 // fabs v2.4s, v0.4s
+	WORD $0x4ea0f823 // fabs v3.4s, v1.4s
+	WORD $0x4f989844 // fmul v4.4s, v2.4s, v24.s[2]
+	WORD $0x4f989865 // fmul v5.4s, v3.4s, v24.s[2]
+	WORD $0x6ea4e7cc // fcmgt v12.4s, v30.4s, v4.4s
+	WORD $0x6ea5e7cd // fcmgt v13.4s, v30.4s, v5.4s
+	VMOV V28.B16, V6.B16
+	VMOV V28.B16, V7.B16
+	WORD $0x4f9a1086 // fmla v6.4s, v4.4s, v26.s[0]
+	WORD $0x4f9a10a7 // fmla v7.4s, v5.4s, v26.s[0]
+	WORD $0x4ebcd4c8 // fsub v8.4s, v6.4s, v28.4s
+	WORD $0x4ebcd4e9 // fsub v9.4s, v7.4s, v28.4s
+	WORD $0x4fba1104 // fmla v4.4s, v8.4s, v26.s[1]
+	WORD $0x4fba1125 // fmla v5.4s, v9.4s, v26.s[1]
+	WORD $0x4f9a1904 // fmla v4.4s, v8.4s, v26.s[2]
+	WORD $0x4f9a1925 // fmla v5.4s, v9.4s, v26.s[2]
+	VADD V29.S4, V6.S4, V6.S4
+	VADD V29.S4, V7.S4, V7.S4
+	VSHL $23, V6.S4, V6.S4
+	VSHL $23, V7.S4, V7.S4
+	VDUP V27.S[0], V10.S4
+	VDUP V27.S[0], V11.S4
+	WORD $0x4fba188a // fmla v10.4s, v4.4s, v26.s[3]
+	WORD $0x4fba18ab // fmla v11.4s, v5.4s, v26.s[3]
+	VDUP V27.S[1], V8.S4
+	VDUP V27.S[1], V9.S4
+	VFMLA V4.S4, V10.S4, V8.S4
+	VFMLA V5.S4, V11.S4, V9.S4
+	VDUP V27.S[2], V10.S4
+	VDUP V27.S[2], V11.S4
+	VFMLA V4.S4, V8.S4, V10.S4
+	VFMLA V5.S4, V9.S4, V11.S4
+	VDUP V27.S[3], V8.S4
+	VDUP V27.S[3], V9.S4
+	VFMLA V4.S4, V10.S4, V8.S4
+	VFMLA V5.S4, V11.S4, V9.S4
+	WORD $0x4f03f60a // fmov v10.4s, #1.00000000
+	WORD $0x4f03f60b // fmov v11.4s, #1.00000000
+	VFMLA V4.S4, V8.S4, V10.S4
+	VFMLA V5.S4, V9.S4, V11.S4
+	WORD $0x4f03f608 // fmov v8.4s, #1.00000000
+	WORD $0x4f03f609 // fmov v9.4s, #1.00000000
+	VFMLA V4.S4, V10.S4, V8.S4
+	VFMLA V5.S4, V11.S4, V9.S4
+	WORD $0x6e26dd08 // fmul v8.4s, v8.4s, v6.4s
+	WORD $0x6e27dd29 // fmul v9.4s, v9.4s, v7.4s
+	WORD $0x4e6c1d08 // bic v8.16b, v8.16b, v12.16b
+	WORD $0x4e6d1d29 // bic v9.16b, v9.16b, v13.16b
+	WORD $0x4e28d504 // fadd v4.4s, v8.4s, v8.4s
+	WORD $0x4e29d525 // fadd v5.4s, v9.4s, v9.4s
+	WORD $0x4f03f606 // fmov v6.4s, #1.00000000
+	WORD $0x4f03f607 // fmov v7.4s, #1.00000000
+	WORD $0x4e26d508 // fadd v8.4s, v8.4s, v6.4s
+	WORD $0x4e27d529 // fadd v9.4s, v9.4s, v7.4s
+	WORD $0x6e28fc84 // fdiv v4.4s, v4.4s, v8.4s
+	WORD $0x6e29fca5 // fdiv v5.4s, v5.4s, v9.4s
+	WORD $0x4ea4d4c4 // fsub v4.4s, v6.4s, v4.4s
+	WORD $0x4ea5d4e5 // fsub v5.4s, v7.4s, v5.4s
+	WORD $0x6e22dc4c // fmul v12.4s, v2.4s, v2.4s
+	WORD $0x6e23dc6d // fmul v13.4s, v3.4s, v3.4s
+	VDUP V23.S[3], V10.S4
+	VDUP V23.S[3], V11.S4
+	WORD $0x4f98118a // fmla v10.4s, v12.4s, v24.s[0]
+	WORD $0x4f9811ab // fmla v11.4s, v13.4s, v24.s[0]
+	VDUP V23.S[2], V8.S4
+	VDUP V23.S[2], V9.S4
+	VFMLA V12.S4, V10.S4, V8.S4
+	VFMLA V13.S4, V11.S4, V9.S4
+	VDUP V23.S[1], V10.S4
+	VDUP V23.S[1], V11.S4
+	VFMLA V12.S4, V8.S4, V10.S4
+	VFMLA V13.S4, V9.S4, V11.S4
+	VDUP V23.S[0], V8.S4
+	VDUP V23.S[0], V9.S4
+	VFMLA V12.S4, V10.S4, V8.S4
+	VFMLA V13.S4, V11.S4, V9.S4
+	WORD $0x6e2cdc4c // fmul v12.4s, v2.4s, v12.4s
+	WORD $0x6e2ddc6d // fmul v13.4s, v3.4s, v13.4s
+	VMOV V2.B16, V6.B16
+	VMOV V3.B16, V7.B16
+	VFMLA V8.S4, V12.S4, V6.S4
+	VFMLA V9.S4, V13.S4, V7.S4
+	WORD $0x6ea2e622 // fcmgt v2.4s, v17.4s, v2.4s
+	WORD $0x6ea3e623 // fcmgt v3.4s, v17.4s, v3.4s
+	VBIT V2.B16, V6.B16, V4.B16
+	VBIT V3.B16, V7.B16, V5.B16
+	VBIF V18.B16, V4.B16, V0.B16
+	VBIF V18.B16, V5.B16, V1.B16
+	FLDPQ 224(R0), (F2, F3)
+	VSHL $4, V21.S4, V21.S4
+	VCMTST V21.S4, V20.S4, V4.S4
+	VSHL $4, V21.S4, V21.S4
+	VCMTST V21.S4, V20.S4, V5.S4
+	WORD $0x6e20dc00 // fmul v0.4s, v0.4s, v0.4s
+	WORD $0x6e21dc21 // fmul v1.4s, v1.4s, v1.4s
+	WORD $0x4f03f606 // fmov v6.4s, #1.00000000
+	WORD $0x4f03f607 // fmov v7.4s, #1.00000000
+	WORD $0x4ea0d4c0 // fsub v0.4s, v6.4s, v0.4s
+	WORD $0x4ea1d4e1 // fsub v1.4s, v7.4s, v1.4s
+	WORD $0x6e20dc40 // fmul v0.4s, v2.4s, v0.4s
+	WORD $0x6e21dc61 // fmul v1.4s, v3.4s, v1.4s
+	VAND V4.B16, V0.B16, V0.B16
+	VAND V5.B16, V1.B16, V1.B16
+	FSTPQ (F0, F1), 224(R0)
+	ADD $256, R0, R0
+	ADD $256, R1, R1
+	SUBS $1, R2, R2
+	BNE row1
+	RET
+
+// func dots_neon(d, x, y *float32, rows, n int)
+// Requires: ASIMD
+TEXT ·dots_neon(SB), NOSPLIT, $0-40
+	MOVD d+0(FP), R0
+	MOVD x+8(FP), R1
+	MOVD y+16(FP), R2
+	MOVD rows+24(FP), R3
+	MOVD n+32(FP), R4
+	LSL $2, R4, R5
+fours1:
+	CMP $4, R3
+	BLT ones2
+	MOVD R1, R8
+	MOVD R2, R12
+	VEOR V16.B16, V16.B16, V16.B16
+	ADD R5, R8, R9
+	ADD R5, R12, R13
+	VEOR V17.B16, V17.B16, V17.B16
+	ADD R5, R9, R10
+	ADD R5, R13, R14
+	VEOR V18.B16, V18.B16, V18.B16
+	ADD R5, R10, R11
+	ADD R5, R14, R15
+	VEOR V19.B16, V19.B16, V19.B16
+	MOVD R4, R6
+element4:
+	FMOVS.P 4(R8), F0
+	FMOVS.P 4(R12), F4
+	FMOVS.P 4(R9), F1
+	FMOVS.P 4(R13), F5
+	FMOVS.P 4(R10), F2
+	FMOVS.P 4(R14), F6
+	FMOVS.P 4(R11), F3
+	FMOVS.P 4(R15), F7
+	FMADDS F0, F16, F4, F16
+	FMADDS F1, F17, F5, F17
+	FMADDS F2, F18, F6, F18
+	FMADDS F3, F19, F7, F19
+	SUBS $1, R6, R6
+	BNE element4
+	FMOVS.P F16, 4(R0)
+	FMOVS.P F17, 4(R0)
+	FMOVS.P F18, 4(R0)
+	FMOVS.P F19, 4(R0)
+	MOVD R11, R1
+	MOVD R15, R2
+	SUB $4, R3, R3
+	B fours1
+ones2:
+	CBZ R3, done3
+	MOVD R1, R8
+	MOVD R2, R12
+	VEOR V16.B16, V16.B16, V16.B16
+	MOVD R4, R6
+element5:
+	FMOVS.P 4(R8), F0
+	FMOVS.P 4(R12), F4
+	FMADDS F0, F16, F4, F16
+	SUBS $1, R6, R6
+	BNE element5
+	FMOVS.P F16, 4(R0)
+	MOVD R8, R1
+	MOVD R12, R2
+	SUB $1, R3, R3
+	B ones2
+done3:
+	RET
+
 // func transpose_neon(dst, src *float32, stride, n int)
 // Requires: ASIMD
 TEXT ·transpose_neon(SB), NOSPLIT, $0-32

@@ -6,9 +6,11 @@ var tanhConstants = []uint32{
 	f32(-0x1.750ce4p-8), f32(0x1.4p-1), f32(-2), 1 << 31,
 }
 
+var tanhAddress string
+
 // adjust takes a row of scores through the steps from q·k to what softmax takes, two vectors at a time.
 func adjust() {
-	tanhAddress := data("tanh", tanhConstants)
+	tanhAddress = data("tanh", tanhConstants)
 	function("adjust",
 		"s, kScale *float32, scale, softcap float32, slope *float32, distance int32, bias *float32, mask *byte, visible *uint64", "",
 		"makes scores of a row of q·k, and hides what mask and bias hide.")

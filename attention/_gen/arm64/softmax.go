@@ -118,10 +118,7 @@ func softmax(scaled bool) {
 	e := constants(26, x)
 	const scale, positions, seen, lane, hidden v = 16, 17, 18, 19, 20
 	op("FMOVS %s, %s", param("scale"), scale.f())
-	op("MOVD $0x0000000200000001, %v", x)
-	op("VMOV %v, V%d.D[0]", x, int(positions))
-	op("MOVD $0x0000000800000004, %v", x)
-	op("VMOV %v, V%d.D[1]", x, int(positions))
+	lanePositions(positions, x)
 	loop, all := label("maximum"), label("all")
 	at(loop)
 	op("MOVD.P 8(%v), %v", vis, bits)
