@@ -32,7 +32,7 @@ func (f *adminFlag) flag(flags *pflag.FlagSet, what string) {
 
 // access are the flags by which others than this machine see the dashboard.
 func (f *adminFlag) access(flags *pflag.FlagSet) {
-	flags.StringVar(&f.logins, "admin-logins", "", "`file` of who may see the dashboard: a name, viewer or admin, the SHA-256 of a token, and perhaps tenant=NAME a line (default: who is on this machine)")
+	flags.StringVar(&f.logins, "admin-logins", "", "`file` of people who may see the dashboard; each line has a name, viewer or admin, the SHA-256 of a token, and perhaps tenant=NAME (default: everyone on this machine)")
 	flags.StringVar(&f.cert, "admin-cert", "", "PEM `file` of the certificate by which the admin port is served over TLS; read anew for each connection")
 	flags.StringVar(&f.key, "admin-key", "", "PEM `file` of its key")
 }
@@ -43,7 +43,7 @@ func (f *adminFlag) read() error {
 		return usage("--admin-cert and --admin-key: give both or neither")
 	}
 	if f.address == "" && (f.logins != "" || f.cert != "") {
-		return usage("--admin-logins, --admin-cert and --admin-key are for the port of --admin, which is not there")
+		return usage("--admin-logins, --admin-cert and --admin-key are for the port of --admin, which is missing")
 	}
 	if f.cert != "" {
 		if _, err := tls.LoadX509KeyPair(f.cert, f.key); err != nil {

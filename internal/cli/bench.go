@@ -38,19 +38,19 @@ func (a *app) bench() *cobra.Command {
 	var f benchFlags
 	cmd := &cobra.Command{
 		Use: "bench", Short: "Measure sessions on a cluster: prompts, tokens, latency under load, codecs", Args: exactly(),
-		Long: "Measure sessions on a running cluster, or on one of this machine, from a client's side: prefill (a prompt in chunks), decode\n" +
-			"(one token after the other in all sessions of a batch at once) and load (tokens come at a fixed rate, whether those before\n" +
-			"are answered or not; a token's latency counts from when it was to come). One row for every combination of the lists.\n" +
-			"Keys and values are random, of a fixed seed.\n\n" +
-			"Rates are of attention alone, through --layers layers, which is one by default: a model of 32 layers makes about a\n" +
-			"thirty-second part of the tokens of one. ± is the standard deviation of the rate over --repeat repetitions. What all rows\n" +
-			"share stands above a Markdown table, in the last columns of CSV, and beside rows in JSON.\n\n" +
-			"Latencies are of a whole prompt, of a token in all sessions of the batch, or of a token of a load. A quantile needs its\n" +
-			"tokens: below a thousand, p99.9 is the slowest. A load that the cluster can not keep up with ends after twice --spend;\n" +
-			"what has not been done by then counts with its wait until then.\n\n" +
-			"With --codecs FILE, what each codec of contexts makes of the contexts in a result file, on one core; no cluster is needed:\n" +
-			"bytes over those of float32, rates in bytes of float32, and the largest error of an element relative to the largest\n" +
-			"magnitude of its row. Of a job file, what each storage type makes of its keys and values.",
+		Long: "Measure sessions from a client's side, on a running cluster or one of this machine: prefill (a prompt in\n" +
+			"chunks), decode (one token after the other, in all sessions of a batch at once) and load (tokens come at a fixed\n" +
+			"rate, whether earlier ones are answered or not; a token's latency counts from when it was due). Each combination\n" +
+			"of the lists has one row. Keys and values are random, from a fixed seed.\n\n" +
+			"Rates count attention alone, through --layers layers; the default is one layer, and a model of 32 layers makes\n" +
+			"about a thirty-second part of its tokens. ± is the standard deviation of the rate over --repeat repetitions.\n" +
+			"What all rows share stands above a Markdown table, in the last columns of CSV, and beside the rows in JSON.\n\n" +
+			"A latency is that of a whole prompt, of a token in all sessions of the batch, or of a token of a load. A\n" +
+			"quantile needs enough tokens: below a thousand, p99.9 is the slowest. If the cluster can not keep up with a\n" +
+			"load, the load ends after twice --spend; each token that is not done by then counts with its wait until then.\n\n" +
+			"--codecs FILE needs no cluster. It measures each codec on the contexts of a result file, on one core: bytes over\n" +
+			"those of float32, rates in bytes of float32, and the largest error of an element relative to the largest\n" +
+			"magnitude of its row. If FILE is a job file, it measures each storage type on the job's keys and values.",
 		Example: `  coord bench --local 2
   coord bench --positions 1k,16k --batch 1,8 --storage f16,int8 --workers 1,3 --direct
   coord bench --tests load --rate 200 --batch 16 --spend 30s --format csv
@@ -66,9 +66,9 @@ func (a *app) bench() *cobra.Command {
 	flags.StringVar(&f.positions, "positions", "1k,8k", "`positions` that a token sees, or a prompt has in all; 1k is 1024")
 	flags.StringVar(&f.batch, "batch", "1", "`sessions` at once")
 	flags.StringVar(&f.storage, "storage", "f16", "how keys and values are stored: `f32,f16,bf16,int8`")
-	flags.StringVar(&f.send, "send", "stored", "how keys and values go out: `stored,f32`: narrowed by the client as they are stored, or as f32, which workers narrow")
+	flags.StringVar(&f.send, "send", "stored", "how keys and values go out: `stored,f32`; stored: the client narrows them to the storage type; f32: the workers do")
 	flags.StringVar(&f.codec, "codec", "auto", "how contexts come back: `auto,raw,exact,bf16,f16,int8`; the last three are lossy")
-	flags.StringVar(&f.workers, "workers", "0", "at most so many `workers` hold a session, 0 is all")
+	flags.StringVar(&f.workers, "workers", "0", "most `workers` that hold a session, 0 is all")
 	flags.IntVar(&f.layers, "layers", 1, "layers of the model")
 	flags.IntVar(&f.heads, "heads", 32, "query heads of a layer (n_heads)")
 	flags.IntVar(&f.kvHeads, "kv-heads", 8, "key/value heads of a layer (n_kv_heads)")
@@ -212,9 +212,9 @@ func (a *app) runBench(cmd *cobra.Command, f benchFlags) (err error) {
 	case cmd.Flags().Changed("local") && f.local < 1:
 		return usage("--local is %d, must be at least 1", f.local)
 	case f.local != 0 && cmd.Flags().Changed("coordinator") && !a.settled["coordinator"]:
-		return usage("--local starts a coordinator of its own: no --coordinator with it")
+		return usage("--local starts a coordinator of its own: leave out --coordinator")
 	case f.local == 0 && f.threads != 0:
-		return usage("--threads is of the workers that --local starts")
+		return usage("--threads is for the workers that --local starts")
 	}
 	if f.local != 0 {
 		cluster, started := a.startLocal(ctx, localcluster.Options{Workers: f.local, Threads: f.threads})

@@ -58,7 +58,7 @@ func (b *byteSize) Set(s string) error {
 	n, err := strconv.ParseFloat(number, 64)
 	// The comparison is false for NaN as well.
 	if err != nil || !(n >= 0 && n*unit < math.MaxInt64) {
-		return fmt.Errorf("%q is no size: want a number of bytes, KiB, MiB, GiB or TiB", s)
+		return fmt.Errorf("%q is not a size: want a number of bytes, KiB, MiB, GiB or TiB", s)
 	}
 	*b = byteSize(n * unit)
 	return nil
@@ -77,7 +77,7 @@ func (m *memorySize) Set(s string) error {
 		return err
 	}
 	if size < leastMemory {
-		return fmt.Errorf("%q is %s, less than the %s that a worker needs: want a size with its unit, as 4GiB", s, sizeOf(int64(size)), sizeOf(leastMemory))
+		return fmt.Errorf("%q is %s, less than the %s that a worker needs: want a size with its unit, such as 4GiB", s, sizeOf(int64(size)), sizeOf(leastMemory))
 	}
 	m.byteSize = size
 	return nil

@@ -65,14 +65,15 @@ func (a *app) check() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "check RESULT", Short: "Compare a result with a float64 truth", Args: exactly("RESULT"),
 		Long: "Compare a result with the truth: with a file of the true contexts (and y) in float64, or with a job file of any\n" +
-			"kind but layer, of which the truth is computed here, in plain float64 and with the options that the result was made with.\n\n" +
-			"The errors of a context are counted in units of rounding error, with --truth if the file has a tensor unit\n" +
-			"[tokens, n_heads] beside it: 2^-24*(1+S)*max|v| of each row, where S counts scale*sum|q*k|, slope*distance and |bias|\n" +
-			"(docs/numerics.md). All else is relative to the row's largest value.",
+			"kind but layer. The truth of a job is computed here, in plain float64, with the options that the result was made\n" +
+			"with.\n\n" +
+			"Errors of a context are counted in units of rounding error; with --truth they are if the file has a tensor unit\n" +
+			"[tokens, n_heads] beside it. A unit is 2^-24*(1+S)*max|v| of each row, where S counts scale*sum|q*k|,\n" +
+			"slope*distance and |bias| (docs/numerics.md). All other errors are relative to the row's largest value.",
 		Example: "  coord check context.safetensors --job job.safetensors\n  coord check context.safetensors --truth test/data/smollm2/attention.truth.safetensors",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if (truth == "") == (job == "") {
-				return usage("one of --truth and --job is to be given: compare with which file?")
+				return usage("give --truth or --job, the file to compare with")
 			}
 			return withFiles(args[0], truth+job, func(result, other *tensor.File) (err error) {
 				var found []accuracy.Errors
@@ -89,7 +90,7 @@ func (a *app) check() *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVar(&truth, "truth", "", "`file` with the truth in float64")
-	cmd.Flags().StringVar(&job, "job", "", "job `file` of which to compute the truth")
+	cmd.Flags().StringVar(&job, "job", "", "compute the truth of this job `file`")
 	flagOnly(cmd.Flags(), "truth", "job")
 	return cmd
 }

@@ -51,7 +51,7 @@ func parseCount(word string) (int64, error) {
 	}
 	n, err := strconv.ParseInt(digits, 10, 64)
 	if err != nil || n > math.MaxInt64/unit || n < math.MinInt64/unit {
-		return 0, fmt.Errorf("%q is no whole number, such as 1000 or 16k", word)
+		return 0, fmt.Errorf("%q is not a whole number, such as 1000 or 16k", word)
 	}
 	return n * unit, nil
 }

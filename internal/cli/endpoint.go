@@ -44,8 +44,8 @@ func (e *endpointFlags) flags(flags *pflag.FlagSet, role certs.Role, listen, gos
 	e.security.flags(flags)
 	flags.StringVar(&e.name, "name", "", "name in the cluster, a DNS label (default: the host's name after the program's)")
 	flags.StringVar(&e.listen, "listen", listen, "`host:port` of the gRPC service, or unix:/path; port 0 takes a free one. Without --tls-dir and --insecure the default is this machine's alone, 127.0.0.1"+listen)
-	flags.StringVar(&e.advertise, "advertise", "", "`host` or host:port under which others reach the gRPC service (default: the address listened on, or of this machine where that is all)")
-	flags.StringVar(&e.gossip, "gossip", gossip, "`host:port` of gossip, over TCP and UDP; empty: no gossip. The default is this machine's alone as that of --listen is")
+	flags.StringVar(&e.advertise, "advertise", "", "`host` or host:port under which others reach the gRPC service (default: the address of --listen, or this machine's if that is all addresses)")
+	flags.StringVar(&e.gossip, "gossip", gossip, "`host:port` of gossip, over TCP and UDP; empty: no gossip. Without --tls-dir and --insecure the default is this machine's alone, as for --listen")
 	flags.StringVar(&e.gossipKeys, "gossip-keys", "", "`file` of the keys that encrypt gossip (default: gossip.key in the folder of --tls-dir)")
 	flags.StringVar(&e.health, "health", "", "`host:port` that answers gRPC health checks in plain text and nothing else, for probes (default: none)")
 	flags.StringVar(&e.gossipAdvertise, "gossip-advertise", "", "`host` or host:port under which others reach gossip (default: the address bound, or that of --advertise, or of this machine)")
@@ -70,7 +70,7 @@ func (e *endpointFlags) self(program string) (string, error) {
 	}
 	host, err := os.Hostname()
 	if err != nil {
-		return "", usage("--name is missing, and the host has none: %w", err)
+		return "", usage("--name is missing, and the host has no name: %w", err)
 	}
 	host, _, _ = strings.Cut(strings.ToLower(host), ".")
 	name := program + "-" + notInLabel.ReplaceAllString(host, "-")
@@ -154,7 +154,7 @@ func (e *endpointFlags) ready(r localcluster.Ready) error {
 	}
 	pipe := os.NewFile(uintptr(e.readyFD), "ready")
 	if pipe == nil {
-		return usage("--%s: %d is no file descriptor", localcluster.ReadyFlag, e.readyFD)
+		return usage("--%s: %d is not a file descriptor", localcluster.ReadyFlag, e.readyFD)
 	}
 	return errors.Join(json.NewEncoder(pipe).Encode(r), pipe.Close())
 }

@@ -22,12 +22,12 @@ const (
 	exitUnreachable = 3 // no coordinator answers
 	exitRefused     = 4 // the job or the request was looked at and refused: asking again changes nothing
 	exitDiffers     = 5 // diff found a difference
-	exitTryAgain    = 6 // a state of things: a full disk, no room, a worker that was lost; the same may succeed later
+	exitTryAgain    = 6 // refused for now: a full disk, no room, a lost worker; the same may succeed later
 	exitUnhealthy   = 7 // health found too few workers, or a coordinator that is stopping
 )
 
 const exitHelp = "Exit codes: 0 done; 1 failed; 2 wrong usage; 3 coordinator unreachable; 4 refused, and asking again changes nothing; " +
-	"5 results differ; 6 a state of things, as a full disk is: the same may succeed later; 7 not healthy."
+	"5 results differ; 6 refused for now, by a full disk for instance: the same may succeed later; 7 not healthy."
 
 // usageError is a wrong command line, environment or configuration file.
 type usageError struct{ error }

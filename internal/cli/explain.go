@@ -44,9 +44,10 @@ func (a *app) explain() *cobra.Command {
 	var options optionFlags
 	cmd := &cobra.Command{
 		Use: "explain JOB", Short: "Show which positions the queries of a job look at, without a cluster", Args: exactly("JOB"),
-		Long: "Show for chosen heads and positions of a job file the positions that match best, with their weights and, where the file\n" +
-			"has them, their tokens; and draw heat maps with one row of panels a KV group. Options given here override the file's.\n" +
-			"Weights are computed here in float64, those of kind layer from its hidden states; no coordinator is needed.",
+		Long: "For chosen heads and positions of a job file, show the positions that match best, with their weights and, if the\n" +
+			"file has them, their tokens. --figure draws heat maps: a row of panels for each KV group. Options given here\n" +
+			"override the file's. Weights are computed here in float64 (for kind layer, from its hidden states); no\n" +
+			"coordinator is needed.",
 		Example: `  coord explain job.safetensors --heads 0,1 --positions -1 --top 5
   coord explain job.safetensors --problem layers.17. --figure map.png`,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -71,9 +72,9 @@ func (a *app) explain() *cobra.Command {
 	flags := cmd.Flags()
 	options.flags(flags)
 	flags.StringVar(&f.heads, "heads", "", "query heads, `0,1,...` (default: all)")
-	flags.StringVar(&f.positions, "positions", "", "absolute `positions` of queries, below 0 counted back from the last, -1 (default: -1; heat maps show all queries unless several are given)")
+	flags.StringVar(&f.positions, "positions", "", "absolute `positions` of queries; -1 is the last (default: -1; heat maps show all queries unless several are given)")
 	flags.StringVar(&f.problem, "problem", "", "`prefix` of the tensors of one sequence and layer: layers.17. (default: the file's first)")
-	flags.IntVar(&f.top, "top", 5, "matched positions that are listed of each query and head")
+	flags.IntVar(&f.top, "top", 5, "matched positions to list for each query and head")
 	flags.StringVar(&f.figure, "figure", "", "PNG `file` to draw heat maps to, - is the standard output")
 	flagOnly(flags, "heads", "positions", "problem", "top", "figure")
 	return cmd
@@ -137,7 +138,7 @@ func (e *explanation) close() { _ = e.file.Close() }
 func (a *app) printExplanation(ctx context.Context, e *explanation) error {
 	if e.flags.top > 0 {
 		if e.flags.image.standard(a) {
-			return usage("--figure: the standard output has the table: name a file, or --top 0")
+			return usage("--figure: the table goes to the standard output: name a file, or give --top 0")
 		}
 		found, err := explain.Explain(ctx, e.file, e.job, e.problem, e.choice, e.flags.top)
 		switch {
@@ -257,7 +258,7 @@ func integers(name, list string) ([]int64, error) {
 	for _, word := range strings.Split(list, ",") {
 		n, err := strconv.ParseInt(strings.TrimSpace(word), 10, 64)
 		if err != nil {
-			return nil, usage("--%s: %q is no whole number", name, word)
+			return nil, usage("--%s: %q is not a whole number", name, word)
 		}
 		numbers = append(numbers, n)
 	}

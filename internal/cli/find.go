@@ -14,8 +14,8 @@ import (
 )
 
 // jobNames says how a job is named on the command line.
-const jobNames = "A job is named by its id, its key or its content hash, or by any beginning of its id, of the id's last part, or of the " +
-	"hash that no other job shares."
+const jobNames = "Name a job by its id, its key or its content hash. The first characters of its id, of the id's last part or of the hash " +
+	"are enough if no other job shares them."
 
 // shortJob is the last part of a job's id, which follows the coordinator's name.
 func shortJob(id string) string { return id[strings.LastIndexByte(id, '-')+1:] }
@@ -92,7 +92,7 @@ func findSession(ctx context.Context, c *client.Client, name string) (client.Ses
 	}
 	switch len(ids) {
 	case 0:
-		return id, fmt.Errorf("session %s: %w: no session that is listed has an id that begins so", name, client.ErrNotFound)
+		return id, fmt.Errorf("session %s: %w: no listed session has an id that begins like this", name, client.ErrNotFound)
 	case 1:
 		return client.ParseSessionID(ids[0])
 	}

@@ -33,8 +33,8 @@ func (a *app) health() *cobra.Command {
 	var wait time.Duration
 	cmd := &cobra.Command{
 		Use: "health", Short: "Tell a script whether the coordinator serves and workers answer", Args: exactly(),
-		Long: "Tell whether the coordinator takes calls and at least --workers workers answer it: exit code 0 if so, 7 if not, 3 if the\n" +
-			"coordinator can not be reached. With --wait, look again until it is so or the time is over.",
+		Long: "Tell whether the coordinator takes calls and at least --workers workers answer it. The exit code is 0 if so, 7\n" +
+			"if not, and 3 if the coordinator can not be reached. --wait looks again until it is so or the time is over.",
 		Example: "  coord health\n  coord health --workers 3 --wait 1m && coord submit job.safetensors\n  coord health --output json | jq -r .reason",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if workers < 0 || wait < 0 {

@@ -22,7 +22,7 @@ type remote struct {
 
 func (r *remote) flags(flags *pflag.FlagSet) {
 	flags.StringVar(&r.address, "coordinator", fmt.Sprintf("127.0.0.1:%d", client.DefaultPort), "`host:port` of the coordinator, or unix:/path")
-	flags.BoolVar(&r.proxy, "proxy", false, "take the proxy that HTTPS_PROXY names (default: a cluster is reached without)")
+	flags.BoolVar(&r.proxy, "proxy", false, "reach the cluster through the proxy that HTTPS_PROXY names (default: without a proxy)")
 	r.security.flags(flags)
 }
 
@@ -128,7 +128,7 @@ func (a *app) jobsWatch() *cobra.Command {
 	var at remote
 	var quiet bool
 	cmd := &cobra.Command{
-		Use: "watch JOB", Short: "Follow a job to its end, also over a restart of the coordinator", Long: jobNames, Args: exactly("JOB"),
+		Use: "watch JOB", Short: "Follow a job to its end, even if the coordinator restarts", Long: jobNames, Args: exactly("JOB"),
 		ValidArgsFunction: a.completeJobs(&at), Example: "  coord jobs watch 01JD4",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return at.with(cmd.Context(), func(ctx context.Context, c *client.Client) error {
@@ -213,7 +213,7 @@ func (a *app) jobsResult() *cobra.Command {
 		Example:           "  coord jobs result 01JD4 --out context.safetensors\n  coord jobs result 01JD4 --out - | sha256sum",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if out == "" {
-				return usage("--out is missing: where shall the result go?")
+				return usage("--out is missing: name the file for the result")
 			}
 			to, err := a.openOutput("--out", out)
 			if err != nil {

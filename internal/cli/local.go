@@ -48,9 +48,10 @@ func (a *app) local() *cobra.Command {
 	)
 	cmd := &cobra.Command{
 		Use: "local", Short: "Run a cluster on this machine until Ctrl-C", Args: exactly(),
-		Long: "Run a coordinator and some workers as processes on this machine, on free ports of the loopback interface, until Ctrl-C.\n\n" +
-			"A program that starts a cluster for itself gives it a pipe as standard input, and --end-with-input: the cluster then ends\n" +
-			"with the program, however that ends. The Python client does so in headwater.local().",
+		Long: "Run a coordinator and some workers as processes on this machine, on free ports of the loopback interface, until\n" +
+			"Ctrl-C.\n\n" +
+			"A program that starts a cluster for itself gives it a pipe as standard input and --end-with-input. The cluster\n" +
+			"then ends with the program, however the program ends. The Python client does this in headwater.local().",
 		Example: `  coord local --workers 3
   coord local --workers 3 --replicas 1
   coord local --workers 3 --memory 2GiB --data-dir ./data`,

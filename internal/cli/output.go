@@ -33,13 +33,13 @@ func (a *app) openOutput(flag, path string, inputs ...string) (*output, error) {
 	o := &output{flag: flag, path: path, close: func() error { return nil }}
 	for _, input := range inputs {
 		if samePath(path, input) {
-			return nil, usage("%s: %s is the file that is read, and would be gone", flag, path)
+			return nil, usage("%s: %s is the input file, which would be overwritten", flag, path)
 		}
 	}
 	switch streamOf(path) {
 	case "1":
 		if terminal(a.Out) {
-			return nil, usage("%s: what is written is no text for a terminal: name a file, or a pipe", flag)
+			return nil, usage("%s: the output is not text for a terminal: name a file, or a pipe", flag)
 		}
 		o.stream = a.Out
 		return o, nil
@@ -111,7 +111,7 @@ func streamOf(path string) string {
 	return ""
 }
 
-// samePath says whether two paths lead to one file, be it there or not.
+// samePath says whether two paths lead to one file, even if the file is missing.
 func samePath(a, b string) bool {
 	first, err := os.Stat(a)
 	second, err2 := os.Stat(b)

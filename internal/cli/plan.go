@@ -87,7 +87,7 @@ func (f *planFlags) geometry(cmd *cobra.Command) (*shard.Geometry, error) {
 	if f.job != "" {
 		for _, name := range []string{"heads", "kv-heads", "head-dim", "v-dim", "layers"} {
 			if cmd.Flags().Changed(name) {
-				return nil, usage("--job gives the geometry; --%s must not", name)
+				return nil, usage("--job gives the geometry: leave out --%s", name)
 			}
 		}
 		file, err := tensor.Open(f.job)
@@ -102,7 +102,7 @@ func (f *planFlags) geometry(cmd *cobra.Command) (*shard.Geometry, error) {
 		return parsed.Geometry(), nil
 	}
 	if !cmd.Flags().Changed("heads") {
-		return nil, usage("--heads or --job is missing: the plan of which geometry?")
+		return nil, usage("give --heads or --job, the geometry to plan for")
 	}
 	if !cmd.Flags().Changed("kv-heads") {
 		f.kvHeads = f.heads

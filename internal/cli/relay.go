@@ -43,11 +43,12 @@ func (a *app) relay() *cobra.Command {
 	var coordinator remote
 	cmd := &cobra.Command{
 		Use: "relay", Short: "Take sessions' steps of this machine directly to the workers", Args: exactly(),
-		Long: "Serve sessions on this machine as a coordinator does, but without jobs: clients speak to the relay, and it speaks to\n" +
-			"the workers. A coordinator is asked only where a session is or shall be; no step passes it. The Python client starts one\n" +
-			"with Client(..., direct=True).\n\n" +
-			"It prints one line of JSON with its address when it serves. It ends at a signal and, if its standard input is a pipe, when\n" +
-			"that is closed: so it ends with the program that started it. A socket's folder is made if it is not there, and removed.",
+		Long: "Serve sessions on this machine as a coordinator does, but without jobs: clients speak to the relay, and it\n" +
+			"speaks to the workers. It asks a coordinator only where a session is or should be; no step passes the\n" +
+			"coordinator. The Python client starts a relay with Client(..., direct=True).\n\n" +
+			"It prints one line of JSON with its address when it serves. It ends at a signal and, if its standard input is a\n" +
+			"pipe, when that is closed: so it ends with the program that started it. It makes the socket's folder if there is\n" +
+			"none, and then removes it at the end.",
 		Example: `  coord relay --coordinator 10.0.0.1:7600 --listen unix:/run/user/1000/headwater/relay.sock
   coord relay --coordinator 10.0.0.1:7600 --listen 127.0.0.1:0`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -70,7 +71,7 @@ func (a *app) relay() *cobra.Command {
 	flags.StringVar(&listen, "listen", "127.0.0.1:0", "`address` to serve on, unix:/path or host:port; port 0 takes a free one")
 	flags.StringVar(&lanes, "lanes", "", "a second `address` for plain lanes, which carry steps without HTTP/2: unix:/path, or host:port of loopback; empty is none")
 	coordinator.flags(flags)
-	flags.BoolVar(&open, "allow-remote", false, "let --listen name an address that other machines reach: --tls-dir is then that of a relay; with --insecure, whoever reaches it can use every session")
+	flags.BoolVar(&open, "allow-remote", false, "let --listen name an address that other machines reach: --tls-dir is then the folder of a relay; with --insecure, everyone who reaches it can use every session")
 	return cmd
 }
 

@@ -84,7 +84,7 @@ func (a *app) root(short, example string) *cobra.Command {
 	root := &cobra.Command{
 		Use:     a.program,
 		Short:   short,
-		Long:    short + ".\n\nSettings are flags; those that are not about one invocation alone, as --out is, are also taken from HEADWATER_<FLAG> in the\nenvironment and from the configuration file (YAML, --config). Flags win over the environment, the environment over the file.\n\n" + exitHelp,
+		Long:    short + ".\n\nSettings are flags. A setting that is not about one invocation alone (as --out is) can also stand in HEADWATER_<FLAG> in the\nenvironment or in the configuration file (YAML, --config). Flags win over the environment, the environment over the file.\n\n" + exitHelp,
 		Example: example,
 		Version: programVersion,
 		// Errors are printed once, by run.
@@ -166,7 +166,7 @@ func flagError(cmd *cobra.Command, err error) error {
 		}
 		return usageError{err}
 	}
-	// Cobra knows how far words are apart: flags are looked for as if they were commands.
+	// Cobra measures the distance of words for commands, so flags are looked up as commands.
 	words := &cobra.Command{SuggestionsMinimumDistance: farthestTypo}
 	cmd.Flags().VisitAll(func(flag *pflag.Flag) {
 		if !flag.Hidden {

@@ -78,7 +78,7 @@ func (a *app) serveCoordinator() *cobra.Command {
 	flags.IntVar(&config.KeepJobs, "keep-jobs", coordinator.DefaultKeepJobs, "ended jobs that are kept with their results")
 	flags.DurationVar(&config.KeepFor, "keep-for", coordinator.DefaultKeepFor, "time that ended jobs are kept")
 	flags.Var(&keep, "keep-bytes", "bytes of results that are kept")
-	flags.IntVar(&config.Replicas, "replicas", 0, "workers beside its owner that have a copy of each shard of a session, unless the session says: it outlives so many of its workers")
+	flags.IntVar(&config.Replicas, "replicas", 0, "copies of each shard of a session, on other workers than its owner: a session outlives so many of its workers; a session may ask for another number")
 	flags.Var(&block, "block", "size to which keys and values are cut on their way to workers; results do not depend on it")
 	return cmd
 }
@@ -117,7 +117,7 @@ func (a *app) runCoordinator(ctx context.Context, at endpointFlags, admin *admin
 		return errors.Join(err, listener.Close())
 	}
 	config.Name, config.Version, config.View, config.Logger, config.Conns = name, programVersion, view, log, maxConnections()
-	if memory, err := usableMemory(); err == nil { // Where it is not known, the default holds.
+	if memory, err := usableMemory(); err == nil { // If it is not known, the default holds.
 		config.Flight = sessions.FlightIn(memory)
 	}
 	c, err := coordinator.Open(config)
@@ -201,9 +201,9 @@ func (a *app) serveWorker() *cobra.Command {
 	at.flags(flags, certs.Worker, workerListen, workerGossip)
 	admin.flag(flags, "/metrics, and on loopback alone /debug/pprof; the worker measures its memory bus when it starts")
 	flags.Var(&memory, "memory", "budget for keys, values and queries: 4GiB, 512MiB (default: three quarters of the machine's or the container's)")
-	flags.IntVar(&config.Threads, "threads", 0, "threads that kernels use at once; receiving and storing come beside them, and GOMAXPROCS bounds all (default: GOMAXPROCS, which heeds the CPU limit of a control group, as a container has)")
-	flags.IntVar(&config.Weight, "weight", 1, "share of the groups that this worker gets, beside the other workers' weights")
-	flags.DurationVar(&config.SessionTTL, "session-ttl", worker.DefaultSessionTTL, "time without use after which a session is dropped unless pinned; sessions may ask for less")
+	flags.IntVar(&config.Threads, "threads", 0, "threads that kernels use at once; receiving and storing need more, and GOMAXPROCS bounds all (default: GOMAXPROCS, which heeds the CPU limit of a container)")
+	flags.IntVar(&config.Weight, "weight", 1, "share of the groups that this worker gets, relative to the other workers' weights")
+	flags.DurationVar(&config.SessionTTL, "session-ttl", worker.DefaultSessionTTL, "time after which an unused session is dropped unless it is pinned; sessions may ask for less")
 	flags.IntVar(&config.MaxSessions, "max-sessions", worker.DefaultMaxSessions, "sessions that are held at once")
 	return cmd
 }
@@ -270,7 +270,7 @@ func (a *app) runWorker(ctx context.Context, at endpointFlags, admin *adminFlag,
 	return s.serve(ctx, listener, w.Drain)
 }
 
-// serveLocal serves lanes of this machine beside those of gRPC, until end is called. Where it can't, they go by gRPC.
+// serveLocal serves lanes of this machine beside those of gRPC, until end is called. If it can't, they go by gRPC.
 func serveLocal(ctx context.Context, w *worker.Worker, log *slog.Logger) (end func()) {
 	listener, err := w.ListenLocal(ctx)
 	if err != nil {

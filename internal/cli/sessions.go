@@ -106,10 +106,10 @@ func (a *app) sessionsList() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "list", Short: "List the sessions that the workers hold", Args: exactly(),
 		Long: "List the sessions that the workers hold: the positions that all of their layers have, the bytes of their pages, and own,\n" +
-			"the part of these that no other session and no prefix shares, which is what coord sessions drop frees at once.\n\n" +
+			"the bytes that no other session and no prefix shares: coord sessions drop frees these at once.\n\n" +
 			"A session is whole if its holders have all groups of all layers. It is half lost if a part of it is gone, and part\n" +
-			"unseen if workers that do not answer may have the rest; these are named on stderr, and in JSON under silent. The table has\n" +
-			"the beginning of each id, which is enough to name the session; -o wide has more.",
+			"unseen if workers that do not answer may have the rest; stderr names these workers, and JSON does under silent. The table\n" +
+			"has the first digits of each id, which are enough to name the session; -o wide has more.",
 		Example: "  coord sessions list\n  coord sessions list -o wide\n  coord sessions list -o json | jq '.sessions[] | select(.state==\"half lost\") | .id'",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return at.withSessions(cmd.Context(), func(ctx context.Context, c *client.Client) error {
@@ -129,7 +129,7 @@ func (a *app) sessionsList() *cobra.Command {
 	return cmd
 }
 
-// shortSession is how many digits of a session's id the table has: 48 bits, of which no two are alike.
+// shortSession is how many digits of a session's id the table has: 48 bits, so that no two are alike.
 const shortSession = 12
 
 func (a *app) printSessions(listed *client.SessionList, whole map[client.SessionID]bool, now time.Time) error {
@@ -182,9 +182,9 @@ func (a *app) sessionsShow() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "show ID", Short: "Show one session: who holds how much of it, and which groups of its layers", Args: exactly("ID"),
 		ValidArgsFunction: a.completeSessions(&at),
-		Long: "Show one session: which worker holds which groups of its layers, and how many bytes of pages. own is the part of these that\n" +
-			"no other session and no prefix shares. Truncations count how often positions were taken back, the epoch how often a client\n" +
-			"has taken the session up. coord sessions list names the sessions; the beginning of an id is enough.",
+		Long: "Show one session: which worker holds which groups of its layers, and how many bytes of pages; own counts the bytes that\n" +
+			"no other session and no prefix shares. Truncations count how often positions were taken back; the epoch counts how often a\n" +
+			"client attached to the session. coord sessions list names the sessions; the first digits of an id are enough.",
 		Example: "  coord sessions show 7f3c90",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if _, _, err := parseSession(args[0]); err != nil {
@@ -235,7 +235,7 @@ func (a *app) sessionsShow() *cobra.Command {
 func (a *app) sessionsDrop() *cobra.Command {
 	var at remote
 	cmd := &cobra.Command{
-		Use: "drop ID", Short: "End a session and free its memory, whoever drives it", Args: exactly("ID"),
+		Use: "drop ID", Short: "End a session and free its memory, even if a client drives it", Args: exactly("ID"),
 		ValidArgsFunction: a.completeSessions(&at), Example: "  coord sessions drop 7f3c90",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if _, _, err := parseSession(args[0]); err != nil {

@@ -42,8 +42,8 @@ func (a *app) sessionsSnapshot() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "snapshot ID FILE", Short: "Write a session to a file, while it goes on", Args: exactly("ID", "FILE"),
 		Long: "Write all keys and values of a session, as they are stored, to a file that coord sessions restore reads (docs/snapshot.md);\n" +
-			"- is the standard output. The session goes on meanwhile: what is written is a fork of it. The file appears under its name\n" +
-			"complete or not at all.",
+			"- is the standard output. The session goes on meanwhile: the command writes a fork of it. The file appears under its\n" +
+			"name when it is complete, or not at all.",
 		ValidArgsFunction: a.completeSessions(&at),
 		Example: `  coord sessions snapshot 7f3c90 story.snapshot
   coord sessions snapshot 7f3c90 - | ssh elsewhere coord sessions restore -`,
@@ -98,9 +98,10 @@ func (a *app) sessionsRestore() *cobra.Command {
 	var opts client.RestoreOptions
 	var quiet bool
 	cmd := &cobra.Command{
-		Use: "restore FILE", Short: "Make a session of what a snapshot has", Args: exactly("FILE"),
-		Long: "Make a session that has what a file of coord sessions snapshot has, on this cluster and as many workers as it has; - is the\n" +
-			"standard input. It has a new id, which is printed, and goes on with the same bits. Of what can not be restored nothing stays.",
+		Use: "restore FILE", Short: "Make a session from a snapshot", Args: exactly("FILE"),
+		Long: "Make a session from a file of coord sessions snapshot, on this cluster, however many workers it has; - is the standard\n" +
+			"input. The session gets a new id, which is printed, and goes on with the same bits. If it can not be restored whole,\n" +
+			"nothing of it stays.",
 		Example: "  coord sessions restore story.snapshot\n  coord sessions restore story.snapshot --coordinator 10.0.0.9:7600 --workers 2 --name story-2",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if opts.Workers < 0 {
@@ -123,7 +124,7 @@ func (a *app) sessionsRestore() *cobra.Command {
 	flags := cmd.Flags()
 	at.flags(flags)
 	flags.StringVar(&opts.Name, "name", "", "`name` of the session for people (default: the snapshot's)")
-	flags.IntVar(&opts.Workers, "workers", 0, "at most so many workers, 0 is all")
+	flags.IntVar(&opts.Workers, "workers", 0, "most workers that hold the session, 0 is all")
 	flags.BoolVarP(&quiet, "quiet", "q", false, "show no progress")
 	flagOnly(flags, "name", "workers")
 	return cmd

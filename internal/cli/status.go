@@ -72,10 +72,11 @@ func (a *app) status() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "status", Short: "Show the coordinator, its workers, their caches of sessions, and its jobs", Args: exactly(),
 		Long: "Show the coordinator, its workers and their memory, what sessions take of it, and the jobs by state.\n\n" +
-			"Of a cache: pages used by sessions and prefixes, and how many more can be taken before anything is dropped (pages of different\n" +
-			"sizes share that room, and jobs have their part in it); how many of the positions that new sessions asked for were there\n" +
-			"already, and the bytes of keys and values that need not be sent for them; sessions evicted for want of room or use; steps\n" +
-			"that wait, and lanes that are open. Counts are since the worker's start.",
+			"For each cache, the table has: the pages that sessions and prefixes use, and how many more can be taken before\n" +
+			"anything is dropped (pages of all sizes and jobs share that room); how many of the positions that new sessions\n" +
+			"asked for were there already, and the bytes of keys and values that clients did not need to send for them;\n" +
+			"sessions that were evicted because they were unused or room was needed; steps that wait, and open lanes. Counts\n" +
+			"begin when the worker starts.",
 		Example: "  coord status\n  coord status --output json | jq '.workers[].cache.pages'",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return at.with(cmd.Context(), func(ctx context.Context, c *client.Client) error {
@@ -205,7 +206,7 @@ func (a *app) printWorkers(workers []workerView) error {
 	return nil
 }
 
-// printCaches prints a line for each worker and size of its pages. What a worker does not tell is "-".
+// printCaches prints a line for each worker and size of its pages. A value that a worker does not report is "-".
 func (a *app) printCaches(workers []workerView) error {
 	title := fmt.Sprintf("\ncaches of sessions; a page holds %d positions of one group of a layer", attention.PageLen)
 	header := []string{"worker", ">sessions", ">page", ">used", ">free", ">hits", ">evicted", ">lanes"}

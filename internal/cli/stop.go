@@ -35,7 +35,7 @@ type service struct {
 }
 
 // serve answers calls until ctx ends; then it says so, lets drain end what was accepted, leaves and stops. After
-// drainTimeout it closes every connection, whoever is at the other end.
+// drainTimeout it closes every connection.
 func (s *service) serve(ctx context.Context, listener *connections, drain func(context.Context) error) error {
 	served := make(chan error, 1)
 	go func() { served <- serveUntilStopped(s.server, listener) }()
@@ -66,7 +66,7 @@ func (s *service) serve(ctx context.Context, listener *connections, drain func(c
 	return errors.Join(err, <-served)
 }
 
-// serveUntilStopped serves. That the server was stopped before it began to serve is no error.
+// serveUntilStopped serves. If the server was stopped before it began to serve, that is no error.
 func serveUntilStopped(server *grpc.Server, listener net.Listener) error {
 	if err := server.Serve(listener); !errors.Is(err, grpc.ErrServerStopped) {
 		return err

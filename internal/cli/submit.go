@@ -97,7 +97,7 @@ func (o *optionFlags) overrides(flags *pflag.FlagSet) ([]byte, error) {
 	single := string(text) != "{}"
 	switch {
 	case flags.Changed("options") && single:
-		return nil, usage("--options holds all options: no flag of a single one with it")
+		return nil, usage("--options holds all options: leave out the flags of single options")
 	case flags.Changed("options") && !json.Valid([]byte(o.all)):
 		return nil, usage("--options is not valid JSON")
 	case flags.Changed("options"):
@@ -120,7 +120,7 @@ func floats(flags *pflag.FlagSet, name, list string) ([]float32, error) {
 	for i, word := range strings.Split(list, ",") {
 		n, err := strconv.ParseFloat(strings.TrimSpace(word), 32)
 		if err != nil {
-			return nil, usage("--%s: number %d, %q, is no float32", name, i, word)
+			return nil, usage("--%s: number %d, %q, is not a float32", name, i, word)
 		}
 		numbers = append(numbers, float32(n))
 	}
@@ -132,8 +132,8 @@ func (a *app) submit() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "submit JOB", Short: "Run a job file and fetch its result", Args: exactly("JOB"),
 		Long: "Submit a job file (safetensors, the index of a sharded one, or npz; docs/job-file.md), wait for its end, fetch the\n" +
-			"result and print a summary. Options given here override the file's. The job goes on when this command is interrupted.\n\n" +
-			"Store contiguous arrays: of a transposed one, safetensors writes other numbers, which nobody can see later. Use\n" +
+			"result and print a summary. Options given here override the file's. If this command is interrupted, the job goes on.\n\n" +
+			"Store contiguous arrays: safetensors writes a transposed one in the wrong order, and the file does not show it. Use\n" +
 			"numpy.ascontiguousarray(x), or x.contiguous() of PyTorch. The sliding_window = W of Transformers is --window-left W-1.\n\n" + exitHelp,
 		Example: `  coord submit job.safetensors --out context.safetensors
   coord submit job.npz --causal --window-left 4095 --out context.safetensors
@@ -148,8 +148,8 @@ func (a *app) submit() *cobra.Command {
 	f.at.flags(flags)
 	f.options.flags(flags)
 	choice(cmd, flags, &f.codec, "codec", "exact", "codec of the contexts on the wire, all but exact being lossy", codecNames()...)
-	flags.StringVar(&f.earlier, "accumulate", "", "`file` of earlier gradients, to which those of the job are added")
-	flags.StringVar(&f.key, "key", "", "the same `key` with the same content and codec is the same job; one that failed for another reason than its content runs again")
+	flags.StringVar(&f.earlier, "accumulate", "", "`file` of earlier gradients; those of the job are added to them")
+	flags.StringVar(&f.key, "key", "", "jobs with the same `key`, content and codec are one job; it runs again if it failed for a reason other than its content")
 	flags.DurationVar(&f.deadline, "deadline", 0, "longest time that the job may run (default: the coordinator's limit)")
 	flags.StringVar(&f.out, "out", "", "`file` to write the result to, - is the standard output (default: it stays with the coordinator; with --local it is not kept)")
 	flags.IntVar(&f.explain, "explain", 0, "print the top `N` matched positions of each head's last query")
@@ -214,7 +214,7 @@ func (a *app) runSubmit(cmd *cobra.Command, path string, f submitFlags) (err err
 		return err
 	}
 	if to.standard(a) || told.flags.image.standard(a) {
-		// What is written there is not to be mixed with a summary.
+		// The result must not be mixed with a summary.
 		a = &app{Streams: Streams{In: a.In, Out: a.Err, Err: a.Err}, program: a.program, global: a.global}
 	}
 	if err := a.printJob(done, f.out); err != nil || f.explain == 0 && f.figure == "" {
@@ -234,11 +234,11 @@ func (a *app) checkSubmit(cmd *cobra.Command, f submitFlags) error {
 	case f.deadline < 0:
 		return usage("--deadline is %s, must not be negative", f.deadline)
 	case f.detach && (f.out != "" || f.local != 0):
-		return usage("--detach leaves the result with the coordinator: no --out and no --local with it")
+		return usage("--detach leaves the result with the coordinator: leave out --out and --local")
 	case cmd.Flags().Changed("local") && f.local < 1:
 		return usage("--local is %d, must be at least 1", f.local)
 	case f.local != 0 && cmd.Flags().Changed("coordinator") && !a.settled["coordinator"]:
-		return usage("--local starts a coordinator of its own: no --coordinator with it")
+		return usage("--local starts a coordinator of its own: leave out --coordinator")
 	case f.explain < 0:
 		return usage("--explain is %d, must not be negative", f.explain)
 	}

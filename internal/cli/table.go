@@ -11,7 +11,7 @@ import (
 // nameWidth is the width of names in tables that are to fit 80 columns. -o wide and JSON have them whole.
 const nameWidth = 24
 
-// titled is a table with a line above it: go-pretty would wrap a title to the table's width. What is put into it is cleaned.
+// titled is a table with a line above it: go-pretty would wrap a title to the table's width. Its cells are cleaned.
 type titled struct {
 	table.Writer
 	title   string

@@ -24,7 +24,7 @@ type topView struct {
 	Jobs        map[string]uint64 `json:"jobs"`
 }
 
-// topWorker is one worker. What it does not tell is null: rates of one that does not count, or was restarted within the interval.
+// topWorker is one worker. A value is null if the worker does not report it, does not count, or was restarted within the interval.
 type topWorker struct {
 	Name           string   `json:"name"`
 	Error          string   `json:"error,omitempty"`
@@ -66,10 +66,11 @@ func (a *app) top() *cobra.Command {
 	var count int
 	cmd := &cobra.Command{
 		Use: "top", Short: "Watch what the workers do", Args: exactly(),
-		Long: "Watch what the workers do, anew each --every: their memory, sessions and queues; steps a second and how long they waited; the\n" +
-			"keys and values that kernels read, as a share of what the memory bus gave when the worker started; how many of the positions\n" +
-			"asked for in prefixes were there; and the layers whose kernels take longest. Rates are of the interval, and \"-\" for workers\n" +
-			"that were started without --admin, which do not count.\n\n" +
+		Long: "Watch what the workers do, once each --every: their memory, sessions and queues; steps a second and how long\n" +
+			"they waited; the keys and values that kernels read, as a share of what the memory bus gave when the worker\n" +
+			"started; how many of the positions that were asked for in prefixes were there; and the layers whose kernels take\n" +
+			"longest. Rates are those of the interval; a worker that was started without --admin counts nothing and shows\n" +
+			"\"-\".\n\n" +
 			"On a terminal it goes on until Ctrl-C. Elsewhere it prints one interval, or --count of them.",
 		Example: "  coord top\n  coord top --every 5s --count 12 --output json | jq '.workers[].bus_share'",
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -90,7 +91,7 @@ func (a *app) top() *cobra.Command {
 	}
 	at.flags(cmd.Flags())
 	cmd.Flags().DurationVar(&every, "every", time.Second, "length of an interval")
-	cmd.Flags().IntVar(&count, "count", 0, "`number` of intervals, 0 is no end on a terminal and one elsewhere")
+	cmd.Flags().IntVar(&count, "count", 0, "`number` of intervals; 0 is one, or without end on a terminal")
 	flagOnly(cmd.Flags(), "every", "count")
 	return cmd
 }

@@ -453,7 +453,7 @@ func (e *events) alone() {
 				return
 			}
 			why := e.say(w, "why")
-			if strings.Contains(why, "no worker") || !strings.HasPrefix(why, "try again\n") || time.Now().After(end) {
+			if strings.Contains(why, "no worker") || !strings.HasPrefix(why, "try again") || time.Now().After(end) {
 				break
 			}
 		}
