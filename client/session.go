@@ -537,11 +537,7 @@ func (c *Client) attach(ctx context.Context, id SessionID, opts AttachOptions) (
 	if _, ok := stepCodecs[opts.Codec]; !ok {
 		return nil, wrong("codec %q is none of raw, exact, bf16, f16 and int8", string(opts.Codec))
 	}
-	found, err := c.findSession(ctx, id, true)
-	if err != nil {
-		return nil, err
-	}
-	layers, err := layerproto.ReadSessionLayers(found.GetConfig().GetLayers())
+	found, layers, err := c.findHolders(ctx, id)
 	if err != nil {
 		return nil, err
 	}
@@ -654,13 +650,19 @@ func (c *Client) findSession(ctx context.Context, id SessionID, holdersOnly bool
 	return found[0], nil
 }
 
-// locate says which workers hold a session now.
-func (c *Client) locate(ctx context.Context, id [16]byte) (*fanout.Holding, error) {
+// findHolders finds a session's holders, without waiting for its steps, and reads its layers.
+func (c *Client) findHolders(ctx context.Context, id SessionID) (*headwaterv1.SessionState, []shard.LayerSpec, error) {
 	found, err := c.findSession(ctx, id, true)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	layers, err := layerproto.ReadSessionLayers(found.GetConfig().GetLayers())
+	return found, layers, err
+}
+
+// locate says which workers hold a session now.
+func (c *Client) locate(ctx context.Context, id [16]byte) (*fanout.Holding, error) {
+	found, layers, err := c.findHolders(ctx, id)
 	if err != nil {
 		return nil, err
 	}
@@ -680,7 +682,7 @@ func whole(state *headwaterv1.SessionState) bool {
 	return err == nil
 }
 
-// DropSession ends a session on the cluster, whoever drives it.
+// DropSession ends a session on the cluster, even if another client drives it.
 func (c *Client) DropSession(ctx context.Context, id SessionID) error {
 	holder := &fanout.Holder{Name: c.address, Address: c.address}
 	if err := c.conns.Drop(ctx, []*fanout.Holder{holder}, &headwaterv1.DropSessionRequest{Session: id[:]}); err != nil {

@@ -67,7 +67,7 @@ func (s LayerShape) check() (field, rule string) {
 	return "", ""
 }
 
-// GeometryError says which number of which layer can not be. Layer is -1 when it is about the list of layers.
+// GeometryError names a layer's number that is not possible. Layer is -1 if the error is about the list of layers.
 type GeometryError struct {
 	Layer Layer
 	Field string

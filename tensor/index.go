@@ -11,7 +11,7 @@ import (
 	"strings"
 )
 
-// maxShards bounds the files of one index, all of which are held open.
+// maxShards bounds the files of one index, which are all open at once.
 const maxShards = 4096
 
 // shardOpener opens one shard by its name. The closer is called once the shard's data is no longer needed.

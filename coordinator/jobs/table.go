@@ -25,7 +25,7 @@ import (
 // errCancelled is the cause of a context that a client's cancellation ended.
 var errCancelled = errors.New("the job was cancelled")
 
-// entry is one job in the table. Its job is never changed in place: whoever holds a snapshot may read it at leisure.
+// entry is one job in the table. Its job is never changed in place, so a snapshot can be read without a lock.
 type entry struct {
 	mu      sync.Mutex
 	job     *headwaterv1.Job

@@ -259,7 +259,7 @@ func (l *lane) answer(s *laneStep, err error) {
 	if cap(s.context) > scratch {
 		s.context, s.lse, s.frame = nil, nil, nil
 	}
-	// What is sent keeps its part of the room until it is written.
+	// A message keeps its part of the room until it is written.
 	share := rpc.ShareOf(l.stream.Context())
 	if m.Payload != nil {
 		kept := min(int64(len(m.Payload.Bytes())), s.answers)

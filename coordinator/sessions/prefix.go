@@ -25,7 +25,7 @@ type found struct {
 	first     int      // the least of them
 }
 
-// findPrefixes asks workers what they have of the tokens that a session begins with. Who does not answer has nothing of them.
+// findPrefixes asks workers what they have of the tokens that a session begins with. A worker that does not answer has none of them.
 func (r *Relay) findPrefixes(ctx context.Context, asked []membership.Member, layers int, req *headwaterv1.CreateSessionRequest) []found {
 	query := &headwaterv1.ListSessionsRequest{CachesOnly: true, Prefix: &headwaterv1.PrefixQuery{Config: req.GetConfig(), Tokens: req.GetTokens()}}
 	answers := make([]*headwaterv1.ListSessionsResponse, len(asked))

@@ -76,8 +76,8 @@ type Job struct {
 // Problem is one (sequence, layer) of a job: one attention with its geometry and options.
 type Problem struct {
 	Prefix string      // "", "layers.3.", "seqs.0." or "seqs.0.layers.1."
-	Seq    int         // the file's number of the sequence, 0 where it gives none
-	Layer  int         // the file's number of the layer, 0 where it gives none
+	Seq    int         // the file's number of the sequence, 0 if it gives none
+	Layer  int         // the file's number of the layer, 0 if it gives none
 	Index  shard.Layer // layer of the job's Geometry: the problem's index in Problems
 	Shape  shard.LayerShape
 
@@ -91,7 +91,7 @@ type Problem struct {
 	Options attention.Options
 	Rope    *attention.Rope // nil for none
 
-	// Names of the tensors, "" where the problem has none. TokenIDs is a tensor of token ids.
+	// Names of the tensors, "" if the problem has none. TokenIDs is a tensor of token ids.
 	Q, K, V, KScale, VScale string
 	X, WQ, WK, WV, WO       string
 	BQ, BK, BV, BO          string
@@ -100,7 +100,7 @@ type Problem struct {
 	DContext, Context, LSE string
 	DY                     string // kind layer_grad
 
-	MaskHeads, BiasHeads int // 1 for all heads or n_heads; 0 where there is none
+	MaskHeads, BiasHeads int // 1 for all heads or n_heads; 0 if there is none
 }
 
 // checked is a tensor whose values CheckValues reads.
@@ -152,7 +152,7 @@ func parse(f *tensor.File, overrides []byte) (*Job, *Error) {
 	}
 	shapes := make([]shard.LayerShape, 0, len(prefixes))
 	for i, p := range prefixes {
-		// What is said for one problem is more special than what is said for all; an override beats both.
+		// An option of one problem wins over one of all problems, and an override over both.
 		o := inFile.over(inFile.Problems[p.String()]).over(onTop).over(onTop.Problems[p.String()])
 		problem, err := b.problem(p, o)
 		if err != nil {

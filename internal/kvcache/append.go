@@ -35,7 +35,7 @@ type Append struct {
 }
 
 // Append adds positions to all held groups of a layer, or to none. It returns the layer's length and appends its hashes after
-// it to hashes, which may be nil. What is there already with the same hashes is a success and not added again; tokens that are
+// it to hashes, which may be nil. Positions that are there already with the same hashes are a success and not added again; tokens that are
 // known to be others are refused in any case.
 func (st *Store) Append(ctx context.Context, a *Append, hashes []uint64) (length uint64, _ []uint64, _ error) {
 	var p Pending

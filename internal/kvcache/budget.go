@@ -10,7 +10,7 @@ import (
 //
 // It counts, and maps arenas for who asks. Those that are given back it keeps for the next of their size, since the machine
 // takes as long to clear and to map new memory as to fill it, until something else needs the room or Age has seen them twice.
-// What is in use and what is kept never exceed the total.
+// The bytes in use and the bytes kept never exceed the total.
 type Budget struct {
 	total int64
 

@@ -16,7 +16,7 @@
 // for 64 positions, however many layers and groups there are. What a row or a session itself takes of the heap counts in the
 // Budget, too.
 //
-// A page is reserved from the budget before its first use. Where the last session lets it go it stays reserved for the next one,
+// A page is reserved from the budget before its first use. When the last session lets it go, it stays reserved for the next one,
 // until its chunk of a few MiB is empty and unmapped, or until something else needs the room (Store.Reclaim). A few empty chunks
 // are kept for a minute; then, where nothing is held any more, nothing is reserved.
 package kvcache

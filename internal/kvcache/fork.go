@@ -23,7 +23,7 @@ type ForkRequest struct {
 }
 
 // Fork makes a session that shares the rows of another, which does not change, or answers for the one that the same request
-// made before. Whoever appends to a shared row first copies it.
+// made before. An append to a shared row first copies it.
 func (st *Store) Fork(ctx context.Context, req ForkRequest) (State, error) {
 	if req.ChildEpoch.Counter < 1 {
 		return State{}, refuse(Invalid, "session %s: epoch 0: epochs start at 1", req.Child)

@@ -18,7 +18,7 @@ const (
 	keepFor = time.Minute
 )
 
-// hugeBytes is the size of the processor's large pages of memory, of which full chunks are made.
+// hugeBytes is the size of the processor's large pages of memory; full chunks consist of them.
 const hugeBytes = 2 << 20
 
 // pages is memory for pages of keys and values, by their size. It is mapped in chunks outside the heap and named by

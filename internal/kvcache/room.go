@@ -17,7 +17,7 @@ func (s *session) copies(l, m, p int) bool {
 }
 
 // reserveRows takes room in the budget for the rows that an append to held layer l will make up to page end, of which it says
-// how many are for copies of shared ones, or none. Where there is no room it makes some, if that is enough for the pages as well.
+// how many are for copies of shared ones, or none. If there is no room, it makes some, provided that the pages then fit as well.
 func (st *Store) reserveRows(s *session, l, first, end int, e *encoder) (copies int, _ *Error) {
 	h := &s.shape.layers[l]
 	st.mu.Lock()
@@ -60,7 +60,7 @@ func (s *session) noRoom(l int, need int64, err error) *Error {
 }
 
 // reserve takes the pages that an append to held layer l needs from page first on, for all of its groups and for the copies
-// of shared rows, or none. Where there is no room it makes some.
+// of shared rows, or none. If there is no room, it makes some.
 func (st *Store) reserve(s *session, l, first int, e *encoder) *Error {
 	h := &s.shape.layers[l]
 	groups := len(h.groups)
@@ -95,7 +95,7 @@ func (st *Store) reserve(s *session, l, first int, e *encoder) *Error {
 			}
 		}
 	}
-	// Who shared a row may have left it meanwhile.
+	// A session that shared a row may have left it meanwhile.
 	st.freeRowsLocked(s.shape, len(e.spare))
 	e.made -= len(e.spare)
 	if need, err := st.roomLocked(e, need); err != nil {

@@ -25,7 +25,7 @@ type StoreConfig struct {
 // or with that of its context, and then has changed nothing, but that pages which might be evicted may be gone. A store makes no goroutine and keeps
 // nothing that it is given but configs.
 //
-// The order of locks is session.busy, session.mu, Store.mu, and the Budget's own last. Who holds Store.mu only tries those of a
+// The order of locks is session.busy, session.mu, Store.mu, and the Budget's own last. A holder of Store.mu only tries those of a
 // session. A function whose name ends in Locked needs Store.mu; a method of session, and a function that is given one, needs
 // the session's locks unless it says otherwise.
 type Store struct {
@@ -147,7 +147,7 @@ func (st *Store) unknown(id SessionID) *Error {
 	return refuse(Unknown, "session %s is not held here", id)
 }
 
-// Close drops all sessions and prefixes. What is reserved after it belongs to views that are not released yet.
+// Close drops all sessions and prefixes. Views that are not released yet keep their reservations.
 func (st *Store) Close() {
 	for _, state := range st.List() {
 		_ = st.Drop(context.Background(), state.Session, nil, 0) // It fails only where the session has ended.

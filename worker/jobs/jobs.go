@@ -8,7 +8,7 @@
 //
 // A stream owns all that it makes the worker hold: shards, weights, and the blocks in flight. Each is counted in the worker's
 // budget before it is allocated, and given back when the stream ends. A stream has a few blocks in flight, of flightBytes at
-// most. Where there is no room for a block, its stream is not read until there is, so that HTTP/2's flow control holds back the
+// most. If there is no room for a block, its stream is not read until there is, so that HTTP/2's flow control holds back the
 // sender. An error ends the stream; no answer is partial.
 package jobs
 

@@ -263,7 +263,7 @@ func (f *flight) add(blocks int, bytes int64) {
 // errWait says that a block has to wait for others of its stream.
 var errWait = errors.New("wait")
 
-// try calls do, a second time where sessions and their prefixes have made room. Where it has to wait, try returns a channel
+// try calls do, a second time where sessions and their prefixes have made room. If it has to wait, try returns a channel
 // that is closed when a block has landed. Flights and budget change together, so that no stream sees one without the other
 // and despairs of room that there will be.
 func (s *Service) try(do func() error) (landed <-chan struct{}, err error) {
@@ -290,7 +290,7 @@ func (s *Service) land(own *flight, n int64) {
 	s.landed = make(chan struct{})
 }
 
-// spawn runs do as a task when the stream has a slot for it; an error of do ends the stream. Where the stream ends first,
+// spawn runs do as a task when the stream has a slot for it; an error of do ends the stream. If the stream ends first,
 // do is not called. done is called in every case, once, when the task has ended or will not be.
 func (r *run) spawn(do func() error, done func()) error {
 	select {

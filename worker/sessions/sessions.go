@@ -123,7 +123,7 @@ func (s *Service) ForkSession(ctx context.Context, m *headwaterv1.ForkSessionReq
 		return nil, err
 	}
 	if m.Position != nil {
-		// What is beyond all positions is refused as that is.
+		// A position beyond all that exist is refused as such.
 		req.Position = int64(min(m.GetPosition(), shard.MaxPositions+1))
 	}
 	state, err := s.m.Store.Fork(ctx, req)

@@ -23,7 +23,7 @@ const (
 )
 
 // Tend keeps the process within its memory at each tick, a second or so apart, until ctx ends: once messages in flight are few it
-// gives back what they have taken. In between, whoever takes pages lets the heap make way for them. A limit that was set by
+// gives back what they have taken. In between, the heap makes way when pages are taken. A limit that was set by
 // GOMEMLIMIT stays.
 func (m *Machine) Tend(ctx context.Context, ticks <-chan time.Time) {
 	if debug.SetMemoryLimit(-1) == math.MaxInt64 {
