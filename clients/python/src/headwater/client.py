@@ -26,6 +26,7 @@ from .jobs import CODECS, Codec, Verdict, open_source
 from .layer import Layer, Receipt
 from .options import plain
 from .relay import Relay
+from .security import Security
 from .session import Session, abandon, new_id
 from .steps import token_ids
 from .v1 import coordinator_pb2, session_pb2
@@ -45,6 +46,10 @@ class Client:
     on this machine and speaks to it over a Unix socket. The relay ends with the client or its process. coord is the program to
     start; by default it is the environment's HEADWATER_COORD, then one beside this package, then `coord` on the PATH.
 
+    tls is the folder of the client's certificate, as `coord certs issue client NAME` makes it; by default what the environment's
+    HEADWATER_TLS_DIR says, and "" is none. Without one, plain text stays within this machine, unless insecure is True
+    (HEADWATER_INSECURE).
+
     No proxy is taken, whatever the environment says, unless proxy is True.
 
     address  the coordinator's address, in its usual form
@@ -62,14 +67,17 @@ class Client:
         direct: bool = False,
         coord: str | os.PathLike[str] | None = None,
         proxy: bool = False,
+        tls: str | os.PathLike[str] | None = None,
+        insecure: bool | None = None,
     ) -> None:
-        self._coordinator = Connection(address, proxy=proxy)
+        security = Security(tls, insecure)
+        self._coordinator = Connection(address, proxy=proxy, security=security)
         self.address = self._coordinator.address
         self.timeout = None if timeout is None else options.number("timeout", timeout)
         self._relay: Relay | None = None
         self._holder = self._coordinator
         if direct:
-            self._relay = Relay(self.address, coord, proxy=proxy)
+            self._relay = Relay(self.address, coord, proxy=proxy, flags=security.flags())
             self._holder = Connection(self._relay.address, relay=self._relay)
         # Also where nobody closes it: gRPC's threads would outlive their use, and the relay the client.
         self._finalize = weakref.finalize(self, _close, self._holder, self._coordinator, self._relay)

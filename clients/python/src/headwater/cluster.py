@@ -133,7 +133,7 @@ class LocalCluster:
 
     def client(self, *, timeout: float | None = None, direct: bool = True) -> Client:
         """Makes a client of the cluster, which the caller closes; see Client. Its steps go directly to the workers."""
-        return Client(self.address, timeout=timeout, direct=direct, coord=self._program)
+        return Client(self.address, timeout=timeout, direct=direct, coord=self._program, tls="", insecure=False)
 
     def close(self) -> None:
         """Ends the cluster and waits for it; its sessions and jobs are gone. In the child of a fork it does nothing: the cluster is

@@ -30,6 +30,7 @@ from .errors import (
 from .lane import METADATA_KEY, Stream, Streamed
 from .plain_lane import Exchange, LaneEndedError, PlainLane, local_socket
 from .relay import Relay
+from .security import Security, Stamp
 from .v1 import session_pb2
 
 METADATA = ((PROTOCOL_KEY, constants.PROTOCOL),)
@@ -54,14 +55,19 @@ Sent = Streamed | Exchange
 class Connection:
     """A channel, and this client's lane over it. Safe for threads. The first call connects."""
 
-    def __init__(self, address: str, *, relay: Relay | None = None, proxy: bool = False) -> None:
+    def __init__(self, address: str, *, relay: Relay | None = None, proxy: bool = False, security: Security | None = None) -> None:
         self.address = addresses.parse(address)
         self._relay, self._proxy = relay, proxy
+        self._security = security or Security("")
+        if relay is None:
+            self._security.check(self.address, proxy)
         self.lane = secrets.token_bytes(16)
         self._plain = None if relay is None else PlainLane(relay.lanes, self.lane, relay.ensure)
         self._process = os.getpid()
         self._lock = threading.Lock()  # guards the rest
         self._channel: grpc.Channel | None = None
+        self._stamp: Stamp = ()  # of the certificate that the channel has
+        self._before: list[grpc.Channel] = []  # with certificates of before
         self._stream: Stream | None = None
         self._near: dict[bytes, PlainLane | None] = {}  # by the worker's boot
         self._closed = False
@@ -90,9 +96,17 @@ class Connection:
     def _open(self) -> grpc.Channel:
         if self._closed:
             raise HeadwaterError("the client is closed")
-        if self._channel is None:
+        stamp: Stamp = ()
+        if self._security.folder:
+            try:
+                stamp = self._security.stamp()
+            except ValueError:  # as while they are being replaced
+                stamp = self._stamp
+        if self._channel is None or stamp != self._stamp:
             options = _OPTIONS if self._proxy else _OPTIONS + _NO_PROXY
-            self._channel = grpc.insecure_channel(addresses.target(self.address), options=options)
+            if self._channel is not None:
+                self._before.append(self._channel)
+            self._channel, self._stamp = self._security.channel(addresses.target(self.address), list(options)), stamp
         return self._channel
 
     def send(self, requests: Sequence[tuple[bytes, list[Array]]], deadline: float | None, near: PlainLane | None = None) -> Sent:
@@ -175,7 +189,7 @@ class Connection:
             return
         with self._lock:
             self._closed = True
-            stream, channel = self._stream, self._channel
+            stream, channels = self._stream, [c for c in (*self._before, self._channel) if c is not None]
             self._stream = self._channel = None
             lanes = [self._plain, *self._near.values()]
         for lane in lanes:
@@ -183,5 +197,5 @@ class Connection:
                 lane.close()
         if stream is not None:
             stream.close()
-        if channel is not None:
+        for channel in channels:
             channel.close()

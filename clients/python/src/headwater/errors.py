@@ -14,6 +14,7 @@ from google.protobuf.message import DecodeError
 from google.rpc import status_pb2
 from grpc_status import rpc_status
 
+from .security import in_own_words
 from .v1 import coordinator_pb2, session_pb2
 
 PROTOCOL_KEY = "headwater-protocol"
@@ -242,6 +243,8 @@ def call_error(doing: str, address: str, error: grpc.RpcError, relayed: bool = F
     except ValueError:
         status = None  # one whose details can not be read still has its code
     details = () if status is None else status.details
+    if error.code() is grpc.StatusCode.UNAVAILABLE and not _answered(error) and (said := in_own_words(error.details() or "")):
+        return _RefusedCallError(doing, address, grpc.StatusCode.UNAUTHENTICATED, said)
     return _meaning(doing, address, error.code(), error.details() or "", details, relayed or not _answered(error))
 
 

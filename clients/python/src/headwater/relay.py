@@ -12,6 +12,7 @@ import subprocess
 import tempfile
 import threading
 import weakref
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,8 @@ class Relay:
     address: str
     lanes: str  # of its plain lanes
 
-    def __init__(self, coordinator: str, program: str | os.PathLike[str] | None = None, *, proxy: bool = False) -> None:
-        self._command = [programs.find("direct", program), "relay", "--coordinator", coordinator, "--log-level", "warn"]
+    def __init__(self, coordinator: str, program: str | os.PathLike[str] | None = None, *, proxy: bool = False, flags: Sequence[str] = ()) -> None:
+        self._command = [programs.find("direct", program), "relay", "--coordinator", coordinator, "--log-level", "warn", *flags]
         if proxy:
             self._command.append("--proxy")
         self._owner = os.getpid()

@@ -1,0 +1,96 @@
+"""How a client speaks to its coordinator: by TLS with a certificate, or in plain text within this machine (docs/security.md)."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+import socket
+from pathlib import Path
+
+import grpc
+
+_COORDINATOR = "coordinator.headwater.internal"  # a DNS name that certificates of coordinators bear
+_FOLDER, _INSECURE = "HEADWATER_TLS_DIR", "HEADWATER_INSECURE"
+_FILES = ("ca.crt", "tls.crt", "tls.key")
+_ISSUE = "`coord certs issue client NAME` makes it"
+
+Stamp = tuple[tuple[int, int, int], ...]
+"""Tells whether the files of a certificate have changed."""
+
+
+class Security:
+    """The certificate of a client, if it has one. folder and insecure are by default what the environment says; folder "" is plain
+    text whatever it says."""
+
+    def __init__(self, folder: str | os.PathLike[str] | None = None, insecure: bool | None = None) -> None:
+        if folder is None:
+            folder = "" if insecure else os.environ.get(_FOLDER, "")
+        if insecure is None:
+            insecure = not folder and os.environ.get(_INSECURE, "").lower() in ("1", "t", "true")
+        self.folder, self.insecure = os.fspath(folder), insecure
+        if self.folder and insecure:
+            raise ValueError("tls and insecure contradict each other: leave out one of them")
+        if self.folder:
+            self.stamp()
+
+    def stamp(self) -> Stamp:
+        """What the files are now. A ValueError says which is missing."""
+        found = []
+        for name in _FILES:
+            path = Path(self.folder, name)
+            try:
+                stat = path.stat()
+            except OSError as e:
+                raise ValueError(f"tls: {path} can't be read: {e.strerror}; {_ISSUE}") from None
+            found.append((stat.st_ino, stat.st_size, stat.st_mtime_ns))
+        return tuple(found)
+
+    def check(self, address: str, proxied: bool) -> None:
+        """Refuses to send plain text to another machine."""
+        if not self.folder and not self.insecure and not address.startswith("unix:") and _remote(address.rpartition(":")[0].strip("[]"), proxied):
+            raise ValueError(f"{address} is another machine, and there is no certificate: give one by tls= ({_FOLDER}), {_ISSUE}, or say insecure=True")
+
+    def channel(self, target: str, options: list[tuple[str, object]]) -> grpc.Channel:
+        """A channel to a coordinator."""
+        if not self.folder or target.startswith("unix:"):
+            return grpc.insecure_channel(target, options=options)
+        authority, certificate, key = (Path(self.folder, name).read_bytes() for name in _FILES)
+        # Whoever has this name in its certificate is a coordinator, at whatever address.
+        named = [*options, ("grpc.ssl_target_name_override", _COORDINATOR)]
+        return grpc.secure_channel(target, grpc.ssl_channel_credentials(authority, key, certificate), options=named)
+
+    def flags(self) -> list[str]:
+        """The flags that have a program speak in the same way."""
+        if self.folder:
+            return ["--tls-dir", self.folder]
+        return ["--insecure"] if self.insecure else []
+
+
+def _remote(host: str, proxied: bool) -> bool:
+    """Whether a host is another machine. One that can't be resolved is not found out; a proxy would resolve it by itself."""
+    if host == "localhost":
+        return False
+    try:
+        return not ipaddress.ip_address(host.partition("%")[0]).is_loopback
+    except ValueError:
+        pass
+    if proxied:
+        return True
+    try:
+        found = socket.getaddrinfo(host, None)
+    except OSError:
+        return False
+    return any(not ipaddress.ip_address(str(a[4][0]).partition("%")[0]).is_loopback for a in found)
+
+
+_SAID = [
+    (re.compile(r"CERTIFICATE_VERIFY_FAILED"), "what answers shows a certificate of an authority that ca.crt does not have, or one that has expired: both ends need certificates of one authority"),
+    (re.compile(r"Hostname Verification Check failed|not a valid peer|is not in peer certificate"), "what answers is no coordinator by its certificate"),
+    (re.compile(r"WRONG_VERSION_NUMBER|WRONG_SSL_VERSION|Invalid SSL"), "what answers speaks no TLS: it was started without --tls-dir, or it is no Headwater server"),
+]
+
+
+def in_own_words(text: str) -> str | None:
+    """What gRPC's words say of a peer that this end does not trust; None if they say nothing of that."""
+    return next((said for pattern, said in _SAID if pattern.search(text)), None)
