@@ -172,14 +172,9 @@ def _end(process: subprocess.Popen[bytes], log: Path | None, owner: int) -> None
 
 
 def _release(process: subprocess.Popen[bytes], patience: float) -> None:
-    """Closes the pipes and waits for the process, which is killed if it takes longer than patience."""
-    assert process.stdin is not None and process.stdout is not None
-    process.stdin.close()
-    try:
-        process.wait(patience)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+    """Ends the process and closes its pipes."""
+    assert process.stdout is not None
+    programs.end(process, patience)
     process.stdout.close()
 
 

@@ -1,9 +1,10 @@
-"""Where the program coord is, and the environment that it starts in."""
+"""Where the program coord is, the environment that it starts in, and how it ends."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 from pathlib import Path
 
 from .errors import HeadwaterError
@@ -36,3 +37,14 @@ def environment() -> dict[str, str]:
     """This process's environment without settings of the programs: they were meant for another one. The choice of the kernel is
     for all."""
     return {name: value for name, value in os.environ.items() if not name.startswith(_SETTINGS) or name == _KERNEL}
+
+
+def end(process: subprocess.Popen[bytes], patience: float) -> None:
+    """Closes the standard input of a program that ends with it, and waits. A program that takes longer than patience is killed."""
+    assert process.stdin is not None
+    process.stdin.close()
+    try:
+        process.wait(patience)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

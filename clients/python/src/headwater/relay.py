@@ -102,13 +102,8 @@ class Relay:
     def _release(self) -> None:
         """Ends the process, waits for it, and closes the pipes."""
         process = self._process
-        assert process.stdin is not None and process.stdout is not None and process.stderr is not None
-        process.stdin.close()
-        try:
-            process.wait(_STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        assert process.stdout is not None and process.stderr is not None
+        programs.end(process, _STOP_SECONDS)
         if threading.current_thread() is not self._listener:  # which may be where a client is collected
             self._listener.join()
         process.stdout.close()
