@@ -166,8 +166,8 @@ figures-observe: build ## measure what metrics, traces and viewers cost a step, 
 	-@$(MAKE) -s .cache/chromium $(AXE) >&2
 	@cd tools/browser && $(BROWSER) $(GO) run ./figures
 
-figures-learn: build ## measure gradients; prints `figure NAME VALUE`
-	@$(GO) run ./internal/figures/learn -bin bin -samples figures/learn.json
+figures-learn: build $(VENV_MODEL)/ready ## measure gradients; prints `figure NAME VALUE` (installs torch)
+	@$(GO) run ./internal/figures/learn -bin bin -python $(VENV_MODEL)/bin/python -samples figures/learn.json
 
 figures-faults: build ## measure how the programs bear bad luck and bad company; prints `figure NAME VALUE`
 	@$(GO) run ./internal/figures/faults -bin bin

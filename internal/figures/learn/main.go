@@ -3,6 +3,8 @@
 //	backward        useful flops a second, of the 5 products, / the FMA peak of one core: 2,048 tokens, causal, one thread,
 //	                by the processor time that it takes, so that other programs on the machine count for little
 //	backward_2core  how much faster two threads are / how much more two cores can multiply and add than one at once
+//	backward_torch  time of PyTorch's scaled_dot_product_attention, forward and backward, / ours, by the clock, two threads each;
+//	                only where -python names one that has torch
 //	grad_units      largest error of gradients over the attention fixture and drawn problems, in the units of docs/numerics.md
 //	grad_memory     a worker's peak of anonymous resident bytes / bytes of q, k, v, context and their gradients: 8,192 tokens
 //
@@ -49,6 +51,7 @@ type record struct {
 	Rounds []round     `json:"rounds,omitempty"`
 	Units  []units     `json:"units,omitempty"`
 	Memory *memoryUsed `json:"memory,omitempty"`
+	Torch  []pair      `json:"torch,omitempty"`
 }
 
 // round is the seconds of a pass on one and on two threads, and the FMA peak of one core and of two at once. CPU1 is the
@@ -63,6 +66,8 @@ type round struct {
 
 func main() {
 	bin := flag.String("bin", "bin", "folder of the binaries")
+	python := flag.String("python", "", "Python with torch, for backward_torch; none leaves it out")
+	script := flag.String("script", "clients/python/bench/backward.py", "what it runs")
 	fixtures := flag.String("fixtures", "test/data/smollm2", "folder of the fixtures")
 	samples := flag.String("samples", "figures/learn.json", "file for the raw samples")
 	rounds := flag.Int("rounds", 7, "how often speeds are measured")
@@ -73,7 +78,7 @@ func main() {
 	defer stop()
 	which, err := regexp.Compile(*only)
 	if err == nil {
-		err = measure(ctx, which, *bin, *fixtures, *samples, *rounds, *tokens)
+		err = measure(ctx, which, *bin, *fixtures, *samples, *rounds, *tokens, torchWith{*python, *script})
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "figures:", err)
@@ -81,7 +86,7 @@ func main() {
 	}
 }
 
-func measure(ctx context.Context, which *regexp.Regexp, bin, fixtures, samples string, rounds, tokens int) (err error) {
+func measure(ctx context.Context, which *regexp.Regexp, bin, fixtures, samples string, rounds, tokens int, torch torchWith) (err error) {
 	r := &record{Taken: time.Now(), Kernel: attention.KernelName()}
 	if which.MatchString("grad_units") {
 		if r.Units, err = errorsInUnits(ctx, fixtures); err != nil {
@@ -97,6 +102,12 @@ func measure(ctx context.Context, which *regexp.Regexp, bin, fixtures, samples s
 		flops := usefulFlops(speedTokens)
 		fmt.Printf("figure backward %.3f\n", medianOf(r.Rounds, func(r round) float64 { return flops / r.CPU1 / r.Peak1 }))
 		fmt.Printf("figure backward_2core %.3f\n", medianOf(r.Rounds, func(r round) float64 { return r.Seconds1 / r.Seconds2 / (r.Peak2 / r.Peak1) }))
+	}
+	if torch.python != "" && which.MatchString("backward_torch") {
+		if r.Torch, err = againstTorch(ctx, torch, rounds); err != nil {
+			return err
+		}
+		fmt.Printf("figure backward_torch %.3f\n", medianOf(r.Torch, func(p pair) float64 { return p.Torch / p.Ours }))
 	}
 	if which.MatchString("grad_memory") {
 		if r.Memory, err = memory(ctx, bin, tokens); err != nil {
@@ -114,7 +125,7 @@ func measure(ctx context.Context, which *regexp.Regexp, bin, fixtures, samples s
 	return os.WriteFile(samples, text, 0o644)
 }
 
-func medianOf(all []round, of func(round) float64) float64 {
+func medianOf[T any](all []T, of func(T) float64) float64 {
 	var x []float64
 	for _, r := range all {
 		x = append(x, of(r))
