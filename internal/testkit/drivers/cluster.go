@@ -27,6 +27,7 @@ type cluster struct {
 	address string
 	dir     string
 	holders []*holder
+	seed    uint64
 	calm    atomic.Bool // no message waits or breaks
 	stops   []func() error
 }
@@ -41,8 +42,8 @@ type holder struct {
 	stopped bool // nothing reaches it
 }
 
-func startCluster(config Config) (c *cluster, err error) {
-	c = &cluster{}
+func startCluster(_ context.Context, config Config) (_ company, err error) {
+	c := &cluster{seed: config.Seed}
 	c.calm.Store(true)
 	defer func() {
 		if err != nil {
@@ -50,32 +51,34 @@ func startCluster(config Config) (c *cluster, err error) {
 		}
 	}()
 	if c.dir, err = os.MkdirTemp("", "headwater-drivers-"); err != nil {
-		return c, err
+		return nil, err
 	}
 	var members []membership.Member
 	for i := range config.Workers {
 		h := &holder{cluster: c, rand: rand.New(rand.NewPCG(config.Seed, uint64(1000+i)))}
 		name := fmt.Sprintf("w%d", i+1)
 		if h.worker, err = worker.New(worker.Config{Name: name, Boot: uuid.New(), Weight: 1, Budget: config.Budget, Threads: 1}); err != nil {
-			return c, err
+			return nil, err
 		}
 		c.holders = append(c.holders, h)
 		address, err := c.serve(h.worker.Register, grpc.ChainUnaryInterceptor(h.unary), grpc.ChainStreamInterceptor(h.stream))
 		if err != nil {
-			return c, err
+			return nil, err
 		}
 		members = append(members, membership.Member{Name: name, Role: membership.RoleWorker, Address: address, Weight: 1})
 	}
 	co, err := coordinator.Open(coordinator.Config{Name: "coord", DataDir: c.dir, View: membership.Static(members)})
 	if err != nil {
-		return c, err
+		return nil, err
 	}
 	ctx, end := context.WithCancel(context.Background())
 	ran := make(chan error, 1)
 	go func() { ran <- co.Run(ctx) }()
 	c.stops = append(c.stops, func() error { end(); return errors.Join(<-ran, co.Close()) })
-	c.address, err = c.serve(co.Register)
-	return c, err
+	if c.address, err = c.serve(co.Register); err != nil {
+		return nil, err
+	}
+	return c, nil
 }
 
 // serve serves on loopback until the cluster stops.
@@ -106,8 +109,14 @@ func (c *cluster) stop() error {
 	return errors.Join(append(errs, os.RemoveAll(c.dir))...)
 }
 
-// disturb stops a holder now and then for some milliseconds, until ctx ends.
-func (c *cluster) disturb(ctx context.Context, r *rand.Rand) {
+// coordinator is the coordinator's address.
+func (c *cluster) coordinator() string { return c.address }
+
+// disturb lets messages wait and break, and stops a holder now and then for some milliseconds, until ctx ends.
+func (c *cluster) disturb(ctx context.Context, _ *run) error {
+	c.calm.Store(false)
+	defer c.calm.Store(true)
+	r := rand.New(rand.NewPCG(c.seed, 1))
 	for {
 		h := c.holders[r.IntN(len(c.holders))]
 		for _, stopped := range []bool{false, true} {
@@ -120,14 +129,20 @@ func (c *cluster) disturb(ctx context.Context, r *rand.Rand) {
 			}
 			select {
 			case <-ctx.Done():
-				return
+				h.free()
+				return nil
 			case <-time.After(pause):
 			}
 		}
-		h.mu.Lock()
-		h.stopped = false
-		h.mu.Unlock()
+		h.free()
 	}
+}
+
+// free lets everything reach a holder again.
+func (h *holder) free() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.stopped = false
 }
 
 // mood is what becomes of a message or an answer.

@@ -1,23 +1,27 @@
-// Package drivers lets several clients drive the same sessions of a cluster in this process, all at once and in bad company, and
-// holds what they see to what was said to them.
+// Package drivers lets several clients drive the same sessions of a cluster, all at once and in bad company, and holds what they
+// see to what was said to them.
 //
 // Each driver takes a session over, by a coordinator or directly, and appends, attends, truncates, forks and has snapshots written,
 // until another one takes it. Deadlines strike in the middle of calls; holders are slow, keep messages back, lose answers, and
-// stop for a while; budgets are tiny. What must hold:
+// stop for a while; budgets are tiny. The cluster is in this process (cluster.go), where messages can be disturbed one by one, or
+// made of processes that are stopped, killed and started again (processes.go). What must hold:
 //
 //   - a context is the one of the prefix that its driver named, in every bit;
 //   - a session that is taken up, forked or restored has at each position what one append has put there after the one before it,
 //     the same in all groups: no state is a mixture of two steps;
-//   - what was acknowledged before a session is taken up is there, unless somebody has asked to take it back.
+//   - what was acknowledged before a session is taken up is there, unless somebody has asked to take it back;
+//   - a session is gone only if all holders of one of its groups have been killed, and then for good (losses.go);
+//   - every error has a kind.
 //
 // What a position holds says which append has made it, so that every reader can tell.
 package drivers
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"maps"
+	"io"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -34,6 +38,12 @@ type Config struct {
 	Drivers  int   // of each session
 	Budget   int64 // of each worker, in bytes
 	Seed     uint64
+
+	// Command is the program coord, for a cluster of processes; "" is a cluster in this process.
+	Command string
+	// Replicas is how many copies sessions have, and Dim the size of a head, 0 is 4: of processes alone.
+	Replicas, Dim int
+	Log           io.Writer // of the processes
 }
 
 // Tally counts what drivers have done.
@@ -41,6 +51,13 @@ type Tally struct {
 	Steps, Contexts, Takeovers, Forks, Truncations, Snapshots int64
 	// Unknown are calls of which no outcome came: a deadline, or a connection that broke.
 	Unknown int64
+	// Stuck are sessions that in the end only a client with a receipt could take up.
+	// Absent are those that could not be taken up within a minute of peace.
+	Stuck, Absent int64
+	// Refused are calls that found no room, Lost those that found a worker lost, Gone sessions that were lost with a worker.
+	Refused, Lost, Gone int64
+	// Stops and Kills are those of processes.
+	Stops, Kills int64
 }
 
 // maxLen is about how many positions a session gets.
@@ -48,51 +65,85 @@ const maxLen = 200
 
 // run is a run under way.
 type run struct {
-	cluster *cluster
-	seeds   atomic.Uint32 // of positions, each other than all before
-	tally   struct{ steps, contexts, takeovers, forks, truncations, snapshots, unknown atomic.Int64 }
+	config Config
+	company
+	seeds  atomic.Uint32 // of positions, each other than all before
+	losses losses
+	slots  []*slot
+	tally  struct {
+		steps, contexts, takeovers, forks, truncations, snapshots, unknown, refused, lost, gone, stuck, absent, stops, kills atomic.Int64
+	}
+}
+
+// company is a cluster and what becomes of it.
+type company interface {
+	coordinator() string // its address
+	// begin lets bad things happen, until ctx ends, and returns an error of its own.
+	disturb(ctx context.Context, r *run) error
+	stop() error
 }
 
 // Run drives sessions until ctx ends. The error is the first thing that must not be, nil if there was none.
 func Run(ctx context.Context, config Config) (Tally, error) {
-	c, err := startCluster(config)
+	if config.Dim == 0 {
+		config.Dim = 4
+	}
+	start := startCluster
+	if config.Command != "" {
+		start = startProcesses
+	}
+	c, err := start(ctx, config)
 	if err != nil {
 		return Tally{}, err
 	}
-	r := &run{cluster: c}
-	ctx, stop := context.WithCancelCause(ctx)
-	defer stop(nil)
-	var all sync.WaitGroup
-	fail := func(err error) {
-		if err != nil {
-			stop(err)
-		}
-	}
-	books := make([]*book, config.Sessions)
-	for i := range books {
-		books[i] = &book{parent: map[uint32]uint32{}, placed: map[uint32]int{}, acked: map[uint32]int{}}
-		if err := r.open(ctx, books[i], i); err != nil {
-			return Tally{}, errors.Join(err, c.stop())
-		}
-	}
-	c.calm.Store(false)
-	all.Go(func() { c.disturb(ctx, rand.New(rand.NewPCG(config.Seed, 1))) })
-	for i, b := range books {
-		for j := range config.Drivers {
-			all.Go(func() {
-				d := &driver{run: r, book: b, direct: j%2 == 1, rand: rand.New(rand.NewPCG(config.Seed, uint64(2+i*config.Drivers+j)))}
-				fail(d.drive(ctx))
-			})
-		}
-	}
-	all.Wait()
-	c.calm.Store(true)
-	err = errors.Join(failure(context.Cause(ctx)), c.stop())
+	r := &run{config: config, company: c}
+	err = r.run(ctx)
 	t := &r.tally
 	return Tally{
 		Steps: t.steps.Load(), Contexts: t.contexts.Load(), Takeovers: t.takeovers.Load(), Forks: t.forks.Load(),
 		Truncations: t.truncations.Load(), Snapshots: t.snapshots.Load(), Unknown: t.unknown.Load(),
-	}, err
+		Refused: t.refused.Load(), Lost: t.lost.Load(), Gone: t.gone.Load(), Stuck: t.stuck.Load(), Absent: t.absent.Load(), Stops: t.stops.Load(), Kills: t.kills.Load(),
+	}, errors.Join(err, c.stop())
+}
+
+func (r *run) run(ctx context.Context) error {
+	opener, err := client.Dial(r.coordinator())
+	if err != nil {
+		return err
+	}
+	defer opener.Close()
+	for i := range r.config.Sessions {
+		s := &slot{name: fmt.Sprintf("s%d", i), workers: 1 + i%r.config.Workers}
+		if r.config.Replicas > 0 {
+			s.workers = 0
+		}
+		if err := r.open(ctx, opener, s); err != nil {
+			return err
+		}
+		r.slots = append(r.slots, s)
+	}
+	driving, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	var all sync.WaitGroup
+	begin := func(do func(context.Context) error) {
+		all.Go(func() {
+			if err := do(driving); err != nil {
+				stop(err)
+			}
+		})
+	}
+	begin(func(ctx context.Context) error { return r.disturb(ctx, r) })
+	for i, s := range r.slots {
+		for j := range r.config.Drivers {
+			d := &driver{run: r, slot: s, direct: j%2 == 1, rand: rand.New(rand.NewPCG(r.config.Seed, uint64(2+i*r.config.Drivers+j)))}
+			begin(d.drive)
+		}
+	}
+	all.Wait()
+	if err := failure(context.Cause(driving)); err != nil {
+		return err
+	}
+	return r.settle(context.WithoutCancel(ctx))
 }
 
 // failure is why a run ended, nil where its time was over.
@@ -103,140 +154,59 @@ func failure(cause error) error {
 	return cause
 }
 
-func (r *run) open(ctx context.Context, b *book, i int) error {
-	c, err := client.Dial(r.cluster.address)
-	if err != nil {
-		return err
-	}
-	defer c.Close()
-	s, err := c.OpenSession(ctx, client.SessionOptions{Layers: layers, Name: fmt.Sprintf("s%d", i), Workers: 1 + i%len(r.cluster.holders)})
-	if err != nil {
-		return err
-	}
-	b.id = s.ID()
-	return nil
-}
-
-// book is what was said to the drivers of a session.
-type book struct {
-	id client.SessionID
-
-	mu     sync.Mutex
-	clock  int
-	parent map[uint32]uint32 // of each seed, that of the position before
-	placed map[uint32]int    // of each seed, when its append was begun
-	acked  map[uint32]int    // seeds whose append was acknowledged, with their positions
-	cuts   []cut
-}
-
-// cut is a truncation that somebody has asked for.
-type cut struct{ at, to int }
-
-// tick returns the time, which goes on.
-func (b *book) tick() int { b.clock++; return b.clock }
-
-// begin notes an append.
-func (b *book) begin(before, added []uint32) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	now, last := b.tick(), uint32(0)
-	if len(before) > 0 {
-		last = before[len(before)-1]
-	}
-	for _, s := range added {
-		b.parent[s], b.placed[s] = last, now
-		last = s
-	}
-}
-
-func (b *book) acknowledge(from int, added []uint32) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	for i, s := range added {
-		b.acked[s] = from + i
-	}
-}
-
-// beginCut notes a truncation, and returns when it was asked for.
-func (b *book) beginCut(to int) int {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	now := b.tick()
-	b.cuts = append(b.cuts, cut{now, to})
-	return now
-}
-
-// acknowledgeCut forgets what was taken back.
-func (b *book) acknowledgeCut(at, to int) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	maps.DeleteFunc(b.acked, func(s uint32, position int) bool { return position >= to && b.placed[s] < at })
-}
-
-// promised is what was acknowledged by now.
-func (b *book) promised() map[uint32]int {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return maps.Clone(b.acked)
-}
-
-// check holds what a session has to what was said before. A session that may be read at any length has no promise.
-func (b *book) check(what string, seeds []uint32, promised map[uint32]int) error {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	last := uint32(0)
-	for i, s := range seeds {
-		before, known := b.parent[s]
-		if !known || before != last {
-			return fmt.Errorf("session %s: %s: position %d of %v has %d after %d, which was appended after %d (known %v)", b.id, what, i, seeds, s, last, before, known)
-		}
-		last = s
-	}
-	for s, position := range promised {
-		if position < len(seeds) && seeds[position] == s {
-			continue
-		}
-		if !slices.ContainsFunc(b.cuts, func(c cut) bool { return c.at > b.placed[s] && c.to <= position }) {
-			return fmt.Errorf("session %s: %s: %d was acknowledged at position %d and not taken back, and there is %v", b.id, what, s, position, seeds)
-		}
-	}
-	return nil
-}
-
-// driver drives a session time and again.
+// driver drives a slot's session time and again.
 type driver struct {
 	*run
-	book   *book
+	slot   *slot
+	book   *book // of the session that it drives now
 	direct bool
 	rand   *rand.Rand
 	client *client.Client
 }
 
 func (d *driver) drive(ctx context.Context) (err error) {
-	if d.client, err = client.Dial(d.cluster.address); err != nil {
+	if d.client, err = client.Dial(d.coordinator()); err != nil {
 		return err
 	}
 	defer d.client.Close()
 	for ctx.Err() == nil {
+		d.book = d.slot.current()
 		if d.rand.IntN(12) == 0 {
 			err = d.snapshot(ctx)
 		} else {
 			err = d.take(ctx)
 		}
-		if err != nil && ctx.Err() == nil && !passes(err) {
+		if err == nil || ctx.Err() != nil {
+			continue
+		}
+		if err := d.allowed(err); err != nil {
 			return err
 		}
+		if errors.Is(err, client.ErrGone) && d.losses.may(d.book.holders, d.book.born[0]) {
+			if err := d.replace(ctx, d.client, d.slot, d.book); err != nil {
+				return err
+			}
+			continue
+		}
+		d.pause(ctx)
 	}
 	return nil
 }
 
-// wrong is an error of a check, and not of a call.
-type wrong struct{ error }
+// allowed returns an error that a call on the driver's session must not have.
+func (d *driver) allowed(err error) error {
+	if err := d.judge(err, d.book.holders, d.book.born[0]); err != nil {
+		return fmt.Errorf("session %s, direct %v: %w", d.book.id, d.direct, err)
+	}
+	return nil
+}
 
-// passes tells whether a call may fail so in such company. That nobody holds a session that nobody has dropped never may be.
-func passes(err error) bool {
-	var bad wrong
-	return !errors.As(err, &bad) && !errors.Is(err, client.ErrNotFound)
+// other is the error of a call on a session that the driver has made itself, at a time, so that any worker may hold it.
+func (d *driver) other(err error, since int) error {
+	if err := d.judge(err, nil, since); err != nil || !errors.Is(err, client.ErrGone) {
+		return err
+	}
+	return nil
 }
 
 // deadline is a context that often ends in the middle of a call.
@@ -247,33 +217,43 @@ func (d *driver) deadline(ctx context.Context) (context.Context, context.CancelF
 	return context.WithTimeout(ctx, time.Duration(d.rand.IntN(3000))*time.Microsecond)
 }
 
-// take takes the session over, looks at what it has, and drives it for a while.
-func (d *driver) take(ctx context.Context) error {
+// claim takes the session over and looks at what it has.
+func (d *driver) claim(attaching, ctx context.Context) (*client.Session, []uint32, error) {
 	promised := d.book.promised()
-	one, cancel := d.deadline(ctx)
-	s, err := d.client.Attach(one, d.book.id, client.AttachOptions{Direct: d.direct})
-	cancel()
+	s, err := d.client.Attach(attaching, d.book.id, client.AttachOptions{Direct: d.direct})
 	if err != nil {
-		d.unknown(err)
-		return err
+		return nil, nil, err
 	}
 	d.tally.takeovers.Add(1)
 	seeds, err := d.read(ctx, s)
 	if err != nil {
-		return err
+		return nil, nil, err
 	}
 	if err := d.attend(ctx, s, seeds); err != nil {
-		return err // Somebody else has it again, so that what was read may be anything.
+		return nil, nil, err // Somebody else has it again, so that what was read may be anything.
 	}
 	if err := d.book.check("taken over", seeds, promised); err != nil {
-		return wrong{err}
+		return nil, nil, wrong{err}
+	}
+	return s, seeds, nil
+}
+
+// take takes the session over, and drives it for a while.
+func (d *driver) take(ctx context.Context) error {
+	attaching, cancel := d.deadline(ctx)
+	defer cancel()
+	s, seeds, err := d.claim(attaching, ctx)
+	if err != nil {
+		return err
 	}
 	for range 1 + d.rand.IntN(20) {
 		if seeds, err = d.act(ctx, s, seeds); err != nil {
-			if errors.Is(err, client.ErrTakenOver) || !passes(err) || ctx.Err() != nil {
+			if errors.Is(err, client.ErrTakenOver) || errors.Is(err, client.ErrGone) || ctx.Err() != nil {
 				return err
 			}
-			d.unknown(err)
+			if err := d.allowed(err); err != nil {
+				return err
+			}
 		}
 		if s.Len() != len(seeds) {
 			return wrong{fmt.Errorf("session %s: its client says %d positions, and was told of %d", d.book.id, s.Len(), len(seeds))}
@@ -282,9 +262,38 @@ func (d *driver) take(ctx context.Context) error {
 	return s.Close()
 }
 
-func (d *driver) unknown(err error) {
-	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, client.ErrTryAgain) {
-		d.tally.unknown.Add(1)
+// last looks at the session of a slot once nothing bad happens any more.
+func (d *driver) last(ctx context.Context) (err error) {
+	if d.client, err = client.Dial(d.coordinator()); err != nil {
+		return err
+	}
+	defer d.client.Close()
+	var before error
+	for {
+		s, _, err := d.claim(ctx, ctx)
+		if err == nil {
+			if d.losses.must(d.book.holders, d.book.born[1]) && d.config.Replicas == 0 {
+				return wrong{fmt.Errorf("session %s is there, and one of its holders %v has died", d.book.id, d.book.holders)}
+			}
+			return s.Close()
+		}
+		if err := d.allowed(err); err != nil {
+			return err
+		}
+		if ctx.Err() != nil {
+			d.tally.absent.Add(1) // No time is asserted, but it is said.
+			fmt.Fprintf(cmp.Or[io.Writer](d.config.Log, io.Discard), "session %s, direct %v, has not come back: %v; before that: %v\n", d.book.id, d.direct, err, before)
+			return nil
+		}
+		before = err
+		if errors.Is(err, client.ErrGone) {
+			return nil
+		}
+		if refused := new(client.SessionError); errors.As(err, &refused) && refused.Reason == client.ReasonDifferent {
+			d.tally.stuck.Add(1) // Holders are more than a change apart: docs/sessions.md says that only a receipt helps.
+			return nil
+		}
+		d.pause(ctx)
 	}
 }
 
@@ -324,7 +333,7 @@ func (d *driver) append(ctx context.Context, s *client.Session, seeds []uint32) 
 	}
 	d.book.begin(seeds, added)
 	all := append(slices.Clone(seeds), added...)
-	k, v := rows(added)
+	k, v := rows(added, d.config.Dim)
 	q := d.queries()
 	got := make([]float32, len(q))
 	if err := s.Step(ctx, 0, q, k, v, got, nil); err != nil {
@@ -350,7 +359,7 @@ func (d *driver) attend(ctx context.Context, s *client.Session, seeds []uint32) 
 
 func (d *driver) compare(what string, seeds []uint32, q, got []float32) error {
 	d.tally.contexts.Add(1)
-	want, err := contexts(seeds, q)
+	want, err := contexts(seeds, q, d.config.Dim)
 	if err != nil {
 		return wrong{err}
 	}
@@ -362,6 +371,7 @@ func (d *driver) compare(what string, seeds []uint32, q, got []float32) error {
 
 // fork forks the session, looks at the child, and drops it.
 func (d *driver) fork(ctx context.Context, s *client.Session, seeds []uint32) error {
+	since := d.losses.tick()
 	child, err := s.Fork(ctx)
 	if err != nil {
 		return err
@@ -370,12 +380,12 @@ func (d *driver) fork(ctx context.Context, s *client.Session, seeds []uint32) er
 	defer d.drop(ctx, child)
 	have, err := d.read(ctx, child)
 	if err != nil {
-		return err
+		return d.other(err, since)
 	}
 	if !slices.Equal(have, seeds) {
 		return wrong{fmt.Errorf("session %s: a fork of %v has %v", d.book.id, seeds, have)}
 	}
-	return d.attend(ctx, child, have)
+	return d.other(d.attend(ctx, child, have), since)
 }
 
 // drop ends a session that nobody needs, also where ctx has ended.

@@ -3,6 +3,7 @@ package drivers
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 
 	"headwater.example/attention"
@@ -11,16 +12,22 @@ import (
 )
 
 // layers is the one layer that sessions have: several groups, so that several workers have a part.
-var layers = []client.Layer{{Heads: groups, KVHeads: groups, HeadDim: dim}}
+func (r *run) layers() []client.Layer {
+	return []client.Layer{{Heads: groups, KVHeads: groups, HeadDim: r.config.Dim}}
+}
 
-const groups, dim = 4, 4
+const groups = 4
 
 // rows are the keys and values [positions, groups, dim] of positions, which say their seeds.
-func rows(seeds []uint32) (k, v []float32) {
+func rows(seeds []uint32, dim int) (k, v []float32) {
 	for _, s := range seeds {
 		for g := range groups {
 			k = append(k, float32(s)/(1<<20), float32(g), value(s, g), value(s+1, g))
 			v = append(v, value(s, g), value(s, g+1), float32(s)/(1<<20), 1)
+			for i := 4; i < dim; i++ {
+				k = append(k, 0)
+				v = append(v, value(s, i))
+			}
 		}
 	}
 	return k, v
@@ -34,7 +41,7 @@ func value(s uint32, g int) float32 {
 
 // queries are those of one token, [groups, dim].
 func (d *driver) queries() []float32 {
-	q := make([]float32, groups*dim)
+	q := make([]float32, groups*d.config.Dim)
 	for i := range q {
 		q[i] = float32(d.rand.NormFloat64())
 	}
@@ -42,12 +49,12 @@ func (d *driver) queries() []float32 {
 }
 
 // contexts computes what queries at the newest position see, over fresh pages.
-func contexts(seeds []uint32, q []float32) ([]float32, error) {
+func contexts(seeds []uint32, q []float32, dim int) ([]float32, error) {
 	layout, err := attention.NewLayout(tensor.F32, dim, dim)
 	if err != nil {
 		return nil, err
 	}
-	k, v := rows(seeds)
+	k, v := rows(seeds, dim)
 	out := make([]float32, len(q))
 	for g := range groups {
 		kv := attention.KV{Layout: layout, Len: len(seeds)}
@@ -87,7 +94,7 @@ func (d *driver) read(ctx context.Context, s *client.Session) ([]uint32, error) 
 	if n == 0 {
 		return nil, nil
 	}
-	seeds := make([][]uint32, groups)
+	seeds, dim := make([][]uint32, groups), d.config.Dim
 	err := s.Export(ctx, 0, 0, n, func(group, position, positions int, rows client.Rows) error {
 		k := make([]float32, positions*dim)
 		if err := tensor.Widen(k, rows.K, tensor.F32); err != nil {
@@ -98,6 +105,12 @@ func (d *driver) read(ctx context.Context, s *client.Session) ([]uint32, error) 
 		}
 		return nil
 	})
+	if refused := new(client.SessionError); errors.As(err, &refused) && refused.Reason == client.ReasonInvalid {
+		// An export is nobody's, so that it may find the positions gone that another driver has taken back.
+		if err := d.attend(ctx, s, make([]uint32, n)); err != nil && !errors.As(err, new(wrong)) {
+			return nil, err
+		}
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -105,7 +118,7 @@ func (d *driver) read(ctx context.Context, s *client.Session) ([]uint32, error) 
 	for g := 1; g < groups; g++ {
 		for i, seed := range seeds[g] {
 			if seed != seeds[0][i] {
-				if err := d.attend(ctx, s, seeds[0]); err != nil && passes(err) {
+				if err := d.attend(ctx, s, seeds[0]); err != nil && !errors.As(err, new(wrong)) {
 					return nil, err
 				}
 				return nil, wrong{fmt.Errorf("session %s is a mixture: group 0 has %v, group %d %v", d.book.id, seeds[0], g, seeds[g])}
@@ -122,21 +135,21 @@ func (d *driver) snapshot(ctx context.Context) error {
 	defer cancel()
 	var b bytes.Buffer
 	if _, err := d.client.SnapshotSession(one, d.book.id, &b, nil); err != nil {
-		d.unknown(err)
 		return err
 	}
+	since := d.losses.tick()
 	s, err := d.client.RestoreSession(ctx, &b, client.RestoreOptions{Direct: d.direct})
 	if err != nil {
-		return err
+		return d.other(err, since)
 	}
 	defer d.drop(ctx, s)
 	seeds, err := d.read(ctx, s)
 	if err != nil {
-		return err
+		return d.other(err, since)
 	}
 	d.tally.snapshots.Add(1)
 	if err := d.book.check("a snapshot", seeds, promised); err != nil {
 		return wrong{err}
 	}
-	return d.attend(ctx, s, seeds)
+	return d.other(d.attend(ctx, s, seeds), since)
 }

@@ -1,0 +1,149 @@
+package drivers
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"strconv"
+	"syscall"
+	"time"
+
+	"headwater.example/client"
+	"headwater.example/internal/localcluster"
+)
+
+// processes are a cluster of processes, that are stopped, killed and started again.
+type processes struct {
+	*localcluster.Cluster
+	config Config
+}
+
+func startProcesses(ctx context.Context, config Config) (company, error) {
+	args := []string{"--replicas", strconv.Itoa(config.Replicas)}
+	c, err := localcluster.Start(ctx, localcluster.Options{
+		Workers: config.Workers, Memory: config.Budget, Threads: 1, Command: []string{config.Command}, CoordinatorArgs: args, Log: config.Log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &processes{Cluster: c, config: config}, nil
+}
+
+func (p *processes) coordinator() string { return p.Address() }
+
+func (p *processes) stop() error {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	return p.Stop(ctx)
+}
+
+// disturb stops and kills one process at a time, until ctx ends. Then all run, and the coordinator sees them.
+func (p *processes) disturb(ctx context.Context, r *run) error {
+	random := rand.New(rand.NewPCG(p.config.Seed, 1))
+	for n := 1; ; n++ {
+		victim := random.IntN(p.Workers()+1) - 1 // -1 is the coordinator
+		pause, length := time.Duration(50+random.IntN(300))*time.Millisecond, time.Duration(random.IntN(300))*time.Millisecond
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(pause):
+		}
+		var err error
+		switch {
+		case n%3 == 0:
+			err = p.kill(ctx, r, victim, 5*length)
+		case n%8 == 0:
+			err = p.halt(ctx, r, victim, 10*length) // longer than calls last
+		default:
+			err = p.halt(ctx, r, victim, length)
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// halt stops a process for some time.
+func (p *processes) halt(ctx context.Context, r *run, victim int, length time.Duration) error {
+	r.tally.stops.Add(1)
+	id := p.Process(victim)
+	if err := syscall.Kill(id, syscall.SIGSTOP); err != nil {
+		return err
+	}
+	wait(ctx, length)
+	return syscall.Kill(id, syscall.SIGCONT)
+}
+
+// kill kills a process, and starts it again after some time. Where sessions have copies, it waits until they have them again.
+func (p *processes) kill(ctx context.Context, r *run, victim int, length time.Duration) error {
+	r.tally.kills.Add(1)
+	restarting, cancel := context.WithTimeout(context.WithoutCancel(ctx), settled)
+	defer cancel()
+	var err error
+	if victim < 0 {
+		p.KillCoordinator()
+		wait(ctx, length)
+		err = p.RestartCoordinator(restarting)
+	} else {
+		r.losses.kill(p.Name(victim), func() { p.Kill(victim) })
+		wait(ctx, length)
+		err = p.RestartWorker(restarting, victim)
+	}
+	if err = errors.Join(err, p.AwaitWorkers(restarting)); err != nil {
+		return err
+	}
+	return p.copies(ctx, r)
+}
+
+// wait waits for a time, or until ctx ends.
+func wait(ctx context.Context, length time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(length):
+	}
+}
+
+// copies waits until each session has all of its copies.
+func (p *processes) copies(ctx context.Context, r *run) error {
+	if p.config.Replicas == 0 {
+		return nil
+	}
+	c, err := client.Dial(p.Address())
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	bounded, cancel := context.WithTimeout(ctx, settled)
+	defer cancel()
+	for _, s := range r.slots {
+		b := s.current()
+		for {
+			found, err := c.FindSession(bounded, b.id)
+			if ctx.Err() != nil {
+				return nil
+			}
+			if bounded.Err() != nil {
+				return wrong{fmt.Errorf("session %s has no copies of all after %v: %+v, %w", b.id, settled, found, err)}
+			}
+			if err := r.judge(err, b.holders, b.born[0]); err != nil {
+				return err
+			}
+			if err == nil && held(found) == groups*(1+p.config.Replicas) {
+				break
+			}
+			r.pause(ctx)
+		}
+	}
+	return nil
+}
+
+// held is how many shards the holders of a session have.
+func held(s *client.SessionState) (n int) {
+	for _, h := range s.Holders {
+		for _, l := range h.Layers {
+			n += len(l.Groups)
+		}
+	}
+	return n
+}
