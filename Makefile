@@ -13,7 +13,7 @@ export GOFLAGS += -trimpath -buildvcs=false
 
 .DEFAULT_GOAL := help
 .PHONY: help build demo demo-model check map test unit lint format proto generate breaking fuzz bench bench-plots figures-kernels figures-job figures-sessions figures-learn figures-model figures-observe figures-faults soak \
-	fixtures image test-alerts test-avx512 test-browser test-arm64 test-k8s test-python test-model pytest wheel wheels clean
+	fixtures image test-alerts test-avx512 test-browser test-traces test-arm64 test-k8s test-python test-model pytest wheel wheels clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -112,6 +112,11 @@ test-alerts: ## test the alert rules and the metrics' names with promtool, which
 	cd tools/promtool && GOFLAGS='$(GOFLAGS) -mod=readonly' $(GO) build -tags remove_all_sd -o ../../.cache/promtool github.com/prometheus/prometheus/cmd/promtool
 	cd docs/monitoring && ../../.cache/promtool check rules alerts.yaml && ../../.cache/promtool test rules alerts.test.yaml
 	HEADWATER_PROMTOOL=$(CURDIR)/.cache/promtool $(GO) test -count=1 -run TestPromtool ./internal/observe
+
+# The OpenTelemetry Collector is a module of its own as well.
+test-traces: ## send a step's trace through an OpenTelemetry Collector, which is built for it
+	cd tools/collector && GOFLAGS='$(GOFLAGS) -mod=readonly' $(GO) build -o ../../.cache/collector .
+	HEADWATER_COLLECTOR=$(CURDIR)/.cache/collector $(GO) test -count=1 -run TestAStepIsOneTrace ./test/e2e
 
 # The browser is Debian's, the checker of accessibility npm's; where one is missing the tests that need it are skipped by name.
 AXE := .cache/browser/node_modules/axe-core/axe.min.js

@@ -6,6 +6,8 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"os"
+	"os/exec"
 	"sync"
 	"testing"
 
@@ -86,7 +88,44 @@ func collect(t *testing.T) (*collected, string) {
 			t.Error(err)
 		}
 	})
-	return c, "http://" + listener.Addr().String()
+	return c, "http://" + through(t, listener.Addr().String())
+}
+
+// through lets what goes to a receiver pass the OpenTelemetry Collector, where HEADWATER_COLLECTOR names it, and returns the address
+// that spans are sent to.
+func through(t *testing.T, receiver string) (endpoint string) {
+	t.Helper()
+	program := os.Getenv("HEADWATER_COLLECTOR")
+	if program == "" {
+		return receiver
+	}
+	free, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	endpoint = free.Addr().String()
+	if err := free.Close(); err != nil {
+		t.Fatal(err)
+	}
+	collector := exec.Command(program, "--config", fmt.Sprintf(`yaml:{
+		receivers: {otlp: {protocols: {grpc: {endpoint: %q}}}},
+		exporters: {otlp_grpc: {endpoint: %q, tls: {insecure: true}}},
+		service: {telemetry: {metrics: {level: none}}, pipelines: {traces: {receivers: [otlp], exporters: [otlp_grpc]}}},
+	}`, endpoint, receiver))
+	said := &logs{}
+	collector.Stdout, collector.Stderr = said, said
+	if err := collector.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := collector.Process.Signal(os.Interrupt); err != nil {
+			t.Error(err)
+		}
+		if err := collector.Wait(); err != nil || t.Failed() {
+			t.Errorf("the collector ended with %v and said:\n%s", err, said.text.String())
+		}
+	})
+	return endpoint
 }
 
 // TestAStepIsOneTrace lets a traced program step a session over two workers: all spans are of its trace, and hang together.
