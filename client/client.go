@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -39,10 +40,12 @@ type Client struct {
 	proxy   string // through which it is reached, or ""
 	conn    *grpc.ClientConn
 	service headwaterv1.CoordinatorServiceClient
+	cluster headwaterv1.ClusterServiceClient
 	conns   *fanout.Conns
 	kept    rpc.Kept     // that to the coordinator
 	lane    *fanout.Lane // which drives the sessions
 	closed  atomic.Bool
+	telling sync.WaitGroup // the coordinator of what this client has found
 }
 
 // DialOptions say how a client connects. The zero value is plain text within this machine, without a proxy.
@@ -99,11 +102,12 @@ func dial(a address.Address, proxy string, security *rpc.Security, opts []grpc.D
 	}
 	conns := fanout.NewConns(security, opts...)
 	c := &Client{
-		address: a.String(), proxy: proxy, conn: conn, service: headwaterv1.NewCoordinatorServiceClient(conn),
+		address: a.String(), proxy: proxy, conn: conn, service: headwaterv1.NewCoordinatorServiceClient(conn), cluster: headwaterv1.NewClusterServiceClient(conn),
 		conns: conns, lane: fanout.NewLane(conns.NewName(), conns),
 	}
 	conns.Locate = c.locate
 	c.kept.Set(conns.Conns, rpc.Peer{Name: c.address, Address: c.address})
+	conns.OnLeave = c.tell
 	return c, nil
 }
 
@@ -115,6 +119,7 @@ func (c *Client) Address() string { return c.address }
 func (c *Client) Close() error {
 	c.closed.Store(true)
 	c.lane.Close()
+	c.telling.Wait()
 	c.kept.Set(c.conns.Conns)
 	return errors.Join(c.conns.Close(), c.conn.Close())
 }

@@ -466,7 +466,7 @@ func (s *Session) Drop(ctx context.Context) error {
 }
 
 func (s *Session) drop(ctx context.Context) error {
-	return s.client.conns.End(ctx, s.place.Holding(), &headwaterv1.DropSessionRequest{Session: s.id[:], Epoch: s.client.epoch(s.epoch)})
+	return s.client.conns.End(ctx, s.place, &headwaterv1.DropSessionRequest{Session: s.id[:], Epoch: s.client.epoch(s.epoch)})
 }
 
 // Keep sets whether Close leaves the session on the cluster. By default it does so only if the session was attached.
@@ -558,12 +558,12 @@ func (c *Client) attach(ctx context.Context, id SessionID, opts AttachOptions) (
 			req.Expect = append(req.Expect, &headwaterv1.LayerState{Layer: uint32(i), Length: l.Length, Hashes: l.Hashes})
 		}
 	}
-	// Another client may raise the epoch meanwhile; the refusal then names the new one.
+	// Another client, or who makes copies, may raise the epoch meanwhile; the refusal then names the new one.
 	counter := found.GetEpoch().GetCounter()
 	for attempt := 1; ; attempt++ {
 		req.Epoch = c.epoch(counter + 1)
 		state, err := c.conns.Take(ctx, fanout.NewPlace(id, whole), req)
-		if e, ok := session.FromError(err); ok && e.Reason() == session.StaleEpoch && attempt < 4 {
+		if e, ok := session.FromError(err); ok && e.Reason() == session.StaleEpoch && attempt < takeAttempts {
 			counter = e.Why.GetEpoch().GetCounter()
 			continue
 		}
@@ -578,6 +578,9 @@ func (c *Client) attach(ctx context.Context, id SessionID, opts AttachOptions) (
 		return s, nil
 	}
 }
+
+// takeAttempts is how often a session is taken whose epoch others raise at the same time.
+const takeAttempts = 16
 
 // Sessions returns all sessions on the cluster, by id, and each worker's cache. Silent has the workers that did not
 // answer; their sessions and caches are missing.
@@ -648,6 +651,15 @@ func (c *Client) findSession(ctx context.Context, id SessionID, holdersOnly bool
 		return nil, c.sessionError(doing, id, session.Errorf(session.Unknown, "no worker holds it"))
 	}
 	return found[0], nil
+}
+
+// tell lets the coordinator see that a session has gone on without some workers, so that it makes the copies that it lacks.
+func (c *Client) tell(id [16]byte, _ []string) {
+	c.telling.Go(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), lookTimeout)
+		defer cancel()
+		_, _ = c.findSession(ctx, id, true) // If nobody answers, it is seen later.
+	})
 }
 
 // findHolders finds a session's holders, without waiting for its steps, and reads its layers.

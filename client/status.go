@@ -31,6 +31,7 @@ type WorkerStatus struct {
 	Threads     uint32 // for kernels
 	Kernel      string
 	Load        *WorkerLoad // nil if it does not count what it does
+	Draining    bool        // whether it gets no sessions and no jobs, and what it has is moved away
 }
 
 // WorkerLoad is what a worker has done since it started.
@@ -70,7 +71,7 @@ func newStatus(m *headwaterv1.StatusResponse) *Status {
 		s.Workers = append(s.Workers, WorkerStatus{
 			Name: d.GetName(), Address: w.GetAddress(), Error: w.GetError(), Boot: d.GetBoot(), Version: d.GetVersion(), Weight: d.GetWeight(),
 			BudgetBytes: d.GetBudgetBytes(), UsedBytes: d.GetUsedBytes(), SpareBytes: d.GetSpareBytes(), Threads: d.GetThreads(), Kernel: d.GetKernel(),
-			Load: newLoad(d.GetLoad()),
+			Load: newLoad(d.GetLoad()), Draining: d.GetDraining(),
 		})
 	}
 	for _, c := range m.GetJobs() {

@@ -68,8 +68,11 @@ type Config struct {
 	Conns  int   // most connections of clients at once; 0 is no bound
 	Flight int64 // most bytes of messages in flight in each direction; 0 is 256 MiB
 
-	// Replicas is the number of copies of each shard, beside the owner's, of a session that does not set its own.
+	// Replicas is the number of copies of each shard, beside the owner's, of a session that does not set its own, if there are so
+	// many workers.
 	Replicas int
+	// CopyRate bounds the bytes a second of copies that are made in the background; 0 is no bound.
+	CopyRate int64
 
 	// Observe is what counts; nil counts nothing. It is this coordinator's alone.
 	Observe *observe.Coordinator
@@ -97,6 +100,9 @@ func Open(c Config) (*Coordinator, error) {
 		return nil, fmt.Errorf("coordinator name %q is not a DNS label: 1 to 63 of a-z, 0-9 and '-', with no '-' at its ends", c.Name)
 	}
 	c.Logger = cmp.Or(c.Logger, slog.New(slog.DiscardHandler))
+	if c.Observe == nil {
+		c.Observe = observe.Quiet()
+	}
 	queue, err := jobs.Open(jobs.Config{
 		Name: c.Name, Version: c.Version, DataDir: c.DataDir, View: c.View, Logger: c.Logger,
 		WorkerWait: c.WorkerWait, Deadline: c.Deadline, BlockBytes: c.BlockBytes,
@@ -115,7 +121,7 @@ func Open(c Config) (*Coordinator, error) {
 
 		config: c, flight: sessions.NewFlight(c.Flight, c.Conns, c.Logger), jobs: queue,
 		sessions: sessions.New(sessions.Config{
-			View: c.View, Logger: c.Logger, Replicas: c.Replicas, Await: known, AwaitFor: c.AwaitFor, Now: c.Now, Observe: c.Observe, Tracer: c.Tracer, Security: c.Security,
+			View: c.View, Logger: c.Logger, Replicas: c.Replicas, CopyRate: c.CopyRate, Await: known, AwaitFor: c.AwaitFor, Now: c.Now, Observe: c.Observe, Tracer: c.Tracer, Security: c.Security,
 		}),
 	}
 	made.observe(c)
@@ -138,6 +144,7 @@ func (c *Coordinator) ServerOptions(options ...rpc.ServerOption) []grpc.ServerOp
 func (c *Coordinator) Register(s grpc.ServiceRegistrar) {
 	headwaterv1.RegisterCoordinatorServiceServer(s, c.jobs)
 	session.Register(s, c.sessions)
+	headwaterv1.RegisterClusterServiceServer(s, c.sessions.Cluster())
 }
 
 // Run runs queued jobs, and keeps the connections to workers, until ctx ends, once. Calls that wait for a job end then, and

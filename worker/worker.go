@@ -14,6 +14,7 @@ import (
 	"log/slog"
 	"net"
 	"regexp"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
@@ -72,6 +73,7 @@ type Worker struct {
 	machine  *machine.Machine
 	jobs     *jobs.Service
 	sessions *sessions.Service
+	draining atomic.Bool // as Describe says to coordinators
 }
 
 const (
@@ -143,6 +145,18 @@ func (w *Worker) ServePlain(ctx context.Context, listener net.Listener) error {
 	return session.ServePlain(ctx, listener, w.machine.Flight, w.machine.Log, w.sessions.Lane)
 }
 
+// SetDraining sets whether coordinators are to move away what the worker holds, and to give it nothing more.
+func (w *Worker) SetDraining(_ context.Context, m *headwaterv1.SetDrainingRequest) (*headwaterv1.SetDrainingResponse, error) {
+	if w.draining.Swap(m.GetDraining()) != m.GetDraining() {
+		text := "it is drained: its sessions move away"
+		if !m.GetDraining() {
+			text = "it is drained no longer"
+		}
+		w.machine.Log.Info(text)
+	}
+	return &headwaterv1.SetDrainingResponse{}, nil
+}
+
 // Describe returns the worker's identity and memory.
 func (w *Worker) Describe(context.Context, *headwaterv1.DescribeRequest) (*headwaterv1.DescribeResponse, error) {
 	d := w.describe()
@@ -163,6 +177,7 @@ func (w *Worker) describe() *headwaterv1.DescribeResponse {
 		Threads:     uint32(w.cfg.Threads),
 		Kernel:      attention.KernelName(),
 		SpareBytes:  uint64(cache.FreeBytes + cache.PrefixBytes + kept),
+		Draining:    w.draining.Load(),
 	}
 }
 

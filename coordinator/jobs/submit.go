@@ -377,7 +377,7 @@ func (q *Queue) forget(c claim, err error) {
 
 // capacity refuses a job whose keys and values do not fit in the cluster's memory as it is now.
 func (q *Queue) capacity(ctx context.Context, j *jobfile.Job) error {
-	answering, err := workers.Answering(q.workers.Describe(ctx, q.workers.List()))
+	answering, err := workers.Placeable(q.workers.Describe(ctx, q.workers.List()))
 	if err != nil {
 		return err
 	}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -38,6 +39,7 @@ func NewDirect(address string, coordinator grpc.ClientConnInterface, security *r
 		coordinator: headwaterv1.NewSessionServiceClient(coordinator),
 	}
 	d.locate = d.askCoordinator
+	d.conns.OnLeave = d.tell
 	return d
 }
 
@@ -99,6 +101,19 @@ func (d *Direct) askCoordinator(ctx context.Context, id [16]byte) (*fanout.Holdi
 	}
 	return h, nil
 }
+
+// tell lets the coordinator see that a session has gone on without some workers, so that it makes the copies that it lacks.
+func (d *Direct) tell(id [16]byte, lost []string) {
+	d.left(id, lost)
+	d.lanes.Go(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), tellTimeout)
+		defer cancel()
+		_, _ = d.askCoordinator(ctx, id) // If nobody answers, it is seen later.
+	})
+}
+
+// tellTimeout is how long a coordinator may take to look at a session that a relay tells it of.
+const tellTimeout = 5 * time.Second
 
 // holdingOf reads who holds a session of a config, which a state may leave out where it was asked for with one.
 func holdingOf(state *headwaterv1.SessionState, asked *headwaterv1.SessionConfig) (*fanout.Holding, error) {

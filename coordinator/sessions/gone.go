@@ -44,10 +44,7 @@ func (r *Relay) watch(ctx context.Context) {
 
 // left logs that a session goes on without lost holders.
 func (r *Relay) left(id [16]byte, lost []string) {
-	select {
-	case r.lacking <- struct{}{}:
-	default:
-	}
+	r.copies.look(id)
 	for _, name := range lost {
 		r.observe.Happened(observe.SessionsMoved, name, 1)
 	}

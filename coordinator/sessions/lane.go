@@ -287,7 +287,7 @@ func (l *lane) count(s *laneStep) {
 		s.span.End(time.Now(), failed)
 		s.span = nil
 	}
-	if l.observe == nil {
+	if !l.observe.Counts() {
 		return
 	}
 	if refused := s.response.Result.Err; refused != nil {

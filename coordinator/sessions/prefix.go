@@ -61,10 +61,10 @@ const (
 	maxCoverSteps = 1 << 14
 )
 
-// cover chooses holdings that together have each shard once, one of each of so many workers, so that the shortest of their
+// cover chooses holdings that together have each shard so many times, one of each of n workers, so that the shortest of their
 // prefixes is as long as can be. Of alike ones those come first whose workers rank first by the key. It is nil if there are none,
 // or if they are not found in a bounded search: the session then begins without a prefix.
-func cover(g *shard.Geometry, all []found, n int, key uint64) map[string][][]int {
+func cover(g *shard.Geometry, all []found, n, times int, key uint64) map[string][][]int {
 	rank := map[string]int{}
 	var names []shard.Worker
 	for _, f := range all {
@@ -79,7 +79,10 @@ func cover(g *shard.Geometry, all []found, n int, key uint64) map[string][][]int
 	for i, w := range shard.Rank(key, names) {
 		rank[w.Name] = i
 	}
-	c := &coverSearch{n: n, shards: g.Shards(), covered: make([]uint64, (g.Shards()+63)/64), taken: map[string]bool{}, byFirst: map[int][]int{}}
+	c := &coverSearch{n: n, shards: g.Shards(), covered: make([][]uint64, times), taken: map[string]bool{}, byFirst: map[int][]int{}}
+	for i := range c.covered {
+		c.covered[i] = make([]uint64, (g.Shards()+63)/64)
+	}
 	for _, f := range all {
 		if f.number(g) && f.positions > 0 {
 			c.all = append(c.all, f)
@@ -132,12 +135,12 @@ type coverSearch struct {
 	steps     int
 
 	chosen  []found
-	covered []uint64
+	covered [][]uint64 // shards that are covered once, twice and so on
 	taken   map[string]bool
 }
 
 // search adds holdings to those that are chosen until all shards are covered. The next one has the first shard that is missing,
-// as its least, since the others of its shards are missing as well.
+// as its least, since nothing is missing of those before.
 func (c *coverSearch) search() bool {
 	next := c.missing()
 	if next == c.shards || len(c.chosen) == c.n {
@@ -158,29 +161,42 @@ func (c *coverSearch) search() bool {
 		}
 		c.chosen = c.chosen[:len(c.chosen)-1]
 		delete(c.taken, f.worker)
-		for i := range c.covered {
-			c.covered[i] &^= f.shards[i]
-		}
+		c.remove(f.shards)
 	}
 	return false
 }
 
-// add covers shards, if none of them is covered yet.
+// add covers shards once more, unless one of them is covered as often as it is to be.
 func (c *coverSearch) add(shards []uint64) bool {
+	last := len(c.covered) - 1
 	for i, w := range shards {
-		if c.covered[i]&w != 0 {
+		if c.covered[last][i]&w != 0 {
 			return false
 		}
 	}
 	for i, w := range shards {
-		c.covered[i] |= w
+		for t := last; t > 0; t-- {
+			c.covered[t][i] |= c.covered[t-1][i] & w
+		}
+		c.covered[0][i] |= w
 	}
 	return true
 }
 
-// missing returns the first shard that is not covered, or their number.
+// remove takes back what add has done.
+func (c *coverSearch) remove(shards []uint64) {
+	last := len(c.covered) - 1
+	for i, w := range shards {
+		for t := range last {
+			c.covered[t][i] &^= w &^ c.covered[t+1][i]
+		}
+		c.covered[last][i] &^= w
+	}
+}
+
+// missing returns the first shard that is not covered as often as it is to be, or their number.
 func (c *coverSearch) missing() int {
-	for i, w := range c.covered {
+	for i, w := range c.covered[len(c.covered)-1] {
 		if ^w != 0 {
 			return min(64*i+bits.TrailingZeros64(^w), c.shards)
 		}

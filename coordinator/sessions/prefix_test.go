@@ -2,6 +2,7 @@ package sessions
 
 import (
 	"fmt"
+	"maps"
 	"reflect"
 	"testing"
 
@@ -10,9 +11,15 @@ import (
 	"headwater.example/shard"
 )
 
-// longest tries all ways to give each shard once to n workers, and returns the longest of the shortest prefixes, 0 is none.
-func longest(owned map[shard.ID]bool, shards int, all []found, taken map[string]bool, n int) uint64 {
-	if len(owned) == shards && len(taken) == n {
+// longest tries all ways to give each shard so many times to n workers, and returns the longest of the shortest prefixes, 0 is none.
+func longest(owned map[shard.ID]int, shards, times int, all []found, taken map[string]bool, n int) uint64 {
+	full := 0
+	for _, by := range owned {
+		if by == times {
+			full++
+		}
+	}
+	if full == shards && len(taken) == n {
 		return 1 << 20
 	}
 	var best uint64
@@ -20,41 +27,42 @@ func longest(owned map[shard.ID]bool, shards int, all []found, taken map[string]
 		if taken[f.worker] {
 			continue
 		}
-		next, disjoint := map[shard.ID]bool{}, true
-		for id := range owned {
-			next[id] = true
-		}
+		next, fits := maps.Clone(owned), true
 		for l, groups := range f.groups {
 			for _, g := range groups {
 				id := shard.ID{Layer: shard.Layer(l), Group: shard.Group(g)}
-				disjoint = disjoint && !next[id]
-				next[id] = true
+				next[id]++
+				fits = fits && next[id] <= times
 			}
 		}
-		if disjoint {
+		if fits {
 			taken[f.worker] = true
-			best = max(best, min(f.positions, longest(next, shards, all[i+1:], taken, n)))
+			best = max(best, min(f.positions, longest(next, shards, times, all[i+1:], taken, n)))
 			delete(taken, f.worker)
 		}
 	}
 	return best
 }
 
-// A cover has each shard once, with a prefix as long as any cover of so many workers has.
+// A cover has each shard as often as it is to be, with a prefix as long as any cover of so many workers has.
 func TestACoverHasTheLongestPrefix(t *testing.T) {
-	covered := 0
+	covered := map[int]int{}
 	rapid.Check(t, func(t *rapid.T) {
 		g := drawGeometry(t)
+		times := rapid.IntRange(1, 3).Draw(t, "times")
 		var all []found
-		for range rapid.IntRange(0, 4).Draw(t, "placements") {
-			parts := make([]found, rapid.IntRange(1, 3).Draw(t, "parts"))
+		for range rapid.IntRange(0, 3).Draw(t, "placements") {
+			parts := make([]found, rapid.IntRange(times, 4).Draw(t, "parts"))
 			for i := range parts {
 				parts[i] = found{worker: fmt.Sprintf("w%d", i), groups: make([][]int, g.Layers()), positions: 64 * rapid.Uint64Range(0, 3).Draw(t, "pages")}
 			}
 			for l := range g.Layers() {
 				for group := range g.Layer(shard.Layer(l)).KVHeads {
-					p := &parts[rapid.IntRange(0, len(parts)-1).Draw(t, "owner")]
-					p.groups[l] = append(p.groups[l], group)
+					owner := rapid.IntRange(0, len(parts)-1).Draw(t, "owner")
+					for copies := range times {
+						p := &parts[(owner+copies)%len(parts)]
+						p.groups[l] = append(p.groups[l], group)
+					}
 				}
 			}
 			for _, p := range parts {
@@ -63,10 +71,10 @@ func TestACoverHasTheLongestPrefix(t *testing.T) {
 				}
 			}
 		}
-		n, key := rapid.IntRange(1, 3).Draw(t, "workers"), rapid.Uint64().Draw(t, "key")
-		want := longest(map[shard.ID]bool{}, g.Shards(), all, map[string]bool{}, n)
-		placed := cover(g, all, n, key)
-		if again := cover(g, rapid.Permutation(all).Draw(t, "order"), n, key); (again == nil) != (placed == nil) {
+		n, key := rapid.IntRange(1, 4).Draw(t, "workers"), rapid.Uint64().Draw(t, "key")
+		want := longest(map[shard.ID]int{}, g.Shards(), times, all, map[string]bool{}, n)
+		placed := cover(g, all, n, times, key)
+		if again := cover(g, rapid.Permutation(all).Draw(t, "order"), n, times, key); (again == nil) != (placed == nil) {
 			t.Fatalf("%v, and in another order %v", placed, again)
 		}
 		if placed == nil {
@@ -75,8 +83,8 @@ func TestACoverHasTheLongestPrefix(t *testing.T) {
 			}
 			return
 		}
-		covered++
-		have, owned := uint64(1<<20), map[shard.ID]bool{}
+		covered[times]++
+		have, owned := uint64(1<<20), map[shard.ID]int{}
 		for worker, groups := range placed {
 			var longest uint64
 			for _, f := range all {
@@ -87,20 +95,23 @@ func TestACoverHasTheLongestPrefix(t *testing.T) {
 			have = min(have, longest)
 			for l := range groups {
 				for _, group := range groups[l] {
-					id := shard.ID{Layer: shard.Layer(l), Group: shard.Group(group)}
-					if owned[id] {
-						t.Fatalf("%v has two owners: %v", id, placed)
-					}
-					owned[id] = true
+					owned[shard.ID{Layer: shard.Layer(l), Group: shard.Group(group)}]++
 				}
+			}
+		}
+		for id, by := range owned {
+			if by != times {
+				t.Fatalf("%v has %d holders, not %d: %v", id, by, times, placed)
 			}
 		}
 		if have != want || len(placed) != n || len(owned) != g.Shards() {
 			t.Fatalf("%v: %d positions, want %d by %d workers", placed, have, want, n)
 		}
 	})
-	if covered == 0 {
-		t.Error("no cover was found at all")
+	for times := 1; times <= 3; times++ {
+		if covered[times] == 0 {
+			t.Errorf("no cover of %d times was found at all", times)
+		}
 	}
 }
 
@@ -111,7 +122,7 @@ func TestACoverOfNonsenseIsNone(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, groups := range map[string][]int{"a group that is none": {0, 2}, "a negative one": {-1, 0}, "one twice": {0, 0}, "none": nil, "descending": {1, 0}, "too few": {0}} {
-		if at := cover(g, []found{{worker: "w", groups: [][]int{groups}, positions: 64}}, 1, 0); at != nil {
+		if at := cover(g, []found{{worker: "w", groups: [][]int{groups}, positions: 64}}, 1, 1, 0); at != nil {
 			t.Errorf("%s: %v", name, at)
 		}
 	}

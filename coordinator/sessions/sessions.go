@@ -46,7 +46,8 @@ type Config struct {
 	Observe  *observe.Coordinator // nil counts nothing
 	Tracer   *observe.Tracer      // nil traces nothing
 
-	Replicas int // copies of each shard beside the owner's, for sessions that say nothing of it
+	Replicas int   // copies of each shard beside the owner's, for sessions that say nothing of it, if there are so many workers
+	CopyRate int64 // most bytes a second of copies that are made in the background; 0 is no bound
 
 	// Await are workers that are expected to join: for AwaitFor, 0 is DefaultAwaitFor, a session that is not found may be theirs.
 	Await    []membership.Member
@@ -71,7 +72,7 @@ type Relay struct {
 	now        func() time.Time
 	awaitUntil time.Time
 
-	lacking chan struct{} // holds one element once a session has gone on without holders
+	copies *keeper
 
 	mu       sync.Mutex
 	holdings map[[16]byte]remembered // at most maxHoldings
@@ -90,10 +91,12 @@ func New(c Config) *Relay {
 	conns.Log = cmp.Or(c.Logger, slog.New(slog.DiscardHandler))
 	r := &Relay{
 		log: conns.Log, conns: conns, workers: workers.New(c.View, conns.Conns),
-		replicas: c.Replicas, observe: c.Observe, tracer: c.Tracer, lacking: make(chan struct{}, 1),
+		replicas: c.Replicas, observe: c.Observe, tracer: c.Tracer,
 		stopping: make(chan struct{}), holdings: map[[16]byte]remembered{},
 		now: c.Now, await: slices.Clone(c.Await), awaitUntil: c.Now().Add(cmp.Or(c.AwaitFor, DefaultAwaitFor)),
 	}
+	r.copies = newKeeper(r, c.CopyRate)
+	conns.OnCopy = r.copies.rate.take
 	r.locate = r.askWorkers
 	conns.OnLeave = r.left
 	conns.Locate = func(ctx context.Context, id [16]byte) (*fanout.Holding, error) { return r.locate(ctx, id) }
@@ -114,7 +117,7 @@ func (r *Relay) Run(ctx context.Context) {
 	defer watch.Wait()
 	watch.Go(func() { r.watch(ctx) })
 	watch.Go(func() {
-		if err := rpc.Guard(r.log, "making copies of sessions", func() error { r.keepCopies(ctx); return nil }); err != nil {
+		if err := rpc.Guard(r.log, "making copies of sessions", func() error { r.copies.run(ctx); return nil }); err != nil {
 			r.log.Error("no copies of sessions are made any more", "error", err)
 		}
 	})
@@ -167,15 +170,14 @@ func (r *Relay) create(ctx context.Context, req *headwaterv1.CreateSessionReques
 	if len(req.GetHeld()) != 0 {
 		return nil, session.Errorf(session.Invalid, "a coordinator plans who holds what; it is not told")
 	}
-	if req.GetConfig() != nil && req.GetConfig().Replicas == nil {
-		req.Config.Replicas = proto.Uint32(uint32(r.replicas))
-	}
 	// A request that comes again finds what it has made before, also at another coordinator.
 	var h *fanout.Holding
 	known, err := r.find(ctx, req.GetSession())
 	switch {
 	case err == nil:
-		h = known.Holding()
+		if h = known.Holding(); req.GetConfig() != nil && req.GetConfig().Replicas == nil {
+			req.Config.Replicas = proto.Uint32(uint32(h.Replicas()))
+		}
 	case fanout.Is(err, session.Unknown) || fanout.Is(err, session.Lost):
 		if h, err = r.plan(ctx, req); err != nil {
 			return nil, err
@@ -209,9 +211,16 @@ func (r *Relay) plan(ctx context.Context, req *headwaterv1.CreateSessionRequest)
 	if err != nil {
 		return nil, session.Errorf(session.Invalid, "%v", err)
 	}
-	answering, err := workers.Answering(r.workers.Describe(ctx, r.workers.List()))
+	answering, err := workers.Placeable(r.workers.Describe(ctx, r.workers.List()))
 	if err != nil {
 		return nil, err
+	}
+	if req.GetConfig().Replicas == nil {
+		most := len(answering)
+		if asked := int(req.GetWorkers()); asked > 0 {
+			most = min(most, asked)
+		}
+		req.Config.Replicas = proto.Uint32(uint32(min(r.replicas, most-1)))
 	}
 	rooms := make([]room, len(answering))
 	for i, w := range answering {
@@ -221,11 +230,11 @@ func (r *Relay) plan(ctx context.Context, req *headwaterv1.CreateSessionRequest)
 	if err != nil {
 		return nil, fmt.Errorf("plan: %w", err)
 	}
-	// Where a prefix lies counts more than the draw, but not more than room, nor than copies, nor than as many workers as there
-	// are to be.
-	if hasPrefix(req) && len(answering) > 1 && req.GetConfig().GetReplicas() == 0 {
+	// Where a prefix lies counts more than the draw, but not more than room, nor than as many workers and copies as there are to be.
+	if hasPrefix(req) && len(answering) > 1 {
 		all := r.findPrefixes(ctx, roomy(answering, rooms), len(layers), req)
-		if at := cover(geometry, all, len(placed), xxh3.Hash(req.GetSession())); at != nil {
+		times := 1 + int(min(req.GetConfig().GetReplicas(), shard.MaxReplicas, uint32(len(placed)-1)))
+		if at := cover(geometry, all, len(placed), times, xxh3.Hash(req.GetSession())); at != nil {
 			placed = at
 		}
 	}
@@ -301,7 +310,7 @@ func (r *Relay) DropSession(ctx context.Context, req *headwaterv1.DropSessionReq
 	members, awaited := r.listed()
 	p, err := r.find(ctx, req.GetSession())
 	if err == nil && req.GetCall() == 0 {
-		err = r.conns.End(ctx, p.Holding(), req)
+		err = r.conns.End(ctx, p, req)
 	} else {
 		var all []*fanout.Holder
 		for _, m := range members {
@@ -339,7 +348,10 @@ func (r *Relay) ListSessions(ctx context.Context, req *headwaterv1.ListSessionsR
 		}
 	}
 	parts := bySession(members, answers)
-	for _, states := range parts {
+	for id, states := range parts {
+		if req.GetHoldersOnly() && slices.ContainsFunc(states, func(s *headwaterv1.SessionState) bool { return s.GetEpoch().GetBase() != 0 }) {
+			r.copies.look(id) // Who asks may have left a worker out.
+		}
 		resp.Sessions = append(resp.Sessions, joinStates(states))
 	}
 	slices.SortFunc(resp.Sessions, func(a, b *headwaterv1.SessionState) int { return bytes.Compare(a.GetSession(), b.GetSession()) })
@@ -373,7 +385,11 @@ func bySession(members []membership.Member, answers []*headwaterv1.ListSessionsR
 func joinStates(states []*headwaterv1.SessionState) *headwaterv1.SessionState {
 	if states[0].GetConfig() != nil {
 		if h, newest, err := fanout.Current(states); err == nil {
-			if states = newest; len(h.Holders()) == len(states) {
+			if states = newest; h.Closed() && !states[0].GetEpoch().GetClosed() {
+				states[0].Epoch = proto.CloneOf(states[0].GetEpoch())
+				states[0].Epoch.Closed = true
+			}
+			if len(h.Holders()) == len(states) {
 				if all, err := h.Join(states[0].GetSession(), states); err == nil {
 					return all
 				}

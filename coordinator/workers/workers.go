@@ -224,6 +224,19 @@ func Answering(described []Description) ([]Description, error) {
 	return nil, status.Error(codes.Unavailable, "no worker has joined the cluster")
 }
 
+// Placeable returns those that answer and are not drained, at least one: they may be given more.
+func Placeable(described []Description) ([]Description, error) {
+	answering, err := Answering(described)
+	if err != nil {
+		return nil, err
+	}
+	placeable := slices.DeleteFunc(answering, func(d Description) bool { return d.Said.GetDraining() })
+	if len(placeable) == 0 {
+		return nil, status.Error(codes.Unavailable, "all workers that answer are drained: add some, or undo it with coord drain --undo")
+	}
+	return placeable, nil
+}
+
 // OneLine is an error without gRPC's own prefix, which repeats the code.
 func OneLine(err error) string {
 	return strings.ReplaceAll(strings.Join(strings.Fields(err.Error()), " "), "rpc error: code = ", "")

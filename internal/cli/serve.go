@@ -32,6 +32,11 @@ import (
 )
 
 const (
+	// defaultReplicas is the default of --replicas: a session outlives any one of its workers. defaultCopyRate is that of --copy-rate,
+	// about half of what a link of 1 Gbit/s carries.
+	defaultReplicas = 1
+	defaultCopyRate = 64 << 20
+
 	coordinatorListen = ":7600"
 	coordinatorGossip = ":7610"
 	workerListen      = ":7601"
@@ -46,6 +51,8 @@ func (a *app) serveCoordinator() *cobra.Command {
 		config  coordinator.Config
 		keep    byteSize = coordinator.DefaultKeepBytes
 		block   byteSize = rpc.BlockBytes
+
+		copyRate byteSize = defaultCopyRate
 	)
 	cmd := &cobra.Command{
 		Use: "serve", Short: "Run a coordinator", Args: exactly(),
@@ -63,7 +70,7 @@ func (a *app) serveCoordinator() *cobra.Command {
 			if err := checkReplicas(config.Replicas); err != nil {
 				return err
 			}
-			config.KeepBytes, config.BlockBytes = int64(keep), int(block)
+			config.KeepBytes, config.BlockBytes, config.CopyRate = int64(keep), int(block), int64(copyRate)
 			return a.runCoordinator(cmd.Context(), at, &admin, workers, config)
 		},
 	}
@@ -78,7 +85,8 @@ func (a *app) serveCoordinator() *cobra.Command {
 	flags.IntVar(&config.KeepJobs, "keep-jobs", coordinator.DefaultKeepJobs, "ended jobs that are kept with their results")
 	flags.DurationVar(&config.KeepFor, "keep-for", coordinator.DefaultKeepFor, "time that ended jobs are kept")
 	flags.Var(&keep, "keep-bytes", "bytes of results that are kept")
-	flags.IntVar(&config.Replicas, "replicas", 0, "copies of each shard of a session, on other workers than its owner: a session outlives so many of its workers; a session may ask for another number")
+	flags.IntVar(&config.Replicas, "replicas", defaultReplicas, "copies of each shard of a session, on other workers than its owner, if there are so many: a session outlives so many of its workers; a session may ask for another number. 0 takes half the memory")
+	flags.Var(&copyRate, "copy-rate", "bytes a second of sessions' copies that are made in the background, after a loss and by drain and rebalance; 0 is no bound")
 	flags.Var(&block, "block", "size to which keys and values are cut on their way to workers; results do not depend on it")
 	return cmd
 }

@@ -23,6 +23,16 @@ type statusView struct {
 	Address  string            `json:"address"`
 	Workers  []workerView      `json:"workers"`
 	Jobs     map[string]uint64 `json:"jobs"`
+	Copies   *copiesView       `json:"copies"` // null where the coordinator knows nothing of copies
+}
+
+// copiesView is what sessions lack.
+type copiesView struct {
+	LackingShards   uint64 `json:"lacking_shards"`
+	LackingSessions uint64 `json:"lacking_sessions"`
+	LostSessions    uint64 `json:"lost_sessions"`
+	Made            uint64 `json:"made"`
+	CopiedBytes     uint64 `json:"copied_bytes"`
 }
 
 type workerView struct {
@@ -36,6 +46,7 @@ type workerView struct {
 	SpareBytes  uint64 `json:"spare_bytes"` // part of UsedBytes that is given up when room is needed
 	Threads     uint32 `json:"threads"`
 	Kernel      string `json:"kernel,omitempty"`
+	Draining    bool   `json:"draining"`
 	Error       string `json:"error,omitempty"`
 
 	// Cache is null where the worker, or the coordinator, knows nothing of sessions.
@@ -98,6 +109,14 @@ func (a *app) status() *cobra.Command {
 					return unasked
 				}
 				view := viewStatus(c.Address(), status, caches)
+				copies, err := c.Copies(ctx)
+				switch {
+				case err == nil:
+					view.Copies = &copiesView{copies.LackingShards, copies.LackingSessions, copies.LostSessions, copies.Made, copies.CopiedBytes}
+				case errors.As(err, &answer) && answer.Code == codes.Unimplemented:
+				default:
+					return err
+				}
 				if a.json() {
 					return a.printJSON(view)
 				}
@@ -115,7 +134,7 @@ func viewStatus(address string, status *client.Status, caches []client.Cache) st
 		w := s
 		one := workerView{
 			Name: w.Name, Address: s.Address, Version: w.Version, Weight: w.Weight, BudgetBytes: w.BudgetBytes,
-			UsedBytes: w.UsedBytes, SpareBytes: w.SpareBytes, Threads: w.Threads, Kernel: w.Kernel, Error: s.Error,
+			UsedBytes: w.UsedBytes, SpareBytes: w.SpareBytes, Threads: w.Threads, Kernel: w.Kernel, Draining: w.Draining, Error: s.Error,
 		}
 		if boot, err := uuid.FromBytes(w.Boot); err == nil {
 			one.Boot = boot.String()
@@ -161,6 +180,11 @@ func (a *app) printStatus(v statusView) error {
 	} else if err := errors.Join(a.printWorkers(v.Workers), a.printCaches(v.Workers)); err != nil {
 		return err
 	}
+	if c := v.Copies; c != nil && c.LackingShards > 0 {
+		if err := a.say("\nunder-replicated: %d shards of %s\n", c.LackingShards, plural(int(c.LackingSessions), "session", "sessions")); err != nil {
+			return err
+		}
+	}
 	if len(v.Jobs) == 0 {
 		return nil
 	}
@@ -182,8 +206,11 @@ func (a *app) printWorkers(workers []workerView) error {
 	t := a.newTable("workers", header...)
 	for _, w := range workers {
 		is := state("answers")
-		if w.Error != "" {
+		switch {
+		case w.Error != "":
 			is = state("left out")
+		case w.Draining:
+			is = state("drained")
 		}
 		used, budget := sizeOf(int64(w.UsedBytes)), sizeOf(int64(w.BudgetBytes))
 		if a.wide() {

@@ -13,10 +13,12 @@ func (st *Store) Take(ctx context.Context, id SessionID, e Epoch, expect []Layer
 	defer s.unlock()
 	// A lane that has taken the session may do so once more, when not all holders had taken its epoch.
 	again := e.compare(s.epoch) == 0 && e.Base == 0 && s.epoch.Base == 0
+	// Two that step an epoch on a lane's behalf may choose the same counter: the second one is not taken for the first.
+	other := e.compare(s.epoch) == 0 && e.Base != 0 && e.taken() != s.epoch
 	switch {
 	case e.Base >= e.Counter:
 		return State{}, refuse(Invalid, "session %s: epoch %d is not above its base %d", id, e.Counter, e.Base)
-	case e.compare(s.epoch) < 0, !again && e.At != 0 && e.At != s.epoch.Counter, e.Base != 0 && !s.knownTo(Epoch{Counter: e.Base, Lane: e.Lane, At: e.At}):
+	case e.compare(s.epoch) < 0, other, s.epoch.Closed && e.Base == 0, !again && e.At != 0 && e.At != s.epoch.Counter, e.Base != 0 && !s.knownTo(Epoch{Counter: e.Base, Lane: e.Lane, At: e.At}):
 		return State{}, s.stale(e)
 	case len(expect) > 0 && truncations != s.truncations:
 		return State{}, s.otherTruncations(truncations)

@@ -39,7 +39,7 @@ func (st *Store) Layer(id SessionID, layer shard.Layer, at uint64) (*shard.Layer
 		return nil, nil, err
 	}
 	defer s.mu.Unlock()
-	if at != 0 && at != s.epoch.Counter { // its groups may be others
+	if at != 0 && (at != s.epoch.Counter || s.epoch.Closed) { // its groups may be others
 		return nil, nil, s.stale(Epoch{Counter: at})
 	}
 	l, held := s.shape.layer(layer)

@@ -36,11 +36,19 @@ type Epoch struct {
 	Closed bool
 	// Holders is how many holders of the session have the epoch, 0 is not known. The store only tells it.
 	Holders uint32
+	// Members are their names, with a space between two; empty is not known. The store only tells them.
+	Members string
 }
+
+// maxMembers bounds the bytes of Epoch.Members that are kept with a session.
+const maxMembers = 512
 
 // taken is the epoch as it is accepted.
 func (e Epoch) taken() Epoch {
 	e.At = 0
+	if len(e.Members) > maxMembers {
+		e.Members = ""
+	}
 	return e
 }
 
@@ -127,7 +135,7 @@ func (s *session) otherTruncations(named uint64) *Error {
 }
 
 // sessionBase is what a session takes on the heap whatever its shape, with its places among those that are held.
-const sessionBase = 928
+const sessionBase = 928 + maxMembers
 
 // heap is about the most that the session takes on the heap beside its rows and its shape, with the tokens that it begins with.
 // Those that come later are little beside their pages.

@@ -25,6 +25,7 @@ type Options struct {
 	Workers         int       // at least 1
 	Memory          int64     // budget of each worker in bytes; 0: the worker's default
 	Threads         int       // kernel threads of each worker; 0: the worker's default
+	Replicas        int       // workers beside its owner that have a copy of each shard of a session: on one machine they only cost memory
 	Command         []string  // the program coord; default: the running executable
 	CoordinatorArgs []string  // more flags of "serve"
 	WorkerArgs      []string  // more flags of "worker serve"
@@ -139,7 +140,7 @@ func (c *Cluster) RestartCoordinator(ctx context.Context) error {
 }
 
 func (c *Cluster) startCoordinator(ctx context.Context) error {
-	args := []string{"serve", "--name", "local", "--listen", c.address, "--gossip", c.gossip, "--data-dir", c.opts.DataDir}
+	args := []string{"serve", "--name", "local", "--listen", c.address, "--gossip", c.gossip, "--data-dir", c.opts.DataDir, "--replicas", strconv.Itoa(c.opts.Replicas)}
 	for _, w := range c.workers {
 		if w.running() {
 			args = append(args, "--join", w.ready.Gossip)

@@ -1,7 +1,9 @@
 package observe
 
 import (
+	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -10,10 +12,12 @@ import (
 
 // Event is something that happened to the cluster, for people who watch it. The same call counts it in a metric, if it has one.
 type Event struct {
+	Number uint64 // from 1; one that goes on has a new one
 	At     time.Time
 	What   EventKind
 	Worker string // that it is about
-	Count  int    // sessions or jobs that it touched
+	Count  int    // sessions, shards, copies or jobs that it touched
+	Why    string // it failed; one line
 }
 
 // EventKind says what happened.
@@ -21,13 +25,54 @@ type EventKind string
 
 // The kinds of events.
 const (
-	WorkerJoined    EventKind = "joined"    // a worker is a member from now on
-	WorkerGone      EventKind = "gone"      // it is no member any more; Count sessions were known to be there
-	WorkerRestarted EventKind = "restarted" // it has come back with nothing; Count sessions were known to be there
-	SessionsMoved   EventKind = "moved"     // Count sessions go on without it, from the copies of others
-	CopiesMade      EventKind = "copied"    // Count copies that sessions lacked were made at it
-	JobLost         EventKind = "job"       // Count times a job gave its share to others
+	WorkerJoined    EventKind = "joined"     // a worker is a member from now on
+	WorkerGone      EventKind = "gone"       // it is no member any more; Count sessions were known to be there
+	WorkerRestarted EventKind = "restarted"  // it has come back with nothing; Count sessions were known to be there
+	SessionsMoved   EventKind = "moved"      // Count sessions go on without it, from the copies of others
+	CopiesMade      EventKind = "copied"     // Count copies that sessions lacked were made at it
+	JobLost         EventKind = "job"        // Count times a job gave its share to others
+	CopiesLacking   EventKind = "lacking"    // Count copies of shards are missing
+	CopiesWhole     EventKind = "whole"      // no copies are missing any more
+	StaleFreed      EventKind = "stale"      // Count sessions that had gone on without it were freed there
+	Draining        EventKind = "draining"   // it is drained
+	Undrained       EventKind = "undrained"  // it is drained no longer
+	Drained         EventKind = "drained"    // it is drained, and holds no sessions any more
+	Rebalanced      EventKind = "rebalanced" // Count sessions were moved to it
+	CopyFailed      EventKind = "failed"     // Count copies could not be made at it
 )
+
+// texts say what happened, of one worker.
+var texts = map[EventKind]func(e *Event) string{
+	WorkerJoined: func(e *Event) string { return e.Worker + " has joined" },
+	WorkerGone:   func(e *Event) string { return fmt.Sprintf("%s is gone, with parts of %d sessions", e.Worker, e.Count) },
+	WorkerRestarted: func(e *Event) string {
+		return fmt.Sprintf("%s has restarted, without its parts of %d sessions", e.Worker, e.Count)
+	},
+	SessionsMoved: func(e *Event) string {
+		return fmt.Sprintf("%d sessions go on without %s, from copies", e.Count, e.Worker)
+	},
+	CopiesMade:    func(e *Event) string { return fmt.Sprintf("%d copies were made at %s", e.Count, e.Worker) },
+	JobLost:       func(e *Event) string { return fmt.Sprintf("%s was lost with its share of a job", e.Worker) },
+	CopiesLacking: func(e *Event) string { return fmt.Sprintf("under-replicated: %d shards", e.Count) },
+	CopiesWhole:   func(*Event) string { return "no copies are missing" },
+	StaleFreed: func(e *Event) string {
+		return fmt.Sprintf("%d sessions that went on without %s were freed there", e.Count, e.Worker)
+	},
+	Draining:   func(e *Event) string { return e.Worker + " is drained: its sessions move away" },
+	Undrained:  func(e *Event) string { return e.Worker + " is drained no longer" },
+	Drained:    func(e *Event) string { return e.Worker + " is drained and holds no sessions" },
+	Rebalanced: func(e *Event) string { return fmt.Sprintf("%d sessions were moved to %s", e.Count, e.Worker) },
+	CopyFailed: func(e *Event) string { return fmt.Sprintf("%d copies could not be made at %s", e.Count, e.Worker) },
+}
+
+// Text is the event as one line for people.
+func (e *Event) Text() string {
+	text := texts[e.What](e)
+	if e.Why != "" {
+		text += ": " + e.Why
+	}
+	return text
+}
 
 const (
 	// keptEvents are kept, the newest.
@@ -38,69 +83,93 @@ const (
 
 // events are the newest events, the newest last.
 type events struct {
-	mu  sync.Mutex
-	all []Event
+	mu      sync.Mutex
+	all     []Event
+	number  uint64
+	changed chan struct{} // closed at the next event; nil until somebody waits
 }
 
-func (e *events) add(what EventKind, worker string, count int) {
-	now := time.Now()
+func (e *events) add(next Event) {
+	next.At = time.Now()
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	for i := range slices.Backward(e.all) {
-		last := &e.all[i]
-		if now.Sub(last.At) > sameEvent {
+	if e.changed != nil {
+		close(e.changed)
+		e.changed = nil
+	}
+	e.number++
+	next.Number = e.number
+	for i, last := range slices.Backward(e.all) {
+		if next.At.Sub(last.At) > sameEvent {
 			break
 		}
-		if last.What == what && last.Worker == worker {
-			last.Count += count
-			return
+		if last.What == next.What && last.Worker == next.Worker {
+			if next.At = last.At; next.What != CopiesLacking { // which says how many are missing now
+				next.Count += last.Count
+			}
+			e.all = slices.Delete(e.all, i, i+1)
+			break
 		}
 	}
 	if len(e.all) >= keptEvents {
 		e.all = slices.Delete(e.all, 0, len(e.all)-keptEvents+1)
 	}
-	e.all = append(e.all, Event{now, what, worker, count})
+	e.all = append(e.all, next)
 }
 
 // Events returns what has happened, the newest first.
 func (c *Coordinator) Events() []Event {
-	if c == nil {
-		return nil
-	}
-	c.events.mu.Lock()
-	defer c.events.mu.Unlock()
-	all := slices.Clone(c.events.all)
+	all, _ := c.EventsAfter(0)
 	slices.Reverse(all)
 	return all
+}
+
+// EventsAfter returns what has happened after the event of a number, as far as it is kept, the newest last, and a channel that is
+// closed at the next event.
+func (c *Coordinator) EventsAfter(number uint64) ([]Event, <-chan struct{}) {
+	if c == nil {
+		return nil, nil
+	}
+	e := &c.events
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.changed == nil {
+		e.changed = make(chan struct{})
+	}
+	return slices.DeleteFunc(slices.Clone(e.all), func(x Event) bool { return x.Number <= number }), e.changed
 }
 
 // Happened notes an event that no metric counts.
 func (c *Coordinator) Happened(what EventKind, worker string, count int) {
 	if c != nil {
-		c.events.add(what, worker, count)
+		c.events.add(Event{What: what, Worker: worker, Count: count})
+	}
+}
+
+// Failed notes an event that has a reason.
+func (c *Coordinator) Failed(what EventKind, worker string, why error) {
+	if c != nil {
+		c.events.add(Event{What: what, Worker: worker, Count: 1, Why: strings.Join(strings.Fields(why.Error()), " ")})
 	}
 }
 
 // JobLost counts a worker that was lost while it had a share of a job.
 func (c *Coordinator) JobLost(worker string) {
-	if c != nil {
+	c.Happened(JobLost, worker, 1)
+	if c.Counts() {
 		c.jobLost.Inc()
-		c.events.add(JobLost, worker, 1)
 	}
 }
 
 // WorkerLost counts a worker that went away, or was restarted, with its parts of so many sessions. One that had none is an event
 // only.
 func (c *Coordinator) WorkerLost(worker string, restarted bool, sessions int) {
-	if c == nil {
-		return
-	}
 	what := WorkerGone
 	if restarted {
 		what = WorkerRestarted
 	}
-	c.events.add(what, worker, sessions)
-	if sessions > 0 {
+	c.Happened(what, worker, sessions)
+	if sessions > 0 && c.Counts() {
 		c.workers.Inc()
 		c.sessions.Add(float64(sessions))
 	}
@@ -108,7 +177,7 @@ func (c *Coordinator) WorkerLost(worker string, restarted bool, sessions int) {
 
 // Lost returns what WorkerLost and JobLost have counted: workers with sessions, these sessions, and workers with shares of jobs.
 func (c *Coordinator) Lost() (workers, sessions, jobs uint64) {
-	if c == nil {
+	if !c.Counts() {
 		return 0, 0, 0
 	}
 	value := func(m prometheus.Metric) uint64 { return uint64(told(m).GetCounter().GetValue()) }

@@ -143,7 +143,7 @@ func (w *Worker) Context(codec Codec, raw, wire int) {
 	w.wire[codec].Add(float64(wire))
 }
 
-// Coordinator counts what a coordinator does, as Worker does.
+// Coordinator counts what a coordinator does, as Worker does, and keeps events. One that Quiet made counts nothing.
 type Coordinator struct {
 	*Registry
 	duration, wire    prometheus.Histogram
@@ -154,6 +154,12 @@ type Coordinator struct {
 	workers, sessions prometheus.Counter
 	events            events
 }
+
+// Quiet makes what keeps a coordinator's events and counts nothing.
+func Quiet() *Coordinator { return &Coordinator{} }
+
+// Counts reports whether anything is counted.
+func (c *Coordinator) Counts() bool { return c != nil && c.Registry != nil }
 
 // NewCoordinator makes the metrics of a coordinator.
 func NewCoordinator() *Coordinator {
@@ -167,7 +173,7 @@ func NewCoordinator() *Coordinator {
 
 // Step counts a relayed step that was answered after so long, of which the slowest worker waited and computed for worker.
 func (c *Coordinator) Step(took, worker time.Duration) {
-	if c == nil {
+	if !c.Counts() {
 		return
 	}
 	c.duration.Observe(took.Seconds())
@@ -176,21 +182,21 @@ func (c *Coordinator) Step(took, worker time.Duration) {
 
 // Refused counts a relayed step that was refused.
 func (c *Coordinator) Refused(reason Reason) {
-	if c != nil {
+	if c.Counts() {
 		c.refusals[reason].Inc()
 	}
 }
 
 // JobEnded counts a job that ended in a state of JobStates after it had run for so long.
 func (c *Coordinator) JobEnded(state string, took time.Duration) {
-	if i := slices.Index(jobEnds, state); c != nil && i >= 0 {
+	if i := slices.Index(jobEnds, state); c.Counts() && i >= 0 {
 		c.jobs[i].Observe(took.Seconds())
 	}
 }
 
 // JobWire counts what an answer to a job's query spent on its way.
 func (c *Coordinator) JobWire(took time.Duration) {
-	if c != nil {
+	if c.Counts() {
 		c.jobWire.Observe(max(took, 0).Seconds())
 	}
 }

@@ -129,6 +129,9 @@ var (
 	RelayKnown   = Metric{Name: "headwater_coordinator_sessions_known", Kind: Gauge, Who: OfCoordinator, Help: "Sessions whose holders this coordinator remembers; others it finds by asking."}
 	Workers      = Metric{Name: "headwater_coordinator_workers", Kind: Gauge, Who: OfCoordinator, Help: "Workers that membership shows."}
 	WorkersLeft  = Metric{Name: "headwater_coordinator_workers_left_out", Kind: Gauge, Who: OfCoordinator, Help: "Workers that announce themselves and are no members; coord status says why."}
+	CopiesLacked = Metric{Name: "headwater_coordinator_copies_lacking", Kind: Gauge, Who: OfCoordinator, Help: "Copies of shards that sessions are to have and lack: under-replicated shards."}
+	CopiesDone   = Metric{Name: "headwater_coordinator_copies_made_total", Kind: Counter, Who: OfCoordinator, Help: "Copies of sessions that were made at a worker, after a loss or to move them."}
+	CopiedBytes  = Metric{Name: "headwater_coordinator_copied_bytes_total", Kind: Counter, Who: OfCoordinator, Help: "Bytes of keys and values that were copied between workers."}
 	JobsOfStates = Metric{Name: "headwater_coordinator_jobs", Kind: Gauge, Who: OfCoordinator, Label: "state", Of: JobStates, Help: "Jobs that are kept, by state."}
 )
 
@@ -140,7 +143,7 @@ func All() []Metric {
 		Build, Panics, FlightBytes, FlightReserved, FlightWaiting, OpenCalls, OpenConns, PeersRefused, CertificateExpires,
 		MemoryBudget, MemoryUsed, MemorySpare, Threads, Bus, Sessions, Lanes, QueuedSteps, QueuedTokens, Pages,
 		CacheUsed, CacheFree, CacheRoom, CacheRows, CacheHeap, PrefixBytes, PrefixAsked, PrefixHits, PrefixSaved, Evicted,
-		RelayLanes, RelayKnown, Workers, WorkersLeft, JobsOfStates,
+		RelayLanes, RelayKnown, Workers, WorkersLeft, CopiesLacked, CopiesDone, CopiedBytes, JobsOfStates,
 	}
 	slices.SortFunc(all, func(a, b Metric) int {
 		if a.Name < b.Name {

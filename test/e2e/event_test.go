@@ -50,7 +50,7 @@ func TestOneEventOneError(t *testing.T) {
 		}{
 			"lost":    {localcluster.Options{Workers: 2}, (*events).lost},
 			"hung":    {localcluster.Options{Workers: 2}, (*events).hung},
-			"copied":  {localcluster.Options{Workers: 3, CoordinatorArgs: []string{"--replicas", "1"}}, (*events).copied},
+			"copied":  {localcluster.Options{Workers: 3, Replicas: 1}, (*events).copied},
 			"ended":   {localcluster.Options{Workers: 2, WorkerArgs: []string{"--session-ttl", "100s"}}, (*events).ended},
 			"refused": {localcluster.Options{Workers: 2, Memory: 32 << 20}, (*events).refused},
 			"alone":   {localcluster.Options{Workers: 2}, (*events).alone},

@@ -3,6 +3,7 @@ package sessions
 import (
 	"encoding/binary"
 	"math"
+	"strings"
 
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -32,11 +33,11 @@ func readEpoch(field string, m *headwaterv1.Epoch) (e kvcache.Epoch, err error) 
 	if len(m.GetLane()) != len(e.Lane) {
 		return e, invalidSession("%s: the id of a lane has %d bytes, not %d", field, len(e.Lane), len(m.GetLane()))
 	}
-	return kvcache.Epoch{Counter: m.GetCounter(), Lane: kvcache.LaneID(m.GetLane()), Base: m.GetBase(), At: m.GetAt(), Closed: m.GetClosed(), Holders: m.GetHolders()}, nil
+	return kvcache.Epoch{Counter: m.GetCounter(), Lane: kvcache.LaneID(m.GetLane()), Base: m.GetBase(), At: m.GetAt(), Closed: m.GetClosed(), Holders: m.GetHolders(), Members: strings.Join(m.GetMembers(), " ")}, nil
 }
 
 func writeEpoch(e kvcache.Epoch) *headwaterv1.Epoch {
-	return &headwaterv1.Epoch{Counter: e.Counter, Lane: e.Lane[:], Base: e.Base, Closed: e.Closed, Holders: e.Holders}
+	return &headwaterv1.Epoch{Counter: e.Counter, Lane: e.Lane[:], Base: e.Base, Closed: e.Closed, Holders: e.Holders, Members: strings.Fields(e.Members)}
 }
 
 var sessionReasons = map[kvcache.Reason]session.Reason{

@@ -20,6 +20,9 @@ type Conns struct {
 	Log *slog.Logger // of panics that are caught; nil is slog.Default
 	// OnLeave, unless nil, is called when a session goes on without lost holders. Set it before calls are made.
 	OnLeave func(session [16]byte, lost []string)
+	// OnCopy, unless nil, is called before so many bytes of a session are copied, and may wait; not for long if the session stands
+	// still meanwhile. Set it before calls are made.
+	OnCopy func(ctx context.Context, bytes int, still bool) error
 	// Locate, unless nil, says who holds a session now. Set it before calls are made.
 	Locate func(ctx context.Context, session [16]byte) (*Holding, error)
 

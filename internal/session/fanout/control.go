@@ -137,7 +137,8 @@ func (c *Conns) Take(ctx context.Context, p *Place, req *headwaterv1.TakeSession
 	for again := 0; ; again++ {
 		from := p.Holding()
 		var state *headwaterv1.SessionState
-		err := past(from, func(h *Holding) (err error) {
+		err := c.past(ctx, p, func(h *Holding) (err error) {
+			from = p.Holding()
 			if state, err = c.takeAll(ctx, h, req); err == nil && !req.GetCheckOnly() {
 				p.holding.CompareAndSwap(from, h.Of(req.GetEpoch().GetCounter()))
 			}
@@ -149,7 +150,7 @@ func (c *Conns) Take(ctx context.Context, p *Place, req *headwaterv1.TakeSession
 			return state, err
 		}
 		told := e.Why.GetEpoch()
-		if told.GetCounter() == from.counter || told.GetCounter() >= req.GetEpoch().GetCounter() {
+		if told.GetCounter() == from.counter && !told.GetClosed() || told.GetCounter() >= req.GetEpoch().GetCounter() {
 			return nil, err
 		}
 		if moved := c.refresh(ctx, p, from, &headwaterv1.Epoch{Counter: cmp.Or(told.GetBase(), told.GetCounter()), Lane: told.GetLane()}); moved != nil {
@@ -425,7 +426,7 @@ func (c *Conns) truncate(ctx context.Context, h *Holding, req *headwaterv1.Trunc
 // Pin pins or unpins a session at every holder. If an append is incomplete, the returned layers have the positions that
 // all holders have, and no hashes.
 func (c *Conns) Pin(ctx context.Context, p *Place, req *headwaterv1.PinSessionRequest) (state *headwaterv1.SessionState, _ error) {
-	return state, past(p.Holding(), func(h *Holding) (err error) {
+	return state, c.past(ctx, p, func(h *Holding) (err error) {
 		state, err = c.pin(ctx, h, req)
 		return err
 	})
@@ -457,8 +458,8 @@ func (c *Conns) pin(ctx context.Context, h *Holding, req *headwaterv1.PinSession
 }
 
 // End drops a session at its holders, or at the reachable ones if they have all groups.
-func (c *Conns) End(ctx context.Context, h *Holding, req *headwaterv1.DropSessionRequest) error {
-	return past(h, func(h *Holding) error {
+func (c *Conns) End(ctx context.Context, p *Place, req *headwaterv1.DropSessionRequest) error {
+	return c.past(ctx, p, func(h *Holding) error {
 		return c.drop(ctx, h.holders, func() bool { return c.silent(h) != nil }, req)
 	})
 }
@@ -506,7 +507,7 @@ func (c *Conns) List(ctx context.Context, name, address string, req *headwaterv1
 // Export reads keys and values of one layer and calls do with each message, ascending by group, then by position.
 func (c *Conns) Export(ctx context.Context, p *Place, req *headwaterv1.ExportSessionRequest, do func(*headwaterv1.ExportSessionResponse) error) error {
 	begun, failed := false, error(nil)
-	return past(p.Holding(), func(h *Holding) error {
+	return c.past(ctx, p, func(h *Holding) error {
 		if begun {
 			return failed // what was given out is not taken back
 		}

@@ -6,13 +6,15 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 
 	"headwater.example/internal/layerproto"
 	headwaterv1 "headwater.example/proto/headwater/v1"
 )
 
-// Current returns who holds a session, of the states that workers tell of it: those of the highest epoch. Workers that were left out
-// have stayed at a lower one; they count only if without them the session is not whole, since an epoch may be stepped at some only.
+// Current returns who holds a session, of the states that workers tell of it: those of the highest epoch. Workers of a lower one
+// count only if without them the session is not whole, since an epoch may be stepped at some only; and if the highest epoch says who
+// has it, only those that it names.
 func Current(states []*headwaterv1.SessionState) (*Holding, []*headwaterv1.SessionState, error) {
 	layers, err := layerproto.ReadSessionLayers(states[0].GetConfig().GetLayers())
 	if err != nil {
@@ -20,6 +22,10 @@ func Current(states []*headwaterv1.SessionState) (*Holding, []*headwaterv1.Sessi
 	}
 	states = slices.Clone(states)
 	slices.SortStableFunc(states, func(a, b *headwaterv1.SessionState) int { return compareEpochs(b.GetEpoch(), a.GetEpoch()) })
+	top := states[0].GetEpoch()
+	states = slices.DeleteFunc(states, func(s *headwaterv1.SessionState) bool {
+		return compareEpochs(s.GetEpoch(), top) < 0 && leftOut(s, top)
+	})
 	var holders []*headwaterv1.Holder
 	for i, s := range states {
 		holders = append(holders, s.GetHolders()...)
@@ -28,10 +34,52 @@ func Current(states []*headwaterv1.SessionState) (*Holding, []*headwaterv1.Sessi
 		}
 		var h *Holding
 		if h, err = ParseHolding(layers, holders); err == nil {
-			return h.Under(states[:i+1]...), states[:i+1], nil
+			h = h.Under(states[:i+1]...)
+			h.closed = h.closed || compareEpochs(s.GetEpoch(), top) < 0
+			return h, states[:i+1], nil
 		}
 	}
-	return nil, nil, err
+	return nil, nil, missed(top, holders, err)
+}
+
+// leftOut reports whether an epoch names its holders, and not the one that tells a state.
+func leftOut(s *headwaterv1.SessionState, epoch *headwaterv1.Epoch) bool {
+	return len(epoch.GetMembers()) > 0 && !slices.ContainsFunc(s.GetHolders(), func(o *headwaterv1.Holder) bool {
+		return slices.Contains(epoch.GetMembers(), o.GetName())
+	})
+}
+
+// missed adds to the error of a session that is not whole which of its holders are missed, if that is known.
+func missed(epoch *headwaterv1.Epoch, holders []*headwaterv1.Holder, err error) error {
+	var names []string
+	for _, name := range epoch.GetMembers() {
+		if !slices.ContainsFunc(holders, func(o *headwaterv1.Holder) bool { return o.GetName() == name }) {
+			names = append(names, name)
+		}
+	}
+	if len(names) == 0 {
+		return err
+	}
+	return fmt.Errorf("%w; %s had the rest", err, strings.Join(names, ", "))
+}
+
+// Stale returns the states of workers that were left out of a session: they do not hold it any more, and what they have of it is of
+// no use. There are none while holders are being exchanged.
+func Stale(h *Holding, current, all []*headwaterv1.SessionState) []*headwaterv1.SessionState {
+	if h.closed || len(current) == 0 {
+		return nil
+	}
+	top := current[0].GetEpoch()
+	if slices.ContainsFunc(current, func(s *headwaterv1.SessionState) bool { return compareEpochs(s.GetEpoch(), top) != 0 }) {
+		return nil
+	}
+	var stale []*headwaterv1.SessionState
+	for _, s := range all {
+		if compareEpochs(s.GetEpoch(), top) < 0 {
+			stale = append(stale, s)
+		}
+	}
+	return stale
 }
 
 func compareEpochs(a, b *headwaterv1.Epoch) int {

@@ -32,13 +32,13 @@ type part struct {
 
 // Holding says who holds which groups of a session. It does not change, so it may be shared.
 type Holding struct {
-	layers  []shard.LayerSpec
-	holders []*Holder
-	parts   [][]part // by layer, without those that have none of it
-	counter uint64   // of the epoch that it is known by, 0 is not known
-	told    []uint64 // by holder, the counter that it has accepted; nil if that is the same at all
-	closed  bool     // whether holders are being exchanged, or not all that have the epoch are known
-	copied  bool     // whether the session is to have copies, so that its holders may change
+	layers   []shard.LayerSpec
+	holders  []*Holder
+	parts    [][]part // by layer, without those that have none of it
+	counter  uint64   // of the epoch that it is known by, 0 is not known
+	told     []uint64 // by holder, the counter that it has accepted; nil if that is the same at all
+	closed   bool     // whether holders are being exchanged, or not all that have the epoch are known
+	replicas int      // copies that the session is to have beside each owner: its holders may change
 }
 
 // Under returns the holding as that of a session whose state is told with its config: one of all holders, or one of each, the
@@ -53,7 +53,7 @@ func (h *Holding) Under(states ...*headwaterv1.SessionState) *Holding {
 	}
 	n := s.GetEpoch().GetHolders()
 	under.closed = s.GetEpoch().GetClosed() || n != 0 && int(n) != len(h.holders)
-	under.copied = s.GetConfig().GetReplicas() > 0
+	under.replicas = int(s.GetConfig().GetReplicas())
 	return under
 }
 
@@ -62,7 +62,9 @@ func (h *Holding) next(e *headwaterv1.Epoch, holder int) *headwaterv1.Epoch {
 	if h.counter == 0 {
 		return e // the coordinator is the one holder
 	}
-	return &headwaterv1.Epoch{Counter: e.GetCounter(), Lane: e.GetLane(), Base: e.GetBase(), Closed: e.GetClosed(), At: h.at(holder), Holders: uint32(len(h.holders))}
+	next := h.named(e)
+	next.At = h.at(holder)
+	return next
 }
 
 // at is the counter that a holder is known by.
@@ -71,6 +73,15 @@ func (h *Holding) at(holder int) uint64 {
 		return h.told[holder]
 	}
 	return h.counter
+}
+
+// named is an epoch that says who has it.
+func (h *Holding) named(e *headwaterv1.Epoch) *headwaterv1.Epoch {
+	named := &headwaterv1.Epoch{Counter: e.GetCounter(), Lane: e.GetLane(), Base: e.GetBase(), Closed: e.GetClosed(), Holders: uint32(len(h.holders))}
+	for _, o := range h.holders {
+		named.Members = append(named.Members, o.Name)
+	}
+	return named
 }
 
 // Of returns the holding for an epoch's counter. Its calls name this counter, and holders that have accepted another
@@ -159,7 +170,7 @@ func (h *Holding) without(names ...string) (*Holding, bool) {
 	if err != nil {
 		return nil, false
 	}
-	less.counter, less.closed, less.copied = h.counter, h.closed, h.copied
+	less.counter, less.closed, less.replicas = h.counter, h.closed, h.replicas
 	if h.told != nil {
 		for i, o := range h.holders {
 			if slices.Contains(rest, o) {
@@ -198,6 +209,12 @@ func (o *Holder) held() []*headwaterv1.HeldLayer {
 	return held
 }
 
+// Closed reports whether the session's holders are being exchanged.
+func (h *Holding) Closed() bool { return h.closed }
+
+// Replicas returns how many copies of each shard the session is to have beside the owner's.
+func (h *Holding) Replicas() int { return h.replicas }
+
 // Layers returns the session's layers. The caller must not change them.
 func (h *Holding) Layers() []shard.LayerSpec { return h.layers }
 
@@ -215,7 +232,7 @@ func (h *Holding) Answers(layer, group int) string {
 }
 
 // Whole reports whether one holder has all groups of a layer, and no others will: a step's payload can be given away then.
-func (h *Holding) Whole(layer int) bool { return len(h.parts[layer]) == 1 && !h.copied }
+func (h *Holding) Whole(layer int) bool { return len(h.parts[layer]) == 1 && h.replicas == 0 }
 
 // proto returns the holders as messages.
 func (h *Holding) proto() []*headwaterv1.Holder {

@@ -60,6 +60,11 @@ func epochOf(counter uint64, lane session.LaneID) *headwaterv1.Epoch {
 // remaining holders do not have all groups. A remaining holder keeps what it has of a failed step: the step is sent to
 // all again, under its id.
 func (c *Conns) leave(ctx context.Context, p *Place, from *Holding, driver *headwaterv1.Epoch, lost ...string) error {
+	return c.without(ctx, p, from, driver, c.OnLeave, lost...)
+}
+
+// without is leave, and tells whom it has left out.
+func (c *Conns) without(ctx context.Context, p *Place, from *Holding, driver *headwaterv1.Epoch, tell func([16]byte, []string), lost ...string) error {
 	return p.move(ctx, from, func() (*Holding, error) {
 		h, at := from, map[string]uint64{} // counters that holders have taken here
 		counter := max(from.counter, driver.GetCounter()) + 1
@@ -71,8 +76,8 @@ func (c *Conns) leave(ctx context.Context, p *Place, from *Holding, driver *head
 			err := c.reopen(ctx, p, rest, &headwaterv1.Epoch{Counter: counter, Lane: driver.GetLane(), Base: driver.GetCounter()}, at)
 			switch {
 			case err == nil:
-				if c.OnLeave != nil {
-					c.OnLeave(p.id, lost)
+				if tell != nil {
+					tell(p.id, lost)
 				}
 				return rest.Of(counter), nil
 			case stale(err, driver) != 0:
@@ -132,6 +137,22 @@ func (c *Conns) refresh(ctx context.Context, p *Place, from *Holding, driver *he
 	})
 }
 
+// moved looks whether a session has other holders than it was known to have, after some of these were not found to hold it and are
+// missed, and reports whether it has.
+func (c *Conns) moved(ctx context.Context, p *Place, from *Holding) bool {
+	err := p.move(ctx, from, func() (*Holding, error) {
+		if from.counter == 0 {
+			return nil, errNoWay
+		}
+		h, err := c.locate(ctx, p.id, from)
+		if err == nil && (h.closed || h.counter <= from.counter) {
+			err = errNoWay
+		}
+		return h, err
+	})
+	return err == nil && p.Holding() != from
+}
+
 // settled asks who holds a session until its holders are others than they were known to be, and are not being exchanged. After a
 // second it steps the epoch itself.
 func (c *Conns) settled(ctx context.Context, p *Place, from *Holding, driver *headwaterv1.Epoch) (*Holding, error) {
@@ -150,14 +171,22 @@ func (c *Conns) settled(ctx context.Context, p *Place, from *Holding, driver *he
 	}
 	// Who was exchanging them has not come to an end.
 	counter := max(h.counter, from.counter) + 1
-	return h.Of(counter), c.reopen(ctx, p, h, &headwaterv1.Epoch{Counter: counter, Lane: driver.GetLane(), Base: driver.GetCounter()}, nil)
+	if err := c.reopen(ctx, p, h, &headwaterv1.Epoch{Counter: counter, Lane: driver.GetLane(), Base: driver.GetCounter()}, nil); err != nil {
+		return nil, err
+	}
+	// Who was exchanging them may have come a step further just before.
+	h, err := c.locate(ctx, p.id, from)
+	if err == nil && (h.closed || h.counter != counter) {
+		err = errNoWay
+	}
+	return h, err
 }
 
 // reopen steps the epoch at all holders. If at is given, those of them that have another counter than it says, or than the holders
 // are known by, refuse: what they hold may be different. It notes there who has taken the new one.
 func (c *Conns) reopen(ctx context.Context, p *Place, h *Holding, epoch *headwaterv1.Epoch, at map[string]uint64) error {
 	states, err := c.all(ctx, h, func(ctx context.Context, s headwaterv1.SessionServiceClient, i int) (*headwaterv1.SessionState, error) {
-		own := &headwaterv1.Epoch{Counter: epoch.GetCounter(), Lane: epoch.GetLane(), Base: epoch.GetBase(), Holders: uint32(len(h.holders))}
+		own := h.named(epoch)
 		if at != nil {
 			own.At = cmp.Or(at[h.holders[i].Name], h.at(i))
 		}
@@ -210,6 +239,9 @@ func (c *Conns) over(ctx context.Context, p *Place, driver *headwaterv1.Epoch, d
 		default:
 			return nil, err
 		}
+		if errors.Is(moved, errNotWhole) && c.moved(ctx, p, h) {
+			continue
+		}
 		if errors.Is(moved, errNotWhole) || errors.Is(moved, errNoWay) {
 			return nil, err
 		}
@@ -220,17 +252,22 @@ func (c *Conns) over(ctx context.Context, p *Place, driver *headwaterv1.Epoch, d
 }
 
 // past makes a call that raises no epoch with all holders of a session, or with the reachable ones if they have all
-// groups.
-func past(h *Holding, do func(h *Holding) error) error {
-	for {
+// groups, or with others if the session has moved.
+func (c *Conns) past(ctx context.Context, p *Place, do func(h *Holding) error) error {
+	from := p.Holding()
+	for h := from; ; {
 		err := do(h)
 		if err == nil {
 			return nil
 		}
-		rest, whole := h.without(gone(err))
-		if !whole {
+		if rest, whole := h.without(gone(err)); whole {
+			h = rest
+			continue
+		}
+		if gone(err) == "" || !c.moved(ctx, p, from) {
 			return err
 		}
-		h = rest
+		from = p.Holding()
+		h = from
 	}
 }

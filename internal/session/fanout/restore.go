@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"headwater.example/internal/layerproto"
 	"headwater.example/internal/rpc"
@@ -18,14 +19,17 @@ import (
 const (
 	// copyBytes is about how many bytes of keys and values a step of a copy appends.
 	copyBytes = 1 << 20
-	// copyRounds is how often a copy follows a session that goes on before the session is held up for the rest.
-	copyRounds = 8
-	// copyRest is how many positions a copy may lack of each layer when the session is held up.
-	copyRest = 8
+	// copyRounds is how often a copy follows a session that goes on before it is given up for the time being.
+	copyRounds = 32
+	// copyRest is how many bytes a copy may lack when the session is held up for them.
+	copyRest = 4 << 20
 )
 
 // errChanged is a session that was truncated while it was copied, or whose holders are at odds: the copy is made anew later.
 var errChanged = errors.New("the session changed while it was copied")
+
+// errFaster is a session that grows faster than it is copied.
+var errFaster = errors.New("the session grows faster than it is copied")
 
 // Restore makes a copy of a session at one more worker, or of more of its groups at one that holds some, while the session goes on.
 // State is what a holder told of the session with its epoch and its config, and h who holds it under that epoch; target has all groups
@@ -44,6 +48,23 @@ func (c *Conns) Restore(ctx context.Context, h *Holding, state *headwaterv1.Sess
 	return nil
 }
 
+// Release leaves holders out of a session whose groups others have as well, and drops what they have of it, while the session goes
+// on. State is what a holder told of the session with its epoch, and h who holds it under that epoch.
+func (c *Conns) Release(ctx context.Context, id [16]byte, h *Holding, state *headwaterv1.SessionState, names ...string) error {
+	told := state.GetEpoch()
+	driver := &headwaterv1.Epoch{Counter: cmp.Or(told.GetBase(), told.GetCounter()), Lane: told.GetLane()}
+	if err := c.without(ctx, NewPlace(id, h), h, driver, nil, names...); err != nil {
+		return fmt.Errorf("leave %s out of session %x: %w", strings.Join(names, ", "), id, err)
+	}
+	left := slices.DeleteFunc(slices.Clone(h.holders), func(o *Holder) bool { return !slices.Contains(names, o.Name) })
+	epoch := &headwaterv1.Epoch{Counter: told.GetCounter(), Lane: told.GetLane(), At: told.GetCounter()}
+	err := c.drop(ctx, left, always, &headwaterv1.DropSessionRequest{Session: id[:], Epoch: epoch})
+	if Is(err, session.Unknown) {
+		return nil
+	}
+	return err
+}
+
 // restore is one copy on its way.
 type restore struct {
 	*Conns
@@ -57,6 +78,7 @@ type restore struct {
 	stream *session.Stream
 	steps  uint64
 	filled []filled // by layer
+	still  bool     // whether the session is held up
 }
 
 // filled is what the target has of a layer.
@@ -100,15 +122,28 @@ func (r *restore) make(ctx context.Context) error {
 		if states, err = r.ask(ctx); err != nil {
 			return err
 		}
-		if !slices.ContainsFunc(states, func(s *headwaterv1.SessionState) bool {
-			return slices.ContainsFunc(s.GetLayers(), func(l *headwaterv1.LayerState) bool {
-				return l.GetLength() > r.filled[l.GetLayer()].length+copyRest && len(r.target.Groups[l.GetLayer()]) > 0
-			})
-		}) {
-			break
+		if !slices.ContainsFunc(states, r.behind) {
+			return r.exchange(ctx)
 		}
 	}
-	return r.exchange(ctx)
+	return errFaster
+}
+
+// behind reports whether what is filled lacks more of what a holder has than a session may be held up for.
+func (r *restore) behind(s *headwaterv1.SessionState) bool {
+	lacks := 0
+	for _, l := range s.GetLayers() {
+		if f := &r.filled[l.GetLayer()]; l.GetLength() > f.length {
+			lacks += int(min(l.GetLength()-f.length, copyRest)) * r.row(int(l.GetLayer()))
+		}
+	}
+	return lacks > copyRest
+}
+
+// row is the size of one position of a layer at the target.
+func (r *restore) row(l int) int {
+	layer := &r.layers[l]
+	return len(r.target.Groups[l]) * layer.Storage().Size() * (layer.HeadDim() + layer.VDim())
 }
 
 // ask returns what each holder has now.
@@ -182,9 +217,8 @@ func (r *restore) follow(ctx context.Context, lengths []uint64) error {
 		if len(groups) == 0 {
 			continue
 		}
-		layer, f := &r.layers[l], &r.filled[l]
-		row := len(groups) * layer.Storage().Size() * (layer.HeadDim() + layer.VDim())
-		most := uint64(max(1, min(copyBytes/row, shard.MaxStepTokens)))
+		f := &r.filled[l]
+		most := uint64(max(1, min(copyBytes/r.row(l), shard.MaxStepTokens)))
 		if lengths[l] < f.length {
 			return errChanged
 		}
@@ -205,6 +239,11 @@ func (r *restore) copy(ctx context.Context, l int, n uint64) error {
 		Append: uint32(n), Encoding: layerproto.StorageType(layer.Storage()), AppendID: r.NewID(),
 	}
 	sizes := m.Sizes(layer, len(groups))
+	if r.OnCopy != nil {
+		if err := r.OnCopy(ctx, int(sizes.Total()), r.still); err != nil {
+			return err
+		}
+	}
 	payload := rpc.NewBuffer(int(sizes.Total()))
 	b := payload.Bytes()
 	after, have := make([]uint64, len(groups)), make([]uint64, len(groups))
@@ -261,28 +300,30 @@ func (r *restore) copy(ctx context.Context, l int, n uint64) error {
 func (r *restore) exchange(ctx context.Context) error {
 	told := r.state.GetEpoch()
 	at := told.GetCounter()
-	epoch := &headwaterv1.Epoch{Counter: at + 1, Lane: told.GetLane(), Base: cmp.Or(told.GetBase(), at), Closed: true, Holders: uint32(len(r.from.holders))}
-	closed := &headwaterv1.Epoch{Counter: epoch.Counter, Lane: epoch.Lane, Base: epoch.Base, Closed: true, At: at, Holders: epoch.Holders}
-	states, err := r.step(ctx, r.from.holders, closed)
+	epoch := &headwaterv1.Epoch{Counter: at + 1, Lane: told.GetLane(), Base: cmp.Or(told.GetBase(), at), Closed: true}
+	states, err := r.step(ctx, r.from.holders, epoch, at)
 	if err == nil {
+		r.still = true
 		err = r.finish(ctx, states, epoch)
 	}
 	holders := r.from.holders
-	if err == nil && !slices.ContainsFunc(holders, func(o *Holder) bool { return o.Name == r.target.Name }) {
-		holders = append(slices.Clone(holders), r.target)
+	if err == nil {
+		holders = slices.DeleteFunc(slices.Clone(holders), func(o *Holder) bool { return o.Name == r.target.Name })
+		holders = append(holders, r.target)
 	}
 	// Also where the caller has gone: nobody may be kept waiting.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.abandonTimeout)
 	defer cancel()
-	open := &headwaterv1.Epoch{Counter: epoch.Counter + 1, Lane: epoch.Lane, Base: epoch.Base, At: epoch.Counter, Holders: uint32(len(holders))}
-	_, opened := r.step(ctx, holders, open)
+	_, opened := r.step(ctx, holders, &headwaterv1.Epoch{Counter: epoch.Counter + 1, Lane: epoch.Lane, Base: epoch.Base}, epoch.Counter)
 	return errors.Join(err, opened)
 }
 
-// step steps the epoch at holders.
-func (r *restore) step(ctx context.Context, holders []*Holder, epoch *headwaterv1.Epoch) ([]*headwaterv1.SessionState, error) {
+// step steps the epoch at holders that have the counter at.
+func (r *restore) step(ctx context.Context, holders []*Holder, epoch *headwaterv1.Epoch, at uint64) ([]*headwaterv1.SessionState, error) {
+	named := (&Holding{holders: holders}).named(epoch)
+	named.At = at
 	return r.gather(ctx, holders, always, func(ctx context.Context, s headwaterv1.SessionServiceClient, _ int) (*headwaterv1.SessionState, error) {
-		resp, err := s.TakeSession(ctx, &headwaterv1.TakeSessionRequest{Session: r.state.GetSession(), Epoch: epoch})
+		resp, err := s.TakeSession(ctx, &headwaterv1.TakeSessionRequest{Session: r.state.GetSession(), Epoch: named})
 		return resp.GetState(), err
 	})
 }

@@ -309,10 +309,17 @@ func (c *Call) wait(ctx context.Context, attempts int) error {
 			c.release()
 			return err
 		}
-		if c.refused == nil && c.moves(ctx) {
-			attempt--
-			c.send(ctx)
-			continue
+		if c.refused == nil {
+			again, err := c.moves(ctx)
+			if again {
+				attempt--
+				c.send(ctx)
+				continue
+			}
+			if err != nil {
+				c.release()
+				return err
+			}
 		}
 		if attempt >= attempts || !transient(failure) || !pause(ctx, firstPause<<(attempt-1)) {
 			c.release()
@@ -339,19 +346,34 @@ func (c *Call) endSpans() {
 	}
 }
 
-// moves reports whether to send the step again: to other holders, because lost ones were left out, or once more to the
-// same ones, because the stream to a holder broke that the others can replace.
-func (c *Call) moves(ctx context.Context) bool {
+// errMoved tells a client to send a step again whose payload was given away: its holders have changed.
+var errMoved = session.Errorf(session.Busy, "the session's holders have changed: send the step again")
+
+// moves reports whether to send the step again: to other holders, because lost ones were left out or the session has moved, or once
+// more to the same ones, because the stream to a holder broke that the others can replace. It fails if the payload was given away.
+func (c *Call) moves(ctx context.Context) (bool, error) {
+	if c.place.Holding() == c.holding && !c.others(ctx) {
+		return false, nil
+	}
+	moved := c.place.Holding() != c.holding
 	if c.step.Input == nil {
-		return false // its payload was given away
+		if moved {
+			return false, errMoved
+		}
+		return false, nil
 	}
-	if now := c.place.Holding(); now != c.holding {
-		c.holding = now
-		return true
+	if moved {
+		c.holding, c.again = c.place.Holding(), false
 	}
+	return true, nil
+}
+
+// others brings the place to other holders, if those that the step was sent to are not the right ones any more, and reports whether to
+// send it again.
+func (c *Call) others(ctx context.Context) bool {
 	var missing []string
 	all := true // whether all that failed are streams that broke
-	driver := epochOf(c.step.Epoch, c.lane.id)
+	driver, conns := epochOf(c.step.Epoch, c.lane.id), c.lane.conns
 	for _, p := range c.parts {
 		var err error
 		switch {
@@ -360,9 +382,8 @@ func (c *Call) moves(ctx context.Context) bool {
 		case p.response.Result.Err != nil:
 			err = refused(p.holder.Name, p.response.Result.Err)
 		}
-		if stale(err, driver) != 0 && c.refreshed < refreshes && c.lane.conns.refresh(ctx, c.place, c.holding, driver) == nil {
+		if stale(err, driver) != 0 && c.refreshed < refreshes && conns.refresh(ctx, c.place, c.holding, driver) == nil {
 			c.refreshed++
-			c.holding, c.again = c.place.Holding(), false
 			return true
 		}
 		if gone(err) != "" {
@@ -370,18 +391,18 @@ func (c *Call) moves(ctx context.Context) bool {
 			all = all && broken(err)
 		}
 	}
-	if _, whole := c.holding.without(missing...); !whole {
+	if len(missing) == 0 {
 		return false
+	}
+	if _, whole := c.holding.without(missing...); !whole {
+		return conns.moved(ctx, c.place, c.holding)
 	}
 	if all && !c.again {
 		c.again = true
 		return true
 	}
-	if c.lane.conns.leave(ctx, c.place, c.holding, driver, missing...) != nil {
-		return false // the failure of the step says more
-	}
-	c.holding, c.again = c.place.Holding(), false
-	return true
+	// If it fails, the failure of the step says more.
+	return conns.leave(ctx, c.place, c.holding, driver, missing...) == nil
 }
 
 // pause waits, and reports whether the context is still alive.

@@ -202,7 +202,10 @@ type Epoch struct {
 	// Whether no call is accepted under the epoch, since holders are being exchanged: a higher one follows. Only the session's end is.
 	Closed bool `protobuf:"varint,5,opt,name=closed,proto3" json:"closed,omitempty"`
 	// How many holders have the epoch, 0 is not known. Who finds fewer of them does not go on under it.
-	Holders       uint32 `protobuf:"varint,6,opt,name=holders,proto3" json:"holders,omitempty"`
+	Holders uint32 `protobuf:"varint,6,opt,name=holders,proto3" json:"holders,omitempty"`
+	// Names of these holders; empty if they are not known or too many to be kept. Of workers that have a lower epoch, only those
+	// that are named may hold the session still: the others were left out. Since version 1.3.
+	Members       []string `protobuf:"bytes,7,rep,name=members,proto3" json:"members,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -277,6 +280,13 @@ func (x *Epoch) GetHolders() uint32 {
 		return x.Holders
 	}
 	return 0
+}
+
+func (x *Epoch) GetMembers() []string {
+	if x != nil {
+		return x.Members
+	}
+	return nil
 }
 
 // SessionConfig is what a session is made with and never changes.
@@ -3313,14 +3323,15 @@ var File_headwater_v1_session_proto protoreflect.FileDescriptor
 
 const file_headwater_v1_session_proto_rawDesc = "" +
 	"\n" +
-	"\x1aheadwater/v1/session.proto\x12\fheadwater.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19headwater/v1/worker.proto\"\x8b\x01\n" +
+	"\x1aheadwater/v1/session.proto\x12\fheadwater.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19headwater/v1/worker.proto\"\xa5\x01\n" +
 	"\x05Epoch\x12\x18\n" +
 	"\acounter\x18\x01 \x01(\x04R\acounter\x12\x12\n" +
 	"\x04lane\x18\x02 \x01(\fR\x04lane\x12\x12\n" +
 	"\x04base\x18\x03 \x01(\x04R\x04base\x12\x0e\n" +
 	"\x02at\x18\x04 \x01(\x04R\x02at\x12\x16\n" +
 	"\x06closed\x18\x05 \x01(\bR\x06closed\x12\x18\n" +
-	"\aholders\x18\x06 \x01(\rR\aholders\"\xfc\x01\n" +
+	"\aholders\x18\x06 \x01(\rR\aholders\x12\x18\n" +
+	"\amembers\x18\a \x03(\tR\amembers\"\xfc\x01\n" +
 	"\rSessionConfig\x122\n" +
 	"\x06layers\x18\x01 \x03(\v2\x1a.headwater.v1.SessionLayerR\x06layers\x12\x16\n" +
 	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12\x14\n" +

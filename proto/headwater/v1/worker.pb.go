@@ -607,7 +607,10 @@ type DescribeResponse struct {
 	// jobs.
 	SpareBytes uint64 `protobuf:"varint,9,opt,name=spare_bytes,json=spareBytes,proto3" json:"spare_bytes,omitempty"`
 	// What the worker has done; absent from one that does not count.
-	Load          *WorkerLoad `protobuf:"bytes,10,opt,name=load,proto3" json:"load,omitempty"`
+	Load *WorkerLoad `protobuf:"bytes,10,opt,name=load,proto3" json:"load,omitempty"`
+	// Whether the worker is drained: coordinators give it no sessions and no jobs, and move away the sessions that it has. Since
+	// version 1.3.
+	Draining      bool `protobuf:"varint,11,opt,name=draining,proto3" json:"draining,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -712,6 +715,96 @@ func (x *DescribeResponse) GetLoad() *WorkerLoad {
 	return nil
 }
 
+func (x *DescribeResponse) GetDraining() bool {
+	if x != nil {
+		return x.Draining
+	}
+	return false
+}
+
+// SetDrainingRequest says whether a worker is drained.
+type SetDrainingRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Whether it is.
+	Draining      bool `protobuf:"varint,1,opt,name=draining,proto3" json:"draining,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetDrainingRequest) Reset() {
+	*x = SetDrainingRequest{}
+	mi := &file_headwater_v1_worker_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetDrainingRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetDrainingRequest) ProtoMessage() {}
+
+func (x *SetDrainingRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_headwater_v1_worker_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetDrainingRequest.ProtoReflect.Descriptor instead.
+func (*SetDrainingRequest) Descriptor() ([]byte, []int) {
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *SetDrainingRequest) GetDraining() bool {
+	if x != nil {
+		return x.Draining
+	}
+	return false
+}
+
+// SetDrainingResponse has no fields.
+type SetDrainingResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetDrainingResponse) Reset() {
+	*x = SetDrainingResponse{}
+	mi := &file_headwater_v1_worker_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetDrainingResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetDrainingResponse) ProtoMessage() {}
+
+func (x *SetDrainingResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_headwater_v1_worker_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetDrainingResponse.ProtoReflect.Descriptor instead.
+func (*SetDrainingResponse) Descriptor() ([]byte, []int) {
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{5}
+}
+
 // WorkerLoad is what a worker has done since it started.
 type WorkerLoad struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -731,7 +824,7 @@ type WorkerLoad struct {
 
 func (x *WorkerLoad) Reset() {
 	*x = WorkerLoad{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[4]
+	mi := &file_headwater_v1_worker_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -743,7 +836,7 @@ func (x *WorkerLoad) String() string {
 func (*WorkerLoad) ProtoMessage() {}
 
 func (x *WorkerLoad) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[4]
+	mi := &file_headwater_v1_worker_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -756,7 +849,7 @@ func (x *WorkerLoad) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkerLoad.ProtoReflect.Descriptor instead.
 func (*WorkerLoad) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{4}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *WorkerLoad) GetBusBytesPerSecond() uint64 {
@@ -809,7 +902,7 @@ type LayerLoad struct {
 
 func (x *LayerLoad) Reset() {
 	*x = LayerLoad{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[5]
+	mi := &file_headwater_v1_worker_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -821,7 +914,7 @@ func (x *LayerLoad) String() string {
 func (*LayerLoad) ProtoMessage() {}
 
 func (x *LayerLoad) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[5]
+	mi := &file_headwater_v1_worker_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -834,7 +927,7 @@ func (x *LayerLoad) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LayerLoad.ProtoReflect.Descriptor instead.
 func (*LayerLoad) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{5}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *LayerLoad) GetLayer() uint32 {
@@ -883,7 +976,7 @@ type RunRequest struct {
 
 func (x *RunRequest) Reset() {
 	*x = RunRequest{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[6]
+	mi := &file_headwater_v1_worker_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -895,7 +988,7 @@ func (x *RunRequest) String() string {
 func (*RunRequest) ProtoMessage() {}
 
 func (x *RunRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[6]
+	mi := &file_headwater_v1_worker_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -908,7 +1001,7 @@ func (x *RunRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunRequest.ProtoReflect.Descriptor instead.
 func (*RunRequest) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{6}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *RunRequest) GetRequest() isRunRequest_Request {
@@ -1117,7 +1210,7 @@ type RunResponse struct {
 
 func (x *RunResponse) Reset() {
 	*x = RunResponse{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[7]
+	mi := &file_headwater_v1_worker_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1129,7 +1222,7 @@ func (x *RunResponse) String() string {
 func (*RunResponse) ProtoMessage() {}
 
 func (x *RunResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[7]
+	mi := &file_headwater_v1_worker_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1142,7 +1235,7 @@ func (x *RunResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunResponse.ProtoReflect.Descriptor instead.
 func (*RunResponse) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{7}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *RunResponse) GetResponse() isRunResponse_Response {
@@ -1251,7 +1344,7 @@ type Open struct {
 
 func (x *Open) Reset() {
 	*x = Open{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[8]
+	mi := &file_headwater_v1_worker_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1263,7 +1356,7 @@ func (x *Open) String() string {
 func (*Open) ProtoMessage() {}
 
 func (x *Open) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[8]
+	mi := &file_headwater_v1_worker_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1276,7 +1369,7 @@ func (x *Open) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Open.ProtoReflect.Descriptor instead.
 func (*Open) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{8}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Open) GetJobId() string {
@@ -1343,7 +1436,7 @@ type Problem struct {
 
 func (x *Problem) Reset() {
 	*x = Problem{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[9]
+	mi := &file_headwater_v1_worker_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1355,7 +1448,7 @@ func (x *Problem) String() string {
 func (*Problem) ProtoMessage() {}
 
 func (x *Problem) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[9]
+	mi := &file_headwater_v1_worker_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1368,7 +1461,7 @@ func (x *Problem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Problem.ProtoReflect.Descriptor instead.
 func (*Problem) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{9}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Problem) GetNHeads() uint32 {
@@ -1508,7 +1601,7 @@ type Gradients struct {
 
 func (x *Gradients) Reset() {
 	*x = Gradients{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[10]
+	mi := &file_headwater_v1_worker_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1520,7 +1613,7 @@ func (x *Gradients) String() string {
 func (*Gradients) ProtoMessage() {}
 
 func (x *Gradients) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[10]
+	mi := &file_headwater_v1_worker_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1533,7 +1626,7 @@ func (x *Gradients) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Gradients.ProtoReflect.Descriptor instead.
 func (*Gradients) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{10}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Gradients) GetGiven() bool {
@@ -1585,7 +1678,7 @@ type Projection struct {
 
 func (x *Projection) Reset() {
 	*x = Projection{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[11]
+	mi := &file_headwater_v1_worker_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1597,7 +1690,7 @@ func (x *Projection) String() string {
 func (*Projection) ProtoMessage() {}
 
 func (x *Projection) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[11]
+	mi := &file_headwater_v1_worker_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1610,7 +1703,7 @@ func (x *Projection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Projection.ProtoReflect.Descriptor instead.
 func (*Projection) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{11}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Projection) GetDModel() uint32 {
@@ -1670,7 +1763,7 @@ type ShardOpen struct {
 
 func (x *ShardOpen) Reset() {
 	*x = ShardOpen{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[12]
+	mi := &file_headwater_v1_worker_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1682,7 +1775,7 @@ func (x *ShardOpen) String() string {
 func (*ShardOpen) ProtoMessage() {}
 
 func (x *ShardOpen) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[12]
+	mi := &file_headwater_v1_worker_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1695,7 +1788,7 @@ func (x *ShardOpen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShardOpen.ProtoReflect.Descriptor instead.
 func (*ShardOpen) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{12}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ShardOpen) GetProblem() uint32 {
@@ -1734,7 +1827,7 @@ type ShardOpened struct {
 
 func (x *ShardOpened) Reset() {
 	*x = ShardOpened{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[13]
+	mi := &file_headwater_v1_worker_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1746,7 +1839,7 @@ func (x *ShardOpened) String() string {
 func (*ShardOpened) ProtoMessage() {}
 
 func (x *ShardOpened) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[13]
+	mi := &file_headwater_v1_worker_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1759,7 +1852,7 @@ func (x *ShardOpened) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShardOpened.ProtoReflect.Descriptor instead.
 func (*ShardOpened) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{13}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ShardOpened) GetProblem() uint32 {
@@ -1808,7 +1901,7 @@ type KeyValueBlock struct {
 
 func (x *KeyValueBlock) Reset() {
 	*x = KeyValueBlock{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[14]
+	mi := &file_headwater_v1_worker_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1820,7 +1913,7 @@ func (x *KeyValueBlock) String() string {
 func (*KeyValueBlock) ProtoMessage() {}
 
 func (x *KeyValueBlock) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[14]
+	mi := &file_headwater_v1_worker_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1833,7 +1926,7 @@ func (x *KeyValueBlock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyValueBlock.ProtoReflect.Descriptor instead.
 func (*KeyValueBlock) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{14}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *KeyValueBlock) GetProblem() uint32 {
@@ -1915,7 +2008,7 @@ type WeightBlock struct {
 
 func (x *WeightBlock) Reset() {
 	*x = WeightBlock{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[15]
+	mi := &file_headwater_v1_worker_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1927,7 +2020,7 @@ func (x *WeightBlock) String() string {
 func (*WeightBlock) ProtoMessage() {}
 
 func (x *WeightBlock) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[15]
+	mi := &file_headwater_v1_worker_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1940,7 +2033,7 @@ func (x *WeightBlock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WeightBlock.ProtoReflect.Descriptor instead.
 func (*WeightBlock) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{15}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *WeightBlock) GetProblem() uint32 {
@@ -2006,7 +2099,7 @@ type HiddenBlock struct {
 
 func (x *HiddenBlock) Reset() {
 	*x = HiddenBlock{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[16]
+	mi := &file_headwater_v1_worker_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2018,7 +2111,7 @@ func (x *HiddenBlock) String() string {
 func (*HiddenBlock) ProtoMessage() {}
 
 func (x *HiddenBlock) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[16]
+	mi := &file_headwater_v1_worker_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2031,7 +2124,7 @@ func (x *HiddenBlock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HiddenBlock.ProtoReflect.Descriptor instead.
 func (*HiddenBlock) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{16}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *HiddenBlock) GetProblem() uint32 {
@@ -2092,7 +2185,7 @@ type ShardSeal struct {
 
 func (x *ShardSeal) Reset() {
 	*x = ShardSeal{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[17]
+	mi := &file_headwater_v1_worker_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2104,7 +2197,7 @@ func (x *ShardSeal) String() string {
 func (*ShardSeal) ProtoMessage() {}
 
 func (x *ShardSeal) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[17]
+	mi := &file_headwater_v1_worker_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2117,7 +2210,7 @@ func (x *ShardSeal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShardSeal.ProtoReflect.Descriptor instead.
 func (*ShardSeal) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{17}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ShardSeal) GetProblem() uint32 {
@@ -2154,7 +2247,7 @@ type Receipt struct {
 
 func (x *Receipt) Reset() {
 	*x = Receipt{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[18]
+	mi := &file_headwater_v1_worker_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2166,7 +2259,7 @@ func (x *Receipt) String() string {
 func (*Receipt) ProtoMessage() {}
 
 func (x *Receipt) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[18]
+	mi := &file_headwater_v1_worker_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2179,7 +2272,7 @@ func (x *Receipt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Receipt.ProtoReflect.Descriptor instead.
 func (*Receipt) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{18}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Receipt) GetLength() uint64 {
@@ -2211,7 +2304,7 @@ type ShardSealed struct {
 
 func (x *ShardSealed) Reset() {
 	*x = ShardSealed{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[19]
+	mi := &file_headwater_v1_worker_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2223,7 +2316,7 @@ func (x *ShardSealed) String() string {
 func (*ShardSealed) ProtoMessage() {}
 
 func (x *ShardSealed) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[19]
+	mi := &file_headwater_v1_worker_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2236,7 +2329,7 @@ func (x *ShardSealed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShardSealed.ProtoReflect.Descriptor instead.
 func (*ShardSealed) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{19}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ShardSealed) GetProblem() uint32 {
@@ -2273,7 +2366,7 @@ type ShardClose struct {
 
 func (x *ShardClose) Reset() {
 	*x = ShardClose{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[20]
+	mi := &file_headwater_v1_worker_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2285,7 +2378,7 @@ func (x *ShardClose) String() string {
 func (*ShardClose) ProtoMessage() {}
 
 func (x *ShardClose) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[20]
+	mi := &file_headwater_v1_worker_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2298,7 +2391,7 @@ func (x *ShardClose) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShardClose.ProtoReflect.Descriptor instead.
 func (*ShardClose) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{20}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ShardClose) GetProblem() uint32 {
@@ -2350,7 +2443,7 @@ type QueryBlock struct {
 
 func (x *QueryBlock) Reset() {
 	*x = QueryBlock{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[21]
+	mi := &file_headwater_v1_worker_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2362,7 +2455,7 @@ func (x *QueryBlock) String() string {
 func (*QueryBlock) ProtoMessage() {}
 
 func (x *QueryBlock) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[21]
+	mi := &file_headwater_v1_worker_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2375,7 +2468,7 @@ func (x *QueryBlock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueryBlock.ProtoReflect.Descriptor instead.
 func (*QueryBlock) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{21}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *QueryBlock) GetProblem() uint32 {
@@ -2494,7 +2587,7 @@ type GradientBlock struct {
 
 func (x *GradientBlock) Reset() {
 	*x = GradientBlock{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[22]
+	mi := &file_headwater_v1_worker_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2506,7 +2599,7 @@ func (x *GradientBlock) String() string {
 func (*GradientBlock) ProtoMessage() {}
 
 func (x *GradientBlock) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[22]
+	mi := &file_headwater_v1_worker_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2519,7 +2612,7 @@ func (x *GradientBlock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GradientBlock.ProtoReflect.Descriptor instead.
 func (*GradientBlock) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{22}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *GradientBlock) GetProblem() uint32 {
@@ -2607,7 +2700,7 @@ type OperandBlock struct {
 
 func (x *OperandBlock) Reset() {
 	*x = OperandBlock{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[23]
+	mi := &file_headwater_v1_worker_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2619,7 +2712,7 @@ func (x *OperandBlock) String() string {
 func (*OperandBlock) ProtoMessage() {}
 
 func (x *OperandBlock) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[23]
+	mi := &file_headwater_v1_worker_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2632,7 +2725,7 @@ func (x *OperandBlock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperandBlock.ProtoReflect.Descriptor instead.
 func (*OperandBlock) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{23}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *OperandBlock) GetOperand() Operand {
@@ -2681,7 +2774,7 @@ type Context struct {
 
 func (x *Context) Reset() {
 	*x = Context{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[24]
+	mi := &file_headwater_v1_worker_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2693,7 +2786,7 @@ func (x *Context) String() string {
 func (*Context) ProtoMessage() {}
 
 func (x *Context) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[24]
+	mi := &file_headwater_v1_worker_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2706,7 +2799,7 @@ func (x *Context) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Context.ProtoReflect.Descriptor instead.
 func (*Context) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{24}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Context) GetProblem() uint32 {
@@ -2793,7 +2886,7 @@ type Gradient struct {
 
 func (x *Gradient) Reset() {
 	*x = Gradient{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[25]
+	mi := &file_headwater_v1_worker_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2805,7 +2898,7 @@ func (x *Gradient) String() string {
 func (*Gradient) ProtoMessage() {}
 
 func (x *Gradient) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[25]
+	mi := &file_headwater_v1_worker_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2818,7 +2911,7 @@ func (x *Gradient) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Gradient.ProtoReflect.Descriptor instead.
 func (*Gradient) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{25}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Gradient) GetProblem() uint32 {
@@ -2908,7 +3001,7 @@ type OutputBlock struct {
 
 func (x *OutputBlock) Reset() {
 	*x = OutputBlock{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[26]
+	mi := &file_headwater_v1_worker_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2920,7 +3013,7 @@ func (x *OutputBlock) String() string {
 func (*OutputBlock) ProtoMessage() {}
 
 func (x *OutputBlock) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[26]
+	mi := &file_headwater_v1_worker_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2933,7 +3026,7 @@ func (x *OutputBlock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OutputBlock.ProtoReflect.Descriptor instead.
 func (*OutputBlock) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{26}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *OutputBlock) GetProblem() uint32 {
@@ -3004,7 +3097,7 @@ type Output struct {
 
 func (x *Output) Reset() {
 	*x = Output{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[27]
+	mi := &file_headwater_v1_worker_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3016,7 +3109,7 @@ func (x *Output) String() string {
 func (*Output) ProtoMessage() {}
 
 func (x *Output) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[27]
+	mi := &file_headwater_v1_worker_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3029,7 +3122,7 @@ func (x *Output) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Output.ProtoReflect.Descriptor instead.
 func (*Output) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{27}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Output) GetProblem() uint32 {
@@ -3087,7 +3180,7 @@ const file_headwater_v1_worker_proto_rawDesc = "" +
 	"\x06before\x18\x06 \x03(\x02R\x06before\x12\x12\n" +
 	"\x04sink\x18\a \x03(\x02R\x04sink\x12\x16\n" +
 	"\x06tokens\x18\b \x03(\rR\x06tokens\"\x11\n" +
-	"\x0fDescribeRequest\"\xaf\x02\n" +
+	"\x0fDescribeRequest\"\xcb\x02\n" +
 	"\x10DescribeResponse\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04boot\x18\x02 \x01(\fR\x04boot\x12\x18\n" +
@@ -3101,7 +3194,11 @@ const file_headwater_v1_worker_proto_rawDesc = "" +
 	"\vspare_bytes\x18\t \x01(\x04R\n" +
 	"spareBytes\x12,\n" +
 	"\x04load\x18\n" +
-	" \x01(\v2\x18.headwater.v1.WorkerLoadR\x04load\"\xc4\x01\n" +
+	" \x01(\v2\x18.headwater.v1.WorkerLoadR\x04load\x12\x1a\n" +
+	"\bdraining\x18\v \x01(\bR\bdraining\"0\n" +
+	"\x12SetDrainingRequest\x12\x1a\n" +
+	"\bdraining\x18\x01 \x01(\bR\bdraining\"\x15\n" +
+	"\x13SetDrainingResponse\"\xc4\x01\n" +
 	"\n" +
 	"WorkerLoad\x12/\n" +
 	"\x14bus_bytes_per_second\x18\x01 \x01(\x04R\x11busBytesPerSecond\x12\x1d\n" +
@@ -3342,9 +3439,10 @@ const file_headwater_v1_worker_proto_rawDesc = "" +
 	"\x12\x17\n" +
 	"\x13GRADIENT_TENSOR_B_K\x10\v\x12\x17\n" +
 	"\x13GRADIENT_TENSOR_B_V\x10\f\x12\x17\n" +
-	"\x13GRADIENT_TENSOR_B_O\x10\r2\xf9\x01\n" +
+	"\x13GRADIENT_TENSOR_B_O\x10\r2\xcd\x02\n" +
 	"\rWorkerService\x12I\n" +
-	"\bDescribe\x12\x1d.headwater.v1.DescribeRequest\x1a\x1e.headwater.v1.DescribeResponse\x12>\n" +
+	"\bDescribe\x12\x1d.headwater.v1.DescribeRequest\x1a\x1e.headwater.v1.DescribeResponse\x12R\n" +
+	"\vSetDraining\x12 .headwater.v1.SetDrainingRequest\x1a!.headwater.v1.SetDrainingResponse\x12>\n" +
 	"\x03Run\x12\x18.headwater.v1.RunRequest\x1a\x19.headwater.v1.RunResponse(\x010\x01\x12]\n" +
 	"\x0eWatchAttention\x12#.headwater.v1.WatchAttentionRequest\x1a$.headwater.v1.WatchAttentionResponse0\x01B2Z0headwater.example/proto/headwater/v1;headwaterv1b\x06proto3"
 
@@ -3361,7 +3459,7 @@ func file_headwater_v1_worker_proto_rawDescGZIP() []byte {
 }
 
 var file_headwater_v1_worker_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_headwater_v1_worker_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
+var file_headwater_v1_worker_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
 var file_headwater_v1_worker_proto_goTypes = []any{
 	(ContextCodec)(0),              // 0: headwater.v1.ContextCodec
 	(StorageType)(0),               // 1: headwater.v1.StorageType
@@ -3372,68 +3470,72 @@ var file_headwater_v1_worker_proto_goTypes = []any{
 	(*WatchAttentionResponse)(nil), // 6: headwater.v1.WatchAttentionResponse
 	(*DescribeRequest)(nil),        // 7: headwater.v1.DescribeRequest
 	(*DescribeResponse)(nil),       // 8: headwater.v1.DescribeResponse
-	(*WorkerLoad)(nil),             // 9: headwater.v1.WorkerLoad
-	(*LayerLoad)(nil),              // 10: headwater.v1.LayerLoad
-	(*RunRequest)(nil),             // 11: headwater.v1.RunRequest
-	(*RunResponse)(nil),            // 12: headwater.v1.RunResponse
-	(*Open)(nil),                   // 13: headwater.v1.Open
-	(*Problem)(nil),                // 14: headwater.v1.Problem
-	(*Gradients)(nil),              // 15: headwater.v1.Gradients
-	(*Projection)(nil),             // 16: headwater.v1.Projection
-	(*ShardOpen)(nil),              // 17: headwater.v1.ShardOpen
-	(*ShardOpened)(nil),            // 18: headwater.v1.ShardOpened
-	(*KeyValueBlock)(nil),          // 19: headwater.v1.KeyValueBlock
-	(*WeightBlock)(nil),            // 20: headwater.v1.WeightBlock
-	(*HiddenBlock)(nil),            // 21: headwater.v1.HiddenBlock
-	(*ShardSeal)(nil),              // 22: headwater.v1.ShardSeal
-	(*Receipt)(nil),                // 23: headwater.v1.Receipt
-	(*ShardSealed)(nil),            // 24: headwater.v1.ShardSealed
-	(*ShardClose)(nil),             // 25: headwater.v1.ShardClose
-	(*QueryBlock)(nil),             // 26: headwater.v1.QueryBlock
-	(*GradientBlock)(nil),          // 27: headwater.v1.GradientBlock
-	(*OperandBlock)(nil),           // 28: headwater.v1.OperandBlock
-	(*Context)(nil),                // 29: headwater.v1.Context
-	(*Gradient)(nil),               // 30: headwater.v1.Gradient
-	(*OutputBlock)(nil),            // 31: headwater.v1.OutputBlock
-	(*Output)(nil),                 // 32: headwater.v1.Output
+	(*SetDrainingRequest)(nil),     // 9: headwater.v1.SetDrainingRequest
+	(*SetDrainingResponse)(nil),    // 10: headwater.v1.SetDrainingResponse
+	(*WorkerLoad)(nil),             // 11: headwater.v1.WorkerLoad
+	(*LayerLoad)(nil),              // 12: headwater.v1.LayerLoad
+	(*RunRequest)(nil),             // 13: headwater.v1.RunRequest
+	(*RunResponse)(nil),            // 14: headwater.v1.RunResponse
+	(*Open)(nil),                   // 15: headwater.v1.Open
+	(*Problem)(nil),                // 16: headwater.v1.Problem
+	(*Gradients)(nil),              // 17: headwater.v1.Gradients
+	(*Projection)(nil),             // 18: headwater.v1.Projection
+	(*ShardOpen)(nil),              // 19: headwater.v1.ShardOpen
+	(*ShardOpened)(nil),            // 20: headwater.v1.ShardOpened
+	(*KeyValueBlock)(nil),          // 21: headwater.v1.KeyValueBlock
+	(*WeightBlock)(nil),            // 22: headwater.v1.WeightBlock
+	(*HiddenBlock)(nil),            // 23: headwater.v1.HiddenBlock
+	(*ShardSeal)(nil),              // 24: headwater.v1.ShardSeal
+	(*Receipt)(nil),                // 25: headwater.v1.Receipt
+	(*ShardSealed)(nil),            // 26: headwater.v1.ShardSealed
+	(*ShardClose)(nil),             // 27: headwater.v1.ShardClose
+	(*QueryBlock)(nil),             // 28: headwater.v1.QueryBlock
+	(*GradientBlock)(nil),          // 29: headwater.v1.GradientBlock
+	(*OperandBlock)(nil),           // 30: headwater.v1.OperandBlock
+	(*Context)(nil),                // 31: headwater.v1.Context
+	(*Gradient)(nil),               // 32: headwater.v1.Gradient
+	(*OutputBlock)(nil),            // 33: headwater.v1.OutputBlock
+	(*Output)(nil),                 // 34: headwater.v1.Output
 }
 var file_headwater_v1_worker_proto_depIdxs = []int32{
-	9,  // 0: headwater.v1.DescribeResponse.load:type_name -> headwater.v1.WorkerLoad
-	10, // 1: headwater.v1.WorkerLoad.layers:type_name -> headwater.v1.LayerLoad
-	13, // 2: headwater.v1.RunRequest.open:type_name -> headwater.v1.Open
-	17, // 3: headwater.v1.RunRequest.shard_open:type_name -> headwater.v1.ShardOpen
-	19, // 4: headwater.v1.RunRequest.key_values:type_name -> headwater.v1.KeyValueBlock
-	20, // 5: headwater.v1.RunRequest.weights:type_name -> headwater.v1.WeightBlock
-	21, // 6: headwater.v1.RunRequest.hidden:type_name -> headwater.v1.HiddenBlock
-	22, // 7: headwater.v1.RunRequest.shard_seal:type_name -> headwater.v1.ShardSeal
-	26, // 8: headwater.v1.RunRequest.query:type_name -> headwater.v1.QueryBlock
-	28, // 9: headwater.v1.RunRequest.operand:type_name -> headwater.v1.OperandBlock
-	25, // 10: headwater.v1.RunRequest.shard_close:type_name -> headwater.v1.ShardClose
-	31, // 11: headwater.v1.RunRequest.output:type_name -> headwater.v1.OutputBlock
-	27, // 12: headwater.v1.RunRequest.gradient:type_name -> headwater.v1.GradientBlock
-	18, // 13: headwater.v1.RunResponse.shard_opened:type_name -> headwater.v1.ShardOpened
-	24, // 14: headwater.v1.RunResponse.shard_sealed:type_name -> headwater.v1.ShardSealed
-	29, // 15: headwater.v1.RunResponse.context:type_name -> headwater.v1.Context
-	32, // 16: headwater.v1.RunResponse.output:type_name -> headwater.v1.Output
-	30, // 17: headwater.v1.RunResponse.gradient:type_name -> headwater.v1.Gradient
-	14, // 18: headwater.v1.Open.problems:type_name -> headwater.v1.Problem
+	11, // 0: headwater.v1.DescribeResponse.load:type_name -> headwater.v1.WorkerLoad
+	12, // 1: headwater.v1.WorkerLoad.layers:type_name -> headwater.v1.LayerLoad
+	15, // 2: headwater.v1.RunRequest.open:type_name -> headwater.v1.Open
+	19, // 3: headwater.v1.RunRequest.shard_open:type_name -> headwater.v1.ShardOpen
+	21, // 4: headwater.v1.RunRequest.key_values:type_name -> headwater.v1.KeyValueBlock
+	22, // 5: headwater.v1.RunRequest.weights:type_name -> headwater.v1.WeightBlock
+	23, // 6: headwater.v1.RunRequest.hidden:type_name -> headwater.v1.HiddenBlock
+	24, // 7: headwater.v1.RunRequest.shard_seal:type_name -> headwater.v1.ShardSeal
+	28, // 8: headwater.v1.RunRequest.query:type_name -> headwater.v1.QueryBlock
+	30, // 9: headwater.v1.RunRequest.operand:type_name -> headwater.v1.OperandBlock
+	27, // 10: headwater.v1.RunRequest.shard_close:type_name -> headwater.v1.ShardClose
+	33, // 11: headwater.v1.RunRequest.output:type_name -> headwater.v1.OutputBlock
+	29, // 12: headwater.v1.RunRequest.gradient:type_name -> headwater.v1.GradientBlock
+	20, // 13: headwater.v1.RunResponse.shard_opened:type_name -> headwater.v1.ShardOpened
+	26, // 14: headwater.v1.RunResponse.shard_sealed:type_name -> headwater.v1.ShardSealed
+	31, // 15: headwater.v1.RunResponse.context:type_name -> headwater.v1.Context
+	34, // 16: headwater.v1.RunResponse.output:type_name -> headwater.v1.Output
+	32, // 17: headwater.v1.RunResponse.gradient:type_name -> headwater.v1.Gradient
+	16, // 18: headwater.v1.Open.problems:type_name -> headwater.v1.Problem
 	0,  // 19: headwater.v1.Open.codec:type_name -> headwater.v1.ContextCodec
 	1,  // 20: headwater.v1.Problem.storage:type_name -> headwater.v1.StorageType
-	16, // 21: headwater.v1.Problem.projection:type_name -> headwater.v1.Projection
-	15, // 22: headwater.v1.Problem.gradients:type_name -> headwater.v1.Gradients
+	18, // 21: headwater.v1.Problem.projection:type_name -> headwater.v1.Projection
+	17, // 22: headwater.v1.Problem.gradients:type_name -> headwater.v1.Gradients
 	2,  // 23: headwater.v1.WeightBlock.weight:type_name -> headwater.v1.Weight
-	23, // 24: headwater.v1.ShardSeal.receipt:type_name -> headwater.v1.Receipt
-	23, // 25: headwater.v1.ShardSealed.receipt:type_name -> headwater.v1.Receipt
+	25, // 24: headwater.v1.ShardSeal.receipt:type_name -> headwater.v1.Receipt
+	25, // 25: headwater.v1.ShardSealed.receipt:type_name -> headwater.v1.Receipt
 	3,  // 26: headwater.v1.OperandBlock.operand:type_name -> headwater.v1.Operand
 	4,  // 27: headwater.v1.Gradient.tensor:type_name -> headwater.v1.GradientTensor
 	7,  // 28: headwater.v1.WorkerService.Describe:input_type -> headwater.v1.DescribeRequest
-	11, // 29: headwater.v1.WorkerService.Run:input_type -> headwater.v1.RunRequest
-	5,  // 30: headwater.v1.WorkerService.WatchAttention:input_type -> headwater.v1.WatchAttentionRequest
-	8,  // 31: headwater.v1.WorkerService.Describe:output_type -> headwater.v1.DescribeResponse
-	12, // 32: headwater.v1.WorkerService.Run:output_type -> headwater.v1.RunResponse
-	6,  // 33: headwater.v1.WorkerService.WatchAttention:output_type -> headwater.v1.WatchAttentionResponse
-	31, // [31:34] is the sub-list for method output_type
-	28, // [28:31] is the sub-list for method input_type
+	9,  // 29: headwater.v1.WorkerService.SetDraining:input_type -> headwater.v1.SetDrainingRequest
+	13, // 30: headwater.v1.WorkerService.Run:input_type -> headwater.v1.RunRequest
+	5,  // 31: headwater.v1.WorkerService.WatchAttention:input_type -> headwater.v1.WatchAttentionRequest
+	8,  // 32: headwater.v1.WorkerService.Describe:output_type -> headwater.v1.DescribeResponse
+	10, // 33: headwater.v1.WorkerService.SetDraining:output_type -> headwater.v1.SetDrainingResponse
+	14, // 34: headwater.v1.WorkerService.Run:output_type -> headwater.v1.RunResponse
+	6,  // 35: headwater.v1.WorkerService.WatchAttention:output_type -> headwater.v1.WatchAttentionResponse
+	32, // [32:36] is the sub-list for method output_type
+	28, // [28:32] is the sub-list for method input_type
 	28, // [28:28] is the sub-list for extension type_name
 	28, // [28:28] is the sub-list for extension extendee
 	0,  // [0:28] is the sub-list for field type_name
@@ -3444,7 +3546,7 @@ func file_headwater_v1_worker_proto_init() {
 	if File_headwater_v1_worker_proto != nil {
 		return
 	}
-	file_headwater_v1_worker_proto_msgTypes[6].OneofWrappers = []any{
+	file_headwater_v1_worker_proto_msgTypes[8].OneofWrappers = []any{
 		(*RunRequest_Open)(nil),
 		(*RunRequest_ShardOpen)(nil),
 		(*RunRequest_KeyValues)(nil),
@@ -3457,7 +3559,7 @@ func file_headwater_v1_worker_proto_init() {
 		(*RunRequest_Output)(nil),
 		(*RunRequest_Gradient)(nil),
 	}
-	file_headwater_v1_worker_proto_msgTypes[7].OneofWrappers = []any{
+	file_headwater_v1_worker_proto_msgTypes[9].OneofWrappers = []any{
 		(*RunResponse_ShardOpened)(nil),
 		(*RunResponse_ShardSealed)(nil),
 		(*RunResponse_Context)(nil),
@@ -3470,7 +3572,7 @@ func file_headwater_v1_worker_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_headwater_v1_worker_proto_rawDesc), len(file_headwater_v1_worker_proto_rawDesc)),
 			NumEnums:      5,
-			NumMessages:   28,
+			NumMessages:   30,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

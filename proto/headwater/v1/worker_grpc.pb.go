@@ -25,6 +25,7 @@ const _ = grpc.SupportPackageIsVersion9
 
 const (
 	WorkerService_Describe_FullMethodName       = "/headwater.v1.WorkerService/Describe"
+	WorkerService_SetDraining_FullMethodName    = "/headwater.v1.WorkerService/SetDraining"
 	WorkerService_Run_FullMethodName            = "/headwater.v1.WorkerService/Run"
 	WorkerService_WatchAttention_FullMethodName = "/headwater.v1.WorkerService/WatchAttention"
 )
@@ -37,6 +38,8 @@ const (
 type WorkerServiceClient interface {
 	// Describe says who the worker is and what it has room for.
 	Describe(ctx context.Context, in *DescribeRequest, opts ...grpc.CallOption) (*DescribeResponse, error)
+	// SetDraining sets what Describe then says to every coordinator. A restarted worker is not drained. Since version 1.3.
+	SetDraining(ctx context.Context, in *SetDrainingRequest, opts ...grpc.CallOption) (*SetDrainingResponse, error)
 	// Run carries one job's share of work. Everything that the worker holds for the job lives exactly as long as the
 	// stream.
 	//
@@ -62,6 +65,16 @@ func (c *workerServiceClient) Describe(ctx context.Context, in *DescribeRequest,
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(DescribeResponse)
 	err := c.cc.Invoke(ctx, WorkerService_Describe_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *workerServiceClient) SetDraining(ctx context.Context, in *SetDrainingRequest, opts ...grpc.CallOption) (*SetDrainingResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SetDrainingResponse)
+	err := c.cc.Invoke(ctx, WorkerService_SetDraining_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -108,6 +121,8 @@ type WorkerService_WatchAttentionClient = grpc.ServerStreamingClient[WatchAttent
 type WorkerServiceServer interface {
 	// Describe says who the worker is and what it has room for.
 	Describe(context.Context, *DescribeRequest) (*DescribeResponse, error)
+	// SetDraining sets what Describe then says to every coordinator. A restarted worker is not drained. Since version 1.3.
+	SetDraining(context.Context, *SetDrainingRequest) (*SetDrainingResponse, error)
 	// Run carries one job's share of work. Everything that the worker holds for the job lives exactly as long as the
 	// stream.
 	//
@@ -131,6 +146,9 @@ type UnimplementedWorkerServiceServer struct{}
 
 func (UnimplementedWorkerServiceServer) Describe(context.Context, *DescribeRequest) (*DescribeResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Describe not implemented")
+}
+func (UnimplementedWorkerServiceServer) SetDraining(context.Context, *SetDrainingRequest) (*SetDrainingResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method SetDraining not implemented")
 }
 func (UnimplementedWorkerServiceServer) Run(grpc.BidiStreamingServer[RunRequest, RunResponse]) error {
 	return status.Error(codes.Unimplemented, "method Run not implemented")
@@ -177,6 +195,24 @@ func _WorkerService_Describe_Handler(srv interface{}, ctx context.Context, dec f
 	return interceptor(ctx, in, info, handler)
 }
 
+func _WorkerService_SetDraining_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SetDrainingRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(WorkerServiceServer).SetDraining(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: WorkerService_SetDraining_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(WorkerServiceServer).SetDraining(ctx, req.(*SetDrainingRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _WorkerService_Run_Handler(srv interface{}, stream grpc.ServerStream) error {
 	return srv.(WorkerServiceServer).Run(&grpc.GenericServerStream[RunRequest, RunResponse]{ServerStream: stream})
 }
@@ -205,6 +241,10 @@ var WorkerService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Describe",
 			Handler:    _WorkerService_Describe_Handler,
+		},
+		{
+			MethodName: "SetDraining",
+			Handler:    _WorkerService_SetDraining_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

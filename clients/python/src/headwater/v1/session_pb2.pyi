@@ -59,20 +59,22 @@ SESSION_PROBLEM_LOST: SessionProblem
 SESSION_PROBLEM_BUSY: SessionProblem
 
 class Epoch(_message.Message):
-    __slots__ = ("counter", "lane", "base", "at", "closed", "holders")
+    __slots__ = ("counter", "lane", "base", "at", "closed", "holders", "members")
     COUNTER_FIELD_NUMBER: _ClassVar[int]
     LANE_FIELD_NUMBER: _ClassVar[int]
     BASE_FIELD_NUMBER: _ClassVar[int]
     AT_FIELD_NUMBER: _ClassVar[int]
     CLOSED_FIELD_NUMBER: _ClassVar[int]
     HOLDERS_FIELD_NUMBER: _ClassVar[int]
+    MEMBERS_FIELD_NUMBER: _ClassVar[int]
     counter: int
     lane: bytes
     base: int
     at: int
     closed: bool
     holders: int
-    def __init__(self, counter: _Optional[int] = ..., lane: _Optional[bytes] = ..., base: _Optional[int] = ..., at: _Optional[int] = ..., closed: bool = ..., holders: _Optional[int] = ...) -> None: ...
+    members: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, counter: _Optional[int] = ..., lane: _Optional[bytes] = ..., base: _Optional[int] = ..., at: _Optional[int] = ..., closed: bool = ..., holders: _Optional[int] = ..., members: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class SessionConfig(_message.Message):
     __slots__ = ("layers", "tenant", "model", "ttl", "name", "unshared", "replicas")

@@ -1,0 +1,484 @@
+package sessions
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"headwater.example/attention"
+	"headwater.example/coordinator/workers"
+	"headwater.example/internal/membership"
+	"headwater.example/internal/observe"
+	"headwater.example/internal/session/fanout"
+	headwaterv1 "headwater.example/proto/headwater/v1"
+	"headwater.example/shard"
+)
+
+const (
+	// lookEvery is how long it takes at most until all sessions are looked at, and restoreEvery while something is to be done that
+	// could not be.
+	lookEvery    = time.Minute
+	restoreEvery = 2 * time.Second
+	// kickPause is how long it takes at least.
+	kickPause = 50 * time.Millisecond
+	// restoreAtOnce is how many sessions are asked for at once, and lookAtOnce how many are listed.
+	restoreAtOnce = 64
+	lookAtOnce    = 1000
+	// headroom is the part of a worker's memory that stays free of copies, as a divisor.
+	headroom = 8
+	// maxKicked bounds the sessions that are looked at before all others.
+	maxKicked = 1 << 12
+)
+
+// keeper makes the copies that sessions lack, frees what workers have of sessions that were left out of them, and moves sessions away
+// from workers that are drained. Coordinators may do so beside each other: of two that make one copy, the first one's epoch refuses
+// the other.
+type keeper struct {
+	*Relay
+	rate rate
+	kick chan struct{} // holds one element once there is something to look at
+
+	mu      sync.Mutex // guards what follows
+	kicked  map[[16]byte]struct{}
+	lacking map[[16]byte]int // copies of shards that a session lacks
+	lost    map[[16]byte]struct{}
+	said    int // copies that the newest event says are missing
+	copies  uint64
+	looked  time.Time
+	failed  string        // why the newest thing that was to be done could not be
+	turn    chan struct{} // closed when all sessions have been looked at; nil until somebody waits
+}
+
+func newKeeper(r *Relay, perSecond int64) *keeper {
+	return &keeper{
+		Relay: r, rate: rate{perSecond: perSecond}, kick: make(chan struct{}, 1),
+		kicked: map[[16]byte]struct{}{}, lacking: map[[16]byte]int{}, lost: map[[16]byte]struct{}{},
+	}
+}
+
+// look makes a session be looked at soon.
+func (k *keeper) look(id [16]byte) {
+	k.mu.Lock()
+	if len(k.kicked) < maxKicked {
+		k.kicked[id] = struct{}{}
+	}
+	k.mu.Unlock()
+	k.wake()
+}
+
+// wake makes the keeper look now.
+func (k *keeper) wake() {
+	select {
+	case k.kick <- struct{}{}:
+	default:
+	}
+}
+
+// run keeps copies until ctx ends. It looks at all sessions after workers have come or gone, and from time to time; and at those that
+// have gone on without a holder at once.
+func (k *keeper) run(ctx context.Context) {
+	again := restoreEvery
+	for all := true; ; {
+		changed, pulse := k.workers.Changed(), k.conns.Pulse()
+		next := lookEvery
+		if k.pass(ctx, all) { // Where it is not to be helped, it is tried less and less.
+			next, again = again, min(2*again, lookEvery)
+		} else {
+			again = restoreEvery
+		}
+		// Calls that find holders changing make it look as well: it must not keep them changing.
+		calm := time.NewTimer(kickPause)
+		select {
+		case <-calm.C:
+		case <-ctx.Done():
+			calm.Stop()
+			return
+		}
+		timer := time.NewTimer(next)
+		select {
+		case <-timer.C:
+			all = true
+		case <-changed:
+			all = true
+		case <-pulse:
+			all = true
+		case <-k.kick:
+			all = k.waited()
+		case <-ctx.Done():
+			timer.Stop()
+			return
+		}
+		timer.Stop()
+	}
+}
+
+// waited reports whether somebody waits for all sessions to be looked at.
+func (k *keeper) waited() bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.turn != nil
+}
+
+// pass looks at sessions, and reports whether something is left to be done.
+func (k *keeper) pass(ctx context.Context, all bool) (unfinished bool) {
+	k.mu.Lock()
+	kicked := slices.Collect(maps.Keys(k.kicked))
+	clear(k.kicked)
+	turn := k.turn
+	if all {
+		k.turn = nil
+	}
+	k.mu.Unlock()
+	for some := range slices.Chunk(kicked, restoreAtOnce) {
+		unfinished = k.tendAll(ctx, some) || unfinished
+	}
+	if all {
+		unfinished = k.passAll(ctx) || unfinished
+		k.mu.Lock()
+		k.looked = k.now()
+		k.mu.Unlock()
+		if turn != nil {
+			close(turn)
+		}
+	}
+	k.say()
+	return unfinished
+}
+
+// passAll looks at all sessions that workers hold.
+func (k *keeper) passAll(ctx context.Context) (unfinished bool) {
+	seen := map[[16]byte]bool{}
+	req := &headwaterv1.ListSessionsRequest{Limit: lookAtOnce}
+	for ctx.Err() == nil {
+		members := k.answering(ctx)
+		answers, _, err := k.list(ctx, members, req)
+		if err != nil {
+			return true
+		}
+		ids := slices.SortedFunc(maps.Keys(bySession(members, answers)), func(a, b [16]byte) int { return bytes.Compare(a[:], b[:]) })
+		ids = ids[:min(len(ids), lookAtOnce)] // of those beyond parts may be missing
+		for some := range slices.Chunk(ids, restoreAtOnce) {
+			unfinished = k.tendAll(ctx, some) || unfinished
+		}
+		for _, id := range ids {
+			seen[id] = true
+		}
+		if len(ids) < lookAtOnce {
+			k.keepOnly(seen)
+			return unfinished
+		}
+		last := ids[len(ids)-1]
+		req.After = last[:]
+	}
+	return true
+}
+
+// answering returns the workers that answer.
+func (k *keeper) answering(ctx context.Context) []membership.Member {
+	described, err := workers.Answering(k.workers.Describe(ctx, k.workers.List()))
+	if err != nil {
+		return nil // no worker has anything, or speaks this protocol
+	}
+	members := make([]membership.Member, len(described))
+	for i, w := range described {
+		members[i] = w.Member
+	}
+	return members
+}
+
+// keepOnly forgets what sessions lacked that are not held any more.
+func (k *keeper) keepOnly(seen map[[16]byte]bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	maps.DeleteFunc(k.lacking, func(id [16]byte, _ int) bool { return !seen[id] })
+	maps.DeleteFunc(k.lost, func(id [16]byte, _ struct{}) bool { return !seen[id] })
+}
+
+// tendAll does for some sessions what can be done, and reports whether something is left.
+func (k *keeper) tendAll(ctx context.Context, ids [][16]byte) (unfinished bool) {
+	told, err := k.states(ctx, ids...)
+	if err != nil {
+		return true
+	}
+	described := k.workers.Describe(ctx, k.workers.List())
+	// All that is missing is known before the first copy is made.
+	var todo [][16]byte
+	for _, id := range ids {
+		if len(told[id]) == 0 {
+			k.note(id, 0, false)
+			continue
+		}
+		if p := k.plan(id, told[id], described); p.todo() {
+			todo = append(todo, id)
+		}
+	}
+	k.say()
+	for _, id := range todo {
+		unfinished = k.tend(ctx, id, told[id], described) || unfinished
+	}
+	return unfinished
+}
+
+// tend does for one session what can be done.
+func (k *keeper) tend(ctx context.Context, id [16]byte, states []*headwaterv1.SessionState, described []workers.Description) (unfinished bool) {
+	for ctx.Err() == nil && len(states) > 0 {
+		p := k.plan(id, states, described)
+		if !p.todo() {
+			return false
+		}
+		done, err := k.act(ctx, p)
+		k.mu.Lock()
+		if k.failed = ""; err != nil {
+			k.failed = workers.OneLine(err)
+		} else if !done {
+			k.failed = fmt.Sprintf("no worker has room for session %x", id)
+		}
+		k.mu.Unlock()
+		if err != nil {
+			k.log.Warn("a session's copies could not be put right: it is tried again", "session", fmt.Sprintf("%x", id), "error", err)
+			return true
+		}
+		if !done {
+			return true
+		}
+		again, err := k.states(ctx, id)
+		if err != nil {
+			return true
+		}
+		states, described = again[id], k.workers.Describe(ctx, k.workers.List())
+	}
+	return len(states) > 0
+}
+
+// plan is what there is to do for a session.
+type plan struct {
+	id       [16]byte
+	current  []*headwaterv1.SessionState // of those that hold it
+	stale    []*headwaterv1.SessionState // of those that were left out of it
+	holding  *fanout.Holding
+	lacking  int            // copies of shards
+	target   *fanout.Holder // who is to have more, with all that it is to have then; nil is nobody
+	draining []string       // holders that are drained
+}
+
+func (p *plan) todo() bool {
+	return p != nil && (len(p.stale) > 0 || p.lacking > 0 || len(p.draining) > 0)
+}
+
+// plan says what there is to do for a session, and notes what it lacks.
+func (k *keeper) plan(id [16]byte, states []*headwaterv1.SessionState, described []workers.Description) *plan {
+	h, current, err := fanout.Current(states)
+	if err != nil {
+		k.note(id, 0, true)
+		return nil // nobody has what is missing
+	}
+	p := &plan{id: id, current: current, holding: h, stale: fanout.Stale(h, current, states)}
+	var places []workers.Description
+	for _, w := range described {
+		holds := slices.ContainsFunc(h.Holders(), func(o *fanout.Holder) bool { return o.Name == w.Name })
+		switch {
+		case w.Err != nil:
+		case !w.Said.GetDraining():
+			places = append(places, w)
+		case holds:
+			p.draining = append(p.draining, w.Name)
+		}
+	}
+	held := holders(h, p.draining)
+	replicas := int(current[0].GetConfig().GetReplicas())
+	for l := range held {
+		for _, by := range held[l] {
+			p.lacking += max(0, 1+replicas-len(by))
+		}
+	}
+	p.target = lackedBy(h.Layers(), held, current, 1+replicas, places, len(p.draining) > 0)
+	if len(p.draining) > 0 { // It is not missing what is about to be moved.
+		lacking := 0
+		for _, groups := range holders(h, nil) {
+			for _, by := range groups {
+				lacking += max(0, 1+replicas-len(by))
+			}
+		}
+		k.note(id, lacking, false)
+		return p
+	}
+	k.note(id, p.lacking, false)
+	return p
+}
+
+// act does one thing of a plan, and reports whether there was one that could be done.
+func (k *keeper) act(ctx context.Context, p *plan) (done bool, _ error) {
+	switch {
+	case len(p.stale) > 0:
+		for _, s := range p.stale {
+			if err := k.free(ctx, p.id, s); err != nil {
+				return false, err
+			}
+		}
+		return true, nil
+	case p.target != nil:
+		if err := k.conns.Restore(ctx, p.holding, p.current[0], p.target); err != nil {
+			k.observe.Failed(observe.CopyFailed, p.target.Name, err)
+			return false, err
+		}
+		k.mu.Lock()
+		k.copies++
+		k.mu.Unlock()
+		k.doubt(p.id[:])
+		k.observe.Happened(observe.CopiesMade, p.target.Name, 1)
+		k.log.Info("a copy of a session was made", "session", fmt.Sprintf("%x", p.id), "worker", p.target.Name)
+		return true, nil
+	case len(p.draining) > 0 && k.whole(p):
+		if err := k.conns.Release(ctx, p.id, p.holding, p.current[0], p.draining...); err != nil {
+			return false, err
+		}
+		k.doubt(p.id[:])
+		k.log.Info("a session has moved away", "session", fmt.Sprintf("%x", p.id), "workers", p.draining)
+		return true, nil
+	}
+	return false, nil
+}
+
+// whole reports whether each shard has a holder that is not drained.
+func (k *keeper) whole(p *plan) bool {
+	for _, groups := range holders(p.holding, p.draining) {
+		if slices.ContainsFunc(groups, func(by []string) bool { return len(by) == 0 }) {
+			return false
+		}
+	}
+	return true
+}
+
+// free frees what a worker has of a session that has gone on without it.
+func (k *keeper) free(ctx context.Context, id [16]byte, s *headwaterv1.SessionState) error {
+	for _, o := range s.GetHolders() {
+		epoch := &headwaterv1.Epoch{Counter: s.GetEpoch().GetCounter(), Lane: s.GetEpoch().GetLane(), At: s.GetEpoch().GetCounter()}
+		err := k.conns.Drop(ctx, []*fanout.Holder{{Name: o.GetName(), Address: o.GetAddress()}}, &headwaterv1.DropSessionRequest{Session: id[:], Epoch: epoch})
+		if err != nil {
+			return err
+		}
+		k.observe.Happened(observe.StaleFreed, o.GetName(), 1)
+		k.log.Info("what a worker had of a session that has gone on without it was freed", "session", fmt.Sprintf("%x", id), "worker", o.GetName())
+	}
+	return nil
+}
+
+// states returns what workers tell of sessions: who holds them, and what they were made with.
+func (r *Relay) states(ctx context.Context, ids ...[16]byte) (map[[16]byte][]*headwaterv1.SessionState, error) {
+	req := &headwaterv1.ListSessionsRequest{HoldersOnly: true}
+	for _, id := range ids {
+		req.Sessions = append(req.Sessions, id[:])
+	}
+	members := r.workers.List()
+	answers, _, err := r.list(ctx, members, req)
+	return bySession(members, answers), err
+}
+
+// holders returns the names of those that hold each group of each layer, but for some.
+func holders(h *fanout.Holding, without []string) [][][]string {
+	layers := h.Layers()
+	held := make([][][]string, len(layers))
+	for l := range layers {
+		held[l] = make([][]string, layers[l].KVHeads)
+	}
+	for _, o := range h.Holders() {
+		if slices.Contains(without, o.Name) {
+			continue
+		}
+		for l, groups := range o.Groups {
+			for _, g := range groups {
+				held[l][g] = append(held[l][g], o.Name)
+			}
+		}
+	}
+	return held
+}
+
+// lackedBy returns the worker with the most room that is to have more of a session, with all groups that it is to have then, or nil if
+// each group has as many holders as it is to have or as there are workers, or if no worker has the room. A part of each worker's
+// memory is left free, unless the session must move.
+func lackedBy(layers []shard.LayerSpec, held [][][]string, states []*headwaterv1.SessionState, times int, among []workers.Description, must bool) *fanout.Holder {
+	among = slices.SortedFunc(slices.Values(among), func(a, b workers.Description) int {
+		return cmp.Or(cmp.Compare(roomOf(b).free, roomOf(a).free), cmp.Compare(a.Name, b.Name))
+	})
+	for _, w := range among {
+		groups, more := make([][]int, len(layers)), false
+		for l := range layers {
+			for g, by := range held[l] {
+				has := slices.Contains(by, w.Name)
+				lacks := !has && len(by) < min(times, len(among))
+				if more = more || lacks; has || lacks {
+					groups[l] = append(groups[l], g)
+				}
+			}
+		}
+		room := roomOf(w)
+		if !must {
+			room.free -= min(room.free, room.budget/headroom)
+		}
+		if more && room.free >= bytesOf(layers, groups, states) {
+			return &fanout.Holder{Name: w.Name, Address: w.Address, Boot: w.Said.GetBoot(), Groups: groups}
+		}
+	}
+	return nil
+}
+
+// bytesOf returns about how many bytes of pages groups of a session take.
+func bytesOf(layers []shard.LayerSpec, groups [][]int, states []*headwaterv1.SessionState) (n uint64) {
+	lengths := make([]uint64, len(layers))
+	for _, s := range states {
+		for _, l := range s.GetLayers() {
+			if int64(l.GetLayer()) < int64(len(lengths)) {
+				lengths[l.GetLayer()] = max(lengths[l.GetLayer()], l.GetLength()-min(l.GetFirst(), l.GetLength()))
+			}
+		}
+	}
+	for l := range layers {
+		pages := (lengths[l] + attention.PageLen - 1) / attention.PageLen
+		row := layers[l].Storage().Size() * (layers[l].HeadDim() + layers[l].VDim())
+		n += pages * attention.PageLen * uint64(len(groups[l])*row)
+	}
+	return n
+}
+
+// note notes what a session lacks.
+func (k *keeper) note(id [16]byte, lacking int, lost bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if lacking > 0 {
+		k.lacking[id] = lacking
+	} else {
+		delete(k.lacking, id)
+	}
+	if lost {
+		k.lost[id] = struct{}{}
+	} else {
+		delete(k.lost, id)
+	}
+}
+
+// say makes it an event if another number of copies is missing than before.
+func (k *keeper) say() {
+	k.mu.Lock()
+	missing := 0
+	for _, n := range k.lacking {
+		missing += n
+	}
+	before := k.said
+	k.said = missing
+	k.mu.Unlock()
+	switch {
+	case missing == before:
+	case missing == 0:
+		k.observe.Happened(observe.CopiesWhole, "", 0)
+		k.log.Info("no copies of sessions are missing any more")
+	default:
+		k.observe.Happened(observe.CopiesLacking, "", missing)
+		k.log.Warn(fmt.Sprintf("under-replicated: %d shards", missing))
+	}
+}
