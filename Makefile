@@ -12,7 +12,7 @@ VENV := .cache/python
 export GOFLAGS += -trimpath -buildvcs=false
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo demo-model check map test unit lint format proto generate breaking fuzz bench bench-plots figures-kernels figures-job figures-sessions figures-learn figures-model figures-observe figures-faults soak \
+.PHONY: help build demo demo-model check map test unit lint format proto generate breaking fuzz bench bench-plots figures-kernels figures-job figures-sessions figures-learn figures-model figures-observe figures-ops figures-faults soak \
 	fixtures image test-alerts test-avx512 test-browser test-traces test-arm64 test-k8s test-python test-model pytest wheel wheels clean
 
 help: ## list the targets
@@ -170,6 +170,9 @@ figures-observe: build ## measure what metrics, traces and viewers cost a step, 
 	@$(GO) run ./internal/figures/sessions -bin bin -run 'metrics_cost|viewers_cost' -samples figures/observe.json
 	-@$(MAKE) -s .cache/chromium $(AXE) >&2
 	@cd tools/browser && $(BROWSER) $(GO) run ./figures
+
+figures-ops: build ## measure what TLS costs a step; prints `figure NAME VALUE`
+	@$(GO) run ./internal/figures/sessions -bin bin -run '^mtls_' -samples figures/ops.json
 
 figures-learn: build $(VENV_MODEL)/ready ## measure gradients; prints `figure NAME VALUE` (installs torch)
 	@$(GO) run ./internal/figures/learn -bin bin -python $(VENV_MODEL)/bin/python -samples figures/learn.json

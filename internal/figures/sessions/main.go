@@ -23,6 +23,8 @@
 //	metrics_cost  a step of one token that sees 128 positions through a coordinator, with the admin ports of coordinator and worker
 //	              and one step in a hundred traced / without
 //	viewers_cost  the p99 of such steps while 100 look at the coordinator's dashboard / while nobody does
+//	mtls_step, mtls_step_128   a step of one token that sees 16,384 or 128 positions, of a client that speaks to the worker itself,
+//	              with TLS / without
 //
 // The samples are kept as JSON.
 package main
@@ -86,6 +88,7 @@ var groups = []group{
 	{[]string{"py_overhead_us"}, overheadOfPython},
 	{[]string{"metrics_cost"}, observed},
 	{[]string{"viewers_cost"}, viewed},
+	{[]string{"mtls_step", "mtls_step_128"}, encrypted},
 }
 
 func run(ctx context.Context, args []string) (err error) {

@@ -58,19 +58,19 @@ type way struct {
 	step    *client.Step
 }
 
-// startWay starts a cluster of one worker, and a session with positions in it, through the coordinator.
-func startWay(ctx context.Context, o localcluster.Options, m *model, positions int) (_ *way, err error) {
+// startWay starts a cluster of one worker, and a session with positions in it, through the coordinator or directly.
+func startWay(ctx context.Context, o localcluster.Options, m *model, positions int, direct bool) (_ *way, err error) {
 	o.Workers, o.Threads, o.Memory = 1, 1, 2<<30
 	local, err := localcluster.Start(ctx, o)
 	if err != nil {
 		return nil, err
 	}
 	w := &way{cluster: &cluster{Cluster: local}}
-	if w.client, err = client.Dial(local.Address()); err != nil {
+	if w.client, err = local.Dial(); err != nil {
 		return nil, errors.Join(err, local.Stop(ctx))
 	}
 	layer := client.Layer{Heads: heads, KVHeads: kvHeads, HeadDim: headDim, Storage: storage}
-	w.session, err = w.client.OpenSession(ctx, client.SessionOptions{Layers: []client.Layer{layer}, Codec: client.Raw})
+	w.session, err = w.client.OpenSession(ctx, client.SessionOptions{Layers: []client.Layer{layer}, Codec: client.Raw, Direct: direct})
 	if err == nil {
 		err = w.session.Do(ctx, m.step(w.session, 0, positions-1, false))
 	}
@@ -122,12 +122,17 @@ func observed(ctx context.Context, f *figures) (err error) {
 			o.CoordinatorArgs, o.WorkerArgs = adminPort, adminPort
 			o.Command = append([]string{"env", "OTEL_EXPORTER_OTLP_ENDPOINT=" + endpoint}, append(sampled, program)...)
 		}
-		if ways[i], err = startWay(ctx, o, m, positions); err != nil {
+		if ways[i], err = startWay(ctx, o, m, positions, false); err != nil {
 			return err
 		}
 		defer func() { err = errors.Join(err, ways[i].stop(ctx)) }()
 	}
-	for round := range 2*f.rounds + 1 {
+	return takeTurns(ctx, f, "metrics_cost", ways, 2*f.rounds, positions, pairs, each)
+}
+
+// takeTurns measures a figure: the steps of the second of two ways / those of the first, which take turns.
+func takeTurns(ctx context.Context, f *figures, name string, ways [2]*way, rounds, positions, pairs, each int) error {
+	for round := range rounds + 1 {
 		var ratios []float64
 		var took [2][]float64
 		for pair := range pairs {
@@ -144,7 +149,7 @@ func observed(ctx context.Context, f *figures) (err error) {
 			ratios = append(ratios, one[1]/one[0])
 		}
 		if round > 0 { // the first one warms up
-			f.add("metrics_cost", median(ratios), map[string]float64{"without_seconds": median(took[0]), "with_seconds": median(took[1])})
+			f.add(name, median(ratios), map[string]float64{"without_seconds": median(took[0]), "with_seconds": median(took[1])})
 		}
 	}
 	return nil
@@ -163,7 +168,7 @@ func viewed(ctx context.Context, f *figures) (err error) {
 	if err != nil {
 		return err
 	}
-	w, err := startWay(ctx, localcluster.Options{Command: []string{program}, CoordinatorArgs: adminPort, WorkerArgs: adminPort}, newModel(positions), positions)
+	w, err := startWay(ctx, localcluster.Options{Command: []string{program}, CoordinatorArgs: adminPort, WorkerArgs: adminPort}, newModel(positions), positions, false)
 	if err != nil {
 		return err
 	}
