@@ -145,13 +145,23 @@ func run[T any](p *Page, a chromedp.Action[T]) (T, error) {
 	return chromedp.Run(ctx, a)
 }
 
-// Until waits until an expression of JavaScript is true.
+// Until waits until an expression of JavaScript is true, also beyond a navigation, in the midst of which nothing can be evaluated.
 func (p *Page) Until(expression string) error {
-	_, err := run(p, chromedp.Poll[chromedp.Void](expression, chromedp.WithPollingInterval(20*time.Millisecond), chromedp.WithPollingTimeout(Patience)))
-	if err != nil {
-		return fmt.Errorf("wait for %s: %w", expression, err)
+	ctx, cancel := context.WithTimeout(p.ctx, Patience)
+	defer cancel()
+	looks := time.NewTicker(20 * time.Millisecond)
+	defer looks.Stop()
+	for {
+		holds, err := chromedp.Run(ctx, chromedp.Evaluate[bool]("Boolean("+expression+")"))
+		if err == nil && holds {
+			return nil
+		}
+		select {
+		case <-looks.C:
+		case <-ctx.Done():
+			return fmt.Errorf("wait for %s: %w", expression, errors.Join(ctx.Err(), err))
+		}
 	}
-	return nil
 }
 
 // Eval evaluates an expression, and waits for it if it is a promise.
