@@ -19,7 +19,7 @@ func TestSizesAndFoldersThatCanNotBeAreRefused(t *testing.T) {
 	}{
 		{"worker serve --memory 0", "less than the 1.0 MiB"},
 		{"worker serve --memory 10", `"10" is 10 B, less than the 1.0 MiB`},
-		{"worker serve --memory -1", "no size"},
+		{"worker serve --memory -1", "not a size"},
 		{"worker serve --session-ttl 0", "--session-ttl is 0s, must be more than 0"},
 		{"worker serve --max-sessions 0", "--max-sessions is 0"},
 		{"coord serve --data-dir=", "--data-dir is empty"},
