@@ -32,7 +32,10 @@ type Holder struct {
 	headwaterv1.UnimplementedWorkerServiceServer
 	Name string
 	Boot [16]byte
+	// Fault is what the holder does wrong, for tests of what is to notice it.
+	Fault Fault
 
+	owed     func() // of AcknowledgesEarly: what it has answered and not done
 	mu       sync.Mutex
 	refuse   func(*session.Step) *session.Error
 	sessions map[[16]byte]*heldSession
@@ -48,6 +51,7 @@ func (h *Holder) Set(refuse func(*session.Step) *session.Error) {
 }
 
 type heldSession struct {
+	fault       Fault
 	config      *headwaterv1.SessionConfig
 	held        []*headwaterv1.HeldLayer
 	epoch       *headwaterv1.Epoch
@@ -180,6 +184,9 @@ func (s *heldSession) stale() *session.Error {
 
 // check refuses an epoch that is neither the accepted one nor its base.
 func (s *heldSession) check(e *headwaterv1.Epoch) *session.Error {
+	if s.fault == TakesAnyEpoch {
+		return nil
+	}
 	base := &headwaterv1.Epoch{Counter: s.epoch.GetBase(), Lane: s.epoch.GetLane()}
 	if e.GetAt() != 0 && e.GetAt() != s.epoch.GetCounter() {
 		return s.stale()
@@ -191,7 +198,7 @@ func (s *heldSession) check(e *headwaterv1.Epoch) *session.Error {
 }
 
 func (s *heldSession) truncated(n uint64) *session.Error {
-	if n != s.truncations {
+	if n != s.truncations && s.fault != TakesLateRetries {
 		err := refuse(otherTruncations, "%d truncations, not %d", s.truncations, n)
 		err.Why.Truncations = s.truncations
 		return err
@@ -244,7 +251,7 @@ func (h *Holder) CreateSession(_ context.Context, req *headwaterv1.CreateSession
 			return nil, refuse(invalid, "layer %d can not begin at position %d: nothing is freed here", b.GetLayer(), b.GetFirst())
 		}
 	}
-	s := &heldSession{config: req.GetConfig(), held: req.GetHeld(), epoch: req.GetEpoch(), shards: map[[2]int]*rows{}, call: req.GetCall(), stories: tell(req.GetHeld())}
+	s := &heldSession{fault: h.Fault, config: req.GetConfig(), held: req.GetHeld(), epoch: req.GetEpoch(), shards: map[[2]int]*rows{}, call: req.GetCall(), stories: tell(req.GetHeld())}
 	for _, held := range s.held {
 		for _, g := range held.GetGroups() {
 			s.shards[[2]int{int(held.GetLayer()), int(g)}] = &rows{}
@@ -310,7 +317,7 @@ func (h *Holder) ForkSession(_ context.Context, req *headwaterv1.ForkSessionRequ
 	id := [16]byte(req.GetChild())
 	child := h.sessions[id]
 	if child == nil {
-		child = &heldSession{config: s.config, held: s.held, epoch: req.GetChildEpoch(), shards: map[[2]int]*rows{}, call: req.GetCall(), stories: tell(s.held)}
+		child = &heldSession{fault: h.Fault, config: s.config, held: s.held, epoch: req.GetChildEpoch(), shards: map[[2]int]*rows{}, call: req.GetCall(), stories: tell(s.held)}
 		for _, held := range s.held {
 			want, err := named(req.GetExpect(), held)
 			if err != nil {
@@ -552,11 +559,12 @@ func (h *Holder) Lane(stream *session.ServerStream) error {
 }
 
 // follows refuses a step that builds on other appends than those that have made a layer, and tells whether it repeats the newest.
-func follows(now *headwaterv1.LayerState, m *session.Step) (repeat bool, _ *session.Error) {
+func follows(fault Fault, now *headwaterv1.LayerState, m *session.Step) (repeat bool, _ *session.Error) {
 	repeat = m.Append > 0 && now.GetLength() == m.Length+uint64(m.Append)
 	switch {
 	case m.Append > 0 && m.AppendID == 0:
 		return false, refuse(invalid, "an append without an id")
+	case fault == TakesLateRetries:
 	case now.GetLength() == m.Length && now.GetChain() != m.Chain,
 		repeat && (now.GetAppendId() != m.AppendID || now.GetBefore().GetLength() != m.Length || now.GetBefore().GetChain() != m.Chain):
 		err := refuse(different, "layer %d was made by other appends", m.Layer)
@@ -576,6 +584,10 @@ func (h *Holder) step(by session.LaneID, req *session.Request, resp *session.Res
 			return err
 		}
 	}
+	if h.owed != nil {
+		h.owed()
+		h.owed = nil
+	}
 	s, err := h.find(m.Session[:])
 	if err != nil {
 		return err
@@ -591,7 +603,7 @@ func (h *Holder) step(by session.LaneID, req *session.Request, resp *session.Res
 		return refuse(invalid, "layer %d with %d hashes", m.Layer, len(m.Hashes))
 	}
 	now := s.layer(s.held[i])
-	repeat, err := follows(now, m)
+	repeat, err := follows(s.fault, now, m)
 	if err != nil {
 		return err
 	}
@@ -636,19 +648,31 @@ func (h *Holder) step(by session.LaneID, req *session.Request, resp *session.Res
 				return refuse(invalid, "%v", bad)
 			}
 		}
+		if s.fault == FillsWithZeros {
+			clear(raw[len(raw)/2:])
+		}
 		resp.Payload = rpc.NewBuffer(len(raw))
 		copy(resp.Payload.Bytes(), raw)
 	}
 	if resp.Result.Chain = m.Chain; m.Append > 0 {
 		resp.Result.Chain = kvcache.NextChain(m.Chain, m.AppendID, m.Length)
 	}
-	if m.Append > 0 && !repeat {
-		s.became(now, resp.Result.Chain, m.AppendID)
-	}
-	for i, g := range groups {
-		s.shards[[2]int{int(m.Layer), int(g)}] = added[i]
+	for i := range groups {
 		resp.Result.Length = uint64(len(added[i].hashes))
 		resp.Result.Hashes = append(resp.Result.Hashes, added[i].hash(len(added[i].hashes)))
+	}
+	layerOf, chain, id, changed := m.Layer, resp.Result.Chain, m.AppendID, m.Append > 0 && !repeat
+	h.owed = func() {
+		if changed {
+			s.became(now, chain, id)
+		}
+		for i, g := range groups {
+			s.shards[[2]int{int(layerOf), int(g)}] = added[i]
+		}
+	}
+	if s.fault != AcknowledgesEarly {
+		h.owed()
+		h.owed = nil
 	}
 	return nil
 }
