@@ -558,22 +558,6 @@ func (h *Holder) Lane(stream *session.ServerStream) error {
 	}
 }
 
-// follows refuses a step that builds on other appends than those that have made a layer, and tells whether it repeats the newest.
-func follows(fault Fault, now *headwaterv1.LayerState, m *session.Step) (repeat bool, _ *session.Error) {
-	repeat = m.Append > 0 && now.GetLength() == m.Length+uint64(m.Append)
-	switch {
-	case m.Append > 0 && m.AppendID == 0:
-		return false, refuse(invalid, "an append without an id")
-	case fault == TakesLateRetries:
-	case now.GetLength() == m.Length && now.GetChain() != m.Chain,
-		repeat && (now.GetAppendId() != m.AppendID || now.GetBefore().GetLength() != m.Length || now.GetBefore().GetChain() != m.Chain):
-		err := refuse(different, "layer %d was made by other appends", m.Layer)
-		err.Why.Length = now.GetLength()
-		return false, err
-	}
-	return repeat, nil
-}
-
 // step does one step. Long: the rules of a step, in the order of docs/sessions.md.
 func (h *Holder) step(by session.LaneID, req *session.Request, resp *session.Response) *session.Error {
 	h.mu.Lock()
