@@ -24,7 +24,6 @@ type Found struct {
 // frame is a state on the way of a run.
 type frame struct {
 	moves, next int
-	names       uint64
 }
 
 // mostMoves bounds a run: one that goes on for longer does not come to an end.

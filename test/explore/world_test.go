@@ -177,7 +177,6 @@ type party struct {
 	name   string
 	client *client.Client
 	relay  *sessions.Relay
-	conns  *fanout.Conns
 }
 
 func (w *World) newParty(name string) (*party, error) {
