@@ -8,6 +8,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"headwater.example/internal/jobfile"
+	headwaterv1 "headwater.example/proto/headwater/v1"
 	"headwater.example/tensor"
 )
 
@@ -18,9 +19,12 @@ func (q *Queue) Input(id string) (*tensor.File, *jobfile.Job, error) {
 		return nil, nil, err
 	}
 	job := e.snapshot()
+	if ended(job.GetState()) { // its file is removed soon after
+		return nil, nil, notKept(job)
+	}
 	input, err := tensor.Open(q.store.Input(job.GetId()))
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil, status.Errorf(codes.NotFound, "the file of job %s is not kept: it is %s", job.GetId(), StateName(job.GetState()))
+		return nil, nil, notKept(e.snapshot())
 	}
 	if err != nil {
 		return nil, nil, err
@@ -30,4 +34,8 @@ func (q *Queue) Input(id string) (*tensor.File, *jobfile.Job, error) {
 		return nil, nil, errors.Join(err, input.Close())
 	}
 	return input, parsed, nil
+}
+
+func notKept(job *headwaterv1.Job) error {
+	return status.Errorf(codes.NotFound, "the file of job %s is not kept: it is %s", job.GetId(), StateName(job.GetState()))
 }
