@@ -12,7 +12,7 @@ VENV := .cache/python
 export GOFLAGS += -trimpath -buildvcs=false
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo demo-model check map test unit lint format proto generate breaking fuzz bench bench-plots figures-kernels figures-job figures-sessions figures-learn figures-model figures-observe figures-ops figures-faults soak \
+.PHONY: help build demo demo-model check map test unit lint format proto generate breaking fuzz bench bench-plots figures-kernels figures-job figures-sessions figures-learn figures-model figures-observe figures-ops figures-faults soak explore \
 	fixtures image test-alerts test-avx512 test-browser test-traces test-arm64 test-k8s test-python test-model pytest wheel wheels clean
 
 help: ## list the targets
@@ -38,8 +38,9 @@ map: ## draw the map of packages in CONTRIBUTING.md anew, from their imports
 test: lint build $(VENV)/ready unit pytest $(if $(filter 1,$(HEADWATER_TEST_MODEL)),test-model) ## run the linters and all tests, with the race detector
 test: ALSO = $(WITH_PYTHON)
 
-# Tests of these packages start no goroutines: the race detector would find nothing, and make them up to twenty times as slow.
-ALONE = attention/reference internal/figures/kernels internal/heatmap internal/snapshot k8s
+# Tests of these packages start no goroutines, or run one at a time: the race detector would find nothing, and make them up to twenty
+# times as slow.
+ALONE = attention/reference internal/figures/kernels internal/heatmap internal/snapshot k8s test/explore
 # Tests over processes and networks wait more than they compute: they come first, and other packages run beside them.
 WAITING = test/network test/e2e
 unit: ## run all tests, with the race detector if a test has several goroutines
@@ -179,6 +180,9 @@ figures-learn: build $(VENV_MODEL)/ready ## measure gradients; prints `figure NA
 
 figures-faults: build ## measure how the programs bear bad luck and bad company; prints `figure NAME VALUE`
 	@$(GO) run ./internal/figures/faults -bin bin
+
+explore: ## explore the protocol of sessions in all orders of a small case; prints `figure explored_states N`
+	@HEADWATER_EXPLORE=1 $(GO) test -count=1 -timeout 90m -v -run 'TestSmallCase$$' ./test/explore
 
 soak: build ## load a worker for 10 minutes with clients that fill it, of which some never read; prints `figure NAME VALUE`
 	@$(GO) run ./internal/figures/faults -bin bin -run '^soak_' -soak 10m
