@@ -2,6 +2,7 @@ package client
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/hex"
 	"errors"
@@ -250,7 +251,8 @@ func (s *Session) update(state *headwaterv1.SessionState) error {
 		}
 		next[i] = held{length: l.GetLength(), hashes: l.GetHashes(), chain: l.GetChain()}
 	}
-	s.layers, s.epoch, s.truncations = next, state.GetEpoch().GetCounter(), state.GetTruncations()
+	// An epoch that others have stepped on this client's behalf has its own counter as its base.
+	s.layers, s.epoch, s.truncations = next, cmp.Or(state.GetEpoch().GetBase(), state.GetEpoch().GetCounter()), state.GetTruncations()
 	return nil
 }
 

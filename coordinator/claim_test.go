@@ -15,6 +15,10 @@ import (
 // way. The next one takes the session, by the coordinator and for a direct client.
 func TestASessionIsTakenAfterATakeThatReachedSomeHolders(t *testing.T) {
 	c := startCluster(t, clusterOptions{workers: workers(3)})
+	var members []string
+	for _, w := range c.workers {
+		members = append(members, w.Name)
+	}
 	for reached := 1; reached < 7; reached++ {
 		for _, direct := range []bool{false, true} {
 			s, err := c.OpenSession(t.Context(), client.SessionOptions{Layers: []client.Layer{{Heads: 6, KVHeads: 3, HeadDim: 4}}})
@@ -32,7 +36,7 @@ func TestASessionIsTakenAfterATakeThatReachedSomeHolders(t *testing.T) {
 				}
 				defer conn.Close()
 				if _, err := headwaterv1.NewSessionServiceClient(conn).TakeSession(t.Context(), &headwaterv1.TakeSessionRequest{
-					Session: id[:], Epoch: &headwaterv1.Epoch{Counter: 7, Lane: lane[:], At: 1, Holders: 3},
+					Session: id[:], Epoch: &headwaterv1.Epoch{Counter: 7, Lane: lane[:], At: 1, Holders: 3, Members: members},
 				}); err != nil {
 					t.Fatal(err)
 				}

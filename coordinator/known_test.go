@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -19,8 +20,8 @@ import (
 // TestACoordinatorThatStartsAwaitsItsWorkers: until those that it knew before have joined, or a minute has passed, a session that
 // they may hold is not said to be gone.
 func TestACoordinatorThatStartsAwaitsItsWorkers(t *testing.T) {
-	now := time.Unix(1e9, 0)
-	config := coordinator.Config{DataDir: t.TempDir(), Now: func() time.Time { return now }}
+	var later atomic.Int64 // nanoseconds
+	config := coordinator.Config{DataDir: t.TempDir(), Now: func() time.Time { return time.Unix(1e9, later.Load()) }}
 	c := startCluster(t, clusterOptions{workers: workers(2), config: config})
 	first, second := c.workers[0].Member, c.workers[1].Member
 	s, err := c.OpenSession(t.Context(), client.SessionOptions{Layers: []client.Layer{{Heads: 2, KVHeads: 2, HeadDim: 4}}})
@@ -66,18 +67,18 @@ func TestACoordinatorThatStartsAwaitsItsWorkers(t *testing.T) {
 	if _, err := c.Attach(t.Context(), s.ID(), client.AttachOptions{}); !errors.Is(err, client.ErrTryAgain) {
 		t.Errorf("before a minute: %v", err)
 	}
-	now = now.Add(time.Minute)
+	later.Store(int64(time.Minute))
 	if _, err := c.Attach(t.Context(), s.ID(), client.AttachOptions{}); !errors.Is(err, client.ErrGone) {
 		t.Errorf("after a minute: %v", err)
 	}
 }
 
 // joining lets a worker join while the coordinator asks another one for sessions.
-type joining struct{ join func() }
+type joining struct{ join atomic.Pointer[func()] }
 
 func (j *joining) TagRPC(ctx context.Context, info *stats.RPCTagInfo) context.Context {
-	if strings.HasSuffix(info.FullMethodName, "/ListSessions") && j.join != nil {
-		j.join()
+	if join := j.join.Load(); join != nil && strings.HasSuffix(info.FullMethodName, "/ListSessions") {
+		(*join)()
 	}
 	return ctx
 }
@@ -106,11 +107,12 @@ func TestAWorkerThatJoinsMeanwhileIsAwaited(t *testing.T) {
 		"attach": func() error { _, err := c.Attach(t.Context(), id, client.AttachOptions{}); return err },
 		"drop":   func() error { return c.DropSession(t.Context(), id) },
 	} {
-		asked.join = nil
+		asked.join.Store(nil)
 		c.stop()
 		c.view.set(first)
 		c.start(t, config)
-		asked.join = sync.OnceFunc(func() { c.view.set(first, second) })
+		join := sync.OnceFunc(func() { c.view.set(first, second) })
+		asked.join.Store(&join)
 		if err := call(); errors.Is(err, client.ErrGone) {
 			t.Errorf("%s: %v", name, err)
 		}

@@ -60,7 +60,7 @@ func (c *Conns) gather(ctx context.Context, holders []*Holder, may func() bool, 
 	tasks.Wait()
 	var first error
 	for _, err := range errs {
-		if err != nil && (first == nil || transient(first) && !transient(err)) {
+		if outranks(err, first) {
 			first = err
 		}
 	}
@@ -136,14 +136,16 @@ func (c *Conns) abandon(ctx context.Context, h *Holding, session []byte, epoch *
 func (c *Conns) Take(ctx context.Context, p *Place, req *headwaterv1.TakeSessionRequest) (*headwaterv1.SessionState, error) {
 	for again := 0; ; again++ {
 		from := p.Holding()
+		rest := from
 		var state *headwaterv1.SessionState
 		err := c.past(ctx, p, func(h *Holding) (err error) {
-			from = p.Holding()
-			if state, err = c.takeAll(ctx, h, req); err == nil && !req.GetCheckOnly() {
-				p.holding.CompareAndSwap(from, h.Of(req.GetEpoch().GetCounter()))
-			}
+			from, rest = p.Holding(), h
+			state, err = c.takeAll(ctx, h, req)
 			return err
 		})
+		if err == nil && !req.GetCheckOnly() {
+			return c.taken(ctx, p, from, rest, req, state)
+		}
 		// A holder may have been exchanged. The request is refused for that only if its own epoch is the higher one.
 		e, refused := session.FromError(err)
 		if !refused || e.Reason() != session.StaleEpoch || from.counter == 0 || again > refreshes {
@@ -153,10 +155,50 @@ func (c *Conns) Take(ctx context.Context, p *Place, req *headwaterv1.TakeSession
 		if told.GetCounter() == from.counter && !told.GetClosed() || told.GetCounter() >= req.GetEpoch().GetCounter() {
 			return nil, err
 		}
+		if !from.split {
+			// The take of another lane may have come to some holders only. This one is above it, at those that have it and at the others.
+			moved := p.move(ctx, from, func() (*Holding, error) {
+				h, err := c.locate(ctx, p.id, from)
+				if err == nil && !h.split {
+					err = errNoWay
+				}
+				return h, err
+			})
+			if moved == nil && p.Holding() != from {
+				continue
+			}
+		}
 		if moved := c.refresh(ctx, p, from, &headwaterv1.Epoch{Counter: cmp.Or(told.GetBase(), told.GetCounter()), Lane: told.GetLane()}); moved != nil {
 			return nil, err
 		}
 	}
+}
+
+// taken notes that a request's epoch drives the session at the rest of its holders. A holder that was lost on the way may have accepted
+// this epoch too, and lacks from now on what the rest acknowledge. So the rest go on under a higher one.
+func (c *Conns) taken(ctx context.Context, p *Place, from, rest *Holding, req *headwaterv1.TakeSessionRequest, state *headwaterv1.SessionState) (*headwaterv1.SessionState, error) {
+	counter := req.GetEpoch().GetCounter()
+	var lost []string
+	for _, o := range from.holders {
+		if !rest.names([]string{o.Name}) {
+			lost = append(lost, o.Name)
+		}
+	}
+	if len(lost) == 0 {
+		p.holding.CompareAndSwap(from, rest.Of(counter))
+		return state, nil
+	}
+	all := from.Of(counter)
+	if !p.holding.CompareAndSwap(from, all) {
+		return state, nil
+	}
+	if err := c.leave(ctx, p, all, req.GetEpoch(), lost...); err != nil {
+		return nil, err
+	}
+	now := p.Holding()
+	state.Holders = slices.DeleteFunc(state.GetHolders(), func(o *headwaterv1.Holder) bool { return !now.names([]string{o.GetName()}) })
+	state.Epoch = &headwaterv1.Epoch{Counter: now.counter, Lane: req.GetEpoch().GetLane(), Base: counter, Holders: uint32(len(now.holders))}
+	return state, nil
 }
 
 func (c *Conns) takeAll(ctx context.Context, h *Holding, req *headwaterv1.TakeSessionRequest) (*headwaterv1.SessionState, error) {

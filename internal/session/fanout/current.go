@@ -13,8 +13,8 @@ import (
 )
 
 // Current returns who holds a session, of the states that workers tell of it: those of the highest epoch. Workers of a lower one
-// count only if without them the session is not whole, since an epoch may be stepped at some only; and if the highest epoch says who
-// has it, only those that it names.
+// count only if without them the session is not whole, since an epoch may be stepped at some only, or if another lane's take is to
+// come to them; and if the highest epoch says who has it, only those that it names.
 func Current(states []*headwaterv1.SessionState) (*Holding, []*headwaterv1.SessionState, error) {
 	layers, err := layerproto.ReadSessionLayers(states[0].GetConfig().GetLayers())
 	if err != nil {
@@ -29,13 +29,14 @@ func Current(states []*headwaterv1.SessionState) (*Holding, []*headwaterv1.Sessi
 	var holders []*headwaterv1.Holder
 	for i, s := range states {
 		holders = append(holders, s.GetHolders()...)
-		if i+1 < len(states) && compareEpochs(s.GetEpoch(), states[i+1].GetEpoch()) == 0 {
+		if i+1 < len(states) && (compareEpochs(s.GetEpoch(), states[i+1].GetEpoch()) == 0 || taking(states[i+1], top)) {
 			continue
 		}
 		var h *Holding
 		if h, err = ParseHolding(layers, holders); err == nil {
 			h = h.Under(states[:i+1]...)
 			h.closed = h.closed || compareEpochs(s.GetEpoch(), top) < 0
+			h.split = slices.ContainsFunc(states[:i+1], func(s *headwaterv1.SessionState) bool { return !bytes.Equal(s.GetEpoch().GetLane(), top.GetLane()) })
 			return h, states[:i+1], nil
 		}
 	}
@@ -47,6 +48,11 @@ func leftOut(s *headwaterv1.SessionState, epoch *headwaterv1.Epoch) bool {
 	return len(epoch.GetMembers()) > 0 && !slices.ContainsFunc(s.GetHolders(), func(o *headwaterv1.Holder) bool {
 		return slices.Contains(epoch.GetMembers(), o.GetName())
 	})
+}
+
+// taking reports whether an epoch of another lane names who tells a state.
+func taking(s *headwaterv1.SessionState, epoch *headwaterv1.Epoch) bool {
+	return len(epoch.GetMembers()) > 0 && !leftOut(s, epoch) && !bytes.Equal(s.GetEpoch().GetLane(), epoch.GetLane())
 }
 
 // missed adds to the error of a session that is not whole which of its holders are missed, if that is known.

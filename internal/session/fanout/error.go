@@ -51,6 +51,22 @@ func transient(err error) bool {
 	return Unreached(err) || Is(err, session.Busy)
 }
 
+// outranks reports whether an error says more of a call than one of another holder, which may be nil: that a holder is lost says more
+// than that it could not be reached, and a refusal more than both. Who refuses has the session still.
+func outranks(err, other error) bool { return rank(err) > rank(other) }
+
+func rank(err error) int {
+	switch {
+	case err == nil:
+		return 0
+	case transient(err):
+		return 1
+	case gone(err) != "":
+		return 2
+	}
+	return 3
+}
+
 // refused returns a holder's refusal. If the refusal already names another holder, that name is kept.
 func refused(holder string, e *session.Error) *session.Error {
 	if e.Why.GetHolder() != "" || holder == "" {

@@ -38,6 +38,7 @@ type Holding struct {
 	counter  uint64   // of the epoch that it is known by, 0 is not known
 	told     []uint64 // by holder, the counter that it has accepted; nil if that is the same at all
 	closed   bool     // whether holders are being exchanged, or not all that have the epoch are known
+	split    bool     // whether a lane's take has come to some of the holders only, so that no lane drives all
 	replicas int      // copies that the session is to have beside each owner: its holders may change
 }
 
@@ -88,7 +89,7 @@ func (h *Holding) named(e *headwaterv1.Epoch) *headwaterv1.Epoch {
 // one refuse them.
 func (h *Holding) Of(counter uint64) *Holding {
 	of := *h
-	of.counter, of.told, of.closed = counter, nil, false
+	of.counter, of.told, of.closed, of.split = counter, nil, false, false
 	return &of
 }
 
@@ -170,7 +171,7 @@ func (h *Holding) without(names ...string) (*Holding, bool) {
 	if err != nil {
 		return nil, false
 	}
-	less.counter, less.closed, less.replicas = h.counter, h.closed, h.replicas
+	less.counter, less.closed, less.split, less.replicas = h.counter, h.closed, h.split, h.replicas
 	if h.told != nil {
 		for i, o := range h.holders {
 			if slices.Contains(rest, o) {

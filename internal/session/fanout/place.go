@@ -169,6 +169,9 @@ func (c *Conns) settled(ctx context.Context, p *Place, from *Holding, driver *he
 			return nil, ctx.Err()
 		}
 	}
+	if h.split {
+		return nil, errNoWay // no lane drives all of them: the next take ends that
+	}
 	// Who was exchanging them has not come to an end.
 	counter := max(h.counter, from.counter) + 1
 	if err := c.reopen(ctx, p, h, &headwaterv1.Epoch{Counter: counter, Lane: driver.GetLane(), Base: driver.GetCounter()}, nil); err != nil {

@@ -253,6 +253,49 @@ func TestAnotherLanesSessionIsNotTakenBack(t *testing.T) {
 	}
 }
 
+// TestATakeIsAboveAHolderThatItLost: a holder may have accepted the epoch of a take whose answer was lost. The others go on under a
+// higher one, so what they acknowledge is not looked for at that holder.
+func TestATakeIsAboveAHolderThatItLost(t *testing.T) {
+	p, alone := startCopied(t, 3, 1, two...), start(t, 1, two...)
+	if err := p.step(t, alone, 1, 0); err != nil {
+		t.Fatal(err)
+	}
+	epoch := &headwaterv1.Epoch{Counter: 2, Lane: p.epoch.GetLane()}
+	if _, err := p.nodes[1].TakeSession(t.Context(), &headwaterv1.TakeSessionRequest{Session: p.id[:], Epoch: epoch}); err != nil {
+		t.Fatal(err)
+	}
+	p.kill[1]()
+	state, err := p.conns.Take(t.Context(), p.at, &headwaterv1.TakeSessionRequest{Session: p.id[:], Epoch: epoch})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, holder := range []int{0, 2} {
+		if e := p.state(t, holder).GetEpoch(); e.GetCounter() <= 2 || e.GetBase() != 2 || e.GetCounter() != state.GetEpoch().GetCounter() {
+			t.Errorf("the epoch of holder %d is %v, that of the answer %v", holder, e, state.GetEpoch())
+		}
+	}
+	if p.at.Holding().Holders()[0].Name != "w1" || len(state.GetHolders()) != 2 {
+		t.Errorf("holders are %v", state.GetHolders())
+	}
+}
+
+// TestWhoRefusesSaysMoreThanWhoHasNothing: a session that another lane has taken is not gone because one of its holders is.
+func TestWhoRefusesSaysMoreThanWhoHasNothing(t *testing.T) {
+	p := startCopied(t, 2, 0, two...)
+	if _, err := p.nodes[0].DropSession(t.Context(), &headwaterv1.DropSessionRequest{Session: p.id[:]}); err != nil {
+		t.Fatal(err)
+	}
+	other := [16]byte{9}
+	take := &headwaterv1.TakeSessionRequest{Session: p.id[:], Epoch: &headwaterv1.Epoch{Counter: 5, Lane: other[:]}}
+	if _, err := p.nodes[1].TakeSession(t.Context(), take); err != nil {
+		t.Fatal(err)
+	}
+	_, err := p.conns.Truncate(t.Context(), p.at, &headwaterv1.TruncateSessionRequest{Session: p.id[:], Epoch: p.epoch, Position: 0, Expect: p.known, Id: 5})
+	if !fanout.Is(err, session.StaleEpoch) {
+		t.Fatalf("it is refused with %v", err)
+	}
+}
+
 // TestACopyThatDiffersIsAnError: holders of one group that answer with other hashes are never an answer.
 func TestACopyThatDiffersIsAnError(t *testing.T) {
 	l := shape(2, 2, 1, 1)

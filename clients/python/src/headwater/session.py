@@ -266,7 +266,8 @@ class Session:
             if told.layer != i or len(told.hashes) != layer.n_kv_heads:
                 raise ProtocolError(f"session {self.id.hex()}: layer {told.layer} with {len(told.hashes)} hashes is not layer {i}")
             lengths.append((told.length, list(told.hashes)))
-        self._state, self._epoch, self._truncations = lengths, state.epoch.counter, state.truncations
+        # An epoch that others have stepped on this client's behalf has its own counter as its base.
+        self._state, self._epoch, self._truncations = lengths, state.epoch.base or state.epoch.counter, state.truncations
         self._chains, self._unsure, self._cutting = [told.chain for told in state.layers], {}, None
         self._near = self._find_near(state)
 
