@@ -45,14 +45,14 @@ def test_every_reason_has_its_class_and_kind() -> None:
 class Refusal(grpc.RpcError, grpc.Call):
     """The error of a call that a server ended with a code, or that gRPC did."""
 
-    def __init__(self, code: grpc.StatusCode, answered: bool = True) -> None:
-        self._code, self._answered = code, answered
+    def __init__(self, code: grpc.StatusCode, answered: bool = True, details: str = "why") -> None:
+        self._code, self._answered, self._details = code, answered, details
 
     def code(self) -> grpc.StatusCode:
         return self._code
 
     def details(self) -> str:
-        return "why"
+        return self._details
 
     def initial_metadata(self) -> tuple[tuple[str, str], ...]:
         return ((errors.PROTOCOL_KEY, "1.1"),) if self._answered else ()
@@ -93,6 +93,13 @@ def test_only_silence_is_unreachable() -> None:
     assert type(errors.call_error("do", "host:1", Refusal(grpc.StatusCode.UNAVAILABLE))) is not headwater.UnreachableError
     # A relay passes on that its coordinator is silent.
     assert type(errors.call_error("do", "unix:/s", Refusal(grpc.StatusCode.UNAVAILABLE), relayed=True)) is headwater.UnreachableError
+
+
+def test_a_server_may_notice_a_deadline_first() -> None:
+    details = "Stream removed (RST_STREAM (Received RST_STREAM with error code 8))"
+    for code in (grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN):
+        error = errors.call_error("do", "host:1", Refusal(code, answered=False, details=details))
+        assert type(error) is headwater.DeadlineError
 
 
 @pytest.mark.parametrize("direct", [False, True])

@@ -245,7 +245,14 @@ def call_error(doing: str, address: str, error: grpc.RpcError, relayed: bool = F
     details = () if status is None else status.details
     if error.code() is grpc.StatusCode.UNAVAILABLE and not _answered(error) and (said := in_own_words(error.details() or "")):
         return _RefusedCallError(doing, address, grpc.StatusCode.UNAUTHENTICATED, said)
-    return _meaning(doing, address, error.code(), error.details() or "", details, relayed or not _answered(error))
+    code, text = error.code(), error.details() or ""
+    if code in (grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN) and _CANCELLED_BY_SERVER in text:
+        code, text = grpc.StatusCode.DEADLINE_EXCEEDED, ""
+    return _meaning(doing, address, code, text, details, relayed or not _answered(error))
+
+
+# A server ends a call so whose deadline has passed by its clock. gRPC says this if it has not noticed by its own.
+_CANCELLED_BY_SERVER = "RST_STREAM with error code 8"
 
 
 def _meaning(doing: str, address: str, code: grpc.StatusCode, text: str, details: Iterable[Any], unreached: bool) -> HeadwaterError:
