@@ -51,7 +51,7 @@ func (a *app) certsInit() *cobra.Command {
 		Use: "init", Short: "Make a certificate authority for a cluster", Args: exactly(),
 		Long: "Make a certificate authority for a cluster: its certificate and private key (ECDSA P-256), and the key that encrypts\n" +
 			"gossip. All are in authority.pem. Whoever has that file can be every part of the cluster.",
-		Example: "  coord certs init\n  coord certs init --dir /root/headwater-certs --days 730",
+		Example: "  coord certs init\n  coord certs init --dir ~/headwater-certs --days 730",
 		RunE: func(*cobra.Command, []string) error {
 			until, err := days(life)
 			if err != nil {

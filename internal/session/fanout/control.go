@@ -197,7 +197,7 @@ func (c *Conns) taken(ctx context.Context, p *Place, from, rest *Holding, req *h
 	}
 	now := p.Holding()
 	state.Holders = slices.DeleteFunc(state.GetHolders(), func(o *headwaterv1.Holder) bool { return !now.names([]string{o.GetName()}) })
-	state.Epoch = &headwaterv1.Epoch{Counter: now.counter, Lane: req.GetEpoch().GetLane(), Base: counter, Holders: uint32(len(now.holders))}
+	state.Epoch = now.named(&headwaterv1.Epoch{Counter: now.counter, Lane: req.GetEpoch().GetLane(), Base: counter})
 	return state, nil
 }
 
