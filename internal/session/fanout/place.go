@@ -138,17 +138,22 @@ func (c *Conns) refresh(ctx context.Context, p *Place, from *Holding, driver *he
 }
 
 // moved looks whether a session has other holders than it was known to have, after some of these were not found to hold it and are
-// missed, and reports whether it has.
-func (c *Conns) moved(ctx context.Context, p *Place, from *Holding) bool {
+// missed, and reports whether it has. Driver is the epoch of a lane that drives it, if it may be raised for that.
+func (c *Conns) moved(ctx context.Context, p *Place, from *Holding, driver *headwaterv1.Epoch) bool {
 	err := p.move(ctx, from, func() (*Holding, error) {
 		if from.counter == 0 {
 			return nil, errNoWay
 		}
 		h, err := c.locate(ctx, p.id, from)
-		if err == nil && (h.closed || h.counter <= from.counter) {
-			err = errNoWay
+		switch {
+		case err != nil:
+			return nil, err
+		case h.counter <= from.counter, h.closed && driver == nil:
+			return nil, errNoWay
+		case h.closed: // they were just exchanged, and one of the new ones may be lost
+			return c.settled(ctx, p, from, driver)
 		}
-		return h, err
+		return h, nil
 	})
 	return err == nil && p.Holding() != from
 }
@@ -242,7 +247,7 @@ func (c *Conns) over(ctx context.Context, p *Place, driver *headwaterv1.Epoch, d
 		default:
 			return nil, err
 		}
-		if errors.Is(moved, errNotWhole) && c.moved(ctx, p, h) {
+		if errors.Is(moved, errNotWhole) && c.moved(ctx, p, h, driver) {
 			continue
 		}
 		if errors.Is(moved, errNotWhole) || errors.Is(moved, errNoWay) {
@@ -267,7 +272,7 @@ func (c *Conns) past(ctx context.Context, p *Place, do func(h *Holding) error) e
 			h = rest
 			continue
 		}
-		if gone(err) == "" || !c.moved(ctx, p, from) {
+		if gone(err) == "" || !c.moved(ctx, p, from, nil) {
 			return err
 		}
 		from = p.Holding()

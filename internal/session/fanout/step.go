@@ -395,7 +395,7 @@ func (c *Call) others(ctx context.Context) bool {
 		return false
 	}
 	if _, whole := c.holding.without(missing...); !whole {
-		return conns.moved(ctx, c.place, c.holding)
+		return conns.moved(ctx, c.place, c.holding, driver)
 	}
 	if all && !c.again {
 		c.again = true
