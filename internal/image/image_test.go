@@ -10,13 +10,16 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"reflect"
 	"strings"
 	"testing"
 
 	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/v1/layout"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
+	"github.com/google/go-containerregistry/pkg/v1/validate"
 )
 
 // anELF returns a Linux binary without a program, which asks for a loader or not.
@@ -62,7 +65,7 @@ func TestArchiveReadsBack(t *testing.T) {
 	dir := t.TempDir()
 	list := specs(t, dir)
 	var archive bytes.Buffer
-	if err := Write(&archive, list...); err != nil {
+	if _, err := Write(&archive, list...); err != nil {
 		t.Fatal(err)
 	}
 	open := func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(archive.Bytes())), nil }
@@ -122,6 +125,65 @@ func TestArchiveReadsBack(t *testing.T) {
 	}
 }
 
+// TestArchiveIsALayoutOfOCI unpacks the archive, and reads it as a registry's client does.
+func TestArchiveIsALayoutOfOCI(t *testing.T) {
+	dir := t.TempDir()
+	list := specs(t, dir)
+	var archive bytes.Buffer
+	digests, err := Write(&archive, list...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	unpack(t, filepath.Join(dir, "layout"), &archive)
+	index, err := layout.ImageIndexFromPath(filepath.Join(dir, "layout"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := validate.Index(index); err != nil {
+		t.Error(err)
+	}
+	manifest, err := index.IndexManifest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, m := range manifest.Manifests {
+		got = append(got, fmt.Sprint(m.Digest == digests[min(len(got), 1)], " ", m.Platform, " ", m.Annotations["io.containerd.image.name"], " ", m.Annotations["org.opencontainers.image.ref.name"]))
+	}
+	want := []string{
+		"true linux/amd64 docker.io/headwater/coord:1.2.3 1.2.3",
+		"true linux/arm64 docker.io/headwater/worker:1.2.3 1.2.3",
+		"true linux/arm64 docker.io/headwater/worker:local local",
+	}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("the index names %q, want %q", got, want)
+	}
+}
+
+func unpack(t *testing.T, dir string, archive io.Reader) {
+	t.Helper()
+	for tr := tar.NewReader(archive); ; {
+		h, err := tr.Next()
+		if errors.Is(err, io.EOF) {
+			return
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		data, err := io.ReadAll(tr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		path := filepath.Join(dir, h.Name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // inventory reads a layer: by name, kind, mode, owner and size.
 func inventory(t *testing.T, r io.ReadCloser) map[string]string {
 	t.Helper()
@@ -153,7 +215,7 @@ func TestTheSameInputsGiveTheSameBytes(t *testing.T) {
 	var archives [4]bytes.Buffer
 	for i := range archives {
 		// Another directory, and so other paths, inodes and times.
-		if err := Write(&archives[i], specs(t, t.TempDir())...); err != nil {
+		if _, err := Write(&archives[i], specs(t, t.TempDir())...); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -164,10 +226,49 @@ func TestTheSameInputsGiveTheSameBytes(t *testing.T) {
 	}
 }
 
+// TestTwoBuildsGiveOneArchive has `make image` build small programs at two places, and compares all that it writes.
+func TestTwoBuildsGiveOneArchive(t *testing.T) {
+	places := []string{filepath.Join(t.TempDir(), "one"), filepath.Join(t.TempDir(), "two", "deeper")}
+	for _, place := range places {
+		for _, from := range []string{"go.mod", "go.sum", "Makefile", "internal/image", "internal/sbom", "internal/atomicfile"} {
+			to := filepath.Join(place, from)
+			if err := os.MkdirAll(filepath.Dir(to), 0o700); err != nil {
+				t.Fatal(err)
+			}
+			if out, err := exec.CommandContext(t.Context(), "cp", "-R", filepath.Join("../..", from), to).CombinedOutput(); err != nil {
+				t.Fatalf("%v: %s", err, out)
+			}
+		}
+		for _, program := range []string{"coord", "worker"} {
+			if err := os.MkdirAll(filepath.Join(place, "cmd", program), 0o700); err != nil {
+				t.Fatal(err)
+			}
+			write(t, filepath.Join(place, "cmd", program), "main.go", []byte("package main\n\nimport (\n\t\"fmt\"\n\t\"runtime\"\n)\n\nfunc main() { fmt.Println(runtime.Caller(0)) }\n"))
+		}
+		make := exec.CommandContext(t.Context(), "make", "-C", place, "image", "VERSION=1.2.3", "MADE=1767225600", "REVISION=abc")
+		make.Env = append(os.Environ(), "GOFLAGS=") // the Makefile's alone
+		if out, err := make.CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+	}
+	for _, file := range []string{"images.tar", "coord.spdx.json", "worker.spdx.json"} {
+		var contents [2][]byte
+		for i, place := range places {
+			var err error
+			if contents[i], err = os.ReadFile(filepath.Join(place, "out", file)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if !bytes.Equal(contents[0], contents[1]) {
+			t.Errorf("%s depends on where it was built", file)
+		}
+	}
+}
+
 // What docker load and ctr import look for in an archive.
 func TestManifestNamesTheParts(t *testing.T) {
 	var archive bytes.Buffer
-	if err := Write(&archive, specs(t, t.TempDir())[1]); err != nil {
+	if _, err := Write(&archive, specs(t, t.TempDir())[1]); err != nil {
 		t.Fatal(err)
 	}
 	parts := make(map[string][]byte)
@@ -217,7 +318,7 @@ func TestImagesThatCannotBeMade(t *testing.T) {
 		`placed at "/good"`:                     {{Tags: []string{"headwater/a:1"}, Binary: good, Files: map[string]string{"/good": good}}},
 		"packing /job":                          {{Tags: []string{"headwater/a:1"}, Binary: good, Files: map[string]string{"/job": filepath.Join(dir, "none")}}},
 	} {
-		if err := Write(io.Discard, list...); err == nil || !strings.Contains(err.Error(), rule) {
+		if _, err := Write(io.Discard, list...); err == nil || !strings.Contains(err.Error(), rule) {
 			t.Errorf("want an error that says %q, got %v", rule, err)
 		}
 	}

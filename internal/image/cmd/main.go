@@ -3,18 +3,27 @@
 //	go run ./internal/image/cmd -out bin/images.tar -version 0.1.0 bin/coord bin/worker
 //
 // makes headwater/coord:0.1.0 and headwater/worker:0.1.0, whose entrypoints are /coord and /worker with the argument
-// serve. With -also TAG they have that tag as well. With -add FILE=/PATH each image also holds a copy of that file.
+// serve. With -also TAG they have that tag as well. With -add FILE=/PATH each image also holds a copy of that file. With -bills
+// DIR, DIR/coord.spdx.json and DIR/worker.spdx.json say what the binaries were built from.
+//
+// It prints a line an image: its names and its digest.
 package main
 
 import (
+	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 
 	"headwater.example/internal/atomicfile"
 	"headwater.example/internal/image"
+	"headwater.example/internal/sbom"
 )
 
 func main() {
@@ -39,13 +48,15 @@ func (f files) Set(s string) error {
 	return nil
 }
 
-func run(args []string) (err error) {
+func run(args []string) error {
 	flags := flag.NewFlagSet("image", flag.ContinueOnError)
 	out := flags.String("out", "", "archive to write")
 	repository := flags.String("repository", "headwater", "prefix of the images' names")
 	version := flags.String("version", "dev", "version, which is the images' tag")
 	also := flags.String("also", "", "another tag of the same images")
 	revision := flags.String("revision", "", "commit that the binaries were built from")
+	made := flags.Int64("made", 0, "`time` of the images and bills, in seconds since 1970")
+	bills := flags.String("bills", "", "`folder` for the bills of materials, in SPDX")
 	add := files{}
 	flags.Var(add, "add", "`FILE=/PATH` to put into each image; may be repeated")
 	if err := flags.Parse(args); err != nil {
@@ -61,6 +72,7 @@ func run(args []string) (err error) {
 			"org.opencontainers.image.title":    "headwater " + base,
 			"org.opencontainers.image.version":  *version,
 			"org.opencontainers.image.licenses": "Apache-2.0",
+			"org.opencontainers.image.created":  time.Unix(*made, 0).UTC().Format(time.RFC3339),
 		}
 		if *revision != "" {
 			labels["org.opencontainers.image.revision"] = *revision
@@ -69,21 +81,38 @@ func run(args []string) (err error) {
 		if *also != "" && *also != *version {
 			tags = append(tags, *repository+"/"+base+":"+*also)
 		}
-		specs = append(specs, image.Spec{Tags: tags, Binary: binary, Cmd: []string{"serve"}, Files: add, Labels: labels})
+		specs = append(specs, image.Spec{Tags: tags, Binary: binary, Cmd: []string{"serve"}, Files: add, Labels: labels, Made: time.Unix(*made, 0)})
 	}
-	f, err := atomicfile.Create(*out, 0)
+	var digests []v1.Hash
+	if err := write(*out, func(w io.Writer) (err error) {
+		digests, err = image.Write(w, specs...)
+		return err
+	}); err != nil {
+		return err
+	}
+	for i, spec := range specs {
+		fmt.Println(strings.Join(spec.Tags, " "), digests[i])
+	}
+	if *bills == "" {
+		return nil
+	}
+	for _, spec := range specs {
+		bill := filepath.Join(*bills, filepath.Base(spec.Binary)+".spdx.json")
+		if err := write(bill, func(w io.Writer) error { return sbom.Write(w, spec.Binary, *version, spec.Made) }); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// write writes a file, whole or not at all.
+func write(path string, content func(io.Writer) error) error {
+	f, err := atomicfile.Create(path, 0)
 	if err != nil {
 		return err
 	}
-	defer f.Abort()
-	if err := image.Write(f, specs...); err != nil {
-		return err
+	if err := content(f); err != nil {
+		return errors.Join(err, f.Abort())
 	}
-	if err := f.Commit(); err != nil {
-		return err
-	}
-	for _, spec := range specs {
-		fmt.Println(strings.Join(spec.Tags, " "))
-	}
-	return nil
+	return f.Commit()
 }
