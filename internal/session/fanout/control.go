@@ -4,8 +4,6 @@ import (
 	"bytes"
 	"cmp"
 	"context"
-	"errors"
-	"io"
 	"math"
 	"slices"
 	"sync"
@@ -224,7 +222,7 @@ func (c *Conns) takeAll(ctx context.Context, h *Holding, req *headwaterv1.TakeSe
 	if err != nil {
 		return nil, err
 	}
-	return c.level(ctx, h, req.GetSession(), req.GetEpoch(), states, common)
+	return c.level(ctx, h, req.GetSession(), h.Of(req.GetEpoch().GetCounter()).epoch(req.GetEpoch()), states, common)
 }
 
 func (c *Conns) take(ctx context.Context, h *Holding, req *headwaterv1.TakeSessionRequest, checkOnly bool) ([]*headwaterv1.SessionState, error) {
@@ -482,6 +480,11 @@ func (c *Conns) pin(ctx context.Context, h *Holding, req *headwaterv1.PinSession
 	if err != nil {
 		return nil, err
 	}
+	for i, s := range states {
+		if h.counter != 0 && s.GetEpoch().GetCounter() != h.at(i) && h.check(h.holders[i], req.GetSession(), s) != nil {
+			return nil, errOthers
+		}
+	}
 	// A coordinator that has found it so has answered without hashes.
 	if s := states[0]; h.holders[0].Groups == nil && bytes.Equal(s.GetSession(), req.GetSession()) &&
 		!slices.ContainsFunc(s.GetLayers(), func(l *headwaterv1.LayerState) bool { return len(l.GetHashes()) > 0 }) {
@@ -544,96 +547,4 @@ func (c *Conns) List(ctx context.Context, name, address string, req *headwaterv1
 		return nil, silent
 	}
 	return nil, callError(name, err)
-}
-
-// Export reads keys and values of one layer and calls do with each message, ascending by group, then by position.
-func (c *Conns) Export(ctx context.Context, p *Place, req *headwaterv1.ExportSessionRequest, do func(*headwaterv1.ExportSessionResponse) error) error {
-	begun, failed := false, error(nil)
-	return c.past(ctx, p, func(h *Holding) error {
-		if begun {
-			return failed // what was given out is not taken back
-		}
-		failed = c.export(ctx, h, req, func(m *headwaterv1.ExportSessionResponse) error {
-			begun = true
-			return do(m)
-		})
-		return failed
-	})
-}
-
-func (c *Conns) export(ctx context.Context, h *Holding, req *headwaterv1.ExportSessionRequest, do func(*headwaterv1.ExportSessionResponse) error) error {
-	if int64(req.GetLayer()) >= int64(len(h.layers)) {
-		return invalid("layer %d of %d", req.GetLayer(), len(h.layers))
-	}
-	ctx, stop := c.heed(ctx, func() bool { return c.silent(h) != nil }, h.holders...)
-	err := c.exportParts(ctx, h, req, do)
-	if silent := stop(); err != nil && silent != nil {
-		return silent
-	}
-	return err
-}
-
-func (c *Conns) exportParts(ctx context.Context, h *Holding, req *headwaterv1.ExportSessionRequest, do func(*headwaterv1.ExportSessionResponse) error) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	parts := h.parts[req.GetLayer()]
-	owner := slices.Repeat([]int{-1}, h.layers[req.GetLayer()].KVHeads) // part of each group that is asked for
-	streams := make([]headwaterv1.SessionService_ExportSessionClient, len(parts))
-	heads := make([]*headwaterv1.ExportSessionResponse, len(parts))
-	for i, p := range parts {
-		own := proto.CloneOf(req)
-		own.Groups = nil
-		for _, g := range p.answers {
-			if len(req.GetGroups()) == 0 || slices.Contains(req.GetGroups(), uint32(g)) {
-				owner[g], own.Groups = i, append(own.Groups, uint32(g))
-			}
-		}
-		if len(own.Groups) == 0 {
-			continue
-		}
-		if len(own.Groups) == len(p.groups) {
-			own.Groups = nil
-		}
-		conn, err := c.Use(p.holder.peer())
-		if err != nil {
-			return lost(p.holder.Name, err)
-		}
-		defer conn.Release()
-		if streams[i], err = headwaterv1.NewSessionServiceClient(conn).ExportSession(ctx, own); err != nil {
-			return callError(p.holder.Name, err)
-		}
-	}
-	next := func(i int) (err error) {
-		if streams[i] == nil {
-			return nil
-		}
-		if heads[i], err = streams[i].Recv(); errors.Is(err, io.EOF) {
-			heads[i] = nil
-			return nil
-		} else if err != nil {
-			return callError(parts[i].holder.Name, err)
-		}
-		return nil
-	}
-	for i := range parts {
-		if err := next(i); err != nil {
-			return err
-		}
-	}
-	for g, i := range owner {
-		for i >= 0 && heads[i] != nil && int64(heads[i].GetGroup()) == int64(g) {
-			if err := do(heads[i]); err != nil {
-				return err
-			}
-			if err := next(i); err != nil {
-				return err
-			}
-		}
-	}
-	for i, m := range heads {
-		if m != nil {
-			return wrong(parts[i].holder.Name, "it sends group %d of layer %d out of turn", m.GetGroup(), req.GetLayer())
-		}
-	}
-	return nil
 }

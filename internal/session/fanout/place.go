@@ -211,6 +211,10 @@ func (c *Conns) reopen(ctx context.Context, p *Place, h *Holding, epoch *headwat
 
 var errNoWay = errors.New("nobody tells who holds it now")
 
+// errOthers is the refusal of a call that names no epoch, where the holders have other parts of the session than they were known to
+// have.
+var errOthers = session.Errorf(session.Busy, "the session's holders have changed: try again")
+
 var errNotWhole = errors.New("nobody else holds a copy")
 
 // gone names the holder that an error says is lost, or not to have the session; empty if it is another error.
@@ -272,7 +276,7 @@ func (c *Conns) past(ctx context.Context, p *Place, do func(h *Holding) error) e
 			h = rest
 			continue
 		}
-		if gone(err) == "" || !c.moved(ctx, p, from, nil) {
+		if gone(err) == "" && !errors.Is(err, errOthers) || !c.moved(ctx, p, from, nil) {
 			return err
 		}
 		from = p.Holding()

@@ -12,8 +12,10 @@ import (
 	"testing"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
 	"headwater.example/internal/rpc"
@@ -31,6 +33,20 @@ type copied struct {
 	kill  []func()       // ends a holder's server, once
 	sleep []*sleep       // of each holder's connections
 	asked []atomic.Int64 // how often each holder was asked whether it is there
+	torn  []atomic.Int64 // of each holder, after how many messages its next stream breaks, -1 is never
+}
+
+// torn is a stream that breaks after some messages.
+type torn struct {
+	grpc.ServerStream
+	left *atomic.Int64
+}
+
+func (s torn) SendMsg(m any) error {
+	if s.left.Load() >= 0 && s.left.Add(-1) < 0 {
+		return status.Error(codes.Unavailable, "the connection broke")
+	}
+	return s.ServerStream.SendMsg(m)
 }
 
 // sleep makes the connections of a server stand still: what is sent to them is accepted and neither read nor answered.
@@ -77,14 +93,17 @@ func (p pulse) Check(context.Context, *healthv1.HealthCheckRequest) (*healthv1.H
 func startCopied(t testing.TB, n, replicas int, layers ...shard.LayerSpec) *copied {
 	t.Helper()
 	waits := grpc.WithKeepaliveParams(keepalive.ClientParameters{}) // for ever for a holder that hangs
-	p := &copied{plain: &plain{peers: connect(t, waits), layers: layers, id: [16]byte{7}}, asked: make([]atomic.Int64, n)}
+	p := &copied{plain: &plain{peers: connect(t, waits), layers: layers, id: [16]byte{7}}, asked: make([]atomic.Int64, n), torn: make([]atomic.Int64, n)}
 	for l, layer := range layers {
 		p.known = append(p.known, &headwaterv1.LayerState{Layer: uint32(l), Hashes: make([]uint64, layer.KVHeads)})
 	}
 	var holders []*fanout.Holder
 	for i := range n {
 		h := &plainholder.Holder{Name: fmt.Sprintf("w%d", i+1), Boot: [16]byte{byte(i + 1)}}
-		server := grpc.NewServer(rpc.ServerOptions()...)
+		p.torn[i].Store(-1)
+		server := grpc.NewServer(append(rpc.ServerOptions(), grpc.ChainStreamInterceptor(func(srv any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, handle grpc.StreamHandler) error {
+			return handle(srv, torn{stream, &p.torn[i]})
+		}))...)
 		h.Register(server)
 		listener, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {

@@ -1,0 +1,177 @@
+package fanout
+
+import (
+	"context"
+	"errors"
+	"io"
+	"slices"
+
+	"google.golang.org/protobuf/proto"
+
+	"headwater.example/internal/session"
+	headwaterv1 "headwater.example/proto/headwater/v1"
+)
+
+// Export reads keys and values of one layer and calls do with each message, ascending by group, then by position. If a holder is lost
+// on the way, it goes on where it was with those that have the rest. The chained hashes prove that what they send follows what was
+// sent.
+func (c *Conns) Export(ctx context.Context, p *Place, req *headwaterv1.ExportSessionRequest, do func(*headwaterv1.ExportSessionResponse) error) error {
+	x := &exported{req: req}
+	var own error // of the caller: no other holder helps
+	err := c.past(ctx, p, func(h *Holding) error {
+		for _, rest := range x.rest(h) {
+			err := c.export(ctx, h, rest, func(m *headwaterv1.ExportSessionResponse) error {
+				if err := x.follow(m); err != nil {
+					return err
+				}
+				own = do(m)
+				return own
+			})
+			if own != nil {
+				return nil
+			}
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if own != nil {
+		return own
+	}
+	return err
+}
+
+// exported is how far an export has come.
+type exported struct {
+	req   *headwaterv1.ExportSessionRequest
+	begun bool
+	group uint32 // of the newest message
+	next  uint64 // position after it
+	hash  uint64 // of the group, after it
+}
+
+// follow notes a message, which must go on where the newest one of its group has ended.
+func (x *exported) follow(m *headwaterv1.ExportSessionResponse) error {
+	same := x.begun && m.GetGroup() == x.group
+	if same && m.GetStart() == x.next && m.GetHashBefore() != x.hash {
+		return session.Errorf(session.Different, "session %x: layer %d group %d has other positions before %d than it had: it was changed while it was read", x.req.GetSession(), x.req.GetLayer(), x.group, x.next)
+	}
+	x.begun, x.group, x.next, x.hash = true, m.GetGroup(), m.GetStart()+uint64(m.GetCount()), m.GetHashAfter()
+	return nil
+}
+
+// rest returns what is still to be asked for: the rest of a group that has begun, and the groups after it.
+func (x *exported) rest(h *Holding) (all []*headwaterv1.ExportSessionRequest) {
+	if !x.begun {
+		return []*headwaterv1.ExportSessionRequest{x.req}
+	}
+	if done := x.next - x.req.GetStart(); x.req.GetCount() == 0 || done < x.req.GetCount() {
+		one := proto.CloneOf(x.req)
+		one.Start, one.Groups = x.next, []uint32{x.group}
+		if x.req.GetCount() > 0 {
+			one.Count -= done
+		}
+		all = append(all, one)
+	}
+	others := proto.CloneOf(x.req)
+	others.Groups = nil
+	for g := int64(x.group) + 1; g < int64(h.layers[x.req.GetLayer()].KVHeads); g++ {
+		if len(x.req.GetGroups()) == 0 || slices.Contains(x.req.GetGroups(), uint32(g)) {
+			others.Groups = append(others.Groups, uint32(g))
+		}
+	}
+	if len(others.GetGroups()) > 0 {
+		all = append(all, others)
+	}
+	return all
+}
+
+func (c *Conns) export(ctx context.Context, h *Holding, req *headwaterv1.ExportSessionRequest, do func(*headwaterv1.ExportSessionResponse) error) error {
+	if int64(req.GetLayer()) >= int64(len(h.layers)) {
+		return invalid("layer %d of %d", req.GetLayer(), len(h.layers))
+	}
+	ctx, stop := c.heed(ctx, func() bool { return c.silent(h) != nil }, h.holders...)
+	err := c.exportParts(ctx, h, req, do)
+	if silent := stop(); err != nil && silent != nil {
+		return silent
+	}
+	return err
+}
+
+func (c *Conns) exportParts(ctx context.Context, h *Holding, req *headwaterv1.ExportSessionRequest, do func(*headwaterv1.ExportSessionResponse) error) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	parts := h.parts[req.GetLayer()]
+	owner := slices.Repeat([]int{-1}, h.layers[req.GetLayer()].KVHeads) // part of each group that is asked for
+	streams := make([]headwaterv1.SessionService_ExportSessionClient, len(parts))
+	heads := make([]*headwaterv1.ExportSessionResponse, len(parts))
+	for i, p := range parts {
+		own := p.asked(req)
+		if own == nil {
+			continue
+		}
+		for _, g := range own.GetGroups() {
+			owner[g] = i
+		}
+		if p.holder.Groups == nil && len(own.GetGroups()) == len(p.groups) {
+			own.Groups = nil
+		} // else they are named: the holder may have more of the session by now
+		conn, err := c.Use(p.holder.peer())
+		if err != nil {
+			return lost(p.holder.Name, err)
+		}
+		defer conn.Release()
+		if streams[i], err = headwaterv1.NewSessionServiceClient(conn).ExportSession(ctx, own); err != nil {
+			return callError(p.holder.Name, err)
+		}
+	}
+	next := func(i int) (err error) {
+		if streams[i] == nil {
+			return nil
+		}
+		if heads[i], err = streams[i].Recv(); errors.Is(err, io.EOF) {
+			heads[i] = nil
+			return nil
+		} else if err != nil {
+			return callError(parts[i].holder.Name, err)
+		}
+		return nil
+	}
+	for i := range parts {
+		if err := next(i); err != nil {
+			return err
+		}
+	}
+	for g, i := range owner {
+		for i >= 0 && heads[i] != nil && int64(heads[i].GetGroup()) == int64(g) {
+			if err := do(heads[i]); err != nil {
+				return err
+			}
+			if err := next(i); err != nil {
+				return err
+			}
+		}
+	}
+	for i, m := range heads {
+		if m != nil {
+			return wrong(parts[i].holder.Name, "it sends group %d of layer %d out of turn", m.GetGroup(), req.GetLayer())
+		}
+	}
+	return nil
+}
+
+// asked is what a holder is asked for of an export: the groups that it answers for. It is nil if these are none.
+func (p *part) asked(req *headwaterv1.ExportSessionRequest) *headwaterv1.ExportSessionRequest {
+	own := proto.CloneOf(req)
+	own.Groups = nil
+	for _, g := range p.answers {
+		if len(req.GetGroups()) == 0 || slices.Contains(req.GetGroups(), uint32(g)) {
+			own.Groups = append(own.Groups, uint32(g))
+		}
+	}
+	if len(own.GetGroups()) == 0 {
+		return nil
+	}
+	return own
+}
