@@ -169,11 +169,7 @@ func unary[Q, R any](ctx context.Context, c *Client, doing string, call func(con
 		err = version
 	}
 	if err != nil {
-		err = c.wrapAnswer(doing, err, header)
-		if e := (*Error)(nil); errors.As(err, &e) && servesNone(e) {
-			err = c.notCoordinator(ctx, e)
-		}
-		return nil, err
+		return nil, c.wrapAnswer(ctx, doing, err, header)
 	}
 	return resp, nil
 }
@@ -200,7 +196,10 @@ func (c *Client) Watch(ctx context.Context, id string, changed func(*Job)) (*Job
 		if err == nil && last == nil {
 			err = c.checkStream(stream)
 		}
-		if err != nil {
+		switch {
+		case err != nil && last == nil:
+			return nil, c.firstError(ctx, doing, err, stream)
+		case err != nil:
 			return last, c.wrap(doing, err)
 		}
 		last = newJob(resp.GetJob())

@@ -115,7 +115,10 @@ func streamed[R any](ctx context.Context, c *Client, doing string, call func(con
 		if err == nil && first {
 			err = c.checkStream(stream)
 		}
-		if err != nil {
+		switch {
+		case err != nil && first:
+			return c.firstError(ctx, doing, err, stream)
+		case err != nil:
 			return c.wrap(doing, err)
 		}
 		if err := do(m); err != nil {

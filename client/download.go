@@ -61,7 +61,7 @@ func (c *Client) download(ctx context.Context, id string, create func(size int64
 		err = c.checkStream(stream)
 	}
 	if err != nil {
-		return nil, c.firstError(doing, err, stream)
+		return nil, c.firstError(ctx, doing, err, stream)
 	}
 	job := first.GetJob()
 	want, err := hex.DecodeString(job.GetResultSha256())

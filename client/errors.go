@@ -291,21 +291,25 @@ func (c *Client) wrap(doing string, err error) error {
 }
 
 // wrapAnswer is wrap for an error in place of a call's first answer. If the coordinator gave the error, it sent its
-// header before.
-func (c *Client) wrapAnswer(doing string, err error, header metadata.MD) error {
+// header before. If no coordinator listens at the address, the error says what does.
+func (c *Client) wrapAnswer(ctx context.Context, doing string, err error, header metadata.MD) error {
 	err = c.wrap(doing, err)
 	var e *Error
-	if errors.As(err, &e) {
-		e.Answered = len(header.Get(rpc.MetadataKey)) > 0
+	if !errors.As(err, &e) {
+		return err
 	}
-	return err
+	e.Answered = len(header.Get(rpc.MetadataKey)) > 0
+	if c.servesNone(ctx, e) {
+		return c.notCoordinator(ctx, e)
+	}
+	return e
 }
 
 // firstError is wrapAnswer for a stream.
-func (c *Client) firstError(doing string, err error, stream grpc.ClientStream) error {
+func (c *Client) firstError(ctx context.Context, doing string, err error, stream grpc.ClientStream) error {
 	// If there is no header, the error says why.
 	header, _ := stream.Header()
-	return c.wrapAnswer(doing, unexpectedEnd(err), header)
+	return c.wrapAnswer(ctx, doing, unexpectedEnd(err), header)
 }
 
 // throughProxy says that a connection that failed went through a proxy.

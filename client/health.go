@@ -49,7 +49,10 @@ func (c *Client) RefuseWorker(ctx context.Context) error {
 	return c.notCoordinator(ctx, &Error{Address: c.address, Doing: "ask about sessions", Answered: true})
 }
 
-// servesNone reports whether an error comes from a server without the coordinator's service.
-func servesNone(e *Error) bool {
-	return e.Code == codes.Unimplemented && strings.Contains(e.Message, "unknown service "+headwaterv1.CoordinatorService_ServiceDesc.ServiceName)
+// servesNone reports whether an error comes from a server that is no coordinator. A coordinator of an older version may lack the
+// service of the cluster, so the lack of that one says it of a worker alone.
+func (c *Client) servesNone(ctx context.Context, e *Error) bool {
+	lacks := func(service string) bool { return strings.Contains(e.Message, "unknown service "+service) }
+	return e.Code == codes.Unimplemented && (lacks(headwaterv1.CoordinatorService_ServiceDesc.ServiceName) ||
+		lacks(headwaterv1.ClusterService_ServiceDesc.ServiceName) && c.isWorker(ctx))
 }

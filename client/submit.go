@@ -150,7 +150,7 @@ func (c *Client) submit(ctx context.Context, source *source, opts SubmitOptions,
 	}
 	if err != nil {
 		header, _ := stream.Header()
-		refused := c.firstError(doing, err, stream)
+		refused := c.firstError(ctx, doing, err, stream)
 		if !announced && status.Code(err) == codes.InvalidArgument && rpc.Before(header, minorUnannounced) {
 			return nil, &unannouncedError{refused}
 		}

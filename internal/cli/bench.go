@@ -37,7 +37,7 @@ type benchFlags struct {
 func (a *app) bench() *cobra.Command {
 	var f benchFlags
 	cmd := &cobra.Command{
-		Use: "bench", Short: "Measure sessions on a cluster: prompts, tokens, latency under load, codecs", Args: exactly(),
+		Use: "bench", Short: "Measure sessions: prompts, tokens, latency under load, codecs", Args: exactly(),
 		Long: "Measure sessions from a client's side, on a running cluster or one of this machine: prefill (a prompt in\n" +
 			"chunks), decode (one token after the other, in all sessions of a batch at once) and load (tokens come at a fixed\n" +
 			"rate, whether earlier ones are answered or not; a token's latency counts from when it was due). Each combination\n" +
@@ -52,7 +52,7 @@ func (a *app) bench() *cobra.Command {
 			"those of float32, rates in bytes of float32, and the largest error of an element relative to the largest\n" +
 			"magnitude of its row. If FILE is a job file, it measures each storage type on the job's keys and values.",
 		Example: `  coord bench --local 2
-  coord bench --positions 1k,16k --batch 1,8 --storage f16,int8 --workers 1,3 --direct
+  coord bench --positions 1k,16k --batch 1,8 --storage f16,int8 --direct
   coord bench --tests load --rate 200 --batch 16 --spend 30s --format csv
   coord bench --codecs context.safetensors
   coord bench --codecs job.safetensors`,

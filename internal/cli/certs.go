@@ -39,7 +39,7 @@ const (
 
 // certs is the group of commands that make certificates.
 func (a *app) certs() *cobra.Command {
-	return group("certs", "Make the certificates by which the parts of a cluster know each other",
+	return group("certs", "Make the certificates by which a cluster's parts know each other",
 		"  coord certs init\n  coord certs issue coordinator c1\n  coord certs issue worker w1\n  coord certs issue client ann",
 		a.certsInit(), a.certsIssue(), a.certsRenew(), a.certsRotate(), a.certsList())
 }
@@ -199,7 +199,7 @@ func (a *app) certsList() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "list", Short: "List the certificates that were issued", Args: exactly(),
 		Long:    "List the certificates that were issued into the authority's folder, with the day on which each expires.",
-		Example: "  coord certs list\n  coord certs list -o json | jq -r '.certificates[] | select(.expires < \"2027\") | .folder'",
+		Example: "  coord certs list\n  coord certs list -o json | jq '.certificates[] | select(.expires < \"2027\")'",
 		RunE: func(*cobra.Command, []string) error {
 			authority, err := at.open()
 			if err != nil {

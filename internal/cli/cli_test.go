@@ -15,6 +15,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"unicode/utf8"
 
 	"github.com/rogpeppe/go-internal/testscript"
 	"github.com/spf13/cobra"
@@ -167,18 +168,31 @@ func writeTensors(t *testing.T, path string, all []tensor.Data, metadata map[str
 	}
 }
 
-func TestEveryCommandHasAnExample(t *testing.T) {
+// TestHelpTeachesOnATerminal: the help of every command has an example, and no line that a terminal of 80 columns breaks.
+func TestHelpTeachesOnATerminal(t *testing.T) {
+	var out bytes.Buffer
 	var visit func(*cobra.Command)
 	visit = func(cmd *cobra.Command) {
 		if cmd.Example == "" {
 			t.Errorf("%s has no example", cmd.CommandPath())
 		}
+		out.Reset()
+		if err := cmd.Help(); err != nil {
+			t.Fatal(err)
+		}
+		for line := range strings.Lines(out.String()) {
+			if n := utf8.RuneCountInString(strings.TrimRight(line, " \n")); n > 80 {
+				t.Errorf("%s --help has a line of %d columns: %s", cmd.CommandPath(), n, line)
+			}
+		}
 		for _, sub := range cmd.Commands() {
 			visit(sub)
 		}
 	}
-	a := &app{Streams: Streams{Out: &bytes.Buffer{}, Err: &bytes.Buffer{}}, program: "coord"}
-	visit(a.coord())
+	for _, program := range []string{"coord", "worker"} {
+		a := &app{Streams: Streams{Out: &out, Err: &out}, program: program}
+		visit(a.tree())
+	}
 }
 
 // TestExitCodesAreDocumented in docs/errors.md and in the help of the commands, and nowhere else.

@@ -35,7 +35,7 @@ func (a *app) drain() *cobra.Command {
 	var at remote
 	var undo bool
 	cmd := &cobra.Command{
-		Use: "drain WORKER", Short: "Move all sessions away from a worker while they go on", Args: exactly("WORKER"),
+		Use: "drain WORKER", Short: "Move all sessions away from a worker while they go on", Args: exactly("WORKER"), ValidArgsFunction: a.completeWorkers(&at),
 		Long: "Move all sessions away from a worker while they go on, and give it no new sessions and jobs, so that it can be stopped without\n" +
 			"anybody's notice. It returns once the worker holds no sessions. If it is interrupted, the worker stays drained and the sessions\n" +
 			"go on moving. A worker that is restarted is not drained.",
@@ -43,7 +43,7 @@ func (a *app) drain() *cobra.Command {
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return at.with(cmd.Context(), func(ctx context.Context, c *client.Client) error {
 				if undo {
-					return c.Undrain(ctx, args[0])
+					return a.undrain(ctx, c, args[0])
 				}
 				return a.showMoves(func(show func(client.Moves)) error { return c.Drain(ctx, args[0], show) })
 			})
@@ -53,6 +53,16 @@ func (a *app) drain() *cobra.Command {
 	cmd.Flags().BoolVar(&undo, "undo", false, "let the worker have sessions and jobs again")
 	flagOnly(cmd.Flags(), "undo")
 	return cmd
+}
+
+func (a *app) undrain(ctx context.Context, c *client.Client, worker string) error {
+	if err := c.Undrain(ctx, worker); err != nil {
+		return err
+	}
+	if a.json() {
+		return a.printJSON(movesView{Done: true})
+	}
+	return a.say("worker %s takes sessions and jobs again\n", worker)
 }
 
 func (a *app) rebalance() *cobra.Command {
@@ -94,7 +104,7 @@ func (a *app) events() *cobra.Command {
 	var at remote
 	var watch bool
 	cmd := &cobra.Command{
-		Use: "events", Short: "Show what happened to the cluster: workers lost and joined, copies missing and made", Args: exactly(),
+		Use: "events", Short: "Show what happened: workers lost and joined, copies made", Args: exactly(),
 		Long: "Show the newest events that the coordinator has kept since its start: workers that joined, went or were left out, copies of\n" +
 			"sessions that are missing (\"under-replicated: N shards\") and that were made, drains. With --watch, go on until Ctrl-C.",
 		Example: "  coord events\n  coord events --watch --output json | jq -r .text",

@@ -70,7 +70,7 @@ func (a *app) check() *cobra.Command {
 			"Errors of a context are counted in units of rounding error; with --truth they are if the file has a tensor unit\n" +
 			"[tokens, n_heads] beside it. A unit is 2^-24*(1+S)*max|v| of each row, where S counts scale*sum|q*k|,\n" +
 			"slope*distance and |bias| (docs/numerics.md). All other errors are relative to the row's largest value.",
-		Example: "  coord check context.safetensors --job job.safetensors\n  coord check context.safetensors --truth test/data/smollm2/attention.truth.safetensors",
+		Example: "  coord check context.safetensors --job job.safetensors\n  coord check context.safetensors --truth attention.truth.safetensors",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if (truth == "") == (job == "") {
 				return usage("give --truth or --job, the file to compare with")

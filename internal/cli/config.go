@@ -1,8 +1,11 @@
 package cli
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
+	"slices"
 	"sort"
 	"strings"
 
@@ -39,13 +42,17 @@ func (a *app) configure(cmd *cobra.Command) error {
 	}
 	if path != "" {
 		if err := settings.Load(file.Provider(path), yaml.Parser()); err != nil {
-			return usage("configuration file %s: %w", path, err)
+			return usage("configuration file %s: %w", path, settingsError(err))
 		}
 		known := settingNames()
 		for _, key := range settings.Keys() {
-			if !known[key] {
-				return usage("configuration file %s: unknown key %q", path, key)
+			if slices.Contains(known, key) {
+				continue
 			}
+			if meant := similar(key, known); len(meant) > 0 {
+				return usage("configuration file %s: unknown key %q: did you mean %s?", path, key, strings.Join(meant, " or "))
+			}
+			return usage("configuration file %s: unknown key %q", path, key)
 		}
 	}
 	fromFile := settings.All()
@@ -79,10 +86,22 @@ func (a *app) configure(cmd *cobra.Command) error {
 			if old, ok := fromFile[flag.Name]; ok && settingText(old) == settingText(value) {
 				origin = "configuration file " + path
 			}
-			failed = usage("%s: %w", origin, err)
+			failed = usage("%s: %w", origin, valueError(err))
 		}
 	})
 	return failed
+}
+
+// settingsError says why a configuration file can not be read, without its name, which its reader knows.
+func settingsError(err error) error {
+	var at *fs.PathError
+	switch {
+	case errors.As(err, &at):
+		return at.Err
+	case strings.Contains(err.Error(), "cannot unmarshal"):
+		return errors.New("it is no map of settings, one \"key: value\" a line")
+	}
+	return err
 }
 
 func settable(flag *pflag.Flag) bool {
@@ -91,11 +110,11 @@ func settable(flag *pflag.Flag) bool {
 
 // settingNames returns the names of all flags that a configuration file may set, of any command of both programs: they
 // share one file.
-func settingNames() map[string]bool {
-	known := make(map[string]bool)
+func settingNames() []string {
+	var known []string
 	add := func(flag *pflag.Flag) {
-		if settable(flag) {
-			known[flag.Name] = true
+		if settable(flag) && !slices.Contains(known, flag.Name) {
+			known = append(known, flag.Name)
 		}
 	}
 	var visit func(*cobra.Command)

@@ -9,8 +9,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-
-	"github.com/spf13/cobra"
 )
 
 const repository = "../.."
@@ -214,14 +212,7 @@ func knownTests(words []string) error {
 // readByProgram reads a line of coord or worker with the flags and arguments that the command takes, and runs nothing.
 func readByProgram(words []string) error {
 	a := &app{Streams: Streams{In: strings.NewReader(""), Out: io.Discard, Err: io.Discard}, program: words[0]}
-	var root *cobra.Command
-	if words[0] == "coord" {
-		root = a.coord()
-	} else {
-		root = a.root("", "")
-		root.AddCommand(a.serveWorker())
-	}
-	command, rest, err := root.Find(words[1:])
+	command, rest, err := a.tree().Find(words[1:])
 	if err != nil {
 		return err
 	}

@@ -43,7 +43,7 @@ func (a *app) explain() *cobra.Command {
 	var f explainFlags
 	var options optionFlags
 	cmd := &cobra.Command{
-		Use: "explain JOB", Short: "Show which positions the queries of a job look at, without a cluster", Args: exactly("JOB"),
+		Use: "explain JOB", Short: "Show what the queries of a job look at, without a cluster", Args: exactly("JOB"),
 		Long: "For chosen heads and positions of a job file, show the positions that match best, with their weights and, if the\n" +
 			"file has them, their tokens. --figure draws heat maps: a row of panels for each KV group. Options given here\n" +
 			"override the file's. Weights are computed here in float64 (for kind layer, from its hidden states); no\n" +

@@ -139,6 +139,21 @@ func (a *app) completeJobs(at *remote) cobra.CompletionFunc {
 	})
 }
 
+// completeWorkers completes the names of workers.
+func (a *app) completeWorkers(at *remote) cobra.CompletionFunc {
+	return a.complete(at, func(ctx context.Context, c *client.Client, _ string) ([]string, error) {
+		status, err := c.Status(ctx)
+		if err != nil {
+			return nil, err
+		}
+		var names []string
+		for _, w := range status.Workers {
+			names = append(names, clean(w.Name)+"\t"+clean(w.Address))
+		}
+		return names, nil
+	})
+}
+
 // completeSessions completes the ids of sessions.
 func (a *app) completeSessions(at *remote) cobra.CompletionFunc {
 	return a.complete(at, func(ctx context.Context, c *client.Client, _ string) ([]string, error) {

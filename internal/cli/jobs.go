@@ -180,7 +180,7 @@ func (a *app) jobsCancel() *cobra.Command {
 func (a *app) jobsDelete() *cobra.Command {
 	var at remote
 	cmd := &cobra.Command{
-		Use: "delete JOB", Short: "Forget a job that has ended, with its result; its key is free again", Long: jobNames, Args: exactly("JOB"),
+		Use: "delete JOB", Short: "Forget a job that has ended, with its result and its key", Long: jobNames, Args: exactly("JOB"),
 		ValidArgsFunction: a.completeJobs(&at), Example: "  coord jobs delete 01JD4",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return at.with(cmd.Context(), func(ctx context.Context, c *client.Client) error {

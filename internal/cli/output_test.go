@@ -20,7 +20,6 @@ import (
 
 	"github.com/jedib0t/go-pretty/v6/table"
 	"github.com/jedib0t/go-pretty/v6/text"
-	"github.com/spf13/cobra"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -200,29 +199,6 @@ func TestTablesFit80Columns(t *testing.T) {
 			}
 		}
 	}
-}
-
-// TestHelpFits100Columns of every command.
-func TestHelpFits100Columns(t *testing.T) {
-	var out bytes.Buffer
-	a := &app{Streams: Streams{Out: &out, Err: &out}, program: "coord"}
-	root := a.coord()
-	var visit func(*cobra.Command)
-	visit = func(cmd *cobra.Command) {
-		out.Reset()
-		if err := cmd.Help(); err != nil {
-			t.Fatal(err)
-		}
-		for line := range strings.Lines(out.String()) {
-			if n := utf8.RuneCountInString(strings.TrimSuffix(line, "\n")); n > 100 {
-				t.Errorf("%s --help has a line of %d columns: %s", cmd.CommandPath(), n, line)
-			}
-		}
-		for _, sub := range cmd.Commands() {
-			visit(sub)
-		}
-	}
-	visit(root)
 }
 
 // TestStatesHaveColoursOnATerminalAlone, and none where the user wants none.

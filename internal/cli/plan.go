@@ -36,7 +36,7 @@ func (a *app) plan() *cobra.Command {
 		Example: `  coord plan --heads 32 --kv-heads 8 --layers 4 --workers 3
   coord plan --job job.safetensors --workers a,b:2,c
   coord plan --heads 9 --kv-heads 3 --layers 30 --workers 3 --from 2
-  coord plan --heads 9 --kv-heads 3 --layers 30 --head-dim 64 --d-model 576 --context 8192 --compare`,
+  coord plan --heads 32 --kv-heads 8 --layers 32 --context 8192 --compare`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			geometry, err := f.geometry(cmd)
 			if err != nil {

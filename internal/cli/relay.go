@@ -49,7 +49,7 @@ func (a *app) relay() *cobra.Command {
 			"It prints one line of JSON with its address when it serves. It ends at a signal and, if its standard input is a\n" +
 			"pipe, when that is closed: so it ends with the program that started it. It makes the socket's folder if there is\n" +
 			"none, and then removes it at the end.",
-		Example: `  coord relay --coordinator 10.0.0.1:7600 --listen unix:/run/user/1000/headwater/relay.sock
+		Example: `  coord relay --coordinator 10.0.0.1:7600 --listen unix:/run/headwater.sock
   coord relay --coordinator 10.0.0.1:7600 --listen 127.0.0.1:0`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			at, err := relayAddress("--listen", listen, open)

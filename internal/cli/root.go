@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"regexp"
 	"runtime/debug"
 	"strings"
 	"syscall"
@@ -53,30 +54,45 @@ type globalFlags struct {
 // Coord runs the program coord and returns its exit code.
 func Coord(args []string, streams Streams) int {
 	a := &app{Streams: streams, program: "coord"}
-	return a.run(a.coord(), args)
+	return a.run(a.tree(), args)
+}
+
+// Worker runs the program worker and returns its exit code.
+func Worker(args []string, streams Streams) int {
+	a := &app{Streams: streams, program: "worker"}
+	return a.run(a.tree(), args)
+}
+
+// tree is the command tree of the program.
+func (a *app) tree() *cobra.Command {
+	var root *cobra.Command
+	if a.program == "worker" {
+		root = a.worker()
+	} else {
+		root = a.coord()
+	}
+	lay(root)
+	return root
 }
 
 // coord is the command tree of coord. It has every setting of both programs, since a worker runs in it as well.
 func (a *app) coord() *cobra.Command {
 	root := a.root("Distributed grouped-query attention: the coordinator and its client",
 		`  coord submit job.safetensors --local 3 --out context.safetensors
-  coord submit job.safetensors --coordinator 10.0.0.1:7600 --out context.safetensors
+  coord submit job.safetensors --coordinator 10.0.0.1 --out context.safetensors
   coord jobs list`)
 	worker := group("worker", "Run a worker", "  coord worker serve", a.serveWorker())
 	worker.Hidden = true
 	root.AddCommand(a.serveCoordinator(), a.relay(), a.submit(), a.jobs(), a.sessions(), a.status(), a.events(), a.top(), a.health(), a.drain(), a.rebalance(), a.plan(), a.explain(), a.local(), a.learn(), a.bench(), a.diff(), a.check(), a.certs(), a.version(true), worker)
-	lay(root)
 	return root
 }
 
-// Worker runs the program worker and returns its exit code.
-func Worker(args []string, streams Streams) int {
-	a := &app{Streams: streams, program: "worker"}
+// worker is the command tree of worker.
+func (a *app) worker() *cobra.Command {
 	root := a.root("Distributed grouped-query attention: a worker, which holds keys and values and attends over them",
 		`  worker serve --join 127.0.0.1:7610`)
 	root.AddCommand(a.serveWorker(), a.version(false))
-	lay(root)
-	return a.run(root, args)
+	return root
 }
 
 // root makes a program's top command with what all commands share.
@@ -164,23 +180,55 @@ func flagError(cmd *cobra.Command, err error) error {
 		if strings.Contains(err.Error(), `"-o, --output"`) && cmd.Flags().Lookup("out") != nil {
 			return usage("%w; the file of a result is named with --out", err)
 		}
-		return usageError{err}
+		return usageError{valueError(err)}
 	}
-	// Cobra measures the distance of words for commands, so flags are looked up as commands.
-	words := &cobra.Command{SuggestionsMinimumDistance: farthestTypo}
+	var names []string
 	cmd.Flags().VisitAll(func(flag *pflag.Flag) {
 		if !flag.Hidden {
-			words.AddCommand(&cobra.Command{Use: flag.Name, Run: func(*cobra.Command, []string) {}})
+			names = append(names, flag.Name)
 		}
 	})
-	if meant := words.SuggestionsFor(unknown.GetSpecifiedName()); len(meant) > 0 {
+	if meant := similar(unknown.GetSpecifiedName(), names); len(meant) > 0 {
 		return usage("%w: did you mean --%s?", err, strings.Join(meant, " or --"))
 	}
 	return usageError{err}
 }
 
-// helpWidth is the width of help texts.
-const helpWidth = 88
+// similar returns the names that a mistyped one may stand for. Cobra measures the distance of words for commands, so names are
+// looked up as commands.
+func similar(typed string, names []string) []string {
+	words := &cobra.Command{SuggestionsMinimumDistance: farthestTypo}
+	for _, name := range names {
+		words.AddCommand(&cobra.Command{Use: name, Run: func(*cobra.Command, []string) {}})
+	}
+	return words.SuggestionsFor(typed)
+}
+
+// What Go's libraries say of a flag's value that they can not read, and what to write instead.
+var wanted = []struct {
+	said *regexp.Regexp
+	want string
+}{
+	{regexp.MustCompile(`strconv\.Parse\w+: parsing ".*": value out of range`), "it is too large"},
+	{regexp.MustCompile(`strconv\.ParseInt: parsing ".*": .*`), "want a whole number"},
+	{regexp.MustCompile(`strconv\.ParseUint: parsing ".*": .*`), "want a whole number, 0 or more"},
+	{regexp.MustCompile(`strconv\.ParseFloat: parsing ".*": .*`), "want a number"},
+	{regexp.MustCompile(`strconv\.ParseBool: parsing ".*": .*`), "want true or false"},
+	{regexp.MustCompile(`time: (?:invalid duration|missing unit in duration|unknown unit .* in duration) ".*"`), "want a duration with its unit, such as 30s or 5m"},
+}
+
+// valueError says in plain words why a flag does not take a value.
+func valueError(err error) error {
+	for _, w := range wanted {
+		if text := w.said.ReplaceAllLiteralString(err.Error(), w.want); text != err.Error() {
+			return errors.New(text)
+		}
+	}
+	return err
+}
+
+// helpWidth is the width of help texts: that of the narrowest terminal that is common.
+const helpWidth = 80
 
 // lay makes the help of a command and of all below it fit helpWidth.
 func lay(cmd *cobra.Command) {
@@ -216,6 +264,11 @@ func exactly(names ...string) cobra.PositionalArgs {
 			return usage("argument %s is missing", names[len(args)])
 		case len(args) > len(names):
 			return usage("argument %q is one too many", args[len(names)])
+		}
+		for i, arg := range args {
+			if arg == "" {
+				return usage("argument %s is empty", names[i])
+			}
 		}
 		return nil
 	}

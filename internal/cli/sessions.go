@@ -14,7 +14,7 @@ import (
 
 // sessions is the group of commands about the sessions that workers hold.
 func (a *app) sessions() *cobra.Command {
-	return group("sessions", "List, show and drop the sessions on the workers, and carry them elsewhere",
+	return group("sessions", "List, show and drop sessions, and carry them elsewhere",
 		"  coord sessions list\n  coord sessions show 7f3c90\n  coord sessions snapshot 7f3c90 story.snapshot\n  coord sessions restore story.snapshot",
 		a.sessionsList(), a.sessionsShow(), a.sessionsDrop(), a.sessionsSnapshot(), a.sessionsRestore())
 }
@@ -110,7 +110,7 @@ func (a *app) sessionsList() *cobra.Command {
 			"A session is whole if its holders have all groups of all layers. It is half lost if a part of it is gone, and part\n" +
 			"unseen if workers that do not answer may have the rest; stderr names these workers, and JSON does under silent. The table\n" +
 			"has the first digits of each id, which are enough to name the session; -o wide has more.",
-		Example: "  coord sessions list\n  coord sessions list -o wide\n  coord sessions list -o json | jq '.sessions[] | select(.state==\"half lost\") | .id'",
+		Example: "  coord sessions list\n  coord sessions list -o wide\n  coord sessions list -o json | jq '.sessions[] | select(.state==\"half lost\")'",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return at.withSessions(cmd.Context(), func(ctx context.Context, c *client.Client) error {
 				listed, err := c.Sessions(ctx)
@@ -180,7 +180,7 @@ func yes(is bool) string {
 func (a *app) sessionsShow() *cobra.Command {
 	var at remote
 	cmd := &cobra.Command{
-		Use: "show ID", Short: "Show one session: who holds how much of it, and which groups of its layers", Args: exactly("ID"),
+		Use: "show ID", Short: "Show one session: which workers hold which groups of its layers", Args: exactly("ID"),
 		ValidArgsFunction: a.completeSessions(&at),
 		Long: "Show one session: which worker holds which groups of its layers, and how many bytes of pages; own counts the bytes that\n" +
 			"no other session and no prefix shares. Truncations count how often positions were taken back; the epoch counts how often a\n" +

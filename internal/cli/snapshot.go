@@ -102,7 +102,7 @@ func (a *app) sessionsRestore() *cobra.Command {
 		Long: "Make a session from a file of coord sessions snapshot, on this cluster, however many workers it has; - is the standard\n" +
 			"input. The session gets a new id, which is printed, and goes on with the same bits. If it can not be restored whole,\n" +
 			"nothing of it stays.",
-		Example: "  coord sessions restore story.snapshot\n  coord sessions restore story.snapshot --coordinator 10.0.0.9:7600 --workers 2 --name story-2",
+		Example: "  coord sessions restore story.snapshot\n  coord sessions restore story.snapshot --workers 2 --name story-2",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if opts.Workers < 0 {
 				return usage("--workers is %d, must not be negative", opts.Workers)

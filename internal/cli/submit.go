@@ -137,10 +137,10 @@ func (a *app) submit() *cobra.Command {
 			"numpy.ascontiguousarray(x), or x.contiguous() of PyTorch. The sliding_window = W of Transformers is --window-left W-1.\n\n" + exitHelp,
 		Example: `  coord submit job.safetensors --out context.safetensors
   coord submit job.npz --causal --window-left 4095 --out context.safetensors
-  coord submit job.npz --options '{"problems": {"layers.0.": {"window_left": 1023}}}'
+  coord submit job.npz --options '{"problems": {"layers.0.": {"causal": true}}}'
   coord submit job.safetensors --local 3 --explain 5
   coord submit job.safetensors --out - | sha256sum
-  coord submit lesson.safetensors --accumulate gradients.safetensors --out gradients.safetensors
+  coord submit job.npz --accumulate sum.safetensors --out sum.safetensors
   coord submit job.safetensors --key nightly-7 --detach`,
 		RunE: func(cmd *cobra.Command, args []string) error { return a.runSubmit(cmd, args[0], f) },
 	}

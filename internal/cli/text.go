@@ -89,7 +89,6 @@ func shorten(s string, width int) string {
 	return s
 }
 
-// span prints a duration of a message, "" if there is none.
 // duration prints a duration for people, everywhere alike: three digits, and whole seconds from a minute on.
 func duration(d time.Duration) string {
 	switch {

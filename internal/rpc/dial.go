@@ -86,11 +86,25 @@ var (
 	dialFailed = regexp.MustCompile(`(?:connection error: )+desc = "transport: (?:E|e)rror while dialing: ([^"]*)"`)
 	tooLarge   = regexp.MustCompile(`(?i)(?:trying to send|received) message (?:after decompression )?larger than max \((\d+) vs\. (\d+)\)`)
 	handshake  = regexp.MustCompile(`(?:connection error: )+desc = "transport: authentication handshake failed: ((?:[^"\\]|\\.)*)"`)
-	noPreface  = regexp.MustCompile(`(?:connection error: )+desc = "error reading server preface: [^"]*"`)
+	noPreface  = regexp.MustCompile(`(?:connection error: )+desc = "error reading server preface: ([^"]*)"`)
+	gaveUp     = regexp.MustCompile(`use of closed network connection|context (?:deadline exceeded|canceled)`)
+	hungUp     = regexp.MustCompile(`EOF|connection reset|broken pipe`)
 )
 
 // mute begins what is said of a peer whose system accepts connections for it.
 const mute = "it accepts connections and says nothing"
+
+// withoutPreface says why a peer's first bytes are not those of HTTP/2: none came in time, the peer closed the connection, or it
+// speaks another protocol.
+func withoutPreface(why string) string {
+	switch {
+	case gaveUp.MatchString(why):
+		return fmt.Sprintf("%s within %v: it hangs, or it is no Headwater server", mute, connectTimeout)
+	case hungUp.MatchString(why):
+		return "it closes the connection at once: it is stopping, it speaks TLS, or it is no Headwater server"
+	}
+	return "what answers speaks another protocol: it is no Headwater server"
+}
 
 // IsMute tells whether a call failed because its peer accepts connections and says nothing. Another attempt takes as long
 // and ends alike.
@@ -117,7 +131,9 @@ func inOwnWords(err error) error {
 	}
 	said, distrusted := strings.CutPrefix(said, notTrusted)
 	said = tooLarge.ReplaceAllString(said, "a message of $1 bytes is larger than the $2 bytes that are allowed")
-	said = noPreface.ReplaceAllString(said, fmt.Sprintf("%s within %v: it hangs, or it is no Headwater server", mute, connectTimeout))
+	if m := noPreface.FindStringSubmatch(said); m != nil {
+		said = withoutPreface(m[1])
+	}
 	said = strings.TrimPrefix(said, "grpc: ")
 	if strings.Contains(said, "keepalive ping failed") {
 		said = fmt.Sprintf("it did not answer for %v: it hangs, or the network to it is cut", keepaliveTime+keepaliveTimeout)

@@ -1,6 +1,7 @@
 package rpc
 
 import (
+	"io"
 	"net"
 	"strings"
 	"testing"
@@ -49,6 +50,53 @@ func TestAPeerThatHangsIsLostInBoundedTimeAndOwnWords(t *testing.T) {
 		_, err = stream.Recv()
 	}
 	own(t, "a stream", err, codes.Unavailable, "it hangs")
+}
+
+// TestAnotherServiceIsSaidInOwnWords: it is not called mute, which a caller would wait for.
+func TestAnotherServiceIsSaidInOwnWords(t *testing.T) {
+	t.Parallel()
+	const other, closed = "speaks another protocol", "closes the connection at once"
+	for name, service := range map[string]struct {
+		greets, answers string // what it says first, and to what it has read; then it closes the connection
+		says            string
+	}{
+		"HTTP":        {"", "HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n", other},
+		"SSH":         {"SSH-2.0-OpenSSH_9.2p1\r\n", "", other},
+		"a database":  {"", "-ERR unknown command 'PRI'\r\n", other},
+		"one of TLS":  {"", "\x15\x03\x01\x00\x02\x02\x46", closed},
+		"one that is": {"", "", closed},
+	} {
+		listener, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer listener.Close()
+		go func() {
+			for {
+				conn, err := listener.Accept()
+				if err != nil {
+					return
+				}
+				_, _ = conn.Write([]byte(service.greets))
+				_, _ = io.ReadFull(conn, make([]byte, len("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")))
+				_, _ = conn.Write([]byte(service.answers))
+				if service.says == other {
+					_, _ = io.Copy(io.Discard, conn) // the client hangs up
+				}
+				_ = conn.Close()
+			}
+		}()
+		conn, err := grpc.NewClient("passthrough:///"+listener.Addr().String(), DialOptions()...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		_, err = healthv1.NewHealthClient(conn).Check(t.Context(), &healthv1.HealthCheckRequest{})
+		own(t, name, err, codes.Unavailable, service.says)
+		if IsMute(err) {
+			t.Errorf("%s is called mute: %v", name, err)
+		}
+	}
 }
 
 func TestARefusedConnectionIsSaidInOwnWords(t *testing.T) {
