@@ -1,12 +1,12 @@
 package attention
 
-import "github.com/klauspost/cpuid/v2"
+import "headwater.example/internal/processor"
 
 // kernels are what this machine can run, the best first.
 var kernels = func() []kernel {
 	var all []kernel
-	if cpuid.CPU.Supports(cpuid.AVX2, cpuid.FMA3, cpuid.F16C, cpuid.BMI1) {
-		if cpuid.CPU.Supports(cpuid.AVX512F, cpuid.AVX512BW, cpuid.AVX512DQ, cpuid.AVX512VL) {
+	if processor.Has(processor.AVX2, processor.FMA, processor.F16C, processor.BMI1) {
+		if processor.Has(processor.AVX512F, processor.AVX512BW, processor.AVX512DQ, processor.AVX512VL) {
 			all = append(all, assembled("avx512", &avx512))
 		}
 		all = append(all, assembled("avx2", &avx2))

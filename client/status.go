@@ -30,6 +30,8 @@ type WorkerStatus struct {
 	SpareBytes  uint64 // the part of UsedBytes that is given up when room is needed
 	Threads     uint32 // for kernels
 	Kernel      string
+	Processor   string      // what it calls itself
+	Features    []string    // of the processor, of those that kernels use, by the names of Linux
 	Load        *WorkerLoad // nil if it does not count what it does
 	Draining    bool        // whether it gets no sessions and no jobs, and what it has is moved away
 }
@@ -70,7 +72,7 @@ func newStatus(m *headwaterv1.StatusResponse) *Status {
 		d := w.GetWorker()
 		s.Workers = append(s.Workers, WorkerStatus{
 			Name: d.GetName(), Address: w.GetAddress(), Error: w.GetError(), Boot: d.GetBoot(), Version: d.GetVersion(), Weight: d.GetWeight(),
-			BudgetBytes: d.GetBudgetBytes(), UsedBytes: d.GetUsedBytes(), SpareBytes: d.GetSpareBytes(), Threads: d.GetThreads(), Kernel: d.GetKernel(),
+			BudgetBytes: d.GetBudgetBytes(), UsedBytes: d.GetUsedBytes(), SpareBytes: d.GetSpareBytes(), Threads: d.GetThreads(), Kernel: d.GetKernel(), Processor: d.GetProcessor(), Features: d.GetProcessorFeatures(),
 			Load: newLoad(d.GetLoad()), Draining: d.GetDraining(),
 		})
 	}

@@ -3,12 +3,12 @@ package tensor
 import (
 	"unsafe"
 
-	"github.com/klauspost/cpuid/v2"
+	"headwater.example/internal/processor"
 )
 
 //go:generate sh -c "cd _gen && go run . -out ../vector_amd64.s -stubs ../vector_amd64.go -pkg tensor"
 
-var vectors = cpuid.CPU.Supports(cpuid.AVX2, cpuid.F16C)
+var vectors = processor.Has(processor.AVX2, processor.F16C)
 
 // narrowFirst narrows the first elements of src, as many as it returns, unless over says that a finite one would become
 // infinite.

@@ -23,6 +23,7 @@ import (
 	"headwater.example/attention"
 	"headwater.example/internal/membership"
 	"headwater.example/internal/observe"
+	"headwater.example/internal/processor"
 	"headwater.example/internal/rpc"
 	"headwater.example/internal/session"
 	headwaterv1 "headwater.example/proto/headwater/v1"
@@ -178,6 +179,9 @@ func (w *Worker) describe() *headwaterv1.DescribeResponse {
 		Kernel:      attention.KernelName(),
 		SpareBytes:  uint64(cache.FreeBytes + cache.PrefixBytes + kept),
 		Draining:    w.draining.Load(),
+		Processor:   processor.Name(),
+		// For people, as the kernel's name is.
+		ProcessorFeatures: processor.Names(),
 	}
 }
 

@@ -2,6 +2,7 @@ package worker
 
 import (
 	"context"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -10,6 +11,7 @@ import (
 	"go.uber.org/goleak"
 
 	"headwater.example/attention"
+	"headwater.example/internal/processor"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -51,7 +53,8 @@ func TestAWorkerDescribesItself(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if d.Name != "w1" || len(d.Boot) != 16 || d.Boot[15] != 1 || d.Weight != 1 || d.Threads != 2 || d.BudgetBytes != 64<<20 || d.Kernel != attention.KernelName() {
+		if d.Name != "w1" || len(d.Boot) != 16 || d.Boot[15] != 1 || d.Weight != 1 || d.Threads != 2 || d.BudgetBytes != 64<<20 || d.Kernel != attention.KernelName() ||
+			d.Processor != processor.Name() || !slices.Equal(d.ProcessorFeatures, processor.Names()) {
 			t.Fatalf("got %v", d)
 		}
 		// A worker that drains still answers.

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -25,6 +26,7 @@ import (
 	"headwater.example/internal/localcluster"
 	"headwater.example/internal/membership"
 	"headwater.example/internal/observe"
+	"headwater.example/internal/processor"
 	"headwater.example/internal/rpc"
 	headwaterv1 "headwater.example/proto/headwater/v1"
 	"headwater.example/shard"
@@ -271,7 +273,8 @@ func (a *app) runWorker(ctx context.Context, at endpointFlags, admin *adminFlag,
 	defer expire(ctx, w, config.SessionTTL)()
 	defer at.attend(ctx, config.Security, s.health, log)()
 	defer serveLocal(ctx, w, log)()
-	log.Info("serving", "address", address, "gossip", membership.GossipAddr(view), "admin", admin.bound(), "memory"+bytesKey, config.Budget)
+	log.Info("serving", "address", address, "gossip", membership.GossipAddr(view), "admin", admin.bound(), "memory"+bytesKey, config.Budget,
+		"kernel", attention.KernelName(), "threads", config.Threads, "processor", processor.Name(), "features", strings.Join(processor.Names(), " "))
 	if err := at.ready(localcluster.Ready{Name: name, Address: address, Gossip: membership.GossipAddr(view), Admin: admin.bound()}); err != nil {
 		log.Warn("the parent was not told", "error", err)
 	}

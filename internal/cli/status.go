@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/google/uuid"
 	"github.com/jedib0t/go-pretty/v6/table"
@@ -46,8 +47,11 @@ type workerView struct {
 	SpareBytes  uint64 `json:"spare_bytes"` // part of UsedBytes that is given up when room is needed
 	Threads     uint32 `json:"threads"`
 	Kernel      string `json:"kernel,omitempty"`
-	Draining    bool   `json:"draining"`
-	Error       string `json:"error,omitempty"`
+	Processor   string `json:"processor,omitempty"`
+	// Features are those of the processor that kernels use.
+	Features []string `json:"processor_features,omitempty"`
+	Draining bool     `json:"draining"`
+	Error    string   `json:"error,omitempty"`
 
 	// Cache is null where the worker, or the coordinator, knows nothing of sessions.
 	Cache *cacheView `json:"cache"`
@@ -134,7 +138,7 @@ func viewStatus(address string, status *client.Status, caches []client.Cache) st
 		w := s
 		one := workerView{
 			Name: w.Name, Address: s.Address, Version: w.Version, Weight: w.Weight, BudgetBytes: w.BudgetBytes,
-			UsedBytes: w.UsedBytes, SpareBytes: w.SpareBytes, Threads: w.Threads, Kernel: w.Kernel, Draining: w.Draining, Error: s.Error,
+			UsedBytes: w.UsedBytes, SpareBytes: w.SpareBytes, Threads: w.Threads, Kernel: w.Kernel, Processor: w.Processor, Features: w.Features, Draining: w.Draining, Error: s.Error,
 		}
 		if boot, err := uuid.FromBytes(w.Boot); err == nil {
 			one.Boot = boot.String()
@@ -201,7 +205,7 @@ func (a *app) printStatus(v statusView) error {
 func (a *app) printWorkers(workers []workerView) error {
 	header := []string{"name", "address", ">used", ">budget", "state"}
 	if a.wide() {
-		header = []string{"name", "address", ">weight", ">used", ">spare", ">budget", ">threads", "kernel", "version", "state"}
+		header = []string{"name", "address", ">weight", ">used", ">spare", ">budget", ">threads", "kernel", "processor", "features", "version", "state"}
 	}
 	t := a.newTable("workers", header...)
 	for _, w := range workers {
@@ -214,7 +218,7 @@ func (a *app) printWorkers(workers []workerView) error {
 		}
 		used, budget := sizeOf(int64(w.UsedBytes)), sizeOf(int64(w.BudgetBytes))
 		if a.wide() {
-			t.AppendRow(table.Row{w.Name, w.Address, w.Weight, used, sizeOf(int64(w.SpareBytes)), budget, w.Threads, w.Kernel, w.Version, is})
+			t.AppendRow(table.Row{w.Name, w.Address, w.Weight, used, sizeOf(int64(w.SpareBytes)), budget, w.Threads, w.Kernel, w.Processor, strings.Join(w.Features, " "), w.Version, is})
 		} else {
 			t.AppendRow(table.Row{shorten(w.Name, nameWidth), shorten(w.Address, 21), used, budget, is})
 		}

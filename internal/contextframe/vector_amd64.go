@@ -1,13 +1,12 @@
 package contextframe
 
-import "github.com/klauspost/cpuid/v2"
+import "headwater.example/internal/processor"
 
 //go:generate sh -c "cd _gen && go run . -out ../vector_avx2_amd64.s -stubs ../vector_avx2_amd64.go -pkg contextframe"
 
 // vectors says whether the assembly is used. AMD's processors before Zen 3 have PEXT and PDEP in microcode, slower than
 // the loops that they replace.
-var vectors = cpuid.CPU.Supports(cpuid.AVX2, cpuid.F16C, cpuid.BMI1, cpuid.BMI2, cpuid.POPCNT) &&
-	(cpuid.CPU.VendorID != cpuid.AMD || cpuid.CPU.Family >= 0x19)
+var vectors = processor.Has(processor.AVX2, processor.F16C, processor.BMI1, processor.BMI2, processor.POPCNT) && !processor.SlowPEXT()
 
 // Each of these does as much of its work as fills whole steps and returns how many elements that is.
 

@@ -1,9 +1,9 @@
 package hardware
 
-import "golang.org/x/sys/cpu"
+import "headwater.example/internal/processor"
 
 // Supported says whether FMA32 can be called here.
-func Supported() bool { return cpu.X86.HasFMA }
+func Supported() bool { return processor.Has(processor.FMA) }
 
 // FMA32 returns a·b + c rounded once to binary32, by VFMADD231SS.
 //

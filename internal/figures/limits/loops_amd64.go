@@ -1,12 +1,12 @@
 package limits
 
-import "golang.org/x/sys/cpu"
+import "headwater.example/internal/processor"
 
 var available = func() (all []loops) {
-	if cpu.X86.HasAVX512F {
+	if processor.Has(processor.AVX512F) {
 		all = append(all, loops{AVX512, sequential512, streams512, write512, fma512, 16 * 16})
 	}
-	if cpu.X86.HasAVX2 && cpu.X86.HasFMA {
+	if processor.Has(processor.AVX2, processor.FMA) {
 		all = append(all, loops{AVX2, sequential256, streams256, write256, fma256, 12 * 8})
 	}
 	return all

@@ -610,9 +610,13 @@ type DescribeResponse struct {
 	Load *WorkerLoad `protobuf:"bytes,10,opt,name=load,proto3" json:"load,omitempty"`
 	// Whether the worker is drained: coordinators give it no sessions and no jobs, and move away the sessions that it has. Since
 	// version 1.3.
-	Draining      bool `protobuf:"varint,11,opt,name=draining,proto3" json:"draining,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Draining bool `protobuf:"varint,11,opt,name=draining,proto3" json:"draining,omitempty"`
+	// What its processor calls itself, for people to read.
+	Processor string `protobuf:"bytes,12,opt,name=processor,proto3" json:"processor,omitempty"`
+	// What its processor has of what kernels use, by the names of Linux, for people to read.
+	ProcessorFeatures []string `protobuf:"bytes,13,rep,name=processor_features,json=processorFeatures,proto3" json:"processor_features,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *DescribeResponse) Reset() {
@@ -720,6 +724,20 @@ func (x *DescribeResponse) GetDraining() bool {
 		return x.Draining
 	}
 	return false
+}
+
+func (x *DescribeResponse) GetProcessor() string {
+	if x != nil {
+		return x.Processor
+	}
+	return ""
+}
+
+func (x *DescribeResponse) GetProcessorFeatures() []string {
+	if x != nil {
+		return x.ProcessorFeatures
+	}
+	return nil
 }
 
 // SetDrainingRequest says whether a worker is drained.
@@ -3180,7 +3198,7 @@ const file_headwater_v1_worker_proto_rawDesc = "" +
 	"\x06before\x18\x06 \x03(\x02R\x06before\x12\x12\n" +
 	"\x04sink\x18\a \x03(\x02R\x04sink\x12\x16\n" +
 	"\x06tokens\x18\b \x03(\rR\x06tokens\"\x11\n" +
-	"\x0fDescribeRequest\"\xcb\x02\n" +
+	"\x0fDescribeRequest\"\x98\x03\n" +
 	"\x10DescribeResponse\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04boot\x18\x02 \x01(\fR\x04boot\x12\x18\n" +
@@ -3195,7 +3213,9 @@ const file_headwater_v1_worker_proto_rawDesc = "" +
 	"spareBytes\x12,\n" +
 	"\x04load\x18\n" +
 	" \x01(\v2\x18.headwater.v1.WorkerLoadR\x04load\x12\x1a\n" +
-	"\bdraining\x18\v \x01(\bR\bdraining\"0\n" +
+	"\bdraining\x18\v \x01(\bR\bdraining\x12\x1c\n" +
+	"\tprocessor\x18\f \x01(\tR\tprocessor\x12-\n" +
+	"\x12processor_features\x18\r \x03(\tR\x11processorFeatures\"0\n" +
 	"\x12SetDrainingRequest\x12\x1a\n" +
 	"\bdraining\x18\x01 \x01(\bR\bdraining\"\x15\n" +
 	"\x13SetDrainingResponse\"\xc4\x01\n" +

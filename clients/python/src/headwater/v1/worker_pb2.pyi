@@ -125,7 +125,7 @@ class DescribeRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class DescribeResponse(_message.Message):
-    __slots__ = ("name", "boot", "version", "weight", "budget_bytes", "used_bytes", "threads", "kernel", "spare_bytes", "load", "draining")
+    __slots__ = ("name", "boot", "version", "weight", "budget_bytes", "used_bytes", "threads", "kernel", "spare_bytes", "load", "draining", "processor", "processor_features")
     NAME_FIELD_NUMBER: _ClassVar[int]
     BOOT_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -137,6 +137,8 @@ class DescribeResponse(_message.Message):
     SPARE_BYTES_FIELD_NUMBER: _ClassVar[int]
     LOAD_FIELD_NUMBER: _ClassVar[int]
     DRAINING_FIELD_NUMBER: _ClassVar[int]
+    PROCESSOR_FIELD_NUMBER: _ClassVar[int]
+    PROCESSOR_FEATURES_FIELD_NUMBER: _ClassVar[int]
     name: str
     boot: bytes
     version: str
@@ -148,7 +150,9 @@ class DescribeResponse(_message.Message):
     spare_bytes: int
     load: WorkerLoad
     draining: bool
-    def __init__(self, name: _Optional[str] = ..., boot: _Optional[bytes] = ..., version: _Optional[str] = ..., weight: _Optional[int] = ..., budget_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ..., threads: _Optional[int] = ..., kernel: _Optional[str] = ..., spare_bytes: _Optional[int] = ..., load: _Optional[_Union[WorkerLoad, _Mapping]] = ..., draining: bool = ...) -> None: ...
+    processor: str
+    processor_features: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., boot: _Optional[bytes] = ..., version: _Optional[str] = ..., weight: _Optional[int] = ..., budget_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ..., threads: _Optional[int] = ..., kernel: _Optional[str] = ..., spare_bytes: _Optional[int] = ..., load: _Optional[_Union[WorkerLoad, _Mapping]] = ..., draining: bool = ..., processor: _Optional[str] = ..., processor_features: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class SetDrainingRequest(_message.Message):
     __slots__ = ("draining",)

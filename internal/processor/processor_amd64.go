@@ -1,0 +1,38 @@
+package processor
+
+import (
+	"github.com/klauspost/cpuid/v2"
+)
+
+var features = func() (all []Feature) {
+	for _, f := range []struct {
+		name Feature
+		id   cpuid.FeatureID
+	}{
+		{AVX2, cpuid.AVX2},
+		{FMA, cpuid.FMA3},
+		{F16C, cpuid.F16C},
+		{BMI1, cpuid.BMI1},
+		{BMI2, cpuid.BMI2},
+		{POPCNT, cpuid.POPCNT},
+		{AVX512F, cpuid.AVX512F},
+		{AVX512BW, cpuid.AVX512BW},
+		{AVX512DQ, cpuid.AVX512DQ},
+		{AVX512VL, cpuid.AVX512VL},
+		{AVX512BF16, cpuid.AVX512BF16},
+	} {
+		if cpuid.CPU.Supports(f.id) {
+			all = append(all, f.name)
+		}
+	}
+	if here.lacks() == nil {
+		all = append(all, AMXTile, AMXBF16)
+	}
+	return all
+}()
+
+// Name is what the processor calls itself.
+func Name() string { return cpuid.CPU.BrandName }
+
+// SlowPEXT says that PEXT and PDEP are microcode, as AMD's processors before Zen 3 have them.
+func SlowPEXT() bool { return cpuid.CPU.VendorID == cpuid.AMD && cpuid.CPU.Family < 0x19 }
