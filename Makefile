@@ -13,7 +13,7 @@ export GOFLAGS += -trimpath -buildvcs=false
 
 .DEFAULT_GOAL := help
 .PHONY: help build demo demo-model check map test unit lint format proto generate breaking fuzz bench bench-plots figures-kernels figures-job figures-sessions figures-learn figures-model figures-observe figures-ops figures-faults soak explore \
-	fixtures image test-alerts test-avx512 test-browser test-traces test-arm64 test-k8s test-python test-model pytest wheel wheels clean
+	fixtures image test-alerts test-amx test-avx512 test-browser test-traces test-arm64 test-k8s test-python test-model pytest wheel wheels clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -200,6 +200,9 @@ image: build ## pack the binaries into out/images.tar, without a container engin
 
 test-avx512: ## run the tests of the AVX-512 kernels on an emulated processor (.ci/avx512 says what it needs)
 	@bash .ci/avx512
+
+test-amx: ## run the tests of the AMX routines, on an emulated processor where this one has none
+	$(GO) test -count=1 ./internal/processor ./internal/emulator/amx ./attention/internal/amx
 
 test-arm64: ## run the tests of the NEON kernels on an emulated processor (.ci/arm64 says what it needs)
 	@bash .ci/arm64

@@ -1,0 +1,200 @@
+//go:build linux && amd64
+
+package amx
+
+import (
+	"errors"
+	"fmt"
+	"os/exec"
+	"runtime"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"headwater.example/internal/processor"
+)
+
+// Variable is set in the environment of a program that is emulated.
+const Variable = "HEADWATER_AMX"
+
+// Emulated is the value of Variable.
+const Emulated = "emulated"
+
+// Result is how a program ended.
+type Result struct {
+	Code         int // as a shell has it: 128 and the number of the signal that ended it
+	Instructions int // of AMX that were computed
+}
+
+// Run starts a program, which must not have been started, and waits until it has ended. Programs that it starts are
+// not emulated. The program does not outlive the caller.
+func Run(program *exec.Cmd) (Result, error) {
+	if processor.Has(processor.AMXTile) {
+		return Result{}, errors.New("emulate AMX: this processor has it: run the program as it is")
+	}
+	type outcome struct {
+		result Result
+		err    error
+	}
+	ended := make(chan outcome)
+	go func() {
+		runtime.LockOSThread() // The thread that starts a program is its tracer. It ends with this goroutine.
+		result, err := run(program)
+		ended <- outcome{result, err}
+	}()
+	o := <-ended
+	if o.err != nil {
+		return Result{}, fmt.Errorf("emulate AMX: %w", o.err)
+	}
+	return o.result, nil
+}
+
+func run(program *exec.Cmd) (Result, error) {
+	program.Env = append(program.Environ(), Variable+"="+Emulated)
+	if program.SysProcAttr == nil {
+		program.SysProcAttr = &syscall.SysProcAttr{}
+	}
+	// A group of its own, so that no other child of this process is waited for here.
+	program.SysProcAttr.Ptrace, program.SysProcAttr.Setpgid, program.SysProcAttr.Pdeathsig = true, true, syscall.SIGKILL
+	if err := program.Start(); err != nil {
+		return Result{}, err
+	}
+	t := tracer{pid: program.Process.Pid, threads: map[int]*state{}}
+	if err := t.begin(); err != nil {
+		return Result{}, errors.Join(err, program.Process.Kill())
+	}
+	for !t.over {
+		if err := t.next(); err != nil {
+			return Result{}, errors.Join(err, program.Process.Kill())
+		}
+	}
+	// What exec.Cmd copies from and to pipes ends with the program; that it can't be waited for again is no error.
+	if err := program.Wait(); err != nil && !errors.Is(err, syscall.ECHILD) {
+		return Result{}, err
+	}
+	return t.result, nil
+}
+
+// tracer stands between a program and its signals.
+type tracer struct {
+	pid     int
+	threads map[int]*state
+	over    bool
+	result  Result
+}
+
+// begin waits for the stop at which the program has been loaded.
+func (t *tracer) begin() error {
+	var status unix.WaitStatus
+	if _, err := wait(t.pid, &status); err != nil {
+		return err
+	}
+	if !status.Stopped() {
+		return fmt.Errorf("the program has not begun: status %#x", uint32(status))
+	}
+	t.threads[t.pid] = &state{}
+	if err := unix.PtraceSetOptions(t.pid, unix.PTRACE_O_TRACECLONE|unix.PTRACE_O_EXITKILL); err != nil {
+		return err
+	}
+	return unix.PtraceCont(t.pid, 0)
+}
+
+// wait waits for a process, or if id is negative for any of a group.
+func wait(id int, status *unix.WaitStatus) (thread int, err error) {
+	for {
+		if thread, err = unix.Wait4(id, status, unix.WALL, nil); !errors.Is(err, unix.EINTR) {
+			return thread, err
+		}
+	}
+}
+
+// next handles what happens next to a thread of the program.
+func (t *tracer) next() error {
+	var status unix.WaitStatus
+	thread, err := wait(-t.pid, &status)
+	if err != nil {
+		return err
+	}
+	if !status.Stopped() { // it has ended
+		delete(t.threads, thread)
+		if thread == t.pid {
+			t.over = true
+			if t.result.Code = status.ExitStatus(); status.Signaled() {
+				t.result.Code = 128 + int(status.Signal())
+			}
+		}
+		return nil
+	}
+	signal := int(status.StopSignal())
+	s, known := t.threads[thread]
+	switch {
+	case !known: // it begins with a stop
+		t.threads[thread] = &state{}
+		signal = 0
+	case status.TrapCause() > 0: // it has begun another one
+		signal = 0
+	case signal == int(unix.SIGILL):
+		if signal, err = t.emulate(thread, s); err != nil {
+			return err
+		}
+	}
+	// A thread that was killed meanwhile is told of next.
+	if err := unix.PtraceCont(thread, signal); err != nil && !errors.Is(err, unix.ESRCH) {
+		return err
+	}
+	return nil
+}
+
+// emulate does the instruction at which a thread has stopped. It returns the signal that the thread gets, 0 if there is none.
+func (t *tracer) emulate(thread int, s *state) (signal int, err error) {
+	v := view{thread: thread}
+	if err := unix.PtraceGetRegs(thread, &v.registers); err != nil {
+		return 0, err
+	}
+	code := make([]byte, 15)
+	n, _ := v.readSome(v.registers.Rip, code) // fewer where a mapping ends
+	length, err := s.execute(code[:n], v.registers.Rip, &v)
+	switch {
+	case errors.Is(err, errUndefined):
+		return int(unix.SIGILL), nil
+	case errors.Is(err, errProtection):
+		return int(unix.SIGSEGV), nil
+	case err != nil:
+		return 0, err
+	}
+	t.result.Instructions++
+	v.registers.Rip += uint64(length)
+	return 0, unix.PtraceSetRegs(thread, &v.registers)
+}
+
+// view is what a stopped thread has.
+type view struct {
+	thread    int
+	registers unix.PtraceRegs
+}
+
+func (v *view) register(number int) uint64 {
+	r := &v.registers
+	return [...]uint64{r.Rax, r.Rcx, r.Rdx, r.Rbx, r.Rsp, r.Rbp, r.Rsi, r.Rdi, r.R8, r.R9, r.R10, r.R11, r.R12, r.R13, r.R14, r.R15}[number]
+}
+
+func (v *view) readSome(address uint64, into []byte) (int, error) {
+	local := []unix.Iovec{{Base: &into[0], Len: uint64(len(into))}}
+	return unix.ProcessVMReadv(v.thread, local, []unix.RemoteIovec{{Base: uintptr(address), Len: len(into)}}, 0)
+}
+
+func (v *view) read(address uint64, into []byte) error {
+	if n, err := v.readSome(address, into); err != nil || n < len(into) {
+		return errProtection
+	}
+	return nil
+}
+
+func (v *view) write(address uint64, from []byte) error {
+	local := []unix.Iovec{{Base: &from[0], Len: uint64(len(from))}}
+	n, err := unix.ProcessVMWritev(v.thread, local, []unix.RemoteIovec{{Base: uintptr(address), Len: len(from)}}, 0)
+	if err != nil || n < len(from) {
+		return errProtection
+	}
+	return nil
+}
