@@ -10,9 +10,11 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"runtime"
 	"strings"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/status"
 
@@ -45,15 +47,15 @@ type bare struct {
 	next     uint64
 }
 
-// startBare starts it as a child of this program.
-func startBare(ctx context.Context) (_ *bare, err error) {
+// startBare starts it as a child of this program, with so many threads.
+func startBare(ctx context.Context, threads int) (_ *bare, err error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
 	}
 	b := &bare{command: exec.CommandContext(ctx, self, "-bare")}
 	b.command.Stderr = os.Stderr
-	b.command.Env = append(os.Environ(), "GOMAXPROCS=1")
+	b.command.Env = append(os.Environ(), fmt.Sprint("GOMAXPROCS=", threads))
 	if b.stdin, err = b.command.StdinPipe(); err != nil {
 		return nil, err
 	}
@@ -127,13 +129,21 @@ func (b *bare) kernel(positions, tokens int) (seconds float64, err error) {
 	return took.Seconds(), err
 }
 
+// batch is a token of each of some sequences of so many positions, shared out over callers that have a thread each.
+func (b *bare) batch(positions, sequences int) (seconds float64, err error) {
+	b.request.Reset()
+	b.request.Step.Length, b.request.Step.Append, b.request.Step.Layer = uint64(positions), 1, uint32(sequences)
+	took, err := b.call(1)
+	return took.Seconds(), err
+}
+
 // serveBare is the child: it serves until in ends.
 func serveBare(in io.Reader, out io.Writer) error {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return err
 	}
-	e := &echo{pool: attention.NewPool(1), pages: map[int][]attention.KV{}}
+	e := &echo{pool: attention.NewPool(runtime.GOMAXPROCS(0)), sequences: map[int][][]attention.KV{}}
 	server := grpc.NewServer(rpc.ServerOptions()...)
 	session.Register(server, e)
 	served := make(chan error, 1)
@@ -151,8 +161,8 @@ func serveBare(in io.Reader, out io.Writer) error {
 // echo serves lanes: a request without positions gets as many bytes back as its Attend says, another the kernel's time.
 type echo struct {
 	session.Service
-	pool  *attention.Pool
-	pages map[int][]attention.KV // by positions: a KV for each group
+	pool      *attention.Pool
+	sequences map[int][][]attention.KV // by positions: of each sequence a KV for each group
 }
 
 func (e *echo) Lane(s *session.ServerStream) error {
@@ -170,7 +180,7 @@ func (e *echo) Lane(s *session.ServerStream) error {
 		request.Payload.Free()
 		request.Payload = nil
 		if positions := int(request.Step.Length); positions > 0 {
-			took, err := e.attend(s.Context(), positions, int(request.Step.Append))
+			took, err := e.attend(s.Context(), positions, int(request.Step.Append), max(int(request.Step.Layer), 1))
 			if err != nil {
 				return status.FromContextError(err).Err()
 			}
@@ -184,55 +194,80 @@ func (e *echo) Lane(s *session.ServerStream) error {
 	}
 }
 
-func (e *echo) attend(ctx context.Context, positions, tokens int) (time.Duration, error) {
-	layout, err := attention.NewLayout(storage, headDim, headDim)
-	if err != nil {
-		return 0, err
-	}
-	groups := e.pages[positions]
-	if groups == nil {
-		rng := rand.New(rand.NewPCG(3, 4))
-		rows := attention.Rows{K: make([]byte, attention.PageLen*layout.KRowBytes()), V: make([]byte, attention.PageLen*layout.VRowBytes())}
-		for _, to := range [][]byte{rows.K, rows.V} {
-			if err := tensor.Narrow(to, random(len(to)/storage.Size(), rng), storage); err != nil {
-				return 0, err
-			}
+// attend lets the newest tokens of each of some sequences attend, and returns how long it took. The pool's threads take turns
+// with the sequences; none helps another.
+func (e *echo) attend(ctx context.Context, positions, tokens, sequences int) (time.Duration, error) {
+	for len(e.sequences[positions]) < sequences {
+		groups, err := newSequence(positions)
+		if err != nil {
+			return 0, err
 		}
-		for range kvHeads {
-			arena, err := kvcache.MapArena(int64((positions+attention.PageLen-1)/attention.PageLen) * int64(layout.PageBytes()))
-			if err != nil {
-				return 0, err
-			}
-			kv := attention.KV{Layout: layout, Len: positions}
-			for at := 0; at < len(arena.Bytes()); at += layout.PageBytes() {
-				page := arena.Bytes()[at:][:layout.PageBytes()]
-				if err := layout.Write(page, 0, attention.PageLen, rows); err != nil {
-					return 0, err
-				}
-				kv.Pages = append(kv.Pages, page)
-			}
-			groups = append(groups, kv)
-		}
-		e.pages[positions] = groups
+		e.sequences[positions] = append(e.sequences[positions], groups)
 	}
+	all := e.sequences[positions][:sequences]
 	const size = heads / kvHeads
 	rng := rand.New(rand.NewPCG(5, 6))
 	q := attention.Query{Q: random(tokens*size*headDim, rng), Tokens: tokens, Heads: size, Offset: int64(positions - tokens)}
-	out := attention.Output{Context: make([]float32, tokens*size*headDim), LSE: make([]float32, tokens*size)}
 	opts := attention.DefaultOptions(headDim)
 	opts.Causal = true
-	thread, err := e.pool.Acquire(ctx, attention.Foreground)
-	if err != nil {
-		return 0, err
-	}
-	defer thread.Release()
-	began := time.Now()
-	for _, kv := range groups {
-		if err := thread.Attend(ctx, kv, q, opts, out); err != nil {
+	callers := min(e.pool.Threads(), sequences)
+	work := make([]func() error, callers)
+	for caller := range callers {
+		thread, err := e.pool.Acquire(ctx, attention.Foreground)
+		if err != nil {
 			return 0, err
 		}
+		defer thread.Release()
+		out := attention.Output{Context: make([]float32, tokens*size*headDim), LSE: make([]float32, tokens*size)}
+		work[caller] = func() error {
+			for s := caller; s < sequences; s += callers {
+				for _, kv := range all[s] {
+					if err := thread.Attend(ctx, kv, q, opts, out); err != nil {
+						return err
+					}
+				}
+			}
+			return nil
+		}
 	}
-	return time.Since(began), nil
+	began := time.Now()
+	var others errgroup.Group
+	for _, some := range work[1:] {
+		others.Go(some)
+	}
+	err := errors.Join(work[0](), others.Wait())
+	return time.Since(began), err
+}
+
+// newSequence makes pages like a worker's, a KV for each group.
+func newSequence(positions int) (groups []attention.KV, err error) {
+	layout, err := attention.NewLayout(storage, headDim, headDim)
+	if err != nil {
+		return nil, err
+	}
+	rng := rand.New(rand.NewPCG(3, 4))
+	rows := attention.Rows{K: make([]byte, attention.PageLen*layout.KRowBytes()), V: make([]byte, attention.PageLen*layout.VRowBytes())}
+	for _, to := range [][]byte{rows.K, rows.V} {
+		if err := tensor.Narrow(to, random(len(to)/storage.Size(), rng), storage); err != nil {
+			return nil, err
+		}
+	}
+	for range kvHeads {
+		arena, err := kvcache.MapArena(int64((positions+attention.PageLen-1)/attention.PageLen) * int64(layout.PageBytes()))
+		if err != nil {
+			return nil, err
+		}
+		kv := attention.KV{Layout: layout, Len: positions}
+		for at := 0; at < len(arena.Bytes()); at += layout.PageBytes() {
+			page := arena.Bytes()[at:][:layout.PageBytes()]
+			if err := layout.Write(page, 0, attention.PageLen, rows); err != nil {
+				return nil, err
+			}
+			kv.Pages = append(kv.Pages, page)
+		}
+		groups = append(groups, kv)
+	}
+	return groups, nil
 }
 
 func random(n int, rng *rand.Rand) []float32 {

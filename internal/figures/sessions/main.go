@@ -6,6 +6,8 @@
 //	              worker's + an echo of the same bytes over the same kind of stream)
 //	step_1k, step_128   the same at 1,024 and 128 positions
 //	step_share_16k, step_share_1k, step_share_128   the kernel alone / the step: the share of the kernel's own rate
+//	step_b8_2threads   steps a second of 8 sessions of 4,096 positions, each on a lane of its own, on one worker of two threads / of
+//	              the kernel alone, two callers with a thread and four sequences each
 //	scale_2w      (steps a second of 8 sequences of 16,384 positions on two workers / on one) / (read bandwidth of two cores
 //	              / of one, in the same round)
 //	prefill_8k    a prompt of 8,192 tokens through a session / the kernel alone
@@ -79,6 +81,7 @@ type group struct {
 var groups = []group{
 	{[]string{"ratio_f32", "ratio_bf16", "ratio_int8", "rate_f32", "rate_bf16", "rate_int8"}, codecs},
 	{[]string{"step_16k", "step_1k", "step_128", "step_share_16k", "step_share_1k", "step_share_128"}, steps},
+	{[]string{"step_b8_2threads"}, batch},
 	{[]string{"scale_2w"}, scale},
 	{[]string{"prefill_8k"}, prefill},
 	{[]string{"prefill_stall", "prefill_keep"}, stall},
@@ -112,7 +115,7 @@ func run(ctx context.Context, args []string) (err error) {
 		return err
 	}
 	f.Rounds = f.rounds
-	if f.bare, err = startBare(ctx); err != nil {
+	if f.bare, err = startBare(ctx, 1); err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, f.bare.stop()) }()
