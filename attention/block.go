@@ -4,8 +4,6 @@ import (
 	"context"
 	"fmt"
 	"math"
-
-	"headwater.example/tensor"
 )
 
 // block is some rows of a call, as many as read a page once it is widened, and one thread's room to work on them.
@@ -184,10 +182,10 @@ func (b *block) sees(r, base int) bool { return b.low[r] < base+PageLen && b.end
 func (b *block) load(page int) error {
 	l, bytes := b.kv.Layout, b.kv.Pages[page]
 	n := min(b.kv.Len-page*PageLen, PageLen)
-	if err := tensor.Widen(b.k, l.k(bytes), l.dt); err != nil {
+	if err := l.widenKeys(b.k, bytes); err != nil {
 		return fmt.Errorf("read page %d: %w", page, err)
 	}
-	if err := tensor.Widen(b.v[:n*l.vStride()], l.v(bytes, n), l.dt); err != nil {
+	if err := l.widenValues(b.v[:n*l.vStride()], bytes, n); err != nil {
 		return fmt.Errorf("read page %d: %w", page, err)
 	}
 	if l.scaled() {

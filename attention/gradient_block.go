@@ -3,8 +3,6 @@ package attention
 import (
 	"context"
 	"fmt"
-
-	"headwater.example/tensor"
 )
 
 // gradientRows is how many rows go through a page at a time: a tile of weights is then as high as it is wide, and its
@@ -59,11 +57,11 @@ func (g *gradient) prepare(page int) error {
 	l, bytes := g.kv.Layout, g.kv.Pages[page]
 	n := min(g.kv.Len-page*PageLen, PageLen)
 	k := aligned(l.headDim * PageLen)
-	if err := tensor.Widen(k, l.k(bytes), l.dt); err != nil {
+	if err := l.widenKeys(k, bytes); err != nil {
 		return fmt.Errorf("read page %d: %w", page, err)
 	}
 	v := aligned(PageLen * l.vStride())
-	if err := tensor.Widen(v[:n*l.vStride()], l.v(bytes, n), l.dt); err != nil {
+	if err := l.widenValues(v[:n*l.vStride()], bytes, n); err != nil {
 		return fmt.Errorf("read page %d: %w", page, err)
 	}
 	g.k[page] = k

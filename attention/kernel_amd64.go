@@ -32,6 +32,7 @@ var avx512 = vector{
 	transpose:     transpose_avx512,
 	columns:       [...]columnsFunc{1: columns1_avx512, 2: columns2_avx512},
 	column:        [...]columnFunc{1: column1_avx512, 2: column2_avx512, 4: column4_avx512},
+	weave:         weave_avx512,
 }
 
 var avx2 = vector{
@@ -51,4 +52,5 @@ var avx2 = vector{
 	transpose:     transpose_avx2,
 	columns:       [...]columnsFunc{1: columns1_avx2, 2: columns2_avx2},
 	column:        [...]columnFunc{1: column1_avx2, 2: column2_avx2, 4: column4_avx2},
+	weave:         weave_avx2,
 }

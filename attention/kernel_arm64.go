@@ -19,4 +19,5 @@ var neon = vector{
 	transpose:     transpose_neon,
 	columns:       [...]columnsFunc{1: columns1_neon, 2: columns2_neon},
 	column:        [...]columnFunc{1: column1_neon, 2: column2_neon, 4: column4_neon},
+	weave:         weave_neon,
 }

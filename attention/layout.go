@@ -27,6 +27,14 @@ const rowPad = 16
 //	KScale  [64] f32, int8 only
 //	VScale  [64] f32, int8 only
 //
+// bf16 lies in pairs, two elements of a key and two positions' values to a word of 32 bits, the first its lower half:
+//
+//	K       [head_dim/2 rounded up][64][2]     where head_dim is odd, the last upper halves are 0
+//	V       [64/2][v_dim rounded up to 16][2]
+//
+// The upper half of such a word is a binary32 once the lower one is cleared, the lower half once it is shifted up, so that one
+// instruction widens either.
+//
 // A position is written into the transposed K at once, though each of its elements lies on a line of its own. To keep the
 // newest page's keys as they come, and transpose them for every attention, was measured (go test -bench Write): in 8,000
 // pages of head_dim 128, as decoding 1,000 sequences of 8 groups goes through them, a position takes 0.8 to 1.0 µs, as it
@@ -83,19 +91,33 @@ func (l Layout) Differentiable() bool { return !l.scaled() }
 
 func (l Layout) scaled() bool { return l.dt == tensor.I8 }
 
-func (l Layout) kBytes() int { return l.headDim * PageLen * l.dt.Size() }
+// paired says whether elements lie in pairs.
+func (l Layout) paired() bool { return l.dt == tensor.BF16 }
+
+func (l Layout) kBytes() int {
+	if l.paired() {
+		return (l.headDim + 1) / 2 * PageLen * pairSize
+	}
+	return l.headDim * PageLen * l.dt.Size()
+}
 
 func (l Layout) vBytes() int { return PageLen * l.vStride() * l.dt.Size() }
+
+// vRowStride returns the bytes from one row of V in memory to the next, of a pair of positions where they lie in pairs.
+func (l Layout) vRowStride() int {
+	if l.paired() {
+		return l.vStride() * pairSize
+	}
+	return l.vStride() * l.dt.Size()
+}
 
 // vStride returns the elements from one row of V to the next.
 func (l Layout) vStride() int { return (l.vDim + rowPad - 1) / rowPad * rowPad }
 
-// k returns the page's K, v its first n rows of V.
+// k and v return the page's K and V.
 func (l Layout) k(page []byte) []byte { return page[:l.kBytes()] }
 
-func (l Layout) v(page []byte, n int) []byte {
-	return page[l.kBytes():][:n*l.vStride()*l.dt.Size()]
-}
+func (l Layout) v(page []byte) []byte { return page[l.kBytes():][:l.vBytes()] }
 
 // scales returns the bytes of the page's scales of K and of V.
 func (l Layout) scales(page []byte) (k, v []byte) {
@@ -142,13 +164,21 @@ func (l Layout) Write(page []byte, at, n int, rows Rows) error {
 	if err := l.check(page, at, n, rows); err != nil {
 		return fmt.Errorf("write to page: %w", err)
 	}
-	size := l.dt.Size()
-	if k := selected.Load().kernel; k != nil && k.vector != nil {
-		k.vector.writeKeys(l.k(page), rows.K, at, n, l.headDim, size)
-	} else {
-		writeKeys(l.k(page), rows.K, at, n, l.headDim, size)
+	var vec *vector
+	if k := selected.Load().kernel; k != nil {
+		vec = k.vector
 	}
-	v, stride, row := page[l.kBytes():], l.vStride()*size, l.VRowBytes()
+	if l.paired() {
+		l.writePairs(page, at, n, rows, vec)
+		return nil
+	}
+	write := writeKeys
+	if vec != nil {
+		write = vec.writeKeys
+	}
+	size, row := l.dt.Size(), l.VRowBytes()
+	write(l.k(page), rows.K, l.KRowBytes(), at, n, l.headDim, size)
+	v, stride := l.v(page), l.vRowStride()
 	for t := range n {
 		copy(v[(at+t)*stride:], rows.V[t*row:][:row])
 	}
@@ -162,25 +192,26 @@ func (l Layout) Write(page []byte, at, n int, rows Rows) error {
 	return nil
 }
 
-// writeKeys writes n rows [n][dim] as the columns of k [dim][64] from column at on; size is that of an element in bytes.
-func writeKeys(k, rows []byte, at, n, dim, size int) {
+// writeKeys writes the first dim elements of n rows, which lie stride bytes apart, as the columns of k [dim][64] from column at
+// on; size is that of an element in bytes.
+func writeKeys(k, rows []byte, stride, at, n, dim, size int) {
 	switch size {
 	case 1:
 		for t := range n {
-			for i, x := range rows[t*dim:][:dim] {
+			for i, x := range rows[t*stride:][:dim] {
 				k[i*PageLen+at+t] = x
 			}
 		}
 	case 2:
 		for t := range n {
-			row := rows[t*2*dim:][:2*dim]
+			row := rows[t*stride:][:2*dim]
 			for i := 0; i+2 <= len(row); i += 2 {
 				*(*[2]byte)(k[i*PageLen+2*(at+t):]) = [2]byte(row[i:])
 			}
 		}
 	case 4:
 		for t := range n {
-			row := rows[t*4*dim:][:4*dim]
+			row := rows[t*stride:][:4*dim]
 			for i := 0; i+4 <= len(row); i += 4 {
 				*(*[4]byte)(k[i*PageLen+4*(at+t):]) = [4]byte(row[i:])
 			}
@@ -193,6 +224,10 @@ func (l Layout) Read(page []byte, at, n int, rows Rows) error {
 	if err := l.check(page, at, n, rows); err != nil {
 		return fmt.Errorf("read from page: %w", err)
 	}
+	if l.paired() {
+		l.readPairs(page, at, n, rows)
+		return nil
+	}
 	size := l.dt.Size()
 	k := l.k(page)
 	for t := range n {
@@ -201,7 +236,7 @@ func (l Layout) Read(page []byte, at, n int, rows Rows) error {
 			copy(row[i*size:][:size], k[(i*PageLen+at+t)*size:])
 		}
 	}
-	v, stride, row := page[l.kBytes():], l.vStride()*size, l.VRowBytes()
+	v, stride, row := l.v(page), l.vRowStride(), l.VRowBytes()
 	for t := range n {
 		copy(rows.V[t*row:][:row], v[(at+t)*stride:])
 	}

@@ -22,7 +22,7 @@ func TestLayoutReadsWhatItWrote(t *testing.T) {
 			if l.PageBytes()%64 != 0 || l.DType() != dt || l.HeadDim() != dims[0] || l.VDim() != dims[1] {
 				t.Fatalf("%+v: a page of %d bytes", l, l.PageBytes())
 			}
-			page := make([]byte, l.PageBytes())
+			page := bytes.Repeat([]byte{0xff}, l.PageBytes())
 			whole := rowsOf(l, PageLen)
 			for at := 0; at < PageLen; {
 				n := min(1+rnd.IntN(20), PageLen-at)
@@ -56,10 +56,21 @@ func TestLayoutReadsWhatItWrote(t *testing.T) {
 			if dt == tensor.I8 && (!slices.Equal(got.KScale, whole.KScale[4:]) || !slices.Equal(got.VScale, whole.VScale[4:])) {
 				t.Errorf("%+v: other scales came back", l)
 			}
-			// The documented place of position 5's key: [head_dim][64].
-			i, size := dims[0]-1, dt.Size()
-			if !bytes.Equal(page[(i*PageLen+5)*size:][:size], whole.K[5*l.KRowBytes()+i*size:][:size]) {
+			// The documented places of position 5's last elements: [head_dim][64] and [64][v_dim], or pairs of them.
+			i, j, size, stride := dims[0]-1, dims[1]-1, dt.Size(), (dims[1]+15)/16*16
+			atK, atV := (i*PageLen+5)*size, (dims[0]*PageLen+5*stride+j)*size
+			if dt == tensor.BF16 {
+				atK = (i/2*PageLen+5)*4 + i%2*2
+				atV = (dims[0]+1)/2*PageLen*4 + (2*stride+j)*4 + 2
+				if i%2 == 0 && (page[atK+2] != 0 || page[atK+3] != 0) {
+					t.Errorf("%+v: the last key has something above it", l)
+				}
+			}
+			if !bytes.Equal(page[atK:][:size], whole.K[5*l.KRowBytes()+i*size:][:size]) {
 				t.Errorf("%+v: K is not transposed", l)
+			}
+			if !bytes.Equal(page[atV:][:size], whole.V[5*l.VRowBytes()+j*size:][:size]) {
+				t.Errorf("%+v: V is elsewhere", l)
 			}
 		}
 	}

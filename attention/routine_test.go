@@ -3,6 +3,7 @@
 package attention
 
 import (
+	"bytes"
 	"fmt"
 	"math"
 	"math/rand/v2"
@@ -75,14 +76,28 @@ func (r *routines) anyKind() kind {
 	return []kind{normal, large, few, zeros01, subnormal, tiny}[r.rnd.IntN(6)]
 }
 
-// page returns rows of [dim] in the storage type between guards, and what they are in float32.
+// page returns rows of [dim] in the storage type between guards, as a page has them, and what they are in float32.
 func (r *routines) page(dt tensor.DType, n, dim int) (b []byte, wide []float32) {
 	x, _ := stored(r.t, r.rnd, dt, n, dim, r.anyKind())
 	wide = make([]float32, n*dim)
 	if err := tensor.Widen(wide, x, dt); err != nil {
 		r.t.Fatal(err)
 	}
-	return r.copied(x, r.first), wide
+	return r.copied(inPairs(dt, x, n, dim), r.first), wide
+}
+
+// inPairs returns elements [n][dim] as a page has them. The halves of pairs that are nobody's are NaN.
+func inPairs(dt tensor.DType, x []byte, n, dim int) []byte {
+	if dt != tensor.BF16 {
+		return x
+	}
+	pairs := bytes.Repeat([]byte{0xff}, (n+1)/2*dim*4)
+	for i := range n {
+		for j := range dim {
+			copy(pairs[(i/2*dim+j)*4+i%2*2:], x[(i*dim+j)*2:][:2])
+		}
+	}
+	return pairs
 }
 
 func (r *routines) same(name string, i int, got, want float32) {
@@ -149,7 +164,11 @@ func (r *routines) accumulate(dt tensor.DType) {
 	v, wide := r.page(dt, PageLen, vStride)
 	w := r.drawn(rows*PageLen, normal)
 	for i := range v {
-		if mask>>(i/(vStride*dt.Size()))&1 == 0 {
+		t := i / (vStride * dt.Size())
+		if dt == tensor.BF16 {
+			t = i/(vStride*4)*2 + i%4/2
+		}
+		if mask>>t&1 == 0 {
 			v[i] = 0xff // NaN but for int8
 		}
 	}
@@ -180,7 +199,11 @@ func (r *routines) accumulate(dt tensor.DType) {
 			want[row*oStride+i] = x
 		}
 	}
-	r.v.accumulate[storageIndex(dt)](&o[0], &w[0], &v[0], 4*oStride, vStride*dt.Size(), cols, rows, mask, pa, pb, r.ahead())
+	rowBytes := vStride * dt.Size()
+	if dt == tensor.BF16 {
+		rowBytes *= 2
+	}
+	r.v.accumulate[storageIndex(dt)](&o[0], &w[0], &v[0], 4*oStride, rowBytes, cols, rows, mask, pa, pb, r.ahead())
 	for i := range o {
 		r.same(fmt.Sprintf("accumulate %s, %d rows, %d vectors, positions %x", dt, rows, cols, mask), i, o[i], want[i])
 	}

@@ -56,6 +56,8 @@ type vector struct {
 	columns [3]columnsFunc
 	// column writes one row of n elements as a column of dst [n][64], by the size of an element.
 	column [5]columnFunc
+	// weave writes two rows of n elements of 2 bytes, n a multiple of vectorLen, as pairs.
+	weave func(dst, first, second *byte, n int)
 }
 
 type (
@@ -175,7 +177,7 @@ func (b *block) vectorPage(page, from, to int, part parts) {
 func (b *block) vectorValues(page, from, to int, part parts) {
 	v, l, bytes, s := b.kernel.vector, b.kv.Layout, b.kv.Pages[page], b.s[:(to-from)*PageLen]
 	add, ahead := v.accumulate[storageIndex(l.dt)], b.askByValues(page)
-	values, vStride, cols := &bytes[l.kBytes()], l.vStride()*l.dt.Size(), l.vStride()/vectorLen
+	values, vStride, cols := &bytes[l.kBytes()], l.vRowStride(), l.vStride()/vectorLen
 	for r := from; r < to; {
 		// What some of the rows do not see weighs 0 there, which can change no more than the sign of a zero: v is finite
 		// where anything is seen. A row with a NaN weighs all positions NaN, even those that do not exist.
@@ -259,25 +261,25 @@ func (c *call) plain(base int) bool {
 }
 
 // writeKeys is the function writeKeys in assembly: 8 rows at a time, then one by one.
-func (v *vector) writeKeys(k, rows []byte, at, n, dim, size int) {
+func (v *vector) writeKeys(k, rows []byte, stride, at, n, dim, size int) {
 	block := 16 / size
 	if size == 4 {
 		block = 8
 	}
 	t, whole := 0, dim/block*block
 	for ; t+8 <= n && whole > 0; t += 8 {
-		dst, src := &k[(at+t)*size], &rows[t*dim*size]
+		dst, src := &k[(at+t)*size], &rows[t*stride]
 		if size == 4 {
-			v.transpose((*float32)(unsafe.Pointer(dst)), (*float32)(unsafe.Pointer(src)), 4*dim, whole)
+			v.transpose((*float32)(unsafe.Pointer(dst)), (*float32)(unsafe.Pointer(src)), stride, whole)
 		} else {
-			v.columns[size](dst, src, dim*size, whole)
+			v.columns[size](dst, src, stride, whole)
 		}
 		for r := t; r < t+8 && whole < dim; r++ {
-			v.column[size](&k[(whole*PageLen+at+r)*size], &rows[(r*dim+whole)*size], dim-whole)
+			v.column[size](&k[(whole*PageLen+at+r)*size], &rows[r*stride+whole*size], dim-whole)
 		}
 	}
-	for ; t < n; t++ {
-		v.column[size](&k[(at+t)*size], &rows[t*dim*size], dim)
+	for ; t < n && dim > 0; t++ {
+		v.column[size](&k[(at+t)*size], &rows[t*stride], dim)
 	}
 }
 

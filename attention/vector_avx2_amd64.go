@@ -121,3 +121,8 @@ func column2_avx2(dst *byte, src *byte, n int)
 //
 //go:noescape
 func column4_avx2(dst *byte, src *byte, n int)
+
+// weave_avx2 writes two rows of n elements of 2 bytes, n a multiple of 16, as pairs.
+//
+//go:noescape
+func weave_avx2(dst *byte, first *byte, second *byte, n int)

@@ -132,6 +132,9 @@ DATA negInf_avx2<>+24(SB)/4, $0xff800000
 DATA negInf_avx2<>+28(SB)/4, $0xff800000
 GLOBL negInf_avx2<>(SB), RODATA|NOPTR, $32
 
+DATA highHalf_avx2<>+0(SB)/4, $0xffff0000
+GLOBL highHalf_avx2<>(SB), RODATA|NOPTR, $4
+
 DATA lanes_avx2<>+0(SB)/4, $0x00000001
 DATA lanes_avx2<>+4(SB)/4, $0x00000002
 DATA lanes_avx2<>+8(SB)/4, $0x00000004
@@ -142,15 +145,15 @@ DATA lanes_avx2<>+24(SB)/4, $0x00000040
 DATA lanes_avx2<>+28(SB)/4, $0x00000080
 GLOBL lanes_avx2<>(SB), RODATA|NOPTR, $32
 
-DATA upper_avx2<>+0(SB)/4, $0x01008080
-DATA upper_avx2<>+4(SB)/4, $0x03028080
-DATA upper_avx2<>+8(SB)/4, $0x05048080
-DATA upper_avx2<>+12(SB)/4, $0x07068080
-DATA upper_avx2<>+16(SB)/4, $0x09088080
-DATA upper_avx2<>+20(SB)/4, $0x0b0a8080
-DATA upper_avx2<>+24(SB)/4, $0x0d0c8080
-DATA upper_avx2<>+28(SB)/4, $0x0f0e8080
-GLOBL upper_avx2<>(SB), RODATA|NOPTR, $32
+DATA highHalves_avx2<>+0(SB)/4, $0xffff0000
+DATA highHalves_avx2<>+4(SB)/4, $0xffff0000
+DATA highHalves_avx2<>+8(SB)/4, $0xffff0000
+DATA highHalves_avx2<>+12(SB)/4, $0xffff0000
+DATA highHalves_avx2<>+16(SB)/4, $0xffff0000
+DATA highHalves_avx2<>+20(SB)/4, $0xffff0000
+DATA highHalves_avx2<>+24(SB)/4, $0xffff0000
+DATA highHalves_avx2<>+28(SB)/4, $0xffff0000
+GLOBL highHalves_avx2<>(SB), RODATA|NOPTR, $32
 
 // func scores_f32_avx2(s *float32, q *float32, k *byte, stride int, n int, rows int, carry int, ahead *uintptr)
 // Requires: AVX, FMA3, MMX+
@@ -214,11 +217,11 @@ begin14:
 	ADDQ  SI, CX
 	MOVQ  n+32(FP), R12
 	TESTQ R11, R11
-	JZ    plain19
+	JZ    plain18
 	SUBQ  $0x10, R12
-	JLT   short20
+	JLT   short19
 
-dims18:
+dims17:
 	VMOVUPS      (AX), Y12
 	VMOVUPS      32(AX), Y13
 	VBROADCASTSS (BX), Y14
@@ -588,16 +591,16 @@ dims18:
 	ADDQ         $0x00000100, R9
 	ADDQ         $0x00000100, DX
 	SUBQ         $0x10, R12
-	JGE          dims18
+	JGE          dims17
 
-short20:
+short19:
 	ADDQ $0x10, R12
 
-plain19:
+plain18:
 	SUBQ $0x04, R12
 	JLT  few15
 
-dims21:
+dims20:
 	VMOVUPS      (AX), Y12
 	VMOVUPS      32(AX), Y13
 	VBROADCASTSS (BX), Y14
@@ -682,13 +685,13 @@ dims21:
 	ADDQ         $0x10, BX
 	ADDQ         $0x10, CX
 	SUBQ         $0x04, R12
-	JGE          dims21
+	JGE          dims20
 
 few15:
 	ADDQ $0x04, R12
-	JZ   store17
+	JZ   store16
 
-some16:
+some21:
 	VMOVUPS      (AX), Y12
 	VMOVUPS      32(AX), Y13
 	VBROADCASTSS (BX), Y14
@@ -713,9 +716,9 @@ some16:
 	ADDQ         $0x04, BX
 	ADDQ         $0x04, CX
 	DECQ         R12
-	JNZ          some16
+	JNZ          some21
 
-store17:
+store16:
 	VMOVUPS Y0, (DI)
 	VMOVUPS Y1, 32(DI)
 	VMOVUPS Y2, 256(DI)
@@ -785,11 +788,11 @@ begin24:
 	MOVQ  SI, BX
 	MOVQ  n+32(FP), R12
 	TESTQ R11, R11
-	JZ    plain29
+	JZ    plain28
 	SUBQ  $0x10, R12
-	JLT   short30
+	JLT   short29
 
-dims28:
+dims27:
 	VBROADCASTSS (BX), Y8
 	VMOVUPS      (AX), Y9
 	VFMADD231PS  Y9, Y8, Y0
@@ -1155,16 +1158,16 @@ dims28:
 	ADDQ         $0x00000400, R9
 	ADDQ         $0x00000400, DX
 	SUBQ         $0x10, R12
-	JGE          dims28
+	JGE          dims27
 
-short30:
+short29:
 	ADDQ $0x10, R12
 
-plain29:
+plain28:
 	SUBQ $0x04, R12
 	JLT  few25
 
-dims31:
+dims30:
 	VBROADCASTSS (BX), Y8
 	VMOVUPS      (AX), Y9
 	VFMADD231PS  Y9, Y8, Y0
@@ -1236,13 +1239,13 @@ dims31:
 	ADDQ         $0x00000400, AX
 	ADDQ         $0x10, BX
 	SUBQ         $0x04, R12
-	JGE          dims31
+	JGE          dims30
 
 few25:
 	ADDQ $0x04, R12
-	JZ   store27
+	JZ   store26
 
-some26:
+some31:
 	VBROADCASTSS (BX), Y8
 	VMOVUPS      (AX), Y9
 	VFMADD231PS  Y9, Y8, Y0
@@ -1263,9 +1266,9 @@ some26:
 	ADDQ         $0x00000100, AX
 	ADDQ         $0x04, BX
 	DECQ         R12
-	JNZ          some26
+	JNZ          some31
 
-store27:
+store26:
 	VMOVUPS Y0, (DI)
 	VMOVUPS Y1, 32(DI)
 	VMOVUPS Y2, 64(DI)
@@ -1315,11 +1318,11 @@ begin34:
 	MOVQ  SI, BX
 	MOVQ  n+32(FP), R12
 	TESTQ R11, R11
-	JZ    plain39
+	JZ    plain38
 	SUBQ  $0x10, R12
-	JLT   short40
+	JLT   short39
 
-dims38:
+dims37:
 	VBROADCASTSS (BX), Y8
 	VBROADCASTSS (BX)(R8*1), Y9
 	VMOVUPS      (AX), Y10
@@ -1605,16 +1608,16 @@ dims38:
 	ADDQ         $0x00000200, R9
 	ADDQ         $0x00000200, DX
 	SUBQ         $0x10, R12
-	JGE          dims38
+	JGE          dims37
 
-short40:
+short39:
 	ADDQ $0x10, R12
 
-plain39:
+plain38:
 	SUBQ $0x04, R12
 	JLT  few35
 
-dims41:
+dims40:
 	VBROADCASTSS (BX), Y8
 	VBROADCASTSS (BX)(R8*1), Y9
 	VMOVUPS      (AX), Y10
@@ -1674,13 +1677,13 @@ dims41:
 	ADDQ         $0x00000400, AX
 	ADDQ         $0x10, BX
 	SUBQ         $0x04, R12
-	JGE          dims41
+	JGE          dims40
 
 few35:
 	ADDQ $0x04, R12
-	JZ   store37
+	JZ   store36
 
-some36:
+some41:
 	VBROADCASTSS (BX), Y8
 	VBROADCASTSS (BX)(R8*1), Y9
 	VMOVUPS      (AX), Y10
@@ -1698,9 +1701,9 @@ some36:
 	ADDQ         $0x00000100, AX
 	ADDQ         $0x04, BX
 	DECQ         R12
-	JNZ          some36
+	JNZ          some41
 
-store37:
+store36:
 	VMOVUPS Y0, (DI)
 	VMOVUPS Y1, 32(DI)
 	VMOVUPS Y2, 64(DI)
@@ -1760,11 +1763,11 @@ begin44:
 	MOVQ  SI, BX
 	MOVQ  n+32(FP), R12
 	TESTQ R11, R11
-	JZ    plain49
+	JZ    plain48
 	SUBQ  $0x10, R12
-	JLT   short50
+	JLT   short49
 
-dims48:
+dims47:
 	VBROADCASTSS (BX), Y12
 	VBROADCASTSS (BX)(R8*1), Y13
 	VBROADCASTSS (BX)(R8*2), Y14
@@ -2130,16 +2133,16 @@ dims48:
 	ADDQ         $0x00000200, R9
 	ADDQ         $0x00000200, DX
 	SUBQ         $0x10, R12
-	JGE          dims48
+	JGE          dims47
 
-short50:
+short49:
 	ADDQ $0x10, R12
 
-plain49:
+plain48:
 	SUBQ $0x04, R12
 	JLT  few45
 
-dims51:
+dims50:
 	VBROADCASTSS (BX), Y12
 	VBROADCASTSS (BX)(R8*1), Y13
 	VBROADCASTSS (BX)(R8*2), Y14
@@ -2219,13 +2222,13 @@ dims51:
 	ADDQ         $0x00000400, AX
 	ADDQ         $0x10, BX
 	SUBQ         $0x04, R12
-	JGE          dims51
+	JGE          dims50
 
 few45:
 	ADDQ $0x04, R12
-	JZ   store47
+	JZ   store46
 
-some46:
+some51:
 	VBROADCASTSS (BX), Y12
 	VBROADCASTSS (BX)(R8*1), Y13
 	VBROADCASTSS (BX)(R8*2), Y14
@@ -2248,9 +2251,9 @@ some46:
 	ADDQ         $0x00000100, AX
 	ADDQ         $0x04, BX
 	DECQ         R12
-	JNZ          some46
+	JNZ          some51
 
-store47:
+store46:
 	VMOVUPS Y0, (DI)
 	VMOVUPS Y1, 32(DI)
 	VMOVUPS Y2, 64(DI)
@@ -2308,11 +2311,11 @@ begin54:
 	ADDQ  SI, CX
 	MOVQ  n+32(FP), R12
 	TESTQ R11, R11
-	JZ    plain59
+	JZ    plain58
 	SUBQ  $0x10, R12
-	JLT   short60
+	JLT   short59
 
-dims58:
+dims57:
 	VMOVUPS      (AX), Y8
 	VMOVUPS      32(AX), Y9
 	VBROADCASTSS (BX), Y10
@@ -2586,16 +2589,16 @@ dims58:
 	ADDQ         $0x00000100, R9
 	ADDQ         $0x00000100, DX
 	SUBQ         $0x10, R12
-	JGE          dims58
+	JGE          dims57
 
-short60:
+short59:
 	ADDQ $0x10, R12
 
-plain59:
+plain58:
 	SUBQ $0x04, R12
 	JLT  few55
 
-dims61:
+dims60:
 	VMOVUPS      (AX), Y8
 	VMOVUPS      32(AX), Y9
 	VBROADCASTSS (BX), Y10
@@ -2656,13 +2659,13 @@ dims61:
 	ADDQ         $0x10, BX
 	ADDQ         $0x10, CX
 	SUBQ         $0x04, R12
-	JGE          dims61
+	JGE          dims60
 
 few55:
 	ADDQ $0x04, R12
-	JZ   store57
+	JZ   store56
 
-some56:
+some61:
 	VMOVUPS      (AX), Y8
 	VMOVUPS      32(AX), Y9
 	VBROADCASTSS (BX), Y10
@@ -2681,9 +2684,9 @@ some56:
 	ADDQ         $0x04, BX
 	ADDQ         $0x04, CX
 	DECQ         R12
-	JNZ          some56
+	JNZ          some61
 
-store57:
+store56:
 	VMOVUPS Y0, (DI)
 	VMOVUPS Y1, 32(DI)
 	VMOVUPS Y2, 256(DI)
@@ -2741,11 +2744,11 @@ begin64:
 	ADDQ  SI, CX
 	MOVQ  n+32(FP), R12
 	TESTQ R11, R11
-	JZ    plain69
+	JZ    plain68
 	SUBQ  $0x10, R12
-	JLT   short70
+	JLT   short69
 
-dims68:
+dims67:
 	VMOVUPS      (AX), Y10
 	VMOVUPS      32(AX), Y11
 	VBROADCASTSS (BX), Y12
@@ -3067,16 +3070,16 @@ dims68:
 	ADDQ         $0x00000100, R9
 	ADDQ         $0x00000100, DX
 	SUBQ         $0x10, R12
-	JGE          dims68
+	JGE          dims67
 
-short70:
+short69:
 	ADDQ $0x10, R12
 
-plain69:
+plain68:
 	SUBQ $0x04, R12
 	JLT  few65
 
-dims71:
+dims70:
 	VMOVUPS      (AX), Y10
 	VMOVUPS      32(AX), Y11
 	VBROADCASTSS (BX), Y12
@@ -3149,13 +3152,13 @@ dims71:
 	ADDQ         $0x10, BX
 	ADDQ         $0x10, CX
 	SUBQ         $0x04, R12
-	JGE          dims71
+	JGE          dims70
 
 few65:
 	ADDQ $0x04, R12
-	JZ   store67
+	JZ   store66
 
-some66:
+some71:
 	VMOVUPS      (AX), Y10
 	VMOVUPS      32(AX), Y11
 	VBROADCASTSS (BX), Y12
@@ -3177,9 +3180,9 @@ some66:
 	ADDQ         $0x04, BX
 	ADDQ         $0x04, CX
 	DECQ         R12
-	JNZ          some66
+	JNZ          some71
 
-store67:
+store66:
 	VMOVUPS Y0, (DI)
 	VMOVUPS Y1, 32(DI)
 	VMOVUPS Y2, 256(DI)
@@ -3266,16 +3269,16 @@ columns83:
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 	CMPQ   8(SP), $0x00
-	JEQ    plain91
+	JEQ    plain90
 	SUBQ   $0x10, R13
-	JLT    short90
+	JLT    short89
 	MOVQ   8(SP), R11
 	MOVQ   16(SP), AX
 	MOVQ   24(SP), R14
 	MOVQ   32(SP), R8
 	LEAQ   (SI)(R9*8), CX
 
-positions89:
+positions88:
 	VMOVUPS      (SI), Y12
 	VMOVUPS      32(SI), Y13
 	VBROADCASTSS (R12), Y14
@@ -3645,21 +3648,21 @@ positions89:
 	ADDQ         $0x00000100, R14
 	ADDQ         $0x00000100, R8
 	SUBQ         $0x10, R13
-	JGE          positions89
+	JGE          positions88
 	MOVQ         R11, 8(SP)
 	MOVQ         AX, 16(SP)
 	MOVQ         R14, 24(SP)
 	MOVQ         R8, 32(SP)
 	MOVQ         oStride+24(FP), R8
 
-short90:
+short89:
 	ADDQ $0x10, R13
 
-plain91:
+plain90:
 	SUBQ $0x04, R13
 	JLT  few86
 
-positions92:
+positions91:
 	VMOVUPS      (SI), Y12
 	VMOVUPS      32(SI), Y13
 	VBROADCASTSS (R12), Y14
@@ -3743,13 +3746,13 @@ positions92:
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
 	SUBQ         $0x04, R13
-	JGE          positions92
+	JGE          positions91
 
 few86:
 	ADDQ $0x04, R13
-	JZ   merge88
+	JZ   merge87
 
-some87:
+some92:
 	VMOVUPS      (SI), Y12
 	VMOVUPS      32(SI), Y13
 	VBROADCASTSS (R12), Y14
@@ -3773,8 +3776,8 @@ some87:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some87
-	JMP          merge88
+	JNZ          some92
+	JMP          merge87
 
 sparse85:
 	TZCNTQ       R13, AX
@@ -3805,7 +3808,7 @@ sparse85:
 	BLSRQ        R13, R13
 	JNZ          sparse85
 
-merge88:
+merge87:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
@@ -3955,16 +3958,16 @@ columns95:
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 	CMPQ   8(SP), $0x00
-	JEQ    plain103
+	JEQ    plain102
 	SUBQ   $0x10, R13
-	JLT    short102
+	JLT    short101
 	MOVQ   8(SP), R11
 	MOVQ   16(SP), AX
 	MOVQ   24(SP), R14
 	MOVQ   32(SP), R8
 	LEAQ   (SI)(R9*8), CX
 
-positions101:
+positions100:
 	VBROADCASTSS (R12), Y8
 	VMOVUPS      (SI), Y9
 	VFMADD231PS  Y9, Y8, Y0
@@ -4334,21 +4337,21 @@ positions101:
 	ADDQ         $0x00000400, R14
 	ADDQ         $0x00000400, R8
 	SUBQ         $0x10, R13
-	JGE          positions101
+	JGE          positions100
 	MOVQ         R11, 8(SP)
 	MOVQ         AX, 16(SP)
 	MOVQ         R14, 24(SP)
 	MOVQ         R8, 32(SP)
 	MOVQ         oStride+24(FP), R8
 
-short102:
+short101:
 	ADDQ $0x10, R13
 
-plain103:
+plain102:
 	SUBQ $0x04, R13
 	JLT  few98
 
-positions104:
+positions103:
 	VBROADCASTSS (R12), Y8
 	VMOVUPS      (SI), Y9
 	VFMADD231PS  Y9, Y8, Y0
@@ -4420,13 +4423,13 @@ positions104:
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
 	SUBQ         $0x04, R13
-	JGE          positions104
+	JGE          positions103
 
 few98:
 	ADDQ $0x04, R13
-	JZ   merge100
+	JZ   merge99
 
-some99:
+some104:
 	VBROADCASTSS (R12), Y8
 	VMOVUPS      (SI), Y9
 	VFMADD231PS  Y9, Y8, Y0
@@ -4447,8 +4450,8 @@ some99:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some99
-	JMP          merge100
+	JNZ          some104
+	JMP          merge99
 
 sparse97:
 	TZCNTQ       R13, AX
@@ -4476,7 +4479,7 @@ sparse97:
 	BLSRQ        R13, R13
 	JNZ          sparse97
 
-merge100:
+merge99:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
@@ -4550,16 +4553,16 @@ columns107:
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 	CMPQ   8(SP), $0x00
-	JEQ    plain115
+	JEQ    plain114
 	SUBQ   $0x10, R13
-	JLT    short114
+	JLT    short113
 	MOVQ   8(SP), R11
 	MOVQ   16(SP), AX
 	MOVQ   24(SP), R14
 	MOVQ   32(SP), R8
 	LEAQ   (SI)(R9*8), CX
 
-positions113:
+positions112:
 	VBROADCASTSS (R12), Y2
 	VMOVUPS      (SI), Y3
 	VFMADD231PS  Y3, Y2, Y0
@@ -4689,21 +4692,21 @@ positions113:
 	ADDQ         $0x00000100, R14
 	ADDQ         $0x00000100, R8
 	SUBQ         $0x10, R13
-	JGE          positions113
+	JGE          positions112
 	MOVQ         R11, 8(SP)
 	MOVQ         AX, 16(SP)
 	MOVQ         R14, 24(SP)
 	MOVQ         R8, 32(SP)
 	MOVQ         oStride+24(FP), R8
 
-short114:
+short113:
 	ADDQ $0x10, R13
 
-plain115:
+plain114:
 	SUBQ $0x04, R13
 	JLT  few110
 
-positions116:
+positions115:
 	VBROADCASTSS (R12), Y2
 	VMOVUPS      (SI), Y3
 	VFMADD231PS  Y3, Y2, Y0
@@ -4727,13 +4730,13 @@ positions116:
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
 	SUBQ         $0x04, R13
-	JGE          positions116
+	JGE          positions115
 
 few110:
 	ADDQ $0x04, R13
-	JZ   merge112
+	JZ   merge111
 
-some111:
+some116:
 	VBROADCASTSS (R12), Y2
 	VMOVUPS      (SI), Y3
 	VFMADD231PS  Y3, Y2, Y0
@@ -4742,8 +4745,8 @@ some111:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some111
-	JMP          merge112
+	JNZ          some116
+	JMP          merge111
 
 sparse109:
 	TZCNTQ       R13, AX
@@ -4759,7 +4762,7 @@ sparse109:
 	BLSRQ        R13, R13
 	JNZ          sparse109
 
-merge112:
+merge111:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
@@ -4832,16 +4835,16 @@ columns119:
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 	CMPQ   8(SP), $0x00
-	JEQ    plain127
+	JEQ    plain126
 	SUBQ   $0x10, R13
-	JLT    short126
+	JLT    short125
 	MOVQ   8(SP), R11
 	MOVQ   16(SP), AX
 	MOVQ   24(SP), R14
 	MOVQ   32(SP), R8
 	LEAQ   (SI)(R9*8), CX
 
-positions125:
+positions124:
 	VBROADCASTSS (R12), Y8
 	VBROADCASTSS 256(R12), Y9
 	VMOVUPS      (SI), Y10
@@ -5131,21 +5134,21 @@ positions125:
 	ADDQ         $0x00000200, R14
 	ADDQ         $0x00000200, R8
 	SUBQ         $0x10, R13
-	JGE          positions125
+	JGE          positions124
 	MOVQ         R11, 8(SP)
 	MOVQ         AX, 16(SP)
 	MOVQ         R14, 24(SP)
 	MOVQ         R8, 32(SP)
 	MOVQ         oStride+24(FP), R8
 
-short126:
+short125:
 	ADDQ $0x10, R13
 
-plain127:
+plain126:
 	SUBQ $0x04, R13
 	JLT  few122
 
-positions128:
+positions127:
 	VBROADCASTSS (R12), Y8
 	VBROADCASTSS 256(R12), Y9
 	VMOVUPS      (SI), Y10
@@ -5205,13 +5208,13 @@ positions128:
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
 	SUBQ         $0x04, R13
-	JGE          positions128
+	JGE          positions127
 
 few122:
 	ADDQ $0x04, R13
-	JZ   merge124
+	JZ   merge123
 
-some123:
+some128:
 	VBROADCASTSS (R12), Y8
 	VBROADCASTSS 256(R12), Y9
 	VMOVUPS      (SI), Y10
@@ -5229,8 +5232,8 @@ some123:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some123
-	JMP          merge124
+	JNZ          some128
+	JMP          merge123
 
 sparse121:
 	TZCNTQ       R13, AX
@@ -5255,7 +5258,7 @@ sparse121:
 	BLSRQ        R13, R13
 	JNZ          sparse121
 
-merge124:
+merge123:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
@@ -5335,16 +5338,16 @@ columns131:
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 	CMPQ   8(SP), $0x00
-	JEQ    plain139
+	JEQ    plain138
 	SUBQ   $0x10, R13
-	JLT    short138
+	JLT    short137
 	MOVQ   8(SP), R11
 	MOVQ   16(SP), AX
 	MOVQ   24(SP), R14
 	MOVQ   32(SP), R8
 	LEAQ   (SI)(R9*8), CX
 
-positions137:
+positions136:
 	VMOVUPS      (SI), Y4
 	VMOVUPS      32(SI), Y5
 	VBROADCASTSS (R12), Y6
@@ -5522,21 +5525,21 @@ positions137:
 	ADDQ         $0x00000100, R14
 	ADDQ         $0x00000100, R8
 	SUBQ         $0x10, R13
-	JGE          positions137
+	JGE          positions136
 	MOVQ         R11, 8(SP)
 	MOVQ         AX, 16(SP)
 	MOVQ         R14, 24(SP)
 	MOVQ         R8, 32(SP)
 	MOVQ         oStride+24(FP), R8
 
-short138:
+short137:
 	ADDQ $0x10, R13
 
-plain139:
+plain138:
 	SUBQ $0x04, R13
 	JLT  few134
 
-positions140:
+positions139:
 	VMOVUPS      (SI), Y4
 	VMOVUPS      32(SI), Y5
 	VBROADCASTSS (R12), Y6
@@ -5572,13 +5575,13 @@ positions140:
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
 	SUBQ         $0x04, R13
-	JGE          positions140
+	JGE          positions139
 
 few134:
 	ADDQ $0x04, R13
-	JZ   merge136
+	JZ   merge135
 
-some135:
+some140:
 	VMOVUPS      (SI), Y4
 	VMOVUPS      32(SI), Y5
 	VBROADCASTSS (R12), Y6
@@ -5590,8 +5593,8 @@ some135:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some135
-	JMP          merge136
+	JNZ          some140
+	JMP          merge135
 
 sparse133:
 	TZCNTQ       R13, AX
@@ -5610,7 +5613,7 @@ sparse133:
 	BLSRQ        R13, R13
 	JNZ          sparse133
 
-merge136:
+merge135:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
@@ -5699,16 +5702,16 @@ columns143:
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 	CMPQ   8(SP), $0x00
-	JEQ    plain151
+	JEQ    plain150
 	SUBQ   $0x10, R13
-	JLT    short150
+	JLT    short149
 	MOVQ   8(SP), R11
 	MOVQ   16(SP), AX
 	MOVQ   24(SP), R14
 	MOVQ   32(SP), R8
 	LEAQ   (SI)(R9*8), CX
 
-positions149:
+positions148:
 	VBROADCASTSS (R12), Y12
 	VBROADCASTSS 256(R12), Y13
 	VBROADCASTSS 512(R12), Y14
@@ -6078,21 +6081,21 @@ positions149:
 	ADDQ         $0x00000200, R14
 	ADDQ         $0x00000200, R8
 	SUBQ         $0x10, R13
-	JGE          positions149
+	JGE          positions148
 	MOVQ         R11, 8(SP)
 	MOVQ         AX, 16(SP)
 	MOVQ         R14, 24(SP)
 	MOVQ         R8, 32(SP)
 	MOVQ         oStride+24(FP), R8
 
-short150:
+short149:
 	ADDQ $0x10, R13
 
-plain151:
+plain150:
 	SUBQ $0x04, R13
 	JLT  few146
 
-positions152:
+positions151:
 	VBROADCASTSS (R12), Y12
 	VBROADCASTSS 256(R12), Y13
 	VBROADCASTSS 512(R12), Y14
@@ -6172,13 +6175,13 @@ positions152:
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
 	SUBQ         $0x04, R13
-	JGE          positions152
+	JGE          positions151
 
 few146:
 	ADDQ $0x04, R13
-	JZ   merge148
+	JZ   merge147
 
-some147:
+some152:
 	VBROADCASTSS (R12), Y12
 	VBROADCASTSS 256(R12), Y13
 	VBROADCASTSS 512(R12), Y14
@@ -6201,8 +6204,8 @@ some147:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some147
-	JMP          merge148
+	JNZ          some152
+	JMP          merge147
 
 sparse145:
 	TZCNTQ       R13, AX
@@ -6232,7 +6235,7 @@ sparse145:
 	BLSRQ        R13, R13
 	JNZ          sparse145
 
-merge148:
+merge147:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
@@ -6334,16 +6337,16 @@ columns155:
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 	CMPQ   8(SP), $0x00
-	JEQ    plain163
+	JEQ    plain162
 	SUBQ   $0x10, R13
-	JLT    short162
+	JLT    short161
 	MOVQ   8(SP), R11
 	MOVQ   16(SP), AX
 	MOVQ   24(SP), R14
 	MOVQ   32(SP), R8
 	LEAQ   (SI)(R9*8), CX
 
-positions161:
+positions160:
 	VMOVUPS      (SI), Y6
 	VMOVUPS      32(SI), Y7
 	VBROADCASTSS (R12), Y8
@@ -6569,21 +6572,21 @@ positions161:
 	ADDQ         $0x00000100, R14
 	ADDQ         $0x00000100, R8
 	SUBQ         $0x10, R13
-	JGE          positions161
+	JGE          positions160
 	MOVQ         R11, 8(SP)
 	MOVQ         AX, 16(SP)
 	MOVQ         R14, 24(SP)
 	MOVQ         R8, 32(SP)
 	MOVQ         oStride+24(FP), R8
 
-short162:
+short161:
 	ADDQ $0x10, R13
 
-plain163:
+plain162:
 	SUBQ $0x04, R13
 	JLT  few158
 
-positions164:
+positions163:
 	VMOVUPS      (SI), Y6
 	VMOVUPS      32(SI), Y7
 	VBROADCASTSS (R12), Y8
@@ -6631,13 +6634,13 @@ positions164:
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
 	SUBQ         $0x04, R13
-	JGE          positions164
+	JGE          positions163
 
 few158:
 	ADDQ $0x04, R13
-	JZ   merge160
+	JZ   merge159
 
-some159:
+some164:
 	VMOVUPS      (SI), Y6
 	VMOVUPS      32(SI), Y7
 	VBROADCASTSS (R12), Y8
@@ -6652,8 +6655,8 @@ some159:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some159
-	JMP          merge160
+	JNZ          some164
+	JMP          merge159
 
 sparse157:
 	TZCNTQ       R13, AX
@@ -6675,7 +6678,7 @@ sparse157:
 	BLSRQ        R13, R13
 	JNZ          sparse157
 
-merge160:
+merge159:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
@@ -6772,16 +6775,16 @@ columns167:
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 	CMPQ   8(SP), $0x00
-	JEQ    plain175
+	JEQ    plain174
 	SUBQ   $0x10, R13
-	JLT    short174
+	JLT    short173
 	MOVQ   8(SP), R11
 	MOVQ   16(SP), AX
 	MOVQ   24(SP), R14
 	MOVQ   32(SP), R8
 	LEAQ   (SI)(R9*8), CX
 
-positions173:
+positions172:
 	VMOVUPS      (SI), Y8
 	VMOVUPS      32(SI), Y9
 	VBROADCASTSS (R12), Y10
@@ -7055,21 +7058,21 @@ positions173:
 	ADDQ         $0x00000100, R14
 	ADDQ         $0x00000100, R8
 	SUBQ         $0x10, R13
-	JGE          positions173
+	JGE          positions172
 	MOVQ         R11, 8(SP)
 	MOVQ         AX, 16(SP)
 	MOVQ         R14, 24(SP)
 	MOVQ         R8, 32(SP)
 	MOVQ         oStride+24(FP), R8
 
-short174:
+short173:
 	ADDQ $0x10, R13
 
-plain175:
+plain174:
 	SUBQ $0x04, R13
 	JLT  few170
 
-positions176:
+positions175:
 	VMOVUPS      (SI), Y8
 	VMOVUPS      32(SI), Y9
 	VBROADCASTSS (R12), Y10
@@ -7129,13 +7132,13 @@ positions176:
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
 	SUBQ         $0x04, R13
-	JGE          positions176
+	JGE          positions175
 
 few170:
 	ADDQ $0x04, R13
-	JZ   merge172
+	JZ   merge171
 
-some171:
+some176:
 	VMOVUPS      (SI), Y8
 	VMOVUPS      32(SI), Y9
 	VBROADCASTSS (R12), Y10
@@ -7153,8 +7156,8 @@ some171:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some171
-	JMP          merge172
+	JNZ          some176
+	JMP          merge171
 
 sparse169:
 	TZCNTQ       R13, AX
@@ -7179,7 +7182,7 @@ sparse169:
 	BLSRQ        R13, R13
 	JNZ          sparse169
 
-merge172:
+merge171:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
@@ -7290,16 +7293,16 @@ columns179:
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 	CMPQ   8(SP), $0x00
-	JEQ    plain187
+	JEQ    plain186
 	SUBQ   $0x10, R13
-	JLT    short186
+	JLT    short185
 	MOVQ   8(SP), R11
 	MOVQ   16(SP), AX
 	MOVQ   24(SP), R14
 	MOVQ   32(SP), R8
 	LEAQ   (SI)(R9*8), CX
 
-positions185:
+positions184:
 	VMOVUPS      (SI), Y10
 	VMOVUPS      32(SI), Y11
 	VBROADCASTSS (R12), Y12
@@ -7621,21 +7624,21 @@ positions185:
 	ADDQ         $0x00000100, R14
 	ADDQ         $0x00000100, R8
 	SUBQ         $0x10, R13
-	JGE          positions185
+	JGE          positions184
 	MOVQ         R11, 8(SP)
 	MOVQ         AX, 16(SP)
 	MOVQ         R14, 24(SP)
 	MOVQ         R8, 32(SP)
 	MOVQ         oStride+24(FP), R8
 
-short186:
+short185:
 	ADDQ $0x10, R13
 
-plain187:
+plain186:
 	SUBQ $0x04, R13
 	JLT  few182
 
-positions188:
+positions187:
 	VMOVUPS      (SI), Y10
 	VMOVUPS      32(SI), Y11
 	VBROADCASTSS (R12), Y12
@@ -7707,13 +7710,13 @@ positions188:
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
 	SUBQ         $0x04, R13
-	JGE          positions188
+	JGE          positions187
 
 few182:
 	ADDQ $0x04, R13
-	JZ   merge184
+	JZ   merge183
 
-some183:
+some188:
 	VMOVUPS      (SI), Y10
 	VMOVUPS      32(SI), Y11
 	VBROADCASTSS (R12), Y12
@@ -7734,8 +7737,8 @@ some183:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some183
-	JMP          merge184
+	JNZ          some188
+	JMP          merge183
 
 sparse181:
 	TZCNTQ       R13, AX
@@ -7763,7 +7766,7 @@ sparse181:
 	BLSRQ        R13, R13
 	JNZ          sparse181
 
-merge184:
+merge183:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
@@ -7920,11 +7923,11 @@ begin204:
 	ADDQ  SI, CX
 	MOVQ  n+32(FP), R12
 	TESTQ R11, R11
-	JZ    plain209
+	JZ    plain208
 	SUBQ  $0x10, R12
-	JLT   short210
+	JLT   short209
 
-dims208:
+dims207:
 	VCVTPH2PS    (AX), Y12
 	VCVTPH2PS    16(AX), Y13
 	VBROADCASTSS (BX), Y14
@@ -8286,16 +8289,16 @@ dims208:
 	ADDQ         $0x00000080, R9
 	ADDQ         $0x00000080, DX
 	SUBQ         $0x10, R12
-	JGE          dims208
+	JGE          dims207
 
-short210:
+short209:
 	ADDQ $0x10, R12
 
-plain209:
+plain208:
 	SUBQ $0x04, R12
 	JLT  few205
 
-dims211:
+dims210:
 	VCVTPH2PS    (AX), Y12
 	VCVTPH2PS    16(AX), Y13
 	VBROADCASTSS (BX), Y14
@@ -8380,13 +8383,13 @@ dims211:
 	ADDQ         $0x10, BX
 	ADDQ         $0x10, CX
 	SUBQ         $0x04, R12
-	JGE          dims211
+	JGE          dims210
 
 few205:
 	ADDQ $0x04, R12
-	JZ   store207
+	JZ   store206
 
-some206:
+some211:
 	VCVTPH2PS    (AX), Y12
 	VCVTPH2PS    16(AX), Y13
 	VBROADCASTSS (BX), Y14
@@ -8411,9 +8414,9 @@ some206:
 	ADDQ         $0x04, BX
 	ADDQ         $0x04, CX
 	DECQ         R12
-	JNZ          some206
+	JNZ          some211
 
-store207:
+store206:
 	VMOVUPS Y0, (DI)
 	VMOVUPS Y1, 32(DI)
 	VMOVUPS Y2, 256(DI)
@@ -8483,11 +8486,11 @@ begin214:
 	MOVQ  SI, BX
 	MOVQ  n+32(FP), R12
 	TESTQ R11, R11
-	JZ    plain219
+	JZ    plain218
 	SUBQ  $0x10, R12
-	JLT   short220
+	JLT   short219
 
-dims218:
+dims217:
 	VBROADCASTSS (BX), Y8
 	VCVTPH2PS    (AX), Y9
 	VFMADD231PS  Y9, Y8, Y0
@@ -8821,16 +8824,16 @@ dims218:
 	ADDQ         $0x00000200, R9
 	ADDQ         $0x00000200, DX
 	SUBQ         $0x10, R12
-	JGE          dims218
+	JGE          dims217
 
-short220:
+short219:
 	ADDQ $0x10, R12
 
-plain219:
+plain218:
 	SUBQ $0x04, R12
 	JLT  few215
 
-dims221:
+dims220:
 	VBROADCASTSS (BX), Y8
 	VCVTPH2PS    (AX), Y9
 	VFMADD231PS  Y9, Y8, Y0
@@ -8902,13 +8905,13 @@ dims221:
 	ADDQ         $0x00000200, AX
 	ADDQ         $0x10, BX
 	SUBQ         $0x04, R12
-	JGE          dims221
+	JGE          dims220
 
 few215:
 	ADDQ $0x04, R12
-	JZ   store217
+	JZ   store216
 
-some216:
+some221:
 	VBROADCASTSS (BX), Y8
 	VCVTPH2PS    (AX), Y9
 	VFMADD231PS  Y9, Y8, Y0
@@ -8929,9 +8932,9 @@ some216:
 	ADDQ         $0x00000080, AX
 	ADDQ         $0x04, BX
 	DECQ         R12
-	JNZ          some216
+	JNZ          some221
 
-store217:
+store216:
 	VMOVUPS Y0, (DI)
 	VMOVUPS Y1, 32(DI)
 	VMOVUPS Y2, 64(DI)
@@ -8981,11 +8984,11 @@ begin224:
 	MOVQ  SI, BX
 	MOVQ  n+32(FP), R12
 	TESTQ R11, R11
-	JZ    plain229
+	JZ    plain228
 	SUBQ  $0x10, R12
-	JLT   short230
+	JLT   short229
 
-dims228:
+dims227:
 	VBROADCASTSS (BX), Y8
 	VBROADCASTSS (BX)(R8*1), Y9
 	VCVTPH2PS    (AX), Y10
@@ -9255,16 +9258,16 @@ dims228:
 	ADDQ         $0x00000100, R9
 	ADDQ         $0x00000100, DX
 	SUBQ         $0x10, R12
-	JGE          dims228
+	JGE          dims227
 
-short230:
+short229:
 	ADDQ $0x10, R12
 
-plain229:
+plain228:
 	SUBQ $0x04, R12
 	JLT  few225
 
-dims231:
+dims230:
 	VBROADCASTSS (BX), Y8
 	VBROADCASTSS (BX)(R8*1), Y9
 	VCVTPH2PS    (AX), Y10
@@ -9324,13 +9327,13 @@ dims231:
 	ADDQ         $0x00000200, AX
 	ADDQ         $0x10, BX
 	SUBQ         $0x04, R12
-	JGE          dims231
+	JGE          dims230
 
 few225:
 	ADDQ $0x04, R12
-	JZ   store227
+	JZ   store226
 
-some226:
+some231:
 	VBROADCASTSS (BX), Y8
 	VBROADCASTSS (BX)(R8*1), Y9
 	VCVTPH2PS    (AX), Y10
@@ -9348,9 +9351,9 @@ some226:
 	ADDQ         $0x00000080, AX
 	ADDQ         $0x04, BX
 	DECQ         R12
-	JNZ          some226
+	JNZ          some231
 
-store227:
+store226:
 	VMOVUPS Y0, (DI)
 	VMOVUPS Y1, 32(DI)
 	VMOVUPS Y2, 64(DI)
@@ -9410,11 +9413,11 @@ begin234:
 	MOVQ  SI, BX
 	MOVQ  n+32(FP), R12
 	TESTQ R11, R11
-	JZ    plain239
+	JZ    plain238
 	SUBQ  $0x10, R12
-	JLT   short240
+	JLT   short239
 
-dims238:
+dims237:
 	VBROADCASTSS (BX), Y12
 	VBROADCASTSS (BX)(R8*1), Y13
 	VBROADCASTSS (BX)(R8*2), Y14
@@ -9764,16 +9767,16 @@ dims238:
 	ADDQ         $0x00000100, R9
 	ADDQ         $0x00000100, DX
 	SUBQ         $0x10, R12
-	JGE          dims238
+	JGE          dims237
 
-short240:
+short239:
 	ADDQ $0x10, R12
 
-plain239:
+plain238:
 	SUBQ $0x04, R12
 	JLT  few235
 
-dims241:
+dims240:
 	VBROADCASTSS (BX), Y12
 	VBROADCASTSS (BX)(R8*1), Y13
 	VBROADCASTSS (BX)(R8*2), Y14
@@ -9853,13 +9856,13 @@ dims241:
 	ADDQ         $0x00000200, AX
 	ADDQ         $0x10, BX
 	SUBQ         $0x04, R12
-	JGE          dims241
+	JGE          dims240
 
 few235:
 	ADDQ $0x04, R12
-	JZ   store237
+	JZ   store236
 
-some236:
+some241:
 	VBROADCASTSS (BX), Y12
 	VBROADCASTSS (BX)(R8*1), Y13
 	VBROADCASTSS (BX)(R8*2), Y14
@@ -9882,9 +9885,9 @@ some236:
 	ADDQ         $0x00000080, AX
 	ADDQ         $0x04, BX
 	DECQ         R12
-	JNZ          some236
+	JNZ          some241
 
-store237:
+store236:
 	VMOVUPS Y0, (DI)
 	VMOVUPS Y1, 32(DI)
 	VMOVUPS Y2, 64(DI)
@@ -9942,11 +9945,11 @@ begin244:
 	ADDQ  SI, CX
 	MOVQ  n+32(FP), R12
 	TESTQ R11, R11
-	JZ    plain249
+	JZ    plain248
 	SUBQ  $0x10, R12
-	JLT   short250
+	JLT   short249
 
-dims248:
+dims247:
 	VCVTPH2PS    (AX), Y8
 	VCVTPH2PS    16(AX), Y9
 	VBROADCASTSS (BX), Y10
@@ -10212,16 +10215,16 @@ dims248:
 	ADDQ         $0x00000080, R9
 	ADDQ         $0x00000080, DX
 	SUBQ         $0x10, R12
-	JGE          dims248
+	JGE          dims247
 
-short250:
+short249:
 	ADDQ $0x10, R12
 
-plain249:
+plain248:
 	SUBQ $0x04, R12
 	JLT  few245
 
-dims251:
+dims250:
 	VCVTPH2PS    (AX), Y8
 	VCVTPH2PS    16(AX), Y9
 	VBROADCASTSS (BX), Y10
@@ -10282,13 +10285,13 @@ dims251:
 	ADDQ         $0x10, BX
 	ADDQ         $0x10, CX
 	SUBQ         $0x04, R12
-	JGE          dims251
+	JGE          dims250
 
 few245:
 	ADDQ $0x04, R12
-	JZ   store247
+	JZ   store246
 
-some246:
+some251:
 	VCVTPH2PS    (AX), Y8
 	VCVTPH2PS    16(AX), Y9
 	VBROADCASTSS (BX), Y10
@@ -10307,9 +10310,9 @@ some246:
 	ADDQ         $0x04, BX
 	ADDQ         $0x04, CX
 	DECQ         R12
-	JNZ          some246
+	JNZ          some251
 
-store247:
+store246:
 	VMOVUPS Y0, (DI)
 	VMOVUPS Y1, 32(DI)
 	VMOVUPS Y2, 256(DI)
@@ -10367,11 +10370,11 @@ begin254:
 	ADDQ  SI, CX
 	MOVQ  n+32(FP), R12
 	TESTQ R11, R11
-	JZ    plain259
+	JZ    plain258
 	SUBQ  $0x10, R12
-	JLT   short260
+	JLT   short259
 
-dims258:
+dims257:
 	VCVTPH2PS    (AX), Y10
 	VCVTPH2PS    16(AX), Y11
 	VBROADCASTSS (BX), Y12
@@ -10685,16 +10688,16 @@ dims258:
 	ADDQ         $0x00000080, R9
 	ADDQ         $0x00000080, DX
 	SUBQ         $0x10, R12
-	JGE          dims258
+	JGE          dims257
 
-short260:
+short259:
 	ADDQ $0x10, R12
 
-plain259:
+plain258:
 	SUBQ $0x04, R12
 	JLT  few255
 
-dims261:
+dims260:
 	VCVTPH2PS    (AX), Y10
 	VCVTPH2PS    16(AX), Y11
 	VBROADCASTSS (BX), Y12
@@ -10767,13 +10770,13 @@ dims261:
 	ADDQ         $0x10, BX
 	ADDQ         $0x10, CX
 	SUBQ         $0x04, R12
-	JGE          dims261
+	JGE          dims260
 
 few255:
 	ADDQ $0x04, R12
-	JZ   store257
+	JZ   store256
 
-some256:
+some261:
 	VCVTPH2PS    (AX), Y10
 	VCVTPH2PS    16(AX), Y11
 	VBROADCASTSS (BX), Y12
@@ -10795,9 +10798,9 @@ some256:
 	ADDQ         $0x04, BX
 	ADDQ         $0x04, CX
 	DECQ         R12
-	JNZ          some256
+	JNZ          some261
 
-store257:
+store256:
 	VMOVUPS Y0, (DI)
 	VMOVUPS Y1, 32(DI)
 	VMOVUPS Y2, 256(DI)
@@ -10884,16 +10887,16 @@ columns273:
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 	CMPQ   8(SP), $0x00
-	JEQ    plain281
+	JEQ    plain280
 	SUBQ   $0x10, R13
-	JLT    short280
+	JLT    short279
 	MOVQ   8(SP), R11
 	MOVQ   16(SP), AX
 	MOVQ   24(SP), R14
 	MOVQ   32(SP), R8
 	LEAQ   (SI)(R9*8), CX
 
-positions279:
+positions278:
 	VCVTPH2PS    (SI), Y12
 	VCVTPH2PS    16(SI), Y13
 	VBROADCASTSS (R12), Y14
@@ -11255,21 +11258,21 @@ positions279:
 	ADDQ         $0x00000080, R14
 	ADDQ         $0x00000080, R8
 	SUBQ         $0x10, R13
-	JGE          positions279
+	JGE          positions278
 	MOVQ         R11, 8(SP)
 	MOVQ         AX, 16(SP)
 	MOVQ         R14, 24(SP)
 	MOVQ         R8, 32(SP)
 	MOVQ         oStride+24(FP), R8
 
-short280:
+short279:
 	ADDQ $0x10, R13
 
-plain281:
+plain280:
 	SUBQ $0x04, R13
 	JLT  few276
 
-positions282:
+positions281:
 	VCVTPH2PS    (SI), Y12
 	VCVTPH2PS    16(SI), Y13
 	VBROADCASTSS (R12), Y14
@@ -11353,13 +11356,13 @@ positions282:
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
 	SUBQ         $0x04, R13
-	JGE          positions282
+	JGE          positions281
 
 few276:
 	ADDQ $0x04, R13
-	JZ   merge278
+	JZ   merge277
 
-some277:
+some282:
 	VCVTPH2PS    (SI), Y12
 	VCVTPH2PS    16(SI), Y13
 	VBROADCASTSS (R12), Y14
@@ -11383,8 +11386,8 @@ some277:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some277
-	JMP          merge278
+	JNZ          some282
+	JMP          merge277
 
 sparse275:
 	TZCNTQ       R13, AX
@@ -11415,7 +11418,7 @@ sparse275:
 	BLSRQ        R13, R13
 	JNZ          sparse275
 
-merge278:
+merge277:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
@@ -11565,16 +11568,16 @@ columns285:
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 	CMPQ   8(SP), $0x00
-	JEQ    plain293
+	JEQ    plain292
 	SUBQ   $0x10, R13
-	JLT    short292
+	JLT    short291
 	MOVQ   8(SP), R11
 	MOVQ   16(SP), AX
 	MOVQ   24(SP), R14
 	MOVQ   32(SP), R8
 	LEAQ   (SI)(R9*8), CX
 
-positions291:
+positions290:
 	VBROADCASTSS (R12), Y8
 	VCVTPH2PS    (SI), Y9
 	VFMADD231PS  Y9, Y8, Y0
@@ -11912,21 +11915,21 @@ positions291:
 	ADDQ         $0x00000200, R14
 	ADDQ         $0x00000200, R8
 	SUBQ         $0x10, R13
-	JGE          positions291
+	JGE          positions290
 	MOVQ         R11, 8(SP)
 	MOVQ         AX, 16(SP)
 	MOVQ         R14, 24(SP)
 	MOVQ         R8, 32(SP)
 	MOVQ         oStride+24(FP), R8
 
-short292:
+short291:
 	ADDQ $0x10, R13
 
-plain293:
+plain292:
 	SUBQ $0x04, R13
 	JLT  few288
 
-positions294:
+positions293:
 	VBROADCASTSS (R12), Y8
 	VCVTPH2PS    (SI), Y9
 	VFMADD231PS  Y9, Y8, Y0
@@ -11998,13 +12001,13 @@ positions294:
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
 	SUBQ         $0x04, R13
-	JGE          positions294
+	JGE          positions293
 
 few288:
 	ADDQ $0x04, R13
-	JZ   merge290
+	JZ   merge289
 
-some289:
+some294:
 	VBROADCASTSS (R12), Y8
 	VCVTPH2PS    (SI), Y9
 	VFMADD231PS  Y9, Y8, Y0
@@ -12025,8 +12028,8 @@ some289:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some289
-	JMP          merge290
+	JNZ          some294
+	JMP          merge289
 
 sparse287:
 	TZCNTQ       R13, AX
@@ -12054,7 +12057,7 @@ sparse287:
 	BLSRQ        R13, R13
 	JNZ          sparse287
 
-merge290:
+merge289:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
@@ -12128,16 +12131,16 @@ columns297:
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 	CMPQ   8(SP), $0x00
-	JEQ    plain305
+	JEQ    plain304
 	SUBQ   $0x10, R13
-	JLT    short304
+	JLT    short303
 	MOVQ   8(SP), R11
 	MOVQ   16(SP), AX
 	MOVQ   24(SP), R14
 	MOVQ   32(SP), R8
 	LEAQ   (SI)(R9*8), CX
 
-positions303:
+positions302:
 	VBROADCASTSS (R12), Y2
 	VCVTPH2PS    (SI), Y3
 	VFMADD231PS  Y3, Y2, Y0
@@ -12259,21 +12262,21 @@ positions303:
 	ADDQ         $0x00000080, R14
 	ADDQ         $0x00000080, R8
 	SUBQ         $0x10, R13
-	JGE          positions303
+	JGE          positions302
 	MOVQ         R11, 8(SP)
 	MOVQ         AX, 16(SP)
 	MOVQ         R14, 24(SP)
 	MOVQ         R8, 32(SP)
 	MOVQ         oStride+24(FP), R8
 
-short304:
+short303:
 	ADDQ $0x10, R13
 
-plain305:
+plain304:
 	SUBQ $0x04, R13
 	JLT  few300
 
-positions306:
+positions305:
 	VBROADCASTSS (R12), Y2
 	VCVTPH2PS    (SI), Y3
 	VFMADD231PS  Y3, Y2, Y0
@@ -12297,13 +12300,13 @@ positions306:
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
 	SUBQ         $0x04, R13
-	JGE          positions306
+	JGE          positions305
 
 few300:
 	ADDQ $0x04, R13
-	JZ   merge302
+	JZ   merge301
 
-some301:
+some306:
 	VBROADCASTSS (R12), Y2
 	VCVTPH2PS    (SI), Y3
 	VFMADD231PS  Y3, Y2, Y0
@@ -12312,8 +12315,8 @@ some301:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some301
-	JMP          merge302
+	JNZ          some306
+	JMP          merge301
 
 sparse299:
 	TZCNTQ       R13, AX
@@ -12329,7 +12332,7 @@ sparse299:
 	BLSRQ        R13, R13
 	JNZ          sparse299
 
-merge302:
+merge301:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
@@ -12402,16 +12405,16 @@ columns309:
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 	CMPQ   8(SP), $0x00
-	JEQ    plain317
+	JEQ    plain316
 	SUBQ   $0x10, R13
-	JLT    short316
+	JLT    short315
 	MOVQ   8(SP), R11
 	MOVQ   16(SP), AX
 	MOVQ   24(SP), R14
 	MOVQ   32(SP), R8
 	LEAQ   (SI)(R9*8), CX
 
-positions315:
+positions314:
 	VBROADCASTSS (R12), Y8
 	VBROADCASTSS 256(R12), Y9
 	VCVTPH2PS    (SI), Y10
@@ -12685,21 +12688,21 @@ positions315:
 	ADDQ         $0x00000100, R14
 	ADDQ         $0x00000100, R8
 	SUBQ         $0x10, R13
-	JGE          positions315
+	JGE          positions314
 	MOVQ         R11, 8(SP)
 	MOVQ         AX, 16(SP)
 	MOVQ         R14, 24(SP)
 	MOVQ         R8, 32(SP)
 	MOVQ         oStride+24(FP), R8
 
-short316:
+short315:
 	ADDQ $0x10, R13
 
-plain317:
+plain316:
 	SUBQ $0x04, R13
 	JLT  few312
 
-positions318:
+positions317:
 	VBROADCASTSS (R12), Y8
 	VBROADCASTSS 256(R12), Y9
 	VCVTPH2PS    (SI), Y10
@@ -12759,13 +12762,13 @@ positions318:
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
 	SUBQ         $0x04, R13
-	JGE          positions318
+	JGE          positions317
 
 few312:
 	ADDQ $0x04, R13
-	JZ   merge314
+	JZ   merge313
 
-some313:
+some318:
 	VBROADCASTSS (R12), Y8
 	VBROADCASTSS 256(R12), Y9
 	VCVTPH2PS    (SI), Y10
@@ -12783,8 +12786,8 @@ some313:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some313
-	JMP          merge314
+	JNZ          some318
+	JMP          merge313
 
 sparse311:
 	TZCNTQ       R13, AX
@@ -12809,7 +12812,7 @@ sparse311:
 	BLSRQ        R13, R13
 	JNZ          sparse311
 
-merge314:
+merge313:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
@@ -12889,16 +12892,16 @@ columns321:
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 	CMPQ   8(SP), $0x00
-	JEQ    plain329
+	JEQ    plain328
 	SUBQ   $0x10, R13
-	JLT    short328
+	JLT    short327
 	MOVQ   8(SP), R11
 	MOVQ   16(SP), AX
 	MOVQ   24(SP), R14
 	MOVQ   32(SP), R8
 	LEAQ   (SI)(R9*8), CX
 
-positions327:
+positions326:
 	VCVTPH2PS    (SI), Y4
 	VCVTPH2PS    16(SI), Y5
 	VBROADCASTSS (R12), Y6
@@ -13068,21 +13071,21 @@ positions327:
 	ADDQ         $0x00000080, R14
 	ADDQ         $0x00000080, R8
 	SUBQ         $0x10, R13
-	JGE          positions327
+	JGE          positions326
 	MOVQ         R11, 8(SP)
 	MOVQ         AX, 16(SP)
 	MOVQ         R14, 24(SP)
 	MOVQ         R8, 32(SP)
 	MOVQ         oStride+24(FP), R8
 
-short328:
+short327:
 	ADDQ $0x10, R13
 
-plain329:
+plain328:
 	SUBQ $0x04, R13
 	JLT  few324
 
-positions330:
+positions329:
 	VCVTPH2PS    (SI), Y4
 	VCVTPH2PS    16(SI), Y5
 	VBROADCASTSS (R12), Y6
@@ -13118,13 +13121,13 @@ positions330:
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
 	SUBQ         $0x04, R13
-	JGE          positions330
+	JGE          positions329
 
 few324:
 	ADDQ $0x04, R13
-	JZ   merge326
+	JZ   merge325
 
-some325:
+some330:
 	VCVTPH2PS    (SI), Y4
 	VCVTPH2PS    16(SI), Y5
 	VBROADCASTSS (R12), Y6
@@ -13136,8 +13139,8 @@ some325:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some325
-	JMP          merge326
+	JNZ          some330
+	JMP          merge325
 
 sparse323:
 	TZCNTQ       R13, AX
@@ -13156,7 +13159,7 @@ sparse323:
 	BLSRQ        R13, R13
 	JNZ          sparse323
 
-merge326:
+merge325:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
@@ -13245,16 +13248,16 @@ columns333:
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 	CMPQ   8(SP), $0x00
-	JEQ    plain341
+	JEQ    plain340
 	SUBQ   $0x10, R13
-	JLT    short340
+	JLT    short339
 	MOVQ   8(SP), R11
 	MOVQ   16(SP), AX
 	MOVQ   24(SP), R14
 	MOVQ   32(SP), R8
 	LEAQ   (SI)(R9*8), CX
 
-positions339:
+positions338:
 	VBROADCASTSS (R12), Y12
 	VBROADCASTSS 256(R12), Y13
 	VBROADCASTSS 512(R12), Y14
@@ -13608,21 +13611,21 @@ positions339:
 	ADDQ         $0x00000100, R14
 	ADDQ         $0x00000100, R8
 	SUBQ         $0x10, R13
-	JGE          positions339
+	JGE          positions338
 	MOVQ         R11, 8(SP)
 	MOVQ         AX, 16(SP)
 	MOVQ         R14, 24(SP)
 	MOVQ         R8, 32(SP)
 	MOVQ         oStride+24(FP), R8
 
-short340:
+short339:
 	ADDQ $0x10, R13
 
-plain341:
+plain340:
 	SUBQ $0x04, R13
 	JLT  few336
 
-positions342:
+positions341:
 	VBROADCASTSS (R12), Y12
 	VBROADCASTSS 256(R12), Y13
 	VBROADCASTSS 512(R12), Y14
@@ -13702,13 +13705,13 @@ positions342:
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
 	SUBQ         $0x04, R13
-	JGE          positions342
+	JGE          positions341
 
 few336:
 	ADDQ $0x04, R13
-	JZ   merge338
+	JZ   merge337
 
-some337:
+some342:
 	VBROADCASTSS (R12), Y12
 	VBROADCASTSS 256(R12), Y13
 	VBROADCASTSS 512(R12), Y14
@@ -13731,8 +13734,8 @@ some337:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some337
-	JMP          merge338
+	JNZ          some342
+	JMP          merge337
 
 sparse335:
 	TZCNTQ       R13, AX
@@ -13762,7 +13765,7 @@ sparse335:
 	BLSRQ        R13, R13
 	JNZ          sparse335
 
-merge338:
+merge337:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
@@ -13864,16 +13867,16 @@ columns345:
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 	CMPQ   8(SP), $0x00
-	JEQ    plain353
+	JEQ    plain352
 	SUBQ   $0x10, R13
-	JLT    short352
+	JLT    short351
 	MOVQ   8(SP), R11
 	MOVQ   16(SP), AX
 	MOVQ   24(SP), R14
 	MOVQ   32(SP), R8
 	LEAQ   (SI)(R9*8), CX
 
-positions351:
+positions350:
 	VCVTPH2PS    (SI), Y6
 	VCVTPH2PS    16(SI), Y7
 	VBROADCASTSS (R12), Y8
@@ -14091,21 +14094,21 @@ positions351:
 	ADDQ         $0x00000080, R14
 	ADDQ         $0x00000080, R8
 	SUBQ         $0x10, R13
-	JGE          positions351
+	JGE          positions350
 	MOVQ         R11, 8(SP)
 	MOVQ         AX, 16(SP)
 	MOVQ         R14, 24(SP)
 	MOVQ         R8, 32(SP)
 	MOVQ         oStride+24(FP), R8
 
-short352:
+short351:
 	ADDQ $0x10, R13
 
-plain353:
+plain352:
 	SUBQ $0x04, R13
 	JLT  few348
 
-positions354:
+positions353:
 	VCVTPH2PS    (SI), Y6
 	VCVTPH2PS    16(SI), Y7
 	VBROADCASTSS (R12), Y8
@@ -14153,13 +14156,13 @@ positions354:
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
 	SUBQ         $0x04, R13
-	JGE          positions354
+	JGE          positions353
 
 few348:
 	ADDQ $0x04, R13
-	JZ   merge350
+	JZ   merge349
 
-some349:
+some354:
 	VCVTPH2PS    (SI), Y6
 	VCVTPH2PS    16(SI), Y7
 	VBROADCASTSS (R12), Y8
@@ -14174,8 +14177,8 @@ some349:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some349
-	JMP          merge350
+	JNZ          some354
+	JMP          merge349
 
 sparse347:
 	TZCNTQ       R13, AX
@@ -14197,7 +14200,7 @@ sparse347:
 	BLSRQ        R13, R13
 	JNZ          sparse347
 
-merge350:
+merge349:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
@@ -14294,16 +14297,16 @@ columns357:
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 	CMPQ   8(SP), $0x00
-	JEQ    plain365
+	JEQ    plain364
 	SUBQ   $0x10, R13
-	JLT    short364
+	JLT    short363
 	MOVQ   8(SP), R11
 	MOVQ   16(SP), AX
 	MOVQ   24(SP), R14
 	MOVQ   32(SP), R8
 	LEAQ   (SI)(R9*8), CX
 
-positions363:
+positions362:
 	VCVTPH2PS    (SI), Y8
 	VCVTPH2PS    16(SI), Y9
 	VBROADCASTSS (R12), Y10
@@ -14569,21 +14572,21 @@ positions363:
 	ADDQ         $0x00000080, R14
 	ADDQ         $0x00000080, R8
 	SUBQ         $0x10, R13
-	JGE          positions363
+	JGE          positions362
 	MOVQ         R11, 8(SP)
 	MOVQ         AX, 16(SP)
 	MOVQ         R14, 24(SP)
 	MOVQ         R8, 32(SP)
 	MOVQ         oStride+24(FP), R8
 
-short364:
+short363:
 	ADDQ $0x10, R13
 
-plain365:
+plain364:
 	SUBQ $0x04, R13
 	JLT  few360
 
-positions366:
+positions365:
 	VCVTPH2PS    (SI), Y8
 	VCVTPH2PS    16(SI), Y9
 	VBROADCASTSS (R12), Y10
@@ -14643,13 +14646,13 @@ positions366:
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
 	SUBQ         $0x04, R13
-	JGE          positions366
+	JGE          positions365
 
 few360:
 	ADDQ $0x04, R13
-	JZ   merge362
+	JZ   merge361
 
-some361:
+some366:
 	VCVTPH2PS    (SI), Y8
 	VCVTPH2PS    16(SI), Y9
 	VBROADCASTSS (R12), Y10
@@ -14667,8 +14670,8 @@ some361:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some361
-	JMP          merge362
+	JNZ          some366
+	JMP          merge361
 
 sparse359:
 	TZCNTQ       R13, AX
@@ -14693,7 +14696,7 @@ sparse359:
 	BLSRQ        R13, R13
 	JNZ          sparse359
 
-merge362:
+merge361:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
@@ -14804,16 +14807,16 @@ columns369:
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 	CMPQ   8(SP), $0x00
-	JEQ    plain377
+	JEQ    plain376
 	SUBQ   $0x10, R13
-	JLT    short376
+	JLT    short375
 	MOVQ   8(SP), R11
 	MOVQ   16(SP), AX
 	MOVQ   24(SP), R14
 	MOVQ   32(SP), R8
 	LEAQ   (SI)(R9*8), CX
 
-positions375:
+positions374:
 	VCVTPH2PS    (SI), Y10
 	VCVTPH2PS    16(SI), Y11
 	VBROADCASTSS (R12), Y12
@@ -15127,21 +15130,21 @@ positions375:
 	ADDQ         $0x00000080, R14
 	ADDQ         $0x00000080, R8
 	SUBQ         $0x10, R13
-	JGE          positions375
+	JGE          positions374
 	MOVQ         R11, 8(SP)
 	MOVQ         AX, 16(SP)
 	MOVQ         R14, 24(SP)
 	MOVQ         R8, 32(SP)
 	MOVQ         oStride+24(FP), R8
 
-short376:
+short375:
 	ADDQ $0x10, R13
 
-plain377:
+plain376:
 	SUBQ $0x04, R13
 	JLT  few372
 
-positions378:
+positions377:
 	VCVTPH2PS    (SI), Y10
 	VCVTPH2PS    16(SI), Y11
 	VBROADCASTSS (R12), Y12
@@ -15213,13 +15216,13 @@ positions378:
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
 	SUBQ         $0x04, R13
-	JGE          positions378
+	JGE          positions377
 
 few372:
 	ADDQ $0x04, R13
-	JZ   merge374
+	JZ   merge373
 
-some373:
+some378:
 	VCVTPH2PS    (SI), Y10
 	VCVTPH2PS    16(SI), Y11
 	VBROADCASTSS (R12), Y12
@@ -15240,8 +15243,8 @@ some373:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some373
-	JMP          merge374
+	JNZ          some378
+	JMP          merge373
 
 sparse371:
 	TZCNTQ       R13, AX
@@ -15269,7 +15272,7 @@ sparse371:
 	BLSRQ        R13, R13
 	JNZ          sparse371
 
-merge374:
+merge373:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
@@ -15385,8 +15388,9 @@ rows382:
 	JLT  fewer383
 
 tile391:
-	MOVQ k+16(FP), R13
-	MOVQ $0x00000004, R15
+	MOVQ         k+16(FP), R13
+	VBROADCASTSS highHalf_avx2<>+0(SB), Y15
+	MOVQ         $0x00000004, R15
 
 block392:
 	CMPQ   carry+48(FP), $0x00
@@ -15426,542 +15430,561 @@ begin394:
 	ADDQ  SI, CX
 	MOVQ  n+32(FP), R12
 	TESTQ R11, R11
-	JZ    plain399
+	JZ    plain398
 	SUBQ  $0x10, R12
-	JLT   short400
+	JLT   short399
 
-dims398:
-	VBROADCASTI128 (AX), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VBROADCASTI128 16(AX), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VBROADCASTSS   (BX), Y14
-	VFMADD231PS    Y12, Y14, Y0
-	VFMADD231PS    Y13, Y14, Y1
-	VBROADCASTSS   (BX)(R8*1), Y15
-	VFMADD231PS    Y12, Y15, Y2
-	VFMADD231PS    Y13, Y15, Y3
-	VBROADCASTSS   (BX)(R8*2), Y14
-	VFMADD231PS    Y12, Y14, Y4
-	VFMADD231PS    Y13, Y14, Y5
-	VBROADCASTSS   (CX), Y15
-	VFMADD231PS    Y12, Y15, Y6
-	VFMADD231PS    Y13, Y15, Y7
-	VBROADCASTSS   (CX)(R8*1), Y14
-	VFMADD231PS    Y12, Y14, Y8
-	VFMADD231PS    Y13, Y14, Y9
-	VBROADCASTSS   (CX)(R8*2), Y15
-	VFMADD231PS    Y12, Y15, Y10
-	VFMADD231PS    Y13, Y15, Y11
-	PREFETCHT0     1024(AX)
-	VBROADCASTI128 128(AX), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VBROADCASTI128 144(AX), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VBROADCASTSS   4(BX), Y14
-	VFMADD231PS    Y12, Y14, Y0
-	VFMADD231PS    Y13, Y14, Y1
-	VBROADCASTSS   4(BX)(R8*1), Y15
-	VFMADD231PS    Y12, Y15, Y2
-	VFMADD231PS    Y13, Y15, Y3
-	VBROADCASTSS   4(BX)(R8*2), Y14
-	VFMADD231PS    Y12, Y14, Y4
-	VFMADD231PS    Y13, Y14, Y5
-	VBROADCASTSS   4(CX), Y15
-	VFMADD231PS    Y12, Y15, Y6
-	VFMADD231PS    Y13, Y15, Y7
-	VBROADCASTSS   4(CX)(R8*1), Y14
-	VFMADD231PS    Y12, Y14, Y8
-	VFMADD231PS    Y13, Y14, Y9
-	VBROADCASTSS   4(CX)(R8*2), Y15
-	VFMADD231PS    Y12, Y15, Y10
-	VFMADD231PS    Y13, Y15, Y11
-	PREFETCHT0     (R11)
-	PREFETCHT0     1152(AX)
-	VBROADCASTI128 256(AX), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VBROADCASTI128 272(AX), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VBROADCASTSS   8(BX), Y14
-	VFMADD231PS    Y12, Y14, Y0
-	VFMADD231PS    Y13, Y14, Y1
-	VBROADCASTSS   8(BX)(R8*1), Y15
-	VFMADD231PS    Y12, Y15, Y2
-	VFMADD231PS    Y13, Y15, Y3
-	VBROADCASTSS   8(BX)(R8*2), Y14
-	VFMADD231PS    Y12, Y14, Y4
-	VFMADD231PS    Y13, Y14, Y5
-	VBROADCASTSS   8(CX), Y15
-	VFMADD231PS    Y12, Y15, Y6
-	VFMADD231PS    Y13, Y15, Y7
-	VBROADCASTSS   8(CX)(R8*1), Y14
-	VFMADD231PS    Y12, Y14, Y8
-	VFMADD231PS    Y13, Y14, Y9
-	VBROADCASTSS   8(CX)(R8*2), Y15
-	VFMADD231PS    Y12, Y15, Y10
-	VFMADD231PS    Y13, Y15, Y11
-	PREFETCHT0     1280(AX)
-	VBROADCASTI128 384(AX), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VBROADCASTI128 400(AX), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VBROADCASTSS   12(BX), Y14
-	VFMADD231PS    Y12, Y14, Y0
-	VFMADD231PS    Y13, Y14, Y1
-	VBROADCASTSS   12(BX)(R8*1), Y15
-	VFMADD231PS    Y12, Y15, Y2
-	VFMADD231PS    Y13, Y15, Y3
-	VBROADCASTSS   12(BX)(R8*2), Y14
-	VFMADD231PS    Y12, Y14, Y4
-	VFMADD231PS    Y13, Y14, Y5
-	VBROADCASTSS   12(CX), Y15
-	VFMADD231PS    Y12, Y15, Y6
-	VFMADD231PS    Y13, Y15, Y7
-	VBROADCASTSS   12(CX)(R8*1), Y14
-	VFMADD231PS    Y12, Y14, Y8
-	VFMADD231PS    Y13, Y14, Y9
-	VBROADCASTSS   12(CX)(R8*2), Y15
-	VFMADD231PS    Y12, Y15, Y10
-	VFMADD231PS    Y13, Y15, Y11
-	PREFETCHT0     (R14)
-	PREFETCHT0     1408(AX)
-	ADDQ           $0x00000200, AX
-	ADDQ           $0x10, BX
-	ADDQ           $0x10, CX
-	VBROADCASTI128 (AX), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VBROADCASTI128 16(AX), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VBROADCASTSS   (BX), Y14
-	VFMADD231PS    Y12, Y14, Y0
-	VFMADD231PS    Y13, Y14, Y1
-	VBROADCASTSS   (BX)(R8*1), Y15
-	VFMADD231PS    Y12, Y15, Y2
-	VFMADD231PS    Y13, Y15, Y3
-	VBROADCASTSS   (BX)(R8*2), Y14
-	VFMADD231PS    Y12, Y14, Y4
-	VFMADD231PS    Y13, Y14, Y5
-	VBROADCASTSS   (CX), Y15
-	VFMADD231PS    Y12, Y15, Y6
-	VFMADD231PS    Y13, Y15, Y7
-	VBROADCASTSS   (CX)(R8*1), Y14
-	VFMADD231PS    Y12, Y14, Y8
-	VFMADD231PS    Y13, Y14, Y9
-	VBROADCASTSS   (CX)(R8*2), Y15
-	VFMADD231PS    Y12, Y15, Y10
-	VFMADD231PS    Y13, Y15, Y11
-	PREFETCHT0     1024(AX)
-	VBROADCASTI128 128(AX), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VBROADCASTI128 144(AX), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VBROADCASTSS   4(BX), Y14
-	VFMADD231PS    Y12, Y14, Y0
-	VFMADD231PS    Y13, Y14, Y1
-	VBROADCASTSS   4(BX)(R8*1), Y15
-	VFMADD231PS    Y12, Y15, Y2
-	VFMADD231PS    Y13, Y15, Y3
-	VBROADCASTSS   4(BX)(R8*2), Y14
-	VFMADD231PS    Y12, Y14, Y4
-	VFMADD231PS    Y13, Y14, Y5
-	VBROADCASTSS   4(CX), Y15
-	VFMADD231PS    Y12, Y15, Y6
-	VFMADD231PS    Y13, Y15, Y7
-	VBROADCASTSS   4(CX)(R8*1), Y14
-	VFMADD231PS    Y12, Y14, Y8
-	VFMADD231PS    Y13, Y14, Y9
-	VBROADCASTSS   4(CX)(R8*2), Y15
-	VFMADD231PS    Y12, Y15, Y10
-	VFMADD231PS    Y13, Y15, Y11
-	PREFETCHT0     (R9)
-	PREFETCHT0     1152(AX)
-	VBROADCASTI128 256(AX), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VBROADCASTI128 272(AX), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VBROADCASTSS   8(BX), Y14
-	VFMADD231PS    Y12, Y14, Y0
-	VFMADD231PS    Y13, Y14, Y1
-	VBROADCASTSS   8(BX)(R8*1), Y15
-	VFMADD231PS    Y12, Y15, Y2
-	VFMADD231PS    Y13, Y15, Y3
-	VBROADCASTSS   8(BX)(R8*2), Y14
-	VFMADD231PS    Y12, Y14, Y4
-	VFMADD231PS    Y13, Y14, Y5
-	VBROADCASTSS   8(CX), Y15
-	VFMADD231PS    Y12, Y15, Y6
-	VFMADD231PS    Y13, Y15, Y7
-	VBROADCASTSS   8(CX)(R8*1), Y14
-	VFMADD231PS    Y12, Y14, Y8
-	VFMADD231PS    Y13, Y14, Y9
-	VBROADCASTSS   8(CX)(R8*2), Y15
-	VFMADD231PS    Y12, Y15, Y10
-	VFMADD231PS    Y13, Y15, Y11
-	PREFETCHT0     1280(AX)
-	VBROADCASTI128 384(AX), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VBROADCASTI128 400(AX), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VBROADCASTSS   12(BX), Y14
-	VFMADD231PS    Y12, Y14, Y0
-	VFMADD231PS    Y13, Y14, Y1
-	VBROADCASTSS   12(BX)(R8*1), Y15
-	VFMADD231PS    Y12, Y15, Y2
-	VFMADD231PS    Y13, Y15, Y3
-	VBROADCASTSS   12(BX)(R8*2), Y14
-	VFMADD231PS    Y12, Y14, Y4
-	VFMADD231PS    Y13, Y14, Y5
-	VBROADCASTSS   12(CX), Y15
-	VFMADD231PS    Y12, Y15, Y6
-	VFMADD231PS    Y13, Y15, Y7
-	VBROADCASTSS   12(CX)(R8*1), Y14
-	VFMADD231PS    Y12, Y14, Y8
-	VFMADD231PS    Y13, Y14, Y9
-	VBROADCASTSS   12(CX)(R8*2), Y15
-	VFMADD231PS    Y12, Y15, Y10
-	VFMADD231PS    Y13, Y15, Y11
-	PREFETCHT0     (DX)
-	PREFETCHT0     1408(AX)
-	ADDQ           $0x00000200, AX
-	ADDQ           $0x10, BX
-	ADDQ           $0x10, CX
-	VBROADCASTI128 (AX), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VBROADCASTI128 16(AX), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VBROADCASTSS   (BX), Y14
-	VFMADD231PS    Y12, Y14, Y0
-	VFMADD231PS    Y13, Y14, Y1
-	VBROADCASTSS   (BX)(R8*1), Y15
-	VFMADD231PS    Y12, Y15, Y2
-	VFMADD231PS    Y13, Y15, Y3
-	VBROADCASTSS   (BX)(R8*2), Y14
-	VFMADD231PS    Y12, Y14, Y4
-	VFMADD231PS    Y13, Y14, Y5
-	VBROADCASTSS   (CX), Y15
-	VFMADD231PS    Y12, Y15, Y6
-	VFMADD231PS    Y13, Y15, Y7
-	VBROADCASTSS   (CX)(R8*1), Y14
-	VFMADD231PS    Y12, Y14, Y8
-	VFMADD231PS    Y13, Y14, Y9
-	VBROADCASTSS   (CX)(R8*2), Y15
-	VFMADD231PS    Y12, Y15, Y10
-	VFMADD231PS    Y13, Y15, Y11
-	PREFETCHT0     1024(AX)
-	VBROADCASTI128 128(AX), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VBROADCASTI128 144(AX), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VBROADCASTSS   4(BX), Y14
-	VFMADD231PS    Y12, Y14, Y0
-	VFMADD231PS    Y13, Y14, Y1
-	VBROADCASTSS   4(BX)(R8*1), Y15
-	VFMADD231PS    Y12, Y15, Y2
-	VFMADD231PS    Y13, Y15, Y3
-	VBROADCASTSS   4(BX)(R8*2), Y14
-	VFMADD231PS    Y12, Y14, Y4
-	VFMADD231PS    Y13, Y14, Y5
-	VBROADCASTSS   4(CX), Y15
-	VFMADD231PS    Y12, Y15, Y6
-	VFMADD231PS    Y13, Y15, Y7
-	VBROADCASTSS   4(CX)(R8*1), Y14
-	VFMADD231PS    Y12, Y14, Y8
-	VFMADD231PS    Y13, Y14, Y9
-	VBROADCASTSS   4(CX)(R8*2), Y15
-	VFMADD231PS    Y12, Y15, Y10
-	VFMADD231PS    Y13, Y15, Y11
-	PREFETCHT0     64(R11)
-	PREFETCHT0     1152(AX)
-	VBROADCASTI128 256(AX), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VBROADCASTI128 272(AX), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VBROADCASTSS   8(BX), Y14
-	VFMADD231PS    Y12, Y14, Y0
-	VFMADD231PS    Y13, Y14, Y1
-	VBROADCASTSS   8(BX)(R8*1), Y15
-	VFMADD231PS    Y12, Y15, Y2
-	VFMADD231PS    Y13, Y15, Y3
-	VBROADCASTSS   8(BX)(R8*2), Y14
-	VFMADD231PS    Y12, Y14, Y4
-	VFMADD231PS    Y13, Y14, Y5
-	VBROADCASTSS   8(CX), Y15
-	VFMADD231PS    Y12, Y15, Y6
-	VFMADD231PS    Y13, Y15, Y7
-	VBROADCASTSS   8(CX)(R8*1), Y14
-	VFMADD231PS    Y12, Y14, Y8
-	VFMADD231PS    Y13, Y14, Y9
-	VBROADCASTSS   8(CX)(R8*2), Y15
-	VFMADD231PS    Y12, Y15, Y10
-	VFMADD231PS    Y13, Y15, Y11
-	PREFETCHT0     1280(AX)
-	VBROADCASTI128 384(AX), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VBROADCASTI128 400(AX), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VBROADCASTSS   12(BX), Y14
-	VFMADD231PS    Y12, Y14, Y0
-	VFMADD231PS    Y13, Y14, Y1
-	VBROADCASTSS   12(BX)(R8*1), Y15
-	VFMADD231PS    Y12, Y15, Y2
-	VFMADD231PS    Y13, Y15, Y3
-	VBROADCASTSS   12(BX)(R8*2), Y14
-	VFMADD231PS    Y12, Y14, Y4
-	VFMADD231PS    Y13, Y14, Y5
-	VBROADCASTSS   12(CX), Y15
-	VFMADD231PS    Y12, Y15, Y6
-	VFMADD231PS    Y13, Y15, Y7
-	VBROADCASTSS   12(CX)(R8*1), Y14
-	VFMADD231PS    Y12, Y14, Y8
-	VFMADD231PS    Y13, Y14, Y9
-	VBROADCASTSS   12(CX)(R8*2), Y15
-	VFMADD231PS    Y12, Y15, Y10
-	VFMADD231PS    Y13, Y15, Y11
-	PREFETCHT0     64(R14)
-	PREFETCHT0     1408(AX)
-	ADDQ           $0x00000200, AX
-	ADDQ           $0x10, BX
-	ADDQ           $0x10, CX
-	VBROADCASTI128 (AX), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VBROADCASTI128 16(AX), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VBROADCASTSS   (BX), Y14
-	VFMADD231PS    Y12, Y14, Y0
-	VFMADD231PS    Y13, Y14, Y1
-	VBROADCASTSS   (BX)(R8*1), Y15
-	VFMADD231PS    Y12, Y15, Y2
-	VFMADD231PS    Y13, Y15, Y3
-	VBROADCASTSS   (BX)(R8*2), Y14
-	VFMADD231PS    Y12, Y14, Y4
-	VFMADD231PS    Y13, Y14, Y5
-	VBROADCASTSS   (CX), Y15
-	VFMADD231PS    Y12, Y15, Y6
-	VFMADD231PS    Y13, Y15, Y7
-	VBROADCASTSS   (CX)(R8*1), Y14
-	VFMADD231PS    Y12, Y14, Y8
-	VFMADD231PS    Y13, Y14, Y9
-	VBROADCASTSS   (CX)(R8*2), Y15
-	VFMADD231PS    Y12, Y15, Y10
-	VFMADD231PS    Y13, Y15, Y11
-	PREFETCHT0     1024(AX)
-	VBROADCASTI128 128(AX), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VBROADCASTI128 144(AX), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VBROADCASTSS   4(BX), Y14
-	VFMADD231PS    Y12, Y14, Y0
-	VFMADD231PS    Y13, Y14, Y1
-	VBROADCASTSS   4(BX)(R8*1), Y15
-	VFMADD231PS    Y12, Y15, Y2
-	VFMADD231PS    Y13, Y15, Y3
-	VBROADCASTSS   4(BX)(R8*2), Y14
-	VFMADD231PS    Y12, Y14, Y4
-	VFMADD231PS    Y13, Y14, Y5
-	VBROADCASTSS   4(CX), Y15
-	VFMADD231PS    Y12, Y15, Y6
-	VFMADD231PS    Y13, Y15, Y7
-	VBROADCASTSS   4(CX)(R8*1), Y14
-	VFMADD231PS    Y12, Y14, Y8
-	VFMADD231PS    Y13, Y14, Y9
-	VBROADCASTSS   4(CX)(R8*2), Y15
-	VFMADD231PS    Y12, Y15, Y10
-	VFMADD231PS    Y13, Y15, Y11
-	PREFETCHT0     64(R9)
-	PREFETCHT0     1152(AX)
-	VBROADCASTI128 256(AX), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VBROADCASTI128 272(AX), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VBROADCASTSS   8(BX), Y14
-	VFMADD231PS    Y12, Y14, Y0
-	VFMADD231PS    Y13, Y14, Y1
-	VBROADCASTSS   8(BX)(R8*1), Y15
-	VFMADD231PS    Y12, Y15, Y2
-	VFMADD231PS    Y13, Y15, Y3
-	VBROADCASTSS   8(BX)(R8*2), Y14
-	VFMADD231PS    Y12, Y14, Y4
-	VFMADD231PS    Y13, Y14, Y5
-	VBROADCASTSS   8(CX), Y15
-	VFMADD231PS    Y12, Y15, Y6
-	VFMADD231PS    Y13, Y15, Y7
-	VBROADCASTSS   8(CX)(R8*1), Y14
-	VFMADD231PS    Y12, Y14, Y8
-	VFMADD231PS    Y13, Y14, Y9
-	VBROADCASTSS   8(CX)(R8*2), Y15
-	VFMADD231PS    Y12, Y15, Y10
-	VFMADD231PS    Y13, Y15, Y11
-	PREFETCHT0     1280(AX)
-	VBROADCASTI128 384(AX), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VBROADCASTI128 400(AX), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VBROADCASTSS   12(BX), Y14
-	VFMADD231PS    Y12, Y14, Y0
-	VFMADD231PS    Y13, Y14, Y1
-	VBROADCASTSS   12(BX)(R8*1), Y15
-	VFMADD231PS    Y12, Y15, Y2
-	VFMADD231PS    Y13, Y15, Y3
-	VBROADCASTSS   12(BX)(R8*2), Y14
-	VFMADD231PS    Y12, Y14, Y4
-	VFMADD231PS    Y13, Y14, Y5
-	VBROADCASTSS   12(CX), Y15
-	VFMADD231PS    Y12, Y15, Y6
-	VFMADD231PS    Y13, Y15, Y7
-	VBROADCASTSS   12(CX)(R8*1), Y14
-	VFMADD231PS    Y12, Y14, Y8
-	VFMADD231PS    Y13, Y14, Y9
-	VBROADCASTSS   12(CX)(R8*2), Y15
-	VFMADD231PS    Y12, Y15, Y10
-	VFMADD231PS    Y13, Y15, Y11
-	PREFETCHT0     64(DX)
-	PREFETCHT0     1408(AX)
-	ADDQ           $0x00000200, AX
-	ADDQ           $0x10, BX
-	ADDQ           $0x10, CX
-	ADDQ           $0x00000080, R11
-	ADDQ           $0x00000080, R14
-	ADDQ           $0x00000080, R9
-	ADDQ           $0x00000080, DX
-	SUBQ           $0x10, R12
-	JGE            dims398
+dims397:
+	VMOVUPS      (AX), Y12
+	VPSLLD       $0x10, Y12, Y12
+	VMOVUPS      32(AX), Y13
+	VPSLLD       $0x10, Y13, Y13
+	VBROADCASTSS (BX), Y14
+	VFMADD231PS  Y12, Y14, Y0
+	VFMADD231PS  Y13, Y14, Y1
+	VBROADCASTSS (BX)(R8*1), Y14
+	VFMADD231PS  Y12, Y14, Y2
+	VFMADD231PS  Y13, Y14, Y3
+	VBROADCASTSS (BX)(R8*2), Y14
+	VFMADD231PS  Y12, Y14, Y4
+	VFMADD231PS  Y13, Y14, Y5
+	VBROADCASTSS (CX), Y14
+	VFMADD231PS  Y12, Y14, Y6
+	VFMADD231PS  Y13, Y14, Y7
+	VBROADCASTSS (CX)(R8*1), Y14
+	VFMADD231PS  Y12, Y14, Y8
+	VFMADD231PS  Y13, Y14, Y9
+	VBROADCASTSS (CX)(R8*2), Y14
+	VFMADD231PS  Y12, Y14, Y10
+	VFMADD231PS  Y13, Y14, Y11
+	PREFETCHT0   2048(AX)
+	VANDPS       (AX), Y15, Y12
+	VANDPS       32(AX), Y15, Y13
+	VBROADCASTSS 4(BX), Y14
+	VFMADD231PS  Y12, Y14, Y0
+	VFMADD231PS  Y13, Y14, Y1
+	VBROADCASTSS 4(BX)(R8*1), Y14
+	VFMADD231PS  Y12, Y14, Y2
+	VFMADD231PS  Y13, Y14, Y3
+	VBROADCASTSS 4(BX)(R8*2), Y14
+	VFMADD231PS  Y12, Y14, Y4
+	VFMADD231PS  Y13, Y14, Y5
+	VBROADCASTSS 4(CX), Y14
+	VFMADD231PS  Y12, Y14, Y6
+	VFMADD231PS  Y13, Y14, Y7
+	VBROADCASTSS 4(CX)(R8*1), Y14
+	VFMADD231PS  Y12, Y14, Y8
+	VFMADD231PS  Y13, Y14, Y9
+	VBROADCASTSS 4(CX)(R8*2), Y14
+	VFMADD231PS  Y12, Y14, Y10
+	VFMADD231PS  Y13, Y14, Y11
+	PREFETCHT0   (R11)
+	VMOVUPS      256(AX), Y12
+	VPSLLD       $0x10, Y12, Y12
+	VMOVUPS      288(AX), Y13
+	VPSLLD       $0x10, Y13, Y13
+	VBROADCASTSS 8(BX), Y14
+	VFMADD231PS  Y12, Y14, Y0
+	VFMADD231PS  Y13, Y14, Y1
+	VBROADCASTSS 8(BX)(R8*1), Y14
+	VFMADD231PS  Y12, Y14, Y2
+	VFMADD231PS  Y13, Y14, Y3
+	VBROADCASTSS 8(BX)(R8*2), Y14
+	VFMADD231PS  Y12, Y14, Y4
+	VFMADD231PS  Y13, Y14, Y5
+	VBROADCASTSS 8(CX), Y14
+	VFMADD231PS  Y12, Y14, Y6
+	VFMADD231PS  Y13, Y14, Y7
+	VBROADCASTSS 8(CX)(R8*1), Y14
+	VFMADD231PS  Y12, Y14, Y8
+	VFMADD231PS  Y13, Y14, Y9
+	VBROADCASTSS 8(CX)(R8*2), Y14
+	VFMADD231PS  Y12, Y14, Y10
+	VFMADD231PS  Y13, Y14, Y11
+	PREFETCHT0   2304(AX)
+	VANDPS       256(AX), Y15, Y12
+	VANDPS       288(AX), Y15, Y13
+	VBROADCASTSS 12(BX), Y14
+	VFMADD231PS  Y12, Y14, Y0
+	VFMADD231PS  Y13, Y14, Y1
+	VBROADCASTSS 12(BX)(R8*1), Y14
+	VFMADD231PS  Y12, Y14, Y2
+	VFMADD231PS  Y13, Y14, Y3
+	VBROADCASTSS 12(BX)(R8*2), Y14
+	VFMADD231PS  Y12, Y14, Y4
+	VFMADD231PS  Y13, Y14, Y5
+	VBROADCASTSS 12(CX), Y14
+	VFMADD231PS  Y12, Y14, Y6
+	VFMADD231PS  Y13, Y14, Y7
+	VBROADCASTSS 12(CX)(R8*1), Y14
+	VFMADD231PS  Y12, Y14, Y8
+	VFMADD231PS  Y13, Y14, Y9
+	VBROADCASTSS 12(CX)(R8*2), Y14
+	VFMADD231PS  Y12, Y14, Y10
+	VFMADD231PS  Y13, Y14, Y11
+	PREFETCHT0   (R14)
+	ADDQ         $0x00000200, AX
+	ADDQ         $0x10, BX
+	ADDQ         $0x10, CX
+	VMOVUPS      (AX), Y12
+	VPSLLD       $0x10, Y12, Y12
+	VMOVUPS      32(AX), Y13
+	VPSLLD       $0x10, Y13, Y13
+	VBROADCASTSS (BX), Y14
+	VFMADD231PS  Y12, Y14, Y0
+	VFMADD231PS  Y13, Y14, Y1
+	VBROADCASTSS (BX)(R8*1), Y14
+	VFMADD231PS  Y12, Y14, Y2
+	VFMADD231PS  Y13, Y14, Y3
+	VBROADCASTSS (BX)(R8*2), Y14
+	VFMADD231PS  Y12, Y14, Y4
+	VFMADD231PS  Y13, Y14, Y5
+	VBROADCASTSS (CX), Y14
+	VFMADD231PS  Y12, Y14, Y6
+	VFMADD231PS  Y13, Y14, Y7
+	VBROADCASTSS (CX)(R8*1), Y14
+	VFMADD231PS  Y12, Y14, Y8
+	VFMADD231PS  Y13, Y14, Y9
+	VBROADCASTSS (CX)(R8*2), Y14
+	VFMADD231PS  Y12, Y14, Y10
+	VFMADD231PS  Y13, Y14, Y11
+	PREFETCHT0   2048(AX)
+	VANDPS       (AX), Y15, Y12
+	VANDPS       32(AX), Y15, Y13
+	VBROADCASTSS 4(BX), Y14
+	VFMADD231PS  Y12, Y14, Y0
+	VFMADD231PS  Y13, Y14, Y1
+	VBROADCASTSS 4(BX)(R8*1), Y14
+	VFMADD231PS  Y12, Y14, Y2
+	VFMADD231PS  Y13, Y14, Y3
+	VBROADCASTSS 4(BX)(R8*2), Y14
+	VFMADD231PS  Y12, Y14, Y4
+	VFMADD231PS  Y13, Y14, Y5
+	VBROADCASTSS 4(CX), Y14
+	VFMADD231PS  Y12, Y14, Y6
+	VFMADD231PS  Y13, Y14, Y7
+	VBROADCASTSS 4(CX)(R8*1), Y14
+	VFMADD231PS  Y12, Y14, Y8
+	VFMADD231PS  Y13, Y14, Y9
+	VBROADCASTSS 4(CX)(R8*2), Y14
+	VFMADD231PS  Y12, Y14, Y10
+	VFMADD231PS  Y13, Y14, Y11
+	PREFETCHT0   (R9)
+	VMOVUPS      256(AX), Y12
+	VPSLLD       $0x10, Y12, Y12
+	VMOVUPS      288(AX), Y13
+	VPSLLD       $0x10, Y13, Y13
+	VBROADCASTSS 8(BX), Y14
+	VFMADD231PS  Y12, Y14, Y0
+	VFMADD231PS  Y13, Y14, Y1
+	VBROADCASTSS 8(BX)(R8*1), Y14
+	VFMADD231PS  Y12, Y14, Y2
+	VFMADD231PS  Y13, Y14, Y3
+	VBROADCASTSS 8(BX)(R8*2), Y14
+	VFMADD231PS  Y12, Y14, Y4
+	VFMADD231PS  Y13, Y14, Y5
+	VBROADCASTSS 8(CX), Y14
+	VFMADD231PS  Y12, Y14, Y6
+	VFMADD231PS  Y13, Y14, Y7
+	VBROADCASTSS 8(CX)(R8*1), Y14
+	VFMADD231PS  Y12, Y14, Y8
+	VFMADD231PS  Y13, Y14, Y9
+	VBROADCASTSS 8(CX)(R8*2), Y14
+	VFMADD231PS  Y12, Y14, Y10
+	VFMADD231PS  Y13, Y14, Y11
+	PREFETCHT0   2304(AX)
+	VANDPS       256(AX), Y15, Y12
+	VANDPS       288(AX), Y15, Y13
+	VBROADCASTSS 12(BX), Y14
+	VFMADD231PS  Y12, Y14, Y0
+	VFMADD231PS  Y13, Y14, Y1
+	VBROADCASTSS 12(BX)(R8*1), Y14
+	VFMADD231PS  Y12, Y14, Y2
+	VFMADD231PS  Y13, Y14, Y3
+	VBROADCASTSS 12(BX)(R8*2), Y14
+	VFMADD231PS  Y12, Y14, Y4
+	VFMADD231PS  Y13, Y14, Y5
+	VBROADCASTSS 12(CX), Y14
+	VFMADD231PS  Y12, Y14, Y6
+	VFMADD231PS  Y13, Y14, Y7
+	VBROADCASTSS 12(CX)(R8*1), Y14
+	VFMADD231PS  Y12, Y14, Y8
+	VFMADD231PS  Y13, Y14, Y9
+	VBROADCASTSS 12(CX)(R8*2), Y14
+	VFMADD231PS  Y12, Y14, Y10
+	VFMADD231PS  Y13, Y14, Y11
+	PREFETCHT0   (DX)
+	ADDQ         $0x00000200, AX
+	ADDQ         $0x10, BX
+	ADDQ         $0x10, CX
+	VMOVUPS      (AX), Y12
+	VPSLLD       $0x10, Y12, Y12
+	VMOVUPS      32(AX), Y13
+	VPSLLD       $0x10, Y13, Y13
+	VBROADCASTSS (BX), Y14
+	VFMADD231PS  Y12, Y14, Y0
+	VFMADD231PS  Y13, Y14, Y1
+	VBROADCASTSS (BX)(R8*1), Y14
+	VFMADD231PS  Y12, Y14, Y2
+	VFMADD231PS  Y13, Y14, Y3
+	VBROADCASTSS (BX)(R8*2), Y14
+	VFMADD231PS  Y12, Y14, Y4
+	VFMADD231PS  Y13, Y14, Y5
+	VBROADCASTSS (CX), Y14
+	VFMADD231PS  Y12, Y14, Y6
+	VFMADD231PS  Y13, Y14, Y7
+	VBROADCASTSS (CX)(R8*1), Y14
+	VFMADD231PS  Y12, Y14, Y8
+	VFMADD231PS  Y13, Y14, Y9
+	VBROADCASTSS (CX)(R8*2), Y14
+	VFMADD231PS  Y12, Y14, Y10
+	VFMADD231PS  Y13, Y14, Y11
+	PREFETCHT0   2048(AX)
+	VANDPS       (AX), Y15, Y12
+	VANDPS       32(AX), Y15, Y13
+	VBROADCASTSS 4(BX), Y14
+	VFMADD231PS  Y12, Y14, Y0
+	VFMADD231PS  Y13, Y14, Y1
+	VBROADCASTSS 4(BX)(R8*1), Y14
+	VFMADD231PS  Y12, Y14, Y2
+	VFMADD231PS  Y13, Y14, Y3
+	VBROADCASTSS 4(BX)(R8*2), Y14
+	VFMADD231PS  Y12, Y14, Y4
+	VFMADD231PS  Y13, Y14, Y5
+	VBROADCASTSS 4(CX), Y14
+	VFMADD231PS  Y12, Y14, Y6
+	VFMADD231PS  Y13, Y14, Y7
+	VBROADCASTSS 4(CX)(R8*1), Y14
+	VFMADD231PS  Y12, Y14, Y8
+	VFMADD231PS  Y13, Y14, Y9
+	VBROADCASTSS 4(CX)(R8*2), Y14
+	VFMADD231PS  Y12, Y14, Y10
+	VFMADD231PS  Y13, Y14, Y11
+	PREFETCHT0   64(R11)
+	VMOVUPS      256(AX), Y12
+	VPSLLD       $0x10, Y12, Y12
+	VMOVUPS      288(AX), Y13
+	VPSLLD       $0x10, Y13, Y13
+	VBROADCASTSS 8(BX), Y14
+	VFMADD231PS  Y12, Y14, Y0
+	VFMADD231PS  Y13, Y14, Y1
+	VBROADCASTSS 8(BX)(R8*1), Y14
+	VFMADD231PS  Y12, Y14, Y2
+	VFMADD231PS  Y13, Y14, Y3
+	VBROADCASTSS 8(BX)(R8*2), Y14
+	VFMADD231PS  Y12, Y14, Y4
+	VFMADD231PS  Y13, Y14, Y5
+	VBROADCASTSS 8(CX), Y14
+	VFMADD231PS  Y12, Y14, Y6
+	VFMADD231PS  Y13, Y14, Y7
+	VBROADCASTSS 8(CX)(R8*1), Y14
+	VFMADD231PS  Y12, Y14, Y8
+	VFMADD231PS  Y13, Y14, Y9
+	VBROADCASTSS 8(CX)(R8*2), Y14
+	VFMADD231PS  Y12, Y14, Y10
+	VFMADD231PS  Y13, Y14, Y11
+	PREFETCHT0   2304(AX)
+	VANDPS       256(AX), Y15, Y12
+	VANDPS       288(AX), Y15, Y13
+	VBROADCASTSS 12(BX), Y14
+	VFMADD231PS  Y12, Y14, Y0
+	VFMADD231PS  Y13, Y14, Y1
+	VBROADCASTSS 12(BX)(R8*1), Y14
+	VFMADD231PS  Y12, Y14, Y2
+	VFMADD231PS  Y13, Y14, Y3
+	VBROADCASTSS 12(BX)(R8*2), Y14
+	VFMADD231PS  Y12, Y14, Y4
+	VFMADD231PS  Y13, Y14, Y5
+	VBROADCASTSS 12(CX), Y14
+	VFMADD231PS  Y12, Y14, Y6
+	VFMADD231PS  Y13, Y14, Y7
+	VBROADCASTSS 12(CX)(R8*1), Y14
+	VFMADD231PS  Y12, Y14, Y8
+	VFMADD231PS  Y13, Y14, Y9
+	VBROADCASTSS 12(CX)(R8*2), Y14
+	VFMADD231PS  Y12, Y14, Y10
+	VFMADD231PS  Y13, Y14, Y11
+	PREFETCHT0   64(R14)
+	ADDQ         $0x00000200, AX
+	ADDQ         $0x10, BX
+	ADDQ         $0x10, CX
+	VMOVUPS      (AX), Y12
+	VPSLLD       $0x10, Y12, Y12
+	VMOVUPS      32(AX), Y13
+	VPSLLD       $0x10, Y13, Y13
+	VBROADCASTSS (BX), Y14
+	VFMADD231PS  Y12, Y14, Y0
+	VFMADD231PS  Y13, Y14, Y1
+	VBROADCASTSS (BX)(R8*1), Y14
+	VFMADD231PS  Y12, Y14, Y2
+	VFMADD231PS  Y13, Y14, Y3
+	VBROADCASTSS (BX)(R8*2), Y14
+	VFMADD231PS  Y12, Y14, Y4
+	VFMADD231PS  Y13, Y14, Y5
+	VBROADCASTSS (CX), Y14
+	VFMADD231PS  Y12, Y14, Y6
+	VFMADD231PS  Y13, Y14, Y7
+	VBROADCASTSS (CX)(R8*1), Y14
+	VFMADD231PS  Y12, Y14, Y8
+	VFMADD231PS  Y13, Y14, Y9
+	VBROADCASTSS (CX)(R8*2), Y14
+	VFMADD231PS  Y12, Y14, Y10
+	VFMADD231PS  Y13, Y14, Y11
+	PREFETCHT0   2048(AX)
+	VANDPS       (AX), Y15, Y12
+	VANDPS       32(AX), Y15, Y13
+	VBROADCASTSS 4(BX), Y14
+	VFMADD231PS  Y12, Y14, Y0
+	VFMADD231PS  Y13, Y14, Y1
+	VBROADCASTSS 4(BX)(R8*1), Y14
+	VFMADD231PS  Y12, Y14, Y2
+	VFMADD231PS  Y13, Y14, Y3
+	VBROADCASTSS 4(BX)(R8*2), Y14
+	VFMADD231PS  Y12, Y14, Y4
+	VFMADD231PS  Y13, Y14, Y5
+	VBROADCASTSS 4(CX), Y14
+	VFMADD231PS  Y12, Y14, Y6
+	VFMADD231PS  Y13, Y14, Y7
+	VBROADCASTSS 4(CX)(R8*1), Y14
+	VFMADD231PS  Y12, Y14, Y8
+	VFMADD231PS  Y13, Y14, Y9
+	VBROADCASTSS 4(CX)(R8*2), Y14
+	VFMADD231PS  Y12, Y14, Y10
+	VFMADD231PS  Y13, Y14, Y11
+	PREFETCHT0   64(R9)
+	VMOVUPS      256(AX), Y12
+	VPSLLD       $0x10, Y12, Y12
+	VMOVUPS      288(AX), Y13
+	VPSLLD       $0x10, Y13, Y13
+	VBROADCASTSS 8(BX), Y14
+	VFMADD231PS  Y12, Y14, Y0
+	VFMADD231PS  Y13, Y14, Y1
+	VBROADCASTSS 8(BX)(R8*1), Y14
+	VFMADD231PS  Y12, Y14, Y2
+	VFMADD231PS  Y13, Y14, Y3
+	VBROADCASTSS 8(BX)(R8*2), Y14
+	VFMADD231PS  Y12, Y14, Y4
+	VFMADD231PS  Y13, Y14, Y5
+	VBROADCASTSS 8(CX), Y14
+	VFMADD231PS  Y12, Y14, Y6
+	VFMADD231PS  Y13, Y14, Y7
+	VBROADCASTSS 8(CX)(R8*1), Y14
+	VFMADD231PS  Y12, Y14, Y8
+	VFMADD231PS  Y13, Y14, Y9
+	VBROADCASTSS 8(CX)(R8*2), Y14
+	VFMADD231PS  Y12, Y14, Y10
+	VFMADD231PS  Y13, Y14, Y11
+	PREFETCHT0   2304(AX)
+	VANDPS       256(AX), Y15, Y12
+	VANDPS       288(AX), Y15, Y13
+	VBROADCASTSS 12(BX), Y14
+	VFMADD231PS  Y12, Y14, Y0
+	VFMADD231PS  Y13, Y14, Y1
+	VBROADCASTSS 12(BX)(R8*1), Y14
+	VFMADD231PS  Y12, Y14, Y2
+	VFMADD231PS  Y13, Y14, Y3
+	VBROADCASTSS 12(BX)(R8*2), Y14
+	VFMADD231PS  Y12, Y14, Y4
+	VFMADD231PS  Y13, Y14, Y5
+	VBROADCASTSS 12(CX), Y14
+	VFMADD231PS  Y12, Y14, Y6
+	VFMADD231PS  Y13, Y14, Y7
+	VBROADCASTSS 12(CX)(R8*1), Y14
+	VFMADD231PS  Y12, Y14, Y8
+	VFMADD231PS  Y13, Y14, Y9
+	VBROADCASTSS 12(CX)(R8*2), Y14
+	VFMADD231PS  Y12, Y14, Y10
+	VFMADD231PS  Y13, Y14, Y11
+	PREFETCHT0   64(DX)
+	ADDQ         $0x00000200, AX
+	ADDQ         $0x10, BX
+	ADDQ         $0x10, CX
+	ADDQ         $0x00000080, R11
+	ADDQ         $0x00000080, R14
+	ADDQ         $0x00000080, R9
+	ADDQ         $0x00000080, DX
+	SUBQ         $0x10, R12
+	JGE          dims397
 
-short400:
+short399:
 	ADDQ $0x10, R12
 
-plain399:
+plain398:
 	SUBQ $0x04, R12
 	JLT  few395
 
-dims401:
-	VBROADCASTI128 (AX), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VBROADCASTI128 16(AX), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VBROADCASTSS   (BX), Y14
-	VFMADD231PS    Y12, Y14, Y0
-	VFMADD231PS    Y13, Y14, Y1
-	VBROADCASTSS   (BX)(R8*1), Y15
-	VFMADD231PS    Y12, Y15, Y2
-	VFMADD231PS    Y13, Y15, Y3
-	VBROADCASTSS   (BX)(R8*2), Y14
-	VFMADD231PS    Y12, Y14, Y4
-	VFMADD231PS    Y13, Y14, Y5
-	VBROADCASTSS   (CX), Y15
-	VFMADD231PS    Y12, Y15, Y6
-	VFMADD231PS    Y13, Y15, Y7
-	VBROADCASTSS   (CX)(R8*1), Y14
-	VFMADD231PS    Y12, Y14, Y8
-	VFMADD231PS    Y13, Y14, Y9
-	VBROADCASTSS   (CX)(R8*2), Y15
-	VFMADD231PS    Y12, Y15, Y10
-	VFMADD231PS    Y13, Y15, Y11
-	VBROADCASTI128 128(AX), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VBROADCASTI128 144(AX), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VBROADCASTSS   4(BX), Y14
-	VFMADD231PS    Y12, Y14, Y0
-	VFMADD231PS    Y13, Y14, Y1
-	VBROADCASTSS   4(BX)(R8*1), Y15
-	VFMADD231PS    Y12, Y15, Y2
-	VFMADD231PS    Y13, Y15, Y3
-	VBROADCASTSS   4(BX)(R8*2), Y14
-	VFMADD231PS    Y12, Y14, Y4
-	VFMADD231PS    Y13, Y14, Y5
-	VBROADCASTSS   4(CX), Y15
-	VFMADD231PS    Y12, Y15, Y6
-	VFMADD231PS    Y13, Y15, Y7
-	VBROADCASTSS   4(CX)(R8*1), Y14
-	VFMADD231PS    Y12, Y14, Y8
-	VFMADD231PS    Y13, Y14, Y9
-	VBROADCASTSS   4(CX)(R8*2), Y15
-	VFMADD231PS    Y12, Y15, Y10
-	VFMADD231PS    Y13, Y15, Y11
-	VBROADCASTI128 256(AX), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VBROADCASTI128 272(AX), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VBROADCASTSS   8(BX), Y14
-	VFMADD231PS    Y12, Y14, Y0
-	VFMADD231PS    Y13, Y14, Y1
-	VBROADCASTSS   8(BX)(R8*1), Y15
-	VFMADD231PS    Y12, Y15, Y2
-	VFMADD231PS    Y13, Y15, Y3
-	VBROADCASTSS   8(BX)(R8*2), Y14
-	VFMADD231PS    Y12, Y14, Y4
-	VFMADD231PS    Y13, Y14, Y5
-	VBROADCASTSS   8(CX), Y15
-	VFMADD231PS    Y12, Y15, Y6
-	VFMADD231PS    Y13, Y15, Y7
-	VBROADCASTSS   8(CX)(R8*1), Y14
-	VFMADD231PS    Y12, Y14, Y8
-	VFMADD231PS    Y13, Y14, Y9
-	VBROADCASTSS   8(CX)(R8*2), Y15
-	VFMADD231PS    Y12, Y15, Y10
-	VFMADD231PS    Y13, Y15, Y11
-	VBROADCASTI128 384(AX), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VBROADCASTI128 400(AX), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VBROADCASTSS   12(BX), Y14
-	VFMADD231PS    Y12, Y14, Y0
-	VFMADD231PS    Y13, Y14, Y1
-	VBROADCASTSS   12(BX)(R8*1), Y15
-	VFMADD231PS    Y12, Y15, Y2
-	VFMADD231PS    Y13, Y15, Y3
-	VBROADCASTSS   12(BX)(R8*2), Y14
-	VFMADD231PS    Y12, Y14, Y4
-	VFMADD231PS    Y13, Y14, Y5
-	VBROADCASTSS   12(CX), Y15
-	VFMADD231PS    Y12, Y15, Y6
-	VFMADD231PS    Y13, Y15, Y7
-	VBROADCASTSS   12(CX)(R8*1), Y14
-	VFMADD231PS    Y12, Y14, Y8
-	VFMADD231PS    Y13, Y14, Y9
-	VBROADCASTSS   12(CX)(R8*2), Y15
-	VFMADD231PS    Y12, Y15, Y10
-	VFMADD231PS    Y13, Y15, Y11
-	ADDQ           $0x00000200, AX
-	ADDQ           $0x10, BX
-	ADDQ           $0x10, CX
-	SUBQ           $0x04, R12
-	JGE            dims401
+dims400:
+	VMOVUPS      (AX), Y12
+	VPSLLD       $0x10, Y12, Y12
+	VMOVUPS      32(AX), Y13
+	VPSLLD       $0x10, Y13, Y13
+	VBROADCASTSS (BX), Y14
+	VFMADD231PS  Y12, Y14, Y0
+	VFMADD231PS  Y13, Y14, Y1
+	VBROADCASTSS (BX)(R8*1), Y14
+	VFMADD231PS  Y12, Y14, Y2
+	VFMADD231PS  Y13, Y14, Y3
+	VBROADCASTSS (BX)(R8*2), Y14
+	VFMADD231PS  Y12, Y14, Y4
+	VFMADD231PS  Y13, Y14, Y5
+	VBROADCASTSS (CX), Y14
+	VFMADD231PS  Y12, Y14, Y6
+	VFMADD231PS  Y13, Y14, Y7
+	VBROADCASTSS (CX)(R8*1), Y14
+	VFMADD231PS  Y12, Y14, Y8
+	VFMADD231PS  Y13, Y14, Y9
+	VBROADCASTSS (CX)(R8*2), Y14
+	VFMADD231PS  Y12, Y14, Y10
+	VFMADD231PS  Y13, Y14, Y11
+	VANDPS       (AX), Y15, Y12
+	VANDPS       32(AX), Y15, Y13
+	VBROADCASTSS 4(BX), Y14
+	VFMADD231PS  Y12, Y14, Y0
+	VFMADD231PS  Y13, Y14, Y1
+	VBROADCASTSS 4(BX)(R8*1), Y14
+	VFMADD231PS  Y12, Y14, Y2
+	VFMADD231PS  Y13, Y14, Y3
+	VBROADCASTSS 4(BX)(R8*2), Y14
+	VFMADD231PS  Y12, Y14, Y4
+	VFMADD231PS  Y13, Y14, Y5
+	VBROADCASTSS 4(CX), Y14
+	VFMADD231PS  Y12, Y14, Y6
+	VFMADD231PS  Y13, Y14, Y7
+	VBROADCASTSS 4(CX)(R8*1), Y14
+	VFMADD231PS  Y12, Y14, Y8
+	VFMADD231PS  Y13, Y14, Y9
+	VBROADCASTSS 4(CX)(R8*2), Y14
+	VFMADD231PS  Y12, Y14, Y10
+	VFMADD231PS  Y13, Y14, Y11
+	VMOVUPS      256(AX), Y12
+	VPSLLD       $0x10, Y12, Y12
+	VMOVUPS      288(AX), Y13
+	VPSLLD       $0x10, Y13, Y13
+	VBROADCASTSS 8(BX), Y14
+	VFMADD231PS  Y12, Y14, Y0
+	VFMADD231PS  Y13, Y14, Y1
+	VBROADCASTSS 8(BX)(R8*1), Y14
+	VFMADD231PS  Y12, Y14, Y2
+	VFMADD231PS  Y13, Y14, Y3
+	VBROADCASTSS 8(BX)(R8*2), Y14
+	VFMADD231PS  Y12, Y14, Y4
+	VFMADD231PS  Y13, Y14, Y5
+	VBROADCASTSS 8(CX), Y14
+	VFMADD231PS  Y12, Y14, Y6
+	VFMADD231PS  Y13, Y14, Y7
+	VBROADCASTSS 8(CX)(R8*1), Y14
+	VFMADD231PS  Y12, Y14, Y8
+	VFMADD231PS  Y13, Y14, Y9
+	VBROADCASTSS 8(CX)(R8*2), Y14
+	VFMADD231PS  Y12, Y14, Y10
+	VFMADD231PS  Y13, Y14, Y11
+	VANDPS       256(AX), Y15, Y12
+	VANDPS       288(AX), Y15, Y13
+	VBROADCASTSS 12(BX), Y14
+	VFMADD231PS  Y12, Y14, Y0
+	VFMADD231PS  Y13, Y14, Y1
+	VBROADCASTSS 12(BX)(R8*1), Y14
+	VFMADD231PS  Y12, Y14, Y2
+	VFMADD231PS  Y13, Y14, Y3
+	VBROADCASTSS 12(BX)(R8*2), Y14
+	VFMADD231PS  Y12, Y14, Y4
+	VFMADD231PS  Y13, Y14, Y5
+	VBROADCASTSS 12(CX), Y14
+	VFMADD231PS  Y12, Y14, Y6
+	VFMADD231PS  Y13, Y14, Y7
+	VBROADCASTSS 12(CX)(R8*1), Y14
+	VFMADD231PS  Y12, Y14, Y8
+	VFMADD231PS  Y13, Y14, Y9
+	VBROADCASTSS 12(CX)(R8*2), Y14
+	VFMADD231PS  Y12, Y14, Y10
+	VFMADD231PS  Y13, Y14, Y11
+	ADDQ         $0x00000200, AX
+	ADDQ         $0x10, BX
+	ADDQ         $0x10, CX
+	SUBQ         $0x04, R12
+	JGE          dims400
 
 few395:
-	ADDQ $0x04, R12
-	JZ   store397
+	ADDQ         $0x04, R12
+	JZ           store396
+	CMPQ         R12, $0x02
+	JLT          some401
+	VMOVUPS      (AX), Y12
+	VPSLLD       $0x10, Y12, Y12
+	VMOVUPS      32(AX), Y13
+	VPSLLD       $0x10, Y13, Y13
+	VBROADCASTSS (BX), Y14
+	VFMADD231PS  Y12, Y14, Y0
+	VFMADD231PS  Y13, Y14, Y1
+	VBROADCASTSS (BX)(R8*1), Y14
+	VFMADD231PS  Y12, Y14, Y2
+	VFMADD231PS  Y13, Y14, Y3
+	VBROADCASTSS (BX)(R8*2), Y14
+	VFMADD231PS  Y12, Y14, Y4
+	VFMADD231PS  Y13, Y14, Y5
+	VBROADCASTSS (CX), Y14
+	VFMADD231PS  Y12, Y14, Y6
+	VFMADD231PS  Y13, Y14, Y7
+	VBROADCASTSS (CX)(R8*1), Y14
+	VFMADD231PS  Y12, Y14, Y8
+	VFMADD231PS  Y13, Y14, Y9
+	VBROADCASTSS (CX)(R8*2), Y14
+	VFMADD231PS  Y12, Y14, Y10
+	VFMADD231PS  Y13, Y14, Y11
+	VANDPS       (AX), Y15, Y12
+	VANDPS       32(AX), Y15, Y13
+	VBROADCASTSS 4(BX), Y14
+	VFMADD231PS  Y12, Y14, Y0
+	VFMADD231PS  Y13, Y14, Y1
+	VBROADCASTSS 4(BX)(R8*1), Y14
+	VFMADD231PS  Y12, Y14, Y2
+	VFMADD231PS  Y13, Y14, Y3
+	VBROADCASTSS 4(BX)(R8*2), Y14
+	VFMADD231PS  Y12, Y14, Y4
+	VFMADD231PS  Y13, Y14, Y5
+	VBROADCASTSS 4(CX), Y14
+	VFMADD231PS  Y12, Y14, Y6
+	VFMADD231PS  Y13, Y14, Y7
+	VBROADCASTSS 4(CX)(R8*1), Y14
+	VFMADD231PS  Y12, Y14, Y8
+	VFMADD231PS  Y13, Y14, Y9
+	VBROADCASTSS 4(CX)(R8*2), Y14
+	VFMADD231PS  Y12, Y14, Y10
+	VFMADD231PS  Y13, Y14, Y11
+	ADDQ         $0x00000100, AX
+	ADDQ         $0x08, BX
+	ADDQ         $0x08, CX
+	SUBQ         $0x02, R12
+	JZ           store396
 
-some396:
-	VBROADCASTI128 (AX), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VBROADCASTI128 16(AX), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VBROADCASTSS   (BX), Y14
-	VFMADD231PS    Y12, Y14, Y0
-	VFMADD231PS    Y13, Y14, Y1
-	VBROADCASTSS   (BX)(R8*1), Y15
-	VFMADD231PS    Y12, Y15, Y2
-	VFMADD231PS    Y13, Y15, Y3
-	VBROADCASTSS   (BX)(R8*2), Y14
-	VFMADD231PS    Y12, Y14, Y4
-	VFMADD231PS    Y13, Y14, Y5
-	VBROADCASTSS   (CX), Y15
-	VFMADD231PS    Y12, Y15, Y6
-	VFMADD231PS    Y13, Y15, Y7
-	VBROADCASTSS   (CX)(R8*1), Y14
-	VFMADD231PS    Y12, Y14, Y8
-	VFMADD231PS    Y13, Y14, Y9
-	VBROADCASTSS   (CX)(R8*2), Y15
-	VFMADD231PS    Y12, Y15, Y10
-	VFMADD231PS    Y13, Y15, Y11
-	ADDQ           $0x00000080, AX
-	ADDQ           $0x04, BX
-	ADDQ           $0x04, CX
-	DECQ           R12
-	JNZ            some396
+some401:
+	VMOVUPS      (AX), Y12
+	VPSLLD       $0x10, Y12, Y12
+	VMOVUPS      32(AX), Y13
+	VPSLLD       $0x10, Y13, Y13
+	VBROADCASTSS (BX), Y14
+	VFMADD231PS  Y12, Y14, Y0
+	VFMADD231PS  Y13, Y14, Y1
+	VBROADCASTSS (BX)(R8*1), Y14
+	VFMADD231PS  Y12, Y14, Y2
+	VFMADD231PS  Y13, Y14, Y3
+	VBROADCASTSS (BX)(R8*2), Y14
+	VFMADD231PS  Y12, Y14, Y4
+	VFMADD231PS  Y13, Y14, Y5
+	VBROADCASTSS (CX), Y14
+	VFMADD231PS  Y12, Y14, Y6
+	VFMADD231PS  Y13, Y14, Y7
+	VBROADCASTSS (CX)(R8*1), Y14
+	VFMADD231PS  Y12, Y14, Y8
+	VFMADD231PS  Y13, Y14, Y9
+	VBROADCASTSS (CX)(R8*2), Y14
+	VFMADD231PS  Y12, Y14, Y10
+	VFMADD231PS  Y13, Y14, Y11
+	ADDQ         $0x00000080, AX
+	ADDQ         $0x04, BX
+	ADDQ         $0x04, CX
 
-store397:
+store396:
 	VMOVUPS Y0, (DI)
 	VMOVUPS Y1, 32(DI)
 	VMOVUPS Y2, 256(DI)
@@ -15975,7 +15998,7 @@ store397:
 	VMOVUPS Y10, 1280(DI)
 	VMOVUPS Y11, 1312(DI)
 	ADDQ    $0x00000040, DI
-	ADDQ    $0x00000020, R13
+	ADDQ    $0x00000040, R13
 	DECQ    R15
 	JNZ     block392
 	ADDQ    $0x00000500, DI
@@ -16003,18 +16026,19 @@ fewer383:
 	JMP  done384
 
 tile386:
-	MOVQ   k+16(FP), R13
-	CMPQ   carry+48(FP), $0x00
-	JNE    carry403
-	VXORPS Y0, Y0, Y0
-	VXORPS Y1, Y1, Y1
-	VXORPS Y2, Y2, Y2
-	VXORPS Y3, Y3, Y3
-	VXORPS Y4, Y4, Y4
-	VXORPS Y5, Y5, Y5
-	VXORPS Y6, Y6, Y6
-	VXORPS Y7, Y7, Y7
-	JMP    begin404
+	MOVQ         k+16(FP), R13
+	VBROADCASTSS highHalf_avx2<>+0(SB), Y15
+	CMPQ         carry+48(FP), $0x00
+	JNE          carry403
+	VXORPS       Y0, Y0, Y0
+	VXORPS       Y1, Y1, Y1
+	VXORPS       Y2, Y2, Y2
+	VXORPS       Y3, Y3, Y3
+	VXORPS       Y4, Y4, Y4
+	VXORPS       Y5, Y5, Y5
+	VXORPS       Y6, Y6, Y6
+	VXORPS       Y7, Y7, Y7
+	JMP          begin404
 
 carry403:
 	VMOVUPS (DI), Y0
@@ -16031,623 +16055,589 @@ begin404:
 	MOVQ  SI, BX
 	MOVQ  n+32(FP), R12
 	TESTQ R11, R11
-	JZ    plain409
+	JZ    plain408
 	SUBQ  $0x10, R12
-	JLT   short410
+	JLT   short409
 
-dims408:
-	VBROADCASTSS   (BX), Y8
-	VBROADCASTI128 (AX), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VFMADD231PS    Y9, Y8, Y0
-	VBROADCASTI128 16(AX), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VFMADD231PS    Y10, Y8, Y1
-	VBROADCASTI128 32(AX), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VFMADD231PS    Y11, Y8, Y2
-	VBROADCASTI128 48(AX), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VFMADD231PS    Y12, Y8, Y3
-	VBROADCASTI128 64(AX), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VFMADD231PS    Y13, Y8, Y4
-	VBROADCASTI128 80(AX), Y14
-	VPSHUFB        upper_avx2<>+0(SB), Y14, Y14
-	VFMADD231PS    Y14, Y8, Y5
-	VBROADCASTI128 96(AX), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y8, Y6
-	VBROADCASTI128 112(AX), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VFMADD231PS    Y9, Y8, Y7
-	PREFETCHT0     (R11)
-	PREFETCHT0     (R14)
-	PREFETCHT0     1024(AX)
-	VBROADCASTSS   4(BX), Y8
-	VBROADCASTI128 128(AX), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VFMADD231PS    Y9, Y8, Y0
-	VBROADCASTI128 144(AX), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VFMADD231PS    Y10, Y8, Y1
-	VBROADCASTI128 160(AX), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VFMADD231PS    Y11, Y8, Y2
-	VBROADCASTI128 176(AX), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VFMADD231PS    Y12, Y8, Y3
-	VBROADCASTI128 192(AX), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VFMADD231PS    Y13, Y8, Y4
-	VBROADCASTI128 208(AX), Y14
-	VPSHUFB        upper_avx2<>+0(SB), Y14, Y14
-	VFMADD231PS    Y14, Y8, Y5
-	VBROADCASTI128 224(AX), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y8, Y6
-	VBROADCASTI128 240(AX), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VFMADD231PS    Y9, Y8, Y7
-	PREFETCHT0     (R9)
-	PREFETCHT0     (DX)
-	PREFETCHT0     1152(AX)
-	VBROADCASTSS   8(BX), Y8
-	VBROADCASTI128 256(AX), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VFMADD231PS    Y9, Y8, Y0
-	VBROADCASTI128 272(AX), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VFMADD231PS    Y10, Y8, Y1
-	VBROADCASTI128 288(AX), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VFMADD231PS    Y11, Y8, Y2
-	VBROADCASTI128 304(AX), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VFMADD231PS    Y12, Y8, Y3
-	VBROADCASTI128 320(AX), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VFMADD231PS    Y13, Y8, Y4
-	VBROADCASTI128 336(AX), Y14
-	VPSHUFB        upper_avx2<>+0(SB), Y14, Y14
-	VFMADD231PS    Y14, Y8, Y5
-	VBROADCASTI128 352(AX), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y8, Y6
-	VBROADCASTI128 368(AX), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VFMADD231PS    Y9, Y8, Y7
-	PREFETCHT0     64(R11)
-	PREFETCHT0     64(R14)
-	PREFETCHT0     1280(AX)
-	VBROADCASTSS   12(BX), Y8
-	VBROADCASTI128 384(AX), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VFMADD231PS    Y9, Y8, Y0
-	VBROADCASTI128 400(AX), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VFMADD231PS    Y10, Y8, Y1
-	VBROADCASTI128 416(AX), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VFMADD231PS    Y11, Y8, Y2
-	VBROADCASTI128 432(AX), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VFMADD231PS    Y12, Y8, Y3
-	VBROADCASTI128 448(AX), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VFMADD231PS    Y13, Y8, Y4
-	VBROADCASTI128 464(AX), Y14
-	VPSHUFB        upper_avx2<>+0(SB), Y14, Y14
-	VFMADD231PS    Y14, Y8, Y5
-	VBROADCASTI128 480(AX), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y8, Y6
-	VBROADCASTI128 496(AX), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VFMADD231PS    Y9, Y8, Y7
-	PREFETCHT0     64(R9)
-	PREFETCHT0     64(DX)
-	PREFETCHT0     1408(AX)
-	ADDQ           $0x00000200, AX
-	ADDQ           $0x10, BX
-	VBROADCASTSS   (BX), Y8
-	VBROADCASTI128 (AX), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VFMADD231PS    Y9, Y8, Y0
-	VBROADCASTI128 16(AX), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VFMADD231PS    Y10, Y8, Y1
-	VBROADCASTI128 32(AX), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VFMADD231PS    Y11, Y8, Y2
-	VBROADCASTI128 48(AX), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VFMADD231PS    Y12, Y8, Y3
-	VBROADCASTI128 64(AX), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VFMADD231PS    Y13, Y8, Y4
-	VBROADCASTI128 80(AX), Y14
-	VPSHUFB        upper_avx2<>+0(SB), Y14, Y14
-	VFMADD231PS    Y14, Y8, Y5
-	VBROADCASTI128 96(AX), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y8, Y6
-	VBROADCASTI128 112(AX), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VFMADD231PS    Y9, Y8, Y7
-	PREFETCHT0     128(R11)
-	PREFETCHT0     128(R14)
-	PREFETCHT0     1024(AX)
-	VBROADCASTSS   4(BX), Y8
-	VBROADCASTI128 128(AX), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VFMADD231PS    Y9, Y8, Y0
-	VBROADCASTI128 144(AX), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VFMADD231PS    Y10, Y8, Y1
-	VBROADCASTI128 160(AX), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VFMADD231PS    Y11, Y8, Y2
-	VBROADCASTI128 176(AX), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VFMADD231PS    Y12, Y8, Y3
-	VBROADCASTI128 192(AX), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VFMADD231PS    Y13, Y8, Y4
-	VBROADCASTI128 208(AX), Y14
-	VPSHUFB        upper_avx2<>+0(SB), Y14, Y14
-	VFMADD231PS    Y14, Y8, Y5
-	VBROADCASTI128 224(AX), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y8, Y6
-	VBROADCASTI128 240(AX), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VFMADD231PS    Y9, Y8, Y7
-	PREFETCHT0     128(R9)
-	PREFETCHT0     128(DX)
-	PREFETCHT0     1152(AX)
-	VBROADCASTSS   8(BX), Y8
-	VBROADCASTI128 256(AX), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VFMADD231PS    Y9, Y8, Y0
-	VBROADCASTI128 272(AX), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VFMADD231PS    Y10, Y8, Y1
-	VBROADCASTI128 288(AX), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VFMADD231PS    Y11, Y8, Y2
-	VBROADCASTI128 304(AX), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VFMADD231PS    Y12, Y8, Y3
-	VBROADCASTI128 320(AX), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VFMADD231PS    Y13, Y8, Y4
-	VBROADCASTI128 336(AX), Y14
-	VPSHUFB        upper_avx2<>+0(SB), Y14, Y14
-	VFMADD231PS    Y14, Y8, Y5
-	VBROADCASTI128 352(AX), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y8, Y6
-	VBROADCASTI128 368(AX), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VFMADD231PS    Y9, Y8, Y7
-	PREFETCHT0     192(R11)
-	PREFETCHT0     192(R14)
-	PREFETCHT0     1280(AX)
-	VBROADCASTSS   12(BX), Y8
-	VBROADCASTI128 384(AX), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VFMADD231PS    Y9, Y8, Y0
-	VBROADCASTI128 400(AX), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VFMADD231PS    Y10, Y8, Y1
-	VBROADCASTI128 416(AX), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VFMADD231PS    Y11, Y8, Y2
-	VBROADCASTI128 432(AX), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VFMADD231PS    Y12, Y8, Y3
-	VBROADCASTI128 448(AX), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VFMADD231PS    Y13, Y8, Y4
-	VBROADCASTI128 464(AX), Y14
-	VPSHUFB        upper_avx2<>+0(SB), Y14, Y14
-	VFMADD231PS    Y14, Y8, Y5
-	VBROADCASTI128 480(AX), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y8, Y6
-	VBROADCASTI128 496(AX), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VFMADD231PS    Y9, Y8, Y7
-	PREFETCHT0     192(R9)
-	PREFETCHT0     192(DX)
-	PREFETCHT0     1408(AX)
-	ADDQ           $0x00000200, AX
-	ADDQ           $0x10, BX
-	VBROADCASTSS   (BX), Y8
-	VBROADCASTI128 (AX), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VFMADD231PS    Y9, Y8, Y0
-	VBROADCASTI128 16(AX), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VFMADD231PS    Y10, Y8, Y1
-	VBROADCASTI128 32(AX), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VFMADD231PS    Y11, Y8, Y2
-	VBROADCASTI128 48(AX), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VFMADD231PS    Y12, Y8, Y3
-	VBROADCASTI128 64(AX), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VFMADD231PS    Y13, Y8, Y4
-	VBROADCASTI128 80(AX), Y14
-	VPSHUFB        upper_avx2<>+0(SB), Y14, Y14
-	VFMADD231PS    Y14, Y8, Y5
-	VBROADCASTI128 96(AX), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y8, Y6
-	VBROADCASTI128 112(AX), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VFMADD231PS    Y9, Y8, Y7
-	PREFETCHT0     256(R11)
-	PREFETCHT0     256(R14)
-	PREFETCHT0     1024(AX)
-	VBROADCASTSS   4(BX), Y8
-	VBROADCASTI128 128(AX), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VFMADD231PS    Y9, Y8, Y0
-	VBROADCASTI128 144(AX), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VFMADD231PS    Y10, Y8, Y1
-	VBROADCASTI128 160(AX), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VFMADD231PS    Y11, Y8, Y2
-	VBROADCASTI128 176(AX), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VFMADD231PS    Y12, Y8, Y3
-	VBROADCASTI128 192(AX), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VFMADD231PS    Y13, Y8, Y4
-	VBROADCASTI128 208(AX), Y14
-	VPSHUFB        upper_avx2<>+0(SB), Y14, Y14
-	VFMADD231PS    Y14, Y8, Y5
-	VBROADCASTI128 224(AX), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y8, Y6
-	VBROADCASTI128 240(AX), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VFMADD231PS    Y9, Y8, Y7
-	PREFETCHT0     256(R9)
-	PREFETCHT0     256(DX)
-	PREFETCHT0     1152(AX)
-	VBROADCASTSS   8(BX), Y8
-	VBROADCASTI128 256(AX), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VFMADD231PS    Y9, Y8, Y0
-	VBROADCASTI128 272(AX), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VFMADD231PS    Y10, Y8, Y1
-	VBROADCASTI128 288(AX), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VFMADD231PS    Y11, Y8, Y2
-	VBROADCASTI128 304(AX), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VFMADD231PS    Y12, Y8, Y3
-	VBROADCASTI128 320(AX), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VFMADD231PS    Y13, Y8, Y4
-	VBROADCASTI128 336(AX), Y14
-	VPSHUFB        upper_avx2<>+0(SB), Y14, Y14
-	VFMADD231PS    Y14, Y8, Y5
-	VBROADCASTI128 352(AX), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y8, Y6
-	VBROADCASTI128 368(AX), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VFMADD231PS    Y9, Y8, Y7
-	PREFETCHT0     320(R11)
-	PREFETCHT0     320(R14)
-	PREFETCHT0     1280(AX)
-	VBROADCASTSS   12(BX), Y8
-	VBROADCASTI128 384(AX), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VFMADD231PS    Y9, Y8, Y0
-	VBROADCASTI128 400(AX), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VFMADD231PS    Y10, Y8, Y1
-	VBROADCASTI128 416(AX), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VFMADD231PS    Y11, Y8, Y2
-	VBROADCASTI128 432(AX), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VFMADD231PS    Y12, Y8, Y3
-	VBROADCASTI128 448(AX), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VFMADD231PS    Y13, Y8, Y4
-	VBROADCASTI128 464(AX), Y14
-	VPSHUFB        upper_avx2<>+0(SB), Y14, Y14
-	VFMADD231PS    Y14, Y8, Y5
-	VBROADCASTI128 480(AX), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y8, Y6
-	VBROADCASTI128 496(AX), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VFMADD231PS    Y9, Y8, Y7
-	PREFETCHT0     320(R9)
-	PREFETCHT0     320(DX)
-	PREFETCHT0     1408(AX)
-	ADDQ           $0x00000200, AX
-	ADDQ           $0x10, BX
-	VBROADCASTSS   (BX), Y8
-	VBROADCASTI128 (AX), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VFMADD231PS    Y9, Y8, Y0
-	VBROADCASTI128 16(AX), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VFMADD231PS    Y10, Y8, Y1
-	VBROADCASTI128 32(AX), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VFMADD231PS    Y11, Y8, Y2
-	VBROADCASTI128 48(AX), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VFMADD231PS    Y12, Y8, Y3
-	VBROADCASTI128 64(AX), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VFMADD231PS    Y13, Y8, Y4
-	VBROADCASTI128 80(AX), Y14
-	VPSHUFB        upper_avx2<>+0(SB), Y14, Y14
-	VFMADD231PS    Y14, Y8, Y5
-	VBROADCASTI128 96(AX), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y8, Y6
-	VBROADCASTI128 112(AX), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VFMADD231PS    Y9, Y8, Y7
-	PREFETCHT0     384(R11)
-	PREFETCHT0     384(R14)
-	PREFETCHT0     1024(AX)
-	VBROADCASTSS   4(BX), Y8
-	VBROADCASTI128 128(AX), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VFMADD231PS    Y9, Y8, Y0
-	VBROADCASTI128 144(AX), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VFMADD231PS    Y10, Y8, Y1
-	VBROADCASTI128 160(AX), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VFMADD231PS    Y11, Y8, Y2
-	VBROADCASTI128 176(AX), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VFMADD231PS    Y12, Y8, Y3
-	VBROADCASTI128 192(AX), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VFMADD231PS    Y13, Y8, Y4
-	VBROADCASTI128 208(AX), Y14
-	VPSHUFB        upper_avx2<>+0(SB), Y14, Y14
-	VFMADD231PS    Y14, Y8, Y5
-	VBROADCASTI128 224(AX), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y8, Y6
-	VBROADCASTI128 240(AX), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VFMADD231PS    Y9, Y8, Y7
-	PREFETCHT0     384(R9)
-	PREFETCHT0     384(DX)
-	PREFETCHT0     1152(AX)
-	VBROADCASTSS   8(BX), Y8
-	VBROADCASTI128 256(AX), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VFMADD231PS    Y9, Y8, Y0
-	VBROADCASTI128 272(AX), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VFMADD231PS    Y10, Y8, Y1
-	VBROADCASTI128 288(AX), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VFMADD231PS    Y11, Y8, Y2
-	VBROADCASTI128 304(AX), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VFMADD231PS    Y12, Y8, Y3
-	VBROADCASTI128 320(AX), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VFMADD231PS    Y13, Y8, Y4
-	VBROADCASTI128 336(AX), Y14
-	VPSHUFB        upper_avx2<>+0(SB), Y14, Y14
-	VFMADD231PS    Y14, Y8, Y5
-	VBROADCASTI128 352(AX), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y8, Y6
-	VBROADCASTI128 368(AX), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VFMADD231PS    Y9, Y8, Y7
-	PREFETCHT0     448(R11)
-	PREFETCHT0     448(R14)
-	PREFETCHT0     1280(AX)
-	VBROADCASTSS   12(BX), Y8
-	VBROADCASTI128 384(AX), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VFMADD231PS    Y9, Y8, Y0
-	VBROADCASTI128 400(AX), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VFMADD231PS    Y10, Y8, Y1
-	VBROADCASTI128 416(AX), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VFMADD231PS    Y11, Y8, Y2
-	VBROADCASTI128 432(AX), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VFMADD231PS    Y12, Y8, Y3
-	VBROADCASTI128 448(AX), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VFMADD231PS    Y13, Y8, Y4
-	VBROADCASTI128 464(AX), Y14
-	VPSHUFB        upper_avx2<>+0(SB), Y14, Y14
-	VFMADD231PS    Y14, Y8, Y5
-	VBROADCASTI128 480(AX), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y8, Y6
-	VBROADCASTI128 496(AX), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VFMADD231PS    Y9, Y8, Y7
-	PREFETCHT0     448(R9)
-	PREFETCHT0     448(DX)
-	PREFETCHT0     1408(AX)
-	ADDQ           $0x00000200, AX
-	ADDQ           $0x10, BX
-	ADDQ           $0x00000200, R11
-	ADDQ           $0x00000200, R14
-	ADDQ           $0x00000200, R9
-	ADDQ           $0x00000200, DX
-	SUBQ           $0x10, R12
-	JGE            dims408
+dims407:
+	VBROADCASTSS (BX), Y8
+	VMOVUPS      (AX), Y9
+	VPSLLD       $0x10, Y9, Y9
+	VFMADD231PS  Y9, Y8, Y0
+	VMOVUPS      32(AX), Y10
+	VPSLLD       $0x10, Y10, Y10
+	VFMADD231PS  Y10, Y8, Y1
+	VMOVUPS      64(AX), Y11
+	VPSLLD       $0x10, Y11, Y11
+	VFMADD231PS  Y11, Y8, Y2
+	VMOVUPS      96(AX), Y12
+	VPSLLD       $0x10, Y12, Y12
+	VFMADD231PS  Y12, Y8, Y3
+	VMOVUPS      128(AX), Y13
+	VPSLLD       $0x10, Y13, Y13
+	VFMADD231PS  Y13, Y8, Y4
+	VMOVUPS      160(AX), Y14
+	VPSLLD       $0x10, Y14, Y14
+	VFMADD231PS  Y14, Y8, Y5
+	VMOVUPS      192(AX), Y9
+	VPSLLD       $0x10, Y9, Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VMOVUPS      224(AX), Y10
+	VPSLLD       $0x10, Y10, Y10
+	VFMADD231PS  Y10, Y8, Y7
+	PREFETCHT0   (R11)
+	PREFETCHT0   (R14)
+	PREFETCHT0   2048(AX)
+	VBROADCASTSS 4(BX), Y8
+	VANDPS       (AX), Y15, Y9
+	VFMADD231PS  Y9, Y8, Y0
+	VANDPS       32(AX), Y15, Y10
+	VFMADD231PS  Y10, Y8, Y1
+	VANDPS       64(AX), Y15, Y11
+	VFMADD231PS  Y11, Y8, Y2
+	VANDPS       96(AX), Y15, Y12
+	VFMADD231PS  Y12, Y8, Y3
+	VANDPS       128(AX), Y15, Y13
+	VFMADD231PS  Y13, Y8, Y4
+	VANDPS       160(AX), Y15, Y14
+	VFMADD231PS  Y14, Y8, Y5
+	VANDPS       192(AX), Y15, Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VANDPS       224(AX), Y15, Y10
+	VFMADD231PS  Y10, Y8, Y7
+	PREFETCHT0   (R9)
+	PREFETCHT0   (DX)
+	PREFETCHT0   2176(AX)
+	VBROADCASTSS 8(BX), Y8
+	VMOVUPS      256(AX), Y9
+	VPSLLD       $0x10, Y9, Y9
+	VFMADD231PS  Y9, Y8, Y0
+	VMOVUPS      288(AX), Y10
+	VPSLLD       $0x10, Y10, Y10
+	VFMADD231PS  Y10, Y8, Y1
+	VMOVUPS      320(AX), Y11
+	VPSLLD       $0x10, Y11, Y11
+	VFMADD231PS  Y11, Y8, Y2
+	VMOVUPS      352(AX), Y12
+	VPSLLD       $0x10, Y12, Y12
+	VFMADD231PS  Y12, Y8, Y3
+	VMOVUPS      384(AX), Y13
+	VPSLLD       $0x10, Y13, Y13
+	VFMADD231PS  Y13, Y8, Y4
+	VMOVUPS      416(AX), Y14
+	VPSLLD       $0x10, Y14, Y14
+	VFMADD231PS  Y14, Y8, Y5
+	VMOVUPS      448(AX), Y9
+	VPSLLD       $0x10, Y9, Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VMOVUPS      480(AX), Y10
+	VPSLLD       $0x10, Y10, Y10
+	VFMADD231PS  Y10, Y8, Y7
+	PREFETCHT0   64(R11)
+	PREFETCHT0   64(R14)
+	PREFETCHT0   2304(AX)
+	VBROADCASTSS 12(BX), Y8
+	VANDPS       256(AX), Y15, Y9
+	VFMADD231PS  Y9, Y8, Y0
+	VANDPS       288(AX), Y15, Y10
+	VFMADD231PS  Y10, Y8, Y1
+	VANDPS       320(AX), Y15, Y11
+	VFMADD231PS  Y11, Y8, Y2
+	VANDPS       352(AX), Y15, Y12
+	VFMADD231PS  Y12, Y8, Y3
+	VANDPS       384(AX), Y15, Y13
+	VFMADD231PS  Y13, Y8, Y4
+	VANDPS       416(AX), Y15, Y14
+	VFMADD231PS  Y14, Y8, Y5
+	VANDPS       448(AX), Y15, Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VANDPS       480(AX), Y15, Y10
+	VFMADD231PS  Y10, Y8, Y7
+	PREFETCHT0   64(R9)
+	PREFETCHT0   64(DX)
+	PREFETCHT0   2432(AX)
+	ADDQ         $0x00000200, AX
+	ADDQ         $0x10, BX
+	VBROADCASTSS (BX), Y8
+	VMOVUPS      (AX), Y9
+	VPSLLD       $0x10, Y9, Y9
+	VFMADD231PS  Y9, Y8, Y0
+	VMOVUPS      32(AX), Y10
+	VPSLLD       $0x10, Y10, Y10
+	VFMADD231PS  Y10, Y8, Y1
+	VMOVUPS      64(AX), Y11
+	VPSLLD       $0x10, Y11, Y11
+	VFMADD231PS  Y11, Y8, Y2
+	VMOVUPS      96(AX), Y12
+	VPSLLD       $0x10, Y12, Y12
+	VFMADD231PS  Y12, Y8, Y3
+	VMOVUPS      128(AX), Y13
+	VPSLLD       $0x10, Y13, Y13
+	VFMADD231PS  Y13, Y8, Y4
+	VMOVUPS      160(AX), Y14
+	VPSLLD       $0x10, Y14, Y14
+	VFMADD231PS  Y14, Y8, Y5
+	VMOVUPS      192(AX), Y9
+	VPSLLD       $0x10, Y9, Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VMOVUPS      224(AX), Y10
+	VPSLLD       $0x10, Y10, Y10
+	VFMADD231PS  Y10, Y8, Y7
+	PREFETCHT0   128(R11)
+	PREFETCHT0   128(R14)
+	PREFETCHT0   2048(AX)
+	VBROADCASTSS 4(BX), Y8
+	VANDPS       (AX), Y15, Y9
+	VFMADD231PS  Y9, Y8, Y0
+	VANDPS       32(AX), Y15, Y10
+	VFMADD231PS  Y10, Y8, Y1
+	VANDPS       64(AX), Y15, Y11
+	VFMADD231PS  Y11, Y8, Y2
+	VANDPS       96(AX), Y15, Y12
+	VFMADD231PS  Y12, Y8, Y3
+	VANDPS       128(AX), Y15, Y13
+	VFMADD231PS  Y13, Y8, Y4
+	VANDPS       160(AX), Y15, Y14
+	VFMADD231PS  Y14, Y8, Y5
+	VANDPS       192(AX), Y15, Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VANDPS       224(AX), Y15, Y10
+	VFMADD231PS  Y10, Y8, Y7
+	PREFETCHT0   128(R9)
+	PREFETCHT0   128(DX)
+	PREFETCHT0   2176(AX)
+	VBROADCASTSS 8(BX), Y8
+	VMOVUPS      256(AX), Y9
+	VPSLLD       $0x10, Y9, Y9
+	VFMADD231PS  Y9, Y8, Y0
+	VMOVUPS      288(AX), Y10
+	VPSLLD       $0x10, Y10, Y10
+	VFMADD231PS  Y10, Y8, Y1
+	VMOVUPS      320(AX), Y11
+	VPSLLD       $0x10, Y11, Y11
+	VFMADD231PS  Y11, Y8, Y2
+	VMOVUPS      352(AX), Y12
+	VPSLLD       $0x10, Y12, Y12
+	VFMADD231PS  Y12, Y8, Y3
+	VMOVUPS      384(AX), Y13
+	VPSLLD       $0x10, Y13, Y13
+	VFMADD231PS  Y13, Y8, Y4
+	VMOVUPS      416(AX), Y14
+	VPSLLD       $0x10, Y14, Y14
+	VFMADD231PS  Y14, Y8, Y5
+	VMOVUPS      448(AX), Y9
+	VPSLLD       $0x10, Y9, Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VMOVUPS      480(AX), Y10
+	VPSLLD       $0x10, Y10, Y10
+	VFMADD231PS  Y10, Y8, Y7
+	PREFETCHT0   192(R11)
+	PREFETCHT0   192(R14)
+	PREFETCHT0   2304(AX)
+	VBROADCASTSS 12(BX), Y8
+	VANDPS       256(AX), Y15, Y9
+	VFMADD231PS  Y9, Y8, Y0
+	VANDPS       288(AX), Y15, Y10
+	VFMADD231PS  Y10, Y8, Y1
+	VANDPS       320(AX), Y15, Y11
+	VFMADD231PS  Y11, Y8, Y2
+	VANDPS       352(AX), Y15, Y12
+	VFMADD231PS  Y12, Y8, Y3
+	VANDPS       384(AX), Y15, Y13
+	VFMADD231PS  Y13, Y8, Y4
+	VANDPS       416(AX), Y15, Y14
+	VFMADD231PS  Y14, Y8, Y5
+	VANDPS       448(AX), Y15, Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VANDPS       480(AX), Y15, Y10
+	VFMADD231PS  Y10, Y8, Y7
+	PREFETCHT0   192(R9)
+	PREFETCHT0   192(DX)
+	PREFETCHT0   2432(AX)
+	ADDQ         $0x00000200, AX
+	ADDQ         $0x10, BX
+	VBROADCASTSS (BX), Y8
+	VMOVUPS      (AX), Y9
+	VPSLLD       $0x10, Y9, Y9
+	VFMADD231PS  Y9, Y8, Y0
+	VMOVUPS      32(AX), Y10
+	VPSLLD       $0x10, Y10, Y10
+	VFMADD231PS  Y10, Y8, Y1
+	VMOVUPS      64(AX), Y11
+	VPSLLD       $0x10, Y11, Y11
+	VFMADD231PS  Y11, Y8, Y2
+	VMOVUPS      96(AX), Y12
+	VPSLLD       $0x10, Y12, Y12
+	VFMADD231PS  Y12, Y8, Y3
+	VMOVUPS      128(AX), Y13
+	VPSLLD       $0x10, Y13, Y13
+	VFMADD231PS  Y13, Y8, Y4
+	VMOVUPS      160(AX), Y14
+	VPSLLD       $0x10, Y14, Y14
+	VFMADD231PS  Y14, Y8, Y5
+	VMOVUPS      192(AX), Y9
+	VPSLLD       $0x10, Y9, Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VMOVUPS      224(AX), Y10
+	VPSLLD       $0x10, Y10, Y10
+	VFMADD231PS  Y10, Y8, Y7
+	PREFETCHT0   256(R11)
+	PREFETCHT0   256(R14)
+	PREFETCHT0   2048(AX)
+	VBROADCASTSS 4(BX), Y8
+	VANDPS       (AX), Y15, Y9
+	VFMADD231PS  Y9, Y8, Y0
+	VANDPS       32(AX), Y15, Y10
+	VFMADD231PS  Y10, Y8, Y1
+	VANDPS       64(AX), Y15, Y11
+	VFMADD231PS  Y11, Y8, Y2
+	VANDPS       96(AX), Y15, Y12
+	VFMADD231PS  Y12, Y8, Y3
+	VANDPS       128(AX), Y15, Y13
+	VFMADD231PS  Y13, Y8, Y4
+	VANDPS       160(AX), Y15, Y14
+	VFMADD231PS  Y14, Y8, Y5
+	VANDPS       192(AX), Y15, Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VANDPS       224(AX), Y15, Y10
+	VFMADD231PS  Y10, Y8, Y7
+	PREFETCHT0   256(R9)
+	PREFETCHT0   256(DX)
+	PREFETCHT0   2176(AX)
+	VBROADCASTSS 8(BX), Y8
+	VMOVUPS      256(AX), Y9
+	VPSLLD       $0x10, Y9, Y9
+	VFMADD231PS  Y9, Y8, Y0
+	VMOVUPS      288(AX), Y10
+	VPSLLD       $0x10, Y10, Y10
+	VFMADD231PS  Y10, Y8, Y1
+	VMOVUPS      320(AX), Y11
+	VPSLLD       $0x10, Y11, Y11
+	VFMADD231PS  Y11, Y8, Y2
+	VMOVUPS      352(AX), Y12
+	VPSLLD       $0x10, Y12, Y12
+	VFMADD231PS  Y12, Y8, Y3
+	VMOVUPS      384(AX), Y13
+	VPSLLD       $0x10, Y13, Y13
+	VFMADD231PS  Y13, Y8, Y4
+	VMOVUPS      416(AX), Y14
+	VPSLLD       $0x10, Y14, Y14
+	VFMADD231PS  Y14, Y8, Y5
+	VMOVUPS      448(AX), Y9
+	VPSLLD       $0x10, Y9, Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VMOVUPS      480(AX), Y10
+	VPSLLD       $0x10, Y10, Y10
+	VFMADD231PS  Y10, Y8, Y7
+	PREFETCHT0   320(R11)
+	PREFETCHT0   320(R14)
+	PREFETCHT0   2304(AX)
+	VBROADCASTSS 12(BX), Y8
+	VANDPS       256(AX), Y15, Y9
+	VFMADD231PS  Y9, Y8, Y0
+	VANDPS       288(AX), Y15, Y10
+	VFMADD231PS  Y10, Y8, Y1
+	VANDPS       320(AX), Y15, Y11
+	VFMADD231PS  Y11, Y8, Y2
+	VANDPS       352(AX), Y15, Y12
+	VFMADD231PS  Y12, Y8, Y3
+	VANDPS       384(AX), Y15, Y13
+	VFMADD231PS  Y13, Y8, Y4
+	VANDPS       416(AX), Y15, Y14
+	VFMADD231PS  Y14, Y8, Y5
+	VANDPS       448(AX), Y15, Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VANDPS       480(AX), Y15, Y10
+	VFMADD231PS  Y10, Y8, Y7
+	PREFETCHT0   320(R9)
+	PREFETCHT0   320(DX)
+	PREFETCHT0   2432(AX)
+	ADDQ         $0x00000200, AX
+	ADDQ         $0x10, BX
+	VBROADCASTSS (BX), Y8
+	VMOVUPS      (AX), Y9
+	VPSLLD       $0x10, Y9, Y9
+	VFMADD231PS  Y9, Y8, Y0
+	VMOVUPS      32(AX), Y10
+	VPSLLD       $0x10, Y10, Y10
+	VFMADD231PS  Y10, Y8, Y1
+	VMOVUPS      64(AX), Y11
+	VPSLLD       $0x10, Y11, Y11
+	VFMADD231PS  Y11, Y8, Y2
+	VMOVUPS      96(AX), Y12
+	VPSLLD       $0x10, Y12, Y12
+	VFMADD231PS  Y12, Y8, Y3
+	VMOVUPS      128(AX), Y13
+	VPSLLD       $0x10, Y13, Y13
+	VFMADD231PS  Y13, Y8, Y4
+	VMOVUPS      160(AX), Y14
+	VPSLLD       $0x10, Y14, Y14
+	VFMADD231PS  Y14, Y8, Y5
+	VMOVUPS      192(AX), Y9
+	VPSLLD       $0x10, Y9, Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VMOVUPS      224(AX), Y10
+	VPSLLD       $0x10, Y10, Y10
+	VFMADD231PS  Y10, Y8, Y7
+	PREFETCHT0   384(R11)
+	PREFETCHT0   384(R14)
+	PREFETCHT0   2048(AX)
+	VBROADCASTSS 4(BX), Y8
+	VANDPS       (AX), Y15, Y9
+	VFMADD231PS  Y9, Y8, Y0
+	VANDPS       32(AX), Y15, Y10
+	VFMADD231PS  Y10, Y8, Y1
+	VANDPS       64(AX), Y15, Y11
+	VFMADD231PS  Y11, Y8, Y2
+	VANDPS       96(AX), Y15, Y12
+	VFMADD231PS  Y12, Y8, Y3
+	VANDPS       128(AX), Y15, Y13
+	VFMADD231PS  Y13, Y8, Y4
+	VANDPS       160(AX), Y15, Y14
+	VFMADD231PS  Y14, Y8, Y5
+	VANDPS       192(AX), Y15, Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VANDPS       224(AX), Y15, Y10
+	VFMADD231PS  Y10, Y8, Y7
+	PREFETCHT0   384(R9)
+	PREFETCHT0   384(DX)
+	PREFETCHT0   2176(AX)
+	VBROADCASTSS 8(BX), Y8
+	VMOVUPS      256(AX), Y9
+	VPSLLD       $0x10, Y9, Y9
+	VFMADD231PS  Y9, Y8, Y0
+	VMOVUPS      288(AX), Y10
+	VPSLLD       $0x10, Y10, Y10
+	VFMADD231PS  Y10, Y8, Y1
+	VMOVUPS      320(AX), Y11
+	VPSLLD       $0x10, Y11, Y11
+	VFMADD231PS  Y11, Y8, Y2
+	VMOVUPS      352(AX), Y12
+	VPSLLD       $0x10, Y12, Y12
+	VFMADD231PS  Y12, Y8, Y3
+	VMOVUPS      384(AX), Y13
+	VPSLLD       $0x10, Y13, Y13
+	VFMADD231PS  Y13, Y8, Y4
+	VMOVUPS      416(AX), Y14
+	VPSLLD       $0x10, Y14, Y14
+	VFMADD231PS  Y14, Y8, Y5
+	VMOVUPS      448(AX), Y9
+	VPSLLD       $0x10, Y9, Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VMOVUPS      480(AX), Y10
+	VPSLLD       $0x10, Y10, Y10
+	VFMADD231PS  Y10, Y8, Y7
+	PREFETCHT0   448(R11)
+	PREFETCHT0   448(R14)
+	PREFETCHT0   2304(AX)
+	VBROADCASTSS 12(BX), Y8
+	VANDPS       256(AX), Y15, Y9
+	VFMADD231PS  Y9, Y8, Y0
+	VANDPS       288(AX), Y15, Y10
+	VFMADD231PS  Y10, Y8, Y1
+	VANDPS       320(AX), Y15, Y11
+	VFMADD231PS  Y11, Y8, Y2
+	VANDPS       352(AX), Y15, Y12
+	VFMADD231PS  Y12, Y8, Y3
+	VANDPS       384(AX), Y15, Y13
+	VFMADD231PS  Y13, Y8, Y4
+	VANDPS       416(AX), Y15, Y14
+	VFMADD231PS  Y14, Y8, Y5
+	VANDPS       448(AX), Y15, Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VANDPS       480(AX), Y15, Y10
+	VFMADD231PS  Y10, Y8, Y7
+	PREFETCHT0   448(R9)
+	PREFETCHT0   448(DX)
+	PREFETCHT0   2432(AX)
+	ADDQ         $0x00000200, AX
+	ADDQ         $0x10, BX
+	ADDQ         $0x00000200, R11
+	ADDQ         $0x00000200, R14
+	ADDQ         $0x00000200, R9
+	ADDQ         $0x00000200, DX
+	SUBQ         $0x10, R12
+	JGE          dims407
 
-short410:
+short409:
 	ADDQ $0x10, R12
 
-plain409:
+plain408:
 	SUBQ $0x04, R12
 	JLT  few405
 
-dims411:
-	VBROADCASTSS   (BX), Y8
-	VBROADCASTI128 (AX), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VFMADD231PS    Y9, Y8, Y0
-	VBROADCASTI128 16(AX), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VFMADD231PS    Y10, Y8, Y1
-	VBROADCASTI128 32(AX), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VFMADD231PS    Y11, Y8, Y2
-	VBROADCASTI128 48(AX), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VFMADD231PS    Y12, Y8, Y3
-	VBROADCASTI128 64(AX), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VFMADD231PS    Y13, Y8, Y4
-	VBROADCASTI128 80(AX), Y14
-	VPSHUFB        upper_avx2<>+0(SB), Y14, Y14
-	VFMADD231PS    Y14, Y8, Y5
-	VBROADCASTI128 96(AX), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y8, Y6
-	VBROADCASTI128 112(AX), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VFMADD231PS    Y9, Y8, Y7
-	VBROADCASTSS   4(BX), Y8
-	VBROADCASTI128 128(AX), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VFMADD231PS    Y9, Y8, Y0
-	VBROADCASTI128 144(AX), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VFMADD231PS    Y10, Y8, Y1
-	VBROADCASTI128 160(AX), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VFMADD231PS    Y11, Y8, Y2
-	VBROADCASTI128 176(AX), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VFMADD231PS    Y12, Y8, Y3
-	VBROADCASTI128 192(AX), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VFMADD231PS    Y13, Y8, Y4
-	VBROADCASTI128 208(AX), Y14
-	VPSHUFB        upper_avx2<>+0(SB), Y14, Y14
-	VFMADD231PS    Y14, Y8, Y5
-	VBROADCASTI128 224(AX), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y8, Y6
-	VBROADCASTI128 240(AX), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VFMADD231PS    Y9, Y8, Y7
-	VBROADCASTSS   8(BX), Y8
-	VBROADCASTI128 256(AX), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VFMADD231PS    Y9, Y8, Y0
-	VBROADCASTI128 272(AX), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VFMADD231PS    Y10, Y8, Y1
-	VBROADCASTI128 288(AX), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VFMADD231PS    Y11, Y8, Y2
-	VBROADCASTI128 304(AX), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VFMADD231PS    Y12, Y8, Y3
-	VBROADCASTI128 320(AX), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VFMADD231PS    Y13, Y8, Y4
-	VBROADCASTI128 336(AX), Y14
-	VPSHUFB        upper_avx2<>+0(SB), Y14, Y14
-	VFMADD231PS    Y14, Y8, Y5
-	VBROADCASTI128 352(AX), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y8, Y6
-	VBROADCASTI128 368(AX), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VFMADD231PS    Y9, Y8, Y7
-	VBROADCASTSS   12(BX), Y8
-	VBROADCASTI128 384(AX), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VFMADD231PS    Y9, Y8, Y0
-	VBROADCASTI128 400(AX), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VFMADD231PS    Y10, Y8, Y1
-	VBROADCASTI128 416(AX), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VFMADD231PS    Y11, Y8, Y2
-	VBROADCASTI128 432(AX), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VFMADD231PS    Y12, Y8, Y3
-	VBROADCASTI128 448(AX), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VFMADD231PS    Y13, Y8, Y4
-	VBROADCASTI128 464(AX), Y14
-	VPSHUFB        upper_avx2<>+0(SB), Y14, Y14
-	VFMADD231PS    Y14, Y8, Y5
-	VBROADCASTI128 480(AX), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y8, Y6
-	VBROADCASTI128 496(AX), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VFMADD231PS    Y9, Y8, Y7
-	ADDQ           $0x00000200, AX
-	ADDQ           $0x10, BX
-	SUBQ           $0x04, R12
-	JGE            dims411
+dims410:
+	VBROADCASTSS (BX), Y8
+	VMOVUPS      (AX), Y9
+	VPSLLD       $0x10, Y9, Y9
+	VFMADD231PS  Y9, Y8, Y0
+	VMOVUPS      32(AX), Y10
+	VPSLLD       $0x10, Y10, Y10
+	VFMADD231PS  Y10, Y8, Y1
+	VMOVUPS      64(AX), Y11
+	VPSLLD       $0x10, Y11, Y11
+	VFMADD231PS  Y11, Y8, Y2
+	VMOVUPS      96(AX), Y12
+	VPSLLD       $0x10, Y12, Y12
+	VFMADD231PS  Y12, Y8, Y3
+	VMOVUPS      128(AX), Y13
+	VPSLLD       $0x10, Y13, Y13
+	VFMADD231PS  Y13, Y8, Y4
+	VMOVUPS      160(AX), Y14
+	VPSLLD       $0x10, Y14, Y14
+	VFMADD231PS  Y14, Y8, Y5
+	VMOVUPS      192(AX), Y9
+	VPSLLD       $0x10, Y9, Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VMOVUPS      224(AX), Y10
+	VPSLLD       $0x10, Y10, Y10
+	VFMADD231PS  Y10, Y8, Y7
+	VBROADCASTSS 4(BX), Y8
+	VANDPS       (AX), Y15, Y9
+	VFMADD231PS  Y9, Y8, Y0
+	VANDPS       32(AX), Y15, Y10
+	VFMADD231PS  Y10, Y8, Y1
+	VANDPS       64(AX), Y15, Y11
+	VFMADD231PS  Y11, Y8, Y2
+	VANDPS       96(AX), Y15, Y12
+	VFMADD231PS  Y12, Y8, Y3
+	VANDPS       128(AX), Y15, Y13
+	VFMADD231PS  Y13, Y8, Y4
+	VANDPS       160(AX), Y15, Y14
+	VFMADD231PS  Y14, Y8, Y5
+	VANDPS       192(AX), Y15, Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VANDPS       224(AX), Y15, Y10
+	VFMADD231PS  Y10, Y8, Y7
+	VBROADCASTSS 8(BX), Y8
+	VMOVUPS      256(AX), Y9
+	VPSLLD       $0x10, Y9, Y9
+	VFMADD231PS  Y9, Y8, Y0
+	VMOVUPS      288(AX), Y10
+	VPSLLD       $0x10, Y10, Y10
+	VFMADD231PS  Y10, Y8, Y1
+	VMOVUPS      320(AX), Y11
+	VPSLLD       $0x10, Y11, Y11
+	VFMADD231PS  Y11, Y8, Y2
+	VMOVUPS      352(AX), Y12
+	VPSLLD       $0x10, Y12, Y12
+	VFMADD231PS  Y12, Y8, Y3
+	VMOVUPS      384(AX), Y13
+	VPSLLD       $0x10, Y13, Y13
+	VFMADD231PS  Y13, Y8, Y4
+	VMOVUPS      416(AX), Y14
+	VPSLLD       $0x10, Y14, Y14
+	VFMADD231PS  Y14, Y8, Y5
+	VMOVUPS      448(AX), Y9
+	VPSLLD       $0x10, Y9, Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VMOVUPS      480(AX), Y10
+	VPSLLD       $0x10, Y10, Y10
+	VFMADD231PS  Y10, Y8, Y7
+	VBROADCASTSS 12(BX), Y8
+	VANDPS       256(AX), Y15, Y9
+	VFMADD231PS  Y9, Y8, Y0
+	VANDPS       288(AX), Y15, Y10
+	VFMADD231PS  Y10, Y8, Y1
+	VANDPS       320(AX), Y15, Y11
+	VFMADD231PS  Y11, Y8, Y2
+	VANDPS       352(AX), Y15, Y12
+	VFMADD231PS  Y12, Y8, Y3
+	VANDPS       384(AX), Y15, Y13
+	VFMADD231PS  Y13, Y8, Y4
+	VANDPS       416(AX), Y15, Y14
+	VFMADD231PS  Y14, Y8, Y5
+	VANDPS       448(AX), Y15, Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VANDPS       480(AX), Y15, Y10
+	VFMADD231PS  Y10, Y8, Y7
+	ADDQ         $0x00000200, AX
+	ADDQ         $0x10, BX
+	SUBQ         $0x04, R12
+	JGE          dims410
 
 few405:
-	ADDQ $0x04, R12
-	JZ   store407
+	ADDQ         $0x04, R12
+	JZ           store406
+	CMPQ         R12, $0x02
+	JLT          some411
+	VBROADCASTSS (BX), Y8
+	VMOVUPS      (AX), Y9
+	VPSLLD       $0x10, Y9, Y9
+	VFMADD231PS  Y9, Y8, Y0
+	VMOVUPS      32(AX), Y10
+	VPSLLD       $0x10, Y10, Y10
+	VFMADD231PS  Y10, Y8, Y1
+	VMOVUPS      64(AX), Y11
+	VPSLLD       $0x10, Y11, Y11
+	VFMADD231PS  Y11, Y8, Y2
+	VMOVUPS      96(AX), Y12
+	VPSLLD       $0x10, Y12, Y12
+	VFMADD231PS  Y12, Y8, Y3
+	VMOVUPS      128(AX), Y13
+	VPSLLD       $0x10, Y13, Y13
+	VFMADD231PS  Y13, Y8, Y4
+	VMOVUPS      160(AX), Y14
+	VPSLLD       $0x10, Y14, Y14
+	VFMADD231PS  Y14, Y8, Y5
+	VMOVUPS      192(AX), Y9
+	VPSLLD       $0x10, Y9, Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VMOVUPS      224(AX), Y10
+	VPSLLD       $0x10, Y10, Y10
+	VFMADD231PS  Y10, Y8, Y7
+	VBROADCASTSS 4(BX), Y8
+	VANDPS       (AX), Y15, Y9
+	VFMADD231PS  Y9, Y8, Y0
+	VANDPS       32(AX), Y15, Y10
+	VFMADD231PS  Y10, Y8, Y1
+	VANDPS       64(AX), Y15, Y11
+	VFMADD231PS  Y11, Y8, Y2
+	VANDPS       96(AX), Y15, Y12
+	VFMADD231PS  Y12, Y8, Y3
+	VANDPS       128(AX), Y15, Y13
+	VFMADD231PS  Y13, Y8, Y4
+	VANDPS       160(AX), Y15, Y14
+	VFMADD231PS  Y14, Y8, Y5
+	VANDPS       192(AX), Y15, Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VANDPS       224(AX), Y15, Y10
+	VFMADD231PS  Y10, Y8, Y7
+	ADDQ         $0x00000100, AX
+	ADDQ         $0x08, BX
+	SUBQ         $0x02, R12
+	JZ           store406
 
-some406:
-	VBROADCASTSS   (BX), Y8
-	VBROADCASTI128 (AX), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VFMADD231PS    Y9, Y8, Y0
-	VBROADCASTI128 16(AX), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VFMADD231PS    Y10, Y8, Y1
-	VBROADCASTI128 32(AX), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VFMADD231PS    Y11, Y8, Y2
-	VBROADCASTI128 48(AX), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VFMADD231PS    Y12, Y8, Y3
-	VBROADCASTI128 64(AX), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VFMADD231PS    Y13, Y8, Y4
-	VBROADCASTI128 80(AX), Y14
-	VPSHUFB        upper_avx2<>+0(SB), Y14, Y14
-	VFMADD231PS    Y14, Y8, Y5
-	VBROADCASTI128 96(AX), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y8, Y6
-	VBROADCASTI128 112(AX), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VFMADD231PS    Y9, Y8, Y7
-	ADDQ           $0x00000080, AX
-	ADDQ           $0x04, BX
-	DECQ           R12
-	JNZ            some406
+some411:
+	VBROADCASTSS (BX), Y8
+	VMOVUPS      (AX), Y9
+	VPSLLD       $0x10, Y9, Y9
+	VFMADD231PS  Y9, Y8, Y0
+	VMOVUPS      32(AX), Y10
+	VPSLLD       $0x10, Y10, Y10
+	VFMADD231PS  Y10, Y8, Y1
+	VMOVUPS      64(AX), Y11
+	VPSLLD       $0x10, Y11, Y11
+	VFMADD231PS  Y11, Y8, Y2
+	VMOVUPS      96(AX), Y12
+	VPSLLD       $0x10, Y12, Y12
+	VFMADD231PS  Y12, Y8, Y3
+	VMOVUPS      128(AX), Y13
+	VPSLLD       $0x10, Y13, Y13
+	VFMADD231PS  Y13, Y8, Y4
+	VMOVUPS      160(AX), Y14
+	VPSLLD       $0x10, Y14, Y14
+	VFMADD231PS  Y14, Y8, Y5
+	VMOVUPS      192(AX), Y9
+	VPSLLD       $0x10, Y9, Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VMOVUPS      224(AX), Y10
+	VPSLLD       $0x10, Y10, Y10
+	VFMADD231PS  Y10, Y8, Y7
+	ADDQ         $0x00000080, AX
+	ADDQ         $0x04, BX
 
-store407:
+store406:
 	VMOVUPS Y0, (DI)
 	VMOVUPS Y1, 32(DI)
 	VMOVUPS Y2, 64(DI)
@@ -16657,7 +16647,7 @@ store407:
 	VMOVUPS Y6, 192(DI)
 	VMOVUPS Y7, 224(DI)
 	ADDQ    $0x00000100, DI
-	ADDQ    $0x00000080, R13
+	ADDQ    $0x00000100, R13
 	ADDQ    $0x00000000, DI
 	IMUL3Q  $0x01, R8, R12
 	ADDQ    R12, SI
@@ -16666,8 +16656,9 @@ store407:
 	JMP     rows382
 
 tile387:
-	MOVQ k+16(FP), R13
-	MOVQ $0x00000002, R15
+	MOVQ         k+16(FP), R13
+	VBROADCASTSS highHalf_avx2<>+0(SB), Y15
+	MOVQ         $0x00000002, R15
 
 block412:
 	CMPQ   carry+48(FP), $0x00
@@ -16697,460 +16688,456 @@ begin414:
 	MOVQ  SI, BX
 	MOVQ  n+32(FP), R12
 	TESTQ R11, R11
-	JZ    plain419
+	JZ    plain418
 	SUBQ  $0x10, R12
-	JLT   short420
+	JLT   short419
 
-dims418:
-	VBROADCASTSS   (BX), Y8
-	VBROADCASTSS   (BX)(R8*1), Y9
-	VBROADCASTI128 (AX), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VFMADD231PS    Y10, Y8, Y0
-	VFMADD231PS    Y10, Y9, Y4
-	VBROADCASTI128 16(AX), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VFMADD231PS    Y11, Y8, Y1
-	VFMADD231PS    Y11, Y9, Y5
-	VBROADCASTI128 32(AX), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VFMADD231PS    Y12, Y8, Y2
-	VFMADD231PS    Y12, Y9, Y6
-	VBROADCASTI128 48(AX), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VFMADD231PS    Y13, Y8, Y3
-	VFMADD231PS    Y13, Y9, Y7
-	PREFETCHT0     (R11)
-	PREFETCHT0     1024(AX)
-	VBROADCASTSS   4(BX), Y8
-	VBROADCASTSS   4(BX)(R8*1), Y9
-	VBROADCASTI128 128(AX), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VFMADD231PS    Y10, Y8, Y0
-	VFMADD231PS    Y10, Y9, Y4
-	VBROADCASTI128 144(AX), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VFMADD231PS    Y11, Y8, Y1
-	VFMADD231PS    Y11, Y9, Y5
-	VBROADCASTI128 160(AX), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VFMADD231PS    Y12, Y8, Y2
-	VFMADD231PS    Y12, Y9, Y6
-	VBROADCASTI128 176(AX), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VFMADD231PS    Y13, Y8, Y3
-	VFMADD231PS    Y13, Y9, Y7
-	PREFETCHT0     (R14)
-	PREFETCHT0     1152(AX)
-	VBROADCASTSS   8(BX), Y8
-	VBROADCASTSS   8(BX)(R8*1), Y9
-	VBROADCASTI128 256(AX), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VFMADD231PS    Y10, Y8, Y0
-	VFMADD231PS    Y10, Y9, Y4
-	VBROADCASTI128 272(AX), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VFMADD231PS    Y11, Y8, Y1
-	VFMADD231PS    Y11, Y9, Y5
-	VBROADCASTI128 288(AX), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VFMADD231PS    Y12, Y8, Y2
-	VFMADD231PS    Y12, Y9, Y6
-	VBROADCASTI128 304(AX), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VFMADD231PS    Y13, Y8, Y3
-	VFMADD231PS    Y13, Y9, Y7
-	PREFETCHT0     (R9)
-	PREFETCHT0     1280(AX)
-	VBROADCASTSS   12(BX), Y8
-	VBROADCASTSS   12(BX)(R8*1), Y9
-	VBROADCASTI128 384(AX), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VFMADD231PS    Y10, Y8, Y0
-	VFMADD231PS    Y10, Y9, Y4
-	VBROADCASTI128 400(AX), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VFMADD231PS    Y11, Y8, Y1
-	VFMADD231PS    Y11, Y9, Y5
-	VBROADCASTI128 416(AX), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VFMADD231PS    Y12, Y8, Y2
-	VFMADD231PS    Y12, Y9, Y6
-	VBROADCASTI128 432(AX), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VFMADD231PS    Y13, Y8, Y3
-	VFMADD231PS    Y13, Y9, Y7
-	PREFETCHT0     (DX)
-	PREFETCHT0     1408(AX)
-	ADDQ           $0x00000200, AX
-	ADDQ           $0x10, BX
-	VBROADCASTSS   (BX), Y8
-	VBROADCASTSS   (BX)(R8*1), Y9
-	VBROADCASTI128 (AX), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VFMADD231PS    Y10, Y8, Y0
-	VFMADD231PS    Y10, Y9, Y4
-	VBROADCASTI128 16(AX), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VFMADD231PS    Y11, Y8, Y1
-	VFMADD231PS    Y11, Y9, Y5
-	VBROADCASTI128 32(AX), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VFMADD231PS    Y12, Y8, Y2
-	VFMADD231PS    Y12, Y9, Y6
-	VBROADCASTI128 48(AX), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VFMADD231PS    Y13, Y8, Y3
-	VFMADD231PS    Y13, Y9, Y7
-	PREFETCHT0     64(R11)
-	PREFETCHT0     1024(AX)
-	VBROADCASTSS   4(BX), Y8
-	VBROADCASTSS   4(BX)(R8*1), Y9
-	VBROADCASTI128 128(AX), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VFMADD231PS    Y10, Y8, Y0
-	VFMADD231PS    Y10, Y9, Y4
-	VBROADCASTI128 144(AX), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VFMADD231PS    Y11, Y8, Y1
-	VFMADD231PS    Y11, Y9, Y5
-	VBROADCASTI128 160(AX), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VFMADD231PS    Y12, Y8, Y2
-	VFMADD231PS    Y12, Y9, Y6
-	VBROADCASTI128 176(AX), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VFMADD231PS    Y13, Y8, Y3
-	VFMADD231PS    Y13, Y9, Y7
-	PREFETCHT0     64(R14)
-	PREFETCHT0     1152(AX)
-	VBROADCASTSS   8(BX), Y8
-	VBROADCASTSS   8(BX)(R8*1), Y9
-	VBROADCASTI128 256(AX), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VFMADD231PS    Y10, Y8, Y0
-	VFMADD231PS    Y10, Y9, Y4
-	VBROADCASTI128 272(AX), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VFMADD231PS    Y11, Y8, Y1
-	VFMADD231PS    Y11, Y9, Y5
-	VBROADCASTI128 288(AX), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VFMADD231PS    Y12, Y8, Y2
-	VFMADD231PS    Y12, Y9, Y6
-	VBROADCASTI128 304(AX), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VFMADD231PS    Y13, Y8, Y3
-	VFMADD231PS    Y13, Y9, Y7
-	PREFETCHT0     64(R9)
-	PREFETCHT0     1280(AX)
-	VBROADCASTSS   12(BX), Y8
-	VBROADCASTSS   12(BX)(R8*1), Y9
-	VBROADCASTI128 384(AX), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VFMADD231PS    Y10, Y8, Y0
-	VFMADD231PS    Y10, Y9, Y4
-	VBROADCASTI128 400(AX), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VFMADD231PS    Y11, Y8, Y1
-	VFMADD231PS    Y11, Y9, Y5
-	VBROADCASTI128 416(AX), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VFMADD231PS    Y12, Y8, Y2
-	VFMADD231PS    Y12, Y9, Y6
-	VBROADCASTI128 432(AX), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VFMADD231PS    Y13, Y8, Y3
-	VFMADD231PS    Y13, Y9, Y7
-	PREFETCHT0     64(DX)
-	PREFETCHT0     1408(AX)
-	ADDQ           $0x00000200, AX
-	ADDQ           $0x10, BX
-	VBROADCASTSS   (BX), Y8
-	VBROADCASTSS   (BX)(R8*1), Y9
-	VBROADCASTI128 (AX), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VFMADD231PS    Y10, Y8, Y0
-	VFMADD231PS    Y10, Y9, Y4
-	VBROADCASTI128 16(AX), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VFMADD231PS    Y11, Y8, Y1
-	VFMADD231PS    Y11, Y9, Y5
-	VBROADCASTI128 32(AX), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VFMADD231PS    Y12, Y8, Y2
-	VFMADD231PS    Y12, Y9, Y6
-	VBROADCASTI128 48(AX), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VFMADD231PS    Y13, Y8, Y3
-	VFMADD231PS    Y13, Y9, Y7
-	PREFETCHT0     128(R11)
-	PREFETCHT0     1024(AX)
-	VBROADCASTSS   4(BX), Y8
-	VBROADCASTSS   4(BX)(R8*1), Y9
-	VBROADCASTI128 128(AX), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VFMADD231PS    Y10, Y8, Y0
-	VFMADD231PS    Y10, Y9, Y4
-	VBROADCASTI128 144(AX), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VFMADD231PS    Y11, Y8, Y1
-	VFMADD231PS    Y11, Y9, Y5
-	VBROADCASTI128 160(AX), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VFMADD231PS    Y12, Y8, Y2
-	VFMADD231PS    Y12, Y9, Y6
-	VBROADCASTI128 176(AX), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VFMADD231PS    Y13, Y8, Y3
-	VFMADD231PS    Y13, Y9, Y7
-	PREFETCHT0     128(R14)
-	PREFETCHT0     1152(AX)
-	VBROADCASTSS   8(BX), Y8
-	VBROADCASTSS   8(BX)(R8*1), Y9
-	VBROADCASTI128 256(AX), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VFMADD231PS    Y10, Y8, Y0
-	VFMADD231PS    Y10, Y9, Y4
-	VBROADCASTI128 272(AX), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VFMADD231PS    Y11, Y8, Y1
-	VFMADD231PS    Y11, Y9, Y5
-	VBROADCASTI128 288(AX), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VFMADD231PS    Y12, Y8, Y2
-	VFMADD231PS    Y12, Y9, Y6
-	VBROADCASTI128 304(AX), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VFMADD231PS    Y13, Y8, Y3
-	VFMADD231PS    Y13, Y9, Y7
-	PREFETCHT0     128(R9)
-	PREFETCHT0     1280(AX)
-	VBROADCASTSS   12(BX), Y8
-	VBROADCASTSS   12(BX)(R8*1), Y9
-	VBROADCASTI128 384(AX), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VFMADD231PS    Y10, Y8, Y0
-	VFMADD231PS    Y10, Y9, Y4
-	VBROADCASTI128 400(AX), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VFMADD231PS    Y11, Y8, Y1
-	VFMADD231PS    Y11, Y9, Y5
-	VBROADCASTI128 416(AX), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VFMADD231PS    Y12, Y8, Y2
-	VFMADD231PS    Y12, Y9, Y6
-	VBROADCASTI128 432(AX), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VFMADD231PS    Y13, Y8, Y3
-	VFMADD231PS    Y13, Y9, Y7
-	PREFETCHT0     128(DX)
-	PREFETCHT0     1408(AX)
-	ADDQ           $0x00000200, AX
-	ADDQ           $0x10, BX
-	VBROADCASTSS   (BX), Y8
-	VBROADCASTSS   (BX)(R8*1), Y9
-	VBROADCASTI128 (AX), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VFMADD231PS    Y10, Y8, Y0
-	VFMADD231PS    Y10, Y9, Y4
-	VBROADCASTI128 16(AX), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VFMADD231PS    Y11, Y8, Y1
-	VFMADD231PS    Y11, Y9, Y5
-	VBROADCASTI128 32(AX), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VFMADD231PS    Y12, Y8, Y2
-	VFMADD231PS    Y12, Y9, Y6
-	VBROADCASTI128 48(AX), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VFMADD231PS    Y13, Y8, Y3
-	VFMADD231PS    Y13, Y9, Y7
-	PREFETCHT0     192(R11)
-	PREFETCHT0     1024(AX)
-	VBROADCASTSS   4(BX), Y8
-	VBROADCASTSS   4(BX)(R8*1), Y9
-	VBROADCASTI128 128(AX), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VFMADD231PS    Y10, Y8, Y0
-	VFMADD231PS    Y10, Y9, Y4
-	VBROADCASTI128 144(AX), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VFMADD231PS    Y11, Y8, Y1
-	VFMADD231PS    Y11, Y9, Y5
-	VBROADCASTI128 160(AX), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VFMADD231PS    Y12, Y8, Y2
-	VFMADD231PS    Y12, Y9, Y6
-	VBROADCASTI128 176(AX), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VFMADD231PS    Y13, Y8, Y3
-	VFMADD231PS    Y13, Y9, Y7
-	PREFETCHT0     192(R14)
-	PREFETCHT0     1152(AX)
-	VBROADCASTSS   8(BX), Y8
-	VBROADCASTSS   8(BX)(R8*1), Y9
-	VBROADCASTI128 256(AX), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VFMADD231PS    Y10, Y8, Y0
-	VFMADD231PS    Y10, Y9, Y4
-	VBROADCASTI128 272(AX), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VFMADD231PS    Y11, Y8, Y1
-	VFMADD231PS    Y11, Y9, Y5
-	VBROADCASTI128 288(AX), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VFMADD231PS    Y12, Y8, Y2
-	VFMADD231PS    Y12, Y9, Y6
-	VBROADCASTI128 304(AX), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VFMADD231PS    Y13, Y8, Y3
-	VFMADD231PS    Y13, Y9, Y7
-	PREFETCHT0     192(R9)
-	PREFETCHT0     1280(AX)
-	VBROADCASTSS   12(BX), Y8
-	VBROADCASTSS   12(BX)(R8*1), Y9
-	VBROADCASTI128 384(AX), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VFMADD231PS    Y10, Y8, Y0
-	VFMADD231PS    Y10, Y9, Y4
-	VBROADCASTI128 400(AX), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VFMADD231PS    Y11, Y8, Y1
-	VFMADD231PS    Y11, Y9, Y5
-	VBROADCASTI128 416(AX), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VFMADD231PS    Y12, Y8, Y2
-	VFMADD231PS    Y12, Y9, Y6
-	VBROADCASTI128 432(AX), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VFMADD231PS    Y13, Y8, Y3
-	VFMADD231PS    Y13, Y9, Y7
-	PREFETCHT0     192(DX)
-	PREFETCHT0     1408(AX)
-	ADDQ           $0x00000200, AX
-	ADDQ           $0x10, BX
-	ADDQ           $0x00000100, R11
-	ADDQ           $0x00000100, R14
-	ADDQ           $0x00000100, R9
-	ADDQ           $0x00000100, DX
-	SUBQ           $0x10, R12
-	JGE            dims418
+dims417:
+	VBROADCASTSS (BX), Y8
+	VBROADCASTSS (BX)(R8*1), Y9
+	VMOVUPS      (AX), Y10
+	VPSLLD       $0x10, Y10, Y10
+	VFMADD231PS  Y10, Y8, Y0
+	VFMADD231PS  Y10, Y9, Y4
+	VMOVUPS      32(AX), Y11
+	VPSLLD       $0x10, Y11, Y11
+	VFMADD231PS  Y11, Y8, Y1
+	VFMADD231PS  Y11, Y9, Y5
+	VMOVUPS      64(AX), Y12
+	VPSLLD       $0x10, Y12, Y12
+	VFMADD231PS  Y12, Y8, Y2
+	VFMADD231PS  Y12, Y9, Y6
+	VMOVUPS      96(AX), Y13
+	VPSLLD       $0x10, Y13, Y13
+	VFMADD231PS  Y13, Y8, Y3
+	VFMADD231PS  Y13, Y9, Y7
+	PREFETCHT0   (R11)
+	PREFETCHT0   2048(AX)
+	VBROADCASTSS 4(BX), Y8
+	VBROADCASTSS 4(BX)(R8*1), Y9
+	VANDPS       (AX), Y15, Y10
+	VFMADD231PS  Y10, Y8, Y0
+	VFMADD231PS  Y10, Y9, Y4
+	VANDPS       32(AX), Y15, Y11
+	VFMADD231PS  Y11, Y8, Y1
+	VFMADD231PS  Y11, Y9, Y5
+	VANDPS       64(AX), Y15, Y12
+	VFMADD231PS  Y12, Y8, Y2
+	VFMADD231PS  Y12, Y9, Y6
+	VANDPS       96(AX), Y15, Y13
+	VFMADD231PS  Y13, Y8, Y3
+	VFMADD231PS  Y13, Y9, Y7
+	PREFETCHT0   (R14)
+	PREFETCHT0   2112(AX)
+	VBROADCASTSS 8(BX), Y8
+	VBROADCASTSS 8(BX)(R8*1), Y9
+	VMOVUPS      256(AX), Y10
+	VPSLLD       $0x10, Y10, Y10
+	VFMADD231PS  Y10, Y8, Y0
+	VFMADD231PS  Y10, Y9, Y4
+	VMOVUPS      288(AX), Y11
+	VPSLLD       $0x10, Y11, Y11
+	VFMADD231PS  Y11, Y8, Y1
+	VFMADD231PS  Y11, Y9, Y5
+	VMOVUPS      320(AX), Y12
+	VPSLLD       $0x10, Y12, Y12
+	VFMADD231PS  Y12, Y8, Y2
+	VFMADD231PS  Y12, Y9, Y6
+	VMOVUPS      352(AX), Y13
+	VPSLLD       $0x10, Y13, Y13
+	VFMADD231PS  Y13, Y8, Y3
+	VFMADD231PS  Y13, Y9, Y7
+	PREFETCHT0   (R9)
+	PREFETCHT0   2304(AX)
+	VBROADCASTSS 12(BX), Y8
+	VBROADCASTSS 12(BX)(R8*1), Y9
+	VANDPS       256(AX), Y15, Y10
+	VFMADD231PS  Y10, Y8, Y0
+	VFMADD231PS  Y10, Y9, Y4
+	VANDPS       288(AX), Y15, Y11
+	VFMADD231PS  Y11, Y8, Y1
+	VFMADD231PS  Y11, Y9, Y5
+	VANDPS       320(AX), Y15, Y12
+	VFMADD231PS  Y12, Y8, Y2
+	VFMADD231PS  Y12, Y9, Y6
+	VANDPS       352(AX), Y15, Y13
+	VFMADD231PS  Y13, Y8, Y3
+	VFMADD231PS  Y13, Y9, Y7
+	PREFETCHT0   (DX)
+	PREFETCHT0   2368(AX)
+	ADDQ         $0x00000200, AX
+	ADDQ         $0x10, BX
+	VBROADCASTSS (BX), Y8
+	VBROADCASTSS (BX)(R8*1), Y9
+	VMOVUPS      (AX), Y10
+	VPSLLD       $0x10, Y10, Y10
+	VFMADD231PS  Y10, Y8, Y0
+	VFMADD231PS  Y10, Y9, Y4
+	VMOVUPS      32(AX), Y11
+	VPSLLD       $0x10, Y11, Y11
+	VFMADD231PS  Y11, Y8, Y1
+	VFMADD231PS  Y11, Y9, Y5
+	VMOVUPS      64(AX), Y12
+	VPSLLD       $0x10, Y12, Y12
+	VFMADD231PS  Y12, Y8, Y2
+	VFMADD231PS  Y12, Y9, Y6
+	VMOVUPS      96(AX), Y13
+	VPSLLD       $0x10, Y13, Y13
+	VFMADD231PS  Y13, Y8, Y3
+	VFMADD231PS  Y13, Y9, Y7
+	PREFETCHT0   64(R11)
+	PREFETCHT0   2048(AX)
+	VBROADCASTSS 4(BX), Y8
+	VBROADCASTSS 4(BX)(R8*1), Y9
+	VANDPS       (AX), Y15, Y10
+	VFMADD231PS  Y10, Y8, Y0
+	VFMADD231PS  Y10, Y9, Y4
+	VANDPS       32(AX), Y15, Y11
+	VFMADD231PS  Y11, Y8, Y1
+	VFMADD231PS  Y11, Y9, Y5
+	VANDPS       64(AX), Y15, Y12
+	VFMADD231PS  Y12, Y8, Y2
+	VFMADD231PS  Y12, Y9, Y6
+	VANDPS       96(AX), Y15, Y13
+	VFMADD231PS  Y13, Y8, Y3
+	VFMADD231PS  Y13, Y9, Y7
+	PREFETCHT0   64(R14)
+	PREFETCHT0   2112(AX)
+	VBROADCASTSS 8(BX), Y8
+	VBROADCASTSS 8(BX)(R8*1), Y9
+	VMOVUPS      256(AX), Y10
+	VPSLLD       $0x10, Y10, Y10
+	VFMADD231PS  Y10, Y8, Y0
+	VFMADD231PS  Y10, Y9, Y4
+	VMOVUPS      288(AX), Y11
+	VPSLLD       $0x10, Y11, Y11
+	VFMADD231PS  Y11, Y8, Y1
+	VFMADD231PS  Y11, Y9, Y5
+	VMOVUPS      320(AX), Y12
+	VPSLLD       $0x10, Y12, Y12
+	VFMADD231PS  Y12, Y8, Y2
+	VFMADD231PS  Y12, Y9, Y6
+	VMOVUPS      352(AX), Y13
+	VPSLLD       $0x10, Y13, Y13
+	VFMADD231PS  Y13, Y8, Y3
+	VFMADD231PS  Y13, Y9, Y7
+	PREFETCHT0   64(R9)
+	PREFETCHT0   2304(AX)
+	VBROADCASTSS 12(BX), Y8
+	VBROADCASTSS 12(BX)(R8*1), Y9
+	VANDPS       256(AX), Y15, Y10
+	VFMADD231PS  Y10, Y8, Y0
+	VFMADD231PS  Y10, Y9, Y4
+	VANDPS       288(AX), Y15, Y11
+	VFMADD231PS  Y11, Y8, Y1
+	VFMADD231PS  Y11, Y9, Y5
+	VANDPS       320(AX), Y15, Y12
+	VFMADD231PS  Y12, Y8, Y2
+	VFMADD231PS  Y12, Y9, Y6
+	VANDPS       352(AX), Y15, Y13
+	VFMADD231PS  Y13, Y8, Y3
+	VFMADD231PS  Y13, Y9, Y7
+	PREFETCHT0   64(DX)
+	PREFETCHT0   2368(AX)
+	ADDQ         $0x00000200, AX
+	ADDQ         $0x10, BX
+	VBROADCASTSS (BX), Y8
+	VBROADCASTSS (BX)(R8*1), Y9
+	VMOVUPS      (AX), Y10
+	VPSLLD       $0x10, Y10, Y10
+	VFMADD231PS  Y10, Y8, Y0
+	VFMADD231PS  Y10, Y9, Y4
+	VMOVUPS      32(AX), Y11
+	VPSLLD       $0x10, Y11, Y11
+	VFMADD231PS  Y11, Y8, Y1
+	VFMADD231PS  Y11, Y9, Y5
+	VMOVUPS      64(AX), Y12
+	VPSLLD       $0x10, Y12, Y12
+	VFMADD231PS  Y12, Y8, Y2
+	VFMADD231PS  Y12, Y9, Y6
+	VMOVUPS      96(AX), Y13
+	VPSLLD       $0x10, Y13, Y13
+	VFMADD231PS  Y13, Y8, Y3
+	VFMADD231PS  Y13, Y9, Y7
+	PREFETCHT0   128(R11)
+	PREFETCHT0   2048(AX)
+	VBROADCASTSS 4(BX), Y8
+	VBROADCASTSS 4(BX)(R8*1), Y9
+	VANDPS       (AX), Y15, Y10
+	VFMADD231PS  Y10, Y8, Y0
+	VFMADD231PS  Y10, Y9, Y4
+	VANDPS       32(AX), Y15, Y11
+	VFMADD231PS  Y11, Y8, Y1
+	VFMADD231PS  Y11, Y9, Y5
+	VANDPS       64(AX), Y15, Y12
+	VFMADD231PS  Y12, Y8, Y2
+	VFMADD231PS  Y12, Y9, Y6
+	VANDPS       96(AX), Y15, Y13
+	VFMADD231PS  Y13, Y8, Y3
+	VFMADD231PS  Y13, Y9, Y7
+	PREFETCHT0   128(R14)
+	PREFETCHT0   2112(AX)
+	VBROADCASTSS 8(BX), Y8
+	VBROADCASTSS 8(BX)(R8*1), Y9
+	VMOVUPS      256(AX), Y10
+	VPSLLD       $0x10, Y10, Y10
+	VFMADD231PS  Y10, Y8, Y0
+	VFMADD231PS  Y10, Y9, Y4
+	VMOVUPS      288(AX), Y11
+	VPSLLD       $0x10, Y11, Y11
+	VFMADD231PS  Y11, Y8, Y1
+	VFMADD231PS  Y11, Y9, Y5
+	VMOVUPS      320(AX), Y12
+	VPSLLD       $0x10, Y12, Y12
+	VFMADD231PS  Y12, Y8, Y2
+	VFMADD231PS  Y12, Y9, Y6
+	VMOVUPS      352(AX), Y13
+	VPSLLD       $0x10, Y13, Y13
+	VFMADD231PS  Y13, Y8, Y3
+	VFMADD231PS  Y13, Y9, Y7
+	PREFETCHT0   128(R9)
+	PREFETCHT0   2304(AX)
+	VBROADCASTSS 12(BX), Y8
+	VBROADCASTSS 12(BX)(R8*1), Y9
+	VANDPS       256(AX), Y15, Y10
+	VFMADD231PS  Y10, Y8, Y0
+	VFMADD231PS  Y10, Y9, Y4
+	VANDPS       288(AX), Y15, Y11
+	VFMADD231PS  Y11, Y8, Y1
+	VFMADD231PS  Y11, Y9, Y5
+	VANDPS       320(AX), Y15, Y12
+	VFMADD231PS  Y12, Y8, Y2
+	VFMADD231PS  Y12, Y9, Y6
+	VANDPS       352(AX), Y15, Y13
+	VFMADD231PS  Y13, Y8, Y3
+	VFMADD231PS  Y13, Y9, Y7
+	PREFETCHT0   128(DX)
+	PREFETCHT0   2368(AX)
+	ADDQ         $0x00000200, AX
+	ADDQ         $0x10, BX
+	VBROADCASTSS (BX), Y8
+	VBROADCASTSS (BX)(R8*1), Y9
+	VMOVUPS      (AX), Y10
+	VPSLLD       $0x10, Y10, Y10
+	VFMADD231PS  Y10, Y8, Y0
+	VFMADD231PS  Y10, Y9, Y4
+	VMOVUPS      32(AX), Y11
+	VPSLLD       $0x10, Y11, Y11
+	VFMADD231PS  Y11, Y8, Y1
+	VFMADD231PS  Y11, Y9, Y5
+	VMOVUPS      64(AX), Y12
+	VPSLLD       $0x10, Y12, Y12
+	VFMADD231PS  Y12, Y8, Y2
+	VFMADD231PS  Y12, Y9, Y6
+	VMOVUPS      96(AX), Y13
+	VPSLLD       $0x10, Y13, Y13
+	VFMADD231PS  Y13, Y8, Y3
+	VFMADD231PS  Y13, Y9, Y7
+	PREFETCHT0   192(R11)
+	PREFETCHT0   2048(AX)
+	VBROADCASTSS 4(BX), Y8
+	VBROADCASTSS 4(BX)(R8*1), Y9
+	VANDPS       (AX), Y15, Y10
+	VFMADD231PS  Y10, Y8, Y0
+	VFMADD231PS  Y10, Y9, Y4
+	VANDPS       32(AX), Y15, Y11
+	VFMADD231PS  Y11, Y8, Y1
+	VFMADD231PS  Y11, Y9, Y5
+	VANDPS       64(AX), Y15, Y12
+	VFMADD231PS  Y12, Y8, Y2
+	VFMADD231PS  Y12, Y9, Y6
+	VANDPS       96(AX), Y15, Y13
+	VFMADD231PS  Y13, Y8, Y3
+	VFMADD231PS  Y13, Y9, Y7
+	PREFETCHT0   192(R14)
+	PREFETCHT0   2112(AX)
+	VBROADCASTSS 8(BX), Y8
+	VBROADCASTSS 8(BX)(R8*1), Y9
+	VMOVUPS      256(AX), Y10
+	VPSLLD       $0x10, Y10, Y10
+	VFMADD231PS  Y10, Y8, Y0
+	VFMADD231PS  Y10, Y9, Y4
+	VMOVUPS      288(AX), Y11
+	VPSLLD       $0x10, Y11, Y11
+	VFMADD231PS  Y11, Y8, Y1
+	VFMADD231PS  Y11, Y9, Y5
+	VMOVUPS      320(AX), Y12
+	VPSLLD       $0x10, Y12, Y12
+	VFMADD231PS  Y12, Y8, Y2
+	VFMADD231PS  Y12, Y9, Y6
+	VMOVUPS      352(AX), Y13
+	VPSLLD       $0x10, Y13, Y13
+	VFMADD231PS  Y13, Y8, Y3
+	VFMADD231PS  Y13, Y9, Y7
+	PREFETCHT0   192(R9)
+	PREFETCHT0   2304(AX)
+	VBROADCASTSS 12(BX), Y8
+	VBROADCASTSS 12(BX)(R8*1), Y9
+	VANDPS       256(AX), Y15, Y10
+	VFMADD231PS  Y10, Y8, Y0
+	VFMADD231PS  Y10, Y9, Y4
+	VANDPS       288(AX), Y15, Y11
+	VFMADD231PS  Y11, Y8, Y1
+	VFMADD231PS  Y11, Y9, Y5
+	VANDPS       320(AX), Y15, Y12
+	VFMADD231PS  Y12, Y8, Y2
+	VFMADD231PS  Y12, Y9, Y6
+	VANDPS       352(AX), Y15, Y13
+	VFMADD231PS  Y13, Y8, Y3
+	VFMADD231PS  Y13, Y9, Y7
+	PREFETCHT0   192(DX)
+	PREFETCHT0   2368(AX)
+	ADDQ         $0x00000200, AX
+	ADDQ         $0x10, BX
+	ADDQ         $0x00000100, R11
+	ADDQ         $0x00000100, R14
+	ADDQ         $0x00000100, R9
+	ADDQ         $0x00000100, DX
+	SUBQ         $0x10, R12
+	JGE          dims417
 
-short420:
+short419:
 	ADDQ $0x10, R12
 
-plain419:
+plain418:
 	SUBQ $0x04, R12
 	JLT  few415
 
-dims421:
-	VBROADCASTSS   (BX), Y8
-	VBROADCASTSS   (BX)(R8*1), Y9
-	VBROADCASTI128 (AX), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VFMADD231PS    Y10, Y8, Y0
-	VFMADD231PS    Y10, Y9, Y4
-	VBROADCASTI128 16(AX), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VFMADD231PS    Y11, Y8, Y1
-	VFMADD231PS    Y11, Y9, Y5
-	VBROADCASTI128 32(AX), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VFMADD231PS    Y12, Y8, Y2
-	VFMADD231PS    Y12, Y9, Y6
-	VBROADCASTI128 48(AX), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VFMADD231PS    Y13, Y8, Y3
-	VFMADD231PS    Y13, Y9, Y7
-	VBROADCASTSS   4(BX), Y8
-	VBROADCASTSS   4(BX)(R8*1), Y9
-	VBROADCASTI128 128(AX), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VFMADD231PS    Y10, Y8, Y0
-	VFMADD231PS    Y10, Y9, Y4
-	VBROADCASTI128 144(AX), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VFMADD231PS    Y11, Y8, Y1
-	VFMADD231PS    Y11, Y9, Y5
-	VBROADCASTI128 160(AX), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VFMADD231PS    Y12, Y8, Y2
-	VFMADD231PS    Y12, Y9, Y6
-	VBROADCASTI128 176(AX), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VFMADD231PS    Y13, Y8, Y3
-	VFMADD231PS    Y13, Y9, Y7
-	VBROADCASTSS   8(BX), Y8
-	VBROADCASTSS   8(BX)(R8*1), Y9
-	VBROADCASTI128 256(AX), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VFMADD231PS    Y10, Y8, Y0
-	VFMADD231PS    Y10, Y9, Y4
-	VBROADCASTI128 272(AX), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VFMADD231PS    Y11, Y8, Y1
-	VFMADD231PS    Y11, Y9, Y5
-	VBROADCASTI128 288(AX), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VFMADD231PS    Y12, Y8, Y2
-	VFMADD231PS    Y12, Y9, Y6
-	VBROADCASTI128 304(AX), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VFMADD231PS    Y13, Y8, Y3
-	VFMADD231PS    Y13, Y9, Y7
-	VBROADCASTSS   12(BX), Y8
-	VBROADCASTSS   12(BX)(R8*1), Y9
-	VBROADCASTI128 384(AX), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VFMADD231PS    Y10, Y8, Y0
-	VFMADD231PS    Y10, Y9, Y4
-	VBROADCASTI128 400(AX), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VFMADD231PS    Y11, Y8, Y1
-	VFMADD231PS    Y11, Y9, Y5
-	VBROADCASTI128 416(AX), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VFMADD231PS    Y12, Y8, Y2
-	VFMADD231PS    Y12, Y9, Y6
-	VBROADCASTI128 432(AX), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VFMADD231PS    Y13, Y8, Y3
-	VFMADD231PS    Y13, Y9, Y7
-	ADDQ           $0x00000200, AX
-	ADDQ           $0x10, BX
-	SUBQ           $0x04, R12
-	JGE            dims421
+dims420:
+	VBROADCASTSS (BX), Y8
+	VBROADCASTSS (BX)(R8*1), Y9
+	VMOVUPS      (AX), Y10
+	VPSLLD       $0x10, Y10, Y10
+	VFMADD231PS  Y10, Y8, Y0
+	VFMADD231PS  Y10, Y9, Y4
+	VMOVUPS      32(AX), Y11
+	VPSLLD       $0x10, Y11, Y11
+	VFMADD231PS  Y11, Y8, Y1
+	VFMADD231PS  Y11, Y9, Y5
+	VMOVUPS      64(AX), Y12
+	VPSLLD       $0x10, Y12, Y12
+	VFMADD231PS  Y12, Y8, Y2
+	VFMADD231PS  Y12, Y9, Y6
+	VMOVUPS      96(AX), Y13
+	VPSLLD       $0x10, Y13, Y13
+	VFMADD231PS  Y13, Y8, Y3
+	VFMADD231PS  Y13, Y9, Y7
+	VBROADCASTSS 4(BX), Y8
+	VBROADCASTSS 4(BX)(R8*1), Y9
+	VANDPS       (AX), Y15, Y10
+	VFMADD231PS  Y10, Y8, Y0
+	VFMADD231PS  Y10, Y9, Y4
+	VANDPS       32(AX), Y15, Y11
+	VFMADD231PS  Y11, Y8, Y1
+	VFMADD231PS  Y11, Y9, Y5
+	VANDPS       64(AX), Y15, Y12
+	VFMADD231PS  Y12, Y8, Y2
+	VFMADD231PS  Y12, Y9, Y6
+	VANDPS       96(AX), Y15, Y13
+	VFMADD231PS  Y13, Y8, Y3
+	VFMADD231PS  Y13, Y9, Y7
+	VBROADCASTSS 8(BX), Y8
+	VBROADCASTSS 8(BX)(R8*1), Y9
+	VMOVUPS      256(AX), Y10
+	VPSLLD       $0x10, Y10, Y10
+	VFMADD231PS  Y10, Y8, Y0
+	VFMADD231PS  Y10, Y9, Y4
+	VMOVUPS      288(AX), Y11
+	VPSLLD       $0x10, Y11, Y11
+	VFMADD231PS  Y11, Y8, Y1
+	VFMADD231PS  Y11, Y9, Y5
+	VMOVUPS      320(AX), Y12
+	VPSLLD       $0x10, Y12, Y12
+	VFMADD231PS  Y12, Y8, Y2
+	VFMADD231PS  Y12, Y9, Y6
+	VMOVUPS      352(AX), Y13
+	VPSLLD       $0x10, Y13, Y13
+	VFMADD231PS  Y13, Y8, Y3
+	VFMADD231PS  Y13, Y9, Y7
+	VBROADCASTSS 12(BX), Y8
+	VBROADCASTSS 12(BX)(R8*1), Y9
+	VANDPS       256(AX), Y15, Y10
+	VFMADD231PS  Y10, Y8, Y0
+	VFMADD231PS  Y10, Y9, Y4
+	VANDPS       288(AX), Y15, Y11
+	VFMADD231PS  Y11, Y8, Y1
+	VFMADD231PS  Y11, Y9, Y5
+	VANDPS       320(AX), Y15, Y12
+	VFMADD231PS  Y12, Y8, Y2
+	VFMADD231PS  Y12, Y9, Y6
+	VANDPS       352(AX), Y15, Y13
+	VFMADD231PS  Y13, Y8, Y3
+	VFMADD231PS  Y13, Y9, Y7
+	ADDQ         $0x00000200, AX
+	ADDQ         $0x10, BX
+	SUBQ         $0x04, R12
+	JGE          dims420
 
 few415:
-	ADDQ $0x04, R12
-	JZ   store417
+	ADDQ         $0x04, R12
+	JZ           store416
+	CMPQ         R12, $0x02
+	JLT          some421
+	VBROADCASTSS (BX), Y8
+	VBROADCASTSS (BX)(R8*1), Y9
+	VMOVUPS      (AX), Y10
+	VPSLLD       $0x10, Y10, Y10
+	VFMADD231PS  Y10, Y8, Y0
+	VFMADD231PS  Y10, Y9, Y4
+	VMOVUPS      32(AX), Y11
+	VPSLLD       $0x10, Y11, Y11
+	VFMADD231PS  Y11, Y8, Y1
+	VFMADD231PS  Y11, Y9, Y5
+	VMOVUPS      64(AX), Y12
+	VPSLLD       $0x10, Y12, Y12
+	VFMADD231PS  Y12, Y8, Y2
+	VFMADD231PS  Y12, Y9, Y6
+	VMOVUPS      96(AX), Y13
+	VPSLLD       $0x10, Y13, Y13
+	VFMADD231PS  Y13, Y8, Y3
+	VFMADD231PS  Y13, Y9, Y7
+	VBROADCASTSS 4(BX), Y8
+	VBROADCASTSS 4(BX)(R8*1), Y9
+	VANDPS       (AX), Y15, Y10
+	VFMADD231PS  Y10, Y8, Y0
+	VFMADD231PS  Y10, Y9, Y4
+	VANDPS       32(AX), Y15, Y11
+	VFMADD231PS  Y11, Y8, Y1
+	VFMADD231PS  Y11, Y9, Y5
+	VANDPS       64(AX), Y15, Y12
+	VFMADD231PS  Y12, Y8, Y2
+	VFMADD231PS  Y12, Y9, Y6
+	VANDPS       96(AX), Y15, Y13
+	VFMADD231PS  Y13, Y8, Y3
+	VFMADD231PS  Y13, Y9, Y7
+	ADDQ         $0x00000100, AX
+	ADDQ         $0x08, BX
+	SUBQ         $0x02, R12
+	JZ           store416
 
-some416:
-	VBROADCASTSS   (BX), Y8
-	VBROADCASTSS   (BX)(R8*1), Y9
-	VBROADCASTI128 (AX), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VFMADD231PS    Y10, Y8, Y0
-	VFMADD231PS    Y10, Y9, Y4
-	VBROADCASTI128 16(AX), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VFMADD231PS    Y11, Y8, Y1
-	VFMADD231PS    Y11, Y9, Y5
-	VBROADCASTI128 32(AX), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VFMADD231PS    Y12, Y8, Y2
-	VFMADD231PS    Y12, Y9, Y6
-	VBROADCASTI128 48(AX), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VFMADD231PS    Y13, Y8, Y3
-	VFMADD231PS    Y13, Y9, Y7
-	ADDQ           $0x00000080, AX
-	ADDQ           $0x04, BX
-	DECQ           R12
-	JNZ            some416
+some421:
+	VBROADCASTSS (BX), Y8
+	VBROADCASTSS (BX)(R8*1), Y9
+	VMOVUPS      (AX), Y10
+	VPSLLD       $0x10, Y10, Y10
+	VFMADD231PS  Y10, Y8, Y0
+	VFMADD231PS  Y10, Y9, Y4
+	VMOVUPS      32(AX), Y11
+	VPSLLD       $0x10, Y11, Y11
+	VFMADD231PS  Y11, Y8, Y1
+	VFMADD231PS  Y11, Y9, Y5
+	VMOVUPS      64(AX), Y12
+	VPSLLD       $0x10, Y12, Y12
+	VFMADD231PS  Y12, Y8, Y2
+	VFMADD231PS  Y12, Y9, Y6
+	VMOVUPS      96(AX), Y13
+	VPSLLD       $0x10, Y13, Y13
+	VFMADD231PS  Y13, Y8, Y3
+	VFMADD231PS  Y13, Y9, Y7
+	ADDQ         $0x00000080, AX
+	ADDQ         $0x04, BX
 
-store417:
+store416:
 	VMOVUPS Y0, (DI)
 	VMOVUPS Y1, 32(DI)
 	VMOVUPS Y2, 64(DI)
@@ -17160,7 +17147,7 @@ store417:
 	VMOVUPS Y6, 320(DI)
 	VMOVUPS Y7, 352(DI)
 	ADDQ    $0x00000080, DI
-	ADDQ    $0x00000040, R13
+	ADDQ    $0x00000080, R13
 	DECQ    R15
 	JNZ     block412
 	ADDQ    $0x00000100, DI
@@ -17210,565 +17197,615 @@ begin424:
 	MOVQ  SI, BX
 	MOVQ  n+32(FP), R12
 	TESTQ R11, R11
-	JZ    plain429
+	JZ    plain428
 	SUBQ  $0x10, R12
-	JLT   short430
+	JLT   short429
 
-dims428:
-	VBROADCASTSS   (BX), Y12
-	VBROADCASTSS   (BX)(R8*1), Y13
-	VBROADCASTSS   (BX)(R8*2), Y14
-	VBROADCASTI128 (AX), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y0
-	VFMADD231PS    Y15, Y13, Y4
-	VFMADD231PS    Y15, Y14, Y8
-	VBROADCASTI128 16(AX), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y1
-	VFMADD231PS    Y15, Y13, Y5
-	VFMADD231PS    Y15, Y14, Y9
-	VBROADCASTI128 32(AX), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y2
-	VFMADD231PS    Y15, Y13, Y6
-	VFMADD231PS    Y15, Y14, Y10
-	VBROADCASTI128 48(AX), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y3
-	VFMADD231PS    Y15, Y13, Y7
-	VFMADD231PS    Y15, Y14, Y11
-	PREFETCHT0     (R11)
-	PREFETCHT0     1024(AX)
-	VBROADCASTSS   4(BX), Y12
-	VBROADCASTSS   4(BX)(R8*1), Y13
-	VBROADCASTSS   4(BX)(R8*2), Y14
-	VBROADCASTI128 128(AX), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y0
-	VFMADD231PS    Y15, Y13, Y4
-	VFMADD231PS    Y15, Y14, Y8
-	VBROADCASTI128 144(AX), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y1
-	VFMADD231PS    Y15, Y13, Y5
-	VFMADD231PS    Y15, Y14, Y9
-	VBROADCASTI128 160(AX), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y2
-	VFMADD231PS    Y15, Y13, Y6
-	VFMADD231PS    Y15, Y14, Y10
-	VBROADCASTI128 176(AX), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y3
-	VFMADD231PS    Y15, Y13, Y7
-	VFMADD231PS    Y15, Y14, Y11
-	PREFETCHT0     (R14)
-	PREFETCHT0     1152(AX)
-	VBROADCASTSS   8(BX), Y12
-	VBROADCASTSS   8(BX)(R8*1), Y13
-	VBROADCASTSS   8(BX)(R8*2), Y14
-	VBROADCASTI128 256(AX), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y0
-	VFMADD231PS    Y15, Y13, Y4
-	VFMADD231PS    Y15, Y14, Y8
-	VBROADCASTI128 272(AX), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y1
-	VFMADD231PS    Y15, Y13, Y5
-	VFMADD231PS    Y15, Y14, Y9
-	VBROADCASTI128 288(AX), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y2
-	VFMADD231PS    Y15, Y13, Y6
-	VFMADD231PS    Y15, Y14, Y10
-	VBROADCASTI128 304(AX), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y3
-	VFMADD231PS    Y15, Y13, Y7
-	VFMADD231PS    Y15, Y14, Y11
-	PREFETCHT0     (R9)
-	PREFETCHT0     1280(AX)
-	VBROADCASTSS   12(BX), Y12
-	VBROADCASTSS   12(BX)(R8*1), Y13
-	VBROADCASTSS   12(BX)(R8*2), Y14
-	VBROADCASTI128 384(AX), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y0
-	VFMADD231PS    Y15, Y13, Y4
-	VFMADD231PS    Y15, Y14, Y8
-	VBROADCASTI128 400(AX), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y1
-	VFMADD231PS    Y15, Y13, Y5
-	VFMADD231PS    Y15, Y14, Y9
-	VBROADCASTI128 416(AX), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y2
-	VFMADD231PS    Y15, Y13, Y6
-	VFMADD231PS    Y15, Y14, Y10
-	VBROADCASTI128 432(AX), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y3
-	VFMADD231PS    Y15, Y13, Y7
-	VFMADD231PS    Y15, Y14, Y11
-	PREFETCHT0     (DX)
-	PREFETCHT0     1408(AX)
-	ADDQ           $0x00000200, AX
-	ADDQ           $0x10, BX
-	VBROADCASTSS   (BX), Y12
-	VBROADCASTSS   (BX)(R8*1), Y13
-	VBROADCASTSS   (BX)(R8*2), Y14
-	VBROADCASTI128 (AX), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y0
-	VFMADD231PS    Y15, Y13, Y4
-	VFMADD231PS    Y15, Y14, Y8
-	VBROADCASTI128 16(AX), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y1
-	VFMADD231PS    Y15, Y13, Y5
-	VFMADD231PS    Y15, Y14, Y9
-	VBROADCASTI128 32(AX), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y2
-	VFMADD231PS    Y15, Y13, Y6
-	VFMADD231PS    Y15, Y14, Y10
-	VBROADCASTI128 48(AX), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y3
-	VFMADD231PS    Y15, Y13, Y7
-	VFMADD231PS    Y15, Y14, Y11
-	PREFETCHT0     64(R11)
-	PREFETCHT0     1024(AX)
-	VBROADCASTSS   4(BX), Y12
-	VBROADCASTSS   4(BX)(R8*1), Y13
-	VBROADCASTSS   4(BX)(R8*2), Y14
-	VBROADCASTI128 128(AX), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y0
-	VFMADD231PS    Y15, Y13, Y4
-	VFMADD231PS    Y15, Y14, Y8
-	VBROADCASTI128 144(AX), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y1
-	VFMADD231PS    Y15, Y13, Y5
-	VFMADD231PS    Y15, Y14, Y9
-	VBROADCASTI128 160(AX), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y2
-	VFMADD231PS    Y15, Y13, Y6
-	VFMADD231PS    Y15, Y14, Y10
-	VBROADCASTI128 176(AX), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y3
-	VFMADD231PS    Y15, Y13, Y7
-	VFMADD231PS    Y15, Y14, Y11
-	PREFETCHT0     64(R14)
-	PREFETCHT0     1152(AX)
-	VBROADCASTSS   8(BX), Y12
-	VBROADCASTSS   8(BX)(R8*1), Y13
-	VBROADCASTSS   8(BX)(R8*2), Y14
-	VBROADCASTI128 256(AX), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y0
-	VFMADD231PS    Y15, Y13, Y4
-	VFMADD231PS    Y15, Y14, Y8
-	VBROADCASTI128 272(AX), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y1
-	VFMADD231PS    Y15, Y13, Y5
-	VFMADD231PS    Y15, Y14, Y9
-	VBROADCASTI128 288(AX), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y2
-	VFMADD231PS    Y15, Y13, Y6
-	VFMADD231PS    Y15, Y14, Y10
-	VBROADCASTI128 304(AX), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y3
-	VFMADD231PS    Y15, Y13, Y7
-	VFMADD231PS    Y15, Y14, Y11
-	PREFETCHT0     64(R9)
-	PREFETCHT0     1280(AX)
-	VBROADCASTSS   12(BX), Y12
-	VBROADCASTSS   12(BX)(R8*1), Y13
-	VBROADCASTSS   12(BX)(R8*2), Y14
-	VBROADCASTI128 384(AX), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y0
-	VFMADD231PS    Y15, Y13, Y4
-	VFMADD231PS    Y15, Y14, Y8
-	VBROADCASTI128 400(AX), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y1
-	VFMADD231PS    Y15, Y13, Y5
-	VFMADD231PS    Y15, Y14, Y9
-	VBROADCASTI128 416(AX), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y2
-	VFMADD231PS    Y15, Y13, Y6
-	VFMADD231PS    Y15, Y14, Y10
-	VBROADCASTI128 432(AX), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y3
-	VFMADD231PS    Y15, Y13, Y7
-	VFMADD231PS    Y15, Y14, Y11
-	PREFETCHT0     64(DX)
-	PREFETCHT0     1408(AX)
-	ADDQ           $0x00000200, AX
-	ADDQ           $0x10, BX
-	VBROADCASTSS   (BX), Y12
-	VBROADCASTSS   (BX)(R8*1), Y13
-	VBROADCASTSS   (BX)(R8*2), Y14
-	VBROADCASTI128 (AX), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y0
-	VFMADD231PS    Y15, Y13, Y4
-	VFMADD231PS    Y15, Y14, Y8
-	VBROADCASTI128 16(AX), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y1
-	VFMADD231PS    Y15, Y13, Y5
-	VFMADD231PS    Y15, Y14, Y9
-	VBROADCASTI128 32(AX), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y2
-	VFMADD231PS    Y15, Y13, Y6
-	VFMADD231PS    Y15, Y14, Y10
-	VBROADCASTI128 48(AX), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y3
-	VFMADD231PS    Y15, Y13, Y7
-	VFMADD231PS    Y15, Y14, Y11
-	PREFETCHT0     128(R11)
-	PREFETCHT0     1024(AX)
-	VBROADCASTSS   4(BX), Y12
-	VBROADCASTSS   4(BX)(R8*1), Y13
-	VBROADCASTSS   4(BX)(R8*2), Y14
-	VBROADCASTI128 128(AX), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y0
-	VFMADD231PS    Y15, Y13, Y4
-	VFMADD231PS    Y15, Y14, Y8
-	VBROADCASTI128 144(AX), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y1
-	VFMADD231PS    Y15, Y13, Y5
-	VFMADD231PS    Y15, Y14, Y9
-	VBROADCASTI128 160(AX), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y2
-	VFMADD231PS    Y15, Y13, Y6
-	VFMADD231PS    Y15, Y14, Y10
-	VBROADCASTI128 176(AX), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y3
-	VFMADD231PS    Y15, Y13, Y7
-	VFMADD231PS    Y15, Y14, Y11
-	PREFETCHT0     128(R14)
-	PREFETCHT0     1152(AX)
-	VBROADCASTSS   8(BX), Y12
-	VBROADCASTSS   8(BX)(R8*1), Y13
-	VBROADCASTSS   8(BX)(R8*2), Y14
-	VBROADCASTI128 256(AX), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y0
-	VFMADD231PS    Y15, Y13, Y4
-	VFMADD231PS    Y15, Y14, Y8
-	VBROADCASTI128 272(AX), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y1
-	VFMADD231PS    Y15, Y13, Y5
-	VFMADD231PS    Y15, Y14, Y9
-	VBROADCASTI128 288(AX), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y2
-	VFMADD231PS    Y15, Y13, Y6
-	VFMADD231PS    Y15, Y14, Y10
-	VBROADCASTI128 304(AX), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y3
-	VFMADD231PS    Y15, Y13, Y7
-	VFMADD231PS    Y15, Y14, Y11
-	PREFETCHT0     128(R9)
-	PREFETCHT0     1280(AX)
-	VBROADCASTSS   12(BX), Y12
-	VBROADCASTSS   12(BX)(R8*1), Y13
-	VBROADCASTSS   12(BX)(R8*2), Y14
-	VBROADCASTI128 384(AX), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y0
-	VFMADD231PS    Y15, Y13, Y4
-	VFMADD231PS    Y15, Y14, Y8
-	VBROADCASTI128 400(AX), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y1
-	VFMADD231PS    Y15, Y13, Y5
-	VFMADD231PS    Y15, Y14, Y9
-	VBROADCASTI128 416(AX), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y2
-	VFMADD231PS    Y15, Y13, Y6
-	VFMADD231PS    Y15, Y14, Y10
-	VBROADCASTI128 432(AX), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y3
-	VFMADD231PS    Y15, Y13, Y7
-	VFMADD231PS    Y15, Y14, Y11
-	PREFETCHT0     128(DX)
-	PREFETCHT0     1408(AX)
-	ADDQ           $0x00000200, AX
-	ADDQ           $0x10, BX
-	VBROADCASTSS   (BX), Y12
-	VBROADCASTSS   (BX)(R8*1), Y13
-	VBROADCASTSS   (BX)(R8*2), Y14
-	VBROADCASTI128 (AX), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y0
-	VFMADD231PS    Y15, Y13, Y4
-	VFMADD231PS    Y15, Y14, Y8
-	VBROADCASTI128 16(AX), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y1
-	VFMADD231PS    Y15, Y13, Y5
-	VFMADD231PS    Y15, Y14, Y9
-	VBROADCASTI128 32(AX), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y2
-	VFMADD231PS    Y15, Y13, Y6
-	VFMADD231PS    Y15, Y14, Y10
-	VBROADCASTI128 48(AX), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y3
-	VFMADD231PS    Y15, Y13, Y7
-	VFMADD231PS    Y15, Y14, Y11
-	PREFETCHT0     192(R11)
-	PREFETCHT0     1024(AX)
-	VBROADCASTSS   4(BX), Y12
-	VBROADCASTSS   4(BX)(R8*1), Y13
-	VBROADCASTSS   4(BX)(R8*2), Y14
-	VBROADCASTI128 128(AX), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y0
-	VFMADD231PS    Y15, Y13, Y4
-	VFMADD231PS    Y15, Y14, Y8
-	VBROADCASTI128 144(AX), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y1
-	VFMADD231PS    Y15, Y13, Y5
-	VFMADD231PS    Y15, Y14, Y9
-	VBROADCASTI128 160(AX), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y2
-	VFMADD231PS    Y15, Y13, Y6
-	VFMADD231PS    Y15, Y14, Y10
-	VBROADCASTI128 176(AX), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y3
-	VFMADD231PS    Y15, Y13, Y7
-	VFMADD231PS    Y15, Y14, Y11
-	PREFETCHT0     192(R14)
-	PREFETCHT0     1152(AX)
-	VBROADCASTSS   8(BX), Y12
-	VBROADCASTSS   8(BX)(R8*1), Y13
-	VBROADCASTSS   8(BX)(R8*2), Y14
-	VBROADCASTI128 256(AX), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y0
-	VFMADD231PS    Y15, Y13, Y4
-	VFMADD231PS    Y15, Y14, Y8
-	VBROADCASTI128 272(AX), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y1
-	VFMADD231PS    Y15, Y13, Y5
-	VFMADD231PS    Y15, Y14, Y9
-	VBROADCASTI128 288(AX), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y2
-	VFMADD231PS    Y15, Y13, Y6
-	VFMADD231PS    Y15, Y14, Y10
-	VBROADCASTI128 304(AX), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y3
-	VFMADD231PS    Y15, Y13, Y7
-	VFMADD231PS    Y15, Y14, Y11
-	PREFETCHT0     192(R9)
-	PREFETCHT0     1280(AX)
-	VBROADCASTSS   12(BX), Y12
-	VBROADCASTSS   12(BX)(R8*1), Y13
-	VBROADCASTSS   12(BX)(R8*2), Y14
-	VBROADCASTI128 384(AX), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y0
-	VFMADD231PS    Y15, Y13, Y4
-	VFMADD231PS    Y15, Y14, Y8
-	VBROADCASTI128 400(AX), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y1
-	VFMADD231PS    Y15, Y13, Y5
-	VFMADD231PS    Y15, Y14, Y9
-	VBROADCASTI128 416(AX), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y2
-	VFMADD231PS    Y15, Y13, Y6
-	VFMADD231PS    Y15, Y14, Y10
-	VBROADCASTI128 432(AX), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y3
-	VFMADD231PS    Y15, Y13, Y7
-	VFMADD231PS    Y15, Y14, Y11
-	PREFETCHT0     192(DX)
-	PREFETCHT0     1408(AX)
-	ADDQ           $0x00000200, AX
-	ADDQ           $0x10, BX
-	ADDQ           $0x00000100, R11
-	ADDQ           $0x00000100, R14
-	ADDQ           $0x00000100, R9
-	ADDQ           $0x00000100, DX
-	SUBQ           $0x10, R12
-	JGE            dims428
+dims427:
+	VBROADCASTSS (BX), Y12
+	VBROADCASTSS (BX)(R8*1), Y13
+	VBROADCASTSS (BX)(R8*2), Y14
+	VMOVUPS      (AX), Y15
+	VPSLLD       $0x10, Y15, Y15
+	VFMADD231PS  Y15, Y12, Y0
+	VFMADD231PS  Y15, Y13, Y4
+	VFMADD231PS  Y15, Y14, Y8
+	VMOVUPS      32(AX), Y15
+	VPSLLD       $0x10, Y15, Y15
+	VFMADD231PS  Y15, Y12, Y1
+	VFMADD231PS  Y15, Y13, Y5
+	VFMADD231PS  Y15, Y14, Y9
+	VMOVUPS      64(AX), Y15
+	VPSLLD       $0x10, Y15, Y15
+	VFMADD231PS  Y15, Y12, Y2
+	VFMADD231PS  Y15, Y13, Y6
+	VFMADD231PS  Y15, Y14, Y10
+	VMOVUPS      96(AX), Y15
+	VPSLLD       $0x10, Y15, Y15
+	VFMADD231PS  Y15, Y12, Y3
+	VFMADD231PS  Y15, Y13, Y7
+	VFMADD231PS  Y15, Y14, Y11
+	PREFETCHT0   (R11)
+	PREFETCHT0   2048(AX)
+	VBROADCASTSS 4(BX), Y12
+	VBROADCASTSS 4(BX)(R8*1), Y13
+	VBROADCASTSS 4(BX)(R8*2), Y14
+	VMOVUPS      (AX), Y15
+	VANDPS       highHalves_avx2<>+0(SB), Y15, Y15
+	VFMADD231PS  Y15, Y12, Y0
+	VFMADD231PS  Y15, Y13, Y4
+	VFMADD231PS  Y15, Y14, Y8
+	VMOVUPS      32(AX), Y15
+	VANDPS       highHalves_avx2<>+0(SB), Y15, Y15
+	VFMADD231PS  Y15, Y12, Y1
+	VFMADD231PS  Y15, Y13, Y5
+	VFMADD231PS  Y15, Y14, Y9
+	VMOVUPS      64(AX), Y15
+	VANDPS       highHalves_avx2<>+0(SB), Y15, Y15
+	VFMADD231PS  Y15, Y12, Y2
+	VFMADD231PS  Y15, Y13, Y6
+	VFMADD231PS  Y15, Y14, Y10
+	VMOVUPS      96(AX), Y15
+	VANDPS       highHalves_avx2<>+0(SB), Y15, Y15
+	VFMADD231PS  Y15, Y12, Y3
+	VFMADD231PS  Y15, Y13, Y7
+	VFMADD231PS  Y15, Y14, Y11
+	PREFETCHT0   (R14)
+	PREFETCHT0   2112(AX)
+	VBROADCASTSS 8(BX), Y12
+	VBROADCASTSS 8(BX)(R8*1), Y13
+	VBROADCASTSS 8(BX)(R8*2), Y14
+	VMOVUPS      256(AX), Y15
+	VPSLLD       $0x10, Y15, Y15
+	VFMADD231PS  Y15, Y12, Y0
+	VFMADD231PS  Y15, Y13, Y4
+	VFMADD231PS  Y15, Y14, Y8
+	VMOVUPS      288(AX), Y15
+	VPSLLD       $0x10, Y15, Y15
+	VFMADD231PS  Y15, Y12, Y1
+	VFMADD231PS  Y15, Y13, Y5
+	VFMADD231PS  Y15, Y14, Y9
+	VMOVUPS      320(AX), Y15
+	VPSLLD       $0x10, Y15, Y15
+	VFMADD231PS  Y15, Y12, Y2
+	VFMADD231PS  Y15, Y13, Y6
+	VFMADD231PS  Y15, Y14, Y10
+	VMOVUPS      352(AX), Y15
+	VPSLLD       $0x10, Y15, Y15
+	VFMADD231PS  Y15, Y12, Y3
+	VFMADD231PS  Y15, Y13, Y7
+	VFMADD231PS  Y15, Y14, Y11
+	PREFETCHT0   (R9)
+	PREFETCHT0   2304(AX)
+	VBROADCASTSS 12(BX), Y12
+	VBROADCASTSS 12(BX)(R8*1), Y13
+	VBROADCASTSS 12(BX)(R8*2), Y14
+	VMOVUPS      256(AX), Y15
+	VANDPS       highHalves_avx2<>+0(SB), Y15, Y15
+	VFMADD231PS  Y15, Y12, Y0
+	VFMADD231PS  Y15, Y13, Y4
+	VFMADD231PS  Y15, Y14, Y8
+	VMOVUPS      288(AX), Y15
+	VANDPS       highHalves_avx2<>+0(SB), Y15, Y15
+	VFMADD231PS  Y15, Y12, Y1
+	VFMADD231PS  Y15, Y13, Y5
+	VFMADD231PS  Y15, Y14, Y9
+	VMOVUPS      320(AX), Y15
+	VANDPS       highHalves_avx2<>+0(SB), Y15, Y15
+	VFMADD231PS  Y15, Y12, Y2
+	VFMADD231PS  Y15, Y13, Y6
+	VFMADD231PS  Y15, Y14, Y10
+	VMOVUPS      352(AX), Y15
+	VANDPS       highHalves_avx2<>+0(SB), Y15, Y15
+	VFMADD231PS  Y15, Y12, Y3
+	VFMADD231PS  Y15, Y13, Y7
+	VFMADD231PS  Y15, Y14, Y11
+	PREFETCHT0   (DX)
+	PREFETCHT0   2368(AX)
+	ADDQ         $0x00000200, AX
+	ADDQ         $0x10, BX
+	VBROADCASTSS (BX), Y12
+	VBROADCASTSS (BX)(R8*1), Y13
+	VBROADCASTSS (BX)(R8*2), Y14
+	VMOVUPS      (AX), Y15
+	VPSLLD       $0x10, Y15, Y15
+	VFMADD231PS  Y15, Y12, Y0
+	VFMADD231PS  Y15, Y13, Y4
+	VFMADD231PS  Y15, Y14, Y8
+	VMOVUPS      32(AX), Y15
+	VPSLLD       $0x10, Y15, Y15
+	VFMADD231PS  Y15, Y12, Y1
+	VFMADD231PS  Y15, Y13, Y5
+	VFMADD231PS  Y15, Y14, Y9
+	VMOVUPS      64(AX), Y15
+	VPSLLD       $0x10, Y15, Y15
+	VFMADD231PS  Y15, Y12, Y2
+	VFMADD231PS  Y15, Y13, Y6
+	VFMADD231PS  Y15, Y14, Y10
+	VMOVUPS      96(AX), Y15
+	VPSLLD       $0x10, Y15, Y15
+	VFMADD231PS  Y15, Y12, Y3
+	VFMADD231PS  Y15, Y13, Y7
+	VFMADD231PS  Y15, Y14, Y11
+	PREFETCHT0   64(R11)
+	PREFETCHT0   2048(AX)
+	VBROADCASTSS 4(BX), Y12
+	VBROADCASTSS 4(BX)(R8*1), Y13
+	VBROADCASTSS 4(BX)(R8*2), Y14
+	VMOVUPS      (AX), Y15
+	VANDPS       highHalves_avx2<>+0(SB), Y15, Y15
+	VFMADD231PS  Y15, Y12, Y0
+	VFMADD231PS  Y15, Y13, Y4
+	VFMADD231PS  Y15, Y14, Y8
+	VMOVUPS      32(AX), Y15
+	VANDPS       highHalves_avx2<>+0(SB), Y15, Y15
+	VFMADD231PS  Y15, Y12, Y1
+	VFMADD231PS  Y15, Y13, Y5
+	VFMADD231PS  Y15, Y14, Y9
+	VMOVUPS      64(AX), Y15
+	VANDPS       highHalves_avx2<>+0(SB), Y15, Y15
+	VFMADD231PS  Y15, Y12, Y2
+	VFMADD231PS  Y15, Y13, Y6
+	VFMADD231PS  Y15, Y14, Y10
+	VMOVUPS      96(AX), Y15
+	VANDPS       highHalves_avx2<>+0(SB), Y15, Y15
+	VFMADD231PS  Y15, Y12, Y3
+	VFMADD231PS  Y15, Y13, Y7
+	VFMADD231PS  Y15, Y14, Y11
+	PREFETCHT0   64(R14)
+	PREFETCHT0   2112(AX)
+	VBROADCASTSS 8(BX), Y12
+	VBROADCASTSS 8(BX)(R8*1), Y13
+	VBROADCASTSS 8(BX)(R8*2), Y14
+	VMOVUPS      256(AX), Y15
+	VPSLLD       $0x10, Y15, Y15
+	VFMADD231PS  Y15, Y12, Y0
+	VFMADD231PS  Y15, Y13, Y4
+	VFMADD231PS  Y15, Y14, Y8
+	VMOVUPS      288(AX), Y15
+	VPSLLD       $0x10, Y15, Y15
+	VFMADD231PS  Y15, Y12, Y1
+	VFMADD231PS  Y15, Y13, Y5
+	VFMADD231PS  Y15, Y14, Y9
+	VMOVUPS      320(AX), Y15
+	VPSLLD       $0x10, Y15, Y15
+	VFMADD231PS  Y15, Y12, Y2
+	VFMADD231PS  Y15, Y13, Y6
+	VFMADD231PS  Y15, Y14, Y10
+	VMOVUPS      352(AX), Y15
+	VPSLLD       $0x10, Y15, Y15
+	VFMADD231PS  Y15, Y12, Y3
+	VFMADD231PS  Y15, Y13, Y7
+	VFMADD231PS  Y15, Y14, Y11
+	PREFETCHT0   64(R9)
+	PREFETCHT0   2304(AX)
+	VBROADCASTSS 12(BX), Y12
+	VBROADCASTSS 12(BX)(R8*1), Y13
+	VBROADCASTSS 12(BX)(R8*2), Y14
+	VMOVUPS      256(AX), Y15
+	VANDPS       highHalves_avx2<>+0(SB), Y15, Y15
+	VFMADD231PS  Y15, Y12, Y0
+	VFMADD231PS  Y15, Y13, Y4
+	VFMADD231PS  Y15, Y14, Y8
+	VMOVUPS      288(AX), Y15
+	VANDPS       highHalves_avx2<>+0(SB), Y15, Y15
+	VFMADD231PS  Y15, Y12, Y1
+	VFMADD231PS  Y15, Y13, Y5
+	VFMADD231PS  Y15, Y14, Y9
+	VMOVUPS      320(AX), Y15
+	VANDPS       highHalves_avx2<>+0(SB), Y15, Y15
+	VFMADD231PS  Y15, Y12, Y2
+	VFMADD231PS  Y15, Y13, Y6
+	VFMADD231PS  Y15, Y14, Y10
+	VMOVUPS      352(AX), Y15
+	VANDPS       highHalves_avx2<>+0(SB), Y15, Y15
+	VFMADD231PS  Y15, Y12, Y3
+	VFMADD231PS  Y15, Y13, Y7
+	VFMADD231PS  Y15, Y14, Y11
+	PREFETCHT0   64(DX)
+	PREFETCHT0   2368(AX)
+	ADDQ         $0x00000200, AX
+	ADDQ         $0x10, BX
+	VBROADCASTSS (BX), Y12
+	VBROADCASTSS (BX)(R8*1), Y13
+	VBROADCASTSS (BX)(R8*2), Y14
+	VMOVUPS      (AX), Y15
+	VPSLLD       $0x10, Y15, Y15
+	VFMADD231PS  Y15, Y12, Y0
+	VFMADD231PS  Y15, Y13, Y4
+	VFMADD231PS  Y15, Y14, Y8
+	VMOVUPS      32(AX), Y15
+	VPSLLD       $0x10, Y15, Y15
+	VFMADD231PS  Y15, Y12, Y1
+	VFMADD231PS  Y15, Y13, Y5
+	VFMADD231PS  Y15, Y14, Y9
+	VMOVUPS      64(AX), Y15
+	VPSLLD       $0x10, Y15, Y15
+	VFMADD231PS  Y15, Y12, Y2
+	VFMADD231PS  Y15, Y13, Y6
+	VFMADD231PS  Y15, Y14, Y10
+	VMOVUPS      96(AX), Y15
+	VPSLLD       $0x10, Y15, Y15
+	VFMADD231PS  Y15, Y12, Y3
+	VFMADD231PS  Y15, Y13, Y7
+	VFMADD231PS  Y15, Y14, Y11
+	PREFETCHT0   128(R11)
+	PREFETCHT0   2048(AX)
+	VBROADCASTSS 4(BX), Y12
+	VBROADCASTSS 4(BX)(R8*1), Y13
+	VBROADCASTSS 4(BX)(R8*2), Y14
+	VMOVUPS      (AX), Y15
+	VANDPS       highHalves_avx2<>+0(SB), Y15, Y15
+	VFMADD231PS  Y15, Y12, Y0
+	VFMADD231PS  Y15, Y13, Y4
+	VFMADD231PS  Y15, Y14, Y8
+	VMOVUPS      32(AX), Y15
+	VANDPS       highHalves_avx2<>+0(SB), Y15, Y15
+	VFMADD231PS  Y15, Y12, Y1
+	VFMADD231PS  Y15, Y13, Y5
+	VFMADD231PS  Y15, Y14, Y9
+	VMOVUPS      64(AX), Y15
+	VANDPS       highHalves_avx2<>+0(SB), Y15, Y15
+	VFMADD231PS  Y15, Y12, Y2
+	VFMADD231PS  Y15, Y13, Y6
+	VFMADD231PS  Y15, Y14, Y10
+	VMOVUPS      96(AX), Y15
+	VANDPS       highHalves_avx2<>+0(SB), Y15, Y15
+	VFMADD231PS  Y15, Y12, Y3
+	VFMADD231PS  Y15, Y13, Y7
+	VFMADD231PS  Y15, Y14, Y11
+	PREFETCHT0   128(R14)
+	PREFETCHT0   2112(AX)
+	VBROADCASTSS 8(BX), Y12
+	VBROADCASTSS 8(BX)(R8*1), Y13
+	VBROADCASTSS 8(BX)(R8*2), Y14
+	VMOVUPS      256(AX), Y15
+	VPSLLD       $0x10, Y15, Y15
+	VFMADD231PS  Y15, Y12, Y0
+	VFMADD231PS  Y15, Y13, Y4
+	VFMADD231PS  Y15, Y14, Y8
+	VMOVUPS      288(AX), Y15
+	VPSLLD       $0x10, Y15, Y15
+	VFMADD231PS  Y15, Y12, Y1
+	VFMADD231PS  Y15, Y13, Y5
+	VFMADD231PS  Y15, Y14, Y9
+	VMOVUPS      320(AX), Y15
+	VPSLLD       $0x10, Y15, Y15
+	VFMADD231PS  Y15, Y12, Y2
+	VFMADD231PS  Y15, Y13, Y6
+	VFMADD231PS  Y15, Y14, Y10
+	VMOVUPS      352(AX), Y15
+	VPSLLD       $0x10, Y15, Y15
+	VFMADD231PS  Y15, Y12, Y3
+	VFMADD231PS  Y15, Y13, Y7
+	VFMADD231PS  Y15, Y14, Y11
+	PREFETCHT0   128(R9)
+	PREFETCHT0   2304(AX)
+	VBROADCASTSS 12(BX), Y12
+	VBROADCASTSS 12(BX)(R8*1), Y13
+	VBROADCASTSS 12(BX)(R8*2), Y14
+	VMOVUPS      256(AX), Y15
+	VANDPS       highHalves_avx2<>+0(SB), Y15, Y15
+	VFMADD231PS  Y15, Y12, Y0
+	VFMADD231PS  Y15, Y13, Y4
+	VFMADD231PS  Y15, Y14, Y8
+	VMOVUPS      288(AX), Y15
+	VANDPS       highHalves_avx2<>+0(SB), Y15, Y15
+	VFMADD231PS  Y15, Y12, Y1
+	VFMADD231PS  Y15, Y13, Y5
+	VFMADD231PS  Y15, Y14, Y9
+	VMOVUPS      320(AX), Y15
+	VANDPS       highHalves_avx2<>+0(SB), Y15, Y15
+	VFMADD231PS  Y15, Y12, Y2
+	VFMADD231PS  Y15, Y13, Y6
+	VFMADD231PS  Y15, Y14, Y10
+	VMOVUPS      352(AX), Y15
+	VANDPS       highHalves_avx2<>+0(SB), Y15, Y15
+	VFMADD231PS  Y15, Y12, Y3
+	VFMADD231PS  Y15, Y13, Y7
+	VFMADD231PS  Y15, Y14, Y11
+	PREFETCHT0   128(DX)
+	PREFETCHT0   2368(AX)
+	ADDQ         $0x00000200, AX
+	ADDQ         $0x10, BX
+	VBROADCASTSS (BX), Y12
+	VBROADCASTSS (BX)(R8*1), Y13
+	VBROADCASTSS (BX)(R8*2), Y14
+	VMOVUPS      (AX), Y15
+	VPSLLD       $0x10, Y15, Y15
+	VFMADD231PS  Y15, Y12, Y0
+	VFMADD231PS  Y15, Y13, Y4
+	VFMADD231PS  Y15, Y14, Y8
+	VMOVUPS      32(AX), Y15
+	VPSLLD       $0x10, Y15, Y15
+	VFMADD231PS  Y15, Y12, Y1
+	VFMADD231PS  Y15, Y13, Y5
+	VFMADD231PS  Y15, Y14, Y9
+	VMOVUPS      64(AX), Y15
+	VPSLLD       $0x10, Y15, Y15
+	VFMADD231PS  Y15, Y12, Y2
+	VFMADD231PS  Y15, Y13, Y6
+	VFMADD231PS  Y15, Y14, Y10
+	VMOVUPS      96(AX), Y15
+	VPSLLD       $0x10, Y15, Y15
+	VFMADD231PS  Y15, Y12, Y3
+	VFMADD231PS  Y15, Y13, Y7
+	VFMADD231PS  Y15, Y14, Y11
+	PREFETCHT0   192(R11)
+	PREFETCHT0   2048(AX)
+	VBROADCASTSS 4(BX), Y12
+	VBROADCASTSS 4(BX)(R8*1), Y13
+	VBROADCASTSS 4(BX)(R8*2), Y14
+	VMOVUPS      (AX), Y15
+	VANDPS       highHalves_avx2<>+0(SB), Y15, Y15
+	VFMADD231PS  Y15, Y12, Y0
+	VFMADD231PS  Y15, Y13, Y4
+	VFMADD231PS  Y15, Y14, Y8
+	VMOVUPS      32(AX), Y15
+	VANDPS       highHalves_avx2<>+0(SB), Y15, Y15
+	VFMADD231PS  Y15, Y12, Y1
+	VFMADD231PS  Y15, Y13, Y5
+	VFMADD231PS  Y15, Y14, Y9
+	VMOVUPS      64(AX), Y15
+	VANDPS       highHalves_avx2<>+0(SB), Y15, Y15
+	VFMADD231PS  Y15, Y12, Y2
+	VFMADD231PS  Y15, Y13, Y6
+	VFMADD231PS  Y15, Y14, Y10
+	VMOVUPS      96(AX), Y15
+	VANDPS       highHalves_avx2<>+0(SB), Y15, Y15
+	VFMADD231PS  Y15, Y12, Y3
+	VFMADD231PS  Y15, Y13, Y7
+	VFMADD231PS  Y15, Y14, Y11
+	PREFETCHT0   192(R14)
+	PREFETCHT0   2112(AX)
+	VBROADCASTSS 8(BX), Y12
+	VBROADCASTSS 8(BX)(R8*1), Y13
+	VBROADCASTSS 8(BX)(R8*2), Y14
+	VMOVUPS      256(AX), Y15
+	VPSLLD       $0x10, Y15, Y15
+	VFMADD231PS  Y15, Y12, Y0
+	VFMADD231PS  Y15, Y13, Y4
+	VFMADD231PS  Y15, Y14, Y8
+	VMOVUPS      288(AX), Y15
+	VPSLLD       $0x10, Y15, Y15
+	VFMADD231PS  Y15, Y12, Y1
+	VFMADD231PS  Y15, Y13, Y5
+	VFMADD231PS  Y15, Y14, Y9
+	VMOVUPS      320(AX), Y15
+	VPSLLD       $0x10, Y15, Y15
+	VFMADD231PS  Y15, Y12, Y2
+	VFMADD231PS  Y15, Y13, Y6
+	VFMADD231PS  Y15, Y14, Y10
+	VMOVUPS      352(AX), Y15
+	VPSLLD       $0x10, Y15, Y15
+	VFMADD231PS  Y15, Y12, Y3
+	VFMADD231PS  Y15, Y13, Y7
+	VFMADD231PS  Y15, Y14, Y11
+	PREFETCHT0   192(R9)
+	PREFETCHT0   2304(AX)
+	VBROADCASTSS 12(BX), Y12
+	VBROADCASTSS 12(BX)(R8*1), Y13
+	VBROADCASTSS 12(BX)(R8*2), Y14
+	VMOVUPS      256(AX), Y15
+	VANDPS       highHalves_avx2<>+0(SB), Y15, Y15
+	VFMADD231PS  Y15, Y12, Y0
+	VFMADD231PS  Y15, Y13, Y4
+	VFMADD231PS  Y15, Y14, Y8
+	VMOVUPS      288(AX), Y15
+	VANDPS       highHalves_avx2<>+0(SB), Y15, Y15
+	VFMADD231PS  Y15, Y12, Y1
+	VFMADD231PS  Y15, Y13, Y5
+	VFMADD231PS  Y15, Y14, Y9
+	VMOVUPS      320(AX), Y15
+	VANDPS       highHalves_avx2<>+0(SB), Y15, Y15
+	VFMADD231PS  Y15, Y12, Y2
+	VFMADD231PS  Y15, Y13, Y6
+	VFMADD231PS  Y15, Y14, Y10
+	VMOVUPS      352(AX), Y15
+	VANDPS       highHalves_avx2<>+0(SB), Y15, Y15
+	VFMADD231PS  Y15, Y12, Y3
+	VFMADD231PS  Y15, Y13, Y7
+	VFMADD231PS  Y15, Y14, Y11
+	PREFETCHT0   192(DX)
+	PREFETCHT0   2368(AX)
+	ADDQ         $0x00000200, AX
+	ADDQ         $0x10, BX
+	ADDQ         $0x00000100, R11
+	ADDQ         $0x00000100, R14
+	ADDQ         $0x00000100, R9
+	ADDQ         $0x00000100, DX
+	SUBQ         $0x10, R12
+	JGE          dims427
 
-short430:
+short429:
 	ADDQ $0x10, R12
 
-plain429:
+plain428:
 	SUBQ $0x04, R12
 	JLT  few425
 
-dims431:
-	VBROADCASTSS   (BX), Y12
-	VBROADCASTSS   (BX)(R8*1), Y13
-	VBROADCASTSS   (BX)(R8*2), Y14
-	VBROADCASTI128 (AX), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y0
-	VFMADD231PS    Y15, Y13, Y4
-	VFMADD231PS    Y15, Y14, Y8
-	VBROADCASTI128 16(AX), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y1
-	VFMADD231PS    Y15, Y13, Y5
-	VFMADD231PS    Y15, Y14, Y9
-	VBROADCASTI128 32(AX), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y2
-	VFMADD231PS    Y15, Y13, Y6
-	VFMADD231PS    Y15, Y14, Y10
-	VBROADCASTI128 48(AX), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y3
-	VFMADD231PS    Y15, Y13, Y7
-	VFMADD231PS    Y15, Y14, Y11
-	VBROADCASTSS   4(BX), Y12
-	VBROADCASTSS   4(BX)(R8*1), Y13
-	VBROADCASTSS   4(BX)(R8*2), Y14
-	VBROADCASTI128 128(AX), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y0
-	VFMADD231PS    Y15, Y13, Y4
-	VFMADD231PS    Y15, Y14, Y8
-	VBROADCASTI128 144(AX), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y1
-	VFMADD231PS    Y15, Y13, Y5
-	VFMADD231PS    Y15, Y14, Y9
-	VBROADCASTI128 160(AX), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y2
-	VFMADD231PS    Y15, Y13, Y6
-	VFMADD231PS    Y15, Y14, Y10
-	VBROADCASTI128 176(AX), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y3
-	VFMADD231PS    Y15, Y13, Y7
-	VFMADD231PS    Y15, Y14, Y11
-	VBROADCASTSS   8(BX), Y12
-	VBROADCASTSS   8(BX)(R8*1), Y13
-	VBROADCASTSS   8(BX)(R8*2), Y14
-	VBROADCASTI128 256(AX), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y0
-	VFMADD231PS    Y15, Y13, Y4
-	VFMADD231PS    Y15, Y14, Y8
-	VBROADCASTI128 272(AX), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y1
-	VFMADD231PS    Y15, Y13, Y5
-	VFMADD231PS    Y15, Y14, Y9
-	VBROADCASTI128 288(AX), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y2
-	VFMADD231PS    Y15, Y13, Y6
-	VFMADD231PS    Y15, Y14, Y10
-	VBROADCASTI128 304(AX), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y3
-	VFMADD231PS    Y15, Y13, Y7
-	VFMADD231PS    Y15, Y14, Y11
-	VBROADCASTSS   12(BX), Y12
-	VBROADCASTSS   12(BX)(R8*1), Y13
-	VBROADCASTSS   12(BX)(R8*2), Y14
-	VBROADCASTI128 384(AX), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y0
-	VFMADD231PS    Y15, Y13, Y4
-	VFMADD231PS    Y15, Y14, Y8
-	VBROADCASTI128 400(AX), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y1
-	VFMADD231PS    Y15, Y13, Y5
-	VFMADD231PS    Y15, Y14, Y9
-	VBROADCASTI128 416(AX), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y2
-	VFMADD231PS    Y15, Y13, Y6
-	VFMADD231PS    Y15, Y14, Y10
-	VBROADCASTI128 432(AX), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y3
-	VFMADD231PS    Y15, Y13, Y7
-	VFMADD231PS    Y15, Y14, Y11
-	ADDQ           $0x00000200, AX
-	ADDQ           $0x10, BX
-	SUBQ           $0x04, R12
-	JGE            dims431
+dims430:
+	VBROADCASTSS (BX), Y12
+	VBROADCASTSS (BX)(R8*1), Y13
+	VBROADCASTSS (BX)(R8*2), Y14
+	VMOVUPS      (AX), Y15
+	VPSLLD       $0x10, Y15, Y15
+	VFMADD231PS  Y15, Y12, Y0
+	VFMADD231PS  Y15, Y13, Y4
+	VFMADD231PS  Y15, Y14, Y8
+	VMOVUPS      32(AX), Y15
+	VPSLLD       $0x10, Y15, Y15
+	VFMADD231PS  Y15, Y12, Y1
+	VFMADD231PS  Y15, Y13, Y5
+	VFMADD231PS  Y15, Y14, Y9
+	VMOVUPS      64(AX), Y15
+	VPSLLD       $0x10, Y15, Y15
+	VFMADD231PS  Y15, Y12, Y2
+	VFMADD231PS  Y15, Y13, Y6
+	VFMADD231PS  Y15, Y14, Y10
+	VMOVUPS      96(AX), Y15
+	VPSLLD       $0x10, Y15, Y15
+	VFMADD231PS  Y15, Y12, Y3
+	VFMADD231PS  Y15, Y13, Y7
+	VFMADD231PS  Y15, Y14, Y11
+	VBROADCASTSS 4(BX), Y12
+	VBROADCASTSS 4(BX)(R8*1), Y13
+	VBROADCASTSS 4(BX)(R8*2), Y14
+	VMOVUPS      (AX), Y15
+	VANDPS       highHalves_avx2<>+0(SB), Y15, Y15
+	VFMADD231PS  Y15, Y12, Y0
+	VFMADD231PS  Y15, Y13, Y4
+	VFMADD231PS  Y15, Y14, Y8
+	VMOVUPS      32(AX), Y15
+	VANDPS       highHalves_avx2<>+0(SB), Y15, Y15
+	VFMADD231PS  Y15, Y12, Y1
+	VFMADD231PS  Y15, Y13, Y5
+	VFMADD231PS  Y15, Y14, Y9
+	VMOVUPS      64(AX), Y15
+	VANDPS       highHalves_avx2<>+0(SB), Y15, Y15
+	VFMADD231PS  Y15, Y12, Y2
+	VFMADD231PS  Y15, Y13, Y6
+	VFMADD231PS  Y15, Y14, Y10
+	VMOVUPS      96(AX), Y15
+	VANDPS       highHalves_avx2<>+0(SB), Y15, Y15
+	VFMADD231PS  Y15, Y12, Y3
+	VFMADD231PS  Y15, Y13, Y7
+	VFMADD231PS  Y15, Y14, Y11
+	VBROADCASTSS 8(BX), Y12
+	VBROADCASTSS 8(BX)(R8*1), Y13
+	VBROADCASTSS 8(BX)(R8*2), Y14
+	VMOVUPS      256(AX), Y15
+	VPSLLD       $0x10, Y15, Y15
+	VFMADD231PS  Y15, Y12, Y0
+	VFMADD231PS  Y15, Y13, Y4
+	VFMADD231PS  Y15, Y14, Y8
+	VMOVUPS      288(AX), Y15
+	VPSLLD       $0x10, Y15, Y15
+	VFMADD231PS  Y15, Y12, Y1
+	VFMADD231PS  Y15, Y13, Y5
+	VFMADD231PS  Y15, Y14, Y9
+	VMOVUPS      320(AX), Y15
+	VPSLLD       $0x10, Y15, Y15
+	VFMADD231PS  Y15, Y12, Y2
+	VFMADD231PS  Y15, Y13, Y6
+	VFMADD231PS  Y15, Y14, Y10
+	VMOVUPS      352(AX), Y15
+	VPSLLD       $0x10, Y15, Y15
+	VFMADD231PS  Y15, Y12, Y3
+	VFMADD231PS  Y15, Y13, Y7
+	VFMADD231PS  Y15, Y14, Y11
+	VBROADCASTSS 12(BX), Y12
+	VBROADCASTSS 12(BX)(R8*1), Y13
+	VBROADCASTSS 12(BX)(R8*2), Y14
+	VMOVUPS      256(AX), Y15
+	VANDPS       highHalves_avx2<>+0(SB), Y15, Y15
+	VFMADD231PS  Y15, Y12, Y0
+	VFMADD231PS  Y15, Y13, Y4
+	VFMADD231PS  Y15, Y14, Y8
+	VMOVUPS      288(AX), Y15
+	VANDPS       highHalves_avx2<>+0(SB), Y15, Y15
+	VFMADD231PS  Y15, Y12, Y1
+	VFMADD231PS  Y15, Y13, Y5
+	VFMADD231PS  Y15, Y14, Y9
+	VMOVUPS      320(AX), Y15
+	VANDPS       highHalves_avx2<>+0(SB), Y15, Y15
+	VFMADD231PS  Y15, Y12, Y2
+	VFMADD231PS  Y15, Y13, Y6
+	VFMADD231PS  Y15, Y14, Y10
+	VMOVUPS      352(AX), Y15
+	VANDPS       highHalves_avx2<>+0(SB), Y15, Y15
+	VFMADD231PS  Y15, Y12, Y3
+	VFMADD231PS  Y15, Y13, Y7
+	VFMADD231PS  Y15, Y14, Y11
+	ADDQ         $0x00000200, AX
+	ADDQ         $0x10, BX
+	SUBQ         $0x04, R12
+	JGE          dims430
 
 few425:
-	ADDQ $0x04, R12
-	JZ   store427
+	ADDQ         $0x04, R12
+	JZ           store426
+	CMPQ         R12, $0x02
+	JLT          some431
+	VBROADCASTSS (BX), Y12
+	VBROADCASTSS (BX)(R8*1), Y13
+	VBROADCASTSS (BX)(R8*2), Y14
+	VMOVUPS      (AX), Y15
+	VPSLLD       $0x10, Y15, Y15
+	VFMADD231PS  Y15, Y12, Y0
+	VFMADD231PS  Y15, Y13, Y4
+	VFMADD231PS  Y15, Y14, Y8
+	VMOVUPS      32(AX), Y15
+	VPSLLD       $0x10, Y15, Y15
+	VFMADD231PS  Y15, Y12, Y1
+	VFMADD231PS  Y15, Y13, Y5
+	VFMADD231PS  Y15, Y14, Y9
+	VMOVUPS      64(AX), Y15
+	VPSLLD       $0x10, Y15, Y15
+	VFMADD231PS  Y15, Y12, Y2
+	VFMADD231PS  Y15, Y13, Y6
+	VFMADD231PS  Y15, Y14, Y10
+	VMOVUPS      96(AX), Y15
+	VPSLLD       $0x10, Y15, Y15
+	VFMADD231PS  Y15, Y12, Y3
+	VFMADD231PS  Y15, Y13, Y7
+	VFMADD231PS  Y15, Y14, Y11
+	VBROADCASTSS 4(BX), Y12
+	VBROADCASTSS 4(BX)(R8*1), Y13
+	VBROADCASTSS 4(BX)(R8*2), Y14
+	VMOVUPS      (AX), Y15
+	VANDPS       highHalves_avx2<>+0(SB), Y15, Y15
+	VFMADD231PS  Y15, Y12, Y0
+	VFMADD231PS  Y15, Y13, Y4
+	VFMADD231PS  Y15, Y14, Y8
+	VMOVUPS      32(AX), Y15
+	VANDPS       highHalves_avx2<>+0(SB), Y15, Y15
+	VFMADD231PS  Y15, Y12, Y1
+	VFMADD231PS  Y15, Y13, Y5
+	VFMADD231PS  Y15, Y14, Y9
+	VMOVUPS      64(AX), Y15
+	VANDPS       highHalves_avx2<>+0(SB), Y15, Y15
+	VFMADD231PS  Y15, Y12, Y2
+	VFMADD231PS  Y15, Y13, Y6
+	VFMADD231PS  Y15, Y14, Y10
+	VMOVUPS      96(AX), Y15
+	VANDPS       highHalves_avx2<>+0(SB), Y15, Y15
+	VFMADD231PS  Y15, Y12, Y3
+	VFMADD231PS  Y15, Y13, Y7
+	VFMADD231PS  Y15, Y14, Y11
+	ADDQ         $0x00000100, AX
+	ADDQ         $0x08, BX
+	SUBQ         $0x02, R12
+	JZ           store426
 
-some426:
-	VBROADCASTSS   (BX), Y12
-	VBROADCASTSS   (BX)(R8*1), Y13
-	VBROADCASTSS   (BX)(R8*2), Y14
-	VBROADCASTI128 (AX), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y0
-	VFMADD231PS    Y15, Y13, Y4
-	VFMADD231PS    Y15, Y14, Y8
-	VBROADCASTI128 16(AX), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y1
-	VFMADD231PS    Y15, Y13, Y5
-	VFMADD231PS    Y15, Y14, Y9
-	VBROADCASTI128 32(AX), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y2
-	VFMADD231PS    Y15, Y13, Y6
-	VFMADD231PS    Y15, Y14, Y10
-	VBROADCASTI128 48(AX), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y3
-	VFMADD231PS    Y15, Y13, Y7
-	VFMADD231PS    Y15, Y14, Y11
-	ADDQ           $0x00000080, AX
-	ADDQ           $0x04, BX
-	DECQ           R12
-	JNZ            some426
+some431:
+	VBROADCASTSS (BX), Y12
+	VBROADCASTSS (BX)(R8*1), Y13
+	VBROADCASTSS (BX)(R8*2), Y14
+	VMOVUPS      (AX), Y15
+	VPSLLD       $0x10, Y15, Y15
+	VFMADD231PS  Y15, Y12, Y0
+	VFMADD231PS  Y15, Y13, Y4
+	VFMADD231PS  Y15, Y14, Y8
+	VMOVUPS      32(AX), Y15
+	VPSLLD       $0x10, Y15, Y15
+	VFMADD231PS  Y15, Y12, Y1
+	VFMADD231PS  Y15, Y13, Y5
+	VFMADD231PS  Y15, Y14, Y9
+	VMOVUPS      64(AX), Y15
+	VPSLLD       $0x10, Y15, Y15
+	VFMADD231PS  Y15, Y12, Y2
+	VFMADD231PS  Y15, Y13, Y6
+	VFMADD231PS  Y15, Y14, Y10
+	VMOVUPS      96(AX), Y15
+	VPSLLD       $0x10, Y15, Y15
+	VFMADD231PS  Y15, Y12, Y3
+	VFMADD231PS  Y15, Y13, Y7
+	VFMADD231PS  Y15, Y14, Y11
+	ADDQ         $0x00000080, AX
+	ADDQ         $0x04, BX
 
-store427:
+store426:
 	VMOVUPS Y0, (DI)
 	VMOVUPS Y1, 32(DI)
 	VMOVUPS Y2, 64(DI)
@@ -17782,7 +17819,7 @@ store427:
 	VMOVUPS Y10, 576(DI)
 	VMOVUPS Y11, 608(DI)
 	ADDQ    $0x00000080, DI
-	ADDQ    $0x00000040, R13
+	ADDQ    $0x00000080, R13
 	DECQ    R15
 	JNZ     block422
 	ADDQ    $0x00000200, DI
@@ -17793,8 +17830,9 @@ store427:
 	JMP     rows382
 
 tile389:
-	MOVQ k+16(FP), R13
-	MOVQ $0x00000004, R15
+	MOVQ         k+16(FP), R13
+	VBROADCASTSS highHalf_avx2<>+0(SB), Y15
+	MOVQ         $0x00000004, R15
 
 block432:
 	CMPQ   carry+48(FP), $0x00
@@ -17826,416 +17864,423 @@ begin434:
 	ADDQ  SI, CX
 	MOVQ  n+32(FP), R12
 	TESTQ R11, R11
-	JZ    plain439
+	JZ    plain438
 	SUBQ  $0x10, R12
-	JLT   short440
+	JLT   short439
 
-dims438:
-	VBROADCASTI128 (AX), Y8
-	VPSHUFB        upper_avx2<>+0(SB), Y8, Y8
-	VBROADCASTI128 16(AX), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VBROADCASTSS   (BX), Y10
-	VFMADD231PS    Y8, Y10, Y0
-	VFMADD231PS    Y9, Y10, Y1
-	VBROADCASTSS   (BX)(R8*1), Y11
-	VFMADD231PS    Y8, Y11, Y2
-	VFMADD231PS    Y9, Y11, Y3
-	VBROADCASTSS   (BX)(R8*2), Y12
-	VFMADD231PS    Y8, Y12, Y4
-	VFMADD231PS    Y9, Y12, Y5
-	VBROADCASTSS   (CX), Y13
-	VFMADD231PS    Y8, Y13, Y6
-	VFMADD231PS    Y9, Y13, Y7
-	PREFETCHT0     1024(AX)
-	VBROADCASTI128 128(AX), Y8
-	VPSHUFB        upper_avx2<>+0(SB), Y8, Y8
-	VBROADCASTI128 144(AX), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VBROADCASTSS   4(BX), Y10
-	VFMADD231PS    Y8, Y10, Y0
-	VFMADD231PS    Y9, Y10, Y1
-	VBROADCASTSS   4(BX)(R8*1), Y11
-	VFMADD231PS    Y8, Y11, Y2
-	VFMADD231PS    Y9, Y11, Y3
-	VBROADCASTSS   4(BX)(R8*2), Y12
-	VFMADD231PS    Y8, Y12, Y4
-	VFMADD231PS    Y9, Y12, Y5
-	VBROADCASTSS   4(CX), Y13
-	VFMADD231PS    Y8, Y13, Y6
-	VFMADD231PS    Y9, Y13, Y7
-	PREFETCHT0     (R11)
-	PREFETCHT0     1152(AX)
-	VBROADCASTI128 256(AX), Y8
-	VPSHUFB        upper_avx2<>+0(SB), Y8, Y8
-	VBROADCASTI128 272(AX), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VBROADCASTSS   8(BX), Y10
-	VFMADD231PS    Y8, Y10, Y0
-	VFMADD231PS    Y9, Y10, Y1
-	VBROADCASTSS   8(BX)(R8*1), Y11
-	VFMADD231PS    Y8, Y11, Y2
-	VFMADD231PS    Y9, Y11, Y3
-	VBROADCASTSS   8(BX)(R8*2), Y12
-	VFMADD231PS    Y8, Y12, Y4
-	VFMADD231PS    Y9, Y12, Y5
-	VBROADCASTSS   8(CX), Y13
-	VFMADD231PS    Y8, Y13, Y6
-	VFMADD231PS    Y9, Y13, Y7
-	PREFETCHT0     1280(AX)
-	VBROADCASTI128 384(AX), Y8
-	VPSHUFB        upper_avx2<>+0(SB), Y8, Y8
-	VBROADCASTI128 400(AX), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VBROADCASTSS   12(BX), Y10
-	VFMADD231PS    Y8, Y10, Y0
-	VFMADD231PS    Y9, Y10, Y1
-	VBROADCASTSS   12(BX)(R8*1), Y11
-	VFMADD231PS    Y8, Y11, Y2
-	VFMADD231PS    Y9, Y11, Y3
-	VBROADCASTSS   12(BX)(R8*2), Y12
-	VFMADD231PS    Y8, Y12, Y4
-	VFMADD231PS    Y9, Y12, Y5
-	VBROADCASTSS   12(CX), Y13
-	VFMADD231PS    Y8, Y13, Y6
-	VFMADD231PS    Y9, Y13, Y7
-	PREFETCHT0     (R14)
-	PREFETCHT0     1408(AX)
-	ADDQ           $0x00000200, AX
-	ADDQ           $0x10, BX
-	ADDQ           $0x10, CX
-	VBROADCASTI128 (AX), Y8
-	VPSHUFB        upper_avx2<>+0(SB), Y8, Y8
-	VBROADCASTI128 16(AX), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VBROADCASTSS   (BX), Y10
-	VFMADD231PS    Y8, Y10, Y0
-	VFMADD231PS    Y9, Y10, Y1
-	VBROADCASTSS   (BX)(R8*1), Y11
-	VFMADD231PS    Y8, Y11, Y2
-	VFMADD231PS    Y9, Y11, Y3
-	VBROADCASTSS   (BX)(R8*2), Y12
-	VFMADD231PS    Y8, Y12, Y4
-	VFMADD231PS    Y9, Y12, Y5
-	VBROADCASTSS   (CX), Y13
-	VFMADD231PS    Y8, Y13, Y6
-	VFMADD231PS    Y9, Y13, Y7
-	PREFETCHT0     1024(AX)
-	VBROADCASTI128 128(AX), Y8
-	VPSHUFB        upper_avx2<>+0(SB), Y8, Y8
-	VBROADCASTI128 144(AX), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VBROADCASTSS   4(BX), Y10
-	VFMADD231PS    Y8, Y10, Y0
-	VFMADD231PS    Y9, Y10, Y1
-	VBROADCASTSS   4(BX)(R8*1), Y11
-	VFMADD231PS    Y8, Y11, Y2
-	VFMADD231PS    Y9, Y11, Y3
-	VBROADCASTSS   4(BX)(R8*2), Y12
-	VFMADD231PS    Y8, Y12, Y4
-	VFMADD231PS    Y9, Y12, Y5
-	VBROADCASTSS   4(CX), Y13
-	VFMADD231PS    Y8, Y13, Y6
-	VFMADD231PS    Y9, Y13, Y7
-	PREFETCHT0     (R9)
-	PREFETCHT0     1152(AX)
-	VBROADCASTI128 256(AX), Y8
-	VPSHUFB        upper_avx2<>+0(SB), Y8, Y8
-	VBROADCASTI128 272(AX), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VBROADCASTSS   8(BX), Y10
-	VFMADD231PS    Y8, Y10, Y0
-	VFMADD231PS    Y9, Y10, Y1
-	VBROADCASTSS   8(BX)(R8*1), Y11
-	VFMADD231PS    Y8, Y11, Y2
-	VFMADD231PS    Y9, Y11, Y3
-	VBROADCASTSS   8(BX)(R8*2), Y12
-	VFMADD231PS    Y8, Y12, Y4
-	VFMADD231PS    Y9, Y12, Y5
-	VBROADCASTSS   8(CX), Y13
-	VFMADD231PS    Y8, Y13, Y6
-	VFMADD231PS    Y9, Y13, Y7
-	PREFETCHT0     1280(AX)
-	VBROADCASTI128 384(AX), Y8
-	VPSHUFB        upper_avx2<>+0(SB), Y8, Y8
-	VBROADCASTI128 400(AX), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VBROADCASTSS   12(BX), Y10
-	VFMADD231PS    Y8, Y10, Y0
-	VFMADD231PS    Y9, Y10, Y1
-	VBROADCASTSS   12(BX)(R8*1), Y11
-	VFMADD231PS    Y8, Y11, Y2
-	VFMADD231PS    Y9, Y11, Y3
-	VBROADCASTSS   12(BX)(R8*2), Y12
-	VFMADD231PS    Y8, Y12, Y4
-	VFMADD231PS    Y9, Y12, Y5
-	VBROADCASTSS   12(CX), Y13
-	VFMADD231PS    Y8, Y13, Y6
-	VFMADD231PS    Y9, Y13, Y7
-	PREFETCHT0     (DX)
-	PREFETCHT0     1408(AX)
-	ADDQ           $0x00000200, AX
-	ADDQ           $0x10, BX
-	ADDQ           $0x10, CX
-	VBROADCASTI128 (AX), Y8
-	VPSHUFB        upper_avx2<>+0(SB), Y8, Y8
-	VBROADCASTI128 16(AX), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VBROADCASTSS   (BX), Y10
-	VFMADD231PS    Y8, Y10, Y0
-	VFMADD231PS    Y9, Y10, Y1
-	VBROADCASTSS   (BX)(R8*1), Y11
-	VFMADD231PS    Y8, Y11, Y2
-	VFMADD231PS    Y9, Y11, Y3
-	VBROADCASTSS   (BX)(R8*2), Y12
-	VFMADD231PS    Y8, Y12, Y4
-	VFMADD231PS    Y9, Y12, Y5
-	VBROADCASTSS   (CX), Y13
-	VFMADD231PS    Y8, Y13, Y6
-	VFMADD231PS    Y9, Y13, Y7
-	PREFETCHT0     1024(AX)
-	VBROADCASTI128 128(AX), Y8
-	VPSHUFB        upper_avx2<>+0(SB), Y8, Y8
-	VBROADCASTI128 144(AX), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VBROADCASTSS   4(BX), Y10
-	VFMADD231PS    Y8, Y10, Y0
-	VFMADD231PS    Y9, Y10, Y1
-	VBROADCASTSS   4(BX)(R8*1), Y11
-	VFMADD231PS    Y8, Y11, Y2
-	VFMADD231PS    Y9, Y11, Y3
-	VBROADCASTSS   4(BX)(R8*2), Y12
-	VFMADD231PS    Y8, Y12, Y4
-	VFMADD231PS    Y9, Y12, Y5
-	VBROADCASTSS   4(CX), Y13
-	VFMADD231PS    Y8, Y13, Y6
-	VFMADD231PS    Y9, Y13, Y7
-	PREFETCHT0     64(R11)
-	PREFETCHT0     1152(AX)
-	VBROADCASTI128 256(AX), Y8
-	VPSHUFB        upper_avx2<>+0(SB), Y8, Y8
-	VBROADCASTI128 272(AX), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VBROADCASTSS   8(BX), Y10
-	VFMADD231PS    Y8, Y10, Y0
-	VFMADD231PS    Y9, Y10, Y1
-	VBROADCASTSS   8(BX)(R8*1), Y11
-	VFMADD231PS    Y8, Y11, Y2
-	VFMADD231PS    Y9, Y11, Y3
-	VBROADCASTSS   8(BX)(R8*2), Y12
-	VFMADD231PS    Y8, Y12, Y4
-	VFMADD231PS    Y9, Y12, Y5
-	VBROADCASTSS   8(CX), Y13
-	VFMADD231PS    Y8, Y13, Y6
-	VFMADD231PS    Y9, Y13, Y7
-	PREFETCHT0     1280(AX)
-	VBROADCASTI128 384(AX), Y8
-	VPSHUFB        upper_avx2<>+0(SB), Y8, Y8
-	VBROADCASTI128 400(AX), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VBROADCASTSS   12(BX), Y10
-	VFMADD231PS    Y8, Y10, Y0
-	VFMADD231PS    Y9, Y10, Y1
-	VBROADCASTSS   12(BX)(R8*1), Y11
-	VFMADD231PS    Y8, Y11, Y2
-	VFMADD231PS    Y9, Y11, Y3
-	VBROADCASTSS   12(BX)(R8*2), Y12
-	VFMADD231PS    Y8, Y12, Y4
-	VFMADD231PS    Y9, Y12, Y5
-	VBROADCASTSS   12(CX), Y13
-	VFMADD231PS    Y8, Y13, Y6
-	VFMADD231PS    Y9, Y13, Y7
-	PREFETCHT0     64(R14)
-	PREFETCHT0     1408(AX)
-	ADDQ           $0x00000200, AX
-	ADDQ           $0x10, BX
-	ADDQ           $0x10, CX
-	VBROADCASTI128 (AX), Y8
-	VPSHUFB        upper_avx2<>+0(SB), Y8, Y8
-	VBROADCASTI128 16(AX), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VBROADCASTSS   (BX), Y10
-	VFMADD231PS    Y8, Y10, Y0
-	VFMADD231PS    Y9, Y10, Y1
-	VBROADCASTSS   (BX)(R8*1), Y11
-	VFMADD231PS    Y8, Y11, Y2
-	VFMADD231PS    Y9, Y11, Y3
-	VBROADCASTSS   (BX)(R8*2), Y12
-	VFMADD231PS    Y8, Y12, Y4
-	VFMADD231PS    Y9, Y12, Y5
-	VBROADCASTSS   (CX), Y13
-	VFMADD231PS    Y8, Y13, Y6
-	VFMADD231PS    Y9, Y13, Y7
-	PREFETCHT0     1024(AX)
-	VBROADCASTI128 128(AX), Y8
-	VPSHUFB        upper_avx2<>+0(SB), Y8, Y8
-	VBROADCASTI128 144(AX), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VBROADCASTSS   4(BX), Y10
-	VFMADD231PS    Y8, Y10, Y0
-	VFMADD231PS    Y9, Y10, Y1
-	VBROADCASTSS   4(BX)(R8*1), Y11
-	VFMADD231PS    Y8, Y11, Y2
-	VFMADD231PS    Y9, Y11, Y3
-	VBROADCASTSS   4(BX)(R8*2), Y12
-	VFMADD231PS    Y8, Y12, Y4
-	VFMADD231PS    Y9, Y12, Y5
-	VBROADCASTSS   4(CX), Y13
-	VFMADD231PS    Y8, Y13, Y6
-	VFMADD231PS    Y9, Y13, Y7
-	PREFETCHT0     64(R9)
-	PREFETCHT0     1152(AX)
-	VBROADCASTI128 256(AX), Y8
-	VPSHUFB        upper_avx2<>+0(SB), Y8, Y8
-	VBROADCASTI128 272(AX), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VBROADCASTSS   8(BX), Y10
-	VFMADD231PS    Y8, Y10, Y0
-	VFMADD231PS    Y9, Y10, Y1
-	VBROADCASTSS   8(BX)(R8*1), Y11
-	VFMADD231PS    Y8, Y11, Y2
-	VFMADD231PS    Y9, Y11, Y3
-	VBROADCASTSS   8(BX)(R8*2), Y12
-	VFMADD231PS    Y8, Y12, Y4
-	VFMADD231PS    Y9, Y12, Y5
-	VBROADCASTSS   8(CX), Y13
-	VFMADD231PS    Y8, Y13, Y6
-	VFMADD231PS    Y9, Y13, Y7
-	PREFETCHT0     1280(AX)
-	VBROADCASTI128 384(AX), Y8
-	VPSHUFB        upper_avx2<>+0(SB), Y8, Y8
-	VBROADCASTI128 400(AX), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VBROADCASTSS   12(BX), Y10
-	VFMADD231PS    Y8, Y10, Y0
-	VFMADD231PS    Y9, Y10, Y1
-	VBROADCASTSS   12(BX)(R8*1), Y11
-	VFMADD231PS    Y8, Y11, Y2
-	VFMADD231PS    Y9, Y11, Y3
-	VBROADCASTSS   12(BX)(R8*2), Y12
-	VFMADD231PS    Y8, Y12, Y4
-	VFMADD231PS    Y9, Y12, Y5
-	VBROADCASTSS   12(CX), Y13
-	VFMADD231PS    Y8, Y13, Y6
-	VFMADD231PS    Y9, Y13, Y7
-	PREFETCHT0     64(DX)
-	PREFETCHT0     1408(AX)
-	ADDQ           $0x00000200, AX
-	ADDQ           $0x10, BX
-	ADDQ           $0x10, CX
-	ADDQ           $0x00000080, R11
-	ADDQ           $0x00000080, R14
-	ADDQ           $0x00000080, R9
-	ADDQ           $0x00000080, DX
-	SUBQ           $0x10, R12
-	JGE            dims438
+dims437:
+	VMOVUPS      (AX), Y8
+	VPSLLD       $0x10, Y8, Y8
+	VMOVUPS      32(AX), Y9
+	VPSLLD       $0x10, Y9, Y9
+	VBROADCASTSS (BX), Y10
+	VFMADD231PS  Y8, Y10, Y0
+	VFMADD231PS  Y9, Y10, Y1
+	VBROADCASTSS (BX)(R8*1), Y11
+	VFMADD231PS  Y8, Y11, Y2
+	VFMADD231PS  Y9, Y11, Y3
+	VBROADCASTSS (BX)(R8*2), Y12
+	VFMADD231PS  Y8, Y12, Y4
+	VFMADD231PS  Y9, Y12, Y5
+	VBROADCASTSS (CX), Y13
+	VFMADD231PS  Y8, Y13, Y6
+	VFMADD231PS  Y9, Y13, Y7
+	PREFETCHT0   2048(AX)
+	VANDPS       (AX), Y15, Y8
+	VANDPS       32(AX), Y15, Y9
+	VBROADCASTSS 4(BX), Y10
+	VFMADD231PS  Y8, Y10, Y0
+	VFMADD231PS  Y9, Y10, Y1
+	VBROADCASTSS 4(BX)(R8*1), Y11
+	VFMADD231PS  Y8, Y11, Y2
+	VFMADD231PS  Y9, Y11, Y3
+	VBROADCASTSS 4(BX)(R8*2), Y12
+	VFMADD231PS  Y8, Y12, Y4
+	VFMADD231PS  Y9, Y12, Y5
+	VBROADCASTSS 4(CX), Y13
+	VFMADD231PS  Y8, Y13, Y6
+	VFMADD231PS  Y9, Y13, Y7
+	PREFETCHT0   (R11)
+	VMOVUPS      256(AX), Y8
+	VPSLLD       $0x10, Y8, Y8
+	VMOVUPS      288(AX), Y9
+	VPSLLD       $0x10, Y9, Y9
+	VBROADCASTSS 8(BX), Y10
+	VFMADD231PS  Y8, Y10, Y0
+	VFMADD231PS  Y9, Y10, Y1
+	VBROADCASTSS 8(BX)(R8*1), Y11
+	VFMADD231PS  Y8, Y11, Y2
+	VFMADD231PS  Y9, Y11, Y3
+	VBROADCASTSS 8(BX)(R8*2), Y12
+	VFMADD231PS  Y8, Y12, Y4
+	VFMADD231PS  Y9, Y12, Y5
+	VBROADCASTSS 8(CX), Y13
+	VFMADD231PS  Y8, Y13, Y6
+	VFMADD231PS  Y9, Y13, Y7
+	PREFETCHT0   2304(AX)
+	VANDPS       256(AX), Y15, Y8
+	VANDPS       288(AX), Y15, Y9
+	VBROADCASTSS 12(BX), Y10
+	VFMADD231PS  Y8, Y10, Y0
+	VFMADD231PS  Y9, Y10, Y1
+	VBROADCASTSS 12(BX)(R8*1), Y11
+	VFMADD231PS  Y8, Y11, Y2
+	VFMADD231PS  Y9, Y11, Y3
+	VBROADCASTSS 12(BX)(R8*2), Y12
+	VFMADD231PS  Y8, Y12, Y4
+	VFMADD231PS  Y9, Y12, Y5
+	VBROADCASTSS 12(CX), Y13
+	VFMADD231PS  Y8, Y13, Y6
+	VFMADD231PS  Y9, Y13, Y7
+	PREFETCHT0   (R14)
+	ADDQ         $0x00000200, AX
+	ADDQ         $0x10, BX
+	ADDQ         $0x10, CX
+	VMOVUPS      (AX), Y8
+	VPSLLD       $0x10, Y8, Y8
+	VMOVUPS      32(AX), Y9
+	VPSLLD       $0x10, Y9, Y9
+	VBROADCASTSS (BX), Y10
+	VFMADD231PS  Y8, Y10, Y0
+	VFMADD231PS  Y9, Y10, Y1
+	VBROADCASTSS (BX)(R8*1), Y11
+	VFMADD231PS  Y8, Y11, Y2
+	VFMADD231PS  Y9, Y11, Y3
+	VBROADCASTSS (BX)(R8*2), Y12
+	VFMADD231PS  Y8, Y12, Y4
+	VFMADD231PS  Y9, Y12, Y5
+	VBROADCASTSS (CX), Y13
+	VFMADD231PS  Y8, Y13, Y6
+	VFMADD231PS  Y9, Y13, Y7
+	PREFETCHT0   2048(AX)
+	VANDPS       (AX), Y15, Y8
+	VANDPS       32(AX), Y15, Y9
+	VBROADCASTSS 4(BX), Y10
+	VFMADD231PS  Y8, Y10, Y0
+	VFMADD231PS  Y9, Y10, Y1
+	VBROADCASTSS 4(BX)(R8*1), Y11
+	VFMADD231PS  Y8, Y11, Y2
+	VFMADD231PS  Y9, Y11, Y3
+	VBROADCASTSS 4(BX)(R8*2), Y12
+	VFMADD231PS  Y8, Y12, Y4
+	VFMADD231PS  Y9, Y12, Y5
+	VBROADCASTSS 4(CX), Y13
+	VFMADD231PS  Y8, Y13, Y6
+	VFMADD231PS  Y9, Y13, Y7
+	PREFETCHT0   (R9)
+	VMOVUPS      256(AX), Y8
+	VPSLLD       $0x10, Y8, Y8
+	VMOVUPS      288(AX), Y9
+	VPSLLD       $0x10, Y9, Y9
+	VBROADCASTSS 8(BX), Y10
+	VFMADD231PS  Y8, Y10, Y0
+	VFMADD231PS  Y9, Y10, Y1
+	VBROADCASTSS 8(BX)(R8*1), Y11
+	VFMADD231PS  Y8, Y11, Y2
+	VFMADD231PS  Y9, Y11, Y3
+	VBROADCASTSS 8(BX)(R8*2), Y12
+	VFMADD231PS  Y8, Y12, Y4
+	VFMADD231PS  Y9, Y12, Y5
+	VBROADCASTSS 8(CX), Y13
+	VFMADD231PS  Y8, Y13, Y6
+	VFMADD231PS  Y9, Y13, Y7
+	PREFETCHT0   2304(AX)
+	VANDPS       256(AX), Y15, Y8
+	VANDPS       288(AX), Y15, Y9
+	VBROADCASTSS 12(BX), Y10
+	VFMADD231PS  Y8, Y10, Y0
+	VFMADD231PS  Y9, Y10, Y1
+	VBROADCASTSS 12(BX)(R8*1), Y11
+	VFMADD231PS  Y8, Y11, Y2
+	VFMADD231PS  Y9, Y11, Y3
+	VBROADCASTSS 12(BX)(R8*2), Y12
+	VFMADD231PS  Y8, Y12, Y4
+	VFMADD231PS  Y9, Y12, Y5
+	VBROADCASTSS 12(CX), Y13
+	VFMADD231PS  Y8, Y13, Y6
+	VFMADD231PS  Y9, Y13, Y7
+	PREFETCHT0   (DX)
+	ADDQ         $0x00000200, AX
+	ADDQ         $0x10, BX
+	ADDQ         $0x10, CX
+	VMOVUPS      (AX), Y8
+	VPSLLD       $0x10, Y8, Y8
+	VMOVUPS      32(AX), Y9
+	VPSLLD       $0x10, Y9, Y9
+	VBROADCASTSS (BX), Y10
+	VFMADD231PS  Y8, Y10, Y0
+	VFMADD231PS  Y9, Y10, Y1
+	VBROADCASTSS (BX)(R8*1), Y11
+	VFMADD231PS  Y8, Y11, Y2
+	VFMADD231PS  Y9, Y11, Y3
+	VBROADCASTSS (BX)(R8*2), Y12
+	VFMADD231PS  Y8, Y12, Y4
+	VFMADD231PS  Y9, Y12, Y5
+	VBROADCASTSS (CX), Y13
+	VFMADD231PS  Y8, Y13, Y6
+	VFMADD231PS  Y9, Y13, Y7
+	PREFETCHT0   2048(AX)
+	VANDPS       (AX), Y15, Y8
+	VANDPS       32(AX), Y15, Y9
+	VBROADCASTSS 4(BX), Y10
+	VFMADD231PS  Y8, Y10, Y0
+	VFMADD231PS  Y9, Y10, Y1
+	VBROADCASTSS 4(BX)(R8*1), Y11
+	VFMADD231PS  Y8, Y11, Y2
+	VFMADD231PS  Y9, Y11, Y3
+	VBROADCASTSS 4(BX)(R8*2), Y12
+	VFMADD231PS  Y8, Y12, Y4
+	VFMADD231PS  Y9, Y12, Y5
+	VBROADCASTSS 4(CX), Y13
+	VFMADD231PS  Y8, Y13, Y6
+	VFMADD231PS  Y9, Y13, Y7
+	PREFETCHT0   64(R11)
+	VMOVUPS      256(AX), Y8
+	VPSLLD       $0x10, Y8, Y8
+	VMOVUPS      288(AX), Y9
+	VPSLLD       $0x10, Y9, Y9
+	VBROADCASTSS 8(BX), Y10
+	VFMADD231PS  Y8, Y10, Y0
+	VFMADD231PS  Y9, Y10, Y1
+	VBROADCASTSS 8(BX)(R8*1), Y11
+	VFMADD231PS  Y8, Y11, Y2
+	VFMADD231PS  Y9, Y11, Y3
+	VBROADCASTSS 8(BX)(R8*2), Y12
+	VFMADD231PS  Y8, Y12, Y4
+	VFMADD231PS  Y9, Y12, Y5
+	VBROADCASTSS 8(CX), Y13
+	VFMADD231PS  Y8, Y13, Y6
+	VFMADD231PS  Y9, Y13, Y7
+	PREFETCHT0   2304(AX)
+	VANDPS       256(AX), Y15, Y8
+	VANDPS       288(AX), Y15, Y9
+	VBROADCASTSS 12(BX), Y10
+	VFMADD231PS  Y8, Y10, Y0
+	VFMADD231PS  Y9, Y10, Y1
+	VBROADCASTSS 12(BX)(R8*1), Y11
+	VFMADD231PS  Y8, Y11, Y2
+	VFMADD231PS  Y9, Y11, Y3
+	VBROADCASTSS 12(BX)(R8*2), Y12
+	VFMADD231PS  Y8, Y12, Y4
+	VFMADD231PS  Y9, Y12, Y5
+	VBROADCASTSS 12(CX), Y13
+	VFMADD231PS  Y8, Y13, Y6
+	VFMADD231PS  Y9, Y13, Y7
+	PREFETCHT0   64(R14)
+	ADDQ         $0x00000200, AX
+	ADDQ         $0x10, BX
+	ADDQ         $0x10, CX
+	VMOVUPS      (AX), Y8
+	VPSLLD       $0x10, Y8, Y8
+	VMOVUPS      32(AX), Y9
+	VPSLLD       $0x10, Y9, Y9
+	VBROADCASTSS (BX), Y10
+	VFMADD231PS  Y8, Y10, Y0
+	VFMADD231PS  Y9, Y10, Y1
+	VBROADCASTSS (BX)(R8*1), Y11
+	VFMADD231PS  Y8, Y11, Y2
+	VFMADD231PS  Y9, Y11, Y3
+	VBROADCASTSS (BX)(R8*2), Y12
+	VFMADD231PS  Y8, Y12, Y4
+	VFMADD231PS  Y9, Y12, Y5
+	VBROADCASTSS (CX), Y13
+	VFMADD231PS  Y8, Y13, Y6
+	VFMADD231PS  Y9, Y13, Y7
+	PREFETCHT0   2048(AX)
+	VANDPS       (AX), Y15, Y8
+	VANDPS       32(AX), Y15, Y9
+	VBROADCASTSS 4(BX), Y10
+	VFMADD231PS  Y8, Y10, Y0
+	VFMADD231PS  Y9, Y10, Y1
+	VBROADCASTSS 4(BX)(R8*1), Y11
+	VFMADD231PS  Y8, Y11, Y2
+	VFMADD231PS  Y9, Y11, Y3
+	VBROADCASTSS 4(BX)(R8*2), Y12
+	VFMADD231PS  Y8, Y12, Y4
+	VFMADD231PS  Y9, Y12, Y5
+	VBROADCASTSS 4(CX), Y13
+	VFMADD231PS  Y8, Y13, Y6
+	VFMADD231PS  Y9, Y13, Y7
+	PREFETCHT0   64(R9)
+	VMOVUPS      256(AX), Y8
+	VPSLLD       $0x10, Y8, Y8
+	VMOVUPS      288(AX), Y9
+	VPSLLD       $0x10, Y9, Y9
+	VBROADCASTSS 8(BX), Y10
+	VFMADD231PS  Y8, Y10, Y0
+	VFMADD231PS  Y9, Y10, Y1
+	VBROADCASTSS 8(BX)(R8*1), Y11
+	VFMADD231PS  Y8, Y11, Y2
+	VFMADD231PS  Y9, Y11, Y3
+	VBROADCASTSS 8(BX)(R8*2), Y12
+	VFMADD231PS  Y8, Y12, Y4
+	VFMADD231PS  Y9, Y12, Y5
+	VBROADCASTSS 8(CX), Y13
+	VFMADD231PS  Y8, Y13, Y6
+	VFMADD231PS  Y9, Y13, Y7
+	PREFETCHT0   2304(AX)
+	VANDPS       256(AX), Y15, Y8
+	VANDPS       288(AX), Y15, Y9
+	VBROADCASTSS 12(BX), Y10
+	VFMADD231PS  Y8, Y10, Y0
+	VFMADD231PS  Y9, Y10, Y1
+	VBROADCASTSS 12(BX)(R8*1), Y11
+	VFMADD231PS  Y8, Y11, Y2
+	VFMADD231PS  Y9, Y11, Y3
+	VBROADCASTSS 12(BX)(R8*2), Y12
+	VFMADD231PS  Y8, Y12, Y4
+	VFMADD231PS  Y9, Y12, Y5
+	VBROADCASTSS 12(CX), Y13
+	VFMADD231PS  Y8, Y13, Y6
+	VFMADD231PS  Y9, Y13, Y7
+	PREFETCHT0   64(DX)
+	ADDQ         $0x00000200, AX
+	ADDQ         $0x10, BX
+	ADDQ         $0x10, CX
+	ADDQ         $0x00000080, R11
+	ADDQ         $0x00000080, R14
+	ADDQ         $0x00000080, R9
+	ADDQ         $0x00000080, DX
+	SUBQ         $0x10, R12
+	JGE          dims437
 
-short440:
+short439:
 	ADDQ $0x10, R12
 
-plain439:
+plain438:
 	SUBQ $0x04, R12
 	JLT  few435
 
-dims441:
-	VBROADCASTI128 (AX), Y8
-	VPSHUFB        upper_avx2<>+0(SB), Y8, Y8
-	VBROADCASTI128 16(AX), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VBROADCASTSS   (BX), Y10
-	VFMADD231PS    Y8, Y10, Y0
-	VFMADD231PS    Y9, Y10, Y1
-	VBROADCASTSS   (BX)(R8*1), Y11
-	VFMADD231PS    Y8, Y11, Y2
-	VFMADD231PS    Y9, Y11, Y3
-	VBROADCASTSS   (BX)(R8*2), Y12
-	VFMADD231PS    Y8, Y12, Y4
-	VFMADD231PS    Y9, Y12, Y5
-	VBROADCASTSS   (CX), Y13
-	VFMADD231PS    Y8, Y13, Y6
-	VFMADD231PS    Y9, Y13, Y7
-	VBROADCASTI128 128(AX), Y8
-	VPSHUFB        upper_avx2<>+0(SB), Y8, Y8
-	VBROADCASTI128 144(AX), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VBROADCASTSS   4(BX), Y10
-	VFMADD231PS    Y8, Y10, Y0
-	VFMADD231PS    Y9, Y10, Y1
-	VBROADCASTSS   4(BX)(R8*1), Y11
-	VFMADD231PS    Y8, Y11, Y2
-	VFMADD231PS    Y9, Y11, Y3
-	VBROADCASTSS   4(BX)(R8*2), Y12
-	VFMADD231PS    Y8, Y12, Y4
-	VFMADD231PS    Y9, Y12, Y5
-	VBROADCASTSS   4(CX), Y13
-	VFMADD231PS    Y8, Y13, Y6
-	VFMADD231PS    Y9, Y13, Y7
-	VBROADCASTI128 256(AX), Y8
-	VPSHUFB        upper_avx2<>+0(SB), Y8, Y8
-	VBROADCASTI128 272(AX), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VBROADCASTSS   8(BX), Y10
-	VFMADD231PS    Y8, Y10, Y0
-	VFMADD231PS    Y9, Y10, Y1
-	VBROADCASTSS   8(BX)(R8*1), Y11
-	VFMADD231PS    Y8, Y11, Y2
-	VFMADD231PS    Y9, Y11, Y3
-	VBROADCASTSS   8(BX)(R8*2), Y12
-	VFMADD231PS    Y8, Y12, Y4
-	VFMADD231PS    Y9, Y12, Y5
-	VBROADCASTSS   8(CX), Y13
-	VFMADD231PS    Y8, Y13, Y6
-	VFMADD231PS    Y9, Y13, Y7
-	VBROADCASTI128 384(AX), Y8
-	VPSHUFB        upper_avx2<>+0(SB), Y8, Y8
-	VBROADCASTI128 400(AX), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VBROADCASTSS   12(BX), Y10
-	VFMADD231PS    Y8, Y10, Y0
-	VFMADD231PS    Y9, Y10, Y1
-	VBROADCASTSS   12(BX)(R8*1), Y11
-	VFMADD231PS    Y8, Y11, Y2
-	VFMADD231PS    Y9, Y11, Y3
-	VBROADCASTSS   12(BX)(R8*2), Y12
-	VFMADD231PS    Y8, Y12, Y4
-	VFMADD231PS    Y9, Y12, Y5
-	VBROADCASTSS   12(CX), Y13
-	VFMADD231PS    Y8, Y13, Y6
-	VFMADD231PS    Y9, Y13, Y7
-	ADDQ           $0x00000200, AX
-	ADDQ           $0x10, BX
-	ADDQ           $0x10, CX
-	SUBQ           $0x04, R12
-	JGE            dims441
+dims440:
+	VMOVUPS      (AX), Y8
+	VPSLLD       $0x10, Y8, Y8
+	VMOVUPS      32(AX), Y9
+	VPSLLD       $0x10, Y9, Y9
+	VBROADCASTSS (BX), Y10
+	VFMADD231PS  Y8, Y10, Y0
+	VFMADD231PS  Y9, Y10, Y1
+	VBROADCASTSS (BX)(R8*1), Y11
+	VFMADD231PS  Y8, Y11, Y2
+	VFMADD231PS  Y9, Y11, Y3
+	VBROADCASTSS (BX)(R8*2), Y12
+	VFMADD231PS  Y8, Y12, Y4
+	VFMADD231PS  Y9, Y12, Y5
+	VBROADCASTSS (CX), Y13
+	VFMADD231PS  Y8, Y13, Y6
+	VFMADD231PS  Y9, Y13, Y7
+	VANDPS       (AX), Y15, Y8
+	VANDPS       32(AX), Y15, Y9
+	VBROADCASTSS 4(BX), Y10
+	VFMADD231PS  Y8, Y10, Y0
+	VFMADD231PS  Y9, Y10, Y1
+	VBROADCASTSS 4(BX)(R8*1), Y11
+	VFMADD231PS  Y8, Y11, Y2
+	VFMADD231PS  Y9, Y11, Y3
+	VBROADCASTSS 4(BX)(R8*2), Y12
+	VFMADD231PS  Y8, Y12, Y4
+	VFMADD231PS  Y9, Y12, Y5
+	VBROADCASTSS 4(CX), Y13
+	VFMADD231PS  Y8, Y13, Y6
+	VFMADD231PS  Y9, Y13, Y7
+	VMOVUPS      256(AX), Y8
+	VPSLLD       $0x10, Y8, Y8
+	VMOVUPS      288(AX), Y9
+	VPSLLD       $0x10, Y9, Y9
+	VBROADCASTSS 8(BX), Y10
+	VFMADD231PS  Y8, Y10, Y0
+	VFMADD231PS  Y9, Y10, Y1
+	VBROADCASTSS 8(BX)(R8*1), Y11
+	VFMADD231PS  Y8, Y11, Y2
+	VFMADD231PS  Y9, Y11, Y3
+	VBROADCASTSS 8(BX)(R8*2), Y12
+	VFMADD231PS  Y8, Y12, Y4
+	VFMADD231PS  Y9, Y12, Y5
+	VBROADCASTSS 8(CX), Y13
+	VFMADD231PS  Y8, Y13, Y6
+	VFMADD231PS  Y9, Y13, Y7
+	VANDPS       256(AX), Y15, Y8
+	VANDPS       288(AX), Y15, Y9
+	VBROADCASTSS 12(BX), Y10
+	VFMADD231PS  Y8, Y10, Y0
+	VFMADD231PS  Y9, Y10, Y1
+	VBROADCASTSS 12(BX)(R8*1), Y11
+	VFMADD231PS  Y8, Y11, Y2
+	VFMADD231PS  Y9, Y11, Y3
+	VBROADCASTSS 12(BX)(R8*2), Y12
+	VFMADD231PS  Y8, Y12, Y4
+	VFMADD231PS  Y9, Y12, Y5
+	VBROADCASTSS 12(CX), Y13
+	VFMADD231PS  Y8, Y13, Y6
+	VFMADD231PS  Y9, Y13, Y7
+	ADDQ         $0x00000200, AX
+	ADDQ         $0x10, BX
+	ADDQ         $0x10, CX
+	SUBQ         $0x04, R12
+	JGE          dims440
 
 few435:
-	ADDQ $0x04, R12
-	JZ   store437
+	ADDQ         $0x04, R12
+	JZ           store436
+	CMPQ         R12, $0x02
+	JLT          some441
+	VMOVUPS      (AX), Y8
+	VPSLLD       $0x10, Y8, Y8
+	VMOVUPS      32(AX), Y9
+	VPSLLD       $0x10, Y9, Y9
+	VBROADCASTSS (BX), Y10
+	VFMADD231PS  Y8, Y10, Y0
+	VFMADD231PS  Y9, Y10, Y1
+	VBROADCASTSS (BX)(R8*1), Y11
+	VFMADD231PS  Y8, Y11, Y2
+	VFMADD231PS  Y9, Y11, Y3
+	VBROADCASTSS (BX)(R8*2), Y12
+	VFMADD231PS  Y8, Y12, Y4
+	VFMADD231PS  Y9, Y12, Y5
+	VBROADCASTSS (CX), Y13
+	VFMADD231PS  Y8, Y13, Y6
+	VFMADD231PS  Y9, Y13, Y7
+	VANDPS       (AX), Y15, Y8
+	VANDPS       32(AX), Y15, Y9
+	VBROADCASTSS 4(BX), Y10
+	VFMADD231PS  Y8, Y10, Y0
+	VFMADD231PS  Y9, Y10, Y1
+	VBROADCASTSS 4(BX)(R8*1), Y11
+	VFMADD231PS  Y8, Y11, Y2
+	VFMADD231PS  Y9, Y11, Y3
+	VBROADCASTSS 4(BX)(R8*2), Y12
+	VFMADD231PS  Y8, Y12, Y4
+	VFMADD231PS  Y9, Y12, Y5
+	VBROADCASTSS 4(CX), Y13
+	VFMADD231PS  Y8, Y13, Y6
+	VFMADD231PS  Y9, Y13, Y7
+	ADDQ         $0x00000100, AX
+	ADDQ         $0x08, BX
+	ADDQ         $0x08, CX
+	SUBQ         $0x02, R12
+	JZ           store436
 
-some436:
-	VBROADCASTI128 (AX), Y8
-	VPSHUFB        upper_avx2<>+0(SB), Y8, Y8
-	VBROADCASTI128 16(AX), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VBROADCASTSS   (BX), Y10
-	VFMADD231PS    Y8, Y10, Y0
-	VFMADD231PS    Y9, Y10, Y1
-	VBROADCASTSS   (BX)(R8*1), Y11
-	VFMADD231PS    Y8, Y11, Y2
-	VFMADD231PS    Y9, Y11, Y3
-	VBROADCASTSS   (BX)(R8*2), Y12
-	VFMADD231PS    Y8, Y12, Y4
-	VFMADD231PS    Y9, Y12, Y5
-	VBROADCASTSS   (CX), Y13
-	VFMADD231PS    Y8, Y13, Y6
-	VFMADD231PS    Y9, Y13, Y7
-	ADDQ           $0x00000080, AX
-	ADDQ           $0x04, BX
-	ADDQ           $0x04, CX
-	DECQ           R12
-	JNZ            some436
+some441:
+	VMOVUPS      (AX), Y8
+	VPSLLD       $0x10, Y8, Y8
+	VMOVUPS      32(AX), Y9
+	VPSLLD       $0x10, Y9, Y9
+	VBROADCASTSS (BX), Y10
+	VFMADD231PS  Y8, Y10, Y0
+	VFMADD231PS  Y9, Y10, Y1
+	VBROADCASTSS (BX)(R8*1), Y11
+	VFMADD231PS  Y8, Y11, Y2
+	VFMADD231PS  Y9, Y11, Y3
+	VBROADCASTSS (BX)(R8*2), Y12
+	VFMADD231PS  Y8, Y12, Y4
+	VFMADD231PS  Y9, Y12, Y5
+	VBROADCASTSS (CX), Y13
+	VFMADD231PS  Y8, Y13, Y6
+	VFMADD231PS  Y9, Y13, Y7
+	ADDQ         $0x00000080, AX
+	ADDQ         $0x04, BX
+	ADDQ         $0x04, CX
 
-store437:
+store436:
 	VMOVUPS Y0, (DI)
 	VMOVUPS Y1, 32(DI)
 	VMOVUPS Y2, 256(DI)
@@ -18245,7 +18290,7 @@ store437:
 	VMOVUPS Y6, 768(DI)
 	VMOVUPS Y7, 800(DI)
 	ADDQ    $0x00000040, DI
-	ADDQ    $0x00000020, R13
+	ADDQ    $0x00000040, R13
 	DECQ    R15
 	JNZ     block432
 	ADDQ    $0x00000300, DI
@@ -18256,8 +18301,9 @@ store437:
 	JMP     rows382
 
 tile390:
-	MOVQ k+16(FP), R13
-	MOVQ $0x00000004, R15
+	MOVQ         k+16(FP), R13
+	VBROADCASTSS highHalf_avx2<>+0(SB), Y15
+	MOVQ         $0x00000004, R15
 
 block442:
 	CMPQ   carry+48(FP), $0x00
@@ -18293,479 +18339,492 @@ begin444:
 	ADDQ  SI, CX
 	MOVQ  n+32(FP), R12
 	TESTQ R11, R11
-	JZ    plain449
+	JZ    plain448
 	SUBQ  $0x10, R12
-	JLT   short450
+	JLT   short449
 
-dims448:
-	VBROADCASTI128 (AX), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VBROADCASTI128 16(AX), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VBROADCASTSS   (BX), Y12
-	VFMADD231PS    Y10, Y12, Y0
-	VFMADD231PS    Y11, Y12, Y1
-	VBROADCASTSS   (BX)(R8*1), Y13
-	VFMADD231PS    Y10, Y13, Y2
-	VFMADD231PS    Y11, Y13, Y3
-	VBROADCASTSS   (BX)(R8*2), Y14
-	VFMADD231PS    Y10, Y14, Y4
-	VFMADD231PS    Y11, Y14, Y5
-	VBROADCASTSS   (CX), Y15
-	VFMADD231PS    Y10, Y15, Y6
-	VFMADD231PS    Y11, Y15, Y7
-	VBROADCASTSS   (CX)(R8*1), Y12
-	VFMADD231PS    Y10, Y12, Y8
-	VFMADD231PS    Y11, Y12, Y9
-	PREFETCHT0     1024(AX)
-	VBROADCASTI128 128(AX), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VBROADCASTI128 144(AX), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VBROADCASTSS   4(BX), Y12
-	VFMADD231PS    Y10, Y12, Y0
-	VFMADD231PS    Y11, Y12, Y1
-	VBROADCASTSS   4(BX)(R8*1), Y13
-	VFMADD231PS    Y10, Y13, Y2
-	VFMADD231PS    Y11, Y13, Y3
-	VBROADCASTSS   4(BX)(R8*2), Y14
-	VFMADD231PS    Y10, Y14, Y4
-	VFMADD231PS    Y11, Y14, Y5
-	VBROADCASTSS   4(CX), Y15
-	VFMADD231PS    Y10, Y15, Y6
-	VFMADD231PS    Y11, Y15, Y7
-	VBROADCASTSS   4(CX)(R8*1), Y12
-	VFMADD231PS    Y10, Y12, Y8
-	VFMADD231PS    Y11, Y12, Y9
-	PREFETCHT0     (R11)
-	PREFETCHT0     1152(AX)
-	VBROADCASTI128 256(AX), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VBROADCASTI128 272(AX), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VBROADCASTSS   8(BX), Y12
-	VFMADD231PS    Y10, Y12, Y0
-	VFMADD231PS    Y11, Y12, Y1
-	VBROADCASTSS   8(BX)(R8*1), Y13
-	VFMADD231PS    Y10, Y13, Y2
-	VFMADD231PS    Y11, Y13, Y3
-	VBROADCASTSS   8(BX)(R8*2), Y14
-	VFMADD231PS    Y10, Y14, Y4
-	VFMADD231PS    Y11, Y14, Y5
-	VBROADCASTSS   8(CX), Y15
-	VFMADD231PS    Y10, Y15, Y6
-	VFMADD231PS    Y11, Y15, Y7
-	VBROADCASTSS   8(CX)(R8*1), Y12
-	VFMADD231PS    Y10, Y12, Y8
-	VFMADD231PS    Y11, Y12, Y9
-	PREFETCHT0     1280(AX)
-	VBROADCASTI128 384(AX), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VBROADCASTI128 400(AX), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VBROADCASTSS   12(BX), Y12
-	VFMADD231PS    Y10, Y12, Y0
-	VFMADD231PS    Y11, Y12, Y1
-	VBROADCASTSS   12(BX)(R8*1), Y13
-	VFMADD231PS    Y10, Y13, Y2
-	VFMADD231PS    Y11, Y13, Y3
-	VBROADCASTSS   12(BX)(R8*2), Y14
-	VFMADD231PS    Y10, Y14, Y4
-	VFMADD231PS    Y11, Y14, Y5
-	VBROADCASTSS   12(CX), Y15
-	VFMADD231PS    Y10, Y15, Y6
-	VFMADD231PS    Y11, Y15, Y7
-	VBROADCASTSS   12(CX)(R8*1), Y12
-	VFMADD231PS    Y10, Y12, Y8
-	VFMADD231PS    Y11, Y12, Y9
-	PREFETCHT0     (R14)
-	PREFETCHT0     1408(AX)
-	ADDQ           $0x00000200, AX
-	ADDQ           $0x10, BX
-	ADDQ           $0x10, CX
-	VBROADCASTI128 (AX), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VBROADCASTI128 16(AX), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VBROADCASTSS   (BX), Y12
-	VFMADD231PS    Y10, Y12, Y0
-	VFMADD231PS    Y11, Y12, Y1
-	VBROADCASTSS   (BX)(R8*1), Y13
-	VFMADD231PS    Y10, Y13, Y2
-	VFMADD231PS    Y11, Y13, Y3
-	VBROADCASTSS   (BX)(R8*2), Y14
-	VFMADD231PS    Y10, Y14, Y4
-	VFMADD231PS    Y11, Y14, Y5
-	VBROADCASTSS   (CX), Y15
-	VFMADD231PS    Y10, Y15, Y6
-	VFMADD231PS    Y11, Y15, Y7
-	VBROADCASTSS   (CX)(R8*1), Y12
-	VFMADD231PS    Y10, Y12, Y8
-	VFMADD231PS    Y11, Y12, Y9
-	PREFETCHT0     1024(AX)
-	VBROADCASTI128 128(AX), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VBROADCASTI128 144(AX), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VBROADCASTSS   4(BX), Y12
-	VFMADD231PS    Y10, Y12, Y0
-	VFMADD231PS    Y11, Y12, Y1
-	VBROADCASTSS   4(BX)(R8*1), Y13
-	VFMADD231PS    Y10, Y13, Y2
-	VFMADD231PS    Y11, Y13, Y3
-	VBROADCASTSS   4(BX)(R8*2), Y14
-	VFMADD231PS    Y10, Y14, Y4
-	VFMADD231PS    Y11, Y14, Y5
-	VBROADCASTSS   4(CX), Y15
-	VFMADD231PS    Y10, Y15, Y6
-	VFMADD231PS    Y11, Y15, Y7
-	VBROADCASTSS   4(CX)(R8*1), Y12
-	VFMADD231PS    Y10, Y12, Y8
-	VFMADD231PS    Y11, Y12, Y9
-	PREFETCHT0     (R9)
-	PREFETCHT0     1152(AX)
-	VBROADCASTI128 256(AX), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VBROADCASTI128 272(AX), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VBROADCASTSS   8(BX), Y12
-	VFMADD231PS    Y10, Y12, Y0
-	VFMADD231PS    Y11, Y12, Y1
-	VBROADCASTSS   8(BX)(R8*1), Y13
-	VFMADD231PS    Y10, Y13, Y2
-	VFMADD231PS    Y11, Y13, Y3
-	VBROADCASTSS   8(BX)(R8*2), Y14
-	VFMADD231PS    Y10, Y14, Y4
-	VFMADD231PS    Y11, Y14, Y5
-	VBROADCASTSS   8(CX), Y15
-	VFMADD231PS    Y10, Y15, Y6
-	VFMADD231PS    Y11, Y15, Y7
-	VBROADCASTSS   8(CX)(R8*1), Y12
-	VFMADD231PS    Y10, Y12, Y8
-	VFMADD231PS    Y11, Y12, Y9
-	PREFETCHT0     1280(AX)
-	VBROADCASTI128 384(AX), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VBROADCASTI128 400(AX), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VBROADCASTSS   12(BX), Y12
-	VFMADD231PS    Y10, Y12, Y0
-	VFMADD231PS    Y11, Y12, Y1
-	VBROADCASTSS   12(BX)(R8*1), Y13
-	VFMADD231PS    Y10, Y13, Y2
-	VFMADD231PS    Y11, Y13, Y3
-	VBROADCASTSS   12(BX)(R8*2), Y14
-	VFMADD231PS    Y10, Y14, Y4
-	VFMADD231PS    Y11, Y14, Y5
-	VBROADCASTSS   12(CX), Y15
-	VFMADD231PS    Y10, Y15, Y6
-	VFMADD231PS    Y11, Y15, Y7
-	VBROADCASTSS   12(CX)(R8*1), Y12
-	VFMADD231PS    Y10, Y12, Y8
-	VFMADD231PS    Y11, Y12, Y9
-	PREFETCHT0     (DX)
-	PREFETCHT0     1408(AX)
-	ADDQ           $0x00000200, AX
-	ADDQ           $0x10, BX
-	ADDQ           $0x10, CX
-	VBROADCASTI128 (AX), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VBROADCASTI128 16(AX), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VBROADCASTSS   (BX), Y12
-	VFMADD231PS    Y10, Y12, Y0
-	VFMADD231PS    Y11, Y12, Y1
-	VBROADCASTSS   (BX)(R8*1), Y13
-	VFMADD231PS    Y10, Y13, Y2
-	VFMADD231PS    Y11, Y13, Y3
-	VBROADCASTSS   (BX)(R8*2), Y14
-	VFMADD231PS    Y10, Y14, Y4
-	VFMADD231PS    Y11, Y14, Y5
-	VBROADCASTSS   (CX), Y15
-	VFMADD231PS    Y10, Y15, Y6
-	VFMADD231PS    Y11, Y15, Y7
-	VBROADCASTSS   (CX)(R8*1), Y12
-	VFMADD231PS    Y10, Y12, Y8
-	VFMADD231PS    Y11, Y12, Y9
-	PREFETCHT0     1024(AX)
-	VBROADCASTI128 128(AX), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VBROADCASTI128 144(AX), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VBROADCASTSS   4(BX), Y12
-	VFMADD231PS    Y10, Y12, Y0
-	VFMADD231PS    Y11, Y12, Y1
-	VBROADCASTSS   4(BX)(R8*1), Y13
-	VFMADD231PS    Y10, Y13, Y2
-	VFMADD231PS    Y11, Y13, Y3
-	VBROADCASTSS   4(BX)(R8*2), Y14
-	VFMADD231PS    Y10, Y14, Y4
-	VFMADD231PS    Y11, Y14, Y5
-	VBROADCASTSS   4(CX), Y15
-	VFMADD231PS    Y10, Y15, Y6
-	VFMADD231PS    Y11, Y15, Y7
-	VBROADCASTSS   4(CX)(R8*1), Y12
-	VFMADD231PS    Y10, Y12, Y8
-	VFMADD231PS    Y11, Y12, Y9
-	PREFETCHT0     64(R11)
-	PREFETCHT0     1152(AX)
-	VBROADCASTI128 256(AX), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VBROADCASTI128 272(AX), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VBROADCASTSS   8(BX), Y12
-	VFMADD231PS    Y10, Y12, Y0
-	VFMADD231PS    Y11, Y12, Y1
-	VBROADCASTSS   8(BX)(R8*1), Y13
-	VFMADD231PS    Y10, Y13, Y2
-	VFMADD231PS    Y11, Y13, Y3
-	VBROADCASTSS   8(BX)(R8*2), Y14
-	VFMADD231PS    Y10, Y14, Y4
-	VFMADD231PS    Y11, Y14, Y5
-	VBROADCASTSS   8(CX), Y15
-	VFMADD231PS    Y10, Y15, Y6
-	VFMADD231PS    Y11, Y15, Y7
-	VBROADCASTSS   8(CX)(R8*1), Y12
-	VFMADD231PS    Y10, Y12, Y8
-	VFMADD231PS    Y11, Y12, Y9
-	PREFETCHT0     1280(AX)
-	VBROADCASTI128 384(AX), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VBROADCASTI128 400(AX), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VBROADCASTSS   12(BX), Y12
-	VFMADD231PS    Y10, Y12, Y0
-	VFMADD231PS    Y11, Y12, Y1
-	VBROADCASTSS   12(BX)(R8*1), Y13
-	VFMADD231PS    Y10, Y13, Y2
-	VFMADD231PS    Y11, Y13, Y3
-	VBROADCASTSS   12(BX)(R8*2), Y14
-	VFMADD231PS    Y10, Y14, Y4
-	VFMADD231PS    Y11, Y14, Y5
-	VBROADCASTSS   12(CX), Y15
-	VFMADD231PS    Y10, Y15, Y6
-	VFMADD231PS    Y11, Y15, Y7
-	VBROADCASTSS   12(CX)(R8*1), Y12
-	VFMADD231PS    Y10, Y12, Y8
-	VFMADD231PS    Y11, Y12, Y9
-	PREFETCHT0     64(R14)
-	PREFETCHT0     1408(AX)
-	ADDQ           $0x00000200, AX
-	ADDQ           $0x10, BX
-	ADDQ           $0x10, CX
-	VBROADCASTI128 (AX), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VBROADCASTI128 16(AX), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VBROADCASTSS   (BX), Y12
-	VFMADD231PS    Y10, Y12, Y0
-	VFMADD231PS    Y11, Y12, Y1
-	VBROADCASTSS   (BX)(R8*1), Y13
-	VFMADD231PS    Y10, Y13, Y2
-	VFMADD231PS    Y11, Y13, Y3
-	VBROADCASTSS   (BX)(R8*2), Y14
-	VFMADD231PS    Y10, Y14, Y4
-	VFMADD231PS    Y11, Y14, Y5
-	VBROADCASTSS   (CX), Y15
-	VFMADD231PS    Y10, Y15, Y6
-	VFMADD231PS    Y11, Y15, Y7
-	VBROADCASTSS   (CX)(R8*1), Y12
-	VFMADD231PS    Y10, Y12, Y8
-	VFMADD231PS    Y11, Y12, Y9
-	PREFETCHT0     1024(AX)
-	VBROADCASTI128 128(AX), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VBROADCASTI128 144(AX), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VBROADCASTSS   4(BX), Y12
-	VFMADD231PS    Y10, Y12, Y0
-	VFMADD231PS    Y11, Y12, Y1
-	VBROADCASTSS   4(BX)(R8*1), Y13
-	VFMADD231PS    Y10, Y13, Y2
-	VFMADD231PS    Y11, Y13, Y3
-	VBROADCASTSS   4(BX)(R8*2), Y14
-	VFMADD231PS    Y10, Y14, Y4
-	VFMADD231PS    Y11, Y14, Y5
-	VBROADCASTSS   4(CX), Y15
-	VFMADD231PS    Y10, Y15, Y6
-	VFMADD231PS    Y11, Y15, Y7
-	VBROADCASTSS   4(CX)(R8*1), Y12
-	VFMADD231PS    Y10, Y12, Y8
-	VFMADD231PS    Y11, Y12, Y9
-	PREFETCHT0     64(R9)
-	PREFETCHT0     1152(AX)
-	VBROADCASTI128 256(AX), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VBROADCASTI128 272(AX), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VBROADCASTSS   8(BX), Y12
-	VFMADD231PS    Y10, Y12, Y0
-	VFMADD231PS    Y11, Y12, Y1
-	VBROADCASTSS   8(BX)(R8*1), Y13
-	VFMADD231PS    Y10, Y13, Y2
-	VFMADD231PS    Y11, Y13, Y3
-	VBROADCASTSS   8(BX)(R8*2), Y14
-	VFMADD231PS    Y10, Y14, Y4
-	VFMADD231PS    Y11, Y14, Y5
-	VBROADCASTSS   8(CX), Y15
-	VFMADD231PS    Y10, Y15, Y6
-	VFMADD231PS    Y11, Y15, Y7
-	VBROADCASTSS   8(CX)(R8*1), Y12
-	VFMADD231PS    Y10, Y12, Y8
-	VFMADD231PS    Y11, Y12, Y9
-	PREFETCHT0     1280(AX)
-	VBROADCASTI128 384(AX), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VBROADCASTI128 400(AX), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VBROADCASTSS   12(BX), Y12
-	VFMADD231PS    Y10, Y12, Y0
-	VFMADD231PS    Y11, Y12, Y1
-	VBROADCASTSS   12(BX)(R8*1), Y13
-	VFMADD231PS    Y10, Y13, Y2
-	VFMADD231PS    Y11, Y13, Y3
-	VBROADCASTSS   12(BX)(R8*2), Y14
-	VFMADD231PS    Y10, Y14, Y4
-	VFMADD231PS    Y11, Y14, Y5
-	VBROADCASTSS   12(CX), Y15
-	VFMADD231PS    Y10, Y15, Y6
-	VFMADD231PS    Y11, Y15, Y7
-	VBROADCASTSS   12(CX)(R8*1), Y12
-	VFMADD231PS    Y10, Y12, Y8
-	VFMADD231PS    Y11, Y12, Y9
-	PREFETCHT0     64(DX)
-	PREFETCHT0     1408(AX)
-	ADDQ           $0x00000200, AX
-	ADDQ           $0x10, BX
-	ADDQ           $0x10, CX
-	ADDQ           $0x00000080, R11
-	ADDQ           $0x00000080, R14
-	ADDQ           $0x00000080, R9
-	ADDQ           $0x00000080, DX
-	SUBQ           $0x10, R12
-	JGE            dims448
+dims447:
+	VMOVUPS      (AX), Y10
+	VPSLLD       $0x10, Y10, Y10
+	VMOVUPS      32(AX), Y11
+	VPSLLD       $0x10, Y11, Y11
+	VBROADCASTSS (BX), Y12
+	VFMADD231PS  Y10, Y12, Y0
+	VFMADD231PS  Y11, Y12, Y1
+	VBROADCASTSS (BX)(R8*1), Y13
+	VFMADD231PS  Y10, Y13, Y2
+	VFMADD231PS  Y11, Y13, Y3
+	VBROADCASTSS (BX)(R8*2), Y14
+	VFMADD231PS  Y10, Y14, Y4
+	VFMADD231PS  Y11, Y14, Y5
+	VBROADCASTSS (CX), Y12
+	VFMADD231PS  Y10, Y12, Y6
+	VFMADD231PS  Y11, Y12, Y7
+	VBROADCASTSS (CX)(R8*1), Y13
+	VFMADD231PS  Y10, Y13, Y8
+	VFMADD231PS  Y11, Y13, Y9
+	PREFETCHT0   2048(AX)
+	VANDPS       (AX), Y15, Y10
+	VANDPS       32(AX), Y15, Y11
+	VBROADCASTSS 4(BX), Y12
+	VFMADD231PS  Y10, Y12, Y0
+	VFMADD231PS  Y11, Y12, Y1
+	VBROADCASTSS 4(BX)(R8*1), Y13
+	VFMADD231PS  Y10, Y13, Y2
+	VFMADD231PS  Y11, Y13, Y3
+	VBROADCASTSS 4(BX)(R8*2), Y14
+	VFMADD231PS  Y10, Y14, Y4
+	VFMADD231PS  Y11, Y14, Y5
+	VBROADCASTSS 4(CX), Y12
+	VFMADD231PS  Y10, Y12, Y6
+	VFMADD231PS  Y11, Y12, Y7
+	VBROADCASTSS 4(CX)(R8*1), Y13
+	VFMADD231PS  Y10, Y13, Y8
+	VFMADD231PS  Y11, Y13, Y9
+	PREFETCHT0   (R11)
+	VMOVUPS      256(AX), Y10
+	VPSLLD       $0x10, Y10, Y10
+	VMOVUPS      288(AX), Y11
+	VPSLLD       $0x10, Y11, Y11
+	VBROADCASTSS 8(BX), Y12
+	VFMADD231PS  Y10, Y12, Y0
+	VFMADD231PS  Y11, Y12, Y1
+	VBROADCASTSS 8(BX)(R8*1), Y13
+	VFMADD231PS  Y10, Y13, Y2
+	VFMADD231PS  Y11, Y13, Y3
+	VBROADCASTSS 8(BX)(R8*2), Y14
+	VFMADD231PS  Y10, Y14, Y4
+	VFMADD231PS  Y11, Y14, Y5
+	VBROADCASTSS 8(CX), Y12
+	VFMADD231PS  Y10, Y12, Y6
+	VFMADD231PS  Y11, Y12, Y7
+	VBROADCASTSS 8(CX)(R8*1), Y13
+	VFMADD231PS  Y10, Y13, Y8
+	VFMADD231PS  Y11, Y13, Y9
+	PREFETCHT0   2304(AX)
+	VANDPS       256(AX), Y15, Y10
+	VANDPS       288(AX), Y15, Y11
+	VBROADCASTSS 12(BX), Y12
+	VFMADD231PS  Y10, Y12, Y0
+	VFMADD231PS  Y11, Y12, Y1
+	VBROADCASTSS 12(BX)(R8*1), Y13
+	VFMADD231PS  Y10, Y13, Y2
+	VFMADD231PS  Y11, Y13, Y3
+	VBROADCASTSS 12(BX)(R8*2), Y14
+	VFMADD231PS  Y10, Y14, Y4
+	VFMADD231PS  Y11, Y14, Y5
+	VBROADCASTSS 12(CX), Y12
+	VFMADD231PS  Y10, Y12, Y6
+	VFMADD231PS  Y11, Y12, Y7
+	VBROADCASTSS 12(CX)(R8*1), Y13
+	VFMADD231PS  Y10, Y13, Y8
+	VFMADD231PS  Y11, Y13, Y9
+	PREFETCHT0   (R14)
+	ADDQ         $0x00000200, AX
+	ADDQ         $0x10, BX
+	ADDQ         $0x10, CX
+	VMOVUPS      (AX), Y10
+	VPSLLD       $0x10, Y10, Y10
+	VMOVUPS      32(AX), Y11
+	VPSLLD       $0x10, Y11, Y11
+	VBROADCASTSS (BX), Y12
+	VFMADD231PS  Y10, Y12, Y0
+	VFMADD231PS  Y11, Y12, Y1
+	VBROADCASTSS (BX)(R8*1), Y13
+	VFMADD231PS  Y10, Y13, Y2
+	VFMADD231PS  Y11, Y13, Y3
+	VBROADCASTSS (BX)(R8*2), Y14
+	VFMADD231PS  Y10, Y14, Y4
+	VFMADD231PS  Y11, Y14, Y5
+	VBROADCASTSS (CX), Y12
+	VFMADD231PS  Y10, Y12, Y6
+	VFMADD231PS  Y11, Y12, Y7
+	VBROADCASTSS (CX)(R8*1), Y13
+	VFMADD231PS  Y10, Y13, Y8
+	VFMADD231PS  Y11, Y13, Y9
+	PREFETCHT0   2048(AX)
+	VANDPS       (AX), Y15, Y10
+	VANDPS       32(AX), Y15, Y11
+	VBROADCASTSS 4(BX), Y12
+	VFMADD231PS  Y10, Y12, Y0
+	VFMADD231PS  Y11, Y12, Y1
+	VBROADCASTSS 4(BX)(R8*1), Y13
+	VFMADD231PS  Y10, Y13, Y2
+	VFMADD231PS  Y11, Y13, Y3
+	VBROADCASTSS 4(BX)(R8*2), Y14
+	VFMADD231PS  Y10, Y14, Y4
+	VFMADD231PS  Y11, Y14, Y5
+	VBROADCASTSS 4(CX), Y12
+	VFMADD231PS  Y10, Y12, Y6
+	VFMADD231PS  Y11, Y12, Y7
+	VBROADCASTSS 4(CX)(R8*1), Y13
+	VFMADD231PS  Y10, Y13, Y8
+	VFMADD231PS  Y11, Y13, Y9
+	PREFETCHT0   (R9)
+	VMOVUPS      256(AX), Y10
+	VPSLLD       $0x10, Y10, Y10
+	VMOVUPS      288(AX), Y11
+	VPSLLD       $0x10, Y11, Y11
+	VBROADCASTSS 8(BX), Y12
+	VFMADD231PS  Y10, Y12, Y0
+	VFMADD231PS  Y11, Y12, Y1
+	VBROADCASTSS 8(BX)(R8*1), Y13
+	VFMADD231PS  Y10, Y13, Y2
+	VFMADD231PS  Y11, Y13, Y3
+	VBROADCASTSS 8(BX)(R8*2), Y14
+	VFMADD231PS  Y10, Y14, Y4
+	VFMADD231PS  Y11, Y14, Y5
+	VBROADCASTSS 8(CX), Y12
+	VFMADD231PS  Y10, Y12, Y6
+	VFMADD231PS  Y11, Y12, Y7
+	VBROADCASTSS 8(CX)(R8*1), Y13
+	VFMADD231PS  Y10, Y13, Y8
+	VFMADD231PS  Y11, Y13, Y9
+	PREFETCHT0   2304(AX)
+	VANDPS       256(AX), Y15, Y10
+	VANDPS       288(AX), Y15, Y11
+	VBROADCASTSS 12(BX), Y12
+	VFMADD231PS  Y10, Y12, Y0
+	VFMADD231PS  Y11, Y12, Y1
+	VBROADCASTSS 12(BX)(R8*1), Y13
+	VFMADD231PS  Y10, Y13, Y2
+	VFMADD231PS  Y11, Y13, Y3
+	VBROADCASTSS 12(BX)(R8*2), Y14
+	VFMADD231PS  Y10, Y14, Y4
+	VFMADD231PS  Y11, Y14, Y5
+	VBROADCASTSS 12(CX), Y12
+	VFMADD231PS  Y10, Y12, Y6
+	VFMADD231PS  Y11, Y12, Y7
+	VBROADCASTSS 12(CX)(R8*1), Y13
+	VFMADD231PS  Y10, Y13, Y8
+	VFMADD231PS  Y11, Y13, Y9
+	PREFETCHT0   (DX)
+	ADDQ         $0x00000200, AX
+	ADDQ         $0x10, BX
+	ADDQ         $0x10, CX
+	VMOVUPS      (AX), Y10
+	VPSLLD       $0x10, Y10, Y10
+	VMOVUPS      32(AX), Y11
+	VPSLLD       $0x10, Y11, Y11
+	VBROADCASTSS (BX), Y12
+	VFMADD231PS  Y10, Y12, Y0
+	VFMADD231PS  Y11, Y12, Y1
+	VBROADCASTSS (BX)(R8*1), Y13
+	VFMADD231PS  Y10, Y13, Y2
+	VFMADD231PS  Y11, Y13, Y3
+	VBROADCASTSS (BX)(R8*2), Y14
+	VFMADD231PS  Y10, Y14, Y4
+	VFMADD231PS  Y11, Y14, Y5
+	VBROADCASTSS (CX), Y12
+	VFMADD231PS  Y10, Y12, Y6
+	VFMADD231PS  Y11, Y12, Y7
+	VBROADCASTSS (CX)(R8*1), Y13
+	VFMADD231PS  Y10, Y13, Y8
+	VFMADD231PS  Y11, Y13, Y9
+	PREFETCHT0   2048(AX)
+	VANDPS       (AX), Y15, Y10
+	VANDPS       32(AX), Y15, Y11
+	VBROADCASTSS 4(BX), Y12
+	VFMADD231PS  Y10, Y12, Y0
+	VFMADD231PS  Y11, Y12, Y1
+	VBROADCASTSS 4(BX)(R8*1), Y13
+	VFMADD231PS  Y10, Y13, Y2
+	VFMADD231PS  Y11, Y13, Y3
+	VBROADCASTSS 4(BX)(R8*2), Y14
+	VFMADD231PS  Y10, Y14, Y4
+	VFMADD231PS  Y11, Y14, Y5
+	VBROADCASTSS 4(CX), Y12
+	VFMADD231PS  Y10, Y12, Y6
+	VFMADD231PS  Y11, Y12, Y7
+	VBROADCASTSS 4(CX)(R8*1), Y13
+	VFMADD231PS  Y10, Y13, Y8
+	VFMADD231PS  Y11, Y13, Y9
+	PREFETCHT0   64(R11)
+	VMOVUPS      256(AX), Y10
+	VPSLLD       $0x10, Y10, Y10
+	VMOVUPS      288(AX), Y11
+	VPSLLD       $0x10, Y11, Y11
+	VBROADCASTSS 8(BX), Y12
+	VFMADD231PS  Y10, Y12, Y0
+	VFMADD231PS  Y11, Y12, Y1
+	VBROADCASTSS 8(BX)(R8*1), Y13
+	VFMADD231PS  Y10, Y13, Y2
+	VFMADD231PS  Y11, Y13, Y3
+	VBROADCASTSS 8(BX)(R8*2), Y14
+	VFMADD231PS  Y10, Y14, Y4
+	VFMADD231PS  Y11, Y14, Y5
+	VBROADCASTSS 8(CX), Y12
+	VFMADD231PS  Y10, Y12, Y6
+	VFMADD231PS  Y11, Y12, Y7
+	VBROADCASTSS 8(CX)(R8*1), Y13
+	VFMADD231PS  Y10, Y13, Y8
+	VFMADD231PS  Y11, Y13, Y9
+	PREFETCHT0   2304(AX)
+	VANDPS       256(AX), Y15, Y10
+	VANDPS       288(AX), Y15, Y11
+	VBROADCASTSS 12(BX), Y12
+	VFMADD231PS  Y10, Y12, Y0
+	VFMADD231PS  Y11, Y12, Y1
+	VBROADCASTSS 12(BX)(R8*1), Y13
+	VFMADD231PS  Y10, Y13, Y2
+	VFMADD231PS  Y11, Y13, Y3
+	VBROADCASTSS 12(BX)(R8*2), Y14
+	VFMADD231PS  Y10, Y14, Y4
+	VFMADD231PS  Y11, Y14, Y5
+	VBROADCASTSS 12(CX), Y12
+	VFMADD231PS  Y10, Y12, Y6
+	VFMADD231PS  Y11, Y12, Y7
+	VBROADCASTSS 12(CX)(R8*1), Y13
+	VFMADD231PS  Y10, Y13, Y8
+	VFMADD231PS  Y11, Y13, Y9
+	PREFETCHT0   64(R14)
+	ADDQ         $0x00000200, AX
+	ADDQ         $0x10, BX
+	ADDQ         $0x10, CX
+	VMOVUPS      (AX), Y10
+	VPSLLD       $0x10, Y10, Y10
+	VMOVUPS      32(AX), Y11
+	VPSLLD       $0x10, Y11, Y11
+	VBROADCASTSS (BX), Y12
+	VFMADD231PS  Y10, Y12, Y0
+	VFMADD231PS  Y11, Y12, Y1
+	VBROADCASTSS (BX)(R8*1), Y13
+	VFMADD231PS  Y10, Y13, Y2
+	VFMADD231PS  Y11, Y13, Y3
+	VBROADCASTSS (BX)(R8*2), Y14
+	VFMADD231PS  Y10, Y14, Y4
+	VFMADD231PS  Y11, Y14, Y5
+	VBROADCASTSS (CX), Y12
+	VFMADD231PS  Y10, Y12, Y6
+	VFMADD231PS  Y11, Y12, Y7
+	VBROADCASTSS (CX)(R8*1), Y13
+	VFMADD231PS  Y10, Y13, Y8
+	VFMADD231PS  Y11, Y13, Y9
+	PREFETCHT0   2048(AX)
+	VANDPS       (AX), Y15, Y10
+	VANDPS       32(AX), Y15, Y11
+	VBROADCASTSS 4(BX), Y12
+	VFMADD231PS  Y10, Y12, Y0
+	VFMADD231PS  Y11, Y12, Y1
+	VBROADCASTSS 4(BX)(R8*1), Y13
+	VFMADD231PS  Y10, Y13, Y2
+	VFMADD231PS  Y11, Y13, Y3
+	VBROADCASTSS 4(BX)(R8*2), Y14
+	VFMADD231PS  Y10, Y14, Y4
+	VFMADD231PS  Y11, Y14, Y5
+	VBROADCASTSS 4(CX), Y12
+	VFMADD231PS  Y10, Y12, Y6
+	VFMADD231PS  Y11, Y12, Y7
+	VBROADCASTSS 4(CX)(R8*1), Y13
+	VFMADD231PS  Y10, Y13, Y8
+	VFMADD231PS  Y11, Y13, Y9
+	PREFETCHT0   64(R9)
+	VMOVUPS      256(AX), Y10
+	VPSLLD       $0x10, Y10, Y10
+	VMOVUPS      288(AX), Y11
+	VPSLLD       $0x10, Y11, Y11
+	VBROADCASTSS 8(BX), Y12
+	VFMADD231PS  Y10, Y12, Y0
+	VFMADD231PS  Y11, Y12, Y1
+	VBROADCASTSS 8(BX)(R8*1), Y13
+	VFMADD231PS  Y10, Y13, Y2
+	VFMADD231PS  Y11, Y13, Y3
+	VBROADCASTSS 8(BX)(R8*2), Y14
+	VFMADD231PS  Y10, Y14, Y4
+	VFMADD231PS  Y11, Y14, Y5
+	VBROADCASTSS 8(CX), Y12
+	VFMADD231PS  Y10, Y12, Y6
+	VFMADD231PS  Y11, Y12, Y7
+	VBROADCASTSS 8(CX)(R8*1), Y13
+	VFMADD231PS  Y10, Y13, Y8
+	VFMADD231PS  Y11, Y13, Y9
+	PREFETCHT0   2304(AX)
+	VANDPS       256(AX), Y15, Y10
+	VANDPS       288(AX), Y15, Y11
+	VBROADCASTSS 12(BX), Y12
+	VFMADD231PS  Y10, Y12, Y0
+	VFMADD231PS  Y11, Y12, Y1
+	VBROADCASTSS 12(BX)(R8*1), Y13
+	VFMADD231PS  Y10, Y13, Y2
+	VFMADD231PS  Y11, Y13, Y3
+	VBROADCASTSS 12(BX)(R8*2), Y14
+	VFMADD231PS  Y10, Y14, Y4
+	VFMADD231PS  Y11, Y14, Y5
+	VBROADCASTSS 12(CX), Y12
+	VFMADD231PS  Y10, Y12, Y6
+	VFMADD231PS  Y11, Y12, Y7
+	VBROADCASTSS 12(CX)(R8*1), Y13
+	VFMADD231PS  Y10, Y13, Y8
+	VFMADD231PS  Y11, Y13, Y9
+	PREFETCHT0   64(DX)
+	ADDQ         $0x00000200, AX
+	ADDQ         $0x10, BX
+	ADDQ         $0x10, CX
+	ADDQ         $0x00000080, R11
+	ADDQ         $0x00000080, R14
+	ADDQ         $0x00000080, R9
+	ADDQ         $0x00000080, DX
+	SUBQ         $0x10, R12
+	JGE          dims447
 
-short450:
+short449:
 	ADDQ $0x10, R12
 
-plain449:
+plain448:
 	SUBQ $0x04, R12
 	JLT  few445
 
-dims451:
-	VBROADCASTI128 (AX), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VBROADCASTI128 16(AX), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VBROADCASTSS   (BX), Y12
-	VFMADD231PS    Y10, Y12, Y0
-	VFMADD231PS    Y11, Y12, Y1
-	VBROADCASTSS   (BX)(R8*1), Y13
-	VFMADD231PS    Y10, Y13, Y2
-	VFMADD231PS    Y11, Y13, Y3
-	VBROADCASTSS   (BX)(R8*2), Y14
-	VFMADD231PS    Y10, Y14, Y4
-	VFMADD231PS    Y11, Y14, Y5
-	VBROADCASTSS   (CX), Y15
-	VFMADD231PS    Y10, Y15, Y6
-	VFMADD231PS    Y11, Y15, Y7
-	VBROADCASTSS   (CX)(R8*1), Y12
-	VFMADD231PS    Y10, Y12, Y8
-	VFMADD231PS    Y11, Y12, Y9
-	VBROADCASTI128 128(AX), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VBROADCASTI128 144(AX), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VBROADCASTSS   4(BX), Y12
-	VFMADD231PS    Y10, Y12, Y0
-	VFMADD231PS    Y11, Y12, Y1
-	VBROADCASTSS   4(BX)(R8*1), Y13
-	VFMADD231PS    Y10, Y13, Y2
-	VFMADD231PS    Y11, Y13, Y3
-	VBROADCASTSS   4(BX)(R8*2), Y14
-	VFMADD231PS    Y10, Y14, Y4
-	VFMADD231PS    Y11, Y14, Y5
-	VBROADCASTSS   4(CX), Y15
-	VFMADD231PS    Y10, Y15, Y6
-	VFMADD231PS    Y11, Y15, Y7
-	VBROADCASTSS   4(CX)(R8*1), Y12
-	VFMADD231PS    Y10, Y12, Y8
-	VFMADD231PS    Y11, Y12, Y9
-	VBROADCASTI128 256(AX), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VBROADCASTI128 272(AX), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VBROADCASTSS   8(BX), Y12
-	VFMADD231PS    Y10, Y12, Y0
-	VFMADD231PS    Y11, Y12, Y1
-	VBROADCASTSS   8(BX)(R8*1), Y13
-	VFMADD231PS    Y10, Y13, Y2
-	VFMADD231PS    Y11, Y13, Y3
-	VBROADCASTSS   8(BX)(R8*2), Y14
-	VFMADD231PS    Y10, Y14, Y4
-	VFMADD231PS    Y11, Y14, Y5
-	VBROADCASTSS   8(CX), Y15
-	VFMADD231PS    Y10, Y15, Y6
-	VFMADD231PS    Y11, Y15, Y7
-	VBROADCASTSS   8(CX)(R8*1), Y12
-	VFMADD231PS    Y10, Y12, Y8
-	VFMADD231PS    Y11, Y12, Y9
-	VBROADCASTI128 384(AX), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VBROADCASTI128 400(AX), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VBROADCASTSS   12(BX), Y12
-	VFMADD231PS    Y10, Y12, Y0
-	VFMADD231PS    Y11, Y12, Y1
-	VBROADCASTSS   12(BX)(R8*1), Y13
-	VFMADD231PS    Y10, Y13, Y2
-	VFMADD231PS    Y11, Y13, Y3
-	VBROADCASTSS   12(BX)(R8*2), Y14
-	VFMADD231PS    Y10, Y14, Y4
-	VFMADD231PS    Y11, Y14, Y5
-	VBROADCASTSS   12(CX), Y15
-	VFMADD231PS    Y10, Y15, Y6
-	VFMADD231PS    Y11, Y15, Y7
-	VBROADCASTSS   12(CX)(R8*1), Y12
-	VFMADD231PS    Y10, Y12, Y8
-	VFMADD231PS    Y11, Y12, Y9
-	ADDQ           $0x00000200, AX
-	ADDQ           $0x10, BX
-	ADDQ           $0x10, CX
-	SUBQ           $0x04, R12
-	JGE            dims451
+dims450:
+	VMOVUPS      (AX), Y10
+	VPSLLD       $0x10, Y10, Y10
+	VMOVUPS      32(AX), Y11
+	VPSLLD       $0x10, Y11, Y11
+	VBROADCASTSS (BX), Y12
+	VFMADD231PS  Y10, Y12, Y0
+	VFMADD231PS  Y11, Y12, Y1
+	VBROADCASTSS (BX)(R8*1), Y13
+	VFMADD231PS  Y10, Y13, Y2
+	VFMADD231PS  Y11, Y13, Y3
+	VBROADCASTSS (BX)(R8*2), Y14
+	VFMADD231PS  Y10, Y14, Y4
+	VFMADD231PS  Y11, Y14, Y5
+	VBROADCASTSS (CX), Y12
+	VFMADD231PS  Y10, Y12, Y6
+	VFMADD231PS  Y11, Y12, Y7
+	VBROADCASTSS (CX)(R8*1), Y13
+	VFMADD231PS  Y10, Y13, Y8
+	VFMADD231PS  Y11, Y13, Y9
+	VANDPS       (AX), Y15, Y10
+	VANDPS       32(AX), Y15, Y11
+	VBROADCASTSS 4(BX), Y12
+	VFMADD231PS  Y10, Y12, Y0
+	VFMADD231PS  Y11, Y12, Y1
+	VBROADCASTSS 4(BX)(R8*1), Y13
+	VFMADD231PS  Y10, Y13, Y2
+	VFMADD231PS  Y11, Y13, Y3
+	VBROADCASTSS 4(BX)(R8*2), Y14
+	VFMADD231PS  Y10, Y14, Y4
+	VFMADD231PS  Y11, Y14, Y5
+	VBROADCASTSS 4(CX), Y12
+	VFMADD231PS  Y10, Y12, Y6
+	VFMADD231PS  Y11, Y12, Y7
+	VBROADCASTSS 4(CX)(R8*1), Y13
+	VFMADD231PS  Y10, Y13, Y8
+	VFMADD231PS  Y11, Y13, Y9
+	VMOVUPS      256(AX), Y10
+	VPSLLD       $0x10, Y10, Y10
+	VMOVUPS      288(AX), Y11
+	VPSLLD       $0x10, Y11, Y11
+	VBROADCASTSS 8(BX), Y12
+	VFMADD231PS  Y10, Y12, Y0
+	VFMADD231PS  Y11, Y12, Y1
+	VBROADCASTSS 8(BX)(R8*1), Y13
+	VFMADD231PS  Y10, Y13, Y2
+	VFMADD231PS  Y11, Y13, Y3
+	VBROADCASTSS 8(BX)(R8*2), Y14
+	VFMADD231PS  Y10, Y14, Y4
+	VFMADD231PS  Y11, Y14, Y5
+	VBROADCASTSS 8(CX), Y12
+	VFMADD231PS  Y10, Y12, Y6
+	VFMADD231PS  Y11, Y12, Y7
+	VBROADCASTSS 8(CX)(R8*1), Y13
+	VFMADD231PS  Y10, Y13, Y8
+	VFMADD231PS  Y11, Y13, Y9
+	VANDPS       256(AX), Y15, Y10
+	VANDPS       288(AX), Y15, Y11
+	VBROADCASTSS 12(BX), Y12
+	VFMADD231PS  Y10, Y12, Y0
+	VFMADD231PS  Y11, Y12, Y1
+	VBROADCASTSS 12(BX)(R8*1), Y13
+	VFMADD231PS  Y10, Y13, Y2
+	VFMADD231PS  Y11, Y13, Y3
+	VBROADCASTSS 12(BX)(R8*2), Y14
+	VFMADD231PS  Y10, Y14, Y4
+	VFMADD231PS  Y11, Y14, Y5
+	VBROADCASTSS 12(CX), Y12
+	VFMADD231PS  Y10, Y12, Y6
+	VFMADD231PS  Y11, Y12, Y7
+	VBROADCASTSS 12(CX)(R8*1), Y13
+	VFMADD231PS  Y10, Y13, Y8
+	VFMADD231PS  Y11, Y13, Y9
+	ADDQ         $0x00000200, AX
+	ADDQ         $0x10, BX
+	ADDQ         $0x10, CX
+	SUBQ         $0x04, R12
+	JGE          dims450
 
 few445:
-	ADDQ $0x04, R12
-	JZ   store447
+	ADDQ         $0x04, R12
+	JZ           store446
+	CMPQ         R12, $0x02
+	JLT          some451
+	VMOVUPS      (AX), Y10
+	VPSLLD       $0x10, Y10, Y10
+	VMOVUPS      32(AX), Y11
+	VPSLLD       $0x10, Y11, Y11
+	VBROADCASTSS (BX), Y12
+	VFMADD231PS  Y10, Y12, Y0
+	VFMADD231PS  Y11, Y12, Y1
+	VBROADCASTSS (BX)(R8*1), Y13
+	VFMADD231PS  Y10, Y13, Y2
+	VFMADD231PS  Y11, Y13, Y3
+	VBROADCASTSS (BX)(R8*2), Y14
+	VFMADD231PS  Y10, Y14, Y4
+	VFMADD231PS  Y11, Y14, Y5
+	VBROADCASTSS (CX), Y12
+	VFMADD231PS  Y10, Y12, Y6
+	VFMADD231PS  Y11, Y12, Y7
+	VBROADCASTSS (CX)(R8*1), Y13
+	VFMADD231PS  Y10, Y13, Y8
+	VFMADD231PS  Y11, Y13, Y9
+	VANDPS       (AX), Y15, Y10
+	VANDPS       32(AX), Y15, Y11
+	VBROADCASTSS 4(BX), Y12
+	VFMADD231PS  Y10, Y12, Y0
+	VFMADD231PS  Y11, Y12, Y1
+	VBROADCASTSS 4(BX)(R8*1), Y13
+	VFMADD231PS  Y10, Y13, Y2
+	VFMADD231PS  Y11, Y13, Y3
+	VBROADCASTSS 4(BX)(R8*2), Y14
+	VFMADD231PS  Y10, Y14, Y4
+	VFMADD231PS  Y11, Y14, Y5
+	VBROADCASTSS 4(CX), Y12
+	VFMADD231PS  Y10, Y12, Y6
+	VFMADD231PS  Y11, Y12, Y7
+	VBROADCASTSS 4(CX)(R8*1), Y13
+	VFMADD231PS  Y10, Y13, Y8
+	VFMADD231PS  Y11, Y13, Y9
+	ADDQ         $0x00000100, AX
+	ADDQ         $0x08, BX
+	ADDQ         $0x08, CX
+	SUBQ         $0x02, R12
+	JZ           store446
 
-some446:
-	VBROADCASTI128 (AX), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VBROADCASTI128 16(AX), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VBROADCASTSS   (BX), Y12
-	VFMADD231PS    Y10, Y12, Y0
-	VFMADD231PS    Y11, Y12, Y1
-	VBROADCASTSS   (BX)(R8*1), Y13
-	VFMADD231PS    Y10, Y13, Y2
-	VFMADD231PS    Y11, Y13, Y3
-	VBROADCASTSS   (BX)(R8*2), Y14
-	VFMADD231PS    Y10, Y14, Y4
-	VFMADD231PS    Y11, Y14, Y5
-	VBROADCASTSS   (CX), Y15
-	VFMADD231PS    Y10, Y15, Y6
-	VFMADD231PS    Y11, Y15, Y7
-	VBROADCASTSS   (CX)(R8*1), Y12
-	VFMADD231PS    Y10, Y12, Y8
-	VFMADD231PS    Y11, Y12, Y9
-	ADDQ           $0x00000080, AX
-	ADDQ           $0x04, BX
-	ADDQ           $0x04, CX
-	DECQ           R12
-	JNZ            some446
+some451:
+	VMOVUPS      (AX), Y10
+	VPSLLD       $0x10, Y10, Y10
+	VMOVUPS      32(AX), Y11
+	VPSLLD       $0x10, Y11, Y11
+	VBROADCASTSS (BX), Y12
+	VFMADD231PS  Y10, Y12, Y0
+	VFMADD231PS  Y11, Y12, Y1
+	VBROADCASTSS (BX)(R8*1), Y13
+	VFMADD231PS  Y10, Y13, Y2
+	VFMADD231PS  Y11, Y13, Y3
+	VBROADCASTSS (BX)(R8*2), Y14
+	VFMADD231PS  Y10, Y14, Y4
+	VFMADD231PS  Y11, Y14, Y5
+	VBROADCASTSS (CX), Y12
+	VFMADD231PS  Y10, Y12, Y6
+	VFMADD231PS  Y11, Y12, Y7
+	VBROADCASTSS (CX)(R8*1), Y13
+	VFMADD231PS  Y10, Y13, Y8
+	VFMADD231PS  Y11, Y13, Y9
+	ADDQ         $0x00000080, AX
+	ADDQ         $0x04, BX
+	ADDQ         $0x04, CX
 
-store447:
+store446:
 	VMOVUPS Y0, (DI)
 	VMOVUPS Y1, 32(DI)
 	VMOVUPS Y2, 256(DI)
@@ -18777,7 +18836,7 @@ store447:
 	VMOVUPS Y8, 1024(DI)
 	VMOVUPS Y9, 1056(DI)
 	ADDQ    $0x00000040, DI
-	ADDQ    $0x00000020, R13
+	ADDQ    $0x00000040, R13
 	DECQ    R15
 	JNZ     block442
 	ADDQ    $0x00000400, DI
@@ -18825,442 +18884,449 @@ tile462:
 	MOVQ R14, (SP)
 
 columns463:
-	CMPQ   (SP), $0x02
-	JLT    less464
-	VXORPS Y0, Y0, Y0
-	VXORPS Y1, Y1, Y1
-	VXORPS Y2, Y2, Y2
-	VXORPS Y3, Y3, Y3
-	VXORPS Y4, Y4, Y4
-	VXORPS Y5, Y5, Y5
-	VXORPS Y6, Y6, Y6
-	VXORPS Y7, Y7, Y7
-	VXORPS Y8, Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VXORPS Y10, Y10, Y10
-	VXORPS Y11, Y11, Y11
-	MOVQ   mask+56(FP), R13
-	TZCNTQ R13, SI
-	MOVQ   SI, R12
-	BLSIQ  R13, AX
-	ADDQ   R13, AX
-	TESTQ  AX, R13
-	JNZ    sparse465
-	TZCNTQ AX, R13
-	SUBQ   R12, R13
-	LEAQ   (BX)(R12*4), R12
-	IMULQ  R9, SI
-	ADDQ   DX, SI
-	CMPQ   8(SP), $0x00
-	JEQ    plain471
-	SUBQ   $0x10, R13
-	JLT    short470
-	MOVQ   8(SP), R11
-	MOVQ   16(SP), AX
-	MOVQ   24(SP), R14
-	MOVQ   32(SP), R8
-	LEAQ   (SI)(R9*8), CX
+	CMPQ         (SP), $0x02
+	JLT          less464
+	VBROADCASTSS highHalf_avx2<>+0(SB), Y15
+	VXORPS       Y0, Y0, Y0
+	VXORPS       Y1, Y1, Y1
+	VXORPS       Y2, Y2, Y2
+	VXORPS       Y3, Y3, Y3
+	VXORPS       Y4, Y4, Y4
+	VXORPS       Y5, Y5, Y5
+	VXORPS       Y6, Y6, Y6
+	VXORPS       Y7, Y7, Y7
+	VXORPS       Y8, Y8, Y8
+	VXORPS       Y9, Y9, Y9
+	VXORPS       Y10, Y10, Y10
+	VXORPS       Y11, Y11, Y11
+	MOVQ         mask+56(FP), R13
+	TZCNTQ       R13, SI
+	MOVQ         SI, R12
+	BLSIQ        R13, AX
+	ADDQ         R13, AX
+	TESTQ        AX, R13
+	JNZ          sparse465
+	TZCNTQ       AX, R13
+	SUBQ         R12, R13
+	LEAQ         (BX)(R12*4), R12
+	MOVQ         SI, AX
+	SHRQ         $0x01, SI
+	IMULQ        R9, SI
+	ADDQ         DX, SI
+	TESTQ        $0x00000001, AX
+	JZ           even468
+	VANDPS       (SI), Y15, Y12
+	VANDPS       32(SI), Y15, Y13
+	VBROADCASTSS (R12), Y14
+	VFMADD231PS  Y12, Y14, Y0
+	VFMADD231PS  Y13, Y14, Y1
+	VBROADCASTSS 256(R12), Y14
+	VFMADD231PS  Y12, Y14, Y2
+	VFMADD231PS  Y13, Y14, Y3
+	VBROADCASTSS 512(R12), Y14
+	VFMADD231PS  Y12, Y14, Y4
+	VFMADD231PS  Y13, Y14, Y5
+	VBROADCASTSS 768(R12), Y14
+	VFMADD231PS  Y12, Y14, Y6
+	VFMADD231PS  Y13, Y14, Y7
+	VBROADCASTSS 1024(R12), Y14
+	VFMADD231PS  Y12, Y14, Y8
+	VFMADD231PS  Y13, Y14, Y9
+	VBROADCASTSS 1280(R12), Y14
+	VFMADD231PS  Y12, Y14, Y10
+	VFMADD231PS  Y13, Y14, Y11
+	ADDQ         R9, SI
+	ADDQ         $0x04, R12
+	DECQ         R13
+	JZ           merge467
+
+even468:
+	CMPQ 8(SP), $0x00
+	JEQ  plain471
+	SUBQ $0x10, R13
+	JLT  short470
+	MOVQ 8(SP), R11
+	MOVQ 16(SP), AX
+	MOVQ 24(SP), R14
+	MOVQ 32(SP), R8
+	LEAQ (SI)(R9*8), CX
 
 positions469:
-	VBROADCASTI128 (SI), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VBROADCASTI128 16(SI), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VBROADCASTSS   (R12), Y14
-	VFMADD231PS    Y12, Y14, Y0
-	VFMADD231PS    Y13, Y14, Y1
-	VBROADCASTSS   256(R12), Y15
-	VFMADD231PS    Y12, Y15, Y2
-	VFMADD231PS    Y13, Y15, Y3
-	VBROADCASTSS   512(R12), Y14
-	VFMADD231PS    Y12, Y14, Y4
-	VFMADD231PS    Y13, Y14, Y5
-	VBROADCASTSS   768(R12), Y15
-	VFMADD231PS    Y12, Y15, Y6
-	VFMADD231PS    Y13, Y15, Y7
-	VBROADCASTSS   1024(R12), Y14
-	VFMADD231PS    Y12, Y14, Y8
-	VFMADD231PS    Y13, Y14, Y9
-	VBROADCASTSS   1280(R12), Y15
-	VFMADD231PS    Y12, Y15, Y10
-	VFMADD231PS    Y13, Y15, Y11
-	PREFETCHT0     (CX)
-	VBROADCASTI128 (SI)(R9*1), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VBROADCASTI128 16(SI)(R9*1), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VBROADCASTSS   4(R12), Y14
-	VFMADD231PS    Y12, Y14, Y0
-	VFMADD231PS    Y13, Y14, Y1
-	VBROADCASTSS   260(R12), Y15
-	VFMADD231PS    Y12, Y15, Y2
-	VFMADD231PS    Y13, Y15, Y3
-	VBROADCASTSS   516(R12), Y14
-	VFMADD231PS    Y12, Y14, Y4
-	VFMADD231PS    Y13, Y14, Y5
-	VBROADCASTSS   772(R12), Y15
-	VFMADD231PS    Y12, Y15, Y6
-	VFMADD231PS    Y13, Y15, Y7
-	VBROADCASTSS   1028(R12), Y14
-	VFMADD231PS    Y12, Y14, Y8
-	VFMADD231PS    Y13, Y14, Y9
-	VBROADCASTSS   1284(R12), Y15
-	VFMADD231PS    Y12, Y15, Y10
-	VFMADD231PS    Y13, Y15, Y11
-	PREFETCHT0     (R11)
-	PREFETCHT0     (CX)(R9*1)
-	VBROADCASTI128 (SI)(R9*2), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VBROADCASTI128 16(SI)(R9*2), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VBROADCASTSS   8(R12), Y14
-	VFMADD231PS    Y12, Y14, Y0
-	VFMADD231PS    Y13, Y14, Y1
-	VBROADCASTSS   264(R12), Y15
-	VFMADD231PS    Y12, Y15, Y2
-	VFMADD231PS    Y13, Y15, Y3
-	VBROADCASTSS   520(R12), Y14
-	VFMADD231PS    Y12, Y14, Y4
-	VFMADD231PS    Y13, Y14, Y5
-	VBROADCASTSS   776(R12), Y15
-	VFMADD231PS    Y12, Y15, Y6
-	VFMADD231PS    Y13, Y15, Y7
-	VBROADCASTSS   1032(R12), Y14
-	VFMADD231PS    Y12, Y14, Y8
-	VFMADD231PS    Y13, Y14, Y9
-	VBROADCASTSS   1288(R12), Y15
-	VFMADD231PS    Y12, Y15, Y10
-	VFMADD231PS    Y13, Y15, Y11
-	PREFETCHT0     (CX)(R9*2)
-	VBROADCASTI128 (SI)(R15*1), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VBROADCASTI128 16(SI)(R15*1), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VBROADCASTSS   12(R12), Y14
-	VFMADD231PS    Y12, Y14, Y0
-	VFMADD231PS    Y13, Y14, Y1
-	VBROADCASTSS   268(R12), Y15
-	VFMADD231PS    Y12, Y15, Y2
-	VFMADD231PS    Y13, Y15, Y3
-	VBROADCASTSS   524(R12), Y14
-	VFMADD231PS    Y12, Y14, Y4
-	VFMADD231PS    Y13, Y14, Y5
-	VBROADCASTSS   780(R12), Y15
-	VFMADD231PS    Y12, Y15, Y6
-	VFMADD231PS    Y13, Y15, Y7
-	VBROADCASTSS   1036(R12), Y14
-	VFMADD231PS    Y12, Y14, Y8
-	VFMADD231PS    Y13, Y14, Y9
-	VBROADCASTSS   1292(R12), Y15
-	VFMADD231PS    Y12, Y15, Y10
-	VFMADD231PS    Y13, Y15, Y11
-	PREFETCHT0     (AX)
-	PREFETCHT0     (CX)(R15*1)
-	LEAQ           (SI)(R9*4), SI
-	ADDQ           $0x10, R12
-	LEAQ           (CX)(R9*4), CX
-	VBROADCASTI128 (SI), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VBROADCASTI128 16(SI), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VBROADCASTSS   (R12), Y14
-	VFMADD231PS    Y12, Y14, Y0
-	VFMADD231PS    Y13, Y14, Y1
-	VBROADCASTSS   256(R12), Y15
-	VFMADD231PS    Y12, Y15, Y2
-	VFMADD231PS    Y13, Y15, Y3
-	VBROADCASTSS   512(R12), Y14
-	VFMADD231PS    Y12, Y14, Y4
-	VFMADD231PS    Y13, Y14, Y5
-	VBROADCASTSS   768(R12), Y15
-	VFMADD231PS    Y12, Y15, Y6
-	VFMADD231PS    Y13, Y15, Y7
-	VBROADCASTSS   1024(R12), Y14
-	VFMADD231PS    Y12, Y14, Y8
-	VFMADD231PS    Y13, Y14, Y9
-	VBROADCASTSS   1280(R12), Y15
-	VFMADD231PS    Y12, Y15, Y10
-	VFMADD231PS    Y13, Y15, Y11
-	PREFETCHT0     (CX)
-	VBROADCASTI128 (SI)(R9*1), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VBROADCASTI128 16(SI)(R9*1), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VBROADCASTSS   4(R12), Y14
-	VFMADD231PS    Y12, Y14, Y0
-	VFMADD231PS    Y13, Y14, Y1
-	VBROADCASTSS   260(R12), Y15
-	VFMADD231PS    Y12, Y15, Y2
-	VFMADD231PS    Y13, Y15, Y3
-	VBROADCASTSS   516(R12), Y14
-	VFMADD231PS    Y12, Y14, Y4
-	VFMADD231PS    Y13, Y14, Y5
-	VBROADCASTSS   772(R12), Y15
-	VFMADD231PS    Y12, Y15, Y6
-	VFMADD231PS    Y13, Y15, Y7
-	VBROADCASTSS   1028(R12), Y14
-	VFMADD231PS    Y12, Y14, Y8
-	VFMADD231PS    Y13, Y14, Y9
-	VBROADCASTSS   1284(R12), Y15
-	VFMADD231PS    Y12, Y15, Y10
-	VFMADD231PS    Y13, Y15, Y11
-	PREFETCHT0     (R14)
-	PREFETCHT0     (CX)(R9*1)
-	VBROADCASTI128 (SI)(R9*2), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VBROADCASTI128 16(SI)(R9*2), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VBROADCASTSS   8(R12), Y14
-	VFMADD231PS    Y12, Y14, Y0
-	VFMADD231PS    Y13, Y14, Y1
-	VBROADCASTSS   264(R12), Y15
-	VFMADD231PS    Y12, Y15, Y2
-	VFMADD231PS    Y13, Y15, Y3
-	VBROADCASTSS   520(R12), Y14
-	VFMADD231PS    Y12, Y14, Y4
-	VFMADD231PS    Y13, Y14, Y5
-	VBROADCASTSS   776(R12), Y15
-	VFMADD231PS    Y12, Y15, Y6
-	VFMADD231PS    Y13, Y15, Y7
-	VBROADCASTSS   1032(R12), Y14
-	VFMADD231PS    Y12, Y14, Y8
-	VFMADD231PS    Y13, Y14, Y9
-	VBROADCASTSS   1288(R12), Y15
-	VFMADD231PS    Y12, Y15, Y10
-	VFMADD231PS    Y13, Y15, Y11
-	PREFETCHT0     (CX)(R9*2)
-	VBROADCASTI128 (SI)(R15*1), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VBROADCASTI128 16(SI)(R15*1), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VBROADCASTSS   12(R12), Y14
-	VFMADD231PS    Y12, Y14, Y0
-	VFMADD231PS    Y13, Y14, Y1
-	VBROADCASTSS   268(R12), Y15
-	VFMADD231PS    Y12, Y15, Y2
-	VFMADD231PS    Y13, Y15, Y3
-	VBROADCASTSS   524(R12), Y14
-	VFMADD231PS    Y12, Y14, Y4
-	VFMADD231PS    Y13, Y14, Y5
-	VBROADCASTSS   780(R12), Y15
-	VFMADD231PS    Y12, Y15, Y6
-	VFMADD231PS    Y13, Y15, Y7
-	VBROADCASTSS   1036(R12), Y14
-	VFMADD231PS    Y12, Y14, Y8
-	VFMADD231PS    Y13, Y14, Y9
-	VBROADCASTSS   1292(R12), Y15
-	VFMADD231PS    Y12, Y15, Y10
-	VFMADD231PS    Y13, Y15, Y11
-	PREFETCHT0     (R8)
-	PREFETCHT0     (CX)(R15*1)
-	LEAQ           (SI)(R9*4), SI
-	ADDQ           $0x10, R12
-	LEAQ           (CX)(R9*4), CX
-	VBROADCASTI128 (SI), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VBROADCASTI128 16(SI), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VBROADCASTSS   (R12), Y14
-	VFMADD231PS    Y12, Y14, Y0
-	VFMADD231PS    Y13, Y14, Y1
-	VBROADCASTSS   256(R12), Y15
-	VFMADD231PS    Y12, Y15, Y2
-	VFMADD231PS    Y13, Y15, Y3
-	VBROADCASTSS   512(R12), Y14
-	VFMADD231PS    Y12, Y14, Y4
-	VFMADD231PS    Y13, Y14, Y5
-	VBROADCASTSS   768(R12), Y15
-	VFMADD231PS    Y12, Y15, Y6
-	VFMADD231PS    Y13, Y15, Y7
-	VBROADCASTSS   1024(R12), Y14
-	VFMADD231PS    Y12, Y14, Y8
-	VFMADD231PS    Y13, Y14, Y9
-	VBROADCASTSS   1280(R12), Y15
-	VFMADD231PS    Y12, Y15, Y10
-	VFMADD231PS    Y13, Y15, Y11
-	PREFETCHT0     (CX)
-	VBROADCASTI128 (SI)(R9*1), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VBROADCASTI128 16(SI)(R9*1), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VBROADCASTSS   4(R12), Y14
-	VFMADD231PS    Y12, Y14, Y0
-	VFMADD231PS    Y13, Y14, Y1
-	VBROADCASTSS   260(R12), Y15
-	VFMADD231PS    Y12, Y15, Y2
-	VFMADD231PS    Y13, Y15, Y3
-	VBROADCASTSS   516(R12), Y14
-	VFMADD231PS    Y12, Y14, Y4
-	VFMADD231PS    Y13, Y14, Y5
-	VBROADCASTSS   772(R12), Y15
-	VFMADD231PS    Y12, Y15, Y6
-	VFMADD231PS    Y13, Y15, Y7
-	VBROADCASTSS   1028(R12), Y14
-	VFMADD231PS    Y12, Y14, Y8
-	VFMADD231PS    Y13, Y14, Y9
-	VBROADCASTSS   1284(R12), Y15
-	VFMADD231PS    Y12, Y15, Y10
-	VFMADD231PS    Y13, Y15, Y11
-	PREFETCHT0     64(R11)
-	PREFETCHT0     (CX)(R9*1)
-	VBROADCASTI128 (SI)(R9*2), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VBROADCASTI128 16(SI)(R9*2), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VBROADCASTSS   8(R12), Y14
-	VFMADD231PS    Y12, Y14, Y0
-	VFMADD231PS    Y13, Y14, Y1
-	VBROADCASTSS   264(R12), Y15
-	VFMADD231PS    Y12, Y15, Y2
-	VFMADD231PS    Y13, Y15, Y3
-	VBROADCASTSS   520(R12), Y14
-	VFMADD231PS    Y12, Y14, Y4
-	VFMADD231PS    Y13, Y14, Y5
-	VBROADCASTSS   776(R12), Y15
-	VFMADD231PS    Y12, Y15, Y6
-	VFMADD231PS    Y13, Y15, Y7
-	VBROADCASTSS   1032(R12), Y14
-	VFMADD231PS    Y12, Y14, Y8
-	VFMADD231PS    Y13, Y14, Y9
-	VBROADCASTSS   1288(R12), Y15
-	VFMADD231PS    Y12, Y15, Y10
-	VFMADD231PS    Y13, Y15, Y11
-	PREFETCHT0     (CX)(R9*2)
-	VBROADCASTI128 (SI)(R15*1), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VBROADCASTI128 16(SI)(R15*1), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VBROADCASTSS   12(R12), Y14
-	VFMADD231PS    Y12, Y14, Y0
-	VFMADD231PS    Y13, Y14, Y1
-	VBROADCASTSS   268(R12), Y15
-	VFMADD231PS    Y12, Y15, Y2
-	VFMADD231PS    Y13, Y15, Y3
-	VBROADCASTSS   524(R12), Y14
-	VFMADD231PS    Y12, Y14, Y4
-	VFMADD231PS    Y13, Y14, Y5
-	VBROADCASTSS   780(R12), Y15
-	VFMADD231PS    Y12, Y15, Y6
-	VFMADD231PS    Y13, Y15, Y7
-	VBROADCASTSS   1036(R12), Y14
-	VFMADD231PS    Y12, Y14, Y8
-	VFMADD231PS    Y13, Y14, Y9
-	VBROADCASTSS   1292(R12), Y15
-	VFMADD231PS    Y12, Y15, Y10
-	VFMADD231PS    Y13, Y15, Y11
-	PREFETCHT0     64(AX)
-	PREFETCHT0     (CX)(R15*1)
-	LEAQ           (SI)(R9*4), SI
-	ADDQ           $0x10, R12
-	LEAQ           (CX)(R9*4), CX
-	VBROADCASTI128 (SI), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VBROADCASTI128 16(SI), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VBROADCASTSS   (R12), Y14
-	VFMADD231PS    Y12, Y14, Y0
-	VFMADD231PS    Y13, Y14, Y1
-	VBROADCASTSS   256(R12), Y15
-	VFMADD231PS    Y12, Y15, Y2
-	VFMADD231PS    Y13, Y15, Y3
-	VBROADCASTSS   512(R12), Y14
-	VFMADD231PS    Y12, Y14, Y4
-	VFMADD231PS    Y13, Y14, Y5
-	VBROADCASTSS   768(R12), Y15
-	VFMADD231PS    Y12, Y15, Y6
-	VFMADD231PS    Y13, Y15, Y7
-	VBROADCASTSS   1024(R12), Y14
-	VFMADD231PS    Y12, Y14, Y8
-	VFMADD231PS    Y13, Y14, Y9
-	VBROADCASTSS   1280(R12), Y15
-	VFMADD231PS    Y12, Y15, Y10
-	VFMADD231PS    Y13, Y15, Y11
-	PREFETCHT0     (CX)
-	VBROADCASTI128 (SI)(R9*1), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VBROADCASTI128 16(SI)(R9*1), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VBROADCASTSS   4(R12), Y14
-	VFMADD231PS    Y12, Y14, Y0
-	VFMADD231PS    Y13, Y14, Y1
-	VBROADCASTSS   260(R12), Y15
-	VFMADD231PS    Y12, Y15, Y2
-	VFMADD231PS    Y13, Y15, Y3
-	VBROADCASTSS   516(R12), Y14
-	VFMADD231PS    Y12, Y14, Y4
-	VFMADD231PS    Y13, Y14, Y5
-	VBROADCASTSS   772(R12), Y15
-	VFMADD231PS    Y12, Y15, Y6
-	VFMADD231PS    Y13, Y15, Y7
-	VBROADCASTSS   1028(R12), Y14
-	VFMADD231PS    Y12, Y14, Y8
-	VFMADD231PS    Y13, Y14, Y9
-	VBROADCASTSS   1284(R12), Y15
-	VFMADD231PS    Y12, Y15, Y10
-	VFMADD231PS    Y13, Y15, Y11
-	PREFETCHT0     64(R14)
-	PREFETCHT0     (CX)(R9*1)
-	VBROADCASTI128 (SI)(R9*2), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VBROADCASTI128 16(SI)(R9*2), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VBROADCASTSS   8(R12), Y14
-	VFMADD231PS    Y12, Y14, Y0
-	VFMADD231PS    Y13, Y14, Y1
-	VBROADCASTSS   264(R12), Y15
-	VFMADD231PS    Y12, Y15, Y2
-	VFMADD231PS    Y13, Y15, Y3
-	VBROADCASTSS   520(R12), Y14
-	VFMADD231PS    Y12, Y14, Y4
-	VFMADD231PS    Y13, Y14, Y5
-	VBROADCASTSS   776(R12), Y15
-	VFMADD231PS    Y12, Y15, Y6
-	VFMADD231PS    Y13, Y15, Y7
-	VBROADCASTSS   1032(R12), Y14
-	VFMADD231PS    Y12, Y14, Y8
-	VFMADD231PS    Y13, Y14, Y9
-	VBROADCASTSS   1288(R12), Y15
-	VFMADD231PS    Y12, Y15, Y10
-	VFMADD231PS    Y13, Y15, Y11
-	PREFETCHT0     (CX)(R9*2)
-	VBROADCASTI128 (SI)(R15*1), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VBROADCASTI128 16(SI)(R15*1), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VBROADCASTSS   12(R12), Y14
-	VFMADD231PS    Y12, Y14, Y0
-	VFMADD231PS    Y13, Y14, Y1
-	VBROADCASTSS   268(R12), Y15
-	VFMADD231PS    Y12, Y15, Y2
-	VFMADD231PS    Y13, Y15, Y3
-	VBROADCASTSS   524(R12), Y14
-	VFMADD231PS    Y12, Y14, Y4
-	VFMADD231PS    Y13, Y14, Y5
-	VBROADCASTSS   780(R12), Y15
-	VFMADD231PS    Y12, Y15, Y6
-	VFMADD231PS    Y13, Y15, Y7
-	VBROADCASTSS   1036(R12), Y14
-	VFMADD231PS    Y12, Y14, Y8
-	VFMADD231PS    Y13, Y14, Y9
-	VBROADCASTSS   1292(R12), Y15
-	VFMADD231PS    Y12, Y15, Y10
-	VFMADD231PS    Y13, Y15, Y11
-	PREFETCHT0     64(R8)
-	PREFETCHT0     (CX)(R15*1)
-	LEAQ           (SI)(R9*4), SI
-	ADDQ           $0x10, R12
-	LEAQ           (CX)(R9*4), CX
-	ADDQ           $0x00000080, R11
-	ADDQ           $0x00000080, AX
-	ADDQ           $0x00000080, R14
-	ADDQ           $0x00000080, R8
-	SUBQ           $0x10, R13
-	JGE            positions469
-	MOVQ           R11, 8(SP)
-	MOVQ           AX, 16(SP)
-	MOVQ           R14, 24(SP)
-	MOVQ           R8, 32(SP)
-	MOVQ           oStride+24(FP), R8
+	VMOVUPS      (SI), Y12
+	VPSLLD       $0x10, Y12, Y12
+	VMOVUPS      32(SI), Y13
+	VPSLLD       $0x10, Y13, Y13
+	VBROADCASTSS (R12), Y14
+	VFMADD231PS  Y12, Y14, Y0
+	VFMADD231PS  Y13, Y14, Y1
+	VBROADCASTSS 256(R12), Y14
+	VFMADD231PS  Y12, Y14, Y2
+	VFMADD231PS  Y13, Y14, Y3
+	VBROADCASTSS 512(R12), Y14
+	VFMADD231PS  Y12, Y14, Y4
+	VFMADD231PS  Y13, Y14, Y5
+	VBROADCASTSS 768(R12), Y14
+	VFMADD231PS  Y12, Y14, Y6
+	VFMADD231PS  Y13, Y14, Y7
+	VBROADCASTSS 1024(R12), Y14
+	VFMADD231PS  Y12, Y14, Y8
+	VFMADD231PS  Y13, Y14, Y9
+	VBROADCASTSS 1280(R12), Y14
+	VFMADD231PS  Y12, Y14, Y10
+	VFMADD231PS  Y13, Y14, Y11
+	PREFETCHT0   (CX)
+	VANDPS       (SI), Y15, Y12
+	VANDPS       32(SI), Y15, Y13
+	VBROADCASTSS 4(R12), Y14
+	VFMADD231PS  Y12, Y14, Y0
+	VFMADD231PS  Y13, Y14, Y1
+	VBROADCASTSS 260(R12), Y14
+	VFMADD231PS  Y12, Y14, Y2
+	VFMADD231PS  Y13, Y14, Y3
+	VBROADCASTSS 516(R12), Y14
+	VFMADD231PS  Y12, Y14, Y4
+	VFMADD231PS  Y13, Y14, Y5
+	VBROADCASTSS 772(R12), Y14
+	VFMADD231PS  Y12, Y14, Y6
+	VFMADD231PS  Y13, Y14, Y7
+	VBROADCASTSS 1028(R12), Y14
+	VFMADD231PS  Y12, Y14, Y8
+	VFMADD231PS  Y13, Y14, Y9
+	VBROADCASTSS 1284(R12), Y14
+	VFMADD231PS  Y12, Y14, Y10
+	VFMADD231PS  Y13, Y14, Y11
+	PREFETCHT0   (R11)
+	VMOVUPS      (SI)(R9*1), Y12
+	VPSLLD       $0x10, Y12, Y12
+	VMOVUPS      32(SI)(R9*1), Y13
+	VPSLLD       $0x10, Y13, Y13
+	VBROADCASTSS 8(R12), Y14
+	VFMADD231PS  Y12, Y14, Y0
+	VFMADD231PS  Y13, Y14, Y1
+	VBROADCASTSS 264(R12), Y14
+	VFMADD231PS  Y12, Y14, Y2
+	VFMADD231PS  Y13, Y14, Y3
+	VBROADCASTSS 520(R12), Y14
+	VFMADD231PS  Y12, Y14, Y4
+	VFMADD231PS  Y13, Y14, Y5
+	VBROADCASTSS 776(R12), Y14
+	VFMADD231PS  Y12, Y14, Y6
+	VFMADD231PS  Y13, Y14, Y7
+	VBROADCASTSS 1032(R12), Y14
+	VFMADD231PS  Y12, Y14, Y8
+	VFMADD231PS  Y13, Y14, Y9
+	VBROADCASTSS 1288(R12), Y14
+	VFMADD231PS  Y12, Y14, Y10
+	VFMADD231PS  Y13, Y14, Y11
+	PREFETCHT0   (CX)(R9*1)
+	VANDPS       (SI)(R9*1), Y15, Y12
+	VANDPS       32(SI)(R9*1), Y15, Y13
+	VBROADCASTSS 12(R12), Y14
+	VFMADD231PS  Y12, Y14, Y0
+	VFMADD231PS  Y13, Y14, Y1
+	VBROADCASTSS 268(R12), Y14
+	VFMADD231PS  Y12, Y14, Y2
+	VFMADD231PS  Y13, Y14, Y3
+	VBROADCASTSS 524(R12), Y14
+	VFMADD231PS  Y12, Y14, Y4
+	VFMADD231PS  Y13, Y14, Y5
+	VBROADCASTSS 780(R12), Y14
+	VFMADD231PS  Y12, Y14, Y6
+	VFMADD231PS  Y13, Y14, Y7
+	VBROADCASTSS 1036(R12), Y14
+	VFMADD231PS  Y12, Y14, Y8
+	VFMADD231PS  Y13, Y14, Y9
+	VBROADCASTSS 1292(R12), Y14
+	VFMADD231PS  Y12, Y14, Y10
+	VFMADD231PS  Y13, Y14, Y11
+	PREFETCHT0   (AX)
+	LEAQ         (SI)(R9*2), SI
+	ADDQ         $0x10, R12
+	LEAQ         (CX)(R9*2), CX
+	VMOVUPS      (SI), Y12
+	VPSLLD       $0x10, Y12, Y12
+	VMOVUPS      32(SI), Y13
+	VPSLLD       $0x10, Y13, Y13
+	VBROADCASTSS (R12), Y14
+	VFMADD231PS  Y12, Y14, Y0
+	VFMADD231PS  Y13, Y14, Y1
+	VBROADCASTSS 256(R12), Y14
+	VFMADD231PS  Y12, Y14, Y2
+	VFMADD231PS  Y13, Y14, Y3
+	VBROADCASTSS 512(R12), Y14
+	VFMADD231PS  Y12, Y14, Y4
+	VFMADD231PS  Y13, Y14, Y5
+	VBROADCASTSS 768(R12), Y14
+	VFMADD231PS  Y12, Y14, Y6
+	VFMADD231PS  Y13, Y14, Y7
+	VBROADCASTSS 1024(R12), Y14
+	VFMADD231PS  Y12, Y14, Y8
+	VFMADD231PS  Y13, Y14, Y9
+	VBROADCASTSS 1280(R12), Y14
+	VFMADD231PS  Y12, Y14, Y10
+	VFMADD231PS  Y13, Y14, Y11
+	PREFETCHT0   (CX)
+	VANDPS       (SI), Y15, Y12
+	VANDPS       32(SI), Y15, Y13
+	VBROADCASTSS 4(R12), Y14
+	VFMADD231PS  Y12, Y14, Y0
+	VFMADD231PS  Y13, Y14, Y1
+	VBROADCASTSS 260(R12), Y14
+	VFMADD231PS  Y12, Y14, Y2
+	VFMADD231PS  Y13, Y14, Y3
+	VBROADCASTSS 516(R12), Y14
+	VFMADD231PS  Y12, Y14, Y4
+	VFMADD231PS  Y13, Y14, Y5
+	VBROADCASTSS 772(R12), Y14
+	VFMADD231PS  Y12, Y14, Y6
+	VFMADD231PS  Y13, Y14, Y7
+	VBROADCASTSS 1028(R12), Y14
+	VFMADD231PS  Y12, Y14, Y8
+	VFMADD231PS  Y13, Y14, Y9
+	VBROADCASTSS 1284(R12), Y14
+	VFMADD231PS  Y12, Y14, Y10
+	VFMADD231PS  Y13, Y14, Y11
+	PREFETCHT0   (R14)
+	VMOVUPS      (SI)(R9*1), Y12
+	VPSLLD       $0x10, Y12, Y12
+	VMOVUPS      32(SI)(R9*1), Y13
+	VPSLLD       $0x10, Y13, Y13
+	VBROADCASTSS 8(R12), Y14
+	VFMADD231PS  Y12, Y14, Y0
+	VFMADD231PS  Y13, Y14, Y1
+	VBROADCASTSS 264(R12), Y14
+	VFMADD231PS  Y12, Y14, Y2
+	VFMADD231PS  Y13, Y14, Y3
+	VBROADCASTSS 520(R12), Y14
+	VFMADD231PS  Y12, Y14, Y4
+	VFMADD231PS  Y13, Y14, Y5
+	VBROADCASTSS 776(R12), Y14
+	VFMADD231PS  Y12, Y14, Y6
+	VFMADD231PS  Y13, Y14, Y7
+	VBROADCASTSS 1032(R12), Y14
+	VFMADD231PS  Y12, Y14, Y8
+	VFMADD231PS  Y13, Y14, Y9
+	VBROADCASTSS 1288(R12), Y14
+	VFMADD231PS  Y12, Y14, Y10
+	VFMADD231PS  Y13, Y14, Y11
+	PREFETCHT0   (CX)(R9*1)
+	VANDPS       (SI)(R9*1), Y15, Y12
+	VANDPS       32(SI)(R9*1), Y15, Y13
+	VBROADCASTSS 12(R12), Y14
+	VFMADD231PS  Y12, Y14, Y0
+	VFMADD231PS  Y13, Y14, Y1
+	VBROADCASTSS 268(R12), Y14
+	VFMADD231PS  Y12, Y14, Y2
+	VFMADD231PS  Y13, Y14, Y3
+	VBROADCASTSS 524(R12), Y14
+	VFMADD231PS  Y12, Y14, Y4
+	VFMADD231PS  Y13, Y14, Y5
+	VBROADCASTSS 780(R12), Y14
+	VFMADD231PS  Y12, Y14, Y6
+	VFMADD231PS  Y13, Y14, Y7
+	VBROADCASTSS 1036(R12), Y14
+	VFMADD231PS  Y12, Y14, Y8
+	VFMADD231PS  Y13, Y14, Y9
+	VBROADCASTSS 1292(R12), Y14
+	VFMADD231PS  Y12, Y14, Y10
+	VFMADD231PS  Y13, Y14, Y11
+	PREFETCHT0   (R8)
+	LEAQ         (SI)(R9*2), SI
+	ADDQ         $0x10, R12
+	LEAQ         (CX)(R9*2), CX
+	VMOVUPS      (SI), Y12
+	VPSLLD       $0x10, Y12, Y12
+	VMOVUPS      32(SI), Y13
+	VPSLLD       $0x10, Y13, Y13
+	VBROADCASTSS (R12), Y14
+	VFMADD231PS  Y12, Y14, Y0
+	VFMADD231PS  Y13, Y14, Y1
+	VBROADCASTSS 256(R12), Y14
+	VFMADD231PS  Y12, Y14, Y2
+	VFMADD231PS  Y13, Y14, Y3
+	VBROADCASTSS 512(R12), Y14
+	VFMADD231PS  Y12, Y14, Y4
+	VFMADD231PS  Y13, Y14, Y5
+	VBROADCASTSS 768(R12), Y14
+	VFMADD231PS  Y12, Y14, Y6
+	VFMADD231PS  Y13, Y14, Y7
+	VBROADCASTSS 1024(R12), Y14
+	VFMADD231PS  Y12, Y14, Y8
+	VFMADD231PS  Y13, Y14, Y9
+	VBROADCASTSS 1280(R12), Y14
+	VFMADD231PS  Y12, Y14, Y10
+	VFMADD231PS  Y13, Y14, Y11
+	PREFETCHT0   (CX)
+	VANDPS       (SI), Y15, Y12
+	VANDPS       32(SI), Y15, Y13
+	VBROADCASTSS 4(R12), Y14
+	VFMADD231PS  Y12, Y14, Y0
+	VFMADD231PS  Y13, Y14, Y1
+	VBROADCASTSS 260(R12), Y14
+	VFMADD231PS  Y12, Y14, Y2
+	VFMADD231PS  Y13, Y14, Y3
+	VBROADCASTSS 516(R12), Y14
+	VFMADD231PS  Y12, Y14, Y4
+	VFMADD231PS  Y13, Y14, Y5
+	VBROADCASTSS 772(R12), Y14
+	VFMADD231PS  Y12, Y14, Y6
+	VFMADD231PS  Y13, Y14, Y7
+	VBROADCASTSS 1028(R12), Y14
+	VFMADD231PS  Y12, Y14, Y8
+	VFMADD231PS  Y13, Y14, Y9
+	VBROADCASTSS 1284(R12), Y14
+	VFMADD231PS  Y12, Y14, Y10
+	VFMADD231PS  Y13, Y14, Y11
+	PREFETCHT0   64(R11)
+	VMOVUPS      (SI)(R9*1), Y12
+	VPSLLD       $0x10, Y12, Y12
+	VMOVUPS      32(SI)(R9*1), Y13
+	VPSLLD       $0x10, Y13, Y13
+	VBROADCASTSS 8(R12), Y14
+	VFMADD231PS  Y12, Y14, Y0
+	VFMADD231PS  Y13, Y14, Y1
+	VBROADCASTSS 264(R12), Y14
+	VFMADD231PS  Y12, Y14, Y2
+	VFMADD231PS  Y13, Y14, Y3
+	VBROADCASTSS 520(R12), Y14
+	VFMADD231PS  Y12, Y14, Y4
+	VFMADD231PS  Y13, Y14, Y5
+	VBROADCASTSS 776(R12), Y14
+	VFMADD231PS  Y12, Y14, Y6
+	VFMADD231PS  Y13, Y14, Y7
+	VBROADCASTSS 1032(R12), Y14
+	VFMADD231PS  Y12, Y14, Y8
+	VFMADD231PS  Y13, Y14, Y9
+	VBROADCASTSS 1288(R12), Y14
+	VFMADD231PS  Y12, Y14, Y10
+	VFMADD231PS  Y13, Y14, Y11
+	PREFETCHT0   (CX)(R9*1)
+	VANDPS       (SI)(R9*1), Y15, Y12
+	VANDPS       32(SI)(R9*1), Y15, Y13
+	VBROADCASTSS 12(R12), Y14
+	VFMADD231PS  Y12, Y14, Y0
+	VFMADD231PS  Y13, Y14, Y1
+	VBROADCASTSS 268(R12), Y14
+	VFMADD231PS  Y12, Y14, Y2
+	VFMADD231PS  Y13, Y14, Y3
+	VBROADCASTSS 524(R12), Y14
+	VFMADD231PS  Y12, Y14, Y4
+	VFMADD231PS  Y13, Y14, Y5
+	VBROADCASTSS 780(R12), Y14
+	VFMADD231PS  Y12, Y14, Y6
+	VFMADD231PS  Y13, Y14, Y7
+	VBROADCASTSS 1036(R12), Y14
+	VFMADD231PS  Y12, Y14, Y8
+	VFMADD231PS  Y13, Y14, Y9
+	VBROADCASTSS 1292(R12), Y14
+	VFMADD231PS  Y12, Y14, Y10
+	VFMADD231PS  Y13, Y14, Y11
+	PREFETCHT0   64(AX)
+	LEAQ         (SI)(R9*2), SI
+	ADDQ         $0x10, R12
+	LEAQ         (CX)(R9*2), CX
+	VMOVUPS      (SI), Y12
+	VPSLLD       $0x10, Y12, Y12
+	VMOVUPS      32(SI), Y13
+	VPSLLD       $0x10, Y13, Y13
+	VBROADCASTSS (R12), Y14
+	VFMADD231PS  Y12, Y14, Y0
+	VFMADD231PS  Y13, Y14, Y1
+	VBROADCASTSS 256(R12), Y14
+	VFMADD231PS  Y12, Y14, Y2
+	VFMADD231PS  Y13, Y14, Y3
+	VBROADCASTSS 512(R12), Y14
+	VFMADD231PS  Y12, Y14, Y4
+	VFMADD231PS  Y13, Y14, Y5
+	VBROADCASTSS 768(R12), Y14
+	VFMADD231PS  Y12, Y14, Y6
+	VFMADD231PS  Y13, Y14, Y7
+	VBROADCASTSS 1024(R12), Y14
+	VFMADD231PS  Y12, Y14, Y8
+	VFMADD231PS  Y13, Y14, Y9
+	VBROADCASTSS 1280(R12), Y14
+	VFMADD231PS  Y12, Y14, Y10
+	VFMADD231PS  Y13, Y14, Y11
+	PREFETCHT0   (CX)
+	VANDPS       (SI), Y15, Y12
+	VANDPS       32(SI), Y15, Y13
+	VBROADCASTSS 4(R12), Y14
+	VFMADD231PS  Y12, Y14, Y0
+	VFMADD231PS  Y13, Y14, Y1
+	VBROADCASTSS 260(R12), Y14
+	VFMADD231PS  Y12, Y14, Y2
+	VFMADD231PS  Y13, Y14, Y3
+	VBROADCASTSS 516(R12), Y14
+	VFMADD231PS  Y12, Y14, Y4
+	VFMADD231PS  Y13, Y14, Y5
+	VBROADCASTSS 772(R12), Y14
+	VFMADD231PS  Y12, Y14, Y6
+	VFMADD231PS  Y13, Y14, Y7
+	VBROADCASTSS 1028(R12), Y14
+	VFMADD231PS  Y12, Y14, Y8
+	VFMADD231PS  Y13, Y14, Y9
+	VBROADCASTSS 1284(R12), Y14
+	VFMADD231PS  Y12, Y14, Y10
+	VFMADD231PS  Y13, Y14, Y11
+	PREFETCHT0   64(R14)
+	VMOVUPS      (SI)(R9*1), Y12
+	VPSLLD       $0x10, Y12, Y12
+	VMOVUPS      32(SI)(R9*1), Y13
+	VPSLLD       $0x10, Y13, Y13
+	VBROADCASTSS 8(R12), Y14
+	VFMADD231PS  Y12, Y14, Y0
+	VFMADD231PS  Y13, Y14, Y1
+	VBROADCASTSS 264(R12), Y14
+	VFMADD231PS  Y12, Y14, Y2
+	VFMADD231PS  Y13, Y14, Y3
+	VBROADCASTSS 520(R12), Y14
+	VFMADD231PS  Y12, Y14, Y4
+	VFMADD231PS  Y13, Y14, Y5
+	VBROADCASTSS 776(R12), Y14
+	VFMADD231PS  Y12, Y14, Y6
+	VFMADD231PS  Y13, Y14, Y7
+	VBROADCASTSS 1032(R12), Y14
+	VFMADD231PS  Y12, Y14, Y8
+	VFMADD231PS  Y13, Y14, Y9
+	VBROADCASTSS 1288(R12), Y14
+	VFMADD231PS  Y12, Y14, Y10
+	VFMADD231PS  Y13, Y14, Y11
+	PREFETCHT0   (CX)(R9*1)
+	VANDPS       (SI)(R9*1), Y15, Y12
+	VANDPS       32(SI)(R9*1), Y15, Y13
+	VBROADCASTSS 12(R12), Y14
+	VFMADD231PS  Y12, Y14, Y0
+	VFMADD231PS  Y13, Y14, Y1
+	VBROADCASTSS 268(R12), Y14
+	VFMADD231PS  Y12, Y14, Y2
+	VFMADD231PS  Y13, Y14, Y3
+	VBROADCASTSS 524(R12), Y14
+	VFMADD231PS  Y12, Y14, Y4
+	VFMADD231PS  Y13, Y14, Y5
+	VBROADCASTSS 780(R12), Y14
+	VFMADD231PS  Y12, Y14, Y6
+	VFMADD231PS  Y13, Y14, Y7
+	VBROADCASTSS 1036(R12), Y14
+	VFMADD231PS  Y12, Y14, Y8
+	VFMADD231PS  Y13, Y14, Y9
+	VBROADCASTSS 1292(R12), Y14
+	VFMADD231PS  Y12, Y14, Y10
+	VFMADD231PS  Y13, Y14, Y11
+	PREFETCHT0   64(R8)
+	LEAQ         (SI)(R9*2), SI
+	ADDQ         $0x10, R12
+	LEAQ         (CX)(R9*2), CX
+	ADDQ         $0x00000080, R11
+	ADDQ         $0x00000080, AX
+	ADDQ         $0x00000080, R14
+	ADDQ         $0x00000080, R8
+	SUBQ         $0x10, R13
+	JGE          positions469
+	MOVQ         R11, 8(SP)
+	MOVQ         AX, 16(SP)
+	MOVQ         R14, 24(SP)
+	MOVQ         R8, 32(SP)
+	MOVQ         oStride+24(FP), R8
 
 short470:
 	ADDQ $0x10, R13
@@ -19270,168 +19336,239 @@ plain471:
 	JLT  few466
 
 positions472:
-	VBROADCASTI128 (SI), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VBROADCASTI128 16(SI), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VBROADCASTSS   (R12), Y14
-	VFMADD231PS    Y12, Y14, Y0
-	VFMADD231PS    Y13, Y14, Y1
-	VBROADCASTSS   256(R12), Y15
-	VFMADD231PS    Y12, Y15, Y2
-	VFMADD231PS    Y13, Y15, Y3
-	VBROADCASTSS   512(R12), Y14
-	VFMADD231PS    Y12, Y14, Y4
-	VFMADD231PS    Y13, Y14, Y5
-	VBROADCASTSS   768(R12), Y15
-	VFMADD231PS    Y12, Y15, Y6
-	VFMADD231PS    Y13, Y15, Y7
-	VBROADCASTSS   1024(R12), Y14
-	VFMADD231PS    Y12, Y14, Y8
-	VFMADD231PS    Y13, Y14, Y9
-	VBROADCASTSS   1280(R12), Y15
-	VFMADD231PS    Y12, Y15, Y10
-	VFMADD231PS    Y13, Y15, Y11
-	VBROADCASTI128 (SI)(R9*1), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VBROADCASTI128 16(SI)(R9*1), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VBROADCASTSS   4(R12), Y14
-	VFMADD231PS    Y12, Y14, Y0
-	VFMADD231PS    Y13, Y14, Y1
-	VBROADCASTSS   260(R12), Y15
-	VFMADD231PS    Y12, Y15, Y2
-	VFMADD231PS    Y13, Y15, Y3
-	VBROADCASTSS   516(R12), Y14
-	VFMADD231PS    Y12, Y14, Y4
-	VFMADD231PS    Y13, Y14, Y5
-	VBROADCASTSS   772(R12), Y15
-	VFMADD231PS    Y12, Y15, Y6
-	VFMADD231PS    Y13, Y15, Y7
-	VBROADCASTSS   1028(R12), Y14
-	VFMADD231PS    Y12, Y14, Y8
-	VFMADD231PS    Y13, Y14, Y9
-	VBROADCASTSS   1284(R12), Y15
-	VFMADD231PS    Y12, Y15, Y10
-	VFMADD231PS    Y13, Y15, Y11
-	VBROADCASTI128 (SI)(R9*2), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VBROADCASTI128 16(SI)(R9*2), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VBROADCASTSS   8(R12), Y14
-	VFMADD231PS    Y12, Y14, Y0
-	VFMADD231PS    Y13, Y14, Y1
-	VBROADCASTSS   264(R12), Y15
-	VFMADD231PS    Y12, Y15, Y2
-	VFMADD231PS    Y13, Y15, Y3
-	VBROADCASTSS   520(R12), Y14
-	VFMADD231PS    Y12, Y14, Y4
-	VFMADD231PS    Y13, Y14, Y5
-	VBROADCASTSS   776(R12), Y15
-	VFMADD231PS    Y12, Y15, Y6
-	VFMADD231PS    Y13, Y15, Y7
-	VBROADCASTSS   1032(R12), Y14
-	VFMADD231PS    Y12, Y14, Y8
-	VFMADD231PS    Y13, Y14, Y9
-	VBROADCASTSS   1288(R12), Y15
-	VFMADD231PS    Y12, Y15, Y10
-	VFMADD231PS    Y13, Y15, Y11
-	VBROADCASTI128 (SI)(R15*1), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VBROADCASTI128 16(SI)(R15*1), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VBROADCASTSS   12(R12), Y14
-	VFMADD231PS    Y12, Y14, Y0
-	VFMADD231PS    Y13, Y14, Y1
-	VBROADCASTSS   268(R12), Y15
-	VFMADD231PS    Y12, Y15, Y2
-	VFMADD231PS    Y13, Y15, Y3
-	VBROADCASTSS   524(R12), Y14
-	VFMADD231PS    Y12, Y14, Y4
-	VFMADD231PS    Y13, Y14, Y5
-	VBROADCASTSS   780(R12), Y15
-	VFMADD231PS    Y12, Y15, Y6
-	VFMADD231PS    Y13, Y15, Y7
-	VBROADCASTSS   1036(R12), Y14
-	VFMADD231PS    Y12, Y14, Y8
-	VFMADD231PS    Y13, Y14, Y9
-	VBROADCASTSS   1292(R12), Y15
-	VFMADD231PS    Y12, Y15, Y10
-	VFMADD231PS    Y13, Y15, Y11
-	LEAQ           (SI)(R9*4), SI
-	ADDQ           $0x10, R12
-	SUBQ           $0x04, R13
-	JGE            positions472
+	VMOVUPS      (SI), Y12
+	VPSLLD       $0x10, Y12, Y12
+	VMOVUPS      32(SI), Y13
+	VPSLLD       $0x10, Y13, Y13
+	VBROADCASTSS (R12), Y14
+	VFMADD231PS  Y12, Y14, Y0
+	VFMADD231PS  Y13, Y14, Y1
+	VBROADCASTSS 256(R12), Y14
+	VFMADD231PS  Y12, Y14, Y2
+	VFMADD231PS  Y13, Y14, Y3
+	VBROADCASTSS 512(R12), Y14
+	VFMADD231PS  Y12, Y14, Y4
+	VFMADD231PS  Y13, Y14, Y5
+	VBROADCASTSS 768(R12), Y14
+	VFMADD231PS  Y12, Y14, Y6
+	VFMADD231PS  Y13, Y14, Y7
+	VBROADCASTSS 1024(R12), Y14
+	VFMADD231PS  Y12, Y14, Y8
+	VFMADD231PS  Y13, Y14, Y9
+	VBROADCASTSS 1280(R12), Y14
+	VFMADD231PS  Y12, Y14, Y10
+	VFMADD231PS  Y13, Y14, Y11
+	VANDPS       (SI), Y15, Y12
+	VANDPS       32(SI), Y15, Y13
+	VBROADCASTSS 4(R12), Y14
+	VFMADD231PS  Y12, Y14, Y0
+	VFMADD231PS  Y13, Y14, Y1
+	VBROADCASTSS 260(R12), Y14
+	VFMADD231PS  Y12, Y14, Y2
+	VFMADD231PS  Y13, Y14, Y3
+	VBROADCASTSS 516(R12), Y14
+	VFMADD231PS  Y12, Y14, Y4
+	VFMADD231PS  Y13, Y14, Y5
+	VBROADCASTSS 772(R12), Y14
+	VFMADD231PS  Y12, Y14, Y6
+	VFMADD231PS  Y13, Y14, Y7
+	VBROADCASTSS 1028(R12), Y14
+	VFMADD231PS  Y12, Y14, Y8
+	VFMADD231PS  Y13, Y14, Y9
+	VBROADCASTSS 1284(R12), Y14
+	VFMADD231PS  Y12, Y14, Y10
+	VFMADD231PS  Y13, Y14, Y11
+	VMOVUPS      (SI)(R9*1), Y12
+	VPSLLD       $0x10, Y12, Y12
+	VMOVUPS      32(SI)(R9*1), Y13
+	VPSLLD       $0x10, Y13, Y13
+	VBROADCASTSS 8(R12), Y14
+	VFMADD231PS  Y12, Y14, Y0
+	VFMADD231PS  Y13, Y14, Y1
+	VBROADCASTSS 264(R12), Y14
+	VFMADD231PS  Y12, Y14, Y2
+	VFMADD231PS  Y13, Y14, Y3
+	VBROADCASTSS 520(R12), Y14
+	VFMADD231PS  Y12, Y14, Y4
+	VFMADD231PS  Y13, Y14, Y5
+	VBROADCASTSS 776(R12), Y14
+	VFMADD231PS  Y12, Y14, Y6
+	VFMADD231PS  Y13, Y14, Y7
+	VBROADCASTSS 1032(R12), Y14
+	VFMADD231PS  Y12, Y14, Y8
+	VFMADD231PS  Y13, Y14, Y9
+	VBROADCASTSS 1288(R12), Y14
+	VFMADD231PS  Y12, Y14, Y10
+	VFMADD231PS  Y13, Y14, Y11
+	VANDPS       (SI)(R9*1), Y15, Y12
+	VANDPS       32(SI)(R9*1), Y15, Y13
+	VBROADCASTSS 12(R12), Y14
+	VFMADD231PS  Y12, Y14, Y0
+	VFMADD231PS  Y13, Y14, Y1
+	VBROADCASTSS 268(R12), Y14
+	VFMADD231PS  Y12, Y14, Y2
+	VFMADD231PS  Y13, Y14, Y3
+	VBROADCASTSS 524(R12), Y14
+	VFMADD231PS  Y12, Y14, Y4
+	VFMADD231PS  Y13, Y14, Y5
+	VBROADCASTSS 780(R12), Y14
+	VFMADD231PS  Y12, Y14, Y6
+	VFMADD231PS  Y13, Y14, Y7
+	VBROADCASTSS 1036(R12), Y14
+	VFMADD231PS  Y12, Y14, Y8
+	VFMADD231PS  Y13, Y14, Y9
+	VBROADCASTSS 1292(R12), Y14
+	VFMADD231PS  Y12, Y14, Y10
+	VFMADD231PS  Y13, Y14, Y11
+	LEAQ         (SI)(R9*2), SI
+	ADDQ         $0x10, R12
+	SUBQ         $0x04, R13
+	JGE          positions472
 
 few466:
-	ADDQ $0x04, R13
-	JZ   merge468
+	ADDQ         $0x04, R13
+	JZ           merge467
+	CMPQ         R13, $0x02
+	JLT          some473
+	VMOVUPS      (SI), Y12
+	VPSLLD       $0x10, Y12, Y12
+	VMOVUPS      32(SI), Y13
+	VPSLLD       $0x10, Y13, Y13
+	VBROADCASTSS (R12), Y14
+	VFMADD231PS  Y12, Y14, Y0
+	VFMADD231PS  Y13, Y14, Y1
+	VBROADCASTSS 256(R12), Y14
+	VFMADD231PS  Y12, Y14, Y2
+	VFMADD231PS  Y13, Y14, Y3
+	VBROADCASTSS 512(R12), Y14
+	VFMADD231PS  Y12, Y14, Y4
+	VFMADD231PS  Y13, Y14, Y5
+	VBROADCASTSS 768(R12), Y14
+	VFMADD231PS  Y12, Y14, Y6
+	VFMADD231PS  Y13, Y14, Y7
+	VBROADCASTSS 1024(R12), Y14
+	VFMADD231PS  Y12, Y14, Y8
+	VFMADD231PS  Y13, Y14, Y9
+	VBROADCASTSS 1280(R12), Y14
+	VFMADD231PS  Y12, Y14, Y10
+	VFMADD231PS  Y13, Y14, Y11
+	VANDPS       (SI), Y15, Y12
+	VANDPS       32(SI), Y15, Y13
+	VBROADCASTSS 4(R12), Y14
+	VFMADD231PS  Y12, Y14, Y0
+	VFMADD231PS  Y13, Y14, Y1
+	VBROADCASTSS 260(R12), Y14
+	VFMADD231PS  Y12, Y14, Y2
+	VFMADD231PS  Y13, Y14, Y3
+	VBROADCASTSS 516(R12), Y14
+	VFMADD231PS  Y12, Y14, Y4
+	VFMADD231PS  Y13, Y14, Y5
+	VBROADCASTSS 772(R12), Y14
+	VFMADD231PS  Y12, Y14, Y6
+	VFMADD231PS  Y13, Y14, Y7
+	VBROADCASTSS 1028(R12), Y14
+	VFMADD231PS  Y12, Y14, Y8
+	VFMADD231PS  Y13, Y14, Y9
+	VBROADCASTSS 1284(R12), Y14
+	VFMADD231PS  Y12, Y14, Y10
+	VFMADD231PS  Y13, Y14, Y11
+	ADDQ         R9, SI
+	ADDQ         $0x08, R12
+	SUBQ         $0x02, R13
+	JZ           merge467
 
-some467:
-	VBROADCASTI128 (SI), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VBROADCASTI128 16(SI), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VBROADCASTSS   (R12), Y14
-	VFMADD231PS    Y12, Y14, Y0
-	VFMADD231PS    Y13, Y14, Y1
-	VBROADCASTSS   256(R12), Y15
-	VFMADD231PS    Y12, Y15, Y2
-	VFMADD231PS    Y13, Y15, Y3
-	VBROADCASTSS   512(R12), Y14
-	VFMADD231PS    Y12, Y14, Y4
-	VFMADD231PS    Y13, Y14, Y5
-	VBROADCASTSS   768(R12), Y15
-	VFMADD231PS    Y12, Y15, Y6
-	VFMADD231PS    Y13, Y15, Y7
-	VBROADCASTSS   1024(R12), Y14
-	VFMADD231PS    Y12, Y14, Y8
-	VFMADD231PS    Y13, Y14, Y9
-	VBROADCASTSS   1280(R12), Y15
-	VFMADD231PS    Y12, Y15, Y10
-	VFMADD231PS    Y13, Y15, Y11
-	ADDQ           R9, SI
-	ADDQ           $0x04, R12
-	DECQ           R13
-	JNZ            some467
-	JMP            merge468
+some473:
+	VMOVUPS      (SI), Y12
+	VPSLLD       $0x10, Y12, Y12
+	VMOVUPS      32(SI), Y13
+	VPSLLD       $0x10, Y13, Y13
+	VBROADCASTSS (R12), Y14
+	VFMADD231PS  Y12, Y14, Y0
+	VFMADD231PS  Y13, Y14, Y1
+	VBROADCASTSS 256(R12), Y14
+	VFMADD231PS  Y12, Y14, Y2
+	VFMADD231PS  Y13, Y14, Y3
+	VBROADCASTSS 512(R12), Y14
+	VFMADD231PS  Y12, Y14, Y4
+	VFMADD231PS  Y13, Y14, Y5
+	VBROADCASTSS 768(R12), Y14
+	VFMADD231PS  Y12, Y14, Y6
+	VFMADD231PS  Y13, Y14, Y7
+	VBROADCASTSS 1024(R12), Y14
+	VFMADD231PS  Y12, Y14, Y8
+	VFMADD231PS  Y13, Y14, Y9
+	VBROADCASTSS 1280(R12), Y14
+	VFMADD231PS  Y12, Y14, Y10
+	VFMADD231PS  Y13, Y14, Y11
+	ADDQ         R9, SI
+	ADDQ         $0x04, R12
+	JMP          merge467
 
 sparse465:
-	TZCNTQ         R13, AX
-	LEAQ           (BX)(AX*4), R12
-	MOVQ           AX, SI
-	IMULQ          R9, SI
-	ADDQ           DX, SI
-	VBROADCASTI128 (SI), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VBROADCASTI128 16(SI), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VBROADCASTSS   (R12), Y14
-	VFMADD231PS    Y12, Y14, Y0
-	VFMADD231PS    Y13, Y14, Y1
-	VBROADCASTSS   256(R12), Y15
-	VFMADD231PS    Y12, Y15, Y2
-	VFMADD231PS    Y13, Y15, Y3
-	VBROADCASTSS   512(R12), Y14
-	VFMADD231PS    Y12, Y14, Y4
-	VFMADD231PS    Y13, Y14, Y5
-	VBROADCASTSS   768(R12), Y15
-	VFMADD231PS    Y12, Y15, Y6
-	VFMADD231PS    Y13, Y15, Y7
-	VBROADCASTSS   1024(R12), Y14
-	VFMADD231PS    Y12, Y14, Y8
-	VFMADD231PS    Y13, Y14, Y9
-	VBROADCASTSS   1280(R12), Y15
-	VFMADD231PS    Y12, Y15, Y10
-	VFMADD231PS    Y13, Y15, Y11
-	BLSRQ          R13, R13
-	JNZ            sparse465
+	TZCNTQ       R13, AX
+	LEAQ         (BX)(AX*4), R12
+	MOVQ         AX, SI
+	MOVQ         SI, AX
+	SHRQ         $0x01, SI
+	IMULQ        R9, SI
+	ADDQ         DX, SI
+	TESTQ        $0x00000001, AX
+	JNZ          odd474
+	VMOVUPS      (SI), Y12
+	VPSLLD       $0x10, Y12, Y12
+	VMOVUPS      32(SI), Y13
+	VPSLLD       $0x10, Y13, Y13
+	VBROADCASTSS (R12), Y14
+	VFMADD231PS  Y12, Y14, Y0
+	VFMADD231PS  Y13, Y14, Y1
+	VBROADCASTSS 256(R12), Y14
+	VFMADD231PS  Y12, Y14, Y2
+	VFMADD231PS  Y13, Y14, Y3
+	VBROADCASTSS 512(R12), Y14
+	VFMADD231PS  Y12, Y14, Y4
+	VFMADD231PS  Y13, Y14, Y5
+	VBROADCASTSS 768(R12), Y14
+	VFMADD231PS  Y12, Y14, Y6
+	VFMADD231PS  Y13, Y14, Y7
+	VBROADCASTSS 1024(R12), Y14
+	VFMADD231PS  Y12, Y14, Y8
+	VFMADD231PS  Y13, Y14, Y9
+	VBROADCASTSS 1280(R12), Y14
+	VFMADD231PS  Y12, Y14, Y10
+	VFMADD231PS  Y13, Y14, Y11
+	JMP          done475
 
-merge468:
+odd474:
+	VANDPS       (SI), Y15, Y12
+	VANDPS       32(SI), Y15, Y13
+	VBROADCASTSS (R12), Y14
+	VFMADD231PS  Y12, Y14, Y0
+	VFMADD231PS  Y13, Y14, Y1
+	VBROADCASTSS 256(R12), Y14
+	VFMADD231PS  Y12, Y14, Y2
+	VFMADD231PS  Y13, Y14, Y3
+	VBROADCASTSS 512(R12), Y14
+	VFMADD231PS  Y12, Y14, Y4
+	VFMADD231PS  Y13, Y14, Y5
+	VBROADCASTSS 768(R12), Y14
+	VFMADD231PS  Y12, Y14, Y6
+	VFMADD231PS  Y13, Y14, Y7
+	VBROADCASTSS 1024(R12), Y14
+	VFMADD231PS  Y12, Y14, Y8
+	VFMADD231PS  Y13, Y14, Y9
+	VBROADCASTSS 1280(R12), Y14
+	VFMADD231PS  Y12, Y14, Y10
+	VFMADD231PS  Y13, Y14, Y11
+
+done475:
+	BLSRQ R13, R13
+	JNZ   sparse465
+
+merge467:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store473
+	JZ           store476
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -19491,9 +19628,9 @@ merge468:
 	VMULPS       Y13, Y11, Y11
 	VFMADD231PS  32(AX), Y12, Y11
 	VMOVUPS      Y11, 32(AX)
-	JMP          stored474
+	JMP          stored477
 
-store473:
+store476:
 	VMOVUPS Y0, (AX)
 	VMOVUPS Y1, 32(AX)
 	ADDQ    R8, AX
@@ -19512,9 +19649,9 @@ store473:
 	VMOVUPS Y10, (AX)
 	VMOVUPS Y11, 32(AX)
 
-stored474:
+stored477:
 	ADDQ $0x00000040, DI
-	ADDQ $0x00000020, DX
+	ADDQ $0x00000040, DX
 	SUBQ $0x02, (SP)
 	JMP  columns463
 
@@ -19553,700 +19690,720 @@ tile457:
 	ADDQ R14, R14
 	MOVQ R14, (SP)
 
-columns475:
-	CMPQ   (SP), $0x08
-	JLT    less476
-	VXORPS Y0, Y0, Y0
-	VXORPS Y1, Y1, Y1
-	VXORPS Y2, Y2, Y2
-	VXORPS Y3, Y3, Y3
-	VXORPS Y4, Y4, Y4
-	VXORPS Y5, Y5, Y5
-	VXORPS Y6, Y6, Y6
-	VXORPS Y7, Y7, Y7
-	MOVQ   mask+56(FP), R13
-	TZCNTQ R13, SI
-	MOVQ   SI, R12
-	BLSIQ  R13, AX
-	ADDQ   R13, AX
-	TESTQ  AX, R13
-	JNZ    sparse477
-	TZCNTQ AX, R13
-	SUBQ   R12, R13
-	LEAQ   (BX)(R12*4), R12
-	IMULQ  R9, SI
-	ADDQ   DX, SI
-	CMPQ   8(SP), $0x00
-	JEQ    plain483
-	SUBQ   $0x10, R13
-	JLT    short482
-	MOVQ   8(SP), R11
-	MOVQ   16(SP), AX
-	MOVQ   24(SP), R14
-	MOVQ   32(SP), R8
-	LEAQ   (SI)(R9*8), CX
+columns478:
+	CMPQ         (SP), $0x08
+	JLT          less479
+	VBROADCASTSS highHalf_avx2<>+0(SB), Y15
+	VXORPS       Y0, Y0, Y0
+	VXORPS       Y1, Y1, Y1
+	VXORPS       Y2, Y2, Y2
+	VXORPS       Y3, Y3, Y3
+	VXORPS       Y4, Y4, Y4
+	VXORPS       Y5, Y5, Y5
+	VXORPS       Y6, Y6, Y6
+	VXORPS       Y7, Y7, Y7
+	MOVQ         mask+56(FP), R13
+	TZCNTQ       R13, SI
+	MOVQ         SI, R12
+	BLSIQ        R13, AX
+	ADDQ         R13, AX
+	TESTQ        AX, R13
+	JNZ          sparse480
+	TZCNTQ       AX, R13
+	SUBQ         R12, R13
+	LEAQ         (BX)(R12*4), R12
+	MOVQ         SI, AX
+	SHRQ         $0x01, SI
+	IMULQ        R9, SI
+	ADDQ         DX, SI
+	TESTQ        $0x00000001, AX
+	JZ           even483
+	VBROADCASTSS (R12), Y8
+	VANDPS       (SI), Y15, Y9
+	VFMADD231PS  Y9, Y8, Y0
+	VANDPS       32(SI), Y15, Y10
+	VFMADD231PS  Y10, Y8, Y1
+	VANDPS       64(SI), Y15, Y11
+	VFMADD231PS  Y11, Y8, Y2
+	VANDPS       96(SI), Y15, Y12
+	VFMADD231PS  Y12, Y8, Y3
+	VANDPS       128(SI), Y15, Y13
+	VFMADD231PS  Y13, Y8, Y4
+	VANDPS       160(SI), Y15, Y14
+	VFMADD231PS  Y14, Y8, Y5
+	VANDPS       192(SI), Y15, Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VANDPS       224(SI), Y15, Y10
+	VFMADD231PS  Y10, Y8, Y7
+	ADDQ         R9, SI
+	ADDQ         $0x04, R12
+	DECQ         R13
+	JZ           merge482
 
-positions481:
-	VBROADCASTSS   (R12), Y8
-	VBROADCASTI128 (SI), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VFMADD231PS    Y9, Y8, Y0
-	VBROADCASTI128 16(SI), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VFMADD231PS    Y10, Y8, Y1
-	VBROADCASTI128 32(SI), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VFMADD231PS    Y11, Y8, Y2
-	VBROADCASTI128 48(SI), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VFMADD231PS    Y12, Y8, Y3
-	VBROADCASTI128 64(SI), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VFMADD231PS    Y13, Y8, Y4
-	VBROADCASTI128 80(SI), Y14
-	VPSHUFB        upper_avx2<>+0(SB), Y14, Y14
-	VFMADD231PS    Y14, Y8, Y5
-	VBROADCASTI128 96(SI), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y8, Y6
-	VBROADCASTI128 112(SI), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VFMADD231PS    Y9, Y8, Y7
-	PREFETCHT0     (R11)
-	PREFETCHT0     (AX)
-	PREFETCHT0     (CX)
-	VBROADCASTSS   4(R12), Y8
-	VBROADCASTI128 (SI)(R9*1), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VFMADD231PS    Y9, Y8, Y0
-	VBROADCASTI128 16(SI)(R9*1), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VFMADD231PS    Y10, Y8, Y1
-	VBROADCASTI128 32(SI)(R9*1), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VFMADD231PS    Y11, Y8, Y2
-	VBROADCASTI128 48(SI)(R9*1), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VFMADD231PS    Y12, Y8, Y3
-	VBROADCASTI128 64(SI)(R9*1), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VFMADD231PS    Y13, Y8, Y4
-	VBROADCASTI128 80(SI)(R9*1), Y14
-	VPSHUFB        upper_avx2<>+0(SB), Y14, Y14
-	VFMADD231PS    Y14, Y8, Y5
-	VBROADCASTI128 96(SI)(R9*1), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y8, Y6
-	VBROADCASTI128 112(SI)(R9*1), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VFMADD231PS    Y9, Y8, Y7
-	PREFETCHT0     (R14)
-	PREFETCHT0     (R8)
-	PREFETCHT0     (CX)(R9*1)
-	VBROADCASTSS   8(R12), Y8
-	VBROADCASTI128 (SI)(R9*2), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VFMADD231PS    Y9, Y8, Y0
-	VBROADCASTI128 16(SI)(R9*2), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VFMADD231PS    Y10, Y8, Y1
-	VBROADCASTI128 32(SI)(R9*2), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VFMADD231PS    Y11, Y8, Y2
-	VBROADCASTI128 48(SI)(R9*2), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VFMADD231PS    Y12, Y8, Y3
-	VBROADCASTI128 64(SI)(R9*2), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VFMADD231PS    Y13, Y8, Y4
-	VBROADCASTI128 80(SI)(R9*2), Y14
-	VPSHUFB        upper_avx2<>+0(SB), Y14, Y14
-	VFMADD231PS    Y14, Y8, Y5
-	VBROADCASTI128 96(SI)(R9*2), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y8, Y6
-	VBROADCASTI128 112(SI)(R9*2), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VFMADD231PS    Y9, Y8, Y7
-	PREFETCHT0     64(R11)
-	PREFETCHT0     64(AX)
-	PREFETCHT0     (CX)(R9*2)
-	VBROADCASTSS   12(R12), Y8
-	VBROADCASTI128 (SI)(R15*1), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VFMADD231PS    Y9, Y8, Y0
-	VBROADCASTI128 16(SI)(R15*1), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VFMADD231PS    Y10, Y8, Y1
-	VBROADCASTI128 32(SI)(R15*1), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VFMADD231PS    Y11, Y8, Y2
-	VBROADCASTI128 48(SI)(R15*1), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VFMADD231PS    Y12, Y8, Y3
-	VBROADCASTI128 64(SI)(R15*1), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VFMADD231PS    Y13, Y8, Y4
-	VBROADCASTI128 80(SI)(R15*1), Y14
-	VPSHUFB        upper_avx2<>+0(SB), Y14, Y14
-	VFMADD231PS    Y14, Y8, Y5
-	VBROADCASTI128 96(SI)(R15*1), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y8, Y6
-	VBROADCASTI128 112(SI)(R15*1), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VFMADD231PS    Y9, Y8, Y7
-	PREFETCHT0     64(R14)
-	PREFETCHT0     64(R8)
-	PREFETCHT0     (CX)(R15*1)
-	LEAQ           (SI)(R9*4), SI
-	ADDQ           $0x10, R12
-	LEAQ           (CX)(R9*4), CX
-	VBROADCASTSS   (R12), Y8
-	VBROADCASTI128 (SI), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VFMADD231PS    Y9, Y8, Y0
-	VBROADCASTI128 16(SI), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VFMADD231PS    Y10, Y8, Y1
-	VBROADCASTI128 32(SI), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VFMADD231PS    Y11, Y8, Y2
-	VBROADCASTI128 48(SI), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VFMADD231PS    Y12, Y8, Y3
-	VBROADCASTI128 64(SI), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VFMADD231PS    Y13, Y8, Y4
-	VBROADCASTI128 80(SI), Y14
-	VPSHUFB        upper_avx2<>+0(SB), Y14, Y14
-	VFMADD231PS    Y14, Y8, Y5
-	VBROADCASTI128 96(SI), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y8, Y6
-	VBROADCASTI128 112(SI), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VFMADD231PS    Y9, Y8, Y7
-	PREFETCHT0     128(R11)
-	PREFETCHT0     128(AX)
-	PREFETCHT0     (CX)
-	VBROADCASTSS   4(R12), Y8
-	VBROADCASTI128 (SI)(R9*1), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VFMADD231PS    Y9, Y8, Y0
-	VBROADCASTI128 16(SI)(R9*1), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VFMADD231PS    Y10, Y8, Y1
-	VBROADCASTI128 32(SI)(R9*1), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VFMADD231PS    Y11, Y8, Y2
-	VBROADCASTI128 48(SI)(R9*1), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VFMADD231PS    Y12, Y8, Y3
-	VBROADCASTI128 64(SI)(R9*1), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VFMADD231PS    Y13, Y8, Y4
-	VBROADCASTI128 80(SI)(R9*1), Y14
-	VPSHUFB        upper_avx2<>+0(SB), Y14, Y14
-	VFMADD231PS    Y14, Y8, Y5
-	VBROADCASTI128 96(SI)(R9*1), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y8, Y6
-	VBROADCASTI128 112(SI)(R9*1), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VFMADD231PS    Y9, Y8, Y7
-	PREFETCHT0     128(R14)
-	PREFETCHT0     128(R8)
-	PREFETCHT0     (CX)(R9*1)
-	VBROADCASTSS   8(R12), Y8
-	VBROADCASTI128 (SI)(R9*2), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VFMADD231PS    Y9, Y8, Y0
-	VBROADCASTI128 16(SI)(R9*2), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VFMADD231PS    Y10, Y8, Y1
-	VBROADCASTI128 32(SI)(R9*2), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VFMADD231PS    Y11, Y8, Y2
-	VBROADCASTI128 48(SI)(R9*2), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VFMADD231PS    Y12, Y8, Y3
-	VBROADCASTI128 64(SI)(R9*2), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VFMADD231PS    Y13, Y8, Y4
-	VBROADCASTI128 80(SI)(R9*2), Y14
-	VPSHUFB        upper_avx2<>+0(SB), Y14, Y14
-	VFMADD231PS    Y14, Y8, Y5
-	VBROADCASTI128 96(SI)(R9*2), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y8, Y6
-	VBROADCASTI128 112(SI)(R9*2), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VFMADD231PS    Y9, Y8, Y7
-	PREFETCHT0     192(R11)
-	PREFETCHT0     192(AX)
-	PREFETCHT0     (CX)(R9*2)
-	VBROADCASTSS   12(R12), Y8
-	VBROADCASTI128 (SI)(R15*1), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VFMADD231PS    Y9, Y8, Y0
-	VBROADCASTI128 16(SI)(R15*1), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VFMADD231PS    Y10, Y8, Y1
-	VBROADCASTI128 32(SI)(R15*1), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VFMADD231PS    Y11, Y8, Y2
-	VBROADCASTI128 48(SI)(R15*1), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VFMADD231PS    Y12, Y8, Y3
-	VBROADCASTI128 64(SI)(R15*1), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VFMADD231PS    Y13, Y8, Y4
-	VBROADCASTI128 80(SI)(R15*1), Y14
-	VPSHUFB        upper_avx2<>+0(SB), Y14, Y14
-	VFMADD231PS    Y14, Y8, Y5
-	VBROADCASTI128 96(SI)(R15*1), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y8, Y6
-	VBROADCASTI128 112(SI)(R15*1), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VFMADD231PS    Y9, Y8, Y7
-	PREFETCHT0     192(R14)
-	PREFETCHT0     192(R8)
-	PREFETCHT0     (CX)(R15*1)
-	LEAQ           (SI)(R9*4), SI
-	ADDQ           $0x10, R12
-	LEAQ           (CX)(R9*4), CX
-	VBROADCASTSS   (R12), Y8
-	VBROADCASTI128 (SI), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VFMADD231PS    Y9, Y8, Y0
-	VBROADCASTI128 16(SI), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VFMADD231PS    Y10, Y8, Y1
-	VBROADCASTI128 32(SI), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VFMADD231PS    Y11, Y8, Y2
-	VBROADCASTI128 48(SI), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VFMADD231PS    Y12, Y8, Y3
-	VBROADCASTI128 64(SI), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VFMADD231PS    Y13, Y8, Y4
-	VBROADCASTI128 80(SI), Y14
-	VPSHUFB        upper_avx2<>+0(SB), Y14, Y14
-	VFMADD231PS    Y14, Y8, Y5
-	VBROADCASTI128 96(SI), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y8, Y6
-	VBROADCASTI128 112(SI), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VFMADD231PS    Y9, Y8, Y7
-	PREFETCHT0     256(R11)
-	PREFETCHT0     256(AX)
-	PREFETCHT0     (CX)
-	VBROADCASTSS   4(R12), Y8
-	VBROADCASTI128 (SI)(R9*1), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VFMADD231PS    Y9, Y8, Y0
-	VBROADCASTI128 16(SI)(R9*1), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VFMADD231PS    Y10, Y8, Y1
-	VBROADCASTI128 32(SI)(R9*1), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VFMADD231PS    Y11, Y8, Y2
-	VBROADCASTI128 48(SI)(R9*1), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VFMADD231PS    Y12, Y8, Y3
-	VBROADCASTI128 64(SI)(R9*1), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VFMADD231PS    Y13, Y8, Y4
-	VBROADCASTI128 80(SI)(R9*1), Y14
-	VPSHUFB        upper_avx2<>+0(SB), Y14, Y14
-	VFMADD231PS    Y14, Y8, Y5
-	VBROADCASTI128 96(SI)(R9*1), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y8, Y6
-	VBROADCASTI128 112(SI)(R9*1), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VFMADD231PS    Y9, Y8, Y7
-	PREFETCHT0     256(R14)
-	PREFETCHT0     256(R8)
-	PREFETCHT0     (CX)(R9*1)
-	VBROADCASTSS   8(R12), Y8
-	VBROADCASTI128 (SI)(R9*2), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VFMADD231PS    Y9, Y8, Y0
-	VBROADCASTI128 16(SI)(R9*2), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VFMADD231PS    Y10, Y8, Y1
-	VBROADCASTI128 32(SI)(R9*2), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VFMADD231PS    Y11, Y8, Y2
-	VBROADCASTI128 48(SI)(R9*2), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VFMADD231PS    Y12, Y8, Y3
-	VBROADCASTI128 64(SI)(R9*2), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VFMADD231PS    Y13, Y8, Y4
-	VBROADCASTI128 80(SI)(R9*2), Y14
-	VPSHUFB        upper_avx2<>+0(SB), Y14, Y14
-	VFMADD231PS    Y14, Y8, Y5
-	VBROADCASTI128 96(SI)(R9*2), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y8, Y6
-	VBROADCASTI128 112(SI)(R9*2), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VFMADD231PS    Y9, Y8, Y7
-	PREFETCHT0     320(R11)
-	PREFETCHT0     320(AX)
-	PREFETCHT0     (CX)(R9*2)
-	VBROADCASTSS   12(R12), Y8
-	VBROADCASTI128 (SI)(R15*1), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VFMADD231PS    Y9, Y8, Y0
-	VBROADCASTI128 16(SI)(R15*1), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VFMADD231PS    Y10, Y8, Y1
-	VBROADCASTI128 32(SI)(R15*1), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VFMADD231PS    Y11, Y8, Y2
-	VBROADCASTI128 48(SI)(R15*1), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VFMADD231PS    Y12, Y8, Y3
-	VBROADCASTI128 64(SI)(R15*1), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VFMADD231PS    Y13, Y8, Y4
-	VBROADCASTI128 80(SI)(R15*1), Y14
-	VPSHUFB        upper_avx2<>+0(SB), Y14, Y14
-	VFMADD231PS    Y14, Y8, Y5
-	VBROADCASTI128 96(SI)(R15*1), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y8, Y6
-	VBROADCASTI128 112(SI)(R15*1), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VFMADD231PS    Y9, Y8, Y7
-	PREFETCHT0     320(R14)
-	PREFETCHT0     320(R8)
-	PREFETCHT0     (CX)(R15*1)
-	LEAQ           (SI)(R9*4), SI
-	ADDQ           $0x10, R12
-	LEAQ           (CX)(R9*4), CX
-	VBROADCASTSS   (R12), Y8
-	VBROADCASTI128 (SI), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VFMADD231PS    Y9, Y8, Y0
-	VBROADCASTI128 16(SI), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VFMADD231PS    Y10, Y8, Y1
-	VBROADCASTI128 32(SI), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VFMADD231PS    Y11, Y8, Y2
-	VBROADCASTI128 48(SI), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VFMADD231PS    Y12, Y8, Y3
-	VBROADCASTI128 64(SI), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VFMADD231PS    Y13, Y8, Y4
-	VBROADCASTI128 80(SI), Y14
-	VPSHUFB        upper_avx2<>+0(SB), Y14, Y14
-	VFMADD231PS    Y14, Y8, Y5
-	VBROADCASTI128 96(SI), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y8, Y6
-	VBROADCASTI128 112(SI), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VFMADD231PS    Y9, Y8, Y7
-	PREFETCHT0     384(R11)
-	PREFETCHT0     384(AX)
-	PREFETCHT0     (CX)
-	VBROADCASTSS   4(R12), Y8
-	VBROADCASTI128 (SI)(R9*1), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VFMADD231PS    Y9, Y8, Y0
-	VBROADCASTI128 16(SI)(R9*1), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VFMADD231PS    Y10, Y8, Y1
-	VBROADCASTI128 32(SI)(R9*1), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VFMADD231PS    Y11, Y8, Y2
-	VBROADCASTI128 48(SI)(R9*1), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VFMADD231PS    Y12, Y8, Y3
-	VBROADCASTI128 64(SI)(R9*1), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VFMADD231PS    Y13, Y8, Y4
-	VBROADCASTI128 80(SI)(R9*1), Y14
-	VPSHUFB        upper_avx2<>+0(SB), Y14, Y14
-	VFMADD231PS    Y14, Y8, Y5
-	VBROADCASTI128 96(SI)(R9*1), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y8, Y6
-	VBROADCASTI128 112(SI)(R9*1), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VFMADD231PS    Y9, Y8, Y7
-	PREFETCHT0     384(R14)
-	PREFETCHT0     384(R8)
-	PREFETCHT0     (CX)(R9*1)
-	VBROADCASTSS   8(R12), Y8
-	VBROADCASTI128 (SI)(R9*2), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VFMADD231PS    Y9, Y8, Y0
-	VBROADCASTI128 16(SI)(R9*2), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VFMADD231PS    Y10, Y8, Y1
-	VBROADCASTI128 32(SI)(R9*2), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VFMADD231PS    Y11, Y8, Y2
-	VBROADCASTI128 48(SI)(R9*2), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VFMADD231PS    Y12, Y8, Y3
-	VBROADCASTI128 64(SI)(R9*2), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VFMADD231PS    Y13, Y8, Y4
-	VBROADCASTI128 80(SI)(R9*2), Y14
-	VPSHUFB        upper_avx2<>+0(SB), Y14, Y14
-	VFMADD231PS    Y14, Y8, Y5
-	VBROADCASTI128 96(SI)(R9*2), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y8, Y6
-	VBROADCASTI128 112(SI)(R9*2), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VFMADD231PS    Y9, Y8, Y7
-	PREFETCHT0     448(R11)
-	PREFETCHT0     448(AX)
-	PREFETCHT0     (CX)(R9*2)
-	VBROADCASTSS   12(R12), Y8
-	VBROADCASTI128 (SI)(R15*1), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VFMADD231PS    Y9, Y8, Y0
-	VBROADCASTI128 16(SI)(R15*1), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VFMADD231PS    Y10, Y8, Y1
-	VBROADCASTI128 32(SI)(R15*1), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VFMADD231PS    Y11, Y8, Y2
-	VBROADCASTI128 48(SI)(R15*1), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VFMADD231PS    Y12, Y8, Y3
-	VBROADCASTI128 64(SI)(R15*1), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VFMADD231PS    Y13, Y8, Y4
-	VBROADCASTI128 80(SI)(R15*1), Y14
-	VPSHUFB        upper_avx2<>+0(SB), Y14, Y14
-	VFMADD231PS    Y14, Y8, Y5
-	VBROADCASTI128 96(SI)(R15*1), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y8, Y6
-	VBROADCASTI128 112(SI)(R15*1), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VFMADD231PS    Y9, Y8, Y7
-	PREFETCHT0     448(R14)
-	PREFETCHT0     448(R8)
-	PREFETCHT0     (CX)(R15*1)
-	LEAQ           (SI)(R9*4), SI
-	ADDQ           $0x10, R12
-	LEAQ           (CX)(R9*4), CX
-	ADDQ           $0x00000200, R11
-	ADDQ           $0x00000200, AX
-	ADDQ           $0x00000200, R14
-	ADDQ           $0x00000200, R8
-	SUBQ           $0x10, R13
-	JGE            positions481
-	MOVQ           R11, 8(SP)
-	MOVQ           AX, 16(SP)
-	MOVQ           R14, 24(SP)
-	MOVQ           R8, 32(SP)
-	MOVQ           oStride+24(FP), R8
-
-short482:
-	ADDQ $0x10, R13
-
-plain483:
-	SUBQ $0x04, R13
-	JLT  few478
+even483:
+	CMPQ 8(SP), $0x00
+	JEQ  plain486
+	SUBQ $0x10, R13
+	JLT  short485
+	MOVQ 8(SP), R11
+	MOVQ 16(SP), AX
+	MOVQ 24(SP), R14
+	MOVQ 32(SP), R8
+	LEAQ (SI)(R9*8), CX
 
 positions484:
-	VBROADCASTSS   (R12), Y8
-	VBROADCASTI128 (SI), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VFMADD231PS    Y9, Y8, Y0
-	VBROADCASTI128 16(SI), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VFMADD231PS    Y10, Y8, Y1
-	VBROADCASTI128 32(SI), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VFMADD231PS    Y11, Y8, Y2
-	VBROADCASTI128 48(SI), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VFMADD231PS    Y12, Y8, Y3
-	VBROADCASTI128 64(SI), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VFMADD231PS    Y13, Y8, Y4
-	VBROADCASTI128 80(SI), Y14
-	VPSHUFB        upper_avx2<>+0(SB), Y14, Y14
-	VFMADD231PS    Y14, Y8, Y5
-	VBROADCASTI128 96(SI), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y8, Y6
-	VBROADCASTI128 112(SI), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VFMADD231PS    Y9, Y8, Y7
-	VBROADCASTSS   4(R12), Y8
-	VBROADCASTI128 (SI)(R9*1), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VFMADD231PS    Y9, Y8, Y0
-	VBROADCASTI128 16(SI)(R9*1), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VFMADD231PS    Y10, Y8, Y1
-	VBROADCASTI128 32(SI)(R9*1), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VFMADD231PS    Y11, Y8, Y2
-	VBROADCASTI128 48(SI)(R9*1), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VFMADD231PS    Y12, Y8, Y3
-	VBROADCASTI128 64(SI)(R9*1), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VFMADD231PS    Y13, Y8, Y4
-	VBROADCASTI128 80(SI)(R9*1), Y14
-	VPSHUFB        upper_avx2<>+0(SB), Y14, Y14
-	VFMADD231PS    Y14, Y8, Y5
-	VBROADCASTI128 96(SI)(R9*1), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y8, Y6
-	VBROADCASTI128 112(SI)(R9*1), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VFMADD231PS    Y9, Y8, Y7
-	VBROADCASTSS   8(R12), Y8
-	VBROADCASTI128 (SI)(R9*2), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VFMADD231PS    Y9, Y8, Y0
-	VBROADCASTI128 16(SI)(R9*2), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VFMADD231PS    Y10, Y8, Y1
-	VBROADCASTI128 32(SI)(R9*2), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VFMADD231PS    Y11, Y8, Y2
-	VBROADCASTI128 48(SI)(R9*2), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VFMADD231PS    Y12, Y8, Y3
-	VBROADCASTI128 64(SI)(R9*2), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VFMADD231PS    Y13, Y8, Y4
-	VBROADCASTI128 80(SI)(R9*2), Y14
-	VPSHUFB        upper_avx2<>+0(SB), Y14, Y14
-	VFMADD231PS    Y14, Y8, Y5
-	VBROADCASTI128 96(SI)(R9*2), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y8, Y6
-	VBROADCASTI128 112(SI)(R9*2), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VFMADD231PS    Y9, Y8, Y7
-	VBROADCASTSS   12(R12), Y8
-	VBROADCASTI128 (SI)(R15*1), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VFMADD231PS    Y9, Y8, Y0
-	VBROADCASTI128 16(SI)(R15*1), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VFMADD231PS    Y10, Y8, Y1
-	VBROADCASTI128 32(SI)(R15*1), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VFMADD231PS    Y11, Y8, Y2
-	VBROADCASTI128 48(SI)(R15*1), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VFMADD231PS    Y12, Y8, Y3
-	VBROADCASTI128 64(SI)(R15*1), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VFMADD231PS    Y13, Y8, Y4
-	VBROADCASTI128 80(SI)(R15*1), Y14
-	VPSHUFB        upper_avx2<>+0(SB), Y14, Y14
-	VFMADD231PS    Y14, Y8, Y5
-	VBROADCASTI128 96(SI)(R15*1), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y8, Y6
-	VBROADCASTI128 112(SI)(R15*1), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VFMADD231PS    Y9, Y8, Y7
-	LEAQ           (SI)(R9*4), SI
-	ADDQ           $0x10, R12
-	SUBQ           $0x04, R13
-	JGE            positions484
+	VBROADCASTSS (R12), Y8
+	VMOVUPS      (SI), Y9
+	VPSLLD       $0x10, Y9, Y9
+	VFMADD231PS  Y9, Y8, Y0
+	VMOVUPS      32(SI), Y10
+	VPSLLD       $0x10, Y10, Y10
+	VFMADD231PS  Y10, Y8, Y1
+	VMOVUPS      64(SI), Y11
+	VPSLLD       $0x10, Y11, Y11
+	VFMADD231PS  Y11, Y8, Y2
+	VMOVUPS      96(SI), Y12
+	VPSLLD       $0x10, Y12, Y12
+	VFMADD231PS  Y12, Y8, Y3
+	VMOVUPS      128(SI), Y13
+	VPSLLD       $0x10, Y13, Y13
+	VFMADD231PS  Y13, Y8, Y4
+	VMOVUPS      160(SI), Y14
+	VPSLLD       $0x10, Y14, Y14
+	VFMADD231PS  Y14, Y8, Y5
+	VMOVUPS      192(SI), Y9
+	VPSLLD       $0x10, Y9, Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VMOVUPS      224(SI), Y10
+	VPSLLD       $0x10, Y10, Y10
+	VFMADD231PS  Y10, Y8, Y7
+	PREFETCHT0   (R11)
+	PREFETCHT0   (AX)
+	PREFETCHT0   (CX)
+	VBROADCASTSS 4(R12), Y8
+	VANDPS       (SI), Y15, Y9
+	VFMADD231PS  Y9, Y8, Y0
+	VANDPS       32(SI), Y15, Y10
+	VFMADD231PS  Y10, Y8, Y1
+	VANDPS       64(SI), Y15, Y11
+	VFMADD231PS  Y11, Y8, Y2
+	VANDPS       96(SI), Y15, Y12
+	VFMADD231PS  Y12, Y8, Y3
+	VANDPS       128(SI), Y15, Y13
+	VFMADD231PS  Y13, Y8, Y4
+	VANDPS       160(SI), Y15, Y14
+	VFMADD231PS  Y14, Y8, Y5
+	VANDPS       192(SI), Y15, Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VANDPS       224(SI), Y15, Y10
+	VFMADD231PS  Y10, Y8, Y7
+	PREFETCHT0   (R14)
+	PREFETCHT0   (R8)
+	PREFETCHT0   128(CX)
+	VBROADCASTSS 8(R12), Y8
+	VMOVUPS      (SI)(R9*1), Y9
+	VPSLLD       $0x10, Y9, Y9
+	VFMADD231PS  Y9, Y8, Y0
+	VMOVUPS      32(SI)(R9*1), Y10
+	VPSLLD       $0x10, Y10, Y10
+	VFMADD231PS  Y10, Y8, Y1
+	VMOVUPS      64(SI)(R9*1), Y11
+	VPSLLD       $0x10, Y11, Y11
+	VFMADD231PS  Y11, Y8, Y2
+	VMOVUPS      96(SI)(R9*1), Y12
+	VPSLLD       $0x10, Y12, Y12
+	VFMADD231PS  Y12, Y8, Y3
+	VMOVUPS      128(SI)(R9*1), Y13
+	VPSLLD       $0x10, Y13, Y13
+	VFMADD231PS  Y13, Y8, Y4
+	VMOVUPS      160(SI)(R9*1), Y14
+	VPSLLD       $0x10, Y14, Y14
+	VFMADD231PS  Y14, Y8, Y5
+	VMOVUPS      192(SI)(R9*1), Y9
+	VPSLLD       $0x10, Y9, Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VMOVUPS      224(SI)(R9*1), Y10
+	VPSLLD       $0x10, Y10, Y10
+	VFMADD231PS  Y10, Y8, Y7
+	PREFETCHT0   64(R11)
+	PREFETCHT0   64(AX)
+	PREFETCHT0   (CX)(R9*1)
+	VBROADCASTSS 12(R12), Y8
+	VANDPS       (SI)(R9*1), Y15, Y9
+	VFMADD231PS  Y9, Y8, Y0
+	VANDPS       32(SI)(R9*1), Y15, Y10
+	VFMADD231PS  Y10, Y8, Y1
+	VANDPS       64(SI)(R9*1), Y15, Y11
+	VFMADD231PS  Y11, Y8, Y2
+	VANDPS       96(SI)(R9*1), Y15, Y12
+	VFMADD231PS  Y12, Y8, Y3
+	VANDPS       128(SI)(R9*1), Y15, Y13
+	VFMADD231PS  Y13, Y8, Y4
+	VANDPS       160(SI)(R9*1), Y15, Y14
+	VFMADD231PS  Y14, Y8, Y5
+	VANDPS       192(SI)(R9*1), Y15, Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VANDPS       224(SI)(R9*1), Y15, Y10
+	VFMADD231PS  Y10, Y8, Y7
+	PREFETCHT0   64(R14)
+	PREFETCHT0   64(R8)
+	PREFETCHT0   128(CX)(R9*1)
+	LEAQ         (SI)(R9*2), SI
+	ADDQ         $0x10, R12
+	LEAQ         (CX)(R9*2), CX
+	VBROADCASTSS (R12), Y8
+	VMOVUPS      (SI), Y9
+	VPSLLD       $0x10, Y9, Y9
+	VFMADD231PS  Y9, Y8, Y0
+	VMOVUPS      32(SI), Y10
+	VPSLLD       $0x10, Y10, Y10
+	VFMADD231PS  Y10, Y8, Y1
+	VMOVUPS      64(SI), Y11
+	VPSLLD       $0x10, Y11, Y11
+	VFMADD231PS  Y11, Y8, Y2
+	VMOVUPS      96(SI), Y12
+	VPSLLD       $0x10, Y12, Y12
+	VFMADD231PS  Y12, Y8, Y3
+	VMOVUPS      128(SI), Y13
+	VPSLLD       $0x10, Y13, Y13
+	VFMADD231PS  Y13, Y8, Y4
+	VMOVUPS      160(SI), Y14
+	VPSLLD       $0x10, Y14, Y14
+	VFMADD231PS  Y14, Y8, Y5
+	VMOVUPS      192(SI), Y9
+	VPSLLD       $0x10, Y9, Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VMOVUPS      224(SI), Y10
+	VPSLLD       $0x10, Y10, Y10
+	VFMADD231PS  Y10, Y8, Y7
+	PREFETCHT0   128(R11)
+	PREFETCHT0   128(AX)
+	PREFETCHT0   (CX)
+	VBROADCASTSS 4(R12), Y8
+	VANDPS       (SI), Y15, Y9
+	VFMADD231PS  Y9, Y8, Y0
+	VANDPS       32(SI), Y15, Y10
+	VFMADD231PS  Y10, Y8, Y1
+	VANDPS       64(SI), Y15, Y11
+	VFMADD231PS  Y11, Y8, Y2
+	VANDPS       96(SI), Y15, Y12
+	VFMADD231PS  Y12, Y8, Y3
+	VANDPS       128(SI), Y15, Y13
+	VFMADD231PS  Y13, Y8, Y4
+	VANDPS       160(SI), Y15, Y14
+	VFMADD231PS  Y14, Y8, Y5
+	VANDPS       192(SI), Y15, Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VANDPS       224(SI), Y15, Y10
+	VFMADD231PS  Y10, Y8, Y7
+	PREFETCHT0   128(R14)
+	PREFETCHT0   128(R8)
+	PREFETCHT0   128(CX)
+	VBROADCASTSS 8(R12), Y8
+	VMOVUPS      (SI)(R9*1), Y9
+	VPSLLD       $0x10, Y9, Y9
+	VFMADD231PS  Y9, Y8, Y0
+	VMOVUPS      32(SI)(R9*1), Y10
+	VPSLLD       $0x10, Y10, Y10
+	VFMADD231PS  Y10, Y8, Y1
+	VMOVUPS      64(SI)(R9*1), Y11
+	VPSLLD       $0x10, Y11, Y11
+	VFMADD231PS  Y11, Y8, Y2
+	VMOVUPS      96(SI)(R9*1), Y12
+	VPSLLD       $0x10, Y12, Y12
+	VFMADD231PS  Y12, Y8, Y3
+	VMOVUPS      128(SI)(R9*1), Y13
+	VPSLLD       $0x10, Y13, Y13
+	VFMADD231PS  Y13, Y8, Y4
+	VMOVUPS      160(SI)(R9*1), Y14
+	VPSLLD       $0x10, Y14, Y14
+	VFMADD231PS  Y14, Y8, Y5
+	VMOVUPS      192(SI)(R9*1), Y9
+	VPSLLD       $0x10, Y9, Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VMOVUPS      224(SI)(R9*1), Y10
+	VPSLLD       $0x10, Y10, Y10
+	VFMADD231PS  Y10, Y8, Y7
+	PREFETCHT0   192(R11)
+	PREFETCHT0   192(AX)
+	PREFETCHT0   (CX)(R9*1)
+	VBROADCASTSS 12(R12), Y8
+	VANDPS       (SI)(R9*1), Y15, Y9
+	VFMADD231PS  Y9, Y8, Y0
+	VANDPS       32(SI)(R9*1), Y15, Y10
+	VFMADD231PS  Y10, Y8, Y1
+	VANDPS       64(SI)(R9*1), Y15, Y11
+	VFMADD231PS  Y11, Y8, Y2
+	VANDPS       96(SI)(R9*1), Y15, Y12
+	VFMADD231PS  Y12, Y8, Y3
+	VANDPS       128(SI)(R9*1), Y15, Y13
+	VFMADD231PS  Y13, Y8, Y4
+	VANDPS       160(SI)(R9*1), Y15, Y14
+	VFMADD231PS  Y14, Y8, Y5
+	VANDPS       192(SI)(R9*1), Y15, Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VANDPS       224(SI)(R9*1), Y15, Y10
+	VFMADD231PS  Y10, Y8, Y7
+	PREFETCHT0   192(R14)
+	PREFETCHT0   192(R8)
+	PREFETCHT0   128(CX)(R9*1)
+	LEAQ         (SI)(R9*2), SI
+	ADDQ         $0x10, R12
+	LEAQ         (CX)(R9*2), CX
+	VBROADCASTSS (R12), Y8
+	VMOVUPS      (SI), Y9
+	VPSLLD       $0x10, Y9, Y9
+	VFMADD231PS  Y9, Y8, Y0
+	VMOVUPS      32(SI), Y10
+	VPSLLD       $0x10, Y10, Y10
+	VFMADD231PS  Y10, Y8, Y1
+	VMOVUPS      64(SI), Y11
+	VPSLLD       $0x10, Y11, Y11
+	VFMADD231PS  Y11, Y8, Y2
+	VMOVUPS      96(SI), Y12
+	VPSLLD       $0x10, Y12, Y12
+	VFMADD231PS  Y12, Y8, Y3
+	VMOVUPS      128(SI), Y13
+	VPSLLD       $0x10, Y13, Y13
+	VFMADD231PS  Y13, Y8, Y4
+	VMOVUPS      160(SI), Y14
+	VPSLLD       $0x10, Y14, Y14
+	VFMADD231PS  Y14, Y8, Y5
+	VMOVUPS      192(SI), Y9
+	VPSLLD       $0x10, Y9, Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VMOVUPS      224(SI), Y10
+	VPSLLD       $0x10, Y10, Y10
+	VFMADD231PS  Y10, Y8, Y7
+	PREFETCHT0   256(R11)
+	PREFETCHT0   256(AX)
+	PREFETCHT0   (CX)
+	VBROADCASTSS 4(R12), Y8
+	VANDPS       (SI), Y15, Y9
+	VFMADD231PS  Y9, Y8, Y0
+	VANDPS       32(SI), Y15, Y10
+	VFMADD231PS  Y10, Y8, Y1
+	VANDPS       64(SI), Y15, Y11
+	VFMADD231PS  Y11, Y8, Y2
+	VANDPS       96(SI), Y15, Y12
+	VFMADD231PS  Y12, Y8, Y3
+	VANDPS       128(SI), Y15, Y13
+	VFMADD231PS  Y13, Y8, Y4
+	VANDPS       160(SI), Y15, Y14
+	VFMADD231PS  Y14, Y8, Y5
+	VANDPS       192(SI), Y15, Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VANDPS       224(SI), Y15, Y10
+	VFMADD231PS  Y10, Y8, Y7
+	PREFETCHT0   256(R14)
+	PREFETCHT0   256(R8)
+	PREFETCHT0   128(CX)
+	VBROADCASTSS 8(R12), Y8
+	VMOVUPS      (SI)(R9*1), Y9
+	VPSLLD       $0x10, Y9, Y9
+	VFMADD231PS  Y9, Y8, Y0
+	VMOVUPS      32(SI)(R9*1), Y10
+	VPSLLD       $0x10, Y10, Y10
+	VFMADD231PS  Y10, Y8, Y1
+	VMOVUPS      64(SI)(R9*1), Y11
+	VPSLLD       $0x10, Y11, Y11
+	VFMADD231PS  Y11, Y8, Y2
+	VMOVUPS      96(SI)(R9*1), Y12
+	VPSLLD       $0x10, Y12, Y12
+	VFMADD231PS  Y12, Y8, Y3
+	VMOVUPS      128(SI)(R9*1), Y13
+	VPSLLD       $0x10, Y13, Y13
+	VFMADD231PS  Y13, Y8, Y4
+	VMOVUPS      160(SI)(R9*1), Y14
+	VPSLLD       $0x10, Y14, Y14
+	VFMADD231PS  Y14, Y8, Y5
+	VMOVUPS      192(SI)(R9*1), Y9
+	VPSLLD       $0x10, Y9, Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VMOVUPS      224(SI)(R9*1), Y10
+	VPSLLD       $0x10, Y10, Y10
+	VFMADD231PS  Y10, Y8, Y7
+	PREFETCHT0   320(R11)
+	PREFETCHT0   320(AX)
+	PREFETCHT0   (CX)(R9*1)
+	VBROADCASTSS 12(R12), Y8
+	VANDPS       (SI)(R9*1), Y15, Y9
+	VFMADD231PS  Y9, Y8, Y0
+	VANDPS       32(SI)(R9*1), Y15, Y10
+	VFMADD231PS  Y10, Y8, Y1
+	VANDPS       64(SI)(R9*1), Y15, Y11
+	VFMADD231PS  Y11, Y8, Y2
+	VANDPS       96(SI)(R9*1), Y15, Y12
+	VFMADD231PS  Y12, Y8, Y3
+	VANDPS       128(SI)(R9*1), Y15, Y13
+	VFMADD231PS  Y13, Y8, Y4
+	VANDPS       160(SI)(R9*1), Y15, Y14
+	VFMADD231PS  Y14, Y8, Y5
+	VANDPS       192(SI)(R9*1), Y15, Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VANDPS       224(SI)(R9*1), Y15, Y10
+	VFMADD231PS  Y10, Y8, Y7
+	PREFETCHT0   320(R14)
+	PREFETCHT0   320(R8)
+	PREFETCHT0   128(CX)(R9*1)
+	LEAQ         (SI)(R9*2), SI
+	ADDQ         $0x10, R12
+	LEAQ         (CX)(R9*2), CX
+	VBROADCASTSS (R12), Y8
+	VMOVUPS      (SI), Y9
+	VPSLLD       $0x10, Y9, Y9
+	VFMADD231PS  Y9, Y8, Y0
+	VMOVUPS      32(SI), Y10
+	VPSLLD       $0x10, Y10, Y10
+	VFMADD231PS  Y10, Y8, Y1
+	VMOVUPS      64(SI), Y11
+	VPSLLD       $0x10, Y11, Y11
+	VFMADD231PS  Y11, Y8, Y2
+	VMOVUPS      96(SI), Y12
+	VPSLLD       $0x10, Y12, Y12
+	VFMADD231PS  Y12, Y8, Y3
+	VMOVUPS      128(SI), Y13
+	VPSLLD       $0x10, Y13, Y13
+	VFMADD231PS  Y13, Y8, Y4
+	VMOVUPS      160(SI), Y14
+	VPSLLD       $0x10, Y14, Y14
+	VFMADD231PS  Y14, Y8, Y5
+	VMOVUPS      192(SI), Y9
+	VPSLLD       $0x10, Y9, Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VMOVUPS      224(SI), Y10
+	VPSLLD       $0x10, Y10, Y10
+	VFMADD231PS  Y10, Y8, Y7
+	PREFETCHT0   384(R11)
+	PREFETCHT0   384(AX)
+	PREFETCHT0   (CX)
+	VBROADCASTSS 4(R12), Y8
+	VANDPS       (SI), Y15, Y9
+	VFMADD231PS  Y9, Y8, Y0
+	VANDPS       32(SI), Y15, Y10
+	VFMADD231PS  Y10, Y8, Y1
+	VANDPS       64(SI), Y15, Y11
+	VFMADD231PS  Y11, Y8, Y2
+	VANDPS       96(SI), Y15, Y12
+	VFMADD231PS  Y12, Y8, Y3
+	VANDPS       128(SI), Y15, Y13
+	VFMADD231PS  Y13, Y8, Y4
+	VANDPS       160(SI), Y15, Y14
+	VFMADD231PS  Y14, Y8, Y5
+	VANDPS       192(SI), Y15, Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VANDPS       224(SI), Y15, Y10
+	VFMADD231PS  Y10, Y8, Y7
+	PREFETCHT0   384(R14)
+	PREFETCHT0   384(R8)
+	PREFETCHT0   128(CX)
+	VBROADCASTSS 8(R12), Y8
+	VMOVUPS      (SI)(R9*1), Y9
+	VPSLLD       $0x10, Y9, Y9
+	VFMADD231PS  Y9, Y8, Y0
+	VMOVUPS      32(SI)(R9*1), Y10
+	VPSLLD       $0x10, Y10, Y10
+	VFMADD231PS  Y10, Y8, Y1
+	VMOVUPS      64(SI)(R9*1), Y11
+	VPSLLD       $0x10, Y11, Y11
+	VFMADD231PS  Y11, Y8, Y2
+	VMOVUPS      96(SI)(R9*1), Y12
+	VPSLLD       $0x10, Y12, Y12
+	VFMADD231PS  Y12, Y8, Y3
+	VMOVUPS      128(SI)(R9*1), Y13
+	VPSLLD       $0x10, Y13, Y13
+	VFMADD231PS  Y13, Y8, Y4
+	VMOVUPS      160(SI)(R9*1), Y14
+	VPSLLD       $0x10, Y14, Y14
+	VFMADD231PS  Y14, Y8, Y5
+	VMOVUPS      192(SI)(R9*1), Y9
+	VPSLLD       $0x10, Y9, Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VMOVUPS      224(SI)(R9*1), Y10
+	VPSLLD       $0x10, Y10, Y10
+	VFMADD231PS  Y10, Y8, Y7
+	PREFETCHT0   448(R11)
+	PREFETCHT0   448(AX)
+	PREFETCHT0   (CX)(R9*1)
+	VBROADCASTSS 12(R12), Y8
+	VANDPS       (SI)(R9*1), Y15, Y9
+	VFMADD231PS  Y9, Y8, Y0
+	VANDPS       32(SI)(R9*1), Y15, Y10
+	VFMADD231PS  Y10, Y8, Y1
+	VANDPS       64(SI)(R9*1), Y15, Y11
+	VFMADD231PS  Y11, Y8, Y2
+	VANDPS       96(SI)(R9*1), Y15, Y12
+	VFMADD231PS  Y12, Y8, Y3
+	VANDPS       128(SI)(R9*1), Y15, Y13
+	VFMADD231PS  Y13, Y8, Y4
+	VANDPS       160(SI)(R9*1), Y15, Y14
+	VFMADD231PS  Y14, Y8, Y5
+	VANDPS       192(SI)(R9*1), Y15, Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VANDPS       224(SI)(R9*1), Y15, Y10
+	VFMADD231PS  Y10, Y8, Y7
+	PREFETCHT0   448(R14)
+	PREFETCHT0   448(R8)
+	PREFETCHT0   128(CX)(R9*1)
+	LEAQ         (SI)(R9*2), SI
+	ADDQ         $0x10, R12
+	LEAQ         (CX)(R9*2), CX
+	ADDQ         $0x00000200, R11
+	ADDQ         $0x00000200, AX
+	ADDQ         $0x00000200, R14
+	ADDQ         $0x00000200, R8
+	SUBQ         $0x10, R13
+	JGE          positions484
+	MOVQ         R11, 8(SP)
+	MOVQ         AX, 16(SP)
+	MOVQ         R14, 24(SP)
+	MOVQ         R8, 32(SP)
+	MOVQ         oStride+24(FP), R8
 
-few478:
-	ADDQ $0x04, R13
-	JZ   merge480
+short485:
+	ADDQ $0x10, R13
 
-some479:
-	VBROADCASTSS   (R12), Y8
-	VBROADCASTI128 (SI), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VFMADD231PS    Y9, Y8, Y0
-	VBROADCASTI128 16(SI), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VFMADD231PS    Y10, Y8, Y1
-	VBROADCASTI128 32(SI), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VFMADD231PS    Y11, Y8, Y2
-	VBROADCASTI128 48(SI), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VFMADD231PS    Y12, Y8, Y3
-	VBROADCASTI128 64(SI), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VFMADD231PS    Y13, Y8, Y4
-	VBROADCASTI128 80(SI), Y14
-	VPSHUFB        upper_avx2<>+0(SB), Y14, Y14
-	VFMADD231PS    Y14, Y8, Y5
-	VBROADCASTI128 96(SI), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y8, Y6
-	VBROADCASTI128 112(SI), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VFMADD231PS    Y9, Y8, Y7
-	ADDQ           R9, SI
-	ADDQ           $0x04, R12
-	DECQ           R13
-	JNZ            some479
-	JMP            merge480
+plain486:
+	SUBQ $0x04, R13
+	JLT  few481
 
-sparse477:
-	TZCNTQ         R13, AX
-	LEAQ           (BX)(AX*4), R12
-	MOVQ           AX, SI
-	IMULQ          R9, SI
-	ADDQ           DX, SI
-	VBROADCASTSS   (R12), Y8
-	VBROADCASTI128 (SI), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VFMADD231PS    Y9, Y8, Y0
-	VBROADCASTI128 16(SI), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VFMADD231PS    Y10, Y8, Y1
-	VBROADCASTI128 32(SI), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VFMADD231PS    Y11, Y8, Y2
-	VBROADCASTI128 48(SI), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VFMADD231PS    Y12, Y8, Y3
-	VBROADCASTI128 64(SI), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VFMADD231PS    Y13, Y8, Y4
-	VBROADCASTI128 80(SI), Y14
-	VPSHUFB        upper_avx2<>+0(SB), Y14, Y14
-	VFMADD231PS    Y14, Y8, Y5
-	VBROADCASTI128 96(SI), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y8, Y6
-	VBROADCASTI128 112(SI), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VFMADD231PS    Y9, Y8, Y7
-	BLSRQ          R13, R13
-	JNZ            sparse477
+positions487:
+	VBROADCASTSS (R12), Y8
+	VMOVUPS      (SI), Y9
+	VPSLLD       $0x10, Y9, Y9
+	VFMADD231PS  Y9, Y8, Y0
+	VMOVUPS      32(SI), Y10
+	VPSLLD       $0x10, Y10, Y10
+	VFMADD231PS  Y10, Y8, Y1
+	VMOVUPS      64(SI), Y11
+	VPSLLD       $0x10, Y11, Y11
+	VFMADD231PS  Y11, Y8, Y2
+	VMOVUPS      96(SI), Y12
+	VPSLLD       $0x10, Y12, Y12
+	VFMADD231PS  Y12, Y8, Y3
+	VMOVUPS      128(SI), Y13
+	VPSLLD       $0x10, Y13, Y13
+	VFMADD231PS  Y13, Y8, Y4
+	VMOVUPS      160(SI), Y14
+	VPSLLD       $0x10, Y14, Y14
+	VFMADD231PS  Y14, Y8, Y5
+	VMOVUPS      192(SI), Y9
+	VPSLLD       $0x10, Y9, Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VMOVUPS      224(SI), Y10
+	VPSLLD       $0x10, Y10, Y10
+	VFMADD231PS  Y10, Y8, Y7
+	VBROADCASTSS 4(R12), Y8
+	VANDPS       (SI), Y15, Y9
+	VFMADD231PS  Y9, Y8, Y0
+	VANDPS       32(SI), Y15, Y10
+	VFMADD231PS  Y10, Y8, Y1
+	VANDPS       64(SI), Y15, Y11
+	VFMADD231PS  Y11, Y8, Y2
+	VANDPS       96(SI), Y15, Y12
+	VFMADD231PS  Y12, Y8, Y3
+	VANDPS       128(SI), Y15, Y13
+	VFMADD231PS  Y13, Y8, Y4
+	VANDPS       160(SI), Y15, Y14
+	VFMADD231PS  Y14, Y8, Y5
+	VANDPS       192(SI), Y15, Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VANDPS       224(SI), Y15, Y10
+	VFMADD231PS  Y10, Y8, Y7
+	VBROADCASTSS 8(R12), Y8
+	VMOVUPS      (SI)(R9*1), Y9
+	VPSLLD       $0x10, Y9, Y9
+	VFMADD231PS  Y9, Y8, Y0
+	VMOVUPS      32(SI)(R9*1), Y10
+	VPSLLD       $0x10, Y10, Y10
+	VFMADD231PS  Y10, Y8, Y1
+	VMOVUPS      64(SI)(R9*1), Y11
+	VPSLLD       $0x10, Y11, Y11
+	VFMADD231PS  Y11, Y8, Y2
+	VMOVUPS      96(SI)(R9*1), Y12
+	VPSLLD       $0x10, Y12, Y12
+	VFMADD231PS  Y12, Y8, Y3
+	VMOVUPS      128(SI)(R9*1), Y13
+	VPSLLD       $0x10, Y13, Y13
+	VFMADD231PS  Y13, Y8, Y4
+	VMOVUPS      160(SI)(R9*1), Y14
+	VPSLLD       $0x10, Y14, Y14
+	VFMADD231PS  Y14, Y8, Y5
+	VMOVUPS      192(SI)(R9*1), Y9
+	VPSLLD       $0x10, Y9, Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VMOVUPS      224(SI)(R9*1), Y10
+	VPSLLD       $0x10, Y10, Y10
+	VFMADD231PS  Y10, Y8, Y7
+	VBROADCASTSS 12(R12), Y8
+	VANDPS       (SI)(R9*1), Y15, Y9
+	VFMADD231PS  Y9, Y8, Y0
+	VANDPS       32(SI)(R9*1), Y15, Y10
+	VFMADD231PS  Y10, Y8, Y1
+	VANDPS       64(SI)(R9*1), Y15, Y11
+	VFMADD231PS  Y11, Y8, Y2
+	VANDPS       96(SI)(R9*1), Y15, Y12
+	VFMADD231PS  Y12, Y8, Y3
+	VANDPS       128(SI)(R9*1), Y15, Y13
+	VFMADD231PS  Y13, Y8, Y4
+	VANDPS       160(SI)(R9*1), Y15, Y14
+	VFMADD231PS  Y14, Y8, Y5
+	VANDPS       192(SI)(R9*1), Y15, Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VANDPS       224(SI)(R9*1), Y15, Y10
+	VFMADD231PS  Y10, Y8, Y7
+	LEAQ         (SI)(R9*2), SI
+	ADDQ         $0x10, R12
+	SUBQ         $0x04, R13
+	JGE          positions487
 
-merge480:
+few481:
+	ADDQ         $0x04, R13
+	JZ           merge482
+	CMPQ         R13, $0x02
+	JLT          some488
+	VBROADCASTSS (R12), Y8
+	VMOVUPS      (SI), Y9
+	VPSLLD       $0x10, Y9, Y9
+	VFMADD231PS  Y9, Y8, Y0
+	VMOVUPS      32(SI), Y10
+	VPSLLD       $0x10, Y10, Y10
+	VFMADD231PS  Y10, Y8, Y1
+	VMOVUPS      64(SI), Y11
+	VPSLLD       $0x10, Y11, Y11
+	VFMADD231PS  Y11, Y8, Y2
+	VMOVUPS      96(SI), Y12
+	VPSLLD       $0x10, Y12, Y12
+	VFMADD231PS  Y12, Y8, Y3
+	VMOVUPS      128(SI), Y13
+	VPSLLD       $0x10, Y13, Y13
+	VFMADD231PS  Y13, Y8, Y4
+	VMOVUPS      160(SI), Y14
+	VPSLLD       $0x10, Y14, Y14
+	VFMADD231PS  Y14, Y8, Y5
+	VMOVUPS      192(SI), Y9
+	VPSLLD       $0x10, Y9, Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VMOVUPS      224(SI), Y10
+	VPSLLD       $0x10, Y10, Y10
+	VFMADD231PS  Y10, Y8, Y7
+	VBROADCASTSS 4(R12), Y8
+	VANDPS       (SI), Y15, Y9
+	VFMADD231PS  Y9, Y8, Y0
+	VANDPS       32(SI), Y15, Y10
+	VFMADD231PS  Y10, Y8, Y1
+	VANDPS       64(SI), Y15, Y11
+	VFMADD231PS  Y11, Y8, Y2
+	VANDPS       96(SI), Y15, Y12
+	VFMADD231PS  Y12, Y8, Y3
+	VANDPS       128(SI), Y15, Y13
+	VFMADD231PS  Y13, Y8, Y4
+	VANDPS       160(SI), Y15, Y14
+	VFMADD231PS  Y14, Y8, Y5
+	VANDPS       192(SI), Y15, Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VANDPS       224(SI), Y15, Y10
+	VFMADD231PS  Y10, Y8, Y7
+	ADDQ         R9, SI
+	ADDQ         $0x08, R12
+	SUBQ         $0x02, R13
+	JZ           merge482
+
+some488:
+	VBROADCASTSS (R12), Y8
+	VMOVUPS      (SI), Y9
+	VPSLLD       $0x10, Y9, Y9
+	VFMADD231PS  Y9, Y8, Y0
+	VMOVUPS      32(SI), Y10
+	VPSLLD       $0x10, Y10, Y10
+	VFMADD231PS  Y10, Y8, Y1
+	VMOVUPS      64(SI), Y11
+	VPSLLD       $0x10, Y11, Y11
+	VFMADD231PS  Y11, Y8, Y2
+	VMOVUPS      96(SI), Y12
+	VPSLLD       $0x10, Y12, Y12
+	VFMADD231PS  Y12, Y8, Y3
+	VMOVUPS      128(SI), Y13
+	VPSLLD       $0x10, Y13, Y13
+	VFMADD231PS  Y13, Y8, Y4
+	VMOVUPS      160(SI), Y14
+	VPSLLD       $0x10, Y14, Y14
+	VFMADD231PS  Y14, Y8, Y5
+	VMOVUPS      192(SI), Y9
+	VPSLLD       $0x10, Y9, Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VMOVUPS      224(SI), Y10
+	VPSLLD       $0x10, Y10, Y10
+	VFMADD231PS  Y10, Y8, Y7
+	ADDQ         R9, SI
+	ADDQ         $0x04, R12
+	JMP          merge482
+
+sparse480:
+	TZCNTQ       R13, AX
+	LEAQ         (BX)(AX*4), R12
+	MOVQ         AX, SI
+	MOVQ         SI, AX
+	SHRQ         $0x01, SI
+	IMULQ        R9, SI
+	ADDQ         DX, SI
+	TESTQ        $0x00000001, AX
+	JNZ          odd489
+	VBROADCASTSS (R12), Y8
+	VMOVUPS      (SI), Y9
+	VPSLLD       $0x10, Y9, Y9
+	VFMADD231PS  Y9, Y8, Y0
+	VMOVUPS      32(SI), Y10
+	VPSLLD       $0x10, Y10, Y10
+	VFMADD231PS  Y10, Y8, Y1
+	VMOVUPS      64(SI), Y11
+	VPSLLD       $0x10, Y11, Y11
+	VFMADD231PS  Y11, Y8, Y2
+	VMOVUPS      96(SI), Y12
+	VPSLLD       $0x10, Y12, Y12
+	VFMADD231PS  Y12, Y8, Y3
+	VMOVUPS      128(SI), Y13
+	VPSLLD       $0x10, Y13, Y13
+	VFMADD231PS  Y13, Y8, Y4
+	VMOVUPS      160(SI), Y14
+	VPSLLD       $0x10, Y14, Y14
+	VFMADD231PS  Y14, Y8, Y5
+	VMOVUPS      192(SI), Y9
+	VPSLLD       $0x10, Y9, Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VMOVUPS      224(SI), Y10
+	VPSLLD       $0x10, Y10, Y10
+	VFMADD231PS  Y10, Y8, Y7
+	JMP          done490
+
+odd489:
+	VBROADCASTSS (R12), Y8
+	VANDPS       (SI), Y15, Y9
+	VFMADD231PS  Y9, Y8, Y0
+	VANDPS       32(SI), Y15, Y10
+	VFMADD231PS  Y10, Y8, Y1
+	VANDPS       64(SI), Y15, Y11
+	VFMADD231PS  Y11, Y8, Y2
+	VANDPS       96(SI), Y15, Y12
+	VFMADD231PS  Y12, Y8, Y3
+	VANDPS       128(SI), Y15, Y13
+	VFMADD231PS  Y13, Y8, Y4
+	VANDPS       160(SI), Y15, Y14
+	VFMADD231PS  Y14, Y8, Y5
+	VANDPS       192(SI), Y15, Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VANDPS       224(SI), Y15, Y10
+	VFMADD231PS  Y10, Y8, Y7
+
+done490:
+	BLSRQ R13, R13
+	JNZ   sparse480
+
+merge482:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store485
+	JZ           store491
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -20279,9 +20436,9 @@ merge480:
 	VMULPS       Y9, Y7, Y7
 	VFMADD231PS  224(AX), Y8, Y7
 	VMOVUPS      Y7, 224(AX)
-	JMP          stored486
+	JMP          stored492
 
-store485:
+store491:
 	VMOVUPS Y0, (AX)
 	VMOVUPS Y1, 32(AX)
 	VMOVUPS Y2, 64(AX)
@@ -20291,281 +20448,299 @@ store485:
 	VMOVUPS Y6, 192(AX)
 	VMOVUPS Y7, 224(AX)
 
-stored486:
+stored492:
 	ADDQ $0x00000100, DI
-	ADDQ $0x00000080, DX
+	ADDQ $0x00000100, DX
 	SUBQ $0x08, (SP)
-	JMP  columns475
+	JMP  columns478
 
-less476:
-columns487:
-	CMPQ   (SP), $0x02
-	JLT    less488
-	VXORPS Y0, Y0, Y0
-	VXORPS Y1, Y1, Y1
-	MOVQ   mask+56(FP), R13
-	TZCNTQ R13, SI
-	MOVQ   SI, R12
-	BLSIQ  R13, AX
-	ADDQ   R13, AX
-	TESTQ  AX, R13
-	JNZ    sparse489
-	TZCNTQ AX, R13
-	SUBQ   R12, R13
-	LEAQ   (BX)(R12*4), R12
-	IMULQ  R9, SI
-	ADDQ   DX, SI
-	CMPQ   8(SP), $0x00
-	JEQ    plain495
-	SUBQ   $0x10, R13
-	JLT    short494
-	MOVQ   8(SP), R11
-	MOVQ   16(SP), AX
-	MOVQ   24(SP), R14
-	MOVQ   32(SP), R8
-	LEAQ   (SI)(R9*8), CX
+less479:
+columns493:
+	CMPQ         (SP), $0x02
+	JLT          less494
+	VBROADCASTSS highHalf_avx2<>+0(SB), Y15
+	VXORPS       Y0, Y0, Y0
+	VXORPS       Y1, Y1, Y1
+	MOVQ         mask+56(FP), R13
+	TZCNTQ       R13, SI
+	MOVQ         SI, R12
+	BLSIQ        R13, AX
+	ADDQ         R13, AX
+	TESTQ        AX, R13
+	JNZ          sparse495
+	TZCNTQ       AX, R13
+	SUBQ         R12, R13
+	LEAQ         (BX)(R12*4), R12
+	MOVQ         SI, AX
+	SHRQ         $0x01, SI
+	IMULQ        R9, SI
+	ADDQ         DX, SI
+	TESTQ        $0x00000001, AX
+	JZ           even498
+	VBROADCASTSS (R12), Y2
+	VANDPS       (SI), Y15, Y3
+	VFMADD231PS  Y3, Y2, Y0
+	VANDPS       32(SI), Y15, Y4
+	VFMADD231PS  Y4, Y2, Y1
+	ADDQ         R9, SI
+	ADDQ         $0x04, R12
+	DECQ         R13
+	JZ           merge497
 
-positions493:
-	VBROADCASTSS   (R12), Y2
-	VBROADCASTI128 (SI), Y3
-	VPSHUFB        upper_avx2<>+0(SB), Y3, Y3
-	VFMADD231PS    Y3, Y2, Y0
-	VBROADCASTI128 16(SI), Y4
-	VPSHUFB        upper_avx2<>+0(SB), Y4, Y4
-	VFMADD231PS    Y4, Y2, Y1
-	PREFETCHT0     (CX)
-	VBROADCASTSS   4(R12), Y2
-	VBROADCASTI128 (SI)(R9*1), Y3
-	VPSHUFB        upper_avx2<>+0(SB), Y3, Y3
-	VFMADD231PS    Y3, Y2, Y0
-	VBROADCASTI128 16(SI)(R9*1), Y4
-	VPSHUFB        upper_avx2<>+0(SB), Y4, Y4
-	VFMADD231PS    Y4, Y2, Y1
-	PREFETCHT0     (R11)
-	PREFETCHT0     (CX)(R9*1)
-	VBROADCASTSS   8(R12), Y2
-	VBROADCASTI128 (SI)(R9*2), Y3
-	VPSHUFB        upper_avx2<>+0(SB), Y3, Y3
-	VFMADD231PS    Y3, Y2, Y0
-	VBROADCASTI128 16(SI)(R9*2), Y4
-	VPSHUFB        upper_avx2<>+0(SB), Y4, Y4
-	VFMADD231PS    Y4, Y2, Y1
-	PREFETCHT0     (CX)(R9*2)
-	VBROADCASTSS   12(R12), Y2
-	VBROADCASTI128 (SI)(R15*1), Y3
-	VPSHUFB        upper_avx2<>+0(SB), Y3, Y3
-	VFMADD231PS    Y3, Y2, Y0
-	VBROADCASTI128 16(SI)(R15*1), Y4
-	VPSHUFB        upper_avx2<>+0(SB), Y4, Y4
-	VFMADD231PS    Y4, Y2, Y1
-	PREFETCHT0     (AX)
-	PREFETCHT0     (CX)(R15*1)
-	LEAQ           (SI)(R9*4), SI
-	ADDQ           $0x10, R12
-	LEAQ           (CX)(R9*4), CX
-	VBROADCASTSS   (R12), Y2
-	VBROADCASTI128 (SI), Y3
-	VPSHUFB        upper_avx2<>+0(SB), Y3, Y3
-	VFMADD231PS    Y3, Y2, Y0
-	VBROADCASTI128 16(SI), Y4
-	VPSHUFB        upper_avx2<>+0(SB), Y4, Y4
-	VFMADD231PS    Y4, Y2, Y1
-	PREFETCHT0     (CX)
-	VBROADCASTSS   4(R12), Y2
-	VBROADCASTI128 (SI)(R9*1), Y3
-	VPSHUFB        upper_avx2<>+0(SB), Y3, Y3
-	VFMADD231PS    Y3, Y2, Y0
-	VBROADCASTI128 16(SI)(R9*1), Y4
-	VPSHUFB        upper_avx2<>+0(SB), Y4, Y4
-	VFMADD231PS    Y4, Y2, Y1
-	PREFETCHT0     (R14)
-	PREFETCHT0     (CX)(R9*1)
-	VBROADCASTSS   8(R12), Y2
-	VBROADCASTI128 (SI)(R9*2), Y3
-	VPSHUFB        upper_avx2<>+0(SB), Y3, Y3
-	VFMADD231PS    Y3, Y2, Y0
-	VBROADCASTI128 16(SI)(R9*2), Y4
-	VPSHUFB        upper_avx2<>+0(SB), Y4, Y4
-	VFMADD231PS    Y4, Y2, Y1
-	PREFETCHT0     (CX)(R9*2)
-	VBROADCASTSS   12(R12), Y2
-	VBROADCASTI128 (SI)(R15*1), Y3
-	VPSHUFB        upper_avx2<>+0(SB), Y3, Y3
-	VFMADD231PS    Y3, Y2, Y0
-	VBROADCASTI128 16(SI)(R15*1), Y4
-	VPSHUFB        upper_avx2<>+0(SB), Y4, Y4
-	VFMADD231PS    Y4, Y2, Y1
-	PREFETCHT0     (R8)
-	PREFETCHT0     (CX)(R15*1)
-	LEAQ           (SI)(R9*4), SI
-	ADDQ           $0x10, R12
-	LEAQ           (CX)(R9*4), CX
-	VBROADCASTSS   (R12), Y2
-	VBROADCASTI128 (SI), Y3
-	VPSHUFB        upper_avx2<>+0(SB), Y3, Y3
-	VFMADD231PS    Y3, Y2, Y0
-	VBROADCASTI128 16(SI), Y4
-	VPSHUFB        upper_avx2<>+0(SB), Y4, Y4
-	VFMADD231PS    Y4, Y2, Y1
-	PREFETCHT0     (CX)
-	VBROADCASTSS   4(R12), Y2
-	VBROADCASTI128 (SI)(R9*1), Y3
-	VPSHUFB        upper_avx2<>+0(SB), Y3, Y3
-	VFMADD231PS    Y3, Y2, Y0
-	VBROADCASTI128 16(SI)(R9*1), Y4
-	VPSHUFB        upper_avx2<>+0(SB), Y4, Y4
-	VFMADD231PS    Y4, Y2, Y1
-	PREFETCHT0     64(R11)
-	PREFETCHT0     (CX)(R9*1)
-	VBROADCASTSS   8(R12), Y2
-	VBROADCASTI128 (SI)(R9*2), Y3
-	VPSHUFB        upper_avx2<>+0(SB), Y3, Y3
-	VFMADD231PS    Y3, Y2, Y0
-	VBROADCASTI128 16(SI)(R9*2), Y4
-	VPSHUFB        upper_avx2<>+0(SB), Y4, Y4
-	VFMADD231PS    Y4, Y2, Y1
-	PREFETCHT0     (CX)(R9*2)
-	VBROADCASTSS   12(R12), Y2
-	VBROADCASTI128 (SI)(R15*1), Y3
-	VPSHUFB        upper_avx2<>+0(SB), Y3, Y3
-	VFMADD231PS    Y3, Y2, Y0
-	VBROADCASTI128 16(SI)(R15*1), Y4
-	VPSHUFB        upper_avx2<>+0(SB), Y4, Y4
-	VFMADD231PS    Y4, Y2, Y1
-	PREFETCHT0     64(AX)
-	PREFETCHT0     (CX)(R15*1)
-	LEAQ           (SI)(R9*4), SI
-	ADDQ           $0x10, R12
-	LEAQ           (CX)(R9*4), CX
-	VBROADCASTSS   (R12), Y2
-	VBROADCASTI128 (SI), Y3
-	VPSHUFB        upper_avx2<>+0(SB), Y3, Y3
-	VFMADD231PS    Y3, Y2, Y0
-	VBROADCASTI128 16(SI), Y4
-	VPSHUFB        upper_avx2<>+0(SB), Y4, Y4
-	VFMADD231PS    Y4, Y2, Y1
-	PREFETCHT0     (CX)
-	VBROADCASTSS   4(R12), Y2
-	VBROADCASTI128 (SI)(R9*1), Y3
-	VPSHUFB        upper_avx2<>+0(SB), Y3, Y3
-	VFMADD231PS    Y3, Y2, Y0
-	VBROADCASTI128 16(SI)(R9*1), Y4
-	VPSHUFB        upper_avx2<>+0(SB), Y4, Y4
-	VFMADD231PS    Y4, Y2, Y1
-	PREFETCHT0     64(R14)
-	PREFETCHT0     (CX)(R9*1)
-	VBROADCASTSS   8(R12), Y2
-	VBROADCASTI128 (SI)(R9*2), Y3
-	VPSHUFB        upper_avx2<>+0(SB), Y3, Y3
-	VFMADD231PS    Y3, Y2, Y0
-	VBROADCASTI128 16(SI)(R9*2), Y4
-	VPSHUFB        upper_avx2<>+0(SB), Y4, Y4
-	VFMADD231PS    Y4, Y2, Y1
-	PREFETCHT0     (CX)(R9*2)
-	VBROADCASTSS   12(R12), Y2
-	VBROADCASTI128 (SI)(R15*1), Y3
-	VPSHUFB        upper_avx2<>+0(SB), Y3, Y3
-	VFMADD231PS    Y3, Y2, Y0
-	VBROADCASTI128 16(SI)(R15*1), Y4
-	VPSHUFB        upper_avx2<>+0(SB), Y4, Y4
-	VFMADD231PS    Y4, Y2, Y1
-	PREFETCHT0     64(R8)
-	PREFETCHT0     (CX)(R15*1)
-	LEAQ           (SI)(R9*4), SI
-	ADDQ           $0x10, R12
-	LEAQ           (CX)(R9*4), CX
-	ADDQ           $0x00000080, R11
-	ADDQ           $0x00000080, AX
-	ADDQ           $0x00000080, R14
-	ADDQ           $0x00000080, R8
-	SUBQ           $0x10, R13
-	JGE            positions493
-	MOVQ           R11, 8(SP)
-	MOVQ           AX, 16(SP)
-	MOVQ           R14, 24(SP)
-	MOVQ           R8, 32(SP)
-	MOVQ           oStride+24(FP), R8
+even498:
+	CMPQ 8(SP), $0x00
+	JEQ  plain501
+	SUBQ $0x10, R13
+	JLT  short500
+	MOVQ 8(SP), R11
+	MOVQ 16(SP), AX
+	MOVQ 24(SP), R14
+	MOVQ 32(SP), R8
+	LEAQ (SI)(R9*8), CX
 
-short494:
+positions499:
+	VBROADCASTSS (R12), Y2
+	VMOVUPS      (SI), Y3
+	VPSLLD       $0x10, Y3, Y3
+	VFMADD231PS  Y3, Y2, Y0
+	VMOVUPS      32(SI), Y4
+	VPSLLD       $0x10, Y4, Y4
+	VFMADD231PS  Y4, Y2, Y1
+	PREFETCHT0   (CX)
+	VBROADCASTSS 4(R12), Y2
+	VANDPS       (SI), Y15, Y3
+	VFMADD231PS  Y3, Y2, Y0
+	VANDPS       32(SI), Y15, Y4
+	VFMADD231PS  Y4, Y2, Y1
+	PREFETCHT0   (R11)
+	VBROADCASTSS 8(R12), Y2
+	VMOVUPS      (SI)(R9*1), Y3
+	VPSLLD       $0x10, Y3, Y3
+	VFMADD231PS  Y3, Y2, Y0
+	VMOVUPS      32(SI)(R9*1), Y4
+	VPSLLD       $0x10, Y4, Y4
+	VFMADD231PS  Y4, Y2, Y1
+	PREFETCHT0   (CX)(R9*1)
+	VBROADCASTSS 12(R12), Y2
+	VANDPS       (SI)(R9*1), Y15, Y3
+	VFMADD231PS  Y3, Y2, Y0
+	VANDPS       32(SI)(R9*1), Y15, Y4
+	VFMADD231PS  Y4, Y2, Y1
+	PREFETCHT0   (AX)
+	LEAQ         (SI)(R9*2), SI
+	ADDQ         $0x10, R12
+	LEAQ         (CX)(R9*2), CX
+	VBROADCASTSS (R12), Y2
+	VMOVUPS      (SI), Y3
+	VPSLLD       $0x10, Y3, Y3
+	VFMADD231PS  Y3, Y2, Y0
+	VMOVUPS      32(SI), Y4
+	VPSLLD       $0x10, Y4, Y4
+	VFMADD231PS  Y4, Y2, Y1
+	PREFETCHT0   (CX)
+	VBROADCASTSS 4(R12), Y2
+	VANDPS       (SI), Y15, Y3
+	VFMADD231PS  Y3, Y2, Y0
+	VANDPS       32(SI), Y15, Y4
+	VFMADD231PS  Y4, Y2, Y1
+	PREFETCHT0   (R14)
+	VBROADCASTSS 8(R12), Y2
+	VMOVUPS      (SI)(R9*1), Y3
+	VPSLLD       $0x10, Y3, Y3
+	VFMADD231PS  Y3, Y2, Y0
+	VMOVUPS      32(SI)(R9*1), Y4
+	VPSLLD       $0x10, Y4, Y4
+	VFMADD231PS  Y4, Y2, Y1
+	PREFETCHT0   (CX)(R9*1)
+	VBROADCASTSS 12(R12), Y2
+	VANDPS       (SI)(R9*1), Y15, Y3
+	VFMADD231PS  Y3, Y2, Y0
+	VANDPS       32(SI)(R9*1), Y15, Y4
+	VFMADD231PS  Y4, Y2, Y1
+	PREFETCHT0   (R8)
+	LEAQ         (SI)(R9*2), SI
+	ADDQ         $0x10, R12
+	LEAQ         (CX)(R9*2), CX
+	VBROADCASTSS (R12), Y2
+	VMOVUPS      (SI), Y3
+	VPSLLD       $0x10, Y3, Y3
+	VFMADD231PS  Y3, Y2, Y0
+	VMOVUPS      32(SI), Y4
+	VPSLLD       $0x10, Y4, Y4
+	VFMADD231PS  Y4, Y2, Y1
+	PREFETCHT0   (CX)
+	VBROADCASTSS 4(R12), Y2
+	VANDPS       (SI), Y15, Y3
+	VFMADD231PS  Y3, Y2, Y0
+	VANDPS       32(SI), Y15, Y4
+	VFMADD231PS  Y4, Y2, Y1
+	PREFETCHT0   64(R11)
+	VBROADCASTSS 8(R12), Y2
+	VMOVUPS      (SI)(R9*1), Y3
+	VPSLLD       $0x10, Y3, Y3
+	VFMADD231PS  Y3, Y2, Y0
+	VMOVUPS      32(SI)(R9*1), Y4
+	VPSLLD       $0x10, Y4, Y4
+	VFMADD231PS  Y4, Y2, Y1
+	PREFETCHT0   (CX)(R9*1)
+	VBROADCASTSS 12(R12), Y2
+	VANDPS       (SI)(R9*1), Y15, Y3
+	VFMADD231PS  Y3, Y2, Y0
+	VANDPS       32(SI)(R9*1), Y15, Y4
+	VFMADD231PS  Y4, Y2, Y1
+	PREFETCHT0   64(AX)
+	LEAQ         (SI)(R9*2), SI
+	ADDQ         $0x10, R12
+	LEAQ         (CX)(R9*2), CX
+	VBROADCASTSS (R12), Y2
+	VMOVUPS      (SI), Y3
+	VPSLLD       $0x10, Y3, Y3
+	VFMADD231PS  Y3, Y2, Y0
+	VMOVUPS      32(SI), Y4
+	VPSLLD       $0x10, Y4, Y4
+	VFMADD231PS  Y4, Y2, Y1
+	PREFETCHT0   (CX)
+	VBROADCASTSS 4(R12), Y2
+	VANDPS       (SI), Y15, Y3
+	VFMADD231PS  Y3, Y2, Y0
+	VANDPS       32(SI), Y15, Y4
+	VFMADD231PS  Y4, Y2, Y1
+	PREFETCHT0   64(R14)
+	VBROADCASTSS 8(R12), Y2
+	VMOVUPS      (SI)(R9*1), Y3
+	VPSLLD       $0x10, Y3, Y3
+	VFMADD231PS  Y3, Y2, Y0
+	VMOVUPS      32(SI)(R9*1), Y4
+	VPSLLD       $0x10, Y4, Y4
+	VFMADD231PS  Y4, Y2, Y1
+	PREFETCHT0   (CX)(R9*1)
+	VBROADCASTSS 12(R12), Y2
+	VANDPS       (SI)(R9*1), Y15, Y3
+	VFMADD231PS  Y3, Y2, Y0
+	VANDPS       32(SI)(R9*1), Y15, Y4
+	VFMADD231PS  Y4, Y2, Y1
+	PREFETCHT0   64(R8)
+	LEAQ         (SI)(R9*2), SI
+	ADDQ         $0x10, R12
+	LEAQ         (CX)(R9*2), CX
+	ADDQ         $0x00000080, R11
+	ADDQ         $0x00000080, AX
+	ADDQ         $0x00000080, R14
+	ADDQ         $0x00000080, R8
+	SUBQ         $0x10, R13
+	JGE          positions499
+	MOVQ         R11, 8(SP)
+	MOVQ         AX, 16(SP)
+	MOVQ         R14, 24(SP)
+	MOVQ         R8, 32(SP)
+	MOVQ         oStride+24(FP), R8
+
+short500:
 	ADDQ $0x10, R13
 
-plain495:
+plain501:
 	SUBQ $0x04, R13
-	JLT  few490
+	JLT  few496
 
-positions496:
-	VBROADCASTSS   (R12), Y2
-	VBROADCASTI128 (SI), Y3
-	VPSHUFB        upper_avx2<>+0(SB), Y3, Y3
-	VFMADD231PS    Y3, Y2, Y0
-	VBROADCASTI128 16(SI), Y4
-	VPSHUFB        upper_avx2<>+0(SB), Y4, Y4
-	VFMADD231PS    Y4, Y2, Y1
-	VBROADCASTSS   4(R12), Y2
-	VBROADCASTI128 (SI)(R9*1), Y3
-	VPSHUFB        upper_avx2<>+0(SB), Y3, Y3
-	VFMADD231PS    Y3, Y2, Y0
-	VBROADCASTI128 16(SI)(R9*1), Y4
-	VPSHUFB        upper_avx2<>+0(SB), Y4, Y4
-	VFMADD231PS    Y4, Y2, Y1
-	VBROADCASTSS   8(R12), Y2
-	VBROADCASTI128 (SI)(R9*2), Y3
-	VPSHUFB        upper_avx2<>+0(SB), Y3, Y3
-	VFMADD231PS    Y3, Y2, Y0
-	VBROADCASTI128 16(SI)(R9*2), Y4
-	VPSHUFB        upper_avx2<>+0(SB), Y4, Y4
-	VFMADD231PS    Y4, Y2, Y1
-	VBROADCASTSS   12(R12), Y2
-	VBROADCASTI128 (SI)(R15*1), Y3
-	VPSHUFB        upper_avx2<>+0(SB), Y3, Y3
-	VFMADD231PS    Y3, Y2, Y0
-	VBROADCASTI128 16(SI)(R15*1), Y4
-	VPSHUFB        upper_avx2<>+0(SB), Y4, Y4
-	VFMADD231PS    Y4, Y2, Y1
-	LEAQ           (SI)(R9*4), SI
-	ADDQ           $0x10, R12
-	SUBQ           $0x04, R13
-	JGE            positions496
+positions502:
+	VBROADCASTSS (R12), Y2
+	VMOVUPS      (SI), Y3
+	VPSLLD       $0x10, Y3, Y3
+	VFMADD231PS  Y3, Y2, Y0
+	VMOVUPS      32(SI), Y4
+	VPSLLD       $0x10, Y4, Y4
+	VFMADD231PS  Y4, Y2, Y1
+	VBROADCASTSS 4(R12), Y2
+	VANDPS       (SI), Y15, Y3
+	VFMADD231PS  Y3, Y2, Y0
+	VANDPS       32(SI), Y15, Y4
+	VFMADD231PS  Y4, Y2, Y1
+	VBROADCASTSS 8(R12), Y2
+	VMOVUPS      (SI)(R9*1), Y3
+	VPSLLD       $0x10, Y3, Y3
+	VFMADD231PS  Y3, Y2, Y0
+	VMOVUPS      32(SI)(R9*1), Y4
+	VPSLLD       $0x10, Y4, Y4
+	VFMADD231PS  Y4, Y2, Y1
+	VBROADCASTSS 12(R12), Y2
+	VANDPS       (SI)(R9*1), Y15, Y3
+	VFMADD231PS  Y3, Y2, Y0
+	VANDPS       32(SI)(R9*1), Y15, Y4
+	VFMADD231PS  Y4, Y2, Y1
+	LEAQ         (SI)(R9*2), SI
+	ADDQ         $0x10, R12
+	SUBQ         $0x04, R13
+	JGE          positions502
 
-few490:
-	ADDQ $0x04, R13
-	JZ   merge492
+few496:
+	ADDQ         $0x04, R13
+	JZ           merge497
+	CMPQ         R13, $0x02
+	JLT          some503
+	VBROADCASTSS (R12), Y2
+	VMOVUPS      (SI), Y3
+	VPSLLD       $0x10, Y3, Y3
+	VFMADD231PS  Y3, Y2, Y0
+	VMOVUPS      32(SI), Y4
+	VPSLLD       $0x10, Y4, Y4
+	VFMADD231PS  Y4, Y2, Y1
+	VBROADCASTSS 4(R12), Y2
+	VANDPS       (SI), Y15, Y3
+	VFMADD231PS  Y3, Y2, Y0
+	VANDPS       32(SI), Y15, Y4
+	VFMADD231PS  Y4, Y2, Y1
+	ADDQ         R9, SI
+	ADDQ         $0x08, R12
+	SUBQ         $0x02, R13
+	JZ           merge497
 
-some491:
-	VBROADCASTSS   (R12), Y2
-	VBROADCASTI128 (SI), Y3
-	VPSHUFB        upper_avx2<>+0(SB), Y3, Y3
-	VFMADD231PS    Y3, Y2, Y0
-	VBROADCASTI128 16(SI), Y4
-	VPSHUFB        upper_avx2<>+0(SB), Y4, Y4
-	VFMADD231PS    Y4, Y2, Y1
-	ADDQ           R9, SI
-	ADDQ           $0x04, R12
-	DECQ           R13
-	JNZ            some491
-	JMP            merge492
+some503:
+	VBROADCASTSS (R12), Y2
+	VMOVUPS      (SI), Y3
+	VPSLLD       $0x10, Y3, Y3
+	VFMADD231PS  Y3, Y2, Y0
+	VMOVUPS      32(SI), Y4
+	VPSLLD       $0x10, Y4, Y4
+	VFMADD231PS  Y4, Y2, Y1
+	ADDQ         R9, SI
+	ADDQ         $0x04, R12
+	JMP          merge497
 
-sparse489:
-	TZCNTQ         R13, AX
-	LEAQ           (BX)(AX*4), R12
-	MOVQ           AX, SI
-	IMULQ          R9, SI
-	ADDQ           DX, SI
-	VBROADCASTSS   (R12), Y2
-	VBROADCASTI128 (SI), Y3
-	VPSHUFB        upper_avx2<>+0(SB), Y3, Y3
-	VFMADD231PS    Y3, Y2, Y0
-	VBROADCASTI128 16(SI), Y4
-	VPSHUFB        upper_avx2<>+0(SB), Y4, Y4
-	VFMADD231PS    Y4, Y2, Y1
-	BLSRQ          R13, R13
-	JNZ            sparse489
+sparse495:
+	TZCNTQ       R13, AX
+	LEAQ         (BX)(AX*4), R12
+	MOVQ         AX, SI
+	MOVQ         SI, AX
+	SHRQ         $0x01, SI
+	IMULQ        R9, SI
+	ADDQ         DX, SI
+	TESTQ        $0x00000001, AX
+	JNZ          odd504
+	VBROADCASTSS (R12), Y2
+	VMOVUPS      (SI), Y3
+	VPSLLD       $0x10, Y3, Y3
+	VFMADD231PS  Y3, Y2, Y0
+	VMOVUPS      32(SI), Y4
+	VPSLLD       $0x10, Y4, Y4
+	VFMADD231PS  Y4, Y2, Y1
+	JMP          done505
 
-merge492:
+odd504:
+	VBROADCASTSS (R12), Y2
+	VANDPS       (SI), Y15, Y3
+	VFMADD231PS  Y3, Y2, Y0
+	VANDPS       32(SI), Y15, Y4
+	VFMADD231PS  Y4, Y2, Y1
+
+done505:
+	BLSRQ R13, R13
+	JNZ   sparse495
+
+merge497:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store497
+	JZ           store506
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -20580,19 +20755,19 @@ merge492:
 	VMULPS       Y3, Y1, Y1
 	VFMADD231PS  32(AX), Y2, Y1
 	VMOVUPS      Y1, 32(AX)
-	JMP          stored498
+	JMP          stored507
 
-store497:
+store506:
 	VMOVUPS Y0, (AX)
 	VMOVUPS Y1, 32(AX)
 
-stored498:
+stored507:
 	ADDQ $0x00000040, DI
-	ADDQ $0x00000020, DX
+	ADDQ $0x00000040, DX
 	SUBQ $0x02, (SP)
-	JMP  columns487
+	JMP  columns493
 
-less488:
+less494:
 	ADDQ  $0x00000100, BX
 	MOVQ  BX, R14
 	SUBQ  w+8(FP), R14
@@ -20610,530 +20785,574 @@ tile458:
 	ADDQ R14, R14
 	MOVQ R14, (SP)
 
-columns499:
-	CMPQ   (SP), $0x04
-	JLT    less500
-	VXORPS Y0, Y0, Y0
-	VXORPS Y1, Y1, Y1
-	VXORPS Y2, Y2, Y2
-	VXORPS Y3, Y3, Y3
-	VXORPS Y4, Y4, Y4
-	VXORPS Y5, Y5, Y5
-	VXORPS Y6, Y6, Y6
-	VXORPS Y7, Y7, Y7
-	MOVQ   mask+56(FP), R13
-	TZCNTQ R13, SI
-	MOVQ   SI, R12
-	BLSIQ  R13, AX
-	ADDQ   R13, AX
-	TESTQ  AX, R13
-	JNZ    sparse501
-	TZCNTQ AX, R13
-	SUBQ   R12, R13
-	LEAQ   (BX)(R12*4), R12
-	IMULQ  R9, SI
-	ADDQ   DX, SI
-	CMPQ   8(SP), $0x00
-	JEQ    plain507
-	SUBQ   $0x10, R13
-	JLT    short506
-	MOVQ   8(SP), R11
-	MOVQ   16(SP), AX
-	MOVQ   24(SP), R14
-	MOVQ   32(SP), R8
-	LEAQ   (SI)(R9*8), CX
+columns508:
+	CMPQ         (SP), $0x04
+	JLT          less509
+	VBROADCASTSS highHalf_avx2<>+0(SB), Y15
+	VXORPS       Y0, Y0, Y0
+	VXORPS       Y1, Y1, Y1
+	VXORPS       Y2, Y2, Y2
+	VXORPS       Y3, Y3, Y3
+	VXORPS       Y4, Y4, Y4
+	VXORPS       Y5, Y5, Y5
+	VXORPS       Y6, Y6, Y6
+	VXORPS       Y7, Y7, Y7
+	MOVQ         mask+56(FP), R13
+	TZCNTQ       R13, SI
+	MOVQ         SI, R12
+	BLSIQ        R13, AX
+	ADDQ         R13, AX
+	TESTQ        AX, R13
+	JNZ          sparse510
+	TZCNTQ       AX, R13
+	SUBQ         R12, R13
+	LEAQ         (BX)(R12*4), R12
+	MOVQ         SI, AX
+	SHRQ         $0x01, SI
+	IMULQ        R9, SI
+	ADDQ         DX, SI
+	TESTQ        $0x00000001, AX
+	JZ           even513
+	VBROADCASTSS (R12), Y8
+	VBROADCASTSS 256(R12), Y9
+	VANDPS       (SI), Y15, Y10
+	VFMADD231PS  Y10, Y8, Y0
+	VFMADD231PS  Y10, Y9, Y4
+	VANDPS       32(SI), Y15, Y11
+	VFMADD231PS  Y11, Y8, Y1
+	VFMADD231PS  Y11, Y9, Y5
+	VANDPS       64(SI), Y15, Y12
+	VFMADD231PS  Y12, Y8, Y2
+	VFMADD231PS  Y12, Y9, Y6
+	VANDPS       96(SI), Y15, Y13
+	VFMADD231PS  Y13, Y8, Y3
+	VFMADD231PS  Y13, Y9, Y7
+	ADDQ         R9, SI
+	ADDQ         $0x04, R12
+	DECQ         R13
+	JZ           merge512
 
-positions505:
-	VBROADCASTSS   (R12), Y8
-	VBROADCASTSS   256(R12), Y9
-	VBROADCASTI128 (SI), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VFMADD231PS    Y10, Y8, Y0
-	VFMADD231PS    Y10, Y9, Y4
-	VBROADCASTI128 16(SI), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VFMADD231PS    Y11, Y8, Y1
-	VFMADD231PS    Y11, Y9, Y5
-	VBROADCASTI128 32(SI), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VFMADD231PS    Y12, Y8, Y2
-	VFMADD231PS    Y12, Y9, Y6
-	VBROADCASTI128 48(SI), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VFMADD231PS    Y13, Y8, Y3
-	VFMADD231PS    Y13, Y9, Y7
-	PREFETCHT0     (R11)
-	PREFETCHT0     (CX)
-	VBROADCASTSS   4(R12), Y8
-	VBROADCASTSS   260(R12), Y9
-	VBROADCASTI128 (SI)(R9*1), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VFMADD231PS    Y10, Y8, Y0
-	VFMADD231PS    Y10, Y9, Y4
-	VBROADCASTI128 16(SI)(R9*1), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VFMADD231PS    Y11, Y8, Y1
-	VFMADD231PS    Y11, Y9, Y5
-	VBROADCASTI128 32(SI)(R9*1), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VFMADD231PS    Y12, Y8, Y2
-	VFMADD231PS    Y12, Y9, Y6
-	VBROADCASTI128 48(SI)(R9*1), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VFMADD231PS    Y13, Y8, Y3
-	VFMADD231PS    Y13, Y9, Y7
-	PREFETCHT0     (AX)
-	PREFETCHT0     (CX)(R9*1)
-	VBROADCASTSS   8(R12), Y8
-	VBROADCASTSS   264(R12), Y9
-	VBROADCASTI128 (SI)(R9*2), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VFMADD231PS    Y10, Y8, Y0
-	VFMADD231PS    Y10, Y9, Y4
-	VBROADCASTI128 16(SI)(R9*2), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VFMADD231PS    Y11, Y8, Y1
-	VFMADD231PS    Y11, Y9, Y5
-	VBROADCASTI128 32(SI)(R9*2), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VFMADD231PS    Y12, Y8, Y2
-	VFMADD231PS    Y12, Y9, Y6
-	VBROADCASTI128 48(SI)(R9*2), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VFMADD231PS    Y13, Y8, Y3
-	VFMADD231PS    Y13, Y9, Y7
-	PREFETCHT0     (R14)
-	PREFETCHT0     (CX)(R9*2)
-	VBROADCASTSS   12(R12), Y8
-	VBROADCASTSS   268(R12), Y9
-	VBROADCASTI128 (SI)(R15*1), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VFMADD231PS    Y10, Y8, Y0
-	VFMADD231PS    Y10, Y9, Y4
-	VBROADCASTI128 16(SI)(R15*1), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VFMADD231PS    Y11, Y8, Y1
-	VFMADD231PS    Y11, Y9, Y5
-	VBROADCASTI128 32(SI)(R15*1), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VFMADD231PS    Y12, Y8, Y2
-	VFMADD231PS    Y12, Y9, Y6
-	VBROADCASTI128 48(SI)(R15*1), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VFMADD231PS    Y13, Y8, Y3
-	VFMADD231PS    Y13, Y9, Y7
-	PREFETCHT0     (R8)
-	PREFETCHT0     (CX)(R15*1)
-	LEAQ           (SI)(R9*4), SI
-	ADDQ           $0x10, R12
-	LEAQ           (CX)(R9*4), CX
-	VBROADCASTSS   (R12), Y8
-	VBROADCASTSS   256(R12), Y9
-	VBROADCASTI128 (SI), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VFMADD231PS    Y10, Y8, Y0
-	VFMADD231PS    Y10, Y9, Y4
-	VBROADCASTI128 16(SI), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VFMADD231PS    Y11, Y8, Y1
-	VFMADD231PS    Y11, Y9, Y5
-	VBROADCASTI128 32(SI), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VFMADD231PS    Y12, Y8, Y2
-	VFMADD231PS    Y12, Y9, Y6
-	VBROADCASTI128 48(SI), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VFMADD231PS    Y13, Y8, Y3
-	VFMADD231PS    Y13, Y9, Y7
-	PREFETCHT0     64(R11)
-	PREFETCHT0     (CX)
-	VBROADCASTSS   4(R12), Y8
-	VBROADCASTSS   260(R12), Y9
-	VBROADCASTI128 (SI)(R9*1), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VFMADD231PS    Y10, Y8, Y0
-	VFMADD231PS    Y10, Y9, Y4
-	VBROADCASTI128 16(SI)(R9*1), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VFMADD231PS    Y11, Y8, Y1
-	VFMADD231PS    Y11, Y9, Y5
-	VBROADCASTI128 32(SI)(R9*1), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VFMADD231PS    Y12, Y8, Y2
-	VFMADD231PS    Y12, Y9, Y6
-	VBROADCASTI128 48(SI)(R9*1), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VFMADD231PS    Y13, Y8, Y3
-	VFMADD231PS    Y13, Y9, Y7
-	PREFETCHT0     64(AX)
-	PREFETCHT0     (CX)(R9*1)
-	VBROADCASTSS   8(R12), Y8
-	VBROADCASTSS   264(R12), Y9
-	VBROADCASTI128 (SI)(R9*2), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VFMADD231PS    Y10, Y8, Y0
-	VFMADD231PS    Y10, Y9, Y4
-	VBROADCASTI128 16(SI)(R9*2), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VFMADD231PS    Y11, Y8, Y1
-	VFMADD231PS    Y11, Y9, Y5
-	VBROADCASTI128 32(SI)(R9*2), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VFMADD231PS    Y12, Y8, Y2
-	VFMADD231PS    Y12, Y9, Y6
-	VBROADCASTI128 48(SI)(R9*2), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VFMADD231PS    Y13, Y8, Y3
-	VFMADD231PS    Y13, Y9, Y7
-	PREFETCHT0     64(R14)
-	PREFETCHT0     (CX)(R9*2)
-	VBROADCASTSS   12(R12), Y8
-	VBROADCASTSS   268(R12), Y9
-	VBROADCASTI128 (SI)(R15*1), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VFMADD231PS    Y10, Y8, Y0
-	VFMADD231PS    Y10, Y9, Y4
-	VBROADCASTI128 16(SI)(R15*1), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VFMADD231PS    Y11, Y8, Y1
-	VFMADD231PS    Y11, Y9, Y5
-	VBROADCASTI128 32(SI)(R15*1), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VFMADD231PS    Y12, Y8, Y2
-	VFMADD231PS    Y12, Y9, Y6
-	VBROADCASTI128 48(SI)(R15*1), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VFMADD231PS    Y13, Y8, Y3
-	VFMADD231PS    Y13, Y9, Y7
-	PREFETCHT0     64(R8)
-	PREFETCHT0     (CX)(R15*1)
-	LEAQ           (SI)(R9*4), SI
-	ADDQ           $0x10, R12
-	LEAQ           (CX)(R9*4), CX
-	VBROADCASTSS   (R12), Y8
-	VBROADCASTSS   256(R12), Y9
-	VBROADCASTI128 (SI), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VFMADD231PS    Y10, Y8, Y0
-	VFMADD231PS    Y10, Y9, Y4
-	VBROADCASTI128 16(SI), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VFMADD231PS    Y11, Y8, Y1
-	VFMADD231PS    Y11, Y9, Y5
-	VBROADCASTI128 32(SI), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VFMADD231PS    Y12, Y8, Y2
-	VFMADD231PS    Y12, Y9, Y6
-	VBROADCASTI128 48(SI), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VFMADD231PS    Y13, Y8, Y3
-	VFMADD231PS    Y13, Y9, Y7
-	PREFETCHT0     128(R11)
-	PREFETCHT0     (CX)
-	VBROADCASTSS   4(R12), Y8
-	VBROADCASTSS   260(R12), Y9
-	VBROADCASTI128 (SI)(R9*1), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VFMADD231PS    Y10, Y8, Y0
-	VFMADD231PS    Y10, Y9, Y4
-	VBROADCASTI128 16(SI)(R9*1), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VFMADD231PS    Y11, Y8, Y1
-	VFMADD231PS    Y11, Y9, Y5
-	VBROADCASTI128 32(SI)(R9*1), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VFMADD231PS    Y12, Y8, Y2
-	VFMADD231PS    Y12, Y9, Y6
-	VBROADCASTI128 48(SI)(R9*1), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VFMADD231PS    Y13, Y8, Y3
-	VFMADD231PS    Y13, Y9, Y7
-	PREFETCHT0     128(AX)
-	PREFETCHT0     (CX)(R9*1)
-	VBROADCASTSS   8(R12), Y8
-	VBROADCASTSS   264(R12), Y9
-	VBROADCASTI128 (SI)(R9*2), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VFMADD231PS    Y10, Y8, Y0
-	VFMADD231PS    Y10, Y9, Y4
-	VBROADCASTI128 16(SI)(R9*2), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VFMADD231PS    Y11, Y8, Y1
-	VFMADD231PS    Y11, Y9, Y5
-	VBROADCASTI128 32(SI)(R9*2), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VFMADD231PS    Y12, Y8, Y2
-	VFMADD231PS    Y12, Y9, Y6
-	VBROADCASTI128 48(SI)(R9*2), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VFMADD231PS    Y13, Y8, Y3
-	VFMADD231PS    Y13, Y9, Y7
-	PREFETCHT0     128(R14)
-	PREFETCHT0     (CX)(R9*2)
-	VBROADCASTSS   12(R12), Y8
-	VBROADCASTSS   268(R12), Y9
-	VBROADCASTI128 (SI)(R15*1), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VFMADD231PS    Y10, Y8, Y0
-	VFMADD231PS    Y10, Y9, Y4
-	VBROADCASTI128 16(SI)(R15*1), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VFMADD231PS    Y11, Y8, Y1
-	VFMADD231PS    Y11, Y9, Y5
-	VBROADCASTI128 32(SI)(R15*1), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VFMADD231PS    Y12, Y8, Y2
-	VFMADD231PS    Y12, Y9, Y6
-	VBROADCASTI128 48(SI)(R15*1), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VFMADD231PS    Y13, Y8, Y3
-	VFMADD231PS    Y13, Y9, Y7
-	PREFETCHT0     128(R8)
-	PREFETCHT0     (CX)(R15*1)
-	LEAQ           (SI)(R9*4), SI
-	ADDQ           $0x10, R12
-	LEAQ           (CX)(R9*4), CX
-	VBROADCASTSS   (R12), Y8
-	VBROADCASTSS   256(R12), Y9
-	VBROADCASTI128 (SI), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VFMADD231PS    Y10, Y8, Y0
-	VFMADD231PS    Y10, Y9, Y4
-	VBROADCASTI128 16(SI), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VFMADD231PS    Y11, Y8, Y1
-	VFMADD231PS    Y11, Y9, Y5
-	VBROADCASTI128 32(SI), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VFMADD231PS    Y12, Y8, Y2
-	VFMADD231PS    Y12, Y9, Y6
-	VBROADCASTI128 48(SI), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VFMADD231PS    Y13, Y8, Y3
-	VFMADD231PS    Y13, Y9, Y7
-	PREFETCHT0     192(R11)
-	PREFETCHT0     (CX)
-	VBROADCASTSS   4(R12), Y8
-	VBROADCASTSS   260(R12), Y9
-	VBROADCASTI128 (SI)(R9*1), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VFMADD231PS    Y10, Y8, Y0
-	VFMADD231PS    Y10, Y9, Y4
-	VBROADCASTI128 16(SI)(R9*1), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VFMADD231PS    Y11, Y8, Y1
-	VFMADD231PS    Y11, Y9, Y5
-	VBROADCASTI128 32(SI)(R9*1), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VFMADD231PS    Y12, Y8, Y2
-	VFMADD231PS    Y12, Y9, Y6
-	VBROADCASTI128 48(SI)(R9*1), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VFMADD231PS    Y13, Y8, Y3
-	VFMADD231PS    Y13, Y9, Y7
-	PREFETCHT0     192(AX)
-	PREFETCHT0     (CX)(R9*1)
-	VBROADCASTSS   8(R12), Y8
-	VBROADCASTSS   264(R12), Y9
-	VBROADCASTI128 (SI)(R9*2), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VFMADD231PS    Y10, Y8, Y0
-	VFMADD231PS    Y10, Y9, Y4
-	VBROADCASTI128 16(SI)(R9*2), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VFMADD231PS    Y11, Y8, Y1
-	VFMADD231PS    Y11, Y9, Y5
-	VBROADCASTI128 32(SI)(R9*2), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VFMADD231PS    Y12, Y8, Y2
-	VFMADD231PS    Y12, Y9, Y6
-	VBROADCASTI128 48(SI)(R9*2), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VFMADD231PS    Y13, Y8, Y3
-	VFMADD231PS    Y13, Y9, Y7
-	PREFETCHT0     192(R14)
-	PREFETCHT0     (CX)(R9*2)
-	VBROADCASTSS   12(R12), Y8
-	VBROADCASTSS   268(R12), Y9
-	VBROADCASTI128 (SI)(R15*1), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VFMADD231PS    Y10, Y8, Y0
-	VFMADD231PS    Y10, Y9, Y4
-	VBROADCASTI128 16(SI)(R15*1), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VFMADD231PS    Y11, Y8, Y1
-	VFMADD231PS    Y11, Y9, Y5
-	VBROADCASTI128 32(SI)(R15*1), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VFMADD231PS    Y12, Y8, Y2
-	VFMADD231PS    Y12, Y9, Y6
-	VBROADCASTI128 48(SI)(R15*1), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VFMADD231PS    Y13, Y8, Y3
-	VFMADD231PS    Y13, Y9, Y7
-	PREFETCHT0     192(R8)
-	PREFETCHT0     (CX)(R15*1)
-	LEAQ           (SI)(R9*4), SI
-	ADDQ           $0x10, R12
-	LEAQ           (CX)(R9*4), CX
-	ADDQ           $0x00000100, R11
-	ADDQ           $0x00000100, AX
-	ADDQ           $0x00000100, R14
-	ADDQ           $0x00000100, R8
-	SUBQ           $0x10, R13
-	JGE            positions505
-	MOVQ           R11, 8(SP)
-	MOVQ           AX, 16(SP)
-	MOVQ           R14, 24(SP)
-	MOVQ           R8, 32(SP)
-	MOVQ           oStride+24(FP), R8
+even513:
+	CMPQ 8(SP), $0x00
+	JEQ  plain516
+	SUBQ $0x10, R13
+	JLT  short515
+	MOVQ 8(SP), R11
+	MOVQ 16(SP), AX
+	MOVQ 24(SP), R14
+	MOVQ 32(SP), R8
+	LEAQ (SI)(R9*8), CX
 
-short506:
+positions514:
+	VBROADCASTSS (R12), Y8
+	VBROADCASTSS 256(R12), Y9
+	VMOVUPS      (SI), Y10
+	VPSLLD       $0x10, Y10, Y10
+	VFMADD231PS  Y10, Y8, Y0
+	VFMADD231PS  Y10, Y9, Y4
+	VMOVUPS      32(SI), Y11
+	VPSLLD       $0x10, Y11, Y11
+	VFMADD231PS  Y11, Y8, Y1
+	VFMADD231PS  Y11, Y9, Y5
+	VMOVUPS      64(SI), Y12
+	VPSLLD       $0x10, Y12, Y12
+	VFMADD231PS  Y12, Y8, Y2
+	VFMADD231PS  Y12, Y9, Y6
+	VMOVUPS      96(SI), Y13
+	VPSLLD       $0x10, Y13, Y13
+	VFMADD231PS  Y13, Y8, Y3
+	VFMADD231PS  Y13, Y9, Y7
+	PREFETCHT0   (R11)
+	PREFETCHT0   (CX)
+	VBROADCASTSS 4(R12), Y8
+	VBROADCASTSS 260(R12), Y9
+	VANDPS       (SI), Y15, Y10
+	VFMADD231PS  Y10, Y8, Y0
+	VFMADD231PS  Y10, Y9, Y4
+	VANDPS       32(SI), Y15, Y11
+	VFMADD231PS  Y11, Y8, Y1
+	VFMADD231PS  Y11, Y9, Y5
+	VANDPS       64(SI), Y15, Y12
+	VFMADD231PS  Y12, Y8, Y2
+	VFMADD231PS  Y12, Y9, Y6
+	VANDPS       96(SI), Y15, Y13
+	VFMADD231PS  Y13, Y8, Y3
+	VFMADD231PS  Y13, Y9, Y7
+	PREFETCHT0   (AX)
+	PREFETCHT0   64(CX)
+	VBROADCASTSS 8(R12), Y8
+	VBROADCASTSS 264(R12), Y9
+	VMOVUPS      (SI)(R9*1), Y10
+	VPSLLD       $0x10, Y10, Y10
+	VFMADD231PS  Y10, Y8, Y0
+	VFMADD231PS  Y10, Y9, Y4
+	VMOVUPS      32(SI)(R9*1), Y11
+	VPSLLD       $0x10, Y11, Y11
+	VFMADD231PS  Y11, Y8, Y1
+	VFMADD231PS  Y11, Y9, Y5
+	VMOVUPS      64(SI)(R9*1), Y12
+	VPSLLD       $0x10, Y12, Y12
+	VFMADD231PS  Y12, Y8, Y2
+	VFMADD231PS  Y12, Y9, Y6
+	VMOVUPS      96(SI)(R9*1), Y13
+	VPSLLD       $0x10, Y13, Y13
+	VFMADD231PS  Y13, Y8, Y3
+	VFMADD231PS  Y13, Y9, Y7
+	PREFETCHT0   (R14)
+	PREFETCHT0   (CX)(R9*1)
+	VBROADCASTSS 12(R12), Y8
+	VBROADCASTSS 268(R12), Y9
+	VANDPS       (SI)(R9*1), Y15, Y10
+	VFMADD231PS  Y10, Y8, Y0
+	VFMADD231PS  Y10, Y9, Y4
+	VANDPS       32(SI)(R9*1), Y15, Y11
+	VFMADD231PS  Y11, Y8, Y1
+	VFMADD231PS  Y11, Y9, Y5
+	VANDPS       64(SI)(R9*1), Y15, Y12
+	VFMADD231PS  Y12, Y8, Y2
+	VFMADD231PS  Y12, Y9, Y6
+	VANDPS       96(SI)(R9*1), Y15, Y13
+	VFMADD231PS  Y13, Y8, Y3
+	VFMADD231PS  Y13, Y9, Y7
+	PREFETCHT0   (R8)
+	PREFETCHT0   64(CX)(R9*1)
+	LEAQ         (SI)(R9*2), SI
+	ADDQ         $0x10, R12
+	LEAQ         (CX)(R9*2), CX
+	VBROADCASTSS (R12), Y8
+	VBROADCASTSS 256(R12), Y9
+	VMOVUPS      (SI), Y10
+	VPSLLD       $0x10, Y10, Y10
+	VFMADD231PS  Y10, Y8, Y0
+	VFMADD231PS  Y10, Y9, Y4
+	VMOVUPS      32(SI), Y11
+	VPSLLD       $0x10, Y11, Y11
+	VFMADD231PS  Y11, Y8, Y1
+	VFMADD231PS  Y11, Y9, Y5
+	VMOVUPS      64(SI), Y12
+	VPSLLD       $0x10, Y12, Y12
+	VFMADD231PS  Y12, Y8, Y2
+	VFMADD231PS  Y12, Y9, Y6
+	VMOVUPS      96(SI), Y13
+	VPSLLD       $0x10, Y13, Y13
+	VFMADD231PS  Y13, Y8, Y3
+	VFMADD231PS  Y13, Y9, Y7
+	PREFETCHT0   64(R11)
+	PREFETCHT0   (CX)
+	VBROADCASTSS 4(R12), Y8
+	VBROADCASTSS 260(R12), Y9
+	VANDPS       (SI), Y15, Y10
+	VFMADD231PS  Y10, Y8, Y0
+	VFMADD231PS  Y10, Y9, Y4
+	VANDPS       32(SI), Y15, Y11
+	VFMADD231PS  Y11, Y8, Y1
+	VFMADD231PS  Y11, Y9, Y5
+	VANDPS       64(SI), Y15, Y12
+	VFMADD231PS  Y12, Y8, Y2
+	VFMADD231PS  Y12, Y9, Y6
+	VANDPS       96(SI), Y15, Y13
+	VFMADD231PS  Y13, Y8, Y3
+	VFMADD231PS  Y13, Y9, Y7
+	PREFETCHT0   64(AX)
+	PREFETCHT0   64(CX)
+	VBROADCASTSS 8(R12), Y8
+	VBROADCASTSS 264(R12), Y9
+	VMOVUPS      (SI)(R9*1), Y10
+	VPSLLD       $0x10, Y10, Y10
+	VFMADD231PS  Y10, Y8, Y0
+	VFMADD231PS  Y10, Y9, Y4
+	VMOVUPS      32(SI)(R9*1), Y11
+	VPSLLD       $0x10, Y11, Y11
+	VFMADD231PS  Y11, Y8, Y1
+	VFMADD231PS  Y11, Y9, Y5
+	VMOVUPS      64(SI)(R9*1), Y12
+	VPSLLD       $0x10, Y12, Y12
+	VFMADD231PS  Y12, Y8, Y2
+	VFMADD231PS  Y12, Y9, Y6
+	VMOVUPS      96(SI)(R9*1), Y13
+	VPSLLD       $0x10, Y13, Y13
+	VFMADD231PS  Y13, Y8, Y3
+	VFMADD231PS  Y13, Y9, Y7
+	PREFETCHT0   64(R14)
+	PREFETCHT0   (CX)(R9*1)
+	VBROADCASTSS 12(R12), Y8
+	VBROADCASTSS 268(R12), Y9
+	VANDPS       (SI)(R9*1), Y15, Y10
+	VFMADD231PS  Y10, Y8, Y0
+	VFMADD231PS  Y10, Y9, Y4
+	VANDPS       32(SI)(R9*1), Y15, Y11
+	VFMADD231PS  Y11, Y8, Y1
+	VFMADD231PS  Y11, Y9, Y5
+	VANDPS       64(SI)(R9*1), Y15, Y12
+	VFMADD231PS  Y12, Y8, Y2
+	VFMADD231PS  Y12, Y9, Y6
+	VANDPS       96(SI)(R9*1), Y15, Y13
+	VFMADD231PS  Y13, Y8, Y3
+	VFMADD231PS  Y13, Y9, Y7
+	PREFETCHT0   64(R8)
+	PREFETCHT0   64(CX)(R9*1)
+	LEAQ         (SI)(R9*2), SI
+	ADDQ         $0x10, R12
+	LEAQ         (CX)(R9*2), CX
+	VBROADCASTSS (R12), Y8
+	VBROADCASTSS 256(R12), Y9
+	VMOVUPS      (SI), Y10
+	VPSLLD       $0x10, Y10, Y10
+	VFMADD231PS  Y10, Y8, Y0
+	VFMADD231PS  Y10, Y9, Y4
+	VMOVUPS      32(SI), Y11
+	VPSLLD       $0x10, Y11, Y11
+	VFMADD231PS  Y11, Y8, Y1
+	VFMADD231PS  Y11, Y9, Y5
+	VMOVUPS      64(SI), Y12
+	VPSLLD       $0x10, Y12, Y12
+	VFMADD231PS  Y12, Y8, Y2
+	VFMADD231PS  Y12, Y9, Y6
+	VMOVUPS      96(SI), Y13
+	VPSLLD       $0x10, Y13, Y13
+	VFMADD231PS  Y13, Y8, Y3
+	VFMADD231PS  Y13, Y9, Y7
+	PREFETCHT0   128(R11)
+	PREFETCHT0   (CX)
+	VBROADCASTSS 4(R12), Y8
+	VBROADCASTSS 260(R12), Y9
+	VANDPS       (SI), Y15, Y10
+	VFMADD231PS  Y10, Y8, Y0
+	VFMADD231PS  Y10, Y9, Y4
+	VANDPS       32(SI), Y15, Y11
+	VFMADD231PS  Y11, Y8, Y1
+	VFMADD231PS  Y11, Y9, Y5
+	VANDPS       64(SI), Y15, Y12
+	VFMADD231PS  Y12, Y8, Y2
+	VFMADD231PS  Y12, Y9, Y6
+	VANDPS       96(SI), Y15, Y13
+	VFMADD231PS  Y13, Y8, Y3
+	VFMADD231PS  Y13, Y9, Y7
+	PREFETCHT0   128(AX)
+	PREFETCHT0   64(CX)
+	VBROADCASTSS 8(R12), Y8
+	VBROADCASTSS 264(R12), Y9
+	VMOVUPS      (SI)(R9*1), Y10
+	VPSLLD       $0x10, Y10, Y10
+	VFMADD231PS  Y10, Y8, Y0
+	VFMADD231PS  Y10, Y9, Y4
+	VMOVUPS      32(SI)(R9*1), Y11
+	VPSLLD       $0x10, Y11, Y11
+	VFMADD231PS  Y11, Y8, Y1
+	VFMADD231PS  Y11, Y9, Y5
+	VMOVUPS      64(SI)(R9*1), Y12
+	VPSLLD       $0x10, Y12, Y12
+	VFMADD231PS  Y12, Y8, Y2
+	VFMADD231PS  Y12, Y9, Y6
+	VMOVUPS      96(SI)(R9*1), Y13
+	VPSLLD       $0x10, Y13, Y13
+	VFMADD231PS  Y13, Y8, Y3
+	VFMADD231PS  Y13, Y9, Y7
+	PREFETCHT0   128(R14)
+	PREFETCHT0   (CX)(R9*1)
+	VBROADCASTSS 12(R12), Y8
+	VBROADCASTSS 268(R12), Y9
+	VANDPS       (SI)(R9*1), Y15, Y10
+	VFMADD231PS  Y10, Y8, Y0
+	VFMADD231PS  Y10, Y9, Y4
+	VANDPS       32(SI)(R9*1), Y15, Y11
+	VFMADD231PS  Y11, Y8, Y1
+	VFMADD231PS  Y11, Y9, Y5
+	VANDPS       64(SI)(R9*1), Y15, Y12
+	VFMADD231PS  Y12, Y8, Y2
+	VFMADD231PS  Y12, Y9, Y6
+	VANDPS       96(SI)(R9*1), Y15, Y13
+	VFMADD231PS  Y13, Y8, Y3
+	VFMADD231PS  Y13, Y9, Y7
+	PREFETCHT0   128(R8)
+	PREFETCHT0   64(CX)(R9*1)
+	LEAQ         (SI)(R9*2), SI
+	ADDQ         $0x10, R12
+	LEAQ         (CX)(R9*2), CX
+	VBROADCASTSS (R12), Y8
+	VBROADCASTSS 256(R12), Y9
+	VMOVUPS      (SI), Y10
+	VPSLLD       $0x10, Y10, Y10
+	VFMADD231PS  Y10, Y8, Y0
+	VFMADD231PS  Y10, Y9, Y4
+	VMOVUPS      32(SI), Y11
+	VPSLLD       $0x10, Y11, Y11
+	VFMADD231PS  Y11, Y8, Y1
+	VFMADD231PS  Y11, Y9, Y5
+	VMOVUPS      64(SI), Y12
+	VPSLLD       $0x10, Y12, Y12
+	VFMADD231PS  Y12, Y8, Y2
+	VFMADD231PS  Y12, Y9, Y6
+	VMOVUPS      96(SI), Y13
+	VPSLLD       $0x10, Y13, Y13
+	VFMADD231PS  Y13, Y8, Y3
+	VFMADD231PS  Y13, Y9, Y7
+	PREFETCHT0   192(R11)
+	PREFETCHT0   (CX)
+	VBROADCASTSS 4(R12), Y8
+	VBROADCASTSS 260(R12), Y9
+	VANDPS       (SI), Y15, Y10
+	VFMADD231PS  Y10, Y8, Y0
+	VFMADD231PS  Y10, Y9, Y4
+	VANDPS       32(SI), Y15, Y11
+	VFMADD231PS  Y11, Y8, Y1
+	VFMADD231PS  Y11, Y9, Y5
+	VANDPS       64(SI), Y15, Y12
+	VFMADD231PS  Y12, Y8, Y2
+	VFMADD231PS  Y12, Y9, Y6
+	VANDPS       96(SI), Y15, Y13
+	VFMADD231PS  Y13, Y8, Y3
+	VFMADD231PS  Y13, Y9, Y7
+	PREFETCHT0   192(AX)
+	PREFETCHT0   64(CX)
+	VBROADCASTSS 8(R12), Y8
+	VBROADCASTSS 264(R12), Y9
+	VMOVUPS      (SI)(R9*1), Y10
+	VPSLLD       $0x10, Y10, Y10
+	VFMADD231PS  Y10, Y8, Y0
+	VFMADD231PS  Y10, Y9, Y4
+	VMOVUPS      32(SI)(R9*1), Y11
+	VPSLLD       $0x10, Y11, Y11
+	VFMADD231PS  Y11, Y8, Y1
+	VFMADD231PS  Y11, Y9, Y5
+	VMOVUPS      64(SI)(R9*1), Y12
+	VPSLLD       $0x10, Y12, Y12
+	VFMADD231PS  Y12, Y8, Y2
+	VFMADD231PS  Y12, Y9, Y6
+	VMOVUPS      96(SI)(R9*1), Y13
+	VPSLLD       $0x10, Y13, Y13
+	VFMADD231PS  Y13, Y8, Y3
+	VFMADD231PS  Y13, Y9, Y7
+	PREFETCHT0   192(R14)
+	PREFETCHT0   (CX)(R9*1)
+	VBROADCASTSS 12(R12), Y8
+	VBROADCASTSS 268(R12), Y9
+	VANDPS       (SI)(R9*1), Y15, Y10
+	VFMADD231PS  Y10, Y8, Y0
+	VFMADD231PS  Y10, Y9, Y4
+	VANDPS       32(SI)(R9*1), Y15, Y11
+	VFMADD231PS  Y11, Y8, Y1
+	VFMADD231PS  Y11, Y9, Y5
+	VANDPS       64(SI)(R9*1), Y15, Y12
+	VFMADD231PS  Y12, Y8, Y2
+	VFMADD231PS  Y12, Y9, Y6
+	VANDPS       96(SI)(R9*1), Y15, Y13
+	VFMADD231PS  Y13, Y8, Y3
+	VFMADD231PS  Y13, Y9, Y7
+	PREFETCHT0   192(R8)
+	PREFETCHT0   64(CX)(R9*1)
+	LEAQ         (SI)(R9*2), SI
+	ADDQ         $0x10, R12
+	LEAQ         (CX)(R9*2), CX
+	ADDQ         $0x00000100, R11
+	ADDQ         $0x00000100, AX
+	ADDQ         $0x00000100, R14
+	ADDQ         $0x00000100, R8
+	SUBQ         $0x10, R13
+	JGE          positions514
+	MOVQ         R11, 8(SP)
+	MOVQ         AX, 16(SP)
+	MOVQ         R14, 24(SP)
+	MOVQ         R8, 32(SP)
+	MOVQ         oStride+24(FP), R8
+
+short515:
 	ADDQ $0x10, R13
 
-plain507:
+plain516:
 	SUBQ $0x04, R13
-	JLT  few502
+	JLT  few511
 
-positions508:
-	VBROADCASTSS   (R12), Y8
-	VBROADCASTSS   256(R12), Y9
-	VBROADCASTI128 (SI), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VFMADD231PS    Y10, Y8, Y0
-	VFMADD231PS    Y10, Y9, Y4
-	VBROADCASTI128 16(SI), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VFMADD231PS    Y11, Y8, Y1
-	VFMADD231PS    Y11, Y9, Y5
-	VBROADCASTI128 32(SI), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VFMADD231PS    Y12, Y8, Y2
-	VFMADD231PS    Y12, Y9, Y6
-	VBROADCASTI128 48(SI), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VFMADD231PS    Y13, Y8, Y3
-	VFMADD231PS    Y13, Y9, Y7
-	VBROADCASTSS   4(R12), Y8
-	VBROADCASTSS   260(R12), Y9
-	VBROADCASTI128 (SI)(R9*1), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VFMADD231PS    Y10, Y8, Y0
-	VFMADD231PS    Y10, Y9, Y4
-	VBROADCASTI128 16(SI)(R9*1), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VFMADD231PS    Y11, Y8, Y1
-	VFMADD231PS    Y11, Y9, Y5
-	VBROADCASTI128 32(SI)(R9*1), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VFMADD231PS    Y12, Y8, Y2
-	VFMADD231PS    Y12, Y9, Y6
-	VBROADCASTI128 48(SI)(R9*1), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VFMADD231PS    Y13, Y8, Y3
-	VFMADD231PS    Y13, Y9, Y7
-	VBROADCASTSS   8(R12), Y8
-	VBROADCASTSS   264(R12), Y9
-	VBROADCASTI128 (SI)(R9*2), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VFMADD231PS    Y10, Y8, Y0
-	VFMADD231PS    Y10, Y9, Y4
-	VBROADCASTI128 16(SI)(R9*2), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VFMADD231PS    Y11, Y8, Y1
-	VFMADD231PS    Y11, Y9, Y5
-	VBROADCASTI128 32(SI)(R9*2), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VFMADD231PS    Y12, Y8, Y2
-	VFMADD231PS    Y12, Y9, Y6
-	VBROADCASTI128 48(SI)(R9*2), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VFMADD231PS    Y13, Y8, Y3
-	VFMADD231PS    Y13, Y9, Y7
-	VBROADCASTSS   12(R12), Y8
-	VBROADCASTSS   268(R12), Y9
-	VBROADCASTI128 (SI)(R15*1), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VFMADD231PS    Y10, Y8, Y0
-	VFMADD231PS    Y10, Y9, Y4
-	VBROADCASTI128 16(SI)(R15*1), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VFMADD231PS    Y11, Y8, Y1
-	VFMADD231PS    Y11, Y9, Y5
-	VBROADCASTI128 32(SI)(R15*1), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VFMADD231PS    Y12, Y8, Y2
-	VFMADD231PS    Y12, Y9, Y6
-	VBROADCASTI128 48(SI)(R15*1), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VFMADD231PS    Y13, Y8, Y3
-	VFMADD231PS    Y13, Y9, Y7
-	LEAQ           (SI)(R9*4), SI
-	ADDQ           $0x10, R12
-	SUBQ           $0x04, R13
-	JGE            positions508
+positions517:
+	VBROADCASTSS (R12), Y8
+	VBROADCASTSS 256(R12), Y9
+	VMOVUPS      (SI), Y10
+	VPSLLD       $0x10, Y10, Y10
+	VFMADD231PS  Y10, Y8, Y0
+	VFMADD231PS  Y10, Y9, Y4
+	VMOVUPS      32(SI), Y11
+	VPSLLD       $0x10, Y11, Y11
+	VFMADD231PS  Y11, Y8, Y1
+	VFMADD231PS  Y11, Y9, Y5
+	VMOVUPS      64(SI), Y12
+	VPSLLD       $0x10, Y12, Y12
+	VFMADD231PS  Y12, Y8, Y2
+	VFMADD231PS  Y12, Y9, Y6
+	VMOVUPS      96(SI), Y13
+	VPSLLD       $0x10, Y13, Y13
+	VFMADD231PS  Y13, Y8, Y3
+	VFMADD231PS  Y13, Y9, Y7
+	VBROADCASTSS 4(R12), Y8
+	VBROADCASTSS 260(R12), Y9
+	VANDPS       (SI), Y15, Y10
+	VFMADD231PS  Y10, Y8, Y0
+	VFMADD231PS  Y10, Y9, Y4
+	VANDPS       32(SI), Y15, Y11
+	VFMADD231PS  Y11, Y8, Y1
+	VFMADD231PS  Y11, Y9, Y5
+	VANDPS       64(SI), Y15, Y12
+	VFMADD231PS  Y12, Y8, Y2
+	VFMADD231PS  Y12, Y9, Y6
+	VANDPS       96(SI), Y15, Y13
+	VFMADD231PS  Y13, Y8, Y3
+	VFMADD231PS  Y13, Y9, Y7
+	VBROADCASTSS 8(R12), Y8
+	VBROADCASTSS 264(R12), Y9
+	VMOVUPS      (SI)(R9*1), Y10
+	VPSLLD       $0x10, Y10, Y10
+	VFMADD231PS  Y10, Y8, Y0
+	VFMADD231PS  Y10, Y9, Y4
+	VMOVUPS      32(SI)(R9*1), Y11
+	VPSLLD       $0x10, Y11, Y11
+	VFMADD231PS  Y11, Y8, Y1
+	VFMADD231PS  Y11, Y9, Y5
+	VMOVUPS      64(SI)(R9*1), Y12
+	VPSLLD       $0x10, Y12, Y12
+	VFMADD231PS  Y12, Y8, Y2
+	VFMADD231PS  Y12, Y9, Y6
+	VMOVUPS      96(SI)(R9*1), Y13
+	VPSLLD       $0x10, Y13, Y13
+	VFMADD231PS  Y13, Y8, Y3
+	VFMADD231PS  Y13, Y9, Y7
+	VBROADCASTSS 12(R12), Y8
+	VBROADCASTSS 268(R12), Y9
+	VANDPS       (SI)(R9*1), Y15, Y10
+	VFMADD231PS  Y10, Y8, Y0
+	VFMADD231PS  Y10, Y9, Y4
+	VANDPS       32(SI)(R9*1), Y15, Y11
+	VFMADD231PS  Y11, Y8, Y1
+	VFMADD231PS  Y11, Y9, Y5
+	VANDPS       64(SI)(R9*1), Y15, Y12
+	VFMADD231PS  Y12, Y8, Y2
+	VFMADD231PS  Y12, Y9, Y6
+	VANDPS       96(SI)(R9*1), Y15, Y13
+	VFMADD231PS  Y13, Y8, Y3
+	VFMADD231PS  Y13, Y9, Y7
+	LEAQ         (SI)(R9*2), SI
+	ADDQ         $0x10, R12
+	SUBQ         $0x04, R13
+	JGE          positions517
 
-few502:
-	ADDQ $0x04, R13
-	JZ   merge504
+few511:
+	ADDQ         $0x04, R13
+	JZ           merge512
+	CMPQ         R13, $0x02
+	JLT          some518
+	VBROADCASTSS (R12), Y8
+	VBROADCASTSS 256(R12), Y9
+	VMOVUPS      (SI), Y10
+	VPSLLD       $0x10, Y10, Y10
+	VFMADD231PS  Y10, Y8, Y0
+	VFMADD231PS  Y10, Y9, Y4
+	VMOVUPS      32(SI), Y11
+	VPSLLD       $0x10, Y11, Y11
+	VFMADD231PS  Y11, Y8, Y1
+	VFMADD231PS  Y11, Y9, Y5
+	VMOVUPS      64(SI), Y12
+	VPSLLD       $0x10, Y12, Y12
+	VFMADD231PS  Y12, Y8, Y2
+	VFMADD231PS  Y12, Y9, Y6
+	VMOVUPS      96(SI), Y13
+	VPSLLD       $0x10, Y13, Y13
+	VFMADD231PS  Y13, Y8, Y3
+	VFMADD231PS  Y13, Y9, Y7
+	VBROADCASTSS 4(R12), Y8
+	VBROADCASTSS 260(R12), Y9
+	VANDPS       (SI), Y15, Y10
+	VFMADD231PS  Y10, Y8, Y0
+	VFMADD231PS  Y10, Y9, Y4
+	VANDPS       32(SI), Y15, Y11
+	VFMADD231PS  Y11, Y8, Y1
+	VFMADD231PS  Y11, Y9, Y5
+	VANDPS       64(SI), Y15, Y12
+	VFMADD231PS  Y12, Y8, Y2
+	VFMADD231PS  Y12, Y9, Y6
+	VANDPS       96(SI), Y15, Y13
+	VFMADD231PS  Y13, Y8, Y3
+	VFMADD231PS  Y13, Y9, Y7
+	ADDQ         R9, SI
+	ADDQ         $0x08, R12
+	SUBQ         $0x02, R13
+	JZ           merge512
 
-some503:
-	VBROADCASTSS   (R12), Y8
-	VBROADCASTSS   256(R12), Y9
-	VBROADCASTI128 (SI), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VFMADD231PS    Y10, Y8, Y0
-	VFMADD231PS    Y10, Y9, Y4
-	VBROADCASTI128 16(SI), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VFMADD231PS    Y11, Y8, Y1
-	VFMADD231PS    Y11, Y9, Y5
-	VBROADCASTI128 32(SI), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VFMADD231PS    Y12, Y8, Y2
-	VFMADD231PS    Y12, Y9, Y6
-	VBROADCASTI128 48(SI), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VFMADD231PS    Y13, Y8, Y3
-	VFMADD231PS    Y13, Y9, Y7
-	ADDQ           R9, SI
-	ADDQ           $0x04, R12
-	DECQ           R13
-	JNZ            some503
-	JMP            merge504
+some518:
+	VBROADCASTSS (R12), Y8
+	VBROADCASTSS 256(R12), Y9
+	VMOVUPS      (SI), Y10
+	VPSLLD       $0x10, Y10, Y10
+	VFMADD231PS  Y10, Y8, Y0
+	VFMADD231PS  Y10, Y9, Y4
+	VMOVUPS      32(SI), Y11
+	VPSLLD       $0x10, Y11, Y11
+	VFMADD231PS  Y11, Y8, Y1
+	VFMADD231PS  Y11, Y9, Y5
+	VMOVUPS      64(SI), Y12
+	VPSLLD       $0x10, Y12, Y12
+	VFMADD231PS  Y12, Y8, Y2
+	VFMADD231PS  Y12, Y9, Y6
+	VMOVUPS      96(SI), Y13
+	VPSLLD       $0x10, Y13, Y13
+	VFMADD231PS  Y13, Y8, Y3
+	VFMADD231PS  Y13, Y9, Y7
+	ADDQ         R9, SI
+	ADDQ         $0x04, R12
+	JMP          merge512
 
-sparse501:
-	TZCNTQ         R13, AX
-	LEAQ           (BX)(AX*4), R12
-	MOVQ           AX, SI
-	IMULQ          R9, SI
-	ADDQ           DX, SI
-	VBROADCASTSS   (R12), Y8
-	VBROADCASTSS   256(R12), Y9
-	VBROADCASTI128 (SI), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VFMADD231PS    Y10, Y8, Y0
-	VFMADD231PS    Y10, Y9, Y4
-	VBROADCASTI128 16(SI), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VFMADD231PS    Y11, Y8, Y1
-	VFMADD231PS    Y11, Y9, Y5
-	VBROADCASTI128 32(SI), Y12
-	VPSHUFB        upper_avx2<>+0(SB), Y12, Y12
-	VFMADD231PS    Y12, Y8, Y2
-	VFMADD231PS    Y12, Y9, Y6
-	VBROADCASTI128 48(SI), Y13
-	VPSHUFB        upper_avx2<>+0(SB), Y13, Y13
-	VFMADD231PS    Y13, Y8, Y3
-	VFMADD231PS    Y13, Y9, Y7
-	BLSRQ          R13, R13
-	JNZ            sparse501
+sparse510:
+	TZCNTQ       R13, AX
+	LEAQ         (BX)(AX*4), R12
+	MOVQ         AX, SI
+	MOVQ         SI, AX
+	SHRQ         $0x01, SI
+	IMULQ        R9, SI
+	ADDQ         DX, SI
+	TESTQ        $0x00000001, AX
+	JNZ          odd519
+	VBROADCASTSS (R12), Y8
+	VBROADCASTSS 256(R12), Y9
+	VMOVUPS      (SI), Y10
+	VPSLLD       $0x10, Y10, Y10
+	VFMADD231PS  Y10, Y8, Y0
+	VFMADD231PS  Y10, Y9, Y4
+	VMOVUPS      32(SI), Y11
+	VPSLLD       $0x10, Y11, Y11
+	VFMADD231PS  Y11, Y8, Y1
+	VFMADD231PS  Y11, Y9, Y5
+	VMOVUPS      64(SI), Y12
+	VPSLLD       $0x10, Y12, Y12
+	VFMADD231PS  Y12, Y8, Y2
+	VFMADD231PS  Y12, Y9, Y6
+	VMOVUPS      96(SI), Y13
+	VPSLLD       $0x10, Y13, Y13
+	VFMADD231PS  Y13, Y8, Y3
+	VFMADD231PS  Y13, Y9, Y7
+	JMP          done520
 
-merge504:
+odd519:
+	VBROADCASTSS (R12), Y8
+	VBROADCASTSS 256(R12), Y9
+	VANDPS       (SI), Y15, Y10
+	VFMADD231PS  Y10, Y8, Y0
+	VFMADD231PS  Y10, Y9, Y4
+	VANDPS       32(SI), Y15, Y11
+	VFMADD231PS  Y11, Y8, Y1
+	VFMADD231PS  Y11, Y9, Y5
+	VANDPS       64(SI), Y15, Y12
+	VFMADD231PS  Y12, Y8, Y2
+	VFMADD231PS  Y12, Y9, Y6
+	VANDPS       96(SI), Y15, Y13
+	VFMADD231PS  Y13, Y8, Y3
+	VFMADD231PS  Y13, Y9, Y7
+
+done520:
+	BLSRQ R13, R13
+	JNZ   sparse510
+
+merge512:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store509
+	JZ           store521
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -21169,9 +21388,9 @@ merge504:
 	VMULPS       Y9, Y7, Y7
 	VFMADD231PS  96(AX), Y8, Y7
 	VMOVUPS      Y7, 96(AX)
-	JMP          stored510
+	JMP          stored522
 
-store509:
+store521:
 	VMOVUPS Y0, (AX)
 	VMOVUPS Y1, 32(AX)
 	VMOVUPS Y2, 64(AX)
@@ -21182,349 +21401,379 @@ store509:
 	VMOVUPS Y6, 64(AX)
 	VMOVUPS Y7, 96(AX)
 
-stored510:
+stored522:
 	ADDQ $0x00000080, DI
-	ADDQ $0x00000040, DX
+	ADDQ $0x00000080, DX
 	SUBQ $0x04, (SP)
-	JMP  columns499
+	JMP  columns508
 
-less500:
-columns511:
-	CMPQ   (SP), $0x02
-	JLT    less512
-	VXORPS Y0, Y0, Y0
-	VXORPS Y1, Y1, Y1
-	VXORPS Y2, Y2, Y2
-	VXORPS Y3, Y3, Y3
-	MOVQ   mask+56(FP), R13
-	TZCNTQ R13, SI
-	MOVQ   SI, R12
-	BLSIQ  R13, AX
-	ADDQ   R13, AX
-	TESTQ  AX, R13
-	JNZ    sparse513
-	TZCNTQ AX, R13
-	SUBQ   R12, R13
-	LEAQ   (BX)(R12*4), R12
-	IMULQ  R9, SI
-	ADDQ   DX, SI
-	CMPQ   8(SP), $0x00
-	JEQ    plain519
-	SUBQ   $0x10, R13
-	JLT    short518
-	MOVQ   8(SP), R11
-	MOVQ   16(SP), AX
-	MOVQ   24(SP), R14
-	MOVQ   32(SP), R8
-	LEAQ   (SI)(R9*8), CX
+less509:
+columns523:
+	CMPQ         (SP), $0x02
+	JLT          less524
+	VBROADCASTSS highHalf_avx2<>+0(SB), Y15
+	VXORPS       Y0, Y0, Y0
+	VXORPS       Y1, Y1, Y1
+	VXORPS       Y2, Y2, Y2
+	VXORPS       Y3, Y3, Y3
+	MOVQ         mask+56(FP), R13
+	TZCNTQ       R13, SI
+	MOVQ         SI, R12
+	BLSIQ        R13, AX
+	ADDQ         R13, AX
+	TESTQ        AX, R13
+	JNZ          sparse525
+	TZCNTQ       AX, R13
+	SUBQ         R12, R13
+	LEAQ         (BX)(R12*4), R12
+	MOVQ         SI, AX
+	SHRQ         $0x01, SI
+	IMULQ        R9, SI
+	ADDQ         DX, SI
+	TESTQ        $0x00000001, AX
+	JZ           even528
+	VANDPS       (SI), Y15, Y4
+	VANDPS       32(SI), Y15, Y5
+	VBROADCASTSS (R12), Y6
+	VFMADD231PS  Y4, Y6, Y0
+	VFMADD231PS  Y5, Y6, Y1
+	VBROADCASTSS 256(R12), Y7
+	VFMADD231PS  Y4, Y7, Y2
+	VFMADD231PS  Y5, Y7, Y3
+	ADDQ         R9, SI
+	ADDQ         $0x04, R12
+	DECQ         R13
+	JZ           merge527
 
-positions517:
-	VBROADCASTI128 (SI), Y4
-	VPSHUFB        upper_avx2<>+0(SB), Y4, Y4
-	VBROADCASTI128 16(SI), Y5
-	VPSHUFB        upper_avx2<>+0(SB), Y5, Y5
-	VBROADCASTSS   (R12), Y6
-	VFMADD231PS    Y4, Y6, Y0
-	VFMADD231PS    Y5, Y6, Y1
-	VBROADCASTSS   256(R12), Y7
-	VFMADD231PS    Y4, Y7, Y2
-	VFMADD231PS    Y5, Y7, Y3
-	PREFETCHT0     (CX)
-	VBROADCASTI128 (SI)(R9*1), Y4
-	VPSHUFB        upper_avx2<>+0(SB), Y4, Y4
-	VBROADCASTI128 16(SI)(R9*1), Y5
-	VPSHUFB        upper_avx2<>+0(SB), Y5, Y5
-	VBROADCASTSS   4(R12), Y6
-	VFMADD231PS    Y4, Y6, Y0
-	VFMADD231PS    Y5, Y6, Y1
-	VBROADCASTSS   260(R12), Y7
-	VFMADD231PS    Y4, Y7, Y2
-	VFMADD231PS    Y5, Y7, Y3
-	PREFETCHT0     (R11)
-	PREFETCHT0     (CX)(R9*1)
-	VBROADCASTI128 (SI)(R9*2), Y4
-	VPSHUFB        upper_avx2<>+0(SB), Y4, Y4
-	VBROADCASTI128 16(SI)(R9*2), Y5
-	VPSHUFB        upper_avx2<>+0(SB), Y5, Y5
-	VBROADCASTSS   8(R12), Y6
-	VFMADD231PS    Y4, Y6, Y0
-	VFMADD231PS    Y5, Y6, Y1
-	VBROADCASTSS   264(R12), Y7
-	VFMADD231PS    Y4, Y7, Y2
-	VFMADD231PS    Y5, Y7, Y3
-	PREFETCHT0     (CX)(R9*2)
-	VBROADCASTI128 (SI)(R15*1), Y4
-	VPSHUFB        upper_avx2<>+0(SB), Y4, Y4
-	VBROADCASTI128 16(SI)(R15*1), Y5
-	VPSHUFB        upper_avx2<>+0(SB), Y5, Y5
-	VBROADCASTSS   12(R12), Y6
-	VFMADD231PS    Y4, Y6, Y0
-	VFMADD231PS    Y5, Y6, Y1
-	VBROADCASTSS   268(R12), Y7
-	VFMADD231PS    Y4, Y7, Y2
-	VFMADD231PS    Y5, Y7, Y3
-	PREFETCHT0     (AX)
-	PREFETCHT0     (CX)(R15*1)
-	LEAQ           (SI)(R9*4), SI
-	ADDQ           $0x10, R12
-	LEAQ           (CX)(R9*4), CX
-	VBROADCASTI128 (SI), Y4
-	VPSHUFB        upper_avx2<>+0(SB), Y4, Y4
-	VBROADCASTI128 16(SI), Y5
-	VPSHUFB        upper_avx2<>+0(SB), Y5, Y5
-	VBROADCASTSS   (R12), Y6
-	VFMADD231PS    Y4, Y6, Y0
-	VFMADD231PS    Y5, Y6, Y1
-	VBROADCASTSS   256(R12), Y7
-	VFMADD231PS    Y4, Y7, Y2
-	VFMADD231PS    Y5, Y7, Y3
-	PREFETCHT0     (CX)
-	VBROADCASTI128 (SI)(R9*1), Y4
-	VPSHUFB        upper_avx2<>+0(SB), Y4, Y4
-	VBROADCASTI128 16(SI)(R9*1), Y5
-	VPSHUFB        upper_avx2<>+0(SB), Y5, Y5
-	VBROADCASTSS   4(R12), Y6
-	VFMADD231PS    Y4, Y6, Y0
-	VFMADD231PS    Y5, Y6, Y1
-	VBROADCASTSS   260(R12), Y7
-	VFMADD231PS    Y4, Y7, Y2
-	VFMADD231PS    Y5, Y7, Y3
-	PREFETCHT0     (R14)
-	PREFETCHT0     (CX)(R9*1)
-	VBROADCASTI128 (SI)(R9*2), Y4
-	VPSHUFB        upper_avx2<>+0(SB), Y4, Y4
-	VBROADCASTI128 16(SI)(R9*2), Y5
-	VPSHUFB        upper_avx2<>+0(SB), Y5, Y5
-	VBROADCASTSS   8(R12), Y6
-	VFMADD231PS    Y4, Y6, Y0
-	VFMADD231PS    Y5, Y6, Y1
-	VBROADCASTSS   264(R12), Y7
-	VFMADD231PS    Y4, Y7, Y2
-	VFMADD231PS    Y5, Y7, Y3
-	PREFETCHT0     (CX)(R9*2)
-	VBROADCASTI128 (SI)(R15*1), Y4
-	VPSHUFB        upper_avx2<>+0(SB), Y4, Y4
-	VBROADCASTI128 16(SI)(R15*1), Y5
-	VPSHUFB        upper_avx2<>+0(SB), Y5, Y5
-	VBROADCASTSS   12(R12), Y6
-	VFMADD231PS    Y4, Y6, Y0
-	VFMADD231PS    Y5, Y6, Y1
-	VBROADCASTSS   268(R12), Y7
-	VFMADD231PS    Y4, Y7, Y2
-	VFMADD231PS    Y5, Y7, Y3
-	PREFETCHT0     (R8)
-	PREFETCHT0     (CX)(R15*1)
-	LEAQ           (SI)(R9*4), SI
-	ADDQ           $0x10, R12
-	LEAQ           (CX)(R9*4), CX
-	VBROADCASTI128 (SI), Y4
-	VPSHUFB        upper_avx2<>+0(SB), Y4, Y4
-	VBROADCASTI128 16(SI), Y5
-	VPSHUFB        upper_avx2<>+0(SB), Y5, Y5
-	VBROADCASTSS   (R12), Y6
-	VFMADD231PS    Y4, Y6, Y0
-	VFMADD231PS    Y5, Y6, Y1
-	VBROADCASTSS   256(R12), Y7
-	VFMADD231PS    Y4, Y7, Y2
-	VFMADD231PS    Y5, Y7, Y3
-	PREFETCHT0     (CX)
-	VBROADCASTI128 (SI)(R9*1), Y4
-	VPSHUFB        upper_avx2<>+0(SB), Y4, Y4
-	VBROADCASTI128 16(SI)(R9*1), Y5
-	VPSHUFB        upper_avx2<>+0(SB), Y5, Y5
-	VBROADCASTSS   4(R12), Y6
-	VFMADD231PS    Y4, Y6, Y0
-	VFMADD231PS    Y5, Y6, Y1
-	VBROADCASTSS   260(R12), Y7
-	VFMADD231PS    Y4, Y7, Y2
-	VFMADD231PS    Y5, Y7, Y3
-	PREFETCHT0     64(R11)
-	PREFETCHT0     (CX)(R9*1)
-	VBROADCASTI128 (SI)(R9*2), Y4
-	VPSHUFB        upper_avx2<>+0(SB), Y4, Y4
-	VBROADCASTI128 16(SI)(R9*2), Y5
-	VPSHUFB        upper_avx2<>+0(SB), Y5, Y5
-	VBROADCASTSS   8(R12), Y6
-	VFMADD231PS    Y4, Y6, Y0
-	VFMADD231PS    Y5, Y6, Y1
-	VBROADCASTSS   264(R12), Y7
-	VFMADD231PS    Y4, Y7, Y2
-	VFMADD231PS    Y5, Y7, Y3
-	PREFETCHT0     (CX)(R9*2)
-	VBROADCASTI128 (SI)(R15*1), Y4
-	VPSHUFB        upper_avx2<>+0(SB), Y4, Y4
-	VBROADCASTI128 16(SI)(R15*1), Y5
-	VPSHUFB        upper_avx2<>+0(SB), Y5, Y5
-	VBROADCASTSS   12(R12), Y6
-	VFMADD231PS    Y4, Y6, Y0
-	VFMADD231PS    Y5, Y6, Y1
-	VBROADCASTSS   268(R12), Y7
-	VFMADD231PS    Y4, Y7, Y2
-	VFMADD231PS    Y5, Y7, Y3
-	PREFETCHT0     64(AX)
-	PREFETCHT0     (CX)(R15*1)
-	LEAQ           (SI)(R9*4), SI
-	ADDQ           $0x10, R12
-	LEAQ           (CX)(R9*4), CX
-	VBROADCASTI128 (SI), Y4
-	VPSHUFB        upper_avx2<>+0(SB), Y4, Y4
-	VBROADCASTI128 16(SI), Y5
-	VPSHUFB        upper_avx2<>+0(SB), Y5, Y5
-	VBROADCASTSS   (R12), Y6
-	VFMADD231PS    Y4, Y6, Y0
-	VFMADD231PS    Y5, Y6, Y1
-	VBROADCASTSS   256(R12), Y7
-	VFMADD231PS    Y4, Y7, Y2
-	VFMADD231PS    Y5, Y7, Y3
-	PREFETCHT0     (CX)
-	VBROADCASTI128 (SI)(R9*1), Y4
-	VPSHUFB        upper_avx2<>+0(SB), Y4, Y4
-	VBROADCASTI128 16(SI)(R9*1), Y5
-	VPSHUFB        upper_avx2<>+0(SB), Y5, Y5
-	VBROADCASTSS   4(R12), Y6
-	VFMADD231PS    Y4, Y6, Y0
-	VFMADD231PS    Y5, Y6, Y1
-	VBROADCASTSS   260(R12), Y7
-	VFMADD231PS    Y4, Y7, Y2
-	VFMADD231PS    Y5, Y7, Y3
-	PREFETCHT0     64(R14)
-	PREFETCHT0     (CX)(R9*1)
-	VBROADCASTI128 (SI)(R9*2), Y4
-	VPSHUFB        upper_avx2<>+0(SB), Y4, Y4
-	VBROADCASTI128 16(SI)(R9*2), Y5
-	VPSHUFB        upper_avx2<>+0(SB), Y5, Y5
-	VBROADCASTSS   8(R12), Y6
-	VFMADD231PS    Y4, Y6, Y0
-	VFMADD231PS    Y5, Y6, Y1
-	VBROADCASTSS   264(R12), Y7
-	VFMADD231PS    Y4, Y7, Y2
-	VFMADD231PS    Y5, Y7, Y3
-	PREFETCHT0     (CX)(R9*2)
-	VBROADCASTI128 (SI)(R15*1), Y4
-	VPSHUFB        upper_avx2<>+0(SB), Y4, Y4
-	VBROADCASTI128 16(SI)(R15*1), Y5
-	VPSHUFB        upper_avx2<>+0(SB), Y5, Y5
-	VBROADCASTSS   12(R12), Y6
-	VFMADD231PS    Y4, Y6, Y0
-	VFMADD231PS    Y5, Y6, Y1
-	VBROADCASTSS   268(R12), Y7
-	VFMADD231PS    Y4, Y7, Y2
-	VFMADD231PS    Y5, Y7, Y3
-	PREFETCHT0     64(R8)
-	PREFETCHT0     (CX)(R15*1)
-	LEAQ           (SI)(R9*4), SI
-	ADDQ           $0x10, R12
-	LEAQ           (CX)(R9*4), CX
-	ADDQ           $0x00000080, R11
-	ADDQ           $0x00000080, AX
-	ADDQ           $0x00000080, R14
-	ADDQ           $0x00000080, R8
-	SUBQ           $0x10, R13
-	JGE            positions517
-	MOVQ           R11, 8(SP)
-	MOVQ           AX, 16(SP)
-	MOVQ           R14, 24(SP)
-	MOVQ           R8, 32(SP)
-	MOVQ           oStride+24(FP), R8
+even528:
+	CMPQ 8(SP), $0x00
+	JEQ  plain531
+	SUBQ $0x10, R13
+	JLT  short530
+	MOVQ 8(SP), R11
+	MOVQ 16(SP), AX
+	MOVQ 24(SP), R14
+	MOVQ 32(SP), R8
+	LEAQ (SI)(R9*8), CX
 
-short518:
+positions529:
+	VMOVUPS      (SI), Y4
+	VPSLLD       $0x10, Y4, Y4
+	VMOVUPS      32(SI), Y5
+	VPSLLD       $0x10, Y5, Y5
+	VBROADCASTSS (R12), Y6
+	VFMADD231PS  Y4, Y6, Y0
+	VFMADD231PS  Y5, Y6, Y1
+	VBROADCASTSS 256(R12), Y7
+	VFMADD231PS  Y4, Y7, Y2
+	VFMADD231PS  Y5, Y7, Y3
+	PREFETCHT0   (CX)
+	VANDPS       (SI), Y15, Y4
+	VANDPS       32(SI), Y15, Y5
+	VBROADCASTSS 4(R12), Y6
+	VFMADD231PS  Y4, Y6, Y0
+	VFMADD231PS  Y5, Y6, Y1
+	VBROADCASTSS 260(R12), Y7
+	VFMADD231PS  Y4, Y7, Y2
+	VFMADD231PS  Y5, Y7, Y3
+	PREFETCHT0   (R11)
+	VMOVUPS      (SI)(R9*1), Y4
+	VPSLLD       $0x10, Y4, Y4
+	VMOVUPS      32(SI)(R9*1), Y5
+	VPSLLD       $0x10, Y5, Y5
+	VBROADCASTSS 8(R12), Y6
+	VFMADD231PS  Y4, Y6, Y0
+	VFMADD231PS  Y5, Y6, Y1
+	VBROADCASTSS 264(R12), Y7
+	VFMADD231PS  Y4, Y7, Y2
+	VFMADD231PS  Y5, Y7, Y3
+	PREFETCHT0   (CX)(R9*1)
+	VANDPS       (SI)(R9*1), Y15, Y4
+	VANDPS       32(SI)(R9*1), Y15, Y5
+	VBROADCASTSS 12(R12), Y6
+	VFMADD231PS  Y4, Y6, Y0
+	VFMADD231PS  Y5, Y6, Y1
+	VBROADCASTSS 268(R12), Y7
+	VFMADD231PS  Y4, Y7, Y2
+	VFMADD231PS  Y5, Y7, Y3
+	PREFETCHT0   (AX)
+	LEAQ         (SI)(R9*2), SI
+	ADDQ         $0x10, R12
+	LEAQ         (CX)(R9*2), CX
+	VMOVUPS      (SI), Y4
+	VPSLLD       $0x10, Y4, Y4
+	VMOVUPS      32(SI), Y5
+	VPSLLD       $0x10, Y5, Y5
+	VBROADCASTSS (R12), Y6
+	VFMADD231PS  Y4, Y6, Y0
+	VFMADD231PS  Y5, Y6, Y1
+	VBROADCASTSS 256(R12), Y7
+	VFMADD231PS  Y4, Y7, Y2
+	VFMADD231PS  Y5, Y7, Y3
+	PREFETCHT0   (CX)
+	VANDPS       (SI), Y15, Y4
+	VANDPS       32(SI), Y15, Y5
+	VBROADCASTSS 4(R12), Y6
+	VFMADD231PS  Y4, Y6, Y0
+	VFMADD231PS  Y5, Y6, Y1
+	VBROADCASTSS 260(R12), Y7
+	VFMADD231PS  Y4, Y7, Y2
+	VFMADD231PS  Y5, Y7, Y3
+	PREFETCHT0   (R14)
+	VMOVUPS      (SI)(R9*1), Y4
+	VPSLLD       $0x10, Y4, Y4
+	VMOVUPS      32(SI)(R9*1), Y5
+	VPSLLD       $0x10, Y5, Y5
+	VBROADCASTSS 8(R12), Y6
+	VFMADD231PS  Y4, Y6, Y0
+	VFMADD231PS  Y5, Y6, Y1
+	VBROADCASTSS 264(R12), Y7
+	VFMADD231PS  Y4, Y7, Y2
+	VFMADD231PS  Y5, Y7, Y3
+	PREFETCHT0   (CX)(R9*1)
+	VANDPS       (SI)(R9*1), Y15, Y4
+	VANDPS       32(SI)(R9*1), Y15, Y5
+	VBROADCASTSS 12(R12), Y6
+	VFMADD231PS  Y4, Y6, Y0
+	VFMADD231PS  Y5, Y6, Y1
+	VBROADCASTSS 268(R12), Y7
+	VFMADD231PS  Y4, Y7, Y2
+	VFMADD231PS  Y5, Y7, Y3
+	PREFETCHT0   (R8)
+	LEAQ         (SI)(R9*2), SI
+	ADDQ         $0x10, R12
+	LEAQ         (CX)(R9*2), CX
+	VMOVUPS      (SI), Y4
+	VPSLLD       $0x10, Y4, Y4
+	VMOVUPS      32(SI), Y5
+	VPSLLD       $0x10, Y5, Y5
+	VBROADCASTSS (R12), Y6
+	VFMADD231PS  Y4, Y6, Y0
+	VFMADD231PS  Y5, Y6, Y1
+	VBROADCASTSS 256(R12), Y7
+	VFMADD231PS  Y4, Y7, Y2
+	VFMADD231PS  Y5, Y7, Y3
+	PREFETCHT0   (CX)
+	VANDPS       (SI), Y15, Y4
+	VANDPS       32(SI), Y15, Y5
+	VBROADCASTSS 4(R12), Y6
+	VFMADD231PS  Y4, Y6, Y0
+	VFMADD231PS  Y5, Y6, Y1
+	VBROADCASTSS 260(R12), Y7
+	VFMADD231PS  Y4, Y7, Y2
+	VFMADD231PS  Y5, Y7, Y3
+	PREFETCHT0   64(R11)
+	VMOVUPS      (SI)(R9*1), Y4
+	VPSLLD       $0x10, Y4, Y4
+	VMOVUPS      32(SI)(R9*1), Y5
+	VPSLLD       $0x10, Y5, Y5
+	VBROADCASTSS 8(R12), Y6
+	VFMADD231PS  Y4, Y6, Y0
+	VFMADD231PS  Y5, Y6, Y1
+	VBROADCASTSS 264(R12), Y7
+	VFMADD231PS  Y4, Y7, Y2
+	VFMADD231PS  Y5, Y7, Y3
+	PREFETCHT0   (CX)(R9*1)
+	VANDPS       (SI)(R9*1), Y15, Y4
+	VANDPS       32(SI)(R9*1), Y15, Y5
+	VBROADCASTSS 12(R12), Y6
+	VFMADD231PS  Y4, Y6, Y0
+	VFMADD231PS  Y5, Y6, Y1
+	VBROADCASTSS 268(R12), Y7
+	VFMADD231PS  Y4, Y7, Y2
+	VFMADD231PS  Y5, Y7, Y3
+	PREFETCHT0   64(AX)
+	LEAQ         (SI)(R9*2), SI
+	ADDQ         $0x10, R12
+	LEAQ         (CX)(R9*2), CX
+	VMOVUPS      (SI), Y4
+	VPSLLD       $0x10, Y4, Y4
+	VMOVUPS      32(SI), Y5
+	VPSLLD       $0x10, Y5, Y5
+	VBROADCASTSS (R12), Y6
+	VFMADD231PS  Y4, Y6, Y0
+	VFMADD231PS  Y5, Y6, Y1
+	VBROADCASTSS 256(R12), Y7
+	VFMADD231PS  Y4, Y7, Y2
+	VFMADD231PS  Y5, Y7, Y3
+	PREFETCHT0   (CX)
+	VANDPS       (SI), Y15, Y4
+	VANDPS       32(SI), Y15, Y5
+	VBROADCASTSS 4(R12), Y6
+	VFMADD231PS  Y4, Y6, Y0
+	VFMADD231PS  Y5, Y6, Y1
+	VBROADCASTSS 260(R12), Y7
+	VFMADD231PS  Y4, Y7, Y2
+	VFMADD231PS  Y5, Y7, Y3
+	PREFETCHT0   64(R14)
+	VMOVUPS      (SI)(R9*1), Y4
+	VPSLLD       $0x10, Y4, Y4
+	VMOVUPS      32(SI)(R9*1), Y5
+	VPSLLD       $0x10, Y5, Y5
+	VBROADCASTSS 8(R12), Y6
+	VFMADD231PS  Y4, Y6, Y0
+	VFMADD231PS  Y5, Y6, Y1
+	VBROADCASTSS 264(R12), Y7
+	VFMADD231PS  Y4, Y7, Y2
+	VFMADD231PS  Y5, Y7, Y3
+	PREFETCHT0   (CX)(R9*1)
+	VANDPS       (SI)(R9*1), Y15, Y4
+	VANDPS       32(SI)(R9*1), Y15, Y5
+	VBROADCASTSS 12(R12), Y6
+	VFMADD231PS  Y4, Y6, Y0
+	VFMADD231PS  Y5, Y6, Y1
+	VBROADCASTSS 268(R12), Y7
+	VFMADD231PS  Y4, Y7, Y2
+	VFMADD231PS  Y5, Y7, Y3
+	PREFETCHT0   64(R8)
+	LEAQ         (SI)(R9*2), SI
+	ADDQ         $0x10, R12
+	LEAQ         (CX)(R9*2), CX
+	ADDQ         $0x00000080, R11
+	ADDQ         $0x00000080, AX
+	ADDQ         $0x00000080, R14
+	ADDQ         $0x00000080, R8
+	SUBQ         $0x10, R13
+	JGE          positions529
+	MOVQ         R11, 8(SP)
+	MOVQ         AX, 16(SP)
+	MOVQ         R14, 24(SP)
+	MOVQ         R8, 32(SP)
+	MOVQ         oStride+24(FP), R8
+
+short530:
 	ADDQ $0x10, R13
 
-plain519:
+plain531:
 	SUBQ $0x04, R13
-	JLT  few514
+	JLT  few526
 
-positions520:
-	VBROADCASTI128 (SI), Y4
-	VPSHUFB        upper_avx2<>+0(SB), Y4, Y4
-	VBROADCASTI128 16(SI), Y5
-	VPSHUFB        upper_avx2<>+0(SB), Y5, Y5
-	VBROADCASTSS   (R12), Y6
-	VFMADD231PS    Y4, Y6, Y0
-	VFMADD231PS    Y5, Y6, Y1
-	VBROADCASTSS   256(R12), Y7
-	VFMADD231PS    Y4, Y7, Y2
-	VFMADD231PS    Y5, Y7, Y3
-	VBROADCASTI128 (SI)(R9*1), Y4
-	VPSHUFB        upper_avx2<>+0(SB), Y4, Y4
-	VBROADCASTI128 16(SI)(R9*1), Y5
-	VPSHUFB        upper_avx2<>+0(SB), Y5, Y5
-	VBROADCASTSS   4(R12), Y6
-	VFMADD231PS    Y4, Y6, Y0
-	VFMADD231PS    Y5, Y6, Y1
-	VBROADCASTSS   260(R12), Y7
-	VFMADD231PS    Y4, Y7, Y2
-	VFMADD231PS    Y5, Y7, Y3
-	VBROADCASTI128 (SI)(R9*2), Y4
-	VPSHUFB        upper_avx2<>+0(SB), Y4, Y4
-	VBROADCASTI128 16(SI)(R9*2), Y5
-	VPSHUFB        upper_avx2<>+0(SB), Y5, Y5
-	VBROADCASTSS   8(R12), Y6
-	VFMADD231PS    Y4, Y6, Y0
-	VFMADD231PS    Y5, Y6, Y1
-	VBROADCASTSS   264(R12), Y7
-	VFMADD231PS    Y4, Y7, Y2
-	VFMADD231PS    Y5, Y7, Y3
-	VBROADCASTI128 (SI)(R15*1), Y4
-	VPSHUFB        upper_avx2<>+0(SB), Y4, Y4
-	VBROADCASTI128 16(SI)(R15*1), Y5
-	VPSHUFB        upper_avx2<>+0(SB), Y5, Y5
-	VBROADCASTSS   12(R12), Y6
-	VFMADD231PS    Y4, Y6, Y0
-	VFMADD231PS    Y5, Y6, Y1
-	VBROADCASTSS   268(R12), Y7
-	VFMADD231PS    Y4, Y7, Y2
-	VFMADD231PS    Y5, Y7, Y3
-	LEAQ           (SI)(R9*4), SI
-	ADDQ           $0x10, R12
-	SUBQ           $0x04, R13
-	JGE            positions520
+positions532:
+	VMOVUPS      (SI), Y4
+	VPSLLD       $0x10, Y4, Y4
+	VMOVUPS      32(SI), Y5
+	VPSLLD       $0x10, Y5, Y5
+	VBROADCASTSS (R12), Y6
+	VFMADD231PS  Y4, Y6, Y0
+	VFMADD231PS  Y5, Y6, Y1
+	VBROADCASTSS 256(R12), Y7
+	VFMADD231PS  Y4, Y7, Y2
+	VFMADD231PS  Y5, Y7, Y3
+	VANDPS       (SI), Y15, Y4
+	VANDPS       32(SI), Y15, Y5
+	VBROADCASTSS 4(R12), Y6
+	VFMADD231PS  Y4, Y6, Y0
+	VFMADD231PS  Y5, Y6, Y1
+	VBROADCASTSS 260(R12), Y7
+	VFMADD231PS  Y4, Y7, Y2
+	VFMADD231PS  Y5, Y7, Y3
+	VMOVUPS      (SI)(R9*1), Y4
+	VPSLLD       $0x10, Y4, Y4
+	VMOVUPS      32(SI)(R9*1), Y5
+	VPSLLD       $0x10, Y5, Y5
+	VBROADCASTSS 8(R12), Y6
+	VFMADD231PS  Y4, Y6, Y0
+	VFMADD231PS  Y5, Y6, Y1
+	VBROADCASTSS 264(R12), Y7
+	VFMADD231PS  Y4, Y7, Y2
+	VFMADD231PS  Y5, Y7, Y3
+	VANDPS       (SI)(R9*1), Y15, Y4
+	VANDPS       32(SI)(R9*1), Y15, Y5
+	VBROADCASTSS 12(R12), Y6
+	VFMADD231PS  Y4, Y6, Y0
+	VFMADD231PS  Y5, Y6, Y1
+	VBROADCASTSS 268(R12), Y7
+	VFMADD231PS  Y4, Y7, Y2
+	VFMADD231PS  Y5, Y7, Y3
+	LEAQ         (SI)(R9*2), SI
+	ADDQ         $0x10, R12
+	SUBQ         $0x04, R13
+	JGE          positions532
 
-few514:
-	ADDQ $0x04, R13
-	JZ   merge516
+few526:
+	ADDQ         $0x04, R13
+	JZ           merge527
+	CMPQ         R13, $0x02
+	JLT          some533
+	VMOVUPS      (SI), Y4
+	VPSLLD       $0x10, Y4, Y4
+	VMOVUPS      32(SI), Y5
+	VPSLLD       $0x10, Y5, Y5
+	VBROADCASTSS (R12), Y6
+	VFMADD231PS  Y4, Y6, Y0
+	VFMADD231PS  Y5, Y6, Y1
+	VBROADCASTSS 256(R12), Y7
+	VFMADD231PS  Y4, Y7, Y2
+	VFMADD231PS  Y5, Y7, Y3
+	VANDPS       (SI), Y15, Y4
+	VANDPS       32(SI), Y15, Y5
+	VBROADCASTSS 4(R12), Y6
+	VFMADD231PS  Y4, Y6, Y0
+	VFMADD231PS  Y5, Y6, Y1
+	VBROADCASTSS 260(R12), Y7
+	VFMADD231PS  Y4, Y7, Y2
+	VFMADD231PS  Y5, Y7, Y3
+	ADDQ         R9, SI
+	ADDQ         $0x08, R12
+	SUBQ         $0x02, R13
+	JZ           merge527
 
-some515:
-	VBROADCASTI128 (SI), Y4
-	VPSHUFB        upper_avx2<>+0(SB), Y4, Y4
-	VBROADCASTI128 16(SI), Y5
-	VPSHUFB        upper_avx2<>+0(SB), Y5, Y5
-	VBROADCASTSS   (R12), Y6
-	VFMADD231PS    Y4, Y6, Y0
-	VFMADD231PS    Y5, Y6, Y1
-	VBROADCASTSS   256(R12), Y7
-	VFMADD231PS    Y4, Y7, Y2
-	VFMADD231PS    Y5, Y7, Y3
-	ADDQ           R9, SI
-	ADDQ           $0x04, R12
-	DECQ           R13
-	JNZ            some515
-	JMP            merge516
+some533:
+	VMOVUPS      (SI), Y4
+	VPSLLD       $0x10, Y4, Y4
+	VMOVUPS      32(SI), Y5
+	VPSLLD       $0x10, Y5, Y5
+	VBROADCASTSS (R12), Y6
+	VFMADD231PS  Y4, Y6, Y0
+	VFMADD231PS  Y5, Y6, Y1
+	VBROADCASTSS 256(R12), Y7
+	VFMADD231PS  Y4, Y7, Y2
+	VFMADD231PS  Y5, Y7, Y3
+	ADDQ         R9, SI
+	ADDQ         $0x04, R12
+	JMP          merge527
 
-sparse513:
-	TZCNTQ         R13, AX
-	LEAQ           (BX)(AX*4), R12
-	MOVQ           AX, SI
-	IMULQ          R9, SI
-	ADDQ           DX, SI
-	VBROADCASTI128 (SI), Y4
-	VPSHUFB        upper_avx2<>+0(SB), Y4, Y4
-	VBROADCASTI128 16(SI), Y5
-	VPSHUFB        upper_avx2<>+0(SB), Y5, Y5
-	VBROADCASTSS   (R12), Y6
-	VFMADD231PS    Y4, Y6, Y0
-	VFMADD231PS    Y5, Y6, Y1
-	VBROADCASTSS   256(R12), Y7
-	VFMADD231PS    Y4, Y7, Y2
-	VFMADD231PS    Y5, Y7, Y3
-	BLSRQ          R13, R13
-	JNZ            sparse513
+sparse525:
+	TZCNTQ       R13, AX
+	LEAQ         (BX)(AX*4), R12
+	MOVQ         AX, SI
+	MOVQ         SI, AX
+	SHRQ         $0x01, SI
+	IMULQ        R9, SI
+	ADDQ         DX, SI
+	TESTQ        $0x00000001, AX
+	JNZ          odd534
+	VMOVUPS      (SI), Y4
+	VPSLLD       $0x10, Y4, Y4
+	VMOVUPS      32(SI), Y5
+	VPSLLD       $0x10, Y5, Y5
+	VBROADCASTSS (R12), Y6
+	VFMADD231PS  Y4, Y6, Y0
+	VFMADD231PS  Y5, Y6, Y1
+	VBROADCASTSS 256(R12), Y7
+	VFMADD231PS  Y4, Y7, Y2
+	VFMADD231PS  Y5, Y7, Y3
+	JMP          done535
 
-merge516:
+odd534:
+	VANDPS       (SI), Y15, Y4
+	VANDPS       32(SI), Y15, Y5
+	VBROADCASTSS (R12), Y6
+	VFMADD231PS  Y4, Y6, Y0
+	VFMADD231PS  Y5, Y6, Y1
+	VBROADCASTSS 256(R12), Y7
+	VFMADD231PS  Y4, Y7, Y2
+	VFMADD231PS  Y5, Y7, Y3
+
+done535:
+	BLSRQ R13, R13
+	JNZ   sparse525
+
+merge527:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store521
+	JZ           store536
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -21548,22 +21797,22 @@ merge516:
 	VMULPS       Y5, Y3, Y3
 	VFMADD231PS  32(AX), Y4, Y3
 	VMOVUPS      Y3, 32(AX)
-	JMP          stored522
+	JMP          stored537
 
-store521:
+store536:
 	VMOVUPS Y0, (AX)
 	VMOVUPS Y1, 32(AX)
 	ADDQ    R8, AX
 	VMOVUPS Y2, (AX)
 	VMOVUPS Y3, 32(AX)
 
-stored522:
+stored537:
 	ADDQ $0x00000040, DI
-	ADDQ $0x00000020, DX
+	ADDQ $0x00000040, DX
 	SUBQ $0x02, (SP)
-	JMP  columns511
+	JMP  columns523
 
-less512:
+less524:
 	ADDQ  $0x00000200, BX
 	MOVQ  BX, R14
 	SUBQ  w+8(FP), R14
@@ -21581,644 +21830,759 @@ tile459:
 	ADDQ R14, R14
 	MOVQ R14, (SP)
 
-columns523:
-	CMPQ   (SP), $0x04
-	JLT    less524
-	VXORPS Y0, Y0, Y0
-	VXORPS Y1, Y1, Y1
-	VXORPS Y2, Y2, Y2
-	VXORPS Y3, Y3, Y3
-	VXORPS Y4, Y4, Y4
-	VXORPS Y5, Y5, Y5
-	VXORPS Y6, Y6, Y6
-	VXORPS Y7, Y7, Y7
-	VXORPS Y8, Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VXORPS Y10, Y10, Y10
-	VXORPS Y11, Y11, Y11
-	MOVQ   mask+56(FP), R13
-	TZCNTQ R13, SI
-	MOVQ   SI, R12
-	BLSIQ  R13, AX
-	ADDQ   R13, AX
-	TESTQ  AX, R13
-	JNZ    sparse525
-	TZCNTQ AX, R13
-	SUBQ   R12, R13
-	LEAQ   (BX)(R12*4), R12
-	IMULQ  R9, SI
-	ADDQ   DX, SI
-	CMPQ   8(SP), $0x00
-	JEQ    plain531
-	SUBQ   $0x10, R13
-	JLT    short530
-	MOVQ   8(SP), R11
-	MOVQ   16(SP), AX
-	MOVQ   24(SP), R14
-	MOVQ   32(SP), R8
-	LEAQ   (SI)(R9*8), CX
+columns538:
+	CMPQ         (SP), $0x04
+	JLT          less539
+	VXORPS       Y0, Y0, Y0
+	VXORPS       Y1, Y1, Y1
+	VXORPS       Y2, Y2, Y2
+	VXORPS       Y3, Y3, Y3
+	VXORPS       Y4, Y4, Y4
+	VXORPS       Y5, Y5, Y5
+	VXORPS       Y6, Y6, Y6
+	VXORPS       Y7, Y7, Y7
+	VXORPS       Y8, Y8, Y8
+	VXORPS       Y9, Y9, Y9
+	VXORPS       Y10, Y10, Y10
+	VXORPS       Y11, Y11, Y11
+	MOVQ         mask+56(FP), R13
+	TZCNTQ       R13, SI
+	MOVQ         SI, R12
+	BLSIQ        R13, AX
+	ADDQ         R13, AX
+	TESTQ        AX, R13
+	JNZ          sparse540
+	TZCNTQ       AX, R13
+	SUBQ         R12, R13
+	LEAQ         (BX)(R12*4), R12
+	MOVQ         SI, AX
+	SHRQ         $0x01, SI
+	IMULQ        R9, SI
+	ADDQ         DX, SI
+	TESTQ        $0x00000001, AX
+	JZ           even543
+	VBROADCASTSS (R12), Y12
+	VBROADCASTSS 256(R12), Y13
+	VBROADCASTSS 512(R12), Y14
+	VMOVUPS      (SI), Y15
+	VANDPS       highHalves_avx2<>+0(SB), Y15, Y15
+	VFMADD231PS  Y15, Y12, Y0
+	VFMADD231PS  Y15, Y13, Y4
+	VFMADD231PS  Y15, Y14, Y8
+	VMOVUPS      32(SI), Y15
+	VANDPS       highHalves_avx2<>+0(SB), Y15, Y15
+	VFMADD231PS  Y15, Y12, Y1
+	VFMADD231PS  Y15, Y13, Y5
+	VFMADD231PS  Y15, Y14, Y9
+	VMOVUPS      64(SI), Y15
+	VANDPS       highHalves_avx2<>+0(SB), Y15, Y15
+	VFMADD231PS  Y15, Y12, Y2
+	VFMADD231PS  Y15, Y13, Y6
+	VFMADD231PS  Y15, Y14, Y10
+	VMOVUPS      96(SI), Y15
+	VANDPS       highHalves_avx2<>+0(SB), Y15, Y15
+	VFMADD231PS  Y15, Y12, Y3
+	VFMADD231PS  Y15, Y13, Y7
+	VFMADD231PS  Y15, Y14, Y11
+	ADDQ         R9, SI
+	ADDQ         $0x04, R12
+	DECQ         R13
+	JZ           merge542
 
-positions529:
-	VBROADCASTSS   (R12), Y12
-	VBROADCASTSS   256(R12), Y13
-	VBROADCASTSS   512(R12), Y14
-	VBROADCASTI128 (SI), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y0
-	VFMADD231PS    Y15, Y13, Y4
-	VFMADD231PS    Y15, Y14, Y8
-	VBROADCASTI128 16(SI), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y1
-	VFMADD231PS    Y15, Y13, Y5
-	VFMADD231PS    Y15, Y14, Y9
-	VBROADCASTI128 32(SI), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y2
-	VFMADD231PS    Y15, Y13, Y6
-	VFMADD231PS    Y15, Y14, Y10
-	VBROADCASTI128 48(SI), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y3
-	VFMADD231PS    Y15, Y13, Y7
-	VFMADD231PS    Y15, Y14, Y11
-	PREFETCHT0     (R11)
-	PREFETCHT0     (CX)
-	VBROADCASTSS   4(R12), Y12
-	VBROADCASTSS   260(R12), Y13
-	VBROADCASTSS   516(R12), Y14
-	VBROADCASTI128 (SI)(R9*1), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y0
-	VFMADD231PS    Y15, Y13, Y4
-	VFMADD231PS    Y15, Y14, Y8
-	VBROADCASTI128 16(SI)(R9*1), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y1
-	VFMADD231PS    Y15, Y13, Y5
-	VFMADD231PS    Y15, Y14, Y9
-	VBROADCASTI128 32(SI)(R9*1), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y2
-	VFMADD231PS    Y15, Y13, Y6
-	VFMADD231PS    Y15, Y14, Y10
-	VBROADCASTI128 48(SI)(R9*1), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y3
-	VFMADD231PS    Y15, Y13, Y7
-	VFMADD231PS    Y15, Y14, Y11
-	PREFETCHT0     (AX)
-	PREFETCHT0     (CX)(R9*1)
-	VBROADCASTSS   8(R12), Y12
-	VBROADCASTSS   264(R12), Y13
-	VBROADCASTSS   520(R12), Y14
-	VBROADCASTI128 (SI)(R9*2), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y0
-	VFMADD231PS    Y15, Y13, Y4
-	VFMADD231PS    Y15, Y14, Y8
-	VBROADCASTI128 16(SI)(R9*2), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y1
-	VFMADD231PS    Y15, Y13, Y5
-	VFMADD231PS    Y15, Y14, Y9
-	VBROADCASTI128 32(SI)(R9*2), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y2
-	VFMADD231PS    Y15, Y13, Y6
-	VFMADD231PS    Y15, Y14, Y10
-	VBROADCASTI128 48(SI)(R9*2), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y3
-	VFMADD231PS    Y15, Y13, Y7
-	VFMADD231PS    Y15, Y14, Y11
-	PREFETCHT0     (R14)
-	PREFETCHT0     (CX)(R9*2)
-	VBROADCASTSS   12(R12), Y12
-	VBROADCASTSS   268(R12), Y13
-	VBROADCASTSS   524(R12), Y14
-	VBROADCASTI128 (SI)(R15*1), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y0
-	VFMADD231PS    Y15, Y13, Y4
-	VFMADD231PS    Y15, Y14, Y8
-	VBROADCASTI128 16(SI)(R15*1), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y1
-	VFMADD231PS    Y15, Y13, Y5
-	VFMADD231PS    Y15, Y14, Y9
-	VBROADCASTI128 32(SI)(R15*1), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y2
-	VFMADD231PS    Y15, Y13, Y6
-	VFMADD231PS    Y15, Y14, Y10
-	VBROADCASTI128 48(SI)(R15*1), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y3
-	VFMADD231PS    Y15, Y13, Y7
-	VFMADD231PS    Y15, Y14, Y11
-	PREFETCHT0     (R8)
-	PREFETCHT0     (CX)(R15*1)
-	LEAQ           (SI)(R9*4), SI
-	ADDQ           $0x10, R12
-	LEAQ           (CX)(R9*4), CX
-	VBROADCASTSS   (R12), Y12
-	VBROADCASTSS   256(R12), Y13
-	VBROADCASTSS   512(R12), Y14
-	VBROADCASTI128 (SI), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y0
-	VFMADD231PS    Y15, Y13, Y4
-	VFMADD231PS    Y15, Y14, Y8
-	VBROADCASTI128 16(SI), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y1
-	VFMADD231PS    Y15, Y13, Y5
-	VFMADD231PS    Y15, Y14, Y9
-	VBROADCASTI128 32(SI), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y2
-	VFMADD231PS    Y15, Y13, Y6
-	VFMADD231PS    Y15, Y14, Y10
-	VBROADCASTI128 48(SI), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y3
-	VFMADD231PS    Y15, Y13, Y7
-	VFMADD231PS    Y15, Y14, Y11
-	PREFETCHT0     64(R11)
-	PREFETCHT0     (CX)
-	VBROADCASTSS   4(R12), Y12
-	VBROADCASTSS   260(R12), Y13
-	VBROADCASTSS   516(R12), Y14
-	VBROADCASTI128 (SI)(R9*1), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y0
-	VFMADD231PS    Y15, Y13, Y4
-	VFMADD231PS    Y15, Y14, Y8
-	VBROADCASTI128 16(SI)(R9*1), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y1
-	VFMADD231PS    Y15, Y13, Y5
-	VFMADD231PS    Y15, Y14, Y9
-	VBROADCASTI128 32(SI)(R9*1), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y2
-	VFMADD231PS    Y15, Y13, Y6
-	VFMADD231PS    Y15, Y14, Y10
-	VBROADCASTI128 48(SI)(R9*1), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y3
-	VFMADD231PS    Y15, Y13, Y7
-	VFMADD231PS    Y15, Y14, Y11
-	PREFETCHT0     64(AX)
-	PREFETCHT0     (CX)(R9*1)
-	VBROADCASTSS   8(R12), Y12
-	VBROADCASTSS   264(R12), Y13
-	VBROADCASTSS   520(R12), Y14
-	VBROADCASTI128 (SI)(R9*2), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y0
-	VFMADD231PS    Y15, Y13, Y4
-	VFMADD231PS    Y15, Y14, Y8
-	VBROADCASTI128 16(SI)(R9*2), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y1
-	VFMADD231PS    Y15, Y13, Y5
-	VFMADD231PS    Y15, Y14, Y9
-	VBROADCASTI128 32(SI)(R9*2), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y2
-	VFMADD231PS    Y15, Y13, Y6
-	VFMADD231PS    Y15, Y14, Y10
-	VBROADCASTI128 48(SI)(R9*2), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y3
-	VFMADD231PS    Y15, Y13, Y7
-	VFMADD231PS    Y15, Y14, Y11
-	PREFETCHT0     64(R14)
-	PREFETCHT0     (CX)(R9*2)
-	VBROADCASTSS   12(R12), Y12
-	VBROADCASTSS   268(R12), Y13
-	VBROADCASTSS   524(R12), Y14
-	VBROADCASTI128 (SI)(R15*1), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y0
-	VFMADD231PS    Y15, Y13, Y4
-	VFMADD231PS    Y15, Y14, Y8
-	VBROADCASTI128 16(SI)(R15*1), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y1
-	VFMADD231PS    Y15, Y13, Y5
-	VFMADD231PS    Y15, Y14, Y9
-	VBROADCASTI128 32(SI)(R15*1), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y2
-	VFMADD231PS    Y15, Y13, Y6
-	VFMADD231PS    Y15, Y14, Y10
-	VBROADCASTI128 48(SI)(R15*1), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y3
-	VFMADD231PS    Y15, Y13, Y7
-	VFMADD231PS    Y15, Y14, Y11
-	PREFETCHT0     64(R8)
-	PREFETCHT0     (CX)(R15*1)
-	LEAQ           (SI)(R9*4), SI
-	ADDQ           $0x10, R12
-	LEAQ           (CX)(R9*4), CX
-	VBROADCASTSS   (R12), Y12
-	VBROADCASTSS   256(R12), Y13
-	VBROADCASTSS   512(R12), Y14
-	VBROADCASTI128 (SI), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y0
-	VFMADD231PS    Y15, Y13, Y4
-	VFMADD231PS    Y15, Y14, Y8
-	VBROADCASTI128 16(SI), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y1
-	VFMADD231PS    Y15, Y13, Y5
-	VFMADD231PS    Y15, Y14, Y9
-	VBROADCASTI128 32(SI), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y2
-	VFMADD231PS    Y15, Y13, Y6
-	VFMADD231PS    Y15, Y14, Y10
-	VBROADCASTI128 48(SI), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y3
-	VFMADD231PS    Y15, Y13, Y7
-	VFMADD231PS    Y15, Y14, Y11
-	PREFETCHT0     128(R11)
-	PREFETCHT0     (CX)
-	VBROADCASTSS   4(R12), Y12
-	VBROADCASTSS   260(R12), Y13
-	VBROADCASTSS   516(R12), Y14
-	VBROADCASTI128 (SI)(R9*1), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y0
-	VFMADD231PS    Y15, Y13, Y4
-	VFMADD231PS    Y15, Y14, Y8
-	VBROADCASTI128 16(SI)(R9*1), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y1
-	VFMADD231PS    Y15, Y13, Y5
-	VFMADD231PS    Y15, Y14, Y9
-	VBROADCASTI128 32(SI)(R9*1), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y2
-	VFMADD231PS    Y15, Y13, Y6
-	VFMADD231PS    Y15, Y14, Y10
-	VBROADCASTI128 48(SI)(R9*1), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y3
-	VFMADD231PS    Y15, Y13, Y7
-	VFMADD231PS    Y15, Y14, Y11
-	PREFETCHT0     128(AX)
-	PREFETCHT0     (CX)(R9*1)
-	VBROADCASTSS   8(R12), Y12
-	VBROADCASTSS   264(R12), Y13
-	VBROADCASTSS   520(R12), Y14
-	VBROADCASTI128 (SI)(R9*2), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y0
-	VFMADD231PS    Y15, Y13, Y4
-	VFMADD231PS    Y15, Y14, Y8
-	VBROADCASTI128 16(SI)(R9*2), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y1
-	VFMADD231PS    Y15, Y13, Y5
-	VFMADD231PS    Y15, Y14, Y9
-	VBROADCASTI128 32(SI)(R9*2), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y2
-	VFMADD231PS    Y15, Y13, Y6
-	VFMADD231PS    Y15, Y14, Y10
-	VBROADCASTI128 48(SI)(R9*2), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y3
-	VFMADD231PS    Y15, Y13, Y7
-	VFMADD231PS    Y15, Y14, Y11
-	PREFETCHT0     128(R14)
-	PREFETCHT0     (CX)(R9*2)
-	VBROADCASTSS   12(R12), Y12
-	VBROADCASTSS   268(R12), Y13
-	VBROADCASTSS   524(R12), Y14
-	VBROADCASTI128 (SI)(R15*1), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y0
-	VFMADD231PS    Y15, Y13, Y4
-	VFMADD231PS    Y15, Y14, Y8
-	VBROADCASTI128 16(SI)(R15*1), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y1
-	VFMADD231PS    Y15, Y13, Y5
-	VFMADD231PS    Y15, Y14, Y9
-	VBROADCASTI128 32(SI)(R15*1), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y2
-	VFMADD231PS    Y15, Y13, Y6
-	VFMADD231PS    Y15, Y14, Y10
-	VBROADCASTI128 48(SI)(R15*1), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y3
-	VFMADD231PS    Y15, Y13, Y7
-	VFMADD231PS    Y15, Y14, Y11
-	PREFETCHT0     128(R8)
-	PREFETCHT0     (CX)(R15*1)
-	LEAQ           (SI)(R9*4), SI
-	ADDQ           $0x10, R12
-	LEAQ           (CX)(R9*4), CX
-	VBROADCASTSS   (R12), Y12
-	VBROADCASTSS   256(R12), Y13
-	VBROADCASTSS   512(R12), Y14
-	VBROADCASTI128 (SI), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y0
-	VFMADD231PS    Y15, Y13, Y4
-	VFMADD231PS    Y15, Y14, Y8
-	VBROADCASTI128 16(SI), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y1
-	VFMADD231PS    Y15, Y13, Y5
-	VFMADD231PS    Y15, Y14, Y9
-	VBROADCASTI128 32(SI), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y2
-	VFMADD231PS    Y15, Y13, Y6
-	VFMADD231PS    Y15, Y14, Y10
-	VBROADCASTI128 48(SI), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y3
-	VFMADD231PS    Y15, Y13, Y7
-	VFMADD231PS    Y15, Y14, Y11
-	PREFETCHT0     192(R11)
-	PREFETCHT0     (CX)
-	VBROADCASTSS   4(R12), Y12
-	VBROADCASTSS   260(R12), Y13
-	VBROADCASTSS   516(R12), Y14
-	VBROADCASTI128 (SI)(R9*1), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y0
-	VFMADD231PS    Y15, Y13, Y4
-	VFMADD231PS    Y15, Y14, Y8
-	VBROADCASTI128 16(SI)(R9*1), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y1
-	VFMADD231PS    Y15, Y13, Y5
-	VFMADD231PS    Y15, Y14, Y9
-	VBROADCASTI128 32(SI)(R9*1), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y2
-	VFMADD231PS    Y15, Y13, Y6
-	VFMADD231PS    Y15, Y14, Y10
-	VBROADCASTI128 48(SI)(R9*1), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y3
-	VFMADD231PS    Y15, Y13, Y7
-	VFMADD231PS    Y15, Y14, Y11
-	PREFETCHT0     192(AX)
-	PREFETCHT0     (CX)(R9*1)
-	VBROADCASTSS   8(R12), Y12
-	VBROADCASTSS   264(R12), Y13
-	VBROADCASTSS   520(R12), Y14
-	VBROADCASTI128 (SI)(R9*2), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y0
-	VFMADD231PS    Y15, Y13, Y4
-	VFMADD231PS    Y15, Y14, Y8
-	VBROADCASTI128 16(SI)(R9*2), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y1
-	VFMADD231PS    Y15, Y13, Y5
-	VFMADD231PS    Y15, Y14, Y9
-	VBROADCASTI128 32(SI)(R9*2), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y2
-	VFMADD231PS    Y15, Y13, Y6
-	VFMADD231PS    Y15, Y14, Y10
-	VBROADCASTI128 48(SI)(R9*2), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y3
-	VFMADD231PS    Y15, Y13, Y7
-	VFMADD231PS    Y15, Y14, Y11
-	PREFETCHT0     192(R14)
-	PREFETCHT0     (CX)(R9*2)
-	VBROADCASTSS   12(R12), Y12
-	VBROADCASTSS   268(R12), Y13
-	VBROADCASTSS   524(R12), Y14
-	VBROADCASTI128 (SI)(R15*1), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y0
-	VFMADD231PS    Y15, Y13, Y4
-	VFMADD231PS    Y15, Y14, Y8
-	VBROADCASTI128 16(SI)(R15*1), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y1
-	VFMADD231PS    Y15, Y13, Y5
-	VFMADD231PS    Y15, Y14, Y9
-	VBROADCASTI128 32(SI)(R15*1), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y2
-	VFMADD231PS    Y15, Y13, Y6
-	VFMADD231PS    Y15, Y14, Y10
-	VBROADCASTI128 48(SI)(R15*1), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y3
-	VFMADD231PS    Y15, Y13, Y7
-	VFMADD231PS    Y15, Y14, Y11
-	PREFETCHT0     192(R8)
-	PREFETCHT0     (CX)(R15*1)
-	LEAQ           (SI)(R9*4), SI
-	ADDQ           $0x10, R12
-	LEAQ           (CX)(R9*4), CX
-	ADDQ           $0x00000100, R11
-	ADDQ           $0x00000100, AX
-	ADDQ           $0x00000100, R14
-	ADDQ           $0x00000100, R8
-	SUBQ           $0x10, R13
-	JGE            positions529
-	MOVQ           R11, 8(SP)
-	MOVQ           AX, 16(SP)
-	MOVQ           R14, 24(SP)
-	MOVQ           R8, 32(SP)
-	MOVQ           oStride+24(FP), R8
+even543:
+	CMPQ 8(SP), $0x00
+	JEQ  plain546
+	SUBQ $0x10, R13
+	JLT  short545
+	MOVQ 8(SP), R11
+	MOVQ 16(SP), AX
+	MOVQ 24(SP), R14
+	MOVQ 32(SP), R8
+	LEAQ (SI)(R9*8), CX
 
-short530:
+positions544:
+	VBROADCASTSS (R12), Y12
+	VBROADCASTSS 256(R12), Y13
+	VBROADCASTSS 512(R12), Y14
+	VMOVUPS      (SI), Y15
+	VPSLLD       $0x10, Y15, Y15
+	VFMADD231PS  Y15, Y12, Y0
+	VFMADD231PS  Y15, Y13, Y4
+	VFMADD231PS  Y15, Y14, Y8
+	VMOVUPS      32(SI), Y15
+	VPSLLD       $0x10, Y15, Y15
+	VFMADD231PS  Y15, Y12, Y1
+	VFMADD231PS  Y15, Y13, Y5
+	VFMADD231PS  Y15, Y14, Y9
+	VMOVUPS      64(SI), Y15
+	VPSLLD       $0x10, Y15, Y15
+	VFMADD231PS  Y15, Y12, Y2
+	VFMADD231PS  Y15, Y13, Y6
+	VFMADD231PS  Y15, Y14, Y10
+	VMOVUPS      96(SI), Y15
+	VPSLLD       $0x10, Y15, Y15
+	VFMADD231PS  Y15, Y12, Y3
+	VFMADD231PS  Y15, Y13, Y7
+	VFMADD231PS  Y15, Y14, Y11
+	PREFETCHT0   (R11)
+	PREFETCHT0   (CX)
+	VBROADCASTSS 4(R12), Y12
+	VBROADCASTSS 260(R12), Y13
+	VBROADCASTSS 516(R12), Y14
+	VMOVUPS      (SI), Y15
+	VANDPS       highHalves_avx2<>+0(SB), Y15, Y15
+	VFMADD231PS  Y15, Y12, Y0
+	VFMADD231PS  Y15, Y13, Y4
+	VFMADD231PS  Y15, Y14, Y8
+	VMOVUPS      32(SI), Y15
+	VANDPS       highHalves_avx2<>+0(SB), Y15, Y15
+	VFMADD231PS  Y15, Y12, Y1
+	VFMADD231PS  Y15, Y13, Y5
+	VFMADD231PS  Y15, Y14, Y9
+	VMOVUPS      64(SI), Y15
+	VANDPS       highHalves_avx2<>+0(SB), Y15, Y15
+	VFMADD231PS  Y15, Y12, Y2
+	VFMADD231PS  Y15, Y13, Y6
+	VFMADD231PS  Y15, Y14, Y10
+	VMOVUPS      96(SI), Y15
+	VANDPS       highHalves_avx2<>+0(SB), Y15, Y15
+	VFMADD231PS  Y15, Y12, Y3
+	VFMADD231PS  Y15, Y13, Y7
+	VFMADD231PS  Y15, Y14, Y11
+	PREFETCHT0   (AX)
+	PREFETCHT0   64(CX)
+	VBROADCASTSS 8(R12), Y12
+	VBROADCASTSS 264(R12), Y13
+	VBROADCASTSS 520(R12), Y14
+	VMOVUPS      (SI)(R9*1), Y15
+	VPSLLD       $0x10, Y15, Y15
+	VFMADD231PS  Y15, Y12, Y0
+	VFMADD231PS  Y15, Y13, Y4
+	VFMADD231PS  Y15, Y14, Y8
+	VMOVUPS      32(SI)(R9*1), Y15
+	VPSLLD       $0x10, Y15, Y15
+	VFMADD231PS  Y15, Y12, Y1
+	VFMADD231PS  Y15, Y13, Y5
+	VFMADD231PS  Y15, Y14, Y9
+	VMOVUPS      64(SI)(R9*1), Y15
+	VPSLLD       $0x10, Y15, Y15
+	VFMADD231PS  Y15, Y12, Y2
+	VFMADD231PS  Y15, Y13, Y6
+	VFMADD231PS  Y15, Y14, Y10
+	VMOVUPS      96(SI)(R9*1), Y15
+	VPSLLD       $0x10, Y15, Y15
+	VFMADD231PS  Y15, Y12, Y3
+	VFMADD231PS  Y15, Y13, Y7
+	VFMADD231PS  Y15, Y14, Y11
+	PREFETCHT0   (R14)
+	PREFETCHT0   (CX)(R9*1)
+	VBROADCASTSS 12(R12), Y12
+	VBROADCASTSS 268(R12), Y13
+	VBROADCASTSS 524(R12), Y14
+	VMOVUPS      (SI)(R9*1), Y15
+	VANDPS       highHalves_avx2<>+0(SB), Y15, Y15
+	VFMADD231PS  Y15, Y12, Y0
+	VFMADD231PS  Y15, Y13, Y4
+	VFMADD231PS  Y15, Y14, Y8
+	VMOVUPS      32(SI)(R9*1), Y15
+	VANDPS       highHalves_avx2<>+0(SB), Y15, Y15
+	VFMADD231PS  Y15, Y12, Y1
+	VFMADD231PS  Y15, Y13, Y5
+	VFMADD231PS  Y15, Y14, Y9
+	VMOVUPS      64(SI)(R9*1), Y15
+	VANDPS       highHalves_avx2<>+0(SB), Y15, Y15
+	VFMADD231PS  Y15, Y12, Y2
+	VFMADD231PS  Y15, Y13, Y6
+	VFMADD231PS  Y15, Y14, Y10
+	VMOVUPS      96(SI)(R9*1), Y15
+	VANDPS       highHalves_avx2<>+0(SB), Y15, Y15
+	VFMADD231PS  Y15, Y12, Y3
+	VFMADD231PS  Y15, Y13, Y7
+	VFMADD231PS  Y15, Y14, Y11
+	PREFETCHT0   (R8)
+	PREFETCHT0   64(CX)(R9*1)
+	LEAQ         (SI)(R9*2), SI
+	ADDQ         $0x10, R12
+	LEAQ         (CX)(R9*2), CX
+	VBROADCASTSS (R12), Y12
+	VBROADCASTSS 256(R12), Y13
+	VBROADCASTSS 512(R12), Y14
+	VMOVUPS      (SI), Y15
+	VPSLLD       $0x10, Y15, Y15
+	VFMADD231PS  Y15, Y12, Y0
+	VFMADD231PS  Y15, Y13, Y4
+	VFMADD231PS  Y15, Y14, Y8
+	VMOVUPS      32(SI), Y15
+	VPSLLD       $0x10, Y15, Y15
+	VFMADD231PS  Y15, Y12, Y1
+	VFMADD231PS  Y15, Y13, Y5
+	VFMADD231PS  Y15, Y14, Y9
+	VMOVUPS      64(SI), Y15
+	VPSLLD       $0x10, Y15, Y15
+	VFMADD231PS  Y15, Y12, Y2
+	VFMADD231PS  Y15, Y13, Y6
+	VFMADD231PS  Y15, Y14, Y10
+	VMOVUPS      96(SI), Y15
+	VPSLLD       $0x10, Y15, Y15
+	VFMADD231PS  Y15, Y12, Y3
+	VFMADD231PS  Y15, Y13, Y7
+	VFMADD231PS  Y15, Y14, Y11
+	PREFETCHT0   64(R11)
+	PREFETCHT0   (CX)
+	VBROADCASTSS 4(R12), Y12
+	VBROADCASTSS 260(R12), Y13
+	VBROADCASTSS 516(R12), Y14
+	VMOVUPS      (SI), Y15
+	VANDPS       highHalves_avx2<>+0(SB), Y15, Y15
+	VFMADD231PS  Y15, Y12, Y0
+	VFMADD231PS  Y15, Y13, Y4
+	VFMADD231PS  Y15, Y14, Y8
+	VMOVUPS      32(SI), Y15
+	VANDPS       highHalves_avx2<>+0(SB), Y15, Y15
+	VFMADD231PS  Y15, Y12, Y1
+	VFMADD231PS  Y15, Y13, Y5
+	VFMADD231PS  Y15, Y14, Y9
+	VMOVUPS      64(SI), Y15
+	VANDPS       highHalves_avx2<>+0(SB), Y15, Y15
+	VFMADD231PS  Y15, Y12, Y2
+	VFMADD231PS  Y15, Y13, Y6
+	VFMADD231PS  Y15, Y14, Y10
+	VMOVUPS      96(SI), Y15
+	VANDPS       highHalves_avx2<>+0(SB), Y15, Y15
+	VFMADD231PS  Y15, Y12, Y3
+	VFMADD231PS  Y15, Y13, Y7
+	VFMADD231PS  Y15, Y14, Y11
+	PREFETCHT0   64(AX)
+	PREFETCHT0   64(CX)
+	VBROADCASTSS 8(R12), Y12
+	VBROADCASTSS 264(R12), Y13
+	VBROADCASTSS 520(R12), Y14
+	VMOVUPS      (SI)(R9*1), Y15
+	VPSLLD       $0x10, Y15, Y15
+	VFMADD231PS  Y15, Y12, Y0
+	VFMADD231PS  Y15, Y13, Y4
+	VFMADD231PS  Y15, Y14, Y8
+	VMOVUPS      32(SI)(R9*1), Y15
+	VPSLLD       $0x10, Y15, Y15
+	VFMADD231PS  Y15, Y12, Y1
+	VFMADD231PS  Y15, Y13, Y5
+	VFMADD231PS  Y15, Y14, Y9
+	VMOVUPS      64(SI)(R9*1), Y15
+	VPSLLD       $0x10, Y15, Y15
+	VFMADD231PS  Y15, Y12, Y2
+	VFMADD231PS  Y15, Y13, Y6
+	VFMADD231PS  Y15, Y14, Y10
+	VMOVUPS      96(SI)(R9*1), Y15
+	VPSLLD       $0x10, Y15, Y15
+	VFMADD231PS  Y15, Y12, Y3
+	VFMADD231PS  Y15, Y13, Y7
+	VFMADD231PS  Y15, Y14, Y11
+	PREFETCHT0   64(R14)
+	PREFETCHT0   (CX)(R9*1)
+	VBROADCASTSS 12(R12), Y12
+	VBROADCASTSS 268(R12), Y13
+	VBROADCASTSS 524(R12), Y14
+	VMOVUPS      (SI)(R9*1), Y15
+	VANDPS       highHalves_avx2<>+0(SB), Y15, Y15
+	VFMADD231PS  Y15, Y12, Y0
+	VFMADD231PS  Y15, Y13, Y4
+	VFMADD231PS  Y15, Y14, Y8
+	VMOVUPS      32(SI)(R9*1), Y15
+	VANDPS       highHalves_avx2<>+0(SB), Y15, Y15
+	VFMADD231PS  Y15, Y12, Y1
+	VFMADD231PS  Y15, Y13, Y5
+	VFMADD231PS  Y15, Y14, Y9
+	VMOVUPS      64(SI)(R9*1), Y15
+	VANDPS       highHalves_avx2<>+0(SB), Y15, Y15
+	VFMADD231PS  Y15, Y12, Y2
+	VFMADD231PS  Y15, Y13, Y6
+	VFMADD231PS  Y15, Y14, Y10
+	VMOVUPS      96(SI)(R9*1), Y15
+	VANDPS       highHalves_avx2<>+0(SB), Y15, Y15
+	VFMADD231PS  Y15, Y12, Y3
+	VFMADD231PS  Y15, Y13, Y7
+	VFMADD231PS  Y15, Y14, Y11
+	PREFETCHT0   64(R8)
+	PREFETCHT0   64(CX)(R9*1)
+	LEAQ         (SI)(R9*2), SI
+	ADDQ         $0x10, R12
+	LEAQ         (CX)(R9*2), CX
+	VBROADCASTSS (R12), Y12
+	VBROADCASTSS 256(R12), Y13
+	VBROADCASTSS 512(R12), Y14
+	VMOVUPS      (SI), Y15
+	VPSLLD       $0x10, Y15, Y15
+	VFMADD231PS  Y15, Y12, Y0
+	VFMADD231PS  Y15, Y13, Y4
+	VFMADD231PS  Y15, Y14, Y8
+	VMOVUPS      32(SI), Y15
+	VPSLLD       $0x10, Y15, Y15
+	VFMADD231PS  Y15, Y12, Y1
+	VFMADD231PS  Y15, Y13, Y5
+	VFMADD231PS  Y15, Y14, Y9
+	VMOVUPS      64(SI), Y15
+	VPSLLD       $0x10, Y15, Y15
+	VFMADD231PS  Y15, Y12, Y2
+	VFMADD231PS  Y15, Y13, Y6
+	VFMADD231PS  Y15, Y14, Y10
+	VMOVUPS      96(SI), Y15
+	VPSLLD       $0x10, Y15, Y15
+	VFMADD231PS  Y15, Y12, Y3
+	VFMADD231PS  Y15, Y13, Y7
+	VFMADD231PS  Y15, Y14, Y11
+	PREFETCHT0   128(R11)
+	PREFETCHT0   (CX)
+	VBROADCASTSS 4(R12), Y12
+	VBROADCASTSS 260(R12), Y13
+	VBROADCASTSS 516(R12), Y14
+	VMOVUPS      (SI), Y15
+	VANDPS       highHalves_avx2<>+0(SB), Y15, Y15
+	VFMADD231PS  Y15, Y12, Y0
+	VFMADD231PS  Y15, Y13, Y4
+	VFMADD231PS  Y15, Y14, Y8
+	VMOVUPS      32(SI), Y15
+	VANDPS       highHalves_avx2<>+0(SB), Y15, Y15
+	VFMADD231PS  Y15, Y12, Y1
+	VFMADD231PS  Y15, Y13, Y5
+	VFMADD231PS  Y15, Y14, Y9
+	VMOVUPS      64(SI), Y15
+	VANDPS       highHalves_avx2<>+0(SB), Y15, Y15
+	VFMADD231PS  Y15, Y12, Y2
+	VFMADD231PS  Y15, Y13, Y6
+	VFMADD231PS  Y15, Y14, Y10
+	VMOVUPS      96(SI), Y15
+	VANDPS       highHalves_avx2<>+0(SB), Y15, Y15
+	VFMADD231PS  Y15, Y12, Y3
+	VFMADD231PS  Y15, Y13, Y7
+	VFMADD231PS  Y15, Y14, Y11
+	PREFETCHT0   128(AX)
+	PREFETCHT0   64(CX)
+	VBROADCASTSS 8(R12), Y12
+	VBROADCASTSS 264(R12), Y13
+	VBROADCASTSS 520(R12), Y14
+	VMOVUPS      (SI)(R9*1), Y15
+	VPSLLD       $0x10, Y15, Y15
+	VFMADD231PS  Y15, Y12, Y0
+	VFMADD231PS  Y15, Y13, Y4
+	VFMADD231PS  Y15, Y14, Y8
+	VMOVUPS      32(SI)(R9*1), Y15
+	VPSLLD       $0x10, Y15, Y15
+	VFMADD231PS  Y15, Y12, Y1
+	VFMADD231PS  Y15, Y13, Y5
+	VFMADD231PS  Y15, Y14, Y9
+	VMOVUPS      64(SI)(R9*1), Y15
+	VPSLLD       $0x10, Y15, Y15
+	VFMADD231PS  Y15, Y12, Y2
+	VFMADD231PS  Y15, Y13, Y6
+	VFMADD231PS  Y15, Y14, Y10
+	VMOVUPS      96(SI)(R9*1), Y15
+	VPSLLD       $0x10, Y15, Y15
+	VFMADD231PS  Y15, Y12, Y3
+	VFMADD231PS  Y15, Y13, Y7
+	VFMADD231PS  Y15, Y14, Y11
+	PREFETCHT0   128(R14)
+	PREFETCHT0   (CX)(R9*1)
+	VBROADCASTSS 12(R12), Y12
+	VBROADCASTSS 268(R12), Y13
+	VBROADCASTSS 524(R12), Y14
+	VMOVUPS      (SI)(R9*1), Y15
+	VANDPS       highHalves_avx2<>+0(SB), Y15, Y15
+	VFMADD231PS  Y15, Y12, Y0
+	VFMADD231PS  Y15, Y13, Y4
+	VFMADD231PS  Y15, Y14, Y8
+	VMOVUPS      32(SI)(R9*1), Y15
+	VANDPS       highHalves_avx2<>+0(SB), Y15, Y15
+	VFMADD231PS  Y15, Y12, Y1
+	VFMADD231PS  Y15, Y13, Y5
+	VFMADD231PS  Y15, Y14, Y9
+	VMOVUPS      64(SI)(R9*1), Y15
+	VANDPS       highHalves_avx2<>+0(SB), Y15, Y15
+	VFMADD231PS  Y15, Y12, Y2
+	VFMADD231PS  Y15, Y13, Y6
+	VFMADD231PS  Y15, Y14, Y10
+	VMOVUPS      96(SI)(R9*1), Y15
+	VANDPS       highHalves_avx2<>+0(SB), Y15, Y15
+	VFMADD231PS  Y15, Y12, Y3
+	VFMADD231PS  Y15, Y13, Y7
+	VFMADD231PS  Y15, Y14, Y11
+	PREFETCHT0   128(R8)
+	PREFETCHT0   64(CX)(R9*1)
+	LEAQ         (SI)(R9*2), SI
+	ADDQ         $0x10, R12
+	LEAQ         (CX)(R9*2), CX
+	VBROADCASTSS (R12), Y12
+	VBROADCASTSS 256(R12), Y13
+	VBROADCASTSS 512(R12), Y14
+	VMOVUPS      (SI), Y15
+	VPSLLD       $0x10, Y15, Y15
+	VFMADD231PS  Y15, Y12, Y0
+	VFMADD231PS  Y15, Y13, Y4
+	VFMADD231PS  Y15, Y14, Y8
+	VMOVUPS      32(SI), Y15
+	VPSLLD       $0x10, Y15, Y15
+	VFMADD231PS  Y15, Y12, Y1
+	VFMADD231PS  Y15, Y13, Y5
+	VFMADD231PS  Y15, Y14, Y9
+	VMOVUPS      64(SI), Y15
+	VPSLLD       $0x10, Y15, Y15
+	VFMADD231PS  Y15, Y12, Y2
+	VFMADD231PS  Y15, Y13, Y6
+	VFMADD231PS  Y15, Y14, Y10
+	VMOVUPS      96(SI), Y15
+	VPSLLD       $0x10, Y15, Y15
+	VFMADD231PS  Y15, Y12, Y3
+	VFMADD231PS  Y15, Y13, Y7
+	VFMADD231PS  Y15, Y14, Y11
+	PREFETCHT0   192(R11)
+	PREFETCHT0   (CX)
+	VBROADCASTSS 4(R12), Y12
+	VBROADCASTSS 260(R12), Y13
+	VBROADCASTSS 516(R12), Y14
+	VMOVUPS      (SI), Y15
+	VANDPS       highHalves_avx2<>+0(SB), Y15, Y15
+	VFMADD231PS  Y15, Y12, Y0
+	VFMADD231PS  Y15, Y13, Y4
+	VFMADD231PS  Y15, Y14, Y8
+	VMOVUPS      32(SI), Y15
+	VANDPS       highHalves_avx2<>+0(SB), Y15, Y15
+	VFMADD231PS  Y15, Y12, Y1
+	VFMADD231PS  Y15, Y13, Y5
+	VFMADD231PS  Y15, Y14, Y9
+	VMOVUPS      64(SI), Y15
+	VANDPS       highHalves_avx2<>+0(SB), Y15, Y15
+	VFMADD231PS  Y15, Y12, Y2
+	VFMADD231PS  Y15, Y13, Y6
+	VFMADD231PS  Y15, Y14, Y10
+	VMOVUPS      96(SI), Y15
+	VANDPS       highHalves_avx2<>+0(SB), Y15, Y15
+	VFMADD231PS  Y15, Y12, Y3
+	VFMADD231PS  Y15, Y13, Y7
+	VFMADD231PS  Y15, Y14, Y11
+	PREFETCHT0   192(AX)
+	PREFETCHT0   64(CX)
+	VBROADCASTSS 8(R12), Y12
+	VBROADCASTSS 264(R12), Y13
+	VBROADCASTSS 520(R12), Y14
+	VMOVUPS      (SI)(R9*1), Y15
+	VPSLLD       $0x10, Y15, Y15
+	VFMADD231PS  Y15, Y12, Y0
+	VFMADD231PS  Y15, Y13, Y4
+	VFMADD231PS  Y15, Y14, Y8
+	VMOVUPS      32(SI)(R9*1), Y15
+	VPSLLD       $0x10, Y15, Y15
+	VFMADD231PS  Y15, Y12, Y1
+	VFMADD231PS  Y15, Y13, Y5
+	VFMADD231PS  Y15, Y14, Y9
+	VMOVUPS      64(SI)(R9*1), Y15
+	VPSLLD       $0x10, Y15, Y15
+	VFMADD231PS  Y15, Y12, Y2
+	VFMADD231PS  Y15, Y13, Y6
+	VFMADD231PS  Y15, Y14, Y10
+	VMOVUPS      96(SI)(R9*1), Y15
+	VPSLLD       $0x10, Y15, Y15
+	VFMADD231PS  Y15, Y12, Y3
+	VFMADD231PS  Y15, Y13, Y7
+	VFMADD231PS  Y15, Y14, Y11
+	PREFETCHT0   192(R14)
+	PREFETCHT0   (CX)(R9*1)
+	VBROADCASTSS 12(R12), Y12
+	VBROADCASTSS 268(R12), Y13
+	VBROADCASTSS 524(R12), Y14
+	VMOVUPS      (SI)(R9*1), Y15
+	VANDPS       highHalves_avx2<>+0(SB), Y15, Y15
+	VFMADD231PS  Y15, Y12, Y0
+	VFMADD231PS  Y15, Y13, Y4
+	VFMADD231PS  Y15, Y14, Y8
+	VMOVUPS      32(SI)(R9*1), Y15
+	VANDPS       highHalves_avx2<>+0(SB), Y15, Y15
+	VFMADD231PS  Y15, Y12, Y1
+	VFMADD231PS  Y15, Y13, Y5
+	VFMADD231PS  Y15, Y14, Y9
+	VMOVUPS      64(SI)(R9*1), Y15
+	VANDPS       highHalves_avx2<>+0(SB), Y15, Y15
+	VFMADD231PS  Y15, Y12, Y2
+	VFMADD231PS  Y15, Y13, Y6
+	VFMADD231PS  Y15, Y14, Y10
+	VMOVUPS      96(SI)(R9*1), Y15
+	VANDPS       highHalves_avx2<>+0(SB), Y15, Y15
+	VFMADD231PS  Y15, Y12, Y3
+	VFMADD231PS  Y15, Y13, Y7
+	VFMADD231PS  Y15, Y14, Y11
+	PREFETCHT0   192(R8)
+	PREFETCHT0   64(CX)(R9*1)
+	LEAQ         (SI)(R9*2), SI
+	ADDQ         $0x10, R12
+	LEAQ         (CX)(R9*2), CX
+	ADDQ         $0x00000100, R11
+	ADDQ         $0x00000100, AX
+	ADDQ         $0x00000100, R14
+	ADDQ         $0x00000100, R8
+	SUBQ         $0x10, R13
+	JGE          positions544
+	MOVQ         R11, 8(SP)
+	MOVQ         AX, 16(SP)
+	MOVQ         R14, 24(SP)
+	MOVQ         R8, 32(SP)
+	MOVQ         oStride+24(FP), R8
+
+short545:
 	ADDQ $0x10, R13
 
-plain531:
+plain546:
 	SUBQ $0x04, R13
-	JLT  few526
+	JLT  few541
 
-positions532:
-	VBROADCASTSS   (R12), Y12
-	VBROADCASTSS   256(R12), Y13
-	VBROADCASTSS   512(R12), Y14
-	VBROADCASTI128 (SI), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y0
-	VFMADD231PS    Y15, Y13, Y4
-	VFMADD231PS    Y15, Y14, Y8
-	VBROADCASTI128 16(SI), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y1
-	VFMADD231PS    Y15, Y13, Y5
-	VFMADD231PS    Y15, Y14, Y9
-	VBROADCASTI128 32(SI), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y2
-	VFMADD231PS    Y15, Y13, Y6
-	VFMADD231PS    Y15, Y14, Y10
-	VBROADCASTI128 48(SI), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y3
-	VFMADD231PS    Y15, Y13, Y7
-	VFMADD231PS    Y15, Y14, Y11
-	VBROADCASTSS   4(R12), Y12
-	VBROADCASTSS   260(R12), Y13
-	VBROADCASTSS   516(R12), Y14
-	VBROADCASTI128 (SI)(R9*1), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y0
-	VFMADD231PS    Y15, Y13, Y4
-	VFMADD231PS    Y15, Y14, Y8
-	VBROADCASTI128 16(SI)(R9*1), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y1
-	VFMADD231PS    Y15, Y13, Y5
-	VFMADD231PS    Y15, Y14, Y9
-	VBROADCASTI128 32(SI)(R9*1), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y2
-	VFMADD231PS    Y15, Y13, Y6
-	VFMADD231PS    Y15, Y14, Y10
-	VBROADCASTI128 48(SI)(R9*1), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y3
-	VFMADD231PS    Y15, Y13, Y7
-	VFMADD231PS    Y15, Y14, Y11
-	VBROADCASTSS   8(R12), Y12
-	VBROADCASTSS   264(R12), Y13
-	VBROADCASTSS   520(R12), Y14
-	VBROADCASTI128 (SI)(R9*2), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y0
-	VFMADD231PS    Y15, Y13, Y4
-	VFMADD231PS    Y15, Y14, Y8
-	VBROADCASTI128 16(SI)(R9*2), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y1
-	VFMADD231PS    Y15, Y13, Y5
-	VFMADD231PS    Y15, Y14, Y9
-	VBROADCASTI128 32(SI)(R9*2), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y2
-	VFMADD231PS    Y15, Y13, Y6
-	VFMADD231PS    Y15, Y14, Y10
-	VBROADCASTI128 48(SI)(R9*2), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y3
-	VFMADD231PS    Y15, Y13, Y7
-	VFMADD231PS    Y15, Y14, Y11
-	VBROADCASTSS   12(R12), Y12
-	VBROADCASTSS   268(R12), Y13
-	VBROADCASTSS   524(R12), Y14
-	VBROADCASTI128 (SI)(R15*1), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y0
-	VFMADD231PS    Y15, Y13, Y4
-	VFMADD231PS    Y15, Y14, Y8
-	VBROADCASTI128 16(SI)(R15*1), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y1
-	VFMADD231PS    Y15, Y13, Y5
-	VFMADD231PS    Y15, Y14, Y9
-	VBROADCASTI128 32(SI)(R15*1), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y2
-	VFMADD231PS    Y15, Y13, Y6
-	VFMADD231PS    Y15, Y14, Y10
-	VBROADCASTI128 48(SI)(R15*1), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y3
-	VFMADD231PS    Y15, Y13, Y7
-	VFMADD231PS    Y15, Y14, Y11
-	LEAQ           (SI)(R9*4), SI
-	ADDQ           $0x10, R12
-	SUBQ           $0x04, R13
-	JGE            positions532
+positions547:
+	VBROADCASTSS (R12), Y12
+	VBROADCASTSS 256(R12), Y13
+	VBROADCASTSS 512(R12), Y14
+	VMOVUPS      (SI), Y15
+	VPSLLD       $0x10, Y15, Y15
+	VFMADD231PS  Y15, Y12, Y0
+	VFMADD231PS  Y15, Y13, Y4
+	VFMADD231PS  Y15, Y14, Y8
+	VMOVUPS      32(SI), Y15
+	VPSLLD       $0x10, Y15, Y15
+	VFMADD231PS  Y15, Y12, Y1
+	VFMADD231PS  Y15, Y13, Y5
+	VFMADD231PS  Y15, Y14, Y9
+	VMOVUPS      64(SI), Y15
+	VPSLLD       $0x10, Y15, Y15
+	VFMADD231PS  Y15, Y12, Y2
+	VFMADD231PS  Y15, Y13, Y6
+	VFMADD231PS  Y15, Y14, Y10
+	VMOVUPS      96(SI), Y15
+	VPSLLD       $0x10, Y15, Y15
+	VFMADD231PS  Y15, Y12, Y3
+	VFMADD231PS  Y15, Y13, Y7
+	VFMADD231PS  Y15, Y14, Y11
+	VBROADCASTSS 4(R12), Y12
+	VBROADCASTSS 260(R12), Y13
+	VBROADCASTSS 516(R12), Y14
+	VMOVUPS      (SI), Y15
+	VANDPS       highHalves_avx2<>+0(SB), Y15, Y15
+	VFMADD231PS  Y15, Y12, Y0
+	VFMADD231PS  Y15, Y13, Y4
+	VFMADD231PS  Y15, Y14, Y8
+	VMOVUPS      32(SI), Y15
+	VANDPS       highHalves_avx2<>+0(SB), Y15, Y15
+	VFMADD231PS  Y15, Y12, Y1
+	VFMADD231PS  Y15, Y13, Y5
+	VFMADD231PS  Y15, Y14, Y9
+	VMOVUPS      64(SI), Y15
+	VANDPS       highHalves_avx2<>+0(SB), Y15, Y15
+	VFMADD231PS  Y15, Y12, Y2
+	VFMADD231PS  Y15, Y13, Y6
+	VFMADD231PS  Y15, Y14, Y10
+	VMOVUPS      96(SI), Y15
+	VANDPS       highHalves_avx2<>+0(SB), Y15, Y15
+	VFMADD231PS  Y15, Y12, Y3
+	VFMADD231PS  Y15, Y13, Y7
+	VFMADD231PS  Y15, Y14, Y11
+	VBROADCASTSS 8(R12), Y12
+	VBROADCASTSS 264(R12), Y13
+	VBROADCASTSS 520(R12), Y14
+	VMOVUPS      (SI)(R9*1), Y15
+	VPSLLD       $0x10, Y15, Y15
+	VFMADD231PS  Y15, Y12, Y0
+	VFMADD231PS  Y15, Y13, Y4
+	VFMADD231PS  Y15, Y14, Y8
+	VMOVUPS      32(SI)(R9*1), Y15
+	VPSLLD       $0x10, Y15, Y15
+	VFMADD231PS  Y15, Y12, Y1
+	VFMADD231PS  Y15, Y13, Y5
+	VFMADD231PS  Y15, Y14, Y9
+	VMOVUPS      64(SI)(R9*1), Y15
+	VPSLLD       $0x10, Y15, Y15
+	VFMADD231PS  Y15, Y12, Y2
+	VFMADD231PS  Y15, Y13, Y6
+	VFMADD231PS  Y15, Y14, Y10
+	VMOVUPS      96(SI)(R9*1), Y15
+	VPSLLD       $0x10, Y15, Y15
+	VFMADD231PS  Y15, Y12, Y3
+	VFMADD231PS  Y15, Y13, Y7
+	VFMADD231PS  Y15, Y14, Y11
+	VBROADCASTSS 12(R12), Y12
+	VBROADCASTSS 268(R12), Y13
+	VBROADCASTSS 524(R12), Y14
+	VMOVUPS      (SI)(R9*1), Y15
+	VANDPS       highHalves_avx2<>+0(SB), Y15, Y15
+	VFMADD231PS  Y15, Y12, Y0
+	VFMADD231PS  Y15, Y13, Y4
+	VFMADD231PS  Y15, Y14, Y8
+	VMOVUPS      32(SI)(R9*1), Y15
+	VANDPS       highHalves_avx2<>+0(SB), Y15, Y15
+	VFMADD231PS  Y15, Y12, Y1
+	VFMADD231PS  Y15, Y13, Y5
+	VFMADD231PS  Y15, Y14, Y9
+	VMOVUPS      64(SI)(R9*1), Y15
+	VANDPS       highHalves_avx2<>+0(SB), Y15, Y15
+	VFMADD231PS  Y15, Y12, Y2
+	VFMADD231PS  Y15, Y13, Y6
+	VFMADD231PS  Y15, Y14, Y10
+	VMOVUPS      96(SI)(R9*1), Y15
+	VANDPS       highHalves_avx2<>+0(SB), Y15, Y15
+	VFMADD231PS  Y15, Y12, Y3
+	VFMADD231PS  Y15, Y13, Y7
+	VFMADD231PS  Y15, Y14, Y11
+	LEAQ         (SI)(R9*2), SI
+	ADDQ         $0x10, R12
+	SUBQ         $0x04, R13
+	JGE          positions547
 
-few526:
-	ADDQ $0x04, R13
-	JZ   merge528
+few541:
+	ADDQ         $0x04, R13
+	JZ           merge542
+	CMPQ         R13, $0x02
+	JLT          some548
+	VBROADCASTSS (R12), Y12
+	VBROADCASTSS 256(R12), Y13
+	VBROADCASTSS 512(R12), Y14
+	VMOVUPS      (SI), Y15
+	VPSLLD       $0x10, Y15, Y15
+	VFMADD231PS  Y15, Y12, Y0
+	VFMADD231PS  Y15, Y13, Y4
+	VFMADD231PS  Y15, Y14, Y8
+	VMOVUPS      32(SI), Y15
+	VPSLLD       $0x10, Y15, Y15
+	VFMADD231PS  Y15, Y12, Y1
+	VFMADD231PS  Y15, Y13, Y5
+	VFMADD231PS  Y15, Y14, Y9
+	VMOVUPS      64(SI), Y15
+	VPSLLD       $0x10, Y15, Y15
+	VFMADD231PS  Y15, Y12, Y2
+	VFMADD231PS  Y15, Y13, Y6
+	VFMADD231PS  Y15, Y14, Y10
+	VMOVUPS      96(SI), Y15
+	VPSLLD       $0x10, Y15, Y15
+	VFMADD231PS  Y15, Y12, Y3
+	VFMADD231PS  Y15, Y13, Y7
+	VFMADD231PS  Y15, Y14, Y11
+	VBROADCASTSS 4(R12), Y12
+	VBROADCASTSS 260(R12), Y13
+	VBROADCASTSS 516(R12), Y14
+	VMOVUPS      (SI), Y15
+	VANDPS       highHalves_avx2<>+0(SB), Y15, Y15
+	VFMADD231PS  Y15, Y12, Y0
+	VFMADD231PS  Y15, Y13, Y4
+	VFMADD231PS  Y15, Y14, Y8
+	VMOVUPS      32(SI), Y15
+	VANDPS       highHalves_avx2<>+0(SB), Y15, Y15
+	VFMADD231PS  Y15, Y12, Y1
+	VFMADD231PS  Y15, Y13, Y5
+	VFMADD231PS  Y15, Y14, Y9
+	VMOVUPS      64(SI), Y15
+	VANDPS       highHalves_avx2<>+0(SB), Y15, Y15
+	VFMADD231PS  Y15, Y12, Y2
+	VFMADD231PS  Y15, Y13, Y6
+	VFMADD231PS  Y15, Y14, Y10
+	VMOVUPS      96(SI), Y15
+	VANDPS       highHalves_avx2<>+0(SB), Y15, Y15
+	VFMADD231PS  Y15, Y12, Y3
+	VFMADD231PS  Y15, Y13, Y7
+	VFMADD231PS  Y15, Y14, Y11
+	ADDQ         R9, SI
+	ADDQ         $0x08, R12
+	SUBQ         $0x02, R13
+	JZ           merge542
 
-some527:
-	VBROADCASTSS   (R12), Y12
-	VBROADCASTSS   256(R12), Y13
-	VBROADCASTSS   512(R12), Y14
-	VBROADCASTI128 (SI), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y0
-	VFMADD231PS    Y15, Y13, Y4
-	VFMADD231PS    Y15, Y14, Y8
-	VBROADCASTI128 16(SI), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y1
-	VFMADD231PS    Y15, Y13, Y5
-	VFMADD231PS    Y15, Y14, Y9
-	VBROADCASTI128 32(SI), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y2
-	VFMADD231PS    Y15, Y13, Y6
-	VFMADD231PS    Y15, Y14, Y10
-	VBROADCASTI128 48(SI), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y3
-	VFMADD231PS    Y15, Y13, Y7
-	VFMADD231PS    Y15, Y14, Y11
-	ADDQ           R9, SI
-	ADDQ           $0x04, R12
-	DECQ           R13
-	JNZ            some527
-	JMP            merge528
+some548:
+	VBROADCASTSS (R12), Y12
+	VBROADCASTSS 256(R12), Y13
+	VBROADCASTSS 512(R12), Y14
+	VMOVUPS      (SI), Y15
+	VPSLLD       $0x10, Y15, Y15
+	VFMADD231PS  Y15, Y12, Y0
+	VFMADD231PS  Y15, Y13, Y4
+	VFMADD231PS  Y15, Y14, Y8
+	VMOVUPS      32(SI), Y15
+	VPSLLD       $0x10, Y15, Y15
+	VFMADD231PS  Y15, Y12, Y1
+	VFMADD231PS  Y15, Y13, Y5
+	VFMADD231PS  Y15, Y14, Y9
+	VMOVUPS      64(SI), Y15
+	VPSLLD       $0x10, Y15, Y15
+	VFMADD231PS  Y15, Y12, Y2
+	VFMADD231PS  Y15, Y13, Y6
+	VFMADD231PS  Y15, Y14, Y10
+	VMOVUPS      96(SI), Y15
+	VPSLLD       $0x10, Y15, Y15
+	VFMADD231PS  Y15, Y12, Y3
+	VFMADD231PS  Y15, Y13, Y7
+	VFMADD231PS  Y15, Y14, Y11
+	ADDQ         R9, SI
+	ADDQ         $0x04, R12
+	JMP          merge542
 
-sparse525:
-	TZCNTQ         R13, AX
-	LEAQ           (BX)(AX*4), R12
-	MOVQ           AX, SI
-	IMULQ          R9, SI
-	ADDQ           DX, SI
-	VBROADCASTSS   (R12), Y12
-	VBROADCASTSS   256(R12), Y13
-	VBROADCASTSS   512(R12), Y14
-	VBROADCASTI128 (SI), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y0
-	VFMADD231PS    Y15, Y13, Y4
-	VFMADD231PS    Y15, Y14, Y8
-	VBROADCASTI128 16(SI), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y1
-	VFMADD231PS    Y15, Y13, Y5
-	VFMADD231PS    Y15, Y14, Y9
-	VBROADCASTI128 32(SI), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y2
-	VFMADD231PS    Y15, Y13, Y6
-	VFMADD231PS    Y15, Y14, Y10
-	VBROADCASTI128 48(SI), Y15
-	VPSHUFB        upper_avx2<>+0(SB), Y15, Y15
-	VFMADD231PS    Y15, Y12, Y3
-	VFMADD231PS    Y15, Y13, Y7
-	VFMADD231PS    Y15, Y14, Y11
-	BLSRQ          R13, R13
-	JNZ            sparse525
+sparse540:
+	TZCNTQ       R13, AX
+	LEAQ         (BX)(AX*4), R12
+	MOVQ         AX, SI
+	MOVQ         SI, AX
+	SHRQ         $0x01, SI
+	IMULQ        R9, SI
+	ADDQ         DX, SI
+	TESTQ        $0x00000001, AX
+	JNZ          odd549
+	VBROADCASTSS (R12), Y12
+	VBROADCASTSS 256(R12), Y13
+	VBROADCASTSS 512(R12), Y14
+	VMOVUPS      (SI), Y15
+	VPSLLD       $0x10, Y15, Y15
+	VFMADD231PS  Y15, Y12, Y0
+	VFMADD231PS  Y15, Y13, Y4
+	VFMADD231PS  Y15, Y14, Y8
+	VMOVUPS      32(SI), Y15
+	VPSLLD       $0x10, Y15, Y15
+	VFMADD231PS  Y15, Y12, Y1
+	VFMADD231PS  Y15, Y13, Y5
+	VFMADD231PS  Y15, Y14, Y9
+	VMOVUPS      64(SI), Y15
+	VPSLLD       $0x10, Y15, Y15
+	VFMADD231PS  Y15, Y12, Y2
+	VFMADD231PS  Y15, Y13, Y6
+	VFMADD231PS  Y15, Y14, Y10
+	VMOVUPS      96(SI), Y15
+	VPSLLD       $0x10, Y15, Y15
+	VFMADD231PS  Y15, Y12, Y3
+	VFMADD231PS  Y15, Y13, Y7
+	VFMADD231PS  Y15, Y14, Y11
+	JMP          done550
 
-merge528:
+odd549:
+	VBROADCASTSS (R12), Y12
+	VBROADCASTSS 256(R12), Y13
+	VBROADCASTSS 512(R12), Y14
+	VMOVUPS      (SI), Y15
+	VANDPS       highHalves_avx2<>+0(SB), Y15, Y15
+	VFMADD231PS  Y15, Y12, Y0
+	VFMADD231PS  Y15, Y13, Y4
+	VFMADD231PS  Y15, Y14, Y8
+	VMOVUPS      32(SI), Y15
+	VANDPS       highHalves_avx2<>+0(SB), Y15, Y15
+	VFMADD231PS  Y15, Y12, Y1
+	VFMADD231PS  Y15, Y13, Y5
+	VFMADD231PS  Y15, Y14, Y9
+	VMOVUPS      64(SI), Y15
+	VANDPS       highHalves_avx2<>+0(SB), Y15, Y15
+	VFMADD231PS  Y15, Y12, Y2
+	VFMADD231PS  Y15, Y13, Y6
+	VFMADD231PS  Y15, Y14, Y10
+	VMOVUPS      96(SI), Y15
+	VANDPS       highHalves_avx2<>+0(SB), Y15, Y15
+	VFMADD231PS  Y15, Y12, Y3
+	VFMADD231PS  Y15, Y13, Y7
+	VFMADD231PS  Y15, Y14, Y11
+
+done550:
+	BLSRQ R13, R13
+	JNZ   sparse540
+
+merge542:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store533
+	JZ           store551
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -22269,9 +22633,9 @@ merge528:
 	VMULPS       Y13, Y11, Y11
 	VFMADD231PS  96(AX), Y12, Y11
 	VMOVUPS      Y11, 96(AX)
-	JMP          stored534
+	JMP          stored552
 
-store533:
+store551:
 	VMOVUPS Y0, (AX)
 	VMOVUPS Y1, 32(AX)
 	VMOVUPS Y2, 64(AX)
@@ -22287,417 +22651,459 @@ store533:
 	VMOVUPS Y10, 64(AX)
 	VMOVUPS Y11, 96(AX)
 
-stored534:
+stored552:
 	ADDQ $0x00000080, DI
-	ADDQ $0x00000040, DX
+	ADDQ $0x00000080, DX
 	SUBQ $0x04, (SP)
-	JMP  columns523
+	JMP  columns538
 
-less524:
-columns535:
-	CMPQ   (SP), $0x02
-	JLT    less536
-	VXORPS Y0, Y0, Y0
-	VXORPS Y1, Y1, Y1
-	VXORPS Y2, Y2, Y2
-	VXORPS Y3, Y3, Y3
-	VXORPS Y4, Y4, Y4
-	VXORPS Y5, Y5, Y5
-	MOVQ   mask+56(FP), R13
-	TZCNTQ R13, SI
-	MOVQ   SI, R12
-	BLSIQ  R13, AX
-	ADDQ   R13, AX
-	TESTQ  AX, R13
-	JNZ    sparse537
-	TZCNTQ AX, R13
-	SUBQ   R12, R13
-	LEAQ   (BX)(R12*4), R12
-	IMULQ  R9, SI
-	ADDQ   DX, SI
-	CMPQ   8(SP), $0x00
-	JEQ    plain543
-	SUBQ   $0x10, R13
-	JLT    short542
-	MOVQ   8(SP), R11
-	MOVQ   16(SP), AX
-	MOVQ   24(SP), R14
-	MOVQ   32(SP), R8
-	LEAQ   (SI)(R9*8), CX
+less539:
+columns553:
+	CMPQ         (SP), $0x02
+	JLT          less554
+	VBROADCASTSS highHalf_avx2<>+0(SB), Y15
+	VXORPS       Y0, Y0, Y0
+	VXORPS       Y1, Y1, Y1
+	VXORPS       Y2, Y2, Y2
+	VXORPS       Y3, Y3, Y3
+	VXORPS       Y4, Y4, Y4
+	VXORPS       Y5, Y5, Y5
+	MOVQ         mask+56(FP), R13
+	TZCNTQ       R13, SI
+	MOVQ         SI, R12
+	BLSIQ        R13, AX
+	ADDQ         R13, AX
+	TESTQ        AX, R13
+	JNZ          sparse555
+	TZCNTQ       AX, R13
+	SUBQ         R12, R13
+	LEAQ         (BX)(R12*4), R12
+	MOVQ         SI, AX
+	SHRQ         $0x01, SI
+	IMULQ        R9, SI
+	ADDQ         DX, SI
+	TESTQ        $0x00000001, AX
+	JZ           even558
+	VANDPS       (SI), Y15, Y6
+	VANDPS       32(SI), Y15, Y7
+	VBROADCASTSS (R12), Y8
+	VFMADD231PS  Y6, Y8, Y0
+	VFMADD231PS  Y7, Y8, Y1
+	VBROADCASTSS 256(R12), Y9
+	VFMADD231PS  Y6, Y9, Y2
+	VFMADD231PS  Y7, Y9, Y3
+	VBROADCASTSS 512(R12), Y10
+	VFMADD231PS  Y6, Y10, Y4
+	VFMADD231PS  Y7, Y10, Y5
+	ADDQ         R9, SI
+	ADDQ         $0x04, R12
+	DECQ         R13
+	JZ           merge557
 
-positions541:
-	VBROADCASTI128 (SI), Y6
-	VPSHUFB        upper_avx2<>+0(SB), Y6, Y6
-	VBROADCASTI128 16(SI), Y7
-	VPSHUFB        upper_avx2<>+0(SB), Y7, Y7
-	VBROADCASTSS   (R12), Y8
-	VFMADD231PS    Y6, Y8, Y0
-	VFMADD231PS    Y7, Y8, Y1
-	VBROADCASTSS   256(R12), Y9
-	VFMADD231PS    Y6, Y9, Y2
-	VFMADD231PS    Y7, Y9, Y3
-	VBROADCASTSS   512(R12), Y10
-	VFMADD231PS    Y6, Y10, Y4
-	VFMADD231PS    Y7, Y10, Y5
-	PREFETCHT0     (CX)
-	VBROADCASTI128 (SI)(R9*1), Y6
-	VPSHUFB        upper_avx2<>+0(SB), Y6, Y6
-	VBROADCASTI128 16(SI)(R9*1), Y7
-	VPSHUFB        upper_avx2<>+0(SB), Y7, Y7
-	VBROADCASTSS   4(R12), Y8
-	VFMADD231PS    Y6, Y8, Y0
-	VFMADD231PS    Y7, Y8, Y1
-	VBROADCASTSS   260(R12), Y9
-	VFMADD231PS    Y6, Y9, Y2
-	VFMADD231PS    Y7, Y9, Y3
-	VBROADCASTSS   516(R12), Y10
-	VFMADD231PS    Y6, Y10, Y4
-	VFMADD231PS    Y7, Y10, Y5
-	PREFETCHT0     (R11)
-	PREFETCHT0     (CX)(R9*1)
-	VBROADCASTI128 (SI)(R9*2), Y6
-	VPSHUFB        upper_avx2<>+0(SB), Y6, Y6
-	VBROADCASTI128 16(SI)(R9*2), Y7
-	VPSHUFB        upper_avx2<>+0(SB), Y7, Y7
-	VBROADCASTSS   8(R12), Y8
-	VFMADD231PS    Y6, Y8, Y0
-	VFMADD231PS    Y7, Y8, Y1
-	VBROADCASTSS   264(R12), Y9
-	VFMADD231PS    Y6, Y9, Y2
-	VFMADD231PS    Y7, Y9, Y3
-	VBROADCASTSS   520(R12), Y10
-	VFMADD231PS    Y6, Y10, Y4
-	VFMADD231PS    Y7, Y10, Y5
-	PREFETCHT0     (CX)(R9*2)
-	VBROADCASTI128 (SI)(R15*1), Y6
-	VPSHUFB        upper_avx2<>+0(SB), Y6, Y6
-	VBROADCASTI128 16(SI)(R15*1), Y7
-	VPSHUFB        upper_avx2<>+0(SB), Y7, Y7
-	VBROADCASTSS   12(R12), Y8
-	VFMADD231PS    Y6, Y8, Y0
-	VFMADD231PS    Y7, Y8, Y1
-	VBROADCASTSS   268(R12), Y9
-	VFMADD231PS    Y6, Y9, Y2
-	VFMADD231PS    Y7, Y9, Y3
-	VBROADCASTSS   524(R12), Y10
-	VFMADD231PS    Y6, Y10, Y4
-	VFMADD231PS    Y7, Y10, Y5
-	PREFETCHT0     (AX)
-	PREFETCHT0     (CX)(R15*1)
-	LEAQ           (SI)(R9*4), SI
-	ADDQ           $0x10, R12
-	LEAQ           (CX)(R9*4), CX
-	VBROADCASTI128 (SI), Y6
-	VPSHUFB        upper_avx2<>+0(SB), Y6, Y6
-	VBROADCASTI128 16(SI), Y7
-	VPSHUFB        upper_avx2<>+0(SB), Y7, Y7
-	VBROADCASTSS   (R12), Y8
-	VFMADD231PS    Y6, Y8, Y0
-	VFMADD231PS    Y7, Y8, Y1
-	VBROADCASTSS   256(R12), Y9
-	VFMADD231PS    Y6, Y9, Y2
-	VFMADD231PS    Y7, Y9, Y3
-	VBROADCASTSS   512(R12), Y10
-	VFMADD231PS    Y6, Y10, Y4
-	VFMADD231PS    Y7, Y10, Y5
-	PREFETCHT0     (CX)
-	VBROADCASTI128 (SI)(R9*1), Y6
-	VPSHUFB        upper_avx2<>+0(SB), Y6, Y6
-	VBROADCASTI128 16(SI)(R9*1), Y7
-	VPSHUFB        upper_avx2<>+0(SB), Y7, Y7
-	VBROADCASTSS   4(R12), Y8
-	VFMADD231PS    Y6, Y8, Y0
-	VFMADD231PS    Y7, Y8, Y1
-	VBROADCASTSS   260(R12), Y9
-	VFMADD231PS    Y6, Y9, Y2
-	VFMADD231PS    Y7, Y9, Y3
-	VBROADCASTSS   516(R12), Y10
-	VFMADD231PS    Y6, Y10, Y4
-	VFMADD231PS    Y7, Y10, Y5
-	PREFETCHT0     (R14)
-	PREFETCHT0     (CX)(R9*1)
-	VBROADCASTI128 (SI)(R9*2), Y6
-	VPSHUFB        upper_avx2<>+0(SB), Y6, Y6
-	VBROADCASTI128 16(SI)(R9*2), Y7
-	VPSHUFB        upper_avx2<>+0(SB), Y7, Y7
-	VBROADCASTSS   8(R12), Y8
-	VFMADD231PS    Y6, Y8, Y0
-	VFMADD231PS    Y7, Y8, Y1
-	VBROADCASTSS   264(R12), Y9
-	VFMADD231PS    Y6, Y9, Y2
-	VFMADD231PS    Y7, Y9, Y3
-	VBROADCASTSS   520(R12), Y10
-	VFMADD231PS    Y6, Y10, Y4
-	VFMADD231PS    Y7, Y10, Y5
-	PREFETCHT0     (CX)(R9*2)
-	VBROADCASTI128 (SI)(R15*1), Y6
-	VPSHUFB        upper_avx2<>+0(SB), Y6, Y6
-	VBROADCASTI128 16(SI)(R15*1), Y7
-	VPSHUFB        upper_avx2<>+0(SB), Y7, Y7
-	VBROADCASTSS   12(R12), Y8
-	VFMADD231PS    Y6, Y8, Y0
-	VFMADD231PS    Y7, Y8, Y1
-	VBROADCASTSS   268(R12), Y9
-	VFMADD231PS    Y6, Y9, Y2
-	VFMADD231PS    Y7, Y9, Y3
-	VBROADCASTSS   524(R12), Y10
-	VFMADD231PS    Y6, Y10, Y4
-	VFMADD231PS    Y7, Y10, Y5
-	PREFETCHT0     (R8)
-	PREFETCHT0     (CX)(R15*1)
-	LEAQ           (SI)(R9*4), SI
-	ADDQ           $0x10, R12
-	LEAQ           (CX)(R9*4), CX
-	VBROADCASTI128 (SI), Y6
-	VPSHUFB        upper_avx2<>+0(SB), Y6, Y6
-	VBROADCASTI128 16(SI), Y7
-	VPSHUFB        upper_avx2<>+0(SB), Y7, Y7
-	VBROADCASTSS   (R12), Y8
-	VFMADD231PS    Y6, Y8, Y0
-	VFMADD231PS    Y7, Y8, Y1
-	VBROADCASTSS   256(R12), Y9
-	VFMADD231PS    Y6, Y9, Y2
-	VFMADD231PS    Y7, Y9, Y3
-	VBROADCASTSS   512(R12), Y10
-	VFMADD231PS    Y6, Y10, Y4
-	VFMADD231PS    Y7, Y10, Y5
-	PREFETCHT0     (CX)
-	VBROADCASTI128 (SI)(R9*1), Y6
-	VPSHUFB        upper_avx2<>+0(SB), Y6, Y6
-	VBROADCASTI128 16(SI)(R9*1), Y7
-	VPSHUFB        upper_avx2<>+0(SB), Y7, Y7
-	VBROADCASTSS   4(R12), Y8
-	VFMADD231PS    Y6, Y8, Y0
-	VFMADD231PS    Y7, Y8, Y1
-	VBROADCASTSS   260(R12), Y9
-	VFMADD231PS    Y6, Y9, Y2
-	VFMADD231PS    Y7, Y9, Y3
-	VBROADCASTSS   516(R12), Y10
-	VFMADD231PS    Y6, Y10, Y4
-	VFMADD231PS    Y7, Y10, Y5
-	PREFETCHT0     64(R11)
-	PREFETCHT0     (CX)(R9*1)
-	VBROADCASTI128 (SI)(R9*2), Y6
-	VPSHUFB        upper_avx2<>+0(SB), Y6, Y6
-	VBROADCASTI128 16(SI)(R9*2), Y7
-	VPSHUFB        upper_avx2<>+0(SB), Y7, Y7
-	VBROADCASTSS   8(R12), Y8
-	VFMADD231PS    Y6, Y8, Y0
-	VFMADD231PS    Y7, Y8, Y1
-	VBROADCASTSS   264(R12), Y9
-	VFMADD231PS    Y6, Y9, Y2
-	VFMADD231PS    Y7, Y9, Y3
-	VBROADCASTSS   520(R12), Y10
-	VFMADD231PS    Y6, Y10, Y4
-	VFMADD231PS    Y7, Y10, Y5
-	PREFETCHT0     (CX)(R9*2)
-	VBROADCASTI128 (SI)(R15*1), Y6
-	VPSHUFB        upper_avx2<>+0(SB), Y6, Y6
-	VBROADCASTI128 16(SI)(R15*1), Y7
-	VPSHUFB        upper_avx2<>+0(SB), Y7, Y7
-	VBROADCASTSS   12(R12), Y8
-	VFMADD231PS    Y6, Y8, Y0
-	VFMADD231PS    Y7, Y8, Y1
-	VBROADCASTSS   268(R12), Y9
-	VFMADD231PS    Y6, Y9, Y2
-	VFMADD231PS    Y7, Y9, Y3
-	VBROADCASTSS   524(R12), Y10
-	VFMADD231PS    Y6, Y10, Y4
-	VFMADD231PS    Y7, Y10, Y5
-	PREFETCHT0     64(AX)
-	PREFETCHT0     (CX)(R15*1)
-	LEAQ           (SI)(R9*4), SI
-	ADDQ           $0x10, R12
-	LEAQ           (CX)(R9*4), CX
-	VBROADCASTI128 (SI), Y6
-	VPSHUFB        upper_avx2<>+0(SB), Y6, Y6
-	VBROADCASTI128 16(SI), Y7
-	VPSHUFB        upper_avx2<>+0(SB), Y7, Y7
-	VBROADCASTSS   (R12), Y8
-	VFMADD231PS    Y6, Y8, Y0
-	VFMADD231PS    Y7, Y8, Y1
-	VBROADCASTSS   256(R12), Y9
-	VFMADD231PS    Y6, Y9, Y2
-	VFMADD231PS    Y7, Y9, Y3
-	VBROADCASTSS   512(R12), Y10
-	VFMADD231PS    Y6, Y10, Y4
-	VFMADD231PS    Y7, Y10, Y5
-	PREFETCHT0     (CX)
-	VBROADCASTI128 (SI)(R9*1), Y6
-	VPSHUFB        upper_avx2<>+0(SB), Y6, Y6
-	VBROADCASTI128 16(SI)(R9*1), Y7
-	VPSHUFB        upper_avx2<>+0(SB), Y7, Y7
-	VBROADCASTSS   4(R12), Y8
-	VFMADD231PS    Y6, Y8, Y0
-	VFMADD231PS    Y7, Y8, Y1
-	VBROADCASTSS   260(R12), Y9
-	VFMADD231PS    Y6, Y9, Y2
-	VFMADD231PS    Y7, Y9, Y3
-	VBROADCASTSS   516(R12), Y10
-	VFMADD231PS    Y6, Y10, Y4
-	VFMADD231PS    Y7, Y10, Y5
-	PREFETCHT0     64(R14)
-	PREFETCHT0     (CX)(R9*1)
-	VBROADCASTI128 (SI)(R9*2), Y6
-	VPSHUFB        upper_avx2<>+0(SB), Y6, Y6
-	VBROADCASTI128 16(SI)(R9*2), Y7
-	VPSHUFB        upper_avx2<>+0(SB), Y7, Y7
-	VBROADCASTSS   8(R12), Y8
-	VFMADD231PS    Y6, Y8, Y0
-	VFMADD231PS    Y7, Y8, Y1
-	VBROADCASTSS   264(R12), Y9
-	VFMADD231PS    Y6, Y9, Y2
-	VFMADD231PS    Y7, Y9, Y3
-	VBROADCASTSS   520(R12), Y10
-	VFMADD231PS    Y6, Y10, Y4
-	VFMADD231PS    Y7, Y10, Y5
-	PREFETCHT0     (CX)(R9*2)
-	VBROADCASTI128 (SI)(R15*1), Y6
-	VPSHUFB        upper_avx2<>+0(SB), Y6, Y6
-	VBROADCASTI128 16(SI)(R15*1), Y7
-	VPSHUFB        upper_avx2<>+0(SB), Y7, Y7
-	VBROADCASTSS   12(R12), Y8
-	VFMADD231PS    Y6, Y8, Y0
-	VFMADD231PS    Y7, Y8, Y1
-	VBROADCASTSS   268(R12), Y9
-	VFMADD231PS    Y6, Y9, Y2
-	VFMADD231PS    Y7, Y9, Y3
-	VBROADCASTSS   524(R12), Y10
-	VFMADD231PS    Y6, Y10, Y4
-	VFMADD231PS    Y7, Y10, Y5
-	PREFETCHT0     64(R8)
-	PREFETCHT0     (CX)(R15*1)
-	LEAQ           (SI)(R9*4), SI
-	ADDQ           $0x10, R12
-	LEAQ           (CX)(R9*4), CX
-	ADDQ           $0x00000080, R11
-	ADDQ           $0x00000080, AX
-	ADDQ           $0x00000080, R14
-	ADDQ           $0x00000080, R8
-	SUBQ           $0x10, R13
-	JGE            positions541
-	MOVQ           R11, 8(SP)
-	MOVQ           AX, 16(SP)
-	MOVQ           R14, 24(SP)
-	MOVQ           R8, 32(SP)
-	MOVQ           oStride+24(FP), R8
+even558:
+	CMPQ 8(SP), $0x00
+	JEQ  plain561
+	SUBQ $0x10, R13
+	JLT  short560
+	MOVQ 8(SP), R11
+	MOVQ 16(SP), AX
+	MOVQ 24(SP), R14
+	MOVQ 32(SP), R8
+	LEAQ (SI)(R9*8), CX
 
-short542:
+positions559:
+	VMOVUPS      (SI), Y6
+	VPSLLD       $0x10, Y6, Y6
+	VMOVUPS      32(SI), Y7
+	VPSLLD       $0x10, Y7, Y7
+	VBROADCASTSS (R12), Y8
+	VFMADD231PS  Y6, Y8, Y0
+	VFMADD231PS  Y7, Y8, Y1
+	VBROADCASTSS 256(R12), Y9
+	VFMADD231PS  Y6, Y9, Y2
+	VFMADD231PS  Y7, Y9, Y3
+	VBROADCASTSS 512(R12), Y10
+	VFMADD231PS  Y6, Y10, Y4
+	VFMADD231PS  Y7, Y10, Y5
+	PREFETCHT0   (CX)
+	VANDPS       (SI), Y15, Y6
+	VANDPS       32(SI), Y15, Y7
+	VBROADCASTSS 4(R12), Y8
+	VFMADD231PS  Y6, Y8, Y0
+	VFMADD231PS  Y7, Y8, Y1
+	VBROADCASTSS 260(R12), Y9
+	VFMADD231PS  Y6, Y9, Y2
+	VFMADD231PS  Y7, Y9, Y3
+	VBROADCASTSS 516(R12), Y10
+	VFMADD231PS  Y6, Y10, Y4
+	VFMADD231PS  Y7, Y10, Y5
+	PREFETCHT0   (R11)
+	VMOVUPS      (SI)(R9*1), Y6
+	VPSLLD       $0x10, Y6, Y6
+	VMOVUPS      32(SI)(R9*1), Y7
+	VPSLLD       $0x10, Y7, Y7
+	VBROADCASTSS 8(R12), Y8
+	VFMADD231PS  Y6, Y8, Y0
+	VFMADD231PS  Y7, Y8, Y1
+	VBROADCASTSS 264(R12), Y9
+	VFMADD231PS  Y6, Y9, Y2
+	VFMADD231PS  Y7, Y9, Y3
+	VBROADCASTSS 520(R12), Y10
+	VFMADD231PS  Y6, Y10, Y4
+	VFMADD231PS  Y7, Y10, Y5
+	PREFETCHT0   (CX)(R9*1)
+	VANDPS       (SI)(R9*1), Y15, Y6
+	VANDPS       32(SI)(R9*1), Y15, Y7
+	VBROADCASTSS 12(R12), Y8
+	VFMADD231PS  Y6, Y8, Y0
+	VFMADD231PS  Y7, Y8, Y1
+	VBROADCASTSS 268(R12), Y9
+	VFMADD231PS  Y6, Y9, Y2
+	VFMADD231PS  Y7, Y9, Y3
+	VBROADCASTSS 524(R12), Y10
+	VFMADD231PS  Y6, Y10, Y4
+	VFMADD231PS  Y7, Y10, Y5
+	PREFETCHT0   (AX)
+	LEAQ         (SI)(R9*2), SI
+	ADDQ         $0x10, R12
+	LEAQ         (CX)(R9*2), CX
+	VMOVUPS      (SI), Y6
+	VPSLLD       $0x10, Y6, Y6
+	VMOVUPS      32(SI), Y7
+	VPSLLD       $0x10, Y7, Y7
+	VBROADCASTSS (R12), Y8
+	VFMADD231PS  Y6, Y8, Y0
+	VFMADD231PS  Y7, Y8, Y1
+	VBROADCASTSS 256(R12), Y9
+	VFMADD231PS  Y6, Y9, Y2
+	VFMADD231PS  Y7, Y9, Y3
+	VBROADCASTSS 512(R12), Y10
+	VFMADD231PS  Y6, Y10, Y4
+	VFMADD231PS  Y7, Y10, Y5
+	PREFETCHT0   (CX)
+	VANDPS       (SI), Y15, Y6
+	VANDPS       32(SI), Y15, Y7
+	VBROADCASTSS 4(R12), Y8
+	VFMADD231PS  Y6, Y8, Y0
+	VFMADD231PS  Y7, Y8, Y1
+	VBROADCASTSS 260(R12), Y9
+	VFMADD231PS  Y6, Y9, Y2
+	VFMADD231PS  Y7, Y9, Y3
+	VBROADCASTSS 516(R12), Y10
+	VFMADD231PS  Y6, Y10, Y4
+	VFMADD231PS  Y7, Y10, Y5
+	PREFETCHT0   (R14)
+	VMOVUPS      (SI)(R9*1), Y6
+	VPSLLD       $0x10, Y6, Y6
+	VMOVUPS      32(SI)(R9*1), Y7
+	VPSLLD       $0x10, Y7, Y7
+	VBROADCASTSS 8(R12), Y8
+	VFMADD231PS  Y6, Y8, Y0
+	VFMADD231PS  Y7, Y8, Y1
+	VBROADCASTSS 264(R12), Y9
+	VFMADD231PS  Y6, Y9, Y2
+	VFMADD231PS  Y7, Y9, Y3
+	VBROADCASTSS 520(R12), Y10
+	VFMADD231PS  Y6, Y10, Y4
+	VFMADD231PS  Y7, Y10, Y5
+	PREFETCHT0   (CX)(R9*1)
+	VANDPS       (SI)(R9*1), Y15, Y6
+	VANDPS       32(SI)(R9*1), Y15, Y7
+	VBROADCASTSS 12(R12), Y8
+	VFMADD231PS  Y6, Y8, Y0
+	VFMADD231PS  Y7, Y8, Y1
+	VBROADCASTSS 268(R12), Y9
+	VFMADD231PS  Y6, Y9, Y2
+	VFMADD231PS  Y7, Y9, Y3
+	VBROADCASTSS 524(R12), Y10
+	VFMADD231PS  Y6, Y10, Y4
+	VFMADD231PS  Y7, Y10, Y5
+	PREFETCHT0   (R8)
+	LEAQ         (SI)(R9*2), SI
+	ADDQ         $0x10, R12
+	LEAQ         (CX)(R9*2), CX
+	VMOVUPS      (SI), Y6
+	VPSLLD       $0x10, Y6, Y6
+	VMOVUPS      32(SI), Y7
+	VPSLLD       $0x10, Y7, Y7
+	VBROADCASTSS (R12), Y8
+	VFMADD231PS  Y6, Y8, Y0
+	VFMADD231PS  Y7, Y8, Y1
+	VBROADCASTSS 256(R12), Y9
+	VFMADD231PS  Y6, Y9, Y2
+	VFMADD231PS  Y7, Y9, Y3
+	VBROADCASTSS 512(R12), Y10
+	VFMADD231PS  Y6, Y10, Y4
+	VFMADD231PS  Y7, Y10, Y5
+	PREFETCHT0   (CX)
+	VANDPS       (SI), Y15, Y6
+	VANDPS       32(SI), Y15, Y7
+	VBROADCASTSS 4(R12), Y8
+	VFMADD231PS  Y6, Y8, Y0
+	VFMADD231PS  Y7, Y8, Y1
+	VBROADCASTSS 260(R12), Y9
+	VFMADD231PS  Y6, Y9, Y2
+	VFMADD231PS  Y7, Y9, Y3
+	VBROADCASTSS 516(R12), Y10
+	VFMADD231PS  Y6, Y10, Y4
+	VFMADD231PS  Y7, Y10, Y5
+	PREFETCHT0   64(R11)
+	VMOVUPS      (SI)(R9*1), Y6
+	VPSLLD       $0x10, Y6, Y6
+	VMOVUPS      32(SI)(R9*1), Y7
+	VPSLLD       $0x10, Y7, Y7
+	VBROADCASTSS 8(R12), Y8
+	VFMADD231PS  Y6, Y8, Y0
+	VFMADD231PS  Y7, Y8, Y1
+	VBROADCASTSS 264(R12), Y9
+	VFMADD231PS  Y6, Y9, Y2
+	VFMADD231PS  Y7, Y9, Y3
+	VBROADCASTSS 520(R12), Y10
+	VFMADD231PS  Y6, Y10, Y4
+	VFMADD231PS  Y7, Y10, Y5
+	PREFETCHT0   (CX)(R9*1)
+	VANDPS       (SI)(R9*1), Y15, Y6
+	VANDPS       32(SI)(R9*1), Y15, Y7
+	VBROADCASTSS 12(R12), Y8
+	VFMADD231PS  Y6, Y8, Y0
+	VFMADD231PS  Y7, Y8, Y1
+	VBROADCASTSS 268(R12), Y9
+	VFMADD231PS  Y6, Y9, Y2
+	VFMADD231PS  Y7, Y9, Y3
+	VBROADCASTSS 524(R12), Y10
+	VFMADD231PS  Y6, Y10, Y4
+	VFMADD231PS  Y7, Y10, Y5
+	PREFETCHT0   64(AX)
+	LEAQ         (SI)(R9*2), SI
+	ADDQ         $0x10, R12
+	LEAQ         (CX)(R9*2), CX
+	VMOVUPS      (SI), Y6
+	VPSLLD       $0x10, Y6, Y6
+	VMOVUPS      32(SI), Y7
+	VPSLLD       $0x10, Y7, Y7
+	VBROADCASTSS (R12), Y8
+	VFMADD231PS  Y6, Y8, Y0
+	VFMADD231PS  Y7, Y8, Y1
+	VBROADCASTSS 256(R12), Y9
+	VFMADD231PS  Y6, Y9, Y2
+	VFMADD231PS  Y7, Y9, Y3
+	VBROADCASTSS 512(R12), Y10
+	VFMADD231PS  Y6, Y10, Y4
+	VFMADD231PS  Y7, Y10, Y5
+	PREFETCHT0   (CX)
+	VANDPS       (SI), Y15, Y6
+	VANDPS       32(SI), Y15, Y7
+	VBROADCASTSS 4(R12), Y8
+	VFMADD231PS  Y6, Y8, Y0
+	VFMADD231PS  Y7, Y8, Y1
+	VBROADCASTSS 260(R12), Y9
+	VFMADD231PS  Y6, Y9, Y2
+	VFMADD231PS  Y7, Y9, Y3
+	VBROADCASTSS 516(R12), Y10
+	VFMADD231PS  Y6, Y10, Y4
+	VFMADD231PS  Y7, Y10, Y5
+	PREFETCHT0   64(R14)
+	VMOVUPS      (SI)(R9*1), Y6
+	VPSLLD       $0x10, Y6, Y6
+	VMOVUPS      32(SI)(R9*1), Y7
+	VPSLLD       $0x10, Y7, Y7
+	VBROADCASTSS 8(R12), Y8
+	VFMADD231PS  Y6, Y8, Y0
+	VFMADD231PS  Y7, Y8, Y1
+	VBROADCASTSS 264(R12), Y9
+	VFMADD231PS  Y6, Y9, Y2
+	VFMADD231PS  Y7, Y9, Y3
+	VBROADCASTSS 520(R12), Y10
+	VFMADD231PS  Y6, Y10, Y4
+	VFMADD231PS  Y7, Y10, Y5
+	PREFETCHT0   (CX)(R9*1)
+	VANDPS       (SI)(R9*1), Y15, Y6
+	VANDPS       32(SI)(R9*1), Y15, Y7
+	VBROADCASTSS 12(R12), Y8
+	VFMADD231PS  Y6, Y8, Y0
+	VFMADD231PS  Y7, Y8, Y1
+	VBROADCASTSS 268(R12), Y9
+	VFMADD231PS  Y6, Y9, Y2
+	VFMADD231PS  Y7, Y9, Y3
+	VBROADCASTSS 524(R12), Y10
+	VFMADD231PS  Y6, Y10, Y4
+	VFMADD231PS  Y7, Y10, Y5
+	PREFETCHT0   64(R8)
+	LEAQ         (SI)(R9*2), SI
+	ADDQ         $0x10, R12
+	LEAQ         (CX)(R9*2), CX
+	ADDQ         $0x00000080, R11
+	ADDQ         $0x00000080, AX
+	ADDQ         $0x00000080, R14
+	ADDQ         $0x00000080, R8
+	SUBQ         $0x10, R13
+	JGE          positions559
+	MOVQ         R11, 8(SP)
+	MOVQ         AX, 16(SP)
+	MOVQ         R14, 24(SP)
+	MOVQ         R8, 32(SP)
+	MOVQ         oStride+24(FP), R8
+
+short560:
 	ADDQ $0x10, R13
 
-plain543:
+plain561:
 	SUBQ $0x04, R13
-	JLT  few538
+	JLT  few556
 
-positions544:
-	VBROADCASTI128 (SI), Y6
-	VPSHUFB        upper_avx2<>+0(SB), Y6, Y6
-	VBROADCASTI128 16(SI), Y7
-	VPSHUFB        upper_avx2<>+0(SB), Y7, Y7
-	VBROADCASTSS   (R12), Y8
-	VFMADD231PS    Y6, Y8, Y0
-	VFMADD231PS    Y7, Y8, Y1
-	VBROADCASTSS   256(R12), Y9
-	VFMADD231PS    Y6, Y9, Y2
-	VFMADD231PS    Y7, Y9, Y3
-	VBROADCASTSS   512(R12), Y10
-	VFMADD231PS    Y6, Y10, Y4
-	VFMADD231PS    Y7, Y10, Y5
-	VBROADCASTI128 (SI)(R9*1), Y6
-	VPSHUFB        upper_avx2<>+0(SB), Y6, Y6
-	VBROADCASTI128 16(SI)(R9*1), Y7
-	VPSHUFB        upper_avx2<>+0(SB), Y7, Y7
-	VBROADCASTSS   4(R12), Y8
-	VFMADD231PS    Y6, Y8, Y0
-	VFMADD231PS    Y7, Y8, Y1
-	VBROADCASTSS   260(R12), Y9
-	VFMADD231PS    Y6, Y9, Y2
-	VFMADD231PS    Y7, Y9, Y3
-	VBROADCASTSS   516(R12), Y10
-	VFMADD231PS    Y6, Y10, Y4
-	VFMADD231PS    Y7, Y10, Y5
-	VBROADCASTI128 (SI)(R9*2), Y6
-	VPSHUFB        upper_avx2<>+0(SB), Y6, Y6
-	VBROADCASTI128 16(SI)(R9*2), Y7
-	VPSHUFB        upper_avx2<>+0(SB), Y7, Y7
-	VBROADCASTSS   8(R12), Y8
-	VFMADD231PS    Y6, Y8, Y0
-	VFMADD231PS    Y7, Y8, Y1
-	VBROADCASTSS   264(R12), Y9
-	VFMADD231PS    Y6, Y9, Y2
-	VFMADD231PS    Y7, Y9, Y3
-	VBROADCASTSS   520(R12), Y10
-	VFMADD231PS    Y6, Y10, Y4
-	VFMADD231PS    Y7, Y10, Y5
-	VBROADCASTI128 (SI)(R15*1), Y6
-	VPSHUFB        upper_avx2<>+0(SB), Y6, Y6
-	VBROADCASTI128 16(SI)(R15*1), Y7
-	VPSHUFB        upper_avx2<>+0(SB), Y7, Y7
-	VBROADCASTSS   12(R12), Y8
-	VFMADD231PS    Y6, Y8, Y0
-	VFMADD231PS    Y7, Y8, Y1
-	VBROADCASTSS   268(R12), Y9
-	VFMADD231PS    Y6, Y9, Y2
-	VFMADD231PS    Y7, Y9, Y3
-	VBROADCASTSS   524(R12), Y10
-	VFMADD231PS    Y6, Y10, Y4
-	VFMADD231PS    Y7, Y10, Y5
-	LEAQ           (SI)(R9*4), SI
-	ADDQ           $0x10, R12
-	SUBQ           $0x04, R13
-	JGE            positions544
+positions562:
+	VMOVUPS      (SI), Y6
+	VPSLLD       $0x10, Y6, Y6
+	VMOVUPS      32(SI), Y7
+	VPSLLD       $0x10, Y7, Y7
+	VBROADCASTSS (R12), Y8
+	VFMADD231PS  Y6, Y8, Y0
+	VFMADD231PS  Y7, Y8, Y1
+	VBROADCASTSS 256(R12), Y9
+	VFMADD231PS  Y6, Y9, Y2
+	VFMADD231PS  Y7, Y9, Y3
+	VBROADCASTSS 512(R12), Y10
+	VFMADD231PS  Y6, Y10, Y4
+	VFMADD231PS  Y7, Y10, Y5
+	VANDPS       (SI), Y15, Y6
+	VANDPS       32(SI), Y15, Y7
+	VBROADCASTSS 4(R12), Y8
+	VFMADD231PS  Y6, Y8, Y0
+	VFMADD231PS  Y7, Y8, Y1
+	VBROADCASTSS 260(R12), Y9
+	VFMADD231PS  Y6, Y9, Y2
+	VFMADD231PS  Y7, Y9, Y3
+	VBROADCASTSS 516(R12), Y10
+	VFMADD231PS  Y6, Y10, Y4
+	VFMADD231PS  Y7, Y10, Y5
+	VMOVUPS      (SI)(R9*1), Y6
+	VPSLLD       $0x10, Y6, Y6
+	VMOVUPS      32(SI)(R9*1), Y7
+	VPSLLD       $0x10, Y7, Y7
+	VBROADCASTSS 8(R12), Y8
+	VFMADD231PS  Y6, Y8, Y0
+	VFMADD231PS  Y7, Y8, Y1
+	VBROADCASTSS 264(R12), Y9
+	VFMADD231PS  Y6, Y9, Y2
+	VFMADD231PS  Y7, Y9, Y3
+	VBROADCASTSS 520(R12), Y10
+	VFMADD231PS  Y6, Y10, Y4
+	VFMADD231PS  Y7, Y10, Y5
+	VANDPS       (SI)(R9*1), Y15, Y6
+	VANDPS       32(SI)(R9*1), Y15, Y7
+	VBROADCASTSS 12(R12), Y8
+	VFMADD231PS  Y6, Y8, Y0
+	VFMADD231PS  Y7, Y8, Y1
+	VBROADCASTSS 268(R12), Y9
+	VFMADD231PS  Y6, Y9, Y2
+	VFMADD231PS  Y7, Y9, Y3
+	VBROADCASTSS 524(R12), Y10
+	VFMADD231PS  Y6, Y10, Y4
+	VFMADD231PS  Y7, Y10, Y5
+	LEAQ         (SI)(R9*2), SI
+	ADDQ         $0x10, R12
+	SUBQ         $0x04, R13
+	JGE          positions562
 
-few538:
-	ADDQ $0x04, R13
-	JZ   merge540
+few556:
+	ADDQ         $0x04, R13
+	JZ           merge557
+	CMPQ         R13, $0x02
+	JLT          some563
+	VMOVUPS      (SI), Y6
+	VPSLLD       $0x10, Y6, Y6
+	VMOVUPS      32(SI), Y7
+	VPSLLD       $0x10, Y7, Y7
+	VBROADCASTSS (R12), Y8
+	VFMADD231PS  Y6, Y8, Y0
+	VFMADD231PS  Y7, Y8, Y1
+	VBROADCASTSS 256(R12), Y9
+	VFMADD231PS  Y6, Y9, Y2
+	VFMADD231PS  Y7, Y9, Y3
+	VBROADCASTSS 512(R12), Y10
+	VFMADD231PS  Y6, Y10, Y4
+	VFMADD231PS  Y7, Y10, Y5
+	VANDPS       (SI), Y15, Y6
+	VANDPS       32(SI), Y15, Y7
+	VBROADCASTSS 4(R12), Y8
+	VFMADD231PS  Y6, Y8, Y0
+	VFMADD231PS  Y7, Y8, Y1
+	VBROADCASTSS 260(R12), Y9
+	VFMADD231PS  Y6, Y9, Y2
+	VFMADD231PS  Y7, Y9, Y3
+	VBROADCASTSS 516(R12), Y10
+	VFMADD231PS  Y6, Y10, Y4
+	VFMADD231PS  Y7, Y10, Y5
+	ADDQ         R9, SI
+	ADDQ         $0x08, R12
+	SUBQ         $0x02, R13
+	JZ           merge557
 
-some539:
-	VBROADCASTI128 (SI), Y6
-	VPSHUFB        upper_avx2<>+0(SB), Y6, Y6
-	VBROADCASTI128 16(SI), Y7
-	VPSHUFB        upper_avx2<>+0(SB), Y7, Y7
-	VBROADCASTSS   (R12), Y8
-	VFMADD231PS    Y6, Y8, Y0
-	VFMADD231PS    Y7, Y8, Y1
-	VBROADCASTSS   256(R12), Y9
-	VFMADD231PS    Y6, Y9, Y2
-	VFMADD231PS    Y7, Y9, Y3
-	VBROADCASTSS   512(R12), Y10
-	VFMADD231PS    Y6, Y10, Y4
-	VFMADD231PS    Y7, Y10, Y5
-	ADDQ           R9, SI
-	ADDQ           $0x04, R12
-	DECQ           R13
-	JNZ            some539
-	JMP            merge540
+some563:
+	VMOVUPS      (SI), Y6
+	VPSLLD       $0x10, Y6, Y6
+	VMOVUPS      32(SI), Y7
+	VPSLLD       $0x10, Y7, Y7
+	VBROADCASTSS (R12), Y8
+	VFMADD231PS  Y6, Y8, Y0
+	VFMADD231PS  Y7, Y8, Y1
+	VBROADCASTSS 256(R12), Y9
+	VFMADD231PS  Y6, Y9, Y2
+	VFMADD231PS  Y7, Y9, Y3
+	VBROADCASTSS 512(R12), Y10
+	VFMADD231PS  Y6, Y10, Y4
+	VFMADD231PS  Y7, Y10, Y5
+	ADDQ         R9, SI
+	ADDQ         $0x04, R12
+	JMP          merge557
 
-sparse537:
-	TZCNTQ         R13, AX
-	LEAQ           (BX)(AX*4), R12
-	MOVQ           AX, SI
-	IMULQ          R9, SI
-	ADDQ           DX, SI
-	VBROADCASTI128 (SI), Y6
-	VPSHUFB        upper_avx2<>+0(SB), Y6, Y6
-	VBROADCASTI128 16(SI), Y7
-	VPSHUFB        upper_avx2<>+0(SB), Y7, Y7
-	VBROADCASTSS   (R12), Y8
-	VFMADD231PS    Y6, Y8, Y0
-	VFMADD231PS    Y7, Y8, Y1
-	VBROADCASTSS   256(R12), Y9
-	VFMADD231PS    Y6, Y9, Y2
-	VFMADD231PS    Y7, Y9, Y3
-	VBROADCASTSS   512(R12), Y10
-	VFMADD231PS    Y6, Y10, Y4
-	VFMADD231PS    Y7, Y10, Y5
-	BLSRQ          R13, R13
-	JNZ            sparse537
+sparse555:
+	TZCNTQ       R13, AX
+	LEAQ         (BX)(AX*4), R12
+	MOVQ         AX, SI
+	MOVQ         SI, AX
+	SHRQ         $0x01, SI
+	IMULQ        R9, SI
+	ADDQ         DX, SI
+	TESTQ        $0x00000001, AX
+	JNZ          odd564
+	VMOVUPS      (SI), Y6
+	VPSLLD       $0x10, Y6, Y6
+	VMOVUPS      32(SI), Y7
+	VPSLLD       $0x10, Y7, Y7
+	VBROADCASTSS (R12), Y8
+	VFMADD231PS  Y6, Y8, Y0
+	VFMADD231PS  Y7, Y8, Y1
+	VBROADCASTSS 256(R12), Y9
+	VFMADD231PS  Y6, Y9, Y2
+	VFMADD231PS  Y7, Y9, Y3
+	VBROADCASTSS 512(R12), Y10
+	VFMADD231PS  Y6, Y10, Y4
+	VFMADD231PS  Y7, Y10, Y5
+	JMP          done565
 
-merge540:
+odd564:
+	VANDPS       (SI), Y15, Y6
+	VANDPS       32(SI), Y15, Y7
+	VBROADCASTSS (R12), Y8
+	VFMADD231PS  Y6, Y8, Y0
+	VFMADD231PS  Y7, Y8, Y1
+	VBROADCASTSS 256(R12), Y9
+	VFMADD231PS  Y6, Y9, Y2
+	VFMADD231PS  Y7, Y9, Y3
+	VBROADCASTSS 512(R12), Y10
+	VFMADD231PS  Y6, Y10, Y4
+	VFMADD231PS  Y7, Y10, Y5
+
+done565:
+	BLSRQ R13, R13
+	JNZ   sparse555
+
+merge557:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store545
+	JZ           store566
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -22730,9 +23136,9 @@ merge540:
 	VMULPS       Y7, Y5, Y5
 	VFMADD231PS  32(AX), Y6, Y5
 	VMOVUPS      Y5, 32(AX)
-	JMP          stored546
+	JMP          stored567
 
-store545:
+store566:
 	VMOVUPS Y0, (AX)
 	VMOVUPS Y1, 32(AX)
 	ADDQ    R8, AX
@@ -22742,13 +23148,13 @@ store545:
 	VMOVUPS Y4, (AX)
 	VMOVUPS Y5, 32(AX)
 
-stored546:
+stored567:
 	ADDQ $0x00000040, DI
-	ADDQ $0x00000020, DX
+	ADDQ $0x00000040, DX
 	SUBQ $0x02, (SP)
-	JMP  columns535
+	JMP  columns553
 
-less536:
+less554:
 	ADDQ  $0x00000300, BX
 	MOVQ  BX, R14
 	SUBQ  w+8(FP), R14
@@ -22766,478 +23172,532 @@ tile460:
 	ADDQ R14, R14
 	MOVQ R14, (SP)
 
-columns547:
-	CMPQ   (SP), $0x02
-	JLT    less548
-	VXORPS Y0, Y0, Y0
-	VXORPS Y1, Y1, Y1
-	VXORPS Y2, Y2, Y2
-	VXORPS Y3, Y3, Y3
-	VXORPS Y4, Y4, Y4
-	VXORPS Y5, Y5, Y5
-	VXORPS Y6, Y6, Y6
-	VXORPS Y7, Y7, Y7
-	MOVQ   mask+56(FP), R13
-	TZCNTQ R13, SI
-	MOVQ   SI, R12
-	BLSIQ  R13, AX
-	ADDQ   R13, AX
-	TESTQ  AX, R13
-	JNZ    sparse549
-	TZCNTQ AX, R13
-	SUBQ   R12, R13
-	LEAQ   (BX)(R12*4), R12
-	IMULQ  R9, SI
-	ADDQ   DX, SI
-	CMPQ   8(SP), $0x00
-	JEQ    plain555
-	SUBQ   $0x10, R13
-	JLT    short554
-	MOVQ   8(SP), R11
-	MOVQ   16(SP), AX
-	MOVQ   24(SP), R14
-	MOVQ   32(SP), R8
-	LEAQ   (SI)(R9*8), CX
+columns568:
+	CMPQ         (SP), $0x02
+	JLT          less569
+	VBROADCASTSS highHalf_avx2<>+0(SB), Y15
+	VXORPS       Y0, Y0, Y0
+	VXORPS       Y1, Y1, Y1
+	VXORPS       Y2, Y2, Y2
+	VXORPS       Y3, Y3, Y3
+	VXORPS       Y4, Y4, Y4
+	VXORPS       Y5, Y5, Y5
+	VXORPS       Y6, Y6, Y6
+	VXORPS       Y7, Y7, Y7
+	MOVQ         mask+56(FP), R13
+	TZCNTQ       R13, SI
+	MOVQ         SI, R12
+	BLSIQ        R13, AX
+	ADDQ         R13, AX
+	TESTQ        AX, R13
+	JNZ          sparse570
+	TZCNTQ       AX, R13
+	SUBQ         R12, R13
+	LEAQ         (BX)(R12*4), R12
+	MOVQ         SI, AX
+	SHRQ         $0x01, SI
+	IMULQ        R9, SI
+	ADDQ         DX, SI
+	TESTQ        $0x00000001, AX
+	JZ           even573
+	VANDPS       (SI), Y15, Y8
+	VANDPS       32(SI), Y15, Y9
+	VBROADCASTSS (R12), Y10
+	VFMADD231PS  Y8, Y10, Y0
+	VFMADD231PS  Y9, Y10, Y1
+	VBROADCASTSS 256(R12), Y11
+	VFMADD231PS  Y8, Y11, Y2
+	VFMADD231PS  Y9, Y11, Y3
+	VBROADCASTSS 512(R12), Y12
+	VFMADD231PS  Y8, Y12, Y4
+	VFMADD231PS  Y9, Y12, Y5
+	VBROADCASTSS 768(R12), Y13
+	VFMADD231PS  Y8, Y13, Y6
+	VFMADD231PS  Y9, Y13, Y7
+	ADDQ         R9, SI
+	ADDQ         $0x04, R12
+	DECQ         R13
+	JZ           merge572
 
-positions553:
-	VBROADCASTI128 (SI), Y8
-	VPSHUFB        upper_avx2<>+0(SB), Y8, Y8
-	VBROADCASTI128 16(SI), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VBROADCASTSS   (R12), Y10
-	VFMADD231PS    Y8, Y10, Y0
-	VFMADD231PS    Y9, Y10, Y1
-	VBROADCASTSS   256(R12), Y11
-	VFMADD231PS    Y8, Y11, Y2
-	VFMADD231PS    Y9, Y11, Y3
-	VBROADCASTSS   512(R12), Y12
-	VFMADD231PS    Y8, Y12, Y4
-	VFMADD231PS    Y9, Y12, Y5
-	VBROADCASTSS   768(R12), Y13
-	VFMADD231PS    Y8, Y13, Y6
-	VFMADD231PS    Y9, Y13, Y7
-	PREFETCHT0     (CX)
-	VBROADCASTI128 (SI)(R9*1), Y8
-	VPSHUFB        upper_avx2<>+0(SB), Y8, Y8
-	VBROADCASTI128 16(SI)(R9*1), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VBROADCASTSS   4(R12), Y10
-	VFMADD231PS    Y8, Y10, Y0
-	VFMADD231PS    Y9, Y10, Y1
-	VBROADCASTSS   260(R12), Y11
-	VFMADD231PS    Y8, Y11, Y2
-	VFMADD231PS    Y9, Y11, Y3
-	VBROADCASTSS   516(R12), Y12
-	VFMADD231PS    Y8, Y12, Y4
-	VFMADD231PS    Y9, Y12, Y5
-	VBROADCASTSS   772(R12), Y13
-	VFMADD231PS    Y8, Y13, Y6
-	VFMADD231PS    Y9, Y13, Y7
-	PREFETCHT0     (R11)
-	PREFETCHT0     (CX)(R9*1)
-	VBROADCASTI128 (SI)(R9*2), Y8
-	VPSHUFB        upper_avx2<>+0(SB), Y8, Y8
-	VBROADCASTI128 16(SI)(R9*2), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VBROADCASTSS   8(R12), Y10
-	VFMADD231PS    Y8, Y10, Y0
-	VFMADD231PS    Y9, Y10, Y1
-	VBROADCASTSS   264(R12), Y11
-	VFMADD231PS    Y8, Y11, Y2
-	VFMADD231PS    Y9, Y11, Y3
-	VBROADCASTSS   520(R12), Y12
-	VFMADD231PS    Y8, Y12, Y4
-	VFMADD231PS    Y9, Y12, Y5
-	VBROADCASTSS   776(R12), Y13
-	VFMADD231PS    Y8, Y13, Y6
-	VFMADD231PS    Y9, Y13, Y7
-	PREFETCHT0     (CX)(R9*2)
-	VBROADCASTI128 (SI)(R15*1), Y8
-	VPSHUFB        upper_avx2<>+0(SB), Y8, Y8
-	VBROADCASTI128 16(SI)(R15*1), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VBROADCASTSS   12(R12), Y10
-	VFMADD231PS    Y8, Y10, Y0
-	VFMADD231PS    Y9, Y10, Y1
-	VBROADCASTSS   268(R12), Y11
-	VFMADD231PS    Y8, Y11, Y2
-	VFMADD231PS    Y9, Y11, Y3
-	VBROADCASTSS   524(R12), Y12
-	VFMADD231PS    Y8, Y12, Y4
-	VFMADD231PS    Y9, Y12, Y5
-	VBROADCASTSS   780(R12), Y13
-	VFMADD231PS    Y8, Y13, Y6
-	VFMADD231PS    Y9, Y13, Y7
-	PREFETCHT0     (AX)
-	PREFETCHT0     (CX)(R15*1)
-	LEAQ           (SI)(R9*4), SI
-	ADDQ           $0x10, R12
-	LEAQ           (CX)(R9*4), CX
-	VBROADCASTI128 (SI), Y8
-	VPSHUFB        upper_avx2<>+0(SB), Y8, Y8
-	VBROADCASTI128 16(SI), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VBROADCASTSS   (R12), Y10
-	VFMADD231PS    Y8, Y10, Y0
-	VFMADD231PS    Y9, Y10, Y1
-	VBROADCASTSS   256(R12), Y11
-	VFMADD231PS    Y8, Y11, Y2
-	VFMADD231PS    Y9, Y11, Y3
-	VBROADCASTSS   512(R12), Y12
-	VFMADD231PS    Y8, Y12, Y4
-	VFMADD231PS    Y9, Y12, Y5
-	VBROADCASTSS   768(R12), Y13
-	VFMADD231PS    Y8, Y13, Y6
-	VFMADD231PS    Y9, Y13, Y7
-	PREFETCHT0     (CX)
-	VBROADCASTI128 (SI)(R9*1), Y8
-	VPSHUFB        upper_avx2<>+0(SB), Y8, Y8
-	VBROADCASTI128 16(SI)(R9*1), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VBROADCASTSS   4(R12), Y10
-	VFMADD231PS    Y8, Y10, Y0
-	VFMADD231PS    Y9, Y10, Y1
-	VBROADCASTSS   260(R12), Y11
-	VFMADD231PS    Y8, Y11, Y2
-	VFMADD231PS    Y9, Y11, Y3
-	VBROADCASTSS   516(R12), Y12
-	VFMADD231PS    Y8, Y12, Y4
-	VFMADD231PS    Y9, Y12, Y5
-	VBROADCASTSS   772(R12), Y13
-	VFMADD231PS    Y8, Y13, Y6
-	VFMADD231PS    Y9, Y13, Y7
-	PREFETCHT0     (R14)
-	PREFETCHT0     (CX)(R9*1)
-	VBROADCASTI128 (SI)(R9*2), Y8
-	VPSHUFB        upper_avx2<>+0(SB), Y8, Y8
-	VBROADCASTI128 16(SI)(R9*2), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VBROADCASTSS   8(R12), Y10
-	VFMADD231PS    Y8, Y10, Y0
-	VFMADD231PS    Y9, Y10, Y1
-	VBROADCASTSS   264(R12), Y11
-	VFMADD231PS    Y8, Y11, Y2
-	VFMADD231PS    Y9, Y11, Y3
-	VBROADCASTSS   520(R12), Y12
-	VFMADD231PS    Y8, Y12, Y4
-	VFMADD231PS    Y9, Y12, Y5
-	VBROADCASTSS   776(R12), Y13
-	VFMADD231PS    Y8, Y13, Y6
-	VFMADD231PS    Y9, Y13, Y7
-	PREFETCHT0     (CX)(R9*2)
-	VBROADCASTI128 (SI)(R15*1), Y8
-	VPSHUFB        upper_avx2<>+0(SB), Y8, Y8
-	VBROADCASTI128 16(SI)(R15*1), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VBROADCASTSS   12(R12), Y10
-	VFMADD231PS    Y8, Y10, Y0
-	VFMADD231PS    Y9, Y10, Y1
-	VBROADCASTSS   268(R12), Y11
-	VFMADD231PS    Y8, Y11, Y2
-	VFMADD231PS    Y9, Y11, Y3
-	VBROADCASTSS   524(R12), Y12
-	VFMADD231PS    Y8, Y12, Y4
-	VFMADD231PS    Y9, Y12, Y5
-	VBROADCASTSS   780(R12), Y13
-	VFMADD231PS    Y8, Y13, Y6
-	VFMADD231PS    Y9, Y13, Y7
-	PREFETCHT0     (R8)
-	PREFETCHT0     (CX)(R15*1)
-	LEAQ           (SI)(R9*4), SI
-	ADDQ           $0x10, R12
-	LEAQ           (CX)(R9*4), CX
-	VBROADCASTI128 (SI), Y8
-	VPSHUFB        upper_avx2<>+0(SB), Y8, Y8
-	VBROADCASTI128 16(SI), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VBROADCASTSS   (R12), Y10
-	VFMADD231PS    Y8, Y10, Y0
-	VFMADD231PS    Y9, Y10, Y1
-	VBROADCASTSS   256(R12), Y11
-	VFMADD231PS    Y8, Y11, Y2
-	VFMADD231PS    Y9, Y11, Y3
-	VBROADCASTSS   512(R12), Y12
-	VFMADD231PS    Y8, Y12, Y4
-	VFMADD231PS    Y9, Y12, Y5
-	VBROADCASTSS   768(R12), Y13
-	VFMADD231PS    Y8, Y13, Y6
-	VFMADD231PS    Y9, Y13, Y7
-	PREFETCHT0     (CX)
-	VBROADCASTI128 (SI)(R9*1), Y8
-	VPSHUFB        upper_avx2<>+0(SB), Y8, Y8
-	VBROADCASTI128 16(SI)(R9*1), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VBROADCASTSS   4(R12), Y10
-	VFMADD231PS    Y8, Y10, Y0
-	VFMADD231PS    Y9, Y10, Y1
-	VBROADCASTSS   260(R12), Y11
-	VFMADD231PS    Y8, Y11, Y2
-	VFMADD231PS    Y9, Y11, Y3
-	VBROADCASTSS   516(R12), Y12
-	VFMADD231PS    Y8, Y12, Y4
-	VFMADD231PS    Y9, Y12, Y5
-	VBROADCASTSS   772(R12), Y13
-	VFMADD231PS    Y8, Y13, Y6
-	VFMADD231PS    Y9, Y13, Y7
-	PREFETCHT0     64(R11)
-	PREFETCHT0     (CX)(R9*1)
-	VBROADCASTI128 (SI)(R9*2), Y8
-	VPSHUFB        upper_avx2<>+0(SB), Y8, Y8
-	VBROADCASTI128 16(SI)(R9*2), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VBROADCASTSS   8(R12), Y10
-	VFMADD231PS    Y8, Y10, Y0
-	VFMADD231PS    Y9, Y10, Y1
-	VBROADCASTSS   264(R12), Y11
-	VFMADD231PS    Y8, Y11, Y2
-	VFMADD231PS    Y9, Y11, Y3
-	VBROADCASTSS   520(R12), Y12
-	VFMADD231PS    Y8, Y12, Y4
-	VFMADD231PS    Y9, Y12, Y5
-	VBROADCASTSS   776(R12), Y13
-	VFMADD231PS    Y8, Y13, Y6
-	VFMADD231PS    Y9, Y13, Y7
-	PREFETCHT0     (CX)(R9*2)
-	VBROADCASTI128 (SI)(R15*1), Y8
-	VPSHUFB        upper_avx2<>+0(SB), Y8, Y8
-	VBROADCASTI128 16(SI)(R15*1), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VBROADCASTSS   12(R12), Y10
-	VFMADD231PS    Y8, Y10, Y0
-	VFMADD231PS    Y9, Y10, Y1
-	VBROADCASTSS   268(R12), Y11
-	VFMADD231PS    Y8, Y11, Y2
-	VFMADD231PS    Y9, Y11, Y3
-	VBROADCASTSS   524(R12), Y12
-	VFMADD231PS    Y8, Y12, Y4
-	VFMADD231PS    Y9, Y12, Y5
-	VBROADCASTSS   780(R12), Y13
-	VFMADD231PS    Y8, Y13, Y6
-	VFMADD231PS    Y9, Y13, Y7
-	PREFETCHT0     64(AX)
-	PREFETCHT0     (CX)(R15*1)
-	LEAQ           (SI)(R9*4), SI
-	ADDQ           $0x10, R12
-	LEAQ           (CX)(R9*4), CX
-	VBROADCASTI128 (SI), Y8
-	VPSHUFB        upper_avx2<>+0(SB), Y8, Y8
-	VBROADCASTI128 16(SI), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VBROADCASTSS   (R12), Y10
-	VFMADD231PS    Y8, Y10, Y0
-	VFMADD231PS    Y9, Y10, Y1
-	VBROADCASTSS   256(R12), Y11
-	VFMADD231PS    Y8, Y11, Y2
-	VFMADD231PS    Y9, Y11, Y3
-	VBROADCASTSS   512(R12), Y12
-	VFMADD231PS    Y8, Y12, Y4
-	VFMADD231PS    Y9, Y12, Y5
-	VBROADCASTSS   768(R12), Y13
-	VFMADD231PS    Y8, Y13, Y6
-	VFMADD231PS    Y9, Y13, Y7
-	PREFETCHT0     (CX)
-	VBROADCASTI128 (SI)(R9*1), Y8
-	VPSHUFB        upper_avx2<>+0(SB), Y8, Y8
-	VBROADCASTI128 16(SI)(R9*1), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VBROADCASTSS   4(R12), Y10
-	VFMADD231PS    Y8, Y10, Y0
-	VFMADD231PS    Y9, Y10, Y1
-	VBROADCASTSS   260(R12), Y11
-	VFMADD231PS    Y8, Y11, Y2
-	VFMADD231PS    Y9, Y11, Y3
-	VBROADCASTSS   516(R12), Y12
-	VFMADD231PS    Y8, Y12, Y4
-	VFMADD231PS    Y9, Y12, Y5
-	VBROADCASTSS   772(R12), Y13
-	VFMADD231PS    Y8, Y13, Y6
-	VFMADD231PS    Y9, Y13, Y7
-	PREFETCHT0     64(R14)
-	PREFETCHT0     (CX)(R9*1)
-	VBROADCASTI128 (SI)(R9*2), Y8
-	VPSHUFB        upper_avx2<>+0(SB), Y8, Y8
-	VBROADCASTI128 16(SI)(R9*2), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VBROADCASTSS   8(R12), Y10
-	VFMADD231PS    Y8, Y10, Y0
-	VFMADD231PS    Y9, Y10, Y1
-	VBROADCASTSS   264(R12), Y11
-	VFMADD231PS    Y8, Y11, Y2
-	VFMADD231PS    Y9, Y11, Y3
-	VBROADCASTSS   520(R12), Y12
-	VFMADD231PS    Y8, Y12, Y4
-	VFMADD231PS    Y9, Y12, Y5
-	VBROADCASTSS   776(R12), Y13
-	VFMADD231PS    Y8, Y13, Y6
-	VFMADD231PS    Y9, Y13, Y7
-	PREFETCHT0     (CX)(R9*2)
-	VBROADCASTI128 (SI)(R15*1), Y8
-	VPSHUFB        upper_avx2<>+0(SB), Y8, Y8
-	VBROADCASTI128 16(SI)(R15*1), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VBROADCASTSS   12(R12), Y10
-	VFMADD231PS    Y8, Y10, Y0
-	VFMADD231PS    Y9, Y10, Y1
-	VBROADCASTSS   268(R12), Y11
-	VFMADD231PS    Y8, Y11, Y2
-	VFMADD231PS    Y9, Y11, Y3
-	VBROADCASTSS   524(R12), Y12
-	VFMADD231PS    Y8, Y12, Y4
-	VFMADD231PS    Y9, Y12, Y5
-	VBROADCASTSS   780(R12), Y13
-	VFMADD231PS    Y8, Y13, Y6
-	VFMADD231PS    Y9, Y13, Y7
-	PREFETCHT0     64(R8)
-	PREFETCHT0     (CX)(R15*1)
-	LEAQ           (SI)(R9*4), SI
-	ADDQ           $0x10, R12
-	LEAQ           (CX)(R9*4), CX
-	ADDQ           $0x00000080, R11
-	ADDQ           $0x00000080, AX
-	ADDQ           $0x00000080, R14
-	ADDQ           $0x00000080, R8
-	SUBQ           $0x10, R13
-	JGE            positions553
-	MOVQ           R11, 8(SP)
-	MOVQ           AX, 16(SP)
-	MOVQ           R14, 24(SP)
-	MOVQ           R8, 32(SP)
-	MOVQ           oStride+24(FP), R8
+even573:
+	CMPQ 8(SP), $0x00
+	JEQ  plain576
+	SUBQ $0x10, R13
+	JLT  short575
+	MOVQ 8(SP), R11
+	MOVQ 16(SP), AX
+	MOVQ 24(SP), R14
+	MOVQ 32(SP), R8
+	LEAQ (SI)(R9*8), CX
 
-short554:
+positions574:
+	VMOVUPS      (SI), Y8
+	VPSLLD       $0x10, Y8, Y8
+	VMOVUPS      32(SI), Y9
+	VPSLLD       $0x10, Y9, Y9
+	VBROADCASTSS (R12), Y10
+	VFMADD231PS  Y8, Y10, Y0
+	VFMADD231PS  Y9, Y10, Y1
+	VBROADCASTSS 256(R12), Y11
+	VFMADD231PS  Y8, Y11, Y2
+	VFMADD231PS  Y9, Y11, Y3
+	VBROADCASTSS 512(R12), Y12
+	VFMADD231PS  Y8, Y12, Y4
+	VFMADD231PS  Y9, Y12, Y5
+	VBROADCASTSS 768(R12), Y13
+	VFMADD231PS  Y8, Y13, Y6
+	VFMADD231PS  Y9, Y13, Y7
+	PREFETCHT0   (CX)
+	VANDPS       (SI), Y15, Y8
+	VANDPS       32(SI), Y15, Y9
+	VBROADCASTSS 4(R12), Y10
+	VFMADD231PS  Y8, Y10, Y0
+	VFMADD231PS  Y9, Y10, Y1
+	VBROADCASTSS 260(R12), Y11
+	VFMADD231PS  Y8, Y11, Y2
+	VFMADD231PS  Y9, Y11, Y3
+	VBROADCASTSS 516(R12), Y12
+	VFMADD231PS  Y8, Y12, Y4
+	VFMADD231PS  Y9, Y12, Y5
+	VBROADCASTSS 772(R12), Y13
+	VFMADD231PS  Y8, Y13, Y6
+	VFMADD231PS  Y9, Y13, Y7
+	PREFETCHT0   (R11)
+	VMOVUPS      (SI)(R9*1), Y8
+	VPSLLD       $0x10, Y8, Y8
+	VMOVUPS      32(SI)(R9*1), Y9
+	VPSLLD       $0x10, Y9, Y9
+	VBROADCASTSS 8(R12), Y10
+	VFMADD231PS  Y8, Y10, Y0
+	VFMADD231PS  Y9, Y10, Y1
+	VBROADCASTSS 264(R12), Y11
+	VFMADD231PS  Y8, Y11, Y2
+	VFMADD231PS  Y9, Y11, Y3
+	VBROADCASTSS 520(R12), Y12
+	VFMADD231PS  Y8, Y12, Y4
+	VFMADD231PS  Y9, Y12, Y5
+	VBROADCASTSS 776(R12), Y13
+	VFMADD231PS  Y8, Y13, Y6
+	VFMADD231PS  Y9, Y13, Y7
+	PREFETCHT0   (CX)(R9*1)
+	VANDPS       (SI)(R9*1), Y15, Y8
+	VANDPS       32(SI)(R9*1), Y15, Y9
+	VBROADCASTSS 12(R12), Y10
+	VFMADD231PS  Y8, Y10, Y0
+	VFMADD231PS  Y9, Y10, Y1
+	VBROADCASTSS 268(R12), Y11
+	VFMADD231PS  Y8, Y11, Y2
+	VFMADD231PS  Y9, Y11, Y3
+	VBROADCASTSS 524(R12), Y12
+	VFMADD231PS  Y8, Y12, Y4
+	VFMADD231PS  Y9, Y12, Y5
+	VBROADCASTSS 780(R12), Y13
+	VFMADD231PS  Y8, Y13, Y6
+	VFMADD231PS  Y9, Y13, Y7
+	PREFETCHT0   (AX)
+	LEAQ         (SI)(R9*2), SI
+	ADDQ         $0x10, R12
+	LEAQ         (CX)(R9*2), CX
+	VMOVUPS      (SI), Y8
+	VPSLLD       $0x10, Y8, Y8
+	VMOVUPS      32(SI), Y9
+	VPSLLD       $0x10, Y9, Y9
+	VBROADCASTSS (R12), Y10
+	VFMADD231PS  Y8, Y10, Y0
+	VFMADD231PS  Y9, Y10, Y1
+	VBROADCASTSS 256(R12), Y11
+	VFMADD231PS  Y8, Y11, Y2
+	VFMADD231PS  Y9, Y11, Y3
+	VBROADCASTSS 512(R12), Y12
+	VFMADD231PS  Y8, Y12, Y4
+	VFMADD231PS  Y9, Y12, Y5
+	VBROADCASTSS 768(R12), Y13
+	VFMADD231PS  Y8, Y13, Y6
+	VFMADD231PS  Y9, Y13, Y7
+	PREFETCHT0   (CX)
+	VANDPS       (SI), Y15, Y8
+	VANDPS       32(SI), Y15, Y9
+	VBROADCASTSS 4(R12), Y10
+	VFMADD231PS  Y8, Y10, Y0
+	VFMADD231PS  Y9, Y10, Y1
+	VBROADCASTSS 260(R12), Y11
+	VFMADD231PS  Y8, Y11, Y2
+	VFMADD231PS  Y9, Y11, Y3
+	VBROADCASTSS 516(R12), Y12
+	VFMADD231PS  Y8, Y12, Y4
+	VFMADD231PS  Y9, Y12, Y5
+	VBROADCASTSS 772(R12), Y13
+	VFMADD231PS  Y8, Y13, Y6
+	VFMADD231PS  Y9, Y13, Y7
+	PREFETCHT0   (R14)
+	VMOVUPS      (SI)(R9*1), Y8
+	VPSLLD       $0x10, Y8, Y8
+	VMOVUPS      32(SI)(R9*1), Y9
+	VPSLLD       $0x10, Y9, Y9
+	VBROADCASTSS 8(R12), Y10
+	VFMADD231PS  Y8, Y10, Y0
+	VFMADD231PS  Y9, Y10, Y1
+	VBROADCASTSS 264(R12), Y11
+	VFMADD231PS  Y8, Y11, Y2
+	VFMADD231PS  Y9, Y11, Y3
+	VBROADCASTSS 520(R12), Y12
+	VFMADD231PS  Y8, Y12, Y4
+	VFMADD231PS  Y9, Y12, Y5
+	VBROADCASTSS 776(R12), Y13
+	VFMADD231PS  Y8, Y13, Y6
+	VFMADD231PS  Y9, Y13, Y7
+	PREFETCHT0   (CX)(R9*1)
+	VANDPS       (SI)(R9*1), Y15, Y8
+	VANDPS       32(SI)(R9*1), Y15, Y9
+	VBROADCASTSS 12(R12), Y10
+	VFMADD231PS  Y8, Y10, Y0
+	VFMADD231PS  Y9, Y10, Y1
+	VBROADCASTSS 268(R12), Y11
+	VFMADD231PS  Y8, Y11, Y2
+	VFMADD231PS  Y9, Y11, Y3
+	VBROADCASTSS 524(R12), Y12
+	VFMADD231PS  Y8, Y12, Y4
+	VFMADD231PS  Y9, Y12, Y5
+	VBROADCASTSS 780(R12), Y13
+	VFMADD231PS  Y8, Y13, Y6
+	VFMADD231PS  Y9, Y13, Y7
+	PREFETCHT0   (R8)
+	LEAQ         (SI)(R9*2), SI
+	ADDQ         $0x10, R12
+	LEAQ         (CX)(R9*2), CX
+	VMOVUPS      (SI), Y8
+	VPSLLD       $0x10, Y8, Y8
+	VMOVUPS      32(SI), Y9
+	VPSLLD       $0x10, Y9, Y9
+	VBROADCASTSS (R12), Y10
+	VFMADD231PS  Y8, Y10, Y0
+	VFMADD231PS  Y9, Y10, Y1
+	VBROADCASTSS 256(R12), Y11
+	VFMADD231PS  Y8, Y11, Y2
+	VFMADD231PS  Y9, Y11, Y3
+	VBROADCASTSS 512(R12), Y12
+	VFMADD231PS  Y8, Y12, Y4
+	VFMADD231PS  Y9, Y12, Y5
+	VBROADCASTSS 768(R12), Y13
+	VFMADD231PS  Y8, Y13, Y6
+	VFMADD231PS  Y9, Y13, Y7
+	PREFETCHT0   (CX)
+	VANDPS       (SI), Y15, Y8
+	VANDPS       32(SI), Y15, Y9
+	VBROADCASTSS 4(R12), Y10
+	VFMADD231PS  Y8, Y10, Y0
+	VFMADD231PS  Y9, Y10, Y1
+	VBROADCASTSS 260(R12), Y11
+	VFMADD231PS  Y8, Y11, Y2
+	VFMADD231PS  Y9, Y11, Y3
+	VBROADCASTSS 516(R12), Y12
+	VFMADD231PS  Y8, Y12, Y4
+	VFMADD231PS  Y9, Y12, Y5
+	VBROADCASTSS 772(R12), Y13
+	VFMADD231PS  Y8, Y13, Y6
+	VFMADD231PS  Y9, Y13, Y7
+	PREFETCHT0   64(R11)
+	VMOVUPS      (SI)(R9*1), Y8
+	VPSLLD       $0x10, Y8, Y8
+	VMOVUPS      32(SI)(R9*1), Y9
+	VPSLLD       $0x10, Y9, Y9
+	VBROADCASTSS 8(R12), Y10
+	VFMADD231PS  Y8, Y10, Y0
+	VFMADD231PS  Y9, Y10, Y1
+	VBROADCASTSS 264(R12), Y11
+	VFMADD231PS  Y8, Y11, Y2
+	VFMADD231PS  Y9, Y11, Y3
+	VBROADCASTSS 520(R12), Y12
+	VFMADD231PS  Y8, Y12, Y4
+	VFMADD231PS  Y9, Y12, Y5
+	VBROADCASTSS 776(R12), Y13
+	VFMADD231PS  Y8, Y13, Y6
+	VFMADD231PS  Y9, Y13, Y7
+	PREFETCHT0   (CX)(R9*1)
+	VANDPS       (SI)(R9*1), Y15, Y8
+	VANDPS       32(SI)(R9*1), Y15, Y9
+	VBROADCASTSS 12(R12), Y10
+	VFMADD231PS  Y8, Y10, Y0
+	VFMADD231PS  Y9, Y10, Y1
+	VBROADCASTSS 268(R12), Y11
+	VFMADD231PS  Y8, Y11, Y2
+	VFMADD231PS  Y9, Y11, Y3
+	VBROADCASTSS 524(R12), Y12
+	VFMADD231PS  Y8, Y12, Y4
+	VFMADD231PS  Y9, Y12, Y5
+	VBROADCASTSS 780(R12), Y13
+	VFMADD231PS  Y8, Y13, Y6
+	VFMADD231PS  Y9, Y13, Y7
+	PREFETCHT0   64(AX)
+	LEAQ         (SI)(R9*2), SI
+	ADDQ         $0x10, R12
+	LEAQ         (CX)(R9*2), CX
+	VMOVUPS      (SI), Y8
+	VPSLLD       $0x10, Y8, Y8
+	VMOVUPS      32(SI), Y9
+	VPSLLD       $0x10, Y9, Y9
+	VBROADCASTSS (R12), Y10
+	VFMADD231PS  Y8, Y10, Y0
+	VFMADD231PS  Y9, Y10, Y1
+	VBROADCASTSS 256(R12), Y11
+	VFMADD231PS  Y8, Y11, Y2
+	VFMADD231PS  Y9, Y11, Y3
+	VBROADCASTSS 512(R12), Y12
+	VFMADD231PS  Y8, Y12, Y4
+	VFMADD231PS  Y9, Y12, Y5
+	VBROADCASTSS 768(R12), Y13
+	VFMADD231PS  Y8, Y13, Y6
+	VFMADD231PS  Y9, Y13, Y7
+	PREFETCHT0   (CX)
+	VANDPS       (SI), Y15, Y8
+	VANDPS       32(SI), Y15, Y9
+	VBROADCASTSS 4(R12), Y10
+	VFMADD231PS  Y8, Y10, Y0
+	VFMADD231PS  Y9, Y10, Y1
+	VBROADCASTSS 260(R12), Y11
+	VFMADD231PS  Y8, Y11, Y2
+	VFMADD231PS  Y9, Y11, Y3
+	VBROADCASTSS 516(R12), Y12
+	VFMADD231PS  Y8, Y12, Y4
+	VFMADD231PS  Y9, Y12, Y5
+	VBROADCASTSS 772(R12), Y13
+	VFMADD231PS  Y8, Y13, Y6
+	VFMADD231PS  Y9, Y13, Y7
+	PREFETCHT0   64(R14)
+	VMOVUPS      (SI)(R9*1), Y8
+	VPSLLD       $0x10, Y8, Y8
+	VMOVUPS      32(SI)(R9*1), Y9
+	VPSLLD       $0x10, Y9, Y9
+	VBROADCASTSS 8(R12), Y10
+	VFMADD231PS  Y8, Y10, Y0
+	VFMADD231PS  Y9, Y10, Y1
+	VBROADCASTSS 264(R12), Y11
+	VFMADD231PS  Y8, Y11, Y2
+	VFMADD231PS  Y9, Y11, Y3
+	VBROADCASTSS 520(R12), Y12
+	VFMADD231PS  Y8, Y12, Y4
+	VFMADD231PS  Y9, Y12, Y5
+	VBROADCASTSS 776(R12), Y13
+	VFMADD231PS  Y8, Y13, Y6
+	VFMADD231PS  Y9, Y13, Y7
+	PREFETCHT0   (CX)(R9*1)
+	VANDPS       (SI)(R9*1), Y15, Y8
+	VANDPS       32(SI)(R9*1), Y15, Y9
+	VBROADCASTSS 12(R12), Y10
+	VFMADD231PS  Y8, Y10, Y0
+	VFMADD231PS  Y9, Y10, Y1
+	VBROADCASTSS 268(R12), Y11
+	VFMADD231PS  Y8, Y11, Y2
+	VFMADD231PS  Y9, Y11, Y3
+	VBROADCASTSS 524(R12), Y12
+	VFMADD231PS  Y8, Y12, Y4
+	VFMADD231PS  Y9, Y12, Y5
+	VBROADCASTSS 780(R12), Y13
+	VFMADD231PS  Y8, Y13, Y6
+	VFMADD231PS  Y9, Y13, Y7
+	PREFETCHT0   64(R8)
+	LEAQ         (SI)(R9*2), SI
+	ADDQ         $0x10, R12
+	LEAQ         (CX)(R9*2), CX
+	ADDQ         $0x00000080, R11
+	ADDQ         $0x00000080, AX
+	ADDQ         $0x00000080, R14
+	ADDQ         $0x00000080, R8
+	SUBQ         $0x10, R13
+	JGE          positions574
+	MOVQ         R11, 8(SP)
+	MOVQ         AX, 16(SP)
+	MOVQ         R14, 24(SP)
+	MOVQ         R8, 32(SP)
+	MOVQ         oStride+24(FP), R8
+
+short575:
 	ADDQ $0x10, R13
 
-plain555:
+plain576:
 	SUBQ $0x04, R13
-	JLT  few550
+	JLT  few571
 
-positions556:
-	VBROADCASTI128 (SI), Y8
-	VPSHUFB        upper_avx2<>+0(SB), Y8, Y8
-	VBROADCASTI128 16(SI), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VBROADCASTSS   (R12), Y10
-	VFMADD231PS    Y8, Y10, Y0
-	VFMADD231PS    Y9, Y10, Y1
-	VBROADCASTSS   256(R12), Y11
-	VFMADD231PS    Y8, Y11, Y2
-	VFMADD231PS    Y9, Y11, Y3
-	VBROADCASTSS   512(R12), Y12
-	VFMADD231PS    Y8, Y12, Y4
-	VFMADD231PS    Y9, Y12, Y5
-	VBROADCASTSS   768(R12), Y13
-	VFMADD231PS    Y8, Y13, Y6
-	VFMADD231PS    Y9, Y13, Y7
-	VBROADCASTI128 (SI)(R9*1), Y8
-	VPSHUFB        upper_avx2<>+0(SB), Y8, Y8
-	VBROADCASTI128 16(SI)(R9*1), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VBROADCASTSS   4(R12), Y10
-	VFMADD231PS    Y8, Y10, Y0
-	VFMADD231PS    Y9, Y10, Y1
-	VBROADCASTSS   260(R12), Y11
-	VFMADD231PS    Y8, Y11, Y2
-	VFMADD231PS    Y9, Y11, Y3
-	VBROADCASTSS   516(R12), Y12
-	VFMADD231PS    Y8, Y12, Y4
-	VFMADD231PS    Y9, Y12, Y5
-	VBROADCASTSS   772(R12), Y13
-	VFMADD231PS    Y8, Y13, Y6
-	VFMADD231PS    Y9, Y13, Y7
-	VBROADCASTI128 (SI)(R9*2), Y8
-	VPSHUFB        upper_avx2<>+0(SB), Y8, Y8
-	VBROADCASTI128 16(SI)(R9*2), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VBROADCASTSS   8(R12), Y10
-	VFMADD231PS    Y8, Y10, Y0
-	VFMADD231PS    Y9, Y10, Y1
-	VBROADCASTSS   264(R12), Y11
-	VFMADD231PS    Y8, Y11, Y2
-	VFMADD231PS    Y9, Y11, Y3
-	VBROADCASTSS   520(R12), Y12
-	VFMADD231PS    Y8, Y12, Y4
-	VFMADD231PS    Y9, Y12, Y5
-	VBROADCASTSS   776(R12), Y13
-	VFMADD231PS    Y8, Y13, Y6
-	VFMADD231PS    Y9, Y13, Y7
-	VBROADCASTI128 (SI)(R15*1), Y8
-	VPSHUFB        upper_avx2<>+0(SB), Y8, Y8
-	VBROADCASTI128 16(SI)(R15*1), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VBROADCASTSS   12(R12), Y10
-	VFMADD231PS    Y8, Y10, Y0
-	VFMADD231PS    Y9, Y10, Y1
-	VBROADCASTSS   268(R12), Y11
-	VFMADD231PS    Y8, Y11, Y2
-	VFMADD231PS    Y9, Y11, Y3
-	VBROADCASTSS   524(R12), Y12
-	VFMADD231PS    Y8, Y12, Y4
-	VFMADD231PS    Y9, Y12, Y5
-	VBROADCASTSS   780(R12), Y13
-	VFMADD231PS    Y8, Y13, Y6
-	VFMADD231PS    Y9, Y13, Y7
-	LEAQ           (SI)(R9*4), SI
-	ADDQ           $0x10, R12
-	SUBQ           $0x04, R13
-	JGE            positions556
+positions577:
+	VMOVUPS      (SI), Y8
+	VPSLLD       $0x10, Y8, Y8
+	VMOVUPS      32(SI), Y9
+	VPSLLD       $0x10, Y9, Y9
+	VBROADCASTSS (R12), Y10
+	VFMADD231PS  Y8, Y10, Y0
+	VFMADD231PS  Y9, Y10, Y1
+	VBROADCASTSS 256(R12), Y11
+	VFMADD231PS  Y8, Y11, Y2
+	VFMADD231PS  Y9, Y11, Y3
+	VBROADCASTSS 512(R12), Y12
+	VFMADD231PS  Y8, Y12, Y4
+	VFMADD231PS  Y9, Y12, Y5
+	VBROADCASTSS 768(R12), Y13
+	VFMADD231PS  Y8, Y13, Y6
+	VFMADD231PS  Y9, Y13, Y7
+	VANDPS       (SI), Y15, Y8
+	VANDPS       32(SI), Y15, Y9
+	VBROADCASTSS 4(R12), Y10
+	VFMADD231PS  Y8, Y10, Y0
+	VFMADD231PS  Y9, Y10, Y1
+	VBROADCASTSS 260(R12), Y11
+	VFMADD231PS  Y8, Y11, Y2
+	VFMADD231PS  Y9, Y11, Y3
+	VBROADCASTSS 516(R12), Y12
+	VFMADD231PS  Y8, Y12, Y4
+	VFMADD231PS  Y9, Y12, Y5
+	VBROADCASTSS 772(R12), Y13
+	VFMADD231PS  Y8, Y13, Y6
+	VFMADD231PS  Y9, Y13, Y7
+	VMOVUPS      (SI)(R9*1), Y8
+	VPSLLD       $0x10, Y8, Y8
+	VMOVUPS      32(SI)(R9*1), Y9
+	VPSLLD       $0x10, Y9, Y9
+	VBROADCASTSS 8(R12), Y10
+	VFMADD231PS  Y8, Y10, Y0
+	VFMADD231PS  Y9, Y10, Y1
+	VBROADCASTSS 264(R12), Y11
+	VFMADD231PS  Y8, Y11, Y2
+	VFMADD231PS  Y9, Y11, Y3
+	VBROADCASTSS 520(R12), Y12
+	VFMADD231PS  Y8, Y12, Y4
+	VFMADD231PS  Y9, Y12, Y5
+	VBROADCASTSS 776(R12), Y13
+	VFMADD231PS  Y8, Y13, Y6
+	VFMADD231PS  Y9, Y13, Y7
+	VANDPS       (SI)(R9*1), Y15, Y8
+	VANDPS       32(SI)(R9*1), Y15, Y9
+	VBROADCASTSS 12(R12), Y10
+	VFMADD231PS  Y8, Y10, Y0
+	VFMADD231PS  Y9, Y10, Y1
+	VBROADCASTSS 268(R12), Y11
+	VFMADD231PS  Y8, Y11, Y2
+	VFMADD231PS  Y9, Y11, Y3
+	VBROADCASTSS 524(R12), Y12
+	VFMADD231PS  Y8, Y12, Y4
+	VFMADD231PS  Y9, Y12, Y5
+	VBROADCASTSS 780(R12), Y13
+	VFMADD231PS  Y8, Y13, Y6
+	VFMADD231PS  Y9, Y13, Y7
+	LEAQ         (SI)(R9*2), SI
+	ADDQ         $0x10, R12
+	SUBQ         $0x04, R13
+	JGE          positions577
 
-few550:
-	ADDQ $0x04, R13
-	JZ   merge552
+few571:
+	ADDQ         $0x04, R13
+	JZ           merge572
+	CMPQ         R13, $0x02
+	JLT          some578
+	VMOVUPS      (SI), Y8
+	VPSLLD       $0x10, Y8, Y8
+	VMOVUPS      32(SI), Y9
+	VPSLLD       $0x10, Y9, Y9
+	VBROADCASTSS (R12), Y10
+	VFMADD231PS  Y8, Y10, Y0
+	VFMADD231PS  Y9, Y10, Y1
+	VBROADCASTSS 256(R12), Y11
+	VFMADD231PS  Y8, Y11, Y2
+	VFMADD231PS  Y9, Y11, Y3
+	VBROADCASTSS 512(R12), Y12
+	VFMADD231PS  Y8, Y12, Y4
+	VFMADD231PS  Y9, Y12, Y5
+	VBROADCASTSS 768(R12), Y13
+	VFMADD231PS  Y8, Y13, Y6
+	VFMADD231PS  Y9, Y13, Y7
+	VANDPS       (SI), Y15, Y8
+	VANDPS       32(SI), Y15, Y9
+	VBROADCASTSS 4(R12), Y10
+	VFMADD231PS  Y8, Y10, Y0
+	VFMADD231PS  Y9, Y10, Y1
+	VBROADCASTSS 260(R12), Y11
+	VFMADD231PS  Y8, Y11, Y2
+	VFMADD231PS  Y9, Y11, Y3
+	VBROADCASTSS 516(R12), Y12
+	VFMADD231PS  Y8, Y12, Y4
+	VFMADD231PS  Y9, Y12, Y5
+	VBROADCASTSS 772(R12), Y13
+	VFMADD231PS  Y8, Y13, Y6
+	VFMADD231PS  Y9, Y13, Y7
+	ADDQ         R9, SI
+	ADDQ         $0x08, R12
+	SUBQ         $0x02, R13
+	JZ           merge572
 
-some551:
-	VBROADCASTI128 (SI), Y8
-	VPSHUFB        upper_avx2<>+0(SB), Y8, Y8
-	VBROADCASTI128 16(SI), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VBROADCASTSS   (R12), Y10
-	VFMADD231PS    Y8, Y10, Y0
-	VFMADD231PS    Y9, Y10, Y1
-	VBROADCASTSS   256(R12), Y11
-	VFMADD231PS    Y8, Y11, Y2
-	VFMADD231PS    Y9, Y11, Y3
-	VBROADCASTSS   512(R12), Y12
-	VFMADD231PS    Y8, Y12, Y4
-	VFMADD231PS    Y9, Y12, Y5
-	VBROADCASTSS   768(R12), Y13
-	VFMADD231PS    Y8, Y13, Y6
-	VFMADD231PS    Y9, Y13, Y7
-	ADDQ           R9, SI
-	ADDQ           $0x04, R12
-	DECQ           R13
-	JNZ            some551
-	JMP            merge552
+some578:
+	VMOVUPS      (SI), Y8
+	VPSLLD       $0x10, Y8, Y8
+	VMOVUPS      32(SI), Y9
+	VPSLLD       $0x10, Y9, Y9
+	VBROADCASTSS (R12), Y10
+	VFMADD231PS  Y8, Y10, Y0
+	VFMADD231PS  Y9, Y10, Y1
+	VBROADCASTSS 256(R12), Y11
+	VFMADD231PS  Y8, Y11, Y2
+	VFMADD231PS  Y9, Y11, Y3
+	VBROADCASTSS 512(R12), Y12
+	VFMADD231PS  Y8, Y12, Y4
+	VFMADD231PS  Y9, Y12, Y5
+	VBROADCASTSS 768(R12), Y13
+	VFMADD231PS  Y8, Y13, Y6
+	VFMADD231PS  Y9, Y13, Y7
+	ADDQ         R9, SI
+	ADDQ         $0x04, R12
+	JMP          merge572
 
-sparse549:
-	TZCNTQ         R13, AX
-	LEAQ           (BX)(AX*4), R12
-	MOVQ           AX, SI
-	IMULQ          R9, SI
-	ADDQ           DX, SI
-	VBROADCASTI128 (SI), Y8
-	VPSHUFB        upper_avx2<>+0(SB), Y8, Y8
-	VBROADCASTI128 16(SI), Y9
-	VPSHUFB        upper_avx2<>+0(SB), Y9, Y9
-	VBROADCASTSS   (R12), Y10
-	VFMADD231PS    Y8, Y10, Y0
-	VFMADD231PS    Y9, Y10, Y1
-	VBROADCASTSS   256(R12), Y11
-	VFMADD231PS    Y8, Y11, Y2
-	VFMADD231PS    Y9, Y11, Y3
-	VBROADCASTSS   512(R12), Y12
-	VFMADD231PS    Y8, Y12, Y4
-	VFMADD231PS    Y9, Y12, Y5
-	VBROADCASTSS   768(R12), Y13
-	VFMADD231PS    Y8, Y13, Y6
-	VFMADD231PS    Y9, Y13, Y7
-	BLSRQ          R13, R13
-	JNZ            sparse549
+sparse570:
+	TZCNTQ       R13, AX
+	LEAQ         (BX)(AX*4), R12
+	MOVQ         AX, SI
+	MOVQ         SI, AX
+	SHRQ         $0x01, SI
+	IMULQ        R9, SI
+	ADDQ         DX, SI
+	TESTQ        $0x00000001, AX
+	JNZ          odd579
+	VMOVUPS      (SI), Y8
+	VPSLLD       $0x10, Y8, Y8
+	VMOVUPS      32(SI), Y9
+	VPSLLD       $0x10, Y9, Y9
+	VBROADCASTSS (R12), Y10
+	VFMADD231PS  Y8, Y10, Y0
+	VFMADD231PS  Y9, Y10, Y1
+	VBROADCASTSS 256(R12), Y11
+	VFMADD231PS  Y8, Y11, Y2
+	VFMADD231PS  Y9, Y11, Y3
+	VBROADCASTSS 512(R12), Y12
+	VFMADD231PS  Y8, Y12, Y4
+	VFMADD231PS  Y9, Y12, Y5
+	VBROADCASTSS 768(R12), Y13
+	VFMADD231PS  Y8, Y13, Y6
+	VFMADD231PS  Y9, Y13, Y7
+	JMP          done580
 
-merge552:
+odd579:
+	VANDPS       (SI), Y15, Y8
+	VANDPS       32(SI), Y15, Y9
+	VBROADCASTSS (R12), Y10
+	VFMADD231PS  Y8, Y10, Y0
+	VFMADD231PS  Y9, Y10, Y1
+	VBROADCASTSS 256(R12), Y11
+	VFMADD231PS  Y8, Y11, Y2
+	VFMADD231PS  Y9, Y11, Y3
+	VBROADCASTSS 512(R12), Y12
+	VFMADD231PS  Y8, Y12, Y4
+	VFMADD231PS  Y9, Y12, Y5
+	VBROADCASTSS 768(R12), Y13
+	VFMADD231PS  Y8, Y13, Y6
+	VFMADD231PS  Y9, Y13, Y7
+
+done580:
+	BLSRQ R13, R13
+	JNZ   sparse570
+
+merge572:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store557
+	JZ           store581
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -23279,9 +23739,9 @@ merge552:
 	VMULPS       Y9, Y7, Y7
 	VFMADD231PS  32(AX), Y8, Y7
 	VMOVUPS      Y7, 32(AX)
-	JMP          stored558
+	JMP          stored582
 
-store557:
+store581:
 	VMOVUPS Y0, (AX)
 	VMOVUPS Y1, 32(AX)
 	ADDQ    R8, AX
@@ -23294,13 +23754,13 @@ store557:
 	VMOVUPS Y6, (AX)
 	VMOVUPS Y7, 32(AX)
 
-stored558:
+stored582:
 	ADDQ $0x00000040, DI
-	ADDQ $0x00000020, DX
+	ADDQ $0x00000040, DX
 	SUBQ $0x02, (SP)
-	JMP  columns547
+	JMP  columns568
 
-less548:
+less569:
 	ADDQ  $0x00000400, BX
 	MOVQ  BX, R14
 	SUBQ  w+8(FP), R14
@@ -23318,546 +23778,612 @@ tile461:
 	ADDQ R14, R14
 	MOVQ R14, (SP)
 
-columns559:
-	CMPQ   (SP), $0x02
-	JLT    less560
-	VXORPS Y0, Y0, Y0
-	VXORPS Y1, Y1, Y1
-	VXORPS Y2, Y2, Y2
-	VXORPS Y3, Y3, Y3
-	VXORPS Y4, Y4, Y4
-	VXORPS Y5, Y5, Y5
-	VXORPS Y6, Y6, Y6
-	VXORPS Y7, Y7, Y7
-	VXORPS Y8, Y8, Y8
-	VXORPS Y9, Y9, Y9
-	MOVQ   mask+56(FP), R13
-	TZCNTQ R13, SI
-	MOVQ   SI, R12
-	BLSIQ  R13, AX
-	ADDQ   R13, AX
-	TESTQ  AX, R13
-	JNZ    sparse561
-	TZCNTQ AX, R13
-	SUBQ   R12, R13
-	LEAQ   (BX)(R12*4), R12
-	IMULQ  R9, SI
-	ADDQ   DX, SI
-	CMPQ   8(SP), $0x00
-	JEQ    plain567
-	SUBQ   $0x10, R13
-	JLT    short566
-	MOVQ   8(SP), R11
-	MOVQ   16(SP), AX
-	MOVQ   24(SP), R14
-	MOVQ   32(SP), R8
-	LEAQ   (SI)(R9*8), CX
+columns583:
+	CMPQ         (SP), $0x02
+	JLT          less584
+	VBROADCASTSS highHalf_avx2<>+0(SB), Y15
+	VXORPS       Y0, Y0, Y0
+	VXORPS       Y1, Y1, Y1
+	VXORPS       Y2, Y2, Y2
+	VXORPS       Y3, Y3, Y3
+	VXORPS       Y4, Y4, Y4
+	VXORPS       Y5, Y5, Y5
+	VXORPS       Y6, Y6, Y6
+	VXORPS       Y7, Y7, Y7
+	VXORPS       Y8, Y8, Y8
+	VXORPS       Y9, Y9, Y9
+	MOVQ         mask+56(FP), R13
+	TZCNTQ       R13, SI
+	MOVQ         SI, R12
+	BLSIQ        R13, AX
+	ADDQ         R13, AX
+	TESTQ        AX, R13
+	JNZ          sparse585
+	TZCNTQ       AX, R13
+	SUBQ         R12, R13
+	LEAQ         (BX)(R12*4), R12
+	MOVQ         SI, AX
+	SHRQ         $0x01, SI
+	IMULQ        R9, SI
+	ADDQ         DX, SI
+	TESTQ        $0x00000001, AX
+	JZ           even588
+	VANDPS       (SI), Y15, Y10
+	VANDPS       32(SI), Y15, Y11
+	VBROADCASTSS (R12), Y12
+	VFMADD231PS  Y10, Y12, Y0
+	VFMADD231PS  Y11, Y12, Y1
+	VBROADCASTSS 256(R12), Y13
+	VFMADD231PS  Y10, Y13, Y2
+	VFMADD231PS  Y11, Y13, Y3
+	VBROADCASTSS 512(R12), Y14
+	VFMADD231PS  Y10, Y14, Y4
+	VFMADD231PS  Y11, Y14, Y5
+	VBROADCASTSS 768(R12), Y12
+	VFMADD231PS  Y10, Y12, Y6
+	VFMADD231PS  Y11, Y12, Y7
+	VBROADCASTSS 1024(R12), Y13
+	VFMADD231PS  Y10, Y13, Y8
+	VFMADD231PS  Y11, Y13, Y9
+	ADDQ         R9, SI
+	ADDQ         $0x04, R12
+	DECQ         R13
+	JZ           merge587
 
-positions565:
-	VBROADCASTI128 (SI), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VBROADCASTI128 16(SI), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VBROADCASTSS   (R12), Y12
-	VFMADD231PS    Y10, Y12, Y0
-	VFMADD231PS    Y11, Y12, Y1
-	VBROADCASTSS   256(R12), Y13
-	VFMADD231PS    Y10, Y13, Y2
-	VFMADD231PS    Y11, Y13, Y3
-	VBROADCASTSS   512(R12), Y14
-	VFMADD231PS    Y10, Y14, Y4
-	VFMADD231PS    Y11, Y14, Y5
-	VBROADCASTSS   768(R12), Y15
-	VFMADD231PS    Y10, Y15, Y6
-	VFMADD231PS    Y11, Y15, Y7
-	VBROADCASTSS   1024(R12), Y12
-	VFMADD231PS    Y10, Y12, Y8
-	VFMADD231PS    Y11, Y12, Y9
-	PREFETCHT0     (CX)
-	VBROADCASTI128 (SI)(R9*1), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VBROADCASTI128 16(SI)(R9*1), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VBROADCASTSS   4(R12), Y12
-	VFMADD231PS    Y10, Y12, Y0
-	VFMADD231PS    Y11, Y12, Y1
-	VBROADCASTSS   260(R12), Y13
-	VFMADD231PS    Y10, Y13, Y2
-	VFMADD231PS    Y11, Y13, Y3
-	VBROADCASTSS   516(R12), Y14
-	VFMADD231PS    Y10, Y14, Y4
-	VFMADD231PS    Y11, Y14, Y5
-	VBROADCASTSS   772(R12), Y15
-	VFMADD231PS    Y10, Y15, Y6
-	VFMADD231PS    Y11, Y15, Y7
-	VBROADCASTSS   1028(R12), Y12
-	VFMADD231PS    Y10, Y12, Y8
-	VFMADD231PS    Y11, Y12, Y9
-	PREFETCHT0     (R11)
-	PREFETCHT0     (CX)(R9*1)
-	VBROADCASTI128 (SI)(R9*2), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VBROADCASTI128 16(SI)(R9*2), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VBROADCASTSS   8(R12), Y12
-	VFMADD231PS    Y10, Y12, Y0
-	VFMADD231PS    Y11, Y12, Y1
-	VBROADCASTSS   264(R12), Y13
-	VFMADD231PS    Y10, Y13, Y2
-	VFMADD231PS    Y11, Y13, Y3
-	VBROADCASTSS   520(R12), Y14
-	VFMADD231PS    Y10, Y14, Y4
-	VFMADD231PS    Y11, Y14, Y5
-	VBROADCASTSS   776(R12), Y15
-	VFMADD231PS    Y10, Y15, Y6
-	VFMADD231PS    Y11, Y15, Y7
-	VBROADCASTSS   1032(R12), Y12
-	VFMADD231PS    Y10, Y12, Y8
-	VFMADD231PS    Y11, Y12, Y9
-	PREFETCHT0     (CX)(R9*2)
-	VBROADCASTI128 (SI)(R15*1), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VBROADCASTI128 16(SI)(R15*1), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VBROADCASTSS   12(R12), Y12
-	VFMADD231PS    Y10, Y12, Y0
-	VFMADD231PS    Y11, Y12, Y1
-	VBROADCASTSS   268(R12), Y13
-	VFMADD231PS    Y10, Y13, Y2
-	VFMADD231PS    Y11, Y13, Y3
-	VBROADCASTSS   524(R12), Y14
-	VFMADD231PS    Y10, Y14, Y4
-	VFMADD231PS    Y11, Y14, Y5
-	VBROADCASTSS   780(R12), Y15
-	VFMADD231PS    Y10, Y15, Y6
-	VFMADD231PS    Y11, Y15, Y7
-	VBROADCASTSS   1036(R12), Y12
-	VFMADD231PS    Y10, Y12, Y8
-	VFMADD231PS    Y11, Y12, Y9
-	PREFETCHT0     (AX)
-	PREFETCHT0     (CX)(R15*1)
-	LEAQ           (SI)(R9*4), SI
-	ADDQ           $0x10, R12
-	LEAQ           (CX)(R9*4), CX
-	VBROADCASTI128 (SI), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VBROADCASTI128 16(SI), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VBROADCASTSS   (R12), Y12
-	VFMADD231PS    Y10, Y12, Y0
-	VFMADD231PS    Y11, Y12, Y1
-	VBROADCASTSS   256(R12), Y13
-	VFMADD231PS    Y10, Y13, Y2
-	VFMADD231PS    Y11, Y13, Y3
-	VBROADCASTSS   512(R12), Y14
-	VFMADD231PS    Y10, Y14, Y4
-	VFMADD231PS    Y11, Y14, Y5
-	VBROADCASTSS   768(R12), Y15
-	VFMADD231PS    Y10, Y15, Y6
-	VFMADD231PS    Y11, Y15, Y7
-	VBROADCASTSS   1024(R12), Y12
-	VFMADD231PS    Y10, Y12, Y8
-	VFMADD231PS    Y11, Y12, Y9
-	PREFETCHT0     (CX)
-	VBROADCASTI128 (SI)(R9*1), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VBROADCASTI128 16(SI)(R9*1), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VBROADCASTSS   4(R12), Y12
-	VFMADD231PS    Y10, Y12, Y0
-	VFMADD231PS    Y11, Y12, Y1
-	VBROADCASTSS   260(R12), Y13
-	VFMADD231PS    Y10, Y13, Y2
-	VFMADD231PS    Y11, Y13, Y3
-	VBROADCASTSS   516(R12), Y14
-	VFMADD231PS    Y10, Y14, Y4
-	VFMADD231PS    Y11, Y14, Y5
-	VBROADCASTSS   772(R12), Y15
-	VFMADD231PS    Y10, Y15, Y6
-	VFMADD231PS    Y11, Y15, Y7
-	VBROADCASTSS   1028(R12), Y12
-	VFMADD231PS    Y10, Y12, Y8
-	VFMADD231PS    Y11, Y12, Y9
-	PREFETCHT0     (R14)
-	PREFETCHT0     (CX)(R9*1)
-	VBROADCASTI128 (SI)(R9*2), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VBROADCASTI128 16(SI)(R9*2), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VBROADCASTSS   8(R12), Y12
-	VFMADD231PS    Y10, Y12, Y0
-	VFMADD231PS    Y11, Y12, Y1
-	VBROADCASTSS   264(R12), Y13
-	VFMADD231PS    Y10, Y13, Y2
-	VFMADD231PS    Y11, Y13, Y3
-	VBROADCASTSS   520(R12), Y14
-	VFMADD231PS    Y10, Y14, Y4
-	VFMADD231PS    Y11, Y14, Y5
-	VBROADCASTSS   776(R12), Y15
-	VFMADD231PS    Y10, Y15, Y6
-	VFMADD231PS    Y11, Y15, Y7
-	VBROADCASTSS   1032(R12), Y12
-	VFMADD231PS    Y10, Y12, Y8
-	VFMADD231PS    Y11, Y12, Y9
-	PREFETCHT0     (CX)(R9*2)
-	VBROADCASTI128 (SI)(R15*1), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VBROADCASTI128 16(SI)(R15*1), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VBROADCASTSS   12(R12), Y12
-	VFMADD231PS    Y10, Y12, Y0
-	VFMADD231PS    Y11, Y12, Y1
-	VBROADCASTSS   268(R12), Y13
-	VFMADD231PS    Y10, Y13, Y2
-	VFMADD231PS    Y11, Y13, Y3
-	VBROADCASTSS   524(R12), Y14
-	VFMADD231PS    Y10, Y14, Y4
-	VFMADD231PS    Y11, Y14, Y5
-	VBROADCASTSS   780(R12), Y15
-	VFMADD231PS    Y10, Y15, Y6
-	VFMADD231PS    Y11, Y15, Y7
-	VBROADCASTSS   1036(R12), Y12
-	VFMADD231PS    Y10, Y12, Y8
-	VFMADD231PS    Y11, Y12, Y9
-	PREFETCHT0     (R8)
-	PREFETCHT0     (CX)(R15*1)
-	LEAQ           (SI)(R9*4), SI
-	ADDQ           $0x10, R12
-	LEAQ           (CX)(R9*4), CX
-	VBROADCASTI128 (SI), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VBROADCASTI128 16(SI), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VBROADCASTSS   (R12), Y12
-	VFMADD231PS    Y10, Y12, Y0
-	VFMADD231PS    Y11, Y12, Y1
-	VBROADCASTSS   256(R12), Y13
-	VFMADD231PS    Y10, Y13, Y2
-	VFMADD231PS    Y11, Y13, Y3
-	VBROADCASTSS   512(R12), Y14
-	VFMADD231PS    Y10, Y14, Y4
-	VFMADD231PS    Y11, Y14, Y5
-	VBROADCASTSS   768(R12), Y15
-	VFMADD231PS    Y10, Y15, Y6
-	VFMADD231PS    Y11, Y15, Y7
-	VBROADCASTSS   1024(R12), Y12
-	VFMADD231PS    Y10, Y12, Y8
-	VFMADD231PS    Y11, Y12, Y9
-	PREFETCHT0     (CX)
-	VBROADCASTI128 (SI)(R9*1), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VBROADCASTI128 16(SI)(R9*1), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VBROADCASTSS   4(R12), Y12
-	VFMADD231PS    Y10, Y12, Y0
-	VFMADD231PS    Y11, Y12, Y1
-	VBROADCASTSS   260(R12), Y13
-	VFMADD231PS    Y10, Y13, Y2
-	VFMADD231PS    Y11, Y13, Y3
-	VBROADCASTSS   516(R12), Y14
-	VFMADD231PS    Y10, Y14, Y4
-	VFMADD231PS    Y11, Y14, Y5
-	VBROADCASTSS   772(R12), Y15
-	VFMADD231PS    Y10, Y15, Y6
-	VFMADD231PS    Y11, Y15, Y7
-	VBROADCASTSS   1028(R12), Y12
-	VFMADD231PS    Y10, Y12, Y8
-	VFMADD231PS    Y11, Y12, Y9
-	PREFETCHT0     64(R11)
-	PREFETCHT0     (CX)(R9*1)
-	VBROADCASTI128 (SI)(R9*2), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VBROADCASTI128 16(SI)(R9*2), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VBROADCASTSS   8(R12), Y12
-	VFMADD231PS    Y10, Y12, Y0
-	VFMADD231PS    Y11, Y12, Y1
-	VBROADCASTSS   264(R12), Y13
-	VFMADD231PS    Y10, Y13, Y2
-	VFMADD231PS    Y11, Y13, Y3
-	VBROADCASTSS   520(R12), Y14
-	VFMADD231PS    Y10, Y14, Y4
-	VFMADD231PS    Y11, Y14, Y5
-	VBROADCASTSS   776(R12), Y15
-	VFMADD231PS    Y10, Y15, Y6
-	VFMADD231PS    Y11, Y15, Y7
-	VBROADCASTSS   1032(R12), Y12
-	VFMADD231PS    Y10, Y12, Y8
-	VFMADD231PS    Y11, Y12, Y9
-	PREFETCHT0     (CX)(R9*2)
-	VBROADCASTI128 (SI)(R15*1), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VBROADCASTI128 16(SI)(R15*1), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VBROADCASTSS   12(R12), Y12
-	VFMADD231PS    Y10, Y12, Y0
-	VFMADD231PS    Y11, Y12, Y1
-	VBROADCASTSS   268(R12), Y13
-	VFMADD231PS    Y10, Y13, Y2
-	VFMADD231PS    Y11, Y13, Y3
-	VBROADCASTSS   524(R12), Y14
-	VFMADD231PS    Y10, Y14, Y4
-	VFMADD231PS    Y11, Y14, Y5
-	VBROADCASTSS   780(R12), Y15
-	VFMADD231PS    Y10, Y15, Y6
-	VFMADD231PS    Y11, Y15, Y7
-	VBROADCASTSS   1036(R12), Y12
-	VFMADD231PS    Y10, Y12, Y8
-	VFMADD231PS    Y11, Y12, Y9
-	PREFETCHT0     64(AX)
-	PREFETCHT0     (CX)(R15*1)
-	LEAQ           (SI)(R9*4), SI
-	ADDQ           $0x10, R12
-	LEAQ           (CX)(R9*4), CX
-	VBROADCASTI128 (SI), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VBROADCASTI128 16(SI), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VBROADCASTSS   (R12), Y12
-	VFMADD231PS    Y10, Y12, Y0
-	VFMADD231PS    Y11, Y12, Y1
-	VBROADCASTSS   256(R12), Y13
-	VFMADD231PS    Y10, Y13, Y2
-	VFMADD231PS    Y11, Y13, Y3
-	VBROADCASTSS   512(R12), Y14
-	VFMADD231PS    Y10, Y14, Y4
-	VFMADD231PS    Y11, Y14, Y5
-	VBROADCASTSS   768(R12), Y15
-	VFMADD231PS    Y10, Y15, Y6
-	VFMADD231PS    Y11, Y15, Y7
-	VBROADCASTSS   1024(R12), Y12
-	VFMADD231PS    Y10, Y12, Y8
-	VFMADD231PS    Y11, Y12, Y9
-	PREFETCHT0     (CX)
-	VBROADCASTI128 (SI)(R9*1), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VBROADCASTI128 16(SI)(R9*1), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VBROADCASTSS   4(R12), Y12
-	VFMADD231PS    Y10, Y12, Y0
-	VFMADD231PS    Y11, Y12, Y1
-	VBROADCASTSS   260(R12), Y13
-	VFMADD231PS    Y10, Y13, Y2
-	VFMADD231PS    Y11, Y13, Y3
-	VBROADCASTSS   516(R12), Y14
-	VFMADD231PS    Y10, Y14, Y4
-	VFMADD231PS    Y11, Y14, Y5
-	VBROADCASTSS   772(R12), Y15
-	VFMADD231PS    Y10, Y15, Y6
-	VFMADD231PS    Y11, Y15, Y7
-	VBROADCASTSS   1028(R12), Y12
-	VFMADD231PS    Y10, Y12, Y8
-	VFMADD231PS    Y11, Y12, Y9
-	PREFETCHT0     64(R14)
-	PREFETCHT0     (CX)(R9*1)
-	VBROADCASTI128 (SI)(R9*2), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VBROADCASTI128 16(SI)(R9*2), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VBROADCASTSS   8(R12), Y12
-	VFMADD231PS    Y10, Y12, Y0
-	VFMADD231PS    Y11, Y12, Y1
-	VBROADCASTSS   264(R12), Y13
-	VFMADD231PS    Y10, Y13, Y2
-	VFMADD231PS    Y11, Y13, Y3
-	VBROADCASTSS   520(R12), Y14
-	VFMADD231PS    Y10, Y14, Y4
-	VFMADD231PS    Y11, Y14, Y5
-	VBROADCASTSS   776(R12), Y15
-	VFMADD231PS    Y10, Y15, Y6
-	VFMADD231PS    Y11, Y15, Y7
-	VBROADCASTSS   1032(R12), Y12
-	VFMADD231PS    Y10, Y12, Y8
-	VFMADD231PS    Y11, Y12, Y9
-	PREFETCHT0     (CX)(R9*2)
-	VBROADCASTI128 (SI)(R15*1), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VBROADCASTI128 16(SI)(R15*1), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VBROADCASTSS   12(R12), Y12
-	VFMADD231PS    Y10, Y12, Y0
-	VFMADD231PS    Y11, Y12, Y1
-	VBROADCASTSS   268(R12), Y13
-	VFMADD231PS    Y10, Y13, Y2
-	VFMADD231PS    Y11, Y13, Y3
-	VBROADCASTSS   524(R12), Y14
-	VFMADD231PS    Y10, Y14, Y4
-	VFMADD231PS    Y11, Y14, Y5
-	VBROADCASTSS   780(R12), Y15
-	VFMADD231PS    Y10, Y15, Y6
-	VFMADD231PS    Y11, Y15, Y7
-	VBROADCASTSS   1036(R12), Y12
-	VFMADD231PS    Y10, Y12, Y8
-	VFMADD231PS    Y11, Y12, Y9
-	PREFETCHT0     64(R8)
-	PREFETCHT0     (CX)(R15*1)
-	LEAQ           (SI)(R9*4), SI
-	ADDQ           $0x10, R12
-	LEAQ           (CX)(R9*4), CX
-	ADDQ           $0x00000080, R11
-	ADDQ           $0x00000080, AX
-	ADDQ           $0x00000080, R14
-	ADDQ           $0x00000080, R8
-	SUBQ           $0x10, R13
-	JGE            positions565
-	MOVQ           R11, 8(SP)
-	MOVQ           AX, 16(SP)
-	MOVQ           R14, 24(SP)
-	MOVQ           R8, 32(SP)
-	MOVQ           oStride+24(FP), R8
+even588:
+	CMPQ 8(SP), $0x00
+	JEQ  plain591
+	SUBQ $0x10, R13
+	JLT  short590
+	MOVQ 8(SP), R11
+	MOVQ 16(SP), AX
+	MOVQ 24(SP), R14
+	MOVQ 32(SP), R8
+	LEAQ (SI)(R9*8), CX
 
-short566:
+positions589:
+	VMOVUPS      (SI), Y10
+	VPSLLD       $0x10, Y10, Y10
+	VMOVUPS      32(SI), Y11
+	VPSLLD       $0x10, Y11, Y11
+	VBROADCASTSS (R12), Y12
+	VFMADD231PS  Y10, Y12, Y0
+	VFMADD231PS  Y11, Y12, Y1
+	VBROADCASTSS 256(R12), Y13
+	VFMADD231PS  Y10, Y13, Y2
+	VFMADD231PS  Y11, Y13, Y3
+	VBROADCASTSS 512(R12), Y14
+	VFMADD231PS  Y10, Y14, Y4
+	VFMADD231PS  Y11, Y14, Y5
+	VBROADCASTSS 768(R12), Y12
+	VFMADD231PS  Y10, Y12, Y6
+	VFMADD231PS  Y11, Y12, Y7
+	VBROADCASTSS 1024(R12), Y13
+	VFMADD231PS  Y10, Y13, Y8
+	VFMADD231PS  Y11, Y13, Y9
+	PREFETCHT0   (CX)
+	VANDPS       (SI), Y15, Y10
+	VANDPS       32(SI), Y15, Y11
+	VBROADCASTSS 4(R12), Y12
+	VFMADD231PS  Y10, Y12, Y0
+	VFMADD231PS  Y11, Y12, Y1
+	VBROADCASTSS 260(R12), Y13
+	VFMADD231PS  Y10, Y13, Y2
+	VFMADD231PS  Y11, Y13, Y3
+	VBROADCASTSS 516(R12), Y14
+	VFMADD231PS  Y10, Y14, Y4
+	VFMADD231PS  Y11, Y14, Y5
+	VBROADCASTSS 772(R12), Y12
+	VFMADD231PS  Y10, Y12, Y6
+	VFMADD231PS  Y11, Y12, Y7
+	VBROADCASTSS 1028(R12), Y13
+	VFMADD231PS  Y10, Y13, Y8
+	VFMADD231PS  Y11, Y13, Y9
+	PREFETCHT0   (R11)
+	VMOVUPS      (SI)(R9*1), Y10
+	VPSLLD       $0x10, Y10, Y10
+	VMOVUPS      32(SI)(R9*1), Y11
+	VPSLLD       $0x10, Y11, Y11
+	VBROADCASTSS 8(R12), Y12
+	VFMADD231PS  Y10, Y12, Y0
+	VFMADD231PS  Y11, Y12, Y1
+	VBROADCASTSS 264(R12), Y13
+	VFMADD231PS  Y10, Y13, Y2
+	VFMADD231PS  Y11, Y13, Y3
+	VBROADCASTSS 520(R12), Y14
+	VFMADD231PS  Y10, Y14, Y4
+	VFMADD231PS  Y11, Y14, Y5
+	VBROADCASTSS 776(R12), Y12
+	VFMADD231PS  Y10, Y12, Y6
+	VFMADD231PS  Y11, Y12, Y7
+	VBROADCASTSS 1032(R12), Y13
+	VFMADD231PS  Y10, Y13, Y8
+	VFMADD231PS  Y11, Y13, Y9
+	PREFETCHT0   (CX)(R9*1)
+	VANDPS       (SI)(R9*1), Y15, Y10
+	VANDPS       32(SI)(R9*1), Y15, Y11
+	VBROADCASTSS 12(R12), Y12
+	VFMADD231PS  Y10, Y12, Y0
+	VFMADD231PS  Y11, Y12, Y1
+	VBROADCASTSS 268(R12), Y13
+	VFMADD231PS  Y10, Y13, Y2
+	VFMADD231PS  Y11, Y13, Y3
+	VBROADCASTSS 524(R12), Y14
+	VFMADD231PS  Y10, Y14, Y4
+	VFMADD231PS  Y11, Y14, Y5
+	VBROADCASTSS 780(R12), Y12
+	VFMADD231PS  Y10, Y12, Y6
+	VFMADD231PS  Y11, Y12, Y7
+	VBROADCASTSS 1036(R12), Y13
+	VFMADD231PS  Y10, Y13, Y8
+	VFMADD231PS  Y11, Y13, Y9
+	PREFETCHT0   (AX)
+	LEAQ         (SI)(R9*2), SI
+	ADDQ         $0x10, R12
+	LEAQ         (CX)(R9*2), CX
+	VMOVUPS      (SI), Y10
+	VPSLLD       $0x10, Y10, Y10
+	VMOVUPS      32(SI), Y11
+	VPSLLD       $0x10, Y11, Y11
+	VBROADCASTSS (R12), Y12
+	VFMADD231PS  Y10, Y12, Y0
+	VFMADD231PS  Y11, Y12, Y1
+	VBROADCASTSS 256(R12), Y13
+	VFMADD231PS  Y10, Y13, Y2
+	VFMADD231PS  Y11, Y13, Y3
+	VBROADCASTSS 512(R12), Y14
+	VFMADD231PS  Y10, Y14, Y4
+	VFMADD231PS  Y11, Y14, Y5
+	VBROADCASTSS 768(R12), Y12
+	VFMADD231PS  Y10, Y12, Y6
+	VFMADD231PS  Y11, Y12, Y7
+	VBROADCASTSS 1024(R12), Y13
+	VFMADD231PS  Y10, Y13, Y8
+	VFMADD231PS  Y11, Y13, Y9
+	PREFETCHT0   (CX)
+	VANDPS       (SI), Y15, Y10
+	VANDPS       32(SI), Y15, Y11
+	VBROADCASTSS 4(R12), Y12
+	VFMADD231PS  Y10, Y12, Y0
+	VFMADD231PS  Y11, Y12, Y1
+	VBROADCASTSS 260(R12), Y13
+	VFMADD231PS  Y10, Y13, Y2
+	VFMADD231PS  Y11, Y13, Y3
+	VBROADCASTSS 516(R12), Y14
+	VFMADD231PS  Y10, Y14, Y4
+	VFMADD231PS  Y11, Y14, Y5
+	VBROADCASTSS 772(R12), Y12
+	VFMADD231PS  Y10, Y12, Y6
+	VFMADD231PS  Y11, Y12, Y7
+	VBROADCASTSS 1028(R12), Y13
+	VFMADD231PS  Y10, Y13, Y8
+	VFMADD231PS  Y11, Y13, Y9
+	PREFETCHT0   (R14)
+	VMOVUPS      (SI)(R9*1), Y10
+	VPSLLD       $0x10, Y10, Y10
+	VMOVUPS      32(SI)(R9*1), Y11
+	VPSLLD       $0x10, Y11, Y11
+	VBROADCASTSS 8(R12), Y12
+	VFMADD231PS  Y10, Y12, Y0
+	VFMADD231PS  Y11, Y12, Y1
+	VBROADCASTSS 264(R12), Y13
+	VFMADD231PS  Y10, Y13, Y2
+	VFMADD231PS  Y11, Y13, Y3
+	VBROADCASTSS 520(R12), Y14
+	VFMADD231PS  Y10, Y14, Y4
+	VFMADD231PS  Y11, Y14, Y5
+	VBROADCASTSS 776(R12), Y12
+	VFMADD231PS  Y10, Y12, Y6
+	VFMADD231PS  Y11, Y12, Y7
+	VBROADCASTSS 1032(R12), Y13
+	VFMADD231PS  Y10, Y13, Y8
+	VFMADD231PS  Y11, Y13, Y9
+	PREFETCHT0   (CX)(R9*1)
+	VANDPS       (SI)(R9*1), Y15, Y10
+	VANDPS       32(SI)(R9*1), Y15, Y11
+	VBROADCASTSS 12(R12), Y12
+	VFMADD231PS  Y10, Y12, Y0
+	VFMADD231PS  Y11, Y12, Y1
+	VBROADCASTSS 268(R12), Y13
+	VFMADD231PS  Y10, Y13, Y2
+	VFMADD231PS  Y11, Y13, Y3
+	VBROADCASTSS 524(R12), Y14
+	VFMADD231PS  Y10, Y14, Y4
+	VFMADD231PS  Y11, Y14, Y5
+	VBROADCASTSS 780(R12), Y12
+	VFMADD231PS  Y10, Y12, Y6
+	VFMADD231PS  Y11, Y12, Y7
+	VBROADCASTSS 1036(R12), Y13
+	VFMADD231PS  Y10, Y13, Y8
+	VFMADD231PS  Y11, Y13, Y9
+	PREFETCHT0   (R8)
+	LEAQ         (SI)(R9*2), SI
+	ADDQ         $0x10, R12
+	LEAQ         (CX)(R9*2), CX
+	VMOVUPS      (SI), Y10
+	VPSLLD       $0x10, Y10, Y10
+	VMOVUPS      32(SI), Y11
+	VPSLLD       $0x10, Y11, Y11
+	VBROADCASTSS (R12), Y12
+	VFMADD231PS  Y10, Y12, Y0
+	VFMADD231PS  Y11, Y12, Y1
+	VBROADCASTSS 256(R12), Y13
+	VFMADD231PS  Y10, Y13, Y2
+	VFMADD231PS  Y11, Y13, Y3
+	VBROADCASTSS 512(R12), Y14
+	VFMADD231PS  Y10, Y14, Y4
+	VFMADD231PS  Y11, Y14, Y5
+	VBROADCASTSS 768(R12), Y12
+	VFMADD231PS  Y10, Y12, Y6
+	VFMADD231PS  Y11, Y12, Y7
+	VBROADCASTSS 1024(R12), Y13
+	VFMADD231PS  Y10, Y13, Y8
+	VFMADD231PS  Y11, Y13, Y9
+	PREFETCHT0   (CX)
+	VANDPS       (SI), Y15, Y10
+	VANDPS       32(SI), Y15, Y11
+	VBROADCASTSS 4(R12), Y12
+	VFMADD231PS  Y10, Y12, Y0
+	VFMADD231PS  Y11, Y12, Y1
+	VBROADCASTSS 260(R12), Y13
+	VFMADD231PS  Y10, Y13, Y2
+	VFMADD231PS  Y11, Y13, Y3
+	VBROADCASTSS 516(R12), Y14
+	VFMADD231PS  Y10, Y14, Y4
+	VFMADD231PS  Y11, Y14, Y5
+	VBROADCASTSS 772(R12), Y12
+	VFMADD231PS  Y10, Y12, Y6
+	VFMADD231PS  Y11, Y12, Y7
+	VBROADCASTSS 1028(R12), Y13
+	VFMADD231PS  Y10, Y13, Y8
+	VFMADD231PS  Y11, Y13, Y9
+	PREFETCHT0   64(R11)
+	VMOVUPS      (SI)(R9*1), Y10
+	VPSLLD       $0x10, Y10, Y10
+	VMOVUPS      32(SI)(R9*1), Y11
+	VPSLLD       $0x10, Y11, Y11
+	VBROADCASTSS 8(R12), Y12
+	VFMADD231PS  Y10, Y12, Y0
+	VFMADD231PS  Y11, Y12, Y1
+	VBROADCASTSS 264(R12), Y13
+	VFMADD231PS  Y10, Y13, Y2
+	VFMADD231PS  Y11, Y13, Y3
+	VBROADCASTSS 520(R12), Y14
+	VFMADD231PS  Y10, Y14, Y4
+	VFMADD231PS  Y11, Y14, Y5
+	VBROADCASTSS 776(R12), Y12
+	VFMADD231PS  Y10, Y12, Y6
+	VFMADD231PS  Y11, Y12, Y7
+	VBROADCASTSS 1032(R12), Y13
+	VFMADD231PS  Y10, Y13, Y8
+	VFMADD231PS  Y11, Y13, Y9
+	PREFETCHT0   (CX)(R9*1)
+	VANDPS       (SI)(R9*1), Y15, Y10
+	VANDPS       32(SI)(R9*1), Y15, Y11
+	VBROADCASTSS 12(R12), Y12
+	VFMADD231PS  Y10, Y12, Y0
+	VFMADD231PS  Y11, Y12, Y1
+	VBROADCASTSS 268(R12), Y13
+	VFMADD231PS  Y10, Y13, Y2
+	VFMADD231PS  Y11, Y13, Y3
+	VBROADCASTSS 524(R12), Y14
+	VFMADD231PS  Y10, Y14, Y4
+	VFMADD231PS  Y11, Y14, Y5
+	VBROADCASTSS 780(R12), Y12
+	VFMADD231PS  Y10, Y12, Y6
+	VFMADD231PS  Y11, Y12, Y7
+	VBROADCASTSS 1036(R12), Y13
+	VFMADD231PS  Y10, Y13, Y8
+	VFMADD231PS  Y11, Y13, Y9
+	PREFETCHT0   64(AX)
+	LEAQ         (SI)(R9*2), SI
+	ADDQ         $0x10, R12
+	LEAQ         (CX)(R9*2), CX
+	VMOVUPS      (SI), Y10
+	VPSLLD       $0x10, Y10, Y10
+	VMOVUPS      32(SI), Y11
+	VPSLLD       $0x10, Y11, Y11
+	VBROADCASTSS (R12), Y12
+	VFMADD231PS  Y10, Y12, Y0
+	VFMADD231PS  Y11, Y12, Y1
+	VBROADCASTSS 256(R12), Y13
+	VFMADD231PS  Y10, Y13, Y2
+	VFMADD231PS  Y11, Y13, Y3
+	VBROADCASTSS 512(R12), Y14
+	VFMADD231PS  Y10, Y14, Y4
+	VFMADD231PS  Y11, Y14, Y5
+	VBROADCASTSS 768(R12), Y12
+	VFMADD231PS  Y10, Y12, Y6
+	VFMADD231PS  Y11, Y12, Y7
+	VBROADCASTSS 1024(R12), Y13
+	VFMADD231PS  Y10, Y13, Y8
+	VFMADD231PS  Y11, Y13, Y9
+	PREFETCHT0   (CX)
+	VANDPS       (SI), Y15, Y10
+	VANDPS       32(SI), Y15, Y11
+	VBROADCASTSS 4(R12), Y12
+	VFMADD231PS  Y10, Y12, Y0
+	VFMADD231PS  Y11, Y12, Y1
+	VBROADCASTSS 260(R12), Y13
+	VFMADD231PS  Y10, Y13, Y2
+	VFMADD231PS  Y11, Y13, Y3
+	VBROADCASTSS 516(R12), Y14
+	VFMADD231PS  Y10, Y14, Y4
+	VFMADD231PS  Y11, Y14, Y5
+	VBROADCASTSS 772(R12), Y12
+	VFMADD231PS  Y10, Y12, Y6
+	VFMADD231PS  Y11, Y12, Y7
+	VBROADCASTSS 1028(R12), Y13
+	VFMADD231PS  Y10, Y13, Y8
+	VFMADD231PS  Y11, Y13, Y9
+	PREFETCHT0   64(R14)
+	VMOVUPS      (SI)(R9*1), Y10
+	VPSLLD       $0x10, Y10, Y10
+	VMOVUPS      32(SI)(R9*1), Y11
+	VPSLLD       $0x10, Y11, Y11
+	VBROADCASTSS 8(R12), Y12
+	VFMADD231PS  Y10, Y12, Y0
+	VFMADD231PS  Y11, Y12, Y1
+	VBROADCASTSS 264(R12), Y13
+	VFMADD231PS  Y10, Y13, Y2
+	VFMADD231PS  Y11, Y13, Y3
+	VBROADCASTSS 520(R12), Y14
+	VFMADD231PS  Y10, Y14, Y4
+	VFMADD231PS  Y11, Y14, Y5
+	VBROADCASTSS 776(R12), Y12
+	VFMADD231PS  Y10, Y12, Y6
+	VFMADD231PS  Y11, Y12, Y7
+	VBROADCASTSS 1032(R12), Y13
+	VFMADD231PS  Y10, Y13, Y8
+	VFMADD231PS  Y11, Y13, Y9
+	PREFETCHT0   (CX)(R9*1)
+	VANDPS       (SI)(R9*1), Y15, Y10
+	VANDPS       32(SI)(R9*1), Y15, Y11
+	VBROADCASTSS 12(R12), Y12
+	VFMADD231PS  Y10, Y12, Y0
+	VFMADD231PS  Y11, Y12, Y1
+	VBROADCASTSS 268(R12), Y13
+	VFMADD231PS  Y10, Y13, Y2
+	VFMADD231PS  Y11, Y13, Y3
+	VBROADCASTSS 524(R12), Y14
+	VFMADD231PS  Y10, Y14, Y4
+	VFMADD231PS  Y11, Y14, Y5
+	VBROADCASTSS 780(R12), Y12
+	VFMADD231PS  Y10, Y12, Y6
+	VFMADD231PS  Y11, Y12, Y7
+	VBROADCASTSS 1036(R12), Y13
+	VFMADD231PS  Y10, Y13, Y8
+	VFMADD231PS  Y11, Y13, Y9
+	PREFETCHT0   64(R8)
+	LEAQ         (SI)(R9*2), SI
+	ADDQ         $0x10, R12
+	LEAQ         (CX)(R9*2), CX
+	ADDQ         $0x00000080, R11
+	ADDQ         $0x00000080, AX
+	ADDQ         $0x00000080, R14
+	ADDQ         $0x00000080, R8
+	SUBQ         $0x10, R13
+	JGE          positions589
+	MOVQ         R11, 8(SP)
+	MOVQ         AX, 16(SP)
+	MOVQ         R14, 24(SP)
+	MOVQ         R8, 32(SP)
+	MOVQ         oStride+24(FP), R8
+
+short590:
 	ADDQ $0x10, R13
 
-plain567:
+plain591:
 	SUBQ $0x04, R13
-	JLT  few562
+	JLT  few586
 
-positions568:
-	VBROADCASTI128 (SI), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VBROADCASTI128 16(SI), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VBROADCASTSS   (R12), Y12
-	VFMADD231PS    Y10, Y12, Y0
-	VFMADD231PS    Y11, Y12, Y1
-	VBROADCASTSS   256(R12), Y13
-	VFMADD231PS    Y10, Y13, Y2
-	VFMADD231PS    Y11, Y13, Y3
-	VBROADCASTSS   512(R12), Y14
-	VFMADD231PS    Y10, Y14, Y4
-	VFMADD231PS    Y11, Y14, Y5
-	VBROADCASTSS   768(R12), Y15
-	VFMADD231PS    Y10, Y15, Y6
-	VFMADD231PS    Y11, Y15, Y7
-	VBROADCASTSS   1024(R12), Y12
-	VFMADD231PS    Y10, Y12, Y8
-	VFMADD231PS    Y11, Y12, Y9
-	VBROADCASTI128 (SI)(R9*1), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VBROADCASTI128 16(SI)(R9*1), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VBROADCASTSS   4(R12), Y12
-	VFMADD231PS    Y10, Y12, Y0
-	VFMADD231PS    Y11, Y12, Y1
-	VBROADCASTSS   260(R12), Y13
-	VFMADD231PS    Y10, Y13, Y2
-	VFMADD231PS    Y11, Y13, Y3
-	VBROADCASTSS   516(R12), Y14
-	VFMADD231PS    Y10, Y14, Y4
-	VFMADD231PS    Y11, Y14, Y5
-	VBROADCASTSS   772(R12), Y15
-	VFMADD231PS    Y10, Y15, Y6
-	VFMADD231PS    Y11, Y15, Y7
-	VBROADCASTSS   1028(R12), Y12
-	VFMADD231PS    Y10, Y12, Y8
-	VFMADD231PS    Y11, Y12, Y9
-	VBROADCASTI128 (SI)(R9*2), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VBROADCASTI128 16(SI)(R9*2), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VBROADCASTSS   8(R12), Y12
-	VFMADD231PS    Y10, Y12, Y0
-	VFMADD231PS    Y11, Y12, Y1
-	VBROADCASTSS   264(R12), Y13
-	VFMADD231PS    Y10, Y13, Y2
-	VFMADD231PS    Y11, Y13, Y3
-	VBROADCASTSS   520(R12), Y14
-	VFMADD231PS    Y10, Y14, Y4
-	VFMADD231PS    Y11, Y14, Y5
-	VBROADCASTSS   776(R12), Y15
-	VFMADD231PS    Y10, Y15, Y6
-	VFMADD231PS    Y11, Y15, Y7
-	VBROADCASTSS   1032(R12), Y12
-	VFMADD231PS    Y10, Y12, Y8
-	VFMADD231PS    Y11, Y12, Y9
-	VBROADCASTI128 (SI)(R15*1), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VBROADCASTI128 16(SI)(R15*1), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VBROADCASTSS   12(R12), Y12
-	VFMADD231PS    Y10, Y12, Y0
-	VFMADD231PS    Y11, Y12, Y1
-	VBROADCASTSS   268(R12), Y13
-	VFMADD231PS    Y10, Y13, Y2
-	VFMADD231PS    Y11, Y13, Y3
-	VBROADCASTSS   524(R12), Y14
-	VFMADD231PS    Y10, Y14, Y4
-	VFMADD231PS    Y11, Y14, Y5
-	VBROADCASTSS   780(R12), Y15
-	VFMADD231PS    Y10, Y15, Y6
-	VFMADD231PS    Y11, Y15, Y7
-	VBROADCASTSS   1036(R12), Y12
-	VFMADD231PS    Y10, Y12, Y8
-	VFMADD231PS    Y11, Y12, Y9
-	LEAQ           (SI)(R9*4), SI
-	ADDQ           $0x10, R12
-	SUBQ           $0x04, R13
-	JGE            positions568
+positions592:
+	VMOVUPS      (SI), Y10
+	VPSLLD       $0x10, Y10, Y10
+	VMOVUPS      32(SI), Y11
+	VPSLLD       $0x10, Y11, Y11
+	VBROADCASTSS (R12), Y12
+	VFMADD231PS  Y10, Y12, Y0
+	VFMADD231PS  Y11, Y12, Y1
+	VBROADCASTSS 256(R12), Y13
+	VFMADD231PS  Y10, Y13, Y2
+	VFMADD231PS  Y11, Y13, Y3
+	VBROADCASTSS 512(R12), Y14
+	VFMADD231PS  Y10, Y14, Y4
+	VFMADD231PS  Y11, Y14, Y5
+	VBROADCASTSS 768(R12), Y12
+	VFMADD231PS  Y10, Y12, Y6
+	VFMADD231PS  Y11, Y12, Y7
+	VBROADCASTSS 1024(R12), Y13
+	VFMADD231PS  Y10, Y13, Y8
+	VFMADD231PS  Y11, Y13, Y9
+	VANDPS       (SI), Y15, Y10
+	VANDPS       32(SI), Y15, Y11
+	VBROADCASTSS 4(R12), Y12
+	VFMADD231PS  Y10, Y12, Y0
+	VFMADD231PS  Y11, Y12, Y1
+	VBROADCASTSS 260(R12), Y13
+	VFMADD231PS  Y10, Y13, Y2
+	VFMADD231PS  Y11, Y13, Y3
+	VBROADCASTSS 516(R12), Y14
+	VFMADD231PS  Y10, Y14, Y4
+	VFMADD231PS  Y11, Y14, Y5
+	VBROADCASTSS 772(R12), Y12
+	VFMADD231PS  Y10, Y12, Y6
+	VFMADD231PS  Y11, Y12, Y7
+	VBROADCASTSS 1028(R12), Y13
+	VFMADD231PS  Y10, Y13, Y8
+	VFMADD231PS  Y11, Y13, Y9
+	VMOVUPS      (SI)(R9*1), Y10
+	VPSLLD       $0x10, Y10, Y10
+	VMOVUPS      32(SI)(R9*1), Y11
+	VPSLLD       $0x10, Y11, Y11
+	VBROADCASTSS 8(R12), Y12
+	VFMADD231PS  Y10, Y12, Y0
+	VFMADD231PS  Y11, Y12, Y1
+	VBROADCASTSS 264(R12), Y13
+	VFMADD231PS  Y10, Y13, Y2
+	VFMADD231PS  Y11, Y13, Y3
+	VBROADCASTSS 520(R12), Y14
+	VFMADD231PS  Y10, Y14, Y4
+	VFMADD231PS  Y11, Y14, Y5
+	VBROADCASTSS 776(R12), Y12
+	VFMADD231PS  Y10, Y12, Y6
+	VFMADD231PS  Y11, Y12, Y7
+	VBROADCASTSS 1032(R12), Y13
+	VFMADD231PS  Y10, Y13, Y8
+	VFMADD231PS  Y11, Y13, Y9
+	VANDPS       (SI)(R9*1), Y15, Y10
+	VANDPS       32(SI)(R9*1), Y15, Y11
+	VBROADCASTSS 12(R12), Y12
+	VFMADD231PS  Y10, Y12, Y0
+	VFMADD231PS  Y11, Y12, Y1
+	VBROADCASTSS 268(R12), Y13
+	VFMADD231PS  Y10, Y13, Y2
+	VFMADD231PS  Y11, Y13, Y3
+	VBROADCASTSS 524(R12), Y14
+	VFMADD231PS  Y10, Y14, Y4
+	VFMADD231PS  Y11, Y14, Y5
+	VBROADCASTSS 780(R12), Y12
+	VFMADD231PS  Y10, Y12, Y6
+	VFMADD231PS  Y11, Y12, Y7
+	VBROADCASTSS 1036(R12), Y13
+	VFMADD231PS  Y10, Y13, Y8
+	VFMADD231PS  Y11, Y13, Y9
+	LEAQ         (SI)(R9*2), SI
+	ADDQ         $0x10, R12
+	SUBQ         $0x04, R13
+	JGE          positions592
 
-few562:
-	ADDQ $0x04, R13
-	JZ   merge564
+few586:
+	ADDQ         $0x04, R13
+	JZ           merge587
+	CMPQ         R13, $0x02
+	JLT          some593
+	VMOVUPS      (SI), Y10
+	VPSLLD       $0x10, Y10, Y10
+	VMOVUPS      32(SI), Y11
+	VPSLLD       $0x10, Y11, Y11
+	VBROADCASTSS (R12), Y12
+	VFMADD231PS  Y10, Y12, Y0
+	VFMADD231PS  Y11, Y12, Y1
+	VBROADCASTSS 256(R12), Y13
+	VFMADD231PS  Y10, Y13, Y2
+	VFMADD231PS  Y11, Y13, Y3
+	VBROADCASTSS 512(R12), Y14
+	VFMADD231PS  Y10, Y14, Y4
+	VFMADD231PS  Y11, Y14, Y5
+	VBROADCASTSS 768(R12), Y12
+	VFMADD231PS  Y10, Y12, Y6
+	VFMADD231PS  Y11, Y12, Y7
+	VBROADCASTSS 1024(R12), Y13
+	VFMADD231PS  Y10, Y13, Y8
+	VFMADD231PS  Y11, Y13, Y9
+	VANDPS       (SI), Y15, Y10
+	VANDPS       32(SI), Y15, Y11
+	VBROADCASTSS 4(R12), Y12
+	VFMADD231PS  Y10, Y12, Y0
+	VFMADD231PS  Y11, Y12, Y1
+	VBROADCASTSS 260(R12), Y13
+	VFMADD231PS  Y10, Y13, Y2
+	VFMADD231PS  Y11, Y13, Y3
+	VBROADCASTSS 516(R12), Y14
+	VFMADD231PS  Y10, Y14, Y4
+	VFMADD231PS  Y11, Y14, Y5
+	VBROADCASTSS 772(R12), Y12
+	VFMADD231PS  Y10, Y12, Y6
+	VFMADD231PS  Y11, Y12, Y7
+	VBROADCASTSS 1028(R12), Y13
+	VFMADD231PS  Y10, Y13, Y8
+	VFMADD231PS  Y11, Y13, Y9
+	ADDQ         R9, SI
+	ADDQ         $0x08, R12
+	SUBQ         $0x02, R13
+	JZ           merge587
 
-some563:
-	VBROADCASTI128 (SI), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VBROADCASTI128 16(SI), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VBROADCASTSS   (R12), Y12
-	VFMADD231PS    Y10, Y12, Y0
-	VFMADD231PS    Y11, Y12, Y1
-	VBROADCASTSS   256(R12), Y13
-	VFMADD231PS    Y10, Y13, Y2
-	VFMADD231PS    Y11, Y13, Y3
-	VBROADCASTSS   512(R12), Y14
-	VFMADD231PS    Y10, Y14, Y4
-	VFMADD231PS    Y11, Y14, Y5
-	VBROADCASTSS   768(R12), Y15
-	VFMADD231PS    Y10, Y15, Y6
-	VFMADD231PS    Y11, Y15, Y7
-	VBROADCASTSS   1024(R12), Y12
-	VFMADD231PS    Y10, Y12, Y8
-	VFMADD231PS    Y11, Y12, Y9
-	ADDQ           R9, SI
-	ADDQ           $0x04, R12
-	DECQ           R13
-	JNZ            some563
-	JMP            merge564
+some593:
+	VMOVUPS      (SI), Y10
+	VPSLLD       $0x10, Y10, Y10
+	VMOVUPS      32(SI), Y11
+	VPSLLD       $0x10, Y11, Y11
+	VBROADCASTSS (R12), Y12
+	VFMADD231PS  Y10, Y12, Y0
+	VFMADD231PS  Y11, Y12, Y1
+	VBROADCASTSS 256(R12), Y13
+	VFMADD231PS  Y10, Y13, Y2
+	VFMADD231PS  Y11, Y13, Y3
+	VBROADCASTSS 512(R12), Y14
+	VFMADD231PS  Y10, Y14, Y4
+	VFMADD231PS  Y11, Y14, Y5
+	VBROADCASTSS 768(R12), Y12
+	VFMADD231PS  Y10, Y12, Y6
+	VFMADD231PS  Y11, Y12, Y7
+	VBROADCASTSS 1024(R12), Y13
+	VFMADD231PS  Y10, Y13, Y8
+	VFMADD231PS  Y11, Y13, Y9
+	ADDQ         R9, SI
+	ADDQ         $0x04, R12
+	JMP          merge587
 
-sparse561:
-	TZCNTQ         R13, AX
-	LEAQ           (BX)(AX*4), R12
-	MOVQ           AX, SI
-	IMULQ          R9, SI
-	ADDQ           DX, SI
-	VBROADCASTI128 (SI), Y10
-	VPSHUFB        upper_avx2<>+0(SB), Y10, Y10
-	VBROADCASTI128 16(SI), Y11
-	VPSHUFB        upper_avx2<>+0(SB), Y11, Y11
-	VBROADCASTSS   (R12), Y12
-	VFMADD231PS    Y10, Y12, Y0
-	VFMADD231PS    Y11, Y12, Y1
-	VBROADCASTSS   256(R12), Y13
-	VFMADD231PS    Y10, Y13, Y2
-	VFMADD231PS    Y11, Y13, Y3
-	VBROADCASTSS   512(R12), Y14
-	VFMADD231PS    Y10, Y14, Y4
-	VFMADD231PS    Y11, Y14, Y5
-	VBROADCASTSS   768(R12), Y15
-	VFMADD231PS    Y10, Y15, Y6
-	VFMADD231PS    Y11, Y15, Y7
-	VBROADCASTSS   1024(R12), Y12
-	VFMADD231PS    Y10, Y12, Y8
-	VFMADD231PS    Y11, Y12, Y9
-	BLSRQ          R13, R13
-	JNZ            sparse561
+sparse585:
+	TZCNTQ       R13, AX
+	LEAQ         (BX)(AX*4), R12
+	MOVQ         AX, SI
+	MOVQ         SI, AX
+	SHRQ         $0x01, SI
+	IMULQ        R9, SI
+	ADDQ         DX, SI
+	TESTQ        $0x00000001, AX
+	JNZ          odd594
+	VMOVUPS      (SI), Y10
+	VPSLLD       $0x10, Y10, Y10
+	VMOVUPS      32(SI), Y11
+	VPSLLD       $0x10, Y11, Y11
+	VBROADCASTSS (R12), Y12
+	VFMADD231PS  Y10, Y12, Y0
+	VFMADD231PS  Y11, Y12, Y1
+	VBROADCASTSS 256(R12), Y13
+	VFMADD231PS  Y10, Y13, Y2
+	VFMADD231PS  Y11, Y13, Y3
+	VBROADCASTSS 512(R12), Y14
+	VFMADD231PS  Y10, Y14, Y4
+	VFMADD231PS  Y11, Y14, Y5
+	VBROADCASTSS 768(R12), Y12
+	VFMADD231PS  Y10, Y12, Y6
+	VFMADD231PS  Y11, Y12, Y7
+	VBROADCASTSS 1024(R12), Y13
+	VFMADD231PS  Y10, Y13, Y8
+	VFMADD231PS  Y11, Y13, Y9
+	JMP          done595
 
-merge564:
+odd594:
+	VANDPS       (SI), Y15, Y10
+	VANDPS       32(SI), Y15, Y11
+	VBROADCASTSS (R12), Y12
+	VFMADD231PS  Y10, Y12, Y0
+	VFMADD231PS  Y11, Y12, Y1
+	VBROADCASTSS 256(R12), Y13
+	VFMADD231PS  Y10, Y13, Y2
+	VFMADD231PS  Y11, Y13, Y3
+	VBROADCASTSS 512(R12), Y14
+	VFMADD231PS  Y10, Y14, Y4
+	VFMADD231PS  Y11, Y14, Y5
+	VBROADCASTSS 768(R12), Y12
+	VFMADD231PS  Y10, Y12, Y6
+	VFMADD231PS  Y11, Y12, Y7
+	VBROADCASTSS 1024(R12), Y13
+	VFMADD231PS  Y10, Y13, Y8
+	VFMADD231PS  Y11, Y13, Y9
+
+done595:
+	BLSRQ R13, R13
+	JNZ   sparse585
+
+merge587:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store569
+	JZ           store596
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -23908,9 +24434,9 @@ merge564:
 	VMULPS       Y11, Y9, Y9
 	VFMADD231PS  32(AX), Y10, Y9
 	VMOVUPS      Y9, 32(AX)
-	JMP          stored570
+	JMP          stored597
 
-store569:
+store596:
 	VMOVUPS Y0, (AX)
 	VMOVUPS Y1, 32(AX)
 	ADDQ    R8, AX
@@ -23926,13 +24452,13 @@ store569:
 	VMOVUPS Y8, (AX)
 	VMOVUPS Y9, 32(AX)
 
-stored570:
+stored597:
 	ADDQ $0x00000040, DI
-	ADDQ $0x00000020, DX
+	ADDQ $0x00000040, DX
 	SUBQ $0x02, (SP)
-	JMP  columns559
+	JMP  columns583
 
-less560:
+less584:
 	ADDQ  $0x00000500, BX
 	MOVQ  BX, R14
 	SUBQ  w+8(FP), R14
@@ -23957,24 +24483,24 @@ TEXT ·scores_i8_avx2(SB), NOSPLIT, $0-64
 	MOVQ  rows+40(FP), R10
 	MOVQ  ahead+56(FP), R11
 	TESTQ R11, R11
-	JZ    none571
+	JZ    none598
 	MOVQ  24(R11), DX
 	MOVQ  16(R11), R9
 	MOVQ  8(R11), R14
 	MOVQ  (R11), R11
 
-none571:
-rows572:
+none598:
+rows599:
 	CMPQ R10, $0x09
-	JLT  fewer573
+	JLT  fewer600
 
-tile581:
+tile608:
 	MOVQ k+16(FP), R13
 	MOVQ $0x00000004, R15
 
-block582:
+block609:
 	CMPQ   carry+48(FP), $0x00
-	JNE    carry583
+	JNE    carry610
 	VXORPS Y0, Y0, Y0
 	VXORPS Y1, Y1, Y1
 	VXORPS Y2, Y2, Y2
@@ -23987,9 +24513,9 @@ block582:
 	VXORPS Y9, Y9, Y9
 	VXORPS Y10, Y10, Y10
 	VXORPS Y11, Y11, Y11
-	JMP    begin584
+	JMP    begin611
 
-carry583:
+carry610:
 	VMOVUPS (DI), Y0
 	VMOVUPS 32(DI), Y1
 	VMOVUPS 256(DI), Y2
@@ -24003,18 +24529,18 @@ carry583:
 	VMOVUPS 1280(DI), Y10
 	VMOVUPS 1312(DI), Y11
 
-begin584:
+begin611:
 	MOVQ  R13, AX
 	MOVQ  SI, BX
 	LEAQ  (R8)(R8*2), CX
 	ADDQ  SI, CX
 	MOVQ  n+32(FP), R12
 	TESTQ R11, R11
-	JZ    plain589
+	JZ    plain615
 	SUBQ  $0x10, R12
-	JLT   short590
+	JLT   short616
 
-dims588:
+dims614:
 	VPMOVSXBD    (AX), Y12
 	VCVTDQ2PS    Y12, Y12
 	VPMOVSXBD    8(AX), Y13
@@ -24404,16 +24930,16 @@ dims588:
 	ADDQ         $0x00000040, R9
 	ADDQ         $0x00000040, DX
 	SUBQ         $0x10, R12
-	JGE          dims588
+	JGE          dims614
 
-short590:
+short616:
 	ADDQ $0x10, R12
 
-plain589:
+plain615:
 	SUBQ $0x04, R12
-	JLT  few585
+	JLT  few612
 
-dims591:
+dims617:
 	VPMOVSXBD    (AX), Y12
 	VCVTDQ2PS    Y12, Y12
 	VPMOVSXBD    8(AX), Y13
@@ -24506,13 +25032,13 @@ dims591:
 	ADDQ         $0x10, BX
 	ADDQ         $0x10, CX
 	SUBQ         $0x04, R12
-	JGE          dims591
+	JGE          dims617
 
-few585:
+few612:
 	ADDQ $0x04, R12
-	JZ   store587
+	JZ   store613
 
-some586:
+some618:
 	VPMOVSXBD    (AX), Y12
 	VCVTDQ2PS    Y12, Y12
 	VPMOVSXBD    8(AX), Y13
@@ -24539,9 +25065,9 @@ some586:
 	ADDQ         $0x04, BX
 	ADDQ         $0x04, CX
 	DECQ         R12
-	JNZ          some586
+	JNZ          some618
 
-store587:
+store613:
 	VMOVUPS Y0, (DI)
 	VMOVUPS Y1, 32(DI)
 	VMOVUPS Y2, 256(DI)
@@ -24557,35 +25083,35 @@ store587:
 	ADDQ    $0x00000040, DI
 	ADDQ    $0x00000010, R13
 	DECQ    R15
-	JNZ     block582
+	JNZ     block609
 	ADDQ    $0x00000500, DI
 	IMUL3Q  $0x06, R8, R12
 	ADDQ    R12, SI
 	XORQ    R11, R11
 	SUBQ    $0x06, R10
-	JMP     rows572
+	JMP     rows599
 
-fewer573:
+fewer600:
 	CMPQ R10, $0x01
-	JEQ  tile576
+	JEQ  tile603
 	CMPQ R10, $0x02
-	JEQ  tile577
+	JEQ  tile604
 	CMPQ R10, $0x03
-	JEQ  tile578
+	JEQ  tile605
 	CMPQ R10, $0x04
-	JEQ  tile579
+	JEQ  tile606
 	CMPQ R10, $0x05
-	JEQ  tile580
+	JEQ  tile607
 	CMPQ R10, $0x06
-	JEQ  tile581
+	JEQ  tile608
 	CMPQ R10, $0x06
-	JGT  tile579
-	JMP  done574
+	JGT  tile606
+	JMP  done601
 
-tile576:
+tile603:
 	MOVQ   k+16(FP), R13
 	CMPQ   carry+48(FP), $0x00
-	JNE    carry593
+	JNE    carry620
 	VXORPS Y0, Y0, Y0
 	VXORPS Y1, Y1, Y1
 	VXORPS Y2, Y2, Y2
@@ -24594,9 +25120,9 @@ tile576:
 	VXORPS Y5, Y5, Y5
 	VXORPS Y6, Y6, Y6
 	VXORPS Y7, Y7, Y7
-	JMP    begin594
+	JMP    begin621
 
-carry593:
+carry620:
 	VMOVUPS (DI), Y0
 	VMOVUPS 32(DI), Y1
 	VMOVUPS 64(DI), Y2
@@ -24606,16 +25132,16 @@ carry593:
 	VMOVUPS 192(DI), Y6
 	VMOVUPS 224(DI), Y7
 
-begin594:
+begin621:
 	MOVQ  R13, AX
 	MOVQ  SI, BX
 	MOVQ  n+32(FP), R12
 	TESTQ R11, R11
-	JZ    plain599
+	JZ    plain625
 	SUBQ  $0x10, R12
-	JLT   short600
+	JLT   short626
 
-dims598:
+dims624:
 	VBROADCASTSS (BX), Y8
 	VPMOVSXBD    (AX), Y9
 	VCVTDQ2PS    Y9, Y9
@@ -25061,16 +25587,16 @@ dims598:
 	ADDQ         $0x00000100, R9
 	ADDQ         $0x00000100, DX
 	SUBQ         $0x10, R12
-	JGE          dims598
+	JGE          dims624
 
-short600:
+short626:
 	ADDQ $0x10, R12
 
-plain599:
+plain625:
 	SUBQ $0x04, R12
-	JLT  few595
+	JLT  few622
 
-dims601:
+dims627:
 	VBROADCASTSS (BX), Y8
 	VPMOVSXBD    (AX), Y9
 	VCVTDQ2PS    Y9, Y9
@@ -25174,13 +25700,13 @@ dims601:
 	ADDQ         $0x00000100, AX
 	ADDQ         $0x10, BX
 	SUBQ         $0x04, R12
-	JGE          dims601
+	JGE          dims627
 
-few595:
+few622:
 	ADDQ $0x04, R12
-	JZ   store597
+	JZ   store623
 
-some596:
+some628:
 	VBROADCASTSS (BX), Y8
 	VPMOVSXBD    (AX), Y9
 	VCVTDQ2PS    Y9, Y9
@@ -25209,9 +25735,9 @@ some596:
 	ADDQ         $0x00000040, AX
 	ADDQ         $0x04, BX
 	DECQ         R12
-	JNZ          some596
+	JNZ          some628
 
-store597:
+store623:
 	VMOVUPS Y0, (DI)
 	VMOVUPS Y1, 32(DI)
 	VMOVUPS Y2, 64(DI)
@@ -25227,15 +25753,15 @@ store597:
 	ADDQ    R12, SI
 	XORQ    R11, R11
 	SUBQ    $0x01, R10
-	JMP     rows572
+	JMP     rows599
 
-tile577:
+tile604:
 	MOVQ k+16(FP), R13
 	MOVQ $0x00000002, R15
 
-block602:
+block629:
 	CMPQ   carry+48(FP), $0x00
-	JNE    carry603
+	JNE    carry630
 	VXORPS Y0, Y0, Y0
 	VXORPS Y1, Y1, Y1
 	VXORPS Y2, Y2, Y2
@@ -25244,9 +25770,9 @@ block602:
 	VXORPS Y5, Y5, Y5
 	VXORPS Y6, Y6, Y6
 	VXORPS Y7, Y7, Y7
-	JMP    begin604
+	JMP    begin631
 
-carry603:
+carry630:
 	VMOVUPS (DI), Y0
 	VMOVUPS 32(DI), Y1
 	VMOVUPS 64(DI), Y2
@@ -25256,16 +25782,16 @@ carry603:
 	VMOVUPS 320(DI), Y6
 	VMOVUPS 352(DI), Y7
 
-begin604:
+begin631:
 	MOVQ  R13, AX
 	MOVQ  SI, BX
 	MOVQ  n+32(FP), R12
 	TESTQ R11, R11
-	JZ    plain609
+	JZ    plain635
 	SUBQ  $0x10, R12
-	JLT   short610
+	JLT   short636
 
-dims608:
+dims634:
 	VBROADCASTSS (BX), Y8
 	VBROADCASTSS (BX)(R8*1), Y9
 	VPMOVSXBD    (AX), Y10
@@ -25591,16 +26117,16 @@ dims608:
 	ADDQ         $0x00000080, R9
 	ADDQ         $0x00000080, DX
 	SUBQ         $0x10, R12
-	JGE          dims608
+	JGE          dims634
 
-short610:
+short636:
 	ADDQ $0x10, R12
 
-plain609:
+plain635:
 	SUBQ $0x04, R12
-	JLT  few605
+	JLT  few632
 
-dims611:
+dims637:
 	VBROADCASTSS (BX), Y8
 	VBROADCASTSS (BX)(R8*1), Y9
 	VPMOVSXBD    (AX), Y10
@@ -25676,13 +26202,13 @@ dims611:
 	ADDQ         $0x00000100, AX
 	ADDQ         $0x10, BX
 	SUBQ         $0x04, R12
-	JGE          dims611
+	JGE          dims637
 
-few605:
+few632:
 	ADDQ $0x04, R12
-	JZ   store607
+	JZ   store633
 
-some606:
+some638:
 	VBROADCASTSS (BX), Y8
 	VBROADCASTSS (BX)(R8*1), Y9
 	VPMOVSXBD    (AX), Y10
@@ -25704,9 +26230,9 @@ some606:
 	ADDQ         $0x00000040, AX
 	ADDQ         $0x04, BX
 	DECQ         R12
-	JNZ          some606
+	JNZ          some638
 
-store607:
+store633:
 	VMOVUPS Y0, (DI)
 	VMOVUPS Y1, 32(DI)
 	VMOVUPS Y2, 64(DI)
@@ -25718,21 +26244,21 @@ store607:
 	ADDQ    $0x00000080, DI
 	ADDQ    $0x00000020, R13
 	DECQ    R15
-	JNZ     block602
+	JNZ     block629
 	ADDQ    $0x00000100, DI
 	IMUL3Q  $0x02, R8, R12
 	ADDQ    R12, SI
 	XORQ    R11, R11
 	SUBQ    $0x02, R10
-	JMP     rows572
+	JMP     rows599
 
-tile578:
+tile605:
 	MOVQ k+16(FP), R13
 	MOVQ $0x00000002, R15
 
-block612:
+block639:
 	CMPQ   carry+48(FP), $0x00
-	JNE    carry613
+	JNE    carry640
 	VXORPS Y0, Y0, Y0
 	VXORPS Y1, Y1, Y1
 	VXORPS Y2, Y2, Y2
@@ -25745,9 +26271,9 @@ block612:
 	VXORPS Y9, Y9, Y9
 	VXORPS Y10, Y10, Y10
 	VXORPS Y11, Y11, Y11
-	JMP    begin614
+	JMP    begin641
 
-carry613:
+carry640:
 	VMOVUPS (DI), Y0
 	VMOVUPS 32(DI), Y1
 	VMOVUPS 64(DI), Y2
@@ -25761,16 +26287,16 @@ carry613:
 	VMOVUPS 576(DI), Y10
 	VMOVUPS 608(DI), Y11
 
-begin614:
+begin641:
 	MOVQ  R13, AX
 	MOVQ  SI, BX
 	MOVQ  n+32(FP), R12
 	TESTQ R11, R11
-	JZ    plain619
+	JZ    plain645
 	SUBQ  $0x10, R12
-	JLT   short620
+	JLT   short646
 
-dims618:
+dims644:
 	VBROADCASTSS (BX), Y12
 	VBROADCASTSS (BX)(R8*1), Y13
 	VBROADCASTSS (BX)(R8*2), Y14
@@ -26176,16 +26702,16 @@ dims618:
 	ADDQ         $0x00000080, R9
 	ADDQ         $0x00000080, DX
 	SUBQ         $0x10, R12
-	JGE          dims618
+	JGE          dims644
 
-short620:
+short646:
 	ADDQ $0x10, R12
 
-plain619:
+plain645:
 	SUBQ $0x04, R12
-	JLT  few615
+	JLT  few642
 
-dims621:
+dims647:
 	VBROADCASTSS (BX), Y12
 	VBROADCASTSS (BX)(R8*1), Y13
 	VBROADCASTSS (BX)(R8*2), Y14
@@ -26281,13 +26807,13 @@ dims621:
 	ADDQ         $0x00000100, AX
 	ADDQ         $0x10, BX
 	SUBQ         $0x04, R12
-	JGE          dims621
+	JGE          dims647
 
-few615:
+few642:
 	ADDQ $0x04, R12
-	JZ   store617
+	JZ   store643
 
-some616:
+some648:
 	VBROADCASTSS (BX), Y12
 	VBROADCASTSS (BX)(R8*1), Y13
 	VBROADCASTSS (BX)(R8*2), Y14
@@ -26314,9 +26840,9 @@ some616:
 	ADDQ         $0x00000040, AX
 	ADDQ         $0x04, BX
 	DECQ         R12
-	JNZ          some616
+	JNZ          some648
 
-store617:
+store643:
 	VMOVUPS Y0, (DI)
 	VMOVUPS Y1, 32(DI)
 	VMOVUPS Y2, 64(DI)
@@ -26332,21 +26858,21 @@ store617:
 	ADDQ    $0x00000080, DI
 	ADDQ    $0x00000020, R13
 	DECQ    R15
-	JNZ     block612
+	JNZ     block639
 	ADDQ    $0x00000200, DI
 	IMUL3Q  $0x03, R8, R12
 	ADDQ    R12, SI
 	XORQ    R11, R11
 	SUBQ    $0x03, R10
-	JMP     rows572
+	JMP     rows599
 
-tile579:
+tile606:
 	MOVQ k+16(FP), R13
 	MOVQ $0x00000004, R15
 
-block622:
+block649:
 	CMPQ   carry+48(FP), $0x00
-	JNE    carry623
+	JNE    carry650
 	VXORPS Y0, Y0, Y0
 	VXORPS Y1, Y1, Y1
 	VXORPS Y2, Y2, Y2
@@ -26355,9 +26881,9 @@ block622:
 	VXORPS Y5, Y5, Y5
 	VXORPS Y6, Y6, Y6
 	VXORPS Y7, Y7, Y7
-	JMP    begin624
+	JMP    begin651
 
-carry623:
+carry650:
 	VMOVUPS (DI), Y0
 	VMOVUPS 32(DI), Y1
 	VMOVUPS 256(DI), Y2
@@ -26367,18 +26893,18 @@ carry623:
 	VMOVUPS 768(DI), Y6
 	VMOVUPS 800(DI), Y7
 
-begin624:
+begin651:
 	MOVQ  R13, AX
 	MOVQ  SI, BX
 	LEAQ  (R8)(R8*2), CX
 	ADDQ  SI, CX
 	MOVQ  n+32(FP), R12
 	TESTQ R11, R11
-	JZ    plain629
+	JZ    plain655
 	SUBQ  $0x10, R12
-	JLT   short630
+	JLT   short656
 
-dims628:
+dims654:
 	VPMOVSXBD    (AX), Y8
 	VCVTDQ2PS    Y8, Y8
 	VPMOVSXBD    8(AX), Y9
@@ -26672,16 +27198,16 @@ dims628:
 	ADDQ         $0x00000040, R9
 	ADDQ         $0x00000040, DX
 	SUBQ         $0x10, R12
-	JGE          dims628
+	JGE          dims654
 
-short630:
+short656:
 	ADDQ $0x10, R12
 
-plain629:
+plain655:
 	SUBQ $0x04, R12
-	JLT  few625
+	JLT  few652
 
-dims631:
+dims657:
 	VPMOVSXBD    (AX), Y8
 	VCVTDQ2PS    Y8, Y8
 	VPMOVSXBD    8(AX), Y9
@@ -26750,13 +27276,13 @@ dims631:
 	ADDQ         $0x10, BX
 	ADDQ         $0x10, CX
 	SUBQ         $0x04, R12
-	JGE          dims631
+	JGE          dims657
 
-few625:
+few652:
 	ADDQ $0x04, R12
-	JZ   store627
+	JZ   store653
 
-some626:
+some658:
 	VPMOVSXBD    (AX), Y8
 	VCVTDQ2PS    Y8, Y8
 	VPMOVSXBD    8(AX), Y9
@@ -26777,9 +27303,9 @@ some626:
 	ADDQ         $0x04, BX
 	ADDQ         $0x04, CX
 	DECQ         R12
-	JNZ          some626
+	JNZ          some658
 
-store627:
+store653:
 	VMOVUPS Y0, (DI)
 	VMOVUPS Y1, 32(DI)
 	VMOVUPS Y2, 256(DI)
@@ -26791,21 +27317,21 @@ store627:
 	ADDQ    $0x00000040, DI
 	ADDQ    $0x00000010, R13
 	DECQ    R15
-	JNZ     block622
+	JNZ     block649
 	ADDQ    $0x00000300, DI
 	IMUL3Q  $0x04, R8, R12
 	ADDQ    R12, SI
 	XORQ    R11, R11
 	SUBQ    $0x04, R10
-	JMP     rows572
+	JMP     rows599
 
-tile580:
+tile607:
 	MOVQ k+16(FP), R13
 	MOVQ $0x00000004, R15
 
-block632:
+block659:
 	CMPQ   carry+48(FP), $0x00
-	JNE    carry633
+	JNE    carry660
 	VXORPS Y0, Y0, Y0
 	VXORPS Y1, Y1, Y1
 	VXORPS Y2, Y2, Y2
@@ -26816,9 +27342,9 @@ block632:
 	VXORPS Y7, Y7, Y7
 	VXORPS Y8, Y8, Y8
 	VXORPS Y9, Y9, Y9
-	JMP    begin634
+	JMP    begin661
 
-carry633:
+carry660:
 	VMOVUPS (DI), Y0
 	VMOVUPS 32(DI), Y1
 	VMOVUPS 256(DI), Y2
@@ -26830,18 +27356,18 @@ carry633:
 	VMOVUPS 1024(DI), Y8
 	VMOVUPS 1056(DI), Y9
 
-begin634:
+begin661:
 	MOVQ  R13, AX
 	MOVQ  SI, BX
 	LEAQ  (R8)(R8*2), CX
 	ADDQ  SI, CX
 	MOVQ  n+32(FP), R12
 	TESTQ R11, R11
-	JZ    plain639
+	JZ    plain665
 	SUBQ  $0x10, R12
-	JLT   short640
+	JLT   short666
 
-dims638:
+dims664:
 	VPMOVSXBD    (AX), Y10
 	VCVTDQ2PS    Y10, Y10
 	VPMOVSXBD    8(AX), Y11
@@ -27183,16 +27709,16 @@ dims638:
 	ADDQ         $0x00000040, R9
 	ADDQ         $0x00000040, DX
 	SUBQ         $0x10, R12
-	JGE          dims638
+	JGE          dims664
 
-short640:
+short666:
 	ADDQ $0x10, R12
 
-plain639:
+plain665:
 	SUBQ $0x04, R12
-	JLT  few635
+	JLT  few662
 
-dims641:
+dims667:
 	VPMOVSXBD    (AX), Y10
 	VCVTDQ2PS    Y10, Y10
 	VPMOVSXBD    8(AX), Y11
@@ -27273,13 +27799,13 @@ dims641:
 	ADDQ         $0x10, BX
 	ADDQ         $0x10, CX
 	SUBQ         $0x04, R12
-	JGE          dims641
+	JGE          dims667
 
-few635:
+few662:
 	ADDQ $0x04, R12
-	JZ   store637
+	JZ   store663
 
-some636:
+some668:
 	VPMOVSXBD    (AX), Y10
 	VCVTDQ2PS    Y10, Y10
 	VPMOVSXBD    8(AX), Y11
@@ -27303,9 +27829,9 @@ some636:
 	ADDQ         $0x04, BX
 	ADDQ         $0x04, CX
 	DECQ         R12
-	JNZ          some636
+	JNZ          some668
 
-store637:
+store663:
 	VMOVUPS Y0, (DI)
 	VMOVUPS Y1, 32(DI)
 	VMOVUPS Y2, 256(DI)
@@ -27319,15 +27845,15 @@ store637:
 	ADDQ    $0x00000040, DI
 	ADDQ    $0x00000010, R13
 	DECQ    R15
-	JNZ     block632
+	JNZ     block659
 	ADDQ    $0x00000400, DI
 	IMUL3Q  $0x05, R8, R12
 	ADDQ    R12, SI
 	XORQ    R11, R11
 	SUBQ    $0x05, R10
-	JMP     rows572
+	JMP     rows599
 
-done574:
+done601:
 	VZEROUPPER
 	RET
 
@@ -27343,7 +27869,7 @@ TEXT ·accumulate_i8_avx2(SB), NOSPLIT, $40-88
 	MOVQ  ahead+80(FP), R11
 	MOVQ  R11, 8(SP)
 	TESTQ R11, R11
-	JZ    none642
+	JZ    none669
 	MOVQ  (R11), R14
 	MOVQ  R14, 8(SP)
 	MOVQ  8(R11), R14
@@ -27353,20 +27879,20 @@ TEXT ·accumulate_i8_avx2(SB), NOSPLIT, $40-88
 	MOVQ  24(R11), R14
 	MOVQ  R14, 32(SP)
 
-none642:
-rows643:
+none669:
+rows670:
 	CMPQ R10, $0x09
-	JLT  fewer644
+	JLT  fewer671
 
-tile652:
+tile679:
 	MOVQ v+16(FP), DX
 	MOVQ cols+40(FP), R14
 	ADDQ R14, R14
 	MOVQ R14, (SP)
 
-columns653:
+columns680:
 	CMPQ   (SP), $0x02
-	JLT    less654
+	JLT    less681
 	VXORPS Y0, Y0, Y0
 	VXORPS Y1, Y1, Y1
 	VXORPS Y2, Y2, Y2
@@ -27385,23 +27911,23 @@ columns653:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse655
+	JNZ    sparse682
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 	CMPQ   8(SP), $0x00
-	JEQ    plain661
+	JEQ    plain687
 	SUBQ   $0x10, R13
-	JLT    short660
+	JLT    short686
 	MOVQ   8(SP), R11
 	MOVQ   16(SP), AX
 	MOVQ   24(SP), R14
 	MOVQ   32(SP), R8
 	LEAQ   (SI)(R9*8), CX
 
-positions659:
+positions685:
 	VPMOVSXBD    (SI), Y12
 	VCVTDQ2PS    Y12, Y12
 	VPMOVSXBD    8(SI), Y13
@@ -27791,21 +28317,21 @@ positions659:
 	ADDQ         $0x00000040, R14
 	ADDQ         $0x00000040, R8
 	SUBQ         $0x10, R13
-	JGE          positions659
+	JGE          positions685
 	MOVQ         R11, 8(SP)
 	MOVQ         AX, 16(SP)
 	MOVQ         R14, 24(SP)
 	MOVQ         R8, 32(SP)
 	MOVQ         oStride+24(FP), R8
 
-short660:
+short686:
 	ADDQ $0x10, R13
 
-plain661:
+plain687:
 	SUBQ $0x04, R13
-	JLT  few656
+	JLT  few683
 
-positions662:
+positions688:
 	VPMOVSXBD    (SI), Y12
 	VCVTDQ2PS    Y12, Y12
 	VPMOVSXBD    8(SI), Y13
@@ -27897,13 +28423,13 @@ positions662:
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
 	SUBQ         $0x04, R13
-	JGE          positions662
+	JGE          positions688
 
-few656:
+few683:
 	ADDQ $0x04, R13
-	JZ   merge658
+	JZ   merge684
 
-some657:
+some689:
 	VPMOVSXBD    (SI), Y12
 	VCVTDQ2PS    Y12, Y12
 	VPMOVSXBD    8(SI), Y13
@@ -27929,10 +28455,10 @@ some657:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some657
-	JMP          merge658
+	JNZ          some689
+	JMP          merge684
 
-sparse655:
+sparse682:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -27961,13 +28487,13 @@ sparse655:
 	VFMADD231PS  Y12, Y15, Y10
 	VFMADD231PS  Y13, Y15, Y11
 	BLSRQ        R13, R13
-	JNZ          sparse655
+	JNZ          sparse682
 
-merge658:
+merge684:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store663
+	JZ           store690
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -28027,9 +28553,9 @@ merge658:
 	VMULPS       Y13, Y11, Y11
 	VFMADD231PS  32(AX), Y12, Y11
 	VMOVUPS      Y11, 32(AX)
-	JMP          stored664
+	JMP          stored691
 
-store663:
+store690:
 	VMOVUPS Y0, (AX)
 	VMOVUPS Y1, 32(AX)
 	ADDQ    R8, AX
@@ -28048,13 +28574,13 @@ store663:
 	VMOVUPS Y10, (AX)
 	VMOVUPS Y11, 32(AX)
 
-stored664:
+stored691:
 	ADDQ $0x00000040, DI
 	ADDQ $0x00000010, DX
 	SUBQ $0x02, (SP)
-	JMP  columns653
+	JMP  columns680
 
-less654:
+less681:
 	ADDQ  $0x00000600, BX
 	MOVQ  BX, R14
 	SUBQ  w+8(FP), R14
@@ -28064,34 +28590,34 @@ less654:
 	ADDQ  R14, DI
 	MOVQ  $0x00000000, 8(SP)
 	SUBQ  $0x06, R10
-	JMP   rows643
+	JMP   rows670
 
-fewer644:
+fewer671:
 	CMPQ R10, $0x01
-	JEQ  tile647
+	JEQ  tile674
 	CMPQ R10, $0x02
-	JEQ  tile648
+	JEQ  tile675
 	CMPQ R10, $0x03
-	JEQ  tile649
+	JEQ  tile676
 	CMPQ R10, $0x04
-	JEQ  tile650
+	JEQ  tile677
 	CMPQ R10, $0x05
-	JEQ  tile651
+	JEQ  tile678
 	CMPQ R10, $0x06
-	JEQ  tile652
+	JEQ  tile679
 	CMPQ R10, $0x06
-	JGT  tile650
-	JMP  done645
+	JGT  tile677
+	JMP  done672
 
-tile647:
+tile674:
 	MOVQ v+16(FP), DX
 	MOVQ cols+40(FP), R14
 	ADDQ R14, R14
 	MOVQ R14, (SP)
 
-columns665:
+columns692:
 	CMPQ   (SP), $0x08
-	JLT    less666
+	JLT    less693
 	VXORPS Y0, Y0, Y0
 	VXORPS Y1, Y1, Y1
 	VXORPS Y2, Y2, Y2
@@ -28106,23 +28632,23 @@ columns665:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse667
+	JNZ    sparse694
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 	CMPQ   8(SP), $0x00
-	JEQ    plain673
+	JEQ    plain699
 	SUBQ   $0x10, R13
-	JLT    short672
+	JLT    short698
 	MOVQ   8(SP), R11
 	MOVQ   16(SP), AX
 	MOVQ   24(SP), R14
 	MOVQ   32(SP), R8
 	LEAQ   (SI)(R9*8), CX
 
-positions671:
+positions697:
 	VBROADCASTSS (R12), Y8
 	VPMOVSXBD    (SI), Y9
 	VCVTDQ2PS    Y9, Y9
@@ -28572,21 +29098,21 @@ positions671:
 	ADDQ         $0x00000100, R14
 	ADDQ         $0x00000100, R8
 	SUBQ         $0x10, R13
-	JGE          positions671
+	JGE          positions697
 	MOVQ         R11, 8(SP)
 	MOVQ         AX, 16(SP)
 	MOVQ         R14, 24(SP)
 	MOVQ         R8, 32(SP)
 	MOVQ         oStride+24(FP), R8
 
-short672:
+short698:
 	ADDQ $0x10, R13
 
-plain673:
+plain699:
 	SUBQ $0x04, R13
-	JLT  few668
+	JLT  few695
 
-positions674:
+positions700:
 	VBROADCASTSS (R12), Y8
 	VPMOVSXBD    (SI), Y9
 	VCVTDQ2PS    Y9, Y9
@@ -28690,13 +29216,13 @@ positions674:
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
 	SUBQ         $0x04, R13
-	JGE          positions674
+	JGE          positions700
 
-few668:
+few695:
 	ADDQ $0x04, R13
-	JZ   merge670
+	JZ   merge696
 
-some669:
+some701:
 	VBROADCASTSS (R12), Y8
 	VPMOVSXBD    (SI), Y9
 	VCVTDQ2PS    Y9, Y9
@@ -28725,10 +29251,10 @@ some669:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some669
-	JMP          merge670
+	JNZ          some701
+	JMP          merge696
 
-sparse667:
+sparse694:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -28760,13 +29286,13 @@ sparse667:
 	VCVTDQ2PS    Y9, Y9
 	VFMADD231PS  Y9, Y8, Y7
 	BLSRQ        R13, R13
-	JNZ          sparse667
+	JNZ          sparse694
 
-merge670:
+merge696:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store675
+	JZ           store702
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -28799,9 +29325,9 @@ merge670:
 	VMULPS       Y9, Y7, Y7
 	VFMADD231PS  224(AX), Y8, Y7
 	VMOVUPS      Y7, 224(AX)
-	JMP          stored676
+	JMP          stored703
 
-store675:
+store702:
 	VMOVUPS Y0, (AX)
 	VMOVUPS Y1, 32(AX)
 	VMOVUPS Y2, 64(AX)
@@ -28811,16 +29337,16 @@ store675:
 	VMOVUPS Y6, 192(AX)
 	VMOVUPS Y7, 224(AX)
 
-stored676:
+stored703:
 	ADDQ $0x00000100, DI
 	ADDQ $0x00000040, DX
 	SUBQ $0x08, (SP)
-	JMP  columns665
+	JMP  columns692
 
-less666:
-columns677:
+less693:
+columns704:
 	CMPQ   (SP), $0x02
-	JLT    less678
+	JLT    less705
 	VXORPS Y0, Y0, Y0
 	VXORPS Y1, Y1, Y1
 	MOVQ   mask+56(FP), R13
@@ -28829,23 +29355,23 @@ columns677:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse679
+	JNZ    sparse706
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 	CMPQ   8(SP), $0x00
-	JEQ    plain685
+	JEQ    plain711
 	SUBQ   $0x10, R13
-	JLT    short684
+	JLT    short710
 	MOVQ   8(SP), R11
 	MOVQ   16(SP), AX
 	MOVQ   24(SP), R14
 	MOVQ   32(SP), R8
 	LEAQ   (SI)(R9*8), CX
 
-positions683:
+positions709:
 	VBROADCASTSS (R12), Y2
 	VPMOVSXBD    (SI), Y3
 	VCVTDQ2PS    Y3, Y3
@@ -28995,21 +29521,21 @@ positions683:
 	ADDQ         $0x00000040, R14
 	ADDQ         $0x00000040, R8
 	SUBQ         $0x10, R13
-	JGE          positions683
+	JGE          positions709
 	MOVQ         R11, 8(SP)
 	MOVQ         AX, 16(SP)
 	MOVQ         R14, 24(SP)
 	MOVQ         R8, 32(SP)
 	MOVQ         oStride+24(FP), R8
 
-short684:
+short710:
 	ADDQ $0x10, R13
 
-plain685:
+plain711:
 	SUBQ $0x04, R13
-	JLT  few680
+	JLT  few707
 
-positions686:
+positions712:
 	VBROADCASTSS (R12), Y2
 	VPMOVSXBD    (SI), Y3
 	VCVTDQ2PS    Y3, Y3
@@ -29041,13 +29567,13 @@ positions686:
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
 	SUBQ         $0x04, R13
-	JGE          positions686
+	JGE          positions712
 
-few680:
+few707:
 	ADDQ $0x04, R13
-	JZ   merge682
+	JZ   merge708
 
-some681:
+some713:
 	VBROADCASTSS (R12), Y2
 	VPMOVSXBD    (SI), Y3
 	VCVTDQ2PS    Y3, Y3
@@ -29058,10 +29584,10 @@ some681:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some681
-	JMP          merge682
+	JNZ          some713
+	JMP          merge708
 
-sparse679:
+sparse706:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -29075,13 +29601,13 @@ sparse679:
 	VCVTDQ2PS    Y4, Y4
 	VFMADD231PS  Y4, Y2, Y1
 	BLSRQ        R13, R13
-	JNZ          sparse679
+	JNZ          sparse706
 
-merge682:
+merge708:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store687
+	JZ           store714
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -29096,19 +29622,19 @@ merge682:
 	VMULPS       Y3, Y1, Y1
 	VFMADD231PS  32(AX), Y2, Y1
 	VMOVUPS      Y1, 32(AX)
-	JMP          stored688
+	JMP          stored715
 
-store687:
+store714:
 	VMOVUPS Y0, (AX)
 	VMOVUPS Y1, 32(AX)
 
-stored688:
+stored715:
 	ADDQ $0x00000040, DI
 	ADDQ $0x00000010, DX
 	SUBQ $0x02, (SP)
-	JMP  columns677
+	JMP  columns704
 
-less678:
+less705:
 	ADDQ  $0x00000100, BX
 	MOVQ  BX, R14
 	SUBQ  w+8(FP), R14
@@ -29118,17 +29644,17 @@ less678:
 	ADDQ  R14, DI
 	MOVQ  $0x00000000, 8(SP)
 	SUBQ  $0x01, R10
-	JMP   rows643
+	JMP   rows670
 
-tile648:
+tile675:
 	MOVQ v+16(FP), DX
 	MOVQ cols+40(FP), R14
 	ADDQ R14, R14
 	MOVQ R14, (SP)
 
-columns689:
+columns716:
 	CMPQ   (SP), $0x04
-	JLT    less690
+	JLT    less717
 	VXORPS Y0, Y0, Y0
 	VXORPS Y1, Y1, Y1
 	VXORPS Y2, Y2, Y2
@@ -29143,23 +29669,23 @@ columns689:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse691
+	JNZ    sparse718
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 	CMPQ   8(SP), $0x00
-	JEQ    plain697
+	JEQ    plain723
 	SUBQ   $0x10, R13
-	JLT    short696
+	JLT    short722
 	MOVQ   8(SP), R11
 	MOVQ   16(SP), AX
 	MOVQ   24(SP), R14
 	MOVQ   32(SP), R8
 	LEAQ   (SI)(R9*8), CX
 
-positions695:
+positions721:
 	VBROADCASTSS (R12), Y8
 	VBROADCASTSS 256(R12), Y9
 	VPMOVSXBD    (SI), Y10
@@ -29489,21 +30015,21 @@ positions695:
 	ADDQ         $0x00000080, R14
 	ADDQ         $0x00000080, R8
 	SUBQ         $0x10, R13
-	JGE          positions695
+	JGE          positions721
 	MOVQ         R11, 8(SP)
 	MOVQ         AX, 16(SP)
 	MOVQ         R14, 24(SP)
 	MOVQ         R8, 32(SP)
 	MOVQ         oStride+24(FP), R8
 
-short696:
+short722:
 	ADDQ $0x10, R13
 
-plain697:
+plain723:
 	SUBQ $0x04, R13
-	JLT  few692
+	JLT  few719
 
-positions698:
+positions724:
 	VBROADCASTSS (R12), Y8
 	VBROADCASTSS 256(R12), Y9
 	VPMOVSXBD    (SI), Y10
@@ -29579,13 +30105,13 @@ positions698:
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
 	SUBQ         $0x04, R13
-	JGE          positions698
+	JGE          positions724
 
-few692:
+few719:
 	ADDQ $0x04, R13
-	JZ   merge694
+	JZ   merge720
 
-some693:
+some725:
 	VBROADCASTSS (R12), Y8
 	VBROADCASTSS 256(R12), Y9
 	VPMOVSXBD    (SI), Y10
@@ -29607,10 +30133,10 @@ some693:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some693
-	JMP          merge694
+	JNZ          some725
+	JMP          merge720
 
-sparse691:
+sparse718:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -29635,13 +30161,13 @@ sparse691:
 	VFMADD231PS  Y13, Y8, Y3
 	VFMADD231PS  Y13, Y9, Y7
 	BLSRQ        R13, R13
-	JNZ          sparse691
+	JNZ          sparse718
 
-merge694:
+merge720:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store699
+	JZ           store726
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -29677,9 +30203,9 @@ merge694:
 	VMULPS       Y9, Y7, Y7
 	VFMADD231PS  96(AX), Y8, Y7
 	VMOVUPS      Y7, 96(AX)
-	JMP          stored700
+	JMP          stored727
 
-store699:
+store726:
 	VMOVUPS Y0, (AX)
 	VMOVUPS Y1, 32(AX)
 	VMOVUPS Y2, 64(AX)
@@ -29690,16 +30216,16 @@ store699:
 	VMOVUPS Y6, 64(AX)
 	VMOVUPS Y7, 96(AX)
 
-stored700:
+stored727:
 	ADDQ $0x00000080, DI
 	ADDQ $0x00000020, DX
 	SUBQ $0x04, (SP)
-	JMP  columns689
+	JMP  columns716
 
-less690:
-columns701:
+less717:
+columns728:
 	CMPQ   (SP), $0x02
-	JLT    less702
+	JLT    less729
 	VXORPS Y0, Y0, Y0
 	VXORPS Y1, Y1, Y1
 	VXORPS Y2, Y2, Y2
@@ -29710,23 +30236,23 @@ columns701:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse703
+	JNZ    sparse730
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 	CMPQ   8(SP), $0x00
-	JEQ    plain709
+	JEQ    plain735
 	SUBQ   $0x10, R13
-	JLT    short708
+	JLT    short734
 	MOVQ   8(SP), R11
 	MOVQ   16(SP), AX
 	MOVQ   24(SP), R14
 	MOVQ   32(SP), R8
 	LEAQ   (SI)(R9*8), CX
 
-positions707:
+positions733:
 	VPMOVSXBD    (SI), Y4
 	VCVTDQ2PS    Y4, Y4
 	VPMOVSXBD    8(SI), Y5
@@ -29924,21 +30450,21 @@ positions707:
 	ADDQ         $0x00000040, R14
 	ADDQ         $0x00000040, R8
 	SUBQ         $0x10, R13
-	JGE          positions707
+	JGE          positions733
 	MOVQ         R11, 8(SP)
 	MOVQ         AX, 16(SP)
 	MOVQ         R14, 24(SP)
 	MOVQ         R8, 32(SP)
 	MOVQ         oStride+24(FP), R8
 
-short708:
+short734:
 	ADDQ $0x10, R13
 
-plain709:
+plain735:
 	SUBQ $0x04, R13
-	JLT  few704
+	JLT  few731
 
-positions710:
+positions736:
 	VPMOVSXBD    (SI), Y4
 	VCVTDQ2PS    Y4, Y4
 	VPMOVSXBD    8(SI), Y5
@@ -29982,13 +30508,13 @@ positions710:
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
 	SUBQ         $0x04, R13
-	JGE          positions710
+	JGE          positions736
 
-few704:
+few731:
 	ADDQ $0x04, R13
-	JZ   merge706
+	JZ   merge732
 
-some705:
+some737:
 	VPMOVSXBD    (SI), Y4
 	VCVTDQ2PS    Y4, Y4
 	VPMOVSXBD    8(SI), Y5
@@ -30002,10 +30528,10 @@ some705:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some705
-	JMP          merge706
+	JNZ          some737
+	JMP          merge732
 
-sparse703:
+sparse730:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -30022,13 +30548,13 @@ sparse703:
 	VFMADD231PS  Y4, Y7, Y2
 	VFMADD231PS  Y5, Y7, Y3
 	BLSRQ        R13, R13
-	JNZ          sparse703
+	JNZ          sparse730
 
-merge706:
+merge732:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store711
+	JZ           store738
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -30052,22 +30578,22 @@ merge706:
 	VMULPS       Y5, Y3, Y3
 	VFMADD231PS  32(AX), Y4, Y3
 	VMOVUPS      Y3, 32(AX)
-	JMP          stored712
+	JMP          stored739
 
-store711:
+store738:
 	VMOVUPS Y0, (AX)
 	VMOVUPS Y1, 32(AX)
 	ADDQ    R8, AX
 	VMOVUPS Y2, (AX)
 	VMOVUPS Y3, 32(AX)
 
-stored712:
+stored739:
 	ADDQ $0x00000040, DI
 	ADDQ $0x00000010, DX
 	SUBQ $0x02, (SP)
-	JMP  columns701
+	JMP  columns728
 
-less702:
+less729:
 	ADDQ  $0x00000200, BX
 	MOVQ  BX, R14
 	SUBQ  w+8(FP), R14
@@ -30077,17 +30603,17 @@ less702:
 	ADDQ  R14, DI
 	MOVQ  $0x00000000, 8(SP)
 	SUBQ  $0x02, R10
-	JMP   rows643
+	JMP   rows670
 
-tile649:
+tile676:
 	MOVQ v+16(FP), DX
 	MOVQ cols+40(FP), R14
 	ADDQ R14, R14
 	MOVQ R14, (SP)
 
-columns713:
+columns740:
 	CMPQ   (SP), $0x04
-	JLT    less714
+	JLT    less741
 	VXORPS Y0, Y0, Y0
 	VXORPS Y1, Y1, Y1
 	VXORPS Y2, Y2, Y2
@@ -30106,23 +30632,23 @@ columns713:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse715
+	JNZ    sparse742
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 	CMPQ   8(SP), $0x00
-	JEQ    plain721
+	JEQ    plain747
 	SUBQ   $0x10, R13
-	JLT    short720
+	JLT    short746
 	MOVQ   8(SP), R11
 	MOVQ   16(SP), AX
 	MOVQ   24(SP), R14
 	MOVQ   32(SP), R8
 	LEAQ   (SI)(R9*8), CX
 
-positions719:
+positions745:
 	VBROADCASTSS (R12), Y12
 	VBROADCASTSS 256(R12), Y13
 	VBROADCASTSS 512(R12), Y14
@@ -30532,21 +31058,21 @@ positions719:
 	ADDQ         $0x00000080, R14
 	ADDQ         $0x00000080, R8
 	SUBQ         $0x10, R13
-	JGE          positions719
+	JGE          positions745
 	MOVQ         R11, 8(SP)
 	MOVQ         AX, 16(SP)
 	MOVQ         R14, 24(SP)
 	MOVQ         R8, 32(SP)
 	MOVQ         oStride+24(FP), R8
 
-short720:
+short746:
 	ADDQ $0x10, R13
 
-plain721:
+plain747:
 	SUBQ $0x04, R13
-	JLT  few716
+	JLT  few743
 
-positions722:
+positions748:
 	VBROADCASTSS (R12), Y12
 	VBROADCASTSS 256(R12), Y13
 	VBROADCASTSS 512(R12), Y14
@@ -30642,13 +31168,13 @@ positions722:
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
 	SUBQ         $0x04, R13
-	JGE          positions722
+	JGE          positions748
 
-few716:
+few743:
 	ADDQ $0x04, R13
-	JZ   merge718
+	JZ   merge744
 
-some717:
+some749:
 	VBROADCASTSS (R12), Y12
 	VBROADCASTSS 256(R12), Y13
 	VBROADCASTSS 512(R12), Y14
@@ -30675,10 +31201,10 @@ some717:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some717
-	JMP          merge718
+	JNZ          some749
+	JMP          merge744
 
-sparse715:
+sparse742:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -30708,13 +31234,13 @@ sparse715:
 	VFMADD231PS  Y15, Y13, Y7
 	VFMADD231PS  Y15, Y14, Y11
 	BLSRQ        R13, R13
-	JNZ          sparse715
+	JNZ          sparse742
 
-merge718:
+merge744:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store723
+	JZ           store750
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -30765,9 +31291,9 @@ merge718:
 	VMULPS       Y13, Y11, Y11
 	VFMADD231PS  96(AX), Y12, Y11
 	VMOVUPS      Y11, 96(AX)
-	JMP          stored724
+	JMP          stored751
 
-store723:
+store750:
 	VMOVUPS Y0, (AX)
 	VMOVUPS Y1, 32(AX)
 	VMOVUPS Y2, 64(AX)
@@ -30783,16 +31309,16 @@ store723:
 	VMOVUPS Y10, 64(AX)
 	VMOVUPS Y11, 96(AX)
 
-stored724:
+stored751:
 	ADDQ $0x00000080, DI
 	ADDQ $0x00000020, DX
 	SUBQ $0x04, (SP)
-	JMP  columns713
+	JMP  columns740
 
-less714:
-columns725:
+less741:
+columns752:
 	CMPQ   (SP), $0x02
-	JLT    less726
+	JLT    less753
 	VXORPS Y0, Y0, Y0
 	VXORPS Y1, Y1, Y1
 	VXORPS Y2, Y2, Y2
@@ -30805,23 +31331,23 @@ columns725:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse727
+	JNZ    sparse754
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 	CMPQ   8(SP), $0x00
-	JEQ    plain733
+	JEQ    plain759
 	SUBQ   $0x10, R13
-	JLT    short732
+	JLT    short758
 	MOVQ   8(SP), R11
 	MOVQ   16(SP), AX
 	MOVQ   24(SP), R14
 	MOVQ   32(SP), R8
 	LEAQ   (SI)(R9*8), CX
 
-positions731:
+positions757:
 	VPMOVSXBD    (SI), Y6
 	VCVTDQ2PS    Y6, Y6
 	VPMOVSXBD    8(SI), Y7
@@ -31067,21 +31593,21 @@ positions731:
 	ADDQ         $0x00000040, R14
 	ADDQ         $0x00000040, R8
 	SUBQ         $0x10, R13
-	JGE          positions731
+	JGE          positions757
 	MOVQ         R11, 8(SP)
 	MOVQ         AX, 16(SP)
 	MOVQ         R14, 24(SP)
 	MOVQ         R8, 32(SP)
 	MOVQ         oStride+24(FP), R8
 
-short732:
+short758:
 	ADDQ $0x10, R13
 
-plain733:
+plain759:
 	SUBQ $0x04, R13
-	JLT  few728
+	JLT  few755
 
-positions734:
+positions760:
 	VPMOVSXBD    (SI), Y6
 	VCVTDQ2PS    Y6, Y6
 	VPMOVSXBD    8(SI), Y7
@@ -31137,13 +31663,13 @@ positions734:
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
 	SUBQ         $0x04, R13
-	JGE          positions734
+	JGE          positions760
 
-few728:
+few755:
 	ADDQ $0x04, R13
-	JZ   merge730
+	JZ   merge756
 
-some729:
+some761:
 	VPMOVSXBD    (SI), Y6
 	VCVTDQ2PS    Y6, Y6
 	VPMOVSXBD    8(SI), Y7
@@ -31160,10 +31686,10 @@ some729:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some729
-	JMP          merge730
+	JNZ          some761
+	JMP          merge756
 
-sparse727:
+sparse754:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -31183,13 +31709,13 @@ sparse727:
 	VFMADD231PS  Y6, Y10, Y4
 	VFMADD231PS  Y7, Y10, Y5
 	BLSRQ        R13, R13
-	JNZ          sparse727
+	JNZ          sparse754
 
-merge730:
+merge756:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store735
+	JZ           store762
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -31222,9 +31748,9 @@ merge730:
 	VMULPS       Y7, Y5, Y5
 	VFMADD231PS  32(AX), Y6, Y5
 	VMOVUPS      Y5, 32(AX)
-	JMP          stored736
+	JMP          stored763
 
-store735:
+store762:
 	VMOVUPS Y0, (AX)
 	VMOVUPS Y1, 32(AX)
 	ADDQ    R8, AX
@@ -31234,13 +31760,13 @@ store735:
 	VMOVUPS Y4, (AX)
 	VMOVUPS Y5, 32(AX)
 
-stored736:
+stored763:
 	ADDQ $0x00000040, DI
 	ADDQ $0x00000010, DX
 	SUBQ $0x02, (SP)
-	JMP  columns725
+	JMP  columns752
 
-less726:
+less753:
 	ADDQ  $0x00000300, BX
 	MOVQ  BX, R14
 	SUBQ  w+8(FP), R14
@@ -31250,17 +31776,17 @@ less726:
 	ADDQ  R14, DI
 	MOVQ  $0x00000000, 8(SP)
 	SUBQ  $0x03, R10
-	JMP   rows643
+	JMP   rows670
 
-tile650:
+tile677:
 	MOVQ v+16(FP), DX
 	MOVQ cols+40(FP), R14
 	ADDQ R14, R14
 	MOVQ R14, (SP)
 
-columns737:
+columns764:
 	CMPQ   (SP), $0x02
-	JLT    less738
+	JLT    less765
 	VXORPS Y0, Y0, Y0
 	VXORPS Y1, Y1, Y1
 	VXORPS Y2, Y2, Y2
@@ -31275,23 +31801,23 @@ columns737:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse739
+	JNZ    sparse766
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 	CMPQ   8(SP), $0x00
-	JEQ    plain745
+	JEQ    plain771
 	SUBQ   $0x10, R13
-	JLT    short744
+	JLT    short770
 	MOVQ   8(SP), R11
 	MOVQ   16(SP), AX
 	MOVQ   24(SP), R14
 	MOVQ   32(SP), R8
 	LEAQ   (SI)(R9*8), CX
 
-positions743:
+positions769:
 	VPMOVSXBD    (SI), Y8
 	VCVTDQ2PS    Y8, Y8
 	VPMOVSXBD    8(SI), Y9
@@ -31585,21 +32111,21 @@ positions743:
 	ADDQ         $0x00000040, R14
 	ADDQ         $0x00000040, R8
 	SUBQ         $0x10, R13
-	JGE          positions743
+	JGE          positions769
 	MOVQ         R11, 8(SP)
 	MOVQ         AX, 16(SP)
 	MOVQ         R14, 24(SP)
 	MOVQ         R8, 32(SP)
 	MOVQ         oStride+24(FP), R8
 
-short744:
+short770:
 	ADDQ $0x10, R13
 
-plain745:
+plain771:
 	SUBQ $0x04, R13
-	JLT  few740
+	JLT  few767
 
-positions746:
+positions772:
 	VPMOVSXBD    (SI), Y8
 	VCVTDQ2PS    Y8, Y8
 	VPMOVSXBD    8(SI), Y9
@@ -31667,13 +32193,13 @@ positions746:
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
 	SUBQ         $0x04, R13
-	JGE          positions746
+	JGE          positions772
 
-few740:
+few767:
 	ADDQ $0x04, R13
-	JZ   merge742
+	JZ   merge768
 
-some741:
+some773:
 	VPMOVSXBD    (SI), Y8
 	VCVTDQ2PS    Y8, Y8
 	VPMOVSXBD    8(SI), Y9
@@ -31693,10 +32219,10 @@ some741:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some741
-	JMP          merge742
+	JNZ          some773
+	JMP          merge768
 
-sparse739:
+sparse766:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -31719,13 +32245,13 @@ sparse739:
 	VFMADD231PS  Y8, Y13, Y6
 	VFMADD231PS  Y9, Y13, Y7
 	BLSRQ        R13, R13
-	JNZ          sparse739
+	JNZ          sparse766
 
-merge742:
+merge768:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store747
+	JZ           store774
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -31767,9 +32293,9 @@ merge742:
 	VMULPS       Y9, Y7, Y7
 	VFMADD231PS  32(AX), Y8, Y7
 	VMOVUPS      Y7, 32(AX)
-	JMP          stored748
+	JMP          stored775
 
-store747:
+store774:
 	VMOVUPS Y0, (AX)
 	VMOVUPS Y1, 32(AX)
 	ADDQ    R8, AX
@@ -31782,13 +32308,13 @@ store747:
 	VMOVUPS Y6, (AX)
 	VMOVUPS Y7, 32(AX)
 
-stored748:
+stored775:
 	ADDQ $0x00000040, DI
 	ADDQ $0x00000010, DX
 	SUBQ $0x02, (SP)
-	JMP  columns737
+	JMP  columns764
 
-less738:
+less765:
 	ADDQ  $0x00000400, BX
 	MOVQ  BX, R14
 	SUBQ  w+8(FP), R14
@@ -31798,17 +32324,17 @@ less738:
 	ADDQ  R14, DI
 	MOVQ  $0x00000000, 8(SP)
 	SUBQ  $0x04, R10
-	JMP   rows643
+	JMP   rows670
 
-tile651:
+tile678:
 	MOVQ v+16(FP), DX
 	MOVQ cols+40(FP), R14
 	ADDQ R14, R14
 	MOVQ R14, (SP)
 
-columns749:
+columns776:
 	CMPQ   (SP), $0x02
-	JLT    less750
+	JLT    less777
 	VXORPS Y0, Y0, Y0
 	VXORPS Y1, Y1, Y1
 	VXORPS Y2, Y2, Y2
@@ -31825,23 +32351,23 @@ columns749:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse751
+	JNZ    sparse778
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 	CMPQ   8(SP), $0x00
-	JEQ    plain757
+	JEQ    plain783
 	SUBQ   $0x10, R13
-	JLT    short756
+	JLT    short782
 	MOVQ   8(SP), R11
 	MOVQ   16(SP), AX
 	MOVQ   24(SP), R14
 	MOVQ   32(SP), R8
 	LEAQ   (SI)(R9*8), CX
 
-positions755:
+positions781:
 	VPMOVSXBD    (SI), Y10
 	VCVTDQ2PS    Y10, Y10
 	VPMOVSXBD    8(SI), Y11
@@ -32183,21 +32709,21 @@ positions755:
 	ADDQ         $0x00000040, R14
 	ADDQ         $0x00000040, R8
 	SUBQ         $0x10, R13
-	JGE          positions755
+	JGE          positions781
 	MOVQ         R11, 8(SP)
 	MOVQ         AX, 16(SP)
 	MOVQ         R14, 24(SP)
 	MOVQ         R8, 32(SP)
 	MOVQ         oStride+24(FP), R8
 
-short756:
+short782:
 	ADDQ $0x10, R13
 
-plain757:
+plain783:
 	SUBQ $0x04, R13
-	JLT  few752
+	JLT  few779
 
-positions758:
+positions784:
 	VPMOVSXBD    (SI), Y10
 	VCVTDQ2PS    Y10, Y10
 	VPMOVSXBD    8(SI), Y11
@@ -32277,13 +32803,13 @@ positions758:
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
 	SUBQ         $0x04, R13
-	JGE          positions758
+	JGE          positions784
 
-few752:
+few779:
 	ADDQ $0x04, R13
-	JZ   merge754
+	JZ   merge780
 
-some753:
+some785:
 	VPMOVSXBD    (SI), Y10
 	VCVTDQ2PS    Y10, Y10
 	VPMOVSXBD    8(SI), Y11
@@ -32306,10 +32832,10 @@ some753:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some753
-	JMP          merge754
+	JNZ          some785
+	JMP          merge780
 
-sparse751:
+sparse778:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -32335,13 +32861,13 @@ sparse751:
 	VFMADD231PS  Y10, Y12, Y8
 	VFMADD231PS  Y11, Y12, Y9
 	BLSRQ        R13, R13
-	JNZ          sparse751
+	JNZ          sparse778
 
-merge754:
+merge780:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store759
+	JZ           store786
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -32392,9 +32918,9 @@ merge754:
 	VMULPS       Y11, Y9, Y9
 	VFMADD231PS  32(AX), Y10, Y9
 	VMOVUPS      Y9, 32(AX)
-	JMP          stored760
+	JMP          stored787
 
-store759:
+store786:
 	VMOVUPS Y0, (AX)
 	VMOVUPS Y1, 32(AX)
 	ADDQ    R8, AX
@@ -32410,13 +32936,13 @@ store759:
 	VMOVUPS Y8, (AX)
 	VMOVUPS Y9, 32(AX)
 
-stored760:
+stored787:
 	ADDQ $0x00000040, DI
 	ADDQ $0x00000010, DX
 	SUBQ $0x02, (SP)
-	JMP  columns749
+	JMP  columns776
 
-less750:
+less777:
 	ADDQ  $0x00000500, BX
 	MOVQ  BX, R14
 	SUBQ  w+8(FP), R14
@@ -32426,9 +32952,9 @@ less750:
 	ADDQ  R14, DI
 	MOVQ  $0x00000000, 8(SP)
 	SUBQ  $0x05, R10
-	JMP   rows643
+	JMP   rows670
 
-done645:
+done672:
 	VZEROUPPER
 	RET
 
@@ -32440,15 +32966,15 @@ TEXT ·softmax_avx2(SB), NOSPLIT, $0-72
 	MOVQ         visible+40(FP), R8
 	MOVQ         m+48(FP), R9
 	TESTQ        CX, CX
-	JZ           done761
+	JZ           done788
 	VBROADCASTSS scale+24(FP), Y15
 	VMOVUPS      negInf_avx2<>+0(SB), Y14
 	VMOVUPS      lanes_avx2<>+0(SB), Y10
 
-maximum762:
+maximum789:
 	MOVQ    (R8), AX
 	CMPQ    AX, $-1
-	JNE     some763
+	JNE     some790
 	VMULPS  (DI), Y15, Y0
 	VMOVUPS Y0, (DI)
 	VMULPS  32(DI), Y15, Y1
@@ -32465,9 +32991,9 @@ maximum762:
 	VMOVUPS Y6, 192(DI)
 	VMULPS  224(DI), Y15, Y7
 	VMOVUPS Y7, 224(DI)
-	JMP     found764
+	JMP     found791
 
-some763:
+some790:
 	VMULPS       (DI), Y15, Y0
 	VMOVD        AX, X8
 	VPBROADCASTD X8, Y8
@@ -32533,7 +33059,7 @@ some763:
 	VBLENDVPS    Y8, Y7, Y14, Y7
 	VMOVUPS      Y7, 224(DI)
 
-found764:
+found791:
 	VCMPPS       $0x03, Y0, Y1, Y11
 	VCMPPS       $0x03, Y2, Y3, Y8
 	VORPS        Y8, Y11, Y11
@@ -32556,16 +33082,16 @@ found764:
 	VMAXSS       X4, X13, X13
 	VMOVMSKPS    Y11, BX
 	TESTQ        BX, BX
-	JZ           number765
+	JZ           number792
 	VPCMPEQD     X13, X13, X13
 
-number765:
+number792:
 	VMOVSS  X13, (R9)
 	ADDQ    $0x00000100, DI
 	ADDQ    $0x08, R8
 	ADDQ    $0x04, R9
 	DECQ    CX
-	JNZ     maximum762
+	JNZ     maximum789
 	MOVQ    s+0(FP), DI
 	MOVQ    rows+32(FP), CX
 	MOVQ    m+48(FP), R9
@@ -32576,13 +33102,13 @@ number765:
 	VMOVUPS exp6_avx2<>+0(SB), Y10
 	VMOVUPS ln2Hi_avx2<>+0(SB), Y11
 
-weights766:
+weights793:
 	VBROADCASTSS (R9), Y15
 	VUCOMISS     negInf_avx2<>+0(SB), X15
-	JNE          sees770
-	JNP          empty768
+	JNE          sees797
+	JNP          empty795
 
-sees770:
+sees797:
 	VPCMPEQD    Y14, Y14, Y14
 	VXORPS      Y13, Y13, Y13
 	VXORPS      Y12, Y12, Y12
@@ -32765,9 +33291,9 @@ sees770:
 	MOVQ        $-1, R12
 	VMOVMSKPS   Y14, BX
 	CMPQ        BX, $0xff
-	JNE         zeros769
+	JNE         zeros796
 
-store771:
+store798:
 	MOVQ         R12, (R11)
 	VADDPS       Y12, Y13, Y13
 	VEXTRACTF128 $0x01, Y13, X12
@@ -32778,19 +33304,19 @@ store771:
 	VADDSS       X12, X13, X13
 	VMOVSS       X13, (R10)
 
-next767:
+next794:
 	ADDQ $0x00000100, DI
 	ADDQ $0x08, R11
 	ADDQ $0x04, R9
 	ADDQ $0x04, R10
 	DECQ CX
-	JNZ  weights766
+	JNZ  weights793
 
-done761:
+done788:
 	VZEROUPPER
 	RET
 
-zeros769:
+zeros796:
 	VXORPS    Y0, Y0, Y0
 	XORQ      R12, R12
 	VCMPPS    $0x04, (DI), Y0, Y1
@@ -32824,13 +33350,13 @@ zeros769:
 	VMOVMSKPS Y1, BX
 	SHLQ      $0x38, BX
 	ORQ       BX, R12
-	JMP       store771
+	JMP       store798
 
-empty768:
+empty795:
 	XORQ BX, BX
 	MOVQ BX, (R11)
 	MOVL BX, (R10)
-	JMP  next767
+	JMP  next794
 
 // func softmaxScaled_avx2(s *float32, kScale *float32, vScale *float32, scale float32, rows int, visible *uint64, m *float32, l *float32, nonzero *uint64)
 // Requires: AVX, AVX2, FMA3
@@ -32842,15 +33368,15 @@ TEXT ·softmaxScaled_avx2(SB), NOSPLIT, $0-72
 	MOVQ         visible+40(FP), R8
 	MOVQ         m+48(FP), R9
 	TESTQ        CX, CX
-	JZ           done772
+	JZ           done799
 	VBROADCASTSS scale+24(FP), Y15
 	VMOVUPS      negInf_avx2<>+0(SB), Y14
 	VMOVUPS      lanes_avx2<>+0(SB), Y10
 
-maximum773:
+maximum800:
 	MOVQ    (R8), AX
 	CMPQ    AX, $-1
-	JNE     some774
+	JNE     some801
 	VMOVUPS (DI), Y0
 	VMULPS  (SI), Y0, Y0
 	VMULPS  Y15, Y0, Y0
@@ -32883,9 +33409,9 @@ maximum773:
 	VMULPS  224(SI), Y7, Y7
 	VMULPS  Y15, Y7, Y7
 	VMOVUPS Y7, 224(DI)
-	JMP     found775
+	JMP     found802
 
-some774:
+some801:
 	VMOVUPS      (DI), Y0
 	VMULPS       (SI), Y0, Y0
 	VMULPS       Y15, Y0, Y0
@@ -32967,7 +33493,7 @@ some774:
 	VBLENDVPS    Y8, Y7, Y14, Y7
 	VMOVUPS      Y7, 224(DI)
 
-found775:
+found802:
 	VCMPPS       $0x03, Y0, Y1, Y11
 	VCMPPS       $0x03, Y2, Y3, Y8
 	VORPS        Y8, Y11, Y11
@@ -32990,16 +33516,16 @@ found775:
 	VMAXSS       X4, X13, X13
 	VMOVMSKPS    Y11, BX
 	TESTQ        BX, BX
-	JZ           number776
+	JZ           number803
 	VPCMPEQD     X13, X13, X13
 
-number776:
+number803:
 	VMOVSS  X13, (R9)
 	ADDQ    $0x00000100, DI
 	ADDQ    $0x08, R8
 	ADDQ    $0x04, R9
 	DECQ    CX
-	JNZ     maximum773
+	JNZ     maximum800
 	MOVQ    s+0(FP), DI
 	MOVQ    rows+32(FP), CX
 	MOVQ    m+48(FP), R9
@@ -33010,13 +33536,13 @@ number776:
 	VMOVUPS exp6_avx2<>+0(SB), Y10
 	VMOVUPS ln2Hi_avx2<>+0(SB), Y11
 
-weights777:
+weights804:
 	VBROADCASTSS (R9), Y15
 	VUCOMISS     negInf_avx2<>+0(SB), X15
-	JNE          sees781
-	JNP          empty779
+	JNE          sees808
+	JNP          empty806
 
-sees781:
+sees808:
 	VPCMPEQD    Y14, Y14, Y14
 	VXORPS      Y13, Y13, Y13
 	VXORPS      Y12, Y12, Y12
@@ -33215,9 +33741,9 @@ sees781:
 	MOVQ        $-1, R12
 	VMOVMSKPS   Y14, BX
 	CMPQ        BX, $0xff
-	JNE         zeros780
+	JNE         zeros807
 
-store782:
+store809:
 	MOVQ         R12, (R11)
 	VADDPS       Y12, Y13, Y13
 	VEXTRACTF128 $0x01, Y13, X12
@@ -33228,19 +33754,19 @@ store782:
 	VADDSS       X12, X13, X13
 	VMOVSS       X13, (R10)
 
-next778:
+next805:
 	ADDQ $0x00000100, DI
 	ADDQ $0x08, R11
 	ADDQ $0x04, R9
 	ADDQ $0x04, R10
 	DECQ CX
-	JNZ  weights777
+	JNZ  weights804
 
-done772:
+done799:
 	VZEROUPPER
 	RET
 
-zeros780:
+zeros807:
 	VXORPS    Y0, Y0, Y0
 	XORQ      R12, R12
 	VCMPPS    $0x04, (DI), Y0, Y1
@@ -33274,13 +33800,13 @@ zeros780:
 	VMOVMSKPS Y1, BX
 	SHLQ      $0x38, BX
 	ORQ       BX, R12
-	JMP       store782
+	JMP       store809
 
-empty779:
+empty806:
 	XORQ BX, BX
 	MOVQ BX, (R11)
 	MOVL BX, (R10)
-	JMP  next778
+	JMP  next805
 
 DATA absolute_avx2<>+0(SB)/4, $0x7fffffff
 DATA absolute_avx2<>+4(SB)/4, $0x7fffffff
@@ -33456,26 +33982,26 @@ TEXT ·adjust_avx2(SB), NOSPLIT, $0-64
 	MOVL         softcap+20(FP), BX
 	ADDL         BX, BX
 	TESTQ        DX, DX
-	JZ           noslope783
+	JZ           noslope810
 	VBROADCASTSS (DX), Y14
 
-noslope783:
+noslope810:
 	XORQ R11, R11
 	XORQ R12, R12
 
-pair784:
+pair811:
 	VMOVUPS (DI)(R11*1), Y0
 	VMOVUPS 32(DI)(R11*1), Y1
 	TESTQ   SI, SI
-	JZ      unscaled785
+	JZ      unscaled812
 	VMULPS  (SI)(R11*1), Y0, Y0
 	VMULPS  32(SI)(R11*1), Y1, Y1
 
-unscaled785:
+unscaled812:
 	VMULPS      Y12, Y0, Y0
 	VMULPS      Y12, Y1, Y1
 	TESTL       BX, BX
-	JZ          uncapped786
+	JZ          uncapped813
 	VDIVPS      Y13, Y0, Y0
 	VDIVPS      Y13, Y1, Y1
 	VANDPS      absolute_avx2<>+0(SB), Y0, Y2
@@ -33553,9 +34079,9 @@ unscaled785:
 	VMULPS      Y13, Y0, Y0
 	VMULPS      Y13, Y1, Y1
 
-uncapped786:
+uncapped813:
 	TESTQ        DX, DX
-	JZ           level787
+	JZ           level814
 	VPSUBD       (R10)(R11*1), Y15, Y6
 	VPSUBD       32(R10)(R11*1), Y15, Y7
 	VPABSD       Y6, Y6
@@ -33565,9 +34091,9 @@ uncapped786:
 	VFNMADD231PS Y6, Y14, Y0
 	VFNMADD231PS Y7, Y14, Y1
 
-level787:
+level814:
 	TESTQ     CX, CX
-	JZ        unbiased788
+	JZ        unbiased815
 	VMOVUPS   (CX)(R11*1), Y6
 	VMOVUPS   32(CX)(R11*1), Y7
 	VADDPS    Y6, Y0, Y0
@@ -33583,14 +34109,14 @@ level787:
 	SHLQ      $0x38, AX
 	ORQ       AX, R12
 
-unbiased788:
+unbiased815:
 	VMOVUPS   Y0, (DI)(R11*1)
 	VMOVUPS   Y1, 32(DI)(R11*1)
 	ADDQ      $0x40, R11
 	CMPQ      R11, $0x00000100
-	JLT       pair784
+	JLT       pair811
 	TESTQ     R8, R8
-	JZ        unmasked789
+	JZ        unmasked816
 	VPXOR     Y0, Y0, Y0
 	VPCMPEQB  (R8), Y0, Y1
 	VPCMPEQB  32(R8), Y0, Y2
@@ -33600,7 +34126,7 @@ unbiased788:
 	SHLQ      $0x20, AX
 	ORQ       AX, R12
 
-unmasked789:
+unmasked816:
 	NOTQ R12
 	ANDQ R12, (R9)
 	VZEROUPPER
@@ -33618,9 +34144,9 @@ TEXT ·coefficients_avx2(SB), NOSPLIT, $0-56
 	MOVQ    rows+48(FP), R10
 	VMOVUPS negInf_avx2<>+0(SB), Y8
 
-rows790:
+rows817:
 	CMPQ        R10, $0x00
-	JLE         done791
+	JLE         done818
 	VMOVUPS     (DI), Y0
 	VMOVUPS     (DX), Y1
 	VMAXPS      Y1, Y0, Y2
@@ -33684,9 +34210,9 @@ rows790:
 	ADDQ        $0x20, R8
 	ADDQ        $0x20, R9
 	SUBQ        $0x08, R10
-	JMP         rows790
+	JMP         rows817
 
-done791:
+done818:
 	VZEROUPPER
 	RET
 
@@ -33699,9 +34225,9 @@ TEXT ·merge_avx2(SB), NOSPLIT, $0-32
 	VBROADCASTSS a+16(FP), Y14
 	VBROADCASTSS b+20(FP), Y15
 
-loop792:
+loop819:
 	CMPQ        CX, $0x00
-	JLE         done793
+	JLE         done820
 	VMULPS      (SI), Y15, Y0
 	VFMADD231PS (DI), Y14, Y0
 	VMOVUPS     Y0, (DI)
@@ -33711,9 +34237,9 @@ loop792:
 	ADDQ        $0x40, DI
 	ADDQ        $0x40, SI
 	SUBQ        $0x10, CX
-	JMP         loop792
+	JMP         loop819
 
-done793:
+done820:
 	VZEROUPPER
 	RET
 
@@ -33727,9 +34253,9 @@ TEXT ·divide_avx2(SB), NOSPLIT, $0-33
 	VXORPS       Y1, Y1, Y1
 	VXORPS       Y2, Y2, Y2
 
-loop794:
+loop821:
 	SUBQ    $0x08, CX
-	JLT     done795
+	JLT     done822
 	VMOVUPS (SI), Y3
 	VDIVPS  Y0, Y3, Y3
 	VADDPS  Y1, Y3, Y3
@@ -33738,9 +34264,9 @@ loop794:
 	VORPS   Y3, Y2, Y2
 	ADDQ    $0x20, SI
 	ADDQ    $0x20, DI
-	JMP     loop794
+	JMP     loop821
 
-done795:
+done822:
 	XORQ   AX, AX
 	VPTEST Y2, Y2
 	SETEQ  AL
@@ -33876,9 +34402,9 @@ TEXT ·logSums_avx2(SB), NOSPLIT, $0-32
 	MOVQ l+16(FP), DX
 	MOVQ rows+24(FP), CX
 
-rows796:
+rows823:
 	CMPQ        CX, $0x00
-	JLE         done797
+	JLE         done824
 	VMOVUPS     (DX), Y0
 	VPSUBD      sqrtHalf_avx2<>+0(SB), Y0, Y1
 	VPSRAD      $0x17, Y1, Y1
@@ -33907,9 +34433,9 @@ rows796:
 	ADDQ        $0x20, SI
 	ADDQ        $0x20, DX
 	SUBQ        $0x08, CX
-	JMP         rows796
+	JMP         rows823
 
-done797:
+done824:
 	VZEROUPPER
 	RET
 
@@ -33927,9 +34453,9 @@ TEXT ·dots_avx2(SB), NOSPLIT, $0-40
 	LEAQ (R9)(R9*4), R11
 	LEAQ (R10)(R9*4), R12
 
-eights798:
+eights825:
 	CMPQ   CX, $0x08
-	JLT    ones799
+	JLT    ones826
 	VXORPS X0, X0, X0
 	VXORPS X1, X1, X1
 	VXORPS X2, X2, X2
@@ -33940,7 +34466,7 @@ eights798:
 	VXORPS X7, X7, X7
 	MOVQ   R8, AX
 
-element801:
+element828:
 	VMOVSS      (SI), X8
 	VFMADD231SS (DX), X8, X0
 	VMOVSS      (SI)(R9*1), X9
@@ -33960,7 +34486,7 @@ element801:
 	ADDQ        $0x04, SI
 	ADDQ        $0x04, DX
 	DECQ        AX
-	JNZ         element801
+	JNZ         element828
 	VMOVSS      X0, (DI)
 	VMOVSS      X1, 4(DI)
 	VMOVSS      X2, 8(DI)
@@ -33973,27 +34499,27 @@ element801:
 	ADDQ        R12, DX
 	ADDQ        $0x20, DI
 	SUBQ        $0x08, CX
-	JMP         eights798
+	JMP         eights825
 
-ones799:
+ones826:
 	TESTQ  CX, CX
-	JZ     done800
+	JZ     done827
 	VXORPS X0, X0, X0
 	MOVQ   R8, AX
 
-element802:
+element829:
 	VMOVSS      (SI), X8
 	VFMADD231SS (DX), X8, X0
 	ADDQ        $0x04, SI
 	ADDQ        $0x04, DX
 	DECQ        AX
-	JNZ         element802
+	JNZ         element829
 	VMOVSS      X0, (DI)
 	ADDQ        $0x04, DI
 	SUBQ        $0x01, CX
-	JMP         ones799
+	JMP         ones826
 
-done800:
+done827:
 	VZEROUPPER
 	RET
 
@@ -34013,12 +34539,12 @@ TEXT ·weigh_avx2(SB), NOSPLIT, $0-57
 	VBROADCASTSS scale+16(FP), Y15
 	VXORPS       Y14, Y14, Y14
 
-row803:
+row830:
 	MOVQ         (R10), AX
 	VBROADCASTSS (R8), Y12
 	VBROADCASTSS (R9), Y13
 	CMPQ         AX, $-1
-	JNE          some804
+	JNE          some831
 	VMULPS       (DI), Y15, Y0
 	VMULPS       32(DI), Y15, Y1
 	VCMPPS       $0x0e, Y12, Y0, Y6
@@ -34227,9 +34753,9 @@ row803:
 	VMOVUPS      Y0, 192(SI)
 	VMOVUPS      Y5, 224(DI)
 	VMOVUPS      Y1, 224(SI)
-	JMP          next805
+	JMP          next832
 
-some804:
+some831:
 	MOVQ         AX, BX
 	VMOVD        BX, X2
 	VPBROADCASTD X2, Y2
@@ -34557,14 +35083,14 @@ some804:
 	VMOVUPS      Y5, 224(DI)
 	VMOVUPS      Y1, 224(SI)
 
-next805:
+next832:
 	ADDQ   $0x00000100, DI
 	ADDQ   $0x00000100, SI
 	ADDQ   $0x08, R10
 	ADDQ   $0x04, R8
 	ADDQ   $0x04, R9
 	DECQ   CX
-	JNZ    row803
+	JNZ    row830
 	VPTEST Y14, Y14
 	SETNE  AL
 	MOVB   AL, ret+56(FP)
@@ -34581,7 +35107,7 @@ TEXT ·soften_avx2(SB), NOSPLIT, $0-40
 	VBROADCASTSS scale+16(FP), Y12
 	VBROADCASTSS softcap+20(FP), Y13
 
-row806:
+row833:
 	MOVQ         (R8), AX
 	VMULPS       (SI), Y12, Y0
 	VMULPS       32(SI), Y12, Y1
@@ -34986,7 +35512,7 @@ row806:
 	ADDQ         $0x00000100, SI
 	ADDQ         $0x08, R8
 	DECQ         CX
-	JNZ          row806
+	JNZ          row833
 	VZEROUPPER
 	RET
 
@@ -35001,9 +35527,9 @@ TEXT ·transpose_avx2(SB), NOSPLIT, $0-32
 	LEAQ (R8)(R8*4), BX
 	LEAQ (AX)(R8*4), DX
 
-loop807:
+loop834:
 	CMPQ       CX, $0x08
-	JLT        done808
+	JLT        done835
 	VMOVUPS    (SI), Y0
 	VMOVUPS    (SI)(R8*1), Y1
 	VMOVUPS    (SI)(R8*2), Y2
@@ -35047,9 +35573,9 @@ loop807:
 	ADDQ       $0x00000800, DI
 	ADDQ       $0x20, SI
 	SUBQ       $0x08, CX
-	JMP        loop807
+	JMP        loop834
 
-done808:
+done835:
 	VZEROUPPER
 	RET
 
@@ -35064,9 +35590,9 @@ TEXT ·columns1_avx2(SB), NOSPLIT, $0-32
 	LEAQ (R8)(R8*4), BX
 	LEAQ (AX)(R8*4), DX
 
-loop809:
+loop836:
 	CMPQ       CX, $0x10
-	JLT        done810
+	JLT        done837
 	VMOVDQU    (SI), X0
 	VMOVDQU    (SI)(R8*1), X1
 	VMOVDQU    (SI)(R8*2), X2
@@ -35118,9 +35644,9 @@ loop809:
 	ADDQ       $0x00000400, DI
 	ADDQ       $0x10, SI
 	SUBQ       $0x10, CX
-	JMP        loop809
+	JMP        loop836
 
-done810:
+done837:
 	VZEROUPPER
 	RET
 
@@ -35135,9 +35661,9 @@ TEXT ·columns2_avx2(SB), NOSPLIT, $0-32
 	LEAQ (R8)(R8*4), BX
 	LEAQ (AX)(R8*4), DX
 
-loop811:
+loop838:
 	CMPQ        CX, $0x08
-	JLT         done812
+	JLT         done839
 	VMOVDQU     (SI), X0
 	VMOVDQU     (SI)(R8*1), X1
 	VMOVDQU     (SI)(R8*2), X2
@@ -35181,9 +35707,9 @@ loop811:
 	ADDQ        $0x00000400, DI
 	ADDQ        $0x10, SI
 	SUBQ        $0x08, CX
-	JMP         loop811
+	JMP         loop838
 
-done812:
+done839:
 	VZEROUPPER
 	RET
 
@@ -35196,9 +35722,9 @@ TEXT ·column1_avx2(SB), NOSPLIT, $0-24
 	MOVQ DI, AX
 	MOVQ CX, BX
 
-fetch813:
+fetch840:
 	CMPQ       BX, $0x08
-	JLT        fetched814
+	JLT        fetched841
 	PREFETCHT0 (AX)
 	PREFETCHT0 64(AX)
 	PREFETCHT0 128(AX)
@@ -35209,12 +35735,12 @@ fetch813:
 	PREFETCHT0 448(AX)
 	ADDQ       $0x00000200, AX
 	SUBQ       $0x08, BX
-	JMP        fetch813
+	JMP        fetch840
 
-fetched814:
-eight815:
+fetched841:
+eight842:
 	CMPQ    CX, $0x08
-	JLT     one816
+	JLT     one843
 	MOVBLZX (SI), AX
 	MOVBLZX 1(SI), BX
 	MOVBLZX 2(SI), DX
@@ -35234,19 +35760,19 @@ eight815:
 	ADDQ    $0x00000200, DI
 	ADDQ    $0x08, SI
 	SUBQ    $0x08, CX
-	JMP     eight815
+	JMP     eight842
 
-one816:
+one843:
 	CMPQ    CX, $0x01
-	JLT     done817
+	JLT     done844
 	MOVBLZX (SI), AX
 	MOVB    AL, (DI)
 	ADDQ    $0x00000040, DI
 	ADDQ    $0x01, SI
 	DECQ    CX
-	JMP     one816
+	JMP     one843
 
-done817:
+done844:
 	RET
 
 // func column2_avx2(dst *byte, src *byte, n int)
@@ -35258,9 +35784,9 @@ TEXT ·column2_avx2(SB), NOSPLIT, $0-24
 	MOVQ DI, AX
 	MOVQ CX, BX
 
-fetch818:
+fetch845:
 	CMPQ       BX, $0x08
-	JLT        fetched819
+	JLT        fetched846
 	PREFETCHT0 (AX)
 	PREFETCHT0 128(AX)
 	PREFETCHT0 256(AX)
@@ -35271,12 +35797,12 @@ fetch818:
 	PREFETCHT0 896(AX)
 	ADDQ       $0x00000400, AX
 	SUBQ       $0x08, BX
-	JMP        fetch818
+	JMP        fetch845
 
-fetched819:
-eight820:
+fetched846:
+eight847:
 	CMPQ    CX, $0x08
-	JLT     one821
+	JLT     one848
 	MOVWLZX (SI), AX
 	MOVWLZX 2(SI), BX
 	MOVWLZX 4(SI), DX
@@ -35296,19 +35822,19 @@ eight820:
 	ADDQ    $0x00000400, DI
 	ADDQ    $0x10, SI
 	SUBQ    $0x08, CX
-	JMP     eight820
+	JMP     eight847
 
-one821:
+one848:
 	CMPQ    CX, $0x01
-	JLT     done822
+	JLT     done849
 	MOVWLZX (SI), AX
 	MOVW    AX, (DI)
 	ADDQ    $0x00000080, DI
 	ADDQ    $0x02, SI
 	DECQ    CX
-	JMP     one821
+	JMP     one848
 
-done822:
+done849:
 	RET
 
 // func column4_avx2(dst *byte, src *byte, n int)
@@ -35320,9 +35846,9 @@ TEXT ·column4_avx2(SB), NOSPLIT, $0-24
 	MOVQ DI, AX
 	MOVQ CX, BX
 
-fetch823:
+fetch850:
 	CMPQ       BX, $0x08
-	JLT        fetched824
+	JLT        fetched851
 	PREFETCHT0 (AX)
 	PREFETCHT0 256(AX)
 	PREFETCHT0 512(AX)
@@ -35333,12 +35859,12 @@ fetch823:
 	PREFETCHT0 1792(AX)
 	ADDQ       $0x00000800, AX
 	SUBQ       $0x08, BX
-	JMP        fetch823
+	JMP        fetch850
 
-fetched824:
-eight825:
+fetched851:
+eight852:
 	CMPQ CX, $0x08
-	JLT  one826
+	JLT  one853
 	MOVL (SI), AX
 	MOVL 4(SI), BX
 	MOVL 8(SI), DX
@@ -35358,17 +35884,42 @@ eight825:
 	ADDQ $0x00000800, DI
 	ADDQ $0x20, SI
 	SUBQ $0x08, CX
-	JMP  eight825
+	JMP  eight852
 
-one826:
+one853:
 	CMPQ CX, $0x01
-	JLT  done827
+	JLT  done854
 	MOVL (SI), AX
 	MOVL AX, (DI)
 	ADDQ $0x00000100, DI
 	ADDQ $0x04, SI
 	DECQ CX
-	JMP  one826
+	JMP  one853
 
-done827:
+done854:
+	RET
+
+// func weave_avx2(dst *byte, first *byte, second *byte, n int)
+// Requires: AVX, AVX2
+TEXT ·weave_avx2(SB), NOSPLIT, $0-32
+	MOVQ dst+0(FP), DI
+	MOVQ first+8(FP), SI
+	MOVQ second+16(FP), BX
+	MOVQ n+24(FP), CX
+
+loop855:
+	SUBQ      $0x08, CX
+	JLT       done856
+	VPMOVZXWD (SI), Y0
+	VPMOVZXWD (BX), Y1
+	VPSLLD    $0x10, Y1, Y1
+	VPOR      Y1, Y0, Y0
+	VMOVUPS   Y0, (DI)
+	ADDQ      $0x10, SI
+	ADDQ      $0x10, BX
+	ADDQ      $0x20, DI
+	JMP       loop855
+
+done856:
+	VZEROUPPER
 	RET

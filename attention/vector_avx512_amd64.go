@@ -121,3 +121,8 @@ func column2_avx512(dst *byte, src *byte, n int)
 //
 //go:noescape
 func column4_avx512(dst *byte, src *byte, n int)
+
+// weave_avx512 writes two rows of n elements of 2 bytes, n a multiple of 16, as pairs.
+//
+//go:noescape
+func weave_avx512(dst *byte, first *byte, second *byte, n int)

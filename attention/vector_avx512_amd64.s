@@ -239,78 +239,6 @@ GLOBL negInf_avx512<>(SB), RODATA|NOPTR, $64
 DATA highHalf_avx512<>+0(SB)/4, $0xffff0000
 GLOBL highHalf_avx512<>(SB), RODATA|NOPTR, $4
 
-DATA joinFirst_avx512<>+0(SB)/4, $0x00000000
-DATA joinFirst_avx512<>+4(SB)/4, $0x00000010
-DATA joinFirst_avx512<>+8(SB)/4, $0x00000001
-DATA joinFirst_avx512<>+12(SB)/4, $0x00000011
-DATA joinFirst_avx512<>+16(SB)/4, $0x00000002
-DATA joinFirst_avx512<>+20(SB)/4, $0x00000012
-DATA joinFirst_avx512<>+24(SB)/4, $0x00000003
-DATA joinFirst_avx512<>+28(SB)/4, $0x00000013
-DATA joinFirst_avx512<>+32(SB)/4, $0x00000004
-DATA joinFirst_avx512<>+36(SB)/4, $0x00000014
-DATA joinFirst_avx512<>+40(SB)/4, $0x00000005
-DATA joinFirst_avx512<>+44(SB)/4, $0x00000015
-DATA joinFirst_avx512<>+48(SB)/4, $0x00000006
-DATA joinFirst_avx512<>+52(SB)/4, $0x00000016
-DATA joinFirst_avx512<>+56(SB)/4, $0x00000007
-DATA joinFirst_avx512<>+60(SB)/4, $0x00000017
-GLOBL joinFirst_avx512<>(SB), RODATA|NOPTR, $64
-
-DATA joinSecond_avx512<>+0(SB)/4, $0x00000018
-DATA joinSecond_avx512<>+4(SB)/4, $0x00000008
-DATA joinSecond_avx512<>+8(SB)/4, $0x00000019
-DATA joinSecond_avx512<>+12(SB)/4, $0x00000009
-DATA joinSecond_avx512<>+16(SB)/4, $0x0000001a
-DATA joinSecond_avx512<>+20(SB)/4, $0x0000000a
-DATA joinSecond_avx512<>+24(SB)/4, $0x0000001b
-DATA joinSecond_avx512<>+28(SB)/4, $0x0000000b
-DATA joinSecond_avx512<>+32(SB)/4, $0x0000001c
-DATA joinSecond_avx512<>+36(SB)/4, $0x0000000c
-DATA joinSecond_avx512<>+40(SB)/4, $0x0000001d
-DATA joinSecond_avx512<>+44(SB)/4, $0x0000000d
-DATA joinSecond_avx512<>+48(SB)/4, $0x0000001e
-DATA joinSecond_avx512<>+52(SB)/4, $0x0000000e
-DATA joinSecond_avx512<>+56(SB)/4, $0x0000001f
-DATA joinSecond_avx512<>+60(SB)/4, $0x0000000f
-GLOBL joinSecond_avx512<>(SB), RODATA|NOPTR, $64
-
-DATA partFirst_avx512<>+0(SB)/4, $0x00000000
-DATA partFirst_avx512<>+4(SB)/4, $0x00000002
-DATA partFirst_avx512<>+8(SB)/4, $0x00000004
-DATA partFirst_avx512<>+12(SB)/4, $0x00000006
-DATA partFirst_avx512<>+16(SB)/4, $0x00000008
-DATA partFirst_avx512<>+20(SB)/4, $0x0000000a
-DATA partFirst_avx512<>+24(SB)/4, $0x0000000c
-DATA partFirst_avx512<>+28(SB)/4, $0x0000000e
-DATA partFirst_avx512<>+32(SB)/4, $0x00000010
-DATA partFirst_avx512<>+36(SB)/4, $0x00000012
-DATA partFirst_avx512<>+40(SB)/4, $0x00000014
-DATA partFirst_avx512<>+44(SB)/4, $0x00000016
-DATA partFirst_avx512<>+48(SB)/4, $0x00000018
-DATA partFirst_avx512<>+52(SB)/4, $0x0000001a
-DATA partFirst_avx512<>+56(SB)/4, $0x0000001c
-DATA partFirst_avx512<>+60(SB)/4, $0x0000001e
-GLOBL partFirst_avx512<>(SB), RODATA|NOPTR, $64
-
-DATA partSecond_avx512<>+0(SB)/4, $0x00000011
-DATA partSecond_avx512<>+4(SB)/4, $0x00000013
-DATA partSecond_avx512<>+8(SB)/4, $0x00000015
-DATA partSecond_avx512<>+12(SB)/4, $0x00000017
-DATA partSecond_avx512<>+16(SB)/4, $0x00000019
-DATA partSecond_avx512<>+20(SB)/4, $0x0000001b
-DATA partSecond_avx512<>+24(SB)/4, $0x0000001d
-DATA partSecond_avx512<>+28(SB)/4, $0x0000001f
-DATA partSecond_avx512<>+32(SB)/4, $0x00000001
-DATA partSecond_avx512<>+36(SB)/4, $0x00000003
-DATA partSecond_avx512<>+40(SB)/4, $0x00000005
-DATA partSecond_avx512<>+44(SB)/4, $0x00000007
-DATA partSecond_avx512<>+48(SB)/4, $0x00000009
-DATA partSecond_avx512<>+52(SB)/4, $0x0000000b
-DATA partSecond_avx512<>+56(SB)/4, $0x0000000d
-DATA partSecond_avx512<>+60(SB)/4, $0x0000000f
-GLOBL partSecond_avx512<>(SB), RODATA|NOPTR, $64
-
 // func scores_f32_avx512(s *float32, q *float32, k *byte, stride int, n int, rows int, carry int, ahead *uintptr)
 // Requires: AVX, AVX512F, MMX+
 TEXT ·scores_f32_avx512(SB), NOSPLIT, $8-64
@@ -394,11 +322,11 @@ begin14:
 	ADDQ SI, CX
 	MOVQ n+32(FP), R12
 
-turn18:
+turn17:
 	SUBQ         $0x04, R12
-	JLT          end20
+	JLT          end19
 	SUBQ         $0x00000400, R9
-	JGE          quiet19
+	JGE          quiet18
 	VMOVUPS      (AX), Z24
 	VMOVUPS      64(AX), Z25
 	VMOVUPS      128(AX), Z26
@@ -572,15 +500,15 @@ turn18:
 	ADDQ         $0x10, CX
 	ADDQ         $0x00000100, R14
 	TESTQ        $0x000001ff, R14
-	JNZ          row21
+	JNZ          row20
 	ADDQ         40(R11), R14
 
-row21:
+row20:
 	IMUL3Q $0x00000400, 32(R11), DX
 	ADDQ   DX, R9
-	JMP    turn18
+	JMP    turn17
 
-quiet19:
+quiet18:
 	VMOVUPS      (AX), Z24
 	VMOVUPS      64(AX), Z25
 	VMOVUPS      128(AX), Z26
@@ -720,13 +648,13 @@ quiet19:
 	ADDQ         $0x00000400, AX
 	ADDQ         $0x10, BX
 	ADDQ         $0x10, CX
-	JMP          turn18
+	JMP          turn17
 
-end20:
+end19:
 	ADDQ $0x04, R12
-	JZ   store17
+	JZ   store16
 
-some16:
+some21:
 	VMOVUPS      (AX), Z24
 	VMOVUPS      64(AX), Z25
 	VMOVUPS      128(AX), Z26
@@ -765,9 +693,9 @@ some16:
 	ADDQ         $0x04, BX
 	ADDQ         $0x04, CX
 	DECQ         R12
-	JNZ          some16
+	JNZ          some21
 
-store17:
+store16:
 	VMOVUPS Z0, (DI)
 	VMOVUPS Z1, 64(DI)
 	VMOVUPS Z2, 128(DI)
@@ -838,11 +766,11 @@ begin24:
 	MOVQ SI, BX
 	MOVQ n+32(FP), R12
 
-turn28:
+turn27:
 	SUBQ         $0x04, R12
-	JLT          end30
+	JLT          end29
 	SUBQ         $0x00000400, R9
-	JGE          quiet29
+	JGE          quiet28
 	VBROADCASTSS (BX), Z4
 	VMOVUPS      (AX), Z5
 	VFMADD231PS  Z5, Z4, Z0
@@ -915,15 +843,15 @@ turn28:
 	ADDQ         $0x10, BX
 	ADDQ         $0x00000100, R14
 	TESTQ        $0x000001ff, R14
-	JNZ          row31
+	JNZ          row30
 	ADDQ         40(R11), R14
 
-row31:
+row30:
 	IMUL3Q $0x00000400, 32(R11), DX
 	ADDQ   DX, R9
-	JMP    turn28
+	JMP    turn27
 
-quiet29:
+quiet28:
 	VBROADCASTSS (BX), Z4
 	VMOVUPS      (AX), Z5
 	VFMADD231PS  Z5, Z4, Z0
@@ -962,13 +890,13 @@ quiet29:
 	VFMADD231PS  Z8, Z4, Z3
 	ADDQ         $0x00000400, AX
 	ADDQ         $0x10, BX
-	JMP          turn28
+	JMP          turn27
 
-end30:
+end29:
 	ADDQ $0x04, R12
-	JZ   store27
+	JZ   store26
 
-some26:
+some31:
 	VBROADCASTSS (BX), Z4
 	VMOVUPS      (AX), Z5
 	VFMADD231PS  Z5, Z4, Z0
@@ -981,9 +909,9 @@ some26:
 	ADDQ         $0x00000100, AX
 	ADDQ         $0x04, BX
 	DECQ         R12
-	JNZ          some26
+	JNZ          some31
 
-store27:
+store26:
 	VMOVUPS Z0, (DI)
 	VMOVUPS Z1, 64(DI)
 	VMOVUPS Z2, 128(DI)
@@ -1025,11 +953,11 @@ begin34:
 	MOVQ SI, BX
 	MOVQ n+32(FP), R12
 
-turn38:
+turn37:
 	SUBQ         $0x04, R12
-	JLT          end40
+	JLT          end39
 	SUBQ         $0x00000400, R9
-	JGE          quiet39
+	JGE          quiet38
 	VBROADCASTSS (BX), Z8
 	VBROADCASTSS (BX)(R8*1), Z9
 	VMOVUPS      (AX), Z10
@@ -1122,15 +1050,15 @@ turn38:
 	ADDQ         $0x10, BX
 	ADDQ         $0x00000100, R14
 	TESTQ        $0x000001ff, R14
-	JNZ          row41
+	JNZ          row40
 	ADDQ         40(R11), R14
 
-row41:
+row40:
 	IMUL3Q $0x00000400, 32(R11), DX
 	ADDQ   DX, R9
-	JMP    turn38
+	JMP    turn37
 
-quiet39:
+quiet38:
 	VBROADCASTSS (BX), Z8
 	VBROADCASTSS (BX)(R8*1), Z9
 	VMOVUPS      (AX), Z10
@@ -1189,13 +1117,13 @@ quiet39:
 	VFMADD231PS  Z13, Z9, Z7
 	ADDQ         $0x00000400, AX
 	ADDQ         $0x10, BX
-	JMP          turn38
+	JMP          turn37
 
-end40:
+end39:
 	ADDQ $0x04, R12
-	JZ   store37
+	JZ   store36
 
-some36:
+some41:
 	VBROADCASTSS (BX), Z8
 	VBROADCASTSS (BX)(R8*1), Z9
 	VMOVUPS      (AX), Z10
@@ -1213,9 +1141,9 @@ some36:
 	ADDQ         $0x00000100, AX
 	ADDQ         $0x04, BX
 	DECQ         R12
-	JNZ          some36
+	JNZ          some41
 
-store37:
+store36:
 	VMOVUPS Z0, (DI)
 	VMOVUPS Z1, 64(DI)
 	VMOVUPS Z2, 128(DI)
@@ -1269,11 +1197,11 @@ begin44:
 	MOVQ SI, BX
 	MOVQ n+32(FP), R12
 
-turn48:
+turn47:
 	SUBQ         $0x04, R12
-	JLT          end50
+	JLT          end49
 	SUBQ         $0x00000400, R9
-	JGE          quiet49
+	JGE          quiet48
 	VBROADCASTSS (BX), Z12
 	VBROADCASTSS (BX)(R8*1), Z13
 	VBROADCASTSS (BX)(R8*2), Z14
@@ -1386,15 +1314,15 @@ turn48:
 	ADDQ         $0x10, BX
 	ADDQ         $0x00000100, R14
 	TESTQ        $0x000001ff, R14
-	JNZ          row51
+	JNZ          row50
 	ADDQ         40(R11), R14
 
-row51:
+row50:
 	IMUL3Q $0x00000400, 32(R11), DX
 	ADDQ   DX, R9
-	JMP    turn48
+	JMP    turn47
 
-quiet49:
+quiet48:
 	VBROADCASTSS (BX), Z12
 	VBROADCASTSS (BX)(R8*1), Z13
 	VBROADCASTSS (BX)(R8*2), Z14
@@ -1473,13 +1401,13 @@ quiet49:
 	VFMADD231PS  Z18, Z14, Z11
 	ADDQ         $0x00000400, AX
 	ADDQ         $0x10, BX
-	JMP          turn48
+	JMP          turn47
 
-end50:
+end49:
 	ADDQ $0x04, R12
-	JZ   store47
+	JZ   store46
 
-some46:
+some51:
 	VBROADCASTSS (BX), Z12
 	VBROADCASTSS (BX)(R8*1), Z13
 	VBROADCASTSS (BX)(R8*2), Z14
@@ -1502,9 +1430,9 @@ some46:
 	ADDQ         $0x00000100, AX
 	ADDQ         $0x04, BX
 	DECQ         R12
-	JNZ          some46
+	JNZ          some51
 
-store47:
+store46:
 	VMOVUPS Z0, (DI)
 	VMOVUPS Z1, 64(DI)
 	VMOVUPS Z2, 128(DI)
@@ -1572,11 +1500,11 @@ begin54:
 	ADDQ SI, CX
 	MOVQ n+32(FP), R12
 
-turn58:
+turn57:
 	SUBQ         $0x04, R12
-	JLT          end60
+	JLT          end59
 	SUBQ         $0x00000400, R9
-	JGE          quiet59
+	JGE          quiet58
 	VMOVUPS      (AX), Z16
 	VMOVUPS      64(AX), Z17
 	VMOVUPS      128(AX), Z18
@@ -1710,15 +1638,15 @@ turn58:
 	ADDQ         $0x10, CX
 	ADDQ         $0x00000100, R14
 	TESTQ        $0x000001ff, R14
-	JNZ          row61
+	JNZ          row60
 	ADDQ         40(R11), R14
 
-row61:
+row60:
 	IMUL3Q $0x00000400, 32(R11), DX
 	ADDQ   DX, R9
-	JMP    turn58
+	JMP    turn57
 
-quiet59:
+quiet58:
 	VMOVUPS      (AX), Z16
 	VMOVUPS      64(AX), Z17
 	VMOVUPS      128(AX), Z18
@@ -1818,13 +1746,13 @@ quiet59:
 	ADDQ         $0x00000400, AX
 	ADDQ         $0x10, BX
 	ADDQ         $0x10, CX
-	JMP          turn58
+	JMP          turn57
 
-end60:
+end59:
 	ADDQ $0x04, R12
-	JZ   store57
+	JZ   store56
 
-some56:
+some61:
 	VMOVUPS      (AX), Z16
 	VMOVUPS      64(AX), Z17
 	VMOVUPS      128(AX), Z18
@@ -1853,9 +1781,9 @@ some56:
 	ADDQ         $0x04, BX
 	ADDQ         $0x04, CX
 	DECQ         R12
-	JNZ          some56
+	JNZ          some61
 
-store57:
+store56:
 	VMOVUPS Z0, (DI)
 	VMOVUPS Z1, 64(DI)
 	VMOVUPS Z2, 128(DI)
@@ -1935,11 +1863,11 @@ begin64:
 	ADDQ SI, CX
 	MOVQ n+32(FP), R12
 
-turn68:
+turn67:
 	SUBQ         $0x04, R12
-	JLT          end70
+	JLT          end69
 	SUBQ         $0x00000400, R9
-	JGE          quiet69
+	JGE          quiet68
 	VMOVUPS      (AX), Z20
 	VMOVUPS      64(AX), Z21
 	VMOVUPS      128(AX), Z22
@@ -2093,15 +2021,15 @@ turn68:
 	ADDQ         $0x10, CX
 	ADDQ         $0x00000100, R14
 	TESTQ        $0x000001ff, R14
-	JNZ          row71
+	JNZ          row70
 	ADDQ         40(R11), R14
 
-row71:
+row70:
 	IMUL3Q $0x00000400, 32(R11), DX
 	ADDQ   DX, R9
-	JMP    turn68
+	JMP    turn67
 
-quiet69:
+quiet68:
 	VMOVUPS      (AX), Z20
 	VMOVUPS      64(AX), Z21
 	VMOVUPS      128(AX), Z22
@@ -2221,13 +2149,13 @@ quiet69:
 	ADDQ         $0x00000400, AX
 	ADDQ         $0x10, BX
 	ADDQ         $0x10, CX
-	JMP          turn68
+	JMP          turn67
 
-end70:
+end69:
 	ADDQ $0x04, R12
-	JZ   store67
+	JZ   store66
 
-some66:
+some71:
 	VMOVUPS      (AX), Z20
 	VMOVUPS      64(AX), Z21
 	VMOVUPS      128(AX), Z22
@@ -2261,9 +2189,9 @@ some66:
 	ADDQ         $0x04, BX
 	ADDQ         $0x04, CX
 	DECQ         R12
-	JNZ          some66
+	JNZ          some71
 
-store67:
+store66:
 	VMOVUPS Z0, (DI)
 	VMOVUPS Z1, 64(DI)
 	VMOVUPS Z2, 128(DI)
@@ -2363,11 +2291,11 @@ columns83:
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn89:
+turn88:
 	SUBQ         $0x04, R13
-	JLT          end91
+	JLT          end90
 	SUBQ         $0x00000400, 8(SP)
-	JGE          quiet90
+	JGE          quiet89
 	VMOVUPS      (SI), Z24
 	VMOVUPS      64(SI), Z25
 	VMOVUPS      128(SI), Z26
@@ -2540,15 +2468,15 @@ turn89:
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000100, CX
 	TESTQ        $0x000001ff, CX
-	JNZ          row92
+	JNZ          row91
 	ADDQ         40(R11), CX
 
-row92:
+row91:
 	IMUL3Q $0x00000400, 32(R11), R14
 	ADDQ   R14, 8(SP)
-	JMP    turn89
+	JMP    turn88
 
-quiet90:
+quiet89:
 	VMOVUPS      (SI), Z24
 	VMOVUPS      64(SI), Z25
 	VMOVUPS      128(SI), Z26
@@ -2687,13 +2615,13 @@ quiet90:
 	VFMADD231PS  Z27, Z29, Z23
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn89
+	JMP          turn88
 
-end91:
+end90:
 	ADDQ $0x04, R13
-	JZ   merge88
+	JZ   merge87
 
-some87:
+some92:
 	VMOVUPS      (SI), Z24
 	VMOVUPS      64(SI), Z25
 	VMOVUPS      128(SI), Z26
@@ -2731,8 +2659,8 @@ some87:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some87
-	JMP          merge88
+	JNZ          some92
+	JMP          merge87
 
 sparse85:
 	TZCNTQ       R13, AX
@@ -2777,7 +2705,7 @@ sparse85:
 	BLSRQ        R13, R13
 	JNZ          sparse85
 
-merge88:
+merge87:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
@@ -2945,11 +2873,11 @@ columns95:
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn101:
+turn100:
 	SUBQ         $0x04, R13
-	JLT          end103
+	JLT          end102
 	SUBQ         $0x00000200, 8(SP)
-	JGE          quiet102
+	JGE          quiet101
 	VMOVUPS      (SI), Z12
 	VMOVUPS      64(SI), Z13
 	VBROADCASTSS (R12), Z14
@@ -3050,15 +2978,15 @@ turn101:
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000080, CX
 	TESTQ        $0x000001ff, CX
-	JNZ          row104
+	JNZ          row103
 	ADDQ         40(R11), CX
 
-row104:
+row103:
 	IMUL3Q $0x00000200, 32(R11), R14
 	ADDQ   R14, 8(SP)
-	JMP    turn101
+	JMP    turn100
 
-quiet102:
+quiet101:
 	VMOVUPS      (SI), Z12
 	VMOVUPS      64(SI), Z13
 	VBROADCASTSS (R12), Z14
@@ -3141,13 +3069,13 @@ quiet102:
 	VFMADD231PS  Z13, Z19, Z11
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn101
+	JMP          turn100
 
-end103:
+end102:
 	ADDQ $0x04, R13
-	JZ   merge100
+	JZ   merge99
 
-some99:
+some104:
 	VMOVUPS      (SI), Z12
 	VMOVUPS      64(SI), Z13
 	VBROADCASTSS (R12), Z14
@@ -3171,8 +3099,8 @@ some99:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some99
-	JMP          merge100
+	JNZ          some104
+	JMP          merge99
 
 sparse97:
 	TZCNTQ       R13, AX
@@ -3203,7 +3131,7 @@ sparse97:
 	BLSRQ        R13, R13
 	JNZ          sparse97
 
-merge100:
+merge99:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
@@ -3317,11 +3245,11 @@ columns107:
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn113:
+turn112:
 	SUBQ         $0x04, R13
-	JLT          end115
+	JLT          end114
 	SUBQ         $0x00000100, 8(SP)
-	JGE          quiet114
+	JGE          quiet113
 	VMOVUPS      (SI), Z6
 	VBROADCASTSS (R12), Z7
 	VFMADD231PS  Z6, Z7, Z0
@@ -3386,15 +3314,15 @@ turn113:
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
 	TESTQ        $0x000001ff, CX
-	JNZ          row116
+	JNZ          row115
 	ADDQ         40(R11), CX
 
-row116:
+row115:
 	IMUL3Q $0x00000100, 32(R11), R14
 	ADDQ   R14, 8(SP)
-	JMP    turn113
+	JMP    turn112
 
-quiet114:
+quiet113:
 	VMOVUPS      (SI), Z6
 	VBROADCASTSS (R12), Z7
 	VFMADD231PS  Z6, Z7, Z0
@@ -3449,13 +3377,13 @@ quiet114:
 	VFMADD231PS  Z6, Z12, Z5
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn113
+	JMP          turn112
 
-end115:
+end114:
 	ADDQ $0x04, R13
-	JZ   merge112
+	JZ   merge111
 
-some111:
+some116:
 	VMOVUPS      (SI), Z6
 	VBROADCASTSS (R12), Z7
 	VFMADD231PS  Z6, Z7, Z0
@@ -3472,8 +3400,8 @@ some111:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some111
-	JMP          merge112
+	JNZ          some116
+	JMP          merge111
 
 sparse109:
 	TZCNTQ       R13, AX
@@ -3497,7 +3425,7 @@ sparse109:
 	BLSRQ        R13, R13
 	JNZ          sparse109
 
-merge112:
+merge111:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
@@ -3617,11 +3545,11 @@ columns119:
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn125:
+turn124:
 	SUBQ         $0x04, R13
-	JLT          end127
+	JLT          end126
 	SUBQ         $0x00000400, 8(SP)
-	JGE          quiet126
+	JGE          quiet125
 	VBROADCASTSS (R12), Z4
 	VMOVUPS      (SI), Z5
 	VFMADD231PS  Z5, Z4, Z0
@@ -3694,15 +3622,15 @@ turn125:
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000100, CX
 	TESTQ        $0x000001ff, CX
-	JNZ          row128
+	JNZ          row127
 	ADDQ         40(R11), CX
 
-row128:
+row127:
 	IMUL3Q $0x00000400, 32(R11), R14
 	ADDQ   R14, 8(SP)
-	JMP    turn125
+	JMP    turn124
 
-quiet126:
+quiet125:
 	VBROADCASTSS (R12), Z4
 	VMOVUPS      (SI), Z5
 	VFMADD231PS  Z5, Z4, Z0
@@ -3741,13 +3669,13 @@ quiet126:
 	VFMADD231PS  Z8, Z4, Z3
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn125
+	JMP          turn124
 
-end127:
+end126:
 	ADDQ $0x04, R13
-	JZ   merge124
+	JZ   merge123
 
-some123:
+some128:
 	VBROADCASTSS (R12), Z4
 	VMOVUPS      (SI), Z5
 	VFMADD231PS  Z5, Z4, Z0
@@ -3760,8 +3688,8 @@ some123:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some123
-	JMP          merge124
+	JNZ          some128
+	JMP          merge123
 
 sparse121:
 	TZCNTQ       R13, AX
@@ -3781,7 +3709,7 @@ sparse121:
 	BLSRQ        R13, R13
 	JNZ          sparse121
 
-merge124:
+merge123:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
@@ -3839,11 +3767,11 @@ columns131:
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn137:
+turn136:
 	SUBQ         $0x04, R13
-	JLT          end139
+	JLT          end138
 	SUBQ         $0x00000200, 8(SP)
-	JGE          quiet138
+	JGE          quiet137
 	VBROADCASTSS (R12), Z2
 	VMOVUPS      (SI), Z3
 	VFMADD231PS  Z3, Z2, Z0
@@ -3884,15 +3812,15 @@ turn137:
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000080, CX
 	TESTQ        $0x000001ff, CX
-	JNZ          row140
+	JNZ          row139
 	ADDQ         40(R11), CX
 
-row140:
+row139:
 	IMUL3Q $0x00000200, 32(R11), R14
 	ADDQ   R14, 8(SP)
-	JMP    turn137
+	JMP    turn136
 
-quiet138:
+quiet137:
 	VBROADCASTSS (R12), Z2
 	VMOVUPS      (SI), Z3
 	VFMADD231PS  Z3, Z2, Z0
@@ -3915,13 +3843,13 @@ quiet138:
 	VFMADD231PS  Z4, Z2, Z1
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn137
+	JMP          turn136
 
-end139:
+end138:
 	ADDQ $0x04, R13
-	JZ   merge136
+	JZ   merge135
 
-some135:
+some140:
 	VBROADCASTSS (R12), Z2
 	VMOVUPS      (SI), Z3
 	VFMADD231PS  Z3, Z2, Z0
@@ -3930,8 +3858,8 @@ some135:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some135
-	JMP          merge136
+	JNZ          some140
+	JMP          merge135
 
 sparse133:
 	TZCNTQ       R13, AX
@@ -3947,7 +3875,7 @@ sparse133:
 	BLSRQ        R13, R13
 	JNZ          sparse133
 
-merge136:
+merge135:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
@@ -3996,11 +3924,11 @@ columns143:
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn149:
+turn148:
 	SUBQ         $0x04, R13
-	JLT          end151
+	JLT          end150
 	SUBQ         $0x00000100, 8(SP)
-	JGE          quiet150
+	JGE          quiet149
 	VMOVUPS      (SI), Z1
 	VBROADCASTSS (R12), Z2
 	VFMADD231PS  Z1, Z2, Z0
@@ -4025,15 +3953,15 @@ turn149:
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
 	TESTQ        $0x000001ff, CX
-	JNZ          row152
+	JNZ          row151
 	ADDQ         40(R11), CX
 
-row152:
+row151:
 	IMUL3Q $0x00000100, 32(R11), R14
 	ADDQ   R14, 8(SP)
-	JMP    turn149
+	JMP    turn148
 
-quiet150:
+quiet149:
 	VMOVUPS      (SI), Z1
 	VBROADCASTSS (R12), Z2
 	VFMADD231PS  Z1, Z2, Z0
@@ -4048,21 +3976,21 @@ quiet150:
 	VFMADD231PS  Z1, Z2, Z0
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn149
+	JMP          turn148
 
-end151:
+end150:
 	ADDQ $0x04, R13
-	JZ   merge148
+	JZ   merge147
 
-some147:
+some152:
 	VMOVUPS      (SI), Z1
 	VBROADCASTSS (R12), Z2
 	VFMADD231PS  Z1, Z2, Z0
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some147
-	JMP          merge148
+	JNZ          some152
+	JMP          merge147
 
 sparse145:
 	TZCNTQ       R13, AX
@@ -4076,7 +4004,7 @@ sparse145:
 	BLSRQ        R13, R13
 	JNZ          sparse145
 
-merge148:
+merge147:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
@@ -4143,11 +4071,11 @@ columns155:
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn161:
+turn160:
 	SUBQ         $0x04, R13
-	JLT          end163
+	JLT          end162
 	SUBQ         $0x00000400, 8(SP)
-	JGE          quiet162
+	JGE          quiet161
 	VBROADCASTSS (R12), Z8
 	VBROADCASTSS 256(R12), Z9
 	VMOVUPS      (SI), Z10
@@ -4240,15 +4168,15 @@ turn161:
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000100, CX
 	TESTQ        $0x000001ff, CX
-	JNZ          row164
+	JNZ          row163
 	ADDQ         40(R11), CX
 
-row164:
+row163:
 	IMUL3Q $0x00000400, 32(R11), R14
 	ADDQ   R14, 8(SP)
-	JMP    turn161
+	JMP    turn160
 
-quiet162:
+quiet161:
 	VBROADCASTSS (R12), Z8
 	VBROADCASTSS 256(R12), Z9
 	VMOVUPS      (SI), Z10
@@ -4307,13 +4235,13 @@ quiet162:
 	VFMADD231PS  Z13, Z9, Z7
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn161
+	JMP          turn160
 
-end163:
+end162:
 	ADDQ $0x04, R13
-	JZ   merge160
+	JZ   merge159
 
-some159:
+some164:
 	VBROADCASTSS (R12), Z8
 	VBROADCASTSS 256(R12), Z9
 	VMOVUPS      (SI), Z10
@@ -4331,8 +4259,8 @@ some159:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some159
-	JMP          merge160
+	JNZ          some164
+	JMP          merge159
 
 sparse157:
 	TZCNTQ       R13, AX
@@ -4357,7 +4285,7 @@ sparse157:
 	BLSRQ        R13, R13
 	JNZ          sparse157
 
-merge160:
+merge159:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
@@ -4437,11 +4365,11 @@ columns167:
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn173:
+turn172:
 	SUBQ         $0x04, R13
-	JLT          end175
+	JLT          end174
 	SUBQ         $0x00000200, 8(SP)
-	JGE          quiet174
+	JGE          quiet173
 	VMOVUPS      (SI), Z4
 	VMOVUPS      64(SI), Z5
 	VBROADCASTSS (R12), Z6
@@ -4494,15 +4422,15 @@ turn173:
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000080, CX
 	TESTQ        $0x000001ff, CX
-	JNZ          row176
+	JNZ          row175
 	ADDQ         40(R11), CX
 
-row176:
+row175:
 	IMUL3Q $0x00000200, 32(R11), R14
 	ADDQ   R14, 8(SP)
-	JMP    turn173
+	JMP    turn172
 
-quiet174:
+quiet173:
 	VMOVUPS      (SI), Z4
 	VMOVUPS      64(SI), Z5
 	VBROADCASTSS (R12), Z6
@@ -4537,13 +4465,13 @@ quiet174:
 	VFMADD231PS  Z5, Z7, Z3
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn173
+	JMP          turn172
 
-end175:
+end174:
 	ADDQ $0x04, R13
-	JZ   merge172
+	JZ   merge171
 
-some171:
+some176:
 	VMOVUPS      (SI), Z4
 	VMOVUPS      64(SI), Z5
 	VBROADCASTSS (R12), Z6
@@ -4555,8 +4483,8 @@ some171:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some171
-	JMP          merge172
+	JNZ          some176
+	JMP          merge171
 
 sparse169:
 	TZCNTQ       R13, AX
@@ -4575,7 +4503,7 @@ sparse169:
 	BLSRQ        R13, R13
 	JNZ          sparse169
 
-merge172:
+merge171:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
@@ -4637,11 +4565,11 @@ columns179:
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn185:
+turn184:
 	SUBQ         $0x04, R13
-	JLT          end187
+	JLT          end186
 	SUBQ         $0x00000100, 8(SP)
-	JGE          quiet186
+	JGE          quiet185
 	VMOVUPS      (SI), Z2
 	VBROADCASTSS (R12), Z3
 	VFMADD231PS  Z2, Z3, Z0
@@ -4674,15 +4602,15 @@ turn185:
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
 	TESTQ        $0x000001ff, CX
-	JNZ          row188
+	JNZ          row187
 	ADDQ         40(R11), CX
 
-row188:
+row187:
 	IMUL3Q $0x00000100, 32(R11), R14
 	ADDQ   R14, 8(SP)
-	JMP    turn185
+	JMP    turn184
 
-quiet186:
+quiet185:
 	VMOVUPS      (SI), Z2
 	VBROADCASTSS (R12), Z3
 	VFMADD231PS  Z2, Z3, Z0
@@ -4705,13 +4633,13 @@ quiet186:
 	VFMADD231PS  Z2, Z4, Z1
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn185
+	JMP          turn184
 
-end187:
+end186:
 	ADDQ $0x04, R13
-	JZ   merge184
+	JZ   merge183
 
-some183:
+some188:
 	VMOVUPS      (SI), Z2
 	VBROADCASTSS (R12), Z3
 	VFMADD231PS  Z2, Z3, Z0
@@ -4720,8 +4648,8 @@ some183:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some183
-	JMP          merge184
+	JNZ          some188
+	JMP          merge183
 
 sparse181:
 	TZCNTQ       R13, AX
@@ -4737,7 +4665,7 @@ sparse181:
 	BLSRQ        R13, R13
 	JNZ          sparse181
 
-merge184:
+merge183:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
@@ -4816,11 +4744,11 @@ columns191:
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn197:
+turn196:
 	SUBQ         $0x04, R13
-	JLT          end199
+	JLT          end198
 	SUBQ         $0x00000400, 8(SP)
-	JGE          quiet198
+	JGE          quiet197
 	VBROADCASTSS (R12), Z12
 	VBROADCASTSS 256(R12), Z13
 	VBROADCASTSS 512(R12), Z14
@@ -4933,15 +4861,15 @@ turn197:
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000100, CX
 	TESTQ        $0x000001ff, CX
-	JNZ          row200
+	JNZ          row199
 	ADDQ         40(R11), CX
 
-row200:
+row199:
 	IMUL3Q $0x00000400, 32(R11), R14
 	ADDQ   R14, 8(SP)
-	JMP    turn197
+	JMP    turn196
 
-quiet198:
+quiet197:
 	VBROADCASTSS (R12), Z12
 	VBROADCASTSS 256(R12), Z13
 	VBROADCASTSS 512(R12), Z14
@@ -5020,13 +4948,13 @@ quiet198:
 	VFMADD231PS  Z18, Z14, Z11
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn197
+	JMP          turn196
 
-end199:
+end198:
 	ADDQ $0x04, R13
-	JZ   merge196
+	JZ   merge195
 
-some195:
+some200:
 	VBROADCASTSS (R12), Z12
 	VBROADCASTSS 256(R12), Z13
 	VBROADCASTSS 512(R12), Z14
@@ -5049,8 +4977,8 @@ some195:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some195
-	JMP          merge196
+	JNZ          some200
+	JMP          merge195
 
 sparse193:
 	TZCNTQ       R13, AX
@@ -5080,7 +5008,7 @@ sparse193:
 	BLSRQ        R13, R13
 	JNZ          sparse193
 
-merge196:
+merge195:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
@@ -5182,11 +5110,11 @@ columns203:
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn209:
+turn208:
 	SUBQ         $0x04, R13
-	JLT          end211
+	JLT          end210
 	SUBQ         $0x00000200, 8(SP)
-	JGE          quiet210
+	JGE          quiet209
 	VMOVUPS      (SI), Z6
 	VMOVUPS      64(SI), Z7
 	VBROADCASTSS (R12), Z8
@@ -5251,15 +5179,15 @@ turn209:
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000080, CX
 	TESTQ        $0x000001ff, CX
-	JNZ          row212
+	JNZ          row211
 	ADDQ         40(R11), CX
 
-row212:
+row211:
 	IMUL3Q $0x00000200, 32(R11), R14
 	ADDQ   R14, 8(SP)
-	JMP    turn209
+	JMP    turn208
 
-quiet210:
+quiet209:
 	VMOVUPS      (SI), Z6
 	VMOVUPS      64(SI), Z7
 	VBROADCASTSS (R12), Z8
@@ -5306,13 +5234,13 @@ quiet210:
 	VFMADD231PS  Z7, Z10, Z5
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn209
+	JMP          turn208
 
-end211:
+end210:
 	ADDQ $0x04, R13
-	JZ   merge208
+	JZ   merge207
 
-some207:
+some212:
 	VMOVUPS      (SI), Z6
 	VMOVUPS      64(SI), Z7
 	VBROADCASTSS (R12), Z8
@@ -5327,8 +5255,8 @@ some207:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some207
-	JMP          merge208
+	JNZ          some212
+	JMP          merge207
 
 sparse205:
 	TZCNTQ       R13, AX
@@ -5350,7 +5278,7 @@ sparse205:
 	BLSRQ        R13, R13
 	JNZ          sparse205
 
-merge208:
+merge207:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
@@ -5425,11 +5353,11 @@ columns215:
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn221:
+turn220:
 	SUBQ         $0x04, R13
-	JLT          end223
+	JLT          end222
 	SUBQ         $0x00000100, 8(SP)
-	JGE          quiet222
+	JGE          quiet221
 	VMOVUPS      (SI), Z3
 	VBROADCASTSS (R12), Z4
 	VFMADD231PS  Z3, Z4, Z0
@@ -5470,15 +5398,15 @@ turn221:
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
 	TESTQ        $0x000001ff, CX
-	JNZ          row224
+	JNZ          row223
 	ADDQ         40(R11), CX
 
-row224:
+row223:
 	IMUL3Q $0x00000100, 32(R11), R14
 	ADDQ   R14, 8(SP)
-	JMP    turn221
+	JMP    turn220
 
-quiet222:
+quiet221:
 	VMOVUPS      (SI), Z3
 	VBROADCASTSS (R12), Z4
 	VFMADD231PS  Z3, Z4, Z0
@@ -5509,13 +5437,13 @@ quiet222:
 	VFMADD231PS  Z3, Z6, Z2
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn221
+	JMP          turn220
 
-end223:
+end222:
 	ADDQ $0x04, R13
-	JZ   merge220
+	JZ   merge219
 
-some219:
+some224:
 	VMOVUPS      (SI), Z3
 	VBROADCASTSS (R12), Z4
 	VFMADD231PS  Z3, Z4, Z0
@@ -5526,8 +5454,8 @@ some219:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some219
-	JMP          merge220
+	JNZ          some224
+	JMP          merge219
 
 sparse217:
 	TZCNTQ       R13, AX
@@ -5545,7 +5473,7 @@ sparse217:
 	BLSRQ        R13, R13
 	JNZ          sparse217
 
-merge220:
+merge219:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
@@ -5636,11 +5564,11 @@ columns227:
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn233:
+turn232:
 	SUBQ         $0x04, R13
-	JLT          end235
+	JLT          end234
 	SUBQ         $0x00000400, 8(SP)
-	JGE          quiet234
+	JGE          quiet233
 	VMOVUPS      (SI), Z16
 	VMOVUPS      64(SI), Z17
 	VMOVUPS      128(SI), Z18
@@ -5773,15 +5701,15 @@ turn233:
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000100, CX
 	TESTQ        $0x000001ff, CX
-	JNZ          row236
+	JNZ          row235
 	ADDQ         40(R11), CX
 
-row236:
+row235:
 	IMUL3Q $0x00000400, 32(R11), R14
 	ADDQ   R14, 8(SP)
-	JMP    turn233
+	JMP    turn232
 
-quiet234:
+quiet233:
 	VMOVUPS      (SI), Z16
 	VMOVUPS      64(SI), Z17
 	VMOVUPS      128(SI), Z18
@@ -5880,13 +5808,13 @@ quiet234:
 	VFMADD231PS  Z19, Z23, Z15
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn233
+	JMP          turn232
 
-end235:
+end234:
 	ADDQ $0x04, R13
-	JZ   merge232
+	JZ   merge231
 
-some231:
+some236:
 	VMOVUPS      (SI), Z16
 	VMOVUPS      64(SI), Z17
 	VMOVUPS      128(SI), Z18
@@ -5914,8 +5842,8 @@ some231:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some231
-	JMP          merge232
+	JNZ          some236
+	JMP          merge231
 
 sparse229:
 	TZCNTQ       R13, AX
@@ -5950,7 +5878,7 @@ sparse229:
 	BLSRQ        R13, R13
 	JNZ          sparse229
 
-merge232:
+merge231:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
@@ -6074,11 +6002,11 @@ columns239:
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn245:
+turn244:
 	SUBQ         $0x04, R13
-	JLT          end247
+	JLT          end246
 	SUBQ         $0x00000200, 8(SP)
-	JGE          quiet246
+	JGE          quiet245
 	VMOVUPS      (SI), Z8
 	VMOVUPS      64(SI), Z9
 	VBROADCASTSS (R12), Z10
@@ -6155,15 +6083,15 @@ turn245:
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000080, CX
 	TESTQ        $0x000001ff, CX
-	JNZ          row248
+	JNZ          row247
 	ADDQ         40(R11), CX
 
-row248:
+row247:
 	IMUL3Q $0x00000200, 32(R11), R14
 	ADDQ   R14, 8(SP)
-	JMP    turn245
+	JMP    turn244
 
-quiet246:
+quiet245:
 	VMOVUPS      (SI), Z8
 	VMOVUPS      64(SI), Z9
 	VBROADCASTSS (R12), Z10
@@ -6222,13 +6150,13 @@ quiet246:
 	VFMADD231PS  Z9, Z13, Z7
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn245
+	JMP          turn244
 
-end247:
+end246:
 	ADDQ $0x04, R13
-	JZ   merge244
+	JZ   merge243
 
-some243:
+some248:
 	VMOVUPS      (SI), Z8
 	VMOVUPS      64(SI), Z9
 	VBROADCASTSS (R12), Z10
@@ -6246,8 +6174,8 @@ some243:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some243
-	JMP          merge244
+	JNZ          some248
+	JMP          merge243
 
 sparse241:
 	TZCNTQ       R13, AX
@@ -6272,7 +6200,7 @@ sparse241:
 	BLSRQ        R13, R13
 	JNZ          sparse241
 
-merge244:
+merge243:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
@@ -6360,11 +6288,11 @@ columns251:
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn257:
+turn256:
 	SUBQ         $0x04, R13
-	JLT          end259
+	JLT          end258
 	SUBQ         $0x00000100, 8(SP)
-	JGE          quiet258
+	JGE          quiet257
 	VMOVUPS      (SI), Z4
 	VBROADCASTSS (R12), Z5
 	VFMADD231PS  Z4, Z5, Z0
@@ -6413,15 +6341,15 @@ turn257:
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
 	TESTQ        $0x000001ff, CX
-	JNZ          row260
+	JNZ          row259
 	ADDQ         40(R11), CX
 
-row260:
+row259:
 	IMUL3Q $0x00000100, 32(R11), R14
 	ADDQ   R14, 8(SP)
-	JMP    turn257
+	JMP    turn256
 
-quiet258:
+quiet257:
 	VMOVUPS      (SI), Z4
 	VBROADCASTSS (R12), Z5
 	VFMADD231PS  Z4, Z5, Z0
@@ -6460,13 +6388,13 @@ quiet258:
 	VFMADD231PS  Z4, Z8, Z3
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn257
+	JMP          turn256
 
-end259:
+end258:
 	ADDQ $0x04, R13
-	JZ   merge256
+	JZ   merge255
 
-some255:
+some260:
 	VMOVUPS      (SI), Z4
 	VBROADCASTSS (R12), Z5
 	VFMADD231PS  Z4, Z5, Z0
@@ -6479,8 +6407,8 @@ some255:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some255
-	JMP          merge256
+	JNZ          some260
+	JMP          merge255
 
 sparse253:
 	TZCNTQ       R13, AX
@@ -6500,7 +6428,7 @@ sparse253:
 	BLSRQ        R13, R13
 	JNZ          sparse253
 
-merge256:
+merge255:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
@@ -6603,11 +6531,11 @@ columns263:
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn269:
+turn268:
 	SUBQ         $0x04, R13
-	JLT          end271
+	JLT          end270
 	SUBQ         $0x00000400, 8(SP)
-	JGE          quiet270
+	JGE          quiet269
 	VMOVUPS      (SI), Z20
 	VMOVUPS      64(SI), Z21
 	VMOVUPS      128(SI), Z22
@@ -6760,15 +6688,15 @@ turn269:
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000100, CX
 	TESTQ        $0x000001ff, CX
-	JNZ          row272
+	JNZ          row271
 	ADDQ         40(R11), CX
 
-row272:
+row271:
 	IMUL3Q $0x00000400, 32(R11), R14
 	ADDQ   R14, 8(SP)
-	JMP    turn269
+	JMP    turn268
 
-quiet270:
+quiet269:
 	VMOVUPS      (SI), Z20
 	VMOVUPS      64(SI), Z21
 	VMOVUPS      128(SI), Z22
@@ -6887,13 +6815,13 @@ quiet270:
 	VFMADD231PS  Z23, Z28, Z19
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn269
+	JMP          turn268
 
-end271:
+end270:
 	ADDQ $0x04, R13
-	JZ   merge268
+	JZ   merge267
 
-some267:
+some272:
 	VMOVUPS      (SI), Z20
 	VMOVUPS      64(SI), Z21
 	VMOVUPS      128(SI), Z22
@@ -6926,8 +6854,8 @@ some267:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some267
-	JMP          merge268
+	JNZ          some272
+	JMP          merge267
 
 sparse265:
 	TZCNTQ       R13, AX
@@ -6967,7 +6895,7 @@ sparse265:
 	BLSRQ        R13, R13
 	JNZ          sparse265
 
-merge268:
+merge267:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
@@ -7113,11 +7041,11 @@ columns275:
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn281:
+turn280:
 	SUBQ         $0x04, R13
-	JLT          end283
+	JLT          end282
 	SUBQ         $0x00000200, 8(SP)
-	JGE          quiet282
+	JGE          quiet281
 	VMOVUPS      (SI), Z10
 	VMOVUPS      64(SI), Z11
 	VBROADCASTSS (R12), Z12
@@ -7206,15 +7134,15 @@ turn281:
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000080, CX
 	TESTQ        $0x000001ff, CX
-	JNZ          row284
+	JNZ          row283
 	ADDQ         40(R11), CX
 
-row284:
+row283:
 	IMUL3Q $0x00000200, 32(R11), R14
 	ADDQ   R14, 8(SP)
-	JMP    turn281
+	JMP    turn280
 
-quiet282:
+quiet281:
 	VMOVUPS      (SI), Z10
 	VMOVUPS      64(SI), Z11
 	VBROADCASTSS (R12), Z12
@@ -7285,13 +7213,13 @@ quiet282:
 	VFMADD231PS  Z11, Z16, Z9
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn281
+	JMP          turn280
 
-end283:
+end282:
 	ADDQ $0x04, R13
-	JZ   merge280
+	JZ   merge279
 
-some279:
+some284:
 	VMOVUPS      (SI), Z10
 	VMOVUPS      64(SI), Z11
 	VBROADCASTSS (R12), Z12
@@ -7312,8 +7240,8 @@ some279:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some279
-	JMP          merge280
+	JNZ          some284
+	JMP          merge279
 
 sparse277:
 	TZCNTQ       R13, AX
@@ -7341,7 +7269,7 @@ sparse277:
 	BLSRQ        R13, R13
 	JNZ          sparse277
 
-merge280:
+merge279:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
@@ -7442,11 +7370,11 @@ columns287:
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn293:
+turn292:
 	SUBQ         $0x04, R13
-	JLT          end295
+	JLT          end294
 	SUBQ         $0x00000100, 8(SP)
-	JGE          quiet294
+	JGE          quiet293
 	VMOVUPS      (SI), Z5
 	VBROADCASTSS (R12), Z6
 	VFMADD231PS  Z5, Z6, Z0
@@ -7503,15 +7431,15 @@ turn293:
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
 	TESTQ        $0x000001ff, CX
-	JNZ          row296
+	JNZ          row295
 	ADDQ         40(R11), CX
 
-row296:
+row295:
 	IMUL3Q $0x00000100, 32(R11), R14
 	ADDQ   R14, 8(SP)
-	JMP    turn293
+	JMP    turn292
 
-quiet294:
+quiet293:
 	VMOVUPS      (SI), Z5
 	VBROADCASTSS (R12), Z6
 	VFMADD231PS  Z5, Z6, Z0
@@ -7558,13 +7486,13 @@ quiet294:
 	VFMADD231PS  Z5, Z10, Z4
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn293
+	JMP          turn292
 
-end295:
+end294:
 	ADDQ $0x04, R13
-	JZ   merge292
+	JZ   merge291
 
-some291:
+some296:
 	VMOVUPS      (SI), Z5
 	VBROADCASTSS (R12), Z6
 	VFMADD231PS  Z5, Z6, Z0
@@ -7579,8 +7507,8 @@ some291:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some291
-	JMP          merge292
+	JNZ          some296
+	JMP          merge291
 
 sparse289:
 	TZCNTQ       R13, AX
@@ -7602,7 +7530,7 @@ sparse289:
 	BLSRQ        R13, R13
 	JNZ          sparse289
 
-merge292:
+merge291:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
@@ -7754,11 +7682,11 @@ begin316:
 	ADDQ SI, CX
 	MOVQ n+32(FP), R12
 
-turn320:
+turn319:
 	SUBQ         $0x04, R12
-	JLT          end322
+	JLT          end321
 	SUBQ         $0x00000100, R9
-	JGE          quiet321
+	JGE          quiet320
 	VCVTPH2PS    (AX), Z20
 	VCVTPH2PS    32(AX), Z21
 	VBROADCASTSS (BX), Z22
@@ -7900,15 +7828,15 @@ turn320:
 	ADDQ         $0x10, CX
 	ADDQ         $0x00000040, R14
 	TESTQ        $0x000001ff, R14
-	JNZ          row323
+	JNZ          row322
 	ADDQ         40(R11), R14
 
-row323:
+row322:
 	IMUL3Q $0x00000100, 32(R11), DX
 	ADDQ   DX, R9
-	JMP    turn320
+	JMP    turn319
 
-quiet321:
+quiet320:
 	VCVTPH2PS    (AX), Z20
 	VCVTPH2PS    32(AX), Z21
 	VBROADCASTSS (BX), Z22
@@ -8040,13 +7968,13 @@ quiet321:
 	ADDQ         $0x00000200, AX
 	ADDQ         $0x10, BX
 	ADDQ         $0x10, CX
-	JMP          turn320
+	JMP          turn319
 
-end322:
+end321:
 	ADDQ $0x04, R12
-	JZ   store319
+	JZ   store318
 
-some318:
+some323:
 	VCVTPH2PS    (AX), Z20
 	VCVTPH2PS    32(AX), Z21
 	VBROADCASTSS (BX), Z22
@@ -8083,9 +8011,9 @@ some318:
 	ADDQ         $0x04, BX
 	ADDQ         $0x04, CX
 	DECQ         R12
-	JNZ          some318
+	JNZ          some323
 
-store319:
+store318:
 	VMOVUPS Z0, (DI)
 	VMOVUPS Z1, 64(DI)
 	VMOVUPS Z2, 256(DI)
@@ -8162,11 +8090,11 @@ begin326:
 	MOVQ SI, BX
 	MOVQ n+32(FP), R12
 
-turn330:
+turn329:
 	SUBQ         $0x04, R12
-	JLT          end332
+	JLT          end331
 	SUBQ         $0x00000200, R9
-	JGE          quiet331
+	JGE          quiet330
 	VBROADCASTSS (BX), Z4
 	VCVTPH2PS    (AX), Z5
 	VFMADD231PS  Z5, Z4, Z0
@@ -8223,15 +8151,15 @@ turn330:
 	ADDQ         $0x10, BX
 	ADDQ         $0x00000080, R14
 	TESTQ        $0x000001ff, R14
-	JNZ          row333
+	JNZ          row332
 	ADDQ         40(R11), R14
 
-row333:
+row332:
 	IMUL3Q $0x00000200, 32(R11), DX
 	ADDQ   DX, R9
-	JMP    turn330
+	JMP    turn329
 
-quiet331:
+quiet330:
 	VBROADCASTSS (BX), Z4
 	VCVTPH2PS    (AX), Z5
 	VFMADD231PS  Z5, Z4, Z0
@@ -8270,13 +8198,13 @@ quiet331:
 	VFMADD231PS  Z8, Z4, Z3
 	ADDQ         $0x00000200, AX
 	ADDQ         $0x10, BX
-	JMP          turn330
+	JMP          turn329
 
-end332:
+end331:
 	ADDQ $0x04, R12
-	JZ   store329
+	JZ   store328
 
-some328:
+some333:
 	VBROADCASTSS (BX), Z4
 	VCVTPH2PS    (AX), Z5
 	VFMADD231PS  Z5, Z4, Z0
@@ -8289,9 +8217,9 @@ some328:
 	ADDQ         $0x00000080, AX
 	ADDQ         $0x04, BX
 	DECQ         R12
-	JNZ          some328
+	JNZ          some333
 
-store329:
+store328:
 	VMOVUPS Z0, (DI)
 	VMOVUPS Z1, 64(DI)
 	VMOVUPS Z2, 128(DI)
@@ -8333,11 +8261,11 @@ begin336:
 	MOVQ SI, BX
 	MOVQ n+32(FP), R12
 
-turn340:
+turn339:
 	SUBQ         $0x04, R12
-	JLT          end342
+	JLT          end341
 	SUBQ         $0x00000200, R9
-	JGE          quiet341
+	JGE          quiet340
 	VBROADCASTSS (BX), Z8
 	VBROADCASTSS (BX)(R8*1), Z9
 	VCVTPH2PS    (AX), Z10
@@ -8414,15 +8342,15 @@ turn340:
 	ADDQ         $0x10, BX
 	ADDQ         $0x00000080, R14
 	TESTQ        $0x000001ff, R14
-	JNZ          row343
+	JNZ          row342
 	ADDQ         40(R11), R14
 
-row343:
+row342:
 	IMUL3Q $0x00000200, 32(R11), DX
 	ADDQ   DX, R9
-	JMP    turn340
+	JMP    turn339
 
-quiet341:
+quiet340:
 	VBROADCASTSS (BX), Z8
 	VBROADCASTSS (BX)(R8*1), Z9
 	VCVTPH2PS    (AX), Z10
@@ -8481,13 +8409,13 @@ quiet341:
 	VFMADD231PS  Z13, Z9, Z7
 	ADDQ         $0x00000200, AX
 	ADDQ         $0x10, BX
-	JMP          turn340
+	JMP          turn339
 
-end342:
+end341:
 	ADDQ $0x04, R12
-	JZ   store339
+	JZ   store338
 
-some338:
+some343:
 	VBROADCASTSS (BX), Z8
 	VBROADCASTSS (BX)(R8*1), Z9
 	VCVTPH2PS    (AX), Z10
@@ -8505,9 +8433,9 @@ some338:
 	ADDQ         $0x00000080, AX
 	ADDQ         $0x04, BX
 	DECQ         R12
-	JNZ          some338
+	JNZ          some343
 
-store339:
+store338:
 	VMOVUPS Z0, (DI)
 	VMOVUPS Z1, 64(DI)
 	VMOVUPS Z2, 128(DI)
@@ -8561,11 +8489,11 @@ begin346:
 	MOVQ SI, BX
 	MOVQ n+32(FP), R12
 
-turn350:
+turn349:
 	SUBQ         $0x04, R12
-	JLT          end352
+	JLT          end351
 	SUBQ         $0x00000200, R9
-	JGE          quiet351
+	JGE          quiet350
 	VBROADCASTSS (BX), Z12
 	VBROADCASTSS (BX)(R8*1), Z13
 	VBROADCASTSS (BX)(R8*2), Z14
@@ -8662,15 +8590,15 @@ turn350:
 	ADDQ         $0x10, BX
 	ADDQ         $0x00000080, R14
 	TESTQ        $0x000001ff, R14
-	JNZ          row353
+	JNZ          row352
 	ADDQ         40(R11), R14
 
-row353:
+row352:
 	IMUL3Q $0x00000200, 32(R11), DX
 	ADDQ   DX, R9
-	JMP    turn350
+	JMP    turn349
 
-quiet351:
+quiet350:
 	VBROADCASTSS (BX), Z12
 	VBROADCASTSS (BX)(R8*1), Z13
 	VBROADCASTSS (BX)(R8*2), Z14
@@ -8749,13 +8677,13 @@ quiet351:
 	VFMADD231PS  Z18, Z14, Z11
 	ADDQ         $0x00000200, AX
 	ADDQ         $0x10, BX
-	JMP          turn350
+	JMP          turn349
 
-end352:
+end351:
 	ADDQ $0x04, R12
-	JZ   store349
+	JZ   store348
 
-some348:
+some353:
 	VBROADCASTSS (BX), Z12
 	VBROADCASTSS (BX)(R8*1), Z13
 	VBROADCASTSS (BX)(R8*2), Z14
@@ -8778,9 +8706,9 @@ some348:
 	ADDQ         $0x00000080, AX
 	ADDQ         $0x04, BX
 	DECQ         R12
-	JNZ          some348
+	JNZ          some353
 
-store349:
+store348:
 	VMOVUPS Z0, (DI)
 	VMOVUPS Z1, 64(DI)
 	VMOVUPS Z2, 128(DI)
@@ -8848,11 +8776,11 @@ begin356:
 	ADDQ SI, CX
 	MOVQ n+32(FP), R12
 
-turn360:
+turn359:
 	SUBQ         $0x04, R12
-	JLT          end362
+	JLT          end361
 	SUBQ         $0x00000200, R9
-	JGE          quiet361
+	JGE          quiet360
 	VCVTPH2PS    (AX), Z16
 	VCVTPH2PS    32(AX), Z17
 	VCVTPH2PS    64(AX), Z18
@@ -8970,15 +8898,15 @@ turn360:
 	ADDQ         $0x10, CX
 	ADDQ         $0x00000080, R14
 	TESTQ        $0x000001ff, R14
-	JNZ          row363
+	JNZ          row362
 	ADDQ         40(R11), R14
 
-row363:
+row362:
 	IMUL3Q $0x00000200, 32(R11), DX
 	ADDQ   DX, R9
-	JMP    turn360
+	JMP    turn359
 
-quiet361:
+quiet360:
 	VCVTPH2PS    (AX), Z16
 	VCVTPH2PS    32(AX), Z17
 	VCVTPH2PS    64(AX), Z18
@@ -9078,13 +9006,13 @@ quiet361:
 	ADDQ         $0x00000200, AX
 	ADDQ         $0x10, BX
 	ADDQ         $0x10, CX
-	JMP          turn360
+	JMP          turn359
 
-end362:
+end361:
 	ADDQ $0x04, R12
-	JZ   store359
+	JZ   store358
 
-some358:
+some363:
 	VCVTPH2PS    (AX), Z16
 	VCVTPH2PS    32(AX), Z17
 	VCVTPH2PS    64(AX), Z18
@@ -9113,9 +9041,9 @@ some358:
 	ADDQ         $0x04, BX
 	ADDQ         $0x04, CX
 	DECQ         R12
-	JNZ          some358
+	JNZ          some363
 
-store359:
+store358:
 	VMOVUPS Z0, (DI)
 	VMOVUPS Z1, 64(DI)
 	VMOVUPS Z2, 128(DI)
@@ -9195,11 +9123,11 @@ begin366:
 	ADDQ SI, CX
 	MOVQ n+32(FP), R12
 
-turn370:
+turn369:
 	SUBQ         $0x04, R12
-	JLT          end372
+	JLT          end371
 	SUBQ         $0x00000200, R9
-	JGE          quiet371
+	JGE          quiet370
 	VCVTPH2PS    (AX), Z20
 	VCVTPH2PS    32(AX), Z21
 	VCVTPH2PS    64(AX), Z22
@@ -9337,15 +9265,15 @@ turn370:
 	ADDQ         $0x10, CX
 	ADDQ         $0x00000080, R14
 	TESTQ        $0x000001ff, R14
-	JNZ          row373
+	JNZ          row372
 	ADDQ         40(R11), R14
 
-row373:
+row372:
 	IMUL3Q $0x00000200, 32(R11), DX
 	ADDQ   DX, R9
-	JMP    turn370
+	JMP    turn369
 
-quiet371:
+quiet370:
 	VCVTPH2PS    (AX), Z20
 	VCVTPH2PS    32(AX), Z21
 	VCVTPH2PS    64(AX), Z22
@@ -9465,13 +9393,13 @@ quiet371:
 	ADDQ         $0x00000200, AX
 	ADDQ         $0x10, BX
 	ADDQ         $0x10, CX
-	JMP          turn370
+	JMP          turn369
 
-end372:
+end371:
 	ADDQ $0x04, R12
-	JZ   store369
+	JZ   store368
 
-some368:
+some373:
 	VCVTPH2PS    (AX), Z20
 	VCVTPH2PS    32(AX), Z21
 	VCVTPH2PS    64(AX), Z22
@@ -9505,9 +9433,9 @@ some368:
 	ADDQ         $0x04, BX
 	ADDQ         $0x04, CX
 	DECQ         R12
-	JNZ          some368
+	JNZ          some373
 
-store369:
+store368:
 	VMOVUPS Z0, (DI)
 	VMOVUPS Z1, 64(DI)
 	VMOVUPS Z2, 128(DI)
@@ -9599,11 +9527,11 @@ begin376:
 	ADDQ SI, CX
 	MOVQ n+32(FP), R12
 
-turn380:
+turn379:
 	SUBQ         $0x04, R12
-	JLT          end382
+	JLT          end381
 	SUBQ         $0x00000200, R9
-	JGE          quiet381
+	JGE          quiet380
 	VCVTPH2PS    (AX), Z24
 	VCVTPH2PS    32(AX), Z25
 	VCVTPH2PS    64(AX), Z26
@@ -9761,15 +9689,15 @@ turn380:
 	ADDQ         $0x10, CX
 	ADDQ         $0x00000080, R14
 	TESTQ        $0x000001ff, R14
-	JNZ          row383
+	JNZ          row382
 	ADDQ         40(R11), R14
 
-row383:
+row382:
 	IMUL3Q $0x00000200, 32(R11), DX
 	ADDQ   DX, R9
-	JMP    turn380
+	JMP    turn379
 
-quiet381:
+quiet380:
 	VCVTPH2PS    (AX), Z24
 	VCVTPH2PS    32(AX), Z25
 	VCVTPH2PS    64(AX), Z26
@@ -9909,13 +9837,13 @@ quiet381:
 	ADDQ         $0x00000200, AX
 	ADDQ         $0x10, BX
 	ADDQ         $0x10, CX
-	JMP          turn380
+	JMP          turn379
 
-end382:
+end381:
 	ADDQ $0x04, R12
-	JZ   store379
+	JZ   store378
 
-some378:
+some383:
 	VCVTPH2PS    (AX), Z24
 	VCVTPH2PS    32(AX), Z25
 	VCVTPH2PS    64(AX), Z26
@@ -9954,9 +9882,9 @@ some378:
 	ADDQ         $0x04, BX
 	ADDQ         $0x04, CX
 	DECQ         R12
-	JNZ          some378
+	JNZ          some383
 
-store379:
+store378:
 	VMOVUPS Z0, (DI)
 	VMOVUPS Z1, 64(DI)
 	VMOVUPS Z2, 128(DI)
@@ -10035,11 +9963,11 @@ begin386:
 	ADDQ SI, CX
 	MOVQ n+32(FP), R12
 
-turn390:
+turn389:
 	SUBQ         $0x04, R12
-	JLT          end392
+	JLT          end391
 	SUBQ         $0x00000100, R9
-	JGE          quiet391
+	JGE          quiet390
 	VCVTPH2PS    (AX), Z14
 	VCVTPH2PS    32(AX), Z15
 	VBROADCASTSS (BX), Z16
@@ -10145,15 +10073,15 @@ turn390:
 	ADDQ         $0x10, CX
 	ADDQ         $0x00000040, R14
 	TESTQ        $0x000001ff, R14
-	JNZ          row393
+	JNZ          row392
 	ADDQ         40(R11), R14
 
-row393:
+row392:
 	IMUL3Q $0x00000100, 32(R11), DX
 	ADDQ   DX, R9
-	JMP    turn390
+	JMP    turn389
 
-quiet391:
+quiet390:
 	VCVTPH2PS    (AX), Z14
 	VCVTPH2PS    32(AX), Z15
 	VBROADCASTSS (BX), Z16
@@ -10249,13 +10177,13 @@ quiet391:
 	ADDQ         $0x00000200, AX
 	ADDQ         $0x10, BX
 	ADDQ         $0x10, CX
-	JMP          turn390
+	JMP          turn389
 
-end392:
+end391:
 	ADDQ $0x04, R12
-	JZ   store389
+	JZ   store388
 
-some388:
+some393:
 	VCVTPH2PS    (AX), Z14
 	VCVTPH2PS    32(AX), Z15
 	VBROADCASTSS (BX), Z16
@@ -10283,9 +10211,9 @@ some388:
 	ADDQ         $0x04, BX
 	ADDQ         $0x04, CX
 	DECQ         R12
-	JNZ          some388
+	JNZ          some393
 
-store389:
+store388:
 	VMOVUPS Z0, (DI)
 	VMOVUPS Z1, 64(DI)
 	VMOVUPS Z2, 256(DI)
@@ -10360,11 +10288,11 @@ begin396:
 	ADDQ SI, CX
 	MOVQ n+32(FP), R12
 
-turn400:
+turn399:
 	SUBQ         $0x04, R12
-	JLT          end402
+	JLT          end401
 	SUBQ         $0x00000100, R9
-	JGE          quiet401
+	JGE          quiet400
 	VCVTPH2PS    (AX), Z16
 	VCVTPH2PS    32(AX), Z17
 	VBROADCASTSS (BX), Z18
@@ -10482,15 +10410,15 @@ turn400:
 	ADDQ         $0x10, CX
 	ADDQ         $0x00000040, R14
 	TESTQ        $0x000001ff, R14
-	JNZ          row403
+	JNZ          row402
 	ADDQ         40(R11), R14
 
-row403:
+row402:
 	IMUL3Q $0x00000100, 32(R11), DX
 	ADDQ   DX, R9
-	JMP    turn400
+	JMP    turn399
 
-quiet401:
+quiet400:
 	VCVTPH2PS    (AX), Z16
 	VCVTPH2PS    32(AX), Z17
 	VBROADCASTSS (BX), Z18
@@ -10598,13 +10526,13 @@ quiet401:
 	ADDQ         $0x00000200, AX
 	ADDQ         $0x10, BX
 	ADDQ         $0x10, CX
-	JMP          turn400
+	JMP          turn399
 
-end402:
+end401:
 	ADDQ $0x04, R12
-	JZ   store399
+	JZ   store398
 
-some398:
+some403:
 	VCVTPH2PS    (AX), Z16
 	VCVTPH2PS    32(AX), Z17
 	VBROADCASTSS (BX), Z18
@@ -10635,9 +10563,9 @@ some398:
 	ADDQ         $0x04, BX
 	ADDQ         $0x04, CX
 	DECQ         R12
-	JNZ          some398
+	JNZ          some403
 
-store399:
+store398:
 	VMOVUPS Z0, (DI)
 	VMOVUPS Z1, 64(DI)
 	VMOVUPS Z2, 256(DI)
@@ -10718,11 +10646,11 @@ begin406:
 	ADDQ SI, CX
 	MOVQ n+32(FP), R12
 
-turn410:
+turn409:
 	SUBQ         $0x04, R12
-	JLT          end412
+	JLT          end411
 	SUBQ         $0x00000100, R9
-	JGE          quiet411
+	JGE          quiet410
 	VCVTPH2PS    (AX), Z18
 	VCVTPH2PS    32(AX), Z19
 	VBROADCASTSS (BX), Z20
@@ -10852,15 +10780,15 @@ turn410:
 	ADDQ         $0x10, CX
 	ADDQ         $0x00000040, R14
 	TESTQ        $0x000001ff, R14
-	JNZ          row413
+	JNZ          row412
 	ADDQ         40(R11), R14
 
-row413:
+row412:
 	IMUL3Q $0x00000100, 32(R11), DX
 	ADDQ   DX, R9
-	JMP    turn410
+	JMP    turn409
 
-quiet411:
+quiet410:
 	VCVTPH2PS    (AX), Z18
 	VCVTPH2PS    32(AX), Z19
 	VBROADCASTSS (BX), Z20
@@ -10980,13 +10908,13 @@ quiet411:
 	ADDQ         $0x00000200, AX
 	ADDQ         $0x10, BX
 	ADDQ         $0x10, CX
-	JMP          turn410
+	JMP          turn409
 
-end412:
+end411:
 	ADDQ $0x04, R12
-	JZ   store409
+	JZ   store408
 
-some408:
+some413:
 	VCVTPH2PS    (AX), Z18
 	VCVTPH2PS    32(AX), Z19
 	VBROADCASTSS (BX), Z20
@@ -11020,9 +10948,9 @@ some408:
 	ADDQ         $0x04, BX
 	ADDQ         $0x04, CX
 	DECQ         R12
-	JNZ          some408
+	JNZ          some413
 
-store409:
+store408:
 	VMOVUPS Z0, (DI)
 	VMOVUPS Z1, 64(DI)
 	VMOVUPS Z2, 256(DI)
@@ -11118,11 +11046,11 @@ columns429:
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn435:
+turn434:
 	SUBQ         $0x04, R13
-	JLT          end437
+	JLT          end436
 	SUBQ         $0x00000100, 8(SP)
-	JGE          quiet436
+	JGE          quiet435
 	VCVTPH2PS    (SI), Z20
 	VCVTPH2PS    32(SI), Z21
 	VBROADCASTSS (R12), Z22
@@ -11263,15 +11191,15 @@ turn435:
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
 	TESTQ        $0x000001ff, CX
-	JNZ          row438
+	JNZ          row437
 	ADDQ         40(R11), CX
 
-row438:
+row437:
 	IMUL3Q $0x00000100, 32(R11), R14
 	ADDQ   R14, 8(SP)
-	JMP    turn435
+	JMP    turn434
 
-quiet436:
+quiet435:
 	VCVTPH2PS    (SI), Z20
 	VCVTPH2PS    32(SI), Z21
 	VBROADCASTSS (R12), Z22
@@ -11402,13 +11330,13 @@ quiet436:
 	VFMADD231PS  Z21, Z31, Z19
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn435
+	JMP          turn434
 
-end437:
+end436:
 	ADDQ $0x04, R13
-	JZ   merge434
+	JZ   merge433
 
-some433:
+some438:
 	VCVTPH2PS    (SI), Z20
 	VCVTPH2PS    32(SI), Z21
 	VBROADCASTSS (R12), Z22
@@ -11444,8 +11372,8 @@ some433:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some433
-	JMP          merge434
+	JNZ          some438
+	JMP          merge433
 
 sparse431:
 	TZCNTQ       R13, AX
@@ -11488,7 +11416,7 @@ sparse431:
 	BLSRQ        R13, R13
 	JNZ          sparse431
 
-merge434:
+merge433:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
@@ -11654,11 +11582,11 @@ columns441:
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn447:
+turn446:
 	SUBQ         $0x04, R13
-	JLT          end449
+	JLT          end448
 	SUBQ         $0x00000080, 8(SP)
-	JGE          quiet448
+	JGE          quiet447
 	VCVTPH2PS    (SI), Z10
 	VBROADCASTSS (R12), Z11
 	VFMADD231PS  Z10, Z11, Z0
@@ -11755,15 +11683,15 @@ turn447:
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
 	TESTQ        $0x000001ff, CX
-	JNZ          row450
+	JNZ          row449
 	ADDQ         40(R11), CX
 
-row450:
+row449:
 	IMUL3Q $0x00000100, 32(R11), R14
 	ADDQ   R14, 8(SP)
-	JMP    turn447
+	JMP    turn446
 
-quiet448:
+quiet447:
 	VCVTPH2PS    (SI), Z10
 	VBROADCASTSS (R12), Z11
 	VFMADD231PS  Z10, Z11, Z0
@@ -11850,13 +11778,13 @@ quiet448:
 	VFMADD231PS  Z10, Z20, Z9
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn447
+	JMP          turn446
 
-end449:
+end448:
 	ADDQ $0x04, R13
-	JZ   merge446
+	JZ   merge445
 
-some445:
+some450:
 	VCVTPH2PS    (SI), Z10
 	VBROADCASTSS (R12), Z11
 	VFMADD231PS  Z10, Z11, Z0
@@ -11881,8 +11809,8 @@ some445:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some445
-	JMP          merge446
+	JNZ          some450
+	JMP          merge445
 
 sparse443:
 	TZCNTQ       R13, AX
@@ -11914,7 +11842,7 @@ sparse443:
 	BLSRQ        R13, R13
 	JNZ          sparse443
 
-merge446:
+merge445:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
@@ -12074,11 +12002,11 @@ columns453:
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn459:
+turn458:
 	SUBQ         $0x04, R13
-	JLT          end461
+	JLT          end460
 	SUBQ         $0x00000200, 8(SP)
-	JGE          quiet460
+	JGE          quiet459
 	VBROADCASTSS (R12), Z4
 	VCVTPH2PS    (SI), Z5
 	VFMADD231PS  Z5, Z4, Z0
@@ -12135,15 +12063,15 @@ turn459:
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000080, CX
 	TESTQ        $0x000001ff, CX
-	JNZ          row462
+	JNZ          row461
 	ADDQ         40(R11), CX
 
-row462:
+row461:
 	IMUL3Q $0x00000200, 32(R11), R14
 	ADDQ   R14, 8(SP)
-	JMP    turn459
+	JMP    turn458
 
-quiet460:
+quiet459:
 	VBROADCASTSS (R12), Z4
 	VCVTPH2PS    (SI), Z5
 	VFMADD231PS  Z5, Z4, Z0
@@ -12182,13 +12110,13 @@ quiet460:
 	VFMADD231PS  Z8, Z4, Z3
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn459
+	JMP          turn458
 
-end461:
+end460:
 	ADDQ $0x04, R13
-	JZ   merge458
+	JZ   merge457
 
-some457:
+some462:
 	VBROADCASTSS (R12), Z4
 	VCVTPH2PS    (SI), Z5
 	VFMADD231PS  Z5, Z4, Z0
@@ -12201,8 +12129,8 @@ some457:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some457
-	JMP          merge458
+	JNZ          some462
+	JMP          merge457
 
 sparse455:
 	TZCNTQ       R13, AX
@@ -12222,7 +12150,7 @@ sparse455:
 	BLSRQ        R13, R13
 	JNZ          sparse455
 
-merge458:
+merge457:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
@@ -12280,11 +12208,11 @@ columns465:
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn471:
+turn470:
 	SUBQ         $0x04, R13
-	JLT          end473
+	JLT          end472
 	SUBQ         $0x00000100, 8(SP)
-	JGE          quiet472
+	JGE          quiet471
 	VBROADCASTSS (R12), Z2
 	VCVTPH2PS    (SI), Z3
 	VFMADD231PS  Z3, Z2, Z0
@@ -12317,15 +12245,15 @@ turn471:
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
 	TESTQ        $0x000001ff, CX
-	JNZ          row474
+	JNZ          row473
 	ADDQ         40(R11), CX
 
-row474:
+row473:
 	IMUL3Q $0x00000100, 32(R11), R14
 	ADDQ   R14, 8(SP)
-	JMP    turn471
+	JMP    turn470
 
-quiet472:
+quiet471:
 	VBROADCASTSS (R12), Z2
 	VCVTPH2PS    (SI), Z3
 	VFMADD231PS  Z3, Z2, Z0
@@ -12348,13 +12276,13 @@ quiet472:
 	VFMADD231PS  Z4, Z2, Z1
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn471
+	JMP          turn470
 
-end473:
+end472:
 	ADDQ $0x04, R13
-	JZ   merge470
+	JZ   merge469
 
-some469:
+some474:
 	VBROADCASTSS (R12), Z2
 	VCVTPH2PS    (SI), Z3
 	VFMADD231PS  Z3, Z2, Z0
@@ -12363,8 +12291,8 @@ some469:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some469
-	JMP          merge470
+	JNZ          some474
+	JMP          merge469
 
 sparse467:
 	TZCNTQ       R13, AX
@@ -12380,7 +12308,7 @@ sparse467:
 	BLSRQ        R13, R13
 	JNZ          sparse467
 
-merge470:
+merge469:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
@@ -12429,11 +12357,11 @@ columns477:
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn483:
+turn482:
 	SUBQ         $0x04, R13
-	JLT          end485
+	JLT          end484
 	SUBQ         $0x00000080, 8(SP)
-	JGE          quiet484
+	JGE          quiet483
 	VCVTPH2PS    (SI), Z1
 	VBROADCASTSS (R12), Z2
 	VFMADD231PS  Z1, Z2, Z0
@@ -12458,15 +12386,15 @@ turn483:
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
 	TESTQ        $0x000001ff, CX
-	JNZ          row486
+	JNZ          row485
 	ADDQ         40(R11), CX
 
-row486:
+row485:
 	IMUL3Q $0x00000100, 32(R11), R14
 	ADDQ   R14, 8(SP)
-	JMP    turn483
+	JMP    turn482
 
-quiet484:
+quiet483:
 	VCVTPH2PS    (SI), Z1
 	VBROADCASTSS (R12), Z2
 	VFMADD231PS  Z1, Z2, Z0
@@ -12481,21 +12409,21 @@ quiet484:
 	VFMADD231PS  Z1, Z2, Z0
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn483
+	JMP          turn482
 
-end485:
+end484:
 	ADDQ $0x04, R13
-	JZ   merge482
+	JZ   merge481
 
-some481:
+some486:
 	VCVTPH2PS    (SI), Z1
 	VBROADCASTSS (R12), Z2
 	VFMADD231PS  Z1, Z2, Z0
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some481
-	JMP          merge482
+	JNZ          some486
+	JMP          merge481
 
 sparse479:
 	TZCNTQ       R13, AX
@@ -12509,7 +12437,7 @@ sparse479:
 	BLSRQ        R13, R13
 	JNZ          sparse479
 
-merge482:
+merge481:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
@@ -12576,11 +12504,11 @@ columns489:
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn495:
+turn494:
 	SUBQ         $0x04, R13
-	JLT          end497
+	JLT          end496
 	SUBQ         $0x00000200, 8(SP)
-	JGE          quiet496
+	JGE          quiet495
 	VBROADCASTSS (R12), Z8
 	VBROADCASTSS 256(R12), Z9
 	VCVTPH2PS    (SI), Z10
@@ -12657,15 +12585,15 @@ turn495:
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000080, CX
 	TESTQ        $0x000001ff, CX
-	JNZ          row498
+	JNZ          row497
 	ADDQ         40(R11), CX
 
-row498:
+row497:
 	IMUL3Q $0x00000200, 32(R11), R14
 	ADDQ   R14, 8(SP)
-	JMP    turn495
+	JMP    turn494
 
-quiet496:
+quiet495:
 	VBROADCASTSS (R12), Z8
 	VBROADCASTSS 256(R12), Z9
 	VCVTPH2PS    (SI), Z10
@@ -12724,13 +12652,13 @@ quiet496:
 	VFMADD231PS  Z13, Z9, Z7
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn495
+	JMP          turn494
 
-end497:
+end496:
 	ADDQ $0x04, R13
-	JZ   merge494
+	JZ   merge493
 
-some493:
+some498:
 	VBROADCASTSS (R12), Z8
 	VBROADCASTSS 256(R12), Z9
 	VCVTPH2PS    (SI), Z10
@@ -12748,8 +12676,8 @@ some493:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some493
-	JMP          merge494
+	JNZ          some498
+	JMP          merge493
 
 sparse491:
 	TZCNTQ       R13, AX
@@ -12774,7 +12702,7 @@ sparse491:
 	BLSRQ        R13, R13
 	JNZ          sparse491
 
-merge494:
+merge493:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
@@ -12854,11 +12782,11 @@ columns501:
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn507:
+turn506:
 	SUBQ         $0x04, R13
-	JLT          end509
+	JLT          end508
 	SUBQ         $0x00000100, 8(SP)
-	JGE          quiet508
+	JGE          quiet507
 	VCVTPH2PS    (SI), Z4
 	VCVTPH2PS    32(SI), Z5
 	VBROADCASTSS (R12), Z6
@@ -12903,15 +12831,15 @@ turn507:
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
 	TESTQ        $0x000001ff, CX
-	JNZ          row510
+	JNZ          row509
 	ADDQ         40(R11), CX
 
-row510:
+row509:
 	IMUL3Q $0x00000100, 32(R11), R14
 	ADDQ   R14, 8(SP)
-	JMP    turn507
+	JMP    turn506
 
-quiet508:
+quiet507:
 	VCVTPH2PS    (SI), Z4
 	VCVTPH2PS    32(SI), Z5
 	VBROADCASTSS (R12), Z6
@@ -12946,13 +12874,13 @@ quiet508:
 	VFMADD231PS  Z5, Z7, Z3
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn507
+	JMP          turn506
 
-end509:
+end508:
 	ADDQ $0x04, R13
-	JZ   merge506
+	JZ   merge505
 
-some505:
+some510:
 	VCVTPH2PS    (SI), Z4
 	VCVTPH2PS    32(SI), Z5
 	VBROADCASTSS (R12), Z6
@@ -12964,8 +12892,8 @@ some505:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some505
-	JMP          merge506
+	JNZ          some510
+	JMP          merge505
 
 sparse503:
 	TZCNTQ       R13, AX
@@ -12984,7 +12912,7 @@ sparse503:
 	BLSRQ        R13, R13
 	JNZ          sparse503
 
-merge506:
+merge505:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
@@ -13046,11 +12974,11 @@ columns513:
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn519:
+turn518:
 	SUBQ         $0x04, R13
-	JLT          end521
+	JLT          end520
 	SUBQ         $0x00000080, 8(SP)
-	JGE          quiet520
+	JGE          quiet519
 	VCVTPH2PS    (SI), Z2
 	VBROADCASTSS (R12), Z3
 	VFMADD231PS  Z2, Z3, Z0
@@ -13083,15 +13011,15 @@ turn519:
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
 	TESTQ        $0x000001ff, CX
-	JNZ          row522
+	JNZ          row521
 	ADDQ         40(R11), CX
 
-row522:
+row521:
 	IMUL3Q $0x00000100, 32(R11), R14
 	ADDQ   R14, 8(SP)
-	JMP    turn519
+	JMP    turn518
 
-quiet520:
+quiet519:
 	VCVTPH2PS    (SI), Z2
 	VBROADCASTSS (R12), Z3
 	VFMADD231PS  Z2, Z3, Z0
@@ -13114,13 +13042,13 @@ quiet520:
 	VFMADD231PS  Z2, Z4, Z1
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn519
+	JMP          turn518
 
-end521:
+end520:
 	ADDQ $0x04, R13
-	JZ   merge518
+	JZ   merge517
 
-some517:
+some522:
 	VCVTPH2PS    (SI), Z2
 	VBROADCASTSS (R12), Z3
 	VFMADD231PS  Z2, Z3, Z0
@@ -13129,8 +13057,8 @@ some517:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some517
-	JMP          merge518
+	JNZ          some522
+	JMP          merge517
 
 sparse515:
 	TZCNTQ       R13, AX
@@ -13146,7 +13074,7 @@ sparse515:
 	BLSRQ        R13, R13
 	JNZ          sparse515
 
-merge518:
+merge517:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
@@ -13225,11 +13153,11 @@ columns525:
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn531:
+turn530:
 	SUBQ         $0x04, R13
-	JLT          end533
+	JLT          end532
 	SUBQ         $0x00000200, 8(SP)
-	JGE          quiet532
+	JGE          quiet531
 	VBROADCASTSS (R12), Z12
 	VBROADCASTSS 256(R12), Z13
 	VBROADCASTSS 512(R12), Z14
@@ -13326,15 +13254,15 @@ turn531:
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000080, CX
 	TESTQ        $0x000001ff, CX
-	JNZ          row534
+	JNZ          row533
 	ADDQ         40(R11), CX
 
-row534:
+row533:
 	IMUL3Q $0x00000200, 32(R11), R14
 	ADDQ   R14, 8(SP)
-	JMP    turn531
+	JMP    turn530
 
-quiet532:
+quiet531:
 	VBROADCASTSS (R12), Z12
 	VBROADCASTSS 256(R12), Z13
 	VBROADCASTSS 512(R12), Z14
@@ -13413,13 +13341,13 @@ quiet532:
 	VFMADD231PS  Z18, Z14, Z11
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn531
+	JMP          turn530
 
-end533:
+end532:
 	ADDQ $0x04, R13
-	JZ   merge530
+	JZ   merge529
 
-some529:
+some534:
 	VBROADCASTSS (R12), Z12
 	VBROADCASTSS 256(R12), Z13
 	VBROADCASTSS 512(R12), Z14
@@ -13442,8 +13370,8 @@ some529:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some529
-	JMP          merge530
+	JNZ          some534
+	JMP          merge529
 
 sparse527:
 	TZCNTQ       R13, AX
@@ -13473,7 +13401,7 @@ sparse527:
 	BLSRQ        R13, R13
 	JNZ          sparse527
 
-merge530:
+merge529:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
@@ -13575,11 +13503,11 @@ columns537:
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn543:
+turn542:
 	SUBQ         $0x04, R13
-	JLT          end545
+	JLT          end544
 	SUBQ         $0x00000100, 8(SP)
-	JGE          quiet544
+	JGE          quiet543
 	VCVTPH2PS    (SI), Z6
 	VCVTPH2PS    32(SI), Z7
 	VBROADCASTSS (R12), Z8
@@ -13636,15 +13564,15 @@ turn543:
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
 	TESTQ        $0x000001ff, CX
-	JNZ          row546
+	JNZ          row545
 	ADDQ         40(R11), CX
 
-row546:
+row545:
 	IMUL3Q $0x00000100, 32(R11), R14
 	ADDQ   R14, 8(SP)
-	JMP    turn543
+	JMP    turn542
 
-quiet544:
+quiet543:
 	VCVTPH2PS    (SI), Z6
 	VCVTPH2PS    32(SI), Z7
 	VBROADCASTSS (R12), Z8
@@ -13691,13 +13619,13 @@ quiet544:
 	VFMADD231PS  Z7, Z10, Z5
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn543
+	JMP          turn542
 
-end545:
+end544:
 	ADDQ $0x04, R13
-	JZ   merge542
+	JZ   merge541
 
-some541:
+some546:
 	VCVTPH2PS    (SI), Z6
 	VCVTPH2PS    32(SI), Z7
 	VBROADCASTSS (R12), Z8
@@ -13712,8 +13640,8 @@ some541:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some541
-	JMP          merge542
+	JNZ          some546
+	JMP          merge541
 
 sparse539:
 	TZCNTQ       R13, AX
@@ -13735,7 +13663,7 @@ sparse539:
 	BLSRQ        R13, R13
 	JNZ          sparse539
 
-merge542:
+merge541:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
@@ -13810,11 +13738,11 @@ columns549:
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn555:
+turn554:
 	SUBQ         $0x04, R13
-	JLT          end557
+	JLT          end556
 	SUBQ         $0x00000080, 8(SP)
-	JGE          quiet556
+	JGE          quiet555
 	VCVTPH2PS    (SI), Z3
 	VBROADCASTSS (R12), Z4
 	VFMADD231PS  Z3, Z4, Z0
@@ -13855,15 +13783,15 @@ turn555:
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
 	TESTQ        $0x000001ff, CX
-	JNZ          row558
+	JNZ          row557
 	ADDQ         40(R11), CX
 
-row558:
+row557:
 	IMUL3Q $0x00000100, 32(R11), R14
 	ADDQ   R14, 8(SP)
-	JMP    turn555
+	JMP    turn554
 
-quiet556:
+quiet555:
 	VCVTPH2PS    (SI), Z3
 	VBROADCASTSS (R12), Z4
 	VFMADD231PS  Z3, Z4, Z0
@@ -13894,13 +13822,13 @@ quiet556:
 	VFMADD231PS  Z3, Z6, Z2
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn555
+	JMP          turn554
 
-end557:
+end556:
 	ADDQ $0x04, R13
-	JZ   merge554
+	JZ   merge553
 
-some553:
+some558:
 	VCVTPH2PS    (SI), Z3
 	VBROADCASTSS (R12), Z4
 	VFMADD231PS  Z3, Z4, Z0
@@ -13911,8 +13839,8 @@ some553:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some553
-	JMP          merge554
+	JNZ          some558
+	JMP          merge553
 
 sparse551:
 	TZCNTQ       R13, AX
@@ -13930,7 +13858,7 @@ sparse551:
 	BLSRQ        R13, R13
 	JNZ          sparse551
 
-merge554:
+merge553:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
@@ -14021,11 +13949,11 @@ columns561:
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn567:
+turn566:
 	SUBQ         $0x04, R13
-	JLT          end569
+	JLT          end568
 	SUBQ         $0x00000200, 8(SP)
-	JGE          quiet568
+	JGE          quiet567
 	VCVTPH2PS    (SI), Z16
 	VCVTPH2PS    32(SI), Z17
 	VCVTPH2PS    64(SI), Z18
@@ -14142,15 +14070,15 @@ turn567:
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000080, CX
 	TESTQ        $0x000001ff, CX
-	JNZ          row570
+	JNZ          row569
 	ADDQ         40(R11), CX
 
-row570:
+row569:
 	IMUL3Q $0x00000200, 32(R11), R14
 	ADDQ   R14, 8(SP)
-	JMP    turn567
+	JMP    turn566
 
-quiet568:
+quiet567:
 	VCVTPH2PS    (SI), Z16
 	VCVTPH2PS    32(SI), Z17
 	VCVTPH2PS    64(SI), Z18
@@ -14249,13 +14177,13 @@ quiet568:
 	VFMADD231PS  Z19, Z23, Z15
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn567
+	JMP          turn566
 
-end569:
+end568:
 	ADDQ $0x04, R13
-	JZ   merge566
+	JZ   merge565
 
-some565:
+some570:
 	VCVTPH2PS    (SI), Z16
 	VCVTPH2PS    32(SI), Z17
 	VCVTPH2PS    64(SI), Z18
@@ -14283,8 +14211,8 @@ some565:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some565
-	JMP          merge566
+	JNZ          some570
+	JMP          merge565
 
 sparse563:
 	TZCNTQ       R13, AX
@@ -14319,7 +14247,7 @@ sparse563:
 	BLSRQ        R13, R13
 	JNZ          sparse563
 
-merge566:
+merge565:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
@@ -14443,11 +14371,11 @@ columns573:
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn579:
+turn578:
 	SUBQ         $0x04, R13
-	JLT          end581
+	JLT          end580
 	SUBQ         $0x00000100, 8(SP)
-	JGE          quiet580
+	JGE          quiet579
 	VCVTPH2PS    (SI), Z8
 	VCVTPH2PS    32(SI), Z9
 	VBROADCASTSS (R12), Z10
@@ -14516,15 +14444,15 @@ turn579:
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
 	TESTQ        $0x000001ff, CX
-	JNZ          row582
+	JNZ          row581
 	ADDQ         40(R11), CX
 
-row582:
+row581:
 	IMUL3Q $0x00000100, 32(R11), R14
 	ADDQ   R14, 8(SP)
-	JMP    turn579
+	JMP    turn578
 
-quiet580:
+quiet579:
 	VCVTPH2PS    (SI), Z8
 	VCVTPH2PS    32(SI), Z9
 	VBROADCASTSS (R12), Z10
@@ -14583,13 +14511,13 @@ quiet580:
 	VFMADD231PS  Z9, Z13, Z7
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn579
+	JMP          turn578
 
-end581:
+end580:
 	ADDQ $0x04, R13
-	JZ   merge578
+	JZ   merge577
 
-some577:
+some582:
 	VCVTPH2PS    (SI), Z8
 	VCVTPH2PS    32(SI), Z9
 	VBROADCASTSS (R12), Z10
@@ -14607,8 +14535,8 @@ some577:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some577
-	JMP          merge578
+	JNZ          some582
+	JMP          merge577
 
 sparse575:
 	TZCNTQ       R13, AX
@@ -14633,7 +14561,7 @@ sparse575:
 	BLSRQ        R13, R13
 	JNZ          sparse575
 
-merge578:
+merge577:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
@@ -14721,11 +14649,11 @@ columns585:
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn591:
+turn590:
 	SUBQ         $0x04, R13
-	JLT          end593
+	JLT          end592
 	SUBQ         $0x00000080, 8(SP)
-	JGE          quiet592
+	JGE          quiet591
 	VCVTPH2PS    (SI), Z4
 	VBROADCASTSS (R12), Z5
 	VFMADD231PS  Z4, Z5, Z0
@@ -14774,15 +14702,15 @@ turn591:
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
 	TESTQ        $0x000001ff, CX
-	JNZ          row594
+	JNZ          row593
 	ADDQ         40(R11), CX
 
-row594:
+row593:
 	IMUL3Q $0x00000100, 32(R11), R14
 	ADDQ   R14, 8(SP)
-	JMP    turn591
+	JMP    turn590
 
-quiet592:
+quiet591:
 	VCVTPH2PS    (SI), Z4
 	VBROADCASTSS (R12), Z5
 	VFMADD231PS  Z4, Z5, Z0
@@ -14821,13 +14749,13 @@ quiet592:
 	VFMADD231PS  Z4, Z8, Z3
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn591
+	JMP          turn590
 
-end593:
+end592:
 	ADDQ $0x04, R13
-	JZ   merge590
+	JZ   merge589
 
-some589:
+some594:
 	VCVTPH2PS    (SI), Z4
 	VBROADCASTSS (R12), Z5
 	VFMADD231PS  Z4, Z5, Z0
@@ -14840,8 +14768,8 @@ some589:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some589
-	JMP          merge590
+	JNZ          some594
+	JMP          merge589
 
 sparse587:
 	TZCNTQ       R13, AX
@@ -14861,7 +14789,7 @@ sparse587:
 	BLSRQ        R13, R13
 	JNZ          sparse587
 
-merge590:
+merge589:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
@@ -14964,11 +14892,11 @@ columns597:
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn603:
+turn602:
 	SUBQ         $0x04, R13
-	JLT          end605
+	JLT          end604
 	SUBQ         $0x00000200, 8(SP)
-	JGE          quiet604
+	JGE          quiet603
 	VCVTPH2PS    (SI), Z20
 	VCVTPH2PS    32(SI), Z21
 	VCVTPH2PS    64(SI), Z22
@@ -15105,15 +15033,15 @@ turn603:
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000080, CX
 	TESTQ        $0x000001ff, CX
-	JNZ          row606
+	JNZ          row605
 	ADDQ         40(R11), CX
 
-row606:
+row605:
 	IMUL3Q $0x00000200, 32(R11), R14
 	ADDQ   R14, 8(SP)
-	JMP    turn603
+	JMP    turn602
 
-quiet604:
+quiet603:
 	VCVTPH2PS    (SI), Z20
 	VCVTPH2PS    32(SI), Z21
 	VCVTPH2PS    64(SI), Z22
@@ -15232,13 +15160,13 @@ quiet604:
 	VFMADD231PS  Z23, Z28, Z19
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn603
+	JMP          turn602
 
-end605:
+end604:
 	ADDQ $0x04, R13
-	JZ   merge602
+	JZ   merge601
 
-some601:
+some606:
 	VCVTPH2PS    (SI), Z20
 	VCVTPH2PS    32(SI), Z21
 	VCVTPH2PS    64(SI), Z22
@@ -15271,8 +15199,8 @@ some601:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some601
-	JMP          merge602
+	JNZ          some606
+	JMP          merge601
 
 sparse599:
 	TZCNTQ       R13, AX
@@ -15312,7 +15240,7 @@ sparse599:
 	BLSRQ        R13, R13
 	JNZ          sparse599
 
-merge602:
+merge601:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
@@ -15458,11 +15386,11 @@ columns609:
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn615:
+turn614:
 	SUBQ         $0x04, R13
-	JLT          end617
+	JLT          end616
 	SUBQ         $0x00000100, 8(SP)
-	JGE          quiet616
+	JGE          quiet615
 	VCVTPH2PS    (SI), Z10
 	VCVTPH2PS    32(SI), Z11
 	VBROADCASTSS (R12), Z12
@@ -15543,15 +15471,15 @@ turn615:
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
 	TESTQ        $0x000001ff, CX
-	JNZ          row618
+	JNZ          row617
 	ADDQ         40(R11), CX
 
-row618:
+row617:
 	IMUL3Q $0x00000100, 32(R11), R14
 	ADDQ   R14, 8(SP)
-	JMP    turn615
+	JMP    turn614
 
-quiet616:
+quiet615:
 	VCVTPH2PS    (SI), Z10
 	VCVTPH2PS    32(SI), Z11
 	VBROADCASTSS (R12), Z12
@@ -15622,13 +15550,13 @@ quiet616:
 	VFMADD231PS  Z11, Z16, Z9
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn615
+	JMP          turn614
 
-end617:
+end616:
 	ADDQ $0x04, R13
-	JZ   merge614
+	JZ   merge613
 
-some613:
+some618:
 	VCVTPH2PS    (SI), Z10
 	VCVTPH2PS    32(SI), Z11
 	VBROADCASTSS (R12), Z12
@@ -15649,8 +15577,8 @@ some613:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some613
-	JMP          merge614
+	JNZ          some618
+	JMP          merge613
 
 sparse611:
 	TZCNTQ       R13, AX
@@ -15678,7 +15606,7 @@ sparse611:
 	BLSRQ        R13, R13
 	JNZ          sparse611
 
-merge614:
+merge613:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
@@ -15779,11 +15707,11 @@ columns621:
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn627:
+turn626:
 	SUBQ         $0x04, R13
-	JLT          end629
+	JLT          end628
 	SUBQ         $0x00000080, 8(SP)
-	JGE          quiet628
+	JGE          quiet627
 	VCVTPH2PS    (SI), Z5
 	VBROADCASTSS (R12), Z6
 	VFMADD231PS  Z5, Z6, Z0
@@ -15840,15 +15768,15 @@ turn627:
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
 	TESTQ        $0x000001ff, CX
-	JNZ          row630
+	JNZ          row629
 	ADDQ         40(R11), CX
 
-row630:
+row629:
 	IMUL3Q $0x00000100, 32(R11), R14
 	ADDQ   R14, 8(SP)
-	JMP    turn627
+	JMP    turn626
 
-quiet628:
+quiet627:
 	VCVTPH2PS    (SI), Z5
 	VBROADCASTSS (R12), Z6
 	VFMADD231PS  Z5, Z6, Z0
@@ -15895,13 +15823,13 @@ quiet628:
 	VFMADD231PS  Z5, Z10, Z4
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn627
+	JMP          turn626
 
-end629:
+end628:
 	ADDQ $0x04, R13
-	JZ   merge626
+	JZ   merge625
 
-some625:
+some630:
 	VCVTPH2PS    (SI), Z5
 	VBROADCASTSS (R12), Z6
 	VFMADD231PS  Z5, Z6, Z0
@@ -15916,8 +15844,8 @@ some625:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some625
-	JMP          merge626
+	JNZ          some630
+	JMP          merge625
 
 sparse623:
 	TZCNTQ       R13, AX
@@ -15939,7 +15867,7 @@ sparse623:
 	BLSRQ        R13, R13
 	JNZ          sparse623
 
-merge626:
+merge625:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
@@ -16054,11 +15982,11 @@ columns633:
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn639:
+turn638:
 	SUBQ         $0x04, R13
-	JLT          end641
+	JLT          end640
 	SUBQ         $0x00000200, 8(SP)
-	JGE          quiet640
+	JGE          quiet639
 	VCVTPH2PS    (SI), Z24
 	VCVTPH2PS    32(SI), Z25
 	VCVTPH2PS    64(SI), Z26
@@ -16215,15 +16143,15 @@ turn639:
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000080, CX
 	TESTQ        $0x000001ff, CX
-	JNZ          row642
+	JNZ          row641
 	ADDQ         40(R11), CX
 
-row642:
+row641:
 	IMUL3Q $0x00000200, 32(R11), R14
 	ADDQ   R14, 8(SP)
-	JMP    turn639
+	JMP    turn638
 
-quiet640:
+quiet639:
 	VCVTPH2PS    (SI), Z24
 	VCVTPH2PS    32(SI), Z25
 	VCVTPH2PS    64(SI), Z26
@@ -16362,13 +16290,13 @@ quiet640:
 	VFMADD231PS  Z27, Z29, Z23
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn639
+	JMP          turn638
 
-end641:
+end640:
 	ADDQ $0x04, R13
-	JZ   merge638
+	JZ   merge637
 
-some637:
+some642:
 	VCVTPH2PS    (SI), Z24
 	VCVTPH2PS    32(SI), Z25
 	VCVTPH2PS    64(SI), Z26
@@ -16406,8 +16334,8 @@ some637:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some637
-	JMP          merge638
+	JNZ          some642
+	JMP          merge637
 
 sparse635:
 	TZCNTQ       R13, AX
@@ -16452,7 +16380,7 @@ sparse635:
 	BLSRQ        R13, R13
 	JNZ          sparse635
 
-merge638:
+merge637:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
@@ -16620,11 +16548,11 @@ columns645:
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn651:
+turn650:
 	SUBQ         $0x04, R13
-	JLT          end653
+	JLT          end652
 	SUBQ         $0x00000100, 8(SP)
-	JGE          quiet652
+	JGE          quiet651
 	VCVTPH2PS    (SI), Z12
 	VCVTPH2PS    32(SI), Z13
 	VBROADCASTSS (R12), Z14
@@ -16717,15 +16645,15 @@ turn651:
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
 	TESTQ        $0x000001ff, CX
-	JNZ          row654
+	JNZ          row653
 	ADDQ         40(R11), CX
 
-row654:
+row653:
 	IMUL3Q $0x00000100, 32(R11), R14
 	ADDQ   R14, 8(SP)
-	JMP    turn651
+	JMP    turn650
 
-quiet652:
+quiet651:
 	VCVTPH2PS    (SI), Z12
 	VCVTPH2PS    32(SI), Z13
 	VBROADCASTSS (R12), Z14
@@ -16808,13 +16736,13 @@ quiet652:
 	VFMADD231PS  Z13, Z19, Z11
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn651
+	JMP          turn650
 
-end653:
+end652:
 	ADDQ $0x04, R13
-	JZ   merge650
+	JZ   merge649
 
-some649:
+some654:
 	VCVTPH2PS    (SI), Z12
 	VCVTPH2PS    32(SI), Z13
 	VBROADCASTSS (R12), Z14
@@ -16838,8 +16766,8 @@ some649:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some649
-	JMP          merge650
+	JNZ          some654
+	JMP          merge649
 
 sparse647:
 	TZCNTQ       R13, AX
@@ -16870,7 +16798,7 @@ sparse647:
 	BLSRQ        R13, R13
 	JNZ          sparse647
 
-merge650:
+merge649:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
@@ -16984,11 +16912,11 @@ columns657:
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn663:
+turn662:
 	SUBQ         $0x04, R13
-	JLT          end665
+	JLT          end664
 	SUBQ         $0x00000080, 8(SP)
-	JGE          quiet664
+	JGE          quiet663
 	VCVTPH2PS    (SI), Z6
 	VBROADCASTSS (R12), Z7
 	VFMADD231PS  Z6, Z7, Z0
@@ -17053,15 +16981,15 @@ turn663:
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
 	TESTQ        $0x000001ff, CX
-	JNZ          row666
+	JNZ          row665
 	ADDQ         40(R11), CX
 
-row666:
+row665:
 	IMUL3Q $0x00000100, 32(R11), R14
 	ADDQ   R14, 8(SP)
-	JMP    turn663
+	JMP    turn662
 
-quiet664:
+quiet663:
 	VCVTPH2PS    (SI), Z6
 	VBROADCASTSS (R12), Z7
 	VFMADD231PS  Z6, Z7, Z0
@@ -17116,13 +17044,13 @@ quiet664:
 	VFMADD231PS  Z6, Z12, Z5
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn663
+	JMP          turn662
 
-end665:
+end664:
 	ADDQ $0x04, R13
-	JZ   merge662
+	JZ   merge661
 
-some661:
+some666:
 	VCVTPH2PS    (SI), Z6
 	VBROADCASTSS (R12), Z7
 	VFMADD231PS  Z6, Z7, Z0
@@ -17139,8 +17067,8 @@ some661:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some661
-	JMP          merge662
+	JNZ          some666
+	JMP          merge661
 
 sparse659:
 	TZCNTQ       R13, AX
@@ -17164,7 +17092,7 @@ sparse659:
 	BLSRQ        R13, R13
 	JNZ          sparse659
 
-merge662:
+merge661:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
@@ -17277,11 +17205,11 @@ columns669:
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn675:
+turn674:
 	SUBQ         $0x04, R13
-	JLT          end677
+	JLT          end676
 	SUBQ         $0x00000100, 8(SP)
-	JGE          quiet676
+	JGE          quiet675
 	VCVTPH2PS    (SI), Z14
 	VCVTPH2PS    32(SI), Z15
 	VBROADCASTSS (R12), Z16
@@ -17386,15 +17314,15 @@ turn675:
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
 	TESTQ        $0x000001ff, CX
-	JNZ          row678
+	JNZ          row677
 	ADDQ         40(R11), CX
 
-row678:
+row677:
 	IMUL3Q $0x00000100, 32(R11), R14
 	ADDQ   R14, 8(SP)
-	JMP    turn675
+	JMP    turn674
 
-quiet676:
+quiet675:
 	VCVTPH2PS    (SI), Z14
 	VCVTPH2PS    32(SI), Z15
 	VBROADCASTSS (R12), Z16
@@ -17489,13 +17417,13 @@ quiet676:
 	VFMADD231PS  Z15, Z22, Z13
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn675
+	JMP          turn674
 
-end677:
+end676:
 	ADDQ $0x04, R13
-	JZ   merge674
+	JZ   merge673
 
-some673:
+some678:
 	VCVTPH2PS    (SI), Z14
 	VCVTPH2PS    32(SI), Z15
 	VBROADCASTSS (R12), Z16
@@ -17522,8 +17450,8 @@ some673:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some673
-	JMP          merge674
+	JNZ          some678
+	JMP          merge673
 
 sparse671:
 	TZCNTQ       R13, AX
@@ -17557,7 +17485,7 @@ sparse671:
 	BLSRQ        R13, R13
 	JNZ          sparse671
 
-merge674:
+merge673:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
@@ -17684,11 +17612,11 @@ columns681:
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn687:
+turn686:
 	SUBQ         $0x04, R13
-	JLT          end689
+	JLT          end688
 	SUBQ         $0x00000080, 8(SP)
-	JGE          quiet688
+	JGE          quiet687
 	VCVTPH2PS    (SI), Z7
 	VBROADCASTSS (R12), Z8
 	VFMADD231PS  Z7, Z8, Z0
@@ -17761,15 +17689,15 @@ turn687:
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
 	TESTQ        $0x000001ff, CX
-	JNZ          row690
+	JNZ          row689
 	ADDQ         40(R11), CX
 
-row690:
+row689:
 	IMUL3Q $0x00000100, 32(R11), R14
 	ADDQ   R14, 8(SP)
-	JMP    turn687
+	JMP    turn686
 
-quiet688:
+quiet687:
 	VCVTPH2PS    (SI), Z7
 	VBROADCASTSS (R12), Z8
 	VFMADD231PS  Z7, Z8, Z0
@@ -17832,13 +17760,13 @@ quiet688:
 	VFMADD231PS  Z7, Z14, Z6
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn687
+	JMP          turn686
 
-end689:
+end688:
 	ADDQ $0x04, R13
-	JZ   merge686
+	JZ   merge685
 
-some685:
+some690:
 	VCVTPH2PS    (SI), Z7
 	VBROADCASTSS (R12), Z8
 	VFMADD231PS  Z7, Z8, Z0
@@ -17857,8 +17785,8 @@ some685:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some685
-	JMP          merge686
+	JNZ          some690
+	JMP          merge685
 
 sparse683:
 	TZCNTQ       R13, AX
@@ -17884,7 +17812,7 @@ sparse683:
 	BLSRQ        R13, R13
 	JNZ          sparse683
 
-merge686:
+merge685:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
@@ -18007,11 +17935,11 @@ columns693:
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn699:
+turn698:
 	SUBQ         $0x04, R13
-	JLT          end701
+	JLT          end700
 	SUBQ         $0x00000100, 8(SP)
-	JGE          quiet700
+	JGE          quiet699
 	VCVTPH2PS    (SI), Z16
 	VCVTPH2PS    32(SI), Z17
 	VBROADCASTSS (R12), Z18
@@ -18128,15 +18056,15 @@ turn699:
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
 	TESTQ        $0x000001ff, CX
-	JNZ          row702
+	JNZ          row701
 	ADDQ         40(R11), CX
 
-row702:
+row701:
 	IMUL3Q $0x00000100, 32(R11), R14
 	ADDQ   R14, 8(SP)
-	JMP    turn699
+	JMP    turn698
 
-quiet700:
+quiet699:
 	VCVTPH2PS    (SI), Z16
 	VCVTPH2PS    32(SI), Z17
 	VBROADCASTSS (R12), Z18
@@ -18243,13 +18171,13 @@ quiet700:
 	VFMADD231PS  Z17, Z25, Z15
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn699
+	JMP          turn698
 
-end701:
+end700:
 	ADDQ $0x04, R13
-	JZ   merge698
+	JZ   merge697
 
-some697:
+some702:
 	VCVTPH2PS    (SI), Z16
 	VCVTPH2PS    32(SI), Z17
 	VBROADCASTSS (R12), Z18
@@ -18279,8 +18207,8 @@ some697:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some697
-	JMP          merge698
+	JNZ          some702
+	JMP          merge697
 
 sparse695:
 	TZCNTQ       R13, AX
@@ -18317,7 +18245,7 @@ sparse695:
 	BLSRQ        R13, R13
 	JNZ          sparse695
 
-merge698:
+merge697:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
@@ -18457,11 +18385,11 @@ columns705:
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn711:
+turn710:
 	SUBQ         $0x04, R13
-	JLT          end713
+	JLT          end712
 	SUBQ         $0x00000080, 8(SP)
-	JGE          quiet712
+	JGE          quiet711
 	VCVTPH2PS    (SI), Z8
 	VBROADCASTSS (R12), Z9
 	VFMADD231PS  Z8, Z9, Z0
@@ -18542,15 +18470,15 @@ turn711:
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
 	TESTQ        $0x000001ff, CX
-	JNZ          row714
+	JNZ          row713
 	ADDQ         40(R11), CX
 
-row714:
+row713:
 	IMUL3Q $0x00000100, 32(R11), R14
 	ADDQ   R14, 8(SP)
-	JMP    turn711
+	JMP    turn710
 
-quiet712:
+quiet711:
 	VCVTPH2PS    (SI), Z8
 	VBROADCASTSS (R12), Z9
 	VFMADD231PS  Z8, Z9, Z0
@@ -18621,13 +18549,13 @@ quiet712:
 	VFMADD231PS  Z8, Z16, Z7
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn711
+	JMP          turn710
 
-end713:
+end712:
 	ADDQ $0x04, R13
-	JZ   merge710
+	JZ   merge709
 
-some709:
+some714:
 	VCVTPH2PS    (SI), Z8
 	VBROADCASTSS (R12), Z9
 	VFMADD231PS  Z8, Z9, Z0
@@ -18648,8 +18576,8 @@ some709:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some709
-	JMP          merge710
+	JNZ          some714
+	JMP          merge709
 
 sparse707:
 	TZCNTQ       R13, AX
@@ -18677,7 +18605,7 @@ sparse707:
 	BLSRQ        R13, R13
 	JNZ          sparse707
 
-merge710:
+merge709:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
@@ -18810,11 +18738,11 @@ columns717:
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn723:
+turn722:
 	SUBQ         $0x04, R13
-	JLT          end725
+	JLT          end724
 	SUBQ         $0x00000100, 8(SP)
-	JGE          quiet724
+	JGE          quiet723
 	VCVTPH2PS    (SI), Z18
 	VCVTPH2PS    32(SI), Z19
 	VBROADCASTSS (R12), Z20
@@ -18943,15 +18871,15 @@ turn723:
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
 	TESTQ        $0x000001ff, CX
-	JNZ          row726
+	JNZ          row725
 	ADDQ         40(R11), CX
 
-row726:
+row725:
 	IMUL3Q $0x00000100, 32(R11), R14
 	ADDQ   R14, 8(SP)
-	JMP    turn723
+	JMP    turn722
 
-quiet724:
+quiet723:
 	VCVTPH2PS    (SI), Z18
 	VCVTPH2PS    32(SI), Z19
 	VBROADCASTSS (R12), Z20
@@ -19070,13 +18998,13 @@ quiet724:
 	VFMADD231PS  Z19, Z28, Z17
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn723
+	JMP          turn722
 
-end725:
+end724:
 	ADDQ $0x04, R13
-	JZ   merge722
+	JZ   merge721
 
-some721:
+some726:
 	VCVTPH2PS    (SI), Z18
 	VCVTPH2PS    32(SI), Z19
 	VBROADCASTSS (R12), Z20
@@ -19109,8 +19037,8 @@ some721:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some721
-	JMP          merge722
+	JNZ          some726
+	JMP          merge721
 
 sparse719:
 	TZCNTQ       R13, AX
@@ -19150,7 +19078,7 @@ sparse719:
 	BLSRQ        R13, R13
 	JNZ          sparse719
 
-merge722:
+merge721:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
@@ -19303,11 +19231,11 @@ columns729:
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn735:
+turn734:
 	SUBQ         $0x04, R13
-	JLT          end737
+	JLT          end736
 	SUBQ         $0x00000080, 8(SP)
-	JGE          quiet736
+	JGE          quiet735
 	VCVTPH2PS    (SI), Z9
 	VBROADCASTSS (R12), Z10
 	VFMADD231PS  Z9, Z10, Z0
@@ -19396,15 +19324,15 @@ turn735:
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
 	TESTQ        $0x000001ff, CX
-	JNZ          row738
+	JNZ          row737
 	ADDQ         40(R11), CX
 
-row738:
+row737:
 	IMUL3Q $0x00000100, 32(R11), R14
 	ADDQ   R14, 8(SP)
-	JMP    turn735
+	JMP    turn734
 
-quiet736:
+quiet735:
 	VCVTPH2PS    (SI), Z9
 	VBROADCASTSS (R12), Z10
 	VFMADD231PS  Z9, Z10, Z0
@@ -19483,13 +19411,13 @@ quiet736:
 	VFMADD231PS  Z9, Z18, Z8
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn735
+	JMP          turn734
 
-end737:
+end736:
 	ADDQ $0x04, R13
-	JZ   merge734
+	JZ   merge733
 
-some733:
+some738:
 	VCVTPH2PS    (SI), Z9
 	VBROADCASTSS (R12), Z10
 	VFMADD231PS  Z9, Z10, Z0
@@ -19512,8 +19440,8 @@ some733:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some733
-	JMP          merge734
+	JNZ          some738
+	JMP          merge733
 
 sparse731:
 	TZCNTQ       R13, AX
@@ -19543,7 +19471,7 @@ sparse731:
 	BLSRQ        R13, R13
 	JNZ          sparse731
 
-merge734:
+merge733:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
@@ -19652,18 +19580,17 @@ done417:
 // func scores_bf16_avx512(s *float32, q *float32, k *byte, stride int, n int, rows int, carry int, ahead *uintptr)
 // Requires: AVX, AVX512F, MMX+
 TEXT ·scores_bf16_avx512(SB), NOSPLIT, $8-64
-	MOVQ         s+0(FP), DI
-	MOVQ         q+8(FP), SI
-	MOVQ         stride+24(FP), R8
-	MOVQ         rows+40(FP), R10
-	MOVQ         ahead+56(FP), R11
-	VPBROADCASTD highHalf_avx512<>+0(SB), Z31
-	LEAQ         (R8)(R8*2), R15
-	XORQ         R14, R14
-	XORQ         R9, R9
-	TESTQ        R11, R11
-	JNZ          none741
-	MOVQ         $0x0000010000000000, R9
+	MOVQ  s+0(FP), DI
+	MOVQ  q+8(FP), SI
+	MOVQ  stride+24(FP), R8
+	MOVQ  rows+40(FP), R10
+	MOVQ  ahead+56(FP), R11
+	LEAQ  (R8)(R8*2), R15
+	XORQ  R14, R14
+	XORQ  R9, R9
+	TESTQ R11, R11
+	JNZ   none741
+	MOVQ  $0x0000010000000000, R9
 
 none741:
 rows742:
@@ -19671,8 +19598,9 @@ rows742:
 	JLT  fewer743
 
 tile755:
-	MOVQ k+16(FP), R13
-	MOVQ $0x00000002, (SP)
+	MOVQ         k+16(FP), R13
+	VBROADCASTSS highHalf_avx512<>+0(SB), Z31
+	MOVQ         $0x00000002, (SP)
 
 block756:
 	CMPQ   carry+48(FP), $0x00
@@ -19700,58 +19628,26 @@ block756:
 	JMP    begin758
 
 carry757:
-	VMOVUPS   (DI), Z0
-	VMOVUPS   64(DI), Z1
-	VMOVUPS   256(DI), Z2
-	VMOVUPS   320(DI), Z3
-	VMOVUPS   512(DI), Z4
-	VMOVUPS   576(DI), Z5
-	VMOVUPS   768(DI), Z6
-	VMOVUPS   832(DI), Z7
-	VMOVUPS   1024(DI), Z8
-	VMOVUPS   1088(DI), Z9
-	VMOVUPS   1280(DI), Z10
-	VMOVUPS   1344(DI), Z11
-	VMOVUPS   1536(DI), Z12
-	VMOVUPS   1600(DI), Z13
-	VMOVUPS   1792(DI), Z14
-	VMOVUPS   1856(DI), Z15
-	VMOVUPS   2048(DI), Z16
-	VMOVUPS   2112(DI), Z17
-	VMOVUPS   2304(DI), Z18
-	VMOVUPS   2368(DI), Z19
-	VMOVUPS   partFirst_avx512<>+0(SB), Z20
-	VMOVUPS   partSecond_avx512<>+0(SB), Z21
-	VMOVAPS   Z0, Z22
-	VPERMT2PS Z1, Z20, Z0
-	VPERMT2PS Z22, Z21, Z1
-	VMOVAPS   Z2, Z22
-	VPERMT2PS Z3, Z20, Z2
-	VPERMT2PS Z22, Z21, Z3
-	VMOVAPS   Z4, Z22
-	VPERMT2PS Z5, Z20, Z4
-	VPERMT2PS Z22, Z21, Z5
-	VMOVAPS   Z6, Z22
-	VPERMT2PS Z7, Z20, Z6
-	VPERMT2PS Z22, Z21, Z7
-	VMOVAPS   Z8, Z22
-	VPERMT2PS Z9, Z20, Z8
-	VPERMT2PS Z22, Z21, Z9
-	VMOVAPS   Z10, Z22
-	VPERMT2PS Z11, Z20, Z10
-	VPERMT2PS Z22, Z21, Z11
-	VMOVAPS   Z12, Z22
-	VPERMT2PS Z13, Z20, Z12
-	VPERMT2PS Z22, Z21, Z13
-	VMOVAPS   Z14, Z22
-	VPERMT2PS Z15, Z20, Z14
-	VPERMT2PS Z22, Z21, Z15
-	VMOVAPS   Z16, Z22
-	VPERMT2PS Z17, Z20, Z16
-	VPERMT2PS Z22, Z21, Z17
-	VMOVAPS   Z18, Z22
-	VPERMT2PS Z19, Z20, Z18
-	VPERMT2PS Z22, Z21, Z19
+	VMOVUPS (DI), Z0
+	VMOVUPS 64(DI), Z1
+	VMOVUPS 256(DI), Z2
+	VMOVUPS 320(DI), Z3
+	VMOVUPS 512(DI), Z4
+	VMOVUPS 576(DI), Z5
+	VMOVUPS 768(DI), Z6
+	VMOVUPS 832(DI), Z7
+	VMOVUPS 1024(DI), Z8
+	VMOVUPS 1088(DI), Z9
+	VMOVUPS 1280(DI), Z10
+	VMOVUPS 1344(DI), Z11
+	VMOVUPS 1536(DI), Z12
+	VMOVUPS 1600(DI), Z13
+	VMOVUPS 1792(DI), Z14
+	VMOVUPS 1856(DI), Z15
+	VMOVUPS 2048(DI), Z16
+	VMOVUPS 2112(DI), Z17
+	VMOVUPS 2304(DI), Z18
+	VMOVUPS 2368(DI), Z19
 
 begin758:
 	MOVQ R13, AX
@@ -19760,13 +19656,13 @@ begin758:
 	ADDQ SI, CX
 	MOVQ n+32(FP), R12
 
-turn762:
+turn761:
 	SUBQ         $0x04, R12
-	JLT          end764
+	JLT          end763
 	SUBQ         $0x00000100, R9
-	JGE          quiet763
+	JGE          quiet762
 	VPSLLD       $0x10, (AX), Z20
-	VPANDD       (AX), Z31, Z21
+	VPSLLD       $0x10, 64(AX), Z21
 	VBROADCASTSS (BX), Z22
 	VFMADD231PS  Z20, Z22, Z0
 	VFMADD231PS  Z21, Z22, Z1
@@ -19799,8 +19695,8 @@ turn762:
 	VFMADD231PS  Z21, Z22, Z19
 	MOVQ         (R11), DX
 	PREFETCHT1   (DX)(R14*1)
-	VPSLLD       $0x10, 128(AX), Z20
-	VPANDD       128(AX), Z31, Z21
+	VPANDD       (AX), Z31, Z20
+	VPANDD       64(AX), Z31, Z21
 	VBROADCASTSS 4(BX), Z22
 	VFMADD231PS  Z20, Z22, Z0
 	VFMADD231PS  Z21, Z22, Z1
@@ -19834,7 +19730,7 @@ turn762:
 	MOVQ         8(R11), DX
 	PREFETCHT1   (DX)(R14*1)
 	VPSLLD       $0x10, 256(AX), Z20
-	VPANDD       256(AX), Z31, Z21
+	VPSLLD       $0x10, 320(AX), Z21
 	VBROADCASTSS 8(BX), Z22
 	VFMADD231PS  Z20, Z22, Z0
 	VFMADD231PS  Z21, Z22, Z1
@@ -19867,8 +19763,8 @@ turn762:
 	VFMADD231PS  Z21, Z22, Z19
 	MOVQ         16(R11), DX
 	PREFETCHT1   (DX)(R14*1)
-	VPSLLD       $0x10, 384(AX), Z20
-	VPANDD       384(AX), Z31, Z21
+	VPANDD       256(AX), Z31, Z20
+	VPANDD       320(AX), Z31, Z21
 	VBROADCASTSS 12(BX), Z22
 	VFMADD231PS  Z20, Z22, Z0
 	VFMADD231PS  Z21, Z22, Z1
@@ -19906,17 +19802,17 @@ turn762:
 	ADDQ         $0x10, CX
 	ADDQ         $0x00000040, R14
 	TESTQ        $0x000001ff, R14
-	JNZ          row765
+	JNZ          row764
 	ADDQ         40(R11), R14
 
-row765:
+row764:
 	IMUL3Q $0x00000100, 32(R11), DX
 	ADDQ   DX, R9
-	JMP    turn762
+	JMP    turn761
 
-quiet763:
+quiet762:
 	VPSLLD       $0x10, (AX), Z20
-	VPANDD       (AX), Z31, Z21
+	VPSLLD       $0x10, 64(AX), Z21
 	VBROADCASTSS (BX), Z22
 	VFMADD231PS  Z20, Z22, Z0
 	VFMADD231PS  Z21, Z22, Z1
@@ -19947,8 +19843,8 @@ quiet763:
 	VBROADCASTSS (CX)(R15*2), Z22
 	VFMADD231PS  Z20, Z22, Z18
 	VFMADD231PS  Z21, Z22, Z19
-	VPSLLD       $0x10, 128(AX), Z20
-	VPANDD       128(AX), Z31, Z21
+	VPANDD       (AX), Z31, Z20
+	VPANDD       64(AX), Z31, Z21
 	VBROADCASTSS 4(BX), Z22
 	VFMADD231PS  Z20, Z22, Z0
 	VFMADD231PS  Z21, Z22, Z1
@@ -19980,7 +19876,7 @@ quiet763:
 	VFMADD231PS  Z20, Z22, Z18
 	VFMADD231PS  Z21, Z22, Z19
 	VPSLLD       $0x10, 256(AX), Z20
-	VPANDD       256(AX), Z31, Z21
+	VPSLLD       $0x10, 320(AX), Z21
 	VBROADCASTSS 8(BX), Z22
 	VFMADD231PS  Z20, Z22, Z0
 	VFMADD231PS  Z21, Z22, Z1
@@ -20011,8 +19907,8 @@ quiet763:
 	VBROADCASTSS 8(CX)(R15*2), Z22
 	VFMADD231PS  Z20, Z22, Z18
 	VFMADD231PS  Z21, Z22, Z19
-	VPSLLD       $0x10, 384(AX), Z20
-	VPANDD       384(AX), Z31, Z21
+	VPANDD       256(AX), Z31, Z20
+	VPANDD       320(AX), Z31, Z21
 	VBROADCASTSS 12(BX), Z22
 	VFMADD231PS  Z20, Z22, Z0
 	VFMADD231PS  Z21, Z22, Z1
@@ -20046,15 +19942,86 @@ quiet763:
 	ADDQ         $0x00000200, AX
 	ADDQ         $0x10, BX
 	ADDQ         $0x10, CX
-	JMP          turn762
+	JMP          turn761
 
-end764:
-	ADDQ $0x04, R12
-	JZ   store761
-
-some760:
+end763:
+	ADDQ         $0x04, R12
+	JZ           store760
+	CMPQ         R12, $0x02
+	JLT          some765
 	VPSLLD       $0x10, (AX), Z20
-	VPANDD       (AX), Z31, Z21
+	VPSLLD       $0x10, 64(AX), Z21
+	VBROADCASTSS (BX), Z22
+	VFMADD231PS  Z20, Z22, Z0
+	VFMADD231PS  Z21, Z22, Z1
+	VBROADCASTSS (BX)(R8*1), Z23
+	VFMADD231PS  Z20, Z23, Z2
+	VFMADD231PS  Z21, Z23, Z3
+	VBROADCASTSS (BX)(R8*2), Z24
+	VFMADD231PS  Z20, Z24, Z4
+	VFMADD231PS  Z21, Z24, Z5
+	VBROADCASTSS (CX), Z25
+	VFMADD231PS  Z20, Z25, Z6
+	VFMADD231PS  Z21, Z25, Z7
+	VBROADCASTSS (CX)(R8*1), Z26
+	VFMADD231PS  Z20, Z26, Z8
+	VFMADD231PS  Z21, Z26, Z9
+	VBROADCASTSS (CX)(R8*2), Z27
+	VFMADD231PS  Z20, Z27, Z10
+	VFMADD231PS  Z21, Z27, Z11
+	VBROADCASTSS (CX)(R15*1), Z28
+	VFMADD231PS  Z20, Z28, Z12
+	VFMADD231PS  Z21, Z28, Z13
+	VBROADCASTSS (CX)(R8*4), Z29
+	VFMADD231PS  Z20, Z29, Z14
+	VFMADD231PS  Z21, Z29, Z15
+	VBROADCASTSS (BX)(R8*8), Z30
+	VFMADD231PS  Z20, Z30, Z16
+	VFMADD231PS  Z21, Z30, Z17
+	VBROADCASTSS (CX)(R15*2), Z22
+	VFMADD231PS  Z20, Z22, Z18
+	VFMADD231PS  Z21, Z22, Z19
+	VPANDD       (AX), Z31, Z20
+	VPANDD       64(AX), Z31, Z21
+	VBROADCASTSS 4(BX), Z22
+	VFMADD231PS  Z20, Z22, Z0
+	VFMADD231PS  Z21, Z22, Z1
+	VBROADCASTSS 4(BX)(R8*1), Z23
+	VFMADD231PS  Z20, Z23, Z2
+	VFMADD231PS  Z21, Z23, Z3
+	VBROADCASTSS 4(BX)(R8*2), Z24
+	VFMADD231PS  Z20, Z24, Z4
+	VFMADD231PS  Z21, Z24, Z5
+	VBROADCASTSS 4(CX), Z25
+	VFMADD231PS  Z20, Z25, Z6
+	VFMADD231PS  Z21, Z25, Z7
+	VBROADCASTSS 4(CX)(R8*1), Z26
+	VFMADD231PS  Z20, Z26, Z8
+	VFMADD231PS  Z21, Z26, Z9
+	VBROADCASTSS 4(CX)(R8*2), Z27
+	VFMADD231PS  Z20, Z27, Z10
+	VFMADD231PS  Z21, Z27, Z11
+	VBROADCASTSS 4(CX)(R15*1), Z28
+	VFMADD231PS  Z20, Z28, Z12
+	VFMADD231PS  Z21, Z28, Z13
+	VBROADCASTSS 4(CX)(R8*4), Z29
+	VFMADD231PS  Z20, Z29, Z14
+	VFMADD231PS  Z21, Z29, Z15
+	VBROADCASTSS 4(BX)(R8*8), Z30
+	VFMADD231PS  Z20, Z30, Z16
+	VFMADD231PS  Z21, Z30, Z17
+	VBROADCASTSS 4(CX)(R15*2), Z22
+	VFMADD231PS  Z20, Z22, Z18
+	VFMADD231PS  Z21, Z22, Z19
+	ADDQ         $0x00000100, AX
+	ADDQ         $0x08, BX
+	ADDQ         $0x08, CX
+	SUBQ         $0x02, R12
+	JZ           store760
+
+some765:
+	VPSLLD       $0x10, (AX), Z20
+	VPSLLD       $0x10, 64(AX), Z21
 	VBROADCASTSS (BX), Z22
 	VFMADD231PS  Z20, Z22, Z0
 	VFMADD231PS  Z21, Z22, Z1
@@ -20088,71 +20055,37 @@ some760:
 	ADDQ         $0x00000080, AX
 	ADDQ         $0x04, BX
 	ADDQ         $0x04, CX
-	DECQ         R12
-	JNZ          some760
 
-store761:
-	VMOVUPS   joinFirst_avx512<>+0(SB), Z20
-	VMOVUPS   joinSecond_avx512<>+0(SB), Z21
-	VMOVAPS   Z0, Z22
-	VPERMT2PS Z1, Z20, Z0
-	VPERMT2PS Z22, Z21, Z1
-	VMOVAPS   Z2, Z22
-	VPERMT2PS Z3, Z20, Z2
-	VPERMT2PS Z22, Z21, Z3
-	VMOVAPS   Z4, Z22
-	VPERMT2PS Z5, Z20, Z4
-	VPERMT2PS Z22, Z21, Z5
-	VMOVAPS   Z6, Z22
-	VPERMT2PS Z7, Z20, Z6
-	VPERMT2PS Z22, Z21, Z7
-	VMOVAPS   Z8, Z22
-	VPERMT2PS Z9, Z20, Z8
-	VPERMT2PS Z22, Z21, Z9
-	VMOVAPS   Z10, Z22
-	VPERMT2PS Z11, Z20, Z10
-	VPERMT2PS Z22, Z21, Z11
-	VMOVAPS   Z12, Z22
-	VPERMT2PS Z13, Z20, Z12
-	VPERMT2PS Z22, Z21, Z13
-	VMOVAPS   Z14, Z22
-	VPERMT2PS Z15, Z20, Z14
-	VPERMT2PS Z22, Z21, Z15
-	VMOVAPS   Z16, Z22
-	VPERMT2PS Z17, Z20, Z16
-	VPERMT2PS Z22, Z21, Z17
-	VMOVAPS   Z18, Z22
-	VPERMT2PS Z19, Z20, Z18
-	VPERMT2PS Z22, Z21, Z19
-	VMOVUPS   Z0, (DI)
-	VMOVUPS   Z1, 64(DI)
-	VMOVUPS   Z2, 256(DI)
-	VMOVUPS   Z3, 320(DI)
-	VMOVUPS   Z4, 512(DI)
-	VMOVUPS   Z5, 576(DI)
-	VMOVUPS   Z6, 768(DI)
-	VMOVUPS   Z7, 832(DI)
-	VMOVUPS   Z8, 1024(DI)
-	VMOVUPS   Z9, 1088(DI)
-	VMOVUPS   Z10, 1280(DI)
-	VMOVUPS   Z11, 1344(DI)
-	VMOVUPS   Z12, 1536(DI)
-	VMOVUPS   Z13, 1600(DI)
-	VMOVUPS   Z14, 1792(DI)
-	VMOVUPS   Z15, 1856(DI)
-	VMOVUPS   Z16, 2048(DI)
-	VMOVUPS   Z17, 2112(DI)
-	VMOVUPS   Z18, 2304(DI)
-	VMOVUPS   Z19, 2368(DI)
-	ADDQ      $0x00000080, DI
-	ADDQ      $0x00000040, R13
-	DECQ      (SP)
-	JNZ       block756
-	ADDQ      $0x00000900, DI
-	IMUL3Q    $0x0a, R8, R12
-	ADDQ      R12, SI
-	SUBQ      $0x0a, R10
-	JMP       rows742
+store760:
+	VMOVUPS Z0, (DI)
+	VMOVUPS Z1, 64(DI)
+	VMOVUPS Z2, 256(DI)
+	VMOVUPS Z3, 320(DI)
+	VMOVUPS Z4, 512(DI)
+	VMOVUPS Z5, 576(DI)
+	VMOVUPS Z6, 768(DI)
+	VMOVUPS Z7, 832(DI)
+	VMOVUPS Z8, 1024(DI)
+	VMOVUPS Z9, 1088(DI)
+	VMOVUPS Z10, 1280(DI)
+	VMOVUPS Z11, 1344(DI)
+	VMOVUPS Z12, 1536(DI)
+	VMOVUPS Z13, 1600(DI)
+	VMOVUPS Z14, 1792(DI)
+	VMOVUPS Z15, 1856(DI)
+	VMOVUPS Z16, 2048(DI)
+	VMOVUPS Z17, 2112(DI)
+	VMOVUPS Z18, 2304(DI)
+	VMOVUPS Z19, 2368(DI)
+	ADDQ    $0x00000080, DI
+	ADDQ    $0x00000080, R13
+	DECQ    (SP)
+	JNZ     block756
+	ADDQ    $0x00000900, DI
+	IMUL3Q  $0x0a, R8, R12
+	ADDQ    R12, SI
+	SUBQ    $0x0a, R10
+	JMP     rows742
 
 fewer743:
 	CMPQ R10, $0x01
@@ -20180,58 +20113,51 @@ fewer743:
 	JMP  done744
 
 tile746:
-	MOVQ   k+16(FP), R13
-	CMPQ   carry+48(FP), $0x00
-	JNE    carry767
-	VPXORD Z0, Z0, Z0
-	VPXORD Z1, Z1, Z1
-	VPXORD Z2, Z2, Z2
-	VPXORD Z3, Z3, Z3
-	JMP    begin768
+	MOVQ         k+16(FP), R13
+	VBROADCASTSS highHalf_avx512<>+0(SB), Z31
+	CMPQ         carry+48(FP), $0x00
+	JNE          carry767
+	VPXORD       Z0, Z0, Z0
+	VPXORD       Z1, Z1, Z1
+	VPXORD       Z2, Z2, Z2
+	VPXORD       Z3, Z3, Z3
+	JMP          begin768
 
 carry767:
-	VMOVUPS   (DI), Z0
-	VMOVUPS   64(DI), Z1
-	VMOVUPS   128(DI), Z2
-	VMOVUPS   192(DI), Z3
-	VMOVUPS   partFirst_avx512<>+0(SB), Z4
-	VMOVUPS   partSecond_avx512<>+0(SB), Z5
-	VMOVAPS   Z0, Z6
-	VPERMT2PS Z1, Z4, Z0
-	VPERMT2PS Z6, Z5, Z1
-	VMOVAPS   Z2, Z6
-	VPERMT2PS Z3, Z4, Z2
-	VPERMT2PS Z6, Z5, Z3
+	VMOVUPS (DI), Z0
+	VMOVUPS 64(DI), Z1
+	VMOVUPS 128(DI), Z2
+	VMOVUPS 192(DI), Z3
 
 begin768:
 	MOVQ R13, AX
 	MOVQ SI, BX
 	MOVQ n+32(FP), R12
 
-turn772:
+turn771:
 	SUBQ         $0x04, R12
-	JLT          end774
+	JLT          end773
 	SUBQ         $0x00000200, R9
-	JGE          quiet773
+	JGE          quiet772
 	VBROADCASTSS (BX), Z4
 	VPSLLD       $0x10, (AX), Z5
 	VFMADD231PS  Z5, Z4, Z0
-	VPANDD       (AX), Z31, Z6
+	VPSLLD       $0x10, 64(AX), Z6
 	VFMADD231PS  Z6, Z4, Z1
-	VPSLLD       $0x10, 64(AX), Z7
+	VPSLLD       $0x10, 128(AX), Z7
 	VFMADD231PS  Z7, Z4, Z2
-	VPANDD       64(AX), Z31, Z8
+	VPSLLD       $0x10, 192(AX), Z8
 	VFMADD231PS  Z8, Z4, Z3
 	MOVQ         (R11), DX
 	PREFETCHT1   (DX)(R14*1)
 	MOVQ         8(R11), DX
 	PREFETCHT1   (DX)(R14*1)
 	VBROADCASTSS 4(BX), Z4
-	VPSLLD       $0x10, 128(AX), Z5
+	VPANDD       (AX), Z31, Z5
 	VFMADD231PS  Z5, Z4, Z0
-	VPANDD       128(AX), Z31, Z6
+	VPANDD       64(AX), Z31, Z6
 	VFMADD231PS  Z6, Z4, Z1
-	VPSLLD       $0x10, 192(AX), Z7
+	VPANDD       128(AX), Z31, Z7
 	VFMADD231PS  Z7, Z4, Z2
 	VPANDD       192(AX), Z31, Z8
 	VFMADD231PS  Z8, Z4, Z3
@@ -20242,22 +20168,22 @@ turn772:
 	VBROADCASTSS 8(BX), Z4
 	VPSLLD       $0x10, 256(AX), Z5
 	VFMADD231PS  Z5, Z4, Z0
-	VPANDD       256(AX), Z31, Z6
+	VPSLLD       $0x10, 320(AX), Z6
 	VFMADD231PS  Z6, Z4, Z1
-	VPSLLD       $0x10, 320(AX), Z7
+	VPSLLD       $0x10, 384(AX), Z7
 	VFMADD231PS  Z7, Z4, Z2
-	VPANDD       320(AX), Z31, Z8
+	VPSLLD       $0x10, 448(AX), Z8
 	VFMADD231PS  Z8, Z4, Z3
 	MOVQ         (R11), DX
 	PREFETCHT1   64(DX)(R14*1)
 	MOVQ         8(R11), DX
 	PREFETCHT1   64(DX)(R14*1)
 	VBROADCASTSS 12(BX), Z4
-	VPSLLD       $0x10, 384(AX), Z5
+	VPANDD       256(AX), Z31, Z5
 	VFMADD231PS  Z5, Z4, Z0
-	VPANDD       384(AX), Z31, Z6
+	VPANDD       320(AX), Z31, Z6
 	VFMADD231PS  Z6, Z4, Z1
-	VPSLLD       $0x10, 448(AX), Z7
+	VPANDD       384(AX), Z31, Z7
 	VFMADD231PS  Z7, Z4, Z2
 	VPANDD       448(AX), Z31, Z8
 	VFMADD231PS  Z8, Z4, Z3
@@ -20269,155 +20195,156 @@ turn772:
 	ADDQ         $0x10, BX
 	ADDQ         $0x00000080, R14
 	TESTQ        $0x000001ff, R14
-	JNZ          row775
+	JNZ          row774
 	ADDQ         40(R11), R14
 
-row775:
+row774:
 	IMUL3Q $0x00000200, 32(R11), DX
 	ADDQ   DX, R9
-	JMP    turn772
+	JMP    turn771
 
-quiet773:
+quiet772:
 	VBROADCASTSS (BX), Z4
 	VPSLLD       $0x10, (AX), Z5
 	VFMADD231PS  Z5, Z4, Z0
-	VPANDD       (AX), Z31, Z6
+	VPSLLD       $0x10, 64(AX), Z6
 	VFMADD231PS  Z6, Z4, Z1
-	VPSLLD       $0x10, 64(AX), Z7
+	VPSLLD       $0x10, 128(AX), Z7
 	VFMADD231PS  Z7, Z4, Z2
-	VPANDD       64(AX), Z31, Z8
+	VPSLLD       $0x10, 192(AX), Z8
 	VFMADD231PS  Z8, Z4, Z3
 	VBROADCASTSS 4(BX), Z4
-	VPSLLD       $0x10, 128(AX), Z5
+	VPANDD       (AX), Z31, Z5
 	VFMADD231PS  Z5, Z4, Z0
-	VPANDD       128(AX), Z31, Z6
+	VPANDD       64(AX), Z31, Z6
 	VFMADD231PS  Z6, Z4, Z1
-	VPSLLD       $0x10, 192(AX), Z7
+	VPANDD       128(AX), Z31, Z7
 	VFMADD231PS  Z7, Z4, Z2
 	VPANDD       192(AX), Z31, Z8
 	VFMADD231PS  Z8, Z4, Z3
 	VBROADCASTSS 8(BX), Z4
 	VPSLLD       $0x10, 256(AX), Z5
 	VFMADD231PS  Z5, Z4, Z0
-	VPANDD       256(AX), Z31, Z6
+	VPSLLD       $0x10, 320(AX), Z6
 	VFMADD231PS  Z6, Z4, Z1
-	VPSLLD       $0x10, 320(AX), Z7
+	VPSLLD       $0x10, 384(AX), Z7
 	VFMADD231PS  Z7, Z4, Z2
-	VPANDD       320(AX), Z31, Z8
+	VPSLLD       $0x10, 448(AX), Z8
 	VFMADD231PS  Z8, Z4, Z3
 	VBROADCASTSS 12(BX), Z4
-	VPSLLD       $0x10, 384(AX), Z5
+	VPANDD       256(AX), Z31, Z5
 	VFMADD231PS  Z5, Z4, Z0
-	VPANDD       384(AX), Z31, Z6
+	VPANDD       320(AX), Z31, Z6
 	VFMADD231PS  Z6, Z4, Z1
-	VPSLLD       $0x10, 448(AX), Z7
+	VPANDD       384(AX), Z31, Z7
 	VFMADD231PS  Z7, Z4, Z2
 	VPANDD       448(AX), Z31, Z8
 	VFMADD231PS  Z8, Z4, Z3
 	ADDQ         $0x00000200, AX
 	ADDQ         $0x10, BX
-	JMP          turn772
+	JMP          turn771
 
-end774:
-	ADDQ $0x04, R12
-	JZ   store771
-
-some770:
+end773:
+	ADDQ         $0x04, R12
+	JZ           store770
+	CMPQ         R12, $0x02
+	JLT          some775
 	VBROADCASTSS (BX), Z4
 	VPSLLD       $0x10, (AX), Z5
 	VFMADD231PS  Z5, Z4, Z0
-	VPANDD       (AX), Z31, Z6
+	VPSLLD       $0x10, 64(AX), Z6
 	VFMADD231PS  Z6, Z4, Z1
-	VPSLLD       $0x10, 64(AX), Z7
+	VPSLLD       $0x10, 128(AX), Z7
 	VFMADD231PS  Z7, Z4, Z2
-	VPANDD       64(AX), Z31, Z8
+	VPSLLD       $0x10, 192(AX), Z8
+	VFMADD231PS  Z8, Z4, Z3
+	VBROADCASTSS 4(BX), Z4
+	VPANDD       (AX), Z31, Z5
+	VFMADD231PS  Z5, Z4, Z0
+	VPANDD       64(AX), Z31, Z6
+	VFMADD231PS  Z6, Z4, Z1
+	VPANDD       128(AX), Z31, Z7
+	VFMADD231PS  Z7, Z4, Z2
+	VPANDD       192(AX), Z31, Z8
+	VFMADD231PS  Z8, Z4, Z3
+	ADDQ         $0x00000100, AX
+	ADDQ         $0x08, BX
+	SUBQ         $0x02, R12
+	JZ           store770
+
+some775:
+	VBROADCASTSS (BX), Z4
+	VPSLLD       $0x10, (AX), Z5
+	VFMADD231PS  Z5, Z4, Z0
+	VPSLLD       $0x10, 64(AX), Z6
+	VFMADD231PS  Z6, Z4, Z1
+	VPSLLD       $0x10, 128(AX), Z7
+	VFMADD231PS  Z7, Z4, Z2
+	VPSLLD       $0x10, 192(AX), Z8
 	VFMADD231PS  Z8, Z4, Z3
 	ADDQ         $0x00000080, AX
 	ADDQ         $0x04, BX
-	DECQ         R12
-	JNZ          some770
 
-store771:
-	VMOVUPS   joinFirst_avx512<>+0(SB), Z4
-	VMOVUPS   joinSecond_avx512<>+0(SB), Z5
-	VMOVAPS   Z0, Z6
-	VPERMT2PS Z1, Z4, Z0
-	VPERMT2PS Z6, Z5, Z1
-	VMOVAPS   Z2, Z6
-	VPERMT2PS Z3, Z4, Z2
-	VPERMT2PS Z6, Z5, Z3
-	VMOVUPS   Z0, (DI)
-	VMOVUPS   Z1, 64(DI)
-	VMOVUPS   Z2, 128(DI)
-	VMOVUPS   Z3, 192(DI)
-	ADDQ      $0x00000100, DI
-	ADDQ      $0x00000080, R13
-	ADDQ      $0x00000000, DI
-	IMUL3Q    $0x01, R8, R12
-	ADDQ      R12, SI
-	SUBQ      $0x01, R10
-	JMP       rows742
+store770:
+	VMOVUPS Z0, (DI)
+	VMOVUPS Z1, 64(DI)
+	VMOVUPS Z2, 128(DI)
+	VMOVUPS Z3, 192(DI)
+	ADDQ    $0x00000100, DI
+	ADDQ    $0x00000100, R13
+	ADDQ    $0x00000000, DI
+	IMUL3Q  $0x01, R8, R12
+	ADDQ    R12, SI
+	SUBQ    $0x01, R10
+	JMP     rows742
 
 tile747:
-	MOVQ   k+16(FP), R13
-	CMPQ   carry+48(FP), $0x00
-	JNE    carry777
-	VPXORD Z0, Z0, Z0
-	VPXORD Z1, Z1, Z1
-	VPXORD Z2, Z2, Z2
-	VPXORD Z3, Z3, Z3
-	VPXORD Z4, Z4, Z4
-	VPXORD Z5, Z5, Z5
-	VPXORD Z6, Z6, Z6
-	VPXORD Z7, Z7, Z7
-	JMP    begin778
+	MOVQ         k+16(FP), R13
+	VBROADCASTSS highHalf_avx512<>+0(SB), Z31
+	CMPQ         carry+48(FP), $0x00
+	JNE          carry777
+	VPXORD       Z0, Z0, Z0
+	VPXORD       Z1, Z1, Z1
+	VPXORD       Z2, Z2, Z2
+	VPXORD       Z3, Z3, Z3
+	VPXORD       Z4, Z4, Z4
+	VPXORD       Z5, Z5, Z5
+	VPXORD       Z6, Z6, Z6
+	VPXORD       Z7, Z7, Z7
+	JMP          begin778
 
 carry777:
-	VMOVUPS   (DI), Z0
-	VMOVUPS   64(DI), Z1
-	VMOVUPS   128(DI), Z2
-	VMOVUPS   192(DI), Z3
-	VMOVUPS   256(DI), Z4
-	VMOVUPS   320(DI), Z5
-	VMOVUPS   384(DI), Z6
-	VMOVUPS   448(DI), Z7
-	VMOVUPS   partFirst_avx512<>+0(SB), Z8
-	VMOVUPS   partSecond_avx512<>+0(SB), Z9
-	VMOVAPS   Z0, Z10
-	VPERMT2PS Z1, Z8, Z0
-	VPERMT2PS Z10, Z9, Z1
-	VMOVAPS   Z2, Z10
-	VPERMT2PS Z3, Z8, Z2
-	VPERMT2PS Z10, Z9, Z3
-	VMOVAPS   Z4, Z10
-	VPERMT2PS Z5, Z8, Z4
-	VPERMT2PS Z10, Z9, Z5
-	VMOVAPS   Z6, Z10
-	VPERMT2PS Z7, Z8, Z6
-	VPERMT2PS Z10, Z9, Z7
+	VMOVUPS (DI), Z0
+	VMOVUPS 64(DI), Z1
+	VMOVUPS 128(DI), Z2
+	VMOVUPS 192(DI), Z3
+	VMOVUPS 256(DI), Z4
+	VMOVUPS 320(DI), Z5
+	VMOVUPS 384(DI), Z6
+	VMOVUPS 448(DI), Z7
 
 begin778:
 	MOVQ R13, AX
 	MOVQ SI, BX
 	MOVQ n+32(FP), R12
 
-turn782:
+turn781:
 	SUBQ         $0x04, R12
-	JLT          end784
+	JLT          end783
 	SUBQ         $0x00000200, R9
-	JGE          quiet783
+	JGE          quiet782
 	VBROADCASTSS (BX), Z8
 	VBROADCASTSS (BX)(R8*1), Z9
 	VPSLLD       $0x10, (AX), Z10
 	VFMADD231PS  Z10, Z8, Z0
 	VFMADD231PS  Z10, Z9, Z4
-	VPANDD       (AX), Z31, Z11
+	VPSLLD       $0x10, 64(AX), Z11
 	VFMADD231PS  Z11, Z8, Z1
 	VFMADD231PS  Z11, Z9, Z5
-	VPSLLD       $0x10, 64(AX), Z12
+	VPSLLD       $0x10, 128(AX), Z12
 	VFMADD231PS  Z12, Z8, Z2
 	VFMADD231PS  Z12, Z9, Z6
-	VPANDD       64(AX), Z31, Z13
+	VPSLLD       $0x10, 192(AX), Z13
 	VFMADD231PS  Z13, Z8, Z3
 	VFMADD231PS  Z13, Z9, Z7
 	MOVQ         (R11), DX
@@ -20426,13 +20353,13 @@ turn782:
 	PREFETCHT1   (DX)(R14*1)
 	VBROADCASTSS 4(BX), Z8
 	VBROADCASTSS 4(BX)(R8*1), Z9
-	VPSLLD       $0x10, 128(AX), Z10
+	VPANDD       (AX), Z31, Z10
 	VFMADD231PS  Z10, Z8, Z0
 	VFMADD231PS  Z10, Z9, Z4
-	VPANDD       128(AX), Z31, Z11
+	VPANDD       64(AX), Z31, Z11
 	VFMADD231PS  Z11, Z8, Z1
 	VFMADD231PS  Z11, Z9, Z5
-	VPSLLD       $0x10, 192(AX), Z12
+	VPANDD       128(AX), Z31, Z12
 	VFMADD231PS  Z12, Z8, Z2
 	VFMADD231PS  Z12, Z9, Z6
 	VPANDD       192(AX), Z31, Z13
@@ -20447,13 +20374,13 @@ turn782:
 	VPSLLD       $0x10, 256(AX), Z10
 	VFMADD231PS  Z10, Z8, Z0
 	VFMADD231PS  Z10, Z9, Z4
-	VPANDD       256(AX), Z31, Z11
+	VPSLLD       $0x10, 320(AX), Z11
 	VFMADD231PS  Z11, Z8, Z1
 	VFMADD231PS  Z11, Z9, Z5
-	VPSLLD       $0x10, 320(AX), Z12
+	VPSLLD       $0x10, 384(AX), Z12
 	VFMADD231PS  Z12, Z8, Z2
 	VFMADD231PS  Z12, Z9, Z6
-	VPANDD       320(AX), Z31, Z13
+	VPSLLD       $0x10, 448(AX), Z13
 	VFMADD231PS  Z13, Z8, Z3
 	VFMADD231PS  Z13, Z9, Z7
 	MOVQ         (R11), DX
@@ -20462,13 +20389,13 @@ turn782:
 	PREFETCHT1   64(DX)(R14*1)
 	VBROADCASTSS 12(BX), Z8
 	VBROADCASTSS 12(BX)(R8*1), Z9
-	VPSLLD       $0x10, 384(AX), Z10
+	VPANDD       256(AX), Z31, Z10
 	VFMADD231PS  Z10, Z8, Z0
 	VFMADD231PS  Z10, Z9, Z4
-	VPANDD       384(AX), Z31, Z11
+	VPANDD       320(AX), Z31, Z11
 	VFMADD231PS  Z11, Z8, Z1
 	VFMADD231PS  Z11, Z9, Z5
-	VPSLLD       $0x10, 448(AX), Z12
+	VPANDD       384(AX), Z31, Z12
 	VFMADD231PS  Z12, Z8, Z2
 	VFMADD231PS  Z12, Z9, Z6
 	VPANDD       448(AX), Z31, Z13
@@ -20482,38 +20409,38 @@ turn782:
 	ADDQ         $0x10, BX
 	ADDQ         $0x00000080, R14
 	TESTQ        $0x000001ff, R14
-	JNZ          row785
+	JNZ          row784
 	ADDQ         40(R11), R14
 
-row785:
+row784:
 	IMUL3Q $0x00000200, 32(R11), DX
 	ADDQ   DX, R9
-	JMP    turn782
+	JMP    turn781
 
-quiet783:
+quiet782:
 	VBROADCASTSS (BX), Z8
 	VBROADCASTSS (BX)(R8*1), Z9
 	VPSLLD       $0x10, (AX), Z10
 	VFMADD231PS  Z10, Z8, Z0
 	VFMADD231PS  Z10, Z9, Z4
-	VPANDD       (AX), Z31, Z11
+	VPSLLD       $0x10, 64(AX), Z11
 	VFMADD231PS  Z11, Z8, Z1
 	VFMADD231PS  Z11, Z9, Z5
-	VPSLLD       $0x10, 64(AX), Z12
+	VPSLLD       $0x10, 128(AX), Z12
 	VFMADD231PS  Z12, Z8, Z2
 	VFMADD231PS  Z12, Z9, Z6
-	VPANDD       64(AX), Z31, Z13
+	VPSLLD       $0x10, 192(AX), Z13
 	VFMADD231PS  Z13, Z8, Z3
 	VFMADD231PS  Z13, Z9, Z7
 	VBROADCASTSS 4(BX), Z8
 	VBROADCASTSS 4(BX)(R8*1), Z9
-	VPSLLD       $0x10, 128(AX), Z10
+	VPANDD       (AX), Z31, Z10
 	VFMADD231PS  Z10, Z8, Z0
 	VFMADD231PS  Z10, Z9, Z4
-	VPANDD       128(AX), Z31, Z11
+	VPANDD       64(AX), Z31, Z11
 	VFMADD231PS  Z11, Z8, Z1
 	VFMADD231PS  Z11, Z9, Z5
-	VPSLLD       $0x10, 192(AX), Z12
+	VPANDD       128(AX), Z31, Z12
 	VFMADD231PS  Z12, Z8, Z2
 	VFMADD231PS  Z12, Z9, Z6
 	VPANDD       192(AX), Z31, Z13
@@ -20524,24 +20451,24 @@ quiet783:
 	VPSLLD       $0x10, 256(AX), Z10
 	VFMADD231PS  Z10, Z8, Z0
 	VFMADD231PS  Z10, Z9, Z4
-	VPANDD       256(AX), Z31, Z11
+	VPSLLD       $0x10, 320(AX), Z11
 	VFMADD231PS  Z11, Z8, Z1
 	VFMADD231PS  Z11, Z9, Z5
-	VPSLLD       $0x10, 320(AX), Z12
+	VPSLLD       $0x10, 384(AX), Z12
 	VFMADD231PS  Z12, Z8, Z2
 	VFMADD231PS  Z12, Z9, Z6
-	VPANDD       320(AX), Z31, Z13
+	VPSLLD       $0x10, 448(AX), Z13
 	VFMADD231PS  Z13, Z8, Z3
 	VFMADD231PS  Z13, Z9, Z7
 	VBROADCASTSS 12(BX), Z8
 	VBROADCASTSS 12(BX)(R8*1), Z9
-	VPSLLD       $0x10, 384(AX), Z10
+	VPANDD       256(AX), Z31, Z10
 	VFMADD231PS  Z10, Z8, Z0
 	VFMADD231PS  Z10, Z9, Z4
-	VPANDD       384(AX), Z31, Z11
+	VPANDD       320(AX), Z31, Z11
 	VFMADD231PS  Z11, Z8, Z1
 	VFMADD231PS  Z11, Z9, Z5
-	VPSLLD       $0x10, 448(AX), Z12
+	VPANDD       384(AX), Z31, Z12
 	VFMADD231PS  Z12, Z8, Z2
 	VFMADD231PS  Z12, Z9, Z6
 	VPANDD       448(AX), Z31, Z13
@@ -20549,125 +20476,124 @@ quiet783:
 	VFMADD231PS  Z13, Z9, Z7
 	ADDQ         $0x00000200, AX
 	ADDQ         $0x10, BX
-	JMP          turn782
+	JMP          turn781
 
-end784:
-	ADDQ $0x04, R12
-	JZ   store781
-
-some780:
+end783:
+	ADDQ         $0x04, R12
+	JZ           store780
+	CMPQ         R12, $0x02
+	JLT          some785
 	VBROADCASTSS (BX), Z8
 	VBROADCASTSS (BX)(R8*1), Z9
 	VPSLLD       $0x10, (AX), Z10
 	VFMADD231PS  Z10, Z8, Z0
 	VFMADD231PS  Z10, Z9, Z4
-	VPANDD       (AX), Z31, Z11
+	VPSLLD       $0x10, 64(AX), Z11
 	VFMADD231PS  Z11, Z8, Z1
 	VFMADD231PS  Z11, Z9, Z5
-	VPSLLD       $0x10, 64(AX), Z12
+	VPSLLD       $0x10, 128(AX), Z12
 	VFMADD231PS  Z12, Z8, Z2
 	VFMADD231PS  Z12, Z9, Z6
-	VPANDD       64(AX), Z31, Z13
+	VPSLLD       $0x10, 192(AX), Z13
+	VFMADD231PS  Z13, Z8, Z3
+	VFMADD231PS  Z13, Z9, Z7
+	VBROADCASTSS 4(BX), Z8
+	VBROADCASTSS 4(BX)(R8*1), Z9
+	VPANDD       (AX), Z31, Z10
+	VFMADD231PS  Z10, Z8, Z0
+	VFMADD231PS  Z10, Z9, Z4
+	VPANDD       64(AX), Z31, Z11
+	VFMADD231PS  Z11, Z8, Z1
+	VFMADD231PS  Z11, Z9, Z5
+	VPANDD       128(AX), Z31, Z12
+	VFMADD231PS  Z12, Z8, Z2
+	VFMADD231PS  Z12, Z9, Z6
+	VPANDD       192(AX), Z31, Z13
+	VFMADD231PS  Z13, Z8, Z3
+	VFMADD231PS  Z13, Z9, Z7
+	ADDQ         $0x00000100, AX
+	ADDQ         $0x08, BX
+	SUBQ         $0x02, R12
+	JZ           store780
+
+some785:
+	VBROADCASTSS (BX), Z8
+	VBROADCASTSS (BX)(R8*1), Z9
+	VPSLLD       $0x10, (AX), Z10
+	VFMADD231PS  Z10, Z8, Z0
+	VFMADD231PS  Z10, Z9, Z4
+	VPSLLD       $0x10, 64(AX), Z11
+	VFMADD231PS  Z11, Z8, Z1
+	VFMADD231PS  Z11, Z9, Z5
+	VPSLLD       $0x10, 128(AX), Z12
+	VFMADD231PS  Z12, Z8, Z2
+	VFMADD231PS  Z12, Z9, Z6
+	VPSLLD       $0x10, 192(AX), Z13
 	VFMADD231PS  Z13, Z8, Z3
 	VFMADD231PS  Z13, Z9, Z7
 	ADDQ         $0x00000080, AX
 	ADDQ         $0x04, BX
-	DECQ         R12
-	JNZ          some780
 
-store781:
-	VMOVUPS   joinFirst_avx512<>+0(SB), Z8
-	VMOVUPS   joinSecond_avx512<>+0(SB), Z9
-	VMOVAPS   Z0, Z10
-	VPERMT2PS Z1, Z8, Z0
-	VPERMT2PS Z10, Z9, Z1
-	VMOVAPS   Z2, Z10
-	VPERMT2PS Z3, Z8, Z2
-	VPERMT2PS Z10, Z9, Z3
-	VMOVAPS   Z4, Z10
-	VPERMT2PS Z5, Z8, Z4
-	VPERMT2PS Z10, Z9, Z5
-	VMOVAPS   Z6, Z10
-	VPERMT2PS Z7, Z8, Z6
-	VPERMT2PS Z10, Z9, Z7
-	VMOVUPS   Z0, (DI)
-	VMOVUPS   Z1, 64(DI)
-	VMOVUPS   Z2, 128(DI)
-	VMOVUPS   Z3, 192(DI)
-	VMOVUPS   Z4, 256(DI)
-	VMOVUPS   Z5, 320(DI)
-	VMOVUPS   Z6, 384(DI)
-	VMOVUPS   Z7, 448(DI)
-	ADDQ      $0x00000100, DI
-	ADDQ      $0x00000080, R13
-	ADDQ      $0x00000100, DI
-	IMUL3Q    $0x02, R8, R12
-	ADDQ      R12, SI
-	SUBQ      $0x02, R10
-	JMP       rows742
+store780:
+	VMOVUPS Z0, (DI)
+	VMOVUPS Z1, 64(DI)
+	VMOVUPS Z2, 128(DI)
+	VMOVUPS Z3, 192(DI)
+	VMOVUPS Z4, 256(DI)
+	VMOVUPS Z5, 320(DI)
+	VMOVUPS Z6, 384(DI)
+	VMOVUPS Z7, 448(DI)
+	ADDQ    $0x00000100, DI
+	ADDQ    $0x00000100, R13
+	ADDQ    $0x00000100, DI
+	IMUL3Q  $0x02, R8, R12
+	ADDQ    R12, SI
+	SUBQ    $0x02, R10
+	JMP     rows742
 
 tile748:
-	MOVQ   k+16(FP), R13
-	CMPQ   carry+48(FP), $0x00
-	JNE    carry787
-	VPXORD Z0, Z0, Z0
-	VPXORD Z1, Z1, Z1
-	VPXORD Z2, Z2, Z2
-	VPXORD Z3, Z3, Z3
-	VPXORD Z4, Z4, Z4
-	VPXORD Z5, Z5, Z5
-	VPXORD Z6, Z6, Z6
-	VPXORD Z7, Z7, Z7
-	VPXORD Z8, Z8, Z8
-	VPXORD Z9, Z9, Z9
-	VPXORD Z10, Z10, Z10
-	VPXORD Z11, Z11, Z11
-	JMP    begin788
+	MOVQ         k+16(FP), R13
+	VBROADCASTSS highHalf_avx512<>+0(SB), Z31
+	CMPQ         carry+48(FP), $0x00
+	JNE          carry787
+	VPXORD       Z0, Z0, Z0
+	VPXORD       Z1, Z1, Z1
+	VPXORD       Z2, Z2, Z2
+	VPXORD       Z3, Z3, Z3
+	VPXORD       Z4, Z4, Z4
+	VPXORD       Z5, Z5, Z5
+	VPXORD       Z6, Z6, Z6
+	VPXORD       Z7, Z7, Z7
+	VPXORD       Z8, Z8, Z8
+	VPXORD       Z9, Z9, Z9
+	VPXORD       Z10, Z10, Z10
+	VPXORD       Z11, Z11, Z11
+	JMP          begin788
 
 carry787:
-	VMOVUPS   (DI), Z0
-	VMOVUPS   64(DI), Z1
-	VMOVUPS   128(DI), Z2
-	VMOVUPS   192(DI), Z3
-	VMOVUPS   256(DI), Z4
-	VMOVUPS   320(DI), Z5
-	VMOVUPS   384(DI), Z6
-	VMOVUPS   448(DI), Z7
-	VMOVUPS   512(DI), Z8
-	VMOVUPS   576(DI), Z9
-	VMOVUPS   640(DI), Z10
-	VMOVUPS   704(DI), Z11
-	VMOVUPS   partFirst_avx512<>+0(SB), Z12
-	VMOVUPS   partSecond_avx512<>+0(SB), Z13
-	VMOVAPS   Z0, Z14
-	VPERMT2PS Z1, Z12, Z0
-	VPERMT2PS Z14, Z13, Z1
-	VMOVAPS   Z2, Z14
-	VPERMT2PS Z3, Z12, Z2
-	VPERMT2PS Z14, Z13, Z3
-	VMOVAPS   Z4, Z14
-	VPERMT2PS Z5, Z12, Z4
-	VPERMT2PS Z14, Z13, Z5
-	VMOVAPS   Z6, Z14
-	VPERMT2PS Z7, Z12, Z6
-	VPERMT2PS Z14, Z13, Z7
-	VMOVAPS   Z8, Z14
-	VPERMT2PS Z9, Z12, Z8
-	VPERMT2PS Z14, Z13, Z9
-	VMOVAPS   Z10, Z14
-	VPERMT2PS Z11, Z12, Z10
-	VPERMT2PS Z14, Z13, Z11
+	VMOVUPS (DI), Z0
+	VMOVUPS 64(DI), Z1
+	VMOVUPS 128(DI), Z2
+	VMOVUPS 192(DI), Z3
+	VMOVUPS 256(DI), Z4
+	VMOVUPS 320(DI), Z5
+	VMOVUPS 384(DI), Z6
+	VMOVUPS 448(DI), Z7
+	VMOVUPS 512(DI), Z8
+	VMOVUPS 576(DI), Z9
+	VMOVUPS 640(DI), Z10
+	VMOVUPS 704(DI), Z11
 
 begin788:
 	MOVQ R13, AX
 	MOVQ SI, BX
 	MOVQ n+32(FP), R12
 
-turn792:
+turn791:
 	SUBQ         $0x04, R12
-	JLT          end794
+	JLT          end793
 	SUBQ         $0x00000200, R9
-	JGE          quiet793
+	JGE          quiet792
 	VBROADCASTSS (BX), Z12
 	VBROADCASTSS (BX)(R8*1), Z13
 	VBROADCASTSS (BX)(R8*2), Z14
@@ -20675,15 +20601,15 @@ turn792:
 	VFMADD231PS  Z15, Z12, Z0
 	VFMADD231PS  Z15, Z13, Z4
 	VFMADD231PS  Z15, Z14, Z8
-	VPANDD       (AX), Z31, Z16
+	VPSLLD       $0x10, 64(AX), Z16
 	VFMADD231PS  Z16, Z12, Z1
 	VFMADD231PS  Z16, Z13, Z5
 	VFMADD231PS  Z16, Z14, Z9
-	VPSLLD       $0x10, 64(AX), Z17
+	VPSLLD       $0x10, 128(AX), Z17
 	VFMADD231PS  Z17, Z12, Z2
 	VFMADD231PS  Z17, Z13, Z6
 	VFMADD231PS  Z17, Z14, Z10
-	VPANDD       64(AX), Z31, Z18
+	VPSLLD       $0x10, 192(AX), Z18
 	VFMADD231PS  Z18, Z12, Z3
 	VFMADD231PS  Z18, Z13, Z7
 	VFMADD231PS  Z18, Z14, Z11
@@ -20694,15 +20620,15 @@ turn792:
 	VBROADCASTSS 4(BX), Z12
 	VBROADCASTSS 4(BX)(R8*1), Z13
 	VBROADCASTSS 4(BX)(R8*2), Z14
-	VPSLLD       $0x10, 128(AX), Z15
+	VPANDD       (AX), Z31, Z15
 	VFMADD231PS  Z15, Z12, Z0
 	VFMADD231PS  Z15, Z13, Z4
 	VFMADD231PS  Z15, Z14, Z8
-	VPANDD       128(AX), Z31, Z16
+	VPANDD       64(AX), Z31, Z16
 	VFMADD231PS  Z16, Z12, Z1
 	VFMADD231PS  Z16, Z13, Z5
 	VFMADD231PS  Z16, Z14, Z9
-	VPSLLD       $0x10, 192(AX), Z17
+	VPANDD       128(AX), Z31, Z17
 	VFMADD231PS  Z17, Z12, Z2
 	VFMADD231PS  Z17, Z13, Z6
 	VFMADD231PS  Z17, Z14, Z10
@@ -20721,15 +20647,15 @@ turn792:
 	VFMADD231PS  Z15, Z12, Z0
 	VFMADD231PS  Z15, Z13, Z4
 	VFMADD231PS  Z15, Z14, Z8
-	VPANDD       256(AX), Z31, Z16
+	VPSLLD       $0x10, 320(AX), Z16
 	VFMADD231PS  Z16, Z12, Z1
 	VFMADD231PS  Z16, Z13, Z5
 	VFMADD231PS  Z16, Z14, Z9
-	VPSLLD       $0x10, 320(AX), Z17
+	VPSLLD       $0x10, 384(AX), Z17
 	VFMADD231PS  Z17, Z12, Z2
 	VFMADD231PS  Z17, Z13, Z6
 	VFMADD231PS  Z17, Z14, Z10
-	VPANDD       320(AX), Z31, Z18
+	VPSLLD       $0x10, 448(AX), Z18
 	VFMADD231PS  Z18, Z12, Z3
 	VFMADD231PS  Z18, Z13, Z7
 	VFMADD231PS  Z18, Z14, Z11
@@ -20740,15 +20666,15 @@ turn792:
 	VBROADCASTSS 12(BX), Z12
 	VBROADCASTSS 12(BX)(R8*1), Z13
 	VBROADCASTSS 12(BX)(R8*2), Z14
-	VPSLLD       $0x10, 384(AX), Z15
+	VPANDD       256(AX), Z31, Z15
 	VFMADD231PS  Z15, Z12, Z0
 	VFMADD231PS  Z15, Z13, Z4
 	VFMADD231PS  Z15, Z14, Z8
-	VPANDD       384(AX), Z31, Z16
+	VPANDD       320(AX), Z31, Z16
 	VFMADD231PS  Z16, Z12, Z1
 	VFMADD231PS  Z16, Z13, Z5
 	VFMADD231PS  Z16, Z14, Z9
-	VPSLLD       $0x10, 448(AX), Z17
+	VPANDD       384(AX), Z31, Z17
 	VFMADD231PS  Z17, Z12, Z2
 	VFMADD231PS  Z17, Z13, Z6
 	VFMADD231PS  Z17, Z14, Z10
@@ -20764,15 +20690,15 @@ turn792:
 	ADDQ         $0x10, BX
 	ADDQ         $0x00000080, R14
 	TESTQ        $0x000001ff, R14
-	JNZ          row795
+	JNZ          row794
 	ADDQ         40(R11), R14
 
-row795:
+row794:
 	IMUL3Q $0x00000200, 32(R11), DX
 	ADDQ   DX, R9
-	JMP    turn792
+	JMP    turn791
 
-quiet793:
+quiet792:
 	VBROADCASTSS (BX), Z12
 	VBROADCASTSS (BX)(R8*1), Z13
 	VBROADCASTSS (BX)(R8*2), Z14
@@ -20780,30 +20706,30 @@ quiet793:
 	VFMADD231PS  Z15, Z12, Z0
 	VFMADD231PS  Z15, Z13, Z4
 	VFMADD231PS  Z15, Z14, Z8
-	VPANDD       (AX), Z31, Z16
+	VPSLLD       $0x10, 64(AX), Z16
 	VFMADD231PS  Z16, Z12, Z1
 	VFMADD231PS  Z16, Z13, Z5
 	VFMADD231PS  Z16, Z14, Z9
-	VPSLLD       $0x10, 64(AX), Z17
+	VPSLLD       $0x10, 128(AX), Z17
 	VFMADD231PS  Z17, Z12, Z2
 	VFMADD231PS  Z17, Z13, Z6
 	VFMADD231PS  Z17, Z14, Z10
-	VPANDD       64(AX), Z31, Z18
+	VPSLLD       $0x10, 192(AX), Z18
 	VFMADD231PS  Z18, Z12, Z3
 	VFMADD231PS  Z18, Z13, Z7
 	VFMADD231PS  Z18, Z14, Z11
 	VBROADCASTSS 4(BX), Z12
 	VBROADCASTSS 4(BX)(R8*1), Z13
 	VBROADCASTSS 4(BX)(R8*2), Z14
-	VPSLLD       $0x10, 128(AX), Z15
+	VPANDD       (AX), Z31, Z15
 	VFMADD231PS  Z15, Z12, Z0
 	VFMADD231PS  Z15, Z13, Z4
 	VFMADD231PS  Z15, Z14, Z8
-	VPANDD       128(AX), Z31, Z16
+	VPANDD       64(AX), Z31, Z16
 	VFMADD231PS  Z16, Z12, Z1
 	VFMADD231PS  Z16, Z13, Z5
 	VFMADD231PS  Z16, Z14, Z9
-	VPSLLD       $0x10, 192(AX), Z17
+	VPANDD       128(AX), Z31, Z17
 	VFMADD231PS  Z17, Z12, Z2
 	VFMADD231PS  Z17, Z13, Z6
 	VFMADD231PS  Z17, Z14, Z10
@@ -20818,30 +20744,30 @@ quiet793:
 	VFMADD231PS  Z15, Z12, Z0
 	VFMADD231PS  Z15, Z13, Z4
 	VFMADD231PS  Z15, Z14, Z8
-	VPANDD       256(AX), Z31, Z16
+	VPSLLD       $0x10, 320(AX), Z16
 	VFMADD231PS  Z16, Z12, Z1
 	VFMADD231PS  Z16, Z13, Z5
 	VFMADD231PS  Z16, Z14, Z9
-	VPSLLD       $0x10, 320(AX), Z17
+	VPSLLD       $0x10, 384(AX), Z17
 	VFMADD231PS  Z17, Z12, Z2
 	VFMADD231PS  Z17, Z13, Z6
 	VFMADD231PS  Z17, Z14, Z10
-	VPANDD       320(AX), Z31, Z18
+	VPSLLD       $0x10, 448(AX), Z18
 	VFMADD231PS  Z18, Z12, Z3
 	VFMADD231PS  Z18, Z13, Z7
 	VFMADD231PS  Z18, Z14, Z11
 	VBROADCASTSS 12(BX), Z12
 	VBROADCASTSS 12(BX)(R8*1), Z13
 	VBROADCASTSS 12(BX)(R8*2), Z14
-	VPSLLD       $0x10, 384(AX), Z15
+	VPANDD       256(AX), Z31, Z15
 	VFMADD231PS  Z15, Z12, Z0
 	VFMADD231PS  Z15, Z13, Z4
 	VFMADD231PS  Z15, Z14, Z8
-	VPANDD       384(AX), Z31, Z16
+	VPANDD       320(AX), Z31, Z16
 	VFMADD231PS  Z16, Z12, Z1
 	VFMADD231PS  Z16, Z13, Z5
 	VFMADD231PS  Z16, Z14, Z9
-	VPSLLD       $0x10, 448(AX), Z17
+	VPANDD       384(AX), Z31, Z17
 	VFMADD231PS  Z17, Z12, Z2
 	VFMADD231PS  Z17, Z13, Z6
 	VFMADD231PS  Z17, Z14, Z10
@@ -20851,13 +20777,13 @@ quiet793:
 	VFMADD231PS  Z18, Z14, Z11
 	ADDQ         $0x00000200, AX
 	ADDQ         $0x10, BX
-	JMP          turn792
+	JMP          turn791
 
-end794:
-	ADDQ $0x04, R12
-	JZ   store791
-
-some790:
+end793:
+	ADDQ         $0x04, R12
+	JZ           store790
+	CMPQ         R12, $0x02
+	JLT          some795
 	VBROADCASTSS (BX), Z12
 	VBROADCASTSS (BX)(R8*1), Z13
 	VBROADCASTSS (BX)(R8*2), Z14
@@ -20865,129 +20791,126 @@ some790:
 	VFMADD231PS  Z15, Z12, Z0
 	VFMADD231PS  Z15, Z13, Z4
 	VFMADD231PS  Z15, Z14, Z8
-	VPANDD       (AX), Z31, Z16
+	VPSLLD       $0x10, 64(AX), Z16
 	VFMADD231PS  Z16, Z12, Z1
 	VFMADD231PS  Z16, Z13, Z5
 	VFMADD231PS  Z16, Z14, Z9
-	VPSLLD       $0x10, 64(AX), Z17
+	VPSLLD       $0x10, 128(AX), Z17
 	VFMADD231PS  Z17, Z12, Z2
 	VFMADD231PS  Z17, Z13, Z6
 	VFMADD231PS  Z17, Z14, Z10
-	VPANDD       64(AX), Z31, Z18
+	VPSLLD       $0x10, 192(AX), Z18
+	VFMADD231PS  Z18, Z12, Z3
+	VFMADD231PS  Z18, Z13, Z7
+	VFMADD231PS  Z18, Z14, Z11
+	VBROADCASTSS 4(BX), Z12
+	VBROADCASTSS 4(BX)(R8*1), Z13
+	VBROADCASTSS 4(BX)(R8*2), Z14
+	VPANDD       (AX), Z31, Z15
+	VFMADD231PS  Z15, Z12, Z0
+	VFMADD231PS  Z15, Z13, Z4
+	VFMADD231PS  Z15, Z14, Z8
+	VPANDD       64(AX), Z31, Z16
+	VFMADD231PS  Z16, Z12, Z1
+	VFMADD231PS  Z16, Z13, Z5
+	VFMADD231PS  Z16, Z14, Z9
+	VPANDD       128(AX), Z31, Z17
+	VFMADD231PS  Z17, Z12, Z2
+	VFMADD231PS  Z17, Z13, Z6
+	VFMADD231PS  Z17, Z14, Z10
+	VPANDD       192(AX), Z31, Z18
+	VFMADD231PS  Z18, Z12, Z3
+	VFMADD231PS  Z18, Z13, Z7
+	VFMADD231PS  Z18, Z14, Z11
+	ADDQ         $0x00000100, AX
+	ADDQ         $0x08, BX
+	SUBQ         $0x02, R12
+	JZ           store790
+
+some795:
+	VBROADCASTSS (BX), Z12
+	VBROADCASTSS (BX)(R8*1), Z13
+	VBROADCASTSS (BX)(R8*2), Z14
+	VPSLLD       $0x10, (AX), Z15
+	VFMADD231PS  Z15, Z12, Z0
+	VFMADD231PS  Z15, Z13, Z4
+	VFMADD231PS  Z15, Z14, Z8
+	VPSLLD       $0x10, 64(AX), Z16
+	VFMADD231PS  Z16, Z12, Z1
+	VFMADD231PS  Z16, Z13, Z5
+	VFMADD231PS  Z16, Z14, Z9
+	VPSLLD       $0x10, 128(AX), Z17
+	VFMADD231PS  Z17, Z12, Z2
+	VFMADD231PS  Z17, Z13, Z6
+	VFMADD231PS  Z17, Z14, Z10
+	VPSLLD       $0x10, 192(AX), Z18
 	VFMADD231PS  Z18, Z12, Z3
 	VFMADD231PS  Z18, Z13, Z7
 	VFMADD231PS  Z18, Z14, Z11
 	ADDQ         $0x00000080, AX
 	ADDQ         $0x04, BX
-	DECQ         R12
-	JNZ          some790
 
-store791:
-	VMOVUPS   joinFirst_avx512<>+0(SB), Z12
-	VMOVUPS   joinSecond_avx512<>+0(SB), Z13
-	VMOVAPS   Z0, Z14
-	VPERMT2PS Z1, Z12, Z0
-	VPERMT2PS Z14, Z13, Z1
-	VMOVAPS   Z2, Z14
-	VPERMT2PS Z3, Z12, Z2
-	VPERMT2PS Z14, Z13, Z3
-	VMOVAPS   Z4, Z14
-	VPERMT2PS Z5, Z12, Z4
-	VPERMT2PS Z14, Z13, Z5
-	VMOVAPS   Z6, Z14
-	VPERMT2PS Z7, Z12, Z6
-	VPERMT2PS Z14, Z13, Z7
-	VMOVAPS   Z8, Z14
-	VPERMT2PS Z9, Z12, Z8
-	VPERMT2PS Z14, Z13, Z9
-	VMOVAPS   Z10, Z14
-	VPERMT2PS Z11, Z12, Z10
-	VPERMT2PS Z14, Z13, Z11
-	VMOVUPS   Z0, (DI)
-	VMOVUPS   Z1, 64(DI)
-	VMOVUPS   Z2, 128(DI)
-	VMOVUPS   Z3, 192(DI)
-	VMOVUPS   Z4, 256(DI)
-	VMOVUPS   Z5, 320(DI)
-	VMOVUPS   Z6, 384(DI)
-	VMOVUPS   Z7, 448(DI)
-	VMOVUPS   Z8, 512(DI)
-	VMOVUPS   Z9, 576(DI)
-	VMOVUPS   Z10, 640(DI)
-	VMOVUPS   Z11, 704(DI)
-	ADDQ      $0x00000100, DI
-	ADDQ      $0x00000080, R13
-	ADDQ      $0x00000200, DI
-	IMUL3Q    $0x03, R8, R12
-	ADDQ      R12, SI
-	SUBQ      $0x03, R10
-	JMP       rows742
+store790:
+	VMOVUPS Z0, (DI)
+	VMOVUPS Z1, 64(DI)
+	VMOVUPS Z2, 128(DI)
+	VMOVUPS Z3, 192(DI)
+	VMOVUPS Z4, 256(DI)
+	VMOVUPS Z5, 320(DI)
+	VMOVUPS Z6, 384(DI)
+	VMOVUPS Z7, 448(DI)
+	VMOVUPS Z8, 512(DI)
+	VMOVUPS Z9, 576(DI)
+	VMOVUPS Z10, 640(DI)
+	VMOVUPS Z11, 704(DI)
+	ADDQ    $0x00000100, DI
+	ADDQ    $0x00000100, R13
+	ADDQ    $0x00000200, DI
+	IMUL3Q  $0x03, R8, R12
+	ADDQ    R12, SI
+	SUBQ    $0x03, R10
+	JMP     rows742
 
 tile749:
-	MOVQ   k+16(FP), R13
-	CMPQ   carry+48(FP), $0x00
-	JNE    carry797
-	VPXORD Z0, Z0, Z0
-	VPXORD Z1, Z1, Z1
-	VPXORD Z2, Z2, Z2
-	VPXORD Z3, Z3, Z3
-	VPXORD Z4, Z4, Z4
-	VPXORD Z5, Z5, Z5
-	VPXORD Z6, Z6, Z6
-	VPXORD Z7, Z7, Z7
-	VPXORD Z8, Z8, Z8
-	VPXORD Z9, Z9, Z9
-	VPXORD Z10, Z10, Z10
-	VPXORD Z11, Z11, Z11
-	VPXORD Z12, Z12, Z12
-	VPXORD Z13, Z13, Z13
-	VPXORD Z14, Z14, Z14
-	VPXORD Z15, Z15, Z15
-	JMP    begin798
+	MOVQ         k+16(FP), R13
+	VBROADCASTSS highHalf_avx512<>+0(SB), Z31
+	CMPQ         carry+48(FP), $0x00
+	JNE          carry797
+	VPXORD       Z0, Z0, Z0
+	VPXORD       Z1, Z1, Z1
+	VPXORD       Z2, Z2, Z2
+	VPXORD       Z3, Z3, Z3
+	VPXORD       Z4, Z4, Z4
+	VPXORD       Z5, Z5, Z5
+	VPXORD       Z6, Z6, Z6
+	VPXORD       Z7, Z7, Z7
+	VPXORD       Z8, Z8, Z8
+	VPXORD       Z9, Z9, Z9
+	VPXORD       Z10, Z10, Z10
+	VPXORD       Z11, Z11, Z11
+	VPXORD       Z12, Z12, Z12
+	VPXORD       Z13, Z13, Z13
+	VPXORD       Z14, Z14, Z14
+	VPXORD       Z15, Z15, Z15
+	JMP          begin798
 
 carry797:
-	VMOVUPS   (DI), Z0
-	VMOVUPS   64(DI), Z1
-	VMOVUPS   128(DI), Z2
-	VMOVUPS   192(DI), Z3
-	VMOVUPS   256(DI), Z4
-	VMOVUPS   320(DI), Z5
-	VMOVUPS   384(DI), Z6
-	VMOVUPS   448(DI), Z7
-	VMOVUPS   512(DI), Z8
-	VMOVUPS   576(DI), Z9
-	VMOVUPS   640(DI), Z10
-	VMOVUPS   704(DI), Z11
-	VMOVUPS   768(DI), Z12
-	VMOVUPS   832(DI), Z13
-	VMOVUPS   896(DI), Z14
-	VMOVUPS   960(DI), Z15
-	VMOVUPS   partFirst_avx512<>+0(SB), Z16
-	VMOVUPS   partSecond_avx512<>+0(SB), Z17
-	VMOVAPS   Z0, Z18
-	VPERMT2PS Z1, Z16, Z0
-	VPERMT2PS Z18, Z17, Z1
-	VMOVAPS   Z2, Z18
-	VPERMT2PS Z3, Z16, Z2
-	VPERMT2PS Z18, Z17, Z3
-	VMOVAPS   Z4, Z18
-	VPERMT2PS Z5, Z16, Z4
-	VPERMT2PS Z18, Z17, Z5
-	VMOVAPS   Z6, Z18
-	VPERMT2PS Z7, Z16, Z6
-	VPERMT2PS Z18, Z17, Z7
-	VMOVAPS   Z8, Z18
-	VPERMT2PS Z9, Z16, Z8
-	VPERMT2PS Z18, Z17, Z9
-	VMOVAPS   Z10, Z18
-	VPERMT2PS Z11, Z16, Z10
-	VPERMT2PS Z18, Z17, Z11
-	VMOVAPS   Z12, Z18
-	VPERMT2PS Z13, Z16, Z12
-	VPERMT2PS Z18, Z17, Z13
-	VMOVAPS   Z14, Z18
-	VPERMT2PS Z15, Z16, Z14
-	VPERMT2PS Z18, Z17, Z15
+	VMOVUPS (DI), Z0
+	VMOVUPS 64(DI), Z1
+	VMOVUPS 128(DI), Z2
+	VMOVUPS 192(DI), Z3
+	VMOVUPS 256(DI), Z4
+	VMOVUPS 320(DI), Z5
+	VMOVUPS 384(DI), Z6
+	VMOVUPS 448(DI), Z7
+	VMOVUPS 512(DI), Z8
+	VMOVUPS 576(DI), Z9
+	VMOVUPS 640(DI), Z10
+	VMOVUPS 704(DI), Z11
+	VMOVUPS 768(DI), Z12
+	VMOVUPS 832(DI), Z13
+	VMOVUPS 896(DI), Z14
+	VMOVUPS 960(DI), Z15
 
 begin798:
 	MOVQ R13, AX
@@ -20996,15 +20919,15 @@ begin798:
 	ADDQ SI, CX
 	MOVQ n+32(FP), R12
 
-turn802:
+turn801:
 	SUBQ         $0x04, R12
-	JLT          end804
+	JLT          end803
 	SUBQ         $0x00000200, R9
-	JGE          quiet803
+	JGE          quiet802
 	VPSLLD       $0x10, (AX), Z16
-	VPANDD       (AX), Z31, Z17
-	VPSLLD       $0x10, 64(AX), Z18
-	VPANDD       64(AX), Z31, Z19
+	VPSLLD       $0x10, 64(AX), Z17
+	VPSLLD       $0x10, 128(AX), Z18
+	VPSLLD       $0x10, 192(AX), Z19
 	VBROADCASTSS (BX), Z20
 	VFMADD231PS  Z16, Z20, Z0
 	VFMADD231PS  Z17, Z20, Z1
@@ -21029,9 +20952,9 @@ turn802:
 	PREFETCHT1   (DX)(R14*1)
 	MOVQ         8(R11), DX
 	PREFETCHT1   (DX)(R14*1)
-	VPSLLD       $0x10, 128(AX), Z16
-	VPANDD       128(AX), Z31, Z17
-	VPSLLD       $0x10, 192(AX), Z18
+	VPANDD       (AX), Z31, Z16
+	VPANDD       64(AX), Z31, Z17
+	VPANDD       128(AX), Z31, Z18
 	VPANDD       192(AX), Z31, Z19
 	VBROADCASTSS 4(BX), Z20
 	VFMADD231PS  Z16, Z20, Z0
@@ -21058,9 +20981,9 @@ turn802:
 	MOVQ         24(R11), DX
 	PREFETCHT1   (DX)(R14*1)
 	VPSLLD       $0x10, 256(AX), Z16
-	VPANDD       256(AX), Z31, Z17
-	VPSLLD       $0x10, 320(AX), Z18
-	VPANDD       320(AX), Z31, Z19
+	VPSLLD       $0x10, 320(AX), Z17
+	VPSLLD       $0x10, 384(AX), Z18
+	VPSLLD       $0x10, 448(AX), Z19
 	VBROADCASTSS 8(BX), Z20
 	VFMADD231PS  Z16, Z20, Z0
 	VFMADD231PS  Z17, Z20, Z1
@@ -21085,9 +21008,9 @@ turn802:
 	PREFETCHT1   64(DX)(R14*1)
 	MOVQ         8(R11), DX
 	PREFETCHT1   64(DX)(R14*1)
-	VPSLLD       $0x10, 384(AX), Z16
-	VPANDD       384(AX), Z31, Z17
-	VPSLLD       $0x10, 448(AX), Z18
+	VPANDD       256(AX), Z31, Z16
+	VPANDD       320(AX), Z31, Z17
+	VPANDD       384(AX), Z31, Z18
 	VPANDD       448(AX), Z31, Z19
 	VBROADCASTSS 12(BX), Z20
 	VFMADD231PS  Z16, Z20, Z0
@@ -21118,19 +21041,19 @@ turn802:
 	ADDQ         $0x10, CX
 	ADDQ         $0x00000080, R14
 	TESTQ        $0x000001ff, R14
-	JNZ          row805
+	JNZ          row804
 	ADDQ         40(R11), R14
 
-row805:
+row804:
 	IMUL3Q $0x00000200, 32(R11), DX
 	ADDQ   DX, R9
-	JMP    turn802
+	JMP    turn801
 
-quiet803:
+quiet802:
 	VPSLLD       $0x10, (AX), Z16
-	VPANDD       (AX), Z31, Z17
-	VPSLLD       $0x10, 64(AX), Z18
-	VPANDD       64(AX), Z31, Z19
+	VPSLLD       $0x10, 64(AX), Z17
+	VPSLLD       $0x10, 128(AX), Z18
+	VPSLLD       $0x10, 192(AX), Z19
 	VBROADCASTSS (BX), Z20
 	VFMADD231PS  Z16, Z20, Z0
 	VFMADD231PS  Z17, Z20, Z1
@@ -21151,9 +21074,9 @@ quiet803:
 	VFMADD231PS  Z17, Z23, Z13
 	VFMADD231PS  Z18, Z23, Z14
 	VFMADD231PS  Z19, Z23, Z15
-	VPSLLD       $0x10, 128(AX), Z16
-	VPANDD       128(AX), Z31, Z17
-	VPSLLD       $0x10, 192(AX), Z18
+	VPANDD       (AX), Z31, Z16
+	VPANDD       64(AX), Z31, Z17
+	VPANDD       128(AX), Z31, Z18
 	VPANDD       192(AX), Z31, Z19
 	VBROADCASTSS 4(BX), Z20
 	VFMADD231PS  Z16, Z20, Z0
@@ -21176,9 +21099,9 @@ quiet803:
 	VFMADD231PS  Z18, Z23, Z14
 	VFMADD231PS  Z19, Z23, Z15
 	VPSLLD       $0x10, 256(AX), Z16
-	VPANDD       256(AX), Z31, Z17
-	VPSLLD       $0x10, 320(AX), Z18
-	VPANDD       320(AX), Z31, Z19
+	VPSLLD       $0x10, 320(AX), Z17
+	VPSLLD       $0x10, 384(AX), Z18
+	VPSLLD       $0x10, 448(AX), Z19
 	VBROADCASTSS 8(BX), Z20
 	VFMADD231PS  Z16, Z20, Z0
 	VFMADD231PS  Z17, Z20, Z1
@@ -21199,9 +21122,9 @@ quiet803:
 	VFMADD231PS  Z17, Z23, Z13
 	VFMADD231PS  Z18, Z23, Z14
 	VFMADD231PS  Z19, Z23, Z15
-	VPSLLD       $0x10, 384(AX), Z16
-	VPANDD       384(AX), Z31, Z17
-	VPSLLD       $0x10, 448(AX), Z18
+	VPANDD       256(AX), Z31, Z16
+	VPANDD       320(AX), Z31, Z17
+	VPANDD       384(AX), Z31, Z18
 	VPANDD       448(AX), Z31, Z19
 	VBROADCASTSS 12(BX), Z20
 	VFMADD231PS  Z16, Z20, Z0
@@ -21226,17 +21149,72 @@ quiet803:
 	ADDQ         $0x00000200, AX
 	ADDQ         $0x10, BX
 	ADDQ         $0x10, CX
-	JMP          turn802
+	JMP          turn801
 
-end804:
-	ADDQ $0x04, R12
-	JZ   store801
-
-some800:
+end803:
+	ADDQ         $0x04, R12
+	JZ           store800
+	CMPQ         R12, $0x02
+	JLT          some805
 	VPSLLD       $0x10, (AX), Z16
-	VPANDD       (AX), Z31, Z17
-	VPSLLD       $0x10, 64(AX), Z18
-	VPANDD       64(AX), Z31, Z19
+	VPSLLD       $0x10, 64(AX), Z17
+	VPSLLD       $0x10, 128(AX), Z18
+	VPSLLD       $0x10, 192(AX), Z19
+	VBROADCASTSS (BX), Z20
+	VFMADD231PS  Z16, Z20, Z0
+	VFMADD231PS  Z17, Z20, Z1
+	VFMADD231PS  Z18, Z20, Z2
+	VFMADD231PS  Z19, Z20, Z3
+	VBROADCASTSS (BX)(R8*1), Z21
+	VFMADD231PS  Z16, Z21, Z4
+	VFMADD231PS  Z17, Z21, Z5
+	VFMADD231PS  Z18, Z21, Z6
+	VFMADD231PS  Z19, Z21, Z7
+	VBROADCASTSS (BX)(R8*2), Z22
+	VFMADD231PS  Z16, Z22, Z8
+	VFMADD231PS  Z17, Z22, Z9
+	VFMADD231PS  Z18, Z22, Z10
+	VFMADD231PS  Z19, Z22, Z11
+	VBROADCASTSS (CX), Z23
+	VFMADD231PS  Z16, Z23, Z12
+	VFMADD231PS  Z17, Z23, Z13
+	VFMADD231PS  Z18, Z23, Z14
+	VFMADD231PS  Z19, Z23, Z15
+	VPANDD       (AX), Z31, Z16
+	VPANDD       64(AX), Z31, Z17
+	VPANDD       128(AX), Z31, Z18
+	VPANDD       192(AX), Z31, Z19
+	VBROADCASTSS 4(BX), Z20
+	VFMADD231PS  Z16, Z20, Z0
+	VFMADD231PS  Z17, Z20, Z1
+	VFMADD231PS  Z18, Z20, Z2
+	VFMADD231PS  Z19, Z20, Z3
+	VBROADCASTSS 4(BX)(R8*1), Z21
+	VFMADD231PS  Z16, Z21, Z4
+	VFMADD231PS  Z17, Z21, Z5
+	VFMADD231PS  Z18, Z21, Z6
+	VFMADD231PS  Z19, Z21, Z7
+	VBROADCASTSS 4(BX)(R8*2), Z22
+	VFMADD231PS  Z16, Z22, Z8
+	VFMADD231PS  Z17, Z22, Z9
+	VFMADD231PS  Z18, Z22, Z10
+	VFMADD231PS  Z19, Z22, Z11
+	VBROADCASTSS 4(CX), Z23
+	VFMADD231PS  Z16, Z23, Z12
+	VFMADD231PS  Z17, Z23, Z13
+	VFMADD231PS  Z18, Z23, Z14
+	VFMADD231PS  Z19, Z23, Z15
+	ADDQ         $0x00000100, AX
+	ADDQ         $0x08, BX
+	ADDQ         $0x08, CX
+	SUBQ         $0x02, R12
+	JZ           store800
+
+some805:
+	VPSLLD       $0x10, (AX), Z16
+	VPSLLD       $0x10, 64(AX), Z17
+	VPSLLD       $0x10, 128(AX), Z18
+	VPSLLD       $0x10, 192(AX), Z19
 	VBROADCASTSS (BX), Z20
 	VFMADD231PS  Z16, Z20, Z0
 	VFMADD231PS  Z17, Z20, Z1
@@ -21260,139 +21238,80 @@ some800:
 	ADDQ         $0x00000080, AX
 	ADDQ         $0x04, BX
 	ADDQ         $0x04, CX
-	DECQ         R12
-	JNZ          some800
 
-store801:
-	VMOVUPS   joinFirst_avx512<>+0(SB), Z16
-	VMOVUPS   joinSecond_avx512<>+0(SB), Z17
-	VMOVAPS   Z0, Z18
-	VPERMT2PS Z1, Z16, Z0
-	VPERMT2PS Z18, Z17, Z1
-	VMOVAPS   Z2, Z18
-	VPERMT2PS Z3, Z16, Z2
-	VPERMT2PS Z18, Z17, Z3
-	VMOVAPS   Z4, Z18
-	VPERMT2PS Z5, Z16, Z4
-	VPERMT2PS Z18, Z17, Z5
-	VMOVAPS   Z6, Z18
-	VPERMT2PS Z7, Z16, Z6
-	VPERMT2PS Z18, Z17, Z7
-	VMOVAPS   Z8, Z18
-	VPERMT2PS Z9, Z16, Z8
-	VPERMT2PS Z18, Z17, Z9
-	VMOVAPS   Z10, Z18
-	VPERMT2PS Z11, Z16, Z10
-	VPERMT2PS Z18, Z17, Z11
-	VMOVAPS   Z12, Z18
-	VPERMT2PS Z13, Z16, Z12
-	VPERMT2PS Z18, Z17, Z13
-	VMOVAPS   Z14, Z18
-	VPERMT2PS Z15, Z16, Z14
-	VPERMT2PS Z18, Z17, Z15
-	VMOVUPS   Z0, (DI)
-	VMOVUPS   Z1, 64(DI)
-	VMOVUPS   Z2, 128(DI)
-	VMOVUPS   Z3, 192(DI)
-	VMOVUPS   Z4, 256(DI)
-	VMOVUPS   Z5, 320(DI)
-	VMOVUPS   Z6, 384(DI)
-	VMOVUPS   Z7, 448(DI)
-	VMOVUPS   Z8, 512(DI)
-	VMOVUPS   Z9, 576(DI)
-	VMOVUPS   Z10, 640(DI)
-	VMOVUPS   Z11, 704(DI)
-	VMOVUPS   Z12, 768(DI)
-	VMOVUPS   Z13, 832(DI)
-	VMOVUPS   Z14, 896(DI)
-	VMOVUPS   Z15, 960(DI)
-	ADDQ      $0x00000100, DI
-	ADDQ      $0x00000080, R13
-	ADDQ      $0x00000300, DI
-	IMUL3Q    $0x04, R8, R12
-	ADDQ      R12, SI
-	SUBQ      $0x04, R10
-	JMP       rows742
+store800:
+	VMOVUPS Z0, (DI)
+	VMOVUPS Z1, 64(DI)
+	VMOVUPS Z2, 128(DI)
+	VMOVUPS Z3, 192(DI)
+	VMOVUPS Z4, 256(DI)
+	VMOVUPS Z5, 320(DI)
+	VMOVUPS Z6, 384(DI)
+	VMOVUPS Z7, 448(DI)
+	VMOVUPS Z8, 512(DI)
+	VMOVUPS Z9, 576(DI)
+	VMOVUPS Z10, 640(DI)
+	VMOVUPS Z11, 704(DI)
+	VMOVUPS Z12, 768(DI)
+	VMOVUPS Z13, 832(DI)
+	VMOVUPS Z14, 896(DI)
+	VMOVUPS Z15, 960(DI)
+	ADDQ    $0x00000100, DI
+	ADDQ    $0x00000100, R13
+	ADDQ    $0x00000300, DI
+	IMUL3Q  $0x04, R8, R12
+	ADDQ    R12, SI
+	SUBQ    $0x04, R10
+	JMP     rows742
 
 tile750:
-	MOVQ   k+16(FP), R13
-	CMPQ   carry+48(FP), $0x00
-	JNE    carry807
-	VPXORD Z0, Z0, Z0
-	VPXORD Z1, Z1, Z1
-	VPXORD Z2, Z2, Z2
-	VPXORD Z3, Z3, Z3
-	VPXORD Z4, Z4, Z4
-	VPXORD Z5, Z5, Z5
-	VPXORD Z6, Z6, Z6
-	VPXORD Z7, Z7, Z7
-	VPXORD Z8, Z8, Z8
-	VPXORD Z9, Z9, Z9
-	VPXORD Z10, Z10, Z10
-	VPXORD Z11, Z11, Z11
-	VPXORD Z12, Z12, Z12
-	VPXORD Z13, Z13, Z13
-	VPXORD Z14, Z14, Z14
-	VPXORD Z15, Z15, Z15
-	VPXORD Z16, Z16, Z16
-	VPXORD Z17, Z17, Z17
-	VPXORD Z18, Z18, Z18
-	VPXORD Z19, Z19, Z19
-	JMP    begin808
+	MOVQ         k+16(FP), R13
+	VBROADCASTSS highHalf_avx512<>+0(SB), Z31
+	CMPQ         carry+48(FP), $0x00
+	JNE          carry807
+	VPXORD       Z0, Z0, Z0
+	VPXORD       Z1, Z1, Z1
+	VPXORD       Z2, Z2, Z2
+	VPXORD       Z3, Z3, Z3
+	VPXORD       Z4, Z4, Z4
+	VPXORD       Z5, Z5, Z5
+	VPXORD       Z6, Z6, Z6
+	VPXORD       Z7, Z7, Z7
+	VPXORD       Z8, Z8, Z8
+	VPXORD       Z9, Z9, Z9
+	VPXORD       Z10, Z10, Z10
+	VPXORD       Z11, Z11, Z11
+	VPXORD       Z12, Z12, Z12
+	VPXORD       Z13, Z13, Z13
+	VPXORD       Z14, Z14, Z14
+	VPXORD       Z15, Z15, Z15
+	VPXORD       Z16, Z16, Z16
+	VPXORD       Z17, Z17, Z17
+	VPXORD       Z18, Z18, Z18
+	VPXORD       Z19, Z19, Z19
+	JMP          begin808
 
 carry807:
-	VMOVUPS   (DI), Z0
-	VMOVUPS   64(DI), Z1
-	VMOVUPS   128(DI), Z2
-	VMOVUPS   192(DI), Z3
-	VMOVUPS   256(DI), Z4
-	VMOVUPS   320(DI), Z5
-	VMOVUPS   384(DI), Z6
-	VMOVUPS   448(DI), Z7
-	VMOVUPS   512(DI), Z8
-	VMOVUPS   576(DI), Z9
-	VMOVUPS   640(DI), Z10
-	VMOVUPS   704(DI), Z11
-	VMOVUPS   768(DI), Z12
-	VMOVUPS   832(DI), Z13
-	VMOVUPS   896(DI), Z14
-	VMOVUPS   960(DI), Z15
-	VMOVUPS   1024(DI), Z16
-	VMOVUPS   1088(DI), Z17
-	VMOVUPS   1152(DI), Z18
-	VMOVUPS   1216(DI), Z19
-	VMOVUPS   partFirst_avx512<>+0(SB), Z20
-	VMOVUPS   partSecond_avx512<>+0(SB), Z21
-	VMOVAPS   Z0, Z22
-	VPERMT2PS Z1, Z20, Z0
-	VPERMT2PS Z22, Z21, Z1
-	VMOVAPS   Z2, Z22
-	VPERMT2PS Z3, Z20, Z2
-	VPERMT2PS Z22, Z21, Z3
-	VMOVAPS   Z4, Z22
-	VPERMT2PS Z5, Z20, Z4
-	VPERMT2PS Z22, Z21, Z5
-	VMOVAPS   Z6, Z22
-	VPERMT2PS Z7, Z20, Z6
-	VPERMT2PS Z22, Z21, Z7
-	VMOVAPS   Z8, Z22
-	VPERMT2PS Z9, Z20, Z8
-	VPERMT2PS Z22, Z21, Z9
-	VMOVAPS   Z10, Z22
-	VPERMT2PS Z11, Z20, Z10
-	VPERMT2PS Z22, Z21, Z11
-	VMOVAPS   Z12, Z22
-	VPERMT2PS Z13, Z20, Z12
-	VPERMT2PS Z22, Z21, Z13
-	VMOVAPS   Z14, Z22
-	VPERMT2PS Z15, Z20, Z14
-	VPERMT2PS Z22, Z21, Z15
-	VMOVAPS   Z16, Z22
-	VPERMT2PS Z17, Z20, Z16
-	VPERMT2PS Z22, Z21, Z17
-	VMOVAPS   Z18, Z22
-	VPERMT2PS Z19, Z20, Z18
-	VPERMT2PS Z22, Z21, Z19
+	VMOVUPS (DI), Z0
+	VMOVUPS 64(DI), Z1
+	VMOVUPS 128(DI), Z2
+	VMOVUPS 192(DI), Z3
+	VMOVUPS 256(DI), Z4
+	VMOVUPS 320(DI), Z5
+	VMOVUPS 384(DI), Z6
+	VMOVUPS 448(DI), Z7
+	VMOVUPS 512(DI), Z8
+	VMOVUPS 576(DI), Z9
+	VMOVUPS 640(DI), Z10
+	VMOVUPS 704(DI), Z11
+	VMOVUPS 768(DI), Z12
+	VMOVUPS 832(DI), Z13
+	VMOVUPS 896(DI), Z14
+	VMOVUPS 960(DI), Z15
+	VMOVUPS 1024(DI), Z16
+	VMOVUPS 1088(DI), Z17
+	VMOVUPS 1152(DI), Z18
+	VMOVUPS 1216(DI), Z19
 
 begin808:
 	MOVQ R13, AX
@@ -21401,15 +21320,15 @@ begin808:
 	ADDQ SI, CX
 	MOVQ n+32(FP), R12
 
-turn812:
+turn811:
 	SUBQ         $0x04, R12
-	JLT          end814
+	JLT          end813
 	SUBQ         $0x00000200, R9
-	JGE          quiet813
+	JGE          quiet812
 	VPSLLD       $0x10, (AX), Z20
-	VPANDD       (AX), Z31, Z21
-	VPSLLD       $0x10, 64(AX), Z22
-	VPANDD       64(AX), Z31, Z23
+	VPSLLD       $0x10, 64(AX), Z21
+	VPSLLD       $0x10, 128(AX), Z22
+	VPSLLD       $0x10, 192(AX), Z23
 	VBROADCASTSS (BX), Z24
 	VFMADD231PS  Z20, Z24, Z0
 	VFMADD231PS  Z21, Z24, Z1
@@ -21439,9 +21358,9 @@ turn812:
 	PREFETCHT1   (DX)(R14*1)
 	MOVQ         8(R11), DX
 	PREFETCHT1   (DX)(R14*1)
-	VPSLLD       $0x10, 128(AX), Z20
-	VPANDD       128(AX), Z31, Z21
-	VPSLLD       $0x10, 192(AX), Z22
+	VPANDD       (AX), Z31, Z20
+	VPANDD       64(AX), Z31, Z21
+	VPANDD       128(AX), Z31, Z22
 	VPANDD       192(AX), Z31, Z23
 	VBROADCASTSS 4(BX), Z24
 	VFMADD231PS  Z20, Z24, Z0
@@ -21473,9 +21392,9 @@ turn812:
 	MOVQ         24(R11), DX
 	PREFETCHT1   (DX)(R14*1)
 	VPSLLD       $0x10, 256(AX), Z20
-	VPANDD       256(AX), Z31, Z21
-	VPSLLD       $0x10, 320(AX), Z22
-	VPANDD       320(AX), Z31, Z23
+	VPSLLD       $0x10, 320(AX), Z21
+	VPSLLD       $0x10, 384(AX), Z22
+	VPSLLD       $0x10, 448(AX), Z23
 	VBROADCASTSS 8(BX), Z24
 	VFMADD231PS  Z20, Z24, Z0
 	VFMADD231PS  Z21, Z24, Z1
@@ -21505,9 +21424,9 @@ turn812:
 	PREFETCHT1   64(DX)(R14*1)
 	MOVQ         8(R11), DX
 	PREFETCHT1   64(DX)(R14*1)
-	VPSLLD       $0x10, 384(AX), Z20
-	VPANDD       384(AX), Z31, Z21
-	VPSLLD       $0x10, 448(AX), Z22
+	VPANDD       256(AX), Z31, Z20
+	VPANDD       320(AX), Z31, Z21
+	VPANDD       384(AX), Z31, Z22
 	VPANDD       448(AX), Z31, Z23
 	VBROADCASTSS 12(BX), Z24
 	VFMADD231PS  Z20, Z24, Z0
@@ -21543,19 +21462,19 @@ turn812:
 	ADDQ         $0x10, CX
 	ADDQ         $0x00000080, R14
 	TESTQ        $0x000001ff, R14
-	JNZ          row815
+	JNZ          row814
 	ADDQ         40(R11), R14
 
-row815:
+row814:
 	IMUL3Q $0x00000200, 32(R11), DX
 	ADDQ   DX, R9
-	JMP    turn812
+	JMP    turn811
 
-quiet813:
+quiet812:
 	VPSLLD       $0x10, (AX), Z20
-	VPANDD       (AX), Z31, Z21
-	VPSLLD       $0x10, 64(AX), Z22
-	VPANDD       64(AX), Z31, Z23
+	VPSLLD       $0x10, 64(AX), Z21
+	VPSLLD       $0x10, 128(AX), Z22
+	VPSLLD       $0x10, 192(AX), Z23
 	VBROADCASTSS (BX), Z24
 	VFMADD231PS  Z20, Z24, Z0
 	VFMADD231PS  Z21, Z24, Z1
@@ -21581,9 +21500,9 @@ quiet813:
 	VFMADD231PS  Z21, Z28, Z17
 	VFMADD231PS  Z22, Z28, Z18
 	VFMADD231PS  Z23, Z28, Z19
-	VPSLLD       $0x10, 128(AX), Z20
-	VPANDD       128(AX), Z31, Z21
-	VPSLLD       $0x10, 192(AX), Z22
+	VPANDD       (AX), Z31, Z20
+	VPANDD       64(AX), Z31, Z21
+	VPANDD       128(AX), Z31, Z22
 	VPANDD       192(AX), Z31, Z23
 	VBROADCASTSS 4(BX), Z24
 	VFMADD231PS  Z20, Z24, Z0
@@ -21611,9 +21530,9 @@ quiet813:
 	VFMADD231PS  Z22, Z28, Z18
 	VFMADD231PS  Z23, Z28, Z19
 	VPSLLD       $0x10, 256(AX), Z20
-	VPANDD       256(AX), Z31, Z21
-	VPSLLD       $0x10, 320(AX), Z22
-	VPANDD       320(AX), Z31, Z23
+	VPSLLD       $0x10, 320(AX), Z21
+	VPSLLD       $0x10, 384(AX), Z22
+	VPSLLD       $0x10, 448(AX), Z23
 	VBROADCASTSS 8(BX), Z24
 	VFMADD231PS  Z20, Z24, Z0
 	VFMADD231PS  Z21, Z24, Z1
@@ -21639,9 +21558,9 @@ quiet813:
 	VFMADD231PS  Z21, Z28, Z17
 	VFMADD231PS  Z22, Z28, Z18
 	VFMADD231PS  Z23, Z28, Z19
-	VPSLLD       $0x10, 384(AX), Z20
-	VPANDD       384(AX), Z31, Z21
-	VPSLLD       $0x10, 448(AX), Z22
+	VPANDD       256(AX), Z31, Z20
+	VPANDD       320(AX), Z31, Z21
+	VPANDD       384(AX), Z31, Z22
 	VPANDD       448(AX), Z31, Z23
 	VBROADCASTSS 12(BX), Z24
 	VFMADD231PS  Z20, Z24, Z0
@@ -21671,17 +21590,82 @@ quiet813:
 	ADDQ         $0x00000200, AX
 	ADDQ         $0x10, BX
 	ADDQ         $0x10, CX
-	JMP          turn812
+	JMP          turn811
 
-end814:
-	ADDQ $0x04, R12
-	JZ   store811
-
-some810:
+end813:
+	ADDQ         $0x04, R12
+	JZ           store810
+	CMPQ         R12, $0x02
+	JLT          some815
 	VPSLLD       $0x10, (AX), Z20
-	VPANDD       (AX), Z31, Z21
-	VPSLLD       $0x10, 64(AX), Z22
-	VPANDD       64(AX), Z31, Z23
+	VPSLLD       $0x10, 64(AX), Z21
+	VPSLLD       $0x10, 128(AX), Z22
+	VPSLLD       $0x10, 192(AX), Z23
+	VBROADCASTSS (BX), Z24
+	VFMADD231PS  Z20, Z24, Z0
+	VFMADD231PS  Z21, Z24, Z1
+	VFMADD231PS  Z22, Z24, Z2
+	VFMADD231PS  Z23, Z24, Z3
+	VBROADCASTSS (BX)(R8*1), Z25
+	VFMADD231PS  Z20, Z25, Z4
+	VFMADD231PS  Z21, Z25, Z5
+	VFMADD231PS  Z22, Z25, Z6
+	VFMADD231PS  Z23, Z25, Z7
+	VBROADCASTSS (BX)(R8*2), Z26
+	VFMADD231PS  Z20, Z26, Z8
+	VFMADD231PS  Z21, Z26, Z9
+	VFMADD231PS  Z22, Z26, Z10
+	VFMADD231PS  Z23, Z26, Z11
+	VBROADCASTSS (CX), Z27
+	VFMADD231PS  Z20, Z27, Z12
+	VFMADD231PS  Z21, Z27, Z13
+	VFMADD231PS  Z22, Z27, Z14
+	VFMADD231PS  Z23, Z27, Z15
+	VBROADCASTSS (CX)(R8*1), Z28
+	VFMADD231PS  Z20, Z28, Z16
+	VFMADD231PS  Z21, Z28, Z17
+	VFMADD231PS  Z22, Z28, Z18
+	VFMADD231PS  Z23, Z28, Z19
+	VPANDD       (AX), Z31, Z20
+	VPANDD       64(AX), Z31, Z21
+	VPANDD       128(AX), Z31, Z22
+	VPANDD       192(AX), Z31, Z23
+	VBROADCASTSS 4(BX), Z24
+	VFMADD231PS  Z20, Z24, Z0
+	VFMADD231PS  Z21, Z24, Z1
+	VFMADD231PS  Z22, Z24, Z2
+	VFMADD231PS  Z23, Z24, Z3
+	VBROADCASTSS 4(BX)(R8*1), Z25
+	VFMADD231PS  Z20, Z25, Z4
+	VFMADD231PS  Z21, Z25, Z5
+	VFMADD231PS  Z22, Z25, Z6
+	VFMADD231PS  Z23, Z25, Z7
+	VBROADCASTSS 4(BX)(R8*2), Z26
+	VFMADD231PS  Z20, Z26, Z8
+	VFMADD231PS  Z21, Z26, Z9
+	VFMADD231PS  Z22, Z26, Z10
+	VFMADD231PS  Z23, Z26, Z11
+	VBROADCASTSS 4(CX), Z27
+	VFMADD231PS  Z20, Z27, Z12
+	VFMADD231PS  Z21, Z27, Z13
+	VFMADD231PS  Z22, Z27, Z14
+	VFMADD231PS  Z23, Z27, Z15
+	VBROADCASTSS 4(CX)(R8*1), Z28
+	VFMADD231PS  Z20, Z28, Z16
+	VFMADD231PS  Z21, Z28, Z17
+	VFMADD231PS  Z22, Z28, Z18
+	VFMADD231PS  Z23, Z28, Z19
+	ADDQ         $0x00000100, AX
+	ADDQ         $0x08, BX
+	ADDQ         $0x08, CX
+	SUBQ         $0x02, R12
+	JZ           store810
+
+some815:
+	VPSLLD       $0x10, (AX), Z20
+	VPSLLD       $0x10, 64(AX), Z21
+	VPSLLD       $0x10, 128(AX), Z22
+	VPSLLD       $0x10, 192(AX), Z23
 	VBROADCASTSS (BX), Z24
 	VFMADD231PS  Z20, Z24, Z0
 	VFMADD231PS  Z21, Z24, Z1
@@ -21710,163 +21694,92 @@ some810:
 	ADDQ         $0x00000080, AX
 	ADDQ         $0x04, BX
 	ADDQ         $0x04, CX
-	DECQ         R12
-	JNZ          some810
 
-store811:
-	VMOVUPS   joinFirst_avx512<>+0(SB), Z20
-	VMOVUPS   joinSecond_avx512<>+0(SB), Z21
-	VMOVAPS   Z0, Z22
-	VPERMT2PS Z1, Z20, Z0
-	VPERMT2PS Z22, Z21, Z1
-	VMOVAPS   Z2, Z22
-	VPERMT2PS Z3, Z20, Z2
-	VPERMT2PS Z22, Z21, Z3
-	VMOVAPS   Z4, Z22
-	VPERMT2PS Z5, Z20, Z4
-	VPERMT2PS Z22, Z21, Z5
-	VMOVAPS   Z6, Z22
-	VPERMT2PS Z7, Z20, Z6
-	VPERMT2PS Z22, Z21, Z7
-	VMOVAPS   Z8, Z22
-	VPERMT2PS Z9, Z20, Z8
-	VPERMT2PS Z22, Z21, Z9
-	VMOVAPS   Z10, Z22
-	VPERMT2PS Z11, Z20, Z10
-	VPERMT2PS Z22, Z21, Z11
-	VMOVAPS   Z12, Z22
-	VPERMT2PS Z13, Z20, Z12
-	VPERMT2PS Z22, Z21, Z13
-	VMOVAPS   Z14, Z22
-	VPERMT2PS Z15, Z20, Z14
-	VPERMT2PS Z22, Z21, Z15
-	VMOVAPS   Z16, Z22
-	VPERMT2PS Z17, Z20, Z16
-	VPERMT2PS Z22, Z21, Z17
-	VMOVAPS   Z18, Z22
-	VPERMT2PS Z19, Z20, Z18
-	VPERMT2PS Z22, Z21, Z19
-	VMOVUPS   Z0, (DI)
-	VMOVUPS   Z1, 64(DI)
-	VMOVUPS   Z2, 128(DI)
-	VMOVUPS   Z3, 192(DI)
-	VMOVUPS   Z4, 256(DI)
-	VMOVUPS   Z5, 320(DI)
-	VMOVUPS   Z6, 384(DI)
-	VMOVUPS   Z7, 448(DI)
-	VMOVUPS   Z8, 512(DI)
-	VMOVUPS   Z9, 576(DI)
-	VMOVUPS   Z10, 640(DI)
-	VMOVUPS   Z11, 704(DI)
-	VMOVUPS   Z12, 768(DI)
-	VMOVUPS   Z13, 832(DI)
-	VMOVUPS   Z14, 896(DI)
-	VMOVUPS   Z15, 960(DI)
-	VMOVUPS   Z16, 1024(DI)
-	VMOVUPS   Z17, 1088(DI)
-	VMOVUPS   Z18, 1152(DI)
-	VMOVUPS   Z19, 1216(DI)
-	ADDQ      $0x00000100, DI
-	ADDQ      $0x00000080, R13
-	ADDQ      $0x00000400, DI
-	IMUL3Q    $0x05, R8, R12
-	ADDQ      R12, SI
-	SUBQ      $0x05, R10
-	JMP       rows742
+store810:
+	VMOVUPS Z0, (DI)
+	VMOVUPS Z1, 64(DI)
+	VMOVUPS Z2, 128(DI)
+	VMOVUPS Z3, 192(DI)
+	VMOVUPS Z4, 256(DI)
+	VMOVUPS Z5, 320(DI)
+	VMOVUPS Z6, 384(DI)
+	VMOVUPS Z7, 448(DI)
+	VMOVUPS Z8, 512(DI)
+	VMOVUPS Z9, 576(DI)
+	VMOVUPS Z10, 640(DI)
+	VMOVUPS Z11, 704(DI)
+	VMOVUPS Z12, 768(DI)
+	VMOVUPS Z13, 832(DI)
+	VMOVUPS Z14, 896(DI)
+	VMOVUPS Z15, 960(DI)
+	VMOVUPS Z16, 1024(DI)
+	VMOVUPS Z17, 1088(DI)
+	VMOVUPS Z18, 1152(DI)
+	VMOVUPS Z19, 1216(DI)
+	ADDQ    $0x00000100, DI
+	ADDQ    $0x00000100, R13
+	ADDQ    $0x00000400, DI
+	IMUL3Q  $0x05, R8, R12
+	ADDQ    R12, SI
+	SUBQ    $0x05, R10
+	JMP     rows742
 
 tile751:
-	MOVQ   k+16(FP), R13
-	CMPQ   carry+48(FP), $0x00
-	JNE    carry817
-	VPXORD Z0, Z0, Z0
-	VPXORD Z1, Z1, Z1
-	VPXORD Z2, Z2, Z2
-	VPXORD Z3, Z3, Z3
-	VPXORD Z4, Z4, Z4
-	VPXORD Z5, Z5, Z5
-	VPXORD Z6, Z6, Z6
-	VPXORD Z7, Z7, Z7
-	VPXORD Z8, Z8, Z8
-	VPXORD Z9, Z9, Z9
-	VPXORD Z10, Z10, Z10
-	VPXORD Z11, Z11, Z11
-	VPXORD Z12, Z12, Z12
-	VPXORD Z13, Z13, Z13
-	VPXORD Z14, Z14, Z14
-	VPXORD Z15, Z15, Z15
-	VPXORD Z16, Z16, Z16
-	VPXORD Z17, Z17, Z17
-	VPXORD Z18, Z18, Z18
-	VPXORD Z19, Z19, Z19
-	VPXORD Z20, Z20, Z20
-	VPXORD Z21, Z21, Z21
-	VPXORD Z22, Z22, Z22
-	VPXORD Z23, Z23, Z23
-	JMP    begin818
+	MOVQ         k+16(FP), R13
+	VBROADCASTSS highHalf_avx512<>+0(SB), Z31
+	CMPQ         carry+48(FP), $0x00
+	JNE          carry817
+	VPXORD       Z0, Z0, Z0
+	VPXORD       Z1, Z1, Z1
+	VPXORD       Z2, Z2, Z2
+	VPXORD       Z3, Z3, Z3
+	VPXORD       Z4, Z4, Z4
+	VPXORD       Z5, Z5, Z5
+	VPXORD       Z6, Z6, Z6
+	VPXORD       Z7, Z7, Z7
+	VPXORD       Z8, Z8, Z8
+	VPXORD       Z9, Z9, Z9
+	VPXORD       Z10, Z10, Z10
+	VPXORD       Z11, Z11, Z11
+	VPXORD       Z12, Z12, Z12
+	VPXORD       Z13, Z13, Z13
+	VPXORD       Z14, Z14, Z14
+	VPXORD       Z15, Z15, Z15
+	VPXORD       Z16, Z16, Z16
+	VPXORD       Z17, Z17, Z17
+	VPXORD       Z18, Z18, Z18
+	VPXORD       Z19, Z19, Z19
+	VPXORD       Z20, Z20, Z20
+	VPXORD       Z21, Z21, Z21
+	VPXORD       Z22, Z22, Z22
+	VPXORD       Z23, Z23, Z23
+	JMP          begin818
 
 carry817:
-	VMOVUPS   (DI), Z0
-	VMOVUPS   64(DI), Z1
-	VMOVUPS   128(DI), Z2
-	VMOVUPS   192(DI), Z3
-	VMOVUPS   256(DI), Z4
-	VMOVUPS   320(DI), Z5
-	VMOVUPS   384(DI), Z6
-	VMOVUPS   448(DI), Z7
-	VMOVUPS   512(DI), Z8
-	VMOVUPS   576(DI), Z9
-	VMOVUPS   640(DI), Z10
-	VMOVUPS   704(DI), Z11
-	VMOVUPS   768(DI), Z12
-	VMOVUPS   832(DI), Z13
-	VMOVUPS   896(DI), Z14
-	VMOVUPS   960(DI), Z15
-	VMOVUPS   1024(DI), Z16
-	VMOVUPS   1088(DI), Z17
-	VMOVUPS   1152(DI), Z18
-	VMOVUPS   1216(DI), Z19
-	VMOVUPS   1280(DI), Z20
-	VMOVUPS   1344(DI), Z21
-	VMOVUPS   1408(DI), Z22
-	VMOVUPS   1472(DI), Z23
-	VMOVUPS   partFirst_avx512<>+0(SB), Z24
-	VMOVUPS   partSecond_avx512<>+0(SB), Z25
-	VMOVAPS   Z0, Z26
-	VPERMT2PS Z1, Z24, Z0
-	VPERMT2PS Z26, Z25, Z1
-	VMOVAPS   Z2, Z26
-	VPERMT2PS Z3, Z24, Z2
-	VPERMT2PS Z26, Z25, Z3
-	VMOVAPS   Z4, Z26
-	VPERMT2PS Z5, Z24, Z4
-	VPERMT2PS Z26, Z25, Z5
-	VMOVAPS   Z6, Z26
-	VPERMT2PS Z7, Z24, Z6
-	VPERMT2PS Z26, Z25, Z7
-	VMOVAPS   Z8, Z26
-	VPERMT2PS Z9, Z24, Z8
-	VPERMT2PS Z26, Z25, Z9
-	VMOVAPS   Z10, Z26
-	VPERMT2PS Z11, Z24, Z10
-	VPERMT2PS Z26, Z25, Z11
-	VMOVAPS   Z12, Z26
-	VPERMT2PS Z13, Z24, Z12
-	VPERMT2PS Z26, Z25, Z13
-	VMOVAPS   Z14, Z26
-	VPERMT2PS Z15, Z24, Z14
-	VPERMT2PS Z26, Z25, Z15
-	VMOVAPS   Z16, Z26
-	VPERMT2PS Z17, Z24, Z16
-	VPERMT2PS Z26, Z25, Z17
-	VMOVAPS   Z18, Z26
-	VPERMT2PS Z19, Z24, Z18
-	VPERMT2PS Z26, Z25, Z19
-	VMOVAPS   Z20, Z26
-	VPERMT2PS Z21, Z24, Z20
-	VPERMT2PS Z26, Z25, Z21
-	VMOVAPS   Z22, Z26
-	VPERMT2PS Z23, Z24, Z22
-	VPERMT2PS Z26, Z25, Z23
+	VMOVUPS (DI), Z0
+	VMOVUPS 64(DI), Z1
+	VMOVUPS 128(DI), Z2
+	VMOVUPS 192(DI), Z3
+	VMOVUPS 256(DI), Z4
+	VMOVUPS 320(DI), Z5
+	VMOVUPS 384(DI), Z6
+	VMOVUPS 448(DI), Z7
+	VMOVUPS 512(DI), Z8
+	VMOVUPS 576(DI), Z9
+	VMOVUPS 640(DI), Z10
+	VMOVUPS 704(DI), Z11
+	VMOVUPS 768(DI), Z12
+	VMOVUPS 832(DI), Z13
+	VMOVUPS 896(DI), Z14
+	VMOVUPS 960(DI), Z15
+	VMOVUPS 1024(DI), Z16
+	VMOVUPS 1088(DI), Z17
+	VMOVUPS 1152(DI), Z18
+	VMOVUPS 1216(DI), Z19
+	VMOVUPS 1280(DI), Z20
+	VMOVUPS 1344(DI), Z21
+	VMOVUPS 1408(DI), Z22
+	VMOVUPS 1472(DI), Z23
 
 begin818:
 	MOVQ R13, AX
@@ -21875,15 +21788,15 @@ begin818:
 	ADDQ SI, CX
 	MOVQ n+32(FP), R12
 
-turn822:
+turn821:
 	SUBQ         $0x04, R12
-	JLT          end824
+	JLT          end823
 	SUBQ         $0x00000200, R9
-	JGE          quiet823
+	JGE          quiet822
 	VPSLLD       $0x10, (AX), Z24
-	VPANDD       (AX), Z31, Z25
-	VPSLLD       $0x10, 64(AX), Z26
-	VPANDD       64(AX), Z31, Z27
+	VPSLLD       $0x10, 64(AX), Z25
+	VPSLLD       $0x10, 128(AX), Z26
+	VPSLLD       $0x10, 192(AX), Z27
 	VBROADCASTSS (BX), Z28
 	VFMADD231PS  Z24, Z28, Z0
 	VFMADD231PS  Z25, Z28, Z1
@@ -21918,9 +21831,9 @@ turn822:
 	PREFETCHT1   (DX)(R14*1)
 	MOVQ         8(R11), DX
 	PREFETCHT1   (DX)(R14*1)
-	VPSLLD       $0x10, 128(AX), Z24
-	VPANDD       128(AX), Z31, Z25
-	VPSLLD       $0x10, 192(AX), Z26
+	VPANDD       (AX), Z31, Z24
+	VPANDD       64(AX), Z31, Z25
+	VPANDD       128(AX), Z31, Z26
 	VPANDD       192(AX), Z31, Z27
 	VBROADCASTSS 4(BX), Z28
 	VFMADD231PS  Z24, Z28, Z0
@@ -21957,9 +21870,9 @@ turn822:
 	MOVQ         24(R11), DX
 	PREFETCHT1   (DX)(R14*1)
 	VPSLLD       $0x10, 256(AX), Z24
-	VPANDD       256(AX), Z31, Z25
-	VPSLLD       $0x10, 320(AX), Z26
-	VPANDD       320(AX), Z31, Z27
+	VPSLLD       $0x10, 320(AX), Z25
+	VPSLLD       $0x10, 384(AX), Z26
+	VPSLLD       $0x10, 448(AX), Z27
 	VBROADCASTSS 8(BX), Z28
 	VFMADD231PS  Z24, Z28, Z0
 	VFMADD231PS  Z25, Z28, Z1
@@ -21994,9 +21907,9 @@ turn822:
 	PREFETCHT1   64(DX)(R14*1)
 	MOVQ         8(R11), DX
 	PREFETCHT1   64(DX)(R14*1)
-	VPSLLD       $0x10, 384(AX), Z24
-	VPANDD       384(AX), Z31, Z25
-	VPSLLD       $0x10, 448(AX), Z26
+	VPANDD       256(AX), Z31, Z24
+	VPANDD       320(AX), Z31, Z25
+	VPANDD       384(AX), Z31, Z26
 	VPANDD       448(AX), Z31, Z27
 	VBROADCASTSS 12(BX), Z28
 	VFMADD231PS  Z24, Z28, Z0
@@ -22037,19 +21950,19 @@ turn822:
 	ADDQ         $0x10, CX
 	ADDQ         $0x00000080, R14
 	TESTQ        $0x000001ff, R14
-	JNZ          row825
+	JNZ          row824
 	ADDQ         40(R11), R14
 
-row825:
+row824:
 	IMUL3Q $0x00000200, 32(R11), DX
 	ADDQ   DX, R9
-	JMP    turn822
+	JMP    turn821
 
-quiet823:
+quiet822:
 	VPSLLD       $0x10, (AX), Z24
-	VPANDD       (AX), Z31, Z25
-	VPSLLD       $0x10, 64(AX), Z26
-	VPANDD       64(AX), Z31, Z27
+	VPSLLD       $0x10, 64(AX), Z25
+	VPSLLD       $0x10, 128(AX), Z26
+	VPSLLD       $0x10, 192(AX), Z27
 	VBROADCASTSS (BX), Z28
 	VFMADD231PS  Z24, Z28, Z0
 	VFMADD231PS  Z25, Z28, Z1
@@ -22080,9 +21993,9 @@ quiet823:
 	VFMADD231PS  Z25, Z30, Z21
 	VFMADD231PS  Z26, Z30, Z22
 	VFMADD231PS  Z27, Z30, Z23
-	VPSLLD       $0x10, 128(AX), Z24
-	VPANDD       128(AX), Z31, Z25
-	VPSLLD       $0x10, 192(AX), Z26
+	VPANDD       (AX), Z31, Z24
+	VPANDD       64(AX), Z31, Z25
+	VPANDD       128(AX), Z31, Z26
 	VPANDD       192(AX), Z31, Z27
 	VBROADCASTSS 4(BX), Z28
 	VFMADD231PS  Z24, Z28, Z0
@@ -22115,9 +22028,9 @@ quiet823:
 	VFMADD231PS  Z26, Z30, Z22
 	VFMADD231PS  Z27, Z30, Z23
 	VPSLLD       $0x10, 256(AX), Z24
-	VPANDD       256(AX), Z31, Z25
-	VPSLLD       $0x10, 320(AX), Z26
-	VPANDD       320(AX), Z31, Z27
+	VPSLLD       $0x10, 320(AX), Z25
+	VPSLLD       $0x10, 384(AX), Z26
+	VPSLLD       $0x10, 448(AX), Z27
 	VBROADCASTSS 8(BX), Z28
 	VFMADD231PS  Z24, Z28, Z0
 	VFMADD231PS  Z25, Z28, Z1
@@ -22148,9 +22061,9 @@ quiet823:
 	VFMADD231PS  Z25, Z30, Z21
 	VFMADD231PS  Z26, Z30, Z22
 	VFMADD231PS  Z27, Z30, Z23
-	VPSLLD       $0x10, 384(AX), Z24
-	VPANDD       384(AX), Z31, Z25
-	VPSLLD       $0x10, 448(AX), Z26
+	VPANDD       256(AX), Z31, Z24
+	VPANDD       320(AX), Z31, Z25
+	VPANDD       384(AX), Z31, Z26
 	VPANDD       448(AX), Z31, Z27
 	VBROADCASTSS 12(BX), Z28
 	VFMADD231PS  Z24, Z28, Z0
@@ -22185,17 +22098,92 @@ quiet823:
 	ADDQ         $0x00000200, AX
 	ADDQ         $0x10, BX
 	ADDQ         $0x10, CX
-	JMP          turn822
+	JMP          turn821
 
-end824:
-	ADDQ $0x04, R12
-	JZ   store821
-
-some820:
+end823:
+	ADDQ         $0x04, R12
+	JZ           store820
+	CMPQ         R12, $0x02
+	JLT          some825
 	VPSLLD       $0x10, (AX), Z24
-	VPANDD       (AX), Z31, Z25
-	VPSLLD       $0x10, 64(AX), Z26
-	VPANDD       64(AX), Z31, Z27
+	VPSLLD       $0x10, 64(AX), Z25
+	VPSLLD       $0x10, 128(AX), Z26
+	VPSLLD       $0x10, 192(AX), Z27
+	VBROADCASTSS (BX), Z28
+	VFMADD231PS  Z24, Z28, Z0
+	VFMADD231PS  Z25, Z28, Z1
+	VFMADD231PS  Z26, Z28, Z2
+	VFMADD231PS  Z27, Z28, Z3
+	VBROADCASTSS (BX)(R8*1), Z29
+	VFMADD231PS  Z24, Z29, Z4
+	VFMADD231PS  Z25, Z29, Z5
+	VFMADD231PS  Z26, Z29, Z6
+	VFMADD231PS  Z27, Z29, Z7
+	VBROADCASTSS (BX)(R8*2), Z30
+	VFMADD231PS  Z24, Z30, Z8
+	VFMADD231PS  Z25, Z30, Z9
+	VFMADD231PS  Z26, Z30, Z10
+	VFMADD231PS  Z27, Z30, Z11
+	VBROADCASTSS (CX), Z28
+	VFMADD231PS  Z24, Z28, Z12
+	VFMADD231PS  Z25, Z28, Z13
+	VFMADD231PS  Z26, Z28, Z14
+	VFMADD231PS  Z27, Z28, Z15
+	VBROADCASTSS (CX)(R8*1), Z29
+	VFMADD231PS  Z24, Z29, Z16
+	VFMADD231PS  Z25, Z29, Z17
+	VFMADD231PS  Z26, Z29, Z18
+	VFMADD231PS  Z27, Z29, Z19
+	VBROADCASTSS (CX)(R8*2), Z30
+	VFMADD231PS  Z24, Z30, Z20
+	VFMADD231PS  Z25, Z30, Z21
+	VFMADD231PS  Z26, Z30, Z22
+	VFMADD231PS  Z27, Z30, Z23
+	VPANDD       (AX), Z31, Z24
+	VPANDD       64(AX), Z31, Z25
+	VPANDD       128(AX), Z31, Z26
+	VPANDD       192(AX), Z31, Z27
+	VBROADCASTSS 4(BX), Z28
+	VFMADD231PS  Z24, Z28, Z0
+	VFMADD231PS  Z25, Z28, Z1
+	VFMADD231PS  Z26, Z28, Z2
+	VFMADD231PS  Z27, Z28, Z3
+	VBROADCASTSS 4(BX)(R8*1), Z29
+	VFMADD231PS  Z24, Z29, Z4
+	VFMADD231PS  Z25, Z29, Z5
+	VFMADD231PS  Z26, Z29, Z6
+	VFMADD231PS  Z27, Z29, Z7
+	VBROADCASTSS 4(BX)(R8*2), Z30
+	VFMADD231PS  Z24, Z30, Z8
+	VFMADD231PS  Z25, Z30, Z9
+	VFMADD231PS  Z26, Z30, Z10
+	VFMADD231PS  Z27, Z30, Z11
+	VBROADCASTSS 4(CX), Z28
+	VFMADD231PS  Z24, Z28, Z12
+	VFMADD231PS  Z25, Z28, Z13
+	VFMADD231PS  Z26, Z28, Z14
+	VFMADD231PS  Z27, Z28, Z15
+	VBROADCASTSS 4(CX)(R8*1), Z29
+	VFMADD231PS  Z24, Z29, Z16
+	VFMADD231PS  Z25, Z29, Z17
+	VFMADD231PS  Z26, Z29, Z18
+	VFMADD231PS  Z27, Z29, Z19
+	VBROADCASTSS 4(CX)(R8*2), Z30
+	VFMADD231PS  Z24, Z30, Z20
+	VFMADD231PS  Z25, Z30, Z21
+	VFMADD231PS  Z26, Z30, Z22
+	VFMADD231PS  Z27, Z30, Z23
+	ADDQ         $0x00000100, AX
+	ADDQ         $0x08, BX
+	ADDQ         $0x08, CX
+	SUBQ         $0x02, R12
+	JZ           store820
+
+some825:
+	VPSLLD       $0x10, (AX), Z24
+	VPSLLD       $0x10, 64(AX), Z25
+	VPSLLD       $0x10, 128(AX), Z26
+	VPSLLD       $0x10, 192(AX), Z27
 	VBROADCASTSS (BX), Z28
 	VFMADD231PS  Z24, Z28, Z0
 	VFMADD231PS  Z25, Z28, Z1
@@ -22229,83 +22217,44 @@ some820:
 	ADDQ         $0x00000080, AX
 	ADDQ         $0x04, BX
 	ADDQ         $0x04, CX
-	DECQ         R12
-	JNZ          some820
 
-store821:
-	VMOVUPS   joinFirst_avx512<>+0(SB), Z24
-	VMOVUPS   joinSecond_avx512<>+0(SB), Z25
-	VMOVAPS   Z0, Z26
-	VPERMT2PS Z1, Z24, Z0
-	VPERMT2PS Z26, Z25, Z1
-	VMOVAPS   Z2, Z26
-	VPERMT2PS Z3, Z24, Z2
-	VPERMT2PS Z26, Z25, Z3
-	VMOVAPS   Z4, Z26
-	VPERMT2PS Z5, Z24, Z4
-	VPERMT2PS Z26, Z25, Z5
-	VMOVAPS   Z6, Z26
-	VPERMT2PS Z7, Z24, Z6
-	VPERMT2PS Z26, Z25, Z7
-	VMOVAPS   Z8, Z26
-	VPERMT2PS Z9, Z24, Z8
-	VPERMT2PS Z26, Z25, Z9
-	VMOVAPS   Z10, Z26
-	VPERMT2PS Z11, Z24, Z10
-	VPERMT2PS Z26, Z25, Z11
-	VMOVAPS   Z12, Z26
-	VPERMT2PS Z13, Z24, Z12
-	VPERMT2PS Z26, Z25, Z13
-	VMOVAPS   Z14, Z26
-	VPERMT2PS Z15, Z24, Z14
-	VPERMT2PS Z26, Z25, Z15
-	VMOVAPS   Z16, Z26
-	VPERMT2PS Z17, Z24, Z16
-	VPERMT2PS Z26, Z25, Z17
-	VMOVAPS   Z18, Z26
-	VPERMT2PS Z19, Z24, Z18
-	VPERMT2PS Z26, Z25, Z19
-	VMOVAPS   Z20, Z26
-	VPERMT2PS Z21, Z24, Z20
-	VPERMT2PS Z26, Z25, Z21
-	VMOVAPS   Z22, Z26
-	VPERMT2PS Z23, Z24, Z22
-	VPERMT2PS Z26, Z25, Z23
-	VMOVUPS   Z0, (DI)
-	VMOVUPS   Z1, 64(DI)
-	VMOVUPS   Z2, 128(DI)
-	VMOVUPS   Z3, 192(DI)
-	VMOVUPS   Z4, 256(DI)
-	VMOVUPS   Z5, 320(DI)
-	VMOVUPS   Z6, 384(DI)
-	VMOVUPS   Z7, 448(DI)
-	VMOVUPS   Z8, 512(DI)
-	VMOVUPS   Z9, 576(DI)
-	VMOVUPS   Z10, 640(DI)
-	VMOVUPS   Z11, 704(DI)
-	VMOVUPS   Z12, 768(DI)
-	VMOVUPS   Z13, 832(DI)
-	VMOVUPS   Z14, 896(DI)
-	VMOVUPS   Z15, 960(DI)
-	VMOVUPS   Z16, 1024(DI)
-	VMOVUPS   Z17, 1088(DI)
-	VMOVUPS   Z18, 1152(DI)
-	VMOVUPS   Z19, 1216(DI)
-	VMOVUPS   Z20, 1280(DI)
-	VMOVUPS   Z21, 1344(DI)
-	VMOVUPS   Z22, 1408(DI)
-	VMOVUPS   Z23, 1472(DI)
-	ADDQ      $0x00000100, DI
-	ADDQ      $0x00000080, R13
-	ADDQ      $0x00000500, DI
-	IMUL3Q    $0x06, R8, R12
-	ADDQ      R12, SI
-	SUBQ      $0x06, R10
-	JMP       rows742
+store820:
+	VMOVUPS Z0, (DI)
+	VMOVUPS Z1, 64(DI)
+	VMOVUPS Z2, 128(DI)
+	VMOVUPS Z3, 192(DI)
+	VMOVUPS Z4, 256(DI)
+	VMOVUPS Z5, 320(DI)
+	VMOVUPS Z6, 384(DI)
+	VMOVUPS Z7, 448(DI)
+	VMOVUPS Z8, 512(DI)
+	VMOVUPS Z9, 576(DI)
+	VMOVUPS Z10, 640(DI)
+	VMOVUPS Z11, 704(DI)
+	VMOVUPS Z12, 768(DI)
+	VMOVUPS Z13, 832(DI)
+	VMOVUPS Z14, 896(DI)
+	VMOVUPS Z15, 960(DI)
+	VMOVUPS Z16, 1024(DI)
+	VMOVUPS Z17, 1088(DI)
+	VMOVUPS Z18, 1152(DI)
+	VMOVUPS Z19, 1216(DI)
+	VMOVUPS Z20, 1280(DI)
+	VMOVUPS Z21, 1344(DI)
+	VMOVUPS Z22, 1408(DI)
+	VMOVUPS Z23, 1472(DI)
+	ADDQ    $0x00000100, DI
+	ADDQ    $0x00000100, R13
+	ADDQ    $0x00000500, DI
+	IMUL3Q  $0x06, R8, R12
+	ADDQ    R12, SI
+	SUBQ    $0x06, R10
+	JMP     rows742
 
 tile752:
-	MOVQ k+16(FP), R13
-	MOVQ $0x00000002, (SP)
+	MOVQ         k+16(FP), R13
+	VBROADCASTSS highHalf_avx512<>+0(SB), Z31
+	MOVQ         $0x00000002, (SP)
 
 block826:
 	CMPQ   carry+48(FP), $0x00
@@ -22327,43 +22276,20 @@ block826:
 	JMP    begin828
 
 carry827:
-	VMOVUPS   (DI), Z0
-	VMOVUPS   64(DI), Z1
-	VMOVUPS   256(DI), Z2
-	VMOVUPS   320(DI), Z3
-	VMOVUPS   512(DI), Z4
-	VMOVUPS   576(DI), Z5
-	VMOVUPS   768(DI), Z6
-	VMOVUPS   832(DI), Z7
-	VMOVUPS   1024(DI), Z8
-	VMOVUPS   1088(DI), Z9
-	VMOVUPS   1280(DI), Z10
-	VMOVUPS   1344(DI), Z11
-	VMOVUPS   1536(DI), Z12
-	VMOVUPS   1600(DI), Z13
-	VMOVUPS   partFirst_avx512<>+0(SB), Z14
-	VMOVUPS   partSecond_avx512<>+0(SB), Z15
-	VMOVAPS   Z0, Z16
-	VPERMT2PS Z1, Z14, Z0
-	VPERMT2PS Z16, Z15, Z1
-	VMOVAPS   Z2, Z16
-	VPERMT2PS Z3, Z14, Z2
-	VPERMT2PS Z16, Z15, Z3
-	VMOVAPS   Z4, Z16
-	VPERMT2PS Z5, Z14, Z4
-	VPERMT2PS Z16, Z15, Z5
-	VMOVAPS   Z6, Z16
-	VPERMT2PS Z7, Z14, Z6
-	VPERMT2PS Z16, Z15, Z7
-	VMOVAPS   Z8, Z16
-	VPERMT2PS Z9, Z14, Z8
-	VPERMT2PS Z16, Z15, Z9
-	VMOVAPS   Z10, Z16
-	VPERMT2PS Z11, Z14, Z10
-	VPERMT2PS Z16, Z15, Z11
-	VMOVAPS   Z12, Z16
-	VPERMT2PS Z13, Z14, Z12
-	VPERMT2PS Z16, Z15, Z13
+	VMOVUPS (DI), Z0
+	VMOVUPS 64(DI), Z1
+	VMOVUPS 256(DI), Z2
+	VMOVUPS 320(DI), Z3
+	VMOVUPS 512(DI), Z4
+	VMOVUPS 576(DI), Z5
+	VMOVUPS 768(DI), Z6
+	VMOVUPS 832(DI), Z7
+	VMOVUPS 1024(DI), Z8
+	VMOVUPS 1088(DI), Z9
+	VMOVUPS 1280(DI), Z10
+	VMOVUPS 1344(DI), Z11
+	VMOVUPS 1536(DI), Z12
+	VMOVUPS 1600(DI), Z13
 
 begin828:
 	MOVQ R13, AX
@@ -22372,13 +22298,13 @@ begin828:
 	ADDQ SI, CX
 	MOVQ n+32(FP), R12
 
-turn832:
+turn831:
 	SUBQ         $0x04, R12
-	JLT          end834
+	JLT          end833
 	SUBQ         $0x00000100, R9
-	JGE          quiet833
+	JGE          quiet832
 	VPSLLD       $0x10, (AX), Z14
-	VPANDD       (AX), Z31, Z15
+	VPSLLD       $0x10, 64(AX), Z15
 	VBROADCASTSS (BX), Z16
 	VFMADD231PS  Z14, Z16, Z0
 	VFMADD231PS  Z15, Z16, Z1
@@ -22402,8 +22328,8 @@ turn832:
 	VFMADD231PS  Z15, Z22, Z13
 	MOVQ         (R11), DX
 	PREFETCHT1   (DX)(R14*1)
-	VPSLLD       $0x10, 128(AX), Z14
-	VPANDD       128(AX), Z31, Z15
+	VPANDD       (AX), Z31, Z14
+	VPANDD       64(AX), Z31, Z15
 	VBROADCASTSS 4(BX), Z16
 	VFMADD231PS  Z14, Z16, Z0
 	VFMADD231PS  Z15, Z16, Z1
@@ -22428,7 +22354,7 @@ turn832:
 	MOVQ         8(R11), DX
 	PREFETCHT1   (DX)(R14*1)
 	VPSLLD       $0x10, 256(AX), Z14
-	VPANDD       256(AX), Z31, Z15
+	VPSLLD       $0x10, 320(AX), Z15
 	VBROADCASTSS 8(BX), Z16
 	VFMADD231PS  Z14, Z16, Z0
 	VFMADD231PS  Z15, Z16, Z1
@@ -22452,8 +22378,8 @@ turn832:
 	VFMADD231PS  Z15, Z22, Z13
 	MOVQ         16(R11), DX
 	PREFETCHT1   (DX)(R14*1)
-	VPSLLD       $0x10, 384(AX), Z14
-	VPANDD       384(AX), Z31, Z15
+	VPANDD       256(AX), Z31, Z14
+	VPANDD       320(AX), Z31, Z15
 	VBROADCASTSS 12(BX), Z16
 	VFMADD231PS  Z14, Z16, Z0
 	VFMADD231PS  Z15, Z16, Z1
@@ -22482,17 +22408,17 @@ turn832:
 	ADDQ         $0x10, CX
 	ADDQ         $0x00000040, R14
 	TESTQ        $0x000001ff, R14
-	JNZ          row835
+	JNZ          row834
 	ADDQ         40(R11), R14
 
-row835:
+row834:
 	IMUL3Q $0x00000100, 32(R11), DX
 	ADDQ   DX, R9
-	JMP    turn832
+	JMP    turn831
 
-quiet833:
+quiet832:
 	VPSLLD       $0x10, (AX), Z14
-	VPANDD       (AX), Z31, Z15
+	VPSLLD       $0x10, 64(AX), Z15
 	VBROADCASTSS (BX), Z16
 	VFMADD231PS  Z14, Z16, Z0
 	VFMADD231PS  Z15, Z16, Z1
@@ -22514,8 +22440,8 @@ quiet833:
 	VBROADCASTSS (CX)(R15*1), Z22
 	VFMADD231PS  Z14, Z22, Z12
 	VFMADD231PS  Z15, Z22, Z13
-	VPSLLD       $0x10, 128(AX), Z14
-	VPANDD       128(AX), Z31, Z15
+	VPANDD       (AX), Z31, Z14
+	VPANDD       64(AX), Z31, Z15
 	VBROADCASTSS 4(BX), Z16
 	VFMADD231PS  Z14, Z16, Z0
 	VFMADD231PS  Z15, Z16, Z1
@@ -22538,7 +22464,7 @@ quiet833:
 	VFMADD231PS  Z14, Z22, Z12
 	VFMADD231PS  Z15, Z22, Z13
 	VPSLLD       $0x10, 256(AX), Z14
-	VPANDD       256(AX), Z31, Z15
+	VPSLLD       $0x10, 320(AX), Z15
 	VBROADCASTSS 8(BX), Z16
 	VFMADD231PS  Z14, Z16, Z0
 	VFMADD231PS  Z15, Z16, Z1
@@ -22560,8 +22486,8 @@ quiet833:
 	VBROADCASTSS 8(CX)(R15*1), Z22
 	VFMADD231PS  Z14, Z22, Z12
 	VFMADD231PS  Z15, Z22, Z13
-	VPSLLD       $0x10, 384(AX), Z14
-	VPANDD       384(AX), Z31, Z15
+	VPANDD       256(AX), Z31, Z14
+	VPANDD       320(AX), Z31, Z15
 	VBROADCASTSS 12(BX), Z16
 	VFMADD231PS  Z14, Z16, Z0
 	VFMADD231PS  Z15, Z16, Z1
@@ -22586,15 +22512,68 @@ quiet833:
 	ADDQ         $0x00000200, AX
 	ADDQ         $0x10, BX
 	ADDQ         $0x10, CX
-	JMP          turn832
+	JMP          turn831
 
-end834:
-	ADDQ $0x04, R12
-	JZ   store831
-
-some830:
+end833:
+	ADDQ         $0x04, R12
+	JZ           store830
+	CMPQ         R12, $0x02
+	JLT          some835
 	VPSLLD       $0x10, (AX), Z14
-	VPANDD       (AX), Z31, Z15
+	VPSLLD       $0x10, 64(AX), Z15
+	VBROADCASTSS (BX), Z16
+	VFMADD231PS  Z14, Z16, Z0
+	VFMADD231PS  Z15, Z16, Z1
+	VBROADCASTSS (BX)(R8*1), Z17
+	VFMADD231PS  Z14, Z17, Z2
+	VFMADD231PS  Z15, Z17, Z3
+	VBROADCASTSS (BX)(R8*2), Z18
+	VFMADD231PS  Z14, Z18, Z4
+	VFMADD231PS  Z15, Z18, Z5
+	VBROADCASTSS (CX), Z19
+	VFMADD231PS  Z14, Z19, Z6
+	VFMADD231PS  Z15, Z19, Z7
+	VBROADCASTSS (CX)(R8*1), Z20
+	VFMADD231PS  Z14, Z20, Z8
+	VFMADD231PS  Z15, Z20, Z9
+	VBROADCASTSS (CX)(R8*2), Z21
+	VFMADD231PS  Z14, Z21, Z10
+	VFMADD231PS  Z15, Z21, Z11
+	VBROADCASTSS (CX)(R15*1), Z22
+	VFMADD231PS  Z14, Z22, Z12
+	VFMADD231PS  Z15, Z22, Z13
+	VPANDD       (AX), Z31, Z14
+	VPANDD       64(AX), Z31, Z15
+	VBROADCASTSS 4(BX), Z16
+	VFMADD231PS  Z14, Z16, Z0
+	VFMADD231PS  Z15, Z16, Z1
+	VBROADCASTSS 4(BX)(R8*1), Z17
+	VFMADD231PS  Z14, Z17, Z2
+	VFMADD231PS  Z15, Z17, Z3
+	VBROADCASTSS 4(BX)(R8*2), Z18
+	VFMADD231PS  Z14, Z18, Z4
+	VFMADD231PS  Z15, Z18, Z5
+	VBROADCASTSS 4(CX), Z19
+	VFMADD231PS  Z14, Z19, Z6
+	VFMADD231PS  Z15, Z19, Z7
+	VBROADCASTSS 4(CX)(R8*1), Z20
+	VFMADD231PS  Z14, Z20, Z8
+	VFMADD231PS  Z15, Z20, Z9
+	VBROADCASTSS 4(CX)(R8*2), Z21
+	VFMADD231PS  Z14, Z21, Z10
+	VFMADD231PS  Z15, Z21, Z11
+	VBROADCASTSS 4(CX)(R15*1), Z22
+	VFMADD231PS  Z14, Z22, Z12
+	VFMADD231PS  Z15, Z22, Z13
+	ADDQ         $0x00000100, AX
+	ADDQ         $0x08, BX
+	ADDQ         $0x08, CX
+	SUBQ         $0x02, R12
+	JZ           store830
+
+some835:
+	VPSLLD       $0x10, (AX), Z14
+	VPSLLD       $0x10, 64(AX), Z15
 	VBROADCASTSS (BX), Z16
 	VFMADD231PS  Z14, Z16, Z0
 	VFMADD231PS  Z15, Z16, Z1
@@ -22619,60 +22598,36 @@ some830:
 	ADDQ         $0x00000080, AX
 	ADDQ         $0x04, BX
 	ADDQ         $0x04, CX
-	DECQ         R12
-	JNZ          some830
 
-store831:
-	VMOVUPS   joinFirst_avx512<>+0(SB), Z14
-	VMOVUPS   joinSecond_avx512<>+0(SB), Z15
-	VMOVAPS   Z0, Z16
-	VPERMT2PS Z1, Z14, Z0
-	VPERMT2PS Z16, Z15, Z1
-	VMOVAPS   Z2, Z16
-	VPERMT2PS Z3, Z14, Z2
-	VPERMT2PS Z16, Z15, Z3
-	VMOVAPS   Z4, Z16
-	VPERMT2PS Z5, Z14, Z4
-	VPERMT2PS Z16, Z15, Z5
-	VMOVAPS   Z6, Z16
-	VPERMT2PS Z7, Z14, Z6
-	VPERMT2PS Z16, Z15, Z7
-	VMOVAPS   Z8, Z16
-	VPERMT2PS Z9, Z14, Z8
-	VPERMT2PS Z16, Z15, Z9
-	VMOVAPS   Z10, Z16
-	VPERMT2PS Z11, Z14, Z10
-	VPERMT2PS Z16, Z15, Z11
-	VMOVAPS   Z12, Z16
-	VPERMT2PS Z13, Z14, Z12
-	VPERMT2PS Z16, Z15, Z13
-	VMOVUPS   Z0, (DI)
-	VMOVUPS   Z1, 64(DI)
-	VMOVUPS   Z2, 256(DI)
-	VMOVUPS   Z3, 320(DI)
-	VMOVUPS   Z4, 512(DI)
-	VMOVUPS   Z5, 576(DI)
-	VMOVUPS   Z6, 768(DI)
-	VMOVUPS   Z7, 832(DI)
-	VMOVUPS   Z8, 1024(DI)
-	VMOVUPS   Z9, 1088(DI)
-	VMOVUPS   Z10, 1280(DI)
-	VMOVUPS   Z11, 1344(DI)
-	VMOVUPS   Z12, 1536(DI)
-	VMOVUPS   Z13, 1600(DI)
-	ADDQ      $0x00000080, DI
-	ADDQ      $0x00000040, R13
-	DECQ      (SP)
-	JNZ       block826
-	ADDQ      $0x00000600, DI
-	IMUL3Q    $0x07, R8, R12
-	ADDQ      R12, SI
-	SUBQ      $0x07, R10
-	JMP       rows742
+store830:
+	VMOVUPS Z0, (DI)
+	VMOVUPS Z1, 64(DI)
+	VMOVUPS Z2, 256(DI)
+	VMOVUPS Z3, 320(DI)
+	VMOVUPS Z4, 512(DI)
+	VMOVUPS Z5, 576(DI)
+	VMOVUPS Z6, 768(DI)
+	VMOVUPS Z7, 832(DI)
+	VMOVUPS Z8, 1024(DI)
+	VMOVUPS Z9, 1088(DI)
+	VMOVUPS Z10, 1280(DI)
+	VMOVUPS Z11, 1344(DI)
+	VMOVUPS Z12, 1536(DI)
+	VMOVUPS Z13, 1600(DI)
+	ADDQ    $0x00000080, DI
+	ADDQ    $0x00000080, R13
+	DECQ    (SP)
+	JNZ     block826
+	ADDQ    $0x00000600, DI
+	IMUL3Q  $0x07, R8, R12
+	ADDQ    R12, SI
+	SUBQ    $0x07, R10
+	JMP     rows742
 
 tile753:
-	MOVQ k+16(FP), R13
-	MOVQ $0x00000002, (SP)
+	MOVQ         k+16(FP), R13
+	VBROADCASTSS highHalf_avx512<>+0(SB), Z31
+	MOVQ         $0x00000002, (SP)
 
 block836:
 	CMPQ   carry+48(FP), $0x00
@@ -22696,48 +22651,22 @@ block836:
 	JMP    begin838
 
 carry837:
-	VMOVUPS   (DI), Z0
-	VMOVUPS   64(DI), Z1
-	VMOVUPS   256(DI), Z2
-	VMOVUPS   320(DI), Z3
-	VMOVUPS   512(DI), Z4
-	VMOVUPS   576(DI), Z5
-	VMOVUPS   768(DI), Z6
-	VMOVUPS   832(DI), Z7
-	VMOVUPS   1024(DI), Z8
-	VMOVUPS   1088(DI), Z9
-	VMOVUPS   1280(DI), Z10
-	VMOVUPS   1344(DI), Z11
-	VMOVUPS   1536(DI), Z12
-	VMOVUPS   1600(DI), Z13
-	VMOVUPS   1792(DI), Z14
-	VMOVUPS   1856(DI), Z15
-	VMOVUPS   partFirst_avx512<>+0(SB), Z16
-	VMOVUPS   partSecond_avx512<>+0(SB), Z17
-	VMOVAPS   Z0, Z18
-	VPERMT2PS Z1, Z16, Z0
-	VPERMT2PS Z18, Z17, Z1
-	VMOVAPS   Z2, Z18
-	VPERMT2PS Z3, Z16, Z2
-	VPERMT2PS Z18, Z17, Z3
-	VMOVAPS   Z4, Z18
-	VPERMT2PS Z5, Z16, Z4
-	VPERMT2PS Z18, Z17, Z5
-	VMOVAPS   Z6, Z18
-	VPERMT2PS Z7, Z16, Z6
-	VPERMT2PS Z18, Z17, Z7
-	VMOVAPS   Z8, Z18
-	VPERMT2PS Z9, Z16, Z8
-	VPERMT2PS Z18, Z17, Z9
-	VMOVAPS   Z10, Z18
-	VPERMT2PS Z11, Z16, Z10
-	VPERMT2PS Z18, Z17, Z11
-	VMOVAPS   Z12, Z18
-	VPERMT2PS Z13, Z16, Z12
-	VPERMT2PS Z18, Z17, Z13
-	VMOVAPS   Z14, Z18
-	VPERMT2PS Z15, Z16, Z14
-	VPERMT2PS Z18, Z17, Z15
+	VMOVUPS (DI), Z0
+	VMOVUPS 64(DI), Z1
+	VMOVUPS 256(DI), Z2
+	VMOVUPS 320(DI), Z3
+	VMOVUPS 512(DI), Z4
+	VMOVUPS 576(DI), Z5
+	VMOVUPS 768(DI), Z6
+	VMOVUPS 832(DI), Z7
+	VMOVUPS 1024(DI), Z8
+	VMOVUPS 1088(DI), Z9
+	VMOVUPS 1280(DI), Z10
+	VMOVUPS 1344(DI), Z11
+	VMOVUPS 1536(DI), Z12
+	VMOVUPS 1600(DI), Z13
+	VMOVUPS 1792(DI), Z14
+	VMOVUPS 1856(DI), Z15
 
 begin838:
 	MOVQ R13, AX
@@ -22746,13 +22675,13 @@ begin838:
 	ADDQ SI, CX
 	MOVQ n+32(FP), R12
 
-turn842:
+turn841:
 	SUBQ         $0x04, R12
-	JLT          end844
+	JLT          end843
 	SUBQ         $0x00000100, R9
-	JGE          quiet843
+	JGE          quiet842
 	VPSLLD       $0x10, (AX), Z16
-	VPANDD       (AX), Z31, Z17
+	VPSLLD       $0x10, 64(AX), Z17
 	VBROADCASTSS (BX), Z18
 	VFMADD231PS  Z16, Z18, Z0
 	VFMADD231PS  Z17, Z18, Z1
@@ -22779,8 +22708,8 @@ turn842:
 	VFMADD231PS  Z17, Z25, Z15
 	MOVQ         (R11), DX
 	PREFETCHT1   (DX)(R14*1)
-	VPSLLD       $0x10, 128(AX), Z16
-	VPANDD       128(AX), Z31, Z17
+	VPANDD       (AX), Z31, Z16
+	VPANDD       64(AX), Z31, Z17
 	VBROADCASTSS 4(BX), Z18
 	VFMADD231PS  Z16, Z18, Z0
 	VFMADD231PS  Z17, Z18, Z1
@@ -22808,7 +22737,7 @@ turn842:
 	MOVQ         8(R11), DX
 	PREFETCHT1   (DX)(R14*1)
 	VPSLLD       $0x10, 256(AX), Z16
-	VPANDD       256(AX), Z31, Z17
+	VPSLLD       $0x10, 320(AX), Z17
 	VBROADCASTSS 8(BX), Z18
 	VFMADD231PS  Z16, Z18, Z0
 	VFMADD231PS  Z17, Z18, Z1
@@ -22835,8 +22764,8 @@ turn842:
 	VFMADD231PS  Z17, Z25, Z15
 	MOVQ         16(R11), DX
 	PREFETCHT1   (DX)(R14*1)
-	VPSLLD       $0x10, 384(AX), Z16
-	VPANDD       384(AX), Z31, Z17
+	VPANDD       256(AX), Z31, Z16
+	VPANDD       320(AX), Z31, Z17
 	VBROADCASTSS 12(BX), Z18
 	VFMADD231PS  Z16, Z18, Z0
 	VFMADD231PS  Z17, Z18, Z1
@@ -22868,17 +22797,17 @@ turn842:
 	ADDQ         $0x10, CX
 	ADDQ         $0x00000040, R14
 	TESTQ        $0x000001ff, R14
-	JNZ          row845
+	JNZ          row844
 	ADDQ         40(R11), R14
 
-row845:
+row844:
 	IMUL3Q $0x00000100, 32(R11), DX
 	ADDQ   DX, R9
-	JMP    turn842
+	JMP    turn841
 
-quiet843:
+quiet842:
 	VPSLLD       $0x10, (AX), Z16
-	VPANDD       (AX), Z31, Z17
+	VPSLLD       $0x10, 64(AX), Z17
 	VBROADCASTSS (BX), Z18
 	VFMADD231PS  Z16, Z18, Z0
 	VFMADD231PS  Z17, Z18, Z1
@@ -22903,8 +22832,8 @@ quiet843:
 	VBROADCASTSS (CX)(R8*4), Z25
 	VFMADD231PS  Z16, Z25, Z14
 	VFMADD231PS  Z17, Z25, Z15
-	VPSLLD       $0x10, 128(AX), Z16
-	VPANDD       128(AX), Z31, Z17
+	VPANDD       (AX), Z31, Z16
+	VPANDD       64(AX), Z31, Z17
 	VBROADCASTSS 4(BX), Z18
 	VFMADD231PS  Z16, Z18, Z0
 	VFMADD231PS  Z17, Z18, Z1
@@ -22930,7 +22859,7 @@ quiet843:
 	VFMADD231PS  Z16, Z25, Z14
 	VFMADD231PS  Z17, Z25, Z15
 	VPSLLD       $0x10, 256(AX), Z16
-	VPANDD       256(AX), Z31, Z17
+	VPSLLD       $0x10, 320(AX), Z17
 	VBROADCASTSS 8(BX), Z18
 	VFMADD231PS  Z16, Z18, Z0
 	VFMADD231PS  Z17, Z18, Z1
@@ -22955,8 +22884,8 @@ quiet843:
 	VBROADCASTSS 8(CX)(R8*4), Z25
 	VFMADD231PS  Z16, Z25, Z14
 	VFMADD231PS  Z17, Z25, Z15
-	VPSLLD       $0x10, 384(AX), Z16
-	VPANDD       384(AX), Z31, Z17
+	VPANDD       256(AX), Z31, Z16
+	VPANDD       320(AX), Z31, Z17
 	VBROADCASTSS 12(BX), Z18
 	VFMADD231PS  Z16, Z18, Z0
 	VFMADD231PS  Z17, Z18, Z1
@@ -22984,15 +22913,74 @@ quiet843:
 	ADDQ         $0x00000200, AX
 	ADDQ         $0x10, BX
 	ADDQ         $0x10, CX
-	JMP          turn842
+	JMP          turn841
 
-end844:
-	ADDQ $0x04, R12
-	JZ   store841
-
-some840:
+end843:
+	ADDQ         $0x04, R12
+	JZ           store840
+	CMPQ         R12, $0x02
+	JLT          some845
 	VPSLLD       $0x10, (AX), Z16
-	VPANDD       (AX), Z31, Z17
+	VPSLLD       $0x10, 64(AX), Z17
+	VBROADCASTSS (BX), Z18
+	VFMADD231PS  Z16, Z18, Z0
+	VFMADD231PS  Z17, Z18, Z1
+	VBROADCASTSS (BX)(R8*1), Z19
+	VFMADD231PS  Z16, Z19, Z2
+	VFMADD231PS  Z17, Z19, Z3
+	VBROADCASTSS (BX)(R8*2), Z20
+	VFMADD231PS  Z16, Z20, Z4
+	VFMADD231PS  Z17, Z20, Z5
+	VBROADCASTSS (CX), Z21
+	VFMADD231PS  Z16, Z21, Z6
+	VFMADD231PS  Z17, Z21, Z7
+	VBROADCASTSS (CX)(R8*1), Z22
+	VFMADD231PS  Z16, Z22, Z8
+	VFMADD231PS  Z17, Z22, Z9
+	VBROADCASTSS (CX)(R8*2), Z23
+	VFMADD231PS  Z16, Z23, Z10
+	VFMADD231PS  Z17, Z23, Z11
+	VBROADCASTSS (CX)(R15*1), Z24
+	VFMADD231PS  Z16, Z24, Z12
+	VFMADD231PS  Z17, Z24, Z13
+	VBROADCASTSS (CX)(R8*4), Z25
+	VFMADD231PS  Z16, Z25, Z14
+	VFMADD231PS  Z17, Z25, Z15
+	VPANDD       (AX), Z31, Z16
+	VPANDD       64(AX), Z31, Z17
+	VBROADCASTSS 4(BX), Z18
+	VFMADD231PS  Z16, Z18, Z0
+	VFMADD231PS  Z17, Z18, Z1
+	VBROADCASTSS 4(BX)(R8*1), Z19
+	VFMADD231PS  Z16, Z19, Z2
+	VFMADD231PS  Z17, Z19, Z3
+	VBROADCASTSS 4(BX)(R8*2), Z20
+	VFMADD231PS  Z16, Z20, Z4
+	VFMADD231PS  Z17, Z20, Z5
+	VBROADCASTSS 4(CX), Z21
+	VFMADD231PS  Z16, Z21, Z6
+	VFMADD231PS  Z17, Z21, Z7
+	VBROADCASTSS 4(CX)(R8*1), Z22
+	VFMADD231PS  Z16, Z22, Z8
+	VFMADD231PS  Z17, Z22, Z9
+	VBROADCASTSS 4(CX)(R8*2), Z23
+	VFMADD231PS  Z16, Z23, Z10
+	VFMADD231PS  Z17, Z23, Z11
+	VBROADCASTSS 4(CX)(R15*1), Z24
+	VFMADD231PS  Z16, Z24, Z12
+	VFMADD231PS  Z17, Z24, Z13
+	VBROADCASTSS 4(CX)(R8*4), Z25
+	VFMADD231PS  Z16, Z25, Z14
+	VFMADD231PS  Z17, Z25, Z15
+	ADDQ         $0x00000100, AX
+	ADDQ         $0x08, BX
+	ADDQ         $0x08, CX
+	SUBQ         $0x02, R12
+	JZ           store840
+
+some845:
+	VPSLLD       $0x10, (AX), Z16
+	VPSLLD       $0x10, 64(AX), Z17
 	VBROADCASTSS (BX), Z18
 	VFMADD231PS  Z16, Z18, Z0
 	VFMADD231PS  Z17, Z18, Z1
@@ -23020,65 +23008,38 @@ some840:
 	ADDQ         $0x00000080, AX
 	ADDQ         $0x04, BX
 	ADDQ         $0x04, CX
-	DECQ         R12
-	JNZ          some840
 
-store841:
-	VMOVUPS   joinFirst_avx512<>+0(SB), Z16
-	VMOVUPS   joinSecond_avx512<>+0(SB), Z17
-	VMOVAPS   Z0, Z18
-	VPERMT2PS Z1, Z16, Z0
-	VPERMT2PS Z18, Z17, Z1
-	VMOVAPS   Z2, Z18
-	VPERMT2PS Z3, Z16, Z2
-	VPERMT2PS Z18, Z17, Z3
-	VMOVAPS   Z4, Z18
-	VPERMT2PS Z5, Z16, Z4
-	VPERMT2PS Z18, Z17, Z5
-	VMOVAPS   Z6, Z18
-	VPERMT2PS Z7, Z16, Z6
-	VPERMT2PS Z18, Z17, Z7
-	VMOVAPS   Z8, Z18
-	VPERMT2PS Z9, Z16, Z8
-	VPERMT2PS Z18, Z17, Z9
-	VMOVAPS   Z10, Z18
-	VPERMT2PS Z11, Z16, Z10
-	VPERMT2PS Z18, Z17, Z11
-	VMOVAPS   Z12, Z18
-	VPERMT2PS Z13, Z16, Z12
-	VPERMT2PS Z18, Z17, Z13
-	VMOVAPS   Z14, Z18
-	VPERMT2PS Z15, Z16, Z14
-	VPERMT2PS Z18, Z17, Z15
-	VMOVUPS   Z0, (DI)
-	VMOVUPS   Z1, 64(DI)
-	VMOVUPS   Z2, 256(DI)
-	VMOVUPS   Z3, 320(DI)
-	VMOVUPS   Z4, 512(DI)
-	VMOVUPS   Z5, 576(DI)
-	VMOVUPS   Z6, 768(DI)
-	VMOVUPS   Z7, 832(DI)
-	VMOVUPS   Z8, 1024(DI)
-	VMOVUPS   Z9, 1088(DI)
-	VMOVUPS   Z10, 1280(DI)
-	VMOVUPS   Z11, 1344(DI)
-	VMOVUPS   Z12, 1536(DI)
-	VMOVUPS   Z13, 1600(DI)
-	VMOVUPS   Z14, 1792(DI)
-	VMOVUPS   Z15, 1856(DI)
-	ADDQ      $0x00000080, DI
-	ADDQ      $0x00000040, R13
-	DECQ      (SP)
-	JNZ       block836
-	ADDQ      $0x00000700, DI
-	IMUL3Q    $0x08, R8, R12
-	ADDQ      R12, SI
-	SUBQ      $0x08, R10
-	JMP       rows742
+store840:
+	VMOVUPS Z0, (DI)
+	VMOVUPS Z1, 64(DI)
+	VMOVUPS Z2, 256(DI)
+	VMOVUPS Z3, 320(DI)
+	VMOVUPS Z4, 512(DI)
+	VMOVUPS Z5, 576(DI)
+	VMOVUPS Z6, 768(DI)
+	VMOVUPS Z7, 832(DI)
+	VMOVUPS Z8, 1024(DI)
+	VMOVUPS Z9, 1088(DI)
+	VMOVUPS Z10, 1280(DI)
+	VMOVUPS Z11, 1344(DI)
+	VMOVUPS Z12, 1536(DI)
+	VMOVUPS Z13, 1600(DI)
+	VMOVUPS Z14, 1792(DI)
+	VMOVUPS Z15, 1856(DI)
+	ADDQ    $0x00000080, DI
+	ADDQ    $0x00000080, R13
+	DECQ    (SP)
+	JNZ     block836
+	ADDQ    $0x00000700, DI
+	IMUL3Q  $0x08, R8, R12
+	ADDQ    R12, SI
+	SUBQ    $0x08, R10
+	JMP     rows742
 
 tile754:
-	MOVQ k+16(FP), R13
-	MOVQ $0x00000002, (SP)
+	MOVQ         k+16(FP), R13
+	VBROADCASTSS highHalf_avx512<>+0(SB), Z31
+	MOVQ         $0x00000002, (SP)
 
 block846:
 	CMPQ   carry+48(FP), $0x00
@@ -23104,53 +23065,24 @@ block846:
 	JMP    begin848
 
 carry847:
-	VMOVUPS   (DI), Z0
-	VMOVUPS   64(DI), Z1
-	VMOVUPS   256(DI), Z2
-	VMOVUPS   320(DI), Z3
-	VMOVUPS   512(DI), Z4
-	VMOVUPS   576(DI), Z5
-	VMOVUPS   768(DI), Z6
-	VMOVUPS   832(DI), Z7
-	VMOVUPS   1024(DI), Z8
-	VMOVUPS   1088(DI), Z9
-	VMOVUPS   1280(DI), Z10
-	VMOVUPS   1344(DI), Z11
-	VMOVUPS   1536(DI), Z12
-	VMOVUPS   1600(DI), Z13
-	VMOVUPS   1792(DI), Z14
-	VMOVUPS   1856(DI), Z15
-	VMOVUPS   2048(DI), Z16
-	VMOVUPS   2112(DI), Z17
-	VMOVUPS   partFirst_avx512<>+0(SB), Z18
-	VMOVUPS   partSecond_avx512<>+0(SB), Z19
-	VMOVAPS   Z0, Z20
-	VPERMT2PS Z1, Z18, Z0
-	VPERMT2PS Z20, Z19, Z1
-	VMOVAPS   Z2, Z20
-	VPERMT2PS Z3, Z18, Z2
-	VPERMT2PS Z20, Z19, Z3
-	VMOVAPS   Z4, Z20
-	VPERMT2PS Z5, Z18, Z4
-	VPERMT2PS Z20, Z19, Z5
-	VMOVAPS   Z6, Z20
-	VPERMT2PS Z7, Z18, Z6
-	VPERMT2PS Z20, Z19, Z7
-	VMOVAPS   Z8, Z20
-	VPERMT2PS Z9, Z18, Z8
-	VPERMT2PS Z20, Z19, Z9
-	VMOVAPS   Z10, Z20
-	VPERMT2PS Z11, Z18, Z10
-	VPERMT2PS Z20, Z19, Z11
-	VMOVAPS   Z12, Z20
-	VPERMT2PS Z13, Z18, Z12
-	VPERMT2PS Z20, Z19, Z13
-	VMOVAPS   Z14, Z20
-	VPERMT2PS Z15, Z18, Z14
-	VPERMT2PS Z20, Z19, Z15
-	VMOVAPS   Z16, Z20
-	VPERMT2PS Z17, Z18, Z16
-	VPERMT2PS Z20, Z19, Z17
+	VMOVUPS (DI), Z0
+	VMOVUPS 64(DI), Z1
+	VMOVUPS 256(DI), Z2
+	VMOVUPS 320(DI), Z3
+	VMOVUPS 512(DI), Z4
+	VMOVUPS 576(DI), Z5
+	VMOVUPS 768(DI), Z6
+	VMOVUPS 832(DI), Z7
+	VMOVUPS 1024(DI), Z8
+	VMOVUPS 1088(DI), Z9
+	VMOVUPS 1280(DI), Z10
+	VMOVUPS 1344(DI), Z11
+	VMOVUPS 1536(DI), Z12
+	VMOVUPS 1600(DI), Z13
+	VMOVUPS 1792(DI), Z14
+	VMOVUPS 1856(DI), Z15
+	VMOVUPS 2048(DI), Z16
+	VMOVUPS 2112(DI), Z17
 
 begin848:
 	MOVQ R13, AX
@@ -23159,13 +23091,13 @@ begin848:
 	ADDQ SI, CX
 	MOVQ n+32(FP), R12
 
-turn852:
+turn851:
 	SUBQ         $0x04, R12
-	JLT          end854
+	JLT          end853
 	SUBQ         $0x00000100, R9
-	JGE          quiet853
+	JGE          quiet852
 	VPSLLD       $0x10, (AX), Z18
-	VPANDD       (AX), Z31, Z19
+	VPSLLD       $0x10, 64(AX), Z19
 	VBROADCASTSS (BX), Z20
 	VFMADD231PS  Z18, Z20, Z0
 	VFMADD231PS  Z19, Z20, Z1
@@ -23195,8 +23127,8 @@ turn852:
 	VFMADD231PS  Z19, Z28, Z17
 	MOVQ         (R11), DX
 	PREFETCHT1   (DX)(R14*1)
-	VPSLLD       $0x10, 128(AX), Z18
-	VPANDD       128(AX), Z31, Z19
+	VPANDD       (AX), Z31, Z18
+	VPANDD       64(AX), Z31, Z19
 	VBROADCASTSS 4(BX), Z20
 	VFMADD231PS  Z18, Z20, Z0
 	VFMADD231PS  Z19, Z20, Z1
@@ -23227,7 +23159,7 @@ turn852:
 	MOVQ         8(R11), DX
 	PREFETCHT1   (DX)(R14*1)
 	VPSLLD       $0x10, 256(AX), Z18
-	VPANDD       256(AX), Z31, Z19
+	VPSLLD       $0x10, 320(AX), Z19
 	VBROADCASTSS 8(BX), Z20
 	VFMADD231PS  Z18, Z20, Z0
 	VFMADD231PS  Z19, Z20, Z1
@@ -23257,8 +23189,8 @@ turn852:
 	VFMADD231PS  Z19, Z28, Z17
 	MOVQ         16(R11), DX
 	PREFETCHT1   (DX)(R14*1)
-	VPSLLD       $0x10, 384(AX), Z18
-	VPANDD       384(AX), Z31, Z19
+	VPANDD       256(AX), Z31, Z18
+	VPANDD       320(AX), Z31, Z19
 	VBROADCASTSS 12(BX), Z20
 	VFMADD231PS  Z18, Z20, Z0
 	VFMADD231PS  Z19, Z20, Z1
@@ -23293,17 +23225,17 @@ turn852:
 	ADDQ         $0x10, CX
 	ADDQ         $0x00000040, R14
 	TESTQ        $0x000001ff, R14
-	JNZ          row855
+	JNZ          row854
 	ADDQ         40(R11), R14
 
-row855:
+row854:
 	IMUL3Q $0x00000100, 32(R11), DX
 	ADDQ   DX, R9
-	JMP    turn852
+	JMP    turn851
 
-quiet853:
+quiet852:
 	VPSLLD       $0x10, (AX), Z18
-	VPANDD       (AX), Z31, Z19
+	VPSLLD       $0x10, 64(AX), Z19
 	VBROADCASTSS (BX), Z20
 	VFMADD231PS  Z18, Z20, Z0
 	VFMADD231PS  Z19, Z20, Z1
@@ -23331,8 +23263,8 @@ quiet853:
 	VBROADCASTSS (BX)(R8*8), Z28
 	VFMADD231PS  Z18, Z28, Z16
 	VFMADD231PS  Z19, Z28, Z17
-	VPSLLD       $0x10, 128(AX), Z18
-	VPANDD       128(AX), Z31, Z19
+	VPANDD       (AX), Z31, Z18
+	VPANDD       64(AX), Z31, Z19
 	VBROADCASTSS 4(BX), Z20
 	VFMADD231PS  Z18, Z20, Z0
 	VFMADD231PS  Z19, Z20, Z1
@@ -23361,7 +23293,7 @@ quiet853:
 	VFMADD231PS  Z18, Z28, Z16
 	VFMADD231PS  Z19, Z28, Z17
 	VPSLLD       $0x10, 256(AX), Z18
-	VPANDD       256(AX), Z31, Z19
+	VPSLLD       $0x10, 320(AX), Z19
 	VBROADCASTSS 8(BX), Z20
 	VFMADD231PS  Z18, Z20, Z0
 	VFMADD231PS  Z19, Z20, Z1
@@ -23389,8 +23321,8 @@ quiet853:
 	VBROADCASTSS 8(BX)(R8*8), Z28
 	VFMADD231PS  Z18, Z28, Z16
 	VFMADD231PS  Z19, Z28, Z17
-	VPSLLD       $0x10, 384(AX), Z18
-	VPANDD       384(AX), Z31, Z19
+	VPANDD       256(AX), Z31, Z18
+	VPANDD       320(AX), Z31, Z19
 	VBROADCASTSS 12(BX), Z20
 	VFMADD231PS  Z18, Z20, Z0
 	VFMADD231PS  Z19, Z20, Z1
@@ -23421,15 +23353,80 @@ quiet853:
 	ADDQ         $0x00000200, AX
 	ADDQ         $0x10, BX
 	ADDQ         $0x10, CX
-	JMP          turn852
+	JMP          turn851
 
-end854:
-	ADDQ $0x04, R12
-	JZ   store851
-
-some850:
+end853:
+	ADDQ         $0x04, R12
+	JZ           store850
+	CMPQ         R12, $0x02
+	JLT          some855
 	VPSLLD       $0x10, (AX), Z18
-	VPANDD       (AX), Z31, Z19
+	VPSLLD       $0x10, 64(AX), Z19
+	VBROADCASTSS (BX), Z20
+	VFMADD231PS  Z18, Z20, Z0
+	VFMADD231PS  Z19, Z20, Z1
+	VBROADCASTSS (BX)(R8*1), Z21
+	VFMADD231PS  Z18, Z21, Z2
+	VFMADD231PS  Z19, Z21, Z3
+	VBROADCASTSS (BX)(R8*2), Z22
+	VFMADD231PS  Z18, Z22, Z4
+	VFMADD231PS  Z19, Z22, Z5
+	VBROADCASTSS (CX), Z23
+	VFMADD231PS  Z18, Z23, Z6
+	VFMADD231PS  Z19, Z23, Z7
+	VBROADCASTSS (CX)(R8*1), Z24
+	VFMADD231PS  Z18, Z24, Z8
+	VFMADD231PS  Z19, Z24, Z9
+	VBROADCASTSS (CX)(R8*2), Z25
+	VFMADD231PS  Z18, Z25, Z10
+	VFMADD231PS  Z19, Z25, Z11
+	VBROADCASTSS (CX)(R15*1), Z26
+	VFMADD231PS  Z18, Z26, Z12
+	VFMADD231PS  Z19, Z26, Z13
+	VBROADCASTSS (CX)(R8*4), Z27
+	VFMADD231PS  Z18, Z27, Z14
+	VFMADD231PS  Z19, Z27, Z15
+	VBROADCASTSS (BX)(R8*8), Z28
+	VFMADD231PS  Z18, Z28, Z16
+	VFMADD231PS  Z19, Z28, Z17
+	VPANDD       (AX), Z31, Z18
+	VPANDD       64(AX), Z31, Z19
+	VBROADCASTSS 4(BX), Z20
+	VFMADD231PS  Z18, Z20, Z0
+	VFMADD231PS  Z19, Z20, Z1
+	VBROADCASTSS 4(BX)(R8*1), Z21
+	VFMADD231PS  Z18, Z21, Z2
+	VFMADD231PS  Z19, Z21, Z3
+	VBROADCASTSS 4(BX)(R8*2), Z22
+	VFMADD231PS  Z18, Z22, Z4
+	VFMADD231PS  Z19, Z22, Z5
+	VBROADCASTSS 4(CX), Z23
+	VFMADD231PS  Z18, Z23, Z6
+	VFMADD231PS  Z19, Z23, Z7
+	VBROADCASTSS 4(CX)(R8*1), Z24
+	VFMADD231PS  Z18, Z24, Z8
+	VFMADD231PS  Z19, Z24, Z9
+	VBROADCASTSS 4(CX)(R8*2), Z25
+	VFMADD231PS  Z18, Z25, Z10
+	VFMADD231PS  Z19, Z25, Z11
+	VBROADCASTSS 4(CX)(R15*1), Z26
+	VFMADD231PS  Z18, Z26, Z12
+	VFMADD231PS  Z19, Z26, Z13
+	VBROADCASTSS 4(CX)(R8*4), Z27
+	VFMADD231PS  Z18, Z27, Z14
+	VFMADD231PS  Z19, Z27, Z15
+	VBROADCASTSS 4(BX)(R8*8), Z28
+	VFMADD231PS  Z18, Z28, Z16
+	VFMADD231PS  Z19, Z28, Z17
+	ADDQ         $0x00000100, AX
+	ADDQ         $0x08, BX
+	ADDQ         $0x08, CX
+	SUBQ         $0x02, R12
+	JZ           store850
+
+some855:
+	VPSLLD       $0x10, (AX), Z18
+	VPSLLD       $0x10, 64(AX), Z19
 	VBROADCASTSS (BX), Z20
 	VFMADD231PS  Z18, Z20, Z0
 	VFMADD231PS  Z19, Z20, Z1
@@ -23460,66 +23457,35 @@ some850:
 	ADDQ         $0x00000080, AX
 	ADDQ         $0x04, BX
 	ADDQ         $0x04, CX
-	DECQ         R12
-	JNZ          some850
 
-store851:
-	VMOVUPS   joinFirst_avx512<>+0(SB), Z18
-	VMOVUPS   joinSecond_avx512<>+0(SB), Z19
-	VMOVAPS   Z0, Z20
-	VPERMT2PS Z1, Z18, Z0
-	VPERMT2PS Z20, Z19, Z1
-	VMOVAPS   Z2, Z20
-	VPERMT2PS Z3, Z18, Z2
-	VPERMT2PS Z20, Z19, Z3
-	VMOVAPS   Z4, Z20
-	VPERMT2PS Z5, Z18, Z4
-	VPERMT2PS Z20, Z19, Z5
-	VMOVAPS   Z6, Z20
-	VPERMT2PS Z7, Z18, Z6
-	VPERMT2PS Z20, Z19, Z7
-	VMOVAPS   Z8, Z20
-	VPERMT2PS Z9, Z18, Z8
-	VPERMT2PS Z20, Z19, Z9
-	VMOVAPS   Z10, Z20
-	VPERMT2PS Z11, Z18, Z10
-	VPERMT2PS Z20, Z19, Z11
-	VMOVAPS   Z12, Z20
-	VPERMT2PS Z13, Z18, Z12
-	VPERMT2PS Z20, Z19, Z13
-	VMOVAPS   Z14, Z20
-	VPERMT2PS Z15, Z18, Z14
-	VPERMT2PS Z20, Z19, Z15
-	VMOVAPS   Z16, Z20
-	VPERMT2PS Z17, Z18, Z16
-	VPERMT2PS Z20, Z19, Z17
-	VMOVUPS   Z0, (DI)
-	VMOVUPS   Z1, 64(DI)
-	VMOVUPS   Z2, 256(DI)
-	VMOVUPS   Z3, 320(DI)
-	VMOVUPS   Z4, 512(DI)
-	VMOVUPS   Z5, 576(DI)
-	VMOVUPS   Z6, 768(DI)
-	VMOVUPS   Z7, 832(DI)
-	VMOVUPS   Z8, 1024(DI)
-	VMOVUPS   Z9, 1088(DI)
-	VMOVUPS   Z10, 1280(DI)
-	VMOVUPS   Z11, 1344(DI)
-	VMOVUPS   Z12, 1536(DI)
-	VMOVUPS   Z13, 1600(DI)
-	VMOVUPS   Z14, 1792(DI)
-	VMOVUPS   Z15, 1856(DI)
-	VMOVUPS   Z16, 2048(DI)
-	VMOVUPS   Z17, 2112(DI)
-	ADDQ      $0x00000080, DI
-	ADDQ      $0x00000040, R13
-	DECQ      (SP)
-	JNZ       block846
-	ADDQ      $0x00000800, DI
-	IMUL3Q    $0x09, R8, R12
-	ADDQ      R12, SI
-	SUBQ      $0x09, R10
-	JMP       rows742
+store850:
+	VMOVUPS Z0, (DI)
+	VMOVUPS Z1, 64(DI)
+	VMOVUPS Z2, 256(DI)
+	VMOVUPS Z3, 320(DI)
+	VMOVUPS Z4, 512(DI)
+	VMOVUPS Z5, 576(DI)
+	VMOVUPS Z6, 768(DI)
+	VMOVUPS Z7, 832(DI)
+	VMOVUPS Z8, 1024(DI)
+	VMOVUPS Z9, 1088(DI)
+	VMOVUPS Z10, 1280(DI)
+	VMOVUPS Z11, 1344(DI)
+	VMOVUPS Z12, 1536(DI)
+	VMOVUPS Z13, 1600(DI)
+	VMOVUPS Z14, 1792(DI)
+	VMOVUPS Z15, 1856(DI)
+	VMOVUPS Z16, 2048(DI)
+	VMOVUPS Z17, 2112(DI)
+	ADDQ    $0x00000080, DI
+	ADDQ    $0x00000080, R13
+	DECQ    (SP)
+	JNZ     block846
+	ADDQ    $0x00000800, DI
+	IMUL3Q  $0x09, R8, R12
+	ADDQ    R12, SI
+	SUBQ    $0x09, R10
+	JMP     rows742
 
 done744:
 	VZEROUPPER
@@ -23528,20 +23494,19 @@ done744:
 // func accumulate_bf16_avx512(o *float32, w *float32, v *byte, oStride int, vStride int, cols int, rows int, mask uint64, a *float32, b *float32, ahead *uintptr)
 // Requires: AVX, AVX512F, BMI, MMX+
 TEXT ·accumulate_bf16_avx512(SB), NOSPLIT, $16-88
-	MOVQ         o+0(FP), DI
-	MOVQ         w+8(FP), BX
-	MOVQ         oStride+24(FP), R8
-	MOVQ         vStride+32(FP), R9
-	MOVQ         rows+48(FP), R10
-	LEAQ         (R9)(R9*2), R15
-	MOVQ         ahead+80(FP), R11
-	VPBROADCASTD highHalf_avx512<>+0(SB), Z31
-	XORQ         CX, CX
-	MOVQ         CX, 8(SP)
-	TESTQ        R11, R11
-	JNZ          none856
-	MOVQ         $0x0000010000000000, R14
-	MOVQ         R14, 8(SP)
+	MOVQ  o+0(FP), DI
+	MOVQ  w+8(FP), BX
+	MOVQ  oStride+24(FP), R8
+	MOVQ  vStride+32(FP), R9
+	MOVQ  rows+48(FP), R10
+	LEAQ  (R9)(R9*2), R15
+	MOVQ  ahead+80(FP), R11
+	XORQ  CX, CX
+	MOVQ  CX, 8(SP)
+	TESTQ R11, R11
+	JNZ   none856
+	MOVQ  $0x0000010000000000, R14
+	MOVQ  R14, 8(SP)
 
 none856:
 rows857:
@@ -23554,334 +23519,47 @@ tile870:
 	MOVQ R14, (SP)
 
 columns871:
-	CMPQ   (SP), $0x02
-	JLT    less872
-	VPXORD Z0, Z0, Z0
-	VPXORD Z1, Z1, Z1
-	VPXORD Z2, Z2, Z2
-	VPXORD Z3, Z3, Z3
-	VPXORD Z4, Z4, Z4
-	VPXORD Z5, Z5, Z5
-	VPXORD Z6, Z6, Z6
-	VPXORD Z7, Z7, Z7
-	VPXORD Z8, Z8, Z8
-	VPXORD Z9, Z9, Z9
-	VPXORD Z10, Z10, Z10
-	VPXORD Z11, Z11, Z11
-	VPXORD Z12, Z12, Z12
-	VPXORD Z13, Z13, Z13
-	VPXORD Z14, Z14, Z14
-	VPXORD Z15, Z15, Z15
-	VPXORD Z16, Z16, Z16
-	VPXORD Z17, Z17, Z17
-	VPXORD Z18, Z18, Z18
-	VPXORD Z19, Z19, Z19
-	MOVQ   mask+56(FP), R13
-	TZCNTQ R13, SI
-	MOVQ   SI, R12
-	BLSIQ  R13, AX
-	ADDQ   R13, AX
-	TESTQ  AX, R13
-	JNZ    sparse873
-	TZCNTQ AX, R13
-	SUBQ   R12, R13
-	LEAQ   (BX)(R12*4), R12
-	IMULQ  R9, SI
-	ADDQ   DX, SI
-
-turn877:
-	SUBQ         $0x04, R13
-	JLT          end879
-	SUBQ         $0x00000100, 8(SP)
-	JGE          quiet878
-	VPSLLD       $0x10, (SI), Z20
-	VPANDD       (SI), Z31, Z21
-	VBROADCASTSS (R12), Z22
-	VFMADD231PS  Z20, Z22, Z0
-	VFMADD231PS  Z21, Z22, Z1
-	VBROADCASTSS 256(R12), Z23
-	VFMADD231PS  Z20, Z23, Z2
-	VFMADD231PS  Z21, Z23, Z3
-	VBROADCASTSS 512(R12), Z24
-	VFMADD231PS  Z20, Z24, Z4
-	VFMADD231PS  Z21, Z24, Z5
-	VBROADCASTSS 768(R12), Z25
-	VFMADD231PS  Z20, Z25, Z6
-	VFMADD231PS  Z21, Z25, Z7
-	VBROADCASTSS 1024(R12), Z26
-	VFMADD231PS  Z20, Z26, Z8
-	VFMADD231PS  Z21, Z26, Z9
-	VBROADCASTSS 1280(R12), Z27
-	VFMADD231PS  Z20, Z27, Z10
-	VFMADD231PS  Z21, Z27, Z11
-	VBROADCASTSS 1536(R12), Z28
-	VFMADD231PS  Z20, Z28, Z12
-	VFMADD231PS  Z21, Z28, Z13
-	VBROADCASTSS 1792(R12), Z29
-	VFMADD231PS  Z20, Z29, Z14
-	VFMADD231PS  Z21, Z29, Z15
-	VBROADCASTSS 2048(R12), Z30
-	VFMADD231PS  Z20, Z30, Z16
-	VFMADD231PS  Z21, Z30, Z17
-	VBROADCASTSS 2304(R12), Z22
-	VFMADD231PS  Z20, Z22, Z18
-	VFMADD231PS  Z21, Z22, Z19
-	MOVQ         (R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	VPSLLD       $0x10, (SI)(R9*1), Z20
-	VPANDD       (SI)(R9*1), Z31, Z21
-	VBROADCASTSS 4(R12), Z22
-	VFMADD231PS  Z20, Z22, Z0
-	VFMADD231PS  Z21, Z22, Z1
-	VBROADCASTSS 260(R12), Z23
-	VFMADD231PS  Z20, Z23, Z2
-	VFMADD231PS  Z21, Z23, Z3
-	VBROADCASTSS 516(R12), Z24
-	VFMADD231PS  Z20, Z24, Z4
-	VFMADD231PS  Z21, Z24, Z5
-	VBROADCASTSS 772(R12), Z25
-	VFMADD231PS  Z20, Z25, Z6
-	VFMADD231PS  Z21, Z25, Z7
-	VBROADCASTSS 1028(R12), Z26
-	VFMADD231PS  Z20, Z26, Z8
-	VFMADD231PS  Z21, Z26, Z9
-	VBROADCASTSS 1284(R12), Z27
-	VFMADD231PS  Z20, Z27, Z10
-	VFMADD231PS  Z21, Z27, Z11
-	VBROADCASTSS 1540(R12), Z28
-	VFMADD231PS  Z20, Z28, Z12
-	VFMADD231PS  Z21, Z28, Z13
-	VBROADCASTSS 1796(R12), Z29
-	VFMADD231PS  Z20, Z29, Z14
-	VFMADD231PS  Z21, Z29, Z15
-	VBROADCASTSS 2052(R12), Z30
-	VFMADD231PS  Z20, Z30, Z16
-	VFMADD231PS  Z21, Z30, Z17
-	VBROADCASTSS 2308(R12), Z22
-	VFMADD231PS  Z20, Z22, Z18
-	VFMADD231PS  Z21, Z22, Z19
-	MOVQ         8(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	VPSLLD       $0x10, (SI)(R9*2), Z20
-	VPANDD       (SI)(R9*2), Z31, Z21
-	VBROADCASTSS 8(R12), Z22
-	VFMADD231PS  Z20, Z22, Z0
-	VFMADD231PS  Z21, Z22, Z1
-	VBROADCASTSS 264(R12), Z23
-	VFMADD231PS  Z20, Z23, Z2
-	VFMADD231PS  Z21, Z23, Z3
-	VBROADCASTSS 520(R12), Z24
-	VFMADD231PS  Z20, Z24, Z4
-	VFMADD231PS  Z21, Z24, Z5
-	VBROADCASTSS 776(R12), Z25
-	VFMADD231PS  Z20, Z25, Z6
-	VFMADD231PS  Z21, Z25, Z7
-	VBROADCASTSS 1032(R12), Z26
-	VFMADD231PS  Z20, Z26, Z8
-	VFMADD231PS  Z21, Z26, Z9
-	VBROADCASTSS 1288(R12), Z27
-	VFMADD231PS  Z20, Z27, Z10
-	VFMADD231PS  Z21, Z27, Z11
-	VBROADCASTSS 1544(R12), Z28
-	VFMADD231PS  Z20, Z28, Z12
-	VFMADD231PS  Z21, Z28, Z13
-	VBROADCASTSS 1800(R12), Z29
-	VFMADD231PS  Z20, Z29, Z14
-	VFMADD231PS  Z21, Z29, Z15
-	VBROADCASTSS 2056(R12), Z30
-	VFMADD231PS  Z20, Z30, Z16
-	VFMADD231PS  Z21, Z30, Z17
-	VBROADCASTSS 2312(R12), Z22
-	VFMADD231PS  Z20, Z22, Z18
-	VFMADD231PS  Z21, Z22, Z19
-	MOVQ         16(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	VPSLLD       $0x10, (SI)(R15*1), Z20
-	VPANDD       (SI)(R15*1), Z31, Z21
-	VBROADCASTSS 12(R12), Z22
-	VFMADD231PS  Z20, Z22, Z0
-	VFMADD231PS  Z21, Z22, Z1
-	VBROADCASTSS 268(R12), Z23
-	VFMADD231PS  Z20, Z23, Z2
-	VFMADD231PS  Z21, Z23, Z3
-	VBROADCASTSS 524(R12), Z24
-	VFMADD231PS  Z20, Z24, Z4
-	VFMADD231PS  Z21, Z24, Z5
-	VBROADCASTSS 780(R12), Z25
-	VFMADD231PS  Z20, Z25, Z6
-	VFMADD231PS  Z21, Z25, Z7
-	VBROADCASTSS 1036(R12), Z26
-	VFMADD231PS  Z20, Z26, Z8
-	VFMADD231PS  Z21, Z26, Z9
-	VBROADCASTSS 1292(R12), Z27
-	VFMADD231PS  Z20, Z27, Z10
-	VFMADD231PS  Z21, Z27, Z11
-	VBROADCASTSS 1548(R12), Z28
-	VFMADD231PS  Z20, Z28, Z12
-	VFMADD231PS  Z21, Z28, Z13
-	VBROADCASTSS 1804(R12), Z29
-	VFMADD231PS  Z20, Z29, Z14
-	VFMADD231PS  Z21, Z29, Z15
-	VBROADCASTSS 2060(R12), Z30
-	VFMADD231PS  Z20, Z30, Z16
-	VFMADD231PS  Z21, Z30, Z17
-	VBROADCASTSS 2316(R12), Z22
-	VFMADD231PS  Z20, Z22, Z18
-	VFMADD231PS  Z21, Z22, Z19
-	MOVQ         24(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	LEAQ         (SI)(R9*4), SI
-	ADDQ         $0x10, R12
-	ADDQ         $0x00000040, CX
-	TESTQ        $0x000001ff, CX
-	JNZ          row880
-	ADDQ         40(R11), CX
-
-row880:
-	IMUL3Q $0x00000100, 32(R11), R14
-	ADDQ   R14, 8(SP)
-	JMP    turn877
-
-quiet878:
-	VPSLLD       $0x10, (SI), Z20
-	VPANDD       (SI), Z31, Z21
-	VBROADCASTSS (R12), Z22
-	VFMADD231PS  Z20, Z22, Z0
-	VFMADD231PS  Z21, Z22, Z1
-	VBROADCASTSS 256(R12), Z23
-	VFMADD231PS  Z20, Z23, Z2
-	VFMADD231PS  Z21, Z23, Z3
-	VBROADCASTSS 512(R12), Z24
-	VFMADD231PS  Z20, Z24, Z4
-	VFMADD231PS  Z21, Z24, Z5
-	VBROADCASTSS 768(R12), Z25
-	VFMADD231PS  Z20, Z25, Z6
-	VFMADD231PS  Z21, Z25, Z7
-	VBROADCASTSS 1024(R12), Z26
-	VFMADD231PS  Z20, Z26, Z8
-	VFMADD231PS  Z21, Z26, Z9
-	VBROADCASTSS 1280(R12), Z27
-	VFMADD231PS  Z20, Z27, Z10
-	VFMADD231PS  Z21, Z27, Z11
-	VBROADCASTSS 1536(R12), Z28
-	VFMADD231PS  Z20, Z28, Z12
-	VFMADD231PS  Z21, Z28, Z13
-	VBROADCASTSS 1792(R12), Z29
-	VFMADD231PS  Z20, Z29, Z14
-	VFMADD231PS  Z21, Z29, Z15
-	VBROADCASTSS 2048(R12), Z30
-	VFMADD231PS  Z20, Z30, Z16
-	VFMADD231PS  Z21, Z30, Z17
-	VBROADCASTSS 2304(R12), Z22
-	VFMADD231PS  Z20, Z22, Z18
-	VFMADD231PS  Z21, Z22, Z19
-	VPSLLD       $0x10, (SI)(R9*1), Z20
-	VPANDD       (SI)(R9*1), Z31, Z21
-	VBROADCASTSS 4(R12), Z22
-	VFMADD231PS  Z20, Z22, Z0
-	VFMADD231PS  Z21, Z22, Z1
-	VBROADCASTSS 260(R12), Z23
-	VFMADD231PS  Z20, Z23, Z2
-	VFMADD231PS  Z21, Z23, Z3
-	VBROADCASTSS 516(R12), Z24
-	VFMADD231PS  Z20, Z24, Z4
-	VFMADD231PS  Z21, Z24, Z5
-	VBROADCASTSS 772(R12), Z25
-	VFMADD231PS  Z20, Z25, Z6
-	VFMADD231PS  Z21, Z25, Z7
-	VBROADCASTSS 1028(R12), Z26
-	VFMADD231PS  Z20, Z26, Z8
-	VFMADD231PS  Z21, Z26, Z9
-	VBROADCASTSS 1284(R12), Z27
-	VFMADD231PS  Z20, Z27, Z10
-	VFMADD231PS  Z21, Z27, Z11
-	VBROADCASTSS 1540(R12), Z28
-	VFMADD231PS  Z20, Z28, Z12
-	VFMADD231PS  Z21, Z28, Z13
-	VBROADCASTSS 1796(R12), Z29
-	VFMADD231PS  Z20, Z29, Z14
-	VFMADD231PS  Z21, Z29, Z15
-	VBROADCASTSS 2052(R12), Z30
-	VFMADD231PS  Z20, Z30, Z16
-	VFMADD231PS  Z21, Z30, Z17
-	VBROADCASTSS 2308(R12), Z22
-	VFMADD231PS  Z20, Z22, Z18
-	VFMADD231PS  Z21, Z22, Z19
-	VPSLLD       $0x10, (SI)(R9*2), Z20
-	VPANDD       (SI)(R9*2), Z31, Z21
-	VBROADCASTSS 8(R12), Z22
-	VFMADD231PS  Z20, Z22, Z0
-	VFMADD231PS  Z21, Z22, Z1
-	VBROADCASTSS 264(R12), Z23
-	VFMADD231PS  Z20, Z23, Z2
-	VFMADD231PS  Z21, Z23, Z3
-	VBROADCASTSS 520(R12), Z24
-	VFMADD231PS  Z20, Z24, Z4
-	VFMADD231PS  Z21, Z24, Z5
-	VBROADCASTSS 776(R12), Z25
-	VFMADD231PS  Z20, Z25, Z6
-	VFMADD231PS  Z21, Z25, Z7
-	VBROADCASTSS 1032(R12), Z26
-	VFMADD231PS  Z20, Z26, Z8
-	VFMADD231PS  Z21, Z26, Z9
-	VBROADCASTSS 1288(R12), Z27
-	VFMADD231PS  Z20, Z27, Z10
-	VFMADD231PS  Z21, Z27, Z11
-	VBROADCASTSS 1544(R12), Z28
-	VFMADD231PS  Z20, Z28, Z12
-	VFMADD231PS  Z21, Z28, Z13
-	VBROADCASTSS 1800(R12), Z29
-	VFMADD231PS  Z20, Z29, Z14
-	VFMADD231PS  Z21, Z29, Z15
-	VBROADCASTSS 2056(R12), Z30
-	VFMADD231PS  Z20, Z30, Z16
-	VFMADD231PS  Z21, Z30, Z17
-	VBROADCASTSS 2312(R12), Z22
-	VFMADD231PS  Z20, Z22, Z18
-	VFMADD231PS  Z21, Z22, Z19
-	VPSLLD       $0x10, (SI)(R15*1), Z20
-	VPANDD       (SI)(R15*1), Z31, Z21
-	VBROADCASTSS 12(R12), Z22
-	VFMADD231PS  Z20, Z22, Z0
-	VFMADD231PS  Z21, Z22, Z1
-	VBROADCASTSS 268(R12), Z23
-	VFMADD231PS  Z20, Z23, Z2
-	VFMADD231PS  Z21, Z23, Z3
-	VBROADCASTSS 524(R12), Z24
-	VFMADD231PS  Z20, Z24, Z4
-	VFMADD231PS  Z21, Z24, Z5
-	VBROADCASTSS 780(R12), Z25
-	VFMADD231PS  Z20, Z25, Z6
-	VFMADD231PS  Z21, Z25, Z7
-	VBROADCASTSS 1036(R12), Z26
-	VFMADD231PS  Z20, Z26, Z8
-	VFMADD231PS  Z21, Z26, Z9
-	VBROADCASTSS 1292(R12), Z27
-	VFMADD231PS  Z20, Z27, Z10
-	VFMADD231PS  Z21, Z27, Z11
-	VBROADCASTSS 1548(R12), Z28
-	VFMADD231PS  Z20, Z28, Z12
-	VFMADD231PS  Z21, Z28, Z13
-	VBROADCASTSS 1804(R12), Z29
-	VFMADD231PS  Z20, Z29, Z14
-	VFMADD231PS  Z21, Z29, Z15
-	VBROADCASTSS 2060(R12), Z30
-	VFMADD231PS  Z20, Z30, Z16
-	VFMADD231PS  Z21, Z30, Z17
-	VBROADCASTSS 2316(R12), Z22
-	VFMADD231PS  Z20, Z22, Z18
-	VFMADD231PS  Z21, Z22, Z19
-	LEAQ         (SI)(R9*4), SI
-	ADDQ         $0x10, R12
-	JMP          turn877
-
-end879:
-	ADDQ $0x04, R13
-	JZ   merge876
-
-some875:
-	VPSLLD       $0x10, (SI), Z20
-	VPANDD       (SI), Z31, Z21
+	CMPQ         (SP), $0x02
+	JLT          less872
+	VBROADCASTSS highHalf_avx512<>+0(SB), Z31
+	VPXORD       Z0, Z0, Z0
+	VPXORD       Z1, Z1, Z1
+	VPXORD       Z2, Z2, Z2
+	VPXORD       Z3, Z3, Z3
+	VPXORD       Z4, Z4, Z4
+	VPXORD       Z5, Z5, Z5
+	VPXORD       Z6, Z6, Z6
+	VPXORD       Z7, Z7, Z7
+	VPXORD       Z8, Z8, Z8
+	VPXORD       Z9, Z9, Z9
+	VPXORD       Z10, Z10, Z10
+	VPXORD       Z11, Z11, Z11
+	VPXORD       Z12, Z12, Z12
+	VPXORD       Z13, Z13, Z13
+	VPXORD       Z14, Z14, Z14
+	VPXORD       Z15, Z15, Z15
+	VPXORD       Z16, Z16, Z16
+	VPXORD       Z17, Z17, Z17
+	VPXORD       Z18, Z18, Z18
+	VPXORD       Z19, Z19, Z19
+	MOVQ         mask+56(FP), R13
+	TZCNTQ       R13, SI
+	MOVQ         SI, R12
+	BLSIQ        R13, AX
+	ADDQ         R13, AX
+	TESTQ        AX, R13
+	JNZ          sparse873
+	TZCNTQ       AX, R13
+	SUBQ         R12, R13
+	LEAQ         (BX)(R12*4), R12
+	MOVQ         SI, AX
+	SHRQ         $0x01, SI
+	IMULQ        R9, SI
+	ADDQ         DX, SI
+	TESTQ        $0x00000001, AX
+	JZ           even876
+	VPANDD       (SI), Z31, Z20
+	VPANDD       64(SI), Z31, Z21
 	VBROADCASTSS (R12), Z22
 	VFMADD231PS  Z20, Z22, Z0
 	VFMADD231PS  Z21, Z22, Z1
@@ -23915,17 +23593,16 @@ some875:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some875
-	JMP          merge876
+	JZ           merge875
 
-sparse873:
-	TZCNTQ       R13, AX
-	LEAQ         (BX)(AX*4), R12
-	MOVQ         AX, SI
-	IMULQ        R9, SI
-	ADDQ         DX, SI
+even876:
+turn877:
+	SUBQ         $0x04, R13
+	JLT          end879
+	SUBQ         $0x00000100, 8(SP)
+	JGE          quiet878
 	VPSLLD       $0x10, (SI), Z20
-	VPANDD       (SI), Z31, Z21
+	VPSLLD       $0x10, 64(SI), Z21
 	VBROADCASTSS (R12), Z22
 	VFMADD231PS  Z20, Z22, Z0
 	VFMADD231PS  Z21, Z22, Z1
@@ -23956,46 +23633,453 @@ sparse873:
 	VBROADCASTSS 2304(R12), Z22
 	VFMADD231PS  Z20, Z22, Z18
 	VFMADD231PS  Z21, Z22, Z19
-	BLSRQ        R13, R13
-	JNZ          sparse873
+	MOVQ         (R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	VPANDD       (SI), Z31, Z20
+	VPANDD       64(SI), Z31, Z21
+	VBROADCASTSS 4(R12), Z22
+	VFMADD231PS  Z20, Z22, Z0
+	VFMADD231PS  Z21, Z22, Z1
+	VBROADCASTSS 260(R12), Z23
+	VFMADD231PS  Z20, Z23, Z2
+	VFMADD231PS  Z21, Z23, Z3
+	VBROADCASTSS 516(R12), Z24
+	VFMADD231PS  Z20, Z24, Z4
+	VFMADD231PS  Z21, Z24, Z5
+	VBROADCASTSS 772(R12), Z25
+	VFMADD231PS  Z20, Z25, Z6
+	VFMADD231PS  Z21, Z25, Z7
+	VBROADCASTSS 1028(R12), Z26
+	VFMADD231PS  Z20, Z26, Z8
+	VFMADD231PS  Z21, Z26, Z9
+	VBROADCASTSS 1284(R12), Z27
+	VFMADD231PS  Z20, Z27, Z10
+	VFMADD231PS  Z21, Z27, Z11
+	VBROADCASTSS 1540(R12), Z28
+	VFMADD231PS  Z20, Z28, Z12
+	VFMADD231PS  Z21, Z28, Z13
+	VBROADCASTSS 1796(R12), Z29
+	VFMADD231PS  Z20, Z29, Z14
+	VFMADD231PS  Z21, Z29, Z15
+	VBROADCASTSS 2052(R12), Z30
+	VFMADD231PS  Z20, Z30, Z16
+	VFMADD231PS  Z21, Z30, Z17
+	VBROADCASTSS 2308(R12), Z22
+	VFMADD231PS  Z20, Z22, Z18
+	VFMADD231PS  Z21, Z22, Z19
+	MOVQ         8(R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	VPSLLD       $0x10, (SI)(R9*1), Z20
+	VPSLLD       $0x10, 64(SI)(R9*1), Z21
+	VBROADCASTSS 8(R12), Z22
+	VFMADD231PS  Z20, Z22, Z0
+	VFMADD231PS  Z21, Z22, Z1
+	VBROADCASTSS 264(R12), Z23
+	VFMADD231PS  Z20, Z23, Z2
+	VFMADD231PS  Z21, Z23, Z3
+	VBROADCASTSS 520(R12), Z24
+	VFMADD231PS  Z20, Z24, Z4
+	VFMADD231PS  Z21, Z24, Z5
+	VBROADCASTSS 776(R12), Z25
+	VFMADD231PS  Z20, Z25, Z6
+	VFMADD231PS  Z21, Z25, Z7
+	VBROADCASTSS 1032(R12), Z26
+	VFMADD231PS  Z20, Z26, Z8
+	VFMADD231PS  Z21, Z26, Z9
+	VBROADCASTSS 1288(R12), Z27
+	VFMADD231PS  Z20, Z27, Z10
+	VFMADD231PS  Z21, Z27, Z11
+	VBROADCASTSS 1544(R12), Z28
+	VFMADD231PS  Z20, Z28, Z12
+	VFMADD231PS  Z21, Z28, Z13
+	VBROADCASTSS 1800(R12), Z29
+	VFMADD231PS  Z20, Z29, Z14
+	VFMADD231PS  Z21, Z29, Z15
+	VBROADCASTSS 2056(R12), Z30
+	VFMADD231PS  Z20, Z30, Z16
+	VFMADD231PS  Z21, Z30, Z17
+	VBROADCASTSS 2312(R12), Z22
+	VFMADD231PS  Z20, Z22, Z18
+	VFMADD231PS  Z21, Z22, Z19
+	MOVQ         16(R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	VPANDD       (SI)(R9*1), Z31, Z20
+	VPANDD       64(SI)(R9*1), Z31, Z21
+	VBROADCASTSS 12(R12), Z22
+	VFMADD231PS  Z20, Z22, Z0
+	VFMADD231PS  Z21, Z22, Z1
+	VBROADCASTSS 268(R12), Z23
+	VFMADD231PS  Z20, Z23, Z2
+	VFMADD231PS  Z21, Z23, Z3
+	VBROADCASTSS 524(R12), Z24
+	VFMADD231PS  Z20, Z24, Z4
+	VFMADD231PS  Z21, Z24, Z5
+	VBROADCASTSS 780(R12), Z25
+	VFMADD231PS  Z20, Z25, Z6
+	VFMADD231PS  Z21, Z25, Z7
+	VBROADCASTSS 1036(R12), Z26
+	VFMADD231PS  Z20, Z26, Z8
+	VFMADD231PS  Z21, Z26, Z9
+	VBROADCASTSS 1292(R12), Z27
+	VFMADD231PS  Z20, Z27, Z10
+	VFMADD231PS  Z21, Z27, Z11
+	VBROADCASTSS 1548(R12), Z28
+	VFMADD231PS  Z20, Z28, Z12
+	VFMADD231PS  Z21, Z28, Z13
+	VBROADCASTSS 1804(R12), Z29
+	VFMADD231PS  Z20, Z29, Z14
+	VFMADD231PS  Z21, Z29, Z15
+	VBROADCASTSS 2060(R12), Z30
+	VFMADD231PS  Z20, Z30, Z16
+	VFMADD231PS  Z21, Z30, Z17
+	VBROADCASTSS 2316(R12), Z22
+	VFMADD231PS  Z20, Z22, Z18
+	VFMADD231PS  Z21, Z22, Z19
+	MOVQ         24(R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	LEAQ         (SI)(R9*2), SI
+	ADDQ         $0x10, R12
+	ADDQ         $0x00000040, CX
+	TESTQ        $0x000001ff, CX
+	JNZ          row880
+	ADDQ         40(R11), CX
 
-merge876:
-	VMOVUPS      joinFirst_avx512<>+0(SB), Z20
-	VMOVUPS      joinSecond_avx512<>+0(SB), Z21
-	VMOVAPS      Z0, Z22
-	VPERMT2PS    Z1, Z20, Z0
-	VPERMT2PS    Z22, Z21, Z1
-	VMOVAPS      Z2, Z22
-	VPERMT2PS    Z3, Z20, Z2
-	VPERMT2PS    Z22, Z21, Z3
-	VMOVAPS      Z4, Z22
-	VPERMT2PS    Z5, Z20, Z4
-	VPERMT2PS    Z22, Z21, Z5
-	VMOVAPS      Z6, Z22
-	VPERMT2PS    Z7, Z20, Z6
-	VPERMT2PS    Z22, Z21, Z7
-	VMOVAPS      Z8, Z22
-	VPERMT2PS    Z9, Z20, Z8
-	VPERMT2PS    Z22, Z21, Z9
-	VMOVAPS      Z10, Z22
-	VPERMT2PS    Z11, Z20, Z10
-	VPERMT2PS    Z22, Z21, Z11
-	VMOVAPS      Z12, Z22
-	VPERMT2PS    Z13, Z20, Z12
-	VPERMT2PS    Z22, Z21, Z13
-	VMOVAPS      Z14, Z22
-	VPERMT2PS    Z15, Z20, Z14
-	VPERMT2PS    Z22, Z21, Z15
-	VMOVAPS      Z16, Z22
-	VPERMT2PS    Z17, Z20, Z16
-	VPERMT2PS    Z22, Z21, Z17
-	VMOVAPS      Z18, Z22
-	VPERMT2PS    Z19, Z20, Z18
-	VPERMT2PS    Z22, Z21, Z19
+row880:
+	IMUL3Q $0x00000100, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn877
+
+quiet878:
+	VPSLLD       $0x10, (SI), Z20
+	VPSLLD       $0x10, 64(SI), Z21
+	VBROADCASTSS (R12), Z22
+	VFMADD231PS  Z20, Z22, Z0
+	VFMADD231PS  Z21, Z22, Z1
+	VBROADCASTSS 256(R12), Z23
+	VFMADD231PS  Z20, Z23, Z2
+	VFMADD231PS  Z21, Z23, Z3
+	VBROADCASTSS 512(R12), Z24
+	VFMADD231PS  Z20, Z24, Z4
+	VFMADD231PS  Z21, Z24, Z5
+	VBROADCASTSS 768(R12), Z25
+	VFMADD231PS  Z20, Z25, Z6
+	VFMADD231PS  Z21, Z25, Z7
+	VBROADCASTSS 1024(R12), Z26
+	VFMADD231PS  Z20, Z26, Z8
+	VFMADD231PS  Z21, Z26, Z9
+	VBROADCASTSS 1280(R12), Z27
+	VFMADD231PS  Z20, Z27, Z10
+	VFMADD231PS  Z21, Z27, Z11
+	VBROADCASTSS 1536(R12), Z28
+	VFMADD231PS  Z20, Z28, Z12
+	VFMADD231PS  Z21, Z28, Z13
+	VBROADCASTSS 1792(R12), Z29
+	VFMADD231PS  Z20, Z29, Z14
+	VFMADD231PS  Z21, Z29, Z15
+	VBROADCASTSS 2048(R12), Z30
+	VFMADD231PS  Z20, Z30, Z16
+	VFMADD231PS  Z21, Z30, Z17
+	VBROADCASTSS 2304(R12), Z22
+	VFMADD231PS  Z20, Z22, Z18
+	VFMADD231PS  Z21, Z22, Z19
+	VPANDD       (SI), Z31, Z20
+	VPANDD       64(SI), Z31, Z21
+	VBROADCASTSS 4(R12), Z22
+	VFMADD231PS  Z20, Z22, Z0
+	VFMADD231PS  Z21, Z22, Z1
+	VBROADCASTSS 260(R12), Z23
+	VFMADD231PS  Z20, Z23, Z2
+	VFMADD231PS  Z21, Z23, Z3
+	VBROADCASTSS 516(R12), Z24
+	VFMADD231PS  Z20, Z24, Z4
+	VFMADD231PS  Z21, Z24, Z5
+	VBROADCASTSS 772(R12), Z25
+	VFMADD231PS  Z20, Z25, Z6
+	VFMADD231PS  Z21, Z25, Z7
+	VBROADCASTSS 1028(R12), Z26
+	VFMADD231PS  Z20, Z26, Z8
+	VFMADD231PS  Z21, Z26, Z9
+	VBROADCASTSS 1284(R12), Z27
+	VFMADD231PS  Z20, Z27, Z10
+	VFMADD231PS  Z21, Z27, Z11
+	VBROADCASTSS 1540(R12), Z28
+	VFMADD231PS  Z20, Z28, Z12
+	VFMADD231PS  Z21, Z28, Z13
+	VBROADCASTSS 1796(R12), Z29
+	VFMADD231PS  Z20, Z29, Z14
+	VFMADD231PS  Z21, Z29, Z15
+	VBROADCASTSS 2052(R12), Z30
+	VFMADD231PS  Z20, Z30, Z16
+	VFMADD231PS  Z21, Z30, Z17
+	VBROADCASTSS 2308(R12), Z22
+	VFMADD231PS  Z20, Z22, Z18
+	VFMADD231PS  Z21, Z22, Z19
+	VPSLLD       $0x10, (SI)(R9*1), Z20
+	VPSLLD       $0x10, 64(SI)(R9*1), Z21
+	VBROADCASTSS 8(R12), Z22
+	VFMADD231PS  Z20, Z22, Z0
+	VFMADD231PS  Z21, Z22, Z1
+	VBROADCASTSS 264(R12), Z23
+	VFMADD231PS  Z20, Z23, Z2
+	VFMADD231PS  Z21, Z23, Z3
+	VBROADCASTSS 520(R12), Z24
+	VFMADD231PS  Z20, Z24, Z4
+	VFMADD231PS  Z21, Z24, Z5
+	VBROADCASTSS 776(R12), Z25
+	VFMADD231PS  Z20, Z25, Z6
+	VFMADD231PS  Z21, Z25, Z7
+	VBROADCASTSS 1032(R12), Z26
+	VFMADD231PS  Z20, Z26, Z8
+	VFMADD231PS  Z21, Z26, Z9
+	VBROADCASTSS 1288(R12), Z27
+	VFMADD231PS  Z20, Z27, Z10
+	VFMADD231PS  Z21, Z27, Z11
+	VBROADCASTSS 1544(R12), Z28
+	VFMADD231PS  Z20, Z28, Z12
+	VFMADD231PS  Z21, Z28, Z13
+	VBROADCASTSS 1800(R12), Z29
+	VFMADD231PS  Z20, Z29, Z14
+	VFMADD231PS  Z21, Z29, Z15
+	VBROADCASTSS 2056(R12), Z30
+	VFMADD231PS  Z20, Z30, Z16
+	VFMADD231PS  Z21, Z30, Z17
+	VBROADCASTSS 2312(R12), Z22
+	VFMADD231PS  Z20, Z22, Z18
+	VFMADD231PS  Z21, Z22, Z19
+	VPANDD       (SI)(R9*1), Z31, Z20
+	VPANDD       64(SI)(R9*1), Z31, Z21
+	VBROADCASTSS 12(R12), Z22
+	VFMADD231PS  Z20, Z22, Z0
+	VFMADD231PS  Z21, Z22, Z1
+	VBROADCASTSS 268(R12), Z23
+	VFMADD231PS  Z20, Z23, Z2
+	VFMADD231PS  Z21, Z23, Z3
+	VBROADCASTSS 524(R12), Z24
+	VFMADD231PS  Z20, Z24, Z4
+	VFMADD231PS  Z21, Z24, Z5
+	VBROADCASTSS 780(R12), Z25
+	VFMADD231PS  Z20, Z25, Z6
+	VFMADD231PS  Z21, Z25, Z7
+	VBROADCASTSS 1036(R12), Z26
+	VFMADD231PS  Z20, Z26, Z8
+	VFMADD231PS  Z21, Z26, Z9
+	VBROADCASTSS 1292(R12), Z27
+	VFMADD231PS  Z20, Z27, Z10
+	VFMADD231PS  Z21, Z27, Z11
+	VBROADCASTSS 1548(R12), Z28
+	VFMADD231PS  Z20, Z28, Z12
+	VFMADD231PS  Z21, Z28, Z13
+	VBROADCASTSS 1804(R12), Z29
+	VFMADD231PS  Z20, Z29, Z14
+	VFMADD231PS  Z21, Z29, Z15
+	VBROADCASTSS 2060(R12), Z30
+	VFMADD231PS  Z20, Z30, Z16
+	VFMADD231PS  Z21, Z30, Z17
+	VBROADCASTSS 2316(R12), Z22
+	VFMADD231PS  Z20, Z22, Z18
+	VFMADD231PS  Z21, Z22, Z19
+	LEAQ         (SI)(R9*2), SI
+	ADDQ         $0x10, R12
+	JMP          turn877
+
+end879:
+	ADDQ         $0x04, R13
+	JZ           merge875
+	CMPQ         R13, $0x02
+	JLT          some881
+	VPSLLD       $0x10, (SI), Z20
+	VPSLLD       $0x10, 64(SI), Z21
+	VBROADCASTSS (R12), Z22
+	VFMADD231PS  Z20, Z22, Z0
+	VFMADD231PS  Z21, Z22, Z1
+	VBROADCASTSS 256(R12), Z23
+	VFMADD231PS  Z20, Z23, Z2
+	VFMADD231PS  Z21, Z23, Z3
+	VBROADCASTSS 512(R12), Z24
+	VFMADD231PS  Z20, Z24, Z4
+	VFMADD231PS  Z21, Z24, Z5
+	VBROADCASTSS 768(R12), Z25
+	VFMADD231PS  Z20, Z25, Z6
+	VFMADD231PS  Z21, Z25, Z7
+	VBROADCASTSS 1024(R12), Z26
+	VFMADD231PS  Z20, Z26, Z8
+	VFMADD231PS  Z21, Z26, Z9
+	VBROADCASTSS 1280(R12), Z27
+	VFMADD231PS  Z20, Z27, Z10
+	VFMADD231PS  Z21, Z27, Z11
+	VBROADCASTSS 1536(R12), Z28
+	VFMADD231PS  Z20, Z28, Z12
+	VFMADD231PS  Z21, Z28, Z13
+	VBROADCASTSS 1792(R12), Z29
+	VFMADD231PS  Z20, Z29, Z14
+	VFMADD231PS  Z21, Z29, Z15
+	VBROADCASTSS 2048(R12), Z30
+	VFMADD231PS  Z20, Z30, Z16
+	VFMADD231PS  Z21, Z30, Z17
+	VBROADCASTSS 2304(R12), Z22
+	VFMADD231PS  Z20, Z22, Z18
+	VFMADD231PS  Z21, Z22, Z19
+	VPANDD       (SI), Z31, Z20
+	VPANDD       64(SI), Z31, Z21
+	VBROADCASTSS 4(R12), Z22
+	VFMADD231PS  Z20, Z22, Z0
+	VFMADD231PS  Z21, Z22, Z1
+	VBROADCASTSS 260(R12), Z23
+	VFMADD231PS  Z20, Z23, Z2
+	VFMADD231PS  Z21, Z23, Z3
+	VBROADCASTSS 516(R12), Z24
+	VFMADD231PS  Z20, Z24, Z4
+	VFMADD231PS  Z21, Z24, Z5
+	VBROADCASTSS 772(R12), Z25
+	VFMADD231PS  Z20, Z25, Z6
+	VFMADD231PS  Z21, Z25, Z7
+	VBROADCASTSS 1028(R12), Z26
+	VFMADD231PS  Z20, Z26, Z8
+	VFMADD231PS  Z21, Z26, Z9
+	VBROADCASTSS 1284(R12), Z27
+	VFMADD231PS  Z20, Z27, Z10
+	VFMADD231PS  Z21, Z27, Z11
+	VBROADCASTSS 1540(R12), Z28
+	VFMADD231PS  Z20, Z28, Z12
+	VFMADD231PS  Z21, Z28, Z13
+	VBROADCASTSS 1796(R12), Z29
+	VFMADD231PS  Z20, Z29, Z14
+	VFMADD231PS  Z21, Z29, Z15
+	VBROADCASTSS 2052(R12), Z30
+	VFMADD231PS  Z20, Z30, Z16
+	VFMADD231PS  Z21, Z30, Z17
+	VBROADCASTSS 2308(R12), Z22
+	VFMADD231PS  Z20, Z22, Z18
+	VFMADD231PS  Z21, Z22, Z19
+	ADDQ         R9, SI
+	ADDQ         $0x08, R12
+	SUBQ         $0x02, R13
+	JZ           merge875
+
+some881:
+	VPSLLD       $0x10, (SI), Z20
+	VPSLLD       $0x10, 64(SI), Z21
+	VBROADCASTSS (R12), Z22
+	VFMADD231PS  Z20, Z22, Z0
+	VFMADD231PS  Z21, Z22, Z1
+	VBROADCASTSS 256(R12), Z23
+	VFMADD231PS  Z20, Z23, Z2
+	VFMADD231PS  Z21, Z23, Z3
+	VBROADCASTSS 512(R12), Z24
+	VFMADD231PS  Z20, Z24, Z4
+	VFMADD231PS  Z21, Z24, Z5
+	VBROADCASTSS 768(R12), Z25
+	VFMADD231PS  Z20, Z25, Z6
+	VFMADD231PS  Z21, Z25, Z7
+	VBROADCASTSS 1024(R12), Z26
+	VFMADD231PS  Z20, Z26, Z8
+	VFMADD231PS  Z21, Z26, Z9
+	VBROADCASTSS 1280(R12), Z27
+	VFMADD231PS  Z20, Z27, Z10
+	VFMADD231PS  Z21, Z27, Z11
+	VBROADCASTSS 1536(R12), Z28
+	VFMADD231PS  Z20, Z28, Z12
+	VFMADD231PS  Z21, Z28, Z13
+	VBROADCASTSS 1792(R12), Z29
+	VFMADD231PS  Z20, Z29, Z14
+	VFMADD231PS  Z21, Z29, Z15
+	VBROADCASTSS 2048(R12), Z30
+	VFMADD231PS  Z20, Z30, Z16
+	VFMADD231PS  Z21, Z30, Z17
+	VBROADCASTSS 2304(R12), Z22
+	VFMADD231PS  Z20, Z22, Z18
+	VFMADD231PS  Z21, Z22, Z19
+	ADDQ         R9, SI
+	ADDQ         $0x04, R12
+	JMP          merge875
+
+sparse873:
+	TZCNTQ       R13, AX
+	LEAQ         (BX)(AX*4), R12
+	MOVQ         AX, SI
+	MOVQ         SI, AX
+	SHRQ         $0x01, SI
+	IMULQ        R9, SI
+	ADDQ         DX, SI
+	TESTQ        $0x00000001, AX
+	JNZ          odd882
+	VPSLLD       $0x10, (SI), Z20
+	VPSLLD       $0x10, 64(SI), Z21
+	VBROADCASTSS (R12), Z22
+	VFMADD231PS  Z20, Z22, Z0
+	VFMADD231PS  Z21, Z22, Z1
+	VBROADCASTSS 256(R12), Z23
+	VFMADD231PS  Z20, Z23, Z2
+	VFMADD231PS  Z21, Z23, Z3
+	VBROADCASTSS 512(R12), Z24
+	VFMADD231PS  Z20, Z24, Z4
+	VFMADD231PS  Z21, Z24, Z5
+	VBROADCASTSS 768(R12), Z25
+	VFMADD231PS  Z20, Z25, Z6
+	VFMADD231PS  Z21, Z25, Z7
+	VBROADCASTSS 1024(R12), Z26
+	VFMADD231PS  Z20, Z26, Z8
+	VFMADD231PS  Z21, Z26, Z9
+	VBROADCASTSS 1280(R12), Z27
+	VFMADD231PS  Z20, Z27, Z10
+	VFMADD231PS  Z21, Z27, Z11
+	VBROADCASTSS 1536(R12), Z28
+	VFMADD231PS  Z20, Z28, Z12
+	VFMADD231PS  Z21, Z28, Z13
+	VBROADCASTSS 1792(R12), Z29
+	VFMADD231PS  Z20, Z29, Z14
+	VFMADD231PS  Z21, Z29, Z15
+	VBROADCASTSS 2048(R12), Z30
+	VFMADD231PS  Z20, Z30, Z16
+	VFMADD231PS  Z21, Z30, Z17
+	VBROADCASTSS 2304(R12), Z22
+	VFMADD231PS  Z20, Z22, Z18
+	VFMADD231PS  Z21, Z22, Z19
+	JMP          done883
+
+odd882:
+	VPANDD       (SI), Z31, Z20
+	VPANDD       64(SI), Z31, Z21
+	VBROADCASTSS (R12), Z22
+	VFMADD231PS  Z20, Z22, Z0
+	VFMADD231PS  Z21, Z22, Z1
+	VBROADCASTSS 256(R12), Z23
+	VFMADD231PS  Z20, Z23, Z2
+	VFMADD231PS  Z21, Z23, Z3
+	VBROADCASTSS 512(R12), Z24
+	VFMADD231PS  Z20, Z24, Z4
+	VFMADD231PS  Z21, Z24, Z5
+	VBROADCASTSS 768(R12), Z25
+	VFMADD231PS  Z20, Z25, Z6
+	VFMADD231PS  Z21, Z25, Z7
+	VBROADCASTSS 1024(R12), Z26
+	VFMADD231PS  Z20, Z26, Z8
+	VFMADD231PS  Z21, Z26, Z9
+	VBROADCASTSS 1280(R12), Z27
+	VFMADD231PS  Z20, Z27, Z10
+	VFMADD231PS  Z21, Z27, Z11
+	VBROADCASTSS 1536(R12), Z28
+	VFMADD231PS  Z20, Z28, Z12
+	VFMADD231PS  Z21, Z28, Z13
+	VBROADCASTSS 1792(R12), Z29
+	VFMADD231PS  Z20, Z29, Z14
+	VFMADD231PS  Z21, Z29, Z15
+	VBROADCASTSS 2048(R12), Z30
+	VFMADD231PS  Z20, Z30, Z16
+	VFMADD231PS  Z21, Z30, Z17
+	VBROADCASTSS 2304(R12), Z22
+	VFMADD231PS  Z20, Z22, Z18
+	VFMADD231PS  Z21, Z22, Z19
+
+done883:
+	BLSRQ R13, R13
+	JNZ   sparse873
+
+merge875:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store881
+	JZ           store884
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -24091,9 +24175,9 @@ merge876:
 	VMULPS       Z21, Z19, Z19
 	VFMADD231PS  64(AX), Z20, Z19
 	VMOVUPS      Z19, 64(AX)
-	JMP          stored882
+	JMP          stored885
 
-store881:
+store884:
 	VMOVUPS Z0, (AX)
 	VMOVUPS Z1, 64(AX)
 	ADDQ    R8, AX
@@ -24124,252 +24208,44 @@ store881:
 	VMOVUPS Z18, (AX)
 	VMOVUPS Z19, 64(AX)
 
-stored882:
+stored885:
 	ADDQ $0x00000080, DI
-	ADDQ $0x00000040, DX
+	ADDQ $0x00000080, DX
 	SUBQ $0x02, (SP)
 	JMP  columns871
 
 less872:
-columns883:
-	CMPQ   (SP), $0x01
-	JLT    less884
-	VPXORD Z0, Z0, Z0
-	VPXORD Z1, Z1, Z1
-	VPXORD Z2, Z2, Z2
-	VPXORD Z3, Z3, Z3
-	VPXORD Z4, Z4, Z4
-	VPXORD Z5, Z5, Z5
-	VPXORD Z6, Z6, Z6
-	VPXORD Z7, Z7, Z7
-	VPXORD Z8, Z8, Z8
-	VPXORD Z9, Z9, Z9
-	MOVQ   mask+56(FP), R13
-	TZCNTQ R13, SI
-	MOVQ   SI, R12
-	BLSIQ  R13, AX
-	ADDQ   R13, AX
-	TESTQ  AX, R13
-	JNZ    sparse885
-	TZCNTQ AX, R13
-	SUBQ   R12, R13
-	LEAQ   (BX)(R12*4), R12
-	IMULQ  R9, SI
-	ADDQ   DX, SI
-
-turn889:
-	SUBQ         $0x04, R13
-	JLT          end891
-	SUBQ         $0x00000080, 8(SP)
-	JGE          quiet890
-	VPMOVZXWD    (SI), Z10
-	VPSLLD       $0x10, Z10, Z10
-	VBROADCASTSS (R12), Z11
-	VFMADD231PS  Z10, Z11, Z0
-	VBROADCASTSS 256(R12), Z12
-	VFMADD231PS  Z10, Z12, Z1
-	VBROADCASTSS 512(R12), Z13
-	VFMADD231PS  Z10, Z13, Z2
-	VBROADCASTSS 768(R12), Z14
-	VFMADD231PS  Z10, Z14, Z3
-	VBROADCASTSS 1024(R12), Z15
-	VFMADD231PS  Z10, Z15, Z4
-	VBROADCASTSS 1280(R12), Z16
-	VFMADD231PS  Z10, Z16, Z5
-	VBROADCASTSS 1536(R12), Z17
-	VFMADD231PS  Z10, Z17, Z6
-	VBROADCASTSS 1792(R12), Z18
-	VFMADD231PS  Z10, Z18, Z7
-	VBROADCASTSS 2048(R12), Z19
-	VFMADD231PS  Z10, Z19, Z8
-	VBROADCASTSS 2304(R12), Z20
-	VFMADD231PS  Z10, Z20, Z9
-	MOVQ         (R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	VPMOVZXWD    (SI)(R9*1), Z10
-	VPSLLD       $0x10, Z10, Z10
-	VBROADCASTSS 4(R12), Z11
-	VFMADD231PS  Z10, Z11, Z0
-	VBROADCASTSS 260(R12), Z12
-	VFMADD231PS  Z10, Z12, Z1
-	VBROADCASTSS 516(R12), Z13
-	VFMADD231PS  Z10, Z13, Z2
-	VBROADCASTSS 772(R12), Z14
-	VFMADD231PS  Z10, Z14, Z3
-	VBROADCASTSS 1028(R12), Z15
-	VFMADD231PS  Z10, Z15, Z4
-	VBROADCASTSS 1284(R12), Z16
-	VFMADD231PS  Z10, Z16, Z5
-	VBROADCASTSS 1540(R12), Z17
-	VFMADD231PS  Z10, Z17, Z6
-	VBROADCASTSS 1796(R12), Z18
-	VFMADD231PS  Z10, Z18, Z7
-	VBROADCASTSS 2052(R12), Z19
-	VFMADD231PS  Z10, Z19, Z8
-	VBROADCASTSS 2308(R12), Z20
-	VFMADD231PS  Z10, Z20, Z9
-	MOVQ         8(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	VPMOVZXWD    (SI)(R9*2), Z10
-	VPSLLD       $0x10, Z10, Z10
-	VBROADCASTSS 8(R12), Z11
-	VFMADD231PS  Z10, Z11, Z0
-	VBROADCASTSS 264(R12), Z12
-	VFMADD231PS  Z10, Z12, Z1
-	VBROADCASTSS 520(R12), Z13
-	VFMADD231PS  Z10, Z13, Z2
-	VBROADCASTSS 776(R12), Z14
-	VFMADD231PS  Z10, Z14, Z3
-	VBROADCASTSS 1032(R12), Z15
-	VFMADD231PS  Z10, Z15, Z4
-	VBROADCASTSS 1288(R12), Z16
-	VFMADD231PS  Z10, Z16, Z5
-	VBROADCASTSS 1544(R12), Z17
-	VFMADD231PS  Z10, Z17, Z6
-	VBROADCASTSS 1800(R12), Z18
-	VFMADD231PS  Z10, Z18, Z7
-	VBROADCASTSS 2056(R12), Z19
-	VFMADD231PS  Z10, Z19, Z8
-	VBROADCASTSS 2312(R12), Z20
-	VFMADD231PS  Z10, Z20, Z9
-	MOVQ         16(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	VPMOVZXWD    (SI)(R15*1), Z10
-	VPSLLD       $0x10, Z10, Z10
-	VBROADCASTSS 12(R12), Z11
-	VFMADD231PS  Z10, Z11, Z0
-	VBROADCASTSS 268(R12), Z12
-	VFMADD231PS  Z10, Z12, Z1
-	VBROADCASTSS 524(R12), Z13
-	VFMADD231PS  Z10, Z13, Z2
-	VBROADCASTSS 780(R12), Z14
-	VFMADD231PS  Z10, Z14, Z3
-	VBROADCASTSS 1036(R12), Z15
-	VFMADD231PS  Z10, Z15, Z4
-	VBROADCASTSS 1292(R12), Z16
-	VFMADD231PS  Z10, Z16, Z5
-	VBROADCASTSS 1548(R12), Z17
-	VFMADD231PS  Z10, Z17, Z6
-	VBROADCASTSS 1804(R12), Z18
-	VFMADD231PS  Z10, Z18, Z7
-	VBROADCASTSS 2060(R12), Z19
-	VFMADD231PS  Z10, Z19, Z8
-	VBROADCASTSS 2316(R12), Z20
-	VFMADD231PS  Z10, Z20, Z9
-	MOVQ         24(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	LEAQ         (SI)(R9*4), SI
-	ADDQ         $0x10, R12
-	ADDQ         $0x00000040, CX
-	TESTQ        $0x000001ff, CX
-	JNZ          row892
-	ADDQ         40(R11), CX
-
-row892:
-	IMUL3Q $0x00000100, 32(R11), R14
-	ADDQ   R14, 8(SP)
-	JMP    turn889
-
-quiet890:
-	VPMOVZXWD    (SI), Z10
-	VPSLLD       $0x10, Z10, Z10
-	VBROADCASTSS (R12), Z11
-	VFMADD231PS  Z10, Z11, Z0
-	VBROADCASTSS 256(R12), Z12
-	VFMADD231PS  Z10, Z12, Z1
-	VBROADCASTSS 512(R12), Z13
-	VFMADD231PS  Z10, Z13, Z2
-	VBROADCASTSS 768(R12), Z14
-	VFMADD231PS  Z10, Z14, Z3
-	VBROADCASTSS 1024(R12), Z15
-	VFMADD231PS  Z10, Z15, Z4
-	VBROADCASTSS 1280(R12), Z16
-	VFMADD231PS  Z10, Z16, Z5
-	VBROADCASTSS 1536(R12), Z17
-	VFMADD231PS  Z10, Z17, Z6
-	VBROADCASTSS 1792(R12), Z18
-	VFMADD231PS  Z10, Z18, Z7
-	VBROADCASTSS 2048(R12), Z19
-	VFMADD231PS  Z10, Z19, Z8
-	VBROADCASTSS 2304(R12), Z20
-	VFMADD231PS  Z10, Z20, Z9
-	VPMOVZXWD    (SI)(R9*1), Z10
-	VPSLLD       $0x10, Z10, Z10
-	VBROADCASTSS 4(R12), Z11
-	VFMADD231PS  Z10, Z11, Z0
-	VBROADCASTSS 260(R12), Z12
-	VFMADD231PS  Z10, Z12, Z1
-	VBROADCASTSS 516(R12), Z13
-	VFMADD231PS  Z10, Z13, Z2
-	VBROADCASTSS 772(R12), Z14
-	VFMADD231PS  Z10, Z14, Z3
-	VBROADCASTSS 1028(R12), Z15
-	VFMADD231PS  Z10, Z15, Z4
-	VBROADCASTSS 1284(R12), Z16
-	VFMADD231PS  Z10, Z16, Z5
-	VBROADCASTSS 1540(R12), Z17
-	VFMADD231PS  Z10, Z17, Z6
-	VBROADCASTSS 1796(R12), Z18
-	VFMADD231PS  Z10, Z18, Z7
-	VBROADCASTSS 2052(R12), Z19
-	VFMADD231PS  Z10, Z19, Z8
-	VBROADCASTSS 2308(R12), Z20
-	VFMADD231PS  Z10, Z20, Z9
-	VPMOVZXWD    (SI)(R9*2), Z10
-	VPSLLD       $0x10, Z10, Z10
-	VBROADCASTSS 8(R12), Z11
-	VFMADD231PS  Z10, Z11, Z0
-	VBROADCASTSS 264(R12), Z12
-	VFMADD231PS  Z10, Z12, Z1
-	VBROADCASTSS 520(R12), Z13
-	VFMADD231PS  Z10, Z13, Z2
-	VBROADCASTSS 776(R12), Z14
-	VFMADD231PS  Z10, Z14, Z3
-	VBROADCASTSS 1032(R12), Z15
-	VFMADD231PS  Z10, Z15, Z4
-	VBROADCASTSS 1288(R12), Z16
-	VFMADD231PS  Z10, Z16, Z5
-	VBROADCASTSS 1544(R12), Z17
-	VFMADD231PS  Z10, Z17, Z6
-	VBROADCASTSS 1800(R12), Z18
-	VFMADD231PS  Z10, Z18, Z7
-	VBROADCASTSS 2056(R12), Z19
-	VFMADD231PS  Z10, Z19, Z8
-	VBROADCASTSS 2312(R12), Z20
-	VFMADD231PS  Z10, Z20, Z9
-	VPMOVZXWD    (SI)(R15*1), Z10
-	VPSLLD       $0x10, Z10, Z10
-	VBROADCASTSS 12(R12), Z11
-	VFMADD231PS  Z10, Z11, Z0
-	VBROADCASTSS 268(R12), Z12
-	VFMADD231PS  Z10, Z12, Z1
-	VBROADCASTSS 524(R12), Z13
-	VFMADD231PS  Z10, Z13, Z2
-	VBROADCASTSS 780(R12), Z14
-	VFMADD231PS  Z10, Z14, Z3
-	VBROADCASTSS 1036(R12), Z15
-	VFMADD231PS  Z10, Z15, Z4
-	VBROADCASTSS 1292(R12), Z16
-	VFMADD231PS  Z10, Z16, Z5
-	VBROADCASTSS 1548(R12), Z17
-	VFMADD231PS  Z10, Z17, Z6
-	VBROADCASTSS 1804(R12), Z18
-	VFMADD231PS  Z10, Z18, Z7
-	VBROADCASTSS 2060(R12), Z19
-	VFMADD231PS  Z10, Z19, Z8
-	VBROADCASTSS 2316(R12), Z20
-	VFMADD231PS  Z10, Z20, Z9
-	LEAQ         (SI)(R9*4), SI
-	ADDQ         $0x10, R12
-	JMP          turn889
-
-end891:
-	ADDQ $0x04, R13
-	JZ   merge888
-
-some887:
-	VPMOVZXWD    (SI), Z10
-	VPSLLD       $0x10, Z10, Z10
+columns886:
+	CMPQ         (SP), $0x01
+	JLT          less887
+	VBROADCASTSS highHalf_avx512<>+0(SB), Z31
+	VPXORD       Z0, Z0, Z0
+	VPXORD       Z1, Z1, Z1
+	VPXORD       Z2, Z2, Z2
+	VPXORD       Z3, Z3, Z3
+	VPXORD       Z4, Z4, Z4
+	VPXORD       Z5, Z5, Z5
+	VPXORD       Z6, Z6, Z6
+	VPXORD       Z7, Z7, Z7
+	VPXORD       Z8, Z8, Z8
+	VPXORD       Z9, Z9, Z9
+	MOVQ         mask+56(FP), R13
+	TZCNTQ       R13, SI
+	MOVQ         SI, R12
+	BLSIQ        R13, AX
+	ADDQ         R13, AX
+	TESTQ        AX, R13
+	JNZ          sparse888
+	TZCNTQ       AX, R13
+	SUBQ         R12, R13
+	LEAQ         (BX)(R12*4), R12
+	MOVQ         SI, AX
+	SHRQ         $0x01, SI
+	IMULQ        R9, SI
+	ADDQ         DX, SI
+	TESTQ        $0x00000001, AX
+	JZ           even891
+	VPANDD       (SI), Z31, Z10
 	VBROADCASTSS (R12), Z11
 	VFMADD231PS  Z10, Z11, Z0
 	VBROADCASTSS 256(R12), Z12
@@ -24393,17 +24269,15 @@ some887:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some887
-	JMP          merge888
+	JZ           merge890
 
-sparse885:
-	TZCNTQ       R13, AX
-	LEAQ         (BX)(AX*4), R12
-	MOVQ         AX, SI
-	IMULQ        R9, SI
-	ADDQ         DX, SI
-	VPMOVZXWD    (SI), Z10
-	VPSLLD       $0x10, Z10, Z10
+even891:
+turn892:
+	SUBQ         $0x04, R13
+	JLT          end894
+	SUBQ         $0x00000080, 8(SP)
+	JGE          quiet893
+	VPSLLD       $0x10, (SI), Z10
 	VBROADCASTSS (R12), Z11
 	VFMADD231PS  Z10, Z11, Z0
 	VBROADCASTSS 256(R12), Z12
@@ -24424,14 +24298,321 @@ sparse885:
 	VFMADD231PS  Z10, Z19, Z8
 	VBROADCASTSS 2304(R12), Z20
 	VFMADD231PS  Z10, Z20, Z9
-	BLSRQ        R13, R13
-	JNZ          sparse885
+	MOVQ         (R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	VPANDD       (SI), Z31, Z10
+	VBROADCASTSS 4(R12), Z11
+	VFMADD231PS  Z10, Z11, Z0
+	VBROADCASTSS 260(R12), Z12
+	VFMADD231PS  Z10, Z12, Z1
+	VBROADCASTSS 516(R12), Z13
+	VFMADD231PS  Z10, Z13, Z2
+	VBROADCASTSS 772(R12), Z14
+	VFMADD231PS  Z10, Z14, Z3
+	VBROADCASTSS 1028(R12), Z15
+	VFMADD231PS  Z10, Z15, Z4
+	VBROADCASTSS 1284(R12), Z16
+	VFMADD231PS  Z10, Z16, Z5
+	VBROADCASTSS 1540(R12), Z17
+	VFMADD231PS  Z10, Z17, Z6
+	VBROADCASTSS 1796(R12), Z18
+	VFMADD231PS  Z10, Z18, Z7
+	VBROADCASTSS 2052(R12), Z19
+	VFMADD231PS  Z10, Z19, Z8
+	VBROADCASTSS 2308(R12), Z20
+	VFMADD231PS  Z10, Z20, Z9
+	MOVQ         8(R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	VPSLLD       $0x10, (SI)(R9*1), Z10
+	VBROADCASTSS 8(R12), Z11
+	VFMADD231PS  Z10, Z11, Z0
+	VBROADCASTSS 264(R12), Z12
+	VFMADD231PS  Z10, Z12, Z1
+	VBROADCASTSS 520(R12), Z13
+	VFMADD231PS  Z10, Z13, Z2
+	VBROADCASTSS 776(R12), Z14
+	VFMADD231PS  Z10, Z14, Z3
+	VBROADCASTSS 1032(R12), Z15
+	VFMADD231PS  Z10, Z15, Z4
+	VBROADCASTSS 1288(R12), Z16
+	VFMADD231PS  Z10, Z16, Z5
+	VBROADCASTSS 1544(R12), Z17
+	VFMADD231PS  Z10, Z17, Z6
+	VBROADCASTSS 1800(R12), Z18
+	VFMADD231PS  Z10, Z18, Z7
+	VBROADCASTSS 2056(R12), Z19
+	VFMADD231PS  Z10, Z19, Z8
+	VBROADCASTSS 2312(R12), Z20
+	VFMADD231PS  Z10, Z20, Z9
+	MOVQ         16(R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	VPANDD       (SI)(R9*1), Z31, Z10
+	VBROADCASTSS 12(R12), Z11
+	VFMADD231PS  Z10, Z11, Z0
+	VBROADCASTSS 268(R12), Z12
+	VFMADD231PS  Z10, Z12, Z1
+	VBROADCASTSS 524(R12), Z13
+	VFMADD231PS  Z10, Z13, Z2
+	VBROADCASTSS 780(R12), Z14
+	VFMADD231PS  Z10, Z14, Z3
+	VBROADCASTSS 1036(R12), Z15
+	VFMADD231PS  Z10, Z15, Z4
+	VBROADCASTSS 1292(R12), Z16
+	VFMADD231PS  Z10, Z16, Z5
+	VBROADCASTSS 1548(R12), Z17
+	VFMADD231PS  Z10, Z17, Z6
+	VBROADCASTSS 1804(R12), Z18
+	VFMADD231PS  Z10, Z18, Z7
+	VBROADCASTSS 2060(R12), Z19
+	VFMADD231PS  Z10, Z19, Z8
+	VBROADCASTSS 2316(R12), Z20
+	VFMADD231PS  Z10, Z20, Z9
+	MOVQ         24(R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	LEAQ         (SI)(R9*2), SI
+	ADDQ         $0x10, R12
+	ADDQ         $0x00000040, CX
+	TESTQ        $0x000001ff, CX
+	JNZ          row895
+	ADDQ         40(R11), CX
 
-merge888:
+row895:
+	IMUL3Q $0x00000100, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn892
+
+quiet893:
+	VPSLLD       $0x10, (SI), Z10
+	VBROADCASTSS (R12), Z11
+	VFMADD231PS  Z10, Z11, Z0
+	VBROADCASTSS 256(R12), Z12
+	VFMADD231PS  Z10, Z12, Z1
+	VBROADCASTSS 512(R12), Z13
+	VFMADD231PS  Z10, Z13, Z2
+	VBROADCASTSS 768(R12), Z14
+	VFMADD231PS  Z10, Z14, Z3
+	VBROADCASTSS 1024(R12), Z15
+	VFMADD231PS  Z10, Z15, Z4
+	VBROADCASTSS 1280(R12), Z16
+	VFMADD231PS  Z10, Z16, Z5
+	VBROADCASTSS 1536(R12), Z17
+	VFMADD231PS  Z10, Z17, Z6
+	VBROADCASTSS 1792(R12), Z18
+	VFMADD231PS  Z10, Z18, Z7
+	VBROADCASTSS 2048(R12), Z19
+	VFMADD231PS  Z10, Z19, Z8
+	VBROADCASTSS 2304(R12), Z20
+	VFMADD231PS  Z10, Z20, Z9
+	VPANDD       (SI), Z31, Z10
+	VBROADCASTSS 4(R12), Z11
+	VFMADD231PS  Z10, Z11, Z0
+	VBROADCASTSS 260(R12), Z12
+	VFMADD231PS  Z10, Z12, Z1
+	VBROADCASTSS 516(R12), Z13
+	VFMADD231PS  Z10, Z13, Z2
+	VBROADCASTSS 772(R12), Z14
+	VFMADD231PS  Z10, Z14, Z3
+	VBROADCASTSS 1028(R12), Z15
+	VFMADD231PS  Z10, Z15, Z4
+	VBROADCASTSS 1284(R12), Z16
+	VFMADD231PS  Z10, Z16, Z5
+	VBROADCASTSS 1540(R12), Z17
+	VFMADD231PS  Z10, Z17, Z6
+	VBROADCASTSS 1796(R12), Z18
+	VFMADD231PS  Z10, Z18, Z7
+	VBROADCASTSS 2052(R12), Z19
+	VFMADD231PS  Z10, Z19, Z8
+	VBROADCASTSS 2308(R12), Z20
+	VFMADD231PS  Z10, Z20, Z9
+	VPSLLD       $0x10, (SI)(R9*1), Z10
+	VBROADCASTSS 8(R12), Z11
+	VFMADD231PS  Z10, Z11, Z0
+	VBROADCASTSS 264(R12), Z12
+	VFMADD231PS  Z10, Z12, Z1
+	VBROADCASTSS 520(R12), Z13
+	VFMADD231PS  Z10, Z13, Z2
+	VBROADCASTSS 776(R12), Z14
+	VFMADD231PS  Z10, Z14, Z3
+	VBROADCASTSS 1032(R12), Z15
+	VFMADD231PS  Z10, Z15, Z4
+	VBROADCASTSS 1288(R12), Z16
+	VFMADD231PS  Z10, Z16, Z5
+	VBROADCASTSS 1544(R12), Z17
+	VFMADD231PS  Z10, Z17, Z6
+	VBROADCASTSS 1800(R12), Z18
+	VFMADD231PS  Z10, Z18, Z7
+	VBROADCASTSS 2056(R12), Z19
+	VFMADD231PS  Z10, Z19, Z8
+	VBROADCASTSS 2312(R12), Z20
+	VFMADD231PS  Z10, Z20, Z9
+	VPANDD       (SI)(R9*1), Z31, Z10
+	VBROADCASTSS 12(R12), Z11
+	VFMADD231PS  Z10, Z11, Z0
+	VBROADCASTSS 268(R12), Z12
+	VFMADD231PS  Z10, Z12, Z1
+	VBROADCASTSS 524(R12), Z13
+	VFMADD231PS  Z10, Z13, Z2
+	VBROADCASTSS 780(R12), Z14
+	VFMADD231PS  Z10, Z14, Z3
+	VBROADCASTSS 1036(R12), Z15
+	VFMADD231PS  Z10, Z15, Z4
+	VBROADCASTSS 1292(R12), Z16
+	VFMADD231PS  Z10, Z16, Z5
+	VBROADCASTSS 1548(R12), Z17
+	VFMADD231PS  Z10, Z17, Z6
+	VBROADCASTSS 1804(R12), Z18
+	VFMADD231PS  Z10, Z18, Z7
+	VBROADCASTSS 2060(R12), Z19
+	VFMADD231PS  Z10, Z19, Z8
+	VBROADCASTSS 2316(R12), Z20
+	VFMADD231PS  Z10, Z20, Z9
+	LEAQ         (SI)(R9*2), SI
+	ADDQ         $0x10, R12
+	JMP          turn892
+
+end894:
+	ADDQ         $0x04, R13
+	JZ           merge890
+	CMPQ         R13, $0x02
+	JLT          some896
+	VPSLLD       $0x10, (SI), Z10
+	VBROADCASTSS (R12), Z11
+	VFMADD231PS  Z10, Z11, Z0
+	VBROADCASTSS 256(R12), Z12
+	VFMADD231PS  Z10, Z12, Z1
+	VBROADCASTSS 512(R12), Z13
+	VFMADD231PS  Z10, Z13, Z2
+	VBROADCASTSS 768(R12), Z14
+	VFMADD231PS  Z10, Z14, Z3
+	VBROADCASTSS 1024(R12), Z15
+	VFMADD231PS  Z10, Z15, Z4
+	VBROADCASTSS 1280(R12), Z16
+	VFMADD231PS  Z10, Z16, Z5
+	VBROADCASTSS 1536(R12), Z17
+	VFMADD231PS  Z10, Z17, Z6
+	VBROADCASTSS 1792(R12), Z18
+	VFMADD231PS  Z10, Z18, Z7
+	VBROADCASTSS 2048(R12), Z19
+	VFMADD231PS  Z10, Z19, Z8
+	VBROADCASTSS 2304(R12), Z20
+	VFMADD231PS  Z10, Z20, Z9
+	VPANDD       (SI), Z31, Z10
+	VBROADCASTSS 4(R12), Z11
+	VFMADD231PS  Z10, Z11, Z0
+	VBROADCASTSS 260(R12), Z12
+	VFMADD231PS  Z10, Z12, Z1
+	VBROADCASTSS 516(R12), Z13
+	VFMADD231PS  Z10, Z13, Z2
+	VBROADCASTSS 772(R12), Z14
+	VFMADD231PS  Z10, Z14, Z3
+	VBROADCASTSS 1028(R12), Z15
+	VFMADD231PS  Z10, Z15, Z4
+	VBROADCASTSS 1284(R12), Z16
+	VFMADD231PS  Z10, Z16, Z5
+	VBROADCASTSS 1540(R12), Z17
+	VFMADD231PS  Z10, Z17, Z6
+	VBROADCASTSS 1796(R12), Z18
+	VFMADD231PS  Z10, Z18, Z7
+	VBROADCASTSS 2052(R12), Z19
+	VFMADD231PS  Z10, Z19, Z8
+	VBROADCASTSS 2308(R12), Z20
+	VFMADD231PS  Z10, Z20, Z9
+	ADDQ         R9, SI
+	ADDQ         $0x08, R12
+	SUBQ         $0x02, R13
+	JZ           merge890
+
+some896:
+	VPSLLD       $0x10, (SI), Z10
+	VBROADCASTSS (R12), Z11
+	VFMADD231PS  Z10, Z11, Z0
+	VBROADCASTSS 256(R12), Z12
+	VFMADD231PS  Z10, Z12, Z1
+	VBROADCASTSS 512(R12), Z13
+	VFMADD231PS  Z10, Z13, Z2
+	VBROADCASTSS 768(R12), Z14
+	VFMADD231PS  Z10, Z14, Z3
+	VBROADCASTSS 1024(R12), Z15
+	VFMADD231PS  Z10, Z15, Z4
+	VBROADCASTSS 1280(R12), Z16
+	VFMADD231PS  Z10, Z16, Z5
+	VBROADCASTSS 1536(R12), Z17
+	VFMADD231PS  Z10, Z17, Z6
+	VBROADCASTSS 1792(R12), Z18
+	VFMADD231PS  Z10, Z18, Z7
+	VBROADCASTSS 2048(R12), Z19
+	VFMADD231PS  Z10, Z19, Z8
+	VBROADCASTSS 2304(R12), Z20
+	VFMADD231PS  Z10, Z20, Z9
+	ADDQ         R9, SI
+	ADDQ         $0x04, R12
+	JMP          merge890
+
+sparse888:
+	TZCNTQ       R13, AX
+	LEAQ         (BX)(AX*4), R12
+	MOVQ         AX, SI
+	MOVQ         SI, AX
+	SHRQ         $0x01, SI
+	IMULQ        R9, SI
+	ADDQ         DX, SI
+	TESTQ        $0x00000001, AX
+	JNZ          odd897
+	VPSLLD       $0x10, (SI), Z10
+	VBROADCASTSS (R12), Z11
+	VFMADD231PS  Z10, Z11, Z0
+	VBROADCASTSS 256(R12), Z12
+	VFMADD231PS  Z10, Z12, Z1
+	VBROADCASTSS 512(R12), Z13
+	VFMADD231PS  Z10, Z13, Z2
+	VBROADCASTSS 768(R12), Z14
+	VFMADD231PS  Z10, Z14, Z3
+	VBROADCASTSS 1024(R12), Z15
+	VFMADD231PS  Z10, Z15, Z4
+	VBROADCASTSS 1280(R12), Z16
+	VFMADD231PS  Z10, Z16, Z5
+	VBROADCASTSS 1536(R12), Z17
+	VFMADD231PS  Z10, Z17, Z6
+	VBROADCASTSS 1792(R12), Z18
+	VFMADD231PS  Z10, Z18, Z7
+	VBROADCASTSS 2048(R12), Z19
+	VFMADD231PS  Z10, Z19, Z8
+	VBROADCASTSS 2304(R12), Z20
+	VFMADD231PS  Z10, Z20, Z9
+	JMP          done898
+
+odd897:
+	VPANDD       (SI), Z31, Z10
+	VBROADCASTSS (R12), Z11
+	VFMADD231PS  Z10, Z11, Z0
+	VBROADCASTSS 256(R12), Z12
+	VFMADD231PS  Z10, Z12, Z1
+	VBROADCASTSS 512(R12), Z13
+	VFMADD231PS  Z10, Z13, Z2
+	VBROADCASTSS 768(R12), Z14
+	VFMADD231PS  Z10, Z14, Z3
+	VBROADCASTSS 1024(R12), Z15
+	VFMADD231PS  Z10, Z15, Z4
+	VBROADCASTSS 1280(R12), Z16
+	VFMADD231PS  Z10, Z16, Z5
+	VBROADCASTSS 1536(R12), Z17
+	VFMADD231PS  Z10, Z17, Z6
+	VBROADCASTSS 1792(R12), Z18
+	VFMADD231PS  Z10, Z18, Z7
+	VBROADCASTSS 2048(R12), Z19
+	VFMADD231PS  Z10, Z19, Z8
+	VBROADCASTSS 2304(R12), Z20
+	VFMADD231PS  Z10, Z20, Z9
+
+done898:
+	BLSRQ R13, R13
+	JNZ   sparse888
+
+merge890:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store893
+	JZ           store899
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -24497,9 +24678,9 @@ merge888:
 	VMULPS       Z11, Z9, Z9
 	VFMADD231PS  (AX), Z10, Z9
 	VMOVUPS      Z9, (AX)
-	JMP          stored894
+	JMP          stored900
 
-store893:
+store899:
 	VMOVUPS Z0, (AX)
 	ADDQ    R8, AX
 	VMOVUPS Z1, (AX)
@@ -24520,13 +24701,13 @@ store893:
 	ADDQ    R8, AX
 	VMOVUPS Z9, (AX)
 
-stored894:
+stored900:
 	ADDQ $0x00000040, DI
-	ADDQ $0x00000020, DX
+	ADDQ $0x00000040, DX
 	SUBQ $0x01, (SP)
-	JMP  columns883
+	JMP  columns886
 
-less884:
+less887:
 	ADDQ  $0x00000a00, BX
 	MOVQ  BX, R14
 	SUBQ  w+8(FP), R14
@@ -24567,187 +24748,238 @@ tile861:
 	MOVQ cols+40(FP), R14
 	MOVQ R14, (SP)
 
-columns895:
-	CMPQ   (SP), $0x04
-	JLT    less896
-	VPXORD Z0, Z0, Z0
-	VPXORD Z1, Z1, Z1
-	VPXORD Z2, Z2, Z2
-	VPXORD Z3, Z3, Z3
-	MOVQ   mask+56(FP), R13
-	TZCNTQ R13, SI
-	MOVQ   SI, R12
-	BLSIQ  R13, AX
-	ADDQ   R13, AX
-	TESTQ  AX, R13
-	JNZ    sparse897
-	TZCNTQ AX, R13
-	SUBQ   R12, R13
-	LEAQ   (BX)(R12*4), R12
-	IMULQ  R9, SI
-	ADDQ   DX, SI
-
-turn901:
-	SUBQ         $0x04, R13
-	JLT          end903
-	SUBQ         $0x00000200, 8(SP)
-	JGE          quiet902
+columns901:
+	CMPQ         (SP), $0x04
+	JLT          less902
+	VBROADCASTSS highHalf_avx512<>+0(SB), Z31
+	VPXORD       Z0, Z0, Z0
+	VPXORD       Z1, Z1, Z1
+	VPXORD       Z2, Z2, Z2
+	VPXORD       Z3, Z3, Z3
+	MOVQ         mask+56(FP), R13
+	TZCNTQ       R13, SI
+	MOVQ         SI, R12
+	BLSIQ        R13, AX
+	ADDQ         R13, AX
+	TESTQ        AX, R13
+	JNZ          sparse903
+	TZCNTQ       AX, R13
+	SUBQ         R12, R13
+	LEAQ         (BX)(R12*4), R12
+	MOVQ         SI, AX
+	SHRQ         $0x01, SI
+	IMULQ        R9, SI
+	ADDQ         DX, SI
+	TESTQ        $0x00000001, AX
+	JZ           even906
 	VBROADCASTSS (R12), Z4
-	VPSLLD       $0x10, (SI), Z5
+	VPANDD       (SI), Z31, Z5
 	VFMADD231PS  Z5, Z4, Z0
-	VPANDD       (SI), Z31, Z6
+	VPANDD       64(SI), Z31, Z6
 	VFMADD231PS  Z6, Z4, Z1
-	VPSLLD       $0x10, 64(SI), Z7
+	VPANDD       128(SI), Z31, Z7
 	VFMADD231PS  Z7, Z4, Z2
-	VPANDD       64(SI), Z31, Z8
-	VFMADD231PS  Z8, Z4, Z3
-	MOVQ         (R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         8(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	VBROADCASTSS 4(R12), Z4
-	VPSLLD       $0x10, (SI)(R9*1), Z5
-	VFMADD231PS  Z5, Z4, Z0
-	VPANDD       (SI)(R9*1), Z31, Z6
-	VFMADD231PS  Z6, Z4, Z1
-	VPSLLD       $0x10, 64(SI)(R9*1), Z7
-	VFMADD231PS  Z7, Z4, Z2
-	VPANDD       64(SI)(R9*1), Z31, Z8
-	VFMADD231PS  Z8, Z4, Z3
-	MOVQ         16(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         24(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	VBROADCASTSS 8(R12), Z4
-	VPSLLD       $0x10, (SI)(R9*2), Z5
-	VFMADD231PS  Z5, Z4, Z0
-	VPANDD       (SI)(R9*2), Z31, Z6
-	VFMADD231PS  Z6, Z4, Z1
-	VPSLLD       $0x10, 64(SI)(R9*2), Z7
-	VFMADD231PS  Z7, Z4, Z2
-	VPANDD       64(SI)(R9*2), Z31, Z8
-	VFMADD231PS  Z8, Z4, Z3
-	MOVQ         (R11), R14
-	PREFETCHT1   64(R14)(CX*1)
-	MOVQ         8(R11), R14
-	PREFETCHT1   64(R14)(CX*1)
-	VBROADCASTSS 12(R12), Z4
-	VPSLLD       $0x10, (SI)(R15*1), Z5
-	VFMADD231PS  Z5, Z4, Z0
-	VPANDD       (SI)(R15*1), Z31, Z6
-	VFMADD231PS  Z6, Z4, Z1
-	VPSLLD       $0x10, 64(SI)(R15*1), Z7
-	VFMADD231PS  Z7, Z4, Z2
-	VPANDD       64(SI)(R15*1), Z31, Z8
-	VFMADD231PS  Z8, Z4, Z3
-	MOVQ         16(R11), R14
-	PREFETCHT1   64(R14)(CX*1)
-	MOVQ         24(R11), R14
-	PREFETCHT1   64(R14)(CX*1)
-	LEAQ         (SI)(R9*4), SI
-	ADDQ         $0x10, R12
-	ADDQ         $0x00000080, CX
-	TESTQ        $0x000001ff, CX
-	JNZ          row904
-	ADDQ         40(R11), CX
-
-row904:
-	IMUL3Q $0x00000200, 32(R11), R14
-	ADDQ   R14, 8(SP)
-	JMP    turn901
-
-quiet902:
-	VBROADCASTSS (R12), Z4
-	VPSLLD       $0x10, (SI), Z5
-	VFMADD231PS  Z5, Z4, Z0
-	VPANDD       (SI), Z31, Z6
-	VFMADD231PS  Z6, Z4, Z1
-	VPSLLD       $0x10, 64(SI), Z7
-	VFMADD231PS  Z7, Z4, Z2
-	VPANDD       64(SI), Z31, Z8
-	VFMADD231PS  Z8, Z4, Z3
-	VBROADCASTSS 4(R12), Z4
-	VPSLLD       $0x10, (SI)(R9*1), Z5
-	VFMADD231PS  Z5, Z4, Z0
-	VPANDD       (SI)(R9*1), Z31, Z6
-	VFMADD231PS  Z6, Z4, Z1
-	VPSLLD       $0x10, 64(SI)(R9*1), Z7
-	VFMADD231PS  Z7, Z4, Z2
-	VPANDD       64(SI)(R9*1), Z31, Z8
-	VFMADD231PS  Z8, Z4, Z3
-	VBROADCASTSS 8(R12), Z4
-	VPSLLD       $0x10, (SI)(R9*2), Z5
-	VFMADD231PS  Z5, Z4, Z0
-	VPANDD       (SI)(R9*2), Z31, Z6
-	VFMADD231PS  Z6, Z4, Z1
-	VPSLLD       $0x10, 64(SI)(R9*2), Z7
-	VFMADD231PS  Z7, Z4, Z2
-	VPANDD       64(SI)(R9*2), Z31, Z8
-	VFMADD231PS  Z8, Z4, Z3
-	VBROADCASTSS 12(R12), Z4
-	VPSLLD       $0x10, (SI)(R15*1), Z5
-	VFMADD231PS  Z5, Z4, Z0
-	VPANDD       (SI)(R15*1), Z31, Z6
-	VFMADD231PS  Z6, Z4, Z1
-	VPSLLD       $0x10, 64(SI)(R15*1), Z7
-	VFMADD231PS  Z7, Z4, Z2
-	VPANDD       64(SI)(R15*1), Z31, Z8
-	VFMADD231PS  Z8, Z4, Z3
-	LEAQ         (SI)(R9*4), SI
-	ADDQ         $0x10, R12
-	JMP          turn901
-
-end903:
-	ADDQ $0x04, R13
-	JZ   merge900
-
-some899:
-	VBROADCASTSS (R12), Z4
-	VPSLLD       $0x10, (SI), Z5
-	VFMADD231PS  Z5, Z4, Z0
-	VPANDD       (SI), Z31, Z6
-	VFMADD231PS  Z6, Z4, Z1
-	VPSLLD       $0x10, 64(SI), Z7
-	VFMADD231PS  Z7, Z4, Z2
-	VPANDD       64(SI), Z31, Z8
+	VPANDD       192(SI), Z31, Z8
 	VFMADD231PS  Z8, Z4, Z3
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some899
-	JMP          merge900
+	JZ           merge905
 
-sparse897:
-	TZCNTQ       R13, AX
-	LEAQ         (BX)(AX*4), R12
-	MOVQ         AX, SI
-	IMULQ        R9, SI
-	ADDQ         DX, SI
+even906:
+turn907:
+	SUBQ         $0x04, R13
+	JLT          end909
+	SUBQ         $0x00000200, 8(SP)
+	JGE          quiet908
 	VBROADCASTSS (R12), Z4
 	VPSLLD       $0x10, (SI), Z5
 	VFMADD231PS  Z5, Z4, Z0
-	VPANDD       (SI), Z31, Z6
+	VPSLLD       $0x10, 64(SI), Z6
 	VFMADD231PS  Z6, Z4, Z1
-	VPSLLD       $0x10, 64(SI), Z7
+	VPSLLD       $0x10, 128(SI), Z7
 	VFMADD231PS  Z7, Z4, Z2
-	VPANDD       64(SI), Z31, Z8
+	VPSLLD       $0x10, 192(SI), Z8
 	VFMADD231PS  Z8, Z4, Z3
-	BLSRQ        R13, R13
-	JNZ          sparse897
+	MOVQ         (R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	MOVQ         8(R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	VBROADCASTSS 4(R12), Z4
+	VPANDD       (SI), Z31, Z5
+	VFMADD231PS  Z5, Z4, Z0
+	VPANDD       64(SI), Z31, Z6
+	VFMADD231PS  Z6, Z4, Z1
+	VPANDD       128(SI), Z31, Z7
+	VFMADD231PS  Z7, Z4, Z2
+	VPANDD       192(SI), Z31, Z8
+	VFMADD231PS  Z8, Z4, Z3
+	MOVQ         16(R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	MOVQ         24(R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	VBROADCASTSS 8(R12), Z4
+	VPSLLD       $0x10, (SI)(R9*1), Z5
+	VFMADD231PS  Z5, Z4, Z0
+	VPSLLD       $0x10, 64(SI)(R9*1), Z6
+	VFMADD231PS  Z6, Z4, Z1
+	VPSLLD       $0x10, 128(SI)(R9*1), Z7
+	VFMADD231PS  Z7, Z4, Z2
+	VPSLLD       $0x10, 192(SI)(R9*1), Z8
+	VFMADD231PS  Z8, Z4, Z3
+	MOVQ         (R11), R14
+	PREFETCHT1   64(R14)(CX*1)
+	MOVQ         8(R11), R14
+	PREFETCHT1   64(R14)(CX*1)
+	VBROADCASTSS 12(R12), Z4
+	VPANDD       (SI)(R9*1), Z31, Z5
+	VFMADD231PS  Z5, Z4, Z0
+	VPANDD       64(SI)(R9*1), Z31, Z6
+	VFMADD231PS  Z6, Z4, Z1
+	VPANDD       128(SI)(R9*1), Z31, Z7
+	VFMADD231PS  Z7, Z4, Z2
+	VPANDD       192(SI)(R9*1), Z31, Z8
+	VFMADD231PS  Z8, Z4, Z3
+	MOVQ         16(R11), R14
+	PREFETCHT1   64(R14)(CX*1)
+	MOVQ         24(R11), R14
+	PREFETCHT1   64(R14)(CX*1)
+	LEAQ         (SI)(R9*2), SI
+	ADDQ         $0x10, R12
+	ADDQ         $0x00000080, CX
+	TESTQ        $0x000001ff, CX
+	JNZ          row910
+	ADDQ         40(R11), CX
 
-merge900:
-	VMOVUPS      joinFirst_avx512<>+0(SB), Z4
-	VMOVUPS      joinSecond_avx512<>+0(SB), Z5
-	VMOVAPS      Z0, Z6
-	VPERMT2PS    Z1, Z4, Z0
-	VPERMT2PS    Z6, Z5, Z1
-	VMOVAPS      Z2, Z6
-	VPERMT2PS    Z3, Z4, Z2
-	VPERMT2PS    Z6, Z5, Z3
+row910:
+	IMUL3Q $0x00000200, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn907
+
+quiet908:
+	VBROADCASTSS (R12), Z4
+	VPSLLD       $0x10, (SI), Z5
+	VFMADD231PS  Z5, Z4, Z0
+	VPSLLD       $0x10, 64(SI), Z6
+	VFMADD231PS  Z6, Z4, Z1
+	VPSLLD       $0x10, 128(SI), Z7
+	VFMADD231PS  Z7, Z4, Z2
+	VPSLLD       $0x10, 192(SI), Z8
+	VFMADD231PS  Z8, Z4, Z3
+	VBROADCASTSS 4(R12), Z4
+	VPANDD       (SI), Z31, Z5
+	VFMADD231PS  Z5, Z4, Z0
+	VPANDD       64(SI), Z31, Z6
+	VFMADD231PS  Z6, Z4, Z1
+	VPANDD       128(SI), Z31, Z7
+	VFMADD231PS  Z7, Z4, Z2
+	VPANDD       192(SI), Z31, Z8
+	VFMADD231PS  Z8, Z4, Z3
+	VBROADCASTSS 8(R12), Z4
+	VPSLLD       $0x10, (SI)(R9*1), Z5
+	VFMADD231PS  Z5, Z4, Z0
+	VPSLLD       $0x10, 64(SI)(R9*1), Z6
+	VFMADD231PS  Z6, Z4, Z1
+	VPSLLD       $0x10, 128(SI)(R9*1), Z7
+	VFMADD231PS  Z7, Z4, Z2
+	VPSLLD       $0x10, 192(SI)(R9*1), Z8
+	VFMADD231PS  Z8, Z4, Z3
+	VBROADCASTSS 12(R12), Z4
+	VPANDD       (SI)(R9*1), Z31, Z5
+	VFMADD231PS  Z5, Z4, Z0
+	VPANDD       64(SI)(R9*1), Z31, Z6
+	VFMADD231PS  Z6, Z4, Z1
+	VPANDD       128(SI)(R9*1), Z31, Z7
+	VFMADD231PS  Z7, Z4, Z2
+	VPANDD       192(SI)(R9*1), Z31, Z8
+	VFMADD231PS  Z8, Z4, Z3
+	LEAQ         (SI)(R9*2), SI
+	ADDQ         $0x10, R12
+	JMP          turn907
+
+end909:
+	ADDQ         $0x04, R13
+	JZ           merge905
+	CMPQ         R13, $0x02
+	JLT          some911
+	VBROADCASTSS (R12), Z4
+	VPSLLD       $0x10, (SI), Z5
+	VFMADD231PS  Z5, Z4, Z0
+	VPSLLD       $0x10, 64(SI), Z6
+	VFMADD231PS  Z6, Z4, Z1
+	VPSLLD       $0x10, 128(SI), Z7
+	VFMADD231PS  Z7, Z4, Z2
+	VPSLLD       $0x10, 192(SI), Z8
+	VFMADD231PS  Z8, Z4, Z3
+	VBROADCASTSS 4(R12), Z4
+	VPANDD       (SI), Z31, Z5
+	VFMADD231PS  Z5, Z4, Z0
+	VPANDD       64(SI), Z31, Z6
+	VFMADD231PS  Z6, Z4, Z1
+	VPANDD       128(SI), Z31, Z7
+	VFMADD231PS  Z7, Z4, Z2
+	VPANDD       192(SI), Z31, Z8
+	VFMADD231PS  Z8, Z4, Z3
+	ADDQ         R9, SI
+	ADDQ         $0x08, R12
+	SUBQ         $0x02, R13
+	JZ           merge905
+
+some911:
+	VBROADCASTSS (R12), Z4
+	VPSLLD       $0x10, (SI), Z5
+	VFMADD231PS  Z5, Z4, Z0
+	VPSLLD       $0x10, 64(SI), Z6
+	VFMADD231PS  Z6, Z4, Z1
+	VPSLLD       $0x10, 128(SI), Z7
+	VFMADD231PS  Z7, Z4, Z2
+	VPSLLD       $0x10, 192(SI), Z8
+	VFMADD231PS  Z8, Z4, Z3
+	ADDQ         R9, SI
+	ADDQ         $0x04, R12
+	JMP          merge905
+
+sparse903:
+	TZCNTQ       R13, AX
+	LEAQ         (BX)(AX*4), R12
+	MOVQ         AX, SI
+	MOVQ         SI, AX
+	SHRQ         $0x01, SI
+	IMULQ        R9, SI
+	ADDQ         DX, SI
+	TESTQ        $0x00000001, AX
+	JNZ          odd912
+	VBROADCASTSS (R12), Z4
+	VPSLLD       $0x10, (SI), Z5
+	VFMADD231PS  Z5, Z4, Z0
+	VPSLLD       $0x10, 64(SI), Z6
+	VFMADD231PS  Z6, Z4, Z1
+	VPSLLD       $0x10, 128(SI), Z7
+	VFMADD231PS  Z7, Z4, Z2
+	VPSLLD       $0x10, 192(SI), Z8
+	VFMADD231PS  Z8, Z4, Z3
+	JMP          done913
+
+odd912:
+	VBROADCASTSS (R12), Z4
+	VPANDD       (SI), Z31, Z5
+	VFMADD231PS  Z5, Z4, Z0
+	VPANDD       64(SI), Z31, Z6
+	VFMADD231PS  Z6, Z4, Z1
+	VPANDD       128(SI), Z31, Z7
+	VFMADD231PS  Z7, Z4, Z2
+	VPANDD       192(SI), Z31, Z8
+	VFMADD231PS  Z8, Z4, Z3
+
+done913:
+	BLSRQ R13, R13
+	JNZ   sparse903
+
+merge905:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store905
+	JZ           store914
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -24768,149 +25000,187 @@ merge900:
 	VMULPS       Z5, Z3, Z3
 	VFMADD231PS  192(AX), Z4, Z3
 	VMOVUPS      Z3, 192(AX)
-	JMP          stored906
+	JMP          stored915
 
-store905:
+store914:
 	VMOVUPS Z0, (AX)
 	VMOVUPS Z1, 64(AX)
 	VMOVUPS Z2, 128(AX)
 	VMOVUPS Z3, 192(AX)
 
-stored906:
+stored915:
 	ADDQ $0x00000100, DI
-	ADDQ $0x00000080, DX
+	ADDQ $0x00000100, DX
 	SUBQ $0x04, (SP)
-	JMP  columns895
+	JMP  columns901
 
-less896:
-columns907:
-	CMPQ   (SP), $0x02
-	JLT    less908
-	VPXORD Z0, Z0, Z0
-	VPXORD Z1, Z1, Z1
-	MOVQ   mask+56(FP), R13
-	TZCNTQ R13, SI
-	MOVQ   SI, R12
-	BLSIQ  R13, AX
-	ADDQ   R13, AX
-	TESTQ  AX, R13
-	JNZ    sparse909
-	TZCNTQ AX, R13
-	SUBQ   R12, R13
-	LEAQ   (BX)(R12*4), R12
-	IMULQ  R9, SI
-	ADDQ   DX, SI
-
-turn913:
-	SUBQ         $0x04, R13
-	JLT          end915
-	SUBQ         $0x00000100, 8(SP)
-	JGE          quiet914
+less902:
+columns916:
+	CMPQ         (SP), $0x02
+	JLT          less917
+	VBROADCASTSS highHalf_avx512<>+0(SB), Z31
+	VPXORD       Z0, Z0, Z0
+	VPXORD       Z1, Z1, Z1
+	MOVQ         mask+56(FP), R13
+	TZCNTQ       R13, SI
+	MOVQ         SI, R12
+	BLSIQ        R13, AX
+	ADDQ         R13, AX
+	TESTQ        AX, R13
+	JNZ          sparse918
+	TZCNTQ       AX, R13
+	SUBQ         R12, R13
+	LEAQ         (BX)(R12*4), R12
+	MOVQ         SI, AX
+	SHRQ         $0x01, SI
+	IMULQ        R9, SI
+	ADDQ         DX, SI
+	TESTQ        $0x00000001, AX
+	JZ           even921
 	VBROADCASTSS (R12), Z2
-	VPSLLD       $0x10, (SI), Z3
+	VPANDD       (SI), Z31, Z3
 	VFMADD231PS  Z3, Z2, Z0
-	VPANDD       (SI), Z31, Z4
-	VFMADD231PS  Z4, Z2, Z1
-	MOVQ         (R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	VBROADCASTSS 4(R12), Z2
-	VPSLLD       $0x10, (SI)(R9*1), Z3
-	VFMADD231PS  Z3, Z2, Z0
-	VPANDD       (SI)(R9*1), Z31, Z4
-	VFMADD231PS  Z4, Z2, Z1
-	MOVQ         8(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	VBROADCASTSS 8(R12), Z2
-	VPSLLD       $0x10, (SI)(R9*2), Z3
-	VFMADD231PS  Z3, Z2, Z0
-	VPANDD       (SI)(R9*2), Z31, Z4
-	VFMADD231PS  Z4, Z2, Z1
-	MOVQ         16(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	VBROADCASTSS 12(R12), Z2
-	VPSLLD       $0x10, (SI)(R15*1), Z3
-	VFMADD231PS  Z3, Z2, Z0
-	VPANDD       (SI)(R15*1), Z31, Z4
-	VFMADD231PS  Z4, Z2, Z1
-	MOVQ         24(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	LEAQ         (SI)(R9*4), SI
-	ADDQ         $0x10, R12
-	ADDQ         $0x00000040, CX
-	TESTQ        $0x000001ff, CX
-	JNZ          row916
-	ADDQ         40(R11), CX
-
-row916:
-	IMUL3Q $0x00000100, 32(R11), R14
-	ADDQ   R14, 8(SP)
-	JMP    turn913
-
-quiet914:
-	VBROADCASTSS (R12), Z2
-	VPSLLD       $0x10, (SI), Z3
-	VFMADD231PS  Z3, Z2, Z0
-	VPANDD       (SI), Z31, Z4
-	VFMADD231PS  Z4, Z2, Z1
-	VBROADCASTSS 4(R12), Z2
-	VPSLLD       $0x10, (SI)(R9*1), Z3
-	VFMADD231PS  Z3, Z2, Z0
-	VPANDD       (SI)(R9*1), Z31, Z4
-	VFMADD231PS  Z4, Z2, Z1
-	VBROADCASTSS 8(R12), Z2
-	VPSLLD       $0x10, (SI)(R9*2), Z3
-	VFMADD231PS  Z3, Z2, Z0
-	VPANDD       (SI)(R9*2), Z31, Z4
-	VFMADD231PS  Z4, Z2, Z1
-	VBROADCASTSS 12(R12), Z2
-	VPSLLD       $0x10, (SI)(R15*1), Z3
-	VFMADD231PS  Z3, Z2, Z0
-	VPANDD       (SI)(R15*1), Z31, Z4
-	VFMADD231PS  Z4, Z2, Z1
-	LEAQ         (SI)(R9*4), SI
-	ADDQ         $0x10, R12
-	JMP          turn913
-
-end915:
-	ADDQ $0x04, R13
-	JZ   merge912
-
-some911:
-	VBROADCASTSS (R12), Z2
-	VPSLLD       $0x10, (SI), Z3
-	VFMADD231PS  Z3, Z2, Z0
-	VPANDD       (SI), Z31, Z4
+	VPANDD       64(SI), Z31, Z4
 	VFMADD231PS  Z4, Z2, Z1
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some911
-	JMP          merge912
+	JZ           merge920
 
-sparse909:
-	TZCNTQ       R13, AX
-	LEAQ         (BX)(AX*4), R12
-	MOVQ         AX, SI
-	IMULQ        R9, SI
-	ADDQ         DX, SI
+even921:
+turn922:
+	SUBQ         $0x04, R13
+	JLT          end924
+	SUBQ         $0x00000100, 8(SP)
+	JGE          quiet923
 	VBROADCASTSS (R12), Z2
 	VPSLLD       $0x10, (SI), Z3
 	VFMADD231PS  Z3, Z2, Z0
-	VPANDD       (SI), Z31, Z4
+	VPSLLD       $0x10, 64(SI), Z4
 	VFMADD231PS  Z4, Z2, Z1
-	BLSRQ        R13, R13
-	JNZ          sparse909
+	MOVQ         (R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	VBROADCASTSS 4(R12), Z2
+	VPANDD       (SI), Z31, Z3
+	VFMADD231PS  Z3, Z2, Z0
+	VPANDD       64(SI), Z31, Z4
+	VFMADD231PS  Z4, Z2, Z1
+	MOVQ         8(R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	VBROADCASTSS 8(R12), Z2
+	VPSLLD       $0x10, (SI)(R9*1), Z3
+	VFMADD231PS  Z3, Z2, Z0
+	VPSLLD       $0x10, 64(SI)(R9*1), Z4
+	VFMADD231PS  Z4, Z2, Z1
+	MOVQ         16(R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	VBROADCASTSS 12(R12), Z2
+	VPANDD       (SI)(R9*1), Z31, Z3
+	VFMADD231PS  Z3, Z2, Z0
+	VPANDD       64(SI)(R9*1), Z31, Z4
+	VFMADD231PS  Z4, Z2, Z1
+	MOVQ         24(R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	LEAQ         (SI)(R9*2), SI
+	ADDQ         $0x10, R12
+	ADDQ         $0x00000040, CX
+	TESTQ        $0x000001ff, CX
+	JNZ          row925
+	ADDQ         40(R11), CX
 
-merge912:
-	VMOVUPS      joinFirst_avx512<>+0(SB), Z2
-	VMOVUPS      joinSecond_avx512<>+0(SB), Z3
-	VMOVAPS      Z0, Z4
-	VPERMT2PS    Z1, Z2, Z0
-	VPERMT2PS    Z4, Z3, Z1
+row925:
+	IMUL3Q $0x00000100, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn922
+
+quiet923:
+	VBROADCASTSS (R12), Z2
+	VPSLLD       $0x10, (SI), Z3
+	VFMADD231PS  Z3, Z2, Z0
+	VPSLLD       $0x10, 64(SI), Z4
+	VFMADD231PS  Z4, Z2, Z1
+	VBROADCASTSS 4(R12), Z2
+	VPANDD       (SI), Z31, Z3
+	VFMADD231PS  Z3, Z2, Z0
+	VPANDD       64(SI), Z31, Z4
+	VFMADD231PS  Z4, Z2, Z1
+	VBROADCASTSS 8(R12), Z2
+	VPSLLD       $0x10, (SI)(R9*1), Z3
+	VFMADD231PS  Z3, Z2, Z0
+	VPSLLD       $0x10, 64(SI)(R9*1), Z4
+	VFMADD231PS  Z4, Z2, Z1
+	VBROADCASTSS 12(R12), Z2
+	VPANDD       (SI)(R9*1), Z31, Z3
+	VFMADD231PS  Z3, Z2, Z0
+	VPANDD       64(SI)(R9*1), Z31, Z4
+	VFMADD231PS  Z4, Z2, Z1
+	LEAQ         (SI)(R9*2), SI
+	ADDQ         $0x10, R12
+	JMP          turn922
+
+end924:
+	ADDQ         $0x04, R13
+	JZ           merge920
+	CMPQ         R13, $0x02
+	JLT          some926
+	VBROADCASTSS (R12), Z2
+	VPSLLD       $0x10, (SI), Z3
+	VFMADD231PS  Z3, Z2, Z0
+	VPSLLD       $0x10, 64(SI), Z4
+	VFMADD231PS  Z4, Z2, Z1
+	VBROADCASTSS 4(R12), Z2
+	VPANDD       (SI), Z31, Z3
+	VFMADD231PS  Z3, Z2, Z0
+	VPANDD       64(SI), Z31, Z4
+	VFMADD231PS  Z4, Z2, Z1
+	ADDQ         R9, SI
+	ADDQ         $0x08, R12
+	SUBQ         $0x02, R13
+	JZ           merge920
+
+some926:
+	VBROADCASTSS (R12), Z2
+	VPSLLD       $0x10, (SI), Z3
+	VFMADD231PS  Z3, Z2, Z0
+	VPSLLD       $0x10, 64(SI), Z4
+	VFMADD231PS  Z4, Z2, Z1
+	ADDQ         R9, SI
+	ADDQ         $0x04, R12
+	JMP          merge920
+
+sparse918:
+	TZCNTQ       R13, AX
+	LEAQ         (BX)(AX*4), R12
+	MOVQ         AX, SI
+	MOVQ         SI, AX
+	SHRQ         $0x01, SI
+	IMULQ        R9, SI
+	ADDQ         DX, SI
+	TESTQ        $0x00000001, AX
+	JNZ          odd927
+	VBROADCASTSS (R12), Z2
+	VPSLLD       $0x10, (SI), Z3
+	VFMADD231PS  Z3, Z2, Z0
+	VPSLLD       $0x10, 64(SI), Z4
+	VFMADD231PS  Z4, Z2, Z1
+	JMP          done928
+
+odd927:
+	VBROADCASTSS (R12), Z2
+	VPANDD       (SI), Z31, Z3
+	VFMADD231PS  Z3, Z2, Z0
+	VPANDD       64(SI), Z31, Z4
+	VFMADD231PS  Z4, Z2, Z1
+
+done928:
+	BLSRQ R13, R13
+	JNZ   sparse918
+
+merge920:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store917
+	JZ           store929
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -24925,131 +25195,156 @@ merge912:
 	VMULPS       Z3, Z1, Z1
 	VFMADD231PS  64(AX), Z2, Z1
 	VMOVUPS      Z1, 64(AX)
-	JMP          stored918
+	JMP          stored930
 
-store917:
+store929:
 	VMOVUPS Z0, (AX)
 	VMOVUPS Z1, 64(AX)
 
-stored918:
+stored930:
 	ADDQ $0x00000080, DI
-	ADDQ $0x00000040, DX
+	ADDQ $0x00000080, DX
 	SUBQ $0x02, (SP)
-	JMP  columns907
+	JMP  columns916
 
-less908:
-columns919:
-	CMPQ   (SP), $0x01
-	JLT    less920
-	VPXORD Z0, Z0, Z0
-	MOVQ   mask+56(FP), R13
-	TZCNTQ R13, SI
-	MOVQ   SI, R12
-	BLSIQ  R13, AX
-	ADDQ   R13, AX
-	TESTQ  AX, R13
-	JNZ    sparse921
-	TZCNTQ AX, R13
-	SUBQ   R12, R13
-	LEAQ   (BX)(R12*4), R12
-	IMULQ  R9, SI
-	ADDQ   DX, SI
-
-turn925:
-	SUBQ         $0x04, R13
-	JLT          end927
-	SUBQ         $0x00000080, 8(SP)
-	JGE          quiet926
-	VPMOVZXWD    (SI), Z1
-	VPSLLD       $0x10, Z1, Z1
-	VBROADCASTSS (R12), Z2
-	VFMADD231PS  Z1, Z2, Z0
-	MOVQ         (R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	VPMOVZXWD    (SI)(R9*1), Z1
-	VPSLLD       $0x10, Z1, Z1
-	VBROADCASTSS 4(R12), Z2
-	VFMADD231PS  Z1, Z2, Z0
-	MOVQ         8(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	VPMOVZXWD    (SI)(R9*2), Z1
-	VPSLLD       $0x10, Z1, Z1
-	VBROADCASTSS 8(R12), Z2
-	VFMADD231PS  Z1, Z2, Z0
-	MOVQ         16(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	VPMOVZXWD    (SI)(R15*1), Z1
-	VPSLLD       $0x10, Z1, Z1
-	VBROADCASTSS 12(R12), Z2
-	VFMADD231PS  Z1, Z2, Z0
-	MOVQ         24(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	LEAQ         (SI)(R9*4), SI
-	ADDQ         $0x10, R12
-	ADDQ         $0x00000040, CX
-	TESTQ        $0x000001ff, CX
-	JNZ          row928
-	ADDQ         40(R11), CX
-
-row928:
-	IMUL3Q $0x00000100, 32(R11), R14
-	ADDQ   R14, 8(SP)
-	JMP    turn925
-
-quiet926:
-	VPMOVZXWD    (SI), Z1
-	VPSLLD       $0x10, Z1, Z1
-	VBROADCASTSS (R12), Z2
-	VFMADD231PS  Z1, Z2, Z0
-	VPMOVZXWD    (SI)(R9*1), Z1
-	VPSLLD       $0x10, Z1, Z1
-	VBROADCASTSS 4(R12), Z2
-	VFMADD231PS  Z1, Z2, Z0
-	VPMOVZXWD    (SI)(R9*2), Z1
-	VPSLLD       $0x10, Z1, Z1
-	VBROADCASTSS 8(R12), Z2
-	VFMADD231PS  Z1, Z2, Z0
-	VPMOVZXWD    (SI)(R15*1), Z1
-	VPSLLD       $0x10, Z1, Z1
-	VBROADCASTSS 12(R12), Z2
-	VFMADD231PS  Z1, Z2, Z0
-	LEAQ         (SI)(R9*4), SI
-	ADDQ         $0x10, R12
-	JMP          turn925
-
-end927:
-	ADDQ $0x04, R13
-	JZ   merge924
-
-some923:
-	VPMOVZXWD    (SI), Z1
-	VPSLLD       $0x10, Z1, Z1
+less917:
+columns931:
+	CMPQ         (SP), $0x01
+	JLT          less932
+	VBROADCASTSS highHalf_avx512<>+0(SB), Z31
+	VPXORD       Z0, Z0, Z0
+	MOVQ         mask+56(FP), R13
+	TZCNTQ       R13, SI
+	MOVQ         SI, R12
+	BLSIQ        R13, AX
+	ADDQ         R13, AX
+	TESTQ        AX, R13
+	JNZ          sparse933
+	TZCNTQ       AX, R13
+	SUBQ         R12, R13
+	LEAQ         (BX)(R12*4), R12
+	MOVQ         SI, AX
+	SHRQ         $0x01, SI
+	IMULQ        R9, SI
+	ADDQ         DX, SI
+	TESTQ        $0x00000001, AX
+	JZ           even936
+	VPANDD       (SI), Z31, Z1
 	VBROADCASTSS (R12), Z2
 	VFMADD231PS  Z1, Z2, Z0
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some923
-	JMP          merge924
+	JZ           merge935
 
-sparse921:
+even936:
+turn937:
+	SUBQ         $0x04, R13
+	JLT          end939
+	SUBQ         $0x00000080, 8(SP)
+	JGE          quiet938
+	VPSLLD       $0x10, (SI), Z1
+	VBROADCASTSS (R12), Z2
+	VFMADD231PS  Z1, Z2, Z0
+	MOVQ         (R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	VPANDD       (SI), Z31, Z1
+	VBROADCASTSS 4(R12), Z2
+	VFMADD231PS  Z1, Z2, Z0
+	MOVQ         8(R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	VPSLLD       $0x10, (SI)(R9*1), Z1
+	VBROADCASTSS 8(R12), Z2
+	VFMADD231PS  Z1, Z2, Z0
+	MOVQ         16(R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	VPANDD       (SI)(R9*1), Z31, Z1
+	VBROADCASTSS 12(R12), Z2
+	VFMADD231PS  Z1, Z2, Z0
+	MOVQ         24(R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	LEAQ         (SI)(R9*2), SI
+	ADDQ         $0x10, R12
+	ADDQ         $0x00000040, CX
+	TESTQ        $0x000001ff, CX
+	JNZ          row940
+	ADDQ         40(R11), CX
+
+row940:
+	IMUL3Q $0x00000100, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn937
+
+quiet938:
+	VPSLLD       $0x10, (SI), Z1
+	VBROADCASTSS (R12), Z2
+	VFMADD231PS  Z1, Z2, Z0
+	VPANDD       (SI), Z31, Z1
+	VBROADCASTSS 4(R12), Z2
+	VFMADD231PS  Z1, Z2, Z0
+	VPSLLD       $0x10, (SI)(R9*1), Z1
+	VBROADCASTSS 8(R12), Z2
+	VFMADD231PS  Z1, Z2, Z0
+	VPANDD       (SI)(R9*1), Z31, Z1
+	VBROADCASTSS 12(R12), Z2
+	VFMADD231PS  Z1, Z2, Z0
+	LEAQ         (SI)(R9*2), SI
+	ADDQ         $0x10, R12
+	JMP          turn937
+
+end939:
+	ADDQ         $0x04, R13
+	JZ           merge935
+	CMPQ         R13, $0x02
+	JLT          some941
+	VPSLLD       $0x10, (SI), Z1
+	VBROADCASTSS (R12), Z2
+	VFMADD231PS  Z1, Z2, Z0
+	VPANDD       (SI), Z31, Z1
+	VBROADCASTSS 4(R12), Z2
+	VFMADD231PS  Z1, Z2, Z0
+	ADDQ         R9, SI
+	ADDQ         $0x08, R12
+	SUBQ         $0x02, R13
+	JZ           merge935
+
+some941:
+	VPSLLD       $0x10, (SI), Z1
+	VBROADCASTSS (R12), Z2
+	VFMADD231PS  Z1, Z2, Z0
+	ADDQ         R9, SI
+	ADDQ         $0x04, R12
+	JMP          merge935
+
+sparse933:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
+	MOVQ         SI, AX
+	SHRQ         $0x01, SI
 	IMULQ        R9, SI
 	ADDQ         DX, SI
-	VPMOVZXWD    (SI), Z1
-	VPSLLD       $0x10, Z1, Z1
+	TESTQ        $0x00000001, AX
+	JNZ          odd942
+	VPSLLD       $0x10, (SI), Z1
 	VBROADCASTSS (R12), Z2
 	VFMADD231PS  Z1, Z2, Z0
-	BLSRQ        R13, R13
-	JNZ          sparse921
+	JMP          done943
 
-merge924:
+odd942:
+	VPANDD       (SI), Z31, Z1
+	VBROADCASTSS (R12), Z2
+	VFMADD231PS  Z1, Z2, Z0
+
+done943:
+	BLSRQ R13, R13
+	JNZ   sparse933
+
+merge935:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store929
+	JZ           store944
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -25061,18 +25356,18 @@ merge924:
 	VMULPS       Z2, Z0, Z0
 	VFMADD231PS  (AX), Z1, Z0
 	VMOVUPS      Z0, (AX)
-	JMP          stored930
+	JMP          stored945
 
-store929:
+store944:
 	VMOVUPS Z0, (AX)
 
-stored930:
+stored945:
 	ADDQ $0x00000040, DI
-	ADDQ $0x00000020, DX
+	ADDQ $0x00000040, DX
 	SUBQ $0x01, (SP)
-	JMP  columns919
+	JMP  columns931
 
-less920:
+less932:
 	ADDQ  $0x00000100, BX
 	MOVQ  BX, R14
 	SUBQ  w+8(FP), R14
@@ -25088,247 +25383,312 @@ tile862:
 	MOVQ cols+40(FP), R14
 	MOVQ R14, (SP)
 
-columns931:
-	CMPQ   (SP), $0x04
-	JLT    less932
-	VPXORD Z0, Z0, Z0
-	VPXORD Z1, Z1, Z1
-	VPXORD Z2, Z2, Z2
-	VPXORD Z3, Z3, Z3
-	VPXORD Z4, Z4, Z4
-	VPXORD Z5, Z5, Z5
-	VPXORD Z6, Z6, Z6
-	VPXORD Z7, Z7, Z7
-	MOVQ   mask+56(FP), R13
-	TZCNTQ R13, SI
-	MOVQ   SI, R12
-	BLSIQ  R13, AX
-	ADDQ   R13, AX
-	TESTQ  AX, R13
-	JNZ    sparse933
-	TZCNTQ AX, R13
-	SUBQ   R12, R13
-	LEAQ   (BX)(R12*4), R12
-	IMULQ  R9, SI
-	ADDQ   DX, SI
-
-turn937:
-	SUBQ         $0x04, R13
-	JLT          end939
-	SUBQ         $0x00000200, 8(SP)
-	JGE          quiet938
+columns946:
+	CMPQ         (SP), $0x04
+	JLT          less947
+	VBROADCASTSS highHalf_avx512<>+0(SB), Z31
+	VPXORD       Z0, Z0, Z0
+	VPXORD       Z1, Z1, Z1
+	VPXORD       Z2, Z2, Z2
+	VPXORD       Z3, Z3, Z3
+	VPXORD       Z4, Z4, Z4
+	VPXORD       Z5, Z5, Z5
+	VPXORD       Z6, Z6, Z6
+	VPXORD       Z7, Z7, Z7
+	MOVQ         mask+56(FP), R13
+	TZCNTQ       R13, SI
+	MOVQ         SI, R12
+	BLSIQ        R13, AX
+	ADDQ         R13, AX
+	TESTQ        AX, R13
+	JNZ          sparse948
+	TZCNTQ       AX, R13
+	SUBQ         R12, R13
+	LEAQ         (BX)(R12*4), R12
+	MOVQ         SI, AX
+	SHRQ         $0x01, SI
+	IMULQ        R9, SI
+	ADDQ         DX, SI
+	TESTQ        $0x00000001, AX
+	JZ           even951
 	VBROADCASTSS (R12), Z8
 	VBROADCASTSS 256(R12), Z9
-	VPSLLD       $0x10, (SI), Z10
+	VPANDD       (SI), Z31, Z10
 	VFMADD231PS  Z10, Z8, Z0
 	VFMADD231PS  Z10, Z9, Z4
-	VPANDD       (SI), Z31, Z11
+	VPANDD       64(SI), Z31, Z11
 	VFMADD231PS  Z11, Z8, Z1
 	VFMADD231PS  Z11, Z9, Z5
-	VPSLLD       $0x10, 64(SI), Z12
+	VPANDD       128(SI), Z31, Z12
 	VFMADD231PS  Z12, Z8, Z2
 	VFMADD231PS  Z12, Z9, Z6
-	VPANDD       64(SI), Z31, Z13
-	VFMADD231PS  Z13, Z8, Z3
-	VFMADD231PS  Z13, Z9, Z7
-	MOVQ         (R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         8(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	VBROADCASTSS 4(R12), Z8
-	VBROADCASTSS 260(R12), Z9
-	VPSLLD       $0x10, (SI)(R9*1), Z10
-	VFMADD231PS  Z10, Z8, Z0
-	VFMADD231PS  Z10, Z9, Z4
-	VPANDD       (SI)(R9*1), Z31, Z11
-	VFMADD231PS  Z11, Z8, Z1
-	VFMADD231PS  Z11, Z9, Z5
-	VPSLLD       $0x10, 64(SI)(R9*1), Z12
-	VFMADD231PS  Z12, Z8, Z2
-	VFMADD231PS  Z12, Z9, Z6
-	VPANDD       64(SI)(R9*1), Z31, Z13
-	VFMADD231PS  Z13, Z8, Z3
-	VFMADD231PS  Z13, Z9, Z7
-	MOVQ         16(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         24(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	VBROADCASTSS 8(R12), Z8
-	VBROADCASTSS 264(R12), Z9
-	VPSLLD       $0x10, (SI)(R9*2), Z10
-	VFMADD231PS  Z10, Z8, Z0
-	VFMADD231PS  Z10, Z9, Z4
-	VPANDD       (SI)(R9*2), Z31, Z11
-	VFMADD231PS  Z11, Z8, Z1
-	VFMADD231PS  Z11, Z9, Z5
-	VPSLLD       $0x10, 64(SI)(R9*2), Z12
-	VFMADD231PS  Z12, Z8, Z2
-	VFMADD231PS  Z12, Z9, Z6
-	VPANDD       64(SI)(R9*2), Z31, Z13
-	VFMADD231PS  Z13, Z8, Z3
-	VFMADD231PS  Z13, Z9, Z7
-	MOVQ         (R11), R14
-	PREFETCHT1   64(R14)(CX*1)
-	MOVQ         8(R11), R14
-	PREFETCHT1   64(R14)(CX*1)
-	VBROADCASTSS 12(R12), Z8
-	VBROADCASTSS 268(R12), Z9
-	VPSLLD       $0x10, (SI)(R15*1), Z10
-	VFMADD231PS  Z10, Z8, Z0
-	VFMADD231PS  Z10, Z9, Z4
-	VPANDD       (SI)(R15*1), Z31, Z11
-	VFMADD231PS  Z11, Z8, Z1
-	VFMADD231PS  Z11, Z9, Z5
-	VPSLLD       $0x10, 64(SI)(R15*1), Z12
-	VFMADD231PS  Z12, Z8, Z2
-	VFMADD231PS  Z12, Z9, Z6
-	VPANDD       64(SI)(R15*1), Z31, Z13
-	VFMADD231PS  Z13, Z8, Z3
-	VFMADD231PS  Z13, Z9, Z7
-	MOVQ         16(R11), R14
-	PREFETCHT1   64(R14)(CX*1)
-	MOVQ         24(R11), R14
-	PREFETCHT1   64(R14)(CX*1)
-	LEAQ         (SI)(R9*4), SI
-	ADDQ         $0x10, R12
-	ADDQ         $0x00000080, CX
-	TESTQ        $0x000001ff, CX
-	JNZ          row940
-	ADDQ         40(R11), CX
-
-row940:
-	IMUL3Q $0x00000200, 32(R11), R14
-	ADDQ   R14, 8(SP)
-	JMP    turn937
-
-quiet938:
-	VBROADCASTSS (R12), Z8
-	VBROADCASTSS 256(R12), Z9
-	VPSLLD       $0x10, (SI), Z10
-	VFMADD231PS  Z10, Z8, Z0
-	VFMADD231PS  Z10, Z9, Z4
-	VPANDD       (SI), Z31, Z11
-	VFMADD231PS  Z11, Z8, Z1
-	VFMADD231PS  Z11, Z9, Z5
-	VPSLLD       $0x10, 64(SI), Z12
-	VFMADD231PS  Z12, Z8, Z2
-	VFMADD231PS  Z12, Z9, Z6
-	VPANDD       64(SI), Z31, Z13
-	VFMADD231PS  Z13, Z8, Z3
-	VFMADD231PS  Z13, Z9, Z7
-	VBROADCASTSS 4(R12), Z8
-	VBROADCASTSS 260(R12), Z9
-	VPSLLD       $0x10, (SI)(R9*1), Z10
-	VFMADD231PS  Z10, Z8, Z0
-	VFMADD231PS  Z10, Z9, Z4
-	VPANDD       (SI)(R9*1), Z31, Z11
-	VFMADD231PS  Z11, Z8, Z1
-	VFMADD231PS  Z11, Z9, Z5
-	VPSLLD       $0x10, 64(SI)(R9*1), Z12
-	VFMADD231PS  Z12, Z8, Z2
-	VFMADD231PS  Z12, Z9, Z6
-	VPANDD       64(SI)(R9*1), Z31, Z13
-	VFMADD231PS  Z13, Z8, Z3
-	VFMADD231PS  Z13, Z9, Z7
-	VBROADCASTSS 8(R12), Z8
-	VBROADCASTSS 264(R12), Z9
-	VPSLLD       $0x10, (SI)(R9*2), Z10
-	VFMADD231PS  Z10, Z8, Z0
-	VFMADD231PS  Z10, Z9, Z4
-	VPANDD       (SI)(R9*2), Z31, Z11
-	VFMADD231PS  Z11, Z8, Z1
-	VFMADD231PS  Z11, Z9, Z5
-	VPSLLD       $0x10, 64(SI)(R9*2), Z12
-	VFMADD231PS  Z12, Z8, Z2
-	VFMADD231PS  Z12, Z9, Z6
-	VPANDD       64(SI)(R9*2), Z31, Z13
-	VFMADD231PS  Z13, Z8, Z3
-	VFMADD231PS  Z13, Z9, Z7
-	VBROADCASTSS 12(R12), Z8
-	VBROADCASTSS 268(R12), Z9
-	VPSLLD       $0x10, (SI)(R15*1), Z10
-	VFMADD231PS  Z10, Z8, Z0
-	VFMADD231PS  Z10, Z9, Z4
-	VPANDD       (SI)(R15*1), Z31, Z11
-	VFMADD231PS  Z11, Z8, Z1
-	VFMADD231PS  Z11, Z9, Z5
-	VPSLLD       $0x10, 64(SI)(R15*1), Z12
-	VFMADD231PS  Z12, Z8, Z2
-	VFMADD231PS  Z12, Z9, Z6
-	VPANDD       64(SI)(R15*1), Z31, Z13
-	VFMADD231PS  Z13, Z8, Z3
-	VFMADD231PS  Z13, Z9, Z7
-	LEAQ         (SI)(R9*4), SI
-	ADDQ         $0x10, R12
-	JMP          turn937
-
-end939:
-	ADDQ $0x04, R13
-	JZ   merge936
-
-some935:
-	VBROADCASTSS (R12), Z8
-	VBROADCASTSS 256(R12), Z9
-	VPSLLD       $0x10, (SI), Z10
-	VFMADD231PS  Z10, Z8, Z0
-	VFMADD231PS  Z10, Z9, Z4
-	VPANDD       (SI), Z31, Z11
-	VFMADD231PS  Z11, Z8, Z1
-	VFMADD231PS  Z11, Z9, Z5
-	VPSLLD       $0x10, 64(SI), Z12
-	VFMADD231PS  Z12, Z8, Z2
-	VFMADD231PS  Z12, Z9, Z6
-	VPANDD       64(SI), Z31, Z13
+	VPANDD       192(SI), Z31, Z13
 	VFMADD231PS  Z13, Z8, Z3
 	VFMADD231PS  Z13, Z9, Z7
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some935
-	JMP          merge936
+	JZ           merge950
 
-sparse933:
-	TZCNTQ       R13, AX
-	LEAQ         (BX)(AX*4), R12
-	MOVQ         AX, SI
-	IMULQ        R9, SI
-	ADDQ         DX, SI
+even951:
+turn952:
+	SUBQ         $0x04, R13
+	JLT          end954
+	SUBQ         $0x00000200, 8(SP)
+	JGE          quiet953
 	VBROADCASTSS (R12), Z8
 	VBROADCASTSS 256(R12), Z9
 	VPSLLD       $0x10, (SI), Z10
 	VFMADD231PS  Z10, Z8, Z0
 	VFMADD231PS  Z10, Z9, Z4
-	VPANDD       (SI), Z31, Z11
+	VPSLLD       $0x10, 64(SI), Z11
 	VFMADD231PS  Z11, Z8, Z1
 	VFMADD231PS  Z11, Z9, Z5
-	VPSLLD       $0x10, 64(SI), Z12
+	VPSLLD       $0x10, 128(SI), Z12
 	VFMADD231PS  Z12, Z8, Z2
 	VFMADD231PS  Z12, Z9, Z6
-	VPANDD       64(SI), Z31, Z13
+	VPSLLD       $0x10, 192(SI), Z13
 	VFMADD231PS  Z13, Z8, Z3
 	VFMADD231PS  Z13, Z9, Z7
-	BLSRQ        R13, R13
-	JNZ          sparse933
+	MOVQ         (R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	MOVQ         8(R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	VBROADCASTSS 4(R12), Z8
+	VBROADCASTSS 260(R12), Z9
+	VPANDD       (SI), Z31, Z10
+	VFMADD231PS  Z10, Z8, Z0
+	VFMADD231PS  Z10, Z9, Z4
+	VPANDD       64(SI), Z31, Z11
+	VFMADD231PS  Z11, Z8, Z1
+	VFMADD231PS  Z11, Z9, Z5
+	VPANDD       128(SI), Z31, Z12
+	VFMADD231PS  Z12, Z8, Z2
+	VFMADD231PS  Z12, Z9, Z6
+	VPANDD       192(SI), Z31, Z13
+	VFMADD231PS  Z13, Z8, Z3
+	VFMADD231PS  Z13, Z9, Z7
+	MOVQ         16(R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	MOVQ         24(R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	VBROADCASTSS 8(R12), Z8
+	VBROADCASTSS 264(R12), Z9
+	VPSLLD       $0x10, (SI)(R9*1), Z10
+	VFMADD231PS  Z10, Z8, Z0
+	VFMADD231PS  Z10, Z9, Z4
+	VPSLLD       $0x10, 64(SI)(R9*1), Z11
+	VFMADD231PS  Z11, Z8, Z1
+	VFMADD231PS  Z11, Z9, Z5
+	VPSLLD       $0x10, 128(SI)(R9*1), Z12
+	VFMADD231PS  Z12, Z8, Z2
+	VFMADD231PS  Z12, Z9, Z6
+	VPSLLD       $0x10, 192(SI)(R9*1), Z13
+	VFMADD231PS  Z13, Z8, Z3
+	VFMADD231PS  Z13, Z9, Z7
+	MOVQ         (R11), R14
+	PREFETCHT1   64(R14)(CX*1)
+	MOVQ         8(R11), R14
+	PREFETCHT1   64(R14)(CX*1)
+	VBROADCASTSS 12(R12), Z8
+	VBROADCASTSS 268(R12), Z9
+	VPANDD       (SI)(R9*1), Z31, Z10
+	VFMADD231PS  Z10, Z8, Z0
+	VFMADD231PS  Z10, Z9, Z4
+	VPANDD       64(SI)(R9*1), Z31, Z11
+	VFMADD231PS  Z11, Z8, Z1
+	VFMADD231PS  Z11, Z9, Z5
+	VPANDD       128(SI)(R9*1), Z31, Z12
+	VFMADD231PS  Z12, Z8, Z2
+	VFMADD231PS  Z12, Z9, Z6
+	VPANDD       192(SI)(R9*1), Z31, Z13
+	VFMADD231PS  Z13, Z8, Z3
+	VFMADD231PS  Z13, Z9, Z7
+	MOVQ         16(R11), R14
+	PREFETCHT1   64(R14)(CX*1)
+	MOVQ         24(R11), R14
+	PREFETCHT1   64(R14)(CX*1)
+	LEAQ         (SI)(R9*2), SI
+	ADDQ         $0x10, R12
+	ADDQ         $0x00000080, CX
+	TESTQ        $0x000001ff, CX
+	JNZ          row955
+	ADDQ         40(R11), CX
 
-merge936:
-	VMOVUPS      joinFirst_avx512<>+0(SB), Z8
-	VMOVUPS      joinSecond_avx512<>+0(SB), Z9
-	VMOVAPS      Z0, Z10
-	VPERMT2PS    Z1, Z8, Z0
-	VPERMT2PS    Z10, Z9, Z1
-	VMOVAPS      Z2, Z10
-	VPERMT2PS    Z3, Z8, Z2
-	VPERMT2PS    Z10, Z9, Z3
-	VMOVAPS      Z4, Z10
-	VPERMT2PS    Z5, Z8, Z4
-	VPERMT2PS    Z10, Z9, Z5
-	VMOVAPS      Z6, Z10
-	VPERMT2PS    Z7, Z8, Z6
-	VPERMT2PS    Z10, Z9, Z7
+row955:
+	IMUL3Q $0x00000200, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn952
+
+quiet953:
+	VBROADCASTSS (R12), Z8
+	VBROADCASTSS 256(R12), Z9
+	VPSLLD       $0x10, (SI), Z10
+	VFMADD231PS  Z10, Z8, Z0
+	VFMADD231PS  Z10, Z9, Z4
+	VPSLLD       $0x10, 64(SI), Z11
+	VFMADD231PS  Z11, Z8, Z1
+	VFMADD231PS  Z11, Z9, Z5
+	VPSLLD       $0x10, 128(SI), Z12
+	VFMADD231PS  Z12, Z8, Z2
+	VFMADD231PS  Z12, Z9, Z6
+	VPSLLD       $0x10, 192(SI), Z13
+	VFMADD231PS  Z13, Z8, Z3
+	VFMADD231PS  Z13, Z9, Z7
+	VBROADCASTSS 4(R12), Z8
+	VBROADCASTSS 260(R12), Z9
+	VPANDD       (SI), Z31, Z10
+	VFMADD231PS  Z10, Z8, Z0
+	VFMADD231PS  Z10, Z9, Z4
+	VPANDD       64(SI), Z31, Z11
+	VFMADD231PS  Z11, Z8, Z1
+	VFMADD231PS  Z11, Z9, Z5
+	VPANDD       128(SI), Z31, Z12
+	VFMADD231PS  Z12, Z8, Z2
+	VFMADD231PS  Z12, Z9, Z6
+	VPANDD       192(SI), Z31, Z13
+	VFMADD231PS  Z13, Z8, Z3
+	VFMADD231PS  Z13, Z9, Z7
+	VBROADCASTSS 8(R12), Z8
+	VBROADCASTSS 264(R12), Z9
+	VPSLLD       $0x10, (SI)(R9*1), Z10
+	VFMADD231PS  Z10, Z8, Z0
+	VFMADD231PS  Z10, Z9, Z4
+	VPSLLD       $0x10, 64(SI)(R9*1), Z11
+	VFMADD231PS  Z11, Z8, Z1
+	VFMADD231PS  Z11, Z9, Z5
+	VPSLLD       $0x10, 128(SI)(R9*1), Z12
+	VFMADD231PS  Z12, Z8, Z2
+	VFMADD231PS  Z12, Z9, Z6
+	VPSLLD       $0x10, 192(SI)(R9*1), Z13
+	VFMADD231PS  Z13, Z8, Z3
+	VFMADD231PS  Z13, Z9, Z7
+	VBROADCASTSS 12(R12), Z8
+	VBROADCASTSS 268(R12), Z9
+	VPANDD       (SI)(R9*1), Z31, Z10
+	VFMADD231PS  Z10, Z8, Z0
+	VFMADD231PS  Z10, Z9, Z4
+	VPANDD       64(SI)(R9*1), Z31, Z11
+	VFMADD231PS  Z11, Z8, Z1
+	VFMADD231PS  Z11, Z9, Z5
+	VPANDD       128(SI)(R9*1), Z31, Z12
+	VFMADD231PS  Z12, Z8, Z2
+	VFMADD231PS  Z12, Z9, Z6
+	VPANDD       192(SI)(R9*1), Z31, Z13
+	VFMADD231PS  Z13, Z8, Z3
+	VFMADD231PS  Z13, Z9, Z7
+	LEAQ         (SI)(R9*2), SI
+	ADDQ         $0x10, R12
+	JMP          turn952
+
+end954:
+	ADDQ         $0x04, R13
+	JZ           merge950
+	CMPQ         R13, $0x02
+	JLT          some956
+	VBROADCASTSS (R12), Z8
+	VBROADCASTSS 256(R12), Z9
+	VPSLLD       $0x10, (SI), Z10
+	VFMADD231PS  Z10, Z8, Z0
+	VFMADD231PS  Z10, Z9, Z4
+	VPSLLD       $0x10, 64(SI), Z11
+	VFMADD231PS  Z11, Z8, Z1
+	VFMADD231PS  Z11, Z9, Z5
+	VPSLLD       $0x10, 128(SI), Z12
+	VFMADD231PS  Z12, Z8, Z2
+	VFMADD231PS  Z12, Z9, Z6
+	VPSLLD       $0x10, 192(SI), Z13
+	VFMADD231PS  Z13, Z8, Z3
+	VFMADD231PS  Z13, Z9, Z7
+	VBROADCASTSS 4(R12), Z8
+	VBROADCASTSS 260(R12), Z9
+	VPANDD       (SI), Z31, Z10
+	VFMADD231PS  Z10, Z8, Z0
+	VFMADD231PS  Z10, Z9, Z4
+	VPANDD       64(SI), Z31, Z11
+	VFMADD231PS  Z11, Z8, Z1
+	VFMADD231PS  Z11, Z9, Z5
+	VPANDD       128(SI), Z31, Z12
+	VFMADD231PS  Z12, Z8, Z2
+	VFMADD231PS  Z12, Z9, Z6
+	VPANDD       192(SI), Z31, Z13
+	VFMADD231PS  Z13, Z8, Z3
+	VFMADD231PS  Z13, Z9, Z7
+	ADDQ         R9, SI
+	ADDQ         $0x08, R12
+	SUBQ         $0x02, R13
+	JZ           merge950
+
+some956:
+	VBROADCASTSS (R12), Z8
+	VBROADCASTSS 256(R12), Z9
+	VPSLLD       $0x10, (SI), Z10
+	VFMADD231PS  Z10, Z8, Z0
+	VFMADD231PS  Z10, Z9, Z4
+	VPSLLD       $0x10, 64(SI), Z11
+	VFMADD231PS  Z11, Z8, Z1
+	VFMADD231PS  Z11, Z9, Z5
+	VPSLLD       $0x10, 128(SI), Z12
+	VFMADD231PS  Z12, Z8, Z2
+	VFMADD231PS  Z12, Z9, Z6
+	VPSLLD       $0x10, 192(SI), Z13
+	VFMADD231PS  Z13, Z8, Z3
+	VFMADD231PS  Z13, Z9, Z7
+	ADDQ         R9, SI
+	ADDQ         $0x04, R12
+	JMP          merge950
+
+sparse948:
+	TZCNTQ       R13, AX
+	LEAQ         (BX)(AX*4), R12
+	MOVQ         AX, SI
+	MOVQ         SI, AX
+	SHRQ         $0x01, SI
+	IMULQ        R9, SI
+	ADDQ         DX, SI
+	TESTQ        $0x00000001, AX
+	JNZ          odd957
+	VBROADCASTSS (R12), Z8
+	VBROADCASTSS 256(R12), Z9
+	VPSLLD       $0x10, (SI), Z10
+	VFMADD231PS  Z10, Z8, Z0
+	VFMADD231PS  Z10, Z9, Z4
+	VPSLLD       $0x10, 64(SI), Z11
+	VFMADD231PS  Z11, Z8, Z1
+	VFMADD231PS  Z11, Z9, Z5
+	VPSLLD       $0x10, 128(SI), Z12
+	VFMADD231PS  Z12, Z8, Z2
+	VFMADD231PS  Z12, Z9, Z6
+	VPSLLD       $0x10, 192(SI), Z13
+	VFMADD231PS  Z13, Z8, Z3
+	VFMADD231PS  Z13, Z9, Z7
+	JMP          done958
+
+odd957:
+	VBROADCASTSS (R12), Z8
+	VBROADCASTSS 256(R12), Z9
+	VPANDD       (SI), Z31, Z10
+	VFMADD231PS  Z10, Z8, Z0
+	VFMADD231PS  Z10, Z9, Z4
+	VPANDD       64(SI), Z31, Z11
+	VFMADD231PS  Z11, Z8, Z1
+	VFMADD231PS  Z11, Z9, Z5
+	VPANDD       128(SI), Z31, Z12
+	VFMADD231PS  Z12, Z8, Z2
+	VFMADD231PS  Z12, Z9, Z6
+	VPANDD       192(SI), Z31, Z13
+	VFMADD231PS  Z13, Z8, Z3
+	VFMADD231PS  Z13, Z9, Z7
+
+done958:
+	BLSRQ R13, R13
+	JNZ   sparse948
+
+merge950:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store941
+	JZ           store959
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -25364,9 +25724,9 @@ merge936:
 	VMULPS       Z9, Z7, Z7
 	VFMADD231PS  192(AX), Z8, Z7
 	VMOVUPS      Z7, 192(AX)
-	JMP          stored942
+	JMP          stored960
 
-store941:
+store959:
 	VMOVUPS Z0, (AX)
 	VMOVUPS Z1, 64(AX)
 	VMOVUPS Z2, 128(AX)
@@ -25377,134 +25737,39 @@ store941:
 	VMOVUPS Z6, 128(AX)
 	VMOVUPS Z7, 192(AX)
 
-stored942:
+stored960:
 	ADDQ $0x00000100, DI
-	ADDQ $0x00000080, DX
+	ADDQ $0x00000100, DX
 	SUBQ $0x04, (SP)
-	JMP  columns931
+	JMP  columns946
 
-less932:
-columns943:
-	CMPQ   (SP), $0x02
-	JLT    less944
-	VPXORD Z0, Z0, Z0
-	VPXORD Z1, Z1, Z1
-	VPXORD Z2, Z2, Z2
-	VPXORD Z3, Z3, Z3
-	MOVQ   mask+56(FP), R13
-	TZCNTQ R13, SI
-	MOVQ   SI, R12
-	BLSIQ  R13, AX
-	ADDQ   R13, AX
-	TESTQ  AX, R13
-	JNZ    sparse945
-	TZCNTQ AX, R13
-	SUBQ   R12, R13
-	LEAQ   (BX)(R12*4), R12
-	IMULQ  R9, SI
-	ADDQ   DX, SI
-
-turn949:
-	SUBQ         $0x04, R13
-	JLT          end951
-	SUBQ         $0x00000100, 8(SP)
-	JGE          quiet950
-	VPSLLD       $0x10, (SI), Z4
-	VPANDD       (SI), Z31, Z5
-	VBROADCASTSS (R12), Z6
-	VFMADD231PS  Z4, Z6, Z0
-	VFMADD231PS  Z5, Z6, Z1
-	VBROADCASTSS 256(R12), Z7
-	VFMADD231PS  Z4, Z7, Z2
-	VFMADD231PS  Z5, Z7, Z3
-	MOVQ         (R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	VPSLLD       $0x10, (SI)(R9*1), Z4
-	VPANDD       (SI)(R9*1), Z31, Z5
-	VBROADCASTSS 4(R12), Z6
-	VFMADD231PS  Z4, Z6, Z0
-	VFMADD231PS  Z5, Z6, Z1
-	VBROADCASTSS 260(R12), Z7
-	VFMADD231PS  Z4, Z7, Z2
-	VFMADD231PS  Z5, Z7, Z3
-	MOVQ         8(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	VPSLLD       $0x10, (SI)(R9*2), Z4
-	VPANDD       (SI)(R9*2), Z31, Z5
-	VBROADCASTSS 8(R12), Z6
-	VFMADD231PS  Z4, Z6, Z0
-	VFMADD231PS  Z5, Z6, Z1
-	VBROADCASTSS 264(R12), Z7
-	VFMADD231PS  Z4, Z7, Z2
-	VFMADD231PS  Z5, Z7, Z3
-	MOVQ         16(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	VPSLLD       $0x10, (SI)(R15*1), Z4
-	VPANDD       (SI)(R15*1), Z31, Z5
-	VBROADCASTSS 12(R12), Z6
-	VFMADD231PS  Z4, Z6, Z0
-	VFMADD231PS  Z5, Z6, Z1
-	VBROADCASTSS 268(R12), Z7
-	VFMADD231PS  Z4, Z7, Z2
-	VFMADD231PS  Z5, Z7, Z3
-	MOVQ         24(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	LEAQ         (SI)(R9*4), SI
-	ADDQ         $0x10, R12
-	ADDQ         $0x00000040, CX
-	TESTQ        $0x000001ff, CX
-	JNZ          row952
-	ADDQ         40(R11), CX
-
-row952:
-	IMUL3Q $0x00000100, 32(R11), R14
-	ADDQ   R14, 8(SP)
-	JMP    turn949
-
-quiet950:
-	VPSLLD       $0x10, (SI), Z4
-	VPANDD       (SI), Z31, Z5
-	VBROADCASTSS (R12), Z6
-	VFMADD231PS  Z4, Z6, Z0
-	VFMADD231PS  Z5, Z6, Z1
-	VBROADCASTSS 256(R12), Z7
-	VFMADD231PS  Z4, Z7, Z2
-	VFMADD231PS  Z5, Z7, Z3
-	VPSLLD       $0x10, (SI)(R9*1), Z4
-	VPANDD       (SI)(R9*1), Z31, Z5
-	VBROADCASTSS 4(R12), Z6
-	VFMADD231PS  Z4, Z6, Z0
-	VFMADD231PS  Z5, Z6, Z1
-	VBROADCASTSS 260(R12), Z7
-	VFMADD231PS  Z4, Z7, Z2
-	VFMADD231PS  Z5, Z7, Z3
-	VPSLLD       $0x10, (SI)(R9*2), Z4
-	VPANDD       (SI)(R9*2), Z31, Z5
-	VBROADCASTSS 8(R12), Z6
-	VFMADD231PS  Z4, Z6, Z0
-	VFMADD231PS  Z5, Z6, Z1
-	VBROADCASTSS 264(R12), Z7
-	VFMADD231PS  Z4, Z7, Z2
-	VFMADD231PS  Z5, Z7, Z3
-	VPSLLD       $0x10, (SI)(R15*1), Z4
-	VPANDD       (SI)(R15*1), Z31, Z5
-	VBROADCASTSS 12(R12), Z6
-	VFMADD231PS  Z4, Z6, Z0
-	VFMADD231PS  Z5, Z6, Z1
-	VBROADCASTSS 268(R12), Z7
-	VFMADD231PS  Z4, Z7, Z2
-	VFMADD231PS  Z5, Z7, Z3
-	LEAQ         (SI)(R9*4), SI
-	ADDQ         $0x10, R12
-	JMP          turn949
-
-end951:
-	ADDQ $0x04, R13
-	JZ   merge948
-
-some947:
-	VPSLLD       $0x10, (SI), Z4
-	VPANDD       (SI), Z31, Z5
+less947:
+columns961:
+	CMPQ         (SP), $0x02
+	JLT          less962
+	VBROADCASTSS highHalf_avx512<>+0(SB), Z31
+	VPXORD       Z0, Z0, Z0
+	VPXORD       Z1, Z1, Z1
+	VPXORD       Z2, Z2, Z2
+	VPXORD       Z3, Z3, Z3
+	MOVQ         mask+56(FP), R13
+	TZCNTQ       R13, SI
+	MOVQ         SI, R12
+	BLSIQ        R13, AX
+	ADDQ         R13, AX
+	TESTQ        AX, R13
+	JNZ          sparse963
+	TZCNTQ       AX, R13
+	SUBQ         R12, R13
+	LEAQ         (BX)(R12*4), R12
+	MOVQ         SI, AX
+	SHRQ         $0x01, SI
+	IMULQ        R9, SI
+	ADDQ         DX, SI
+	TESTQ        $0x00000001, AX
+	JZ           even966
+	VPANDD       (SI), Z31, Z4
+	VPANDD       64(SI), Z31, Z5
 	VBROADCASTSS (R12), Z6
 	VFMADD231PS  Z4, Z6, Z0
 	VFMADD231PS  Z5, Z6, Z1
@@ -25514,39 +25779,181 @@ some947:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some947
-	JMP          merge948
+	JZ           merge965
 
-sparse945:
-	TZCNTQ       R13, AX
-	LEAQ         (BX)(AX*4), R12
-	MOVQ         AX, SI
-	IMULQ        R9, SI
-	ADDQ         DX, SI
+even966:
+turn967:
+	SUBQ         $0x04, R13
+	JLT          end969
+	SUBQ         $0x00000100, 8(SP)
+	JGE          quiet968
 	VPSLLD       $0x10, (SI), Z4
-	VPANDD       (SI), Z31, Z5
+	VPSLLD       $0x10, 64(SI), Z5
 	VBROADCASTSS (R12), Z6
 	VFMADD231PS  Z4, Z6, Z0
 	VFMADD231PS  Z5, Z6, Z1
 	VBROADCASTSS 256(R12), Z7
 	VFMADD231PS  Z4, Z7, Z2
 	VFMADD231PS  Z5, Z7, Z3
-	BLSRQ        R13, R13
-	JNZ          sparse945
+	MOVQ         (R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	VPANDD       (SI), Z31, Z4
+	VPANDD       64(SI), Z31, Z5
+	VBROADCASTSS 4(R12), Z6
+	VFMADD231PS  Z4, Z6, Z0
+	VFMADD231PS  Z5, Z6, Z1
+	VBROADCASTSS 260(R12), Z7
+	VFMADD231PS  Z4, Z7, Z2
+	VFMADD231PS  Z5, Z7, Z3
+	MOVQ         8(R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	VPSLLD       $0x10, (SI)(R9*1), Z4
+	VPSLLD       $0x10, 64(SI)(R9*1), Z5
+	VBROADCASTSS 8(R12), Z6
+	VFMADD231PS  Z4, Z6, Z0
+	VFMADD231PS  Z5, Z6, Z1
+	VBROADCASTSS 264(R12), Z7
+	VFMADD231PS  Z4, Z7, Z2
+	VFMADD231PS  Z5, Z7, Z3
+	MOVQ         16(R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	VPANDD       (SI)(R9*1), Z31, Z4
+	VPANDD       64(SI)(R9*1), Z31, Z5
+	VBROADCASTSS 12(R12), Z6
+	VFMADD231PS  Z4, Z6, Z0
+	VFMADD231PS  Z5, Z6, Z1
+	VBROADCASTSS 268(R12), Z7
+	VFMADD231PS  Z4, Z7, Z2
+	VFMADD231PS  Z5, Z7, Z3
+	MOVQ         24(R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	LEAQ         (SI)(R9*2), SI
+	ADDQ         $0x10, R12
+	ADDQ         $0x00000040, CX
+	TESTQ        $0x000001ff, CX
+	JNZ          row970
+	ADDQ         40(R11), CX
 
-merge948:
-	VMOVUPS      joinFirst_avx512<>+0(SB), Z4
-	VMOVUPS      joinSecond_avx512<>+0(SB), Z5
-	VMOVAPS      Z0, Z6
-	VPERMT2PS    Z1, Z4, Z0
-	VPERMT2PS    Z6, Z5, Z1
-	VMOVAPS      Z2, Z6
-	VPERMT2PS    Z3, Z4, Z2
-	VPERMT2PS    Z6, Z5, Z3
+row970:
+	IMUL3Q $0x00000100, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn967
+
+quiet968:
+	VPSLLD       $0x10, (SI), Z4
+	VPSLLD       $0x10, 64(SI), Z5
+	VBROADCASTSS (R12), Z6
+	VFMADD231PS  Z4, Z6, Z0
+	VFMADD231PS  Z5, Z6, Z1
+	VBROADCASTSS 256(R12), Z7
+	VFMADD231PS  Z4, Z7, Z2
+	VFMADD231PS  Z5, Z7, Z3
+	VPANDD       (SI), Z31, Z4
+	VPANDD       64(SI), Z31, Z5
+	VBROADCASTSS 4(R12), Z6
+	VFMADD231PS  Z4, Z6, Z0
+	VFMADD231PS  Z5, Z6, Z1
+	VBROADCASTSS 260(R12), Z7
+	VFMADD231PS  Z4, Z7, Z2
+	VFMADD231PS  Z5, Z7, Z3
+	VPSLLD       $0x10, (SI)(R9*1), Z4
+	VPSLLD       $0x10, 64(SI)(R9*1), Z5
+	VBROADCASTSS 8(R12), Z6
+	VFMADD231PS  Z4, Z6, Z0
+	VFMADD231PS  Z5, Z6, Z1
+	VBROADCASTSS 264(R12), Z7
+	VFMADD231PS  Z4, Z7, Z2
+	VFMADD231PS  Z5, Z7, Z3
+	VPANDD       (SI)(R9*1), Z31, Z4
+	VPANDD       64(SI)(R9*1), Z31, Z5
+	VBROADCASTSS 12(R12), Z6
+	VFMADD231PS  Z4, Z6, Z0
+	VFMADD231PS  Z5, Z6, Z1
+	VBROADCASTSS 268(R12), Z7
+	VFMADD231PS  Z4, Z7, Z2
+	VFMADD231PS  Z5, Z7, Z3
+	LEAQ         (SI)(R9*2), SI
+	ADDQ         $0x10, R12
+	JMP          turn967
+
+end969:
+	ADDQ         $0x04, R13
+	JZ           merge965
+	CMPQ         R13, $0x02
+	JLT          some971
+	VPSLLD       $0x10, (SI), Z4
+	VPSLLD       $0x10, 64(SI), Z5
+	VBROADCASTSS (R12), Z6
+	VFMADD231PS  Z4, Z6, Z0
+	VFMADD231PS  Z5, Z6, Z1
+	VBROADCASTSS 256(R12), Z7
+	VFMADD231PS  Z4, Z7, Z2
+	VFMADD231PS  Z5, Z7, Z3
+	VPANDD       (SI), Z31, Z4
+	VPANDD       64(SI), Z31, Z5
+	VBROADCASTSS 4(R12), Z6
+	VFMADD231PS  Z4, Z6, Z0
+	VFMADD231PS  Z5, Z6, Z1
+	VBROADCASTSS 260(R12), Z7
+	VFMADD231PS  Z4, Z7, Z2
+	VFMADD231PS  Z5, Z7, Z3
+	ADDQ         R9, SI
+	ADDQ         $0x08, R12
+	SUBQ         $0x02, R13
+	JZ           merge965
+
+some971:
+	VPSLLD       $0x10, (SI), Z4
+	VPSLLD       $0x10, 64(SI), Z5
+	VBROADCASTSS (R12), Z6
+	VFMADD231PS  Z4, Z6, Z0
+	VFMADD231PS  Z5, Z6, Z1
+	VBROADCASTSS 256(R12), Z7
+	VFMADD231PS  Z4, Z7, Z2
+	VFMADD231PS  Z5, Z7, Z3
+	ADDQ         R9, SI
+	ADDQ         $0x04, R12
+	JMP          merge965
+
+sparse963:
+	TZCNTQ       R13, AX
+	LEAQ         (BX)(AX*4), R12
+	MOVQ         AX, SI
+	MOVQ         SI, AX
+	SHRQ         $0x01, SI
+	IMULQ        R9, SI
+	ADDQ         DX, SI
+	TESTQ        $0x00000001, AX
+	JNZ          odd972
+	VPSLLD       $0x10, (SI), Z4
+	VPSLLD       $0x10, 64(SI), Z5
+	VBROADCASTSS (R12), Z6
+	VFMADD231PS  Z4, Z6, Z0
+	VFMADD231PS  Z5, Z6, Z1
+	VBROADCASTSS 256(R12), Z7
+	VFMADD231PS  Z4, Z7, Z2
+	VFMADD231PS  Z5, Z7, Z3
+	JMP          done973
+
+odd972:
+	VPANDD       (SI), Z31, Z4
+	VPANDD       64(SI), Z31, Z5
+	VBROADCASTSS (R12), Z6
+	VFMADD231PS  Z4, Z6, Z0
+	VFMADD231PS  Z5, Z6, Z1
+	VBROADCASTSS 256(R12), Z7
+	VFMADD231PS  Z4, Z7, Z2
+	VFMADD231PS  Z5, Z7, Z3
+
+done973:
+	BLSRQ R13, R13
+	JNZ   sparse963
+
+merge965:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store953
+	JZ           store974
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -25570,125 +25977,45 @@ merge948:
 	VMULPS       Z5, Z3, Z3
 	VFMADD231PS  64(AX), Z4, Z3
 	VMOVUPS      Z3, 64(AX)
-	JMP          stored954
+	JMP          stored975
 
-store953:
+store974:
 	VMOVUPS Z0, (AX)
 	VMOVUPS Z1, 64(AX)
 	ADDQ    R8, AX
 	VMOVUPS Z2, (AX)
 	VMOVUPS Z3, 64(AX)
 
-stored954:
+stored975:
 	ADDQ $0x00000080, DI
-	ADDQ $0x00000040, DX
+	ADDQ $0x00000080, DX
 	SUBQ $0x02, (SP)
-	JMP  columns943
+	JMP  columns961
 
-less944:
-columns955:
-	CMPQ   (SP), $0x01
-	JLT    less956
-	VPXORD Z0, Z0, Z0
-	VPXORD Z1, Z1, Z1
-	MOVQ   mask+56(FP), R13
-	TZCNTQ R13, SI
-	MOVQ   SI, R12
-	BLSIQ  R13, AX
-	ADDQ   R13, AX
-	TESTQ  AX, R13
-	JNZ    sparse957
-	TZCNTQ AX, R13
-	SUBQ   R12, R13
-	LEAQ   (BX)(R12*4), R12
-	IMULQ  R9, SI
-	ADDQ   DX, SI
-
-turn961:
-	SUBQ         $0x04, R13
-	JLT          end963
-	SUBQ         $0x00000080, 8(SP)
-	JGE          quiet962
-	VPMOVZXWD    (SI), Z2
-	VPSLLD       $0x10, Z2, Z2
-	VBROADCASTSS (R12), Z3
-	VFMADD231PS  Z2, Z3, Z0
-	VBROADCASTSS 256(R12), Z4
-	VFMADD231PS  Z2, Z4, Z1
-	MOVQ         (R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	VPMOVZXWD    (SI)(R9*1), Z2
-	VPSLLD       $0x10, Z2, Z2
-	VBROADCASTSS 4(R12), Z3
-	VFMADD231PS  Z2, Z3, Z0
-	VBROADCASTSS 260(R12), Z4
-	VFMADD231PS  Z2, Z4, Z1
-	MOVQ         8(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	VPMOVZXWD    (SI)(R9*2), Z2
-	VPSLLD       $0x10, Z2, Z2
-	VBROADCASTSS 8(R12), Z3
-	VFMADD231PS  Z2, Z3, Z0
-	VBROADCASTSS 264(R12), Z4
-	VFMADD231PS  Z2, Z4, Z1
-	MOVQ         16(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	VPMOVZXWD    (SI)(R15*1), Z2
-	VPSLLD       $0x10, Z2, Z2
-	VBROADCASTSS 12(R12), Z3
-	VFMADD231PS  Z2, Z3, Z0
-	VBROADCASTSS 268(R12), Z4
-	VFMADD231PS  Z2, Z4, Z1
-	MOVQ         24(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	LEAQ         (SI)(R9*4), SI
-	ADDQ         $0x10, R12
-	ADDQ         $0x00000040, CX
-	TESTQ        $0x000001ff, CX
-	JNZ          row964
-	ADDQ         40(R11), CX
-
-row964:
-	IMUL3Q $0x00000100, 32(R11), R14
-	ADDQ   R14, 8(SP)
-	JMP    turn961
-
-quiet962:
-	VPMOVZXWD    (SI), Z2
-	VPSLLD       $0x10, Z2, Z2
-	VBROADCASTSS (R12), Z3
-	VFMADD231PS  Z2, Z3, Z0
-	VBROADCASTSS 256(R12), Z4
-	VFMADD231PS  Z2, Z4, Z1
-	VPMOVZXWD    (SI)(R9*1), Z2
-	VPSLLD       $0x10, Z2, Z2
-	VBROADCASTSS 4(R12), Z3
-	VFMADD231PS  Z2, Z3, Z0
-	VBROADCASTSS 260(R12), Z4
-	VFMADD231PS  Z2, Z4, Z1
-	VPMOVZXWD    (SI)(R9*2), Z2
-	VPSLLD       $0x10, Z2, Z2
-	VBROADCASTSS 8(R12), Z3
-	VFMADD231PS  Z2, Z3, Z0
-	VBROADCASTSS 264(R12), Z4
-	VFMADD231PS  Z2, Z4, Z1
-	VPMOVZXWD    (SI)(R15*1), Z2
-	VPSLLD       $0x10, Z2, Z2
-	VBROADCASTSS 12(R12), Z3
-	VFMADD231PS  Z2, Z3, Z0
-	VBROADCASTSS 268(R12), Z4
-	VFMADD231PS  Z2, Z4, Z1
-	LEAQ         (SI)(R9*4), SI
-	ADDQ         $0x10, R12
-	JMP          turn961
-
-end963:
-	ADDQ $0x04, R13
-	JZ   merge960
-
-some959:
-	VPMOVZXWD    (SI), Z2
-	VPSLLD       $0x10, Z2, Z2
+less962:
+columns976:
+	CMPQ         (SP), $0x01
+	JLT          less977
+	VBROADCASTSS highHalf_avx512<>+0(SB), Z31
+	VPXORD       Z0, Z0, Z0
+	VPXORD       Z1, Z1, Z1
+	MOVQ         mask+56(FP), R13
+	TZCNTQ       R13, SI
+	MOVQ         SI, R12
+	BLSIQ        R13, AX
+	ADDQ         R13, AX
+	TESTQ        AX, R13
+	JNZ          sparse978
+	TZCNTQ       AX, R13
+	SUBQ         R12, R13
+	LEAQ         (BX)(R12*4), R12
+	MOVQ         SI, AX
+	SHRQ         $0x01, SI
+	IMULQ        R9, SI
+	ADDQ         DX, SI
+	TESTQ        $0x00000001, AX
+	JZ           even981
+	VPANDD       (SI), Z31, Z2
 	VBROADCASTSS (R12), Z3
 	VFMADD231PS  Z2, Z3, Z0
 	VBROADCASTSS 256(R12), Z4
@@ -25696,29 +26023,142 @@ some959:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some959
-	JMP          merge960
+	JZ           merge980
 
-sparse957:
-	TZCNTQ       R13, AX
-	LEAQ         (BX)(AX*4), R12
-	MOVQ         AX, SI
-	IMULQ        R9, SI
-	ADDQ         DX, SI
-	VPMOVZXWD    (SI), Z2
-	VPSLLD       $0x10, Z2, Z2
+even981:
+turn982:
+	SUBQ         $0x04, R13
+	JLT          end984
+	SUBQ         $0x00000080, 8(SP)
+	JGE          quiet983
+	VPSLLD       $0x10, (SI), Z2
 	VBROADCASTSS (R12), Z3
 	VFMADD231PS  Z2, Z3, Z0
 	VBROADCASTSS 256(R12), Z4
 	VFMADD231PS  Z2, Z4, Z1
-	BLSRQ        R13, R13
-	JNZ          sparse957
+	MOVQ         (R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	VPANDD       (SI), Z31, Z2
+	VBROADCASTSS 4(R12), Z3
+	VFMADD231PS  Z2, Z3, Z0
+	VBROADCASTSS 260(R12), Z4
+	VFMADD231PS  Z2, Z4, Z1
+	MOVQ         8(R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	VPSLLD       $0x10, (SI)(R9*1), Z2
+	VBROADCASTSS 8(R12), Z3
+	VFMADD231PS  Z2, Z3, Z0
+	VBROADCASTSS 264(R12), Z4
+	VFMADD231PS  Z2, Z4, Z1
+	MOVQ         16(R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	VPANDD       (SI)(R9*1), Z31, Z2
+	VBROADCASTSS 12(R12), Z3
+	VFMADD231PS  Z2, Z3, Z0
+	VBROADCASTSS 268(R12), Z4
+	VFMADD231PS  Z2, Z4, Z1
+	MOVQ         24(R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	LEAQ         (SI)(R9*2), SI
+	ADDQ         $0x10, R12
+	ADDQ         $0x00000040, CX
+	TESTQ        $0x000001ff, CX
+	JNZ          row985
+	ADDQ         40(R11), CX
 
-merge960:
+row985:
+	IMUL3Q $0x00000100, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn982
+
+quiet983:
+	VPSLLD       $0x10, (SI), Z2
+	VBROADCASTSS (R12), Z3
+	VFMADD231PS  Z2, Z3, Z0
+	VBROADCASTSS 256(R12), Z4
+	VFMADD231PS  Z2, Z4, Z1
+	VPANDD       (SI), Z31, Z2
+	VBROADCASTSS 4(R12), Z3
+	VFMADD231PS  Z2, Z3, Z0
+	VBROADCASTSS 260(R12), Z4
+	VFMADD231PS  Z2, Z4, Z1
+	VPSLLD       $0x10, (SI)(R9*1), Z2
+	VBROADCASTSS 8(R12), Z3
+	VFMADD231PS  Z2, Z3, Z0
+	VBROADCASTSS 264(R12), Z4
+	VFMADD231PS  Z2, Z4, Z1
+	VPANDD       (SI)(R9*1), Z31, Z2
+	VBROADCASTSS 12(R12), Z3
+	VFMADD231PS  Z2, Z3, Z0
+	VBROADCASTSS 268(R12), Z4
+	VFMADD231PS  Z2, Z4, Z1
+	LEAQ         (SI)(R9*2), SI
+	ADDQ         $0x10, R12
+	JMP          turn982
+
+end984:
+	ADDQ         $0x04, R13
+	JZ           merge980
+	CMPQ         R13, $0x02
+	JLT          some986
+	VPSLLD       $0x10, (SI), Z2
+	VBROADCASTSS (R12), Z3
+	VFMADD231PS  Z2, Z3, Z0
+	VBROADCASTSS 256(R12), Z4
+	VFMADD231PS  Z2, Z4, Z1
+	VPANDD       (SI), Z31, Z2
+	VBROADCASTSS 4(R12), Z3
+	VFMADD231PS  Z2, Z3, Z0
+	VBROADCASTSS 260(R12), Z4
+	VFMADD231PS  Z2, Z4, Z1
+	ADDQ         R9, SI
+	ADDQ         $0x08, R12
+	SUBQ         $0x02, R13
+	JZ           merge980
+
+some986:
+	VPSLLD       $0x10, (SI), Z2
+	VBROADCASTSS (R12), Z3
+	VFMADD231PS  Z2, Z3, Z0
+	VBROADCASTSS 256(R12), Z4
+	VFMADD231PS  Z2, Z4, Z1
+	ADDQ         R9, SI
+	ADDQ         $0x04, R12
+	JMP          merge980
+
+sparse978:
+	TZCNTQ       R13, AX
+	LEAQ         (BX)(AX*4), R12
+	MOVQ         AX, SI
+	MOVQ         SI, AX
+	SHRQ         $0x01, SI
+	IMULQ        R9, SI
+	ADDQ         DX, SI
+	TESTQ        $0x00000001, AX
+	JNZ          odd987
+	VPSLLD       $0x10, (SI), Z2
+	VBROADCASTSS (R12), Z3
+	VFMADD231PS  Z2, Z3, Z0
+	VBROADCASTSS 256(R12), Z4
+	VFMADD231PS  Z2, Z4, Z1
+	JMP          done988
+
+odd987:
+	VPANDD       (SI), Z31, Z2
+	VBROADCASTSS (R12), Z3
+	VFMADD231PS  Z2, Z3, Z0
+	VBROADCASTSS 256(R12), Z4
+	VFMADD231PS  Z2, Z4, Z1
+
+done988:
+	BLSRQ R13, R13
+	JNZ   sparse978
+
+merge980:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store965
+	JZ           store989
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -25736,20 +26176,20 @@ merge960:
 	VMULPS       Z3, Z1, Z1
 	VFMADD231PS  (AX), Z2, Z1
 	VMOVUPS      Z1, (AX)
-	JMP          stored966
+	JMP          stored990
 
-store965:
+store989:
 	VMOVUPS Z0, (AX)
 	ADDQ    R8, AX
 	VMOVUPS Z1, (AX)
 
-stored966:
+stored990:
 	ADDQ $0x00000040, DI
-	ADDQ $0x00000020, DX
+	ADDQ $0x00000040, DX
 	SUBQ $0x01, (SP)
-	JMP  columns955
+	JMP  columns976
 
-less956:
+less977:
 	ADDQ  $0x00000200, BX
 	MOVQ  BX, R14
 	SUBQ  w+8(FP), R14
@@ -25765,260 +26205,68 @@ tile863:
 	MOVQ cols+40(FP), R14
 	MOVQ R14, (SP)
 
-columns967:
-	CMPQ   (SP), $0x04
-	JLT    less968
-	VPXORD Z0, Z0, Z0
-	VPXORD Z1, Z1, Z1
-	VPXORD Z2, Z2, Z2
-	VPXORD Z3, Z3, Z3
-	VPXORD Z4, Z4, Z4
-	VPXORD Z5, Z5, Z5
-	VPXORD Z6, Z6, Z6
-	VPXORD Z7, Z7, Z7
-	VPXORD Z8, Z8, Z8
-	VPXORD Z9, Z9, Z9
-	VPXORD Z10, Z10, Z10
-	VPXORD Z11, Z11, Z11
-	MOVQ   mask+56(FP), R13
-	TZCNTQ R13, SI
-	MOVQ   SI, R12
-	BLSIQ  R13, AX
-	ADDQ   R13, AX
-	TESTQ  AX, R13
-	JNZ    sparse969
-	TZCNTQ AX, R13
-	SUBQ   R12, R13
-	LEAQ   (BX)(R12*4), R12
-	IMULQ  R9, SI
-	ADDQ   DX, SI
-
-turn973:
-	SUBQ         $0x04, R13
-	JLT          end975
-	SUBQ         $0x00000200, 8(SP)
-	JGE          quiet974
+columns991:
+	CMPQ         (SP), $0x04
+	JLT          less992
+	VBROADCASTSS highHalf_avx512<>+0(SB), Z31
+	VPXORD       Z0, Z0, Z0
+	VPXORD       Z1, Z1, Z1
+	VPXORD       Z2, Z2, Z2
+	VPXORD       Z3, Z3, Z3
+	VPXORD       Z4, Z4, Z4
+	VPXORD       Z5, Z5, Z5
+	VPXORD       Z6, Z6, Z6
+	VPXORD       Z7, Z7, Z7
+	VPXORD       Z8, Z8, Z8
+	VPXORD       Z9, Z9, Z9
+	VPXORD       Z10, Z10, Z10
+	VPXORD       Z11, Z11, Z11
+	MOVQ         mask+56(FP), R13
+	TZCNTQ       R13, SI
+	MOVQ         SI, R12
+	BLSIQ        R13, AX
+	ADDQ         R13, AX
+	TESTQ        AX, R13
+	JNZ          sparse993
+	TZCNTQ       AX, R13
+	SUBQ         R12, R13
+	LEAQ         (BX)(R12*4), R12
+	MOVQ         SI, AX
+	SHRQ         $0x01, SI
+	IMULQ        R9, SI
+	ADDQ         DX, SI
+	TESTQ        $0x00000001, AX
+	JZ           even996
 	VBROADCASTSS (R12), Z12
 	VBROADCASTSS 256(R12), Z13
 	VBROADCASTSS 512(R12), Z14
-	VPSLLD       $0x10, (SI), Z15
+	VPANDD       (SI), Z31, Z15
 	VFMADD231PS  Z15, Z12, Z0
 	VFMADD231PS  Z15, Z13, Z4
 	VFMADD231PS  Z15, Z14, Z8
-	VPANDD       (SI), Z31, Z16
+	VPANDD       64(SI), Z31, Z16
 	VFMADD231PS  Z16, Z12, Z1
 	VFMADD231PS  Z16, Z13, Z5
 	VFMADD231PS  Z16, Z14, Z9
-	VPSLLD       $0x10, 64(SI), Z17
+	VPANDD       128(SI), Z31, Z17
 	VFMADD231PS  Z17, Z12, Z2
 	VFMADD231PS  Z17, Z13, Z6
 	VFMADD231PS  Z17, Z14, Z10
-	VPANDD       64(SI), Z31, Z18
-	VFMADD231PS  Z18, Z12, Z3
-	VFMADD231PS  Z18, Z13, Z7
-	VFMADD231PS  Z18, Z14, Z11
-	MOVQ         (R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         8(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	VBROADCASTSS 4(R12), Z12
-	VBROADCASTSS 260(R12), Z13
-	VBROADCASTSS 516(R12), Z14
-	VPSLLD       $0x10, (SI)(R9*1), Z15
-	VFMADD231PS  Z15, Z12, Z0
-	VFMADD231PS  Z15, Z13, Z4
-	VFMADD231PS  Z15, Z14, Z8
-	VPANDD       (SI)(R9*1), Z31, Z16
-	VFMADD231PS  Z16, Z12, Z1
-	VFMADD231PS  Z16, Z13, Z5
-	VFMADD231PS  Z16, Z14, Z9
-	VPSLLD       $0x10, 64(SI)(R9*1), Z17
-	VFMADD231PS  Z17, Z12, Z2
-	VFMADD231PS  Z17, Z13, Z6
-	VFMADD231PS  Z17, Z14, Z10
-	VPANDD       64(SI)(R9*1), Z31, Z18
-	VFMADD231PS  Z18, Z12, Z3
-	VFMADD231PS  Z18, Z13, Z7
-	VFMADD231PS  Z18, Z14, Z11
-	MOVQ         16(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         24(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	VBROADCASTSS 8(R12), Z12
-	VBROADCASTSS 264(R12), Z13
-	VBROADCASTSS 520(R12), Z14
-	VPSLLD       $0x10, (SI)(R9*2), Z15
-	VFMADD231PS  Z15, Z12, Z0
-	VFMADD231PS  Z15, Z13, Z4
-	VFMADD231PS  Z15, Z14, Z8
-	VPANDD       (SI)(R9*2), Z31, Z16
-	VFMADD231PS  Z16, Z12, Z1
-	VFMADD231PS  Z16, Z13, Z5
-	VFMADD231PS  Z16, Z14, Z9
-	VPSLLD       $0x10, 64(SI)(R9*2), Z17
-	VFMADD231PS  Z17, Z12, Z2
-	VFMADD231PS  Z17, Z13, Z6
-	VFMADD231PS  Z17, Z14, Z10
-	VPANDD       64(SI)(R9*2), Z31, Z18
-	VFMADD231PS  Z18, Z12, Z3
-	VFMADD231PS  Z18, Z13, Z7
-	VFMADD231PS  Z18, Z14, Z11
-	MOVQ         (R11), R14
-	PREFETCHT1   64(R14)(CX*1)
-	MOVQ         8(R11), R14
-	PREFETCHT1   64(R14)(CX*1)
-	VBROADCASTSS 12(R12), Z12
-	VBROADCASTSS 268(R12), Z13
-	VBROADCASTSS 524(R12), Z14
-	VPSLLD       $0x10, (SI)(R15*1), Z15
-	VFMADD231PS  Z15, Z12, Z0
-	VFMADD231PS  Z15, Z13, Z4
-	VFMADD231PS  Z15, Z14, Z8
-	VPANDD       (SI)(R15*1), Z31, Z16
-	VFMADD231PS  Z16, Z12, Z1
-	VFMADD231PS  Z16, Z13, Z5
-	VFMADD231PS  Z16, Z14, Z9
-	VPSLLD       $0x10, 64(SI)(R15*1), Z17
-	VFMADD231PS  Z17, Z12, Z2
-	VFMADD231PS  Z17, Z13, Z6
-	VFMADD231PS  Z17, Z14, Z10
-	VPANDD       64(SI)(R15*1), Z31, Z18
-	VFMADD231PS  Z18, Z12, Z3
-	VFMADD231PS  Z18, Z13, Z7
-	VFMADD231PS  Z18, Z14, Z11
-	MOVQ         16(R11), R14
-	PREFETCHT1   64(R14)(CX*1)
-	MOVQ         24(R11), R14
-	PREFETCHT1   64(R14)(CX*1)
-	LEAQ         (SI)(R9*4), SI
-	ADDQ         $0x10, R12
-	ADDQ         $0x00000080, CX
-	TESTQ        $0x000001ff, CX
-	JNZ          row976
-	ADDQ         40(R11), CX
-
-row976:
-	IMUL3Q $0x00000200, 32(R11), R14
-	ADDQ   R14, 8(SP)
-	JMP    turn973
-
-quiet974:
-	VBROADCASTSS (R12), Z12
-	VBROADCASTSS 256(R12), Z13
-	VBROADCASTSS 512(R12), Z14
-	VPSLLD       $0x10, (SI), Z15
-	VFMADD231PS  Z15, Z12, Z0
-	VFMADD231PS  Z15, Z13, Z4
-	VFMADD231PS  Z15, Z14, Z8
-	VPANDD       (SI), Z31, Z16
-	VFMADD231PS  Z16, Z12, Z1
-	VFMADD231PS  Z16, Z13, Z5
-	VFMADD231PS  Z16, Z14, Z9
-	VPSLLD       $0x10, 64(SI), Z17
-	VFMADD231PS  Z17, Z12, Z2
-	VFMADD231PS  Z17, Z13, Z6
-	VFMADD231PS  Z17, Z14, Z10
-	VPANDD       64(SI), Z31, Z18
-	VFMADD231PS  Z18, Z12, Z3
-	VFMADD231PS  Z18, Z13, Z7
-	VFMADD231PS  Z18, Z14, Z11
-	VBROADCASTSS 4(R12), Z12
-	VBROADCASTSS 260(R12), Z13
-	VBROADCASTSS 516(R12), Z14
-	VPSLLD       $0x10, (SI)(R9*1), Z15
-	VFMADD231PS  Z15, Z12, Z0
-	VFMADD231PS  Z15, Z13, Z4
-	VFMADD231PS  Z15, Z14, Z8
-	VPANDD       (SI)(R9*1), Z31, Z16
-	VFMADD231PS  Z16, Z12, Z1
-	VFMADD231PS  Z16, Z13, Z5
-	VFMADD231PS  Z16, Z14, Z9
-	VPSLLD       $0x10, 64(SI)(R9*1), Z17
-	VFMADD231PS  Z17, Z12, Z2
-	VFMADD231PS  Z17, Z13, Z6
-	VFMADD231PS  Z17, Z14, Z10
-	VPANDD       64(SI)(R9*1), Z31, Z18
-	VFMADD231PS  Z18, Z12, Z3
-	VFMADD231PS  Z18, Z13, Z7
-	VFMADD231PS  Z18, Z14, Z11
-	VBROADCASTSS 8(R12), Z12
-	VBROADCASTSS 264(R12), Z13
-	VBROADCASTSS 520(R12), Z14
-	VPSLLD       $0x10, (SI)(R9*2), Z15
-	VFMADD231PS  Z15, Z12, Z0
-	VFMADD231PS  Z15, Z13, Z4
-	VFMADD231PS  Z15, Z14, Z8
-	VPANDD       (SI)(R9*2), Z31, Z16
-	VFMADD231PS  Z16, Z12, Z1
-	VFMADD231PS  Z16, Z13, Z5
-	VFMADD231PS  Z16, Z14, Z9
-	VPSLLD       $0x10, 64(SI)(R9*2), Z17
-	VFMADD231PS  Z17, Z12, Z2
-	VFMADD231PS  Z17, Z13, Z6
-	VFMADD231PS  Z17, Z14, Z10
-	VPANDD       64(SI)(R9*2), Z31, Z18
-	VFMADD231PS  Z18, Z12, Z3
-	VFMADD231PS  Z18, Z13, Z7
-	VFMADD231PS  Z18, Z14, Z11
-	VBROADCASTSS 12(R12), Z12
-	VBROADCASTSS 268(R12), Z13
-	VBROADCASTSS 524(R12), Z14
-	VPSLLD       $0x10, (SI)(R15*1), Z15
-	VFMADD231PS  Z15, Z12, Z0
-	VFMADD231PS  Z15, Z13, Z4
-	VFMADD231PS  Z15, Z14, Z8
-	VPANDD       (SI)(R15*1), Z31, Z16
-	VFMADD231PS  Z16, Z12, Z1
-	VFMADD231PS  Z16, Z13, Z5
-	VFMADD231PS  Z16, Z14, Z9
-	VPSLLD       $0x10, 64(SI)(R15*1), Z17
-	VFMADD231PS  Z17, Z12, Z2
-	VFMADD231PS  Z17, Z13, Z6
-	VFMADD231PS  Z17, Z14, Z10
-	VPANDD       64(SI)(R15*1), Z31, Z18
-	VFMADD231PS  Z18, Z12, Z3
-	VFMADD231PS  Z18, Z13, Z7
-	VFMADD231PS  Z18, Z14, Z11
-	LEAQ         (SI)(R9*4), SI
-	ADDQ         $0x10, R12
-	JMP          turn973
-
-end975:
-	ADDQ $0x04, R13
-	JZ   merge972
-
-some971:
-	VBROADCASTSS (R12), Z12
-	VBROADCASTSS 256(R12), Z13
-	VBROADCASTSS 512(R12), Z14
-	VPSLLD       $0x10, (SI), Z15
-	VFMADD231PS  Z15, Z12, Z0
-	VFMADD231PS  Z15, Z13, Z4
-	VFMADD231PS  Z15, Z14, Z8
-	VPANDD       (SI), Z31, Z16
-	VFMADD231PS  Z16, Z12, Z1
-	VFMADD231PS  Z16, Z13, Z5
-	VFMADD231PS  Z16, Z14, Z9
-	VPSLLD       $0x10, 64(SI), Z17
-	VFMADD231PS  Z17, Z12, Z2
-	VFMADD231PS  Z17, Z13, Z6
-	VFMADD231PS  Z17, Z14, Z10
-	VPANDD       64(SI), Z31, Z18
+	VPANDD       192(SI), Z31, Z18
 	VFMADD231PS  Z18, Z12, Z3
 	VFMADD231PS  Z18, Z13, Z7
 	VFMADD231PS  Z18, Z14, Z11
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some971
-	JMP          merge972
+	JZ           merge995
 
-sparse969:
-	TZCNTQ       R13, AX
-	LEAQ         (BX)(AX*4), R12
-	MOVQ         AX, SI
-	IMULQ        R9, SI
-	ADDQ         DX, SI
+even996:
+turn997:
+	SUBQ         $0x04, R13
+	JLT          end999
+	SUBQ         $0x00000200, 8(SP)
+	JGE          quiet998
 	VBROADCASTSS (R12), Z12
 	VBROADCASTSS 256(R12), Z13
 	VBROADCASTSS 512(R12), Z14
@@ -26026,46 +26274,317 @@ sparse969:
 	VFMADD231PS  Z15, Z12, Z0
 	VFMADD231PS  Z15, Z13, Z4
 	VFMADD231PS  Z15, Z14, Z8
-	VPANDD       (SI), Z31, Z16
+	VPSLLD       $0x10, 64(SI), Z16
 	VFMADD231PS  Z16, Z12, Z1
 	VFMADD231PS  Z16, Z13, Z5
 	VFMADD231PS  Z16, Z14, Z9
-	VPSLLD       $0x10, 64(SI), Z17
+	VPSLLD       $0x10, 128(SI), Z17
 	VFMADD231PS  Z17, Z12, Z2
 	VFMADD231PS  Z17, Z13, Z6
 	VFMADD231PS  Z17, Z14, Z10
-	VPANDD       64(SI), Z31, Z18
+	VPSLLD       $0x10, 192(SI), Z18
 	VFMADD231PS  Z18, Z12, Z3
 	VFMADD231PS  Z18, Z13, Z7
 	VFMADD231PS  Z18, Z14, Z11
-	BLSRQ        R13, R13
-	JNZ          sparse969
+	MOVQ         (R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	MOVQ         8(R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	VBROADCASTSS 4(R12), Z12
+	VBROADCASTSS 260(R12), Z13
+	VBROADCASTSS 516(R12), Z14
+	VPANDD       (SI), Z31, Z15
+	VFMADD231PS  Z15, Z12, Z0
+	VFMADD231PS  Z15, Z13, Z4
+	VFMADD231PS  Z15, Z14, Z8
+	VPANDD       64(SI), Z31, Z16
+	VFMADD231PS  Z16, Z12, Z1
+	VFMADD231PS  Z16, Z13, Z5
+	VFMADD231PS  Z16, Z14, Z9
+	VPANDD       128(SI), Z31, Z17
+	VFMADD231PS  Z17, Z12, Z2
+	VFMADD231PS  Z17, Z13, Z6
+	VFMADD231PS  Z17, Z14, Z10
+	VPANDD       192(SI), Z31, Z18
+	VFMADD231PS  Z18, Z12, Z3
+	VFMADD231PS  Z18, Z13, Z7
+	VFMADD231PS  Z18, Z14, Z11
+	MOVQ         16(R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	MOVQ         24(R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	VBROADCASTSS 8(R12), Z12
+	VBROADCASTSS 264(R12), Z13
+	VBROADCASTSS 520(R12), Z14
+	VPSLLD       $0x10, (SI)(R9*1), Z15
+	VFMADD231PS  Z15, Z12, Z0
+	VFMADD231PS  Z15, Z13, Z4
+	VFMADD231PS  Z15, Z14, Z8
+	VPSLLD       $0x10, 64(SI)(R9*1), Z16
+	VFMADD231PS  Z16, Z12, Z1
+	VFMADD231PS  Z16, Z13, Z5
+	VFMADD231PS  Z16, Z14, Z9
+	VPSLLD       $0x10, 128(SI)(R9*1), Z17
+	VFMADD231PS  Z17, Z12, Z2
+	VFMADD231PS  Z17, Z13, Z6
+	VFMADD231PS  Z17, Z14, Z10
+	VPSLLD       $0x10, 192(SI)(R9*1), Z18
+	VFMADD231PS  Z18, Z12, Z3
+	VFMADD231PS  Z18, Z13, Z7
+	VFMADD231PS  Z18, Z14, Z11
+	MOVQ         (R11), R14
+	PREFETCHT1   64(R14)(CX*1)
+	MOVQ         8(R11), R14
+	PREFETCHT1   64(R14)(CX*1)
+	VBROADCASTSS 12(R12), Z12
+	VBROADCASTSS 268(R12), Z13
+	VBROADCASTSS 524(R12), Z14
+	VPANDD       (SI)(R9*1), Z31, Z15
+	VFMADD231PS  Z15, Z12, Z0
+	VFMADD231PS  Z15, Z13, Z4
+	VFMADD231PS  Z15, Z14, Z8
+	VPANDD       64(SI)(R9*1), Z31, Z16
+	VFMADD231PS  Z16, Z12, Z1
+	VFMADD231PS  Z16, Z13, Z5
+	VFMADD231PS  Z16, Z14, Z9
+	VPANDD       128(SI)(R9*1), Z31, Z17
+	VFMADD231PS  Z17, Z12, Z2
+	VFMADD231PS  Z17, Z13, Z6
+	VFMADD231PS  Z17, Z14, Z10
+	VPANDD       192(SI)(R9*1), Z31, Z18
+	VFMADD231PS  Z18, Z12, Z3
+	VFMADD231PS  Z18, Z13, Z7
+	VFMADD231PS  Z18, Z14, Z11
+	MOVQ         16(R11), R14
+	PREFETCHT1   64(R14)(CX*1)
+	MOVQ         24(R11), R14
+	PREFETCHT1   64(R14)(CX*1)
+	LEAQ         (SI)(R9*2), SI
+	ADDQ         $0x10, R12
+	ADDQ         $0x00000080, CX
+	TESTQ        $0x000001ff, CX
+	JNZ          row1000
+	ADDQ         40(R11), CX
 
-merge972:
-	VMOVUPS      joinFirst_avx512<>+0(SB), Z12
-	VMOVUPS      joinSecond_avx512<>+0(SB), Z13
-	VMOVAPS      Z0, Z14
-	VPERMT2PS    Z1, Z12, Z0
-	VPERMT2PS    Z14, Z13, Z1
-	VMOVAPS      Z2, Z14
-	VPERMT2PS    Z3, Z12, Z2
-	VPERMT2PS    Z14, Z13, Z3
-	VMOVAPS      Z4, Z14
-	VPERMT2PS    Z5, Z12, Z4
-	VPERMT2PS    Z14, Z13, Z5
-	VMOVAPS      Z6, Z14
-	VPERMT2PS    Z7, Z12, Z6
-	VPERMT2PS    Z14, Z13, Z7
-	VMOVAPS      Z8, Z14
-	VPERMT2PS    Z9, Z12, Z8
-	VPERMT2PS    Z14, Z13, Z9
-	VMOVAPS      Z10, Z14
-	VPERMT2PS    Z11, Z12, Z10
-	VPERMT2PS    Z14, Z13, Z11
+row1000:
+	IMUL3Q $0x00000200, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn997
+
+quiet998:
+	VBROADCASTSS (R12), Z12
+	VBROADCASTSS 256(R12), Z13
+	VBROADCASTSS 512(R12), Z14
+	VPSLLD       $0x10, (SI), Z15
+	VFMADD231PS  Z15, Z12, Z0
+	VFMADD231PS  Z15, Z13, Z4
+	VFMADD231PS  Z15, Z14, Z8
+	VPSLLD       $0x10, 64(SI), Z16
+	VFMADD231PS  Z16, Z12, Z1
+	VFMADD231PS  Z16, Z13, Z5
+	VFMADD231PS  Z16, Z14, Z9
+	VPSLLD       $0x10, 128(SI), Z17
+	VFMADD231PS  Z17, Z12, Z2
+	VFMADD231PS  Z17, Z13, Z6
+	VFMADD231PS  Z17, Z14, Z10
+	VPSLLD       $0x10, 192(SI), Z18
+	VFMADD231PS  Z18, Z12, Z3
+	VFMADD231PS  Z18, Z13, Z7
+	VFMADD231PS  Z18, Z14, Z11
+	VBROADCASTSS 4(R12), Z12
+	VBROADCASTSS 260(R12), Z13
+	VBROADCASTSS 516(R12), Z14
+	VPANDD       (SI), Z31, Z15
+	VFMADD231PS  Z15, Z12, Z0
+	VFMADD231PS  Z15, Z13, Z4
+	VFMADD231PS  Z15, Z14, Z8
+	VPANDD       64(SI), Z31, Z16
+	VFMADD231PS  Z16, Z12, Z1
+	VFMADD231PS  Z16, Z13, Z5
+	VFMADD231PS  Z16, Z14, Z9
+	VPANDD       128(SI), Z31, Z17
+	VFMADD231PS  Z17, Z12, Z2
+	VFMADD231PS  Z17, Z13, Z6
+	VFMADD231PS  Z17, Z14, Z10
+	VPANDD       192(SI), Z31, Z18
+	VFMADD231PS  Z18, Z12, Z3
+	VFMADD231PS  Z18, Z13, Z7
+	VFMADD231PS  Z18, Z14, Z11
+	VBROADCASTSS 8(R12), Z12
+	VBROADCASTSS 264(R12), Z13
+	VBROADCASTSS 520(R12), Z14
+	VPSLLD       $0x10, (SI)(R9*1), Z15
+	VFMADD231PS  Z15, Z12, Z0
+	VFMADD231PS  Z15, Z13, Z4
+	VFMADD231PS  Z15, Z14, Z8
+	VPSLLD       $0x10, 64(SI)(R9*1), Z16
+	VFMADD231PS  Z16, Z12, Z1
+	VFMADD231PS  Z16, Z13, Z5
+	VFMADD231PS  Z16, Z14, Z9
+	VPSLLD       $0x10, 128(SI)(R9*1), Z17
+	VFMADD231PS  Z17, Z12, Z2
+	VFMADD231PS  Z17, Z13, Z6
+	VFMADD231PS  Z17, Z14, Z10
+	VPSLLD       $0x10, 192(SI)(R9*1), Z18
+	VFMADD231PS  Z18, Z12, Z3
+	VFMADD231PS  Z18, Z13, Z7
+	VFMADD231PS  Z18, Z14, Z11
+	VBROADCASTSS 12(R12), Z12
+	VBROADCASTSS 268(R12), Z13
+	VBROADCASTSS 524(R12), Z14
+	VPANDD       (SI)(R9*1), Z31, Z15
+	VFMADD231PS  Z15, Z12, Z0
+	VFMADD231PS  Z15, Z13, Z4
+	VFMADD231PS  Z15, Z14, Z8
+	VPANDD       64(SI)(R9*1), Z31, Z16
+	VFMADD231PS  Z16, Z12, Z1
+	VFMADD231PS  Z16, Z13, Z5
+	VFMADD231PS  Z16, Z14, Z9
+	VPANDD       128(SI)(R9*1), Z31, Z17
+	VFMADD231PS  Z17, Z12, Z2
+	VFMADD231PS  Z17, Z13, Z6
+	VFMADD231PS  Z17, Z14, Z10
+	VPANDD       192(SI)(R9*1), Z31, Z18
+	VFMADD231PS  Z18, Z12, Z3
+	VFMADD231PS  Z18, Z13, Z7
+	VFMADD231PS  Z18, Z14, Z11
+	LEAQ         (SI)(R9*2), SI
+	ADDQ         $0x10, R12
+	JMP          turn997
+
+end999:
+	ADDQ         $0x04, R13
+	JZ           merge995
+	CMPQ         R13, $0x02
+	JLT          some1001
+	VBROADCASTSS (R12), Z12
+	VBROADCASTSS 256(R12), Z13
+	VBROADCASTSS 512(R12), Z14
+	VPSLLD       $0x10, (SI), Z15
+	VFMADD231PS  Z15, Z12, Z0
+	VFMADD231PS  Z15, Z13, Z4
+	VFMADD231PS  Z15, Z14, Z8
+	VPSLLD       $0x10, 64(SI), Z16
+	VFMADD231PS  Z16, Z12, Z1
+	VFMADD231PS  Z16, Z13, Z5
+	VFMADD231PS  Z16, Z14, Z9
+	VPSLLD       $0x10, 128(SI), Z17
+	VFMADD231PS  Z17, Z12, Z2
+	VFMADD231PS  Z17, Z13, Z6
+	VFMADD231PS  Z17, Z14, Z10
+	VPSLLD       $0x10, 192(SI), Z18
+	VFMADD231PS  Z18, Z12, Z3
+	VFMADD231PS  Z18, Z13, Z7
+	VFMADD231PS  Z18, Z14, Z11
+	VBROADCASTSS 4(R12), Z12
+	VBROADCASTSS 260(R12), Z13
+	VBROADCASTSS 516(R12), Z14
+	VPANDD       (SI), Z31, Z15
+	VFMADD231PS  Z15, Z12, Z0
+	VFMADD231PS  Z15, Z13, Z4
+	VFMADD231PS  Z15, Z14, Z8
+	VPANDD       64(SI), Z31, Z16
+	VFMADD231PS  Z16, Z12, Z1
+	VFMADD231PS  Z16, Z13, Z5
+	VFMADD231PS  Z16, Z14, Z9
+	VPANDD       128(SI), Z31, Z17
+	VFMADD231PS  Z17, Z12, Z2
+	VFMADD231PS  Z17, Z13, Z6
+	VFMADD231PS  Z17, Z14, Z10
+	VPANDD       192(SI), Z31, Z18
+	VFMADD231PS  Z18, Z12, Z3
+	VFMADD231PS  Z18, Z13, Z7
+	VFMADD231PS  Z18, Z14, Z11
+	ADDQ         R9, SI
+	ADDQ         $0x08, R12
+	SUBQ         $0x02, R13
+	JZ           merge995
+
+some1001:
+	VBROADCASTSS (R12), Z12
+	VBROADCASTSS 256(R12), Z13
+	VBROADCASTSS 512(R12), Z14
+	VPSLLD       $0x10, (SI), Z15
+	VFMADD231PS  Z15, Z12, Z0
+	VFMADD231PS  Z15, Z13, Z4
+	VFMADD231PS  Z15, Z14, Z8
+	VPSLLD       $0x10, 64(SI), Z16
+	VFMADD231PS  Z16, Z12, Z1
+	VFMADD231PS  Z16, Z13, Z5
+	VFMADD231PS  Z16, Z14, Z9
+	VPSLLD       $0x10, 128(SI), Z17
+	VFMADD231PS  Z17, Z12, Z2
+	VFMADD231PS  Z17, Z13, Z6
+	VFMADD231PS  Z17, Z14, Z10
+	VPSLLD       $0x10, 192(SI), Z18
+	VFMADD231PS  Z18, Z12, Z3
+	VFMADD231PS  Z18, Z13, Z7
+	VFMADD231PS  Z18, Z14, Z11
+	ADDQ         R9, SI
+	ADDQ         $0x04, R12
+	JMP          merge995
+
+sparse993:
+	TZCNTQ       R13, AX
+	LEAQ         (BX)(AX*4), R12
+	MOVQ         AX, SI
+	MOVQ         SI, AX
+	SHRQ         $0x01, SI
+	IMULQ        R9, SI
+	ADDQ         DX, SI
+	TESTQ        $0x00000001, AX
+	JNZ          odd1002
+	VBROADCASTSS (R12), Z12
+	VBROADCASTSS 256(R12), Z13
+	VBROADCASTSS 512(R12), Z14
+	VPSLLD       $0x10, (SI), Z15
+	VFMADD231PS  Z15, Z12, Z0
+	VFMADD231PS  Z15, Z13, Z4
+	VFMADD231PS  Z15, Z14, Z8
+	VPSLLD       $0x10, 64(SI), Z16
+	VFMADD231PS  Z16, Z12, Z1
+	VFMADD231PS  Z16, Z13, Z5
+	VFMADD231PS  Z16, Z14, Z9
+	VPSLLD       $0x10, 128(SI), Z17
+	VFMADD231PS  Z17, Z12, Z2
+	VFMADD231PS  Z17, Z13, Z6
+	VFMADD231PS  Z17, Z14, Z10
+	VPSLLD       $0x10, 192(SI), Z18
+	VFMADD231PS  Z18, Z12, Z3
+	VFMADD231PS  Z18, Z13, Z7
+	VFMADD231PS  Z18, Z14, Z11
+	JMP          done1003
+
+odd1002:
+	VBROADCASTSS (R12), Z12
+	VBROADCASTSS 256(R12), Z13
+	VBROADCASTSS 512(R12), Z14
+	VPANDD       (SI), Z31, Z15
+	VFMADD231PS  Z15, Z12, Z0
+	VFMADD231PS  Z15, Z13, Z4
+	VFMADD231PS  Z15, Z14, Z8
+	VPANDD       64(SI), Z31, Z16
+	VFMADD231PS  Z16, Z12, Z1
+	VFMADD231PS  Z16, Z13, Z5
+	VFMADD231PS  Z16, Z14, Z9
+	VPANDD       128(SI), Z31, Z17
+	VFMADD231PS  Z17, Z12, Z2
+	VFMADD231PS  Z17, Z13, Z6
+	VFMADD231PS  Z17, Z14, Z10
+	VPANDD       192(SI), Z31, Z18
+	VFMADD231PS  Z18, Z12, Z3
+	VFMADD231PS  Z18, Z13, Z7
+	VFMADD231PS  Z18, Z14, Z11
+
+done1003:
+	BLSRQ R13, R13
+	JNZ   sparse993
+
+merge995:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store977
+	JZ           store1004
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -26116,9 +26635,9 @@ merge972:
 	VMULPS       Z13, Z11, Z11
 	VFMADD231PS  192(AX), Z12, Z11
 	VMOVUPS      Z11, 192(AX)
-	JMP          stored978
+	JMP          stored1005
 
-store977:
+store1004:
 	VMOVUPS Z0, (AX)
 	VMOVUPS Z1, 64(AX)
 	VMOVUPS Z2, 128(AX)
@@ -26134,160 +26653,41 @@ store977:
 	VMOVUPS Z10, 128(AX)
 	VMOVUPS Z11, 192(AX)
 
-stored978:
+stored1005:
 	ADDQ $0x00000100, DI
-	ADDQ $0x00000080, DX
+	ADDQ $0x00000100, DX
 	SUBQ $0x04, (SP)
-	JMP  columns967
+	JMP  columns991
 
-less968:
-columns979:
-	CMPQ   (SP), $0x02
-	JLT    less980
-	VPXORD Z0, Z0, Z0
-	VPXORD Z1, Z1, Z1
-	VPXORD Z2, Z2, Z2
-	VPXORD Z3, Z3, Z3
-	VPXORD Z4, Z4, Z4
-	VPXORD Z5, Z5, Z5
-	MOVQ   mask+56(FP), R13
-	TZCNTQ R13, SI
-	MOVQ   SI, R12
-	BLSIQ  R13, AX
-	ADDQ   R13, AX
-	TESTQ  AX, R13
-	JNZ    sparse981
-	TZCNTQ AX, R13
-	SUBQ   R12, R13
-	LEAQ   (BX)(R12*4), R12
-	IMULQ  R9, SI
-	ADDQ   DX, SI
-
-turn985:
-	SUBQ         $0x04, R13
-	JLT          end987
-	SUBQ         $0x00000100, 8(SP)
-	JGE          quiet986
-	VPSLLD       $0x10, (SI), Z6
-	VPANDD       (SI), Z31, Z7
-	VBROADCASTSS (R12), Z8
-	VFMADD231PS  Z6, Z8, Z0
-	VFMADD231PS  Z7, Z8, Z1
-	VBROADCASTSS 256(R12), Z9
-	VFMADD231PS  Z6, Z9, Z2
-	VFMADD231PS  Z7, Z9, Z3
-	VBROADCASTSS 512(R12), Z10
-	VFMADD231PS  Z6, Z10, Z4
-	VFMADD231PS  Z7, Z10, Z5
-	MOVQ         (R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	VPSLLD       $0x10, (SI)(R9*1), Z6
-	VPANDD       (SI)(R9*1), Z31, Z7
-	VBROADCASTSS 4(R12), Z8
-	VFMADD231PS  Z6, Z8, Z0
-	VFMADD231PS  Z7, Z8, Z1
-	VBROADCASTSS 260(R12), Z9
-	VFMADD231PS  Z6, Z9, Z2
-	VFMADD231PS  Z7, Z9, Z3
-	VBROADCASTSS 516(R12), Z10
-	VFMADD231PS  Z6, Z10, Z4
-	VFMADD231PS  Z7, Z10, Z5
-	MOVQ         8(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	VPSLLD       $0x10, (SI)(R9*2), Z6
-	VPANDD       (SI)(R9*2), Z31, Z7
-	VBROADCASTSS 8(R12), Z8
-	VFMADD231PS  Z6, Z8, Z0
-	VFMADD231PS  Z7, Z8, Z1
-	VBROADCASTSS 264(R12), Z9
-	VFMADD231PS  Z6, Z9, Z2
-	VFMADD231PS  Z7, Z9, Z3
-	VBROADCASTSS 520(R12), Z10
-	VFMADD231PS  Z6, Z10, Z4
-	VFMADD231PS  Z7, Z10, Z5
-	MOVQ         16(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	VPSLLD       $0x10, (SI)(R15*1), Z6
-	VPANDD       (SI)(R15*1), Z31, Z7
-	VBROADCASTSS 12(R12), Z8
-	VFMADD231PS  Z6, Z8, Z0
-	VFMADD231PS  Z7, Z8, Z1
-	VBROADCASTSS 268(R12), Z9
-	VFMADD231PS  Z6, Z9, Z2
-	VFMADD231PS  Z7, Z9, Z3
-	VBROADCASTSS 524(R12), Z10
-	VFMADD231PS  Z6, Z10, Z4
-	VFMADD231PS  Z7, Z10, Z5
-	MOVQ         24(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	LEAQ         (SI)(R9*4), SI
-	ADDQ         $0x10, R12
-	ADDQ         $0x00000040, CX
-	TESTQ        $0x000001ff, CX
-	JNZ          row988
-	ADDQ         40(R11), CX
-
-row988:
-	IMUL3Q $0x00000100, 32(R11), R14
-	ADDQ   R14, 8(SP)
-	JMP    turn985
-
-quiet986:
-	VPSLLD       $0x10, (SI), Z6
-	VPANDD       (SI), Z31, Z7
-	VBROADCASTSS (R12), Z8
-	VFMADD231PS  Z6, Z8, Z0
-	VFMADD231PS  Z7, Z8, Z1
-	VBROADCASTSS 256(R12), Z9
-	VFMADD231PS  Z6, Z9, Z2
-	VFMADD231PS  Z7, Z9, Z3
-	VBROADCASTSS 512(R12), Z10
-	VFMADD231PS  Z6, Z10, Z4
-	VFMADD231PS  Z7, Z10, Z5
-	VPSLLD       $0x10, (SI)(R9*1), Z6
-	VPANDD       (SI)(R9*1), Z31, Z7
-	VBROADCASTSS 4(R12), Z8
-	VFMADD231PS  Z6, Z8, Z0
-	VFMADD231PS  Z7, Z8, Z1
-	VBROADCASTSS 260(R12), Z9
-	VFMADD231PS  Z6, Z9, Z2
-	VFMADD231PS  Z7, Z9, Z3
-	VBROADCASTSS 516(R12), Z10
-	VFMADD231PS  Z6, Z10, Z4
-	VFMADD231PS  Z7, Z10, Z5
-	VPSLLD       $0x10, (SI)(R9*2), Z6
-	VPANDD       (SI)(R9*2), Z31, Z7
-	VBROADCASTSS 8(R12), Z8
-	VFMADD231PS  Z6, Z8, Z0
-	VFMADD231PS  Z7, Z8, Z1
-	VBROADCASTSS 264(R12), Z9
-	VFMADD231PS  Z6, Z9, Z2
-	VFMADD231PS  Z7, Z9, Z3
-	VBROADCASTSS 520(R12), Z10
-	VFMADD231PS  Z6, Z10, Z4
-	VFMADD231PS  Z7, Z10, Z5
-	VPSLLD       $0x10, (SI)(R15*1), Z6
-	VPANDD       (SI)(R15*1), Z31, Z7
-	VBROADCASTSS 12(R12), Z8
-	VFMADD231PS  Z6, Z8, Z0
-	VFMADD231PS  Z7, Z8, Z1
-	VBROADCASTSS 268(R12), Z9
-	VFMADD231PS  Z6, Z9, Z2
-	VFMADD231PS  Z7, Z9, Z3
-	VBROADCASTSS 524(R12), Z10
-	VFMADD231PS  Z6, Z10, Z4
-	VFMADD231PS  Z7, Z10, Z5
-	LEAQ         (SI)(R9*4), SI
-	ADDQ         $0x10, R12
-	JMP          turn985
-
-end987:
-	ADDQ $0x04, R13
-	JZ   merge984
-
-some983:
-	VPSLLD       $0x10, (SI), Z6
-	VPANDD       (SI), Z31, Z7
+less992:
+columns1006:
+	CMPQ         (SP), $0x02
+	JLT          less1007
+	VBROADCASTSS highHalf_avx512<>+0(SB), Z31
+	VPXORD       Z0, Z0, Z0
+	VPXORD       Z1, Z1, Z1
+	VPXORD       Z2, Z2, Z2
+	VPXORD       Z3, Z3, Z3
+	VPXORD       Z4, Z4, Z4
+	VPXORD       Z5, Z5, Z5
+	MOVQ         mask+56(FP), R13
+	TZCNTQ       R13, SI
+	MOVQ         SI, R12
+	BLSIQ        R13, AX
+	ADDQ         R13, AX
+	TESTQ        AX, R13
+	JNZ          sparse1008
+	TZCNTQ       AX, R13
+	SUBQ         R12, R13
+	LEAQ         (BX)(R12*4), R12
+	MOVQ         SI, AX
+	SHRQ         $0x01, SI
+	IMULQ        R9, SI
+	ADDQ         DX, SI
+	TESTQ        $0x00000001, AX
+	JZ           even1011
+	VPANDD       (SI), Z31, Z6
+	VPANDD       64(SI), Z31, Z7
 	VBROADCASTSS (R12), Z8
 	VFMADD231PS  Z6, Z8, Z0
 	VFMADD231PS  Z7, Z8, Z1
@@ -26300,17 +26700,16 @@ some983:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some983
-	JMP          merge984
+	JZ           merge1010
 
-sparse981:
-	TZCNTQ       R13, AX
-	LEAQ         (BX)(AX*4), R12
-	MOVQ         AX, SI
-	IMULQ        R9, SI
-	ADDQ         DX, SI
+even1011:
+turn1012:
+	SUBQ         $0x04, R13
+	JLT          end1014
+	SUBQ         $0x00000100, 8(SP)
+	JGE          quiet1013
 	VPSLLD       $0x10, (SI), Z6
-	VPANDD       (SI), Z31, Z7
+	VPSLLD       $0x10, 64(SI), Z7
 	VBROADCASTSS (R12), Z8
 	VFMADD231PS  Z6, Z8, Z0
 	VFMADD231PS  Z7, Z8, Z1
@@ -26320,25 +26719,201 @@ sparse981:
 	VBROADCASTSS 512(R12), Z10
 	VFMADD231PS  Z6, Z10, Z4
 	VFMADD231PS  Z7, Z10, Z5
-	BLSRQ        R13, R13
-	JNZ          sparse981
+	MOVQ         (R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	VPANDD       (SI), Z31, Z6
+	VPANDD       64(SI), Z31, Z7
+	VBROADCASTSS 4(R12), Z8
+	VFMADD231PS  Z6, Z8, Z0
+	VFMADD231PS  Z7, Z8, Z1
+	VBROADCASTSS 260(R12), Z9
+	VFMADD231PS  Z6, Z9, Z2
+	VFMADD231PS  Z7, Z9, Z3
+	VBROADCASTSS 516(R12), Z10
+	VFMADD231PS  Z6, Z10, Z4
+	VFMADD231PS  Z7, Z10, Z5
+	MOVQ         8(R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	VPSLLD       $0x10, (SI)(R9*1), Z6
+	VPSLLD       $0x10, 64(SI)(R9*1), Z7
+	VBROADCASTSS 8(R12), Z8
+	VFMADD231PS  Z6, Z8, Z0
+	VFMADD231PS  Z7, Z8, Z1
+	VBROADCASTSS 264(R12), Z9
+	VFMADD231PS  Z6, Z9, Z2
+	VFMADD231PS  Z7, Z9, Z3
+	VBROADCASTSS 520(R12), Z10
+	VFMADD231PS  Z6, Z10, Z4
+	VFMADD231PS  Z7, Z10, Z5
+	MOVQ         16(R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	VPANDD       (SI)(R9*1), Z31, Z6
+	VPANDD       64(SI)(R9*1), Z31, Z7
+	VBROADCASTSS 12(R12), Z8
+	VFMADD231PS  Z6, Z8, Z0
+	VFMADD231PS  Z7, Z8, Z1
+	VBROADCASTSS 268(R12), Z9
+	VFMADD231PS  Z6, Z9, Z2
+	VFMADD231PS  Z7, Z9, Z3
+	VBROADCASTSS 524(R12), Z10
+	VFMADD231PS  Z6, Z10, Z4
+	VFMADD231PS  Z7, Z10, Z5
+	MOVQ         24(R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	LEAQ         (SI)(R9*2), SI
+	ADDQ         $0x10, R12
+	ADDQ         $0x00000040, CX
+	TESTQ        $0x000001ff, CX
+	JNZ          row1015
+	ADDQ         40(R11), CX
 
-merge984:
-	VMOVUPS      joinFirst_avx512<>+0(SB), Z6
-	VMOVUPS      joinSecond_avx512<>+0(SB), Z7
-	VMOVAPS      Z0, Z8
-	VPERMT2PS    Z1, Z6, Z0
-	VPERMT2PS    Z8, Z7, Z1
-	VMOVAPS      Z2, Z8
-	VPERMT2PS    Z3, Z6, Z2
-	VPERMT2PS    Z8, Z7, Z3
-	VMOVAPS      Z4, Z8
-	VPERMT2PS    Z5, Z6, Z4
-	VPERMT2PS    Z8, Z7, Z5
+row1015:
+	IMUL3Q $0x00000100, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn1012
+
+quiet1013:
+	VPSLLD       $0x10, (SI), Z6
+	VPSLLD       $0x10, 64(SI), Z7
+	VBROADCASTSS (R12), Z8
+	VFMADD231PS  Z6, Z8, Z0
+	VFMADD231PS  Z7, Z8, Z1
+	VBROADCASTSS 256(R12), Z9
+	VFMADD231PS  Z6, Z9, Z2
+	VFMADD231PS  Z7, Z9, Z3
+	VBROADCASTSS 512(R12), Z10
+	VFMADD231PS  Z6, Z10, Z4
+	VFMADD231PS  Z7, Z10, Z5
+	VPANDD       (SI), Z31, Z6
+	VPANDD       64(SI), Z31, Z7
+	VBROADCASTSS 4(R12), Z8
+	VFMADD231PS  Z6, Z8, Z0
+	VFMADD231PS  Z7, Z8, Z1
+	VBROADCASTSS 260(R12), Z9
+	VFMADD231PS  Z6, Z9, Z2
+	VFMADD231PS  Z7, Z9, Z3
+	VBROADCASTSS 516(R12), Z10
+	VFMADD231PS  Z6, Z10, Z4
+	VFMADD231PS  Z7, Z10, Z5
+	VPSLLD       $0x10, (SI)(R9*1), Z6
+	VPSLLD       $0x10, 64(SI)(R9*1), Z7
+	VBROADCASTSS 8(R12), Z8
+	VFMADD231PS  Z6, Z8, Z0
+	VFMADD231PS  Z7, Z8, Z1
+	VBROADCASTSS 264(R12), Z9
+	VFMADD231PS  Z6, Z9, Z2
+	VFMADD231PS  Z7, Z9, Z3
+	VBROADCASTSS 520(R12), Z10
+	VFMADD231PS  Z6, Z10, Z4
+	VFMADD231PS  Z7, Z10, Z5
+	VPANDD       (SI)(R9*1), Z31, Z6
+	VPANDD       64(SI)(R9*1), Z31, Z7
+	VBROADCASTSS 12(R12), Z8
+	VFMADD231PS  Z6, Z8, Z0
+	VFMADD231PS  Z7, Z8, Z1
+	VBROADCASTSS 268(R12), Z9
+	VFMADD231PS  Z6, Z9, Z2
+	VFMADD231PS  Z7, Z9, Z3
+	VBROADCASTSS 524(R12), Z10
+	VFMADD231PS  Z6, Z10, Z4
+	VFMADD231PS  Z7, Z10, Z5
+	LEAQ         (SI)(R9*2), SI
+	ADDQ         $0x10, R12
+	JMP          turn1012
+
+end1014:
+	ADDQ         $0x04, R13
+	JZ           merge1010
+	CMPQ         R13, $0x02
+	JLT          some1016
+	VPSLLD       $0x10, (SI), Z6
+	VPSLLD       $0x10, 64(SI), Z7
+	VBROADCASTSS (R12), Z8
+	VFMADD231PS  Z6, Z8, Z0
+	VFMADD231PS  Z7, Z8, Z1
+	VBROADCASTSS 256(R12), Z9
+	VFMADD231PS  Z6, Z9, Z2
+	VFMADD231PS  Z7, Z9, Z3
+	VBROADCASTSS 512(R12), Z10
+	VFMADD231PS  Z6, Z10, Z4
+	VFMADD231PS  Z7, Z10, Z5
+	VPANDD       (SI), Z31, Z6
+	VPANDD       64(SI), Z31, Z7
+	VBROADCASTSS 4(R12), Z8
+	VFMADD231PS  Z6, Z8, Z0
+	VFMADD231PS  Z7, Z8, Z1
+	VBROADCASTSS 260(R12), Z9
+	VFMADD231PS  Z6, Z9, Z2
+	VFMADD231PS  Z7, Z9, Z3
+	VBROADCASTSS 516(R12), Z10
+	VFMADD231PS  Z6, Z10, Z4
+	VFMADD231PS  Z7, Z10, Z5
+	ADDQ         R9, SI
+	ADDQ         $0x08, R12
+	SUBQ         $0x02, R13
+	JZ           merge1010
+
+some1016:
+	VPSLLD       $0x10, (SI), Z6
+	VPSLLD       $0x10, 64(SI), Z7
+	VBROADCASTSS (R12), Z8
+	VFMADD231PS  Z6, Z8, Z0
+	VFMADD231PS  Z7, Z8, Z1
+	VBROADCASTSS 256(R12), Z9
+	VFMADD231PS  Z6, Z9, Z2
+	VFMADD231PS  Z7, Z9, Z3
+	VBROADCASTSS 512(R12), Z10
+	VFMADD231PS  Z6, Z10, Z4
+	VFMADD231PS  Z7, Z10, Z5
+	ADDQ         R9, SI
+	ADDQ         $0x04, R12
+	JMP          merge1010
+
+sparse1008:
+	TZCNTQ       R13, AX
+	LEAQ         (BX)(AX*4), R12
+	MOVQ         AX, SI
+	MOVQ         SI, AX
+	SHRQ         $0x01, SI
+	IMULQ        R9, SI
+	ADDQ         DX, SI
+	TESTQ        $0x00000001, AX
+	JNZ          odd1017
+	VPSLLD       $0x10, (SI), Z6
+	VPSLLD       $0x10, 64(SI), Z7
+	VBROADCASTSS (R12), Z8
+	VFMADD231PS  Z6, Z8, Z0
+	VFMADD231PS  Z7, Z8, Z1
+	VBROADCASTSS 256(R12), Z9
+	VFMADD231PS  Z6, Z9, Z2
+	VFMADD231PS  Z7, Z9, Z3
+	VBROADCASTSS 512(R12), Z10
+	VFMADD231PS  Z6, Z10, Z4
+	VFMADD231PS  Z7, Z10, Z5
+	JMP          done1018
+
+odd1017:
+	VPANDD       (SI), Z31, Z6
+	VPANDD       64(SI), Z31, Z7
+	VBROADCASTSS (R12), Z8
+	VFMADD231PS  Z6, Z8, Z0
+	VFMADD231PS  Z7, Z8, Z1
+	VBROADCASTSS 256(R12), Z9
+	VFMADD231PS  Z6, Z9, Z2
+	VFMADD231PS  Z7, Z9, Z3
+	VBROADCASTSS 512(R12), Z10
+	VFMADD231PS  Z6, Z10, Z4
+	VFMADD231PS  Z7, Z10, Z5
+
+done1018:
+	BLSRQ R13, R13
+	JNZ   sparse1008
+
+merge1010:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store989
+	JZ           store1019
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -26371,9 +26946,9 @@ merge984:
 	VMULPS       Z7, Z5, Z5
 	VFMADD231PS  64(AX), Z6, Z5
 	VMOVUPS      Z5, 64(AX)
-	JMP          stored990
+	JMP          stored1020
 
-store989:
+store1019:
 	VMOVUPS Z0, (AX)
 	VMOVUPS Z1, 64(AX)
 	ADDQ    R8, AX
@@ -26383,133 +26958,37 @@ store989:
 	VMOVUPS Z4, (AX)
 	VMOVUPS Z5, 64(AX)
 
-stored990:
+stored1020:
 	ADDQ $0x00000080, DI
-	ADDQ $0x00000040, DX
+	ADDQ $0x00000080, DX
 	SUBQ $0x02, (SP)
-	JMP  columns979
+	JMP  columns1006
 
-less980:
-columns991:
-	CMPQ   (SP), $0x01
-	JLT    less992
-	VPXORD Z0, Z0, Z0
-	VPXORD Z1, Z1, Z1
-	VPXORD Z2, Z2, Z2
-	MOVQ   mask+56(FP), R13
-	TZCNTQ R13, SI
-	MOVQ   SI, R12
-	BLSIQ  R13, AX
-	ADDQ   R13, AX
-	TESTQ  AX, R13
-	JNZ    sparse993
-	TZCNTQ AX, R13
-	SUBQ   R12, R13
-	LEAQ   (BX)(R12*4), R12
-	IMULQ  R9, SI
-	ADDQ   DX, SI
-
-turn997:
-	SUBQ         $0x04, R13
-	JLT          end999
-	SUBQ         $0x00000080, 8(SP)
-	JGE          quiet998
-	VPMOVZXWD    (SI), Z3
-	VPSLLD       $0x10, Z3, Z3
-	VBROADCASTSS (R12), Z4
-	VFMADD231PS  Z3, Z4, Z0
-	VBROADCASTSS 256(R12), Z5
-	VFMADD231PS  Z3, Z5, Z1
-	VBROADCASTSS 512(R12), Z6
-	VFMADD231PS  Z3, Z6, Z2
-	MOVQ         (R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	VPMOVZXWD    (SI)(R9*1), Z3
-	VPSLLD       $0x10, Z3, Z3
-	VBROADCASTSS 4(R12), Z4
-	VFMADD231PS  Z3, Z4, Z0
-	VBROADCASTSS 260(R12), Z5
-	VFMADD231PS  Z3, Z5, Z1
-	VBROADCASTSS 516(R12), Z6
-	VFMADD231PS  Z3, Z6, Z2
-	MOVQ         8(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	VPMOVZXWD    (SI)(R9*2), Z3
-	VPSLLD       $0x10, Z3, Z3
-	VBROADCASTSS 8(R12), Z4
-	VFMADD231PS  Z3, Z4, Z0
-	VBROADCASTSS 264(R12), Z5
-	VFMADD231PS  Z3, Z5, Z1
-	VBROADCASTSS 520(R12), Z6
-	VFMADD231PS  Z3, Z6, Z2
-	MOVQ         16(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	VPMOVZXWD    (SI)(R15*1), Z3
-	VPSLLD       $0x10, Z3, Z3
-	VBROADCASTSS 12(R12), Z4
-	VFMADD231PS  Z3, Z4, Z0
-	VBROADCASTSS 268(R12), Z5
-	VFMADD231PS  Z3, Z5, Z1
-	VBROADCASTSS 524(R12), Z6
-	VFMADD231PS  Z3, Z6, Z2
-	MOVQ         24(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	LEAQ         (SI)(R9*4), SI
-	ADDQ         $0x10, R12
-	ADDQ         $0x00000040, CX
-	TESTQ        $0x000001ff, CX
-	JNZ          row1000
-	ADDQ         40(R11), CX
-
-row1000:
-	IMUL3Q $0x00000100, 32(R11), R14
-	ADDQ   R14, 8(SP)
-	JMP    turn997
-
-quiet998:
-	VPMOVZXWD    (SI), Z3
-	VPSLLD       $0x10, Z3, Z3
-	VBROADCASTSS (R12), Z4
-	VFMADD231PS  Z3, Z4, Z0
-	VBROADCASTSS 256(R12), Z5
-	VFMADD231PS  Z3, Z5, Z1
-	VBROADCASTSS 512(R12), Z6
-	VFMADD231PS  Z3, Z6, Z2
-	VPMOVZXWD    (SI)(R9*1), Z3
-	VPSLLD       $0x10, Z3, Z3
-	VBROADCASTSS 4(R12), Z4
-	VFMADD231PS  Z3, Z4, Z0
-	VBROADCASTSS 260(R12), Z5
-	VFMADD231PS  Z3, Z5, Z1
-	VBROADCASTSS 516(R12), Z6
-	VFMADD231PS  Z3, Z6, Z2
-	VPMOVZXWD    (SI)(R9*2), Z3
-	VPSLLD       $0x10, Z3, Z3
-	VBROADCASTSS 8(R12), Z4
-	VFMADD231PS  Z3, Z4, Z0
-	VBROADCASTSS 264(R12), Z5
-	VFMADD231PS  Z3, Z5, Z1
-	VBROADCASTSS 520(R12), Z6
-	VFMADD231PS  Z3, Z6, Z2
-	VPMOVZXWD    (SI)(R15*1), Z3
-	VPSLLD       $0x10, Z3, Z3
-	VBROADCASTSS 12(R12), Z4
-	VFMADD231PS  Z3, Z4, Z0
-	VBROADCASTSS 268(R12), Z5
-	VFMADD231PS  Z3, Z5, Z1
-	VBROADCASTSS 524(R12), Z6
-	VFMADD231PS  Z3, Z6, Z2
-	LEAQ         (SI)(R9*4), SI
-	ADDQ         $0x10, R12
-	JMP          turn997
-
-end999:
-	ADDQ $0x04, R13
-	JZ   merge996
-
-some995:
-	VPMOVZXWD    (SI), Z3
-	VPSLLD       $0x10, Z3, Z3
+less1007:
+columns1021:
+	CMPQ         (SP), $0x01
+	JLT          less1022
+	VBROADCASTSS highHalf_avx512<>+0(SB), Z31
+	VPXORD       Z0, Z0, Z0
+	VPXORD       Z1, Z1, Z1
+	VPXORD       Z2, Z2, Z2
+	MOVQ         mask+56(FP), R13
+	TZCNTQ       R13, SI
+	MOVQ         SI, R12
+	BLSIQ        R13, AX
+	ADDQ         R13, AX
+	TESTQ        AX, R13
+	JNZ          sparse1023
+	TZCNTQ       AX, R13
+	SUBQ         R12, R13
+	LEAQ         (BX)(R12*4), R12
+	MOVQ         SI, AX
+	SHRQ         $0x01, SI
+	IMULQ        R9, SI
+	ADDQ         DX, SI
+	TESTQ        $0x00000001, AX
+	JZ           even1026
+	VPANDD       (SI), Z31, Z3
 	VBROADCASTSS (R12), Z4
 	VFMADD231PS  Z3, Z4, Z0
 	VBROADCASTSS 256(R12), Z5
@@ -26519,31 +26998,168 @@ some995:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some995
-	JMP          merge996
+	JZ           merge1025
 
-sparse993:
-	TZCNTQ       R13, AX
-	LEAQ         (BX)(AX*4), R12
-	MOVQ         AX, SI
-	IMULQ        R9, SI
-	ADDQ         DX, SI
-	VPMOVZXWD    (SI), Z3
-	VPSLLD       $0x10, Z3, Z3
+even1026:
+turn1027:
+	SUBQ         $0x04, R13
+	JLT          end1029
+	SUBQ         $0x00000080, 8(SP)
+	JGE          quiet1028
+	VPSLLD       $0x10, (SI), Z3
 	VBROADCASTSS (R12), Z4
 	VFMADD231PS  Z3, Z4, Z0
 	VBROADCASTSS 256(R12), Z5
 	VFMADD231PS  Z3, Z5, Z1
 	VBROADCASTSS 512(R12), Z6
 	VFMADD231PS  Z3, Z6, Z2
-	BLSRQ        R13, R13
-	JNZ          sparse993
+	MOVQ         (R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	VPANDD       (SI), Z31, Z3
+	VBROADCASTSS 4(R12), Z4
+	VFMADD231PS  Z3, Z4, Z0
+	VBROADCASTSS 260(R12), Z5
+	VFMADD231PS  Z3, Z5, Z1
+	VBROADCASTSS 516(R12), Z6
+	VFMADD231PS  Z3, Z6, Z2
+	MOVQ         8(R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	VPSLLD       $0x10, (SI)(R9*1), Z3
+	VBROADCASTSS 8(R12), Z4
+	VFMADD231PS  Z3, Z4, Z0
+	VBROADCASTSS 264(R12), Z5
+	VFMADD231PS  Z3, Z5, Z1
+	VBROADCASTSS 520(R12), Z6
+	VFMADD231PS  Z3, Z6, Z2
+	MOVQ         16(R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	VPANDD       (SI)(R9*1), Z31, Z3
+	VBROADCASTSS 12(R12), Z4
+	VFMADD231PS  Z3, Z4, Z0
+	VBROADCASTSS 268(R12), Z5
+	VFMADD231PS  Z3, Z5, Z1
+	VBROADCASTSS 524(R12), Z6
+	VFMADD231PS  Z3, Z6, Z2
+	MOVQ         24(R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	LEAQ         (SI)(R9*2), SI
+	ADDQ         $0x10, R12
+	ADDQ         $0x00000040, CX
+	TESTQ        $0x000001ff, CX
+	JNZ          row1030
+	ADDQ         40(R11), CX
 
-merge996:
+row1030:
+	IMUL3Q $0x00000100, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn1027
+
+quiet1028:
+	VPSLLD       $0x10, (SI), Z3
+	VBROADCASTSS (R12), Z4
+	VFMADD231PS  Z3, Z4, Z0
+	VBROADCASTSS 256(R12), Z5
+	VFMADD231PS  Z3, Z5, Z1
+	VBROADCASTSS 512(R12), Z6
+	VFMADD231PS  Z3, Z6, Z2
+	VPANDD       (SI), Z31, Z3
+	VBROADCASTSS 4(R12), Z4
+	VFMADD231PS  Z3, Z4, Z0
+	VBROADCASTSS 260(R12), Z5
+	VFMADD231PS  Z3, Z5, Z1
+	VBROADCASTSS 516(R12), Z6
+	VFMADD231PS  Z3, Z6, Z2
+	VPSLLD       $0x10, (SI)(R9*1), Z3
+	VBROADCASTSS 8(R12), Z4
+	VFMADD231PS  Z3, Z4, Z0
+	VBROADCASTSS 264(R12), Z5
+	VFMADD231PS  Z3, Z5, Z1
+	VBROADCASTSS 520(R12), Z6
+	VFMADD231PS  Z3, Z6, Z2
+	VPANDD       (SI)(R9*1), Z31, Z3
+	VBROADCASTSS 12(R12), Z4
+	VFMADD231PS  Z3, Z4, Z0
+	VBROADCASTSS 268(R12), Z5
+	VFMADD231PS  Z3, Z5, Z1
+	VBROADCASTSS 524(R12), Z6
+	VFMADD231PS  Z3, Z6, Z2
+	LEAQ         (SI)(R9*2), SI
+	ADDQ         $0x10, R12
+	JMP          turn1027
+
+end1029:
+	ADDQ         $0x04, R13
+	JZ           merge1025
+	CMPQ         R13, $0x02
+	JLT          some1031
+	VPSLLD       $0x10, (SI), Z3
+	VBROADCASTSS (R12), Z4
+	VFMADD231PS  Z3, Z4, Z0
+	VBROADCASTSS 256(R12), Z5
+	VFMADD231PS  Z3, Z5, Z1
+	VBROADCASTSS 512(R12), Z6
+	VFMADD231PS  Z3, Z6, Z2
+	VPANDD       (SI), Z31, Z3
+	VBROADCASTSS 4(R12), Z4
+	VFMADD231PS  Z3, Z4, Z0
+	VBROADCASTSS 260(R12), Z5
+	VFMADD231PS  Z3, Z5, Z1
+	VBROADCASTSS 516(R12), Z6
+	VFMADD231PS  Z3, Z6, Z2
+	ADDQ         R9, SI
+	ADDQ         $0x08, R12
+	SUBQ         $0x02, R13
+	JZ           merge1025
+
+some1031:
+	VPSLLD       $0x10, (SI), Z3
+	VBROADCASTSS (R12), Z4
+	VFMADD231PS  Z3, Z4, Z0
+	VBROADCASTSS 256(R12), Z5
+	VFMADD231PS  Z3, Z5, Z1
+	VBROADCASTSS 512(R12), Z6
+	VFMADD231PS  Z3, Z6, Z2
+	ADDQ         R9, SI
+	ADDQ         $0x04, R12
+	JMP          merge1025
+
+sparse1023:
+	TZCNTQ       R13, AX
+	LEAQ         (BX)(AX*4), R12
+	MOVQ         AX, SI
+	MOVQ         SI, AX
+	SHRQ         $0x01, SI
+	IMULQ        R9, SI
+	ADDQ         DX, SI
+	TESTQ        $0x00000001, AX
+	JNZ          odd1032
+	VPSLLD       $0x10, (SI), Z3
+	VBROADCASTSS (R12), Z4
+	VFMADD231PS  Z3, Z4, Z0
+	VBROADCASTSS 256(R12), Z5
+	VFMADD231PS  Z3, Z5, Z1
+	VBROADCASTSS 512(R12), Z6
+	VFMADD231PS  Z3, Z6, Z2
+	JMP          done1033
+
+odd1032:
+	VPANDD       (SI), Z31, Z3
+	VBROADCASTSS (R12), Z4
+	VFMADD231PS  Z3, Z4, Z0
+	VBROADCASTSS 256(R12), Z5
+	VFMADD231PS  Z3, Z5, Z1
+	VBROADCASTSS 512(R12), Z6
+	VFMADD231PS  Z3, Z6, Z2
+
+done1033:
+	BLSRQ R13, R13
+	JNZ   sparse1023
+
+merge1025:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store1001
+	JZ           store1034
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -26567,22 +27183,22 @@ merge996:
 	VMULPS       Z4, Z2, Z2
 	VFMADD231PS  (AX), Z3, Z2
 	VMOVUPS      Z2, (AX)
-	JMP          stored1002
+	JMP          stored1035
 
-store1001:
+store1034:
 	VMOVUPS Z0, (AX)
 	ADDQ    R8, AX
 	VMOVUPS Z1, (AX)
 	ADDQ    R8, AX
 	VMOVUPS Z2, (AX)
 
-stored1002:
+stored1035:
 	ADDQ $0x00000040, DI
-	ADDQ $0x00000020, DX
+	ADDQ $0x00000040, DX
 	SUBQ $0x01, (SP)
-	JMP  columns991
+	JMP  columns1021
 
-less992:
+less1022:
 	ADDQ  $0x00000300, BX
 	MOVQ  BX, R14
 	SUBQ  w+8(FP), R14
@@ -26598,277 +27214,46 @@ tile864:
 	MOVQ cols+40(FP), R14
 	MOVQ R14, (SP)
 
-columns1003:
-	CMPQ   (SP), $0x04
-	JLT    less1004
-	VPXORD Z0, Z0, Z0
-	VPXORD Z1, Z1, Z1
-	VPXORD Z2, Z2, Z2
-	VPXORD Z3, Z3, Z3
-	VPXORD Z4, Z4, Z4
-	VPXORD Z5, Z5, Z5
-	VPXORD Z6, Z6, Z6
-	VPXORD Z7, Z7, Z7
-	VPXORD Z8, Z8, Z8
-	VPXORD Z9, Z9, Z9
-	VPXORD Z10, Z10, Z10
-	VPXORD Z11, Z11, Z11
-	VPXORD Z12, Z12, Z12
-	VPXORD Z13, Z13, Z13
-	VPXORD Z14, Z14, Z14
-	VPXORD Z15, Z15, Z15
-	MOVQ   mask+56(FP), R13
-	TZCNTQ R13, SI
-	MOVQ   SI, R12
-	BLSIQ  R13, AX
-	ADDQ   R13, AX
-	TESTQ  AX, R13
-	JNZ    sparse1005
-	TZCNTQ AX, R13
-	SUBQ   R12, R13
-	LEAQ   (BX)(R12*4), R12
-	IMULQ  R9, SI
-	ADDQ   DX, SI
-
-turn1009:
-	SUBQ         $0x04, R13
-	JLT          end1011
-	SUBQ         $0x00000200, 8(SP)
-	JGE          quiet1010
-	VPSLLD       $0x10, (SI), Z16
-	VPANDD       (SI), Z31, Z17
-	VPSLLD       $0x10, 64(SI), Z18
-	VPANDD       64(SI), Z31, Z19
-	VBROADCASTSS (R12), Z20
-	VFMADD231PS  Z16, Z20, Z0
-	VFMADD231PS  Z17, Z20, Z1
-	VFMADD231PS  Z18, Z20, Z2
-	VFMADD231PS  Z19, Z20, Z3
-	VBROADCASTSS 256(R12), Z21
-	VFMADD231PS  Z16, Z21, Z4
-	VFMADD231PS  Z17, Z21, Z5
-	VFMADD231PS  Z18, Z21, Z6
-	VFMADD231PS  Z19, Z21, Z7
-	VBROADCASTSS 512(R12), Z22
-	VFMADD231PS  Z16, Z22, Z8
-	VFMADD231PS  Z17, Z22, Z9
-	VFMADD231PS  Z18, Z22, Z10
-	VFMADD231PS  Z19, Z22, Z11
-	VBROADCASTSS 768(R12), Z23
-	VFMADD231PS  Z16, Z23, Z12
-	VFMADD231PS  Z17, Z23, Z13
-	VFMADD231PS  Z18, Z23, Z14
-	VFMADD231PS  Z19, Z23, Z15
-	MOVQ         (R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         8(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	VPSLLD       $0x10, (SI)(R9*1), Z16
-	VPANDD       (SI)(R9*1), Z31, Z17
-	VPSLLD       $0x10, 64(SI)(R9*1), Z18
-	VPANDD       64(SI)(R9*1), Z31, Z19
-	VBROADCASTSS 4(R12), Z20
-	VFMADD231PS  Z16, Z20, Z0
-	VFMADD231PS  Z17, Z20, Z1
-	VFMADD231PS  Z18, Z20, Z2
-	VFMADD231PS  Z19, Z20, Z3
-	VBROADCASTSS 260(R12), Z21
-	VFMADD231PS  Z16, Z21, Z4
-	VFMADD231PS  Z17, Z21, Z5
-	VFMADD231PS  Z18, Z21, Z6
-	VFMADD231PS  Z19, Z21, Z7
-	VBROADCASTSS 516(R12), Z22
-	VFMADD231PS  Z16, Z22, Z8
-	VFMADD231PS  Z17, Z22, Z9
-	VFMADD231PS  Z18, Z22, Z10
-	VFMADD231PS  Z19, Z22, Z11
-	VBROADCASTSS 772(R12), Z23
-	VFMADD231PS  Z16, Z23, Z12
-	VFMADD231PS  Z17, Z23, Z13
-	VFMADD231PS  Z18, Z23, Z14
-	VFMADD231PS  Z19, Z23, Z15
-	MOVQ         16(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         24(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	VPSLLD       $0x10, (SI)(R9*2), Z16
-	VPANDD       (SI)(R9*2), Z31, Z17
-	VPSLLD       $0x10, 64(SI)(R9*2), Z18
-	VPANDD       64(SI)(R9*2), Z31, Z19
-	VBROADCASTSS 8(R12), Z20
-	VFMADD231PS  Z16, Z20, Z0
-	VFMADD231PS  Z17, Z20, Z1
-	VFMADD231PS  Z18, Z20, Z2
-	VFMADD231PS  Z19, Z20, Z3
-	VBROADCASTSS 264(R12), Z21
-	VFMADD231PS  Z16, Z21, Z4
-	VFMADD231PS  Z17, Z21, Z5
-	VFMADD231PS  Z18, Z21, Z6
-	VFMADD231PS  Z19, Z21, Z7
-	VBROADCASTSS 520(R12), Z22
-	VFMADD231PS  Z16, Z22, Z8
-	VFMADD231PS  Z17, Z22, Z9
-	VFMADD231PS  Z18, Z22, Z10
-	VFMADD231PS  Z19, Z22, Z11
-	VBROADCASTSS 776(R12), Z23
-	VFMADD231PS  Z16, Z23, Z12
-	VFMADD231PS  Z17, Z23, Z13
-	VFMADD231PS  Z18, Z23, Z14
-	VFMADD231PS  Z19, Z23, Z15
-	MOVQ         (R11), R14
-	PREFETCHT1   64(R14)(CX*1)
-	MOVQ         8(R11), R14
-	PREFETCHT1   64(R14)(CX*1)
-	VPSLLD       $0x10, (SI)(R15*1), Z16
-	VPANDD       (SI)(R15*1), Z31, Z17
-	VPSLLD       $0x10, 64(SI)(R15*1), Z18
-	VPANDD       64(SI)(R15*1), Z31, Z19
-	VBROADCASTSS 12(R12), Z20
-	VFMADD231PS  Z16, Z20, Z0
-	VFMADD231PS  Z17, Z20, Z1
-	VFMADD231PS  Z18, Z20, Z2
-	VFMADD231PS  Z19, Z20, Z3
-	VBROADCASTSS 268(R12), Z21
-	VFMADD231PS  Z16, Z21, Z4
-	VFMADD231PS  Z17, Z21, Z5
-	VFMADD231PS  Z18, Z21, Z6
-	VFMADD231PS  Z19, Z21, Z7
-	VBROADCASTSS 524(R12), Z22
-	VFMADD231PS  Z16, Z22, Z8
-	VFMADD231PS  Z17, Z22, Z9
-	VFMADD231PS  Z18, Z22, Z10
-	VFMADD231PS  Z19, Z22, Z11
-	VBROADCASTSS 780(R12), Z23
-	VFMADD231PS  Z16, Z23, Z12
-	VFMADD231PS  Z17, Z23, Z13
-	VFMADD231PS  Z18, Z23, Z14
-	VFMADD231PS  Z19, Z23, Z15
-	MOVQ         16(R11), R14
-	PREFETCHT1   64(R14)(CX*1)
-	MOVQ         24(R11), R14
-	PREFETCHT1   64(R14)(CX*1)
-	LEAQ         (SI)(R9*4), SI
-	ADDQ         $0x10, R12
-	ADDQ         $0x00000080, CX
-	TESTQ        $0x000001ff, CX
-	JNZ          row1012
-	ADDQ         40(R11), CX
-
-row1012:
-	IMUL3Q $0x00000200, 32(R11), R14
-	ADDQ   R14, 8(SP)
-	JMP    turn1009
-
-quiet1010:
-	VPSLLD       $0x10, (SI), Z16
-	VPANDD       (SI), Z31, Z17
-	VPSLLD       $0x10, 64(SI), Z18
-	VPANDD       64(SI), Z31, Z19
-	VBROADCASTSS (R12), Z20
-	VFMADD231PS  Z16, Z20, Z0
-	VFMADD231PS  Z17, Z20, Z1
-	VFMADD231PS  Z18, Z20, Z2
-	VFMADD231PS  Z19, Z20, Z3
-	VBROADCASTSS 256(R12), Z21
-	VFMADD231PS  Z16, Z21, Z4
-	VFMADD231PS  Z17, Z21, Z5
-	VFMADD231PS  Z18, Z21, Z6
-	VFMADD231PS  Z19, Z21, Z7
-	VBROADCASTSS 512(R12), Z22
-	VFMADD231PS  Z16, Z22, Z8
-	VFMADD231PS  Z17, Z22, Z9
-	VFMADD231PS  Z18, Z22, Z10
-	VFMADD231PS  Z19, Z22, Z11
-	VBROADCASTSS 768(R12), Z23
-	VFMADD231PS  Z16, Z23, Z12
-	VFMADD231PS  Z17, Z23, Z13
-	VFMADD231PS  Z18, Z23, Z14
-	VFMADD231PS  Z19, Z23, Z15
-	VPSLLD       $0x10, (SI)(R9*1), Z16
-	VPANDD       (SI)(R9*1), Z31, Z17
-	VPSLLD       $0x10, 64(SI)(R9*1), Z18
-	VPANDD       64(SI)(R9*1), Z31, Z19
-	VBROADCASTSS 4(R12), Z20
-	VFMADD231PS  Z16, Z20, Z0
-	VFMADD231PS  Z17, Z20, Z1
-	VFMADD231PS  Z18, Z20, Z2
-	VFMADD231PS  Z19, Z20, Z3
-	VBROADCASTSS 260(R12), Z21
-	VFMADD231PS  Z16, Z21, Z4
-	VFMADD231PS  Z17, Z21, Z5
-	VFMADD231PS  Z18, Z21, Z6
-	VFMADD231PS  Z19, Z21, Z7
-	VBROADCASTSS 516(R12), Z22
-	VFMADD231PS  Z16, Z22, Z8
-	VFMADD231PS  Z17, Z22, Z9
-	VFMADD231PS  Z18, Z22, Z10
-	VFMADD231PS  Z19, Z22, Z11
-	VBROADCASTSS 772(R12), Z23
-	VFMADD231PS  Z16, Z23, Z12
-	VFMADD231PS  Z17, Z23, Z13
-	VFMADD231PS  Z18, Z23, Z14
-	VFMADD231PS  Z19, Z23, Z15
-	VPSLLD       $0x10, (SI)(R9*2), Z16
-	VPANDD       (SI)(R9*2), Z31, Z17
-	VPSLLD       $0x10, 64(SI)(R9*2), Z18
-	VPANDD       64(SI)(R9*2), Z31, Z19
-	VBROADCASTSS 8(R12), Z20
-	VFMADD231PS  Z16, Z20, Z0
-	VFMADD231PS  Z17, Z20, Z1
-	VFMADD231PS  Z18, Z20, Z2
-	VFMADD231PS  Z19, Z20, Z3
-	VBROADCASTSS 264(R12), Z21
-	VFMADD231PS  Z16, Z21, Z4
-	VFMADD231PS  Z17, Z21, Z5
-	VFMADD231PS  Z18, Z21, Z6
-	VFMADD231PS  Z19, Z21, Z7
-	VBROADCASTSS 520(R12), Z22
-	VFMADD231PS  Z16, Z22, Z8
-	VFMADD231PS  Z17, Z22, Z9
-	VFMADD231PS  Z18, Z22, Z10
-	VFMADD231PS  Z19, Z22, Z11
-	VBROADCASTSS 776(R12), Z23
-	VFMADD231PS  Z16, Z23, Z12
-	VFMADD231PS  Z17, Z23, Z13
-	VFMADD231PS  Z18, Z23, Z14
-	VFMADD231PS  Z19, Z23, Z15
-	VPSLLD       $0x10, (SI)(R15*1), Z16
-	VPANDD       (SI)(R15*1), Z31, Z17
-	VPSLLD       $0x10, 64(SI)(R15*1), Z18
-	VPANDD       64(SI)(R15*1), Z31, Z19
-	VBROADCASTSS 12(R12), Z20
-	VFMADD231PS  Z16, Z20, Z0
-	VFMADD231PS  Z17, Z20, Z1
-	VFMADD231PS  Z18, Z20, Z2
-	VFMADD231PS  Z19, Z20, Z3
-	VBROADCASTSS 268(R12), Z21
-	VFMADD231PS  Z16, Z21, Z4
-	VFMADD231PS  Z17, Z21, Z5
-	VFMADD231PS  Z18, Z21, Z6
-	VFMADD231PS  Z19, Z21, Z7
-	VBROADCASTSS 524(R12), Z22
-	VFMADD231PS  Z16, Z22, Z8
-	VFMADD231PS  Z17, Z22, Z9
-	VFMADD231PS  Z18, Z22, Z10
-	VFMADD231PS  Z19, Z22, Z11
-	VBROADCASTSS 780(R12), Z23
-	VFMADD231PS  Z16, Z23, Z12
-	VFMADD231PS  Z17, Z23, Z13
-	VFMADD231PS  Z18, Z23, Z14
-	VFMADD231PS  Z19, Z23, Z15
-	LEAQ         (SI)(R9*4), SI
-	ADDQ         $0x10, R12
-	JMP          turn1009
-
-end1011:
-	ADDQ $0x04, R13
-	JZ   merge1008
-
-some1007:
-	VPSLLD       $0x10, (SI), Z16
-	VPANDD       (SI), Z31, Z17
-	VPSLLD       $0x10, 64(SI), Z18
-	VPANDD       64(SI), Z31, Z19
+columns1036:
+	CMPQ         (SP), $0x04
+	JLT          less1037
+	VBROADCASTSS highHalf_avx512<>+0(SB), Z31
+	VPXORD       Z0, Z0, Z0
+	VPXORD       Z1, Z1, Z1
+	VPXORD       Z2, Z2, Z2
+	VPXORD       Z3, Z3, Z3
+	VPXORD       Z4, Z4, Z4
+	VPXORD       Z5, Z5, Z5
+	VPXORD       Z6, Z6, Z6
+	VPXORD       Z7, Z7, Z7
+	VPXORD       Z8, Z8, Z8
+	VPXORD       Z9, Z9, Z9
+	VPXORD       Z10, Z10, Z10
+	VPXORD       Z11, Z11, Z11
+	VPXORD       Z12, Z12, Z12
+	VPXORD       Z13, Z13, Z13
+	VPXORD       Z14, Z14, Z14
+	VPXORD       Z15, Z15, Z15
+	MOVQ         mask+56(FP), R13
+	TZCNTQ       R13, SI
+	MOVQ         SI, R12
+	BLSIQ        R13, AX
+	ADDQ         R13, AX
+	TESTQ        AX, R13
+	JNZ          sparse1038
+	TZCNTQ       AX, R13
+	SUBQ         R12, R13
+	LEAQ         (BX)(R12*4), R12
+	MOVQ         SI, AX
+	SHRQ         $0x01, SI
+	IMULQ        R9, SI
+	ADDQ         DX, SI
+	TESTQ        $0x00000001, AX
+	JZ           even1041
+	VPANDD       (SI), Z31, Z16
+	VPANDD       64(SI), Z31, Z17
+	VPANDD       128(SI), Z31, Z18
+	VPANDD       192(SI), Z31, Z19
 	VBROADCASTSS (R12), Z20
 	VFMADD231PS  Z16, Z20, Z0
 	VFMADD231PS  Z17, Z20, Z1
@@ -26892,19 +27277,18 @@ some1007:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some1007
-	JMP          merge1008
+	JZ           merge1040
 
-sparse1005:
-	TZCNTQ       R13, AX
-	LEAQ         (BX)(AX*4), R12
-	MOVQ         AX, SI
-	IMULQ        R9, SI
-	ADDQ         DX, SI
+even1041:
+turn1042:
+	SUBQ         $0x04, R13
+	JLT          end1044
+	SUBQ         $0x00000200, 8(SP)
+	JGE          quiet1043
 	VPSLLD       $0x10, (SI), Z16
-	VPANDD       (SI), Z31, Z17
-	VPSLLD       $0x10, 64(SI), Z18
-	VPANDD       64(SI), Z31, Z19
+	VPSLLD       $0x10, 64(SI), Z17
+	VPSLLD       $0x10, 128(SI), Z18
+	VPSLLD       $0x10, 192(SI), Z19
 	VBROADCASTSS (R12), Z20
 	VFMADD231PS  Z16, Z20, Z0
 	VFMADD231PS  Z17, Z20, Z1
@@ -26925,40 +27309,365 @@ sparse1005:
 	VFMADD231PS  Z17, Z23, Z13
 	VFMADD231PS  Z18, Z23, Z14
 	VFMADD231PS  Z19, Z23, Z15
-	BLSRQ        R13, R13
-	JNZ          sparse1005
+	MOVQ         (R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	MOVQ         8(R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	VPANDD       (SI), Z31, Z16
+	VPANDD       64(SI), Z31, Z17
+	VPANDD       128(SI), Z31, Z18
+	VPANDD       192(SI), Z31, Z19
+	VBROADCASTSS 4(R12), Z20
+	VFMADD231PS  Z16, Z20, Z0
+	VFMADD231PS  Z17, Z20, Z1
+	VFMADD231PS  Z18, Z20, Z2
+	VFMADD231PS  Z19, Z20, Z3
+	VBROADCASTSS 260(R12), Z21
+	VFMADD231PS  Z16, Z21, Z4
+	VFMADD231PS  Z17, Z21, Z5
+	VFMADD231PS  Z18, Z21, Z6
+	VFMADD231PS  Z19, Z21, Z7
+	VBROADCASTSS 516(R12), Z22
+	VFMADD231PS  Z16, Z22, Z8
+	VFMADD231PS  Z17, Z22, Z9
+	VFMADD231PS  Z18, Z22, Z10
+	VFMADD231PS  Z19, Z22, Z11
+	VBROADCASTSS 772(R12), Z23
+	VFMADD231PS  Z16, Z23, Z12
+	VFMADD231PS  Z17, Z23, Z13
+	VFMADD231PS  Z18, Z23, Z14
+	VFMADD231PS  Z19, Z23, Z15
+	MOVQ         16(R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	MOVQ         24(R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	VPSLLD       $0x10, (SI)(R9*1), Z16
+	VPSLLD       $0x10, 64(SI)(R9*1), Z17
+	VPSLLD       $0x10, 128(SI)(R9*1), Z18
+	VPSLLD       $0x10, 192(SI)(R9*1), Z19
+	VBROADCASTSS 8(R12), Z20
+	VFMADD231PS  Z16, Z20, Z0
+	VFMADD231PS  Z17, Z20, Z1
+	VFMADD231PS  Z18, Z20, Z2
+	VFMADD231PS  Z19, Z20, Z3
+	VBROADCASTSS 264(R12), Z21
+	VFMADD231PS  Z16, Z21, Z4
+	VFMADD231PS  Z17, Z21, Z5
+	VFMADD231PS  Z18, Z21, Z6
+	VFMADD231PS  Z19, Z21, Z7
+	VBROADCASTSS 520(R12), Z22
+	VFMADD231PS  Z16, Z22, Z8
+	VFMADD231PS  Z17, Z22, Z9
+	VFMADD231PS  Z18, Z22, Z10
+	VFMADD231PS  Z19, Z22, Z11
+	VBROADCASTSS 776(R12), Z23
+	VFMADD231PS  Z16, Z23, Z12
+	VFMADD231PS  Z17, Z23, Z13
+	VFMADD231PS  Z18, Z23, Z14
+	VFMADD231PS  Z19, Z23, Z15
+	MOVQ         (R11), R14
+	PREFETCHT1   64(R14)(CX*1)
+	MOVQ         8(R11), R14
+	PREFETCHT1   64(R14)(CX*1)
+	VPANDD       (SI)(R9*1), Z31, Z16
+	VPANDD       64(SI)(R9*1), Z31, Z17
+	VPANDD       128(SI)(R9*1), Z31, Z18
+	VPANDD       192(SI)(R9*1), Z31, Z19
+	VBROADCASTSS 12(R12), Z20
+	VFMADD231PS  Z16, Z20, Z0
+	VFMADD231PS  Z17, Z20, Z1
+	VFMADD231PS  Z18, Z20, Z2
+	VFMADD231PS  Z19, Z20, Z3
+	VBROADCASTSS 268(R12), Z21
+	VFMADD231PS  Z16, Z21, Z4
+	VFMADD231PS  Z17, Z21, Z5
+	VFMADD231PS  Z18, Z21, Z6
+	VFMADD231PS  Z19, Z21, Z7
+	VBROADCASTSS 524(R12), Z22
+	VFMADD231PS  Z16, Z22, Z8
+	VFMADD231PS  Z17, Z22, Z9
+	VFMADD231PS  Z18, Z22, Z10
+	VFMADD231PS  Z19, Z22, Z11
+	VBROADCASTSS 780(R12), Z23
+	VFMADD231PS  Z16, Z23, Z12
+	VFMADD231PS  Z17, Z23, Z13
+	VFMADD231PS  Z18, Z23, Z14
+	VFMADD231PS  Z19, Z23, Z15
+	MOVQ         16(R11), R14
+	PREFETCHT1   64(R14)(CX*1)
+	MOVQ         24(R11), R14
+	PREFETCHT1   64(R14)(CX*1)
+	LEAQ         (SI)(R9*2), SI
+	ADDQ         $0x10, R12
+	ADDQ         $0x00000080, CX
+	TESTQ        $0x000001ff, CX
+	JNZ          row1045
+	ADDQ         40(R11), CX
 
-merge1008:
-	VMOVUPS      joinFirst_avx512<>+0(SB), Z16
-	VMOVUPS      joinSecond_avx512<>+0(SB), Z17
-	VMOVAPS      Z0, Z18
-	VPERMT2PS    Z1, Z16, Z0
-	VPERMT2PS    Z18, Z17, Z1
-	VMOVAPS      Z2, Z18
-	VPERMT2PS    Z3, Z16, Z2
-	VPERMT2PS    Z18, Z17, Z3
-	VMOVAPS      Z4, Z18
-	VPERMT2PS    Z5, Z16, Z4
-	VPERMT2PS    Z18, Z17, Z5
-	VMOVAPS      Z6, Z18
-	VPERMT2PS    Z7, Z16, Z6
-	VPERMT2PS    Z18, Z17, Z7
-	VMOVAPS      Z8, Z18
-	VPERMT2PS    Z9, Z16, Z8
-	VPERMT2PS    Z18, Z17, Z9
-	VMOVAPS      Z10, Z18
-	VPERMT2PS    Z11, Z16, Z10
-	VPERMT2PS    Z18, Z17, Z11
-	VMOVAPS      Z12, Z18
-	VPERMT2PS    Z13, Z16, Z12
-	VPERMT2PS    Z18, Z17, Z13
-	VMOVAPS      Z14, Z18
-	VPERMT2PS    Z15, Z16, Z14
-	VPERMT2PS    Z18, Z17, Z15
+row1045:
+	IMUL3Q $0x00000200, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn1042
+
+quiet1043:
+	VPSLLD       $0x10, (SI), Z16
+	VPSLLD       $0x10, 64(SI), Z17
+	VPSLLD       $0x10, 128(SI), Z18
+	VPSLLD       $0x10, 192(SI), Z19
+	VBROADCASTSS (R12), Z20
+	VFMADD231PS  Z16, Z20, Z0
+	VFMADD231PS  Z17, Z20, Z1
+	VFMADD231PS  Z18, Z20, Z2
+	VFMADD231PS  Z19, Z20, Z3
+	VBROADCASTSS 256(R12), Z21
+	VFMADD231PS  Z16, Z21, Z4
+	VFMADD231PS  Z17, Z21, Z5
+	VFMADD231PS  Z18, Z21, Z6
+	VFMADD231PS  Z19, Z21, Z7
+	VBROADCASTSS 512(R12), Z22
+	VFMADD231PS  Z16, Z22, Z8
+	VFMADD231PS  Z17, Z22, Z9
+	VFMADD231PS  Z18, Z22, Z10
+	VFMADD231PS  Z19, Z22, Z11
+	VBROADCASTSS 768(R12), Z23
+	VFMADD231PS  Z16, Z23, Z12
+	VFMADD231PS  Z17, Z23, Z13
+	VFMADD231PS  Z18, Z23, Z14
+	VFMADD231PS  Z19, Z23, Z15
+	VPANDD       (SI), Z31, Z16
+	VPANDD       64(SI), Z31, Z17
+	VPANDD       128(SI), Z31, Z18
+	VPANDD       192(SI), Z31, Z19
+	VBROADCASTSS 4(R12), Z20
+	VFMADD231PS  Z16, Z20, Z0
+	VFMADD231PS  Z17, Z20, Z1
+	VFMADD231PS  Z18, Z20, Z2
+	VFMADD231PS  Z19, Z20, Z3
+	VBROADCASTSS 260(R12), Z21
+	VFMADD231PS  Z16, Z21, Z4
+	VFMADD231PS  Z17, Z21, Z5
+	VFMADD231PS  Z18, Z21, Z6
+	VFMADD231PS  Z19, Z21, Z7
+	VBROADCASTSS 516(R12), Z22
+	VFMADD231PS  Z16, Z22, Z8
+	VFMADD231PS  Z17, Z22, Z9
+	VFMADD231PS  Z18, Z22, Z10
+	VFMADD231PS  Z19, Z22, Z11
+	VBROADCASTSS 772(R12), Z23
+	VFMADD231PS  Z16, Z23, Z12
+	VFMADD231PS  Z17, Z23, Z13
+	VFMADD231PS  Z18, Z23, Z14
+	VFMADD231PS  Z19, Z23, Z15
+	VPSLLD       $0x10, (SI)(R9*1), Z16
+	VPSLLD       $0x10, 64(SI)(R9*1), Z17
+	VPSLLD       $0x10, 128(SI)(R9*1), Z18
+	VPSLLD       $0x10, 192(SI)(R9*1), Z19
+	VBROADCASTSS 8(R12), Z20
+	VFMADD231PS  Z16, Z20, Z0
+	VFMADD231PS  Z17, Z20, Z1
+	VFMADD231PS  Z18, Z20, Z2
+	VFMADD231PS  Z19, Z20, Z3
+	VBROADCASTSS 264(R12), Z21
+	VFMADD231PS  Z16, Z21, Z4
+	VFMADD231PS  Z17, Z21, Z5
+	VFMADD231PS  Z18, Z21, Z6
+	VFMADD231PS  Z19, Z21, Z7
+	VBROADCASTSS 520(R12), Z22
+	VFMADD231PS  Z16, Z22, Z8
+	VFMADD231PS  Z17, Z22, Z9
+	VFMADD231PS  Z18, Z22, Z10
+	VFMADD231PS  Z19, Z22, Z11
+	VBROADCASTSS 776(R12), Z23
+	VFMADD231PS  Z16, Z23, Z12
+	VFMADD231PS  Z17, Z23, Z13
+	VFMADD231PS  Z18, Z23, Z14
+	VFMADD231PS  Z19, Z23, Z15
+	VPANDD       (SI)(R9*1), Z31, Z16
+	VPANDD       64(SI)(R9*1), Z31, Z17
+	VPANDD       128(SI)(R9*1), Z31, Z18
+	VPANDD       192(SI)(R9*1), Z31, Z19
+	VBROADCASTSS 12(R12), Z20
+	VFMADD231PS  Z16, Z20, Z0
+	VFMADD231PS  Z17, Z20, Z1
+	VFMADD231PS  Z18, Z20, Z2
+	VFMADD231PS  Z19, Z20, Z3
+	VBROADCASTSS 268(R12), Z21
+	VFMADD231PS  Z16, Z21, Z4
+	VFMADD231PS  Z17, Z21, Z5
+	VFMADD231PS  Z18, Z21, Z6
+	VFMADD231PS  Z19, Z21, Z7
+	VBROADCASTSS 524(R12), Z22
+	VFMADD231PS  Z16, Z22, Z8
+	VFMADD231PS  Z17, Z22, Z9
+	VFMADD231PS  Z18, Z22, Z10
+	VFMADD231PS  Z19, Z22, Z11
+	VBROADCASTSS 780(R12), Z23
+	VFMADD231PS  Z16, Z23, Z12
+	VFMADD231PS  Z17, Z23, Z13
+	VFMADD231PS  Z18, Z23, Z14
+	VFMADD231PS  Z19, Z23, Z15
+	LEAQ         (SI)(R9*2), SI
+	ADDQ         $0x10, R12
+	JMP          turn1042
+
+end1044:
+	ADDQ         $0x04, R13
+	JZ           merge1040
+	CMPQ         R13, $0x02
+	JLT          some1046
+	VPSLLD       $0x10, (SI), Z16
+	VPSLLD       $0x10, 64(SI), Z17
+	VPSLLD       $0x10, 128(SI), Z18
+	VPSLLD       $0x10, 192(SI), Z19
+	VBROADCASTSS (R12), Z20
+	VFMADD231PS  Z16, Z20, Z0
+	VFMADD231PS  Z17, Z20, Z1
+	VFMADD231PS  Z18, Z20, Z2
+	VFMADD231PS  Z19, Z20, Z3
+	VBROADCASTSS 256(R12), Z21
+	VFMADD231PS  Z16, Z21, Z4
+	VFMADD231PS  Z17, Z21, Z5
+	VFMADD231PS  Z18, Z21, Z6
+	VFMADD231PS  Z19, Z21, Z7
+	VBROADCASTSS 512(R12), Z22
+	VFMADD231PS  Z16, Z22, Z8
+	VFMADD231PS  Z17, Z22, Z9
+	VFMADD231PS  Z18, Z22, Z10
+	VFMADD231PS  Z19, Z22, Z11
+	VBROADCASTSS 768(R12), Z23
+	VFMADD231PS  Z16, Z23, Z12
+	VFMADD231PS  Z17, Z23, Z13
+	VFMADD231PS  Z18, Z23, Z14
+	VFMADD231PS  Z19, Z23, Z15
+	VPANDD       (SI), Z31, Z16
+	VPANDD       64(SI), Z31, Z17
+	VPANDD       128(SI), Z31, Z18
+	VPANDD       192(SI), Z31, Z19
+	VBROADCASTSS 4(R12), Z20
+	VFMADD231PS  Z16, Z20, Z0
+	VFMADD231PS  Z17, Z20, Z1
+	VFMADD231PS  Z18, Z20, Z2
+	VFMADD231PS  Z19, Z20, Z3
+	VBROADCASTSS 260(R12), Z21
+	VFMADD231PS  Z16, Z21, Z4
+	VFMADD231PS  Z17, Z21, Z5
+	VFMADD231PS  Z18, Z21, Z6
+	VFMADD231PS  Z19, Z21, Z7
+	VBROADCASTSS 516(R12), Z22
+	VFMADD231PS  Z16, Z22, Z8
+	VFMADD231PS  Z17, Z22, Z9
+	VFMADD231PS  Z18, Z22, Z10
+	VFMADD231PS  Z19, Z22, Z11
+	VBROADCASTSS 772(R12), Z23
+	VFMADD231PS  Z16, Z23, Z12
+	VFMADD231PS  Z17, Z23, Z13
+	VFMADD231PS  Z18, Z23, Z14
+	VFMADD231PS  Z19, Z23, Z15
+	ADDQ         R9, SI
+	ADDQ         $0x08, R12
+	SUBQ         $0x02, R13
+	JZ           merge1040
+
+some1046:
+	VPSLLD       $0x10, (SI), Z16
+	VPSLLD       $0x10, 64(SI), Z17
+	VPSLLD       $0x10, 128(SI), Z18
+	VPSLLD       $0x10, 192(SI), Z19
+	VBROADCASTSS (R12), Z20
+	VFMADD231PS  Z16, Z20, Z0
+	VFMADD231PS  Z17, Z20, Z1
+	VFMADD231PS  Z18, Z20, Z2
+	VFMADD231PS  Z19, Z20, Z3
+	VBROADCASTSS 256(R12), Z21
+	VFMADD231PS  Z16, Z21, Z4
+	VFMADD231PS  Z17, Z21, Z5
+	VFMADD231PS  Z18, Z21, Z6
+	VFMADD231PS  Z19, Z21, Z7
+	VBROADCASTSS 512(R12), Z22
+	VFMADD231PS  Z16, Z22, Z8
+	VFMADD231PS  Z17, Z22, Z9
+	VFMADD231PS  Z18, Z22, Z10
+	VFMADD231PS  Z19, Z22, Z11
+	VBROADCASTSS 768(R12), Z23
+	VFMADD231PS  Z16, Z23, Z12
+	VFMADD231PS  Z17, Z23, Z13
+	VFMADD231PS  Z18, Z23, Z14
+	VFMADD231PS  Z19, Z23, Z15
+	ADDQ         R9, SI
+	ADDQ         $0x04, R12
+	JMP          merge1040
+
+sparse1038:
+	TZCNTQ       R13, AX
+	LEAQ         (BX)(AX*4), R12
+	MOVQ         AX, SI
+	MOVQ         SI, AX
+	SHRQ         $0x01, SI
+	IMULQ        R9, SI
+	ADDQ         DX, SI
+	TESTQ        $0x00000001, AX
+	JNZ          odd1047
+	VPSLLD       $0x10, (SI), Z16
+	VPSLLD       $0x10, 64(SI), Z17
+	VPSLLD       $0x10, 128(SI), Z18
+	VPSLLD       $0x10, 192(SI), Z19
+	VBROADCASTSS (R12), Z20
+	VFMADD231PS  Z16, Z20, Z0
+	VFMADD231PS  Z17, Z20, Z1
+	VFMADD231PS  Z18, Z20, Z2
+	VFMADD231PS  Z19, Z20, Z3
+	VBROADCASTSS 256(R12), Z21
+	VFMADD231PS  Z16, Z21, Z4
+	VFMADD231PS  Z17, Z21, Z5
+	VFMADD231PS  Z18, Z21, Z6
+	VFMADD231PS  Z19, Z21, Z7
+	VBROADCASTSS 512(R12), Z22
+	VFMADD231PS  Z16, Z22, Z8
+	VFMADD231PS  Z17, Z22, Z9
+	VFMADD231PS  Z18, Z22, Z10
+	VFMADD231PS  Z19, Z22, Z11
+	VBROADCASTSS 768(R12), Z23
+	VFMADD231PS  Z16, Z23, Z12
+	VFMADD231PS  Z17, Z23, Z13
+	VFMADD231PS  Z18, Z23, Z14
+	VFMADD231PS  Z19, Z23, Z15
+	JMP          done1048
+
+odd1047:
+	VPANDD       (SI), Z31, Z16
+	VPANDD       64(SI), Z31, Z17
+	VPANDD       128(SI), Z31, Z18
+	VPANDD       192(SI), Z31, Z19
+	VBROADCASTSS (R12), Z20
+	VFMADD231PS  Z16, Z20, Z0
+	VFMADD231PS  Z17, Z20, Z1
+	VFMADD231PS  Z18, Z20, Z2
+	VFMADD231PS  Z19, Z20, Z3
+	VBROADCASTSS 256(R12), Z21
+	VFMADD231PS  Z16, Z21, Z4
+	VFMADD231PS  Z17, Z21, Z5
+	VFMADD231PS  Z18, Z21, Z6
+	VFMADD231PS  Z19, Z21, Z7
+	VBROADCASTSS 512(R12), Z22
+	VFMADD231PS  Z16, Z22, Z8
+	VFMADD231PS  Z17, Z22, Z9
+	VFMADD231PS  Z18, Z22, Z10
+	VFMADD231PS  Z19, Z22, Z11
+	VBROADCASTSS 768(R12), Z23
+	VFMADD231PS  Z16, Z23, Z12
+	VFMADD231PS  Z17, Z23, Z13
+	VFMADD231PS  Z18, Z23, Z14
+	VFMADD231PS  Z19, Z23, Z15
+
+done1048:
+	BLSRQ R13, R13
+	JNZ   sparse1038
+
+merge1040:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store1013
+	JZ           store1049
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -27024,9 +27733,9 @@ merge1008:
 	VMULPS       Z17, Z15, Z15
 	VFMADD231PS  192(AX), Z16, Z15
 	VMOVUPS      Z15, 192(AX)
-	JMP          stored1014
+	JMP          stored1050
 
-store1013:
+store1049:
 	VMOVUPS Z0, (AX)
 	VMOVUPS Z1, 64(AX)
 	VMOVUPS Z2, 128(AX)
@@ -27047,186 +27756,43 @@ store1013:
 	VMOVUPS Z14, 128(AX)
 	VMOVUPS Z15, 192(AX)
 
-stored1014:
+stored1050:
 	ADDQ $0x00000100, DI
-	ADDQ $0x00000080, DX
+	ADDQ $0x00000100, DX
 	SUBQ $0x04, (SP)
-	JMP  columns1003
+	JMP  columns1036
 
-less1004:
-columns1015:
-	CMPQ   (SP), $0x02
-	JLT    less1016
-	VPXORD Z0, Z0, Z0
-	VPXORD Z1, Z1, Z1
-	VPXORD Z2, Z2, Z2
-	VPXORD Z3, Z3, Z3
-	VPXORD Z4, Z4, Z4
-	VPXORD Z5, Z5, Z5
-	VPXORD Z6, Z6, Z6
-	VPXORD Z7, Z7, Z7
-	MOVQ   mask+56(FP), R13
-	TZCNTQ R13, SI
-	MOVQ   SI, R12
-	BLSIQ  R13, AX
-	ADDQ   R13, AX
-	TESTQ  AX, R13
-	JNZ    sparse1017
-	TZCNTQ AX, R13
-	SUBQ   R12, R13
-	LEAQ   (BX)(R12*4), R12
-	IMULQ  R9, SI
-	ADDQ   DX, SI
-
-turn1021:
-	SUBQ         $0x04, R13
-	JLT          end1023
-	SUBQ         $0x00000100, 8(SP)
-	JGE          quiet1022
-	VPSLLD       $0x10, (SI), Z8
-	VPANDD       (SI), Z31, Z9
-	VBROADCASTSS (R12), Z10
-	VFMADD231PS  Z8, Z10, Z0
-	VFMADD231PS  Z9, Z10, Z1
-	VBROADCASTSS 256(R12), Z11
-	VFMADD231PS  Z8, Z11, Z2
-	VFMADD231PS  Z9, Z11, Z3
-	VBROADCASTSS 512(R12), Z12
-	VFMADD231PS  Z8, Z12, Z4
-	VFMADD231PS  Z9, Z12, Z5
-	VBROADCASTSS 768(R12), Z13
-	VFMADD231PS  Z8, Z13, Z6
-	VFMADD231PS  Z9, Z13, Z7
-	MOVQ         (R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	VPSLLD       $0x10, (SI)(R9*1), Z8
-	VPANDD       (SI)(R9*1), Z31, Z9
-	VBROADCASTSS 4(R12), Z10
-	VFMADD231PS  Z8, Z10, Z0
-	VFMADD231PS  Z9, Z10, Z1
-	VBROADCASTSS 260(R12), Z11
-	VFMADD231PS  Z8, Z11, Z2
-	VFMADD231PS  Z9, Z11, Z3
-	VBROADCASTSS 516(R12), Z12
-	VFMADD231PS  Z8, Z12, Z4
-	VFMADD231PS  Z9, Z12, Z5
-	VBROADCASTSS 772(R12), Z13
-	VFMADD231PS  Z8, Z13, Z6
-	VFMADD231PS  Z9, Z13, Z7
-	MOVQ         8(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	VPSLLD       $0x10, (SI)(R9*2), Z8
-	VPANDD       (SI)(R9*2), Z31, Z9
-	VBROADCASTSS 8(R12), Z10
-	VFMADD231PS  Z8, Z10, Z0
-	VFMADD231PS  Z9, Z10, Z1
-	VBROADCASTSS 264(R12), Z11
-	VFMADD231PS  Z8, Z11, Z2
-	VFMADD231PS  Z9, Z11, Z3
-	VBROADCASTSS 520(R12), Z12
-	VFMADD231PS  Z8, Z12, Z4
-	VFMADD231PS  Z9, Z12, Z5
-	VBROADCASTSS 776(R12), Z13
-	VFMADD231PS  Z8, Z13, Z6
-	VFMADD231PS  Z9, Z13, Z7
-	MOVQ         16(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	VPSLLD       $0x10, (SI)(R15*1), Z8
-	VPANDD       (SI)(R15*1), Z31, Z9
-	VBROADCASTSS 12(R12), Z10
-	VFMADD231PS  Z8, Z10, Z0
-	VFMADD231PS  Z9, Z10, Z1
-	VBROADCASTSS 268(R12), Z11
-	VFMADD231PS  Z8, Z11, Z2
-	VFMADD231PS  Z9, Z11, Z3
-	VBROADCASTSS 524(R12), Z12
-	VFMADD231PS  Z8, Z12, Z4
-	VFMADD231PS  Z9, Z12, Z5
-	VBROADCASTSS 780(R12), Z13
-	VFMADD231PS  Z8, Z13, Z6
-	VFMADD231PS  Z9, Z13, Z7
-	MOVQ         24(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	LEAQ         (SI)(R9*4), SI
-	ADDQ         $0x10, R12
-	ADDQ         $0x00000040, CX
-	TESTQ        $0x000001ff, CX
-	JNZ          row1024
-	ADDQ         40(R11), CX
-
-row1024:
-	IMUL3Q $0x00000100, 32(R11), R14
-	ADDQ   R14, 8(SP)
-	JMP    turn1021
-
-quiet1022:
-	VPSLLD       $0x10, (SI), Z8
-	VPANDD       (SI), Z31, Z9
-	VBROADCASTSS (R12), Z10
-	VFMADD231PS  Z8, Z10, Z0
-	VFMADD231PS  Z9, Z10, Z1
-	VBROADCASTSS 256(R12), Z11
-	VFMADD231PS  Z8, Z11, Z2
-	VFMADD231PS  Z9, Z11, Z3
-	VBROADCASTSS 512(R12), Z12
-	VFMADD231PS  Z8, Z12, Z4
-	VFMADD231PS  Z9, Z12, Z5
-	VBROADCASTSS 768(R12), Z13
-	VFMADD231PS  Z8, Z13, Z6
-	VFMADD231PS  Z9, Z13, Z7
-	VPSLLD       $0x10, (SI)(R9*1), Z8
-	VPANDD       (SI)(R9*1), Z31, Z9
-	VBROADCASTSS 4(R12), Z10
-	VFMADD231PS  Z8, Z10, Z0
-	VFMADD231PS  Z9, Z10, Z1
-	VBROADCASTSS 260(R12), Z11
-	VFMADD231PS  Z8, Z11, Z2
-	VFMADD231PS  Z9, Z11, Z3
-	VBROADCASTSS 516(R12), Z12
-	VFMADD231PS  Z8, Z12, Z4
-	VFMADD231PS  Z9, Z12, Z5
-	VBROADCASTSS 772(R12), Z13
-	VFMADD231PS  Z8, Z13, Z6
-	VFMADD231PS  Z9, Z13, Z7
-	VPSLLD       $0x10, (SI)(R9*2), Z8
-	VPANDD       (SI)(R9*2), Z31, Z9
-	VBROADCASTSS 8(R12), Z10
-	VFMADD231PS  Z8, Z10, Z0
-	VFMADD231PS  Z9, Z10, Z1
-	VBROADCASTSS 264(R12), Z11
-	VFMADD231PS  Z8, Z11, Z2
-	VFMADD231PS  Z9, Z11, Z3
-	VBROADCASTSS 520(R12), Z12
-	VFMADD231PS  Z8, Z12, Z4
-	VFMADD231PS  Z9, Z12, Z5
-	VBROADCASTSS 776(R12), Z13
-	VFMADD231PS  Z8, Z13, Z6
-	VFMADD231PS  Z9, Z13, Z7
-	VPSLLD       $0x10, (SI)(R15*1), Z8
-	VPANDD       (SI)(R15*1), Z31, Z9
-	VBROADCASTSS 12(R12), Z10
-	VFMADD231PS  Z8, Z10, Z0
-	VFMADD231PS  Z9, Z10, Z1
-	VBROADCASTSS 268(R12), Z11
-	VFMADD231PS  Z8, Z11, Z2
-	VFMADD231PS  Z9, Z11, Z3
-	VBROADCASTSS 524(R12), Z12
-	VFMADD231PS  Z8, Z12, Z4
-	VFMADD231PS  Z9, Z12, Z5
-	VBROADCASTSS 780(R12), Z13
-	VFMADD231PS  Z8, Z13, Z6
-	VFMADD231PS  Z9, Z13, Z7
-	LEAQ         (SI)(R9*4), SI
-	ADDQ         $0x10, R12
-	JMP          turn1021
-
-end1023:
-	ADDQ $0x04, R13
-	JZ   merge1020
-
-some1019:
-	VPSLLD       $0x10, (SI), Z8
-	VPANDD       (SI), Z31, Z9
+less1037:
+columns1051:
+	CMPQ         (SP), $0x02
+	JLT          less1052
+	VBROADCASTSS highHalf_avx512<>+0(SB), Z31
+	VPXORD       Z0, Z0, Z0
+	VPXORD       Z1, Z1, Z1
+	VPXORD       Z2, Z2, Z2
+	VPXORD       Z3, Z3, Z3
+	VPXORD       Z4, Z4, Z4
+	VPXORD       Z5, Z5, Z5
+	VPXORD       Z6, Z6, Z6
+	VPXORD       Z7, Z7, Z7
+	MOVQ         mask+56(FP), R13
+	TZCNTQ       R13, SI
+	MOVQ         SI, R12
+	BLSIQ        R13, AX
+	ADDQ         R13, AX
+	TESTQ        AX, R13
+	JNZ          sparse1053
+	TZCNTQ       AX, R13
+	SUBQ         R12, R13
+	LEAQ         (BX)(R12*4), R12
+	MOVQ         SI, AX
+	SHRQ         $0x01, SI
+	IMULQ        R9, SI
+	ADDQ         DX, SI
+	TESTQ        $0x00000001, AX
+	JZ           even1056
+	VPANDD       (SI), Z31, Z8
+	VPANDD       64(SI), Z31, Z9
 	VBROADCASTSS (R12), Z10
 	VFMADD231PS  Z8, Z10, Z0
 	VFMADD231PS  Z9, Z10, Z1
@@ -27242,17 +27808,16 @@ some1019:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some1019
-	JMP          merge1020
+	JZ           merge1055
 
-sparse1017:
-	TZCNTQ       R13, AX
-	LEAQ         (BX)(AX*4), R12
-	MOVQ         AX, SI
-	IMULQ        R9, SI
-	ADDQ         DX, SI
+even1056:
+turn1057:
+	SUBQ         $0x04, R13
+	JLT          end1059
+	SUBQ         $0x00000100, 8(SP)
+	JGE          quiet1058
 	VPSLLD       $0x10, (SI), Z8
-	VPANDD       (SI), Z31, Z9
+	VPSLLD       $0x10, 64(SI), Z9
 	VBROADCASTSS (R12), Z10
 	VFMADD231PS  Z8, Z10, Z0
 	VFMADD231PS  Z9, Z10, Z1
@@ -27265,28 +27830,237 @@ sparse1017:
 	VBROADCASTSS 768(R12), Z13
 	VFMADD231PS  Z8, Z13, Z6
 	VFMADD231PS  Z9, Z13, Z7
-	BLSRQ        R13, R13
-	JNZ          sparse1017
+	MOVQ         (R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	VPANDD       (SI), Z31, Z8
+	VPANDD       64(SI), Z31, Z9
+	VBROADCASTSS 4(R12), Z10
+	VFMADD231PS  Z8, Z10, Z0
+	VFMADD231PS  Z9, Z10, Z1
+	VBROADCASTSS 260(R12), Z11
+	VFMADD231PS  Z8, Z11, Z2
+	VFMADD231PS  Z9, Z11, Z3
+	VBROADCASTSS 516(R12), Z12
+	VFMADD231PS  Z8, Z12, Z4
+	VFMADD231PS  Z9, Z12, Z5
+	VBROADCASTSS 772(R12), Z13
+	VFMADD231PS  Z8, Z13, Z6
+	VFMADD231PS  Z9, Z13, Z7
+	MOVQ         8(R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	VPSLLD       $0x10, (SI)(R9*1), Z8
+	VPSLLD       $0x10, 64(SI)(R9*1), Z9
+	VBROADCASTSS 8(R12), Z10
+	VFMADD231PS  Z8, Z10, Z0
+	VFMADD231PS  Z9, Z10, Z1
+	VBROADCASTSS 264(R12), Z11
+	VFMADD231PS  Z8, Z11, Z2
+	VFMADD231PS  Z9, Z11, Z3
+	VBROADCASTSS 520(R12), Z12
+	VFMADD231PS  Z8, Z12, Z4
+	VFMADD231PS  Z9, Z12, Z5
+	VBROADCASTSS 776(R12), Z13
+	VFMADD231PS  Z8, Z13, Z6
+	VFMADD231PS  Z9, Z13, Z7
+	MOVQ         16(R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	VPANDD       (SI)(R9*1), Z31, Z8
+	VPANDD       64(SI)(R9*1), Z31, Z9
+	VBROADCASTSS 12(R12), Z10
+	VFMADD231PS  Z8, Z10, Z0
+	VFMADD231PS  Z9, Z10, Z1
+	VBROADCASTSS 268(R12), Z11
+	VFMADD231PS  Z8, Z11, Z2
+	VFMADD231PS  Z9, Z11, Z3
+	VBROADCASTSS 524(R12), Z12
+	VFMADD231PS  Z8, Z12, Z4
+	VFMADD231PS  Z9, Z12, Z5
+	VBROADCASTSS 780(R12), Z13
+	VFMADD231PS  Z8, Z13, Z6
+	VFMADD231PS  Z9, Z13, Z7
+	MOVQ         24(R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	LEAQ         (SI)(R9*2), SI
+	ADDQ         $0x10, R12
+	ADDQ         $0x00000040, CX
+	TESTQ        $0x000001ff, CX
+	JNZ          row1060
+	ADDQ         40(R11), CX
 
-merge1020:
-	VMOVUPS      joinFirst_avx512<>+0(SB), Z8
-	VMOVUPS      joinSecond_avx512<>+0(SB), Z9
-	VMOVAPS      Z0, Z10
-	VPERMT2PS    Z1, Z8, Z0
-	VPERMT2PS    Z10, Z9, Z1
-	VMOVAPS      Z2, Z10
-	VPERMT2PS    Z3, Z8, Z2
-	VPERMT2PS    Z10, Z9, Z3
-	VMOVAPS      Z4, Z10
-	VPERMT2PS    Z5, Z8, Z4
-	VPERMT2PS    Z10, Z9, Z5
-	VMOVAPS      Z6, Z10
-	VPERMT2PS    Z7, Z8, Z6
-	VPERMT2PS    Z10, Z9, Z7
+row1060:
+	IMUL3Q $0x00000100, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn1057
+
+quiet1058:
+	VPSLLD       $0x10, (SI), Z8
+	VPSLLD       $0x10, 64(SI), Z9
+	VBROADCASTSS (R12), Z10
+	VFMADD231PS  Z8, Z10, Z0
+	VFMADD231PS  Z9, Z10, Z1
+	VBROADCASTSS 256(R12), Z11
+	VFMADD231PS  Z8, Z11, Z2
+	VFMADD231PS  Z9, Z11, Z3
+	VBROADCASTSS 512(R12), Z12
+	VFMADD231PS  Z8, Z12, Z4
+	VFMADD231PS  Z9, Z12, Z5
+	VBROADCASTSS 768(R12), Z13
+	VFMADD231PS  Z8, Z13, Z6
+	VFMADD231PS  Z9, Z13, Z7
+	VPANDD       (SI), Z31, Z8
+	VPANDD       64(SI), Z31, Z9
+	VBROADCASTSS 4(R12), Z10
+	VFMADD231PS  Z8, Z10, Z0
+	VFMADD231PS  Z9, Z10, Z1
+	VBROADCASTSS 260(R12), Z11
+	VFMADD231PS  Z8, Z11, Z2
+	VFMADD231PS  Z9, Z11, Z3
+	VBROADCASTSS 516(R12), Z12
+	VFMADD231PS  Z8, Z12, Z4
+	VFMADD231PS  Z9, Z12, Z5
+	VBROADCASTSS 772(R12), Z13
+	VFMADD231PS  Z8, Z13, Z6
+	VFMADD231PS  Z9, Z13, Z7
+	VPSLLD       $0x10, (SI)(R9*1), Z8
+	VPSLLD       $0x10, 64(SI)(R9*1), Z9
+	VBROADCASTSS 8(R12), Z10
+	VFMADD231PS  Z8, Z10, Z0
+	VFMADD231PS  Z9, Z10, Z1
+	VBROADCASTSS 264(R12), Z11
+	VFMADD231PS  Z8, Z11, Z2
+	VFMADD231PS  Z9, Z11, Z3
+	VBROADCASTSS 520(R12), Z12
+	VFMADD231PS  Z8, Z12, Z4
+	VFMADD231PS  Z9, Z12, Z5
+	VBROADCASTSS 776(R12), Z13
+	VFMADD231PS  Z8, Z13, Z6
+	VFMADD231PS  Z9, Z13, Z7
+	VPANDD       (SI)(R9*1), Z31, Z8
+	VPANDD       64(SI)(R9*1), Z31, Z9
+	VBROADCASTSS 12(R12), Z10
+	VFMADD231PS  Z8, Z10, Z0
+	VFMADD231PS  Z9, Z10, Z1
+	VBROADCASTSS 268(R12), Z11
+	VFMADD231PS  Z8, Z11, Z2
+	VFMADD231PS  Z9, Z11, Z3
+	VBROADCASTSS 524(R12), Z12
+	VFMADD231PS  Z8, Z12, Z4
+	VFMADD231PS  Z9, Z12, Z5
+	VBROADCASTSS 780(R12), Z13
+	VFMADD231PS  Z8, Z13, Z6
+	VFMADD231PS  Z9, Z13, Z7
+	LEAQ         (SI)(R9*2), SI
+	ADDQ         $0x10, R12
+	JMP          turn1057
+
+end1059:
+	ADDQ         $0x04, R13
+	JZ           merge1055
+	CMPQ         R13, $0x02
+	JLT          some1061
+	VPSLLD       $0x10, (SI), Z8
+	VPSLLD       $0x10, 64(SI), Z9
+	VBROADCASTSS (R12), Z10
+	VFMADD231PS  Z8, Z10, Z0
+	VFMADD231PS  Z9, Z10, Z1
+	VBROADCASTSS 256(R12), Z11
+	VFMADD231PS  Z8, Z11, Z2
+	VFMADD231PS  Z9, Z11, Z3
+	VBROADCASTSS 512(R12), Z12
+	VFMADD231PS  Z8, Z12, Z4
+	VFMADD231PS  Z9, Z12, Z5
+	VBROADCASTSS 768(R12), Z13
+	VFMADD231PS  Z8, Z13, Z6
+	VFMADD231PS  Z9, Z13, Z7
+	VPANDD       (SI), Z31, Z8
+	VPANDD       64(SI), Z31, Z9
+	VBROADCASTSS 4(R12), Z10
+	VFMADD231PS  Z8, Z10, Z0
+	VFMADD231PS  Z9, Z10, Z1
+	VBROADCASTSS 260(R12), Z11
+	VFMADD231PS  Z8, Z11, Z2
+	VFMADD231PS  Z9, Z11, Z3
+	VBROADCASTSS 516(R12), Z12
+	VFMADD231PS  Z8, Z12, Z4
+	VFMADD231PS  Z9, Z12, Z5
+	VBROADCASTSS 772(R12), Z13
+	VFMADD231PS  Z8, Z13, Z6
+	VFMADD231PS  Z9, Z13, Z7
+	ADDQ         R9, SI
+	ADDQ         $0x08, R12
+	SUBQ         $0x02, R13
+	JZ           merge1055
+
+some1061:
+	VPSLLD       $0x10, (SI), Z8
+	VPSLLD       $0x10, 64(SI), Z9
+	VBROADCASTSS (R12), Z10
+	VFMADD231PS  Z8, Z10, Z0
+	VFMADD231PS  Z9, Z10, Z1
+	VBROADCASTSS 256(R12), Z11
+	VFMADD231PS  Z8, Z11, Z2
+	VFMADD231PS  Z9, Z11, Z3
+	VBROADCASTSS 512(R12), Z12
+	VFMADD231PS  Z8, Z12, Z4
+	VFMADD231PS  Z9, Z12, Z5
+	VBROADCASTSS 768(R12), Z13
+	VFMADD231PS  Z8, Z13, Z6
+	VFMADD231PS  Z9, Z13, Z7
+	ADDQ         R9, SI
+	ADDQ         $0x04, R12
+	JMP          merge1055
+
+sparse1053:
+	TZCNTQ       R13, AX
+	LEAQ         (BX)(AX*4), R12
+	MOVQ         AX, SI
+	MOVQ         SI, AX
+	SHRQ         $0x01, SI
+	IMULQ        R9, SI
+	ADDQ         DX, SI
+	TESTQ        $0x00000001, AX
+	JNZ          odd1062
+	VPSLLD       $0x10, (SI), Z8
+	VPSLLD       $0x10, 64(SI), Z9
+	VBROADCASTSS (R12), Z10
+	VFMADD231PS  Z8, Z10, Z0
+	VFMADD231PS  Z9, Z10, Z1
+	VBROADCASTSS 256(R12), Z11
+	VFMADD231PS  Z8, Z11, Z2
+	VFMADD231PS  Z9, Z11, Z3
+	VBROADCASTSS 512(R12), Z12
+	VFMADD231PS  Z8, Z12, Z4
+	VFMADD231PS  Z9, Z12, Z5
+	VBROADCASTSS 768(R12), Z13
+	VFMADD231PS  Z8, Z13, Z6
+	VFMADD231PS  Z9, Z13, Z7
+	JMP          done1063
+
+odd1062:
+	VPANDD       (SI), Z31, Z8
+	VPANDD       64(SI), Z31, Z9
+	VBROADCASTSS (R12), Z10
+	VFMADD231PS  Z8, Z10, Z0
+	VFMADD231PS  Z9, Z10, Z1
+	VBROADCASTSS 256(R12), Z11
+	VFMADD231PS  Z8, Z11, Z2
+	VFMADD231PS  Z9, Z11, Z3
+	VBROADCASTSS 512(R12), Z12
+	VFMADD231PS  Z8, Z12, Z4
+	VFMADD231PS  Z9, Z12, Z5
+	VBROADCASTSS 768(R12), Z13
+	VFMADD231PS  Z8, Z13, Z6
+	VFMADD231PS  Z9, Z13, Z7
+
+done1063:
+	BLSRQ R13, R13
+	JNZ   sparse1053
+
+merge1055:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store1025
+	JZ           store1064
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -27328,9 +28102,9 @@ merge1020:
 	VMULPS       Z9, Z7, Z7
 	VFMADD231PS  64(AX), Z8, Z7
 	VMOVUPS      Z7, 64(AX)
-	JMP          stored1026
+	JMP          stored1065
 
-store1025:
+store1064:
 	VMOVUPS Z0, (AX)
 	VMOVUPS Z1, 64(AX)
 	ADDQ    R8, AX
@@ -27343,150 +28117,38 @@ store1025:
 	VMOVUPS Z6, (AX)
 	VMOVUPS Z7, 64(AX)
 
-stored1026:
+stored1065:
 	ADDQ $0x00000080, DI
-	ADDQ $0x00000040, DX
+	ADDQ $0x00000080, DX
 	SUBQ $0x02, (SP)
-	JMP  columns1015
+	JMP  columns1051
 
-less1016:
-columns1027:
-	CMPQ   (SP), $0x01
-	JLT    less1028
-	VPXORD Z0, Z0, Z0
-	VPXORD Z1, Z1, Z1
-	VPXORD Z2, Z2, Z2
-	VPXORD Z3, Z3, Z3
-	MOVQ   mask+56(FP), R13
-	TZCNTQ R13, SI
-	MOVQ   SI, R12
-	BLSIQ  R13, AX
-	ADDQ   R13, AX
-	TESTQ  AX, R13
-	JNZ    sparse1029
-	TZCNTQ AX, R13
-	SUBQ   R12, R13
-	LEAQ   (BX)(R12*4), R12
-	IMULQ  R9, SI
-	ADDQ   DX, SI
-
-turn1033:
-	SUBQ         $0x04, R13
-	JLT          end1035
-	SUBQ         $0x00000080, 8(SP)
-	JGE          quiet1034
-	VPMOVZXWD    (SI), Z4
-	VPSLLD       $0x10, Z4, Z4
-	VBROADCASTSS (R12), Z5
-	VFMADD231PS  Z4, Z5, Z0
-	VBROADCASTSS 256(R12), Z6
-	VFMADD231PS  Z4, Z6, Z1
-	VBROADCASTSS 512(R12), Z7
-	VFMADD231PS  Z4, Z7, Z2
-	VBROADCASTSS 768(R12), Z8
-	VFMADD231PS  Z4, Z8, Z3
-	MOVQ         (R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	VPMOVZXWD    (SI)(R9*1), Z4
-	VPSLLD       $0x10, Z4, Z4
-	VBROADCASTSS 4(R12), Z5
-	VFMADD231PS  Z4, Z5, Z0
-	VBROADCASTSS 260(R12), Z6
-	VFMADD231PS  Z4, Z6, Z1
-	VBROADCASTSS 516(R12), Z7
-	VFMADD231PS  Z4, Z7, Z2
-	VBROADCASTSS 772(R12), Z8
-	VFMADD231PS  Z4, Z8, Z3
-	MOVQ         8(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	VPMOVZXWD    (SI)(R9*2), Z4
-	VPSLLD       $0x10, Z4, Z4
-	VBROADCASTSS 8(R12), Z5
-	VFMADD231PS  Z4, Z5, Z0
-	VBROADCASTSS 264(R12), Z6
-	VFMADD231PS  Z4, Z6, Z1
-	VBROADCASTSS 520(R12), Z7
-	VFMADD231PS  Z4, Z7, Z2
-	VBROADCASTSS 776(R12), Z8
-	VFMADD231PS  Z4, Z8, Z3
-	MOVQ         16(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	VPMOVZXWD    (SI)(R15*1), Z4
-	VPSLLD       $0x10, Z4, Z4
-	VBROADCASTSS 12(R12), Z5
-	VFMADD231PS  Z4, Z5, Z0
-	VBROADCASTSS 268(R12), Z6
-	VFMADD231PS  Z4, Z6, Z1
-	VBROADCASTSS 524(R12), Z7
-	VFMADD231PS  Z4, Z7, Z2
-	VBROADCASTSS 780(R12), Z8
-	VFMADD231PS  Z4, Z8, Z3
-	MOVQ         24(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	LEAQ         (SI)(R9*4), SI
-	ADDQ         $0x10, R12
-	ADDQ         $0x00000040, CX
-	TESTQ        $0x000001ff, CX
-	JNZ          row1036
-	ADDQ         40(R11), CX
-
-row1036:
-	IMUL3Q $0x00000100, 32(R11), R14
-	ADDQ   R14, 8(SP)
-	JMP    turn1033
-
-quiet1034:
-	VPMOVZXWD    (SI), Z4
-	VPSLLD       $0x10, Z4, Z4
-	VBROADCASTSS (R12), Z5
-	VFMADD231PS  Z4, Z5, Z0
-	VBROADCASTSS 256(R12), Z6
-	VFMADD231PS  Z4, Z6, Z1
-	VBROADCASTSS 512(R12), Z7
-	VFMADD231PS  Z4, Z7, Z2
-	VBROADCASTSS 768(R12), Z8
-	VFMADD231PS  Z4, Z8, Z3
-	VPMOVZXWD    (SI)(R9*1), Z4
-	VPSLLD       $0x10, Z4, Z4
-	VBROADCASTSS 4(R12), Z5
-	VFMADD231PS  Z4, Z5, Z0
-	VBROADCASTSS 260(R12), Z6
-	VFMADD231PS  Z4, Z6, Z1
-	VBROADCASTSS 516(R12), Z7
-	VFMADD231PS  Z4, Z7, Z2
-	VBROADCASTSS 772(R12), Z8
-	VFMADD231PS  Z4, Z8, Z3
-	VPMOVZXWD    (SI)(R9*2), Z4
-	VPSLLD       $0x10, Z4, Z4
-	VBROADCASTSS 8(R12), Z5
-	VFMADD231PS  Z4, Z5, Z0
-	VBROADCASTSS 264(R12), Z6
-	VFMADD231PS  Z4, Z6, Z1
-	VBROADCASTSS 520(R12), Z7
-	VFMADD231PS  Z4, Z7, Z2
-	VBROADCASTSS 776(R12), Z8
-	VFMADD231PS  Z4, Z8, Z3
-	VPMOVZXWD    (SI)(R15*1), Z4
-	VPSLLD       $0x10, Z4, Z4
-	VBROADCASTSS 12(R12), Z5
-	VFMADD231PS  Z4, Z5, Z0
-	VBROADCASTSS 268(R12), Z6
-	VFMADD231PS  Z4, Z6, Z1
-	VBROADCASTSS 524(R12), Z7
-	VFMADD231PS  Z4, Z7, Z2
-	VBROADCASTSS 780(R12), Z8
-	VFMADD231PS  Z4, Z8, Z3
-	LEAQ         (SI)(R9*4), SI
-	ADDQ         $0x10, R12
-	JMP          turn1033
-
-end1035:
-	ADDQ $0x04, R13
-	JZ   merge1032
-
-some1031:
-	VPMOVZXWD    (SI), Z4
-	VPSLLD       $0x10, Z4, Z4
+less1052:
+columns1066:
+	CMPQ         (SP), $0x01
+	JLT          less1067
+	VBROADCASTSS highHalf_avx512<>+0(SB), Z31
+	VPXORD       Z0, Z0, Z0
+	VPXORD       Z1, Z1, Z1
+	VPXORD       Z2, Z2, Z2
+	VPXORD       Z3, Z3, Z3
+	MOVQ         mask+56(FP), R13
+	TZCNTQ       R13, SI
+	MOVQ         SI, R12
+	BLSIQ        R13, AX
+	ADDQ         R13, AX
+	TESTQ        AX, R13
+	JNZ          sparse1068
+	TZCNTQ       AX, R13
+	SUBQ         R12, R13
+	LEAQ         (BX)(R12*4), R12
+	MOVQ         SI, AX
+	SHRQ         $0x01, SI
+	IMULQ        R9, SI
+	ADDQ         DX, SI
+	TESTQ        $0x00000001, AX
+	JZ           even1071
+	VPANDD       (SI), Z31, Z4
 	VBROADCASTSS (R12), Z5
 	VFMADD231PS  Z4, Z5, Z0
 	VBROADCASTSS 256(R12), Z6
@@ -27498,17 +28160,15 @@ some1031:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some1031
-	JMP          merge1032
+	JZ           merge1070
 
-sparse1029:
-	TZCNTQ       R13, AX
-	LEAQ         (BX)(AX*4), R12
-	MOVQ         AX, SI
-	IMULQ        R9, SI
-	ADDQ         DX, SI
-	VPMOVZXWD    (SI), Z4
-	VPSLLD       $0x10, Z4, Z4
+even1071:
+turn1072:
+	SUBQ         $0x04, R13
+	JLT          end1074
+	SUBQ         $0x00000080, 8(SP)
+	JGE          quiet1073
+	VPSLLD       $0x10, (SI), Z4
 	VBROADCASTSS (R12), Z5
 	VFMADD231PS  Z4, Z5, Z0
 	VBROADCASTSS 256(R12), Z6
@@ -27517,14 +28177,177 @@ sparse1029:
 	VFMADD231PS  Z4, Z7, Z2
 	VBROADCASTSS 768(R12), Z8
 	VFMADD231PS  Z4, Z8, Z3
-	BLSRQ        R13, R13
-	JNZ          sparse1029
+	MOVQ         (R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	VPANDD       (SI), Z31, Z4
+	VBROADCASTSS 4(R12), Z5
+	VFMADD231PS  Z4, Z5, Z0
+	VBROADCASTSS 260(R12), Z6
+	VFMADD231PS  Z4, Z6, Z1
+	VBROADCASTSS 516(R12), Z7
+	VFMADD231PS  Z4, Z7, Z2
+	VBROADCASTSS 772(R12), Z8
+	VFMADD231PS  Z4, Z8, Z3
+	MOVQ         8(R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	VPSLLD       $0x10, (SI)(R9*1), Z4
+	VBROADCASTSS 8(R12), Z5
+	VFMADD231PS  Z4, Z5, Z0
+	VBROADCASTSS 264(R12), Z6
+	VFMADD231PS  Z4, Z6, Z1
+	VBROADCASTSS 520(R12), Z7
+	VFMADD231PS  Z4, Z7, Z2
+	VBROADCASTSS 776(R12), Z8
+	VFMADD231PS  Z4, Z8, Z3
+	MOVQ         16(R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	VPANDD       (SI)(R9*1), Z31, Z4
+	VBROADCASTSS 12(R12), Z5
+	VFMADD231PS  Z4, Z5, Z0
+	VBROADCASTSS 268(R12), Z6
+	VFMADD231PS  Z4, Z6, Z1
+	VBROADCASTSS 524(R12), Z7
+	VFMADD231PS  Z4, Z7, Z2
+	VBROADCASTSS 780(R12), Z8
+	VFMADD231PS  Z4, Z8, Z3
+	MOVQ         24(R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	LEAQ         (SI)(R9*2), SI
+	ADDQ         $0x10, R12
+	ADDQ         $0x00000040, CX
+	TESTQ        $0x000001ff, CX
+	JNZ          row1075
+	ADDQ         40(R11), CX
 
-merge1032:
+row1075:
+	IMUL3Q $0x00000100, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn1072
+
+quiet1073:
+	VPSLLD       $0x10, (SI), Z4
+	VBROADCASTSS (R12), Z5
+	VFMADD231PS  Z4, Z5, Z0
+	VBROADCASTSS 256(R12), Z6
+	VFMADD231PS  Z4, Z6, Z1
+	VBROADCASTSS 512(R12), Z7
+	VFMADD231PS  Z4, Z7, Z2
+	VBROADCASTSS 768(R12), Z8
+	VFMADD231PS  Z4, Z8, Z3
+	VPANDD       (SI), Z31, Z4
+	VBROADCASTSS 4(R12), Z5
+	VFMADD231PS  Z4, Z5, Z0
+	VBROADCASTSS 260(R12), Z6
+	VFMADD231PS  Z4, Z6, Z1
+	VBROADCASTSS 516(R12), Z7
+	VFMADD231PS  Z4, Z7, Z2
+	VBROADCASTSS 772(R12), Z8
+	VFMADD231PS  Z4, Z8, Z3
+	VPSLLD       $0x10, (SI)(R9*1), Z4
+	VBROADCASTSS 8(R12), Z5
+	VFMADD231PS  Z4, Z5, Z0
+	VBROADCASTSS 264(R12), Z6
+	VFMADD231PS  Z4, Z6, Z1
+	VBROADCASTSS 520(R12), Z7
+	VFMADD231PS  Z4, Z7, Z2
+	VBROADCASTSS 776(R12), Z8
+	VFMADD231PS  Z4, Z8, Z3
+	VPANDD       (SI)(R9*1), Z31, Z4
+	VBROADCASTSS 12(R12), Z5
+	VFMADD231PS  Z4, Z5, Z0
+	VBROADCASTSS 268(R12), Z6
+	VFMADD231PS  Z4, Z6, Z1
+	VBROADCASTSS 524(R12), Z7
+	VFMADD231PS  Z4, Z7, Z2
+	VBROADCASTSS 780(R12), Z8
+	VFMADD231PS  Z4, Z8, Z3
+	LEAQ         (SI)(R9*2), SI
+	ADDQ         $0x10, R12
+	JMP          turn1072
+
+end1074:
+	ADDQ         $0x04, R13
+	JZ           merge1070
+	CMPQ         R13, $0x02
+	JLT          some1076
+	VPSLLD       $0x10, (SI), Z4
+	VBROADCASTSS (R12), Z5
+	VFMADD231PS  Z4, Z5, Z0
+	VBROADCASTSS 256(R12), Z6
+	VFMADD231PS  Z4, Z6, Z1
+	VBROADCASTSS 512(R12), Z7
+	VFMADD231PS  Z4, Z7, Z2
+	VBROADCASTSS 768(R12), Z8
+	VFMADD231PS  Z4, Z8, Z3
+	VPANDD       (SI), Z31, Z4
+	VBROADCASTSS 4(R12), Z5
+	VFMADD231PS  Z4, Z5, Z0
+	VBROADCASTSS 260(R12), Z6
+	VFMADD231PS  Z4, Z6, Z1
+	VBROADCASTSS 516(R12), Z7
+	VFMADD231PS  Z4, Z7, Z2
+	VBROADCASTSS 772(R12), Z8
+	VFMADD231PS  Z4, Z8, Z3
+	ADDQ         R9, SI
+	ADDQ         $0x08, R12
+	SUBQ         $0x02, R13
+	JZ           merge1070
+
+some1076:
+	VPSLLD       $0x10, (SI), Z4
+	VBROADCASTSS (R12), Z5
+	VFMADD231PS  Z4, Z5, Z0
+	VBROADCASTSS 256(R12), Z6
+	VFMADD231PS  Z4, Z6, Z1
+	VBROADCASTSS 512(R12), Z7
+	VFMADD231PS  Z4, Z7, Z2
+	VBROADCASTSS 768(R12), Z8
+	VFMADD231PS  Z4, Z8, Z3
+	ADDQ         R9, SI
+	ADDQ         $0x04, R12
+	JMP          merge1070
+
+sparse1068:
+	TZCNTQ       R13, AX
+	LEAQ         (BX)(AX*4), R12
+	MOVQ         AX, SI
+	MOVQ         SI, AX
+	SHRQ         $0x01, SI
+	IMULQ        R9, SI
+	ADDQ         DX, SI
+	TESTQ        $0x00000001, AX
+	JNZ          odd1077
+	VPSLLD       $0x10, (SI), Z4
+	VBROADCASTSS (R12), Z5
+	VFMADD231PS  Z4, Z5, Z0
+	VBROADCASTSS 256(R12), Z6
+	VFMADD231PS  Z4, Z6, Z1
+	VBROADCASTSS 512(R12), Z7
+	VFMADD231PS  Z4, Z7, Z2
+	VBROADCASTSS 768(R12), Z8
+	VFMADD231PS  Z4, Z8, Z3
+	JMP          done1078
+
+odd1077:
+	VPANDD       (SI), Z31, Z4
+	VBROADCASTSS (R12), Z5
+	VFMADD231PS  Z4, Z5, Z0
+	VBROADCASTSS 256(R12), Z6
+	VFMADD231PS  Z4, Z6, Z1
+	VBROADCASTSS 512(R12), Z7
+	VFMADD231PS  Z4, Z7, Z2
+	VBROADCASTSS 768(R12), Z8
+	VFMADD231PS  Z4, Z8, Z3
+
+done1078:
+	BLSRQ R13, R13
+	JNZ   sparse1068
+
+merge1070:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store1037
+	JZ           store1079
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -27554,9 +28377,9 @@ merge1032:
 	VMULPS       Z5, Z3, Z3
 	VFMADD231PS  (AX), Z4, Z3
 	VMOVUPS      Z3, (AX)
-	JMP          stored1038
+	JMP          stored1080
 
-store1037:
+store1079:
 	VMOVUPS Z0, (AX)
 	ADDQ    R8, AX
 	VMOVUPS Z1, (AX)
@@ -27565,13 +28388,13 @@ store1037:
 	ADDQ    R8, AX
 	VMOVUPS Z3, (AX)
 
-stored1038:
+stored1080:
 	ADDQ $0x00000040, DI
-	ADDQ $0x00000020, DX
+	ADDQ $0x00000040, DX
 	SUBQ $0x01, (SP)
-	JMP  columns1027
+	JMP  columns1066
 
-less1028:
+less1067:
 	ADDQ  $0x00000400, BX
 	MOVQ  BX, R14
 	SUBQ  w+8(FP), R14
@@ -27587,321 +28410,50 @@ tile865:
 	MOVQ cols+40(FP), R14
 	MOVQ R14, (SP)
 
-columns1039:
-	CMPQ   (SP), $0x04
-	JLT    less1040
-	VPXORD Z0, Z0, Z0
-	VPXORD Z1, Z1, Z1
-	VPXORD Z2, Z2, Z2
-	VPXORD Z3, Z3, Z3
-	VPXORD Z4, Z4, Z4
-	VPXORD Z5, Z5, Z5
-	VPXORD Z6, Z6, Z6
-	VPXORD Z7, Z7, Z7
-	VPXORD Z8, Z8, Z8
-	VPXORD Z9, Z9, Z9
-	VPXORD Z10, Z10, Z10
-	VPXORD Z11, Z11, Z11
-	VPXORD Z12, Z12, Z12
-	VPXORD Z13, Z13, Z13
-	VPXORD Z14, Z14, Z14
-	VPXORD Z15, Z15, Z15
-	VPXORD Z16, Z16, Z16
-	VPXORD Z17, Z17, Z17
-	VPXORD Z18, Z18, Z18
-	VPXORD Z19, Z19, Z19
-	MOVQ   mask+56(FP), R13
-	TZCNTQ R13, SI
-	MOVQ   SI, R12
-	BLSIQ  R13, AX
-	ADDQ   R13, AX
-	TESTQ  AX, R13
-	JNZ    sparse1041
-	TZCNTQ AX, R13
-	SUBQ   R12, R13
-	LEAQ   (BX)(R12*4), R12
-	IMULQ  R9, SI
-	ADDQ   DX, SI
-
-turn1045:
-	SUBQ         $0x04, R13
-	JLT          end1047
-	SUBQ         $0x00000200, 8(SP)
-	JGE          quiet1046
-	VPSLLD       $0x10, (SI), Z20
-	VPANDD       (SI), Z31, Z21
-	VPSLLD       $0x10, 64(SI), Z22
-	VPANDD       64(SI), Z31, Z23
-	VBROADCASTSS (R12), Z24
-	VFMADD231PS  Z20, Z24, Z0
-	VFMADD231PS  Z21, Z24, Z1
-	VFMADD231PS  Z22, Z24, Z2
-	VFMADD231PS  Z23, Z24, Z3
-	VBROADCASTSS 256(R12), Z25
-	VFMADD231PS  Z20, Z25, Z4
-	VFMADD231PS  Z21, Z25, Z5
-	VFMADD231PS  Z22, Z25, Z6
-	VFMADD231PS  Z23, Z25, Z7
-	VBROADCASTSS 512(R12), Z26
-	VFMADD231PS  Z20, Z26, Z8
-	VFMADD231PS  Z21, Z26, Z9
-	VFMADD231PS  Z22, Z26, Z10
-	VFMADD231PS  Z23, Z26, Z11
-	VBROADCASTSS 768(R12), Z27
-	VFMADD231PS  Z20, Z27, Z12
-	VFMADD231PS  Z21, Z27, Z13
-	VFMADD231PS  Z22, Z27, Z14
-	VFMADD231PS  Z23, Z27, Z15
-	VBROADCASTSS 1024(R12), Z28
-	VFMADD231PS  Z20, Z28, Z16
-	VFMADD231PS  Z21, Z28, Z17
-	VFMADD231PS  Z22, Z28, Z18
-	VFMADD231PS  Z23, Z28, Z19
-	MOVQ         (R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         8(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	VPSLLD       $0x10, (SI)(R9*1), Z20
-	VPANDD       (SI)(R9*1), Z31, Z21
-	VPSLLD       $0x10, 64(SI)(R9*1), Z22
-	VPANDD       64(SI)(R9*1), Z31, Z23
-	VBROADCASTSS 4(R12), Z24
-	VFMADD231PS  Z20, Z24, Z0
-	VFMADD231PS  Z21, Z24, Z1
-	VFMADD231PS  Z22, Z24, Z2
-	VFMADD231PS  Z23, Z24, Z3
-	VBROADCASTSS 260(R12), Z25
-	VFMADD231PS  Z20, Z25, Z4
-	VFMADD231PS  Z21, Z25, Z5
-	VFMADD231PS  Z22, Z25, Z6
-	VFMADD231PS  Z23, Z25, Z7
-	VBROADCASTSS 516(R12), Z26
-	VFMADD231PS  Z20, Z26, Z8
-	VFMADD231PS  Z21, Z26, Z9
-	VFMADD231PS  Z22, Z26, Z10
-	VFMADD231PS  Z23, Z26, Z11
-	VBROADCASTSS 772(R12), Z27
-	VFMADD231PS  Z20, Z27, Z12
-	VFMADD231PS  Z21, Z27, Z13
-	VFMADD231PS  Z22, Z27, Z14
-	VFMADD231PS  Z23, Z27, Z15
-	VBROADCASTSS 1028(R12), Z28
-	VFMADD231PS  Z20, Z28, Z16
-	VFMADD231PS  Z21, Z28, Z17
-	VFMADD231PS  Z22, Z28, Z18
-	VFMADD231PS  Z23, Z28, Z19
-	MOVQ         16(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         24(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	VPSLLD       $0x10, (SI)(R9*2), Z20
-	VPANDD       (SI)(R9*2), Z31, Z21
-	VPSLLD       $0x10, 64(SI)(R9*2), Z22
-	VPANDD       64(SI)(R9*2), Z31, Z23
-	VBROADCASTSS 8(R12), Z24
-	VFMADD231PS  Z20, Z24, Z0
-	VFMADD231PS  Z21, Z24, Z1
-	VFMADD231PS  Z22, Z24, Z2
-	VFMADD231PS  Z23, Z24, Z3
-	VBROADCASTSS 264(R12), Z25
-	VFMADD231PS  Z20, Z25, Z4
-	VFMADD231PS  Z21, Z25, Z5
-	VFMADD231PS  Z22, Z25, Z6
-	VFMADD231PS  Z23, Z25, Z7
-	VBROADCASTSS 520(R12), Z26
-	VFMADD231PS  Z20, Z26, Z8
-	VFMADD231PS  Z21, Z26, Z9
-	VFMADD231PS  Z22, Z26, Z10
-	VFMADD231PS  Z23, Z26, Z11
-	VBROADCASTSS 776(R12), Z27
-	VFMADD231PS  Z20, Z27, Z12
-	VFMADD231PS  Z21, Z27, Z13
-	VFMADD231PS  Z22, Z27, Z14
-	VFMADD231PS  Z23, Z27, Z15
-	VBROADCASTSS 1032(R12), Z28
-	VFMADD231PS  Z20, Z28, Z16
-	VFMADD231PS  Z21, Z28, Z17
-	VFMADD231PS  Z22, Z28, Z18
-	VFMADD231PS  Z23, Z28, Z19
-	MOVQ         (R11), R14
-	PREFETCHT1   64(R14)(CX*1)
-	MOVQ         8(R11), R14
-	PREFETCHT1   64(R14)(CX*1)
-	VPSLLD       $0x10, (SI)(R15*1), Z20
-	VPANDD       (SI)(R15*1), Z31, Z21
-	VPSLLD       $0x10, 64(SI)(R15*1), Z22
-	VPANDD       64(SI)(R15*1), Z31, Z23
-	VBROADCASTSS 12(R12), Z24
-	VFMADD231PS  Z20, Z24, Z0
-	VFMADD231PS  Z21, Z24, Z1
-	VFMADD231PS  Z22, Z24, Z2
-	VFMADD231PS  Z23, Z24, Z3
-	VBROADCASTSS 268(R12), Z25
-	VFMADD231PS  Z20, Z25, Z4
-	VFMADD231PS  Z21, Z25, Z5
-	VFMADD231PS  Z22, Z25, Z6
-	VFMADD231PS  Z23, Z25, Z7
-	VBROADCASTSS 524(R12), Z26
-	VFMADD231PS  Z20, Z26, Z8
-	VFMADD231PS  Z21, Z26, Z9
-	VFMADD231PS  Z22, Z26, Z10
-	VFMADD231PS  Z23, Z26, Z11
-	VBROADCASTSS 780(R12), Z27
-	VFMADD231PS  Z20, Z27, Z12
-	VFMADD231PS  Z21, Z27, Z13
-	VFMADD231PS  Z22, Z27, Z14
-	VFMADD231PS  Z23, Z27, Z15
-	VBROADCASTSS 1036(R12), Z28
-	VFMADD231PS  Z20, Z28, Z16
-	VFMADD231PS  Z21, Z28, Z17
-	VFMADD231PS  Z22, Z28, Z18
-	VFMADD231PS  Z23, Z28, Z19
-	MOVQ         16(R11), R14
-	PREFETCHT1   64(R14)(CX*1)
-	MOVQ         24(R11), R14
-	PREFETCHT1   64(R14)(CX*1)
-	LEAQ         (SI)(R9*4), SI
-	ADDQ         $0x10, R12
-	ADDQ         $0x00000080, CX
-	TESTQ        $0x000001ff, CX
-	JNZ          row1048
-	ADDQ         40(R11), CX
-
-row1048:
-	IMUL3Q $0x00000200, 32(R11), R14
-	ADDQ   R14, 8(SP)
-	JMP    turn1045
-
-quiet1046:
-	VPSLLD       $0x10, (SI), Z20
-	VPANDD       (SI), Z31, Z21
-	VPSLLD       $0x10, 64(SI), Z22
-	VPANDD       64(SI), Z31, Z23
-	VBROADCASTSS (R12), Z24
-	VFMADD231PS  Z20, Z24, Z0
-	VFMADD231PS  Z21, Z24, Z1
-	VFMADD231PS  Z22, Z24, Z2
-	VFMADD231PS  Z23, Z24, Z3
-	VBROADCASTSS 256(R12), Z25
-	VFMADD231PS  Z20, Z25, Z4
-	VFMADD231PS  Z21, Z25, Z5
-	VFMADD231PS  Z22, Z25, Z6
-	VFMADD231PS  Z23, Z25, Z7
-	VBROADCASTSS 512(R12), Z26
-	VFMADD231PS  Z20, Z26, Z8
-	VFMADD231PS  Z21, Z26, Z9
-	VFMADD231PS  Z22, Z26, Z10
-	VFMADD231PS  Z23, Z26, Z11
-	VBROADCASTSS 768(R12), Z27
-	VFMADD231PS  Z20, Z27, Z12
-	VFMADD231PS  Z21, Z27, Z13
-	VFMADD231PS  Z22, Z27, Z14
-	VFMADD231PS  Z23, Z27, Z15
-	VBROADCASTSS 1024(R12), Z28
-	VFMADD231PS  Z20, Z28, Z16
-	VFMADD231PS  Z21, Z28, Z17
-	VFMADD231PS  Z22, Z28, Z18
-	VFMADD231PS  Z23, Z28, Z19
-	VPSLLD       $0x10, (SI)(R9*1), Z20
-	VPANDD       (SI)(R9*1), Z31, Z21
-	VPSLLD       $0x10, 64(SI)(R9*1), Z22
-	VPANDD       64(SI)(R9*1), Z31, Z23
-	VBROADCASTSS 4(R12), Z24
-	VFMADD231PS  Z20, Z24, Z0
-	VFMADD231PS  Z21, Z24, Z1
-	VFMADD231PS  Z22, Z24, Z2
-	VFMADD231PS  Z23, Z24, Z3
-	VBROADCASTSS 260(R12), Z25
-	VFMADD231PS  Z20, Z25, Z4
-	VFMADD231PS  Z21, Z25, Z5
-	VFMADD231PS  Z22, Z25, Z6
-	VFMADD231PS  Z23, Z25, Z7
-	VBROADCASTSS 516(R12), Z26
-	VFMADD231PS  Z20, Z26, Z8
-	VFMADD231PS  Z21, Z26, Z9
-	VFMADD231PS  Z22, Z26, Z10
-	VFMADD231PS  Z23, Z26, Z11
-	VBROADCASTSS 772(R12), Z27
-	VFMADD231PS  Z20, Z27, Z12
-	VFMADD231PS  Z21, Z27, Z13
-	VFMADD231PS  Z22, Z27, Z14
-	VFMADD231PS  Z23, Z27, Z15
-	VBROADCASTSS 1028(R12), Z28
-	VFMADD231PS  Z20, Z28, Z16
-	VFMADD231PS  Z21, Z28, Z17
-	VFMADD231PS  Z22, Z28, Z18
-	VFMADD231PS  Z23, Z28, Z19
-	VPSLLD       $0x10, (SI)(R9*2), Z20
-	VPANDD       (SI)(R9*2), Z31, Z21
-	VPSLLD       $0x10, 64(SI)(R9*2), Z22
-	VPANDD       64(SI)(R9*2), Z31, Z23
-	VBROADCASTSS 8(R12), Z24
-	VFMADD231PS  Z20, Z24, Z0
-	VFMADD231PS  Z21, Z24, Z1
-	VFMADD231PS  Z22, Z24, Z2
-	VFMADD231PS  Z23, Z24, Z3
-	VBROADCASTSS 264(R12), Z25
-	VFMADD231PS  Z20, Z25, Z4
-	VFMADD231PS  Z21, Z25, Z5
-	VFMADD231PS  Z22, Z25, Z6
-	VFMADD231PS  Z23, Z25, Z7
-	VBROADCASTSS 520(R12), Z26
-	VFMADD231PS  Z20, Z26, Z8
-	VFMADD231PS  Z21, Z26, Z9
-	VFMADD231PS  Z22, Z26, Z10
-	VFMADD231PS  Z23, Z26, Z11
-	VBROADCASTSS 776(R12), Z27
-	VFMADD231PS  Z20, Z27, Z12
-	VFMADD231PS  Z21, Z27, Z13
-	VFMADD231PS  Z22, Z27, Z14
-	VFMADD231PS  Z23, Z27, Z15
-	VBROADCASTSS 1032(R12), Z28
-	VFMADD231PS  Z20, Z28, Z16
-	VFMADD231PS  Z21, Z28, Z17
-	VFMADD231PS  Z22, Z28, Z18
-	VFMADD231PS  Z23, Z28, Z19
-	VPSLLD       $0x10, (SI)(R15*1), Z20
-	VPANDD       (SI)(R15*1), Z31, Z21
-	VPSLLD       $0x10, 64(SI)(R15*1), Z22
-	VPANDD       64(SI)(R15*1), Z31, Z23
-	VBROADCASTSS 12(R12), Z24
-	VFMADD231PS  Z20, Z24, Z0
-	VFMADD231PS  Z21, Z24, Z1
-	VFMADD231PS  Z22, Z24, Z2
-	VFMADD231PS  Z23, Z24, Z3
-	VBROADCASTSS 268(R12), Z25
-	VFMADD231PS  Z20, Z25, Z4
-	VFMADD231PS  Z21, Z25, Z5
-	VFMADD231PS  Z22, Z25, Z6
-	VFMADD231PS  Z23, Z25, Z7
-	VBROADCASTSS 524(R12), Z26
-	VFMADD231PS  Z20, Z26, Z8
-	VFMADD231PS  Z21, Z26, Z9
-	VFMADD231PS  Z22, Z26, Z10
-	VFMADD231PS  Z23, Z26, Z11
-	VBROADCASTSS 780(R12), Z27
-	VFMADD231PS  Z20, Z27, Z12
-	VFMADD231PS  Z21, Z27, Z13
-	VFMADD231PS  Z22, Z27, Z14
-	VFMADD231PS  Z23, Z27, Z15
-	VBROADCASTSS 1036(R12), Z28
-	VFMADD231PS  Z20, Z28, Z16
-	VFMADD231PS  Z21, Z28, Z17
-	VFMADD231PS  Z22, Z28, Z18
-	VFMADD231PS  Z23, Z28, Z19
-	LEAQ         (SI)(R9*4), SI
-	ADDQ         $0x10, R12
-	JMP          turn1045
-
-end1047:
-	ADDQ $0x04, R13
-	JZ   merge1044
-
-some1043:
-	VPSLLD       $0x10, (SI), Z20
-	VPANDD       (SI), Z31, Z21
-	VPSLLD       $0x10, 64(SI), Z22
-	VPANDD       64(SI), Z31, Z23
+columns1081:
+	CMPQ         (SP), $0x04
+	JLT          less1082
+	VBROADCASTSS highHalf_avx512<>+0(SB), Z31
+	VPXORD       Z0, Z0, Z0
+	VPXORD       Z1, Z1, Z1
+	VPXORD       Z2, Z2, Z2
+	VPXORD       Z3, Z3, Z3
+	VPXORD       Z4, Z4, Z4
+	VPXORD       Z5, Z5, Z5
+	VPXORD       Z6, Z6, Z6
+	VPXORD       Z7, Z7, Z7
+	VPXORD       Z8, Z8, Z8
+	VPXORD       Z9, Z9, Z9
+	VPXORD       Z10, Z10, Z10
+	VPXORD       Z11, Z11, Z11
+	VPXORD       Z12, Z12, Z12
+	VPXORD       Z13, Z13, Z13
+	VPXORD       Z14, Z14, Z14
+	VPXORD       Z15, Z15, Z15
+	VPXORD       Z16, Z16, Z16
+	VPXORD       Z17, Z17, Z17
+	VPXORD       Z18, Z18, Z18
+	VPXORD       Z19, Z19, Z19
+	MOVQ         mask+56(FP), R13
+	TZCNTQ       R13, SI
+	MOVQ         SI, R12
+	BLSIQ        R13, AX
+	ADDQ         R13, AX
+	TESTQ        AX, R13
+	JNZ          sparse1083
+	TZCNTQ       AX, R13
+	SUBQ         R12, R13
+	LEAQ         (BX)(R12*4), R12
+	MOVQ         SI, AX
+	SHRQ         $0x01, SI
+	IMULQ        R9, SI
+	ADDQ         DX, SI
+	TESTQ        $0x00000001, AX
+	JZ           even1086
+	VPANDD       (SI), Z31, Z20
+	VPANDD       64(SI), Z31, Z21
+	VPANDD       128(SI), Z31, Z22
+	VPANDD       192(SI), Z31, Z23
 	VBROADCASTSS (R12), Z24
 	VFMADD231PS  Z20, Z24, Z0
 	VFMADD231PS  Z21, Z24, Z1
@@ -27930,19 +28482,18 @@ some1043:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some1043
-	JMP          merge1044
+	JZ           merge1085
 
-sparse1041:
-	TZCNTQ       R13, AX
-	LEAQ         (BX)(AX*4), R12
-	MOVQ         AX, SI
-	IMULQ        R9, SI
-	ADDQ         DX, SI
+even1086:
+turn1087:
+	SUBQ         $0x04, R13
+	JLT          end1089
+	SUBQ         $0x00000200, 8(SP)
+	JGE          quiet1088
 	VPSLLD       $0x10, (SI), Z20
-	VPANDD       (SI), Z31, Z21
-	VPSLLD       $0x10, 64(SI), Z22
-	VPANDD       64(SI), Z31, Z23
+	VPSLLD       $0x10, 64(SI), Z21
+	VPSLLD       $0x10, 128(SI), Z22
+	VPSLLD       $0x10, 192(SI), Z23
 	VBROADCASTSS (R12), Z24
 	VFMADD231PS  Z20, Z24, Z0
 	VFMADD231PS  Z21, Z24, Z1
@@ -27968,46 +28519,425 @@ sparse1041:
 	VFMADD231PS  Z21, Z28, Z17
 	VFMADD231PS  Z22, Z28, Z18
 	VFMADD231PS  Z23, Z28, Z19
-	BLSRQ        R13, R13
-	JNZ          sparse1041
+	MOVQ         (R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	MOVQ         8(R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	VPANDD       (SI), Z31, Z20
+	VPANDD       64(SI), Z31, Z21
+	VPANDD       128(SI), Z31, Z22
+	VPANDD       192(SI), Z31, Z23
+	VBROADCASTSS 4(R12), Z24
+	VFMADD231PS  Z20, Z24, Z0
+	VFMADD231PS  Z21, Z24, Z1
+	VFMADD231PS  Z22, Z24, Z2
+	VFMADD231PS  Z23, Z24, Z3
+	VBROADCASTSS 260(R12), Z25
+	VFMADD231PS  Z20, Z25, Z4
+	VFMADD231PS  Z21, Z25, Z5
+	VFMADD231PS  Z22, Z25, Z6
+	VFMADD231PS  Z23, Z25, Z7
+	VBROADCASTSS 516(R12), Z26
+	VFMADD231PS  Z20, Z26, Z8
+	VFMADD231PS  Z21, Z26, Z9
+	VFMADD231PS  Z22, Z26, Z10
+	VFMADD231PS  Z23, Z26, Z11
+	VBROADCASTSS 772(R12), Z27
+	VFMADD231PS  Z20, Z27, Z12
+	VFMADD231PS  Z21, Z27, Z13
+	VFMADD231PS  Z22, Z27, Z14
+	VFMADD231PS  Z23, Z27, Z15
+	VBROADCASTSS 1028(R12), Z28
+	VFMADD231PS  Z20, Z28, Z16
+	VFMADD231PS  Z21, Z28, Z17
+	VFMADD231PS  Z22, Z28, Z18
+	VFMADD231PS  Z23, Z28, Z19
+	MOVQ         16(R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	MOVQ         24(R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	VPSLLD       $0x10, (SI)(R9*1), Z20
+	VPSLLD       $0x10, 64(SI)(R9*1), Z21
+	VPSLLD       $0x10, 128(SI)(R9*1), Z22
+	VPSLLD       $0x10, 192(SI)(R9*1), Z23
+	VBROADCASTSS 8(R12), Z24
+	VFMADD231PS  Z20, Z24, Z0
+	VFMADD231PS  Z21, Z24, Z1
+	VFMADD231PS  Z22, Z24, Z2
+	VFMADD231PS  Z23, Z24, Z3
+	VBROADCASTSS 264(R12), Z25
+	VFMADD231PS  Z20, Z25, Z4
+	VFMADD231PS  Z21, Z25, Z5
+	VFMADD231PS  Z22, Z25, Z6
+	VFMADD231PS  Z23, Z25, Z7
+	VBROADCASTSS 520(R12), Z26
+	VFMADD231PS  Z20, Z26, Z8
+	VFMADD231PS  Z21, Z26, Z9
+	VFMADD231PS  Z22, Z26, Z10
+	VFMADD231PS  Z23, Z26, Z11
+	VBROADCASTSS 776(R12), Z27
+	VFMADD231PS  Z20, Z27, Z12
+	VFMADD231PS  Z21, Z27, Z13
+	VFMADD231PS  Z22, Z27, Z14
+	VFMADD231PS  Z23, Z27, Z15
+	VBROADCASTSS 1032(R12), Z28
+	VFMADD231PS  Z20, Z28, Z16
+	VFMADD231PS  Z21, Z28, Z17
+	VFMADD231PS  Z22, Z28, Z18
+	VFMADD231PS  Z23, Z28, Z19
+	MOVQ         (R11), R14
+	PREFETCHT1   64(R14)(CX*1)
+	MOVQ         8(R11), R14
+	PREFETCHT1   64(R14)(CX*1)
+	VPANDD       (SI)(R9*1), Z31, Z20
+	VPANDD       64(SI)(R9*1), Z31, Z21
+	VPANDD       128(SI)(R9*1), Z31, Z22
+	VPANDD       192(SI)(R9*1), Z31, Z23
+	VBROADCASTSS 12(R12), Z24
+	VFMADD231PS  Z20, Z24, Z0
+	VFMADD231PS  Z21, Z24, Z1
+	VFMADD231PS  Z22, Z24, Z2
+	VFMADD231PS  Z23, Z24, Z3
+	VBROADCASTSS 268(R12), Z25
+	VFMADD231PS  Z20, Z25, Z4
+	VFMADD231PS  Z21, Z25, Z5
+	VFMADD231PS  Z22, Z25, Z6
+	VFMADD231PS  Z23, Z25, Z7
+	VBROADCASTSS 524(R12), Z26
+	VFMADD231PS  Z20, Z26, Z8
+	VFMADD231PS  Z21, Z26, Z9
+	VFMADD231PS  Z22, Z26, Z10
+	VFMADD231PS  Z23, Z26, Z11
+	VBROADCASTSS 780(R12), Z27
+	VFMADD231PS  Z20, Z27, Z12
+	VFMADD231PS  Z21, Z27, Z13
+	VFMADD231PS  Z22, Z27, Z14
+	VFMADD231PS  Z23, Z27, Z15
+	VBROADCASTSS 1036(R12), Z28
+	VFMADD231PS  Z20, Z28, Z16
+	VFMADD231PS  Z21, Z28, Z17
+	VFMADD231PS  Z22, Z28, Z18
+	VFMADD231PS  Z23, Z28, Z19
+	MOVQ         16(R11), R14
+	PREFETCHT1   64(R14)(CX*1)
+	MOVQ         24(R11), R14
+	PREFETCHT1   64(R14)(CX*1)
+	LEAQ         (SI)(R9*2), SI
+	ADDQ         $0x10, R12
+	ADDQ         $0x00000080, CX
+	TESTQ        $0x000001ff, CX
+	JNZ          row1090
+	ADDQ         40(R11), CX
 
-merge1044:
-	VMOVUPS      joinFirst_avx512<>+0(SB), Z20
-	VMOVUPS      joinSecond_avx512<>+0(SB), Z21
-	VMOVAPS      Z0, Z22
-	VPERMT2PS    Z1, Z20, Z0
-	VPERMT2PS    Z22, Z21, Z1
-	VMOVAPS      Z2, Z22
-	VPERMT2PS    Z3, Z20, Z2
-	VPERMT2PS    Z22, Z21, Z3
-	VMOVAPS      Z4, Z22
-	VPERMT2PS    Z5, Z20, Z4
-	VPERMT2PS    Z22, Z21, Z5
-	VMOVAPS      Z6, Z22
-	VPERMT2PS    Z7, Z20, Z6
-	VPERMT2PS    Z22, Z21, Z7
-	VMOVAPS      Z8, Z22
-	VPERMT2PS    Z9, Z20, Z8
-	VPERMT2PS    Z22, Z21, Z9
-	VMOVAPS      Z10, Z22
-	VPERMT2PS    Z11, Z20, Z10
-	VPERMT2PS    Z22, Z21, Z11
-	VMOVAPS      Z12, Z22
-	VPERMT2PS    Z13, Z20, Z12
-	VPERMT2PS    Z22, Z21, Z13
-	VMOVAPS      Z14, Z22
-	VPERMT2PS    Z15, Z20, Z14
-	VPERMT2PS    Z22, Z21, Z15
-	VMOVAPS      Z16, Z22
-	VPERMT2PS    Z17, Z20, Z16
-	VPERMT2PS    Z22, Z21, Z17
-	VMOVAPS      Z18, Z22
-	VPERMT2PS    Z19, Z20, Z18
-	VPERMT2PS    Z22, Z21, Z19
+row1090:
+	IMUL3Q $0x00000200, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn1087
+
+quiet1088:
+	VPSLLD       $0x10, (SI), Z20
+	VPSLLD       $0x10, 64(SI), Z21
+	VPSLLD       $0x10, 128(SI), Z22
+	VPSLLD       $0x10, 192(SI), Z23
+	VBROADCASTSS (R12), Z24
+	VFMADD231PS  Z20, Z24, Z0
+	VFMADD231PS  Z21, Z24, Z1
+	VFMADD231PS  Z22, Z24, Z2
+	VFMADD231PS  Z23, Z24, Z3
+	VBROADCASTSS 256(R12), Z25
+	VFMADD231PS  Z20, Z25, Z4
+	VFMADD231PS  Z21, Z25, Z5
+	VFMADD231PS  Z22, Z25, Z6
+	VFMADD231PS  Z23, Z25, Z7
+	VBROADCASTSS 512(R12), Z26
+	VFMADD231PS  Z20, Z26, Z8
+	VFMADD231PS  Z21, Z26, Z9
+	VFMADD231PS  Z22, Z26, Z10
+	VFMADD231PS  Z23, Z26, Z11
+	VBROADCASTSS 768(R12), Z27
+	VFMADD231PS  Z20, Z27, Z12
+	VFMADD231PS  Z21, Z27, Z13
+	VFMADD231PS  Z22, Z27, Z14
+	VFMADD231PS  Z23, Z27, Z15
+	VBROADCASTSS 1024(R12), Z28
+	VFMADD231PS  Z20, Z28, Z16
+	VFMADD231PS  Z21, Z28, Z17
+	VFMADD231PS  Z22, Z28, Z18
+	VFMADD231PS  Z23, Z28, Z19
+	VPANDD       (SI), Z31, Z20
+	VPANDD       64(SI), Z31, Z21
+	VPANDD       128(SI), Z31, Z22
+	VPANDD       192(SI), Z31, Z23
+	VBROADCASTSS 4(R12), Z24
+	VFMADD231PS  Z20, Z24, Z0
+	VFMADD231PS  Z21, Z24, Z1
+	VFMADD231PS  Z22, Z24, Z2
+	VFMADD231PS  Z23, Z24, Z3
+	VBROADCASTSS 260(R12), Z25
+	VFMADD231PS  Z20, Z25, Z4
+	VFMADD231PS  Z21, Z25, Z5
+	VFMADD231PS  Z22, Z25, Z6
+	VFMADD231PS  Z23, Z25, Z7
+	VBROADCASTSS 516(R12), Z26
+	VFMADD231PS  Z20, Z26, Z8
+	VFMADD231PS  Z21, Z26, Z9
+	VFMADD231PS  Z22, Z26, Z10
+	VFMADD231PS  Z23, Z26, Z11
+	VBROADCASTSS 772(R12), Z27
+	VFMADD231PS  Z20, Z27, Z12
+	VFMADD231PS  Z21, Z27, Z13
+	VFMADD231PS  Z22, Z27, Z14
+	VFMADD231PS  Z23, Z27, Z15
+	VBROADCASTSS 1028(R12), Z28
+	VFMADD231PS  Z20, Z28, Z16
+	VFMADD231PS  Z21, Z28, Z17
+	VFMADD231PS  Z22, Z28, Z18
+	VFMADD231PS  Z23, Z28, Z19
+	VPSLLD       $0x10, (SI)(R9*1), Z20
+	VPSLLD       $0x10, 64(SI)(R9*1), Z21
+	VPSLLD       $0x10, 128(SI)(R9*1), Z22
+	VPSLLD       $0x10, 192(SI)(R9*1), Z23
+	VBROADCASTSS 8(R12), Z24
+	VFMADD231PS  Z20, Z24, Z0
+	VFMADD231PS  Z21, Z24, Z1
+	VFMADD231PS  Z22, Z24, Z2
+	VFMADD231PS  Z23, Z24, Z3
+	VBROADCASTSS 264(R12), Z25
+	VFMADD231PS  Z20, Z25, Z4
+	VFMADD231PS  Z21, Z25, Z5
+	VFMADD231PS  Z22, Z25, Z6
+	VFMADD231PS  Z23, Z25, Z7
+	VBROADCASTSS 520(R12), Z26
+	VFMADD231PS  Z20, Z26, Z8
+	VFMADD231PS  Z21, Z26, Z9
+	VFMADD231PS  Z22, Z26, Z10
+	VFMADD231PS  Z23, Z26, Z11
+	VBROADCASTSS 776(R12), Z27
+	VFMADD231PS  Z20, Z27, Z12
+	VFMADD231PS  Z21, Z27, Z13
+	VFMADD231PS  Z22, Z27, Z14
+	VFMADD231PS  Z23, Z27, Z15
+	VBROADCASTSS 1032(R12), Z28
+	VFMADD231PS  Z20, Z28, Z16
+	VFMADD231PS  Z21, Z28, Z17
+	VFMADD231PS  Z22, Z28, Z18
+	VFMADD231PS  Z23, Z28, Z19
+	VPANDD       (SI)(R9*1), Z31, Z20
+	VPANDD       64(SI)(R9*1), Z31, Z21
+	VPANDD       128(SI)(R9*1), Z31, Z22
+	VPANDD       192(SI)(R9*1), Z31, Z23
+	VBROADCASTSS 12(R12), Z24
+	VFMADD231PS  Z20, Z24, Z0
+	VFMADD231PS  Z21, Z24, Z1
+	VFMADD231PS  Z22, Z24, Z2
+	VFMADD231PS  Z23, Z24, Z3
+	VBROADCASTSS 268(R12), Z25
+	VFMADD231PS  Z20, Z25, Z4
+	VFMADD231PS  Z21, Z25, Z5
+	VFMADD231PS  Z22, Z25, Z6
+	VFMADD231PS  Z23, Z25, Z7
+	VBROADCASTSS 524(R12), Z26
+	VFMADD231PS  Z20, Z26, Z8
+	VFMADD231PS  Z21, Z26, Z9
+	VFMADD231PS  Z22, Z26, Z10
+	VFMADD231PS  Z23, Z26, Z11
+	VBROADCASTSS 780(R12), Z27
+	VFMADD231PS  Z20, Z27, Z12
+	VFMADD231PS  Z21, Z27, Z13
+	VFMADD231PS  Z22, Z27, Z14
+	VFMADD231PS  Z23, Z27, Z15
+	VBROADCASTSS 1036(R12), Z28
+	VFMADD231PS  Z20, Z28, Z16
+	VFMADD231PS  Z21, Z28, Z17
+	VFMADD231PS  Z22, Z28, Z18
+	VFMADD231PS  Z23, Z28, Z19
+	LEAQ         (SI)(R9*2), SI
+	ADDQ         $0x10, R12
+	JMP          turn1087
+
+end1089:
+	ADDQ         $0x04, R13
+	JZ           merge1085
+	CMPQ         R13, $0x02
+	JLT          some1091
+	VPSLLD       $0x10, (SI), Z20
+	VPSLLD       $0x10, 64(SI), Z21
+	VPSLLD       $0x10, 128(SI), Z22
+	VPSLLD       $0x10, 192(SI), Z23
+	VBROADCASTSS (R12), Z24
+	VFMADD231PS  Z20, Z24, Z0
+	VFMADD231PS  Z21, Z24, Z1
+	VFMADD231PS  Z22, Z24, Z2
+	VFMADD231PS  Z23, Z24, Z3
+	VBROADCASTSS 256(R12), Z25
+	VFMADD231PS  Z20, Z25, Z4
+	VFMADD231PS  Z21, Z25, Z5
+	VFMADD231PS  Z22, Z25, Z6
+	VFMADD231PS  Z23, Z25, Z7
+	VBROADCASTSS 512(R12), Z26
+	VFMADD231PS  Z20, Z26, Z8
+	VFMADD231PS  Z21, Z26, Z9
+	VFMADD231PS  Z22, Z26, Z10
+	VFMADD231PS  Z23, Z26, Z11
+	VBROADCASTSS 768(R12), Z27
+	VFMADD231PS  Z20, Z27, Z12
+	VFMADD231PS  Z21, Z27, Z13
+	VFMADD231PS  Z22, Z27, Z14
+	VFMADD231PS  Z23, Z27, Z15
+	VBROADCASTSS 1024(R12), Z28
+	VFMADD231PS  Z20, Z28, Z16
+	VFMADD231PS  Z21, Z28, Z17
+	VFMADD231PS  Z22, Z28, Z18
+	VFMADD231PS  Z23, Z28, Z19
+	VPANDD       (SI), Z31, Z20
+	VPANDD       64(SI), Z31, Z21
+	VPANDD       128(SI), Z31, Z22
+	VPANDD       192(SI), Z31, Z23
+	VBROADCASTSS 4(R12), Z24
+	VFMADD231PS  Z20, Z24, Z0
+	VFMADD231PS  Z21, Z24, Z1
+	VFMADD231PS  Z22, Z24, Z2
+	VFMADD231PS  Z23, Z24, Z3
+	VBROADCASTSS 260(R12), Z25
+	VFMADD231PS  Z20, Z25, Z4
+	VFMADD231PS  Z21, Z25, Z5
+	VFMADD231PS  Z22, Z25, Z6
+	VFMADD231PS  Z23, Z25, Z7
+	VBROADCASTSS 516(R12), Z26
+	VFMADD231PS  Z20, Z26, Z8
+	VFMADD231PS  Z21, Z26, Z9
+	VFMADD231PS  Z22, Z26, Z10
+	VFMADD231PS  Z23, Z26, Z11
+	VBROADCASTSS 772(R12), Z27
+	VFMADD231PS  Z20, Z27, Z12
+	VFMADD231PS  Z21, Z27, Z13
+	VFMADD231PS  Z22, Z27, Z14
+	VFMADD231PS  Z23, Z27, Z15
+	VBROADCASTSS 1028(R12), Z28
+	VFMADD231PS  Z20, Z28, Z16
+	VFMADD231PS  Z21, Z28, Z17
+	VFMADD231PS  Z22, Z28, Z18
+	VFMADD231PS  Z23, Z28, Z19
+	ADDQ         R9, SI
+	ADDQ         $0x08, R12
+	SUBQ         $0x02, R13
+	JZ           merge1085
+
+some1091:
+	VPSLLD       $0x10, (SI), Z20
+	VPSLLD       $0x10, 64(SI), Z21
+	VPSLLD       $0x10, 128(SI), Z22
+	VPSLLD       $0x10, 192(SI), Z23
+	VBROADCASTSS (R12), Z24
+	VFMADD231PS  Z20, Z24, Z0
+	VFMADD231PS  Z21, Z24, Z1
+	VFMADD231PS  Z22, Z24, Z2
+	VFMADD231PS  Z23, Z24, Z3
+	VBROADCASTSS 256(R12), Z25
+	VFMADD231PS  Z20, Z25, Z4
+	VFMADD231PS  Z21, Z25, Z5
+	VFMADD231PS  Z22, Z25, Z6
+	VFMADD231PS  Z23, Z25, Z7
+	VBROADCASTSS 512(R12), Z26
+	VFMADD231PS  Z20, Z26, Z8
+	VFMADD231PS  Z21, Z26, Z9
+	VFMADD231PS  Z22, Z26, Z10
+	VFMADD231PS  Z23, Z26, Z11
+	VBROADCASTSS 768(R12), Z27
+	VFMADD231PS  Z20, Z27, Z12
+	VFMADD231PS  Z21, Z27, Z13
+	VFMADD231PS  Z22, Z27, Z14
+	VFMADD231PS  Z23, Z27, Z15
+	VBROADCASTSS 1024(R12), Z28
+	VFMADD231PS  Z20, Z28, Z16
+	VFMADD231PS  Z21, Z28, Z17
+	VFMADD231PS  Z22, Z28, Z18
+	VFMADD231PS  Z23, Z28, Z19
+	ADDQ         R9, SI
+	ADDQ         $0x04, R12
+	JMP          merge1085
+
+sparse1083:
+	TZCNTQ       R13, AX
+	LEAQ         (BX)(AX*4), R12
+	MOVQ         AX, SI
+	MOVQ         SI, AX
+	SHRQ         $0x01, SI
+	IMULQ        R9, SI
+	ADDQ         DX, SI
+	TESTQ        $0x00000001, AX
+	JNZ          odd1092
+	VPSLLD       $0x10, (SI), Z20
+	VPSLLD       $0x10, 64(SI), Z21
+	VPSLLD       $0x10, 128(SI), Z22
+	VPSLLD       $0x10, 192(SI), Z23
+	VBROADCASTSS (R12), Z24
+	VFMADD231PS  Z20, Z24, Z0
+	VFMADD231PS  Z21, Z24, Z1
+	VFMADD231PS  Z22, Z24, Z2
+	VFMADD231PS  Z23, Z24, Z3
+	VBROADCASTSS 256(R12), Z25
+	VFMADD231PS  Z20, Z25, Z4
+	VFMADD231PS  Z21, Z25, Z5
+	VFMADD231PS  Z22, Z25, Z6
+	VFMADD231PS  Z23, Z25, Z7
+	VBROADCASTSS 512(R12), Z26
+	VFMADD231PS  Z20, Z26, Z8
+	VFMADD231PS  Z21, Z26, Z9
+	VFMADD231PS  Z22, Z26, Z10
+	VFMADD231PS  Z23, Z26, Z11
+	VBROADCASTSS 768(R12), Z27
+	VFMADD231PS  Z20, Z27, Z12
+	VFMADD231PS  Z21, Z27, Z13
+	VFMADD231PS  Z22, Z27, Z14
+	VFMADD231PS  Z23, Z27, Z15
+	VBROADCASTSS 1024(R12), Z28
+	VFMADD231PS  Z20, Z28, Z16
+	VFMADD231PS  Z21, Z28, Z17
+	VFMADD231PS  Z22, Z28, Z18
+	VFMADD231PS  Z23, Z28, Z19
+	JMP          done1093
+
+odd1092:
+	VPANDD       (SI), Z31, Z20
+	VPANDD       64(SI), Z31, Z21
+	VPANDD       128(SI), Z31, Z22
+	VPANDD       192(SI), Z31, Z23
+	VBROADCASTSS (R12), Z24
+	VFMADD231PS  Z20, Z24, Z0
+	VFMADD231PS  Z21, Z24, Z1
+	VFMADD231PS  Z22, Z24, Z2
+	VFMADD231PS  Z23, Z24, Z3
+	VBROADCASTSS 256(R12), Z25
+	VFMADD231PS  Z20, Z25, Z4
+	VFMADD231PS  Z21, Z25, Z5
+	VFMADD231PS  Z22, Z25, Z6
+	VFMADD231PS  Z23, Z25, Z7
+	VBROADCASTSS 512(R12), Z26
+	VFMADD231PS  Z20, Z26, Z8
+	VFMADD231PS  Z21, Z26, Z9
+	VFMADD231PS  Z22, Z26, Z10
+	VFMADD231PS  Z23, Z26, Z11
+	VBROADCASTSS 768(R12), Z27
+	VFMADD231PS  Z20, Z27, Z12
+	VFMADD231PS  Z21, Z27, Z13
+	VFMADD231PS  Z22, Z27, Z14
+	VFMADD231PS  Z23, Z27, Z15
+	VBROADCASTSS 1024(R12), Z28
+	VFMADD231PS  Z20, Z28, Z16
+	VFMADD231PS  Z21, Z28, Z17
+	VFMADD231PS  Z22, Z28, Z18
+	VFMADD231PS  Z23, Z28, Z19
+
+done1093:
+	BLSRQ R13, R13
+	JNZ   sparse1083
+
+merge1085:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store1049
+	JZ           store1094
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -28088,9 +29018,9 @@ merge1044:
 	VMULPS       Z21, Z19, Z19
 	VFMADD231PS  192(AX), Z20, Z19
 	VMOVUPS      Z19, 192(AX)
-	JMP          stored1050
+	JMP          stored1095
 
-store1049:
+store1094:
 	VMOVUPS Z0, (AX)
 	VMOVUPS Z1, 64(AX)
 	VMOVUPS Z2, 128(AX)
@@ -28116,212 +29046,45 @@ store1049:
 	VMOVUPS Z18, 128(AX)
 	VMOVUPS Z19, 192(AX)
 
-stored1050:
+stored1095:
 	ADDQ $0x00000100, DI
-	ADDQ $0x00000080, DX
+	ADDQ $0x00000100, DX
 	SUBQ $0x04, (SP)
-	JMP  columns1039
+	JMP  columns1081
 
-less1040:
-columns1051:
-	CMPQ   (SP), $0x02
-	JLT    less1052
-	VPXORD Z0, Z0, Z0
-	VPXORD Z1, Z1, Z1
-	VPXORD Z2, Z2, Z2
-	VPXORD Z3, Z3, Z3
-	VPXORD Z4, Z4, Z4
-	VPXORD Z5, Z5, Z5
-	VPXORD Z6, Z6, Z6
-	VPXORD Z7, Z7, Z7
-	VPXORD Z8, Z8, Z8
-	VPXORD Z9, Z9, Z9
-	MOVQ   mask+56(FP), R13
-	TZCNTQ R13, SI
-	MOVQ   SI, R12
-	BLSIQ  R13, AX
-	ADDQ   R13, AX
-	TESTQ  AX, R13
-	JNZ    sparse1053
-	TZCNTQ AX, R13
-	SUBQ   R12, R13
-	LEAQ   (BX)(R12*4), R12
-	IMULQ  R9, SI
-	ADDQ   DX, SI
-
-turn1057:
-	SUBQ         $0x04, R13
-	JLT          end1059
-	SUBQ         $0x00000100, 8(SP)
-	JGE          quiet1058
-	VPSLLD       $0x10, (SI), Z10
-	VPANDD       (SI), Z31, Z11
-	VBROADCASTSS (R12), Z12
-	VFMADD231PS  Z10, Z12, Z0
-	VFMADD231PS  Z11, Z12, Z1
-	VBROADCASTSS 256(R12), Z13
-	VFMADD231PS  Z10, Z13, Z2
-	VFMADD231PS  Z11, Z13, Z3
-	VBROADCASTSS 512(R12), Z14
-	VFMADD231PS  Z10, Z14, Z4
-	VFMADD231PS  Z11, Z14, Z5
-	VBROADCASTSS 768(R12), Z15
-	VFMADD231PS  Z10, Z15, Z6
-	VFMADD231PS  Z11, Z15, Z7
-	VBROADCASTSS 1024(R12), Z16
-	VFMADD231PS  Z10, Z16, Z8
-	VFMADD231PS  Z11, Z16, Z9
-	MOVQ         (R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	VPSLLD       $0x10, (SI)(R9*1), Z10
-	VPANDD       (SI)(R9*1), Z31, Z11
-	VBROADCASTSS 4(R12), Z12
-	VFMADD231PS  Z10, Z12, Z0
-	VFMADD231PS  Z11, Z12, Z1
-	VBROADCASTSS 260(R12), Z13
-	VFMADD231PS  Z10, Z13, Z2
-	VFMADD231PS  Z11, Z13, Z3
-	VBROADCASTSS 516(R12), Z14
-	VFMADD231PS  Z10, Z14, Z4
-	VFMADD231PS  Z11, Z14, Z5
-	VBROADCASTSS 772(R12), Z15
-	VFMADD231PS  Z10, Z15, Z6
-	VFMADD231PS  Z11, Z15, Z7
-	VBROADCASTSS 1028(R12), Z16
-	VFMADD231PS  Z10, Z16, Z8
-	VFMADD231PS  Z11, Z16, Z9
-	MOVQ         8(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	VPSLLD       $0x10, (SI)(R9*2), Z10
-	VPANDD       (SI)(R9*2), Z31, Z11
-	VBROADCASTSS 8(R12), Z12
-	VFMADD231PS  Z10, Z12, Z0
-	VFMADD231PS  Z11, Z12, Z1
-	VBROADCASTSS 264(R12), Z13
-	VFMADD231PS  Z10, Z13, Z2
-	VFMADD231PS  Z11, Z13, Z3
-	VBROADCASTSS 520(R12), Z14
-	VFMADD231PS  Z10, Z14, Z4
-	VFMADD231PS  Z11, Z14, Z5
-	VBROADCASTSS 776(R12), Z15
-	VFMADD231PS  Z10, Z15, Z6
-	VFMADD231PS  Z11, Z15, Z7
-	VBROADCASTSS 1032(R12), Z16
-	VFMADD231PS  Z10, Z16, Z8
-	VFMADD231PS  Z11, Z16, Z9
-	MOVQ         16(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	VPSLLD       $0x10, (SI)(R15*1), Z10
-	VPANDD       (SI)(R15*1), Z31, Z11
-	VBROADCASTSS 12(R12), Z12
-	VFMADD231PS  Z10, Z12, Z0
-	VFMADD231PS  Z11, Z12, Z1
-	VBROADCASTSS 268(R12), Z13
-	VFMADD231PS  Z10, Z13, Z2
-	VFMADD231PS  Z11, Z13, Z3
-	VBROADCASTSS 524(R12), Z14
-	VFMADD231PS  Z10, Z14, Z4
-	VFMADD231PS  Z11, Z14, Z5
-	VBROADCASTSS 780(R12), Z15
-	VFMADD231PS  Z10, Z15, Z6
-	VFMADD231PS  Z11, Z15, Z7
-	VBROADCASTSS 1036(R12), Z16
-	VFMADD231PS  Z10, Z16, Z8
-	VFMADD231PS  Z11, Z16, Z9
-	MOVQ         24(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	LEAQ         (SI)(R9*4), SI
-	ADDQ         $0x10, R12
-	ADDQ         $0x00000040, CX
-	TESTQ        $0x000001ff, CX
-	JNZ          row1060
-	ADDQ         40(R11), CX
-
-row1060:
-	IMUL3Q $0x00000100, 32(R11), R14
-	ADDQ   R14, 8(SP)
-	JMP    turn1057
-
-quiet1058:
-	VPSLLD       $0x10, (SI), Z10
-	VPANDD       (SI), Z31, Z11
-	VBROADCASTSS (R12), Z12
-	VFMADD231PS  Z10, Z12, Z0
-	VFMADD231PS  Z11, Z12, Z1
-	VBROADCASTSS 256(R12), Z13
-	VFMADD231PS  Z10, Z13, Z2
-	VFMADD231PS  Z11, Z13, Z3
-	VBROADCASTSS 512(R12), Z14
-	VFMADD231PS  Z10, Z14, Z4
-	VFMADD231PS  Z11, Z14, Z5
-	VBROADCASTSS 768(R12), Z15
-	VFMADD231PS  Z10, Z15, Z6
-	VFMADD231PS  Z11, Z15, Z7
-	VBROADCASTSS 1024(R12), Z16
-	VFMADD231PS  Z10, Z16, Z8
-	VFMADD231PS  Z11, Z16, Z9
-	VPSLLD       $0x10, (SI)(R9*1), Z10
-	VPANDD       (SI)(R9*1), Z31, Z11
-	VBROADCASTSS 4(R12), Z12
-	VFMADD231PS  Z10, Z12, Z0
-	VFMADD231PS  Z11, Z12, Z1
-	VBROADCASTSS 260(R12), Z13
-	VFMADD231PS  Z10, Z13, Z2
-	VFMADD231PS  Z11, Z13, Z3
-	VBROADCASTSS 516(R12), Z14
-	VFMADD231PS  Z10, Z14, Z4
-	VFMADD231PS  Z11, Z14, Z5
-	VBROADCASTSS 772(R12), Z15
-	VFMADD231PS  Z10, Z15, Z6
-	VFMADD231PS  Z11, Z15, Z7
-	VBROADCASTSS 1028(R12), Z16
-	VFMADD231PS  Z10, Z16, Z8
-	VFMADD231PS  Z11, Z16, Z9
-	VPSLLD       $0x10, (SI)(R9*2), Z10
-	VPANDD       (SI)(R9*2), Z31, Z11
-	VBROADCASTSS 8(R12), Z12
-	VFMADD231PS  Z10, Z12, Z0
-	VFMADD231PS  Z11, Z12, Z1
-	VBROADCASTSS 264(R12), Z13
-	VFMADD231PS  Z10, Z13, Z2
-	VFMADD231PS  Z11, Z13, Z3
-	VBROADCASTSS 520(R12), Z14
-	VFMADD231PS  Z10, Z14, Z4
-	VFMADD231PS  Z11, Z14, Z5
-	VBROADCASTSS 776(R12), Z15
-	VFMADD231PS  Z10, Z15, Z6
-	VFMADD231PS  Z11, Z15, Z7
-	VBROADCASTSS 1032(R12), Z16
-	VFMADD231PS  Z10, Z16, Z8
-	VFMADD231PS  Z11, Z16, Z9
-	VPSLLD       $0x10, (SI)(R15*1), Z10
-	VPANDD       (SI)(R15*1), Z31, Z11
-	VBROADCASTSS 12(R12), Z12
-	VFMADD231PS  Z10, Z12, Z0
-	VFMADD231PS  Z11, Z12, Z1
-	VBROADCASTSS 268(R12), Z13
-	VFMADD231PS  Z10, Z13, Z2
-	VFMADD231PS  Z11, Z13, Z3
-	VBROADCASTSS 524(R12), Z14
-	VFMADD231PS  Z10, Z14, Z4
-	VFMADD231PS  Z11, Z14, Z5
-	VBROADCASTSS 780(R12), Z15
-	VFMADD231PS  Z10, Z15, Z6
-	VFMADD231PS  Z11, Z15, Z7
-	VBROADCASTSS 1036(R12), Z16
-	VFMADD231PS  Z10, Z16, Z8
-	VFMADD231PS  Z11, Z16, Z9
-	LEAQ         (SI)(R9*4), SI
-	ADDQ         $0x10, R12
-	JMP          turn1057
-
-end1059:
-	ADDQ $0x04, R13
-	JZ   merge1056
-
-some1055:
-	VPSLLD       $0x10, (SI), Z10
-	VPANDD       (SI), Z31, Z11
+less1082:
+columns1096:
+	CMPQ         (SP), $0x02
+	JLT          less1097
+	VBROADCASTSS highHalf_avx512<>+0(SB), Z31
+	VPXORD       Z0, Z0, Z0
+	VPXORD       Z1, Z1, Z1
+	VPXORD       Z2, Z2, Z2
+	VPXORD       Z3, Z3, Z3
+	VPXORD       Z4, Z4, Z4
+	VPXORD       Z5, Z5, Z5
+	VPXORD       Z6, Z6, Z6
+	VPXORD       Z7, Z7, Z7
+	VPXORD       Z8, Z8, Z8
+	VPXORD       Z9, Z9, Z9
+	MOVQ         mask+56(FP), R13
+	TZCNTQ       R13, SI
+	MOVQ         SI, R12
+	BLSIQ        R13, AX
+	ADDQ         R13, AX
+	TESTQ        AX, R13
+	JNZ          sparse1098
+	TZCNTQ       AX, R13
+	SUBQ         R12, R13
+	LEAQ         (BX)(R12*4), R12
+	MOVQ         SI, AX
+	SHRQ         $0x01, SI
+	IMULQ        R9, SI
+	ADDQ         DX, SI
+	TESTQ        $0x00000001, AX
+	JZ           even1101
+	VPANDD       (SI), Z31, Z10
+	VPANDD       64(SI), Z31, Z11
 	VBROADCASTSS (R12), Z12
 	VFMADD231PS  Z10, Z12, Z0
 	VFMADD231PS  Z11, Z12, Z1
@@ -28340,17 +29103,16 @@ some1055:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some1055
-	JMP          merge1056
+	JZ           merge1100
 
-sparse1053:
-	TZCNTQ       R13, AX
-	LEAQ         (BX)(AX*4), R12
-	MOVQ         AX, SI
-	IMULQ        R9, SI
-	ADDQ         DX, SI
+even1101:
+turn1102:
+	SUBQ         $0x04, R13
+	JLT          end1104
+	SUBQ         $0x00000100, 8(SP)
+	JGE          quiet1103
 	VPSLLD       $0x10, (SI), Z10
-	VPANDD       (SI), Z31, Z11
+	VPSLLD       $0x10, 64(SI), Z11
 	VBROADCASTSS (R12), Z12
 	VFMADD231PS  Z10, Z12, Z0
 	VFMADD231PS  Z11, Z12, Z1
@@ -28366,31 +29128,273 @@ sparse1053:
 	VBROADCASTSS 1024(R12), Z16
 	VFMADD231PS  Z10, Z16, Z8
 	VFMADD231PS  Z11, Z16, Z9
-	BLSRQ        R13, R13
-	JNZ          sparse1053
+	MOVQ         (R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	VPANDD       (SI), Z31, Z10
+	VPANDD       64(SI), Z31, Z11
+	VBROADCASTSS 4(R12), Z12
+	VFMADD231PS  Z10, Z12, Z0
+	VFMADD231PS  Z11, Z12, Z1
+	VBROADCASTSS 260(R12), Z13
+	VFMADD231PS  Z10, Z13, Z2
+	VFMADD231PS  Z11, Z13, Z3
+	VBROADCASTSS 516(R12), Z14
+	VFMADD231PS  Z10, Z14, Z4
+	VFMADD231PS  Z11, Z14, Z5
+	VBROADCASTSS 772(R12), Z15
+	VFMADD231PS  Z10, Z15, Z6
+	VFMADD231PS  Z11, Z15, Z7
+	VBROADCASTSS 1028(R12), Z16
+	VFMADD231PS  Z10, Z16, Z8
+	VFMADD231PS  Z11, Z16, Z9
+	MOVQ         8(R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	VPSLLD       $0x10, (SI)(R9*1), Z10
+	VPSLLD       $0x10, 64(SI)(R9*1), Z11
+	VBROADCASTSS 8(R12), Z12
+	VFMADD231PS  Z10, Z12, Z0
+	VFMADD231PS  Z11, Z12, Z1
+	VBROADCASTSS 264(R12), Z13
+	VFMADD231PS  Z10, Z13, Z2
+	VFMADD231PS  Z11, Z13, Z3
+	VBROADCASTSS 520(R12), Z14
+	VFMADD231PS  Z10, Z14, Z4
+	VFMADD231PS  Z11, Z14, Z5
+	VBROADCASTSS 776(R12), Z15
+	VFMADD231PS  Z10, Z15, Z6
+	VFMADD231PS  Z11, Z15, Z7
+	VBROADCASTSS 1032(R12), Z16
+	VFMADD231PS  Z10, Z16, Z8
+	VFMADD231PS  Z11, Z16, Z9
+	MOVQ         16(R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	VPANDD       (SI)(R9*1), Z31, Z10
+	VPANDD       64(SI)(R9*1), Z31, Z11
+	VBROADCASTSS 12(R12), Z12
+	VFMADD231PS  Z10, Z12, Z0
+	VFMADD231PS  Z11, Z12, Z1
+	VBROADCASTSS 268(R12), Z13
+	VFMADD231PS  Z10, Z13, Z2
+	VFMADD231PS  Z11, Z13, Z3
+	VBROADCASTSS 524(R12), Z14
+	VFMADD231PS  Z10, Z14, Z4
+	VFMADD231PS  Z11, Z14, Z5
+	VBROADCASTSS 780(R12), Z15
+	VFMADD231PS  Z10, Z15, Z6
+	VFMADD231PS  Z11, Z15, Z7
+	VBROADCASTSS 1036(R12), Z16
+	VFMADD231PS  Z10, Z16, Z8
+	VFMADD231PS  Z11, Z16, Z9
+	MOVQ         24(R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	LEAQ         (SI)(R9*2), SI
+	ADDQ         $0x10, R12
+	ADDQ         $0x00000040, CX
+	TESTQ        $0x000001ff, CX
+	JNZ          row1105
+	ADDQ         40(R11), CX
 
-merge1056:
-	VMOVUPS      joinFirst_avx512<>+0(SB), Z10
-	VMOVUPS      joinSecond_avx512<>+0(SB), Z11
-	VMOVAPS      Z0, Z12
-	VPERMT2PS    Z1, Z10, Z0
-	VPERMT2PS    Z12, Z11, Z1
-	VMOVAPS      Z2, Z12
-	VPERMT2PS    Z3, Z10, Z2
-	VPERMT2PS    Z12, Z11, Z3
-	VMOVAPS      Z4, Z12
-	VPERMT2PS    Z5, Z10, Z4
-	VPERMT2PS    Z12, Z11, Z5
-	VMOVAPS      Z6, Z12
-	VPERMT2PS    Z7, Z10, Z6
-	VPERMT2PS    Z12, Z11, Z7
-	VMOVAPS      Z8, Z12
-	VPERMT2PS    Z9, Z10, Z8
-	VPERMT2PS    Z12, Z11, Z9
+row1105:
+	IMUL3Q $0x00000100, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn1102
+
+quiet1103:
+	VPSLLD       $0x10, (SI), Z10
+	VPSLLD       $0x10, 64(SI), Z11
+	VBROADCASTSS (R12), Z12
+	VFMADD231PS  Z10, Z12, Z0
+	VFMADD231PS  Z11, Z12, Z1
+	VBROADCASTSS 256(R12), Z13
+	VFMADD231PS  Z10, Z13, Z2
+	VFMADD231PS  Z11, Z13, Z3
+	VBROADCASTSS 512(R12), Z14
+	VFMADD231PS  Z10, Z14, Z4
+	VFMADD231PS  Z11, Z14, Z5
+	VBROADCASTSS 768(R12), Z15
+	VFMADD231PS  Z10, Z15, Z6
+	VFMADD231PS  Z11, Z15, Z7
+	VBROADCASTSS 1024(R12), Z16
+	VFMADD231PS  Z10, Z16, Z8
+	VFMADD231PS  Z11, Z16, Z9
+	VPANDD       (SI), Z31, Z10
+	VPANDD       64(SI), Z31, Z11
+	VBROADCASTSS 4(R12), Z12
+	VFMADD231PS  Z10, Z12, Z0
+	VFMADD231PS  Z11, Z12, Z1
+	VBROADCASTSS 260(R12), Z13
+	VFMADD231PS  Z10, Z13, Z2
+	VFMADD231PS  Z11, Z13, Z3
+	VBROADCASTSS 516(R12), Z14
+	VFMADD231PS  Z10, Z14, Z4
+	VFMADD231PS  Z11, Z14, Z5
+	VBROADCASTSS 772(R12), Z15
+	VFMADD231PS  Z10, Z15, Z6
+	VFMADD231PS  Z11, Z15, Z7
+	VBROADCASTSS 1028(R12), Z16
+	VFMADD231PS  Z10, Z16, Z8
+	VFMADD231PS  Z11, Z16, Z9
+	VPSLLD       $0x10, (SI)(R9*1), Z10
+	VPSLLD       $0x10, 64(SI)(R9*1), Z11
+	VBROADCASTSS 8(R12), Z12
+	VFMADD231PS  Z10, Z12, Z0
+	VFMADD231PS  Z11, Z12, Z1
+	VBROADCASTSS 264(R12), Z13
+	VFMADD231PS  Z10, Z13, Z2
+	VFMADD231PS  Z11, Z13, Z3
+	VBROADCASTSS 520(R12), Z14
+	VFMADD231PS  Z10, Z14, Z4
+	VFMADD231PS  Z11, Z14, Z5
+	VBROADCASTSS 776(R12), Z15
+	VFMADD231PS  Z10, Z15, Z6
+	VFMADD231PS  Z11, Z15, Z7
+	VBROADCASTSS 1032(R12), Z16
+	VFMADD231PS  Z10, Z16, Z8
+	VFMADD231PS  Z11, Z16, Z9
+	VPANDD       (SI)(R9*1), Z31, Z10
+	VPANDD       64(SI)(R9*1), Z31, Z11
+	VBROADCASTSS 12(R12), Z12
+	VFMADD231PS  Z10, Z12, Z0
+	VFMADD231PS  Z11, Z12, Z1
+	VBROADCASTSS 268(R12), Z13
+	VFMADD231PS  Z10, Z13, Z2
+	VFMADD231PS  Z11, Z13, Z3
+	VBROADCASTSS 524(R12), Z14
+	VFMADD231PS  Z10, Z14, Z4
+	VFMADD231PS  Z11, Z14, Z5
+	VBROADCASTSS 780(R12), Z15
+	VFMADD231PS  Z10, Z15, Z6
+	VFMADD231PS  Z11, Z15, Z7
+	VBROADCASTSS 1036(R12), Z16
+	VFMADD231PS  Z10, Z16, Z8
+	VFMADD231PS  Z11, Z16, Z9
+	LEAQ         (SI)(R9*2), SI
+	ADDQ         $0x10, R12
+	JMP          turn1102
+
+end1104:
+	ADDQ         $0x04, R13
+	JZ           merge1100
+	CMPQ         R13, $0x02
+	JLT          some1106
+	VPSLLD       $0x10, (SI), Z10
+	VPSLLD       $0x10, 64(SI), Z11
+	VBROADCASTSS (R12), Z12
+	VFMADD231PS  Z10, Z12, Z0
+	VFMADD231PS  Z11, Z12, Z1
+	VBROADCASTSS 256(R12), Z13
+	VFMADD231PS  Z10, Z13, Z2
+	VFMADD231PS  Z11, Z13, Z3
+	VBROADCASTSS 512(R12), Z14
+	VFMADD231PS  Z10, Z14, Z4
+	VFMADD231PS  Z11, Z14, Z5
+	VBROADCASTSS 768(R12), Z15
+	VFMADD231PS  Z10, Z15, Z6
+	VFMADD231PS  Z11, Z15, Z7
+	VBROADCASTSS 1024(R12), Z16
+	VFMADD231PS  Z10, Z16, Z8
+	VFMADD231PS  Z11, Z16, Z9
+	VPANDD       (SI), Z31, Z10
+	VPANDD       64(SI), Z31, Z11
+	VBROADCASTSS 4(R12), Z12
+	VFMADD231PS  Z10, Z12, Z0
+	VFMADD231PS  Z11, Z12, Z1
+	VBROADCASTSS 260(R12), Z13
+	VFMADD231PS  Z10, Z13, Z2
+	VFMADD231PS  Z11, Z13, Z3
+	VBROADCASTSS 516(R12), Z14
+	VFMADD231PS  Z10, Z14, Z4
+	VFMADD231PS  Z11, Z14, Z5
+	VBROADCASTSS 772(R12), Z15
+	VFMADD231PS  Z10, Z15, Z6
+	VFMADD231PS  Z11, Z15, Z7
+	VBROADCASTSS 1028(R12), Z16
+	VFMADD231PS  Z10, Z16, Z8
+	VFMADD231PS  Z11, Z16, Z9
+	ADDQ         R9, SI
+	ADDQ         $0x08, R12
+	SUBQ         $0x02, R13
+	JZ           merge1100
+
+some1106:
+	VPSLLD       $0x10, (SI), Z10
+	VPSLLD       $0x10, 64(SI), Z11
+	VBROADCASTSS (R12), Z12
+	VFMADD231PS  Z10, Z12, Z0
+	VFMADD231PS  Z11, Z12, Z1
+	VBROADCASTSS 256(R12), Z13
+	VFMADD231PS  Z10, Z13, Z2
+	VFMADD231PS  Z11, Z13, Z3
+	VBROADCASTSS 512(R12), Z14
+	VFMADD231PS  Z10, Z14, Z4
+	VFMADD231PS  Z11, Z14, Z5
+	VBROADCASTSS 768(R12), Z15
+	VFMADD231PS  Z10, Z15, Z6
+	VFMADD231PS  Z11, Z15, Z7
+	VBROADCASTSS 1024(R12), Z16
+	VFMADD231PS  Z10, Z16, Z8
+	VFMADD231PS  Z11, Z16, Z9
+	ADDQ         R9, SI
+	ADDQ         $0x04, R12
+	JMP          merge1100
+
+sparse1098:
+	TZCNTQ       R13, AX
+	LEAQ         (BX)(AX*4), R12
+	MOVQ         AX, SI
+	MOVQ         SI, AX
+	SHRQ         $0x01, SI
+	IMULQ        R9, SI
+	ADDQ         DX, SI
+	TESTQ        $0x00000001, AX
+	JNZ          odd1107
+	VPSLLD       $0x10, (SI), Z10
+	VPSLLD       $0x10, 64(SI), Z11
+	VBROADCASTSS (R12), Z12
+	VFMADD231PS  Z10, Z12, Z0
+	VFMADD231PS  Z11, Z12, Z1
+	VBROADCASTSS 256(R12), Z13
+	VFMADD231PS  Z10, Z13, Z2
+	VFMADD231PS  Z11, Z13, Z3
+	VBROADCASTSS 512(R12), Z14
+	VFMADD231PS  Z10, Z14, Z4
+	VFMADD231PS  Z11, Z14, Z5
+	VBROADCASTSS 768(R12), Z15
+	VFMADD231PS  Z10, Z15, Z6
+	VFMADD231PS  Z11, Z15, Z7
+	VBROADCASTSS 1024(R12), Z16
+	VFMADD231PS  Z10, Z16, Z8
+	VFMADD231PS  Z11, Z16, Z9
+	JMP          done1108
+
+odd1107:
+	VPANDD       (SI), Z31, Z10
+	VPANDD       64(SI), Z31, Z11
+	VBROADCASTSS (R12), Z12
+	VFMADD231PS  Z10, Z12, Z0
+	VFMADD231PS  Z11, Z12, Z1
+	VBROADCASTSS 256(R12), Z13
+	VFMADD231PS  Z10, Z13, Z2
+	VFMADD231PS  Z11, Z13, Z3
+	VBROADCASTSS 512(R12), Z14
+	VFMADD231PS  Z10, Z14, Z4
+	VFMADD231PS  Z11, Z14, Z5
+	VBROADCASTSS 768(R12), Z15
+	VFMADD231PS  Z10, Z15, Z6
+	VFMADD231PS  Z11, Z15, Z7
+	VBROADCASTSS 1024(R12), Z16
+	VFMADD231PS  Z10, Z16, Z8
+	VFMADD231PS  Z11, Z16, Z9
+
+done1108:
+	BLSRQ R13, R13
+	JNZ   sparse1098
+
+merge1100:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store1061
+	JZ           store1109
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -28441,9 +29445,9 @@ merge1056:
 	VMULPS       Z11, Z9, Z9
 	VFMADD231PS  64(AX), Z10, Z9
 	VMOVUPS      Z9, 64(AX)
-	JMP          stored1062
+	JMP          stored1110
 
-store1061:
+store1109:
 	VMOVUPS Z0, (AX)
 	VMOVUPS Z1, 64(AX)
 	ADDQ    R8, AX
@@ -28459,167 +29463,39 @@ store1061:
 	VMOVUPS Z8, (AX)
 	VMOVUPS Z9, 64(AX)
 
-stored1062:
+stored1110:
 	ADDQ $0x00000080, DI
-	ADDQ $0x00000040, DX
+	ADDQ $0x00000080, DX
 	SUBQ $0x02, (SP)
-	JMP  columns1051
+	JMP  columns1096
 
-less1052:
-columns1063:
-	CMPQ   (SP), $0x01
-	JLT    less1064
-	VPXORD Z0, Z0, Z0
-	VPXORD Z1, Z1, Z1
-	VPXORD Z2, Z2, Z2
-	VPXORD Z3, Z3, Z3
-	VPXORD Z4, Z4, Z4
-	MOVQ   mask+56(FP), R13
-	TZCNTQ R13, SI
-	MOVQ   SI, R12
-	BLSIQ  R13, AX
-	ADDQ   R13, AX
-	TESTQ  AX, R13
-	JNZ    sparse1065
-	TZCNTQ AX, R13
-	SUBQ   R12, R13
-	LEAQ   (BX)(R12*4), R12
-	IMULQ  R9, SI
-	ADDQ   DX, SI
-
-turn1069:
-	SUBQ         $0x04, R13
-	JLT          end1071
-	SUBQ         $0x00000080, 8(SP)
-	JGE          quiet1070
-	VPMOVZXWD    (SI), Z5
-	VPSLLD       $0x10, Z5, Z5
-	VBROADCASTSS (R12), Z6
-	VFMADD231PS  Z5, Z6, Z0
-	VBROADCASTSS 256(R12), Z7
-	VFMADD231PS  Z5, Z7, Z1
-	VBROADCASTSS 512(R12), Z8
-	VFMADD231PS  Z5, Z8, Z2
-	VBROADCASTSS 768(R12), Z9
-	VFMADD231PS  Z5, Z9, Z3
-	VBROADCASTSS 1024(R12), Z10
-	VFMADD231PS  Z5, Z10, Z4
-	MOVQ         (R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	VPMOVZXWD    (SI)(R9*1), Z5
-	VPSLLD       $0x10, Z5, Z5
-	VBROADCASTSS 4(R12), Z6
-	VFMADD231PS  Z5, Z6, Z0
-	VBROADCASTSS 260(R12), Z7
-	VFMADD231PS  Z5, Z7, Z1
-	VBROADCASTSS 516(R12), Z8
-	VFMADD231PS  Z5, Z8, Z2
-	VBROADCASTSS 772(R12), Z9
-	VFMADD231PS  Z5, Z9, Z3
-	VBROADCASTSS 1028(R12), Z10
-	VFMADD231PS  Z5, Z10, Z4
-	MOVQ         8(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	VPMOVZXWD    (SI)(R9*2), Z5
-	VPSLLD       $0x10, Z5, Z5
-	VBROADCASTSS 8(R12), Z6
-	VFMADD231PS  Z5, Z6, Z0
-	VBROADCASTSS 264(R12), Z7
-	VFMADD231PS  Z5, Z7, Z1
-	VBROADCASTSS 520(R12), Z8
-	VFMADD231PS  Z5, Z8, Z2
-	VBROADCASTSS 776(R12), Z9
-	VFMADD231PS  Z5, Z9, Z3
-	VBROADCASTSS 1032(R12), Z10
-	VFMADD231PS  Z5, Z10, Z4
-	MOVQ         16(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	VPMOVZXWD    (SI)(R15*1), Z5
-	VPSLLD       $0x10, Z5, Z5
-	VBROADCASTSS 12(R12), Z6
-	VFMADD231PS  Z5, Z6, Z0
-	VBROADCASTSS 268(R12), Z7
-	VFMADD231PS  Z5, Z7, Z1
-	VBROADCASTSS 524(R12), Z8
-	VFMADD231PS  Z5, Z8, Z2
-	VBROADCASTSS 780(R12), Z9
-	VFMADD231PS  Z5, Z9, Z3
-	VBROADCASTSS 1036(R12), Z10
-	VFMADD231PS  Z5, Z10, Z4
-	MOVQ         24(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	LEAQ         (SI)(R9*4), SI
-	ADDQ         $0x10, R12
-	ADDQ         $0x00000040, CX
-	TESTQ        $0x000001ff, CX
-	JNZ          row1072
-	ADDQ         40(R11), CX
-
-row1072:
-	IMUL3Q $0x00000100, 32(R11), R14
-	ADDQ   R14, 8(SP)
-	JMP    turn1069
-
-quiet1070:
-	VPMOVZXWD    (SI), Z5
-	VPSLLD       $0x10, Z5, Z5
-	VBROADCASTSS (R12), Z6
-	VFMADD231PS  Z5, Z6, Z0
-	VBROADCASTSS 256(R12), Z7
-	VFMADD231PS  Z5, Z7, Z1
-	VBROADCASTSS 512(R12), Z8
-	VFMADD231PS  Z5, Z8, Z2
-	VBROADCASTSS 768(R12), Z9
-	VFMADD231PS  Z5, Z9, Z3
-	VBROADCASTSS 1024(R12), Z10
-	VFMADD231PS  Z5, Z10, Z4
-	VPMOVZXWD    (SI)(R9*1), Z5
-	VPSLLD       $0x10, Z5, Z5
-	VBROADCASTSS 4(R12), Z6
-	VFMADD231PS  Z5, Z6, Z0
-	VBROADCASTSS 260(R12), Z7
-	VFMADD231PS  Z5, Z7, Z1
-	VBROADCASTSS 516(R12), Z8
-	VFMADD231PS  Z5, Z8, Z2
-	VBROADCASTSS 772(R12), Z9
-	VFMADD231PS  Z5, Z9, Z3
-	VBROADCASTSS 1028(R12), Z10
-	VFMADD231PS  Z5, Z10, Z4
-	VPMOVZXWD    (SI)(R9*2), Z5
-	VPSLLD       $0x10, Z5, Z5
-	VBROADCASTSS 8(R12), Z6
-	VFMADD231PS  Z5, Z6, Z0
-	VBROADCASTSS 264(R12), Z7
-	VFMADD231PS  Z5, Z7, Z1
-	VBROADCASTSS 520(R12), Z8
-	VFMADD231PS  Z5, Z8, Z2
-	VBROADCASTSS 776(R12), Z9
-	VFMADD231PS  Z5, Z9, Z3
-	VBROADCASTSS 1032(R12), Z10
-	VFMADD231PS  Z5, Z10, Z4
-	VPMOVZXWD    (SI)(R15*1), Z5
-	VPSLLD       $0x10, Z5, Z5
-	VBROADCASTSS 12(R12), Z6
-	VFMADD231PS  Z5, Z6, Z0
-	VBROADCASTSS 268(R12), Z7
-	VFMADD231PS  Z5, Z7, Z1
-	VBROADCASTSS 524(R12), Z8
-	VFMADD231PS  Z5, Z8, Z2
-	VBROADCASTSS 780(R12), Z9
-	VFMADD231PS  Z5, Z9, Z3
-	VBROADCASTSS 1036(R12), Z10
-	VFMADD231PS  Z5, Z10, Z4
-	LEAQ         (SI)(R9*4), SI
-	ADDQ         $0x10, R12
-	JMP          turn1069
-
-end1071:
-	ADDQ $0x04, R13
-	JZ   merge1068
-
-some1067:
-	VPMOVZXWD    (SI), Z5
-	VPSLLD       $0x10, Z5, Z5
+less1097:
+columns1111:
+	CMPQ         (SP), $0x01
+	JLT          less1112
+	VBROADCASTSS highHalf_avx512<>+0(SB), Z31
+	VPXORD       Z0, Z0, Z0
+	VPXORD       Z1, Z1, Z1
+	VPXORD       Z2, Z2, Z2
+	VPXORD       Z3, Z3, Z3
+	VPXORD       Z4, Z4, Z4
+	MOVQ         mask+56(FP), R13
+	TZCNTQ       R13, SI
+	MOVQ         SI, R12
+	BLSIQ        R13, AX
+	ADDQ         R13, AX
+	TESTQ        AX, R13
+	JNZ          sparse1113
+	TZCNTQ       AX, R13
+	SUBQ         R12, R13
+	LEAQ         (BX)(R12*4), R12
+	MOVQ         SI, AX
+	SHRQ         $0x01, SI
+	IMULQ        R9, SI
+	ADDQ         DX, SI
+	TESTQ        $0x00000001, AX
+	JZ           even1116
+	VPANDD       (SI), Z31, Z5
 	VBROADCASTSS (R12), Z6
 	VFMADD231PS  Z5, Z6, Z0
 	VBROADCASTSS 256(R12), Z7
@@ -28633,17 +29509,15 @@ some1067:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some1067
-	JMP          merge1068
+	JZ           merge1115
 
-sparse1065:
-	TZCNTQ       R13, AX
-	LEAQ         (BX)(AX*4), R12
-	MOVQ         AX, SI
-	IMULQ        R9, SI
-	ADDQ         DX, SI
-	VPMOVZXWD    (SI), Z5
-	VPSLLD       $0x10, Z5, Z5
+even1116:
+turn1117:
+	SUBQ         $0x04, R13
+	JLT          end1119
+	SUBQ         $0x00000080, 8(SP)
+	JGE          quiet1118
+	VPSLLD       $0x10, (SI), Z5
 	VBROADCASTSS (R12), Z6
 	VFMADD231PS  Z5, Z6, Z0
 	VBROADCASTSS 256(R12), Z7
@@ -28654,14 +29528,201 @@ sparse1065:
 	VFMADD231PS  Z5, Z9, Z3
 	VBROADCASTSS 1024(R12), Z10
 	VFMADD231PS  Z5, Z10, Z4
-	BLSRQ        R13, R13
-	JNZ          sparse1065
+	MOVQ         (R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	VPANDD       (SI), Z31, Z5
+	VBROADCASTSS 4(R12), Z6
+	VFMADD231PS  Z5, Z6, Z0
+	VBROADCASTSS 260(R12), Z7
+	VFMADD231PS  Z5, Z7, Z1
+	VBROADCASTSS 516(R12), Z8
+	VFMADD231PS  Z5, Z8, Z2
+	VBROADCASTSS 772(R12), Z9
+	VFMADD231PS  Z5, Z9, Z3
+	VBROADCASTSS 1028(R12), Z10
+	VFMADD231PS  Z5, Z10, Z4
+	MOVQ         8(R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	VPSLLD       $0x10, (SI)(R9*1), Z5
+	VBROADCASTSS 8(R12), Z6
+	VFMADD231PS  Z5, Z6, Z0
+	VBROADCASTSS 264(R12), Z7
+	VFMADD231PS  Z5, Z7, Z1
+	VBROADCASTSS 520(R12), Z8
+	VFMADD231PS  Z5, Z8, Z2
+	VBROADCASTSS 776(R12), Z9
+	VFMADD231PS  Z5, Z9, Z3
+	VBROADCASTSS 1032(R12), Z10
+	VFMADD231PS  Z5, Z10, Z4
+	MOVQ         16(R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	VPANDD       (SI)(R9*1), Z31, Z5
+	VBROADCASTSS 12(R12), Z6
+	VFMADD231PS  Z5, Z6, Z0
+	VBROADCASTSS 268(R12), Z7
+	VFMADD231PS  Z5, Z7, Z1
+	VBROADCASTSS 524(R12), Z8
+	VFMADD231PS  Z5, Z8, Z2
+	VBROADCASTSS 780(R12), Z9
+	VFMADD231PS  Z5, Z9, Z3
+	VBROADCASTSS 1036(R12), Z10
+	VFMADD231PS  Z5, Z10, Z4
+	MOVQ         24(R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	LEAQ         (SI)(R9*2), SI
+	ADDQ         $0x10, R12
+	ADDQ         $0x00000040, CX
+	TESTQ        $0x000001ff, CX
+	JNZ          row1120
+	ADDQ         40(R11), CX
 
-merge1068:
+row1120:
+	IMUL3Q $0x00000100, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn1117
+
+quiet1118:
+	VPSLLD       $0x10, (SI), Z5
+	VBROADCASTSS (R12), Z6
+	VFMADD231PS  Z5, Z6, Z0
+	VBROADCASTSS 256(R12), Z7
+	VFMADD231PS  Z5, Z7, Z1
+	VBROADCASTSS 512(R12), Z8
+	VFMADD231PS  Z5, Z8, Z2
+	VBROADCASTSS 768(R12), Z9
+	VFMADD231PS  Z5, Z9, Z3
+	VBROADCASTSS 1024(R12), Z10
+	VFMADD231PS  Z5, Z10, Z4
+	VPANDD       (SI), Z31, Z5
+	VBROADCASTSS 4(R12), Z6
+	VFMADD231PS  Z5, Z6, Z0
+	VBROADCASTSS 260(R12), Z7
+	VFMADD231PS  Z5, Z7, Z1
+	VBROADCASTSS 516(R12), Z8
+	VFMADD231PS  Z5, Z8, Z2
+	VBROADCASTSS 772(R12), Z9
+	VFMADD231PS  Z5, Z9, Z3
+	VBROADCASTSS 1028(R12), Z10
+	VFMADD231PS  Z5, Z10, Z4
+	VPSLLD       $0x10, (SI)(R9*1), Z5
+	VBROADCASTSS 8(R12), Z6
+	VFMADD231PS  Z5, Z6, Z0
+	VBROADCASTSS 264(R12), Z7
+	VFMADD231PS  Z5, Z7, Z1
+	VBROADCASTSS 520(R12), Z8
+	VFMADD231PS  Z5, Z8, Z2
+	VBROADCASTSS 776(R12), Z9
+	VFMADD231PS  Z5, Z9, Z3
+	VBROADCASTSS 1032(R12), Z10
+	VFMADD231PS  Z5, Z10, Z4
+	VPANDD       (SI)(R9*1), Z31, Z5
+	VBROADCASTSS 12(R12), Z6
+	VFMADD231PS  Z5, Z6, Z0
+	VBROADCASTSS 268(R12), Z7
+	VFMADD231PS  Z5, Z7, Z1
+	VBROADCASTSS 524(R12), Z8
+	VFMADD231PS  Z5, Z8, Z2
+	VBROADCASTSS 780(R12), Z9
+	VFMADD231PS  Z5, Z9, Z3
+	VBROADCASTSS 1036(R12), Z10
+	VFMADD231PS  Z5, Z10, Z4
+	LEAQ         (SI)(R9*2), SI
+	ADDQ         $0x10, R12
+	JMP          turn1117
+
+end1119:
+	ADDQ         $0x04, R13
+	JZ           merge1115
+	CMPQ         R13, $0x02
+	JLT          some1121
+	VPSLLD       $0x10, (SI), Z5
+	VBROADCASTSS (R12), Z6
+	VFMADD231PS  Z5, Z6, Z0
+	VBROADCASTSS 256(R12), Z7
+	VFMADD231PS  Z5, Z7, Z1
+	VBROADCASTSS 512(R12), Z8
+	VFMADD231PS  Z5, Z8, Z2
+	VBROADCASTSS 768(R12), Z9
+	VFMADD231PS  Z5, Z9, Z3
+	VBROADCASTSS 1024(R12), Z10
+	VFMADD231PS  Z5, Z10, Z4
+	VPANDD       (SI), Z31, Z5
+	VBROADCASTSS 4(R12), Z6
+	VFMADD231PS  Z5, Z6, Z0
+	VBROADCASTSS 260(R12), Z7
+	VFMADD231PS  Z5, Z7, Z1
+	VBROADCASTSS 516(R12), Z8
+	VFMADD231PS  Z5, Z8, Z2
+	VBROADCASTSS 772(R12), Z9
+	VFMADD231PS  Z5, Z9, Z3
+	VBROADCASTSS 1028(R12), Z10
+	VFMADD231PS  Z5, Z10, Z4
+	ADDQ         R9, SI
+	ADDQ         $0x08, R12
+	SUBQ         $0x02, R13
+	JZ           merge1115
+
+some1121:
+	VPSLLD       $0x10, (SI), Z5
+	VBROADCASTSS (R12), Z6
+	VFMADD231PS  Z5, Z6, Z0
+	VBROADCASTSS 256(R12), Z7
+	VFMADD231PS  Z5, Z7, Z1
+	VBROADCASTSS 512(R12), Z8
+	VFMADD231PS  Z5, Z8, Z2
+	VBROADCASTSS 768(R12), Z9
+	VFMADD231PS  Z5, Z9, Z3
+	VBROADCASTSS 1024(R12), Z10
+	VFMADD231PS  Z5, Z10, Z4
+	ADDQ         R9, SI
+	ADDQ         $0x04, R12
+	JMP          merge1115
+
+sparse1113:
+	TZCNTQ       R13, AX
+	LEAQ         (BX)(AX*4), R12
+	MOVQ         AX, SI
+	MOVQ         SI, AX
+	SHRQ         $0x01, SI
+	IMULQ        R9, SI
+	ADDQ         DX, SI
+	TESTQ        $0x00000001, AX
+	JNZ          odd1122
+	VPSLLD       $0x10, (SI), Z5
+	VBROADCASTSS (R12), Z6
+	VFMADD231PS  Z5, Z6, Z0
+	VBROADCASTSS 256(R12), Z7
+	VFMADD231PS  Z5, Z7, Z1
+	VBROADCASTSS 512(R12), Z8
+	VFMADD231PS  Z5, Z8, Z2
+	VBROADCASTSS 768(R12), Z9
+	VFMADD231PS  Z5, Z9, Z3
+	VBROADCASTSS 1024(R12), Z10
+	VFMADD231PS  Z5, Z10, Z4
+	JMP          done1123
+
+odd1122:
+	VPANDD       (SI), Z31, Z5
+	VBROADCASTSS (R12), Z6
+	VFMADD231PS  Z5, Z6, Z0
+	VBROADCASTSS 256(R12), Z7
+	VFMADD231PS  Z5, Z7, Z1
+	VBROADCASTSS 512(R12), Z8
+	VFMADD231PS  Z5, Z8, Z2
+	VBROADCASTSS 768(R12), Z9
+	VFMADD231PS  Z5, Z9, Z3
+	VBROADCASTSS 1024(R12), Z10
+	VFMADD231PS  Z5, Z10, Z4
+
+done1123:
+	BLSRQ R13, R13
+	JNZ   sparse1113
+
+merge1115:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store1073
+	JZ           store1124
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -28697,9 +29758,9 @@ merge1068:
 	VMULPS       Z6, Z4, Z4
 	VFMADD231PS  (AX), Z5, Z4
 	VMOVUPS      Z4, (AX)
-	JMP          stored1074
+	JMP          stored1125
 
-store1073:
+store1124:
 	VMOVUPS Z0, (AX)
 	ADDQ    R8, AX
 	VMOVUPS Z1, (AX)
@@ -28710,13 +29771,13 @@ store1073:
 	ADDQ    R8, AX
 	VMOVUPS Z4, (AX)
 
-stored1074:
+stored1125:
 	ADDQ $0x00000040, DI
-	ADDQ $0x00000020, DX
+	ADDQ $0x00000040, DX
 	SUBQ $0x01, (SP)
-	JMP  columns1063
+	JMP  columns1111
 
-less1064:
+less1112:
 	ADDQ  $0x00000500, BX
 	MOVQ  BX, R14
 	SUBQ  w+8(FP), R14
@@ -28732,365 +29793,54 @@ tile866:
 	MOVQ cols+40(FP), R14
 	MOVQ R14, (SP)
 
-columns1075:
-	CMPQ   (SP), $0x04
-	JLT    less1076
-	VPXORD Z0, Z0, Z0
-	VPXORD Z1, Z1, Z1
-	VPXORD Z2, Z2, Z2
-	VPXORD Z3, Z3, Z3
-	VPXORD Z4, Z4, Z4
-	VPXORD Z5, Z5, Z5
-	VPXORD Z6, Z6, Z6
-	VPXORD Z7, Z7, Z7
-	VPXORD Z8, Z8, Z8
-	VPXORD Z9, Z9, Z9
-	VPXORD Z10, Z10, Z10
-	VPXORD Z11, Z11, Z11
-	VPXORD Z12, Z12, Z12
-	VPXORD Z13, Z13, Z13
-	VPXORD Z14, Z14, Z14
-	VPXORD Z15, Z15, Z15
-	VPXORD Z16, Z16, Z16
-	VPXORD Z17, Z17, Z17
-	VPXORD Z18, Z18, Z18
-	VPXORD Z19, Z19, Z19
-	VPXORD Z20, Z20, Z20
-	VPXORD Z21, Z21, Z21
-	VPXORD Z22, Z22, Z22
-	VPXORD Z23, Z23, Z23
-	MOVQ   mask+56(FP), R13
-	TZCNTQ R13, SI
-	MOVQ   SI, R12
-	BLSIQ  R13, AX
-	ADDQ   R13, AX
-	TESTQ  AX, R13
-	JNZ    sparse1077
-	TZCNTQ AX, R13
-	SUBQ   R12, R13
-	LEAQ   (BX)(R12*4), R12
-	IMULQ  R9, SI
-	ADDQ   DX, SI
-
-turn1081:
-	SUBQ         $0x04, R13
-	JLT          end1083
-	SUBQ         $0x00000200, 8(SP)
-	JGE          quiet1082
-	VPSLLD       $0x10, (SI), Z24
-	VPANDD       (SI), Z31, Z25
-	VPSLLD       $0x10, 64(SI), Z26
-	VPANDD       64(SI), Z31, Z27
-	VBROADCASTSS (R12), Z28
-	VFMADD231PS  Z24, Z28, Z0
-	VFMADD231PS  Z25, Z28, Z1
-	VFMADD231PS  Z26, Z28, Z2
-	VFMADD231PS  Z27, Z28, Z3
-	VBROADCASTSS 256(R12), Z29
-	VFMADD231PS  Z24, Z29, Z4
-	VFMADD231PS  Z25, Z29, Z5
-	VFMADD231PS  Z26, Z29, Z6
-	VFMADD231PS  Z27, Z29, Z7
-	VBROADCASTSS 512(R12), Z30
-	VFMADD231PS  Z24, Z30, Z8
-	VFMADD231PS  Z25, Z30, Z9
-	VFMADD231PS  Z26, Z30, Z10
-	VFMADD231PS  Z27, Z30, Z11
-	VBROADCASTSS 768(R12), Z28
-	VFMADD231PS  Z24, Z28, Z12
-	VFMADD231PS  Z25, Z28, Z13
-	VFMADD231PS  Z26, Z28, Z14
-	VFMADD231PS  Z27, Z28, Z15
-	VBROADCASTSS 1024(R12), Z29
-	VFMADD231PS  Z24, Z29, Z16
-	VFMADD231PS  Z25, Z29, Z17
-	VFMADD231PS  Z26, Z29, Z18
-	VFMADD231PS  Z27, Z29, Z19
-	VBROADCASTSS 1280(R12), Z30
-	VFMADD231PS  Z24, Z30, Z20
-	VFMADD231PS  Z25, Z30, Z21
-	VFMADD231PS  Z26, Z30, Z22
-	VFMADD231PS  Z27, Z30, Z23
-	MOVQ         (R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         8(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	VPSLLD       $0x10, (SI)(R9*1), Z24
-	VPANDD       (SI)(R9*1), Z31, Z25
-	VPSLLD       $0x10, 64(SI)(R9*1), Z26
-	VPANDD       64(SI)(R9*1), Z31, Z27
-	VBROADCASTSS 4(R12), Z28
-	VFMADD231PS  Z24, Z28, Z0
-	VFMADD231PS  Z25, Z28, Z1
-	VFMADD231PS  Z26, Z28, Z2
-	VFMADD231PS  Z27, Z28, Z3
-	VBROADCASTSS 260(R12), Z29
-	VFMADD231PS  Z24, Z29, Z4
-	VFMADD231PS  Z25, Z29, Z5
-	VFMADD231PS  Z26, Z29, Z6
-	VFMADD231PS  Z27, Z29, Z7
-	VBROADCASTSS 516(R12), Z30
-	VFMADD231PS  Z24, Z30, Z8
-	VFMADD231PS  Z25, Z30, Z9
-	VFMADD231PS  Z26, Z30, Z10
-	VFMADD231PS  Z27, Z30, Z11
-	VBROADCASTSS 772(R12), Z28
-	VFMADD231PS  Z24, Z28, Z12
-	VFMADD231PS  Z25, Z28, Z13
-	VFMADD231PS  Z26, Z28, Z14
-	VFMADD231PS  Z27, Z28, Z15
-	VBROADCASTSS 1028(R12), Z29
-	VFMADD231PS  Z24, Z29, Z16
-	VFMADD231PS  Z25, Z29, Z17
-	VFMADD231PS  Z26, Z29, Z18
-	VFMADD231PS  Z27, Z29, Z19
-	VBROADCASTSS 1284(R12), Z30
-	VFMADD231PS  Z24, Z30, Z20
-	VFMADD231PS  Z25, Z30, Z21
-	VFMADD231PS  Z26, Z30, Z22
-	VFMADD231PS  Z27, Z30, Z23
-	MOVQ         16(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	MOVQ         24(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	VPSLLD       $0x10, (SI)(R9*2), Z24
-	VPANDD       (SI)(R9*2), Z31, Z25
-	VPSLLD       $0x10, 64(SI)(R9*2), Z26
-	VPANDD       64(SI)(R9*2), Z31, Z27
-	VBROADCASTSS 8(R12), Z28
-	VFMADD231PS  Z24, Z28, Z0
-	VFMADD231PS  Z25, Z28, Z1
-	VFMADD231PS  Z26, Z28, Z2
-	VFMADD231PS  Z27, Z28, Z3
-	VBROADCASTSS 264(R12), Z29
-	VFMADD231PS  Z24, Z29, Z4
-	VFMADD231PS  Z25, Z29, Z5
-	VFMADD231PS  Z26, Z29, Z6
-	VFMADD231PS  Z27, Z29, Z7
-	VBROADCASTSS 520(R12), Z30
-	VFMADD231PS  Z24, Z30, Z8
-	VFMADD231PS  Z25, Z30, Z9
-	VFMADD231PS  Z26, Z30, Z10
-	VFMADD231PS  Z27, Z30, Z11
-	VBROADCASTSS 776(R12), Z28
-	VFMADD231PS  Z24, Z28, Z12
-	VFMADD231PS  Z25, Z28, Z13
-	VFMADD231PS  Z26, Z28, Z14
-	VFMADD231PS  Z27, Z28, Z15
-	VBROADCASTSS 1032(R12), Z29
-	VFMADD231PS  Z24, Z29, Z16
-	VFMADD231PS  Z25, Z29, Z17
-	VFMADD231PS  Z26, Z29, Z18
-	VFMADD231PS  Z27, Z29, Z19
-	VBROADCASTSS 1288(R12), Z30
-	VFMADD231PS  Z24, Z30, Z20
-	VFMADD231PS  Z25, Z30, Z21
-	VFMADD231PS  Z26, Z30, Z22
-	VFMADD231PS  Z27, Z30, Z23
-	MOVQ         (R11), R14
-	PREFETCHT1   64(R14)(CX*1)
-	MOVQ         8(R11), R14
-	PREFETCHT1   64(R14)(CX*1)
-	VPSLLD       $0x10, (SI)(R15*1), Z24
-	VPANDD       (SI)(R15*1), Z31, Z25
-	VPSLLD       $0x10, 64(SI)(R15*1), Z26
-	VPANDD       64(SI)(R15*1), Z31, Z27
-	VBROADCASTSS 12(R12), Z28
-	VFMADD231PS  Z24, Z28, Z0
-	VFMADD231PS  Z25, Z28, Z1
-	VFMADD231PS  Z26, Z28, Z2
-	VFMADD231PS  Z27, Z28, Z3
-	VBROADCASTSS 268(R12), Z29
-	VFMADD231PS  Z24, Z29, Z4
-	VFMADD231PS  Z25, Z29, Z5
-	VFMADD231PS  Z26, Z29, Z6
-	VFMADD231PS  Z27, Z29, Z7
-	VBROADCASTSS 524(R12), Z30
-	VFMADD231PS  Z24, Z30, Z8
-	VFMADD231PS  Z25, Z30, Z9
-	VFMADD231PS  Z26, Z30, Z10
-	VFMADD231PS  Z27, Z30, Z11
-	VBROADCASTSS 780(R12), Z28
-	VFMADD231PS  Z24, Z28, Z12
-	VFMADD231PS  Z25, Z28, Z13
-	VFMADD231PS  Z26, Z28, Z14
-	VFMADD231PS  Z27, Z28, Z15
-	VBROADCASTSS 1036(R12), Z29
-	VFMADD231PS  Z24, Z29, Z16
-	VFMADD231PS  Z25, Z29, Z17
-	VFMADD231PS  Z26, Z29, Z18
-	VFMADD231PS  Z27, Z29, Z19
-	VBROADCASTSS 1292(R12), Z30
-	VFMADD231PS  Z24, Z30, Z20
-	VFMADD231PS  Z25, Z30, Z21
-	VFMADD231PS  Z26, Z30, Z22
-	VFMADD231PS  Z27, Z30, Z23
-	MOVQ         16(R11), R14
-	PREFETCHT1   64(R14)(CX*1)
-	MOVQ         24(R11), R14
-	PREFETCHT1   64(R14)(CX*1)
-	LEAQ         (SI)(R9*4), SI
-	ADDQ         $0x10, R12
-	ADDQ         $0x00000080, CX
-	TESTQ        $0x000001ff, CX
-	JNZ          row1084
-	ADDQ         40(R11), CX
-
-row1084:
-	IMUL3Q $0x00000200, 32(R11), R14
-	ADDQ   R14, 8(SP)
-	JMP    turn1081
-
-quiet1082:
-	VPSLLD       $0x10, (SI), Z24
-	VPANDD       (SI), Z31, Z25
-	VPSLLD       $0x10, 64(SI), Z26
-	VPANDD       64(SI), Z31, Z27
-	VBROADCASTSS (R12), Z28
-	VFMADD231PS  Z24, Z28, Z0
-	VFMADD231PS  Z25, Z28, Z1
-	VFMADD231PS  Z26, Z28, Z2
-	VFMADD231PS  Z27, Z28, Z3
-	VBROADCASTSS 256(R12), Z29
-	VFMADD231PS  Z24, Z29, Z4
-	VFMADD231PS  Z25, Z29, Z5
-	VFMADD231PS  Z26, Z29, Z6
-	VFMADD231PS  Z27, Z29, Z7
-	VBROADCASTSS 512(R12), Z30
-	VFMADD231PS  Z24, Z30, Z8
-	VFMADD231PS  Z25, Z30, Z9
-	VFMADD231PS  Z26, Z30, Z10
-	VFMADD231PS  Z27, Z30, Z11
-	VBROADCASTSS 768(R12), Z28
-	VFMADD231PS  Z24, Z28, Z12
-	VFMADD231PS  Z25, Z28, Z13
-	VFMADD231PS  Z26, Z28, Z14
-	VFMADD231PS  Z27, Z28, Z15
-	VBROADCASTSS 1024(R12), Z29
-	VFMADD231PS  Z24, Z29, Z16
-	VFMADD231PS  Z25, Z29, Z17
-	VFMADD231PS  Z26, Z29, Z18
-	VFMADD231PS  Z27, Z29, Z19
-	VBROADCASTSS 1280(R12), Z30
-	VFMADD231PS  Z24, Z30, Z20
-	VFMADD231PS  Z25, Z30, Z21
-	VFMADD231PS  Z26, Z30, Z22
-	VFMADD231PS  Z27, Z30, Z23
-	VPSLLD       $0x10, (SI)(R9*1), Z24
-	VPANDD       (SI)(R9*1), Z31, Z25
-	VPSLLD       $0x10, 64(SI)(R9*1), Z26
-	VPANDD       64(SI)(R9*1), Z31, Z27
-	VBROADCASTSS 4(R12), Z28
-	VFMADD231PS  Z24, Z28, Z0
-	VFMADD231PS  Z25, Z28, Z1
-	VFMADD231PS  Z26, Z28, Z2
-	VFMADD231PS  Z27, Z28, Z3
-	VBROADCASTSS 260(R12), Z29
-	VFMADD231PS  Z24, Z29, Z4
-	VFMADD231PS  Z25, Z29, Z5
-	VFMADD231PS  Z26, Z29, Z6
-	VFMADD231PS  Z27, Z29, Z7
-	VBROADCASTSS 516(R12), Z30
-	VFMADD231PS  Z24, Z30, Z8
-	VFMADD231PS  Z25, Z30, Z9
-	VFMADD231PS  Z26, Z30, Z10
-	VFMADD231PS  Z27, Z30, Z11
-	VBROADCASTSS 772(R12), Z28
-	VFMADD231PS  Z24, Z28, Z12
-	VFMADD231PS  Z25, Z28, Z13
-	VFMADD231PS  Z26, Z28, Z14
-	VFMADD231PS  Z27, Z28, Z15
-	VBROADCASTSS 1028(R12), Z29
-	VFMADD231PS  Z24, Z29, Z16
-	VFMADD231PS  Z25, Z29, Z17
-	VFMADD231PS  Z26, Z29, Z18
-	VFMADD231PS  Z27, Z29, Z19
-	VBROADCASTSS 1284(R12), Z30
-	VFMADD231PS  Z24, Z30, Z20
-	VFMADD231PS  Z25, Z30, Z21
-	VFMADD231PS  Z26, Z30, Z22
-	VFMADD231PS  Z27, Z30, Z23
-	VPSLLD       $0x10, (SI)(R9*2), Z24
-	VPANDD       (SI)(R9*2), Z31, Z25
-	VPSLLD       $0x10, 64(SI)(R9*2), Z26
-	VPANDD       64(SI)(R9*2), Z31, Z27
-	VBROADCASTSS 8(R12), Z28
-	VFMADD231PS  Z24, Z28, Z0
-	VFMADD231PS  Z25, Z28, Z1
-	VFMADD231PS  Z26, Z28, Z2
-	VFMADD231PS  Z27, Z28, Z3
-	VBROADCASTSS 264(R12), Z29
-	VFMADD231PS  Z24, Z29, Z4
-	VFMADD231PS  Z25, Z29, Z5
-	VFMADD231PS  Z26, Z29, Z6
-	VFMADD231PS  Z27, Z29, Z7
-	VBROADCASTSS 520(R12), Z30
-	VFMADD231PS  Z24, Z30, Z8
-	VFMADD231PS  Z25, Z30, Z9
-	VFMADD231PS  Z26, Z30, Z10
-	VFMADD231PS  Z27, Z30, Z11
-	VBROADCASTSS 776(R12), Z28
-	VFMADD231PS  Z24, Z28, Z12
-	VFMADD231PS  Z25, Z28, Z13
-	VFMADD231PS  Z26, Z28, Z14
-	VFMADD231PS  Z27, Z28, Z15
-	VBROADCASTSS 1032(R12), Z29
-	VFMADD231PS  Z24, Z29, Z16
-	VFMADD231PS  Z25, Z29, Z17
-	VFMADD231PS  Z26, Z29, Z18
-	VFMADD231PS  Z27, Z29, Z19
-	VBROADCASTSS 1288(R12), Z30
-	VFMADD231PS  Z24, Z30, Z20
-	VFMADD231PS  Z25, Z30, Z21
-	VFMADD231PS  Z26, Z30, Z22
-	VFMADD231PS  Z27, Z30, Z23
-	VPSLLD       $0x10, (SI)(R15*1), Z24
-	VPANDD       (SI)(R15*1), Z31, Z25
-	VPSLLD       $0x10, 64(SI)(R15*1), Z26
-	VPANDD       64(SI)(R15*1), Z31, Z27
-	VBROADCASTSS 12(R12), Z28
-	VFMADD231PS  Z24, Z28, Z0
-	VFMADD231PS  Z25, Z28, Z1
-	VFMADD231PS  Z26, Z28, Z2
-	VFMADD231PS  Z27, Z28, Z3
-	VBROADCASTSS 268(R12), Z29
-	VFMADD231PS  Z24, Z29, Z4
-	VFMADD231PS  Z25, Z29, Z5
-	VFMADD231PS  Z26, Z29, Z6
-	VFMADD231PS  Z27, Z29, Z7
-	VBROADCASTSS 524(R12), Z30
-	VFMADD231PS  Z24, Z30, Z8
-	VFMADD231PS  Z25, Z30, Z9
-	VFMADD231PS  Z26, Z30, Z10
-	VFMADD231PS  Z27, Z30, Z11
-	VBROADCASTSS 780(R12), Z28
-	VFMADD231PS  Z24, Z28, Z12
-	VFMADD231PS  Z25, Z28, Z13
-	VFMADD231PS  Z26, Z28, Z14
-	VFMADD231PS  Z27, Z28, Z15
-	VBROADCASTSS 1036(R12), Z29
-	VFMADD231PS  Z24, Z29, Z16
-	VFMADD231PS  Z25, Z29, Z17
-	VFMADD231PS  Z26, Z29, Z18
-	VFMADD231PS  Z27, Z29, Z19
-	VBROADCASTSS 1292(R12), Z30
-	VFMADD231PS  Z24, Z30, Z20
-	VFMADD231PS  Z25, Z30, Z21
-	VFMADD231PS  Z26, Z30, Z22
-	VFMADD231PS  Z27, Z30, Z23
-	LEAQ         (SI)(R9*4), SI
-	ADDQ         $0x10, R12
-	JMP          turn1081
-
-end1083:
-	ADDQ $0x04, R13
-	JZ   merge1080
-
-some1079:
-	VPSLLD       $0x10, (SI), Z24
-	VPANDD       (SI), Z31, Z25
-	VPSLLD       $0x10, 64(SI), Z26
-	VPANDD       64(SI), Z31, Z27
+columns1126:
+	CMPQ         (SP), $0x04
+	JLT          less1127
+	VBROADCASTSS highHalf_avx512<>+0(SB), Z31
+	VPXORD       Z0, Z0, Z0
+	VPXORD       Z1, Z1, Z1
+	VPXORD       Z2, Z2, Z2
+	VPXORD       Z3, Z3, Z3
+	VPXORD       Z4, Z4, Z4
+	VPXORD       Z5, Z5, Z5
+	VPXORD       Z6, Z6, Z6
+	VPXORD       Z7, Z7, Z7
+	VPXORD       Z8, Z8, Z8
+	VPXORD       Z9, Z9, Z9
+	VPXORD       Z10, Z10, Z10
+	VPXORD       Z11, Z11, Z11
+	VPXORD       Z12, Z12, Z12
+	VPXORD       Z13, Z13, Z13
+	VPXORD       Z14, Z14, Z14
+	VPXORD       Z15, Z15, Z15
+	VPXORD       Z16, Z16, Z16
+	VPXORD       Z17, Z17, Z17
+	VPXORD       Z18, Z18, Z18
+	VPXORD       Z19, Z19, Z19
+	VPXORD       Z20, Z20, Z20
+	VPXORD       Z21, Z21, Z21
+	VPXORD       Z22, Z22, Z22
+	VPXORD       Z23, Z23, Z23
+	MOVQ         mask+56(FP), R13
+	TZCNTQ       R13, SI
+	MOVQ         SI, R12
+	BLSIQ        R13, AX
+	ADDQ         R13, AX
+	TESTQ        AX, R13
+	JNZ          sparse1128
+	TZCNTQ       AX, R13
+	SUBQ         R12, R13
+	LEAQ         (BX)(R12*4), R12
+	MOVQ         SI, AX
+	SHRQ         $0x01, SI
+	IMULQ        R9, SI
+	ADDQ         DX, SI
+	TESTQ        $0x00000001, AX
+	JZ           even1131
+	VPANDD       (SI), Z31, Z24
+	VPANDD       64(SI), Z31, Z25
+	VPANDD       128(SI), Z31, Z26
+	VPANDD       192(SI), Z31, Z27
 	VBROADCASTSS (R12), Z28
 	VFMADD231PS  Z24, Z28, Z0
 	VFMADD231PS  Z25, Z28, Z1
@@ -29124,19 +29874,18 @@ some1079:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some1079
-	JMP          merge1080
+	JZ           merge1130
 
-sparse1077:
-	TZCNTQ       R13, AX
-	LEAQ         (BX)(AX*4), R12
-	MOVQ         AX, SI
-	IMULQ        R9, SI
-	ADDQ         DX, SI
+even1131:
+turn1132:
+	SUBQ         $0x04, R13
+	JLT          end1134
+	SUBQ         $0x00000200, 8(SP)
+	JGE          quiet1133
 	VPSLLD       $0x10, (SI), Z24
-	VPANDD       (SI), Z31, Z25
-	VPSLLD       $0x10, 64(SI), Z26
-	VPANDD       64(SI), Z31, Z27
+	VPSLLD       $0x10, 64(SI), Z25
+	VPSLLD       $0x10, 128(SI), Z26
+	VPSLLD       $0x10, 192(SI), Z27
 	VBROADCASTSS (R12), Z28
 	VFMADD231PS  Z24, Z28, Z0
 	VFMADD231PS  Z25, Z28, Z1
@@ -29167,52 +29916,485 @@ sparse1077:
 	VFMADD231PS  Z25, Z30, Z21
 	VFMADD231PS  Z26, Z30, Z22
 	VFMADD231PS  Z27, Z30, Z23
-	BLSRQ        R13, R13
-	JNZ          sparse1077
+	MOVQ         (R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	MOVQ         8(R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	VPANDD       (SI), Z31, Z24
+	VPANDD       64(SI), Z31, Z25
+	VPANDD       128(SI), Z31, Z26
+	VPANDD       192(SI), Z31, Z27
+	VBROADCASTSS 4(R12), Z28
+	VFMADD231PS  Z24, Z28, Z0
+	VFMADD231PS  Z25, Z28, Z1
+	VFMADD231PS  Z26, Z28, Z2
+	VFMADD231PS  Z27, Z28, Z3
+	VBROADCASTSS 260(R12), Z29
+	VFMADD231PS  Z24, Z29, Z4
+	VFMADD231PS  Z25, Z29, Z5
+	VFMADD231PS  Z26, Z29, Z6
+	VFMADD231PS  Z27, Z29, Z7
+	VBROADCASTSS 516(R12), Z30
+	VFMADD231PS  Z24, Z30, Z8
+	VFMADD231PS  Z25, Z30, Z9
+	VFMADD231PS  Z26, Z30, Z10
+	VFMADD231PS  Z27, Z30, Z11
+	VBROADCASTSS 772(R12), Z28
+	VFMADD231PS  Z24, Z28, Z12
+	VFMADD231PS  Z25, Z28, Z13
+	VFMADD231PS  Z26, Z28, Z14
+	VFMADD231PS  Z27, Z28, Z15
+	VBROADCASTSS 1028(R12), Z29
+	VFMADD231PS  Z24, Z29, Z16
+	VFMADD231PS  Z25, Z29, Z17
+	VFMADD231PS  Z26, Z29, Z18
+	VFMADD231PS  Z27, Z29, Z19
+	VBROADCASTSS 1284(R12), Z30
+	VFMADD231PS  Z24, Z30, Z20
+	VFMADD231PS  Z25, Z30, Z21
+	VFMADD231PS  Z26, Z30, Z22
+	VFMADD231PS  Z27, Z30, Z23
+	MOVQ         16(R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	MOVQ         24(R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	VPSLLD       $0x10, (SI)(R9*1), Z24
+	VPSLLD       $0x10, 64(SI)(R9*1), Z25
+	VPSLLD       $0x10, 128(SI)(R9*1), Z26
+	VPSLLD       $0x10, 192(SI)(R9*1), Z27
+	VBROADCASTSS 8(R12), Z28
+	VFMADD231PS  Z24, Z28, Z0
+	VFMADD231PS  Z25, Z28, Z1
+	VFMADD231PS  Z26, Z28, Z2
+	VFMADD231PS  Z27, Z28, Z3
+	VBROADCASTSS 264(R12), Z29
+	VFMADD231PS  Z24, Z29, Z4
+	VFMADD231PS  Z25, Z29, Z5
+	VFMADD231PS  Z26, Z29, Z6
+	VFMADD231PS  Z27, Z29, Z7
+	VBROADCASTSS 520(R12), Z30
+	VFMADD231PS  Z24, Z30, Z8
+	VFMADD231PS  Z25, Z30, Z9
+	VFMADD231PS  Z26, Z30, Z10
+	VFMADD231PS  Z27, Z30, Z11
+	VBROADCASTSS 776(R12), Z28
+	VFMADD231PS  Z24, Z28, Z12
+	VFMADD231PS  Z25, Z28, Z13
+	VFMADD231PS  Z26, Z28, Z14
+	VFMADD231PS  Z27, Z28, Z15
+	VBROADCASTSS 1032(R12), Z29
+	VFMADD231PS  Z24, Z29, Z16
+	VFMADD231PS  Z25, Z29, Z17
+	VFMADD231PS  Z26, Z29, Z18
+	VFMADD231PS  Z27, Z29, Z19
+	VBROADCASTSS 1288(R12), Z30
+	VFMADD231PS  Z24, Z30, Z20
+	VFMADD231PS  Z25, Z30, Z21
+	VFMADD231PS  Z26, Z30, Z22
+	VFMADD231PS  Z27, Z30, Z23
+	MOVQ         (R11), R14
+	PREFETCHT1   64(R14)(CX*1)
+	MOVQ         8(R11), R14
+	PREFETCHT1   64(R14)(CX*1)
+	VPANDD       (SI)(R9*1), Z31, Z24
+	VPANDD       64(SI)(R9*1), Z31, Z25
+	VPANDD       128(SI)(R9*1), Z31, Z26
+	VPANDD       192(SI)(R9*1), Z31, Z27
+	VBROADCASTSS 12(R12), Z28
+	VFMADD231PS  Z24, Z28, Z0
+	VFMADD231PS  Z25, Z28, Z1
+	VFMADD231PS  Z26, Z28, Z2
+	VFMADD231PS  Z27, Z28, Z3
+	VBROADCASTSS 268(R12), Z29
+	VFMADD231PS  Z24, Z29, Z4
+	VFMADD231PS  Z25, Z29, Z5
+	VFMADD231PS  Z26, Z29, Z6
+	VFMADD231PS  Z27, Z29, Z7
+	VBROADCASTSS 524(R12), Z30
+	VFMADD231PS  Z24, Z30, Z8
+	VFMADD231PS  Z25, Z30, Z9
+	VFMADD231PS  Z26, Z30, Z10
+	VFMADD231PS  Z27, Z30, Z11
+	VBROADCASTSS 780(R12), Z28
+	VFMADD231PS  Z24, Z28, Z12
+	VFMADD231PS  Z25, Z28, Z13
+	VFMADD231PS  Z26, Z28, Z14
+	VFMADD231PS  Z27, Z28, Z15
+	VBROADCASTSS 1036(R12), Z29
+	VFMADD231PS  Z24, Z29, Z16
+	VFMADD231PS  Z25, Z29, Z17
+	VFMADD231PS  Z26, Z29, Z18
+	VFMADD231PS  Z27, Z29, Z19
+	VBROADCASTSS 1292(R12), Z30
+	VFMADD231PS  Z24, Z30, Z20
+	VFMADD231PS  Z25, Z30, Z21
+	VFMADD231PS  Z26, Z30, Z22
+	VFMADD231PS  Z27, Z30, Z23
+	MOVQ         16(R11), R14
+	PREFETCHT1   64(R14)(CX*1)
+	MOVQ         24(R11), R14
+	PREFETCHT1   64(R14)(CX*1)
+	LEAQ         (SI)(R9*2), SI
+	ADDQ         $0x10, R12
+	ADDQ         $0x00000080, CX
+	TESTQ        $0x000001ff, CX
+	JNZ          row1135
+	ADDQ         40(R11), CX
 
-merge1080:
-	VMOVUPS      joinFirst_avx512<>+0(SB), Z24
-	VMOVUPS      joinSecond_avx512<>+0(SB), Z25
-	VMOVAPS      Z0, Z26
-	VPERMT2PS    Z1, Z24, Z0
-	VPERMT2PS    Z26, Z25, Z1
-	VMOVAPS      Z2, Z26
-	VPERMT2PS    Z3, Z24, Z2
-	VPERMT2PS    Z26, Z25, Z3
-	VMOVAPS      Z4, Z26
-	VPERMT2PS    Z5, Z24, Z4
-	VPERMT2PS    Z26, Z25, Z5
-	VMOVAPS      Z6, Z26
-	VPERMT2PS    Z7, Z24, Z6
-	VPERMT2PS    Z26, Z25, Z7
-	VMOVAPS      Z8, Z26
-	VPERMT2PS    Z9, Z24, Z8
-	VPERMT2PS    Z26, Z25, Z9
-	VMOVAPS      Z10, Z26
-	VPERMT2PS    Z11, Z24, Z10
-	VPERMT2PS    Z26, Z25, Z11
-	VMOVAPS      Z12, Z26
-	VPERMT2PS    Z13, Z24, Z12
-	VPERMT2PS    Z26, Z25, Z13
-	VMOVAPS      Z14, Z26
-	VPERMT2PS    Z15, Z24, Z14
-	VPERMT2PS    Z26, Z25, Z15
-	VMOVAPS      Z16, Z26
-	VPERMT2PS    Z17, Z24, Z16
-	VPERMT2PS    Z26, Z25, Z17
-	VMOVAPS      Z18, Z26
-	VPERMT2PS    Z19, Z24, Z18
-	VPERMT2PS    Z26, Z25, Z19
-	VMOVAPS      Z20, Z26
-	VPERMT2PS    Z21, Z24, Z20
-	VPERMT2PS    Z26, Z25, Z21
-	VMOVAPS      Z22, Z26
-	VPERMT2PS    Z23, Z24, Z22
-	VPERMT2PS    Z26, Z25, Z23
+row1135:
+	IMUL3Q $0x00000200, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn1132
+
+quiet1133:
+	VPSLLD       $0x10, (SI), Z24
+	VPSLLD       $0x10, 64(SI), Z25
+	VPSLLD       $0x10, 128(SI), Z26
+	VPSLLD       $0x10, 192(SI), Z27
+	VBROADCASTSS (R12), Z28
+	VFMADD231PS  Z24, Z28, Z0
+	VFMADD231PS  Z25, Z28, Z1
+	VFMADD231PS  Z26, Z28, Z2
+	VFMADD231PS  Z27, Z28, Z3
+	VBROADCASTSS 256(R12), Z29
+	VFMADD231PS  Z24, Z29, Z4
+	VFMADD231PS  Z25, Z29, Z5
+	VFMADD231PS  Z26, Z29, Z6
+	VFMADD231PS  Z27, Z29, Z7
+	VBROADCASTSS 512(R12), Z30
+	VFMADD231PS  Z24, Z30, Z8
+	VFMADD231PS  Z25, Z30, Z9
+	VFMADD231PS  Z26, Z30, Z10
+	VFMADD231PS  Z27, Z30, Z11
+	VBROADCASTSS 768(R12), Z28
+	VFMADD231PS  Z24, Z28, Z12
+	VFMADD231PS  Z25, Z28, Z13
+	VFMADD231PS  Z26, Z28, Z14
+	VFMADD231PS  Z27, Z28, Z15
+	VBROADCASTSS 1024(R12), Z29
+	VFMADD231PS  Z24, Z29, Z16
+	VFMADD231PS  Z25, Z29, Z17
+	VFMADD231PS  Z26, Z29, Z18
+	VFMADD231PS  Z27, Z29, Z19
+	VBROADCASTSS 1280(R12), Z30
+	VFMADD231PS  Z24, Z30, Z20
+	VFMADD231PS  Z25, Z30, Z21
+	VFMADD231PS  Z26, Z30, Z22
+	VFMADD231PS  Z27, Z30, Z23
+	VPANDD       (SI), Z31, Z24
+	VPANDD       64(SI), Z31, Z25
+	VPANDD       128(SI), Z31, Z26
+	VPANDD       192(SI), Z31, Z27
+	VBROADCASTSS 4(R12), Z28
+	VFMADD231PS  Z24, Z28, Z0
+	VFMADD231PS  Z25, Z28, Z1
+	VFMADD231PS  Z26, Z28, Z2
+	VFMADD231PS  Z27, Z28, Z3
+	VBROADCASTSS 260(R12), Z29
+	VFMADD231PS  Z24, Z29, Z4
+	VFMADD231PS  Z25, Z29, Z5
+	VFMADD231PS  Z26, Z29, Z6
+	VFMADD231PS  Z27, Z29, Z7
+	VBROADCASTSS 516(R12), Z30
+	VFMADD231PS  Z24, Z30, Z8
+	VFMADD231PS  Z25, Z30, Z9
+	VFMADD231PS  Z26, Z30, Z10
+	VFMADD231PS  Z27, Z30, Z11
+	VBROADCASTSS 772(R12), Z28
+	VFMADD231PS  Z24, Z28, Z12
+	VFMADD231PS  Z25, Z28, Z13
+	VFMADD231PS  Z26, Z28, Z14
+	VFMADD231PS  Z27, Z28, Z15
+	VBROADCASTSS 1028(R12), Z29
+	VFMADD231PS  Z24, Z29, Z16
+	VFMADD231PS  Z25, Z29, Z17
+	VFMADD231PS  Z26, Z29, Z18
+	VFMADD231PS  Z27, Z29, Z19
+	VBROADCASTSS 1284(R12), Z30
+	VFMADD231PS  Z24, Z30, Z20
+	VFMADD231PS  Z25, Z30, Z21
+	VFMADD231PS  Z26, Z30, Z22
+	VFMADD231PS  Z27, Z30, Z23
+	VPSLLD       $0x10, (SI)(R9*1), Z24
+	VPSLLD       $0x10, 64(SI)(R9*1), Z25
+	VPSLLD       $0x10, 128(SI)(R9*1), Z26
+	VPSLLD       $0x10, 192(SI)(R9*1), Z27
+	VBROADCASTSS 8(R12), Z28
+	VFMADD231PS  Z24, Z28, Z0
+	VFMADD231PS  Z25, Z28, Z1
+	VFMADD231PS  Z26, Z28, Z2
+	VFMADD231PS  Z27, Z28, Z3
+	VBROADCASTSS 264(R12), Z29
+	VFMADD231PS  Z24, Z29, Z4
+	VFMADD231PS  Z25, Z29, Z5
+	VFMADD231PS  Z26, Z29, Z6
+	VFMADD231PS  Z27, Z29, Z7
+	VBROADCASTSS 520(R12), Z30
+	VFMADD231PS  Z24, Z30, Z8
+	VFMADD231PS  Z25, Z30, Z9
+	VFMADD231PS  Z26, Z30, Z10
+	VFMADD231PS  Z27, Z30, Z11
+	VBROADCASTSS 776(R12), Z28
+	VFMADD231PS  Z24, Z28, Z12
+	VFMADD231PS  Z25, Z28, Z13
+	VFMADD231PS  Z26, Z28, Z14
+	VFMADD231PS  Z27, Z28, Z15
+	VBROADCASTSS 1032(R12), Z29
+	VFMADD231PS  Z24, Z29, Z16
+	VFMADD231PS  Z25, Z29, Z17
+	VFMADD231PS  Z26, Z29, Z18
+	VFMADD231PS  Z27, Z29, Z19
+	VBROADCASTSS 1288(R12), Z30
+	VFMADD231PS  Z24, Z30, Z20
+	VFMADD231PS  Z25, Z30, Z21
+	VFMADD231PS  Z26, Z30, Z22
+	VFMADD231PS  Z27, Z30, Z23
+	VPANDD       (SI)(R9*1), Z31, Z24
+	VPANDD       64(SI)(R9*1), Z31, Z25
+	VPANDD       128(SI)(R9*1), Z31, Z26
+	VPANDD       192(SI)(R9*1), Z31, Z27
+	VBROADCASTSS 12(R12), Z28
+	VFMADD231PS  Z24, Z28, Z0
+	VFMADD231PS  Z25, Z28, Z1
+	VFMADD231PS  Z26, Z28, Z2
+	VFMADD231PS  Z27, Z28, Z3
+	VBROADCASTSS 268(R12), Z29
+	VFMADD231PS  Z24, Z29, Z4
+	VFMADD231PS  Z25, Z29, Z5
+	VFMADD231PS  Z26, Z29, Z6
+	VFMADD231PS  Z27, Z29, Z7
+	VBROADCASTSS 524(R12), Z30
+	VFMADD231PS  Z24, Z30, Z8
+	VFMADD231PS  Z25, Z30, Z9
+	VFMADD231PS  Z26, Z30, Z10
+	VFMADD231PS  Z27, Z30, Z11
+	VBROADCASTSS 780(R12), Z28
+	VFMADD231PS  Z24, Z28, Z12
+	VFMADD231PS  Z25, Z28, Z13
+	VFMADD231PS  Z26, Z28, Z14
+	VFMADD231PS  Z27, Z28, Z15
+	VBROADCASTSS 1036(R12), Z29
+	VFMADD231PS  Z24, Z29, Z16
+	VFMADD231PS  Z25, Z29, Z17
+	VFMADD231PS  Z26, Z29, Z18
+	VFMADD231PS  Z27, Z29, Z19
+	VBROADCASTSS 1292(R12), Z30
+	VFMADD231PS  Z24, Z30, Z20
+	VFMADD231PS  Z25, Z30, Z21
+	VFMADD231PS  Z26, Z30, Z22
+	VFMADD231PS  Z27, Z30, Z23
+	LEAQ         (SI)(R9*2), SI
+	ADDQ         $0x10, R12
+	JMP          turn1132
+
+end1134:
+	ADDQ         $0x04, R13
+	JZ           merge1130
+	CMPQ         R13, $0x02
+	JLT          some1136
+	VPSLLD       $0x10, (SI), Z24
+	VPSLLD       $0x10, 64(SI), Z25
+	VPSLLD       $0x10, 128(SI), Z26
+	VPSLLD       $0x10, 192(SI), Z27
+	VBROADCASTSS (R12), Z28
+	VFMADD231PS  Z24, Z28, Z0
+	VFMADD231PS  Z25, Z28, Z1
+	VFMADD231PS  Z26, Z28, Z2
+	VFMADD231PS  Z27, Z28, Z3
+	VBROADCASTSS 256(R12), Z29
+	VFMADD231PS  Z24, Z29, Z4
+	VFMADD231PS  Z25, Z29, Z5
+	VFMADD231PS  Z26, Z29, Z6
+	VFMADD231PS  Z27, Z29, Z7
+	VBROADCASTSS 512(R12), Z30
+	VFMADD231PS  Z24, Z30, Z8
+	VFMADD231PS  Z25, Z30, Z9
+	VFMADD231PS  Z26, Z30, Z10
+	VFMADD231PS  Z27, Z30, Z11
+	VBROADCASTSS 768(R12), Z28
+	VFMADD231PS  Z24, Z28, Z12
+	VFMADD231PS  Z25, Z28, Z13
+	VFMADD231PS  Z26, Z28, Z14
+	VFMADD231PS  Z27, Z28, Z15
+	VBROADCASTSS 1024(R12), Z29
+	VFMADD231PS  Z24, Z29, Z16
+	VFMADD231PS  Z25, Z29, Z17
+	VFMADD231PS  Z26, Z29, Z18
+	VFMADD231PS  Z27, Z29, Z19
+	VBROADCASTSS 1280(R12), Z30
+	VFMADD231PS  Z24, Z30, Z20
+	VFMADD231PS  Z25, Z30, Z21
+	VFMADD231PS  Z26, Z30, Z22
+	VFMADD231PS  Z27, Z30, Z23
+	VPANDD       (SI), Z31, Z24
+	VPANDD       64(SI), Z31, Z25
+	VPANDD       128(SI), Z31, Z26
+	VPANDD       192(SI), Z31, Z27
+	VBROADCASTSS 4(R12), Z28
+	VFMADD231PS  Z24, Z28, Z0
+	VFMADD231PS  Z25, Z28, Z1
+	VFMADD231PS  Z26, Z28, Z2
+	VFMADD231PS  Z27, Z28, Z3
+	VBROADCASTSS 260(R12), Z29
+	VFMADD231PS  Z24, Z29, Z4
+	VFMADD231PS  Z25, Z29, Z5
+	VFMADD231PS  Z26, Z29, Z6
+	VFMADD231PS  Z27, Z29, Z7
+	VBROADCASTSS 516(R12), Z30
+	VFMADD231PS  Z24, Z30, Z8
+	VFMADD231PS  Z25, Z30, Z9
+	VFMADD231PS  Z26, Z30, Z10
+	VFMADD231PS  Z27, Z30, Z11
+	VBROADCASTSS 772(R12), Z28
+	VFMADD231PS  Z24, Z28, Z12
+	VFMADD231PS  Z25, Z28, Z13
+	VFMADD231PS  Z26, Z28, Z14
+	VFMADD231PS  Z27, Z28, Z15
+	VBROADCASTSS 1028(R12), Z29
+	VFMADD231PS  Z24, Z29, Z16
+	VFMADD231PS  Z25, Z29, Z17
+	VFMADD231PS  Z26, Z29, Z18
+	VFMADD231PS  Z27, Z29, Z19
+	VBROADCASTSS 1284(R12), Z30
+	VFMADD231PS  Z24, Z30, Z20
+	VFMADD231PS  Z25, Z30, Z21
+	VFMADD231PS  Z26, Z30, Z22
+	VFMADD231PS  Z27, Z30, Z23
+	ADDQ         R9, SI
+	ADDQ         $0x08, R12
+	SUBQ         $0x02, R13
+	JZ           merge1130
+
+some1136:
+	VPSLLD       $0x10, (SI), Z24
+	VPSLLD       $0x10, 64(SI), Z25
+	VPSLLD       $0x10, 128(SI), Z26
+	VPSLLD       $0x10, 192(SI), Z27
+	VBROADCASTSS (R12), Z28
+	VFMADD231PS  Z24, Z28, Z0
+	VFMADD231PS  Z25, Z28, Z1
+	VFMADD231PS  Z26, Z28, Z2
+	VFMADD231PS  Z27, Z28, Z3
+	VBROADCASTSS 256(R12), Z29
+	VFMADD231PS  Z24, Z29, Z4
+	VFMADD231PS  Z25, Z29, Z5
+	VFMADD231PS  Z26, Z29, Z6
+	VFMADD231PS  Z27, Z29, Z7
+	VBROADCASTSS 512(R12), Z30
+	VFMADD231PS  Z24, Z30, Z8
+	VFMADD231PS  Z25, Z30, Z9
+	VFMADD231PS  Z26, Z30, Z10
+	VFMADD231PS  Z27, Z30, Z11
+	VBROADCASTSS 768(R12), Z28
+	VFMADD231PS  Z24, Z28, Z12
+	VFMADD231PS  Z25, Z28, Z13
+	VFMADD231PS  Z26, Z28, Z14
+	VFMADD231PS  Z27, Z28, Z15
+	VBROADCASTSS 1024(R12), Z29
+	VFMADD231PS  Z24, Z29, Z16
+	VFMADD231PS  Z25, Z29, Z17
+	VFMADD231PS  Z26, Z29, Z18
+	VFMADD231PS  Z27, Z29, Z19
+	VBROADCASTSS 1280(R12), Z30
+	VFMADD231PS  Z24, Z30, Z20
+	VFMADD231PS  Z25, Z30, Z21
+	VFMADD231PS  Z26, Z30, Z22
+	VFMADD231PS  Z27, Z30, Z23
+	ADDQ         R9, SI
+	ADDQ         $0x04, R12
+	JMP          merge1130
+
+sparse1128:
+	TZCNTQ       R13, AX
+	LEAQ         (BX)(AX*4), R12
+	MOVQ         AX, SI
+	MOVQ         SI, AX
+	SHRQ         $0x01, SI
+	IMULQ        R9, SI
+	ADDQ         DX, SI
+	TESTQ        $0x00000001, AX
+	JNZ          odd1137
+	VPSLLD       $0x10, (SI), Z24
+	VPSLLD       $0x10, 64(SI), Z25
+	VPSLLD       $0x10, 128(SI), Z26
+	VPSLLD       $0x10, 192(SI), Z27
+	VBROADCASTSS (R12), Z28
+	VFMADD231PS  Z24, Z28, Z0
+	VFMADD231PS  Z25, Z28, Z1
+	VFMADD231PS  Z26, Z28, Z2
+	VFMADD231PS  Z27, Z28, Z3
+	VBROADCASTSS 256(R12), Z29
+	VFMADD231PS  Z24, Z29, Z4
+	VFMADD231PS  Z25, Z29, Z5
+	VFMADD231PS  Z26, Z29, Z6
+	VFMADD231PS  Z27, Z29, Z7
+	VBROADCASTSS 512(R12), Z30
+	VFMADD231PS  Z24, Z30, Z8
+	VFMADD231PS  Z25, Z30, Z9
+	VFMADD231PS  Z26, Z30, Z10
+	VFMADD231PS  Z27, Z30, Z11
+	VBROADCASTSS 768(R12), Z28
+	VFMADD231PS  Z24, Z28, Z12
+	VFMADD231PS  Z25, Z28, Z13
+	VFMADD231PS  Z26, Z28, Z14
+	VFMADD231PS  Z27, Z28, Z15
+	VBROADCASTSS 1024(R12), Z29
+	VFMADD231PS  Z24, Z29, Z16
+	VFMADD231PS  Z25, Z29, Z17
+	VFMADD231PS  Z26, Z29, Z18
+	VFMADD231PS  Z27, Z29, Z19
+	VBROADCASTSS 1280(R12), Z30
+	VFMADD231PS  Z24, Z30, Z20
+	VFMADD231PS  Z25, Z30, Z21
+	VFMADD231PS  Z26, Z30, Z22
+	VFMADD231PS  Z27, Z30, Z23
+	JMP          done1138
+
+odd1137:
+	VPANDD       (SI), Z31, Z24
+	VPANDD       64(SI), Z31, Z25
+	VPANDD       128(SI), Z31, Z26
+	VPANDD       192(SI), Z31, Z27
+	VBROADCASTSS (R12), Z28
+	VFMADD231PS  Z24, Z28, Z0
+	VFMADD231PS  Z25, Z28, Z1
+	VFMADD231PS  Z26, Z28, Z2
+	VFMADD231PS  Z27, Z28, Z3
+	VBROADCASTSS 256(R12), Z29
+	VFMADD231PS  Z24, Z29, Z4
+	VFMADD231PS  Z25, Z29, Z5
+	VFMADD231PS  Z26, Z29, Z6
+	VFMADD231PS  Z27, Z29, Z7
+	VBROADCASTSS 512(R12), Z30
+	VFMADD231PS  Z24, Z30, Z8
+	VFMADD231PS  Z25, Z30, Z9
+	VFMADD231PS  Z26, Z30, Z10
+	VFMADD231PS  Z27, Z30, Z11
+	VBROADCASTSS 768(R12), Z28
+	VFMADD231PS  Z24, Z28, Z12
+	VFMADD231PS  Z25, Z28, Z13
+	VFMADD231PS  Z26, Z28, Z14
+	VFMADD231PS  Z27, Z28, Z15
+	VBROADCASTSS 1024(R12), Z29
+	VFMADD231PS  Z24, Z29, Z16
+	VFMADD231PS  Z25, Z29, Z17
+	VFMADD231PS  Z26, Z29, Z18
+	VFMADD231PS  Z27, Z29, Z19
+	VBROADCASTSS 1280(R12), Z30
+	VFMADD231PS  Z24, Z30, Z20
+	VFMADD231PS  Z25, Z30, Z21
+	VFMADD231PS  Z26, Z30, Z22
+	VFMADD231PS  Z27, Z30, Z23
+
+done1138:
+	BLSRQ R13, R13
+	JNZ   sparse1128
+
+merge1130:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store1085
+	JZ           store1139
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -29308,9 +30490,9 @@ merge1080:
 	VMULPS       Z25, Z23, Z23
 	VFMADD231PS  192(AX), Z24, Z23
 	VMOVUPS      Z23, 192(AX)
-	JMP          stored1086
+	JMP          stored1140
 
-store1085:
+store1139:
 	VMOVUPS Z0, (AX)
 	VMOVUPS Z1, 64(AX)
 	VMOVUPS Z2, 128(AX)
@@ -29341,238 +30523,47 @@ store1085:
 	VMOVUPS Z22, 128(AX)
 	VMOVUPS Z23, 192(AX)
 
-stored1086:
+stored1140:
 	ADDQ $0x00000100, DI
-	ADDQ $0x00000080, DX
+	ADDQ $0x00000100, DX
 	SUBQ $0x04, (SP)
-	JMP  columns1075
+	JMP  columns1126
 
-less1076:
-columns1087:
-	CMPQ   (SP), $0x02
-	JLT    less1088
-	VPXORD Z0, Z0, Z0
-	VPXORD Z1, Z1, Z1
-	VPXORD Z2, Z2, Z2
-	VPXORD Z3, Z3, Z3
-	VPXORD Z4, Z4, Z4
-	VPXORD Z5, Z5, Z5
-	VPXORD Z6, Z6, Z6
-	VPXORD Z7, Z7, Z7
-	VPXORD Z8, Z8, Z8
-	VPXORD Z9, Z9, Z9
-	VPXORD Z10, Z10, Z10
-	VPXORD Z11, Z11, Z11
-	MOVQ   mask+56(FP), R13
-	TZCNTQ R13, SI
-	MOVQ   SI, R12
-	BLSIQ  R13, AX
-	ADDQ   R13, AX
-	TESTQ  AX, R13
-	JNZ    sparse1089
-	TZCNTQ AX, R13
-	SUBQ   R12, R13
-	LEAQ   (BX)(R12*4), R12
-	IMULQ  R9, SI
-	ADDQ   DX, SI
-
-turn1093:
-	SUBQ         $0x04, R13
-	JLT          end1095
-	SUBQ         $0x00000100, 8(SP)
-	JGE          quiet1094
-	VPSLLD       $0x10, (SI), Z12
-	VPANDD       (SI), Z31, Z13
-	VBROADCASTSS (R12), Z14
-	VFMADD231PS  Z12, Z14, Z0
-	VFMADD231PS  Z13, Z14, Z1
-	VBROADCASTSS 256(R12), Z15
-	VFMADD231PS  Z12, Z15, Z2
-	VFMADD231PS  Z13, Z15, Z3
-	VBROADCASTSS 512(R12), Z16
-	VFMADD231PS  Z12, Z16, Z4
-	VFMADD231PS  Z13, Z16, Z5
-	VBROADCASTSS 768(R12), Z17
-	VFMADD231PS  Z12, Z17, Z6
-	VFMADD231PS  Z13, Z17, Z7
-	VBROADCASTSS 1024(R12), Z18
-	VFMADD231PS  Z12, Z18, Z8
-	VFMADD231PS  Z13, Z18, Z9
-	VBROADCASTSS 1280(R12), Z19
-	VFMADD231PS  Z12, Z19, Z10
-	VFMADD231PS  Z13, Z19, Z11
-	MOVQ         (R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	VPSLLD       $0x10, (SI)(R9*1), Z12
-	VPANDD       (SI)(R9*1), Z31, Z13
-	VBROADCASTSS 4(R12), Z14
-	VFMADD231PS  Z12, Z14, Z0
-	VFMADD231PS  Z13, Z14, Z1
-	VBROADCASTSS 260(R12), Z15
-	VFMADD231PS  Z12, Z15, Z2
-	VFMADD231PS  Z13, Z15, Z3
-	VBROADCASTSS 516(R12), Z16
-	VFMADD231PS  Z12, Z16, Z4
-	VFMADD231PS  Z13, Z16, Z5
-	VBROADCASTSS 772(R12), Z17
-	VFMADD231PS  Z12, Z17, Z6
-	VFMADD231PS  Z13, Z17, Z7
-	VBROADCASTSS 1028(R12), Z18
-	VFMADD231PS  Z12, Z18, Z8
-	VFMADD231PS  Z13, Z18, Z9
-	VBROADCASTSS 1284(R12), Z19
-	VFMADD231PS  Z12, Z19, Z10
-	VFMADD231PS  Z13, Z19, Z11
-	MOVQ         8(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	VPSLLD       $0x10, (SI)(R9*2), Z12
-	VPANDD       (SI)(R9*2), Z31, Z13
-	VBROADCASTSS 8(R12), Z14
-	VFMADD231PS  Z12, Z14, Z0
-	VFMADD231PS  Z13, Z14, Z1
-	VBROADCASTSS 264(R12), Z15
-	VFMADD231PS  Z12, Z15, Z2
-	VFMADD231PS  Z13, Z15, Z3
-	VBROADCASTSS 520(R12), Z16
-	VFMADD231PS  Z12, Z16, Z4
-	VFMADD231PS  Z13, Z16, Z5
-	VBROADCASTSS 776(R12), Z17
-	VFMADD231PS  Z12, Z17, Z6
-	VFMADD231PS  Z13, Z17, Z7
-	VBROADCASTSS 1032(R12), Z18
-	VFMADD231PS  Z12, Z18, Z8
-	VFMADD231PS  Z13, Z18, Z9
-	VBROADCASTSS 1288(R12), Z19
-	VFMADD231PS  Z12, Z19, Z10
-	VFMADD231PS  Z13, Z19, Z11
-	MOVQ         16(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	VPSLLD       $0x10, (SI)(R15*1), Z12
-	VPANDD       (SI)(R15*1), Z31, Z13
-	VBROADCASTSS 12(R12), Z14
-	VFMADD231PS  Z12, Z14, Z0
-	VFMADD231PS  Z13, Z14, Z1
-	VBROADCASTSS 268(R12), Z15
-	VFMADD231PS  Z12, Z15, Z2
-	VFMADD231PS  Z13, Z15, Z3
-	VBROADCASTSS 524(R12), Z16
-	VFMADD231PS  Z12, Z16, Z4
-	VFMADD231PS  Z13, Z16, Z5
-	VBROADCASTSS 780(R12), Z17
-	VFMADD231PS  Z12, Z17, Z6
-	VFMADD231PS  Z13, Z17, Z7
-	VBROADCASTSS 1036(R12), Z18
-	VFMADD231PS  Z12, Z18, Z8
-	VFMADD231PS  Z13, Z18, Z9
-	VBROADCASTSS 1292(R12), Z19
-	VFMADD231PS  Z12, Z19, Z10
-	VFMADD231PS  Z13, Z19, Z11
-	MOVQ         24(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	LEAQ         (SI)(R9*4), SI
-	ADDQ         $0x10, R12
-	ADDQ         $0x00000040, CX
-	TESTQ        $0x000001ff, CX
-	JNZ          row1096
-	ADDQ         40(R11), CX
-
-row1096:
-	IMUL3Q $0x00000100, 32(R11), R14
-	ADDQ   R14, 8(SP)
-	JMP    turn1093
-
-quiet1094:
-	VPSLLD       $0x10, (SI), Z12
-	VPANDD       (SI), Z31, Z13
-	VBROADCASTSS (R12), Z14
-	VFMADD231PS  Z12, Z14, Z0
-	VFMADD231PS  Z13, Z14, Z1
-	VBROADCASTSS 256(R12), Z15
-	VFMADD231PS  Z12, Z15, Z2
-	VFMADD231PS  Z13, Z15, Z3
-	VBROADCASTSS 512(R12), Z16
-	VFMADD231PS  Z12, Z16, Z4
-	VFMADD231PS  Z13, Z16, Z5
-	VBROADCASTSS 768(R12), Z17
-	VFMADD231PS  Z12, Z17, Z6
-	VFMADD231PS  Z13, Z17, Z7
-	VBROADCASTSS 1024(R12), Z18
-	VFMADD231PS  Z12, Z18, Z8
-	VFMADD231PS  Z13, Z18, Z9
-	VBROADCASTSS 1280(R12), Z19
-	VFMADD231PS  Z12, Z19, Z10
-	VFMADD231PS  Z13, Z19, Z11
-	VPSLLD       $0x10, (SI)(R9*1), Z12
-	VPANDD       (SI)(R9*1), Z31, Z13
-	VBROADCASTSS 4(R12), Z14
-	VFMADD231PS  Z12, Z14, Z0
-	VFMADD231PS  Z13, Z14, Z1
-	VBROADCASTSS 260(R12), Z15
-	VFMADD231PS  Z12, Z15, Z2
-	VFMADD231PS  Z13, Z15, Z3
-	VBROADCASTSS 516(R12), Z16
-	VFMADD231PS  Z12, Z16, Z4
-	VFMADD231PS  Z13, Z16, Z5
-	VBROADCASTSS 772(R12), Z17
-	VFMADD231PS  Z12, Z17, Z6
-	VFMADD231PS  Z13, Z17, Z7
-	VBROADCASTSS 1028(R12), Z18
-	VFMADD231PS  Z12, Z18, Z8
-	VFMADD231PS  Z13, Z18, Z9
-	VBROADCASTSS 1284(R12), Z19
-	VFMADD231PS  Z12, Z19, Z10
-	VFMADD231PS  Z13, Z19, Z11
-	VPSLLD       $0x10, (SI)(R9*2), Z12
-	VPANDD       (SI)(R9*2), Z31, Z13
-	VBROADCASTSS 8(R12), Z14
-	VFMADD231PS  Z12, Z14, Z0
-	VFMADD231PS  Z13, Z14, Z1
-	VBROADCASTSS 264(R12), Z15
-	VFMADD231PS  Z12, Z15, Z2
-	VFMADD231PS  Z13, Z15, Z3
-	VBROADCASTSS 520(R12), Z16
-	VFMADD231PS  Z12, Z16, Z4
-	VFMADD231PS  Z13, Z16, Z5
-	VBROADCASTSS 776(R12), Z17
-	VFMADD231PS  Z12, Z17, Z6
-	VFMADD231PS  Z13, Z17, Z7
-	VBROADCASTSS 1032(R12), Z18
-	VFMADD231PS  Z12, Z18, Z8
-	VFMADD231PS  Z13, Z18, Z9
-	VBROADCASTSS 1288(R12), Z19
-	VFMADD231PS  Z12, Z19, Z10
-	VFMADD231PS  Z13, Z19, Z11
-	VPSLLD       $0x10, (SI)(R15*1), Z12
-	VPANDD       (SI)(R15*1), Z31, Z13
-	VBROADCASTSS 12(R12), Z14
-	VFMADD231PS  Z12, Z14, Z0
-	VFMADD231PS  Z13, Z14, Z1
-	VBROADCASTSS 268(R12), Z15
-	VFMADD231PS  Z12, Z15, Z2
-	VFMADD231PS  Z13, Z15, Z3
-	VBROADCASTSS 524(R12), Z16
-	VFMADD231PS  Z12, Z16, Z4
-	VFMADD231PS  Z13, Z16, Z5
-	VBROADCASTSS 780(R12), Z17
-	VFMADD231PS  Z12, Z17, Z6
-	VFMADD231PS  Z13, Z17, Z7
-	VBROADCASTSS 1036(R12), Z18
-	VFMADD231PS  Z12, Z18, Z8
-	VFMADD231PS  Z13, Z18, Z9
-	VBROADCASTSS 1292(R12), Z19
-	VFMADD231PS  Z12, Z19, Z10
-	VFMADD231PS  Z13, Z19, Z11
-	LEAQ         (SI)(R9*4), SI
-	ADDQ         $0x10, R12
-	JMP          turn1093
-
-end1095:
-	ADDQ $0x04, R13
-	JZ   merge1092
-
-some1091:
-	VPSLLD       $0x10, (SI), Z12
-	VPANDD       (SI), Z31, Z13
+less1127:
+columns1141:
+	CMPQ         (SP), $0x02
+	JLT          less1142
+	VBROADCASTSS highHalf_avx512<>+0(SB), Z31
+	VPXORD       Z0, Z0, Z0
+	VPXORD       Z1, Z1, Z1
+	VPXORD       Z2, Z2, Z2
+	VPXORD       Z3, Z3, Z3
+	VPXORD       Z4, Z4, Z4
+	VPXORD       Z5, Z5, Z5
+	VPXORD       Z6, Z6, Z6
+	VPXORD       Z7, Z7, Z7
+	VPXORD       Z8, Z8, Z8
+	VPXORD       Z9, Z9, Z9
+	VPXORD       Z10, Z10, Z10
+	VPXORD       Z11, Z11, Z11
+	MOVQ         mask+56(FP), R13
+	TZCNTQ       R13, SI
+	MOVQ         SI, R12
+	BLSIQ        R13, AX
+	ADDQ         R13, AX
+	TESTQ        AX, R13
+	JNZ          sparse1143
+	TZCNTQ       AX, R13
+	SUBQ         R12, R13
+	LEAQ         (BX)(R12*4), R12
+	MOVQ         SI, AX
+	SHRQ         $0x01, SI
+	IMULQ        R9, SI
+	ADDQ         DX, SI
+	TESTQ        $0x00000001, AX
+	JZ           even1146
+	VPANDD       (SI), Z31, Z12
+	VPANDD       64(SI), Z31, Z13
 	VBROADCASTSS (R12), Z14
 	VFMADD231PS  Z12, Z14, Z0
 	VFMADD231PS  Z13, Z14, Z1
@@ -29594,17 +30585,16 @@ some1091:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some1091
-	JMP          merge1092
+	JZ           merge1145
 
-sparse1089:
-	TZCNTQ       R13, AX
-	LEAQ         (BX)(AX*4), R12
-	MOVQ         AX, SI
-	IMULQ        R9, SI
-	ADDQ         DX, SI
+even1146:
+turn1147:
+	SUBQ         $0x04, R13
+	JLT          end1149
+	SUBQ         $0x00000100, 8(SP)
+	JGE          quiet1148
 	VPSLLD       $0x10, (SI), Z12
-	VPANDD       (SI), Z31, Z13
+	VPSLLD       $0x10, 64(SI), Z13
 	VBROADCASTSS (R12), Z14
 	VFMADD231PS  Z12, Z14, Z0
 	VFMADD231PS  Z13, Z14, Z1
@@ -29623,34 +30613,309 @@ sparse1089:
 	VBROADCASTSS 1280(R12), Z19
 	VFMADD231PS  Z12, Z19, Z10
 	VFMADD231PS  Z13, Z19, Z11
-	BLSRQ        R13, R13
-	JNZ          sparse1089
+	MOVQ         (R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	VPANDD       (SI), Z31, Z12
+	VPANDD       64(SI), Z31, Z13
+	VBROADCASTSS 4(R12), Z14
+	VFMADD231PS  Z12, Z14, Z0
+	VFMADD231PS  Z13, Z14, Z1
+	VBROADCASTSS 260(R12), Z15
+	VFMADD231PS  Z12, Z15, Z2
+	VFMADD231PS  Z13, Z15, Z3
+	VBROADCASTSS 516(R12), Z16
+	VFMADD231PS  Z12, Z16, Z4
+	VFMADD231PS  Z13, Z16, Z5
+	VBROADCASTSS 772(R12), Z17
+	VFMADD231PS  Z12, Z17, Z6
+	VFMADD231PS  Z13, Z17, Z7
+	VBROADCASTSS 1028(R12), Z18
+	VFMADD231PS  Z12, Z18, Z8
+	VFMADD231PS  Z13, Z18, Z9
+	VBROADCASTSS 1284(R12), Z19
+	VFMADD231PS  Z12, Z19, Z10
+	VFMADD231PS  Z13, Z19, Z11
+	MOVQ         8(R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	VPSLLD       $0x10, (SI)(R9*1), Z12
+	VPSLLD       $0x10, 64(SI)(R9*1), Z13
+	VBROADCASTSS 8(R12), Z14
+	VFMADD231PS  Z12, Z14, Z0
+	VFMADD231PS  Z13, Z14, Z1
+	VBROADCASTSS 264(R12), Z15
+	VFMADD231PS  Z12, Z15, Z2
+	VFMADD231PS  Z13, Z15, Z3
+	VBROADCASTSS 520(R12), Z16
+	VFMADD231PS  Z12, Z16, Z4
+	VFMADD231PS  Z13, Z16, Z5
+	VBROADCASTSS 776(R12), Z17
+	VFMADD231PS  Z12, Z17, Z6
+	VFMADD231PS  Z13, Z17, Z7
+	VBROADCASTSS 1032(R12), Z18
+	VFMADD231PS  Z12, Z18, Z8
+	VFMADD231PS  Z13, Z18, Z9
+	VBROADCASTSS 1288(R12), Z19
+	VFMADD231PS  Z12, Z19, Z10
+	VFMADD231PS  Z13, Z19, Z11
+	MOVQ         16(R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	VPANDD       (SI)(R9*1), Z31, Z12
+	VPANDD       64(SI)(R9*1), Z31, Z13
+	VBROADCASTSS 12(R12), Z14
+	VFMADD231PS  Z12, Z14, Z0
+	VFMADD231PS  Z13, Z14, Z1
+	VBROADCASTSS 268(R12), Z15
+	VFMADD231PS  Z12, Z15, Z2
+	VFMADD231PS  Z13, Z15, Z3
+	VBROADCASTSS 524(R12), Z16
+	VFMADD231PS  Z12, Z16, Z4
+	VFMADD231PS  Z13, Z16, Z5
+	VBROADCASTSS 780(R12), Z17
+	VFMADD231PS  Z12, Z17, Z6
+	VFMADD231PS  Z13, Z17, Z7
+	VBROADCASTSS 1036(R12), Z18
+	VFMADD231PS  Z12, Z18, Z8
+	VFMADD231PS  Z13, Z18, Z9
+	VBROADCASTSS 1292(R12), Z19
+	VFMADD231PS  Z12, Z19, Z10
+	VFMADD231PS  Z13, Z19, Z11
+	MOVQ         24(R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	LEAQ         (SI)(R9*2), SI
+	ADDQ         $0x10, R12
+	ADDQ         $0x00000040, CX
+	TESTQ        $0x000001ff, CX
+	JNZ          row1150
+	ADDQ         40(R11), CX
 
-merge1092:
-	VMOVUPS      joinFirst_avx512<>+0(SB), Z12
-	VMOVUPS      joinSecond_avx512<>+0(SB), Z13
-	VMOVAPS      Z0, Z14
-	VPERMT2PS    Z1, Z12, Z0
-	VPERMT2PS    Z14, Z13, Z1
-	VMOVAPS      Z2, Z14
-	VPERMT2PS    Z3, Z12, Z2
-	VPERMT2PS    Z14, Z13, Z3
-	VMOVAPS      Z4, Z14
-	VPERMT2PS    Z5, Z12, Z4
-	VPERMT2PS    Z14, Z13, Z5
-	VMOVAPS      Z6, Z14
-	VPERMT2PS    Z7, Z12, Z6
-	VPERMT2PS    Z14, Z13, Z7
-	VMOVAPS      Z8, Z14
-	VPERMT2PS    Z9, Z12, Z8
-	VPERMT2PS    Z14, Z13, Z9
-	VMOVAPS      Z10, Z14
-	VPERMT2PS    Z11, Z12, Z10
-	VPERMT2PS    Z14, Z13, Z11
+row1150:
+	IMUL3Q $0x00000100, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn1147
+
+quiet1148:
+	VPSLLD       $0x10, (SI), Z12
+	VPSLLD       $0x10, 64(SI), Z13
+	VBROADCASTSS (R12), Z14
+	VFMADD231PS  Z12, Z14, Z0
+	VFMADD231PS  Z13, Z14, Z1
+	VBROADCASTSS 256(R12), Z15
+	VFMADD231PS  Z12, Z15, Z2
+	VFMADD231PS  Z13, Z15, Z3
+	VBROADCASTSS 512(R12), Z16
+	VFMADD231PS  Z12, Z16, Z4
+	VFMADD231PS  Z13, Z16, Z5
+	VBROADCASTSS 768(R12), Z17
+	VFMADD231PS  Z12, Z17, Z6
+	VFMADD231PS  Z13, Z17, Z7
+	VBROADCASTSS 1024(R12), Z18
+	VFMADD231PS  Z12, Z18, Z8
+	VFMADD231PS  Z13, Z18, Z9
+	VBROADCASTSS 1280(R12), Z19
+	VFMADD231PS  Z12, Z19, Z10
+	VFMADD231PS  Z13, Z19, Z11
+	VPANDD       (SI), Z31, Z12
+	VPANDD       64(SI), Z31, Z13
+	VBROADCASTSS 4(R12), Z14
+	VFMADD231PS  Z12, Z14, Z0
+	VFMADD231PS  Z13, Z14, Z1
+	VBROADCASTSS 260(R12), Z15
+	VFMADD231PS  Z12, Z15, Z2
+	VFMADD231PS  Z13, Z15, Z3
+	VBROADCASTSS 516(R12), Z16
+	VFMADD231PS  Z12, Z16, Z4
+	VFMADD231PS  Z13, Z16, Z5
+	VBROADCASTSS 772(R12), Z17
+	VFMADD231PS  Z12, Z17, Z6
+	VFMADD231PS  Z13, Z17, Z7
+	VBROADCASTSS 1028(R12), Z18
+	VFMADD231PS  Z12, Z18, Z8
+	VFMADD231PS  Z13, Z18, Z9
+	VBROADCASTSS 1284(R12), Z19
+	VFMADD231PS  Z12, Z19, Z10
+	VFMADD231PS  Z13, Z19, Z11
+	VPSLLD       $0x10, (SI)(R9*1), Z12
+	VPSLLD       $0x10, 64(SI)(R9*1), Z13
+	VBROADCASTSS 8(R12), Z14
+	VFMADD231PS  Z12, Z14, Z0
+	VFMADD231PS  Z13, Z14, Z1
+	VBROADCASTSS 264(R12), Z15
+	VFMADD231PS  Z12, Z15, Z2
+	VFMADD231PS  Z13, Z15, Z3
+	VBROADCASTSS 520(R12), Z16
+	VFMADD231PS  Z12, Z16, Z4
+	VFMADD231PS  Z13, Z16, Z5
+	VBROADCASTSS 776(R12), Z17
+	VFMADD231PS  Z12, Z17, Z6
+	VFMADD231PS  Z13, Z17, Z7
+	VBROADCASTSS 1032(R12), Z18
+	VFMADD231PS  Z12, Z18, Z8
+	VFMADD231PS  Z13, Z18, Z9
+	VBROADCASTSS 1288(R12), Z19
+	VFMADD231PS  Z12, Z19, Z10
+	VFMADD231PS  Z13, Z19, Z11
+	VPANDD       (SI)(R9*1), Z31, Z12
+	VPANDD       64(SI)(R9*1), Z31, Z13
+	VBROADCASTSS 12(R12), Z14
+	VFMADD231PS  Z12, Z14, Z0
+	VFMADD231PS  Z13, Z14, Z1
+	VBROADCASTSS 268(R12), Z15
+	VFMADD231PS  Z12, Z15, Z2
+	VFMADD231PS  Z13, Z15, Z3
+	VBROADCASTSS 524(R12), Z16
+	VFMADD231PS  Z12, Z16, Z4
+	VFMADD231PS  Z13, Z16, Z5
+	VBROADCASTSS 780(R12), Z17
+	VFMADD231PS  Z12, Z17, Z6
+	VFMADD231PS  Z13, Z17, Z7
+	VBROADCASTSS 1036(R12), Z18
+	VFMADD231PS  Z12, Z18, Z8
+	VFMADD231PS  Z13, Z18, Z9
+	VBROADCASTSS 1292(R12), Z19
+	VFMADD231PS  Z12, Z19, Z10
+	VFMADD231PS  Z13, Z19, Z11
+	LEAQ         (SI)(R9*2), SI
+	ADDQ         $0x10, R12
+	JMP          turn1147
+
+end1149:
+	ADDQ         $0x04, R13
+	JZ           merge1145
+	CMPQ         R13, $0x02
+	JLT          some1151
+	VPSLLD       $0x10, (SI), Z12
+	VPSLLD       $0x10, 64(SI), Z13
+	VBROADCASTSS (R12), Z14
+	VFMADD231PS  Z12, Z14, Z0
+	VFMADD231PS  Z13, Z14, Z1
+	VBROADCASTSS 256(R12), Z15
+	VFMADD231PS  Z12, Z15, Z2
+	VFMADD231PS  Z13, Z15, Z3
+	VBROADCASTSS 512(R12), Z16
+	VFMADD231PS  Z12, Z16, Z4
+	VFMADD231PS  Z13, Z16, Z5
+	VBROADCASTSS 768(R12), Z17
+	VFMADD231PS  Z12, Z17, Z6
+	VFMADD231PS  Z13, Z17, Z7
+	VBROADCASTSS 1024(R12), Z18
+	VFMADD231PS  Z12, Z18, Z8
+	VFMADD231PS  Z13, Z18, Z9
+	VBROADCASTSS 1280(R12), Z19
+	VFMADD231PS  Z12, Z19, Z10
+	VFMADD231PS  Z13, Z19, Z11
+	VPANDD       (SI), Z31, Z12
+	VPANDD       64(SI), Z31, Z13
+	VBROADCASTSS 4(R12), Z14
+	VFMADD231PS  Z12, Z14, Z0
+	VFMADD231PS  Z13, Z14, Z1
+	VBROADCASTSS 260(R12), Z15
+	VFMADD231PS  Z12, Z15, Z2
+	VFMADD231PS  Z13, Z15, Z3
+	VBROADCASTSS 516(R12), Z16
+	VFMADD231PS  Z12, Z16, Z4
+	VFMADD231PS  Z13, Z16, Z5
+	VBROADCASTSS 772(R12), Z17
+	VFMADD231PS  Z12, Z17, Z6
+	VFMADD231PS  Z13, Z17, Z7
+	VBROADCASTSS 1028(R12), Z18
+	VFMADD231PS  Z12, Z18, Z8
+	VFMADD231PS  Z13, Z18, Z9
+	VBROADCASTSS 1284(R12), Z19
+	VFMADD231PS  Z12, Z19, Z10
+	VFMADD231PS  Z13, Z19, Z11
+	ADDQ         R9, SI
+	ADDQ         $0x08, R12
+	SUBQ         $0x02, R13
+	JZ           merge1145
+
+some1151:
+	VPSLLD       $0x10, (SI), Z12
+	VPSLLD       $0x10, 64(SI), Z13
+	VBROADCASTSS (R12), Z14
+	VFMADD231PS  Z12, Z14, Z0
+	VFMADD231PS  Z13, Z14, Z1
+	VBROADCASTSS 256(R12), Z15
+	VFMADD231PS  Z12, Z15, Z2
+	VFMADD231PS  Z13, Z15, Z3
+	VBROADCASTSS 512(R12), Z16
+	VFMADD231PS  Z12, Z16, Z4
+	VFMADD231PS  Z13, Z16, Z5
+	VBROADCASTSS 768(R12), Z17
+	VFMADD231PS  Z12, Z17, Z6
+	VFMADD231PS  Z13, Z17, Z7
+	VBROADCASTSS 1024(R12), Z18
+	VFMADD231PS  Z12, Z18, Z8
+	VFMADD231PS  Z13, Z18, Z9
+	VBROADCASTSS 1280(R12), Z19
+	VFMADD231PS  Z12, Z19, Z10
+	VFMADD231PS  Z13, Z19, Z11
+	ADDQ         R9, SI
+	ADDQ         $0x04, R12
+	JMP          merge1145
+
+sparse1143:
+	TZCNTQ       R13, AX
+	LEAQ         (BX)(AX*4), R12
+	MOVQ         AX, SI
+	MOVQ         SI, AX
+	SHRQ         $0x01, SI
+	IMULQ        R9, SI
+	ADDQ         DX, SI
+	TESTQ        $0x00000001, AX
+	JNZ          odd1152
+	VPSLLD       $0x10, (SI), Z12
+	VPSLLD       $0x10, 64(SI), Z13
+	VBROADCASTSS (R12), Z14
+	VFMADD231PS  Z12, Z14, Z0
+	VFMADD231PS  Z13, Z14, Z1
+	VBROADCASTSS 256(R12), Z15
+	VFMADD231PS  Z12, Z15, Z2
+	VFMADD231PS  Z13, Z15, Z3
+	VBROADCASTSS 512(R12), Z16
+	VFMADD231PS  Z12, Z16, Z4
+	VFMADD231PS  Z13, Z16, Z5
+	VBROADCASTSS 768(R12), Z17
+	VFMADD231PS  Z12, Z17, Z6
+	VFMADD231PS  Z13, Z17, Z7
+	VBROADCASTSS 1024(R12), Z18
+	VFMADD231PS  Z12, Z18, Z8
+	VFMADD231PS  Z13, Z18, Z9
+	VBROADCASTSS 1280(R12), Z19
+	VFMADD231PS  Z12, Z19, Z10
+	VFMADD231PS  Z13, Z19, Z11
+	JMP          done1153
+
+odd1152:
+	VPANDD       (SI), Z31, Z12
+	VPANDD       64(SI), Z31, Z13
+	VBROADCASTSS (R12), Z14
+	VFMADD231PS  Z12, Z14, Z0
+	VFMADD231PS  Z13, Z14, Z1
+	VBROADCASTSS 256(R12), Z15
+	VFMADD231PS  Z12, Z15, Z2
+	VFMADD231PS  Z13, Z15, Z3
+	VBROADCASTSS 512(R12), Z16
+	VFMADD231PS  Z12, Z16, Z4
+	VFMADD231PS  Z13, Z16, Z5
+	VBROADCASTSS 768(R12), Z17
+	VFMADD231PS  Z12, Z17, Z6
+	VFMADD231PS  Z13, Z17, Z7
+	VBROADCASTSS 1024(R12), Z18
+	VFMADD231PS  Z12, Z18, Z8
+	VFMADD231PS  Z13, Z18, Z9
+	VBROADCASTSS 1280(R12), Z19
+	VFMADD231PS  Z12, Z19, Z10
+	VFMADD231PS  Z13, Z19, Z11
+
+done1153:
+	BLSRQ R13, R13
+	JNZ   sparse1143
+
+merge1145:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store1097
+	JZ           store1154
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -29710,9 +30975,9 @@ merge1092:
 	VMULPS       Z13, Z11, Z11
 	VFMADD231PS  64(AX), Z12, Z11
 	VMOVUPS      Z11, 64(AX)
-	JMP          stored1098
+	JMP          stored1155
 
-store1097:
+store1154:
 	VMOVUPS Z0, (AX)
 	VMOVUPS Z1, 64(AX)
 	ADDQ    R8, AX
@@ -29731,184 +30996,40 @@ store1097:
 	VMOVUPS Z10, (AX)
 	VMOVUPS Z11, 64(AX)
 
-stored1098:
+stored1155:
 	ADDQ $0x00000080, DI
-	ADDQ $0x00000040, DX
+	ADDQ $0x00000080, DX
 	SUBQ $0x02, (SP)
-	JMP  columns1087
+	JMP  columns1141
 
-less1088:
-columns1099:
-	CMPQ   (SP), $0x01
-	JLT    less1100
-	VPXORD Z0, Z0, Z0
-	VPXORD Z1, Z1, Z1
-	VPXORD Z2, Z2, Z2
-	VPXORD Z3, Z3, Z3
-	VPXORD Z4, Z4, Z4
-	VPXORD Z5, Z5, Z5
-	MOVQ   mask+56(FP), R13
-	TZCNTQ R13, SI
-	MOVQ   SI, R12
-	BLSIQ  R13, AX
-	ADDQ   R13, AX
-	TESTQ  AX, R13
-	JNZ    sparse1101
-	TZCNTQ AX, R13
-	SUBQ   R12, R13
-	LEAQ   (BX)(R12*4), R12
-	IMULQ  R9, SI
-	ADDQ   DX, SI
-
-turn1105:
-	SUBQ         $0x04, R13
-	JLT          end1107
-	SUBQ         $0x00000080, 8(SP)
-	JGE          quiet1106
-	VPMOVZXWD    (SI), Z6
-	VPSLLD       $0x10, Z6, Z6
-	VBROADCASTSS (R12), Z7
-	VFMADD231PS  Z6, Z7, Z0
-	VBROADCASTSS 256(R12), Z8
-	VFMADD231PS  Z6, Z8, Z1
-	VBROADCASTSS 512(R12), Z9
-	VFMADD231PS  Z6, Z9, Z2
-	VBROADCASTSS 768(R12), Z10
-	VFMADD231PS  Z6, Z10, Z3
-	VBROADCASTSS 1024(R12), Z11
-	VFMADD231PS  Z6, Z11, Z4
-	VBROADCASTSS 1280(R12), Z12
-	VFMADD231PS  Z6, Z12, Z5
-	MOVQ         (R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	VPMOVZXWD    (SI)(R9*1), Z6
-	VPSLLD       $0x10, Z6, Z6
-	VBROADCASTSS 4(R12), Z7
-	VFMADD231PS  Z6, Z7, Z0
-	VBROADCASTSS 260(R12), Z8
-	VFMADD231PS  Z6, Z8, Z1
-	VBROADCASTSS 516(R12), Z9
-	VFMADD231PS  Z6, Z9, Z2
-	VBROADCASTSS 772(R12), Z10
-	VFMADD231PS  Z6, Z10, Z3
-	VBROADCASTSS 1028(R12), Z11
-	VFMADD231PS  Z6, Z11, Z4
-	VBROADCASTSS 1284(R12), Z12
-	VFMADD231PS  Z6, Z12, Z5
-	MOVQ         8(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	VPMOVZXWD    (SI)(R9*2), Z6
-	VPSLLD       $0x10, Z6, Z6
-	VBROADCASTSS 8(R12), Z7
-	VFMADD231PS  Z6, Z7, Z0
-	VBROADCASTSS 264(R12), Z8
-	VFMADD231PS  Z6, Z8, Z1
-	VBROADCASTSS 520(R12), Z9
-	VFMADD231PS  Z6, Z9, Z2
-	VBROADCASTSS 776(R12), Z10
-	VFMADD231PS  Z6, Z10, Z3
-	VBROADCASTSS 1032(R12), Z11
-	VFMADD231PS  Z6, Z11, Z4
-	VBROADCASTSS 1288(R12), Z12
-	VFMADD231PS  Z6, Z12, Z5
-	MOVQ         16(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	VPMOVZXWD    (SI)(R15*1), Z6
-	VPSLLD       $0x10, Z6, Z6
-	VBROADCASTSS 12(R12), Z7
-	VFMADD231PS  Z6, Z7, Z0
-	VBROADCASTSS 268(R12), Z8
-	VFMADD231PS  Z6, Z8, Z1
-	VBROADCASTSS 524(R12), Z9
-	VFMADD231PS  Z6, Z9, Z2
-	VBROADCASTSS 780(R12), Z10
-	VFMADD231PS  Z6, Z10, Z3
-	VBROADCASTSS 1036(R12), Z11
-	VFMADD231PS  Z6, Z11, Z4
-	VBROADCASTSS 1292(R12), Z12
-	VFMADD231PS  Z6, Z12, Z5
-	MOVQ         24(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	LEAQ         (SI)(R9*4), SI
-	ADDQ         $0x10, R12
-	ADDQ         $0x00000040, CX
-	TESTQ        $0x000001ff, CX
-	JNZ          row1108
-	ADDQ         40(R11), CX
-
-row1108:
-	IMUL3Q $0x00000100, 32(R11), R14
-	ADDQ   R14, 8(SP)
-	JMP    turn1105
-
-quiet1106:
-	VPMOVZXWD    (SI), Z6
-	VPSLLD       $0x10, Z6, Z6
-	VBROADCASTSS (R12), Z7
-	VFMADD231PS  Z6, Z7, Z0
-	VBROADCASTSS 256(R12), Z8
-	VFMADD231PS  Z6, Z8, Z1
-	VBROADCASTSS 512(R12), Z9
-	VFMADD231PS  Z6, Z9, Z2
-	VBROADCASTSS 768(R12), Z10
-	VFMADD231PS  Z6, Z10, Z3
-	VBROADCASTSS 1024(R12), Z11
-	VFMADD231PS  Z6, Z11, Z4
-	VBROADCASTSS 1280(R12), Z12
-	VFMADD231PS  Z6, Z12, Z5
-	VPMOVZXWD    (SI)(R9*1), Z6
-	VPSLLD       $0x10, Z6, Z6
-	VBROADCASTSS 4(R12), Z7
-	VFMADD231PS  Z6, Z7, Z0
-	VBROADCASTSS 260(R12), Z8
-	VFMADD231PS  Z6, Z8, Z1
-	VBROADCASTSS 516(R12), Z9
-	VFMADD231PS  Z6, Z9, Z2
-	VBROADCASTSS 772(R12), Z10
-	VFMADD231PS  Z6, Z10, Z3
-	VBROADCASTSS 1028(R12), Z11
-	VFMADD231PS  Z6, Z11, Z4
-	VBROADCASTSS 1284(R12), Z12
-	VFMADD231PS  Z6, Z12, Z5
-	VPMOVZXWD    (SI)(R9*2), Z6
-	VPSLLD       $0x10, Z6, Z6
-	VBROADCASTSS 8(R12), Z7
-	VFMADD231PS  Z6, Z7, Z0
-	VBROADCASTSS 264(R12), Z8
-	VFMADD231PS  Z6, Z8, Z1
-	VBROADCASTSS 520(R12), Z9
-	VFMADD231PS  Z6, Z9, Z2
-	VBROADCASTSS 776(R12), Z10
-	VFMADD231PS  Z6, Z10, Z3
-	VBROADCASTSS 1032(R12), Z11
-	VFMADD231PS  Z6, Z11, Z4
-	VBROADCASTSS 1288(R12), Z12
-	VFMADD231PS  Z6, Z12, Z5
-	VPMOVZXWD    (SI)(R15*1), Z6
-	VPSLLD       $0x10, Z6, Z6
-	VBROADCASTSS 12(R12), Z7
-	VFMADD231PS  Z6, Z7, Z0
-	VBROADCASTSS 268(R12), Z8
-	VFMADD231PS  Z6, Z8, Z1
-	VBROADCASTSS 524(R12), Z9
-	VFMADD231PS  Z6, Z9, Z2
-	VBROADCASTSS 780(R12), Z10
-	VFMADD231PS  Z6, Z10, Z3
-	VBROADCASTSS 1036(R12), Z11
-	VFMADD231PS  Z6, Z11, Z4
-	VBROADCASTSS 1292(R12), Z12
-	VFMADD231PS  Z6, Z12, Z5
-	LEAQ         (SI)(R9*4), SI
-	ADDQ         $0x10, R12
-	JMP          turn1105
-
-end1107:
-	ADDQ $0x04, R13
-	JZ   merge1104
-
-some1103:
-	VPMOVZXWD    (SI), Z6
-	VPSLLD       $0x10, Z6, Z6
+less1142:
+columns1156:
+	CMPQ         (SP), $0x01
+	JLT          less1157
+	VBROADCASTSS highHalf_avx512<>+0(SB), Z31
+	VPXORD       Z0, Z0, Z0
+	VPXORD       Z1, Z1, Z1
+	VPXORD       Z2, Z2, Z2
+	VPXORD       Z3, Z3, Z3
+	VPXORD       Z4, Z4, Z4
+	VPXORD       Z5, Z5, Z5
+	MOVQ         mask+56(FP), R13
+	TZCNTQ       R13, SI
+	MOVQ         SI, R12
+	BLSIQ        R13, AX
+	ADDQ         R13, AX
+	TESTQ        AX, R13
+	JNZ          sparse1158
+	TZCNTQ       AX, R13
+	SUBQ         R12, R13
+	LEAQ         (BX)(R12*4), R12
+	MOVQ         SI, AX
+	SHRQ         $0x01, SI
+	IMULQ        R9, SI
+	ADDQ         DX, SI
+	TESTQ        $0x00000001, AX
+	JZ           even1161
+	VPANDD       (SI), Z31, Z6
 	VBROADCASTSS (R12), Z7
 	VFMADD231PS  Z6, Z7, Z0
 	VBROADCASTSS 256(R12), Z8
@@ -29924,17 +31045,15 @@ some1103:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some1103
-	JMP          merge1104
+	JZ           merge1160
 
-sparse1101:
-	TZCNTQ       R13, AX
-	LEAQ         (BX)(AX*4), R12
-	MOVQ         AX, SI
-	IMULQ        R9, SI
-	ADDQ         DX, SI
-	VPMOVZXWD    (SI), Z6
-	VPSLLD       $0x10, Z6, Z6
+even1161:
+turn1162:
+	SUBQ         $0x04, R13
+	JLT          end1164
+	SUBQ         $0x00000080, 8(SP)
+	JGE          quiet1163
+	VPSLLD       $0x10, (SI), Z6
 	VBROADCASTSS (R12), Z7
 	VFMADD231PS  Z6, Z7, Z0
 	VBROADCASTSS 256(R12), Z8
@@ -29947,14 +31066,225 @@ sparse1101:
 	VFMADD231PS  Z6, Z11, Z4
 	VBROADCASTSS 1280(R12), Z12
 	VFMADD231PS  Z6, Z12, Z5
-	BLSRQ        R13, R13
-	JNZ          sparse1101
+	MOVQ         (R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	VPANDD       (SI), Z31, Z6
+	VBROADCASTSS 4(R12), Z7
+	VFMADD231PS  Z6, Z7, Z0
+	VBROADCASTSS 260(R12), Z8
+	VFMADD231PS  Z6, Z8, Z1
+	VBROADCASTSS 516(R12), Z9
+	VFMADD231PS  Z6, Z9, Z2
+	VBROADCASTSS 772(R12), Z10
+	VFMADD231PS  Z6, Z10, Z3
+	VBROADCASTSS 1028(R12), Z11
+	VFMADD231PS  Z6, Z11, Z4
+	VBROADCASTSS 1284(R12), Z12
+	VFMADD231PS  Z6, Z12, Z5
+	MOVQ         8(R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	VPSLLD       $0x10, (SI)(R9*1), Z6
+	VBROADCASTSS 8(R12), Z7
+	VFMADD231PS  Z6, Z7, Z0
+	VBROADCASTSS 264(R12), Z8
+	VFMADD231PS  Z6, Z8, Z1
+	VBROADCASTSS 520(R12), Z9
+	VFMADD231PS  Z6, Z9, Z2
+	VBROADCASTSS 776(R12), Z10
+	VFMADD231PS  Z6, Z10, Z3
+	VBROADCASTSS 1032(R12), Z11
+	VFMADD231PS  Z6, Z11, Z4
+	VBROADCASTSS 1288(R12), Z12
+	VFMADD231PS  Z6, Z12, Z5
+	MOVQ         16(R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	VPANDD       (SI)(R9*1), Z31, Z6
+	VBROADCASTSS 12(R12), Z7
+	VFMADD231PS  Z6, Z7, Z0
+	VBROADCASTSS 268(R12), Z8
+	VFMADD231PS  Z6, Z8, Z1
+	VBROADCASTSS 524(R12), Z9
+	VFMADD231PS  Z6, Z9, Z2
+	VBROADCASTSS 780(R12), Z10
+	VFMADD231PS  Z6, Z10, Z3
+	VBROADCASTSS 1036(R12), Z11
+	VFMADD231PS  Z6, Z11, Z4
+	VBROADCASTSS 1292(R12), Z12
+	VFMADD231PS  Z6, Z12, Z5
+	MOVQ         24(R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	LEAQ         (SI)(R9*2), SI
+	ADDQ         $0x10, R12
+	ADDQ         $0x00000040, CX
+	TESTQ        $0x000001ff, CX
+	JNZ          row1165
+	ADDQ         40(R11), CX
 
-merge1104:
+row1165:
+	IMUL3Q $0x00000100, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn1162
+
+quiet1163:
+	VPSLLD       $0x10, (SI), Z6
+	VBROADCASTSS (R12), Z7
+	VFMADD231PS  Z6, Z7, Z0
+	VBROADCASTSS 256(R12), Z8
+	VFMADD231PS  Z6, Z8, Z1
+	VBROADCASTSS 512(R12), Z9
+	VFMADD231PS  Z6, Z9, Z2
+	VBROADCASTSS 768(R12), Z10
+	VFMADD231PS  Z6, Z10, Z3
+	VBROADCASTSS 1024(R12), Z11
+	VFMADD231PS  Z6, Z11, Z4
+	VBROADCASTSS 1280(R12), Z12
+	VFMADD231PS  Z6, Z12, Z5
+	VPANDD       (SI), Z31, Z6
+	VBROADCASTSS 4(R12), Z7
+	VFMADD231PS  Z6, Z7, Z0
+	VBROADCASTSS 260(R12), Z8
+	VFMADD231PS  Z6, Z8, Z1
+	VBROADCASTSS 516(R12), Z9
+	VFMADD231PS  Z6, Z9, Z2
+	VBROADCASTSS 772(R12), Z10
+	VFMADD231PS  Z6, Z10, Z3
+	VBROADCASTSS 1028(R12), Z11
+	VFMADD231PS  Z6, Z11, Z4
+	VBROADCASTSS 1284(R12), Z12
+	VFMADD231PS  Z6, Z12, Z5
+	VPSLLD       $0x10, (SI)(R9*1), Z6
+	VBROADCASTSS 8(R12), Z7
+	VFMADD231PS  Z6, Z7, Z0
+	VBROADCASTSS 264(R12), Z8
+	VFMADD231PS  Z6, Z8, Z1
+	VBROADCASTSS 520(R12), Z9
+	VFMADD231PS  Z6, Z9, Z2
+	VBROADCASTSS 776(R12), Z10
+	VFMADD231PS  Z6, Z10, Z3
+	VBROADCASTSS 1032(R12), Z11
+	VFMADD231PS  Z6, Z11, Z4
+	VBROADCASTSS 1288(R12), Z12
+	VFMADD231PS  Z6, Z12, Z5
+	VPANDD       (SI)(R9*1), Z31, Z6
+	VBROADCASTSS 12(R12), Z7
+	VFMADD231PS  Z6, Z7, Z0
+	VBROADCASTSS 268(R12), Z8
+	VFMADD231PS  Z6, Z8, Z1
+	VBROADCASTSS 524(R12), Z9
+	VFMADD231PS  Z6, Z9, Z2
+	VBROADCASTSS 780(R12), Z10
+	VFMADD231PS  Z6, Z10, Z3
+	VBROADCASTSS 1036(R12), Z11
+	VFMADD231PS  Z6, Z11, Z4
+	VBROADCASTSS 1292(R12), Z12
+	VFMADD231PS  Z6, Z12, Z5
+	LEAQ         (SI)(R9*2), SI
+	ADDQ         $0x10, R12
+	JMP          turn1162
+
+end1164:
+	ADDQ         $0x04, R13
+	JZ           merge1160
+	CMPQ         R13, $0x02
+	JLT          some1166
+	VPSLLD       $0x10, (SI), Z6
+	VBROADCASTSS (R12), Z7
+	VFMADD231PS  Z6, Z7, Z0
+	VBROADCASTSS 256(R12), Z8
+	VFMADD231PS  Z6, Z8, Z1
+	VBROADCASTSS 512(R12), Z9
+	VFMADD231PS  Z6, Z9, Z2
+	VBROADCASTSS 768(R12), Z10
+	VFMADD231PS  Z6, Z10, Z3
+	VBROADCASTSS 1024(R12), Z11
+	VFMADD231PS  Z6, Z11, Z4
+	VBROADCASTSS 1280(R12), Z12
+	VFMADD231PS  Z6, Z12, Z5
+	VPANDD       (SI), Z31, Z6
+	VBROADCASTSS 4(R12), Z7
+	VFMADD231PS  Z6, Z7, Z0
+	VBROADCASTSS 260(R12), Z8
+	VFMADD231PS  Z6, Z8, Z1
+	VBROADCASTSS 516(R12), Z9
+	VFMADD231PS  Z6, Z9, Z2
+	VBROADCASTSS 772(R12), Z10
+	VFMADD231PS  Z6, Z10, Z3
+	VBROADCASTSS 1028(R12), Z11
+	VFMADD231PS  Z6, Z11, Z4
+	VBROADCASTSS 1284(R12), Z12
+	VFMADD231PS  Z6, Z12, Z5
+	ADDQ         R9, SI
+	ADDQ         $0x08, R12
+	SUBQ         $0x02, R13
+	JZ           merge1160
+
+some1166:
+	VPSLLD       $0x10, (SI), Z6
+	VBROADCASTSS (R12), Z7
+	VFMADD231PS  Z6, Z7, Z0
+	VBROADCASTSS 256(R12), Z8
+	VFMADD231PS  Z6, Z8, Z1
+	VBROADCASTSS 512(R12), Z9
+	VFMADD231PS  Z6, Z9, Z2
+	VBROADCASTSS 768(R12), Z10
+	VFMADD231PS  Z6, Z10, Z3
+	VBROADCASTSS 1024(R12), Z11
+	VFMADD231PS  Z6, Z11, Z4
+	VBROADCASTSS 1280(R12), Z12
+	VFMADD231PS  Z6, Z12, Z5
+	ADDQ         R9, SI
+	ADDQ         $0x04, R12
+	JMP          merge1160
+
+sparse1158:
+	TZCNTQ       R13, AX
+	LEAQ         (BX)(AX*4), R12
+	MOVQ         AX, SI
+	MOVQ         SI, AX
+	SHRQ         $0x01, SI
+	IMULQ        R9, SI
+	ADDQ         DX, SI
+	TESTQ        $0x00000001, AX
+	JNZ          odd1167
+	VPSLLD       $0x10, (SI), Z6
+	VBROADCASTSS (R12), Z7
+	VFMADD231PS  Z6, Z7, Z0
+	VBROADCASTSS 256(R12), Z8
+	VFMADD231PS  Z6, Z8, Z1
+	VBROADCASTSS 512(R12), Z9
+	VFMADD231PS  Z6, Z9, Z2
+	VBROADCASTSS 768(R12), Z10
+	VFMADD231PS  Z6, Z10, Z3
+	VBROADCASTSS 1024(R12), Z11
+	VFMADD231PS  Z6, Z11, Z4
+	VBROADCASTSS 1280(R12), Z12
+	VFMADD231PS  Z6, Z12, Z5
+	JMP          done1168
+
+odd1167:
+	VPANDD       (SI), Z31, Z6
+	VBROADCASTSS (R12), Z7
+	VFMADD231PS  Z6, Z7, Z0
+	VBROADCASTSS 256(R12), Z8
+	VFMADD231PS  Z6, Z8, Z1
+	VBROADCASTSS 512(R12), Z9
+	VFMADD231PS  Z6, Z9, Z2
+	VBROADCASTSS 768(R12), Z10
+	VFMADD231PS  Z6, Z10, Z3
+	VBROADCASTSS 1024(R12), Z11
+	VFMADD231PS  Z6, Z11, Z4
+	VBROADCASTSS 1280(R12), Z12
+	VFMADD231PS  Z6, Z12, Z5
+
+done1168:
+	BLSRQ R13, R13
+	JNZ   sparse1158
+
+merge1160:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store1109
+	JZ           store1169
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -29996,9 +31326,9 @@ merge1104:
 	VMULPS       Z7, Z5, Z5
 	VFMADD231PS  (AX), Z6, Z5
 	VMOVUPS      Z5, (AX)
-	JMP          stored1110
+	JMP          stored1170
 
-store1109:
+store1169:
 	VMOVUPS Z0, (AX)
 	ADDQ    R8, AX
 	VMOVUPS Z1, (AX)
@@ -30011,13 +31341,13 @@ store1109:
 	ADDQ    R8, AX
 	VMOVUPS Z5, (AX)
 
-stored1110:
+stored1170:
 	ADDQ $0x00000040, DI
-	ADDQ $0x00000020, DX
+	ADDQ $0x00000040, DX
 	SUBQ $0x01, (SP)
-	JMP  columns1099
+	JMP  columns1156
 
-less1100:
+less1157:
 	ADDQ  $0x00000600, BX
 	MOVQ  BX, R14
 	SUBQ  w+8(FP), R14
@@ -30033,257 +31363,42 @@ tile867:
 	MOVQ cols+40(FP), R14
 	MOVQ R14, (SP)
 
-columns1111:
-	CMPQ   (SP), $0x02
-	JLT    less1112
-	VPXORD Z0, Z0, Z0
-	VPXORD Z1, Z1, Z1
-	VPXORD Z2, Z2, Z2
-	VPXORD Z3, Z3, Z3
-	VPXORD Z4, Z4, Z4
-	VPXORD Z5, Z5, Z5
-	VPXORD Z6, Z6, Z6
-	VPXORD Z7, Z7, Z7
-	VPXORD Z8, Z8, Z8
-	VPXORD Z9, Z9, Z9
-	VPXORD Z10, Z10, Z10
-	VPXORD Z11, Z11, Z11
-	VPXORD Z12, Z12, Z12
-	VPXORD Z13, Z13, Z13
-	MOVQ   mask+56(FP), R13
-	TZCNTQ R13, SI
-	MOVQ   SI, R12
-	BLSIQ  R13, AX
-	ADDQ   R13, AX
-	TESTQ  AX, R13
-	JNZ    sparse1113
-	TZCNTQ AX, R13
-	SUBQ   R12, R13
-	LEAQ   (BX)(R12*4), R12
-	IMULQ  R9, SI
-	ADDQ   DX, SI
-
-turn1117:
-	SUBQ         $0x04, R13
-	JLT          end1119
-	SUBQ         $0x00000100, 8(SP)
-	JGE          quiet1118
-	VPSLLD       $0x10, (SI), Z14
-	VPANDD       (SI), Z31, Z15
-	VBROADCASTSS (R12), Z16
-	VFMADD231PS  Z14, Z16, Z0
-	VFMADD231PS  Z15, Z16, Z1
-	VBROADCASTSS 256(R12), Z17
-	VFMADD231PS  Z14, Z17, Z2
-	VFMADD231PS  Z15, Z17, Z3
-	VBROADCASTSS 512(R12), Z18
-	VFMADD231PS  Z14, Z18, Z4
-	VFMADD231PS  Z15, Z18, Z5
-	VBROADCASTSS 768(R12), Z19
-	VFMADD231PS  Z14, Z19, Z6
-	VFMADD231PS  Z15, Z19, Z7
-	VBROADCASTSS 1024(R12), Z20
-	VFMADD231PS  Z14, Z20, Z8
-	VFMADD231PS  Z15, Z20, Z9
-	VBROADCASTSS 1280(R12), Z21
-	VFMADD231PS  Z14, Z21, Z10
-	VFMADD231PS  Z15, Z21, Z11
-	VBROADCASTSS 1536(R12), Z22
-	VFMADD231PS  Z14, Z22, Z12
-	VFMADD231PS  Z15, Z22, Z13
-	MOVQ         (R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	VPSLLD       $0x10, (SI)(R9*1), Z14
-	VPANDD       (SI)(R9*1), Z31, Z15
-	VBROADCASTSS 4(R12), Z16
-	VFMADD231PS  Z14, Z16, Z0
-	VFMADD231PS  Z15, Z16, Z1
-	VBROADCASTSS 260(R12), Z17
-	VFMADD231PS  Z14, Z17, Z2
-	VFMADD231PS  Z15, Z17, Z3
-	VBROADCASTSS 516(R12), Z18
-	VFMADD231PS  Z14, Z18, Z4
-	VFMADD231PS  Z15, Z18, Z5
-	VBROADCASTSS 772(R12), Z19
-	VFMADD231PS  Z14, Z19, Z6
-	VFMADD231PS  Z15, Z19, Z7
-	VBROADCASTSS 1028(R12), Z20
-	VFMADD231PS  Z14, Z20, Z8
-	VFMADD231PS  Z15, Z20, Z9
-	VBROADCASTSS 1284(R12), Z21
-	VFMADD231PS  Z14, Z21, Z10
-	VFMADD231PS  Z15, Z21, Z11
-	VBROADCASTSS 1540(R12), Z22
-	VFMADD231PS  Z14, Z22, Z12
-	VFMADD231PS  Z15, Z22, Z13
-	MOVQ         8(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	VPSLLD       $0x10, (SI)(R9*2), Z14
-	VPANDD       (SI)(R9*2), Z31, Z15
-	VBROADCASTSS 8(R12), Z16
-	VFMADD231PS  Z14, Z16, Z0
-	VFMADD231PS  Z15, Z16, Z1
-	VBROADCASTSS 264(R12), Z17
-	VFMADD231PS  Z14, Z17, Z2
-	VFMADD231PS  Z15, Z17, Z3
-	VBROADCASTSS 520(R12), Z18
-	VFMADD231PS  Z14, Z18, Z4
-	VFMADD231PS  Z15, Z18, Z5
-	VBROADCASTSS 776(R12), Z19
-	VFMADD231PS  Z14, Z19, Z6
-	VFMADD231PS  Z15, Z19, Z7
-	VBROADCASTSS 1032(R12), Z20
-	VFMADD231PS  Z14, Z20, Z8
-	VFMADD231PS  Z15, Z20, Z9
-	VBROADCASTSS 1288(R12), Z21
-	VFMADD231PS  Z14, Z21, Z10
-	VFMADD231PS  Z15, Z21, Z11
-	VBROADCASTSS 1544(R12), Z22
-	VFMADD231PS  Z14, Z22, Z12
-	VFMADD231PS  Z15, Z22, Z13
-	MOVQ         16(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	VPSLLD       $0x10, (SI)(R15*1), Z14
-	VPANDD       (SI)(R15*1), Z31, Z15
-	VBROADCASTSS 12(R12), Z16
-	VFMADD231PS  Z14, Z16, Z0
-	VFMADD231PS  Z15, Z16, Z1
-	VBROADCASTSS 268(R12), Z17
-	VFMADD231PS  Z14, Z17, Z2
-	VFMADD231PS  Z15, Z17, Z3
-	VBROADCASTSS 524(R12), Z18
-	VFMADD231PS  Z14, Z18, Z4
-	VFMADD231PS  Z15, Z18, Z5
-	VBROADCASTSS 780(R12), Z19
-	VFMADD231PS  Z14, Z19, Z6
-	VFMADD231PS  Z15, Z19, Z7
-	VBROADCASTSS 1036(R12), Z20
-	VFMADD231PS  Z14, Z20, Z8
-	VFMADD231PS  Z15, Z20, Z9
-	VBROADCASTSS 1292(R12), Z21
-	VFMADD231PS  Z14, Z21, Z10
-	VFMADD231PS  Z15, Z21, Z11
-	VBROADCASTSS 1548(R12), Z22
-	VFMADD231PS  Z14, Z22, Z12
-	VFMADD231PS  Z15, Z22, Z13
-	MOVQ         24(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	LEAQ         (SI)(R9*4), SI
-	ADDQ         $0x10, R12
-	ADDQ         $0x00000040, CX
-	TESTQ        $0x000001ff, CX
-	JNZ          row1120
-	ADDQ         40(R11), CX
-
-row1120:
-	IMUL3Q $0x00000100, 32(R11), R14
-	ADDQ   R14, 8(SP)
-	JMP    turn1117
-
-quiet1118:
-	VPSLLD       $0x10, (SI), Z14
-	VPANDD       (SI), Z31, Z15
-	VBROADCASTSS (R12), Z16
-	VFMADD231PS  Z14, Z16, Z0
-	VFMADD231PS  Z15, Z16, Z1
-	VBROADCASTSS 256(R12), Z17
-	VFMADD231PS  Z14, Z17, Z2
-	VFMADD231PS  Z15, Z17, Z3
-	VBROADCASTSS 512(R12), Z18
-	VFMADD231PS  Z14, Z18, Z4
-	VFMADD231PS  Z15, Z18, Z5
-	VBROADCASTSS 768(R12), Z19
-	VFMADD231PS  Z14, Z19, Z6
-	VFMADD231PS  Z15, Z19, Z7
-	VBROADCASTSS 1024(R12), Z20
-	VFMADD231PS  Z14, Z20, Z8
-	VFMADD231PS  Z15, Z20, Z9
-	VBROADCASTSS 1280(R12), Z21
-	VFMADD231PS  Z14, Z21, Z10
-	VFMADD231PS  Z15, Z21, Z11
-	VBROADCASTSS 1536(R12), Z22
-	VFMADD231PS  Z14, Z22, Z12
-	VFMADD231PS  Z15, Z22, Z13
-	VPSLLD       $0x10, (SI)(R9*1), Z14
-	VPANDD       (SI)(R9*1), Z31, Z15
-	VBROADCASTSS 4(R12), Z16
-	VFMADD231PS  Z14, Z16, Z0
-	VFMADD231PS  Z15, Z16, Z1
-	VBROADCASTSS 260(R12), Z17
-	VFMADD231PS  Z14, Z17, Z2
-	VFMADD231PS  Z15, Z17, Z3
-	VBROADCASTSS 516(R12), Z18
-	VFMADD231PS  Z14, Z18, Z4
-	VFMADD231PS  Z15, Z18, Z5
-	VBROADCASTSS 772(R12), Z19
-	VFMADD231PS  Z14, Z19, Z6
-	VFMADD231PS  Z15, Z19, Z7
-	VBROADCASTSS 1028(R12), Z20
-	VFMADD231PS  Z14, Z20, Z8
-	VFMADD231PS  Z15, Z20, Z9
-	VBROADCASTSS 1284(R12), Z21
-	VFMADD231PS  Z14, Z21, Z10
-	VFMADD231PS  Z15, Z21, Z11
-	VBROADCASTSS 1540(R12), Z22
-	VFMADD231PS  Z14, Z22, Z12
-	VFMADD231PS  Z15, Z22, Z13
-	VPSLLD       $0x10, (SI)(R9*2), Z14
-	VPANDD       (SI)(R9*2), Z31, Z15
-	VBROADCASTSS 8(R12), Z16
-	VFMADD231PS  Z14, Z16, Z0
-	VFMADD231PS  Z15, Z16, Z1
-	VBROADCASTSS 264(R12), Z17
-	VFMADD231PS  Z14, Z17, Z2
-	VFMADD231PS  Z15, Z17, Z3
-	VBROADCASTSS 520(R12), Z18
-	VFMADD231PS  Z14, Z18, Z4
-	VFMADD231PS  Z15, Z18, Z5
-	VBROADCASTSS 776(R12), Z19
-	VFMADD231PS  Z14, Z19, Z6
-	VFMADD231PS  Z15, Z19, Z7
-	VBROADCASTSS 1032(R12), Z20
-	VFMADD231PS  Z14, Z20, Z8
-	VFMADD231PS  Z15, Z20, Z9
-	VBROADCASTSS 1288(R12), Z21
-	VFMADD231PS  Z14, Z21, Z10
-	VFMADD231PS  Z15, Z21, Z11
-	VBROADCASTSS 1544(R12), Z22
-	VFMADD231PS  Z14, Z22, Z12
-	VFMADD231PS  Z15, Z22, Z13
-	VPSLLD       $0x10, (SI)(R15*1), Z14
-	VPANDD       (SI)(R15*1), Z31, Z15
-	VBROADCASTSS 12(R12), Z16
-	VFMADD231PS  Z14, Z16, Z0
-	VFMADD231PS  Z15, Z16, Z1
-	VBROADCASTSS 268(R12), Z17
-	VFMADD231PS  Z14, Z17, Z2
-	VFMADD231PS  Z15, Z17, Z3
-	VBROADCASTSS 524(R12), Z18
-	VFMADD231PS  Z14, Z18, Z4
-	VFMADD231PS  Z15, Z18, Z5
-	VBROADCASTSS 780(R12), Z19
-	VFMADD231PS  Z14, Z19, Z6
-	VFMADD231PS  Z15, Z19, Z7
-	VBROADCASTSS 1036(R12), Z20
-	VFMADD231PS  Z14, Z20, Z8
-	VFMADD231PS  Z15, Z20, Z9
-	VBROADCASTSS 1292(R12), Z21
-	VFMADD231PS  Z14, Z21, Z10
-	VFMADD231PS  Z15, Z21, Z11
-	VBROADCASTSS 1548(R12), Z22
-	VFMADD231PS  Z14, Z22, Z12
-	VFMADD231PS  Z15, Z22, Z13
-	LEAQ         (SI)(R9*4), SI
-	ADDQ         $0x10, R12
-	JMP          turn1117
-
-end1119:
-	ADDQ $0x04, R13
-	JZ   merge1116
-
-some1115:
-	VPSLLD       $0x10, (SI), Z14
-	VPANDD       (SI), Z31, Z15
+columns1171:
+	CMPQ         (SP), $0x02
+	JLT          less1172
+	VBROADCASTSS highHalf_avx512<>+0(SB), Z31
+	VPXORD       Z0, Z0, Z0
+	VPXORD       Z1, Z1, Z1
+	VPXORD       Z2, Z2, Z2
+	VPXORD       Z3, Z3, Z3
+	VPXORD       Z4, Z4, Z4
+	VPXORD       Z5, Z5, Z5
+	VPXORD       Z6, Z6, Z6
+	VPXORD       Z7, Z7, Z7
+	VPXORD       Z8, Z8, Z8
+	VPXORD       Z9, Z9, Z9
+	VPXORD       Z10, Z10, Z10
+	VPXORD       Z11, Z11, Z11
+	VPXORD       Z12, Z12, Z12
+	VPXORD       Z13, Z13, Z13
+	MOVQ         mask+56(FP), R13
+	TZCNTQ       R13, SI
+	MOVQ         SI, R12
+	BLSIQ        R13, AX
+	ADDQ         R13, AX
+	TESTQ        AX, R13
+	JNZ          sparse1173
+	TZCNTQ       AX, R13
+	SUBQ         R12, R13
+	LEAQ         (BX)(R12*4), R12
+	MOVQ         SI, AX
+	SHRQ         $0x01, SI
+	IMULQ        R9, SI
+	ADDQ         DX, SI
+	TESTQ        $0x00000001, AX
+	JZ           even1176
+	VPANDD       (SI), Z31, Z14
+	VPANDD       64(SI), Z31, Z15
 	VBROADCASTSS (R12), Z16
 	VFMADD231PS  Z14, Z16, Z0
 	VFMADD231PS  Z15, Z16, Z1
@@ -30308,17 +31423,16 @@ some1115:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some1115
-	JMP          merge1116
+	JZ           merge1175
 
-sparse1113:
-	TZCNTQ       R13, AX
-	LEAQ         (BX)(AX*4), R12
-	MOVQ         AX, SI
-	IMULQ        R9, SI
-	ADDQ         DX, SI
+even1176:
+turn1177:
+	SUBQ         $0x04, R13
+	JLT          end1179
+	SUBQ         $0x00000100, 8(SP)
+	JGE          quiet1178
 	VPSLLD       $0x10, (SI), Z14
-	VPANDD       (SI), Z31, Z15
+	VPSLLD       $0x10, 64(SI), Z15
 	VBROADCASTSS (R12), Z16
 	VFMADD231PS  Z14, Z16, Z0
 	VFMADD231PS  Z15, Z16, Z1
@@ -30340,37 +31454,345 @@ sparse1113:
 	VBROADCASTSS 1536(R12), Z22
 	VFMADD231PS  Z14, Z22, Z12
 	VFMADD231PS  Z15, Z22, Z13
-	BLSRQ        R13, R13
-	JNZ          sparse1113
+	MOVQ         (R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	VPANDD       (SI), Z31, Z14
+	VPANDD       64(SI), Z31, Z15
+	VBROADCASTSS 4(R12), Z16
+	VFMADD231PS  Z14, Z16, Z0
+	VFMADD231PS  Z15, Z16, Z1
+	VBROADCASTSS 260(R12), Z17
+	VFMADD231PS  Z14, Z17, Z2
+	VFMADD231PS  Z15, Z17, Z3
+	VBROADCASTSS 516(R12), Z18
+	VFMADD231PS  Z14, Z18, Z4
+	VFMADD231PS  Z15, Z18, Z5
+	VBROADCASTSS 772(R12), Z19
+	VFMADD231PS  Z14, Z19, Z6
+	VFMADD231PS  Z15, Z19, Z7
+	VBROADCASTSS 1028(R12), Z20
+	VFMADD231PS  Z14, Z20, Z8
+	VFMADD231PS  Z15, Z20, Z9
+	VBROADCASTSS 1284(R12), Z21
+	VFMADD231PS  Z14, Z21, Z10
+	VFMADD231PS  Z15, Z21, Z11
+	VBROADCASTSS 1540(R12), Z22
+	VFMADD231PS  Z14, Z22, Z12
+	VFMADD231PS  Z15, Z22, Z13
+	MOVQ         8(R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	VPSLLD       $0x10, (SI)(R9*1), Z14
+	VPSLLD       $0x10, 64(SI)(R9*1), Z15
+	VBROADCASTSS 8(R12), Z16
+	VFMADD231PS  Z14, Z16, Z0
+	VFMADD231PS  Z15, Z16, Z1
+	VBROADCASTSS 264(R12), Z17
+	VFMADD231PS  Z14, Z17, Z2
+	VFMADD231PS  Z15, Z17, Z3
+	VBROADCASTSS 520(R12), Z18
+	VFMADD231PS  Z14, Z18, Z4
+	VFMADD231PS  Z15, Z18, Z5
+	VBROADCASTSS 776(R12), Z19
+	VFMADD231PS  Z14, Z19, Z6
+	VFMADD231PS  Z15, Z19, Z7
+	VBROADCASTSS 1032(R12), Z20
+	VFMADD231PS  Z14, Z20, Z8
+	VFMADD231PS  Z15, Z20, Z9
+	VBROADCASTSS 1288(R12), Z21
+	VFMADD231PS  Z14, Z21, Z10
+	VFMADD231PS  Z15, Z21, Z11
+	VBROADCASTSS 1544(R12), Z22
+	VFMADD231PS  Z14, Z22, Z12
+	VFMADD231PS  Z15, Z22, Z13
+	MOVQ         16(R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	VPANDD       (SI)(R9*1), Z31, Z14
+	VPANDD       64(SI)(R9*1), Z31, Z15
+	VBROADCASTSS 12(R12), Z16
+	VFMADD231PS  Z14, Z16, Z0
+	VFMADD231PS  Z15, Z16, Z1
+	VBROADCASTSS 268(R12), Z17
+	VFMADD231PS  Z14, Z17, Z2
+	VFMADD231PS  Z15, Z17, Z3
+	VBROADCASTSS 524(R12), Z18
+	VFMADD231PS  Z14, Z18, Z4
+	VFMADD231PS  Z15, Z18, Z5
+	VBROADCASTSS 780(R12), Z19
+	VFMADD231PS  Z14, Z19, Z6
+	VFMADD231PS  Z15, Z19, Z7
+	VBROADCASTSS 1036(R12), Z20
+	VFMADD231PS  Z14, Z20, Z8
+	VFMADD231PS  Z15, Z20, Z9
+	VBROADCASTSS 1292(R12), Z21
+	VFMADD231PS  Z14, Z21, Z10
+	VFMADD231PS  Z15, Z21, Z11
+	VBROADCASTSS 1548(R12), Z22
+	VFMADD231PS  Z14, Z22, Z12
+	VFMADD231PS  Z15, Z22, Z13
+	MOVQ         24(R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	LEAQ         (SI)(R9*2), SI
+	ADDQ         $0x10, R12
+	ADDQ         $0x00000040, CX
+	TESTQ        $0x000001ff, CX
+	JNZ          row1180
+	ADDQ         40(R11), CX
 
-merge1116:
-	VMOVUPS      joinFirst_avx512<>+0(SB), Z14
-	VMOVUPS      joinSecond_avx512<>+0(SB), Z15
-	VMOVAPS      Z0, Z16
-	VPERMT2PS    Z1, Z14, Z0
-	VPERMT2PS    Z16, Z15, Z1
-	VMOVAPS      Z2, Z16
-	VPERMT2PS    Z3, Z14, Z2
-	VPERMT2PS    Z16, Z15, Z3
-	VMOVAPS      Z4, Z16
-	VPERMT2PS    Z5, Z14, Z4
-	VPERMT2PS    Z16, Z15, Z5
-	VMOVAPS      Z6, Z16
-	VPERMT2PS    Z7, Z14, Z6
-	VPERMT2PS    Z16, Z15, Z7
-	VMOVAPS      Z8, Z16
-	VPERMT2PS    Z9, Z14, Z8
-	VPERMT2PS    Z16, Z15, Z9
-	VMOVAPS      Z10, Z16
-	VPERMT2PS    Z11, Z14, Z10
-	VPERMT2PS    Z16, Z15, Z11
-	VMOVAPS      Z12, Z16
-	VPERMT2PS    Z13, Z14, Z12
-	VPERMT2PS    Z16, Z15, Z13
+row1180:
+	IMUL3Q $0x00000100, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn1177
+
+quiet1178:
+	VPSLLD       $0x10, (SI), Z14
+	VPSLLD       $0x10, 64(SI), Z15
+	VBROADCASTSS (R12), Z16
+	VFMADD231PS  Z14, Z16, Z0
+	VFMADD231PS  Z15, Z16, Z1
+	VBROADCASTSS 256(R12), Z17
+	VFMADD231PS  Z14, Z17, Z2
+	VFMADD231PS  Z15, Z17, Z3
+	VBROADCASTSS 512(R12), Z18
+	VFMADD231PS  Z14, Z18, Z4
+	VFMADD231PS  Z15, Z18, Z5
+	VBROADCASTSS 768(R12), Z19
+	VFMADD231PS  Z14, Z19, Z6
+	VFMADD231PS  Z15, Z19, Z7
+	VBROADCASTSS 1024(R12), Z20
+	VFMADD231PS  Z14, Z20, Z8
+	VFMADD231PS  Z15, Z20, Z9
+	VBROADCASTSS 1280(R12), Z21
+	VFMADD231PS  Z14, Z21, Z10
+	VFMADD231PS  Z15, Z21, Z11
+	VBROADCASTSS 1536(R12), Z22
+	VFMADD231PS  Z14, Z22, Z12
+	VFMADD231PS  Z15, Z22, Z13
+	VPANDD       (SI), Z31, Z14
+	VPANDD       64(SI), Z31, Z15
+	VBROADCASTSS 4(R12), Z16
+	VFMADD231PS  Z14, Z16, Z0
+	VFMADD231PS  Z15, Z16, Z1
+	VBROADCASTSS 260(R12), Z17
+	VFMADD231PS  Z14, Z17, Z2
+	VFMADD231PS  Z15, Z17, Z3
+	VBROADCASTSS 516(R12), Z18
+	VFMADD231PS  Z14, Z18, Z4
+	VFMADD231PS  Z15, Z18, Z5
+	VBROADCASTSS 772(R12), Z19
+	VFMADD231PS  Z14, Z19, Z6
+	VFMADD231PS  Z15, Z19, Z7
+	VBROADCASTSS 1028(R12), Z20
+	VFMADD231PS  Z14, Z20, Z8
+	VFMADD231PS  Z15, Z20, Z9
+	VBROADCASTSS 1284(R12), Z21
+	VFMADD231PS  Z14, Z21, Z10
+	VFMADD231PS  Z15, Z21, Z11
+	VBROADCASTSS 1540(R12), Z22
+	VFMADD231PS  Z14, Z22, Z12
+	VFMADD231PS  Z15, Z22, Z13
+	VPSLLD       $0x10, (SI)(R9*1), Z14
+	VPSLLD       $0x10, 64(SI)(R9*1), Z15
+	VBROADCASTSS 8(R12), Z16
+	VFMADD231PS  Z14, Z16, Z0
+	VFMADD231PS  Z15, Z16, Z1
+	VBROADCASTSS 264(R12), Z17
+	VFMADD231PS  Z14, Z17, Z2
+	VFMADD231PS  Z15, Z17, Z3
+	VBROADCASTSS 520(R12), Z18
+	VFMADD231PS  Z14, Z18, Z4
+	VFMADD231PS  Z15, Z18, Z5
+	VBROADCASTSS 776(R12), Z19
+	VFMADD231PS  Z14, Z19, Z6
+	VFMADD231PS  Z15, Z19, Z7
+	VBROADCASTSS 1032(R12), Z20
+	VFMADD231PS  Z14, Z20, Z8
+	VFMADD231PS  Z15, Z20, Z9
+	VBROADCASTSS 1288(R12), Z21
+	VFMADD231PS  Z14, Z21, Z10
+	VFMADD231PS  Z15, Z21, Z11
+	VBROADCASTSS 1544(R12), Z22
+	VFMADD231PS  Z14, Z22, Z12
+	VFMADD231PS  Z15, Z22, Z13
+	VPANDD       (SI)(R9*1), Z31, Z14
+	VPANDD       64(SI)(R9*1), Z31, Z15
+	VBROADCASTSS 12(R12), Z16
+	VFMADD231PS  Z14, Z16, Z0
+	VFMADD231PS  Z15, Z16, Z1
+	VBROADCASTSS 268(R12), Z17
+	VFMADD231PS  Z14, Z17, Z2
+	VFMADD231PS  Z15, Z17, Z3
+	VBROADCASTSS 524(R12), Z18
+	VFMADD231PS  Z14, Z18, Z4
+	VFMADD231PS  Z15, Z18, Z5
+	VBROADCASTSS 780(R12), Z19
+	VFMADD231PS  Z14, Z19, Z6
+	VFMADD231PS  Z15, Z19, Z7
+	VBROADCASTSS 1036(R12), Z20
+	VFMADD231PS  Z14, Z20, Z8
+	VFMADD231PS  Z15, Z20, Z9
+	VBROADCASTSS 1292(R12), Z21
+	VFMADD231PS  Z14, Z21, Z10
+	VFMADD231PS  Z15, Z21, Z11
+	VBROADCASTSS 1548(R12), Z22
+	VFMADD231PS  Z14, Z22, Z12
+	VFMADD231PS  Z15, Z22, Z13
+	LEAQ         (SI)(R9*2), SI
+	ADDQ         $0x10, R12
+	JMP          turn1177
+
+end1179:
+	ADDQ         $0x04, R13
+	JZ           merge1175
+	CMPQ         R13, $0x02
+	JLT          some1181
+	VPSLLD       $0x10, (SI), Z14
+	VPSLLD       $0x10, 64(SI), Z15
+	VBROADCASTSS (R12), Z16
+	VFMADD231PS  Z14, Z16, Z0
+	VFMADD231PS  Z15, Z16, Z1
+	VBROADCASTSS 256(R12), Z17
+	VFMADD231PS  Z14, Z17, Z2
+	VFMADD231PS  Z15, Z17, Z3
+	VBROADCASTSS 512(R12), Z18
+	VFMADD231PS  Z14, Z18, Z4
+	VFMADD231PS  Z15, Z18, Z5
+	VBROADCASTSS 768(R12), Z19
+	VFMADD231PS  Z14, Z19, Z6
+	VFMADD231PS  Z15, Z19, Z7
+	VBROADCASTSS 1024(R12), Z20
+	VFMADD231PS  Z14, Z20, Z8
+	VFMADD231PS  Z15, Z20, Z9
+	VBROADCASTSS 1280(R12), Z21
+	VFMADD231PS  Z14, Z21, Z10
+	VFMADD231PS  Z15, Z21, Z11
+	VBROADCASTSS 1536(R12), Z22
+	VFMADD231PS  Z14, Z22, Z12
+	VFMADD231PS  Z15, Z22, Z13
+	VPANDD       (SI), Z31, Z14
+	VPANDD       64(SI), Z31, Z15
+	VBROADCASTSS 4(R12), Z16
+	VFMADD231PS  Z14, Z16, Z0
+	VFMADD231PS  Z15, Z16, Z1
+	VBROADCASTSS 260(R12), Z17
+	VFMADD231PS  Z14, Z17, Z2
+	VFMADD231PS  Z15, Z17, Z3
+	VBROADCASTSS 516(R12), Z18
+	VFMADD231PS  Z14, Z18, Z4
+	VFMADD231PS  Z15, Z18, Z5
+	VBROADCASTSS 772(R12), Z19
+	VFMADD231PS  Z14, Z19, Z6
+	VFMADD231PS  Z15, Z19, Z7
+	VBROADCASTSS 1028(R12), Z20
+	VFMADD231PS  Z14, Z20, Z8
+	VFMADD231PS  Z15, Z20, Z9
+	VBROADCASTSS 1284(R12), Z21
+	VFMADD231PS  Z14, Z21, Z10
+	VFMADD231PS  Z15, Z21, Z11
+	VBROADCASTSS 1540(R12), Z22
+	VFMADD231PS  Z14, Z22, Z12
+	VFMADD231PS  Z15, Z22, Z13
+	ADDQ         R9, SI
+	ADDQ         $0x08, R12
+	SUBQ         $0x02, R13
+	JZ           merge1175
+
+some1181:
+	VPSLLD       $0x10, (SI), Z14
+	VPSLLD       $0x10, 64(SI), Z15
+	VBROADCASTSS (R12), Z16
+	VFMADD231PS  Z14, Z16, Z0
+	VFMADD231PS  Z15, Z16, Z1
+	VBROADCASTSS 256(R12), Z17
+	VFMADD231PS  Z14, Z17, Z2
+	VFMADD231PS  Z15, Z17, Z3
+	VBROADCASTSS 512(R12), Z18
+	VFMADD231PS  Z14, Z18, Z4
+	VFMADD231PS  Z15, Z18, Z5
+	VBROADCASTSS 768(R12), Z19
+	VFMADD231PS  Z14, Z19, Z6
+	VFMADD231PS  Z15, Z19, Z7
+	VBROADCASTSS 1024(R12), Z20
+	VFMADD231PS  Z14, Z20, Z8
+	VFMADD231PS  Z15, Z20, Z9
+	VBROADCASTSS 1280(R12), Z21
+	VFMADD231PS  Z14, Z21, Z10
+	VFMADD231PS  Z15, Z21, Z11
+	VBROADCASTSS 1536(R12), Z22
+	VFMADD231PS  Z14, Z22, Z12
+	VFMADD231PS  Z15, Z22, Z13
+	ADDQ         R9, SI
+	ADDQ         $0x04, R12
+	JMP          merge1175
+
+sparse1173:
+	TZCNTQ       R13, AX
+	LEAQ         (BX)(AX*4), R12
+	MOVQ         AX, SI
+	MOVQ         SI, AX
+	SHRQ         $0x01, SI
+	IMULQ        R9, SI
+	ADDQ         DX, SI
+	TESTQ        $0x00000001, AX
+	JNZ          odd1182
+	VPSLLD       $0x10, (SI), Z14
+	VPSLLD       $0x10, 64(SI), Z15
+	VBROADCASTSS (R12), Z16
+	VFMADD231PS  Z14, Z16, Z0
+	VFMADD231PS  Z15, Z16, Z1
+	VBROADCASTSS 256(R12), Z17
+	VFMADD231PS  Z14, Z17, Z2
+	VFMADD231PS  Z15, Z17, Z3
+	VBROADCASTSS 512(R12), Z18
+	VFMADD231PS  Z14, Z18, Z4
+	VFMADD231PS  Z15, Z18, Z5
+	VBROADCASTSS 768(R12), Z19
+	VFMADD231PS  Z14, Z19, Z6
+	VFMADD231PS  Z15, Z19, Z7
+	VBROADCASTSS 1024(R12), Z20
+	VFMADD231PS  Z14, Z20, Z8
+	VFMADD231PS  Z15, Z20, Z9
+	VBROADCASTSS 1280(R12), Z21
+	VFMADD231PS  Z14, Z21, Z10
+	VFMADD231PS  Z15, Z21, Z11
+	VBROADCASTSS 1536(R12), Z22
+	VFMADD231PS  Z14, Z22, Z12
+	VFMADD231PS  Z15, Z22, Z13
+	JMP          done1183
+
+odd1182:
+	VPANDD       (SI), Z31, Z14
+	VPANDD       64(SI), Z31, Z15
+	VBROADCASTSS (R12), Z16
+	VFMADD231PS  Z14, Z16, Z0
+	VFMADD231PS  Z15, Z16, Z1
+	VBROADCASTSS 256(R12), Z17
+	VFMADD231PS  Z14, Z17, Z2
+	VFMADD231PS  Z15, Z17, Z3
+	VBROADCASTSS 512(R12), Z18
+	VFMADD231PS  Z14, Z18, Z4
+	VFMADD231PS  Z15, Z18, Z5
+	VBROADCASTSS 768(R12), Z19
+	VFMADD231PS  Z14, Z19, Z6
+	VFMADD231PS  Z15, Z19, Z7
+	VBROADCASTSS 1024(R12), Z20
+	VFMADD231PS  Z14, Z20, Z8
+	VFMADD231PS  Z15, Z20, Z9
+	VBROADCASTSS 1280(R12), Z21
+	VFMADD231PS  Z14, Z21, Z10
+	VFMADD231PS  Z15, Z21, Z11
+	VBROADCASTSS 1536(R12), Z22
+	VFMADD231PS  Z14, Z22, Z12
+	VFMADD231PS  Z15, Z22, Z13
+
+done1183:
+	BLSRQ R13, R13
+	JNZ   sparse1173
+
+merge1175:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store1121
+	JZ           store1184
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -30439,9 +31861,9 @@ merge1116:
 	VMULPS       Z15, Z13, Z13
 	VFMADD231PS  64(AX), Z14, Z13
 	VMOVUPS      Z13, 64(AX)
-	JMP          stored1122
+	JMP          stored1185
 
-store1121:
+store1184:
 	VMOVUPS Z0, (AX)
 	VMOVUPS Z1, 64(AX)
 	ADDQ    R8, AX
@@ -30463,201 +31885,41 @@ store1121:
 	VMOVUPS Z12, (AX)
 	VMOVUPS Z13, 64(AX)
 
-stored1122:
+stored1185:
 	ADDQ $0x00000080, DI
-	ADDQ $0x00000040, DX
+	ADDQ $0x00000080, DX
 	SUBQ $0x02, (SP)
-	JMP  columns1111
+	JMP  columns1171
 
-less1112:
-columns1123:
-	CMPQ   (SP), $0x01
-	JLT    less1124
-	VPXORD Z0, Z0, Z0
-	VPXORD Z1, Z1, Z1
-	VPXORD Z2, Z2, Z2
-	VPXORD Z3, Z3, Z3
-	VPXORD Z4, Z4, Z4
-	VPXORD Z5, Z5, Z5
-	VPXORD Z6, Z6, Z6
-	MOVQ   mask+56(FP), R13
-	TZCNTQ R13, SI
-	MOVQ   SI, R12
-	BLSIQ  R13, AX
-	ADDQ   R13, AX
-	TESTQ  AX, R13
-	JNZ    sparse1125
-	TZCNTQ AX, R13
-	SUBQ   R12, R13
-	LEAQ   (BX)(R12*4), R12
-	IMULQ  R9, SI
-	ADDQ   DX, SI
-
-turn1129:
-	SUBQ         $0x04, R13
-	JLT          end1131
-	SUBQ         $0x00000080, 8(SP)
-	JGE          quiet1130
-	VPMOVZXWD    (SI), Z7
-	VPSLLD       $0x10, Z7, Z7
-	VBROADCASTSS (R12), Z8
-	VFMADD231PS  Z7, Z8, Z0
-	VBROADCASTSS 256(R12), Z9
-	VFMADD231PS  Z7, Z9, Z1
-	VBROADCASTSS 512(R12), Z10
-	VFMADD231PS  Z7, Z10, Z2
-	VBROADCASTSS 768(R12), Z11
-	VFMADD231PS  Z7, Z11, Z3
-	VBROADCASTSS 1024(R12), Z12
-	VFMADD231PS  Z7, Z12, Z4
-	VBROADCASTSS 1280(R12), Z13
-	VFMADD231PS  Z7, Z13, Z5
-	VBROADCASTSS 1536(R12), Z14
-	VFMADD231PS  Z7, Z14, Z6
-	MOVQ         (R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	VPMOVZXWD    (SI)(R9*1), Z7
-	VPSLLD       $0x10, Z7, Z7
-	VBROADCASTSS 4(R12), Z8
-	VFMADD231PS  Z7, Z8, Z0
-	VBROADCASTSS 260(R12), Z9
-	VFMADD231PS  Z7, Z9, Z1
-	VBROADCASTSS 516(R12), Z10
-	VFMADD231PS  Z7, Z10, Z2
-	VBROADCASTSS 772(R12), Z11
-	VFMADD231PS  Z7, Z11, Z3
-	VBROADCASTSS 1028(R12), Z12
-	VFMADD231PS  Z7, Z12, Z4
-	VBROADCASTSS 1284(R12), Z13
-	VFMADD231PS  Z7, Z13, Z5
-	VBROADCASTSS 1540(R12), Z14
-	VFMADD231PS  Z7, Z14, Z6
-	MOVQ         8(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	VPMOVZXWD    (SI)(R9*2), Z7
-	VPSLLD       $0x10, Z7, Z7
-	VBROADCASTSS 8(R12), Z8
-	VFMADD231PS  Z7, Z8, Z0
-	VBROADCASTSS 264(R12), Z9
-	VFMADD231PS  Z7, Z9, Z1
-	VBROADCASTSS 520(R12), Z10
-	VFMADD231PS  Z7, Z10, Z2
-	VBROADCASTSS 776(R12), Z11
-	VFMADD231PS  Z7, Z11, Z3
-	VBROADCASTSS 1032(R12), Z12
-	VFMADD231PS  Z7, Z12, Z4
-	VBROADCASTSS 1288(R12), Z13
-	VFMADD231PS  Z7, Z13, Z5
-	VBROADCASTSS 1544(R12), Z14
-	VFMADD231PS  Z7, Z14, Z6
-	MOVQ         16(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	VPMOVZXWD    (SI)(R15*1), Z7
-	VPSLLD       $0x10, Z7, Z7
-	VBROADCASTSS 12(R12), Z8
-	VFMADD231PS  Z7, Z8, Z0
-	VBROADCASTSS 268(R12), Z9
-	VFMADD231PS  Z7, Z9, Z1
-	VBROADCASTSS 524(R12), Z10
-	VFMADD231PS  Z7, Z10, Z2
-	VBROADCASTSS 780(R12), Z11
-	VFMADD231PS  Z7, Z11, Z3
-	VBROADCASTSS 1036(R12), Z12
-	VFMADD231PS  Z7, Z12, Z4
-	VBROADCASTSS 1292(R12), Z13
-	VFMADD231PS  Z7, Z13, Z5
-	VBROADCASTSS 1548(R12), Z14
-	VFMADD231PS  Z7, Z14, Z6
-	MOVQ         24(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	LEAQ         (SI)(R9*4), SI
-	ADDQ         $0x10, R12
-	ADDQ         $0x00000040, CX
-	TESTQ        $0x000001ff, CX
-	JNZ          row1132
-	ADDQ         40(R11), CX
-
-row1132:
-	IMUL3Q $0x00000100, 32(R11), R14
-	ADDQ   R14, 8(SP)
-	JMP    turn1129
-
-quiet1130:
-	VPMOVZXWD    (SI), Z7
-	VPSLLD       $0x10, Z7, Z7
-	VBROADCASTSS (R12), Z8
-	VFMADD231PS  Z7, Z8, Z0
-	VBROADCASTSS 256(R12), Z9
-	VFMADD231PS  Z7, Z9, Z1
-	VBROADCASTSS 512(R12), Z10
-	VFMADD231PS  Z7, Z10, Z2
-	VBROADCASTSS 768(R12), Z11
-	VFMADD231PS  Z7, Z11, Z3
-	VBROADCASTSS 1024(R12), Z12
-	VFMADD231PS  Z7, Z12, Z4
-	VBROADCASTSS 1280(R12), Z13
-	VFMADD231PS  Z7, Z13, Z5
-	VBROADCASTSS 1536(R12), Z14
-	VFMADD231PS  Z7, Z14, Z6
-	VPMOVZXWD    (SI)(R9*1), Z7
-	VPSLLD       $0x10, Z7, Z7
-	VBROADCASTSS 4(R12), Z8
-	VFMADD231PS  Z7, Z8, Z0
-	VBROADCASTSS 260(R12), Z9
-	VFMADD231PS  Z7, Z9, Z1
-	VBROADCASTSS 516(R12), Z10
-	VFMADD231PS  Z7, Z10, Z2
-	VBROADCASTSS 772(R12), Z11
-	VFMADD231PS  Z7, Z11, Z3
-	VBROADCASTSS 1028(R12), Z12
-	VFMADD231PS  Z7, Z12, Z4
-	VBROADCASTSS 1284(R12), Z13
-	VFMADD231PS  Z7, Z13, Z5
-	VBROADCASTSS 1540(R12), Z14
-	VFMADD231PS  Z7, Z14, Z6
-	VPMOVZXWD    (SI)(R9*2), Z7
-	VPSLLD       $0x10, Z7, Z7
-	VBROADCASTSS 8(R12), Z8
-	VFMADD231PS  Z7, Z8, Z0
-	VBROADCASTSS 264(R12), Z9
-	VFMADD231PS  Z7, Z9, Z1
-	VBROADCASTSS 520(R12), Z10
-	VFMADD231PS  Z7, Z10, Z2
-	VBROADCASTSS 776(R12), Z11
-	VFMADD231PS  Z7, Z11, Z3
-	VBROADCASTSS 1032(R12), Z12
-	VFMADD231PS  Z7, Z12, Z4
-	VBROADCASTSS 1288(R12), Z13
-	VFMADD231PS  Z7, Z13, Z5
-	VBROADCASTSS 1544(R12), Z14
-	VFMADD231PS  Z7, Z14, Z6
-	VPMOVZXWD    (SI)(R15*1), Z7
-	VPSLLD       $0x10, Z7, Z7
-	VBROADCASTSS 12(R12), Z8
-	VFMADD231PS  Z7, Z8, Z0
-	VBROADCASTSS 268(R12), Z9
-	VFMADD231PS  Z7, Z9, Z1
-	VBROADCASTSS 524(R12), Z10
-	VFMADD231PS  Z7, Z10, Z2
-	VBROADCASTSS 780(R12), Z11
-	VFMADD231PS  Z7, Z11, Z3
-	VBROADCASTSS 1036(R12), Z12
-	VFMADD231PS  Z7, Z12, Z4
-	VBROADCASTSS 1292(R12), Z13
-	VFMADD231PS  Z7, Z13, Z5
-	VBROADCASTSS 1548(R12), Z14
-	VFMADD231PS  Z7, Z14, Z6
-	LEAQ         (SI)(R9*4), SI
-	ADDQ         $0x10, R12
-	JMP          turn1129
-
-end1131:
-	ADDQ $0x04, R13
-	JZ   merge1128
-
-some1127:
-	VPMOVZXWD    (SI), Z7
-	VPSLLD       $0x10, Z7, Z7
+less1172:
+columns1186:
+	CMPQ         (SP), $0x01
+	JLT          less1187
+	VBROADCASTSS highHalf_avx512<>+0(SB), Z31
+	VPXORD       Z0, Z0, Z0
+	VPXORD       Z1, Z1, Z1
+	VPXORD       Z2, Z2, Z2
+	VPXORD       Z3, Z3, Z3
+	VPXORD       Z4, Z4, Z4
+	VPXORD       Z5, Z5, Z5
+	VPXORD       Z6, Z6, Z6
+	MOVQ         mask+56(FP), R13
+	TZCNTQ       R13, SI
+	MOVQ         SI, R12
+	BLSIQ        R13, AX
+	ADDQ         R13, AX
+	TESTQ        AX, R13
+	JNZ          sparse1188
+	TZCNTQ       AX, R13
+	SUBQ         R12, R13
+	LEAQ         (BX)(R12*4), R12
+	MOVQ         SI, AX
+	SHRQ         $0x01, SI
+	IMULQ        R9, SI
+	ADDQ         DX, SI
+	TESTQ        $0x00000001, AX
+	JZ           even1191
+	VPANDD       (SI), Z31, Z7
 	VBROADCASTSS (R12), Z8
 	VFMADD231PS  Z7, Z8, Z0
 	VBROADCASTSS 256(R12), Z9
@@ -30675,17 +31937,15 @@ some1127:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some1127
-	JMP          merge1128
+	JZ           merge1190
 
-sparse1125:
-	TZCNTQ       R13, AX
-	LEAQ         (BX)(AX*4), R12
-	MOVQ         AX, SI
-	IMULQ        R9, SI
-	ADDQ         DX, SI
-	VPMOVZXWD    (SI), Z7
-	VPSLLD       $0x10, Z7, Z7
+even1191:
+turn1192:
+	SUBQ         $0x04, R13
+	JLT          end1194
+	SUBQ         $0x00000080, 8(SP)
+	JGE          quiet1193
+	VPSLLD       $0x10, (SI), Z7
 	VBROADCASTSS (R12), Z8
 	VFMADD231PS  Z7, Z8, Z0
 	VBROADCASTSS 256(R12), Z9
@@ -30700,14 +31960,249 @@ sparse1125:
 	VFMADD231PS  Z7, Z13, Z5
 	VBROADCASTSS 1536(R12), Z14
 	VFMADD231PS  Z7, Z14, Z6
-	BLSRQ        R13, R13
-	JNZ          sparse1125
+	MOVQ         (R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	VPANDD       (SI), Z31, Z7
+	VBROADCASTSS 4(R12), Z8
+	VFMADD231PS  Z7, Z8, Z0
+	VBROADCASTSS 260(R12), Z9
+	VFMADD231PS  Z7, Z9, Z1
+	VBROADCASTSS 516(R12), Z10
+	VFMADD231PS  Z7, Z10, Z2
+	VBROADCASTSS 772(R12), Z11
+	VFMADD231PS  Z7, Z11, Z3
+	VBROADCASTSS 1028(R12), Z12
+	VFMADD231PS  Z7, Z12, Z4
+	VBROADCASTSS 1284(R12), Z13
+	VFMADD231PS  Z7, Z13, Z5
+	VBROADCASTSS 1540(R12), Z14
+	VFMADD231PS  Z7, Z14, Z6
+	MOVQ         8(R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	VPSLLD       $0x10, (SI)(R9*1), Z7
+	VBROADCASTSS 8(R12), Z8
+	VFMADD231PS  Z7, Z8, Z0
+	VBROADCASTSS 264(R12), Z9
+	VFMADD231PS  Z7, Z9, Z1
+	VBROADCASTSS 520(R12), Z10
+	VFMADD231PS  Z7, Z10, Z2
+	VBROADCASTSS 776(R12), Z11
+	VFMADD231PS  Z7, Z11, Z3
+	VBROADCASTSS 1032(R12), Z12
+	VFMADD231PS  Z7, Z12, Z4
+	VBROADCASTSS 1288(R12), Z13
+	VFMADD231PS  Z7, Z13, Z5
+	VBROADCASTSS 1544(R12), Z14
+	VFMADD231PS  Z7, Z14, Z6
+	MOVQ         16(R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	VPANDD       (SI)(R9*1), Z31, Z7
+	VBROADCASTSS 12(R12), Z8
+	VFMADD231PS  Z7, Z8, Z0
+	VBROADCASTSS 268(R12), Z9
+	VFMADD231PS  Z7, Z9, Z1
+	VBROADCASTSS 524(R12), Z10
+	VFMADD231PS  Z7, Z10, Z2
+	VBROADCASTSS 780(R12), Z11
+	VFMADD231PS  Z7, Z11, Z3
+	VBROADCASTSS 1036(R12), Z12
+	VFMADD231PS  Z7, Z12, Z4
+	VBROADCASTSS 1292(R12), Z13
+	VFMADD231PS  Z7, Z13, Z5
+	VBROADCASTSS 1548(R12), Z14
+	VFMADD231PS  Z7, Z14, Z6
+	MOVQ         24(R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	LEAQ         (SI)(R9*2), SI
+	ADDQ         $0x10, R12
+	ADDQ         $0x00000040, CX
+	TESTQ        $0x000001ff, CX
+	JNZ          row1195
+	ADDQ         40(R11), CX
 
-merge1128:
+row1195:
+	IMUL3Q $0x00000100, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn1192
+
+quiet1193:
+	VPSLLD       $0x10, (SI), Z7
+	VBROADCASTSS (R12), Z8
+	VFMADD231PS  Z7, Z8, Z0
+	VBROADCASTSS 256(R12), Z9
+	VFMADD231PS  Z7, Z9, Z1
+	VBROADCASTSS 512(R12), Z10
+	VFMADD231PS  Z7, Z10, Z2
+	VBROADCASTSS 768(R12), Z11
+	VFMADD231PS  Z7, Z11, Z3
+	VBROADCASTSS 1024(R12), Z12
+	VFMADD231PS  Z7, Z12, Z4
+	VBROADCASTSS 1280(R12), Z13
+	VFMADD231PS  Z7, Z13, Z5
+	VBROADCASTSS 1536(R12), Z14
+	VFMADD231PS  Z7, Z14, Z6
+	VPANDD       (SI), Z31, Z7
+	VBROADCASTSS 4(R12), Z8
+	VFMADD231PS  Z7, Z8, Z0
+	VBROADCASTSS 260(R12), Z9
+	VFMADD231PS  Z7, Z9, Z1
+	VBROADCASTSS 516(R12), Z10
+	VFMADD231PS  Z7, Z10, Z2
+	VBROADCASTSS 772(R12), Z11
+	VFMADD231PS  Z7, Z11, Z3
+	VBROADCASTSS 1028(R12), Z12
+	VFMADD231PS  Z7, Z12, Z4
+	VBROADCASTSS 1284(R12), Z13
+	VFMADD231PS  Z7, Z13, Z5
+	VBROADCASTSS 1540(R12), Z14
+	VFMADD231PS  Z7, Z14, Z6
+	VPSLLD       $0x10, (SI)(R9*1), Z7
+	VBROADCASTSS 8(R12), Z8
+	VFMADD231PS  Z7, Z8, Z0
+	VBROADCASTSS 264(R12), Z9
+	VFMADD231PS  Z7, Z9, Z1
+	VBROADCASTSS 520(R12), Z10
+	VFMADD231PS  Z7, Z10, Z2
+	VBROADCASTSS 776(R12), Z11
+	VFMADD231PS  Z7, Z11, Z3
+	VBROADCASTSS 1032(R12), Z12
+	VFMADD231PS  Z7, Z12, Z4
+	VBROADCASTSS 1288(R12), Z13
+	VFMADD231PS  Z7, Z13, Z5
+	VBROADCASTSS 1544(R12), Z14
+	VFMADD231PS  Z7, Z14, Z6
+	VPANDD       (SI)(R9*1), Z31, Z7
+	VBROADCASTSS 12(R12), Z8
+	VFMADD231PS  Z7, Z8, Z0
+	VBROADCASTSS 268(R12), Z9
+	VFMADD231PS  Z7, Z9, Z1
+	VBROADCASTSS 524(R12), Z10
+	VFMADD231PS  Z7, Z10, Z2
+	VBROADCASTSS 780(R12), Z11
+	VFMADD231PS  Z7, Z11, Z3
+	VBROADCASTSS 1036(R12), Z12
+	VFMADD231PS  Z7, Z12, Z4
+	VBROADCASTSS 1292(R12), Z13
+	VFMADD231PS  Z7, Z13, Z5
+	VBROADCASTSS 1548(R12), Z14
+	VFMADD231PS  Z7, Z14, Z6
+	LEAQ         (SI)(R9*2), SI
+	ADDQ         $0x10, R12
+	JMP          turn1192
+
+end1194:
+	ADDQ         $0x04, R13
+	JZ           merge1190
+	CMPQ         R13, $0x02
+	JLT          some1196
+	VPSLLD       $0x10, (SI), Z7
+	VBROADCASTSS (R12), Z8
+	VFMADD231PS  Z7, Z8, Z0
+	VBROADCASTSS 256(R12), Z9
+	VFMADD231PS  Z7, Z9, Z1
+	VBROADCASTSS 512(R12), Z10
+	VFMADD231PS  Z7, Z10, Z2
+	VBROADCASTSS 768(R12), Z11
+	VFMADD231PS  Z7, Z11, Z3
+	VBROADCASTSS 1024(R12), Z12
+	VFMADD231PS  Z7, Z12, Z4
+	VBROADCASTSS 1280(R12), Z13
+	VFMADD231PS  Z7, Z13, Z5
+	VBROADCASTSS 1536(R12), Z14
+	VFMADD231PS  Z7, Z14, Z6
+	VPANDD       (SI), Z31, Z7
+	VBROADCASTSS 4(R12), Z8
+	VFMADD231PS  Z7, Z8, Z0
+	VBROADCASTSS 260(R12), Z9
+	VFMADD231PS  Z7, Z9, Z1
+	VBROADCASTSS 516(R12), Z10
+	VFMADD231PS  Z7, Z10, Z2
+	VBROADCASTSS 772(R12), Z11
+	VFMADD231PS  Z7, Z11, Z3
+	VBROADCASTSS 1028(R12), Z12
+	VFMADD231PS  Z7, Z12, Z4
+	VBROADCASTSS 1284(R12), Z13
+	VFMADD231PS  Z7, Z13, Z5
+	VBROADCASTSS 1540(R12), Z14
+	VFMADD231PS  Z7, Z14, Z6
+	ADDQ         R9, SI
+	ADDQ         $0x08, R12
+	SUBQ         $0x02, R13
+	JZ           merge1190
+
+some1196:
+	VPSLLD       $0x10, (SI), Z7
+	VBROADCASTSS (R12), Z8
+	VFMADD231PS  Z7, Z8, Z0
+	VBROADCASTSS 256(R12), Z9
+	VFMADD231PS  Z7, Z9, Z1
+	VBROADCASTSS 512(R12), Z10
+	VFMADD231PS  Z7, Z10, Z2
+	VBROADCASTSS 768(R12), Z11
+	VFMADD231PS  Z7, Z11, Z3
+	VBROADCASTSS 1024(R12), Z12
+	VFMADD231PS  Z7, Z12, Z4
+	VBROADCASTSS 1280(R12), Z13
+	VFMADD231PS  Z7, Z13, Z5
+	VBROADCASTSS 1536(R12), Z14
+	VFMADD231PS  Z7, Z14, Z6
+	ADDQ         R9, SI
+	ADDQ         $0x04, R12
+	JMP          merge1190
+
+sparse1188:
+	TZCNTQ       R13, AX
+	LEAQ         (BX)(AX*4), R12
+	MOVQ         AX, SI
+	MOVQ         SI, AX
+	SHRQ         $0x01, SI
+	IMULQ        R9, SI
+	ADDQ         DX, SI
+	TESTQ        $0x00000001, AX
+	JNZ          odd1197
+	VPSLLD       $0x10, (SI), Z7
+	VBROADCASTSS (R12), Z8
+	VFMADD231PS  Z7, Z8, Z0
+	VBROADCASTSS 256(R12), Z9
+	VFMADD231PS  Z7, Z9, Z1
+	VBROADCASTSS 512(R12), Z10
+	VFMADD231PS  Z7, Z10, Z2
+	VBROADCASTSS 768(R12), Z11
+	VFMADD231PS  Z7, Z11, Z3
+	VBROADCASTSS 1024(R12), Z12
+	VFMADD231PS  Z7, Z12, Z4
+	VBROADCASTSS 1280(R12), Z13
+	VFMADD231PS  Z7, Z13, Z5
+	VBROADCASTSS 1536(R12), Z14
+	VFMADD231PS  Z7, Z14, Z6
+	JMP          done1198
+
+odd1197:
+	VPANDD       (SI), Z31, Z7
+	VBROADCASTSS (R12), Z8
+	VFMADD231PS  Z7, Z8, Z0
+	VBROADCASTSS 256(R12), Z9
+	VFMADD231PS  Z7, Z9, Z1
+	VBROADCASTSS 512(R12), Z10
+	VFMADD231PS  Z7, Z10, Z2
+	VBROADCASTSS 768(R12), Z11
+	VFMADD231PS  Z7, Z11, Z3
+	VBROADCASTSS 1024(R12), Z12
+	VFMADD231PS  Z7, Z12, Z4
+	VBROADCASTSS 1280(R12), Z13
+	VFMADD231PS  Z7, Z13, Z5
+	VBROADCASTSS 1536(R12), Z14
+	VFMADD231PS  Z7, Z14, Z6
+
+done1198:
+	BLSRQ R13, R13
+	JNZ   sparse1188
+
+merge1190:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store1133
+	JZ           store1199
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -30755,9 +32250,9 @@ merge1128:
 	VMULPS       Z8, Z6, Z6
 	VFMADD231PS  (AX), Z7, Z6
 	VMOVUPS      Z6, (AX)
-	JMP          stored1134
+	JMP          stored1200
 
-store1133:
+store1199:
 	VMOVUPS Z0, (AX)
 	ADDQ    R8, AX
 	VMOVUPS Z1, (AX)
@@ -30772,13 +32267,13 @@ store1133:
 	ADDQ    R8, AX
 	VMOVUPS Z6, (AX)
 
-stored1134:
+stored1200:
 	ADDQ $0x00000040, DI
-	ADDQ $0x00000020, DX
+	ADDQ $0x00000040, DX
 	SUBQ $0x01, (SP)
-	JMP  columns1123
+	JMP  columns1186
 
-less1124:
+less1187:
 	ADDQ  $0x00000700, BX
 	MOVQ  BX, R14
 	SUBQ  w+8(FP), R14
@@ -30794,283 +32289,44 @@ tile868:
 	MOVQ cols+40(FP), R14
 	MOVQ R14, (SP)
 
-columns1135:
-	CMPQ   (SP), $0x02
-	JLT    less1136
-	VPXORD Z0, Z0, Z0
-	VPXORD Z1, Z1, Z1
-	VPXORD Z2, Z2, Z2
-	VPXORD Z3, Z3, Z3
-	VPXORD Z4, Z4, Z4
-	VPXORD Z5, Z5, Z5
-	VPXORD Z6, Z6, Z6
-	VPXORD Z7, Z7, Z7
-	VPXORD Z8, Z8, Z8
-	VPXORD Z9, Z9, Z9
-	VPXORD Z10, Z10, Z10
-	VPXORD Z11, Z11, Z11
-	VPXORD Z12, Z12, Z12
-	VPXORD Z13, Z13, Z13
-	VPXORD Z14, Z14, Z14
-	VPXORD Z15, Z15, Z15
-	MOVQ   mask+56(FP), R13
-	TZCNTQ R13, SI
-	MOVQ   SI, R12
-	BLSIQ  R13, AX
-	ADDQ   R13, AX
-	TESTQ  AX, R13
-	JNZ    sparse1137
-	TZCNTQ AX, R13
-	SUBQ   R12, R13
-	LEAQ   (BX)(R12*4), R12
-	IMULQ  R9, SI
-	ADDQ   DX, SI
-
-turn1141:
-	SUBQ         $0x04, R13
-	JLT          end1143
-	SUBQ         $0x00000100, 8(SP)
-	JGE          quiet1142
-	VPSLLD       $0x10, (SI), Z16
-	VPANDD       (SI), Z31, Z17
-	VBROADCASTSS (R12), Z18
-	VFMADD231PS  Z16, Z18, Z0
-	VFMADD231PS  Z17, Z18, Z1
-	VBROADCASTSS 256(R12), Z19
-	VFMADD231PS  Z16, Z19, Z2
-	VFMADD231PS  Z17, Z19, Z3
-	VBROADCASTSS 512(R12), Z20
-	VFMADD231PS  Z16, Z20, Z4
-	VFMADD231PS  Z17, Z20, Z5
-	VBROADCASTSS 768(R12), Z21
-	VFMADD231PS  Z16, Z21, Z6
-	VFMADD231PS  Z17, Z21, Z7
-	VBROADCASTSS 1024(R12), Z22
-	VFMADD231PS  Z16, Z22, Z8
-	VFMADD231PS  Z17, Z22, Z9
-	VBROADCASTSS 1280(R12), Z23
-	VFMADD231PS  Z16, Z23, Z10
-	VFMADD231PS  Z17, Z23, Z11
-	VBROADCASTSS 1536(R12), Z24
-	VFMADD231PS  Z16, Z24, Z12
-	VFMADD231PS  Z17, Z24, Z13
-	VBROADCASTSS 1792(R12), Z25
-	VFMADD231PS  Z16, Z25, Z14
-	VFMADD231PS  Z17, Z25, Z15
-	MOVQ         (R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	VPSLLD       $0x10, (SI)(R9*1), Z16
-	VPANDD       (SI)(R9*1), Z31, Z17
-	VBROADCASTSS 4(R12), Z18
-	VFMADD231PS  Z16, Z18, Z0
-	VFMADD231PS  Z17, Z18, Z1
-	VBROADCASTSS 260(R12), Z19
-	VFMADD231PS  Z16, Z19, Z2
-	VFMADD231PS  Z17, Z19, Z3
-	VBROADCASTSS 516(R12), Z20
-	VFMADD231PS  Z16, Z20, Z4
-	VFMADD231PS  Z17, Z20, Z5
-	VBROADCASTSS 772(R12), Z21
-	VFMADD231PS  Z16, Z21, Z6
-	VFMADD231PS  Z17, Z21, Z7
-	VBROADCASTSS 1028(R12), Z22
-	VFMADD231PS  Z16, Z22, Z8
-	VFMADD231PS  Z17, Z22, Z9
-	VBROADCASTSS 1284(R12), Z23
-	VFMADD231PS  Z16, Z23, Z10
-	VFMADD231PS  Z17, Z23, Z11
-	VBROADCASTSS 1540(R12), Z24
-	VFMADD231PS  Z16, Z24, Z12
-	VFMADD231PS  Z17, Z24, Z13
-	VBROADCASTSS 1796(R12), Z25
-	VFMADD231PS  Z16, Z25, Z14
-	VFMADD231PS  Z17, Z25, Z15
-	MOVQ         8(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	VPSLLD       $0x10, (SI)(R9*2), Z16
-	VPANDD       (SI)(R9*2), Z31, Z17
-	VBROADCASTSS 8(R12), Z18
-	VFMADD231PS  Z16, Z18, Z0
-	VFMADD231PS  Z17, Z18, Z1
-	VBROADCASTSS 264(R12), Z19
-	VFMADD231PS  Z16, Z19, Z2
-	VFMADD231PS  Z17, Z19, Z3
-	VBROADCASTSS 520(R12), Z20
-	VFMADD231PS  Z16, Z20, Z4
-	VFMADD231PS  Z17, Z20, Z5
-	VBROADCASTSS 776(R12), Z21
-	VFMADD231PS  Z16, Z21, Z6
-	VFMADD231PS  Z17, Z21, Z7
-	VBROADCASTSS 1032(R12), Z22
-	VFMADD231PS  Z16, Z22, Z8
-	VFMADD231PS  Z17, Z22, Z9
-	VBROADCASTSS 1288(R12), Z23
-	VFMADD231PS  Z16, Z23, Z10
-	VFMADD231PS  Z17, Z23, Z11
-	VBROADCASTSS 1544(R12), Z24
-	VFMADD231PS  Z16, Z24, Z12
-	VFMADD231PS  Z17, Z24, Z13
-	VBROADCASTSS 1800(R12), Z25
-	VFMADD231PS  Z16, Z25, Z14
-	VFMADD231PS  Z17, Z25, Z15
-	MOVQ         16(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	VPSLLD       $0x10, (SI)(R15*1), Z16
-	VPANDD       (SI)(R15*1), Z31, Z17
-	VBROADCASTSS 12(R12), Z18
-	VFMADD231PS  Z16, Z18, Z0
-	VFMADD231PS  Z17, Z18, Z1
-	VBROADCASTSS 268(R12), Z19
-	VFMADD231PS  Z16, Z19, Z2
-	VFMADD231PS  Z17, Z19, Z3
-	VBROADCASTSS 524(R12), Z20
-	VFMADD231PS  Z16, Z20, Z4
-	VFMADD231PS  Z17, Z20, Z5
-	VBROADCASTSS 780(R12), Z21
-	VFMADD231PS  Z16, Z21, Z6
-	VFMADD231PS  Z17, Z21, Z7
-	VBROADCASTSS 1036(R12), Z22
-	VFMADD231PS  Z16, Z22, Z8
-	VFMADD231PS  Z17, Z22, Z9
-	VBROADCASTSS 1292(R12), Z23
-	VFMADD231PS  Z16, Z23, Z10
-	VFMADD231PS  Z17, Z23, Z11
-	VBROADCASTSS 1548(R12), Z24
-	VFMADD231PS  Z16, Z24, Z12
-	VFMADD231PS  Z17, Z24, Z13
-	VBROADCASTSS 1804(R12), Z25
-	VFMADD231PS  Z16, Z25, Z14
-	VFMADD231PS  Z17, Z25, Z15
-	MOVQ         24(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	LEAQ         (SI)(R9*4), SI
-	ADDQ         $0x10, R12
-	ADDQ         $0x00000040, CX
-	TESTQ        $0x000001ff, CX
-	JNZ          row1144
-	ADDQ         40(R11), CX
-
-row1144:
-	IMUL3Q $0x00000100, 32(R11), R14
-	ADDQ   R14, 8(SP)
-	JMP    turn1141
-
-quiet1142:
-	VPSLLD       $0x10, (SI), Z16
-	VPANDD       (SI), Z31, Z17
-	VBROADCASTSS (R12), Z18
-	VFMADD231PS  Z16, Z18, Z0
-	VFMADD231PS  Z17, Z18, Z1
-	VBROADCASTSS 256(R12), Z19
-	VFMADD231PS  Z16, Z19, Z2
-	VFMADD231PS  Z17, Z19, Z3
-	VBROADCASTSS 512(R12), Z20
-	VFMADD231PS  Z16, Z20, Z4
-	VFMADD231PS  Z17, Z20, Z5
-	VBROADCASTSS 768(R12), Z21
-	VFMADD231PS  Z16, Z21, Z6
-	VFMADD231PS  Z17, Z21, Z7
-	VBROADCASTSS 1024(R12), Z22
-	VFMADD231PS  Z16, Z22, Z8
-	VFMADD231PS  Z17, Z22, Z9
-	VBROADCASTSS 1280(R12), Z23
-	VFMADD231PS  Z16, Z23, Z10
-	VFMADD231PS  Z17, Z23, Z11
-	VBROADCASTSS 1536(R12), Z24
-	VFMADD231PS  Z16, Z24, Z12
-	VFMADD231PS  Z17, Z24, Z13
-	VBROADCASTSS 1792(R12), Z25
-	VFMADD231PS  Z16, Z25, Z14
-	VFMADD231PS  Z17, Z25, Z15
-	VPSLLD       $0x10, (SI)(R9*1), Z16
-	VPANDD       (SI)(R9*1), Z31, Z17
-	VBROADCASTSS 4(R12), Z18
-	VFMADD231PS  Z16, Z18, Z0
-	VFMADD231PS  Z17, Z18, Z1
-	VBROADCASTSS 260(R12), Z19
-	VFMADD231PS  Z16, Z19, Z2
-	VFMADD231PS  Z17, Z19, Z3
-	VBROADCASTSS 516(R12), Z20
-	VFMADD231PS  Z16, Z20, Z4
-	VFMADD231PS  Z17, Z20, Z5
-	VBROADCASTSS 772(R12), Z21
-	VFMADD231PS  Z16, Z21, Z6
-	VFMADD231PS  Z17, Z21, Z7
-	VBROADCASTSS 1028(R12), Z22
-	VFMADD231PS  Z16, Z22, Z8
-	VFMADD231PS  Z17, Z22, Z9
-	VBROADCASTSS 1284(R12), Z23
-	VFMADD231PS  Z16, Z23, Z10
-	VFMADD231PS  Z17, Z23, Z11
-	VBROADCASTSS 1540(R12), Z24
-	VFMADD231PS  Z16, Z24, Z12
-	VFMADD231PS  Z17, Z24, Z13
-	VBROADCASTSS 1796(R12), Z25
-	VFMADD231PS  Z16, Z25, Z14
-	VFMADD231PS  Z17, Z25, Z15
-	VPSLLD       $0x10, (SI)(R9*2), Z16
-	VPANDD       (SI)(R9*2), Z31, Z17
-	VBROADCASTSS 8(R12), Z18
-	VFMADD231PS  Z16, Z18, Z0
-	VFMADD231PS  Z17, Z18, Z1
-	VBROADCASTSS 264(R12), Z19
-	VFMADD231PS  Z16, Z19, Z2
-	VFMADD231PS  Z17, Z19, Z3
-	VBROADCASTSS 520(R12), Z20
-	VFMADD231PS  Z16, Z20, Z4
-	VFMADD231PS  Z17, Z20, Z5
-	VBROADCASTSS 776(R12), Z21
-	VFMADD231PS  Z16, Z21, Z6
-	VFMADD231PS  Z17, Z21, Z7
-	VBROADCASTSS 1032(R12), Z22
-	VFMADD231PS  Z16, Z22, Z8
-	VFMADD231PS  Z17, Z22, Z9
-	VBROADCASTSS 1288(R12), Z23
-	VFMADD231PS  Z16, Z23, Z10
-	VFMADD231PS  Z17, Z23, Z11
-	VBROADCASTSS 1544(R12), Z24
-	VFMADD231PS  Z16, Z24, Z12
-	VFMADD231PS  Z17, Z24, Z13
-	VBROADCASTSS 1800(R12), Z25
-	VFMADD231PS  Z16, Z25, Z14
-	VFMADD231PS  Z17, Z25, Z15
-	VPSLLD       $0x10, (SI)(R15*1), Z16
-	VPANDD       (SI)(R15*1), Z31, Z17
-	VBROADCASTSS 12(R12), Z18
-	VFMADD231PS  Z16, Z18, Z0
-	VFMADD231PS  Z17, Z18, Z1
-	VBROADCASTSS 268(R12), Z19
-	VFMADD231PS  Z16, Z19, Z2
-	VFMADD231PS  Z17, Z19, Z3
-	VBROADCASTSS 524(R12), Z20
-	VFMADD231PS  Z16, Z20, Z4
-	VFMADD231PS  Z17, Z20, Z5
-	VBROADCASTSS 780(R12), Z21
-	VFMADD231PS  Z16, Z21, Z6
-	VFMADD231PS  Z17, Z21, Z7
-	VBROADCASTSS 1036(R12), Z22
-	VFMADD231PS  Z16, Z22, Z8
-	VFMADD231PS  Z17, Z22, Z9
-	VBROADCASTSS 1292(R12), Z23
-	VFMADD231PS  Z16, Z23, Z10
-	VFMADD231PS  Z17, Z23, Z11
-	VBROADCASTSS 1548(R12), Z24
-	VFMADD231PS  Z16, Z24, Z12
-	VFMADD231PS  Z17, Z24, Z13
-	VBROADCASTSS 1804(R12), Z25
-	VFMADD231PS  Z16, Z25, Z14
-	VFMADD231PS  Z17, Z25, Z15
-	LEAQ         (SI)(R9*4), SI
-	ADDQ         $0x10, R12
-	JMP          turn1141
-
-end1143:
-	ADDQ $0x04, R13
-	JZ   merge1140
-
-some1139:
-	VPSLLD       $0x10, (SI), Z16
-	VPANDD       (SI), Z31, Z17
+columns1201:
+	CMPQ         (SP), $0x02
+	JLT          less1202
+	VBROADCASTSS highHalf_avx512<>+0(SB), Z31
+	VPXORD       Z0, Z0, Z0
+	VPXORD       Z1, Z1, Z1
+	VPXORD       Z2, Z2, Z2
+	VPXORD       Z3, Z3, Z3
+	VPXORD       Z4, Z4, Z4
+	VPXORD       Z5, Z5, Z5
+	VPXORD       Z6, Z6, Z6
+	VPXORD       Z7, Z7, Z7
+	VPXORD       Z8, Z8, Z8
+	VPXORD       Z9, Z9, Z9
+	VPXORD       Z10, Z10, Z10
+	VPXORD       Z11, Z11, Z11
+	VPXORD       Z12, Z12, Z12
+	VPXORD       Z13, Z13, Z13
+	VPXORD       Z14, Z14, Z14
+	VPXORD       Z15, Z15, Z15
+	MOVQ         mask+56(FP), R13
+	TZCNTQ       R13, SI
+	MOVQ         SI, R12
+	BLSIQ        R13, AX
+	ADDQ         R13, AX
+	TESTQ        AX, R13
+	JNZ          sparse1203
+	TZCNTQ       AX, R13
+	SUBQ         R12, R13
+	LEAQ         (BX)(R12*4), R12
+	MOVQ         SI, AX
+	SHRQ         $0x01, SI
+	IMULQ        R9, SI
+	ADDQ         DX, SI
+	TESTQ        $0x00000001, AX
+	JZ           even1206
+	VPANDD       (SI), Z31, Z16
+	VPANDD       64(SI), Z31, Z17
 	VBROADCASTSS (R12), Z18
 	VFMADD231PS  Z16, Z18, Z0
 	VFMADD231PS  Z17, Z18, Z1
@@ -31098,17 +32354,16 @@ some1139:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some1139
-	JMP          merge1140
+	JZ           merge1205
 
-sparse1137:
-	TZCNTQ       R13, AX
-	LEAQ         (BX)(AX*4), R12
-	MOVQ         AX, SI
-	IMULQ        R9, SI
-	ADDQ         DX, SI
+even1206:
+turn1207:
+	SUBQ         $0x04, R13
+	JLT          end1209
+	SUBQ         $0x00000100, 8(SP)
+	JGE          quiet1208
 	VPSLLD       $0x10, (SI), Z16
-	VPANDD       (SI), Z31, Z17
+	VPSLLD       $0x10, 64(SI), Z17
 	VBROADCASTSS (R12), Z18
 	VFMADD231PS  Z16, Z18, Z0
 	VFMADD231PS  Z17, Z18, Z1
@@ -31133,40 +32388,381 @@ sparse1137:
 	VBROADCASTSS 1792(R12), Z25
 	VFMADD231PS  Z16, Z25, Z14
 	VFMADD231PS  Z17, Z25, Z15
-	BLSRQ        R13, R13
-	JNZ          sparse1137
+	MOVQ         (R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	VPANDD       (SI), Z31, Z16
+	VPANDD       64(SI), Z31, Z17
+	VBROADCASTSS 4(R12), Z18
+	VFMADD231PS  Z16, Z18, Z0
+	VFMADD231PS  Z17, Z18, Z1
+	VBROADCASTSS 260(R12), Z19
+	VFMADD231PS  Z16, Z19, Z2
+	VFMADD231PS  Z17, Z19, Z3
+	VBROADCASTSS 516(R12), Z20
+	VFMADD231PS  Z16, Z20, Z4
+	VFMADD231PS  Z17, Z20, Z5
+	VBROADCASTSS 772(R12), Z21
+	VFMADD231PS  Z16, Z21, Z6
+	VFMADD231PS  Z17, Z21, Z7
+	VBROADCASTSS 1028(R12), Z22
+	VFMADD231PS  Z16, Z22, Z8
+	VFMADD231PS  Z17, Z22, Z9
+	VBROADCASTSS 1284(R12), Z23
+	VFMADD231PS  Z16, Z23, Z10
+	VFMADD231PS  Z17, Z23, Z11
+	VBROADCASTSS 1540(R12), Z24
+	VFMADD231PS  Z16, Z24, Z12
+	VFMADD231PS  Z17, Z24, Z13
+	VBROADCASTSS 1796(R12), Z25
+	VFMADD231PS  Z16, Z25, Z14
+	VFMADD231PS  Z17, Z25, Z15
+	MOVQ         8(R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	VPSLLD       $0x10, (SI)(R9*1), Z16
+	VPSLLD       $0x10, 64(SI)(R9*1), Z17
+	VBROADCASTSS 8(R12), Z18
+	VFMADD231PS  Z16, Z18, Z0
+	VFMADD231PS  Z17, Z18, Z1
+	VBROADCASTSS 264(R12), Z19
+	VFMADD231PS  Z16, Z19, Z2
+	VFMADD231PS  Z17, Z19, Z3
+	VBROADCASTSS 520(R12), Z20
+	VFMADD231PS  Z16, Z20, Z4
+	VFMADD231PS  Z17, Z20, Z5
+	VBROADCASTSS 776(R12), Z21
+	VFMADD231PS  Z16, Z21, Z6
+	VFMADD231PS  Z17, Z21, Z7
+	VBROADCASTSS 1032(R12), Z22
+	VFMADD231PS  Z16, Z22, Z8
+	VFMADD231PS  Z17, Z22, Z9
+	VBROADCASTSS 1288(R12), Z23
+	VFMADD231PS  Z16, Z23, Z10
+	VFMADD231PS  Z17, Z23, Z11
+	VBROADCASTSS 1544(R12), Z24
+	VFMADD231PS  Z16, Z24, Z12
+	VFMADD231PS  Z17, Z24, Z13
+	VBROADCASTSS 1800(R12), Z25
+	VFMADD231PS  Z16, Z25, Z14
+	VFMADD231PS  Z17, Z25, Z15
+	MOVQ         16(R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	VPANDD       (SI)(R9*1), Z31, Z16
+	VPANDD       64(SI)(R9*1), Z31, Z17
+	VBROADCASTSS 12(R12), Z18
+	VFMADD231PS  Z16, Z18, Z0
+	VFMADD231PS  Z17, Z18, Z1
+	VBROADCASTSS 268(R12), Z19
+	VFMADD231PS  Z16, Z19, Z2
+	VFMADD231PS  Z17, Z19, Z3
+	VBROADCASTSS 524(R12), Z20
+	VFMADD231PS  Z16, Z20, Z4
+	VFMADD231PS  Z17, Z20, Z5
+	VBROADCASTSS 780(R12), Z21
+	VFMADD231PS  Z16, Z21, Z6
+	VFMADD231PS  Z17, Z21, Z7
+	VBROADCASTSS 1036(R12), Z22
+	VFMADD231PS  Z16, Z22, Z8
+	VFMADD231PS  Z17, Z22, Z9
+	VBROADCASTSS 1292(R12), Z23
+	VFMADD231PS  Z16, Z23, Z10
+	VFMADD231PS  Z17, Z23, Z11
+	VBROADCASTSS 1548(R12), Z24
+	VFMADD231PS  Z16, Z24, Z12
+	VFMADD231PS  Z17, Z24, Z13
+	VBROADCASTSS 1804(R12), Z25
+	VFMADD231PS  Z16, Z25, Z14
+	VFMADD231PS  Z17, Z25, Z15
+	MOVQ         24(R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	LEAQ         (SI)(R9*2), SI
+	ADDQ         $0x10, R12
+	ADDQ         $0x00000040, CX
+	TESTQ        $0x000001ff, CX
+	JNZ          row1210
+	ADDQ         40(R11), CX
 
-merge1140:
-	VMOVUPS      joinFirst_avx512<>+0(SB), Z16
-	VMOVUPS      joinSecond_avx512<>+0(SB), Z17
-	VMOVAPS      Z0, Z18
-	VPERMT2PS    Z1, Z16, Z0
-	VPERMT2PS    Z18, Z17, Z1
-	VMOVAPS      Z2, Z18
-	VPERMT2PS    Z3, Z16, Z2
-	VPERMT2PS    Z18, Z17, Z3
-	VMOVAPS      Z4, Z18
-	VPERMT2PS    Z5, Z16, Z4
-	VPERMT2PS    Z18, Z17, Z5
-	VMOVAPS      Z6, Z18
-	VPERMT2PS    Z7, Z16, Z6
-	VPERMT2PS    Z18, Z17, Z7
-	VMOVAPS      Z8, Z18
-	VPERMT2PS    Z9, Z16, Z8
-	VPERMT2PS    Z18, Z17, Z9
-	VMOVAPS      Z10, Z18
-	VPERMT2PS    Z11, Z16, Z10
-	VPERMT2PS    Z18, Z17, Z11
-	VMOVAPS      Z12, Z18
-	VPERMT2PS    Z13, Z16, Z12
-	VPERMT2PS    Z18, Z17, Z13
-	VMOVAPS      Z14, Z18
-	VPERMT2PS    Z15, Z16, Z14
-	VPERMT2PS    Z18, Z17, Z15
+row1210:
+	IMUL3Q $0x00000100, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn1207
+
+quiet1208:
+	VPSLLD       $0x10, (SI), Z16
+	VPSLLD       $0x10, 64(SI), Z17
+	VBROADCASTSS (R12), Z18
+	VFMADD231PS  Z16, Z18, Z0
+	VFMADD231PS  Z17, Z18, Z1
+	VBROADCASTSS 256(R12), Z19
+	VFMADD231PS  Z16, Z19, Z2
+	VFMADD231PS  Z17, Z19, Z3
+	VBROADCASTSS 512(R12), Z20
+	VFMADD231PS  Z16, Z20, Z4
+	VFMADD231PS  Z17, Z20, Z5
+	VBROADCASTSS 768(R12), Z21
+	VFMADD231PS  Z16, Z21, Z6
+	VFMADD231PS  Z17, Z21, Z7
+	VBROADCASTSS 1024(R12), Z22
+	VFMADD231PS  Z16, Z22, Z8
+	VFMADD231PS  Z17, Z22, Z9
+	VBROADCASTSS 1280(R12), Z23
+	VFMADD231PS  Z16, Z23, Z10
+	VFMADD231PS  Z17, Z23, Z11
+	VBROADCASTSS 1536(R12), Z24
+	VFMADD231PS  Z16, Z24, Z12
+	VFMADD231PS  Z17, Z24, Z13
+	VBROADCASTSS 1792(R12), Z25
+	VFMADD231PS  Z16, Z25, Z14
+	VFMADD231PS  Z17, Z25, Z15
+	VPANDD       (SI), Z31, Z16
+	VPANDD       64(SI), Z31, Z17
+	VBROADCASTSS 4(R12), Z18
+	VFMADD231PS  Z16, Z18, Z0
+	VFMADD231PS  Z17, Z18, Z1
+	VBROADCASTSS 260(R12), Z19
+	VFMADD231PS  Z16, Z19, Z2
+	VFMADD231PS  Z17, Z19, Z3
+	VBROADCASTSS 516(R12), Z20
+	VFMADD231PS  Z16, Z20, Z4
+	VFMADD231PS  Z17, Z20, Z5
+	VBROADCASTSS 772(R12), Z21
+	VFMADD231PS  Z16, Z21, Z6
+	VFMADD231PS  Z17, Z21, Z7
+	VBROADCASTSS 1028(R12), Z22
+	VFMADD231PS  Z16, Z22, Z8
+	VFMADD231PS  Z17, Z22, Z9
+	VBROADCASTSS 1284(R12), Z23
+	VFMADD231PS  Z16, Z23, Z10
+	VFMADD231PS  Z17, Z23, Z11
+	VBROADCASTSS 1540(R12), Z24
+	VFMADD231PS  Z16, Z24, Z12
+	VFMADD231PS  Z17, Z24, Z13
+	VBROADCASTSS 1796(R12), Z25
+	VFMADD231PS  Z16, Z25, Z14
+	VFMADD231PS  Z17, Z25, Z15
+	VPSLLD       $0x10, (SI)(R9*1), Z16
+	VPSLLD       $0x10, 64(SI)(R9*1), Z17
+	VBROADCASTSS 8(R12), Z18
+	VFMADD231PS  Z16, Z18, Z0
+	VFMADD231PS  Z17, Z18, Z1
+	VBROADCASTSS 264(R12), Z19
+	VFMADD231PS  Z16, Z19, Z2
+	VFMADD231PS  Z17, Z19, Z3
+	VBROADCASTSS 520(R12), Z20
+	VFMADD231PS  Z16, Z20, Z4
+	VFMADD231PS  Z17, Z20, Z5
+	VBROADCASTSS 776(R12), Z21
+	VFMADD231PS  Z16, Z21, Z6
+	VFMADD231PS  Z17, Z21, Z7
+	VBROADCASTSS 1032(R12), Z22
+	VFMADD231PS  Z16, Z22, Z8
+	VFMADD231PS  Z17, Z22, Z9
+	VBROADCASTSS 1288(R12), Z23
+	VFMADD231PS  Z16, Z23, Z10
+	VFMADD231PS  Z17, Z23, Z11
+	VBROADCASTSS 1544(R12), Z24
+	VFMADD231PS  Z16, Z24, Z12
+	VFMADD231PS  Z17, Z24, Z13
+	VBROADCASTSS 1800(R12), Z25
+	VFMADD231PS  Z16, Z25, Z14
+	VFMADD231PS  Z17, Z25, Z15
+	VPANDD       (SI)(R9*1), Z31, Z16
+	VPANDD       64(SI)(R9*1), Z31, Z17
+	VBROADCASTSS 12(R12), Z18
+	VFMADD231PS  Z16, Z18, Z0
+	VFMADD231PS  Z17, Z18, Z1
+	VBROADCASTSS 268(R12), Z19
+	VFMADD231PS  Z16, Z19, Z2
+	VFMADD231PS  Z17, Z19, Z3
+	VBROADCASTSS 524(R12), Z20
+	VFMADD231PS  Z16, Z20, Z4
+	VFMADD231PS  Z17, Z20, Z5
+	VBROADCASTSS 780(R12), Z21
+	VFMADD231PS  Z16, Z21, Z6
+	VFMADD231PS  Z17, Z21, Z7
+	VBROADCASTSS 1036(R12), Z22
+	VFMADD231PS  Z16, Z22, Z8
+	VFMADD231PS  Z17, Z22, Z9
+	VBROADCASTSS 1292(R12), Z23
+	VFMADD231PS  Z16, Z23, Z10
+	VFMADD231PS  Z17, Z23, Z11
+	VBROADCASTSS 1548(R12), Z24
+	VFMADD231PS  Z16, Z24, Z12
+	VFMADD231PS  Z17, Z24, Z13
+	VBROADCASTSS 1804(R12), Z25
+	VFMADD231PS  Z16, Z25, Z14
+	VFMADD231PS  Z17, Z25, Z15
+	LEAQ         (SI)(R9*2), SI
+	ADDQ         $0x10, R12
+	JMP          turn1207
+
+end1209:
+	ADDQ         $0x04, R13
+	JZ           merge1205
+	CMPQ         R13, $0x02
+	JLT          some1211
+	VPSLLD       $0x10, (SI), Z16
+	VPSLLD       $0x10, 64(SI), Z17
+	VBROADCASTSS (R12), Z18
+	VFMADD231PS  Z16, Z18, Z0
+	VFMADD231PS  Z17, Z18, Z1
+	VBROADCASTSS 256(R12), Z19
+	VFMADD231PS  Z16, Z19, Z2
+	VFMADD231PS  Z17, Z19, Z3
+	VBROADCASTSS 512(R12), Z20
+	VFMADD231PS  Z16, Z20, Z4
+	VFMADD231PS  Z17, Z20, Z5
+	VBROADCASTSS 768(R12), Z21
+	VFMADD231PS  Z16, Z21, Z6
+	VFMADD231PS  Z17, Z21, Z7
+	VBROADCASTSS 1024(R12), Z22
+	VFMADD231PS  Z16, Z22, Z8
+	VFMADD231PS  Z17, Z22, Z9
+	VBROADCASTSS 1280(R12), Z23
+	VFMADD231PS  Z16, Z23, Z10
+	VFMADD231PS  Z17, Z23, Z11
+	VBROADCASTSS 1536(R12), Z24
+	VFMADD231PS  Z16, Z24, Z12
+	VFMADD231PS  Z17, Z24, Z13
+	VBROADCASTSS 1792(R12), Z25
+	VFMADD231PS  Z16, Z25, Z14
+	VFMADD231PS  Z17, Z25, Z15
+	VPANDD       (SI), Z31, Z16
+	VPANDD       64(SI), Z31, Z17
+	VBROADCASTSS 4(R12), Z18
+	VFMADD231PS  Z16, Z18, Z0
+	VFMADD231PS  Z17, Z18, Z1
+	VBROADCASTSS 260(R12), Z19
+	VFMADD231PS  Z16, Z19, Z2
+	VFMADD231PS  Z17, Z19, Z3
+	VBROADCASTSS 516(R12), Z20
+	VFMADD231PS  Z16, Z20, Z4
+	VFMADD231PS  Z17, Z20, Z5
+	VBROADCASTSS 772(R12), Z21
+	VFMADD231PS  Z16, Z21, Z6
+	VFMADD231PS  Z17, Z21, Z7
+	VBROADCASTSS 1028(R12), Z22
+	VFMADD231PS  Z16, Z22, Z8
+	VFMADD231PS  Z17, Z22, Z9
+	VBROADCASTSS 1284(R12), Z23
+	VFMADD231PS  Z16, Z23, Z10
+	VFMADD231PS  Z17, Z23, Z11
+	VBROADCASTSS 1540(R12), Z24
+	VFMADD231PS  Z16, Z24, Z12
+	VFMADD231PS  Z17, Z24, Z13
+	VBROADCASTSS 1796(R12), Z25
+	VFMADD231PS  Z16, Z25, Z14
+	VFMADD231PS  Z17, Z25, Z15
+	ADDQ         R9, SI
+	ADDQ         $0x08, R12
+	SUBQ         $0x02, R13
+	JZ           merge1205
+
+some1211:
+	VPSLLD       $0x10, (SI), Z16
+	VPSLLD       $0x10, 64(SI), Z17
+	VBROADCASTSS (R12), Z18
+	VFMADD231PS  Z16, Z18, Z0
+	VFMADD231PS  Z17, Z18, Z1
+	VBROADCASTSS 256(R12), Z19
+	VFMADD231PS  Z16, Z19, Z2
+	VFMADD231PS  Z17, Z19, Z3
+	VBROADCASTSS 512(R12), Z20
+	VFMADD231PS  Z16, Z20, Z4
+	VFMADD231PS  Z17, Z20, Z5
+	VBROADCASTSS 768(R12), Z21
+	VFMADD231PS  Z16, Z21, Z6
+	VFMADD231PS  Z17, Z21, Z7
+	VBROADCASTSS 1024(R12), Z22
+	VFMADD231PS  Z16, Z22, Z8
+	VFMADD231PS  Z17, Z22, Z9
+	VBROADCASTSS 1280(R12), Z23
+	VFMADD231PS  Z16, Z23, Z10
+	VFMADD231PS  Z17, Z23, Z11
+	VBROADCASTSS 1536(R12), Z24
+	VFMADD231PS  Z16, Z24, Z12
+	VFMADD231PS  Z17, Z24, Z13
+	VBROADCASTSS 1792(R12), Z25
+	VFMADD231PS  Z16, Z25, Z14
+	VFMADD231PS  Z17, Z25, Z15
+	ADDQ         R9, SI
+	ADDQ         $0x04, R12
+	JMP          merge1205
+
+sparse1203:
+	TZCNTQ       R13, AX
+	LEAQ         (BX)(AX*4), R12
+	MOVQ         AX, SI
+	MOVQ         SI, AX
+	SHRQ         $0x01, SI
+	IMULQ        R9, SI
+	ADDQ         DX, SI
+	TESTQ        $0x00000001, AX
+	JNZ          odd1212
+	VPSLLD       $0x10, (SI), Z16
+	VPSLLD       $0x10, 64(SI), Z17
+	VBROADCASTSS (R12), Z18
+	VFMADD231PS  Z16, Z18, Z0
+	VFMADD231PS  Z17, Z18, Z1
+	VBROADCASTSS 256(R12), Z19
+	VFMADD231PS  Z16, Z19, Z2
+	VFMADD231PS  Z17, Z19, Z3
+	VBROADCASTSS 512(R12), Z20
+	VFMADD231PS  Z16, Z20, Z4
+	VFMADD231PS  Z17, Z20, Z5
+	VBROADCASTSS 768(R12), Z21
+	VFMADD231PS  Z16, Z21, Z6
+	VFMADD231PS  Z17, Z21, Z7
+	VBROADCASTSS 1024(R12), Z22
+	VFMADD231PS  Z16, Z22, Z8
+	VFMADD231PS  Z17, Z22, Z9
+	VBROADCASTSS 1280(R12), Z23
+	VFMADD231PS  Z16, Z23, Z10
+	VFMADD231PS  Z17, Z23, Z11
+	VBROADCASTSS 1536(R12), Z24
+	VFMADD231PS  Z16, Z24, Z12
+	VFMADD231PS  Z17, Z24, Z13
+	VBROADCASTSS 1792(R12), Z25
+	VFMADD231PS  Z16, Z25, Z14
+	VFMADD231PS  Z17, Z25, Z15
+	JMP          done1213
+
+odd1212:
+	VPANDD       (SI), Z31, Z16
+	VPANDD       64(SI), Z31, Z17
+	VBROADCASTSS (R12), Z18
+	VFMADD231PS  Z16, Z18, Z0
+	VFMADD231PS  Z17, Z18, Z1
+	VBROADCASTSS 256(R12), Z19
+	VFMADD231PS  Z16, Z19, Z2
+	VFMADD231PS  Z17, Z19, Z3
+	VBROADCASTSS 512(R12), Z20
+	VFMADD231PS  Z16, Z20, Z4
+	VFMADD231PS  Z17, Z20, Z5
+	VBROADCASTSS 768(R12), Z21
+	VFMADD231PS  Z16, Z21, Z6
+	VFMADD231PS  Z17, Z21, Z7
+	VBROADCASTSS 1024(R12), Z22
+	VFMADD231PS  Z16, Z22, Z8
+	VFMADD231PS  Z17, Z22, Z9
+	VBROADCASTSS 1280(R12), Z23
+	VFMADD231PS  Z16, Z23, Z10
+	VFMADD231PS  Z17, Z23, Z11
+	VBROADCASTSS 1536(R12), Z24
+	VFMADD231PS  Z16, Z24, Z12
+	VFMADD231PS  Z17, Z24, Z13
+	VBROADCASTSS 1792(R12), Z25
+	VFMADD231PS  Z16, Z25, Z14
+	VFMADD231PS  Z17, Z25, Z15
+
+done1213:
+	BLSRQ R13, R13
+	JNZ   sparse1203
+
+merge1205:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store1145
+	JZ           store1214
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -31244,9 +32840,9 @@ merge1140:
 	VMULPS       Z17, Z15, Z15
 	VFMADD231PS  64(AX), Z16, Z15
 	VMOVUPS      Z15, 64(AX)
-	JMP          stored1146
+	JMP          stored1215
 
-store1145:
+store1214:
 	VMOVUPS Z0, (AX)
 	VMOVUPS Z1, 64(AX)
 	ADDQ    R8, AX
@@ -31271,218 +32867,42 @@ store1145:
 	VMOVUPS Z14, (AX)
 	VMOVUPS Z15, 64(AX)
 
-stored1146:
+stored1215:
 	ADDQ $0x00000080, DI
-	ADDQ $0x00000040, DX
+	ADDQ $0x00000080, DX
 	SUBQ $0x02, (SP)
-	JMP  columns1135
+	JMP  columns1201
 
-less1136:
-columns1147:
-	CMPQ   (SP), $0x01
-	JLT    less1148
-	VPXORD Z0, Z0, Z0
-	VPXORD Z1, Z1, Z1
-	VPXORD Z2, Z2, Z2
-	VPXORD Z3, Z3, Z3
-	VPXORD Z4, Z4, Z4
-	VPXORD Z5, Z5, Z5
-	VPXORD Z6, Z6, Z6
-	VPXORD Z7, Z7, Z7
-	MOVQ   mask+56(FP), R13
-	TZCNTQ R13, SI
-	MOVQ   SI, R12
-	BLSIQ  R13, AX
-	ADDQ   R13, AX
-	TESTQ  AX, R13
-	JNZ    sparse1149
-	TZCNTQ AX, R13
-	SUBQ   R12, R13
-	LEAQ   (BX)(R12*4), R12
-	IMULQ  R9, SI
-	ADDQ   DX, SI
-
-turn1153:
-	SUBQ         $0x04, R13
-	JLT          end1155
-	SUBQ         $0x00000080, 8(SP)
-	JGE          quiet1154
-	VPMOVZXWD    (SI), Z8
-	VPSLLD       $0x10, Z8, Z8
-	VBROADCASTSS (R12), Z9
-	VFMADD231PS  Z8, Z9, Z0
-	VBROADCASTSS 256(R12), Z10
-	VFMADD231PS  Z8, Z10, Z1
-	VBROADCASTSS 512(R12), Z11
-	VFMADD231PS  Z8, Z11, Z2
-	VBROADCASTSS 768(R12), Z12
-	VFMADD231PS  Z8, Z12, Z3
-	VBROADCASTSS 1024(R12), Z13
-	VFMADD231PS  Z8, Z13, Z4
-	VBROADCASTSS 1280(R12), Z14
-	VFMADD231PS  Z8, Z14, Z5
-	VBROADCASTSS 1536(R12), Z15
-	VFMADD231PS  Z8, Z15, Z6
-	VBROADCASTSS 1792(R12), Z16
-	VFMADD231PS  Z8, Z16, Z7
-	MOVQ         (R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	VPMOVZXWD    (SI)(R9*1), Z8
-	VPSLLD       $0x10, Z8, Z8
-	VBROADCASTSS 4(R12), Z9
-	VFMADD231PS  Z8, Z9, Z0
-	VBROADCASTSS 260(R12), Z10
-	VFMADD231PS  Z8, Z10, Z1
-	VBROADCASTSS 516(R12), Z11
-	VFMADD231PS  Z8, Z11, Z2
-	VBROADCASTSS 772(R12), Z12
-	VFMADD231PS  Z8, Z12, Z3
-	VBROADCASTSS 1028(R12), Z13
-	VFMADD231PS  Z8, Z13, Z4
-	VBROADCASTSS 1284(R12), Z14
-	VFMADD231PS  Z8, Z14, Z5
-	VBROADCASTSS 1540(R12), Z15
-	VFMADD231PS  Z8, Z15, Z6
-	VBROADCASTSS 1796(R12), Z16
-	VFMADD231PS  Z8, Z16, Z7
-	MOVQ         8(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	VPMOVZXWD    (SI)(R9*2), Z8
-	VPSLLD       $0x10, Z8, Z8
-	VBROADCASTSS 8(R12), Z9
-	VFMADD231PS  Z8, Z9, Z0
-	VBROADCASTSS 264(R12), Z10
-	VFMADD231PS  Z8, Z10, Z1
-	VBROADCASTSS 520(R12), Z11
-	VFMADD231PS  Z8, Z11, Z2
-	VBROADCASTSS 776(R12), Z12
-	VFMADD231PS  Z8, Z12, Z3
-	VBROADCASTSS 1032(R12), Z13
-	VFMADD231PS  Z8, Z13, Z4
-	VBROADCASTSS 1288(R12), Z14
-	VFMADD231PS  Z8, Z14, Z5
-	VBROADCASTSS 1544(R12), Z15
-	VFMADD231PS  Z8, Z15, Z6
-	VBROADCASTSS 1800(R12), Z16
-	VFMADD231PS  Z8, Z16, Z7
-	MOVQ         16(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	VPMOVZXWD    (SI)(R15*1), Z8
-	VPSLLD       $0x10, Z8, Z8
-	VBROADCASTSS 12(R12), Z9
-	VFMADD231PS  Z8, Z9, Z0
-	VBROADCASTSS 268(R12), Z10
-	VFMADD231PS  Z8, Z10, Z1
-	VBROADCASTSS 524(R12), Z11
-	VFMADD231PS  Z8, Z11, Z2
-	VBROADCASTSS 780(R12), Z12
-	VFMADD231PS  Z8, Z12, Z3
-	VBROADCASTSS 1036(R12), Z13
-	VFMADD231PS  Z8, Z13, Z4
-	VBROADCASTSS 1292(R12), Z14
-	VFMADD231PS  Z8, Z14, Z5
-	VBROADCASTSS 1548(R12), Z15
-	VFMADD231PS  Z8, Z15, Z6
-	VBROADCASTSS 1804(R12), Z16
-	VFMADD231PS  Z8, Z16, Z7
-	MOVQ         24(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	LEAQ         (SI)(R9*4), SI
-	ADDQ         $0x10, R12
-	ADDQ         $0x00000040, CX
-	TESTQ        $0x000001ff, CX
-	JNZ          row1156
-	ADDQ         40(R11), CX
-
-row1156:
-	IMUL3Q $0x00000100, 32(R11), R14
-	ADDQ   R14, 8(SP)
-	JMP    turn1153
-
-quiet1154:
-	VPMOVZXWD    (SI), Z8
-	VPSLLD       $0x10, Z8, Z8
-	VBROADCASTSS (R12), Z9
-	VFMADD231PS  Z8, Z9, Z0
-	VBROADCASTSS 256(R12), Z10
-	VFMADD231PS  Z8, Z10, Z1
-	VBROADCASTSS 512(R12), Z11
-	VFMADD231PS  Z8, Z11, Z2
-	VBROADCASTSS 768(R12), Z12
-	VFMADD231PS  Z8, Z12, Z3
-	VBROADCASTSS 1024(R12), Z13
-	VFMADD231PS  Z8, Z13, Z4
-	VBROADCASTSS 1280(R12), Z14
-	VFMADD231PS  Z8, Z14, Z5
-	VBROADCASTSS 1536(R12), Z15
-	VFMADD231PS  Z8, Z15, Z6
-	VBROADCASTSS 1792(R12), Z16
-	VFMADD231PS  Z8, Z16, Z7
-	VPMOVZXWD    (SI)(R9*1), Z8
-	VPSLLD       $0x10, Z8, Z8
-	VBROADCASTSS 4(R12), Z9
-	VFMADD231PS  Z8, Z9, Z0
-	VBROADCASTSS 260(R12), Z10
-	VFMADD231PS  Z8, Z10, Z1
-	VBROADCASTSS 516(R12), Z11
-	VFMADD231PS  Z8, Z11, Z2
-	VBROADCASTSS 772(R12), Z12
-	VFMADD231PS  Z8, Z12, Z3
-	VBROADCASTSS 1028(R12), Z13
-	VFMADD231PS  Z8, Z13, Z4
-	VBROADCASTSS 1284(R12), Z14
-	VFMADD231PS  Z8, Z14, Z5
-	VBROADCASTSS 1540(R12), Z15
-	VFMADD231PS  Z8, Z15, Z6
-	VBROADCASTSS 1796(R12), Z16
-	VFMADD231PS  Z8, Z16, Z7
-	VPMOVZXWD    (SI)(R9*2), Z8
-	VPSLLD       $0x10, Z8, Z8
-	VBROADCASTSS 8(R12), Z9
-	VFMADD231PS  Z8, Z9, Z0
-	VBROADCASTSS 264(R12), Z10
-	VFMADD231PS  Z8, Z10, Z1
-	VBROADCASTSS 520(R12), Z11
-	VFMADD231PS  Z8, Z11, Z2
-	VBROADCASTSS 776(R12), Z12
-	VFMADD231PS  Z8, Z12, Z3
-	VBROADCASTSS 1032(R12), Z13
-	VFMADD231PS  Z8, Z13, Z4
-	VBROADCASTSS 1288(R12), Z14
-	VFMADD231PS  Z8, Z14, Z5
-	VBROADCASTSS 1544(R12), Z15
-	VFMADD231PS  Z8, Z15, Z6
-	VBROADCASTSS 1800(R12), Z16
-	VFMADD231PS  Z8, Z16, Z7
-	VPMOVZXWD    (SI)(R15*1), Z8
-	VPSLLD       $0x10, Z8, Z8
-	VBROADCASTSS 12(R12), Z9
-	VFMADD231PS  Z8, Z9, Z0
-	VBROADCASTSS 268(R12), Z10
-	VFMADD231PS  Z8, Z10, Z1
-	VBROADCASTSS 524(R12), Z11
-	VFMADD231PS  Z8, Z11, Z2
-	VBROADCASTSS 780(R12), Z12
-	VFMADD231PS  Z8, Z12, Z3
-	VBROADCASTSS 1036(R12), Z13
-	VFMADD231PS  Z8, Z13, Z4
-	VBROADCASTSS 1292(R12), Z14
-	VFMADD231PS  Z8, Z14, Z5
-	VBROADCASTSS 1548(R12), Z15
-	VFMADD231PS  Z8, Z15, Z6
-	VBROADCASTSS 1804(R12), Z16
-	VFMADD231PS  Z8, Z16, Z7
-	LEAQ         (SI)(R9*4), SI
-	ADDQ         $0x10, R12
-	JMP          turn1153
-
-end1155:
-	ADDQ $0x04, R13
-	JZ   merge1152
-
-some1151:
-	VPMOVZXWD    (SI), Z8
-	VPSLLD       $0x10, Z8, Z8
+less1202:
+columns1216:
+	CMPQ         (SP), $0x01
+	JLT          less1217
+	VBROADCASTSS highHalf_avx512<>+0(SB), Z31
+	VPXORD       Z0, Z0, Z0
+	VPXORD       Z1, Z1, Z1
+	VPXORD       Z2, Z2, Z2
+	VPXORD       Z3, Z3, Z3
+	VPXORD       Z4, Z4, Z4
+	VPXORD       Z5, Z5, Z5
+	VPXORD       Z6, Z6, Z6
+	VPXORD       Z7, Z7, Z7
+	MOVQ         mask+56(FP), R13
+	TZCNTQ       R13, SI
+	MOVQ         SI, R12
+	BLSIQ        R13, AX
+	ADDQ         R13, AX
+	TESTQ        AX, R13
+	JNZ          sparse1218
+	TZCNTQ       AX, R13
+	SUBQ         R12, R13
+	LEAQ         (BX)(R12*4), R12
+	MOVQ         SI, AX
+	SHRQ         $0x01, SI
+	IMULQ        R9, SI
+	ADDQ         DX, SI
+	TESTQ        $0x00000001, AX
+	JZ           even1221
+	VPANDD       (SI), Z31, Z8
 	VBROADCASTSS (R12), Z9
 	VFMADD231PS  Z8, Z9, Z0
 	VBROADCASTSS 256(R12), Z10
@@ -31502,17 +32922,15 @@ some1151:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some1151
-	JMP          merge1152
+	JZ           merge1220
 
-sparse1149:
-	TZCNTQ       R13, AX
-	LEAQ         (BX)(AX*4), R12
-	MOVQ         AX, SI
-	IMULQ        R9, SI
-	ADDQ         DX, SI
-	VPMOVZXWD    (SI), Z8
-	VPSLLD       $0x10, Z8, Z8
+even1221:
+turn1222:
+	SUBQ         $0x04, R13
+	JLT          end1224
+	SUBQ         $0x00000080, 8(SP)
+	JGE          quiet1223
+	VPSLLD       $0x10, (SI), Z8
 	VBROADCASTSS (R12), Z9
 	VFMADD231PS  Z8, Z9, Z0
 	VBROADCASTSS 256(R12), Z10
@@ -31529,14 +32947,273 @@ sparse1149:
 	VFMADD231PS  Z8, Z15, Z6
 	VBROADCASTSS 1792(R12), Z16
 	VFMADD231PS  Z8, Z16, Z7
-	BLSRQ        R13, R13
-	JNZ          sparse1149
+	MOVQ         (R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	VPANDD       (SI), Z31, Z8
+	VBROADCASTSS 4(R12), Z9
+	VFMADD231PS  Z8, Z9, Z0
+	VBROADCASTSS 260(R12), Z10
+	VFMADD231PS  Z8, Z10, Z1
+	VBROADCASTSS 516(R12), Z11
+	VFMADD231PS  Z8, Z11, Z2
+	VBROADCASTSS 772(R12), Z12
+	VFMADD231PS  Z8, Z12, Z3
+	VBROADCASTSS 1028(R12), Z13
+	VFMADD231PS  Z8, Z13, Z4
+	VBROADCASTSS 1284(R12), Z14
+	VFMADD231PS  Z8, Z14, Z5
+	VBROADCASTSS 1540(R12), Z15
+	VFMADD231PS  Z8, Z15, Z6
+	VBROADCASTSS 1796(R12), Z16
+	VFMADD231PS  Z8, Z16, Z7
+	MOVQ         8(R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	VPSLLD       $0x10, (SI)(R9*1), Z8
+	VBROADCASTSS 8(R12), Z9
+	VFMADD231PS  Z8, Z9, Z0
+	VBROADCASTSS 264(R12), Z10
+	VFMADD231PS  Z8, Z10, Z1
+	VBROADCASTSS 520(R12), Z11
+	VFMADD231PS  Z8, Z11, Z2
+	VBROADCASTSS 776(R12), Z12
+	VFMADD231PS  Z8, Z12, Z3
+	VBROADCASTSS 1032(R12), Z13
+	VFMADD231PS  Z8, Z13, Z4
+	VBROADCASTSS 1288(R12), Z14
+	VFMADD231PS  Z8, Z14, Z5
+	VBROADCASTSS 1544(R12), Z15
+	VFMADD231PS  Z8, Z15, Z6
+	VBROADCASTSS 1800(R12), Z16
+	VFMADD231PS  Z8, Z16, Z7
+	MOVQ         16(R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	VPANDD       (SI)(R9*1), Z31, Z8
+	VBROADCASTSS 12(R12), Z9
+	VFMADD231PS  Z8, Z9, Z0
+	VBROADCASTSS 268(R12), Z10
+	VFMADD231PS  Z8, Z10, Z1
+	VBROADCASTSS 524(R12), Z11
+	VFMADD231PS  Z8, Z11, Z2
+	VBROADCASTSS 780(R12), Z12
+	VFMADD231PS  Z8, Z12, Z3
+	VBROADCASTSS 1036(R12), Z13
+	VFMADD231PS  Z8, Z13, Z4
+	VBROADCASTSS 1292(R12), Z14
+	VFMADD231PS  Z8, Z14, Z5
+	VBROADCASTSS 1548(R12), Z15
+	VFMADD231PS  Z8, Z15, Z6
+	VBROADCASTSS 1804(R12), Z16
+	VFMADD231PS  Z8, Z16, Z7
+	MOVQ         24(R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	LEAQ         (SI)(R9*2), SI
+	ADDQ         $0x10, R12
+	ADDQ         $0x00000040, CX
+	TESTQ        $0x000001ff, CX
+	JNZ          row1225
+	ADDQ         40(R11), CX
 
-merge1152:
+row1225:
+	IMUL3Q $0x00000100, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn1222
+
+quiet1223:
+	VPSLLD       $0x10, (SI), Z8
+	VBROADCASTSS (R12), Z9
+	VFMADD231PS  Z8, Z9, Z0
+	VBROADCASTSS 256(R12), Z10
+	VFMADD231PS  Z8, Z10, Z1
+	VBROADCASTSS 512(R12), Z11
+	VFMADD231PS  Z8, Z11, Z2
+	VBROADCASTSS 768(R12), Z12
+	VFMADD231PS  Z8, Z12, Z3
+	VBROADCASTSS 1024(R12), Z13
+	VFMADD231PS  Z8, Z13, Z4
+	VBROADCASTSS 1280(R12), Z14
+	VFMADD231PS  Z8, Z14, Z5
+	VBROADCASTSS 1536(R12), Z15
+	VFMADD231PS  Z8, Z15, Z6
+	VBROADCASTSS 1792(R12), Z16
+	VFMADD231PS  Z8, Z16, Z7
+	VPANDD       (SI), Z31, Z8
+	VBROADCASTSS 4(R12), Z9
+	VFMADD231PS  Z8, Z9, Z0
+	VBROADCASTSS 260(R12), Z10
+	VFMADD231PS  Z8, Z10, Z1
+	VBROADCASTSS 516(R12), Z11
+	VFMADD231PS  Z8, Z11, Z2
+	VBROADCASTSS 772(R12), Z12
+	VFMADD231PS  Z8, Z12, Z3
+	VBROADCASTSS 1028(R12), Z13
+	VFMADD231PS  Z8, Z13, Z4
+	VBROADCASTSS 1284(R12), Z14
+	VFMADD231PS  Z8, Z14, Z5
+	VBROADCASTSS 1540(R12), Z15
+	VFMADD231PS  Z8, Z15, Z6
+	VBROADCASTSS 1796(R12), Z16
+	VFMADD231PS  Z8, Z16, Z7
+	VPSLLD       $0x10, (SI)(R9*1), Z8
+	VBROADCASTSS 8(R12), Z9
+	VFMADD231PS  Z8, Z9, Z0
+	VBROADCASTSS 264(R12), Z10
+	VFMADD231PS  Z8, Z10, Z1
+	VBROADCASTSS 520(R12), Z11
+	VFMADD231PS  Z8, Z11, Z2
+	VBROADCASTSS 776(R12), Z12
+	VFMADD231PS  Z8, Z12, Z3
+	VBROADCASTSS 1032(R12), Z13
+	VFMADD231PS  Z8, Z13, Z4
+	VBROADCASTSS 1288(R12), Z14
+	VFMADD231PS  Z8, Z14, Z5
+	VBROADCASTSS 1544(R12), Z15
+	VFMADD231PS  Z8, Z15, Z6
+	VBROADCASTSS 1800(R12), Z16
+	VFMADD231PS  Z8, Z16, Z7
+	VPANDD       (SI)(R9*1), Z31, Z8
+	VBROADCASTSS 12(R12), Z9
+	VFMADD231PS  Z8, Z9, Z0
+	VBROADCASTSS 268(R12), Z10
+	VFMADD231PS  Z8, Z10, Z1
+	VBROADCASTSS 524(R12), Z11
+	VFMADD231PS  Z8, Z11, Z2
+	VBROADCASTSS 780(R12), Z12
+	VFMADD231PS  Z8, Z12, Z3
+	VBROADCASTSS 1036(R12), Z13
+	VFMADD231PS  Z8, Z13, Z4
+	VBROADCASTSS 1292(R12), Z14
+	VFMADD231PS  Z8, Z14, Z5
+	VBROADCASTSS 1548(R12), Z15
+	VFMADD231PS  Z8, Z15, Z6
+	VBROADCASTSS 1804(R12), Z16
+	VFMADD231PS  Z8, Z16, Z7
+	LEAQ         (SI)(R9*2), SI
+	ADDQ         $0x10, R12
+	JMP          turn1222
+
+end1224:
+	ADDQ         $0x04, R13
+	JZ           merge1220
+	CMPQ         R13, $0x02
+	JLT          some1226
+	VPSLLD       $0x10, (SI), Z8
+	VBROADCASTSS (R12), Z9
+	VFMADD231PS  Z8, Z9, Z0
+	VBROADCASTSS 256(R12), Z10
+	VFMADD231PS  Z8, Z10, Z1
+	VBROADCASTSS 512(R12), Z11
+	VFMADD231PS  Z8, Z11, Z2
+	VBROADCASTSS 768(R12), Z12
+	VFMADD231PS  Z8, Z12, Z3
+	VBROADCASTSS 1024(R12), Z13
+	VFMADD231PS  Z8, Z13, Z4
+	VBROADCASTSS 1280(R12), Z14
+	VFMADD231PS  Z8, Z14, Z5
+	VBROADCASTSS 1536(R12), Z15
+	VFMADD231PS  Z8, Z15, Z6
+	VBROADCASTSS 1792(R12), Z16
+	VFMADD231PS  Z8, Z16, Z7
+	VPANDD       (SI), Z31, Z8
+	VBROADCASTSS 4(R12), Z9
+	VFMADD231PS  Z8, Z9, Z0
+	VBROADCASTSS 260(R12), Z10
+	VFMADD231PS  Z8, Z10, Z1
+	VBROADCASTSS 516(R12), Z11
+	VFMADD231PS  Z8, Z11, Z2
+	VBROADCASTSS 772(R12), Z12
+	VFMADD231PS  Z8, Z12, Z3
+	VBROADCASTSS 1028(R12), Z13
+	VFMADD231PS  Z8, Z13, Z4
+	VBROADCASTSS 1284(R12), Z14
+	VFMADD231PS  Z8, Z14, Z5
+	VBROADCASTSS 1540(R12), Z15
+	VFMADD231PS  Z8, Z15, Z6
+	VBROADCASTSS 1796(R12), Z16
+	VFMADD231PS  Z8, Z16, Z7
+	ADDQ         R9, SI
+	ADDQ         $0x08, R12
+	SUBQ         $0x02, R13
+	JZ           merge1220
+
+some1226:
+	VPSLLD       $0x10, (SI), Z8
+	VBROADCASTSS (R12), Z9
+	VFMADD231PS  Z8, Z9, Z0
+	VBROADCASTSS 256(R12), Z10
+	VFMADD231PS  Z8, Z10, Z1
+	VBROADCASTSS 512(R12), Z11
+	VFMADD231PS  Z8, Z11, Z2
+	VBROADCASTSS 768(R12), Z12
+	VFMADD231PS  Z8, Z12, Z3
+	VBROADCASTSS 1024(R12), Z13
+	VFMADD231PS  Z8, Z13, Z4
+	VBROADCASTSS 1280(R12), Z14
+	VFMADD231PS  Z8, Z14, Z5
+	VBROADCASTSS 1536(R12), Z15
+	VFMADD231PS  Z8, Z15, Z6
+	VBROADCASTSS 1792(R12), Z16
+	VFMADD231PS  Z8, Z16, Z7
+	ADDQ         R9, SI
+	ADDQ         $0x04, R12
+	JMP          merge1220
+
+sparse1218:
+	TZCNTQ       R13, AX
+	LEAQ         (BX)(AX*4), R12
+	MOVQ         AX, SI
+	MOVQ         SI, AX
+	SHRQ         $0x01, SI
+	IMULQ        R9, SI
+	ADDQ         DX, SI
+	TESTQ        $0x00000001, AX
+	JNZ          odd1227
+	VPSLLD       $0x10, (SI), Z8
+	VBROADCASTSS (R12), Z9
+	VFMADD231PS  Z8, Z9, Z0
+	VBROADCASTSS 256(R12), Z10
+	VFMADD231PS  Z8, Z10, Z1
+	VBROADCASTSS 512(R12), Z11
+	VFMADD231PS  Z8, Z11, Z2
+	VBROADCASTSS 768(R12), Z12
+	VFMADD231PS  Z8, Z12, Z3
+	VBROADCASTSS 1024(R12), Z13
+	VFMADD231PS  Z8, Z13, Z4
+	VBROADCASTSS 1280(R12), Z14
+	VFMADD231PS  Z8, Z14, Z5
+	VBROADCASTSS 1536(R12), Z15
+	VFMADD231PS  Z8, Z15, Z6
+	VBROADCASTSS 1792(R12), Z16
+	VFMADD231PS  Z8, Z16, Z7
+	JMP          done1228
+
+odd1227:
+	VPANDD       (SI), Z31, Z8
+	VBROADCASTSS (R12), Z9
+	VFMADD231PS  Z8, Z9, Z0
+	VBROADCASTSS 256(R12), Z10
+	VFMADD231PS  Z8, Z10, Z1
+	VBROADCASTSS 512(R12), Z11
+	VFMADD231PS  Z8, Z11, Z2
+	VBROADCASTSS 768(R12), Z12
+	VFMADD231PS  Z8, Z12, Z3
+	VBROADCASTSS 1024(R12), Z13
+	VFMADD231PS  Z8, Z13, Z4
+	VBROADCASTSS 1280(R12), Z14
+	VFMADD231PS  Z8, Z14, Z5
+	VBROADCASTSS 1536(R12), Z15
+	VFMADD231PS  Z8, Z15, Z6
+	VBROADCASTSS 1792(R12), Z16
+	VFMADD231PS  Z8, Z16, Z7
+
+done1228:
+	BLSRQ R13, R13
+	JNZ   sparse1218
+
+merge1220:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store1157
+	JZ           store1229
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -31590,9 +33267,9 @@ merge1152:
 	VMULPS       Z9, Z7, Z7
 	VFMADD231PS  (AX), Z8, Z7
 	VMOVUPS      Z7, (AX)
-	JMP          stored1158
+	JMP          stored1230
 
-store1157:
+store1229:
 	VMOVUPS Z0, (AX)
 	ADDQ    R8, AX
 	VMOVUPS Z1, (AX)
@@ -31609,13 +33286,13 @@ store1157:
 	ADDQ    R8, AX
 	VMOVUPS Z7, (AX)
 
-stored1158:
+stored1230:
 	ADDQ $0x00000040, DI
-	ADDQ $0x00000020, DX
+	ADDQ $0x00000040, DX
 	SUBQ $0x01, (SP)
-	JMP  columns1147
+	JMP  columns1216
 
-less1148:
+less1217:
 	ADDQ  $0x00000800, BX
 	MOVQ  BX, R14
 	SUBQ  w+8(FP), R14
@@ -31631,309 +33308,46 @@ tile869:
 	MOVQ cols+40(FP), R14
 	MOVQ R14, (SP)
 
-columns1159:
-	CMPQ   (SP), $0x02
-	JLT    less1160
-	VPXORD Z0, Z0, Z0
-	VPXORD Z1, Z1, Z1
-	VPXORD Z2, Z2, Z2
-	VPXORD Z3, Z3, Z3
-	VPXORD Z4, Z4, Z4
-	VPXORD Z5, Z5, Z5
-	VPXORD Z6, Z6, Z6
-	VPXORD Z7, Z7, Z7
-	VPXORD Z8, Z8, Z8
-	VPXORD Z9, Z9, Z9
-	VPXORD Z10, Z10, Z10
-	VPXORD Z11, Z11, Z11
-	VPXORD Z12, Z12, Z12
-	VPXORD Z13, Z13, Z13
-	VPXORD Z14, Z14, Z14
-	VPXORD Z15, Z15, Z15
-	VPXORD Z16, Z16, Z16
-	VPXORD Z17, Z17, Z17
-	MOVQ   mask+56(FP), R13
-	TZCNTQ R13, SI
-	MOVQ   SI, R12
-	BLSIQ  R13, AX
-	ADDQ   R13, AX
-	TESTQ  AX, R13
-	JNZ    sparse1161
-	TZCNTQ AX, R13
-	SUBQ   R12, R13
-	LEAQ   (BX)(R12*4), R12
-	IMULQ  R9, SI
-	ADDQ   DX, SI
-
-turn1165:
-	SUBQ         $0x04, R13
-	JLT          end1167
-	SUBQ         $0x00000100, 8(SP)
-	JGE          quiet1166
-	VPSLLD       $0x10, (SI), Z18
-	VPANDD       (SI), Z31, Z19
-	VBROADCASTSS (R12), Z20
-	VFMADD231PS  Z18, Z20, Z0
-	VFMADD231PS  Z19, Z20, Z1
-	VBROADCASTSS 256(R12), Z21
-	VFMADD231PS  Z18, Z21, Z2
-	VFMADD231PS  Z19, Z21, Z3
-	VBROADCASTSS 512(R12), Z22
-	VFMADD231PS  Z18, Z22, Z4
-	VFMADD231PS  Z19, Z22, Z5
-	VBROADCASTSS 768(R12), Z23
-	VFMADD231PS  Z18, Z23, Z6
-	VFMADD231PS  Z19, Z23, Z7
-	VBROADCASTSS 1024(R12), Z24
-	VFMADD231PS  Z18, Z24, Z8
-	VFMADD231PS  Z19, Z24, Z9
-	VBROADCASTSS 1280(R12), Z25
-	VFMADD231PS  Z18, Z25, Z10
-	VFMADD231PS  Z19, Z25, Z11
-	VBROADCASTSS 1536(R12), Z26
-	VFMADD231PS  Z18, Z26, Z12
-	VFMADD231PS  Z19, Z26, Z13
-	VBROADCASTSS 1792(R12), Z27
-	VFMADD231PS  Z18, Z27, Z14
-	VFMADD231PS  Z19, Z27, Z15
-	VBROADCASTSS 2048(R12), Z28
-	VFMADD231PS  Z18, Z28, Z16
-	VFMADD231PS  Z19, Z28, Z17
-	MOVQ         (R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	VPSLLD       $0x10, (SI)(R9*1), Z18
-	VPANDD       (SI)(R9*1), Z31, Z19
-	VBROADCASTSS 4(R12), Z20
-	VFMADD231PS  Z18, Z20, Z0
-	VFMADD231PS  Z19, Z20, Z1
-	VBROADCASTSS 260(R12), Z21
-	VFMADD231PS  Z18, Z21, Z2
-	VFMADD231PS  Z19, Z21, Z3
-	VBROADCASTSS 516(R12), Z22
-	VFMADD231PS  Z18, Z22, Z4
-	VFMADD231PS  Z19, Z22, Z5
-	VBROADCASTSS 772(R12), Z23
-	VFMADD231PS  Z18, Z23, Z6
-	VFMADD231PS  Z19, Z23, Z7
-	VBROADCASTSS 1028(R12), Z24
-	VFMADD231PS  Z18, Z24, Z8
-	VFMADD231PS  Z19, Z24, Z9
-	VBROADCASTSS 1284(R12), Z25
-	VFMADD231PS  Z18, Z25, Z10
-	VFMADD231PS  Z19, Z25, Z11
-	VBROADCASTSS 1540(R12), Z26
-	VFMADD231PS  Z18, Z26, Z12
-	VFMADD231PS  Z19, Z26, Z13
-	VBROADCASTSS 1796(R12), Z27
-	VFMADD231PS  Z18, Z27, Z14
-	VFMADD231PS  Z19, Z27, Z15
-	VBROADCASTSS 2052(R12), Z28
-	VFMADD231PS  Z18, Z28, Z16
-	VFMADD231PS  Z19, Z28, Z17
-	MOVQ         8(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	VPSLLD       $0x10, (SI)(R9*2), Z18
-	VPANDD       (SI)(R9*2), Z31, Z19
-	VBROADCASTSS 8(R12), Z20
-	VFMADD231PS  Z18, Z20, Z0
-	VFMADD231PS  Z19, Z20, Z1
-	VBROADCASTSS 264(R12), Z21
-	VFMADD231PS  Z18, Z21, Z2
-	VFMADD231PS  Z19, Z21, Z3
-	VBROADCASTSS 520(R12), Z22
-	VFMADD231PS  Z18, Z22, Z4
-	VFMADD231PS  Z19, Z22, Z5
-	VBROADCASTSS 776(R12), Z23
-	VFMADD231PS  Z18, Z23, Z6
-	VFMADD231PS  Z19, Z23, Z7
-	VBROADCASTSS 1032(R12), Z24
-	VFMADD231PS  Z18, Z24, Z8
-	VFMADD231PS  Z19, Z24, Z9
-	VBROADCASTSS 1288(R12), Z25
-	VFMADD231PS  Z18, Z25, Z10
-	VFMADD231PS  Z19, Z25, Z11
-	VBROADCASTSS 1544(R12), Z26
-	VFMADD231PS  Z18, Z26, Z12
-	VFMADD231PS  Z19, Z26, Z13
-	VBROADCASTSS 1800(R12), Z27
-	VFMADD231PS  Z18, Z27, Z14
-	VFMADD231PS  Z19, Z27, Z15
-	VBROADCASTSS 2056(R12), Z28
-	VFMADD231PS  Z18, Z28, Z16
-	VFMADD231PS  Z19, Z28, Z17
-	MOVQ         16(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	VPSLLD       $0x10, (SI)(R15*1), Z18
-	VPANDD       (SI)(R15*1), Z31, Z19
-	VBROADCASTSS 12(R12), Z20
-	VFMADD231PS  Z18, Z20, Z0
-	VFMADD231PS  Z19, Z20, Z1
-	VBROADCASTSS 268(R12), Z21
-	VFMADD231PS  Z18, Z21, Z2
-	VFMADD231PS  Z19, Z21, Z3
-	VBROADCASTSS 524(R12), Z22
-	VFMADD231PS  Z18, Z22, Z4
-	VFMADD231PS  Z19, Z22, Z5
-	VBROADCASTSS 780(R12), Z23
-	VFMADD231PS  Z18, Z23, Z6
-	VFMADD231PS  Z19, Z23, Z7
-	VBROADCASTSS 1036(R12), Z24
-	VFMADD231PS  Z18, Z24, Z8
-	VFMADD231PS  Z19, Z24, Z9
-	VBROADCASTSS 1292(R12), Z25
-	VFMADD231PS  Z18, Z25, Z10
-	VFMADD231PS  Z19, Z25, Z11
-	VBROADCASTSS 1548(R12), Z26
-	VFMADD231PS  Z18, Z26, Z12
-	VFMADD231PS  Z19, Z26, Z13
-	VBROADCASTSS 1804(R12), Z27
-	VFMADD231PS  Z18, Z27, Z14
-	VFMADD231PS  Z19, Z27, Z15
-	VBROADCASTSS 2060(R12), Z28
-	VFMADD231PS  Z18, Z28, Z16
-	VFMADD231PS  Z19, Z28, Z17
-	MOVQ         24(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	LEAQ         (SI)(R9*4), SI
-	ADDQ         $0x10, R12
-	ADDQ         $0x00000040, CX
-	TESTQ        $0x000001ff, CX
-	JNZ          row1168
-	ADDQ         40(R11), CX
-
-row1168:
-	IMUL3Q $0x00000100, 32(R11), R14
-	ADDQ   R14, 8(SP)
-	JMP    turn1165
-
-quiet1166:
-	VPSLLD       $0x10, (SI), Z18
-	VPANDD       (SI), Z31, Z19
-	VBROADCASTSS (R12), Z20
-	VFMADD231PS  Z18, Z20, Z0
-	VFMADD231PS  Z19, Z20, Z1
-	VBROADCASTSS 256(R12), Z21
-	VFMADD231PS  Z18, Z21, Z2
-	VFMADD231PS  Z19, Z21, Z3
-	VBROADCASTSS 512(R12), Z22
-	VFMADD231PS  Z18, Z22, Z4
-	VFMADD231PS  Z19, Z22, Z5
-	VBROADCASTSS 768(R12), Z23
-	VFMADD231PS  Z18, Z23, Z6
-	VFMADD231PS  Z19, Z23, Z7
-	VBROADCASTSS 1024(R12), Z24
-	VFMADD231PS  Z18, Z24, Z8
-	VFMADD231PS  Z19, Z24, Z9
-	VBROADCASTSS 1280(R12), Z25
-	VFMADD231PS  Z18, Z25, Z10
-	VFMADD231PS  Z19, Z25, Z11
-	VBROADCASTSS 1536(R12), Z26
-	VFMADD231PS  Z18, Z26, Z12
-	VFMADD231PS  Z19, Z26, Z13
-	VBROADCASTSS 1792(R12), Z27
-	VFMADD231PS  Z18, Z27, Z14
-	VFMADD231PS  Z19, Z27, Z15
-	VBROADCASTSS 2048(R12), Z28
-	VFMADD231PS  Z18, Z28, Z16
-	VFMADD231PS  Z19, Z28, Z17
-	VPSLLD       $0x10, (SI)(R9*1), Z18
-	VPANDD       (SI)(R9*1), Z31, Z19
-	VBROADCASTSS 4(R12), Z20
-	VFMADD231PS  Z18, Z20, Z0
-	VFMADD231PS  Z19, Z20, Z1
-	VBROADCASTSS 260(R12), Z21
-	VFMADD231PS  Z18, Z21, Z2
-	VFMADD231PS  Z19, Z21, Z3
-	VBROADCASTSS 516(R12), Z22
-	VFMADD231PS  Z18, Z22, Z4
-	VFMADD231PS  Z19, Z22, Z5
-	VBROADCASTSS 772(R12), Z23
-	VFMADD231PS  Z18, Z23, Z6
-	VFMADD231PS  Z19, Z23, Z7
-	VBROADCASTSS 1028(R12), Z24
-	VFMADD231PS  Z18, Z24, Z8
-	VFMADD231PS  Z19, Z24, Z9
-	VBROADCASTSS 1284(R12), Z25
-	VFMADD231PS  Z18, Z25, Z10
-	VFMADD231PS  Z19, Z25, Z11
-	VBROADCASTSS 1540(R12), Z26
-	VFMADD231PS  Z18, Z26, Z12
-	VFMADD231PS  Z19, Z26, Z13
-	VBROADCASTSS 1796(R12), Z27
-	VFMADD231PS  Z18, Z27, Z14
-	VFMADD231PS  Z19, Z27, Z15
-	VBROADCASTSS 2052(R12), Z28
-	VFMADD231PS  Z18, Z28, Z16
-	VFMADD231PS  Z19, Z28, Z17
-	VPSLLD       $0x10, (SI)(R9*2), Z18
-	VPANDD       (SI)(R9*2), Z31, Z19
-	VBROADCASTSS 8(R12), Z20
-	VFMADD231PS  Z18, Z20, Z0
-	VFMADD231PS  Z19, Z20, Z1
-	VBROADCASTSS 264(R12), Z21
-	VFMADD231PS  Z18, Z21, Z2
-	VFMADD231PS  Z19, Z21, Z3
-	VBROADCASTSS 520(R12), Z22
-	VFMADD231PS  Z18, Z22, Z4
-	VFMADD231PS  Z19, Z22, Z5
-	VBROADCASTSS 776(R12), Z23
-	VFMADD231PS  Z18, Z23, Z6
-	VFMADD231PS  Z19, Z23, Z7
-	VBROADCASTSS 1032(R12), Z24
-	VFMADD231PS  Z18, Z24, Z8
-	VFMADD231PS  Z19, Z24, Z9
-	VBROADCASTSS 1288(R12), Z25
-	VFMADD231PS  Z18, Z25, Z10
-	VFMADD231PS  Z19, Z25, Z11
-	VBROADCASTSS 1544(R12), Z26
-	VFMADD231PS  Z18, Z26, Z12
-	VFMADD231PS  Z19, Z26, Z13
-	VBROADCASTSS 1800(R12), Z27
-	VFMADD231PS  Z18, Z27, Z14
-	VFMADD231PS  Z19, Z27, Z15
-	VBROADCASTSS 2056(R12), Z28
-	VFMADD231PS  Z18, Z28, Z16
-	VFMADD231PS  Z19, Z28, Z17
-	VPSLLD       $0x10, (SI)(R15*1), Z18
-	VPANDD       (SI)(R15*1), Z31, Z19
-	VBROADCASTSS 12(R12), Z20
-	VFMADD231PS  Z18, Z20, Z0
-	VFMADD231PS  Z19, Z20, Z1
-	VBROADCASTSS 268(R12), Z21
-	VFMADD231PS  Z18, Z21, Z2
-	VFMADD231PS  Z19, Z21, Z3
-	VBROADCASTSS 524(R12), Z22
-	VFMADD231PS  Z18, Z22, Z4
-	VFMADD231PS  Z19, Z22, Z5
-	VBROADCASTSS 780(R12), Z23
-	VFMADD231PS  Z18, Z23, Z6
-	VFMADD231PS  Z19, Z23, Z7
-	VBROADCASTSS 1036(R12), Z24
-	VFMADD231PS  Z18, Z24, Z8
-	VFMADD231PS  Z19, Z24, Z9
-	VBROADCASTSS 1292(R12), Z25
-	VFMADD231PS  Z18, Z25, Z10
-	VFMADD231PS  Z19, Z25, Z11
-	VBROADCASTSS 1548(R12), Z26
-	VFMADD231PS  Z18, Z26, Z12
-	VFMADD231PS  Z19, Z26, Z13
-	VBROADCASTSS 1804(R12), Z27
-	VFMADD231PS  Z18, Z27, Z14
-	VFMADD231PS  Z19, Z27, Z15
-	VBROADCASTSS 2060(R12), Z28
-	VFMADD231PS  Z18, Z28, Z16
-	VFMADD231PS  Z19, Z28, Z17
-	LEAQ         (SI)(R9*4), SI
-	ADDQ         $0x10, R12
-	JMP          turn1165
-
-end1167:
-	ADDQ $0x04, R13
-	JZ   merge1164
-
-some1163:
-	VPSLLD       $0x10, (SI), Z18
-	VPANDD       (SI), Z31, Z19
+columns1231:
+	CMPQ         (SP), $0x02
+	JLT          less1232
+	VBROADCASTSS highHalf_avx512<>+0(SB), Z31
+	VPXORD       Z0, Z0, Z0
+	VPXORD       Z1, Z1, Z1
+	VPXORD       Z2, Z2, Z2
+	VPXORD       Z3, Z3, Z3
+	VPXORD       Z4, Z4, Z4
+	VPXORD       Z5, Z5, Z5
+	VPXORD       Z6, Z6, Z6
+	VPXORD       Z7, Z7, Z7
+	VPXORD       Z8, Z8, Z8
+	VPXORD       Z9, Z9, Z9
+	VPXORD       Z10, Z10, Z10
+	VPXORD       Z11, Z11, Z11
+	VPXORD       Z12, Z12, Z12
+	VPXORD       Z13, Z13, Z13
+	VPXORD       Z14, Z14, Z14
+	VPXORD       Z15, Z15, Z15
+	VPXORD       Z16, Z16, Z16
+	VPXORD       Z17, Z17, Z17
+	MOVQ         mask+56(FP), R13
+	TZCNTQ       R13, SI
+	MOVQ         SI, R12
+	BLSIQ        R13, AX
+	ADDQ         R13, AX
+	TESTQ        AX, R13
+	JNZ          sparse1233
+	TZCNTQ       AX, R13
+	SUBQ         R12, R13
+	LEAQ         (BX)(R12*4), R12
+	MOVQ         SI, AX
+	SHRQ         $0x01, SI
+	IMULQ        R9, SI
+	ADDQ         DX, SI
+	TESTQ        $0x00000001, AX
+	JZ           even1236
+	VPANDD       (SI), Z31, Z18
+	VPANDD       64(SI), Z31, Z19
 	VBROADCASTSS (R12), Z20
 	VFMADD231PS  Z18, Z20, Z0
 	VFMADD231PS  Z19, Z20, Z1
@@ -31964,17 +33378,16 @@ some1163:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some1163
-	JMP          merge1164
+	JZ           merge1235
 
-sparse1161:
-	TZCNTQ       R13, AX
-	LEAQ         (BX)(AX*4), R12
-	MOVQ         AX, SI
-	IMULQ        R9, SI
-	ADDQ         DX, SI
+even1236:
+turn1237:
+	SUBQ         $0x04, R13
+	JLT          end1239
+	SUBQ         $0x00000100, 8(SP)
+	JGE          quiet1238
 	VPSLLD       $0x10, (SI), Z18
-	VPANDD       (SI), Z31, Z19
+	VPSLLD       $0x10, 64(SI), Z19
 	VBROADCASTSS (R12), Z20
 	VFMADD231PS  Z18, Z20, Z0
 	VFMADD231PS  Z19, Z20, Z1
@@ -32002,43 +33415,417 @@ sparse1161:
 	VBROADCASTSS 2048(R12), Z28
 	VFMADD231PS  Z18, Z28, Z16
 	VFMADD231PS  Z19, Z28, Z17
-	BLSRQ        R13, R13
-	JNZ          sparse1161
+	MOVQ         (R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	VPANDD       (SI), Z31, Z18
+	VPANDD       64(SI), Z31, Z19
+	VBROADCASTSS 4(R12), Z20
+	VFMADD231PS  Z18, Z20, Z0
+	VFMADD231PS  Z19, Z20, Z1
+	VBROADCASTSS 260(R12), Z21
+	VFMADD231PS  Z18, Z21, Z2
+	VFMADD231PS  Z19, Z21, Z3
+	VBROADCASTSS 516(R12), Z22
+	VFMADD231PS  Z18, Z22, Z4
+	VFMADD231PS  Z19, Z22, Z5
+	VBROADCASTSS 772(R12), Z23
+	VFMADD231PS  Z18, Z23, Z6
+	VFMADD231PS  Z19, Z23, Z7
+	VBROADCASTSS 1028(R12), Z24
+	VFMADD231PS  Z18, Z24, Z8
+	VFMADD231PS  Z19, Z24, Z9
+	VBROADCASTSS 1284(R12), Z25
+	VFMADD231PS  Z18, Z25, Z10
+	VFMADD231PS  Z19, Z25, Z11
+	VBROADCASTSS 1540(R12), Z26
+	VFMADD231PS  Z18, Z26, Z12
+	VFMADD231PS  Z19, Z26, Z13
+	VBROADCASTSS 1796(R12), Z27
+	VFMADD231PS  Z18, Z27, Z14
+	VFMADD231PS  Z19, Z27, Z15
+	VBROADCASTSS 2052(R12), Z28
+	VFMADD231PS  Z18, Z28, Z16
+	VFMADD231PS  Z19, Z28, Z17
+	MOVQ         8(R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	VPSLLD       $0x10, (SI)(R9*1), Z18
+	VPSLLD       $0x10, 64(SI)(R9*1), Z19
+	VBROADCASTSS 8(R12), Z20
+	VFMADD231PS  Z18, Z20, Z0
+	VFMADD231PS  Z19, Z20, Z1
+	VBROADCASTSS 264(R12), Z21
+	VFMADD231PS  Z18, Z21, Z2
+	VFMADD231PS  Z19, Z21, Z3
+	VBROADCASTSS 520(R12), Z22
+	VFMADD231PS  Z18, Z22, Z4
+	VFMADD231PS  Z19, Z22, Z5
+	VBROADCASTSS 776(R12), Z23
+	VFMADD231PS  Z18, Z23, Z6
+	VFMADD231PS  Z19, Z23, Z7
+	VBROADCASTSS 1032(R12), Z24
+	VFMADD231PS  Z18, Z24, Z8
+	VFMADD231PS  Z19, Z24, Z9
+	VBROADCASTSS 1288(R12), Z25
+	VFMADD231PS  Z18, Z25, Z10
+	VFMADD231PS  Z19, Z25, Z11
+	VBROADCASTSS 1544(R12), Z26
+	VFMADD231PS  Z18, Z26, Z12
+	VFMADD231PS  Z19, Z26, Z13
+	VBROADCASTSS 1800(R12), Z27
+	VFMADD231PS  Z18, Z27, Z14
+	VFMADD231PS  Z19, Z27, Z15
+	VBROADCASTSS 2056(R12), Z28
+	VFMADD231PS  Z18, Z28, Z16
+	VFMADD231PS  Z19, Z28, Z17
+	MOVQ         16(R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	VPANDD       (SI)(R9*1), Z31, Z18
+	VPANDD       64(SI)(R9*1), Z31, Z19
+	VBROADCASTSS 12(R12), Z20
+	VFMADD231PS  Z18, Z20, Z0
+	VFMADD231PS  Z19, Z20, Z1
+	VBROADCASTSS 268(R12), Z21
+	VFMADD231PS  Z18, Z21, Z2
+	VFMADD231PS  Z19, Z21, Z3
+	VBROADCASTSS 524(R12), Z22
+	VFMADD231PS  Z18, Z22, Z4
+	VFMADD231PS  Z19, Z22, Z5
+	VBROADCASTSS 780(R12), Z23
+	VFMADD231PS  Z18, Z23, Z6
+	VFMADD231PS  Z19, Z23, Z7
+	VBROADCASTSS 1036(R12), Z24
+	VFMADD231PS  Z18, Z24, Z8
+	VFMADD231PS  Z19, Z24, Z9
+	VBROADCASTSS 1292(R12), Z25
+	VFMADD231PS  Z18, Z25, Z10
+	VFMADD231PS  Z19, Z25, Z11
+	VBROADCASTSS 1548(R12), Z26
+	VFMADD231PS  Z18, Z26, Z12
+	VFMADD231PS  Z19, Z26, Z13
+	VBROADCASTSS 1804(R12), Z27
+	VFMADD231PS  Z18, Z27, Z14
+	VFMADD231PS  Z19, Z27, Z15
+	VBROADCASTSS 2060(R12), Z28
+	VFMADD231PS  Z18, Z28, Z16
+	VFMADD231PS  Z19, Z28, Z17
+	MOVQ         24(R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	LEAQ         (SI)(R9*2), SI
+	ADDQ         $0x10, R12
+	ADDQ         $0x00000040, CX
+	TESTQ        $0x000001ff, CX
+	JNZ          row1240
+	ADDQ         40(R11), CX
 
-merge1164:
-	VMOVUPS      joinFirst_avx512<>+0(SB), Z18
-	VMOVUPS      joinSecond_avx512<>+0(SB), Z19
-	VMOVAPS      Z0, Z20
-	VPERMT2PS    Z1, Z18, Z0
-	VPERMT2PS    Z20, Z19, Z1
-	VMOVAPS      Z2, Z20
-	VPERMT2PS    Z3, Z18, Z2
-	VPERMT2PS    Z20, Z19, Z3
-	VMOVAPS      Z4, Z20
-	VPERMT2PS    Z5, Z18, Z4
-	VPERMT2PS    Z20, Z19, Z5
-	VMOVAPS      Z6, Z20
-	VPERMT2PS    Z7, Z18, Z6
-	VPERMT2PS    Z20, Z19, Z7
-	VMOVAPS      Z8, Z20
-	VPERMT2PS    Z9, Z18, Z8
-	VPERMT2PS    Z20, Z19, Z9
-	VMOVAPS      Z10, Z20
-	VPERMT2PS    Z11, Z18, Z10
-	VPERMT2PS    Z20, Z19, Z11
-	VMOVAPS      Z12, Z20
-	VPERMT2PS    Z13, Z18, Z12
-	VPERMT2PS    Z20, Z19, Z13
-	VMOVAPS      Z14, Z20
-	VPERMT2PS    Z15, Z18, Z14
-	VPERMT2PS    Z20, Z19, Z15
-	VMOVAPS      Z16, Z20
-	VPERMT2PS    Z17, Z18, Z16
-	VPERMT2PS    Z20, Z19, Z17
+row1240:
+	IMUL3Q $0x00000100, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn1237
+
+quiet1238:
+	VPSLLD       $0x10, (SI), Z18
+	VPSLLD       $0x10, 64(SI), Z19
+	VBROADCASTSS (R12), Z20
+	VFMADD231PS  Z18, Z20, Z0
+	VFMADD231PS  Z19, Z20, Z1
+	VBROADCASTSS 256(R12), Z21
+	VFMADD231PS  Z18, Z21, Z2
+	VFMADD231PS  Z19, Z21, Z3
+	VBROADCASTSS 512(R12), Z22
+	VFMADD231PS  Z18, Z22, Z4
+	VFMADD231PS  Z19, Z22, Z5
+	VBROADCASTSS 768(R12), Z23
+	VFMADD231PS  Z18, Z23, Z6
+	VFMADD231PS  Z19, Z23, Z7
+	VBROADCASTSS 1024(R12), Z24
+	VFMADD231PS  Z18, Z24, Z8
+	VFMADD231PS  Z19, Z24, Z9
+	VBROADCASTSS 1280(R12), Z25
+	VFMADD231PS  Z18, Z25, Z10
+	VFMADD231PS  Z19, Z25, Z11
+	VBROADCASTSS 1536(R12), Z26
+	VFMADD231PS  Z18, Z26, Z12
+	VFMADD231PS  Z19, Z26, Z13
+	VBROADCASTSS 1792(R12), Z27
+	VFMADD231PS  Z18, Z27, Z14
+	VFMADD231PS  Z19, Z27, Z15
+	VBROADCASTSS 2048(R12), Z28
+	VFMADD231PS  Z18, Z28, Z16
+	VFMADD231PS  Z19, Z28, Z17
+	VPANDD       (SI), Z31, Z18
+	VPANDD       64(SI), Z31, Z19
+	VBROADCASTSS 4(R12), Z20
+	VFMADD231PS  Z18, Z20, Z0
+	VFMADD231PS  Z19, Z20, Z1
+	VBROADCASTSS 260(R12), Z21
+	VFMADD231PS  Z18, Z21, Z2
+	VFMADD231PS  Z19, Z21, Z3
+	VBROADCASTSS 516(R12), Z22
+	VFMADD231PS  Z18, Z22, Z4
+	VFMADD231PS  Z19, Z22, Z5
+	VBROADCASTSS 772(R12), Z23
+	VFMADD231PS  Z18, Z23, Z6
+	VFMADD231PS  Z19, Z23, Z7
+	VBROADCASTSS 1028(R12), Z24
+	VFMADD231PS  Z18, Z24, Z8
+	VFMADD231PS  Z19, Z24, Z9
+	VBROADCASTSS 1284(R12), Z25
+	VFMADD231PS  Z18, Z25, Z10
+	VFMADD231PS  Z19, Z25, Z11
+	VBROADCASTSS 1540(R12), Z26
+	VFMADD231PS  Z18, Z26, Z12
+	VFMADD231PS  Z19, Z26, Z13
+	VBROADCASTSS 1796(R12), Z27
+	VFMADD231PS  Z18, Z27, Z14
+	VFMADD231PS  Z19, Z27, Z15
+	VBROADCASTSS 2052(R12), Z28
+	VFMADD231PS  Z18, Z28, Z16
+	VFMADD231PS  Z19, Z28, Z17
+	VPSLLD       $0x10, (SI)(R9*1), Z18
+	VPSLLD       $0x10, 64(SI)(R9*1), Z19
+	VBROADCASTSS 8(R12), Z20
+	VFMADD231PS  Z18, Z20, Z0
+	VFMADD231PS  Z19, Z20, Z1
+	VBROADCASTSS 264(R12), Z21
+	VFMADD231PS  Z18, Z21, Z2
+	VFMADD231PS  Z19, Z21, Z3
+	VBROADCASTSS 520(R12), Z22
+	VFMADD231PS  Z18, Z22, Z4
+	VFMADD231PS  Z19, Z22, Z5
+	VBROADCASTSS 776(R12), Z23
+	VFMADD231PS  Z18, Z23, Z6
+	VFMADD231PS  Z19, Z23, Z7
+	VBROADCASTSS 1032(R12), Z24
+	VFMADD231PS  Z18, Z24, Z8
+	VFMADD231PS  Z19, Z24, Z9
+	VBROADCASTSS 1288(R12), Z25
+	VFMADD231PS  Z18, Z25, Z10
+	VFMADD231PS  Z19, Z25, Z11
+	VBROADCASTSS 1544(R12), Z26
+	VFMADD231PS  Z18, Z26, Z12
+	VFMADD231PS  Z19, Z26, Z13
+	VBROADCASTSS 1800(R12), Z27
+	VFMADD231PS  Z18, Z27, Z14
+	VFMADD231PS  Z19, Z27, Z15
+	VBROADCASTSS 2056(R12), Z28
+	VFMADD231PS  Z18, Z28, Z16
+	VFMADD231PS  Z19, Z28, Z17
+	VPANDD       (SI)(R9*1), Z31, Z18
+	VPANDD       64(SI)(R9*1), Z31, Z19
+	VBROADCASTSS 12(R12), Z20
+	VFMADD231PS  Z18, Z20, Z0
+	VFMADD231PS  Z19, Z20, Z1
+	VBROADCASTSS 268(R12), Z21
+	VFMADD231PS  Z18, Z21, Z2
+	VFMADD231PS  Z19, Z21, Z3
+	VBROADCASTSS 524(R12), Z22
+	VFMADD231PS  Z18, Z22, Z4
+	VFMADD231PS  Z19, Z22, Z5
+	VBROADCASTSS 780(R12), Z23
+	VFMADD231PS  Z18, Z23, Z6
+	VFMADD231PS  Z19, Z23, Z7
+	VBROADCASTSS 1036(R12), Z24
+	VFMADD231PS  Z18, Z24, Z8
+	VFMADD231PS  Z19, Z24, Z9
+	VBROADCASTSS 1292(R12), Z25
+	VFMADD231PS  Z18, Z25, Z10
+	VFMADD231PS  Z19, Z25, Z11
+	VBROADCASTSS 1548(R12), Z26
+	VFMADD231PS  Z18, Z26, Z12
+	VFMADD231PS  Z19, Z26, Z13
+	VBROADCASTSS 1804(R12), Z27
+	VFMADD231PS  Z18, Z27, Z14
+	VFMADD231PS  Z19, Z27, Z15
+	VBROADCASTSS 2060(R12), Z28
+	VFMADD231PS  Z18, Z28, Z16
+	VFMADD231PS  Z19, Z28, Z17
+	LEAQ         (SI)(R9*2), SI
+	ADDQ         $0x10, R12
+	JMP          turn1237
+
+end1239:
+	ADDQ         $0x04, R13
+	JZ           merge1235
+	CMPQ         R13, $0x02
+	JLT          some1241
+	VPSLLD       $0x10, (SI), Z18
+	VPSLLD       $0x10, 64(SI), Z19
+	VBROADCASTSS (R12), Z20
+	VFMADD231PS  Z18, Z20, Z0
+	VFMADD231PS  Z19, Z20, Z1
+	VBROADCASTSS 256(R12), Z21
+	VFMADD231PS  Z18, Z21, Z2
+	VFMADD231PS  Z19, Z21, Z3
+	VBROADCASTSS 512(R12), Z22
+	VFMADD231PS  Z18, Z22, Z4
+	VFMADD231PS  Z19, Z22, Z5
+	VBROADCASTSS 768(R12), Z23
+	VFMADD231PS  Z18, Z23, Z6
+	VFMADD231PS  Z19, Z23, Z7
+	VBROADCASTSS 1024(R12), Z24
+	VFMADD231PS  Z18, Z24, Z8
+	VFMADD231PS  Z19, Z24, Z9
+	VBROADCASTSS 1280(R12), Z25
+	VFMADD231PS  Z18, Z25, Z10
+	VFMADD231PS  Z19, Z25, Z11
+	VBROADCASTSS 1536(R12), Z26
+	VFMADD231PS  Z18, Z26, Z12
+	VFMADD231PS  Z19, Z26, Z13
+	VBROADCASTSS 1792(R12), Z27
+	VFMADD231PS  Z18, Z27, Z14
+	VFMADD231PS  Z19, Z27, Z15
+	VBROADCASTSS 2048(R12), Z28
+	VFMADD231PS  Z18, Z28, Z16
+	VFMADD231PS  Z19, Z28, Z17
+	VPANDD       (SI), Z31, Z18
+	VPANDD       64(SI), Z31, Z19
+	VBROADCASTSS 4(R12), Z20
+	VFMADD231PS  Z18, Z20, Z0
+	VFMADD231PS  Z19, Z20, Z1
+	VBROADCASTSS 260(R12), Z21
+	VFMADD231PS  Z18, Z21, Z2
+	VFMADD231PS  Z19, Z21, Z3
+	VBROADCASTSS 516(R12), Z22
+	VFMADD231PS  Z18, Z22, Z4
+	VFMADD231PS  Z19, Z22, Z5
+	VBROADCASTSS 772(R12), Z23
+	VFMADD231PS  Z18, Z23, Z6
+	VFMADD231PS  Z19, Z23, Z7
+	VBROADCASTSS 1028(R12), Z24
+	VFMADD231PS  Z18, Z24, Z8
+	VFMADD231PS  Z19, Z24, Z9
+	VBROADCASTSS 1284(R12), Z25
+	VFMADD231PS  Z18, Z25, Z10
+	VFMADD231PS  Z19, Z25, Z11
+	VBROADCASTSS 1540(R12), Z26
+	VFMADD231PS  Z18, Z26, Z12
+	VFMADD231PS  Z19, Z26, Z13
+	VBROADCASTSS 1796(R12), Z27
+	VFMADD231PS  Z18, Z27, Z14
+	VFMADD231PS  Z19, Z27, Z15
+	VBROADCASTSS 2052(R12), Z28
+	VFMADD231PS  Z18, Z28, Z16
+	VFMADD231PS  Z19, Z28, Z17
+	ADDQ         R9, SI
+	ADDQ         $0x08, R12
+	SUBQ         $0x02, R13
+	JZ           merge1235
+
+some1241:
+	VPSLLD       $0x10, (SI), Z18
+	VPSLLD       $0x10, 64(SI), Z19
+	VBROADCASTSS (R12), Z20
+	VFMADD231PS  Z18, Z20, Z0
+	VFMADD231PS  Z19, Z20, Z1
+	VBROADCASTSS 256(R12), Z21
+	VFMADD231PS  Z18, Z21, Z2
+	VFMADD231PS  Z19, Z21, Z3
+	VBROADCASTSS 512(R12), Z22
+	VFMADD231PS  Z18, Z22, Z4
+	VFMADD231PS  Z19, Z22, Z5
+	VBROADCASTSS 768(R12), Z23
+	VFMADD231PS  Z18, Z23, Z6
+	VFMADD231PS  Z19, Z23, Z7
+	VBROADCASTSS 1024(R12), Z24
+	VFMADD231PS  Z18, Z24, Z8
+	VFMADD231PS  Z19, Z24, Z9
+	VBROADCASTSS 1280(R12), Z25
+	VFMADD231PS  Z18, Z25, Z10
+	VFMADD231PS  Z19, Z25, Z11
+	VBROADCASTSS 1536(R12), Z26
+	VFMADD231PS  Z18, Z26, Z12
+	VFMADD231PS  Z19, Z26, Z13
+	VBROADCASTSS 1792(R12), Z27
+	VFMADD231PS  Z18, Z27, Z14
+	VFMADD231PS  Z19, Z27, Z15
+	VBROADCASTSS 2048(R12), Z28
+	VFMADD231PS  Z18, Z28, Z16
+	VFMADD231PS  Z19, Z28, Z17
+	ADDQ         R9, SI
+	ADDQ         $0x04, R12
+	JMP          merge1235
+
+sparse1233:
+	TZCNTQ       R13, AX
+	LEAQ         (BX)(AX*4), R12
+	MOVQ         AX, SI
+	MOVQ         SI, AX
+	SHRQ         $0x01, SI
+	IMULQ        R9, SI
+	ADDQ         DX, SI
+	TESTQ        $0x00000001, AX
+	JNZ          odd1242
+	VPSLLD       $0x10, (SI), Z18
+	VPSLLD       $0x10, 64(SI), Z19
+	VBROADCASTSS (R12), Z20
+	VFMADD231PS  Z18, Z20, Z0
+	VFMADD231PS  Z19, Z20, Z1
+	VBROADCASTSS 256(R12), Z21
+	VFMADD231PS  Z18, Z21, Z2
+	VFMADD231PS  Z19, Z21, Z3
+	VBROADCASTSS 512(R12), Z22
+	VFMADD231PS  Z18, Z22, Z4
+	VFMADD231PS  Z19, Z22, Z5
+	VBROADCASTSS 768(R12), Z23
+	VFMADD231PS  Z18, Z23, Z6
+	VFMADD231PS  Z19, Z23, Z7
+	VBROADCASTSS 1024(R12), Z24
+	VFMADD231PS  Z18, Z24, Z8
+	VFMADD231PS  Z19, Z24, Z9
+	VBROADCASTSS 1280(R12), Z25
+	VFMADD231PS  Z18, Z25, Z10
+	VFMADD231PS  Z19, Z25, Z11
+	VBROADCASTSS 1536(R12), Z26
+	VFMADD231PS  Z18, Z26, Z12
+	VFMADD231PS  Z19, Z26, Z13
+	VBROADCASTSS 1792(R12), Z27
+	VFMADD231PS  Z18, Z27, Z14
+	VFMADD231PS  Z19, Z27, Z15
+	VBROADCASTSS 2048(R12), Z28
+	VFMADD231PS  Z18, Z28, Z16
+	VFMADD231PS  Z19, Z28, Z17
+	JMP          done1243
+
+odd1242:
+	VPANDD       (SI), Z31, Z18
+	VPANDD       64(SI), Z31, Z19
+	VBROADCASTSS (R12), Z20
+	VFMADD231PS  Z18, Z20, Z0
+	VFMADD231PS  Z19, Z20, Z1
+	VBROADCASTSS 256(R12), Z21
+	VFMADD231PS  Z18, Z21, Z2
+	VFMADD231PS  Z19, Z21, Z3
+	VBROADCASTSS 512(R12), Z22
+	VFMADD231PS  Z18, Z22, Z4
+	VFMADD231PS  Z19, Z22, Z5
+	VBROADCASTSS 768(R12), Z23
+	VFMADD231PS  Z18, Z23, Z6
+	VFMADD231PS  Z19, Z23, Z7
+	VBROADCASTSS 1024(R12), Z24
+	VFMADD231PS  Z18, Z24, Z8
+	VFMADD231PS  Z19, Z24, Z9
+	VBROADCASTSS 1280(R12), Z25
+	VFMADD231PS  Z18, Z25, Z10
+	VFMADD231PS  Z19, Z25, Z11
+	VBROADCASTSS 1536(R12), Z26
+	VFMADD231PS  Z18, Z26, Z12
+	VFMADD231PS  Z19, Z26, Z13
+	VBROADCASTSS 1792(R12), Z27
+	VFMADD231PS  Z18, Z27, Z14
+	VFMADD231PS  Z19, Z27, Z15
+	VBROADCASTSS 2048(R12), Z28
+	VFMADD231PS  Z18, Z28, Z16
+	VFMADD231PS  Z19, Z28, Z17
+
+done1243:
+	BLSRQ R13, R13
+	JNZ   sparse1233
+
+merge1235:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store1169
+	JZ           store1244
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -32125,9 +33912,9 @@ merge1164:
 	VMULPS       Z19, Z17, Z17
 	VFMADD231PS  64(AX), Z18, Z17
 	VMOVUPS      Z17, 64(AX)
-	JMP          stored1170
+	JMP          stored1245
 
-store1169:
+store1244:
 	VMOVUPS Z0, (AX)
 	VMOVUPS Z1, 64(AX)
 	ADDQ    R8, AX
@@ -32155,235 +33942,43 @@ store1169:
 	VMOVUPS Z16, (AX)
 	VMOVUPS Z17, 64(AX)
 
-stored1170:
+stored1245:
 	ADDQ $0x00000080, DI
-	ADDQ $0x00000040, DX
+	ADDQ $0x00000080, DX
 	SUBQ $0x02, (SP)
-	JMP  columns1159
+	JMP  columns1231
 
-less1160:
-columns1171:
-	CMPQ   (SP), $0x01
-	JLT    less1172
-	VPXORD Z0, Z0, Z0
-	VPXORD Z1, Z1, Z1
-	VPXORD Z2, Z2, Z2
-	VPXORD Z3, Z3, Z3
-	VPXORD Z4, Z4, Z4
-	VPXORD Z5, Z5, Z5
-	VPXORD Z6, Z6, Z6
-	VPXORD Z7, Z7, Z7
-	VPXORD Z8, Z8, Z8
-	MOVQ   mask+56(FP), R13
-	TZCNTQ R13, SI
-	MOVQ   SI, R12
-	BLSIQ  R13, AX
-	ADDQ   R13, AX
-	TESTQ  AX, R13
-	JNZ    sparse1173
-	TZCNTQ AX, R13
-	SUBQ   R12, R13
-	LEAQ   (BX)(R12*4), R12
-	IMULQ  R9, SI
-	ADDQ   DX, SI
-
-turn1177:
-	SUBQ         $0x04, R13
-	JLT          end1179
-	SUBQ         $0x00000080, 8(SP)
-	JGE          quiet1178
-	VPMOVZXWD    (SI), Z9
-	VPSLLD       $0x10, Z9, Z9
-	VBROADCASTSS (R12), Z10
-	VFMADD231PS  Z9, Z10, Z0
-	VBROADCASTSS 256(R12), Z11
-	VFMADD231PS  Z9, Z11, Z1
-	VBROADCASTSS 512(R12), Z12
-	VFMADD231PS  Z9, Z12, Z2
-	VBROADCASTSS 768(R12), Z13
-	VFMADD231PS  Z9, Z13, Z3
-	VBROADCASTSS 1024(R12), Z14
-	VFMADD231PS  Z9, Z14, Z4
-	VBROADCASTSS 1280(R12), Z15
-	VFMADD231PS  Z9, Z15, Z5
-	VBROADCASTSS 1536(R12), Z16
-	VFMADD231PS  Z9, Z16, Z6
-	VBROADCASTSS 1792(R12), Z17
-	VFMADD231PS  Z9, Z17, Z7
-	VBROADCASTSS 2048(R12), Z18
-	VFMADD231PS  Z9, Z18, Z8
-	MOVQ         (R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	VPMOVZXWD    (SI)(R9*1), Z9
-	VPSLLD       $0x10, Z9, Z9
-	VBROADCASTSS 4(R12), Z10
-	VFMADD231PS  Z9, Z10, Z0
-	VBROADCASTSS 260(R12), Z11
-	VFMADD231PS  Z9, Z11, Z1
-	VBROADCASTSS 516(R12), Z12
-	VFMADD231PS  Z9, Z12, Z2
-	VBROADCASTSS 772(R12), Z13
-	VFMADD231PS  Z9, Z13, Z3
-	VBROADCASTSS 1028(R12), Z14
-	VFMADD231PS  Z9, Z14, Z4
-	VBROADCASTSS 1284(R12), Z15
-	VFMADD231PS  Z9, Z15, Z5
-	VBROADCASTSS 1540(R12), Z16
-	VFMADD231PS  Z9, Z16, Z6
-	VBROADCASTSS 1796(R12), Z17
-	VFMADD231PS  Z9, Z17, Z7
-	VBROADCASTSS 2052(R12), Z18
-	VFMADD231PS  Z9, Z18, Z8
-	MOVQ         8(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	VPMOVZXWD    (SI)(R9*2), Z9
-	VPSLLD       $0x10, Z9, Z9
-	VBROADCASTSS 8(R12), Z10
-	VFMADD231PS  Z9, Z10, Z0
-	VBROADCASTSS 264(R12), Z11
-	VFMADD231PS  Z9, Z11, Z1
-	VBROADCASTSS 520(R12), Z12
-	VFMADD231PS  Z9, Z12, Z2
-	VBROADCASTSS 776(R12), Z13
-	VFMADD231PS  Z9, Z13, Z3
-	VBROADCASTSS 1032(R12), Z14
-	VFMADD231PS  Z9, Z14, Z4
-	VBROADCASTSS 1288(R12), Z15
-	VFMADD231PS  Z9, Z15, Z5
-	VBROADCASTSS 1544(R12), Z16
-	VFMADD231PS  Z9, Z16, Z6
-	VBROADCASTSS 1800(R12), Z17
-	VFMADD231PS  Z9, Z17, Z7
-	VBROADCASTSS 2056(R12), Z18
-	VFMADD231PS  Z9, Z18, Z8
-	MOVQ         16(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	VPMOVZXWD    (SI)(R15*1), Z9
-	VPSLLD       $0x10, Z9, Z9
-	VBROADCASTSS 12(R12), Z10
-	VFMADD231PS  Z9, Z10, Z0
-	VBROADCASTSS 268(R12), Z11
-	VFMADD231PS  Z9, Z11, Z1
-	VBROADCASTSS 524(R12), Z12
-	VFMADD231PS  Z9, Z12, Z2
-	VBROADCASTSS 780(R12), Z13
-	VFMADD231PS  Z9, Z13, Z3
-	VBROADCASTSS 1036(R12), Z14
-	VFMADD231PS  Z9, Z14, Z4
-	VBROADCASTSS 1292(R12), Z15
-	VFMADD231PS  Z9, Z15, Z5
-	VBROADCASTSS 1548(R12), Z16
-	VFMADD231PS  Z9, Z16, Z6
-	VBROADCASTSS 1804(R12), Z17
-	VFMADD231PS  Z9, Z17, Z7
-	VBROADCASTSS 2060(R12), Z18
-	VFMADD231PS  Z9, Z18, Z8
-	MOVQ         24(R11), R14
-	PREFETCHT1   (R14)(CX*1)
-	LEAQ         (SI)(R9*4), SI
-	ADDQ         $0x10, R12
-	ADDQ         $0x00000040, CX
-	TESTQ        $0x000001ff, CX
-	JNZ          row1180
-	ADDQ         40(R11), CX
-
-row1180:
-	IMUL3Q $0x00000100, 32(R11), R14
-	ADDQ   R14, 8(SP)
-	JMP    turn1177
-
-quiet1178:
-	VPMOVZXWD    (SI), Z9
-	VPSLLD       $0x10, Z9, Z9
-	VBROADCASTSS (R12), Z10
-	VFMADD231PS  Z9, Z10, Z0
-	VBROADCASTSS 256(R12), Z11
-	VFMADD231PS  Z9, Z11, Z1
-	VBROADCASTSS 512(R12), Z12
-	VFMADD231PS  Z9, Z12, Z2
-	VBROADCASTSS 768(R12), Z13
-	VFMADD231PS  Z9, Z13, Z3
-	VBROADCASTSS 1024(R12), Z14
-	VFMADD231PS  Z9, Z14, Z4
-	VBROADCASTSS 1280(R12), Z15
-	VFMADD231PS  Z9, Z15, Z5
-	VBROADCASTSS 1536(R12), Z16
-	VFMADD231PS  Z9, Z16, Z6
-	VBROADCASTSS 1792(R12), Z17
-	VFMADD231PS  Z9, Z17, Z7
-	VBROADCASTSS 2048(R12), Z18
-	VFMADD231PS  Z9, Z18, Z8
-	VPMOVZXWD    (SI)(R9*1), Z9
-	VPSLLD       $0x10, Z9, Z9
-	VBROADCASTSS 4(R12), Z10
-	VFMADD231PS  Z9, Z10, Z0
-	VBROADCASTSS 260(R12), Z11
-	VFMADD231PS  Z9, Z11, Z1
-	VBROADCASTSS 516(R12), Z12
-	VFMADD231PS  Z9, Z12, Z2
-	VBROADCASTSS 772(R12), Z13
-	VFMADD231PS  Z9, Z13, Z3
-	VBROADCASTSS 1028(R12), Z14
-	VFMADD231PS  Z9, Z14, Z4
-	VBROADCASTSS 1284(R12), Z15
-	VFMADD231PS  Z9, Z15, Z5
-	VBROADCASTSS 1540(R12), Z16
-	VFMADD231PS  Z9, Z16, Z6
-	VBROADCASTSS 1796(R12), Z17
-	VFMADD231PS  Z9, Z17, Z7
-	VBROADCASTSS 2052(R12), Z18
-	VFMADD231PS  Z9, Z18, Z8
-	VPMOVZXWD    (SI)(R9*2), Z9
-	VPSLLD       $0x10, Z9, Z9
-	VBROADCASTSS 8(R12), Z10
-	VFMADD231PS  Z9, Z10, Z0
-	VBROADCASTSS 264(R12), Z11
-	VFMADD231PS  Z9, Z11, Z1
-	VBROADCASTSS 520(R12), Z12
-	VFMADD231PS  Z9, Z12, Z2
-	VBROADCASTSS 776(R12), Z13
-	VFMADD231PS  Z9, Z13, Z3
-	VBROADCASTSS 1032(R12), Z14
-	VFMADD231PS  Z9, Z14, Z4
-	VBROADCASTSS 1288(R12), Z15
-	VFMADD231PS  Z9, Z15, Z5
-	VBROADCASTSS 1544(R12), Z16
-	VFMADD231PS  Z9, Z16, Z6
-	VBROADCASTSS 1800(R12), Z17
-	VFMADD231PS  Z9, Z17, Z7
-	VBROADCASTSS 2056(R12), Z18
-	VFMADD231PS  Z9, Z18, Z8
-	VPMOVZXWD    (SI)(R15*1), Z9
-	VPSLLD       $0x10, Z9, Z9
-	VBROADCASTSS 12(R12), Z10
-	VFMADD231PS  Z9, Z10, Z0
-	VBROADCASTSS 268(R12), Z11
-	VFMADD231PS  Z9, Z11, Z1
-	VBROADCASTSS 524(R12), Z12
-	VFMADD231PS  Z9, Z12, Z2
-	VBROADCASTSS 780(R12), Z13
-	VFMADD231PS  Z9, Z13, Z3
-	VBROADCASTSS 1036(R12), Z14
-	VFMADD231PS  Z9, Z14, Z4
-	VBROADCASTSS 1292(R12), Z15
-	VFMADD231PS  Z9, Z15, Z5
-	VBROADCASTSS 1548(R12), Z16
-	VFMADD231PS  Z9, Z16, Z6
-	VBROADCASTSS 1804(R12), Z17
-	VFMADD231PS  Z9, Z17, Z7
-	VBROADCASTSS 2060(R12), Z18
-	VFMADD231PS  Z9, Z18, Z8
-	LEAQ         (SI)(R9*4), SI
-	ADDQ         $0x10, R12
-	JMP          turn1177
-
-end1179:
-	ADDQ $0x04, R13
-	JZ   merge1176
-
-some1175:
-	VPMOVZXWD    (SI), Z9
-	VPSLLD       $0x10, Z9, Z9
+less1232:
+columns1246:
+	CMPQ         (SP), $0x01
+	JLT          less1247
+	VBROADCASTSS highHalf_avx512<>+0(SB), Z31
+	VPXORD       Z0, Z0, Z0
+	VPXORD       Z1, Z1, Z1
+	VPXORD       Z2, Z2, Z2
+	VPXORD       Z3, Z3, Z3
+	VPXORD       Z4, Z4, Z4
+	VPXORD       Z5, Z5, Z5
+	VPXORD       Z6, Z6, Z6
+	VPXORD       Z7, Z7, Z7
+	VPXORD       Z8, Z8, Z8
+	MOVQ         mask+56(FP), R13
+	TZCNTQ       R13, SI
+	MOVQ         SI, R12
+	BLSIQ        R13, AX
+	ADDQ         R13, AX
+	TESTQ        AX, R13
+	JNZ          sparse1248
+	TZCNTQ       AX, R13
+	SUBQ         R12, R13
+	LEAQ         (BX)(R12*4), R12
+	MOVQ         SI, AX
+	SHRQ         $0x01, SI
+	IMULQ        R9, SI
+	ADDQ         DX, SI
+	TESTQ        $0x00000001, AX
+	JZ           even1251
+	VPANDD       (SI), Z31, Z9
 	VBROADCASTSS (R12), Z10
 	VFMADD231PS  Z9, Z10, Z0
 	VBROADCASTSS 256(R12), Z11
@@ -32405,17 +34000,15 @@ some1175:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some1175
-	JMP          merge1176
+	JZ           merge1250
 
-sparse1173:
-	TZCNTQ       R13, AX
-	LEAQ         (BX)(AX*4), R12
-	MOVQ         AX, SI
-	IMULQ        R9, SI
-	ADDQ         DX, SI
-	VPMOVZXWD    (SI), Z9
-	VPSLLD       $0x10, Z9, Z9
+even1251:
+turn1252:
+	SUBQ         $0x04, R13
+	JLT          end1254
+	SUBQ         $0x00000080, 8(SP)
+	JGE          quiet1253
+	VPSLLD       $0x10, (SI), Z9
 	VBROADCASTSS (R12), Z10
 	VFMADD231PS  Z9, Z10, Z0
 	VBROADCASTSS 256(R12), Z11
@@ -32434,14 +34027,297 @@ sparse1173:
 	VFMADD231PS  Z9, Z17, Z7
 	VBROADCASTSS 2048(R12), Z18
 	VFMADD231PS  Z9, Z18, Z8
-	BLSRQ        R13, R13
-	JNZ          sparse1173
+	MOVQ         (R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	VPANDD       (SI), Z31, Z9
+	VBROADCASTSS 4(R12), Z10
+	VFMADD231PS  Z9, Z10, Z0
+	VBROADCASTSS 260(R12), Z11
+	VFMADD231PS  Z9, Z11, Z1
+	VBROADCASTSS 516(R12), Z12
+	VFMADD231PS  Z9, Z12, Z2
+	VBROADCASTSS 772(R12), Z13
+	VFMADD231PS  Z9, Z13, Z3
+	VBROADCASTSS 1028(R12), Z14
+	VFMADD231PS  Z9, Z14, Z4
+	VBROADCASTSS 1284(R12), Z15
+	VFMADD231PS  Z9, Z15, Z5
+	VBROADCASTSS 1540(R12), Z16
+	VFMADD231PS  Z9, Z16, Z6
+	VBROADCASTSS 1796(R12), Z17
+	VFMADD231PS  Z9, Z17, Z7
+	VBROADCASTSS 2052(R12), Z18
+	VFMADD231PS  Z9, Z18, Z8
+	MOVQ         8(R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	VPSLLD       $0x10, (SI)(R9*1), Z9
+	VBROADCASTSS 8(R12), Z10
+	VFMADD231PS  Z9, Z10, Z0
+	VBROADCASTSS 264(R12), Z11
+	VFMADD231PS  Z9, Z11, Z1
+	VBROADCASTSS 520(R12), Z12
+	VFMADD231PS  Z9, Z12, Z2
+	VBROADCASTSS 776(R12), Z13
+	VFMADD231PS  Z9, Z13, Z3
+	VBROADCASTSS 1032(R12), Z14
+	VFMADD231PS  Z9, Z14, Z4
+	VBROADCASTSS 1288(R12), Z15
+	VFMADD231PS  Z9, Z15, Z5
+	VBROADCASTSS 1544(R12), Z16
+	VFMADD231PS  Z9, Z16, Z6
+	VBROADCASTSS 1800(R12), Z17
+	VFMADD231PS  Z9, Z17, Z7
+	VBROADCASTSS 2056(R12), Z18
+	VFMADD231PS  Z9, Z18, Z8
+	MOVQ         16(R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	VPANDD       (SI)(R9*1), Z31, Z9
+	VBROADCASTSS 12(R12), Z10
+	VFMADD231PS  Z9, Z10, Z0
+	VBROADCASTSS 268(R12), Z11
+	VFMADD231PS  Z9, Z11, Z1
+	VBROADCASTSS 524(R12), Z12
+	VFMADD231PS  Z9, Z12, Z2
+	VBROADCASTSS 780(R12), Z13
+	VFMADD231PS  Z9, Z13, Z3
+	VBROADCASTSS 1036(R12), Z14
+	VFMADD231PS  Z9, Z14, Z4
+	VBROADCASTSS 1292(R12), Z15
+	VFMADD231PS  Z9, Z15, Z5
+	VBROADCASTSS 1548(R12), Z16
+	VFMADD231PS  Z9, Z16, Z6
+	VBROADCASTSS 1804(R12), Z17
+	VFMADD231PS  Z9, Z17, Z7
+	VBROADCASTSS 2060(R12), Z18
+	VFMADD231PS  Z9, Z18, Z8
+	MOVQ         24(R11), R14
+	PREFETCHT1   (R14)(CX*1)
+	LEAQ         (SI)(R9*2), SI
+	ADDQ         $0x10, R12
+	ADDQ         $0x00000040, CX
+	TESTQ        $0x000001ff, CX
+	JNZ          row1255
+	ADDQ         40(R11), CX
 
-merge1176:
+row1255:
+	IMUL3Q $0x00000100, 32(R11), R14
+	ADDQ   R14, 8(SP)
+	JMP    turn1252
+
+quiet1253:
+	VPSLLD       $0x10, (SI), Z9
+	VBROADCASTSS (R12), Z10
+	VFMADD231PS  Z9, Z10, Z0
+	VBROADCASTSS 256(R12), Z11
+	VFMADD231PS  Z9, Z11, Z1
+	VBROADCASTSS 512(R12), Z12
+	VFMADD231PS  Z9, Z12, Z2
+	VBROADCASTSS 768(R12), Z13
+	VFMADD231PS  Z9, Z13, Z3
+	VBROADCASTSS 1024(R12), Z14
+	VFMADD231PS  Z9, Z14, Z4
+	VBROADCASTSS 1280(R12), Z15
+	VFMADD231PS  Z9, Z15, Z5
+	VBROADCASTSS 1536(R12), Z16
+	VFMADD231PS  Z9, Z16, Z6
+	VBROADCASTSS 1792(R12), Z17
+	VFMADD231PS  Z9, Z17, Z7
+	VBROADCASTSS 2048(R12), Z18
+	VFMADD231PS  Z9, Z18, Z8
+	VPANDD       (SI), Z31, Z9
+	VBROADCASTSS 4(R12), Z10
+	VFMADD231PS  Z9, Z10, Z0
+	VBROADCASTSS 260(R12), Z11
+	VFMADD231PS  Z9, Z11, Z1
+	VBROADCASTSS 516(R12), Z12
+	VFMADD231PS  Z9, Z12, Z2
+	VBROADCASTSS 772(R12), Z13
+	VFMADD231PS  Z9, Z13, Z3
+	VBROADCASTSS 1028(R12), Z14
+	VFMADD231PS  Z9, Z14, Z4
+	VBROADCASTSS 1284(R12), Z15
+	VFMADD231PS  Z9, Z15, Z5
+	VBROADCASTSS 1540(R12), Z16
+	VFMADD231PS  Z9, Z16, Z6
+	VBROADCASTSS 1796(R12), Z17
+	VFMADD231PS  Z9, Z17, Z7
+	VBROADCASTSS 2052(R12), Z18
+	VFMADD231PS  Z9, Z18, Z8
+	VPSLLD       $0x10, (SI)(R9*1), Z9
+	VBROADCASTSS 8(R12), Z10
+	VFMADD231PS  Z9, Z10, Z0
+	VBROADCASTSS 264(R12), Z11
+	VFMADD231PS  Z9, Z11, Z1
+	VBROADCASTSS 520(R12), Z12
+	VFMADD231PS  Z9, Z12, Z2
+	VBROADCASTSS 776(R12), Z13
+	VFMADD231PS  Z9, Z13, Z3
+	VBROADCASTSS 1032(R12), Z14
+	VFMADD231PS  Z9, Z14, Z4
+	VBROADCASTSS 1288(R12), Z15
+	VFMADD231PS  Z9, Z15, Z5
+	VBROADCASTSS 1544(R12), Z16
+	VFMADD231PS  Z9, Z16, Z6
+	VBROADCASTSS 1800(R12), Z17
+	VFMADD231PS  Z9, Z17, Z7
+	VBROADCASTSS 2056(R12), Z18
+	VFMADD231PS  Z9, Z18, Z8
+	VPANDD       (SI)(R9*1), Z31, Z9
+	VBROADCASTSS 12(R12), Z10
+	VFMADD231PS  Z9, Z10, Z0
+	VBROADCASTSS 268(R12), Z11
+	VFMADD231PS  Z9, Z11, Z1
+	VBROADCASTSS 524(R12), Z12
+	VFMADD231PS  Z9, Z12, Z2
+	VBROADCASTSS 780(R12), Z13
+	VFMADD231PS  Z9, Z13, Z3
+	VBROADCASTSS 1036(R12), Z14
+	VFMADD231PS  Z9, Z14, Z4
+	VBROADCASTSS 1292(R12), Z15
+	VFMADD231PS  Z9, Z15, Z5
+	VBROADCASTSS 1548(R12), Z16
+	VFMADD231PS  Z9, Z16, Z6
+	VBROADCASTSS 1804(R12), Z17
+	VFMADD231PS  Z9, Z17, Z7
+	VBROADCASTSS 2060(R12), Z18
+	VFMADD231PS  Z9, Z18, Z8
+	LEAQ         (SI)(R9*2), SI
+	ADDQ         $0x10, R12
+	JMP          turn1252
+
+end1254:
+	ADDQ         $0x04, R13
+	JZ           merge1250
+	CMPQ         R13, $0x02
+	JLT          some1256
+	VPSLLD       $0x10, (SI), Z9
+	VBROADCASTSS (R12), Z10
+	VFMADD231PS  Z9, Z10, Z0
+	VBROADCASTSS 256(R12), Z11
+	VFMADD231PS  Z9, Z11, Z1
+	VBROADCASTSS 512(R12), Z12
+	VFMADD231PS  Z9, Z12, Z2
+	VBROADCASTSS 768(R12), Z13
+	VFMADD231PS  Z9, Z13, Z3
+	VBROADCASTSS 1024(R12), Z14
+	VFMADD231PS  Z9, Z14, Z4
+	VBROADCASTSS 1280(R12), Z15
+	VFMADD231PS  Z9, Z15, Z5
+	VBROADCASTSS 1536(R12), Z16
+	VFMADD231PS  Z9, Z16, Z6
+	VBROADCASTSS 1792(R12), Z17
+	VFMADD231PS  Z9, Z17, Z7
+	VBROADCASTSS 2048(R12), Z18
+	VFMADD231PS  Z9, Z18, Z8
+	VPANDD       (SI), Z31, Z9
+	VBROADCASTSS 4(R12), Z10
+	VFMADD231PS  Z9, Z10, Z0
+	VBROADCASTSS 260(R12), Z11
+	VFMADD231PS  Z9, Z11, Z1
+	VBROADCASTSS 516(R12), Z12
+	VFMADD231PS  Z9, Z12, Z2
+	VBROADCASTSS 772(R12), Z13
+	VFMADD231PS  Z9, Z13, Z3
+	VBROADCASTSS 1028(R12), Z14
+	VFMADD231PS  Z9, Z14, Z4
+	VBROADCASTSS 1284(R12), Z15
+	VFMADD231PS  Z9, Z15, Z5
+	VBROADCASTSS 1540(R12), Z16
+	VFMADD231PS  Z9, Z16, Z6
+	VBROADCASTSS 1796(R12), Z17
+	VFMADD231PS  Z9, Z17, Z7
+	VBROADCASTSS 2052(R12), Z18
+	VFMADD231PS  Z9, Z18, Z8
+	ADDQ         R9, SI
+	ADDQ         $0x08, R12
+	SUBQ         $0x02, R13
+	JZ           merge1250
+
+some1256:
+	VPSLLD       $0x10, (SI), Z9
+	VBROADCASTSS (R12), Z10
+	VFMADD231PS  Z9, Z10, Z0
+	VBROADCASTSS 256(R12), Z11
+	VFMADD231PS  Z9, Z11, Z1
+	VBROADCASTSS 512(R12), Z12
+	VFMADD231PS  Z9, Z12, Z2
+	VBROADCASTSS 768(R12), Z13
+	VFMADD231PS  Z9, Z13, Z3
+	VBROADCASTSS 1024(R12), Z14
+	VFMADD231PS  Z9, Z14, Z4
+	VBROADCASTSS 1280(R12), Z15
+	VFMADD231PS  Z9, Z15, Z5
+	VBROADCASTSS 1536(R12), Z16
+	VFMADD231PS  Z9, Z16, Z6
+	VBROADCASTSS 1792(R12), Z17
+	VFMADD231PS  Z9, Z17, Z7
+	VBROADCASTSS 2048(R12), Z18
+	VFMADD231PS  Z9, Z18, Z8
+	ADDQ         R9, SI
+	ADDQ         $0x04, R12
+	JMP          merge1250
+
+sparse1248:
+	TZCNTQ       R13, AX
+	LEAQ         (BX)(AX*4), R12
+	MOVQ         AX, SI
+	MOVQ         SI, AX
+	SHRQ         $0x01, SI
+	IMULQ        R9, SI
+	ADDQ         DX, SI
+	TESTQ        $0x00000001, AX
+	JNZ          odd1257
+	VPSLLD       $0x10, (SI), Z9
+	VBROADCASTSS (R12), Z10
+	VFMADD231PS  Z9, Z10, Z0
+	VBROADCASTSS 256(R12), Z11
+	VFMADD231PS  Z9, Z11, Z1
+	VBROADCASTSS 512(R12), Z12
+	VFMADD231PS  Z9, Z12, Z2
+	VBROADCASTSS 768(R12), Z13
+	VFMADD231PS  Z9, Z13, Z3
+	VBROADCASTSS 1024(R12), Z14
+	VFMADD231PS  Z9, Z14, Z4
+	VBROADCASTSS 1280(R12), Z15
+	VFMADD231PS  Z9, Z15, Z5
+	VBROADCASTSS 1536(R12), Z16
+	VFMADD231PS  Z9, Z16, Z6
+	VBROADCASTSS 1792(R12), Z17
+	VFMADD231PS  Z9, Z17, Z7
+	VBROADCASTSS 2048(R12), Z18
+	VFMADD231PS  Z9, Z18, Z8
+	JMP          done1258
+
+odd1257:
+	VPANDD       (SI), Z31, Z9
+	VBROADCASTSS (R12), Z10
+	VFMADD231PS  Z9, Z10, Z0
+	VBROADCASTSS 256(R12), Z11
+	VFMADD231PS  Z9, Z11, Z1
+	VBROADCASTSS 512(R12), Z12
+	VFMADD231PS  Z9, Z12, Z2
+	VBROADCASTSS 768(R12), Z13
+	VFMADD231PS  Z9, Z13, Z3
+	VBROADCASTSS 1024(R12), Z14
+	VFMADD231PS  Z9, Z14, Z4
+	VBROADCASTSS 1280(R12), Z15
+	VFMADD231PS  Z9, Z15, Z5
+	VBROADCASTSS 1536(R12), Z16
+	VFMADD231PS  Z9, Z16, Z6
+	VBROADCASTSS 1792(R12), Z17
+	VFMADD231PS  Z9, Z17, Z7
+	VBROADCASTSS 2048(R12), Z18
+	VFMADD231PS  Z9, Z18, Z8
+
+done1258:
+	BLSRQ R13, R13
+	JNZ   sparse1248
+
+merge1250:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store1181
+	JZ           store1259
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -32501,9 +34377,9 @@ merge1176:
 	VMULPS       Z10, Z8, Z8
 	VFMADD231PS  (AX), Z9, Z8
 	VMOVUPS      Z8, (AX)
-	JMP          stored1182
+	JMP          stored1260
 
-store1181:
+store1259:
 	VMOVUPS Z0, (AX)
 	ADDQ    R8, AX
 	VMOVUPS Z1, (AX)
@@ -32522,13 +34398,13 @@ store1181:
 	ADDQ    R8, AX
 	VMOVUPS Z8, (AX)
 
-stored1182:
+stored1260:
 	ADDQ $0x00000040, DI
-	ADDQ $0x00000020, DX
+	ADDQ $0x00000040, DX
 	SUBQ $0x01, (SP)
-	JMP  columns1171
+	JMP  columns1246
 
-less1172:
+less1247:
 	ADDQ  $0x00000900, BX
 	MOVQ  BX, R14
 	SUBQ  w+8(FP), R14
@@ -32555,21 +34431,21 @@ TEXT ·scores_i8_avx512(SB), NOSPLIT, $8-64
 	XORQ  R14, R14
 	XORQ  R9, R9
 	TESTQ R11, R11
-	JNZ   none1183
+	JNZ   none1261
 	MOVQ  $0x0000010000000000, R9
 
-none1183:
-rows1184:
+none1261:
+rows1262:
 	CMPQ R10, $0x0f
-	JLT  fewer1185
+	JLT  fewer1263
 
-tile1197:
+tile1275:
 	MOVQ k+16(FP), R13
 	MOVQ $0x00000002, (SP)
 
-block1198:
+block1276:
 	CMPQ   carry+48(FP), $0x00
-	JNE    carry1199
+	JNE    carry1277
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -32590,9 +34466,9 @@ block1198:
 	VPXORD Z17, Z17, Z17
 	VPXORD Z18, Z18, Z18
 	VPXORD Z19, Z19, Z19
-	JMP    begin1200
+	JMP    begin1278
 
-carry1199:
+carry1277:
 	VMOVUPS (DI), Z0
 	VMOVUPS 64(DI), Z1
 	VMOVUPS 256(DI), Z2
@@ -32614,18 +34490,18 @@ carry1199:
 	VMOVUPS 2304(DI), Z18
 	VMOVUPS 2368(DI), Z19
 
-begin1200:
+begin1278:
 	MOVQ R13, AX
 	MOVQ SI, BX
 	LEAQ (R8)(R8*2), CX
 	ADDQ SI, CX
 	MOVQ n+32(FP), R12
 
-turn1204:
+turn1281:
 	SUBQ         $0x04, R12
-	JLT          end1206
+	JLT          end1283
 	SUBQ         $0x00000080, R9
-	JGE          quiet1205
+	JGE          quiet1282
 	VPMOVSXBD    (AX), Z20
 	VCVTDQ2PS    Z20, Z20
 	VPMOVSXBD    16(AX), Z21
@@ -32775,15 +34651,15 @@ turn1204:
 	ADDQ         $0x10, CX
 	ADDQ         $0x00000040, R14
 	TESTQ        $0x000001ff, R14
-	JNZ          row1207
+	JNZ          row1284
 	ADDQ         40(R11), R14
 
-row1207:
+row1284:
 	IMUL3Q $0x00000100, 32(R11), DX
 	ADDQ   DX, R9
-	JMP    turn1204
+	JMP    turn1281
 
-quiet1205:
+quiet1282:
 	VPMOVSXBD    (AX), Z20
 	VCVTDQ2PS    Z20, Z20
 	VPMOVSXBD    16(AX), Z21
@@ -32923,13 +34799,13 @@ quiet1205:
 	ADDQ         $0x00000100, AX
 	ADDQ         $0x10, BX
 	ADDQ         $0x10, CX
-	JMP          turn1204
+	JMP          turn1281
 
-end1206:
+end1283:
 	ADDQ $0x04, R12
-	JZ   store1203
+	JZ   store1280
 
-some1202:
+some1285:
 	VPMOVSXBD    (AX), Z20
 	VCVTDQ2PS    Z20, Z20
 	VPMOVSXBD    16(AX), Z21
@@ -32968,9 +34844,9 @@ some1202:
 	ADDQ         $0x04, BX
 	ADDQ         $0x04, CX
 	DECQ         R12
-	JNZ          some1202
+	JNZ          some1285
 
-store1203:
+store1280:
 	VMOVUPS Z0, (DI)
 	VMOVUPS Z1, 64(DI)
 	VMOVUPS Z2, 256(DI)
@@ -32994,64 +34870,64 @@ store1203:
 	ADDQ    $0x00000080, DI
 	ADDQ    $0x00000020, R13
 	DECQ    (SP)
-	JNZ     block1198
+	JNZ     block1276
 	ADDQ    $0x00000900, DI
 	IMUL3Q  $0x0a, R8, R12
 	ADDQ    R12, SI
 	SUBQ    $0x0a, R10
-	JMP     rows1184
+	JMP     rows1262
 
-fewer1185:
+fewer1263:
 	CMPQ R10, $0x01
-	JEQ  tile1188
+	JEQ  tile1266
 	CMPQ R10, $0x02
-	JEQ  tile1189
+	JEQ  tile1267
 	CMPQ R10, $0x03
-	JEQ  tile1190
+	JEQ  tile1268
 	CMPQ R10, $0x04
-	JEQ  tile1191
+	JEQ  tile1269
 	CMPQ R10, $0x05
-	JEQ  tile1192
+	JEQ  tile1270
 	CMPQ R10, $0x06
-	JEQ  tile1193
+	JEQ  tile1271
 	CMPQ R10, $0x07
-	JEQ  tile1194
+	JEQ  tile1272
 	CMPQ R10, $0x08
-	JEQ  tile1195
+	JEQ  tile1273
 	CMPQ R10, $0x09
-	JEQ  tile1196
+	JEQ  tile1274
 	CMPQ R10, $0x0a
-	JEQ  tile1197
+	JEQ  tile1275
 	CMPQ R10, $0x0a
-	JGT  tile1193
-	JMP  done1186
+	JGT  tile1271
+	JMP  done1264
 
-tile1188:
+tile1266:
 	MOVQ   k+16(FP), R13
 	CMPQ   carry+48(FP), $0x00
-	JNE    carry1209
+	JNE    carry1287
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
 	VPXORD Z3, Z3, Z3
-	JMP    begin1210
+	JMP    begin1288
 
-carry1209:
+carry1287:
 	VMOVUPS (DI), Z0
 	VMOVUPS 64(DI), Z1
 	VMOVUPS 128(DI), Z2
 	VMOVUPS 192(DI), Z3
 
-begin1210:
+begin1288:
 	MOVQ R13, AX
 	MOVQ SI, BX
 	MOVQ n+32(FP), R12
 
-turn1214:
+turn1291:
 	SUBQ         $0x04, R12
-	JLT          end1216
+	JLT          end1293
 	SUBQ         $0x00000100, R9
-	JGE          quiet1215
+	JGE          quiet1292
 	VBROADCASTSS (BX), Z4
 	VPMOVSXBD    (AX), Z5
 	VCVTDQ2PS    Z5, Z5
@@ -33116,15 +34992,15 @@ turn1214:
 	ADDQ         $0x10, BX
 	ADDQ         $0x00000040, R14
 	TESTQ        $0x000001ff, R14
-	JNZ          row1217
+	JNZ          row1294
 	ADDQ         40(R11), R14
 
-row1217:
+row1294:
 	IMUL3Q $0x00000100, 32(R11), DX
 	ADDQ   DX, R9
-	JMP    turn1214
+	JMP    turn1291
 
-quiet1215:
+quiet1292:
 	VBROADCASTSS (BX), Z4
 	VPMOVSXBD    (AX), Z5
 	VCVTDQ2PS    Z5, Z5
@@ -33179,13 +35055,13 @@ quiet1215:
 	VFMADD231PS  Z8, Z4, Z3
 	ADDQ         $0x00000100, AX
 	ADDQ         $0x10, BX
-	JMP          turn1214
+	JMP          turn1291
 
-end1216:
+end1293:
 	ADDQ $0x04, R12
-	JZ   store1213
+	JZ   store1290
 
-some1212:
+some1295:
 	VBROADCASTSS (BX), Z4
 	VPMOVSXBD    (AX), Z5
 	VCVTDQ2PS    Z5, Z5
@@ -33202,9 +35078,9 @@ some1212:
 	ADDQ         $0x00000040, AX
 	ADDQ         $0x04, BX
 	DECQ         R12
-	JNZ          some1212
+	JNZ          some1295
 
-store1213:
+store1290:
 	VMOVUPS Z0, (DI)
 	VMOVUPS Z1, 64(DI)
 	VMOVUPS Z2, 128(DI)
@@ -33215,12 +35091,12 @@ store1213:
 	IMUL3Q  $0x01, R8, R12
 	ADDQ    R12, SI
 	SUBQ    $0x01, R10
-	JMP     rows1184
+	JMP     rows1262
 
-tile1189:
+tile1267:
 	MOVQ   k+16(FP), R13
 	CMPQ   carry+48(FP), $0x00
-	JNE    carry1219
+	JNE    carry1297
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -33229,9 +35105,9 @@ tile1189:
 	VPXORD Z5, Z5, Z5
 	VPXORD Z6, Z6, Z6
 	VPXORD Z7, Z7, Z7
-	JMP    begin1220
+	JMP    begin1298
 
-carry1219:
+carry1297:
 	VMOVUPS (DI), Z0
 	VMOVUPS 64(DI), Z1
 	VMOVUPS 128(DI), Z2
@@ -33241,16 +35117,16 @@ carry1219:
 	VMOVUPS 384(DI), Z6
 	VMOVUPS 448(DI), Z7
 
-begin1220:
+begin1298:
 	MOVQ R13, AX
 	MOVQ SI, BX
 	MOVQ n+32(FP), R12
 
-turn1224:
+turn1301:
 	SUBQ         $0x04, R12
-	JLT          end1226
+	JLT          end1303
 	SUBQ         $0x00000100, R9
-	JGE          quiet1225
+	JGE          quiet1302
 	VBROADCASTSS (BX), Z8
 	VBROADCASTSS (BX)(R8*1), Z9
 	VPMOVSXBD    (AX), Z10
@@ -33335,15 +35211,15 @@ turn1224:
 	ADDQ         $0x10, BX
 	ADDQ         $0x00000040, R14
 	TESTQ        $0x000001ff, R14
-	JNZ          row1227
+	JNZ          row1304
 	ADDQ         40(R11), R14
 
-row1227:
+row1304:
 	IMUL3Q $0x00000100, 32(R11), DX
 	ADDQ   DX, R9
-	JMP    turn1224
+	JMP    turn1301
 
-quiet1225:
+quiet1302:
 	VBROADCASTSS (BX), Z8
 	VBROADCASTSS (BX)(R8*1), Z9
 	VPMOVSXBD    (AX), Z10
@@ -33418,13 +35294,13 @@ quiet1225:
 	VFMADD231PS  Z13, Z9, Z7
 	ADDQ         $0x00000100, AX
 	ADDQ         $0x10, BX
-	JMP          turn1224
+	JMP          turn1301
 
-end1226:
+end1303:
 	ADDQ $0x04, R12
-	JZ   store1223
+	JZ   store1300
 
-some1222:
+some1305:
 	VBROADCASTSS (BX), Z8
 	VBROADCASTSS (BX)(R8*1), Z9
 	VPMOVSXBD    (AX), Z10
@@ -33446,9 +35322,9 @@ some1222:
 	ADDQ         $0x00000040, AX
 	ADDQ         $0x04, BX
 	DECQ         R12
-	JNZ          some1222
+	JNZ          some1305
 
-store1223:
+store1300:
 	VMOVUPS Z0, (DI)
 	VMOVUPS Z1, 64(DI)
 	VMOVUPS Z2, 128(DI)
@@ -33463,12 +35339,12 @@ store1223:
 	IMUL3Q  $0x02, R8, R12
 	ADDQ    R12, SI
 	SUBQ    $0x02, R10
-	JMP     rows1184
+	JMP     rows1262
 
-tile1190:
+tile1268:
 	MOVQ   k+16(FP), R13
 	CMPQ   carry+48(FP), $0x00
-	JNE    carry1229
+	JNE    carry1307
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -33481,9 +35357,9 @@ tile1190:
 	VPXORD Z9, Z9, Z9
 	VPXORD Z10, Z10, Z10
 	VPXORD Z11, Z11, Z11
-	JMP    begin1230
+	JMP    begin1308
 
-carry1229:
+carry1307:
 	VMOVUPS (DI), Z0
 	VMOVUPS 64(DI), Z1
 	VMOVUPS 128(DI), Z2
@@ -33497,16 +35373,16 @@ carry1229:
 	VMOVUPS 640(DI), Z10
 	VMOVUPS 704(DI), Z11
 
-begin1230:
+begin1308:
 	MOVQ R13, AX
 	MOVQ SI, BX
 	MOVQ n+32(FP), R12
 
-turn1234:
+turn1311:
 	SUBQ         $0x04, R12
-	JLT          end1236
+	JLT          end1313
 	SUBQ         $0x00000100, R9
-	JGE          quiet1235
+	JGE          quiet1312
 	VBROADCASTSS (BX), Z12
 	VBROADCASTSS (BX)(R8*1), Z13
 	VBROADCASTSS (BX)(R8*2), Z14
@@ -33611,15 +35487,15 @@ turn1234:
 	ADDQ         $0x10, BX
 	ADDQ         $0x00000040, R14
 	TESTQ        $0x000001ff, R14
-	JNZ          row1237
+	JNZ          row1314
 	ADDQ         40(R11), R14
 
-row1237:
+row1314:
 	IMUL3Q $0x00000100, 32(R11), DX
 	ADDQ   DX, R9
-	JMP    turn1234
+	JMP    turn1311
 
-quiet1235:
+quiet1312:
 	VBROADCASTSS (BX), Z12
 	VBROADCASTSS (BX)(R8*1), Z13
 	VBROADCASTSS (BX)(R8*2), Z14
@@ -33714,13 +35590,13 @@ quiet1235:
 	VFMADD231PS  Z18, Z14, Z11
 	ADDQ         $0x00000100, AX
 	ADDQ         $0x10, BX
-	JMP          turn1234
+	JMP          turn1311
 
-end1236:
+end1313:
 	ADDQ $0x04, R12
-	JZ   store1233
+	JZ   store1310
 
-some1232:
+some1315:
 	VBROADCASTSS (BX), Z12
 	VBROADCASTSS (BX)(R8*1), Z13
 	VBROADCASTSS (BX)(R8*2), Z14
@@ -33747,9 +35623,9 @@ some1232:
 	ADDQ         $0x00000040, AX
 	ADDQ         $0x04, BX
 	DECQ         R12
-	JNZ          some1232
+	JNZ          some1315
 
-store1233:
+store1310:
 	VMOVUPS Z0, (DI)
 	VMOVUPS Z1, 64(DI)
 	VMOVUPS Z2, 128(DI)
@@ -33768,12 +35644,12 @@ store1233:
 	IMUL3Q  $0x03, R8, R12
 	ADDQ    R12, SI
 	SUBQ    $0x03, R10
-	JMP     rows1184
+	JMP     rows1262
 
-tile1191:
+tile1269:
 	MOVQ   k+16(FP), R13
 	CMPQ   carry+48(FP), $0x00
-	JNE    carry1239
+	JNE    carry1317
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -33790,9 +35666,9 @@ tile1191:
 	VPXORD Z13, Z13, Z13
 	VPXORD Z14, Z14, Z14
 	VPXORD Z15, Z15, Z15
-	JMP    begin1240
+	JMP    begin1318
 
-carry1239:
+carry1317:
 	VMOVUPS (DI), Z0
 	VMOVUPS 64(DI), Z1
 	VMOVUPS 128(DI), Z2
@@ -33810,18 +35686,18 @@ carry1239:
 	VMOVUPS 896(DI), Z14
 	VMOVUPS 960(DI), Z15
 
-begin1240:
+begin1318:
 	MOVQ R13, AX
 	MOVQ SI, BX
 	LEAQ (R8)(R8*2), CX
 	ADDQ SI, CX
 	MOVQ n+32(FP), R12
 
-turn1244:
+turn1321:
 	SUBQ         $0x04, R12
-	JLT          end1246
+	JLT          end1323
 	SUBQ         $0x00000100, R9
-	JGE          quiet1245
+	JGE          quiet1322
 	VPMOVSXBD    (AX), Z16
 	VCVTDQ2PS    Z16, Z16
 	VPMOVSXBD    16(AX), Z17
@@ -33947,15 +35823,15 @@ turn1244:
 	ADDQ         $0x10, CX
 	ADDQ         $0x00000040, R14
 	TESTQ        $0x000001ff, R14
-	JNZ          row1247
+	JNZ          row1324
 	ADDQ         40(R11), R14
 
-row1247:
+row1324:
 	IMUL3Q $0x00000100, 32(R11), DX
 	ADDQ   DX, R9
-	JMP    turn1244
+	JMP    turn1321
 
-quiet1245:
+quiet1322:
 	VPMOVSXBD    (AX), Z16
 	VCVTDQ2PS    Z16, Z16
 	VPMOVSXBD    16(AX), Z17
@@ -34071,13 +35947,13 @@ quiet1245:
 	ADDQ         $0x00000100, AX
 	ADDQ         $0x10, BX
 	ADDQ         $0x10, CX
-	JMP          turn1244
+	JMP          turn1321
 
-end1246:
+end1323:
 	ADDQ $0x04, R12
-	JZ   store1243
+	JZ   store1320
 
-some1242:
+some1325:
 	VPMOVSXBD    (AX), Z16
 	VCVTDQ2PS    Z16, Z16
 	VPMOVSXBD    16(AX), Z17
@@ -34110,9 +35986,9 @@ some1242:
 	ADDQ         $0x04, BX
 	ADDQ         $0x04, CX
 	DECQ         R12
-	JNZ          some1242
+	JNZ          some1325
 
-store1243:
+store1320:
 	VMOVUPS Z0, (DI)
 	VMOVUPS Z1, 64(DI)
 	VMOVUPS Z2, 128(DI)
@@ -34135,12 +36011,12 @@ store1243:
 	IMUL3Q  $0x04, R8, R12
 	ADDQ    R12, SI
 	SUBQ    $0x04, R10
-	JMP     rows1184
+	JMP     rows1262
 
-tile1192:
+tile1270:
 	MOVQ   k+16(FP), R13
 	CMPQ   carry+48(FP), $0x00
-	JNE    carry1249
+	JNE    carry1327
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -34161,9 +36037,9 @@ tile1192:
 	VPXORD Z17, Z17, Z17
 	VPXORD Z18, Z18, Z18
 	VPXORD Z19, Z19, Z19
-	JMP    begin1250
+	JMP    begin1328
 
-carry1249:
+carry1327:
 	VMOVUPS (DI), Z0
 	VMOVUPS 64(DI), Z1
 	VMOVUPS 128(DI), Z2
@@ -34185,18 +36061,18 @@ carry1249:
 	VMOVUPS 1152(DI), Z18
 	VMOVUPS 1216(DI), Z19
 
-begin1250:
+begin1328:
 	MOVQ R13, AX
 	MOVQ SI, BX
 	LEAQ (R8)(R8*2), CX
 	ADDQ SI, CX
 	MOVQ n+32(FP), R12
 
-turn1254:
+turn1331:
 	SUBQ         $0x04, R12
-	JLT          end1256
+	JLT          end1333
 	SUBQ         $0x00000100, R9
-	JGE          quiet1255
+	JGE          quiet1332
 	VPMOVSXBD    (AX), Z20
 	VCVTDQ2PS    Z20, Z20
 	VPMOVSXBD    16(AX), Z21
@@ -34342,15 +36218,15 @@ turn1254:
 	ADDQ         $0x10, CX
 	ADDQ         $0x00000040, R14
 	TESTQ        $0x000001ff, R14
-	JNZ          row1257
+	JNZ          row1334
 	ADDQ         40(R11), R14
 
-row1257:
+row1334:
 	IMUL3Q $0x00000100, 32(R11), DX
 	ADDQ   DX, R9
-	JMP    turn1254
+	JMP    turn1331
 
-quiet1255:
+quiet1332:
 	VPMOVSXBD    (AX), Z20
 	VCVTDQ2PS    Z20, Z20
 	VPMOVSXBD    16(AX), Z21
@@ -34486,13 +36362,13 @@ quiet1255:
 	ADDQ         $0x00000100, AX
 	ADDQ         $0x10, BX
 	ADDQ         $0x10, CX
-	JMP          turn1254
+	JMP          turn1331
 
-end1256:
+end1333:
 	ADDQ $0x04, R12
-	JZ   store1253
+	JZ   store1330
 
-some1252:
+some1335:
 	VPMOVSXBD    (AX), Z20
 	VCVTDQ2PS    Z20, Z20
 	VPMOVSXBD    16(AX), Z21
@@ -34530,9 +36406,9 @@ some1252:
 	ADDQ         $0x04, BX
 	ADDQ         $0x04, CX
 	DECQ         R12
-	JNZ          some1252
+	JNZ          some1335
 
-store1253:
+store1330:
 	VMOVUPS Z0, (DI)
 	VMOVUPS Z1, 64(DI)
 	VMOVUPS Z2, 128(DI)
@@ -34559,12 +36435,12 @@ store1253:
 	IMUL3Q  $0x05, R8, R12
 	ADDQ    R12, SI
 	SUBQ    $0x05, R10
-	JMP     rows1184
+	JMP     rows1262
 
-tile1193:
+tile1271:
 	MOVQ   k+16(FP), R13
 	CMPQ   carry+48(FP), $0x00
-	JNE    carry1259
+	JNE    carry1337
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -34589,9 +36465,9 @@ tile1193:
 	VPXORD Z21, Z21, Z21
 	VPXORD Z22, Z22, Z22
 	VPXORD Z23, Z23, Z23
-	JMP    begin1260
+	JMP    begin1338
 
-carry1259:
+carry1337:
 	VMOVUPS (DI), Z0
 	VMOVUPS 64(DI), Z1
 	VMOVUPS 128(DI), Z2
@@ -34617,18 +36493,18 @@ carry1259:
 	VMOVUPS 1408(DI), Z22
 	VMOVUPS 1472(DI), Z23
 
-begin1260:
+begin1338:
 	MOVQ R13, AX
 	MOVQ SI, BX
 	LEAQ (R8)(R8*2), CX
 	ADDQ SI, CX
 	MOVQ n+32(FP), R12
 
-turn1264:
+turn1341:
 	SUBQ         $0x04, R12
-	JLT          end1266
+	JLT          end1343
 	SUBQ         $0x00000100, R9
-	JGE          quiet1265
+	JGE          quiet1342
 	VPMOVSXBD    (AX), Z24
 	VCVTDQ2PS    Z24, Z24
 	VPMOVSXBD    16(AX), Z25
@@ -34794,15 +36670,15 @@ turn1264:
 	ADDQ         $0x10, CX
 	ADDQ         $0x00000040, R14
 	TESTQ        $0x000001ff, R14
-	JNZ          row1267
+	JNZ          row1344
 	ADDQ         40(R11), R14
 
-row1267:
+row1344:
 	IMUL3Q $0x00000100, 32(R11), DX
 	ADDQ   DX, R9
-	JMP    turn1264
+	JMP    turn1341
 
-quiet1265:
+quiet1342:
 	VPMOVSXBD    (AX), Z24
 	VCVTDQ2PS    Z24, Z24
 	VPMOVSXBD    16(AX), Z25
@@ -34958,13 +36834,13 @@ quiet1265:
 	ADDQ         $0x00000100, AX
 	ADDQ         $0x10, BX
 	ADDQ         $0x10, CX
-	JMP          turn1264
+	JMP          turn1341
 
-end1266:
+end1343:
 	ADDQ $0x04, R12
-	JZ   store1263
+	JZ   store1340
 
-some1262:
+some1345:
 	VPMOVSXBD    (AX), Z24
 	VCVTDQ2PS    Z24, Z24
 	VPMOVSXBD    16(AX), Z25
@@ -35007,9 +36883,9 @@ some1262:
 	ADDQ         $0x04, BX
 	ADDQ         $0x04, CX
 	DECQ         R12
-	JNZ          some1262
+	JNZ          some1345
 
-store1263:
+store1340:
 	VMOVUPS Z0, (DI)
 	VMOVUPS Z1, 64(DI)
 	VMOVUPS Z2, 128(DI)
@@ -35040,15 +36916,15 @@ store1263:
 	IMUL3Q  $0x06, R8, R12
 	ADDQ    R12, SI
 	SUBQ    $0x06, R10
-	JMP     rows1184
+	JMP     rows1262
 
-tile1194:
+tile1272:
 	MOVQ k+16(FP), R13
 	MOVQ $0x00000002, (SP)
 
-block1268:
+block1346:
 	CMPQ   carry+48(FP), $0x00
-	JNE    carry1269
+	JNE    carry1347
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -35063,9 +36939,9 @@ block1268:
 	VPXORD Z11, Z11, Z11
 	VPXORD Z12, Z12, Z12
 	VPXORD Z13, Z13, Z13
-	JMP    begin1270
+	JMP    begin1348
 
-carry1269:
+carry1347:
 	VMOVUPS (DI), Z0
 	VMOVUPS 64(DI), Z1
 	VMOVUPS 256(DI), Z2
@@ -35081,18 +36957,18 @@ carry1269:
 	VMOVUPS 1536(DI), Z12
 	VMOVUPS 1600(DI), Z13
 
-begin1270:
+begin1348:
 	MOVQ R13, AX
 	MOVQ SI, BX
 	LEAQ (R8)(R8*2), CX
 	ADDQ SI, CX
 	MOVQ n+32(FP), R12
 
-turn1274:
+turn1351:
 	SUBQ         $0x04, R12
-	JLT          end1276
+	JLT          end1353
 	SUBQ         $0x00000080, R9
-	JGE          quiet1275
+	JGE          quiet1352
 	VPMOVSXBD    (AX), Z14
 	VCVTDQ2PS    Z14, Z14
 	VPMOVSXBD    16(AX), Z15
@@ -35206,15 +37082,15 @@ turn1274:
 	ADDQ         $0x10, CX
 	ADDQ         $0x00000040, R14
 	TESTQ        $0x000001ff, R14
-	JNZ          row1277
+	JNZ          row1354
 	ADDQ         40(R11), R14
 
-row1277:
+row1354:
 	IMUL3Q $0x00000100, 32(R11), DX
 	ADDQ   DX, R9
-	JMP    turn1274
+	JMP    turn1351
 
-quiet1275:
+quiet1352:
 	VPMOVSXBD    (AX), Z14
 	VCVTDQ2PS    Z14, Z14
 	VPMOVSXBD    16(AX), Z15
@@ -35318,13 +37194,13 @@ quiet1275:
 	ADDQ         $0x00000100, AX
 	ADDQ         $0x10, BX
 	ADDQ         $0x10, CX
-	JMP          turn1274
+	JMP          turn1351
 
-end1276:
+end1353:
 	ADDQ $0x04, R12
-	JZ   store1273
+	JZ   store1350
 
-some1272:
+some1355:
 	VPMOVSXBD    (AX), Z14
 	VCVTDQ2PS    Z14, Z14
 	VPMOVSXBD    16(AX), Z15
@@ -35354,9 +37230,9 @@ some1272:
 	ADDQ         $0x04, BX
 	ADDQ         $0x04, CX
 	DECQ         R12
-	JNZ          some1272
+	JNZ          some1355
 
-store1273:
+store1350:
 	VMOVUPS Z0, (DI)
 	VMOVUPS Z1, 64(DI)
 	VMOVUPS Z2, 256(DI)
@@ -35374,20 +37250,20 @@ store1273:
 	ADDQ    $0x00000080, DI
 	ADDQ    $0x00000020, R13
 	DECQ    (SP)
-	JNZ     block1268
+	JNZ     block1346
 	ADDQ    $0x00000600, DI
 	IMUL3Q  $0x07, R8, R12
 	ADDQ    R12, SI
 	SUBQ    $0x07, R10
-	JMP     rows1184
+	JMP     rows1262
 
-tile1195:
+tile1273:
 	MOVQ k+16(FP), R13
 	MOVQ $0x00000002, (SP)
 
-block1278:
+block1356:
 	CMPQ   carry+48(FP), $0x00
-	JNE    carry1279
+	JNE    carry1357
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -35404,9 +37280,9 @@ block1278:
 	VPXORD Z13, Z13, Z13
 	VPXORD Z14, Z14, Z14
 	VPXORD Z15, Z15, Z15
-	JMP    begin1280
+	JMP    begin1358
 
-carry1279:
+carry1357:
 	VMOVUPS (DI), Z0
 	VMOVUPS 64(DI), Z1
 	VMOVUPS 256(DI), Z2
@@ -35424,18 +37300,18 @@ carry1279:
 	VMOVUPS 1792(DI), Z14
 	VMOVUPS 1856(DI), Z15
 
-begin1280:
+begin1358:
 	MOVQ R13, AX
 	MOVQ SI, BX
 	LEAQ (R8)(R8*2), CX
 	ADDQ SI, CX
 	MOVQ n+32(FP), R12
 
-turn1284:
+turn1361:
 	SUBQ         $0x04, R12
-	JLT          end1286
+	JLT          end1363
 	SUBQ         $0x00000080, R9
-	JGE          quiet1285
+	JGE          quiet1362
 	VPMOVSXBD    (AX), Z16
 	VCVTDQ2PS    Z16, Z16
 	VPMOVSXBD    16(AX), Z17
@@ -35561,15 +37437,15 @@ turn1284:
 	ADDQ         $0x10, CX
 	ADDQ         $0x00000040, R14
 	TESTQ        $0x000001ff, R14
-	JNZ          row1287
+	JNZ          row1364
 	ADDQ         40(R11), R14
 
-row1287:
+row1364:
 	IMUL3Q $0x00000100, 32(R11), DX
 	ADDQ   DX, R9
-	JMP    turn1284
+	JMP    turn1361
 
-quiet1285:
+quiet1362:
 	VPMOVSXBD    (AX), Z16
 	VCVTDQ2PS    Z16, Z16
 	VPMOVSXBD    16(AX), Z17
@@ -35685,13 +37561,13 @@ quiet1285:
 	ADDQ         $0x00000100, AX
 	ADDQ         $0x10, BX
 	ADDQ         $0x10, CX
-	JMP          turn1284
+	JMP          turn1361
 
-end1286:
+end1363:
 	ADDQ $0x04, R12
-	JZ   store1283
+	JZ   store1360
 
-some1282:
+some1365:
 	VPMOVSXBD    (AX), Z16
 	VCVTDQ2PS    Z16, Z16
 	VPMOVSXBD    16(AX), Z17
@@ -35724,9 +37600,9 @@ some1282:
 	ADDQ         $0x04, BX
 	ADDQ         $0x04, CX
 	DECQ         R12
-	JNZ          some1282
+	JNZ          some1365
 
-store1283:
+store1360:
 	VMOVUPS Z0, (DI)
 	VMOVUPS Z1, 64(DI)
 	VMOVUPS Z2, 256(DI)
@@ -35746,20 +37622,20 @@ store1283:
 	ADDQ    $0x00000080, DI
 	ADDQ    $0x00000020, R13
 	DECQ    (SP)
-	JNZ     block1278
+	JNZ     block1356
 	ADDQ    $0x00000700, DI
 	IMUL3Q  $0x08, R8, R12
 	ADDQ    R12, SI
 	SUBQ    $0x08, R10
-	JMP     rows1184
+	JMP     rows1262
 
-tile1196:
+tile1274:
 	MOVQ k+16(FP), R13
 	MOVQ $0x00000002, (SP)
 
-block1288:
+block1366:
 	CMPQ   carry+48(FP), $0x00
-	JNE    carry1289
+	JNE    carry1367
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -35778,9 +37654,9 @@ block1288:
 	VPXORD Z15, Z15, Z15
 	VPXORD Z16, Z16, Z16
 	VPXORD Z17, Z17, Z17
-	JMP    begin1290
+	JMP    begin1368
 
-carry1289:
+carry1367:
 	VMOVUPS (DI), Z0
 	VMOVUPS 64(DI), Z1
 	VMOVUPS 256(DI), Z2
@@ -35800,18 +37676,18 @@ carry1289:
 	VMOVUPS 2048(DI), Z16
 	VMOVUPS 2112(DI), Z17
 
-begin1290:
+begin1368:
 	MOVQ R13, AX
 	MOVQ SI, BX
 	LEAQ (R8)(R8*2), CX
 	ADDQ SI, CX
 	MOVQ n+32(FP), R12
 
-turn1294:
+turn1371:
 	SUBQ         $0x04, R12
-	JLT          end1296
+	JLT          end1373
 	SUBQ         $0x00000080, R9
-	JGE          quiet1295
+	JGE          quiet1372
 	VPMOVSXBD    (AX), Z18
 	VCVTDQ2PS    Z18, Z18
 	VPMOVSXBD    16(AX), Z19
@@ -35949,15 +37825,15 @@ turn1294:
 	ADDQ         $0x10, CX
 	ADDQ         $0x00000040, R14
 	TESTQ        $0x000001ff, R14
-	JNZ          row1297
+	JNZ          row1374
 	ADDQ         40(R11), R14
 
-row1297:
+row1374:
 	IMUL3Q $0x00000100, 32(R11), DX
 	ADDQ   DX, R9
-	JMP    turn1294
+	JMP    turn1371
 
-quiet1295:
+quiet1372:
 	VPMOVSXBD    (AX), Z18
 	VCVTDQ2PS    Z18, Z18
 	VPMOVSXBD    16(AX), Z19
@@ -36085,13 +37961,13 @@ quiet1295:
 	ADDQ         $0x00000100, AX
 	ADDQ         $0x10, BX
 	ADDQ         $0x10, CX
-	JMP          turn1294
+	JMP          turn1371
 
-end1296:
+end1373:
 	ADDQ $0x04, R12
-	JZ   store1293
+	JZ   store1370
 
-some1292:
+some1375:
 	VPMOVSXBD    (AX), Z18
 	VCVTDQ2PS    Z18, Z18
 	VPMOVSXBD    16(AX), Z19
@@ -36127,9 +38003,9 @@ some1292:
 	ADDQ         $0x04, BX
 	ADDQ         $0x04, CX
 	DECQ         R12
-	JNZ          some1292
+	JNZ          some1375
 
-store1293:
+store1370:
 	VMOVUPS Z0, (DI)
 	VMOVUPS Z1, 64(DI)
 	VMOVUPS Z2, 256(DI)
@@ -36151,14 +38027,14 @@ store1293:
 	ADDQ    $0x00000080, DI
 	ADDQ    $0x00000020, R13
 	DECQ    (SP)
-	JNZ     block1288
+	JNZ     block1366
 	ADDQ    $0x00000800, DI
 	IMUL3Q  $0x09, R8, R12
 	ADDQ    R12, SI
 	SUBQ    $0x09, R10
-	JMP     rows1184
+	JMP     rows1262
 
-done1186:
+done1264:
 	VZEROUPPER
 	RET
 
@@ -36175,23 +38051,23 @@ TEXT ·accumulate_i8_avx512(SB), NOSPLIT, $16-88
 	XORQ  CX, CX
 	MOVQ  CX, 8(SP)
 	TESTQ R11, R11
-	JNZ   none1298
+	JNZ   none1376
 	MOVQ  $0x0000010000000000, R14
 	MOVQ  R14, 8(SP)
 
-none1298:
-rows1299:
+none1376:
+rows1377:
 	CMPQ R10, $0x0f
-	JLT  fewer1300
+	JLT  fewer1378
 
-tile1312:
+tile1390:
 	MOVQ v+16(FP), DX
 	MOVQ cols+40(FP), R14
 	MOVQ R14, (SP)
 
-columns1313:
+columns1391:
 	CMPQ   (SP), $0x02
-	JLT    less1314
+	JLT    less1392
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -36218,18 +38094,18 @@ columns1313:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse1315
+	JNZ    sparse1393
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn1319:
+turn1396:
 	SUBQ         $0x04, R13
-	JLT          end1321
+	JLT          end1398
 	SUBQ         $0x00000080, 8(SP)
-	JGE          quiet1320
+	JGE          quiet1397
 	VPMOVSXBD    (SI), Z20
 	VCVTDQ2PS    Z20, Z20
 	VPMOVSXBD    16(SI), Z21
@@ -36378,15 +38254,15 @@ turn1319:
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
 	TESTQ        $0x000001ff, CX
-	JNZ          row1322
+	JNZ          row1399
 	ADDQ         40(R11), CX
 
-row1322:
+row1399:
 	IMUL3Q $0x00000100, 32(R11), R14
 	ADDQ   R14, 8(SP)
-	JMP    turn1319
+	JMP    turn1396
 
-quiet1320:
+quiet1397:
 	VPMOVSXBD    (SI), Z20
 	VCVTDQ2PS    Z20, Z20
 	VPMOVSXBD    16(SI), Z21
@@ -36525,13 +38401,13 @@ quiet1320:
 	VFMADD231PS  Z21, Z31, Z19
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn1319
+	JMP          turn1396
 
-end1321:
+end1398:
 	ADDQ $0x04, R13
-	JZ   merge1318
+	JZ   merge1395
 
-some1317:
+some1400:
 	VPMOVSXBD    (SI), Z20
 	VCVTDQ2PS    Z20, Z20
 	VPMOVSXBD    16(SI), Z21
@@ -36569,10 +38445,10 @@ some1317:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some1317
-	JMP          merge1318
+	JNZ          some1400
+	JMP          merge1395
 
-sparse1315:
+sparse1393:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -36613,13 +38489,13 @@ sparse1315:
 	VFMADD231PS  Z20, Z31, Z18
 	VFMADD231PS  Z21, Z31, Z19
 	BLSRQ        R13, R13
-	JNZ          sparse1315
+	JNZ          sparse1393
 
-merge1318:
+merge1395:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store1323
+	JZ           store1401
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -36715,9 +38591,9 @@ merge1318:
 	VMULPS       Z21, Z19, Z19
 	VFMADD231PS  64(AX), Z20, Z19
 	VMOVUPS      Z19, 64(AX)
-	JMP          stored1324
+	JMP          stored1402
 
-store1323:
+store1401:
 	VMOVUPS Z0, (AX)
 	VMOVUPS Z1, 64(AX)
 	ADDQ    R8, AX
@@ -36748,16 +38624,16 @@ store1323:
 	VMOVUPS Z18, (AX)
 	VMOVUPS Z19, 64(AX)
 
-stored1324:
+stored1402:
 	ADDQ $0x00000080, DI
 	ADDQ $0x00000020, DX
 	SUBQ $0x02, (SP)
-	JMP  columns1313
+	JMP  columns1391
 
-less1314:
-columns1325:
+less1392:
+columns1403:
 	CMPQ   (SP), $0x01
-	JLT    less1326
+	JLT    less1404
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -36774,18 +38650,18 @@ columns1325:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse1327
+	JNZ    sparse1405
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn1331:
+turn1408:
 	SUBQ         $0x04, R13
-	JLT          end1333
+	JLT          end1410
 	SUBQ         $0x00000040, 8(SP)
-	JGE          quiet1332
+	JGE          quiet1409
 	VPMOVSXBD    (SI), Z10
 	VCVTDQ2PS    Z10, Z10
 	VBROADCASTSS (R12), Z11
@@ -36886,15 +38762,15 @@ turn1331:
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
 	TESTQ        $0x000001ff, CX
-	JNZ          row1334
+	JNZ          row1411
 	ADDQ         40(R11), CX
 
-row1334:
+row1411:
 	IMUL3Q $0x00000100, 32(R11), R14
 	ADDQ   R14, 8(SP)
-	JMP    turn1331
+	JMP    turn1408
 
-quiet1332:
+quiet1409:
 	VPMOVSXBD    (SI), Z10
 	VCVTDQ2PS    Z10, Z10
 	VBROADCASTSS (R12), Z11
@@ -36985,13 +38861,13 @@ quiet1332:
 	VFMADD231PS  Z10, Z20, Z9
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn1331
+	JMP          turn1408
 
-end1333:
+end1410:
 	ADDQ $0x04, R13
-	JZ   merge1330
+	JZ   merge1407
 
-some1329:
+some1412:
 	VPMOVSXBD    (SI), Z10
 	VCVTDQ2PS    Z10, Z10
 	VBROADCASTSS (R12), Z11
@@ -37017,10 +38893,10 @@ some1329:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some1329
-	JMP          merge1330
+	JNZ          some1412
+	JMP          merge1407
 
-sparse1327:
+sparse1405:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -37049,13 +38925,13 @@ sparse1327:
 	VBROADCASTSS 2304(R12), Z20
 	VFMADD231PS  Z10, Z20, Z9
 	BLSRQ        R13, R13
-	JNZ          sparse1327
+	JNZ          sparse1405
 
-merge1330:
+merge1407:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store1335
+	JZ           store1413
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -37121,9 +38997,9 @@ merge1330:
 	VMULPS       Z11, Z9, Z9
 	VFMADD231PS  (AX), Z10, Z9
 	VMOVUPS      Z9, (AX)
-	JMP          stored1336
+	JMP          stored1414
 
-store1335:
+store1413:
 	VMOVUPS Z0, (AX)
 	ADDQ    R8, AX
 	VMOVUPS Z1, (AX)
@@ -37144,13 +39020,13 @@ store1335:
 	ADDQ    R8, AX
 	VMOVUPS Z9, (AX)
 
-stored1336:
+stored1414:
 	ADDQ $0x00000040, DI
 	ADDQ $0x00000010, DX
 	SUBQ $0x01, (SP)
-	JMP  columns1325
+	JMP  columns1403
 
-less1326:
+less1404:
 	ADDQ  $0x00000a00, BX
 	MOVQ  BX, R14
 	SUBQ  w+8(FP), R14
@@ -37159,41 +39035,41 @@ less1326:
 	MOVQ  o+0(FP), DI
 	ADDQ  R14, DI
 	SUBQ  $0x0a, R10
-	JMP   rows1299
+	JMP   rows1377
 
-fewer1300:
+fewer1378:
 	CMPQ R10, $0x01
-	JEQ  tile1303
+	JEQ  tile1381
 	CMPQ R10, $0x02
-	JEQ  tile1304
+	JEQ  tile1382
 	CMPQ R10, $0x03
-	JEQ  tile1305
+	JEQ  tile1383
 	CMPQ R10, $0x04
-	JEQ  tile1306
+	JEQ  tile1384
 	CMPQ R10, $0x05
-	JEQ  tile1307
+	JEQ  tile1385
 	CMPQ R10, $0x06
-	JEQ  tile1308
+	JEQ  tile1386
 	CMPQ R10, $0x07
-	JEQ  tile1309
+	JEQ  tile1387
 	CMPQ R10, $0x08
-	JEQ  tile1310
+	JEQ  tile1388
 	CMPQ R10, $0x09
-	JEQ  tile1311
+	JEQ  tile1389
 	CMPQ R10, $0x0a
-	JEQ  tile1312
+	JEQ  tile1390
 	CMPQ R10, $0x0a
-	JGT  tile1308
-	JMP  done1301
+	JGT  tile1386
+	JMP  done1379
 
-tile1303:
+tile1381:
 	MOVQ v+16(FP), DX
 	MOVQ cols+40(FP), R14
 	MOVQ R14, (SP)
 
-columns1337:
+columns1415:
 	CMPQ   (SP), $0x04
-	JLT    less1338
+	JLT    less1416
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -37204,18 +39080,18 @@ columns1337:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse1339
+	JNZ    sparse1417
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn1343:
+turn1420:
 	SUBQ         $0x04, R13
-	JLT          end1345
+	JLT          end1422
 	SUBQ         $0x00000100, 8(SP)
-	JGE          quiet1344
+	JGE          quiet1421
 	VBROADCASTSS (R12), Z4
 	VPMOVSXBD    (SI), Z5
 	VCVTDQ2PS    Z5, Z5
@@ -37280,15 +39156,15 @@ turn1343:
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
 	TESTQ        $0x000001ff, CX
-	JNZ          row1346
+	JNZ          row1423
 	ADDQ         40(R11), CX
 
-row1346:
+row1423:
 	IMUL3Q $0x00000100, 32(R11), R14
 	ADDQ   R14, 8(SP)
-	JMP    turn1343
+	JMP    turn1420
 
-quiet1344:
+quiet1421:
 	VBROADCASTSS (R12), Z4
 	VPMOVSXBD    (SI), Z5
 	VCVTDQ2PS    Z5, Z5
@@ -37343,13 +39219,13 @@ quiet1344:
 	VFMADD231PS  Z8, Z4, Z3
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn1343
+	JMP          turn1420
 
-end1345:
+end1422:
 	ADDQ $0x04, R13
-	JZ   merge1342
+	JZ   merge1419
 
-some1341:
+some1424:
 	VBROADCASTSS (R12), Z4
 	VPMOVSXBD    (SI), Z5
 	VCVTDQ2PS    Z5, Z5
@@ -37366,10 +39242,10 @@ some1341:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some1341
-	JMP          merge1342
+	JNZ          some1424
+	JMP          merge1419
 
-sparse1339:
+sparse1417:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -37389,13 +39265,13 @@ sparse1339:
 	VCVTDQ2PS    Z8, Z8
 	VFMADD231PS  Z8, Z4, Z3
 	BLSRQ        R13, R13
-	JNZ          sparse1339
+	JNZ          sparse1417
 
-merge1342:
+merge1419:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store1347
+	JZ           store1425
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -37416,24 +39292,24 @@ merge1342:
 	VMULPS       Z5, Z3, Z3
 	VFMADD231PS  192(AX), Z4, Z3
 	VMOVUPS      Z3, 192(AX)
-	JMP          stored1348
+	JMP          stored1426
 
-store1347:
+store1425:
 	VMOVUPS Z0, (AX)
 	VMOVUPS Z1, 64(AX)
 	VMOVUPS Z2, 128(AX)
 	VMOVUPS Z3, 192(AX)
 
-stored1348:
+stored1426:
 	ADDQ $0x00000100, DI
 	ADDQ $0x00000040, DX
 	SUBQ $0x04, (SP)
-	JMP  columns1337
+	JMP  columns1415
 
-less1338:
-columns1349:
+less1416:
+columns1427:
 	CMPQ   (SP), $0x02
-	JLT    less1350
+	JLT    less1428
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	MOVQ   mask+56(FP), R13
@@ -37442,18 +39318,18 @@ columns1349:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse1351
+	JNZ    sparse1429
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn1355:
+turn1432:
 	SUBQ         $0x04, R13
-	JLT          end1357
+	JLT          end1434
 	SUBQ         $0x00000080, 8(SP)
-	JGE          quiet1356
+	JGE          quiet1433
 	VBROADCASTSS (R12), Z2
 	VPMOVSXBD    (SI), Z3
 	VCVTDQ2PS    Z3, Z3
@@ -37494,15 +39370,15 @@ turn1355:
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
 	TESTQ        $0x000001ff, CX
-	JNZ          row1358
+	JNZ          row1435
 	ADDQ         40(R11), CX
 
-row1358:
+row1435:
 	IMUL3Q $0x00000100, 32(R11), R14
 	ADDQ   R14, 8(SP)
-	JMP    turn1355
+	JMP    turn1432
 
-quiet1356:
+quiet1433:
 	VBROADCASTSS (R12), Z2
 	VPMOVSXBD    (SI), Z3
 	VCVTDQ2PS    Z3, Z3
@@ -37533,13 +39409,13 @@ quiet1356:
 	VFMADD231PS  Z4, Z2, Z1
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn1355
+	JMP          turn1432
 
-end1357:
+end1434:
 	ADDQ $0x04, R13
-	JZ   merge1354
+	JZ   merge1431
 
-some1353:
+some1436:
 	VBROADCASTSS (R12), Z2
 	VPMOVSXBD    (SI), Z3
 	VCVTDQ2PS    Z3, Z3
@@ -37550,10 +39426,10 @@ some1353:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some1353
-	JMP          merge1354
+	JNZ          some1436
+	JMP          merge1431
 
-sparse1351:
+sparse1429:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -37567,13 +39443,13 @@ sparse1351:
 	VCVTDQ2PS    Z4, Z4
 	VFMADD231PS  Z4, Z2, Z1
 	BLSRQ        R13, R13
-	JNZ          sparse1351
+	JNZ          sparse1429
 
-merge1354:
+merge1431:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store1359
+	JZ           store1437
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -37588,22 +39464,22 @@ merge1354:
 	VMULPS       Z3, Z1, Z1
 	VFMADD231PS  64(AX), Z2, Z1
 	VMOVUPS      Z1, 64(AX)
-	JMP          stored1360
+	JMP          stored1438
 
-store1359:
+store1437:
 	VMOVUPS Z0, (AX)
 	VMOVUPS Z1, 64(AX)
 
-stored1360:
+stored1438:
 	ADDQ $0x00000080, DI
 	ADDQ $0x00000020, DX
 	SUBQ $0x02, (SP)
-	JMP  columns1349
+	JMP  columns1427
 
-less1350:
-columns1361:
+less1428:
+columns1439:
 	CMPQ   (SP), $0x01
-	JLT    less1362
+	JLT    less1440
 	VPXORD Z0, Z0, Z0
 	MOVQ   mask+56(FP), R13
 	TZCNTQ R13, SI
@@ -37611,18 +39487,18 @@ columns1361:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse1363
+	JNZ    sparse1441
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn1367:
+turn1444:
 	SUBQ         $0x04, R13
-	JLT          end1369
+	JLT          end1446
 	SUBQ         $0x00000040, 8(SP)
-	JGE          quiet1368
+	JGE          quiet1445
 	VPMOVSXBD    (SI), Z1
 	VCVTDQ2PS    Z1, Z1
 	VBROADCASTSS (R12), Z2
@@ -37651,15 +39527,15 @@ turn1367:
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
 	TESTQ        $0x000001ff, CX
-	JNZ          row1370
+	JNZ          row1447
 	ADDQ         40(R11), CX
 
-row1370:
+row1447:
 	IMUL3Q $0x00000100, 32(R11), R14
 	ADDQ   R14, 8(SP)
-	JMP    turn1367
+	JMP    turn1444
 
-quiet1368:
+quiet1445:
 	VPMOVSXBD    (SI), Z1
 	VCVTDQ2PS    Z1, Z1
 	VBROADCASTSS (R12), Z2
@@ -37678,13 +39554,13 @@ quiet1368:
 	VFMADD231PS  Z1, Z2, Z0
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn1367
+	JMP          turn1444
 
-end1369:
+end1446:
 	ADDQ $0x04, R13
-	JZ   merge1366
+	JZ   merge1443
 
-some1365:
+some1448:
 	VPMOVSXBD    (SI), Z1
 	VCVTDQ2PS    Z1, Z1
 	VBROADCASTSS (R12), Z2
@@ -37692,10 +39568,10 @@ some1365:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some1365
-	JMP          merge1366
+	JNZ          some1448
+	JMP          merge1443
 
-sparse1363:
+sparse1441:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -37706,13 +39582,13 @@ sparse1363:
 	VBROADCASTSS (R12), Z2
 	VFMADD231PS  Z1, Z2, Z0
 	BLSRQ        R13, R13
-	JNZ          sparse1363
+	JNZ          sparse1441
 
-merge1366:
+merge1443:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store1371
+	JZ           store1449
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -37724,18 +39600,18 @@ merge1366:
 	VMULPS       Z2, Z0, Z0
 	VFMADD231PS  (AX), Z1, Z0
 	VMOVUPS      Z0, (AX)
-	JMP          stored1372
+	JMP          stored1450
 
-store1371:
+store1449:
 	VMOVUPS Z0, (AX)
 
-stored1372:
+stored1450:
 	ADDQ $0x00000040, DI
 	ADDQ $0x00000010, DX
 	SUBQ $0x01, (SP)
-	JMP  columns1361
+	JMP  columns1439
 
-less1362:
+less1440:
 	ADDQ  $0x00000100, BX
 	MOVQ  BX, R14
 	SUBQ  w+8(FP), R14
@@ -37744,16 +39620,16 @@ less1362:
 	MOVQ  o+0(FP), DI
 	ADDQ  R14, DI
 	SUBQ  $0x01, R10
-	JMP   rows1299
+	JMP   rows1377
 
-tile1304:
+tile1382:
 	MOVQ v+16(FP), DX
 	MOVQ cols+40(FP), R14
 	MOVQ R14, (SP)
 
-columns1373:
+columns1451:
 	CMPQ   (SP), $0x04
-	JLT    less1374
+	JLT    less1452
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -37768,18 +39644,18 @@ columns1373:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse1375
+	JNZ    sparse1453
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn1379:
+turn1456:
 	SUBQ         $0x04, R13
-	JLT          end1381
+	JLT          end1458
 	SUBQ         $0x00000100, 8(SP)
-	JGE          quiet1380
+	JGE          quiet1457
 	VBROADCASTSS (R12), Z8
 	VBROADCASTSS 256(R12), Z9
 	VPMOVSXBD    (SI), Z10
@@ -37864,15 +39740,15 @@ turn1379:
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
 	TESTQ        $0x000001ff, CX
-	JNZ          row1382
+	JNZ          row1459
 	ADDQ         40(R11), CX
 
-row1382:
+row1459:
 	IMUL3Q $0x00000100, 32(R11), R14
 	ADDQ   R14, 8(SP)
-	JMP    turn1379
+	JMP    turn1456
 
-quiet1380:
+quiet1457:
 	VBROADCASTSS (R12), Z8
 	VBROADCASTSS 256(R12), Z9
 	VPMOVSXBD    (SI), Z10
@@ -37947,13 +39823,13 @@ quiet1380:
 	VFMADD231PS  Z13, Z9, Z7
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn1379
+	JMP          turn1456
 
-end1381:
+end1458:
 	ADDQ $0x04, R13
-	JZ   merge1378
+	JZ   merge1455
 
-some1377:
+some1460:
 	VBROADCASTSS (R12), Z8
 	VBROADCASTSS 256(R12), Z9
 	VPMOVSXBD    (SI), Z10
@@ -37975,10 +39851,10 @@ some1377:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some1377
-	JMP          merge1378
+	JNZ          some1460
+	JMP          merge1455
 
-sparse1375:
+sparse1453:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -38003,13 +39879,13 @@ sparse1375:
 	VFMADD231PS  Z13, Z8, Z3
 	VFMADD231PS  Z13, Z9, Z7
 	BLSRQ        R13, R13
-	JNZ          sparse1375
+	JNZ          sparse1453
 
-merge1378:
+merge1455:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store1383
+	JZ           store1461
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -38045,9 +39921,9 @@ merge1378:
 	VMULPS       Z9, Z7, Z7
 	VFMADD231PS  192(AX), Z8, Z7
 	VMOVUPS      Z7, 192(AX)
-	JMP          stored1384
+	JMP          stored1462
 
-store1383:
+store1461:
 	VMOVUPS Z0, (AX)
 	VMOVUPS Z1, 64(AX)
 	VMOVUPS Z2, 128(AX)
@@ -38058,16 +39934,16 @@ store1383:
 	VMOVUPS Z6, 128(AX)
 	VMOVUPS Z7, 192(AX)
 
-stored1384:
+stored1462:
 	ADDQ $0x00000100, DI
 	ADDQ $0x00000040, DX
 	SUBQ $0x04, (SP)
-	JMP  columns1373
+	JMP  columns1451
 
-less1374:
-columns1385:
+less1452:
+columns1463:
 	CMPQ   (SP), $0x02
-	JLT    less1386
+	JLT    less1464
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -38078,18 +39954,18 @@ columns1385:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse1387
+	JNZ    sparse1465
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn1391:
+turn1468:
 	SUBQ         $0x04, R13
-	JLT          end1393
+	JLT          end1470
 	SUBQ         $0x00000080, 8(SP)
-	JGE          quiet1392
+	JGE          quiet1469
 	VPMOVSXBD    (SI), Z4
 	VCVTDQ2PS    Z4, Z4
 	VPMOVSXBD    16(SI), Z5
@@ -38142,15 +40018,15 @@ turn1391:
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
 	TESTQ        $0x000001ff, CX
-	JNZ          row1394
+	JNZ          row1471
 	ADDQ         40(R11), CX
 
-row1394:
+row1471:
 	IMUL3Q $0x00000100, 32(R11), R14
 	ADDQ   R14, 8(SP)
-	JMP    turn1391
+	JMP    turn1468
 
-quiet1392:
+quiet1469:
 	VPMOVSXBD    (SI), Z4
 	VCVTDQ2PS    Z4, Z4
 	VPMOVSXBD    16(SI), Z5
@@ -38193,13 +40069,13 @@ quiet1392:
 	VFMADD231PS  Z5, Z7, Z3
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn1391
+	JMP          turn1468
 
-end1393:
+end1470:
 	ADDQ $0x04, R13
-	JZ   merge1390
+	JZ   merge1467
 
-some1389:
+some1472:
 	VPMOVSXBD    (SI), Z4
 	VCVTDQ2PS    Z4, Z4
 	VPMOVSXBD    16(SI), Z5
@@ -38213,10 +40089,10 @@ some1389:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some1389
-	JMP          merge1390
+	JNZ          some1472
+	JMP          merge1467
 
-sparse1387:
+sparse1465:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -38233,13 +40109,13 @@ sparse1387:
 	VFMADD231PS  Z4, Z7, Z2
 	VFMADD231PS  Z5, Z7, Z3
 	BLSRQ        R13, R13
-	JNZ          sparse1387
+	JNZ          sparse1465
 
-merge1390:
+merge1467:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store1395
+	JZ           store1473
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -38263,25 +40139,25 @@ merge1390:
 	VMULPS       Z5, Z3, Z3
 	VFMADD231PS  64(AX), Z4, Z3
 	VMOVUPS      Z3, 64(AX)
-	JMP          stored1396
+	JMP          stored1474
 
-store1395:
+store1473:
 	VMOVUPS Z0, (AX)
 	VMOVUPS Z1, 64(AX)
 	ADDQ    R8, AX
 	VMOVUPS Z2, (AX)
 	VMOVUPS Z3, 64(AX)
 
-stored1396:
+stored1474:
 	ADDQ $0x00000080, DI
 	ADDQ $0x00000020, DX
 	SUBQ $0x02, (SP)
-	JMP  columns1385
+	JMP  columns1463
 
-less1386:
-columns1397:
+less1464:
+columns1475:
 	CMPQ   (SP), $0x01
-	JLT    less1398
+	JLT    less1476
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	MOVQ   mask+56(FP), R13
@@ -38290,18 +40166,18 @@ columns1397:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse1399
+	JNZ    sparse1477
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn1403:
+turn1480:
 	SUBQ         $0x04, R13
-	JLT          end1405
+	JLT          end1482
 	SUBQ         $0x00000040, 8(SP)
-	JGE          quiet1404
+	JGE          quiet1481
 	VPMOVSXBD    (SI), Z2
 	VCVTDQ2PS    Z2, Z2
 	VBROADCASTSS (R12), Z3
@@ -38338,15 +40214,15 @@ turn1403:
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
 	TESTQ        $0x000001ff, CX
-	JNZ          row1406
+	JNZ          row1483
 	ADDQ         40(R11), CX
 
-row1406:
+row1483:
 	IMUL3Q $0x00000100, 32(R11), R14
 	ADDQ   R14, 8(SP)
-	JMP    turn1403
+	JMP    turn1480
 
-quiet1404:
+quiet1481:
 	VPMOVSXBD    (SI), Z2
 	VCVTDQ2PS    Z2, Z2
 	VBROADCASTSS (R12), Z3
@@ -38373,13 +40249,13 @@ quiet1404:
 	VFMADD231PS  Z2, Z4, Z1
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn1403
+	JMP          turn1480
 
-end1405:
+end1482:
 	ADDQ $0x04, R13
-	JZ   merge1402
+	JZ   merge1479
 
-some1401:
+some1484:
 	VPMOVSXBD    (SI), Z2
 	VCVTDQ2PS    Z2, Z2
 	VBROADCASTSS (R12), Z3
@@ -38389,10 +40265,10 @@ some1401:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some1401
-	JMP          merge1402
+	JNZ          some1484
+	JMP          merge1479
 
-sparse1399:
+sparse1477:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -38405,13 +40281,13 @@ sparse1399:
 	VBROADCASTSS 256(R12), Z4
 	VFMADD231PS  Z2, Z4, Z1
 	BLSRQ        R13, R13
-	JNZ          sparse1399
+	JNZ          sparse1477
 
-merge1402:
+merge1479:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store1407
+	JZ           store1485
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -38429,20 +40305,20 @@ merge1402:
 	VMULPS       Z3, Z1, Z1
 	VFMADD231PS  (AX), Z2, Z1
 	VMOVUPS      Z1, (AX)
-	JMP          stored1408
+	JMP          stored1486
 
-store1407:
+store1485:
 	VMOVUPS Z0, (AX)
 	ADDQ    R8, AX
 	VMOVUPS Z1, (AX)
 
-stored1408:
+stored1486:
 	ADDQ $0x00000040, DI
 	ADDQ $0x00000010, DX
 	SUBQ $0x01, (SP)
-	JMP  columns1397
+	JMP  columns1475
 
-less1398:
+less1476:
 	ADDQ  $0x00000200, BX
 	MOVQ  BX, R14
 	SUBQ  w+8(FP), R14
@@ -38451,16 +40327,16 @@ less1398:
 	MOVQ  o+0(FP), DI
 	ADDQ  R14, DI
 	SUBQ  $0x02, R10
-	JMP   rows1299
+	JMP   rows1377
 
-tile1305:
+tile1383:
 	MOVQ v+16(FP), DX
 	MOVQ cols+40(FP), R14
 	MOVQ R14, (SP)
 
-columns1409:
+columns1487:
 	CMPQ   (SP), $0x04
-	JLT    less1410
+	JLT    less1488
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -38479,18 +40355,18 @@ columns1409:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse1411
+	JNZ    sparse1489
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn1415:
+turn1492:
 	SUBQ         $0x04, R13
-	JLT          end1417
+	JLT          end1494
 	SUBQ         $0x00000100, 8(SP)
-	JGE          quiet1416
+	JGE          quiet1493
 	VBROADCASTSS (R12), Z12
 	VBROADCASTSS 256(R12), Z13
 	VBROADCASTSS 512(R12), Z14
@@ -38595,15 +40471,15 @@ turn1415:
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
 	TESTQ        $0x000001ff, CX
-	JNZ          row1418
+	JNZ          row1495
 	ADDQ         40(R11), CX
 
-row1418:
+row1495:
 	IMUL3Q $0x00000100, 32(R11), R14
 	ADDQ   R14, 8(SP)
-	JMP    turn1415
+	JMP    turn1492
 
-quiet1416:
+quiet1493:
 	VBROADCASTSS (R12), Z12
 	VBROADCASTSS 256(R12), Z13
 	VBROADCASTSS 512(R12), Z14
@@ -38698,13 +40574,13 @@ quiet1416:
 	VFMADD231PS  Z18, Z14, Z11
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn1415
+	JMP          turn1492
 
-end1417:
+end1494:
 	ADDQ $0x04, R13
-	JZ   merge1414
+	JZ   merge1491
 
-some1413:
+some1496:
 	VBROADCASTSS (R12), Z12
 	VBROADCASTSS 256(R12), Z13
 	VBROADCASTSS 512(R12), Z14
@@ -38731,10 +40607,10 @@ some1413:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some1413
-	JMP          merge1414
+	JNZ          some1496
+	JMP          merge1491
 
-sparse1411:
+sparse1489:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -38764,13 +40640,13 @@ sparse1411:
 	VFMADD231PS  Z18, Z13, Z7
 	VFMADD231PS  Z18, Z14, Z11
 	BLSRQ        R13, R13
-	JNZ          sparse1411
+	JNZ          sparse1489
 
-merge1414:
+merge1491:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store1419
+	JZ           store1497
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -38821,9 +40697,9 @@ merge1414:
 	VMULPS       Z13, Z11, Z11
 	VFMADD231PS  192(AX), Z12, Z11
 	VMOVUPS      Z11, 192(AX)
-	JMP          stored1420
+	JMP          stored1498
 
-store1419:
+store1497:
 	VMOVUPS Z0, (AX)
 	VMOVUPS Z1, 64(AX)
 	VMOVUPS Z2, 128(AX)
@@ -38839,16 +40715,16 @@ store1419:
 	VMOVUPS Z10, 128(AX)
 	VMOVUPS Z11, 192(AX)
 
-stored1420:
+stored1498:
 	ADDQ $0x00000100, DI
 	ADDQ $0x00000040, DX
 	SUBQ $0x04, (SP)
-	JMP  columns1409
+	JMP  columns1487
 
-less1410:
-columns1421:
+less1488:
+columns1499:
 	CMPQ   (SP), $0x02
-	JLT    less1422
+	JLT    less1500
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -38861,18 +40737,18 @@ columns1421:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse1423
+	JNZ    sparse1501
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn1427:
+turn1504:
 	SUBQ         $0x04, R13
-	JLT          end1429
+	JLT          end1506
 	SUBQ         $0x00000080, 8(SP)
-	JGE          quiet1428
+	JGE          quiet1505
 	VPMOVSXBD    (SI), Z6
 	VCVTDQ2PS    Z6, Z6
 	VPMOVSXBD    16(SI), Z7
@@ -38937,15 +40813,15 @@ turn1427:
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
 	TESTQ        $0x000001ff, CX
-	JNZ          row1430
+	JNZ          row1507
 	ADDQ         40(R11), CX
 
-row1430:
+row1507:
 	IMUL3Q $0x00000100, 32(R11), R14
 	ADDQ   R14, 8(SP)
-	JMP    turn1427
+	JMP    turn1504
 
-quiet1428:
+quiet1505:
 	VPMOVSXBD    (SI), Z6
 	VCVTDQ2PS    Z6, Z6
 	VPMOVSXBD    16(SI), Z7
@@ -39000,13 +40876,13 @@ quiet1428:
 	VFMADD231PS  Z7, Z10, Z5
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn1427
+	JMP          turn1504
 
-end1429:
+end1506:
 	ADDQ $0x04, R13
-	JZ   merge1426
+	JZ   merge1503
 
-some1425:
+some1508:
 	VPMOVSXBD    (SI), Z6
 	VCVTDQ2PS    Z6, Z6
 	VPMOVSXBD    16(SI), Z7
@@ -39023,10 +40899,10 @@ some1425:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some1425
-	JMP          merge1426
+	JNZ          some1508
+	JMP          merge1503
 
-sparse1423:
+sparse1501:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -39046,13 +40922,13 @@ sparse1423:
 	VFMADD231PS  Z6, Z10, Z4
 	VFMADD231PS  Z7, Z10, Z5
 	BLSRQ        R13, R13
-	JNZ          sparse1423
+	JNZ          sparse1501
 
-merge1426:
+merge1503:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store1431
+	JZ           store1509
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -39085,9 +40961,9 @@ merge1426:
 	VMULPS       Z7, Z5, Z5
 	VFMADD231PS  64(AX), Z6, Z5
 	VMOVUPS      Z5, 64(AX)
-	JMP          stored1432
+	JMP          stored1510
 
-store1431:
+store1509:
 	VMOVUPS Z0, (AX)
 	VMOVUPS Z1, 64(AX)
 	ADDQ    R8, AX
@@ -39097,16 +40973,16 @@ store1431:
 	VMOVUPS Z4, (AX)
 	VMOVUPS Z5, 64(AX)
 
-stored1432:
+stored1510:
 	ADDQ $0x00000080, DI
 	ADDQ $0x00000020, DX
 	SUBQ $0x02, (SP)
-	JMP  columns1421
+	JMP  columns1499
 
-less1422:
-columns1433:
+less1500:
+columns1511:
 	CMPQ   (SP), $0x01
-	JLT    less1434
+	JLT    less1512
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -39116,18 +40992,18 @@ columns1433:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse1435
+	JNZ    sparse1513
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn1439:
+turn1516:
 	SUBQ         $0x04, R13
-	JLT          end1441
+	JLT          end1518
 	SUBQ         $0x00000040, 8(SP)
-	JGE          quiet1440
+	JGE          quiet1517
 	VPMOVSXBD    (SI), Z3
 	VCVTDQ2PS    Z3, Z3
 	VBROADCASTSS (R12), Z4
@@ -39172,15 +41048,15 @@ turn1439:
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
 	TESTQ        $0x000001ff, CX
-	JNZ          row1442
+	JNZ          row1519
 	ADDQ         40(R11), CX
 
-row1442:
+row1519:
 	IMUL3Q $0x00000100, 32(R11), R14
 	ADDQ   R14, 8(SP)
-	JMP    turn1439
+	JMP    turn1516
 
-quiet1440:
+quiet1517:
 	VPMOVSXBD    (SI), Z3
 	VCVTDQ2PS    Z3, Z3
 	VBROADCASTSS (R12), Z4
@@ -39215,13 +41091,13 @@ quiet1440:
 	VFMADD231PS  Z3, Z6, Z2
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn1439
+	JMP          turn1516
 
-end1441:
+end1518:
 	ADDQ $0x04, R13
-	JZ   merge1438
+	JZ   merge1515
 
-some1437:
+some1520:
 	VPMOVSXBD    (SI), Z3
 	VCVTDQ2PS    Z3, Z3
 	VBROADCASTSS (R12), Z4
@@ -39233,10 +41109,10 @@ some1437:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some1437
-	JMP          merge1438
+	JNZ          some1520
+	JMP          merge1515
 
-sparse1435:
+sparse1513:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -39251,13 +41127,13 @@ sparse1435:
 	VBROADCASTSS 512(R12), Z6
 	VFMADD231PS  Z3, Z6, Z2
 	BLSRQ        R13, R13
-	JNZ          sparse1435
+	JNZ          sparse1513
 
-merge1438:
+merge1515:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store1443
+	JZ           store1521
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -39281,22 +41157,22 @@ merge1438:
 	VMULPS       Z4, Z2, Z2
 	VFMADD231PS  (AX), Z3, Z2
 	VMOVUPS      Z2, (AX)
-	JMP          stored1444
+	JMP          stored1522
 
-store1443:
+store1521:
 	VMOVUPS Z0, (AX)
 	ADDQ    R8, AX
 	VMOVUPS Z1, (AX)
 	ADDQ    R8, AX
 	VMOVUPS Z2, (AX)
 
-stored1444:
+stored1522:
 	ADDQ $0x00000040, DI
 	ADDQ $0x00000010, DX
 	SUBQ $0x01, (SP)
-	JMP  columns1433
+	JMP  columns1511
 
-less1434:
+less1512:
 	ADDQ  $0x00000300, BX
 	MOVQ  BX, R14
 	SUBQ  w+8(FP), R14
@@ -39305,16 +41181,16 @@ less1434:
 	MOVQ  o+0(FP), DI
 	ADDQ  R14, DI
 	SUBQ  $0x03, R10
-	JMP   rows1299
+	JMP   rows1377
 
-tile1306:
+tile1384:
 	MOVQ v+16(FP), DX
 	MOVQ cols+40(FP), R14
 	MOVQ R14, (SP)
 
-columns1445:
+columns1523:
 	CMPQ   (SP), $0x04
-	JLT    less1446
+	JLT    less1524
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -39337,18 +41213,18 @@ columns1445:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse1447
+	JNZ    sparse1525
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn1451:
+turn1528:
 	SUBQ         $0x04, R13
-	JLT          end1453
+	JLT          end1530
 	SUBQ         $0x00000100, 8(SP)
-	JGE          quiet1452
+	JGE          quiet1529
 	VPMOVSXBD    (SI), Z16
 	VCVTDQ2PS    Z16, Z16
 	VPMOVSXBD    16(SI), Z17
@@ -39473,15 +41349,15 @@ turn1451:
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
 	TESTQ        $0x000001ff, CX
-	JNZ          row1454
+	JNZ          row1531
 	ADDQ         40(R11), CX
 
-row1454:
+row1531:
 	IMUL3Q $0x00000100, 32(R11), R14
 	ADDQ   R14, 8(SP)
-	JMP    turn1451
+	JMP    turn1528
 
-quiet1452:
+quiet1529:
 	VPMOVSXBD    (SI), Z16
 	VCVTDQ2PS    Z16, Z16
 	VPMOVSXBD    16(SI), Z17
@@ -39596,13 +41472,13 @@ quiet1452:
 	VFMADD231PS  Z19, Z23, Z15
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn1451
+	JMP          turn1528
 
-end1453:
+end1530:
 	ADDQ $0x04, R13
-	JZ   merge1450
+	JZ   merge1527
 
-some1449:
+some1532:
 	VPMOVSXBD    (SI), Z16
 	VCVTDQ2PS    Z16, Z16
 	VPMOVSXBD    16(SI), Z17
@@ -39634,10 +41510,10 @@ some1449:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some1449
-	JMP          merge1450
+	JNZ          some1532
+	JMP          merge1527
 
-sparse1447:
+sparse1525:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -39672,13 +41548,13 @@ sparse1447:
 	VFMADD231PS  Z18, Z23, Z14
 	VFMADD231PS  Z19, Z23, Z15
 	BLSRQ        R13, R13
-	JNZ          sparse1447
+	JNZ          sparse1525
 
-merge1450:
+merge1527:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store1455
+	JZ           store1533
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -39744,9 +41620,9 @@ merge1450:
 	VMULPS       Z17, Z15, Z15
 	VFMADD231PS  192(AX), Z16, Z15
 	VMOVUPS      Z15, 192(AX)
-	JMP          stored1456
+	JMP          stored1534
 
-store1455:
+store1533:
 	VMOVUPS Z0, (AX)
 	VMOVUPS Z1, 64(AX)
 	VMOVUPS Z2, 128(AX)
@@ -39767,16 +41643,16 @@ store1455:
 	VMOVUPS Z14, 128(AX)
 	VMOVUPS Z15, 192(AX)
 
-stored1456:
+stored1534:
 	ADDQ $0x00000100, DI
 	ADDQ $0x00000040, DX
 	SUBQ $0x04, (SP)
-	JMP  columns1445
+	JMP  columns1523
 
-less1446:
-columns1457:
+less1524:
+columns1535:
 	CMPQ   (SP), $0x02
-	JLT    less1458
+	JLT    less1536
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -39791,18 +41667,18 @@ columns1457:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse1459
+	JNZ    sparse1537
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn1463:
+turn1540:
 	SUBQ         $0x04, R13
-	JLT          end1465
+	JLT          end1542
 	SUBQ         $0x00000080, 8(SP)
-	JGE          quiet1464
+	JGE          quiet1541
 	VPMOVSXBD    (SI), Z8
 	VCVTDQ2PS    Z8, Z8
 	VPMOVSXBD    16(SI), Z9
@@ -39879,15 +41755,15 @@ turn1463:
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
 	TESTQ        $0x000001ff, CX
-	JNZ          row1466
+	JNZ          row1543
 	ADDQ         40(R11), CX
 
-row1466:
+row1543:
 	IMUL3Q $0x00000100, 32(R11), R14
 	ADDQ   R14, 8(SP)
-	JMP    turn1463
+	JMP    turn1540
 
-quiet1464:
+quiet1541:
 	VPMOVSXBD    (SI), Z8
 	VCVTDQ2PS    Z8, Z8
 	VPMOVSXBD    16(SI), Z9
@@ -39954,13 +41830,13 @@ quiet1464:
 	VFMADD231PS  Z9, Z13, Z7
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn1463
+	JMP          turn1540
 
-end1465:
+end1542:
 	ADDQ $0x04, R13
-	JZ   merge1462
+	JZ   merge1539
 
-some1461:
+some1544:
 	VPMOVSXBD    (SI), Z8
 	VCVTDQ2PS    Z8, Z8
 	VPMOVSXBD    16(SI), Z9
@@ -39980,10 +41856,10 @@ some1461:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some1461
-	JMP          merge1462
+	JNZ          some1544
+	JMP          merge1539
 
-sparse1459:
+sparse1537:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -40006,13 +41882,13 @@ sparse1459:
 	VFMADD231PS  Z8, Z13, Z6
 	VFMADD231PS  Z9, Z13, Z7
 	BLSRQ        R13, R13
-	JNZ          sparse1459
+	JNZ          sparse1537
 
-merge1462:
+merge1539:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store1467
+	JZ           store1545
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -40054,9 +41930,9 @@ merge1462:
 	VMULPS       Z9, Z7, Z7
 	VFMADD231PS  64(AX), Z8, Z7
 	VMOVUPS      Z7, 64(AX)
-	JMP          stored1468
+	JMP          stored1546
 
-store1467:
+store1545:
 	VMOVUPS Z0, (AX)
 	VMOVUPS Z1, 64(AX)
 	ADDQ    R8, AX
@@ -40069,16 +41945,16 @@ store1467:
 	VMOVUPS Z6, (AX)
 	VMOVUPS Z7, 64(AX)
 
-stored1468:
+stored1546:
 	ADDQ $0x00000080, DI
 	ADDQ $0x00000020, DX
 	SUBQ $0x02, (SP)
-	JMP  columns1457
+	JMP  columns1535
 
-less1458:
-columns1469:
+less1536:
+columns1547:
 	CMPQ   (SP), $0x01
-	JLT    less1470
+	JLT    less1548
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -40089,18 +41965,18 @@ columns1469:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse1471
+	JNZ    sparse1549
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn1475:
+turn1552:
 	SUBQ         $0x04, R13
-	JLT          end1477
+	JLT          end1554
 	SUBQ         $0x00000040, 8(SP)
-	JGE          quiet1476
+	JGE          quiet1553
 	VPMOVSXBD    (SI), Z4
 	VCVTDQ2PS    Z4, Z4
 	VBROADCASTSS (R12), Z5
@@ -40153,15 +42029,15 @@ turn1475:
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
 	TESTQ        $0x000001ff, CX
-	JNZ          row1478
+	JNZ          row1555
 	ADDQ         40(R11), CX
 
-row1478:
+row1555:
 	IMUL3Q $0x00000100, 32(R11), R14
 	ADDQ   R14, 8(SP)
-	JMP    turn1475
+	JMP    turn1552
 
-quiet1476:
+quiet1553:
 	VPMOVSXBD    (SI), Z4
 	VCVTDQ2PS    Z4, Z4
 	VBROADCASTSS (R12), Z5
@@ -40204,13 +42080,13 @@ quiet1476:
 	VFMADD231PS  Z4, Z8, Z3
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn1475
+	JMP          turn1552
 
-end1477:
+end1554:
 	ADDQ $0x04, R13
-	JZ   merge1474
+	JZ   merge1551
 
-some1473:
+some1556:
 	VPMOVSXBD    (SI), Z4
 	VCVTDQ2PS    Z4, Z4
 	VBROADCASTSS (R12), Z5
@@ -40224,10 +42100,10 @@ some1473:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some1473
-	JMP          merge1474
+	JNZ          some1556
+	JMP          merge1551
 
-sparse1471:
+sparse1549:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -40244,13 +42120,13 @@ sparse1471:
 	VBROADCASTSS 768(R12), Z8
 	VFMADD231PS  Z4, Z8, Z3
 	BLSRQ        R13, R13
-	JNZ          sparse1471
+	JNZ          sparse1549
 
-merge1474:
+merge1551:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store1479
+	JZ           store1557
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -40280,9 +42156,9 @@ merge1474:
 	VMULPS       Z5, Z3, Z3
 	VFMADD231PS  (AX), Z4, Z3
 	VMOVUPS      Z3, (AX)
-	JMP          stored1480
+	JMP          stored1558
 
-store1479:
+store1557:
 	VMOVUPS Z0, (AX)
 	ADDQ    R8, AX
 	VMOVUPS Z1, (AX)
@@ -40291,13 +42167,13 @@ store1479:
 	ADDQ    R8, AX
 	VMOVUPS Z3, (AX)
 
-stored1480:
+stored1558:
 	ADDQ $0x00000040, DI
 	ADDQ $0x00000010, DX
 	SUBQ $0x01, (SP)
-	JMP  columns1469
+	JMP  columns1547
 
-less1470:
+less1548:
 	ADDQ  $0x00000400, BX
 	MOVQ  BX, R14
 	SUBQ  w+8(FP), R14
@@ -40306,16 +42182,16 @@ less1470:
 	MOVQ  o+0(FP), DI
 	ADDQ  R14, DI
 	SUBQ  $0x04, R10
-	JMP   rows1299
+	JMP   rows1377
 
-tile1307:
+tile1385:
 	MOVQ v+16(FP), DX
 	MOVQ cols+40(FP), R14
 	MOVQ R14, (SP)
 
-columns1481:
+columns1559:
 	CMPQ   (SP), $0x04
-	JLT    less1482
+	JLT    less1560
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -40342,18 +42218,18 @@ columns1481:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse1483
+	JNZ    sparse1561
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn1487:
+turn1564:
 	SUBQ         $0x04, R13
-	JLT          end1489
+	JLT          end1566
 	SUBQ         $0x00000100, 8(SP)
-	JGE          quiet1488
+	JGE          quiet1565
 	VPMOVSXBD    (SI), Z20
 	VCVTDQ2PS    Z20, Z20
 	VPMOVSXBD    16(SI), Z21
@@ -40498,15 +42374,15 @@ turn1487:
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
 	TESTQ        $0x000001ff, CX
-	JNZ          row1490
+	JNZ          row1567
 	ADDQ         40(R11), CX
 
-row1490:
+row1567:
 	IMUL3Q $0x00000100, 32(R11), R14
 	ADDQ   R14, 8(SP)
-	JMP    turn1487
+	JMP    turn1564
 
-quiet1488:
+quiet1565:
 	VPMOVSXBD    (SI), Z20
 	VCVTDQ2PS    Z20, Z20
 	VPMOVSXBD    16(SI), Z21
@@ -40641,13 +42517,13 @@ quiet1488:
 	VFMADD231PS  Z23, Z28, Z19
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn1487
+	JMP          turn1564
 
-end1489:
+end1566:
 	ADDQ $0x04, R13
-	JZ   merge1486
+	JZ   merge1563
 
-some1485:
+some1568:
 	VPMOVSXBD    (SI), Z20
 	VCVTDQ2PS    Z20, Z20
 	VPMOVSXBD    16(SI), Z21
@@ -40684,10 +42560,10 @@ some1485:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some1485
-	JMP          merge1486
+	JNZ          some1568
+	JMP          merge1563
 
-sparse1483:
+sparse1561:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -40727,13 +42603,13 @@ sparse1483:
 	VFMADD231PS  Z22, Z28, Z18
 	VFMADD231PS  Z23, Z28, Z19
 	BLSRQ        R13, R13
-	JNZ          sparse1483
+	JNZ          sparse1561
 
-merge1486:
+merge1563:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store1491
+	JZ           store1569
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -40814,9 +42690,9 @@ merge1486:
 	VMULPS       Z21, Z19, Z19
 	VFMADD231PS  192(AX), Z20, Z19
 	VMOVUPS      Z19, 192(AX)
-	JMP          stored1492
+	JMP          stored1570
 
-store1491:
+store1569:
 	VMOVUPS Z0, (AX)
 	VMOVUPS Z1, 64(AX)
 	VMOVUPS Z2, 128(AX)
@@ -40842,16 +42718,16 @@ store1491:
 	VMOVUPS Z18, 128(AX)
 	VMOVUPS Z19, 192(AX)
 
-stored1492:
+stored1570:
 	ADDQ $0x00000100, DI
 	ADDQ $0x00000040, DX
 	SUBQ $0x04, (SP)
-	JMP  columns1481
+	JMP  columns1559
 
-less1482:
-columns1493:
+less1560:
+columns1571:
 	CMPQ   (SP), $0x02
-	JLT    less1494
+	JLT    less1572
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -40868,18 +42744,18 @@ columns1493:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse1495
+	JNZ    sparse1573
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn1499:
+turn1576:
 	SUBQ         $0x04, R13
-	JLT          end1501
+	JLT          end1578
 	SUBQ         $0x00000080, 8(SP)
-	JGE          quiet1500
+	JGE          quiet1577
 	VPMOVSXBD    (SI), Z10
 	VCVTDQ2PS    Z10, Z10
 	VPMOVSXBD    16(SI), Z11
@@ -40968,15 +42844,15 @@ turn1499:
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
 	TESTQ        $0x000001ff, CX
-	JNZ          row1502
+	JNZ          row1579
 	ADDQ         40(R11), CX
 
-row1502:
+row1579:
 	IMUL3Q $0x00000100, 32(R11), R14
 	ADDQ   R14, 8(SP)
-	JMP    turn1499
+	JMP    turn1576
 
-quiet1500:
+quiet1577:
 	VPMOVSXBD    (SI), Z10
 	VCVTDQ2PS    Z10, Z10
 	VPMOVSXBD    16(SI), Z11
@@ -41055,13 +42931,13 @@ quiet1500:
 	VFMADD231PS  Z11, Z16, Z9
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn1499
+	JMP          turn1576
 
-end1501:
+end1578:
 	ADDQ $0x04, R13
-	JZ   merge1498
+	JZ   merge1575
 
-some1497:
+some1580:
 	VPMOVSXBD    (SI), Z10
 	VCVTDQ2PS    Z10, Z10
 	VPMOVSXBD    16(SI), Z11
@@ -41084,10 +42960,10 @@ some1497:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some1497
-	JMP          merge1498
+	JNZ          some1580
+	JMP          merge1575
 
-sparse1495:
+sparse1573:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -41113,13 +42989,13 @@ sparse1495:
 	VFMADD231PS  Z10, Z16, Z8
 	VFMADD231PS  Z11, Z16, Z9
 	BLSRQ        R13, R13
-	JNZ          sparse1495
+	JNZ          sparse1573
 
-merge1498:
+merge1575:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store1503
+	JZ           store1581
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -41170,9 +43046,9 @@ merge1498:
 	VMULPS       Z11, Z9, Z9
 	VFMADD231PS  64(AX), Z10, Z9
 	VMOVUPS      Z9, 64(AX)
-	JMP          stored1504
+	JMP          stored1582
 
-store1503:
+store1581:
 	VMOVUPS Z0, (AX)
 	VMOVUPS Z1, 64(AX)
 	ADDQ    R8, AX
@@ -41188,16 +43064,16 @@ store1503:
 	VMOVUPS Z8, (AX)
 	VMOVUPS Z9, 64(AX)
 
-stored1504:
+stored1582:
 	ADDQ $0x00000080, DI
 	ADDQ $0x00000020, DX
 	SUBQ $0x02, (SP)
-	JMP  columns1493
+	JMP  columns1571
 
-less1494:
-columns1505:
+less1572:
+columns1583:
 	CMPQ   (SP), $0x01
-	JLT    less1506
+	JLT    less1584
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -41209,18 +43085,18 @@ columns1505:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse1507
+	JNZ    sparse1585
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn1511:
+turn1588:
 	SUBQ         $0x04, R13
-	JLT          end1513
+	JLT          end1590
 	SUBQ         $0x00000040, 8(SP)
-	JGE          quiet1512
+	JGE          quiet1589
 	VPMOVSXBD    (SI), Z5
 	VCVTDQ2PS    Z5, Z5
 	VBROADCASTSS (R12), Z6
@@ -41281,15 +43157,15 @@ turn1511:
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
 	TESTQ        $0x000001ff, CX
-	JNZ          row1514
+	JNZ          row1591
 	ADDQ         40(R11), CX
 
-row1514:
+row1591:
 	IMUL3Q $0x00000100, 32(R11), R14
 	ADDQ   R14, 8(SP)
-	JMP    turn1511
+	JMP    turn1588
 
-quiet1512:
+quiet1589:
 	VPMOVSXBD    (SI), Z5
 	VCVTDQ2PS    Z5, Z5
 	VBROADCASTSS (R12), Z6
@@ -41340,13 +43216,13 @@ quiet1512:
 	VFMADD231PS  Z5, Z10, Z4
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn1511
+	JMP          turn1588
 
-end1513:
+end1590:
 	ADDQ $0x04, R13
-	JZ   merge1510
+	JZ   merge1587
 
-some1509:
+some1592:
 	VPMOVSXBD    (SI), Z5
 	VCVTDQ2PS    Z5, Z5
 	VBROADCASTSS (R12), Z6
@@ -41362,10 +43238,10 @@ some1509:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some1509
-	JMP          merge1510
+	JNZ          some1592
+	JMP          merge1587
 
-sparse1507:
+sparse1585:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -41384,13 +43260,13 @@ sparse1507:
 	VBROADCASTSS 1024(R12), Z10
 	VFMADD231PS  Z5, Z10, Z4
 	BLSRQ        R13, R13
-	JNZ          sparse1507
+	JNZ          sparse1585
 
-merge1510:
+merge1587:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store1515
+	JZ           store1593
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -41426,9 +43302,9 @@ merge1510:
 	VMULPS       Z6, Z4, Z4
 	VFMADD231PS  (AX), Z5, Z4
 	VMOVUPS      Z4, (AX)
-	JMP          stored1516
+	JMP          stored1594
 
-store1515:
+store1593:
 	VMOVUPS Z0, (AX)
 	ADDQ    R8, AX
 	VMOVUPS Z1, (AX)
@@ -41439,13 +43315,13 @@ store1515:
 	ADDQ    R8, AX
 	VMOVUPS Z4, (AX)
 
-stored1516:
+stored1594:
 	ADDQ $0x00000040, DI
 	ADDQ $0x00000010, DX
 	SUBQ $0x01, (SP)
-	JMP  columns1505
+	JMP  columns1583
 
-less1506:
+less1584:
 	ADDQ  $0x00000500, BX
 	MOVQ  BX, R14
 	SUBQ  w+8(FP), R14
@@ -41454,16 +43330,16 @@ less1506:
 	MOVQ  o+0(FP), DI
 	ADDQ  R14, DI
 	SUBQ  $0x05, R10
-	JMP   rows1299
+	JMP   rows1377
 
-tile1308:
+tile1386:
 	MOVQ v+16(FP), DX
 	MOVQ cols+40(FP), R14
 	MOVQ R14, (SP)
 
-columns1517:
+columns1595:
 	CMPQ   (SP), $0x04
-	JLT    less1518
+	JLT    less1596
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -41494,18 +43370,18 @@ columns1517:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse1519
+	JNZ    sparse1597
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn1523:
+turn1600:
 	SUBQ         $0x04, R13
-	JLT          end1525
+	JLT          end1602
 	SUBQ         $0x00000100, 8(SP)
-	JGE          quiet1524
+	JGE          quiet1601
 	VPMOVSXBD    (SI), Z24
 	VCVTDQ2PS    Z24, Z24
 	VPMOVSXBD    16(SI), Z25
@@ -41670,15 +43546,15 @@ turn1523:
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
 	TESTQ        $0x000001ff, CX
-	JNZ          row1526
+	JNZ          row1603
 	ADDQ         40(R11), CX
 
-row1526:
+row1603:
 	IMUL3Q $0x00000100, 32(R11), R14
 	ADDQ   R14, 8(SP)
-	JMP    turn1523
+	JMP    turn1600
 
-quiet1524:
+quiet1601:
 	VPMOVSXBD    (SI), Z24
 	VCVTDQ2PS    Z24, Z24
 	VPMOVSXBD    16(SI), Z25
@@ -41833,13 +43709,13 @@ quiet1524:
 	VFMADD231PS  Z27, Z29, Z23
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn1523
+	JMP          turn1600
 
-end1525:
+end1602:
 	ADDQ $0x04, R13
-	JZ   merge1522
+	JZ   merge1599
 
-some1521:
+some1604:
 	VPMOVSXBD    (SI), Z24
 	VCVTDQ2PS    Z24, Z24
 	VPMOVSXBD    16(SI), Z25
@@ -41881,10 +43757,10 @@ some1521:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some1521
-	JMP          merge1522
+	JNZ          some1604
+	JMP          merge1599
 
-sparse1519:
+sparse1597:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -41929,13 +43805,13 @@ sparse1519:
 	VFMADD231PS  Z26, Z29, Z22
 	VFMADD231PS  Z27, Z29, Z23
 	BLSRQ        R13, R13
-	JNZ          sparse1519
+	JNZ          sparse1597
 
-merge1522:
+merge1599:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store1527
+	JZ           store1605
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -42031,9 +43907,9 @@ merge1522:
 	VMULPS       Z25, Z23, Z23
 	VFMADD231PS  192(AX), Z24, Z23
 	VMOVUPS      Z23, 192(AX)
-	JMP          stored1528
+	JMP          stored1606
 
-store1527:
+store1605:
 	VMOVUPS Z0, (AX)
 	VMOVUPS Z1, 64(AX)
 	VMOVUPS Z2, 128(AX)
@@ -42064,16 +43940,16 @@ store1527:
 	VMOVUPS Z22, 128(AX)
 	VMOVUPS Z23, 192(AX)
 
-stored1528:
+stored1606:
 	ADDQ $0x00000100, DI
 	ADDQ $0x00000040, DX
 	SUBQ $0x04, (SP)
-	JMP  columns1517
+	JMP  columns1595
 
-less1518:
-columns1529:
+less1596:
+columns1607:
 	CMPQ   (SP), $0x02
-	JLT    less1530
+	JLT    less1608
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -42092,18 +43968,18 @@ columns1529:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse1531
+	JNZ    sparse1609
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn1535:
+turn1612:
 	SUBQ         $0x04, R13
-	JLT          end1537
+	JLT          end1614
 	SUBQ         $0x00000080, 8(SP)
-	JGE          quiet1536
+	JGE          quiet1613
 	VPMOVSXBD    (SI), Z12
 	VCVTDQ2PS    Z12, Z12
 	VPMOVSXBD    16(SI), Z13
@@ -42204,15 +44080,15 @@ turn1535:
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
 	TESTQ        $0x000001ff, CX
-	JNZ          row1538
+	JNZ          row1615
 	ADDQ         40(R11), CX
 
-row1538:
+row1615:
 	IMUL3Q $0x00000100, 32(R11), R14
 	ADDQ   R14, 8(SP)
-	JMP    turn1535
+	JMP    turn1612
 
-quiet1536:
+quiet1613:
 	VPMOVSXBD    (SI), Z12
 	VCVTDQ2PS    Z12, Z12
 	VPMOVSXBD    16(SI), Z13
@@ -42303,13 +44179,13 @@ quiet1536:
 	VFMADD231PS  Z13, Z19, Z11
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn1535
+	JMP          turn1612
 
-end1537:
+end1614:
 	ADDQ $0x04, R13
-	JZ   merge1534
+	JZ   merge1611
 
-some1533:
+some1616:
 	VPMOVSXBD    (SI), Z12
 	VCVTDQ2PS    Z12, Z12
 	VPMOVSXBD    16(SI), Z13
@@ -42335,10 +44211,10 @@ some1533:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some1533
-	JMP          merge1534
+	JNZ          some1616
+	JMP          merge1611
 
-sparse1531:
+sparse1609:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -42367,13 +44243,13 @@ sparse1531:
 	VFMADD231PS  Z12, Z19, Z10
 	VFMADD231PS  Z13, Z19, Z11
 	BLSRQ        R13, R13
-	JNZ          sparse1531
+	JNZ          sparse1609
 
-merge1534:
+merge1611:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store1539
+	JZ           store1617
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -42433,9 +44309,9 @@ merge1534:
 	VMULPS       Z13, Z11, Z11
 	VFMADD231PS  64(AX), Z12, Z11
 	VMOVUPS      Z11, 64(AX)
-	JMP          stored1540
+	JMP          stored1618
 
-store1539:
+store1617:
 	VMOVUPS Z0, (AX)
 	VMOVUPS Z1, 64(AX)
 	ADDQ    R8, AX
@@ -42454,16 +44330,16 @@ store1539:
 	VMOVUPS Z10, (AX)
 	VMOVUPS Z11, 64(AX)
 
-stored1540:
+stored1618:
 	ADDQ $0x00000080, DI
 	ADDQ $0x00000020, DX
 	SUBQ $0x02, (SP)
-	JMP  columns1529
+	JMP  columns1607
 
-less1530:
-columns1541:
+less1608:
+columns1619:
 	CMPQ   (SP), $0x01
-	JLT    less1542
+	JLT    less1620
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -42476,18 +44352,18 @@ columns1541:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse1543
+	JNZ    sparse1621
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn1547:
+turn1624:
 	SUBQ         $0x04, R13
-	JLT          end1549
+	JLT          end1626
 	SUBQ         $0x00000040, 8(SP)
-	JGE          quiet1548
+	JGE          quiet1625
 	VPMOVSXBD    (SI), Z6
 	VCVTDQ2PS    Z6, Z6
 	VBROADCASTSS (R12), Z7
@@ -42556,15 +44432,15 @@ turn1547:
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
 	TESTQ        $0x000001ff, CX
-	JNZ          row1550
+	JNZ          row1627
 	ADDQ         40(R11), CX
 
-row1550:
+row1627:
 	IMUL3Q $0x00000100, 32(R11), R14
 	ADDQ   R14, 8(SP)
-	JMP    turn1547
+	JMP    turn1624
 
-quiet1548:
+quiet1625:
 	VPMOVSXBD    (SI), Z6
 	VCVTDQ2PS    Z6, Z6
 	VBROADCASTSS (R12), Z7
@@ -42623,13 +44499,13 @@ quiet1548:
 	VFMADD231PS  Z6, Z12, Z5
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn1547
+	JMP          turn1624
 
-end1549:
+end1626:
 	ADDQ $0x04, R13
-	JZ   merge1546
+	JZ   merge1623
 
-some1545:
+some1628:
 	VPMOVSXBD    (SI), Z6
 	VCVTDQ2PS    Z6, Z6
 	VBROADCASTSS (R12), Z7
@@ -42647,10 +44523,10 @@ some1545:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some1545
-	JMP          merge1546
+	JNZ          some1628
+	JMP          merge1623
 
-sparse1543:
+sparse1621:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -42671,13 +44547,13 @@ sparse1543:
 	VBROADCASTSS 1280(R12), Z12
 	VFMADD231PS  Z6, Z12, Z5
 	BLSRQ        R13, R13
-	JNZ          sparse1543
+	JNZ          sparse1621
 
-merge1546:
+merge1623:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store1551
+	JZ           store1629
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -42719,9 +44595,9 @@ merge1546:
 	VMULPS       Z7, Z5, Z5
 	VFMADD231PS  (AX), Z6, Z5
 	VMOVUPS      Z5, (AX)
-	JMP          stored1552
+	JMP          stored1630
 
-store1551:
+store1629:
 	VMOVUPS Z0, (AX)
 	ADDQ    R8, AX
 	VMOVUPS Z1, (AX)
@@ -42734,13 +44610,13 @@ store1551:
 	ADDQ    R8, AX
 	VMOVUPS Z5, (AX)
 
-stored1552:
+stored1630:
 	ADDQ $0x00000040, DI
 	ADDQ $0x00000010, DX
 	SUBQ $0x01, (SP)
-	JMP  columns1541
+	JMP  columns1619
 
-less1542:
+less1620:
 	ADDQ  $0x00000600, BX
 	MOVQ  BX, R14
 	SUBQ  w+8(FP), R14
@@ -42749,16 +44625,16 @@ less1542:
 	MOVQ  o+0(FP), DI
 	ADDQ  R14, DI
 	SUBQ  $0x06, R10
-	JMP   rows1299
+	JMP   rows1377
 
-tile1309:
+tile1387:
 	MOVQ v+16(FP), DX
 	MOVQ cols+40(FP), R14
 	MOVQ R14, (SP)
 
-columns1553:
+columns1631:
 	CMPQ   (SP), $0x02
-	JLT    less1554
+	JLT    less1632
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -42779,18 +44655,18 @@ columns1553:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse1555
+	JNZ    sparse1633
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn1559:
+turn1636:
 	SUBQ         $0x04, R13
-	JLT          end1561
+	JLT          end1638
 	SUBQ         $0x00000080, 8(SP)
-	JGE          quiet1560
+	JGE          quiet1637
 	VPMOVSXBD    (SI), Z14
 	VCVTDQ2PS    Z14, Z14
 	VPMOVSXBD    16(SI), Z15
@@ -42903,15 +44779,15 @@ turn1559:
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
 	TESTQ        $0x000001ff, CX
-	JNZ          row1562
+	JNZ          row1639
 	ADDQ         40(R11), CX
 
-row1562:
+row1639:
 	IMUL3Q $0x00000100, 32(R11), R14
 	ADDQ   R14, 8(SP)
-	JMP    turn1559
+	JMP    turn1636
 
-quiet1560:
+quiet1637:
 	VPMOVSXBD    (SI), Z14
 	VCVTDQ2PS    Z14, Z14
 	VPMOVSXBD    16(SI), Z15
@@ -43014,13 +44890,13 @@ quiet1560:
 	VFMADD231PS  Z15, Z22, Z13
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn1559
+	JMP          turn1636
 
-end1561:
+end1638:
 	ADDQ $0x04, R13
-	JZ   merge1558
+	JZ   merge1635
 
-some1557:
+some1640:
 	VPMOVSXBD    (SI), Z14
 	VCVTDQ2PS    Z14, Z14
 	VPMOVSXBD    16(SI), Z15
@@ -43049,10 +44925,10 @@ some1557:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some1557
-	JMP          merge1558
+	JNZ          some1640
+	JMP          merge1635
 
-sparse1555:
+sparse1633:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -43084,13 +44960,13 @@ sparse1555:
 	VFMADD231PS  Z14, Z22, Z12
 	VFMADD231PS  Z15, Z22, Z13
 	BLSRQ        R13, R13
-	JNZ          sparse1555
+	JNZ          sparse1633
 
-merge1558:
+merge1635:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store1563
+	JZ           store1641
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -43159,9 +45035,9 @@ merge1558:
 	VMULPS       Z15, Z13, Z13
 	VFMADD231PS  64(AX), Z14, Z13
 	VMOVUPS      Z13, 64(AX)
-	JMP          stored1564
+	JMP          stored1642
 
-store1563:
+store1641:
 	VMOVUPS Z0, (AX)
 	VMOVUPS Z1, 64(AX)
 	ADDQ    R8, AX
@@ -43183,16 +45059,16 @@ store1563:
 	VMOVUPS Z12, (AX)
 	VMOVUPS Z13, 64(AX)
 
-stored1564:
+stored1642:
 	ADDQ $0x00000080, DI
 	ADDQ $0x00000020, DX
 	SUBQ $0x02, (SP)
-	JMP  columns1553
+	JMP  columns1631
 
-less1554:
-columns1565:
+less1632:
+columns1643:
 	CMPQ   (SP), $0x01
-	JLT    less1566
+	JLT    less1644
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -43206,18 +45082,18 @@ columns1565:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse1567
+	JNZ    sparse1645
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn1571:
+turn1648:
 	SUBQ         $0x04, R13
-	JLT          end1573
+	JLT          end1650
 	SUBQ         $0x00000040, 8(SP)
-	JGE          quiet1572
+	JGE          quiet1649
 	VPMOVSXBD    (SI), Z7
 	VCVTDQ2PS    Z7, Z7
 	VBROADCASTSS (R12), Z8
@@ -43294,15 +45170,15 @@ turn1571:
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
 	TESTQ        $0x000001ff, CX
-	JNZ          row1574
+	JNZ          row1651
 	ADDQ         40(R11), CX
 
-row1574:
+row1651:
 	IMUL3Q $0x00000100, 32(R11), R14
 	ADDQ   R14, 8(SP)
-	JMP    turn1571
+	JMP    turn1648
 
-quiet1572:
+quiet1649:
 	VPMOVSXBD    (SI), Z7
 	VCVTDQ2PS    Z7, Z7
 	VBROADCASTSS (R12), Z8
@@ -43369,13 +45245,13 @@ quiet1572:
 	VFMADD231PS  Z7, Z14, Z6
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn1571
+	JMP          turn1648
 
-end1573:
+end1650:
 	ADDQ $0x04, R13
-	JZ   merge1570
+	JZ   merge1647
 
-some1569:
+some1652:
 	VPMOVSXBD    (SI), Z7
 	VCVTDQ2PS    Z7, Z7
 	VBROADCASTSS (R12), Z8
@@ -43395,10 +45271,10 @@ some1569:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some1569
-	JMP          merge1570
+	JNZ          some1652
+	JMP          merge1647
 
-sparse1567:
+sparse1645:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -43421,13 +45297,13 @@ sparse1567:
 	VBROADCASTSS 1536(R12), Z14
 	VFMADD231PS  Z7, Z14, Z6
 	BLSRQ        R13, R13
-	JNZ          sparse1567
+	JNZ          sparse1645
 
-merge1570:
+merge1647:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store1575
+	JZ           store1653
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -43475,9 +45351,9 @@ merge1570:
 	VMULPS       Z8, Z6, Z6
 	VFMADD231PS  (AX), Z7, Z6
 	VMOVUPS      Z6, (AX)
-	JMP          stored1576
+	JMP          stored1654
 
-store1575:
+store1653:
 	VMOVUPS Z0, (AX)
 	ADDQ    R8, AX
 	VMOVUPS Z1, (AX)
@@ -43492,13 +45368,13 @@ store1575:
 	ADDQ    R8, AX
 	VMOVUPS Z6, (AX)
 
-stored1576:
+stored1654:
 	ADDQ $0x00000040, DI
 	ADDQ $0x00000010, DX
 	SUBQ $0x01, (SP)
-	JMP  columns1565
+	JMP  columns1643
 
-less1566:
+less1644:
 	ADDQ  $0x00000700, BX
 	MOVQ  BX, R14
 	SUBQ  w+8(FP), R14
@@ -43507,16 +45383,16 @@ less1566:
 	MOVQ  o+0(FP), DI
 	ADDQ  R14, DI
 	SUBQ  $0x07, R10
-	JMP   rows1299
+	JMP   rows1377
 
-tile1310:
+tile1388:
 	MOVQ v+16(FP), DX
 	MOVQ cols+40(FP), R14
 	MOVQ R14, (SP)
 
-columns1577:
+columns1655:
 	CMPQ   (SP), $0x02
-	JLT    less1578
+	JLT    less1656
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -43539,18 +45415,18 @@ columns1577:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse1579
+	JNZ    sparse1657
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn1583:
+turn1660:
 	SUBQ         $0x04, R13
-	JLT          end1585
+	JLT          end1662
 	SUBQ         $0x00000080, 8(SP)
-	JGE          quiet1584
+	JGE          quiet1661
 	VPMOVSXBD    (SI), Z16
 	VCVTDQ2PS    Z16, Z16
 	VPMOVSXBD    16(SI), Z17
@@ -43675,15 +45551,15 @@ turn1583:
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
 	TESTQ        $0x000001ff, CX
-	JNZ          row1586
+	JNZ          row1663
 	ADDQ         40(R11), CX
 
-row1586:
+row1663:
 	IMUL3Q $0x00000100, 32(R11), R14
 	ADDQ   R14, 8(SP)
-	JMP    turn1583
+	JMP    turn1660
 
-quiet1584:
+quiet1661:
 	VPMOVSXBD    (SI), Z16
 	VCVTDQ2PS    Z16, Z16
 	VPMOVSXBD    16(SI), Z17
@@ -43798,13 +45674,13 @@ quiet1584:
 	VFMADD231PS  Z17, Z25, Z15
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn1583
+	JMP          turn1660
 
-end1585:
+end1662:
 	ADDQ $0x04, R13
-	JZ   merge1582
+	JZ   merge1659
 
-some1581:
+some1664:
 	VPMOVSXBD    (SI), Z16
 	VCVTDQ2PS    Z16, Z16
 	VPMOVSXBD    16(SI), Z17
@@ -43836,10 +45712,10 @@ some1581:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some1581
-	JMP          merge1582
+	JNZ          some1664
+	JMP          merge1659
 
-sparse1579:
+sparse1657:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -43874,13 +45750,13 @@ sparse1579:
 	VFMADD231PS  Z16, Z25, Z14
 	VFMADD231PS  Z17, Z25, Z15
 	BLSRQ        R13, R13
-	JNZ          sparse1579
+	JNZ          sparse1657
 
-merge1582:
+merge1659:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store1587
+	JZ           store1665
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -43958,9 +45834,9 @@ merge1582:
 	VMULPS       Z17, Z15, Z15
 	VFMADD231PS  64(AX), Z16, Z15
 	VMOVUPS      Z15, 64(AX)
-	JMP          stored1588
+	JMP          stored1666
 
-store1587:
+store1665:
 	VMOVUPS Z0, (AX)
 	VMOVUPS Z1, 64(AX)
 	ADDQ    R8, AX
@@ -43985,16 +45861,16 @@ store1587:
 	VMOVUPS Z14, (AX)
 	VMOVUPS Z15, 64(AX)
 
-stored1588:
+stored1666:
 	ADDQ $0x00000080, DI
 	ADDQ $0x00000020, DX
 	SUBQ $0x02, (SP)
-	JMP  columns1577
+	JMP  columns1655
 
-less1578:
-columns1589:
+less1656:
+columns1667:
 	CMPQ   (SP), $0x01
-	JLT    less1590
+	JLT    less1668
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -44009,18 +45885,18 @@ columns1589:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse1591
+	JNZ    sparse1669
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn1595:
+turn1672:
 	SUBQ         $0x04, R13
-	JLT          end1597
+	JLT          end1674
 	SUBQ         $0x00000040, 8(SP)
-	JGE          quiet1596
+	JGE          quiet1673
 	VPMOVSXBD    (SI), Z8
 	VCVTDQ2PS    Z8, Z8
 	VBROADCASTSS (R12), Z9
@@ -44105,15 +45981,15 @@ turn1595:
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
 	TESTQ        $0x000001ff, CX
-	JNZ          row1598
+	JNZ          row1675
 	ADDQ         40(R11), CX
 
-row1598:
+row1675:
 	IMUL3Q $0x00000100, 32(R11), R14
 	ADDQ   R14, 8(SP)
-	JMP    turn1595
+	JMP    turn1672
 
-quiet1596:
+quiet1673:
 	VPMOVSXBD    (SI), Z8
 	VCVTDQ2PS    Z8, Z8
 	VBROADCASTSS (R12), Z9
@@ -44188,13 +46064,13 @@ quiet1596:
 	VFMADD231PS  Z8, Z16, Z7
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn1595
+	JMP          turn1672
 
-end1597:
+end1674:
 	ADDQ $0x04, R13
-	JZ   merge1594
+	JZ   merge1671
 
-some1593:
+some1676:
 	VPMOVSXBD    (SI), Z8
 	VCVTDQ2PS    Z8, Z8
 	VBROADCASTSS (R12), Z9
@@ -44216,10 +46092,10 @@ some1593:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some1593
-	JMP          merge1594
+	JNZ          some1676
+	JMP          merge1671
 
-sparse1591:
+sparse1669:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -44244,13 +46120,13 @@ sparse1591:
 	VBROADCASTSS 1792(R12), Z16
 	VFMADD231PS  Z8, Z16, Z7
 	BLSRQ        R13, R13
-	JNZ          sparse1591
+	JNZ          sparse1669
 
-merge1594:
+merge1671:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store1599
+	JZ           store1677
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -44304,9 +46180,9 @@ merge1594:
 	VMULPS       Z9, Z7, Z7
 	VFMADD231PS  (AX), Z8, Z7
 	VMOVUPS      Z7, (AX)
-	JMP          stored1600
+	JMP          stored1678
 
-store1599:
+store1677:
 	VMOVUPS Z0, (AX)
 	ADDQ    R8, AX
 	VMOVUPS Z1, (AX)
@@ -44323,13 +46199,13 @@ store1599:
 	ADDQ    R8, AX
 	VMOVUPS Z7, (AX)
 
-stored1600:
+stored1678:
 	ADDQ $0x00000040, DI
 	ADDQ $0x00000010, DX
 	SUBQ $0x01, (SP)
-	JMP  columns1589
+	JMP  columns1667
 
-less1590:
+less1668:
 	ADDQ  $0x00000800, BX
 	MOVQ  BX, R14
 	SUBQ  w+8(FP), R14
@@ -44338,16 +46214,16 @@ less1590:
 	MOVQ  o+0(FP), DI
 	ADDQ  R14, DI
 	SUBQ  $0x08, R10
-	JMP   rows1299
+	JMP   rows1377
 
-tile1311:
+tile1389:
 	MOVQ v+16(FP), DX
 	MOVQ cols+40(FP), R14
 	MOVQ R14, (SP)
 
-columns1601:
+columns1679:
 	CMPQ   (SP), $0x02
-	JLT    less1602
+	JLT    less1680
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -44372,18 +46248,18 @@ columns1601:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse1603
+	JNZ    sparse1681
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn1607:
+turn1684:
 	SUBQ         $0x04, R13
-	JLT          end1609
+	JLT          end1686
 	SUBQ         $0x00000080, 8(SP)
-	JGE          quiet1608
+	JGE          quiet1685
 	VPMOVSXBD    (SI), Z18
 	VCVTDQ2PS    Z18, Z18
 	VPMOVSXBD    16(SI), Z19
@@ -44520,15 +46396,15 @@ turn1607:
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
 	TESTQ        $0x000001ff, CX
-	JNZ          row1610
+	JNZ          row1687
 	ADDQ         40(R11), CX
 
-row1610:
+row1687:
 	IMUL3Q $0x00000100, 32(R11), R14
 	ADDQ   R14, 8(SP)
-	JMP    turn1607
+	JMP    turn1684
 
-quiet1608:
+quiet1685:
 	VPMOVSXBD    (SI), Z18
 	VCVTDQ2PS    Z18, Z18
 	VPMOVSXBD    16(SI), Z19
@@ -44655,13 +46531,13 @@ quiet1608:
 	VFMADD231PS  Z19, Z28, Z17
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn1607
+	JMP          turn1684
 
-end1609:
+end1686:
 	ADDQ $0x04, R13
-	JZ   merge1606
+	JZ   merge1683
 
-some1605:
+some1688:
 	VPMOVSXBD    (SI), Z18
 	VCVTDQ2PS    Z18, Z18
 	VPMOVSXBD    16(SI), Z19
@@ -44696,10 +46572,10 @@ some1605:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some1605
-	JMP          merge1606
+	JNZ          some1688
+	JMP          merge1683
 
-sparse1603:
+sparse1681:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -44737,13 +46613,13 @@ sparse1603:
 	VFMADD231PS  Z18, Z28, Z16
 	VFMADD231PS  Z19, Z28, Z17
 	BLSRQ        R13, R13
-	JNZ          sparse1603
+	JNZ          sparse1681
 
-merge1606:
+merge1683:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store1611
+	JZ           store1689
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -44830,9 +46706,9 @@ merge1606:
 	VMULPS       Z19, Z17, Z17
 	VFMADD231PS  64(AX), Z18, Z17
 	VMOVUPS      Z17, 64(AX)
-	JMP          stored1612
+	JMP          stored1690
 
-store1611:
+store1689:
 	VMOVUPS Z0, (AX)
 	VMOVUPS Z1, 64(AX)
 	ADDQ    R8, AX
@@ -44860,16 +46736,16 @@ store1611:
 	VMOVUPS Z16, (AX)
 	VMOVUPS Z17, 64(AX)
 
-stored1612:
+stored1690:
 	ADDQ $0x00000080, DI
 	ADDQ $0x00000020, DX
 	SUBQ $0x02, (SP)
-	JMP  columns1601
+	JMP  columns1679
 
-less1602:
-columns1613:
+less1680:
+columns1691:
 	CMPQ   (SP), $0x01
-	JLT    less1614
+	JLT    less1692
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -44885,18 +46761,18 @@ columns1613:
 	BLSIQ  R13, AX
 	ADDQ   R13, AX
 	TESTQ  AX, R13
-	JNZ    sparse1615
+	JNZ    sparse1693
 	TZCNTQ AX, R13
 	SUBQ   R12, R13
 	LEAQ   (BX)(R12*4), R12
 	IMULQ  R9, SI
 	ADDQ   DX, SI
 
-turn1619:
+turn1696:
 	SUBQ         $0x04, R13
-	JLT          end1621
+	JLT          end1698
 	SUBQ         $0x00000040, 8(SP)
-	JGE          quiet1620
+	JGE          quiet1697
 	VPMOVSXBD    (SI), Z9
 	VCVTDQ2PS    Z9, Z9
 	VBROADCASTSS (R12), Z10
@@ -44989,15 +46865,15 @@ turn1619:
 	ADDQ         $0x10, R12
 	ADDQ         $0x00000040, CX
 	TESTQ        $0x000001ff, CX
-	JNZ          row1622
+	JNZ          row1699
 	ADDQ         40(R11), CX
 
-row1622:
+row1699:
 	IMUL3Q $0x00000100, 32(R11), R14
 	ADDQ   R14, 8(SP)
-	JMP    turn1619
+	JMP    turn1696
 
-quiet1620:
+quiet1697:
 	VPMOVSXBD    (SI), Z9
 	VCVTDQ2PS    Z9, Z9
 	VBROADCASTSS (R12), Z10
@@ -45080,13 +46956,13 @@ quiet1620:
 	VFMADD231PS  Z9, Z18, Z8
 	LEAQ         (SI)(R9*4), SI
 	ADDQ         $0x10, R12
-	JMP          turn1619
+	JMP          turn1696
 
-end1621:
+end1698:
 	ADDQ $0x04, R13
-	JZ   merge1618
+	JZ   merge1695
 
-some1617:
+some1700:
 	VPMOVSXBD    (SI), Z9
 	VCVTDQ2PS    Z9, Z9
 	VBROADCASTSS (R12), Z10
@@ -45110,10 +46986,10 @@ some1617:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          some1617
-	JMP          merge1618
+	JNZ          some1700
+	JMP          merge1695
 
-sparse1615:
+sparse1693:
 	TZCNTQ       R13, AX
 	LEAQ         (BX)(AX*4), R12
 	MOVQ         AX, SI
@@ -45140,13 +47016,13 @@ sparse1615:
 	VBROADCASTSS 2048(R12), Z18
 	VFMADD231PS  Z9, Z18, Z8
 	BLSRQ        R13, R13
-	JNZ          sparse1615
+	JNZ          sparse1693
 
-merge1618:
+merge1695:
 	MOVQ         DI, AX
 	MOVQ         a+64(FP), R14
 	TESTQ        R14, R14
-	JZ           store1623
+	JZ           store1701
 	MOVQ         b+72(FP), SI
 	MOVQ         BX, R12
 	SUBQ         w+8(FP), R12
@@ -45206,9 +47082,9 @@ merge1618:
 	VMULPS       Z10, Z8, Z8
 	VFMADD231PS  (AX), Z9, Z8
 	VMOVUPS      Z8, (AX)
-	JMP          stored1624
+	JMP          stored1702
 
-store1623:
+store1701:
 	VMOVUPS Z0, (AX)
 	ADDQ    R8, AX
 	VMOVUPS Z1, (AX)
@@ -45227,13 +47103,13 @@ store1623:
 	ADDQ    R8, AX
 	VMOVUPS Z8, (AX)
 
-stored1624:
+stored1702:
 	ADDQ $0x00000040, DI
 	ADDQ $0x00000010, DX
 	SUBQ $0x01, (SP)
-	JMP  columns1613
+	JMP  columns1691
 
-less1614:
+less1692:
 	ADDQ  $0x00000900, BX
 	MOVQ  BX, R14
 	SUBQ  w+8(FP), R14
@@ -45242,9 +47118,9 @@ less1614:
 	MOVQ  o+0(FP), DI
 	ADDQ  R14, DI
 	SUBQ  $0x09, R10
-	JMP   rows1299
+	JMP   rows1377
 
-done1301:
+done1379:
 	VZEROUPPER
 	RET
 
@@ -45258,7 +47134,7 @@ TEXT ·softmax_avx512(SB), NOSPLIT, $0-72
 	MOVQ         l+56(FP), R10
 	MOVQ         nonzero+64(FP), R11
 	TESTQ        CX, CX
-	JZ           done1625
+	JZ           done1703
 	VMOVUPS      log2e_avx512<>+0(SB), Z31
 	VMOVUPS      magic_avx512<>+0(SB), Z30
 	VMOVUPS      ln2Hi_avx512<>+0(SB), Z29
@@ -45270,24 +47146,24 @@ TEXT ·softmax_avx512(SB), NOSPLIT, $0-72
 	MOVQ         CX, R13
 	VXORPS       X0, X0, X0
 	VUCOMISS     X0, X24
-	JBE          slow1626
+	JBE          slow1704
 	MOVQ         $-1, BX
 	MOVQ         R8, R12
 
-all1627:
+all1705:
 	ANDQ (R12), BX
 	ADDQ $0x08, R12
 	DECQ R13
-	JNZ  all1627
+	JNZ  all1705
 	MOVQ CX, R13
 	CMPQ BX, $-1
-	JNE  slow1626
+	JNE  slow1704
 	MOVQ DI, BX
 	MOVQ R9, R12
 
-fours1628:
+fours1706:
 	SUBQ          $0x04, R13
-	JLT           ones1629
+	JLT           ones1707
 	VMOVUPS       (BX), Z0
 	VMOVUPS       128(BX), Z2
 	VMAXPS        64(BX), Z0, Z0
@@ -45328,13 +47204,13 @@ fours1628:
 	VMOVUPS       X0, (R12)
 	ADDQ          $0x00000400, BX
 	ADDQ          $0x10, R12
-	JMP           fours1628
+	JMP           fours1706
 
-ones1629:
+ones1707:
 	ADDQ $0x04, R13
-	JZ   found1630
+	JZ   found1708
 
-maximum1631:
+maximum1709:
 	VMOVUPS    (BX), Z0
 	VMOVUPS    128(BX), Z2
 	VMAXPS     64(BX), Z0, Z0
@@ -45354,12 +47230,12 @@ maximum1631:
 	ADDQ       $0x00000100, BX
 	ADDQ       $0x04, R12
 	DECQ       R13
-	JNZ        maximum1631
+	JNZ        maximum1709
 
-found1630:
-pairs1632:
+found1708:
+pairs1710:
 	CMPQ          CX, $0x02
-	JLT           last1633
+	JLT           last1711
 	MOVQ          $0x00000002, R13
 	VBROADCASTSS  (R9), Z4
 	VBROADCASTSS  4(R9), Z16
@@ -45388,7 +47264,7 @@ pairs1632:
 	VCMPPS        $0x0d, Z25, Z14, K1, K1
 	VCMPPS        $0x0d, Z25, Z15, K1, K1
 	KORTESTW      K1, K1
-	JCC           slow1626
+	JCC           slow1704
 	VMOVUPS       Z30, Z4
 	VMOVUPS       Z30, Z5
 	VMOVUPS       Z30, Z6
@@ -45535,17 +47411,17 @@ pairs1632:
 	ADDQ          $0x08, R9
 	ADDQ          $0x08, R10
 	SUBQ          $0x02, CX
-	JMP           pairs1632
+	JMP           pairs1710
 
-last1633:
+last1711:
 	TESTQ CX, CX
-	JNZ   odd1634
+	JNZ   odd1712
 
-done1625:
+done1703:
 	VZEROUPPER
 	RET
 
-odd1634:
+odd1712:
 	MOVQ         CX, R13
 	VBROADCASTSS (R9), Z4
 	VMULPS       (DI), Z24, Z0
@@ -45561,7 +47437,7 @@ odd1634:
 	VCMPPS       $0x0d, Z25, Z2, K1, K1
 	VCMPPS       $0x0d, Z25, Z3, K1, K1
 	KORTESTW     K1, K1
-	JCC          slow1626
+	JCC          slow1704
 	VMOVUPS      Z30, Z4
 	VMOVUPS      Z30, Z5
 	VMOVUPS      Z30, Z6
@@ -45639,10 +47515,10 @@ odd1634:
 	VZEROUPPER
 	RET
 
-slow1626:
+slow1704:
 	SUBQ R13, CX
 
-row1635:
+row1713:
 	MOVQ          (R8), AX
 	KMOVW         AX, K1
 	SHRQ          $0x10, AX
@@ -45677,16 +47553,16 @@ row1635:
 	VCMPPS        $0x03, Z0, Z1, K1
 	VCMPPS        $0x03, Z2, Z3, K2
 	KORTESTW      K1, K2
-	JZ            number1638
+	JZ            number1716
 	VPCMPEQD      X4, X4, X4
 
-number1638:
+number1716:
 	VMOVSS   X4, (R9)
 	VUCOMISS negInf_avx512<>+0(SB), X4
-	JNE      some1639
-	JNP      empty1637
+	JNE      some1717
+	JNP      empty1715
 
-some1639:
+some1717:
 	VBROADCASTSS  X4, Z4
 	VSUBPS        Z4, Z0, Z0
 	VSUBPS        Z4, Z1, Z1
@@ -45786,21 +47662,21 @@ some1639:
 	KUNPCKDQ      K1, K3, K1
 	KMOVQ         K1, (R11)
 
-next1636:
+next1714:
 	ADDQ $0x00000100, DI
 	ADDQ $0x08, R8
 	ADDQ $0x08, R11
 	ADDQ $0x04, R9
 	ADDQ $0x04, R10
 	DECQ R13
-	JNZ  row1635
-	JMP  pairs1632
+	JNZ  row1713
+	JMP  pairs1710
 
-empty1637:
+empty1715:
 	XORQ BX, BX
 	MOVQ BX, (R11)
 	MOVL BX, (R10)
-	JMP  next1636
+	JMP  next1714
 
 // func softmaxScaled_avx512(s *float32, kScale *float32, vScale *float32, scale float32, rows int, visible *uint64, m *float32, l *float32, nonzero *uint64)
 // Requires: AVX, AVX512BW, AVX512F
@@ -45814,7 +47690,7 @@ TEXT ·softmaxScaled_avx512(SB), NOSPLIT, $0-72
 	MOVQ         l+56(FP), R10
 	MOVQ         nonzero+64(FP), R11
 	TESTQ        CX, CX
-	JZ           done1640
+	JZ           done1718
 	VMOVUPS      log2e_avx512<>+0(SB), Z31
 	VMOVUPS      magic_avx512<>+0(SB), Z30
 	VMOVUPS      ln2Hi_avx512<>+0(SB), Z29
@@ -45826,24 +47702,24 @@ TEXT ·softmaxScaled_avx512(SB), NOSPLIT, $0-72
 	MOVQ         CX, R13
 	VXORPS       X0, X0, X0
 	VUCOMISS     X0, X24
-	JBE          slow1641
+	JBE          slow1719
 	MOVQ         $-1, BX
 	MOVQ         R8, R12
 
-all1642:
+all1720:
 	ANDQ (R12), BX
 	ADDQ $0x08, R12
 	DECQ R13
-	JNZ  all1642
+	JNZ  all1720
 	MOVQ CX, R13
 	CMPQ BX, $-1
-	JNE  slow1641
+	JNE  slow1719
 	MOVQ DI, BX
 	MOVQ R9, R12
 
-fours1643:
+fours1721:
 	SUBQ          $0x04, R13
-	JLT           ones1644
+	JLT           ones1722
 	VMOVUPS       (BX), Z0
 	VMULPS        (SI), Z0, Z0
 	VMOVUPS       64(BX), Z1
@@ -45908,13 +47784,13 @@ fours1643:
 	VMOVUPS       X0, (R12)
 	ADDQ          $0x00000400, BX
 	ADDQ          $0x10, R12
-	JMP           fours1643
+	JMP           fours1721
 
-ones1644:
+ones1722:
 	ADDQ $0x04, R13
-	JZ   found1645
+	JZ   found1723
 
-maximum1646:
+maximum1724:
 	VMOVUPS    (BX), Z0
 	VMULPS     (SI), Z0, Z0
 	VMOVUPS    64(BX), Z1
@@ -45940,12 +47816,12 @@ maximum1646:
 	ADDQ       $0x00000100, BX
 	ADDQ       $0x04, R12
 	DECQ       R13
-	JNZ        maximum1646
+	JNZ        maximum1724
 
-found1645:
-pairs1647:
+found1723:
+pairs1725:
 	CMPQ          CX, $0x02
-	JLT           last1648
+	JLT           last1726
 	MOVQ          $0x00000002, R13
 	VBROADCASTSS  (R9), Z4
 	VBROADCASTSS  4(R9), Z16
@@ -45990,7 +47866,7 @@ pairs1647:
 	VCMPPS        $0x0d, Z25, Z14, K1, K1
 	VCMPPS        $0x0d, Z25, Z15, K1, K1
 	KORTESTW      K1, K1
-	JCC           slow1641
+	JCC           slow1719
 	VMOVUPS       Z30, Z4
 	VMOVUPS       Z30, Z5
 	VMOVUPS       Z30, Z6
@@ -46145,17 +48021,17 @@ pairs1647:
 	ADDQ          $0x08, R9
 	ADDQ          $0x08, R10
 	SUBQ          $0x02, CX
-	JMP           pairs1647
+	JMP           pairs1725
 
-last1648:
+last1726:
 	TESTQ CX, CX
-	JNZ   odd1649
+	JNZ   odd1727
 
-done1640:
+done1718:
 	VZEROUPPER
 	RET
 
-odd1649:
+odd1727:
 	MOVQ         CX, R13
 	VBROADCASTSS (R9), Z4
 	VMOVUPS      (DI), Z0
@@ -46179,7 +48055,7 @@ odd1649:
 	VCMPPS       $0x0d, Z25, Z2, K1, K1
 	VCMPPS       $0x0d, Z25, Z3, K1, K1
 	KORTESTW     K1, K1
-	JCC          slow1641
+	JCC          slow1719
 	VMOVUPS      Z30, Z4
 	VMOVUPS      Z30, Z5
 	VMOVUPS      Z30, Z6
@@ -46261,10 +48137,10 @@ odd1649:
 	VZEROUPPER
 	RET
 
-slow1641:
+slow1719:
 	SUBQ R13, CX
 
-row1650:
+row1728:
 	MOVQ          (R8), AX
 	KMOVW         AX, K1
 	SHRQ          $0x10, AX
@@ -46307,16 +48183,16 @@ row1650:
 	VCMPPS        $0x03, Z0, Z1, K1
 	VCMPPS        $0x03, Z2, Z3, K2
 	KORTESTW      K1, K2
-	JZ            number1653
+	JZ            number1731
 	VPCMPEQD      X4, X4, X4
 
-number1653:
+number1731:
 	VMOVSS   X4, (R9)
 	VUCOMISS negInf_avx512<>+0(SB), X4
-	JNE      some1654
-	JNP      empty1652
+	JNE      some1732
+	JNP      empty1730
 
-some1654:
+some1732:
 	VBROADCASTSS  X4, Z4
 	VSUBPS        Z4, Z0, Z0
 	VSUBPS        Z4, Z1, Z1
@@ -46420,21 +48296,21 @@ some1654:
 	KUNPCKDQ      K1, K3, K1
 	KMOVQ         K1, (R11)
 
-next1651:
+next1729:
 	ADDQ $0x00000100, DI
 	ADDQ $0x08, R8
 	ADDQ $0x08, R11
 	ADDQ $0x04, R9
 	ADDQ $0x04, R10
 	DECQ R13
-	JNZ  row1650
-	JMP  pairs1647
+	JNZ  row1728
+	JMP  pairs1725
 
-empty1652:
+empty1730:
 	XORQ BX, BX
 	MOVQ BX, (R11)
 	MOVL BX, (R10)
-	JMP  next1651
+	JMP  next1729
 
 DATA absolute_avx512<>+0(SB)/4, $0x7fffffff
 DATA absolute_avx512<>+4(SB)/4, $0x7fffffff
@@ -46682,26 +48558,26 @@ TEXT ·adjust_avx512(SB), NOSPLIT, $0-64
 	MOVL         softcap+20(FP), BX
 	ADDL         BX, BX
 	TESTQ        DX, DX
-	JZ           noslope1655
+	JZ           noslope1733
 	VBROADCASTSS (DX), Z14
 
-noslope1655:
+noslope1733:
 	XORQ R11, R11
 	XORQ R12, R12
 
-pair1656:
+pair1734:
 	VMOVUPS (DI)(R11*1), Z0
 	VMOVUPS 64(DI)(R11*1), Z1
 	TESTQ   SI, SI
-	JZ      unscaled1657
+	JZ      unscaled1735
 	VMULPS  (SI)(R11*1), Z0, Z0
 	VMULPS  64(SI)(R11*1), Z1, Z1
 
-unscaled1657:
+unscaled1735:
 	VMULPS      Z12, Z0, Z0
 	VMULPS      Z12, Z1, Z1
 	TESTL       BX, BX
-	JZ          uncapped1658
+	JZ          uncapped1736
 	VDIVPS      Z13, Z0, Z0
 	VDIVPS      Z13, Z1, Z1
 	VANDPS      absolute_avx512<>+0(SB), Z0, Z2
@@ -46779,9 +48655,9 @@ unscaled1657:
 	VMULPS      Z13, Z0, Z0
 	VMULPS      Z13, Z1, Z1
 
-uncapped1658:
+uncapped1736:
 	TESTQ        DX, DX
-	JZ           level1659
+	JZ           level1737
 	VPSUBD       (R10)(R11*1), Z15, Z6
 	VPSUBD       64(R10)(R11*1), Z15, Z7
 	VPABSD       Z6, Z6
@@ -46791,9 +48667,9 @@ uncapped1658:
 	VFNMADD231PS Z6, Z14, Z0
 	VFNMADD231PS Z7, Z14, Z1
 
-level1659:
+level1737:
 	TESTQ   CX, CX
-	JZ      unbiased1660
+	JZ      unbiased1738
 	VMOVUPS (CX)(R11*1), Z6
 	VMOVUPS 64(CX)(R11*1), Z7
 	VADDPS  Z6, Z0, Z0
@@ -46809,14 +48685,14 @@ level1659:
 	SHLQ    $0x30, AX
 	ORQ     AX, R12
 
-unbiased1660:
+unbiased1738:
 	VMOVUPS   Z0, (DI)(R11*1)
 	VMOVUPS   Z1, 64(DI)(R11*1)
 	ADDQ      $0x80, R11
 	CMPQ      R11, $0x00000100
-	JLT       pair1656
+	JLT       pair1734
 	TESTQ     R8, R8
-	JZ        unmasked1661
+	JZ        unmasked1739
 	VPXOR     Y0, Y0, Y0
 	VPCMPEQB  (R8), Y0, Y1
 	VPCMPEQB  32(R8), Y0, Y2
@@ -46826,7 +48702,7 @@ unbiased1660:
 	SHLQ      $0x20, AX
 	ORQ       AX, R12
 
-unmasked1661:
+unmasked1739:
 	NOTQ R12
 	ANDQ R12, (R9)
 	VZEROUPPER
@@ -46844,9 +48720,9 @@ TEXT ·coefficients_avx512(SB), NOSPLIT, $0-56
 	MOVQ    rows+48(FP), R10
 	VMOVUPS negInf_avx512<>+0(SB), Z8
 
-rows1662:
+rows1740:
 	CMPQ        R10, $0x00
-	JLE         done1663
+	JLE         done1741
 	VMOVUPS     (DI), Z0
 	VMOVUPS     (DX), Z1
 	VMAXPS      Z1, Z0, Z2
@@ -46910,9 +48786,9 @@ rows1662:
 	ADDQ        $0x40, R8
 	ADDQ        $0x40, R9
 	SUBQ        $0x10, R10
-	JMP         rows1662
+	JMP         rows1740
 
-done1663:
+done1741:
 	VZEROUPPER
 	RET
 
@@ -46925,18 +48801,18 @@ TEXT ·merge_avx512(SB), NOSPLIT, $0-32
 	VBROADCASTSS a+16(FP), Z14
 	VBROADCASTSS b+20(FP), Z15
 
-loop1664:
+loop1742:
 	CMPQ        CX, $0x00
-	JLE         done1665
+	JLE         done1743
 	VMULPS      (SI), Z15, Z0
 	VFMADD231PS (DI), Z14, Z0
 	VMOVUPS     Z0, (DI)
 	ADDQ        $0x40, DI
 	ADDQ        $0x40, SI
 	SUBQ        $0x10, CX
-	JMP         loop1664
+	JMP         loop1742
 
-done1665:
+done1743:
 	VZEROUPPER
 	RET
 
@@ -46950,9 +48826,9 @@ TEXT ·divide_avx512(SB), NOSPLIT, $0-33
 	VXORPS       Y1, Y1, Y1
 	VXORPS       Y2, Y2, Y2
 
-loop1666:
+loop1744:
 	SUBQ    $0x08, CX
-	JLT     done1667
+	JLT     done1745
 	VMOVUPS (SI), Y3
 	VDIVPS  Y0, Y3, Y3
 	VADDPS  Y1, Y3, Y3
@@ -46961,9 +48837,9 @@ loop1666:
 	VORPS   Y3, Y2, Y2
 	ADDQ    $0x20, SI
 	ADDQ    $0x20, DI
-	JMP     loop1666
+	JMP     loop1744
 
-done1667:
+done1745:
 	XORQ   AX, AX
 	VPTEST Y2, Y2
 	SETEQ  AL
@@ -47195,9 +49071,9 @@ TEXT ·logSums_avx512(SB), NOSPLIT, $0-32
 	MOVQ l+16(FP), DX
 	MOVQ rows+24(FP), CX
 
-rows1668:
+rows1746:
 	CMPQ        CX, $0x00
-	JLE         done1669
+	JLE         done1747
 	VMOVUPS     (DX), Z0
 	VPSUBD      sqrtHalf_avx512<>+0(SB), Z0, Z1
 	VPSRAD      $0x17, Z1, Z1
@@ -47226,9 +49102,9 @@ rows1668:
 	ADDQ        $0x40, SI
 	ADDQ        $0x40, DX
 	SUBQ        $0x10, CX
-	JMP         rows1668
+	JMP         rows1746
 
-done1669:
+done1747:
 	VZEROUPPER
 	RET
 
@@ -47246,9 +49122,9 @@ TEXT ·dots_avx512(SB), NOSPLIT, $0-40
 	LEAQ (R9)(R9*4), R11
 	LEAQ (R10)(R9*4), R12
 
-eights1670:
+eights1748:
 	CMPQ   CX, $0x08
-	JLT    ones1671
+	JLT    ones1749
 	VXORPS X0, X0, X0
 	VXORPS X1, X1, X1
 	VXORPS X2, X2, X2
@@ -47259,7 +49135,7 @@ eights1670:
 	VXORPS X7, X7, X7
 	MOVQ   R8, AX
 
-element1673:
+element1751:
 	VMOVSS      (SI), X8
 	VFMADD231SS (DX), X8, X0
 	VMOVSS      (SI)(R9*1), X9
@@ -47279,7 +49155,7 @@ element1673:
 	ADDQ        $0x04, SI
 	ADDQ        $0x04, DX
 	DECQ        AX
-	JNZ         element1673
+	JNZ         element1751
 	VMOVSS      X0, (DI)
 	VMOVSS      X1, 4(DI)
 	VMOVSS      X2, 8(DI)
@@ -47292,27 +49168,27 @@ element1673:
 	ADDQ        R12, DX
 	ADDQ        $0x20, DI
 	SUBQ        $0x08, CX
-	JMP         eights1670
+	JMP         eights1748
 
-ones1671:
+ones1749:
 	TESTQ  CX, CX
-	JZ     done1672
+	JZ     done1750
 	VXORPS X0, X0, X0
 	MOVQ   R8, AX
 
-element1674:
+element1752:
 	VMOVSS      (SI), X8
 	VFMADD231SS (DX), X8, X0
 	ADDQ        $0x04, SI
 	ADDQ        $0x04, DX
 	DECQ        AX
-	JNZ         element1674
+	JNZ         element1752
 	VMOVSS      X0, (DI)
 	ADDQ        $0x04, DI
 	SUBQ        $0x01, CX
-	JMP         ones1671
+	JMP         ones1749
 
-done1672:
+done1750:
 	VZEROUPPER
 	RET
 
@@ -47332,12 +49208,12 @@ TEXT ·weigh_avx512(SB), NOSPLIT, $0-57
 	VBROADCASTSS scale+16(FP), Z15
 	KXORW        K6, K6, K6
 
-row1675:
+row1753:
 	MOVQ         (R10), AX
 	VBROADCASTSS (R8), Z12
 	VBROADCASTSS (R9), Z13
 	CMPQ         AX, $-1
-	JNE          some1676
+	JNE          some1754
 	VMULPS       (DI), Z15, Z0
 	VMULPS       64(DI), Z15, Z1
 	VCMPPS       $0x0e, Z12, Z0, K5
@@ -47442,9 +49318,9 @@ row1675:
 	VMOVUPS      Z0, 128(SI)
 	VMOVUPS      Z5, 192(DI)
 	VMOVUPS      Z1, 192(SI)
-	JMP          next1677
+	JMP          next1755
 
-some1676:
+some1754:
 	MOVQ        AX, BX
 	KMOVW       BX, K3
 	MOVQ        AX, BX
@@ -47569,14 +49445,14 @@ some1676:
 	VMOVUPS     Z5, 192(DI)
 	VMOVUPS     Z1, 192(SI)
 
-next1677:
+next1755:
 	ADDQ     $0x00000100, DI
 	ADDQ     $0x00000100, SI
 	ADDQ     $0x08, R10
 	ADDQ     $0x04, R8
 	ADDQ     $0x04, R9
 	DECQ     CX
-	JNZ      row1675
+	JNZ      row1753
 	KORTESTW K6, K6
 	SETNE    AL
 	MOVB     AL, ret+56(FP)
@@ -47593,7 +49469,7 @@ TEXT ·soften_avx512(SB), NOSPLIT, $0-40
 	VBROADCASTSS scale+16(FP), Z12
 	VBROADCASTSS softcap+20(FP), Z13
 
-row1678:
+row1756:
 	MOVQ        (R8), AX
 	VMULPS      (SI), Z12, Z0
 	VMULPS      64(SI), Z12, Z1
@@ -47786,7 +49662,7 @@ row1678:
 	ADDQ        $0x00000100, SI
 	ADDQ        $0x08, R8
 	DECQ        CX
-	JNZ         row1678
+	JNZ         row1756
 	VZEROUPPER
 	RET
 
@@ -47801,9 +49677,9 @@ TEXT ·transpose_avx512(SB), NOSPLIT, $0-32
 	LEAQ (R8)(R8*4), BX
 	LEAQ (AX)(R8*4), DX
 
-loop1679:
+loop1757:
 	CMPQ       CX, $0x08
-	JLT        done1680
+	JLT        done1758
 	VMOVUPS    (SI), Y0
 	VMOVUPS    (SI)(R8*1), Y1
 	VMOVUPS    (SI)(R8*2), Y2
@@ -47847,9 +49723,9 @@ loop1679:
 	ADDQ       $0x00000800, DI
 	ADDQ       $0x20, SI
 	SUBQ       $0x08, CX
-	JMP        loop1679
+	JMP        loop1757
 
-done1680:
+done1758:
 	VZEROUPPER
 	RET
 
@@ -47864,9 +49740,9 @@ TEXT ·columns1_avx512(SB), NOSPLIT, $0-32
 	LEAQ (R8)(R8*4), BX
 	LEAQ (AX)(R8*4), DX
 
-loop1681:
+loop1759:
 	CMPQ       CX, $0x10
-	JLT        done1682
+	JLT        done1760
 	VMOVDQU    (SI), X0
 	VMOVDQU    (SI)(R8*1), X1
 	VMOVDQU    (SI)(R8*2), X2
@@ -47918,9 +49794,9 @@ loop1681:
 	ADDQ       $0x00000400, DI
 	ADDQ       $0x10, SI
 	SUBQ       $0x10, CX
-	JMP        loop1681
+	JMP        loop1759
 
-done1682:
+done1760:
 	VZEROUPPER
 	RET
 
@@ -47935,9 +49811,9 @@ TEXT ·columns2_avx512(SB), NOSPLIT, $0-32
 	LEAQ (R8)(R8*4), BX
 	LEAQ (AX)(R8*4), DX
 
-loop1683:
+loop1761:
 	CMPQ        CX, $0x08
-	JLT         done1684
+	JLT         done1762
 	VMOVDQU     (SI), X0
 	VMOVDQU     (SI)(R8*1), X1
 	VMOVDQU     (SI)(R8*2), X2
@@ -47981,9 +49857,9 @@ loop1683:
 	ADDQ        $0x00000400, DI
 	ADDQ        $0x10, SI
 	SUBQ        $0x08, CX
-	JMP         loop1683
+	JMP         loop1761
 
-done1684:
+done1762:
 	VZEROUPPER
 	RET
 
@@ -47996,9 +49872,9 @@ TEXT ·column1_avx512(SB), NOSPLIT, $0-24
 	MOVQ DI, AX
 	MOVQ CX, BX
 
-fetch1685:
+fetch1763:
 	CMPQ       BX, $0x08
-	JLT        fetched1686
+	JLT        fetched1764
 	PREFETCHT0 (AX)
 	PREFETCHT0 64(AX)
 	PREFETCHT0 128(AX)
@@ -48009,12 +49885,12 @@ fetch1685:
 	PREFETCHT0 448(AX)
 	ADDQ       $0x00000200, AX
 	SUBQ       $0x08, BX
-	JMP        fetch1685
+	JMP        fetch1763
 
-fetched1686:
-eight1687:
+fetched1764:
+eight1765:
 	CMPQ    CX, $0x08
-	JLT     one1688
+	JLT     one1766
 	MOVBLZX (SI), AX
 	MOVBLZX 1(SI), BX
 	MOVBLZX 2(SI), DX
@@ -48034,19 +49910,19 @@ eight1687:
 	ADDQ    $0x00000200, DI
 	ADDQ    $0x08, SI
 	SUBQ    $0x08, CX
-	JMP     eight1687
+	JMP     eight1765
 
-one1688:
+one1766:
 	CMPQ    CX, $0x01
-	JLT     done1689
+	JLT     done1767
 	MOVBLZX (SI), AX
 	MOVB    AL, (DI)
 	ADDQ    $0x00000040, DI
 	ADDQ    $0x01, SI
 	DECQ    CX
-	JMP     one1688
+	JMP     one1766
 
-done1689:
+done1767:
 	RET
 
 // func column2_avx512(dst *byte, src *byte, n int)
@@ -48058,9 +49934,9 @@ TEXT ·column2_avx512(SB), NOSPLIT, $0-24
 	MOVQ DI, AX
 	MOVQ CX, BX
 
-fetch1690:
+fetch1768:
 	CMPQ       BX, $0x08
-	JLT        fetched1691
+	JLT        fetched1769
 	PREFETCHT0 (AX)
 	PREFETCHT0 128(AX)
 	PREFETCHT0 256(AX)
@@ -48071,12 +49947,12 @@ fetch1690:
 	PREFETCHT0 896(AX)
 	ADDQ       $0x00000400, AX
 	SUBQ       $0x08, BX
-	JMP        fetch1690
+	JMP        fetch1768
 
-fetched1691:
-eight1692:
+fetched1769:
+eight1770:
 	CMPQ    CX, $0x08
-	JLT     one1693
+	JLT     one1771
 	MOVWLZX (SI), AX
 	MOVWLZX 2(SI), BX
 	MOVWLZX 4(SI), DX
@@ -48096,19 +49972,19 @@ eight1692:
 	ADDQ    $0x00000400, DI
 	ADDQ    $0x10, SI
 	SUBQ    $0x08, CX
-	JMP     eight1692
+	JMP     eight1770
 
-one1693:
+one1771:
 	CMPQ    CX, $0x01
-	JLT     done1694
+	JLT     done1772
 	MOVWLZX (SI), AX
 	MOVW    AX, (DI)
 	ADDQ    $0x00000080, DI
 	ADDQ    $0x02, SI
 	DECQ    CX
-	JMP     one1693
+	JMP     one1771
 
-done1694:
+done1772:
 	RET
 
 // func column4_avx512(dst *byte, src *byte, n int)
@@ -48120,9 +49996,9 @@ TEXT ·column4_avx512(SB), NOSPLIT, $0-24
 	MOVQ DI, AX
 	MOVQ CX, BX
 
-fetch1695:
+fetch1773:
 	CMPQ       BX, $0x08
-	JLT        fetched1696
+	JLT        fetched1774
 	PREFETCHT0 (AX)
 	PREFETCHT0 256(AX)
 	PREFETCHT0 512(AX)
@@ -48133,12 +50009,12 @@ fetch1695:
 	PREFETCHT0 1792(AX)
 	ADDQ       $0x00000800, AX
 	SUBQ       $0x08, BX
-	JMP        fetch1695
+	JMP        fetch1773
 
-fetched1696:
-eight1697:
+fetched1774:
+eight1775:
 	CMPQ CX, $0x08
-	JLT  one1698
+	JLT  one1776
 	MOVL (SI), AX
 	MOVL 4(SI), BX
 	MOVL 8(SI), DX
@@ -48158,17 +50034,42 @@ eight1697:
 	ADDQ $0x00000800, DI
 	ADDQ $0x20, SI
 	SUBQ $0x08, CX
-	JMP  eight1697
+	JMP  eight1775
 
-one1698:
+one1776:
 	CMPQ CX, $0x01
-	JLT  done1699
+	JLT  done1777
 	MOVL (SI), AX
 	MOVL AX, (DI)
 	ADDQ $0x00000100, DI
 	ADDQ $0x04, SI
 	DECQ CX
-	JMP  one1698
+	JMP  one1776
 
-done1699:
+done1777:
+	RET
+
+// func weave_avx512(dst *byte, first *byte, second *byte, n int)
+// Requires: AVX, AVX512F
+TEXT ·weave_avx512(SB), NOSPLIT, $0-32
+	MOVQ dst+0(FP), DI
+	MOVQ first+8(FP), SI
+	MOVQ second+16(FP), BX
+	MOVQ n+24(FP), CX
+
+loop1778:
+	SUBQ      $0x10, CX
+	JLT       done1779
+	VPMOVZXWD (SI), Z0
+	VPMOVZXWD (BX), Z1
+	VPSLLD    $0x10, Z1, Z1
+	VPORD     Z1, Z0, Z0
+	VMOVUPS   Z0, (DI)
+	ADDQ      $0x20, SI
+	ADDQ      $0x20, BX
+	ADDQ      $0x40, DI
+	JMP       loop1778
+
+done1779:
+	VZEROUPPER
 	RET

@@ -116,3 +116,8 @@ func column2_neon(dst, src *byte, n int)
 //
 //go:noescape
 func column4_neon(dst, src *byte, n int)
+
+// weave_neon writes two rows of n elements of 2 bytes, n a multiple of 16, as pairs.
+//
+//go:noescape
+func weave_neon(dst, first, second *byte, n int)

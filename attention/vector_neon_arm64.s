@@ -1951,7 +1951,8 @@ TEXT ·accumulate_f32_neon(SB), NOSPLIT, $0-88
 none1:
 	RBIT R8, R19
 	CLZ R19, R19
-	MUL R4, R19, R20
+	LSR $0, R19, R20
+	MUL R4, R20, R20
 	NEG R8, R23
 	AND R8, R23, R23
 	ADD R8, R23, R23
@@ -7760,7 +7761,8 @@ TEXT ·accumulate_f16_neon(SB), NOSPLIT, $0-88
 none1:
 	RBIT R8, R19
 	CLZ R19, R19
-	MUL R4, R19, R20
+	LSR $0, R19, R20
+	MUL R4, R20, R20
 	NEG R8, R23
 	AND R8, R23, R23
 	ADD R8, R23, R23
@@ -11882,6 +11884,8 @@ rows2:
 	CMP $9, R5
 	BLT fewer3
 tile11:
+	MOVD $0xffff0000, R9
+	VDUP R9, V31.S4
 	MOVD R2, R10
 	MOVD $4, R11
 block12:
@@ -11947,127 +11951,135 @@ asking15:
 	FMOVQ.P 16(R15), F27
 	FMOVQ.P 16(R19), F28
 	FMOVQ.P 16(R20), F29
-	FMOVQ 0(R8), F31
-	WORD $0x2e613bfe // shll v30.4s, v31.4h, #16
-	WORD $0x6e613bff // shll2 v31.4s, v31.8h, #16
+	FMOVQ 0(R8), F30
+	VSHL $16, V30.S4, V30.S4
 	WORD $0x4f9813c0 // fmla v0.4s, v30.4s, v24.s[0]
-	WORD $0x4f9813e1 // fmla v1.4s, v31.4s, v24.s[0]
 	WORD $0x4f9913c4 // fmla v4.4s, v30.4s, v25.s[0]
-	WORD $0x4f9913e5 // fmla v5.4s, v31.4s, v25.s[0]
 	WORD $0x4f9a13c8 // fmla v8.4s, v30.4s, v26.s[0]
-	WORD $0x4f9a13e9 // fmla v9.4s, v31.4s, v26.s[0]
 	WORD $0x4f9b13cc // fmla v12.4s, v30.4s, v27.s[0]
-	WORD $0x4f9b13ed // fmla v13.4s, v31.4s, v27.s[0]
 	WORD $0x4f9c13d0 // fmla v16.4s, v30.4s, v28.s[0]
-	WORD $0x4f9c13f1 // fmla v17.4s, v31.4s, v28.s[0]
 	WORD $0x4f9d13d4 // fmla v20.4s, v30.4s, v29.s[0]
-	WORD $0x4f9d13f5 // fmla v21.4s, v31.4s, v29.s[0]
-	FMOVQ 16(R8), F31
-	WORD $0x2e613bfe // shll v30.4s, v31.4h, #16
-	WORD $0x6e613bff // shll2 v31.4s, v31.8h, #16
+	FMOVQ 16(R8), F30
+	VSHL $16, V30.S4, V30.S4
+	WORD $0x4f9813c1 // fmla v1.4s, v30.4s, v24.s[0]
+	WORD $0x4f9913c5 // fmla v5.4s, v30.4s, v25.s[0]
+	WORD $0x4f9a13c9 // fmla v9.4s, v30.4s, v26.s[0]
+	WORD $0x4f9b13cd // fmla v13.4s, v30.4s, v27.s[0]
+	WORD $0x4f9c13d1 // fmla v17.4s, v30.4s, v28.s[0]
+	WORD $0x4f9d13d5 // fmla v21.4s, v30.4s, v29.s[0]
+	FMOVQ 32(R8), F30
+	VSHL $16, V30.S4, V30.S4
 	WORD $0x4f9813c2 // fmla v2.4s, v30.4s, v24.s[0]
-	WORD $0x4f9813e3 // fmla v3.4s, v31.4s, v24.s[0]
 	WORD $0x4f9913c6 // fmla v6.4s, v30.4s, v25.s[0]
-	WORD $0x4f9913e7 // fmla v7.4s, v31.4s, v25.s[0]
 	WORD $0x4f9a13ca // fmla v10.4s, v30.4s, v26.s[0]
-	WORD $0x4f9a13eb // fmla v11.4s, v31.4s, v26.s[0]
 	WORD $0x4f9b13ce // fmla v14.4s, v30.4s, v27.s[0]
-	WORD $0x4f9b13ef // fmla v15.4s, v31.4s, v27.s[0]
 	WORD $0x4f9c13d2 // fmla v18.4s, v30.4s, v28.s[0]
-	WORD $0x4f9c13f3 // fmla v19.4s, v31.4s, v28.s[0]
 	WORD $0x4f9d13d6 // fmla v22.4s, v30.4s, v29.s[0]
-	WORD $0x4f9d13f7 // fmla v23.4s, v31.4s, v29.s[0]
-	FMOVQ 128(R8), F31
-	WORD $0x2e613bfe // shll v30.4s, v31.4h, #16
-	WORD $0x6e613bff // shll2 v31.4s, v31.8h, #16
+	FMOVQ 48(R8), F30
+	VSHL $16, V30.S4, V30.S4
+	WORD $0x4f9813c3 // fmla v3.4s, v30.4s, v24.s[0]
+	WORD $0x4f9913c7 // fmla v7.4s, v30.4s, v25.s[0]
+	WORD $0x4f9a13cb // fmla v11.4s, v30.4s, v26.s[0]
+	WORD $0x4f9b13cf // fmla v15.4s, v30.4s, v27.s[0]
+	WORD $0x4f9c13d3 // fmla v19.4s, v30.4s, v28.s[0]
+	WORD $0x4f9d13d7 // fmla v23.4s, v30.4s, v29.s[0]
+	FMOVQ 0(R8), F30
+	VAND V31.B16, V30.B16, V30.B16
 	WORD $0x4fb813c0 // fmla v0.4s, v30.4s, v24.s[1]
-	WORD $0x4fb813e1 // fmla v1.4s, v31.4s, v24.s[1]
 	WORD $0x4fb913c4 // fmla v4.4s, v30.4s, v25.s[1]
-	WORD $0x4fb913e5 // fmla v5.4s, v31.4s, v25.s[1]
 	WORD $0x4fba13c8 // fmla v8.4s, v30.4s, v26.s[1]
-	WORD $0x4fba13e9 // fmla v9.4s, v31.4s, v26.s[1]
 	WORD $0x4fbb13cc // fmla v12.4s, v30.4s, v27.s[1]
-	WORD $0x4fbb13ed // fmla v13.4s, v31.4s, v27.s[1]
 	WORD $0x4fbc13d0 // fmla v16.4s, v30.4s, v28.s[1]
-	WORD $0x4fbc13f1 // fmla v17.4s, v31.4s, v28.s[1]
 	WORD $0x4fbd13d4 // fmla v20.4s, v30.4s, v29.s[1]
-	WORD $0x4fbd13f5 // fmla v21.4s, v31.4s, v29.s[1]
-	FMOVQ 144(R8), F31
-	WORD $0x2e613bfe // shll v30.4s, v31.4h, #16
-	WORD $0x6e613bff // shll2 v31.4s, v31.8h, #16
+	FMOVQ 16(R8), F30
+	VAND V31.B16, V30.B16, V30.B16
+	WORD $0x4fb813c1 // fmla v1.4s, v30.4s, v24.s[1]
+	WORD $0x4fb913c5 // fmla v5.4s, v30.4s, v25.s[1]
+	WORD $0x4fba13c9 // fmla v9.4s, v30.4s, v26.s[1]
+	WORD $0x4fbb13cd // fmla v13.4s, v30.4s, v27.s[1]
+	WORD $0x4fbc13d1 // fmla v17.4s, v30.4s, v28.s[1]
+	WORD $0x4fbd13d5 // fmla v21.4s, v30.4s, v29.s[1]
+	FMOVQ 32(R8), F30
+	VAND V31.B16, V30.B16, V30.B16
 	WORD $0x4fb813c2 // fmla v2.4s, v30.4s, v24.s[1]
-	WORD $0x4fb813e3 // fmla v3.4s, v31.4s, v24.s[1]
 	WORD $0x4fb913c6 // fmla v6.4s, v30.4s, v25.s[1]
-	WORD $0x4fb913e7 // fmla v7.4s, v31.4s, v25.s[1]
 	WORD $0x4fba13ca // fmla v10.4s, v30.4s, v26.s[1]
-	WORD $0x4fba13eb // fmla v11.4s, v31.4s, v26.s[1]
 	WORD $0x4fbb13ce // fmla v14.4s, v30.4s, v27.s[1]
-	WORD $0x4fbb13ef // fmla v15.4s, v31.4s, v27.s[1]
 	WORD $0x4fbc13d2 // fmla v18.4s, v30.4s, v28.s[1]
-	WORD $0x4fbc13f3 // fmla v19.4s, v31.4s, v28.s[1]
 	WORD $0x4fbd13d6 // fmla v22.4s, v30.4s, v29.s[1]
-	WORD $0x4fbd13f7 // fmla v23.4s, v31.4s, v29.s[1]
+	FMOVQ 48(R8), F30
+	VAND V31.B16, V30.B16, V30.B16
+	WORD $0x4fb813c3 // fmla v3.4s, v30.4s, v24.s[1]
+	WORD $0x4fb913c7 // fmla v7.4s, v30.4s, v25.s[1]
+	WORD $0x4fba13cb // fmla v11.4s, v30.4s, v26.s[1]
+	WORD $0x4fbb13cf // fmla v15.4s, v30.4s, v27.s[1]
+	WORD $0x4fbc13d3 // fmla v19.4s, v30.4s, v28.s[1]
+	WORD $0x4fbd13d7 // fmla v23.4s, v30.4s, v29.s[1]
 	PRFM 0(R7), PLDL1KEEP
-	FMOVQ 256(R8), F31
-	WORD $0x2e613bfe // shll v30.4s, v31.4h, #16
-	WORD $0x6e613bff // shll2 v31.4s, v31.8h, #16
+	FMOVQ 256(R8), F30
+	VSHL $16, V30.S4, V30.S4
 	WORD $0x4f981bc0 // fmla v0.4s, v30.4s, v24.s[2]
-	WORD $0x4f981be1 // fmla v1.4s, v31.4s, v24.s[2]
 	WORD $0x4f991bc4 // fmla v4.4s, v30.4s, v25.s[2]
-	WORD $0x4f991be5 // fmla v5.4s, v31.4s, v25.s[2]
 	WORD $0x4f9a1bc8 // fmla v8.4s, v30.4s, v26.s[2]
-	WORD $0x4f9a1be9 // fmla v9.4s, v31.4s, v26.s[2]
 	WORD $0x4f9b1bcc // fmla v12.4s, v30.4s, v27.s[2]
-	WORD $0x4f9b1bed // fmla v13.4s, v31.4s, v27.s[2]
 	WORD $0x4f9c1bd0 // fmla v16.4s, v30.4s, v28.s[2]
-	WORD $0x4f9c1bf1 // fmla v17.4s, v31.4s, v28.s[2]
 	WORD $0x4f9d1bd4 // fmla v20.4s, v30.4s, v29.s[2]
-	WORD $0x4f9d1bf5 // fmla v21.4s, v31.4s, v29.s[2]
-	FMOVQ 272(R8), F31
-	WORD $0x2e613bfe // shll v30.4s, v31.4h, #16
-	WORD $0x6e613bff // shll2 v31.4s, v31.8h, #16
+	FMOVQ 272(R8), F30
+	VSHL $16, V30.S4, V30.S4
+	WORD $0x4f981bc1 // fmla v1.4s, v30.4s, v24.s[2]
+	WORD $0x4f991bc5 // fmla v5.4s, v30.4s, v25.s[2]
+	WORD $0x4f9a1bc9 // fmla v9.4s, v30.4s, v26.s[2]
+	WORD $0x4f9b1bcd // fmla v13.4s, v30.4s, v27.s[2]
+	WORD $0x4f9c1bd1 // fmla v17.4s, v30.4s, v28.s[2]
+	WORD $0x4f9d1bd5 // fmla v21.4s, v30.4s, v29.s[2]
+	FMOVQ 288(R8), F30
+	VSHL $16, V30.S4, V30.S4
 	WORD $0x4f981bc2 // fmla v2.4s, v30.4s, v24.s[2]
-	WORD $0x4f981be3 // fmla v3.4s, v31.4s, v24.s[2]
 	WORD $0x4f991bc6 // fmla v6.4s, v30.4s, v25.s[2]
-	WORD $0x4f991be7 // fmla v7.4s, v31.4s, v25.s[2]
 	WORD $0x4f9a1bca // fmla v10.4s, v30.4s, v26.s[2]
-	WORD $0x4f9a1beb // fmla v11.4s, v31.4s, v26.s[2]
 	WORD $0x4f9b1bce // fmla v14.4s, v30.4s, v27.s[2]
-	WORD $0x4f9b1bef // fmla v15.4s, v31.4s, v27.s[2]
 	WORD $0x4f9c1bd2 // fmla v18.4s, v30.4s, v28.s[2]
-	WORD $0x4f9c1bf3 // fmla v19.4s, v31.4s, v28.s[2]
 	WORD $0x4f9d1bd6 // fmla v22.4s, v30.4s, v29.s[2]
-	WORD $0x4f9d1bf7 // fmla v23.4s, v31.4s, v29.s[2]
-	FMOVQ 384(R8), F31
-	WORD $0x2e613bfe // shll v30.4s, v31.4h, #16
-	WORD $0x6e613bff // shll2 v31.4s, v31.8h, #16
+	FMOVQ 304(R8), F30
+	VSHL $16, V30.S4, V30.S4
+	WORD $0x4f981bc3 // fmla v3.4s, v30.4s, v24.s[2]
+	WORD $0x4f991bc7 // fmla v7.4s, v30.4s, v25.s[2]
+	WORD $0x4f9a1bcb // fmla v11.4s, v30.4s, v26.s[2]
+	WORD $0x4f9b1bcf // fmla v15.4s, v30.4s, v27.s[2]
+	WORD $0x4f9c1bd3 // fmla v19.4s, v30.4s, v28.s[2]
+	WORD $0x4f9d1bd7 // fmla v23.4s, v30.4s, v29.s[2]
+	FMOVQ 256(R8), F30
+	VAND V31.B16, V30.B16, V30.B16
 	WORD $0x4fb81bc0 // fmla v0.4s, v30.4s, v24.s[3]
-	WORD $0x4fb81be1 // fmla v1.4s, v31.4s, v24.s[3]
 	WORD $0x4fb91bc4 // fmla v4.4s, v30.4s, v25.s[3]
-	WORD $0x4fb91be5 // fmla v5.4s, v31.4s, v25.s[3]
 	WORD $0x4fba1bc8 // fmla v8.4s, v30.4s, v26.s[3]
-	WORD $0x4fba1be9 // fmla v9.4s, v31.4s, v26.s[3]
 	WORD $0x4fbb1bcc // fmla v12.4s, v30.4s, v27.s[3]
-	WORD $0x4fbb1bed // fmla v13.4s, v31.4s, v27.s[3]
 	WORD $0x4fbc1bd0 // fmla v16.4s, v30.4s, v28.s[3]
-	WORD $0x4fbc1bf1 // fmla v17.4s, v31.4s, v28.s[3]
 	WORD $0x4fbd1bd4 // fmla v20.4s, v30.4s, v29.s[3]
-	WORD $0x4fbd1bf5 // fmla v21.4s, v31.4s, v29.s[3]
-	FMOVQ 400(R8), F31
-	WORD $0x2e613bfe // shll v30.4s, v31.4h, #16
-	WORD $0x6e613bff // shll2 v31.4s, v31.8h, #16
+	FMOVQ 272(R8), F30
+	VAND V31.B16, V30.B16, V30.B16
+	WORD $0x4fb81bc1 // fmla v1.4s, v30.4s, v24.s[3]
+	WORD $0x4fb91bc5 // fmla v5.4s, v30.4s, v25.s[3]
+	WORD $0x4fba1bc9 // fmla v9.4s, v30.4s, v26.s[3]
+	WORD $0x4fbb1bcd // fmla v13.4s, v30.4s, v27.s[3]
+	WORD $0x4fbc1bd1 // fmla v17.4s, v30.4s, v28.s[3]
+	WORD $0x4fbd1bd5 // fmla v21.4s, v30.4s, v29.s[3]
+	FMOVQ 288(R8), F30
+	VAND V31.B16, V30.B16, V30.B16
 	WORD $0x4fb81bc2 // fmla v2.4s, v30.4s, v24.s[3]
-	WORD $0x4fb81be3 // fmla v3.4s, v31.4s, v24.s[3]
 	WORD $0x4fb91bc6 // fmla v6.4s, v30.4s, v25.s[3]
-	WORD $0x4fb91be7 // fmla v7.4s, v31.4s, v25.s[3]
 	WORD $0x4fba1bca // fmla v10.4s, v30.4s, v26.s[3]
-	WORD $0x4fba1beb // fmla v11.4s, v31.4s, v26.s[3]
 	WORD $0x4fbb1bce // fmla v14.4s, v30.4s, v27.s[3]
-	WORD $0x4fbb1bef // fmla v15.4s, v31.4s, v27.s[3]
 	WORD $0x4fbc1bd2 // fmla v18.4s, v30.4s, v28.s[3]
-	WORD $0x4fbc1bf3 // fmla v19.4s, v31.4s, v28.s[3]
 	WORD $0x4fbd1bd6 // fmla v22.4s, v30.4s, v29.s[3]
-	WORD $0x4fbd1bf7 // fmla v23.4s, v31.4s, v29.s[3]
+	FMOVQ 304(R8), F30
+	VAND V31.B16, V30.B16, V30.B16
+	WORD $0x4fb81bc3 // fmla v3.4s, v30.4s, v24.s[3]
+	WORD $0x4fb91bc7 // fmla v7.4s, v30.4s, v25.s[3]
+	WORD $0x4fba1bcb // fmla v11.4s, v30.4s, v26.s[3]
+	WORD $0x4fbb1bcf // fmla v15.4s, v30.4s, v27.s[3]
+	WORD $0x4fbc1bd3 // fmla v19.4s, v30.4s, v28.s[3]
+	WORD $0x4fbd1bd7 // fmla v23.4s, v30.4s, v29.s[3]
 	PRFM 64(R7), PLDL1KEEP
 	ADD $128, R7, R7
 	ADD $512, R8, R8
@@ -12084,126 +12096,134 @@ loop18:
 	FMOVQ.P 16(R15), F27
 	FMOVQ.P 16(R19), F28
 	FMOVQ.P 16(R20), F29
-	FMOVQ 0(R8), F31
-	WORD $0x2e613bfe // shll v30.4s, v31.4h, #16
-	WORD $0x6e613bff // shll2 v31.4s, v31.8h, #16
+	FMOVQ 0(R8), F30
+	VSHL $16, V30.S4, V30.S4
 	WORD $0x4f9813c0 // fmla v0.4s, v30.4s, v24.s[0]
-	WORD $0x4f9813e1 // fmla v1.4s, v31.4s, v24.s[0]
 	WORD $0x4f9913c4 // fmla v4.4s, v30.4s, v25.s[0]
-	WORD $0x4f9913e5 // fmla v5.4s, v31.4s, v25.s[0]
 	WORD $0x4f9a13c8 // fmla v8.4s, v30.4s, v26.s[0]
-	WORD $0x4f9a13e9 // fmla v9.4s, v31.4s, v26.s[0]
 	WORD $0x4f9b13cc // fmla v12.4s, v30.4s, v27.s[0]
-	WORD $0x4f9b13ed // fmla v13.4s, v31.4s, v27.s[0]
 	WORD $0x4f9c13d0 // fmla v16.4s, v30.4s, v28.s[0]
-	WORD $0x4f9c13f1 // fmla v17.4s, v31.4s, v28.s[0]
 	WORD $0x4f9d13d4 // fmla v20.4s, v30.4s, v29.s[0]
-	WORD $0x4f9d13f5 // fmla v21.4s, v31.4s, v29.s[0]
-	FMOVQ 16(R8), F31
-	WORD $0x2e613bfe // shll v30.4s, v31.4h, #16
-	WORD $0x6e613bff // shll2 v31.4s, v31.8h, #16
+	FMOVQ 16(R8), F30
+	VSHL $16, V30.S4, V30.S4
+	WORD $0x4f9813c1 // fmla v1.4s, v30.4s, v24.s[0]
+	WORD $0x4f9913c5 // fmla v5.4s, v30.4s, v25.s[0]
+	WORD $0x4f9a13c9 // fmla v9.4s, v30.4s, v26.s[0]
+	WORD $0x4f9b13cd // fmla v13.4s, v30.4s, v27.s[0]
+	WORD $0x4f9c13d1 // fmla v17.4s, v30.4s, v28.s[0]
+	WORD $0x4f9d13d5 // fmla v21.4s, v30.4s, v29.s[0]
+	FMOVQ 32(R8), F30
+	VSHL $16, V30.S4, V30.S4
 	WORD $0x4f9813c2 // fmla v2.4s, v30.4s, v24.s[0]
-	WORD $0x4f9813e3 // fmla v3.4s, v31.4s, v24.s[0]
 	WORD $0x4f9913c6 // fmla v6.4s, v30.4s, v25.s[0]
-	WORD $0x4f9913e7 // fmla v7.4s, v31.4s, v25.s[0]
 	WORD $0x4f9a13ca // fmla v10.4s, v30.4s, v26.s[0]
-	WORD $0x4f9a13eb // fmla v11.4s, v31.4s, v26.s[0]
 	WORD $0x4f9b13ce // fmla v14.4s, v30.4s, v27.s[0]
-	WORD $0x4f9b13ef // fmla v15.4s, v31.4s, v27.s[0]
 	WORD $0x4f9c13d2 // fmla v18.4s, v30.4s, v28.s[0]
-	WORD $0x4f9c13f3 // fmla v19.4s, v31.4s, v28.s[0]
 	WORD $0x4f9d13d6 // fmla v22.4s, v30.4s, v29.s[0]
-	WORD $0x4f9d13f7 // fmla v23.4s, v31.4s, v29.s[0]
-	FMOVQ 128(R8), F31
-	WORD $0x2e613bfe // shll v30.4s, v31.4h, #16
-	WORD $0x6e613bff // shll2 v31.4s, v31.8h, #16
+	FMOVQ 48(R8), F30
+	VSHL $16, V30.S4, V30.S4
+	WORD $0x4f9813c3 // fmla v3.4s, v30.4s, v24.s[0]
+	WORD $0x4f9913c7 // fmla v7.4s, v30.4s, v25.s[0]
+	WORD $0x4f9a13cb // fmla v11.4s, v30.4s, v26.s[0]
+	WORD $0x4f9b13cf // fmla v15.4s, v30.4s, v27.s[0]
+	WORD $0x4f9c13d3 // fmla v19.4s, v30.4s, v28.s[0]
+	WORD $0x4f9d13d7 // fmla v23.4s, v30.4s, v29.s[0]
+	FMOVQ 0(R8), F30
+	VAND V31.B16, V30.B16, V30.B16
 	WORD $0x4fb813c0 // fmla v0.4s, v30.4s, v24.s[1]
-	WORD $0x4fb813e1 // fmla v1.4s, v31.4s, v24.s[1]
 	WORD $0x4fb913c4 // fmla v4.4s, v30.4s, v25.s[1]
-	WORD $0x4fb913e5 // fmla v5.4s, v31.4s, v25.s[1]
 	WORD $0x4fba13c8 // fmla v8.4s, v30.4s, v26.s[1]
-	WORD $0x4fba13e9 // fmla v9.4s, v31.4s, v26.s[1]
 	WORD $0x4fbb13cc // fmla v12.4s, v30.4s, v27.s[1]
-	WORD $0x4fbb13ed // fmla v13.4s, v31.4s, v27.s[1]
 	WORD $0x4fbc13d0 // fmla v16.4s, v30.4s, v28.s[1]
-	WORD $0x4fbc13f1 // fmla v17.4s, v31.4s, v28.s[1]
 	WORD $0x4fbd13d4 // fmla v20.4s, v30.4s, v29.s[1]
-	WORD $0x4fbd13f5 // fmla v21.4s, v31.4s, v29.s[1]
-	FMOVQ 144(R8), F31
-	WORD $0x2e613bfe // shll v30.4s, v31.4h, #16
-	WORD $0x6e613bff // shll2 v31.4s, v31.8h, #16
+	FMOVQ 16(R8), F30
+	VAND V31.B16, V30.B16, V30.B16
+	WORD $0x4fb813c1 // fmla v1.4s, v30.4s, v24.s[1]
+	WORD $0x4fb913c5 // fmla v5.4s, v30.4s, v25.s[1]
+	WORD $0x4fba13c9 // fmla v9.4s, v30.4s, v26.s[1]
+	WORD $0x4fbb13cd // fmla v13.4s, v30.4s, v27.s[1]
+	WORD $0x4fbc13d1 // fmla v17.4s, v30.4s, v28.s[1]
+	WORD $0x4fbd13d5 // fmla v21.4s, v30.4s, v29.s[1]
+	FMOVQ 32(R8), F30
+	VAND V31.B16, V30.B16, V30.B16
 	WORD $0x4fb813c2 // fmla v2.4s, v30.4s, v24.s[1]
-	WORD $0x4fb813e3 // fmla v3.4s, v31.4s, v24.s[1]
 	WORD $0x4fb913c6 // fmla v6.4s, v30.4s, v25.s[1]
-	WORD $0x4fb913e7 // fmla v7.4s, v31.4s, v25.s[1]
 	WORD $0x4fba13ca // fmla v10.4s, v30.4s, v26.s[1]
-	WORD $0x4fba13eb // fmla v11.4s, v31.4s, v26.s[1]
 	WORD $0x4fbb13ce // fmla v14.4s, v30.4s, v27.s[1]
-	WORD $0x4fbb13ef // fmla v15.4s, v31.4s, v27.s[1]
 	WORD $0x4fbc13d2 // fmla v18.4s, v30.4s, v28.s[1]
-	WORD $0x4fbc13f3 // fmla v19.4s, v31.4s, v28.s[1]
 	WORD $0x4fbd13d6 // fmla v22.4s, v30.4s, v29.s[1]
-	WORD $0x4fbd13f7 // fmla v23.4s, v31.4s, v29.s[1]
-	FMOVQ 256(R8), F31
-	WORD $0x2e613bfe // shll v30.4s, v31.4h, #16
-	WORD $0x6e613bff // shll2 v31.4s, v31.8h, #16
+	FMOVQ 48(R8), F30
+	VAND V31.B16, V30.B16, V30.B16
+	WORD $0x4fb813c3 // fmla v3.4s, v30.4s, v24.s[1]
+	WORD $0x4fb913c7 // fmla v7.4s, v30.4s, v25.s[1]
+	WORD $0x4fba13cb // fmla v11.4s, v30.4s, v26.s[1]
+	WORD $0x4fbb13cf // fmla v15.4s, v30.4s, v27.s[1]
+	WORD $0x4fbc13d3 // fmla v19.4s, v30.4s, v28.s[1]
+	WORD $0x4fbd13d7 // fmla v23.4s, v30.4s, v29.s[1]
+	FMOVQ 256(R8), F30
+	VSHL $16, V30.S4, V30.S4
 	WORD $0x4f981bc0 // fmla v0.4s, v30.4s, v24.s[2]
-	WORD $0x4f981be1 // fmla v1.4s, v31.4s, v24.s[2]
 	WORD $0x4f991bc4 // fmla v4.4s, v30.4s, v25.s[2]
-	WORD $0x4f991be5 // fmla v5.4s, v31.4s, v25.s[2]
 	WORD $0x4f9a1bc8 // fmla v8.4s, v30.4s, v26.s[2]
-	WORD $0x4f9a1be9 // fmla v9.4s, v31.4s, v26.s[2]
 	WORD $0x4f9b1bcc // fmla v12.4s, v30.4s, v27.s[2]
-	WORD $0x4f9b1bed // fmla v13.4s, v31.4s, v27.s[2]
 	WORD $0x4f9c1bd0 // fmla v16.4s, v30.4s, v28.s[2]
-	WORD $0x4f9c1bf1 // fmla v17.4s, v31.4s, v28.s[2]
 	WORD $0x4f9d1bd4 // fmla v20.4s, v30.4s, v29.s[2]
-	WORD $0x4f9d1bf5 // fmla v21.4s, v31.4s, v29.s[2]
-	FMOVQ 272(R8), F31
-	WORD $0x2e613bfe // shll v30.4s, v31.4h, #16
-	WORD $0x6e613bff // shll2 v31.4s, v31.8h, #16
+	FMOVQ 272(R8), F30
+	VSHL $16, V30.S4, V30.S4
+	WORD $0x4f981bc1 // fmla v1.4s, v30.4s, v24.s[2]
+	WORD $0x4f991bc5 // fmla v5.4s, v30.4s, v25.s[2]
+	WORD $0x4f9a1bc9 // fmla v9.4s, v30.4s, v26.s[2]
+	WORD $0x4f9b1bcd // fmla v13.4s, v30.4s, v27.s[2]
+	WORD $0x4f9c1bd1 // fmla v17.4s, v30.4s, v28.s[2]
+	WORD $0x4f9d1bd5 // fmla v21.4s, v30.4s, v29.s[2]
+	FMOVQ 288(R8), F30
+	VSHL $16, V30.S4, V30.S4
 	WORD $0x4f981bc2 // fmla v2.4s, v30.4s, v24.s[2]
-	WORD $0x4f981be3 // fmla v3.4s, v31.4s, v24.s[2]
 	WORD $0x4f991bc6 // fmla v6.4s, v30.4s, v25.s[2]
-	WORD $0x4f991be7 // fmla v7.4s, v31.4s, v25.s[2]
 	WORD $0x4f9a1bca // fmla v10.4s, v30.4s, v26.s[2]
-	WORD $0x4f9a1beb // fmla v11.4s, v31.4s, v26.s[2]
 	WORD $0x4f9b1bce // fmla v14.4s, v30.4s, v27.s[2]
-	WORD $0x4f9b1bef // fmla v15.4s, v31.4s, v27.s[2]
 	WORD $0x4f9c1bd2 // fmla v18.4s, v30.4s, v28.s[2]
-	WORD $0x4f9c1bf3 // fmla v19.4s, v31.4s, v28.s[2]
 	WORD $0x4f9d1bd6 // fmla v22.4s, v30.4s, v29.s[2]
-	WORD $0x4f9d1bf7 // fmla v23.4s, v31.4s, v29.s[2]
-	FMOVQ 384(R8), F31
-	WORD $0x2e613bfe // shll v30.4s, v31.4h, #16
-	WORD $0x6e613bff // shll2 v31.4s, v31.8h, #16
+	FMOVQ 304(R8), F30
+	VSHL $16, V30.S4, V30.S4
+	WORD $0x4f981bc3 // fmla v3.4s, v30.4s, v24.s[2]
+	WORD $0x4f991bc7 // fmla v7.4s, v30.4s, v25.s[2]
+	WORD $0x4f9a1bcb // fmla v11.4s, v30.4s, v26.s[2]
+	WORD $0x4f9b1bcf // fmla v15.4s, v30.4s, v27.s[2]
+	WORD $0x4f9c1bd3 // fmla v19.4s, v30.4s, v28.s[2]
+	WORD $0x4f9d1bd7 // fmla v23.4s, v30.4s, v29.s[2]
+	FMOVQ 256(R8), F30
+	VAND V31.B16, V30.B16, V30.B16
 	WORD $0x4fb81bc0 // fmla v0.4s, v30.4s, v24.s[3]
-	WORD $0x4fb81be1 // fmla v1.4s, v31.4s, v24.s[3]
 	WORD $0x4fb91bc4 // fmla v4.4s, v30.4s, v25.s[3]
-	WORD $0x4fb91be5 // fmla v5.4s, v31.4s, v25.s[3]
 	WORD $0x4fba1bc8 // fmla v8.4s, v30.4s, v26.s[3]
-	WORD $0x4fba1be9 // fmla v9.4s, v31.4s, v26.s[3]
 	WORD $0x4fbb1bcc // fmla v12.4s, v30.4s, v27.s[3]
-	WORD $0x4fbb1bed // fmla v13.4s, v31.4s, v27.s[3]
 	WORD $0x4fbc1bd0 // fmla v16.4s, v30.4s, v28.s[3]
-	WORD $0x4fbc1bf1 // fmla v17.4s, v31.4s, v28.s[3]
 	WORD $0x4fbd1bd4 // fmla v20.4s, v30.4s, v29.s[3]
-	WORD $0x4fbd1bf5 // fmla v21.4s, v31.4s, v29.s[3]
-	FMOVQ 400(R8), F31
-	WORD $0x2e613bfe // shll v30.4s, v31.4h, #16
-	WORD $0x6e613bff // shll2 v31.4s, v31.8h, #16
+	FMOVQ 272(R8), F30
+	VAND V31.B16, V30.B16, V30.B16
+	WORD $0x4fb81bc1 // fmla v1.4s, v30.4s, v24.s[3]
+	WORD $0x4fb91bc5 // fmla v5.4s, v30.4s, v25.s[3]
+	WORD $0x4fba1bc9 // fmla v9.4s, v30.4s, v26.s[3]
+	WORD $0x4fbb1bcd // fmla v13.4s, v30.4s, v27.s[3]
+	WORD $0x4fbc1bd1 // fmla v17.4s, v30.4s, v28.s[3]
+	WORD $0x4fbd1bd5 // fmla v21.4s, v30.4s, v29.s[3]
+	FMOVQ 288(R8), F30
+	VAND V31.B16, V30.B16, V30.B16
 	WORD $0x4fb81bc2 // fmla v2.4s, v30.4s, v24.s[3]
-	WORD $0x4fb81be3 // fmla v3.4s, v31.4s, v24.s[3]
 	WORD $0x4fb91bc6 // fmla v6.4s, v30.4s, v25.s[3]
-	WORD $0x4fb91be7 // fmla v7.4s, v31.4s, v25.s[3]
 	WORD $0x4fba1bca // fmla v10.4s, v30.4s, v26.s[3]
-	WORD $0x4fba1beb // fmla v11.4s, v31.4s, v26.s[3]
 	WORD $0x4fbb1bce // fmla v14.4s, v30.4s, v27.s[3]
-	WORD $0x4fbb1bef // fmla v15.4s, v31.4s, v27.s[3]
 	WORD $0x4fbc1bd2 // fmla v18.4s, v30.4s, v28.s[3]
-	WORD $0x4fbc1bf3 // fmla v19.4s, v31.4s, v28.s[3]
 	WORD $0x4fbd1bd6 // fmla v22.4s, v30.4s, v29.s[3]
-	WORD $0x4fbd1bf7 // fmla v23.4s, v31.4s, v29.s[3]
+	FMOVQ 304(R8), F30
+	VAND V31.B16, V30.B16, V30.B16
+	WORD $0x4fb81bc3 // fmla v3.4s, v30.4s, v24.s[3]
+	WORD $0x4fb91bc7 // fmla v7.4s, v30.4s, v25.s[3]
+	WORD $0x4fba1bcb // fmla v11.4s, v30.4s, v26.s[3]
+	WORD $0x4fbb1bcf // fmla v15.4s, v30.4s, v27.s[3]
+	WORD $0x4fbc1bd3 // fmla v19.4s, v30.4s, v28.s[3]
+	WORD $0x4fbd1bd7 // fmla v23.4s, v30.4s, v29.s[3]
 	ADD $512, R8, R8
 	SUBS $4, R9, R9
 	BGE loop18
@@ -12211,45 +12231,119 @@ short16:
 	ADDS $4, R9, R9
 	BEQ summed20
 some19:
+	TBZ $1, R9, one21
+	FMOVD.P 8(R12), F24
+	FMOVD.P 8(R13), F25
+	FMOVD.P 8(R14), F26
+	FMOVD.P 8(R15), F27
+	FMOVD.P 8(R19), F28
+	FMOVD.P 8(R20), F29
+	FMOVQ 0(R8), F30
+	VSHL $16, V30.S4, V30.S4
+	WORD $0x4f9813c0 // fmla v0.4s, v30.4s, v24.s[0]
+	WORD $0x4f9913c4 // fmla v4.4s, v30.4s, v25.s[0]
+	WORD $0x4f9a13c8 // fmla v8.4s, v30.4s, v26.s[0]
+	WORD $0x4f9b13cc // fmla v12.4s, v30.4s, v27.s[0]
+	WORD $0x4f9c13d0 // fmla v16.4s, v30.4s, v28.s[0]
+	WORD $0x4f9d13d4 // fmla v20.4s, v30.4s, v29.s[0]
+	FMOVQ 16(R8), F30
+	VSHL $16, V30.S4, V30.S4
+	WORD $0x4f9813c1 // fmla v1.4s, v30.4s, v24.s[0]
+	WORD $0x4f9913c5 // fmla v5.4s, v30.4s, v25.s[0]
+	WORD $0x4f9a13c9 // fmla v9.4s, v30.4s, v26.s[0]
+	WORD $0x4f9b13cd // fmla v13.4s, v30.4s, v27.s[0]
+	WORD $0x4f9c13d1 // fmla v17.4s, v30.4s, v28.s[0]
+	WORD $0x4f9d13d5 // fmla v21.4s, v30.4s, v29.s[0]
+	FMOVQ 32(R8), F30
+	VSHL $16, V30.S4, V30.S4
+	WORD $0x4f9813c2 // fmla v2.4s, v30.4s, v24.s[0]
+	WORD $0x4f9913c6 // fmla v6.4s, v30.4s, v25.s[0]
+	WORD $0x4f9a13ca // fmla v10.4s, v30.4s, v26.s[0]
+	WORD $0x4f9b13ce // fmla v14.4s, v30.4s, v27.s[0]
+	WORD $0x4f9c13d2 // fmla v18.4s, v30.4s, v28.s[0]
+	WORD $0x4f9d13d6 // fmla v22.4s, v30.4s, v29.s[0]
+	FMOVQ 48(R8), F30
+	VSHL $16, V30.S4, V30.S4
+	WORD $0x4f9813c3 // fmla v3.4s, v30.4s, v24.s[0]
+	WORD $0x4f9913c7 // fmla v7.4s, v30.4s, v25.s[0]
+	WORD $0x4f9a13cb // fmla v11.4s, v30.4s, v26.s[0]
+	WORD $0x4f9b13cf // fmla v15.4s, v30.4s, v27.s[0]
+	WORD $0x4f9c13d3 // fmla v19.4s, v30.4s, v28.s[0]
+	WORD $0x4f9d13d7 // fmla v23.4s, v30.4s, v29.s[0]
+	FMOVQ 0(R8), F30
+	VAND V31.B16, V30.B16, V30.B16
+	WORD $0x4fb813c0 // fmla v0.4s, v30.4s, v24.s[1]
+	WORD $0x4fb913c4 // fmla v4.4s, v30.4s, v25.s[1]
+	WORD $0x4fba13c8 // fmla v8.4s, v30.4s, v26.s[1]
+	WORD $0x4fbb13cc // fmla v12.4s, v30.4s, v27.s[1]
+	WORD $0x4fbc13d0 // fmla v16.4s, v30.4s, v28.s[1]
+	WORD $0x4fbd13d4 // fmla v20.4s, v30.4s, v29.s[1]
+	FMOVQ 16(R8), F30
+	VAND V31.B16, V30.B16, V30.B16
+	WORD $0x4fb813c1 // fmla v1.4s, v30.4s, v24.s[1]
+	WORD $0x4fb913c5 // fmla v5.4s, v30.4s, v25.s[1]
+	WORD $0x4fba13c9 // fmla v9.4s, v30.4s, v26.s[1]
+	WORD $0x4fbb13cd // fmla v13.4s, v30.4s, v27.s[1]
+	WORD $0x4fbc13d1 // fmla v17.4s, v30.4s, v28.s[1]
+	WORD $0x4fbd13d5 // fmla v21.4s, v30.4s, v29.s[1]
+	FMOVQ 32(R8), F30
+	VAND V31.B16, V30.B16, V30.B16
+	WORD $0x4fb813c2 // fmla v2.4s, v30.4s, v24.s[1]
+	WORD $0x4fb913c6 // fmla v6.4s, v30.4s, v25.s[1]
+	WORD $0x4fba13ca // fmla v10.4s, v30.4s, v26.s[1]
+	WORD $0x4fbb13ce // fmla v14.4s, v30.4s, v27.s[1]
+	WORD $0x4fbc13d2 // fmla v18.4s, v30.4s, v28.s[1]
+	WORD $0x4fbd13d6 // fmla v22.4s, v30.4s, v29.s[1]
+	FMOVQ 48(R8), F30
+	VAND V31.B16, V30.B16, V30.B16
+	WORD $0x4fb813c3 // fmla v3.4s, v30.4s, v24.s[1]
+	WORD $0x4fb913c7 // fmla v7.4s, v30.4s, v25.s[1]
+	WORD $0x4fba13cb // fmla v11.4s, v30.4s, v26.s[1]
+	WORD $0x4fbb13cf // fmla v15.4s, v30.4s, v27.s[1]
+	WORD $0x4fbc13d3 // fmla v19.4s, v30.4s, v28.s[1]
+	WORD $0x4fbd13d7 // fmla v23.4s, v30.4s, v29.s[1]
+	ADD $256, R8, R8
+	TBZ $0, R9, summed20
+one21:
 	FMOVS.P 4(R12), F24
 	FMOVS.P 4(R13), F25
 	FMOVS.P 4(R14), F26
 	FMOVS.P 4(R15), F27
 	FMOVS.P 4(R19), F28
 	FMOVS.P 4(R20), F29
-	FMOVQ 0(R8), F31
-	WORD $0x2e613bfe // shll v30.4s, v31.4h, #16
-	WORD $0x6e613bff // shll2 v31.4s, v31.8h, #16
+	FMOVQ 0(R8), F30
+	VSHL $16, V30.S4, V30.S4
 	WORD $0x4f9813c0 // fmla v0.4s, v30.4s, v24.s[0]
-	WORD $0x4f9813e1 // fmla v1.4s, v31.4s, v24.s[0]
 	WORD $0x4f9913c4 // fmla v4.4s, v30.4s, v25.s[0]
-	WORD $0x4f9913e5 // fmla v5.4s, v31.4s, v25.s[0]
 	WORD $0x4f9a13c8 // fmla v8.4s, v30.4s, v26.s[0]
-	WORD $0x4f9a13e9 // fmla v9.4s, v31.4s, v26.s[0]
 	WORD $0x4f9b13cc // fmla v12.4s, v30.4s, v27.s[0]
-	WORD $0x4f9b13ed // fmla v13.4s, v31.4s, v27.s[0]
 	WORD $0x4f9c13d0 // fmla v16.4s, v30.4s, v28.s[0]
-	WORD $0x4f9c13f1 // fmla v17.4s, v31.4s, v28.s[0]
 	WORD $0x4f9d13d4 // fmla v20.4s, v30.4s, v29.s[0]
-	WORD $0x4f9d13f5 // fmla v21.4s, v31.4s, v29.s[0]
-	FMOVQ 16(R8), F31
-	WORD $0x2e613bfe // shll v30.4s, v31.4h, #16
-	WORD $0x6e613bff // shll2 v31.4s, v31.8h, #16
+	FMOVQ 16(R8), F30
+	VSHL $16, V30.S4, V30.S4
+	WORD $0x4f9813c1 // fmla v1.4s, v30.4s, v24.s[0]
+	WORD $0x4f9913c5 // fmla v5.4s, v30.4s, v25.s[0]
+	WORD $0x4f9a13c9 // fmla v9.4s, v30.4s, v26.s[0]
+	WORD $0x4f9b13cd // fmla v13.4s, v30.4s, v27.s[0]
+	WORD $0x4f9c13d1 // fmla v17.4s, v30.4s, v28.s[0]
+	WORD $0x4f9d13d5 // fmla v21.4s, v30.4s, v29.s[0]
+	FMOVQ 32(R8), F30
+	VSHL $16, V30.S4, V30.S4
 	WORD $0x4f9813c2 // fmla v2.4s, v30.4s, v24.s[0]
-	WORD $0x4f9813e3 // fmla v3.4s, v31.4s, v24.s[0]
 	WORD $0x4f9913c6 // fmla v6.4s, v30.4s, v25.s[0]
-	WORD $0x4f9913e7 // fmla v7.4s, v31.4s, v25.s[0]
 	WORD $0x4f9a13ca // fmla v10.4s, v30.4s, v26.s[0]
-	WORD $0x4f9a13eb // fmla v11.4s, v31.4s, v26.s[0]
 	WORD $0x4f9b13ce // fmla v14.4s, v30.4s, v27.s[0]
-	WORD $0x4f9b13ef // fmla v15.4s, v31.4s, v27.s[0]
 	WORD $0x4f9c13d2 // fmla v18.4s, v30.4s, v28.s[0]
-	WORD $0x4f9c13f3 // fmla v19.4s, v31.4s, v28.s[0]
 	WORD $0x4f9d13d6 // fmla v22.4s, v30.4s, v29.s[0]
-	WORD $0x4f9d13f7 // fmla v23.4s, v31.4s, v29.s[0]
+	FMOVQ 48(R8), F30
+	VSHL $16, V30.S4, V30.S4
+	WORD $0x4f9813c3 // fmla v3.4s, v30.4s, v24.s[0]
+	WORD $0x4f9913c7 // fmla v7.4s, v30.4s, v25.s[0]
+	WORD $0x4f9a13cb // fmla v11.4s, v30.4s, v26.s[0]
+	WORD $0x4f9b13cf // fmla v15.4s, v30.4s, v27.s[0]
+	WORD $0x4f9c13d3 // fmla v19.4s, v30.4s, v28.s[0]
+	WORD $0x4f9d13d7 // fmla v23.4s, v30.4s, v29.s[0]
 	ADD $128, R8, R8
-	SUBS $1, R9, R9
-	BNE some19
 summed20:
 	FSTPQ (F0, F1), 0(R0)
 	FSTPQ (F2, F3), 32(R0)
@@ -12268,7 +12362,7 @@ summed20:
 	FMOVQ F22, 1312(R0)
 	FMOVQ F23, 1328(R0)
 	ADD $64, R0, R0
-	ADD $32, R10, R10
+	ADD $64, R10, R10
 	SUBS $1, R11, R11
 	BNE block12
 	ADD $1280, R0, R0
@@ -12297,10 +12391,12 @@ fewer3:
 	BGT tile9
 	B done4
 tile6:
+	MOVD $0xffff0000, R9
+	VDUP R9, V31.S4
 	MOVD R2, R10
 	MOVD $1, R11
-block21:
-	CBNZ R6, carried22
+block22:
+	CBNZ R6, carried23
 	VEOR V0.B16, V0.B16, V0.B16
 	VEOR V1.B16, V1.B16, V1.B16
 	VEOR V2.B16, V2.B16, V2.B16
@@ -12317,8 +12413,8 @@ block21:
 	VEOR V13.B16, V13.B16, V13.B16
 	VEOR V14.B16, V14.B16, V14.B16
 	VEOR V15.B16, V15.B16, V15.B16
-	B begin23
-carried22:
+	B begin24
+carried23:
 	FLDPQ 0(R0), (F0, F1)
 	FLDPQ 32(R0), (F2, F3)
 	FLDPQ 64(R0), (F4, F5)
@@ -12327,405 +12423,456 @@ carried22:
 	FLDPQ 160(R0), (F10, F11)
 	FLDPQ 192(R0), (F12, F13)
 	FLDPQ 224(R0), (F14, F15)
-begin23:
+begin24:
 	MOVD R10, R8
 	MOVD R1, R12
 	MOVD R4, R9
-	CBZ R7, plain26
+	CBZ R7, plain27
 	SUBS $4, R9, R9
-	BLT short25
-asking24:
+	BLT short26
+asking25:
 	FMOVQ.P 16(R12), F16
-	FMOVQ 0(R8), F18
-	WORD $0x2e613a51 // shll v17.4s, v18.4h, #16
-	WORD $0x6e613a52 // shll2 v18.4s, v18.8h, #16
-	WORD $0x4f901220 // fmla v0.4s, v17.4s, v16.s[0]
-	WORD $0x4f901241 // fmla v1.4s, v18.4s, v16.s[0]
-	FMOVQ 16(R8), F20
-	WORD $0x2e613a93 // shll v19.4s, v20.4h, #16
-	WORD $0x6e613a94 // shll2 v20.4s, v20.8h, #16
-	WORD $0x4f901262 // fmla v2.4s, v19.4s, v16.s[0]
-	WORD $0x4f901283 // fmla v3.4s, v20.4s, v16.s[0]
-	FMOVQ 32(R8), F22
-	WORD $0x2e613ad5 // shll v21.4s, v22.4h, #16
-	WORD $0x6e613ad6 // shll2 v22.4s, v22.8h, #16
-	WORD $0x4f9012a4 // fmla v4.4s, v21.4s, v16.s[0]
-	WORD $0x4f9012c5 // fmla v5.4s, v22.4s, v16.s[0]
-	FMOVQ 48(R8), F24
-	WORD $0x2e613b17 // shll v23.4s, v24.4h, #16
-	WORD $0x6e613b18 // shll2 v24.4s, v24.8h, #16
-	WORD $0x4f9012e6 // fmla v6.4s, v23.4s, v16.s[0]
-	WORD $0x4f901307 // fmla v7.4s, v24.4s, v16.s[0]
-	FMOVQ 64(R8), F26
-	WORD $0x2e613b59 // shll v25.4s, v26.4h, #16
-	WORD $0x6e613b5a // shll2 v26.4s, v26.8h, #16
-	WORD $0x4f901328 // fmla v8.4s, v25.4s, v16.s[0]
-	WORD $0x4f901349 // fmla v9.4s, v26.4s, v16.s[0]
-	FMOVQ 80(R8), F28
-	WORD $0x2e613b9b // shll v27.4s, v28.4h, #16
-	WORD $0x6e613b9c // shll2 v28.4s, v28.8h, #16
-	WORD $0x4f90136a // fmla v10.4s, v27.4s, v16.s[0]
-	WORD $0x4f90138b // fmla v11.4s, v28.4s, v16.s[0]
-	FMOVQ 96(R8), F30
-	WORD $0x2e613bdd // shll v29.4s, v30.4h, #16
-	WORD $0x6e613bde // shll2 v30.4s, v30.8h, #16
-	WORD $0x4f9013ac // fmla v12.4s, v29.4s, v16.s[0]
-	WORD $0x4f9013cd // fmla v13.4s, v30.4s, v16.s[0]
-	FMOVQ 112(R8), F18
-	WORD $0x2e613a51 // shll v17.4s, v18.4h, #16
-	WORD $0x6e613a52 // shll2 v18.4s, v18.8h, #16
-	WORD $0x4f90122e // fmla v14.4s, v17.4s, v16.s[0]
-	WORD $0x4f90124f // fmla v15.4s, v18.4s, v16.s[0]
-	PRFM 0(R7), PLDL1KEEP
-	PRFM 64(R7), PLDL1KEEP
-	FMOVQ 128(R8), F18
-	WORD $0x2e613a51 // shll v17.4s, v18.4h, #16
-	WORD $0x6e613a52 // shll2 v18.4s, v18.8h, #16
+	FLDPQ 0(R8), (F17, F18)
+	VSHL $16, V17.S4, V19.S4
+	VSHL $16, V18.S4, V20.S4
+	WORD $0x4f901260 // fmla v0.4s, v19.4s, v16.s[0]
+	WORD $0x4f901281 // fmla v1.4s, v20.4s, v16.s[0]
+	VAND V31.B16, V17.B16, V17.B16
+	VAND V31.B16, V18.B16, V18.B16
 	WORD $0x4fb01220 // fmla v0.4s, v17.4s, v16.s[1]
 	WORD $0x4fb01241 // fmla v1.4s, v18.4s, v16.s[1]
-	FMOVQ 144(R8), F20
-	WORD $0x2e613a93 // shll v19.4s, v20.4h, #16
-	WORD $0x6e613a94 // shll2 v20.4s, v20.8h, #16
-	WORD $0x4fb01262 // fmla v2.4s, v19.4s, v16.s[1]
-	WORD $0x4fb01283 // fmla v3.4s, v20.4s, v16.s[1]
-	FMOVQ 160(R8), F22
-	WORD $0x2e613ad5 // shll v21.4s, v22.4h, #16
-	WORD $0x6e613ad6 // shll2 v22.4s, v22.8h, #16
-	WORD $0x4fb012a4 // fmla v4.4s, v21.4s, v16.s[1]
-	WORD $0x4fb012c5 // fmla v5.4s, v22.4s, v16.s[1]
-	FMOVQ 176(R8), F24
-	WORD $0x2e613b17 // shll v23.4s, v24.4h, #16
-	WORD $0x6e613b18 // shll2 v24.4s, v24.8h, #16
-	WORD $0x4fb012e6 // fmla v6.4s, v23.4s, v16.s[1]
-	WORD $0x4fb01307 // fmla v7.4s, v24.4s, v16.s[1]
-	FMOVQ 192(R8), F26
-	WORD $0x2e613b59 // shll v25.4s, v26.4h, #16
-	WORD $0x6e613b5a // shll2 v26.4s, v26.8h, #16
-	WORD $0x4fb01328 // fmla v8.4s, v25.4s, v16.s[1]
-	WORD $0x4fb01349 // fmla v9.4s, v26.4s, v16.s[1]
-	FMOVQ 208(R8), F28
-	WORD $0x2e613b9b // shll v27.4s, v28.4h, #16
-	WORD $0x6e613b9c // shll2 v28.4s, v28.8h, #16
-	WORD $0x4fb0136a // fmla v10.4s, v27.4s, v16.s[1]
-	WORD $0x4fb0138b // fmla v11.4s, v28.4s, v16.s[1]
-	FMOVQ 224(R8), F30
-	WORD $0x2e613bdd // shll v29.4s, v30.4h, #16
-	WORD $0x6e613bde // shll2 v30.4s, v30.8h, #16
-	WORD $0x4fb013ac // fmla v12.4s, v29.4s, v16.s[1]
-	WORD $0x4fb013cd // fmla v13.4s, v30.4s, v16.s[1]
-	FMOVQ 240(R8), F18
-	WORD $0x2e613a51 // shll v17.4s, v18.4h, #16
-	WORD $0x6e613a52 // shll2 v18.4s, v18.8h, #16
+	FLDPQ 32(R8), (F21, F22)
+	VSHL $16, V21.S4, V23.S4
+	VSHL $16, V22.S4, V24.S4
+	WORD $0x4f9012e2 // fmla v2.4s, v23.4s, v16.s[0]
+	WORD $0x4f901303 // fmla v3.4s, v24.4s, v16.s[0]
+	VAND V31.B16, V21.B16, V21.B16
+	VAND V31.B16, V22.B16, V22.B16
+	WORD $0x4fb012a2 // fmla v2.4s, v21.4s, v16.s[1]
+	WORD $0x4fb012c3 // fmla v3.4s, v22.4s, v16.s[1]
+	FLDPQ 64(R8), (F25, F26)
+	VSHL $16, V25.S4, V27.S4
+	VSHL $16, V26.S4, V28.S4
+	WORD $0x4f901364 // fmla v4.4s, v27.4s, v16.s[0]
+	WORD $0x4f901385 // fmla v5.4s, v28.4s, v16.s[0]
+	VAND V31.B16, V25.B16, V25.B16
+	VAND V31.B16, V26.B16, V26.B16
+	WORD $0x4fb01324 // fmla v4.4s, v25.4s, v16.s[1]
+	WORD $0x4fb01345 // fmla v5.4s, v26.4s, v16.s[1]
+	FLDPQ 96(R8), (F29, F30)
+	VSHL $16, V29.S4, V17.S4
+	VSHL $16, V30.S4, V18.S4
+	WORD $0x4f901226 // fmla v6.4s, v17.4s, v16.s[0]
+	WORD $0x4f901247 // fmla v7.4s, v18.4s, v16.s[0]
+	VAND V31.B16, V29.B16, V29.B16
+	VAND V31.B16, V30.B16, V30.B16
+	WORD $0x4fb013a6 // fmla v6.4s, v29.4s, v16.s[1]
+	WORD $0x4fb013c7 // fmla v7.4s, v30.4s, v16.s[1]
+	FLDPQ 128(R8), (F19, F20)
+	VSHL $16, V19.S4, V21.S4
+	VSHL $16, V20.S4, V22.S4
+	WORD $0x4f9012a8 // fmla v8.4s, v21.4s, v16.s[0]
+	WORD $0x4f9012c9 // fmla v9.4s, v22.4s, v16.s[0]
+	VAND V31.B16, V19.B16, V19.B16
+	VAND V31.B16, V20.B16, V20.B16
+	WORD $0x4fb01268 // fmla v8.4s, v19.4s, v16.s[1]
+	WORD $0x4fb01289 // fmla v9.4s, v20.4s, v16.s[1]
+	FLDPQ 160(R8), (F23, F24)
+	VSHL $16, V23.S4, V25.S4
+	VSHL $16, V24.S4, V26.S4
+	WORD $0x4f90132a // fmla v10.4s, v25.4s, v16.s[0]
+	WORD $0x4f90134b // fmla v11.4s, v26.4s, v16.s[0]
+	VAND V31.B16, V23.B16, V23.B16
+	VAND V31.B16, V24.B16, V24.B16
+	WORD $0x4fb012ea // fmla v10.4s, v23.4s, v16.s[1]
+	WORD $0x4fb0130b // fmla v11.4s, v24.4s, v16.s[1]
+	FLDPQ 192(R8), (F27, F28)
+	VSHL $16, V27.S4, V29.S4
+	VSHL $16, V28.S4, V30.S4
+	WORD $0x4f9013ac // fmla v12.4s, v29.4s, v16.s[0]
+	WORD $0x4f9013cd // fmla v13.4s, v30.4s, v16.s[0]
+	VAND V31.B16, V27.B16, V27.B16
+	VAND V31.B16, V28.B16, V28.B16
+	WORD $0x4fb0136c // fmla v12.4s, v27.4s, v16.s[1]
+	WORD $0x4fb0138d // fmla v13.4s, v28.4s, v16.s[1]
+	FLDPQ 224(R8), (F17, F18)
+	VSHL $16, V17.S4, V19.S4
+	VSHL $16, V18.S4, V20.S4
+	WORD $0x4f90126e // fmla v14.4s, v19.4s, v16.s[0]
+	WORD $0x4f90128f // fmla v15.4s, v20.4s, v16.s[0]
+	VAND V31.B16, V17.B16, V17.B16
+	VAND V31.B16, V18.B16, V18.B16
 	WORD $0x4fb0122e // fmla v14.4s, v17.4s, v16.s[1]
 	WORD $0x4fb0124f // fmla v15.4s, v18.4s, v16.s[1]
+	PRFM 0(R7), PLDL1KEEP
+	PRFM 64(R7), PLDL1KEEP
 	PRFM 128(R7), PLDL1KEEP
 	PRFM 192(R7), PLDL1KEEP
-	FMOVQ 256(R8), F18
-	WORD $0x2e613a51 // shll v17.4s, v18.4h, #16
-	WORD $0x6e613a52 // shll2 v18.4s, v18.8h, #16
-	WORD $0x4f901a20 // fmla v0.4s, v17.4s, v16.s[2]
-	WORD $0x4f901a41 // fmla v1.4s, v18.4s, v16.s[2]
-	FMOVQ 272(R8), F20
-	WORD $0x2e613a93 // shll v19.4s, v20.4h, #16
-	WORD $0x6e613a94 // shll2 v20.4s, v20.8h, #16
-	WORD $0x4f901a62 // fmla v2.4s, v19.4s, v16.s[2]
-	WORD $0x4f901a83 // fmla v3.4s, v20.4s, v16.s[2]
-	FMOVQ 288(R8), F22
-	WORD $0x2e613ad5 // shll v21.4s, v22.4h, #16
-	WORD $0x6e613ad6 // shll2 v22.4s, v22.8h, #16
-	WORD $0x4f901aa4 // fmla v4.4s, v21.4s, v16.s[2]
-	WORD $0x4f901ac5 // fmla v5.4s, v22.4s, v16.s[2]
-	FMOVQ 304(R8), F24
-	WORD $0x2e613b17 // shll v23.4s, v24.4h, #16
-	WORD $0x6e613b18 // shll2 v24.4s, v24.8h, #16
-	WORD $0x4f901ae6 // fmla v6.4s, v23.4s, v16.s[2]
-	WORD $0x4f901b07 // fmla v7.4s, v24.4s, v16.s[2]
-	FMOVQ 320(R8), F26
-	WORD $0x2e613b59 // shll v25.4s, v26.4h, #16
-	WORD $0x6e613b5a // shll2 v26.4s, v26.8h, #16
-	WORD $0x4f901b28 // fmla v8.4s, v25.4s, v16.s[2]
-	WORD $0x4f901b49 // fmla v9.4s, v26.4s, v16.s[2]
-	FMOVQ 336(R8), F28
-	WORD $0x2e613b9b // shll v27.4s, v28.4h, #16
-	WORD $0x6e613b9c // shll2 v28.4s, v28.8h, #16
-	WORD $0x4f901b6a // fmla v10.4s, v27.4s, v16.s[2]
-	WORD $0x4f901b8b // fmla v11.4s, v28.4s, v16.s[2]
-	FMOVQ 352(R8), F30
-	WORD $0x2e613bdd // shll v29.4s, v30.4h, #16
-	WORD $0x6e613bde // shll2 v30.4s, v30.8h, #16
-	WORD $0x4f901bac // fmla v12.4s, v29.4s, v16.s[2]
-	WORD $0x4f901bcd // fmla v13.4s, v30.4s, v16.s[2]
-	FMOVQ 368(R8), F18
-	WORD $0x2e613a51 // shll v17.4s, v18.4h, #16
-	WORD $0x6e613a52 // shll2 v18.4s, v18.8h, #16
-	WORD $0x4f901a2e // fmla v14.4s, v17.4s, v16.s[2]
-	WORD $0x4f901a4f // fmla v15.4s, v18.4s, v16.s[2]
-	PRFM 256(R7), PLDL1KEEP
-	PRFM 320(R7), PLDL1KEEP
-	FMOVQ 384(R8), F18
-	WORD $0x2e613a51 // shll v17.4s, v18.4h, #16
-	WORD $0x6e613a52 // shll2 v18.4s, v18.8h, #16
+	FLDPQ 256(R8), (F17, F18)
+	VSHL $16, V17.S4, V19.S4
+	VSHL $16, V18.S4, V20.S4
+	WORD $0x4f901a60 // fmla v0.4s, v19.4s, v16.s[2]
+	WORD $0x4f901a81 // fmla v1.4s, v20.4s, v16.s[2]
+	VAND V31.B16, V17.B16, V17.B16
+	VAND V31.B16, V18.B16, V18.B16
 	WORD $0x4fb01a20 // fmla v0.4s, v17.4s, v16.s[3]
 	WORD $0x4fb01a41 // fmla v1.4s, v18.4s, v16.s[3]
-	FMOVQ 400(R8), F20
-	WORD $0x2e613a93 // shll v19.4s, v20.4h, #16
-	WORD $0x6e613a94 // shll2 v20.4s, v20.8h, #16
-	WORD $0x4fb01a62 // fmla v2.4s, v19.4s, v16.s[3]
-	WORD $0x4fb01a83 // fmla v3.4s, v20.4s, v16.s[3]
-	FMOVQ 416(R8), F22
-	WORD $0x2e613ad5 // shll v21.4s, v22.4h, #16
-	WORD $0x6e613ad6 // shll2 v22.4s, v22.8h, #16
-	WORD $0x4fb01aa4 // fmla v4.4s, v21.4s, v16.s[3]
-	WORD $0x4fb01ac5 // fmla v5.4s, v22.4s, v16.s[3]
-	FMOVQ 432(R8), F24
-	WORD $0x2e613b17 // shll v23.4s, v24.4h, #16
-	WORD $0x6e613b18 // shll2 v24.4s, v24.8h, #16
-	WORD $0x4fb01ae6 // fmla v6.4s, v23.4s, v16.s[3]
-	WORD $0x4fb01b07 // fmla v7.4s, v24.4s, v16.s[3]
-	FMOVQ 448(R8), F26
-	WORD $0x2e613b59 // shll v25.4s, v26.4h, #16
-	WORD $0x6e613b5a // shll2 v26.4s, v26.8h, #16
-	WORD $0x4fb01b28 // fmla v8.4s, v25.4s, v16.s[3]
-	WORD $0x4fb01b49 // fmla v9.4s, v26.4s, v16.s[3]
-	FMOVQ 464(R8), F28
-	WORD $0x2e613b9b // shll v27.4s, v28.4h, #16
-	WORD $0x6e613b9c // shll2 v28.4s, v28.8h, #16
-	WORD $0x4fb01b6a // fmla v10.4s, v27.4s, v16.s[3]
-	WORD $0x4fb01b8b // fmla v11.4s, v28.4s, v16.s[3]
-	FMOVQ 480(R8), F30
-	WORD $0x2e613bdd // shll v29.4s, v30.4h, #16
-	WORD $0x6e613bde // shll2 v30.4s, v30.8h, #16
-	WORD $0x4fb01bac // fmla v12.4s, v29.4s, v16.s[3]
-	WORD $0x4fb01bcd // fmla v13.4s, v30.4s, v16.s[3]
-	FMOVQ 496(R8), F18
-	WORD $0x2e613a51 // shll v17.4s, v18.4h, #16
-	WORD $0x6e613a52 // shll2 v18.4s, v18.8h, #16
+	FLDPQ 288(R8), (F21, F22)
+	VSHL $16, V21.S4, V23.S4
+	VSHL $16, V22.S4, V24.S4
+	WORD $0x4f901ae2 // fmla v2.4s, v23.4s, v16.s[2]
+	WORD $0x4f901b03 // fmla v3.4s, v24.4s, v16.s[2]
+	VAND V31.B16, V21.B16, V21.B16
+	VAND V31.B16, V22.B16, V22.B16
+	WORD $0x4fb01aa2 // fmla v2.4s, v21.4s, v16.s[3]
+	WORD $0x4fb01ac3 // fmla v3.4s, v22.4s, v16.s[3]
+	FLDPQ 320(R8), (F25, F26)
+	VSHL $16, V25.S4, V27.S4
+	VSHL $16, V26.S4, V28.S4
+	WORD $0x4f901b64 // fmla v4.4s, v27.4s, v16.s[2]
+	WORD $0x4f901b85 // fmla v5.4s, v28.4s, v16.s[2]
+	VAND V31.B16, V25.B16, V25.B16
+	VAND V31.B16, V26.B16, V26.B16
+	WORD $0x4fb01b24 // fmla v4.4s, v25.4s, v16.s[3]
+	WORD $0x4fb01b45 // fmla v5.4s, v26.4s, v16.s[3]
+	FLDPQ 352(R8), (F29, F30)
+	VSHL $16, V29.S4, V17.S4
+	VSHL $16, V30.S4, V18.S4
+	WORD $0x4f901a26 // fmla v6.4s, v17.4s, v16.s[2]
+	WORD $0x4f901a47 // fmla v7.4s, v18.4s, v16.s[2]
+	VAND V31.B16, V29.B16, V29.B16
+	VAND V31.B16, V30.B16, V30.B16
+	WORD $0x4fb01ba6 // fmla v6.4s, v29.4s, v16.s[3]
+	WORD $0x4fb01bc7 // fmla v7.4s, v30.4s, v16.s[3]
+	FLDPQ 384(R8), (F19, F20)
+	VSHL $16, V19.S4, V21.S4
+	VSHL $16, V20.S4, V22.S4
+	WORD $0x4f901aa8 // fmla v8.4s, v21.4s, v16.s[2]
+	WORD $0x4f901ac9 // fmla v9.4s, v22.4s, v16.s[2]
+	VAND V31.B16, V19.B16, V19.B16
+	VAND V31.B16, V20.B16, V20.B16
+	WORD $0x4fb01a68 // fmla v8.4s, v19.4s, v16.s[3]
+	WORD $0x4fb01a89 // fmla v9.4s, v20.4s, v16.s[3]
+	FLDPQ 416(R8), (F23, F24)
+	VSHL $16, V23.S4, V25.S4
+	VSHL $16, V24.S4, V26.S4
+	WORD $0x4f901b2a // fmla v10.4s, v25.4s, v16.s[2]
+	WORD $0x4f901b4b // fmla v11.4s, v26.4s, v16.s[2]
+	VAND V31.B16, V23.B16, V23.B16
+	VAND V31.B16, V24.B16, V24.B16
+	WORD $0x4fb01aea // fmla v10.4s, v23.4s, v16.s[3]
+	WORD $0x4fb01b0b // fmla v11.4s, v24.4s, v16.s[3]
+	FLDPQ 448(R8), (F27, F28)
+	VSHL $16, V27.S4, V29.S4
+	VSHL $16, V28.S4, V30.S4
+	WORD $0x4f901bac // fmla v12.4s, v29.4s, v16.s[2]
+	WORD $0x4f901bcd // fmla v13.4s, v30.4s, v16.s[2]
+	VAND V31.B16, V27.B16, V27.B16
+	VAND V31.B16, V28.B16, V28.B16
+	WORD $0x4fb01b6c // fmla v12.4s, v27.4s, v16.s[3]
+	WORD $0x4fb01b8d // fmla v13.4s, v28.4s, v16.s[3]
+	FLDPQ 480(R8), (F17, F18)
+	VSHL $16, V17.S4, V19.S4
+	VSHL $16, V18.S4, V20.S4
+	WORD $0x4f901a6e // fmla v14.4s, v19.4s, v16.s[2]
+	WORD $0x4f901a8f // fmla v15.4s, v20.4s, v16.s[2]
+	VAND V31.B16, V17.B16, V17.B16
+	VAND V31.B16, V18.B16, V18.B16
 	WORD $0x4fb01a2e // fmla v14.4s, v17.4s, v16.s[3]
 	WORD $0x4fb01a4f // fmla v15.4s, v18.4s, v16.s[3]
+	PRFM 256(R7), PLDL1KEEP
+	PRFM 320(R7), PLDL1KEEP
 	PRFM 384(R7), PLDL1KEEP
 	PRFM 448(R7), PLDL1KEEP
 	ADD $512, R7, R7
 	ADD $512, R8, R8
 	SUBS $4, R9, R9
-	BGE asking24
-	B short25
-plain26:
+	BGE asking25
+	B short26
+plain27:
 	SUBS $4, R9, R9
-	BLT short25
-loop27:
+	BLT short26
+loop28:
 	FMOVQ.P 16(R12), F16
-	FMOVQ 0(R8), F18
-	WORD $0x2e613a51 // shll v17.4s, v18.4h, #16
-	WORD $0x6e613a52 // shll2 v18.4s, v18.8h, #16
-	WORD $0x4f901220 // fmla v0.4s, v17.4s, v16.s[0]
-	WORD $0x4f901241 // fmla v1.4s, v18.4s, v16.s[0]
-	FMOVQ 16(R8), F20
-	WORD $0x2e613a93 // shll v19.4s, v20.4h, #16
-	WORD $0x6e613a94 // shll2 v20.4s, v20.8h, #16
-	WORD $0x4f901262 // fmla v2.4s, v19.4s, v16.s[0]
-	WORD $0x4f901283 // fmla v3.4s, v20.4s, v16.s[0]
-	FMOVQ 32(R8), F22
-	WORD $0x2e613ad5 // shll v21.4s, v22.4h, #16
-	WORD $0x6e613ad6 // shll2 v22.4s, v22.8h, #16
-	WORD $0x4f9012a4 // fmla v4.4s, v21.4s, v16.s[0]
-	WORD $0x4f9012c5 // fmla v5.4s, v22.4s, v16.s[0]
-	FMOVQ 48(R8), F24
-	WORD $0x2e613b17 // shll v23.4s, v24.4h, #16
-	WORD $0x6e613b18 // shll2 v24.4s, v24.8h, #16
-	WORD $0x4f9012e6 // fmla v6.4s, v23.4s, v16.s[0]
-	WORD $0x4f901307 // fmla v7.4s, v24.4s, v16.s[0]
-	FMOVQ 64(R8), F26
-	WORD $0x2e613b59 // shll v25.4s, v26.4h, #16
-	WORD $0x6e613b5a // shll2 v26.4s, v26.8h, #16
-	WORD $0x4f901328 // fmla v8.4s, v25.4s, v16.s[0]
-	WORD $0x4f901349 // fmla v9.4s, v26.4s, v16.s[0]
-	FMOVQ 80(R8), F28
-	WORD $0x2e613b9b // shll v27.4s, v28.4h, #16
-	WORD $0x6e613b9c // shll2 v28.4s, v28.8h, #16
-	WORD $0x4f90136a // fmla v10.4s, v27.4s, v16.s[0]
-	WORD $0x4f90138b // fmla v11.4s, v28.4s, v16.s[0]
-	FMOVQ 96(R8), F30
-	WORD $0x2e613bdd // shll v29.4s, v30.4h, #16
-	WORD $0x6e613bde // shll2 v30.4s, v30.8h, #16
-	WORD $0x4f9013ac // fmla v12.4s, v29.4s, v16.s[0]
-	WORD $0x4f9013cd // fmla v13.4s, v30.4s, v16.s[0]
-	FMOVQ 112(R8), F18
-	WORD $0x2e613a51 // shll v17.4s, v18.4h, #16
-	WORD $0x6e613a52 // shll2 v18.4s, v18.8h, #16
-	WORD $0x4f90122e // fmla v14.4s, v17.4s, v16.s[0]
-	WORD $0x4f90124f // fmla v15.4s, v18.4s, v16.s[0]
-	FMOVQ 128(R8), F18
-	WORD $0x2e613a51 // shll v17.4s, v18.4h, #16
-	WORD $0x6e613a52 // shll2 v18.4s, v18.8h, #16
+	FLDPQ 0(R8), (F17, F18)
+	VSHL $16, V17.S4, V19.S4
+	VSHL $16, V18.S4, V20.S4
+	WORD $0x4f901260 // fmla v0.4s, v19.4s, v16.s[0]
+	WORD $0x4f901281 // fmla v1.4s, v20.4s, v16.s[0]
+	VAND V31.B16, V17.B16, V17.B16
+	VAND V31.B16, V18.B16, V18.B16
 	WORD $0x4fb01220 // fmla v0.4s, v17.4s, v16.s[1]
 	WORD $0x4fb01241 // fmla v1.4s, v18.4s, v16.s[1]
-	FMOVQ 144(R8), F20
-	WORD $0x2e613a93 // shll v19.4s, v20.4h, #16
-	WORD $0x6e613a94 // shll2 v20.4s, v20.8h, #16
-	WORD $0x4fb01262 // fmla v2.4s, v19.4s, v16.s[1]
-	WORD $0x4fb01283 // fmla v3.4s, v20.4s, v16.s[1]
-	FMOVQ 160(R8), F22
-	WORD $0x2e613ad5 // shll v21.4s, v22.4h, #16
-	WORD $0x6e613ad6 // shll2 v22.4s, v22.8h, #16
-	WORD $0x4fb012a4 // fmla v4.4s, v21.4s, v16.s[1]
-	WORD $0x4fb012c5 // fmla v5.4s, v22.4s, v16.s[1]
-	FMOVQ 176(R8), F24
-	WORD $0x2e613b17 // shll v23.4s, v24.4h, #16
-	WORD $0x6e613b18 // shll2 v24.4s, v24.8h, #16
-	WORD $0x4fb012e6 // fmla v6.4s, v23.4s, v16.s[1]
-	WORD $0x4fb01307 // fmla v7.4s, v24.4s, v16.s[1]
-	FMOVQ 192(R8), F26
-	WORD $0x2e613b59 // shll v25.4s, v26.4h, #16
-	WORD $0x6e613b5a // shll2 v26.4s, v26.8h, #16
-	WORD $0x4fb01328 // fmla v8.4s, v25.4s, v16.s[1]
-	WORD $0x4fb01349 // fmla v9.4s, v26.4s, v16.s[1]
-	FMOVQ 208(R8), F28
-	WORD $0x2e613b9b // shll v27.4s, v28.4h, #16
-	WORD $0x6e613b9c // shll2 v28.4s, v28.8h, #16
-	WORD $0x4fb0136a // fmla v10.4s, v27.4s, v16.s[1]
-	WORD $0x4fb0138b // fmla v11.4s, v28.4s, v16.s[1]
-	FMOVQ 224(R8), F30
-	WORD $0x2e613bdd // shll v29.4s, v30.4h, #16
-	WORD $0x6e613bde // shll2 v30.4s, v30.8h, #16
-	WORD $0x4fb013ac // fmla v12.4s, v29.4s, v16.s[1]
-	WORD $0x4fb013cd // fmla v13.4s, v30.4s, v16.s[1]
-	FMOVQ 240(R8), F18
-	WORD $0x2e613a51 // shll v17.4s, v18.4h, #16
-	WORD $0x6e613a52 // shll2 v18.4s, v18.8h, #16
+	FLDPQ 32(R8), (F21, F22)
+	VSHL $16, V21.S4, V23.S4
+	VSHL $16, V22.S4, V24.S4
+	WORD $0x4f9012e2 // fmla v2.4s, v23.4s, v16.s[0]
+	WORD $0x4f901303 // fmla v3.4s, v24.4s, v16.s[0]
+	VAND V31.B16, V21.B16, V21.B16
+	VAND V31.B16, V22.B16, V22.B16
+	WORD $0x4fb012a2 // fmla v2.4s, v21.4s, v16.s[1]
+	WORD $0x4fb012c3 // fmla v3.4s, v22.4s, v16.s[1]
+	FLDPQ 64(R8), (F25, F26)
+	VSHL $16, V25.S4, V27.S4
+	VSHL $16, V26.S4, V28.S4
+	WORD $0x4f901364 // fmla v4.4s, v27.4s, v16.s[0]
+	WORD $0x4f901385 // fmla v5.4s, v28.4s, v16.s[0]
+	VAND V31.B16, V25.B16, V25.B16
+	VAND V31.B16, V26.B16, V26.B16
+	WORD $0x4fb01324 // fmla v4.4s, v25.4s, v16.s[1]
+	WORD $0x4fb01345 // fmla v5.4s, v26.4s, v16.s[1]
+	FLDPQ 96(R8), (F29, F30)
+	VSHL $16, V29.S4, V17.S4
+	VSHL $16, V30.S4, V18.S4
+	WORD $0x4f901226 // fmla v6.4s, v17.4s, v16.s[0]
+	WORD $0x4f901247 // fmla v7.4s, v18.4s, v16.s[0]
+	VAND V31.B16, V29.B16, V29.B16
+	VAND V31.B16, V30.B16, V30.B16
+	WORD $0x4fb013a6 // fmla v6.4s, v29.4s, v16.s[1]
+	WORD $0x4fb013c7 // fmla v7.4s, v30.4s, v16.s[1]
+	FLDPQ 128(R8), (F19, F20)
+	VSHL $16, V19.S4, V21.S4
+	VSHL $16, V20.S4, V22.S4
+	WORD $0x4f9012a8 // fmla v8.4s, v21.4s, v16.s[0]
+	WORD $0x4f9012c9 // fmla v9.4s, v22.4s, v16.s[0]
+	VAND V31.B16, V19.B16, V19.B16
+	VAND V31.B16, V20.B16, V20.B16
+	WORD $0x4fb01268 // fmla v8.4s, v19.4s, v16.s[1]
+	WORD $0x4fb01289 // fmla v9.4s, v20.4s, v16.s[1]
+	FLDPQ 160(R8), (F23, F24)
+	VSHL $16, V23.S4, V25.S4
+	VSHL $16, V24.S4, V26.S4
+	WORD $0x4f90132a // fmla v10.4s, v25.4s, v16.s[0]
+	WORD $0x4f90134b // fmla v11.4s, v26.4s, v16.s[0]
+	VAND V31.B16, V23.B16, V23.B16
+	VAND V31.B16, V24.B16, V24.B16
+	WORD $0x4fb012ea // fmla v10.4s, v23.4s, v16.s[1]
+	WORD $0x4fb0130b // fmla v11.4s, v24.4s, v16.s[1]
+	FLDPQ 192(R8), (F27, F28)
+	VSHL $16, V27.S4, V29.S4
+	VSHL $16, V28.S4, V30.S4
+	WORD $0x4f9013ac // fmla v12.4s, v29.4s, v16.s[0]
+	WORD $0x4f9013cd // fmla v13.4s, v30.4s, v16.s[0]
+	VAND V31.B16, V27.B16, V27.B16
+	VAND V31.B16, V28.B16, V28.B16
+	WORD $0x4fb0136c // fmla v12.4s, v27.4s, v16.s[1]
+	WORD $0x4fb0138d // fmla v13.4s, v28.4s, v16.s[1]
+	FLDPQ 224(R8), (F17, F18)
+	VSHL $16, V17.S4, V19.S4
+	VSHL $16, V18.S4, V20.S4
+	WORD $0x4f90126e // fmla v14.4s, v19.4s, v16.s[0]
+	WORD $0x4f90128f // fmla v15.4s, v20.4s, v16.s[0]
+	VAND V31.B16, V17.B16, V17.B16
+	VAND V31.B16, V18.B16, V18.B16
 	WORD $0x4fb0122e // fmla v14.4s, v17.4s, v16.s[1]
 	WORD $0x4fb0124f // fmla v15.4s, v18.4s, v16.s[1]
-	FMOVQ 256(R8), F18
-	WORD $0x2e613a51 // shll v17.4s, v18.4h, #16
-	WORD $0x6e613a52 // shll2 v18.4s, v18.8h, #16
-	WORD $0x4f901a20 // fmla v0.4s, v17.4s, v16.s[2]
-	WORD $0x4f901a41 // fmla v1.4s, v18.4s, v16.s[2]
-	FMOVQ 272(R8), F20
-	WORD $0x2e613a93 // shll v19.4s, v20.4h, #16
-	WORD $0x6e613a94 // shll2 v20.4s, v20.8h, #16
-	WORD $0x4f901a62 // fmla v2.4s, v19.4s, v16.s[2]
-	WORD $0x4f901a83 // fmla v3.4s, v20.4s, v16.s[2]
-	FMOVQ 288(R8), F22
-	WORD $0x2e613ad5 // shll v21.4s, v22.4h, #16
-	WORD $0x6e613ad6 // shll2 v22.4s, v22.8h, #16
-	WORD $0x4f901aa4 // fmla v4.4s, v21.4s, v16.s[2]
-	WORD $0x4f901ac5 // fmla v5.4s, v22.4s, v16.s[2]
-	FMOVQ 304(R8), F24
-	WORD $0x2e613b17 // shll v23.4s, v24.4h, #16
-	WORD $0x6e613b18 // shll2 v24.4s, v24.8h, #16
-	WORD $0x4f901ae6 // fmla v6.4s, v23.4s, v16.s[2]
-	WORD $0x4f901b07 // fmla v7.4s, v24.4s, v16.s[2]
-	FMOVQ 320(R8), F26
-	WORD $0x2e613b59 // shll v25.4s, v26.4h, #16
-	WORD $0x6e613b5a // shll2 v26.4s, v26.8h, #16
-	WORD $0x4f901b28 // fmla v8.4s, v25.4s, v16.s[2]
-	WORD $0x4f901b49 // fmla v9.4s, v26.4s, v16.s[2]
-	FMOVQ 336(R8), F28
-	WORD $0x2e613b9b // shll v27.4s, v28.4h, #16
-	WORD $0x6e613b9c // shll2 v28.4s, v28.8h, #16
-	WORD $0x4f901b6a // fmla v10.4s, v27.4s, v16.s[2]
-	WORD $0x4f901b8b // fmla v11.4s, v28.4s, v16.s[2]
-	FMOVQ 352(R8), F30
-	WORD $0x2e613bdd // shll v29.4s, v30.4h, #16
-	WORD $0x6e613bde // shll2 v30.4s, v30.8h, #16
-	WORD $0x4f901bac // fmla v12.4s, v29.4s, v16.s[2]
-	WORD $0x4f901bcd // fmla v13.4s, v30.4s, v16.s[2]
-	FMOVQ 368(R8), F18
-	WORD $0x2e613a51 // shll v17.4s, v18.4h, #16
-	WORD $0x6e613a52 // shll2 v18.4s, v18.8h, #16
-	WORD $0x4f901a2e // fmla v14.4s, v17.4s, v16.s[2]
-	WORD $0x4f901a4f // fmla v15.4s, v18.4s, v16.s[2]
-	FMOVQ 384(R8), F18
-	WORD $0x2e613a51 // shll v17.4s, v18.4h, #16
-	WORD $0x6e613a52 // shll2 v18.4s, v18.8h, #16
+	FLDPQ 256(R8), (F17, F18)
+	VSHL $16, V17.S4, V19.S4
+	VSHL $16, V18.S4, V20.S4
+	WORD $0x4f901a60 // fmla v0.4s, v19.4s, v16.s[2]
+	WORD $0x4f901a81 // fmla v1.4s, v20.4s, v16.s[2]
+	VAND V31.B16, V17.B16, V17.B16
+	VAND V31.B16, V18.B16, V18.B16
 	WORD $0x4fb01a20 // fmla v0.4s, v17.4s, v16.s[3]
 	WORD $0x4fb01a41 // fmla v1.4s, v18.4s, v16.s[3]
-	FMOVQ 400(R8), F20
-	WORD $0x2e613a93 // shll v19.4s, v20.4h, #16
-	WORD $0x6e613a94 // shll2 v20.4s, v20.8h, #16
-	WORD $0x4fb01a62 // fmla v2.4s, v19.4s, v16.s[3]
-	WORD $0x4fb01a83 // fmla v3.4s, v20.4s, v16.s[3]
-	FMOVQ 416(R8), F22
-	WORD $0x2e613ad5 // shll v21.4s, v22.4h, #16
-	WORD $0x6e613ad6 // shll2 v22.4s, v22.8h, #16
-	WORD $0x4fb01aa4 // fmla v4.4s, v21.4s, v16.s[3]
-	WORD $0x4fb01ac5 // fmla v5.4s, v22.4s, v16.s[3]
-	FMOVQ 432(R8), F24
-	WORD $0x2e613b17 // shll v23.4s, v24.4h, #16
-	WORD $0x6e613b18 // shll2 v24.4s, v24.8h, #16
-	WORD $0x4fb01ae6 // fmla v6.4s, v23.4s, v16.s[3]
-	WORD $0x4fb01b07 // fmla v7.4s, v24.4s, v16.s[3]
-	FMOVQ 448(R8), F26
-	WORD $0x2e613b59 // shll v25.4s, v26.4h, #16
-	WORD $0x6e613b5a // shll2 v26.4s, v26.8h, #16
-	WORD $0x4fb01b28 // fmla v8.4s, v25.4s, v16.s[3]
-	WORD $0x4fb01b49 // fmla v9.4s, v26.4s, v16.s[3]
-	FMOVQ 464(R8), F28
-	WORD $0x2e613b9b // shll v27.4s, v28.4h, #16
-	WORD $0x6e613b9c // shll2 v28.4s, v28.8h, #16
-	WORD $0x4fb01b6a // fmla v10.4s, v27.4s, v16.s[3]
-	WORD $0x4fb01b8b // fmla v11.4s, v28.4s, v16.s[3]
-	FMOVQ 480(R8), F30
-	WORD $0x2e613bdd // shll v29.4s, v30.4h, #16
-	WORD $0x6e613bde // shll2 v30.4s, v30.8h, #16
-	WORD $0x4fb01bac // fmla v12.4s, v29.4s, v16.s[3]
-	WORD $0x4fb01bcd // fmla v13.4s, v30.4s, v16.s[3]
-	FMOVQ 496(R8), F18
-	WORD $0x2e613a51 // shll v17.4s, v18.4h, #16
-	WORD $0x6e613a52 // shll2 v18.4s, v18.8h, #16
+	FLDPQ 288(R8), (F21, F22)
+	VSHL $16, V21.S4, V23.S4
+	VSHL $16, V22.S4, V24.S4
+	WORD $0x4f901ae2 // fmla v2.4s, v23.4s, v16.s[2]
+	WORD $0x4f901b03 // fmla v3.4s, v24.4s, v16.s[2]
+	VAND V31.B16, V21.B16, V21.B16
+	VAND V31.B16, V22.B16, V22.B16
+	WORD $0x4fb01aa2 // fmla v2.4s, v21.4s, v16.s[3]
+	WORD $0x4fb01ac3 // fmla v3.4s, v22.4s, v16.s[3]
+	FLDPQ 320(R8), (F25, F26)
+	VSHL $16, V25.S4, V27.S4
+	VSHL $16, V26.S4, V28.S4
+	WORD $0x4f901b64 // fmla v4.4s, v27.4s, v16.s[2]
+	WORD $0x4f901b85 // fmla v5.4s, v28.4s, v16.s[2]
+	VAND V31.B16, V25.B16, V25.B16
+	VAND V31.B16, V26.B16, V26.B16
+	WORD $0x4fb01b24 // fmla v4.4s, v25.4s, v16.s[3]
+	WORD $0x4fb01b45 // fmla v5.4s, v26.4s, v16.s[3]
+	FLDPQ 352(R8), (F29, F30)
+	VSHL $16, V29.S4, V17.S4
+	VSHL $16, V30.S4, V18.S4
+	WORD $0x4f901a26 // fmla v6.4s, v17.4s, v16.s[2]
+	WORD $0x4f901a47 // fmla v7.4s, v18.4s, v16.s[2]
+	VAND V31.B16, V29.B16, V29.B16
+	VAND V31.B16, V30.B16, V30.B16
+	WORD $0x4fb01ba6 // fmla v6.4s, v29.4s, v16.s[3]
+	WORD $0x4fb01bc7 // fmla v7.4s, v30.4s, v16.s[3]
+	FLDPQ 384(R8), (F19, F20)
+	VSHL $16, V19.S4, V21.S4
+	VSHL $16, V20.S4, V22.S4
+	WORD $0x4f901aa8 // fmla v8.4s, v21.4s, v16.s[2]
+	WORD $0x4f901ac9 // fmla v9.4s, v22.4s, v16.s[2]
+	VAND V31.B16, V19.B16, V19.B16
+	VAND V31.B16, V20.B16, V20.B16
+	WORD $0x4fb01a68 // fmla v8.4s, v19.4s, v16.s[3]
+	WORD $0x4fb01a89 // fmla v9.4s, v20.4s, v16.s[3]
+	FLDPQ 416(R8), (F23, F24)
+	VSHL $16, V23.S4, V25.S4
+	VSHL $16, V24.S4, V26.S4
+	WORD $0x4f901b2a // fmla v10.4s, v25.4s, v16.s[2]
+	WORD $0x4f901b4b // fmla v11.4s, v26.4s, v16.s[2]
+	VAND V31.B16, V23.B16, V23.B16
+	VAND V31.B16, V24.B16, V24.B16
+	WORD $0x4fb01aea // fmla v10.4s, v23.4s, v16.s[3]
+	WORD $0x4fb01b0b // fmla v11.4s, v24.4s, v16.s[3]
+	FLDPQ 448(R8), (F27, F28)
+	VSHL $16, V27.S4, V29.S4
+	VSHL $16, V28.S4, V30.S4
+	WORD $0x4f901bac // fmla v12.4s, v29.4s, v16.s[2]
+	WORD $0x4f901bcd // fmla v13.4s, v30.4s, v16.s[2]
+	VAND V31.B16, V27.B16, V27.B16
+	VAND V31.B16, V28.B16, V28.B16
+	WORD $0x4fb01b6c // fmla v12.4s, v27.4s, v16.s[3]
+	WORD $0x4fb01b8d // fmla v13.4s, v28.4s, v16.s[3]
+	FLDPQ 480(R8), (F17, F18)
+	VSHL $16, V17.S4, V19.S4
+	VSHL $16, V18.S4, V20.S4
+	WORD $0x4f901a6e // fmla v14.4s, v19.4s, v16.s[2]
+	WORD $0x4f901a8f // fmla v15.4s, v20.4s, v16.s[2]
+	VAND V31.B16, V17.B16, V17.B16
+	VAND V31.B16, V18.B16, V18.B16
 	WORD $0x4fb01a2e // fmla v14.4s, v17.4s, v16.s[3]
 	WORD $0x4fb01a4f // fmla v15.4s, v18.4s, v16.s[3]
 	ADD $512, R8, R8
 	SUBS $4, R9, R9
-	BGE loop27
-short25:
+	BGE loop28
+short26:
 	ADDS $4, R9, R9
-	BEQ summed29
-some28:
-	FMOVS.P 4(R12), F16
-	FMOVQ 0(R8), F18
-	WORD $0x2e613a51 // shll v17.4s, v18.4h, #16
-	WORD $0x6e613a52 // shll2 v18.4s, v18.8h, #16
-	WORD $0x4f901220 // fmla v0.4s, v17.4s, v16.s[0]
-	WORD $0x4f901241 // fmla v1.4s, v18.4s, v16.s[0]
-	FMOVQ 16(R8), F20
-	WORD $0x2e613a93 // shll v19.4s, v20.4h, #16
-	WORD $0x6e613a94 // shll2 v20.4s, v20.8h, #16
-	WORD $0x4f901262 // fmla v2.4s, v19.4s, v16.s[0]
-	WORD $0x4f901283 // fmla v3.4s, v20.4s, v16.s[0]
-	FMOVQ 32(R8), F22
-	WORD $0x2e613ad5 // shll v21.4s, v22.4h, #16
-	WORD $0x6e613ad6 // shll2 v22.4s, v22.8h, #16
-	WORD $0x4f9012a4 // fmla v4.4s, v21.4s, v16.s[0]
-	WORD $0x4f9012c5 // fmla v5.4s, v22.4s, v16.s[0]
-	FMOVQ 48(R8), F24
-	WORD $0x2e613b17 // shll v23.4s, v24.4h, #16
-	WORD $0x6e613b18 // shll2 v24.4s, v24.8h, #16
-	WORD $0x4f9012e6 // fmla v6.4s, v23.4s, v16.s[0]
-	WORD $0x4f901307 // fmla v7.4s, v24.4s, v16.s[0]
-	FMOVQ 64(R8), F26
-	WORD $0x2e613b59 // shll v25.4s, v26.4h, #16
-	WORD $0x6e613b5a // shll2 v26.4s, v26.8h, #16
-	WORD $0x4f901328 // fmla v8.4s, v25.4s, v16.s[0]
-	WORD $0x4f901349 // fmla v9.4s, v26.4s, v16.s[0]
-	FMOVQ 80(R8), F28
-	WORD $0x2e613b9b // shll v27.4s, v28.4h, #16
-	WORD $0x6e613b9c // shll2 v28.4s, v28.8h, #16
-	WORD $0x4f90136a // fmla v10.4s, v27.4s, v16.s[0]
-	WORD $0x4f90138b // fmla v11.4s, v28.4s, v16.s[0]
-	FMOVQ 96(R8), F30
-	WORD $0x2e613bdd // shll v29.4s, v30.4h, #16
-	WORD $0x6e613bde // shll2 v30.4s, v30.8h, #16
+	BEQ summed30
+some29:
+	TBZ $1, R9, one31
+	FMOVD.P 8(R12), F16
+	FLDPQ 0(R8), (F17, F18)
+	VSHL $16, V17.S4, V19.S4
+	VSHL $16, V18.S4, V20.S4
+	WORD $0x4f901260 // fmla v0.4s, v19.4s, v16.s[0]
+	WORD $0x4f901281 // fmla v1.4s, v20.4s, v16.s[0]
+	VAND V31.B16, V17.B16, V17.B16
+	VAND V31.B16, V18.B16, V18.B16
+	WORD $0x4fb01220 // fmla v0.4s, v17.4s, v16.s[1]
+	WORD $0x4fb01241 // fmla v1.4s, v18.4s, v16.s[1]
+	FLDPQ 32(R8), (F21, F22)
+	VSHL $16, V21.S4, V23.S4
+	VSHL $16, V22.S4, V24.S4
+	WORD $0x4f9012e2 // fmla v2.4s, v23.4s, v16.s[0]
+	WORD $0x4f901303 // fmla v3.4s, v24.4s, v16.s[0]
+	VAND V31.B16, V21.B16, V21.B16
+	VAND V31.B16, V22.B16, V22.B16
+	WORD $0x4fb012a2 // fmla v2.4s, v21.4s, v16.s[1]
+	WORD $0x4fb012c3 // fmla v3.4s, v22.4s, v16.s[1]
+	FLDPQ 64(R8), (F25, F26)
+	VSHL $16, V25.S4, V27.S4
+	VSHL $16, V26.S4, V28.S4
+	WORD $0x4f901364 // fmla v4.4s, v27.4s, v16.s[0]
+	WORD $0x4f901385 // fmla v5.4s, v28.4s, v16.s[0]
+	VAND V31.B16, V25.B16, V25.B16
+	VAND V31.B16, V26.B16, V26.B16
+	WORD $0x4fb01324 // fmla v4.4s, v25.4s, v16.s[1]
+	WORD $0x4fb01345 // fmla v5.4s, v26.4s, v16.s[1]
+	FLDPQ 96(R8), (F29, F30)
+	VSHL $16, V29.S4, V17.S4
+	VSHL $16, V30.S4, V18.S4
+	WORD $0x4f901226 // fmla v6.4s, v17.4s, v16.s[0]
+	WORD $0x4f901247 // fmla v7.4s, v18.4s, v16.s[0]
+	VAND V31.B16, V29.B16, V29.B16
+	VAND V31.B16, V30.B16, V30.B16
+	WORD $0x4fb013a6 // fmla v6.4s, v29.4s, v16.s[1]
+	WORD $0x4fb013c7 // fmla v7.4s, v30.4s, v16.s[1]
+	FLDPQ 128(R8), (F19, F20)
+	VSHL $16, V19.S4, V21.S4
+	VSHL $16, V20.S4, V22.S4
+	WORD $0x4f9012a8 // fmla v8.4s, v21.4s, v16.s[0]
+	WORD $0x4f9012c9 // fmla v9.4s, v22.4s, v16.s[0]
+	VAND V31.B16, V19.B16, V19.B16
+	VAND V31.B16, V20.B16, V20.B16
+	WORD $0x4fb01268 // fmla v8.4s, v19.4s, v16.s[1]
+	WORD $0x4fb01289 // fmla v9.4s, v20.4s, v16.s[1]
+	FLDPQ 160(R8), (F23, F24)
+	VSHL $16, V23.S4, V25.S4
+	VSHL $16, V24.S4, V26.S4
+	WORD $0x4f90132a // fmla v10.4s, v25.4s, v16.s[0]
+	WORD $0x4f90134b // fmla v11.4s, v26.4s, v16.s[0]
+	VAND V31.B16, V23.B16, V23.B16
+	VAND V31.B16, V24.B16, V24.B16
+	WORD $0x4fb012ea // fmla v10.4s, v23.4s, v16.s[1]
+	WORD $0x4fb0130b // fmla v11.4s, v24.4s, v16.s[1]
+	FLDPQ 192(R8), (F27, F28)
+	VSHL $16, V27.S4, V29.S4
+	VSHL $16, V28.S4, V30.S4
 	WORD $0x4f9013ac // fmla v12.4s, v29.4s, v16.s[0]
 	WORD $0x4f9013cd // fmla v13.4s, v30.4s, v16.s[0]
-	FMOVQ 112(R8), F18
-	WORD $0x2e613a51 // shll v17.4s, v18.4h, #16
-	WORD $0x6e613a52 // shll2 v18.4s, v18.8h, #16
+	VAND V31.B16, V27.B16, V27.B16
+	VAND V31.B16, V28.B16, V28.B16
+	WORD $0x4fb0136c // fmla v12.4s, v27.4s, v16.s[1]
+	WORD $0x4fb0138d // fmla v13.4s, v28.4s, v16.s[1]
+	FLDPQ 224(R8), (F17, F18)
+	VSHL $16, V17.S4, V19.S4
+	VSHL $16, V18.S4, V20.S4
+	WORD $0x4f90126e // fmla v14.4s, v19.4s, v16.s[0]
+	WORD $0x4f90128f // fmla v15.4s, v20.4s, v16.s[0]
+	VAND V31.B16, V17.B16, V17.B16
+	VAND V31.B16, V18.B16, V18.B16
+	WORD $0x4fb0122e // fmla v14.4s, v17.4s, v16.s[1]
+	WORD $0x4fb0124f // fmla v15.4s, v18.4s, v16.s[1]
+	ADD $256, R8, R8
+	TBZ $0, R9, summed30
+one31:
+	FMOVS.P 4(R12), F16
+	FMOVQ 0(R8), F17
+	VSHL $16, V17.S4, V17.S4
+	WORD $0x4f901220 // fmla v0.4s, v17.4s, v16.s[0]
+	FMOVQ 16(R8), F17
+	VSHL $16, V17.S4, V17.S4
+	WORD $0x4f901221 // fmla v1.4s, v17.4s, v16.s[0]
+	FMOVQ 32(R8), F17
+	VSHL $16, V17.S4, V17.S4
+	WORD $0x4f901222 // fmla v2.4s, v17.4s, v16.s[0]
+	FMOVQ 48(R8), F17
+	VSHL $16, V17.S4, V17.S4
+	WORD $0x4f901223 // fmla v3.4s, v17.4s, v16.s[0]
+	FMOVQ 64(R8), F17
+	VSHL $16, V17.S4, V17.S4
+	WORD $0x4f901224 // fmla v4.4s, v17.4s, v16.s[0]
+	FMOVQ 80(R8), F17
+	VSHL $16, V17.S4, V17.S4
+	WORD $0x4f901225 // fmla v5.4s, v17.4s, v16.s[0]
+	FMOVQ 96(R8), F17
+	VSHL $16, V17.S4, V17.S4
+	WORD $0x4f901226 // fmla v6.4s, v17.4s, v16.s[0]
+	FMOVQ 112(R8), F17
+	VSHL $16, V17.S4, V17.S4
+	WORD $0x4f901227 // fmla v7.4s, v17.4s, v16.s[0]
+	FMOVQ 128(R8), F17
+	VSHL $16, V17.S4, V17.S4
+	WORD $0x4f901228 // fmla v8.4s, v17.4s, v16.s[0]
+	FMOVQ 144(R8), F17
+	VSHL $16, V17.S4, V17.S4
+	WORD $0x4f901229 // fmla v9.4s, v17.4s, v16.s[0]
+	FMOVQ 160(R8), F17
+	VSHL $16, V17.S4, V17.S4
+	WORD $0x4f90122a // fmla v10.4s, v17.4s, v16.s[0]
+	FMOVQ 176(R8), F17
+	VSHL $16, V17.S4, V17.S4
+	WORD $0x4f90122b // fmla v11.4s, v17.4s, v16.s[0]
+	FMOVQ 192(R8), F17
+	VSHL $16, V17.S4, V17.S4
+	WORD $0x4f90122c // fmla v12.4s, v17.4s, v16.s[0]
+	FMOVQ 208(R8), F17
+	VSHL $16, V17.S4, V17.S4
+	WORD $0x4f90122d // fmla v13.4s, v17.4s, v16.s[0]
+	FMOVQ 224(R8), F17
+	VSHL $16, V17.S4, V17.S4
 	WORD $0x4f90122e // fmla v14.4s, v17.4s, v16.s[0]
-	WORD $0x4f90124f // fmla v15.4s, v18.4s, v16.s[0]
+	FMOVQ 240(R8), F17
+	VSHL $16, V17.S4, V17.S4
+	WORD $0x4f90122f // fmla v15.4s, v17.4s, v16.s[0]
 	ADD $128, R8, R8
-	SUBS $1, R9, R9
-	BNE some28
-summed29:
+summed30:
 	FSTPQ (F0, F1), 0(R0)
 	FSTPQ (F2, F3), 32(R0)
 	FSTPQ (F4, F5), 64(R0)
@@ -12735,18 +12882,20 @@ summed29:
 	FSTPQ (F12, F13), 192(R0)
 	FSTPQ (F14, F15), 224(R0)
 	ADD $256, R0, R0
-	ADD $128, R10, R10
+	ADD $256, R10, R10
 	SUBS $1, R11, R11
-	BNE block21
+	BNE block22
 	ADD R3, R1, R1
 	MOVD ZR, R7
 	SUB $1, R5, R5
 	B rows2
 tile7:
+	MOVD $0xffff0000, R9
+	VDUP R9, V31.S4
 	MOVD R2, R10
 	MOVD $2, R11
-block30:
-	CBNZ R6, carried31
+block32:
+	CBNZ R6, carried33
 	VEOR V0.B16, V0.B16, V0.B16
 	VEOR V1.B16, V1.B16, V1.B16
 	VEOR V2.B16, V2.B16, V2.B16
@@ -12763,8 +12912,8 @@ block30:
 	VEOR V13.B16, V13.B16, V13.B16
 	VEOR V14.B16, V14.B16, V14.B16
 	VEOR V15.B16, V15.B16, V15.B16
-	B begin32
-carried31:
+	B begin34
+carried33:
 	FLDPQ 0(R0), (F0, F1)
 	FLDPQ 32(R0), (F2, F3)
 	FLDPQ 64(R0), (F4, F5)
@@ -12773,297 +12922,341 @@ carried31:
 	FLDPQ 288(R0), (F10, F11)
 	FLDPQ 320(R0), (F12, F13)
 	FLDPQ 352(R0), (F14, F15)
-begin32:
+begin34:
 	MOVD R10, R8
 	MOVD R1, R12
 	ADD R3, R12, R13
 	MOVD R4, R9
-	CBZ R7, plain35
+	CBZ R7, plain37
 	SUBS $4, R9, R9
-	BLT short34
-asking33:
+	BLT short36
+asking35:
 	FMOVQ.P 16(R12), F16
 	FMOVQ.P 16(R13), F17
-	FMOVQ 0(R8), F19
-	WORD $0x2e613a72 // shll v18.4s, v19.4h, #16
-	WORD $0x6e613a73 // shll2 v19.4s, v19.8h, #16
-	WORD $0x4f901240 // fmla v0.4s, v18.4s, v16.s[0]
-	WORD $0x4f901261 // fmla v1.4s, v19.4s, v16.s[0]
-	WORD $0x4f911248 // fmla v8.4s, v18.4s, v17.s[0]
-	WORD $0x4f911269 // fmla v9.4s, v19.4s, v17.s[0]
-	FMOVQ 16(R8), F21
-	WORD $0x2e613ab4 // shll v20.4s, v21.4h, #16
-	WORD $0x6e613ab5 // shll2 v21.4s, v21.8h, #16
-	WORD $0x4f901282 // fmla v2.4s, v20.4s, v16.s[0]
-	WORD $0x4f9012a3 // fmla v3.4s, v21.4s, v16.s[0]
-	WORD $0x4f91128a // fmla v10.4s, v20.4s, v17.s[0]
-	WORD $0x4f9112ab // fmla v11.4s, v21.4s, v17.s[0]
-	FMOVQ 32(R8), F23
-	WORD $0x2e613af6 // shll v22.4s, v23.4h, #16
-	WORD $0x6e613af7 // shll2 v23.4s, v23.8h, #16
-	WORD $0x4f9012c4 // fmla v4.4s, v22.4s, v16.s[0]
-	WORD $0x4f9012e5 // fmla v5.4s, v23.4s, v16.s[0]
-	WORD $0x4f9112cc // fmla v12.4s, v22.4s, v17.s[0]
-	WORD $0x4f9112ed // fmla v13.4s, v23.4s, v17.s[0]
-	FMOVQ 48(R8), F25
-	WORD $0x2e613b38 // shll v24.4s, v25.4h, #16
-	WORD $0x6e613b39 // shll2 v25.4s, v25.8h, #16
-	WORD $0x4f901306 // fmla v6.4s, v24.4s, v16.s[0]
-	WORD $0x4f901327 // fmla v7.4s, v25.4s, v16.s[0]
-	WORD $0x4f91130e // fmla v14.4s, v24.4s, v17.s[0]
-	WORD $0x4f91132f // fmla v15.4s, v25.4s, v17.s[0]
-	PRFM 0(R7), PLDL1KEEP
-	FMOVQ 128(R8), F19
-	WORD $0x2e613a72 // shll v18.4s, v19.4h, #16
-	WORD $0x6e613a73 // shll2 v19.4s, v19.8h, #16
+	FLDPQ 0(R8), (F18, F19)
+	VSHL $16, V18.S4, V20.S4
+	VSHL $16, V19.S4, V21.S4
+	WORD $0x4f901280 // fmla v0.4s, v20.4s, v16.s[0]
+	WORD $0x4f9012a1 // fmla v1.4s, v21.4s, v16.s[0]
+	WORD $0x4f911288 // fmla v8.4s, v20.4s, v17.s[0]
+	WORD $0x4f9112a9 // fmla v9.4s, v21.4s, v17.s[0]
+	VAND V31.B16, V18.B16, V18.B16
+	VAND V31.B16, V19.B16, V19.B16
 	WORD $0x4fb01240 // fmla v0.4s, v18.4s, v16.s[1]
 	WORD $0x4fb01261 // fmla v1.4s, v19.4s, v16.s[1]
 	WORD $0x4fb11248 // fmla v8.4s, v18.4s, v17.s[1]
 	WORD $0x4fb11269 // fmla v9.4s, v19.4s, v17.s[1]
-	FMOVQ 144(R8), F21
-	WORD $0x2e613ab4 // shll v20.4s, v21.4h, #16
-	WORD $0x6e613ab5 // shll2 v21.4s, v21.8h, #16
-	WORD $0x4fb01282 // fmla v2.4s, v20.4s, v16.s[1]
-	WORD $0x4fb012a3 // fmla v3.4s, v21.4s, v16.s[1]
-	WORD $0x4fb1128a // fmla v10.4s, v20.4s, v17.s[1]
-	WORD $0x4fb112ab // fmla v11.4s, v21.4s, v17.s[1]
-	FMOVQ 160(R8), F23
-	WORD $0x2e613af6 // shll v22.4s, v23.4h, #16
-	WORD $0x6e613af7 // shll2 v23.4s, v23.8h, #16
-	WORD $0x4fb012c4 // fmla v4.4s, v22.4s, v16.s[1]
-	WORD $0x4fb012e5 // fmla v5.4s, v23.4s, v16.s[1]
-	WORD $0x4fb112cc // fmla v12.4s, v22.4s, v17.s[1]
-	WORD $0x4fb112ed // fmla v13.4s, v23.4s, v17.s[1]
-	FMOVQ 176(R8), F25
-	WORD $0x2e613b38 // shll v24.4s, v25.4h, #16
-	WORD $0x6e613b39 // shll2 v25.4s, v25.8h, #16
-	WORD $0x4fb01306 // fmla v6.4s, v24.4s, v16.s[1]
-	WORD $0x4fb01327 // fmla v7.4s, v25.4s, v16.s[1]
-	WORD $0x4fb1130e // fmla v14.4s, v24.4s, v17.s[1]
-	WORD $0x4fb1132f // fmla v15.4s, v25.4s, v17.s[1]
+	FLDPQ 32(R8), (F22, F23)
+	VSHL $16, V22.S4, V24.S4
+	VSHL $16, V23.S4, V25.S4
+	WORD $0x4f901302 // fmla v2.4s, v24.4s, v16.s[0]
+	WORD $0x4f901323 // fmla v3.4s, v25.4s, v16.s[0]
+	WORD $0x4f91130a // fmla v10.4s, v24.4s, v17.s[0]
+	WORD $0x4f91132b // fmla v11.4s, v25.4s, v17.s[0]
+	VAND V31.B16, V22.B16, V22.B16
+	VAND V31.B16, V23.B16, V23.B16
+	WORD $0x4fb012c2 // fmla v2.4s, v22.4s, v16.s[1]
+	WORD $0x4fb012e3 // fmla v3.4s, v23.4s, v16.s[1]
+	WORD $0x4fb112ca // fmla v10.4s, v22.4s, v17.s[1]
+	WORD $0x4fb112eb // fmla v11.4s, v23.4s, v17.s[1]
+	FLDPQ 64(R8), (F26, F27)
+	VSHL $16, V26.S4, V28.S4
+	VSHL $16, V27.S4, V29.S4
+	WORD $0x4f901384 // fmla v4.4s, v28.4s, v16.s[0]
+	WORD $0x4f9013a5 // fmla v5.4s, v29.4s, v16.s[0]
+	WORD $0x4f91138c // fmla v12.4s, v28.4s, v17.s[0]
+	WORD $0x4f9113ad // fmla v13.4s, v29.4s, v17.s[0]
+	VAND V31.B16, V26.B16, V26.B16
+	VAND V31.B16, V27.B16, V27.B16
+	WORD $0x4fb01344 // fmla v4.4s, v26.4s, v16.s[1]
+	WORD $0x4fb01365 // fmla v5.4s, v27.4s, v16.s[1]
+	WORD $0x4fb1134c // fmla v12.4s, v26.4s, v17.s[1]
+	WORD $0x4fb1136d // fmla v13.4s, v27.4s, v17.s[1]
+	FLDPQ 96(R8), (F18, F19)
+	VSHL $16, V18.S4, V20.S4
+	VSHL $16, V19.S4, V21.S4
+	WORD $0x4f901286 // fmla v6.4s, v20.4s, v16.s[0]
+	WORD $0x4f9012a7 // fmla v7.4s, v21.4s, v16.s[0]
+	WORD $0x4f91128e // fmla v14.4s, v20.4s, v17.s[0]
+	WORD $0x4f9112af // fmla v15.4s, v21.4s, v17.s[0]
+	VAND V31.B16, V18.B16, V18.B16
+	VAND V31.B16, V19.B16, V19.B16
+	WORD $0x4fb01246 // fmla v6.4s, v18.4s, v16.s[1]
+	WORD $0x4fb01267 // fmla v7.4s, v19.4s, v16.s[1]
+	WORD $0x4fb1124e // fmla v14.4s, v18.4s, v17.s[1]
+	WORD $0x4fb1126f // fmla v15.4s, v19.4s, v17.s[1]
+	PRFM 0(R7), PLDL1KEEP
 	PRFM 64(R7), PLDL1KEEP
-	FMOVQ 256(R8), F19
-	WORD $0x2e613a72 // shll v18.4s, v19.4h, #16
-	WORD $0x6e613a73 // shll2 v19.4s, v19.8h, #16
-	WORD $0x4f901a40 // fmla v0.4s, v18.4s, v16.s[2]
-	WORD $0x4f901a61 // fmla v1.4s, v19.4s, v16.s[2]
-	WORD $0x4f911a48 // fmla v8.4s, v18.4s, v17.s[2]
-	WORD $0x4f911a69 // fmla v9.4s, v19.4s, v17.s[2]
-	FMOVQ 272(R8), F21
-	WORD $0x2e613ab4 // shll v20.4s, v21.4h, #16
-	WORD $0x6e613ab5 // shll2 v21.4s, v21.8h, #16
-	WORD $0x4f901a82 // fmla v2.4s, v20.4s, v16.s[2]
-	WORD $0x4f901aa3 // fmla v3.4s, v21.4s, v16.s[2]
-	WORD $0x4f911a8a // fmla v10.4s, v20.4s, v17.s[2]
-	WORD $0x4f911aab // fmla v11.4s, v21.4s, v17.s[2]
-	FMOVQ 288(R8), F23
-	WORD $0x2e613af6 // shll v22.4s, v23.4h, #16
-	WORD $0x6e613af7 // shll2 v23.4s, v23.8h, #16
-	WORD $0x4f901ac4 // fmla v4.4s, v22.4s, v16.s[2]
-	WORD $0x4f901ae5 // fmla v5.4s, v23.4s, v16.s[2]
-	WORD $0x4f911acc // fmla v12.4s, v22.4s, v17.s[2]
-	WORD $0x4f911aed // fmla v13.4s, v23.4s, v17.s[2]
-	FMOVQ 304(R8), F25
-	WORD $0x2e613b38 // shll v24.4s, v25.4h, #16
-	WORD $0x6e613b39 // shll2 v25.4s, v25.8h, #16
-	WORD $0x4f901b06 // fmla v6.4s, v24.4s, v16.s[2]
-	WORD $0x4f901b27 // fmla v7.4s, v25.4s, v16.s[2]
-	WORD $0x4f911b0e // fmla v14.4s, v24.4s, v17.s[2]
-	WORD $0x4f911b2f // fmla v15.4s, v25.4s, v17.s[2]
-	PRFM 128(R7), PLDL1KEEP
-	FMOVQ 384(R8), F19
-	WORD $0x2e613a72 // shll v18.4s, v19.4h, #16
-	WORD $0x6e613a73 // shll2 v19.4s, v19.8h, #16
+	FLDPQ 256(R8), (F18, F19)
+	VSHL $16, V18.S4, V20.S4
+	VSHL $16, V19.S4, V21.S4
+	WORD $0x4f901a80 // fmla v0.4s, v20.4s, v16.s[2]
+	WORD $0x4f901aa1 // fmla v1.4s, v21.4s, v16.s[2]
+	WORD $0x4f911a88 // fmla v8.4s, v20.4s, v17.s[2]
+	WORD $0x4f911aa9 // fmla v9.4s, v21.4s, v17.s[2]
+	VAND V31.B16, V18.B16, V18.B16
+	VAND V31.B16, V19.B16, V19.B16
 	WORD $0x4fb01a40 // fmla v0.4s, v18.4s, v16.s[3]
 	WORD $0x4fb01a61 // fmla v1.4s, v19.4s, v16.s[3]
 	WORD $0x4fb11a48 // fmla v8.4s, v18.4s, v17.s[3]
 	WORD $0x4fb11a69 // fmla v9.4s, v19.4s, v17.s[3]
-	FMOVQ 400(R8), F21
-	WORD $0x2e613ab4 // shll v20.4s, v21.4h, #16
-	WORD $0x6e613ab5 // shll2 v21.4s, v21.8h, #16
-	WORD $0x4fb01a82 // fmla v2.4s, v20.4s, v16.s[3]
-	WORD $0x4fb01aa3 // fmla v3.4s, v21.4s, v16.s[3]
-	WORD $0x4fb11a8a // fmla v10.4s, v20.4s, v17.s[3]
-	WORD $0x4fb11aab // fmla v11.4s, v21.4s, v17.s[3]
-	FMOVQ 416(R8), F23
-	WORD $0x2e613af6 // shll v22.4s, v23.4h, #16
-	WORD $0x6e613af7 // shll2 v23.4s, v23.8h, #16
-	WORD $0x4fb01ac4 // fmla v4.4s, v22.4s, v16.s[3]
-	WORD $0x4fb01ae5 // fmla v5.4s, v23.4s, v16.s[3]
-	WORD $0x4fb11acc // fmla v12.4s, v22.4s, v17.s[3]
-	WORD $0x4fb11aed // fmla v13.4s, v23.4s, v17.s[3]
-	FMOVQ 432(R8), F25
-	WORD $0x2e613b38 // shll v24.4s, v25.4h, #16
-	WORD $0x6e613b39 // shll2 v25.4s, v25.8h, #16
-	WORD $0x4fb01b06 // fmla v6.4s, v24.4s, v16.s[3]
-	WORD $0x4fb01b27 // fmla v7.4s, v25.4s, v16.s[3]
-	WORD $0x4fb11b0e // fmla v14.4s, v24.4s, v17.s[3]
-	WORD $0x4fb11b2f // fmla v15.4s, v25.4s, v17.s[3]
+	FLDPQ 288(R8), (F22, F23)
+	VSHL $16, V22.S4, V24.S4
+	VSHL $16, V23.S4, V25.S4
+	WORD $0x4f901b02 // fmla v2.4s, v24.4s, v16.s[2]
+	WORD $0x4f901b23 // fmla v3.4s, v25.4s, v16.s[2]
+	WORD $0x4f911b0a // fmla v10.4s, v24.4s, v17.s[2]
+	WORD $0x4f911b2b // fmla v11.4s, v25.4s, v17.s[2]
+	VAND V31.B16, V22.B16, V22.B16
+	VAND V31.B16, V23.B16, V23.B16
+	WORD $0x4fb01ac2 // fmla v2.4s, v22.4s, v16.s[3]
+	WORD $0x4fb01ae3 // fmla v3.4s, v23.4s, v16.s[3]
+	WORD $0x4fb11aca // fmla v10.4s, v22.4s, v17.s[3]
+	WORD $0x4fb11aeb // fmla v11.4s, v23.4s, v17.s[3]
+	FLDPQ 320(R8), (F26, F27)
+	VSHL $16, V26.S4, V28.S4
+	VSHL $16, V27.S4, V29.S4
+	WORD $0x4f901b84 // fmla v4.4s, v28.4s, v16.s[2]
+	WORD $0x4f901ba5 // fmla v5.4s, v29.4s, v16.s[2]
+	WORD $0x4f911b8c // fmla v12.4s, v28.4s, v17.s[2]
+	WORD $0x4f911bad // fmla v13.4s, v29.4s, v17.s[2]
+	VAND V31.B16, V26.B16, V26.B16
+	VAND V31.B16, V27.B16, V27.B16
+	WORD $0x4fb01b44 // fmla v4.4s, v26.4s, v16.s[3]
+	WORD $0x4fb01b65 // fmla v5.4s, v27.4s, v16.s[3]
+	WORD $0x4fb11b4c // fmla v12.4s, v26.4s, v17.s[3]
+	WORD $0x4fb11b6d // fmla v13.4s, v27.4s, v17.s[3]
+	FLDPQ 352(R8), (F18, F19)
+	VSHL $16, V18.S4, V20.S4
+	VSHL $16, V19.S4, V21.S4
+	WORD $0x4f901a86 // fmla v6.4s, v20.4s, v16.s[2]
+	WORD $0x4f901aa7 // fmla v7.4s, v21.4s, v16.s[2]
+	WORD $0x4f911a8e // fmla v14.4s, v20.4s, v17.s[2]
+	WORD $0x4f911aaf // fmla v15.4s, v21.4s, v17.s[2]
+	VAND V31.B16, V18.B16, V18.B16
+	VAND V31.B16, V19.B16, V19.B16
+	WORD $0x4fb01a46 // fmla v6.4s, v18.4s, v16.s[3]
+	WORD $0x4fb01a67 // fmla v7.4s, v19.4s, v16.s[3]
+	WORD $0x4fb11a4e // fmla v14.4s, v18.4s, v17.s[3]
+	WORD $0x4fb11a6f // fmla v15.4s, v19.4s, v17.s[3]
+	PRFM 128(R7), PLDL1KEEP
 	PRFM 192(R7), PLDL1KEEP
 	ADD $256, R7, R7
 	ADD $512, R8, R8
 	SUBS $4, R9, R9
-	BGE asking33
-	B short34
-plain35:
+	BGE asking35
+	B short36
+plain37:
 	SUBS $4, R9, R9
-	BLT short34
-loop36:
+	BLT short36
+loop38:
 	FMOVQ.P 16(R12), F16
 	FMOVQ.P 16(R13), F17
-	FMOVQ 0(R8), F19
-	WORD $0x2e613a72 // shll v18.4s, v19.4h, #16
-	WORD $0x6e613a73 // shll2 v19.4s, v19.8h, #16
-	WORD $0x4f901240 // fmla v0.4s, v18.4s, v16.s[0]
-	WORD $0x4f901261 // fmla v1.4s, v19.4s, v16.s[0]
-	WORD $0x4f911248 // fmla v8.4s, v18.4s, v17.s[0]
-	WORD $0x4f911269 // fmla v9.4s, v19.4s, v17.s[0]
-	FMOVQ 16(R8), F21
-	WORD $0x2e613ab4 // shll v20.4s, v21.4h, #16
-	WORD $0x6e613ab5 // shll2 v21.4s, v21.8h, #16
-	WORD $0x4f901282 // fmla v2.4s, v20.4s, v16.s[0]
-	WORD $0x4f9012a3 // fmla v3.4s, v21.4s, v16.s[0]
-	WORD $0x4f91128a // fmla v10.4s, v20.4s, v17.s[0]
-	WORD $0x4f9112ab // fmla v11.4s, v21.4s, v17.s[0]
-	FMOVQ 32(R8), F23
-	WORD $0x2e613af6 // shll v22.4s, v23.4h, #16
-	WORD $0x6e613af7 // shll2 v23.4s, v23.8h, #16
-	WORD $0x4f9012c4 // fmla v4.4s, v22.4s, v16.s[0]
-	WORD $0x4f9012e5 // fmla v5.4s, v23.4s, v16.s[0]
-	WORD $0x4f9112cc // fmla v12.4s, v22.4s, v17.s[0]
-	WORD $0x4f9112ed // fmla v13.4s, v23.4s, v17.s[0]
-	FMOVQ 48(R8), F25
-	WORD $0x2e613b38 // shll v24.4s, v25.4h, #16
-	WORD $0x6e613b39 // shll2 v25.4s, v25.8h, #16
-	WORD $0x4f901306 // fmla v6.4s, v24.4s, v16.s[0]
-	WORD $0x4f901327 // fmla v7.4s, v25.4s, v16.s[0]
-	WORD $0x4f91130e // fmla v14.4s, v24.4s, v17.s[0]
-	WORD $0x4f91132f // fmla v15.4s, v25.4s, v17.s[0]
-	FMOVQ 128(R8), F19
-	WORD $0x2e613a72 // shll v18.4s, v19.4h, #16
-	WORD $0x6e613a73 // shll2 v19.4s, v19.8h, #16
+	FLDPQ 0(R8), (F18, F19)
+	VSHL $16, V18.S4, V20.S4
+	VSHL $16, V19.S4, V21.S4
+	WORD $0x4f901280 // fmla v0.4s, v20.4s, v16.s[0]
+	WORD $0x4f9012a1 // fmla v1.4s, v21.4s, v16.s[0]
+	WORD $0x4f911288 // fmla v8.4s, v20.4s, v17.s[0]
+	WORD $0x4f9112a9 // fmla v9.4s, v21.4s, v17.s[0]
+	VAND V31.B16, V18.B16, V18.B16
+	VAND V31.B16, V19.B16, V19.B16
 	WORD $0x4fb01240 // fmla v0.4s, v18.4s, v16.s[1]
 	WORD $0x4fb01261 // fmla v1.4s, v19.4s, v16.s[1]
 	WORD $0x4fb11248 // fmla v8.4s, v18.4s, v17.s[1]
 	WORD $0x4fb11269 // fmla v9.4s, v19.4s, v17.s[1]
-	FMOVQ 144(R8), F21
-	WORD $0x2e613ab4 // shll v20.4s, v21.4h, #16
-	WORD $0x6e613ab5 // shll2 v21.4s, v21.8h, #16
-	WORD $0x4fb01282 // fmla v2.4s, v20.4s, v16.s[1]
-	WORD $0x4fb012a3 // fmla v3.4s, v21.4s, v16.s[1]
-	WORD $0x4fb1128a // fmla v10.4s, v20.4s, v17.s[1]
-	WORD $0x4fb112ab // fmla v11.4s, v21.4s, v17.s[1]
-	FMOVQ 160(R8), F23
-	WORD $0x2e613af6 // shll v22.4s, v23.4h, #16
-	WORD $0x6e613af7 // shll2 v23.4s, v23.8h, #16
-	WORD $0x4fb012c4 // fmla v4.4s, v22.4s, v16.s[1]
-	WORD $0x4fb012e5 // fmla v5.4s, v23.4s, v16.s[1]
-	WORD $0x4fb112cc // fmla v12.4s, v22.4s, v17.s[1]
-	WORD $0x4fb112ed // fmla v13.4s, v23.4s, v17.s[1]
-	FMOVQ 176(R8), F25
-	WORD $0x2e613b38 // shll v24.4s, v25.4h, #16
-	WORD $0x6e613b39 // shll2 v25.4s, v25.8h, #16
-	WORD $0x4fb01306 // fmla v6.4s, v24.4s, v16.s[1]
-	WORD $0x4fb01327 // fmla v7.4s, v25.4s, v16.s[1]
-	WORD $0x4fb1130e // fmla v14.4s, v24.4s, v17.s[1]
-	WORD $0x4fb1132f // fmla v15.4s, v25.4s, v17.s[1]
-	FMOVQ 256(R8), F19
-	WORD $0x2e613a72 // shll v18.4s, v19.4h, #16
-	WORD $0x6e613a73 // shll2 v19.4s, v19.8h, #16
-	WORD $0x4f901a40 // fmla v0.4s, v18.4s, v16.s[2]
-	WORD $0x4f901a61 // fmla v1.4s, v19.4s, v16.s[2]
-	WORD $0x4f911a48 // fmla v8.4s, v18.4s, v17.s[2]
-	WORD $0x4f911a69 // fmla v9.4s, v19.4s, v17.s[2]
-	FMOVQ 272(R8), F21
-	WORD $0x2e613ab4 // shll v20.4s, v21.4h, #16
-	WORD $0x6e613ab5 // shll2 v21.4s, v21.8h, #16
-	WORD $0x4f901a82 // fmla v2.4s, v20.4s, v16.s[2]
-	WORD $0x4f901aa3 // fmla v3.4s, v21.4s, v16.s[2]
-	WORD $0x4f911a8a // fmla v10.4s, v20.4s, v17.s[2]
-	WORD $0x4f911aab // fmla v11.4s, v21.4s, v17.s[2]
-	FMOVQ 288(R8), F23
-	WORD $0x2e613af6 // shll v22.4s, v23.4h, #16
-	WORD $0x6e613af7 // shll2 v23.4s, v23.8h, #16
-	WORD $0x4f901ac4 // fmla v4.4s, v22.4s, v16.s[2]
-	WORD $0x4f901ae5 // fmla v5.4s, v23.4s, v16.s[2]
-	WORD $0x4f911acc // fmla v12.4s, v22.4s, v17.s[2]
-	WORD $0x4f911aed // fmla v13.4s, v23.4s, v17.s[2]
-	FMOVQ 304(R8), F25
-	WORD $0x2e613b38 // shll v24.4s, v25.4h, #16
-	WORD $0x6e613b39 // shll2 v25.4s, v25.8h, #16
-	WORD $0x4f901b06 // fmla v6.4s, v24.4s, v16.s[2]
-	WORD $0x4f901b27 // fmla v7.4s, v25.4s, v16.s[2]
-	WORD $0x4f911b0e // fmla v14.4s, v24.4s, v17.s[2]
-	WORD $0x4f911b2f // fmla v15.4s, v25.4s, v17.s[2]
-	FMOVQ 384(R8), F19
-	WORD $0x2e613a72 // shll v18.4s, v19.4h, #16
-	WORD $0x6e613a73 // shll2 v19.4s, v19.8h, #16
+	FLDPQ 32(R8), (F22, F23)
+	VSHL $16, V22.S4, V24.S4
+	VSHL $16, V23.S4, V25.S4
+	WORD $0x4f901302 // fmla v2.4s, v24.4s, v16.s[0]
+	WORD $0x4f901323 // fmla v3.4s, v25.4s, v16.s[0]
+	WORD $0x4f91130a // fmla v10.4s, v24.4s, v17.s[0]
+	WORD $0x4f91132b // fmla v11.4s, v25.4s, v17.s[0]
+	VAND V31.B16, V22.B16, V22.B16
+	VAND V31.B16, V23.B16, V23.B16
+	WORD $0x4fb012c2 // fmla v2.4s, v22.4s, v16.s[1]
+	WORD $0x4fb012e3 // fmla v3.4s, v23.4s, v16.s[1]
+	WORD $0x4fb112ca // fmla v10.4s, v22.4s, v17.s[1]
+	WORD $0x4fb112eb // fmla v11.4s, v23.4s, v17.s[1]
+	FLDPQ 64(R8), (F26, F27)
+	VSHL $16, V26.S4, V28.S4
+	VSHL $16, V27.S4, V29.S4
+	WORD $0x4f901384 // fmla v4.4s, v28.4s, v16.s[0]
+	WORD $0x4f9013a5 // fmla v5.4s, v29.4s, v16.s[0]
+	WORD $0x4f91138c // fmla v12.4s, v28.4s, v17.s[0]
+	WORD $0x4f9113ad // fmla v13.4s, v29.4s, v17.s[0]
+	VAND V31.B16, V26.B16, V26.B16
+	VAND V31.B16, V27.B16, V27.B16
+	WORD $0x4fb01344 // fmla v4.4s, v26.4s, v16.s[1]
+	WORD $0x4fb01365 // fmla v5.4s, v27.4s, v16.s[1]
+	WORD $0x4fb1134c // fmla v12.4s, v26.4s, v17.s[1]
+	WORD $0x4fb1136d // fmla v13.4s, v27.4s, v17.s[1]
+	FLDPQ 96(R8), (F18, F19)
+	VSHL $16, V18.S4, V20.S4
+	VSHL $16, V19.S4, V21.S4
+	WORD $0x4f901286 // fmla v6.4s, v20.4s, v16.s[0]
+	WORD $0x4f9012a7 // fmla v7.4s, v21.4s, v16.s[0]
+	WORD $0x4f91128e // fmla v14.4s, v20.4s, v17.s[0]
+	WORD $0x4f9112af // fmla v15.4s, v21.4s, v17.s[0]
+	VAND V31.B16, V18.B16, V18.B16
+	VAND V31.B16, V19.B16, V19.B16
+	WORD $0x4fb01246 // fmla v6.4s, v18.4s, v16.s[1]
+	WORD $0x4fb01267 // fmla v7.4s, v19.4s, v16.s[1]
+	WORD $0x4fb1124e // fmla v14.4s, v18.4s, v17.s[1]
+	WORD $0x4fb1126f // fmla v15.4s, v19.4s, v17.s[1]
+	FLDPQ 256(R8), (F18, F19)
+	VSHL $16, V18.S4, V20.S4
+	VSHL $16, V19.S4, V21.S4
+	WORD $0x4f901a80 // fmla v0.4s, v20.4s, v16.s[2]
+	WORD $0x4f901aa1 // fmla v1.4s, v21.4s, v16.s[2]
+	WORD $0x4f911a88 // fmla v8.4s, v20.4s, v17.s[2]
+	WORD $0x4f911aa9 // fmla v9.4s, v21.4s, v17.s[2]
+	VAND V31.B16, V18.B16, V18.B16
+	VAND V31.B16, V19.B16, V19.B16
 	WORD $0x4fb01a40 // fmla v0.4s, v18.4s, v16.s[3]
 	WORD $0x4fb01a61 // fmla v1.4s, v19.4s, v16.s[3]
 	WORD $0x4fb11a48 // fmla v8.4s, v18.4s, v17.s[3]
 	WORD $0x4fb11a69 // fmla v9.4s, v19.4s, v17.s[3]
-	FMOVQ 400(R8), F21
-	WORD $0x2e613ab4 // shll v20.4s, v21.4h, #16
-	WORD $0x6e613ab5 // shll2 v21.4s, v21.8h, #16
-	WORD $0x4fb01a82 // fmla v2.4s, v20.4s, v16.s[3]
-	WORD $0x4fb01aa3 // fmla v3.4s, v21.4s, v16.s[3]
-	WORD $0x4fb11a8a // fmla v10.4s, v20.4s, v17.s[3]
-	WORD $0x4fb11aab // fmla v11.4s, v21.4s, v17.s[3]
-	FMOVQ 416(R8), F23
-	WORD $0x2e613af6 // shll v22.4s, v23.4h, #16
-	WORD $0x6e613af7 // shll2 v23.4s, v23.8h, #16
-	WORD $0x4fb01ac4 // fmla v4.4s, v22.4s, v16.s[3]
-	WORD $0x4fb01ae5 // fmla v5.4s, v23.4s, v16.s[3]
-	WORD $0x4fb11acc // fmla v12.4s, v22.4s, v17.s[3]
-	WORD $0x4fb11aed // fmla v13.4s, v23.4s, v17.s[3]
-	FMOVQ 432(R8), F25
-	WORD $0x2e613b38 // shll v24.4s, v25.4h, #16
-	WORD $0x6e613b39 // shll2 v25.4s, v25.8h, #16
-	WORD $0x4fb01b06 // fmla v6.4s, v24.4s, v16.s[3]
-	WORD $0x4fb01b27 // fmla v7.4s, v25.4s, v16.s[3]
-	WORD $0x4fb11b0e // fmla v14.4s, v24.4s, v17.s[3]
-	WORD $0x4fb11b2f // fmla v15.4s, v25.4s, v17.s[3]
+	FLDPQ 288(R8), (F22, F23)
+	VSHL $16, V22.S4, V24.S4
+	VSHL $16, V23.S4, V25.S4
+	WORD $0x4f901b02 // fmla v2.4s, v24.4s, v16.s[2]
+	WORD $0x4f901b23 // fmla v3.4s, v25.4s, v16.s[2]
+	WORD $0x4f911b0a // fmla v10.4s, v24.4s, v17.s[2]
+	WORD $0x4f911b2b // fmla v11.4s, v25.4s, v17.s[2]
+	VAND V31.B16, V22.B16, V22.B16
+	VAND V31.B16, V23.B16, V23.B16
+	WORD $0x4fb01ac2 // fmla v2.4s, v22.4s, v16.s[3]
+	WORD $0x4fb01ae3 // fmla v3.4s, v23.4s, v16.s[3]
+	WORD $0x4fb11aca // fmla v10.4s, v22.4s, v17.s[3]
+	WORD $0x4fb11aeb // fmla v11.4s, v23.4s, v17.s[3]
+	FLDPQ 320(R8), (F26, F27)
+	VSHL $16, V26.S4, V28.S4
+	VSHL $16, V27.S4, V29.S4
+	WORD $0x4f901b84 // fmla v4.4s, v28.4s, v16.s[2]
+	WORD $0x4f901ba5 // fmla v5.4s, v29.4s, v16.s[2]
+	WORD $0x4f911b8c // fmla v12.4s, v28.4s, v17.s[2]
+	WORD $0x4f911bad // fmla v13.4s, v29.4s, v17.s[2]
+	VAND V31.B16, V26.B16, V26.B16
+	VAND V31.B16, V27.B16, V27.B16
+	WORD $0x4fb01b44 // fmla v4.4s, v26.4s, v16.s[3]
+	WORD $0x4fb01b65 // fmla v5.4s, v27.4s, v16.s[3]
+	WORD $0x4fb11b4c // fmla v12.4s, v26.4s, v17.s[3]
+	WORD $0x4fb11b6d // fmla v13.4s, v27.4s, v17.s[3]
+	FLDPQ 352(R8), (F18, F19)
+	VSHL $16, V18.S4, V20.S4
+	VSHL $16, V19.S4, V21.S4
+	WORD $0x4f901a86 // fmla v6.4s, v20.4s, v16.s[2]
+	WORD $0x4f901aa7 // fmla v7.4s, v21.4s, v16.s[2]
+	WORD $0x4f911a8e // fmla v14.4s, v20.4s, v17.s[2]
+	WORD $0x4f911aaf // fmla v15.4s, v21.4s, v17.s[2]
+	VAND V31.B16, V18.B16, V18.B16
+	VAND V31.B16, V19.B16, V19.B16
+	WORD $0x4fb01a46 // fmla v6.4s, v18.4s, v16.s[3]
+	WORD $0x4fb01a67 // fmla v7.4s, v19.4s, v16.s[3]
+	WORD $0x4fb11a4e // fmla v14.4s, v18.4s, v17.s[3]
+	WORD $0x4fb11a6f // fmla v15.4s, v19.4s, v17.s[3]
 	ADD $512, R8, R8
 	SUBS $4, R9, R9
-	BGE loop36
-short34:
+	BGE loop38
+short36:
 	ADDS $4, R9, R9
-	BEQ summed38
-some37:
+	BEQ summed40
+some39:
+	TBZ $1, R9, one41
+	FMOVD.P 8(R12), F16
+	FMOVD.P 8(R13), F17
+	FLDPQ 0(R8), (F18, F19)
+	VSHL $16, V18.S4, V20.S4
+	VSHL $16, V19.S4, V21.S4
+	WORD $0x4f901280 // fmla v0.4s, v20.4s, v16.s[0]
+	WORD $0x4f9012a1 // fmla v1.4s, v21.4s, v16.s[0]
+	WORD $0x4f911288 // fmla v8.4s, v20.4s, v17.s[0]
+	WORD $0x4f9112a9 // fmla v9.4s, v21.4s, v17.s[0]
+	VAND V31.B16, V18.B16, V18.B16
+	VAND V31.B16, V19.B16, V19.B16
+	WORD $0x4fb01240 // fmla v0.4s, v18.4s, v16.s[1]
+	WORD $0x4fb01261 // fmla v1.4s, v19.4s, v16.s[1]
+	WORD $0x4fb11248 // fmla v8.4s, v18.4s, v17.s[1]
+	WORD $0x4fb11269 // fmla v9.4s, v19.4s, v17.s[1]
+	FLDPQ 32(R8), (F22, F23)
+	VSHL $16, V22.S4, V24.S4
+	VSHL $16, V23.S4, V25.S4
+	WORD $0x4f901302 // fmla v2.4s, v24.4s, v16.s[0]
+	WORD $0x4f901323 // fmla v3.4s, v25.4s, v16.s[0]
+	WORD $0x4f91130a // fmla v10.4s, v24.4s, v17.s[0]
+	WORD $0x4f91132b // fmla v11.4s, v25.4s, v17.s[0]
+	VAND V31.B16, V22.B16, V22.B16
+	VAND V31.B16, V23.B16, V23.B16
+	WORD $0x4fb012c2 // fmla v2.4s, v22.4s, v16.s[1]
+	WORD $0x4fb012e3 // fmla v3.4s, v23.4s, v16.s[1]
+	WORD $0x4fb112ca // fmla v10.4s, v22.4s, v17.s[1]
+	WORD $0x4fb112eb // fmla v11.4s, v23.4s, v17.s[1]
+	FLDPQ 64(R8), (F26, F27)
+	VSHL $16, V26.S4, V28.S4
+	VSHL $16, V27.S4, V29.S4
+	WORD $0x4f901384 // fmla v4.4s, v28.4s, v16.s[0]
+	WORD $0x4f9013a5 // fmla v5.4s, v29.4s, v16.s[0]
+	WORD $0x4f91138c // fmla v12.4s, v28.4s, v17.s[0]
+	WORD $0x4f9113ad // fmla v13.4s, v29.4s, v17.s[0]
+	VAND V31.B16, V26.B16, V26.B16
+	VAND V31.B16, V27.B16, V27.B16
+	WORD $0x4fb01344 // fmla v4.4s, v26.4s, v16.s[1]
+	WORD $0x4fb01365 // fmla v5.4s, v27.4s, v16.s[1]
+	WORD $0x4fb1134c // fmla v12.4s, v26.4s, v17.s[1]
+	WORD $0x4fb1136d // fmla v13.4s, v27.4s, v17.s[1]
+	FLDPQ 96(R8), (F18, F19)
+	VSHL $16, V18.S4, V20.S4
+	VSHL $16, V19.S4, V21.S4
+	WORD $0x4f901286 // fmla v6.4s, v20.4s, v16.s[0]
+	WORD $0x4f9012a7 // fmla v7.4s, v21.4s, v16.s[0]
+	WORD $0x4f91128e // fmla v14.4s, v20.4s, v17.s[0]
+	WORD $0x4f9112af // fmla v15.4s, v21.4s, v17.s[0]
+	VAND V31.B16, V18.B16, V18.B16
+	VAND V31.B16, V19.B16, V19.B16
+	WORD $0x4fb01246 // fmla v6.4s, v18.4s, v16.s[1]
+	WORD $0x4fb01267 // fmla v7.4s, v19.4s, v16.s[1]
+	WORD $0x4fb1124e // fmla v14.4s, v18.4s, v17.s[1]
+	WORD $0x4fb1126f // fmla v15.4s, v19.4s, v17.s[1]
+	ADD $256, R8, R8
+	TBZ $0, R9, summed40
+one41:
 	FMOVS.P 4(R12), F16
 	FMOVS.P 4(R13), F17
-	FMOVQ 0(R8), F19
-	WORD $0x2e613a72 // shll v18.4s, v19.4h, #16
-	WORD $0x6e613a73 // shll2 v19.4s, v19.8h, #16
+	FMOVQ 0(R8), F18
+	VSHL $16, V18.S4, V18.S4
 	WORD $0x4f901240 // fmla v0.4s, v18.4s, v16.s[0]
-	WORD $0x4f901261 // fmla v1.4s, v19.4s, v16.s[0]
 	WORD $0x4f911248 // fmla v8.4s, v18.4s, v17.s[0]
-	WORD $0x4f911269 // fmla v9.4s, v19.4s, v17.s[0]
-	FMOVQ 16(R8), F21
-	WORD $0x2e613ab4 // shll v20.4s, v21.4h, #16
-	WORD $0x6e613ab5 // shll2 v21.4s, v21.8h, #16
-	WORD $0x4f901282 // fmla v2.4s, v20.4s, v16.s[0]
-	WORD $0x4f9012a3 // fmla v3.4s, v21.4s, v16.s[0]
-	WORD $0x4f91128a // fmla v10.4s, v20.4s, v17.s[0]
-	WORD $0x4f9112ab // fmla v11.4s, v21.4s, v17.s[0]
-	FMOVQ 32(R8), F23
-	WORD $0x2e613af6 // shll v22.4s, v23.4h, #16
-	WORD $0x6e613af7 // shll2 v23.4s, v23.8h, #16
-	WORD $0x4f9012c4 // fmla v4.4s, v22.4s, v16.s[0]
-	WORD $0x4f9012e5 // fmla v5.4s, v23.4s, v16.s[0]
-	WORD $0x4f9112cc // fmla v12.4s, v22.4s, v17.s[0]
-	WORD $0x4f9112ed // fmla v13.4s, v23.4s, v17.s[0]
-	FMOVQ 48(R8), F25
-	WORD $0x2e613b38 // shll v24.4s, v25.4h, #16
-	WORD $0x6e613b39 // shll2 v25.4s, v25.8h, #16
-	WORD $0x4f901306 // fmla v6.4s, v24.4s, v16.s[0]
-	WORD $0x4f901327 // fmla v7.4s, v25.4s, v16.s[0]
-	WORD $0x4f91130e // fmla v14.4s, v24.4s, v17.s[0]
-	WORD $0x4f91132f // fmla v15.4s, v25.4s, v17.s[0]
+	FMOVQ 16(R8), F18
+	VSHL $16, V18.S4, V18.S4
+	WORD $0x4f901241 // fmla v1.4s, v18.4s, v16.s[0]
+	WORD $0x4f911249 // fmla v9.4s, v18.4s, v17.s[0]
+	FMOVQ 32(R8), F18
+	VSHL $16, V18.S4, V18.S4
+	WORD $0x4f901242 // fmla v2.4s, v18.4s, v16.s[0]
+	WORD $0x4f91124a // fmla v10.4s, v18.4s, v17.s[0]
+	FMOVQ 48(R8), F18
+	VSHL $16, V18.S4, V18.S4
+	WORD $0x4f901243 // fmla v3.4s, v18.4s, v16.s[0]
+	WORD $0x4f91124b // fmla v11.4s, v18.4s, v17.s[0]
+	FMOVQ 64(R8), F18
+	VSHL $16, V18.S4, V18.S4
+	WORD $0x4f901244 // fmla v4.4s, v18.4s, v16.s[0]
+	WORD $0x4f91124c // fmla v12.4s, v18.4s, v17.s[0]
+	FMOVQ 80(R8), F18
+	VSHL $16, V18.S4, V18.S4
+	WORD $0x4f901245 // fmla v5.4s, v18.4s, v16.s[0]
+	WORD $0x4f91124d // fmla v13.4s, v18.4s, v17.s[0]
+	FMOVQ 96(R8), F18
+	VSHL $16, V18.S4, V18.S4
+	WORD $0x4f901246 // fmla v6.4s, v18.4s, v16.s[0]
+	WORD $0x4f91124e // fmla v14.4s, v18.4s, v17.s[0]
+	FMOVQ 112(R8), F18
+	VSHL $16, V18.S4, V18.S4
+	WORD $0x4f901247 // fmla v7.4s, v18.4s, v16.s[0]
+	WORD $0x4f91124f // fmla v15.4s, v18.4s, v17.s[0]
 	ADD $128, R8, R8
-	SUBS $1, R9, R9
-	BNE some37
-summed38:
+summed40:
 	FSTPQ (F0, F1), 0(R0)
 	FSTPQ (F2, F3), 32(R0)
 	FSTPQ (F4, F5), 64(R0)
@@ -13073,9 +13266,9 @@ summed38:
 	FSTPQ (F12, F13), 320(R0)
 	FSTPQ (F14, F15), 352(R0)
 	ADD $128, R0, R0
-	ADD $64, R10, R10
+	ADD $128, R10, R10
 	SUBS $1, R11, R11
-	BNE block30
+	BNE block32
 	ADD $256, R0, R0
 	ADD R3, R1, R1
 	ADD R3, R1, R1
@@ -13083,10 +13276,12 @@ summed38:
 	SUB $2, R5, R5
 	B rows2
 tile8:
+	MOVD $0xffff0000, R9
+	VDUP R9, V31.S4
 	MOVD R2, R10
 	MOVD $2, R11
-block39:
-	CBNZ R6, carried40
+block42:
+	CBNZ R6, carried43
 	VEOR V0.B16, V0.B16, V0.B16
 	VEOR V1.B16, V1.B16, V1.B16
 	VEOR V2.B16, V2.B16, V2.B16
@@ -13111,8 +13306,8 @@ block39:
 	VEOR V21.B16, V21.B16, V21.B16
 	VEOR V22.B16, V22.B16, V22.B16
 	VEOR V23.B16, V23.B16, V23.B16
-	B begin41
-carried40:
+	B begin44
+carried43:
 	FLDPQ 0(R0), (F0, F1)
 	FLDPQ 32(R0), (F2, F3)
 	FLDPQ 64(R0), (F4, F5)
@@ -13125,373 +13320,434 @@ carried40:
 	FLDPQ 544(R0), (F18, F19)
 	FLDPQ 576(R0), (F20, F21)
 	FLDPQ 608(R0), (F22, F23)
-begin41:
+begin44:
 	MOVD R10, R8
 	MOVD R1, R12
 	ADD R3, R12, R13
 	ADD R3, R13, R14
 	MOVD R4, R9
-	CBZ R7, plain44
+	CBZ R7, plain47
 	SUBS $4, R9, R9
-	BLT short43
-asking42:
+	BLT short46
+asking45:
 	FMOVQ.P 16(R12), F24
 	FMOVQ.P 16(R13), F25
 	FMOVQ.P 16(R14), F26
-	FMOVQ 0(R8), F28
-	WORD $0x2e613b9b // shll v27.4s, v28.4h, #16
-	WORD $0x6e613b9c // shll2 v28.4s, v28.8h, #16
-	WORD $0x4f981360 // fmla v0.4s, v27.4s, v24.s[0]
-	WORD $0x4f981381 // fmla v1.4s, v28.4s, v24.s[0]
-	WORD $0x4f991368 // fmla v8.4s, v27.4s, v25.s[0]
-	WORD $0x4f991389 // fmla v9.4s, v28.4s, v25.s[0]
-	WORD $0x4f9a1370 // fmla v16.4s, v27.4s, v26.s[0]
-	WORD $0x4f9a1391 // fmla v17.4s, v28.4s, v26.s[0]
-	FMOVQ 16(R8), F30
-	WORD $0x2e613bdd // shll v29.4s, v30.4h, #16
-	WORD $0x6e613bde // shll2 v30.4s, v30.8h, #16
-	WORD $0x4f9813a2 // fmla v2.4s, v29.4s, v24.s[0]
-	WORD $0x4f9813c3 // fmla v3.4s, v30.4s, v24.s[0]
-	WORD $0x4f9913aa // fmla v10.4s, v29.4s, v25.s[0]
-	WORD $0x4f9913cb // fmla v11.4s, v30.4s, v25.s[0]
-	WORD $0x4f9a13b2 // fmla v18.4s, v29.4s, v26.s[0]
-	WORD $0x4f9a13d3 // fmla v19.4s, v30.4s, v26.s[0]
-	FMOVQ 32(R8), F28
-	WORD $0x2e613b9b // shll v27.4s, v28.4h, #16
-	WORD $0x6e613b9c // shll2 v28.4s, v28.8h, #16
-	WORD $0x4f981364 // fmla v4.4s, v27.4s, v24.s[0]
-	WORD $0x4f981385 // fmla v5.4s, v28.4s, v24.s[0]
-	WORD $0x4f99136c // fmla v12.4s, v27.4s, v25.s[0]
-	WORD $0x4f99138d // fmla v13.4s, v28.4s, v25.s[0]
-	WORD $0x4f9a1374 // fmla v20.4s, v27.4s, v26.s[0]
-	WORD $0x4f9a1395 // fmla v21.4s, v28.4s, v26.s[0]
-	FMOVQ 48(R8), F30
-	WORD $0x2e613bdd // shll v29.4s, v30.4h, #16
-	WORD $0x6e613bde // shll2 v30.4s, v30.8h, #16
-	WORD $0x4f9813a6 // fmla v6.4s, v29.4s, v24.s[0]
-	WORD $0x4f9813c7 // fmla v7.4s, v30.4s, v24.s[0]
-	WORD $0x4f9913ae // fmla v14.4s, v29.4s, v25.s[0]
-	WORD $0x4f9913cf // fmla v15.4s, v30.4s, v25.s[0]
-	WORD $0x4f9a13b6 // fmla v22.4s, v29.4s, v26.s[0]
-	WORD $0x4f9a13d7 // fmla v23.4s, v30.4s, v26.s[0]
-	PRFM 0(R7), PLDL1KEEP
-	FMOVQ 128(R8), F28
-	WORD $0x2e613b9b // shll v27.4s, v28.4h, #16
-	WORD $0x6e613b9c // shll2 v28.4s, v28.8h, #16
+	FLDPQ 0(R8), (F27, F28)
+	VSHL $16, V27.S4, V29.S4
+	VSHL $16, V28.S4, V30.S4
+	WORD $0x4f9813a0 // fmla v0.4s, v29.4s, v24.s[0]
+	WORD $0x4f9813c1 // fmla v1.4s, v30.4s, v24.s[0]
+	WORD $0x4f9913a8 // fmla v8.4s, v29.4s, v25.s[0]
+	WORD $0x4f9913c9 // fmla v9.4s, v30.4s, v25.s[0]
+	WORD $0x4f9a13b0 // fmla v16.4s, v29.4s, v26.s[0]
+	WORD $0x4f9a13d1 // fmla v17.4s, v30.4s, v26.s[0]
+	VAND V31.B16, V27.B16, V27.B16
+	VAND V31.B16, V28.B16, V28.B16
 	WORD $0x4fb81360 // fmla v0.4s, v27.4s, v24.s[1]
 	WORD $0x4fb81381 // fmla v1.4s, v28.4s, v24.s[1]
 	WORD $0x4fb91368 // fmla v8.4s, v27.4s, v25.s[1]
 	WORD $0x4fb91389 // fmla v9.4s, v28.4s, v25.s[1]
 	WORD $0x4fba1370 // fmla v16.4s, v27.4s, v26.s[1]
 	WORD $0x4fba1391 // fmla v17.4s, v28.4s, v26.s[1]
-	FMOVQ 144(R8), F30
-	WORD $0x2e613bdd // shll v29.4s, v30.4h, #16
-	WORD $0x6e613bde // shll2 v30.4s, v30.8h, #16
-	WORD $0x4fb813a2 // fmla v2.4s, v29.4s, v24.s[1]
-	WORD $0x4fb813c3 // fmla v3.4s, v30.4s, v24.s[1]
-	WORD $0x4fb913aa // fmla v10.4s, v29.4s, v25.s[1]
-	WORD $0x4fb913cb // fmla v11.4s, v30.4s, v25.s[1]
-	WORD $0x4fba13b2 // fmla v18.4s, v29.4s, v26.s[1]
-	WORD $0x4fba13d3 // fmla v19.4s, v30.4s, v26.s[1]
-	FMOVQ 160(R8), F28
-	WORD $0x2e613b9b // shll v27.4s, v28.4h, #16
-	WORD $0x6e613b9c // shll2 v28.4s, v28.8h, #16
+	FLDPQ 32(R8), (F27, F28)
+	VSHL $16, V27.S4, V29.S4
+	VSHL $16, V28.S4, V30.S4
+	WORD $0x4f9813a2 // fmla v2.4s, v29.4s, v24.s[0]
+	WORD $0x4f9813c3 // fmla v3.4s, v30.4s, v24.s[0]
+	WORD $0x4f9913aa // fmla v10.4s, v29.4s, v25.s[0]
+	WORD $0x4f9913cb // fmla v11.4s, v30.4s, v25.s[0]
+	WORD $0x4f9a13b2 // fmla v18.4s, v29.4s, v26.s[0]
+	WORD $0x4f9a13d3 // fmla v19.4s, v30.4s, v26.s[0]
+	VAND V31.B16, V27.B16, V27.B16
+	VAND V31.B16, V28.B16, V28.B16
+	WORD $0x4fb81362 // fmla v2.4s, v27.4s, v24.s[1]
+	WORD $0x4fb81383 // fmla v3.4s, v28.4s, v24.s[1]
+	WORD $0x4fb9136a // fmla v10.4s, v27.4s, v25.s[1]
+	WORD $0x4fb9138b // fmla v11.4s, v28.4s, v25.s[1]
+	WORD $0x4fba1372 // fmla v18.4s, v27.4s, v26.s[1]
+	WORD $0x4fba1393 // fmla v19.4s, v28.4s, v26.s[1]
+	FLDPQ 64(R8), (F27, F28)
+	VSHL $16, V27.S4, V29.S4
+	VSHL $16, V28.S4, V30.S4
+	WORD $0x4f9813a4 // fmla v4.4s, v29.4s, v24.s[0]
+	WORD $0x4f9813c5 // fmla v5.4s, v30.4s, v24.s[0]
+	WORD $0x4f9913ac // fmla v12.4s, v29.4s, v25.s[0]
+	WORD $0x4f9913cd // fmla v13.4s, v30.4s, v25.s[0]
+	WORD $0x4f9a13b4 // fmla v20.4s, v29.4s, v26.s[0]
+	WORD $0x4f9a13d5 // fmla v21.4s, v30.4s, v26.s[0]
+	VAND V31.B16, V27.B16, V27.B16
+	VAND V31.B16, V28.B16, V28.B16
 	WORD $0x4fb81364 // fmla v4.4s, v27.4s, v24.s[1]
 	WORD $0x4fb81385 // fmla v5.4s, v28.4s, v24.s[1]
 	WORD $0x4fb9136c // fmla v12.4s, v27.4s, v25.s[1]
 	WORD $0x4fb9138d // fmla v13.4s, v28.4s, v25.s[1]
 	WORD $0x4fba1374 // fmla v20.4s, v27.4s, v26.s[1]
 	WORD $0x4fba1395 // fmla v21.4s, v28.4s, v26.s[1]
-	FMOVQ 176(R8), F30
-	WORD $0x2e613bdd // shll v29.4s, v30.4h, #16
-	WORD $0x6e613bde // shll2 v30.4s, v30.8h, #16
-	WORD $0x4fb813a6 // fmla v6.4s, v29.4s, v24.s[1]
-	WORD $0x4fb813c7 // fmla v7.4s, v30.4s, v24.s[1]
-	WORD $0x4fb913ae // fmla v14.4s, v29.4s, v25.s[1]
-	WORD $0x4fb913cf // fmla v15.4s, v30.4s, v25.s[1]
-	WORD $0x4fba13b6 // fmla v22.4s, v29.4s, v26.s[1]
-	WORD $0x4fba13d7 // fmla v23.4s, v30.4s, v26.s[1]
+	FLDPQ 96(R8), (F27, F28)
+	VSHL $16, V27.S4, V29.S4
+	VSHL $16, V28.S4, V30.S4
+	WORD $0x4f9813a6 // fmla v6.4s, v29.4s, v24.s[0]
+	WORD $0x4f9813c7 // fmla v7.4s, v30.4s, v24.s[0]
+	WORD $0x4f9913ae // fmla v14.4s, v29.4s, v25.s[0]
+	WORD $0x4f9913cf // fmla v15.4s, v30.4s, v25.s[0]
+	WORD $0x4f9a13b6 // fmla v22.4s, v29.4s, v26.s[0]
+	WORD $0x4f9a13d7 // fmla v23.4s, v30.4s, v26.s[0]
+	VAND V31.B16, V27.B16, V27.B16
+	VAND V31.B16, V28.B16, V28.B16
+	WORD $0x4fb81366 // fmla v6.4s, v27.4s, v24.s[1]
+	WORD $0x4fb81387 // fmla v7.4s, v28.4s, v24.s[1]
+	WORD $0x4fb9136e // fmla v14.4s, v27.4s, v25.s[1]
+	WORD $0x4fb9138f // fmla v15.4s, v28.4s, v25.s[1]
+	WORD $0x4fba1376 // fmla v22.4s, v27.4s, v26.s[1]
+	WORD $0x4fba1397 // fmla v23.4s, v28.4s, v26.s[1]
+	PRFM 0(R7), PLDL1KEEP
 	PRFM 64(R7), PLDL1KEEP
-	FMOVQ 256(R8), F28
-	WORD $0x2e613b9b // shll v27.4s, v28.4h, #16
-	WORD $0x6e613b9c // shll2 v28.4s, v28.8h, #16
-	WORD $0x4f981b60 // fmla v0.4s, v27.4s, v24.s[2]
-	WORD $0x4f981b81 // fmla v1.4s, v28.4s, v24.s[2]
-	WORD $0x4f991b68 // fmla v8.4s, v27.4s, v25.s[2]
-	WORD $0x4f991b89 // fmla v9.4s, v28.4s, v25.s[2]
-	WORD $0x4f9a1b70 // fmla v16.4s, v27.4s, v26.s[2]
-	WORD $0x4f9a1b91 // fmla v17.4s, v28.4s, v26.s[2]
-	FMOVQ 272(R8), F30
-	WORD $0x2e613bdd // shll v29.4s, v30.4h, #16
-	WORD $0x6e613bde // shll2 v30.4s, v30.8h, #16
-	WORD $0x4f981ba2 // fmla v2.4s, v29.4s, v24.s[2]
-	WORD $0x4f981bc3 // fmla v3.4s, v30.4s, v24.s[2]
-	WORD $0x4f991baa // fmla v10.4s, v29.4s, v25.s[2]
-	WORD $0x4f991bcb // fmla v11.4s, v30.4s, v25.s[2]
-	WORD $0x4f9a1bb2 // fmla v18.4s, v29.4s, v26.s[2]
-	WORD $0x4f9a1bd3 // fmla v19.4s, v30.4s, v26.s[2]
-	FMOVQ 288(R8), F28
-	WORD $0x2e613b9b // shll v27.4s, v28.4h, #16
-	WORD $0x6e613b9c // shll2 v28.4s, v28.8h, #16
-	WORD $0x4f981b64 // fmla v4.4s, v27.4s, v24.s[2]
-	WORD $0x4f981b85 // fmla v5.4s, v28.4s, v24.s[2]
-	WORD $0x4f991b6c // fmla v12.4s, v27.4s, v25.s[2]
-	WORD $0x4f991b8d // fmla v13.4s, v28.4s, v25.s[2]
-	WORD $0x4f9a1b74 // fmla v20.4s, v27.4s, v26.s[2]
-	WORD $0x4f9a1b95 // fmla v21.4s, v28.4s, v26.s[2]
-	FMOVQ 304(R8), F30
-	WORD $0x2e613bdd // shll v29.4s, v30.4h, #16
-	WORD $0x6e613bde // shll2 v30.4s, v30.8h, #16
-	WORD $0x4f981ba6 // fmla v6.4s, v29.4s, v24.s[2]
-	WORD $0x4f981bc7 // fmla v7.4s, v30.4s, v24.s[2]
-	WORD $0x4f991bae // fmla v14.4s, v29.4s, v25.s[2]
-	WORD $0x4f991bcf // fmla v15.4s, v30.4s, v25.s[2]
-	WORD $0x4f9a1bb6 // fmla v22.4s, v29.4s, v26.s[2]
-	WORD $0x4f9a1bd7 // fmla v23.4s, v30.4s, v26.s[2]
-	PRFM 128(R7), PLDL1KEEP
-	FMOVQ 384(R8), F28
-	WORD $0x2e613b9b // shll v27.4s, v28.4h, #16
-	WORD $0x6e613b9c // shll2 v28.4s, v28.8h, #16
+	FLDPQ 256(R8), (F27, F28)
+	VSHL $16, V27.S4, V29.S4
+	VSHL $16, V28.S4, V30.S4
+	WORD $0x4f981ba0 // fmla v0.4s, v29.4s, v24.s[2]
+	WORD $0x4f981bc1 // fmla v1.4s, v30.4s, v24.s[2]
+	WORD $0x4f991ba8 // fmla v8.4s, v29.4s, v25.s[2]
+	WORD $0x4f991bc9 // fmla v9.4s, v30.4s, v25.s[2]
+	WORD $0x4f9a1bb0 // fmla v16.4s, v29.4s, v26.s[2]
+	WORD $0x4f9a1bd1 // fmla v17.4s, v30.4s, v26.s[2]
+	VAND V31.B16, V27.B16, V27.B16
+	VAND V31.B16, V28.B16, V28.B16
 	WORD $0x4fb81b60 // fmla v0.4s, v27.4s, v24.s[3]
 	WORD $0x4fb81b81 // fmla v1.4s, v28.4s, v24.s[3]
 	WORD $0x4fb91b68 // fmla v8.4s, v27.4s, v25.s[3]
 	WORD $0x4fb91b89 // fmla v9.4s, v28.4s, v25.s[3]
 	WORD $0x4fba1b70 // fmla v16.4s, v27.4s, v26.s[3]
 	WORD $0x4fba1b91 // fmla v17.4s, v28.4s, v26.s[3]
-	FMOVQ 400(R8), F30
-	WORD $0x2e613bdd // shll v29.4s, v30.4h, #16
-	WORD $0x6e613bde // shll2 v30.4s, v30.8h, #16
-	WORD $0x4fb81ba2 // fmla v2.4s, v29.4s, v24.s[3]
-	WORD $0x4fb81bc3 // fmla v3.4s, v30.4s, v24.s[3]
-	WORD $0x4fb91baa // fmla v10.4s, v29.4s, v25.s[3]
-	WORD $0x4fb91bcb // fmla v11.4s, v30.4s, v25.s[3]
-	WORD $0x4fba1bb2 // fmla v18.4s, v29.4s, v26.s[3]
-	WORD $0x4fba1bd3 // fmla v19.4s, v30.4s, v26.s[3]
-	FMOVQ 416(R8), F28
-	WORD $0x2e613b9b // shll v27.4s, v28.4h, #16
-	WORD $0x6e613b9c // shll2 v28.4s, v28.8h, #16
+	FLDPQ 288(R8), (F27, F28)
+	VSHL $16, V27.S4, V29.S4
+	VSHL $16, V28.S4, V30.S4
+	WORD $0x4f981ba2 // fmla v2.4s, v29.4s, v24.s[2]
+	WORD $0x4f981bc3 // fmla v3.4s, v30.4s, v24.s[2]
+	WORD $0x4f991baa // fmla v10.4s, v29.4s, v25.s[2]
+	WORD $0x4f991bcb // fmla v11.4s, v30.4s, v25.s[2]
+	WORD $0x4f9a1bb2 // fmla v18.4s, v29.4s, v26.s[2]
+	WORD $0x4f9a1bd3 // fmla v19.4s, v30.4s, v26.s[2]
+	VAND V31.B16, V27.B16, V27.B16
+	VAND V31.B16, V28.B16, V28.B16
+	WORD $0x4fb81b62 // fmla v2.4s, v27.4s, v24.s[3]
+	WORD $0x4fb81b83 // fmla v3.4s, v28.4s, v24.s[3]
+	WORD $0x4fb91b6a // fmla v10.4s, v27.4s, v25.s[3]
+	WORD $0x4fb91b8b // fmla v11.4s, v28.4s, v25.s[3]
+	WORD $0x4fba1b72 // fmla v18.4s, v27.4s, v26.s[3]
+	WORD $0x4fba1b93 // fmla v19.4s, v28.4s, v26.s[3]
+	FLDPQ 320(R8), (F27, F28)
+	VSHL $16, V27.S4, V29.S4
+	VSHL $16, V28.S4, V30.S4
+	WORD $0x4f981ba4 // fmla v4.4s, v29.4s, v24.s[2]
+	WORD $0x4f981bc5 // fmla v5.4s, v30.4s, v24.s[2]
+	WORD $0x4f991bac // fmla v12.4s, v29.4s, v25.s[2]
+	WORD $0x4f991bcd // fmla v13.4s, v30.4s, v25.s[2]
+	WORD $0x4f9a1bb4 // fmla v20.4s, v29.4s, v26.s[2]
+	WORD $0x4f9a1bd5 // fmla v21.4s, v30.4s, v26.s[2]
+	VAND V31.B16, V27.B16, V27.B16
+	VAND V31.B16, V28.B16, V28.B16
 	WORD $0x4fb81b64 // fmla v4.4s, v27.4s, v24.s[3]
 	WORD $0x4fb81b85 // fmla v5.4s, v28.4s, v24.s[3]
 	WORD $0x4fb91b6c // fmla v12.4s, v27.4s, v25.s[3]
 	WORD $0x4fb91b8d // fmla v13.4s, v28.4s, v25.s[3]
 	WORD $0x4fba1b74 // fmla v20.4s, v27.4s, v26.s[3]
 	WORD $0x4fba1b95 // fmla v21.4s, v28.4s, v26.s[3]
-	FMOVQ 432(R8), F30
-	WORD $0x2e613bdd // shll v29.4s, v30.4h, #16
-	WORD $0x6e613bde // shll2 v30.4s, v30.8h, #16
-	WORD $0x4fb81ba6 // fmla v6.4s, v29.4s, v24.s[3]
-	WORD $0x4fb81bc7 // fmla v7.4s, v30.4s, v24.s[3]
-	WORD $0x4fb91bae // fmla v14.4s, v29.4s, v25.s[3]
-	WORD $0x4fb91bcf // fmla v15.4s, v30.4s, v25.s[3]
-	WORD $0x4fba1bb6 // fmla v22.4s, v29.4s, v26.s[3]
-	WORD $0x4fba1bd7 // fmla v23.4s, v30.4s, v26.s[3]
+	FLDPQ 352(R8), (F27, F28)
+	VSHL $16, V27.S4, V29.S4
+	VSHL $16, V28.S4, V30.S4
+	WORD $0x4f981ba6 // fmla v6.4s, v29.4s, v24.s[2]
+	WORD $0x4f981bc7 // fmla v7.4s, v30.4s, v24.s[2]
+	WORD $0x4f991bae // fmla v14.4s, v29.4s, v25.s[2]
+	WORD $0x4f991bcf // fmla v15.4s, v30.4s, v25.s[2]
+	WORD $0x4f9a1bb6 // fmla v22.4s, v29.4s, v26.s[2]
+	WORD $0x4f9a1bd7 // fmla v23.4s, v30.4s, v26.s[2]
+	VAND V31.B16, V27.B16, V27.B16
+	VAND V31.B16, V28.B16, V28.B16
+	WORD $0x4fb81b66 // fmla v6.4s, v27.4s, v24.s[3]
+	WORD $0x4fb81b87 // fmla v7.4s, v28.4s, v24.s[3]
+	WORD $0x4fb91b6e // fmla v14.4s, v27.4s, v25.s[3]
+	WORD $0x4fb91b8f // fmla v15.4s, v28.4s, v25.s[3]
+	WORD $0x4fba1b76 // fmla v22.4s, v27.4s, v26.s[3]
+	WORD $0x4fba1b97 // fmla v23.4s, v28.4s, v26.s[3]
+	PRFM 128(R7), PLDL1KEEP
 	PRFM 192(R7), PLDL1KEEP
 	ADD $256, R7, R7
 	ADD $512, R8, R8
 	SUBS $4, R9, R9
-	BGE asking42
-	B short43
-plain44:
+	BGE asking45
+	B short46
+plain47:
 	SUBS $4, R9, R9
-	BLT short43
-loop45:
+	BLT short46
+loop48:
 	FMOVQ.P 16(R12), F24
 	FMOVQ.P 16(R13), F25
 	FMOVQ.P 16(R14), F26
-	FMOVQ 0(R8), F28
-	WORD $0x2e613b9b // shll v27.4s, v28.4h, #16
-	WORD $0x6e613b9c // shll2 v28.4s, v28.8h, #16
-	WORD $0x4f981360 // fmla v0.4s, v27.4s, v24.s[0]
-	WORD $0x4f981381 // fmla v1.4s, v28.4s, v24.s[0]
-	WORD $0x4f991368 // fmla v8.4s, v27.4s, v25.s[0]
-	WORD $0x4f991389 // fmla v9.4s, v28.4s, v25.s[0]
-	WORD $0x4f9a1370 // fmla v16.4s, v27.4s, v26.s[0]
-	WORD $0x4f9a1391 // fmla v17.4s, v28.4s, v26.s[0]
-	FMOVQ 16(R8), F30
-	WORD $0x2e613bdd // shll v29.4s, v30.4h, #16
-	WORD $0x6e613bde // shll2 v30.4s, v30.8h, #16
-	WORD $0x4f9813a2 // fmla v2.4s, v29.4s, v24.s[0]
-	WORD $0x4f9813c3 // fmla v3.4s, v30.4s, v24.s[0]
-	WORD $0x4f9913aa // fmla v10.4s, v29.4s, v25.s[0]
-	WORD $0x4f9913cb // fmla v11.4s, v30.4s, v25.s[0]
-	WORD $0x4f9a13b2 // fmla v18.4s, v29.4s, v26.s[0]
-	WORD $0x4f9a13d3 // fmla v19.4s, v30.4s, v26.s[0]
-	FMOVQ 32(R8), F28
-	WORD $0x2e613b9b // shll v27.4s, v28.4h, #16
-	WORD $0x6e613b9c // shll2 v28.4s, v28.8h, #16
-	WORD $0x4f981364 // fmla v4.4s, v27.4s, v24.s[0]
-	WORD $0x4f981385 // fmla v5.4s, v28.4s, v24.s[0]
-	WORD $0x4f99136c // fmla v12.4s, v27.4s, v25.s[0]
-	WORD $0x4f99138d // fmla v13.4s, v28.4s, v25.s[0]
-	WORD $0x4f9a1374 // fmla v20.4s, v27.4s, v26.s[0]
-	WORD $0x4f9a1395 // fmla v21.4s, v28.4s, v26.s[0]
-	FMOVQ 48(R8), F30
-	WORD $0x2e613bdd // shll v29.4s, v30.4h, #16
-	WORD $0x6e613bde // shll2 v30.4s, v30.8h, #16
-	WORD $0x4f9813a6 // fmla v6.4s, v29.4s, v24.s[0]
-	WORD $0x4f9813c7 // fmla v7.4s, v30.4s, v24.s[0]
-	WORD $0x4f9913ae // fmla v14.4s, v29.4s, v25.s[0]
-	WORD $0x4f9913cf // fmla v15.4s, v30.4s, v25.s[0]
-	WORD $0x4f9a13b6 // fmla v22.4s, v29.4s, v26.s[0]
-	WORD $0x4f9a13d7 // fmla v23.4s, v30.4s, v26.s[0]
-	FMOVQ 128(R8), F28
-	WORD $0x2e613b9b // shll v27.4s, v28.4h, #16
-	WORD $0x6e613b9c // shll2 v28.4s, v28.8h, #16
+	FLDPQ 0(R8), (F27, F28)
+	VSHL $16, V27.S4, V29.S4
+	VSHL $16, V28.S4, V30.S4
+	WORD $0x4f9813a0 // fmla v0.4s, v29.4s, v24.s[0]
+	WORD $0x4f9813c1 // fmla v1.4s, v30.4s, v24.s[0]
+	WORD $0x4f9913a8 // fmla v8.4s, v29.4s, v25.s[0]
+	WORD $0x4f9913c9 // fmla v9.4s, v30.4s, v25.s[0]
+	WORD $0x4f9a13b0 // fmla v16.4s, v29.4s, v26.s[0]
+	WORD $0x4f9a13d1 // fmla v17.4s, v30.4s, v26.s[0]
+	VAND V31.B16, V27.B16, V27.B16
+	VAND V31.B16, V28.B16, V28.B16
 	WORD $0x4fb81360 // fmla v0.4s, v27.4s, v24.s[1]
 	WORD $0x4fb81381 // fmla v1.4s, v28.4s, v24.s[1]
 	WORD $0x4fb91368 // fmla v8.4s, v27.4s, v25.s[1]
 	WORD $0x4fb91389 // fmla v9.4s, v28.4s, v25.s[1]
 	WORD $0x4fba1370 // fmla v16.4s, v27.4s, v26.s[1]
 	WORD $0x4fba1391 // fmla v17.4s, v28.4s, v26.s[1]
-	FMOVQ 144(R8), F30
-	WORD $0x2e613bdd // shll v29.4s, v30.4h, #16
-	WORD $0x6e613bde // shll2 v30.4s, v30.8h, #16
-	WORD $0x4fb813a2 // fmla v2.4s, v29.4s, v24.s[1]
-	WORD $0x4fb813c3 // fmla v3.4s, v30.4s, v24.s[1]
-	WORD $0x4fb913aa // fmla v10.4s, v29.4s, v25.s[1]
-	WORD $0x4fb913cb // fmla v11.4s, v30.4s, v25.s[1]
-	WORD $0x4fba13b2 // fmla v18.4s, v29.4s, v26.s[1]
-	WORD $0x4fba13d3 // fmla v19.4s, v30.4s, v26.s[1]
-	FMOVQ 160(R8), F28
-	WORD $0x2e613b9b // shll v27.4s, v28.4h, #16
-	WORD $0x6e613b9c // shll2 v28.4s, v28.8h, #16
-	WORD $0x4fb81364 // fmla v4.4s, v27.4s, v24.s[1]
-	WORD $0x4fb81385 // fmla v5.4s, v28.4s, v24.s[1]
-	WORD $0x4fb9136c // fmla v12.4s, v27.4s, v25.s[1]
-	WORD $0x4fb9138d // fmla v13.4s, v28.4s, v25.s[1]
-	WORD $0x4fba1374 // fmla v20.4s, v27.4s, v26.s[1]
-	WORD $0x4fba1395 // fmla v21.4s, v28.4s, v26.s[1]
-	FMOVQ 176(R8), F30
-	WORD $0x2e613bdd // shll v29.4s, v30.4h, #16
-	WORD $0x6e613bde // shll2 v30.4s, v30.8h, #16
-	WORD $0x4fb813a6 // fmla v6.4s, v29.4s, v24.s[1]
-	WORD $0x4fb813c7 // fmla v7.4s, v30.4s, v24.s[1]
-	WORD $0x4fb913ae // fmla v14.4s, v29.4s, v25.s[1]
-	WORD $0x4fb913cf // fmla v15.4s, v30.4s, v25.s[1]
-	WORD $0x4fba13b6 // fmla v22.4s, v29.4s, v26.s[1]
-	WORD $0x4fba13d7 // fmla v23.4s, v30.4s, v26.s[1]
-	FMOVQ 256(R8), F28
-	WORD $0x2e613b9b // shll v27.4s, v28.4h, #16
-	WORD $0x6e613b9c // shll2 v28.4s, v28.8h, #16
-	WORD $0x4f981b60 // fmla v0.4s, v27.4s, v24.s[2]
-	WORD $0x4f981b81 // fmla v1.4s, v28.4s, v24.s[2]
-	WORD $0x4f991b68 // fmla v8.4s, v27.4s, v25.s[2]
-	WORD $0x4f991b89 // fmla v9.4s, v28.4s, v25.s[2]
-	WORD $0x4f9a1b70 // fmla v16.4s, v27.4s, v26.s[2]
-	WORD $0x4f9a1b91 // fmla v17.4s, v28.4s, v26.s[2]
-	FMOVQ 272(R8), F30
-	WORD $0x2e613bdd // shll v29.4s, v30.4h, #16
-	WORD $0x6e613bde // shll2 v30.4s, v30.8h, #16
-	WORD $0x4f981ba2 // fmla v2.4s, v29.4s, v24.s[2]
-	WORD $0x4f981bc3 // fmla v3.4s, v30.4s, v24.s[2]
-	WORD $0x4f991baa // fmla v10.4s, v29.4s, v25.s[2]
-	WORD $0x4f991bcb // fmla v11.4s, v30.4s, v25.s[2]
-	WORD $0x4f9a1bb2 // fmla v18.4s, v29.4s, v26.s[2]
-	WORD $0x4f9a1bd3 // fmla v19.4s, v30.4s, v26.s[2]
-	FMOVQ 288(R8), F28
-	WORD $0x2e613b9b // shll v27.4s, v28.4h, #16
-	WORD $0x6e613b9c // shll2 v28.4s, v28.8h, #16
-	WORD $0x4f981b64 // fmla v4.4s, v27.4s, v24.s[2]
-	WORD $0x4f981b85 // fmla v5.4s, v28.4s, v24.s[2]
-	WORD $0x4f991b6c // fmla v12.4s, v27.4s, v25.s[2]
-	WORD $0x4f991b8d // fmla v13.4s, v28.4s, v25.s[2]
-	WORD $0x4f9a1b74 // fmla v20.4s, v27.4s, v26.s[2]
-	WORD $0x4f9a1b95 // fmla v21.4s, v28.4s, v26.s[2]
-	FMOVQ 304(R8), F30
-	WORD $0x2e613bdd // shll v29.4s, v30.4h, #16
-	WORD $0x6e613bde // shll2 v30.4s, v30.8h, #16
-	WORD $0x4f981ba6 // fmla v6.4s, v29.4s, v24.s[2]
-	WORD $0x4f981bc7 // fmla v7.4s, v30.4s, v24.s[2]
-	WORD $0x4f991bae // fmla v14.4s, v29.4s, v25.s[2]
-	WORD $0x4f991bcf // fmla v15.4s, v30.4s, v25.s[2]
-	WORD $0x4f9a1bb6 // fmla v22.4s, v29.4s, v26.s[2]
-	WORD $0x4f9a1bd7 // fmla v23.4s, v30.4s, v26.s[2]
-	FMOVQ 384(R8), F28
-	WORD $0x2e613b9b // shll v27.4s, v28.4h, #16
-	WORD $0x6e613b9c // shll2 v28.4s, v28.8h, #16
-	WORD $0x4fb81b60 // fmla v0.4s, v27.4s, v24.s[3]
-	WORD $0x4fb81b81 // fmla v1.4s, v28.4s, v24.s[3]
-	WORD $0x4fb91b68 // fmla v8.4s, v27.4s, v25.s[3]
-	WORD $0x4fb91b89 // fmla v9.4s, v28.4s, v25.s[3]
-	WORD $0x4fba1b70 // fmla v16.4s, v27.4s, v26.s[3]
-	WORD $0x4fba1b91 // fmla v17.4s, v28.4s, v26.s[3]
-	FMOVQ 400(R8), F30
-	WORD $0x2e613bdd // shll v29.4s, v30.4h, #16
-	WORD $0x6e613bde // shll2 v30.4s, v30.8h, #16
-	WORD $0x4fb81ba2 // fmla v2.4s, v29.4s, v24.s[3]
-	WORD $0x4fb81bc3 // fmla v3.4s, v30.4s, v24.s[3]
-	WORD $0x4fb91baa // fmla v10.4s, v29.4s, v25.s[3]
-	WORD $0x4fb91bcb // fmla v11.4s, v30.4s, v25.s[3]
-	WORD $0x4fba1bb2 // fmla v18.4s, v29.4s, v26.s[3]
-	WORD $0x4fba1bd3 // fmla v19.4s, v30.4s, v26.s[3]
-	FMOVQ 416(R8), F28
-	WORD $0x2e613b9b // shll v27.4s, v28.4h, #16
-	WORD $0x6e613b9c // shll2 v28.4s, v28.8h, #16
-	WORD $0x4fb81b64 // fmla v4.4s, v27.4s, v24.s[3]
-	WORD $0x4fb81b85 // fmla v5.4s, v28.4s, v24.s[3]
-	WORD $0x4fb91b6c // fmla v12.4s, v27.4s, v25.s[3]
-	WORD $0x4fb91b8d // fmla v13.4s, v28.4s, v25.s[3]
-	WORD $0x4fba1b74 // fmla v20.4s, v27.4s, v26.s[3]
-	WORD $0x4fba1b95 // fmla v21.4s, v28.4s, v26.s[3]
-	FMOVQ 432(R8), F30
-	WORD $0x2e613bdd // shll v29.4s, v30.4h, #16
-	WORD $0x6e613bde // shll2 v30.4s, v30.8h, #16
-	WORD $0x4fb81ba6 // fmla v6.4s, v29.4s, v24.s[3]
-	WORD $0x4fb81bc7 // fmla v7.4s, v30.4s, v24.s[3]
-	WORD $0x4fb91bae // fmla v14.4s, v29.4s, v25.s[3]
-	WORD $0x4fb91bcf // fmla v15.4s, v30.4s, v25.s[3]
-	WORD $0x4fba1bb6 // fmla v22.4s, v29.4s, v26.s[3]
-	WORD $0x4fba1bd7 // fmla v23.4s, v30.4s, v26.s[3]
-	ADD $512, R8, R8
-	SUBS $4, R9, R9
-	BGE loop45
-short43:
-	ADDS $4, R9, R9
-	BEQ summed47
-some46:
-	FMOVS.P 4(R12), F24
-	FMOVS.P 4(R13), F25
-	FMOVS.P 4(R14), F26
-	FMOVQ 0(R8), F28
-	WORD $0x2e613b9b // shll v27.4s, v28.4h, #16
-	WORD $0x6e613b9c // shll2 v28.4s, v28.8h, #16
-	WORD $0x4f981360 // fmla v0.4s, v27.4s, v24.s[0]
-	WORD $0x4f981381 // fmla v1.4s, v28.4s, v24.s[0]
-	WORD $0x4f991368 // fmla v8.4s, v27.4s, v25.s[0]
-	WORD $0x4f991389 // fmla v9.4s, v28.4s, v25.s[0]
-	WORD $0x4f9a1370 // fmla v16.4s, v27.4s, v26.s[0]
-	WORD $0x4f9a1391 // fmla v17.4s, v28.4s, v26.s[0]
-	FMOVQ 16(R8), F30
-	WORD $0x2e613bdd // shll v29.4s, v30.4h, #16
-	WORD $0x6e613bde // shll2 v30.4s, v30.8h, #16
+	FLDPQ 32(R8), (F27, F28)
+	VSHL $16, V27.S4, V29.S4
+	VSHL $16, V28.S4, V30.S4
 	WORD $0x4f9813a2 // fmla v2.4s, v29.4s, v24.s[0]
 	WORD $0x4f9813c3 // fmla v3.4s, v30.4s, v24.s[0]
 	WORD $0x4f9913aa // fmla v10.4s, v29.4s, v25.s[0]
 	WORD $0x4f9913cb // fmla v11.4s, v30.4s, v25.s[0]
 	WORD $0x4f9a13b2 // fmla v18.4s, v29.4s, v26.s[0]
 	WORD $0x4f9a13d3 // fmla v19.4s, v30.4s, v26.s[0]
-	FMOVQ 32(R8), F28
-	WORD $0x2e613b9b // shll v27.4s, v28.4h, #16
-	WORD $0x6e613b9c // shll2 v28.4s, v28.8h, #16
-	WORD $0x4f981364 // fmla v4.4s, v27.4s, v24.s[0]
-	WORD $0x4f981385 // fmla v5.4s, v28.4s, v24.s[0]
-	WORD $0x4f99136c // fmla v12.4s, v27.4s, v25.s[0]
-	WORD $0x4f99138d // fmla v13.4s, v28.4s, v25.s[0]
-	WORD $0x4f9a1374 // fmla v20.4s, v27.4s, v26.s[0]
-	WORD $0x4f9a1395 // fmla v21.4s, v28.4s, v26.s[0]
-	FMOVQ 48(R8), F30
-	WORD $0x2e613bdd // shll v29.4s, v30.4h, #16
-	WORD $0x6e613bde // shll2 v30.4s, v30.8h, #16
+	VAND V31.B16, V27.B16, V27.B16
+	VAND V31.B16, V28.B16, V28.B16
+	WORD $0x4fb81362 // fmla v2.4s, v27.4s, v24.s[1]
+	WORD $0x4fb81383 // fmla v3.4s, v28.4s, v24.s[1]
+	WORD $0x4fb9136a // fmla v10.4s, v27.4s, v25.s[1]
+	WORD $0x4fb9138b // fmla v11.4s, v28.4s, v25.s[1]
+	WORD $0x4fba1372 // fmla v18.4s, v27.4s, v26.s[1]
+	WORD $0x4fba1393 // fmla v19.4s, v28.4s, v26.s[1]
+	FLDPQ 64(R8), (F27, F28)
+	VSHL $16, V27.S4, V29.S4
+	VSHL $16, V28.S4, V30.S4
+	WORD $0x4f9813a4 // fmla v4.4s, v29.4s, v24.s[0]
+	WORD $0x4f9813c5 // fmla v5.4s, v30.4s, v24.s[0]
+	WORD $0x4f9913ac // fmla v12.4s, v29.4s, v25.s[0]
+	WORD $0x4f9913cd // fmla v13.4s, v30.4s, v25.s[0]
+	WORD $0x4f9a13b4 // fmla v20.4s, v29.4s, v26.s[0]
+	WORD $0x4f9a13d5 // fmla v21.4s, v30.4s, v26.s[0]
+	VAND V31.B16, V27.B16, V27.B16
+	VAND V31.B16, V28.B16, V28.B16
+	WORD $0x4fb81364 // fmla v4.4s, v27.4s, v24.s[1]
+	WORD $0x4fb81385 // fmla v5.4s, v28.4s, v24.s[1]
+	WORD $0x4fb9136c // fmla v12.4s, v27.4s, v25.s[1]
+	WORD $0x4fb9138d // fmla v13.4s, v28.4s, v25.s[1]
+	WORD $0x4fba1374 // fmla v20.4s, v27.4s, v26.s[1]
+	WORD $0x4fba1395 // fmla v21.4s, v28.4s, v26.s[1]
+	FLDPQ 96(R8), (F27, F28)
+	VSHL $16, V27.S4, V29.S4
+	VSHL $16, V28.S4, V30.S4
 	WORD $0x4f9813a6 // fmla v6.4s, v29.4s, v24.s[0]
 	WORD $0x4f9813c7 // fmla v7.4s, v30.4s, v24.s[0]
 	WORD $0x4f9913ae // fmla v14.4s, v29.4s, v25.s[0]
 	WORD $0x4f9913cf // fmla v15.4s, v30.4s, v25.s[0]
 	WORD $0x4f9a13b6 // fmla v22.4s, v29.4s, v26.s[0]
 	WORD $0x4f9a13d7 // fmla v23.4s, v30.4s, v26.s[0]
+	VAND V31.B16, V27.B16, V27.B16
+	VAND V31.B16, V28.B16, V28.B16
+	WORD $0x4fb81366 // fmla v6.4s, v27.4s, v24.s[1]
+	WORD $0x4fb81387 // fmla v7.4s, v28.4s, v24.s[1]
+	WORD $0x4fb9136e // fmla v14.4s, v27.4s, v25.s[1]
+	WORD $0x4fb9138f // fmla v15.4s, v28.4s, v25.s[1]
+	WORD $0x4fba1376 // fmla v22.4s, v27.4s, v26.s[1]
+	WORD $0x4fba1397 // fmla v23.4s, v28.4s, v26.s[1]
+	FLDPQ 256(R8), (F27, F28)
+	VSHL $16, V27.S4, V29.S4
+	VSHL $16, V28.S4, V30.S4
+	WORD $0x4f981ba0 // fmla v0.4s, v29.4s, v24.s[2]
+	WORD $0x4f981bc1 // fmla v1.4s, v30.4s, v24.s[2]
+	WORD $0x4f991ba8 // fmla v8.4s, v29.4s, v25.s[2]
+	WORD $0x4f991bc9 // fmla v9.4s, v30.4s, v25.s[2]
+	WORD $0x4f9a1bb0 // fmla v16.4s, v29.4s, v26.s[2]
+	WORD $0x4f9a1bd1 // fmla v17.4s, v30.4s, v26.s[2]
+	VAND V31.B16, V27.B16, V27.B16
+	VAND V31.B16, V28.B16, V28.B16
+	WORD $0x4fb81b60 // fmla v0.4s, v27.4s, v24.s[3]
+	WORD $0x4fb81b81 // fmla v1.4s, v28.4s, v24.s[3]
+	WORD $0x4fb91b68 // fmla v8.4s, v27.4s, v25.s[3]
+	WORD $0x4fb91b89 // fmla v9.4s, v28.4s, v25.s[3]
+	WORD $0x4fba1b70 // fmla v16.4s, v27.4s, v26.s[3]
+	WORD $0x4fba1b91 // fmla v17.4s, v28.4s, v26.s[3]
+	FLDPQ 288(R8), (F27, F28)
+	VSHL $16, V27.S4, V29.S4
+	VSHL $16, V28.S4, V30.S4
+	WORD $0x4f981ba2 // fmla v2.4s, v29.4s, v24.s[2]
+	WORD $0x4f981bc3 // fmla v3.4s, v30.4s, v24.s[2]
+	WORD $0x4f991baa // fmla v10.4s, v29.4s, v25.s[2]
+	WORD $0x4f991bcb // fmla v11.4s, v30.4s, v25.s[2]
+	WORD $0x4f9a1bb2 // fmla v18.4s, v29.4s, v26.s[2]
+	WORD $0x4f9a1bd3 // fmla v19.4s, v30.4s, v26.s[2]
+	VAND V31.B16, V27.B16, V27.B16
+	VAND V31.B16, V28.B16, V28.B16
+	WORD $0x4fb81b62 // fmla v2.4s, v27.4s, v24.s[3]
+	WORD $0x4fb81b83 // fmla v3.4s, v28.4s, v24.s[3]
+	WORD $0x4fb91b6a // fmla v10.4s, v27.4s, v25.s[3]
+	WORD $0x4fb91b8b // fmla v11.4s, v28.4s, v25.s[3]
+	WORD $0x4fba1b72 // fmla v18.4s, v27.4s, v26.s[3]
+	WORD $0x4fba1b93 // fmla v19.4s, v28.4s, v26.s[3]
+	FLDPQ 320(R8), (F27, F28)
+	VSHL $16, V27.S4, V29.S4
+	VSHL $16, V28.S4, V30.S4
+	WORD $0x4f981ba4 // fmla v4.4s, v29.4s, v24.s[2]
+	WORD $0x4f981bc5 // fmla v5.4s, v30.4s, v24.s[2]
+	WORD $0x4f991bac // fmla v12.4s, v29.4s, v25.s[2]
+	WORD $0x4f991bcd // fmla v13.4s, v30.4s, v25.s[2]
+	WORD $0x4f9a1bb4 // fmla v20.4s, v29.4s, v26.s[2]
+	WORD $0x4f9a1bd5 // fmla v21.4s, v30.4s, v26.s[2]
+	VAND V31.B16, V27.B16, V27.B16
+	VAND V31.B16, V28.B16, V28.B16
+	WORD $0x4fb81b64 // fmla v4.4s, v27.4s, v24.s[3]
+	WORD $0x4fb81b85 // fmla v5.4s, v28.4s, v24.s[3]
+	WORD $0x4fb91b6c // fmla v12.4s, v27.4s, v25.s[3]
+	WORD $0x4fb91b8d // fmla v13.4s, v28.4s, v25.s[3]
+	WORD $0x4fba1b74 // fmla v20.4s, v27.4s, v26.s[3]
+	WORD $0x4fba1b95 // fmla v21.4s, v28.4s, v26.s[3]
+	FLDPQ 352(R8), (F27, F28)
+	VSHL $16, V27.S4, V29.S4
+	VSHL $16, V28.S4, V30.S4
+	WORD $0x4f981ba6 // fmla v6.4s, v29.4s, v24.s[2]
+	WORD $0x4f981bc7 // fmla v7.4s, v30.4s, v24.s[2]
+	WORD $0x4f991bae // fmla v14.4s, v29.4s, v25.s[2]
+	WORD $0x4f991bcf // fmla v15.4s, v30.4s, v25.s[2]
+	WORD $0x4f9a1bb6 // fmla v22.4s, v29.4s, v26.s[2]
+	WORD $0x4f9a1bd7 // fmla v23.4s, v30.4s, v26.s[2]
+	VAND V31.B16, V27.B16, V27.B16
+	VAND V31.B16, V28.B16, V28.B16
+	WORD $0x4fb81b66 // fmla v6.4s, v27.4s, v24.s[3]
+	WORD $0x4fb81b87 // fmla v7.4s, v28.4s, v24.s[3]
+	WORD $0x4fb91b6e // fmla v14.4s, v27.4s, v25.s[3]
+	WORD $0x4fb91b8f // fmla v15.4s, v28.4s, v25.s[3]
+	WORD $0x4fba1b76 // fmla v22.4s, v27.4s, v26.s[3]
+	WORD $0x4fba1b97 // fmla v23.4s, v28.4s, v26.s[3]
+	ADD $512, R8, R8
+	SUBS $4, R9, R9
+	BGE loop48
+short46:
+	ADDS $4, R9, R9
+	BEQ summed50
+some49:
+	TBZ $1, R9, one51
+	FMOVD.P 8(R12), F24
+	FMOVD.P 8(R13), F25
+	FMOVD.P 8(R14), F26
+	FLDPQ 0(R8), (F27, F28)
+	VSHL $16, V27.S4, V29.S4
+	VSHL $16, V28.S4, V30.S4
+	WORD $0x4f9813a0 // fmla v0.4s, v29.4s, v24.s[0]
+	WORD $0x4f9813c1 // fmla v1.4s, v30.4s, v24.s[0]
+	WORD $0x4f9913a8 // fmla v8.4s, v29.4s, v25.s[0]
+	WORD $0x4f9913c9 // fmla v9.4s, v30.4s, v25.s[0]
+	WORD $0x4f9a13b0 // fmla v16.4s, v29.4s, v26.s[0]
+	WORD $0x4f9a13d1 // fmla v17.4s, v30.4s, v26.s[0]
+	VAND V31.B16, V27.B16, V27.B16
+	VAND V31.B16, V28.B16, V28.B16
+	WORD $0x4fb81360 // fmla v0.4s, v27.4s, v24.s[1]
+	WORD $0x4fb81381 // fmla v1.4s, v28.4s, v24.s[1]
+	WORD $0x4fb91368 // fmla v8.4s, v27.4s, v25.s[1]
+	WORD $0x4fb91389 // fmla v9.4s, v28.4s, v25.s[1]
+	WORD $0x4fba1370 // fmla v16.4s, v27.4s, v26.s[1]
+	WORD $0x4fba1391 // fmla v17.4s, v28.4s, v26.s[1]
+	FLDPQ 32(R8), (F27, F28)
+	VSHL $16, V27.S4, V29.S4
+	VSHL $16, V28.S4, V30.S4
+	WORD $0x4f9813a2 // fmla v2.4s, v29.4s, v24.s[0]
+	WORD $0x4f9813c3 // fmla v3.4s, v30.4s, v24.s[0]
+	WORD $0x4f9913aa // fmla v10.4s, v29.4s, v25.s[0]
+	WORD $0x4f9913cb // fmla v11.4s, v30.4s, v25.s[0]
+	WORD $0x4f9a13b2 // fmla v18.4s, v29.4s, v26.s[0]
+	WORD $0x4f9a13d3 // fmla v19.4s, v30.4s, v26.s[0]
+	VAND V31.B16, V27.B16, V27.B16
+	VAND V31.B16, V28.B16, V28.B16
+	WORD $0x4fb81362 // fmla v2.4s, v27.4s, v24.s[1]
+	WORD $0x4fb81383 // fmla v3.4s, v28.4s, v24.s[1]
+	WORD $0x4fb9136a // fmla v10.4s, v27.4s, v25.s[1]
+	WORD $0x4fb9138b // fmla v11.4s, v28.4s, v25.s[1]
+	WORD $0x4fba1372 // fmla v18.4s, v27.4s, v26.s[1]
+	WORD $0x4fba1393 // fmla v19.4s, v28.4s, v26.s[1]
+	FLDPQ 64(R8), (F27, F28)
+	VSHL $16, V27.S4, V29.S4
+	VSHL $16, V28.S4, V30.S4
+	WORD $0x4f9813a4 // fmla v4.4s, v29.4s, v24.s[0]
+	WORD $0x4f9813c5 // fmla v5.4s, v30.4s, v24.s[0]
+	WORD $0x4f9913ac // fmla v12.4s, v29.4s, v25.s[0]
+	WORD $0x4f9913cd // fmla v13.4s, v30.4s, v25.s[0]
+	WORD $0x4f9a13b4 // fmla v20.4s, v29.4s, v26.s[0]
+	WORD $0x4f9a13d5 // fmla v21.4s, v30.4s, v26.s[0]
+	VAND V31.B16, V27.B16, V27.B16
+	VAND V31.B16, V28.B16, V28.B16
+	WORD $0x4fb81364 // fmla v4.4s, v27.4s, v24.s[1]
+	WORD $0x4fb81385 // fmla v5.4s, v28.4s, v24.s[1]
+	WORD $0x4fb9136c // fmla v12.4s, v27.4s, v25.s[1]
+	WORD $0x4fb9138d // fmla v13.4s, v28.4s, v25.s[1]
+	WORD $0x4fba1374 // fmla v20.4s, v27.4s, v26.s[1]
+	WORD $0x4fba1395 // fmla v21.4s, v28.4s, v26.s[1]
+	FLDPQ 96(R8), (F27, F28)
+	VSHL $16, V27.S4, V29.S4
+	VSHL $16, V28.S4, V30.S4
+	WORD $0x4f9813a6 // fmla v6.4s, v29.4s, v24.s[0]
+	WORD $0x4f9813c7 // fmla v7.4s, v30.4s, v24.s[0]
+	WORD $0x4f9913ae // fmla v14.4s, v29.4s, v25.s[0]
+	WORD $0x4f9913cf // fmla v15.4s, v30.4s, v25.s[0]
+	WORD $0x4f9a13b6 // fmla v22.4s, v29.4s, v26.s[0]
+	WORD $0x4f9a13d7 // fmla v23.4s, v30.4s, v26.s[0]
+	VAND V31.B16, V27.B16, V27.B16
+	VAND V31.B16, V28.B16, V28.B16
+	WORD $0x4fb81366 // fmla v6.4s, v27.4s, v24.s[1]
+	WORD $0x4fb81387 // fmla v7.4s, v28.4s, v24.s[1]
+	WORD $0x4fb9136e // fmla v14.4s, v27.4s, v25.s[1]
+	WORD $0x4fb9138f // fmla v15.4s, v28.4s, v25.s[1]
+	WORD $0x4fba1376 // fmla v22.4s, v27.4s, v26.s[1]
+	WORD $0x4fba1397 // fmla v23.4s, v28.4s, v26.s[1]
+	ADD $256, R8, R8
+	TBZ $0, R9, summed50
+one51:
+	FMOVS.P 4(R12), F24
+	FMOVS.P 4(R13), F25
+	FMOVS.P 4(R14), F26
+	FMOVQ 0(R8), F27
+	VSHL $16, V27.S4, V27.S4
+	WORD $0x4f981360 // fmla v0.4s, v27.4s, v24.s[0]
+	WORD $0x4f991368 // fmla v8.4s, v27.4s, v25.s[0]
+	WORD $0x4f9a1370 // fmla v16.4s, v27.4s, v26.s[0]
+	FMOVQ 16(R8), F27
+	VSHL $16, V27.S4, V27.S4
+	WORD $0x4f981361 // fmla v1.4s, v27.4s, v24.s[0]
+	WORD $0x4f991369 // fmla v9.4s, v27.4s, v25.s[0]
+	WORD $0x4f9a1371 // fmla v17.4s, v27.4s, v26.s[0]
+	FMOVQ 32(R8), F27
+	VSHL $16, V27.S4, V27.S4
+	WORD $0x4f981362 // fmla v2.4s, v27.4s, v24.s[0]
+	WORD $0x4f99136a // fmla v10.4s, v27.4s, v25.s[0]
+	WORD $0x4f9a1372 // fmla v18.4s, v27.4s, v26.s[0]
+	FMOVQ 48(R8), F27
+	VSHL $16, V27.S4, V27.S4
+	WORD $0x4f981363 // fmla v3.4s, v27.4s, v24.s[0]
+	WORD $0x4f99136b // fmla v11.4s, v27.4s, v25.s[0]
+	WORD $0x4f9a1373 // fmla v19.4s, v27.4s, v26.s[0]
+	FMOVQ 64(R8), F27
+	VSHL $16, V27.S4, V27.S4
+	WORD $0x4f981364 // fmla v4.4s, v27.4s, v24.s[0]
+	WORD $0x4f99136c // fmla v12.4s, v27.4s, v25.s[0]
+	WORD $0x4f9a1374 // fmla v20.4s, v27.4s, v26.s[0]
+	FMOVQ 80(R8), F27
+	VSHL $16, V27.S4, V27.S4
+	WORD $0x4f981365 // fmla v5.4s, v27.4s, v24.s[0]
+	WORD $0x4f99136d // fmla v13.4s, v27.4s, v25.s[0]
+	WORD $0x4f9a1375 // fmla v21.4s, v27.4s, v26.s[0]
+	FMOVQ 96(R8), F27
+	VSHL $16, V27.S4, V27.S4
+	WORD $0x4f981366 // fmla v6.4s, v27.4s, v24.s[0]
+	WORD $0x4f99136e // fmla v14.4s, v27.4s, v25.s[0]
+	WORD $0x4f9a1376 // fmla v22.4s, v27.4s, v26.s[0]
+	FMOVQ 112(R8), F27
+	VSHL $16, V27.S4, V27.S4
+	WORD $0x4f981367 // fmla v7.4s, v27.4s, v24.s[0]
+	WORD $0x4f99136f // fmla v15.4s, v27.4s, v25.s[0]
+	WORD $0x4f9a1377 // fmla v23.4s, v27.4s, v26.s[0]
 	ADD $128, R8, R8
-	SUBS $1, R9, R9
-	BNE some46
-summed47:
+summed50:
 	FSTPQ (F0, F1), 0(R0)
 	FSTPQ (F2, F3), 32(R0)
 	FSTPQ (F4, F5), 64(R0)
@@ -13505,9 +13761,9 @@ summed47:
 	FSTPQ (F20, F21), 576(R0)
 	FSTPQ (F22, F23), 608(R0)
 	ADD $128, R0, R0
-	ADD $64, R10, R10
+	ADD $128, R10, R10
 	SUBS $1, R11, R11
-	BNE block39
+	BNE block42
 	ADD $512, R0, R0
 	ADD R3, R1, R1
 	ADD R3, R1, R1
@@ -13516,10 +13772,12 @@ summed47:
 	SUB $3, R5, R5
 	B rows2
 tile9:
+	MOVD $0xffff0000, R9
+	VDUP R9, V31.S4
 	MOVD R2, R10
 	MOVD $4, R11
-block48:
-	CBNZ R6, carried49
+block52:
+	CBNZ R6, carried53
 	VEOR V0.B16, V0.B16, V0.B16
 	VEOR V1.B16, V1.B16, V1.B16
 	VEOR V2.B16, V2.B16, V2.B16
@@ -13536,8 +13794,8 @@ block48:
 	VEOR V13.B16, V13.B16, V13.B16
 	VEOR V14.B16, V14.B16, V14.B16
 	VEOR V15.B16, V15.B16, V15.B16
-	B begin50
-carried49:
+	B begin54
+carried53:
 	FLDPQ 0(R0), (F0, F1)
 	FLDPQ 32(R0), (F2, F3)
 	FLDPQ 256(R0), (F4, F5)
@@ -13546,46 +13804,34 @@ carried49:
 	FLDPQ 544(R0), (F10, F11)
 	FLDPQ 768(R0), (F12, F13)
 	FLDPQ 800(R0), (F14, F15)
-begin50:
+begin54:
 	MOVD R10, R8
 	MOVD R1, R12
 	ADD R3, R12, R13
 	ADD R3, R13, R14
 	ADD R3, R14, R15
 	MOVD R4, R9
-	CBZ R7, plain53
+	CBZ R7, plain57
 	SUBS $4, R9, R9
-	BLT short52
-asking51:
+	BLT short56
+asking55:
 	FMOVQ.P 16(R12), F16
 	FMOVQ.P 16(R13), F17
 	FMOVQ.P 16(R14), F18
 	FMOVQ.P 16(R15), F19
-	FMOVQ 0(R8), F21
-	WORD $0x2e613ab4 // shll v20.4s, v21.4h, #16
-	WORD $0x6e613ab5 // shll2 v21.4s, v21.8h, #16
-	WORD $0x4f901280 // fmla v0.4s, v20.4s, v16.s[0]
-	WORD $0x4f9012a1 // fmla v1.4s, v21.4s, v16.s[0]
-	WORD $0x4f911284 // fmla v4.4s, v20.4s, v17.s[0]
-	WORD $0x4f9112a5 // fmla v5.4s, v21.4s, v17.s[0]
-	WORD $0x4f921288 // fmla v8.4s, v20.4s, v18.s[0]
-	WORD $0x4f9212a9 // fmla v9.4s, v21.4s, v18.s[0]
-	WORD $0x4f93128c // fmla v12.4s, v20.4s, v19.s[0]
-	WORD $0x4f9312ad // fmla v13.4s, v21.4s, v19.s[0]
-	FMOVQ 16(R8), F23
-	WORD $0x2e613af6 // shll v22.4s, v23.4h, #16
-	WORD $0x6e613af7 // shll2 v23.4s, v23.8h, #16
-	WORD $0x4f9012c2 // fmla v2.4s, v22.4s, v16.s[0]
-	WORD $0x4f9012e3 // fmla v3.4s, v23.4s, v16.s[0]
-	WORD $0x4f9112c6 // fmla v6.4s, v22.4s, v17.s[0]
-	WORD $0x4f9112e7 // fmla v7.4s, v23.4s, v17.s[0]
-	WORD $0x4f9212ca // fmla v10.4s, v22.4s, v18.s[0]
-	WORD $0x4f9212eb // fmla v11.4s, v23.4s, v18.s[0]
-	WORD $0x4f9312ce // fmla v14.4s, v22.4s, v19.s[0]
-	WORD $0x4f9312ef // fmla v15.4s, v23.4s, v19.s[0]
-	FMOVQ 128(R8), F21
-	WORD $0x2e613ab4 // shll v20.4s, v21.4h, #16
-	WORD $0x6e613ab5 // shll2 v21.4s, v21.8h, #16
+	FLDPQ 0(R8), (F20, F21)
+	VSHL $16, V20.S4, V22.S4
+	VSHL $16, V21.S4, V23.S4
+	WORD $0x4f9012c0 // fmla v0.4s, v22.4s, v16.s[0]
+	WORD $0x4f9012e1 // fmla v1.4s, v23.4s, v16.s[0]
+	WORD $0x4f9112c4 // fmla v4.4s, v22.4s, v17.s[0]
+	WORD $0x4f9112e5 // fmla v5.4s, v23.4s, v17.s[0]
+	WORD $0x4f9212c8 // fmla v8.4s, v22.4s, v18.s[0]
+	WORD $0x4f9212e9 // fmla v9.4s, v23.4s, v18.s[0]
+	WORD $0x4f9312cc // fmla v12.4s, v22.4s, v19.s[0]
+	WORD $0x4f9312ed // fmla v13.4s, v23.4s, v19.s[0]
+	VAND V31.B16, V20.B16, V20.B16
+	VAND V31.B16, V21.B16, V21.B16
 	WORD $0x4fb01280 // fmla v0.4s, v20.4s, v16.s[1]
 	WORD $0x4fb012a1 // fmla v1.4s, v21.4s, v16.s[1]
 	WORD $0x4fb11284 // fmla v4.4s, v20.4s, v17.s[1]
@@ -13594,43 +13840,41 @@ asking51:
 	WORD $0x4fb212a9 // fmla v9.4s, v21.4s, v18.s[1]
 	WORD $0x4fb3128c // fmla v12.4s, v20.4s, v19.s[1]
 	WORD $0x4fb312ad // fmla v13.4s, v21.4s, v19.s[1]
-	FMOVQ 144(R8), F23
-	WORD $0x2e613af6 // shll v22.4s, v23.4h, #16
-	WORD $0x6e613af7 // shll2 v23.4s, v23.8h, #16
-	WORD $0x4fb012c2 // fmla v2.4s, v22.4s, v16.s[1]
-	WORD $0x4fb012e3 // fmla v3.4s, v23.4s, v16.s[1]
-	WORD $0x4fb112c6 // fmla v6.4s, v22.4s, v17.s[1]
-	WORD $0x4fb112e7 // fmla v7.4s, v23.4s, v17.s[1]
-	WORD $0x4fb212ca // fmla v10.4s, v22.4s, v18.s[1]
-	WORD $0x4fb212eb // fmla v11.4s, v23.4s, v18.s[1]
-	WORD $0x4fb312ce // fmla v14.4s, v22.4s, v19.s[1]
-	WORD $0x4fb312ef // fmla v15.4s, v23.4s, v19.s[1]
+	FLDPQ 32(R8), (F24, F25)
+	VSHL $16, V24.S4, V26.S4
+	VSHL $16, V25.S4, V27.S4
+	WORD $0x4f901342 // fmla v2.4s, v26.4s, v16.s[0]
+	WORD $0x4f901363 // fmla v3.4s, v27.4s, v16.s[0]
+	WORD $0x4f911346 // fmla v6.4s, v26.4s, v17.s[0]
+	WORD $0x4f911367 // fmla v7.4s, v27.4s, v17.s[0]
+	WORD $0x4f92134a // fmla v10.4s, v26.4s, v18.s[0]
+	WORD $0x4f92136b // fmla v11.4s, v27.4s, v18.s[0]
+	WORD $0x4f93134e // fmla v14.4s, v26.4s, v19.s[0]
+	WORD $0x4f93136f // fmla v15.4s, v27.4s, v19.s[0]
+	VAND V31.B16, V24.B16, V24.B16
+	VAND V31.B16, V25.B16, V25.B16
+	WORD $0x4fb01302 // fmla v2.4s, v24.4s, v16.s[1]
+	WORD $0x4fb01323 // fmla v3.4s, v25.4s, v16.s[1]
+	WORD $0x4fb11306 // fmla v6.4s, v24.4s, v17.s[1]
+	WORD $0x4fb11327 // fmla v7.4s, v25.4s, v17.s[1]
+	WORD $0x4fb2130a // fmla v10.4s, v24.4s, v18.s[1]
+	WORD $0x4fb2132b // fmla v11.4s, v25.4s, v18.s[1]
+	WORD $0x4fb3130e // fmla v14.4s, v24.4s, v19.s[1]
+	WORD $0x4fb3132f // fmla v15.4s, v25.4s, v19.s[1]
 	PRFM 0(R7), PLDL1KEEP
-	FMOVQ 256(R8), F21
-	WORD $0x2e613ab4 // shll v20.4s, v21.4h, #16
-	WORD $0x6e613ab5 // shll2 v21.4s, v21.8h, #16
-	WORD $0x4f901a80 // fmla v0.4s, v20.4s, v16.s[2]
-	WORD $0x4f901aa1 // fmla v1.4s, v21.4s, v16.s[2]
-	WORD $0x4f911a84 // fmla v4.4s, v20.4s, v17.s[2]
-	WORD $0x4f911aa5 // fmla v5.4s, v21.4s, v17.s[2]
-	WORD $0x4f921a88 // fmla v8.4s, v20.4s, v18.s[2]
-	WORD $0x4f921aa9 // fmla v9.4s, v21.4s, v18.s[2]
-	WORD $0x4f931a8c // fmla v12.4s, v20.4s, v19.s[2]
-	WORD $0x4f931aad // fmla v13.4s, v21.4s, v19.s[2]
-	FMOVQ 272(R8), F23
-	WORD $0x2e613af6 // shll v22.4s, v23.4h, #16
-	WORD $0x6e613af7 // shll2 v23.4s, v23.8h, #16
-	WORD $0x4f901ac2 // fmla v2.4s, v22.4s, v16.s[2]
-	WORD $0x4f901ae3 // fmla v3.4s, v23.4s, v16.s[2]
-	WORD $0x4f911ac6 // fmla v6.4s, v22.4s, v17.s[2]
-	WORD $0x4f911ae7 // fmla v7.4s, v23.4s, v17.s[2]
-	WORD $0x4f921aca // fmla v10.4s, v22.4s, v18.s[2]
-	WORD $0x4f921aeb // fmla v11.4s, v23.4s, v18.s[2]
-	WORD $0x4f931ace // fmla v14.4s, v22.4s, v19.s[2]
-	WORD $0x4f931aef // fmla v15.4s, v23.4s, v19.s[2]
-	FMOVQ 384(R8), F21
-	WORD $0x2e613ab4 // shll v20.4s, v21.4h, #16
-	WORD $0x6e613ab5 // shll2 v21.4s, v21.8h, #16
+	FLDPQ 256(R8), (F20, F21)
+	VSHL $16, V20.S4, V22.S4
+	VSHL $16, V21.S4, V23.S4
+	WORD $0x4f901ac0 // fmla v0.4s, v22.4s, v16.s[2]
+	WORD $0x4f901ae1 // fmla v1.4s, v23.4s, v16.s[2]
+	WORD $0x4f911ac4 // fmla v4.4s, v22.4s, v17.s[2]
+	WORD $0x4f911ae5 // fmla v5.4s, v23.4s, v17.s[2]
+	WORD $0x4f921ac8 // fmla v8.4s, v22.4s, v18.s[2]
+	WORD $0x4f921ae9 // fmla v9.4s, v23.4s, v18.s[2]
+	WORD $0x4f931acc // fmla v12.4s, v22.4s, v19.s[2]
+	WORD $0x4f931aed // fmla v13.4s, v23.4s, v19.s[2]
+	VAND V31.B16, V20.B16, V20.B16
+	VAND V31.B16, V21.B16, V21.B16
 	WORD $0x4fb01a80 // fmla v0.4s, v20.4s, v16.s[3]
 	WORD $0x4fb01aa1 // fmla v1.4s, v21.4s, v16.s[3]
 	WORD $0x4fb11a84 // fmla v4.4s, v20.4s, v17.s[3]
@@ -13639,56 +13883,54 @@ asking51:
 	WORD $0x4fb21aa9 // fmla v9.4s, v21.4s, v18.s[3]
 	WORD $0x4fb31a8c // fmla v12.4s, v20.4s, v19.s[3]
 	WORD $0x4fb31aad // fmla v13.4s, v21.4s, v19.s[3]
-	FMOVQ 400(R8), F23
-	WORD $0x2e613af6 // shll v22.4s, v23.4h, #16
-	WORD $0x6e613af7 // shll2 v23.4s, v23.8h, #16
-	WORD $0x4fb01ac2 // fmla v2.4s, v22.4s, v16.s[3]
-	WORD $0x4fb01ae3 // fmla v3.4s, v23.4s, v16.s[3]
-	WORD $0x4fb11ac6 // fmla v6.4s, v22.4s, v17.s[3]
-	WORD $0x4fb11ae7 // fmla v7.4s, v23.4s, v17.s[3]
-	WORD $0x4fb21aca // fmla v10.4s, v22.4s, v18.s[3]
-	WORD $0x4fb21aeb // fmla v11.4s, v23.4s, v18.s[3]
-	WORD $0x4fb31ace // fmla v14.4s, v22.4s, v19.s[3]
-	WORD $0x4fb31aef // fmla v15.4s, v23.4s, v19.s[3]
+	FLDPQ 288(R8), (F24, F25)
+	VSHL $16, V24.S4, V26.S4
+	VSHL $16, V25.S4, V27.S4
+	WORD $0x4f901b42 // fmla v2.4s, v26.4s, v16.s[2]
+	WORD $0x4f901b63 // fmla v3.4s, v27.4s, v16.s[2]
+	WORD $0x4f911b46 // fmla v6.4s, v26.4s, v17.s[2]
+	WORD $0x4f911b67 // fmla v7.4s, v27.4s, v17.s[2]
+	WORD $0x4f921b4a // fmla v10.4s, v26.4s, v18.s[2]
+	WORD $0x4f921b6b // fmla v11.4s, v27.4s, v18.s[2]
+	WORD $0x4f931b4e // fmla v14.4s, v26.4s, v19.s[2]
+	WORD $0x4f931b6f // fmla v15.4s, v27.4s, v19.s[2]
+	VAND V31.B16, V24.B16, V24.B16
+	VAND V31.B16, V25.B16, V25.B16
+	WORD $0x4fb01b02 // fmla v2.4s, v24.4s, v16.s[3]
+	WORD $0x4fb01b23 // fmla v3.4s, v25.4s, v16.s[3]
+	WORD $0x4fb11b06 // fmla v6.4s, v24.4s, v17.s[3]
+	WORD $0x4fb11b27 // fmla v7.4s, v25.4s, v17.s[3]
+	WORD $0x4fb21b0a // fmla v10.4s, v24.4s, v18.s[3]
+	WORD $0x4fb21b2b // fmla v11.4s, v25.4s, v18.s[3]
+	WORD $0x4fb31b0e // fmla v14.4s, v24.4s, v19.s[3]
+	WORD $0x4fb31b2f // fmla v15.4s, v25.4s, v19.s[3]
 	PRFM 64(R7), PLDL1KEEP
 	ADD $128, R7, R7
 	ADD $512, R8, R8
 	SUBS $4, R9, R9
-	BGE asking51
-	B short52
-plain53:
+	BGE asking55
+	B short56
+plain57:
 	SUBS $4, R9, R9
-	BLT short52
-loop54:
+	BLT short56
+loop58:
 	FMOVQ.P 16(R12), F16
 	FMOVQ.P 16(R13), F17
 	FMOVQ.P 16(R14), F18
 	FMOVQ.P 16(R15), F19
-	FMOVQ 0(R8), F21
-	WORD $0x2e613ab4 // shll v20.4s, v21.4h, #16
-	WORD $0x6e613ab5 // shll2 v21.4s, v21.8h, #16
-	WORD $0x4f901280 // fmla v0.4s, v20.4s, v16.s[0]
-	WORD $0x4f9012a1 // fmla v1.4s, v21.4s, v16.s[0]
-	WORD $0x4f911284 // fmla v4.4s, v20.4s, v17.s[0]
-	WORD $0x4f9112a5 // fmla v5.4s, v21.4s, v17.s[0]
-	WORD $0x4f921288 // fmla v8.4s, v20.4s, v18.s[0]
-	WORD $0x4f9212a9 // fmla v9.4s, v21.4s, v18.s[0]
-	WORD $0x4f93128c // fmla v12.4s, v20.4s, v19.s[0]
-	WORD $0x4f9312ad // fmla v13.4s, v21.4s, v19.s[0]
-	FMOVQ 16(R8), F23
-	WORD $0x2e613af6 // shll v22.4s, v23.4h, #16
-	WORD $0x6e613af7 // shll2 v23.4s, v23.8h, #16
-	WORD $0x4f9012c2 // fmla v2.4s, v22.4s, v16.s[0]
-	WORD $0x4f9012e3 // fmla v3.4s, v23.4s, v16.s[0]
-	WORD $0x4f9112c6 // fmla v6.4s, v22.4s, v17.s[0]
-	WORD $0x4f9112e7 // fmla v7.4s, v23.4s, v17.s[0]
-	WORD $0x4f9212ca // fmla v10.4s, v22.4s, v18.s[0]
-	WORD $0x4f9212eb // fmla v11.4s, v23.4s, v18.s[0]
-	WORD $0x4f9312ce // fmla v14.4s, v22.4s, v19.s[0]
-	WORD $0x4f9312ef // fmla v15.4s, v23.4s, v19.s[0]
-	FMOVQ 128(R8), F21
-	WORD $0x2e613ab4 // shll v20.4s, v21.4h, #16
-	WORD $0x6e613ab5 // shll2 v21.4s, v21.8h, #16
+	FLDPQ 0(R8), (F20, F21)
+	VSHL $16, V20.S4, V22.S4
+	VSHL $16, V21.S4, V23.S4
+	WORD $0x4f9012c0 // fmla v0.4s, v22.4s, v16.s[0]
+	WORD $0x4f9012e1 // fmla v1.4s, v23.4s, v16.s[0]
+	WORD $0x4f9112c4 // fmla v4.4s, v22.4s, v17.s[0]
+	WORD $0x4f9112e5 // fmla v5.4s, v23.4s, v17.s[0]
+	WORD $0x4f9212c8 // fmla v8.4s, v22.4s, v18.s[0]
+	WORD $0x4f9212e9 // fmla v9.4s, v23.4s, v18.s[0]
+	WORD $0x4f9312cc // fmla v12.4s, v22.4s, v19.s[0]
+	WORD $0x4f9312ed // fmla v13.4s, v23.4s, v19.s[0]
+	VAND V31.B16, V20.B16, V20.B16
+	VAND V31.B16, V21.B16, V21.B16
 	WORD $0x4fb01280 // fmla v0.4s, v20.4s, v16.s[1]
 	WORD $0x4fb012a1 // fmla v1.4s, v21.4s, v16.s[1]
 	WORD $0x4fb11284 // fmla v4.4s, v20.4s, v17.s[1]
@@ -13697,42 +13939,40 @@ loop54:
 	WORD $0x4fb212a9 // fmla v9.4s, v21.4s, v18.s[1]
 	WORD $0x4fb3128c // fmla v12.4s, v20.4s, v19.s[1]
 	WORD $0x4fb312ad // fmla v13.4s, v21.4s, v19.s[1]
-	FMOVQ 144(R8), F23
-	WORD $0x2e613af6 // shll v22.4s, v23.4h, #16
-	WORD $0x6e613af7 // shll2 v23.4s, v23.8h, #16
-	WORD $0x4fb012c2 // fmla v2.4s, v22.4s, v16.s[1]
-	WORD $0x4fb012e3 // fmla v3.4s, v23.4s, v16.s[1]
-	WORD $0x4fb112c6 // fmla v6.4s, v22.4s, v17.s[1]
-	WORD $0x4fb112e7 // fmla v7.4s, v23.4s, v17.s[1]
-	WORD $0x4fb212ca // fmla v10.4s, v22.4s, v18.s[1]
-	WORD $0x4fb212eb // fmla v11.4s, v23.4s, v18.s[1]
-	WORD $0x4fb312ce // fmla v14.4s, v22.4s, v19.s[1]
-	WORD $0x4fb312ef // fmla v15.4s, v23.4s, v19.s[1]
-	FMOVQ 256(R8), F21
-	WORD $0x2e613ab4 // shll v20.4s, v21.4h, #16
-	WORD $0x6e613ab5 // shll2 v21.4s, v21.8h, #16
-	WORD $0x4f901a80 // fmla v0.4s, v20.4s, v16.s[2]
-	WORD $0x4f901aa1 // fmla v1.4s, v21.4s, v16.s[2]
-	WORD $0x4f911a84 // fmla v4.4s, v20.4s, v17.s[2]
-	WORD $0x4f911aa5 // fmla v5.4s, v21.4s, v17.s[2]
-	WORD $0x4f921a88 // fmla v8.4s, v20.4s, v18.s[2]
-	WORD $0x4f921aa9 // fmla v9.4s, v21.4s, v18.s[2]
-	WORD $0x4f931a8c // fmla v12.4s, v20.4s, v19.s[2]
-	WORD $0x4f931aad // fmla v13.4s, v21.4s, v19.s[2]
-	FMOVQ 272(R8), F23
-	WORD $0x2e613af6 // shll v22.4s, v23.4h, #16
-	WORD $0x6e613af7 // shll2 v23.4s, v23.8h, #16
-	WORD $0x4f901ac2 // fmla v2.4s, v22.4s, v16.s[2]
-	WORD $0x4f901ae3 // fmla v3.4s, v23.4s, v16.s[2]
-	WORD $0x4f911ac6 // fmla v6.4s, v22.4s, v17.s[2]
-	WORD $0x4f911ae7 // fmla v7.4s, v23.4s, v17.s[2]
-	WORD $0x4f921aca // fmla v10.4s, v22.4s, v18.s[2]
-	WORD $0x4f921aeb // fmla v11.4s, v23.4s, v18.s[2]
-	WORD $0x4f931ace // fmla v14.4s, v22.4s, v19.s[2]
-	WORD $0x4f931aef // fmla v15.4s, v23.4s, v19.s[2]
-	FMOVQ 384(R8), F21
-	WORD $0x2e613ab4 // shll v20.4s, v21.4h, #16
-	WORD $0x6e613ab5 // shll2 v21.4s, v21.8h, #16
+	FLDPQ 32(R8), (F24, F25)
+	VSHL $16, V24.S4, V26.S4
+	VSHL $16, V25.S4, V27.S4
+	WORD $0x4f901342 // fmla v2.4s, v26.4s, v16.s[0]
+	WORD $0x4f901363 // fmla v3.4s, v27.4s, v16.s[0]
+	WORD $0x4f911346 // fmla v6.4s, v26.4s, v17.s[0]
+	WORD $0x4f911367 // fmla v7.4s, v27.4s, v17.s[0]
+	WORD $0x4f92134a // fmla v10.4s, v26.4s, v18.s[0]
+	WORD $0x4f92136b // fmla v11.4s, v27.4s, v18.s[0]
+	WORD $0x4f93134e // fmla v14.4s, v26.4s, v19.s[0]
+	WORD $0x4f93136f // fmla v15.4s, v27.4s, v19.s[0]
+	VAND V31.B16, V24.B16, V24.B16
+	VAND V31.B16, V25.B16, V25.B16
+	WORD $0x4fb01302 // fmla v2.4s, v24.4s, v16.s[1]
+	WORD $0x4fb01323 // fmla v3.4s, v25.4s, v16.s[1]
+	WORD $0x4fb11306 // fmla v6.4s, v24.4s, v17.s[1]
+	WORD $0x4fb11327 // fmla v7.4s, v25.4s, v17.s[1]
+	WORD $0x4fb2130a // fmla v10.4s, v24.4s, v18.s[1]
+	WORD $0x4fb2132b // fmla v11.4s, v25.4s, v18.s[1]
+	WORD $0x4fb3130e // fmla v14.4s, v24.4s, v19.s[1]
+	WORD $0x4fb3132f // fmla v15.4s, v25.4s, v19.s[1]
+	FLDPQ 256(R8), (F20, F21)
+	VSHL $16, V20.S4, V22.S4
+	VSHL $16, V21.S4, V23.S4
+	WORD $0x4f901ac0 // fmla v0.4s, v22.4s, v16.s[2]
+	WORD $0x4f901ae1 // fmla v1.4s, v23.4s, v16.s[2]
+	WORD $0x4f911ac4 // fmla v4.4s, v22.4s, v17.s[2]
+	WORD $0x4f911ae5 // fmla v5.4s, v23.4s, v17.s[2]
+	WORD $0x4f921ac8 // fmla v8.4s, v22.4s, v18.s[2]
+	WORD $0x4f921ae9 // fmla v9.4s, v23.4s, v18.s[2]
+	WORD $0x4f931acc // fmla v12.4s, v22.4s, v19.s[2]
+	WORD $0x4f931aed // fmla v13.4s, v23.4s, v19.s[2]
+	VAND V31.B16, V20.B16, V20.B16
+	VAND V31.B16, V21.B16, V21.B16
 	WORD $0x4fb01a80 // fmla v0.4s, v20.4s, v16.s[3]
 	WORD $0x4fb01aa1 // fmla v1.4s, v21.4s, v16.s[3]
 	WORD $0x4fb11a84 // fmla v4.4s, v20.4s, v17.s[3]
@@ -13741,54 +13981,114 @@ loop54:
 	WORD $0x4fb21aa9 // fmla v9.4s, v21.4s, v18.s[3]
 	WORD $0x4fb31a8c // fmla v12.4s, v20.4s, v19.s[3]
 	WORD $0x4fb31aad // fmla v13.4s, v21.4s, v19.s[3]
-	FMOVQ 400(R8), F23
-	WORD $0x2e613af6 // shll v22.4s, v23.4h, #16
-	WORD $0x6e613af7 // shll2 v23.4s, v23.8h, #16
-	WORD $0x4fb01ac2 // fmla v2.4s, v22.4s, v16.s[3]
-	WORD $0x4fb01ae3 // fmla v3.4s, v23.4s, v16.s[3]
-	WORD $0x4fb11ac6 // fmla v6.4s, v22.4s, v17.s[3]
-	WORD $0x4fb11ae7 // fmla v7.4s, v23.4s, v17.s[3]
-	WORD $0x4fb21aca // fmla v10.4s, v22.4s, v18.s[3]
-	WORD $0x4fb21aeb // fmla v11.4s, v23.4s, v18.s[3]
-	WORD $0x4fb31ace // fmla v14.4s, v22.4s, v19.s[3]
-	WORD $0x4fb31aef // fmla v15.4s, v23.4s, v19.s[3]
+	FLDPQ 288(R8), (F24, F25)
+	VSHL $16, V24.S4, V26.S4
+	VSHL $16, V25.S4, V27.S4
+	WORD $0x4f901b42 // fmla v2.4s, v26.4s, v16.s[2]
+	WORD $0x4f901b63 // fmla v3.4s, v27.4s, v16.s[2]
+	WORD $0x4f911b46 // fmla v6.4s, v26.4s, v17.s[2]
+	WORD $0x4f911b67 // fmla v7.4s, v27.4s, v17.s[2]
+	WORD $0x4f921b4a // fmla v10.4s, v26.4s, v18.s[2]
+	WORD $0x4f921b6b // fmla v11.4s, v27.4s, v18.s[2]
+	WORD $0x4f931b4e // fmla v14.4s, v26.4s, v19.s[2]
+	WORD $0x4f931b6f // fmla v15.4s, v27.4s, v19.s[2]
+	VAND V31.B16, V24.B16, V24.B16
+	VAND V31.B16, V25.B16, V25.B16
+	WORD $0x4fb01b02 // fmla v2.4s, v24.4s, v16.s[3]
+	WORD $0x4fb01b23 // fmla v3.4s, v25.4s, v16.s[3]
+	WORD $0x4fb11b06 // fmla v6.4s, v24.4s, v17.s[3]
+	WORD $0x4fb11b27 // fmla v7.4s, v25.4s, v17.s[3]
+	WORD $0x4fb21b0a // fmla v10.4s, v24.4s, v18.s[3]
+	WORD $0x4fb21b2b // fmla v11.4s, v25.4s, v18.s[3]
+	WORD $0x4fb31b0e // fmla v14.4s, v24.4s, v19.s[3]
+	WORD $0x4fb31b2f // fmla v15.4s, v25.4s, v19.s[3]
 	ADD $512, R8, R8
 	SUBS $4, R9, R9
-	BGE loop54
-short52:
+	BGE loop58
+short56:
 	ADDS $4, R9, R9
-	BEQ summed56
-some55:
+	BEQ summed60
+some59:
+	TBZ $1, R9, one61
+	FMOVD.P 8(R12), F16
+	FMOVD.P 8(R13), F17
+	FMOVD.P 8(R14), F18
+	FMOVD.P 8(R15), F19
+	FLDPQ 0(R8), (F20, F21)
+	VSHL $16, V20.S4, V22.S4
+	VSHL $16, V21.S4, V23.S4
+	WORD $0x4f9012c0 // fmla v0.4s, v22.4s, v16.s[0]
+	WORD $0x4f9012e1 // fmla v1.4s, v23.4s, v16.s[0]
+	WORD $0x4f9112c4 // fmla v4.4s, v22.4s, v17.s[0]
+	WORD $0x4f9112e5 // fmla v5.4s, v23.4s, v17.s[0]
+	WORD $0x4f9212c8 // fmla v8.4s, v22.4s, v18.s[0]
+	WORD $0x4f9212e9 // fmla v9.4s, v23.4s, v18.s[0]
+	WORD $0x4f9312cc // fmla v12.4s, v22.4s, v19.s[0]
+	WORD $0x4f9312ed // fmla v13.4s, v23.4s, v19.s[0]
+	VAND V31.B16, V20.B16, V20.B16
+	VAND V31.B16, V21.B16, V21.B16
+	WORD $0x4fb01280 // fmla v0.4s, v20.4s, v16.s[1]
+	WORD $0x4fb012a1 // fmla v1.4s, v21.4s, v16.s[1]
+	WORD $0x4fb11284 // fmla v4.4s, v20.4s, v17.s[1]
+	WORD $0x4fb112a5 // fmla v5.4s, v21.4s, v17.s[1]
+	WORD $0x4fb21288 // fmla v8.4s, v20.4s, v18.s[1]
+	WORD $0x4fb212a9 // fmla v9.4s, v21.4s, v18.s[1]
+	WORD $0x4fb3128c // fmla v12.4s, v20.4s, v19.s[1]
+	WORD $0x4fb312ad // fmla v13.4s, v21.4s, v19.s[1]
+	FLDPQ 32(R8), (F24, F25)
+	VSHL $16, V24.S4, V26.S4
+	VSHL $16, V25.S4, V27.S4
+	WORD $0x4f901342 // fmla v2.4s, v26.4s, v16.s[0]
+	WORD $0x4f901363 // fmla v3.4s, v27.4s, v16.s[0]
+	WORD $0x4f911346 // fmla v6.4s, v26.4s, v17.s[0]
+	WORD $0x4f911367 // fmla v7.4s, v27.4s, v17.s[0]
+	WORD $0x4f92134a // fmla v10.4s, v26.4s, v18.s[0]
+	WORD $0x4f92136b // fmla v11.4s, v27.4s, v18.s[0]
+	WORD $0x4f93134e // fmla v14.4s, v26.4s, v19.s[0]
+	WORD $0x4f93136f // fmla v15.4s, v27.4s, v19.s[0]
+	VAND V31.B16, V24.B16, V24.B16
+	VAND V31.B16, V25.B16, V25.B16
+	WORD $0x4fb01302 // fmla v2.4s, v24.4s, v16.s[1]
+	WORD $0x4fb01323 // fmla v3.4s, v25.4s, v16.s[1]
+	WORD $0x4fb11306 // fmla v6.4s, v24.4s, v17.s[1]
+	WORD $0x4fb11327 // fmla v7.4s, v25.4s, v17.s[1]
+	WORD $0x4fb2130a // fmla v10.4s, v24.4s, v18.s[1]
+	WORD $0x4fb2132b // fmla v11.4s, v25.4s, v18.s[1]
+	WORD $0x4fb3130e // fmla v14.4s, v24.4s, v19.s[1]
+	WORD $0x4fb3132f // fmla v15.4s, v25.4s, v19.s[1]
+	ADD $256, R8, R8
+	TBZ $0, R9, summed60
+one61:
 	FMOVS.P 4(R12), F16
 	FMOVS.P 4(R13), F17
 	FMOVS.P 4(R14), F18
 	FMOVS.P 4(R15), F19
-	FMOVQ 0(R8), F21
-	WORD $0x2e613ab4 // shll v20.4s, v21.4h, #16
-	WORD $0x6e613ab5 // shll2 v21.4s, v21.8h, #16
+	FMOVQ 0(R8), F20
+	VSHL $16, V20.S4, V20.S4
 	WORD $0x4f901280 // fmla v0.4s, v20.4s, v16.s[0]
-	WORD $0x4f9012a1 // fmla v1.4s, v21.4s, v16.s[0]
 	WORD $0x4f911284 // fmla v4.4s, v20.4s, v17.s[0]
-	WORD $0x4f9112a5 // fmla v5.4s, v21.4s, v17.s[0]
 	WORD $0x4f921288 // fmla v8.4s, v20.4s, v18.s[0]
-	WORD $0x4f9212a9 // fmla v9.4s, v21.4s, v18.s[0]
 	WORD $0x4f93128c // fmla v12.4s, v20.4s, v19.s[0]
-	WORD $0x4f9312ad // fmla v13.4s, v21.4s, v19.s[0]
-	FMOVQ 16(R8), F23
-	WORD $0x2e613af6 // shll v22.4s, v23.4h, #16
-	WORD $0x6e613af7 // shll2 v23.4s, v23.8h, #16
-	WORD $0x4f9012c2 // fmla v2.4s, v22.4s, v16.s[0]
-	WORD $0x4f9012e3 // fmla v3.4s, v23.4s, v16.s[0]
-	WORD $0x4f9112c6 // fmla v6.4s, v22.4s, v17.s[0]
-	WORD $0x4f9112e7 // fmla v7.4s, v23.4s, v17.s[0]
-	WORD $0x4f9212ca // fmla v10.4s, v22.4s, v18.s[0]
-	WORD $0x4f9212eb // fmla v11.4s, v23.4s, v18.s[0]
-	WORD $0x4f9312ce // fmla v14.4s, v22.4s, v19.s[0]
-	WORD $0x4f9312ef // fmla v15.4s, v23.4s, v19.s[0]
+	FMOVQ 16(R8), F20
+	VSHL $16, V20.S4, V20.S4
+	WORD $0x4f901281 // fmla v1.4s, v20.4s, v16.s[0]
+	WORD $0x4f911285 // fmla v5.4s, v20.4s, v17.s[0]
+	WORD $0x4f921289 // fmla v9.4s, v20.4s, v18.s[0]
+	WORD $0x4f93128d // fmla v13.4s, v20.4s, v19.s[0]
+	FMOVQ 32(R8), F20
+	VSHL $16, V20.S4, V20.S4
+	WORD $0x4f901282 // fmla v2.4s, v20.4s, v16.s[0]
+	WORD $0x4f911286 // fmla v6.4s, v20.4s, v17.s[0]
+	WORD $0x4f92128a // fmla v10.4s, v20.4s, v18.s[0]
+	WORD $0x4f93128e // fmla v14.4s, v20.4s, v19.s[0]
+	FMOVQ 48(R8), F20
+	VSHL $16, V20.S4, V20.S4
+	WORD $0x4f901283 // fmla v3.4s, v20.4s, v16.s[0]
+	WORD $0x4f911287 // fmla v7.4s, v20.4s, v17.s[0]
+	WORD $0x4f92128b // fmla v11.4s, v20.4s, v18.s[0]
+	WORD $0x4f93128f // fmla v15.4s, v20.4s, v19.s[0]
 	ADD $128, R8, R8
-	SUBS $1, R9, R9
-	BNE some55
-summed56:
+summed60:
 	FSTPQ (F0, F1), 0(R0)
 	FSTPQ (F2, F3), 32(R0)
 	FSTPQ (F4, F5), 256(R0)
@@ -13798,9 +14098,9 @@ summed56:
 	FSTPQ (F12, F13), 768(R0)
 	FSTPQ (F14, F15), 800(R0)
 	ADD $64, R0, R0
-	ADD $32, R10, R10
+	ADD $64, R10, R10
 	SUBS $1, R11, R11
-	BNE block48
+	BNE block52
 	ADD $768, R0, R0
 	ADD R3, R1, R1
 	ADD R3, R1, R1
@@ -13810,10 +14110,12 @@ summed56:
 	SUB $4, R5, R5
 	B rows2
 tile10:
+	MOVD $0xffff0000, R9
+	VDUP R9, V31.S4
 	MOVD R2, R10
 	MOVD $4, R11
-block57:
-	CBNZ R6, carried58
+block62:
+	CBNZ R6, carried63
 	VEOR V0.B16, V0.B16, V0.B16
 	VEOR V1.B16, V1.B16, V1.B16
 	VEOR V2.B16, V2.B16, V2.B16
@@ -13834,8 +14136,8 @@ block57:
 	VEOR V17.B16, V17.B16, V17.B16
 	VEOR V18.B16, V18.B16, V18.B16
 	VEOR V19.B16, V19.B16, V19.B16
-	B begin59
-carried58:
+	B begin64
+carried63:
 	FLDPQ 0(R0), (F0, F1)
 	FLDPQ 32(R0), (F2, F3)
 	FLDPQ 256(R0), (F4, F5)
@@ -13848,7 +14150,7 @@ carried58:
 	FMOVQ 1040(R0), F17
 	FMOVQ 1056(R0), F18
 	FMOVQ 1072(R0), F19
-begin59:
+begin64:
 	MOVD R10, R8
 	MOVD R1, R12
 	ADD R3, R12, R13
@@ -13856,44 +14158,30 @@ begin59:
 	ADD R3, R14, R15
 	ADD R3, R15, R19
 	MOVD R4, R9
-	CBZ R7, plain62
+	CBZ R7, plain67
 	SUBS $4, R9, R9
-	BLT short61
-asking60:
+	BLT short66
+asking65:
 	FMOVQ.P 16(R12), F20
 	FMOVQ.P 16(R13), F21
 	FMOVQ.P 16(R14), F22
 	FMOVQ.P 16(R15), F23
 	FMOVQ.P 16(R19), F24
-	FMOVQ 0(R8), F26
-	WORD $0x2e613b59 // shll v25.4s, v26.4h, #16
-	WORD $0x6e613b5a // shll2 v26.4s, v26.8h, #16
-	WORD $0x4f941320 // fmla v0.4s, v25.4s, v20.s[0]
-	WORD $0x4f941341 // fmla v1.4s, v26.4s, v20.s[0]
-	WORD $0x4f951324 // fmla v4.4s, v25.4s, v21.s[0]
-	WORD $0x4f951345 // fmla v5.4s, v26.4s, v21.s[0]
-	WORD $0x4f961328 // fmla v8.4s, v25.4s, v22.s[0]
-	WORD $0x4f961349 // fmla v9.4s, v26.4s, v22.s[0]
-	WORD $0x4f97132c // fmla v12.4s, v25.4s, v23.s[0]
-	WORD $0x4f97134d // fmla v13.4s, v26.4s, v23.s[0]
-	WORD $0x4f981330 // fmla v16.4s, v25.4s, v24.s[0]
-	WORD $0x4f981351 // fmla v17.4s, v26.4s, v24.s[0]
-	FMOVQ 16(R8), F28
-	WORD $0x2e613b9b // shll v27.4s, v28.4h, #16
-	WORD $0x6e613b9c // shll2 v28.4s, v28.8h, #16
-	WORD $0x4f941362 // fmla v2.4s, v27.4s, v20.s[0]
-	WORD $0x4f941383 // fmla v3.4s, v28.4s, v20.s[0]
-	WORD $0x4f951366 // fmla v6.4s, v27.4s, v21.s[0]
-	WORD $0x4f951387 // fmla v7.4s, v28.4s, v21.s[0]
-	WORD $0x4f96136a // fmla v10.4s, v27.4s, v22.s[0]
-	WORD $0x4f96138b // fmla v11.4s, v28.4s, v22.s[0]
-	WORD $0x4f97136e // fmla v14.4s, v27.4s, v23.s[0]
-	WORD $0x4f97138f // fmla v15.4s, v28.4s, v23.s[0]
-	WORD $0x4f981372 // fmla v18.4s, v27.4s, v24.s[0]
-	WORD $0x4f981393 // fmla v19.4s, v28.4s, v24.s[0]
-	FMOVQ 128(R8), F26
-	WORD $0x2e613b59 // shll v25.4s, v26.4h, #16
-	WORD $0x6e613b5a // shll2 v26.4s, v26.8h, #16
+	FLDPQ 0(R8), (F25, F26)
+	VSHL $16, V25.S4, V27.S4
+	VSHL $16, V26.S4, V28.S4
+	WORD $0x4f941360 // fmla v0.4s, v27.4s, v20.s[0]
+	WORD $0x4f941381 // fmla v1.4s, v28.4s, v20.s[0]
+	WORD $0x4f951364 // fmla v4.4s, v27.4s, v21.s[0]
+	WORD $0x4f951385 // fmla v5.4s, v28.4s, v21.s[0]
+	WORD $0x4f961368 // fmla v8.4s, v27.4s, v22.s[0]
+	WORD $0x4f961389 // fmla v9.4s, v28.4s, v22.s[0]
+	WORD $0x4f97136c // fmla v12.4s, v27.4s, v23.s[0]
+	WORD $0x4f97138d // fmla v13.4s, v28.4s, v23.s[0]
+	WORD $0x4f981370 // fmla v16.4s, v27.4s, v24.s[0]
+	WORD $0x4f981391 // fmla v17.4s, v28.4s, v24.s[0]
+	VAND V31.B16, V25.B16, V25.B16
+	VAND V31.B16, V26.B16, V26.B16
 	WORD $0x4fb41320 // fmla v0.4s, v25.4s, v20.s[1]
 	WORD $0x4fb41341 // fmla v1.4s, v26.4s, v20.s[1]
 	WORD $0x4fb51324 // fmla v4.4s, v25.4s, v21.s[1]
@@ -13904,49 +14192,47 @@ asking60:
 	WORD $0x4fb7134d // fmla v13.4s, v26.4s, v23.s[1]
 	WORD $0x4fb81330 // fmla v16.4s, v25.4s, v24.s[1]
 	WORD $0x4fb81351 // fmla v17.4s, v26.4s, v24.s[1]
-	FMOVQ 144(R8), F28
-	WORD $0x2e613b9b // shll v27.4s, v28.4h, #16
-	WORD $0x6e613b9c // shll2 v28.4s, v28.8h, #16
-	WORD $0x4fb41362 // fmla v2.4s, v27.4s, v20.s[1]
-	WORD $0x4fb41383 // fmla v3.4s, v28.4s, v20.s[1]
-	WORD $0x4fb51366 // fmla v6.4s, v27.4s, v21.s[1]
-	WORD $0x4fb51387 // fmla v7.4s, v28.4s, v21.s[1]
-	WORD $0x4fb6136a // fmla v10.4s, v27.4s, v22.s[1]
-	WORD $0x4fb6138b // fmla v11.4s, v28.4s, v22.s[1]
-	WORD $0x4fb7136e // fmla v14.4s, v27.4s, v23.s[1]
-	WORD $0x4fb7138f // fmla v15.4s, v28.4s, v23.s[1]
-	WORD $0x4fb81372 // fmla v18.4s, v27.4s, v24.s[1]
-	WORD $0x4fb81393 // fmla v19.4s, v28.4s, v24.s[1]
+	FLDPQ 32(R8), (F29, F30)
+	VSHL $16, V29.S4, V25.S4
+	VSHL $16, V30.S4, V26.S4
+	WORD $0x4f941322 // fmla v2.4s, v25.4s, v20.s[0]
+	WORD $0x4f941343 // fmla v3.4s, v26.4s, v20.s[0]
+	WORD $0x4f951326 // fmla v6.4s, v25.4s, v21.s[0]
+	WORD $0x4f951347 // fmla v7.4s, v26.4s, v21.s[0]
+	WORD $0x4f96132a // fmla v10.4s, v25.4s, v22.s[0]
+	WORD $0x4f96134b // fmla v11.4s, v26.4s, v22.s[0]
+	WORD $0x4f97132e // fmla v14.4s, v25.4s, v23.s[0]
+	WORD $0x4f97134f // fmla v15.4s, v26.4s, v23.s[0]
+	WORD $0x4f981332 // fmla v18.4s, v25.4s, v24.s[0]
+	WORD $0x4f981353 // fmla v19.4s, v26.4s, v24.s[0]
+	VAND V31.B16, V29.B16, V29.B16
+	VAND V31.B16, V30.B16, V30.B16
+	WORD $0x4fb413a2 // fmla v2.4s, v29.4s, v20.s[1]
+	WORD $0x4fb413c3 // fmla v3.4s, v30.4s, v20.s[1]
+	WORD $0x4fb513a6 // fmla v6.4s, v29.4s, v21.s[1]
+	WORD $0x4fb513c7 // fmla v7.4s, v30.4s, v21.s[1]
+	WORD $0x4fb613aa // fmla v10.4s, v29.4s, v22.s[1]
+	WORD $0x4fb613cb // fmla v11.4s, v30.4s, v22.s[1]
+	WORD $0x4fb713ae // fmla v14.4s, v29.4s, v23.s[1]
+	WORD $0x4fb713cf // fmla v15.4s, v30.4s, v23.s[1]
+	WORD $0x4fb813b2 // fmla v18.4s, v29.4s, v24.s[1]
+	WORD $0x4fb813d3 // fmla v19.4s, v30.4s, v24.s[1]
 	PRFM 0(R7), PLDL1KEEP
-	FMOVQ 256(R8), F26
-	WORD $0x2e613b59 // shll v25.4s, v26.4h, #16
-	WORD $0x6e613b5a // shll2 v26.4s, v26.8h, #16
-	WORD $0x4f941b20 // fmla v0.4s, v25.4s, v20.s[2]
-	WORD $0x4f941b41 // fmla v1.4s, v26.4s, v20.s[2]
-	WORD $0x4f951b24 // fmla v4.4s, v25.4s, v21.s[2]
-	WORD $0x4f951b45 // fmla v5.4s, v26.4s, v21.s[2]
-	WORD $0x4f961b28 // fmla v8.4s, v25.4s, v22.s[2]
-	WORD $0x4f961b49 // fmla v9.4s, v26.4s, v22.s[2]
-	WORD $0x4f971b2c // fmla v12.4s, v25.4s, v23.s[2]
-	WORD $0x4f971b4d // fmla v13.4s, v26.4s, v23.s[2]
-	WORD $0x4f981b30 // fmla v16.4s, v25.4s, v24.s[2]
-	WORD $0x4f981b51 // fmla v17.4s, v26.4s, v24.s[2]
-	FMOVQ 272(R8), F28
-	WORD $0x2e613b9b // shll v27.4s, v28.4h, #16
-	WORD $0x6e613b9c // shll2 v28.4s, v28.8h, #16
-	WORD $0x4f941b62 // fmla v2.4s, v27.4s, v20.s[2]
-	WORD $0x4f941b83 // fmla v3.4s, v28.4s, v20.s[2]
-	WORD $0x4f951b66 // fmla v6.4s, v27.4s, v21.s[2]
-	WORD $0x4f951b87 // fmla v7.4s, v28.4s, v21.s[2]
-	WORD $0x4f961b6a // fmla v10.4s, v27.4s, v22.s[2]
-	WORD $0x4f961b8b // fmla v11.4s, v28.4s, v22.s[2]
-	WORD $0x4f971b6e // fmla v14.4s, v27.4s, v23.s[2]
-	WORD $0x4f971b8f // fmla v15.4s, v28.4s, v23.s[2]
-	WORD $0x4f981b72 // fmla v18.4s, v27.4s, v24.s[2]
-	WORD $0x4f981b93 // fmla v19.4s, v28.4s, v24.s[2]
-	FMOVQ 384(R8), F26
-	WORD $0x2e613b59 // shll v25.4s, v26.4h, #16
-	WORD $0x6e613b5a // shll2 v26.4s, v26.8h, #16
+	FLDPQ 256(R8), (F25, F26)
+	VSHL $16, V25.S4, V27.S4
+	VSHL $16, V26.S4, V28.S4
+	WORD $0x4f941b60 // fmla v0.4s, v27.4s, v20.s[2]
+	WORD $0x4f941b81 // fmla v1.4s, v28.4s, v20.s[2]
+	WORD $0x4f951b64 // fmla v4.4s, v27.4s, v21.s[2]
+	WORD $0x4f951b85 // fmla v5.4s, v28.4s, v21.s[2]
+	WORD $0x4f961b68 // fmla v8.4s, v27.4s, v22.s[2]
+	WORD $0x4f961b89 // fmla v9.4s, v28.4s, v22.s[2]
+	WORD $0x4f971b6c // fmla v12.4s, v27.4s, v23.s[2]
+	WORD $0x4f971b8d // fmla v13.4s, v28.4s, v23.s[2]
+	WORD $0x4f981b70 // fmla v16.4s, v27.4s, v24.s[2]
+	WORD $0x4f981b91 // fmla v17.4s, v28.4s, v24.s[2]
+	VAND V31.B16, V25.B16, V25.B16
+	VAND V31.B16, V26.B16, V26.B16
 	WORD $0x4fb41b20 // fmla v0.4s, v25.4s, v20.s[3]
 	WORD $0x4fb41b41 // fmla v1.4s, v26.4s, v20.s[3]
 	WORD $0x4fb51b24 // fmla v4.4s, v25.4s, v21.s[3]
@@ -13957,63 +14243,61 @@ asking60:
 	WORD $0x4fb71b4d // fmla v13.4s, v26.4s, v23.s[3]
 	WORD $0x4fb81b30 // fmla v16.4s, v25.4s, v24.s[3]
 	WORD $0x4fb81b51 // fmla v17.4s, v26.4s, v24.s[3]
-	FMOVQ 400(R8), F28
-	WORD $0x2e613b9b // shll v27.4s, v28.4h, #16
-	WORD $0x6e613b9c // shll2 v28.4s, v28.8h, #16
-	WORD $0x4fb41b62 // fmla v2.4s, v27.4s, v20.s[3]
-	WORD $0x4fb41b83 // fmla v3.4s, v28.4s, v20.s[3]
-	WORD $0x4fb51b66 // fmla v6.4s, v27.4s, v21.s[3]
-	WORD $0x4fb51b87 // fmla v7.4s, v28.4s, v21.s[3]
-	WORD $0x4fb61b6a // fmla v10.4s, v27.4s, v22.s[3]
-	WORD $0x4fb61b8b // fmla v11.4s, v28.4s, v22.s[3]
-	WORD $0x4fb71b6e // fmla v14.4s, v27.4s, v23.s[3]
-	WORD $0x4fb71b8f // fmla v15.4s, v28.4s, v23.s[3]
-	WORD $0x4fb81b72 // fmla v18.4s, v27.4s, v24.s[3]
-	WORD $0x4fb81b93 // fmla v19.4s, v28.4s, v24.s[3]
+	FLDPQ 288(R8), (F29, F30)
+	VSHL $16, V29.S4, V25.S4
+	VSHL $16, V30.S4, V26.S4
+	WORD $0x4f941b22 // fmla v2.4s, v25.4s, v20.s[2]
+	WORD $0x4f941b43 // fmla v3.4s, v26.4s, v20.s[2]
+	WORD $0x4f951b26 // fmla v6.4s, v25.4s, v21.s[2]
+	WORD $0x4f951b47 // fmla v7.4s, v26.4s, v21.s[2]
+	WORD $0x4f961b2a // fmla v10.4s, v25.4s, v22.s[2]
+	WORD $0x4f961b4b // fmla v11.4s, v26.4s, v22.s[2]
+	WORD $0x4f971b2e // fmla v14.4s, v25.4s, v23.s[2]
+	WORD $0x4f971b4f // fmla v15.4s, v26.4s, v23.s[2]
+	WORD $0x4f981b32 // fmla v18.4s, v25.4s, v24.s[2]
+	WORD $0x4f981b53 // fmla v19.4s, v26.4s, v24.s[2]
+	VAND V31.B16, V29.B16, V29.B16
+	VAND V31.B16, V30.B16, V30.B16
+	WORD $0x4fb41ba2 // fmla v2.4s, v29.4s, v20.s[3]
+	WORD $0x4fb41bc3 // fmla v3.4s, v30.4s, v20.s[3]
+	WORD $0x4fb51ba6 // fmla v6.4s, v29.4s, v21.s[3]
+	WORD $0x4fb51bc7 // fmla v7.4s, v30.4s, v21.s[3]
+	WORD $0x4fb61baa // fmla v10.4s, v29.4s, v22.s[3]
+	WORD $0x4fb61bcb // fmla v11.4s, v30.4s, v22.s[3]
+	WORD $0x4fb71bae // fmla v14.4s, v29.4s, v23.s[3]
+	WORD $0x4fb71bcf // fmla v15.4s, v30.4s, v23.s[3]
+	WORD $0x4fb81bb2 // fmla v18.4s, v29.4s, v24.s[3]
+	WORD $0x4fb81bd3 // fmla v19.4s, v30.4s, v24.s[3]
 	PRFM 64(R7), PLDL1KEEP
 	ADD $128, R7, R7
 	ADD $512, R8, R8
 	SUBS $4, R9, R9
-	BGE asking60
-	B short61
-plain62:
+	BGE asking65
+	B short66
+plain67:
 	SUBS $4, R9, R9
-	BLT short61
-loop63:
+	BLT short66
+loop68:
 	FMOVQ.P 16(R12), F20
 	FMOVQ.P 16(R13), F21
 	FMOVQ.P 16(R14), F22
 	FMOVQ.P 16(R15), F23
 	FMOVQ.P 16(R19), F24
-	FMOVQ 0(R8), F26
-	WORD $0x2e613b59 // shll v25.4s, v26.4h, #16
-	WORD $0x6e613b5a // shll2 v26.4s, v26.8h, #16
-	WORD $0x4f941320 // fmla v0.4s, v25.4s, v20.s[0]
-	WORD $0x4f941341 // fmla v1.4s, v26.4s, v20.s[0]
-	WORD $0x4f951324 // fmla v4.4s, v25.4s, v21.s[0]
-	WORD $0x4f951345 // fmla v5.4s, v26.4s, v21.s[0]
-	WORD $0x4f961328 // fmla v8.4s, v25.4s, v22.s[0]
-	WORD $0x4f961349 // fmla v9.4s, v26.4s, v22.s[0]
-	WORD $0x4f97132c // fmla v12.4s, v25.4s, v23.s[0]
-	WORD $0x4f97134d // fmla v13.4s, v26.4s, v23.s[0]
-	WORD $0x4f981330 // fmla v16.4s, v25.4s, v24.s[0]
-	WORD $0x4f981351 // fmla v17.4s, v26.4s, v24.s[0]
-	FMOVQ 16(R8), F28
-	WORD $0x2e613b9b // shll v27.4s, v28.4h, #16
-	WORD $0x6e613b9c // shll2 v28.4s, v28.8h, #16
-	WORD $0x4f941362 // fmla v2.4s, v27.4s, v20.s[0]
-	WORD $0x4f941383 // fmla v3.4s, v28.4s, v20.s[0]
-	WORD $0x4f951366 // fmla v6.4s, v27.4s, v21.s[0]
-	WORD $0x4f951387 // fmla v7.4s, v28.4s, v21.s[0]
-	WORD $0x4f96136a // fmla v10.4s, v27.4s, v22.s[0]
-	WORD $0x4f96138b // fmla v11.4s, v28.4s, v22.s[0]
-	WORD $0x4f97136e // fmla v14.4s, v27.4s, v23.s[0]
-	WORD $0x4f97138f // fmla v15.4s, v28.4s, v23.s[0]
-	WORD $0x4f981372 // fmla v18.4s, v27.4s, v24.s[0]
-	WORD $0x4f981393 // fmla v19.4s, v28.4s, v24.s[0]
-	FMOVQ 128(R8), F26
-	WORD $0x2e613b59 // shll v25.4s, v26.4h, #16
-	WORD $0x6e613b5a // shll2 v26.4s, v26.8h, #16
+	FLDPQ 0(R8), (F25, F26)
+	VSHL $16, V25.S4, V27.S4
+	VSHL $16, V26.S4, V28.S4
+	WORD $0x4f941360 // fmla v0.4s, v27.4s, v20.s[0]
+	WORD $0x4f941381 // fmla v1.4s, v28.4s, v20.s[0]
+	WORD $0x4f951364 // fmla v4.4s, v27.4s, v21.s[0]
+	WORD $0x4f951385 // fmla v5.4s, v28.4s, v21.s[0]
+	WORD $0x4f961368 // fmla v8.4s, v27.4s, v22.s[0]
+	WORD $0x4f961389 // fmla v9.4s, v28.4s, v22.s[0]
+	WORD $0x4f97136c // fmla v12.4s, v27.4s, v23.s[0]
+	WORD $0x4f97138d // fmla v13.4s, v28.4s, v23.s[0]
+	WORD $0x4f981370 // fmla v16.4s, v27.4s, v24.s[0]
+	WORD $0x4f981391 // fmla v17.4s, v28.4s, v24.s[0]
+	VAND V31.B16, V25.B16, V25.B16
+	VAND V31.B16, V26.B16, V26.B16
 	WORD $0x4fb41320 // fmla v0.4s, v25.4s, v20.s[1]
 	WORD $0x4fb41341 // fmla v1.4s, v26.4s, v20.s[1]
 	WORD $0x4fb51324 // fmla v4.4s, v25.4s, v21.s[1]
@@ -14024,48 +14308,46 @@ loop63:
 	WORD $0x4fb7134d // fmla v13.4s, v26.4s, v23.s[1]
 	WORD $0x4fb81330 // fmla v16.4s, v25.4s, v24.s[1]
 	WORD $0x4fb81351 // fmla v17.4s, v26.4s, v24.s[1]
-	FMOVQ 144(R8), F28
-	WORD $0x2e613b9b // shll v27.4s, v28.4h, #16
-	WORD $0x6e613b9c // shll2 v28.4s, v28.8h, #16
-	WORD $0x4fb41362 // fmla v2.4s, v27.4s, v20.s[1]
-	WORD $0x4fb41383 // fmla v3.4s, v28.4s, v20.s[1]
-	WORD $0x4fb51366 // fmla v6.4s, v27.4s, v21.s[1]
-	WORD $0x4fb51387 // fmla v7.4s, v28.4s, v21.s[1]
-	WORD $0x4fb6136a // fmla v10.4s, v27.4s, v22.s[1]
-	WORD $0x4fb6138b // fmla v11.4s, v28.4s, v22.s[1]
-	WORD $0x4fb7136e // fmla v14.4s, v27.4s, v23.s[1]
-	WORD $0x4fb7138f // fmla v15.4s, v28.4s, v23.s[1]
-	WORD $0x4fb81372 // fmla v18.4s, v27.4s, v24.s[1]
-	WORD $0x4fb81393 // fmla v19.4s, v28.4s, v24.s[1]
-	FMOVQ 256(R8), F26
-	WORD $0x2e613b59 // shll v25.4s, v26.4h, #16
-	WORD $0x6e613b5a // shll2 v26.4s, v26.8h, #16
-	WORD $0x4f941b20 // fmla v0.4s, v25.4s, v20.s[2]
-	WORD $0x4f941b41 // fmla v1.4s, v26.4s, v20.s[2]
-	WORD $0x4f951b24 // fmla v4.4s, v25.4s, v21.s[2]
-	WORD $0x4f951b45 // fmla v5.4s, v26.4s, v21.s[2]
-	WORD $0x4f961b28 // fmla v8.4s, v25.4s, v22.s[2]
-	WORD $0x4f961b49 // fmla v9.4s, v26.4s, v22.s[2]
-	WORD $0x4f971b2c // fmla v12.4s, v25.4s, v23.s[2]
-	WORD $0x4f971b4d // fmla v13.4s, v26.4s, v23.s[2]
-	WORD $0x4f981b30 // fmla v16.4s, v25.4s, v24.s[2]
-	WORD $0x4f981b51 // fmla v17.4s, v26.4s, v24.s[2]
-	FMOVQ 272(R8), F28
-	WORD $0x2e613b9b // shll v27.4s, v28.4h, #16
-	WORD $0x6e613b9c // shll2 v28.4s, v28.8h, #16
-	WORD $0x4f941b62 // fmla v2.4s, v27.4s, v20.s[2]
-	WORD $0x4f941b83 // fmla v3.4s, v28.4s, v20.s[2]
-	WORD $0x4f951b66 // fmla v6.4s, v27.4s, v21.s[2]
-	WORD $0x4f951b87 // fmla v7.4s, v28.4s, v21.s[2]
-	WORD $0x4f961b6a // fmla v10.4s, v27.4s, v22.s[2]
-	WORD $0x4f961b8b // fmla v11.4s, v28.4s, v22.s[2]
-	WORD $0x4f971b6e // fmla v14.4s, v27.4s, v23.s[2]
-	WORD $0x4f971b8f // fmla v15.4s, v28.4s, v23.s[2]
-	WORD $0x4f981b72 // fmla v18.4s, v27.4s, v24.s[2]
-	WORD $0x4f981b93 // fmla v19.4s, v28.4s, v24.s[2]
-	FMOVQ 384(R8), F26
-	WORD $0x2e613b59 // shll v25.4s, v26.4h, #16
-	WORD $0x6e613b5a // shll2 v26.4s, v26.8h, #16
+	FLDPQ 32(R8), (F29, F30)
+	VSHL $16, V29.S4, V25.S4
+	VSHL $16, V30.S4, V26.S4
+	WORD $0x4f941322 // fmla v2.4s, v25.4s, v20.s[0]
+	WORD $0x4f941343 // fmla v3.4s, v26.4s, v20.s[0]
+	WORD $0x4f951326 // fmla v6.4s, v25.4s, v21.s[0]
+	WORD $0x4f951347 // fmla v7.4s, v26.4s, v21.s[0]
+	WORD $0x4f96132a // fmla v10.4s, v25.4s, v22.s[0]
+	WORD $0x4f96134b // fmla v11.4s, v26.4s, v22.s[0]
+	WORD $0x4f97132e // fmla v14.4s, v25.4s, v23.s[0]
+	WORD $0x4f97134f // fmla v15.4s, v26.4s, v23.s[0]
+	WORD $0x4f981332 // fmla v18.4s, v25.4s, v24.s[0]
+	WORD $0x4f981353 // fmla v19.4s, v26.4s, v24.s[0]
+	VAND V31.B16, V29.B16, V29.B16
+	VAND V31.B16, V30.B16, V30.B16
+	WORD $0x4fb413a2 // fmla v2.4s, v29.4s, v20.s[1]
+	WORD $0x4fb413c3 // fmla v3.4s, v30.4s, v20.s[1]
+	WORD $0x4fb513a6 // fmla v6.4s, v29.4s, v21.s[1]
+	WORD $0x4fb513c7 // fmla v7.4s, v30.4s, v21.s[1]
+	WORD $0x4fb613aa // fmla v10.4s, v29.4s, v22.s[1]
+	WORD $0x4fb613cb // fmla v11.4s, v30.4s, v22.s[1]
+	WORD $0x4fb713ae // fmla v14.4s, v29.4s, v23.s[1]
+	WORD $0x4fb713cf // fmla v15.4s, v30.4s, v23.s[1]
+	WORD $0x4fb813b2 // fmla v18.4s, v29.4s, v24.s[1]
+	WORD $0x4fb813d3 // fmla v19.4s, v30.4s, v24.s[1]
+	FLDPQ 256(R8), (F25, F26)
+	VSHL $16, V25.S4, V27.S4
+	VSHL $16, V26.S4, V28.S4
+	WORD $0x4f941b60 // fmla v0.4s, v27.4s, v20.s[2]
+	WORD $0x4f941b81 // fmla v1.4s, v28.4s, v20.s[2]
+	WORD $0x4f951b64 // fmla v4.4s, v27.4s, v21.s[2]
+	WORD $0x4f951b85 // fmla v5.4s, v28.4s, v21.s[2]
+	WORD $0x4f961b68 // fmla v8.4s, v27.4s, v22.s[2]
+	WORD $0x4f961b89 // fmla v9.4s, v28.4s, v22.s[2]
+	WORD $0x4f971b6c // fmla v12.4s, v27.4s, v23.s[2]
+	WORD $0x4f971b8d // fmla v13.4s, v28.4s, v23.s[2]
+	WORD $0x4f981b70 // fmla v16.4s, v27.4s, v24.s[2]
+	WORD $0x4f981b91 // fmla v17.4s, v28.4s, v24.s[2]
+	VAND V31.B16, V25.B16, V25.B16
+	VAND V31.B16, V26.B16, V26.B16
 	WORD $0x4fb41b20 // fmla v0.4s, v25.4s, v20.s[3]
 	WORD $0x4fb41b41 // fmla v1.4s, v26.4s, v20.s[3]
 	WORD $0x4fb51b24 // fmla v4.4s, v25.4s, v21.s[3]
@@ -14076,61 +14358,132 @@ loop63:
 	WORD $0x4fb71b4d // fmla v13.4s, v26.4s, v23.s[3]
 	WORD $0x4fb81b30 // fmla v16.4s, v25.4s, v24.s[3]
 	WORD $0x4fb81b51 // fmla v17.4s, v26.4s, v24.s[3]
-	FMOVQ 400(R8), F28
-	WORD $0x2e613b9b // shll v27.4s, v28.4h, #16
-	WORD $0x6e613b9c // shll2 v28.4s, v28.8h, #16
-	WORD $0x4fb41b62 // fmla v2.4s, v27.4s, v20.s[3]
-	WORD $0x4fb41b83 // fmla v3.4s, v28.4s, v20.s[3]
-	WORD $0x4fb51b66 // fmla v6.4s, v27.4s, v21.s[3]
-	WORD $0x4fb51b87 // fmla v7.4s, v28.4s, v21.s[3]
-	WORD $0x4fb61b6a // fmla v10.4s, v27.4s, v22.s[3]
-	WORD $0x4fb61b8b // fmla v11.4s, v28.4s, v22.s[3]
-	WORD $0x4fb71b6e // fmla v14.4s, v27.4s, v23.s[3]
-	WORD $0x4fb71b8f // fmla v15.4s, v28.4s, v23.s[3]
-	WORD $0x4fb81b72 // fmla v18.4s, v27.4s, v24.s[3]
-	WORD $0x4fb81b93 // fmla v19.4s, v28.4s, v24.s[3]
+	FLDPQ 288(R8), (F29, F30)
+	VSHL $16, V29.S4, V25.S4
+	VSHL $16, V30.S4, V26.S4
+	WORD $0x4f941b22 // fmla v2.4s, v25.4s, v20.s[2]
+	WORD $0x4f941b43 // fmla v3.4s, v26.4s, v20.s[2]
+	WORD $0x4f951b26 // fmla v6.4s, v25.4s, v21.s[2]
+	WORD $0x4f951b47 // fmla v7.4s, v26.4s, v21.s[2]
+	WORD $0x4f961b2a // fmla v10.4s, v25.4s, v22.s[2]
+	WORD $0x4f961b4b // fmla v11.4s, v26.4s, v22.s[2]
+	WORD $0x4f971b2e // fmla v14.4s, v25.4s, v23.s[2]
+	WORD $0x4f971b4f // fmla v15.4s, v26.4s, v23.s[2]
+	WORD $0x4f981b32 // fmla v18.4s, v25.4s, v24.s[2]
+	WORD $0x4f981b53 // fmla v19.4s, v26.4s, v24.s[2]
+	VAND V31.B16, V29.B16, V29.B16
+	VAND V31.B16, V30.B16, V30.B16
+	WORD $0x4fb41ba2 // fmla v2.4s, v29.4s, v20.s[3]
+	WORD $0x4fb41bc3 // fmla v3.4s, v30.4s, v20.s[3]
+	WORD $0x4fb51ba6 // fmla v6.4s, v29.4s, v21.s[3]
+	WORD $0x4fb51bc7 // fmla v7.4s, v30.4s, v21.s[3]
+	WORD $0x4fb61baa // fmla v10.4s, v29.4s, v22.s[3]
+	WORD $0x4fb61bcb // fmla v11.4s, v30.4s, v22.s[3]
+	WORD $0x4fb71bae // fmla v14.4s, v29.4s, v23.s[3]
+	WORD $0x4fb71bcf // fmla v15.4s, v30.4s, v23.s[3]
+	WORD $0x4fb81bb2 // fmla v18.4s, v29.4s, v24.s[3]
+	WORD $0x4fb81bd3 // fmla v19.4s, v30.4s, v24.s[3]
 	ADD $512, R8, R8
 	SUBS $4, R9, R9
-	BGE loop63
-short61:
+	BGE loop68
+short66:
 	ADDS $4, R9, R9
-	BEQ summed65
-some64:
+	BEQ summed70
+some69:
+	TBZ $1, R9, one71
+	FMOVD.P 8(R12), F20
+	FMOVD.P 8(R13), F21
+	FMOVD.P 8(R14), F22
+	FMOVD.P 8(R15), F23
+	FMOVD.P 8(R19), F24
+	FLDPQ 0(R8), (F25, F26)
+	VSHL $16, V25.S4, V27.S4
+	VSHL $16, V26.S4, V28.S4
+	WORD $0x4f941360 // fmla v0.4s, v27.4s, v20.s[0]
+	WORD $0x4f941381 // fmla v1.4s, v28.4s, v20.s[0]
+	WORD $0x4f951364 // fmla v4.4s, v27.4s, v21.s[0]
+	WORD $0x4f951385 // fmla v5.4s, v28.4s, v21.s[0]
+	WORD $0x4f961368 // fmla v8.4s, v27.4s, v22.s[0]
+	WORD $0x4f961389 // fmla v9.4s, v28.4s, v22.s[0]
+	WORD $0x4f97136c // fmla v12.4s, v27.4s, v23.s[0]
+	WORD $0x4f97138d // fmla v13.4s, v28.4s, v23.s[0]
+	WORD $0x4f981370 // fmla v16.4s, v27.4s, v24.s[0]
+	WORD $0x4f981391 // fmla v17.4s, v28.4s, v24.s[0]
+	VAND V31.B16, V25.B16, V25.B16
+	VAND V31.B16, V26.B16, V26.B16
+	WORD $0x4fb41320 // fmla v0.4s, v25.4s, v20.s[1]
+	WORD $0x4fb41341 // fmla v1.4s, v26.4s, v20.s[1]
+	WORD $0x4fb51324 // fmla v4.4s, v25.4s, v21.s[1]
+	WORD $0x4fb51345 // fmla v5.4s, v26.4s, v21.s[1]
+	WORD $0x4fb61328 // fmla v8.4s, v25.4s, v22.s[1]
+	WORD $0x4fb61349 // fmla v9.4s, v26.4s, v22.s[1]
+	WORD $0x4fb7132c // fmla v12.4s, v25.4s, v23.s[1]
+	WORD $0x4fb7134d // fmla v13.4s, v26.4s, v23.s[1]
+	WORD $0x4fb81330 // fmla v16.4s, v25.4s, v24.s[1]
+	WORD $0x4fb81351 // fmla v17.4s, v26.4s, v24.s[1]
+	FLDPQ 32(R8), (F29, F30)
+	VSHL $16, V29.S4, V25.S4
+	VSHL $16, V30.S4, V26.S4
+	WORD $0x4f941322 // fmla v2.4s, v25.4s, v20.s[0]
+	WORD $0x4f941343 // fmla v3.4s, v26.4s, v20.s[0]
+	WORD $0x4f951326 // fmla v6.4s, v25.4s, v21.s[0]
+	WORD $0x4f951347 // fmla v7.4s, v26.4s, v21.s[0]
+	WORD $0x4f96132a // fmla v10.4s, v25.4s, v22.s[0]
+	WORD $0x4f96134b // fmla v11.4s, v26.4s, v22.s[0]
+	WORD $0x4f97132e // fmla v14.4s, v25.4s, v23.s[0]
+	WORD $0x4f97134f // fmla v15.4s, v26.4s, v23.s[0]
+	WORD $0x4f981332 // fmla v18.4s, v25.4s, v24.s[0]
+	WORD $0x4f981353 // fmla v19.4s, v26.4s, v24.s[0]
+	VAND V31.B16, V29.B16, V29.B16
+	VAND V31.B16, V30.B16, V30.B16
+	WORD $0x4fb413a2 // fmla v2.4s, v29.4s, v20.s[1]
+	WORD $0x4fb413c3 // fmla v3.4s, v30.4s, v20.s[1]
+	WORD $0x4fb513a6 // fmla v6.4s, v29.4s, v21.s[1]
+	WORD $0x4fb513c7 // fmla v7.4s, v30.4s, v21.s[1]
+	WORD $0x4fb613aa // fmla v10.4s, v29.4s, v22.s[1]
+	WORD $0x4fb613cb // fmla v11.4s, v30.4s, v22.s[1]
+	WORD $0x4fb713ae // fmla v14.4s, v29.4s, v23.s[1]
+	WORD $0x4fb713cf // fmla v15.4s, v30.4s, v23.s[1]
+	WORD $0x4fb813b2 // fmla v18.4s, v29.4s, v24.s[1]
+	WORD $0x4fb813d3 // fmla v19.4s, v30.4s, v24.s[1]
+	ADD $256, R8, R8
+	TBZ $0, R9, summed70
+one71:
 	FMOVS.P 4(R12), F20
 	FMOVS.P 4(R13), F21
 	FMOVS.P 4(R14), F22
 	FMOVS.P 4(R15), F23
 	FMOVS.P 4(R19), F24
-	FMOVQ 0(R8), F26
-	WORD $0x2e613b59 // shll v25.4s, v26.4h, #16
-	WORD $0x6e613b5a // shll2 v26.4s, v26.8h, #16
+	FMOVQ 0(R8), F25
+	VSHL $16, V25.S4, V25.S4
 	WORD $0x4f941320 // fmla v0.4s, v25.4s, v20.s[0]
-	WORD $0x4f941341 // fmla v1.4s, v26.4s, v20.s[0]
 	WORD $0x4f951324 // fmla v4.4s, v25.4s, v21.s[0]
-	WORD $0x4f951345 // fmla v5.4s, v26.4s, v21.s[0]
 	WORD $0x4f961328 // fmla v8.4s, v25.4s, v22.s[0]
-	WORD $0x4f961349 // fmla v9.4s, v26.4s, v22.s[0]
 	WORD $0x4f97132c // fmla v12.4s, v25.4s, v23.s[0]
-	WORD $0x4f97134d // fmla v13.4s, v26.4s, v23.s[0]
 	WORD $0x4f981330 // fmla v16.4s, v25.4s, v24.s[0]
-	WORD $0x4f981351 // fmla v17.4s, v26.4s, v24.s[0]
-	FMOVQ 16(R8), F28
-	WORD $0x2e613b9b // shll v27.4s, v28.4h, #16
-	WORD $0x6e613b9c // shll2 v28.4s, v28.8h, #16
-	WORD $0x4f941362 // fmla v2.4s, v27.4s, v20.s[0]
-	WORD $0x4f941383 // fmla v3.4s, v28.4s, v20.s[0]
-	WORD $0x4f951366 // fmla v6.4s, v27.4s, v21.s[0]
-	WORD $0x4f951387 // fmla v7.4s, v28.4s, v21.s[0]
-	WORD $0x4f96136a // fmla v10.4s, v27.4s, v22.s[0]
-	WORD $0x4f96138b // fmla v11.4s, v28.4s, v22.s[0]
-	WORD $0x4f97136e // fmla v14.4s, v27.4s, v23.s[0]
-	WORD $0x4f97138f // fmla v15.4s, v28.4s, v23.s[0]
-	WORD $0x4f981372 // fmla v18.4s, v27.4s, v24.s[0]
-	WORD $0x4f981393 // fmla v19.4s, v28.4s, v24.s[0]
+	FMOVQ 16(R8), F25
+	VSHL $16, V25.S4, V25.S4
+	WORD $0x4f941321 // fmla v1.4s, v25.4s, v20.s[0]
+	WORD $0x4f951325 // fmla v5.4s, v25.4s, v21.s[0]
+	WORD $0x4f961329 // fmla v9.4s, v25.4s, v22.s[0]
+	WORD $0x4f97132d // fmla v13.4s, v25.4s, v23.s[0]
+	WORD $0x4f981331 // fmla v17.4s, v25.4s, v24.s[0]
+	FMOVQ 32(R8), F25
+	VSHL $16, V25.S4, V25.S4
+	WORD $0x4f941322 // fmla v2.4s, v25.4s, v20.s[0]
+	WORD $0x4f951326 // fmla v6.4s, v25.4s, v21.s[0]
+	WORD $0x4f96132a // fmla v10.4s, v25.4s, v22.s[0]
+	WORD $0x4f97132e // fmla v14.4s, v25.4s, v23.s[0]
+	WORD $0x4f981332 // fmla v18.4s, v25.4s, v24.s[0]
+	FMOVQ 48(R8), F25
+	VSHL $16, V25.S4, V25.S4
+	WORD $0x4f941323 // fmla v3.4s, v25.4s, v20.s[0]
+	WORD $0x4f951327 // fmla v7.4s, v25.4s, v21.s[0]
+	WORD $0x4f96132b // fmla v11.4s, v25.4s, v22.s[0]
+	WORD $0x4f97132f // fmla v15.4s, v25.4s, v23.s[0]
+	WORD $0x4f981333 // fmla v19.4s, v25.4s, v24.s[0]
 	ADD $128, R8, R8
-	SUBS $1, R9, R9
-	BNE some64
-summed65:
+summed70:
 	FSTPQ (F0, F1), 0(R0)
 	FSTPQ (F2, F3), 32(R0)
 	FSTPQ (F4, F5), 256(R0)
@@ -14144,9 +14497,9 @@ summed65:
 	FMOVQ F18, 1056(R0)
 	FMOVQ F19, 1072(R0)
 	ADD $64, R0, R0
-	ADD $32, R10, R10
+	ADD $64, R10, R10
 	SUBS $1, R11, R11
-	BNE block57
+	BNE block62
 	ADD $1024, R0, R0
 	ADD R3, R1, R1
 	ADD R3, R1, R1
@@ -14177,7 +14530,8 @@ TEXT ·accumulate_bf16_neon(SB), NOSPLIT, $0-88
 none1:
 	RBIT R8, R19
 	CLZ R19, R19
-	MUL R4, R19, R20
+	LSR $1, R19, R20
+	MUL R4, R20, R20
 	NEG R8, R23
 	AND R8, R23, R23
 	ADD R8, R23, R23
@@ -14200,6 +14554,8 @@ tile12:
 columns13:
 	CMP $4, R5
 	BLT less14
+	MOVD $0xffff0000, R23
+	VDUP R23, V31.S4
 	VEOR V0.B16, V0.B16, V0.B16
 	VEOR V1.B16, V1.B16, V1.B16
 	VEOR V2.B16, V2.B16, V2.B16
@@ -14229,334 +14585,466 @@ columns13:
 	ADD R19, R1, R11
 	ADD R20, R21, R10
 	MOVD R15, R9
-	CBZ R7, plain21
-	SUBS $4, R9, R9
-	BLT short20
-asking19:
-	FMOVQ 0(R11), F24
-	FMOVQ 256(R11), F25
-	FMOVQ 512(R11), F26
-	FMOVQ 768(R11), F27
-	FMOVQ 1024(R11), F28
-	FMOVQ 1280(R11), F29
-	FMOVQ 0(R10), F31
-	WORD $0x2e613bfe // shll v30.4s, v31.4h, #16
-	WORD $0x6e613bff // shll2 v31.4s, v31.8h, #16
-	WORD $0x4f9813c0 // fmla v0.4s, v30.4s, v24.s[0]
-	WORD $0x4f9813e1 // fmla v1.4s, v31.4s, v24.s[0]
-	WORD $0x4f9913c4 // fmla v4.4s, v30.4s, v25.s[0]
-	WORD $0x4f9913e5 // fmla v5.4s, v31.4s, v25.s[0]
-	WORD $0x4f9a13c8 // fmla v8.4s, v30.4s, v26.s[0]
-	WORD $0x4f9a13e9 // fmla v9.4s, v31.4s, v26.s[0]
-	WORD $0x4f9b13cc // fmla v12.4s, v30.4s, v27.s[0]
-	WORD $0x4f9b13ed // fmla v13.4s, v31.4s, v27.s[0]
-	WORD $0x4f9c13d0 // fmla v16.4s, v30.4s, v28.s[0]
-	WORD $0x4f9c13f1 // fmla v17.4s, v31.4s, v28.s[0]
-	WORD $0x4f9d13d4 // fmla v20.4s, v30.4s, v29.s[0]
-	WORD $0x4f9d13f5 // fmla v21.4s, v31.4s, v29.s[0]
-	FMOVQ 16(R10), F31
-	WORD $0x2e613bfe // shll v30.4s, v31.4h, #16
-	WORD $0x6e613bff // shll2 v31.4s, v31.8h, #16
-	WORD $0x4f9813c2 // fmla v2.4s, v30.4s, v24.s[0]
-	WORD $0x4f9813e3 // fmla v3.4s, v31.4s, v24.s[0]
-	WORD $0x4f9913c6 // fmla v6.4s, v30.4s, v25.s[0]
-	WORD $0x4f9913e7 // fmla v7.4s, v31.4s, v25.s[0]
-	WORD $0x4f9a13ca // fmla v10.4s, v30.4s, v26.s[0]
-	WORD $0x4f9a13eb // fmla v11.4s, v31.4s, v26.s[0]
-	WORD $0x4f9b13ce // fmla v14.4s, v30.4s, v27.s[0]
-	WORD $0x4f9b13ef // fmla v15.4s, v31.4s, v27.s[0]
-	WORD $0x4f9c13d2 // fmla v18.4s, v30.4s, v28.s[0]
-	WORD $0x4f9c13f3 // fmla v19.4s, v31.4s, v28.s[0]
-	WORD $0x4f9d13d6 // fmla v22.4s, v30.4s, v29.s[0]
-	WORD $0x4f9d13f7 // fmla v23.4s, v31.4s, v29.s[0]
-	ADD R4, R10, R10
-	FMOVQ 0(R10), F31
-	WORD $0x2e613bfe // shll v30.4s, v31.4h, #16
-	WORD $0x6e613bff // shll2 v31.4s, v31.8h, #16
-	WORD $0x4fb813c0 // fmla v0.4s, v30.4s, v24.s[1]
-	WORD $0x4fb813e1 // fmla v1.4s, v31.4s, v24.s[1]
-	WORD $0x4fb913c4 // fmla v4.4s, v30.4s, v25.s[1]
-	WORD $0x4fb913e5 // fmla v5.4s, v31.4s, v25.s[1]
-	WORD $0x4fba13c8 // fmla v8.4s, v30.4s, v26.s[1]
-	WORD $0x4fba13e9 // fmla v9.4s, v31.4s, v26.s[1]
-	WORD $0x4fbb13cc // fmla v12.4s, v30.4s, v27.s[1]
-	WORD $0x4fbb13ed // fmla v13.4s, v31.4s, v27.s[1]
-	WORD $0x4fbc13d0 // fmla v16.4s, v30.4s, v28.s[1]
-	WORD $0x4fbc13f1 // fmla v17.4s, v31.4s, v28.s[1]
-	WORD $0x4fbd13d4 // fmla v20.4s, v30.4s, v29.s[1]
-	WORD $0x4fbd13f5 // fmla v21.4s, v31.4s, v29.s[1]
-	FMOVQ 16(R10), F31
-	WORD $0x2e613bfe // shll v30.4s, v31.4h, #16
-	WORD $0x6e613bff // shll2 v31.4s, v31.8h, #16
-	WORD $0x4fb813c2 // fmla v2.4s, v30.4s, v24.s[1]
-	WORD $0x4fb813e3 // fmla v3.4s, v31.4s, v24.s[1]
-	WORD $0x4fb913c6 // fmla v6.4s, v30.4s, v25.s[1]
-	WORD $0x4fb913e7 // fmla v7.4s, v31.4s, v25.s[1]
-	WORD $0x4fba13ca // fmla v10.4s, v30.4s, v26.s[1]
-	WORD $0x4fba13eb // fmla v11.4s, v31.4s, v26.s[1]
-	WORD $0x4fbb13ce // fmla v14.4s, v30.4s, v27.s[1]
-	WORD $0x4fbb13ef // fmla v15.4s, v31.4s, v27.s[1]
-	WORD $0x4fbc13d2 // fmla v18.4s, v30.4s, v28.s[1]
-	WORD $0x4fbc13f3 // fmla v19.4s, v31.4s, v28.s[1]
-	WORD $0x4fbd13d6 // fmla v22.4s, v30.4s, v29.s[1]
-	WORD $0x4fbd13f7 // fmla v23.4s, v31.4s, v29.s[1]
-	ADD R4, R10, R10
-	PRFM 0(R7), PLDL1KEEP
-	FMOVQ 0(R10), F31
-	WORD $0x2e613bfe // shll v30.4s, v31.4h, #16
-	WORD $0x6e613bff // shll2 v31.4s, v31.8h, #16
-	WORD $0x4f981bc0 // fmla v0.4s, v30.4s, v24.s[2]
-	WORD $0x4f981be1 // fmla v1.4s, v31.4s, v24.s[2]
-	WORD $0x4f991bc4 // fmla v4.4s, v30.4s, v25.s[2]
-	WORD $0x4f991be5 // fmla v5.4s, v31.4s, v25.s[2]
-	WORD $0x4f9a1bc8 // fmla v8.4s, v30.4s, v26.s[2]
-	WORD $0x4f9a1be9 // fmla v9.4s, v31.4s, v26.s[2]
-	WORD $0x4f9b1bcc // fmla v12.4s, v30.4s, v27.s[2]
-	WORD $0x4f9b1bed // fmla v13.4s, v31.4s, v27.s[2]
-	WORD $0x4f9c1bd0 // fmla v16.4s, v30.4s, v28.s[2]
-	WORD $0x4f9c1bf1 // fmla v17.4s, v31.4s, v28.s[2]
-	WORD $0x4f9d1bd4 // fmla v20.4s, v30.4s, v29.s[2]
-	WORD $0x4f9d1bf5 // fmla v21.4s, v31.4s, v29.s[2]
-	FMOVQ 16(R10), F31
-	WORD $0x2e613bfe // shll v30.4s, v31.4h, #16
-	WORD $0x6e613bff // shll2 v31.4s, v31.8h, #16
-	WORD $0x4f981bc2 // fmla v2.4s, v30.4s, v24.s[2]
-	WORD $0x4f981be3 // fmla v3.4s, v31.4s, v24.s[2]
-	WORD $0x4f991bc6 // fmla v6.4s, v30.4s, v25.s[2]
-	WORD $0x4f991be7 // fmla v7.4s, v31.4s, v25.s[2]
-	WORD $0x4f9a1bca // fmla v10.4s, v30.4s, v26.s[2]
-	WORD $0x4f9a1beb // fmla v11.4s, v31.4s, v26.s[2]
-	WORD $0x4f9b1bce // fmla v14.4s, v30.4s, v27.s[2]
-	WORD $0x4f9b1bef // fmla v15.4s, v31.4s, v27.s[2]
-	WORD $0x4f9c1bd2 // fmla v18.4s, v30.4s, v28.s[2]
-	WORD $0x4f9c1bf3 // fmla v19.4s, v31.4s, v28.s[2]
-	WORD $0x4f9d1bd6 // fmla v22.4s, v30.4s, v29.s[2]
-	WORD $0x4f9d1bf7 // fmla v23.4s, v31.4s, v29.s[2]
-	ADD R4, R10, R10
-	FMOVQ 0(R10), F31
-	WORD $0x2e613bfe // shll v30.4s, v31.4h, #16
-	WORD $0x6e613bff // shll2 v31.4s, v31.8h, #16
-	WORD $0x4fb81bc0 // fmla v0.4s, v30.4s, v24.s[3]
-	WORD $0x4fb81be1 // fmla v1.4s, v31.4s, v24.s[3]
-	WORD $0x4fb91bc4 // fmla v4.4s, v30.4s, v25.s[3]
-	WORD $0x4fb91be5 // fmla v5.4s, v31.4s, v25.s[3]
-	WORD $0x4fba1bc8 // fmla v8.4s, v30.4s, v26.s[3]
-	WORD $0x4fba1be9 // fmla v9.4s, v31.4s, v26.s[3]
-	WORD $0x4fbb1bcc // fmla v12.4s, v30.4s, v27.s[3]
-	WORD $0x4fbb1bed // fmla v13.4s, v31.4s, v27.s[3]
-	WORD $0x4fbc1bd0 // fmla v16.4s, v30.4s, v28.s[3]
-	WORD $0x4fbc1bf1 // fmla v17.4s, v31.4s, v28.s[3]
-	WORD $0x4fbd1bd4 // fmla v20.4s, v30.4s, v29.s[3]
-	WORD $0x4fbd1bf5 // fmla v21.4s, v31.4s, v29.s[3]
-	FMOVQ 16(R10), F31
-	WORD $0x2e613bfe // shll v30.4s, v31.4h, #16
-	WORD $0x6e613bff // shll2 v31.4s, v31.8h, #16
-	WORD $0x4fb81bc2 // fmla v2.4s, v30.4s, v24.s[3]
-	WORD $0x4fb81be3 // fmla v3.4s, v31.4s, v24.s[3]
-	WORD $0x4fb91bc6 // fmla v6.4s, v30.4s, v25.s[3]
-	WORD $0x4fb91be7 // fmla v7.4s, v31.4s, v25.s[3]
-	WORD $0x4fba1bca // fmla v10.4s, v30.4s, v26.s[3]
-	WORD $0x4fba1beb // fmla v11.4s, v31.4s, v26.s[3]
-	WORD $0x4fbb1bce // fmla v14.4s, v30.4s, v27.s[3]
-	WORD $0x4fbb1bef // fmla v15.4s, v31.4s, v27.s[3]
-	WORD $0x4fbc1bd2 // fmla v18.4s, v30.4s, v28.s[3]
-	WORD $0x4fbc1bf3 // fmla v19.4s, v31.4s, v28.s[3]
-	WORD $0x4fbd1bd6 // fmla v22.4s, v30.4s, v29.s[3]
-	WORD $0x4fbd1bf7 // fmla v23.4s, v31.4s, v29.s[3]
-	ADD R4, R10, R10
-	PRFM 64(R7), PLDL1KEEP
-	ADD $128, R7, R7
-	ADD $16, R11, R11
-	SUBS $4, R9, R9
-	BGE asking19
-	B short20
-plain21:
-	SUBS $4, R9, R9
-	BLT short20
-loop22:
-	FMOVQ 0(R11), F24
-	FMOVQ 256(R11), F25
-	FMOVQ 512(R11), F26
-	FMOVQ 768(R11), F27
-	FMOVQ 1024(R11), F28
-	FMOVQ 1280(R11), F29
-	FMOVQ 0(R10), F31
-	WORD $0x2e613bfe // shll v30.4s, v31.4h, #16
-	WORD $0x6e613bff // shll2 v31.4s, v31.8h, #16
-	WORD $0x4f9813c0 // fmla v0.4s, v30.4s, v24.s[0]
-	WORD $0x4f9813e1 // fmla v1.4s, v31.4s, v24.s[0]
-	WORD $0x4f9913c4 // fmla v4.4s, v30.4s, v25.s[0]
-	WORD $0x4f9913e5 // fmla v5.4s, v31.4s, v25.s[0]
-	WORD $0x4f9a13c8 // fmla v8.4s, v30.4s, v26.s[0]
-	WORD $0x4f9a13e9 // fmla v9.4s, v31.4s, v26.s[0]
-	WORD $0x4f9b13cc // fmla v12.4s, v30.4s, v27.s[0]
-	WORD $0x4f9b13ed // fmla v13.4s, v31.4s, v27.s[0]
-	WORD $0x4f9c13d0 // fmla v16.4s, v30.4s, v28.s[0]
-	WORD $0x4f9c13f1 // fmla v17.4s, v31.4s, v28.s[0]
-	WORD $0x4f9d13d4 // fmla v20.4s, v30.4s, v29.s[0]
-	WORD $0x4f9d13f5 // fmla v21.4s, v31.4s, v29.s[0]
-	FMOVQ 16(R10), F31
-	WORD $0x2e613bfe // shll v30.4s, v31.4h, #16
-	WORD $0x6e613bff // shll2 v31.4s, v31.8h, #16
-	WORD $0x4f9813c2 // fmla v2.4s, v30.4s, v24.s[0]
-	WORD $0x4f9813e3 // fmla v3.4s, v31.4s, v24.s[0]
-	WORD $0x4f9913c6 // fmla v6.4s, v30.4s, v25.s[0]
-	WORD $0x4f9913e7 // fmla v7.4s, v31.4s, v25.s[0]
-	WORD $0x4f9a13ca // fmla v10.4s, v30.4s, v26.s[0]
-	WORD $0x4f9a13eb // fmla v11.4s, v31.4s, v26.s[0]
-	WORD $0x4f9b13ce // fmla v14.4s, v30.4s, v27.s[0]
-	WORD $0x4f9b13ef // fmla v15.4s, v31.4s, v27.s[0]
-	WORD $0x4f9c13d2 // fmla v18.4s, v30.4s, v28.s[0]
-	WORD $0x4f9c13f3 // fmla v19.4s, v31.4s, v28.s[0]
-	WORD $0x4f9d13d6 // fmla v22.4s, v30.4s, v29.s[0]
-	WORD $0x4f9d13f7 // fmla v23.4s, v31.4s, v29.s[0]
-	ADD R4, R10, R10
-	FMOVQ 0(R10), F31
-	WORD $0x2e613bfe // shll v30.4s, v31.4h, #16
-	WORD $0x6e613bff // shll2 v31.4s, v31.8h, #16
-	WORD $0x4fb813c0 // fmla v0.4s, v30.4s, v24.s[1]
-	WORD $0x4fb813e1 // fmla v1.4s, v31.4s, v24.s[1]
-	WORD $0x4fb913c4 // fmla v4.4s, v30.4s, v25.s[1]
-	WORD $0x4fb913e5 // fmla v5.4s, v31.4s, v25.s[1]
-	WORD $0x4fba13c8 // fmla v8.4s, v30.4s, v26.s[1]
-	WORD $0x4fba13e9 // fmla v9.4s, v31.4s, v26.s[1]
-	WORD $0x4fbb13cc // fmla v12.4s, v30.4s, v27.s[1]
-	WORD $0x4fbb13ed // fmla v13.4s, v31.4s, v27.s[1]
-	WORD $0x4fbc13d0 // fmla v16.4s, v30.4s, v28.s[1]
-	WORD $0x4fbc13f1 // fmla v17.4s, v31.4s, v28.s[1]
-	WORD $0x4fbd13d4 // fmla v20.4s, v30.4s, v29.s[1]
-	WORD $0x4fbd13f5 // fmla v21.4s, v31.4s, v29.s[1]
-	FMOVQ 16(R10), F31
-	WORD $0x2e613bfe // shll v30.4s, v31.4h, #16
-	WORD $0x6e613bff // shll2 v31.4s, v31.8h, #16
-	WORD $0x4fb813c2 // fmla v2.4s, v30.4s, v24.s[1]
-	WORD $0x4fb813e3 // fmla v3.4s, v31.4s, v24.s[1]
-	WORD $0x4fb913c6 // fmla v6.4s, v30.4s, v25.s[1]
-	WORD $0x4fb913e7 // fmla v7.4s, v31.4s, v25.s[1]
-	WORD $0x4fba13ca // fmla v10.4s, v30.4s, v26.s[1]
-	WORD $0x4fba13eb // fmla v11.4s, v31.4s, v26.s[1]
-	WORD $0x4fbb13ce // fmla v14.4s, v30.4s, v27.s[1]
-	WORD $0x4fbb13ef // fmla v15.4s, v31.4s, v27.s[1]
-	WORD $0x4fbc13d2 // fmla v18.4s, v30.4s, v28.s[1]
-	WORD $0x4fbc13f3 // fmla v19.4s, v31.4s, v28.s[1]
-	WORD $0x4fbd13d6 // fmla v22.4s, v30.4s, v29.s[1]
-	WORD $0x4fbd13f7 // fmla v23.4s, v31.4s, v29.s[1]
-	ADD R4, R10, R10
-	FMOVQ 0(R10), F31
-	WORD $0x2e613bfe // shll v30.4s, v31.4h, #16
-	WORD $0x6e613bff // shll2 v31.4s, v31.8h, #16
-	WORD $0x4f981bc0 // fmla v0.4s, v30.4s, v24.s[2]
-	WORD $0x4f981be1 // fmla v1.4s, v31.4s, v24.s[2]
-	WORD $0x4f991bc4 // fmla v4.4s, v30.4s, v25.s[2]
-	WORD $0x4f991be5 // fmla v5.4s, v31.4s, v25.s[2]
-	WORD $0x4f9a1bc8 // fmla v8.4s, v30.4s, v26.s[2]
-	WORD $0x4f9a1be9 // fmla v9.4s, v31.4s, v26.s[2]
-	WORD $0x4f9b1bcc // fmla v12.4s, v30.4s, v27.s[2]
-	WORD $0x4f9b1bed // fmla v13.4s, v31.4s, v27.s[2]
-	WORD $0x4f9c1bd0 // fmla v16.4s, v30.4s, v28.s[2]
-	WORD $0x4f9c1bf1 // fmla v17.4s, v31.4s, v28.s[2]
-	WORD $0x4f9d1bd4 // fmla v20.4s, v30.4s, v29.s[2]
-	WORD $0x4f9d1bf5 // fmla v21.4s, v31.4s, v29.s[2]
-	FMOVQ 16(R10), F31
-	WORD $0x2e613bfe // shll v30.4s, v31.4h, #16
-	WORD $0x6e613bff // shll2 v31.4s, v31.8h, #16
-	WORD $0x4f981bc2 // fmla v2.4s, v30.4s, v24.s[2]
-	WORD $0x4f981be3 // fmla v3.4s, v31.4s, v24.s[2]
-	WORD $0x4f991bc6 // fmla v6.4s, v30.4s, v25.s[2]
-	WORD $0x4f991be7 // fmla v7.4s, v31.4s, v25.s[2]
-	WORD $0x4f9a1bca // fmla v10.4s, v30.4s, v26.s[2]
-	WORD $0x4f9a1beb // fmla v11.4s, v31.4s, v26.s[2]
-	WORD $0x4f9b1bce // fmla v14.4s, v30.4s, v27.s[2]
-	WORD $0x4f9b1bef // fmla v15.4s, v31.4s, v27.s[2]
-	WORD $0x4f9c1bd2 // fmla v18.4s, v30.4s, v28.s[2]
-	WORD $0x4f9c1bf3 // fmla v19.4s, v31.4s, v28.s[2]
-	WORD $0x4f9d1bd6 // fmla v22.4s, v30.4s, v29.s[2]
-	WORD $0x4f9d1bf7 // fmla v23.4s, v31.4s, v29.s[2]
-	ADD R4, R10, R10
-	FMOVQ 0(R10), F31
-	WORD $0x2e613bfe // shll v30.4s, v31.4h, #16
-	WORD $0x6e613bff // shll2 v31.4s, v31.8h, #16
-	WORD $0x4fb81bc0 // fmla v0.4s, v30.4s, v24.s[3]
-	WORD $0x4fb81be1 // fmla v1.4s, v31.4s, v24.s[3]
-	WORD $0x4fb91bc4 // fmla v4.4s, v30.4s, v25.s[3]
-	WORD $0x4fb91be5 // fmla v5.4s, v31.4s, v25.s[3]
-	WORD $0x4fba1bc8 // fmla v8.4s, v30.4s, v26.s[3]
-	WORD $0x4fba1be9 // fmla v9.4s, v31.4s, v26.s[3]
-	WORD $0x4fbb1bcc // fmla v12.4s, v30.4s, v27.s[3]
-	WORD $0x4fbb1bed // fmla v13.4s, v31.4s, v27.s[3]
-	WORD $0x4fbc1bd0 // fmla v16.4s, v30.4s, v28.s[3]
-	WORD $0x4fbc1bf1 // fmla v17.4s, v31.4s, v28.s[3]
-	WORD $0x4fbd1bd4 // fmla v20.4s, v30.4s, v29.s[3]
-	WORD $0x4fbd1bf5 // fmla v21.4s, v31.4s, v29.s[3]
-	FMOVQ 16(R10), F31
-	WORD $0x2e613bfe // shll v30.4s, v31.4h, #16
-	WORD $0x6e613bff // shll2 v31.4s, v31.8h, #16
-	WORD $0x4fb81bc2 // fmla v2.4s, v30.4s, v24.s[3]
-	WORD $0x4fb81be3 // fmla v3.4s, v31.4s, v24.s[3]
-	WORD $0x4fb91bc6 // fmla v6.4s, v30.4s, v25.s[3]
-	WORD $0x4fb91be7 // fmla v7.4s, v31.4s, v25.s[3]
-	WORD $0x4fba1bca // fmla v10.4s, v30.4s, v26.s[3]
-	WORD $0x4fba1beb // fmla v11.4s, v31.4s, v26.s[3]
-	WORD $0x4fbb1bce // fmla v14.4s, v30.4s, v27.s[3]
-	WORD $0x4fbb1bef // fmla v15.4s, v31.4s, v27.s[3]
-	WORD $0x4fbc1bd2 // fmla v18.4s, v30.4s, v28.s[3]
-	WORD $0x4fbc1bf3 // fmla v19.4s, v31.4s, v28.s[3]
-	WORD $0x4fbd1bd6 // fmla v22.4s, v30.4s, v29.s[3]
-	WORD $0x4fbd1bf7 // fmla v23.4s, v31.4s, v29.s[3]
-	ADD R4, R10, R10
-	ADD $16, R11, R11
-	SUBS $4, R9, R9
-	BGE loop22
-short20:
-	ADDS $4, R9, R9
-	BEQ summed24
-some23:
+	TBZ $2, R19, even19
 	FMOVS 0(R11), F24
 	FMOVS 256(R11), F25
 	FMOVS 512(R11), F26
 	FMOVS 768(R11), F27
 	FMOVS 1024(R11), F28
 	FMOVS 1280(R11), F29
-	FMOVQ 0(R10), F31
-	WORD $0x2e613bfe // shll v30.4s, v31.4h, #16
-	WORD $0x6e613bff // shll2 v31.4s, v31.8h, #16
+	FMOVQ 0(R10), F30
+	VAND V31.B16, V30.B16, V30.B16
 	WORD $0x4f9813c0 // fmla v0.4s, v30.4s, v24.s[0]
-	WORD $0x4f9813e1 // fmla v1.4s, v31.4s, v24.s[0]
 	WORD $0x4f9913c4 // fmla v4.4s, v30.4s, v25.s[0]
-	WORD $0x4f9913e5 // fmla v5.4s, v31.4s, v25.s[0]
 	WORD $0x4f9a13c8 // fmla v8.4s, v30.4s, v26.s[0]
-	WORD $0x4f9a13e9 // fmla v9.4s, v31.4s, v26.s[0]
 	WORD $0x4f9b13cc // fmla v12.4s, v30.4s, v27.s[0]
-	WORD $0x4f9b13ed // fmla v13.4s, v31.4s, v27.s[0]
 	WORD $0x4f9c13d0 // fmla v16.4s, v30.4s, v28.s[0]
-	WORD $0x4f9c13f1 // fmla v17.4s, v31.4s, v28.s[0]
 	WORD $0x4f9d13d4 // fmla v20.4s, v30.4s, v29.s[0]
-	WORD $0x4f9d13f5 // fmla v21.4s, v31.4s, v29.s[0]
-	FMOVQ 16(R10), F31
-	WORD $0x2e613bfe // shll v30.4s, v31.4h, #16
-	WORD $0x6e613bff // shll2 v31.4s, v31.8h, #16
+	FMOVQ 16(R10), F30
+	VAND V31.B16, V30.B16, V30.B16
+	WORD $0x4f9813c1 // fmla v1.4s, v30.4s, v24.s[0]
+	WORD $0x4f9913c5 // fmla v5.4s, v30.4s, v25.s[0]
+	WORD $0x4f9a13c9 // fmla v9.4s, v30.4s, v26.s[0]
+	WORD $0x4f9b13cd // fmla v13.4s, v30.4s, v27.s[0]
+	WORD $0x4f9c13d1 // fmla v17.4s, v30.4s, v28.s[0]
+	WORD $0x4f9d13d5 // fmla v21.4s, v30.4s, v29.s[0]
+	FMOVQ 32(R10), F30
+	VAND V31.B16, V30.B16, V30.B16
 	WORD $0x4f9813c2 // fmla v2.4s, v30.4s, v24.s[0]
-	WORD $0x4f9813e3 // fmla v3.4s, v31.4s, v24.s[0]
 	WORD $0x4f9913c6 // fmla v6.4s, v30.4s, v25.s[0]
-	WORD $0x4f9913e7 // fmla v7.4s, v31.4s, v25.s[0]
 	WORD $0x4f9a13ca // fmla v10.4s, v30.4s, v26.s[0]
-	WORD $0x4f9a13eb // fmla v11.4s, v31.4s, v26.s[0]
 	WORD $0x4f9b13ce // fmla v14.4s, v30.4s, v27.s[0]
-	WORD $0x4f9b13ef // fmla v15.4s, v31.4s, v27.s[0]
 	WORD $0x4f9c13d2 // fmla v18.4s, v30.4s, v28.s[0]
-	WORD $0x4f9c13f3 // fmla v19.4s, v31.4s, v28.s[0]
 	WORD $0x4f9d13d6 // fmla v22.4s, v30.4s, v29.s[0]
-	WORD $0x4f9d13f7 // fmla v23.4s, v31.4s, v29.s[0]
+	FMOVQ 48(R10), F30
+	VAND V31.B16, V30.B16, V30.B16
+	WORD $0x4f9813c3 // fmla v3.4s, v30.4s, v24.s[0]
+	WORD $0x4f9913c7 // fmla v7.4s, v30.4s, v25.s[0]
+	WORD $0x4f9a13cb // fmla v11.4s, v30.4s, v26.s[0]
+	WORD $0x4f9b13cf // fmla v15.4s, v30.4s, v27.s[0]
+	WORD $0x4f9c13d3 // fmla v19.4s, v30.4s, v28.s[0]
+	WORD $0x4f9d13d7 // fmla v23.4s, v30.4s, v29.s[0]
 	ADD R4, R10, R10
 	ADD $4, R11, R11
 	SUBS $1, R9, R9
-	BNE some23
-summed24:
+	BEQ merge16
+even19:
+	CBZ R7, plain22
+	SUBS $4, R9, R9
+	BLT short21
+asking20:
+	FMOVQ 0(R11), F24
+	FMOVQ 256(R11), F25
+	FMOVQ 512(R11), F26
+	FMOVQ 768(R11), F27
+	FMOVQ 1024(R11), F28
+	FMOVQ 1280(R11), F29
+	FMOVQ 0(R10), F30
+	VSHL $16, V30.S4, V30.S4
+	WORD $0x4f9813c0 // fmla v0.4s, v30.4s, v24.s[0]
+	WORD $0x4f9913c4 // fmla v4.4s, v30.4s, v25.s[0]
+	WORD $0x4f9a13c8 // fmla v8.4s, v30.4s, v26.s[0]
+	WORD $0x4f9b13cc // fmla v12.4s, v30.4s, v27.s[0]
+	WORD $0x4f9c13d0 // fmla v16.4s, v30.4s, v28.s[0]
+	WORD $0x4f9d13d4 // fmla v20.4s, v30.4s, v29.s[0]
+	FMOVQ 16(R10), F30
+	VSHL $16, V30.S4, V30.S4
+	WORD $0x4f9813c1 // fmla v1.4s, v30.4s, v24.s[0]
+	WORD $0x4f9913c5 // fmla v5.4s, v30.4s, v25.s[0]
+	WORD $0x4f9a13c9 // fmla v9.4s, v30.4s, v26.s[0]
+	WORD $0x4f9b13cd // fmla v13.4s, v30.4s, v27.s[0]
+	WORD $0x4f9c13d1 // fmla v17.4s, v30.4s, v28.s[0]
+	WORD $0x4f9d13d5 // fmla v21.4s, v30.4s, v29.s[0]
+	FMOVQ 32(R10), F30
+	VSHL $16, V30.S4, V30.S4
+	WORD $0x4f9813c2 // fmla v2.4s, v30.4s, v24.s[0]
+	WORD $0x4f9913c6 // fmla v6.4s, v30.4s, v25.s[0]
+	WORD $0x4f9a13ca // fmla v10.4s, v30.4s, v26.s[0]
+	WORD $0x4f9b13ce // fmla v14.4s, v30.4s, v27.s[0]
+	WORD $0x4f9c13d2 // fmla v18.4s, v30.4s, v28.s[0]
+	WORD $0x4f9d13d6 // fmla v22.4s, v30.4s, v29.s[0]
+	FMOVQ 48(R10), F30
+	VSHL $16, V30.S4, V30.S4
+	WORD $0x4f9813c3 // fmla v3.4s, v30.4s, v24.s[0]
+	WORD $0x4f9913c7 // fmla v7.4s, v30.4s, v25.s[0]
+	WORD $0x4f9a13cb // fmla v11.4s, v30.4s, v26.s[0]
+	WORD $0x4f9b13cf // fmla v15.4s, v30.4s, v27.s[0]
+	WORD $0x4f9c13d3 // fmla v19.4s, v30.4s, v28.s[0]
+	WORD $0x4f9d13d7 // fmla v23.4s, v30.4s, v29.s[0]
+	FMOVQ 0(R10), F30
+	VAND V31.B16, V30.B16, V30.B16
+	WORD $0x4fb813c0 // fmla v0.4s, v30.4s, v24.s[1]
+	WORD $0x4fb913c4 // fmla v4.4s, v30.4s, v25.s[1]
+	WORD $0x4fba13c8 // fmla v8.4s, v30.4s, v26.s[1]
+	WORD $0x4fbb13cc // fmla v12.4s, v30.4s, v27.s[1]
+	WORD $0x4fbc13d0 // fmla v16.4s, v30.4s, v28.s[1]
+	WORD $0x4fbd13d4 // fmla v20.4s, v30.4s, v29.s[1]
+	FMOVQ 16(R10), F30
+	VAND V31.B16, V30.B16, V30.B16
+	WORD $0x4fb813c1 // fmla v1.4s, v30.4s, v24.s[1]
+	WORD $0x4fb913c5 // fmla v5.4s, v30.4s, v25.s[1]
+	WORD $0x4fba13c9 // fmla v9.4s, v30.4s, v26.s[1]
+	WORD $0x4fbb13cd // fmla v13.4s, v30.4s, v27.s[1]
+	WORD $0x4fbc13d1 // fmla v17.4s, v30.4s, v28.s[1]
+	WORD $0x4fbd13d5 // fmla v21.4s, v30.4s, v29.s[1]
+	FMOVQ 32(R10), F30
+	VAND V31.B16, V30.B16, V30.B16
+	WORD $0x4fb813c2 // fmla v2.4s, v30.4s, v24.s[1]
+	WORD $0x4fb913c6 // fmla v6.4s, v30.4s, v25.s[1]
+	WORD $0x4fba13ca // fmla v10.4s, v30.4s, v26.s[1]
+	WORD $0x4fbb13ce // fmla v14.4s, v30.4s, v27.s[1]
+	WORD $0x4fbc13d2 // fmla v18.4s, v30.4s, v28.s[1]
+	WORD $0x4fbd13d6 // fmla v22.4s, v30.4s, v29.s[1]
+	FMOVQ 48(R10), F30
+	VAND V31.B16, V30.B16, V30.B16
+	WORD $0x4fb813c3 // fmla v3.4s, v30.4s, v24.s[1]
+	WORD $0x4fb913c7 // fmla v7.4s, v30.4s, v25.s[1]
+	WORD $0x4fba13cb // fmla v11.4s, v30.4s, v26.s[1]
+	WORD $0x4fbb13cf // fmla v15.4s, v30.4s, v27.s[1]
+	WORD $0x4fbc13d3 // fmla v19.4s, v30.4s, v28.s[1]
+	WORD $0x4fbd13d7 // fmla v23.4s, v30.4s, v29.s[1]
+	ADD R4, R10, R10
+	PRFM 0(R7), PLDL1KEEP
+	FMOVQ 0(R10), F30
+	VSHL $16, V30.S4, V30.S4
+	WORD $0x4f981bc0 // fmla v0.4s, v30.4s, v24.s[2]
+	WORD $0x4f991bc4 // fmla v4.4s, v30.4s, v25.s[2]
+	WORD $0x4f9a1bc8 // fmla v8.4s, v30.4s, v26.s[2]
+	WORD $0x4f9b1bcc // fmla v12.4s, v30.4s, v27.s[2]
+	WORD $0x4f9c1bd0 // fmla v16.4s, v30.4s, v28.s[2]
+	WORD $0x4f9d1bd4 // fmla v20.4s, v30.4s, v29.s[2]
+	FMOVQ 16(R10), F30
+	VSHL $16, V30.S4, V30.S4
+	WORD $0x4f981bc1 // fmla v1.4s, v30.4s, v24.s[2]
+	WORD $0x4f991bc5 // fmla v5.4s, v30.4s, v25.s[2]
+	WORD $0x4f9a1bc9 // fmla v9.4s, v30.4s, v26.s[2]
+	WORD $0x4f9b1bcd // fmla v13.4s, v30.4s, v27.s[2]
+	WORD $0x4f9c1bd1 // fmla v17.4s, v30.4s, v28.s[2]
+	WORD $0x4f9d1bd5 // fmla v21.4s, v30.4s, v29.s[2]
+	FMOVQ 32(R10), F30
+	VSHL $16, V30.S4, V30.S4
+	WORD $0x4f981bc2 // fmla v2.4s, v30.4s, v24.s[2]
+	WORD $0x4f991bc6 // fmla v6.4s, v30.4s, v25.s[2]
+	WORD $0x4f9a1bca // fmla v10.4s, v30.4s, v26.s[2]
+	WORD $0x4f9b1bce // fmla v14.4s, v30.4s, v27.s[2]
+	WORD $0x4f9c1bd2 // fmla v18.4s, v30.4s, v28.s[2]
+	WORD $0x4f9d1bd6 // fmla v22.4s, v30.4s, v29.s[2]
+	FMOVQ 48(R10), F30
+	VSHL $16, V30.S4, V30.S4
+	WORD $0x4f981bc3 // fmla v3.4s, v30.4s, v24.s[2]
+	WORD $0x4f991bc7 // fmla v7.4s, v30.4s, v25.s[2]
+	WORD $0x4f9a1bcb // fmla v11.4s, v30.4s, v26.s[2]
+	WORD $0x4f9b1bcf // fmla v15.4s, v30.4s, v27.s[2]
+	WORD $0x4f9c1bd3 // fmla v19.4s, v30.4s, v28.s[2]
+	WORD $0x4f9d1bd7 // fmla v23.4s, v30.4s, v29.s[2]
+	FMOVQ 0(R10), F30
+	VAND V31.B16, V30.B16, V30.B16
+	WORD $0x4fb81bc0 // fmla v0.4s, v30.4s, v24.s[3]
+	WORD $0x4fb91bc4 // fmla v4.4s, v30.4s, v25.s[3]
+	WORD $0x4fba1bc8 // fmla v8.4s, v30.4s, v26.s[3]
+	WORD $0x4fbb1bcc // fmla v12.4s, v30.4s, v27.s[3]
+	WORD $0x4fbc1bd0 // fmla v16.4s, v30.4s, v28.s[3]
+	WORD $0x4fbd1bd4 // fmla v20.4s, v30.4s, v29.s[3]
+	FMOVQ 16(R10), F30
+	VAND V31.B16, V30.B16, V30.B16
+	WORD $0x4fb81bc1 // fmla v1.4s, v30.4s, v24.s[3]
+	WORD $0x4fb91bc5 // fmla v5.4s, v30.4s, v25.s[3]
+	WORD $0x4fba1bc9 // fmla v9.4s, v30.4s, v26.s[3]
+	WORD $0x4fbb1bcd // fmla v13.4s, v30.4s, v27.s[3]
+	WORD $0x4fbc1bd1 // fmla v17.4s, v30.4s, v28.s[3]
+	WORD $0x4fbd1bd5 // fmla v21.4s, v30.4s, v29.s[3]
+	FMOVQ 32(R10), F30
+	VAND V31.B16, V30.B16, V30.B16
+	WORD $0x4fb81bc2 // fmla v2.4s, v30.4s, v24.s[3]
+	WORD $0x4fb91bc6 // fmla v6.4s, v30.4s, v25.s[3]
+	WORD $0x4fba1bca // fmla v10.4s, v30.4s, v26.s[3]
+	WORD $0x4fbb1bce // fmla v14.4s, v30.4s, v27.s[3]
+	WORD $0x4fbc1bd2 // fmla v18.4s, v30.4s, v28.s[3]
+	WORD $0x4fbd1bd6 // fmla v22.4s, v30.4s, v29.s[3]
+	FMOVQ 48(R10), F30
+	VAND V31.B16, V30.B16, V30.B16
+	WORD $0x4fb81bc3 // fmla v3.4s, v30.4s, v24.s[3]
+	WORD $0x4fb91bc7 // fmla v7.4s, v30.4s, v25.s[3]
+	WORD $0x4fba1bcb // fmla v11.4s, v30.4s, v26.s[3]
+	WORD $0x4fbb1bcf // fmla v15.4s, v30.4s, v27.s[3]
+	WORD $0x4fbc1bd3 // fmla v19.4s, v30.4s, v28.s[3]
+	WORD $0x4fbd1bd7 // fmla v23.4s, v30.4s, v29.s[3]
+	ADD R4, R10, R10
+	PRFM 64(R7), PLDL1KEEP
+	ADD $128, R7, R7
+	ADD $16, R11, R11
+	SUBS $4, R9, R9
+	BGE asking20
+	B short21
+plain22:
+	SUBS $4, R9, R9
+	BLT short21
+loop23:
+	FMOVQ 0(R11), F24
+	FMOVQ 256(R11), F25
+	FMOVQ 512(R11), F26
+	FMOVQ 768(R11), F27
+	FMOVQ 1024(R11), F28
+	FMOVQ 1280(R11), F29
+	FMOVQ 0(R10), F30
+	VSHL $16, V30.S4, V30.S4
+	WORD $0x4f9813c0 // fmla v0.4s, v30.4s, v24.s[0]
+	WORD $0x4f9913c4 // fmla v4.4s, v30.4s, v25.s[0]
+	WORD $0x4f9a13c8 // fmla v8.4s, v30.4s, v26.s[0]
+	WORD $0x4f9b13cc // fmla v12.4s, v30.4s, v27.s[0]
+	WORD $0x4f9c13d0 // fmla v16.4s, v30.4s, v28.s[0]
+	WORD $0x4f9d13d4 // fmla v20.4s, v30.4s, v29.s[0]
+	FMOVQ 16(R10), F30
+	VSHL $16, V30.S4, V30.S4
+	WORD $0x4f9813c1 // fmla v1.4s, v30.4s, v24.s[0]
+	WORD $0x4f9913c5 // fmla v5.4s, v30.4s, v25.s[0]
+	WORD $0x4f9a13c9 // fmla v9.4s, v30.4s, v26.s[0]
+	WORD $0x4f9b13cd // fmla v13.4s, v30.4s, v27.s[0]
+	WORD $0x4f9c13d1 // fmla v17.4s, v30.4s, v28.s[0]
+	WORD $0x4f9d13d5 // fmla v21.4s, v30.4s, v29.s[0]
+	FMOVQ 32(R10), F30
+	VSHL $16, V30.S4, V30.S4
+	WORD $0x4f9813c2 // fmla v2.4s, v30.4s, v24.s[0]
+	WORD $0x4f9913c6 // fmla v6.4s, v30.4s, v25.s[0]
+	WORD $0x4f9a13ca // fmla v10.4s, v30.4s, v26.s[0]
+	WORD $0x4f9b13ce // fmla v14.4s, v30.4s, v27.s[0]
+	WORD $0x4f9c13d2 // fmla v18.4s, v30.4s, v28.s[0]
+	WORD $0x4f9d13d6 // fmla v22.4s, v30.4s, v29.s[0]
+	FMOVQ 48(R10), F30
+	VSHL $16, V30.S4, V30.S4
+	WORD $0x4f9813c3 // fmla v3.4s, v30.4s, v24.s[0]
+	WORD $0x4f9913c7 // fmla v7.4s, v30.4s, v25.s[0]
+	WORD $0x4f9a13cb // fmla v11.4s, v30.4s, v26.s[0]
+	WORD $0x4f9b13cf // fmla v15.4s, v30.4s, v27.s[0]
+	WORD $0x4f9c13d3 // fmla v19.4s, v30.4s, v28.s[0]
+	WORD $0x4f9d13d7 // fmla v23.4s, v30.4s, v29.s[0]
+	FMOVQ 0(R10), F30
+	VAND V31.B16, V30.B16, V30.B16
+	WORD $0x4fb813c0 // fmla v0.4s, v30.4s, v24.s[1]
+	WORD $0x4fb913c4 // fmla v4.4s, v30.4s, v25.s[1]
+	WORD $0x4fba13c8 // fmla v8.4s, v30.4s, v26.s[1]
+	WORD $0x4fbb13cc // fmla v12.4s, v30.4s, v27.s[1]
+	WORD $0x4fbc13d0 // fmla v16.4s, v30.4s, v28.s[1]
+	WORD $0x4fbd13d4 // fmla v20.4s, v30.4s, v29.s[1]
+	FMOVQ 16(R10), F30
+	VAND V31.B16, V30.B16, V30.B16
+	WORD $0x4fb813c1 // fmla v1.4s, v30.4s, v24.s[1]
+	WORD $0x4fb913c5 // fmla v5.4s, v30.4s, v25.s[1]
+	WORD $0x4fba13c9 // fmla v9.4s, v30.4s, v26.s[1]
+	WORD $0x4fbb13cd // fmla v13.4s, v30.4s, v27.s[1]
+	WORD $0x4fbc13d1 // fmla v17.4s, v30.4s, v28.s[1]
+	WORD $0x4fbd13d5 // fmla v21.4s, v30.4s, v29.s[1]
+	FMOVQ 32(R10), F30
+	VAND V31.B16, V30.B16, V30.B16
+	WORD $0x4fb813c2 // fmla v2.4s, v30.4s, v24.s[1]
+	WORD $0x4fb913c6 // fmla v6.4s, v30.4s, v25.s[1]
+	WORD $0x4fba13ca // fmla v10.4s, v30.4s, v26.s[1]
+	WORD $0x4fbb13ce // fmla v14.4s, v30.4s, v27.s[1]
+	WORD $0x4fbc13d2 // fmla v18.4s, v30.4s, v28.s[1]
+	WORD $0x4fbd13d6 // fmla v22.4s, v30.4s, v29.s[1]
+	FMOVQ 48(R10), F30
+	VAND V31.B16, V30.B16, V30.B16
+	WORD $0x4fb813c3 // fmla v3.4s, v30.4s, v24.s[1]
+	WORD $0x4fb913c7 // fmla v7.4s, v30.4s, v25.s[1]
+	WORD $0x4fba13cb // fmla v11.4s, v30.4s, v26.s[1]
+	WORD $0x4fbb13cf // fmla v15.4s, v30.4s, v27.s[1]
+	WORD $0x4fbc13d3 // fmla v19.4s, v30.4s, v28.s[1]
+	WORD $0x4fbd13d7 // fmla v23.4s, v30.4s, v29.s[1]
+	ADD R4, R10, R10
+	FMOVQ 0(R10), F30
+	VSHL $16, V30.S4, V30.S4
+	WORD $0x4f981bc0 // fmla v0.4s, v30.4s, v24.s[2]
+	WORD $0x4f991bc4 // fmla v4.4s, v30.4s, v25.s[2]
+	WORD $0x4f9a1bc8 // fmla v8.4s, v30.4s, v26.s[2]
+	WORD $0x4f9b1bcc // fmla v12.4s, v30.4s, v27.s[2]
+	WORD $0x4f9c1bd0 // fmla v16.4s, v30.4s, v28.s[2]
+	WORD $0x4f9d1bd4 // fmla v20.4s, v30.4s, v29.s[2]
+	FMOVQ 16(R10), F30
+	VSHL $16, V30.S4, V30.S4
+	WORD $0x4f981bc1 // fmla v1.4s, v30.4s, v24.s[2]
+	WORD $0x4f991bc5 // fmla v5.4s, v30.4s, v25.s[2]
+	WORD $0x4f9a1bc9 // fmla v9.4s, v30.4s, v26.s[2]
+	WORD $0x4f9b1bcd // fmla v13.4s, v30.4s, v27.s[2]
+	WORD $0x4f9c1bd1 // fmla v17.4s, v30.4s, v28.s[2]
+	WORD $0x4f9d1bd5 // fmla v21.4s, v30.4s, v29.s[2]
+	FMOVQ 32(R10), F30
+	VSHL $16, V30.S4, V30.S4
+	WORD $0x4f981bc2 // fmla v2.4s, v30.4s, v24.s[2]
+	WORD $0x4f991bc6 // fmla v6.4s, v30.4s, v25.s[2]
+	WORD $0x4f9a1bca // fmla v10.4s, v30.4s, v26.s[2]
+	WORD $0x4f9b1bce // fmla v14.4s, v30.4s, v27.s[2]
+	WORD $0x4f9c1bd2 // fmla v18.4s, v30.4s, v28.s[2]
+	WORD $0x4f9d1bd6 // fmla v22.4s, v30.4s, v29.s[2]
+	FMOVQ 48(R10), F30
+	VSHL $16, V30.S4, V30.S4
+	WORD $0x4f981bc3 // fmla v3.4s, v30.4s, v24.s[2]
+	WORD $0x4f991bc7 // fmla v7.4s, v30.4s, v25.s[2]
+	WORD $0x4f9a1bcb // fmla v11.4s, v30.4s, v26.s[2]
+	WORD $0x4f9b1bcf // fmla v15.4s, v30.4s, v27.s[2]
+	WORD $0x4f9c1bd3 // fmla v19.4s, v30.4s, v28.s[2]
+	WORD $0x4f9d1bd7 // fmla v23.4s, v30.4s, v29.s[2]
+	FMOVQ 0(R10), F30
+	VAND V31.B16, V30.B16, V30.B16
+	WORD $0x4fb81bc0 // fmla v0.4s, v30.4s, v24.s[3]
+	WORD $0x4fb91bc4 // fmla v4.4s, v30.4s, v25.s[3]
+	WORD $0x4fba1bc8 // fmla v8.4s, v30.4s, v26.s[3]
+	WORD $0x4fbb1bcc // fmla v12.4s, v30.4s, v27.s[3]
+	WORD $0x4fbc1bd0 // fmla v16.4s, v30.4s, v28.s[3]
+	WORD $0x4fbd1bd4 // fmla v20.4s, v30.4s, v29.s[3]
+	FMOVQ 16(R10), F30
+	VAND V31.B16, V30.B16, V30.B16
+	WORD $0x4fb81bc1 // fmla v1.4s, v30.4s, v24.s[3]
+	WORD $0x4fb91bc5 // fmla v5.4s, v30.4s, v25.s[3]
+	WORD $0x4fba1bc9 // fmla v9.4s, v30.4s, v26.s[3]
+	WORD $0x4fbb1bcd // fmla v13.4s, v30.4s, v27.s[3]
+	WORD $0x4fbc1bd1 // fmla v17.4s, v30.4s, v28.s[3]
+	WORD $0x4fbd1bd5 // fmla v21.4s, v30.4s, v29.s[3]
+	FMOVQ 32(R10), F30
+	VAND V31.B16, V30.B16, V30.B16
+	WORD $0x4fb81bc2 // fmla v2.4s, v30.4s, v24.s[3]
+	WORD $0x4fb91bc6 // fmla v6.4s, v30.4s, v25.s[3]
+	WORD $0x4fba1bca // fmla v10.4s, v30.4s, v26.s[3]
+	WORD $0x4fbb1bce // fmla v14.4s, v30.4s, v27.s[3]
+	WORD $0x4fbc1bd2 // fmla v18.4s, v30.4s, v28.s[3]
+	WORD $0x4fbd1bd6 // fmla v22.4s, v30.4s, v29.s[3]
+	FMOVQ 48(R10), F30
+	VAND V31.B16, V30.B16, V30.B16
+	WORD $0x4fb81bc3 // fmla v3.4s, v30.4s, v24.s[3]
+	WORD $0x4fb91bc7 // fmla v7.4s, v30.4s, v25.s[3]
+	WORD $0x4fba1bcb // fmla v11.4s, v30.4s, v26.s[3]
+	WORD $0x4fbb1bcf // fmla v15.4s, v30.4s, v27.s[3]
+	WORD $0x4fbc1bd3 // fmla v19.4s, v30.4s, v28.s[3]
+	WORD $0x4fbd1bd7 // fmla v23.4s, v30.4s, v29.s[3]
+	ADD R4, R10, R10
+	ADD $16, R11, R11
+	SUBS $4, R9, R9
+	BGE loop23
+short21:
+	ADDS $4, R9, R9
+	BEQ summed25
+some24:
+	TBZ $1, R9, one26
+	FMOVD 0(R11), F24
+	FMOVD 256(R11), F25
+	FMOVD 512(R11), F26
+	FMOVD 768(R11), F27
+	FMOVD 1024(R11), F28
+	FMOVD 1280(R11), F29
+	FMOVQ 0(R10), F30
+	VSHL $16, V30.S4, V30.S4
+	WORD $0x4f9813c0 // fmla v0.4s, v30.4s, v24.s[0]
+	WORD $0x4f9913c4 // fmla v4.4s, v30.4s, v25.s[0]
+	WORD $0x4f9a13c8 // fmla v8.4s, v30.4s, v26.s[0]
+	WORD $0x4f9b13cc // fmla v12.4s, v30.4s, v27.s[0]
+	WORD $0x4f9c13d0 // fmla v16.4s, v30.4s, v28.s[0]
+	WORD $0x4f9d13d4 // fmla v20.4s, v30.4s, v29.s[0]
+	FMOVQ 16(R10), F30
+	VSHL $16, V30.S4, V30.S4
+	WORD $0x4f9813c1 // fmla v1.4s, v30.4s, v24.s[0]
+	WORD $0x4f9913c5 // fmla v5.4s, v30.4s, v25.s[0]
+	WORD $0x4f9a13c9 // fmla v9.4s, v30.4s, v26.s[0]
+	WORD $0x4f9b13cd // fmla v13.4s, v30.4s, v27.s[0]
+	WORD $0x4f9c13d1 // fmla v17.4s, v30.4s, v28.s[0]
+	WORD $0x4f9d13d5 // fmla v21.4s, v30.4s, v29.s[0]
+	FMOVQ 32(R10), F30
+	VSHL $16, V30.S4, V30.S4
+	WORD $0x4f9813c2 // fmla v2.4s, v30.4s, v24.s[0]
+	WORD $0x4f9913c6 // fmla v6.4s, v30.4s, v25.s[0]
+	WORD $0x4f9a13ca // fmla v10.4s, v30.4s, v26.s[0]
+	WORD $0x4f9b13ce // fmla v14.4s, v30.4s, v27.s[0]
+	WORD $0x4f9c13d2 // fmla v18.4s, v30.4s, v28.s[0]
+	WORD $0x4f9d13d6 // fmla v22.4s, v30.4s, v29.s[0]
+	FMOVQ 48(R10), F30
+	VSHL $16, V30.S4, V30.S4
+	WORD $0x4f9813c3 // fmla v3.4s, v30.4s, v24.s[0]
+	WORD $0x4f9913c7 // fmla v7.4s, v30.4s, v25.s[0]
+	WORD $0x4f9a13cb // fmla v11.4s, v30.4s, v26.s[0]
+	WORD $0x4f9b13cf // fmla v15.4s, v30.4s, v27.s[0]
+	WORD $0x4f9c13d3 // fmla v19.4s, v30.4s, v28.s[0]
+	WORD $0x4f9d13d7 // fmla v23.4s, v30.4s, v29.s[0]
+	FMOVQ 0(R10), F30
+	VAND V31.B16, V30.B16, V30.B16
+	WORD $0x4fb813c0 // fmla v0.4s, v30.4s, v24.s[1]
+	WORD $0x4fb913c4 // fmla v4.4s, v30.4s, v25.s[1]
+	WORD $0x4fba13c8 // fmla v8.4s, v30.4s, v26.s[1]
+	WORD $0x4fbb13cc // fmla v12.4s, v30.4s, v27.s[1]
+	WORD $0x4fbc13d0 // fmla v16.4s, v30.4s, v28.s[1]
+	WORD $0x4fbd13d4 // fmla v20.4s, v30.4s, v29.s[1]
+	FMOVQ 16(R10), F30
+	VAND V31.B16, V30.B16, V30.B16
+	WORD $0x4fb813c1 // fmla v1.4s, v30.4s, v24.s[1]
+	WORD $0x4fb913c5 // fmla v5.4s, v30.4s, v25.s[1]
+	WORD $0x4fba13c9 // fmla v9.4s, v30.4s, v26.s[1]
+	WORD $0x4fbb13cd // fmla v13.4s, v30.4s, v27.s[1]
+	WORD $0x4fbc13d1 // fmla v17.4s, v30.4s, v28.s[1]
+	WORD $0x4fbd13d5 // fmla v21.4s, v30.4s, v29.s[1]
+	FMOVQ 32(R10), F30
+	VAND V31.B16, V30.B16, V30.B16
+	WORD $0x4fb813c2 // fmla v2.4s, v30.4s, v24.s[1]
+	WORD $0x4fb913c6 // fmla v6.4s, v30.4s, v25.s[1]
+	WORD $0x4fba13ca // fmla v10.4s, v30.4s, v26.s[1]
+	WORD $0x4fbb13ce // fmla v14.4s, v30.4s, v27.s[1]
+	WORD $0x4fbc13d2 // fmla v18.4s, v30.4s, v28.s[1]
+	WORD $0x4fbd13d6 // fmla v22.4s, v30.4s, v29.s[1]
+	FMOVQ 48(R10), F30
+	VAND V31.B16, V30.B16, V30.B16
+	WORD $0x4fb813c3 // fmla v3.4s, v30.4s, v24.s[1]
+	WORD $0x4fb913c7 // fmla v7.4s, v30.4s, v25.s[1]
+	WORD $0x4fba13cb // fmla v11.4s, v30.4s, v26.s[1]
+	WORD $0x4fbb13cf // fmla v15.4s, v30.4s, v27.s[1]
+	WORD $0x4fbc13d3 // fmla v19.4s, v30.4s, v28.s[1]
+	WORD $0x4fbd13d7 // fmla v23.4s, v30.4s, v29.s[1]
+	ADD R4, R10, R10
+	ADD $8, R11, R11
+	TBZ $0, R9, summed25
+one26:
+	FMOVS 0(R11), F24
+	FMOVS 256(R11), F25
+	FMOVS 512(R11), F26
+	FMOVS 768(R11), F27
+	FMOVS 1024(R11), F28
+	FMOVS 1280(R11), F29
+	FMOVQ 0(R10), F30
+	VSHL $16, V30.S4, V30.S4
+	WORD $0x4f9813c0 // fmla v0.4s, v30.4s, v24.s[0]
+	WORD $0x4f9913c4 // fmla v4.4s, v30.4s, v25.s[0]
+	WORD $0x4f9a13c8 // fmla v8.4s, v30.4s, v26.s[0]
+	WORD $0x4f9b13cc // fmla v12.4s, v30.4s, v27.s[0]
+	WORD $0x4f9c13d0 // fmla v16.4s, v30.4s, v28.s[0]
+	WORD $0x4f9d13d4 // fmla v20.4s, v30.4s, v29.s[0]
+	FMOVQ 16(R10), F30
+	VSHL $16, V30.S4, V30.S4
+	WORD $0x4f9813c1 // fmla v1.4s, v30.4s, v24.s[0]
+	WORD $0x4f9913c5 // fmla v5.4s, v30.4s, v25.s[0]
+	WORD $0x4f9a13c9 // fmla v9.4s, v30.4s, v26.s[0]
+	WORD $0x4f9b13cd // fmla v13.4s, v30.4s, v27.s[0]
+	WORD $0x4f9c13d1 // fmla v17.4s, v30.4s, v28.s[0]
+	WORD $0x4f9d13d5 // fmla v21.4s, v30.4s, v29.s[0]
+	FMOVQ 32(R10), F30
+	VSHL $16, V30.S4, V30.S4
+	WORD $0x4f9813c2 // fmla v2.4s, v30.4s, v24.s[0]
+	WORD $0x4f9913c6 // fmla v6.4s, v30.4s, v25.s[0]
+	WORD $0x4f9a13ca // fmla v10.4s, v30.4s, v26.s[0]
+	WORD $0x4f9b13ce // fmla v14.4s, v30.4s, v27.s[0]
+	WORD $0x4f9c13d2 // fmla v18.4s, v30.4s, v28.s[0]
+	WORD $0x4f9d13d6 // fmla v22.4s, v30.4s, v29.s[0]
+	FMOVQ 48(R10), F30
+	VSHL $16, V30.S4, V30.S4
+	WORD $0x4f9813c3 // fmla v3.4s, v30.4s, v24.s[0]
+	WORD $0x4f9913c7 // fmla v7.4s, v30.4s, v25.s[0]
+	WORD $0x4f9a13cb // fmla v11.4s, v30.4s, v26.s[0]
+	WORD $0x4f9b13cf // fmla v15.4s, v30.4s, v27.s[0]
+	WORD $0x4f9c13d3 // fmla v19.4s, v30.4s, v28.s[0]
+	WORD $0x4f9d13d7 // fmla v23.4s, v30.4s, v29.s[0]
+	ADD $4, R11, R11
+summed25:
 	B merge16
 sparse15:
 	RBIT R23, R10
 	CLZ R10, R10
 	ADD R10<<2, R1, R11
+	MOVD R10, R9
+	LSR $1, R10, R10
 	MADD R4, R21, R10, R10
 	FMOVS 0(R11), F24
 	FMOVS 256(R11), F25
@@ -14564,38 +15052,74 @@ sparse15:
 	FMOVS 768(R11), F27
 	FMOVS 1024(R11), F28
 	FMOVS 1280(R11), F29
-	FMOVQ 0(R10), F31
-	WORD $0x2e613bfe // shll v30.4s, v31.4h, #16
-	WORD $0x6e613bff // shll2 v31.4s, v31.8h, #16
+	TBNZ $0, R9, odd27
+	FMOVQ 0(R10), F30
+	VSHL $16, V30.S4, V30.S4
 	WORD $0x4f9813c0 // fmla v0.4s, v30.4s, v24.s[0]
-	WORD $0x4f9813e1 // fmla v1.4s, v31.4s, v24.s[0]
 	WORD $0x4f9913c4 // fmla v4.4s, v30.4s, v25.s[0]
-	WORD $0x4f9913e5 // fmla v5.4s, v31.4s, v25.s[0]
 	WORD $0x4f9a13c8 // fmla v8.4s, v30.4s, v26.s[0]
-	WORD $0x4f9a13e9 // fmla v9.4s, v31.4s, v26.s[0]
 	WORD $0x4f9b13cc // fmla v12.4s, v30.4s, v27.s[0]
-	WORD $0x4f9b13ed // fmla v13.4s, v31.4s, v27.s[0]
 	WORD $0x4f9c13d0 // fmla v16.4s, v30.4s, v28.s[0]
-	WORD $0x4f9c13f1 // fmla v17.4s, v31.4s, v28.s[0]
 	WORD $0x4f9d13d4 // fmla v20.4s, v30.4s, v29.s[0]
-	WORD $0x4f9d13f5 // fmla v21.4s, v31.4s, v29.s[0]
-	FMOVQ 16(R10), F31
-	WORD $0x2e613bfe // shll v30.4s, v31.4h, #16
-	WORD $0x6e613bff // shll2 v31.4s, v31.8h, #16
+	FMOVQ 16(R10), F30
+	VSHL $16, V30.S4, V30.S4
+	WORD $0x4f9813c1 // fmla v1.4s, v30.4s, v24.s[0]
+	WORD $0x4f9913c5 // fmla v5.4s, v30.4s, v25.s[0]
+	WORD $0x4f9a13c9 // fmla v9.4s, v30.4s, v26.s[0]
+	WORD $0x4f9b13cd // fmla v13.4s, v30.4s, v27.s[0]
+	WORD $0x4f9c13d1 // fmla v17.4s, v30.4s, v28.s[0]
+	WORD $0x4f9d13d5 // fmla v21.4s, v30.4s, v29.s[0]
+	FMOVQ 32(R10), F30
+	VSHL $16, V30.S4, V30.S4
 	WORD $0x4f9813c2 // fmla v2.4s, v30.4s, v24.s[0]
-	WORD $0x4f9813e3 // fmla v3.4s, v31.4s, v24.s[0]
 	WORD $0x4f9913c6 // fmla v6.4s, v30.4s, v25.s[0]
-	WORD $0x4f9913e7 // fmla v7.4s, v31.4s, v25.s[0]
 	WORD $0x4f9a13ca // fmla v10.4s, v30.4s, v26.s[0]
-	WORD $0x4f9a13eb // fmla v11.4s, v31.4s, v26.s[0]
 	WORD $0x4f9b13ce // fmla v14.4s, v30.4s, v27.s[0]
-	WORD $0x4f9b13ef // fmla v15.4s, v31.4s, v27.s[0]
 	WORD $0x4f9c13d2 // fmla v18.4s, v30.4s, v28.s[0]
-	WORD $0x4f9c13f3 // fmla v19.4s, v31.4s, v28.s[0]
 	WORD $0x4f9d13d6 // fmla v22.4s, v30.4s, v29.s[0]
-	WORD $0x4f9d13f7 // fmla v23.4s, v31.4s, v29.s[0]
-	ADD R4, R10, R10
-	ADD $4, R11, R11
+	FMOVQ 48(R10), F30
+	VSHL $16, V30.S4, V30.S4
+	WORD $0x4f9813c3 // fmla v3.4s, v30.4s, v24.s[0]
+	WORD $0x4f9913c7 // fmla v7.4s, v30.4s, v25.s[0]
+	WORD $0x4f9a13cb // fmla v11.4s, v30.4s, v26.s[0]
+	WORD $0x4f9b13cf // fmla v15.4s, v30.4s, v27.s[0]
+	WORD $0x4f9c13d3 // fmla v19.4s, v30.4s, v28.s[0]
+	WORD $0x4f9d13d7 // fmla v23.4s, v30.4s, v29.s[0]
+	B one28
+odd27:
+	FMOVQ 0(R10), F30
+	VAND V31.B16, V30.B16, V30.B16
+	WORD $0x4f9813c0 // fmla v0.4s, v30.4s, v24.s[0]
+	WORD $0x4f9913c4 // fmla v4.4s, v30.4s, v25.s[0]
+	WORD $0x4f9a13c8 // fmla v8.4s, v30.4s, v26.s[0]
+	WORD $0x4f9b13cc // fmla v12.4s, v30.4s, v27.s[0]
+	WORD $0x4f9c13d0 // fmla v16.4s, v30.4s, v28.s[0]
+	WORD $0x4f9d13d4 // fmla v20.4s, v30.4s, v29.s[0]
+	FMOVQ 16(R10), F30
+	VAND V31.B16, V30.B16, V30.B16
+	WORD $0x4f9813c1 // fmla v1.4s, v30.4s, v24.s[0]
+	WORD $0x4f9913c5 // fmla v5.4s, v30.4s, v25.s[0]
+	WORD $0x4f9a13c9 // fmla v9.4s, v30.4s, v26.s[0]
+	WORD $0x4f9b13cd // fmla v13.4s, v30.4s, v27.s[0]
+	WORD $0x4f9c13d1 // fmla v17.4s, v30.4s, v28.s[0]
+	WORD $0x4f9d13d5 // fmla v21.4s, v30.4s, v29.s[0]
+	FMOVQ 32(R10), F30
+	VAND V31.B16, V30.B16, V30.B16
+	WORD $0x4f9813c2 // fmla v2.4s, v30.4s, v24.s[0]
+	WORD $0x4f9913c6 // fmla v6.4s, v30.4s, v25.s[0]
+	WORD $0x4f9a13ca // fmla v10.4s, v30.4s, v26.s[0]
+	WORD $0x4f9b13ce // fmla v14.4s, v30.4s, v27.s[0]
+	WORD $0x4f9c13d2 // fmla v18.4s, v30.4s, v28.s[0]
+	WORD $0x4f9d13d6 // fmla v22.4s, v30.4s, v29.s[0]
+	FMOVQ 48(R10), F30
+	VAND V31.B16, V30.B16, V30.B16
+	WORD $0x4f9813c3 // fmla v3.4s, v30.4s, v24.s[0]
+	WORD $0x4f9913c7 // fmla v7.4s, v30.4s, v25.s[0]
+	WORD $0x4f9a13cb // fmla v11.4s, v30.4s, v26.s[0]
+	WORD $0x4f9b13cf // fmla v15.4s, v30.4s, v27.s[0]
+	WORD $0x4f9c13d3 // fmla v19.4s, v30.4s, v28.s[0]
+	WORD $0x4f9d13d7 // fmla v23.4s, v30.4s, v29.s[0]
+one28:
 	SUB $1, R23, R10
 	ANDS R10, R23, R23
 	BNE sparse15
@@ -14712,7 +15236,7 @@ store17:
 	FSTPQ (F22, F23), 32(R12)
 stored18:
 	ADD $64, R22, R22
-	ADD $32, R21, R21
+	ADD $64, R21, R21
 	SUB $4, R5, R5
 	B columns13
 less14:
@@ -14723,10 +15247,10 @@ less14:
 	ADD R3, R0, R0
 	ADD R3, R0, R0
 	ADD R3, R0, R0
-	CBZ R13, more25
+	CBZ R13, more29
 	ADD $24, R13, R13
 	ADD $24, R14, R14
-more25:
+more29:
 	MOVD ZR, R7
 	SUB $6, R6, R6
 	B rows3
@@ -14750,9 +15274,11 @@ tile7:
 	MOVD R0, R22
 	MOVD cols+40(FP), R5
 	LSL $2, R5, R5
-columns26:
+columns30:
 	CMP $16, R5
-	BLT less27
+	BLT less31
+	MOVD $0xffff0000, R23
+	VDUP R23, V31.S4
 	VEOR V0.B16, V0.B16, V0.B16
 	VEOR V1.B16, V1.B16, V1.B16
 	VEOR V2.B16, V2.B16, V2.B16
@@ -14770,469 +15296,631 @@ columns26:
 	VEOR V14.B16, V14.B16, V14.B16
 	VEOR V15.B16, V15.B16, V15.B16
 	MOVD R8, R23
-	CBZ R15, sparse28
+	CBZ R15, sparse32
 	ADD R19, R1, R11
 	ADD R20, R21, R10
 	MOVD R15, R9
-	CBZ R7, plain34
-	SUBS $4, R9, R9
-	BLT short33
-asking32:
-	FMOVQ 0(R11), F16
-	FMOVQ 0(R10), F18
-	WORD $0x2e613a51 // shll v17.4s, v18.4h, #16
-	WORD $0x6e613a52 // shll2 v18.4s, v18.8h, #16
+	TBZ $2, R19, even36
+	FMOVS 0(R11), F16
+	FMOVQ 0(R10), F17
+	VAND V31.B16, V17.B16, V17.B16
 	WORD $0x4f901220 // fmla v0.4s, v17.4s, v16.s[0]
-	WORD $0x4f901241 // fmla v1.4s, v18.4s, v16.s[0]
-	FMOVQ 16(R10), F20
-	WORD $0x2e613a93 // shll v19.4s, v20.4h, #16
-	WORD $0x6e613a94 // shll2 v20.4s, v20.8h, #16
-	WORD $0x4f901262 // fmla v2.4s, v19.4s, v16.s[0]
-	WORD $0x4f901283 // fmla v3.4s, v20.4s, v16.s[0]
-	FMOVQ 32(R10), F22
-	WORD $0x2e613ad5 // shll v21.4s, v22.4h, #16
-	WORD $0x6e613ad6 // shll2 v22.4s, v22.8h, #16
-	WORD $0x4f9012a4 // fmla v4.4s, v21.4s, v16.s[0]
-	WORD $0x4f9012c5 // fmla v5.4s, v22.4s, v16.s[0]
-	FMOVQ 48(R10), F24
-	WORD $0x2e613b17 // shll v23.4s, v24.4h, #16
-	WORD $0x6e613b18 // shll2 v24.4s, v24.8h, #16
-	WORD $0x4f9012e6 // fmla v6.4s, v23.4s, v16.s[0]
-	WORD $0x4f901307 // fmla v7.4s, v24.4s, v16.s[0]
-	FMOVQ 64(R10), F26
-	WORD $0x2e613b59 // shll v25.4s, v26.4h, #16
-	WORD $0x6e613b5a // shll2 v26.4s, v26.8h, #16
-	WORD $0x4f901328 // fmla v8.4s, v25.4s, v16.s[0]
-	WORD $0x4f901349 // fmla v9.4s, v26.4s, v16.s[0]
-	FMOVQ 80(R10), F28
-	WORD $0x2e613b9b // shll v27.4s, v28.4h, #16
-	WORD $0x6e613b9c // shll2 v28.4s, v28.8h, #16
-	WORD $0x4f90136a // fmla v10.4s, v27.4s, v16.s[0]
-	WORD $0x4f90138b // fmla v11.4s, v28.4s, v16.s[0]
-	FMOVQ 96(R10), F30
-	WORD $0x2e613bdd // shll v29.4s, v30.4h, #16
-	WORD $0x6e613bde // shll2 v30.4s, v30.8h, #16
-	WORD $0x4f9013ac // fmla v12.4s, v29.4s, v16.s[0]
-	WORD $0x4f9013cd // fmla v13.4s, v30.4s, v16.s[0]
-	FMOVQ 112(R10), F18
-	WORD $0x2e613a51 // shll v17.4s, v18.4h, #16
-	WORD $0x6e613a52 // shll2 v18.4s, v18.8h, #16
+	FMOVQ 16(R10), F17
+	VAND V31.B16, V17.B16, V17.B16
+	WORD $0x4f901221 // fmla v1.4s, v17.4s, v16.s[0]
+	FMOVQ 32(R10), F17
+	VAND V31.B16, V17.B16, V17.B16
+	WORD $0x4f901222 // fmla v2.4s, v17.4s, v16.s[0]
+	FMOVQ 48(R10), F17
+	VAND V31.B16, V17.B16, V17.B16
+	WORD $0x4f901223 // fmla v3.4s, v17.4s, v16.s[0]
+	FMOVQ 64(R10), F17
+	VAND V31.B16, V17.B16, V17.B16
+	WORD $0x4f901224 // fmla v4.4s, v17.4s, v16.s[0]
+	FMOVQ 80(R10), F17
+	VAND V31.B16, V17.B16, V17.B16
+	WORD $0x4f901225 // fmla v5.4s, v17.4s, v16.s[0]
+	FMOVQ 96(R10), F17
+	VAND V31.B16, V17.B16, V17.B16
+	WORD $0x4f901226 // fmla v6.4s, v17.4s, v16.s[0]
+	FMOVQ 112(R10), F17
+	VAND V31.B16, V17.B16, V17.B16
+	WORD $0x4f901227 // fmla v7.4s, v17.4s, v16.s[0]
+	FMOVQ 128(R10), F17
+	VAND V31.B16, V17.B16, V17.B16
+	WORD $0x4f901228 // fmla v8.4s, v17.4s, v16.s[0]
+	FMOVQ 144(R10), F17
+	VAND V31.B16, V17.B16, V17.B16
+	WORD $0x4f901229 // fmla v9.4s, v17.4s, v16.s[0]
+	FMOVQ 160(R10), F17
+	VAND V31.B16, V17.B16, V17.B16
+	WORD $0x4f90122a // fmla v10.4s, v17.4s, v16.s[0]
+	FMOVQ 176(R10), F17
+	VAND V31.B16, V17.B16, V17.B16
+	WORD $0x4f90122b // fmla v11.4s, v17.4s, v16.s[0]
+	FMOVQ 192(R10), F17
+	VAND V31.B16, V17.B16, V17.B16
+	WORD $0x4f90122c // fmla v12.4s, v17.4s, v16.s[0]
+	FMOVQ 208(R10), F17
+	VAND V31.B16, V17.B16, V17.B16
+	WORD $0x4f90122d // fmla v13.4s, v17.4s, v16.s[0]
+	FMOVQ 224(R10), F17
+	VAND V31.B16, V17.B16, V17.B16
 	WORD $0x4f90122e // fmla v14.4s, v17.4s, v16.s[0]
-	WORD $0x4f90124f // fmla v15.4s, v18.4s, v16.s[0]
+	FMOVQ 240(R10), F17
+	VAND V31.B16, V17.B16, V17.B16
+	WORD $0x4f90122f // fmla v15.4s, v17.4s, v16.s[0]
 	ADD R4, R10, R10
-	PRFM 0(R7), PLDL1KEEP
-	PRFM 64(R7), PLDL1KEEP
-	FMOVQ 0(R10), F18
-	WORD $0x2e613a51 // shll v17.4s, v18.4h, #16
-	WORD $0x6e613a52 // shll2 v18.4s, v18.8h, #16
+	ADD $4, R11, R11
+	SUBS $1, R9, R9
+	BEQ merge33
+even36:
+	CBZ R7, plain39
+	SUBS $4, R9, R9
+	BLT short38
+asking37:
+	FMOVQ 0(R11), F16
+	FLDPQ 0(R10), (F17, F18)
+	VSHL $16, V17.S4, V19.S4
+	VSHL $16, V18.S4, V20.S4
+	WORD $0x4f901260 // fmla v0.4s, v19.4s, v16.s[0]
+	WORD $0x4f901281 // fmla v1.4s, v20.4s, v16.s[0]
+	VAND V31.B16, V17.B16, V17.B16
+	VAND V31.B16, V18.B16, V18.B16
 	WORD $0x4fb01220 // fmla v0.4s, v17.4s, v16.s[1]
 	WORD $0x4fb01241 // fmla v1.4s, v18.4s, v16.s[1]
-	FMOVQ 16(R10), F20
-	WORD $0x2e613a93 // shll v19.4s, v20.4h, #16
-	WORD $0x6e613a94 // shll2 v20.4s, v20.8h, #16
-	WORD $0x4fb01262 // fmla v2.4s, v19.4s, v16.s[1]
-	WORD $0x4fb01283 // fmla v3.4s, v20.4s, v16.s[1]
-	FMOVQ 32(R10), F22
-	WORD $0x2e613ad5 // shll v21.4s, v22.4h, #16
-	WORD $0x6e613ad6 // shll2 v22.4s, v22.8h, #16
-	WORD $0x4fb012a4 // fmla v4.4s, v21.4s, v16.s[1]
-	WORD $0x4fb012c5 // fmla v5.4s, v22.4s, v16.s[1]
-	FMOVQ 48(R10), F24
-	WORD $0x2e613b17 // shll v23.4s, v24.4h, #16
-	WORD $0x6e613b18 // shll2 v24.4s, v24.8h, #16
-	WORD $0x4fb012e6 // fmla v6.4s, v23.4s, v16.s[1]
-	WORD $0x4fb01307 // fmla v7.4s, v24.4s, v16.s[1]
-	FMOVQ 64(R10), F26
-	WORD $0x2e613b59 // shll v25.4s, v26.4h, #16
-	WORD $0x6e613b5a // shll2 v26.4s, v26.8h, #16
-	WORD $0x4fb01328 // fmla v8.4s, v25.4s, v16.s[1]
-	WORD $0x4fb01349 // fmla v9.4s, v26.4s, v16.s[1]
-	FMOVQ 80(R10), F28
-	WORD $0x2e613b9b // shll v27.4s, v28.4h, #16
-	WORD $0x6e613b9c // shll2 v28.4s, v28.8h, #16
-	WORD $0x4fb0136a // fmla v10.4s, v27.4s, v16.s[1]
-	WORD $0x4fb0138b // fmla v11.4s, v28.4s, v16.s[1]
-	FMOVQ 96(R10), F30
-	WORD $0x2e613bdd // shll v29.4s, v30.4h, #16
-	WORD $0x6e613bde // shll2 v30.4s, v30.8h, #16
-	WORD $0x4fb013ac // fmla v12.4s, v29.4s, v16.s[1]
-	WORD $0x4fb013cd // fmla v13.4s, v30.4s, v16.s[1]
-	FMOVQ 112(R10), F18
-	WORD $0x2e613a51 // shll v17.4s, v18.4h, #16
-	WORD $0x6e613a52 // shll2 v18.4s, v18.8h, #16
+	FLDPQ 32(R10), (F21, F22)
+	VSHL $16, V21.S4, V23.S4
+	VSHL $16, V22.S4, V24.S4
+	WORD $0x4f9012e2 // fmla v2.4s, v23.4s, v16.s[0]
+	WORD $0x4f901303 // fmla v3.4s, v24.4s, v16.s[0]
+	VAND V31.B16, V21.B16, V21.B16
+	VAND V31.B16, V22.B16, V22.B16
+	WORD $0x4fb012a2 // fmla v2.4s, v21.4s, v16.s[1]
+	WORD $0x4fb012c3 // fmla v3.4s, v22.4s, v16.s[1]
+	FLDPQ 64(R10), (F25, F26)
+	VSHL $16, V25.S4, V27.S4
+	VSHL $16, V26.S4, V28.S4
+	WORD $0x4f901364 // fmla v4.4s, v27.4s, v16.s[0]
+	WORD $0x4f901385 // fmla v5.4s, v28.4s, v16.s[0]
+	VAND V31.B16, V25.B16, V25.B16
+	VAND V31.B16, V26.B16, V26.B16
+	WORD $0x4fb01324 // fmla v4.4s, v25.4s, v16.s[1]
+	WORD $0x4fb01345 // fmla v5.4s, v26.4s, v16.s[1]
+	FLDPQ 96(R10), (F29, F30)
+	VSHL $16, V29.S4, V17.S4
+	VSHL $16, V30.S4, V18.S4
+	WORD $0x4f901226 // fmla v6.4s, v17.4s, v16.s[0]
+	WORD $0x4f901247 // fmla v7.4s, v18.4s, v16.s[0]
+	VAND V31.B16, V29.B16, V29.B16
+	VAND V31.B16, V30.B16, V30.B16
+	WORD $0x4fb013a6 // fmla v6.4s, v29.4s, v16.s[1]
+	WORD $0x4fb013c7 // fmla v7.4s, v30.4s, v16.s[1]
+	FLDPQ 128(R10), (F19, F20)
+	VSHL $16, V19.S4, V21.S4
+	VSHL $16, V20.S4, V22.S4
+	WORD $0x4f9012a8 // fmla v8.4s, v21.4s, v16.s[0]
+	WORD $0x4f9012c9 // fmla v9.4s, v22.4s, v16.s[0]
+	VAND V31.B16, V19.B16, V19.B16
+	VAND V31.B16, V20.B16, V20.B16
+	WORD $0x4fb01268 // fmla v8.4s, v19.4s, v16.s[1]
+	WORD $0x4fb01289 // fmla v9.4s, v20.4s, v16.s[1]
+	FLDPQ 160(R10), (F23, F24)
+	VSHL $16, V23.S4, V25.S4
+	VSHL $16, V24.S4, V26.S4
+	WORD $0x4f90132a // fmla v10.4s, v25.4s, v16.s[0]
+	WORD $0x4f90134b // fmla v11.4s, v26.4s, v16.s[0]
+	VAND V31.B16, V23.B16, V23.B16
+	VAND V31.B16, V24.B16, V24.B16
+	WORD $0x4fb012ea // fmla v10.4s, v23.4s, v16.s[1]
+	WORD $0x4fb0130b // fmla v11.4s, v24.4s, v16.s[1]
+	FLDPQ 192(R10), (F27, F28)
+	VSHL $16, V27.S4, V29.S4
+	VSHL $16, V28.S4, V30.S4
+	WORD $0x4f9013ac // fmla v12.4s, v29.4s, v16.s[0]
+	WORD $0x4f9013cd // fmla v13.4s, v30.4s, v16.s[0]
+	VAND V31.B16, V27.B16, V27.B16
+	VAND V31.B16, V28.B16, V28.B16
+	WORD $0x4fb0136c // fmla v12.4s, v27.4s, v16.s[1]
+	WORD $0x4fb0138d // fmla v13.4s, v28.4s, v16.s[1]
+	FLDPQ 224(R10), (F17, F18)
+	VSHL $16, V17.S4, V19.S4
+	VSHL $16, V18.S4, V20.S4
+	WORD $0x4f90126e // fmla v14.4s, v19.4s, v16.s[0]
+	WORD $0x4f90128f // fmla v15.4s, v20.4s, v16.s[0]
+	VAND V31.B16, V17.B16, V17.B16
+	VAND V31.B16, V18.B16, V18.B16
 	WORD $0x4fb0122e // fmla v14.4s, v17.4s, v16.s[1]
 	WORD $0x4fb0124f // fmla v15.4s, v18.4s, v16.s[1]
+	PRFM 0(R7), PLDL1KEEP
+	PRFM 64(R7), PLDL1KEEP
 	ADD R4, R10, R10
 	PRFM 128(R7), PLDL1KEEP
 	PRFM 192(R7), PLDL1KEEP
-	FMOVQ 0(R10), F18
-	WORD $0x2e613a51 // shll v17.4s, v18.4h, #16
-	WORD $0x6e613a52 // shll2 v18.4s, v18.8h, #16
-	WORD $0x4f901a20 // fmla v0.4s, v17.4s, v16.s[2]
-	WORD $0x4f901a41 // fmla v1.4s, v18.4s, v16.s[2]
-	FMOVQ 16(R10), F20
-	WORD $0x2e613a93 // shll v19.4s, v20.4h, #16
-	WORD $0x6e613a94 // shll2 v20.4s, v20.8h, #16
-	WORD $0x4f901a62 // fmla v2.4s, v19.4s, v16.s[2]
-	WORD $0x4f901a83 // fmla v3.4s, v20.4s, v16.s[2]
-	FMOVQ 32(R10), F22
-	WORD $0x2e613ad5 // shll v21.4s, v22.4h, #16
-	WORD $0x6e613ad6 // shll2 v22.4s, v22.8h, #16
-	WORD $0x4f901aa4 // fmla v4.4s, v21.4s, v16.s[2]
-	WORD $0x4f901ac5 // fmla v5.4s, v22.4s, v16.s[2]
-	FMOVQ 48(R10), F24
-	WORD $0x2e613b17 // shll v23.4s, v24.4h, #16
-	WORD $0x6e613b18 // shll2 v24.4s, v24.8h, #16
-	WORD $0x4f901ae6 // fmla v6.4s, v23.4s, v16.s[2]
-	WORD $0x4f901b07 // fmla v7.4s, v24.4s, v16.s[2]
-	FMOVQ 64(R10), F26
-	WORD $0x2e613b59 // shll v25.4s, v26.4h, #16
-	WORD $0x6e613b5a // shll2 v26.4s, v26.8h, #16
-	WORD $0x4f901b28 // fmla v8.4s, v25.4s, v16.s[2]
-	WORD $0x4f901b49 // fmla v9.4s, v26.4s, v16.s[2]
-	FMOVQ 80(R10), F28
-	WORD $0x2e613b9b // shll v27.4s, v28.4h, #16
-	WORD $0x6e613b9c // shll2 v28.4s, v28.8h, #16
-	WORD $0x4f901b6a // fmla v10.4s, v27.4s, v16.s[2]
-	WORD $0x4f901b8b // fmla v11.4s, v28.4s, v16.s[2]
-	FMOVQ 96(R10), F30
-	WORD $0x2e613bdd // shll v29.4s, v30.4h, #16
-	WORD $0x6e613bde // shll2 v30.4s, v30.8h, #16
-	WORD $0x4f901bac // fmla v12.4s, v29.4s, v16.s[2]
-	WORD $0x4f901bcd // fmla v13.4s, v30.4s, v16.s[2]
-	FMOVQ 112(R10), F18
-	WORD $0x2e613a51 // shll v17.4s, v18.4h, #16
-	WORD $0x6e613a52 // shll2 v18.4s, v18.8h, #16
-	WORD $0x4f901a2e // fmla v14.4s, v17.4s, v16.s[2]
-	WORD $0x4f901a4f // fmla v15.4s, v18.4s, v16.s[2]
-	ADD R4, R10, R10
-	PRFM 256(R7), PLDL1KEEP
-	PRFM 320(R7), PLDL1KEEP
-	FMOVQ 0(R10), F18
-	WORD $0x2e613a51 // shll v17.4s, v18.4h, #16
-	WORD $0x6e613a52 // shll2 v18.4s, v18.8h, #16
+	FLDPQ 0(R10), (F17, F18)
+	VSHL $16, V17.S4, V19.S4
+	VSHL $16, V18.S4, V20.S4
+	WORD $0x4f901a60 // fmla v0.4s, v19.4s, v16.s[2]
+	WORD $0x4f901a81 // fmla v1.4s, v20.4s, v16.s[2]
+	VAND V31.B16, V17.B16, V17.B16
+	VAND V31.B16, V18.B16, V18.B16
 	WORD $0x4fb01a20 // fmla v0.4s, v17.4s, v16.s[3]
 	WORD $0x4fb01a41 // fmla v1.4s, v18.4s, v16.s[3]
-	FMOVQ 16(R10), F20
-	WORD $0x2e613a93 // shll v19.4s, v20.4h, #16
-	WORD $0x6e613a94 // shll2 v20.4s, v20.8h, #16
-	WORD $0x4fb01a62 // fmla v2.4s, v19.4s, v16.s[3]
-	WORD $0x4fb01a83 // fmla v3.4s, v20.4s, v16.s[3]
-	FMOVQ 32(R10), F22
-	WORD $0x2e613ad5 // shll v21.4s, v22.4h, #16
-	WORD $0x6e613ad6 // shll2 v22.4s, v22.8h, #16
-	WORD $0x4fb01aa4 // fmla v4.4s, v21.4s, v16.s[3]
-	WORD $0x4fb01ac5 // fmla v5.4s, v22.4s, v16.s[3]
-	FMOVQ 48(R10), F24
-	WORD $0x2e613b17 // shll v23.4s, v24.4h, #16
-	WORD $0x6e613b18 // shll2 v24.4s, v24.8h, #16
-	WORD $0x4fb01ae6 // fmla v6.4s, v23.4s, v16.s[3]
-	WORD $0x4fb01b07 // fmla v7.4s, v24.4s, v16.s[3]
-	FMOVQ 64(R10), F26
-	WORD $0x2e613b59 // shll v25.4s, v26.4h, #16
-	WORD $0x6e613b5a // shll2 v26.4s, v26.8h, #16
-	WORD $0x4fb01b28 // fmla v8.4s, v25.4s, v16.s[3]
-	WORD $0x4fb01b49 // fmla v9.4s, v26.4s, v16.s[3]
-	FMOVQ 80(R10), F28
-	WORD $0x2e613b9b // shll v27.4s, v28.4h, #16
-	WORD $0x6e613b9c // shll2 v28.4s, v28.8h, #16
-	WORD $0x4fb01b6a // fmla v10.4s, v27.4s, v16.s[3]
-	WORD $0x4fb01b8b // fmla v11.4s, v28.4s, v16.s[3]
-	FMOVQ 96(R10), F30
-	WORD $0x2e613bdd // shll v29.4s, v30.4h, #16
-	WORD $0x6e613bde // shll2 v30.4s, v30.8h, #16
-	WORD $0x4fb01bac // fmla v12.4s, v29.4s, v16.s[3]
-	WORD $0x4fb01bcd // fmla v13.4s, v30.4s, v16.s[3]
-	FMOVQ 112(R10), F18
-	WORD $0x2e613a51 // shll v17.4s, v18.4h, #16
-	WORD $0x6e613a52 // shll2 v18.4s, v18.8h, #16
+	FLDPQ 32(R10), (F21, F22)
+	VSHL $16, V21.S4, V23.S4
+	VSHL $16, V22.S4, V24.S4
+	WORD $0x4f901ae2 // fmla v2.4s, v23.4s, v16.s[2]
+	WORD $0x4f901b03 // fmla v3.4s, v24.4s, v16.s[2]
+	VAND V31.B16, V21.B16, V21.B16
+	VAND V31.B16, V22.B16, V22.B16
+	WORD $0x4fb01aa2 // fmla v2.4s, v21.4s, v16.s[3]
+	WORD $0x4fb01ac3 // fmla v3.4s, v22.4s, v16.s[3]
+	FLDPQ 64(R10), (F25, F26)
+	VSHL $16, V25.S4, V27.S4
+	VSHL $16, V26.S4, V28.S4
+	WORD $0x4f901b64 // fmla v4.4s, v27.4s, v16.s[2]
+	WORD $0x4f901b85 // fmla v5.4s, v28.4s, v16.s[2]
+	VAND V31.B16, V25.B16, V25.B16
+	VAND V31.B16, V26.B16, V26.B16
+	WORD $0x4fb01b24 // fmla v4.4s, v25.4s, v16.s[3]
+	WORD $0x4fb01b45 // fmla v5.4s, v26.4s, v16.s[3]
+	FLDPQ 96(R10), (F29, F30)
+	VSHL $16, V29.S4, V17.S4
+	VSHL $16, V30.S4, V18.S4
+	WORD $0x4f901a26 // fmla v6.4s, v17.4s, v16.s[2]
+	WORD $0x4f901a47 // fmla v7.4s, v18.4s, v16.s[2]
+	VAND V31.B16, V29.B16, V29.B16
+	VAND V31.B16, V30.B16, V30.B16
+	WORD $0x4fb01ba6 // fmla v6.4s, v29.4s, v16.s[3]
+	WORD $0x4fb01bc7 // fmla v7.4s, v30.4s, v16.s[3]
+	FLDPQ 128(R10), (F19, F20)
+	VSHL $16, V19.S4, V21.S4
+	VSHL $16, V20.S4, V22.S4
+	WORD $0x4f901aa8 // fmla v8.4s, v21.4s, v16.s[2]
+	WORD $0x4f901ac9 // fmla v9.4s, v22.4s, v16.s[2]
+	VAND V31.B16, V19.B16, V19.B16
+	VAND V31.B16, V20.B16, V20.B16
+	WORD $0x4fb01a68 // fmla v8.4s, v19.4s, v16.s[3]
+	WORD $0x4fb01a89 // fmla v9.4s, v20.4s, v16.s[3]
+	FLDPQ 160(R10), (F23, F24)
+	VSHL $16, V23.S4, V25.S4
+	VSHL $16, V24.S4, V26.S4
+	WORD $0x4f901b2a // fmla v10.4s, v25.4s, v16.s[2]
+	WORD $0x4f901b4b // fmla v11.4s, v26.4s, v16.s[2]
+	VAND V31.B16, V23.B16, V23.B16
+	VAND V31.B16, V24.B16, V24.B16
+	WORD $0x4fb01aea // fmla v10.4s, v23.4s, v16.s[3]
+	WORD $0x4fb01b0b // fmla v11.4s, v24.4s, v16.s[3]
+	FLDPQ 192(R10), (F27, F28)
+	VSHL $16, V27.S4, V29.S4
+	VSHL $16, V28.S4, V30.S4
+	WORD $0x4f901bac // fmla v12.4s, v29.4s, v16.s[2]
+	WORD $0x4f901bcd // fmla v13.4s, v30.4s, v16.s[2]
+	VAND V31.B16, V27.B16, V27.B16
+	VAND V31.B16, V28.B16, V28.B16
+	WORD $0x4fb01b6c // fmla v12.4s, v27.4s, v16.s[3]
+	WORD $0x4fb01b8d // fmla v13.4s, v28.4s, v16.s[3]
+	FLDPQ 224(R10), (F17, F18)
+	VSHL $16, V17.S4, V19.S4
+	VSHL $16, V18.S4, V20.S4
+	WORD $0x4f901a6e // fmla v14.4s, v19.4s, v16.s[2]
+	WORD $0x4f901a8f // fmla v15.4s, v20.4s, v16.s[2]
+	VAND V31.B16, V17.B16, V17.B16
+	VAND V31.B16, V18.B16, V18.B16
 	WORD $0x4fb01a2e // fmla v14.4s, v17.4s, v16.s[3]
 	WORD $0x4fb01a4f // fmla v15.4s, v18.4s, v16.s[3]
+	PRFM 256(R7), PLDL1KEEP
+	PRFM 320(R7), PLDL1KEEP
 	ADD R4, R10, R10
 	PRFM 384(R7), PLDL1KEEP
 	PRFM 448(R7), PLDL1KEEP
 	ADD $512, R7, R7
 	ADD $16, R11, R11
 	SUBS $4, R9, R9
-	BGE asking32
-	B short33
-plain34:
+	BGE asking37
+	B short38
+plain39:
 	SUBS $4, R9, R9
-	BLT short33
-loop35:
+	BLT short38
+loop40:
 	FMOVQ 0(R11), F16
-	FMOVQ 0(R10), F18
-	WORD $0x2e613a51 // shll v17.4s, v18.4h, #16
-	WORD $0x6e613a52 // shll2 v18.4s, v18.8h, #16
-	WORD $0x4f901220 // fmla v0.4s, v17.4s, v16.s[0]
-	WORD $0x4f901241 // fmla v1.4s, v18.4s, v16.s[0]
-	FMOVQ 16(R10), F20
-	WORD $0x2e613a93 // shll v19.4s, v20.4h, #16
-	WORD $0x6e613a94 // shll2 v20.4s, v20.8h, #16
-	WORD $0x4f901262 // fmla v2.4s, v19.4s, v16.s[0]
-	WORD $0x4f901283 // fmla v3.4s, v20.4s, v16.s[0]
-	FMOVQ 32(R10), F22
-	WORD $0x2e613ad5 // shll v21.4s, v22.4h, #16
-	WORD $0x6e613ad6 // shll2 v22.4s, v22.8h, #16
-	WORD $0x4f9012a4 // fmla v4.4s, v21.4s, v16.s[0]
-	WORD $0x4f9012c5 // fmla v5.4s, v22.4s, v16.s[0]
-	FMOVQ 48(R10), F24
-	WORD $0x2e613b17 // shll v23.4s, v24.4h, #16
-	WORD $0x6e613b18 // shll2 v24.4s, v24.8h, #16
-	WORD $0x4f9012e6 // fmla v6.4s, v23.4s, v16.s[0]
-	WORD $0x4f901307 // fmla v7.4s, v24.4s, v16.s[0]
-	FMOVQ 64(R10), F26
-	WORD $0x2e613b59 // shll v25.4s, v26.4h, #16
-	WORD $0x6e613b5a // shll2 v26.4s, v26.8h, #16
-	WORD $0x4f901328 // fmla v8.4s, v25.4s, v16.s[0]
-	WORD $0x4f901349 // fmla v9.4s, v26.4s, v16.s[0]
-	FMOVQ 80(R10), F28
-	WORD $0x2e613b9b // shll v27.4s, v28.4h, #16
-	WORD $0x6e613b9c // shll2 v28.4s, v28.8h, #16
-	WORD $0x4f90136a // fmla v10.4s, v27.4s, v16.s[0]
-	WORD $0x4f90138b // fmla v11.4s, v28.4s, v16.s[0]
-	FMOVQ 96(R10), F30
-	WORD $0x2e613bdd // shll v29.4s, v30.4h, #16
-	WORD $0x6e613bde // shll2 v30.4s, v30.8h, #16
-	WORD $0x4f9013ac // fmla v12.4s, v29.4s, v16.s[0]
-	WORD $0x4f9013cd // fmla v13.4s, v30.4s, v16.s[0]
-	FMOVQ 112(R10), F18
-	WORD $0x2e613a51 // shll v17.4s, v18.4h, #16
-	WORD $0x6e613a52 // shll2 v18.4s, v18.8h, #16
-	WORD $0x4f90122e // fmla v14.4s, v17.4s, v16.s[0]
-	WORD $0x4f90124f // fmla v15.4s, v18.4s, v16.s[0]
-	ADD R4, R10, R10
-	FMOVQ 0(R10), F18
-	WORD $0x2e613a51 // shll v17.4s, v18.4h, #16
-	WORD $0x6e613a52 // shll2 v18.4s, v18.8h, #16
+	FLDPQ 0(R10), (F17, F18)
+	VSHL $16, V17.S4, V19.S4
+	VSHL $16, V18.S4, V20.S4
+	WORD $0x4f901260 // fmla v0.4s, v19.4s, v16.s[0]
+	WORD $0x4f901281 // fmla v1.4s, v20.4s, v16.s[0]
+	VAND V31.B16, V17.B16, V17.B16
+	VAND V31.B16, V18.B16, V18.B16
 	WORD $0x4fb01220 // fmla v0.4s, v17.4s, v16.s[1]
 	WORD $0x4fb01241 // fmla v1.4s, v18.4s, v16.s[1]
-	FMOVQ 16(R10), F20
-	WORD $0x2e613a93 // shll v19.4s, v20.4h, #16
-	WORD $0x6e613a94 // shll2 v20.4s, v20.8h, #16
-	WORD $0x4fb01262 // fmla v2.4s, v19.4s, v16.s[1]
-	WORD $0x4fb01283 // fmla v3.4s, v20.4s, v16.s[1]
-	FMOVQ 32(R10), F22
-	WORD $0x2e613ad5 // shll v21.4s, v22.4h, #16
-	WORD $0x6e613ad6 // shll2 v22.4s, v22.8h, #16
-	WORD $0x4fb012a4 // fmla v4.4s, v21.4s, v16.s[1]
-	WORD $0x4fb012c5 // fmla v5.4s, v22.4s, v16.s[1]
-	FMOVQ 48(R10), F24
-	WORD $0x2e613b17 // shll v23.4s, v24.4h, #16
-	WORD $0x6e613b18 // shll2 v24.4s, v24.8h, #16
-	WORD $0x4fb012e6 // fmla v6.4s, v23.4s, v16.s[1]
-	WORD $0x4fb01307 // fmla v7.4s, v24.4s, v16.s[1]
-	FMOVQ 64(R10), F26
-	WORD $0x2e613b59 // shll v25.4s, v26.4h, #16
-	WORD $0x6e613b5a // shll2 v26.4s, v26.8h, #16
-	WORD $0x4fb01328 // fmla v8.4s, v25.4s, v16.s[1]
-	WORD $0x4fb01349 // fmla v9.4s, v26.4s, v16.s[1]
-	FMOVQ 80(R10), F28
-	WORD $0x2e613b9b // shll v27.4s, v28.4h, #16
-	WORD $0x6e613b9c // shll2 v28.4s, v28.8h, #16
-	WORD $0x4fb0136a // fmla v10.4s, v27.4s, v16.s[1]
-	WORD $0x4fb0138b // fmla v11.4s, v28.4s, v16.s[1]
-	FMOVQ 96(R10), F30
-	WORD $0x2e613bdd // shll v29.4s, v30.4h, #16
-	WORD $0x6e613bde // shll2 v30.4s, v30.8h, #16
-	WORD $0x4fb013ac // fmla v12.4s, v29.4s, v16.s[1]
-	WORD $0x4fb013cd // fmla v13.4s, v30.4s, v16.s[1]
-	FMOVQ 112(R10), F18
-	WORD $0x2e613a51 // shll v17.4s, v18.4h, #16
-	WORD $0x6e613a52 // shll2 v18.4s, v18.8h, #16
+	FLDPQ 32(R10), (F21, F22)
+	VSHL $16, V21.S4, V23.S4
+	VSHL $16, V22.S4, V24.S4
+	WORD $0x4f9012e2 // fmla v2.4s, v23.4s, v16.s[0]
+	WORD $0x4f901303 // fmla v3.4s, v24.4s, v16.s[0]
+	VAND V31.B16, V21.B16, V21.B16
+	VAND V31.B16, V22.B16, V22.B16
+	WORD $0x4fb012a2 // fmla v2.4s, v21.4s, v16.s[1]
+	WORD $0x4fb012c3 // fmla v3.4s, v22.4s, v16.s[1]
+	FLDPQ 64(R10), (F25, F26)
+	VSHL $16, V25.S4, V27.S4
+	VSHL $16, V26.S4, V28.S4
+	WORD $0x4f901364 // fmla v4.4s, v27.4s, v16.s[0]
+	WORD $0x4f901385 // fmla v5.4s, v28.4s, v16.s[0]
+	VAND V31.B16, V25.B16, V25.B16
+	VAND V31.B16, V26.B16, V26.B16
+	WORD $0x4fb01324 // fmla v4.4s, v25.4s, v16.s[1]
+	WORD $0x4fb01345 // fmla v5.4s, v26.4s, v16.s[1]
+	FLDPQ 96(R10), (F29, F30)
+	VSHL $16, V29.S4, V17.S4
+	VSHL $16, V30.S4, V18.S4
+	WORD $0x4f901226 // fmla v6.4s, v17.4s, v16.s[0]
+	WORD $0x4f901247 // fmla v7.4s, v18.4s, v16.s[0]
+	VAND V31.B16, V29.B16, V29.B16
+	VAND V31.B16, V30.B16, V30.B16
+	WORD $0x4fb013a6 // fmla v6.4s, v29.4s, v16.s[1]
+	WORD $0x4fb013c7 // fmla v7.4s, v30.4s, v16.s[1]
+	FLDPQ 128(R10), (F19, F20)
+	VSHL $16, V19.S4, V21.S4
+	VSHL $16, V20.S4, V22.S4
+	WORD $0x4f9012a8 // fmla v8.4s, v21.4s, v16.s[0]
+	WORD $0x4f9012c9 // fmla v9.4s, v22.4s, v16.s[0]
+	VAND V31.B16, V19.B16, V19.B16
+	VAND V31.B16, V20.B16, V20.B16
+	WORD $0x4fb01268 // fmla v8.4s, v19.4s, v16.s[1]
+	WORD $0x4fb01289 // fmla v9.4s, v20.4s, v16.s[1]
+	FLDPQ 160(R10), (F23, F24)
+	VSHL $16, V23.S4, V25.S4
+	VSHL $16, V24.S4, V26.S4
+	WORD $0x4f90132a // fmla v10.4s, v25.4s, v16.s[0]
+	WORD $0x4f90134b // fmla v11.4s, v26.4s, v16.s[0]
+	VAND V31.B16, V23.B16, V23.B16
+	VAND V31.B16, V24.B16, V24.B16
+	WORD $0x4fb012ea // fmla v10.4s, v23.4s, v16.s[1]
+	WORD $0x4fb0130b // fmla v11.4s, v24.4s, v16.s[1]
+	FLDPQ 192(R10), (F27, F28)
+	VSHL $16, V27.S4, V29.S4
+	VSHL $16, V28.S4, V30.S4
+	WORD $0x4f9013ac // fmla v12.4s, v29.4s, v16.s[0]
+	WORD $0x4f9013cd // fmla v13.4s, v30.4s, v16.s[0]
+	VAND V31.B16, V27.B16, V27.B16
+	VAND V31.B16, V28.B16, V28.B16
+	WORD $0x4fb0136c // fmla v12.4s, v27.4s, v16.s[1]
+	WORD $0x4fb0138d // fmla v13.4s, v28.4s, v16.s[1]
+	FLDPQ 224(R10), (F17, F18)
+	VSHL $16, V17.S4, V19.S4
+	VSHL $16, V18.S4, V20.S4
+	WORD $0x4f90126e // fmla v14.4s, v19.4s, v16.s[0]
+	WORD $0x4f90128f // fmla v15.4s, v20.4s, v16.s[0]
+	VAND V31.B16, V17.B16, V17.B16
+	VAND V31.B16, V18.B16, V18.B16
 	WORD $0x4fb0122e // fmla v14.4s, v17.4s, v16.s[1]
 	WORD $0x4fb0124f // fmla v15.4s, v18.4s, v16.s[1]
 	ADD R4, R10, R10
-	FMOVQ 0(R10), F18
-	WORD $0x2e613a51 // shll v17.4s, v18.4h, #16
-	WORD $0x6e613a52 // shll2 v18.4s, v18.8h, #16
-	WORD $0x4f901a20 // fmla v0.4s, v17.4s, v16.s[2]
-	WORD $0x4f901a41 // fmla v1.4s, v18.4s, v16.s[2]
-	FMOVQ 16(R10), F20
-	WORD $0x2e613a93 // shll v19.4s, v20.4h, #16
-	WORD $0x6e613a94 // shll2 v20.4s, v20.8h, #16
-	WORD $0x4f901a62 // fmla v2.4s, v19.4s, v16.s[2]
-	WORD $0x4f901a83 // fmla v3.4s, v20.4s, v16.s[2]
-	FMOVQ 32(R10), F22
-	WORD $0x2e613ad5 // shll v21.4s, v22.4h, #16
-	WORD $0x6e613ad6 // shll2 v22.4s, v22.8h, #16
-	WORD $0x4f901aa4 // fmla v4.4s, v21.4s, v16.s[2]
-	WORD $0x4f901ac5 // fmla v5.4s, v22.4s, v16.s[2]
-	FMOVQ 48(R10), F24
-	WORD $0x2e613b17 // shll v23.4s, v24.4h, #16
-	WORD $0x6e613b18 // shll2 v24.4s, v24.8h, #16
-	WORD $0x4f901ae6 // fmla v6.4s, v23.4s, v16.s[2]
-	WORD $0x4f901b07 // fmla v7.4s, v24.4s, v16.s[2]
-	FMOVQ 64(R10), F26
-	WORD $0x2e613b59 // shll v25.4s, v26.4h, #16
-	WORD $0x6e613b5a // shll2 v26.4s, v26.8h, #16
-	WORD $0x4f901b28 // fmla v8.4s, v25.4s, v16.s[2]
-	WORD $0x4f901b49 // fmla v9.4s, v26.4s, v16.s[2]
-	FMOVQ 80(R10), F28
-	WORD $0x2e613b9b // shll v27.4s, v28.4h, #16
-	WORD $0x6e613b9c // shll2 v28.4s, v28.8h, #16
-	WORD $0x4f901b6a // fmla v10.4s, v27.4s, v16.s[2]
-	WORD $0x4f901b8b // fmla v11.4s, v28.4s, v16.s[2]
-	FMOVQ 96(R10), F30
-	WORD $0x2e613bdd // shll v29.4s, v30.4h, #16
-	WORD $0x6e613bde // shll2 v30.4s, v30.8h, #16
-	WORD $0x4f901bac // fmla v12.4s, v29.4s, v16.s[2]
-	WORD $0x4f901bcd // fmla v13.4s, v30.4s, v16.s[2]
-	FMOVQ 112(R10), F18
-	WORD $0x2e613a51 // shll v17.4s, v18.4h, #16
-	WORD $0x6e613a52 // shll2 v18.4s, v18.8h, #16
-	WORD $0x4f901a2e // fmla v14.4s, v17.4s, v16.s[2]
-	WORD $0x4f901a4f // fmla v15.4s, v18.4s, v16.s[2]
-	ADD R4, R10, R10
-	FMOVQ 0(R10), F18
-	WORD $0x2e613a51 // shll v17.4s, v18.4h, #16
-	WORD $0x6e613a52 // shll2 v18.4s, v18.8h, #16
+	FLDPQ 0(R10), (F17, F18)
+	VSHL $16, V17.S4, V19.S4
+	VSHL $16, V18.S4, V20.S4
+	WORD $0x4f901a60 // fmla v0.4s, v19.4s, v16.s[2]
+	WORD $0x4f901a81 // fmla v1.4s, v20.4s, v16.s[2]
+	VAND V31.B16, V17.B16, V17.B16
+	VAND V31.B16, V18.B16, V18.B16
 	WORD $0x4fb01a20 // fmla v0.4s, v17.4s, v16.s[3]
 	WORD $0x4fb01a41 // fmla v1.4s, v18.4s, v16.s[3]
-	FMOVQ 16(R10), F20
-	WORD $0x2e613a93 // shll v19.4s, v20.4h, #16
-	WORD $0x6e613a94 // shll2 v20.4s, v20.8h, #16
-	WORD $0x4fb01a62 // fmla v2.4s, v19.4s, v16.s[3]
-	WORD $0x4fb01a83 // fmla v3.4s, v20.4s, v16.s[3]
-	FMOVQ 32(R10), F22
-	WORD $0x2e613ad5 // shll v21.4s, v22.4h, #16
-	WORD $0x6e613ad6 // shll2 v22.4s, v22.8h, #16
-	WORD $0x4fb01aa4 // fmla v4.4s, v21.4s, v16.s[3]
-	WORD $0x4fb01ac5 // fmla v5.4s, v22.4s, v16.s[3]
-	FMOVQ 48(R10), F24
-	WORD $0x2e613b17 // shll v23.4s, v24.4h, #16
-	WORD $0x6e613b18 // shll2 v24.4s, v24.8h, #16
-	WORD $0x4fb01ae6 // fmla v6.4s, v23.4s, v16.s[3]
-	WORD $0x4fb01b07 // fmla v7.4s, v24.4s, v16.s[3]
-	FMOVQ 64(R10), F26
-	WORD $0x2e613b59 // shll v25.4s, v26.4h, #16
-	WORD $0x6e613b5a // shll2 v26.4s, v26.8h, #16
-	WORD $0x4fb01b28 // fmla v8.4s, v25.4s, v16.s[3]
-	WORD $0x4fb01b49 // fmla v9.4s, v26.4s, v16.s[3]
-	FMOVQ 80(R10), F28
-	WORD $0x2e613b9b // shll v27.4s, v28.4h, #16
-	WORD $0x6e613b9c // shll2 v28.4s, v28.8h, #16
-	WORD $0x4fb01b6a // fmla v10.4s, v27.4s, v16.s[3]
-	WORD $0x4fb01b8b // fmla v11.4s, v28.4s, v16.s[3]
-	FMOVQ 96(R10), F30
-	WORD $0x2e613bdd // shll v29.4s, v30.4h, #16
-	WORD $0x6e613bde // shll2 v30.4s, v30.8h, #16
-	WORD $0x4fb01bac // fmla v12.4s, v29.4s, v16.s[3]
-	WORD $0x4fb01bcd // fmla v13.4s, v30.4s, v16.s[3]
-	FMOVQ 112(R10), F18
-	WORD $0x2e613a51 // shll v17.4s, v18.4h, #16
-	WORD $0x6e613a52 // shll2 v18.4s, v18.8h, #16
+	FLDPQ 32(R10), (F21, F22)
+	VSHL $16, V21.S4, V23.S4
+	VSHL $16, V22.S4, V24.S4
+	WORD $0x4f901ae2 // fmla v2.4s, v23.4s, v16.s[2]
+	WORD $0x4f901b03 // fmla v3.4s, v24.4s, v16.s[2]
+	VAND V31.B16, V21.B16, V21.B16
+	VAND V31.B16, V22.B16, V22.B16
+	WORD $0x4fb01aa2 // fmla v2.4s, v21.4s, v16.s[3]
+	WORD $0x4fb01ac3 // fmla v3.4s, v22.4s, v16.s[3]
+	FLDPQ 64(R10), (F25, F26)
+	VSHL $16, V25.S4, V27.S4
+	VSHL $16, V26.S4, V28.S4
+	WORD $0x4f901b64 // fmla v4.4s, v27.4s, v16.s[2]
+	WORD $0x4f901b85 // fmla v5.4s, v28.4s, v16.s[2]
+	VAND V31.B16, V25.B16, V25.B16
+	VAND V31.B16, V26.B16, V26.B16
+	WORD $0x4fb01b24 // fmla v4.4s, v25.4s, v16.s[3]
+	WORD $0x4fb01b45 // fmla v5.4s, v26.4s, v16.s[3]
+	FLDPQ 96(R10), (F29, F30)
+	VSHL $16, V29.S4, V17.S4
+	VSHL $16, V30.S4, V18.S4
+	WORD $0x4f901a26 // fmla v6.4s, v17.4s, v16.s[2]
+	WORD $0x4f901a47 // fmla v7.4s, v18.4s, v16.s[2]
+	VAND V31.B16, V29.B16, V29.B16
+	VAND V31.B16, V30.B16, V30.B16
+	WORD $0x4fb01ba6 // fmla v6.4s, v29.4s, v16.s[3]
+	WORD $0x4fb01bc7 // fmla v7.4s, v30.4s, v16.s[3]
+	FLDPQ 128(R10), (F19, F20)
+	VSHL $16, V19.S4, V21.S4
+	VSHL $16, V20.S4, V22.S4
+	WORD $0x4f901aa8 // fmla v8.4s, v21.4s, v16.s[2]
+	WORD $0x4f901ac9 // fmla v9.4s, v22.4s, v16.s[2]
+	VAND V31.B16, V19.B16, V19.B16
+	VAND V31.B16, V20.B16, V20.B16
+	WORD $0x4fb01a68 // fmla v8.4s, v19.4s, v16.s[3]
+	WORD $0x4fb01a89 // fmla v9.4s, v20.4s, v16.s[3]
+	FLDPQ 160(R10), (F23, F24)
+	VSHL $16, V23.S4, V25.S4
+	VSHL $16, V24.S4, V26.S4
+	WORD $0x4f901b2a // fmla v10.4s, v25.4s, v16.s[2]
+	WORD $0x4f901b4b // fmla v11.4s, v26.4s, v16.s[2]
+	VAND V31.B16, V23.B16, V23.B16
+	VAND V31.B16, V24.B16, V24.B16
+	WORD $0x4fb01aea // fmla v10.4s, v23.4s, v16.s[3]
+	WORD $0x4fb01b0b // fmla v11.4s, v24.4s, v16.s[3]
+	FLDPQ 192(R10), (F27, F28)
+	VSHL $16, V27.S4, V29.S4
+	VSHL $16, V28.S4, V30.S4
+	WORD $0x4f901bac // fmla v12.4s, v29.4s, v16.s[2]
+	WORD $0x4f901bcd // fmla v13.4s, v30.4s, v16.s[2]
+	VAND V31.B16, V27.B16, V27.B16
+	VAND V31.B16, V28.B16, V28.B16
+	WORD $0x4fb01b6c // fmla v12.4s, v27.4s, v16.s[3]
+	WORD $0x4fb01b8d // fmla v13.4s, v28.4s, v16.s[3]
+	FLDPQ 224(R10), (F17, F18)
+	VSHL $16, V17.S4, V19.S4
+	VSHL $16, V18.S4, V20.S4
+	WORD $0x4f901a6e // fmla v14.4s, v19.4s, v16.s[2]
+	WORD $0x4f901a8f // fmla v15.4s, v20.4s, v16.s[2]
+	VAND V31.B16, V17.B16, V17.B16
+	VAND V31.B16, V18.B16, V18.B16
 	WORD $0x4fb01a2e // fmla v14.4s, v17.4s, v16.s[3]
 	WORD $0x4fb01a4f // fmla v15.4s, v18.4s, v16.s[3]
 	ADD R4, R10, R10
 	ADD $16, R11, R11
 	SUBS $4, R9, R9
-	BGE loop35
-short33:
+	BGE loop40
+short38:
 	ADDS $4, R9, R9
-	BEQ summed37
-some36:
-	FMOVS 0(R11), F16
-	FMOVQ 0(R10), F18
-	WORD $0x2e613a51 // shll v17.4s, v18.4h, #16
-	WORD $0x6e613a52 // shll2 v18.4s, v18.8h, #16
-	WORD $0x4f901220 // fmla v0.4s, v17.4s, v16.s[0]
-	WORD $0x4f901241 // fmla v1.4s, v18.4s, v16.s[0]
-	FMOVQ 16(R10), F20
-	WORD $0x2e613a93 // shll v19.4s, v20.4h, #16
-	WORD $0x6e613a94 // shll2 v20.4s, v20.8h, #16
-	WORD $0x4f901262 // fmla v2.4s, v19.4s, v16.s[0]
-	WORD $0x4f901283 // fmla v3.4s, v20.4s, v16.s[0]
-	FMOVQ 32(R10), F22
-	WORD $0x2e613ad5 // shll v21.4s, v22.4h, #16
-	WORD $0x6e613ad6 // shll2 v22.4s, v22.8h, #16
-	WORD $0x4f9012a4 // fmla v4.4s, v21.4s, v16.s[0]
-	WORD $0x4f9012c5 // fmla v5.4s, v22.4s, v16.s[0]
-	FMOVQ 48(R10), F24
-	WORD $0x2e613b17 // shll v23.4s, v24.4h, #16
-	WORD $0x6e613b18 // shll2 v24.4s, v24.8h, #16
-	WORD $0x4f9012e6 // fmla v6.4s, v23.4s, v16.s[0]
-	WORD $0x4f901307 // fmla v7.4s, v24.4s, v16.s[0]
-	FMOVQ 64(R10), F26
-	WORD $0x2e613b59 // shll v25.4s, v26.4h, #16
-	WORD $0x6e613b5a // shll2 v26.4s, v26.8h, #16
-	WORD $0x4f901328 // fmla v8.4s, v25.4s, v16.s[0]
-	WORD $0x4f901349 // fmla v9.4s, v26.4s, v16.s[0]
-	FMOVQ 80(R10), F28
-	WORD $0x2e613b9b // shll v27.4s, v28.4h, #16
-	WORD $0x6e613b9c // shll2 v28.4s, v28.8h, #16
-	WORD $0x4f90136a // fmla v10.4s, v27.4s, v16.s[0]
-	WORD $0x4f90138b // fmla v11.4s, v28.4s, v16.s[0]
-	FMOVQ 96(R10), F30
-	WORD $0x2e613bdd // shll v29.4s, v30.4h, #16
-	WORD $0x6e613bde // shll2 v30.4s, v30.8h, #16
+	BEQ summed42
+some41:
+	TBZ $1, R9, one43
+	FMOVD 0(R11), F16
+	FLDPQ 0(R10), (F17, F18)
+	VSHL $16, V17.S4, V19.S4
+	VSHL $16, V18.S4, V20.S4
+	WORD $0x4f901260 // fmla v0.4s, v19.4s, v16.s[0]
+	WORD $0x4f901281 // fmla v1.4s, v20.4s, v16.s[0]
+	VAND V31.B16, V17.B16, V17.B16
+	VAND V31.B16, V18.B16, V18.B16
+	WORD $0x4fb01220 // fmla v0.4s, v17.4s, v16.s[1]
+	WORD $0x4fb01241 // fmla v1.4s, v18.4s, v16.s[1]
+	FLDPQ 32(R10), (F21, F22)
+	VSHL $16, V21.S4, V23.S4
+	VSHL $16, V22.S4, V24.S4
+	WORD $0x4f9012e2 // fmla v2.4s, v23.4s, v16.s[0]
+	WORD $0x4f901303 // fmla v3.4s, v24.4s, v16.s[0]
+	VAND V31.B16, V21.B16, V21.B16
+	VAND V31.B16, V22.B16, V22.B16
+	WORD $0x4fb012a2 // fmla v2.4s, v21.4s, v16.s[1]
+	WORD $0x4fb012c3 // fmla v3.4s, v22.4s, v16.s[1]
+	FLDPQ 64(R10), (F25, F26)
+	VSHL $16, V25.S4, V27.S4
+	VSHL $16, V26.S4, V28.S4
+	WORD $0x4f901364 // fmla v4.4s, v27.4s, v16.s[0]
+	WORD $0x4f901385 // fmla v5.4s, v28.4s, v16.s[0]
+	VAND V31.B16, V25.B16, V25.B16
+	VAND V31.B16, V26.B16, V26.B16
+	WORD $0x4fb01324 // fmla v4.4s, v25.4s, v16.s[1]
+	WORD $0x4fb01345 // fmla v5.4s, v26.4s, v16.s[1]
+	FLDPQ 96(R10), (F29, F30)
+	VSHL $16, V29.S4, V17.S4
+	VSHL $16, V30.S4, V18.S4
+	WORD $0x4f901226 // fmla v6.4s, v17.4s, v16.s[0]
+	WORD $0x4f901247 // fmla v7.4s, v18.4s, v16.s[0]
+	VAND V31.B16, V29.B16, V29.B16
+	VAND V31.B16, V30.B16, V30.B16
+	WORD $0x4fb013a6 // fmla v6.4s, v29.4s, v16.s[1]
+	WORD $0x4fb013c7 // fmla v7.4s, v30.4s, v16.s[1]
+	FLDPQ 128(R10), (F19, F20)
+	VSHL $16, V19.S4, V21.S4
+	VSHL $16, V20.S4, V22.S4
+	WORD $0x4f9012a8 // fmla v8.4s, v21.4s, v16.s[0]
+	WORD $0x4f9012c9 // fmla v9.4s, v22.4s, v16.s[0]
+	VAND V31.B16, V19.B16, V19.B16
+	VAND V31.B16, V20.B16, V20.B16
+	WORD $0x4fb01268 // fmla v8.4s, v19.4s, v16.s[1]
+	WORD $0x4fb01289 // fmla v9.4s, v20.4s, v16.s[1]
+	FLDPQ 160(R10), (F23, F24)
+	VSHL $16, V23.S4, V25.S4
+	VSHL $16, V24.S4, V26.S4
+	WORD $0x4f90132a // fmla v10.4s, v25.4s, v16.s[0]
+	WORD $0x4f90134b // fmla v11.4s, v26.4s, v16.s[0]
+	VAND V31.B16, V23.B16, V23.B16
+	VAND V31.B16, V24.B16, V24.B16
+	WORD $0x4fb012ea // fmla v10.4s, v23.4s, v16.s[1]
+	WORD $0x4fb0130b // fmla v11.4s, v24.4s, v16.s[1]
+	FLDPQ 192(R10), (F27, F28)
+	VSHL $16, V27.S4, V29.S4
+	VSHL $16, V28.S4, V30.S4
 	WORD $0x4f9013ac // fmla v12.4s, v29.4s, v16.s[0]
 	WORD $0x4f9013cd // fmla v13.4s, v30.4s, v16.s[0]
-	FMOVQ 112(R10), F18
-	WORD $0x2e613a51 // shll v17.4s, v18.4h, #16
-	WORD $0x6e613a52 // shll2 v18.4s, v18.8h, #16
-	WORD $0x4f90122e // fmla v14.4s, v17.4s, v16.s[0]
-	WORD $0x4f90124f // fmla v15.4s, v18.4s, v16.s[0]
+	VAND V31.B16, V27.B16, V27.B16
+	VAND V31.B16, V28.B16, V28.B16
+	WORD $0x4fb0136c // fmla v12.4s, v27.4s, v16.s[1]
+	WORD $0x4fb0138d // fmla v13.4s, v28.4s, v16.s[1]
+	FLDPQ 224(R10), (F17, F18)
+	VSHL $16, V17.S4, V19.S4
+	VSHL $16, V18.S4, V20.S4
+	WORD $0x4f90126e // fmla v14.4s, v19.4s, v16.s[0]
+	WORD $0x4f90128f // fmla v15.4s, v20.4s, v16.s[0]
+	VAND V31.B16, V17.B16, V17.B16
+	VAND V31.B16, V18.B16, V18.B16
+	WORD $0x4fb0122e // fmla v14.4s, v17.4s, v16.s[1]
+	WORD $0x4fb0124f // fmla v15.4s, v18.4s, v16.s[1]
 	ADD R4, R10, R10
+	ADD $8, R11, R11
+	TBZ $0, R9, summed42
+one43:
+	FMOVS 0(R11), F16
+	FMOVQ 0(R10), F17
+	VSHL $16, V17.S4, V17.S4
+	WORD $0x4f901220 // fmla v0.4s, v17.4s, v16.s[0]
+	FMOVQ 16(R10), F17
+	VSHL $16, V17.S4, V17.S4
+	WORD $0x4f901221 // fmla v1.4s, v17.4s, v16.s[0]
+	FMOVQ 32(R10), F17
+	VSHL $16, V17.S4, V17.S4
+	WORD $0x4f901222 // fmla v2.4s, v17.4s, v16.s[0]
+	FMOVQ 48(R10), F17
+	VSHL $16, V17.S4, V17.S4
+	WORD $0x4f901223 // fmla v3.4s, v17.4s, v16.s[0]
+	FMOVQ 64(R10), F17
+	VSHL $16, V17.S4, V17.S4
+	WORD $0x4f901224 // fmla v4.4s, v17.4s, v16.s[0]
+	FMOVQ 80(R10), F17
+	VSHL $16, V17.S4, V17.S4
+	WORD $0x4f901225 // fmla v5.4s, v17.4s, v16.s[0]
+	FMOVQ 96(R10), F17
+	VSHL $16, V17.S4, V17.S4
+	WORD $0x4f901226 // fmla v6.4s, v17.4s, v16.s[0]
+	FMOVQ 112(R10), F17
+	VSHL $16, V17.S4, V17.S4
+	WORD $0x4f901227 // fmla v7.4s, v17.4s, v16.s[0]
+	FMOVQ 128(R10), F17
+	VSHL $16, V17.S4, V17.S4
+	WORD $0x4f901228 // fmla v8.4s, v17.4s, v16.s[0]
+	FMOVQ 144(R10), F17
+	VSHL $16, V17.S4, V17.S4
+	WORD $0x4f901229 // fmla v9.4s, v17.4s, v16.s[0]
+	FMOVQ 160(R10), F17
+	VSHL $16, V17.S4, V17.S4
+	WORD $0x4f90122a // fmla v10.4s, v17.4s, v16.s[0]
+	FMOVQ 176(R10), F17
+	VSHL $16, V17.S4, V17.S4
+	WORD $0x4f90122b // fmla v11.4s, v17.4s, v16.s[0]
+	FMOVQ 192(R10), F17
+	VSHL $16, V17.S4, V17.S4
+	WORD $0x4f90122c // fmla v12.4s, v17.4s, v16.s[0]
+	FMOVQ 208(R10), F17
+	VSHL $16, V17.S4, V17.S4
+	WORD $0x4f90122d // fmla v13.4s, v17.4s, v16.s[0]
+	FMOVQ 224(R10), F17
+	VSHL $16, V17.S4, V17.S4
+	WORD $0x4f90122e // fmla v14.4s, v17.4s, v16.s[0]
+	FMOVQ 240(R10), F17
+	VSHL $16, V17.S4, V17.S4
+	WORD $0x4f90122f // fmla v15.4s, v17.4s, v16.s[0]
 	ADD $4, R11, R11
-	SUBS $1, R9, R9
-	BNE some36
-summed37:
-	B merge29
-sparse28:
+summed42:
+	B merge33
+sparse32:
 	RBIT R23, R10
 	CLZ R10, R10
 	ADD R10<<2, R1, R11
+	MOVD R10, R9
+	LSR $1, R10, R10
 	MADD R4, R21, R10, R10
 	FMOVS 0(R11), F16
-	FMOVQ 0(R10), F18
-	WORD $0x2e613a51 // shll v17.4s, v18.4h, #16
-	WORD $0x6e613a52 // shll2 v18.4s, v18.8h, #16
+	TBNZ $0, R9, odd44
+	FMOVQ 0(R10), F17
+	VSHL $16, V17.S4, V17.S4
 	WORD $0x4f901220 // fmla v0.4s, v17.4s, v16.s[0]
-	WORD $0x4f901241 // fmla v1.4s, v18.4s, v16.s[0]
-	FMOVQ 16(R10), F20
-	WORD $0x2e613a93 // shll v19.4s, v20.4h, #16
-	WORD $0x6e613a94 // shll2 v20.4s, v20.8h, #16
-	WORD $0x4f901262 // fmla v2.4s, v19.4s, v16.s[0]
-	WORD $0x4f901283 // fmla v3.4s, v20.4s, v16.s[0]
-	FMOVQ 32(R10), F22
-	WORD $0x2e613ad5 // shll v21.4s, v22.4h, #16
-	WORD $0x6e613ad6 // shll2 v22.4s, v22.8h, #16
-	WORD $0x4f9012a4 // fmla v4.4s, v21.4s, v16.s[0]
-	WORD $0x4f9012c5 // fmla v5.4s, v22.4s, v16.s[0]
-	FMOVQ 48(R10), F24
-	WORD $0x2e613b17 // shll v23.4s, v24.4h, #16
-	WORD $0x6e613b18 // shll2 v24.4s, v24.8h, #16
-	WORD $0x4f9012e6 // fmla v6.4s, v23.4s, v16.s[0]
-	WORD $0x4f901307 // fmla v7.4s, v24.4s, v16.s[0]
-	FMOVQ 64(R10), F26
-	WORD $0x2e613b59 // shll v25.4s, v26.4h, #16
-	WORD $0x6e613b5a // shll2 v26.4s, v26.8h, #16
-	WORD $0x4f901328 // fmla v8.4s, v25.4s, v16.s[0]
-	WORD $0x4f901349 // fmla v9.4s, v26.4s, v16.s[0]
-	FMOVQ 80(R10), F28
-	WORD $0x2e613b9b // shll v27.4s, v28.4h, #16
-	WORD $0x6e613b9c // shll2 v28.4s, v28.8h, #16
-	WORD $0x4f90136a // fmla v10.4s, v27.4s, v16.s[0]
-	WORD $0x4f90138b // fmla v11.4s, v28.4s, v16.s[0]
-	FMOVQ 96(R10), F30
-	WORD $0x2e613bdd // shll v29.4s, v30.4h, #16
-	WORD $0x6e613bde // shll2 v30.4s, v30.8h, #16
-	WORD $0x4f9013ac // fmla v12.4s, v29.4s, v16.s[0]
-	WORD $0x4f9013cd // fmla v13.4s, v30.4s, v16.s[0]
-	FMOVQ 112(R10), F18
-	WORD $0x2e613a51 // shll v17.4s, v18.4h, #16
-	WORD $0x6e613a52 // shll2 v18.4s, v18.8h, #16
+	FMOVQ 16(R10), F17
+	VSHL $16, V17.S4, V17.S4
+	WORD $0x4f901221 // fmla v1.4s, v17.4s, v16.s[0]
+	FMOVQ 32(R10), F17
+	VSHL $16, V17.S4, V17.S4
+	WORD $0x4f901222 // fmla v2.4s, v17.4s, v16.s[0]
+	FMOVQ 48(R10), F17
+	VSHL $16, V17.S4, V17.S4
+	WORD $0x4f901223 // fmla v3.4s, v17.4s, v16.s[0]
+	FMOVQ 64(R10), F17
+	VSHL $16, V17.S4, V17.S4
+	WORD $0x4f901224 // fmla v4.4s, v17.4s, v16.s[0]
+	FMOVQ 80(R10), F17
+	VSHL $16, V17.S4, V17.S4
+	WORD $0x4f901225 // fmla v5.4s, v17.4s, v16.s[0]
+	FMOVQ 96(R10), F17
+	VSHL $16, V17.S4, V17.S4
+	WORD $0x4f901226 // fmla v6.4s, v17.4s, v16.s[0]
+	FMOVQ 112(R10), F17
+	VSHL $16, V17.S4, V17.S4
+	WORD $0x4f901227 // fmla v7.4s, v17.4s, v16.s[0]
+	FMOVQ 128(R10), F17
+	VSHL $16, V17.S4, V17.S4
+	WORD $0x4f901228 // fmla v8.4s, v17.4s, v16.s[0]
+	FMOVQ 144(R10), F17
+	VSHL $16, V17.S4, V17.S4
+	WORD $0x4f901229 // fmla v9.4s, v17.4s, v16.s[0]
+	FMOVQ 160(R10), F17
+	VSHL $16, V17.S4, V17.S4
+	WORD $0x4f90122a // fmla v10.4s, v17.4s, v16.s[0]
+	FMOVQ 176(R10), F17
+	VSHL $16, V17.S4, V17.S4
+	WORD $0x4f90122b // fmla v11.4s, v17.4s, v16.s[0]
+	FMOVQ 192(R10), F17
+	VSHL $16, V17.S4, V17.S4
+	WORD $0x4f90122c // fmla v12.4s, v17.4s, v16.s[0]
+	FMOVQ 208(R10), F17
+	VSHL $16, V17.S4, V17.S4
+	WORD $0x4f90122d // fmla v13.4s, v17.4s, v16.s[0]
+	FMOVQ 224(R10), F17
+	VSHL $16, V17.S4, V17.S4
 	WORD $0x4f90122e // fmla v14.4s, v17.4s, v16.s[0]
-	WORD $0x4f90124f // fmla v15.4s, v18.4s, v16.s[0]
-	ADD R4, R10, R10
-	ADD $4, R11, R11
+	FMOVQ 240(R10), F17
+	VSHL $16, V17.S4, V17.S4
+	WORD $0x4f90122f // fmla v15.4s, v17.4s, v16.s[0]
+	B one45
+odd44:
+	FMOVQ 0(R10), F17
+	VAND V31.B16, V17.B16, V17.B16
+	WORD $0x4f901220 // fmla v0.4s, v17.4s, v16.s[0]
+	FMOVQ 16(R10), F17
+	VAND V31.B16, V17.B16, V17.B16
+	WORD $0x4f901221 // fmla v1.4s, v17.4s, v16.s[0]
+	FMOVQ 32(R10), F17
+	VAND V31.B16, V17.B16, V17.B16
+	WORD $0x4f901222 // fmla v2.4s, v17.4s, v16.s[0]
+	FMOVQ 48(R10), F17
+	VAND V31.B16, V17.B16, V17.B16
+	WORD $0x4f901223 // fmla v3.4s, v17.4s, v16.s[0]
+	FMOVQ 64(R10), F17
+	VAND V31.B16, V17.B16, V17.B16
+	WORD $0x4f901224 // fmla v4.4s, v17.4s, v16.s[0]
+	FMOVQ 80(R10), F17
+	VAND V31.B16, V17.B16, V17.B16
+	WORD $0x4f901225 // fmla v5.4s, v17.4s, v16.s[0]
+	FMOVQ 96(R10), F17
+	VAND V31.B16, V17.B16, V17.B16
+	WORD $0x4f901226 // fmla v6.4s, v17.4s, v16.s[0]
+	FMOVQ 112(R10), F17
+	VAND V31.B16, V17.B16, V17.B16
+	WORD $0x4f901227 // fmla v7.4s, v17.4s, v16.s[0]
+	FMOVQ 128(R10), F17
+	VAND V31.B16, V17.B16, V17.B16
+	WORD $0x4f901228 // fmla v8.4s, v17.4s, v16.s[0]
+	FMOVQ 144(R10), F17
+	VAND V31.B16, V17.B16, V17.B16
+	WORD $0x4f901229 // fmla v9.4s, v17.4s, v16.s[0]
+	FMOVQ 160(R10), F17
+	VAND V31.B16, V17.B16, V17.B16
+	WORD $0x4f90122a // fmla v10.4s, v17.4s, v16.s[0]
+	FMOVQ 176(R10), F17
+	VAND V31.B16, V17.B16, V17.B16
+	WORD $0x4f90122b // fmla v11.4s, v17.4s, v16.s[0]
+	FMOVQ 192(R10), F17
+	VAND V31.B16, V17.B16, V17.B16
+	WORD $0x4f90122c // fmla v12.4s, v17.4s, v16.s[0]
+	FMOVQ 208(R10), F17
+	VAND V31.B16, V17.B16, V17.B16
+	WORD $0x4f90122d // fmla v13.4s, v17.4s, v16.s[0]
+	FMOVQ 224(R10), F17
+	VAND V31.B16, V17.B16, V17.B16
+	WORD $0x4f90122e // fmla v14.4s, v17.4s, v16.s[0]
+	FMOVQ 240(R10), F17
+	VAND V31.B16, V17.B16, V17.B16
+	WORD $0x4f90122f // fmla v15.4s, v17.4s, v16.s[0]
+one45:
 	SUB $1, R23, R10
 	ANDS R10, R23, R23
-	BNE sparse28
-merge29:
+	BNE sparse32
+merge33:
 	MOVD R22, R12
-	CBZ R13, store30
+	CBZ R13, store34
 	FMOVS 0(R13), F16
 	FMOVS 0(R14), F17
 	FLDPQ 0(R12), (F18, F19)
@@ -15283,8 +15971,8 @@ merge29:
 	WORD $0x4f9191ef // fmul v15.4s, v15.4s, v17.s[0]
 	WORD $0x4f90126f // fmla v15.4s, v19.4s, v16.s[0]
 	FSTPQ (F14, F15), 224(R12)
-	B stored31
-store30:
+	B stored35
+store34:
 	FSTPQ (F0, F1), 0(R12)
 	FSTPQ (F2, F3), 32(R12)
 	FSTPQ (F4, F5), 64(R12)
@@ -15293,15 +15981,17 @@ store30:
 	FSTPQ (F10, F11), 160(R12)
 	FSTPQ (F12, F13), 192(R12)
 	FSTPQ (F14, F15), 224(R12)
-stored31:
+stored35:
 	ADD $256, R22, R22
-	ADD $128, R21, R21
+	ADD $256, R21, R21
 	SUB $16, R5, R5
-	B columns26
-less27:
-columns38:
+	B columns30
+less31:
+columns46:
 	CMP $8, R5
-	BLT less39
+	BLT less47
+	MOVD $0xffff0000, R23
+	VDUP R23, V31.S4
 	VEOR V0.B16, V0.B16, V0.B16
 	VEOR V1.B16, V1.B16, V1.B16
 	VEOR V2.B16, V2.B16, V2.B16
@@ -15311,265 +16001,351 @@ columns38:
 	VEOR V6.B16, V6.B16, V6.B16
 	VEOR V7.B16, V7.B16, V7.B16
 	MOVD R8, R23
-	CBZ R15, sparse40
+	CBZ R15, sparse48
 	ADD R19, R1, R11
 	ADD R20, R21, R10
 	MOVD R15, R9
-	CBZ R7, plain46
-	SUBS $4, R9, R9
-	BLT short45
-asking44:
-	FMOVQ 0(R11), F8
-	FMOVQ 0(R10), F10
-	WORD $0x2e613949 // shll v9.4s, v10.4h, #16
-	WORD $0x6e61394a // shll2 v10.4s, v10.8h, #16
+	TBZ $2, R19, even52
+	FMOVS 0(R11), F8
+	FMOVQ 0(R10), F9
+	VAND V31.B16, V9.B16, V9.B16
 	WORD $0x4f881120 // fmla v0.4s, v9.4s, v8.s[0]
-	WORD $0x4f881141 // fmla v1.4s, v10.4s, v8.s[0]
-	FMOVQ 16(R10), F12
-	WORD $0x2e61398b // shll v11.4s, v12.4h, #16
-	WORD $0x6e61398c // shll2 v12.4s, v12.8h, #16
-	WORD $0x4f881162 // fmla v2.4s, v11.4s, v8.s[0]
-	WORD $0x4f881183 // fmla v3.4s, v12.4s, v8.s[0]
-	FMOVQ 32(R10), F14
-	WORD $0x2e6139cd // shll v13.4s, v14.4h, #16
-	WORD $0x6e6139ce // shll2 v14.4s, v14.8h, #16
-	WORD $0x4f8811a4 // fmla v4.4s, v13.4s, v8.s[0]
-	WORD $0x4f8811c5 // fmla v5.4s, v14.4s, v8.s[0]
-	FMOVQ 48(R10), F16
-	WORD $0x2e613a0f // shll v15.4s, v16.4h, #16
-	WORD $0x6e613a10 // shll2 v16.4s, v16.8h, #16
-	WORD $0x4f8811e6 // fmla v6.4s, v15.4s, v8.s[0]
-	WORD $0x4f881207 // fmla v7.4s, v16.4s, v8.s[0]
+	FMOVQ 16(R10), F9
+	VAND V31.B16, V9.B16, V9.B16
+	WORD $0x4f881121 // fmla v1.4s, v9.4s, v8.s[0]
+	FMOVQ 32(R10), F9
+	VAND V31.B16, V9.B16, V9.B16
+	WORD $0x4f881122 // fmla v2.4s, v9.4s, v8.s[0]
+	FMOVQ 48(R10), F9
+	VAND V31.B16, V9.B16, V9.B16
+	WORD $0x4f881123 // fmla v3.4s, v9.4s, v8.s[0]
+	FMOVQ 64(R10), F9
+	VAND V31.B16, V9.B16, V9.B16
+	WORD $0x4f881124 // fmla v4.4s, v9.4s, v8.s[0]
+	FMOVQ 80(R10), F9
+	VAND V31.B16, V9.B16, V9.B16
+	WORD $0x4f881125 // fmla v5.4s, v9.4s, v8.s[0]
+	FMOVQ 96(R10), F9
+	VAND V31.B16, V9.B16, V9.B16
+	WORD $0x4f881126 // fmla v6.4s, v9.4s, v8.s[0]
+	FMOVQ 112(R10), F9
+	VAND V31.B16, V9.B16, V9.B16
+	WORD $0x4f881127 // fmla v7.4s, v9.4s, v8.s[0]
 	ADD R4, R10, R10
-	PRFM 0(R7), PLDL1KEEP
-	FMOVQ 0(R10), F10
-	WORD $0x2e613949 // shll v9.4s, v10.4h, #16
-	WORD $0x6e61394a // shll2 v10.4s, v10.8h, #16
+	ADD $4, R11, R11
+	SUBS $1, R9, R9
+	BEQ merge49
+even52:
+	CBZ R7, plain55
+	SUBS $4, R9, R9
+	BLT short54
+asking53:
+	FMOVQ 0(R11), F8
+	FLDPQ 0(R10), (F9, F10)
+	VSHL $16, V9.S4, V11.S4
+	VSHL $16, V10.S4, V12.S4
+	WORD $0x4f881160 // fmla v0.4s, v11.4s, v8.s[0]
+	WORD $0x4f881181 // fmla v1.4s, v12.4s, v8.s[0]
+	VAND V31.B16, V9.B16, V9.B16
+	VAND V31.B16, V10.B16, V10.B16
 	WORD $0x4fa81120 // fmla v0.4s, v9.4s, v8.s[1]
 	WORD $0x4fa81141 // fmla v1.4s, v10.4s, v8.s[1]
-	FMOVQ 16(R10), F12
-	WORD $0x2e61398b // shll v11.4s, v12.4h, #16
-	WORD $0x6e61398c // shll2 v12.4s, v12.8h, #16
-	WORD $0x4fa81162 // fmla v2.4s, v11.4s, v8.s[1]
-	WORD $0x4fa81183 // fmla v3.4s, v12.4s, v8.s[1]
-	FMOVQ 32(R10), F14
-	WORD $0x2e6139cd // shll v13.4s, v14.4h, #16
-	WORD $0x6e6139ce // shll2 v14.4s, v14.8h, #16
-	WORD $0x4fa811a4 // fmla v4.4s, v13.4s, v8.s[1]
-	WORD $0x4fa811c5 // fmla v5.4s, v14.4s, v8.s[1]
-	FMOVQ 48(R10), F16
-	WORD $0x2e613a0f // shll v15.4s, v16.4h, #16
-	WORD $0x6e613a10 // shll2 v16.4s, v16.8h, #16
-	WORD $0x4fa811e6 // fmla v6.4s, v15.4s, v8.s[1]
-	WORD $0x4fa81207 // fmla v7.4s, v16.4s, v8.s[1]
+	FLDPQ 32(R10), (F13, F14)
+	VSHL $16, V13.S4, V15.S4
+	VSHL $16, V14.S4, V16.S4
+	WORD $0x4f8811e2 // fmla v2.4s, v15.4s, v8.s[0]
+	WORD $0x4f881203 // fmla v3.4s, v16.4s, v8.s[0]
+	VAND V31.B16, V13.B16, V13.B16
+	VAND V31.B16, V14.B16, V14.B16
+	WORD $0x4fa811a2 // fmla v2.4s, v13.4s, v8.s[1]
+	WORD $0x4fa811c3 // fmla v3.4s, v14.4s, v8.s[1]
+	FLDPQ 64(R10), (F17, F18)
+	VSHL $16, V17.S4, V19.S4
+	VSHL $16, V18.S4, V20.S4
+	WORD $0x4f881264 // fmla v4.4s, v19.4s, v8.s[0]
+	WORD $0x4f881285 // fmla v5.4s, v20.4s, v8.s[0]
+	VAND V31.B16, V17.B16, V17.B16
+	VAND V31.B16, V18.B16, V18.B16
+	WORD $0x4fa81224 // fmla v4.4s, v17.4s, v8.s[1]
+	WORD $0x4fa81245 // fmla v5.4s, v18.4s, v8.s[1]
+	FLDPQ 96(R10), (F21, F22)
+	VSHL $16, V21.S4, V23.S4
+	VSHL $16, V22.S4, V24.S4
+	WORD $0x4f8812e6 // fmla v6.4s, v23.4s, v8.s[0]
+	WORD $0x4f881307 // fmla v7.4s, v24.4s, v8.s[0]
+	VAND V31.B16, V21.B16, V21.B16
+	VAND V31.B16, V22.B16, V22.B16
+	WORD $0x4fa812a6 // fmla v6.4s, v21.4s, v8.s[1]
+	WORD $0x4fa812c7 // fmla v7.4s, v22.4s, v8.s[1]
+	PRFM 0(R7), PLDL1KEEP
 	ADD R4, R10, R10
 	PRFM 64(R7), PLDL1KEEP
-	FMOVQ 0(R10), F10
-	WORD $0x2e613949 // shll v9.4s, v10.4h, #16
-	WORD $0x6e61394a // shll2 v10.4s, v10.8h, #16
-	WORD $0x4f881920 // fmla v0.4s, v9.4s, v8.s[2]
-	WORD $0x4f881941 // fmla v1.4s, v10.4s, v8.s[2]
-	FMOVQ 16(R10), F12
-	WORD $0x2e61398b // shll v11.4s, v12.4h, #16
-	WORD $0x6e61398c // shll2 v12.4s, v12.8h, #16
-	WORD $0x4f881962 // fmla v2.4s, v11.4s, v8.s[2]
-	WORD $0x4f881983 // fmla v3.4s, v12.4s, v8.s[2]
-	FMOVQ 32(R10), F14
-	WORD $0x2e6139cd // shll v13.4s, v14.4h, #16
-	WORD $0x6e6139ce // shll2 v14.4s, v14.8h, #16
-	WORD $0x4f8819a4 // fmla v4.4s, v13.4s, v8.s[2]
-	WORD $0x4f8819c5 // fmla v5.4s, v14.4s, v8.s[2]
-	FMOVQ 48(R10), F16
-	WORD $0x2e613a0f // shll v15.4s, v16.4h, #16
-	WORD $0x6e613a10 // shll2 v16.4s, v16.8h, #16
-	WORD $0x4f8819e6 // fmla v6.4s, v15.4s, v8.s[2]
-	WORD $0x4f881a07 // fmla v7.4s, v16.4s, v8.s[2]
-	ADD R4, R10, R10
-	PRFM 128(R7), PLDL1KEEP
-	FMOVQ 0(R10), F10
-	WORD $0x2e613949 // shll v9.4s, v10.4h, #16
-	WORD $0x6e61394a // shll2 v10.4s, v10.8h, #16
+	FLDPQ 0(R10), (F9, F10)
+	VSHL $16, V9.S4, V11.S4
+	VSHL $16, V10.S4, V12.S4
+	WORD $0x4f881960 // fmla v0.4s, v11.4s, v8.s[2]
+	WORD $0x4f881981 // fmla v1.4s, v12.4s, v8.s[2]
+	VAND V31.B16, V9.B16, V9.B16
+	VAND V31.B16, V10.B16, V10.B16
 	WORD $0x4fa81920 // fmla v0.4s, v9.4s, v8.s[3]
 	WORD $0x4fa81941 // fmla v1.4s, v10.4s, v8.s[3]
-	FMOVQ 16(R10), F12
-	WORD $0x2e61398b // shll v11.4s, v12.4h, #16
-	WORD $0x6e61398c // shll2 v12.4s, v12.8h, #16
-	WORD $0x4fa81962 // fmla v2.4s, v11.4s, v8.s[3]
-	WORD $0x4fa81983 // fmla v3.4s, v12.4s, v8.s[3]
-	FMOVQ 32(R10), F14
-	WORD $0x2e6139cd // shll v13.4s, v14.4h, #16
-	WORD $0x6e6139ce // shll2 v14.4s, v14.8h, #16
-	WORD $0x4fa819a4 // fmla v4.4s, v13.4s, v8.s[3]
-	WORD $0x4fa819c5 // fmla v5.4s, v14.4s, v8.s[3]
-	FMOVQ 48(R10), F16
-	WORD $0x2e613a0f // shll v15.4s, v16.4h, #16
-	WORD $0x6e613a10 // shll2 v16.4s, v16.8h, #16
-	WORD $0x4fa819e6 // fmla v6.4s, v15.4s, v8.s[3]
-	WORD $0x4fa81a07 // fmla v7.4s, v16.4s, v8.s[3]
+	FLDPQ 32(R10), (F13, F14)
+	VSHL $16, V13.S4, V15.S4
+	VSHL $16, V14.S4, V16.S4
+	WORD $0x4f8819e2 // fmla v2.4s, v15.4s, v8.s[2]
+	WORD $0x4f881a03 // fmla v3.4s, v16.4s, v8.s[2]
+	VAND V31.B16, V13.B16, V13.B16
+	VAND V31.B16, V14.B16, V14.B16
+	WORD $0x4fa819a2 // fmla v2.4s, v13.4s, v8.s[3]
+	WORD $0x4fa819c3 // fmla v3.4s, v14.4s, v8.s[3]
+	FLDPQ 64(R10), (F17, F18)
+	VSHL $16, V17.S4, V19.S4
+	VSHL $16, V18.S4, V20.S4
+	WORD $0x4f881a64 // fmla v4.4s, v19.4s, v8.s[2]
+	WORD $0x4f881a85 // fmla v5.4s, v20.4s, v8.s[2]
+	VAND V31.B16, V17.B16, V17.B16
+	VAND V31.B16, V18.B16, V18.B16
+	WORD $0x4fa81a24 // fmla v4.4s, v17.4s, v8.s[3]
+	WORD $0x4fa81a45 // fmla v5.4s, v18.4s, v8.s[3]
+	FLDPQ 96(R10), (F21, F22)
+	VSHL $16, V21.S4, V23.S4
+	VSHL $16, V22.S4, V24.S4
+	WORD $0x4f881ae6 // fmla v6.4s, v23.4s, v8.s[2]
+	WORD $0x4f881b07 // fmla v7.4s, v24.4s, v8.s[2]
+	VAND V31.B16, V21.B16, V21.B16
+	VAND V31.B16, V22.B16, V22.B16
+	WORD $0x4fa81aa6 // fmla v6.4s, v21.4s, v8.s[3]
+	WORD $0x4fa81ac7 // fmla v7.4s, v22.4s, v8.s[3]
+	PRFM 128(R7), PLDL1KEEP
 	ADD R4, R10, R10
 	PRFM 192(R7), PLDL1KEEP
 	ADD $256, R7, R7
 	ADD $16, R11, R11
 	SUBS $4, R9, R9
-	BGE asking44
-	B short45
-plain46:
+	BGE asking53
+	B short54
+plain55:
 	SUBS $4, R9, R9
-	BLT short45
-loop47:
+	BLT short54
+loop56:
 	FMOVQ 0(R11), F8
-	FMOVQ 0(R10), F10
-	WORD $0x2e613949 // shll v9.4s, v10.4h, #16
-	WORD $0x6e61394a // shll2 v10.4s, v10.8h, #16
-	WORD $0x4f881120 // fmla v0.4s, v9.4s, v8.s[0]
-	WORD $0x4f881141 // fmla v1.4s, v10.4s, v8.s[0]
-	FMOVQ 16(R10), F12
-	WORD $0x2e61398b // shll v11.4s, v12.4h, #16
-	WORD $0x6e61398c // shll2 v12.4s, v12.8h, #16
-	WORD $0x4f881162 // fmla v2.4s, v11.4s, v8.s[0]
-	WORD $0x4f881183 // fmla v3.4s, v12.4s, v8.s[0]
-	FMOVQ 32(R10), F14
-	WORD $0x2e6139cd // shll v13.4s, v14.4h, #16
-	WORD $0x6e6139ce // shll2 v14.4s, v14.8h, #16
-	WORD $0x4f8811a4 // fmla v4.4s, v13.4s, v8.s[0]
-	WORD $0x4f8811c5 // fmla v5.4s, v14.4s, v8.s[0]
-	FMOVQ 48(R10), F16
-	WORD $0x2e613a0f // shll v15.4s, v16.4h, #16
-	WORD $0x6e613a10 // shll2 v16.4s, v16.8h, #16
-	WORD $0x4f8811e6 // fmla v6.4s, v15.4s, v8.s[0]
-	WORD $0x4f881207 // fmla v7.4s, v16.4s, v8.s[0]
-	ADD R4, R10, R10
-	FMOVQ 0(R10), F10
-	WORD $0x2e613949 // shll v9.4s, v10.4h, #16
-	WORD $0x6e61394a // shll2 v10.4s, v10.8h, #16
+	FLDPQ 0(R10), (F9, F10)
+	VSHL $16, V9.S4, V11.S4
+	VSHL $16, V10.S4, V12.S4
+	WORD $0x4f881160 // fmla v0.4s, v11.4s, v8.s[0]
+	WORD $0x4f881181 // fmla v1.4s, v12.4s, v8.s[0]
+	VAND V31.B16, V9.B16, V9.B16
+	VAND V31.B16, V10.B16, V10.B16
 	WORD $0x4fa81120 // fmla v0.4s, v9.4s, v8.s[1]
 	WORD $0x4fa81141 // fmla v1.4s, v10.4s, v8.s[1]
-	FMOVQ 16(R10), F12
-	WORD $0x2e61398b // shll v11.4s, v12.4h, #16
-	WORD $0x6e61398c // shll2 v12.4s, v12.8h, #16
-	WORD $0x4fa81162 // fmla v2.4s, v11.4s, v8.s[1]
-	WORD $0x4fa81183 // fmla v3.4s, v12.4s, v8.s[1]
-	FMOVQ 32(R10), F14
-	WORD $0x2e6139cd // shll v13.4s, v14.4h, #16
-	WORD $0x6e6139ce // shll2 v14.4s, v14.8h, #16
-	WORD $0x4fa811a4 // fmla v4.4s, v13.4s, v8.s[1]
-	WORD $0x4fa811c5 // fmla v5.4s, v14.4s, v8.s[1]
-	FMOVQ 48(R10), F16
-	WORD $0x2e613a0f // shll v15.4s, v16.4h, #16
-	WORD $0x6e613a10 // shll2 v16.4s, v16.8h, #16
-	WORD $0x4fa811e6 // fmla v6.4s, v15.4s, v8.s[1]
-	WORD $0x4fa81207 // fmla v7.4s, v16.4s, v8.s[1]
+	FLDPQ 32(R10), (F13, F14)
+	VSHL $16, V13.S4, V15.S4
+	VSHL $16, V14.S4, V16.S4
+	WORD $0x4f8811e2 // fmla v2.4s, v15.4s, v8.s[0]
+	WORD $0x4f881203 // fmla v3.4s, v16.4s, v8.s[0]
+	VAND V31.B16, V13.B16, V13.B16
+	VAND V31.B16, V14.B16, V14.B16
+	WORD $0x4fa811a2 // fmla v2.4s, v13.4s, v8.s[1]
+	WORD $0x4fa811c3 // fmla v3.4s, v14.4s, v8.s[1]
+	FLDPQ 64(R10), (F17, F18)
+	VSHL $16, V17.S4, V19.S4
+	VSHL $16, V18.S4, V20.S4
+	WORD $0x4f881264 // fmla v4.4s, v19.4s, v8.s[0]
+	WORD $0x4f881285 // fmla v5.4s, v20.4s, v8.s[0]
+	VAND V31.B16, V17.B16, V17.B16
+	VAND V31.B16, V18.B16, V18.B16
+	WORD $0x4fa81224 // fmla v4.4s, v17.4s, v8.s[1]
+	WORD $0x4fa81245 // fmla v5.4s, v18.4s, v8.s[1]
+	FLDPQ 96(R10), (F21, F22)
+	VSHL $16, V21.S4, V23.S4
+	VSHL $16, V22.S4, V24.S4
+	WORD $0x4f8812e6 // fmla v6.4s, v23.4s, v8.s[0]
+	WORD $0x4f881307 // fmla v7.4s, v24.4s, v8.s[0]
+	VAND V31.B16, V21.B16, V21.B16
+	VAND V31.B16, V22.B16, V22.B16
+	WORD $0x4fa812a6 // fmla v6.4s, v21.4s, v8.s[1]
+	WORD $0x4fa812c7 // fmla v7.4s, v22.4s, v8.s[1]
 	ADD R4, R10, R10
-	FMOVQ 0(R10), F10
-	WORD $0x2e613949 // shll v9.4s, v10.4h, #16
-	WORD $0x6e61394a // shll2 v10.4s, v10.8h, #16
-	WORD $0x4f881920 // fmla v0.4s, v9.4s, v8.s[2]
-	WORD $0x4f881941 // fmla v1.4s, v10.4s, v8.s[2]
-	FMOVQ 16(R10), F12
-	WORD $0x2e61398b // shll v11.4s, v12.4h, #16
-	WORD $0x6e61398c // shll2 v12.4s, v12.8h, #16
-	WORD $0x4f881962 // fmla v2.4s, v11.4s, v8.s[2]
-	WORD $0x4f881983 // fmla v3.4s, v12.4s, v8.s[2]
-	FMOVQ 32(R10), F14
-	WORD $0x2e6139cd // shll v13.4s, v14.4h, #16
-	WORD $0x6e6139ce // shll2 v14.4s, v14.8h, #16
-	WORD $0x4f8819a4 // fmla v4.4s, v13.4s, v8.s[2]
-	WORD $0x4f8819c5 // fmla v5.4s, v14.4s, v8.s[2]
-	FMOVQ 48(R10), F16
-	WORD $0x2e613a0f // shll v15.4s, v16.4h, #16
-	WORD $0x6e613a10 // shll2 v16.4s, v16.8h, #16
-	WORD $0x4f8819e6 // fmla v6.4s, v15.4s, v8.s[2]
-	WORD $0x4f881a07 // fmla v7.4s, v16.4s, v8.s[2]
-	ADD R4, R10, R10
-	FMOVQ 0(R10), F10
-	WORD $0x2e613949 // shll v9.4s, v10.4h, #16
-	WORD $0x6e61394a // shll2 v10.4s, v10.8h, #16
+	FLDPQ 0(R10), (F9, F10)
+	VSHL $16, V9.S4, V11.S4
+	VSHL $16, V10.S4, V12.S4
+	WORD $0x4f881960 // fmla v0.4s, v11.4s, v8.s[2]
+	WORD $0x4f881981 // fmla v1.4s, v12.4s, v8.s[2]
+	VAND V31.B16, V9.B16, V9.B16
+	VAND V31.B16, V10.B16, V10.B16
 	WORD $0x4fa81920 // fmla v0.4s, v9.4s, v8.s[3]
 	WORD $0x4fa81941 // fmla v1.4s, v10.4s, v8.s[3]
-	FMOVQ 16(R10), F12
-	WORD $0x2e61398b // shll v11.4s, v12.4h, #16
-	WORD $0x6e61398c // shll2 v12.4s, v12.8h, #16
-	WORD $0x4fa81962 // fmla v2.4s, v11.4s, v8.s[3]
-	WORD $0x4fa81983 // fmla v3.4s, v12.4s, v8.s[3]
-	FMOVQ 32(R10), F14
-	WORD $0x2e6139cd // shll v13.4s, v14.4h, #16
-	WORD $0x6e6139ce // shll2 v14.4s, v14.8h, #16
-	WORD $0x4fa819a4 // fmla v4.4s, v13.4s, v8.s[3]
-	WORD $0x4fa819c5 // fmla v5.4s, v14.4s, v8.s[3]
-	FMOVQ 48(R10), F16
-	WORD $0x2e613a0f // shll v15.4s, v16.4h, #16
-	WORD $0x6e613a10 // shll2 v16.4s, v16.8h, #16
-	WORD $0x4fa819e6 // fmla v6.4s, v15.4s, v8.s[3]
-	WORD $0x4fa81a07 // fmla v7.4s, v16.4s, v8.s[3]
+	FLDPQ 32(R10), (F13, F14)
+	VSHL $16, V13.S4, V15.S4
+	VSHL $16, V14.S4, V16.S4
+	WORD $0x4f8819e2 // fmla v2.4s, v15.4s, v8.s[2]
+	WORD $0x4f881a03 // fmla v3.4s, v16.4s, v8.s[2]
+	VAND V31.B16, V13.B16, V13.B16
+	VAND V31.B16, V14.B16, V14.B16
+	WORD $0x4fa819a2 // fmla v2.4s, v13.4s, v8.s[3]
+	WORD $0x4fa819c3 // fmla v3.4s, v14.4s, v8.s[3]
+	FLDPQ 64(R10), (F17, F18)
+	VSHL $16, V17.S4, V19.S4
+	VSHL $16, V18.S4, V20.S4
+	WORD $0x4f881a64 // fmla v4.4s, v19.4s, v8.s[2]
+	WORD $0x4f881a85 // fmla v5.4s, v20.4s, v8.s[2]
+	VAND V31.B16, V17.B16, V17.B16
+	VAND V31.B16, V18.B16, V18.B16
+	WORD $0x4fa81a24 // fmla v4.4s, v17.4s, v8.s[3]
+	WORD $0x4fa81a45 // fmla v5.4s, v18.4s, v8.s[3]
+	FLDPQ 96(R10), (F21, F22)
+	VSHL $16, V21.S4, V23.S4
+	VSHL $16, V22.S4, V24.S4
+	WORD $0x4f881ae6 // fmla v6.4s, v23.4s, v8.s[2]
+	WORD $0x4f881b07 // fmla v7.4s, v24.4s, v8.s[2]
+	VAND V31.B16, V21.B16, V21.B16
+	VAND V31.B16, V22.B16, V22.B16
+	WORD $0x4fa81aa6 // fmla v6.4s, v21.4s, v8.s[3]
+	WORD $0x4fa81ac7 // fmla v7.4s, v22.4s, v8.s[3]
 	ADD R4, R10, R10
 	ADD $16, R11, R11
 	SUBS $4, R9, R9
-	BGE loop47
-short45:
+	BGE loop56
+short54:
 	ADDS $4, R9, R9
-	BEQ summed49
-some48:
-	FMOVS 0(R11), F8
-	FMOVQ 0(R10), F10
-	WORD $0x2e613949 // shll v9.4s, v10.4h, #16
-	WORD $0x6e61394a // shll2 v10.4s, v10.8h, #16
-	WORD $0x4f881120 // fmla v0.4s, v9.4s, v8.s[0]
-	WORD $0x4f881141 // fmla v1.4s, v10.4s, v8.s[0]
-	FMOVQ 16(R10), F12
-	WORD $0x2e61398b // shll v11.4s, v12.4h, #16
-	WORD $0x6e61398c // shll2 v12.4s, v12.8h, #16
-	WORD $0x4f881162 // fmla v2.4s, v11.4s, v8.s[0]
-	WORD $0x4f881183 // fmla v3.4s, v12.4s, v8.s[0]
-	FMOVQ 32(R10), F14
-	WORD $0x2e6139cd // shll v13.4s, v14.4h, #16
-	WORD $0x6e6139ce // shll2 v14.4s, v14.8h, #16
-	WORD $0x4f8811a4 // fmla v4.4s, v13.4s, v8.s[0]
-	WORD $0x4f8811c5 // fmla v5.4s, v14.4s, v8.s[0]
-	FMOVQ 48(R10), F16
-	WORD $0x2e613a0f // shll v15.4s, v16.4h, #16
-	WORD $0x6e613a10 // shll2 v16.4s, v16.8h, #16
-	WORD $0x4f8811e6 // fmla v6.4s, v15.4s, v8.s[0]
-	WORD $0x4f881207 // fmla v7.4s, v16.4s, v8.s[0]
+	BEQ summed58
+some57:
+	TBZ $1, R9, one59
+	FMOVD 0(R11), F8
+	FLDPQ 0(R10), (F9, F10)
+	VSHL $16, V9.S4, V11.S4
+	VSHL $16, V10.S4, V12.S4
+	WORD $0x4f881160 // fmla v0.4s, v11.4s, v8.s[0]
+	WORD $0x4f881181 // fmla v1.4s, v12.4s, v8.s[0]
+	VAND V31.B16, V9.B16, V9.B16
+	VAND V31.B16, V10.B16, V10.B16
+	WORD $0x4fa81120 // fmla v0.4s, v9.4s, v8.s[1]
+	WORD $0x4fa81141 // fmla v1.4s, v10.4s, v8.s[1]
+	FLDPQ 32(R10), (F13, F14)
+	VSHL $16, V13.S4, V15.S4
+	VSHL $16, V14.S4, V16.S4
+	WORD $0x4f8811e2 // fmla v2.4s, v15.4s, v8.s[0]
+	WORD $0x4f881203 // fmla v3.4s, v16.4s, v8.s[0]
+	VAND V31.B16, V13.B16, V13.B16
+	VAND V31.B16, V14.B16, V14.B16
+	WORD $0x4fa811a2 // fmla v2.4s, v13.4s, v8.s[1]
+	WORD $0x4fa811c3 // fmla v3.4s, v14.4s, v8.s[1]
+	FLDPQ 64(R10), (F17, F18)
+	VSHL $16, V17.S4, V19.S4
+	VSHL $16, V18.S4, V20.S4
+	WORD $0x4f881264 // fmla v4.4s, v19.4s, v8.s[0]
+	WORD $0x4f881285 // fmla v5.4s, v20.4s, v8.s[0]
+	VAND V31.B16, V17.B16, V17.B16
+	VAND V31.B16, V18.B16, V18.B16
+	WORD $0x4fa81224 // fmla v4.4s, v17.4s, v8.s[1]
+	WORD $0x4fa81245 // fmla v5.4s, v18.4s, v8.s[1]
+	FLDPQ 96(R10), (F21, F22)
+	VSHL $16, V21.S4, V23.S4
+	VSHL $16, V22.S4, V24.S4
+	WORD $0x4f8812e6 // fmla v6.4s, v23.4s, v8.s[0]
+	WORD $0x4f881307 // fmla v7.4s, v24.4s, v8.s[0]
+	VAND V31.B16, V21.B16, V21.B16
+	VAND V31.B16, V22.B16, V22.B16
+	WORD $0x4fa812a6 // fmla v6.4s, v21.4s, v8.s[1]
+	WORD $0x4fa812c7 // fmla v7.4s, v22.4s, v8.s[1]
 	ADD R4, R10, R10
+	ADD $8, R11, R11
+	TBZ $0, R9, summed58
+one59:
+	FMOVS 0(R11), F8
+	FMOVQ 0(R10), F9
+	VSHL $16, V9.S4, V9.S4
+	WORD $0x4f881120 // fmla v0.4s, v9.4s, v8.s[0]
+	FMOVQ 16(R10), F9
+	VSHL $16, V9.S4, V9.S4
+	WORD $0x4f881121 // fmla v1.4s, v9.4s, v8.s[0]
+	FMOVQ 32(R10), F9
+	VSHL $16, V9.S4, V9.S4
+	WORD $0x4f881122 // fmla v2.4s, v9.4s, v8.s[0]
+	FMOVQ 48(R10), F9
+	VSHL $16, V9.S4, V9.S4
+	WORD $0x4f881123 // fmla v3.4s, v9.4s, v8.s[0]
+	FMOVQ 64(R10), F9
+	VSHL $16, V9.S4, V9.S4
+	WORD $0x4f881124 // fmla v4.4s, v9.4s, v8.s[0]
+	FMOVQ 80(R10), F9
+	VSHL $16, V9.S4, V9.S4
+	WORD $0x4f881125 // fmla v5.4s, v9.4s, v8.s[0]
+	FMOVQ 96(R10), F9
+	VSHL $16, V9.S4, V9.S4
+	WORD $0x4f881126 // fmla v6.4s, v9.4s, v8.s[0]
+	FMOVQ 112(R10), F9
+	VSHL $16, V9.S4, V9.S4
+	WORD $0x4f881127 // fmla v7.4s, v9.4s, v8.s[0]
 	ADD $4, R11, R11
-	SUBS $1, R9, R9
-	BNE some48
-summed49:
-	B merge41
-sparse40:
+summed58:
+	B merge49
+sparse48:
 	RBIT R23, R10
 	CLZ R10, R10
 	ADD R10<<2, R1, R11
+	MOVD R10, R9
+	LSR $1, R10, R10
 	MADD R4, R21, R10, R10
 	FMOVS 0(R11), F8
-	FMOVQ 0(R10), F10
-	WORD $0x2e613949 // shll v9.4s, v10.4h, #16
-	WORD $0x6e61394a // shll2 v10.4s, v10.8h, #16
+	TBNZ $0, R9, odd60
+	FMOVQ 0(R10), F9
+	VSHL $16, V9.S4, V9.S4
 	WORD $0x4f881120 // fmla v0.4s, v9.4s, v8.s[0]
-	WORD $0x4f881141 // fmla v1.4s, v10.4s, v8.s[0]
-	FMOVQ 16(R10), F12
-	WORD $0x2e61398b // shll v11.4s, v12.4h, #16
-	WORD $0x6e61398c // shll2 v12.4s, v12.8h, #16
-	WORD $0x4f881162 // fmla v2.4s, v11.4s, v8.s[0]
-	WORD $0x4f881183 // fmla v3.4s, v12.4s, v8.s[0]
-	FMOVQ 32(R10), F14
-	WORD $0x2e6139cd // shll v13.4s, v14.4h, #16
-	WORD $0x6e6139ce // shll2 v14.4s, v14.8h, #16
-	WORD $0x4f8811a4 // fmla v4.4s, v13.4s, v8.s[0]
-	WORD $0x4f8811c5 // fmla v5.4s, v14.4s, v8.s[0]
-	FMOVQ 48(R10), F16
-	WORD $0x2e613a0f // shll v15.4s, v16.4h, #16
-	WORD $0x6e613a10 // shll2 v16.4s, v16.8h, #16
-	WORD $0x4f8811e6 // fmla v6.4s, v15.4s, v8.s[0]
-	WORD $0x4f881207 // fmla v7.4s, v16.4s, v8.s[0]
-	ADD R4, R10, R10
-	ADD $4, R11, R11
+	FMOVQ 16(R10), F9
+	VSHL $16, V9.S4, V9.S4
+	WORD $0x4f881121 // fmla v1.4s, v9.4s, v8.s[0]
+	FMOVQ 32(R10), F9
+	VSHL $16, V9.S4, V9.S4
+	WORD $0x4f881122 // fmla v2.4s, v9.4s, v8.s[0]
+	FMOVQ 48(R10), F9
+	VSHL $16, V9.S4, V9.S4
+	WORD $0x4f881123 // fmla v3.4s, v9.4s, v8.s[0]
+	FMOVQ 64(R10), F9
+	VSHL $16, V9.S4, V9.S4
+	WORD $0x4f881124 // fmla v4.4s, v9.4s, v8.s[0]
+	FMOVQ 80(R10), F9
+	VSHL $16, V9.S4, V9.S4
+	WORD $0x4f881125 // fmla v5.4s, v9.4s, v8.s[0]
+	FMOVQ 96(R10), F9
+	VSHL $16, V9.S4, V9.S4
+	WORD $0x4f881126 // fmla v6.4s, v9.4s, v8.s[0]
+	FMOVQ 112(R10), F9
+	VSHL $16, V9.S4, V9.S4
+	WORD $0x4f881127 // fmla v7.4s, v9.4s, v8.s[0]
+	B one61
+odd60:
+	FMOVQ 0(R10), F9
+	VAND V31.B16, V9.B16, V9.B16
+	WORD $0x4f881120 // fmla v0.4s, v9.4s, v8.s[0]
+	FMOVQ 16(R10), F9
+	VAND V31.B16, V9.B16, V9.B16
+	WORD $0x4f881121 // fmla v1.4s, v9.4s, v8.s[0]
+	FMOVQ 32(R10), F9
+	VAND V31.B16, V9.B16, V9.B16
+	WORD $0x4f881122 // fmla v2.4s, v9.4s, v8.s[0]
+	FMOVQ 48(R10), F9
+	VAND V31.B16, V9.B16, V9.B16
+	WORD $0x4f881123 // fmla v3.4s, v9.4s, v8.s[0]
+	FMOVQ 64(R10), F9
+	VAND V31.B16, V9.B16, V9.B16
+	WORD $0x4f881124 // fmla v4.4s, v9.4s, v8.s[0]
+	FMOVQ 80(R10), F9
+	VAND V31.B16, V9.B16, V9.B16
+	WORD $0x4f881125 // fmla v5.4s, v9.4s, v8.s[0]
+	FMOVQ 96(R10), F9
+	VAND V31.B16, V9.B16, V9.B16
+	WORD $0x4f881126 // fmla v6.4s, v9.4s, v8.s[0]
+	FMOVQ 112(R10), F9
+	VAND V31.B16, V9.B16, V9.B16
+	WORD $0x4f881127 // fmla v7.4s, v9.4s, v8.s[0]
+one61:
 	SUB $1, R23, R10
 	ANDS R10, R23, R23
-	BNE sparse40
-merge41:
+	BNE sparse48
+merge49:
 	MOVD R22, R12
-	CBZ R13, store42
+	CBZ R13, store50
 	FMOVS 0(R13), F8
 	FMOVS 0(R14), F9
 	FLDPQ 0(R12), (F10, F11)
@@ -15596,183 +16372,233 @@ merge41:
 	WORD $0x4f8990e7 // fmul v7.4s, v7.4s, v9.s[0]
 	WORD $0x4f881167 // fmla v7.4s, v11.4s, v8.s[0]
 	FSTPQ (F6, F7), 96(R12)
-	B stored43
-store42:
+	B stored51
+store50:
 	FSTPQ (F0, F1), 0(R12)
 	FSTPQ (F2, F3), 32(R12)
 	FSTPQ (F4, F5), 64(R12)
 	FSTPQ (F6, F7), 96(R12)
-stored43:
+stored51:
 	ADD $128, R22, R22
-	ADD $64, R21, R21
+	ADD $128, R21, R21
 	SUB $8, R5, R5
-	B columns38
-less39:
-columns50:
+	B columns46
+less47:
+columns62:
 	CMP $4, R5
-	BLT less51
+	BLT less63
+	MOVD $0xffff0000, R23
+	VDUP R23, V31.S4
 	VEOR V0.B16, V0.B16, V0.B16
 	VEOR V1.B16, V1.B16, V1.B16
 	VEOR V2.B16, V2.B16, V2.B16
 	VEOR V3.B16, V3.B16, V3.B16
 	MOVD R8, R23
-	CBZ R15, sparse52
+	CBZ R15, sparse64
 	ADD R19, R1, R11
 	ADD R20, R21, R10
 	MOVD R15, R9
-	CBZ R7, plain58
-	SUBS $4, R9, R9
-	BLT short57
-asking56:
-	FMOVQ 0(R11), F4
-	FMOVQ 0(R10), F6
-	WORD $0x2e6138c5 // shll v5.4s, v6.4h, #16
-	WORD $0x6e6138c6 // shll2 v6.4s, v6.8h, #16
+	TBZ $2, R19, even68
+	FMOVS 0(R11), F4
+	FMOVQ 0(R10), F5
+	VAND V31.B16, V5.B16, V5.B16
 	WORD $0x4f8410a0 // fmla v0.4s, v5.4s, v4.s[0]
-	WORD $0x4f8410c1 // fmla v1.4s, v6.4s, v4.s[0]
-	FMOVQ 16(R10), F8
-	WORD $0x2e613907 // shll v7.4s, v8.4h, #16
-	WORD $0x6e613908 // shll2 v8.4s, v8.8h, #16
-	WORD $0x4f8410e2 // fmla v2.4s, v7.4s, v4.s[0]
-	WORD $0x4f841103 // fmla v3.4s, v8.4s, v4.s[0]
+	FMOVQ 16(R10), F5
+	VAND V31.B16, V5.B16, V5.B16
+	WORD $0x4f8410a1 // fmla v1.4s, v5.4s, v4.s[0]
+	FMOVQ 32(R10), F5
+	VAND V31.B16, V5.B16, V5.B16
+	WORD $0x4f8410a2 // fmla v2.4s, v5.4s, v4.s[0]
+	FMOVQ 48(R10), F5
+	VAND V31.B16, V5.B16, V5.B16
+	WORD $0x4f8410a3 // fmla v3.4s, v5.4s, v4.s[0]
 	ADD R4, R10, R10
-	FMOVQ 0(R10), F6
-	WORD $0x2e6138c5 // shll v5.4s, v6.4h, #16
-	WORD $0x6e6138c6 // shll2 v6.4s, v6.8h, #16
+	ADD $4, R11, R11
+	SUBS $1, R9, R9
+	BEQ merge65
+even68:
+	CBZ R7, plain71
+	SUBS $4, R9, R9
+	BLT short70
+asking69:
+	FMOVQ 0(R11), F4
+	FLDPQ 0(R10), (F5, F6)
+	VSHL $16, V5.S4, V7.S4
+	VSHL $16, V6.S4, V8.S4
+	WORD $0x4f8410e0 // fmla v0.4s, v7.4s, v4.s[0]
+	WORD $0x4f841101 // fmla v1.4s, v8.4s, v4.s[0]
+	VAND V31.B16, V5.B16, V5.B16
+	VAND V31.B16, V6.B16, V6.B16
 	WORD $0x4fa410a0 // fmla v0.4s, v5.4s, v4.s[1]
 	WORD $0x4fa410c1 // fmla v1.4s, v6.4s, v4.s[1]
-	FMOVQ 16(R10), F8
-	WORD $0x2e613907 // shll v7.4s, v8.4h, #16
-	WORD $0x6e613908 // shll2 v8.4s, v8.8h, #16
-	WORD $0x4fa410e2 // fmla v2.4s, v7.4s, v4.s[1]
-	WORD $0x4fa41103 // fmla v3.4s, v8.4s, v4.s[1]
+	FLDPQ 32(R10), (F9, F10)
+	VSHL $16, V9.S4, V11.S4
+	VSHL $16, V10.S4, V12.S4
+	WORD $0x4f841162 // fmla v2.4s, v11.4s, v4.s[0]
+	WORD $0x4f841183 // fmla v3.4s, v12.4s, v4.s[0]
+	VAND V31.B16, V9.B16, V9.B16
+	VAND V31.B16, V10.B16, V10.B16
+	WORD $0x4fa41122 // fmla v2.4s, v9.4s, v4.s[1]
+	WORD $0x4fa41143 // fmla v3.4s, v10.4s, v4.s[1]
 	ADD R4, R10, R10
 	PRFM 0(R7), PLDL1KEEP
-	FMOVQ 0(R10), F6
-	WORD $0x2e6138c5 // shll v5.4s, v6.4h, #16
-	WORD $0x6e6138c6 // shll2 v6.4s, v6.8h, #16
-	WORD $0x4f8418a0 // fmla v0.4s, v5.4s, v4.s[2]
-	WORD $0x4f8418c1 // fmla v1.4s, v6.4s, v4.s[2]
-	FMOVQ 16(R10), F8
-	WORD $0x2e613907 // shll v7.4s, v8.4h, #16
-	WORD $0x6e613908 // shll2 v8.4s, v8.8h, #16
-	WORD $0x4f8418e2 // fmla v2.4s, v7.4s, v4.s[2]
-	WORD $0x4f841903 // fmla v3.4s, v8.4s, v4.s[2]
-	ADD R4, R10, R10
-	FMOVQ 0(R10), F6
-	WORD $0x2e6138c5 // shll v5.4s, v6.4h, #16
-	WORD $0x6e6138c6 // shll2 v6.4s, v6.8h, #16
+	FLDPQ 0(R10), (F5, F6)
+	VSHL $16, V5.S4, V7.S4
+	VSHL $16, V6.S4, V8.S4
+	WORD $0x4f8418e0 // fmla v0.4s, v7.4s, v4.s[2]
+	WORD $0x4f841901 // fmla v1.4s, v8.4s, v4.s[2]
+	VAND V31.B16, V5.B16, V5.B16
+	VAND V31.B16, V6.B16, V6.B16
 	WORD $0x4fa418a0 // fmla v0.4s, v5.4s, v4.s[3]
 	WORD $0x4fa418c1 // fmla v1.4s, v6.4s, v4.s[3]
-	FMOVQ 16(R10), F8
-	WORD $0x2e613907 // shll v7.4s, v8.4h, #16
-	WORD $0x6e613908 // shll2 v8.4s, v8.8h, #16
-	WORD $0x4fa418e2 // fmla v2.4s, v7.4s, v4.s[3]
-	WORD $0x4fa41903 // fmla v3.4s, v8.4s, v4.s[3]
+	FLDPQ 32(R10), (F9, F10)
+	VSHL $16, V9.S4, V11.S4
+	VSHL $16, V10.S4, V12.S4
+	WORD $0x4f841962 // fmla v2.4s, v11.4s, v4.s[2]
+	WORD $0x4f841983 // fmla v3.4s, v12.4s, v4.s[2]
+	VAND V31.B16, V9.B16, V9.B16
+	VAND V31.B16, V10.B16, V10.B16
+	WORD $0x4fa41922 // fmla v2.4s, v9.4s, v4.s[3]
+	WORD $0x4fa41943 // fmla v3.4s, v10.4s, v4.s[3]
 	ADD R4, R10, R10
 	PRFM 64(R7), PLDL1KEEP
 	ADD $128, R7, R7
 	ADD $16, R11, R11
 	SUBS $4, R9, R9
-	BGE asking56
-	B short57
-plain58:
+	BGE asking69
+	B short70
+plain71:
 	SUBS $4, R9, R9
-	BLT short57
-loop59:
+	BLT short70
+loop72:
 	FMOVQ 0(R11), F4
-	FMOVQ 0(R10), F6
-	WORD $0x2e6138c5 // shll v5.4s, v6.4h, #16
-	WORD $0x6e6138c6 // shll2 v6.4s, v6.8h, #16
-	WORD $0x4f8410a0 // fmla v0.4s, v5.4s, v4.s[0]
-	WORD $0x4f8410c1 // fmla v1.4s, v6.4s, v4.s[0]
-	FMOVQ 16(R10), F8
-	WORD $0x2e613907 // shll v7.4s, v8.4h, #16
-	WORD $0x6e613908 // shll2 v8.4s, v8.8h, #16
-	WORD $0x4f8410e2 // fmla v2.4s, v7.4s, v4.s[0]
-	WORD $0x4f841103 // fmla v3.4s, v8.4s, v4.s[0]
-	ADD R4, R10, R10
-	FMOVQ 0(R10), F6
-	WORD $0x2e6138c5 // shll v5.4s, v6.4h, #16
-	WORD $0x6e6138c6 // shll2 v6.4s, v6.8h, #16
+	FLDPQ 0(R10), (F5, F6)
+	VSHL $16, V5.S4, V7.S4
+	VSHL $16, V6.S4, V8.S4
+	WORD $0x4f8410e0 // fmla v0.4s, v7.4s, v4.s[0]
+	WORD $0x4f841101 // fmla v1.4s, v8.4s, v4.s[0]
+	VAND V31.B16, V5.B16, V5.B16
+	VAND V31.B16, V6.B16, V6.B16
 	WORD $0x4fa410a0 // fmla v0.4s, v5.4s, v4.s[1]
 	WORD $0x4fa410c1 // fmla v1.4s, v6.4s, v4.s[1]
-	FMOVQ 16(R10), F8
-	WORD $0x2e613907 // shll v7.4s, v8.4h, #16
-	WORD $0x6e613908 // shll2 v8.4s, v8.8h, #16
-	WORD $0x4fa410e2 // fmla v2.4s, v7.4s, v4.s[1]
-	WORD $0x4fa41103 // fmla v3.4s, v8.4s, v4.s[1]
+	FLDPQ 32(R10), (F9, F10)
+	VSHL $16, V9.S4, V11.S4
+	VSHL $16, V10.S4, V12.S4
+	WORD $0x4f841162 // fmla v2.4s, v11.4s, v4.s[0]
+	WORD $0x4f841183 // fmla v3.4s, v12.4s, v4.s[0]
+	VAND V31.B16, V9.B16, V9.B16
+	VAND V31.B16, V10.B16, V10.B16
+	WORD $0x4fa41122 // fmla v2.4s, v9.4s, v4.s[1]
+	WORD $0x4fa41143 // fmla v3.4s, v10.4s, v4.s[1]
 	ADD R4, R10, R10
-	FMOVQ 0(R10), F6
-	WORD $0x2e6138c5 // shll v5.4s, v6.4h, #16
-	WORD $0x6e6138c6 // shll2 v6.4s, v6.8h, #16
-	WORD $0x4f8418a0 // fmla v0.4s, v5.4s, v4.s[2]
-	WORD $0x4f8418c1 // fmla v1.4s, v6.4s, v4.s[2]
-	FMOVQ 16(R10), F8
-	WORD $0x2e613907 // shll v7.4s, v8.4h, #16
-	WORD $0x6e613908 // shll2 v8.4s, v8.8h, #16
-	WORD $0x4f8418e2 // fmla v2.4s, v7.4s, v4.s[2]
-	WORD $0x4f841903 // fmla v3.4s, v8.4s, v4.s[2]
-	ADD R4, R10, R10
-	FMOVQ 0(R10), F6
-	WORD $0x2e6138c5 // shll v5.4s, v6.4h, #16
-	WORD $0x6e6138c6 // shll2 v6.4s, v6.8h, #16
+	FLDPQ 0(R10), (F5, F6)
+	VSHL $16, V5.S4, V7.S4
+	VSHL $16, V6.S4, V8.S4
+	WORD $0x4f8418e0 // fmla v0.4s, v7.4s, v4.s[2]
+	WORD $0x4f841901 // fmla v1.4s, v8.4s, v4.s[2]
+	VAND V31.B16, V5.B16, V5.B16
+	VAND V31.B16, V6.B16, V6.B16
 	WORD $0x4fa418a0 // fmla v0.4s, v5.4s, v4.s[3]
 	WORD $0x4fa418c1 // fmla v1.4s, v6.4s, v4.s[3]
-	FMOVQ 16(R10), F8
-	WORD $0x2e613907 // shll v7.4s, v8.4h, #16
-	WORD $0x6e613908 // shll2 v8.4s, v8.8h, #16
-	WORD $0x4fa418e2 // fmla v2.4s, v7.4s, v4.s[3]
-	WORD $0x4fa41903 // fmla v3.4s, v8.4s, v4.s[3]
+	FLDPQ 32(R10), (F9, F10)
+	VSHL $16, V9.S4, V11.S4
+	VSHL $16, V10.S4, V12.S4
+	WORD $0x4f841962 // fmla v2.4s, v11.4s, v4.s[2]
+	WORD $0x4f841983 // fmla v3.4s, v12.4s, v4.s[2]
+	VAND V31.B16, V9.B16, V9.B16
+	VAND V31.B16, V10.B16, V10.B16
+	WORD $0x4fa41922 // fmla v2.4s, v9.4s, v4.s[3]
+	WORD $0x4fa41943 // fmla v3.4s, v10.4s, v4.s[3]
 	ADD R4, R10, R10
 	ADD $16, R11, R11
 	SUBS $4, R9, R9
-	BGE loop59
-short57:
+	BGE loop72
+short70:
 	ADDS $4, R9, R9
-	BEQ summed61
-some60:
-	FMOVS 0(R11), F4
-	FMOVQ 0(R10), F6
-	WORD $0x2e6138c5 // shll v5.4s, v6.4h, #16
-	WORD $0x6e6138c6 // shll2 v6.4s, v6.8h, #16
-	WORD $0x4f8410a0 // fmla v0.4s, v5.4s, v4.s[0]
-	WORD $0x4f8410c1 // fmla v1.4s, v6.4s, v4.s[0]
-	FMOVQ 16(R10), F8
-	WORD $0x2e613907 // shll v7.4s, v8.4h, #16
-	WORD $0x6e613908 // shll2 v8.4s, v8.8h, #16
-	WORD $0x4f8410e2 // fmla v2.4s, v7.4s, v4.s[0]
-	WORD $0x4f841103 // fmla v3.4s, v8.4s, v4.s[0]
+	BEQ summed74
+some73:
+	TBZ $1, R9, one75
+	FMOVD 0(R11), F4
+	FLDPQ 0(R10), (F5, F6)
+	VSHL $16, V5.S4, V7.S4
+	VSHL $16, V6.S4, V8.S4
+	WORD $0x4f8410e0 // fmla v0.4s, v7.4s, v4.s[0]
+	WORD $0x4f841101 // fmla v1.4s, v8.4s, v4.s[0]
+	VAND V31.B16, V5.B16, V5.B16
+	VAND V31.B16, V6.B16, V6.B16
+	WORD $0x4fa410a0 // fmla v0.4s, v5.4s, v4.s[1]
+	WORD $0x4fa410c1 // fmla v1.4s, v6.4s, v4.s[1]
+	FLDPQ 32(R10), (F9, F10)
+	VSHL $16, V9.S4, V11.S4
+	VSHL $16, V10.S4, V12.S4
+	WORD $0x4f841162 // fmla v2.4s, v11.4s, v4.s[0]
+	WORD $0x4f841183 // fmla v3.4s, v12.4s, v4.s[0]
+	VAND V31.B16, V9.B16, V9.B16
+	VAND V31.B16, V10.B16, V10.B16
+	WORD $0x4fa41122 // fmla v2.4s, v9.4s, v4.s[1]
+	WORD $0x4fa41143 // fmla v3.4s, v10.4s, v4.s[1]
 	ADD R4, R10, R10
+	ADD $8, R11, R11
+	TBZ $0, R9, summed74
+one75:
+	FMOVS 0(R11), F4
+	FMOVQ 0(R10), F5
+	VSHL $16, V5.S4, V5.S4
+	WORD $0x4f8410a0 // fmla v0.4s, v5.4s, v4.s[0]
+	FMOVQ 16(R10), F5
+	VSHL $16, V5.S4, V5.S4
+	WORD $0x4f8410a1 // fmla v1.4s, v5.4s, v4.s[0]
+	FMOVQ 32(R10), F5
+	VSHL $16, V5.S4, V5.S4
+	WORD $0x4f8410a2 // fmla v2.4s, v5.4s, v4.s[0]
+	FMOVQ 48(R10), F5
+	VSHL $16, V5.S4, V5.S4
+	WORD $0x4f8410a3 // fmla v3.4s, v5.4s, v4.s[0]
 	ADD $4, R11, R11
-	SUBS $1, R9, R9
-	BNE some60
-summed61:
-	B merge53
-sparse52:
+summed74:
+	B merge65
+sparse64:
 	RBIT R23, R10
 	CLZ R10, R10
 	ADD R10<<2, R1, R11
+	MOVD R10, R9
+	LSR $1, R10, R10
 	MADD R4, R21, R10, R10
 	FMOVS 0(R11), F4
-	FMOVQ 0(R10), F6
-	WORD $0x2e6138c5 // shll v5.4s, v6.4h, #16
-	WORD $0x6e6138c6 // shll2 v6.4s, v6.8h, #16
+	TBNZ $0, R9, odd76
+	FMOVQ 0(R10), F5
+	VSHL $16, V5.S4, V5.S4
 	WORD $0x4f8410a0 // fmla v0.4s, v5.4s, v4.s[0]
-	WORD $0x4f8410c1 // fmla v1.4s, v6.4s, v4.s[0]
-	FMOVQ 16(R10), F8
-	WORD $0x2e613907 // shll v7.4s, v8.4h, #16
-	WORD $0x6e613908 // shll2 v8.4s, v8.8h, #16
-	WORD $0x4f8410e2 // fmla v2.4s, v7.4s, v4.s[0]
-	WORD $0x4f841103 // fmla v3.4s, v8.4s, v4.s[0]
-	ADD R4, R10, R10
-	ADD $4, R11, R11
+	FMOVQ 16(R10), F5
+	VSHL $16, V5.S4, V5.S4
+	WORD $0x4f8410a1 // fmla v1.4s, v5.4s, v4.s[0]
+	FMOVQ 32(R10), F5
+	VSHL $16, V5.S4, V5.S4
+	WORD $0x4f8410a2 // fmla v2.4s, v5.4s, v4.s[0]
+	FMOVQ 48(R10), F5
+	VSHL $16, V5.S4, V5.S4
+	WORD $0x4f8410a3 // fmla v3.4s, v5.4s, v4.s[0]
+	B one77
+odd76:
+	FMOVQ 0(R10), F5
+	VAND V31.B16, V5.B16, V5.B16
+	WORD $0x4f8410a0 // fmla v0.4s, v5.4s, v4.s[0]
+	FMOVQ 16(R10), F5
+	VAND V31.B16, V5.B16, V5.B16
+	WORD $0x4f8410a1 // fmla v1.4s, v5.4s, v4.s[0]
+	FMOVQ 32(R10), F5
+	VAND V31.B16, V5.B16, V5.B16
+	WORD $0x4f8410a2 // fmla v2.4s, v5.4s, v4.s[0]
+	FMOVQ 48(R10), F5
+	VAND V31.B16, V5.B16, V5.B16
+	WORD $0x4f8410a3 // fmla v3.4s, v5.4s, v4.s[0]
+one77:
 	SUB $1, R23, R10
 	ANDS R10, R23, R23
-	BNE sparse52
-merge53:
+	BNE sparse64
+merge65:
 	MOVD R22, R12
-	CBZ R13, store54
+	CBZ R13, store66
 	FMOVS 0(R13), F4
 	FMOVS 0(R14), F5
 	FLDPQ 0(R12), (F6, F7)
@@ -15787,22 +16613,22 @@ merge53:
 	WORD $0x4f859063 // fmul v3.4s, v3.4s, v5.s[0]
 	WORD $0x4f8410e3 // fmla v3.4s, v7.4s, v4.s[0]
 	FSTPQ (F2, F3), 32(R12)
-	B stored55
-store54:
+	B stored67
+store66:
 	FSTPQ (F0, F1), 0(R12)
 	FSTPQ (F2, F3), 32(R12)
-stored55:
+stored67:
 	ADD $64, R22, R22
-	ADD $32, R21, R21
+	ADD $64, R21, R21
 	SUB $4, R5, R5
-	B columns50
-less51:
+	B columns62
+less63:
 	ADD $256, R1, R1
 	ADD R3, R0, R0
-	CBZ R13, more62
+	CBZ R13, more78
 	ADD $4, R13, R13
 	ADD $4, R14, R14
-more62:
+more78:
 	MOVD ZR, R7
 	SUB $1, R6, R6
 	B rows3
@@ -15811,9 +16637,11 @@ tile8:
 	MOVD R0, R22
 	MOVD cols+40(FP), R5
 	LSL $2, R5, R5
-columns63:
+columns79:
 	CMP $8, R5
-	BLT less64
+	BLT less80
+	MOVD $0xffff0000, R23
+	VDUP R23, V31.S4
 	VEOR V0.B16, V0.B16, V0.B16
 	VEOR V1.B16, V1.B16, V1.B16
 	VEOR V2.B16, V2.B16, V2.B16
@@ -15831,349 +16659,469 @@ columns63:
 	VEOR V14.B16, V14.B16, V14.B16
 	VEOR V15.B16, V15.B16, V15.B16
 	MOVD R8, R23
-	CBZ R15, sparse65
+	CBZ R15, sparse81
 	ADD R19, R1, R11
 	ADD R20, R21, R10
 	MOVD R15, R9
-	CBZ R7, plain71
+	TBZ $2, R19, even85
+	FMOVS 0(R11), F16
+	FMOVS 256(R11), F17
+	FMOVQ 0(R10), F18
+	VAND V31.B16, V18.B16, V18.B16
+	WORD $0x4f901240 // fmla v0.4s, v18.4s, v16.s[0]
+	WORD $0x4f911248 // fmla v8.4s, v18.4s, v17.s[0]
+	FMOVQ 16(R10), F18
+	VAND V31.B16, V18.B16, V18.B16
+	WORD $0x4f901241 // fmla v1.4s, v18.4s, v16.s[0]
+	WORD $0x4f911249 // fmla v9.4s, v18.4s, v17.s[0]
+	FMOVQ 32(R10), F18
+	VAND V31.B16, V18.B16, V18.B16
+	WORD $0x4f901242 // fmla v2.4s, v18.4s, v16.s[0]
+	WORD $0x4f91124a // fmla v10.4s, v18.4s, v17.s[0]
+	FMOVQ 48(R10), F18
+	VAND V31.B16, V18.B16, V18.B16
+	WORD $0x4f901243 // fmla v3.4s, v18.4s, v16.s[0]
+	WORD $0x4f91124b // fmla v11.4s, v18.4s, v17.s[0]
+	FMOVQ 64(R10), F18
+	VAND V31.B16, V18.B16, V18.B16
+	WORD $0x4f901244 // fmla v4.4s, v18.4s, v16.s[0]
+	WORD $0x4f91124c // fmla v12.4s, v18.4s, v17.s[0]
+	FMOVQ 80(R10), F18
+	VAND V31.B16, V18.B16, V18.B16
+	WORD $0x4f901245 // fmla v5.4s, v18.4s, v16.s[0]
+	WORD $0x4f91124d // fmla v13.4s, v18.4s, v17.s[0]
+	FMOVQ 96(R10), F18
+	VAND V31.B16, V18.B16, V18.B16
+	WORD $0x4f901246 // fmla v6.4s, v18.4s, v16.s[0]
+	WORD $0x4f91124e // fmla v14.4s, v18.4s, v17.s[0]
+	FMOVQ 112(R10), F18
+	VAND V31.B16, V18.B16, V18.B16
+	WORD $0x4f901247 // fmla v7.4s, v18.4s, v16.s[0]
+	WORD $0x4f91124f // fmla v15.4s, v18.4s, v17.s[0]
+	ADD R4, R10, R10
+	ADD $4, R11, R11
+	SUBS $1, R9, R9
+	BEQ merge82
+even85:
+	CBZ R7, plain88
 	SUBS $4, R9, R9
-	BLT short70
-asking69:
+	BLT short87
+asking86:
 	FMOVQ 0(R11), F16
 	FMOVQ 256(R11), F17
-	FMOVQ 0(R10), F19
-	WORD $0x2e613a72 // shll v18.4s, v19.4h, #16
-	WORD $0x6e613a73 // shll2 v19.4s, v19.8h, #16
-	WORD $0x4f901240 // fmla v0.4s, v18.4s, v16.s[0]
-	WORD $0x4f901261 // fmla v1.4s, v19.4s, v16.s[0]
-	WORD $0x4f911248 // fmla v8.4s, v18.4s, v17.s[0]
-	WORD $0x4f911269 // fmla v9.4s, v19.4s, v17.s[0]
-	FMOVQ 16(R10), F21
-	WORD $0x2e613ab4 // shll v20.4s, v21.4h, #16
-	WORD $0x6e613ab5 // shll2 v21.4s, v21.8h, #16
-	WORD $0x4f901282 // fmla v2.4s, v20.4s, v16.s[0]
-	WORD $0x4f9012a3 // fmla v3.4s, v21.4s, v16.s[0]
-	WORD $0x4f91128a // fmla v10.4s, v20.4s, v17.s[0]
-	WORD $0x4f9112ab // fmla v11.4s, v21.4s, v17.s[0]
-	FMOVQ 32(R10), F23
-	WORD $0x2e613af6 // shll v22.4s, v23.4h, #16
-	WORD $0x6e613af7 // shll2 v23.4s, v23.8h, #16
-	WORD $0x4f9012c4 // fmla v4.4s, v22.4s, v16.s[0]
-	WORD $0x4f9012e5 // fmla v5.4s, v23.4s, v16.s[0]
-	WORD $0x4f9112cc // fmla v12.4s, v22.4s, v17.s[0]
-	WORD $0x4f9112ed // fmla v13.4s, v23.4s, v17.s[0]
-	FMOVQ 48(R10), F25
-	WORD $0x2e613b38 // shll v24.4s, v25.4h, #16
-	WORD $0x6e613b39 // shll2 v25.4s, v25.8h, #16
-	WORD $0x4f901306 // fmla v6.4s, v24.4s, v16.s[0]
-	WORD $0x4f901327 // fmla v7.4s, v25.4s, v16.s[0]
-	WORD $0x4f91130e // fmla v14.4s, v24.4s, v17.s[0]
-	WORD $0x4f91132f // fmla v15.4s, v25.4s, v17.s[0]
-	ADD R4, R10, R10
-	PRFM 0(R7), PLDL1KEEP
-	FMOVQ 0(R10), F19
-	WORD $0x2e613a72 // shll v18.4s, v19.4h, #16
-	WORD $0x6e613a73 // shll2 v19.4s, v19.8h, #16
+	FLDPQ 0(R10), (F18, F19)
+	VSHL $16, V18.S4, V20.S4
+	VSHL $16, V19.S4, V21.S4
+	WORD $0x4f901280 // fmla v0.4s, v20.4s, v16.s[0]
+	WORD $0x4f9012a1 // fmla v1.4s, v21.4s, v16.s[0]
+	WORD $0x4f911288 // fmla v8.4s, v20.4s, v17.s[0]
+	WORD $0x4f9112a9 // fmla v9.4s, v21.4s, v17.s[0]
+	VAND V31.B16, V18.B16, V18.B16
+	VAND V31.B16, V19.B16, V19.B16
 	WORD $0x4fb01240 // fmla v0.4s, v18.4s, v16.s[1]
 	WORD $0x4fb01261 // fmla v1.4s, v19.4s, v16.s[1]
 	WORD $0x4fb11248 // fmla v8.4s, v18.4s, v17.s[1]
 	WORD $0x4fb11269 // fmla v9.4s, v19.4s, v17.s[1]
-	FMOVQ 16(R10), F21
-	WORD $0x2e613ab4 // shll v20.4s, v21.4h, #16
-	WORD $0x6e613ab5 // shll2 v21.4s, v21.8h, #16
-	WORD $0x4fb01282 // fmla v2.4s, v20.4s, v16.s[1]
-	WORD $0x4fb012a3 // fmla v3.4s, v21.4s, v16.s[1]
-	WORD $0x4fb1128a // fmla v10.4s, v20.4s, v17.s[1]
-	WORD $0x4fb112ab // fmla v11.4s, v21.4s, v17.s[1]
-	FMOVQ 32(R10), F23
-	WORD $0x2e613af6 // shll v22.4s, v23.4h, #16
-	WORD $0x6e613af7 // shll2 v23.4s, v23.8h, #16
-	WORD $0x4fb012c4 // fmla v4.4s, v22.4s, v16.s[1]
-	WORD $0x4fb012e5 // fmla v5.4s, v23.4s, v16.s[1]
-	WORD $0x4fb112cc // fmla v12.4s, v22.4s, v17.s[1]
-	WORD $0x4fb112ed // fmla v13.4s, v23.4s, v17.s[1]
-	FMOVQ 48(R10), F25
-	WORD $0x2e613b38 // shll v24.4s, v25.4h, #16
-	WORD $0x6e613b39 // shll2 v25.4s, v25.8h, #16
-	WORD $0x4fb01306 // fmla v6.4s, v24.4s, v16.s[1]
-	WORD $0x4fb01327 // fmla v7.4s, v25.4s, v16.s[1]
-	WORD $0x4fb1130e // fmla v14.4s, v24.4s, v17.s[1]
-	WORD $0x4fb1132f // fmla v15.4s, v25.4s, v17.s[1]
+	FLDPQ 32(R10), (F22, F23)
+	VSHL $16, V22.S4, V24.S4
+	VSHL $16, V23.S4, V25.S4
+	WORD $0x4f901302 // fmla v2.4s, v24.4s, v16.s[0]
+	WORD $0x4f901323 // fmla v3.4s, v25.4s, v16.s[0]
+	WORD $0x4f91130a // fmla v10.4s, v24.4s, v17.s[0]
+	WORD $0x4f91132b // fmla v11.4s, v25.4s, v17.s[0]
+	VAND V31.B16, V22.B16, V22.B16
+	VAND V31.B16, V23.B16, V23.B16
+	WORD $0x4fb012c2 // fmla v2.4s, v22.4s, v16.s[1]
+	WORD $0x4fb012e3 // fmla v3.4s, v23.4s, v16.s[1]
+	WORD $0x4fb112ca // fmla v10.4s, v22.4s, v17.s[1]
+	WORD $0x4fb112eb // fmla v11.4s, v23.4s, v17.s[1]
+	FLDPQ 64(R10), (F26, F27)
+	VSHL $16, V26.S4, V28.S4
+	VSHL $16, V27.S4, V29.S4
+	WORD $0x4f901384 // fmla v4.4s, v28.4s, v16.s[0]
+	WORD $0x4f9013a5 // fmla v5.4s, v29.4s, v16.s[0]
+	WORD $0x4f91138c // fmla v12.4s, v28.4s, v17.s[0]
+	WORD $0x4f9113ad // fmla v13.4s, v29.4s, v17.s[0]
+	VAND V31.B16, V26.B16, V26.B16
+	VAND V31.B16, V27.B16, V27.B16
+	WORD $0x4fb01344 // fmla v4.4s, v26.4s, v16.s[1]
+	WORD $0x4fb01365 // fmla v5.4s, v27.4s, v16.s[1]
+	WORD $0x4fb1134c // fmla v12.4s, v26.4s, v17.s[1]
+	WORD $0x4fb1136d // fmla v13.4s, v27.4s, v17.s[1]
+	FLDPQ 96(R10), (F18, F19)
+	VSHL $16, V18.S4, V20.S4
+	VSHL $16, V19.S4, V21.S4
+	WORD $0x4f901286 // fmla v6.4s, v20.4s, v16.s[0]
+	WORD $0x4f9012a7 // fmla v7.4s, v21.4s, v16.s[0]
+	WORD $0x4f91128e // fmla v14.4s, v20.4s, v17.s[0]
+	WORD $0x4f9112af // fmla v15.4s, v21.4s, v17.s[0]
+	VAND V31.B16, V18.B16, V18.B16
+	VAND V31.B16, V19.B16, V19.B16
+	WORD $0x4fb01246 // fmla v6.4s, v18.4s, v16.s[1]
+	WORD $0x4fb01267 // fmla v7.4s, v19.4s, v16.s[1]
+	WORD $0x4fb1124e // fmla v14.4s, v18.4s, v17.s[1]
+	WORD $0x4fb1126f // fmla v15.4s, v19.4s, v17.s[1]
+	PRFM 0(R7), PLDL1KEEP
 	ADD R4, R10, R10
 	PRFM 64(R7), PLDL1KEEP
-	FMOVQ 0(R10), F19
-	WORD $0x2e613a72 // shll v18.4s, v19.4h, #16
-	WORD $0x6e613a73 // shll2 v19.4s, v19.8h, #16
-	WORD $0x4f901a40 // fmla v0.4s, v18.4s, v16.s[2]
-	WORD $0x4f901a61 // fmla v1.4s, v19.4s, v16.s[2]
-	WORD $0x4f911a48 // fmla v8.4s, v18.4s, v17.s[2]
-	WORD $0x4f911a69 // fmla v9.4s, v19.4s, v17.s[2]
-	FMOVQ 16(R10), F21
-	WORD $0x2e613ab4 // shll v20.4s, v21.4h, #16
-	WORD $0x6e613ab5 // shll2 v21.4s, v21.8h, #16
-	WORD $0x4f901a82 // fmla v2.4s, v20.4s, v16.s[2]
-	WORD $0x4f901aa3 // fmla v3.4s, v21.4s, v16.s[2]
-	WORD $0x4f911a8a // fmla v10.4s, v20.4s, v17.s[2]
-	WORD $0x4f911aab // fmla v11.4s, v21.4s, v17.s[2]
-	FMOVQ 32(R10), F23
-	WORD $0x2e613af6 // shll v22.4s, v23.4h, #16
-	WORD $0x6e613af7 // shll2 v23.4s, v23.8h, #16
-	WORD $0x4f901ac4 // fmla v4.4s, v22.4s, v16.s[2]
-	WORD $0x4f901ae5 // fmla v5.4s, v23.4s, v16.s[2]
-	WORD $0x4f911acc // fmla v12.4s, v22.4s, v17.s[2]
-	WORD $0x4f911aed // fmla v13.4s, v23.4s, v17.s[2]
-	FMOVQ 48(R10), F25
-	WORD $0x2e613b38 // shll v24.4s, v25.4h, #16
-	WORD $0x6e613b39 // shll2 v25.4s, v25.8h, #16
-	WORD $0x4f901b06 // fmla v6.4s, v24.4s, v16.s[2]
-	WORD $0x4f901b27 // fmla v7.4s, v25.4s, v16.s[2]
-	WORD $0x4f911b0e // fmla v14.4s, v24.4s, v17.s[2]
-	WORD $0x4f911b2f // fmla v15.4s, v25.4s, v17.s[2]
-	ADD R4, R10, R10
-	PRFM 128(R7), PLDL1KEEP
-	FMOVQ 0(R10), F19
-	WORD $0x2e613a72 // shll v18.4s, v19.4h, #16
-	WORD $0x6e613a73 // shll2 v19.4s, v19.8h, #16
+	FLDPQ 0(R10), (F18, F19)
+	VSHL $16, V18.S4, V20.S4
+	VSHL $16, V19.S4, V21.S4
+	WORD $0x4f901a80 // fmla v0.4s, v20.4s, v16.s[2]
+	WORD $0x4f901aa1 // fmla v1.4s, v21.4s, v16.s[2]
+	WORD $0x4f911a88 // fmla v8.4s, v20.4s, v17.s[2]
+	WORD $0x4f911aa9 // fmla v9.4s, v21.4s, v17.s[2]
+	VAND V31.B16, V18.B16, V18.B16
+	VAND V31.B16, V19.B16, V19.B16
 	WORD $0x4fb01a40 // fmla v0.4s, v18.4s, v16.s[3]
 	WORD $0x4fb01a61 // fmla v1.4s, v19.4s, v16.s[3]
 	WORD $0x4fb11a48 // fmla v8.4s, v18.4s, v17.s[3]
 	WORD $0x4fb11a69 // fmla v9.4s, v19.4s, v17.s[3]
-	FMOVQ 16(R10), F21
-	WORD $0x2e613ab4 // shll v20.4s, v21.4h, #16
-	WORD $0x6e613ab5 // shll2 v21.4s, v21.8h, #16
-	WORD $0x4fb01a82 // fmla v2.4s, v20.4s, v16.s[3]
-	WORD $0x4fb01aa3 // fmla v3.4s, v21.4s, v16.s[3]
-	WORD $0x4fb11a8a // fmla v10.4s, v20.4s, v17.s[3]
-	WORD $0x4fb11aab // fmla v11.4s, v21.4s, v17.s[3]
-	FMOVQ 32(R10), F23
-	WORD $0x2e613af6 // shll v22.4s, v23.4h, #16
-	WORD $0x6e613af7 // shll2 v23.4s, v23.8h, #16
-	WORD $0x4fb01ac4 // fmla v4.4s, v22.4s, v16.s[3]
-	WORD $0x4fb01ae5 // fmla v5.4s, v23.4s, v16.s[3]
-	WORD $0x4fb11acc // fmla v12.4s, v22.4s, v17.s[3]
-	WORD $0x4fb11aed // fmla v13.4s, v23.4s, v17.s[3]
-	FMOVQ 48(R10), F25
-	WORD $0x2e613b38 // shll v24.4s, v25.4h, #16
-	WORD $0x6e613b39 // shll2 v25.4s, v25.8h, #16
-	WORD $0x4fb01b06 // fmla v6.4s, v24.4s, v16.s[3]
-	WORD $0x4fb01b27 // fmla v7.4s, v25.4s, v16.s[3]
-	WORD $0x4fb11b0e // fmla v14.4s, v24.4s, v17.s[3]
-	WORD $0x4fb11b2f // fmla v15.4s, v25.4s, v17.s[3]
+	FLDPQ 32(R10), (F22, F23)
+	VSHL $16, V22.S4, V24.S4
+	VSHL $16, V23.S4, V25.S4
+	WORD $0x4f901b02 // fmla v2.4s, v24.4s, v16.s[2]
+	WORD $0x4f901b23 // fmla v3.4s, v25.4s, v16.s[2]
+	WORD $0x4f911b0a // fmla v10.4s, v24.4s, v17.s[2]
+	WORD $0x4f911b2b // fmla v11.4s, v25.4s, v17.s[2]
+	VAND V31.B16, V22.B16, V22.B16
+	VAND V31.B16, V23.B16, V23.B16
+	WORD $0x4fb01ac2 // fmla v2.4s, v22.4s, v16.s[3]
+	WORD $0x4fb01ae3 // fmla v3.4s, v23.4s, v16.s[3]
+	WORD $0x4fb11aca // fmla v10.4s, v22.4s, v17.s[3]
+	WORD $0x4fb11aeb // fmla v11.4s, v23.4s, v17.s[3]
+	FLDPQ 64(R10), (F26, F27)
+	VSHL $16, V26.S4, V28.S4
+	VSHL $16, V27.S4, V29.S4
+	WORD $0x4f901b84 // fmla v4.4s, v28.4s, v16.s[2]
+	WORD $0x4f901ba5 // fmla v5.4s, v29.4s, v16.s[2]
+	WORD $0x4f911b8c // fmla v12.4s, v28.4s, v17.s[2]
+	WORD $0x4f911bad // fmla v13.4s, v29.4s, v17.s[2]
+	VAND V31.B16, V26.B16, V26.B16
+	VAND V31.B16, V27.B16, V27.B16
+	WORD $0x4fb01b44 // fmla v4.4s, v26.4s, v16.s[3]
+	WORD $0x4fb01b65 // fmla v5.4s, v27.4s, v16.s[3]
+	WORD $0x4fb11b4c // fmla v12.4s, v26.4s, v17.s[3]
+	WORD $0x4fb11b6d // fmla v13.4s, v27.4s, v17.s[3]
+	FLDPQ 96(R10), (F18, F19)
+	VSHL $16, V18.S4, V20.S4
+	VSHL $16, V19.S4, V21.S4
+	WORD $0x4f901a86 // fmla v6.4s, v20.4s, v16.s[2]
+	WORD $0x4f901aa7 // fmla v7.4s, v21.4s, v16.s[2]
+	WORD $0x4f911a8e // fmla v14.4s, v20.4s, v17.s[2]
+	WORD $0x4f911aaf // fmla v15.4s, v21.4s, v17.s[2]
+	VAND V31.B16, V18.B16, V18.B16
+	VAND V31.B16, V19.B16, V19.B16
+	WORD $0x4fb01a46 // fmla v6.4s, v18.4s, v16.s[3]
+	WORD $0x4fb01a67 // fmla v7.4s, v19.4s, v16.s[3]
+	WORD $0x4fb11a4e // fmla v14.4s, v18.4s, v17.s[3]
+	WORD $0x4fb11a6f // fmla v15.4s, v19.4s, v17.s[3]
+	PRFM 128(R7), PLDL1KEEP
 	ADD R4, R10, R10
 	PRFM 192(R7), PLDL1KEEP
 	ADD $256, R7, R7
 	ADD $16, R11, R11
 	SUBS $4, R9, R9
-	BGE asking69
-	B short70
-plain71:
+	BGE asking86
+	B short87
+plain88:
 	SUBS $4, R9, R9
-	BLT short70
-loop72:
+	BLT short87
+loop89:
 	FMOVQ 0(R11), F16
 	FMOVQ 256(R11), F17
-	FMOVQ 0(R10), F19
-	WORD $0x2e613a72 // shll v18.4s, v19.4h, #16
-	WORD $0x6e613a73 // shll2 v19.4s, v19.8h, #16
-	WORD $0x4f901240 // fmla v0.4s, v18.4s, v16.s[0]
-	WORD $0x4f901261 // fmla v1.4s, v19.4s, v16.s[0]
-	WORD $0x4f911248 // fmla v8.4s, v18.4s, v17.s[0]
-	WORD $0x4f911269 // fmla v9.4s, v19.4s, v17.s[0]
-	FMOVQ 16(R10), F21
-	WORD $0x2e613ab4 // shll v20.4s, v21.4h, #16
-	WORD $0x6e613ab5 // shll2 v21.4s, v21.8h, #16
-	WORD $0x4f901282 // fmla v2.4s, v20.4s, v16.s[0]
-	WORD $0x4f9012a3 // fmla v3.4s, v21.4s, v16.s[0]
-	WORD $0x4f91128a // fmla v10.4s, v20.4s, v17.s[0]
-	WORD $0x4f9112ab // fmla v11.4s, v21.4s, v17.s[0]
-	FMOVQ 32(R10), F23
-	WORD $0x2e613af6 // shll v22.4s, v23.4h, #16
-	WORD $0x6e613af7 // shll2 v23.4s, v23.8h, #16
-	WORD $0x4f9012c4 // fmla v4.4s, v22.4s, v16.s[0]
-	WORD $0x4f9012e5 // fmla v5.4s, v23.4s, v16.s[0]
-	WORD $0x4f9112cc // fmla v12.4s, v22.4s, v17.s[0]
-	WORD $0x4f9112ed // fmla v13.4s, v23.4s, v17.s[0]
-	FMOVQ 48(R10), F25
-	WORD $0x2e613b38 // shll v24.4s, v25.4h, #16
-	WORD $0x6e613b39 // shll2 v25.4s, v25.8h, #16
-	WORD $0x4f901306 // fmla v6.4s, v24.4s, v16.s[0]
-	WORD $0x4f901327 // fmla v7.4s, v25.4s, v16.s[0]
-	WORD $0x4f91130e // fmla v14.4s, v24.4s, v17.s[0]
-	WORD $0x4f91132f // fmla v15.4s, v25.4s, v17.s[0]
-	ADD R4, R10, R10
-	FMOVQ 0(R10), F19
-	WORD $0x2e613a72 // shll v18.4s, v19.4h, #16
-	WORD $0x6e613a73 // shll2 v19.4s, v19.8h, #16
+	FLDPQ 0(R10), (F18, F19)
+	VSHL $16, V18.S4, V20.S4
+	VSHL $16, V19.S4, V21.S4
+	WORD $0x4f901280 // fmla v0.4s, v20.4s, v16.s[0]
+	WORD $0x4f9012a1 // fmla v1.4s, v21.4s, v16.s[0]
+	WORD $0x4f911288 // fmla v8.4s, v20.4s, v17.s[0]
+	WORD $0x4f9112a9 // fmla v9.4s, v21.4s, v17.s[0]
+	VAND V31.B16, V18.B16, V18.B16
+	VAND V31.B16, V19.B16, V19.B16
 	WORD $0x4fb01240 // fmla v0.4s, v18.4s, v16.s[1]
 	WORD $0x4fb01261 // fmla v1.4s, v19.4s, v16.s[1]
 	WORD $0x4fb11248 // fmla v8.4s, v18.4s, v17.s[1]
 	WORD $0x4fb11269 // fmla v9.4s, v19.4s, v17.s[1]
-	FMOVQ 16(R10), F21
-	WORD $0x2e613ab4 // shll v20.4s, v21.4h, #16
-	WORD $0x6e613ab5 // shll2 v21.4s, v21.8h, #16
-	WORD $0x4fb01282 // fmla v2.4s, v20.4s, v16.s[1]
-	WORD $0x4fb012a3 // fmla v3.4s, v21.4s, v16.s[1]
-	WORD $0x4fb1128a // fmla v10.4s, v20.4s, v17.s[1]
-	WORD $0x4fb112ab // fmla v11.4s, v21.4s, v17.s[1]
-	FMOVQ 32(R10), F23
-	WORD $0x2e613af6 // shll v22.4s, v23.4h, #16
-	WORD $0x6e613af7 // shll2 v23.4s, v23.8h, #16
-	WORD $0x4fb012c4 // fmla v4.4s, v22.4s, v16.s[1]
-	WORD $0x4fb012e5 // fmla v5.4s, v23.4s, v16.s[1]
-	WORD $0x4fb112cc // fmla v12.4s, v22.4s, v17.s[1]
-	WORD $0x4fb112ed // fmla v13.4s, v23.4s, v17.s[1]
-	FMOVQ 48(R10), F25
-	WORD $0x2e613b38 // shll v24.4s, v25.4h, #16
-	WORD $0x6e613b39 // shll2 v25.4s, v25.8h, #16
-	WORD $0x4fb01306 // fmla v6.4s, v24.4s, v16.s[1]
-	WORD $0x4fb01327 // fmla v7.4s, v25.4s, v16.s[1]
-	WORD $0x4fb1130e // fmla v14.4s, v24.4s, v17.s[1]
-	WORD $0x4fb1132f // fmla v15.4s, v25.4s, v17.s[1]
+	FLDPQ 32(R10), (F22, F23)
+	VSHL $16, V22.S4, V24.S4
+	VSHL $16, V23.S4, V25.S4
+	WORD $0x4f901302 // fmla v2.4s, v24.4s, v16.s[0]
+	WORD $0x4f901323 // fmla v3.4s, v25.4s, v16.s[0]
+	WORD $0x4f91130a // fmla v10.4s, v24.4s, v17.s[0]
+	WORD $0x4f91132b // fmla v11.4s, v25.4s, v17.s[0]
+	VAND V31.B16, V22.B16, V22.B16
+	VAND V31.B16, V23.B16, V23.B16
+	WORD $0x4fb012c2 // fmla v2.4s, v22.4s, v16.s[1]
+	WORD $0x4fb012e3 // fmla v3.4s, v23.4s, v16.s[1]
+	WORD $0x4fb112ca // fmla v10.4s, v22.4s, v17.s[1]
+	WORD $0x4fb112eb // fmla v11.4s, v23.4s, v17.s[1]
+	FLDPQ 64(R10), (F26, F27)
+	VSHL $16, V26.S4, V28.S4
+	VSHL $16, V27.S4, V29.S4
+	WORD $0x4f901384 // fmla v4.4s, v28.4s, v16.s[0]
+	WORD $0x4f9013a5 // fmla v5.4s, v29.4s, v16.s[0]
+	WORD $0x4f91138c // fmla v12.4s, v28.4s, v17.s[0]
+	WORD $0x4f9113ad // fmla v13.4s, v29.4s, v17.s[0]
+	VAND V31.B16, V26.B16, V26.B16
+	VAND V31.B16, V27.B16, V27.B16
+	WORD $0x4fb01344 // fmla v4.4s, v26.4s, v16.s[1]
+	WORD $0x4fb01365 // fmla v5.4s, v27.4s, v16.s[1]
+	WORD $0x4fb1134c // fmla v12.4s, v26.4s, v17.s[1]
+	WORD $0x4fb1136d // fmla v13.4s, v27.4s, v17.s[1]
+	FLDPQ 96(R10), (F18, F19)
+	VSHL $16, V18.S4, V20.S4
+	VSHL $16, V19.S4, V21.S4
+	WORD $0x4f901286 // fmla v6.4s, v20.4s, v16.s[0]
+	WORD $0x4f9012a7 // fmla v7.4s, v21.4s, v16.s[0]
+	WORD $0x4f91128e // fmla v14.4s, v20.4s, v17.s[0]
+	WORD $0x4f9112af // fmla v15.4s, v21.4s, v17.s[0]
+	VAND V31.B16, V18.B16, V18.B16
+	VAND V31.B16, V19.B16, V19.B16
+	WORD $0x4fb01246 // fmla v6.4s, v18.4s, v16.s[1]
+	WORD $0x4fb01267 // fmla v7.4s, v19.4s, v16.s[1]
+	WORD $0x4fb1124e // fmla v14.4s, v18.4s, v17.s[1]
+	WORD $0x4fb1126f // fmla v15.4s, v19.4s, v17.s[1]
 	ADD R4, R10, R10
-	FMOVQ 0(R10), F19
-	WORD $0x2e613a72 // shll v18.4s, v19.4h, #16
-	WORD $0x6e613a73 // shll2 v19.4s, v19.8h, #16
-	WORD $0x4f901a40 // fmla v0.4s, v18.4s, v16.s[2]
-	WORD $0x4f901a61 // fmla v1.4s, v19.4s, v16.s[2]
-	WORD $0x4f911a48 // fmla v8.4s, v18.4s, v17.s[2]
-	WORD $0x4f911a69 // fmla v9.4s, v19.4s, v17.s[2]
-	FMOVQ 16(R10), F21
-	WORD $0x2e613ab4 // shll v20.4s, v21.4h, #16
-	WORD $0x6e613ab5 // shll2 v21.4s, v21.8h, #16
-	WORD $0x4f901a82 // fmla v2.4s, v20.4s, v16.s[2]
-	WORD $0x4f901aa3 // fmla v3.4s, v21.4s, v16.s[2]
-	WORD $0x4f911a8a // fmla v10.4s, v20.4s, v17.s[2]
-	WORD $0x4f911aab // fmla v11.4s, v21.4s, v17.s[2]
-	FMOVQ 32(R10), F23
-	WORD $0x2e613af6 // shll v22.4s, v23.4h, #16
-	WORD $0x6e613af7 // shll2 v23.4s, v23.8h, #16
-	WORD $0x4f901ac4 // fmla v4.4s, v22.4s, v16.s[2]
-	WORD $0x4f901ae5 // fmla v5.4s, v23.4s, v16.s[2]
-	WORD $0x4f911acc // fmla v12.4s, v22.4s, v17.s[2]
-	WORD $0x4f911aed // fmla v13.4s, v23.4s, v17.s[2]
-	FMOVQ 48(R10), F25
-	WORD $0x2e613b38 // shll v24.4s, v25.4h, #16
-	WORD $0x6e613b39 // shll2 v25.4s, v25.8h, #16
-	WORD $0x4f901b06 // fmla v6.4s, v24.4s, v16.s[2]
-	WORD $0x4f901b27 // fmla v7.4s, v25.4s, v16.s[2]
-	WORD $0x4f911b0e // fmla v14.4s, v24.4s, v17.s[2]
-	WORD $0x4f911b2f // fmla v15.4s, v25.4s, v17.s[2]
-	ADD R4, R10, R10
-	FMOVQ 0(R10), F19
-	WORD $0x2e613a72 // shll v18.4s, v19.4h, #16
-	WORD $0x6e613a73 // shll2 v19.4s, v19.8h, #16
+	FLDPQ 0(R10), (F18, F19)
+	VSHL $16, V18.S4, V20.S4
+	VSHL $16, V19.S4, V21.S4
+	WORD $0x4f901a80 // fmla v0.4s, v20.4s, v16.s[2]
+	WORD $0x4f901aa1 // fmla v1.4s, v21.4s, v16.s[2]
+	WORD $0x4f911a88 // fmla v8.4s, v20.4s, v17.s[2]
+	WORD $0x4f911aa9 // fmla v9.4s, v21.4s, v17.s[2]
+	VAND V31.B16, V18.B16, V18.B16
+	VAND V31.B16, V19.B16, V19.B16
 	WORD $0x4fb01a40 // fmla v0.4s, v18.4s, v16.s[3]
 	WORD $0x4fb01a61 // fmla v1.4s, v19.4s, v16.s[3]
 	WORD $0x4fb11a48 // fmla v8.4s, v18.4s, v17.s[3]
 	WORD $0x4fb11a69 // fmla v9.4s, v19.4s, v17.s[3]
-	FMOVQ 16(R10), F21
-	WORD $0x2e613ab4 // shll v20.4s, v21.4h, #16
-	WORD $0x6e613ab5 // shll2 v21.4s, v21.8h, #16
-	WORD $0x4fb01a82 // fmla v2.4s, v20.4s, v16.s[3]
-	WORD $0x4fb01aa3 // fmla v3.4s, v21.4s, v16.s[3]
-	WORD $0x4fb11a8a // fmla v10.4s, v20.4s, v17.s[3]
-	WORD $0x4fb11aab // fmla v11.4s, v21.4s, v17.s[3]
-	FMOVQ 32(R10), F23
-	WORD $0x2e613af6 // shll v22.4s, v23.4h, #16
-	WORD $0x6e613af7 // shll2 v23.4s, v23.8h, #16
-	WORD $0x4fb01ac4 // fmla v4.4s, v22.4s, v16.s[3]
-	WORD $0x4fb01ae5 // fmla v5.4s, v23.4s, v16.s[3]
-	WORD $0x4fb11acc // fmla v12.4s, v22.4s, v17.s[3]
-	WORD $0x4fb11aed // fmla v13.4s, v23.4s, v17.s[3]
-	FMOVQ 48(R10), F25
-	WORD $0x2e613b38 // shll v24.4s, v25.4h, #16
-	WORD $0x6e613b39 // shll2 v25.4s, v25.8h, #16
-	WORD $0x4fb01b06 // fmla v6.4s, v24.4s, v16.s[3]
-	WORD $0x4fb01b27 // fmla v7.4s, v25.4s, v16.s[3]
-	WORD $0x4fb11b0e // fmla v14.4s, v24.4s, v17.s[3]
-	WORD $0x4fb11b2f // fmla v15.4s, v25.4s, v17.s[3]
+	FLDPQ 32(R10), (F22, F23)
+	VSHL $16, V22.S4, V24.S4
+	VSHL $16, V23.S4, V25.S4
+	WORD $0x4f901b02 // fmla v2.4s, v24.4s, v16.s[2]
+	WORD $0x4f901b23 // fmla v3.4s, v25.4s, v16.s[2]
+	WORD $0x4f911b0a // fmla v10.4s, v24.4s, v17.s[2]
+	WORD $0x4f911b2b // fmla v11.4s, v25.4s, v17.s[2]
+	VAND V31.B16, V22.B16, V22.B16
+	VAND V31.B16, V23.B16, V23.B16
+	WORD $0x4fb01ac2 // fmla v2.4s, v22.4s, v16.s[3]
+	WORD $0x4fb01ae3 // fmla v3.4s, v23.4s, v16.s[3]
+	WORD $0x4fb11aca // fmla v10.4s, v22.4s, v17.s[3]
+	WORD $0x4fb11aeb // fmla v11.4s, v23.4s, v17.s[3]
+	FLDPQ 64(R10), (F26, F27)
+	VSHL $16, V26.S4, V28.S4
+	VSHL $16, V27.S4, V29.S4
+	WORD $0x4f901b84 // fmla v4.4s, v28.4s, v16.s[2]
+	WORD $0x4f901ba5 // fmla v5.4s, v29.4s, v16.s[2]
+	WORD $0x4f911b8c // fmla v12.4s, v28.4s, v17.s[2]
+	WORD $0x4f911bad // fmla v13.4s, v29.4s, v17.s[2]
+	VAND V31.B16, V26.B16, V26.B16
+	VAND V31.B16, V27.B16, V27.B16
+	WORD $0x4fb01b44 // fmla v4.4s, v26.4s, v16.s[3]
+	WORD $0x4fb01b65 // fmla v5.4s, v27.4s, v16.s[3]
+	WORD $0x4fb11b4c // fmla v12.4s, v26.4s, v17.s[3]
+	WORD $0x4fb11b6d // fmla v13.4s, v27.4s, v17.s[3]
+	FLDPQ 96(R10), (F18, F19)
+	VSHL $16, V18.S4, V20.S4
+	VSHL $16, V19.S4, V21.S4
+	WORD $0x4f901a86 // fmla v6.4s, v20.4s, v16.s[2]
+	WORD $0x4f901aa7 // fmla v7.4s, v21.4s, v16.s[2]
+	WORD $0x4f911a8e // fmla v14.4s, v20.4s, v17.s[2]
+	WORD $0x4f911aaf // fmla v15.4s, v21.4s, v17.s[2]
+	VAND V31.B16, V18.B16, V18.B16
+	VAND V31.B16, V19.B16, V19.B16
+	WORD $0x4fb01a46 // fmla v6.4s, v18.4s, v16.s[3]
+	WORD $0x4fb01a67 // fmla v7.4s, v19.4s, v16.s[3]
+	WORD $0x4fb11a4e // fmla v14.4s, v18.4s, v17.s[3]
+	WORD $0x4fb11a6f // fmla v15.4s, v19.4s, v17.s[3]
 	ADD R4, R10, R10
 	ADD $16, R11, R11
 	SUBS $4, R9, R9
-	BGE loop72
-short70:
+	BGE loop89
+short87:
 	ADDS $4, R9, R9
-	BEQ summed74
-some73:
+	BEQ summed91
+some90:
+	TBZ $1, R9, one92
+	FMOVD 0(R11), F16
+	FMOVD 256(R11), F17
+	FLDPQ 0(R10), (F18, F19)
+	VSHL $16, V18.S4, V20.S4
+	VSHL $16, V19.S4, V21.S4
+	WORD $0x4f901280 // fmla v0.4s, v20.4s, v16.s[0]
+	WORD $0x4f9012a1 // fmla v1.4s, v21.4s, v16.s[0]
+	WORD $0x4f911288 // fmla v8.4s, v20.4s, v17.s[0]
+	WORD $0x4f9112a9 // fmla v9.4s, v21.4s, v17.s[0]
+	VAND V31.B16, V18.B16, V18.B16
+	VAND V31.B16, V19.B16, V19.B16
+	WORD $0x4fb01240 // fmla v0.4s, v18.4s, v16.s[1]
+	WORD $0x4fb01261 // fmla v1.4s, v19.4s, v16.s[1]
+	WORD $0x4fb11248 // fmla v8.4s, v18.4s, v17.s[1]
+	WORD $0x4fb11269 // fmla v9.4s, v19.4s, v17.s[1]
+	FLDPQ 32(R10), (F22, F23)
+	VSHL $16, V22.S4, V24.S4
+	VSHL $16, V23.S4, V25.S4
+	WORD $0x4f901302 // fmla v2.4s, v24.4s, v16.s[0]
+	WORD $0x4f901323 // fmla v3.4s, v25.4s, v16.s[0]
+	WORD $0x4f91130a // fmla v10.4s, v24.4s, v17.s[0]
+	WORD $0x4f91132b // fmla v11.4s, v25.4s, v17.s[0]
+	VAND V31.B16, V22.B16, V22.B16
+	VAND V31.B16, V23.B16, V23.B16
+	WORD $0x4fb012c2 // fmla v2.4s, v22.4s, v16.s[1]
+	WORD $0x4fb012e3 // fmla v3.4s, v23.4s, v16.s[1]
+	WORD $0x4fb112ca // fmla v10.4s, v22.4s, v17.s[1]
+	WORD $0x4fb112eb // fmla v11.4s, v23.4s, v17.s[1]
+	FLDPQ 64(R10), (F26, F27)
+	VSHL $16, V26.S4, V28.S4
+	VSHL $16, V27.S4, V29.S4
+	WORD $0x4f901384 // fmla v4.4s, v28.4s, v16.s[0]
+	WORD $0x4f9013a5 // fmla v5.4s, v29.4s, v16.s[0]
+	WORD $0x4f91138c // fmla v12.4s, v28.4s, v17.s[0]
+	WORD $0x4f9113ad // fmla v13.4s, v29.4s, v17.s[0]
+	VAND V31.B16, V26.B16, V26.B16
+	VAND V31.B16, V27.B16, V27.B16
+	WORD $0x4fb01344 // fmla v4.4s, v26.4s, v16.s[1]
+	WORD $0x4fb01365 // fmla v5.4s, v27.4s, v16.s[1]
+	WORD $0x4fb1134c // fmla v12.4s, v26.4s, v17.s[1]
+	WORD $0x4fb1136d // fmla v13.4s, v27.4s, v17.s[1]
+	FLDPQ 96(R10), (F18, F19)
+	VSHL $16, V18.S4, V20.S4
+	VSHL $16, V19.S4, V21.S4
+	WORD $0x4f901286 // fmla v6.4s, v20.4s, v16.s[0]
+	WORD $0x4f9012a7 // fmla v7.4s, v21.4s, v16.s[0]
+	WORD $0x4f91128e // fmla v14.4s, v20.4s, v17.s[0]
+	WORD $0x4f9112af // fmla v15.4s, v21.4s, v17.s[0]
+	VAND V31.B16, V18.B16, V18.B16
+	VAND V31.B16, V19.B16, V19.B16
+	WORD $0x4fb01246 // fmla v6.4s, v18.4s, v16.s[1]
+	WORD $0x4fb01267 // fmla v7.4s, v19.4s, v16.s[1]
+	WORD $0x4fb1124e // fmla v14.4s, v18.4s, v17.s[1]
+	WORD $0x4fb1126f // fmla v15.4s, v19.4s, v17.s[1]
+	ADD R4, R10, R10
+	ADD $8, R11, R11
+	TBZ $0, R9, summed91
+one92:
 	FMOVS 0(R11), F16
 	FMOVS 256(R11), F17
-	FMOVQ 0(R10), F19
-	WORD $0x2e613a72 // shll v18.4s, v19.4h, #16
-	WORD $0x6e613a73 // shll2 v19.4s, v19.8h, #16
+	FMOVQ 0(R10), F18
+	VSHL $16, V18.S4, V18.S4
 	WORD $0x4f901240 // fmla v0.4s, v18.4s, v16.s[0]
-	WORD $0x4f901261 // fmla v1.4s, v19.4s, v16.s[0]
 	WORD $0x4f911248 // fmla v8.4s, v18.4s, v17.s[0]
-	WORD $0x4f911269 // fmla v9.4s, v19.4s, v17.s[0]
-	FMOVQ 16(R10), F21
-	WORD $0x2e613ab4 // shll v20.4s, v21.4h, #16
-	WORD $0x6e613ab5 // shll2 v21.4s, v21.8h, #16
-	WORD $0x4f901282 // fmla v2.4s, v20.4s, v16.s[0]
-	WORD $0x4f9012a3 // fmla v3.4s, v21.4s, v16.s[0]
-	WORD $0x4f91128a // fmla v10.4s, v20.4s, v17.s[0]
-	WORD $0x4f9112ab // fmla v11.4s, v21.4s, v17.s[0]
-	FMOVQ 32(R10), F23
-	WORD $0x2e613af6 // shll v22.4s, v23.4h, #16
-	WORD $0x6e613af7 // shll2 v23.4s, v23.8h, #16
-	WORD $0x4f9012c4 // fmla v4.4s, v22.4s, v16.s[0]
-	WORD $0x4f9012e5 // fmla v5.4s, v23.4s, v16.s[0]
-	WORD $0x4f9112cc // fmla v12.4s, v22.4s, v17.s[0]
-	WORD $0x4f9112ed // fmla v13.4s, v23.4s, v17.s[0]
-	FMOVQ 48(R10), F25
-	WORD $0x2e613b38 // shll v24.4s, v25.4h, #16
-	WORD $0x6e613b39 // shll2 v25.4s, v25.8h, #16
-	WORD $0x4f901306 // fmla v6.4s, v24.4s, v16.s[0]
-	WORD $0x4f901327 // fmla v7.4s, v25.4s, v16.s[0]
-	WORD $0x4f91130e // fmla v14.4s, v24.4s, v17.s[0]
-	WORD $0x4f91132f // fmla v15.4s, v25.4s, v17.s[0]
-	ADD R4, R10, R10
+	FMOVQ 16(R10), F18
+	VSHL $16, V18.S4, V18.S4
+	WORD $0x4f901241 // fmla v1.4s, v18.4s, v16.s[0]
+	WORD $0x4f911249 // fmla v9.4s, v18.4s, v17.s[0]
+	FMOVQ 32(R10), F18
+	VSHL $16, V18.S4, V18.S4
+	WORD $0x4f901242 // fmla v2.4s, v18.4s, v16.s[0]
+	WORD $0x4f91124a // fmla v10.4s, v18.4s, v17.s[0]
+	FMOVQ 48(R10), F18
+	VSHL $16, V18.S4, V18.S4
+	WORD $0x4f901243 // fmla v3.4s, v18.4s, v16.s[0]
+	WORD $0x4f91124b // fmla v11.4s, v18.4s, v17.s[0]
+	FMOVQ 64(R10), F18
+	VSHL $16, V18.S4, V18.S4
+	WORD $0x4f901244 // fmla v4.4s, v18.4s, v16.s[0]
+	WORD $0x4f91124c // fmla v12.4s, v18.4s, v17.s[0]
+	FMOVQ 80(R10), F18
+	VSHL $16, V18.S4, V18.S4
+	WORD $0x4f901245 // fmla v5.4s, v18.4s, v16.s[0]
+	WORD $0x4f91124d // fmla v13.4s, v18.4s, v17.s[0]
+	FMOVQ 96(R10), F18
+	VSHL $16, V18.S4, V18.S4
+	WORD $0x4f901246 // fmla v6.4s, v18.4s, v16.s[0]
+	WORD $0x4f91124e // fmla v14.4s, v18.4s, v17.s[0]
+	FMOVQ 112(R10), F18
+	VSHL $16, V18.S4, V18.S4
+	WORD $0x4f901247 // fmla v7.4s, v18.4s, v16.s[0]
+	WORD $0x4f91124f // fmla v15.4s, v18.4s, v17.s[0]
 	ADD $4, R11, R11
-	SUBS $1, R9, R9
-	BNE some73
-summed74:
-	B merge66
-sparse65:
+summed91:
+	B merge82
+sparse81:
 	RBIT R23, R10
 	CLZ R10, R10
 	ADD R10<<2, R1, R11
+	MOVD R10, R9
+	LSR $1, R10, R10
 	MADD R4, R21, R10, R10
 	FMOVS 0(R11), F16
 	FMOVS 256(R11), F17
-	FMOVQ 0(R10), F19
-	WORD $0x2e613a72 // shll v18.4s, v19.4h, #16
-	WORD $0x6e613a73 // shll2 v19.4s, v19.8h, #16
+	TBNZ $0, R9, odd93
+	FMOVQ 0(R10), F18
+	VSHL $16, V18.S4, V18.S4
 	WORD $0x4f901240 // fmla v0.4s, v18.4s, v16.s[0]
-	WORD $0x4f901261 // fmla v1.4s, v19.4s, v16.s[0]
 	WORD $0x4f911248 // fmla v8.4s, v18.4s, v17.s[0]
-	WORD $0x4f911269 // fmla v9.4s, v19.4s, v17.s[0]
-	FMOVQ 16(R10), F21
-	WORD $0x2e613ab4 // shll v20.4s, v21.4h, #16
-	WORD $0x6e613ab5 // shll2 v21.4s, v21.8h, #16
-	WORD $0x4f901282 // fmla v2.4s, v20.4s, v16.s[0]
-	WORD $0x4f9012a3 // fmla v3.4s, v21.4s, v16.s[0]
-	WORD $0x4f91128a // fmla v10.4s, v20.4s, v17.s[0]
-	WORD $0x4f9112ab // fmla v11.4s, v21.4s, v17.s[0]
-	FMOVQ 32(R10), F23
-	WORD $0x2e613af6 // shll v22.4s, v23.4h, #16
-	WORD $0x6e613af7 // shll2 v23.4s, v23.8h, #16
-	WORD $0x4f9012c4 // fmla v4.4s, v22.4s, v16.s[0]
-	WORD $0x4f9012e5 // fmla v5.4s, v23.4s, v16.s[0]
-	WORD $0x4f9112cc // fmla v12.4s, v22.4s, v17.s[0]
-	WORD $0x4f9112ed // fmla v13.4s, v23.4s, v17.s[0]
-	FMOVQ 48(R10), F25
-	WORD $0x2e613b38 // shll v24.4s, v25.4h, #16
-	WORD $0x6e613b39 // shll2 v25.4s, v25.8h, #16
-	WORD $0x4f901306 // fmla v6.4s, v24.4s, v16.s[0]
-	WORD $0x4f901327 // fmla v7.4s, v25.4s, v16.s[0]
-	WORD $0x4f91130e // fmla v14.4s, v24.4s, v17.s[0]
-	WORD $0x4f91132f // fmla v15.4s, v25.4s, v17.s[0]
-	ADD R4, R10, R10
-	ADD $4, R11, R11
+	FMOVQ 16(R10), F18
+	VSHL $16, V18.S4, V18.S4
+	WORD $0x4f901241 // fmla v1.4s, v18.4s, v16.s[0]
+	WORD $0x4f911249 // fmla v9.4s, v18.4s, v17.s[0]
+	FMOVQ 32(R10), F18
+	VSHL $16, V18.S4, V18.S4
+	WORD $0x4f901242 // fmla v2.4s, v18.4s, v16.s[0]
+	WORD $0x4f91124a // fmla v10.4s, v18.4s, v17.s[0]
+	FMOVQ 48(R10), F18
+	VSHL $16, V18.S4, V18.S4
+	WORD $0x4f901243 // fmla v3.4s, v18.4s, v16.s[0]
+	WORD $0x4f91124b // fmla v11.4s, v18.4s, v17.s[0]
+	FMOVQ 64(R10), F18
+	VSHL $16, V18.S4, V18.S4
+	WORD $0x4f901244 // fmla v4.4s, v18.4s, v16.s[0]
+	WORD $0x4f91124c // fmla v12.4s, v18.4s, v17.s[0]
+	FMOVQ 80(R10), F18
+	VSHL $16, V18.S4, V18.S4
+	WORD $0x4f901245 // fmla v5.4s, v18.4s, v16.s[0]
+	WORD $0x4f91124d // fmla v13.4s, v18.4s, v17.s[0]
+	FMOVQ 96(R10), F18
+	VSHL $16, V18.S4, V18.S4
+	WORD $0x4f901246 // fmla v6.4s, v18.4s, v16.s[0]
+	WORD $0x4f91124e // fmla v14.4s, v18.4s, v17.s[0]
+	FMOVQ 112(R10), F18
+	VSHL $16, V18.S4, V18.S4
+	WORD $0x4f901247 // fmla v7.4s, v18.4s, v16.s[0]
+	WORD $0x4f91124f // fmla v15.4s, v18.4s, v17.s[0]
+	B one94
+odd93:
+	FMOVQ 0(R10), F18
+	VAND V31.B16, V18.B16, V18.B16
+	WORD $0x4f901240 // fmla v0.4s, v18.4s, v16.s[0]
+	WORD $0x4f911248 // fmla v8.4s, v18.4s, v17.s[0]
+	FMOVQ 16(R10), F18
+	VAND V31.B16, V18.B16, V18.B16
+	WORD $0x4f901241 // fmla v1.4s, v18.4s, v16.s[0]
+	WORD $0x4f911249 // fmla v9.4s, v18.4s, v17.s[0]
+	FMOVQ 32(R10), F18
+	VAND V31.B16, V18.B16, V18.B16
+	WORD $0x4f901242 // fmla v2.4s, v18.4s, v16.s[0]
+	WORD $0x4f91124a // fmla v10.4s, v18.4s, v17.s[0]
+	FMOVQ 48(R10), F18
+	VAND V31.B16, V18.B16, V18.B16
+	WORD $0x4f901243 // fmla v3.4s, v18.4s, v16.s[0]
+	WORD $0x4f91124b // fmla v11.4s, v18.4s, v17.s[0]
+	FMOVQ 64(R10), F18
+	VAND V31.B16, V18.B16, V18.B16
+	WORD $0x4f901244 // fmla v4.4s, v18.4s, v16.s[0]
+	WORD $0x4f91124c // fmla v12.4s, v18.4s, v17.s[0]
+	FMOVQ 80(R10), F18
+	VAND V31.B16, V18.B16, V18.B16
+	WORD $0x4f901245 // fmla v5.4s, v18.4s, v16.s[0]
+	WORD $0x4f91124d // fmla v13.4s, v18.4s, v17.s[0]
+	FMOVQ 96(R10), F18
+	VAND V31.B16, V18.B16, V18.B16
+	WORD $0x4f901246 // fmla v6.4s, v18.4s, v16.s[0]
+	WORD $0x4f91124e // fmla v14.4s, v18.4s, v17.s[0]
+	FMOVQ 112(R10), F18
+	VAND V31.B16, V18.B16, V18.B16
+	WORD $0x4f901247 // fmla v7.4s, v18.4s, v16.s[0]
+	WORD $0x4f91124f // fmla v15.4s, v18.4s, v17.s[0]
+one94:
 	SUB $1, R23, R10
 	ANDS R10, R23, R23
-	BNE sparse65
-merge66:
+	BNE sparse81
+merge82:
 	MOVD R22, R12
-	CBZ R13, store67
+	CBZ R13, store83
 	FMOVS 0(R13), F16
 	FMOVS 0(R14), F17
 	FLDPQ 0(R12), (F18, F19)
@@ -16227,8 +17175,8 @@ merge66:
 	WORD $0x4f9191ef // fmul v15.4s, v15.4s, v17.s[0]
 	WORD $0x4f90126f // fmla v15.4s, v19.4s, v16.s[0]
 	FSTPQ (F14, F15), 96(R12)
-	B stored68
-store67:
+	B stored84
+store83:
 	FSTPQ (F0, F1), 0(R12)
 	FSTPQ (F2, F3), 32(R12)
 	FSTPQ (F4, F5), 64(R12)
@@ -16238,15 +17186,17 @@ store67:
 	FSTPQ (F10, F11), 32(R12)
 	FSTPQ (F12, F13), 64(R12)
 	FSTPQ (F14, F15), 96(R12)
-stored68:
+stored84:
 	ADD $128, R22, R22
-	ADD $64, R21, R21
+	ADD $128, R21, R21
 	SUB $8, R5, R5
-	B columns63
-less64:
-columns75:
+	B columns79
+less80:
+columns95:
 	CMP $4, R5
-	BLT less76
+	BLT less96
+	MOVD $0xffff0000, R23
+	VDUP R23, V31.S4
 	VEOR V0.B16, V0.B16, V0.B16
 	VEOR V1.B16, V1.B16, V1.B16
 	VEOR V2.B16, V2.B16, V2.B16
@@ -16256,207 +17206,273 @@ columns75:
 	VEOR V6.B16, V6.B16, V6.B16
 	VEOR V7.B16, V7.B16, V7.B16
 	MOVD R8, R23
-	CBZ R15, sparse77
+	CBZ R15, sparse97
 	ADD R19, R1, R11
 	ADD R20, R21, R10
 	MOVD R15, R9
-	CBZ R7, plain83
+	TBZ $2, R19, even101
+	FMOVS 0(R11), F8
+	FMOVS 256(R11), F9
+	FMOVQ 0(R10), F10
+	VAND V31.B16, V10.B16, V10.B16
+	WORD $0x4f881140 // fmla v0.4s, v10.4s, v8.s[0]
+	WORD $0x4f891144 // fmla v4.4s, v10.4s, v9.s[0]
+	FMOVQ 16(R10), F10
+	VAND V31.B16, V10.B16, V10.B16
+	WORD $0x4f881141 // fmla v1.4s, v10.4s, v8.s[0]
+	WORD $0x4f891145 // fmla v5.4s, v10.4s, v9.s[0]
+	FMOVQ 32(R10), F10
+	VAND V31.B16, V10.B16, V10.B16
+	WORD $0x4f881142 // fmla v2.4s, v10.4s, v8.s[0]
+	WORD $0x4f891146 // fmla v6.4s, v10.4s, v9.s[0]
+	FMOVQ 48(R10), F10
+	VAND V31.B16, V10.B16, V10.B16
+	WORD $0x4f881143 // fmla v3.4s, v10.4s, v8.s[0]
+	WORD $0x4f891147 // fmla v7.4s, v10.4s, v9.s[0]
+	ADD R4, R10, R10
+	ADD $4, R11, R11
+	SUBS $1, R9, R9
+	BEQ merge98
+even101:
+	CBZ R7, plain104
 	SUBS $4, R9, R9
-	BLT short82
-asking81:
+	BLT short103
+asking102:
 	FMOVQ 0(R11), F8
 	FMOVQ 256(R11), F9
-	FMOVQ 0(R10), F11
-	WORD $0x2e61396a // shll v10.4s, v11.4h, #16
-	WORD $0x6e61396b // shll2 v11.4s, v11.8h, #16
-	WORD $0x4f881140 // fmla v0.4s, v10.4s, v8.s[0]
-	WORD $0x4f881161 // fmla v1.4s, v11.4s, v8.s[0]
-	WORD $0x4f891144 // fmla v4.4s, v10.4s, v9.s[0]
-	WORD $0x4f891165 // fmla v5.4s, v11.4s, v9.s[0]
-	FMOVQ 16(R10), F13
-	WORD $0x2e6139ac // shll v12.4s, v13.4h, #16
-	WORD $0x6e6139ad // shll2 v13.4s, v13.8h, #16
-	WORD $0x4f881182 // fmla v2.4s, v12.4s, v8.s[0]
-	WORD $0x4f8811a3 // fmla v3.4s, v13.4s, v8.s[0]
-	WORD $0x4f891186 // fmla v6.4s, v12.4s, v9.s[0]
-	WORD $0x4f8911a7 // fmla v7.4s, v13.4s, v9.s[0]
-	ADD R4, R10, R10
-	FMOVQ 0(R10), F11
-	WORD $0x2e61396a // shll v10.4s, v11.4h, #16
-	WORD $0x6e61396b // shll2 v11.4s, v11.8h, #16
+	FLDPQ 0(R10), (F10, F11)
+	VSHL $16, V10.S4, V12.S4
+	VSHL $16, V11.S4, V13.S4
+	WORD $0x4f881180 // fmla v0.4s, v12.4s, v8.s[0]
+	WORD $0x4f8811a1 // fmla v1.4s, v13.4s, v8.s[0]
+	WORD $0x4f891184 // fmla v4.4s, v12.4s, v9.s[0]
+	WORD $0x4f8911a5 // fmla v5.4s, v13.4s, v9.s[0]
+	VAND V31.B16, V10.B16, V10.B16
+	VAND V31.B16, V11.B16, V11.B16
 	WORD $0x4fa81140 // fmla v0.4s, v10.4s, v8.s[1]
 	WORD $0x4fa81161 // fmla v1.4s, v11.4s, v8.s[1]
 	WORD $0x4fa91144 // fmla v4.4s, v10.4s, v9.s[1]
 	WORD $0x4fa91165 // fmla v5.4s, v11.4s, v9.s[1]
-	FMOVQ 16(R10), F13
-	WORD $0x2e6139ac // shll v12.4s, v13.4h, #16
-	WORD $0x6e6139ad // shll2 v13.4s, v13.8h, #16
-	WORD $0x4fa81182 // fmla v2.4s, v12.4s, v8.s[1]
-	WORD $0x4fa811a3 // fmla v3.4s, v13.4s, v8.s[1]
-	WORD $0x4fa91186 // fmla v6.4s, v12.4s, v9.s[1]
-	WORD $0x4fa911a7 // fmla v7.4s, v13.4s, v9.s[1]
+	FLDPQ 32(R10), (F14, F15)
+	VSHL $16, V14.S4, V16.S4
+	VSHL $16, V15.S4, V17.S4
+	WORD $0x4f881202 // fmla v2.4s, v16.4s, v8.s[0]
+	WORD $0x4f881223 // fmla v3.4s, v17.4s, v8.s[0]
+	WORD $0x4f891206 // fmla v6.4s, v16.4s, v9.s[0]
+	WORD $0x4f891227 // fmla v7.4s, v17.4s, v9.s[0]
+	VAND V31.B16, V14.B16, V14.B16
+	VAND V31.B16, V15.B16, V15.B16
+	WORD $0x4fa811c2 // fmla v2.4s, v14.4s, v8.s[1]
+	WORD $0x4fa811e3 // fmla v3.4s, v15.4s, v8.s[1]
+	WORD $0x4fa911c6 // fmla v6.4s, v14.4s, v9.s[1]
+	WORD $0x4fa911e7 // fmla v7.4s, v15.4s, v9.s[1]
 	ADD R4, R10, R10
 	PRFM 0(R7), PLDL1KEEP
-	FMOVQ 0(R10), F11
-	WORD $0x2e61396a // shll v10.4s, v11.4h, #16
-	WORD $0x6e61396b // shll2 v11.4s, v11.8h, #16
-	WORD $0x4f881940 // fmla v0.4s, v10.4s, v8.s[2]
-	WORD $0x4f881961 // fmla v1.4s, v11.4s, v8.s[2]
-	WORD $0x4f891944 // fmla v4.4s, v10.4s, v9.s[2]
-	WORD $0x4f891965 // fmla v5.4s, v11.4s, v9.s[2]
-	FMOVQ 16(R10), F13
-	WORD $0x2e6139ac // shll v12.4s, v13.4h, #16
-	WORD $0x6e6139ad // shll2 v13.4s, v13.8h, #16
-	WORD $0x4f881982 // fmla v2.4s, v12.4s, v8.s[2]
-	WORD $0x4f8819a3 // fmla v3.4s, v13.4s, v8.s[2]
-	WORD $0x4f891986 // fmla v6.4s, v12.4s, v9.s[2]
-	WORD $0x4f8919a7 // fmla v7.4s, v13.4s, v9.s[2]
-	ADD R4, R10, R10
-	FMOVQ 0(R10), F11
-	WORD $0x2e61396a // shll v10.4s, v11.4h, #16
-	WORD $0x6e61396b // shll2 v11.4s, v11.8h, #16
+	FLDPQ 0(R10), (F10, F11)
+	VSHL $16, V10.S4, V12.S4
+	VSHL $16, V11.S4, V13.S4
+	WORD $0x4f881980 // fmla v0.4s, v12.4s, v8.s[2]
+	WORD $0x4f8819a1 // fmla v1.4s, v13.4s, v8.s[2]
+	WORD $0x4f891984 // fmla v4.4s, v12.4s, v9.s[2]
+	WORD $0x4f8919a5 // fmla v5.4s, v13.4s, v9.s[2]
+	VAND V31.B16, V10.B16, V10.B16
+	VAND V31.B16, V11.B16, V11.B16
 	WORD $0x4fa81940 // fmla v0.4s, v10.4s, v8.s[3]
 	WORD $0x4fa81961 // fmla v1.4s, v11.4s, v8.s[3]
 	WORD $0x4fa91944 // fmla v4.4s, v10.4s, v9.s[3]
 	WORD $0x4fa91965 // fmla v5.4s, v11.4s, v9.s[3]
-	FMOVQ 16(R10), F13
-	WORD $0x2e6139ac // shll v12.4s, v13.4h, #16
-	WORD $0x6e6139ad // shll2 v13.4s, v13.8h, #16
-	WORD $0x4fa81982 // fmla v2.4s, v12.4s, v8.s[3]
-	WORD $0x4fa819a3 // fmla v3.4s, v13.4s, v8.s[3]
-	WORD $0x4fa91986 // fmla v6.4s, v12.4s, v9.s[3]
-	WORD $0x4fa919a7 // fmla v7.4s, v13.4s, v9.s[3]
+	FLDPQ 32(R10), (F14, F15)
+	VSHL $16, V14.S4, V16.S4
+	VSHL $16, V15.S4, V17.S4
+	WORD $0x4f881a02 // fmla v2.4s, v16.4s, v8.s[2]
+	WORD $0x4f881a23 // fmla v3.4s, v17.4s, v8.s[2]
+	WORD $0x4f891a06 // fmla v6.4s, v16.4s, v9.s[2]
+	WORD $0x4f891a27 // fmla v7.4s, v17.4s, v9.s[2]
+	VAND V31.B16, V14.B16, V14.B16
+	VAND V31.B16, V15.B16, V15.B16
+	WORD $0x4fa819c2 // fmla v2.4s, v14.4s, v8.s[3]
+	WORD $0x4fa819e3 // fmla v3.4s, v15.4s, v8.s[3]
+	WORD $0x4fa919c6 // fmla v6.4s, v14.4s, v9.s[3]
+	WORD $0x4fa919e7 // fmla v7.4s, v15.4s, v9.s[3]
 	ADD R4, R10, R10
 	PRFM 64(R7), PLDL1KEEP
 	ADD $128, R7, R7
 	ADD $16, R11, R11
 	SUBS $4, R9, R9
-	BGE asking81
-	B short82
-plain83:
+	BGE asking102
+	B short103
+plain104:
 	SUBS $4, R9, R9
-	BLT short82
-loop84:
+	BLT short103
+loop105:
 	FMOVQ 0(R11), F8
 	FMOVQ 256(R11), F9
-	FMOVQ 0(R10), F11
-	WORD $0x2e61396a // shll v10.4s, v11.4h, #16
-	WORD $0x6e61396b // shll2 v11.4s, v11.8h, #16
-	WORD $0x4f881140 // fmla v0.4s, v10.4s, v8.s[0]
-	WORD $0x4f881161 // fmla v1.4s, v11.4s, v8.s[0]
-	WORD $0x4f891144 // fmla v4.4s, v10.4s, v9.s[0]
-	WORD $0x4f891165 // fmla v5.4s, v11.4s, v9.s[0]
-	FMOVQ 16(R10), F13
-	WORD $0x2e6139ac // shll v12.4s, v13.4h, #16
-	WORD $0x6e6139ad // shll2 v13.4s, v13.8h, #16
-	WORD $0x4f881182 // fmla v2.4s, v12.4s, v8.s[0]
-	WORD $0x4f8811a3 // fmla v3.4s, v13.4s, v8.s[0]
-	WORD $0x4f891186 // fmla v6.4s, v12.4s, v9.s[0]
-	WORD $0x4f8911a7 // fmla v7.4s, v13.4s, v9.s[0]
-	ADD R4, R10, R10
-	FMOVQ 0(R10), F11
-	WORD $0x2e61396a // shll v10.4s, v11.4h, #16
-	WORD $0x6e61396b // shll2 v11.4s, v11.8h, #16
+	FLDPQ 0(R10), (F10, F11)
+	VSHL $16, V10.S4, V12.S4
+	VSHL $16, V11.S4, V13.S4
+	WORD $0x4f881180 // fmla v0.4s, v12.4s, v8.s[0]
+	WORD $0x4f8811a1 // fmla v1.4s, v13.4s, v8.s[0]
+	WORD $0x4f891184 // fmla v4.4s, v12.4s, v9.s[0]
+	WORD $0x4f8911a5 // fmla v5.4s, v13.4s, v9.s[0]
+	VAND V31.B16, V10.B16, V10.B16
+	VAND V31.B16, V11.B16, V11.B16
 	WORD $0x4fa81140 // fmla v0.4s, v10.4s, v8.s[1]
 	WORD $0x4fa81161 // fmla v1.4s, v11.4s, v8.s[1]
 	WORD $0x4fa91144 // fmla v4.4s, v10.4s, v9.s[1]
 	WORD $0x4fa91165 // fmla v5.4s, v11.4s, v9.s[1]
-	FMOVQ 16(R10), F13
-	WORD $0x2e6139ac // shll v12.4s, v13.4h, #16
-	WORD $0x6e6139ad // shll2 v13.4s, v13.8h, #16
-	WORD $0x4fa81182 // fmla v2.4s, v12.4s, v8.s[1]
-	WORD $0x4fa811a3 // fmla v3.4s, v13.4s, v8.s[1]
-	WORD $0x4fa91186 // fmla v6.4s, v12.4s, v9.s[1]
-	WORD $0x4fa911a7 // fmla v7.4s, v13.4s, v9.s[1]
+	FLDPQ 32(R10), (F14, F15)
+	VSHL $16, V14.S4, V16.S4
+	VSHL $16, V15.S4, V17.S4
+	WORD $0x4f881202 // fmla v2.4s, v16.4s, v8.s[0]
+	WORD $0x4f881223 // fmla v3.4s, v17.4s, v8.s[0]
+	WORD $0x4f891206 // fmla v6.4s, v16.4s, v9.s[0]
+	WORD $0x4f891227 // fmla v7.4s, v17.4s, v9.s[0]
+	VAND V31.B16, V14.B16, V14.B16
+	VAND V31.B16, V15.B16, V15.B16
+	WORD $0x4fa811c2 // fmla v2.4s, v14.4s, v8.s[1]
+	WORD $0x4fa811e3 // fmla v3.4s, v15.4s, v8.s[1]
+	WORD $0x4fa911c6 // fmla v6.4s, v14.4s, v9.s[1]
+	WORD $0x4fa911e7 // fmla v7.4s, v15.4s, v9.s[1]
 	ADD R4, R10, R10
-	FMOVQ 0(R10), F11
-	WORD $0x2e61396a // shll v10.4s, v11.4h, #16
-	WORD $0x6e61396b // shll2 v11.4s, v11.8h, #16
-	WORD $0x4f881940 // fmla v0.4s, v10.4s, v8.s[2]
-	WORD $0x4f881961 // fmla v1.4s, v11.4s, v8.s[2]
-	WORD $0x4f891944 // fmla v4.4s, v10.4s, v9.s[2]
-	WORD $0x4f891965 // fmla v5.4s, v11.4s, v9.s[2]
-	FMOVQ 16(R10), F13
-	WORD $0x2e6139ac // shll v12.4s, v13.4h, #16
-	WORD $0x6e6139ad // shll2 v13.4s, v13.8h, #16
-	WORD $0x4f881982 // fmla v2.4s, v12.4s, v8.s[2]
-	WORD $0x4f8819a3 // fmla v3.4s, v13.4s, v8.s[2]
-	WORD $0x4f891986 // fmla v6.4s, v12.4s, v9.s[2]
-	WORD $0x4f8919a7 // fmla v7.4s, v13.4s, v9.s[2]
-	ADD R4, R10, R10
-	FMOVQ 0(R10), F11
-	WORD $0x2e61396a // shll v10.4s, v11.4h, #16
-	WORD $0x6e61396b // shll2 v11.4s, v11.8h, #16
+	FLDPQ 0(R10), (F10, F11)
+	VSHL $16, V10.S4, V12.S4
+	VSHL $16, V11.S4, V13.S4
+	WORD $0x4f881980 // fmla v0.4s, v12.4s, v8.s[2]
+	WORD $0x4f8819a1 // fmla v1.4s, v13.4s, v8.s[2]
+	WORD $0x4f891984 // fmla v4.4s, v12.4s, v9.s[2]
+	WORD $0x4f8919a5 // fmla v5.4s, v13.4s, v9.s[2]
+	VAND V31.B16, V10.B16, V10.B16
+	VAND V31.B16, V11.B16, V11.B16
 	WORD $0x4fa81940 // fmla v0.4s, v10.4s, v8.s[3]
 	WORD $0x4fa81961 // fmla v1.4s, v11.4s, v8.s[3]
 	WORD $0x4fa91944 // fmla v4.4s, v10.4s, v9.s[3]
 	WORD $0x4fa91965 // fmla v5.4s, v11.4s, v9.s[3]
-	FMOVQ 16(R10), F13
-	WORD $0x2e6139ac // shll v12.4s, v13.4h, #16
-	WORD $0x6e6139ad // shll2 v13.4s, v13.8h, #16
-	WORD $0x4fa81982 // fmla v2.4s, v12.4s, v8.s[3]
-	WORD $0x4fa819a3 // fmla v3.4s, v13.4s, v8.s[3]
-	WORD $0x4fa91986 // fmla v6.4s, v12.4s, v9.s[3]
-	WORD $0x4fa919a7 // fmla v7.4s, v13.4s, v9.s[3]
+	FLDPQ 32(R10), (F14, F15)
+	VSHL $16, V14.S4, V16.S4
+	VSHL $16, V15.S4, V17.S4
+	WORD $0x4f881a02 // fmla v2.4s, v16.4s, v8.s[2]
+	WORD $0x4f881a23 // fmla v3.4s, v17.4s, v8.s[2]
+	WORD $0x4f891a06 // fmla v6.4s, v16.4s, v9.s[2]
+	WORD $0x4f891a27 // fmla v7.4s, v17.4s, v9.s[2]
+	VAND V31.B16, V14.B16, V14.B16
+	VAND V31.B16, V15.B16, V15.B16
+	WORD $0x4fa819c2 // fmla v2.4s, v14.4s, v8.s[3]
+	WORD $0x4fa819e3 // fmla v3.4s, v15.4s, v8.s[3]
+	WORD $0x4fa919c6 // fmla v6.4s, v14.4s, v9.s[3]
+	WORD $0x4fa919e7 // fmla v7.4s, v15.4s, v9.s[3]
 	ADD R4, R10, R10
 	ADD $16, R11, R11
 	SUBS $4, R9, R9
-	BGE loop84
-short82:
+	BGE loop105
+short103:
 	ADDS $4, R9, R9
-	BEQ summed86
-some85:
+	BEQ summed107
+some106:
+	TBZ $1, R9, one108
+	FMOVD 0(R11), F8
+	FMOVD 256(R11), F9
+	FLDPQ 0(R10), (F10, F11)
+	VSHL $16, V10.S4, V12.S4
+	VSHL $16, V11.S4, V13.S4
+	WORD $0x4f881180 // fmla v0.4s, v12.4s, v8.s[0]
+	WORD $0x4f8811a1 // fmla v1.4s, v13.4s, v8.s[0]
+	WORD $0x4f891184 // fmla v4.4s, v12.4s, v9.s[0]
+	WORD $0x4f8911a5 // fmla v5.4s, v13.4s, v9.s[0]
+	VAND V31.B16, V10.B16, V10.B16
+	VAND V31.B16, V11.B16, V11.B16
+	WORD $0x4fa81140 // fmla v0.4s, v10.4s, v8.s[1]
+	WORD $0x4fa81161 // fmla v1.4s, v11.4s, v8.s[1]
+	WORD $0x4fa91144 // fmla v4.4s, v10.4s, v9.s[1]
+	WORD $0x4fa91165 // fmla v5.4s, v11.4s, v9.s[1]
+	FLDPQ 32(R10), (F14, F15)
+	VSHL $16, V14.S4, V16.S4
+	VSHL $16, V15.S4, V17.S4
+	WORD $0x4f881202 // fmla v2.4s, v16.4s, v8.s[0]
+	WORD $0x4f881223 // fmla v3.4s, v17.4s, v8.s[0]
+	WORD $0x4f891206 // fmla v6.4s, v16.4s, v9.s[0]
+	WORD $0x4f891227 // fmla v7.4s, v17.4s, v9.s[0]
+	VAND V31.B16, V14.B16, V14.B16
+	VAND V31.B16, V15.B16, V15.B16
+	WORD $0x4fa811c2 // fmla v2.4s, v14.4s, v8.s[1]
+	WORD $0x4fa811e3 // fmla v3.4s, v15.4s, v8.s[1]
+	WORD $0x4fa911c6 // fmla v6.4s, v14.4s, v9.s[1]
+	WORD $0x4fa911e7 // fmla v7.4s, v15.4s, v9.s[1]
+	ADD R4, R10, R10
+	ADD $8, R11, R11
+	TBZ $0, R9, summed107
+one108:
 	FMOVS 0(R11), F8
 	FMOVS 256(R11), F9
-	FMOVQ 0(R10), F11
-	WORD $0x2e61396a // shll v10.4s, v11.4h, #16
-	WORD $0x6e61396b // shll2 v11.4s, v11.8h, #16
+	FMOVQ 0(R10), F10
+	VSHL $16, V10.S4, V10.S4
 	WORD $0x4f881140 // fmla v0.4s, v10.4s, v8.s[0]
-	WORD $0x4f881161 // fmla v1.4s, v11.4s, v8.s[0]
 	WORD $0x4f891144 // fmla v4.4s, v10.4s, v9.s[0]
-	WORD $0x4f891165 // fmla v5.4s, v11.4s, v9.s[0]
-	FMOVQ 16(R10), F13
-	WORD $0x2e6139ac // shll v12.4s, v13.4h, #16
-	WORD $0x6e6139ad // shll2 v13.4s, v13.8h, #16
-	WORD $0x4f881182 // fmla v2.4s, v12.4s, v8.s[0]
-	WORD $0x4f8811a3 // fmla v3.4s, v13.4s, v8.s[0]
-	WORD $0x4f891186 // fmla v6.4s, v12.4s, v9.s[0]
-	WORD $0x4f8911a7 // fmla v7.4s, v13.4s, v9.s[0]
-	ADD R4, R10, R10
+	FMOVQ 16(R10), F10
+	VSHL $16, V10.S4, V10.S4
+	WORD $0x4f881141 // fmla v1.4s, v10.4s, v8.s[0]
+	WORD $0x4f891145 // fmla v5.4s, v10.4s, v9.s[0]
+	FMOVQ 32(R10), F10
+	VSHL $16, V10.S4, V10.S4
+	WORD $0x4f881142 // fmla v2.4s, v10.4s, v8.s[0]
+	WORD $0x4f891146 // fmla v6.4s, v10.4s, v9.s[0]
+	FMOVQ 48(R10), F10
+	VSHL $16, V10.S4, V10.S4
+	WORD $0x4f881143 // fmla v3.4s, v10.4s, v8.s[0]
+	WORD $0x4f891147 // fmla v7.4s, v10.4s, v9.s[0]
 	ADD $4, R11, R11
-	SUBS $1, R9, R9
-	BNE some85
-summed86:
-	B merge78
-sparse77:
+summed107:
+	B merge98
+sparse97:
 	RBIT R23, R10
 	CLZ R10, R10
 	ADD R10<<2, R1, R11
+	MOVD R10, R9
+	LSR $1, R10, R10
 	MADD R4, R21, R10, R10
 	FMOVS 0(R11), F8
 	FMOVS 256(R11), F9
-	FMOVQ 0(R10), F11
-	WORD $0x2e61396a // shll v10.4s, v11.4h, #16
-	WORD $0x6e61396b // shll2 v11.4s, v11.8h, #16
+	TBNZ $0, R9, odd109
+	FMOVQ 0(R10), F10
+	VSHL $16, V10.S4, V10.S4
 	WORD $0x4f881140 // fmla v0.4s, v10.4s, v8.s[0]
-	WORD $0x4f881161 // fmla v1.4s, v11.4s, v8.s[0]
 	WORD $0x4f891144 // fmla v4.4s, v10.4s, v9.s[0]
-	WORD $0x4f891165 // fmla v5.4s, v11.4s, v9.s[0]
-	FMOVQ 16(R10), F13
-	WORD $0x2e6139ac // shll v12.4s, v13.4h, #16
-	WORD $0x6e6139ad // shll2 v13.4s, v13.8h, #16
-	WORD $0x4f881182 // fmla v2.4s, v12.4s, v8.s[0]
-	WORD $0x4f8811a3 // fmla v3.4s, v13.4s, v8.s[0]
-	WORD $0x4f891186 // fmla v6.4s, v12.4s, v9.s[0]
-	WORD $0x4f8911a7 // fmla v7.4s, v13.4s, v9.s[0]
-	ADD R4, R10, R10
-	ADD $4, R11, R11
+	FMOVQ 16(R10), F10
+	VSHL $16, V10.S4, V10.S4
+	WORD $0x4f881141 // fmla v1.4s, v10.4s, v8.s[0]
+	WORD $0x4f891145 // fmla v5.4s, v10.4s, v9.s[0]
+	FMOVQ 32(R10), F10
+	VSHL $16, V10.S4, V10.S4
+	WORD $0x4f881142 // fmla v2.4s, v10.4s, v8.s[0]
+	WORD $0x4f891146 // fmla v6.4s, v10.4s, v9.s[0]
+	FMOVQ 48(R10), F10
+	VSHL $16, V10.S4, V10.S4
+	WORD $0x4f881143 // fmla v3.4s, v10.4s, v8.s[0]
+	WORD $0x4f891147 // fmla v7.4s, v10.4s, v9.s[0]
+	B one110
+odd109:
+	FMOVQ 0(R10), F10
+	VAND V31.B16, V10.B16, V10.B16
+	WORD $0x4f881140 // fmla v0.4s, v10.4s, v8.s[0]
+	WORD $0x4f891144 // fmla v4.4s, v10.4s, v9.s[0]
+	FMOVQ 16(R10), F10
+	VAND V31.B16, V10.B16, V10.B16
+	WORD $0x4f881141 // fmla v1.4s, v10.4s, v8.s[0]
+	WORD $0x4f891145 // fmla v5.4s, v10.4s, v9.s[0]
+	FMOVQ 32(R10), F10
+	VAND V31.B16, V10.B16, V10.B16
+	WORD $0x4f881142 // fmla v2.4s, v10.4s, v8.s[0]
+	WORD $0x4f891146 // fmla v6.4s, v10.4s, v9.s[0]
+	FMOVQ 48(R10), F10
+	VAND V31.B16, V10.B16, V10.B16
+	WORD $0x4f881143 // fmla v3.4s, v10.4s, v8.s[0]
+	WORD $0x4f891147 // fmla v7.4s, v10.4s, v9.s[0]
+one110:
 	SUB $1, R23, R10
 	ANDS R10, R23, R23
-	BNE sparse77
-merge78:
+	BNE sparse97
+merge98:
 	MOVD R22, R12
-	CBZ R13, store79
+	CBZ R13, store99
 	FMOVS 0(R13), F8
 	FMOVS 0(R14), F9
 	FLDPQ 0(R12), (F10, F11)
@@ -16486,26 +17502,26 @@ merge78:
 	WORD $0x4f8990e7 // fmul v7.4s, v7.4s, v9.s[0]
 	WORD $0x4f881167 // fmla v7.4s, v11.4s, v8.s[0]
 	FSTPQ (F6, F7), 32(R12)
-	B stored80
-store79:
+	B stored100
+store99:
 	FSTPQ (F0, F1), 0(R12)
 	FSTPQ (F2, F3), 32(R12)
 	ADD R3, R12, R12
 	FSTPQ (F4, F5), 0(R12)
 	FSTPQ (F6, F7), 32(R12)
-stored80:
+stored100:
 	ADD $64, R22, R22
-	ADD $32, R21, R21
+	ADD $64, R21, R21
 	SUB $4, R5, R5
-	B columns75
-less76:
+	B columns95
+less96:
 	ADD $512, R1, R1
 	ADD R3, R0, R0
 	ADD R3, R0, R0
-	CBZ R13, more87
+	CBZ R13, more111
 	ADD $8, R13, R13
 	ADD $8, R14, R14
-more87:
+more111:
 	MOVD ZR, R7
 	SUB $2, R6, R6
 	B rows3
@@ -16514,9 +17530,11 @@ tile9:
 	MOVD R0, R22
 	MOVD cols+40(FP), R5
 	LSL $2, R5, R5
-columns88:
+columns112:
 	CMP $8, R5
-	BLT less89
+	BLT less113
+	MOVD $0xffff0000, R23
+	VDUP R23, V31.S4
 	VEOR V0.B16, V0.B16, V0.B16
 	VEOR V1.B16, V1.B16, V1.B16
 	VEOR V2.B16, V2.B16, V2.B16
@@ -16542,433 +17560,587 @@ columns88:
 	VEOR V22.B16, V22.B16, V22.B16
 	VEOR V23.B16, V23.B16, V23.B16
 	MOVD R8, R23
-	CBZ R15, sparse90
+	CBZ R15, sparse114
 	ADD R19, R1, R11
 	ADD R20, R21, R10
 	MOVD R15, R9
-	CBZ R7, plain96
+	TBZ $2, R19, even118
+	FMOVS 0(R11), F24
+	FMOVS 256(R11), F25
+	FMOVS 512(R11), F26
+	FMOVQ 0(R10), F27
+	VAND V31.B16, V27.B16, V27.B16
+	WORD $0x4f981360 // fmla v0.4s, v27.4s, v24.s[0]
+	WORD $0x4f991368 // fmla v8.4s, v27.4s, v25.s[0]
+	WORD $0x4f9a1370 // fmla v16.4s, v27.4s, v26.s[0]
+	FMOVQ 16(R10), F27
+	VAND V31.B16, V27.B16, V27.B16
+	WORD $0x4f981361 // fmla v1.4s, v27.4s, v24.s[0]
+	WORD $0x4f991369 // fmla v9.4s, v27.4s, v25.s[0]
+	WORD $0x4f9a1371 // fmla v17.4s, v27.4s, v26.s[0]
+	FMOVQ 32(R10), F27
+	VAND V31.B16, V27.B16, V27.B16
+	WORD $0x4f981362 // fmla v2.4s, v27.4s, v24.s[0]
+	WORD $0x4f99136a // fmla v10.4s, v27.4s, v25.s[0]
+	WORD $0x4f9a1372 // fmla v18.4s, v27.4s, v26.s[0]
+	FMOVQ 48(R10), F27
+	VAND V31.B16, V27.B16, V27.B16
+	WORD $0x4f981363 // fmla v3.4s, v27.4s, v24.s[0]
+	WORD $0x4f99136b // fmla v11.4s, v27.4s, v25.s[0]
+	WORD $0x4f9a1373 // fmla v19.4s, v27.4s, v26.s[0]
+	FMOVQ 64(R10), F27
+	VAND V31.B16, V27.B16, V27.B16
+	WORD $0x4f981364 // fmla v4.4s, v27.4s, v24.s[0]
+	WORD $0x4f99136c // fmla v12.4s, v27.4s, v25.s[0]
+	WORD $0x4f9a1374 // fmla v20.4s, v27.4s, v26.s[0]
+	FMOVQ 80(R10), F27
+	VAND V31.B16, V27.B16, V27.B16
+	WORD $0x4f981365 // fmla v5.4s, v27.4s, v24.s[0]
+	WORD $0x4f99136d // fmla v13.4s, v27.4s, v25.s[0]
+	WORD $0x4f9a1375 // fmla v21.4s, v27.4s, v26.s[0]
+	FMOVQ 96(R10), F27
+	VAND V31.B16, V27.B16, V27.B16
+	WORD $0x4f981366 // fmla v6.4s, v27.4s, v24.s[0]
+	WORD $0x4f99136e // fmla v14.4s, v27.4s, v25.s[0]
+	WORD $0x4f9a1376 // fmla v22.4s, v27.4s, v26.s[0]
+	FMOVQ 112(R10), F27
+	VAND V31.B16, V27.B16, V27.B16
+	WORD $0x4f981367 // fmla v7.4s, v27.4s, v24.s[0]
+	WORD $0x4f99136f // fmla v15.4s, v27.4s, v25.s[0]
+	WORD $0x4f9a1377 // fmla v23.4s, v27.4s, v26.s[0]
+	ADD R4, R10, R10
+	ADD $4, R11, R11
+	SUBS $1, R9, R9
+	BEQ merge115
+even118:
+	CBZ R7, plain121
 	SUBS $4, R9, R9
-	BLT short95
-asking94:
+	BLT short120
+asking119:
 	FMOVQ 0(R11), F24
 	FMOVQ 256(R11), F25
 	FMOVQ 512(R11), F26
-	FMOVQ 0(R10), F28
-	WORD $0x2e613b9b // shll v27.4s, v28.4h, #16
-	WORD $0x6e613b9c // shll2 v28.4s, v28.8h, #16
-	WORD $0x4f981360 // fmla v0.4s, v27.4s, v24.s[0]
-	WORD $0x4f981381 // fmla v1.4s, v28.4s, v24.s[0]
-	WORD $0x4f991368 // fmla v8.4s, v27.4s, v25.s[0]
-	WORD $0x4f991389 // fmla v9.4s, v28.4s, v25.s[0]
-	WORD $0x4f9a1370 // fmla v16.4s, v27.4s, v26.s[0]
-	WORD $0x4f9a1391 // fmla v17.4s, v28.4s, v26.s[0]
-	FMOVQ 16(R10), F30
-	WORD $0x2e613bdd // shll v29.4s, v30.4h, #16
-	WORD $0x6e613bde // shll2 v30.4s, v30.8h, #16
-	WORD $0x4f9813a2 // fmla v2.4s, v29.4s, v24.s[0]
-	WORD $0x4f9813c3 // fmla v3.4s, v30.4s, v24.s[0]
-	WORD $0x4f9913aa // fmla v10.4s, v29.4s, v25.s[0]
-	WORD $0x4f9913cb // fmla v11.4s, v30.4s, v25.s[0]
-	WORD $0x4f9a13b2 // fmla v18.4s, v29.4s, v26.s[0]
-	WORD $0x4f9a13d3 // fmla v19.4s, v30.4s, v26.s[0]
-	FMOVQ 32(R10), F28
-	WORD $0x2e613b9b // shll v27.4s, v28.4h, #16
-	WORD $0x6e613b9c // shll2 v28.4s, v28.8h, #16
-	WORD $0x4f981364 // fmla v4.4s, v27.4s, v24.s[0]
-	WORD $0x4f981385 // fmla v5.4s, v28.4s, v24.s[0]
-	WORD $0x4f99136c // fmla v12.4s, v27.4s, v25.s[0]
-	WORD $0x4f99138d // fmla v13.4s, v28.4s, v25.s[0]
-	WORD $0x4f9a1374 // fmla v20.4s, v27.4s, v26.s[0]
-	WORD $0x4f9a1395 // fmla v21.4s, v28.4s, v26.s[0]
-	FMOVQ 48(R10), F30
-	WORD $0x2e613bdd // shll v29.4s, v30.4h, #16
-	WORD $0x6e613bde // shll2 v30.4s, v30.8h, #16
-	WORD $0x4f9813a6 // fmla v6.4s, v29.4s, v24.s[0]
-	WORD $0x4f9813c7 // fmla v7.4s, v30.4s, v24.s[0]
-	WORD $0x4f9913ae // fmla v14.4s, v29.4s, v25.s[0]
-	WORD $0x4f9913cf // fmla v15.4s, v30.4s, v25.s[0]
-	WORD $0x4f9a13b6 // fmla v22.4s, v29.4s, v26.s[0]
-	WORD $0x4f9a13d7 // fmla v23.4s, v30.4s, v26.s[0]
-	ADD R4, R10, R10
-	PRFM 0(R7), PLDL1KEEP
-	FMOVQ 0(R10), F28
-	WORD $0x2e613b9b // shll v27.4s, v28.4h, #16
-	WORD $0x6e613b9c // shll2 v28.4s, v28.8h, #16
+	FLDPQ 0(R10), (F27, F28)
+	VSHL $16, V27.S4, V29.S4
+	VSHL $16, V28.S4, V30.S4
+	WORD $0x4f9813a0 // fmla v0.4s, v29.4s, v24.s[0]
+	WORD $0x4f9813c1 // fmla v1.4s, v30.4s, v24.s[0]
+	WORD $0x4f9913a8 // fmla v8.4s, v29.4s, v25.s[0]
+	WORD $0x4f9913c9 // fmla v9.4s, v30.4s, v25.s[0]
+	WORD $0x4f9a13b0 // fmla v16.4s, v29.4s, v26.s[0]
+	WORD $0x4f9a13d1 // fmla v17.4s, v30.4s, v26.s[0]
+	VAND V31.B16, V27.B16, V27.B16
+	VAND V31.B16, V28.B16, V28.B16
 	WORD $0x4fb81360 // fmla v0.4s, v27.4s, v24.s[1]
 	WORD $0x4fb81381 // fmla v1.4s, v28.4s, v24.s[1]
 	WORD $0x4fb91368 // fmla v8.4s, v27.4s, v25.s[1]
 	WORD $0x4fb91389 // fmla v9.4s, v28.4s, v25.s[1]
 	WORD $0x4fba1370 // fmla v16.4s, v27.4s, v26.s[1]
 	WORD $0x4fba1391 // fmla v17.4s, v28.4s, v26.s[1]
-	FMOVQ 16(R10), F30
-	WORD $0x2e613bdd // shll v29.4s, v30.4h, #16
-	WORD $0x6e613bde // shll2 v30.4s, v30.8h, #16
-	WORD $0x4fb813a2 // fmla v2.4s, v29.4s, v24.s[1]
-	WORD $0x4fb813c3 // fmla v3.4s, v30.4s, v24.s[1]
-	WORD $0x4fb913aa // fmla v10.4s, v29.4s, v25.s[1]
-	WORD $0x4fb913cb // fmla v11.4s, v30.4s, v25.s[1]
-	WORD $0x4fba13b2 // fmla v18.4s, v29.4s, v26.s[1]
-	WORD $0x4fba13d3 // fmla v19.4s, v30.4s, v26.s[1]
-	FMOVQ 32(R10), F28
-	WORD $0x2e613b9b // shll v27.4s, v28.4h, #16
-	WORD $0x6e613b9c // shll2 v28.4s, v28.8h, #16
+	FLDPQ 32(R10), (F27, F28)
+	VSHL $16, V27.S4, V29.S4
+	VSHL $16, V28.S4, V30.S4
+	WORD $0x4f9813a2 // fmla v2.4s, v29.4s, v24.s[0]
+	WORD $0x4f9813c3 // fmla v3.4s, v30.4s, v24.s[0]
+	WORD $0x4f9913aa // fmla v10.4s, v29.4s, v25.s[0]
+	WORD $0x4f9913cb // fmla v11.4s, v30.4s, v25.s[0]
+	WORD $0x4f9a13b2 // fmla v18.4s, v29.4s, v26.s[0]
+	WORD $0x4f9a13d3 // fmla v19.4s, v30.4s, v26.s[0]
+	VAND V31.B16, V27.B16, V27.B16
+	VAND V31.B16, V28.B16, V28.B16
+	WORD $0x4fb81362 // fmla v2.4s, v27.4s, v24.s[1]
+	WORD $0x4fb81383 // fmla v3.4s, v28.4s, v24.s[1]
+	WORD $0x4fb9136a // fmla v10.4s, v27.4s, v25.s[1]
+	WORD $0x4fb9138b // fmla v11.4s, v28.4s, v25.s[1]
+	WORD $0x4fba1372 // fmla v18.4s, v27.4s, v26.s[1]
+	WORD $0x4fba1393 // fmla v19.4s, v28.4s, v26.s[1]
+	FLDPQ 64(R10), (F27, F28)
+	VSHL $16, V27.S4, V29.S4
+	VSHL $16, V28.S4, V30.S4
+	WORD $0x4f9813a4 // fmla v4.4s, v29.4s, v24.s[0]
+	WORD $0x4f9813c5 // fmla v5.4s, v30.4s, v24.s[0]
+	WORD $0x4f9913ac // fmla v12.4s, v29.4s, v25.s[0]
+	WORD $0x4f9913cd // fmla v13.4s, v30.4s, v25.s[0]
+	WORD $0x4f9a13b4 // fmla v20.4s, v29.4s, v26.s[0]
+	WORD $0x4f9a13d5 // fmla v21.4s, v30.4s, v26.s[0]
+	VAND V31.B16, V27.B16, V27.B16
+	VAND V31.B16, V28.B16, V28.B16
 	WORD $0x4fb81364 // fmla v4.4s, v27.4s, v24.s[1]
 	WORD $0x4fb81385 // fmla v5.4s, v28.4s, v24.s[1]
 	WORD $0x4fb9136c // fmla v12.4s, v27.4s, v25.s[1]
 	WORD $0x4fb9138d // fmla v13.4s, v28.4s, v25.s[1]
 	WORD $0x4fba1374 // fmla v20.4s, v27.4s, v26.s[1]
 	WORD $0x4fba1395 // fmla v21.4s, v28.4s, v26.s[1]
-	FMOVQ 48(R10), F30
-	WORD $0x2e613bdd // shll v29.4s, v30.4h, #16
-	WORD $0x6e613bde // shll2 v30.4s, v30.8h, #16
-	WORD $0x4fb813a6 // fmla v6.4s, v29.4s, v24.s[1]
-	WORD $0x4fb813c7 // fmla v7.4s, v30.4s, v24.s[1]
-	WORD $0x4fb913ae // fmla v14.4s, v29.4s, v25.s[1]
-	WORD $0x4fb913cf // fmla v15.4s, v30.4s, v25.s[1]
-	WORD $0x4fba13b6 // fmla v22.4s, v29.4s, v26.s[1]
-	WORD $0x4fba13d7 // fmla v23.4s, v30.4s, v26.s[1]
+	FLDPQ 96(R10), (F27, F28)
+	VSHL $16, V27.S4, V29.S4
+	VSHL $16, V28.S4, V30.S4
+	WORD $0x4f9813a6 // fmla v6.4s, v29.4s, v24.s[0]
+	WORD $0x4f9813c7 // fmla v7.4s, v30.4s, v24.s[0]
+	WORD $0x4f9913ae // fmla v14.4s, v29.4s, v25.s[0]
+	WORD $0x4f9913cf // fmla v15.4s, v30.4s, v25.s[0]
+	WORD $0x4f9a13b6 // fmla v22.4s, v29.4s, v26.s[0]
+	WORD $0x4f9a13d7 // fmla v23.4s, v30.4s, v26.s[0]
+	VAND V31.B16, V27.B16, V27.B16
+	VAND V31.B16, V28.B16, V28.B16
+	WORD $0x4fb81366 // fmla v6.4s, v27.4s, v24.s[1]
+	WORD $0x4fb81387 // fmla v7.4s, v28.4s, v24.s[1]
+	WORD $0x4fb9136e // fmla v14.4s, v27.4s, v25.s[1]
+	WORD $0x4fb9138f // fmla v15.4s, v28.4s, v25.s[1]
+	WORD $0x4fba1376 // fmla v22.4s, v27.4s, v26.s[1]
+	WORD $0x4fba1397 // fmla v23.4s, v28.4s, v26.s[1]
+	PRFM 0(R7), PLDL1KEEP
 	ADD R4, R10, R10
 	PRFM 64(R7), PLDL1KEEP
-	FMOVQ 0(R10), F28
-	WORD $0x2e613b9b // shll v27.4s, v28.4h, #16
-	WORD $0x6e613b9c // shll2 v28.4s, v28.8h, #16
-	WORD $0x4f981b60 // fmla v0.4s, v27.4s, v24.s[2]
-	WORD $0x4f981b81 // fmla v1.4s, v28.4s, v24.s[2]
-	WORD $0x4f991b68 // fmla v8.4s, v27.4s, v25.s[2]
-	WORD $0x4f991b89 // fmla v9.4s, v28.4s, v25.s[2]
-	WORD $0x4f9a1b70 // fmla v16.4s, v27.4s, v26.s[2]
-	WORD $0x4f9a1b91 // fmla v17.4s, v28.4s, v26.s[2]
-	FMOVQ 16(R10), F30
-	WORD $0x2e613bdd // shll v29.4s, v30.4h, #16
-	WORD $0x6e613bde // shll2 v30.4s, v30.8h, #16
-	WORD $0x4f981ba2 // fmla v2.4s, v29.4s, v24.s[2]
-	WORD $0x4f981bc3 // fmla v3.4s, v30.4s, v24.s[2]
-	WORD $0x4f991baa // fmla v10.4s, v29.4s, v25.s[2]
-	WORD $0x4f991bcb // fmla v11.4s, v30.4s, v25.s[2]
-	WORD $0x4f9a1bb2 // fmla v18.4s, v29.4s, v26.s[2]
-	WORD $0x4f9a1bd3 // fmla v19.4s, v30.4s, v26.s[2]
-	FMOVQ 32(R10), F28
-	WORD $0x2e613b9b // shll v27.4s, v28.4h, #16
-	WORD $0x6e613b9c // shll2 v28.4s, v28.8h, #16
-	WORD $0x4f981b64 // fmla v4.4s, v27.4s, v24.s[2]
-	WORD $0x4f981b85 // fmla v5.4s, v28.4s, v24.s[2]
-	WORD $0x4f991b6c // fmla v12.4s, v27.4s, v25.s[2]
-	WORD $0x4f991b8d // fmla v13.4s, v28.4s, v25.s[2]
-	WORD $0x4f9a1b74 // fmla v20.4s, v27.4s, v26.s[2]
-	WORD $0x4f9a1b95 // fmla v21.4s, v28.4s, v26.s[2]
-	FMOVQ 48(R10), F30
-	WORD $0x2e613bdd // shll v29.4s, v30.4h, #16
-	WORD $0x6e613bde // shll2 v30.4s, v30.8h, #16
-	WORD $0x4f981ba6 // fmla v6.4s, v29.4s, v24.s[2]
-	WORD $0x4f981bc7 // fmla v7.4s, v30.4s, v24.s[2]
-	WORD $0x4f991bae // fmla v14.4s, v29.4s, v25.s[2]
-	WORD $0x4f991bcf // fmla v15.4s, v30.4s, v25.s[2]
-	WORD $0x4f9a1bb6 // fmla v22.4s, v29.4s, v26.s[2]
-	WORD $0x4f9a1bd7 // fmla v23.4s, v30.4s, v26.s[2]
-	ADD R4, R10, R10
-	PRFM 128(R7), PLDL1KEEP
-	FMOVQ 0(R10), F28
-	WORD $0x2e613b9b // shll v27.4s, v28.4h, #16
-	WORD $0x6e613b9c // shll2 v28.4s, v28.8h, #16
+	FLDPQ 0(R10), (F27, F28)
+	VSHL $16, V27.S4, V29.S4
+	VSHL $16, V28.S4, V30.S4
+	WORD $0x4f981ba0 // fmla v0.4s, v29.4s, v24.s[2]
+	WORD $0x4f981bc1 // fmla v1.4s, v30.4s, v24.s[2]
+	WORD $0x4f991ba8 // fmla v8.4s, v29.4s, v25.s[2]
+	WORD $0x4f991bc9 // fmla v9.4s, v30.4s, v25.s[2]
+	WORD $0x4f9a1bb0 // fmla v16.4s, v29.4s, v26.s[2]
+	WORD $0x4f9a1bd1 // fmla v17.4s, v30.4s, v26.s[2]
+	VAND V31.B16, V27.B16, V27.B16
+	VAND V31.B16, V28.B16, V28.B16
 	WORD $0x4fb81b60 // fmla v0.4s, v27.4s, v24.s[3]
 	WORD $0x4fb81b81 // fmla v1.4s, v28.4s, v24.s[3]
 	WORD $0x4fb91b68 // fmla v8.4s, v27.4s, v25.s[3]
 	WORD $0x4fb91b89 // fmla v9.4s, v28.4s, v25.s[3]
 	WORD $0x4fba1b70 // fmla v16.4s, v27.4s, v26.s[3]
 	WORD $0x4fba1b91 // fmla v17.4s, v28.4s, v26.s[3]
-	FMOVQ 16(R10), F30
-	WORD $0x2e613bdd // shll v29.4s, v30.4h, #16
-	WORD $0x6e613bde // shll2 v30.4s, v30.8h, #16
-	WORD $0x4fb81ba2 // fmla v2.4s, v29.4s, v24.s[3]
-	WORD $0x4fb81bc3 // fmla v3.4s, v30.4s, v24.s[3]
-	WORD $0x4fb91baa // fmla v10.4s, v29.4s, v25.s[3]
-	WORD $0x4fb91bcb // fmla v11.4s, v30.4s, v25.s[3]
-	WORD $0x4fba1bb2 // fmla v18.4s, v29.4s, v26.s[3]
-	WORD $0x4fba1bd3 // fmla v19.4s, v30.4s, v26.s[3]
-	FMOVQ 32(R10), F28
-	WORD $0x2e613b9b // shll v27.4s, v28.4h, #16
-	WORD $0x6e613b9c // shll2 v28.4s, v28.8h, #16
+	FLDPQ 32(R10), (F27, F28)
+	VSHL $16, V27.S4, V29.S4
+	VSHL $16, V28.S4, V30.S4
+	WORD $0x4f981ba2 // fmla v2.4s, v29.4s, v24.s[2]
+	WORD $0x4f981bc3 // fmla v3.4s, v30.4s, v24.s[2]
+	WORD $0x4f991baa // fmla v10.4s, v29.4s, v25.s[2]
+	WORD $0x4f991bcb // fmla v11.4s, v30.4s, v25.s[2]
+	WORD $0x4f9a1bb2 // fmla v18.4s, v29.4s, v26.s[2]
+	WORD $0x4f9a1bd3 // fmla v19.4s, v30.4s, v26.s[2]
+	VAND V31.B16, V27.B16, V27.B16
+	VAND V31.B16, V28.B16, V28.B16
+	WORD $0x4fb81b62 // fmla v2.4s, v27.4s, v24.s[3]
+	WORD $0x4fb81b83 // fmla v3.4s, v28.4s, v24.s[3]
+	WORD $0x4fb91b6a // fmla v10.4s, v27.4s, v25.s[3]
+	WORD $0x4fb91b8b // fmla v11.4s, v28.4s, v25.s[3]
+	WORD $0x4fba1b72 // fmla v18.4s, v27.4s, v26.s[3]
+	WORD $0x4fba1b93 // fmla v19.4s, v28.4s, v26.s[3]
+	FLDPQ 64(R10), (F27, F28)
+	VSHL $16, V27.S4, V29.S4
+	VSHL $16, V28.S4, V30.S4
+	WORD $0x4f981ba4 // fmla v4.4s, v29.4s, v24.s[2]
+	WORD $0x4f981bc5 // fmla v5.4s, v30.4s, v24.s[2]
+	WORD $0x4f991bac // fmla v12.4s, v29.4s, v25.s[2]
+	WORD $0x4f991bcd // fmla v13.4s, v30.4s, v25.s[2]
+	WORD $0x4f9a1bb4 // fmla v20.4s, v29.4s, v26.s[2]
+	WORD $0x4f9a1bd5 // fmla v21.4s, v30.4s, v26.s[2]
+	VAND V31.B16, V27.B16, V27.B16
+	VAND V31.B16, V28.B16, V28.B16
 	WORD $0x4fb81b64 // fmla v4.4s, v27.4s, v24.s[3]
 	WORD $0x4fb81b85 // fmla v5.4s, v28.4s, v24.s[3]
 	WORD $0x4fb91b6c // fmla v12.4s, v27.4s, v25.s[3]
 	WORD $0x4fb91b8d // fmla v13.4s, v28.4s, v25.s[3]
 	WORD $0x4fba1b74 // fmla v20.4s, v27.4s, v26.s[3]
 	WORD $0x4fba1b95 // fmla v21.4s, v28.4s, v26.s[3]
-	FMOVQ 48(R10), F30
-	WORD $0x2e613bdd // shll v29.4s, v30.4h, #16
-	WORD $0x6e613bde // shll2 v30.4s, v30.8h, #16
-	WORD $0x4fb81ba6 // fmla v6.4s, v29.4s, v24.s[3]
-	WORD $0x4fb81bc7 // fmla v7.4s, v30.4s, v24.s[3]
-	WORD $0x4fb91bae // fmla v14.4s, v29.4s, v25.s[3]
-	WORD $0x4fb91bcf // fmla v15.4s, v30.4s, v25.s[3]
-	WORD $0x4fba1bb6 // fmla v22.4s, v29.4s, v26.s[3]
-	WORD $0x4fba1bd7 // fmla v23.4s, v30.4s, v26.s[3]
+	FLDPQ 96(R10), (F27, F28)
+	VSHL $16, V27.S4, V29.S4
+	VSHL $16, V28.S4, V30.S4
+	WORD $0x4f981ba6 // fmla v6.4s, v29.4s, v24.s[2]
+	WORD $0x4f981bc7 // fmla v7.4s, v30.4s, v24.s[2]
+	WORD $0x4f991bae // fmla v14.4s, v29.4s, v25.s[2]
+	WORD $0x4f991bcf // fmla v15.4s, v30.4s, v25.s[2]
+	WORD $0x4f9a1bb6 // fmla v22.4s, v29.4s, v26.s[2]
+	WORD $0x4f9a1bd7 // fmla v23.4s, v30.4s, v26.s[2]
+	VAND V31.B16, V27.B16, V27.B16
+	VAND V31.B16, V28.B16, V28.B16
+	WORD $0x4fb81b66 // fmla v6.4s, v27.4s, v24.s[3]
+	WORD $0x4fb81b87 // fmla v7.4s, v28.4s, v24.s[3]
+	WORD $0x4fb91b6e // fmla v14.4s, v27.4s, v25.s[3]
+	WORD $0x4fb91b8f // fmla v15.4s, v28.4s, v25.s[3]
+	WORD $0x4fba1b76 // fmla v22.4s, v27.4s, v26.s[3]
+	WORD $0x4fba1b97 // fmla v23.4s, v28.4s, v26.s[3]
+	PRFM 128(R7), PLDL1KEEP
 	ADD R4, R10, R10
 	PRFM 192(R7), PLDL1KEEP
 	ADD $256, R7, R7
 	ADD $16, R11, R11
 	SUBS $4, R9, R9
-	BGE asking94
-	B short95
-plain96:
+	BGE asking119
+	B short120
+plain121:
 	SUBS $4, R9, R9
-	BLT short95
-loop97:
+	BLT short120
+loop122:
 	FMOVQ 0(R11), F24
 	FMOVQ 256(R11), F25
 	FMOVQ 512(R11), F26
-	FMOVQ 0(R10), F28
-	WORD $0x2e613b9b // shll v27.4s, v28.4h, #16
-	WORD $0x6e613b9c // shll2 v28.4s, v28.8h, #16
-	WORD $0x4f981360 // fmla v0.4s, v27.4s, v24.s[0]
-	WORD $0x4f981381 // fmla v1.4s, v28.4s, v24.s[0]
-	WORD $0x4f991368 // fmla v8.4s, v27.4s, v25.s[0]
-	WORD $0x4f991389 // fmla v9.4s, v28.4s, v25.s[0]
-	WORD $0x4f9a1370 // fmla v16.4s, v27.4s, v26.s[0]
-	WORD $0x4f9a1391 // fmla v17.4s, v28.4s, v26.s[0]
-	FMOVQ 16(R10), F30
-	WORD $0x2e613bdd // shll v29.4s, v30.4h, #16
-	WORD $0x6e613bde // shll2 v30.4s, v30.8h, #16
-	WORD $0x4f9813a2 // fmla v2.4s, v29.4s, v24.s[0]
-	WORD $0x4f9813c3 // fmla v3.4s, v30.4s, v24.s[0]
-	WORD $0x4f9913aa // fmla v10.4s, v29.4s, v25.s[0]
-	WORD $0x4f9913cb // fmla v11.4s, v30.4s, v25.s[0]
-	WORD $0x4f9a13b2 // fmla v18.4s, v29.4s, v26.s[0]
-	WORD $0x4f9a13d3 // fmla v19.4s, v30.4s, v26.s[0]
-	FMOVQ 32(R10), F28
-	WORD $0x2e613b9b // shll v27.4s, v28.4h, #16
-	WORD $0x6e613b9c // shll2 v28.4s, v28.8h, #16
-	WORD $0x4f981364 // fmla v4.4s, v27.4s, v24.s[0]
-	WORD $0x4f981385 // fmla v5.4s, v28.4s, v24.s[0]
-	WORD $0x4f99136c // fmla v12.4s, v27.4s, v25.s[0]
-	WORD $0x4f99138d // fmla v13.4s, v28.4s, v25.s[0]
-	WORD $0x4f9a1374 // fmla v20.4s, v27.4s, v26.s[0]
-	WORD $0x4f9a1395 // fmla v21.4s, v28.4s, v26.s[0]
-	FMOVQ 48(R10), F30
-	WORD $0x2e613bdd // shll v29.4s, v30.4h, #16
-	WORD $0x6e613bde // shll2 v30.4s, v30.8h, #16
-	WORD $0x4f9813a6 // fmla v6.4s, v29.4s, v24.s[0]
-	WORD $0x4f9813c7 // fmla v7.4s, v30.4s, v24.s[0]
-	WORD $0x4f9913ae // fmla v14.4s, v29.4s, v25.s[0]
-	WORD $0x4f9913cf // fmla v15.4s, v30.4s, v25.s[0]
-	WORD $0x4f9a13b6 // fmla v22.4s, v29.4s, v26.s[0]
-	WORD $0x4f9a13d7 // fmla v23.4s, v30.4s, v26.s[0]
-	ADD R4, R10, R10
-	FMOVQ 0(R10), F28
-	WORD $0x2e613b9b // shll v27.4s, v28.4h, #16
-	WORD $0x6e613b9c // shll2 v28.4s, v28.8h, #16
+	FLDPQ 0(R10), (F27, F28)
+	VSHL $16, V27.S4, V29.S4
+	VSHL $16, V28.S4, V30.S4
+	WORD $0x4f9813a0 // fmla v0.4s, v29.4s, v24.s[0]
+	WORD $0x4f9813c1 // fmla v1.4s, v30.4s, v24.s[0]
+	WORD $0x4f9913a8 // fmla v8.4s, v29.4s, v25.s[0]
+	WORD $0x4f9913c9 // fmla v9.4s, v30.4s, v25.s[0]
+	WORD $0x4f9a13b0 // fmla v16.4s, v29.4s, v26.s[0]
+	WORD $0x4f9a13d1 // fmla v17.4s, v30.4s, v26.s[0]
+	VAND V31.B16, V27.B16, V27.B16
+	VAND V31.B16, V28.B16, V28.B16
 	WORD $0x4fb81360 // fmla v0.4s, v27.4s, v24.s[1]
 	WORD $0x4fb81381 // fmla v1.4s, v28.4s, v24.s[1]
 	WORD $0x4fb91368 // fmla v8.4s, v27.4s, v25.s[1]
 	WORD $0x4fb91389 // fmla v9.4s, v28.4s, v25.s[1]
 	WORD $0x4fba1370 // fmla v16.4s, v27.4s, v26.s[1]
 	WORD $0x4fba1391 // fmla v17.4s, v28.4s, v26.s[1]
-	FMOVQ 16(R10), F30
-	WORD $0x2e613bdd // shll v29.4s, v30.4h, #16
-	WORD $0x6e613bde // shll2 v30.4s, v30.8h, #16
-	WORD $0x4fb813a2 // fmla v2.4s, v29.4s, v24.s[1]
-	WORD $0x4fb813c3 // fmla v3.4s, v30.4s, v24.s[1]
-	WORD $0x4fb913aa // fmla v10.4s, v29.4s, v25.s[1]
-	WORD $0x4fb913cb // fmla v11.4s, v30.4s, v25.s[1]
-	WORD $0x4fba13b2 // fmla v18.4s, v29.4s, v26.s[1]
-	WORD $0x4fba13d3 // fmla v19.4s, v30.4s, v26.s[1]
-	FMOVQ 32(R10), F28
-	WORD $0x2e613b9b // shll v27.4s, v28.4h, #16
-	WORD $0x6e613b9c // shll2 v28.4s, v28.8h, #16
+	FLDPQ 32(R10), (F27, F28)
+	VSHL $16, V27.S4, V29.S4
+	VSHL $16, V28.S4, V30.S4
+	WORD $0x4f9813a2 // fmla v2.4s, v29.4s, v24.s[0]
+	WORD $0x4f9813c3 // fmla v3.4s, v30.4s, v24.s[0]
+	WORD $0x4f9913aa // fmla v10.4s, v29.4s, v25.s[0]
+	WORD $0x4f9913cb // fmla v11.4s, v30.4s, v25.s[0]
+	WORD $0x4f9a13b2 // fmla v18.4s, v29.4s, v26.s[0]
+	WORD $0x4f9a13d3 // fmla v19.4s, v30.4s, v26.s[0]
+	VAND V31.B16, V27.B16, V27.B16
+	VAND V31.B16, V28.B16, V28.B16
+	WORD $0x4fb81362 // fmla v2.4s, v27.4s, v24.s[1]
+	WORD $0x4fb81383 // fmla v3.4s, v28.4s, v24.s[1]
+	WORD $0x4fb9136a // fmla v10.4s, v27.4s, v25.s[1]
+	WORD $0x4fb9138b // fmla v11.4s, v28.4s, v25.s[1]
+	WORD $0x4fba1372 // fmla v18.4s, v27.4s, v26.s[1]
+	WORD $0x4fba1393 // fmla v19.4s, v28.4s, v26.s[1]
+	FLDPQ 64(R10), (F27, F28)
+	VSHL $16, V27.S4, V29.S4
+	VSHL $16, V28.S4, V30.S4
+	WORD $0x4f9813a4 // fmla v4.4s, v29.4s, v24.s[0]
+	WORD $0x4f9813c5 // fmla v5.4s, v30.4s, v24.s[0]
+	WORD $0x4f9913ac // fmla v12.4s, v29.4s, v25.s[0]
+	WORD $0x4f9913cd // fmla v13.4s, v30.4s, v25.s[0]
+	WORD $0x4f9a13b4 // fmla v20.4s, v29.4s, v26.s[0]
+	WORD $0x4f9a13d5 // fmla v21.4s, v30.4s, v26.s[0]
+	VAND V31.B16, V27.B16, V27.B16
+	VAND V31.B16, V28.B16, V28.B16
 	WORD $0x4fb81364 // fmla v4.4s, v27.4s, v24.s[1]
 	WORD $0x4fb81385 // fmla v5.4s, v28.4s, v24.s[1]
 	WORD $0x4fb9136c // fmla v12.4s, v27.4s, v25.s[1]
 	WORD $0x4fb9138d // fmla v13.4s, v28.4s, v25.s[1]
 	WORD $0x4fba1374 // fmla v20.4s, v27.4s, v26.s[1]
 	WORD $0x4fba1395 // fmla v21.4s, v28.4s, v26.s[1]
-	FMOVQ 48(R10), F30
-	WORD $0x2e613bdd // shll v29.4s, v30.4h, #16
-	WORD $0x6e613bde // shll2 v30.4s, v30.8h, #16
-	WORD $0x4fb813a6 // fmla v6.4s, v29.4s, v24.s[1]
-	WORD $0x4fb813c7 // fmla v7.4s, v30.4s, v24.s[1]
-	WORD $0x4fb913ae // fmla v14.4s, v29.4s, v25.s[1]
-	WORD $0x4fb913cf // fmla v15.4s, v30.4s, v25.s[1]
-	WORD $0x4fba13b6 // fmla v22.4s, v29.4s, v26.s[1]
-	WORD $0x4fba13d7 // fmla v23.4s, v30.4s, v26.s[1]
+	FLDPQ 96(R10), (F27, F28)
+	VSHL $16, V27.S4, V29.S4
+	VSHL $16, V28.S4, V30.S4
+	WORD $0x4f9813a6 // fmla v6.4s, v29.4s, v24.s[0]
+	WORD $0x4f9813c7 // fmla v7.4s, v30.4s, v24.s[0]
+	WORD $0x4f9913ae // fmla v14.4s, v29.4s, v25.s[0]
+	WORD $0x4f9913cf // fmla v15.4s, v30.4s, v25.s[0]
+	WORD $0x4f9a13b6 // fmla v22.4s, v29.4s, v26.s[0]
+	WORD $0x4f9a13d7 // fmla v23.4s, v30.4s, v26.s[0]
+	VAND V31.B16, V27.B16, V27.B16
+	VAND V31.B16, V28.B16, V28.B16
+	WORD $0x4fb81366 // fmla v6.4s, v27.4s, v24.s[1]
+	WORD $0x4fb81387 // fmla v7.4s, v28.4s, v24.s[1]
+	WORD $0x4fb9136e // fmla v14.4s, v27.4s, v25.s[1]
+	WORD $0x4fb9138f // fmla v15.4s, v28.4s, v25.s[1]
+	WORD $0x4fba1376 // fmla v22.4s, v27.4s, v26.s[1]
+	WORD $0x4fba1397 // fmla v23.4s, v28.4s, v26.s[1]
 	ADD R4, R10, R10
-	FMOVQ 0(R10), F28
-	WORD $0x2e613b9b // shll v27.4s, v28.4h, #16
-	WORD $0x6e613b9c // shll2 v28.4s, v28.8h, #16
-	WORD $0x4f981b60 // fmla v0.4s, v27.4s, v24.s[2]
-	WORD $0x4f981b81 // fmla v1.4s, v28.4s, v24.s[2]
-	WORD $0x4f991b68 // fmla v8.4s, v27.4s, v25.s[2]
-	WORD $0x4f991b89 // fmla v9.4s, v28.4s, v25.s[2]
-	WORD $0x4f9a1b70 // fmla v16.4s, v27.4s, v26.s[2]
-	WORD $0x4f9a1b91 // fmla v17.4s, v28.4s, v26.s[2]
-	FMOVQ 16(R10), F30
-	WORD $0x2e613bdd // shll v29.4s, v30.4h, #16
-	WORD $0x6e613bde // shll2 v30.4s, v30.8h, #16
-	WORD $0x4f981ba2 // fmla v2.4s, v29.4s, v24.s[2]
-	WORD $0x4f981bc3 // fmla v3.4s, v30.4s, v24.s[2]
-	WORD $0x4f991baa // fmla v10.4s, v29.4s, v25.s[2]
-	WORD $0x4f991bcb // fmla v11.4s, v30.4s, v25.s[2]
-	WORD $0x4f9a1bb2 // fmla v18.4s, v29.4s, v26.s[2]
-	WORD $0x4f9a1bd3 // fmla v19.4s, v30.4s, v26.s[2]
-	FMOVQ 32(R10), F28
-	WORD $0x2e613b9b // shll v27.4s, v28.4h, #16
-	WORD $0x6e613b9c // shll2 v28.4s, v28.8h, #16
-	WORD $0x4f981b64 // fmla v4.4s, v27.4s, v24.s[2]
-	WORD $0x4f981b85 // fmla v5.4s, v28.4s, v24.s[2]
-	WORD $0x4f991b6c // fmla v12.4s, v27.4s, v25.s[2]
-	WORD $0x4f991b8d // fmla v13.4s, v28.4s, v25.s[2]
-	WORD $0x4f9a1b74 // fmla v20.4s, v27.4s, v26.s[2]
-	WORD $0x4f9a1b95 // fmla v21.4s, v28.4s, v26.s[2]
-	FMOVQ 48(R10), F30
-	WORD $0x2e613bdd // shll v29.4s, v30.4h, #16
-	WORD $0x6e613bde // shll2 v30.4s, v30.8h, #16
-	WORD $0x4f981ba6 // fmla v6.4s, v29.4s, v24.s[2]
-	WORD $0x4f981bc7 // fmla v7.4s, v30.4s, v24.s[2]
-	WORD $0x4f991bae // fmla v14.4s, v29.4s, v25.s[2]
-	WORD $0x4f991bcf // fmla v15.4s, v30.4s, v25.s[2]
-	WORD $0x4f9a1bb6 // fmla v22.4s, v29.4s, v26.s[2]
-	WORD $0x4f9a1bd7 // fmla v23.4s, v30.4s, v26.s[2]
-	ADD R4, R10, R10
-	FMOVQ 0(R10), F28
-	WORD $0x2e613b9b // shll v27.4s, v28.4h, #16
-	WORD $0x6e613b9c // shll2 v28.4s, v28.8h, #16
+	FLDPQ 0(R10), (F27, F28)
+	VSHL $16, V27.S4, V29.S4
+	VSHL $16, V28.S4, V30.S4
+	WORD $0x4f981ba0 // fmla v0.4s, v29.4s, v24.s[2]
+	WORD $0x4f981bc1 // fmla v1.4s, v30.4s, v24.s[2]
+	WORD $0x4f991ba8 // fmla v8.4s, v29.4s, v25.s[2]
+	WORD $0x4f991bc9 // fmla v9.4s, v30.4s, v25.s[2]
+	WORD $0x4f9a1bb0 // fmla v16.4s, v29.4s, v26.s[2]
+	WORD $0x4f9a1bd1 // fmla v17.4s, v30.4s, v26.s[2]
+	VAND V31.B16, V27.B16, V27.B16
+	VAND V31.B16, V28.B16, V28.B16
 	WORD $0x4fb81b60 // fmla v0.4s, v27.4s, v24.s[3]
 	WORD $0x4fb81b81 // fmla v1.4s, v28.4s, v24.s[3]
 	WORD $0x4fb91b68 // fmla v8.4s, v27.4s, v25.s[3]
 	WORD $0x4fb91b89 // fmla v9.4s, v28.4s, v25.s[3]
 	WORD $0x4fba1b70 // fmla v16.4s, v27.4s, v26.s[3]
 	WORD $0x4fba1b91 // fmla v17.4s, v28.4s, v26.s[3]
-	FMOVQ 16(R10), F30
-	WORD $0x2e613bdd // shll v29.4s, v30.4h, #16
-	WORD $0x6e613bde // shll2 v30.4s, v30.8h, #16
-	WORD $0x4fb81ba2 // fmla v2.4s, v29.4s, v24.s[3]
-	WORD $0x4fb81bc3 // fmla v3.4s, v30.4s, v24.s[3]
-	WORD $0x4fb91baa // fmla v10.4s, v29.4s, v25.s[3]
-	WORD $0x4fb91bcb // fmla v11.4s, v30.4s, v25.s[3]
-	WORD $0x4fba1bb2 // fmla v18.4s, v29.4s, v26.s[3]
-	WORD $0x4fba1bd3 // fmla v19.4s, v30.4s, v26.s[3]
-	FMOVQ 32(R10), F28
-	WORD $0x2e613b9b // shll v27.4s, v28.4h, #16
-	WORD $0x6e613b9c // shll2 v28.4s, v28.8h, #16
+	FLDPQ 32(R10), (F27, F28)
+	VSHL $16, V27.S4, V29.S4
+	VSHL $16, V28.S4, V30.S4
+	WORD $0x4f981ba2 // fmla v2.4s, v29.4s, v24.s[2]
+	WORD $0x4f981bc3 // fmla v3.4s, v30.4s, v24.s[2]
+	WORD $0x4f991baa // fmla v10.4s, v29.4s, v25.s[2]
+	WORD $0x4f991bcb // fmla v11.4s, v30.4s, v25.s[2]
+	WORD $0x4f9a1bb2 // fmla v18.4s, v29.4s, v26.s[2]
+	WORD $0x4f9a1bd3 // fmla v19.4s, v30.4s, v26.s[2]
+	VAND V31.B16, V27.B16, V27.B16
+	VAND V31.B16, V28.B16, V28.B16
+	WORD $0x4fb81b62 // fmla v2.4s, v27.4s, v24.s[3]
+	WORD $0x4fb81b83 // fmla v3.4s, v28.4s, v24.s[3]
+	WORD $0x4fb91b6a // fmla v10.4s, v27.4s, v25.s[3]
+	WORD $0x4fb91b8b // fmla v11.4s, v28.4s, v25.s[3]
+	WORD $0x4fba1b72 // fmla v18.4s, v27.4s, v26.s[3]
+	WORD $0x4fba1b93 // fmla v19.4s, v28.4s, v26.s[3]
+	FLDPQ 64(R10), (F27, F28)
+	VSHL $16, V27.S4, V29.S4
+	VSHL $16, V28.S4, V30.S4
+	WORD $0x4f981ba4 // fmla v4.4s, v29.4s, v24.s[2]
+	WORD $0x4f981bc5 // fmla v5.4s, v30.4s, v24.s[2]
+	WORD $0x4f991bac // fmla v12.4s, v29.4s, v25.s[2]
+	WORD $0x4f991bcd // fmla v13.4s, v30.4s, v25.s[2]
+	WORD $0x4f9a1bb4 // fmla v20.4s, v29.4s, v26.s[2]
+	WORD $0x4f9a1bd5 // fmla v21.4s, v30.4s, v26.s[2]
+	VAND V31.B16, V27.B16, V27.B16
+	VAND V31.B16, V28.B16, V28.B16
 	WORD $0x4fb81b64 // fmla v4.4s, v27.4s, v24.s[3]
 	WORD $0x4fb81b85 // fmla v5.4s, v28.4s, v24.s[3]
 	WORD $0x4fb91b6c // fmla v12.4s, v27.4s, v25.s[3]
 	WORD $0x4fb91b8d // fmla v13.4s, v28.4s, v25.s[3]
 	WORD $0x4fba1b74 // fmla v20.4s, v27.4s, v26.s[3]
 	WORD $0x4fba1b95 // fmla v21.4s, v28.4s, v26.s[3]
-	FMOVQ 48(R10), F30
-	WORD $0x2e613bdd // shll v29.4s, v30.4h, #16
-	WORD $0x6e613bde // shll2 v30.4s, v30.8h, #16
-	WORD $0x4fb81ba6 // fmla v6.4s, v29.4s, v24.s[3]
-	WORD $0x4fb81bc7 // fmla v7.4s, v30.4s, v24.s[3]
-	WORD $0x4fb91bae // fmla v14.4s, v29.4s, v25.s[3]
-	WORD $0x4fb91bcf // fmla v15.4s, v30.4s, v25.s[3]
-	WORD $0x4fba1bb6 // fmla v22.4s, v29.4s, v26.s[3]
-	WORD $0x4fba1bd7 // fmla v23.4s, v30.4s, v26.s[3]
+	FLDPQ 96(R10), (F27, F28)
+	VSHL $16, V27.S4, V29.S4
+	VSHL $16, V28.S4, V30.S4
+	WORD $0x4f981ba6 // fmla v6.4s, v29.4s, v24.s[2]
+	WORD $0x4f981bc7 // fmla v7.4s, v30.4s, v24.s[2]
+	WORD $0x4f991bae // fmla v14.4s, v29.4s, v25.s[2]
+	WORD $0x4f991bcf // fmla v15.4s, v30.4s, v25.s[2]
+	WORD $0x4f9a1bb6 // fmla v22.4s, v29.4s, v26.s[2]
+	WORD $0x4f9a1bd7 // fmla v23.4s, v30.4s, v26.s[2]
+	VAND V31.B16, V27.B16, V27.B16
+	VAND V31.B16, V28.B16, V28.B16
+	WORD $0x4fb81b66 // fmla v6.4s, v27.4s, v24.s[3]
+	WORD $0x4fb81b87 // fmla v7.4s, v28.4s, v24.s[3]
+	WORD $0x4fb91b6e // fmla v14.4s, v27.4s, v25.s[3]
+	WORD $0x4fb91b8f // fmla v15.4s, v28.4s, v25.s[3]
+	WORD $0x4fba1b76 // fmla v22.4s, v27.4s, v26.s[3]
+	WORD $0x4fba1b97 // fmla v23.4s, v28.4s, v26.s[3]
 	ADD R4, R10, R10
 	ADD $16, R11, R11
 	SUBS $4, R9, R9
-	BGE loop97
-short95:
+	BGE loop122
+short120:
 	ADDS $4, R9, R9
-	BEQ summed99
-some98:
-	FMOVS 0(R11), F24
-	FMOVS 256(R11), F25
-	FMOVS 512(R11), F26
-	FMOVQ 0(R10), F28
-	WORD $0x2e613b9b // shll v27.4s, v28.4h, #16
-	WORD $0x6e613b9c // shll2 v28.4s, v28.8h, #16
-	WORD $0x4f981360 // fmla v0.4s, v27.4s, v24.s[0]
-	WORD $0x4f981381 // fmla v1.4s, v28.4s, v24.s[0]
-	WORD $0x4f991368 // fmla v8.4s, v27.4s, v25.s[0]
-	WORD $0x4f991389 // fmla v9.4s, v28.4s, v25.s[0]
-	WORD $0x4f9a1370 // fmla v16.4s, v27.4s, v26.s[0]
-	WORD $0x4f9a1391 // fmla v17.4s, v28.4s, v26.s[0]
-	FMOVQ 16(R10), F30
-	WORD $0x2e613bdd // shll v29.4s, v30.4h, #16
-	WORD $0x6e613bde // shll2 v30.4s, v30.8h, #16
+	BEQ summed124
+some123:
+	TBZ $1, R9, one125
+	FMOVD 0(R11), F24
+	FMOVD 256(R11), F25
+	FMOVD 512(R11), F26
+	FLDPQ 0(R10), (F27, F28)
+	VSHL $16, V27.S4, V29.S4
+	VSHL $16, V28.S4, V30.S4
+	WORD $0x4f9813a0 // fmla v0.4s, v29.4s, v24.s[0]
+	WORD $0x4f9813c1 // fmla v1.4s, v30.4s, v24.s[0]
+	WORD $0x4f9913a8 // fmla v8.4s, v29.4s, v25.s[0]
+	WORD $0x4f9913c9 // fmla v9.4s, v30.4s, v25.s[0]
+	WORD $0x4f9a13b0 // fmla v16.4s, v29.4s, v26.s[0]
+	WORD $0x4f9a13d1 // fmla v17.4s, v30.4s, v26.s[0]
+	VAND V31.B16, V27.B16, V27.B16
+	VAND V31.B16, V28.B16, V28.B16
+	WORD $0x4fb81360 // fmla v0.4s, v27.4s, v24.s[1]
+	WORD $0x4fb81381 // fmla v1.4s, v28.4s, v24.s[1]
+	WORD $0x4fb91368 // fmla v8.4s, v27.4s, v25.s[1]
+	WORD $0x4fb91389 // fmla v9.4s, v28.4s, v25.s[1]
+	WORD $0x4fba1370 // fmla v16.4s, v27.4s, v26.s[1]
+	WORD $0x4fba1391 // fmla v17.4s, v28.4s, v26.s[1]
+	FLDPQ 32(R10), (F27, F28)
+	VSHL $16, V27.S4, V29.S4
+	VSHL $16, V28.S4, V30.S4
 	WORD $0x4f9813a2 // fmla v2.4s, v29.4s, v24.s[0]
 	WORD $0x4f9813c3 // fmla v3.4s, v30.4s, v24.s[0]
 	WORD $0x4f9913aa // fmla v10.4s, v29.4s, v25.s[0]
 	WORD $0x4f9913cb // fmla v11.4s, v30.4s, v25.s[0]
 	WORD $0x4f9a13b2 // fmla v18.4s, v29.4s, v26.s[0]
 	WORD $0x4f9a13d3 // fmla v19.4s, v30.4s, v26.s[0]
-	FMOVQ 32(R10), F28
-	WORD $0x2e613b9b // shll v27.4s, v28.4h, #16
-	WORD $0x6e613b9c // shll2 v28.4s, v28.8h, #16
-	WORD $0x4f981364 // fmla v4.4s, v27.4s, v24.s[0]
-	WORD $0x4f981385 // fmla v5.4s, v28.4s, v24.s[0]
-	WORD $0x4f99136c // fmla v12.4s, v27.4s, v25.s[0]
-	WORD $0x4f99138d // fmla v13.4s, v28.4s, v25.s[0]
-	WORD $0x4f9a1374 // fmla v20.4s, v27.4s, v26.s[0]
-	WORD $0x4f9a1395 // fmla v21.4s, v28.4s, v26.s[0]
-	FMOVQ 48(R10), F30
-	WORD $0x2e613bdd // shll v29.4s, v30.4h, #16
-	WORD $0x6e613bde // shll2 v30.4s, v30.8h, #16
+	VAND V31.B16, V27.B16, V27.B16
+	VAND V31.B16, V28.B16, V28.B16
+	WORD $0x4fb81362 // fmla v2.4s, v27.4s, v24.s[1]
+	WORD $0x4fb81383 // fmla v3.4s, v28.4s, v24.s[1]
+	WORD $0x4fb9136a // fmla v10.4s, v27.4s, v25.s[1]
+	WORD $0x4fb9138b // fmla v11.4s, v28.4s, v25.s[1]
+	WORD $0x4fba1372 // fmla v18.4s, v27.4s, v26.s[1]
+	WORD $0x4fba1393 // fmla v19.4s, v28.4s, v26.s[1]
+	FLDPQ 64(R10), (F27, F28)
+	VSHL $16, V27.S4, V29.S4
+	VSHL $16, V28.S4, V30.S4
+	WORD $0x4f9813a4 // fmla v4.4s, v29.4s, v24.s[0]
+	WORD $0x4f9813c5 // fmla v5.4s, v30.4s, v24.s[0]
+	WORD $0x4f9913ac // fmla v12.4s, v29.4s, v25.s[0]
+	WORD $0x4f9913cd // fmla v13.4s, v30.4s, v25.s[0]
+	WORD $0x4f9a13b4 // fmla v20.4s, v29.4s, v26.s[0]
+	WORD $0x4f9a13d5 // fmla v21.4s, v30.4s, v26.s[0]
+	VAND V31.B16, V27.B16, V27.B16
+	VAND V31.B16, V28.B16, V28.B16
+	WORD $0x4fb81364 // fmla v4.4s, v27.4s, v24.s[1]
+	WORD $0x4fb81385 // fmla v5.4s, v28.4s, v24.s[1]
+	WORD $0x4fb9136c // fmla v12.4s, v27.4s, v25.s[1]
+	WORD $0x4fb9138d // fmla v13.4s, v28.4s, v25.s[1]
+	WORD $0x4fba1374 // fmla v20.4s, v27.4s, v26.s[1]
+	WORD $0x4fba1395 // fmla v21.4s, v28.4s, v26.s[1]
+	FLDPQ 96(R10), (F27, F28)
+	VSHL $16, V27.S4, V29.S4
+	VSHL $16, V28.S4, V30.S4
 	WORD $0x4f9813a6 // fmla v6.4s, v29.4s, v24.s[0]
 	WORD $0x4f9813c7 // fmla v7.4s, v30.4s, v24.s[0]
 	WORD $0x4f9913ae // fmla v14.4s, v29.4s, v25.s[0]
 	WORD $0x4f9913cf // fmla v15.4s, v30.4s, v25.s[0]
 	WORD $0x4f9a13b6 // fmla v22.4s, v29.4s, v26.s[0]
 	WORD $0x4f9a13d7 // fmla v23.4s, v30.4s, v26.s[0]
+	VAND V31.B16, V27.B16, V27.B16
+	VAND V31.B16, V28.B16, V28.B16
+	WORD $0x4fb81366 // fmla v6.4s, v27.4s, v24.s[1]
+	WORD $0x4fb81387 // fmla v7.4s, v28.4s, v24.s[1]
+	WORD $0x4fb9136e // fmla v14.4s, v27.4s, v25.s[1]
+	WORD $0x4fb9138f // fmla v15.4s, v28.4s, v25.s[1]
+	WORD $0x4fba1376 // fmla v22.4s, v27.4s, v26.s[1]
+	WORD $0x4fba1397 // fmla v23.4s, v28.4s, v26.s[1]
 	ADD R4, R10, R10
+	ADD $8, R11, R11
+	TBZ $0, R9, summed124
+one125:
+	FMOVS 0(R11), F24
+	FMOVS 256(R11), F25
+	FMOVS 512(R11), F26
+	FMOVQ 0(R10), F27
+	VSHL $16, V27.S4, V27.S4
+	WORD $0x4f981360 // fmla v0.4s, v27.4s, v24.s[0]
+	WORD $0x4f991368 // fmla v8.4s, v27.4s, v25.s[0]
+	WORD $0x4f9a1370 // fmla v16.4s, v27.4s, v26.s[0]
+	FMOVQ 16(R10), F27
+	VSHL $16, V27.S4, V27.S4
+	WORD $0x4f981361 // fmla v1.4s, v27.4s, v24.s[0]
+	WORD $0x4f991369 // fmla v9.4s, v27.4s, v25.s[0]
+	WORD $0x4f9a1371 // fmla v17.4s, v27.4s, v26.s[0]
+	FMOVQ 32(R10), F27
+	VSHL $16, V27.S4, V27.S4
+	WORD $0x4f981362 // fmla v2.4s, v27.4s, v24.s[0]
+	WORD $0x4f99136a // fmla v10.4s, v27.4s, v25.s[0]
+	WORD $0x4f9a1372 // fmla v18.4s, v27.4s, v26.s[0]
+	FMOVQ 48(R10), F27
+	VSHL $16, V27.S4, V27.S4
+	WORD $0x4f981363 // fmla v3.4s, v27.4s, v24.s[0]
+	WORD $0x4f99136b // fmla v11.4s, v27.4s, v25.s[0]
+	WORD $0x4f9a1373 // fmla v19.4s, v27.4s, v26.s[0]
+	FMOVQ 64(R10), F27
+	VSHL $16, V27.S4, V27.S4
+	WORD $0x4f981364 // fmla v4.4s, v27.4s, v24.s[0]
+	WORD $0x4f99136c // fmla v12.4s, v27.4s, v25.s[0]
+	WORD $0x4f9a1374 // fmla v20.4s, v27.4s, v26.s[0]
+	FMOVQ 80(R10), F27
+	VSHL $16, V27.S4, V27.S4
+	WORD $0x4f981365 // fmla v5.4s, v27.4s, v24.s[0]
+	WORD $0x4f99136d // fmla v13.4s, v27.4s, v25.s[0]
+	WORD $0x4f9a1375 // fmla v21.4s, v27.4s, v26.s[0]
+	FMOVQ 96(R10), F27
+	VSHL $16, V27.S4, V27.S4
+	WORD $0x4f981366 // fmla v6.4s, v27.4s, v24.s[0]
+	WORD $0x4f99136e // fmla v14.4s, v27.4s, v25.s[0]
+	WORD $0x4f9a1376 // fmla v22.4s, v27.4s, v26.s[0]
+	FMOVQ 112(R10), F27
+	VSHL $16, V27.S4, V27.S4
+	WORD $0x4f981367 // fmla v7.4s, v27.4s, v24.s[0]
+	WORD $0x4f99136f // fmla v15.4s, v27.4s, v25.s[0]
+	WORD $0x4f9a1377 // fmla v23.4s, v27.4s, v26.s[0]
 	ADD $4, R11, R11
-	SUBS $1, R9, R9
-	BNE some98
-summed99:
-	B merge91
-sparse90:
+summed124:
+	B merge115
+sparse114:
 	RBIT R23, R10
 	CLZ R10, R10
 	ADD R10<<2, R1, R11
+	MOVD R10, R9
+	LSR $1, R10, R10
 	MADD R4, R21, R10, R10
 	FMOVS 0(R11), F24
 	FMOVS 256(R11), F25
 	FMOVS 512(R11), F26
-	FMOVQ 0(R10), F28
-	WORD $0x2e613b9b // shll v27.4s, v28.4h, #16
-	WORD $0x6e613b9c // shll2 v28.4s, v28.8h, #16
+	TBNZ $0, R9, odd126
+	FMOVQ 0(R10), F27
+	VSHL $16, V27.S4, V27.S4
 	WORD $0x4f981360 // fmla v0.4s, v27.4s, v24.s[0]
-	WORD $0x4f981381 // fmla v1.4s, v28.4s, v24.s[0]
 	WORD $0x4f991368 // fmla v8.4s, v27.4s, v25.s[0]
-	WORD $0x4f991389 // fmla v9.4s, v28.4s, v25.s[0]
 	WORD $0x4f9a1370 // fmla v16.4s, v27.4s, v26.s[0]
-	WORD $0x4f9a1391 // fmla v17.4s, v28.4s, v26.s[0]
-	FMOVQ 16(R10), F30
-	WORD $0x2e613bdd // shll v29.4s, v30.4h, #16
-	WORD $0x6e613bde // shll2 v30.4s, v30.8h, #16
-	WORD $0x4f9813a2 // fmla v2.4s, v29.4s, v24.s[0]
-	WORD $0x4f9813c3 // fmla v3.4s, v30.4s, v24.s[0]
-	WORD $0x4f9913aa // fmla v10.4s, v29.4s, v25.s[0]
-	WORD $0x4f9913cb // fmla v11.4s, v30.4s, v25.s[0]
-	WORD $0x4f9a13b2 // fmla v18.4s, v29.4s, v26.s[0]
-	WORD $0x4f9a13d3 // fmla v19.4s, v30.4s, v26.s[0]
-	FMOVQ 32(R10), F28
-	WORD $0x2e613b9b // shll v27.4s, v28.4h, #16
-	WORD $0x6e613b9c // shll2 v28.4s, v28.8h, #16
+	FMOVQ 16(R10), F27
+	VSHL $16, V27.S4, V27.S4
+	WORD $0x4f981361 // fmla v1.4s, v27.4s, v24.s[0]
+	WORD $0x4f991369 // fmla v9.4s, v27.4s, v25.s[0]
+	WORD $0x4f9a1371 // fmla v17.4s, v27.4s, v26.s[0]
+	FMOVQ 32(R10), F27
+	VSHL $16, V27.S4, V27.S4
+	WORD $0x4f981362 // fmla v2.4s, v27.4s, v24.s[0]
+	WORD $0x4f99136a // fmla v10.4s, v27.4s, v25.s[0]
+	WORD $0x4f9a1372 // fmla v18.4s, v27.4s, v26.s[0]
+	FMOVQ 48(R10), F27
+	VSHL $16, V27.S4, V27.S4
+	WORD $0x4f981363 // fmla v3.4s, v27.4s, v24.s[0]
+	WORD $0x4f99136b // fmla v11.4s, v27.4s, v25.s[0]
+	WORD $0x4f9a1373 // fmla v19.4s, v27.4s, v26.s[0]
+	FMOVQ 64(R10), F27
+	VSHL $16, V27.S4, V27.S4
 	WORD $0x4f981364 // fmla v4.4s, v27.4s, v24.s[0]
-	WORD $0x4f981385 // fmla v5.4s, v28.4s, v24.s[0]
 	WORD $0x4f99136c // fmla v12.4s, v27.4s, v25.s[0]
-	WORD $0x4f99138d // fmla v13.4s, v28.4s, v25.s[0]
 	WORD $0x4f9a1374 // fmla v20.4s, v27.4s, v26.s[0]
-	WORD $0x4f9a1395 // fmla v21.4s, v28.4s, v26.s[0]
-	FMOVQ 48(R10), F30
-	WORD $0x2e613bdd // shll v29.4s, v30.4h, #16
-	WORD $0x6e613bde // shll2 v30.4s, v30.8h, #16
-	WORD $0x4f9813a6 // fmla v6.4s, v29.4s, v24.s[0]
-	WORD $0x4f9813c7 // fmla v7.4s, v30.4s, v24.s[0]
-	WORD $0x4f9913ae // fmla v14.4s, v29.4s, v25.s[0]
-	WORD $0x4f9913cf // fmla v15.4s, v30.4s, v25.s[0]
-	WORD $0x4f9a13b6 // fmla v22.4s, v29.4s, v26.s[0]
-	WORD $0x4f9a13d7 // fmla v23.4s, v30.4s, v26.s[0]
-	ADD R4, R10, R10
-	ADD $4, R11, R11
+	FMOVQ 80(R10), F27
+	VSHL $16, V27.S4, V27.S4
+	WORD $0x4f981365 // fmla v5.4s, v27.4s, v24.s[0]
+	WORD $0x4f99136d // fmla v13.4s, v27.4s, v25.s[0]
+	WORD $0x4f9a1375 // fmla v21.4s, v27.4s, v26.s[0]
+	FMOVQ 96(R10), F27
+	VSHL $16, V27.S4, V27.S4
+	WORD $0x4f981366 // fmla v6.4s, v27.4s, v24.s[0]
+	WORD $0x4f99136e // fmla v14.4s, v27.4s, v25.s[0]
+	WORD $0x4f9a1376 // fmla v22.4s, v27.4s, v26.s[0]
+	FMOVQ 112(R10), F27
+	VSHL $16, V27.S4, V27.S4
+	WORD $0x4f981367 // fmla v7.4s, v27.4s, v24.s[0]
+	WORD $0x4f99136f // fmla v15.4s, v27.4s, v25.s[0]
+	WORD $0x4f9a1377 // fmla v23.4s, v27.4s, v26.s[0]
+	B one127
+odd126:
+	FMOVQ 0(R10), F27
+	VAND V31.B16, V27.B16, V27.B16
+	WORD $0x4f981360 // fmla v0.4s, v27.4s, v24.s[0]
+	WORD $0x4f991368 // fmla v8.4s, v27.4s, v25.s[0]
+	WORD $0x4f9a1370 // fmla v16.4s, v27.4s, v26.s[0]
+	FMOVQ 16(R10), F27
+	VAND V31.B16, V27.B16, V27.B16
+	WORD $0x4f981361 // fmla v1.4s, v27.4s, v24.s[0]
+	WORD $0x4f991369 // fmla v9.4s, v27.4s, v25.s[0]
+	WORD $0x4f9a1371 // fmla v17.4s, v27.4s, v26.s[0]
+	FMOVQ 32(R10), F27
+	VAND V31.B16, V27.B16, V27.B16
+	WORD $0x4f981362 // fmla v2.4s, v27.4s, v24.s[0]
+	WORD $0x4f99136a // fmla v10.4s, v27.4s, v25.s[0]
+	WORD $0x4f9a1372 // fmla v18.4s, v27.4s, v26.s[0]
+	FMOVQ 48(R10), F27
+	VAND V31.B16, V27.B16, V27.B16
+	WORD $0x4f981363 // fmla v3.4s, v27.4s, v24.s[0]
+	WORD $0x4f99136b // fmla v11.4s, v27.4s, v25.s[0]
+	WORD $0x4f9a1373 // fmla v19.4s, v27.4s, v26.s[0]
+	FMOVQ 64(R10), F27
+	VAND V31.B16, V27.B16, V27.B16
+	WORD $0x4f981364 // fmla v4.4s, v27.4s, v24.s[0]
+	WORD $0x4f99136c // fmla v12.4s, v27.4s, v25.s[0]
+	WORD $0x4f9a1374 // fmla v20.4s, v27.4s, v26.s[0]
+	FMOVQ 80(R10), F27
+	VAND V31.B16, V27.B16, V27.B16
+	WORD $0x4f981365 // fmla v5.4s, v27.4s, v24.s[0]
+	WORD $0x4f99136d // fmla v13.4s, v27.4s, v25.s[0]
+	WORD $0x4f9a1375 // fmla v21.4s, v27.4s, v26.s[0]
+	FMOVQ 96(R10), F27
+	VAND V31.B16, V27.B16, V27.B16
+	WORD $0x4f981366 // fmla v6.4s, v27.4s, v24.s[0]
+	WORD $0x4f99136e // fmla v14.4s, v27.4s, v25.s[0]
+	WORD $0x4f9a1376 // fmla v22.4s, v27.4s, v26.s[0]
+	FMOVQ 112(R10), F27
+	VAND V31.B16, V27.B16, V27.B16
+	WORD $0x4f981367 // fmla v7.4s, v27.4s, v24.s[0]
+	WORD $0x4f99136f // fmla v15.4s, v27.4s, v25.s[0]
+	WORD $0x4f9a1377 // fmla v23.4s, v27.4s, v26.s[0]
+one127:
 	SUB $1, R23, R10
 	ANDS R10, R23, R23
-	BNE sparse90
-merge91:
+	BNE sparse114
+merge115:
 	MOVD R22, R12
-	CBZ R13, store92
+	CBZ R13, store116
 	FMOVS 0(R13), F24
 	FMOVS 0(R14), F25
 	FLDPQ 0(R12), (F26, F27)
@@ -17049,8 +18221,8 @@ merge91:
 	WORD $0x4f9992f7 // fmul v23.4s, v23.4s, v25.s[0]
 	WORD $0x4f981377 // fmla v23.4s, v27.4s, v24.s[0]
 	FSTPQ (F22, F23), 96(R12)
-	B stored93
-store92:
+	B stored117
+store116:
 	FSTPQ (F0, F1), 0(R12)
 	FSTPQ (F2, F3), 32(R12)
 	FSTPQ (F4, F5), 64(R12)
@@ -17065,15 +18237,17 @@ store92:
 	FSTPQ (F18, F19), 32(R12)
 	FSTPQ (F20, F21), 64(R12)
 	FSTPQ (F22, F23), 96(R12)
-stored93:
+stored117:
 	ADD $128, R22, R22
-	ADD $64, R21, R21
+	ADD $128, R21, R21
 	SUB $8, R5, R5
-	B columns88
-less89:
-columns100:
+	B columns112
+less113:
+columns128:
 	CMP $4, R5
-	BLT less101
+	BLT less129
+	MOVD $0xffff0000, R23
+	VDUP R23, V31.S4
 	VEOR V0.B16, V0.B16, V0.B16
 	VEOR V1.B16, V1.B16, V1.B16
 	VEOR V2.B16, V2.B16, V2.B16
@@ -17087,251 +18261,335 @@ columns100:
 	VEOR V10.B16, V10.B16, V10.B16
 	VEOR V11.B16, V11.B16, V11.B16
 	MOVD R8, R23
-	CBZ R15, sparse102
+	CBZ R15, sparse130
 	ADD R19, R1, R11
 	ADD R20, R21, R10
 	MOVD R15, R9
-	CBZ R7, plain108
+	TBZ $2, R19, even134
+	FMOVS 0(R11), F12
+	FMOVS 256(R11), F13
+	FMOVS 512(R11), F14
+	FMOVQ 0(R10), F15
+	VAND V31.B16, V15.B16, V15.B16
+	WORD $0x4f8c11e0 // fmla v0.4s, v15.4s, v12.s[0]
+	WORD $0x4f8d11e4 // fmla v4.4s, v15.4s, v13.s[0]
+	WORD $0x4f8e11e8 // fmla v8.4s, v15.4s, v14.s[0]
+	FMOVQ 16(R10), F15
+	VAND V31.B16, V15.B16, V15.B16
+	WORD $0x4f8c11e1 // fmla v1.4s, v15.4s, v12.s[0]
+	WORD $0x4f8d11e5 // fmla v5.4s, v15.4s, v13.s[0]
+	WORD $0x4f8e11e9 // fmla v9.4s, v15.4s, v14.s[0]
+	FMOVQ 32(R10), F15
+	VAND V31.B16, V15.B16, V15.B16
+	WORD $0x4f8c11e2 // fmla v2.4s, v15.4s, v12.s[0]
+	WORD $0x4f8d11e6 // fmla v6.4s, v15.4s, v13.s[0]
+	WORD $0x4f8e11ea // fmla v10.4s, v15.4s, v14.s[0]
+	FMOVQ 48(R10), F15
+	VAND V31.B16, V15.B16, V15.B16
+	WORD $0x4f8c11e3 // fmla v3.4s, v15.4s, v12.s[0]
+	WORD $0x4f8d11e7 // fmla v7.4s, v15.4s, v13.s[0]
+	WORD $0x4f8e11eb // fmla v11.4s, v15.4s, v14.s[0]
+	ADD R4, R10, R10
+	ADD $4, R11, R11
+	SUBS $1, R9, R9
+	BEQ merge131
+even134:
+	CBZ R7, plain137
 	SUBS $4, R9, R9
-	BLT short107
-asking106:
+	BLT short136
+asking135:
 	FMOVQ 0(R11), F12
 	FMOVQ 256(R11), F13
 	FMOVQ 512(R11), F14
-	FMOVQ 0(R10), F16
-	WORD $0x2e613a0f // shll v15.4s, v16.4h, #16
-	WORD $0x6e613a10 // shll2 v16.4s, v16.8h, #16
-	WORD $0x4f8c11e0 // fmla v0.4s, v15.4s, v12.s[0]
-	WORD $0x4f8c1201 // fmla v1.4s, v16.4s, v12.s[0]
-	WORD $0x4f8d11e4 // fmla v4.4s, v15.4s, v13.s[0]
-	WORD $0x4f8d1205 // fmla v5.4s, v16.4s, v13.s[0]
-	WORD $0x4f8e11e8 // fmla v8.4s, v15.4s, v14.s[0]
-	WORD $0x4f8e1209 // fmla v9.4s, v16.4s, v14.s[0]
-	FMOVQ 16(R10), F18
-	WORD $0x2e613a51 // shll v17.4s, v18.4h, #16
-	WORD $0x6e613a52 // shll2 v18.4s, v18.8h, #16
-	WORD $0x4f8c1222 // fmla v2.4s, v17.4s, v12.s[0]
-	WORD $0x4f8c1243 // fmla v3.4s, v18.4s, v12.s[0]
-	WORD $0x4f8d1226 // fmla v6.4s, v17.4s, v13.s[0]
-	WORD $0x4f8d1247 // fmla v7.4s, v18.4s, v13.s[0]
-	WORD $0x4f8e122a // fmla v10.4s, v17.4s, v14.s[0]
-	WORD $0x4f8e124b // fmla v11.4s, v18.4s, v14.s[0]
-	ADD R4, R10, R10
-	FMOVQ 0(R10), F16
-	WORD $0x2e613a0f // shll v15.4s, v16.4h, #16
-	WORD $0x6e613a10 // shll2 v16.4s, v16.8h, #16
+	FLDPQ 0(R10), (F15, F16)
+	VSHL $16, V15.S4, V17.S4
+	VSHL $16, V16.S4, V18.S4
+	WORD $0x4f8c1220 // fmla v0.4s, v17.4s, v12.s[0]
+	WORD $0x4f8c1241 // fmla v1.4s, v18.4s, v12.s[0]
+	WORD $0x4f8d1224 // fmla v4.4s, v17.4s, v13.s[0]
+	WORD $0x4f8d1245 // fmla v5.4s, v18.4s, v13.s[0]
+	WORD $0x4f8e1228 // fmla v8.4s, v17.4s, v14.s[0]
+	WORD $0x4f8e1249 // fmla v9.4s, v18.4s, v14.s[0]
+	VAND V31.B16, V15.B16, V15.B16
+	VAND V31.B16, V16.B16, V16.B16
 	WORD $0x4fac11e0 // fmla v0.4s, v15.4s, v12.s[1]
 	WORD $0x4fac1201 // fmla v1.4s, v16.4s, v12.s[1]
 	WORD $0x4fad11e4 // fmla v4.4s, v15.4s, v13.s[1]
 	WORD $0x4fad1205 // fmla v5.4s, v16.4s, v13.s[1]
 	WORD $0x4fae11e8 // fmla v8.4s, v15.4s, v14.s[1]
 	WORD $0x4fae1209 // fmla v9.4s, v16.4s, v14.s[1]
-	FMOVQ 16(R10), F18
-	WORD $0x2e613a51 // shll v17.4s, v18.4h, #16
-	WORD $0x6e613a52 // shll2 v18.4s, v18.8h, #16
-	WORD $0x4fac1222 // fmla v2.4s, v17.4s, v12.s[1]
-	WORD $0x4fac1243 // fmla v3.4s, v18.4s, v12.s[1]
-	WORD $0x4fad1226 // fmla v6.4s, v17.4s, v13.s[1]
-	WORD $0x4fad1247 // fmla v7.4s, v18.4s, v13.s[1]
-	WORD $0x4fae122a // fmla v10.4s, v17.4s, v14.s[1]
-	WORD $0x4fae124b // fmla v11.4s, v18.4s, v14.s[1]
+	FLDPQ 32(R10), (F19, F20)
+	VSHL $16, V19.S4, V21.S4
+	VSHL $16, V20.S4, V22.S4
+	WORD $0x4f8c12a2 // fmla v2.4s, v21.4s, v12.s[0]
+	WORD $0x4f8c12c3 // fmla v3.4s, v22.4s, v12.s[0]
+	WORD $0x4f8d12a6 // fmla v6.4s, v21.4s, v13.s[0]
+	WORD $0x4f8d12c7 // fmla v7.4s, v22.4s, v13.s[0]
+	WORD $0x4f8e12aa // fmla v10.4s, v21.4s, v14.s[0]
+	WORD $0x4f8e12cb // fmla v11.4s, v22.4s, v14.s[0]
+	VAND V31.B16, V19.B16, V19.B16
+	VAND V31.B16, V20.B16, V20.B16
+	WORD $0x4fac1262 // fmla v2.4s, v19.4s, v12.s[1]
+	WORD $0x4fac1283 // fmla v3.4s, v20.4s, v12.s[1]
+	WORD $0x4fad1266 // fmla v6.4s, v19.4s, v13.s[1]
+	WORD $0x4fad1287 // fmla v7.4s, v20.4s, v13.s[1]
+	WORD $0x4fae126a // fmla v10.4s, v19.4s, v14.s[1]
+	WORD $0x4fae128b // fmla v11.4s, v20.4s, v14.s[1]
 	ADD R4, R10, R10
 	PRFM 0(R7), PLDL1KEEP
-	FMOVQ 0(R10), F16
-	WORD $0x2e613a0f // shll v15.4s, v16.4h, #16
-	WORD $0x6e613a10 // shll2 v16.4s, v16.8h, #16
-	WORD $0x4f8c19e0 // fmla v0.4s, v15.4s, v12.s[2]
-	WORD $0x4f8c1a01 // fmla v1.4s, v16.4s, v12.s[2]
-	WORD $0x4f8d19e4 // fmla v4.4s, v15.4s, v13.s[2]
-	WORD $0x4f8d1a05 // fmla v5.4s, v16.4s, v13.s[2]
-	WORD $0x4f8e19e8 // fmla v8.4s, v15.4s, v14.s[2]
-	WORD $0x4f8e1a09 // fmla v9.4s, v16.4s, v14.s[2]
-	FMOVQ 16(R10), F18
-	WORD $0x2e613a51 // shll v17.4s, v18.4h, #16
-	WORD $0x6e613a52 // shll2 v18.4s, v18.8h, #16
-	WORD $0x4f8c1a22 // fmla v2.4s, v17.4s, v12.s[2]
-	WORD $0x4f8c1a43 // fmla v3.4s, v18.4s, v12.s[2]
-	WORD $0x4f8d1a26 // fmla v6.4s, v17.4s, v13.s[2]
-	WORD $0x4f8d1a47 // fmla v7.4s, v18.4s, v13.s[2]
-	WORD $0x4f8e1a2a // fmla v10.4s, v17.4s, v14.s[2]
-	WORD $0x4f8e1a4b // fmla v11.4s, v18.4s, v14.s[2]
-	ADD R4, R10, R10
-	FMOVQ 0(R10), F16
-	WORD $0x2e613a0f // shll v15.4s, v16.4h, #16
-	WORD $0x6e613a10 // shll2 v16.4s, v16.8h, #16
+	FLDPQ 0(R10), (F15, F16)
+	VSHL $16, V15.S4, V17.S4
+	VSHL $16, V16.S4, V18.S4
+	WORD $0x4f8c1a20 // fmla v0.4s, v17.4s, v12.s[2]
+	WORD $0x4f8c1a41 // fmla v1.4s, v18.4s, v12.s[2]
+	WORD $0x4f8d1a24 // fmla v4.4s, v17.4s, v13.s[2]
+	WORD $0x4f8d1a45 // fmla v5.4s, v18.4s, v13.s[2]
+	WORD $0x4f8e1a28 // fmla v8.4s, v17.4s, v14.s[2]
+	WORD $0x4f8e1a49 // fmla v9.4s, v18.4s, v14.s[2]
+	VAND V31.B16, V15.B16, V15.B16
+	VAND V31.B16, V16.B16, V16.B16
 	WORD $0x4fac19e0 // fmla v0.4s, v15.4s, v12.s[3]
 	WORD $0x4fac1a01 // fmla v1.4s, v16.4s, v12.s[3]
 	WORD $0x4fad19e4 // fmla v4.4s, v15.4s, v13.s[3]
 	WORD $0x4fad1a05 // fmla v5.4s, v16.4s, v13.s[3]
 	WORD $0x4fae19e8 // fmla v8.4s, v15.4s, v14.s[3]
 	WORD $0x4fae1a09 // fmla v9.4s, v16.4s, v14.s[3]
-	FMOVQ 16(R10), F18
-	WORD $0x2e613a51 // shll v17.4s, v18.4h, #16
-	WORD $0x6e613a52 // shll2 v18.4s, v18.8h, #16
-	WORD $0x4fac1a22 // fmla v2.4s, v17.4s, v12.s[3]
-	WORD $0x4fac1a43 // fmla v3.4s, v18.4s, v12.s[3]
-	WORD $0x4fad1a26 // fmla v6.4s, v17.4s, v13.s[3]
-	WORD $0x4fad1a47 // fmla v7.4s, v18.4s, v13.s[3]
-	WORD $0x4fae1a2a // fmla v10.4s, v17.4s, v14.s[3]
-	WORD $0x4fae1a4b // fmla v11.4s, v18.4s, v14.s[3]
+	FLDPQ 32(R10), (F19, F20)
+	VSHL $16, V19.S4, V21.S4
+	VSHL $16, V20.S4, V22.S4
+	WORD $0x4f8c1aa2 // fmla v2.4s, v21.4s, v12.s[2]
+	WORD $0x4f8c1ac3 // fmla v3.4s, v22.4s, v12.s[2]
+	WORD $0x4f8d1aa6 // fmla v6.4s, v21.4s, v13.s[2]
+	WORD $0x4f8d1ac7 // fmla v7.4s, v22.4s, v13.s[2]
+	WORD $0x4f8e1aaa // fmla v10.4s, v21.4s, v14.s[2]
+	WORD $0x4f8e1acb // fmla v11.4s, v22.4s, v14.s[2]
+	VAND V31.B16, V19.B16, V19.B16
+	VAND V31.B16, V20.B16, V20.B16
+	WORD $0x4fac1a62 // fmla v2.4s, v19.4s, v12.s[3]
+	WORD $0x4fac1a83 // fmla v3.4s, v20.4s, v12.s[3]
+	WORD $0x4fad1a66 // fmla v6.4s, v19.4s, v13.s[3]
+	WORD $0x4fad1a87 // fmla v7.4s, v20.4s, v13.s[3]
+	WORD $0x4fae1a6a // fmla v10.4s, v19.4s, v14.s[3]
+	WORD $0x4fae1a8b // fmla v11.4s, v20.4s, v14.s[3]
 	ADD R4, R10, R10
 	PRFM 64(R7), PLDL1KEEP
 	ADD $128, R7, R7
 	ADD $16, R11, R11
 	SUBS $4, R9, R9
-	BGE asking106
-	B short107
-plain108:
+	BGE asking135
+	B short136
+plain137:
 	SUBS $4, R9, R9
-	BLT short107
-loop109:
+	BLT short136
+loop138:
 	FMOVQ 0(R11), F12
 	FMOVQ 256(R11), F13
 	FMOVQ 512(R11), F14
-	FMOVQ 0(R10), F16
-	WORD $0x2e613a0f // shll v15.4s, v16.4h, #16
-	WORD $0x6e613a10 // shll2 v16.4s, v16.8h, #16
-	WORD $0x4f8c11e0 // fmla v0.4s, v15.4s, v12.s[0]
-	WORD $0x4f8c1201 // fmla v1.4s, v16.4s, v12.s[0]
-	WORD $0x4f8d11e4 // fmla v4.4s, v15.4s, v13.s[0]
-	WORD $0x4f8d1205 // fmla v5.4s, v16.4s, v13.s[0]
-	WORD $0x4f8e11e8 // fmla v8.4s, v15.4s, v14.s[0]
-	WORD $0x4f8e1209 // fmla v9.4s, v16.4s, v14.s[0]
-	FMOVQ 16(R10), F18
-	WORD $0x2e613a51 // shll v17.4s, v18.4h, #16
-	WORD $0x6e613a52 // shll2 v18.4s, v18.8h, #16
-	WORD $0x4f8c1222 // fmla v2.4s, v17.4s, v12.s[0]
-	WORD $0x4f8c1243 // fmla v3.4s, v18.4s, v12.s[0]
-	WORD $0x4f8d1226 // fmla v6.4s, v17.4s, v13.s[0]
-	WORD $0x4f8d1247 // fmla v7.4s, v18.4s, v13.s[0]
-	WORD $0x4f8e122a // fmla v10.4s, v17.4s, v14.s[0]
-	WORD $0x4f8e124b // fmla v11.4s, v18.4s, v14.s[0]
-	ADD R4, R10, R10
-	FMOVQ 0(R10), F16
-	WORD $0x2e613a0f // shll v15.4s, v16.4h, #16
-	WORD $0x6e613a10 // shll2 v16.4s, v16.8h, #16
+	FLDPQ 0(R10), (F15, F16)
+	VSHL $16, V15.S4, V17.S4
+	VSHL $16, V16.S4, V18.S4
+	WORD $0x4f8c1220 // fmla v0.4s, v17.4s, v12.s[0]
+	WORD $0x4f8c1241 // fmla v1.4s, v18.4s, v12.s[0]
+	WORD $0x4f8d1224 // fmla v4.4s, v17.4s, v13.s[0]
+	WORD $0x4f8d1245 // fmla v5.4s, v18.4s, v13.s[0]
+	WORD $0x4f8e1228 // fmla v8.4s, v17.4s, v14.s[0]
+	WORD $0x4f8e1249 // fmla v9.4s, v18.4s, v14.s[0]
+	VAND V31.B16, V15.B16, V15.B16
+	VAND V31.B16, V16.B16, V16.B16
 	WORD $0x4fac11e0 // fmla v0.4s, v15.4s, v12.s[1]
 	WORD $0x4fac1201 // fmla v1.4s, v16.4s, v12.s[1]
 	WORD $0x4fad11e4 // fmla v4.4s, v15.4s, v13.s[1]
 	WORD $0x4fad1205 // fmla v5.4s, v16.4s, v13.s[1]
 	WORD $0x4fae11e8 // fmla v8.4s, v15.4s, v14.s[1]
 	WORD $0x4fae1209 // fmla v9.4s, v16.4s, v14.s[1]
-	FMOVQ 16(R10), F18
-	WORD $0x2e613a51 // shll v17.4s, v18.4h, #16
-	WORD $0x6e613a52 // shll2 v18.4s, v18.8h, #16
-	WORD $0x4fac1222 // fmla v2.4s, v17.4s, v12.s[1]
-	WORD $0x4fac1243 // fmla v3.4s, v18.4s, v12.s[1]
-	WORD $0x4fad1226 // fmla v6.4s, v17.4s, v13.s[1]
-	WORD $0x4fad1247 // fmla v7.4s, v18.4s, v13.s[1]
-	WORD $0x4fae122a // fmla v10.4s, v17.4s, v14.s[1]
-	WORD $0x4fae124b // fmla v11.4s, v18.4s, v14.s[1]
+	FLDPQ 32(R10), (F19, F20)
+	VSHL $16, V19.S4, V21.S4
+	VSHL $16, V20.S4, V22.S4
+	WORD $0x4f8c12a2 // fmla v2.4s, v21.4s, v12.s[0]
+	WORD $0x4f8c12c3 // fmla v3.4s, v22.4s, v12.s[0]
+	WORD $0x4f8d12a6 // fmla v6.4s, v21.4s, v13.s[0]
+	WORD $0x4f8d12c7 // fmla v7.4s, v22.4s, v13.s[0]
+	WORD $0x4f8e12aa // fmla v10.4s, v21.4s, v14.s[0]
+	WORD $0x4f8e12cb // fmla v11.4s, v22.4s, v14.s[0]
+	VAND V31.B16, V19.B16, V19.B16
+	VAND V31.B16, V20.B16, V20.B16
+	WORD $0x4fac1262 // fmla v2.4s, v19.4s, v12.s[1]
+	WORD $0x4fac1283 // fmla v3.4s, v20.4s, v12.s[1]
+	WORD $0x4fad1266 // fmla v6.4s, v19.4s, v13.s[1]
+	WORD $0x4fad1287 // fmla v7.4s, v20.4s, v13.s[1]
+	WORD $0x4fae126a // fmla v10.4s, v19.4s, v14.s[1]
+	WORD $0x4fae128b // fmla v11.4s, v20.4s, v14.s[1]
 	ADD R4, R10, R10
-	FMOVQ 0(R10), F16
-	WORD $0x2e613a0f // shll v15.4s, v16.4h, #16
-	WORD $0x6e613a10 // shll2 v16.4s, v16.8h, #16
-	WORD $0x4f8c19e0 // fmla v0.4s, v15.4s, v12.s[2]
-	WORD $0x4f8c1a01 // fmla v1.4s, v16.4s, v12.s[2]
-	WORD $0x4f8d19e4 // fmla v4.4s, v15.4s, v13.s[2]
-	WORD $0x4f8d1a05 // fmla v5.4s, v16.4s, v13.s[2]
-	WORD $0x4f8e19e8 // fmla v8.4s, v15.4s, v14.s[2]
-	WORD $0x4f8e1a09 // fmla v9.4s, v16.4s, v14.s[2]
-	FMOVQ 16(R10), F18
-	WORD $0x2e613a51 // shll v17.4s, v18.4h, #16
-	WORD $0x6e613a52 // shll2 v18.4s, v18.8h, #16
-	WORD $0x4f8c1a22 // fmla v2.4s, v17.4s, v12.s[2]
-	WORD $0x4f8c1a43 // fmla v3.4s, v18.4s, v12.s[2]
-	WORD $0x4f8d1a26 // fmla v6.4s, v17.4s, v13.s[2]
-	WORD $0x4f8d1a47 // fmla v7.4s, v18.4s, v13.s[2]
-	WORD $0x4f8e1a2a // fmla v10.4s, v17.4s, v14.s[2]
-	WORD $0x4f8e1a4b // fmla v11.4s, v18.4s, v14.s[2]
-	ADD R4, R10, R10
-	FMOVQ 0(R10), F16
-	WORD $0x2e613a0f // shll v15.4s, v16.4h, #16
-	WORD $0x6e613a10 // shll2 v16.4s, v16.8h, #16
+	FLDPQ 0(R10), (F15, F16)
+	VSHL $16, V15.S4, V17.S4
+	VSHL $16, V16.S4, V18.S4
+	WORD $0x4f8c1a20 // fmla v0.4s, v17.4s, v12.s[2]
+	WORD $0x4f8c1a41 // fmla v1.4s, v18.4s, v12.s[2]
+	WORD $0x4f8d1a24 // fmla v4.4s, v17.4s, v13.s[2]
+	WORD $0x4f8d1a45 // fmla v5.4s, v18.4s, v13.s[2]
+	WORD $0x4f8e1a28 // fmla v8.4s, v17.4s, v14.s[2]
+	WORD $0x4f8e1a49 // fmla v9.4s, v18.4s, v14.s[2]
+	VAND V31.B16, V15.B16, V15.B16
+	VAND V31.B16, V16.B16, V16.B16
 	WORD $0x4fac19e0 // fmla v0.4s, v15.4s, v12.s[3]
 	WORD $0x4fac1a01 // fmla v1.4s, v16.4s, v12.s[3]
 	WORD $0x4fad19e4 // fmla v4.4s, v15.4s, v13.s[3]
 	WORD $0x4fad1a05 // fmla v5.4s, v16.4s, v13.s[3]
 	WORD $0x4fae19e8 // fmla v8.4s, v15.4s, v14.s[3]
 	WORD $0x4fae1a09 // fmla v9.4s, v16.4s, v14.s[3]
-	FMOVQ 16(R10), F18
-	WORD $0x2e613a51 // shll v17.4s, v18.4h, #16
-	WORD $0x6e613a52 // shll2 v18.4s, v18.8h, #16
-	WORD $0x4fac1a22 // fmla v2.4s, v17.4s, v12.s[3]
-	WORD $0x4fac1a43 // fmla v3.4s, v18.4s, v12.s[3]
-	WORD $0x4fad1a26 // fmla v6.4s, v17.4s, v13.s[3]
-	WORD $0x4fad1a47 // fmla v7.4s, v18.4s, v13.s[3]
-	WORD $0x4fae1a2a // fmla v10.4s, v17.4s, v14.s[3]
-	WORD $0x4fae1a4b // fmla v11.4s, v18.4s, v14.s[3]
+	FLDPQ 32(R10), (F19, F20)
+	VSHL $16, V19.S4, V21.S4
+	VSHL $16, V20.S4, V22.S4
+	WORD $0x4f8c1aa2 // fmla v2.4s, v21.4s, v12.s[2]
+	WORD $0x4f8c1ac3 // fmla v3.4s, v22.4s, v12.s[2]
+	WORD $0x4f8d1aa6 // fmla v6.4s, v21.4s, v13.s[2]
+	WORD $0x4f8d1ac7 // fmla v7.4s, v22.4s, v13.s[2]
+	WORD $0x4f8e1aaa // fmla v10.4s, v21.4s, v14.s[2]
+	WORD $0x4f8e1acb // fmla v11.4s, v22.4s, v14.s[2]
+	VAND V31.B16, V19.B16, V19.B16
+	VAND V31.B16, V20.B16, V20.B16
+	WORD $0x4fac1a62 // fmla v2.4s, v19.4s, v12.s[3]
+	WORD $0x4fac1a83 // fmla v3.4s, v20.4s, v12.s[3]
+	WORD $0x4fad1a66 // fmla v6.4s, v19.4s, v13.s[3]
+	WORD $0x4fad1a87 // fmla v7.4s, v20.4s, v13.s[3]
+	WORD $0x4fae1a6a // fmla v10.4s, v19.4s, v14.s[3]
+	WORD $0x4fae1a8b // fmla v11.4s, v20.4s, v14.s[3]
 	ADD R4, R10, R10
 	ADD $16, R11, R11
 	SUBS $4, R9, R9
-	BGE loop109
-short107:
+	BGE loop138
+short136:
 	ADDS $4, R9, R9
-	BEQ summed111
-some110:
+	BEQ summed140
+some139:
+	TBZ $1, R9, one141
+	FMOVD 0(R11), F12
+	FMOVD 256(R11), F13
+	FMOVD 512(R11), F14
+	FLDPQ 0(R10), (F15, F16)
+	VSHL $16, V15.S4, V17.S4
+	VSHL $16, V16.S4, V18.S4
+	WORD $0x4f8c1220 // fmla v0.4s, v17.4s, v12.s[0]
+	WORD $0x4f8c1241 // fmla v1.4s, v18.4s, v12.s[0]
+	WORD $0x4f8d1224 // fmla v4.4s, v17.4s, v13.s[0]
+	WORD $0x4f8d1245 // fmla v5.4s, v18.4s, v13.s[0]
+	WORD $0x4f8e1228 // fmla v8.4s, v17.4s, v14.s[0]
+	WORD $0x4f8e1249 // fmla v9.4s, v18.4s, v14.s[0]
+	VAND V31.B16, V15.B16, V15.B16
+	VAND V31.B16, V16.B16, V16.B16
+	WORD $0x4fac11e0 // fmla v0.4s, v15.4s, v12.s[1]
+	WORD $0x4fac1201 // fmla v1.4s, v16.4s, v12.s[1]
+	WORD $0x4fad11e4 // fmla v4.4s, v15.4s, v13.s[1]
+	WORD $0x4fad1205 // fmla v5.4s, v16.4s, v13.s[1]
+	WORD $0x4fae11e8 // fmla v8.4s, v15.4s, v14.s[1]
+	WORD $0x4fae1209 // fmla v9.4s, v16.4s, v14.s[1]
+	FLDPQ 32(R10), (F19, F20)
+	VSHL $16, V19.S4, V21.S4
+	VSHL $16, V20.S4, V22.S4
+	WORD $0x4f8c12a2 // fmla v2.4s, v21.4s, v12.s[0]
+	WORD $0x4f8c12c3 // fmla v3.4s, v22.4s, v12.s[0]
+	WORD $0x4f8d12a6 // fmla v6.4s, v21.4s, v13.s[0]
+	WORD $0x4f8d12c7 // fmla v7.4s, v22.4s, v13.s[0]
+	WORD $0x4f8e12aa // fmla v10.4s, v21.4s, v14.s[0]
+	WORD $0x4f8e12cb // fmla v11.4s, v22.4s, v14.s[0]
+	VAND V31.B16, V19.B16, V19.B16
+	VAND V31.B16, V20.B16, V20.B16
+	WORD $0x4fac1262 // fmla v2.4s, v19.4s, v12.s[1]
+	WORD $0x4fac1283 // fmla v3.4s, v20.4s, v12.s[1]
+	WORD $0x4fad1266 // fmla v6.4s, v19.4s, v13.s[1]
+	WORD $0x4fad1287 // fmla v7.4s, v20.4s, v13.s[1]
+	WORD $0x4fae126a // fmla v10.4s, v19.4s, v14.s[1]
+	WORD $0x4fae128b // fmla v11.4s, v20.4s, v14.s[1]
+	ADD R4, R10, R10
+	ADD $8, R11, R11
+	TBZ $0, R9, summed140
+one141:
 	FMOVS 0(R11), F12
 	FMOVS 256(R11), F13
 	FMOVS 512(R11), F14
-	FMOVQ 0(R10), F16
-	WORD $0x2e613a0f // shll v15.4s, v16.4h, #16
-	WORD $0x6e613a10 // shll2 v16.4s, v16.8h, #16
+	FMOVQ 0(R10), F15
+	VSHL $16, V15.S4, V15.S4
 	WORD $0x4f8c11e0 // fmla v0.4s, v15.4s, v12.s[0]
-	WORD $0x4f8c1201 // fmla v1.4s, v16.4s, v12.s[0]
 	WORD $0x4f8d11e4 // fmla v4.4s, v15.4s, v13.s[0]
-	WORD $0x4f8d1205 // fmla v5.4s, v16.4s, v13.s[0]
 	WORD $0x4f8e11e8 // fmla v8.4s, v15.4s, v14.s[0]
-	WORD $0x4f8e1209 // fmla v9.4s, v16.4s, v14.s[0]
-	FMOVQ 16(R10), F18
-	WORD $0x2e613a51 // shll v17.4s, v18.4h, #16
-	WORD $0x6e613a52 // shll2 v18.4s, v18.8h, #16
-	WORD $0x4f8c1222 // fmla v2.4s, v17.4s, v12.s[0]
-	WORD $0x4f8c1243 // fmla v3.4s, v18.4s, v12.s[0]
-	WORD $0x4f8d1226 // fmla v6.4s, v17.4s, v13.s[0]
-	WORD $0x4f8d1247 // fmla v7.4s, v18.4s, v13.s[0]
-	WORD $0x4f8e122a // fmla v10.4s, v17.4s, v14.s[0]
-	WORD $0x4f8e124b // fmla v11.4s, v18.4s, v14.s[0]
-	ADD R4, R10, R10
+	FMOVQ 16(R10), F15
+	VSHL $16, V15.S4, V15.S4
+	WORD $0x4f8c11e1 // fmla v1.4s, v15.4s, v12.s[0]
+	WORD $0x4f8d11e5 // fmla v5.4s, v15.4s, v13.s[0]
+	WORD $0x4f8e11e9 // fmla v9.4s, v15.4s, v14.s[0]
+	FMOVQ 32(R10), F15
+	VSHL $16, V15.S4, V15.S4
+	WORD $0x4f8c11e2 // fmla v2.4s, v15.4s, v12.s[0]
+	WORD $0x4f8d11e6 // fmla v6.4s, v15.4s, v13.s[0]
+	WORD $0x4f8e11ea // fmla v10.4s, v15.4s, v14.s[0]
+	FMOVQ 48(R10), F15
+	VSHL $16, V15.S4, V15.S4
+	WORD $0x4f8c11e3 // fmla v3.4s, v15.4s, v12.s[0]
+	WORD $0x4f8d11e7 // fmla v7.4s, v15.4s, v13.s[0]
+	WORD $0x4f8e11eb // fmla v11.4s, v15.4s, v14.s[0]
 	ADD $4, R11, R11
-	SUBS $1, R9, R9
-	BNE some110
-summed111:
-	B merge103
-sparse102:
+summed140:
+	B merge131
+sparse130:
 	RBIT R23, R10
 	CLZ R10, R10
 	ADD R10<<2, R1, R11
+	MOVD R10, R9
+	LSR $1, R10, R10
 	MADD R4, R21, R10, R10
 	FMOVS 0(R11), F12
 	FMOVS 256(R11), F13
 	FMOVS 512(R11), F14
-	FMOVQ 0(R10), F16
-	WORD $0x2e613a0f // shll v15.4s, v16.4h, #16
-	WORD $0x6e613a10 // shll2 v16.4s, v16.8h, #16
+	TBNZ $0, R9, odd142
+	FMOVQ 0(R10), F15
+	VSHL $16, V15.S4, V15.S4
 	WORD $0x4f8c11e0 // fmla v0.4s, v15.4s, v12.s[0]
-	WORD $0x4f8c1201 // fmla v1.4s, v16.4s, v12.s[0]
 	WORD $0x4f8d11e4 // fmla v4.4s, v15.4s, v13.s[0]
-	WORD $0x4f8d1205 // fmla v5.4s, v16.4s, v13.s[0]
 	WORD $0x4f8e11e8 // fmla v8.4s, v15.4s, v14.s[0]
-	WORD $0x4f8e1209 // fmla v9.4s, v16.4s, v14.s[0]
-	FMOVQ 16(R10), F18
-	WORD $0x2e613a51 // shll v17.4s, v18.4h, #16
-	WORD $0x6e613a52 // shll2 v18.4s, v18.8h, #16
-	WORD $0x4f8c1222 // fmla v2.4s, v17.4s, v12.s[0]
-	WORD $0x4f8c1243 // fmla v3.4s, v18.4s, v12.s[0]
-	WORD $0x4f8d1226 // fmla v6.4s, v17.4s, v13.s[0]
-	WORD $0x4f8d1247 // fmla v7.4s, v18.4s, v13.s[0]
-	WORD $0x4f8e122a // fmla v10.4s, v17.4s, v14.s[0]
-	WORD $0x4f8e124b // fmla v11.4s, v18.4s, v14.s[0]
-	ADD R4, R10, R10
-	ADD $4, R11, R11
+	FMOVQ 16(R10), F15
+	VSHL $16, V15.S4, V15.S4
+	WORD $0x4f8c11e1 // fmla v1.4s, v15.4s, v12.s[0]
+	WORD $0x4f8d11e5 // fmla v5.4s, v15.4s, v13.s[0]
+	WORD $0x4f8e11e9 // fmla v9.4s, v15.4s, v14.s[0]
+	FMOVQ 32(R10), F15
+	VSHL $16, V15.S4, V15.S4
+	WORD $0x4f8c11e2 // fmla v2.4s, v15.4s, v12.s[0]
+	WORD $0x4f8d11e6 // fmla v6.4s, v15.4s, v13.s[0]
+	WORD $0x4f8e11ea // fmla v10.4s, v15.4s, v14.s[0]
+	FMOVQ 48(R10), F15
+	VSHL $16, V15.S4, V15.S4
+	WORD $0x4f8c11e3 // fmla v3.4s, v15.4s, v12.s[0]
+	WORD $0x4f8d11e7 // fmla v7.4s, v15.4s, v13.s[0]
+	WORD $0x4f8e11eb // fmla v11.4s, v15.4s, v14.s[0]
+	B one143
+odd142:
+	FMOVQ 0(R10), F15
+	VAND V31.B16, V15.B16, V15.B16
+	WORD $0x4f8c11e0 // fmla v0.4s, v15.4s, v12.s[0]
+	WORD $0x4f8d11e4 // fmla v4.4s, v15.4s, v13.s[0]
+	WORD $0x4f8e11e8 // fmla v8.4s, v15.4s, v14.s[0]
+	FMOVQ 16(R10), F15
+	VAND V31.B16, V15.B16, V15.B16
+	WORD $0x4f8c11e1 // fmla v1.4s, v15.4s, v12.s[0]
+	WORD $0x4f8d11e5 // fmla v5.4s, v15.4s, v13.s[0]
+	WORD $0x4f8e11e9 // fmla v9.4s, v15.4s, v14.s[0]
+	FMOVQ 32(R10), F15
+	VAND V31.B16, V15.B16, V15.B16
+	WORD $0x4f8c11e2 // fmla v2.4s, v15.4s, v12.s[0]
+	WORD $0x4f8d11e6 // fmla v6.4s, v15.4s, v13.s[0]
+	WORD $0x4f8e11ea // fmla v10.4s, v15.4s, v14.s[0]
+	FMOVQ 48(R10), F15
+	VAND V31.B16, V15.B16, V15.B16
+	WORD $0x4f8c11e3 // fmla v3.4s, v15.4s, v12.s[0]
+	WORD $0x4f8d11e7 // fmla v7.4s, v15.4s, v13.s[0]
+	WORD $0x4f8e11eb // fmla v11.4s, v15.4s, v14.s[0]
+one143:
 	SUB $1, R23, R10
 	ANDS R10, R23, R23
-	BNE sparse102
-merge103:
+	BNE sparse130
+merge131:
 	MOVD R22, R12
-	CBZ R13, store104
+	CBZ R13, store132
 	FMOVS 0(R13), F12
 	FMOVS 0(R14), F13
 	FLDPQ 0(R12), (F14, F15)
@@ -17376,8 +18634,8 @@ merge103:
 	WORD $0x4f8d916b // fmul v11.4s, v11.4s, v13.s[0]
 	WORD $0x4f8c11eb // fmla v11.4s, v15.4s, v12.s[0]
 	FSTPQ (F10, F11), 32(R12)
-	B stored105
-store104:
+	B stored133
+store132:
 	FSTPQ (F0, F1), 0(R12)
 	FSTPQ (F2, F3), 32(R12)
 	ADD R3, R12, R12
@@ -17386,20 +18644,20 @@ store104:
 	ADD R3, R12, R12
 	FSTPQ (F8, F9), 0(R12)
 	FSTPQ (F10, F11), 32(R12)
-stored105:
+stored133:
 	ADD $64, R22, R22
-	ADD $32, R21, R21
+	ADD $64, R21, R21
 	SUB $4, R5, R5
-	B columns100
-less101:
+	B columns128
+less129:
 	ADD $768, R1, R1
 	ADD R3, R0, R0
 	ADD R3, R0, R0
 	ADD R3, R0, R0
-	CBZ R13, more112
+	CBZ R13, more144
 	ADD $12, R13, R13
 	ADD $12, R14, R14
-more112:
+more144:
 	MOVD ZR, R7
 	SUB $3, R6, R6
 	B rows3
@@ -17408,9 +18666,11 @@ tile10:
 	MOVD R0, R22
 	MOVD cols+40(FP), R5
 	LSL $2, R5, R5
-columns113:
+columns145:
 	CMP $4, R5
-	BLT less114
+	BLT less146
+	MOVD $0xffff0000, R23
+	VDUP R23, V31.S4
 	VEOR V0.B16, V0.B16, V0.B16
 	VEOR V1.B16, V1.B16, V1.B16
 	VEOR V2.B16, V2.B16, V2.B16
@@ -17428,44 +18688,65 @@ columns113:
 	VEOR V14.B16, V14.B16, V14.B16
 	VEOR V15.B16, V15.B16, V15.B16
 	MOVD R8, R23
-	CBZ R15, sparse115
+	CBZ R15, sparse147
 	ADD R19, R1, R11
 	ADD R20, R21, R10
 	MOVD R15, R9
-	CBZ R7, plain121
+	TBZ $2, R19, even151
+	FMOVS 0(R11), F16
+	FMOVS 256(R11), F17
+	FMOVS 512(R11), F18
+	FMOVS 768(R11), F19
+	FMOVQ 0(R10), F20
+	VAND V31.B16, V20.B16, V20.B16
+	WORD $0x4f901280 // fmla v0.4s, v20.4s, v16.s[0]
+	WORD $0x4f911284 // fmla v4.4s, v20.4s, v17.s[0]
+	WORD $0x4f921288 // fmla v8.4s, v20.4s, v18.s[0]
+	WORD $0x4f93128c // fmla v12.4s, v20.4s, v19.s[0]
+	FMOVQ 16(R10), F20
+	VAND V31.B16, V20.B16, V20.B16
+	WORD $0x4f901281 // fmla v1.4s, v20.4s, v16.s[0]
+	WORD $0x4f911285 // fmla v5.4s, v20.4s, v17.s[0]
+	WORD $0x4f921289 // fmla v9.4s, v20.4s, v18.s[0]
+	WORD $0x4f93128d // fmla v13.4s, v20.4s, v19.s[0]
+	FMOVQ 32(R10), F20
+	VAND V31.B16, V20.B16, V20.B16
+	WORD $0x4f901282 // fmla v2.4s, v20.4s, v16.s[0]
+	WORD $0x4f911286 // fmla v6.4s, v20.4s, v17.s[0]
+	WORD $0x4f92128a // fmla v10.4s, v20.4s, v18.s[0]
+	WORD $0x4f93128e // fmla v14.4s, v20.4s, v19.s[0]
+	FMOVQ 48(R10), F20
+	VAND V31.B16, V20.B16, V20.B16
+	WORD $0x4f901283 // fmla v3.4s, v20.4s, v16.s[0]
+	WORD $0x4f911287 // fmla v7.4s, v20.4s, v17.s[0]
+	WORD $0x4f92128b // fmla v11.4s, v20.4s, v18.s[0]
+	WORD $0x4f93128f // fmla v15.4s, v20.4s, v19.s[0]
+	ADD R4, R10, R10
+	ADD $4, R11, R11
+	SUBS $1, R9, R9
+	BEQ merge148
+even151:
+	CBZ R7, plain154
 	SUBS $4, R9, R9
-	BLT short120
-asking119:
+	BLT short153
+asking152:
 	FMOVQ 0(R11), F16
 	FMOVQ 256(R11), F17
 	FMOVQ 512(R11), F18
 	FMOVQ 768(R11), F19
-	FMOVQ 0(R10), F21
-	WORD $0x2e613ab4 // shll v20.4s, v21.4h, #16
-	WORD $0x6e613ab5 // shll2 v21.4s, v21.8h, #16
-	WORD $0x4f901280 // fmla v0.4s, v20.4s, v16.s[0]
-	WORD $0x4f9012a1 // fmla v1.4s, v21.4s, v16.s[0]
-	WORD $0x4f911284 // fmla v4.4s, v20.4s, v17.s[0]
-	WORD $0x4f9112a5 // fmla v5.4s, v21.4s, v17.s[0]
-	WORD $0x4f921288 // fmla v8.4s, v20.4s, v18.s[0]
-	WORD $0x4f9212a9 // fmla v9.4s, v21.4s, v18.s[0]
-	WORD $0x4f93128c // fmla v12.4s, v20.4s, v19.s[0]
-	WORD $0x4f9312ad // fmla v13.4s, v21.4s, v19.s[0]
-	FMOVQ 16(R10), F23
-	WORD $0x2e613af6 // shll v22.4s, v23.4h, #16
-	WORD $0x6e613af7 // shll2 v23.4s, v23.8h, #16
-	WORD $0x4f9012c2 // fmla v2.4s, v22.4s, v16.s[0]
-	WORD $0x4f9012e3 // fmla v3.4s, v23.4s, v16.s[0]
-	WORD $0x4f9112c6 // fmla v6.4s, v22.4s, v17.s[0]
-	WORD $0x4f9112e7 // fmla v7.4s, v23.4s, v17.s[0]
-	WORD $0x4f9212ca // fmla v10.4s, v22.4s, v18.s[0]
-	WORD $0x4f9212eb // fmla v11.4s, v23.4s, v18.s[0]
-	WORD $0x4f9312ce // fmla v14.4s, v22.4s, v19.s[0]
-	WORD $0x4f9312ef // fmla v15.4s, v23.4s, v19.s[0]
-	ADD R4, R10, R10
-	FMOVQ 0(R10), F21
-	WORD $0x2e613ab4 // shll v20.4s, v21.4h, #16
-	WORD $0x6e613ab5 // shll2 v21.4s, v21.8h, #16
+	FLDPQ 0(R10), (F20, F21)
+	VSHL $16, V20.S4, V22.S4
+	VSHL $16, V21.S4, V23.S4
+	WORD $0x4f9012c0 // fmla v0.4s, v22.4s, v16.s[0]
+	WORD $0x4f9012e1 // fmla v1.4s, v23.4s, v16.s[0]
+	WORD $0x4f9112c4 // fmla v4.4s, v22.4s, v17.s[0]
+	WORD $0x4f9112e5 // fmla v5.4s, v23.4s, v17.s[0]
+	WORD $0x4f9212c8 // fmla v8.4s, v22.4s, v18.s[0]
+	WORD $0x4f9212e9 // fmla v9.4s, v23.4s, v18.s[0]
+	WORD $0x4f9312cc // fmla v12.4s, v22.4s, v19.s[0]
+	WORD $0x4f9312ed // fmla v13.4s, v23.4s, v19.s[0]
+	VAND V31.B16, V20.B16, V20.B16
+	VAND V31.B16, V21.B16, V21.B16
 	WORD $0x4fb01280 // fmla v0.4s, v20.4s, v16.s[1]
 	WORD $0x4fb012a1 // fmla v1.4s, v21.4s, v16.s[1]
 	WORD $0x4fb11284 // fmla v4.4s, v20.4s, v17.s[1]
@@ -17474,45 +18755,42 @@ asking119:
 	WORD $0x4fb212a9 // fmla v9.4s, v21.4s, v18.s[1]
 	WORD $0x4fb3128c // fmla v12.4s, v20.4s, v19.s[1]
 	WORD $0x4fb312ad // fmla v13.4s, v21.4s, v19.s[1]
-	FMOVQ 16(R10), F23
-	WORD $0x2e613af6 // shll v22.4s, v23.4h, #16
-	WORD $0x6e613af7 // shll2 v23.4s, v23.8h, #16
-	WORD $0x4fb012c2 // fmla v2.4s, v22.4s, v16.s[1]
-	WORD $0x4fb012e3 // fmla v3.4s, v23.4s, v16.s[1]
-	WORD $0x4fb112c6 // fmla v6.4s, v22.4s, v17.s[1]
-	WORD $0x4fb112e7 // fmla v7.4s, v23.4s, v17.s[1]
-	WORD $0x4fb212ca // fmla v10.4s, v22.4s, v18.s[1]
-	WORD $0x4fb212eb // fmla v11.4s, v23.4s, v18.s[1]
-	WORD $0x4fb312ce // fmla v14.4s, v22.4s, v19.s[1]
-	WORD $0x4fb312ef // fmla v15.4s, v23.4s, v19.s[1]
+	FLDPQ 32(R10), (F24, F25)
+	VSHL $16, V24.S4, V26.S4
+	VSHL $16, V25.S4, V27.S4
+	WORD $0x4f901342 // fmla v2.4s, v26.4s, v16.s[0]
+	WORD $0x4f901363 // fmla v3.4s, v27.4s, v16.s[0]
+	WORD $0x4f911346 // fmla v6.4s, v26.4s, v17.s[0]
+	WORD $0x4f911367 // fmla v7.4s, v27.4s, v17.s[0]
+	WORD $0x4f92134a // fmla v10.4s, v26.4s, v18.s[0]
+	WORD $0x4f92136b // fmla v11.4s, v27.4s, v18.s[0]
+	WORD $0x4f93134e // fmla v14.4s, v26.4s, v19.s[0]
+	WORD $0x4f93136f // fmla v15.4s, v27.4s, v19.s[0]
+	VAND V31.B16, V24.B16, V24.B16
+	VAND V31.B16, V25.B16, V25.B16
+	WORD $0x4fb01302 // fmla v2.4s, v24.4s, v16.s[1]
+	WORD $0x4fb01323 // fmla v3.4s, v25.4s, v16.s[1]
+	WORD $0x4fb11306 // fmla v6.4s, v24.4s, v17.s[1]
+	WORD $0x4fb11327 // fmla v7.4s, v25.4s, v17.s[1]
+	WORD $0x4fb2130a // fmla v10.4s, v24.4s, v18.s[1]
+	WORD $0x4fb2132b // fmla v11.4s, v25.4s, v18.s[1]
+	WORD $0x4fb3130e // fmla v14.4s, v24.4s, v19.s[1]
+	WORD $0x4fb3132f // fmla v15.4s, v25.4s, v19.s[1]
 	ADD R4, R10, R10
 	PRFM 0(R7), PLDL1KEEP
-	FMOVQ 0(R10), F21
-	WORD $0x2e613ab4 // shll v20.4s, v21.4h, #16
-	WORD $0x6e613ab5 // shll2 v21.4s, v21.8h, #16
-	WORD $0x4f901a80 // fmla v0.4s, v20.4s, v16.s[2]
-	WORD $0x4f901aa1 // fmla v1.4s, v21.4s, v16.s[2]
-	WORD $0x4f911a84 // fmla v4.4s, v20.4s, v17.s[2]
-	WORD $0x4f911aa5 // fmla v5.4s, v21.4s, v17.s[2]
-	WORD $0x4f921a88 // fmla v8.4s, v20.4s, v18.s[2]
-	WORD $0x4f921aa9 // fmla v9.4s, v21.4s, v18.s[2]
-	WORD $0x4f931a8c // fmla v12.4s, v20.4s, v19.s[2]
-	WORD $0x4f931aad // fmla v13.4s, v21.4s, v19.s[2]
-	FMOVQ 16(R10), F23
-	WORD $0x2e613af6 // shll v22.4s, v23.4h, #16
-	WORD $0x6e613af7 // shll2 v23.4s, v23.8h, #16
-	WORD $0x4f901ac2 // fmla v2.4s, v22.4s, v16.s[2]
-	WORD $0x4f901ae3 // fmla v3.4s, v23.4s, v16.s[2]
-	WORD $0x4f911ac6 // fmla v6.4s, v22.4s, v17.s[2]
-	WORD $0x4f911ae7 // fmla v7.4s, v23.4s, v17.s[2]
-	WORD $0x4f921aca // fmla v10.4s, v22.4s, v18.s[2]
-	WORD $0x4f921aeb // fmla v11.4s, v23.4s, v18.s[2]
-	WORD $0x4f931ace // fmla v14.4s, v22.4s, v19.s[2]
-	WORD $0x4f931aef // fmla v15.4s, v23.4s, v19.s[2]
-	ADD R4, R10, R10
-	FMOVQ 0(R10), F21
-	WORD $0x2e613ab4 // shll v20.4s, v21.4h, #16
-	WORD $0x6e613ab5 // shll2 v21.4s, v21.8h, #16
+	FLDPQ 0(R10), (F20, F21)
+	VSHL $16, V20.S4, V22.S4
+	VSHL $16, V21.S4, V23.S4
+	WORD $0x4f901ac0 // fmla v0.4s, v22.4s, v16.s[2]
+	WORD $0x4f901ae1 // fmla v1.4s, v23.4s, v16.s[2]
+	WORD $0x4f911ac4 // fmla v4.4s, v22.4s, v17.s[2]
+	WORD $0x4f911ae5 // fmla v5.4s, v23.4s, v17.s[2]
+	WORD $0x4f921ac8 // fmla v8.4s, v22.4s, v18.s[2]
+	WORD $0x4f921ae9 // fmla v9.4s, v23.4s, v18.s[2]
+	WORD $0x4f931acc // fmla v12.4s, v22.4s, v19.s[2]
+	WORD $0x4f931aed // fmla v13.4s, v23.4s, v19.s[2]
+	VAND V31.B16, V20.B16, V20.B16
+	VAND V31.B16, V21.B16, V21.B16
 	WORD $0x4fb01a80 // fmla v0.4s, v20.4s, v16.s[3]
 	WORD $0x4fb01aa1 // fmla v1.4s, v21.4s, v16.s[3]
 	WORD $0x4fb11a84 // fmla v4.4s, v20.4s, v17.s[3]
@@ -17521,58 +18799,55 @@ asking119:
 	WORD $0x4fb21aa9 // fmla v9.4s, v21.4s, v18.s[3]
 	WORD $0x4fb31a8c // fmla v12.4s, v20.4s, v19.s[3]
 	WORD $0x4fb31aad // fmla v13.4s, v21.4s, v19.s[3]
-	FMOVQ 16(R10), F23
-	WORD $0x2e613af6 // shll v22.4s, v23.4h, #16
-	WORD $0x6e613af7 // shll2 v23.4s, v23.8h, #16
-	WORD $0x4fb01ac2 // fmla v2.4s, v22.4s, v16.s[3]
-	WORD $0x4fb01ae3 // fmla v3.4s, v23.4s, v16.s[3]
-	WORD $0x4fb11ac6 // fmla v6.4s, v22.4s, v17.s[3]
-	WORD $0x4fb11ae7 // fmla v7.4s, v23.4s, v17.s[3]
-	WORD $0x4fb21aca // fmla v10.4s, v22.4s, v18.s[3]
-	WORD $0x4fb21aeb // fmla v11.4s, v23.4s, v18.s[3]
-	WORD $0x4fb31ace // fmla v14.4s, v22.4s, v19.s[3]
-	WORD $0x4fb31aef // fmla v15.4s, v23.4s, v19.s[3]
+	FLDPQ 32(R10), (F24, F25)
+	VSHL $16, V24.S4, V26.S4
+	VSHL $16, V25.S4, V27.S4
+	WORD $0x4f901b42 // fmla v2.4s, v26.4s, v16.s[2]
+	WORD $0x4f901b63 // fmla v3.4s, v27.4s, v16.s[2]
+	WORD $0x4f911b46 // fmla v6.4s, v26.4s, v17.s[2]
+	WORD $0x4f911b67 // fmla v7.4s, v27.4s, v17.s[2]
+	WORD $0x4f921b4a // fmla v10.4s, v26.4s, v18.s[2]
+	WORD $0x4f921b6b // fmla v11.4s, v27.4s, v18.s[2]
+	WORD $0x4f931b4e // fmla v14.4s, v26.4s, v19.s[2]
+	WORD $0x4f931b6f // fmla v15.4s, v27.4s, v19.s[2]
+	VAND V31.B16, V24.B16, V24.B16
+	VAND V31.B16, V25.B16, V25.B16
+	WORD $0x4fb01b02 // fmla v2.4s, v24.4s, v16.s[3]
+	WORD $0x4fb01b23 // fmla v3.4s, v25.4s, v16.s[3]
+	WORD $0x4fb11b06 // fmla v6.4s, v24.4s, v17.s[3]
+	WORD $0x4fb11b27 // fmla v7.4s, v25.4s, v17.s[3]
+	WORD $0x4fb21b0a // fmla v10.4s, v24.4s, v18.s[3]
+	WORD $0x4fb21b2b // fmla v11.4s, v25.4s, v18.s[3]
+	WORD $0x4fb31b0e // fmla v14.4s, v24.4s, v19.s[3]
+	WORD $0x4fb31b2f // fmla v15.4s, v25.4s, v19.s[3]
 	ADD R4, R10, R10
 	PRFM 64(R7), PLDL1KEEP
 	ADD $128, R7, R7
 	ADD $16, R11, R11
 	SUBS $4, R9, R9
-	BGE asking119
-	B short120
-plain121:
+	BGE asking152
+	B short153
+plain154:
 	SUBS $4, R9, R9
-	BLT short120
-loop122:
+	BLT short153
+loop155:
 	FMOVQ 0(R11), F16
 	FMOVQ 256(R11), F17
 	FMOVQ 512(R11), F18
 	FMOVQ 768(R11), F19
-	FMOVQ 0(R10), F21
-	WORD $0x2e613ab4 // shll v20.4s, v21.4h, #16
-	WORD $0x6e613ab5 // shll2 v21.4s, v21.8h, #16
-	WORD $0x4f901280 // fmla v0.4s, v20.4s, v16.s[0]
-	WORD $0x4f9012a1 // fmla v1.4s, v21.4s, v16.s[0]
-	WORD $0x4f911284 // fmla v4.4s, v20.4s, v17.s[0]
-	WORD $0x4f9112a5 // fmla v5.4s, v21.4s, v17.s[0]
-	WORD $0x4f921288 // fmla v8.4s, v20.4s, v18.s[0]
-	WORD $0x4f9212a9 // fmla v9.4s, v21.4s, v18.s[0]
-	WORD $0x4f93128c // fmla v12.4s, v20.4s, v19.s[0]
-	WORD $0x4f9312ad // fmla v13.4s, v21.4s, v19.s[0]
-	FMOVQ 16(R10), F23
-	WORD $0x2e613af6 // shll v22.4s, v23.4h, #16
-	WORD $0x6e613af7 // shll2 v23.4s, v23.8h, #16
-	WORD $0x4f9012c2 // fmla v2.4s, v22.4s, v16.s[0]
-	WORD $0x4f9012e3 // fmla v3.4s, v23.4s, v16.s[0]
-	WORD $0x4f9112c6 // fmla v6.4s, v22.4s, v17.s[0]
-	WORD $0x4f9112e7 // fmla v7.4s, v23.4s, v17.s[0]
-	WORD $0x4f9212ca // fmla v10.4s, v22.4s, v18.s[0]
-	WORD $0x4f9212eb // fmla v11.4s, v23.4s, v18.s[0]
-	WORD $0x4f9312ce // fmla v14.4s, v22.4s, v19.s[0]
-	WORD $0x4f9312ef // fmla v15.4s, v23.4s, v19.s[0]
-	ADD R4, R10, R10
-	FMOVQ 0(R10), F21
-	WORD $0x2e613ab4 // shll v20.4s, v21.4h, #16
-	WORD $0x6e613ab5 // shll2 v21.4s, v21.8h, #16
+	FLDPQ 0(R10), (F20, F21)
+	VSHL $16, V20.S4, V22.S4
+	VSHL $16, V21.S4, V23.S4
+	WORD $0x4f9012c0 // fmla v0.4s, v22.4s, v16.s[0]
+	WORD $0x4f9012e1 // fmla v1.4s, v23.4s, v16.s[0]
+	WORD $0x4f9112c4 // fmla v4.4s, v22.4s, v17.s[0]
+	WORD $0x4f9112e5 // fmla v5.4s, v23.4s, v17.s[0]
+	WORD $0x4f9212c8 // fmla v8.4s, v22.4s, v18.s[0]
+	WORD $0x4f9212e9 // fmla v9.4s, v23.4s, v18.s[0]
+	WORD $0x4f9312cc // fmla v12.4s, v22.4s, v19.s[0]
+	WORD $0x4f9312ed // fmla v13.4s, v23.4s, v19.s[0]
+	VAND V31.B16, V20.B16, V20.B16
+	VAND V31.B16, V21.B16, V21.B16
 	WORD $0x4fb01280 // fmla v0.4s, v20.4s, v16.s[1]
 	WORD $0x4fb012a1 // fmla v1.4s, v21.4s, v16.s[1]
 	WORD $0x4fb11284 // fmla v4.4s, v20.4s, v17.s[1]
@@ -17581,44 +18856,41 @@ loop122:
 	WORD $0x4fb212a9 // fmla v9.4s, v21.4s, v18.s[1]
 	WORD $0x4fb3128c // fmla v12.4s, v20.4s, v19.s[1]
 	WORD $0x4fb312ad // fmla v13.4s, v21.4s, v19.s[1]
-	FMOVQ 16(R10), F23
-	WORD $0x2e613af6 // shll v22.4s, v23.4h, #16
-	WORD $0x6e613af7 // shll2 v23.4s, v23.8h, #16
-	WORD $0x4fb012c2 // fmla v2.4s, v22.4s, v16.s[1]
-	WORD $0x4fb012e3 // fmla v3.4s, v23.4s, v16.s[1]
-	WORD $0x4fb112c6 // fmla v6.4s, v22.4s, v17.s[1]
-	WORD $0x4fb112e7 // fmla v7.4s, v23.4s, v17.s[1]
-	WORD $0x4fb212ca // fmla v10.4s, v22.4s, v18.s[1]
-	WORD $0x4fb212eb // fmla v11.4s, v23.4s, v18.s[1]
-	WORD $0x4fb312ce // fmla v14.4s, v22.4s, v19.s[1]
-	WORD $0x4fb312ef // fmla v15.4s, v23.4s, v19.s[1]
+	FLDPQ 32(R10), (F24, F25)
+	VSHL $16, V24.S4, V26.S4
+	VSHL $16, V25.S4, V27.S4
+	WORD $0x4f901342 // fmla v2.4s, v26.4s, v16.s[0]
+	WORD $0x4f901363 // fmla v3.4s, v27.4s, v16.s[0]
+	WORD $0x4f911346 // fmla v6.4s, v26.4s, v17.s[0]
+	WORD $0x4f911367 // fmla v7.4s, v27.4s, v17.s[0]
+	WORD $0x4f92134a // fmla v10.4s, v26.4s, v18.s[0]
+	WORD $0x4f92136b // fmla v11.4s, v27.4s, v18.s[0]
+	WORD $0x4f93134e // fmla v14.4s, v26.4s, v19.s[0]
+	WORD $0x4f93136f // fmla v15.4s, v27.4s, v19.s[0]
+	VAND V31.B16, V24.B16, V24.B16
+	VAND V31.B16, V25.B16, V25.B16
+	WORD $0x4fb01302 // fmla v2.4s, v24.4s, v16.s[1]
+	WORD $0x4fb01323 // fmla v3.4s, v25.4s, v16.s[1]
+	WORD $0x4fb11306 // fmla v6.4s, v24.4s, v17.s[1]
+	WORD $0x4fb11327 // fmla v7.4s, v25.4s, v17.s[1]
+	WORD $0x4fb2130a // fmla v10.4s, v24.4s, v18.s[1]
+	WORD $0x4fb2132b // fmla v11.4s, v25.4s, v18.s[1]
+	WORD $0x4fb3130e // fmla v14.4s, v24.4s, v19.s[1]
+	WORD $0x4fb3132f // fmla v15.4s, v25.4s, v19.s[1]
 	ADD R4, R10, R10
-	FMOVQ 0(R10), F21
-	WORD $0x2e613ab4 // shll v20.4s, v21.4h, #16
-	WORD $0x6e613ab5 // shll2 v21.4s, v21.8h, #16
-	WORD $0x4f901a80 // fmla v0.4s, v20.4s, v16.s[2]
-	WORD $0x4f901aa1 // fmla v1.4s, v21.4s, v16.s[2]
-	WORD $0x4f911a84 // fmla v4.4s, v20.4s, v17.s[2]
-	WORD $0x4f911aa5 // fmla v5.4s, v21.4s, v17.s[2]
-	WORD $0x4f921a88 // fmla v8.4s, v20.4s, v18.s[2]
-	WORD $0x4f921aa9 // fmla v9.4s, v21.4s, v18.s[2]
-	WORD $0x4f931a8c // fmla v12.4s, v20.4s, v19.s[2]
-	WORD $0x4f931aad // fmla v13.4s, v21.4s, v19.s[2]
-	FMOVQ 16(R10), F23
-	WORD $0x2e613af6 // shll v22.4s, v23.4h, #16
-	WORD $0x6e613af7 // shll2 v23.4s, v23.8h, #16
-	WORD $0x4f901ac2 // fmla v2.4s, v22.4s, v16.s[2]
-	WORD $0x4f901ae3 // fmla v3.4s, v23.4s, v16.s[2]
-	WORD $0x4f911ac6 // fmla v6.4s, v22.4s, v17.s[2]
-	WORD $0x4f911ae7 // fmla v7.4s, v23.4s, v17.s[2]
-	WORD $0x4f921aca // fmla v10.4s, v22.4s, v18.s[2]
-	WORD $0x4f921aeb // fmla v11.4s, v23.4s, v18.s[2]
-	WORD $0x4f931ace // fmla v14.4s, v22.4s, v19.s[2]
-	WORD $0x4f931aef // fmla v15.4s, v23.4s, v19.s[2]
-	ADD R4, R10, R10
-	FMOVQ 0(R10), F21
-	WORD $0x2e613ab4 // shll v20.4s, v21.4h, #16
-	WORD $0x6e613ab5 // shll2 v21.4s, v21.8h, #16
+	FLDPQ 0(R10), (F20, F21)
+	VSHL $16, V20.S4, V22.S4
+	VSHL $16, V21.S4, V23.S4
+	WORD $0x4f901ac0 // fmla v0.4s, v22.4s, v16.s[2]
+	WORD $0x4f901ae1 // fmla v1.4s, v23.4s, v16.s[2]
+	WORD $0x4f911ac4 // fmla v4.4s, v22.4s, v17.s[2]
+	WORD $0x4f911ae5 // fmla v5.4s, v23.4s, v17.s[2]
+	WORD $0x4f921ac8 // fmla v8.4s, v22.4s, v18.s[2]
+	WORD $0x4f921ae9 // fmla v9.4s, v23.4s, v18.s[2]
+	WORD $0x4f931acc // fmla v12.4s, v22.4s, v19.s[2]
+	WORD $0x4f931aed // fmla v13.4s, v23.4s, v19.s[2]
+	VAND V31.B16, V20.B16, V20.B16
+	VAND V31.B16, V21.B16, V21.B16
 	WORD $0x4fb01a80 // fmla v0.4s, v20.4s, v16.s[3]
 	WORD $0x4fb01aa1 // fmla v1.4s, v21.4s, v16.s[3]
 	WORD $0x4fb11a84 // fmla v4.4s, v20.4s, v17.s[3]
@@ -17627,96 +18899,186 @@ loop122:
 	WORD $0x4fb21aa9 // fmla v9.4s, v21.4s, v18.s[3]
 	WORD $0x4fb31a8c // fmla v12.4s, v20.4s, v19.s[3]
 	WORD $0x4fb31aad // fmla v13.4s, v21.4s, v19.s[3]
-	FMOVQ 16(R10), F23
-	WORD $0x2e613af6 // shll v22.4s, v23.4h, #16
-	WORD $0x6e613af7 // shll2 v23.4s, v23.8h, #16
-	WORD $0x4fb01ac2 // fmla v2.4s, v22.4s, v16.s[3]
-	WORD $0x4fb01ae3 // fmla v3.4s, v23.4s, v16.s[3]
-	WORD $0x4fb11ac6 // fmla v6.4s, v22.4s, v17.s[3]
-	WORD $0x4fb11ae7 // fmla v7.4s, v23.4s, v17.s[3]
-	WORD $0x4fb21aca // fmla v10.4s, v22.4s, v18.s[3]
-	WORD $0x4fb21aeb // fmla v11.4s, v23.4s, v18.s[3]
-	WORD $0x4fb31ace // fmla v14.4s, v22.4s, v19.s[3]
-	WORD $0x4fb31aef // fmla v15.4s, v23.4s, v19.s[3]
+	FLDPQ 32(R10), (F24, F25)
+	VSHL $16, V24.S4, V26.S4
+	VSHL $16, V25.S4, V27.S4
+	WORD $0x4f901b42 // fmla v2.4s, v26.4s, v16.s[2]
+	WORD $0x4f901b63 // fmla v3.4s, v27.4s, v16.s[2]
+	WORD $0x4f911b46 // fmla v6.4s, v26.4s, v17.s[2]
+	WORD $0x4f911b67 // fmla v7.4s, v27.4s, v17.s[2]
+	WORD $0x4f921b4a // fmla v10.4s, v26.4s, v18.s[2]
+	WORD $0x4f921b6b // fmla v11.4s, v27.4s, v18.s[2]
+	WORD $0x4f931b4e // fmla v14.4s, v26.4s, v19.s[2]
+	WORD $0x4f931b6f // fmla v15.4s, v27.4s, v19.s[2]
+	VAND V31.B16, V24.B16, V24.B16
+	VAND V31.B16, V25.B16, V25.B16
+	WORD $0x4fb01b02 // fmla v2.4s, v24.4s, v16.s[3]
+	WORD $0x4fb01b23 // fmla v3.4s, v25.4s, v16.s[3]
+	WORD $0x4fb11b06 // fmla v6.4s, v24.4s, v17.s[3]
+	WORD $0x4fb11b27 // fmla v7.4s, v25.4s, v17.s[3]
+	WORD $0x4fb21b0a // fmla v10.4s, v24.4s, v18.s[3]
+	WORD $0x4fb21b2b // fmla v11.4s, v25.4s, v18.s[3]
+	WORD $0x4fb31b0e // fmla v14.4s, v24.4s, v19.s[3]
+	WORD $0x4fb31b2f // fmla v15.4s, v25.4s, v19.s[3]
 	ADD R4, R10, R10
 	ADD $16, R11, R11
 	SUBS $4, R9, R9
-	BGE loop122
-short120:
+	BGE loop155
+short153:
 	ADDS $4, R9, R9
-	BEQ summed124
-some123:
+	BEQ summed157
+some156:
+	TBZ $1, R9, one158
+	FMOVD 0(R11), F16
+	FMOVD 256(R11), F17
+	FMOVD 512(R11), F18
+	FMOVD 768(R11), F19
+	FLDPQ 0(R10), (F20, F21)
+	VSHL $16, V20.S4, V22.S4
+	VSHL $16, V21.S4, V23.S4
+	WORD $0x4f9012c0 // fmla v0.4s, v22.4s, v16.s[0]
+	WORD $0x4f9012e1 // fmla v1.4s, v23.4s, v16.s[0]
+	WORD $0x4f9112c4 // fmla v4.4s, v22.4s, v17.s[0]
+	WORD $0x4f9112e5 // fmla v5.4s, v23.4s, v17.s[0]
+	WORD $0x4f9212c8 // fmla v8.4s, v22.4s, v18.s[0]
+	WORD $0x4f9212e9 // fmla v9.4s, v23.4s, v18.s[0]
+	WORD $0x4f9312cc // fmla v12.4s, v22.4s, v19.s[0]
+	WORD $0x4f9312ed // fmla v13.4s, v23.4s, v19.s[0]
+	VAND V31.B16, V20.B16, V20.B16
+	VAND V31.B16, V21.B16, V21.B16
+	WORD $0x4fb01280 // fmla v0.4s, v20.4s, v16.s[1]
+	WORD $0x4fb012a1 // fmla v1.4s, v21.4s, v16.s[1]
+	WORD $0x4fb11284 // fmla v4.4s, v20.4s, v17.s[1]
+	WORD $0x4fb112a5 // fmla v5.4s, v21.4s, v17.s[1]
+	WORD $0x4fb21288 // fmla v8.4s, v20.4s, v18.s[1]
+	WORD $0x4fb212a9 // fmla v9.4s, v21.4s, v18.s[1]
+	WORD $0x4fb3128c // fmla v12.4s, v20.4s, v19.s[1]
+	WORD $0x4fb312ad // fmla v13.4s, v21.4s, v19.s[1]
+	FLDPQ 32(R10), (F24, F25)
+	VSHL $16, V24.S4, V26.S4
+	VSHL $16, V25.S4, V27.S4
+	WORD $0x4f901342 // fmla v2.4s, v26.4s, v16.s[0]
+	WORD $0x4f901363 // fmla v3.4s, v27.4s, v16.s[0]
+	WORD $0x4f911346 // fmla v6.4s, v26.4s, v17.s[0]
+	WORD $0x4f911367 // fmla v7.4s, v27.4s, v17.s[0]
+	WORD $0x4f92134a // fmla v10.4s, v26.4s, v18.s[0]
+	WORD $0x4f92136b // fmla v11.4s, v27.4s, v18.s[0]
+	WORD $0x4f93134e // fmla v14.4s, v26.4s, v19.s[0]
+	WORD $0x4f93136f // fmla v15.4s, v27.4s, v19.s[0]
+	VAND V31.B16, V24.B16, V24.B16
+	VAND V31.B16, V25.B16, V25.B16
+	WORD $0x4fb01302 // fmla v2.4s, v24.4s, v16.s[1]
+	WORD $0x4fb01323 // fmla v3.4s, v25.4s, v16.s[1]
+	WORD $0x4fb11306 // fmla v6.4s, v24.4s, v17.s[1]
+	WORD $0x4fb11327 // fmla v7.4s, v25.4s, v17.s[1]
+	WORD $0x4fb2130a // fmla v10.4s, v24.4s, v18.s[1]
+	WORD $0x4fb2132b // fmla v11.4s, v25.4s, v18.s[1]
+	WORD $0x4fb3130e // fmla v14.4s, v24.4s, v19.s[1]
+	WORD $0x4fb3132f // fmla v15.4s, v25.4s, v19.s[1]
+	ADD R4, R10, R10
+	ADD $8, R11, R11
+	TBZ $0, R9, summed157
+one158:
 	FMOVS 0(R11), F16
 	FMOVS 256(R11), F17
 	FMOVS 512(R11), F18
 	FMOVS 768(R11), F19
-	FMOVQ 0(R10), F21
-	WORD $0x2e613ab4 // shll v20.4s, v21.4h, #16
-	WORD $0x6e613ab5 // shll2 v21.4s, v21.8h, #16
+	FMOVQ 0(R10), F20
+	VSHL $16, V20.S4, V20.S4
 	WORD $0x4f901280 // fmla v0.4s, v20.4s, v16.s[0]
-	WORD $0x4f9012a1 // fmla v1.4s, v21.4s, v16.s[0]
 	WORD $0x4f911284 // fmla v4.4s, v20.4s, v17.s[0]
-	WORD $0x4f9112a5 // fmla v5.4s, v21.4s, v17.s[0]
 	WORD $0x4f921288 // fmla v8.4s, v20.4s, v18.s[0]
-	WORD $0x4f9212a9 // fmla v9.4s, v21.4s, v18.s[0]
 	WORD $0x4f93128c // fmla v12.4s, v20.4s, v19.s[0]
-	WORD $0x4f9312ad // fmla v13.4s, v21.4s, v19.s[0]
-	FMOVQ 16(R10), F23
-	WORD $0x2e613af6 // shll v22.4s, v23.4h, #16
-	WORD $0x6e613af7 // shll2 v23.4s, v23.8h, #16
-	WORD $0x4f9012c2 // fmla v2.4s, v22.4s, v16.s[0]
-	WORD $0x4f9012e3 // fmla v3.4s, v23.4s, v16.s[0]
-	WORD $0x4f9112c6 // fmla v6.4s, v22.4s, v17.s[0]
-	WORD $0x4f9112e7 // fmla v7.4s, v23.4s, v17.s[0]
-	WORD $0x4f9212ca // fmla v10.4s, v22.4s, v18.s[0]
-	WORD $0x4f9212eb // fmla v11.4s, v23.4s, v18.s[0]
-	WORD $0x4f9312ce // fmla v14.4s, v22.4s, v19.s[0]
-	WORD $0x4f9312ef // fmla v15.4s, v23.4s, v19.s[0]
-	ADD R4, R10, R10
+	FMOVQ 16(R10), F20
+	VSHL $16, V20.S4, V20.S4
+	WORD $0x4f901281 // fmla v1.4s, v20.4s, v16.s[0]
+	WORD $0x4f911285 // fmla v5.4s, v20.4s, v17.s[0]
+	WORD $0x4f921289 // fmla v9.4s, v20.4s, v18.s[0]
+	WORD $0x4f93128d // fmla v13.4s, v20.4s, v19.s[0]
+	FMOVQ 32(R10), F20
+	VSHL $16, V20.S4, V20.S4
+	WORD $0x4f901282 // fmla v2.4s, v20.4s, v16.s[0]
+	WORD $0x4f911286 // fmla v6.4s, v20.4s, v17.s[0]
+	WORD $0x4f92128a // fmla v10.4s, v20.4s, v18.s[0]
+	WORD $0x4f93128e // fmla v14.4s, v20.4s, v19.s[0]
+	FMOVQ 48(R10), F20
+	VSHL $16, V20.S4, V20.S4
+	WORD $0x4f901283 // fmla v3.4s, v20.4s, v16.s[0]
+	WORD $0x4f911287 // fmla v7.4s, v20.4s, v17.s[0]
+	WORD $0x4f92128b // fmla v11.4s, v20.4s, v18.s[0]
+	WORD $0x4f93128f // fmla v15.4s, v20.4s, v19.s[0]
 	ADD $4, R11, R11
-	SUBS $1, R9, R9
-	BNE some123
-summed124:
-	B merge116
-sparse115:
+summed157:
+	B merge148
+sparse147:
 	RBIT R23, R10
 	CLZ R10, R10
 	ADD R10<<2, R1, R11
+	MOVD R10, R9
+	LSR $1, R10, R10
 	MADD R4, R21, R10, R10
 	FMOVS 0(R11), F16
 	FMOVS 256(R11), F17
 	FMOVS 512(R11), F18
 	FMOVS 768(R11), F19
-	FMOVQ 0(R10), F21
-	WORD $0x2e613ab4 // shll v20.4s, v21.4h, #16
-	WORD $0x6e613ab5 // shll2 v21.4s, v21.8h, #16
+	TBNZ $0, R9, odd159
+	FMOVQ 0(R10), F20
+	VSHL $16, V20.S4, V20.S4
 	WORD $0x4f901280 // fmla v0.4s, v20.4s, v16.s[0]
-	WORD $0x4f9012a1 // fmla v1.4s, v21.4s, v16.s[0]
 	WORD $0x4f911284 // fmla v4.4s, v20.4s, v17.s[0]
-	WORD $0x4f9112a5 // fmla v5.4s, v21.4s, v17.s[0]
 	WORD $0x4f921288 // fmla v8.4s, v20.4s, v18.s[0]
-	WORD $0x4f9212a9 // fmla v9.4s, v21.4s, v18.s[0]
 	WORD $0x4f93128c // fmla v12.4s, v20.4s, v19.s[0]
-	WORD $0x4f9312ad // fmla v13.4s, v21.4s, v19.s[0]
-	FMOVQ 16(R10), F23
-	WORD $0x2e613af6 // shll v22.4s, v23.4h, #16
-	WORD $0x6e613af7 // shll2 v23.4s, v23.8h, #16
-	WORD $0x4f9012c2 // fmla v2.4s, v22.4s, v16.s[0]
-	WORD $0x4f9012e3 // fmla v3.4s, v23.4s, v16.s[0]
-	WORD $0x4f9112c6 // fmla v6.4s, v22.4s, v17.s[0]
-	WORD $0x4f9112e7 // fmla v7.4s, v23.4s, v17.s[0]
-	WORD $0x4f9212ca // fmla v10.4s, v22.4s, v18.s[0]
-	WORD $0x4f9212eb // fmla v11.4s, v23.4s, v18.s[0]
-	WORD $0x4f9312ce // fmla v14.4s, v22.4s, v19.s[0]
-	WORD $0x4f9312ef // fmla v15.4s, v23.4s, v19.s[0]
-	ADD R4, R10, R10
-	ADD $4, R11, R11
+	FMOVQ 16(R10), F20
+	VSHL $16, V20.S4, V20.S4
+	WORD $0x4f901281 // fmla v1.4s, v20.4s, v16.s[0]
+	WORD $0x4f911285 // fmla v5.4s, v20.4s, v17.s[0]
+	WORD $0x4f921289 // fmla v9.4s, v20.4s, v18.s[0]
+	WORD $0x4f93128d // fmla v13.4s, v20.4s, v19.s[0]
+	FMOVQ 32(R10), F20
+	VSHL $16, V20.S4, V20.S4
+	WORD $0x4f901282 // fmla v2.4s, v20.4s, v16.s[0]
+	WORD $0x4f911286 // fmla v6.4s, v20.4s, v17.s[0]
+	WORD $0x4f92128a // fmla v10.4s, v20.4s, v18.s[0]
+	WORD $0x4f93128e // fmla v14.4s, v20.4s, v19.s[0]
+	FMOVQ 48(R10), F20
+	VSHL $16, V20.S4, V20.S4
+	WORD $0x4f901283 // fmla v3.4s, v20.4s, v16.s[0]
+	WORD $0x4f911287 // fmla v7.4s, v20.4s, v17.s[0]
+	WORD $0x4f92128b // fmla v11.4s, v20.4s, v18.s[0]
+	WORD $0x4f93128f // fmla v15.4s, v20.4s, v19.s[0]
+	B one160
+odd159:
+	FMOVQ 0(R10), F20
+	VAND V31.B16, V20.B16, V20.B16
+	WORD $0x4f901280 // fmla v0.4s, v20.4s, v16.s[0]
+	WORD $0x4f911284 // fmla v4.4s, v20.4s, v17.s[0]
+	WORD $0x4f921288 // fmla v8.4s, v20.4s, v18.s[0]
+	WORD $0x4f93128c // fmla v12.4s, v20.4s, v19.s[0]
+	FMOVQ 16(R10), F20
+	VAND V31.B16, V20.B16, V20.B16
+	WORD $0x4f901281 // fmla v1.4s, v20.4s, v16.s[0]
+	WORD $0x4f911285 // fmla v5.4s, v20.4s, v17.s[0]
+	WORD $0x4f921289 // fmla v9.4s, v20.4s, v18.s[0]
+	WORD $0x4f93128d // fmla v13.4s, v20.4s, v19.s[0]
+	FMOVQ 32(R10), F20
+	VAND V31.B16, V20.B16, V20.B16
+	WORD $0x4f901282 // fmla v2.4s, v20.4s, v16.s[0]
+	WORD $0x4f911286 // fmla v6.4s, v20.4s, v17.s[0]
+	WORD $0x4f92128a // fmla v10.4s, v20.4s, v18.s[0]
+	WORD $0x4f93128e // fmla v14.4s, v20.4s, v19.s[0]
+	FMOVQ 48(R10), F20
+	VAND V31.B16, V20.B16, V20.B16
+	WORD $0x4f901283 // fmla v3.4s, v20.4s, v16.s[0]
+	WORD $0x4f911287 // fmla v7.4s, v20.4s, v17.s[0]
+	WORD $0x4f92128b // fmla v11.4s, v20.4s, v18.s[0]
+	WORD $0x4f93128f // fmla v15.4s, v20.4s, v19.s[0]
+one160:
 	SUB $1, R23, R10
 	ANDS R10, R23, R23
-	BNE sparse115
-merge116:
+	BNE sparse147
+merge148:
 	MOVD R22, R12
-	CBZ R13, store117
+	CBZ R13, store149
 	FMOVS 0(R13), F16
 	FMOVS 0(R14), F17
 	FLDPQ 0(R12), (F18, F19)
@@ -17776,8 +19138,8 @@ merge116:
 	WORD $0x4f9191ef // fmul v15.4s, v15.4s, v17.s[0]
 	WORD $0x4f90126f // fmla v15.4s, v19.4s, v16.s[0]
 	FSTPQ (F14, F15), 32(R12)
-	B stored118
-store117:
+	B stored150
+store149:
 	FSTPQ (F0, F1), 0(R12)
 	FSTPQ (F2, F3), 32(R12)
 	ADD R3, R12, R12
@@ -17789,21 +19151,21 @@ store117:
 	ADD R3, R12, R12
 	FSTPQ (F12, F13), 0(R12)
 	FSTPQ (F14, F15), 32(R12)
-stored118:
+stored150:
 	ADD $64, R22, R22
-	ADD $32, R21, R21
+	ADD $64, R21, R21
 	SUB $4, R5, R5
-	B columns113
-less114:
+	B columns145
+less146:
 	ADD $1024, R1, R1
 	ADD R3, R0, R0
 	ADD R3, R0, R0
 	ADD R3, R0, R0
 	ADD R3, R0, R0
-	CBZ R13, more125
+	CBZ R13, more161
 	ADD $16, R13, R13
 	ADD $16, R14, R14
-more125:
+more161:
 	MOVD ZR, R7
 	SUB $4, R6, R6
 	B rows3
@@ -17812,9 +19174,11 @@ tile11:
 	MOVD R0, R22
 	MOVD cols+40(FP), R5
 	LSL $2, R5, R5
-columns126:
+columns162:
 	CMP $4, R5
-	BLT less127
+	BLT less163
+	MOVD $0xffff0000, R23
+	VDUP R23, V31.S4
 	VEOR V0.B16, V0.B16, V0.B16
 	VEOR V1.B16, V1.B16, V1.B16
 	VEOR V2.B16, V2.B16, V2.B16
@@ -17836,339 +19200,459 @@ columns126:
 	VEOR V18.B16, V18.B16, V18.B16
 	VEOR V19.B16, V19.B16, V19.B16
 	MOVD R8, R23
-	CBZ R15, sparse128
+	CBZ R15, sparse164
 	ADD R19, R1, R11
 	ADD R20, R21, R10
 	MOVD R15, R9
-	CBZ R7, plain134
-	SUBS $4, R9, R9
-	BLT short133
-asking132:
-	FMOVQ 0(R11), F20
-	FMOVQ 256(R11), F21
-	FMOVQ 512(R11), F22
-	FMOVQ 768(R11), F23
-	FMOVQ 1024(R11), F24
-	FMOVQ 0(R10), F26
-	WORD $0x2e613b59 // shll v25.4s, v26.4h, #16
-	WORD $0x6e613b5a // shll2 v26.4s, v26.8h, #16
-	WORD $0x4f941320 // fmla v0.4s, v25.4s, v20.s[0]
-	WORD $0x4f941341 // fmla v1.4s, v26.4s, v20.s[0]
-	WORD $0x4f951324 // fmla v4.4s, v25.4s, v21.s[0]
-	WORD $0x4f951345 // fmla v5.4s, v26.4s, v21.s[0]
-	WORD $0x4f961328 // fmla v8.4s, v25.4s, v22.s[0]
-	WORD $0x4f961349 // fmla v9.4s, v26.4s, v22.s[0]
-	WORD $0x4f97132c // fmla v12.4s, v25.4s, v23.s[0]
-	WORD $0x4f97134d // fmla v13.4s, v26.4s, v23.s[0]
-	WORD $0x4f981330 // fmla v16.4s, v25.4s, v24.s[0]
-	WORD $0x4f981351 // fmla v17.4s, v26.4s, v24.s[0]
-	FMOVQ 16(R10), F28
-	WORD $0x2e613b9b // shll v27.4s, v28.4h, #16
-	WORD $0x6e613b9c // shll2 v28.4s, v28.8h, #16
-	WORD $0x4f941362 // fmla v2.4s, v27.4s, v20.s[0]
-	WORD $0x4f941383 // fmla v3.4s, v28.4s, v20.s[0]
-	WORD $0x4f951366 // fmla v6.4s, v27.4s, v21.s[0]
-	WORD $0x4f951387 // fmla v7.4s, v28.4s, v21.s[0]
-	WORD $0x4f96136a // fmla v10.4s, v27.4s, v22.s[0]
-	WORD $0x4f96138b // fmla v11.4s, v28.4s, v22.s[0]
-	WORD $0x4f97136e // fmla v14.4s, v27.4s, v23.s[0]
-	WORD $0x4f97138f // fmla v15.4s, v28.4s, v23.s[0]
-	WORD $0x4f981372 // fmla v18.4s, v27.4s, v24.s[0]
-	WORD $0x4f981393 // fmla v19.4s, v28.4s, v24.s[0]
-	ADD R4, R10, R10
-	FMOVQ 0(R10), F26
-	WORD $0x2e613b59 // shll v25.4s, v26.4h, #16
-	WORD $0x6e613b5a // shll2 v26.4s, v26.8h, #16
-	WORD $0x4fb41320 // fmla v0.4s, v25.4s, v20.s[1]
-	WORD $0x4fb41341 // fmla v1.4s, v26.4s, v20.s[1]
-	WORD $0x4fb51324 // fmla v4.4s, v25.4s, v21.s[1]
-	WORD $0x4fb51345 // fmla v5.4s, v26.4s, v21.s[1]
-	WORD $0x4fb61328 // fmla v8.4s, v25.4s, v22.s[1]
-	WORD $0x4fb61349 // fmla v9.4s, v26.4s, v22.s[1]
-	WORD $0x4fb7132c // fmla v12.4s, v25.4s, v23.s[1]
-	WORD $0x4fb7134d // fmla v13.4s, v26.4s, v23.s[1]
-	WORD $0x4fb81330 // fmla v16.4s, v25.4s, v24.s[1]
-	WORD $0x4fb81351 // fmla v17.4s, v26.4s, v24.s[1]
-	FMOVQ 16(R10), F28
-	WORD $0x2e613b9b // shll v27.4s, v28.4h, #16
-	WORD $0x6e613b9c // shll2 v28.4s, v28.8h, #16
-	WORD $0x4fb41362 // fmla v2.4s, v27.4s, v20.s[1]
-	WORD $0x4fb41383 // fmla v3.4s, v28.4s, v20.s[1]
-	WORD $0x4fb51366 // fmla v6.4s, v27.4s, v21.s[1]
-	WORD $0x4fb51387 // fmla v7.4s, v28.4s, v21.s[1]
-	WORD $0x4fb6136a // fmla v10.4s, v27.4s, v22.s[1]
-	WORD $0x4fb6138b // fmla v11.4s, v28.4s, v22.s[1]
-	WORD $0x4fb7136e // fmla v14.4s, v27.4s, v23.s[1]
-	WORD $0x4fb7138f // fmla v15.4s, v28.4s, v23.s[1]
-	WORD $0x4fb81372 // fmla v18.4s, v27.4s, v24.s[1]
-	WORD $0x4fb81393 // fmla v19.4s, v28.4s, v24.s[1]
-	ADD R4, R10, R10
-	PRFM 0(R7), PLDL1KEEP
-	FMOVQ 0(R10), F26
-	WORD $0x2e613b59 // shll v25.4s, v26.4h, #16
-	WORD $0x6e613b5a // shll2 v26.4s, v26.8h, #16
-	WORD $0x4f941b20 // fmla v0.4s, v25.4s, v20.s[2]
-	WORD $0x4f941b41 // fmla v1.4s, v26.4s, v20.s[2]
-	WORD $0x4f951b24 // fmla v4.4s, v25.4s, v21.s[2]
-	WORD $0x4f951b45 // fmla v5.4s, v26.4s, v21.s[2]
-	WORD $0x4f961b28 // fmla v8.4s, v25.4s, v22.s[2]
-	WORD $0x4f961b49 // fmla v9.4s, v26.4s, v22.s[2]
-	WORD $0x4f971b2c // fmla v12.4s, v25.4s, v23.s[2]
-	WORD $0x4f971b4d // fmla v13.4s, v26.4s, v23.s[2]
-	WORD $0x4f981b30 // fmla v16.4s, v25.4s, v24.s[2]
-	WORD $0x4f981b51 // fmla v17.4s, v26.4s, v24.s[2]
-	FMOVQ 16(R10), F28
-	WORD $0x2e613b9b // shll v27.4s, v28.4h, #16
-	WORD $0x6e613b9c // shll2 v28.4s, v28.8h, #16
-	WORD $0x4f941b62 // fmla v2.4s, v27.4s, v20.s[2]
-	WORD $0x4f941b83 // fmla v3.4s, v28.4s, v20.s[2]
-	WORD $0x4f951b66 // fmla v6.4s, v27.4s, v21.s[2]
-	WORD $0x4f951b87 // fmla v7.4s, v28.4s, v21.s[2]
-	WORD $0x4f961b6a // fmla v10.4s, v27.4s, v22.s[2]
-	WORD $0x4f961b8b // fmla v11.4s, v28.4s, v22.s[2]
-	WORD $0x4f971b6e // fmla v14.4s, v27.4s, v23.s[2]
-	WORD $0x4f971b8f // fmla v15.4s, v28.4s, v23.s[2]
-	WORD $0x4f981b72 // fmla v18.4s, v27.4s, v24.s[2]
-	WORD $0x4f981b93 // fmla v19.4s, v28.4s, v24.s[2]
-	ADD R4, R10, R10
-	FMOVQ 0(R10), F26
-	WORD $0x2e613b59 // shll v25.4s, v26.4h, #16
-	WORD $0x6e613b5a // shll2 v26.4s, v26.8h, #16
-	WORD $0x4fb41b20 // fmla v0.4s, v25.4s, v20.s[3]
-	WORD $0x4fb41b41 // fmla v1.4s, v26.4s, v20.s[3]
-	WORD $0x4fb51b24 // fmla v4.4s, v25.4s, v21.s[3]
-	WORD $0x4fb51b45 // fmla v5.4s, v26.4s, v21.s[3]
-	WORD $0x4fb61b28 // fmla v8.4s, v25.4s, v22.s[3]
-	WORD $0x4fb61b49 // fmla v9.4s, v26.4s, v22.s[3]
-	WORD $0x4fb71b2c // fmla v12.4s, v25.4s, v23.s[3]
-	WORD $0x4fb71b4d // fmla v13.4s, v26.4s, v23.s[3]
-	WORD $0x4fb81b30 // fmla v16.4s, v25.4s, v24.s[3]
-	WORD $0x4fb81b51 // fmla v17.4s, v26.4s, v24.s[3]
-	FMOVQ 16(R10), F28
-	WORD $0x2e613b9b // shll v27.4s, v28.4h, #16
-	WORD $0x6e613b9c // shll2 v28.4s, v28.8h, #16
-	WORD $0x4fb41b62 // fmla v2.4s, v27.4s, v20.s[3]
-	WORD $0x4fb41b83 // fmla v3.4s, v28.4s, v20.s[3]
-	WORD $0x4fb51b66 // fmla v6.4s, v27.4s, v21.s[3]
-	WORD $0x4fb51b87 // fmla v7.4s, v28.4s, v21.s[3]
-	WORD $0x4fb61b6a // fmla v10.4s, v27.4s, v22.s[3]
-	WORD $0x4fb61b8b // fmla v11.4s, v28.4s, v22.s[3]
-	WORD $0x4fb71b6e // fmla v14.4s, v27.4s, v23.s[3]
-	WORD $0x4fb71b8f // fmla v15.4s, v28.4s, v23.s[3]
-	WORD $0x4fb81b72 // fmla v18.4s, v27.4s, v24.s[3]
-	WORD $0x4fb81b93 // fmla v19.4s, v28.4s, v24.s[3]
-	ADD R4, R10, R10
-	PRFM 64(R7), PLDL1KEEP
-	ADD $128, R7, R7
-	ADD $16, R11, R11
-	SUBS $4, R9, R9
-	BGE asking132
-	B short133
-plain134:
-	SUBS $4, R9, R9
-	BLT short133
-loop135:
-	FMOVQ 0(R11), F20
-	FMOVQ 256(R11), F21
-	FMOVQ 512(R11), F22
-	FMOVQ 768(R11), F23
-	FMOVQ 1024(R11), F24
-	FMOVQ 0(R10), F26
-	WORD $0x2e613b59 // shll v25.4s, v26.4h, #16
-	WORD $0x6e613b5a // shll2 v26.4s, v26.8h, #16
-	WORD $0x4f941320 // fmla v0.4s, v25.4s, v20.s[0]
-	WORD $0x4f941341 // fmla v1.4s, v26.4s, v20.s[0]
-	WORD $0x4f951324 // fmla v4.4s, v25.4s, v21.s[0]
-	WORD $0x4f951345 // fmla v5.4s, v26.4s, v21.s[0]
-	WORD $0x4f961328 // fmla v8.4s, v25.4s, v22.s[0]
-	WORD $0x4f961349 // fmla v9.4s, v26.4s, v22.s[0]
-	WORD $0x4f97132c // fmla v12.4s, v25.4s, v23.s[0]
-	WORD $0x4f97134d // fmla v13.4s, v26.4s, v23.s[0]
-	WORD $0x4f981330 // fmla v16.4s, v25.4s, v24.s[0]
-	WORD $0x4f981351 // fmla v17.4s, v26.4s, v24.s[0]
-	FMOVQ 16(R10), F28
-	WORD $0x2e613b9b // shll v27.4s, v28.4h, #16
-	WORD $0x6e613b9c // shll2 v28.4s, v28.8h, #16
-	WORD $0x4f941362 // fmla v2.4s, v27.4s, v20.s[0]
-	WORD $0x4f941383 // fmla v3.4s, v28.4s, v20.s[0]
-	WORD $0x4f951366 // fmla v6.4s, v27.4s, v21.s[0]
-	WORD $0x4f951387 // fmla v7.4s, v28.4s, v21.s[0]
-	WORD $0x4f96136a // fmla v10.4s, v27.4s, v22.s[0]
-	WORD $0x4f96138b // fmla v11.4s, v28.4s, v22.s[0]
-	WORD $0x4f97136e // fmla v14.4s, v27.4s, v23.s[0]
-	WORD $0x4f97138f // fmla v15.4s, v28.4s, v23.s[0]
-	WORD $0x4f981372 // fmla v18.4s, v27.4s, v24.s[0]
-	WORD $0x4f981393 // fmla v19.4s, v28.4s, v24.s[0]
-	ADD R4, R10, R10
-	FMOVQ 0(R10), F26
-	WORD $0x2e613b59 // shll v25.4s, v26.4h, #16
-	WORD $0x6e613b5a // shll2 v26.4s, v26.8h, #16
-	WORD $0x4fb41320 // fmla v0.4s, v25.4s, v20.s[1]
-	WORD $0x4fb41341 // fmla v1.4s, v26.4s, v20.s[1]
-	WORD $0x4fb51324 // fmla v4.4s, v25.4s, v21.s[1]
-	WORD $0x4fb51345 // fmla v5.4s, v26.4s, v21.s[1]
-	WORD $0x4fb61328 // fmla v8.4s, v25.4s, v22.s[1]
-	WORD $0x4fb61349 // fmla v9.4s, v26.4s, v22.s[1]
-	WORD $0x4fb7132c // fmla v12.4s, v25.4s, v23.s[1]
-	WORD $0x4fb7134d // fmla v13.4s, v26.4s, v23.s[1]
-	WORD $0x4fb81330 // fmla v16.4s, v25.4s, v24.s[1]
-	WORD $0x4fb81351 // fmla v17.4s, v26.4s, v24.s[1]
-	FMOVQ 16(R10), F28
-	WORD $0x2e613b9b // shll v27.4s, v28.4h, #16
-	WORD $0x6e613b9c // shll2 v28.4s, v28.8h, #16
-	WORD $0x4fb41362 // fmla v2.4s, v27.4s, v20.s[1]
-	WORD $0x4fb41383 // fmla v3.4s, v28.4s, v20.s[1]
-	WORD $0x4fb51366 // fmla v6.4s, v27.4s, v21.s[1]
-	WORD $0x4fb51387 // fmla v7.4s, v28.4s, v21.s[1]
-	WORD $0x4fb6136a // fmla v10.4s, v27.4s, v22.s[1]
-	WORD $0x4fb6138b // fmla v11.4s, v28.4s, v22.s[1]
-	WORD $0x4fb7136e // fmla v14.4s, v27.4s, v23.s[1]
-	WORD $0x4fb7138f // fmla v15.4s, v28.4s, v23.s[1]
-	WORD $0x4fb81372 // fmla v18.4s, v27.4s, v24.s[1]
-	WORD $0x4fb81393 // fmla v19.4s, v28.4s, v24.s[1]
-	ADD R4, R10, R10
-	FMOVQ 0(R10), F26
-	WORD $0x2e613b59 // shll v25.4s, v26.4h, #16
-	WORD $0x6e613b5a // shll2 v26.4s, v26.8h, #16
-	WORD $0x4f941b20 // fmla v0.4s, v25.4s, v20.s[2]
-	WORD $0x4f941b41 // fmla v1.4s, v26.4s, v20.s[2]
-	WORD $0x4f951b24 // fmla v4.4s, v25.4s, v21.s[2]
-	WORD $0x4f951b45 // fmla v5.4s, v26.4s, v21.s[2]
-	WORD $0x4f961b28 // fmla v8.4s, v25.4s, v22.s[2]
-	WORD $0x4f961b49 // fmla v9.4s, v26.4s, v22.s[2]
-	WORD $0x4f971b2c // fmla v12.4s, v25.4s, v23.s[2]
-	WORD $0x4f971b4d // fmla v13.4s, v26.4s, v23.s[2]
-	WORD $0x4f981b30 // fmla v16.4s, v25.4s, v24.s[2]
-	WORD $0x4f981b51 // fmla v17.4s, v26.4s, v24.s[2]
-	FMOVQ 16(R10), F28
-	WORD $0x2e613b9b // shll v27.4s, v28.4h, #16
-	WORD $0x6e613b9c // shll2 v28.4s, v28.8h, #16
-	WORD $0x4f941b62 // fmla v2.4s, v27.4s, v20.s[2]
-	WORD $0x4f941b83 // fmla v3.4s, v28.4s, v20.s[2]
-	WORD $0x4f951b66 // fmla v6.4s, v27.4s, v21.s[2]
-	WORD $0x4f951b87 // fmla v7.4s, v28.4s, v21.s[2]
-	WORD $0x4f961b6a // fmla v10.4s, v27.4s, v22.s[2]
-	WORD $0x4f961b8b // fmla v11.4s, v28.4s, v22.s[2]
-	WORD $0x4f971b6e // fmla v14.4s, v27.4s, v23.s[2]
-	WORD $0x4f971b8f // fmla v15.4s, v28.4s, v23.s[2]
-	WORD $0x4f981b72 // fmla v18.4s, v27.4s, v24.s[2]
-	WORD $0x4f981b93 // fmla v19.4s, v28.4s, v24.s[2]
-	ADD R4, R10, R10
-	FMOVQ 0(R10), F26
-	WORD $0x2e613b59 // shll v25.4s, v26.4h, #16
-	WORD $0x6e613b5a // shll2 v26.4s, v26.8h, #16
-	WORD $0x4fb41b20 // fmla v0.4s, v25.4s, v20.s[3]
-	WORD $0x4fb41b41 // fmla v1.4s, v26.4s, v20.s[3]
-	WORD $0x4fb51b24 // fmla v4.4s, v25.4s, v21.s[3]
-	WORD $0x4fb51b45 // fmla v5.4s, v26.4s, v21.s[3]
-	WORD $0x4fb61b28 // fmla v8.4s, v25.4s, v22.s[3]
-	WORD $0x4fb61b49 // fmla v9.4s, v26.4s, v22.s[3]
-	WORD $0x4fb71b2c // fmla v12.4s, v25.4s, v23.s[3]
-	WORD $0x4fb71b4d // fmla v13.4s, v26.4s, v23.s[3]
-	WORD $0x4fb81b30 // fmla v16.4s, v25.4s, v24.s[3]
-	WORD $0x4fb81b51 // fmla v17.4s, v26.4s, v24.s[3]
-	FMOVQ 16(R10), F28
-	WORD $0x2e613b9b // shll v27.4s, v28.4h, #16
-	WORD $0x6e613b9c // shll2 v28.4s, v28.8h, #16
-	WORD $0x4fb41b62 // fmla v2.4s, v27.4s, v20.s[3]
-	WORD $0x4fb41b83 // fmla v3.4s, v28.4s, v20.s[3]
-	WORD $0x4fb51b66 // fmla v6.4s, v27.4s, v21.s[3]
-	WORD $0x4fb51b87 // fmla v7.4s, v28.4s, v21.s[3]
-	WORD $0x4fb61b6a // fmla v10.4s, v27.4s, v22.s[3]
-	WORD $0x4fb61b8b // fmla v11.4s, v28.4s, v22.s[3]
-	WORD $0x4fb71b6e // fmla v14.4s, v27.4s, v23.s[3]
-	WORD $0x4fb71b8f // fmla v15.4s, v28.4s, v23.s[3]
-	WORD $0x4fb81b72 // fmla v18.4s, v27.4s, v24.s[3]
-	WORD $0x4fb81b93 // fmla v19.4s, v28.4s, v24.s[3]
-	ADD R4, R10, R10
-	ADD $16, R11, R11
-	SUBS $4, R9, R9
-	BGE loop135
-short133:
-	ADDS $4, R9, R9
-	BEQ summed137
-some136:
+	TBZ $2, R19, even168
 	FMOVS 0(R11), F20
 	FMOVS 256(R11), F21
 	FMOVS 512(R11), F22
 	FMOVS 768(R11), F23
 	FMOVS 1024(R11), F24
-	FMOVQ 0(R10), F26
-	WORD $0x2e613b59 // shll v25.4s, v26.4h, #16
-	WORD $0x6e613b5a // shll2 v26.4s, v26.8h, #16
+	FMOVQ 0(R10), F25
+	VAND V31.B16, V25.B16, V25.B16
 	WORD $0x4f941320 // fmla v0.4s, v25.4s, v20.s[0]
-	WORD $0x4f941341 // fmla v1.4s, v26.4s, v20.s[0]
 	WORD $0x4f951324 // fmla v4.4s, v25.4s, v21.s[0]
-	WORD $0x4f951345 // fmla v5.4s, v26.4s, v21.s[0]
 	WORD $0x4f961328 // fmla v8.4s, v25.4s, v22.s[0]
-	WORD $0x4f961349 // fmla v9.4s, v26.4s, v22.s[0]
 	WORD $0x4f97132c // fmla v12.4s, v25.4s, v23.s[0]
-	WORD $0x4f97134d // fmla v13.4s, v26.4s, v23.s[0]
 	WORD $0x4f981330 // fmla v16.4s, v25.4s, v24.s[0]
-	WORD $0x4f981351 // fmla v17.4s, v26.4s, v24.s[0]
-	FMOVQ 16(R10), F28
-	WORD $0x2e613b9b // shll v27.4s, v28.4h, #16
-	WORD $0x6e613b9c // shll2 v28.4s, v28.8h, #16
-	WORD $0x4f941362 // fmla v2.4s, v27.4s, v20.s[0]
-	WORD $0x4f941383 // fmla v3.4s, v28.4s, v20.s[0]
-	WORD $0x4f951366 // fmla v6.4s, v27.4s, v21.s[0]
-	WORD $0x4f951387 // fmla v7.4s, v28.4s, v21.s[0]
-	WORD $0x4f96136a // fmla v10.4s, v27.4s, v22.s[0]
-	WORD $0x4f96138b // fmla v11.4s, v28.4s, v22.s[0]
-	WORD $0x4f97136e // fmla v14.4s, v27.4s, v23.s[0]
-	WORD $0x4f97138f // fmla v15.4s, v28.4s, v23.s[0]
-	WORD $0x4f981372 // fmla v18.4s, v27.4s, v24.s[0]
-	WORD $0x4f981393 // fmla v19.4s, v28.4s, v24.s[0]
+	FMOVQ 16(R10), F25
+	VAND V31.B16, V25.B16, V25.B16
+	WORD $0x4f941321 // fmla v1.4s, v25.4s, v20.s[0]
+	WORD $0x4f951325 // fmla v5.4s, v25.4s, v21.s[0]
+	WORD $0x4f961329 // fmla v9.4s, v25.4s, v22.s[0]
+	WORD $0x4f97132d // fmla v13.4s, v25.4s, v23.s[0]
+	WORD $0x4f981331 // fmla v17.4s, v25.4s, v24.s[0]
+	FMOVQ 32(R10), F25
+	VAND V31.B16, V25.B16, V25.B16
+	WORD $0x4f941322 // fmla v2.4s, v25.4s, v20.s[0]
+	WORD $0x4f951326 // fmla v6.4s, v25.4s, v21.s[0]
+	WORD $0x4f96132a // fmla v10.4s, v25.4s, v22.s[0]
+	WORD $0x4f97132e // fmla v14.4s, v25.4s, v23.s[0]
+	WORD $0x4f981332 // fmla v18.4s, v25.4s, v24.s[0]
+	FMOVQ 48(R10), F25
+	VAND V31.B16, V25.B16, V25.B16
+	WORD $0x4f941323 // fmla v3.4s, v25.4s, v20.s[0]
+	WORD $0x4f951327 // fmla v7.4s, v25.4s, v21.s[0]
+	WORD $0x4f96132b // fmla v11.4s, v25.4s, v22.s[0]
+	WORD $0x4f97132f // fmla v15.4s, v25.4s, v23.s[0]
+	WORD $0x4f981333 // fmla v19.4s, v25.4s, v24.s[0]
 	ADD R4, R10, R10
 	ADD $4, R11, R11
 	SUBS $1, R9, R9
-	BNE some136
-summed137:
-	B merge129
-sparse128:
+	BEQ merge165
+even168:
+	CBZ R7, plain171
+	SUBS $4, R9, R9
+	BLT short170
+asking169:
+	FMOVQ 0(R11), F20
+	FMOVQ 256(R11), F21
+	FMOVQ 512(R11), F22
+	FMOVQ 768(R11), F23
+	FMOVQ 1024(R11), F24
+	FLDPQ 0(R10), (F25, F26)
+	VSHL $16, V25.S4, V27.S4
+	VSHL $16, V26.S4, V28.S4
+	WORD $0x4f941360 // fmla v0.4s, v27.4s, v20.s[0]
+	WORD $0x4f941381 // fmla v1.4s, v28.4s, v20.s[0]
+	WORD $0x4f951364 // fmla v4.4s, v27.4s, v21.s[0]
+	WORD $0x4f951385 // fmla v5.4s, v28.4s, v21.s[0]
+	WORD $0x4f961368 // fmla v8.4s, v27.4s, v22.s[0]
+	WORD $0x4f961389 // fmla v9.4s, v28.4s, v22.s[0]
+	WORD $0x4f97136c // fmla v12.4s, v27.4s, v23.s[0]
+	WORD $0x4f97138d // fmla v13.4s, v28.4s, v23.s[0]
+	WORD $0x4f981370 // fmla v16.4s, v27.4s, v24.s[0]
+	WORD $0x4f981391 // fmla v17.4s, v28.4s, v24.s[0]
+	VAND V31.B16, V25.B16, V25.B16
+	VAND V31.B16, V26.B16, V26.B16
+	WORD $0x4fb41320 // fmla v0.4s, v25.4s, v20.s[1]
+	WORD $0x4fb41341 // fmla v1.4s, v26.4s, v20.s[1]
+	WORD $0x4fb51324 // fmla v4.4s, v25.4s, v21.s[1]
+	WORD $0x4fb51345 // fmla v5.4s, v26.4s, v21.s[1]
+	WORD $0x4fb61328 // fmla v8.4s, v25.4s, v22.s[1]
+	WORD $0x4fb61349 // fmla v9.4s, v26.4s, v22.s[1]
+	WORD $0x4fb7132c // fmla v12.4s, v25.4s, v23.s[1]
+	WORD $0x4fb7134d // fmla v13.4s, v26.4s, v23.s[1]
+	WORD $0x4fb81330 // fmla v16.4s, v25.4s, v24.s[1]
+	WORD $0x4fb81351 // fmla v17.4s, v26.4s, v24.s[1]
+	FLDPQ 32(R10), (F29, F30)
+	VSHL $16, V29.S4, V25.S4
+	VSHL $16, V30.S4, V26.S4
+	WORD $0x4f941322 // fmla v2.4s, v25.4s, v20.s[0]
+	WORD $0x4f941343 // fmla v3.4s, v26.4s, v20.s[0]
+	WORD $0x4f951326 // fmla v6.4s, v25.4s, v21.s[0]
+	WORD $0x4f951347 // fmla v7.4s, v26.4s, v21.s[0]
+	WORD $0x4f96132a // fmla v10.4s, v25.4s, v22.s[0]
+	WORD $0x4f96134b // fmla v11.4s, v26.4s, v22.s[0]
+	WORD $0x4f97132e // fmla v14.4s, v25.4s, v23.s[0]
+	WORD $0x4f97134f // fmla v15.4s, v26.4s, v23.s[0]
+	WORD $0x4f981332 // fmla v18.4s, v25.4s, v24.s[0]
+	WORD $0x4f981353 // fmla v19.4s, v26.4s, v24.s[0]
+	VAND V31.B16, V29.B16, V29.B16
+	VAND V31.B16, V30.B16, V30.B16
+	WORD $0x4fb413a2 // fmla v2.4s, v29.4s, v20.s[1]
+	WORD $0x4fb413c3 // fmla v3.4s, v30.4s, v20.s[1]
+	WORD $0x4fb513a6 // fmla v6.4s, v29.4s, v21.s[1]
+	WORD $0x4fb513c7 // fmla v7.4s, v30.4s, v21.s[1]
+	WORD $0x4fb613aa // fmla v10.4s, v29.4s, v22.s[1]
+	WORD $0x4fb613cb // fmla v11.4s, v30.4s, v22.s[1]
+	WORD $0x4fb713ae // fmla v14.4s, v29.4s, v23.s[1]
+	WORD $0x4fb713cf // fmla v15.4s, v30.4s, v23.s[1]
+	WORD $0x4fb813b2 // fmla v18.4s, v29.4s, v24.s[1]
+	WORD $0x4fb813d3 // fmla v19.4s, v30.4s, v24.s[1]
+	ADD R4, R10, R10
+	PRFM 0(R7), PLDL1KEEP
+	FLDPQ 0(R10), (F25, F26)
+	VSHL $16, V25.S4, V27.S4
+	VSHL $16, V26.S4, V28.S4
+	WORD $0x4f941b60 // fmla v0.4s, v27.4s, v20.s[2]
+	WORD $0x4f941b81 // fmla v1.4s, v28.4s, v20.s[2]
+	WORD $0x4f951b64 // fmla v4.4s, v27.4s, v21.s[2]
+	WORD $0x4f951b85 // fmla v5.4s, v28.4s, v21.s[2]
+	WORD $0x4f961b68 // fmla v8.4s, v27.4s, v22.s[2]
+	WORD $0x4f961b89 // fmla v9.4s, v28.4s, v22.s[2]
+	WORD $0x4f971b6c // fmla v12.4s, v27.4s, v23.s[2]
+	WORD $0x4f971b8d // fmla v13.4s, v28.4s, v23.s[2]
+	WORD $0x4f981b70 // fmla v16.4s, v27.4s, v24.s[2]
+	WORD $0x4f981b91 // fmla v17.4s, v28.4s, v24.s[2]
+	VAND V31.B16, V25.B16, V25.B16
+	VAND V31.B16, V26.B16, V26.B16
+	WORD $0x4fb41b20 // fmla v0.4s, v25.4s, v20.s[3]
+	WORD $0x4fb41b41 // fmla v1.4s, v26.4s, v20.s[3]
+	WORD $0x4fb51b24 // fmla v4.4s, v25.4s, v21.s[3]
+	WORD $0x4fb51b45 // fmla v5.4s, v26.4s, v21.s[3]
+	WORD $0x4fb61b28 // fmla v8.4s, v25.4s, v22.s[3]
+	WORD $0x4fb61b49 // fmla v9.4s, v26.4s, v22.s[3]
+	WORD $0x4fb71b2c // fmla v12.4s, v25.4s, v23.s[3]
+	WORD $0x4fb71b4d // fmla v13.4s, v26.4s, v23.s[3]
+	WORD $0x4fb81b30 // fmla v16.4s, v25.4s, v24.s[3]
+	WORD $0x4fb81b51 // fmla v17.4s, v26.4s, v24.s[3]
+	FLDPQ 32(R10), (F29, F30)
+	VSHL $16, V29.S4, V25.S4
+	VSHL $16, V30.S4, V26.S4
+	WORD $0x4f941b22 // fmla v2.4s, v25.4s, v20.s[2]
+	WORD $0x4f941b43 // fmla v3.4s, v26.4s, v20.s[2]
+	WORD $0x4f951b26 // fmla v6.4s, v25.4s, v21.s[2]
+	WORD $0x4f951b47 // fmla v7.4s, v26.4s, v21.s[2]
+	WORD $0x4f961b2a // fmla v10.4s, v25.4s, v22.s[2]
+	WORD $0x4f961b4b // fmla v11.4s, v26.4s, v22.s[2]
+	WORD $0x4f971b2e // fmla v14.4s, v25.4s, v23.s[2]
+	WORD $0x4f971b4f // fmla v15.4s, v26.4s, v23.s[2]
+	WORD $0x4f981b32 // fmla v18.4s, v25.4s, v24.s[2]
+	WORD $0x4f981b53 // fmla v19.4s, v26.4s, v24.s[2]
+	VAND V31.B16, V29.B16, V29.B16
+	VAND V31.B16, V30.B16, V30.B16
+	WORD $0x4fb41ba2 // fmla v2.4s, v29.4s, v20.s[3]
+	WORD $0x4fb41bc3 // fmla v3.4s, v30.4s, v20.s[3]
+	WORD $0x4fb51ba6 // fmla v6.4s, v29.4s, v21.s[3]
+	WORD $0x4fb51bc7 // fmla v7.4s, v30.4s, v21.s[3]
+	WORD $0x4fb61baa // fmla v10.4s, v29.4s, v22.s[3]
+	WORD $0x4fb61bcb // fmla v11.4s, v30.4s, v22.s[3]
+	WORD $0x4fb71bae // fmla v14.4s, v29.4s, v23.s[3]
+	WORD $0x4fb71bcf // fmla v15.4s, v30.4s, v23.s[3]
+	WORD $0x4fb81bb2 // fmla v18.4s, v29.4s, v24.s[3]
+	WORD $0x4fb81bd3 // fmla v19.4s, v30.4s, v24.s[3]
+	ADD R4, R10, R10
+	PRFM 64(R7), PLDL1KEEP
+	ADD $128, R7, R7
+	ADD $16, R11, R11
+	SUBS $4, R9, R9
+	BGE asking169
+	B short170
+plain171:
+	SUBS $4, R9, R9
+	BLT short170
+loop172:
+	FMOVQ 0(R11), F20
+	FMOVQ 256(R11), F21
+	FMOVQ 512(R11), F22
+	FMOVQ 768(R11), F23
+	FMOVQ 1024(R11), F24
+	FLDPQ 0(R10), (F25, F26)
+	VSHL $16, V25.S4, V27.S4
+	VSHL $16, V26.S4, V28.S4
+	WORD $0x4f941360 // fmla v0.4s, v27.4s, v20.s[0]
+	WORD $0x4f941381 // fmla v1.4s, v28.4s, v20.s[0]
+	WORD $0x4f951364 // fmla v4.4s, v27.4s, v21.s[0]
+	WORD $0x4f951385 // fmla v5.4s, v28.4s, v21.s[0]
+	WORD $0x4f961368 // fmla v8.4s, v27.4s, v22.s[0]
+	WORD $0x4f961389 // fmla v9.4s, v28.4s, v22.s[0]
+	WORD $0x4f97136c // fmla v12.4s, v27.4s, v23.s[0]
+	WORD $0x4f97138d // fmla v13.4s, v28.4s, v23.s[0]
+	WORD $0x4f981370 // fmla v16.4s, v27.4s, v24.s[0]
+	WORD $0x4f981391 // fmla v17.4s, v28.4s, v24.s[0]
+	VAND V31.B16, V25.B16, V25.B16
+	VAND V31.B16, V26.B16, V26.B16
+	WORD $0x4fb41320 // fmla v0.4s, v25.4s, v20.s[1]
+	WORD $0x4fb41341 // fmla v1.4s, v26.4s, v20.s[1]
+	WORD $0x4fb51324 // fmla v4.4s, v25.4s, v21.s[1]
+	WORD $0x4fb51345 // fmla v5.4s, v26.4s, v21.s[1]
+	WORD $0x4fb61328 // fmla v8.4s, v25.4s, v22.s[1]
+	WORD $0x4fb61349 // fmla v9.4s, v26.4s, v22.s[1]
+	WORD $0x4fb7132c // fmla v12.4s, v25.4s, v23.s[1]
+	WORD $0x4fb7134d // fmla v13.4s, v26.4s, v23.s[1]
+	WORD $0x4fb81330 // fmla v16.4s, v25.4s, v24.s[1]
+	WORD $0x4fb81351 // fmla v17.4s, v26.4s, v24.s[1]
+	FLDPQ 32(R10), (F29, F30)
+	VSHL $16, V29.S4, V25.S4
+	VSHL $16, V30.S4, V26.S4
+	WORD $0x4f941322 // fmla v2.4s, v25.4s, v20.s[0]
+	WORD $0x4f941343 // fmla v3.4s, v26.4s, v20.s[0]
+	WORD $0x4f951326 // fmla v6.4s, v25.4s, v21.s[0]
+	WORD $0x4f951347 // fmla v7.4s, v26.4s, v21.s[0]
+	WORD $0x4f96132a // fmla v10.4s, v25.4s, v22.s[0]
+	WORD $0x4f96134b // fmla v11.4s, v26.4s, v22.s[0]
+	WORD $0x4f97132e // fmla v14.4s, v25.4s, v23.s[0]
+	WORD $0x4f97134f // fmla v15.4s, v26.4s, v23.s[0]
+	WORD $0x4f981332 // fmla v18.4s, v25.4s, v24.s[0]
+	WORD $0x4f981353 // fmla v19.4s, v26.4s, v24.s[0]
+	VAND V31.B16, V29.B16, V29.B16
+	VAND V31.B16, V30.B16, V30.B16
+	WORD $0x4fb413a2 // fmla v2.4s, v29.4s, v20.s[1]
+	WORD $0x4fb413c3 // fmla v3.4s, v30.4s, v20.s[1]
+	WORD $0x4fb513a6 // fmla v6.4s, v29.4s, v21.s[1]
+	WORD $0x4fb513c7 // fmla v7.4s, v30.4s, v21.s[1]
+	WORD $0x4fb613aa // fmla v10.4s, v29.4s, v22.s[1]
+	WORD $0x4fb613cb // fmla v11.4s, v30.4s, v22.s[1]
+	WORD $0x4fb713ae // fmla v14.4s, v29.4s, v23.s[1]
+	WORD $0x4fb713cf // fmla v15.4s, v30.4s, v23.s[1]
+	WORD $0x4fb813b2 // fmla v18.4s, v29.4s, v24.s[1]
+	WORD $0x4fb813d3 // fmla v19.4s, v30.4s, v24.s[1]
+	ADD R4, R10, R10
+	FLDPQ 0(R10), (F25, F26)
+	VSHL $16, V25.S4, V27.S4
+	VSHL $16, V26.S4, V28.S4
+	WORD $0x4f941b60 // fmla v0.4s, v27.4s, v20.s[2]
+	WORD $0x4f941b81 // fmla v1.4s, v28.4s, v20.s[2]
+	WORD $0x4f951b64 // fmla v4.4s, v27.4s, v21.s[2]
+	WORD $0x4f951b85 // fmla v5.4s, v28.4s, v21.s[2]
+	WORD $0x4f961b68 // fmla v8.4s, v27.4s, v22.s[2]
+	WORD $0x4f961b89 // fmla v9.4s, v28.4s, v22.s[2]
+	WORD $0x4f971b6c // fmla v12.4s, v27.4s, v23.s[2]
+	WORD $0x4f971b8d // fmla v13.4s, v28.4s, v23.s[2]
+	WORD $0x4f981b70 // fmla v16.4s, v27.4s, v24.s[2]
+	WORD $0x4f981b91 // fmla v17.4s, v28.4s, v24.s[2]
+	VAND V31.B16, V25.B16, V25.B16
+	VAND V31.B16, V26.B16, V26.B16
+	WORD $0x4fb41b20 // fmla v0.4s, v25.4s, v20.s[3]
+	WORD $0x4fb41b41 // fmla v1.4s, v26.4s, v20.s[3]
+	WORD $0x4fb51b24 // fmla v4.4s, v25.4s, v21.s[3]
+	WORD $0x4fb51b45 // fmla v5.4s, v26.4s, v21.s[3]
+	WORD $0x4fb61b28 // fmla v8.4s, v25.4s, v22.s[3]
+	WORD $0x4fb61b49 // fmla v9.4s, v26.4s, v22.s[3]
+	WORD $0x4fb71b2c // fmla v12.4s, v25.4s, v23.s[3]
+	WORD $0x4fb71b4d // fmla v13.4s, v26.4s, v23.s[3]
+	WORD $0x4fb81b30 // fmla v16.4s, v25.4s, v24.s[3]
+	WORD $0x4fb81b51 // fmla v17.4s, v26.4s, v24.s[3]
+	FLDPQ 32(R10), (F29, F30)
+	VSHL $16, V29.S4, V25.S4
+	VSHL $16, V30.S4, V26.S4
+	WORD $0x4f941b22 // fmla v2.4s, v25.4s, v20.s[2]
+	WORD $0x4f941b43 // fmla v3.4s, v26.4s, v20.s[2]
+	WORD $0x4f951b26 // fmla v6.4s, v25.4s, v21.s[2]
+	WORD $0x4f951b47 // fmla v7.4s, v26.4s, v21.s[2]
+	WORD $0x4f961b2a // fmla v10.4s, v25.4s, v22.s[2]
+	WORD $0x4f961b4b // fmla v11.4s, v26.4s, v22.s[2]
+	WORD $0x4f971b2e // fmla v14.4s, v25.4s, v23.s[2]
+	WORD $0x4f971b4f // fmla v15.4s, v26.4s, v23.s[2]
+	WORD $0x4f981b32 // fmla v18.4s, v25.4s, v24.s[2]
+	WORD $0x4f981b53 // fmla v19.4s, v26.4s, v24.s[2]
+	VAND V31.B16, V29.B16, V29.B16
+	VAND V31.B16, V30.B16, V30.B16
+	WORD $0x4fb41ba2 // fmla v2.4s, v29.4s, v20.s[3]
+	WORD $0x4fb41bc3 // fmla v3.4s, v30.4s, v20.s[3]
+	WORD $0x4fb51ba6 // fmla v6.4s, v29.4s, v21.s[3]
+	WORD $0x4fb51bc7 // fmla v7.4s, v30.4s, v21.s[3]
+	WORD $0x4fb61baa // fmla v10.4s, v29.4s, v22.s[3]
+	WORD $0x4fb61bcb // fmla v11.4s, v30.4s, v22.s[3]
+	WORD $0x4fb71bae // fmla v14.4s, v29.4s, v23.s[3]
+	WORD $0x4fb71bcf // fmla v15.4s, v30.4s, v23.s[3]
+	WORD $0x4fb81bb2 // fmla v18.4s, v29.4s, v24.s[3]
+	WORD $0x4fb81bd3 // fmla v19.4s, v30.4s, v24.s[3]
+	ADD R4, R10, R10
+	ADD $16, R11, R11
+	SUBS $4, R9, R9
+	BGE loop172
+short170:
+	ADDS $4, R9, R9
+	BEQ summed174
+some173:
+	TBZ $1, R9, one175
+	FMOVD 0(R11), F20
+	FMOVD 256(R11), F21
+	FMOVD 512(R11), F22
+	FMOVD 768(R11), F23
+	FMOVD 1024(R11), F24
+	FLDPQ 0(R10), (F25, F26)
+	VSHL $16, V25.S4, V27.S4
+	VSHL $16, V26.S4, V28.S4
+	WORD $0x4f941360 // fmla v0.4s, v27.4s, v20.s[0]
+	WORD $0x4f941381 // fmla v1.4s, v28.4s, v20.s[0]
+	WORD $0x4f951364 // fmla v4.4s, v27.4s, v21.s[0]
+	WORD $0x4f951385 // fmla v5.4s, v28.4s, v21.s[0]
+	WORD $0x4f961368 // fmla v8.4s, v27.4s, v22.s[0]
+	WORD $0x4f961389 // fmla v9.4s, v28.4s, v22.s[0]
+	WORD $0x4f97136c // fmla v12.4s, v27.4s, v23.s[0]
+	WORD $0x4f97138d // fmla v13.4s, v28.4s, v23.s[0]
+	WORD $0x4f981370 // fmla v16.4s, v27.4s, v24.s[0]
+	WORD $0x4f981391 // fmla v17.4s, v28.4s, v24.s[0]
+	VAND V31.B16, V25.B16, V25.B16
+	VAND V31.B16, V26.B16, V26.B16
+	WORD $0x4fb41320 // fmla v0.4s, v25.4s, v20.s[1]
+	WORD $0x4fb41341 // fmla v1.4s, v26.4s, v20.s[1]
+	WORD $0x4fb51324 // fmla v4.4s, v25.4s, v21.s[1]
+	WORD $0x4fb51345 // fmla v5.4s, v26.4s, v21.s[1]
+	WORD $0x4fb61328 // fmla v8.4s, v25.4s, v22.s[1]
+	WORD $0x4fb61349 // fmla v9.4s, v26.4s, v22.s[1]
+	WORD $0x4fb7132c // fmla v12.4s, v25.4s, v23.s[1]
+	WORD $0x4fb7134d // fmla v13.4s, v26.4s, v23.s[1]
+	WORD $0x4fb81330 // fmla v16.4s, v25.4s, v24.s[1]
+	WORD $0x4fb81351 // fmla v17.4s, v26.4s, v24.s[1]
+	FLDPQ 32(R10), (F29, F30)
+	VSHL $16, V29.S4, V25.S4
+	VSHL $16, V30.S4, V26.S4
+	WORD $0x4f941322 // fmla v2.4s, v25.4s, v20.s[0]
+	WORD $0x4f941343 // fmla v3.4s, v26.4s, v20.s[0]
+	WORD $0x4f951326 // fmla v6.4s, v25.4s, v21.s[0]
+	WORD $0x4f951347 // fmla v7.4s, v26.4s, v21.s[0]
+	WORD $0x4f96132a // fmla v10.4s, v25.4s, v22.s[0]
+	WORD $0x4f96134b // fmla v11.4s, v26.4s, v22.s[0]
+	WORD $0x4f97132e // fmla v14.4s, v25.4s, v23.s[0]
+	WORD $0x4f97134f // fmla v15.4s, v26.4s, v23.s[0]
+	WORD $0x4f981332 // fmla v18.4s, v25.4s, v24.s[0]
+	WORD $0x4f981353 // fmla v19.4s, v26.4s, v24.s[0]
+	VAND V31.B16, V29.B16, V29.B16
+	VAND V31.B16, V30.B16, V30.B16
+	WORD $0x4fb413a2 // fmla v2.4s, v29.4s, v20.s[1]
+	WORD $0x4fb413c3 // fmla v3.4s, v30.4s, v20.s[1]
+	WORD $0x4fb513a6 // fmla v6.4s, v29.4s, v21.s[1]
+	WORD $0x4fb513c7 // fmla v7.4s, v30.4s, v21.s[1]
+	WORD $0x4fb613aa // fmla v10.4s, v29.4s, v22.s[1]
+	WORD $0x4fb613cb // fmla v11.4s, v30.4s, v22.s[1]
+	WORD $0x4fb713ae // fmla v14.4s, v29.4s, v23.s[1]
+	WORD $0x4fb713cf // fmla v15.4s, v30.4s, v23.s[1]
+	WORD $0x4fb813b2 // fmla v18.4s, v29.4s, v24.s[1]
+	WORD $0x4fb813d3 // fmla v19.4s, v30.4s, v24.s[1]
+	ADD R4, R10, R10
+	ADD $8, R11, R11
+	TBZ $0, R9, summed174
+one175:
+	FMOVS 0(R11), F20
+	FMOVS 256(R11), F21
+	FMOVS 512(R11), F22
+	FMOVS 768(R11), F23
+	FMOVS 1024(R11), F24
+	FMOVQ 0(R10), F25
+	VSHL $16, V25.S4, V25.S4
+	WORD $0x4f941320 // fmla v0.4s, v25.4s, v20.s[0]
+	WORD $0x4f951324 // fmla v4.4s, v25.4s, v21.s[0]
+	WORD $0x4f961328 // fmla v8.4s, v25.4s, v22.s[0]
+	WORD $0x4f97132c // fmla v12.4s, v25.4s, v23.s[0]
+	WORD $0x4f981330 // fmla v16.4s, v25.4s, v24.s[0]
+	FMOVQ 16(R10), F25
+	VSHL $16, V25.S4, V25.S4
+	WORD $0x4f941321 // fmla v1.4s, v25.4s, v20.s[0]
+	WORD $0x4f951325 // fmla v5.4s, v25.4s, v21.s[0]
+	WORD $0x4f961329 // fmla v9.4s, v25.4s, v22.s[0]
+	WORD $0x4f97132d // fmla v13.4s, v25.4s, v23.s[0]
+	WORD $0x4f981331 // fmla v17.4s, v25.4s, v24.s[0]
+	FMOVQ 32(R10), F25
+	VSHL $16, V25.S4, V25.S4
+	WORD $0x4f941322 // fmla v2.4s, v25.4s, v20.s[0]
+	WORD $0x4f951326 // fmla v6.4s, v25.4s, v21.s[0]
+	WORD $0x4f96132a // fmla v10.4s, v25.4s, v22.s[0]
+	WORD $0x4f97132e // fmla v14.4s, v25.4s, v23.s[0]
+	WORD $0x4f981332 // fmla v18.4s, v25.4s, v24.s[0]
+	FMOVQ 48(R10), F25
+	VSHL $16, V25.S4, V25.S4
+	WORD $0x4f941323 // fmla v3.4s, v25.4s, v20.s[0]
+	WORD $0x4f951327 // fmla v7.4s, v25.4s, v21.s[0]
+	WORD $0x4f96132b // fmla v11.4s, v25.4s, v22.s[0]
+	WORD $0x4f97132f // fmla v15.4s, v25.4s, v23.s[0]
+	WORD $0x4f981333 // fmla v19.4s, v25.4s, v24.s[0]
+	ADD $4, R11, R11
+summed174:
+	B merge165
+sparse164:
 	RBIT R23, R10
 	CLZ R10, R10
 	ADD R10<<2, R1, R11
+	MOVD R10, R9
+	LSR $1, R10, R10
 	MADD R4, R21, R10, R10
 	FMOVS 0(R11), F20
 	FMOVS 256(R11), F21
 	FMOVS 512(R11), F22
 	FMOVS 768(R11), F23
 	FMOVS 1024(R11), F24
-	FMOVQ 0(R10), F26
-	WORD $0x2e613b59 // shll v25.4s, v26.4h, #16
-	WORD $0x6e613b5a // shll2 v26.4s, v26.8h, #16
+	TBNZ $0, R9, odd176
+	FMOVQ 0(R10), F25
+	VSHL $16, V25.S4, V25.S4
 	WORD $0x4f941320 // fmla v0.4s, v25.4s, v20.s[0]
-	WORD $0x4f941341 // fmla v1.4s, v26.4s, v20.s[0]
 	WORD $0x4f951324 // fmla v4.4s, v25.4s, v21.s[0]
-	WORD $0x4f951345 // fmla v5.4s, v26.4s, v21.s[0]
 	WORD $0x4f961328 // fmla v8.4s, v25.4s, v22.s[0]
-	WORD $0x4f961349 // fmla v9.4s, v26.4s, v22.s[0]
 	WORD $0x4f97132c // fmla v12.4s, v25.4s, v23.s[0]
-	WORD $0x4f97134d // fmla v13.4s, v26.4s, v23.s[0]
 	WORD $0x4f981330 // fmla v16.4s, v25.4s, v24.s[0]
-	WORD $0x4f981351 // fmla v17.4s, v26.4s, v24.s[0]
-	FMOVQ 16(R10), F28
-	WORD $0x2e613b9b // shll v27.4s, v28.4h, #16
-	WORD $0x6e613b9c // shll2 v28.4s, v28.8h, #16
-	WORD $0x4f941362 // fmla v2.4s, v27.4s, v20.s[0]
-	WORD $0x4f941383 // fmla v3.4s, v28.4s, v20.s[0]
-	WORD $0x4f951366 // fmla v6.4s, v27.4s, v21.s[0]
-	WORD $0x4f951387 // fmla v7.4s, v28.4s, v21.s[0]
-	WORD $0x4f96136a // fmla v10.4s, v27.4s, v22.s[0]
-	WORD $0x4f96138b // fmla v11.4s, v28.4s, v22.s[0]
-	WORD $0x4f97136e // fmla v14.4s, v27.4s, v23.s[0]
-	WORD $0x4f97138f // fmla v15.4s, v28.4s, v23.s[0]
-	WORD $0x4f981372 // fmla v18.4s, v27.4s, v24.s[0]
-	WORD $0x4f981393 // fmla v19.4s, v28.4s, v24.s[0]
-	ADD R4, R10, R10
-	ADD $4, R11, R11
+	FMOVQ 16(R10), F25
+	VSHL $16, V25.S4, V25.S4
+	WORD $0x4f941321 // fmla v1.4s, v25.4s, v20.s[0]
+	WORD $0x4f951325 // fmla v5.4s, v25.4s, v21.s[0]
+	WORD $0x4f961329 // fmla v9.4s, v25.4s, v22.s[0]
+	WORD $0x4f97132d // fmla v13.4s, v25.4s, v23.s[0]
+	WORD $0x4f981331 // fmla v17.4s, v25.4s, v24.s[0]
+	FMOVQ 32(R10), F25
+	VSHL $16, V25.S4, V25.S4
+	WORD $0x4f941322 // fmla v2.4s, v25.4s, v20.s[0]
+	WORD $0x4f951326 // fmla v6.4s, v25.4s, v21.s[0]
+	WORD $0x4f96132a // fmla v10.4s, v25.4s, v22.s[0]
+	WORD $0x4f97132e // fmla v14.4s, v25.4s, v23.s[0]
+	WORD $0x4f981332 // fmla v18.4s, v25.4s, v24.s[0]
+	FMOVQ 48(R10), F25
+	VSHL $16, V25.S4, V25.S4
+	WORD $0x4f941323 // fmla v3.4s, v25.4s, v20.s[0]
+	WORD $0x4f951327 // fmla v7.4s, v25.4s, v21.s[0]
+	WORD $0x4f96132b // fmla v11.4s, v25.4s, v22.s[0]
+	WORD $0x4f97132f // fmla v15.4s, v25.4s, v23.s[0]
+	WORD $0x4f981333 // fmla v19.4s, v25.4s, v24.s[0]
+	B one177
+odd176:
+	FMOVQ 0(R10), F25
+	VAND V31.B16, V25.B16, V25.B16
+	WORD $0x4f941320 // fmla v0.4s, v25.4s, v20.s[0]
+	WORD $0x4f951324 // fmla v4.4s, v25.4s, v21.s[0]
+	WORD $0x4f961328 // fmla v8.4s, v25.4s, v22.s[0]
+	WORD $0x4f97132c // fmla v12.4s, v25.4s, v23.s[0]
+	WORD $0x4f981330 // fmla v16.4s, v25.4s, v24.s[0]
+	FMOVQ 16(R10), F25
+	VAND V31.B16, V25.B16, V25.B16
+	WORD $0x4f941321 // fmla v1.4s, v25.4s, v20.s[0]
+	WORD $0x4f951325 // fmla v5.4s, v25.4s, v21.s[0]
+	WORD $0x4f961329 // fmla v9.4s, v25.4s, v22.s[0]
+	WORD $0x4f97132d // fmla v13.4s, v25.4s, v23.s[0]
+	WORD $0x4f981331 // fmla v17.4s, v25.4s, v24.s[0]
+	FMOVQ 32(R10), F25
+	VAND V31.B16, V25.B16, V25.B16
+	WORD $0x4f941322 // fmla v2.4s, v25.4s, v20.s[0]
+	WORD $0x4f951326 // fmla v6.4s, v25.4s, v21.s[0]
+	WORD $0x4f96132a // fmla v10.4s, v25.4s, v22.s[0]
+	WORD $0x4f97132e // fmla v14.4s, v25.4s, v23.s[0]
+	WORD $0x4f981332 // fmla v18.4s, v25.4s, v24.s[0]
+	FMOVQ 48(R10), F25
+	VAND V31.B16, V25.B16, V25.B16
+	WORD $0x4f941323 // fmla v3.4s, v25.4s, v20.s[0]
+	WORD $0x4f951327 // fmla v7.4s, v25.4s, v21.s[0]
+	WORD $0x4f96132b // fmla v11.4s, v25.4s, v22.s[0]
+	WORD $0x4f97132f // fmla v15.4s, v25.4s, v23.s[0]
+	WORD $0x4f981333 // fmla v19.4s, v25.4s, v24.s[0]
+one177:
 	SUB $1, R23, R10
 	ANDS R10, R23, R23
-	BNE sparse128
-merge129:
+	BNE sparse164
+merge165:
 	MOVD R22, R12
-	CBZ R13, store130
+	CBZ R13, store166
 	FMOVS 0(R13), F20
 	FMOVS 0(R14), F21
 	FLDPQ 0(R12), (F22, F23)
@@ -18243,8 +19727,8 @@ merge129:
 	WORD $0x4f959273 // fmul v19.4s, v19.4s, v21.s[0]
 	WORD $0x4f9412f3 // fmla v19.4s, v23.4s, v20.s[0]
 	FSTPQ (F18, F19), 32(R12)
-	B stored131
-store130:
+	B stored167
+store166:
 	FSTPQ (F0, F1), 0(R12)
 	FSTPQ (F2, F3), 32(R12)
 	ADD R3, R12, R12
@@ -18259,22 +19743,22 @@ store130:
 	ADD R3, R12, R12
 	FSTPQ (F16, F17), 0(R12)
 	FSTPQ (F18, F19), 32(R12)
-stored131:
+stored167:
 	ADD $64, R22, R22
-	ADD $32, R21, R21
+	ADD $64, R21, R21
 	SUB $4, R5, R5
-	B columns126
-less127:
+	B columns162
+less163:
 	ADD $1280, R1, R1
 	ADD R3, R0, R0
 	ADD R3, R0, R0
 	ADD R3, R0, R0
 	ADD R3, R0, R0
 	ADD R3, R0, R0
-	CBZ R13, more138
+	CBZ R13, more178
 	ADD $20, R13, R13
 	ADD $20, R14, R14
-more138:
+more178:
 	MOVD ZR, R7
 	SUB $5, R6, R6
 	B rows3
@@ -21007,7 +22491,8 @@ TEXT ·accumulate_i8_neon(SB), NOSPLIT, $0-88
 none1:
 	RBIT R8, R19
 	CLZ R19, R19
-	MUL R4, R19, R20
+	LSR $0, R19, R20
+	MUL R4, R20, R20
 	NEG R8, R23
 	AND R8, R23, R23
 	ADD R8, R23, R23
@@ -29429,4 +30914,29 @@ one5:
 	SUB $1, R2, R2
 	B one5
 done6:
+	RET
+
+// func weave_neon(dst, first, second *byte, n int)
+// Requires: ASIMD
+TEXT ·weave_neon(SB), NOSPLIT, $0-32
+	MOVD dst+0(FP), R0
+	MOVD first+8(FP), R1
+	MOVD second+16(FP), R2
+	MOVD n+24(FP), R3
+loop1:
+	SUBS $16, R3, R3
+	BLT done2
+	FMOVQ.P 16(R1), F0
+	FMOVQ.P 16(R2), F1
+	FMOVQ.P 16(R1), F2
+	FMOVQ.P 16(R2), F3
+	VZIP1 V1.H8, V0.H8, V4.H8
+	VZIP2 V1.H8, V0.H8, V5.H8
+	FSTPQ (F4, F5), 0(R0)
+	VZIP1 V3.H8, V2.H8, V6.H8
+	VZIP2 V3.H8, V2.H8, V7.H8
+	FSTPQ (F6, F7), 32(R0)
+	ADD $64, R0, R0
+	B loop1
+done2:
 	RET

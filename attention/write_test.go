@@ -26,7 +26,8 @@ func TestWriteKeys(t *testing.T) {
 				g := &guards{t: t}
 				n := 1 + rnd.IntN(PageLen)
 				at := rnd.IntN(PageLen - n + 1)
-				rows, k := g.bytes(n*dim*size, dim%2 == 0), g.bytes(PageLen*dim*size, rnd.IntN(2) == 0)
+				stride := dim*size + 2*rnd.IntN(2)
+				rows, k := g.bytes((n-1)*stride+dim*size, dim%2 == 0), g.bytes(PageLen*dim*size, rnd.IntN(2) == 0)
 				for i := range rows {
 					rows[i] = byte(rnd.Uint32())
 				}
@@ -34,13 +35,44 @@ func TestWriteKeys(t *testing.T) {
 					k[i] = byte(rnd.Uint32())
 				}
 				want := bytes.Clone(k)
-				writeKeys(want, rows, at, n, dim, size)
-				v.writeKeys(k, rows, at, n, dim, size)
+				writeKeys(want, rows, stride, at, n, dim, size)
+				v.writeKeys(k, rows, stride, at, n, dim, size)
 				if !bytes.Equal(k, want) {
 					t.Fatalf("%s: %d rows of %d elements of %d bytes from %d differ", kernels[i].name, n, dim, size, at)
 				}
 				g.free()
 			}
+		}
+	}
+}
+
+// TestWeave holds the pairs of two rows in assembly against those in Go.
+func TestWeave(t *testing.T) {
+	skipIfRaced(t)
+	for i := range kernels {
+		v := kernels[i].vector
+		if v == nil {
+			continue
+		}
+		rnd := rand.New(rand.NewPCG(1, 6))
+		for n := 1; n < 100; n++ {
+			g := &guards{t: t}
+			first, second, pairs := g.bytes(2*n, n%2 == 0), g.bytes(2*n, rnd.IntN(2) == 0), g.bytes(4*n, rnd.IntN(2) == 0)
+			want := make([]byte, 4*n)
+			for j := range n {
+				for b := range 2 {
+					first[2*j+b], second[2*j+b] = byte(rnd.Uint32()), byte(rnd.Uint32())
+					want[4*j+b], want[4*j+2+b] = first[2*j+b], second[2*j+b]
+				}
+			}
+			if v.weaveRows(pairs, first, second); !bytes.Equal(pairs, want) {
+				t.Fatalf("%s: %d elements: pairs %x of %x and %x", kernels[i].name, n, pairs, first, second)
+			}
+			clear(pairs)
+			if weave(pairs, first, second); !bytes.Equal(pairs, want) {
+				t.Fatalf("%d elements in Go: pairs %x of %x and %x", n, pairs, first, second)
+			}
+			g.free()
 		}
 	}
 }
@@ -88,12 +120,12 @@ func BenchmarkWrite(b *testing.B) {
 		k := make([]byte, l.kBytes())
 		run("transpose 32 at attention", func(i int) {
 			if v := selected.Load().kernel.vector; v != nil {
-				v.writeKeys(k, page(i)[:32*l.KRowBytes()], 0, 32, 128, dt.Size())
+				v.writeKeys(k, page(i)[:32*l.KRowBytes()], l.KRowBytes(), 0, 32, 128, dt.Size())
 			}
 		})
 		if dt != tensor.F32 {
 			continue
 		}
-		run("page in Go", func(i int) { writeKeys(page(i), rows.K, 0, PageLen, 128, 4) })
+		run("page in Go", func(i int) { writeKeys(page(i), rows.K, l.KRowBytes(), 0, PageLen, 128, 4) })
 	}
 }

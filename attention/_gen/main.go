@@ -26,7 +26,7 @@ type vec struct {
 	columns, widening []int
 	narrow            []int
 	// streams is how many streams of memory are prefetched side by side. near is how many dimensions or positions before
-	// its use a line is prefetched a second time; 0 means never.
+	// its use a line is prefetched a second time, or pairs of them where they share a word; 0 means never.
 	streams, near int
 	// spread lets every tile of rows prefetch its part, into the second cache. Otherwise the first tile prefetches all,
 	// into the first cache.
@@ -89,6 +89,7 @@ func main() {
 	for _, size := range []int{1, 2, 4} {
 		column(size)
 	}
+	weave()
 	Generate()
 }
 
@@ -119,6 +120,18 @@ type dtype struct {
 
 var types = []dtype{{"f32", 4}, {"f16", 2}, {"bf16", 2}, {"i8", 1}}
 
+// per is how many dimensions (in K) or positions (in V) share a word of memory: bf16 lies in pairs, of which the first is the
+// lower half of a word and the second the upper one. All else has words of its own.
+func (t dtype) per() int {
+	if t.name == "bf16" {
+		return 2
+	}
+	return 1
+}
+
+// word is how many bytes a column takes in memory, of per dimensions or positions together.
+func (t dtype) word() int { return t.size * t.per() }
+
 // columns returns how many vectors wide a tile of 1, 2, … rows is.
 func (t dtype) columns() []int {
 	if t.name == "f32" {
@@ -127,22 +140,13 @@ func (t dtype) columns() []int {
 	return isa.widening
 }
 
-// widen loads a vector of the type at m into r.
+// widen loads a vector of the type at m into r, unless it lies in pairs.
 func (t dtype) widen(m Mem, r reg.Register) {
 	switch t.name {
 	case "f32":
 		VMOVUPS(m, r)
 	case "f16":
 		VCVTPH2PS(m, r)
-	case "bf16":
-		if !wide() {
-			// To zero-extend and shift would be two instructions more on the ports of the multiply-adds.
-			VBROADCASTI128(m, r)
-			VPSHUFB(upper, r, r)
-			return
-		}
-		VPMOVZXWD(m, r)
-		VPSLLD(U8(16), r, r)
 	case "i8":
 		VPMOVSXBD(m, r)
 		VCVTDQ2PS(r, r)
@@ -165,61 +169,52 @@ type tile struct{ rows, cols int }
 
 func (t tile) acc(r, c int) reg.Register { return isa.reg[r*t.cols+c] }
 
-// paired says whether the columns are widened two at a time: the even elements of a line are one vector and the odd ones
-// the other, which takes one instruction each. The chains are in this order too until they are stored.
-func (t tile) paired(dt dtype) bool { return dt.name == "bf16" && wide() && t.cols%2 == 0 }
+// mask returns the register that holds the upper half of each lane, if the storage type has pairs and there is room for it.
+func (t tile) mask(dt dtype) (reg.Register, bool) {
+	// The numbers of each row, or the vectors of each column, and one more.
+	return isa.reg[len(isa.reg)-1], dt.per() == 2 && t.rows*t.cols+min(t.rows, t.cols)+1 < len(isa.reg)
+}
 
-// rest returns the registers that the chains leave. For pairs the last of all holds a mask.
+// rest returns the registers that the chains and the mask leave.
 func (t tile) rest(dt dtype) []reg.Register {
 	rest := isa.reg[t.rows*t.cols:]
-	if t.paired(dt) {
+	if _, ok := t.mask(dt); ok {
 		return rest[:len(rest)-1]
 	}
 	return rest
 }
 
-// widen loads the vector of column c, whose column i is at col(i), into r.
-func (t tile) widen(dt dtype, col func(i int) Mem, c int, r reg.Register) {
+// begin sets up what widen needs.
+func (t tile) begin(dt dtype) {
+	if r, ok := t.mask(dt); ok {
+		VBROADCASTSS(highHalf, r)
+	}
+}
+
+// widen loads the vector at m of dimension, or position, d into r.
+func (t tile) widen(dt dtype, d int, m Mem, r reg.Register) {
+	mask, ok := t.mask(dt)
 	switch {
-	case !t.paired(dt):
-		dt.widen(col(c), r)
-	case c%2 == 0:
-		VPSLLD(U8(16), col(c), r)
+	case dt.per() == 1:
+		dt.widen(m, r)
+	case d%2 == 0 && wide():
+		VPSLLD(U8(16), m, r)
+	case d%2 == 0:
+		VMOVUPS(m, r)
+		VPSLLD(U8(16), r, r)
+	case wide():
+		VPANDD(m, mask, r)
+	case ok:
+		VANDPS(m, mask, r)
 	default:
-		VPANDD(col(c-1), isa.reg[len(isa.reg)-1], r)
+		VMOVUPS(m, r)
+		VANDPS(highHalves, r, r)
 	}
 }
 
-// pairs loads what paired tiles need, if the storage type has them.
-func (t dtype) pairs() {
-	if t.name == "bf16" && wide() {
-		VPBROADCASTD(highHalf, isa.reg[len(isa.reg)-1])
-	}
-}
-
-// permute brings the chains of pairs of columns from one order of their elements into the other: into that of memory by
-// join, and back by part.
-func (t tile) permute(dt dtype, by [2]Mem) {
-	if !t.paired(dt) {
-		return
-	}
-	rest := t.rest(dt)
-	first, second, kept := rest[0], rest[1], rest[2]
-	VMOVUPS(by[0], first)
-	VMOVUPS(by[1], second)
-	for r := range t.rows {
-		for c := 0; c < t.cols; c += 2 {
-			x, y := t.acc(r, c), t.acc(r, c+1)
-			VMOVAPS(x, kept)
-			VPERMT2PS(y, first, x)
-			VPERMT2PS(kept, second, y)
-		}
-	}
-}
-
-// step adds to each chain the product of a row's number, at row(r), with a column's vector, at col(c). What there is less
-// of is kept in registers, and what there is more of goes through those that remain.
-func (t tile) step(dt dtype, row, col func(i int) Mem) {
+// step adds to each chain the product of a row's number, at row(r), with a column's vector, at col(c), both of dimension or
+// position d. What there is less of is kept in registers, and what there is more of goes through those that remain.
+func (t tile) step(dt dtype, d int, row, col func(i int) Mem) {
 	rest := t.rest(dt)
 	if t.rows < t.cols {
 		for r := range t.rows {
@@ -228,7 +223,7 @@ func (t tile) step(dt dtype, row, col func(i int) Mem) {
 		loads := rest[t.rows:]
 		for c := range t.cols {
 			x := loads[c%len(loads)]
-			t.widen(dt, col, c, x)
+			t.widen(dt, d, col(c), x)
 			for r := range t.rows {
 				VFMADD231PS(x, rest[r], t.acc(r, c))
 			}
@@ -236,7 +231,7 @@ func (t tile) step(dt dtype, row, col func(i int) Mem) {
 		return
 	}
 	for c := range t.cols {
-		t.widen(dt, col, c, rest[c])
+		t.widen(dt, d, col(c), rest[c])
 	}
 	numbers := rest[t.cols:]
 	for r := range t.rows {
@@ -245,6 +240,14 @@ func (t tile) step(dt dtype, row, col func(i int) Mem) {
 		for c := range t.cols {
 			VFMADD231PS(rest[c], x, t.acc(r, c))
 		}
+	}
+}
+
+// steps is step for n dimensions or positions from an even one on, and calls after with each.
+func (t tile) steps(dt dtype, n int, row func(d, r int) Mem, col func(d, c int) Mem, after func(d int)) {
+	for d := range n {
+		t.step(dt, d, func(r int) Mem { return row(d, r) }, func(c int) Mem { return col(d, c) })
+		after(d)
 	}
 }
 
@@ -322,6 +325,17 @@ func (a ask) goOn(bytes int) {
 	}
 }
 
+// near is which byte to prefetch a second time of what a tile reads at dimension or position d, of a pair one at each of the
+// two; −1 is none.
+func (t tile) near(dt dtype, d int) int {
+	row := t.cols * isa.w * dt.word()
+	line := max(row/dt.per(), 64) * (d % dt.per())
+	if line >= row {
+		return -1
+	}
+	return line
+}
+
 func nothing(int) {}
 
 // tiles writes a loop over the rows in count: as few tiles as it takes, none of them small if there are others. The largest
@@ -372,6 +386,27 @@ func (t dtype) cut(n, rows int) (runs []run) {
 	return runs
 }
 
+// last does the steps that an unrolled loop has left, in count and less by unroll, and ends at done.
+func (t dtype) last(count reg.Register, done string, steps func(n int)) {
+	some := label("some")
+	ADDQ(U8(unroll), count)
+	JZ(LabelRef(done))
+	if t.per() == 1 {
+		Label(some)
+		steps(1)
+		DECQ(count)
+		JNZ(LabelRef(some))
+		return
+	}
+	CMPQ(count, U8(2))
+	JLT(LabelRef(some))
+	steps(2)
+	SUBQ(U8(2), count)
+	JZ(LabelRef(done))
+	Label(some)
+	steps(1)
+}
+
 // scores: K [n][64] times the rows of q.
 func scores(dt dtype) {
 	function("scores_"+dt.name, "func(s, q *float32, k *byte, stride, n, rows, carry int, ahead *uintptr)",
@@ -392,7 +427,6 @@ func scores(dt dtype) {
 	if isa.spread {
 		all = spread{table: fetch, ahead: reg.R14, line: reg.RDX, credit: reg.R9}
 		stride3, block = reg.R15, AllocLocal(8)
-		dt.pairs()
 		LEAQ(Mem{Base: stride, Index: stride, Scale: 2}, stride3)
 		XORQ(all.ahead, all.ahead)
 		XORQ(reg.R9, reg.R9)
@@ -413,6 +447,7 @@ func scores(dt dtype) {
 		for _, run := range dt.cut(pageLen/isa.w, rows) {
 			t := tile{rows, run.width}
 			again, carry, begin := label("block"), label("carry"), label("begin")
+			t.begin(dt)
 			if run.blocks > 1 {
 				MOVQ(U32(run.blocks), block)
 				Label(again)
@@ -433,7 +468,6 @@ func scores(dt dtype) {
 					VMOVUPS(s(r, c), t.acc(r, c))
 				}
 			}
-			t.permute(dt, part)
 			Label(begin)
 			MOVQ(from, kp)
 			MOVQ(Q, qp)
@@ -442,8 +476,8 @@ func scores(dt dtype) {
 				ADDQ(Q, qp3)
 			}
 			steps := func(n int, after func(i int)) {
-				for d := range n {
-					t.step(dt, func(r int) Mem {
+				t.steps(
+					dt, n, func(d, r int) Mem {
 						m := Mem{Base: qp, Disp: 4 * d}
 						switch {
 						case r == 8:
@@ -461,16 +495,17 @@ func scores(dt dtype) {
 							}
 						}
 						return m
-					}, func(c int) Mem { return Mem{Base: kp, Disp: (d*pageLen + c*isa.w) * dt.size} })
-					after(d)
-				}
+					},
+					func(d, c int) Mem { return Mem{Base: kp, Disp: (d/dt.per()*pageLen + c*isa.w) * dt.word()} },
+					after,
+				)
 				ADDQ(U32(n*pageLen*dt.size), kp)
 				ADDQ(U8(4*n), qp)
 				if rows > 3 {
 					ADDQ(U8(4*n), qp3)
 				}
 			}
-			few, some, store := label("few"), label("some"), label("store")
+			few, store := label("few"), label("store")
 			Load(Param("n"), i)
 			if isa.spread {
 				all.loop(i, unroll*t.cols*isa.w*dt.size, func(after func(int)) { steps(unroll, after) })
@@ -478,14 +513,8 @@ func scores(dt dtype) {
 				next.scores(t, dt, i, kp, few, steps)
 			}
 			Label(few)
-			ADDQ(U8(unroll), i)
-			JZ(LabelRef(store))
-			Label(some)
-			steps(1, nothing)
-			DECQ(i)
-			JNZ(LabelRef(some))
+			dt.last(i, store, func(n int) { steps(n, nothing) })
 			Label(store)
-			t.permute(dt, join)
 			for r := range rows {
 				for c := range t.cols {
 					VMOVUPS(t.acc(r, c), s(r, c))
@@ -493,7 +522,7 @@ func scores(dt dtype) {
 			}
 			// A step of 256 bytes does not fit a U8, which would make it 0.
 			ADDQ(U32(t.cols*isa.w*4), S)
-			ADDQ(U32(t.cols*isa.w*dt.size), from)
+			ADDQ(U32(t.cols*isa.w*dt.word()), from)
 			if run.blocks > 1 {
 				DECQ(block)
 				JNZ(LabelRef(again))
@@ -521,7 +550,9 @@ func (a ask) scores(t tile, dt dtype, count, keys reg.Register, few string, step
 	for j := range turn() {
 		steps(unroll, func(d int) {
 			a.after(j*unroll+d, turn()*unroll*t.cols*isa.w*dt.size)
-			PREFETCHT0(Mem{Base: keys, Disp: (d + isa.near) * pageLen * dt.size})
+			if line := t.near(dt, d); line >= 0 {
+				PREFETCHT0(Mem{Base: keys, Disp: (d/dt.per()+isa.near)*pageLen*dt.word() + line})
+			}
 		})
 	}
 	a.goOn(unroll * t.cols * isa.w * dt.size)
@@ -537,6 +568,16 @@ func (a ask) scores(t tile, dt dtype, count, keys reg.Register, few string, step
 	steps(unroll, nothing)
 	SUBQ(U8(unroll), count)
 	JGE(LabelRef(loop))
+}
+
+// address makes of a position in p its address, and leaves in number, if positions lie in pairs, which it is.
+func (t dtype) address(p, number, stride, from reg.Register) {
+	if t.per() == 2 {
+		MOVQ(p, number)
+		SHRQ(U8(1), p)
+	}
+	IMULQ(stride, p)
+	ADDQ(from, p)
 }
 
 // accumulate: weights [rows][64] times V, merged into o.
@@ -562,7 +603,6 @@ func accumulate(dt dtype) {
 	if isa.spread {
 		credit := AllocLocal(8)
 		all = spread{table: fetch, ahead: near, line: x, credit: credit}
-		dt.pairs()
 		XORQ(near, near)
 		MOVQ(near, credit)
 		TESTQ(fetch, fetch)
@@ -581,6 +621,7 @@ func accumulate(dt dtype) {
 	}
 	Label(none)
 	block := func(t tile) {
+		t.begin(dt)
 		for r := range t.rows {
 			for c := range t.cols {
 				zero(t.acc(r, c))
@@ -588,7 +629,7 @@ func accumulate(dt dtype) {
 		}
 		position := func(base reg.Register, p, disp int) Mem {
 			m := Mem{Base: base, Disp: disp}
-			switch p {
+			switch p := p / dt.per(); p {
 			case 1, 2:
 				m.Index, m.Scale = vStride, uint8(p)
 			case 3:
@@ -596,15 +637,14 @@ func accumulate(dt dtype) {
 			}
 			return m
 		}
-		steps := func(n int, after func(i int)) {
-			for p := range n {
-				t.step(dt, func(r int) Mem { return Mem{Base: wp, Disp: 4 * (r*pageLen + p)} }, func(c int) Mem {
-					return position(vp, p, c*isa.w*dt.size)
-				})
-				after(p)
-			}
+		row := func(p, r int) Mem { return Mem{Base: wp, Disp: 4 * (r*pageLen + p)} }
+		col := func(p, c int) Mem { return position(vp, p, c*isa.w*dt.word()) }
+		steps := func(n int, after func(i int)) { t.steps(dt, n, row, col, after) }
+		// half does one position, of a pair the first (0) or the second.
+		half := func(which int) {
+			t.step(dt, which, func(r int) Mem { return row(0, r) }, func(c int) Mem { return col(0, c) })
 		}
-		sparse, few, some, merge := label("sparse"), label("few"), label("some"), label("merge")
+		sparse, few, merge := label("sparse"), label("few"), label("merge")
 		// Most often the positions are neighbors, [vp, op) of them.
 		Load(Param("mask"), i)
 		TZCNTQ(i, vp)
@@ -616,11 +656,21 @@ func accumulate(dt dtype) {
 		TZCNTQ(op, i)
 		SUBQ(wp, i)
 		LEAQ(Mem{Base: W, Index: wp, Scale: 4}, wp)
-		IMULQ(vStride, vp)
-		ADDQ(from, vp)
+		dt.address(vp, op, vStride, from)
 		goOn := func(n int) {
-			LEAQ(Mem{Base: vp, Index: vStride, Scale: uint8(n)}, vp)
+			LEAQ(Mem{Base: vp, Index: vStride, Scale: uint8(n / dt.per())}, vp)
 			ADDQ(U8(4*n), wp)
+		}
+		if dt.per() == 2 {
+			even := label("even")
+			TESTQ(U32(1), op)
+			JZ(LabelRef(even))
+			half(1)
+			ADDQ(vStride, vp)
+			ADDQ(U8(4), wp)
+			DECQ(i)
+			JZ(LabelRef(merge))
+			Label(even)
 		}
 		if isa.spread {
 			all.loop(i, unroll*t.cols*isa.w*dt.size, func(after func(int)) {
@@ -643,13 +693,13 @@ func accumulate(dt dtype) {
 			for j := range turn() {
 				steps(unroll, func(p int) {
 					next.after(j*unroll+p, turn()*unroll*t.cols*isa.w*dt.size)
-					if isa.near > 0 {
-						PREFETCHT0(position(near, p, 0))
+					if line := t.near(dt, p); isa.near > 0 && line >= 0 {
+						PREFETCHT0(position(near, p, line))
 					}
 				})
 				goOn(unroll)
 				if isa.near > 0 {
-					LEAQ(Mem{Base: near, Index: vStride, Scale: unroll}, near)
+					LEAQ(Mem{Base: near, Index: vStride, Scale: uint8(unroll / dt.per())}, near)
 				}
 			}
 			next.goOn(unroll * t.cols * isa.w * dt.size)
@@ -673,26 +723,32 @@ func accumulate(dt dtype) {
 			JGE(LabelRef(loop))
 		}
 		Label(few)
-		ADDQ(U8(unroll), i)
-		JZ(LabelRef(merge))
-		Label(some)
-		steps(1, nothing)
-		ADDQ(vStride, vp)
-		ADDQ(U8(4), wp)
-		DECQ(i)
-		JNZ(LabelRef(some))
+		dt.last(i, merge, func(n int) {
+			steps(n, nothing)
+			ADDQ(vStride, vp)
+			ADDQ(U8(4*n), wp)
+		})
 		JMP(LabelRef(merge))
 		Label(sparse)
 		TZCNTQ(i, op)
 		LEAQ(Mem{Base: W, Index: op, Scale: 4}, wp)
 		MOVQ(op, vp)
-		IMULQ(vStride, vp)
-		ADDQ(from, vp)
-		steps(1, nothing)
+		dt.address(vp, op, vStride, from)
+		if dt.per() == 2 {
+			odd, done := label("odd"), label("done")
+			TESTQ(U32(1), op)
+			JNZ(LabelRef(odd))
+			half(0)
+			JMP(LabelRef(done))
+			Label(odd)
+			half(1)
+			Label(done)
+		} else {
+			half(0)
+		}
 		BLSRQ(i, i)
 		JNZ(LabelRef(sparse))
 		Label(merge)
-		t.permute(dt, join)
 		MOVQ(O, op)
 		store, done := label("store"), label("stored")
 		Load(Param("a"), x)
@@ -732,7 +788,7 @@ func accumulate(dt dtype) {
 		}
 		Label(done)
 		ADDQ(U32(t.cols*isa.w*4), O)
-		ADDQ(U32(t.cols*isa.w*dt.size), from)
+		ADDQ(U32(t.cols*isa.w*dt.word()), from)
 		SUBQ(U8(t.cols), left)
 	}
 	tiles(rows, len(dt.columns()), func(rows int) {

@@ -33,16 +33,9 @@ var constants = []constant{
 
 var data = map[string]Mem{}
 
-// Vectors of 8 lanes, for AVX2 alone: 1, 2, 4 … 128, the bits of a byte; and the bytes that make of 8 bf16, in either
-// half, the upper halves of the lanes.
-var lanes, upper Mem
-
-// For AVX-512 alone: the upper half of a lane, and the indices by which two vectors of even and odd elements become two in
-// the order of memory, and back.
-var (
-	highHalf   Mem
-	join, part [2]Mem
-)
+// lanes is 1, 2, 4 … 128, the bits of a byte, for AVX2 alone. The upper half of a lane, and for AVX2 of all lanes, is for
+// elements in pairs.
+var lanes, highHalf, highHalves Mem
 
 func constData(all []constant) {
 	for _, c := range all {
@@ -56,38 +49,18 @@ func constData(all []constant) {
 
 func consts() {
 	constData(constants)
-	if wide() {
-		pairConsts()
-	} else {
-		lanes = GLOBL("lanes_"+isa.name, RODATA|NOPTR)
-		for i := range isa.w {
-			DATA(4*i, U32(1<<i))
-		}
-		upper = GLOBL("upper_"+isa.name, RODATA|NOPTR)
-		for i := range isa.w {
-			DATA(4*i, U32((2*i+1)<<24|2*i<<16|0x8080))
-		}
-	}
-}
-
-func pairConsts() {
 	highHalf = GLOBL("highHalf_"+isa.name, RODATA|NOPTR)
 	DATA(0, U32(0xffff0000))
-	// An index below 16 is into the vector that is overwritten, the first of the two and then the second.
-	indices := func(name string, index func(i int) int) Mem {
-		m := GLOBL(name+"_"+isa.name, RODATA|NOPTR)
-		for i := range isa.w {
-			DATA(4*i, U32(index(i)))
-		}
-		return m
+	if wide() {
+		return
 	}
-	join = [2]Mem{
-		indices("joinFirst", func(i int) int { return i/2 + i%2*16 }),
-		indices("joinSecond", func(i int) int { return 8 + i/2 + (1-i%2)*16 }),
+	lanes = GLOBL("lanes_"+isa.name, RODATA|NOPTR)
+	for i := range isa.w {
+		DATA(4*i, U32(1<<i))
 	}
-	part = [2]Mem{
-		indices("partFirst", func(i int) int { return 2 * i }),
-		indices("partSecond", func(i int) int { return (2*i + 1 + 16) % 32 }),
+	highHalves = GLOBL("highHalves_"+isa.name, RODATA|NOPTR)
+	for i := range isa.w {
+		DATA(4*i, U32(0xffff0000))
 	}
 }
 

@@ -150,3 +150,34 @@ func column(size int) {
 	Label(done)
 	RET()
 }
+
+// weave: two rows of elements of 2 bytes as words, of which the first row is the lower half.
+func weave() {
+	function("weave", "func(dst, first, second *byte, n int)",
+		"writes two rows of n elements of 2 bytes, n a multiple of 16, as pairs.")
+	dst, first, second, n := reg.RDI, reg.RSI, reg.RBX, reg.RCX
+	Load(Param("dst"), dst)
+	Load(Param("first"), first)
+	Load(Param("second"), second)
+	Load(Param("n"), n)
+	lower, upper := isa.reg[0], isa.reg[1]
+	loop, done := label("loop"), label("done")
+	Label(loop)
+	SUBQ(U8(isa.w), n)
+	JLT(LabelRef(done))
+	VPMOVZXWD(Mem{Base: first}, lower)
+	VPMOVZXWD(Mem{Base: second}, upper)
+	VPSLLD(U8(16), upper, upper)
+	if wide() {
+		VPORD(upper, lower, lower)
+	} else {
+		VPOR(upper, lower, lower)
+	}
+	VMOVUPS(lower, Mem{Base: dst})
+	ADDQ(U8(2*isa.w), first)
+	ADDQ(U8(2*isa.w), second)
+	ADDQ(U8(4*isa.w), dst)
+	JMP(LabelRef(loop))
+	Label(done)
+	end()
+}

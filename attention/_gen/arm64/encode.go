@@ -80,10 +80,6 @@ func shifted(i instruction, by int) instruction {
 	return i
 }
 
-// shll makes binary32 of bf16: it widens and shifts by 16.
-func shll(d, n v) instruction  { return shifted(two(0x2e613800, "shll", "4s", "4h", d, n), 16) }
-func shll2(d, n v) instruction { return shifted(two(0x6e613800, "shll2", "4s", "8h", d, n), 16) }
-
 func sxtlBytes(d, n v) instruction { return shifted(two(0x0f08a400, "sshll", "8h", "8b", d, n), 0) }
 func sxtl(d, n v) instruction      { return shifted(two(0x0f10a400, "sshll", "4s", "4h", d, n), 0) }
 func sxtl2(d, n v) instruction     { return shifted(two(0x4f10a400, "sshll2", "4s", "8h", d, n), 0) }

@@ -38,8 +38,6 @@ func TestEncoding(t *testing.T) {
 		{fcvtl2(31, 17), 0x4e217a3f, "fcvtl2 v31.4s, v17.8h"},
 		{scvtf(31, 17), 0x4e21da3f, "scvtf v31.4s, v17.4s"},
 		{scvtf24(31, 17), 0x4f28e63f, "scvtf v31.4s, v17.4s, #24"},
-		{shll(31, 17), 0x2e613a3f, "shll v31.4s, v17.4h, #16"},
-		{shll2(31, 17), 0x6e613a3f, "shll2 v31.4s, v17.8h, #16"},
 		{sxtlBytes(31, 17), 0x0f08a63f, "sshll v31.8h, v17.8b, #0"},
 		{sxtl(31, 17), 0x0f10a63f, "sshll v31.4s, v17.4h, #0"},
 		{sxtl2(31, 17), 0x4f10a63f, "sshll2 v31.4s, v17.8h, #0"},

@@ -53,5 +53,6 @@ func generate() (assembly, declarations string) {
 	for _, size := range []int{1, 2, 4} {
 		column(size)
 	}
+	weave()
 	return text.String(), stubs.String()
 }

@@ -21,6 +21,15 @@ type dtype struct {
 
 var types = []dtype{{"f32", 4}, {"f16", 2}, {"bf16", 2}, {"i8", 1}}
 
+// per is how many dimensions (in K) or positions (in V) share a word of memory: bf16 lies in pairs, of which the first is the
+// lower half of a word and the second the upper one. All else has words of its own.
+func (t dtype) per() int {
+	if t.name == "bf16" {
+		return 2
+	}
+	return 1
+}
+
 // tops are where the bytes of eight int8 go in two vectors: each to the top of a lane, with zeros below.
 var tops = []uint32{
 	0x00ffffff, 0x01ffffff, 0x02ffffff, 0x03ffffff,
@@ -29,7 +38,7 @@ var tops = []uint32{
 
 var topsAddress string
 
-// widen loads eight elements at base + disp into a and b.
+// widen loads eight elements at base + disp, which do not lie in pairs, into a and b.
 func (t tile) widen(base r, disp int, a, b v) {
 	switch t.dt.name {
 	case "f32":
@@ -37,9 +46,6 @@ func (t tile) widen(base r, disp int, a, b v) {
 	case "f16":
 		op("FMOVQ %d(%v), %s", disp, base, b.f())
 		words(fcvtl(a, b), fcvtl2(b, b))
-	case "bf16":
-		op("FMOVQ %d(%v), %s", disp, base, b.f())
-		words(shll(a, b), shll2(b, b))
 	case "i8":
 		op("FMOVD %d(%v), %s", disp, base, b.f())
 		if lower, upper, ok := t.tops(); ok {
@@ -53,7 +59,8 @@ func (t tile) widen(base r, disp int, a, b v) {
 }
 
 // A tile is rows × cols chains in registers. After them come registers for numbers of each row, and then those that the
-// columns go through, two at a time. The last two have tops, if the type needs them and there are as many.
+// columns go through, two at a time. The last two have tops, if the type needs them and there are as many; if elements lie in
+// pairs, the last has the upper half of each lane.
 type tile struct {
 	dt         dtype
 	rows, cols int
@@ -65,14 +72,24 @@ func (t tile) numbers(row int) v { return v(t.rows*t.cols + row) }
 
 // pair returns registers for the columns c and c + 1.
 func (t tile) pair(c int) (a, b v) {
-	first, end := t.numbers(t.rows), v(32)
+	first := t.numbers(t.rows) + v(c/2%t.pairs()*2)
+	return first, first + 1
+}
+
+// pairs is how many pairs of registers the columns go through.
+func (t tile) pairs() int {
+	end := v(32)
 	if lower, _, ok := t.tops(); ok {
 		end = lower
 	}
-	pairs := int(end-first) / 2
-	first += v(c / 2 % pairs * 2)
-	return first, first + 1
+	if t.dt.per() == 2 {
+		end = highHalf
+	}
+	return int(end-t.numbers(t.rows)) / 2
 }
+
+// highHalf is the register that has the upper half of each lane.
+const highHalf v = 31
 
 // tops returns the registers that hold tops, if the type needs them and there is room for a pair beside.
 func (t tile) tops() (lower, upper v, ok bool) {
@@ -84,6 +101,10 @@ func (t tile) begin(x r) {
 	if lower, upper, ok := t.tops(); ok {
 		op("MOVD %s, %v", topsAddress, x)
 		loadPair(x, 0, lower, upper)
+	}
+	if t.dt.per() == 2 {
+		op("MOVD $0xffff0000, %v", x)
+		op("VDUP %v, %s", x, highHalf.s4())
 	}
 }
 
@@ -114,8 +135,72 @@ func (t tile) step(lane int, base r, disp int) {
 	}
 }
 
-// bytes is what one step reads.
-func (t tile) bytes() int { return t.cols * lanes * t.dt.size }
+// steps is step for n dimensions or positions from an even one on, in the lanes from 0 on, whose elements are at(d). It calls
+// after with each.
+func (t tile) steps(n int, at func(d int) (base r, disp int), after func(d int)) {
+	for d := 0; d < n; d++ {
+		base, disp := at(d)
+		switch {
+		case t.dt.per() == 1:
+			t.step(d, base, disp)
+		case d+1 == n:
+			t.half(d, 0, base, disp)
+		case t.pairs() < 2:
+			t.half(d, 0, base, disp)
+			after(d)
+			d++
+			t.half(d, 1, base, disp)
+		default:
+			t.bothHalves(d, base, disp)
+			after(d)
+			d++
+		}
+		after(d)
+	}
+}
+
+// half is step for the first (0) or second of the pairs at base + disp.
+func (t tile) half(lane, which int, base r, disp int) {
+	x := t.numbers(t.rows)
+	for c := range t.cols {
+		op("FMOVQ %d(%v), %s", disp+c*lanes*4, base, x.f())
+		if which == 0 {
+			lowerHalf(x, x)
+		} else {
+			upperHalf(x, x)
+		}
+		for row := range t.rows {
+			words(fmlaLane(t.acc(row, c), x, t.numbers(row), lane))
+		}
+	}
+}
+
+// bothHalves is step for the firsts of the pairs in that lane and the seconds in the next.
+func (t tile) bothHalves(lane int, base r, disp int) {
+	for c := 0; c < t.cols; c += 2 {
+		a, b := t.pair(2 * c)
+		first, second := t.pair(2*c + 2)
+		loadPair(base, disp+c*lanes*4, a, b)
+		lowerHalf(first, a)
+		lowerHalf(second, b)
+		for row := range t.rows {
+			words(fmlaLane(t.acc(row, c), first, t.numbers(row), lane), fmlaLane(t.acc(row, c+1), second, t.numbers(row), lane))
+		}
+		upperHalf(a, a)
+		upperHalf(b, b)
+		for row := range t.rows {
+			words(fmlaLane(t.acc(row, c), a, t.numbers(row), lane+1), fmlaLane(t.acc(row, c+1), b, t.numbers(row), lane+1))
+		}
+	}
+}
+
+// lowerHalf and upperHalf widen the bf16 in that half of each lane.
+func lowerHalf(dst, src v) { op("VSHL $16, %s, %s", src.s4(), dst.s4()) }
+func upperHalf(dst, src v) { op("VAND %s, %s, %s", highHalf.b16(), src.b16(), dst.b16()) }
+
+// bytes is what one step reads, rowBytes what the columns take in memory, of both halves where they lie in pairs.
+func (t tile) bytes() int    { return t.cols * lanes * t.dt.size }
+func (t tile) rowBytes() int { return t.bytes() * t.dt.per() }
 
 // ask asks memory, when dimension or position d of an unrolled loop is done, for its part of as many bytes as the loop reads.
 func (t tile) ask(d int, from r) {
@@ -161,8 +246,8 @@ func tiles(count r, body func(rows int)) {
 }
 
 // unrolled writes loops over the count in i: by unroll while asking for memory from fetch on, unless that is 0, by unroll, and
-// one by one. steps writes n steps, and what follows each.
-func unrolled(i, fetch r, steps func(n int, after func(d int)), ask func(d int)) {
+// as many at a time as lie in a word, and then, of a pair the first. steps writes n steps, and what follows each.
+func (t dtype) unrolled(i, fetch r, steps func(n int, after func(d int)), ask func(d int)) {
 	asking, short, plain, loop := label("asking"), label("short"), label("plain"), label("loop")
 	some, done := label("some"), label("summed")
 	op("CBZ %v, %s", fetch, plain)
@@ -184,11 +269,23 @@ func unrolled(i, fetch r, steps func(n int, after func(d int)), ask func(d int))
 	op("ADDS $%d, %v, %v", unroll, i, i)
 	op("BEQ %s", done)
 	at(some)
-	steps(1, func(int) {})
-	op("SUBS $1, %v, %v", i, i)
-	op("BNE %s", some)
+	if t.per() == 2 {
+		one := label("one")
+		op("TBZ $1, %v, %s", i, one)
+		steps(2, func(int) {})
+		op("TBZ $0, %v, %s", i, done)
+		at(one)
+		steps(1, func(int) {})
+	} else {
+		steps(1, func(int) {})
+		op("SUBS $1, %v, %v", i, i)
+		op("BNE %s", some)
+	}
 	at(done)
 }
+
+// moves load n numbers of a row.
+var moves = map[int]string{1: "FMOVS", 2: "FMOVD", unroll: "FMOVQ"}
 
 // scores: K [n][64] times the rows of q.
 func scores(dt dtype) {
@@ -227,23 +324,16 @@ func scores(dt dtype) {
 			op("ADD %v, %v, %v", stride, qp[row-1], qp[row])
 		}
 		op("MOVD %v, %v", n, i)
-		unrolled(i, fetch, func(n int, after func(d int)) {
+		dt.unrolled(i, fetch, func(n int, after func(d int)) {
 			for row := range rows {
-				if n == unroll {
-					op("FMOVQ.P 16(%v), %s", qp[row], t.numbers(row).f())
-				} else {
-					op("FMOVS.P 4(%v), %s", qp[row], t.numbers(row).f())
-				}
+				op("%s.P %d(%v), %s", moves[n], 4*n, qp[row], t.numbers(row).f())
 			}
-			for d := range n {
-				t.step(d, kp, d*pageLen*dt.size)
-				after(d)
-			}
+			t.steps(n, func(d int) (r, int) { return kp, d * pageLen * dt.size }, after)
 			op("ADD $%d, %v, %v", n*pageLen*dt.size, kp, kp)
 		}, func(d int) { t.ask(d, fetch) })
 		t.each(func(row, c int) { storePair(t.acc(row, c), t.acc(row, c+1), S, 4*(row*pageLen+c*lanes)) })
 		op("ADD $%d, %v, %v", 4*lanes*t.cols, S, S)
-		op("ADD $%d, %v, %v", t.bytes(), from, from)
+		op("ADD $%d, %v, %v", t.rowBytes(), from, from)
 		op("SUBS $1, %v, %v", block, block)
 		op("BNE %s", again)
 		if rows > 1 {
@@ -286,7 +376,8 @@ func accumulate(dt dtype) {
 		op("CLZ %v, %v", dst, dst)
 	}
 	first(mask, wFirst)
-	op("MUL %v, %v, %v", vStride, wFirst, vFirst)
+	op("LSR $%d, %v, %v", dt.per()-1, wFirst, vFirst)
+	op("MUL %v, %v, %v", vStride, vFirst, vFirst)
 	// To add the lowest bit leaves the one above a run, and nothing of the run.
 	op("NEG %v, %v", mask, x)
 	op("AND %v, %v, %v", mask, x, x)
@@ -301,19 +392,19 @@ func accumulate(dt dtype) {
 	block := func(t tile) {
 		t.begin(x)
 		t.zero()
-		steps := func(n int, after func(d int)) {
+		weights := func(n int) {
 			for row := range t.rows {
-				load := "FMOVQ"
-				if n < unroll {
-					load = "FMOVS"
+				op("%s %d(%v), %s", moves[n], 4*pageLen*row, wp, t.numbers(row).f())
+			}
+		}
+		steps := func(n int, after func(d int)) {
+			weights(n)
+			t.steps(n, func(int) (r, int) { return vp, 0 }, func(p int) {
+				if (p+1)%dt.per() == 0 {
+					op("ADD %v, %v, %v", vStride, vp, vp)
 				}
-				op("%s %d(%v), %s", load, 4*pageLen*row, wp, t.numbers(row).f())
-			}
-			for p := range n {
-				t.step(p, vp, 0)
-				op("ADD %v, %v, %v", vStride, vp, vp)
 				after(p)
-			}
+			})
 			op("ADD $%d, %v, %v", 4*n, wp, wp)
 		}
 		sparse, merge, store, done := label("sparse"), label("merge"), label("store"), label("stored")
@@ -322,13 +413,38 @@ func accumulate(dt dtype) {
 		op("ADD %v, %v, %v", wFirst, W, wp)
 		op("ADD %v, %v, %v", vFirst, from, vp)
 		op("MOVD %v, %v", count, i)
-		unrolled(i, fetch, steps, func(d int) { t.ask(d, fetch) })
+		if dt.per() == 2 {
+			even := label("even")
+			op("TBZ $2, %v, %s", wFirst, even)
+			weights(1)
+			t.half(0, 1, vp, 0)
+			op("ADD %v, %v, %v", vStride, vp, vp)
+			op("ADD $4, %v, %v", wp, wp)
+			op("SUBS $1, %v, %v", i, i)
+			op("BEQ %s", merge)
+			at(even)
+		}
+		dt.unrolled(i, fetch, steps, func(d int) { t.ask(d, fetch) })
 		op("B %s", merge)
 		at(sparse)
 		first(x, vp)
 		op("ADD %v<<2, %v, %v", vp, W, wp)
-		op("MADD %v, %v, %v, %v", vStride, from, vp, vp)
-		steps(1, func(int) {})
+		if dt.per() == 2 {
+			odd, one := label("odd"), label("one")
+			op("MOVD %v, %v", vp, i)
+			op("LSR $1, %v, %v", vp, vp)
+			op("MADD %v, %v, %v, %v", vStride, from, vp, vp)
+			weights(1)
+			op("TBNZ $0, %v, %s", i, odd)
+			t.half(0, 0, vp, 0)
+			op("B %s", one)
+			at(odd)
+			t.half(0, 1, vp, 0)
+			at(one)
+		} else {
+			op("MADD %v, %v, %v, %v", vStride, from, vp, vp)
+			steps(1, func(int) {})
+		}
 		op("SUB $1, %v, %v", x, vp)
 		op("ANDS %v, %v, %v", vp, x, x)
 		op("BNE %s", sparse)
@@ -365,7 +481,7 @@ func accumulate(dt dtype) {
 		rowsOf(put)
 		at(done)
 		op("ADD $%d, %v, %v", 4*lanes*t.cols, O, O)
-		op("ADD $%d, %v, %v", t.bytes(), from, from)
+		op("ADD $%d, %v, %v", t.rowBytes(), from, from)
 		op("SUB $%d, %v, %v", t.cols, left, left)
 	}
 	tiles(rows, func(rows int) {

@@ -149,3 +149,32 @@ func column(size int) {
 	at(done)
 	op("RET")
 }
+
+// weave: two rows of elements of 2 bytes as words, of which the first row is the lower half.
+func weave() {
+	function("weave", "dst, first, second *byte, n int", "",
+		"writes two rows of n elements of 2 bytes, n a multiple of 16, as pairs.")
+	const dst, first, second, n r = 0, 1, 2, 3
+	load("dst", dst)
+	load("first", first)
+	load("second", second)
+	load("n", n)
+	a, b := vs(0, 4), vs(4, 4)
+	loop, done := label("loop"), label("done")
+	at(loop)
+	op("SUBS $16, %v, %v", n, n)
+	op("BLT %s", done)
+	for i := range 2 {
+		op("FMOVQ.P 16(%v), %s", first, a[2*i].f())
+		op("FMOVQ.P 16(%v), %s", second, a[2*i+1].f())
+	}
+	for i := range 2 {
+		op("VZIP1 %s, %s, %s", a[2*i+1].h8(), a[2*i].h8(), b[2*i].h8())
+		op("VZIP2 %s, %s, %s", a[2*i+1].h8(), a[2*i].h8(), b[2*i+1].h8())
+		storePair(b[2*i], b[2*i+1], dst, 32*i)
+	}
+	op("ADD $64, %v, %v", dst, dst)
+	op("B %s", loop)
+	at(done)
+	op("RET")
+}
