@@ -70,6 +70,8 @@ type SessionOptions struct {
 	// Tokens are the ids of the session's first tokens. If the cluster already has whole pages of them, from a session
 	// of the same Tenant, Model and Layers, these need not be appended: Prefix returns the number of positions.
 	Tokens []uint32
+	// Tenant is whose session it is. A cluster with certificates knows that by the client's own, whose name begins this one: "" is
+	// the tenant itself, and "ann/evening" a part of tenant ann, which shares no prefix with the others.
 	Tenant string
 	Model  []byte // fingerprint of the model with its adapters
 

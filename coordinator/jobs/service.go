@@ -16,8 +16,8 @@ import (
 )
 
 // GetJob implements headwater.v1.CoordinatorService.
-func (q *Queue) GetJob(_ context.Context, r *headwaterv1.GetJobRequest) (*headwaterv1.GetJobResponse, error) {
-	e, err := q.jobs.find(r.GetId())
+func (q *Queue) GetJob(ctx context.Context, r *headwaterv1.GetJobRequest) (*headwaterv1.GetJobResponse, error) {
+	e, err := q.jobs.find(rpc.CallerOf(ctx), r.GetId())
 	if err != nil {
 		return nil, err
 	}
@@ -25,13 +25,13 @@ func (q *Queue) GetJob(_ context.Context, r *headwaterv1.GetJobRequest) (*headwa
 }
 
 // ListJobs implements headwater.v1.CoordinatorService.
-func (q *Queue) ListJobs(context.Context, *headwaterv1.ListJobsRequest) (*headwaterv1.ListJobsResponse, error) {
-	return &headwaterv1.ListJobsResponse{Jobs: q.list()}, nil
+func (q *Queue) ListJobs(ctx context.Context, _ *headwaterv1.ListJobsRequest) (*headwaterv1.ListJobsResponse, error) {
+	return &headwaterv1.ListJobsResponse{Jobs: q.list(rpc.CallerOf(ctx))}, nil
 }
 
 // WatchJob implements headwater.v1.CoordinatorService.
 func (q *Queue) WatchJob(r *headwaterv1.WatchJobRequest, stream headwaterv1.CoordinatorService_WatchJobServer) error {
-	e, err := q.jobs.find(r.GetId())
+	e, err := q.jobs.find(rpc.CallerOf(stream.Context()), r.GetId())
 	if err != nil {
 		return err
 	}
@@ -55,7 +55,7 @@ func (q *Queue) WatchJob(r *headwaterv1.WatchJobRequest, stream headwaterv1.Coor
 
 // CancelJob implements headwater.v1.CoordinatorService.
 func (q *Queue) CancelJob(ctx context.Context, r *headwaterv1.CancelJobRequest) (*headwaterv1.CancelJobResponse, error) {
-	e, err := q.jobs.findUnended(r.GetId())
+	e, err := q.jobs.findUnended(rpc.CallerOf(ctx), r.GetId())
 	if err != nil {
 		return nil, err
 	}
@@ -78,8 +78,8 @@ func (q *Queue) CancelJob(ctx context.Context, r *headwaterv1.CancelJobRequest) 
 }
 
 // DeleteJob implements headwater.v1.CoordinatorService.
-func (q *Queue) DeleteJob(_ context.Context, r *headwaterv1.DeleteJobRequest) (*headwaterv1.DeleteJobResponse, error) {
-	e, err := q.jobs.find(r.GetId())
+func (q *Queue) DeleteJob(ctx context.Context, r *headwaterv1.DeleteJobRequest) (*headwaterv1.DeleteJobResponse, error) {
+	e, err := q.jobs.find(rpc.CallerOf(ctx), r.GetId())
 	if err != nil {
 		return nil, err
 	}
@@ -92,7 +92,7 @@ func (q *Queue) DeleteJob(_ context.Context, r *headwaterv1.DeleteJobRequest) (*
 
 // DownloadResult implements headwater.v1.CoordinatorService.
 func (q *Queue) DownloadResult(r *headwaterv1.DownloadResultRequest, stream headwaterv1.CoordinatorService_DownloadResultServer) (err error) {
-	e, err := q.jobs.find(r.GetId())
+	e, err := q.jobs.find(rpc.CallerOf(stream.Context()), r.GetId())
 	if err != nil {
 		return err
 	}
@@ -131,9 +131,9 @@ func (q *Queue) DownloadResult(r *headwaterv1.DownloadResultRequest, stream head
 	}
 }
 
-func (q *Queue) counts() map[headwaterv1.JobState]uint64 {
+func (q *Queue) counts(caller rpc.Caller) map[headwaterv1.JobState]uint64 {
 	counts := map[headwaterv1.JobState]uint64{}
-	for _, job := range q.list() {
+	for _, job := range q.list(caller) {
 		counts[job.GetState()]++
 	}
 	return counts
@@ -142,7 +142,7 @@ func (q *Queue) counts() map[headwaterv1.JobState]uint64 {
 // Counts returns how many jobs are kept in each state that any is in, by the state's name.
 func (q *Queue) Counts() map[string]uint64 {
 	named := map[string]uint64{}
-	for state, n := range q.counts() {
+	for state, n := range q.counts(rpc.Caller{}) {
 		named[StateName(state)] = n
 	}
 	return named
@@ -166,7 +166,7 @@ func (q *Queue) Status(ctx context.Context, _ *headwaterv1.StatusRequest) (*head
 	for _, o := range q.workers.Outsiders() {
 		resp.Workers = append(resp.Workers, &headwaterv1.WorkerStatus{Address: o.Address, Worker: &headwaterv1.DescribeResponse{Name: o.Name}, Error: o.Why})
 	}
-	counts := q.counts()
+	counts := q.counts(rpc.CallerOf(ctx))
 	for state := headwaterv1.JobState(1); int(state) < len(headwaterv1.JobState_name); state++ {
 		if counts[state] > 0 {
 			resp.Jobs = append(resp.Jobs, &headwaterv1.StateCount{State: state, Count: counts[state]})

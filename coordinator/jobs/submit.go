@@ -114,7 +114,7 @@ func (u *upload) admit() (claim, error) {
 		return claim{}, err
 	}
 	u.offered = &headwaterv1.Job{
-		Id: u.newID(), Key: u.begin.GetKey(), Name: u.begin.GetName(), State: headwaterv1.JobState_JOB_STATE_UPLOADING,
+		Id: u.newID(), Tenant: rpc.CallerOf(u.ctx).Tenant, Key: u.begin.GetKey(), Name: u.begin.GetName(), State: headwaterv1.JobState_JOB_STATE_UPLOADING,
 		SizeBytes: u.begin.GetSizeBytes(), Kind: parsed.Kind.String(), Codec: u.begin.GetCodec(),
 		Created: timestamppb.New(u.Now()), Progress: &headwaterv1.Progress{Phase: "uploading"},
 	}

@@ -19,6 +19,7 @@ import (
 
 	"headwater.example/coordinator/jobs/internal/store"
 	"headwater.example/internal/layerproto"
+	"headwater.example/internal/rpc"
 	headwaterv1 "headwater.example/proto/headwater/v1"
 )
 
@@ -164,7 +165,10 @@ type claim struct {
 func (t *table) claim(offered *headwaterv1.Job, request *headwaterv1.SubmitBegin) claim {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	i := slices.IndexFunc(t.entries, func(e *entry) bool { return offered.GetKey() != "" && e.snapshot().GetKey() == offered.GetKey() })
+	i := slices.IndexFunc(t.entries, func(e *entry) bool {
+		have := e.snapshot()
+		return offered.GetKey() != "" && have.GetKey() == offered.GetKey() && have.GetTenant() == offered.GetTenant()
+	})
 	if i < 0 {
 		e := &entry{job: offered, request: request, changed: make(chan struct{})}
 		t.entries = append(t.entries, e)
@@ -231,10 +235,10 @@ func (t *table) next(now time.Time) (e *entry, rest time.Duration) {
 	return nil, rest
 }
 
-// find returns the job with this id, content hash or key, in this order: nobody's key hides what a hash names. Of several
+// find returns a caller's job with this id, content hash or key, in this order: nobody's key hides what a hash names. Of several
 // jobs with one content hash it is one with a result, and of these one whose codec lost nothing; then the newest.
-func (t *table) find(id string) (*entry, error) {
-	return t.best(id, func(job *headwaterv1.Job) int {
+func (t *table) find(caller rpc.Caller, id string) (*entry, error) {
+	return t.best(caller, id, func(job *headwaterv1.Job) int {
 		switch {
 		case job.GetState() != headwaterv1.JobState_JOB_STATE_SUCCEEDED:
 			return 0
@@ -246,8 +250,8 @@ func (t *table) find(id string) (*entry, error) {
 }
 
 // findUnended is find for who wants to end the job: one that has not ended comes first.
-func (t *table) findUnended(id string) (*entry, error) {
-	return t.best(id, func(job *headwaterv1.Job) int {
+func (t *table) findUnended(caller rpc.Caller, id string) (*entry, error) {
+	return t.best(caller, id, func(job *headwaterv1.Job) int {
 		if ended(job.GetState()) {
 			return 0
 		}
@@ -255,10 +259,11 @@ func (t *table) findUnended(id string) (*entry, error) {
 	})
 }
 
-// best returns the newest of the jobs with this id, content hash or key that rank highest.
-func (t *table) best(id string, rank func(*headwaterv1.Job) int) (*entry, error) {
+// best returns the newest of a caller's jobs with this id, content hash or key that rank highest.
+func (t *table) best(caller rpc.Caller, id string, rank func(*headwaterv1.Job) int) (*entry, error) {
 	all := t.all()
 	slices.Reverse(all)
+	all = slices.DeleteFunc(all, func(e *entry) bool { return !caller.Owns(e.snapshot().GetTenant()) })
 	for _, name := range []func(*headwaterv1.Job) string{(*headwaterv1.Job).GetId, (*headwaterv1.Job).GetContentHash, (*headwaterv1.Job).GetKey} {
 		var found *entry
 		for _, e := range all {
@@ -431,11 +436,13 @@ func remove(path string) error {
 	return nil
 }
 
-// list returns all jobs, newest first.
-func (q *Queue) list() []*headwaterv1.Job {
+// list returns all jobs of a caller, newest first.
+func (q *Queue) list(caller rpc.Caller) []*headwaterv1.Job {
 	var jobs []*headwaterv1.Job
 	for _, e := range q.jobs.all() {
-		jobs = append(jobs, e.snapshot())
+		if job := e.snapshot(); caller.Owns(job.GetTenant()) {
+			jobs = append(jobs, job)
+		}
 	}
 	slices.SortStableFunc(jobs, func(a, b *headwaterv1.Job) int {
 		return cmp.Or(b.GetCreated().AsTime().Compare(a.GetCreated().AsTime()), cmp.Compare(b.GetId(), a.GetId()))

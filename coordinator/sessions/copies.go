@@ -329,7 +329,7 @@ func (k *keeper) act(ctx context.Context, p *plan) (done bool, _ error) {
 		k.mu.Lock()
 		k.copies++
 		k.mu.Unlock()
-		k.doubt(p.id[:])
+		k.doubt(ctx, p.id[:])
 		k.observe.Happened(observe.CopiesMade, p.target.Name, 1)
 		k.log.Info("a copy of a session was made", "session", fmt.Sprintf("%x", p.id), "worker", p.target.Name)
 		return true, nil
@@ -337,7 +337,7 @@ func (k *keeper) act(ctx context.Context, p *plan) (done bool, _ error) {
 		if err := k.conns.Release(ctx, p.id, p.holding, p.current[0], p.draining...); err != nil {
 			return false, err
 		}
-		k.doubt(p.id[:])
+		k.doubt(ctx, p.id[:])
 		k.log.Info("a session has moved away", "session", fmt.Sprintf("%x", p.id), "workers", p.draining)
 		return true, nil
 	}

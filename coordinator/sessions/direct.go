@@ -68,7 +68,7 @@ func (d *Direct) CreateSession(ctx context.Context, req *headwaterv1.CreateSessi
 func (d *Direct) DropSession(ctx context.Context, req *headwaterv1.DropSessionRequest) (*headwaterv1.DropSessionResponse, error) {
 	resp, err := forward(ctx, d, d.coordinator.DropSession, req)
 	if id, bad := sessionID(req.GetSession()); err == nil && bad == nil {
-		d.forget(id)
+		d.forget(ctx, id)
 	}
 	return resp, err
 }

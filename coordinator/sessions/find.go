@@ -60,7 +60,7 @@ func (r *Relay) named(ctx context.Context, members []membership.Member, awaited 
 	}
 	for _, key := range req.GetSessions() {
 		if id, err := sessionID(key); err == nil {
-			for _, missing := range append(r.recall(id).missing(members), awaited...) {
+			for _, missing := range append(r.recall(ctx, id).missing(members), awaited...) {
 				if !slices.ContainsFunc(silent, func(w *headwaterv1.SilentWorker) bool { return w.GetWorker() == missing.GetWorker() }) {
 					silent = append(silent, missing)
 				}
@@ -111,14 +111,14 @@ func (r *Relay) find(ctx context.Context, key []byte) (*fanout.Place, error) {
 	if err != nil {
 		return nil, err
 	}
-	known := r.recall(id)
+	known := r.recall(ctx, id)
 	if known.place != nil && !known.doubted {
 		return known.place, nil
 	}
 	h, err := r.locate(ctx, id)
 	if err != nil {
 		if fanout.Is(err, session.Unknown) {
-			r.forget(id)
+			r.forget(ctx, id)
 		}
 		return nil, err
 	}
@@ -139,7 +139,7 @@ func (r *Relay) askWorkers(ctx context.Context, id [16]byte) (*fanout.Holding, e
 		return nil, fmt.Errorf("find session %x: %w", key, err)
 	}
 	states := bySession(members, answers)[id]
-	silent = append(append(silent, r.recall(id).missing(members)...), awaited...)
+	silent = append(append(silent, r.recall(ctx, id).missing(members)...), awaited...)
 	switch {
 	case len(states) == 0 && len(silent) > 0:
 		return nil, fanout.Silent(silent, false)
@@ -176,11 +176,16 @@ func (r remembered) missing(members []membership.Member) (silent []*headwaterv1.
 	return silent
 }
 
-// recall returns the remembered holders of a session, even if they are in doubt.
-func (r *Relay) recall(id [16]byte) remembered {
+// recall returns the remembered holders of a session, even if they are in doubt. Another tenant's is not remembered for a caller: the
+// workers are asked, as for one that there is not, and say that they do not hold it.
+func (r *Relay) recall(ctx context.Context, id [16]byte) remembered {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.holdings[id]
+	known := r.holdings[id]
+	if known.place != nil && !rpc.CallerOf(ctx).Owns(known.place.Tenant()) {
+		return remembered{}
+	}
+	return known
 }
 
 // remember notes who holds a session.
@@ -198,21 +203,31 @@ func (r *Relay) remember(id [16]byte, h *fanout.Holding) *fanout.Place {
 	return p
 }
 
-// doubt makes the next call on a session ask the workers again for its holders.
-func (r *Relay) doubt(session []byte) {
+// doubt makes the next call on a session ask the workers again for its holders. A caller changes nothing of another tenant's.
+func (r *Relay) doubt(ctx context.Context, session []byte) {
 	if id, err := sessionID(session); err == nil {
 		r.mu.Lock()
 		defer r.mu.Unlock()
-		if known, ok := r.holdings[id]; ok {
+		if known, ok := r.holdings[id]; ok && rpc.CallerOf(ctx).Owns(known.place.Tenant()) {
 			known.doubted = true
 			r.holdings[id] = known
 		}
 	}
 }
 
-// forget forgets a session that has ended.
-func (r *Relay) forget(id [16]byte) {
+// forget forgets a caller's session that has ended.
+func (r *Relay) forget(ctx context.Context, id [16]byte) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	delete(r.holdings, id)
+	if known, ok := r.holdings[id]; ok && rpc.CallerOf(ctx).Owns(known.place.Tenant()) {
+		delete(r.holdings, id)
+	}
+}
+
+// taken tells whether an id is known to be that of another tenant's session.
+func (r *Relay) taken(ctx context.Context, id [16]byte) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	known, ok := r.holdings[id]
+	return ok && !rpc.CallerOf(ctx).Owns(known.place.Tenant())
 }

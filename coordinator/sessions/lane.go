@@ -67,7 +67,7 @@ func (r *Relay) Lane(stream *session.ServerStream) error {
 	r.open.Add(1)
 	defer r.open.Add(-1)
 	l := &lane{
-		Relay: r, stream: stream, out: fanout.NewLane(stream.ID(), r.conns), fail: fail,
+		Relay: r, stream: stream, out: fanout.NewLaneFor(rpc.As(context.Background(), rpc.CallerOf(stream.Context())), stream.ID(), r.conns), fail: fail,
 		room: semaphore.NewWeighted(relayedBytes), started: make(chan *laneStep),
 	}
 	l.steps.New = func() any { return new(laneStep) }
@@ -308,7 +308,7 @@ func (l *lane) refusal(id []byte, err error) *session.Error {
 	e := session.Refusal(err)
 	switch e.Reason() {
 	case session.Lost, session.Unknown:
-		l.doubt(id)
+		l.doubt(l.stream.Context(), id)
 	}
 	return e
 }

@@ -225,14 +225,14 @@ func (k *keeper) move(ctx context.Context, m *move) error {
 	if err := k.conns.Restore(ctx, h, state, target); err != nil {
 		return err
 	}
-	k.doubt(id[:])
+	k.doubt(ctx, id[:])
 	if h, state, err = k.heldNow(ctx, id); err != nil {
 		return err
 	}
 	if err := k.conns.Release(ctx, id, h, state, m.from.Name); err != nil {
 		return err
 	}
-	k.doubt(id[:])
+	k.doubt(ctx, id[:])
 	k.observe.Happened(observe.Rebalanced, m.to.Name, 1)
 	return nil
 }

@@ -23,6 +23,7 @@ import (
 
 	"github.com/zeebo/xxh3"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
@@ -146,18 +147,21 @@ func refusal(err error) error {
 }
 
 // failed is the error of a call on a session. Its holders are asked for again where they seem to be others.
-func (r *Relay) failed(id []byte, err error) error {
+func (r *Relay) failed(ctx context.Context, id []byte, err error) error {
 	if fanout.Is(err, session.Lost) || fanout.Is(err, session.Unknown) {
-		r.doubt(id)
+		r.doubt(ctx, id)
 	}
 	return refusal(err)
 }
 
 // CreateSession implements headwater.v1.SessionService.
 func (r *Relay) CreateSession(ctx context.Context, req *headwaterv1.CreateSessionRequest) (*headwaterv1.CreateSessionResponse, error) {
+	if err := claim(ctx, req.GetConfig()); err != nil {
+		return nil, err
+	}
 	state, err := r.create(ctx, req)
 	if err != nil {
-		return nil, r.failed(req.GetSession(), err)
+		return nil, r.failed(ctx, req.GetSession(), err)
 	}
 	return &headwaterv1.CreateSessionResponse{State: state}, nil
 }
@@ -170,10 +174,13 @@ func (r *Relay) create(ctx context.Context, req *headwaterv1.CreateSessionReques
 	if len(req.GetHeld()) != 0 {
 		return nil, session.Errorf(session.Invalid, "a coordinator plans who holds what; it is not told")
 	}
+	caller := rpc.CallerOf(ctx)
 	// A request that comes again finds what it has made before, also at another coordinator.
 	var h *fanout.Holding
-	known, err := r.find(ctx, req.GetSession())
+	known, err := r.find(rpc.As(ctx, rpc.Caller{}), req.GetSession())
 	switch {
+	case err == nil && !caller.Owns(known.Tenant()):
+		return nil, exists(id)
 	case err == nil:
 		if h = known.Holding(); req.GetConfig() != nil && req.GetConfig().Replicas == nil {
 			req.Config.Replicas = proto.Uint32(uint32(h.Replicas()))
@@ -192,6 +199,23 @@ func (r *Relay) create(ctx context.Context, req *headwaterv1.CreateSessionReques
 	r.remember(id, h.Under(state))
 	r.log.Debug("session created", "session", fmt.Sprintf("%x", id), "holders", len(h.Holders()))
 	return state, nil
+}
+
+// claim makes the tenant of a session that is to be made the caller's, or a part of it that the config names.
+func claim(ctx context.Context, config *headwaterv1.SessionConfig) error {
+	tenant, err := rpc.CallerOf(ctx).Claim(config.GetTenant())
+	if err != nil {
+		return status.Error(codes.PermissionDenied, err.Error())
+	}
+	if config != nil {
+		config.Tenant = tenant
+	}
+	return nil
+}
+
+// exists refuses an id that another tenant's session has.
+func exists(id [16]byte) error {
+	return session.Errorf(session.Exists, "session %x is held with another config", id)
 }
 
 // roomOf is the room that a worker says it has.
@@ -256,7 +280,7 @@ func (r *Relay) TakeSession(ctx context.Context, req *headwaterv1.TakeSessionReq
 			return &headwaterv1.TakeSessionResponse{State: state}, nil
 		}
 	}
-	return nil, r.failed(req.GetSession(), err)
+	return nil, r.failed(ctx, req.GetSession(), err)
 }
 
 // ForkSession implements headwater.v1.SessionService.
@@ -264,6 +288,9 @@ func (r *Relay) ForkSession(ctx context.Context, req *headwaterv1.ForkSessionReq
 	child, err := sessionID(req.GetChild())
 	if err != nil {
 		return nil, refusal(err)
+	}
+	if r.taken(ctx, child) {
+		return nil, refusal(exists(child))
 	}
 	p, err := r.find(ctx, req.GetSession())
 	if err == nil {
@@ -273,7 +300,7 @@ func (r *Relay) ForkSession(ctx context.Context, req *headwaterv1.ForkSessionReq
 			return &headwaterv1.ForkSessionResponse{State: state}, nil
 		}
 	}
-	return nil, r.failed(req.GetSession(), err)
+	return nil, r.failed(ctx, req.GetSession(), err)
 }
 
 // TruncateSession implements headwater.v1.SessionService.
@@ -285,7 +312,7 @@ func (r *Relay) TruncateSession(ctx context.Context, req *headwaterv1.TruncateSe
 			return &headwaterv1.TruncateSessionResponse{State: state}, nil
 		}
 	}
-	return nil, r.failed(req.GetSession(), err)
+	return nil, r.failed(ctx, req.GetSession(), err)
 }
 
 // PinSession implements headwater.v1.SessionService.
@@ -297,7 +324,7 @@ func (r *Relay) PinSession(ctx context.Context, req *headwaterv1.PinSessionReque
 			return &headwaterv1.PinSessionResponse{State: state}, nil
 		}
 	}
-	return nil, r.failed(req.GetSession(), err)
+	return nil, r.failed(ctx, req.GetSession(), err)
 }
 
 // DropSession implements headwater.v1.SessionService. It also drops what is left of a session that has lost holders.
@@ -319,13 +346,13 @@ func (r *Relay) DropSession(ctx context.Context, req *headwaterv1.DropSessionReq
 		err = r.conns.Drop(ctx, all, req)
 	}
 	if err == nil {
-		r.forget(id)
+		r.forget(ctx, id)
 		return &headwaterv1.DropSessionResponse{}, nil
 	}
 	if fanout.Is(err, session.Unknown) && len(awaited) > 0 {
 		err = fanout.Silent(awaited, false)
 	}
-	return nil, r.failed(req.GetSession(), err)
+	return nil, r.failed(ctx, req.GetSession(), err)
 }
 
 // ListSessions implements headwater.v1.SessionService. Workers that do not answer are named.
@@ -334,6 +361,9 @@ func (r *Relay) ListSessions(ctx context.Context, req *headwaterv1.ListSessionsR
 		if _, err := sessionID(id); err != nil {
 			return nil, err
 		}
+	}
+	if err := claim(ctx, req.GetPrefix().GetConfig()); err != nil {
+		return nil, err
 	}
 	members, awaited := r.listed()
 	answers, silent, err := r.named(ctx, members, awaited, req)
@@ -432,7 +462,7 @@ func (r *Relay) ExportSession(req *headwaterv1.ExportSessionRequest, stream grpc
 		err = r.conns.Export(stream.Context(), p, req, stream.Send)
 	}
 	if err != nil {
-		return r.failed(req.GetSession(), err)
+		return r.failed(stream.Context(), req.GetSession(), err)
 	}
 	return nil
 }

@@ -25,10 +25,11 @@ const (
 	Worker      Role = "worker"
 	Relay       Role = "relay"  // a process of `coord relay` that other machines reach
 	Client      Role = "client" // whoever uses the cluster; its name is its tenant
+	Admin       Role = "admin"  // whoever runs the cluster: uses it for all tenants, and moves what workers hold
 )
 
 // roles are all roles.
-var roles = []Role{Coordinator, Worker, Relay, Client}
+var roles = []Role{Coordinator, Worker, Relay, Client, Admin}
 
 // known tells whether there is such a role.
 func (r Role) known() bool {
@@ -41,7 +42,7 @@ func (r Role) known() bool {
 }
 
 // serves tells whether others connect to holders of the role.
-func (r Role) serves() bool { return r != Client }
+func (r Role) serves() bool { return r != Client && r != Admin }
 
 // Host is the DNS name that certificates of a role bear beside their URIs, for TLS libraries that compare nothing else.
 func (r Role) Host() string { return string(r) + ".headwater.internal" }
@@ -72,7 +73,7 @@ func (i Identity) uri() *url.URL {
 // Validate says what is wrong with an identity that is to be written into a certificate.
 func (i Identity) Validate() error {
 	if !i.Role.known() {
-		return fmt.Errorf("role %q is none of coordinator, worker, relay, client", i.Role)
+		return fmt.Errorf("role %q is none of coordinator, worker, relay, client, admin", i.Role)
 	}
 	name := strings.TrimSuffix(i.Name, "*")
 	if name == "" && i.Name != "*" || len(name) > MaxName {
@@ -134,6 +135,9 @@ func holderOf(cert *x509.Certificate) (Holder, error) {
 		}
 		if len(h.Names) == maxIdentities {
 			return Holder{}, fmt.Errorf("it has more than %d names", maxIdentities)
+		}
+		if id.Role == Client && len(h.Names) > 0 {
+			return Holder{}, errors.New("it is that of two clients, and a client's name is its tenant")
 		}
 		h.Role, h.Names = id.Role, append(h.Names, id.Name)
 	}

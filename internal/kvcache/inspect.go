@@ -69,12 +69,23 @@ func (st *Store) Pin(id SessionID, pinned bool) (State, error) {
 	return st.state(s), nil
 }
 
-// IDs returns the ids of the sessions after an id, nil is of all, ascending: at most limit of them, 0 is no limit.
-func (st *Store) IDs(after *SessionID, limit int) []SessionID {
+// Admit refuses a session of a tenant that is not among one's own, as one that is not held. Of one that is not held it says nothing.
+func (st *Store) Admit(id SessionID, own func(tenant string) bool) error {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	if s := st.sessions[id]; s != nil && !own(s.shape.config.Tenant) {
+		return st.unknown(id)
+	}
+	return nil
+}
+
+// IDs returns the ids of the sessions after an id, nil is of all, ascending: at most limit of them, 0 is no limit. They are of
+// one's own tenants, nil is of all.
+func (st *Store) IDs(after *SessionID, limit int, own func(tenant string) bool) []SessionID {
 	st.mu.Lock()
 	ids := make([]SessionID, 0, len(st.sessions))
-	for id := range st.sessions {
-		if after == nil || bytes.Compare(id[:], after[:]) > 0 {
+	for id, s := range st.sessions {
+		if (after == nil || bytes.Compare(id[:], after[:]) > 0) && (own == nil || own(s.shape.config.Tenant)) {
 			ids = append(ids, id)
 		}
 	}
@@ -88,7 +99,7 @@ func (st *Store) IDs(after *SessionID, limit int) []SessionID {
 
 // List returns the states of all sessions, by id.
 func (st *Store) List() []State {
-	ids := st.IDs(nil, 0)
+	ids := st.IDs(nil, 0, nil)
 	states := make([]State, 0, len(ids))
 	for _, id := range ids {
 		if state, err := st.Peek(id); err == nil { // else it has ended meanwhile

@@ -247,7 +247,7 @@ func TestListInParts(t *testing.T) {
 		var all []SessionID
 		var after *SessionID
 		for {
-			part := st.IDs(after, limit)
+			part := st.IDs(after, limit, nil)
 			if limit > 0 && len(part) > limit {
 				t.Fatalf("%d sessions, at most %d were asked for", len(part), limit)
 			}

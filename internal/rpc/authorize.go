@@ -15,34 +15,41 @@ import (
 	"headwater.example/internal/certs"
 )
 
-// allowed says which roles may use which services of a server of a role. Health and reflection are for everyone with a
-// certificate.
+// allowed says which roles may use which services and methods of a server of a role; of several that fit, the longest holds. Health
+// and reflection are for everyone with a certificate.
 var allowed = map[certs.Role]map[string][]certs.Role{
 	certs.Coordinator: {
-		coordinatorService: {certs.Client, certs.Relay, certs.Coordinator},
-		sessionService:     {certs.Client, certs.Relay, certs.Coordinator},
+		coordinatorService:        {certs.Client, certs.Relay, certs.Coordinator, certs.Admin},
+		sessionService:            {certs.Client, certs.Relay, certs.Coordinator, certs.Admin},
+		clusterService:            {certs.Admin, certs.Coordinator},
+		clusterService + "Copies": {certs.Client, certs.Relay, certs.Coordinator, certs.Admin},
 	},
 	certs.Worker: {
 		workerService:  {certs.Coordinator},
-		sessionService: {certs.Client, certs.Relay, certs.Coordinator, certs.Worker},
+		sessionService: {certs.Client, certs.Relay, certs.Coordinator, certs.Worker, certs.Admin},
 	},
 	certs.Relay: {
-		sessionService: {certs.Client},
+		sessionService: {certs.Client, certs.Admin},
 	},
 }
 
 // authorize refuses a caller that may not use a method of a server of a role.
 func authorize(own, role certs.Role, method string) error {
-	for service, roles := range allowed[own] {
-		if strings.HasPrefix(method, service) && !slices.Contains(roles, role) {
-			words := make([]string, len(roles))
-			for i, r := range roles {
-				words[i] = string(r) + "s"
-			}
-			return fmt.Errorf("%s of a %s is for %s, and the caller's certificate is that of a %s", strings.Trim(service, "/"), own, strings.Join(words, ", "), role)
+	at := ""
+	for service := range allowed[own] {
+		if strings.HasPrefix(method, service) && len(service) > len(at) {
+			at = service
 		}
 	}
-	return nil
+	roles := allowed[own][at]
+	if at == "" || slices.Contains(roles, role) {
+		return nil
+	}
+	words := make([]string, len(roles))
+	for i, r := range roles {
+		words[i] = string(r) + "s"
+	}
+	return fmt.Errorf("%s of a %s is for %s, and the caller's certificate is that of a %s", strings.Trim(at, "/"), own, strings.Join(words, ", "), role)
 }
 
 // guard refuses calls of strangers, and those that a caller's role may not make, before a byte of them is read.
@@ -63,7 +70,11 @@ func (s *Security) guard(ctx context.Context, call *tap.Info) (context.Context, 
 		s.refuse(p.Addr.String(), certs.WrongRole, err.Error())
 		return ctx, status.Error(codes.PermissionDenied, err.Error())
 	}
-	return ctx, nil
+	who, err := callerFor(c.holder, call.Header)
+	if err != nil {
+		return ctx, status.Error(codes.InvalidArgument, err.Error())
+	}
+	return As(ctx, who), nil
 }
 
 // callerOf is what is known of the connection of a call.

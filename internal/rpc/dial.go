@@ -49,13 +49,13 @@ func dialOptions(version string) []grpc.DialOption {
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: keepaliveTime, Timeout: keepaliveTimeout}),
 		grpc.WithUnaryInterceptor(func(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
 			var header metadata.MD
-			if err := invoke(metadata.AppendToOutgoingContext(ctx, MetadataKey, version), method, req, reply, cc, append(opts, grpc.Header(&header))...); err != nil {
+			if err := invoke(outgoing(ctx, version), method, req, reply, cc, append(opts, grpc.Header(&header))...); err != nil {
 				return inOwnWords(err)
 			}
 			return checkServer(header, method)
 		}),
 		grpc.WithStreamInterceptor(func(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.ClientConn, method string, open grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
-			s, err := open(metadata.AppendToOutgoingContext(ctx, MetadataKey, version), desc, cc, method, opts...)
+			s, err := open(outgoing(ctx, version), desc, cc, method, opts...)
 			if err != nil {
 				return nil, inOwnWords(err)
 			}

@@ -39,6 +39,7 @@ const Version = "1.3"
 const (
 	coordinatorService = "/headwater.v1.CoordinatorService/"
 	workerService      = "/headwater.v1.WorkerService/"
+	clusterService     = "/headwater.v1.ClusterService/"
 
 	sessionService = "/headwater.v1.SessionService/"
 	sessionMinor   = 2

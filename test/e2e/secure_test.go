@@ -63,7 +63,7 @@ func TestASecuredClusterIsClosedToStrangers(t *testing.T) {
 		{"plain text", "", "plain_text", "it speaks no TLS: give it a certificate by --tls-dir"},
 		{"a foreign authority", mixed, "unknown_authority", "the certificate of client local is signed by"},
 		{"a client that knows another authority", filepath.Join(foreign, "client-local"), "handshake", "coordinator local is signed by"},
-		{"a worker", filepath.Join(folder, "worker-any"), "wrong_role", "CoordinatorService of a coordinator is for clients, relays, coordinators, and the caller's certificate is that of a worker"},
+		{"a worker", filepath.Join(folder, "worker-any"), "wrong_role", "CoordinatorService of a coordinator is for clients, relays, coordinators, admins, and the caller's certificate is that of a worker"},
 	} {
 		before := metrics(k.reason)
 		args := []string{"status", "--coordinator", c.Address()}

@@ -13,7 +13,7 @@ import (
 
 // ExportSession sends keys and values of one layer, in blocks of rpc.BlockBytes.
 func (s *Service) ExportSession(m *headwaterv1.ExportSessionRequest, stream grpc.ServerStreamingServer[headwaterv1.ExportSessionResponse]) error {
-	id, err := sessionID("session", m.GetSession())
+	id, err := s.own(stream.Context(), "session", m.GetSession())
 	if err != nil {
 		return err
 	}

@@ -8,6 +8,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"headwater.example/internal/kvcache"
+	"headwater.example/internal/rpc"
 	headwaterv1 "headwater.example/proto/headwater/v1"
 )
 
@@ -20,13 +21,17 @@ const (
 // ListSessions says what is held, and how full the cache is. A session that is named twice is told once. An answer is whole or
 // refused: a client that got a part would take the others for not held.
 func (s *Service) ListSessions(ctx context.Context, m *headwaterv1.ListSessionsRequest) (*headwaterv1.ListSessionsResponse, error) {
+	caller := rpc.CallerOf(ctx)
 	resp := &headwaterv1.ListSessionsResponse{Caches: []*headwaterv1.CacheState{s.Cache()}}
+	if caller.Bound {
+		veil(resp.Caches[0])
+	}
 	if m.GetCachesOnly() {
 		var err error
-		resp.Prefixes, err = s.prefixes(m.GetPrefix())
+		resp.Prefixes, err = s.prefixes(ctx, m.GetPrefix())
 		return resp, err
 	}
-	ids, err := s.asked(m)
+	ids, err := s.asked(m, caller)
 	if err != nil {
 		return nil, err
 	}
@@ -34,6 +39,9 @@ func (s *Service) ListSessions(ctx context.Context, m *headwaterv1.ListSessionsR
 	for _, id := range ids {
 		if ctx.Err() != nil {
 			return nil, status.FromContextError(ctx.Err()).Err()
+		}
+		if s.admit(ctx, id) != nil {
+			continue // For this caller it is not held.
 		}
 		told, err := s.tell(ctx, id, detailOf(m))
 		if err != nil {
@@ -52,11 +60,11 @@ func (s *Service) ListSessions(ctx context.Context, m *headwaterv1.ListSessionsR
 
 // prefixes answers a PrefixQuery, or returns nil if it is nil. Prefixes that do not fit the answer are left out: the
 // coordinator then finds fewer.
-func (s *Service) prefixes(m *headwaterv1.PrefixQuery) ([]*headwaterv1.PrefixHolding, error) {
+func (s *Service) prefixes(ctx context.Context, m *headwaterv1.PrefixQuery) ([]*headwaterv1.PrefixHolding, error) {
 	if m == nil {
 		return nil, nil
 	}
-	config, err := readConfig(m.GetConfig())
+	config, err := readConfig(ctx, m.GetConfig())
 	if err != nil {
 		return nil, err
 	}
@@ -73,7 +81,7 @@ func (s *Service) prefixes(m *headwaterv1.PrefixQuery) ([]*headwaterv1.PrefixHol
 }
 
 // asked returns the sessions that a request asks for, each once.
-func (s *Service) asked(m *headwaterv1.ListSessionsRequest) ([]kvcache.SessionID, error) {
+func (s *Service) asked(m *headwaterv1.ListSessionsRequest, caller rpc.Caller) ([]kvcache.SessionID, error) {
 	if n := len(m.GetSessions()); n > maxListed {
 		return nil, invalidSession("%d sessions are named, at most %d are allowed", n, maxListed)
 	}
@@ -100,7 +108,10 @@ func (s *Service) asked(m *headwaterv1.ListSessionsRequest) ([]kvcache.SessionID
 		}
 		after = &id
 	}
-	return s.m.Store.IDs(after, int(m.GetLimit())), nil
+	if !caller.Bound {
+		return s.m.Store.IDs(after, int(m.GetLimit()), nil), nil
+	}
+	return s.m.Store.IDs(after, int(m.GetLimit()), caller.Owns), nil
 }
 
 // detailOf is how much a request asks for of each session.
@@ -132,6 +143,12 @@ func (s *Service) tell(ctx context.Context, id kvcache.SessionID, told detail) (
 		return nil, err
 	}
 	return s.state(state, whole), nil
+}
+
+// veil takes out of a cache's state what tells a tenant of the others: how much they hold, find again and have waiting.
+func veil(m *headwaterv1.CacheState) {
+	m.Sessions, m.Lanes, m.QueuedSteps, m.QueuedTokens, m.Evicted, m.Pages = 0, 0, 0, 0, 0, nil
+	m.PrefixBytes, m.PrefixAsked, m.PrefixHits, m.PrefixSavedBytes = 0, 0, 0, 0
 }
 
 // Cache says how full the cache is, and what waits.

@@ -18,6 +18,7 @@ import (
 	"github.com/google/uuid"
 
 	"headwater.example/internal/kvcache"
+	"headwater.example/internal/rpc"
 	"headwater.example/internal/session"
 	headwaterv1 "headwater.example/proto/headwater/v1"
 	"headwater.example/shard"
@@ -48,7 +49,7 @@ type Service struct {
 func New(m *machine.Machine, boot uuid.UUID) *Service { return &Service{m: m, boot: boot} }
 
 // CreateSession makes a session, or answers for the one that the same request made before.
-func (s *Service) CreateSession(_ context.Context, m *headwaterv1.CreateSessionRequest) (*headwaterv1.CreateSessionResponse, error) {
+func (s *Service) CreateSession(ctx context.Context, m *headwaterv1.CreateSessionRequest) (*headwaterv1.CreateSessionResponse, error) {
 	if err := s.ready(); err != nil {
 		return nil, err
 	}
@@ -60,7 +61,7 @@ func (s *Service) CreateSession(_ context.Context, m *headwaterv1.CreateSessionR
 	if req.Epoch, err = readEpoch("epoch", m.GetEpoch()); err != nil {
 		return nil, err
 	}
-	if req.Config, err = readConfig(m.GetConfig()); err != nil {
+	if req.Config, err = readConfig(ctx, m.GetConfig()); err != nil {
 		return nil, err
 	}
 	for _, h := range m.GetHeld() {
@@ -85,7 +86,7 @@ func (s *Service) TakeSession(ctx context.Context, m *headwaterv1.TakeSessionReq
 	if err := s.ready(); err != nil {
 		return nil, err
 	}
-	id, err := sessionID("session", m.GetSession())
+	id, err := s.own(ctx, "session", m.GetSession())
 	if err != nil {
 		return nil, err
 	}
@@ -110,7 +111,7 @@ func (s *Service) ForkSession(ctx context.Context, m *headwaterv1.ForkSessionReq
 	}
 	req := kvcache.ForkRequest{Truncations: m.GetTruncations(), Expect: readLayers(m.GetExpect()), Position: -1, Call: m.GetCall()}
 	var err error
-	if req.Session, err = sessionID("session", m.GetSession()); err != nil {
+	if req.Session, err = s.own(ctx, "session", m.GetSession()); err != nil {
 		return nil, err
 	}
 	if req.Epoch, err = readEpoch("epoch", m.GetEpoch()); err != nil {
@@ -135,7 +136,7 @@ func (s *Service) ForkSession(ctx context.Context, m *headwaterv1.ForkSessionReq
 
 // TruncateSession takes positions back.
 func (s *Service) TruncateSession(ctx context.Context, m *headwaterv1.TruncateSessionRequest) (*headwaterv1.TruncateSessionResponse, error) {
-	id, err := sessionID("session", m.GetSession())
+	id, err := s.own(ctx, "session", m.GetSession())
 	if err != nil {
 		return nil, err
 	}
@@ -161,8 +162,8 @@ func (s *Service) TruncateSession(ctx context.Context, m *headwaterv1.TruncateSe
 }
 
 // PinSession pins a session, or no longer. It waits for no step.
-func (s *Service) PinSession(_ context.Context, m *headwaterv1.PinSessionRequest) (*headwaterv1.PinSessionResponse, error) {
-	id, err := sessionID("session", m.GetSession())
+func (s *Service) PinSession(ctx context.Context, m *headwaterv1.PinSessionRequest) (*headwaterv1.PinSessionResponse, error) {
+	id, err := s.own(ctx, "session", m.GetSession())
 	if err != nil {
 		return nil, err
 	}
@@ -175,7 +176,7 @@ func (s *Service) PinSession(_ context.Context, m *headwaterv1.PinSessionRequest
 
 // DropSession ends a session.
 func (s *Service) DropSession(ctx context.Context, m *headwaterv1.DropSessionRequest) (*headwaterv1.DropSessionResponse, error) {
-	id, err := sessionID("session", m.GetSession())
+	id, err := s.own(ctx, "session", m.GetSession())
 	if err != nil {
 		return nil, err
 	}
@@ -203,10 +204,10 @@ func (s *Service) AdoptSession(ctx context.Context, m *headwaterv1.AdoptSessionR
 		Pinned: m.GetState().GetPinned(),
 	}
 	var err error
-	if req.From, err = sessionID("filled", m.GetFilled()); err != nil {
+	if req.From, err = s.own(ctx, "filled", m.GetFilled()); err != nil {
 		return nil, err
 	}
-	if req.Session, err = sessionID("session", m.GetSession()); err != nil {
+	if req.Session, err = s.own(ctx, "session", m.GetSession()); err != nil {
 		return nil, err
 	}
 	if req.Epoch, err = readEpoch("epoch", m.GetEpoch()); err != nil {
@@ -217,6 +218,26 @@ func (s *Service) AdoptSession(ctx context.Context, m *headwaterv1.AdoptSessionR
 		return nil, refusal(err)
 	}
 	return &headwaterv1.AdoptSessionResponse{State: s.state(state, whole)}, nil
+}
+
+// own reads the id of a session, and refuses one of another tenant as one that is not held.
+func (s *Service) own(ctx context.Context, field string, b []byte) (kvcache.SessionID, error) {
+	id, err := sessionID(field, b)
+	if err != nil {
+		return id, err
+	}
+	return id, s.admit(ctx, id)
+}
+
+func (s *Service) admit(ctx context.Context, id kvcache.SessionID) error {
+	caller := rpc.CallerOf(ctx)
+	if !caller.Bound {
+		return nil
+	}
+	if err := s.m.Store.Admit(id, caller.Owns); err != nil {
+		return refusal(err)
+	}
+	return nil
 }
 
 // ready refuses new sessions and drivers while the worker drains.

@@ -49,6 +49,9 @@ func (s *Service) do(ctx context.Context, from session.LaneID, t *task) error {
 	if t.tooMany {
 		return session.Errorf(problemBusy, "worker %s: more than %d query tokens wait: send the step again later", s.m.Name, maxQueuedTokens)
 	}
+	if err := s.admit(ctx, kvcache.SessionID(m.Session)); err != nil {
+		return err
+	}
 	layer, groups, err := s.m.Store.Layer(kvcache.SessionID(m.Session), shard.Layer(m.Layer), m.At)
 	if err != nil {
 		return refusal(err)

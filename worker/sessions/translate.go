@@ -1,16 +1,20 @@
 package sessions
 
 import (
+	"context"
 	"encoding/binary"
 	"math"
 	"strings"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"headwater.example/internal/kvcache"
 	"headwater.example/internal/layerproto"
+	"headwater.example/internal/rpc"
 	"headwater.example/internal/session"
 	headwaterv1 "headwater.example/proto/headwater/v1"
 	"headwater.example/shard"
@@ -67,9 +71,13 @@ func refusal(err error) error {
 	return out
 }
 
-// readConfig reads what a session is made with. The store checks what fits together.
-func readConfig(m *headwaterv1.SessionConfig) (kvcache.Config, error) {
-	c := kvcache.Config{Tenant: m.GetTenant(), Model: m.GetModel(), Name: m.GetName(), Unshared: m.GetUnshared(), Replicas: int(min(m.GetReplicas(), shard.MaxReplicas+1))}
+// readConfig reads what a session is made with, for whom it may be. The store checks what fits together.
+func readConfig(ctx context.Context, m *headwaterv1.SessionConfig) (kvcache.Config, error) {
+	tenant, err := rpc.CallerOf(ctx).Claim(m.GetTenant())
+	if err != nil {
+		return kvcache.Config{}, status.Error(codes.PermissionDenied, err.Error())
+	}
+	c := kvcache.Config{Tenant: tenant, Model: m.GetModel(), Name: m.GetName(), Unshared: m.GetUnshared(), Replicas: int(min(m.GetReplicas(), shard.MaxReplicas+1))}
 	if m.GetTtl() != nil {
 		if err := m.GetTtl().CheckValid(); err != nil {
 			return c, invalidSession("config: ttl: %v", err)

@@ -39,6 +39,7 @@ type Holding struct {
 	told     []uint64 // by holder, the counter that it has accepted; nil if that is the same at all
 	closed   bool     // whether holders are being exchanged, or not all that have the epoch are known
 	split    bool     // whether a lane's take has come to some of the holders only, so that no lane drives all
+	tenant   string   // whose session it is, as its holders say
 	replicas int      // copies that the session is to have beside each owner: its holders may change
 }
 
@@ -54,7 +55,7 @@ func (h *Holding) Under(states ...*headwaterv1.SessionState) *Holding {
 	}
 	n := s.GetEpoch().GetHolders()
 	under.closed = s.GetEpoch().GetClosed() || n != 0 && int(n) != len(h.holders)
-	under.replicas = int(s.GetConfig().GetReplicas())
+	under.replicas, under.tenant = int(s.GetConfig().GetReplicas()), s.GetTenant()
 	return under
 }
 

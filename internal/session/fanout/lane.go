@@ -32,7 +32,12 @@ type Lane struct {
 
 // NewLane makes a lane. Its streams end with Close.
 func NewLane(id session.LaneID, conns *Conns) *Lane {
-	ctx, cancel := context.WithCancel(context.Background())
+	return NewLaneFor(context.Background(), id, conns)
+}
+
+// NewLaneFor makes a lane for whom a call is made, whose context it is. It does not end with the context.
+func NewLaneFor(of context.Context, id session.LaneID, conns *Conns) *Lane {
+	ctx, cancel := context.WithCancel(context.WithoutCancel(of))
 	l := &Lane{id: id, conns: conns, ctx: ctx, end: cancel, streams: map[rpc.Peer]*stream{}}
 	l.calls.New = func() any { return &Call{lane: l, done: make(chan struct{}, 1)} }
 	return l

@@ -17,16 +17,20 @@ import (
 // left out, and the session goes on. Safe for concurrent use.
 type Place struct {
 	id      [16]byte
+	tenant  string // whose session it is, as was known when the place was made
 	holding atomic.Pointer[Holding]
 	moving  chan struct{} // holds one element while the holding is exchanged
 }
 
 // NewPlace makes the place of a session.
 func NewPlace(id [16]byte, h *Holding) *Place {
-	p := &Place{id: id, moving: make(chan struct{}, 1)}
+	p := &Place{id: id, tenant: h.tenant, moving: make(chan struct{}, 1)}
 	p.holding.Store(h)
 	return p
 }
+
+// Tenant returns whose session it is.
+func (p *Place) Tenant() string { return p.tenant }
 
 // Holding returns who holds the session now.
 func (p *Place) Holding() *Holding { return p.holding.Load() }

@@ -450,7 +450,9 @@ type Job struct {
 	// Codec of the contexts on the wire. All but EXACT lose bits. Since version 1.2.
 	Codec ContextCodec `protobuf:"varint,18,opt,name=codec,proto3,enum=headwater.v1.ContextCodec" json:"codec,omitempty"`
 	// How many times the coordinator crashed while the job ran. Since version 1.2.
-	Crashes       uint32 `protobuf:"varint,19,opt,name=crashes,proto3" json:"crashes,omitempty"`
+	Crashes uint32 `protobuf:"varint,19,opt,name=crashes,proto3" json:"crashes,omitempty"`
+	// Whose job it is: the tenant that its submission was proven to come from; empty without certificates. Since version 1.3.
+	Tenant        string `protobuf:"bytes,20,opt,name=tenant,proto3" json:"tenant,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -616,6 +618,13 @@ func (x *Job) GetCrashes() uint32 {
 		return x.Crashes
 	}
 	return 0
+}
+
+func (x *Job) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
 }
 
 // Progress is the progress of a running job.
@@ -1715,7 +1724,7 @@ const file_headwater_v1_coordinator_proto_rawDesc = "" +
 	"\x04hash\x18\x01 \x01(\x06R\x04hash\"I\n" +
 	"\x0eSubmitResponse\x12#\n" +
 	"\x03job\x18\x01 \x01(\v2\x11.headwater.v1.JobR\x03job\x12\x12\n" +
-	"\x04send\x18\x02 \x01(\bR\x04send\"\xa4\x05\n" +
+	"\x04send\x18\x02 \x01(\bR\x04send\"\xbc\x05\n" +
 	"\x03Job\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x10\n" +
 	"\x03key\x18\x02 \x01(\tR\x03key\x12\x12\n" +
@@ -1738,7 +1747,8 @@ const file_headwater_v1_coordinator_proto_rawDesc = "" +
 	"\rresult_sha256\x18\x10 \x01(\tR\fresultSha256\x12!\n" +
 	"\fresult_bytes\x18\x11 \x01(\x04R\vresultBytes\x120\n" +
 	"\x05codec\x18\x12 \x01(\x0e2\x1a.headwater.v1.ContextCodecR\x05codec\x12\x18\n" +
-	"\acrashes\x18\x13 \x01(\rR\acrashes\"\x97\x01\n" +
+	"\acrashes\x18\x13 \x01(\rR\acrashes\x12\x16\n" +
+	"\x06tenant\x18\x14 \x01(\tR\x06tenant\"\x97\x01\n" +
 	"\bProgress\x12!\n" +
 	"\floaded_bytes\x18\x01 \x01(\x04R\vloadedBytes\x12\x1d\n" +
 	"\n" +

@@ -27,7 +27,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from headwater.v1 import worker_pb2 as headwater_dot_v1_dot_worker__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eheadwater/v1/coordinator.proto\x12\x0cheadwater.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19headwater/v1/worker.proto\"~\n\rSubmitRequest\x12*\n\x05\x62\x65gin\x18\x01 \x01(\x0b\x32\x19.headwater.v1.SubmitBeginH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x12&\n\x03\x65nd\x18\x03 \x01(\x0b\x32\x17.headwater.v1.SubmitEndH\x00\x42\t\n\x07request\"\xc7\x01\n\x0bSubmitBegin\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\x12\x0e\n\x06sha256\x18\x04 \x01(\x0c\x12\x0e\n\x06header\x18\x05 \x01(\x0c\x12\x11\n\toverrides\x18\x06 \x01(\x0c\x12)\n\x05\x63odec\x18\x07 \x01(\x0e\x32\x1a.headwater.v1.ContextCodec\x12+\n\x08\x64\x65\x61\x64line\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x19\n\tSubmitEnd\x12\x0c\n\x04hash\x18\x01 \x01(\x06\">\n\x0eSubmitResponse\x12\x1e\n\x03job\x18\x01 \x01(\x0b\x32\x11.headwater.v1.Job\x12\x0c\n\x04send\x18\x02 \x01(\x08\"\xfe\x03\n\x03Job\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12%\n\x05state\x18\x04 \x01(\x0e\x32\x16.headwater.v1.JobState\x12\r\n\x05\x65rror\x18\x05 \x01(\t\x12\x12\n\nerror_code\x18\x06 \x01(\r\x12\x14\n\x0c\x63ontent_hash\x18\x07 \x01(\t\x12\x12\n\nsize_bytes\x18\x08 \x01(\x04\x12\x0c\n\x04kind\x18\t \x01(\t\x12+\n\x07\x63reated\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12+\n\x07started\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12)\n\x05\x65nded\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08\x61ttempts\x18\r \x01(\r\x12(\n\x08progress\x18\x0e \x01(\x0b\x32\x16.headwater.v1.Progress\x12$\n\x06report\x18\x0f \x01(\x0b\x32\x14.headwater.v1.Report\x12\x15\n\rresult_sha256\x18\x10 \x01(\t\x12\x14\n\x0cresult_bytes\x18\x11 \x01(\x04\x12)\n\x05\x63odec\x18\x12 \x01(\x0e\x32\x1a.headwater.v1.ContextCodec\x12\x0f\n\x07\x63rashes\x18\x13 \x01(\r\"f\n\x08Progress\x12\x14\n\x0cloaded_bytes\x18\x01 \x01(\x04\x12\x12\n\nload_bytes\x18\x02 \x01(\x04\x12\x12\n\nunits_done\x18\x03 \x01(\x04\x12\r\n\x05units\x18\x04 \x01(\x04\x12\r\n\x05phase\x18\x05 \x01(\t\"\x85\x01\n\x06Report\x12+\n\x07workers\x18\x01 \x03(\x0b\x32\x1a.headwater.v1.WorkerReport\x12\x0c\n\x04plan\x18\x02 \x01(\x0c\x12*\n\x07\x65lapsed\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x14\n\x0cworkers_lost\x18\x04 \x01(\r\"\xce\x01\n\x0cWorkerReport\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tbytes_out\x18\x02 \x01(\x04\x12\x14\n\x0c\x62ytes_in_raw\x18\x03 \x01(\x04\x12\x15\n\rbytes_in_wire\x18\x04 \x01(\x04\x12*\n\x07\x63ompute\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\'\n\x04wire\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\r\n\x05units\x18\x07 \x01(\x04\x12\x0c\n\x04lost\x18\x08 \x01(\x08\"\x1b\n\rGetJobRequest\x12\n\n\x02id\x18\x01 \x01(\t\"0\n\x0eGetJobResponse\x12\x1e\n\x03job\x18\x01 \x01(\x0b\x32\x11.headwater.v1.Job\"\x11\n\x0fListJobsRequest\"3\n\x10ListJobsResponse\x12\x1f\n\x04jobs\x18\x01 \x03(\x0b\x32\x11.headwater.v1.Job\"\x1d\n\x0fWatchJobRequest\x12\n\n\x02id\x18\x01 \x01(\t\"2\n\x10WatchJobResponse\x12\x1e\n\x03job\x18\x01 \x01(\x0b\x32\x11.headwater.v1.Job\"\x1e\n\x10\x43\x61ncelJobRequest\x12\n\n\x02id\x18\x01 \x01(\t\"3\n\x11\x43\x61ncelJobResponse\x12\x1e\n\x03job\x18\x01 \x01(\x0b\x32\x11.headwater.v1.Job\"\x1e\n\x10\x44\x65leteJobRequest\x12\n\n\x02id\x18\x01 \x01(\t\"3\n\x11\x44\x65leteJobResponse\x12\x1e\n\x03job\x18\x01 \x01(\x0b\x32\x11.headwater.v1.Job\"#\n\x15\x44ownloadResultRequest\x12\n\n\x02id\x18\x01 \x01(\t\"F\n\x16\x44ownloadResultResponse\x12\x1e\n\x03job\x18\x01 \x01(\x0b\x32\x11.headwater.v1.Job\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"\x0f\n\rStatusRequest\"\xd3\x01\n\x0eStatusResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x10\n\x08protocol\x18\x03 \x01(\t\x12+\n\x07workers\x18\x04 \x03(\x0b\x32\x1a.headwater.v1.WorkerStatus\x12&\n\x04jobs\x18\x05 \x03(\x0b\x32\x18.headwater.v1.StateCount\x12+\n\x07started\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06panics\x18\x07 \x01(\x04\"^\n\x0cWorkerStatus\x12.\n\x06worker\x18\x01 \x01(\x0b\x32\x1e.headwater.v1.DescribeResponse\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\r\n\x05\x65rror\x18\x03 \x01(\t\"B\n\nStateCount\x12%\n\x05state\x18\x01 \x01(\x0e\x32\x16.headwater.v1.JobState\x12\r\n\x05\x63ount\x18\x02 \x01(\x04*\xb3\x01\n\x08JobState\x12\x19\n\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13JOB_STATE_UPLOADING\x10\x01\x12\x14\n\x10JOB_STATE_QUEUED\x10\x02\x12\x15\n\x11JOB_STATE_RUNNING\x10\x03\x12\x17\n\x13JOB_STATE_SUCCEEDED\x10\x04\x12\x14\n\x10JOB_STATE_FAILED\x10\x05\x12\x17\n\x13JOB_STATE_CANCELLED\x10\x06\x32\xfa\x04\n\x12\x43oordinatorService\x12G\n\x06Submit\x12\x1b.headwater.v1.SubmitRequest\x1a\x1c.headwater.v1.SubmitResponse(\x01\x30\x01\x12\x43\n\x06GetJob\x12\x1b.headwater.v1.GetJobRequest\x1a\x1c.headwater.v1.GetJobResponse\x12I\n\x08ListJobs\x12\x1d.headwater.v1.ListJobsRequest\x1a\x1e.headwater.v1.ListJobsResponse\x12K\n\x08WatchJob\x12\x1d.headwater.v1.WatchJobRequest\x1a\x1e.headwater.v1.WatchJobResponse0\x01\x12L\n\tCancelJob\x12\x1e.headwater.v1.CancelJobRequest\x1a\x1f.headwater.v1.CancelJobResponse\x12L\n\tDeleteJob\x12\x1e.headwater.v1.DeleteJobRequest\x1a\x1f.headwater.v1.DeleteJobResponse\x12]\n\x0e\x44ownloadResult\x12#.headwater.v1.DownloadResultRequest\x1a$.headwater.v1.DownloadResultResponse0\x01\x12\x43\n\x06Status\x12\x1b.headwater.v1.StatusRequest\x1a\x1c.headwater.v1.StatusResponseB2Z0headwater.example/proto/headwater/v1;headwaterv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eheadwater/v1/coordinator.proto\x12\x0cheadwater.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19headwater/v1/worker.proto\"~\n\rSubmitRequest\x12*\n\x05\x62\x65gin\x18\x01 \x01(\x0b\x32\x19.headwater.v1.SubmitBeginH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x12&\n\x03\x65nd\x18\x03 \x01(\x0b\x32\x17.headwater.v1.SubmitEndH\x00\x42\t\n\x07request\"\xc7\x01\n\x0bSubmitBegin\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\x12\x0e\n\x06sha256\x18\x04 \x01(\x0c\x12\x0e\n\x06header\x18\x05 \x01(\x0c\x12\x11\n\toverrides\x18\x06 \x01(\x0c\x12)\n\x05\x63odec\x18\x07 \x01(\x0e\x32\x1a.headwater.v1.ContextCodec\x12+\n\x08\x64\x65\x61\x64line\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x19\n\tSubmitEnd\x12\x0c\n\x04hash\x18\x01 \x01(\x06\">\n\x0eSubmitResponse\x12\x1e\n\x03job\x18\x01 \x01(\x0b\x32\x11.headwater.v1.Job\x12\x0c\n\x04send\x18\x02 \x01(\x08\"\x8e\x04\n\x03Job\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12%\n\x05state\x18\x04 \x01(\x0e\x32\x16.headwater.v1.JobState\x12\r\n\x05\x65rror\x18\x05 \x01(\t\x12\x12\n\nerror_code\x18\x06 \x01(\r\x12\x14\n\x0c\x63ontent_hash\x18\x07 \x01(\t\x12\x12\n\nsize_bytes\x18\x08 \x01(\x04\x12\x0c\n\x04kind\x18\t \x01(\t\x12+\n\x07\x63reated\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12+\n\x07started\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12)\n\x05\x65nded\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08\x61ttempts\x18\r \x01(\r\x12(\n\x08progress\x18\x0e \x01(\x0b\x32\x16.headwater.v1.Progress\x12$\n\x06report\x18\x0f \x01(\x0b\x32\x14.headwater.v1.Report\x12\x15\n\rresult_sha256\x18\x10 \x01(\t\x12\x14\n\x0cresult_bytes\x18\x11 \x01(\x04\x12)\n\x05\x63odec\x18\x12 \x01(\x0e\x32\x1a.headwater.v1.ContextCodec\x12\x0f\n\x07\x63rashes\x18\x13 \x01(\r\x12\x0e\n\x06tenant\x18\x14 \x01(\t\"f\n\x08Progress\x12\x14\n\x0cloaded_bytes\x18\x01 \x01(\x04\x12\x12\n\nload_bytes\x18\x02 \x01(\x04\x12\x12\n\nunits_done\x18\x03 \x01(\x04\x12\r\n\x05units\x18\x04 \x01(\x04\x12\r\n\x05phase\x18\x05 \x01(\t\"\x85\x01\n\x06Report\x12+\n\x07workers\x18\x01 \x03(\x0b\x32\x1a.headwater.v1.WorkerReport\x12\x0c\n\x04plan\x18\x02 \x01(\x0c\x12*\n\x07\x65lapsed\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x14\n\x0cworkers_lost\x18\x04 \x01(\r\"\xce\x01\n\x0cWorkerReport\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tbytes_out\x18\x02 \x01(\x04\x12\x14\n\x0c\x62ytes_in_raw\x18\x03 \x01(\x04\x12\x15\n\rbytes_in_wire\x18\x04 \x01(\x04\x12*\n\x07\x63ompute\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\'\n\x04wire\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\r\n\x05units\x18\x07 \x01(\x04\x12\x0c\n\x04lost\x18\x08 \x01(\x08\"\x1b\n\rGetJobRequest\x12\n\n\x02id\x18\x01 \x01(\t\"0\n\x0eGetJobResponse\x12\x1e\n\x03job\x18\x01 \x01(\x0b\x32\x11.headwater.v1.Job\"\x11\n\x0fListJobsRequest\"3\n\x10ListJobsResponse\x12\x1f\n\x04jobs\x18\x01 \x03(\x0b\x32\x11.headwater.v1.Job\"\x1d\n\x0fWatchJobRequest\x12\n\n\x02id\x18\x01 \x01(\t\"2\n\x10WatchJobResponse\x12\x1e\n\x03job\x18\x01 \x01(\x0b\x32\x11.headwater.v1.Job\"\x1e\n\x10\x43\x61ncelJobRequest\x12\n\n\x02id\x18\x01 \x01(\t\"3\n\x11\x43\x61ncelJobResponse\x12\x1e\n\x03job\x18\x01 \x01(\x0b\x32\x11.headwater.v1.Job\"\x1e\n\x10\x44\x65leteJobRequest\x12\n\n\x02id\x18\x01 \x01(\t\"3\n\x11\x44\x65leteJobResponse\x12\x1e\n\x03job\x18\x01 \x01(\x0b\x32\x11.headwater.v1.Job\"#\n\x15\x44ownloadResultRequest\x12\n\n\x02id\x18\x01 \x01(\t\"F\n\x16\x44ownloadResultResponse\x12\x1e\n\x03job\x18\x01 \x01(\x0b\x32\x11.headwater.v1.Job\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"\x0f\n\rStatusRequest\"\xd3\x01\n\x0eStatusResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x10\n\x08protocol\x18\x03 \x01(\t\x12+\n\x07workers\x18\x04 \x03(\x0b\x32\x1a.headwater.v1.WorkerStatus\x12&\n\x04jobs\x18\x05 \x03(\x0b\x32\x18.headwater.v1.StateCount\x12+\n\x07started\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06panics\x18\x07 \x01(\x04\"^\n\x0cWorkerStatus\x12.\n\x06worker\x18\x01 \x01(\x0b\x32\x1e.headwater.v1.DescribeResponse\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\r\n\x05\x65rror\x18\x03 \x01(\t\"B\n\nStateCount\x12%\n\x05state\x18\x01 \x01(\x0e\x32\x16.headwater.v1.JobState\x12\r\n\x05\x63ount\x18\x02 \x01(\x04*\xb3\x01\n\x08JobState\x12\x19\n\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13JOB_STATE_UPLOADING\x10\x01\x12\x14\n\x10JOB_STATE_QUEUED\x10\x02\x12\x15\n\x11JOB_STATE_RUNNING\x10\x03\x12\x17\n\x13JOB_STATE_SUCCEEDED\x10\x04\x12\x14\n\x10JOB_STATE_FAILED\x10\x05\x12\x17\n\x13JOB_STATE_CANCELLED\x10\x06\x32\xfa\x04\n\x12\x43oordinatorService\x12G\n\x06Submit\x12\x1b.headwater.v1.SubmitRequest\x1a\x1c.headwater.v1.SubmitResponse(\x01\x30\x01\x12\x43\n\x06GetJob\x12\x1b.headwater.v1.GetJobRequest\x1a\x1c.headwater.v1.GetJobResponse\x12I\n\x08ListJobs\x12\x1d.headwater.v1.ListJobsRequest\x1a\x1e.headwater.v1.ListJobsResponse\x12K\n\x08WatchJob\x12\x1d.headwater.v1.WatchJobRequest\x1a\x1e.headwater.v1.WatchJobResponse0\x01\x12L\n\tCancelJob\x12\x1e.headwater.v1.CancelJobRequest\x1a\x1f.headwater.v1.CancelJobResponse\x12L\n\tDeleteJob\x12\x1e.headwater.v1.DeleteJobRequest\x1a\x1f.headwater.v1.DeleteJobResponse\x12]\n\x0e\x44ownloadResult\x12#.headwater.v1.DownloadResultRequest\x1a$.headwater.v1.DownloadResultResponse0\x01\x12\x43\n\x06Status\x12\x1b.headwater.v1.StatusRequest\x1a\x1c.headwater.v1.StatusResponseB2Z0headwater.example/proto/headwater/v1;headwaterv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,8 +35,8 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'headwater.v1.coordinator_pb
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'Z0headwater.example/proto/headwater/v1;headwaterv1'
-  _globals['_JOBSTATE']._serialized_start=2432
-  _globals['_JOBSTATE']._serialized_end=2611
+  _globals['_JOBSTATE']._serialized_start=2448
+  _globals['_JOBSTATE']._serialized_end=2627
   _globals['_SUBMITREQUEST']._serialized_start=140
   _globals['_SUBMITREQUEST']._serialized_end=266
   _globals['_SUBMITBEGIN']._serialized_start=269
@@ -46,45 +46,45 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SUBMITRESPONSE']._serialized_start=497
   _globals['_SUBMITRESPONSE']._serialized_end=559
   _globals['_JOB']._serialized_start=562
-  _globals['_JOB']._serialized_end=1072
-  _globals['_PROGRESS']._serialized_start=1074
-  _globals['_PROGRESS']._serialized_end=1176
-  _globals['_REPORT']._serialized_start=1179
-  _globals['_REPORT']._serialized_end=1312
-  _globals['_WORKERREPORT']._serialized_start=1315
-  _globals['_WORKERREPORT']._serialized_end=1521
-  _globals['_GETJOBREQUEST']._serialized_start=1523
-  _globals['_GETJOBREQUEST']._serialized_end=1550
-  _globals['_GETJOBRESPONSE']._serialized_start=1552
-  _globals['_GETJOBRESPONSE']._serialized_end=1600
-  _globals['_LISTJOBSREQUEST']._serialized_start=1602
-  _globals['_LISTJOBSREQUEST']._serialized_end=1619
-  _globals['_LISTJOBSRESPONSE']._serialized_start=1621
-  _globals['_LISTJOBSRESPONSE']._serialized_end=1672
-  _globals['_WATCHJOBREQUEST']._serialized_start=1674
-  _globals['_WATCHJOBREQUEST']._serialized_end=1703
-  _globals['_WATCHJOBRESPONSE']._serialized_start=1705
-  _globals['_WATCHJOBRESPONSE']._serialized_end=1755
-  _globals['_CANCELJOBREQUEST']._serialized_start=1757
-  _globals['_CANCELJOBREQUEST']._serialized_end=1787
-  _globals['_CANCELJOBRESPONSE']._serialized_start=1789
-  _globals['_CANCELJOBRESPONSE']._serialized_end=1840
-  _globals['_DELETEJOBREQUEST']._serialized_start=1842
-  _globals['_DELETEJOBREQUEST']._serialized_end=1872
-  _globals['_DELETEJOBRESPONSE']._serialized_start=1874
-  _globals['_DELETEJOBRESPONSE']._serialized_end=1925
-  _globals['_DOWNLOADRESULTREQUEST']._serialized_start=1927
-  _globals['_DOWNLOADRESULTREQUEST']._serialized_end=1962
-  _globals['_DOWNLOADRESULTRESPONSE']._serialized_start=1964
-  _globals['_DOWNLOADRESULTRESPONSE']._serialized_end=2034
-  _globals['_STATUSREQUEST']._serialized_start=2036
-  _globals['_STATUSREQUEST']._serialized_end=2051
-  _globals['_STATUSRESPONSE']._serialized_start=2054
-  _globals['_STATUSRESPONSE']._serialized_end=2265
-  _globals['_WORKERSTATUS']._serialized_start=2267
-  _globals['_WORKERSTATUS']._serialized_end=2361
-  _globals['_STATECOUNT']._serialized_start=2363
-  _globals['_STATECOUNT']._serialized_end=2429
-  _globals['_COORDINATORSERVICE']._serialized_start=2614
-  _globals['_COORDINATORSERVICE']._serialized_end=3248
+  _globals['_JOB']._serialized_end=1088
+  _globals['_PROGRESS']._serialized_start=1090
+  _globals['_PROGRESS']._serialized_end=1192
+  _globals['_REPORT']._serialized_start=1195
+  _globals['_REPORT']._serialized_end=1328
+  _globals['_WORKERREPORT']._serialized_start=1331
+  _globals['_WORKERREPORT']._serialized_end=1537
+  _globals['_GETJOBREQUEST']._serialized_start=1539
+  _globals['_GETJOBREQUEST']._serialized_end=1566
+  _globals['_GETJOBRESPONSE']._serialized_start=1568
+  _globals['_GETJOBRESPONSE']._serialized_end=1616
+  _globals['_LISTJOBSREQUEST']._serialized_start=1618
+  _globals['_LISTJOBSREQUEST']._serialized_end=1635
+  _globals['_LISTJOBSRESPONSE']._serialized_start=1637
+  _globals['_LISTJOBSRESPONSE']._serialized_end=1688
+  _globals['_WATCHJOBREQUEST']._serialized_start=1690
+  _globals['_WATCHJOBREQUEST']._serialized_end=1719
+  _globals['_WATCHJOBRESPONSE']._serialized_start=1721
+  _globals['_WATCHJOBRESPONSE']._serialized_end=1771
+  _globals['_CANCELJOBREQUEST']._serialized_start=1773
+  _globals['_CANCELJOBREQUEST']._serialized_end=1803
+  _globals['_CANCELJOBRESPONSE']._serialized_start=1805
+  _globals['_CANCELJOBRESPONSE']._serialized_end=1856
+  _globals['_DELETEJOBREQUEST']._serialized_start=1858
+  _globals['_DELETEJOBREQUEST']._serialized_end=1888
+  _globals['_DELETEJOBRESPONSE']._serialized_start=1890
+  _globals['_DELETEJOBRESPONSE']._serialized_end=1941
+  _globals['_DOWNLOADRESULTREQUEST']._serialized_start=1943
+  _globals['_DOWNLOADRESULTREQUEST']._serialized_end=1978
+  _globals['_DOWNLOADRESULTRESPONSE']._serialized_start=1980
+  _globals['_DOWNLOADRESULTRESPONSE']._serialized_end=2050
+  _globals['_STATUSREQUEST']._serialized_start=2052
+  _globals['_STATUSREQUEST']._serialized_end=2067
+  _globals['_STATUSRESPONSE']._serialized_start=2070
+  _globals['_STATUSRESPONSE']._serialized_end=2281
+  _globals['_WORKERSTATUS']._serialized_start=2283
+  _globals['_WORKERSTATUS']._serialized_end=2377
+  _globals['_STATECOUNT']._serialized_start=2379
+  _globals['_STATECOUNT']._serialized_end=2445
+  _globals['_COORDINATORSERVICE']._serialized_start=2630
+  _globals['_COORDINATORSERVICE']._serialized_end=3264
 # @@protoc_insertion_point(module_scope)

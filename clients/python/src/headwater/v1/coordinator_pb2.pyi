@@ -74,7 +74,7 @@ class SubmitResponse(_message.Message):
     def __init__(self, job: _Optional[_Union[Job, _Mapping]] = ..., send: bool = ...) -> None: ...
 
 class Job(_message.Message):
-    __slots__ = ("id", "key", "name", "state", "error", "error_code", "content_hash", "size_bytes", "kind", "created", "started", "ended", "attempts", "progress", "report", "result_sha256", "result_bytes", "codec", "crashes")
+    __slots__ = ("id", "key", "name", "state", "error", "error_code", "content_hash", "size_bytes", "kind", "created", "started", "ended", "attempts", "progress", "report", "result_sha256", "result_bytes", "codec", "crashes", "tenant")
     ID_FIELD_NUMBER: _ClassVar[int]
     KEY_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
@@ -94,6 +94,7 @@ class Job(_message.Message):
     RESULT_BYTES_FIELD_NUMBER: _ClassVar[int]
     CODEC_FIELD_NUMBER: _ClassVar[int]
     CRASHES_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
     id: str
     key: str
     name: str
@@ -113,7 +114,8 @@ class Job(_message.Message):
     result_bytes: int
     codec: _worker_pb2.ContextCodec
     crashes: int
-    def __init__(self, id: _Optional[str] = ..., key: _Optional[str] = ..., name: _Optional[str] = ..., state: _Optional[_Union[JobState, str]] = ..., error: _Optional[str] = ..., error_code: _Optional[int] = ..., content_hash: _Optional[str] = ..., size_bytes: _Optional[int] = ..., kind: _Optional[str] = ..., created: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., started: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., ended: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., attempts: _Optional[int] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., report: _Optional[_Union[Report, _Mapping]] = ..., result_sha256: _Optional[str] = ..., result_bytes: _Optional[int] = ..., codec: _Optional[_Union[_worker_pb2.ContextCodec, str]] = ..., crashes: _Optional[int] = ...) -> None: ...
+    tenant: str
+    def __init__(self, id: _Optional[str] = ..., key: _Optional[str] = ..., name: _Optional[str] = ..., state: _Optional[_Union[JobState, str]] = ..., error: _Optional[str] = ..., error_code: _Optional[int] = ..., content_hash: _Optional[str] = ..., size_bytes: _Optional[int] = ..., kind: _Optional[str] = ..., created: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., started: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., ended: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., attempts: _Optional[int] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., report: _Optional[_Union[Report, _Mapping]] = ..., result_sha256: _Optional[str] = ..., result_bytes: _Optional[int] = ..., codec: _Optional[_Union[_worker_pb2.ContextCodec, str]] = ..., crashes: _Optional[int] = ..., tenant: _Optional[str] = ...) -> None: ...
 
 class Progress(_message.Message):
     __slots__ = ("loaded_bytes", "load_bytes", "units_done", "units", "phase")

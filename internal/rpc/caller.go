@@ -1,0 +1,85 @@
+package rpc
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"google.golang.org/grpc/metadata"
+
+	"headwater.example/internal/certs"
+)
+
+// tenantKey carries the tenant for whom a coordinator or a relay makes a call.
+const tenantKey = "headwater-tenant"
+
+// Caller is for whom a call is made, as it was proven. The zero value is bound to no tenant: whoever uses a cluster without
+// certificates, and with them the cluster's own parts and its admins.
+type Caller struct {
+	Tenant string
+	Bound  bool         // to what is the tenant's
+	Holder certs.Holder // of the certificate, if there is one
+}
+
+type callerKey struct{}
+
+// CallerOf returns for whom the call is made whose context it is.
+func CallerOf(ctx context.Context) Caller {
+	c, _ := ctx.Value(callerKey{}).(Caller)
+	return c
+}
+
+// As returns a context for calls that are made for a caller. Calls to other parts of the cluster say so.
+func As(ctx context.Context, c Caller) context.Context {
+	return context.WithValue(ctx, callerKey{}, c)
+}
+
+// part is between a tenant's name and that of a part of it.
+const part = "/"
+
+// Owns tells whether what belongs to a tenant, or to a part of one, is the caller's.
+func (c Caller) Owns(tenant string) bool {
+	owner, _, _ := strings.Cut(tenant, part)
+	return !c.Bound || owner == c.Tenant
+}
+
+// Claim returns the tenant of what a caller makes who says that it is a tenant's: its own, or a part of it. The error is for
+// PERMISSION_DENIED.
+func (c Caller) Claim(said string) (string, error) {
+	switch {
+	case !c.Bound || said != "" && c.Owns(said):
+		return said, nil
+	case said == "":
+		return c.Tenant, nil
+	}
+	return "", fmt.Errorf("the caller is tenant %q, and not %q: leave the tenant out, or name a part of it, %q", c.Tenant, said, c.Tenant+part+said)
+}
+
+// outgoing adds for whom a call is made to what a server is told.
+func outgoing(ctx context.Context, version string) context.Context {
+	ctx = metadata.AppendToOutgoingContext(ctx, MetadataKey, version)
+	if c := CallerOf(ctx); c.Bound {
+		ctx = metadata.AppendToOutgoingContext(ctx, tenantKey, c.Tenant)
+	}
+	return ctx
+}
+
+// callerFor is for whom the holder of a certificate makes a call. Coordinators and relays say whom they serve, and are believed.
+func callerFor(h certs.Holder, header metadata.MD) (Caller, error) {
+	c := Caller{Holder: h}
+	said := header.Get(tenantKey)
+	switch h.Role {
+	case certs.Client:
+		c.Bound, c.Tenant = true, h.Names[0] // which are one
+	case certs.Relay, certs.Coordinator:
+		if len(said) > 1 {
+			return c, fmt.Errorf("a call is made for %d tenants, and one is allowed", len(said))
+		}
+		if len(said) == 1 {
+			c.Bound, c.Tenant = true, said[0]
+		} else if h.Role == certs.Relay {
+			c.Bound, c.Tenant = true, "" // nobody's
+		}
+	}
+	return c, nil
+}
