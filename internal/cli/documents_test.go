@@ -91,7 +91,8 @@ func TestCommandsInDocuments(t *testing.T) {
 		if name == "CHANGELOG.md" {
 			continue // it tells of commands that were, too
 		}
-		for _, words := range commands(text) {
+		for _, line := range commands(text) {
+			words := line.words
 			counts[words[0]]++
 			var err error
 			switch words[0] {
@@ -120,9 +121,19 @@ var (
 	program = regexp.MustCompile(`^(\$ )?((?:[A-Z_]+=\S+ )*)(bin/|\./bin/)?(coord|worker(?: serve| --)|make|go test|go run)( .*|)$`)
 )
 
+// command is a command that a page shows: in a block of lines to type, or in a sentence.
+type command struct {
+	words []string
+	shown bool // in a block
+}
+
 // commands returns the commands of a page, word by word: those of spans of code, of indented and of fenced lines.
-func commands(page string) [][]string {
-	var lines []string
+func commands(page string) []command {
+	type text struct {
+		line  string
+		shown bool
+	}
+	var lines []text
 	fenced := false
 	for _, line := range strings.Split(page, "\n") {
 		if strings.HasPrefix(line, "```") {
@@ -130,20 +141,20 @@ func commands(page string) [][]string {
 			continue
 		}
 		if fenced || strings.HasPrefix(line, "    ") {
-			lines = append(lines, strings.TrimSpace(line))
+			lines = append(lines, text{strings.TrimSpace(line), true})
 			continue
 		}
 		for _, m := range code.FindAllStringSubmatch(line, -1) {
-			lines = append(lines, m[1])
+			lines = append(lines, text{m[1], false})
 		}
 	}
-	var found [][]string
-	for _, line := range lines {
-		m := program.FindStringSubmatch(line)
+	var found []command
+	for _, l := range lines {
+		m := program.FindStringSubmatch(l.line)
 		if m == nil || strings.ContainsAny(m[5], "…|<>{[") || strings.Contains(m[5], "...") {
 			continue
 		}
-		found = append(found, split(m[4]+comment.ReplaceAllString(m[5], "")))
+		found = append(found, command{split(m[4] + comment.ReplaceAllString(m[5], "")), l.shown})
 	}
 	return found
 }

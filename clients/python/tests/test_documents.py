@@ -15,7 +15,7 @@ import pytest
 import headwater
 
 ROOT = Path(__file__).resolve().parents[3]
-PAGES = ["docs/python.md", "README.md", "clients/python/README.md", "docs/job-file.md"]
+PAGES = ["docs/python.md", "README.md", "clients/python/README.md", "docs/job-file.md", "docs/learning.md"]
 
 
 def blocks(page: str) -> Iterator[tuple[int, str]]:
@@ -60,7 +60,7 @@ def names(cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
         with client.open(layers) as session, client.open(layers) as other:
             yield {
                 "np": np, "headwater": headwater, "client": client, "layers": layers, "session": session, "sessions": [session, other],
-                "q": q, "k": k, "v": v, "prompt": range(200),
+                "q": q, "k": k, "v": v, "d": np.ones_like(q), "prompt": range(200),
             }  # fmt: skip
 
 
@@ -70,7 +70,7 @@ def test_it_runs(cluster: str, names: dict[str, Any], page: str, line: int, code
         if re.search(rf"\b{module}\b", code):
             pytest.importorskip(module)
     if "headwater.Cache" in code:
-        pytest.skip("tests/model/test_documents.py runs it with a model")
+        pytest.skip("tests/model/test_model_documents.py runs it with a model")
     exec(compile(code.replace("localhost:7600", cluster), f"{page}:{line}", "exec"), names)
 
 
