@@ -25,6 +25,7 @@ type WorkerStatus struct {
 	Boot        []byte // UUID of this start of the process
 	Version     string // of its program
 	Weight      uint32 // in plans
+	Zone        string // what fails together with it; "" is not known
 	BudgetBytes uint64 // for keys, values and queries
 	UsedBytes   uint64 // of these
 	SpareBytes  uint64 // the part of UsedBytes that is given up when room is needed
@@ -71,7 +72,7 @@ func newStatus(m *headwaterv1.StatusResponse) *Status {
 	for _, w := range m.GetWorkers() {
 		d := w.GetWorker()
 		s.Workers = append(s.Workers, WorkerStatus{
-			Name: d.GetName(), Address: w.GetAddress(), Error: w.GetError(), Boot: d.GetBoot(), Version: d.GetVersion(), Weight: d.GetWeight(),
+			Name: d.GetName(), Address: w.GetAddress(), Error: w.GetError(), Boot: d.GetBoot(), Version: d.GetVersion(), Weight: d.GetWeight(), Zone: d.GetZone(),
 			BudgetBytes: d.GetBudgetBytes(), UsedBytes: d.GetUsedBytes(), SpareBytes: d.GetSpareBytes(), Threads: d.GetThreads(), Kernel: d.GetKernel(), Processor: d.GetProcessor(), Features: d.GetProcessorFeatures(),
 			Load: newLoad(d.GetLoad()), Draining: d.GetDraining(),
 		})

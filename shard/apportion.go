@@ -248,19 +248,24 @@ func (r *rounding) improve() bool {
 	nodes := r.n + 1
 	distance := make([]cost, nodes) // all start at 0, as if from a source beside them
 	parent := make([]int, nodes)
+	fresh := make([]bool, nodes) // whose distance has changed since the arcs from it were tried: the others' change nothing
 	for i := range parent {
-		parent[i] = -1
+		parent[i], fresh[i] = -1, true
 	}
 	for changed := true; changed; {
 		changed = false
 		for a := range nodes {
+			if !fresh[a] {
+				continue
+			}
+			fresh[a] = false
 			for b := range nodes {
 				c, ok := r.arc(a, b)
 				if !ok {
 					continue
 				}
 				if d := distance[a].add(c); d.less(distance[b]) {
-					distance[b], parent[b], changed = d, a, true
+					distance[b], parent[b], fresh[b], changed = d, a, true, true
 				}
 			}
 		}

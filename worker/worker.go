@@ -38,6 +38,7 @@ type Config struct {
 	Boot    uuid.UUID    // of this start of the process; not zero
 	Version string       // of the program, for people
 	Weight  int          // in plans, at least 1
+	Zone    string       // what fails with it, as a rack or a data center: letters, digits, '.', '_' and '-', at most 63; empty is not known
 	Budget  int64        // bytes for keys, values, weights and queries in flight, at least 1
 	Threads int          // kernel threads over all streams, at least 1
 	Logger  *slog.Logger // nil is silence
@@ -81,7 +82,10 @@ const (
 	maxThreads = 1 << 12
 )
 
-var dnsLabel = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$`)
+var (
+	dnsLabel = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$`)
+	zone     = regexp.MustCompile(`^[-._A-Za-z0-9]{0,63}$`) // as a label of Kubernetes
+)
 
 // New checks the configuration and makes a worker of it. Close ends its threads.
 func New(cfg Config) (*Worker, error) {
@@ -92,6 +96,8 @@ func New(cfg Config) (*Worker, error) {
 		return nil, fmt.Errorf("worker %s: the boot UUID is zero", cfg.Name)
 	case cfg.Weight < 1 || cfg.Weight > membership.MaxWeight:
 		return nil, fmt.Errorf("worker %s: weight %d is not in 1 to %d", cfg.Name, cfg.Weight, membership.MaxWeight)
+	case !zone.MatchString(cfg.Zone):
+		return nil, fmt.Errorf("worker %s: zone %.80q is not of at most 63 letters, digits, '.', '_' and '-'", cfg.Name, cfg.Zone)
 	case cfg.Budget < 1:
 		return nil, fmt.Errorf("worker %s: a memory budget of %d bytes is less than 1", cfg.Name, cfg.Budget)
 	case cfg.Threads < 1 || cfg.Threads > maxThreads:
@@ -173,6 +179,7 @@ func (w *Worker) describe() *headwaterv1.DescribeResponse {
 		Boot:        w.cfg.Boot[:],
 		Version:     w.cfg.Version,
 		Weight:      uint32(w.cfg.Weight),
+		Zone:        w.cfg.Zone,
 		BudgetBytes: uint64(m.Budget.Total()),
 		UsedBytes:   uint64(m.Budget.Used() + kept),
 		Threads:     uint32(w.cfg.Threads),

@@ -30,6 +30,7 @@ func TestConfigIsChecked(t *testing.T) {
 		"long name":        func(c *Config) { c.Name = strings.Repeat("w", 64) },
 		"no boot":          func(c *Config) { c.Boot = uuid.Nil },
 		"weight 0":         func(c *Config) { c.Weight = 0 },
+		"zone of blanks":   func(c *Config) { c.Zone = "rack 1" },
 		"negative budget":  func(c *Config) { c.Budget = -1 },
 		"no threads":       func(c *Config) { c.Threads = 0 },
 		"too many threads": func(c *Config) { c.Threads = 1 << 20 },

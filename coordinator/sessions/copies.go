@@ -2,7 +2,6 @@ package sessions
 
 import (
 	"bytes"
-	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -14,6 +13,7 @@ import (
 	"headwater.example/coordinator/workers"
 	"headwater.example/internal/membership"
 	"headwater.example/internal/observe"
+	"headwater.example/internal/placement"
 	"headwater.example/internal/session/fanout"
 	headwaterv1 "headwater.example/proto/headwater/v1"
 	"headwater.example/shard"
@@ -29,8 +29,6 @@ const (
 	// restoreAtOnce is how many sessions are asked for at once, and lookAtOnce how many are listed.
 	restoreAtOnce = 64
 	lookAtOnce    = 1000
-	// headroom is the part of a worker's memory that stays free of copies, as a divisor.
-	headroom = 8
 	// maxKicked bounds the sessions that are looked at before all others.
 	maxKicked = 1 << 12
 )
@@ -399,37 +397,20 @@ func holders(h *fanout.Holding, without []string) [][][]string {
 	return held
 }
 
-// lackedBy returns the worker with the most room that is to have more of a session, with all groups that it is to have then, or nil if
-// each group has as many holders as it is to have or as there are workers, or if no worker has the room. A part of each worker's
-// memory is left free, unless the session must move.
+// lackedBy returns the worker that is to have more of a session, with all groups that it is to have then, or nil if there is none; see
+// placement.Lacking.
 func lackedBy(layers []shard.LayerSpec, held [][][]string, states []*headwaterv1.SessionState, times int, among []workers.Description, must bool) *fanout.Holder {
-	among = slices.SortedFunc(slices.Values(among), func(a, b workers.Description) int {
-		return cmp.Or(cmp.Compare(roomOf(b).free, roomOf(a).free), cmp.Compare(a.Name, b.Name))
-	})
+	name, groups := placement.Lacking(held, groupBytes(layers, states), times, roomsOf(among), must)
 	for _, w := range among {
-		groups, more := make([][]int, len(layers)), false
-		for l := range layers {
-			for g, by := range held[l] {
-				has := slices.Contains(by, w.Name)
-				lacks := !has && len(by) < min(times, len(among))
-				if more = more || lacks; has || lacks {
-					groups[l] = append(groups[l], g)
-				}
-			}
-		}
-		room := roomOf(w)
-		if !must {
-			room.free -= min(room.free, room.budget/headroom)
-		}
-		if more && room.free >= bytesOf(layers, groups, states) {
+		if w.Name == name {
 			return &fanout.Holder{Name: w.Name, Address: w.Address, Boot: w.Said.GetBoot(), Groups: groups}
 		}
 	}
 	return nil
 }
 
-// bytesOf returns about how many bytes of pages groups of a session take.
-func bytesOf(layers []shard.LayerSpec, groups [][]int, states []*headwaterv1.SessionState) (n uint64) {
+// groupBytes returns about how many bytes of pages one group of each layer of a session takes.
+func groupBytes(layers []shard.LayerSpec, states []*headwaterv1.SessionState) []uint64 {
 	lengths := make([]uint64, len(layers))
 	for _, s := range states {
 		for _, l := range s.GetLayers() {
@@ -438,12 +419,12 @@ func bytesOf(layers []shard.LayerSpec, groups [][]int, states []*headwaterv1.Ses
 			}
 		}
 	}
+	bytes := make([]uint64, len(layers))
 	for l := range layers {
 		pages := (lengths[l] + attention.PageLen - 1) / attention.PageLen
-		row := layers[l].Storage().Size() * (layers[l].HeadDim() + layers[l].VDim())
-		n += pages * attention.PageLen * uint64(len(groups[l])*row)
+		bytes[l] = pages * attention.PageLen * uint64(layers[l].Storage().Size()*(layers[l].HeadDim()+layers[l].VDim()))
 	}
-	return n
+	return bytes
 }
 
 // note notes what a session lacks.

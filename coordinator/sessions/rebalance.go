@@ -2,7 +2,6 @@ package sessions
 
 import (
 	"bytes"
-	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -14,34 +13,11 @@ import (
 
 	"headwater.example/coordinator/workers"
 	"headwater.example/internal/observe"
+	"headwater.example/internal/placement"
 	"headwater.example/internal/session/fanout"
 	headwaterv1 "headwater.example/proto/headwater/v1"
+	"headwater.example/shard"
 )
-
-// evenEnough is the part of a worker's share by which it may hold more before sessions are moved away, as a divisor.
-const evenEnough = 20
-
-// part is what one worker holds of one session.
-type part struct {
-	session [16]byte
-	bytes   uint64
-	held    map[[2]uint32]bool // by layer and group
-}
-
-// load is what a worker holds of all sessions, and what its weight says that it should.
-type load struct {
-	workers.Description
-	bytes, share uint64
-	parts        map[[16]byte]*part
-}
-
-func (l *load) over() int64 { return int64(l.bytes) - int64(l.share) }
-
-// move is a part that is to go to another worker.
-type move struct {
-	from, to *load
-	part     *part
-}
 
 // Rebalance implements headwater.v1.ClusterService.
 func (c *Cluster) Rebalance(_ *headwaterv1.RebalanceRequest, stream grpc.ServerStreamingServer[headwaterv1.RebalanceResponse]) error {
@@ -52,13 +28,13 @@ func (c *Cluster) Rebalance(_ *headwaterv1.RebalanceRequest, stream grpc.ServerS
 	}
 	said := &headwaterv1.Moves{}
 	before := c.rate.bytes()
-	for moves := even(loads); ; moves = moves[1:] {
+	for moves := placement.Even(loads.all); ; moves = moves[1:] {
 		said.Left, said.Done, said.CopiedBytes = uint64(len(moves)), len(moves) == 0, uint64(c.rate.bytes()-before)
 		if err := stream.Send(&headwaterv1.RebalanceResponse{Moves: said}); err != nil || said.GetDone() {
 			return err
 		}
 		said.Error = ""
-		if err := c.move(ctx, &moves[0]); err != nil {
+		if err := c.move(ctx, &moves[0], loads.described[moves[0].To]); err != nil {
 			if ctx.Err() != nil {
 				return status.FromContextError(ctx.Err()).Err()
 			}
@@ -74,22 +50,25 @@ func (c *Cluster) Rebalance(_ *headwaterv1.RebalanceRequest, stream grpc.ServerS
 	}
 }
 
-// loads says what each worker holds that may be given more.
-func (k *keeper) loads(ctx context.Context) ([]*load, error) {
+// loads is what each worker holds that may be given more, and what it says of itself, by name.
+type loads struct {
+	all       []*placement.Load
+	described map[string]workers.Description
+}
+
+// loads asks all workers what they hold.
+func (k *keeper) loads(ctx context.Context) (*loads, error) {
 	described, err := workers.Placeable(k.workers.Describe(ctx, k.workers.List()))
 	if err != nil {
 		return nil, err
 	}
-	loads := make([]*load, len(described))
-	members := k.answering(ctx)
-	byName := map[string]*load{}
-	weights := uint64(0)
-	for i, w := range described {
-		loads[i] = &load{Description: w, parts: map[[16]byte]*part{}}
-		byName[w.Name] = loads[i]
-		weights += uint64(max(w.Said.GetWeight(), 1))
+	l := &loads{described: map[string]workers.Description{}}
+	byName := map[string]*placement.Load{}
+	for _, w := range described {
+		load := &placement.Load{Room: roomOf(w), Parts: map[[16]byte]*placement.Part{}}
+		l.all, l.described[w.Name], byName[w.Name] = append(l.all, load), w, load
 	}
-	total := uint64(0)
+	members := k.answering(ctx)
 	req := &headwaterv1.ListSessionsRequest{Limit: lookAtOnce}
 	for {
 		answers, _, err := k.list(ctx, members, req)
@@ -102,103 +81,32 @@ func (k *keeper) loads(ctx context.Context) ([]*load, error) {
 		for _, id := range ids {
 			for _, state := range found[id] {
 				for _, o := range state.GetHolders() {
-					if l := byName[o.GetName()]; l != nil {
-						l.parts[id] = partOf(id, o)
-						l.bytes += o.GetPageBytes()
-						total += o.GetPageBytes()
+					if load := byName[o.GetName()]; load != nil {
+						load.Parts[id] = partOf(id, o)
 					}
 				}
 			}
 		}
 		if len(ids) < lookAtOnce {
-			break
+			return l, nil
 		}
 		req.After = ids[len(ids)-1][:]
 	}
-	for _, l := range loads {
-		l.share = uint64(float64(total) * float64(max(l.Said.GetWeight(), 1)) / float64(weights))
-	}
-	return loads, nil
 }
 
-func partOf(id [16]byte, o *headwaterv1.Holder) *part {
-	p := &part{session: id, bytes: o.GetPageBytes(), held: map[[2]uint32]bool{}}
+func partOf(id [16]byte, o *headwaterv1.Holder) *placement.Part {
+	p := &placement.Part{Session: id, Bytes: o.GetPageBytes(), Held: map[shard.ID]bool{}}
 	for _, l := range o.GetLayers() {
 		for _, g := range l.GetGroups() {
-			p.held[[2]uint32{l.GetLayer(), g}] = true
+			p.Held[shard.ID{Layer: shard.Layer(l.GetLayer()), Group: shard.Group(g)}] = true
 		}
 	}
 	return p
 }
 
-// even returns moves after which the loads are as even as whole parts allow, each from the worker with the most too much to the one
-// with the most too little. A part does not go where some of its groups are already. The loads are changed.
-func even(loads []*load) (moves []move) {
-	for {
-		byLoad := slices.SortedFunc(slices.Values(loads), func(a, b *load) int {
-			return cmp.Or(cmp.Compare(b.over(), a.over()), cmp.Compare(a.Name, b.Name))
-		})
-		next := firstMove(byLoad)
-		if next == nil {
-			return moves
-		}
-		id := next.part.session
-		next.from.bytes, next.to.bytes = next.from.bytes-next.part.bytes, next.to.bytes+next.part.bytes
-		delete(next.from.parts, id)
-		if has := next.to.parts[id]; has != nil {
-			has.bytes += next.part.bytes
-			maps.Copy(has.held, next.part.held)
-		} else {
-			next.to.parts[id] = next.part
-		}
-		moves = append(moves, *next)
-	}
-}
-
-// firstMove returns the largest part that makes the loads more even, from those with the most too much to those with the most too
-// little, of loads in that order; nil is none.
-func firstMove(byLoad []*load) *move {
-	for _, from := range byLoad {
-		if from.over() <= int64(from.share/evenEnough) {
-			return nil
-		}
-		for _, to := range slices.Backward(byLoad) {
-			if to.over() >= 0 {
-				break
-			}
-			var best *part
-			for _, p := range from.parts {
-				if int64(p.bytes) > max(from.over(), -to.over()) || p.bytes == 0 || shares(p, to.parts[p.session]) {
-					continue
-				}
-				if best == nil || cmp.Or(cmp.Compare(p.bytes, best.bytes), bytes.Compare(best.session[:], p.session[:])) > 0 {
-					best = p
-				}
-			}
-			if best != nil {
-				return &move{from, to, best}
-			}
-		}
-	}
-	return nil
-}
-
-// shares reports whether two parts of a session have a group in common; the other one may be nil.
-func shares(p, other *part) bool {
-	if other == nil {
-		return false
-	}
-	for shard := range p.held {
-		if other.held[shard] {
-			return true
-		}
-	}
-	return false
-}
-
 // move moves what a worker holds of a session to another one, while the session goes on.
-func (k *keeper) move(ctx context.Context, m *move) error {
-	id := m.part.session
+func (k *keeper) move(ctx context.Context, m *placement.Move, to workers.Description) error {
+	id := m.Session
 	h, state, err := k.heldNow(ctx, id)
 	if err != nil {
 		return err
@@ -206,10 +114,10 @@ func (k *keeper) move(ctx context.Context, m *move) error {
 	groups := make([][]int, len(h.Layers()))
 	held := false
 	for _, o := range h.Holders() {
-		if o.Name == m.from.Name {
+		if o.Name == m.From {
 			held = true
 		}
-		if o.Name != m.from.Name && o.Name != m.to.Name {
+		if o.Name != m.From && o.Name != m.To {
 			continue
 		}
 		for l := range o.Groups {
@@ -219,9 +127,9 @@ func (k *keeper) move(ctx context.Context, m *move) error {
 		}
 	}
 	if !held {
-		return fmt.Errorf("session %x is not held by %s any more", id, m.from.Name)
+		return fmt.Errorf("session %x is not held by %s any more", id, m.From)
 	}
-	target := &fanout.Holder{Name: m.to.Name, Address: m.to.Address, Boot: m.to.Said.GetBoot(), Groups: groups}
+	target := &fanout.Holder{Name: m.To, Address: to.Address, Boot: to.Said.GetBoot(), Groups: groups}
 	if err := k.conns.Restore(ctx, h, state, target); err != nil {
 		return err
 	}
@@ -229,11 +137,11 @@ func (k *keeper) move(ctx context.Context, m *move) error {
 	if h, state, err = k.heldNow(ctx, id); err != nil {
 		return err
 	}
-	if err := k.conns.Release(ctx, id, h, state, m.from.Name); err != nil {
+	if err := k.conns.Release(ctx, id, h, state, m.From); err != nil {
 		return err
 	}
 	k.doubt(ctx, id[:])
-	k.observe.Happened(observe.Rebalanced, m.to.Name, 1)
+	k.observe.Happened(observe.Rebalanced, m.To, 1)
 	return nil
 }
 

@@ -31,6 +31,7 @@ import (
 	"headwater.example/internal/layerproto"
 	"headwater.example/internal/membership"
 	"headwater.example/internal/observe"
+	"headwater.example/internal/placement"
 	"headwater.example/internal/rpc"
 	"headwater.example/internal/session"
 	"headwater.example/internal/session/fanout"
@@ -218,14 +219,7 @@ func exists(id [16]byte) error {
 	return session.Errorf(session.Exists, "session %x is held with another config", id)
 }
 
-// roomOf is the room that a worker says it has.
-func roomOf(w workers.Description) room {
-	budget, used := w.Said.GetBudgetBytes(), w.Said.GetUsedBytes()
-	used -= min(used, w.Said.GetSpareBytes())
-	return room{shard.Worker{Name: w.Name, Weight: int(w.Said.GetWeight())}, budget, budget - min(budget, used)}
-}
-
-// plan gives the session's groups to the workers that answer; see place.
+// plan gives the session's groups to the workers that answer; see placement.Place.
 func (r *Relay) plan(ctx context.Context, req *headwaterv1.CreateSessionRequest) (*fanout.Holding, error) {
 	layers, err := layerproto.ReadSessionLayers(req.GetConfig().GetLayers())
 	if err != nil {
@@ -246,11 +240,8 @@ func (r *Relay) plan(ctx context.Context, req *headwaterv1.CreateSessionRequest)
 		}
 		req.Config.Replicas = proto.Uint32(uint32(min(r.replicas, most-1)))
 	}
-	rooms := make([]room, len(answering))
-	for i, w := range answering {
-		rooms[i] = roomOf(w)
-	}
-	placed, err := place(geometry, placeKey(req), rooms, int(min(req.GetWorkers(), shard.MaxWorkers)), int(min(req.GetConfig().GetReplicas(), shard.MaxReplicas)))
+	rooms := roomsOf(answering)
+	placed, err := placement.Place(geometry, placeKey(req), rooms, int(min(req.GetWorkers(), shard.MaxWorkers)), int(min(req.GetConfig().GetReplicas(), shard.MaxReplicas)))
 	if err != nil {
 		return nil, fmt.Errorf("plan: %w", err)
 	}
@@ -258,7 +249,7 @@ func (r *Relay) plan(ctx context.Context, req *headwaterv1.CreateSessionRequest)
 	if hasPrefix(req) && len(answering) > 1 {
 		all := r.findPrefixes(ctx, roomy(answering, rooms), len(layers), req)
 		times := 1 + int(min(req.GetConfig().GetReplicas(), shard.MaxReplicas, uint32(len(placed)-1)))
-		if at := cover(geometry, all, len(placed), times, xxh3.Hash(req.GetSession())); at != nil {
+		if at := placement.Cover(geometry, all, len(placed), times, xxh3.Hash(req.GetSession())); at != nil {
 			placed = at
 		}
 	}

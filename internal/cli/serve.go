@@ -213,6 +213,7 @@ func (a *app) serveWorker() *cobra.Command {
 	flags.Var(&memory, "memory", "budget for keys, values and queries: 4GiB, 512MiB (default: three quarters of the machine's or the container's)")
 	flags.IntVar(&config.Threads, "threads", 0, "threads that kernels use at once; receiving and storing need more, and GOMAXPROCS bounds all (default: GOMAXPROCS, which heeds the CPU limit of a container)")
 	flags.IntVar(&config.Weight, "weight", 1, "share of the groups that this worker gets, relative to the other workers' weights")
+	flags.StringVar(&config.Zone, "zone", "", "what fails together with this worker, as a rack or a data center: copies of sessions are held in other zones if there are")
 	flags.DurationVar(&config.SessionTTL, "session-ttl", worker.DefaultSessionTTL, "time after which an unused session is dropped unless it is pinned; sessions may ask for less")
 	flags.IntVar(&config.MaxSessions, "max-sessions", worker.DefaultMaxSessions, "sessions that are held at once")
 	return cmd

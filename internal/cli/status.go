@@ -42,6 +42,7 @@ type workerView struct {
 	Boot        string `json:"boot,omitempty"`
 	Version     string `json:"version,omitempty"`
 	Weight      uint32 `json:"weight"`
+	Zone        string `json:"zone,omitempty"`
 	BudgetBytes uint64 `json:"budget_bytes"`
 	UsedBytes   uint64 `json:"used_bytes"`
 	SpareBytes  uint64 `json:"spare_bytes"` // part of UsedBytes that is given up when room is needed
@@ -137,7 +138,7 @@ func viewStatus(address string, status *client.Status, caches []client.Cache) st
 	for _, s := range status.Workers {
 		w := s
 		one := workerView{
-			Name: w.Name, Address: s.Address, Version: w.Version, Weight: w.Weight, BudgetBytes: w.BudgetBytes,
+			Name: w.Name, Address: s.Address, Version: w.Version, Weight: w.Weight, Zone: w.Zone, BudgetBytes: w.BudgetBytes,
 			UsedBytes: w.UsedBytes, SpareBytes: w.SpareBytes, Threads: w.Threads, Kernel: w.Kernel, Processor: w.Processor, Features: w.Features, Draining: w.Draining, Error: s.Error,
 		}
 		if boot, err := uuid.FromBytes(w.Boot); err == nil {
@@ -205,7 +206,7 @@ func (a *app) printStatus(v statusView) error {
 func (a *app) printWorkers(workers []workerView) error {
 	header := []string{"name", "address", ">used", ">budget", "state"}
 	if a.wide() {
-		header = []string{"name", "address", ">weight", ">used", ">spare", ">budget", ">threads", "kernel", "processor", "features", "version", "state"}
+		header = []string{"name", "address", "zone", ">weight", ">used", ">spare", ">budget", ">threads", "kernel", "processor", "features", "version", "state"}
 	}
 	t := a.newTable("workers", header...)
 	for _, w := range workers {
@@ -218,7 +219,7 @@ func (a *app) printWorkers(workers []workerView) error {
 		}
 		used, budget := sizeOf(int64(w.UsedBytes)), sizeOf(int64(w.BudgetBytes))
 		if a.wide() {
-			t.AppendRow(table.Row{w.Name, w.Address, w.Weight, used, sizeOf(int64(w.SpareBytes)), budget, w.Threads, w.Kernel, w.Processor, strings.Join(w.Features, " "), w.Version, is})
+			t.AppendRow(table.Row{w.Name, w.Address, w.Zone, w.Weight, used, sizeOf(int64(w.SpareBytes)), budget, w.Threads, w.Kernel, w.Processor, strings.Join(w.Features, " "), w.Version, is})
 		} else {
 			t.AppendRow(table.Row{shorten(w.Name, nameWidth), shorten(w.Address, 21), used, budget, is})
 		}

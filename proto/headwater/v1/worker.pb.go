@@ -615,8 +615,11 @@ type DescribeResponse struct {
 	Processor string `protobuf:"bytes,12,opt,name=processor,proto3" json:"processor,omitempty"`
 	// What its processor has of what kernels use, by the names of Linux, for people to read.
 	ProcessorFeatures []string `protobuf:"bytes,13,rep,name=processor_features,json=processorFeatures,proto3" json:"processor_features,omitempty"`
-	unknownFields     protoimpl.UnknownFields
-	sizeCache         protoimpl.SizeCache
+	// What fails together with the worker, as a rack or a data center: copies are held in other zones if there are. At most 63 bytes;
+	// empty is not known. Since version 1.3.
+	Zone          string `protobuf:"bytes,14,opt,name=zone,proto3" json:"zone,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *DescribeResponse) Reset() {
@@ -738,6 +741,13 @@ func (x *DescribeResponse) GetProcessorFeatures() []string {
 		return x.ProcessorFeatures
 	}
 	return nil
+}
+
+func (x *DescribeResponse) GetZone() string {
+	if x != nil {
+		return x.Zone
+	}
+	return ""
 }
 
 // SetDrainingRequest says whether a worker is drained.
@@ -3198,7 +3208,7 @@ const file_headwater_v1_worker_proto_rawDesc = "" +
 	"\x06before\x18\x06 \x03(\x02R\x06before\x12\x12\n" +
 	"\x04sink\x18\a \x03(\x02R\x04sink\x12\x16\n" +
 	"\x06tokens\x18\b \x03(\rR\x06tokens\"\x11\n" +
-	"\x0fDescribeRequest\"\x98\x03\n" +
+	"\x0fDescribeRequest\"\xac\x03\n" +
 	"\x10DescribeResponse\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04boot\x18\x02 \x01(\fR\x04boot\x12\x18\n" +
@@ -3215,7 +3225,8 @@ const file_headwater_v1_worker_proto_rawDesc = "" +
 	" \x01(\v2\x18.headwater.v1.WorkerLoadR\x04load\x12\x1a\n" +
 	"\bdraining\x18\v \x01(\bR\bdraining\x12\x1c\n" +
 	"\tprocessor\x18\f \x01(\tR\tprocessor\x12-\n" +
-	"\x12processor_features\x18\r \x03(\tR\x11processorFeatures\"0\n" +
+	"\x12processor_features\x18\r \x03(\tR\x11processorFeatures\x12\x12\n" +
+	"\x04zone\x18\x0e \x01(\tR\x04zone\"0\n" +
 	"\x12SetDrainingRequest\x12\x1a\n" +
 	"\bdraining\x18\x01 \x01(\bR\bdraining\"\x15\n" +
 	"\x13SetDrainingResponse\"\xc4\x01\n" +

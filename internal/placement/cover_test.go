@@ -1,4 +1,4 @@
-package sessions
+package placement_test
 
 import (
 	"fmt"
@@ -8,11 +8,12 @@ import (
 
 	"pgregory.net/rapid"
 
+	"headwater.example/internal/placement"
 	"headwater.example/shard"
 )
 
 // longest tries all ways to give each shard so many times to n workers, and returns the longest of the shortest prefixes, 0 is none.
-func longest(owned map[shard.ID]int, shards, times int, all []found, taken map[string]bool, n int) uint64 {
+func longest(owned map[shard.ID]int, shards, times int, all []placement.Prefix, taken map[string]bool, n int) uint64 {
 	full := 0
 	for _, by := range owned {
 		if by == times {
@@ -24,11 +25,11 @@ func longest(owned map[shard.ID]int, shards, times int, all []found, taken map[s
 	}
 	var best uint64
 	for i, f := range all {
-		if taken[f.worker] {
+		if taken[f.Worker] {
 			continue
 		}
 		next, fits := maps.Clone(owned), true
-		for l, groups := range f.groups {
+		for l, groups := range f.Groups {
 			for _, g := range groups {
 				id := shard.ID{Layer: shard.Layer(l), Group: shard.Group(g)}
 				next[id]++
@@ -36,9 +37,9 @@ func longest(owned map[shard.ID]int, shards, times int, all []found, taken map[s
 			}
 		}
 		if fits {
-			taken[f.worker] = true
-			best = max(best, min(f.positions, longest(next, shards, times, all[i+1:], taken, n)))
-			delete(taken, f.worker)
+			taken[f.Worker] = true
+			best = max(best, min(f.Positions, longest(next, shards, times, all[i+1:], taken, n)))
+			delete(taken, f.Worker)
 		}
 	}
 	return best
@@ -50,31 +51,31 @@ func TestACoverHasTheLongestPrefix(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		g := drawGeometry(t)
 		times := rapid.IntRange(1, 3).Draw(t, "times")
-		var all []found
+		var all []placement.Prefix
 		for range rapid.IntRange(0, 3).Draw(t, "placements") {
-			parts := make([]found, rapid.IntRange(times, 4).Draw(t, "parts"))
+			parts := make([]placement.Prefix, rapid.IntRange(times, 4).Draw(t, "parts"))
 			for i := range parts {
-				parts[i] = found{worker: fmt.Sprintf("w%d", i), groups: make([][]int, g.Layers()), positions: 64 * rapid.Uint64Range(0, 3).Draw(t, "pages")}
+				parts[i] = placement.Prefix{Worker: fmt.Sprintf("w%d", i), Groups: make([][]int, g.Layers()), Positions: 64 * rapid.Uint64Range(0, 3).Draw(t, "pages")}
 			}
 			for l := range g.Layers() {
 				for group := range g.Layer(shard.Layer(l)).KVHeads {
 					owner := rapid.IntRange(0, len(parts)-1).Draw(t, "owner")
 					for copies := range times {
 						p := &parts[(owner+copies)%len(parts)]
-						p.groups[l] = append(p.groups[l], group)
+						p.Groups[l] = append(p.Groups[l], group)
 					}
 				}
 			}
 			for _, p := range parts {
-				if rapid.IntRange(0, 7).Draw(t, "evicted") > 0 && !reflect.DeepEqual(p.groups, make([][]int, g.Layers())) {
+				if rapid.IntRange(0, 7).Draw(t, "evicted") > 0 && !reflect.DeepEqual(p.Groups, make([][]int, g.Layers())) {
 					all = append(all, p)
 				}
 			}
 		}
 		n, key := rapid.IntRange(1, 4).Draw(t, "workers"), rapid.Uint64().Draw(t, "key")
 		want := longest(map[shard.ID]int{}, g.Shards(), times, all, map[string]bool{}, n)
-		placed := cover(g, all, n, times, key)
-		if again := cover(g, rapid.Permutation(all).Draw(t, "order"), n, times, key); (again == nil) != (placed == nil) {
+		placed := placement.Cover(g, all, n, times, key)
+		if again := placement.Cover(g, rapid.Permutation(all).Draw(t, "order"), n, times, key); (again == nil) != (placed == nil) {
 			t.Fatalf("%v, and in another order %v", placed, again)
 		}
 		if placed == nil {
@@ -88,8 +89,8 @@ func TestACoverHasTheLongestPrefix(t *testing.T) {
 		for worker, groups := range placed {
 			var longest uint64
 			for _, f := range all {
-				if f.worker == worker && reflect.DeepEqual(f.groups, groups) {
-					longest = max(longest, f.positions)
+				if f.Worker == worker && reflect.DeepEqual(f.Groups, groups) {
+					longest = max(longest, f.Positions)
 				}
 			}
 			have = min(have, longest)
@@ -122,7 +123,7 @@ func TestACoverOfNonsenseIsNone(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, groups := range map[string][]int{"a group that is none": {0, 2}, "a negative one": {-1, 0}, "one twice": {0, 0}, "none": nil, "descending": {1, 0}, "too few": {0}} {
-		if at := cover(g, []found{{worker: "w", groups: [][]int{groups}, positions: 64}}, 1, 1, 0); at != nil {
+		if at := placement.Cover(g, []placement.Prefix{{Worker: "w", Groups: [][]int{groups}, Positions: 64}}, 1, 1, 0); at != nil {
 			t.Errorf("%s: %v", name, at)
 		}
 	}
