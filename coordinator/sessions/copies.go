@@ -233,6 +233,8 @@ func (k *keeper) tend(ctx context.Context, id [16]byte, states []*headwaterv1.Se
 		k.mu.Lock()
 		if k.failed = ""; err != nil {
 			k.failed = workers.OneLine(err)
+		} else if !done && p.holding.Split() {
+			k.failed = fmt.Sprintf("session %x is being taken over: its holders have different epochs", id)
 		} else if !done {
 			k.failed = fmt.Sprintf("no worker has room for session %x", id)
 		}
@@ -312,6 +314,8 @@ func (k *keeper) plan(id [16]byte, states []*headwaterv1.SessionState, described
 // act does one thing of a plan, and reports whether there was one that could be done.
 func (k *keeper) act(ctx context.Context, p *plan) (done bool, _ error) {
 	switch {
+	case p.holding.Split():
+		return false, nil // no lane drives all of its holders, so that nobody may step their epoch: the next take ends that
 	case len(p.stale) > 0:
 		for _, s := range p.stale {
 			if err := k.free(ctx, p.id, s); err != nil {

@@ -4,7 +4,8 @@ import "context"
 
 // Take steps a session's epoch and returns what is held. With expect it refuses where less is held than expected, or other
 // keys and values; what is held beyond is for the caller to see. An epoch with a base it takes only if the session is driven by
-// that lane under the base. With checkOnly it does all but step the epoch.
+// that lane under the base. Above a closed epoch it takes one that has no base only if the caller names the closed one: it has waited in
+// vain for who closed it. With checkOnly it does all but step the epoch.
 func (st *Store) Take(ctx context.Context, id SessionID, e Epoch, expect []LayerState, truncations uint64, checkOnly bool) (State, error) {
 	s, err := st.hold(ctx, id, true)
 	if err != nil {
@@ -18,7 +19,7 @@ func (st *Store) Take(ctx context.Context, id SessionID, e Epoch, expect []Layer
 	switch {
 	case e.Base >= e.Counter:
 		return State{}, refuse(Invalid, "session %s: epoch %d is not above its base %d", id, e.Counter, e.Base)
-	case e.compare(s.epoch) < 0, other, s.epoch.Closed && e.Base == 0, !again && e.At != 0 && e.At != s.epoch.Counter, e.Base != 0 && !s.knownTo(Epoch{Counter: e.Base, Lane: e.Lane, At: e.At}):
+	case e.compare(s.epoch) < 0, other, s.epoch.Closed && e.Base == 0 && e.At != s.epoch.Counter, !again && e.At != 0 && e.At != s.epoch.Counter, e.Base != 0 && !s.knownTo(Epoch{Counter: e.Base, Lane: e.Lane, At: e.At}):
 		return State{}, s.stale(e)
 	case len(expect) > 0 && truncations != s.truncations:
 		return State{}, s.otherTruncations(truncations)

@@ -50,6 +50,9 @@ func TestAnEpochWithABaseIsTheDriversAlone(t *testing.T) {
 		{"a driver that knows other holders", take(Epoch{Counter: 7, Lane: b, At: 5}), StaleEpoch},
 		{"for the driver that was", take(Epoch{Counter: 7, Lane: a, Base: 3}), StaleEpoch},
 		{"the driver that was", step(Epoch{Counter: 3, Lane: a}), StaleEpoch},
+		{"a closed one", take(Epoch{Counter: 8, Lane: b, Base: 6, Closed: true}), 0},
+		{"a driver that knows nothing of it", take(Epoch{Counter: 9, Lane: a}), StaleEpoch},
+		{"a driver that does", take(Epoch{Counter: 9, Lane: a, At: 8}), 0},
 	} {
 		if c.want == 0 && c.err != nil || c.want != 0 && reasonOf(c.err) != c.want {
 			t.Errorf("%s: %v", c.what, c.err)

@@ -130,8 +130,11 @@ func (c *Conns) abandon(ctx context.Context, h *Holding, session []byte, epoch *
 // Take makes the epoch's lane drive the session at every holder; with CheckOnly it only checks whether that would
 // succeed. If there is a receipt, all holders confirm it before any of them raises its epoch, so a wrong receipt shuts
 // nobody out. If an append is incomplete, the session is cut to the common state. Lost holders that the others can
-// replace are left out.
+// replace are left out. While holders are being exchanged, the take waits, for about a second.
 func (c *Conns) Take(ctx context.Context, p *Place, req *headwaterv1.TakeSessionRequest) (*headwaterv1.SessionState, error) {
+	if p.Holding().exchange {
+		_ = c.renew(ctx, p, p.Holding()) // else the holders say what is wrong
+	}
 	for again := 0; ; again++ {
 		from := p.Holding()
 		rest := from
@@ -144,29 +147,13 @@ func (c *Conns) Take(ctx context.Context, p *Place, req *headwaterv1.TakeSession
 		if err == nil && !req.GetCheckOnly() {
 			return c.taken(ctx, p, from, rest, req, state)
 		}
-		// A holder may have been exchanged. The request is refused for that only if its own epoch is the higher one.
+		// The epoch of a holder may have been stepped since it was asked for. The request is refused for that only if its own epoch is
+		// not the higher one.
 		e, refused := session.FromError(err)
-		if !refused || e.Reason() != session.StaleEpoch || from.counter == 0 || again > refreshes {
+		if !refused || e.Reason() != session.StaleEpoch || from.counter == 0 || again > refreshes || e.Why.GetEpoch().GetCounter() >= req.GetEpoch().GetCounter() {
 			return state, err
 		}
-		told := e.Why.GetEpoch()
-		if told.GetCounter() == from.counter && !told.GetClosed() || told.GetCounter() >= req.GetEpoch().GetCounter() {
-			return nil, err
-		}
-		if !from.split {
-			// The take of another lane may have come to some holders only. This one is above it, at those that have it and at the others.
-			moved := p.move(ctx, from, func() (*Holding, error) {
-				h, err := c.locate(ctx, p.id, from)
-				if err == nil && !h.split {
-					err = errNoWay
-				}
-				return h, err
-			})
-			if moved == nil && p.Holding() != from {
-				continue
-			}
-		}
-		if moved := c.refresh(ctx, p, from, &headwaterv1.Epoch{Counter: cmp.Or(told.GetBase(), told.GetCounter()), Lane: told.GetLane()}); moved != nil {
+		if c.renew(ctx, p, from) != nil {
 			return nil, err
 		}
 	}

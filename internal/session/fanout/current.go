@@ -101,6 +101,14 @@ func (c *Conns) locate(ctx context.Context, id [16]byte, known *Holding) (*Holdi
 			return h, nil
 		}
 	}
+	if h := c.askHolders(ctx, id, known); h != nil {
+		return h, nil
+	}
+	return nil, failed
+}
+
+// askHolders asks the holders that are known who holds a session now; nil is that they do not tell of all of it.
+func (c *Conns) askHolders(ctx context.Context, id [16]byte, known *Holding) *Holding {
 	states := make([]*headwaterv1.SessionState, len(known.holders))
 	// Whoever does not answer is missed below.
 	_, _ = c.gather(ctx, known.holders, always, func(ctx context.Context, s headwaterv1.SessionServiceClient, i int) (*headwaterv1.SessionState, error) {
@@ -115,11 +123,38 @@ func (c *Conns) locate(ctx context.Context, id [16]byte, known *Holding) (*Holdi
 	})
 	states = slices.DeleteFunc(states, func(s *headwaterv1.SessionState) bool { return s == nil })
 	if len(states) == 0 {
-		return nil, failed
+		return nil
 	}
 	h, _, err := Current(states)
 	if err != nil {
-		return nil, failed
+		return nil
 	}
-	return h, nil
+	return h
+}
+
+// renew brings a place to what the holders tell now, each of its own epoch, if that is not what is known of them. While some have a
+// closed epoch it asks again, for about a second; then who exchanges them has not come to an end, and a take may go over that.
+func (c *Conns) renew(ctx context.Context, p *Place, from *Holding) error {
+	return p.move(ctx, from, func() (*Holding, error) {
+		var h *Holding
+		for range refreshes {
+			var err error
+			if h, err = c.locate(ctx, p.id, from); err != nil {
+				return nil, err
+			}
+			if h.told == nil { // Locate tells of one epoch
+				h = cmp.Or(c.askHolders(ctx, p.id, h), h)
+			}
+			if !h.exchange {
+				break
+			}
+			if !pause(ctx, refreshPause) {
+				return nil, ctx.Err()
+			}
+		}
+		if h.same(from) && h.exchange == from.exchange {
+			return nil, errNoWay
+		}
+		return h, nil
+	})
 }

@@ -40,6 +40,7 @@ type Holding struct {
 	closed   bool     // whether holders are being exchanged, or not all that have the epoch are known
 	split    bool     // whether a lane's take has come to some of the holders only, so that no lane drives all
 	tenant   string   // whose session it is, as its holders say
+	exchange bool     // whether a holder has an epoch that is closed
 	replicas int      // copies that the session is to have beside each owner: its holders may change
 }
 
@@ -55,6 +56,7 @@ func (h *Holding) Under(states ...*headwaterv1.SessionState) *Holding {
 	}
 	n := s.GetEpoch().GetHolders()
 	under.closed = s.GetEpoch().GetClosed() || n != 0 && int(n) != len(h.holders)
+	under.exchange = slices.ContainsFunc(states, func(one *headwaterv1.SessionState) bool { return one.GetEpoch().GetClosed() })
 	under.replicas, under.tenant = int(s.GetConfig().GetReplicas()), s.GetTenant()
 	return under
 }
@@ -77,6 +79,14 @@ func (h *Holding) at(holder int) uint64 {
 	return h.counter
 }
 
+// same reports whether two holdings have the same holders under the same counters.
+func (h *Holding) same(other *Holding) bool {
+	return len(h.holders) == len(other.holders) && !slices.ContainsFunc(h.holders, func(o *Holder) bool {
+		i := slices.IndexFunc(other.holders, func(x *Holder) bool { return x.Name == o.Name })
+		return i < 0 || other.at(i) != h.at(slices.Index(h.holders, o))
+	})
+}
+
 // named is an epoch that says who has it.
 func (h *Holding) named(e *headwaterv1.Epoch) *headwaterv1.Epoch {
 	named := &headwaterv1.Epoch{Counter: e.GetCounter(), Lane: e.GetLane(), Base: e.GetBase(), Closed: e.GetClosed(), Holders: uint32(len(h.holders))}
@@ -90,7 +100,7 @@ func (h *Holding) named(e *headwaterv1.Epoch) *headwaterv1.Epoch {
 // one refuse them.
 func (h *Holding) Of(counter uint64) *Holding {
 	of := *h
-	of.counter, of.told, of.closed, of.split = counter, nil, false, false
+	of.counter, of.told, of.closed, of.split, of.exchange = counter, nil, false, false, false
 	return &of
 }
 
@@ -172,7 +182,7 @@ func (h *Holding) without(names ...string) (*Holding, bool) {
 	if err != nil {
 		return nil, false
 	}
-	less.counter, less.closed, less.split, less.replicas = h.counter, h.closed, h.split, h.replicas
+	less.counter, less.closed, less.split, less.exchange, less.replicas = h.counter, h.closed, h.split, h.exchange, h.replicas
 	if h.told != nil {
 		for i, o := range h.holders {
 			if slices.Contains(rest, o) {
@@ -213,6 +223,9 @@ func (o *Holder) held() []*headwaterv1.HeldLayer {
 
 // Closed reports whether the session's holders are being exchanged.
 func (h *Holding) Closed() bool { return h.closed }
+
+// Split reports whether a lane's take has come to some of the holders only. The next take ends that.
+func (h *Holding) Split() bool { return h.split }
 
 // Replicas returns how many copies of each shard the session is to have beside the owner's.
 func (h *Holding) Replicas() int { return h.replicas }

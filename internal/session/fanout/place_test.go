@@ -298,6 +298,63 @@ func TestATakeIsAboveAHolderThatItLost(t *testing.T) {
 	}
 }
 
+// TestATakeEndsWhatTakesHaveLeft: lanes that each came to some of the holders only, since who makes this take asked for them, do not
+// keep it out.
+func TestATakeEndsWhatTakesHaveLeft(t *testing.T) {
+	for _, locate := range []string{"told", "told of one epoch", "not told"} {
+		p, alone := startCopied(t, 3, 1, two...), start(t, 1, two...)
+		if err := p.step(t, alone, 1, 0); err != nil {
+			t.Fatal(err)
+		}
+		take := func(holder int, counter uint64) {
+			lane := [16]byte{byte(10 * counter), byte(holder)}
+			req := &headwaterv1.TakeSessionRequest{Session: p.id[:], Epoch: p.named(&headwaterv1.Epoch{Counter: counter, Lane: lane[:]})}
+			if _, err := p.nodes[holder].TakeSession(t.Context(), req); err != nil {
+				t.Fatal(err)
+			}
+		}
+		take(0, 4)
+		switch locate {
+		case "told":
+			p.conns.Locate = func(context.Context, [16]byte) (*fanout.Holding, error) { return p.current(t), nil }
+			p.at = fanout.NewPlace(p.id, p.current(t))
+		case "told of one epoch":
+			p.conns.Locate = func(context.Context, [16]byte) (*fanout.Holding, error) { return p.holding.Of(5), nil }
+		}
+		take(0, 5)
+		take(1, 5)
+		lane := [16]byte{9}
+		state, err := p.conns.Take(t.Context(), p.at, &headwaterv1.TakeSessionRequest{Session: p.id[:], Epoch: &headwaterv1.Epoch{Counter: 6, Lane: lane[:]}})
+		if err != nil || state.GetEpoch().GetCounter() != 6 || len(state.GetHolders()) != 3 || state.GetLayers()[0].GetLength() != 3 {
+			t.Errorf("%s: %v, %v", locate, state, err)
+		}
+	}
+}
+
+// named is an epoch of all holders.
+func (p *copied) named(e *headwaterv1.Epoch) *headwaterv1.Epoch {
+	e.Members = names(p.holding)
+	e.Holders = uint32(len(e.Members))
+	return e
+}
+
+// current is who holds the session, as all holders tell now.
+func (p *copied) current(t testing.TB) *fanout.Holding {
+	t.Helper()
+	var states []*headwaterv1.SessionState
+	for i := range p.nodes {
+		s := p.state(t, i)
+		s.Config = config(p.layers)
+		s.Holders[0].Address = p.holding.Holders()[i].Address
+		states = append(states, s)
+	}
+	h, _, err := fanout.Current(states)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return h
+}
+
 // TestWhoRefusesSaysMoreThanWhoHasNothing: a session that another lane has taken is not gone because one of its holders is.
 func TestWhoRefusesSaysMoreThanWhoHasNothing(t *testing.T) {
 	p := startCopied(t, 2, 0, two...)

@@ -282,7 +282,7 @@ func (d *driver) last(ctx context.Context) (err error) {
 		}
 		if ctx.Err() != nil {
 			d.tally.absent.Add(1) // No time is asserted, but it is said.
-			fmt.Fprintf(cmp.Or[io.Writer](d.config.Log, io.Discard), "session %s, direct %v, has not come back: %v; before that: %v\n", d.book.id, d.direct, err, before)
+			fmt.Fprintf(cmp.Or[io.Writer](d.config.Log, io.Discard), "session %s, direct %v, has not come back: %v; before that: %v\n%s", d.book.id, d.direct, err, before, d.told(context.WithoutCancel(ctx)))
 			return nil
 		}
 		before = err
