@@ -54,7 +54,7 @@ func (c *Coordinator) Picture(ctx context.Context) (*dashboard.Snapshot, error) 
 	}
 	s.JobsLeft = len(listed.GetJobs()) - len(s.Jobs)
 	for _, e := range c.config.Observe.Events() {
-		s.Events = append(s.Events, dashboard.Event{At: e.At, What: string(e.What), Worker: e.Worker, Count: e.Count})
+		s.Events = append(s.Events, dashboard.Event{Number: e.Number, At: e.At, Text: e.Text()})
 	}
 	return s, nil
 }
@@ -64,7 +64,9 @@ func (c *Coordinator) totals() (t dashboard.Totals) {
 	lanes, known := c.sessions.Open()
 	members, leftOut := c.jobs.Workers()
 	t.Lanes, t.Known, t.Workers, t.LeftOut = uint64(lanes), uint64(known), uint64(members), uint64(leftOut)
-	t.WorkersLost, t.SessionsLost, t.JobWorkersLost = c.config.Observe.Lost()
+	lost := c.config.Observe.Losses()
+	t.WorkersLost, t.SessionsLost, t.SessionsMoved, t.JobWorkersLost = lost.Workers, lost.Sessions, lost.Moved, lost.Jobs
+	t.CopiesLacking, t.CopiesMade, _ = c.sessions.Copies()
 	t.Jobs = c.jobs.Counts()
 	return t
 }

@@ -81,13 +81,16 @@ func (k *keeper) wake() {
 // have gone on without a holder at once.
 func (k *keeper) run(ctx context.Context) {
 	again := restoreEvery
+	var due time.Time // when all sessions are looked at, whatever happens
 	for all := true; ; {
 		changed, pulse := k.workers.Changed(), k.conns.Pulse()
-		next := lookEvery
-		if k.pass(ctx, all) { // Where it is not to be helped, it is tried less and less.
-			next, again = again, min(2*again, lookEvery)
-		} else {
-			again = restoreEvery
+		switch unfinished := k.pass(ctx, all); {
+		case all && unfinished: // Where it is not to be helped, it is tried less and less.
+			due, again = time.Now().Add(again), min(2*again, lookEvery)
+		case all:
+			due, again = time.Now().Add(lookEvery), restoreEvery
+		case unfinished:
+			due = time.Now().Add(min(time.Until(due), restoreEvery))
 		}
 		// Calls that find holders changing make it look as well: it must not keep them changing.
 		calm := time.NewTimer(kickPause)
@@ -97,7 +100,7 @@ func (k *keeper) run(ctx context.Context) {
 			calm.Stop()
 			return
 		}
-		timer := time.NewTimer(next)
+		timer := time.NewTimer(time.Until(due))
 		select {
 		case <-timer.C:
 			all = true
@@ -105,13 +108,22 @@ func (k *keeper) run(ctx context.Context) {
 			all = true
 		case <-pulse:
 			all = true
-		case <-k.kick:
-			all = k.waited()
+		case <-k.kick: // What has come at the same time is not forgotten.
+			all = k.waited() || closed(changed) || closed(pulse)
 		case <-ctx.Done():
 			timer.Stop()
 			return
 		}
 		timer.Stop()
+	}
+}
+
+func closed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
 	}
 }
 

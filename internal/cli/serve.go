@@ -182,7 +182,7 @@ func prepareProcess(c *coordinator.Coordinator, dataDir string, log *slog.Logger
 
 // serveDashboard serves the dashboard, metrics and profiles on the admin port, until the returned function is called.
 func serveDashboard(admin *adminFlag, c *coordinator.Coordinator, metrics *observe.Coordinator, log *slog.Logger) (end func()) {
-	board := dashboard.New(c, admin.users, admin.cert != "", log)
+	board := dashboard.New(c, dashboard.Access{Logins: admin.users, Secure: admin.cert != "", Failed: metrics.LoginFailed}, log)
 	stop := admin.serve(metrics.Registry, log, func(on *observe.Admin) { admin.board(on, board) })
 	return func() { stop(); board.Close() }
 }

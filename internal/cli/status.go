@@ -114,13 +114,12 @@ func (a *app) status() *cobra.Command {
 					return unasked
 				}
 				view := viewStatus(c.Address(), status, caches)
-				copies, err := c.Copies(ctx)
-				switch {
-				case err == nil:
-					view.Copies = &copiesView{copies.LackingShards, copies.LackingSessions, copies.LostSessions, copies.Made, copies.CopiedBytes}
-				case errors.As(err, &answer) && answer.Code == codes.Unimplemented:
-				default:
+				copies, err := copiesOf(ctx, c)
+				if err != nil {
 					return err
+				}
+				if copies != nil {
+					view.Copies = &copiesView{copies.LackingShards, copies.LackingSessions, copies.LostSessions, copies.Made, copies.CopiedBytes}
 				}
 				if a.json() {
 					return a.printJSON(view)
@@ -131,6 +130,16 @@ func (a *app) status() *cobra.Command {
 	}
 	at.flags(cmd.Flags())
 	return cmd
+}
+
+// copiesOf asks what copies sessions lack; nil is of a coordinator from before copies.
+func copiesOf(ctx context.Context, c *client.Client) (*client.Copies, error) {
+	copies, err := c.Copies(ctx)
+	var answer *client.Error
+	if errors.As(err, &answer) && answer.Code == codes.Unimplemented {
+		return nil, nil
+	}
+	return copies, err
 }
 
 func viewStatus(address string, status *client.Status, caches []client.Cache) statusView {

@@ -22,6 +22,7 @@ type topView struct {
 	Workers     []topWorker       `json:"workers"`
 	Shards      []topShard        `json:"slowest_shards"` // by the mean time of their kernel, the slowest first
 	Jobs        map[string]uint64 `json:"jobs"`
+	Lacking     uint64            `json:"lacking_shards"` // copies of shards that sessions are to have and lack
 }
 
 // topWorker is one worker. A value is null if the worker does not report it, does not count, or was restarted within the interval.
@@ -51,6 +52,7 @@ type topSample struct {
 	at     time.Time
 	status *client.Status
 	caches []client.Cache
+	copies *client.Copies // nil where the coordinator knows nothing of copies
 }
 
 const (
@@ -131,8 +133,11 @@ func sampleTop(ctx context.Context, c *client.Client) (s topSample, err error) {
 	if s.caches, err = c.Caches(ctx); err != nil {
 		return s, err
 	}
-	s.status, err = c.Status(ctx)
+	if s.status, err = c.Status(ctx); err != nil {
+		return s, err
+	}
 	s.at = time.Now()
+	s.copies, err = copiesOf(ctx, c)
 	return s, err
 }
 
@@ -143,6 +148,9 @@ func viewTop(before, now topSample) topView {
 	}
 	for state, n := range now.status.Jobs {
 		v.Jobs[string(state)] = n
+	}
+	if now.copies != nil {
+		v.Lacking = now.copies.LackingShards
 	}
 	for _, w := range now.status.Workers {
 		one := topWorker{Name: w.Name, Error: w.Error}
@@ -213,10 +221,15 @@ func (a *app) printTop(v topView, live bool) error {
 		}
 	}
 	said := cmp.Or(strings.Join(jobs, ", "), "none")
-	if err := a.say("coordinator %s at %s, of %.1f s; jobs: %s\n\n", clean(v.Coordinator), v.At.Format(time.TimeOnly), v.Seconds, said); err != nil {
+	if err := a.say("coordinator %s at %s, of %.1f s; jobs: %s\n", v.Coordinator, v.At.Format(time.TimeOnly), v.Seconds, said); err != nil {
 		return err
 	}
-	t := a.newTable("workers", "name", ">memory", ">sessions", ">hits", ">queued", ">steps/s", ">waited", ">read/s", ">of bus")
+	if v.Lacking > 0 {
+		if err := a.say("under-replicated: %s\n", plural(int(v.Lacking), "shard", "shards")); err != nil {
+			return err
+		}
+	}
+	t := a.newTable("\nworkers", "name", ">memory", ">sessions", ">hits", ">queued", ">steps/s", ">waited", ">read/s", ">of bus")
 	for _, w := range v.Workers {
 		if w.Error != "" {
 			t.AppendRow(table.Row{shorten(w.Name, 16), "-", "-", "-", "-", "-", "-", "-", state("left out")})

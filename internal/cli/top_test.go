@@ -22,7 +22,7 @@ func TestTopShowsWhatHappenedInTheInterval(t *testing.T) {
 		{Name: "b", Boot: []byte{1}, Load: load(5e9, 500, 0)},
 		{Name: "c", Boot: []byte{1}},
 	}}}
-	now := topSample{at: began.Add(2 * time.Second), caches: []client.Cache{{Worker: "a", Sessions: 3, QueuedSteps: 4, PrefixAsked: 10, PrefixHits: 9}}, status: &client.Status{
+	now := topSample{at: began.Add(2 * time.Second), copies: &client.Copies{LackingShards: 7}, caches: []client.Cache{{Worker: "a", Sessions: 3, QueuedSteps: 4, PrefixAsked: 10, PrefixHits: 9}}, status: &client.Status{
 		Name: "coord", Jobs: map[client.JobState]uint64{client.JobStates[1]: 2},
 		Workers: []client.WorkerStatus{
 			{
@@ -57,7 +57,7 @@ func TestTopShowsWhatHappenedInTheInterval(t *testing.T) {
 		if strings.Contains(text, "\x1b") != live {
 			t.Errorf("live %v: it has escapes: %q", live, text)
 		}
-		for _, words := range []string{"2 queued", "25%", "25.0 GB", "10.00 ms", "90%", "40.000 ms", "left out"} {
+		for _, words := range []string{"2 queued", "under-replicated: 7 shards", "25%", "25.0 GB", "10.00 ms", "90%", "40.000 ms", "left out"} {
 			if !strings.Contains(text, words) {
 				t.Errorf("it does not say %q:\n%s", words, text)
 			}

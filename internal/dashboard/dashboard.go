@@ -68,11 +68,17 @@ type viewer struct {
 	events  chan []byte // one element: what it is to be sent next
 }
 
-// New makes a dashboard for who is on this machine, or if there are logins for who has one. Secure says that it is served by TLS.
-// Close ends it.
-func New(cluster Cluster, logins Logins, secure bool, log *slog.Logger) *Dashboard {
+// Access says whom a dashboard is for.
+type Access struct {
+	Logins Logins // who has a login; nil: who is on this machine
+	Secure bool   // whether the dashboard is served by TLS
+	Failed func() // is called for each login that failed, unless nil
+}
+
+// New makes a dashboard. Close ends it.
+func New(cluster Cluster, access Access, log *slog.Logger) *Dashboard {
 	d := &Dashboard{cluster: cluster, log: log, mux: http.NewServeMux(), viewers: map[*viewer]struct{}{}, poke: make(chan struct{}, 1)}
-	in := newDoors(logins, secure)
+	in := newDoors(access, log)
 	d.mux.HandleFunc("GET /{$}", in.inside(page("index.html")))
 	d.mux.HandleFunc("GET /login", page("login.html"))
 	d.mux.HandleFunc("POST /login", in.login)

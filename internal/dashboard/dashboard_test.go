@@ -70,7 +70,7 @@ func (f *fake) Map(_ context.Context, session string) (*Map, error) {
 // serve serves a dashboard of a cluster until the test ends.
 func serve(t *testing.T, c Cluster) *httptest.Server {
 	t.Helper()
-	d := New(c, nil, false, slog.New(slog.DiscardHandler))
+	d := New(c, Access{}, slog.New(slog.DiscardHandler))
 	s := httptest.NewServer(d)
 	t.Cleanup(func() {
 		s.CloseClientConnections()

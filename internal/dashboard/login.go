@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"strings"
 	"sync"
@@ -115,7 +116,8 @@ type visit struct {
 
 // doors let users in.
 type doors struct {
-	logins Logins // nil: who comes is on this machine
+	Access
+	log    *slog.Logger
 	cookie string // its name
 
 	mu     sync.Mutex
@@ -125,9 +127,9 @@ type doors struct {
 }
 
 // newDoors makes the doors of a dashboard. Behind TLS browsers give cookies to nobody else.
-func newDoors(logins Logins, secure bool) *doors {
-	d := &doors{logins: logins, cookie: "headwater", visits: map[string]*visit{}, local: visit{User: User{Role: admins, Every: true}, token: rand.Text()}}
-	if secure {
+func newDoors(access Access, log *slog.Logger) *doors {
+	d := &doors{Access: access, log: log, cookie: "headwater", visits: map[string]*visit{}, local: visit{User: User{Role: admins, Every: true}, token: rand.Text()}}
+	if access.Secure {
 		d.cookie = "__Host-headwater"
 	}
 	return d
@@ -135,7 +137,7 @@ func newDoors(logins Logins, secure bool) *doors {
 
 // visitOf returns who makes a request, nil for a stranger.
 func (d *doors) visitOf(r *http.Request) *visit {
-	if d.logins == nil {
+	if d.Logins == nil {
 		return &d.local
 	}
 	cookie, err := r.Cookie(d.cookie)
@@ -198,13 +200,22 @@ func (d *doors) login(w http.ResponseWriter, r *http.Request) {
 	for len(d.failed) > 0 && now.Sub(d.failed[0]) > failedTime {
 		d.failed = d.failed[1:]
 	}
-	if d.logins == nil || len(d.failed) >= maxFailed {
+	if d.Logins == nil {
+		http.Error(w, "who is on this machine needs no login", http.StatusNotFound)
+		return
+	}
+	if len(d.failed) >= maxFailed {
+		d.count()
 		http.Error(w, "too many logins failed: try again in a minute", http.StatusTooManyRequests)
 		return
 	}
-	user, ok := d.logins.Login(strings.TrimSpace(r.PostFormValue("token")))
+	user, ok := d.Logins.Login(strings.TrimSpace(r.PostFormValue("token")))
 	if !ok {
-		d.failed = append(d.failed, now)
+		d.count()
+		d.log.Warn("a login to the dashboard failed: its token is nobody's", "peer", r.RemoteAddr)
+		if d.failed = append(d.failed, now); len(d.failed) == maxFailed {
+			d.log.Warn("too many logins to the dashboard failed: for a while all are refused")
+		}
 		http.Redirect(w, r, "login#failed", http.StatusSeeOther)
 		return
 	}
@@ -217,12 +228,20 @@ func (d *doors) login(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, fmt.Sprintf("%d are logged in, the most that may", maxLogins), http.StatusServiceUnavailable)
 		return
 	}
+	d.log.Info("a user has logged in to the dashboard", "user", user.Name, "peer", r.RemoteAddr)
 	id := rand.Text()
 	d.visits[id] = &visit{User: user, token: rand.Text(), ends: now.Add(loginLife)}
 	http.SetCookie(w, &http.Cookie{
 		Name: d.cookie, Value: id, Path: "/", MaxAge: int(loginLife / time.Second), HttpOnly: true, SameSite: http.SameSiteStrictMode, Secure: d.cookie != "headwater",
 	})
 	http.Redirect(w, r, "./", http.StatusSeeOther)
+}
+
+// count counts a login that failed.
+func (d *doors) count() {
+	if d.Failed != nil {
+		d.Failed()
+	}
 }
 
 // logout ends a visit.
@@ -239,6 +258,6 @@ func (d *doors) logout(w http.ResponseWriter, r *http.Request) {
 func (d *doors) me(w http.ResponseWriter, r *http.Request) {
 	v := visiting(r)
 	answer(w, r, func(context.Context) (any, error) {
-		return map[string]any{"name": v.Name, "role": v.Role, "token": v.token, "leaves": d.logins != nil}, nil
+		return map[string]any{"name": v.Name, "role": v.Role, "token": v.token, "leaves": d.Logins != nil}, nil
 	})
 }

@@ -2,6 +2,7 @@ package dashboard
 
 import (
 	"bufio"
+	"bytes"
 	"crypto/sha256"
 	"encoding/json"
 	"errors"
@@ -30,7 +31,12 @@ func keyed(t *testing.T, c Cluster, lines ...string) *httptest.Server {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := New(c, logins, true, slog.New(slog.DiscardHandler))
+	return securely(t, New(c, Access{Logins: logins, Secure: true}, slog.New(slog.DiscardHandler)))
+}
+
+// securely serves a dashboard by TLS until the test ends.
+func securely(t *testing.T, d *Dashboard) *httptest.Server {
+	t.Helper()
 	s := httptest.NewTLSServer(d)
 	t.Cleanup(func() {
 		s.CloseClientConnections()
@@ -147,6 +153,33 @@ func TestStrangersSeeNothing(t *testing.T) {
 	}
 	if answer := g.posts("/login", url.Values{"token": {"token of alice"}}); answer.StatusCode != http.StatusTooManyRequests {
 		t.Errorf("after %d failures a login is answered with %s", maxFailed, answer.Status)
+	}
+}
+
+// TestLoginsThatFailAreLoggedAndCounted tries more logins than may fail: all are counted, and who failed is logged, without a token.
+func TestLoginsThatFailAreLoggedAndCounted(t *testing.T) {
+	logins, err := ReadLogins(strings.NewReader(fmt.Sprintf("alice viewer %x", sha256.Sum256([]byte("token of alice")))))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var logged bytes.Buffer
+	failed := 0
+	s := securely(t, New(&fake{}, Access{Logins: logins, Secure: true, Failed: func() { failed++ }}, slog.New(slog.NewTextHandler(&logged, nil))))
+	enters(t, s, "alice")
+	const more = 3
+	for range maxFailed + more {
+		stranger(t, s).posts("/login", url.Values{"token": {"secret of mallory"}})
+	}
+	s.Close() // so that nothing is logged any more
+	if failed != maxFailed+more {
+		t.Errorf("%d failures are counted, want %d", failed, maxFailed+more)
+	}
+	text := logged.String()
+	if n := strings.Count(text, "a login to the dashboard failed"); n != maxFailed || strings.Count(text, "peer=127.0.0.1:") != maxFailed+1 {
+		t.Errorf("%d failures are logged, want %d, each with its peer:\n%s", n, maxFailed, text)
+	}
+	if !strings.Contains(text, `msg="a user has logged in to the dashboard" user=alice`) || strings.Count(text, "for a while all are refused") != 1 || strings.Contains(text, "secret of mallory") {
+		t.Errorf("the log is\n%s", text)
 	}
 }
 

@@ -30,6 +30,9 @@ type Totals struct {
 	Known          uint64            `json:"sessions_known"`
 	WorkersLost    uint64            `json:"workers_lost_total"`
 	SessionsLost   uint64            `json:"sessions_lost_total"`
+	SessionsMoved  uint64            `json:"sessions_moved_total"`
+	CopiesLacking  uint64            `json:"copies_lacking"`
+	CopiesMade     uint64            `json:"copies_made_total"`
 	JobWorkersLost uint64            `json:"job_workers_lost_total"`
 	Jobs           map[string]uint64 `json:"jobs"` // by state, those that there are
 }
@@ -78,10 +81,9 @@ type Job struct {
 
 // Event is something that happened to the cluster.
 type Event struct {
+	Number uint64    `json:"number"` // one that goes on has a new one
 	At     time.Time `json:"at"`
-	What   string    `json:"what"`
-	Worker string    `json:"worker"`
-	Count  int       `json:"count"` // sessions or jobs that it touched
+	Text   string    `json:"text"`
 }
 
 // Map is who holds which group of a session, layer by layer.

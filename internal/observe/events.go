@@ -43,26 +43,44 @@ const (
 
 // texts say what happened, of one worker.
 var texts = map[EventKind]func(e *Event) string{
-	WorkerJoined: func(e *Event) string { return e.Worker + " has joined" },
-	WorkerGone:   func(e *Event) string { return fmt.Sprintf("%s is gone, with parts of %d sessions", e.Worker, e.Count) },
+	WorkerJoined: func(e *Event) string { return "worker " + e.Worker + " has joined" },
+	WorkerGone: func(e *Event) string {
+		return "worker " + e.Worker + " is gone" + e.sessions(", and with it its part of %s")
+	},
 	WorkerRestarted: func(e *Event) string {
-		return fmt.Sprintf("%s has restarted, without its parts of %d sessions", e.Worker, e.Count)
+		return "worker " + e.Worker + " was restarted" + e.sessions(": its part of %s is lost")
 	},
 	SessionsMoved: func(e *Event) string {
-		return fmt.Sprintf("%d sessions go on without %s, from copies", e.Count, e.Worker)
+		return e.some("session goes", "sessions go") + " on without worker " + e.Worker + ", from copies"
 	},
-	CopiesMade:    func(e *Event) string { return fmt.Sprintf("%d copies were made at %s", e.Count, e.Worker) },
-	JobLost:       func(e *Event) string { return fmt.Sprintf("%s was lost with its share of a job", e.Worker) },
-	CopiesLacking: func(e *Event) string { return fmt.Sprintf("under-replicated: %d shards", e.Count) },
+	CopiesMade:    func(e *Event) string { return e.some("copy was", "copies were") + " made at worker " + e.Worker },
+	JobLost:       func(e *Event) string { return "worker " + e.Worker + " was lost to a job: others take its share" },
+	CopiesLacking: func(e *Event) string { return "under-replicated: " + e.some("shard", "shards") },
 	CopiesWhole:   func(*Event) string { return "no copies are missing" },
 	StaleFreed: func(e *Event) string {
-		return fmt.Sprintf("%d sessions that went on without %s were freed there", e.Count, e.Worker)
+		return "worker " + e.Worker + " freed " + e.some("session that has gone on without it", "sessions that have gone on without it")
 	},
-	Draining:   func(e *Event) string { return e.Worker + " is drained: its sessions move away" },
-	Undrained:  func(e *Event) string { return e.Worker + " is drained no longer" },
-	Drained:    func(e *Event) string { return e.Worker + " is drained and holds no sessions" },
-	Rebalanced: func(e *Event) string { return fmt.Sprintf("%d sessions were moved to %s", e.Count, e.Worker) },
-	CopyFailed: func(e *Event) string { return fmt.Sprintf("%d copies could not be made at %s", e.Count, e.Worker) },
+	Draining:   func(e *Event) string { return "worker " + e.Worker + " is drained: its sessions move away" },
+	Undrained:  func(e *Event) string { return "worker " + e.Worker + " is drained no longer" },
+	Drained:    func(e *Event) string { return "worker " + e.Worker + " is drained and holds no sessions" },
+	Rebalanced: func(e *Event) string { return e.some("session was", "sessions were") + " moved to worker " + e.Worker },
+	CopyFailed: func(e *Event) string { return e.some("copy", "copies") + " could not be made at worker " + e.Worker },
+}
+
+// some counts what the event touched.
+func (e *Event) some(one, more string) string {
+	if e.Count == 1 {
+		return "1 " + one
+	}
+	return fmt.Sprintf("%d %s", e.Count, more)
+}
+
+// sessions says which sessions the event touched, "" if none.
+func (e *Event) sessions(format string) string {
+	if e.Count == 0 {
+		return ""
+	}
+	return fmt.Sprintf(format, e.some("session", "sessions"))
 }
 
 // Text is the event as one line for people.
@@ -139,25 +157,33 @@ func (c *Coordinator) EventsAfter(number uint64) ([]Event, <-chan struct{}) {
 	return slices.DeleteFunc(slices.Clone(e.all), func(x Event) bool { return x.Number <= number }), e.changed
 }
 
-// Happened notes an event that no metric counts.
+// Happened notes an event, and counts it if its kind has a metric.
 func (c *Coordinator) Happened(what EventKind, worker string, count int) {
-	if c != nil {
-		c.events.add(Event{What: what, Worker: worker, Count: count})
-	}
+	c.note(Event{What: what, Worker: worker, Count: count})
 }
 
 // Failed notes an event that has a reason.
 func (c *Coordinator) Failed(what EventKind, worker string, why error) {
-	if c != nil {
-		c.events.add(Event{What: what, Worker: worker, Count: 1, Why: strings.Join(strings.Fields(why.Error()), " ")})
+	c.note(Event{What: what, Worker: worker, Count: 1, Why: strings.Join(strings.Fields(why.Error()), " ")})
+}
+
+func (c *Coordinator) note(e Event) {
+	if c == nil {
+		return
+	}
+	c.events.add(e)
+	if counter := c.happened[e.What]; counter != nil {
+		counter.Add(float64(e.Count))
 	}
 }
 
 // JobLost counts a worker that was lost while it had a share of a job.
-func (c *Coordinator) JobLost(worker string) {
-	c.Happened(JobLost, worker, 1)
+func (c *Coordinator) JobLost(worker string) { c.Happened(JobLost, worker, 1) }
+
+// LoginFailed counts a login to the dashboard that failed.
+func (c *Coordinator) LoginFailed() {
 	if c.Counts() {
-		c.jobLost.Inc()
+		c.logins.Inc()
 	}
 }
 
@@ -175,11 +201,18 @@ func (c *Coordinator) WorkerLost(worker string, restarted bool, sessions int) {
 	}
 }
 
-// Lost returns what WorkerLost and JobLost have counted: workers with sessions, these sessions, and workers with shares of jobs.
-func (c *Coordinator) Lost() (workers, sessions, jobs uint64) {
+// Losses are what has been counted of lost workers.
+type Losses struct {
+	Workers, Sessions uint64 // workers that were lost with sessions, and these sessions
+	Moved             uint64 // sessions that went on without a lost worker
+	Jobs              uint64 // workers that were lost with shares of jobs
+}
+
+// Losses returns what has been counted.
+func (c *Coordinator) Losses() Losses {
 	if !c.Counts() {
-		return 0, 0, 0
+		return Losses{}
 	}
 	value := func(m prometheus.Metric) uint64 { return uint64(told(m).GetCounter().GetValue()) }
-	return value(c.workers), value(c.sessions), value(c.jobLost)
+	return Losses{value(c.workers), value(c.sessions), value(c.happened[SessionsMoved]), value(c.happened[JobLost])}
 }

@@ -150,8 +150,9 @@ type Coordinator struct {
 	refusals          []prometheus.Counter
 	jobs              []prometheus.Observer
 	jobWire           prometheus.Histogram
-	jobLost           prometheus.Counter
 	workers, sessions prometheus.Counter
+	logins            prometheus.Counter
+	happened          map[EventKind]prometheus.Counter // of the kinds that a metric counts
 	events            events
 }
 
@@ -166,8 +167,11 @@ func NewCoordinator() *Coordinator {
 	r := newRegistry()
 	return &Coordinator{
 		Registry: r, duration: r.histogram(&relayDuration), wire: r.histogram(&relayWire), refusals: r.counters(&relayRefusals),
-		jobs: r.histograms(&jobDuration), jobWire: r.histogram(&jobWire), jobLost: r.counter(&jobLost),
-		workers: r.counter(&workersLost), sessions: r.counter(&sessionsLost),
+		jobs: r.histograms(&jobDuration), jobWire: r.histogram(&jobWire),
+		workers: r.counter(&workersLost), sessions: r.counter(&sessionsLost), logins: r.counter(&loginsFailed),
+		happened: map[EventKind]prometheus.Counter{
+			JobLost: r.counter(&jobLost), SessionsMoved: r.counter(&sessionsMoved), CopyFailed: r.counter(&copiesFailed),
+		},
 	}
 }
 

@@ -89,6 +89,9 @@ var (
 	jobLost       = Metric{Name: "headwater_coordinator_job_workers_lost_total", Kind: Counter, Who: OfCoordinator, Help: "Workers that were lost while they had a share of a job. Others took it over."}
 	workersLost   = Metric{Name: "headwater_coordinator_workers_lost_total", Kind: Counter, Who: OfCoordinator, Help: "Workers that went away or were restarted while they held sessions that this coordinator remembers."}
 	sessionsLost  = Metric{Name: "headwater_coordinator_sessions_lost_total", Kind: Counter, Who: OfCoordinator, Help: "Sessions that these workers held, as far as this coordinator remembers them; those that come back with their worker are counted as well."}
+	sessionsMoved = Metric{Name: "headwater_coordinator_sessions_moved_total", Kind: Counter, Who: OfCoordinator, Help: "Failovers: sessions that went on without a lost worker, from the copies of others, once for each worker; of those that this coordinator relays."}
+	copiesFailed  = Metric{Name: "headwater_coordinator_copies_failed_total", Kind: Counter, Who: OfCoordinator, Help: "Copies of sessions that could not be made at a worker. They are tried again."}
+	loginsFailed  = Metric{Name: "headwater_coordinator_logins_failed_total", Kind: Counter, Who: OfCoordinator, Help: "Logins to the dashboard that failed, those in them that were refused because too many had failed."}
 )
 
 // The metrics that are read at a scrape, from what coord status shows.
@@ -139,7 +142,7 @@ var (
 func All() []Metric {
 	all := []Metric{
 		stepDuration, stepQueue, kernelDuration, kernelRead, stepRefusals, stepTokens, contextRaw, contextWire,
-		relayDuration, relayWire, relayRefusals, jobDuration, jobWire, jobLost, workersLost, sessionsLost,
+		relayDuration, relayWire, relayRefusals, jobDuration, jobWire, jobLost, workersLost, sessionsLost, sessionsMoved, copiesFailed, loginsFailed,
 		Build, Panics, FlightBytes, FlightReserved, FlightWaiting, OpenCalls, OpenConns, PeersRefused, CertificateExpires,
 		MemoryBudget, MemoryUsed, MemorySpare, Threads, Bus, Sessions, Lanes, QueuedSteps, QueuedTokens, Pages,
 		CacheUsed, CacheFree, CacheRoom, CacheRows, CacheHeap, PrefixBytes, PrefixAsked, PrefixHits, PrefixSaved, Evicted,

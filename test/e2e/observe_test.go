@@ -243,6 +243,7 @@ func TestDashboardSeesAWorkerDie(t *testing.T) {
 	if len(p.Workers) != 2 || len(p.Sessions) != 1 || p.Sessions[0].ID != s.ID().String() || m.Session != s.ID().String() || len(m.Holders) != 2 || slices.Contains(m.Layers[0].Owner, -1) {
 		t.Fatalf("the page is sent %+v with the map %+v", p, m)
 	}
+	gone := fmt.Sprintf("worker %s is gone, and with it its part of 1 session", c.Name(1))
 	c.Kill(1)
 	for {
 		p, m := w.next()
@@ -252,7 +253,7 @@ func TestDashboardSeesAWorkerDie(t *testing.T) {
 				left++
 			}
 		}
-		told := slices.ContainsFunc(p.Events, func(e dashboard.Event) bool { return e.What == "gone" && e.Count == 1 })
+		told := slices.ContainsFunc(p.Events, func(e dashboard.Event) bool { return e.Text == gone })
 		if left == 1 && len(p.Sessions) == 1 && len(m.Holders) == 1 && slices.Contains(m.Layers[0].Owner, -1) && told && p.Coordinator.SessionsLost == 1 {
 			return
 		}

@@ -52,7 +52,7 @@ func open(t *testing.T, address string, v View) *Page {
 // serve serves the dashboard of a cluster until the test ends.
 func serve(t *testing.T, c dashboard.Cluster) string {
 	t.Helper()
-	d := dashboard.New(c, nil, false, slog.New(slog.DiscardHandler))
+	d := dashboard.New(c, dashboard.Access{}, slog.New(slog.DiscardHandler))
 	s := httptest.NewServer(d)
 	t.Cleanup(func() {
 		s.CloseClientConnections()
@@ -169,12 +169,39 @@ func TestTheMapIsWalkedByKeyboard(t *testing.T) {
 	}
 }
 
+// TestASilentCoordinatorIsSaid: if nothing comes for more than 15 s, the page says since when, though the connection stands. The
+// test has its own clock, and lets the page look at it so often that it would have noticed.
+func TestASilentCoordinatorIsSaid(t *testing.T) {
+	c := &Silent{Fake: Fake{Workers: 1, Layers: 1, Groups: 1}}
+	c.speak()
+	p := open(t, serve(t, c), View{1024, 768, false})
+	p.until(t, `!document.body.classList.contains("stale")`)
+	eval[bool](t, p, `window.clock = Date.now(), window.looks = 0, Date.now = () => { looks++; return clock }, true`)
+	first := eval[string](t, p, `document.querySelector("#state").textContent`)
+	p.until(t, fmt.Sprintf(`document.querySelector("#state").textContent !== %q`, first)) // it was heard at the clock's time
+	c.fallSilent()
+	for _, ms := range []int{0, 14_000, 15_000} {
+		eval[bool](t, p, fmt.Sprintf(`window.clock += %d - (window.waited ?? 0), window.waited = %d, window.looks = 0, true`, ms, ms))
+		p.until(t, `window.looks >= 2`)
+		if stale := eval[bool](t, p, `document.body.classList.contains("stale")`); stale {
+			t.Errorf("after %d ms the page says that it is not connected", ms)
+		}
+	}
+	at := strings.TrimPrefix(eval[string](t, p, `document.querySelector("#state").textContent`), "as of ")
+	eval[bool](t, p, `window.clock += 1, true`)
+	p.until(t, fmt.Sprintf(`document.body.classList.contains("stale") && document.querySelector("#state").textContent === "not connected since %s"`, at))
+	p.shoot(t, "silent")
+	eval[bool](t, p, `window.clock += 60_000, true`)
+	c.speak()
+	p.until(t, `!document.body.classList.contains("stale") && document.querySelector("#state").textContent.startsWith("as of ")`)
+}
+
 func TestTheLoginIsReadable(t *testing.T) {
 	logins, err := dashboard.ReadLogins(strings.NewReader("someone viewer " + strings.Repeat("00", 32)))
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := dashboard.New(&Fake{}, logins, false, slog.New(slog.DiscardHandler))
+	d := dashboard.New(&Fake{}, dashboard.Access{Logins: logins}, slog.New(slog.DiscardHandler))
 	s := httptest.NewServer(d)
 	defer d.Close()
 	defer s.Close()

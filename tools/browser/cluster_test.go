@@ -98,6 +98,24 @@ func TestAKilledWorkerLeavesTheMap(t *testing.T) {
 	p.readable(t)
 }
 
+// TestUnderReplicatedShardsAreShown: with one of two workers gone, each shard lacks its copy.
+func TestUnderReplicatedShardsAreShown(t *testing.T) {
+	c, cl := start(t, 2)
+	if _, err := cl.OpenSession(t.Context(), client.SessionOptions{Name: "copied", Layers: model, Replicas: 1}); err != nil {
+		t.Fatal(err)
+	}
+	p := open(t, "http://"+c.Admin(-1), View{1024, 768, true})
+	total := `[...document.querySelectorAll("#totals div")].find(d => d.textContent.startsWith("under-replicated shards"))?.lastChild`
+	p.until(t, fmt.Sprintf(`%s?.textContent === "0" && !%s.matches(".bad")`, total, total))
+	p.until(t, `document.querySelectorAll("#map td").length === 12 && document.querySelectorAll("#map td.lacks").length === 0`)
+	c.Kill(1)
+	p.until(t, fmt.Sprintf(`%s.textContent === "12" && %s.matches(".bad")`, total, total))
+	p.until(t, `document.querySelectorAll("#map td.lacks").length === 12 && document.querySelector("#map-note").matches(".bad")`)
+	p.until(t, `[...document.querySelectorAll("#events li")].some(li => li.textContent.includes("under-replicated: 12 shards"))`)
+	p.shoot(t, "under-replicated")
+	p.readable(t)
+}
+
 func TestADeadCoordinatorIsSaid(t *testing.T) {
 	c, _ := start(t, 1)
 	p := open(t, "http://"+c.Admin(-1), View{1024, 768, false})

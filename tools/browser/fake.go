@@ -64,8 +64,13 @@ func (f *Fake) Picture(context.Context) (*dashboard.Snapshot, error) {
 	s.SessionsLeft = f.Sessions > shown
 	if f.Bad {
 		s.Coordinator.WorkersLost, s.Coordinator.SessionsLost = 2, 41
-		for i, what := range []string{"copied", "moved", "gone", "joined", "restarted", "job"} {
-			s.Events = append(s.Events, dashboard.Event{At: f.began.Add(-time.Duration(i) * time.Minute), What: what, Worker: fmt.Sprintf("worker-%d", i), Count: i*13 + 1})
+		s.Coordinator.SessionsMoved, s.Coordinator.CopiesLacking, s.Coordinator.CopiesMade = 40, 32, 7
+		for i, text := range []string{
+			"1 copy was made at worker worker-0", "under-replicated: 32 shards", "40 sessions go on without worker worker-1, from copies",
+			"worker worker-1 is gone, and with it its part of 41 sessions", "worker worker-3 has joined",
+			"13 copies could not be made at worker worker-4: restore session 00c0ffee at worker-4 (10.0.0.7:7601): not enough memory: 12 GiB are needed, 3.1 GiB are there",
+		} {
+			s.Events = append(s.Events, dashboard.Event{Number: uint64(100 - i), At: f.began.Add(-time.Duration(i) * time.Minute), Text: text})
 		}
 	}
 	return s, nil

@@ -95,15 +95,18 @@ function show(s) {
 function totals(t) {
   const all = [
     ["workers", t.workers, "headwater_coordinator_workers"],
-    ["left out", t.workers_left_out, "headwater_coordinator_workers_left_out"],
+    ["left out", t.workers_left_out, "headwater_coordinator_workers_left_out", true],
+    ["under-replicated shards", t.copies_lacking, "headwater_coordinator_copies_lacking", true],
     ["lanes", t.lanes, "headwater_coordinator_lanes"],
     ["workers lost", t.workers_lost_total, "headwater_coordinator_workers_lost_total"],
     ["sessions lost", t.sessions_lost_total, "headwater_coordinator_sessions_lost_total"],
+    ["sessions moved", t.sessions_moved_total, "headwater_coordinator_sessions_moved_total"],
+    ["copies made", t.copies_made_total, "headwater_coordinator_copies_made_total"],
     ["shares of jobs lost", t.job_workers_lost_total, "headwater_coordinator_job_workers_lost_total"],
     ...Object.entries(t.jobs).map(([state, n]) => ["jobs " + state, n, `headwater_coordinator_jobs{state="${state}"}`]),
   ];
   rows($("totals"), all, ([name]) => name, ([name, , metric]) => [make("dt", name, { title: metric }), make("dd", "", { title: metric })],
-    (row, [, n]) => set(row.children[1], number(n)), "div");
+    (row, [, n, , bad]) => { set(row.children[1], number(n)); row.children[1].classList.toggle("bad", Boolean(bad && n)); }, "div");
 }
 
 // rates are what a worker did since the last snapshot, null where it does not tell.
@@ -187,18 +190,8 @@ function jobs(s) {
   set($("jobs-note"), s.jobs_left_out ? `${number(s.jobs_left_out)} older ones are not shown` : count(s.jobs.length, "job"));
 }
 
-const said = {
-  joined: e => `worker ${e.worker} has joined`,
-  gone: e => `worker ${e.worker} is gone` + (e.count ? `, and with it its part of ${count(e.count, "session")}` : ""),
-  restarted: e => `worker ${e.worker} was restarted` + (e.count ? `: its part of ${count(e.count, "session")} is lost` : ""),
-  moved: e => `${count(e.count, "session goes", "sessions go")} on without worker ${e.worker}, from copies`,
-  copied: e => `worker ${e.worker} was given ${count(e.count, "copy", "copies")} that sessions lacked`,
-  job: e => `worker ${e.worker} was lost to a job: others take its share`,
-};
-
 function happenings(s) {
-  rows($("events"), s.events, e => e.at + e.what + e.worker, e => [make("time", time(e.at), { dateTime: e.at }), make("span")],
-    (li, e) => set(li.children[1], (said[e.what] ?? (() => e.what))(e)), "li");
+  rows($("events"), s.events, e => String(e.number), e => [make("time", time(e.at), { dateTime: e.at }), make("span", e.text)], () => {}, "li");
   set($("events-note"), s.events.length ? "" : "Nothing since the coordinator started.");
 }
 

@@ -155,7 +155,7 @@ func findings(b *browser.Browser, of *browser.Fake, axe string) (found int, err 
 		return 0, err
 	}
 	for page, keyed := range map[string]dashboard.Logins{"": nil, "/login#failed": logins} {
-		d := dashboard.New(of, keyed, false, slog.New(slog.NewTextHandler(io.Discard, nil)))
+		d := dashboard.New(of, dashboard.Access{Logins: keyed}, slog.New(slog.NewTextHandler(io.Discard, nil)))
 		s := httptest.NewServer(d)
 		for _, v := range browser.Views() {
 			n, err := look(b, s.URL+page, of, v, axe)
