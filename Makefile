@@ -12,7 +12,7 @@ VENV := .cache/python
 export GOFLAGS += -trimpath -buildvcs=false
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo demo-model check map test unit lint format proto generate breaking fuzz bench bench-plots figures-kernels figures-job figures-sessions figures-learn figures-model figures-observe figures-ops figures-faults soak explore \
+.PHONY: help build demo demo-model check map test unit lint format proto generate breaking fuzz bench bench-plots figures-kernels figures-job figures-sessions figures-learn figures-model figures-observe figures-ops figures-faults simulate soak explore \
 	fixtures image test-alerts test-amx test-avx512 test-browser test-traces test-arm64 test-k8s test-python test-model pytest wheel wheels clean
 
 help: ## list the targets
@@ -184,6 +184,9 @@ figures-faults: build ## measure how the programs bear bad luck and bad company;
 
 explore: ## explore the protocol of sessions in all orders of a small case; prints `figure explored_states N`
 	@HEADWATER_EXPLORE=1 $(GO) test -count=1 -timeout 90m -v -run 'TestSmallCase$$' ./test/explore
+
+simulate: ## simulate where sessions lie on clusters of up to 1,000 workers; prints `figure NAME VALUE`, draws docs/images/spread.png
+	@$(GO) run ./internal/figures/simulate -samples figures/simulate.json -plot docs/images/spread.png
 
 soak: build ## load a worker for 10 minutes with clients that fill it, of which some never read; prints `figure NAME VALUE`
 	@$(GO) run ./internal/figures/faults -bin bin -run '^soak_' -soak 10m

@@ -9,7 +9,7 @@ import (
 	"headwater.example/shard"
 )
 
-// evenEnough is the part of a worker's share by which it may hold more before sessions are moved away, as a divisor.
+// evenEnough is the part of a worker's share by which it may hold more or less before sessions are moved, as a divisor.
 const evenEnough = 20
 
 // Part is what one worker holds of one session.
@@ -82,11 +82,11 @@ func Even(loads []*Load) (moves []Move) {
 // little, of loads in that order. The part is nil if there is none.
 func firstMove(byLoad []*Load, at map[[16]byte][]*Load) (from, to *Load, part *Part) {
 	for _, from := range byLoad {
-		if from.over() <= int64(from.share/evenEnough) {
+		if from.over() <= 0 {
 			return nil, nil, nil
 		}
 		for _, to := range slices.Backward(byLoad) {
-			if to.over() >= 0 {
+			if to.over() >= 0 || from.over() <= int64(from.share/evenEnough) && -to.over() <= int64(to.share/evenEnough) {
 				break
 			}
 			var best *Part
