@@ -247,7 +247,11 @@ func (e stepErrors) Error() string {
 		texts = append(texts, err.Error())
 	}
 	for why, n := range count {
-		texts[first[why]] += fmt.Sprintf(" (and %d more steps alike)", n)
+		steps := "steps"
+		if n == 1 {
+			steps = "step"
+		}
+		texts[first[why]] += fmt.Sprintf(" (and %d more %s alike)", n, steps)
 	}
 	return strings.Join(texts, "; ")
 }
