@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -54,7 +55,7 @@ func render(t *testing.T, folder string) []byte {
 // conform checks manifests against the schemas: unknown fields, wrong types and unknown kinds are errors.
 func conform(t *testing.T, manifests []byte) error {
 	t.Helper()
-	_, err := tool(t, manifests, "kubeconform", "-strict", "-schema-location", "schemas/{{.ResourceKind}}{{.KindSuffix}}.json")
+	_, err := tool(t, manifests, "kubeconform", "-strict", "-skip", "Certificate,Issuer,ServiceMonitor", "-schema-location", "schemas/{{.ResourceKind}}{{.KindSuffix}}.json")
 	return err
 }
 
@@ -123,8 +124,11 @@ type container struct {
 	Resources       struct{ Requests, Limits map[string]string }
 	SecurityContext security `yaml:"securityContext"`
 	VolumeMounts    []struct {
-		Name      string
-		MountPath string `yaml:"mountPath"`
+		Name        string
+		MountPath   string `yaml:"mountPath"`
+		SubPath     string `yaml:"subPath"`
+		SubPathExpr string `yaml:"subPathExpr"`
+		ReadOnly    bool   `yaml:"readOnly"`
 	} `yaml:"volumeMounts"`
 }
 
@@ -153,7 +157,12 @@ type pod struct {
 		Name     string
 		EmptyDir map[string]any `yaml:"emptyDir"`
 		HostPath any            `yaml:"hostPath"`
+
+		Projected struct {
+			Sources []struct{ Secret struct{ Name string } }
+		}
 	}
+	TerminationGracePeriodSeconds int `yaml:"terminationGracePeriodSeconds"`
 }
 
 // object is what of the kinds in use is looked at.
@@ -171,7 +180,8 @@ type object struct {
 		PodManagementPolicy      string `yaml:"podManagementPolicy"`
 		Replicas                 int
 		PodSelector              selection `yaml:"podSelector"`
-		Ingress                  []struct{ Ports []port }
+		Ingress, Egress          []struct{ Ports []port }
+		PolicyTypes              []string `yaml:"policyTypes"`
 		Template                 struct {
 			Metadata metadata
 			Spec     pod
@@ -223,8 +233,30 @@ func find(t *testing.T, objects []object, kind, name string) object {
 
 func is(b *bool, want bool) bool { return b != nil && *b == want }
 
+// optional returns a folder with an overlay that has all components.
+func optional(t *testing.T) string {
+	t.Helper()
+	here, err := filepath.Abs(".")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	to := func(folder string) string {
+		path, err := filepath.Rel(dir, filepath.Join(here, folder))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	text := "resources: [" + to("overlays/production") + "]\ncomponents: [" + to("components/cert-manager") + ", " + to("components/monitoring") + "]\n"
+	if err := os.WriteFile(filepath.Join(dir, "kustomization.yaml"), []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
 func TestManifests(t *testing.T) {
-	for _, folder := range []string{"base", "overlays/local"} {
+	for _, folder := range []string{"base", "overlays/local", "overlays/production", optional(t)} {
 		t.Run(folder, func(t *testing.T) {
 			manifests := render(t, folder)
 			if err := conform(t, manifests); err != nil {
@@ -263,11 +295,13 @@ func TestManifests(t *testing.T) {
 				if headless.Spec.ClusterIP != "None" || !headless.Spec.PublishNotReadyAddresses {
 					t.Errorf("service %s has to be headless, and to name pods that are not ready", service)
 				}
+				find(t, objects, "PodDisruptionBudget", name)
 				find(t, objects, "ServiceAccount", set.Spec.Template.Spec.ServiceAccountName)
 				confined(t, name, set)
 			}
 			selectsOneSet(t, objects)
 			settings(t, objects)
+			graces(t, objects)
 		})
 	}
 }
@@ -308,18 +342,78 @@ func confined(t *testing.T, name string, set object) {
 				t.Errorf("%s mounts %s, which is not there", name, v.Name)
 			}
 		}
-		grpc := 0
+		health := 0
 		for _, p := range c.Ports {
-			if p.Name == "grpc" {
-				grpc = p.ContainerPort
+			if p.Name == "health" {
+				health = p.ContainerPort
 			}
 		}
-		for _, p := range []*probe{c.StartupProbe, c.ReadinessProbe, c.LivenessProbe} {
-			if p == nil || p.GRPC == nil || p.GRPC.Port != grpc || grpc == 0 {
-				t.Errorf("%s: a probe does not ask the gRPC health service at %d", name, grpc)
+		for what, p := range map[string]*probe{"": c.StartupProbe, "ready": c.ReadinessProbe, " ": c.LivenessProbe} {
+			if p == nil || p.GRPC == nil || p.GRPC.Port != health || health == 0 || p.GRPC.Service != strings.TrimSpace(what) {
+				t.Errorf("%s: a probe does not ask the gRPC health service at %d: %+v", name, health, p)
 			}
 		}
 	}
+	certificates(t, name, p)
+}
+
+// certificates checks that a set's pods have a certificate of their role and the keys of gossip in one folder, into which renewals
+// come.
+func certificates(t *testing.T, name string, p pod) {
+	t.Helper()
+	c := p.Containers[0]
+	for _, m := range c.VolumeMounts {
+		if m.SubPath != "" || m.SubPathExpr != "" {
+			t.Errorf("%s: what changes in %s does not come to %s", name, m.Name, m.MountPath)
+		}
+		if m.MountPath != c.env("HEADWATER_TLS_DIR") {
+			continue
+		}
+		for _, v := range p.Volumes {
+			if v.Name != m.Name {
+				continue
+			}
+			var secrets []string
+			for _, source := range v.Projected.Sources {
+				secrets = append(secrets, source.Secret.Name)
+			}
+			if want := []string{name + "-tls", "headwater-gossip"}; !slices.Equal(secrets, want) || !m.ReadOnly {
+				t.Errorf("%s: its folder of certificates is of %q, not %q", name, secrets, want)
+			}
+			return
+		}
+	}
+	t.Errorf("%s has no certificate", name)
+}
+
+// graces checks that a worker that is full has the time to hand over what it holds.
+func graces(t *testing.T, objects []object) {
+	t.Helper()
+	set := find(t, objects, "StatefulSet", "headwater-worker").Spec.Template.Spec
+	rate := find(t, objects, "StatefulSet", "headwater-coordinator").Spec.Template.Spec.Containers[0].env("HEADWATER_COPY_RATE")
+	if rate == "" {
+		rate = "64MiB" // docs/limits.md
+	}
+	need := sizeOf(t, set.Containers[0].env("HEADWATER_MEMORY"))/sizeOf(t, rate) + 60
+	if set.TerminationGracePeriodSeconds < need {
+		t.Errorf("a worker that is full needs %d s to hand over what it holds, and has %d s", need, set.TerminationGracePeriodSeconds)
+	}
+}
+
+// sizeOf reads a size in binary units.
+func sizeOf(t *testing.T, size string) int {
+	t.Helper()
+	for unit, bytes := range map[string]int{"MiB": 1 << 20, "GiB": 1 << 30} {
+		if number, ok := strings.CutSuffix(size, unit); ok {
+			n, err := strconv.Atoi(number)
+			if err != nil || n <= 0 {
+				t.Fatalf("size %q: %v", size, err)
+			}
+			return n * bytes
+		}
+	}
+	t.Fatalf("size %q", size)
+	return 0
 }
 
 // selectsOneSet checks that whatever selects pods selects those of one set, and names ports that these have.
@@ -335,6 +429,15 @@ func selectsOneSet(t *testing.T, objects []object) {
 			selector = o.Spec.PodSelector.MatchLabels
 			for _, rule := range o.Spec.Ingress {
 				ports = append(ports, rule.Ports...)
+			}
+			var dns []string
+			for _, rule := range o.Spec.Egress {
+				for _, p := range rule.Ports {
+					dns = append(dns, fmt.Sprint(p.Protocol, p.Port))
+				}
+			}
+			if !slices.Equal(o.Spec.PolicyTypes, []string{"Ingress", "Egress"}) || !slices.Equal(dns, []string{"53", "UDP53"}) {
+				t.Errorf("%s %s: out go %q", o.Kind, o.Metadata.Name, dns)
 			}
 		case "StatefulSet":
 			for _, c := range o.Spec.Template.Spec.TopologySpreadConstraints {
@@ -392,6 +495,8 @@ func settings(t *testing.T, objects []object) {
 			"HEADWATER_LISTEN":           fmt.Sprintf(":%d", at["grpc"]),
 			"HEADWATER_ADVERTISE":        fmt.Sprintf("[$(POD_IP)]:%d", at["grpc"]),
 			"HEADWATER_GOSSIP":           fmt.Sprintf(":%d", at["gossip"]),
+			"HEADWATER_HEALTH":           fmt.Sprintf(":%d", at["health"]),
+			"HEADWATER_INSECURE":         "",
 			"HEADWATER_GOSSIP_ADVERTISE": fmt.Sprintf("[$(POD_IP)]:%d", at["gossip"]),
 		} {
 			if got := c.env(setting); got != want {
@@ -473,6 +578,37 @@ func TestLocalOverlayNamesWhatMakeImageTags(t *testing.T) {
 	}
 	if !slices.Contains(packed, "headwater/coord:9.8.7") || !slices.Contains(packed, "headwater/worker:9.8.7") {
 		t.Errorf("make image VERSION=9.8.7 packs %q", packed)
+	}
+}
+
+// TestTheSecretsOfPodsAreThoseThatTheProgramPrints runs the commands of docs/kubernetes.md.
+func TestTheSecretsOfPodsAreThoseThatTheProgramPrints(t *testing.T) {
+	dir := t.TempDir()
+	coord := filepath.Join(dir, "coord")
+	if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", coord, "../cmd/coord").CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	var printed []byte
+	for _, args := range [][]string{{"init"}, {"issue", "coordinator", "headwater-coordinator-*"}, {"issue", "worker", "headwater-worker-*"}, {"secrets"}} {
+		cmd := exec.CommandContext(t.Context(), coord, append([]string{"certs"}, args...)...)
+		cmd.Dir = dir
+		var err error
+		if printed, err = cmd.Output(); err != nil {
+			t.Fatalf("%q: %v", args, err)
+		}
+	}
+	secrets := parse(t, printed)
+	if err := conform(t, printed); err != nil {
+		t.Error(err)
+	}
+	for _, o := range parse(t, render(t, "base")) {
+		for _, v := range o.Spec.Template.Spec.Volumes {
+			for _, source := range v.Projected.Sources {
+				if find(t, secrets, "Secret", source.Secret.Name).Metadata.Namespace != o.Metadata.Namespace {
+					t.Errorf("%s is in another namespace than %s", source.Secret.Name, o.Metadata.Name)
+				}
+			}
+		}
 	}
 }
 

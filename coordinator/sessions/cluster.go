@@ -1,6 +1,7 @@
 package sessions
 
 import (
+	"bytes"
 	"context"
 	"slices"
 	"time"
@@ -25,8 +26,12 @@ type Cluster struct {
 func (r *Relay) Cluster() *Cluster { return &Cluster{keeper: r.copies} }
 
 // Copies implements headwater.v1.ClusterService.
-func (c *Cluster) Copies(context.Context, *headwaterv1.CopiesRequest) (*headwaterv1.CopiesResponse, error) {
-	return c.told(), nil
+func (c *Cluster) Copies(_ context.Context, req *headwaterv1.CopiesRequest) (*headwaterv1.CopiesResponse, error) {
+	m := c.told()
+	if len(req.GetBoot()) > 0 && !slices.ContainsFunc(m.GetBoots(), func(b []byte) bool { return bytes.Equal(b, req.GetBoot()) }) {
+		c.lookAtAll()
+	}
+	return m, nil
 }
 
 // Copies returns how many copies of shards are missing, how many copies were made, and their bytes.
@@ -47,6 +52,9 @@ func (k *keeper) told() *headwaterv1.CopiesResponse {
 	}
 	if !k.looked.IsZero() {
 		m.Looked = timestamppb.New(k.looked)
+	}
+	for _, boot := range k.answered {
+		m.Boots = append(m.Boots, boot[:])
 	}
 	return m
 }

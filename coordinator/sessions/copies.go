@@ -48,6 +48,8 @@ type keeper struct {
 	said    int // copies that the newest event says are missing
 	copies  uint64
 	looked  time.Time
+	// answered are the boots of the workers that answered at the newest look at all sessions.
+	answered [][16]byte
 	failed  string        // why the newest thing that was to be done could not be
 	turn    chan struct{} // closed when all sessions have been looked at; nil until somebody waits
 }
@@ -148,9 +150,10 @@ func (k *keeper) pass(ctx context.Context, all bool) (unfinished bool) {
 		unfinished = k.tendAll(ctx, some) || unfinished
 	}
 	if all {
-		unfinished = k.passAll(ctx) || unfinished
+		left, answered := k.passAll(ctx)
+		unfinished = left || unfinished
 		k.mu.Lock()
-		k.looked = k.now()
+		k.looked, k.answered = k.now(), answered
 		k.mu.Unlock()
 		if turn != nil {
 			close(turn)
@@ -160,15 +163,20 @@ func (k *keeper) pass(ctx context.Context, all bool) (unfinished bool) {
 	return unfinished
 }
 
-// passAll looks at all sessions that workers hold.
-func (k *keeper) passAll(ctx context.Context) (unfinished bool) {
+// passAll looks at all sessions that workers hold, and returns the boots of those that answered as it began.
+func (k *keeper) passAll(ctx context.Context) (unfinished bool, answered [][16]byte) {
 	seen := map[[16]byte]bool{}
 	req := &headwaterv1.ListSessionsRequest{Limit: lookAtOnce}
 	for ctx.Err() == nil {
 		members := k.answering(ctx)
+		if req.After == nil {
+			for _, m := range members {
+				answered = append(answered, m.Boot)
+			}
+		}
 		answers, _, err := k.list(ctx, members, req)
 		if err != nil {
-			return true
+			return true, answered
 		}
 		ids := slices.SortedFunc(maps.Keys(bySession(members, answers)), func(a, b [16]byte) int { return bytes.Compare(a[:], b[:]) })
 		ids = ids[:min(len(ids), lookAtOnce)] // of those beyond parts may be missing
@@ -180,12 +188,12 @@ func (k *keeper) passAll(ctx context.Context) (unfinished bool) {
 		}
 		if len(ids) < lookAtOnce {
 			k.keepOnly(seen)
-			return unfinished
+			return unfinished, answered
 		}
 		last := ids[len(ids)-1]
 		req.After = last[:]
 	}
-	return true
+	return true, answered
 }
 
 // answering returns the workers that answer.

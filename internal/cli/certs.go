@@ -41,7 +41,7 @@ const (
 func (a *app) certs() *cobra.Command {
 	return group("certs", "Make the certificates by which a cluster's parts know each other",
 		"  coord certs init\n  coord certs issue coordinator c1\n  coord certs issue worker w1\n  coord certs issue client ann",
-		a.certsInit(), a.certsIssue(), a.certsRenew(), a.certsRotate(), a.certsList())
+		a.certsInit(), a.certsIssue(), a.certsRenew(), a.certsRotate(), a.certsList(), a.certsSecrets())
 }
 
 func (a *app) certsInit() *cobra.Command {

@@ -69,6 +69,14 @@ func (e *endpointFlags) bindHealth(ctx context.Context) error {
 	return nil
 }
 
+// boundHealth is the address of the port for health checks; empty without one.
+func (e *endpointFlags) boundHealth() string {
+	if e.probes == nil {
+		return ""
+	}
+	return e.probes.Addr().String()
+}
+
 // attend answers health checks on a port of their own, and looks at the certificates again and again, until stop is called.
 func (e *endpointFlags) attend(ctx context.Context, s *rpc.Security, h *health.Server, log *slog.Logger) (stop func()) {
 	tended := tend(ctx, s)

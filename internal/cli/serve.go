@@ -142,6 +142,7 @@ func (a *app) runCoordinator(ctx context.Context, at endpointFlags, admin *admin
 		defer serveDashboard(admin, c, config.Observe, log)()
 	}
 	defer at.attend(ctx, config.Security, s.health, log)()
+	defer at.watchReady(ctx, s, config.Security, readyCheck{own: listener})()
 	// Should running jobs fail, for the disk's sake, so does the process: it would take jobs that never run.
 	ctx, stop := context.WithCancelCause(ctx)
 	defer endHard(ctx, log)()
@@ -153,7 +154,7 @@ func (a *app) runCoordinator(ctx context.Context, at endpointFlags, admin *admin
 		ran <- err
 	}()
 	log.Info("serving", "address", address, "gossip", membership.GossipAddr(view), "admin", admin.bound(), "folder", config.DataDir)
-	if err := at.ready(localcluster.Ready{Name: name, Address: address, Gossip: membership.GossipAddr(view), Admin: admin.bound()}); err != nil {
+	if err := at.ready(localcluster.Ready{Name: name, Address: address, Gossip: membership.GossipAddr(view), Admin: admin.bound(), Health: at.boundHealth()}); err != nil {
 		log.Warn("the parent was not told", "error", err)
 	}
 	err = s.serve(ctx, listener, func(within context.Context) error {
@@ -273,10 +274,11 @@ func (a *app) runWorker(ctx context.Context, at endpointFlags, admin *adminFlag,
 	}
 	defer expire(ctx, w, config.SessionTTL)()
 	defer at.attend(ctx, config.Security, s.health, log)()
+	defer at.watchReady(ctx, s, config.Security, readyCheck{worker: name, boot: config.Boot, own: listener})()
 	defer serveLocal(ctx, w, log)()
 	log.Info("serving", "address", address, "gossip", membership.GossipAddr(view), "admin", admin.bound(), "memory"+bytesKey, config.Budget,
 		"kernel", attention.KernelName(), "threads", config.Threads, "processor", processor.Name(), "features", strings.Join(processor.Names(), " "))
-	if err := at.ready(localcluster.Ready{Name: name, Address: address, Gossip: membership.GossipAddr(view), Admin: admin.bound()}); err != nil {
+	if err := at.ready(localcluster.Ready{Name: name, Address: address, Gossip: membership.GossipAddr(view), Admin: admin.bound(), Health: at.boundHealth()}); err != nil {
 		log.Warn("the parent was not told", "error", err)
 	}
 	return s.serve(ctx, listener, w.Drain)

@@ -111,6 +111,15 @@ func (c *Cluster) Admin(worker int) string {
 	return c.workers[worker].ready.Admin
 }
 
+// Health is the host:port of a worker's port for health checks, that of the coordinator's for -1; empty where it was started without
+// one.
+func (c *Cluster) Health(worker int) string {
+	if worker < 0 {
+		return c.coordinator.ready.Health
+	}
+	return c.workers[worker].ready.Health
+}
+
 // Process is the id of a worker's process; that of the coordinator's for -1.
 func (c *Cluster) Process(worker int) int {
 	if worker < 0 {

@@ -21,9 +21,10 @@ import (
 // Ready is what a process says on its pipe, as one line of JSON, when it serves.
 type Ready struct {
 	Name    string `json:"name"`
-	Address string `json:"address"`         // host:port of its gRPC service
-	Gossip  string `json:"gossip"`          // host:port of its gossip; empty when it does not gossip
-	Admin   string `json:"admin,omitempty"` // host:port of its admin port; empty when it has none
+	Address string `json:"address"`          // host:port of its gRPC service
+	Gossip  string `json:"gossip"`           // host:port of its gossip; empty when it does not gossip
+	Admin   string `json:"admin,omitempty"`  // host:port of its admin port; empty when it has none
+	Health  string `json:"health,omitempty"` // host:port of its port for health checks; empty when it has none
 }
 
 // ReadyFlag is the flag that names the pipe's file descriptor.

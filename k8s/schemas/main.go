@@ -21,6 +21,7 @@ import (
 // kinds are the definitions that the manifests use, by file.
 var kinds = map[string]string{
 	"namespace-v1.json":                  "io.k8s.api.core.v1.Namespace",
+	"secret-v1.json":                     "io.k8s.api.core.v1.Secret",
 	"service-v1.json":                    "io.k8s.api.core.v1.Service",
 	"serviceaccount-v1.json":             "io.k8s.api.core.v1.ServiceAccount",
 	"pod-v1.json":                        "io.k8s.api.core.v1.Pod",

@@ -22,9 +22,11 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// CopiesRequest has no fields.
+// CopiesRequest asks for what sessions lack.
 type CopiesRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Boot of a worker, 16 bytes: if the newest look did not count with it, all sessions are looked at again. Empty is none.
+	Boot          []byte `protobuf:"bytes,1,opt,name=boot,proto3" json:"boot,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -59,6 +61,13 @@ func (*CopiesRequest) Descriptor() ([]byte, []int) {
 	return file_headwater_v1_cluster_proto_rawDescGZIP(), []int{0}
 }
 
+func (x *CopiesRequest) GetBoot() []byte {
+	if x != nil {
+		return x.Boot
+	}
+	return nil
+}
+
 // CopiesResponse is what sessions lack.
 type CopiesResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -73,7 +82,9 @@ type CopiesResponse struct {
 	// Copies that it has made since then.
 	Copies uint64 `protobuf:"varint,5,opt,name=copies,proto3" json:"copies,omitempty"`
 	// When it last looked at all sessions; absent if it has not.
-	Looked        *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=looked,proto3" json:"looked,omitempty"`
+	Looked *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=looked,proto3" json:"looked,omitempty"`
+	// Boots of the workers that answered at that look, 16 bytes each.
+	Boots         [][]byte `protobuf:"bytes,7,rep,name=boots,proto3" json:"boots,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -146,6 +157,13 @@ func (x *CopiesResponse) GetCopies() uint64 {
 func (x *CopiesResponse) GetLooked() *timestamppb.Timestamp {
 	if x != nil {
 		return x.Looked
+	}
+	return nil
+}
+
+func (x *CopiesResponse) GetBoots() [][]byte {
+	if x != nil {
+		return x.Boots
 	}
 	return nil
 }
@@ -612,15 +630,17 @@ var File_headwater_v1_cluster_proto protoreflect.FileDescriptor
 
 const file_headwater_v1_cluster_proto_rawDesc = "" +
 	"\n" +
-	"\x1aheadwater/v1/cluster.proto\x12\fheadwater.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x0f\n" +
-	"\rCopiesRequest\"\xf6\x01\n" +
+	"\x1aheadwater/v1/cluster.proto\x12\fheadwater.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"#\n" +
+	"\rCopiesRequest\x12\x12\n" +
+	"\x04boot\x18\x01 \x01(\fR\x04boot\"\x8c\x02\n" +
 	"\x0eCopiesResponse\x12%\n" +
 	"\x0elacking_shards\x18\x01 \x01(\x04R\rlackingShards\x12)\n" +
 	"\x10lacking_sessions\x18\x02 \x01(\x04R\x0flackingSessions\x12#\n" +
 	"\rlost_sessions\x18\x03 \x01(\x04R\flostSessions\x12!\n" +
 	"\fcopied_bytes\x18\x04 \x01(\x04R\vcopiedBytes\x12\x16\n" +
 	"\x06copies\x18\x05 \x01(\x04R\x06copies\x122\n" +
-	"\x06looked\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x06looked\"\xa5\x01\n" +
+	"\x06looked\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x06looked\x12\x14\n" +
+	"\x05boots\x18\a \x03(\fR\x05boots\"\xa5\x01\n" +
 	"\x05Event\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\x04R\x06number\x12.\n" +
 	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x12\n" +
