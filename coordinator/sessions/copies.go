@@ -50,8 +50,8 @@ type keeper struct {
 	looked  time.Time
 	// answered are the boots of the workers that answered at the newest look at all sessions.
 	answered [][16]byte
-	failed  string        // why the newest thing that was to be done could not be
-	turn    chan struct{} // closed when all sessions have been looked at; nil until somebody waits
+	failed   string        // why the newest thing that was to be done could not be
+	turn     chan struct{} // closed when all sessions have been looked at; nil until somebody waits
 }
 
 func newKeeper(r *Relay, perSecond int64) *keeper {

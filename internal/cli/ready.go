@@ -38,18 +38,20 @@ func (e *endpointFlags) watchReady(ctx context.Context, s *service, security *rp
 		return func() {}
 	}
 	s.health.SetServingStatus(readiness.Service, healthv1.HealthCheckResponse_NOT_SERVING)
+	at, err := address.Of(c.own.Addr())
+	if err != nil {
+		s.log.Warn("whether this process is ready is not known", "error", err)
+		return func() {}
+	}
 	conns := fanout.NewConns(security, rpc.DialOptions()...)
+	probe := readiness.NewProbe(conns, c.worker, at.String())
 	r := &readiness.Readiness{
 		Health: s.health, Log: s.log,
 		Attend: func(ctx context.Context) error {
-			at, err := address.Of(c.own.Addr())
-			if err != nil {
-				return err
-			}
 			if c.worker == "" && !slices.ContainsFunc(s.view.Members(), isWorker) {
 				return nil // it takes jobs, which wait for a worker
 			}
-			return readiness.Attend(ctx, conns, c.worker, at.String())
+			return probe.Attend(ctx)
 		},
 	}
 	if c.worker != "" && e.gossip != "" {
@@ -64,6 +66,7 @@ func (e *endpointFlags) watchReady(ctx context.Context, s *service, security *rp
 	return func() {
 		cancel()
 		<-ended
+		probe.Close()
 		_ = conns.Close() // nothing runs on them any more
 	}
 }

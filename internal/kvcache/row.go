@@ -27,9 +27,9 @@ func newRow(sh *shape) *row {
 // there, in a session and among what can be evicted, of which half may be empty, are up to 128.
 const rowBase = 144 + 80 + 128
 
-// bytesOfRow is the heap memory of a complete row of a shape, without its pages. It is reserved from the budget before
+// RowBytes is the heap memory of a complete row of a shape, without its pages. It is reserved from the budget before
 // the row is made: a row of many shards that have nothing there would else be memory that nothing bounds.
-func bytesOfRow(layers, shards int) int64 {
+func RowBytes(layers, shards int) int64 {
 	return rowBase + allocated(shards*int(unsafe.Sizeof(pageID(0)))) + allocated(shards*int(unsafe.Sizeof(uint64(0)))) + allocated(layers*int(unsafe.Sizeof(int32(0))))
 }
 

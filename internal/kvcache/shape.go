@@ -130,7 +130,7 @@ func newShape(config Config, held []HeldLayer) (*shape, *Error) {
 	if sh.shards < 1 || sh.shards > maxShards {
 		return nil, refuse(Invalid, "%d shards are to be held, outside 1 to %d", sh.shards, maxShards)
 	}
-	sh.rowBytes = bytesOfRow(len(sh.layers), sh.shards)
+	sh.rowBytes = RowBytes(len(sh.layers), sh.shards)
 	sh.bytes = sh.heap()
 	sh.content = sh.config.content()
 	sh.root = sh.place()

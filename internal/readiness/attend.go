@@ -39,11 +39,31 @@ const (
 // ErrWrong is the error of bits that are not those of the contract.
 var ErrWrong = errors.New("it attends wrongly")
 
-// Attend makes a tiny session at a server of sessions, appends to it, has it attend, compares the bits, and drops it. A worker is
-// named, a coordinator is not.
-func Attend(ctx context.Context, conns *fanout.Conns, worker, address string) error {
-	got, err := attend(ctx, conns, worker, address)
+// Probe attends at a server of sessions. One goroutine uses it.
+type Probe struct {
+	conns           *fanout.Conns
+	worker, address string
+	lane            *fanout.Lane // from one time to the next; nil before the first, and after an error
+}
+
+// NewProbe makes a probe of a worker, which is named, or of a coordinator, which is not.
+func NewProbe(conns *fanout.Conns, worker, address string) *Probe {
+	return &Probe{conns: conns, worker: worker, address: address}
+}
+
+// Close ends what the probe has open.
+func (p *Probe) Close() {
+	if p.lane != nil {
+		p.lane.Close()
+		p.lane = nil
+	}
+}
+
+// Attend makes a tiny session, appends to it, has it attend, compares the bits, and drops it.
+func (p *Probe) Attend(ctx context.Context) error {
+	got, err := p.attend(ctx)
 	if err != nil {
+		p.Close()
 		return err
 	}
 	if is := got.sum(); is != sum {
@@ -52,25 +72,26 @@ func Attend(ctx context.Context, conns *fanout.Conns, worker, address string) er
 	return nil
 }
 
-func attend(ctx context.Context, conns *fanout.Conns, worker, address string) (*work, error) {
+func (p *Probe) attend(ctx context.Context) (*work, error) {
 	layer, err := shard.NewLayerSpec(shard.LayerShape{Heads: heads, KVHeads: 1, HeadDim: dim, VDim: dim}, tensor.BF16, attention.DefaultOptions(dim))
 	if err != nil {
 		return nil, err
 	}
 	layers := []shard.LayerSpec{layer}
-	holder := &fanout.Holder{Name: cmp.Or(worker, address), Address: address}
-	if worker != "" {
+	holder := &fanout.Holder{Name: cmp.Or(p.worker, p.address), Address: p.address}
+	if p.worker != "" {
 		holder.Groups = [][]int{{0}} // a coordinator places it
 	}
 	holding, err := fanout.NewHolding(layers, holder)
 	if err != nil {
 		return nil, err
 	}
-	id := conns.NewName()
-	lane := fanout.NewLane(session.LaneID(conns.NewName()), conns)
-	defer lane.Close()
-	by := lane.ID()
-	state, err := conns.Create(ctx, holding, &headwaterv1.CreateSessionRequest{
+	id := p.conns.NewName()
+	if p.lane == nil {
+		p.lane = fanout.NewLane(session.LaneID(p.conns.NewName()), p.conns)
+	}
+	by := p.lane.ID()
+	state, err := p.conns.Create(ctx, holding, &headwaterv1.CreateSessionRequest{
 		Session: id[:], Epoch: &headwaterv1.Epoch{Counter: 1, Lane: by[:]},
 		Config: &headwaterv1.SessionConfig{Layers: layerproto.SessionLayers(layers), Name: name, Unshared: true, Ttl: durationpb.New(life), Replicas: proto.Uint32(0)},
 	})
@@ -80,16 +101,16 @@ func attend(ctx context.Context, conns *fanout.Conns, worker, address string) (*
 	defer func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 		defer cancel()
-		_ = conns.Drop(ctx, []*fanout.Holder{holder}, &headwaterv1.DropSessionRequest{Session: id[:]}) // or its life ends
+		_ = p.conns.Drop(ctx, []*fanout.Holder{holder}, &headwaterv1.DropSessionRequest{Session: id[:]}) // or its life ends
 	}()
 	if len(state.GetLayers()) != 1 {
 		return nil, fmt.Errorf("%w: a new session of one layer has %d", ErrWrong, len(state.GetLayers()))
 	}
 	got := &work{}
-	call := lane.Start(ctx, fanout.NewPlace(id, holding), &fanout.Step{
+	call := p.lane.Start(ctx, fanout.NewPlace(id, holding), &fanout.Step{
 		Step: session.Step{
 			Session: id, Epoch: 1, Length: state.GetLayers()[0].GetLength(), Hashes: state.GetLayers()[0].GetHashes(), Chain: state.GetLayers()[0].GetChain(),
-			Append: positions, Attend: 1, QueryPosition: positions - 1, AppendID: conns.NewID(),
+			Append: positions, Attend: 1, QueryPosition: positions - 1, AppendID: p.conns.NewID(),
 			Encoding: headwaterv1.StorageType_STORAGE_TYPE_F32, Codec: headwaterv1.StepCodec_STEP_CODEC_RAW,
 		},
 		Input: got, Output: got,

@@ -46,12 +46,14 @@ func TestAWorkerAttendsRightly(t *testing.T) {
 		}
 		w.Close()
 	})
+	probe := NewProbe(conns, "w1", listener.Addr().String())
+	defer probe.Close()
 	for range 3 { // it drops its session each time
-		if err := Attend(t.Context(), conns, "w1", listener.Addr().String()); err != nil {
+		if err := probe.Attend(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 	}
-	got, err := attend(t.Context(), conns, "w1", listener.Addr().String())
+	got, err := probe.attend(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -161,7 +163,7 @@ func dialNobody(t *testing.T) error {
 	}
 	conns := fanout.NewConns(nil, rpc.DialOptions()...)
 	defer conns.Close()
-	err = Attend(t.Context(), conns, "w1", address)
+	err = NewProbe(conns, "w1", address).Attend(t.Context())
 	if err == nil {
 		t.Fatal("nobody attends")
 	}
