@@ -55,6 +55,7 @@ restarted() {
 pause pod_pause_ms deleted
 pause pod_kill_pause_ms killed
 
+sleep 1
 window "before the update"
 kubectl rollout restart statefulset/headwater-worker
 rolled worker
@@ -65,13 +66,15 @@ figure rollout_errors "$(field errors <<< "$line")"
 kubectl scale statefulset/headwater-worker --replicas 5
 rolled worker
 remote health --workers 5 --wait 30s
-remote rebalance
+WHO=admin-ops remote rebalance
+sleep 1
 flawless "five workers"
 for worker in 4 3 2; do
-  remote drain "headwater-worker-$worker"
+  WHO=admin-ops remote drain "headwater-worker-$worker"
 done
 kubectl scale statefulset/headwater-worker --replicas 2
 kubectl wait --for=delete --timeout=120s pod/headwater-worker-2 pod/headwater-worker-3 pod/headwater-worker-4
+sleep 1
 flawless "two workers"
 remote health --workers 2
 exec {stepper[1]}>&-

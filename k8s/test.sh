@@ -77,6 +77,7 @@ certs init
 certs issue coordinator 'headwater-coordinator-*'
 certs issue worker 'headwater-worker-*'
 certs issue client test
+certs issue admin ops
 
 say "the cluster"
 cluster down > /dev/null 2>&1 || true # of a run that was killed
@@ -93,8 +94,8 @@ rolled coordinator
 rolled worker
 address=$(kubectl get service headwater-coordinator -o 'jsonpath={.spec.clusterIP}'):7600
 
-# remote runs coord inside the cluster's network, through the Service, or at the coordinator that AT names.
-remote() { cluster exec "$coord" "$@" --tls-dir "$work/certs/client-test" --coordinator "${AT:-$address}"; }
+# remote runs coord inside the cluster's network, through the Service, or at the coordinator that AT names, as a client, or as WHO.
+remote() { cluster exec "$coord" "$@" --tls-dir "$work/certs/${WHO:-client-test}" --coordinator "${AT:-$address}"; }
 
 # field prints the first value of a name in JSON.
 field() { grep -o "\"$1\": *[^,}]*" | head -1 | sed 's/^[^:]*: *//; s/"//g' || true; }

@@ -51,8 +51,8 @@ func (a *app) certsSecrets() *cobra.Command {
 			"A Secret is named by its certificate, without a '*': headwater-worker-tls has the certificate of worker headwater-worker-*,\n" +
 			"client-ann-tls that of client ann. headwater-gossip has the keys of gossip. `kubectl apply --server-side` keeps no second\n" +
 			"copy of them in an annotation.",
-		Example:   "  coord certs secrets | kubectl apply --server-side -f -\n  coord certs secrets client --namespace models | kubectl apply --server-side -f -",
-		ValidArgs: []string{"coordinator", "worker", "relay", "client"},
+		Example:   "  coord certs secrets | kubectl apply --server-side -f -\n  coord certs secrets client --namespace models",
+		ValidArgs: []string{"coordinator", "worker", "relay", "client", "admin"},
 		RunE: func(_ *cobra.Command, args []string) error {
 			if !dnsLabel.MatchString(namespace) {
 				return usage("--namespace: %q is not a DNS label: 1 to 63 of a-z, 0-9 and '-', with no '-' at its ends", namespace)

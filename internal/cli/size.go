@@ -31,7 +31,7 @@ func (a *app) size() *cobra.Command {
 			"that of the flags, or of the config.json of a model of Hugging Face transformers, whose sliding windows count.\n\n" +
 			"An eighth of each worker's memory is left free, as copies leave it, and --spare workers may be lost until the others are full.",
 		Example: `  coord size --from SmolLM2-135M/config.json --positions 8k --sessions 100
-  coord size --layers 32 --kv-heads 8 --positions 128k --sessions 16 --memory 64GiB
+  coord size --layers 32 --kv-heads 8 --positions 128k --memory 64GiB
   coord size --layers 32 --kv-heads 8 --replicas 0 -o json`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			layers, err := f.read(cmd)

@@ -22,7 +22,7 @@ var allowed = map[certs.Role]map[string][]certs.Role{
 		coordinatorService:        {certs.Client, certs.Relay, certs.Coordinator, certs.Admin},
 		sessionService:            {certs.Client, certs.Relay, certs.Coordinator, certs.Admin},
 		clusterService:            {certs.Admin, certs.Coordinator},
-		clusterService + "Copies": {certs.Client, certs.Relay, certs.Coordinator, certs.Admin},
+		clusterService + "Copies": {certs.Client, certs.Relay, certs.Coordinator, certs.Admin, certs.Worker},
 	},
 	certs.Worker: {
 		workerService:  {certs.Coordinator},
