@@ -24,6 +24,12 @@ type block struct {
 	split, row     parts     // [n]
 	lse            []float32 // [n]
 
+	// What only arithmetic in tiles uses: the parts of the rows' queries [n][head_dim], as many as there are, and room for
+	// them and for the parts of weights.
+	qParts        [][]float32
+	values        []float32 // [rows][stride] what a page adds
+	qRoom, wParts [tileParts][]float32
+
 	// What only a vector kernel uses, of each row in one page: the positions it sees, those of weight other than 0, m
 	// and l, what is to be done, and the coefficients of the merge.
 	visibleBits, nonzero []uint64
@@ -75,6 +81,9 @@ func (b *block) begin(first, n int) {
 		for r := range b.pm[n:padded(n)] {
 			b.pm[n+r] = negInf
 		}
+	}
+	if b.kv.Layout.arithmetic != Chain {
+		b.splitQueries()
 	}
 }
 
@@ -152,8 +161,7 @@ func (b *block) onePage(page int, part parts) error {
 	}
 	l := b.kv.Layout
 	s := b.s[:(to-from)*PageLen]
-	clear(s)
-	b.kernel.scores(s, b.q.Q[(b.first+from)*l.headDim:], b.k, to-from, l.headDim, l.headDim)
+	b.products(s, from, to)
 	for r := from; r < to; r++ {
 		if !b.sees(r, base) {
 			continue
@@ -170,10 +178,29 @@ func (b *block) onePage(page int, part parts) error {
 				row[t] = float32(row[t] * b.vScale[t])
 			}
 		}
-		b.kernel.accumulate(b.o, row, b.v, l.vStride())
+		if l.arithmetic == Chain {
+			b.kernel.accumulate(b.o, row, b.v, l.vStride())
+		} else {
+			portableTileValues(b.o, row, b.v, l.vStride(), l.arithmetic.parts())
+		}
 		part.merge(b.kernel, r, m, sum, b.o)
 	}
 	return nil
+}
+
+// products sets s [rows][64] to q·k of rows [from, to), and the keys of the page that is loaded.
+func (b *block) products(s []float32, from, to int) {
+	dim := b.kv.Layout.headDim
+	if b.kv.Layout.arithmetic == Chain {
+		clear(s)
+		b.kernel.scores(s, b.q.Q[(b.first+from)*dim:], b.k, to-from, dim, dim)
+		return
+	}
+	var parts [tileParts][]float32
+	for p, x := range b.qParts {
+		parts[p] = x[from*dim:]
+	}
+	portableTileScores(s, parts[:len(b.qParts)], b.k, to-from, dim)
 }
 
 func (b *block) sees(r, base int) bool { return b.low[r] < base+PageLen && b.end[r] > base }

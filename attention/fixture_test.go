@@ -40,12 +40,9 @@ func TestFixture(t *testing.T) {
 	}
 	for _, layer := range []string{"layers.3.", "layers.17."} {
 		q, k, v := read(layer+"q"), read(layer+"k"), read(layer+"v")
-		for i, dt := range storages {
-			g := i % kvHeads
-			l, err := NewLayout(dt, dim, dim)
-			if err != nil {
-				t.Fatal(err)
-			}
+		for i, st := range storings {
+			g, dt := i%kvHeads, st.dt
+			l := st.layout(t, dim, dim)
 			kb, ks, kw := store(t, of(k, kvHeads, g, 1), dim, dt)
 			vb, vs, vw := store(t, of(v, kvHeads, g, 1), dim, dt)
 			e := &sample{
@@ -58,7 +55,30 @@ func TestFixture(t *testing.T) {
 				Tokens: tokens, KVTokens: tokens, KVLen: tokens, Heads: group, KVHeads: 1, HeadDim: dim, VDim: dim,
 				Q: wide(e.q.Q), K: kw, V: vw,
 			}
-			t.Logf("%s%s: %.3f units", layer, dt, e.near(t, e.attend(t, 2)))
+			out := e.attend(t, 2)
+			if st.arithmetic == TilesBF16 {
+				if rms := relative(out.Context, reference.Attend(e.problem()).Context); !(rms < 0.01) {
+					t.Errorf("%s%s: %.3g rms relative", layer, st, rms)
+				} else {
+					t.Logf("%s%s: %.2e rms relative", layer, st, rms)
+				}
+				continue
+			}
+			units := e.near(t, out)
+			t.Logf("%s%s: %.3f units", layer, st, units)
+			if st.arithmetic == Tiles && units > 1 {
+				t.Errorf("%s%s: more than 1 unit", layer, st)
+			}
 		}
 	}
+}
+
+// relative is the root of the mean square error over that of the truth.
+func relative(got []float32, want []float64) float64 {
+	errors, truth := 0.0, 0.0
+	for i, x := range want {
+		d := float64(got[i]) - x
+		errors, truth = errors+d*d, truth+x*x
+	}
+	return math.Sqrt(errors / truth)
 }

@@ -14,11 +14,13 @@ import (
 )
 
 // golden are hashes of contexts and LSEs of TestGolden's samples. Whatever changes one of them changes the contract.
-var golden = map[tensor.DType]string{
-	tensor.F32:  "c4ee8ec27574cb74f9d2aaba8b3e6293",
-	tensor.F16:  "a0322f4a0a74c4c0b4d865a7a04d8ca1",
-	tensor.BF16: "8f53d491a7de839d7c168e89f78df839",
-	tensor.I8:   "17d86406106ca13dca3dbbd7b3bec987",
+var golden = map[storing]string{
+	{dt: tensor.F32}:         "c4ee8ec27574cb74f9d2aaba8b3e6293",
+	{dt: tensor.F16}:         "a0322f4a0a74c4c0b4d865a7a04d8ca1",
+	{dt: tensor.BF16}:        "8f53d491a7de839d7c168e89f78df839",
+	{dt: tensor.I8}:          "17d86406106ca13dca3dbbd7b3bec987",
+	{tensor.BF16, Tiles}:     "dbfa7c0bb4a0a7593d44d1fef295bc40",
+	{tensor.BF16, TilesBF16}: "5a98d48e1474d9308e90d9be034d8dc5",
 }
 
 // goldenProjection is the hash of a projection.
@@ -40,8 +42,8 @@ var goldenGradients = map[tensor.DType]string{
 	tensor.BF16: "6553dc22396b3b682e9c67dba8a0579f",
 }
 
-// goldenSamples calls do with samples of a storage type, the same on every architecture: so many threads are to compute each.
-func goldenSamples(t *testing.T, dt tensor.DType, do func(e *sample, rnd *rand.Rand, threads int)) {
+// goldenSamples calls do with samples stored in a way, the same on every architecture: so many threads are to compute each.
+func goldenSamples(t *testing.T, st storing, do func(e *sample, rnd *rand.Rand, threads int)) {
 	t.Helper()
 	options := []func(e *sample){
 		func(*sample) {},
@@ -70,12 +72,9 @@ func goldenSamples(t *testing.T, dt tensor.DType, do func(e *sample, rnd *rand.R
 	} {
 		for o, apply := range options {
 			rnd := rand.New(rand.NewPCG(uint64(n), uint64(o)))
-			l, err := NewLayout(dt, s.headDim, s.vDim)
-			if err != nil {
-				t.Fatal(err)
-			}
-			keys, ks, _ := store(t, fractions(rnd, s.len*s.headDim, 0), s.headDim, dt)
-			values, vs, _ := store(t, fractions(rnd, s.len*s.vDim, 0), s.vDim, dt)
+			l := st.layout(t, s.headDim, s.vDim)
+			keys, ks, _ := store(t, fractions(rnd, s.len*s.headDim, 0), s.headDim, st.dt)
+			values, vs, _ := store(t, fractions(rnd, s.len*s.vDim, 0), s.vDim, st.dt)
 			e := &sample{
 				kv:   KV{Layout: l, Pages: paged(t, l, s.len, Rows{K: keys, V: values, KScale: ks, VScale: vs}), Len: s.len},
 				q:    Query{Q: fractions(rnd, s.tokens*s.heads*s.headDim, o%3), Tokens: s.tokens, Heads: s.heads, Offset: s.offset},
@@ -100,9 +99,9 @@ func TestGolden(t *testing.T) {
 	skipIfRaced(t)
 	for i := range kernels {
 		k := &kernels[i]
-		for _, dt := range storages {
+		for _, st := range storings {
 			sum := sha256.New()
-			goldenSamples(t, dt, func(e *sample, _ *rand.Rand, threads int) {
+			goldenSamples(t, st, func(e *sample, _ *rand.Rand, threads int) {
 				out, err := e.by(k, threads)
 				if err != nil {
 					t.Fatal(err)
@@ -110,8 +109,8 @@ func TestGolden(t *testing.T) {
 				hashed(t, sum, out.Context)
 				hashed(t, sum, out.LSE)
 			})
-			if got := fmt.Sprintf("%x", sum.Sum(nil)[:16]); got != golden[dt] {
-				t.Errorf("%s, %s: %s, not %s", k.name, dt, got, golden[dt])
+			if got := fmt.Sprintf("%x", sum.Sum(nil)[:16]); got != golden[st] {
+				t.Errorf("%s, %s: %s, not %s", k.name, st, got, golden[st])
 			}
 		}
 	}
@@ -135,7 +134,7 @@ func TestGoldenGradients(t *testing.T) {
 		k := &kernels[i]
 		for dt, want := range goldenGradients {
 			sum := sha256.New()
-			goldenSamples(t, dt, func(e *sample, rnd *rand.Rand, threads int) {
+			goldenSamples(t, storing{dt: dt}, func(e *sample, rnd *rand.Rand, threads int) {
 				out, err := e.by(k, 1)
 				if err != nil {
 					t.Fatal(err)

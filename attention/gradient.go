@@ -155,6 +155,9 @@ func (g *gradient) check() error {
 		return err
 	}
 	l, q := g.kv.Layout, &g.q
+	if l.arithmetic != Chain {
+		return fmt.Errorf("arithmetic %s has no gradients, %s has", l.arithmetic, Chain)
+	}
 	if !l.Differentiable() {
 		return fmt.Errorf("keys and values stored as %s have no gradients", l.dt)
 	}

@@ -33,6 +33,9 @@ var avx512 = vector{
 	columns:       [...]columnsFunc{1: columns1_avx512, 2: columns2_avx512},
 	column:        [...]columnFunc{1: column1_avx512, 2: column2_avx512, 4: column4_avx512},
 	weave:         weave_avx512,
+	split:         split_avx512,
+	tileScores:    tileScores_avx512,
+	tileValues:    tileValues_avx512,
 }
 
 var avx2 = vector{
@@ -53,4 +56,7 @@ var avx2 = vector{
 	columns:       [...]columnsFunc{1: columns1_avx2, 2: columns2_avx2},
 	column:        [...]columnFunc{1: column1_avx2, 2: column2_avx2, 4: column4_avx2},
 	weave:         weave_avx2,
+	split:         split_avx2,
+	tileScores:    tileScores_avx2,
+	tileValues:    tileValues_avx2,
 }

@@ -20,4 +20,7 @@ var neon = vector{
 	columns:       [...]columnsFunc{1: columns1_neon, 2: columns2_neon},
 	column:        [...]columnFunc{1: column1_neon, 2: column2_neon, 4: column4_neon},
 	weave:         weave_neon,
+	split:         split_neon,
+	tileScores:    tileScores_neon,
+	tileValues:    tileValues_neon,
 }

@@ -43,6 +43,7 @@ const rowPad = 16
 // Only NewLayout makes one that is valid. Layouts are comparable.
 type Layout struct {
 	dt            tensor.DType
+	arithmetic    Arithmetic
 	headDim, vDim int
 }
 
@@ -86,8 +87,9 @@ func (l Layout) PageBytes() int {
 	return n
 }
 
-// Differentiable says whether what is stored has gradients: what int8 stands for is not a function that has derivatives.
-func (l Layout) Differentiable() bool { return !l.scaled() }
+// Differentiable says whether what is stored has gradients: what int8 stands for is not a function that has derivatives, and
+// gradients are those of Chain alone.
+func (l Layout) Differentiable() bool { return !l.scaled() && l.arithmetic == Chain }
 
 func (l Layout) scaled() bool { return l.dt == tensor.I8 }
 
@@ -159,9 +161,12 @@ func (l Layout) check(page []byte, at, n int, rows Rows) error {
 	return nil
 }
 
-// Write stores n positions into the page from its position at.
+// Write stores n positions into the page from its position at. For arithmetic in tiles they are settled first, in place.
 func (l Layout) Write(page []byte, at, n int, rows Rows) error {
 	if err := l.check(page, at, n, rows); err != nil {
+		return fmt.Errorf("write to page: %w", err)
+	}
+	if err := l.Settle(rows); err != nil {
 		return fmt.Errorf("write to page: %w", err)
 	}
 	var vec *vector

@@ -1,6 +1,54 @@
 package attention
 
-import "math"
+import (
+	"math"
+
+	"headwater.example/tensor"
+)
+
+// matrixUnit is the sum that a matrix unit adds for a tile: of the products a[i]·b[i] over even i and over odd i, each a chain of
+// fused multiply-adds. Such a unit takes subnormal operands for 0, and gives 0 for a result that would be subnormal.
+func matrixUnit(sum float32, a, b []float32) float32 {
+	normal := func(x float32) float32 {
+		if math.Abs(float64(x)) < 0x1p-126 {
+			return float32(math.Copysign(0, float64(x)))
+		}
+		return x
+	}
+	var chains [2]float32
+	for i := range a {
+		chains[i%2] = normal(fma32(normal(a[i]), normal(b[i]), chains[i%2]))
+	}
+	return normal(normal(sum) + normal(chains[0]+chains[1]))
+}
+
+// inTiles is the product of a and b in tiles, with so many parts of a.
+func inTiles(a, b []float32, parts int) (sum float32) {
+	split := make([][]float32, parts)
+	for _, x := range a {
+		if math.Abs(float64(x)) < 0x1p-40 {
+			x = 0
+		}
+		for p := range split {
+			narrow, part := make([]byte, 2), make([]float32, 1)
+			if err := tensor.Narrow(narrow, []float32{x}, tensor.BF16); err != nil {
+				panic(err)
+			}
+			if err := tensor.Widen(part, narrow, tensor.BF16); err != nil {
+				panic(err)
+			}
+			split[p] = append(split[p], part[0])
+			x -= part[0]
+		}
+	}
+	for at := 0; at < len(a); at += 32 {
+		end := min(at+32, len(a))
+		for p := parts - 1; p >= 0; p-- {
+			sum = matrixUnit(sum, split[p][at:end], b[at:end])
+		}
+	}
+	return sum
+}
 
 // naive is the contract, written down row by row without blocks, tiles, threads or skips, as an oracle for the bits. It
 // takes keys and values as float32 [len][dim] (integers for int8, with scales).
@@ -22,8 +70,13 @@ func naive(e *sample, k, v, kScale, vScale []float32, token, head int) (context 
 	}
 	score := func(t int) float32 {
 		s := float32(0)
-		for i := range l.headDim {
-			s = fma32(q.Q[(token*q.Heads+head)*l.headDim+i], k[t*l.headDim+i], s)
+		row, key := q.Q[(token*q.Heads+head)*l.headDim:][:l.headDim], k[t*l.headDim:][:l.headDim]
+		if l.arithmetic == Chain {
+			for i := range l.headDim {
+				s = fma32(row[i], key[i], s)
+			}
+		} else {
+			s = inTiles(row, key, map[Arithmetic]int{Tiles: 3, TilesBF16: 1}[l.arithmetic])
 		}
 		if kScale != nil {
 			s = float32(s * kScale[t])
@@ -74,6 +127,14 @@ func naive(e *sample, k, v, kScale, vScale []float32, token, head int) (context 
 		}
 		r.l = lane[0]
 		for i := range r.o {
+			if l.arithmetic != Chain {
+				var weights, values [PageLen]float32
+				for t, s := range scores {
+					weights[t], values[t] = exp32(float32(s-r.m)), v[(p*PageLen+t)*l.vDim+i]
+				}
+				r.o[i] = inTiles(weights[:], values[:], map[Arithmetic]int{Tiles: 3, TilesBF16: 1}[l.arithmetic])
+				continue
+			}
 			for t := range PageLen {
 				s, ok := scores[t]
 				if !ok {

@@ -23,6 +23,7 @@ type sample struct {
 // shape says what sample to draw. Scores have about the standard deviation spread.
 type shape struct {
 	dt                 tensor.DType
+	arithmetic         Arithmetic
 	headDim, vDim      int
 	tokens, heads, len int
 	spread             float64
@@ -32,7 +33,43 @@ type shape struct {
 
 func (s shape) String() string {
 	return fmt.Sprintf("%s head_dim=%d v_dim=%d tokens=%d heads=%d len=%d spread=%g offset=%d",
-		s.dt, s.headDim, s.vDim, s.tokens, s.heads, s.len, s.spread, s.offset)
+		storing{s.dt, s.arithmetic}, s.headDim, s.vDim, s.tokens, s.heads, s.len, s.spread, s.offset)
+}
+
+// storing is a storage type with an arithmetic for it.
+type storing struct {
+	dt         tensor.DType
+	arithmetic Arithmetic
+}
+
+func (s storing) String() string {
+	if s.arithmetic == Chain {
+		return s.dt.String()
+	}
+	return fmt.Sprint(s.dt, " ", s.arithmetic)
+}
+
+func (s storing) layout(t rapid.TB, headDim, vDim int) Layout {
+	t.Helper()
+	l, err := NewLayout(s.dt, headDim, vDim)
+	if err == nil {
+		l, err = l.WithArithmetic(s.arithmetic)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
+// as is the shape stored in that way.
+func (s shape) as(x storing) shape {
+	s.dt, s.arithmetic = x.dt, x.arithmetic
+	return s
+}
+
+func (s shape) layout(t rapid.TB) Layout {
+	t.Helper()
+	return storing{s.dt, s.arithmetic}.layout(t, s.headDim, s.vDim)
 }
 
 func normals(rnd *rand.Rand, n int, sigma float64) []float32 {
@@ -103,10 +140,7 @@ func paged(t rapid.TB, l Layout, n int, rows Rows) [][]byte {
 func draw(t rapid.TB, seed uint64, s shape) *sample {
 	t.Helper()
 	rnd := rand.New(rand.NewPCG(seed, 7))
-	l, err := NewLayout(s.dt, s.headDim, s.vDim)
-	if err != nil {
-		t.Fatal(err)
-	}
+	l := s.layout(t)
 	q := normals(rnd, s.tokens*s.heads*s.headDim, s.spread)
 	k, kScale, kWorth := store(t, normals(rnd, s.len*s.headDim, 1), s.headDim, s.dt)
 	v, vScale, vWorth := store(t, normals(rnd, s.len*s.vDim, 1), s.vDim, s.dt)

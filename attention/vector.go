@@ -56,6 +56,12 @@ type vector struct {
 	columns [3]columnsFunc
 	// column writes one row of n elements as a column of dst [n][64], by the size of an element.
 	column [5]columnFunc
+	// split, tileScores and tileValues are for arithmetic in tiles. split is the function split over n elements, a multiple of vectorLen. tileScores is one part of one tile of
+	// kernel.scores: it adds to s, or with carry 0 sets it to, the two chains over n dimensions. tileValues does so for o
+	// [rows][cols·16], weights w [rows][64] and the positions [lo, hi) of a tile, of which no other is looked at.
+	split      func(first, second, third, x *float32, n int) int
+	tileScores func(s, q *float32, k *byte, stride, n, rows, carry int)
+	tileValues func(o, w *float32, v *byte, oStride, vStride, cols, rows, lo, hi, carry int)
 	// weave writes two rows of n elements of 2 bytes, n a multiple of vectorLen, as pairs.
 	weave func(dst, first, second *byte, n int)
 }
@@ -131,7 +137,11 @@ func (b *block) vectorPage(page, from, to int, part parts) {
 	if most := v.tileRows[storage]; most > 0 {
 		b.ahead[v.streams], b.ahead[v.streams+1] = uintptr((rows+most-1)/most), 0
 	}
-	v.scores[storage](&s[0], &b.q.Q[(b.first+from)*l.headDim], &bytes[0], 4*l.headDim, l.headDim, rows, 0, b.askByKeys(page))
+	if l.arithmetic == Chain {
+		v.scores[storage](&s[0], &b.q.Q[(b.first+from)*l.headDim], &bytes[0], 4*l.headDim, l.headDim, rows, 0, b.askByKeys(page))
+	} else {
+		b.vectorTileScores(s, bytes, from, to)
+	}
 
 	softmax, scale, kScale, vScale := v.softmax, b.opts.Scale, (*float32)(nil), (*float32)(nil)
 	if l.scaled() {
@@ -196,6 +206,8 @@ func (b *block) vectorValues(page, from, to int, part parts) {
 					v.merge(&o[0], &zeros[0], b.a[r+i], b.b[r+i], len(o))
 				}
 			}
+		case l.arithmetic != Chain:
+			b.mergeTileValues(page, r, n, from, part, nonzero)
 		case b.does[r] == copied:
 			add(&o[0], &s[(r-from)*PageLen], values, 4*part.stride, vStride, cols, n, nonzero, nil, nil, ahead)
 		default:

@@ -126,3 +126,18 @@ func column4_avx512(dst *byte, src *byte, n int)
 //
 //go:noescape
 func weave_avx512(dst *byte, first *byte, second *byte, n int)
+
+// split_avx512 is split over n elements, a multiple of 16.
+//
+//go:noescape
+func split_avx512(first *float32, second *float32, third *float32, x *float32, n int) int
+
+// tileScores_avx512 is one part of one tile of kernel.scores.
+//
+//go:noescape
+func tileScores_avx512(s *float32, q *float32, k *byte, stride int, n int, rows int, carry int)
+
+// tileValues_avx512 is one part of one tile of kernel.accumulate.
+//
+//go:noescape
+func tileValues_avx512(o *float32, w *float32, v *byte, oStride int, vStride int, cols int, rows int, lo int, hi int, carry int)

@@ -121,3 +121,18 @@ func column4_neon(dst, src *byte, n int)
 //
 //go:noescape
 func weave_neon(dst, first, second *byte, n int)
+
+// split_neon is split over n elements, a multiple of 16.
+//
+//go:noescape
+func split_neon(first, second, third, x *float32, n int) int
+
+// tileScores_neon is one part of one tile of kernel.scores.
+//
+//go:noescape
+func tileScores_neon(s, q *float32, k *byte, stride, n, rows, carry int)
+
+// tileValues_neon is one part of one tile of kernel.accumulate.
+//
+//go:noescape
+func tileValues_neon(o, w *float32, v *byte, oStride, vStride, cols, rows, lo, hi, carry int)

@@ -30940,3 +30940,3429 @@ loop1:
 	B loop1
 done2:
 	RET
+
+// func split_neon(first, second, third, x *float32, n int) int
+// Requires: ASIMD
+TEXT ·split_neon(SB), NOSPLIT, $0-48
+	MOVD first+0(FP), R0
+	MOVD second+8(FP), R1
+	MOVD third+16(FP), R2
+	MOVD x+24(FP), R3
+	MOVD n+32(FP), R4
+	MOVD $0x2b800000, R5
+	VDUP R5, V5.S4
+	MOVD $0xffff0000, R5
+	VDUP R5, V6.S4
+	MOVD $0x7fff, R5
+	VDUP R5, V7.S4
+	MOVD $0x1, R5
+	VDUP R5, V16.S4
+	VEOR V3.B16, V3.B16, V3.B16
+	VEOR V4.B16, V4.B16, V4.B16
+loop1:
+	SUBS $4, R4, R4
+	BLT done2
+	FMOVQ.P 16(R3), F0
+	WORD $0x4ea0f802 // fabs v2.4s, v0.4s
+	WORD $0x4e22f463 // fmax v3.4s, v3.4s, v2.4s
+	WORD $0x6ea2e4a2 // fcmgt v2.4s, v5.4s, v2.4s
+	WORD $0x4e621c00 // bic v0.16b, v0.16b, v2.16b
+	VUSHR $16, V0.S4, V1.S4
+	VAND V16.B16, V1.B16, V1.B16
+	VADD V7.S4, V1.S4, V1.S4
+	VADD V0.S4, V1.S4, V1.S4
+	VAND V6.B16, V1.B16, V1.B16
+	FMOVQ.P F1, 16(R0)
+	WORD $0x4ea1d400 // fsub v0.4s, v0.4s, v1.4s
+	VUSHR $16, V0.S4, V1.S4
+	VAND V16.B16, V1.B16, V1.B16
+	VADD V7.S4, V1.S4, V1.S4
+	VADD V0.S4, V1.S4, V1.S4
+	VAND V6.B16, V1.B16, V1.B16
+	FMOVQ.P F1, 16(R1)
+	VORR V1.B16, V4.B16, V4.B16
+	WORD $0x4ea1d400 // fsub v0.4s, v0.4s, v1.4s
+	FMOVQ.P F0, 16(R2)
+	B loop1
+done2:
+	WORD $0x6e30f863 // fmaxv s3, v3.4s
+	FMOVS F3, R5
+	MOVD $0x5f000000, R6
+	MOVD ZR, R4
+	CMPW R6, R5
+	BLO inRange3
+	MOVD $2, R4
+inRange3:
+	VMOV V4.D[0], R5
+	VMOV V4.D[1], R6
+	ORR R6, R5, R5
+	CBZ R5, end4
+	ORR $1, R4, R4
+end4:
+	MOVD R4, ret+40(FP)
+	RET
+
+// func tileScores_neon(s, q *float32, k *byte, stride, n, rows, carry int)
+// Requires: ASIMD
+TEXT ·tileScores_neon(SB), NOSPLIT, $0-56
+	MOVD s+0(FP), R0
+	MOVD q+8(FP), R1
+	MOVD k+16(FP), R2
+	MOVD stride+24(FP), R3
+	MOVD n+32(FP), R4
+	MOVD rows+40(FP), R5
+	MOVD carry+48(FP), R6
+rows1:
+	CMP $9, R5
+	BLT fewer2
+tile10:
+	MOVD $0xffff0000, R9
+	VDUP R9, V31.S4
+	MOVD R2, R10
+	MOVD $8, R11
+block11:
+	VEOR V0.B16, V0.B16, V0.B16
+	VEOR V1.B16, V1.B16, V1.B16
+	VEOR V2.B16, V2.B16, V2.B16
+	VEOR V3.B16, V3.B16, V3.B16
+	VEOR V4.B16, V4.B16, V4.B16
+	VEOR V5.B16, V5.B16, V5.B16
+	VEOR V6.B16, V6.B16, V6.B16
+	VEOR V7.B16, V7.B16, V7.B16
+	VEOR V8.B16, V8.B16, V8.B16
+	VEOR V9.B16, V9.B16, V9.B16
+	VEOR V10.B16, V10.B16, V10.B16
+	VEOR V11.B16, V11.B16, V11.B16
+	VEOR V12.B16, V12.B16, V12.B16
+	VEOR V13.B16, V13.B16, V13.B16
+	VEOR V14.B16, V14.B16, V14.B16
+	VEOR V15.B16, V15.B16, V15.B16
+	VEOR V16.B16, V16.B16, V16.B16
+	VEOR V17.B16, V17.B16, V17.B16
+	VEOR V18.B16, V18.B16, V18.B16
+	VEOR V19.B16, V19.B16, V19.B16
+	VEOR V20.B16, V20.B16, V20.B16
+	VEOR V21.B16, V21.B16, V21.B16
+	VEOR V22.B16, V22.B16, V22.B16
+	VEOR V23.B16, V23.B16, V23.B16
+	MOVD R10, R8
+	MOVD R1, R12
+	ADD R3, R12, R13
+	ADD R3, R13, R14
+	ADD R3, R14, R15
+	ADD R3, R15, R19
+	ADD R3, R19, R20
+	MOVD R4, R9
+	SUBS $4, R9, R9
+	BLT short13
+loop15:
+	FMOVQ.P 16(R12), F24
+	FMOVQ.P 16(R13), F25
+	FMOVQ.P 16(R14), F26
+	FMOVQ.P 16(R15), F27
+	FMOVQ.P 16(R19), F28
+	FMOVQ.P 16(R20), F29
+	FMOVQ 0(R8), F30
+	VSHL $16, V30.S4, V30.S4
+	WORD $0x4f9813c0 // fmla v0.4s, v30.4s, v24.s[0]
+	WORD $0x4f9913c4 // fmla v4.4s, v30.4s, v25.s[0]
+	WORD $0x4f9a13c8 // fmla v8.4s, v30.4s, v26.s[0]
+	WORD $0x4f9b13cc // fmla v12.4s, v30.4s, v27.s[0]
+	WORD $0x4f9c13d0 // fmla v16.4s, v30.4s, v28.s[0]
+	WORD $0x4f9d13d4 // fmla v20.4s, v30.4s, v29.s[0]
+	FMOVQ 16(R8), F30
+	VSHL $16, V30.S4, V30.S4
+	WORD $0x4f9813c2 // fmla v2.4s, v30.4s, v24.s[0]
+	WORD $0x4f9913c6 // fmla v6.4s, v30.4s, v25.s[0]
+	WORD $0x4f9a13ca // fmla v10.4s, v30.4s, v26.s[0]
+	WORD $0x4f9b13ce // fmla v14.4s, v30.4s, v27.s[0]
+	WORD $0x4f9c13d2 // fmla v18.4s, v30.4s, v28.s[0]
+	WORD $0x4f9d13d6 // fmla v22.4s, v30.4s, v29.s[0]
+	FMOVQ 0(R8), F30
+	VAND V31.B16, V30.B16, V30.B16
+	WORD $0x4fb813c1 // fmla v1.4s, v30.4s, v24.s[1]
+	WORD $0x4fb913c5 // fmla v5.4s, v30.4s, v25.s[1]
+	WORD $0x4fba13c9 // fmla v9.4s, v30.4s, v26.s[1]
+	WORD $0x4fbb13cd // fmla v13.4s, v30.4s, v27.s[1]
+	WORD $0x4fbc13d1 // fmla v17.4s, v30.4s, v28.s[1]
+	WORD $0x4fbd13d5 // fmla v21.4s, v30.4s, v29.s[1]
+	FMOVQ 16(R8), F30
+	VAND V31.B16, V30.B16, V30.B16
+	WORD $0x4fb813c3 // fmla v3.4s, v30.4s, v24.s[1]
+	WORD $0x4fb913c7 // fmla v7.4s, v30.4s, v25.s[1]
+	WORD $0x4fba13cb // fmla v11.4s, v30.4s, v26.s[1]
+	WORD $0x4fbb13cf // fmla v15.4s, v30.4s, v27.s[1]
+	WORD $0x4fbc13d3 // fmla v19.4s, v30.4s, v28.s[1]
+	WORD $0x4fbd13d7 // fmla v23.4s, v30.4s, v29.s[1]
+	FMOVQ 256(R8), F30
+	VSHL $16, V30.S4, V30.S4
+	WORD $0x4f981bc0 // fmla v0.4s, v30.4s, v24.s[2]
+	WORD $0x4f991bc4 // fmla v4.4s, v30.4s, v25.s[2]
+	WORD $0x4f9a1bc8 // fmla v8.4s, v30.4s, v26.s[2]
+	WORD $0x4f9b1bcc // fmla v12.4s, v30.4s, v27.s[2]
+	WORD $0x4f9c1bd0 // fmla v16.4s, v30.4s, v28.s[2]
+	WORD $0x4f9d1bd4 // fmla v20.4s, v30.4s, v29.s[2]
+	FMOVQ 272(R8), F30
+	VSHL $16, V30.S4, V30.S4
+	WORD $0x4f981bc2 // fmla v2.4s, v30.4s, v24.s[2]
+	WORD $0x4f991bc6 // fmla v6.4s, v30.4s, v25.s[2]
+	WORD $0x4f9a1bca // fmla v10.4s, v30.4s, v26.s[2]
+	WORD $0x4f9b1bce // fmla v14.4s, v30.4s, v27.s[2]
+	WORD $0x4f9c1bd2 // fmla v18.4s, v30.4s, v28.s[2]
+	WORD $0x4f9d1bd6 // fmla v22.4s, v30.4s, v29.s[2]
+	FMOVQ 256(R8), F30
+	VAND V31.B16, V30.B16, V30.B16
+	WORD $0x4fb81bc1 // fmla v1.4s, v30.4s, v24.s[3]
+	WORD $0x4fb91bc5 // fmla v5.4s, v30.4s, v25.s[3]
+	WORD $0x4fba1bc9 // fmla v9.4s, v30.4s, v26.s[3]
+	WORD $0x4fbb1bcd // fmla v13.4s, v30.4s, v27.s[3]
+	WORD $0x4fbc1bd1 // fmla v17.4s, v30.4s, v28.s[3]
+	WORD $0x4fbd1bd5 // fmla v21.4s, v30.4s, v29.s[3]
+	FMOVQ 272(R8), F30
+	VAND V31.B16, V30.B16, V30.B16
+	WORD $0x4fb81bc3 // fmla v3.4s, v30.4s, v24.s[3]
+	WORD $0x4fb91bc7 // fmla v7.4s, v30.4s, v25.s[3]
+	WORD $0x4fba1bcb // fmla v11.4s, v30.4s, v26.s[3]
+	WORD $0x4fbb1bcf // fmla v15.4s, v30.4s, v27.s[3]
+	WORD $0x4fbc1bd3 // fmla v19.4s, v30.4s, v28.s[3]
+	WORD $0x4fbd1bd7 // fmla v23.4s, v30.4s, v29.s[3]
+	ADD $512, R8, R8
+	SUBS $4, R9, R9
+	BGE loop15
+short13:
+	ADDS $4, R9, R9
+	BEQ summed17
+some16:
+	TBZ $1, R9, one18
+	FMOVD.P 8(R12), F24
+	FMOVD.P 8(R13), F25
+	FMOVD.P 8(R14), F26
+	FMOVD.P 8(R15), F27
+	FMOVD.P 8(R19), F28
+	FMOVD.P 8(R20), F29
+	FMOVQ 0(R8), F30
+	VSHL $16, V30.S4, V30.S4
+	WORD $0x4f9813c0 // fmla v0.4s, v30.4s, v24.s[0]
+	WORD $0x4f9913c4 // fmla v4.4s, v30.4s, v25.s[0]
+	WORD $0x4f9a13c8 // fmla v8.4s, v30.4s, v26.s[0]
+	WORD $0x4f9b13cc // fmla v12.4s, v30.4s, v27.s[0]
+	WORD $0x4f9c13d0 // fmla v16.4s, v30.4s, v28.s[0]
+	WORD $0x4f9d13d4 // fmla v20.4s, v30.4s, v29.s[0]
+	FMOVQ 16(R8), F30
+	VSHL $16, V30.S4, V30.S4
+	WORD $0x4f9813c2 // fmla v2.4s, v30.4s, v24.s[0]
+	WORD $0x4f9913c6 // fmla v6.4s, v30.4s, v25.s[0]
+	WORD $0x4f9a13ca // fmla v10.4s, v30.4s, v26.s[0]
+	WORD $0x4f9b13ce // fmla v14.4s, v30.4s, v27.s[0]
+	WORD $0x4f9c13d2 // fmla v18.4s, v30.4s, v28.s[0]
+	WORD $0x4f9d13d6 // fmla v22.4s, v30.4s, v29.s[0]
+	FMOVQ 0(R8), F30
+	VAND V31.B16, V30.B16, V30.B16
+	WORD $0x4fb813c1 // fmla v1.4s, v30.4s, v24.s[1]
+	WORD $0x4fb913c5 // fmla v5.4s, v30.4s, v25.s[1]
+	WORD $0x4fba13c9 // fmla v9.4s, v30.4s, v26.s[1]
+	WORD $0x4fbb13cd // fmla v13.4s, v30.4s, v27.s[1]
+	WORD $0x4fbc13d1 // fmla v17.4s, v30.4s, v28.s[1]
+	WORD $0x4fbd13d5 // fmla v21.4s, v30.4s, v29.s[1]
+	FMOVQ 16(R8), F30
+	VAND V31.B16, V30.B16, V30.B16
+	WORD $0x4fb813c3 // fmla v3.4s, v30.4s, v24.s[1]
+	WORD $0x4fb913c7 // fmla v7.4s, v30.4s, v25.s[1]
+	WORD $0x4fba13cb // fmla v11.4s, v30.4s, v26.s[1]
+	WORD $0x4fbb13cf // fmla v15.4s, v30.4s, v27.s[1]
+	WORD $0x4fbc13d3 // fmla v19.4s, v30.4s, v28.s[1]
+	WORD $0x4fbd13d7 // fmla v23.4s, v30.4s, v29.s[1]
+	ADD $256, R8, R8
+	TBZ $0, R9, summed17
+one18:
+	FMOVS.P 4(R12), F24
+	FMOVS.P 4(R13), F25
+	FMOVS.P 4(R14), F26
+	FMOVS.P 4(R15), F27
+	FMOVS.P 4(R19), F28
+	FMOVS.P 4(R20), F29
+	FMOVQ 0(R8), F30
+	VSHL $16, V30.S4, V30.S4
+	WORD $0x4f9813c0 // fmla v0.4s, v30.4s, v24.s[0]
+	WORD $0x4f9913c4 // fmla v4.4s, v30.4s, v25.s[0]
+	WORD $0x4f9a13c8 // fmla v8.4s, v30.4s, v26.s[0]
+	WORD $0x4f9b13cc // fmla v12.4s, v30.4s, v27.s[0]
+	WORD $0x4f9c13d0 // fmla v16.4s, v30.4s, v28.s[0]
+	WORD $0x4f9d13d4 // fmla v20.4s, v30.4s, v29.s[0]
+	FMOVQ 16(R8), F30
+	VSHL $16, V30.S4, V30.S4
+	WORD $0x4f9813c2 // fmla v2.4s, v30.4s, v24.s[0]
+	WORD $0x4f9913c6 // fmla v6.4s, v30.4s, v25.s[0]
+	WORD $0x4f9a13ca // fmla v10.4s, v30.4s, v26.s[0]
+	WORD $0x4f9b13ce // fmla v14.4s, v30.4s, v27.s[0]
+	WORD $0x4f9c13d2 // fmla v18.4s, v30.4s, v28.s[0]
+	WORD $0x4f9d13d6 // fmla v22.4s, v30.4s, v29.s[0]
+	ADD $128, R8, R8
+summed17:
+	WORD $0x4e21d400 // fadd v0.4s, v0.4s, v1.4s
+	WORD $0x4e23d442 // fadd v2.4s, v2.4s, v3.4s
+	WORD $0x4e25d484 // fadd v4.4s, v4.4s, v5.4s
+	WORD $0x4e27d4c6 // fadd v6.4s, v6.4s, v7.4s
+	WORD $0x4e29d508 // fadd v8.4s, v8.4s, v9.4s
+	WORD $0x4e2bd54a // fadd v10.4s, v10.4s, v11.4s
+	WORD $0x4e2dd58c // fadd v12.4s, v12.4s, v13.4s
+	WORD $0x4e2fd5ce // fadd v14.4s, v14.4s, v15.4s
+	WORD $0x4e31d610 // fadd v16.4s, v16.4s, v17.4s
+	WORD $0x4e33d652 // fadd v18.4s, v18.4s, v19.4s
+	WORD $0x4e35d694 // fadd v20.4s, v20.4s, v21.4s
+	WORD $0x4e37d6d6 // fadd v22.4s, v22.4s, v23.4s
+	CBZ R6, first19
+	FLDPQ 0(R0), (F24, F25)
+	WORD $0x4e20d700 // fadd v0.4s, v24.4s, v0.4s
+	WORD $0x4e22d722 // fadd v2.4s, v25.4s, v2.4s
+	FSTPQ (F0, F2), 0(R0)
+	FLDPQ 256(R0), (F24, F25)
+	WORD $0x4e24d704 // fadd v4.4s, v24.4s, v4.4s
+	WORD $0x4e26d726 // fadd v6.4s, v25.4s, v6.4s
+	FSTPQ (F4, F6), 256(R0)
+	FLDPQ 512(R0), (F24, F25)
+	WORD $0x4e28d708 // fadd v8.4s, v24.4s, v8.4s
+	WORD $0x4e2ad72a // fadd v10.4s, v25.4s, v10.4s
+	FSTPQ (F8, F10), 512(R0)
+	FLDPQ 768(R0), (F24, F25)
+	WORD $0x4e2cd70c // fadd v12.4s, v24.4s, v12.4s
+	WORD $0x4e2ed72e // fadd v14.4s, v25.4s, v14.4s
+	FSTPQ (F12, F14), 768(R0)
+	FMOVQ 1024(R0), F24
+	FMOVQ 1040(R0), F25
+	WORD $0x4e30d710 // fadd v16.4s, v24.4s, v16.4s
+	WORD $0x4e32d732 // fadd v18.4s, v25.4s, v18.4s
+	FMOVQ F16, 1024(R0)
+	FMOVQ F18, 1040(R0)
+	FMOVQ 1280(R0), F24
+	FMOVQ 1296(R0), F25
+	WORD $0x4e34d714 // fadd v20.4s, v24.4s, v20.4s
+	WORD $0x4e36d736 // fadd v22.4s, v25.4s, v22.4s
+	FMOVQ F20, 1280(R0)
+	FMOVQ F22, 1296(R0)
+	B stored20
+first19:
+	FSTPQ (F0, F2), 0(R0)
+	FSTPQ (F4, F6), 256(R0)
+	FSTPQ (F8, F10), 512(R0)
+	FSTPQ (F12, F14), 768(R0)
+	FMOVQ F16, 1024(R0)
+	FMOVQ F18, 1040(R0)
+	FMOVQ F20, 1280(R0)
+	FMOVQ F22, 1296(R0)
+stored20:
+	ADD $32, R0, R0
+	ADD $32, R10, R10
+	SUBS $1, R11, R11
+	BNE block11
+	ADD $1280, R0, R0
+	ADD R3, R1, R1
+	ADD R3, R1, R1
+	ADD R3, R1, R1
+	ADD R3, R1, R1
+	ADD R3, R1, R1
+	ADD R3, R1, R1
+	SUB $6, R5, R5
+	B rows1
+fewer2:
+	CMP $1, R5
+	BEQ tile5
+	CMP $2, R5
+	BEQ tile6
+	CMP $3, R5
+	BEQ tile7
+	CMP $4, R5
+	BEQ tile8
+	CMP $5, R5
+	BEQ tile9
+	CMP $6, R5
+	BEQ tile10
+	BGT tile8
+	B done3
+tile5:
+	MOVD $0xffff0000, R9
+	VDUP R9, V31.S4
+	MOVD R2, R10
+	MOVD $2, R11
+block21:
+	VEOR V0.B16, V0.B16, V0.B16
+	VEOR V1.B16, V1.B16, V1.B16
+	VEOR V2.B16, V2.B16, V2.B16
+	VEOR V3.B16, V3.B16, V3.B16
+	VEOR V4.B16, V4.B16, V4.B16
+	VEOR V5.B16, V5.B16, V5.B16
+	VEOR V6.B16, V6.B16, V6.B16
+	VEOR V7.B16, V7.B16, V7.B16
+	VEOR V8.B16, V8.B16, V8.B16
+	VEOR V9.B16, V9.B16, V9.B16
+	VEOR V10.B16, V10.B16, V10.B16
+	VEOR V11.B16, V11.B16, V11.B16
+	VEOR V12.B16, V12.B16, V12.B16
+	VEOR V13.B16, V13.B16, V13.B16
+	VEOR V14.B16, V14.B16, V14.B16
+	VEOR V15.B16, V15.B16, V15.B16
+	MOVD R10, R8
+	MOVD R1, R12
+	MOVD R4, R9
+	SUBS $4, R9, R9
+	BLT short23
+loop25:
+	FMOVQ.P 16(R12), F16
+	FLDPQ 0(R8), (F17, F18)
+	VSHL $16, V17.S4, V19.S4
+	VSHL $16, V18.S4, V20.S4
+	WORD $0x4f901260 // fmla v0.4s, v19.4s, v16.s[0]
+	WORD $0x4f901282 // fmla v2.4s, v20.4s, v16.s[0]
+	VAND V31.B16, V17.B16, V17.B16
+	VAND V31.B16, V18.B16, V18.B16
+	WORD $0x4fb01221 // fmla v1.4s, v17.4s, v16.s[1]
+	WORD $0x4fb01243 // fmla v3.4s, v18.4s, v16.s[1]
+	FLDPQ 32(R8), (F21, F22)
+	VSHL $16, V21.S4, V23.S4
+	VSHL $16, V22.S4, V24.S4
+	WORD $0x4f9012e4 // fmla v4.4s, v23.4s, v16.s[0]
+	WORD $0x4f901306 // fmla v6.4s, v24.4s, v16.s[0]
+	VAND V31.B16, V21.B16, V21.B16
+	VAND V31.B16, V22.B16, V22.B16
+	WORD $0x4fb012a5 // fmla v5.4s, v21.4s, v16.s[1]
+	WORD $0x4fb012c7 // fmla v7.4s, v22.4s, v16.s[1]
+	FLDPQ 64(R8), (F25, F26)
+	VSHL $16, V25.S4, V27.S4
+	VSHL $16, V26.S4, V28.S4
+	WORD $0x4f901368 // fmla v8.4s, v27.4s, v16.s[0]
+	WORD $0x4f90138a // fmla v10.4s, v28.4s, v16.s[0]
+	VAND V31.B16, V25.B16, V25.B16
+	VAND V31.B16, V26.B16, V26.B16
+	WORD $0x4fb01329 // fmla v9.4s, v25.4s, v16.s[1]
+	WORD $0x4fb0134b // fmla v11.4s, v26.4s, v16.s[1]
+	FLDPQ 96(R8), (F29, F30)
+	VSHL $16, V29.S4, V17.S4
+	VSHL $16, V30.S4, V18.S4
+	WORD $0x4f90122c // fmla v12.4s, v17.4s, v16.s[0]
+	WORD $0x4f90124e // fmla v14.4s, v18.4s, v16.s[0]
+	VAND V31.B16, V29.B16, V29.B16
+	VAND V31.B16, V30.B16, V30.B16
+	WORD $0x4fb013ad // fmla v13.4s, v29.4s, v16.s[1]
+	WORD $0x4fb013cf // fmla v15.4s, v30.4s, v16.s[1]
+	FLDPQ 256(R8), (F17, F18)
+	VSHL $16, V17.S4, V19.S4
+	VSHL $16, V18.S4, V20.S4
+	WORD $0x4f901a60 // fmla v0.4s, v19.4s, v16.s[2]
+	WORD $0x4f901a82 // fmla v2.4s, v20.4s, v16.s[2]
+	VAND V31.B16, V17.B16, V17.B16
+	VAND V31.B16, V18.B16, V18.B16
+	WORD $0x4fb01a21 // fmla v1.4s, v17.4s, v16.s[3]
+	WORD $0x4fb01a43 // fmla v3.4s, v18.4s, v16.s[3]
+	FLDPQ 288(R8), (F21, F22)
+	VSHL $16, V21.S4, V23.S4
+	VSHL $16, V22.S4, V24.S4
+	WORD $0x4f901ae4 // fmla v4.4s, v23.4s, v16.s[2]
+	WORD $0x4f901b06 // fmla v6.4s, v24.4s, v16.s[2]
+	VAND V31.B16, V21.B16, V21.B16
+	VAND V31.B16, V22.B16, V22.B16
+	WORD $0x4fb01aa5 // fmla v5.4s, v21.4s, v16.s[3]
+	WORD $0x4fb01ac7 // fmla v7.4s, v22.4s, v16.s[3]
+	FLDPQ 320(R8), (F25, F26)
+	VSHL $16, V25.S4, V27.S4
+	VSHL $16, V26.S4, V28.S4
+	WORD $0x4f901b68 // fmla v8.4s, v27.4s, v16.s[2]
+	WORD $0x4f901b8a // fmla v10.4s, v28.4s, v16.s[2]
+	VAND V31.B16, V25.B16, V25.B16
+	VAND V31.B16, V26.B16, V26.B16
+	WORD $0x4fb01b29 // fmla v9.4s, v25.4s, v16.s[3]
+	WORD $0x4fb01b4b // fmla v11.4s, v26.4s, v16.s[3]
+	FLDPQ 352(R8), (F29, F30)
+	VSHL $16, V29.S4, V17.S4
+	VSHL $16, V30.S4, V18.S4
+	WORD $0x4f901a2c // fmla v12.4s, v17.4s, v16.s[2]
+	WORD $0x4f901a4e // fmla v14.4s, v18.4s, v16.s[2]
+	VAND V31.B16, V29.B16, V29.B16
+	VAND V31.B16, V30.B16, V30.B16
+	WORD $0x4fb01bad // fmla v13.4s, v29.4s, v16.s[3]
+	WORD $0x4fb01bcf // fmla v15.4s, v30.4s, v16.s[3]
+	ADD $512, R8, R8
+	SUBS $4, R9, R9
+	BGE loop25
+short23:
+	ADDS $4, R9, R9
+	BEQ summed27
+some26:
+	TBZ $1, R9, one28
+	FMOVD.P 8(R12), F16
+	FLDPQ 0(R8), (F17, F18)
+	VSHL $16, V17.S4, V19.S4
+	VSHL $16, V18.S4, V20.S4
+	WORD $0x4f901260 // fmla v0.4s, v19.4s, v16.s[0]
+	WORD $0x4f901282 // fmla v2.4s, v20.4s, v16.s[0]
+	VAND V31.B16, V17.B16, V17.B16
+	VAND V31.B16, V18.B16, V18.B16
+	WORD $0x4fb01221 // fmla v1.4s, v17.4s, v16.s[1]
+	WORD $0x4fb01243 // fmla v3.4s, v18.4s, v16.s[1]
+	FLDPQ 32(R8), (F21, F22)
+	VSHL $16, V21.S4, V23.S4
+	VSHL $16, V22.S4, V24.S4
+	WORD $0x4f9012e4 // fmla v4.4s, v23.4s, v16.s[0]
+	WORD $0x4f901306 // fmla v6.4s, v24.4s, v16.s[0]
+	VAND V31.B16, V21.B16, V21.B16
+	VAND V31.B16, V22.B16, V22.B16
+	WORD $0x4fb012a5 // fmla v5.4s, v21.4s, v16.s[1]
+	WORD $0x4fb012c7 // fmla v7.4s, v22.4s, v16.s[1]
+	FLDPQ 64(R8), (F25, F26)
+	VSHL $16, V25.S4, V27.S4
+	VSHL $16, V26.S4, V28.S4
+	WORD $0x4f901368 // fmla v8.4s, v27.4s, v16.s[0]
+	WORD $0x4f90138a // fmla v10.4s, v28.4s, v16.s[0]
+	VAND V31.B16, V25.B16, V25.B16
+	VAND V31.B16, V26.B16, V26.B16
+	WORD $0x4fb01329 // fmla v9.4s, v25.4s, v16.s[1]
+	WORD $0x4fb0134b // fmla v11.4s, v26.4s, v16.s[1]
+	FLDPQ 96(R8), (F29, F30)
+	VSHL $16, V29.S4, V17.S4
+	VSHL $16, V30.S4, V18.S4
+	WORD $0x4f90122c // fmla v12.4s, v17.4s, v16.s[0]
+	WORD $0x4f90124e // fmla v14.4s, v18.4s, v16.s[0]
+	VAND V31.B16, V29.B16, V29.B16
+	VAND V31.B16, V30.B16, V30.B16
+	WORD $0x4fb013ad // fmla v13.4s, v29.4s, v16.s[1]
+	WORD $0x4fb013cf // fmla v15.4s, v30.4s, v16.s[1]
+	ADD $256, R8, R8
+	TBZ $0, R9, summed27
+one28:
+	FMOVS.P 4(R12), F16
+	FMOVQ 0(R8), F17
+	VSHL $16, V17.S4, V17.S4
+	WORD $0x4f901220 // fmla v0.4s, v17.4s, v16.s[0]
+	FMOVQ 16(R8), F17
+	VSHL $16, V17.S4, V17.S4
+	WORD $0x4f901222 // fmla v2.4s, v17.4s, v16.s[0]
+	FMOVQ 32(R8), F17
+	VSHL $16, V17.S4, V17.S4
+	WORD $0x4f901224 // fmla v4.4s, v17.4s, v16.s[0]
+	FMOVQ 48(R8), F17
+	VSHL $16, V17.S4, V17.S4
+	WORD $0x4f901226 // fmla v6.4s, v17.4s, v16.s[0]
+	FMOVQ 64(R8), F17
+	VSHL $16, V17.S4, V17.S4
+	WORD $0x4f901228 // fmla v8.4s, v17.4s, v16.s[0]
+	FMOVQ 80(R8), F17
+	VSHL $16, V17.S4, V17.S4
+	WORD $0x4f90122a // fmla v10.4s, v17.4s, v16.s[0]
+	FMOVQ 96(R8), F17
+	VSHL $16, V17.S4, V17.S4
+	WORD $0x4f90122c // fmla v12.4s, v17.4s, v16.s[0]
+	FMOVQ 112(R8), F17
+	VSHL $16, V17.S4, V17.S4
+	WORD $0x4f90122e // fmla v14.4s, v17.4s, v16.s[0]
+	ADD $128, R8, R8
+summed27:
+	WORD $0x4e21d400 // fadd v0.4s, v0.4s, v1.4s
+	WORD $0x4e23d442 // fadd v2.4s, v2.4s, v3.4s
+	WORD $0x4e25d484 // fadd v4.4s, v4.4s, v5.4s
+	WORD $0x4e27d4c6 // fadd v6.4s, v6.4s, v7.4s
+	WORD $0x4e29d508 // fadd v8.4s, v8.4s, v9.4s
+	WORD $0x4e2bd54a // fadd v10.4s, v10.4s, v11.4s
+	WORD $0x4e2dd58c // fadd v12.4s, v12.4s, v13.4s
+	WORD $0x4e2fd5ce // fadd v14.4s, v14.4s, v15.4s
+	CBZ R6, first29
+	FLDPQ 0(R0), (F16, F17)
+	WORD $0x4e20d600 // fadd v0.4s, v16.4s, v0.4s
+	WORD $0x4e22d622 // fadd v2.4s, v17.4s, v2.4s
+	FSTPQ (F0, F2), 0(R0)
+	FLDPQ 32(R0), (F16, F17)
+	WORD $0x4e24d604 // fadd v4.4s, v16.4s, v4.4s
+	WORD $0x4e26d626 // fadd v6.4s, v17.4s, v6.4s
+	FSTPQ (F4, F6), 32(R0)
+	FLDPQ 64(R0), (F16, F17)
+	WORD $0x4e28d608 // fadd v8.4s, v16.4s, v8.4s
+	WORD $0x4e2ad62a // fadd v10.4s, v17.4s, v10.4s
+	FSTPQ (F8, F10), 64(R0)
+	FLDPQ 96(R0), (F16, F17)
+	WORD $0x4e2cd60c // fadd v12.4s, v16.4s, v12.4s
+	WORD $0x4e2ed62e // fadd v14.4s, v17.4s, v14.4s
+	FSTPQ (F12, F14), 96(R0)
+	B stored30
+first29:
+	FSTPQ (F0, F2), 0(R0)
+	FSTPQ (F4, F6), 32(R0)
+	FSTPQ (F8, F10), 64(R0)
+	FSTPQ (F12, F14), 96(R0)
+stored30:
+	ADD $128, R0, R0
+	ADD $128, R10, R10
+	SUBS $1, R11, R11
+	BNE block21
+	ADD R3, R1, R1
+	SUB $1, R5, R5
+	B rows1
+tile6:
+	MOVD $0xffff0000, R9
+	VDUP R9, V31.S4
+	MOVD R2, R10
+	MOVD $4, R11
+block31:
+	VEOR V0.B16, V0.B16, V0.B16
+	VEOR V1.B16, V1.B16, V1.B16
+	VEOR V2.B16, V2.B16, V2.B16
+	VEOR V3.B16, V3.B16, V3.B16
+	VEOR V4.B16, V4.B16, V4.B16
+	VEOR V5.B16, V5.B16, V5.B16
+	VEOR V6.B16, V6.B16, V6.B16
+	VEOR V7.B16, V7.B16, V7.B16
+	VEOR V8.B16, V8.B16, V8.B16
+	VEOR V9.B16, V9.B16, V9.B16
+	VEOR V10.B16, V10.B16, V10.B16
+	VEOR V11.B16, V11.B16, V11.B16
+	VEOR V12.B16, V12.B16, V12.B16
+	VEOR V13.B16, V13.B16, V13.B16
+	VEOR V14.B16, V14.B16, V14.B16
+	VEOR V15.B16, V15.B16, V15.B16
+	MOVD R10, R8
+	MOVD R1, R12
+	ADD R3, R12, R13
+	MOVD R4, R9
+	SUBS $4, R9, R9
+	BLT short33
+loop35:
+	FMOVQ.P 16(R12), F16
+	FMOVQ.P 16(R13), F17
+	FLDPQ 0(R8), (F18, F19)
+	VSHL $16, V18.S4, V20.S4
+	VSHL $16, V19.S4, V21.S4
+	WORD $0x4f901280 // fmla v0.4s, v20.4s, v16.s[0]
+	WORD $0x4f9012a2 // fmla v2.4s, v21.4s, v16.s[0]
+	WORD $0x4f911288 // fmla v8.4s, v20.4s, v17.s[0]
+	WORD $0x4f9112aa // fmla v10.4s, v21.4s, v17.s[0]
+	VAND V31.B16, V18.B16, V18.B16
+	VAND V31.B16, V19.B16, V19.B16
+	WORD $0x4fb01241 // fmla v1.4s, v18.4s, v16.s[1]
+	WORD $0x4fb01263 // fmla v3.4s, v19.4s, v16.s[1]
+	WORD $0x4fb11249 // fmla v9.4s, v18.4s, v17.s[1]
+	WORD $0x4fb1126b // fmla v11.4s, v19.4s, v17.s[1]
+	FLDPQ 32(R8), (F22, F23)
+	VSHL $16, V22.S4, V24.S4
+	VSHL $16, V23.S4, V25.S4
+	WORD $0x4f901304 // fmla v4.4s, v24.4s, v16.s[0]
+	WORD $0x4f901326 // fmla v6.4s, v25.4s, v16.s[0]
+	WORD $0x4f91130c // fmla v12.4s, v24.4s, v17.s[0]
+	WORD $0x4f91132e // fmla v14.4s, v25.4s, v17.s[0]
+	VAND V31.B16, V22.B16, V22.B16
+	VAND V31.B16, V23.B16, V23.B16
+	WORD $0x4fb012c5 // fmla v5.4s, v22.4s, v16.s[1]
+	WORD $0x4fb012e7 // fmla v7.4s, v23.4s, v16.s[1]
+	WORD $0x4fb112cd // fmla v13.4s, v22.4s, v17.s[1]
+	WORD $0x4fb112ef // fmla v15.4s, v23.4s, v17.s[1]
+	FLDPQ 256(R8), (F18, F19)
+	VSHL $16, V18.S4, V20.S4
+	VSHL $16, V19.S4, V21.S4
+	WORD $0x4f901a80 // fmla v0.4s, v20.4s, v16.s[2]
+	WORD $0x4f901aa2 // fmla v2.4s, v21.4s, v16.s[2]
+	WORD $0x4f911a88 // fmla v8.4s, v20.4s, v17.s[2]
+	WORD $0x4f911aaa // fmla v10.4s, v21.4s, v17.s[2]
+	VAND V31.B16, V18.B16, V18.B16
+	VAND V31.B16, V19.B16, V19.B16
+	WORD $0x4fb01a41 // fmla v1.4s, v18.4s, v16.s[3]
+	WORD $0x4fb01a63 // fmla v3.4s, v19.4s, v16.s[3]
+	WORD $0x4fb11a49 // fmla v9.4s, v18.4s, v17.s[3]
+	WORD $0x4fb11a6b // fmla v11.4s, v19.4s, v17.s[3]
+	FLDPQ 288(R8), (F22, F23)
+	VSHL $16, V22.S4, V24.S4
+	VSHL $16, V23.S4, V25.S4
+	WORD $0x4f901b04 // fmla v4.4s, v24.4s, v16.s[2]
+	WORD $0x4f901b26 // fmla v6.4s, v25.4s, v16.s[2]
+	WORD $0x4f911b0c // fmla v12.4s, v24.4s, v17.s[2]
+	WORD $0x4f911b2e // fmla v14.4s, v25.4s, v17.s[2]
+	VAND V31.B16, V22.B16, V22.B16
+	VAND V31.B16, V23.B16, V23.B16
+	WORD $0x4fb01ac5 // fmla v5.4s, v22.4s, v16.s[3]
+	WORD $0x4fb01ae7 // fmla v7.4s, v23.4s, v16.s[3]
+	WORD $0x4fb11acd // fmla v13.4s, v22.4s, v17.s[3]
+	WORD $0x4fb11aef // fmla v15.4s, v23.4s, v17.s[3]
+	ADD $512, R8, R8
+	SUBS $4, R9, R9
+	BGE loop35
+short33:
+	ADDS $4, R9, R9
+	BEQ summed37
+some36:
+	TBZ $1, R9, one38
+	FMOVD.P 8(R12), F16
+	FMOVD.P 8(R13), F17
+	FLDPQ 0(R8), (F18, F19)
+	VSHL $16, V18.S4, V20.S4
+	VSHL $16, V19.S4, V21.S4
+	WORD $0x4f901280 // fmla v0.4s, v20.4s, v16.s[0]
+	WORD $0x4f9012a2 // fmla v2.4s, v21.4s, v16.s[0]
+	WORD $0x4f911288 // fmla v8.4s, v20.4s, v17.s[0]
+	WORD $0x4f9112aa // fmla v10.4s, v21.4s, v17.s[0]
+	VAND V31.B16, V18.B16, V18.B16
+	VAND V31.B16, V19.B16, V19.B16
+	WORD $0x4fb01241 // fmla v1.4s, v18.4s, v16.s[1]
+	WORD $0x4fb01263 // fmla v3.4s, v19.4s, v16.s[1]
+	WORD $0x4fb11249 // fmla v9.4s, v18.4s, v17.s[1]
+	WORD $0x4fb1126b // fmla v11.4s, v19.4s, v17.s[1]
+	FLDPQ 32(R8), (F22, F23)
+	VSHL $16, V22.S4, V24.S4
+	VSHL $16, V23.S4, V25.S4
+	WORD $0x4f901304 // fmla v4.4s, v24.4s, v16.s[0]
+	WORD $0x4f901326 // fmla v6.4s, v25.4s, v16.s[0]
+	WORD $0x4f91130c // fmla v12.4s, v24.4s, v17.s[0]
+	WORD $0x4f91132e // fmla v14.4s, v25.4s, v17.s[0]
+	VAND V31.B16, V22.B16, V22.B16
+	VAND V31.B16, V23.B16, V23.B16
+	WORD $0x4fb012c5 // fmla v5.4s, v22.4s, v16.s[1]
+	WORD $0x4fb012e7 // fmla v7.4s, v23.4s, v16.s[1]
+	WORD $0x4fb112cd // fmla v13.4s, v22.4s, v17.s[1]
+	WORD $0x4fb112ef // fmla v15.4s, v23.4s, v17.s[1]
+	ADD $256, R8, R8
+	TBZ $0, R9, summed37
+one38:
+	FMOVS.P 4(R12), F16
+	FMOVS.P 4(R13), F17
+	FMOVQ 0(R8), F18
+	VSHL $16, V18.S4, V18.S4
+	WORD $0x4f901240 // fmla v0.4s, v18.4s, v16.s[0]
+	WORD $0x4f911248 // fmla v8.4s, v18.4s, v17.s[0]
+	FMOVQ 16(R8), F18
+	VSHL $16, V18.S4, V18.S4
+	WORD $0x4f901242 // fmla v2.4s, v18.4s, v16.s[0]
+	WORD $0x4f91124a // fmla v10.4s, v18.4s, v17.s[0]
+	FMOVQ 32(R8), F18
+	VSHL $16, V18.S4, V18.S4
+	WORD $0x4f901244 // fmla v4.4s, v18.4s, v16.s[0]
+	WORD $0x4f91124c // fmla v12.4s, v18.4s, v17.s[0]
+	FMOVQ 48(R8), F18
+	VSHL $16, V18.S4, V18.S4
+	WORD $0x4f901246 // fmla v6.4s, v18.4s, v16.s[0]
+	WORD $0x4f91124e // fmla v14.4s, v18.4s, v17.s[0]
+	ADD $128, R8, R8
+summed37:
+	WORD $0x4e21d400 // fadd v0.4s, v0.4s, v1.4s
+	WORD $0x4e23d442 // fadd v2.4s, v2.4s, v3.4s
+	WORD $0x4e25d484 // fadd v4.4s, v4.4s, v5.4s
+	WORD $0x4e27d4c6 // fadd v6.4s, v6.4s, v7.4s
+	WORD $0x4e29d508 // fadd v8.4s, v8.4s, v9.4s
+	WORD $0x4e2bd54a // fadd v10.4s, v10.4s, v11.4s
+	WORD $0x4e2dd58c // fadd v12.4s, v12.4s, v13.4s
+	WORD $0x4e2fd5ce // fadd v14.4s, v14.4s, v15.4s
+	CBZ R6, first39
+	FLDPQ 0(R0), (F16, F17)
+	WORD $0x4e20d600 // fadd v0.4s, v16.4s, v0.4s
+	WORD $0x4e22d622 // fadd v2.4s, v17.4s, v2.4s
+	FSTPQ (F0, F2), 0(R0)
+	FLDPQ 32(R0), (F16, F17)
+	WORD $0x4e24d604 // fadd v4.4s, v16.4s, v4.4s
+	WORD $0x4e26d626 // fadd v6.4s, v17.4s, v6.4s
+	FSTPQ (F4, F6), 32(R0)
+	FLDPQ 256(R0), (F16, F17)
+	WORD $0x4e28d608 // fadd v8.4s, v16.4s, v8.4s
+	WORD $0x4e2ad62a // fadd v10.4s, v17.4s, v10.4s
+	FSTPQ (F8, F10), 256(R0)
+	FLDPQ 288(R0), (F16, F17)
+	WORD $0x4e2cd60c // fadd v12.4s, v16.4s, v12.4s
+	WORD $0x4e2ed62e // fadd v14.4s, v17.4s, v14.4s
+	FSTPQ (F12, F14), 288(R0)
+	B stored40
+first39:
+	FSTPQ (F0, F2), 0(R0)
+	FSTPQ (F4, F6), 32(R0)
+	FSTPQ (F8, F10), 256(R0)
+	FSTPQ (F12, F14), 288(R0)
+stored40:
+	ADD $64, R0, R0
+	ADD $64, R10, R10
+	SUBS $1, R11, R11
+	BNE block31
+	ADD $256, R0, R0
+	ADD R3, R1, R1
+	ADD R3, R1, R1
+	SUB $2, R5, R5
+	B rows1
+tile7:
+	MOVD $0xffff0000, R9
+	VDUP R9, V31.S4
+	MOVD R2, R10
+	MOVD $4, R11
+block41:
+	VEOR V0.B16, V0.B16, V0.B16
+	VEOR V1.B16, V1.B16, V1.B16
+	VEOR V2.B16, V2.B16, V2.B16
+	VEOR V3.B16, V3.B16, V3.B16
+	VEOR V4.B16, V4.B16, V4.B16
+	VEOR V5.B16, V5.B16, V5.B16
+	VEOR V6.B16, V6.B16, V6.B16
+	VEOR V7.B16, V7.B16, V7.B16
+	VEOR V8.B16, V8.B16, V8.B16
+	VEOR V9.B16, V9.B16, V9.B16
+	VEOR V10.B16, V10.B16, V10.B16
+	VEOR V11.B16, V11.B16, V11.B16
+	VEOR V12.B16, V12.B16, V12.B16
+	VEOR V13.B16, V13.B16, V13.B16
+	VEOR V14.B16, V14.B16, V14.B16
+	VEOR V15.B16, V15.B16, V15.B16
+	VEOR V16.B16, V16.B16, V16.B16
+	VEOR V17.B16, V17.B16, V17.B16
+	VEOR V18.B16, V18.B16, V18.B16
+	VEOR V19.B16, V19.B16, V19.B16
+	VEOR V20.B16, V20.B16, V20.B16
+	VEOR V21.B16, V21.B16, V21.B16
+	VEOR V22.B16, V22.B16, V22.B16
+	VEOR V23.B16, V23.B16, V23.B16
+	MOVD R10, R8
+	MOVD R1, R12
+	ADD R3, R12, R13
+	ADD R3, R13, R14
+	MOVD R4, R9
+	SUBS $4, R9, R9
+	BLT short43
+loop45:
+	FMOVQ.P 16(R12), F24
+	FMOVQ.P 16(R13), F25
+	FMOVQ.P 16(R14), F26
+	FLDPQ 0(R8), (F27, F28)
+	VSHL $16, V27.S4, V29.S4
+	VSHL $16, V28.S4, V30.S4
+	WORD $0x4f9813a0 // fmla v0.4s, v29.4s, v24.s[0]
+	WORD $0x4f9813c2 // fmla v2.4s, v30.4s, v24.s[0]
+	WORD $0x4f9913a8 // fmla v8.4s, v29.4s, v25.s[0]
+	WORD $0x4f9913ca // fmla v10.4s, v30.4s, v25.s[0]
+	WORD $0x4f9a13b0 // fmla v16.4s, v29.4s, v26.s[0]
+	WORD $0x4f9a13d2 // fmla v18.4s, v30.4s, v26.s[0]
+	VAND V31.B16, V27.B16, V27.B16
+	VAND V31.B16, V28.B16, V28.B16
+	WORD $0x4fb81361 // fmla v1.4s, v27.4s, v24.s[1]
+	WORD $0x4fb81383 // fmla v3.4s, v28.4s, v24.s[1]
+	WORD $0x4fb91369 // fmla v9.4s, v27.4s, v25.s[1]
+	WORD $0x4fb9138b // fmla v11.4s, v28.4s, v25.s[1]
+	WORD $0x4fba1371 // fmla v17.4s, v27.4s, v26.s[1]
+	WORD $0x4fba1393 // fmla v19.4s, v28.4s, v26.s[1]
+	FLDPQ 32(R8), (F27, F28)
+	VSHL $16, V27.S4, V29.S4
+	VSHL $16, V28.S4, V30.S4
+	WORD $0x4f9813a4 // fmla v4.4s, v29.4s, v24.s[0]
+	WORD $0x4f9813c6 // fmla v6.4s, v30.4s, v24.s[0]
+	WORD $0x4f9913ac // fmla v12.4s, v29.4s, v25.s[0]
+	WORD $0x4f9913ce // fmla v14.4s, v30.4s, v25.s[0]
+	WORD $0x4f9a13b4 // fmla v20.4s, v29.4s, v26.s[0]
+	WORD $0x4f9a13d6 // fmla v22.4s, v30.4s, v26.s[0]
+	VAND V31.B16, V27.B16, V27.B16
+	VAND V31.B16, V28.B16, V28.B16
+	WORD $0x4fb81365 // fmla v5.4s, v27.4s, v24.s[1]
+	WORD $0x4fb81387 // fmla v7.4s, v28.4s, v24.s[1]
+	WORD $0x4fb9136d // fmla v13.4s, v27.4s, v25.s[1]
+	WORD $0x4fb9138f // fmla v15.4s, v28.4s, v25.s[1]
+	WORD $0x4fba1375 // fmla v21.4s, v27.4s, v26.s[1]
+	WORD $0x4fba1397 // fmla v23.4s, v28.4s, v26.s[1]
+	FLDPQ 256(R8), (F27, F28)
+	VSHL $16, V27.S4, V29.S4
+	VSHL $16, V28.S4, V30.S4
+	WORD $0x4f981ba0 // fmla v0.4s, v29.4s, v24.s[2]
+	WORD $0x4f981bc2 // fmla v2.4s, v30.4s, v24.s[2]
+	WORD $0x4f991ba8 // fmla v8.4s, v29.4s, v25.s[2]
+	WORD $0x4f991bca // fmla v10.4s, v30.4s, v25.s[2]
+	WORD $0x4f9a1bb0 // fmla v16.4s, v29.4s, v26.s[2]
+	WORD $0x4f9a1bd2 // fmla v18.4s, v30.4s, v26.s[2]
+	VAND V31.B16, V27.B16, V27.B16
+	VAND V31.B16, V28.B16, V28.B16
+	WORD $0x4fb81b61 // fmla v1.4s, v27.4s, v24.s[3]
+	WORD $0x4fb81b83 // fmla v3.4s, v28.4s, v24.s[3]
+	WORD $0x4fb91b69 // fmla v9.4s, v27.4s, v25.s[3]
+	WORD $0x4fb91b8b // fmla v11.4s, v28.4s, v25.s[3]
+	WORD $0x4fba1b71 // fmla v17.4s, v27.4s, v26.s[3]
+	WORD $0x4fba1b93 // fmla v19.4s, v28.4s, v26.s[3]
+	FLDPQ 288(R8), (F27, F28)
+	VSHL $16, V27.S4, V29.S4
+	VSHL $16, V28.S4, V30.S4
+	WORD $0x4f981ba4 // fmla v4.4s, v29.4s, v24.s[2]
+	WORD $0x4f981bc6 // fmla v6.4s, v30.4s, v24.s[2]
+	WORD $0x4f991bac // fmla v12.4s, v29.4s, v25.s[2]
+	WORD $0x4f991bce // fmla v14.4s, v30.4s, v25.s[2]
+	WORD $0x4f9a1bb4 // fmla v20.4s, v29.4s, v26.s[2]
+	WORD $0x4f9a1bd6 // fmla v22.4s, v30.4s, v26.s[2]
+	VAND V31.B16, V27.B16, V27.B16
+	VAND V31.B16, V28.B16, V28.B16
+	WORD $0x4fb81b65 // fmla v5.4s, v27.4s, v24.s[3]
+	WORD $0x4fb81b87 // fmla v7.4s, v28.4s, v24.s[3]
+	WORD $0x4fb91b6d // fmla v13.4s, v27.4s, v25.s[3]
+	WORD $0x4fb91b8f // fmla v15.4s, v28.4s, v25.s[3]
+	WORD $0x4fba1b75 // fmla v21.4s, v27.4s, v26.s[3]
+	WORD $0x4fba1b97 // fmla v23.4s, v28.4s, v26.s[3]
+	ADD $512, R8, R8
+	SUBS $4, R9, R9
+	BGE loop45
+short43:
+	ADDS $4, R9, R9
+	BEQ summed47
+some46:
+	TBZ $1, R9, one48
+	FMOVD.P 8(R12), F24
+	FMOVD.P 8(R13), F25
+	FMOVD.P 8(R14), F26
+	FLDPQ 0(R8), (F27, F28)
+	VSHL $16, V27.S4, V29.S4
+	VSHL $16, V28.S4, V30.S4
+	WORD $0x4f9813a0 // fmla v0.4s, v29.4s, v24.s[0]
+	WORD $0x4f9813c2 // fmla v2.4s, v30.4s, v24.s[0]
+	WORD $0x4f9913a8 // fmla v8.4s, v29.4s, v25.s[0]
+	WORD $0x4f9913ca // fmla v10.4s, v30.4s, v25.s[0]
+	WORD $0x4f9a13b0 // fmla v16.4s, v29.4s, v26.s[0]
+	WORD $0x4f9a13d2 // fmla v18.4s, v30.4s, v26.s[0]
+	VAND V31.B16, V27.B16, V27.B16
+	VAND V31.B16, V28.B16, V28.B16
+	WORD $0x4fb81361 // fmla v1.4s, v27.4s, v24.s[1]
+	WORD $0x4fb81383 // fmla v3.4s, v28.4s, v24.s[1]
+	WORD $0x4fb91369 // fmla v9.4s, v27.4s, v25.s[1]
+	WORD $0x4fb9138b // fmla v11.4s, v28.4s, v25.s[1]
+	WORD $0x4fba1371 // fmla v17.4s, v27.4s, v26.s[1]
+	WORD $0x4fba1393 // fmla v19.4s, v28.4s, v26.s[1]
+	FLDPQ 32(R8), (F27, F28)
+	VSHL $16, V27.S4, V29.S4
+	VSHL $16, V28.S4, V30.S4
+	WORD $0x4f9813a4 // fmla v4.4s, v29.4s, v24.s[0]
+	WORD $0x4f9813c6 // fmla v6.4s, v30.4s, v24.s[0]
+	WORD $0x4f9913ac // fmla v12.4s, v29.4s, v25.s[0]
+	WORD $0x4f9913ce // fmla v14.4s, v30.4s, v25.s[0]
+	WORD $0x4f9a13b4 // fmla v20.4s, v29.4s, v26.s[0]
+	WORD $0x4f9a13d6 // fmla v22.4s, v30.4s, v26.s[0]
+	VAND V31.B16, V27.B16, V27.B16
+	VAND V31.B16, V28.B16, V28.B16
+	WORD $0x4fb81365 // fmla v5.4s, v27.4s, v24.s[1]
+	WORD $0x4fb81387 // fmla v7.4s, v28.4s, v24.s[1]
+	WORD $0x4fb9136d // fmla v13.4s, v27.4s, v25.s[1]
+	WORD $0x4fb9138f // fmla v15.4s, v28.4s, v25.s[1]
+	WORD $0x4fba1375 // fmla v21.4s, v27.4s, v26.s[1]
+	WORD $0x4fba1397 // fmla v23.4s, v28.4s, v26.s[1]
+	ADD $256, R8, R8
+	TBZ $0, R9, summed47
+one48:
+	FMOVS.P 4(R12), F24
+	FMOVS.P 4(R13), F25
+	FMOVS.P 4(R14), F26
+	FMOVQ 0(R8), F27
+	VSHL $16, V27.S4, V27.S4
+	WORD $0x4f981360 // fmla v0.4s, v27.4s, v24.s[0]
+	WORD $0x4f991368 // fmla v8.4s, v27.4s, v25.s[0]
+	WORD $0x4f9a1370 // fmla v16.4s, v27.4s, v26.s[0]
+	FMOVQ 16(R8), F27
+	VSHL $16, V27.S4, V27.S4
+	WORD $0x4f981362 // fmla v2.4s, v27.4s, v24.s[0]
+	WORD $0x4f99136a // fmla v10.4s, v27.4s, v25.s[0]
+	WORD $0x4f9a1372 // fmla v18.4s, v27.4s, v26.s[0]
+	FMOVQ 32(R8), F27
+	VSHL $16, V27.S4, V27.S4
+	WORD $0x4f981364 // fmla v4.4s, v27.4s, v24.s[0]
+	WORD $0x4f99136c // fmla v12.4s, v27.4s, v25.s[0]
+	WORD $0x4f9a1374 // fmla v20.4s, v27.4s, v26.s[0]
+	FMOVQ 48(R8), F27
+	VSHL $16, V27.S4, V27.S4
+	WORD $0x4f981366 // fmla v6.4s, v27.4s, v24.s[0]
+	WORD $0x4f99136e // fmla v14.4s, v27.4s, v25.s[0]
+	WORD $0x4f9a1376 // fmla v22.4s, v27.4s, v26.s[0]
+	ADD $128, R8, R8
+summed47:
+	WORD $0x4e21d400 // fadd v0.4s, v0.4s, v1.4s
+	WORD $0x4e23d442 // fadd v2.4s, v2.4s, v3.4s
+	WORD $0x4e25d484 // fadd v4.4s, v4.4s, v5.4s
+	WORD $0x4e27d4c6 // fadd v6.4s, v6.4s, v7.4s
+	WORD $0x4e29d508 // fadd v8.4s, v8.4s, v9.4s
+	WORD $0x4e2bd54a // fadd v10.4s, v10.4s, v11.4s
+	WORD $0x4e2dd58c // fadd v12.4s, v12.4s, v13.4s
+	WORD $0x4e2fd5ce // fadd v14.4s, v14.4s, v15.4s
+	WORD $0x4e31d610 // fadd v16.4s, v16.4s, v17.4s
+	WORD $0x4e33d652 // fadd v18.4s, v18.4s, v19.4s
+	WORD $0x4e35d694 // fadd v20.4s, v20.4s, v21.4s
+	WORD $0x4e37d6d6 // fadd v22.4s, v22.4s, v23.4s
+	CBZ R6, first49
+	FLDPQ 0(R0), (F24, F25)
+	WORD $0x4e20d700 // fadd v0.4s, v24.4s, v0.4s
+	WORD $0x4e22d722 // fadd v2.4s, v25.4s, v2.4s
+	FSTPQ (F0, F2), 0(R0)
+	FLDPQ 32(R0), (F24, F25)
+	WORD $0x4e24d704 // fadd v4.4s, v24.4s, v4.4s
+	WORD $0x4e26d726 // fadd v6.4s, v25.4s, v6.4s
+	FSTPQ (F4, F6), 32(R0)
+	FLDPQ 256(R0), (F24, F25)
+	WORD $0x4e28d708 // fadd v8.4s, v24.4s, v8.4s
+	WORD $0x4e2ad72a // fadd v10.4s, v25.4s, v10.4s
+	FSTPQ (F8, F10), 256(R0)
+	FLDPQ 288(R0), (F24, F25)
+	WORD $0x4e2cd70c // fadd v12.4s, v24.4s, v12.4s
+	WORD $0x4e2ed72e // fadd v14.4s, v25.4s, v14.4s
+	FSTPQ (F12, F14), 288(R0)
+	FLDPQ 512(R0), (F24, F25)
+	WORD $0x4e30d710 // fadd v16.4s, v24.4s, v16.4s
+	WORD $0x4e32d732 // fadd v18.4s, v25.4s, v18.4s
+	FSTPQ (F16, F18), 512(R0)
+	FLDPQ 544(R0), (F24, F25)
+	WORD $0x4e34d714 // fadd v20.4s, v24.4s, v20.4s
+	WORD $0x4e36d736 // fadd v22.4s, v25.4s, v22.4s
+	FSTPQ (F20, F22), 544(R0)
+	B stored50
+first49:
+	FSTPQ (F0, F2), 0(R0)
+	FSTPQ (F4, F6), 32(R0)
+	FSTPQ (F8, F10), 256(R0)
+	FSTPQ (F12, F14), 288(R0)
+	FSTPQ (F16, F18), 512(R0)
+	FSTPQ (F20, F22), 544(R0)
+stored50:
+	ADD $64, R0, R0
+	ADD $64, R10, R10
+	SUBS $1, R11, R11
+	BNE block41
+	ADD $512, R0, R0
+	ADD R3, R1, R1
+	ADD R3, R1, R1
+	ADD R3, R1, R1
+	SUB $3, R5, R5
+	B rows1
+tile8:
+	MOVD $0xffff0000, R9
+	VDUP R9, V31.S4
+	MOVD R2, R10
+	MOVD $8, R11
+block51:
+	VEOR V0.B16, V0.B16, V0.B16
+	VEOR V1.B16, V1.B16, V1.B16
+	VEOR V2.B16, V2.B16, V2.B16
+	VEOR V3.B16, V3.B16, V3.B16
+	VEOR V4.B16, V4.B16, V4.B16
+	VEOR V5.B16, V5.B16, V5.B16
+	VEOR V6.B16, V6.B16, V6.B16
+	VEOR V7.B16, V7.B16, V7.B16
+	VEOR V8.B16, V8.B16, V8.B16
+	VEOR V9.B16, V9.B16, V9.B16
+	VEOR V10.B16, V10.B16, V10.B16
+	VEOR V11.B16, V11.B16, V11.B16
+	VEOR V12.B16, V12.B16, V12.B16
+	VEOR V13.B16, V13.B16, V13.B16
+	VEOR V14.B16, V14.B16, V14.B16
+	VEOR V15.B16, V15.B16, V15.B16
+	MOVD R10, R8
+	MOVD R1, R12
+	ADD R3, R12, R13
+	ADD R3, R13, R14
+	ADD R3, R14, R15
+	MOVD R4, R9
+	SUBS $4, R9, R9
+	BLT short53
+loop55:
+	FMOVQ.P 16(R12), F16
+	FMOVQ.P 16(R13), F17
+	FMOVQ.P 16(R14), F18
+	FMOVQ.P 16(R15), F19
+	FLDPQ 0(R8), (F20, F21)
+	VSHL $16, V20.S4, V22.S4
+	VSHL $16, V21.S4, V23.S4
+	WORD $0x4f9012c0 // fmla v0.4s, v22.4s, v16.s[0]
+	WORD $0x4f9012e2 // fmla v2.4s, v23.4s, v16.s[0]
+	WORD $0x4f9112c4 // fmla v4.4s, v22.4s, v17.s[0]
+	WORD $0x4f9112e6 // fmla v6.4s, v23.4s, v17.s[0]
+	WORD $0x4f9212c8 // fmla v8.4s, v22.4s, v18.s[0]
+	WORD $0x4f9212ea // fmla v10.4s, v23.4s, v18.s[0]
+	WORD $0x4f9312cc // fmla v12.4s, v22.4s, v19.s[0]
+	WORD $0x4f9312ee // fmla v14.4s, v23.4s, v19.s[0]
+	VAND V31.B16, V20.B16, V20.B16
+	VAND V31.B16, V21.B16, V21.B16
+	WORD $0x4fb01281 // fmla v1.4s, v20.4s, v16.s[1]
+	WORD $0x4fb012a3 // fmla v3.4s, v21.4s, v16.s[1]
+	WORD $0x4fb11285 // fmla v5.4s, v20.4s, v17.s[1]
+	WORD $0x4fb112a7 // fmla v7.4s, v21.4s, v17.s[1]
+	WORD $0x4fb21289 // fmla v9.4s, v20.4s, v18.s[1]
+	WORD $0x4fb212ab // fmla v11.4s, v21.4s, v18.s[1]
+	WORD $0x4fb3128d // fmla v13.4s, v20.4s, v19.s[1]
+	WORD $0x4fb312af // fmla v15.4s, v21.4s, v19.s[1]
+	FLDPQ 256(R8), (F20, F21)
+	VSHL $16, V20.S4, V22.S4
+	VSHL $16, V21.S4, V23.S4
+	WORD $0x4f901ac0 // fmla v0.4s, v22.4s, v16.s[2]
+	WORD $0x4f901ae2 // fmla v2.4s, v23.4s, v16.s[2]
+	WORD $0x4f911ac4 // fmla v4.4s, v22.4s, v17.s[2]
+	WORD $0x4f911ae6 // fmla v6.4s, v23.4s, v17.s[2]
+	WORD $0x4f921ac8 // fmla v8.4s, v22.4s, v18.s[2]
+	WORD $0x4f921aea // fmla v10.4s, v23.4s, v18.s[2]
+	WORD $0x4f931acc // fmla v12.4s, v22.4s, v19.s[2]
+	WORD $0x4f931aee // fmla v14.4s, v23.4s, v19.s[2]
+	VAND V31.B16, V20.B16, V20.B16
+	VAND V31.B16, V21.B16, V21.B16
+	WORD $0x4fb01a81 // fmla v1.4s, v20.4s, v16.s[3]
+	WORD $0x4fb01aa3 // fmla v3.4s, v21.4s, v16.s[3]
+	WORD $0x4fb11a85 // fmla v5.4s, v20.4s, v17.s[3]
+	WORD $0x4fb11aa7 // fmla v7.4s, v21.4s, v17.s[3]
+	WORD $0x4fb21a89 // fmla v9.4s, v20.4s, v18.s[3]
+	WORD $0x4fb21aab // fmla v11.4s, v21.4s, v18.s[3]
+	WORD $0x4fb31a8d // fmla v13.4s, v20.4s, v19.s[3]
+	WORD $0x4fb31aaf // fmla v15.4s, v21.4s, v19.s[3]
+	ADD $512, R8, R8
+	SUBS $4, R9, R9
+	BGE loop55
+short53:
+	ADDS $4, R9, R9
+	BEQ summed57
+some56:
+	TBZ $1, R9, one58
+	FMOVD.P 8(R12), F16
+	FMOVD.P 8(R13), F17
+	FMOVD.P 8(R14), F18
+	FMOVD.P 8(R15), F19
+	FLDPQ 0(R8), (F20, F21)
+	VSHL $16, V20.S4, V22.S4
+	VSHL $16, V21.S4, V23.S4
+	WORD $0x4f9012c0 // fmla v0.4s, v22.4s, v16.s[0]
+	WORD $0x4f9012e2 // fmla v2.4s, v23.4s, v16.s[0]
+	WORD $0x4f9112c4 // fmla v4.4s, v22.4s, v17.s[0]
+	WORD $0x4f9112e6 // fmla v6.4s, v23.4s, v17.s[0]
+	WORD $0x4f9212c8 // fmla v8.4s, v22.4s, v18.s[0]
+	WORD $0x4f9212ea // fmla v10.4s, v23.4s, v18.s[0]
+	WORD $0x4f9312cc // fmla v12.4s, v22.4s, v19.s[0]
+	WORD $0x4f9312ee // fmla v14.4s, v23.4s, v19.s[0]
+	VAND V31.B16, V20.B16, V20.B16
+	VAND V31.B16, V21.B16, V21.B16
+	WORD $0x4fb01281 // fmla v1.4s, v20.4s, v16.s[1]
+	WORD $0x4fb012a3 // fmla v3.4s, v21.4s, v16.s[1]
+	WORD $0x4fb11285 // fmla v5.4s, v20.4s, v17.s[1]
+	WORD $0x4fb112a7 // fmla v7.4s, v21.4s, v17.s[1]
+	WORD $0x4fb21289 // fmla v9.4s, v20.4s, v18.s[1]
+	WORD $0x4fb212ab // fmla v11.4s, v21.4s, v18.s[1]
+	WORD $0x4fb3128d // fmla v13.4s, v20.4s, v19.s[1]
+	WORD $0x4fb312af // fmla v15.4s, v21.4s, v19.s[1]
+	ADD $256, R8, R8
+	TBZ $0, R9, summed57
+one58:
+	FMOVS.P 4(R12), F16
+	FMOVS.P 4(R13), F17
+	FMOVS.P 4(R14), F18
+	FMOVS.P 4(R15), F19
+	FMOVQ 0(R8), F20
+	VSHL $16, V20.S4, V20.S4
+	WORD $0x4f901280 // fmla v0.4s, v20.4s, v16.s[0]
+	WORD $0x4f911284 // fmla v4.4s, v20.4s, v17.s[0]
+	WORD $0x4f921288 // fmla v8.4s, v20.4s, v18.s[0]
+	WORD $0x4f93128c // fmla v12.4s, v20.4s, v19.s[0]
+	FMOVQ 16(R8), F20
+	VSHL $16, V20.S4, V20.S4
+	WORD $0x4f901282 // fmla v2.4s, v20.4s, v16.s[0]
+	WORD $0x4f911286 // fmla v6.4s, v20.4s, v17.s[0]
+	WORD $0x4f92128a // fmla v10.4s, v20.4s, v18.s[0]
+	WORD $0x4f93128e // fmla v14.4s, v20.4s, v19.s[0]
+	ADD $128, R8, R8
+summed57:
+	WORD $0x4e21d400 // fadd v0.4s, v0.4s, v1.4s
+	WORD $0x4e23d442 // fadd v2.4s, v2.4s, v3.4s
+	WORD $0x4e25d484 // fadd v4.4s, v4.4s, v5.4s
+	WORD $0x4e27d4c6 // fadd v6.4s, v6.4s, v7.4s
+	WORD $0x4e29d508 // fadd v8.4s, v8.4s, v9.4s
+	WORD $0x4e2bd54a // fadd v10.4s, v10.4s, v11.4s
+	WORD $0x4e2dd58c // fadd v12.4s, v12.4s, v13.4s
+	WORD $0x4e2fd5ce // fadd v14.4s, v14.4s, v15.4s
+	CBZ R6, first59
+	FLDPQ 0(R0), (F16, F17)
+	WORD $0x4e20d600 // fadd v0.4s, v16.4s, v0.4s
+	WORD $0x4e22d622 // fadd v2.4s, v17.4s, v2.4s
+	FSTPQ (F0, F2), 0(R0)
+	FLDPQ 256(R0), (F16, F17)
+	WORD $0x4e24d604 // fadd v4.4s, v16.4s, v4.4s
+	WORD $0x4e26d626 // fadd v6.4s, v17.4s, v6.4s
+	FSTPQ (F4, F6), 256(R0)
+	FLDPQ 512(R0), (F16, F17)
+	WORD $0x4e28d608 // fadd v8.4s, v16.4s, v8.4s
+	WORD $0x4e2ad62a // fadd v10.4s, v17.4s, v10.4s
+	FSTPQ (F8, F10), 512(R0)
+	FLDPQ 768(R0), (F16, F17)
+	WORD $0x4e2cd60c // fadd v12.4s, v16.4s, v12.4s
+	WORD $0x4e2ed62e // fadd v14.4s, v17.4s, v14.4s
+	FSTPQ (F12, F14), 768(R0)
+	B stored60
+first59:
+	FSTPQ (F0, F2), 0(R0)
+	FSTPQ (F4, F6), 256(R0)
+	FSTPQ (F8, F10), 512(R0)
+	FSTPQ (F12, F14), 768(R0)
+stored60:
+	ADD $32, R0, R0
+	ADD $32, R10, R10
+	SUBS $1, R11, R11
+	BNE block51
+	ADD $768, R0, R0
+	ADD R3, R1, R1
+	ADD R3, R1, R1
+	ADD R3, R1, R1
+	ADD R3, R1, R1
+	SUB $4, R5, R5
+	B rows1
+tile9:
+	MOVD $0xffff0000, R9
+	VDUP R9, V31.S4
+	MOVD R2, R10
+	MOVD $8, R11
+block61:
+	VEOR V0.B16, V0.B16, V0.B16
+	VEOR V1.B16, V1.B16, V1.B16
+	VEOR V2.B16, V2.B16, V2.B16
+	VEOR V3.B16, V3.B16, V3.B16
+	VEOR V4.B16, V4.B16, V4.B16
+	VEOR V5.B16, V5.B16, V5.B16
+	VEOR V6.B16, V6.B16, V6.B16
+	VEOR V7.B16, V7.B16, V7.B16
+	VEOR V8.B16, V8.B16, V8.B16
+	VEOR V9.B16, V9.B16, V9.B16
+	VEOR V10.B16, V10.B16, V10.B16
+	VEOR V11.B16, V11.B16, V11.B16
+	VEOR V12.B16, V12.B16, V12.B16
+	VEOR V13.B16, V13.B16, V13.B16
+	VEOR V14.B16, V14.B16, V14.B16
+	VEOR V15.B16, V15.B16, V15.B16
+	VEOR V16.B16, V16.B16, V16.B16
+	VEOR V17.B16, V17.B16, V17.B16
+	VEOR V18.B16, V18.B16, V18.B16
+	VEOR V19.B16, V19.B16, V19.B16
+	MOVD R10, R8
+	MOVD R1, R12
+	ADD R3, R12, R13
+	ADD R3, R13, R14
+	ADD R3, R14, R15
+	ADD R3, R15, R19
+	MOVD R4, R9
+	SUBS $4, R9, R9
+	BLT short63
+loop65:
+	FMOVQ.P 16(R12), F20
+	FMOVQ.P 16(R13), F21
+	FMOVQ.P 16(R14), F22
+	FMOVQ.P 16(R15), F23
+	FMOVQ.P 16(R19), F24
+	FLDPQ 0(R8), (F25, F26)
+	VSHL $16, V25.S4, V27.S4
+	VSHL $16, V26.S4, V28.S4
+	WORD $0x4f941360 // fmla v0.4s, v27.4s, v20.s[0]
+	WORD $0x4f941382 // fmla v2.4s, v28.4s, v20.s[0]
+	WORD $0x4f951364 // fmla v4.4s, v27.4s, v21.s[0]
+	WORD $0x4f951386 // fmla v6.4s, v28.4s, v21.s[0]
+	WORD $0x4f961368 // fmla v8.4s, v27.4s, v22.s[0]
+	WORD $0x4f96138a // fmla v10.4s, v28.4s, v22.s[0]
+	WORD $0x4f97136c // fmla v12.4s, v27.4s, v23.s[0]
+	WORD $0x4f97138e // fmla v14.4s, v28.4s, v23.s[0]
+	WORD $0x4f981370 // fmla v16.4s, v27.4s, v24.s[0]
+	WORD $0x4f981392 // fmla v18.4s, v28.4s, v24.s[0]
+	VAND V31.B16, V25.B16, V25.B16
+	VAND V31.B16, V26.B16, V26.B16
+	WORD $0x4fb41321 // fmla v1.4s, v25.4s, v20.s[1]
+	WORD $0x4fb41343 // fmla v3.4s, v26.4s, v20.s[1]
+	WORD $0x4fb51325 // fmla v5.4s, v25.4s, v21.s[1]
+	WORD $0x4fb51347 // fmla v7.4s, v26.4s, v21.s[1]
+	WORD $0x4fb61329 // fmla v9.4s, v25.4s, v22.s[1]
+	WORD $0x4fb6134b // fmla v11.4s, v26.4s, v22.s[1]
+	WORD $0x4fb7132d // fmla v13.4s, v25.4s, v23.s[1]
+	WORD $0x4fb7134f // fmla v15.4s, v26.4s, v23.s[1]
+	WORD $0x4fb81331 // fmla v17.4s, v25.4s, v24.s[1]
+	WORD $0x4fb81353 // fmla v19.4s, v26.4s, v24.s[1]
+	FLDPQ 256(R8), (F25, F26)
+	VSHL $16, V25.S4, V27.S4
+	VSHL $16, V26.S4, V28.S4
+	WORD $0x4f941b60 // fmla v0.4s, v27.4s, v20.s[2]
+	WORD $0x4f941b82 // fmla v2.4s, v28.4s, v20.s[2]
+	WORD $0x4f951b64 // fmla v4.4s, v27.4s, v21.s[2]
+	WORD $0x4f951b86 // fmla v6.4s, v28.4s, v21.s[2]
+	WORD $0x4f961b68 // fmla v8.4s, v27.4s, v22.s[2]
+	WORD $0x4f961b8a // fmla v10.4s, v28.4s, v22.s[2]
+	WORD $0x4f971b6c // fmla v12.4s, v27.4s, v23.s[2]
+	WORD $0x4f971b8e // fmla v14.4s, v28.4s, v23.s[2]
+	WORD $0x4f981b70 // fmla v16.4s, v27.4s, v24.s[2]
+	WORD $0x4f981b92 // fmla v18.4s, v28.4s, v24.s[2]
+	VAND V31.B16, V25.B16, V25.B16
+	VAND V31.B16, V26.B16, V26.B16
+	WORD $0x4fb41b21 // fmla v1.4s, v25.4s, v20.s[3]
+	WORD $0x4fb41b43 // fmla v3.4s, v26.4s, v20.s[3]
+	WORD $0x4fb51b25 // fmla v5.4s, v25.4s, v21.s[3]
+	WORD $0x4fb51b47 // fmla v7.4s, v26.4s, v21.s[3]
+	WORD $0x4fb61b29 // fmla v9.4s, v25.4s, v22.s[3]
+	WORD $0x4fb61b4b // fmla v11.4s, v26.4s, v22.s[3]
+	WORD $0x4fb71b2d // fmla v13.4s, v25.4s, v23.s[3]
+	WORD $0x4fb71b4f // fmla v15.4s, v26.4s, v23.s[3]
+	WORD $0x4fb81b31 // fmla v17.4s, v25.4s, v24.s[3]
+	WORD $0x4fb81b53 // fmla v19.4s, v26.4s, v24.s[3]
+	ADD $512, R8, R8
+	SUBS $4, R9, R9
+	BGE loop65
+short63:
+	ADDS $4, R9, R9
+	BEQ summed67
+some66:
+	TBZ $1, R9, one68
+	FMOVD.P 8(R12), F20
+	FMOVD.P 8(R13), F21
+	FMOVD.P 8(R14), F22
+	FMOVD.P 8(R15), F23
+	FMOVD.P 8(R19), F24
+	FLDPQ 0(R8), (F25, F26)
+	VSHL $16, V25.S4, V27.S4
+	VSHL $16, V26.S4, V28.S4
+	WORD $0x4f941360 // fmla v0.4s, v27.4s, v20.s[0]
+	WORD $0x4f941382 // fmla v2.4s, v28.4s, v20.s[0]
+	WORD $0x4f951364 // fmla v4.4s, v27.4s, v21.s[0]
+	WORD $0x4f951386 // fmla v6.4s, v28.4s, v21.s[0]
+	WORD $0x4f961368 // fmla v8.4s, v27.4s, v22.s[0]
+	WORD $0x4f96138a // fmla v10.4s, v28.4s, v22.s[0]
+	WORD $0x4f97136c // fmla v12.4s, v27.4s, v23.s[0]
+	WORD $0x4f97138e // fmla v14.4s, v28.4s, v23.s[0]
+	WORD $0x4f981370 // fmla v16.4s, v27.4s, v24.s[0]
+	WORD $0x4f981392 // fmla v18.4s, v28.4s, v24.s[0]
+	VAND V31.B16, V25.B16, V25.B16
+	VAND V31.B16, V26.B16, V26.B16
+	WORD $0x4fb41321 // fmla v1.4s, v25.4s, v20.s[1]
+	WORD $0x4fb41343 // fmla v3.4s, v26.4s, v20.s[1]
+	WORD $0x4fb51325 // fmla v5.4s, v25.4s, v21.s[1]
+	WORD $0x4fb51347 // fmla v7.4s, v26.4s, v21.s[1]
+	WORD $0x4fb61329 // fmla v9.4s, v25.4s, v22.s[1]
+	WORD $0x4fb6134b // fmla v11.4s, v26.4s, v22.s[1]
+	WORD $0x4fb7132d // fmla v13.4s, v25.4s, v23.s[1]
+	WORD $0x4fb7134f // fmla v15.4s, v26.4s, v23.s[1]
+	WORD $0x4fb81331 // fmla v17.4s, v25.4s, v24.s[1]
+	WORD $0x4fb81353 // fmla v19.4s, v26.4s, v24.s[1]
+	ADD $256, R8, R8
+	TBZ $0, R9, summed67
+one68:
+	FMOVS.P 4(R12), F20
+	FMOVS.P 4(R13), F21
+	FMOVS.P 4(R14), F22
+	FMOVS.P 4(R15), F23
+	FMOVS.P 4(R19), F24
+	FMOVQ 0(R8), F25
+	VSHL $16, V25.S4, V25.S4
+	WORD $0x4f941320 // fmla v0.4s, v25.4s, v20.s[0]
+	WORD $0x4f951324 // fmla v4.4s, v25.4s, v21.s[0]
+	WORD $0x4f961328 // fmla v8.4s, v25.4s, v22.s[0]
+	WORD $0x4f97132c // fmla v12.4s, v25.4s, v23.s[0]
+	WORD $0x4f981330 // fmla v16.4s, v25.4s, v24.s[0]
+	FMOVQ 16(R8), F25
+	VSHL $16, V25.S4, V25.S4
+	WORD $0x4f941322 // fmla v2.4s, v25.4s, v20.s[0]
+	WORD $0x4f951326 // fmla v6.4s, v25.4s, v21.s[0]
+	WORD $0x4f96132a // fmla v10.4s, v25.4s, v22.s[0]
+	WORD $0x4f97132e // fmla v14.4s, v25.4s, v23.s[0]
+	WORD $0x4f981332 // fmla v18.4s, v25.4s, v24.s[0]
+	ADD $128, R8, R8
+summed67:
+	WORD $0x4e21d400 // fadd v0.4s, v0.4s, v1.4s
+	WORD $0x4e23d442 // fadd v2.4s, v2.4s, v3.4s
+	WORD $0x4e25d484 // fadd v4.4s, v4.4s, v5.4s
+	WORD $0x4e27d4c6 // fadd v6.4s, v6.4s, v7.4s
+	WORD $0x4e29d508 // fadd v8.4s, v8.4s, v9.4s
+	WORD $0x4e2bd54a // fadd v10.4s, v10.4s, v11.4s
+	WORD $0x4e2dd58c // fadd v12.4s, v12.4s, v13.4s
+	WORD $0x4e2fd5ce // fadd v14.4s, v14.4s, v15.4s
+	WORD $0x4e31d610 // fadd v16.4s, v16.4s, v17.4s
+	WORD $0x4e33d652 // fadd v18.4s, v18.4s, v19.4s
+	CBZ R6, first69
+	FLDPQ 0(R0), (F20, F21)
+	WORD $0x4e20d680 // fadd v0.4s, v20.4s, v0.4s
+	WORD $0x4e22d6a2 // fadd v2.4s, v21.4s, v2.4s
+	FSTPQ (F0, F2), 0(R0)
+	FLDPQ 256(R0), (F20, F21)
+	WORD $0x4e24d684 // fadd v4.4s, v20.4s, v4.4s
+	WORD $0x4e26d6a6 // fadd v6.4s, v21.4s, v6.4s
+	FSTPQ (F4, F6), 256(R0)
+	FLDPQ 512(R0), (F20, F21)
+	WORD $0x4e28d688 // fadd v8.4s, v20.4s, v8.4s
+	WORD $0x4e2ad6aa // fadd v10.4s, v21.4s, v10.4s
+	FSTPQ (F8, F10), 512(R0)
+	FLDPQ 768(R0), (F20, F21)
+	WORD $0x4e2cd68c // fadd v12.4s, v20.4s, v12.4s
+	WORD $0x4e2ed6ae // fadd v14.4s, v21.4s, v14.4s
+	FSTPQ (F12, F14), 768(R0)
+	FMOVQ 1024(R0), F20
+	FMOVQ 1040(R0), F21
+	WORD $0x4e30d690 // fadd v16.4s, v20.4s, v16.4s
+	WORD $0x4e32d6b2 // fadd v18.4s, v21.4s, v18.4s
+	FMOVQ F16, 1024(R0)
+	FMOVQ F18, 1040(R0)
+	B stored70
+first69:
+	FSTPQ (F0, F2), 0(R0)
+	FSTPQ (F4, F6), 256(R0)
+	FSTPQ (F8, F10), 512(R0)
+	FSTPQ (F12, F14), 768(R0)
+	FMOVQ F16, 1024(R0)
+	FMOVQ F18, 1040(R0)
+stored70:
+	ADD $32, R0, R0
+	ADD $32, R10, R10
+	SUBS $1, R11, R11
+	BNE block61
+	ADD $1024, R0, R0
+	ADD R3, R1, R1
+	ADD R3, R1, R1
+	ADD R3, R1, R1
+	ADD R3, R1, R1
+	ADD R3, R1, R1
+	SUB $5, R5, R5
+	B rows1
+done3:
+	RET
+
+// func tileValues_neon(o, w *float32, v *byte, oStride, vStride, cols, rows, lo, hi, carry int)
+// Requires: ASIMD
+TEXT ·tileValues_neon(SB), NOSPLIT, $0-80
+	MOVD o+0(FP), R0
+	MOVD w+8(FP), R1
+	MOVD v+16(FP), R2
+	MOVD oStride+24(FP), R3
+	MOVD vStride+32(FP), R4
+	MOVD rows+48(FP), R6
+	MOVD lo+56(FP), R8
+	MOVD hi+64(FP), R9
+	MOVD carry+72(FP), R7
+	LSR $1, R8, R14
+	MUL R4, R14, R14
+rows1:
+	CMP $9, R6
+	BLT fewer2
+tile10:
+	MOVD R2, R21
+	MOVD R0, R22
+	MOVD cols+40(FP), R5
+	LSL $2, R5, R5
+columns11:
+	CMP $2, R5
+	BLT less12
+	MOVD $0xffff0000, R13
+	VDUP R13, V31.S4
+	VEOR V0.B16, V0.B16, V0.B16
+	VEOR V1.B16, V1.B16, V1.B16
+	VEOR V2.B16, V2.B16, V2.B16
+	VEOR V3.B16, V3.B16, V3.B16
+	VEOR V4.B16, V4.B16, V4.B16
+	VEOR V5.B16, V5.B16, V5.B16
+	VEOR V6.B16, V6.B16, V6.B16
+	VEOR V7.B16, V7.B16, V7.B16
+	VEOR V8.B16, V8.B16, V8.B16
+	VEOR V9.B16, V9.B16, V9.B16
+	VEOR V10.B16, V10.B16, V10.B16
+	VEOR V11.B16, V11.B16, V11.B16
+	VEOR V12.B16, V12.B16, V12.B16
+	VEOR V13.B16, V13.B16, V13.B16
+	VEOR V14.B16, V14.B16, V14.B16
+	VEOR V15.B16, V15.B16, V15.B16
+	VEOR V16.B16, V16.B16, V16.B16
+	VEOR V17.B16, V17.B16, V17.B16
+	VEOR V18.B16, V18.B16, V18.B16
+	VEOR V19.B16, V19.B16, V19.B16
+	VEOR V20.B16, V20.B16, V20.B16
+	VEOR V21.B16, V21.B16, V21.B16
+	VEOR V22.B16, V22.B16, V22.B16
+	VEOR V23.B16, V23.B16, V23.B16
+	ADD R14, R21, R10
+	ADD R8<<2, R1, R11
+	SUB R8, R9, R13
+	TBZ $0, R8, even13
+	FMOVS 0(R11), F24
+	FMOVS 256(R11), F25
+	FMOVS 512(R11), F26
+	FMOVS 768(R11), F27
+	FMOVS 1024(R11), F28
+	FMOVS 1280(R11), F29
+	FMOVQ 0(R10), F30
+	VAND V31.B16, V30.B16, V30.B16
+	WORD $0x4f9813c1 // fmla v1.4s, v30.4s, v24.s[0]
+	WORD $0x4f9913c5 // fmla v5.4s, v30.4s, v25.s[0]
+	WORD $0x4f9a13c9 // fmla v9.4s, v30.4s, v26.s[0]
+	WORD $0x4f9b13cd // fmla v13.4s, v30.4s, v27.s[0]
+	WORD $0x4f9c13d1 // fmla v17.4s, v30.4s, v28.s[0]
+	WORD $0x4f9d13d5 // fmla v21.4s, v30.4s, v29.s[0]
+	FMOVQ 16(R10), F30
+	VAND V31.B16, V30.B16, V30.B16
+	WORD $0x4f9813c3 // fmla v3.4s, v30.4s, v24.s[0]
+	WORD $0x4f9913c7 // fmla v7.4s, v30.4s, v25.s[0]
+	WORD $0x4f9a13cb // fmla v11.4s, v30.4s, v26.s[0]
+	WORD $0x4f9b13cf // fmla v15.4s, v30.4s, v27.s[0]
+	WORD $0x4f9c13d3 // fmla v19.4s, v30.4s, v28.s[0]
+	WORD $0x4f9d13d7 // fmla v23.4s, v30.4s, v29.s[0]
+	ADD R4, R10, R10
+	ADD $4, R11, R11
+	SUBS $1, R13, R13
+	BEQ merge14
+even13:
+	SUBS $4, R13, R13
+	BLT short16
+loop18:
+	FMOVQ 0(R11), F24
+	FMOVQ 256(R11), F25
+	FMOVQ 512(R11), F26
+	FMOVQ 768(R11), F27
+	FMOVQ 1024(R11), F28
+	FMOVQ 1280(R11), F29
+	FMOVQ 0(R10), F30
+	VSHL $16, V30.S4, V30.S4
+	WORD $0x4f9813c0 // fmla v0.4s, v30.4s, v24.s[0]
+	WORD $0x4f9913c4 // fmla v4.4s, v30.4s, v25.s[0]
+	WORD $0x4f9a13c8 // fmla v8.4s, v30.4s, v26.s[0]
+	WORD $0x4f9b13cc // fmla v12.4s, v30.4s, v27.s[0]
+	WORD $0x4f9c13d0 // fmla v16.4s, v30.4s, v28.s[0]
+	WORD $0x4f9d13d4 // fmla v20.4s, v30.4s, v29.s[0]
+	FMOVQ 16(R10), F30
+	VSHL $16, V30.S4, V30.S4
+	WORD $0x4f9813c2 // fmla v2.4s, v30.4s, v24.s[0]
+	WORD $0x4f9913c6 // fmla v6.4s, v30.4s, v25.s[0]
+	WORD $0x4f9a13ca // fmla v10.4s, v30.4s, v26.s[0]
+	WORD $0x4f9b13ce // fmla v14.4s, v30.4s, v27.s[0]
+	WORD $0x4f9c13d2 // fmla v18.4s, v30.4s, v28.s[0]
+	WORD $0x4f9d13d6 // fmla v22.4s, v30.4s, v29.s[0]
+	FMOVQ 0(R10), F30
+	VAND V31.B16, V30.B16, V30.B16
+	WORD $0x4fb813c1 // fmla v1.4s, v30.4s, v24.s[1]
+	WORD $0x4fb913c5 // fmla v5.4s, v30.4s, v25.s[1]
+	WORD $0x4fba13c9 // fmla v9.4s, v30.4s, v26.s[1]
+	WORD $0x4fbb13cd // fmla v13.4s, v30.4s, v27.s[1]
+	WORD $0x4fbc13d1 // fmla v17.4s, v30.4s, v28.s[1]
+	WORD $0x4fbd13d5 // fmla v21.4s, v30.4s, v29.s[1]
+	FMOVQ 16(R10), F30
+	VAND V31.B16, V30.B16, V30.B16
+	WORD $0x4fb813c3 // fmla v3.4s, v30.4s, v24.s[1]
+	WORD $0x4fb913c7 // fmla v7.4s, v30.4s, v25.s[1]
+	WORD $0x4fba13cb // fmla v11.4s, v30.4s, v26.s[1]
+	WORD $0x4fbb13cf // fmla v15.4s, v30.4s, v27.s[1]
+	WORD $0x4fbc13d3 // fmla v19.4s, v30.4s, v28.s[1]
+	WORD $0x4fbd13d7 // fmla v23.4s, v30.4s, v29.s[1]
+	ADD R4, R10, R10
+	FMOVQ 0(R10), F30
+	VSHL $16, V30.S4, V30.S4
+	WORD $0x4f981bc0 // fmla v0.4s, v30.4s, v24.s[2]
+	WORD $0x4f991bc4 // fmla v4.4s, v30.4s, v25.s[2]
+	WORD $0x4f9a1bc8 // fmla v8.4s, v30.4s, v26.s[2]
+	WORD $0x4f9b1bcc // fmla v12.4s, v30.4s, v27.s[2]
+	WORD $0x4f9c1bd0 // fmla v16.4s, v30.4s, v28.s[2]
+	WORD $0x4f9d1bd4 // fmla v20.4s, v30.4s, v29.s[2]
+	FMOVQ 16(R10), F30
+	VSHL $16, V30.S4, V30.S4
+	WORD $0x4f981bc2 // fmla v2.4s, v30.4s, v24.s[2]
+	WORD $0x4f991bc6 // fmla v6.4s, v30.4s, v25.s[2]
+	WORD $0x4f9a1bca // fmla v10.4s, v30.4s, v26.s[2]
+	WORD $0x4f9b1bce // fmla v14.4s, v30.4s, v27.s[2]
+	WORD $0x4f9c1bd2 // fmla v18.4s, v30.4s, v28.s[2]
+	WORD $0x4f9d1bd6 // fmla v22.4s, v30.4s, v29.s[2]
+	FMOVQ 0(R10), F30
+	VAND V31.B16, V30.B16, V30.B16
+	WORD $0x4fb81bc1 // fmla v1.4s, v30.4s, v24.s[3]
+	WORD $0x4fb91bc5 // fmla v5.4s, v30.4s, v25.s[3]
+	WORD $0x4fba1bc9 // fmla v9.4s, v30.4s, v26.s[3]
+	WORD $0x4fbb1bcd // fmla v13.4s, v30.4s, v27.s[3]
+	WORD $0x4fbc1bd1 // fmla v17.4s, v30.4s, v28.s[3]
+	WORD $0x4fbd1bd5 // fmla v21.4s, v30.4s, v29.s[3]
+	FMOVQ 16(R10), F30
+	VAND V31.B16, V30.B16, V30.B16
+	WORD $0x4fb81bc3 // fmla v3.4s, v30.4s, v24.s[3]
+	WORD $0x4fb91bc7 // fmla v7.4s, v30.4s, v25.s[3]
+	WORD $0x4fba1bcb // fmla v11.4s, v30.4s, v26.s[3]
+	WORD $0x4fbb1bcf // fmla v15.4s, v30.4s, v27.s[3]
+	WORD $0x4fbc1bd3 // fmla v19.4s, v30.4s, v28.s[3]
+	WORD $0x4fbd1bd7 // fmla v23.4s, v30.4s, v29.s[3]
+	ADD R4, R10, R10
+	ADD $16, R11, R11
+	SUBS $4, R13, R13
+	BGE loop18
+short16:
+	ADDS $4, R13, R13
+	BEQ summed20
+some19:
+	TBZ $1, R13, one21
+	FMOVD 0(R11), F24
+	FMOVD 256(R11), F25
+	FMOVD 512(R11), F26
+	FMOVD 768(R11), F27
+	FMOVD 1024(R11), F28
+	FMOVD 1280(R11), F29
+	FMOVQ 0(R10), F30
+	VSHL $16, V30.S4, V30.S4
+	WORD $0x4f9813c0 // fmla v0.4s, v30.4s, v24.s[0]
+	WORD $0x4f9913c4 // fmla v4.4s, v30.4s, v25.s[0]
+	WORD $0x4f9a13c8 // fmla v8.4s, v30.4s, v26.s[0]
+	WORD $0x4f9b13cc // fmla v12.4s, v30.4s, v27.s[0]
+	WORD $0x4f9c13d0 // fmla v16.4s, v30.4s, v28.s[0]
+	WORD $0x4f9d13d4 // fmla v20.4s, v30.4s, v29.s[0]
+	FMOVQ 16(R10), F30
+	VSHL $16, V30.S4, V30.S4
+	WORD $0x4f9813c2 // fmla v2.4s, v30.4s, v24.s[0]
+	WORD $0x4f9913c6 // fmla v6.4s, v30.4s, v25.s[0]
+	WORD $0x4f9a13ca // fmla v10.4s, v30.4s, v26.s[0]
+	WORD $0x4f9b13ce // fmla v14.4s, v30.4s, v27.s[0]
+	WORD $0x4f9c13d2 // fmla v18.4s, v30.4s, v28.s[0]
+	WORD $0x4f9d13d6 // fmla v22.4s, v30.4s, v29.s[0]
+	FMOVQ 0(R10), F30
+	VAND V31.B16, V30.B16, V30.B16
+	WORD $0x4fb813c1 // fmla v1.4s, v30.4s, v24.s[1]
+	WORD $0x4fb913c5 // fmla v5.4s, v30.4s, v25.s[1]
+	WORD $0x4fba13c9 // fmla v9.4s, v30.4s, v26.s[1]
+	WORD $0x4fbb13cd // fmla v13.4s, v30.4s, v27.s[1]
+	WORD $0x4fbc13d1 // fmla v17.4s, v30.4s, v28.s[1]
+	WORD $0x4fbd13d5 // fmla v21.4s, v30.4s, v29.s[1]
+	FMOVQ 16(R10), F30
+	VAND V31.B16, V30.B16, V30.B16
+	WORD $0x4fb813c3 // fmla v3.4s, v30.4s, v24.s[1]
+	WORD $0x4fb913c7 // fmla v7.4s, v30.4s, v25.s[1]
+	WORD $0x4fba13cb // fmla v11.4s, v30.4s, v26.s[1]
+	WORD $0x4fbb13cf // fmla v15.4s, v30.4s, v27.s[1]
+	WORD $0x4fbc13d3 // fmla v19.4s, v30.4s, v28.s[1]
+	WORD $0x4fbd13d7 // fmla v23.4s, v30.4s, v29.s[1]
+	ADD R4, R10, R10
+	ADD $8, R11, R11
+	TBZ $0, R13, summed20
+one21:
+	FMOVS 0(R11), F24
+	FMOVS 256(R11), F25
+	FMOVS 512(R11), F26
+	FMOVS 768(R11), F27
+	FMOVS 1024(R11), F28
+	FMOVS 1280(R11), F29
+	FMOVQ 0(R10), F30
+	VSHL $16, V30.S4, V30.S4
+	WORD $0x4f9813c0 // fmla v0.4s, v30.4s, v24.s[0]
+	WORD $0x4f9913c4 // fmla v4.4s, v30.4s, v25.s[0]
+	WORD $0x4f9a13c8 // fmla v8.4s, v30.4s, v26.s[0]
+	WORD $0x4f9b13cc // fmla v12.4s, v30.4s, v27.s[0]
+	WORD $0x4f9c13d0 // fmla v16.4s, v30.4s, v28.s[0]
+	WORD $0x4f9d13d4 // fmla v20.4s, v30.4s, v29.s[0]
+	FMOVQ 16(R10), F30
+	VSHL $16, V30.S4, V30.S4
+	WORD $0x4f9813c2 // fmla v2.4s, v30.4s, v24.s[0]
+	WORD $0x4f9913c6 // fmla v6.4s, v30.4s, v25.s[0]
+	WORD $0x4f9a13ca // fmla v10.4s, v30.4s, v26.s[0]
+	WORD $0x4f9b13ce // fmla v14.4s, v30.4s, v27.s[0]
+	WORD $0x4f9c13d2 // fmla v18.4s, v30.4s, v28.s[0]
+	WORD $0x4f9d13d6 // fmla v22.4s, v30.4s, v29.s[0]
+	ADD $4, R11, R11
+summed20:
+merge14:
+	MOVD R22, R12
+	WORD $0x4e21d400 // fadd v0.4s, v0.4s, v1.4s
+	WORD $0x4e23d442 // fadd v2.4s, v2.4s, v3.4s
+	WORD $0x4e25d484 // fadd v4.4s, v4.4s, v5.4s
+	WORD $0x4e27d4c6 // fadd v6.4s, v6.4s, v7.4s
+	WORD $0x4e29d508 // fadd v8.4s, v8.4s, v9.4s
+	WORD $0x4e2bd54a // fadd v10.4s, v10.4s, v11.4s
+	WORD $0x4e2dd58c // fadd v12.4s, v12.4s, v13.4s
+	WORD $0x4e2fd5ce // fadd v14.4s, v14.4s, v15.4s
+	WORD $0x4e31d610 // fadd v16.4s, v16.4s, v17.4s
+	WORD $0x4e33d652 // fadd v18.4s, v18.4s, v19.4s
+	WORD $0x4e35d694 // fadd v20.4s, v20.4s, v21.4s
+	WORD $0x4e37d6d6 // fadd v22.4s, v22.4s, v23.4s
+	CBZ R7, first22
+	FLDPQ 0(R12), (F24, F25)
+	WORD $0x4e20d700 // fadd v0.4s, v24.4s, v0.4s
+	WORD $0x4e22d722 // fadd v2.4s, v25.4s, v2.4s
+	FSTPQ (F0, F2), 0(R12)
+	ADD R3, R12, R12
+	FLDPQ 0(R12), (F24, F25)
+	WORD $0x4e24d704 // fadd v4.4s, v24.4s, v4.4s
+	WORD $0x4e26d726 // fadd v6.4s, v25.4s, v6.4s
+	FSTPQ (F4, F6), 0(R12)
+	ADD R3, R12, R12
+	FLDPQ 0(R12), (F24, F25)
+	WORD $0x4e28d708 // fadd v8.4s, v24.4s, v8.4s
+	WORD $0x4e2ad72a // fadd v10.4s, v25.4s, v10.4s
+	FSTPQ (F8, F10), 0(R12)
+	ADD R3, R12, R12
+	FLDPQ 0(R12), (F24, F25)
+	WORD $0x4e2cd70c // fadd v12.4s, v24.4s, v12.4s
+	WORD $0x4e2ed72e // fadd v14.4s, v25.4s, v14.4s
+	FSTPQ (F12, F14), 0(R12)
+	ADD R3, R12, R12
+	FLDPQ 0(R12), (F24, F25)
+	WORD $0x4e30d710 // fadd v16.4s, v24.4s, v16.4s
+	WORD $0x4e32d732 // fadd v18.4s, v25.4s, v18.4s
+	FSTPQ (F16, F18), 0(R12)
+	ADD R3, R12, R12
+	FLDPQ 0(R12), (F24, F25)
+	WORD $0x4e34d714 // fadd v20.4s, v24.4s, v20.4s
+	WORD $0x4e36d736 // fadd v22.4s, v25.4s, v22.4s
+	FSTPQ (F20, F22), 0(R12)
+	B stored23
+first22:
+	FSTPQ (F0, F2), 0(R12)
+	ADD R3, R12, R12
+	FSTPQ (F4, F6), 0(R12)
+	ADD R3, R12, R12
+	FSTPQ (F8, F10), 0(R12)
+	ADD R3, R12, R12
+	FSTPQ (F12, F14), 0(R12)
+	ADD R3, R12, R12
+	FSTPQ (F16, F18), 0(R12)
+	ADD R3, R12, R12
+	FSTPQ (F20, F22), 0(R12)
+stored23:
+	ADD $32, R22, R22
+	ADD $32, R21, R21
+	SUB $2, R5, R5
+	B columns11
+less12:
+	ADD $1536, R1, R1
+	ADD R3, R0, R0
+	ADD R3, R0, R0
+	ADD R3, R0, R0
+	ADD R3, R0, R0
+	ADD R3, R0, R0
+	ADD R3, R0, R0
+	SUB $6, R6, R6
+	B rows1
+fewer2:
+	CMP $1, R6
+	BEQ tile5
+	CMP $2, R6
+	BEQ tile6
+	CMP $3, R6
+	BEQ tile7
+	CMP $4, R6
+	BEQ tile8
+	CMP $5, R6
+	BEQ tile9
+	CMP $6, R6
+	BEQ tile10
+	BGT tile8
+	B done3
+tile5:
+	MOVD R2, R21
+	MOVD R0, R22
+	MOVD cols+40(FP), R5
+	LSL $2, R5, R5
+columns24:
+	CMP $8, R5
+	BLT less25
+	MOVD $0xffff0000, R13
+	VDUP R13, V31.S4
+	VEOR V0.B16, V0.B16, V0.B16
+	VEOR V1.B16, V1.B16, V1.B16
+	VEOR V2.B16, V2.B16, V2.B16
+	VEOR V3.B16, V3.B16, V3.B16
+	VEOR V4.B16, V4.B16, V4.B16
+	VEOR V5.B16, V5.B16, V5.B16
+	VEOR V6.B16, V6.B16, V6.B16
+	VEOR V7.B16, V7.B16, V7.B16
+	VEOR V8.B16, V8.B16, V8.B16
+	VEOR V9.B16, V9.B16, V9.B16
+	VEOR V10.B16, V10.B16, V10.B16
+	VEOR V11.B16, V11.B16, V11.B16
+	VEOR V12.B16, V12.B16, V12.B16
+	VEOR V13.B16, V13.B16, V13.B16
+	VEOR V14.B16, V14.B16, V14.B16
+	VEOR V15.B16, V15.B16, V15.B16
+	ADD R14, R21, R10
+	ADD R8<<2, R1, R11
+	SUB R8, R9, R13
+	TBZ $0, R8, even26
+	FMOVS 0(R11), F16
+	FMOVQ 0(R10), F17
+	VAND V31.B16, V17.B16, V17.B16
+	WORD $0x4f901221 // fmla v1.4s, v17.4s, v16.s[0]
+	FMOVQ 16(R10), F17
+	VAND V31.B16, V17.B16, V17.B16
+	WORD $0x4f901223 // fmla v3.4s, v17.4s, v16.s[0]
+	FMOVQ 32(R10), F17
+	VAND V31.B16, V17.B16, V17.B16
+	WORD $0x4f901225 // fmla v5.4s, v17.4s, v16.s[0]
+	FMOVQ 48(R10), F17
+	VAND V31.B16, V17.B16, V17.B16
+	WORD $0x4f901227 // fmla v7.4s, v17.4s, v16.s[0]
+	FMOVQ 64(R10), F17
+	VAND V31.B16, V17.B16, V17.B16
+	WORD $0x4f901229 // fmla v9.4s, v17.4s, v16.s[0]
+	FMOVQ 80(R10), F17
+	VAND V31.B16, V17.B16, V17.B16
+	WORD $0x4f90122b // fmla v11.4s, v17.4s, v16.s[0]
+	FMOVQ 96(R10), F17
+	VAND V31.B16, V17.B16, V17.B16
+	WORD $0x4f90122d // fmla v13.4s, v17.4s, v16.s[0]
+	FMOVQ 112(R10), F17
+	VAND V31.B16, V17.B16, V17.B16
+	WORD $0x4f90122f // fmla v15.4s, v17.4s, v16.s[0]
+	ADD R4, R10, R10
+	ADD $4, R11, R11
+	SUBS $1, R13, R13
+	BEQ merge27
+even26:
+	SUBS $4, R13, R13
+	BLT short29
+loop31:
+	FMOVQ 0(R11), F16
+	FLDPQ 0(R10), (F17, F18)
+	VSHL $16, V17.S4, V19.S4
+	VSHL $16, V18.S4, V20.S4
+	WORD $0x4f901260 // fmla v0.4s, v19.4s, v16.s[0]
+	WORD $0x4f901282 // fmla v2.4s, v20.4s, v16.s[0]
+	VAND V31.B16, V17.B16, V17.B16
+	VAND V31.B16, V18.B16, V18.B16
+	WORD $0x4fb01221 // fmla v1.4s, v17.4s, v16.s[1]
+	WORD $0x4fb01243 // fmla v3.4s, v18.4s, v16.s[1]
+	FLDPQ 32(R10), (F21, F22)
+	VSHL $16, V21.S4, V23.S4
+	VSHL $16, V22.S4, V24.S4
+	WORD $0x4f9012e4 // fmla v4.4s, v23.4s, v16.s[0]
+	WORD $0x4f901306 // fmla v6.4s, v24.4s, v16.s[0]
+	VAND V31.B16, V21.B16, V21.B16
+	VAND V31.B16, V22.B16, V22.B16
+	WORD $0x4fb012a5 // fmla v5.4s, v21.4s, v16.s[1]
+	WORD $0x4fb012c7 // fmla v7.4s, v22.4s, v16.s[1]
+	FLDPQ 64(R10), (F25, F26)
+	VSHL $16, V25.S4, V27.S4
+	VSHL $16, V26.S4, V28.S4
+	WORD $0x4f901368 // fmla v8.4s, v27.4s, v16.s[0]
+	WORD $0x4f90138a // fmla v10.4s, v28.4s, v16.s[0]
+	VAND V31.B16, V25.B16, V25.B16
+	VAND V31.B16, V26.B16, V26.B16
+	WORD $0x4fb01329 // fmla v9.4s, v25.4s, v16.s[1]
+	WORD $0x4fb0134b // fmla v11.4s, v26.4s, v16.s[1]
+	FLDPQ 96(R10), (F29, F30)
+	VSHL $16, V29.S4, V17.S4
+	VSHL $16, V30.S4, V18.S4
+	WORD $0x4f90122c // fmla v12.4s, v17.4s, v16.s[0]
+	WORD $0x4f90124e // fmla v14.4s, v18.4s, v16.s[0]
+	VAND V31.B16, V29.B16, V29.B16
+	VAND V31.B16, V30.B16, V30.B16
+	WORD $0x4fb013ad // fmla v13.4s, v29.4s, v16.s[1]
+	WORD $0x4fb013cf // fmla v15.4s, v30.4s, v16.s[1]
+	ADD R4, R10, R10
+	FLDPQ 0(R10), (F17, F18)
+	VSHL $16, V17.S4, V19.S4
+	VSHL $16, V18.S4, V20.S4
+	WORD $0x4f901a60 // fmla v0.4s, v19.4s, v16.s[2]
+	WORD $0x4f901a82 // fmla v2.4s, v20.4s, v16.s[2]
+	VAND V31.B16, V17.B16, V17.B16
+	VAND V31.B16, V18.B16, V18.B16
+	WORD $0x4fb01a21 // fmla v1.4s, v17.4s, v16.s[3]
+	WORD $0x4fb01a43 // fmla v3.4s, v18.4s, v16.s[3]
+	FLDPQ 32(R10), (F21, F22)
+	VSHL $16, V21.S4, V23.S4
+	VSHL $16, V22.S4, V24.S4
+	WORD $0x4f901ae4 // fmla v4.4s, v23.4s, v16.s[2]
+	WORD $0x4f901b06 // fmla v6.4s, v24.4s, v16.s[2]
+	VAND V31.B16, V21.B16, V21.B16
+	VAND V31.B16, V22.B16, V22.B16
+	WORD $0x4fb01aa5 // fmla v5.4s, v21.4s, v16.s[3]
+	WORD $0x4fb01ac7 // fmla v7.4s, v22.4s, v16.s[3]
+	FLDPQ 64(R10), (F25, F26)
+	VSHL $16, V25.S4, V27.S4
+	VSHL $16, V26.S4, V28.S4
+	WORD $0x4f901b68 // fmla v8.4s, v27.4s, v16.s[2]
+	WORD $0x4f901b8a // fmla v10.4s, v28.4s, v16.s[2]
+	VAND V31.B16, V25.B16, V25.B16
+	VAND V31.B16, V26.B16, V26.B16
+	WORD $0x4fb01b29 // fmla v9.4s, v25.4s, v16.s[3]
+	WORD $0x4fb01b4b // fmla v11.4s, v26.4s, v16.s[3]
+	FLDPQ 96(R10), (F29, F30)
+	VSHL $16, V29.S4, V17.S4
+	VSHL $16, V30.S4, V18.S4
+	WORD $0x4f901a2c // fmla v12.4s, v17.4s, v16.s[2]
+	WORD $0x4f901a4e // fmla v14.4s, v18.4s, v16.s[2]
+	VAND V31.B16, V29.B16, V29.B16
+	VAND V31.B16, V30.B16, V30.B16
+	WORD $0x4fb01bad // fmla v13.4s, v29.4s, v16.s[3]
+	WORD $0x4fb01bcf // fmla v15.4s, v30.4s, v16.s[3]
+	ADD R4, R10, R10
+	ADD $16, R11, R11
+	SUBS $4, R13, R13
+	BGE loop31
+short29:
+	ADDS $4, R13, R13
+	BEQ summed33
+some32:
+	TBZ $1, R13, one34
+	FMOVD 0(R11), F16
+	FLDPQ 0(R10), (F17, F18)
+	VSHL $16, V17.S4, V19.S4
+	VSHL $16, V18.S4, V20.S4
+	WORD $0x4f901260 // fmla v0.4s, v19.4s, v16.s[0]
+	WORD $0x4f901282 // fmla v2.4s, v20.4s, v16.s[0]
+	VAND V31.B16, V17.B16, V17.B16
+	VAND V31.B16, V18.B16, V18.B16
+	WORD $0x4fb01221 // fmla v1.4s, v17.4s, v16.s[1]
+	WORD $0x4fb01243 // fmla v3.4s, v18.4s, v16.s[1]
+	FLDPQ 32(R10), (F21, F22)
+	VSHL $16, V21.S4, V23.S4
+	VSHL $16, V22.S4, V24.S4
+	WORD $0x4f9012e4 // fmla v4.4s, v23.4s, v16.s[0]
+	WORD $0x4f901306 // fmla v6.4s, v24.4s, v16.s[0]
+	VAND V31.B16, V21.B16, V21.B16
+	VAND V31.B16, V22.B16, V22.B16
+	WORD $0x4fb012a5 // fmla v5.4s, v21.4s, v16.s[1]
+	WORD $0x4fb012c7 // fmla v7.4s, v22.4s, v16.s[1]
+	FLDPQ 64(R10), (F25, F26)
+	VSHL $16, V25.S4, V27.S4
+	VSHL $16, V26.S4, V28.S4
+	WORD $0x4f901368 // fmla v8.4s, v27.4s, v16.s[0]
+	WORD $0x4f90138a // fmla v10.4s, v28.4s, v16.s[0]
+	VAND V31.B16, V25.B16, V25.B16
+	VAND V31.B16, V26.B16, V26.B16
+	WORD $0x4fb01329 // fmla v9.4s, v25.4s, v16.s[1]
+	WORD $0x4fb0134b // fmla v11.4s, v26.4s, v16.s[1]
+	FLDPQ 96(R10), (F29, F30)
+	VSHL $16, V29.S4, V17.S4
+	VSHL $16, V30.S4, V18.S4
+	WORD $0x4f90122c // fmla v12.4s, v17.4s, v16.s[0]
+	WORD $0x4f90124e // fmla v14.4s, v18.4s, v16.s[0]
+	VAND V31.B16, V29.B16, V29.B16
+	VAND V31.B16, V30.B16, V30.B16
+	WORD $0x4fb013ad // fmla v13.4s, v29.4s, v16.s[1]
+	WORD $0x4fb013cf // fmla v15.4s, v30.4s, v16.s[1]
+	ADD R4, R10, R10
+	ADD $8, R11, R11
+	TBZ $0, R13, summed33
+one34:
+	FMOVS 0(R11), F16
+	FMOVQ 0(R10), F17
+	VSHL $16, V17.S4, V17.S4
+	WORD $0x4f901220 // fmla v0.4s, v17.4s, v16.s[0]
+	FMOVQ 16(R10), F17
+	VSHL $16, V17.S4, V17.S4
+	WORD $0x4f901222 // fmla v2.4s, v17.4s, v16.s[0]
+	FMOVQ 32(R10), F17
+	VSHL $16, V17.S4, V17.S4
+	WORD $0x4f901224 // fmla v4.4s, v17.4s, v16.s[0]
+	FMOVQ 48(R10), F17
+	VSHL $16, V17.S4, V17.S4
+	WORD $0x4f901226 // fmla v6.4s, v17.4s, v16.s[0]
+	FMOVQ 64(R10), F17
+	VSHL $16, V17.S4, V17.S4
+	WORD $0x4f901228 // fmla v8.4s, v17.4s, v16.s[0]
+	FMOVQ 80(R10), F17
+	VSHL $16, V17.S4, V17.S4
+	WORD $0x4f90122a // fmla v10.4s, v17.4s, v16.s[0]
+	FMOVQ 96(R10), F17
+	VSHL $16, V17.S4, V17.S4
+	WORD $0x4f90122c // fmla v12.4s, v17.4s, v16.s[0]
+	FMOVQ 112(R10), F17
+	VSHL $16, V17.S4, V17.S4
+	WORD $0x4f90122e // fmla v14.4s, v17.4s, v16.s[0]
+	ADD $4, R11, R11
+summed33:
+merge27:
+	MOVD R22, R12
+	WORD $0x4e21d400 // fadd v0.4s, v0.4s, v1.4s
+	WORD $0x4e23d442 // fadd v2.4s, v2.4s, v3.4s
+	WORD $0x4e25d484 // fadd v4.4s, v4.4s, v5.4s
+	WORD $0x4e27d4c6 // fadd v6.4s, v6.4s, v7.4s
+	WORD $0x4e29d508 // fadd v8.4s, v8.4s, v9.4s
+	WORD $0x4e2bd54a // fadd v10.4s, v10.4s, v11.4s
+	WORD $0x4e2dd58c // fadd v12.4s, v12.4s, v13.4s
+	WORD $0x4e2fd5ce // fadd v14.4s, v14.4s, v15.4s
+	CBZ R7, first35
+	FLDPQ 0(R12), (F16, F17)
+	WORD $0x4e20d600 // fadd v0.4s, v16.4s, v0.4s
+	WORD $0x4e22d622 // fadd v2.4s, v17.4s, v2.4s
+	FSTPQ (F0, F2), 0(R12)
+	FLDPQ 32(R12), (F16, F17)
+	WORD $0x4e24d604 // fadd v4.4s, v16.4s, v4.4s
+	WORD $0x4e26d626 // fadd v6.4s, v17.4s, v6.4s
+	FSTPQ (F4, F6), 32(R12)
+	FLDPQ 64(R12), (F16, F17)
+	WORD $0x4e28d608 // fadd v8.4s, v16.4s, v8.4s
+	WORD $0x4e2ad62a // fadd v10.4s, v17.4s, v10.4s
+	FSTPQ (F8, F10), 64(R12)
+	FLDPQ 96(R12), (F16, F17)
+	WORD $0x4e2cd60c // fadd v12.4s, v16.4s, v12.4s
+	WORD $0x4e2ed62e // fadd v14.4s, v17.4s, v14.4s
+	FSTPQ (F12, F14), 96(R12)
+	B stored36
+first35:
+	FSTPQ (F0, F2), 0(R12)
+	FSTPQ (F4, F6), 32(R12)
+	FSTPQ (F8, F10), 64(R12)
+	FSTPQ (F12, F14), 96(R12)
+stored36:
+	ADD $128, R22, R22
+	ADD $128, R21, R21
+	SUB $8, R5, R5
+	B columns24
+less25:
+columns37:
+	CMP $4, R5
+	BLT less38
+	MOVD $0xffff0000, R13
+	VDUP R13, V31.S4
+	VEOR V0.B16, V0.B16, V0.B16
+	VEOR V1.B16, V1.B16, V1.B16
+	VEOR V2.B16, V2.B16, V2.B16
+	VEOR V3.B16, V3.B16, V3.B16
+	VEOR V4.B16, V4.B16, V4.B16
+	VEOR V5.B16, V5.B16, V5.B16
+	VEOR V6.B16, V6.B16, V6.B16
+	VEOR V7.B16, V7.B16, V7.B16
+	ADD R14, R21, R10
+	ADD R8<<2, R1, R11
+	SUB R8, R9, R13
+	TBZ $0, R8, even39
+	FMOVS 0(R11), F8
+	FMOVQ 0(R10), F9
+	VAND V31.B16, V9.B16, V9.B16
+	WORD $0x4f881121 // fmla v1.4s, v9.4s, v8.s[0]
+	FMOVQ 16(R10), F9
+	VAND V31.B16, V9.B16, V9.B16
+	WORD $0x4f881123 // fmla v3.4s, v9.4s, v8.s[0]
+	FMOVQ 32(R10), F9
+	VAND V31.B16, V9.B16, V9.B16
+	WORD $0x4f881125 // fmla v5.4s, v9.4s, v8.s[0]
+	FMOVQ 48(R10), F9
+	VAND V31.B16, V9.B16, V9.B16
+	WORD $0x4f881127 // fmla v7.4s, v9.4s, v8.s[0]
+	ADD R4, R10, R10
+	ADD $4, R11, R11
+	SUBS $1, R13, R13
+	BEQ merge40
+even39:
+	SUBS $4, R13, R13
+	BLT short42
+loop44:
+	FMOVQ 0(R11), F8
+	FLDPQ 0(R10), (F9, F10)
+	VSHL $16, V9.S4, V11.S4
+	VSHL $16, V10.S4, V12.S4
+	WORD $0x4f881160 // fmla v0.4s, v11.4s, v8.s[0]
+	WORD $0x4f881182 // fmla v2.4s, v12.4s, v8.s[0]
+	VAND V31.B16, V9.B16, V9.B16
+	VAND V31.B16, V10.B16, V10.B16
+	WORD $0x4fa81121 // fmla v1.4s, v9.4s, v8.s[1]
+	WORD $0x4fa81143 // fmla v3.4s, v10.4s, v8.s[1]
+	FLDPQ 32(R10), (F13, F14)
+	VSHL $16, V13.S4, V15.S4
+	VSHL $16, V14.S4, V16.S4
+	WORD $0x4f8811e4 // fmla v4.4s, v15.4s, v8.s[0]
+	WORD $0x4f881206 // fmla v6.4s, v16.4s, v8.s[0]
+	VAND V31.B16, V13.B16, V13.B16
+	VAND V31.B16, V14.B16, V14.B16
+	WORD $0x4fa811a5 // fmla v5.4s, v13.4s, v8.s[1]
+	WORD $0x4fa811c7 // fmla v7.4s, v14.4s, v8.s[1]
+	ADD R4, R10, R10
+	FLDPQ 0(R10), (F9, F10)
+	VSHL $16, V9.S4, V11.S4
+	VSHL $16, V10.S4, V12.S4
+	WORD $0x4f881960 // fmla v0.4s, v11.4s, v8.s[2]
+	WORD $0x4f881982 // fmla v2.4s, v12.4s, v8.s[2]
+	VAND V31.B16, V9.B16, V9.B16
+	VAND V31.B16, V10.B16, V10.B16
+	WORD $0x4fa81921 // fmla v1.4s, v9.4s, v8.s[3]
+	WORD $0x4fa81943 // fmla v3.4s, v10.4s, v8.s[3]
+	FLDPQ 32(R10), (F13, F14)
+	VSHL $16, V13.S4, V15.S4
+	VSHL $16, V14.S4, V16.S4
+	WORD $0x4f8819e4 // fmla v4.4s, v15.4s, v8.s[2]
+	WORD $0x4f881a06 // fmla v6.4s, v16.4s, v8.s[2]
+	VAND V31.B16, V13.B16, V13.B16
+	VAND V31.B16, V14.B16, V14.B16
+	WORD $0x4fa819a5 // fmla v5.4s, v13.4s, v8.s[3]
+	WORD $0x4fa819c7 // fmla v7.4s, v14.4s, v8.s[3]
+	ADD R4, R10, R10
+	ADD $16, R11, R11
+	SUBS $4, R13, R13
+	BGE loop44
+short42:
+	ADDS $4, R13, R13
+	BEQ summed46
+some45:
+	TBZ $1, R13, one47
+	FMOVD 0(R11), F8
+	FLDPQ 0(R10), (F9, F10)
+	VSHL $16, V9.S4, V11.S4
+	VSHL $16, V10.S4, V12.S4
+	WORD $0x4f881160 // fmla v0.4s, v11.4s, v8.s[0]
+	WORD $0x4f881182 // fmla v2.4s, v12.4s, v8.s[0]
+	VAND V31.B16, V9.B16, V9.B16
+	VAND V31.B16, V10.B16, V10.B16
+	WORD $0x4fa81121 // fmla v1.4s, v9.4s, v8.s[1]
+	WORD $0x4fa81143 // fmla v3.4s, v10.4s, v8.s[1]
+	FLDPQ 32(R10), (F13, F14)
+	VSHL $16, V13.S4, V15.S4
+	VSHL $16, V14.S4, V16.S4
+	WORD $0x4f8811e4 // fmla v4.4s, v15.4s, v8.s[0]
+	WORD $0x4f881206 // fmla v6.4s, v16.4s, v8.s[0]
+	VAND V31.B16, V13.B16, V13.B16
+	VAND V31.B16, V14.B16, V14.B16
+	WORD $0x4fa811a5 // fmla v5.4s, v13.4s, v8.s[1]
+	WORD $0x4fa811c7 // fmla v7.4s, v14.4s, v8.s[1]
+	ADD R4, R10, R10
+	ADD $8, R11, R11
+	TBZ $0, R13, summed46
+one47:
+	FMOVS 0(R11), F8
+	FMOVQ 0(R10), F9
+	VSHL $16, V9.S4, V9.S4
+	WORD $0x4f881120 // fmla v0.4s, v9.4s, v8.s[0]
+	FMOVQ 16(R10), F9
+	VSHL $16, V9.S4, V9.S4
+	WORD $0x4f881122 // fmla v2.4s, v9.4s, v8.s[0]
+	FMOVQ 32(R10), F9
+	VSHL $16, V9.S4, V9.S4
+	WORD $0x4f881124 // fmla v4.4s, v9.4s, v8.s[0]
+	FMOVQ 48(R10), F9
+	VSHL $16, V9.S4, V9.S4
+	WORD $0x4f881126 // fmla v6.4s, v9.4s, v8.s[0]
+	ADD $4, R11, R11
+summed46:
+merge40:
+	MOVD R22, R12
+	WORD $0x4e21d400 // fadd v0.4s, v0.4s, v1.4s
+	WORD $0x4e23d442 // fadd v2.4s, v2.4s, v3.4s
+	WORD $0x4e25d484 // fadd v4.4s, v4.4s, v5.4s
+	WORD $0x4e27d4c6 // fadd v6.4s, v6.4s, v7.4s
+	CBZ R7, first48
+	FLDPQ 0(R12), (F8, F9)
+	WORD $0x4e20d500 // fadd v0.4s, v8.4s, v0.4s
+	WORD $0x4e22d522 // fadd v2.4s, v9.4s, v2.4s
+	FSTPQ (F0, F2), 0(R12)
+	FLDPQ 32(R12), (F8, F9)
+	WORD $0x4e24d504 // fadd v4.4s, v8.4s, v4.4s
+	WORD $0x4e26d526 // fadd v6.4s, v9.4s, v6.4s
+	FSTPQ (F4, F6), 32(R12)
+	B stored49
+first48:
+	FSTPQ (F0, F2), 0(R12)
+	FSTPQ (F4, F6), 32(R12)
+stored49:
+	ADD $64, R22, R22
+	ADD $64, R21, R21
+	SUB $4, R5, R5
+	B columns37
+less38:
+columns50:
+	CMP $2, R5
+	BLT less51
+	MOVD $0xffff0000, R13
+	VDUP R13, V31.S4
+	VEOR V0.B16, V0.B16, V0.B16
+	VEOR V1.B16, V1.B16, V1.B16
+	VEOR V2.B16, V2.B16, V2.B16
+	VEOR V3.B16, V3.B16, V3.B16
+	ADD R14, R21, R10
+	ADD R8<<2, R1, R11
+	SUB R8, R9, R13
+	TBZ $0, R8, even52
+	FMOVS 0(R11), F4
+	FMOVQ 0(R10), F5
+	VAND V31.B16, V5.B16, V5.B16
+	WORD $0x4f8410a1 // fmla v1.4s, v5.4s, v4.s[0]
+	FMOVQ 16(R10), F5
+	VAND V31.B16, V5.B16, V5.B16
+	WORD $0x4f8410a3 // fmla v3.4s, v5.4s, v4.s[0]
+	ADD R4, R10, R10
+	ADD $4, R11, R11
+	SUBS $1, R13, R13
+	BEQ merge53
+even52:
+	SUBS $4, R13, R13
+	BLT short55
+loop57:
+	FMOVQ 0(R11), F4
+	FLDPQ 0(R10), (F5, F6)
+	VSHL $16, V5.S4, V7.S4
+	VSHL $16, V6.S4, V8.S4
+	WORD $0x4f8410e0 // fmla v0.4s, v7.4s, v4.s[0]
+	WORD $0x4f841102 // fmla v2.4s, v8.4s, v4.s[0]
+	VAND V31.B16, V5.B16, V5.B16
+	VAND V31.B16, V6.B16, V6.B16
+	WORD $0x4fa410a1 // fmla v1.4s, v5.4s, v4.s[1]
+	WORD $0x4fa410c3 // fmla v3.4s, v6.4s, v4.s[1]
+	ADD R4, R10, R10
+	FLDPQ 0(R10), (F5, F6)
+	VSHL $16, V5.S4, V7.S4
+	VSHL $16, V6.S4, V8.S4
+	WORD $0x4f8418e0 // fmla v0.4s, v7.4s, v4.s[2]
+	WORD $0x4f841902 // fmla v2.4s, v8.4s, v4.s[2]
+	VAND V31.B16, V5.B16, V5.B16
+	VAND V31.B16, V6.B16, V6.B16
+	WORD $0x4fa418a1 // fmla v1.4s, v5.4s, v4.s[3]
+	WORD $0x4fa418c3 // fmla v3.4s, v6.4s, v4.s[3]
+	ADD R4, R10, R10
+	ADD $16, R11, R11
+	SUBS $4, R13, R13
+	BGE loop57
+short55:
+	ADDS $4, R13, R13
+	BEQ summed59
+some58:
+	TBZ $1, R13, one60
+	FMOVD 0(R11), F4
+	FLDPQ 0(R10), (F5, F6)
+	VSHL $16, V5.S4, V7.S4
+	VSHL $16, V6.S4, V8.S4
+	WORD $0x4f8410e0 // fmla v0.4s, v7.4s, v4.s[0]
+	WORD $0x4f841102 // fmla v2.4s, v8.4s, v4.s[0]
+	VAND V31.B16, V5.B16, V5.B16
+	VAND V31.B16, V6.B16, V6.B16
+	WORD $0x4fa410a1 // fmla v1.4s, v5.4s, v4.s[1]
+	WORD $0x4fa410c3 // fmla v3.4s, v6.4s, v4.s[1]
+	ADD R4, R10, R10
+	ADD $8, R11, R11
+	TBZ $0, R13, summed59
+one60:
+	FMOVS 0(R11), F4
+	FMOVQ 0(R10), F5
+	VSHL $16, V5.S4, V5.S4
+	WORD $0x4f8410a0 // fmla v0.4s, v5.4s, v4.s[0]
+	FMOVQ 16(R10), F5
+	VSHL $16, V5.S4, V5.S4
+	WORD $0x4f8410a2 // fmla v2.4s, v5.4s, v4.s[0]
+	ADD $4, R11, R11
+summed59:
+merge53:
+	MOVD R22, R12
+	WORD $0x4e21d400 // fadd v0.4s, v0.4s, v1.4s
+	WORD $0x4e23d442 // fadd v2.4s, v2.4s, v3.4s
+	CBZ R7, first61
+	FLDPQ 0(R12), (F4, F5)
+	WORD $0x4e20d480 // fadd v0.4s, v4.4s, v0.4s
+	WORD $0x4e22d4a2 // fadd v2.4s, v5.4s, v2.4s
+	FSTPQ (F0, F2), 0(R12)
+	B stored62
+first61:
+	FSTPQ (F0, F2), 0(R12)
+stored62:
+	ADD $32, R22, R22
+	ADD $32, R21, R21
+	SUB $2, R5, R5
+	B columns50
+less51:
+	ADD $256, R1, R1
+	ADD R3, R0, R0
+	SUB $1, R6, R6
+	B rows1
+tile6:
+	MOVD R2, R21
+	MOVD R0, R22
+	MOVD cols+40(FP), R5
+	LSL $2, R5, R5
+columns63:
+	CMP $4, R5
+	BLT less64
+	MOVD $0xffff0000, R13
+	VDUP R13, V31.S4
+	VEOR V0.B16, V0.B16, V0.B16
+	VEOR V1.B16, V1.B16, V1.B16
+	VEOR V2.B16, V2.B16, V2.B16
+	VEOR V3.B16, V3.B16, V3.B16
+	VEOR V4.B16, V4.B16, V4.B16
+	VEOR V5.B16, V5.B16, V5.B16
+	VEOR V6.B16, V6.B16, V6.B16
+	VEOR V7.B16, V7.B16, V7.B16
+	VEOR V8.B16, V8.B16, V8.B16
+	VEOR V9.B16, V9.B16, V9.B16
+	VEOR V10.B16, V10.B16, V10.B16
+	VEOR V11.B16, V11.B16, V11.B16
+	VEOR V12.B16, V12.B16, V12.B16
+	VEOR V13.B16, V13.B16, V13.B16
+	VEOR V14.B16, V14.B16, V14.B16
+	VEOR V15.B16, V15.B16, V15.B16
+	ADD R14, R21, R10
+	ADD R8<<2, R1, R11
+	SUB R8, R9, R13
+	TBZ $0, R8, even65
+	FMOVS 0(R11), F16
+	FMOVS 256(R11), F17
+	FMOVQ 0(R10), F18
+	VAND V31.B16, V18.B16, V18.B16
+	WORD $0x4f901241 // fmla v1.4s, v18.4s, v16.s[0]
+	WORD $0x4f911249 // fmla v9.4s, v18.4s, v17.s[0]
+	FMOVQ 16(R10), F18
+	VAND V31.B16, V18.B16, V18.B16
+	WORD $0x4f901243 // fmla v3.4s, v18.4s, v16.s[0]
+	WORD $0x4f91124b // fmla v11.4s, v18.4s, v17.s[0]
+	FMOVQ 32(R10), F18
+	VAND V31.B16, V18.B16, V18.B16
+	WORD $0x4f901245 // fmla v5.4s, v18.4s, v16.s[0]
+	WORD $0x4f91124d // fmla v13.4s, v18.4s, v17.s[0]
+	FMOVQ 48(R10), F18
+	VAND V31.B16, V18.B16, V18.B16
+	WORD $0x4f901247 // fmla v7.4s, v18.4s, v16.s[0]
+	WORD $0x4f91124f // fmla v15.4s, v18.4s, v17.s[0]
+	ADD R4, R10, R10
+	ADD $4, R11, R11
+	SUBS $1, R13, R13
+	BEQ merge66
+even65:
+	SUBS $4, R13, R13
+	BLT short68
+loop70:
+	FMOVQ 0(R11), F16
+	FMOVQ 256(R11), F17
+	FLDPQ 0(R10), (F18, F19)
+	VSHL $16, V18.S4, V20.S4
+	VSHL $16, V19.S4, V21.S4
+	WORD $0x4f901280 // fmla v0.4s, v20.4s, v16.s[0]
+	WORD $0x4f9012a2 // fmla v2.4s, v21.4s, v16.s[0]
+	WORD $0x4f911288 // fmla v8.4s, v20.4s, v17.s[0]
+	WORD $0x4f9112aa // fmla v10.4s, v21.4s, v17.s[0]
+	VAND V31.B16, V18.B16, V18.B16
+	VAND V31.B16, V19.B16, V19.B16
+	WORD $0x4fb01241 // fmla v1.4s, v18.4s, v16.s[1]
+	WORD $0x4fb01263 // fmla v3.4s, v19.4s, v16.s[1]
+	WORD $0x4fb11249 // fmla v9.4s, v18.4s, v17.s[1]
+	WORD $0x4fb1126b // fmla v11.4s, v19.4s, v17.s[1]
+	FLDPQ 32(R10), (F22, F23)
+	VSHL $16, V22.S4, V24.S4
+	VSHL $16, V23.S4, V25.S4
+	WORD $0x4f901304 // fmla v4.4s, v24.4s, v16.s[0]
+	WORD $0x4f901326 // fmla v6.4s, v25.4s, v16.s[0]
+	WORD $0x4f91130c // fmla v12.4s, v24.4s, v17.s[0]
+	WORD $0x4f91132e // fmla v14.4s, v25.4s, v17.s[0]
+	VAND V31.B16, V22.B16, V22.B16
+	VAND V31.B16, V23.B16, V23.B16
+	WORD $0x4fb012c5 // fmla v5.4s, v22.4s, v16.s[1]
+	WORD $0x4fb012e7 // fmla v7.4s, v23.4s, v16.s[1]
+	WORD $0x4fb112cd // fmla v13.4s, v22.4s, v17.s[1]
+	WORD $0x4fb112ef // fmla v15.4s, v23.4s, v17.s[1]
+	ADD R4, R10, R10
+	FLDPQ 0(R10), (F18, F19)
+	VSHL $16, V18.S4, V20.S4
+	VSHL $16, V19.S4, V21.S4
+	WORD $0x4f901a80 // fmla v0.4s, v20.4s, v16.s[2]
+	WORD $0x4f901aa2 // fmla v2.4s, v21.4s, v16.s[2]
+	WORD $0x4f911a88 // fmla v8.4s, v20.4s, v17.s[2]
+	WORD $0x4f911aaa // fmla v10.4s, v21.4s, v17.s[2]
+	VAND V31.B16, V18.B16, V18.B16
+	VAND V31.B16, V19.B16, V19.B16
+	WORD $0x4fb01a41 // fmla v1.4s, v18.4s, v16.s[3]
+	WORD $0x4fb01a63 // fmla v3.4s, v19.4s, v16.s[3]
+	WORD $0x4fb11a49 // fmla v9.4s, v18.4s, v17.s[3]
+	WORD $0x4fb11a6b // fmla v11.4s, v19.4s, v17.s[3]
+	FLDPQ 32(R10), (F22, F23)
+	VSHL $16, V22.S4, V24.S4
+	VSHL $16, V23.S4, V25.S4
+	WORD $0x4f901b04 // fmla v4.4s, v24.4s, v16.s[2]
+	WORD $0x4f901b26 // fmla v6.4s, v25.4s, v16.s[2]
+	WORD $0x4f911b0c // fmla v12.4s, v24.4s, v17.s[2]
+	WORD $0x4f911b2e // fmla v14.4s, v25.4s, v17.s[2]
+	VAND V31.B16, V22.B16, V22.B16
+	VAND V31.B16, V23.B16, V23.B16
+	WORD $0x4fb01ac5 // fmla v5.4s, v22.4s, v16.s[3]
+	WORD $0x4fb01ae7 // fmla v7.4s, v23.4s, v16.s[3]
+	WORD $0x4fb11acd // fmla v13.4s, v22.4s, v17.s[3]
+	WORD $0x4fb11aef // fmla v15.4s, v23.4s, v17.s[3]
+	ADD R4, R10, R10
+	ADD $16, R11, R11
+	SUBS $4, R13, R13
+	BGE loop70
+short68:
+	ADDS $4, R13, R13
+	BEQ summed72
+some71:
+	TBZ $1, R13, one73
+	FMOVD 0(R11), F16
+	FMOVD 256(R11), F17
+	FLDPQ 0(R10), (F18, F19)
+	VSHL $16, V18.S4, V20.S4
+	VSHL $16, V19.S4, V21.S4
+	WORD $0x4f901280 // fmla v0.4s, v20.4s, v16.s[0]
+	WORD $0x4f9012a2 // fmla v2.4s, v21.4s, v16.s[0]
+	WORD $0x4f911288 // fmla v8.4s, v20.4s, v17.s[0]
+	WORD $0x4f9112aa // fmla v10.4s, v21.4s, v17.s[0]
+	VAND V31.B16, V18.B16, V18.B16
+	VAND V31.B16, V19.B16, V19.B16
+	WORD $0x4fb01241 // fmla v1.4s, v18.4s, v16.s[1]
+	WORD $0x4fb01263 // fmla v3.4s, v19.4s, v16.s[1]
+	WORD $0x4fb11249 // fmla v9.4s, v18.4s, v17.s[1]
+	WORD $0x4fb1126b // fmla v11.4s, v19.4s, v17.s[1]
+	FLDPQ 32(R10), (F22, F23)
+	VSHL $16, V22.S4, V24.S4
+	VSHL $16, V23.S4, V25.S4
+	WORD $0x4f901304 // fmla v4.4s, v24.4s, v16.s[0]
+	WORD $0x4f901326 // fmla v6.4s, v25.4s, v16.s[0]
+	WORD $0x4f91130c // fmla v12.4s, v24.4s, v17.s[0]
+	WORD $0x4f91132e // fmla v14.4s, v25.4s, v17.s[0]
+	VAND V31.B16, V22.B16, V22.B16
+	VAND V31.B16, V23.B16, V23.B16
+	WORD $0x4fb012c5 // fmla v5.4s, v22.4s, v16.s[1]
+	WORD $0x4fb012e7 // fmla v7.4s, v23.4s, v16.s[1]
+	WORD $0x4fb112cd // fmla v13.4s, v22.4s, v17.s[1]
+	WORD $0x4fb112ef // fmla v15.4s, v23.4s, v17.s[1]
+	ADD R4, R10, R10
+	ADD $8, R11, R11
+	TBZ $0, R13, summed72
+one73:
+	FMOVS 0(R11), F16
+	FMOVS 256(R11), F17
+	FMOVQ 0(R10), F18
+	VSHL $16, V18.S4, V18.S4
+	WORD $0x4f901240 // fmla v0.4s, v18.4s, v16.s[0]
+	WORD $0x4f911248 // fmla v8.4s, v18.4s, v17.s[0]
+	FMOVQ 16(R10), F18
+	VSHL $16, V18.S4, V18.S4
+	WORD $0x4f901242 // fmla v2.4s, v18.4s, v16.s[0]
+	WORD $0x4f91124a // fmla v10.4s, v18.4s, v17.s[0]
+	FMOVQ 32(R10), F18
+	VSHL $16, V18.S4, V18.S4
+	WORD $0x4f901244 // fmla v4.4s, v18.4s, v16.s[0]
+	WORD $0x4f91124c // fmla v12.4s, v18.4s, v17.s[0]
+	FMOVQ 48(R10), F18
+	VSHL $16, V18.S4, V18.S4
+	WORD $0x4f901246 // fmla v6.4s, v18.4s, v16.s[0]
+	WORD $0x4f91124e // fmla v14.4s, v18.4s, v17.s[0]
+	ADD $4, R11, R11
+summed72:
+merge66:
+	MOVD R22, R12
+	WORD $0x4e21d400 // fadd v0.4s, v0.4s, v1.4s
+	WORD $0x4e23d442 // fadd v2.4s, v2.4s, v3.4s
+	WORD $0x4e25d484 // fadd v4.4s, v4.4s, v5.4s
+	WORD $0x4e27d4c6 // fadd v6.4s, v6.4s, v7.4s
+	WORD $0x4e29d508 // fadd v8.4s, v8.4s, v9.4s
+	WORD $0x4e2bd54a // fadd v10.4s, v10.4s, v11.4s
+	WORD $0x4e2dd58c // fadd v12.4s, v12.4s, v13.4s
+	WORD $0x4e2fd5ce // fadd v14.4s, v14.4s, v15.4s
+	CBZ R7, first74
+	FLDPQ 0(R12), (F16, F17)
+	WORD $0x4e20d600 // fadd v0.4s, v16.4s, v0.4s
+	WORD $0x4e22d622 // fadd v2.4s, v17.4s, v2.4s
+	FSTPQ (F0, F2), 0(R12)
+	FLDPQ 32(R12), (F16, F17)
+	WORD $0x4e24d604 // fadd v4.4s, v16.4s, v4.4s
+	WORD $0x4e26d626 // fadd v6.4s, v17.4s, v6.4s
+	FSTPQ (F4, F6), 32(R12)
+	ADD R3, R12, R12
+	FLDPQ 0(R12), (F16, F17)
+	WORD $0x4e28d608 // fadd v8.4s, v16.4s, v8.4s
+	WORD $0x4e2ad62a // fadd v10.4s, v17.4s, v10.4s
+	FSTPQ (F8, F10), 0(R12)
+	FLDPQ 32(R12), (F16, F17)
+	WORD $0x4e2cd60c // fadd v12.4s, v16.4s, v12.4s
+	WORD $0x4e2ed62e // fadd v14.4s, v17.4s, v14.4s
+	FSTPQ (F12, F14), 32(R12)
+	B stored75
+first74:
+	FSTPQ (F0, F2), 0(R12)
+	FSTPQ (F4, F6), 32(R12)
+	ADD R3, R12, R12
+	FSTPQ (F8, F10), 0(R12)
+	FSTPQ (F12, F14), 32(R12)
+stored75:
+	ADD $64, R22, R22
+	ADD $64, R21, R21
+	SUB $4, R5, R5
+	B columns63
+less64:
+columns76:
+	CMP $2, R5
+	BLT less77
+	MOVD $0xffff0000, R13
+	VDUP R13, V31.S4
+	VEOR V0.B16, V0.B16, V0.B16
+	VEOR V1.B16, V1.B16, V1.B16
+	VEOR V2.B16, V2.B16, V2.B16
+	VEOR V3.B16, V3.B16, V3.B16
+	VEOR V4.B16, V4.B16, V4.B16
+	VEOR V5.B16, V5.B16, V5.B16
+	VEOR V6.B16, V6.B16, V6.B16
+	VEOR V7.B16, V7.B16, V7.B16
+	ADD R14, R21, R10
+	ADD R8<<2, R1, R11
+	SUB R8, R9, R13
+	TBZ $0, R8, even78
+	FMOVS 0(R11), F8
+	FMOVS 256(R11), F9
+	FMOVQ 0(R10), F10
+	VAND V31.B16, V10.B16, V10.B16
+	WORD $0x4f881141 // fmla v1.4s, v10.4s, v8.s[0]
+	WORD $0x4f891145 // fmla v5.4s, v10.4s, v9.s[0]
+	FMOVQ 16(R10), F10
+	VAND V31.B16, V10.B16, V10.B16
+	WORD $0x4f881143 // fmla v3.4s, v10.4s, v8.s[0]
+	WORD $0x4f891147 // fmla v7.4s, v10.4s, v9.s[0]
+	ADD R4, R10, R10
+	ADD $4, R11, R11
+	SUBS $1, R13, R13
+	BEQ merge79
+even78:
+	SUBS $4, R13, R13
+	BLT short81
+loop83:
+	FMOVQ 0(R11), F8
+	FMOVQ 256(R11), F9
+	FLDPQ 0(R10), (F10, F11)
+	VSHL $16, V10.S4, V12.S4
+	VSHL $16, V11.S4, V13.S4
+	WORD $0x4f881180 // fmla v0.4s, v12.4s, v8.s[0]
+	WORD $0x4f8811a2 // fmla v2.4s, v13.4s, v8.s[0]
+	WORD $0x4f891184 // fmla v4.4s, v12.4s, v9.s[0]
+	WORD $0x4f8911a6 // fmla v6.4s, v13.4s, v9.s[0]
+	VAND V31.B16, V10.B16, V10.B16
+	VAND V31.B16, V11.B16, V11.B16
+	WORD $0x4fa81141 // fmla v1.4s, v10.4s, v8.s[1]
+	WORD $0x4fa81163 // fmla v3.4s, v11.4s, v8.s[1]
+	WORD $0x4fa91145 // fmla v5.4s, v10.4s, v9.s[1]
+	WORD $0x4fa91167 // fmla v7.4s, v11.4s, v9.s[1]
+	ADD R4, R10, R10
+	FLDPQ 0(R10), (F10, F11)
+	VSHL $16, V10.S4, V12.S4
+	VSHL $16, V11.S4, V13.S4
+	WORD $0x4f881980 // fmla v0.4s, v12.4s, v8.s[2]
+	WORD $0x4f8819a2 // fmla v2.4s, v13.4s, v8.s[2]
+	WORD $0x4f891984 // fmla v4.4s, v12.4s, v9.s[2]
+	WORD $0x4f8919a6 // fmla v6.4s, v13.4s, v9.s[2]
+	VAND V31.B16, V10.B16, V10.B16
+	VAND V31.B16, V11.B16, V11.B16
+	WORD $0x4fa81941 // fmla v1.4s, v10.4s, v8.s[3]
+	WORD $0x4fa81963 // fmla v3.4s, v11.4s, v8.s[3]
+	WORD $0x4fa91945 // fmla v5.4s, v10.4s, v9.s[3]
+	WORD $0x4fa91967 // fmla v7.4s, v11.4s, v9.s[3]
+	ADD R4, R10, R10
+	ADD $16, R11, R11
+	SUBS $4, R13, R13
+	BGE loop83
+short81:
+	ADDS $4, R13, R13
+	BEQ summed85
+some84:
+	TBZ $1, R13, one86
+	FMOVD 0(R11), F8
+	FMOVD 256(R11), F9
+	FLDPQ 0(R10), (F10, F11)
+	VSHL $16, V10.S4, V12.S4
+	VSHL $16, V11.S4, V13.S4
+	WORD $0x4f881180 // fmla v0.4s, v12.4s, v8.s[0]
+	WORD $0x4f8811a2 // fmla v2.4s, v13.4s, v8.s[0]
+	WORD $0x4f891184 // fmla v4.4s, v12.4s, v9.s[0]
+	WORD $0x4f8911a6 // fmla v6.4s, v13.4s, v9.s[0]
+	VAND V31.B16, V10.B16, V10.B16
+	VAND V31.B16, V11.B16, V11.B16
+	WORD $0x4fa81141 // fmla v1.4s, v10.4s, v8.s[1]
+	WORD $0x4fa81163 // fmla v3.4s, v11.4s, v8.s[1]
+	WORD $0x4fa91145 // fmla v5.4s, v10.4s, v9.s[1]
+	WORD $0x4fa91167 // fmla v7.4s, v11.4s, v9.s[1]
+	ADD R4, R10, R10
+	ADD $8, R11, R11
+	TBZ $0, R13, summed85
+one86:
+	FMOVS 0(R11), F8
+	FMOVS 256(R11), F9
+	FMOVQ 0(R10), F10
+	VSHL $16, V10.S4, V10.S4
+	WORD $0x4f881140 // fmla v0.4s, v10.4s, v8.s[0]
+	WORD $0x4f891144 // fmla v4.4s, v10.4s, v9.s[0]
+	FMOVQ 16(R10), F10
+	VSHL $16, V10.S4, V10.S4
+	WORD $0x4f881142 // fmla v2.4s, v10.4s, v8.s[0]
+	WORD $0x4f891146 // fmla v6.4s, v10.4s, v9.s[0]
+	ADD $4, R11, R11
+summed85:
+merge79:
+	MOVD R22, R12
+	WORD $0x4e21d400 // fadd v0.4s, v0.4s, v1.4s
+	WORD $0x4e23d442 // fadd v2.4s, v2.4s, v3.4s
+	WORD $0x4e25d484 // fadd v4.4s, v4.4s, v5.4s
+	WORD $0x4e27d4c6 // fadd v6.4s, v6.4s, v7.4s
+	CBZ R7, first87
+	FLDPQ 0(R12), (F8, F9)
+	WORD $0x4e20d500 // fadd v0.4s, v8.4s, v0.4s
+	WORD $0x4e22d522 // fadd v2.4s, v9.4s, v2.4s
+	FSTPQ (F0, F2), 0(R12)
+	ADD R3, R12, R12
+	FLDPQ 0(R12), (F8, F9)
+	WORD $0x4e24d504 // fadd v4.4s, v8.4s, v4.4s
+	WORD $0x4e26d526 // fadd v6.4s, v9.4s, v6.4s
+	FSTPQ (F4, F6), 0(R12)
+	B stored88
+first87:
+	FSTPQ (F0, F2), 0(R12)
+	ADD R3, R12, R12
+	FSTPQ (F4, F6), 0(R12)
+stored88:
+	ADD $32, R22, R22
+	ADD $32, R21, R21
+	SUB $2, R5, R5
+	B columns76
+less77:
+	ADD $512, R1, R1
+	ADD R3, R0, R0
+	ADD R3, R0, R0
+	SUB $2, R6, R6
+	B rows1
+tile7:
+	MOVD R2, R21
+	MOVD R0, R22
+	MOVD cols+40(FP), R5
+	LSL $2, R5, R5
+columns89:
+	CMP $4, R5
+	BLT less90
+	MOVD $0xffff0000, R13
+	VDUP R13, V31.S4
+	VEOR V0.B16, V0.B16, V0.B16
+	VEOR V1.B16, V1.B16, V1.B16
+	VEOR V2.B16, V2.B16, V2.B16
+	VEOR V3.B16, V3.B16, V3.B16
+	VEOR V4.B16, V4.B16, V4.B16
+	VEOR V5.B16, V5.B16, V5.B16
+	VEOR V6.B16, V6.B16, V6.B16
+	VEOR V7.B16, V7.B16, V7.B16
+	VEOR V8.B16, V8.B16, V8.B16
+	VEOR V9.B16, V9.B16, V9.B16
+	VEOR V10.B16, V10.B16, V10.B16
+	VEOR V11.B16, V11.B16, V11.B16
+	VEOR V12.B16, V12.B16, V12.B16
+	VEOR V13.B16, V13.B16, V13.B16
+	VEOR V14.B16, V14.B16, V14.B16
+	VEOR V15.B16, V15.B16, V15.B16
+	VEOR V16.B16, V16.B16, V16.B16
+	VEOR V17.B16, V17.B16, V17.B16
+	VEOR V18.B16, V18.B16, V18.B16
+	VEOR V19.B16, V19.B16, V19.B16
+	VEOR V20.B16, V20.B16, V20.B16
+	VEOR V21.B16, V21.B16, V21.B16
+	VEOR V22.B16, V22.B16, V22.B16
+	VEOR V23.B16, V23.B16, V23.B16
+	ADD R14, R21, R10
+	ADD R8<<2, R1, R11
+	SUB R8, R9, R13
+	TBZ $0, R8, even91
+	FMOVS 0(R11), F24
+	FMOVS 256(R11), F25
+	FMOVS 512(R11), F26
+	FMOVQ 0(R10), F27
+	VAND V31.B16, V27.B16, V27.B16
+	WORD $0x4f981361 // fmla v1.4s, v27.4s, v24.s[0]
+	WORD $0x4f991369 // fmla v9.4s, v27.4s, v25.s[0]
+	WORD $0x4f9a1371 // fmla v17.4s, v27.4s, v26.s[0]
+	FMOVQ 16(R10), F27
+	VAND V31.B16, V27.B16, V27.B16
+	WORD $0x4f981363 // fmla v3.4s, v27.4s, v24.s[0]
+	WORD $0x4f99136b // fmla v11.4s, v27.4s, v25.s[0]
+	WORD $0x4f9a1373 // fmla v19.4s, v27.4s, v26.s[0]
+	FMOVQ 32(R10), F27
+	VAND V31.B16, V27.B16, V27.B16
+	WORD $0x4f981365 // fmla v5.4s, v27.4s, v24.s[0]
+	WORD $0x4f99136d // fmla v13.4s, v27.4s, v25.s[0]
+	WORD $0x4f9a1375 // fmla v21.4s, v27.4s, v26.s[0]
+	FMOVQ 48(R10), F27
+	VAND V31.B16, V27.B16, V27.B16
+	WORD $0x4f981367 // fmla v7.4s, v27.4s, v24.s[0]
+	WORD $0x4f99136f // fmla v15.4s, v27.4s, v25.s[0]
+	WORD $0x4f9a1377 // fmla v23.4s, v27.4s, v26.s[0]
+	ADD R4, R10, R10
+	ADD $4, R11, R11
+	SUBS $1, R13, R13
+	BEQ merge92
+even91:
+	SUBS $4, R13, R13
+	BLT short94
+loop96:
+	FMOVQ 0(R11), F24
+	FMOVQ 256(R11), F25
+	FMOVQ 512(R11), F26
+	FLDPQ 0(R10), (F27, F28)
+	VSHL $16, V27.S4, V29.S4
+	VSHL $16, V28.S4, V30.S4
+	WORD $0x4f9813a0 // fmla v0.4s, v29.4s, v24.s[0]
+	WORD $0x4f9813c2 // fmla v2.4s, v30.4s, v24.s[0]
+	WORD $0x4f9913a8 // fmla v8.4s, v29.4s, v25.s[0]
+	WORD $0x4f9913ca // fmla v10.4s, v30.4s, v25.s[0]
+	WORD $0x4f9a13b0 // fmla v16.4s, v29.4s, v26.s[0]
+	WORD $0x4f9a13d2 // fmla v18.4s, v30.4s, v26.s[0]
+	VAND V31.B16, V27.B16, V27.B16
+	VAND V31.B16, V28.B16, V28.B16
+	WORD $0x4fb81361 // fmla v1.4s, v27.4s, v24.s[1]
+	WORD $0x4fb81383 // fmla v3.4s, v28.4s, v24.s[1]
+	WORD $0x4fb91369 // fmla v9.4s, v27.4s, v25.s[1]
+	WORD $0x4fb9138b // fmla v11.4s, v28.4s, v25.s[1]
+	WORD $0x4fba1371 // fmla v17.4s, v27.4s, v26.s[1]
+	WORD $0x4fba1393 // fmla v19.4s, v28.4s, v26.s[1]
+	FLDPQ 32(R10), (F27, F28)
+	VSHL $16, V27.S4, V29.S4
+	VSHL $16, V28.S4, V30.S4
+	WORD $0x4f9813a4 // fmla v4.4s, v29.4s, v24.s[0]
+	WORD $0x4f9813c6 // fmla v6.4s, v30.4s, v24.s[0]
+	WORD $0x4f9913ac // fmla v12.4s, v29.4s, v25.s[0]
+	WORD $0x4f9913ce // fmla v14.4s, v30.4s, v25.s[0]
+	WORD $0x4f9a13b4 // fmla v20.4s, v29.4s, v26.s[0]
+	WORD $0x4f9a13d6 // fmla v22.4s, v30.4s, v26.s[0]
+	VAND V31.B16, V27.B16, V27.B16
+	VAND V31.B16, V28.B16, V28.B16
+	WORD $0x4fb81365 // fmla v5.4s, v27.4s, v24.s[1]
+	WORD $0x4fb81387 // fmla v7.4s, v28.4s, v24.s[1]
+	WORD $0x4fb9136d // fmla v13.4s, v27.4s, v25.s[1]
+	WORD $0x4fb9138f // fmla v15.4s, v28.4s, v25.s[1]
+	WORD $0x4fba1375 // fmla v21.4s, v27.4s, v26.s[1]
+	WORD $0x4fba1397 // fmla v23.4s, v28.4s, v26.s[1]
+	ADD R4, R10, R10
+	FLDPQ 0(R10), (F27, F28)
+	VSHL $16, V27.S4, V29.S4
+	VSHL $16, V28.S4, V30.S4
+	WORD $0x4f981ba0 // fmla v0.4s, v29.4s, v24.s[2]
+	WORD $0x4f981bc2 // fmla v2.4s, v30.4s, v24.s[2]
+	WORD $0x4f991ba8 // fmla v8.4s, v29.4s, v25.s[2]
+	WORD $0x4f991bca // fmla v10.4s, v30.4s, v25.s[2]
+	WORD $0x4f9a1bb0 // fmla v16.4s, v29.4s, v26.s[2]
+	WORD $0x4f9a1bd2 // fmla v18.4s, v30.4s, v26.s[2]
+	VAND V31.B16, V27.B16, V27.B16
+	VAND V31.B16, V28.B16, V28.B16
+	WORD $0x4fb81b61 // fmla v1.4s, v27.4s, v24.s[3]
+	WORD $0x4fb81b83 // fmla v3.4s, v28.4s, v24.s[3]
+	WORD $0x4fb91b69 // fmla v9.4s, v27.4s, v25.s[3]
+	WORD $0x4fb91b8b // fmla v11.4s, v28.4s, v25.s[3]
+	WORD $0x4fba1b71 // fmla v17.4s, v27.4s, v26.s[3]
+	WORD $0x4fba1b93 // fmla v19.4s, v28.4s, v26.s[3]
+	FLDPQ 32(R10), (F27, F28)
+	VSHL $16, V27.S4, V29.S4
+	VSHL $16, V28.S4, V30.S4
+	WORD $0x4f981ba4 // fmla v4.4s, v29.4s, v24.s[2]
+	WORD $0x4f981bc6 // fmla v6.4s, v30.4s, v24.s[2]
+	WORD $0x4f991bac // fmla v12.4s, v29.4s, v25.s[2]
+	WORD $0x4f991bce // fmla v14.4s, v30.4s, v25.s[2]
+	WORD $0x4f9a1bb4 // fmla v20.4s, v29.4s, v26.s[2]
+	WORD $0x4f9a1bd6 // fmla v22.4s, v30.4s, v26.s[2]
+	VAND V31.B16, V27.B16, V27.B16
+	VAND V31.B16, V28.B16, V28.B16
+	WORD $0x4fb81b65 // fmla v5.4s, v27.4s, v24.s[3]
+	WORD $0x4fb81b87 // fmla v7.4s, v28.4s, v24.s[3]
+	WORD $0x4fb91b6d // fmla v13.4s, v27.4s, v25.s[3]
+	WORD $0x4fb91b8f // fmla v15.4s, v28.4s, v25.s[3]
+	WORD $0x4fba1b75 // fmla v21.4s, v27.4s, v26.s[3]
+	WORD $0x4fba1b97 // fmla v23.4s, v28.4s, v26.s[3]
+	ADD R4, R10, R10
+	ADD $16, R11, R11
+	SUBS $4, R13, R13
+	BGE loop96
+short94:
+	ADDS $4, R13, R13
+	BEQ summed98
+some97:
+	TBZ $1, R13, one99
+	FMOVD 0(R11), F24
+	FMOVD 256(R11), F25
+	FMOVD 512(R11), F26
+	FLDPQ 0(R10), (F27, F28)
+	VSHL $16, V27.S4, V29.S4
+	VSHL $16, V28.S4, V30.S4
+	WORD $0x4f9813a0 // fmla v0.4s, v29.4s, v24.s[0]
+	WORD $0x4f9813c2 // fmla v2.4s, v30.4s, v24.s[0]
+	WORD $0x4f9913a8 // fmla v8.4s, v29.4s, v25.s[0]
+	WORD $0x4f9913ca // fmla v10.4s, v30.4s, v25.s[0]
+	WORD $0x4f9a13b0 // fmla v16.4s, v29.4s, v26.s[0]
+	WORD $0x4f9a13d2 // fmla v18.4s, v30.4s, v26.s[0]
+	VAND V31.B16, V27.B16, V27.B16
+	VAND V31.B16, V28.B16, V28.B16
+	WORD $0x4fb81361 // fmla v1.4s, v27.4s, v24.s[1]
+	WORD $0x4fb81383 // fmla v3.4s, v28.4s, v24.s[1]
+	WORD $0x4fb91369 // fmla v9.4s, v27.4s, v25.s[1]
+	WORD $0x4fb9138b // fmla v11.4s, v28.4s, v25.s[1]
+	WORD $0x4fba1371 // fmla v17.4s, v27.4s, v26.s[1]
+	WORD $0x4fba1393 // fmla v19.4s, v28.4s, v26.s[1]
+	FLDPQ 32(R10), (F27, F28)
+	VSHL $16, V27.S4, V29.S4
+	VSHL $16, V28.S4, V30.S4
+	WORD $0x4f9813a4 // fmla v4.4s, v29.4s, v24.s[0]
+	WORD $0x4f9813c6 // fmla v6.4s, v30.4s, v24.s[0]
+	WORD $0x4f9913ac // fmla v12.4s, v29.4s, v25.s[0]
+	WORD $0x4f9913ce // fmla v14.4s, v30.4s, v25.s[0]
+	WORD $0x4f9a13b4 // fmla v20.4s, v29.4s, v26.s[0]
+	WORD $0x4f9a13d6 // fmla v22.4s, v30.4s, v26.s[0]
+	VAND V31.B16, V27.B16, V27.B16
+	VAND V31.B16, V28.B16, V28.B16
+	WORD $0x4fb81365 // fmla v5.4s, v27.4s, v24.s[1]
+	WORD $0x4fb81387 // fmla v7.4s, v28.4s, v24.s[1]
+	WORD $0x4fb9136d // fmla v13.4s, v27.4s, v25.s[1]
+	WORD $0x4fb9138f // fmla v15.4s, v28.4s, v25.s[1]
+	WORD $0x4fba1375 // fmla v21.4s, v27.4s, v26.s[1]
+	WORD $0x4fba1397 // fmla v23.4s, v28.4s, v26.s[1]
+	ADD R4, R10, R10
+	ADD $8, R11, R11
+	TBZ $0, R13, summed98
+one99:
+	FMOVS 0(R11), F24
+	FMOVS 256(R11), F25
+	FMOVS 512(R11), F26
+	FMOVQ 0(R10), F27
+	VSHL $16, V27.S4, V27.S4
+	WORD $0x4f981360 // fmla v0.4s, v27.4s, v24.s[0]
+	WORD $0x4f991368 // fmla v8.4s, v27.4s, v25.s[0]
+	WORD $0x4f9a1370 // fmla v16.4s, v27.4s, v26.s[0]
+	FMOVQ 16(R10), F27
+	VSHL $16, V27.S4, V27.S4
+	WORD $0x4f981362 // fmla v2.4s, v27.4s, v24.s[0]
+	WORD $0x4f99136a // fmla v10.4s, v27.4s, v25.s[0]
+	WORD $0x4f9a1372 // fmla v18.4s, v27.4s, v26.s[0]
+	FMOVQ 32(R10), F27
+	VSHL $16, V27.S4, V27.S4
+	WORD $0x4f981364 // fmla v4.4s, v27.4s, v24.s[0]
+	WORD $0x4f99136c // fmla v12.4s, v27.4s, v25.s[0]
+	WORD $0x4f9a1374 // fmla v20.4s, v27.4s, v26.s[0]
+	FMOVQ 48(R10), F27
+	VSHL $16, V27.S4, V27.S4
+	WORD $0x4f981366 // fmla v6.4s, v27.4s, v24.s[0]
+	WORD $0x4f99136e // fmla v14.4s, v27.4s, v25.s[0]
+	WORD $0x4f9a1376 // fmla v22.4s, v27.4s, v26.s[0]
+	ADD $4, R11, R11
+summed98:
+merge92:
+	MOVD R22, R12
+	WORD $0x4e21d400 // fadd v0.4s, v0.4s, v1.4s
+	WORD $0x4e23d442 // fadd v2.4s, v2.4s, v3.4s
+	WORD $0x4e25d484 // fadd v4.4s, v4.4s, v5.4s
+	WORD $0x4e27d4c6 // fadd v6.4s, v6.4s, v7.4s
+	WORD $0x4e29d508 // fadd v8.4s, v8.4s, v9.4s
+	WORD $0x4e2bd54a // fadd v10.4s, v10.4s, v11.4s
+	WORD $0x4e2dd58c // fadd v12.4s, v12.4s, v13.4s
+	WORD $0x4e2fd5ce // fadd v14.4s, v14.4s, v15.4s
+	WORD $0x4e31d610 // fadd v16.4s, v16.4s, v17.4s
+	WORD $0x4e33d652 // fadd v18.4s, v18.4s, v19.4s
+	WORD $0x4e35d694 // fadd v20.4s, v20.4s, v21.4s
+	WORD $0x4e37d6d6 // fadd v22.4s, v22.4s, v23.4s
+	CBZ R7, first100
+	FLDPQ 0(R12), (F24, F25)
+	WORD $0x4e20d700 // fadd v0.4s, v24.4s, v0.4s
+	WORD $0x4e22d722 // fadd v2.4s, v25.4s, v2.4s
+	FSTPQ (F0, F2), 0(R12)
+	FLDPQ 32(R12), (F24, F25)
+	WORD $0x4e24d704 // fadd v4.4s, v24.4s, v4.4s
+	WORD $0x4e26d726 // fadd v6.4s, v25.4s, v6.4s
+	FSTPQ (F4, F6), 32(R12)
+	ADD R3, R12, R12
+	FLDPQ 0(R12), (F24, F25)
+	WORD $0x4e28d708 // fadd v8.4s, v24.4s, v8.4s
+	WORD $0x4e2ad72a // fadd v10.4s, v25.4s, v10.4s
+	FSTPQ (F8, F10), 0(R12)
+	FLDPQ 32(R12), (F24, F25)
+	WORD $0x4e2cd70c // fadd v12.4s, v24.4s, v12.4s
+	WORD $0x4e2ed72e // fadd v14.4s, v25.4s, v14.4s
+	FSTPQ (F12, F14), 32(R12)
+	ADD R3, R12, R12
+	FLDPQ 0(R12), (F24, F25)
+	WORD $0x4e30d710 // fadd v16.4s, v24.4s, v16.4s
+	WORD $0x4e32d732 // fadd v18.4s, v25.4s, v18.4s
+	FSTPQ (F16, F18), 0(R12)
+	FLDPQ 32(R12), (F24, F25)
+	WORD $0x4e34d714 // fadd v20.4s, v24.4s, v20.4s
+	WORD $0x4e36d736 // fadd v22.4s, v25.4s, v22.4s
+	FSTPQ (F20, F22), 32(R12)
+	B stored101
+first100:
+	FSTPQ (F0, F2), 0(R12)
+	FSTPQ (F4, F6), 32(R12)
+	ADD R3, R12, R12
+	FSTPQ (F8, F10), 0(R12)
+	FSTPQ (F12, F14), 32(R12)
+	ADD R3, R12, R12
+	FSTPQ (F16, F18), 0(R12)
+	FSTPQ (F20, F22), 32(R12)
+stored101:
+	ADD $64, R22, R22
+	ADD $64, R21, R21
+	SUB $4, R5, R5
+	B columns89
+less90:
+columns102:
+	CMP $2, R5
+	BLT less103
+	MOVD $0xffff0000, R13
+	VDUP R13, V31.S4
+	VEOR V0.B16, V0.B16, V0.B16
+	VEOR V1.B16, V1.B16, V1.B16
+	VEOR V2.B16, V2.B16, V2.B16
+	VEOR V3.B16, V3.B16, V3.B16
+	VEOR V4.B16, V4.B16, V4.B16
+	VEOR V5.B16, V5.B16, V5.B16
+	VEOR V6.B16, V6.B16, V6.B16
+	VEOR V7.B16, V7.B16, V7.B16
+	VEOR V8.B16, V8.B16, V8.B16
+	VEOR V9.B16, V9.B16, V9.B16
+	VEOR V10.B16, V10.B16, V10.B16
+	VEOR V11.B16, V11.B16, V11.B16
+	ADD R14, R21, R10
+	ADD R8<<2, R1, R11
+	SUB R8, R9, R13
+	TBZ $0, R8, even104
+	FMOVS 0(R11), F12
+	FMOVS 256(R11), F13
+	FMOVS 512(R11), F14
+	FMOVQ 0(R10), F15
+	VAND V31.B16, V15.B16, V15.B16
+	WORD $0x4f8c11e1 // fmla v1.4s, v15.4s, v12.s[0]
+	WORD $0x4f8d11e5 // fmla v5.4s, v15.4s, v13.s[0]
+	WORD $0x4f8e11e9 // fmla v9.4s, v15.4s, v14.s[0]
+	FMOVQ 16(R10), F15
+	VAND V31.B16, V15.B16, V15.B16
+	WORD $0x4f8c11e3 // fmla v3.4s, v15.4s, v12.s[0]
+	WORD $0x4f8d11e7 // fmla v7.4s, v15.4s, v13.s[0]
+	WORD $0x4f8e11eb // fmla v11.4s, v15.4s, v14.s[0]
+	ADD R4, R10, R10
+	ADD $4, R11, R11
+	SUBS $1, R13, R13
+	BEQ merge105
+even104:
+	SUBS $4, R13, R13
+	BLT short107
+loop109:
+	FMOVQ 0(R11), F12
+	FMOVQ 256(R11), F13
+	FMOVQ 512(R11), F14
+	FLDPQ 0(R10), (F15, F16)
+	VSHL $16, V15.S4, V17.S4
+	VSHL $16, V16.S4, V18.S4
+	WORD $0x4f8c1220 // fmla v0.4s, v17.4s, v12.s[0]
+	WORD $0x4f8c1242 // fmla v2.4s, v18.4s, v12.s[0]
+	WORD $0x4f8d1224 // fmla v4.4s, v17.4s, v13.s[0]
+	WORD $0x4f8d1246 // fmla v6.4s, v18.4s, v13.s[0]
+	WORD $0x4f8e1228 // fmla v8.4s, v17.4s, v14.s[0]
+	WORD $0x4f8e124a // fmla v10.4s, v18.4s, v14.s[0]
+	VAND V31.B16, V15.B16, V15.B16
+	VAND V31.B16, V16.B16, V16.B16
+	WORD $0x4fac11e1 // fmla v1.4s, v15.4s, v12.s[1]
+	WORD $0x4fac1203 // fmla v3.4s, v16.4s, v12.s[1]
+	WORD $0x4fad11e5 // fmla v5.4s, v15.4s, v13.s[1]
+	WORD $0x4fad1207 // fmla v7.4s, v16.4s, v13.s[1]
+	WORD $0x4fae11e9 // fmla v9.4s, v15.4s, v14.s[1]
+	WORD $0x4fae120b // fmla v11.4s, v16.4s, v14.s[1]
+	ADD R4, R10, R10
+	FLDPQ 0(R10), (F15, F16)
+	VSHL $16, V15.S4, V17.S4
+	VSHL $16, V16.S4, V18.S4
+	WORD $0x4f8c1a20 // fmla v0.4s, v17.4s, v12.s[2]
+	WORD $0x4f8c1a42 // fmla v2.4s, v18.4s, v12.s[2]
+	WORD $0x4f8d1a24 // fmla v4.4s, v17.4s, v13.s[2]
+	WORD $0x4f8d1a46 // fmla v6.4s, v18.4s, v13.s[2]
+	WORD $0x4f8e1a28 // fmla v8.4s, v17.4s, v14.s[2]
+	WORD $0x4f8e1a4a // fmla v10.4s, v18.4s, v14.s[2]
+	VAND V31.B16, V15.B16, V15.B16
+	VAND V31.B16, V16.B16, V16.B16
+	WORD $0x4fac19e1 // fmla v1.4s, v15.4s, v12.s[3]
+	WORD $0x4fac1a03 // fmla v3.4s, v16.4s, v12.s[3]
+	WORD $0x4fad19e5 // fmla v5.4s, v15.4s, v13.s[3]
+	WORD $0x4fad1a07 // fmla v7.4s, v16.4s, v13.s[3]
+	WORD $0x4fae19e9 // fmla v9.4s, v15.4s, v14.s[3]
+	WORD $0x4fae1a0b // fmla v11.4s, v16.4s, v14.s[3]
+	ADD R4, R10, R10
+	ADD $16, R11, R11
+	SUBS $4, R13, R13
+	BGE loop109
+short107:
+	ADDS $4, R13, R13
+	BEQ summed111
+some110:
+	TBZ $1, R13, one112
+	FMOVD 0(R11), F12
+	FMOVD 256(R11), F13
+	FMOVD 512(R11), F14
+	FLDPQ 0(R10), (F15, F16)
+	VSHL $16, V15.S4, V17.S4
+	VSHL $16, V16.S4, V18.S4
+	WORD $0x4f8c1220 // fmla v0.4s, v17.4s, v12.s[0]
+	WORD $0x4f8c1242 // fmla v2.4s, v18.4s, v12.s[0]
+	WORD $0x4f8d1224 // fmla v4.4s, v17.4s, v13.s[0]
+	WORD $0x4f8d1246 // fmla v6.4s, v18.4s, v13.s[0]
+	WORD $0x4f8e1228 // fmla v8.4s, v17.4s, v14.s[0]
+	WORD $0x4f8e124a // fmla v10.4s, v18.4s, v14.s[0]
+	VAND V31.B16, V15.B16, V15.B16
+	VAND V31.B16, V16.B16, V16.B16
+	WORD $0x4fac11e1 // fmla v1.4s, v15.4s, v12.s[1]
+	WORD $0x4fac1203 // fmla v3.4s, v16.4s, v12.s[1]
+	WORD $0x4fad11e5 // fmla v5.4s, v15.4s, v13.s[1]
+	WORD $0x4fad1207 // fmla v7.4s, v16.4s, v13.s[1]
+	WORD $0x4fae11e9 // fmla v9.4s, v15.4s, v14.s[1]
+	WORD $0x4fae120b // fmla v11.4s, v16.4s, v14.s[1]
+	ADD R4, R10, R10
+	ADD $8, R11, R11
+	TBZ $0, R13, summed111
+one112:
+	FMOVS 0(R11), F12
+	FMOVS 256(R11), F13
+	FMOVS 512(R11), F14
+	FMOVQ 0(R10), F15
+	VSHL $16, V15.S4, V15.S4
+	WORD $0x4f8c11e0 // fmla v0.4s, v15.4s, v12.s[0]
+	WORD $0x4f8d11e4 // fmla v4.4s, v15.4s, v13.s[0]
+	WORD $0x4f8e11e8 // fmla v8.4s, v15.4s, v14.s[0]
+	FMOVQ 16(R10), F15
+	VSHL $16, V15.S4, V15.S4
+	WORD $0x4f8c11e2 // fmla v2.4s, v15.4s, v12.s[0]
+	WORD $0x4f8d11e6 // fmla v6.4s, v15.4s, v13.s[0]
+	WORD $0x4f8e11ea // fmla v10.4s, v15.4s, v14.s[0]
+	ADD $4, R11, R11
+summed111:
+merge105:
+	MOVD R22, R12
+	WORD $0x4e21d400 // fadd v0.4s, v0.4s, v1.4s
+	WORD $0x4e23d442 // fadd v2.4s, v2.4s, v3.4s
+	WORD $0x4e25d484 // fadd v4.4s, v4.4s, v5.4s
+	WORD $0x4e27d4c6 // fadd v6.4s, v6.4s, v7.4s
+	WORD $0x4e29d508 // fadd v8.4s, v8.4s, v9.4s
+	WORD $0x4e2bd54a // fadd v10.4s, v10.4s, v11.4s
+	CBZ R7, first113
+	FLDPQ 0(R12), (F12, F13)
+	WORD $0x4e20d580 // fadd v0.4s, v12.4s, v0.4s
+	WORD $0x4e22d5a2 // fadd v2.4s, v13.4s, v2.4s
+	FSTPQ (F0, F2), 0(R12)
+	ADD R3, R12, R12
+	FLDPQ 0(R12), (F12, F13)
+	WORD $0x4e24d584 // fadd v4.4s, v12.4s, v4.4s
+	WORD $0x4e26d5a6 // fadd v6.4s, v13.4s, v6.4s
+	FSTPQ (F4, F6), 0(R12)
+	ADD R3, R12, R12
+	FLDPQ 0(R12), (F12, F13)
+	WORD $0x4e28d588 // fadd v8.4s, v12.4s, v8.4s
+	WORD $0x4e2ad5aa // fadd v10.4s, v13.4s, v10.4s
+	FSTPQ (F8, F10), 0(R12)
+	B stored114
+first113:
+	FSTPQ (F0, F2), 0(R12)
+	ADD R3, R12, R12
+	FSTPQ (F4, F6), 0(R12)
+	ADD R3, R12, R12
+	FSTPQ (F8, F10), 0(R12)
+stored114:
+	ADD $32, R22, R22
+	ADD $32, R21, R21
+	SUB $2, R5, R5
+	B columns102
+less103:
+	ADD $768, R1, R1
+	ADD R3, R0, R0
+	ADD R3, R0, R0
+	ADD R3, R0, R0
+	SUB $3, R6, R6
+	B rows1
+tile8:
+	MOVD R2, R21
+	MOVD R0, R22
+	MOVD cols+40(FP), R5
+	LSL $2, R5, R5
+columns115:
+	CMP $2, R5
+	BLT less116
+	MOVD $0xffff0000, R13
+	VDUP R13, V31.S4
+	VEOR V0.B16, V0.B16, V0.B16
+	VEOR V1.B16, V1.B16, V1.B16
+	VEOR V2.B16, V2.B16, V2.B16
+	VEOR V3.B16, V3.B16, V3.B16
+	VEOR V4.B16, V4.B16, V4.B16
+	VEOR V5.B16, V5.B16, V5.B16
+	VEOR V6.B16, V6.B16, V6.B16
+	VEOR V7.B16, V7.B16, V7.B16
+	VEOR V8.B16, V8.B16, V8.B16
+	VEOR V9.B16, V9.B16, V9.B16
+	VEOR V10.B16, V10.B16, V10.B16
+	VEOR V11.B16, V11.B16, V11.B16
+	VEOR V12.B16, V12.B16, V12.B16
+	VEOR V13.B16, V13.B16, V13.B16
+	VEOR V14.B16, V14.B16, V14.B16
+	VEOR V15.B16, V15.B16, V15.B16
+	ADD R14, R21, R10
+	ADD R8<<2, R1, R11
+	SUB R8, R9, R13
+	TBZ $0, R8, even117
+	FMOVS 0(R11), F16
+	FMOVS 256(R11), F17
+	FMOVS 512(R11), F18
+	FMOVS 768(R11), F19
+	FMOVQ 0(R10), F20
+	VAND V31.B16, V20.B16, V20.B16
+	WORD $0x4f901281 // fmla v1.4s, v20.4s, v16.s[0]
+	WORD $0x4f911285 // fmla v5.4s, v20.4s, v17.s[0]
+	WORD $0x4f921289 // fmla v9.4s, v20.4s, v18.s[0]
+	WORD $0x4f93128d // fmla v13.4s, v20.4s, v19.s[0]
+	FMOVQ 16(R10), F20
+	VAND V31.B16, V20.B16, V20.B16
+	WORD $0x4f901283 // fmla v3.4s, v20.4s, v16.s[0]
+	WORD $0x4f911287 // fmla v7.4s, v20.4s, v17.s[0]
+	WORD $0x4f92128b // fmla v11.4s, v20.4s, v18.s[0]
+	WORD $0x4f93128f // fmla v15.4s, v20.4s, v19.s[0]
+	ADD R4, R10, R10
+	ADD $4, R11, R11
+	SUBS $1, R13, R13
+	BEQ merge118
+even117:
+	SUBS $4, R13, R13
+	BLT short120
+loop122:
+	FMOVQ 0(R11), F16
+	FMOVQ 256(R11), F17
+	FMOVQ 512(R11), F18
+	FMOVQ 768(R11), F19
+	FLDPQ 0(R10), (F20, F21)
+	VSHL $16, V20.S4, V22.S4
+	VSHL $16, V21.S4, V23.S4
+	WORD $0x4f9012c0 // fmla v0.4s, v22.4s, v16.s[0]
+	WORD $0x4f9012e2 // fmla v2.4s, v23.4s, v16.s[0]
+	WORD $0x4f9112c4 // fmla v4.4s, v22.4s, v17.s[0]
+	WORD $0x4f9112e6 // fmla v6.4s, v23.4s, v17.s[0]
+	WORD $0x4f9212c8 // fmla v8.4s, v22.4s, v18.s[0]
+	WORD $0x4f9212ea // fmla v10.4s, v23.4s, v18.s[0]
+	WORD $0x4f9312cc // fmla v12.4s, v22.4s, v19.s[0]
+	WORD $0x4f9312ee // fmla v14.4s, v23.4s, v19.s[0]
+	VAND V31.B16, V20.B16, V20.B16
+	VAND V31.B16, V21.B16, V21.B16
+	WORD $0x4fb01281 // fmla v1.4s, v20.4s, v16.s[1]
+	WORD $0x4fb012a3 // fmla v3.4s, v21.4s, v16.s[1]
+	WORD $0x4fb11285 // fmla v5.4s, v20.4s, v17.s[1]
+	WORD $0x4fb112a7 // fmla v7.4s, v21.4s, v17.s[1]
+	WORD $0x4fb21289 // fmla v9.4s, v20.4s, v18.s[1]
+	WORD $0x4fb212ab // fmla v11.4s, v21.4s, v18.s[1]
+	WORD $0x4fb3128d // fmla v13.4s, v20.4s, v19.s[1]
+	WORD $0x4fb312af // fmla v15.4s, v21.4s, v19.s[1]
+	ADD R4, R10, R10
+	FLDPQ 0(R10), (F20, F21)
+	VSHL $16, V20.S4, V22.S4
+	VSHL $16, V21.S4, V23.S4
+	WORD $0x4f901ac0 // fmla v0.4s, v22.4s, v16.s[2]
+	WORD $0x4f901ae2 // fmla v2.4s, v23.4s, v16.s[2]
+	WORD $0x4f911ac4 // fmla v4.4s, v22.4s, v17.s[2]
+	WORD $0x4f911ae6 // fmla v6.4s, v23.4s, v17.s[2]
+	WORD $0x4f921ac8 // fmla v8.4s, v22.4s, v18.s[2]
+	WORD $0x4f921aea // fmla v10.4s, v23.4s, v18.s[2]
+	WORD $0x4f931acc // fmla v12.4s, v22.4s, v19.s[2]
+	WORD $0x4f931aee // fmla v14.4s, v23.4s, v19.s[2]
+	VAND V31.B16, V20.B16, V20.B16
+	VAND V31.B16, V21.B16, V21.B16
+	WORD $0x4fb01a81 // fmla v1.4s, v20.4s, v16.s[3]
+	WORD $0x4fb01aa3 // fmla v3.4s, v21.4s, v16.s[3]
+	WORD $0x4fb11a85 // fmla v5.4s, v20.4s, v17.s[3]
+	WORD $0x4fb11aa7 // fmla v7.4s, v21.4s, v17.s[3]
+	WORD $0x4fb21a89 // fmla v9.4s, v20.4s, v18.s[3]
+	WORD $0x4fb21aab // fmla v11.4s, v21.4s, v18.s[3]
+	WORD $0x4fb31a8d // fmla v13.4s, v20.4s, v19.s[3]
+	WORD $0x4fb31aaf // fmla v15.4s, v21.4s, v19.s[3]
+	ADD R4, R10, R10
+	ADD $16, R11, R11
+	SUBS $4, R13, R13
+	BGE loop122
+short120:
+	ADDS $4, R13, R13
+	BEQ summed124
+some123:
+	TBZ $1, R13, one125
+	FMOVD 0(R11), F16
+	FMOVD 256(R11), F17
+	FMOVD 512(R11), F18
+	FMOVD 768(R11), F19
+	FLDPQ 0(R10), (F20, F21)
+	VSHL $16, V20.S4, V22.S4
+	VSHL $16, V21.S4, V23.S4
+	WORD $0x4f9012c0 // fmla v0.4s, v22.4s, v16.s[0]
+	WORD $0x4f9012e2 // fmla v2.4s, v23.4s, v16.s[0]
+	WORD $0x4f9112c4 // fmla v4.4s, v22.4s, v17.s[0]
+	WORD $0x4f9112e6 // fmla v6.4s, v23.4s, v17.s[0]
+	WORD $0x4f9212c8 // fmla v8.4s, v22.4s, v18.s[0]
+	WORD $0x4f9212ea // fmla v10.4s, v23.4s, v18.s[0]
+	WORD $0x4f9312cc // fmla v12.4s, v22.4s, v19.s[0]
+	WORD $0x4f9312ee // fmla v14.4s, v23.4s, v19.s[0]
+	VAND V31.B16, V20.B16, V20.B16
+	VAND V31.B16, V21.B16, V21.B16
+	WORD $0x4fb01281 // fmla v1.4s, v20.4s, v16.s[1]
+	WORD $0x4fb012a3 // fmla v3.4s, v21.4s, v16.s[1]
+	WORD $0x4fb11285 // fmla v5.4s, v20.4s, v17.s[1]
+	WORD $0x4fb112a7 // fmla v7.4s, v21.4s, v17.s[1]
+	WORD $0x4fb21289 // fmla v9.4s, v20.4s, v18.s[1]
+	WORD $0x4fb212ab // fmla v11.4s, v21.4s, v18.s[1]
+	WORD $0x4fb3128d // fmla v13.4s, v20.4s, v19.s[1]
+	WORD $0x4fb312af // fmla v15.4s, v21.4s, v19.s[1]
+	ADD R4, R10, R10
+	ADD $8, R11, R11
+	TBZ $0, R13, summed124
+one125:
+	FMOVS 0(R11), F16
+	FMOVS 256(R11), F17
+	FMOVS 512(R11), F18
+	FMOVS 768(R11), F19
+	FMOVQ 0(R10), F20
+	VSHL $16, V20.S4, V20.S4
+	WORD $0x4f901280 // fmla v0.4s, v20.4s, v16.s[0]
+	WORD $0x4f911284 // fmla v4.4s, v20.4s, v17.s[0]
+	WORD $0x4f921288 // fmla v8.4s, v20.4s, v18.s[0]
+	WORD $0x4f93128c // fmla v12.4s, v20.4s, v19.s[0]
+	FMOVQ 16(R10), F20
+	VSHL $16, V20.S4, V20.S4
+	WORD $0x4f901282 // fmla v2.4s, v20.4s, v16.s[0]
+	WORD $0x4f911286 // fmla v6.4s, v20.4s, v17.s[0]
+	WORD $0x4f92128a // fmla v10.4s, v20.4s, v18.s[0]
+	WORD $0x4f93128e // fmla v14.4s, v20.4s, v19.s[0]
+	ADD $4, R11, R11
+summed124:
+merge118:
+	MOVD R22, R12
+	WORD $0x4e21d400 // fadd v0.4s, v0.4s, v1.4s
+	WORD $0x4e23d442 // fadd v2.4s, v2.4s, v3.4s
+	WORD $0x4e25d484 // fadd v4.4s, v4.4s, v5.4s
+	WORD $0x4e27d4c6 // fadd v6.4s, v6.4s, v7.4s
+	WORD $0x4e29d508 // fadd v8.4s, v8.4s, v9.4s
+	WORD $0x4e2bd54a // fadd v10.4s, v10.4s, v11.4s
+	WORD $0x4e2dd58c // fadd v12.4s, v12.4s, v13.4s
+	WORD $0x4e2fd5ce // fadd v14.4s, v14.4s, v15.4s
+	CBZ R7, first126
+	FLDPQ 0(R12), (F16, F17)
+	WORD $0x4e20d600 // fadd v0.4s, v16.4s, v0.4s
+	WORD $0x4e22d622 // fadd v2.4s, v17.4s, v2.4s
+	FSTPQ (F0, F2), 0(R12)
+	ADD R3, R12, R12
+	FLDPQ 0(R12), (F16, F17)
+	WORD $0x4e24d604 // fadd v4.4s, v16.4s, v4.4s
+	WORD $0x4e26d626 // fadd v6.4s, v17.4s, v6.4s
+	FSTPQ (F4, F6), 0(R12)
+	ADD R3, R12, R12
+	FLDPQ 0(R12), (F16, F17)
+	WORD $0x4e28d608 // fadd v8.4s, v16.4s, v8.4s
+	WORD $0x4e2ad62a // fadd v10.4s, v17.4s, v10.4s
+	FSTPQ (F8, F10), 0(R12)
+	ADD R3, R12, R12
+	FLDPQ 0(R12), (F16, F17)
+	WORD $0x4e2cd60c // fadd v12.4s, v16.4s, v12.4s
+	WORD $0x4e2ed62e // fadd v14.4s, v17.4s, v14.4s
+	FSTPQ (F12, F14), 0(R12)
+	B stored127
+first126:
+	FSTPQ (F0, F2), 0(R12)
+	ADD R3, R12, R12
+	FSTPQ (F4, F6), 0(R12)
+	ADD R3, R12, R12
+	FSTPQ (F8, F10), 0(R12)
+	ADD R3, R12, R12
+	FSTPQ (F12, F14), 0(R12)
+stored127:
+	ADD $32, R22, R22
+	ADD $32, R21, R21
+	SUB $2, R5, R5
+	B columns115
+less116:
+	ADD $1024, R1, R1
+	ADD R3, R0, R0
+	ADD R3, R0, R0
+	ADD R3, R0, R0
+	ADD R3, R0, R0
+	SUB $4, R6, R6
+	B rows1
+tile9:
+	MOVD R2, R21
+	MOVD R0, R22
+	MOVD cols+40(FP), R5
+	LSL $2, R5, R5
+columns128:
+	CMP $2, R5
+	BLT less129
+	MOVD $0xffff0000, R13
+	VDUP R13, V31.S4
+	VEOR V0.B16, V0.B16, V0.B16
+	VEOR V1.B16, V1.B16, V1.B16
+	VEOR V2.B16, V2.B16, V2.B16
+	VEOR V3.B16, V3.B16, V3.B16
+	VEOR V4.B16, V4.B16, V4.B16
+	VEOR V5.B16, V5.B16, V5.B16
+	VEOR V6.B16, V6.B16, V6.B16
+	VEOR V7.B16, V7.B16, V7.B16
+	VEOR V8.B16, V8.B16, V8.B16
+	VEOR V9.B16, V9.B16, V9.B16
+	VEOR V10.B16, V10.B16, V10.B16
+	VEOR V11.B16, V11.B16, V11.B16
+	VEOR V12.B16, V12.B16, V12.B16
+	VEOR V13.B16, V13.B16, V13.B16
+	VEOR V14.B16, V14.B16, V14.B16
+	VEOR V15.B16, V15.B16, V15.B16
+	VEOR V16.B16, V16.B16, V16.B16
+	VEOR V17.B16, V17.B16, V17.B16
+	VEOR V18.B16, V18.B16, V18.B16
+	VEOR V19.B16, V19.B16, V19.B16
+	ADD R14, R21, R10
+	ADD R8<<2, R1, R11
+	SUB R8, R9, R13
+	TBZ $0, R8, even130
+	FMOVS 0(R11), F20
+	FMOVS 256(R11), F21
+	FMOVS 512(R11), F22
+	FMOVS 768(R11), F23
+	FMOVS 1024(R11), F24
+	FMOVQ 0(R10), F25
+	VAND V31.B16, V25.B16, V25.B16
+	WORD $0x4f941321 // fmla v1.4s, v25.4s, v20.s[0]
+	WORD $0x4f951325 // fmla v5.4s, v25.4s, v21.s[0]
+	WORD $0x4f961329 // fmla v9.4s, v25.4s, v22.s[0]
+	WORD $0x4f97132d // fmla v13.4s, v25.4s, v23.s[0]
+	WORD $0x4f981331 // fmla v17.4s, v25.4s, v24.s[0]
+	FMOVQ 16(R10), F25
+	VAND V31.B16, V25.B16, V25.B16
+	WORD $0x4f941323 // fmla v3.4s, v25.4s, v20.s[0]
+	WORD $0x4f951327 // fmla v7.4s, v25.4s, v21.s[0]
+	WORD $0x4f96132b // fmla v11.4s, v25.4s, v22.s[0]
+	WORD $0x4f97132f // fmla v15.4s, v25.4s, v23.s[0]
+	WORD $0x4f981333 // fmla v19.4s, v25.4s, v24.s[0]
+	ADD R4, R10, R10
+	ADD $4, R11, R11
+	SUBS $1, R13, R13
+	BEQ merge131
+even130:
+	SUBS $4, R13, R13
+	BLT short133
+loop135:
+	FMOVQ 0(R11), F20
+	FMOVQ 256(R11), F21
+	FMOVQ 512(R11), F22
+	FMOVQ 768(R11), F23
+	FMOVQ 1024(R11), F24
+	FLDPQ 0(R10), (F25, F26)
+	VSHL $16, V25.S4, V27.S4
+	VSHL $16, V26.S4, V28.S4
+	WORD $0x4f941360 // fmla v0.4s, v27.4s, v20.s[0]
+	WORD $0x4f941382 // fmla v2.4s, v28.4s, v20.s[0]
+	WORD $0x4f951364 // fmla v4.4s, v27.4s, v21.s[0]
+	WORD $0x4f951386 // fmla v6.4s, v28.4s, v21.s[0]
+	WORD $0x4f961368 // fmla v8.4s, v27.4s, v22.s[0]
+	WORD $0x4f96138a // fmla v10.4s, v28.4s, v22.s[0]
+	WORD $0x4f97136c // fmla v12.4s, v27.4s, v23.s[0]
+	WORD $0x4f97138e // fmla v14.4s, v28.4s, v23.s[0]
+	WORD $0x4f981370 // fmla v16.4s, v27.4s, v24.s[0]
+	WORD $0x4f981392 // fmla v18.4s, v28.4s, v24.s[0]
+	VAND V31.B16, V25.B16, V25.B16
+	VAND V31.B16, V26.B16, V26.B16
+	WORD $0x4fb41321 // fmla v1.4s, v25.4s, v20.s[1]
+	WORD $0x4fb41343 // fmla v3.4s, v26.4s, v20.s[1]
+	WORD $0x4fb51325 // fmla v5.4s, v25.4s, v21.s[1]
+	WORD $0x4fb51347 // fmla v7.4s, v26.4s, v21.s[1]
+	WORD $0x4fb61329 // fmla v9.4s, v25.4s, v22.s[1]
+	WORD $0x4fb6134b // fmla v11.4s, v26.4s, v22.s[1]
+	WORD $0x4fb7132d // fmla v13.4s, v25.4s, v23.s[1]
+	WORD $0x4fb7134f // fmla v15.4s, v26.4s, v23.s[1]
+	WORD $0x4fb81331 // fmla v17.4s, v25.4s, v24.s[1]
+	WORD $0x4fb81353 // fmla v19.4s, v26.4s, v24.s[1]
+	ADD R4, R10, R10
+	FLDPQ 0(R10), (F25, F26)
+	VSHL $16, V25.S4, V27.S4
+	VSHL $16, V26.S4, V28.S4
+	WORD $0x4f941b60 // fmla v0.4s, v27.4s, v20.s[2]
+	WORD $0x4f941b82 // fmla v2.4s, v28.4s, v20.s[2]
+	WORD $0x4f951b64 // fmla v4.4s, v27.4s, v21.s[2]
+	WORD $0x4f951b86 // fmla v6.4s, v28.4s, v21.s[2]
+	WORD $0x4f961b68 // fmla v8.4s, v27.4s, v22.s[2]
+	WORD $0x4f961b8a // fmla v10.4s, v28.4s, v22.s[2]
+	WORD $0x4f971b6c // fmla v12.4s, v27.4s, v23.s[2]
+	WORD $0x4f971b8e // fmla v14.4s, v28.4s, v23.s[2]
+	WORD $0x4f981b70 // fmla v16.4s, v27.4s, v24.s[2]
+	WORD $0x4f981b92 // fmla v18.4s, v28.4s, v24.s[2]
+	VAND V31.B16, V25.B16, V25.B16
+	VAND V31.B16, V26.B16, V26.B16
+	WORD $0x4fb41b21 // fmla v1.4s, v25.4s, v20.s[3]
+	WORD $0x4fb41b43 // fmla v3.4s, v26.4s, v20.s[3]
+	WORD $0x4fb51b25 // fmla v5.4s, v25.4s, v21.s[3]
+	WORD $0x4fb51b47 // fmla v7.4s, v26.4s, v21.s[3]
+	WORD $0x4fb61b29 // fmla v9.4s, v25.4s, v22.s[3]
+	WORD $0x4fb61b4b // fmla v11.4s, v26.4s, v22.s[3]
+	WORD $0x4fb71b2d // fmla v13.4s, v25.4s, v23.s[3]
+	WORD $0x4fb71b4f // fmla v15.4s, v26.4s, v23.s[3]
+	WORD $0x4fb81b31 // fmla v17.4s, v25.4s, v24.s[3]
+	WORD $0x4fb81b53 // fmla v19.4s, v26.4s, v24.s[3]
+	ADD R4, R10, R10
+	ADD $16, R11, R11
+	SUBS $4, R13, R13
+	BGE loop135
+short133:
+	ADDS $4, R13, R13
+	BEQ summed137
+some136:
+	TBZ $1, R13, one138
+	FMOVD 0(R11), F20
+	FMOVD 256(R11), F21
+	FMOVD 512(R11), F22
+	FMOVD 768(R11), F23
+	FMOVD 1024(R11), F24
+	FLDPQ 0(R10), (F25, F26)
+	VSHL $16, V25.S4, V27.S4
+	VSHL $16, V26.S4, V28.S4
+	WORD $0x4f941360 // fmla v0.4s, v27.4s, v20.s[0]
+	WORD $0x4f941382 // fmla v2.4s, v28.4s, v20.s[0]
+	WORD $0x4f951364 // fmla v4.4s, v27.4s, v21.s[0]
+	WORD $0x4f951386 // fmla v6.4s, v28.4s, v21.s[0]
+	WORD $0x4f961368 // fmla v8.4s, v27.4s, v22.s[0]
+	WORD $0x4f96138a // fmla v10.4s, v28.4s, v22.s[0]
+	WORD $0x4f97136c // fmla v12.4s, v27.4s, v23.s[0]
+	WORD $0x4f97138e // fmla v14.4s, v28.4s, v23.s[0]
+	WORD $0x4f981370 // fmla v16.4s, v27.4s, v24.s[0]
+	WORD $0x4f981392 // fmla v18.4s, v28.4s, v24.s[0]
+	VAND V31.B16, V25.B16, V25.B16
+	VAND V31.B16, V26.B16, V26.B16
+	WORD $0x4fb41321 // fmla v1.4s, v25.4s, v20.s[1]
+	WORD $0x4fb41343 // fmla v3.4s, v26.4s, v20.s[1]
+	WORD $0x4fb51325 // fmla v5.4s, v25.4s, v21.s[1]
+	WORD $0x4fb51347 // fmla v7.4s, v26.4s, v21.s[1]
+	WORD $0x4fb61329 // fmla v9.4s, v25.4s, v22.s[1]
+	WORD $0x4fb6134b // fmla v11.4s, v26.4s, v22.s[1]
+	WORD $0x4fb7132d // fmla v13.4s, v25.4s, v23.s[1]
+	WORD $0x4fb7134f // fmla v15.4s, v26.4s, v23.s[1]
+	WORD $0x4fb81331 // fmla v17.4s, v25.4s, v24.s[1]
+	WORD $0x4fb81353 // fmla v19.4s, v26.4s, v24.s[1]
+	ADD R4, R10, R10
+	ADD $8, R11, R11
+	TBZ $0, R13, summed137
+one138:
+	FMOVS 0(R11), F20
+	FMOVS 256(R11), F21
+	FMOVS 512(R11), F22
+	FMOVS 768(R11), F23
+	FMOVS 1024(R11), F24
+	FMOVQ 0(R10), F25
+	VSHL $16, V25.S4, V25.S4
+	WORD $0x4f941320 // fmla v0.4s, v25.4s, v20.s[0]
+	WORD $0x4f951324 // fmla v4.4s, v25.4s, v21.s[0]
+	WORD $0x4f961328 // fmla v8.4s, v25.4s, v22.s[0]
+	WORD $0x4f97132c // fmla v12.4s, v25.4s, v23.s[0]
+	WORD $0x4f981330 // fmla v16.4s, v25.4s, v24.s[0]
+	FMOVQ 16(R10), F25
+	VSHL $16, V25.S4, V25.S4
+	WORD $0x4f941322 // fmla v2.4s, v25.4s, v20.s[0]
+	WORD $0x4f951326 // fmla v6.4s, v25.4s, v21.s[0]
+	WORD $0x4f96132a // fmla v10.4s, v25.4s, v22.s[0]
+	WORD $0x4f97132e // fmla v14.4s, v25.4s, v23.s[0]
+	WORD $0x4f981332 // fmla v18.4s, v25.4s, v24.s[0]
+	ADD $4, R11, R11
+summed137:
+merge131:
+	MOVD R22, R12
+	WORD $0x4e21d400 // fadd v0.4s, v0.4s, v1.4s
+	WORD $0x4e23d442 // fadd v2.4s, v2.4s, v3.4s
+	WORD $0x4e25d484 // fadd v4.4s, v4.4s, v5.4s
+	WORD $0x4e27d4c6 // fadd v6.4s, v6.4s, v7.4s
+	WORD $0x4e29d508 // fadd v8.4s, v8.4s, v9.4s
+	WORD $0x4e2bd54a // fadd v10.4s, v10.4s, v11.4s
+	WORD $0x4e2dd58c // fadd v12.4s, v12.4s, v13.4s
+	WORD $0x4e2fd5ce // fadd v14.4s, v14.4s, v15.4s
+	WORD $0x4e31d610 // fadd v16.4s, v16.4s, v17.4s
+	WORD $0x4e33d652 // fadd v18.4s, v18.4s, v19.4s
+	CBZ R7, first139
+	FLDPQ 0(R12), (F20, F21)
+	WORD $0x4e20d680 // fadd v0.4s, v20.4s, v0.4s
+	WORD $0x4e22d6a2 // fadd v2.4s, v21.4s, v2.4s
+	FSTPQ (F0, F2), 0(R12)
+	ADD R3, R12, R12
+	FLDPQ 0(R12), (F20, F21)
+	WORD $0x4e24d684 // fadd v4.4s, v20.4s, v4.4s
+	WORD $0x4e26d6a6 // fadd v6.4s, v21.4s, v6.4s
+	FSTPQ (F4, F6), 0(R12)
+	ADD R3, R12, R12
+	FLDPQ 0(R12), (F20, F21)
+	WORD $0x4e28d688 // fadd v8.4s, v20.4s, v8.4s
+	WORD $0x4e2ad6aa // fadd v10.4s, v21.4s, v10.4s
+	FSTPQ (F8, F10), 0(R12)
+	ADD R3, R12, R12
+	FLDPQ 0(R12), (F20, F21)
+	WORD $0x4e2cd68c // fadd v12.4s, v20.4s, v12.4s
+	WORD $0x4e2ed6ae // fadd v14.4s, v21.4s, v14.4s
+	FSTPQ (F12, F14), 0(R12)
+	ADD R3, R12, R12
+	FLDPQ 0(R12), (F20, F21)
+	WORD $0x4e30d690 // fadd v16.4s, v20.4s, v16.4s
+	WORD $0x4e32d6b2 // fadd v18.4s, v21.4s, v18.4s
+	FSTPQ (F16, F18), 0(R12)
+	B stored140
+first139:
+	FSTPQ (F0, F2), 0(R12)
+	ADD R3, R12, R12
+	FSTPQ (F4, F6), 0(R12)
+	ADD R3, R12, R12
+	FSTPQ (F8, F10), 0(R12)
+	ADD R3, R12, R12
+	FSTPQ (F12, F14), 0(R12)
+	ADD R3, R12, R12
+	FSTPQ (F16, F18), 0(R12)
+stored140:
+	ADD $32, R22, R22
+	ADD $32, R21, R21
+	SUB $2, R5, R5
+	B columns128
+less129:
+	ADD $1280, R1, R1
+	ADD R3, R0, R0
+	ADD R3, R0, R0
+	ADD R3, R0, R0
+	ADD R3, R0, R0
+	ADD R3, R0, R0
+	SUB $5, R6, R6
+	B rows1
+done3:
+	RET

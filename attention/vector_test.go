@@ -64,6 +64,15 @@ func (k kind) draw(rnd *rand.Rand) float32 {
 	return float32(rnd.NormFloat64())
 }
 
+// bounded is the kind, or one like it whose numbers tiles can hold.
+func (k kind) bounded() kind {
+	switch k {
+	case vast, higher, highest, anything:
+		return large
+	}
+	return k
+}
+
 // mixtures say what queries, keys and values are drawn from.
 var mixtures = []struct {
 	name    string
@@ -80,6 +89,7 @@ var mixtures = []struct {
 	{"huge scores", vast, large, normal},
 	{"any values", normal, normal, higher},
 	{"overflow", highest, large, normal},
+	{"bf16 queries", few, normal, normal},
 }
 
 // stored draws n·dim elements of the storage type, finite, and for int8 their scales.
@@ -127,11 +137,11 @@ func (c trial) String() string {
 // sample draws the trial with every slice between guards.
 func (c trial) sample(g *guards) *sample {
 	rnd := rand.New(rand.NewPCG(c.seed, 77))
-	l, err := NewLayout(c.dt, c.headDim, c.vDim)
-	if err != nil {
-		g.t.Fatal(err)
-	}
+	l := c.layout(g.t)
 	mix := mixtures[c.mixture]
+	if c.arithmetic != Chain {
+		mix.k, mix.v = mix.k.bounded(), mix.v.bounded()
+	}
 	first := rnd.IntN(2) == 0
 	e := &sample{opts: DefaultOptions(c.headDim)}
 	e.q = Query{Q: g.floats(c.tokens*c.heads*c.headDim, first), Tokens: c.tokens, Heads: c.heads, FirstHead: c.firstHead, Offset: c.offset}
@@ -225,7 +235,7 @@ var (
 )
 
 var productLevels = []int{
-	len(storages), len(productHeadDims), len(productVDims), len(productHeads), len(productLens), len(productTokens),
+	len(storings), len(productHeadDims), len(productVDims), len(productHeads), len(productLens), len(productTokens),
 	len(productThreads), len(productOffsets), len(variants), len(mixtures),
 }
 
@@ -233,7 +243,7 @@ func trialOf(row []int) trial {
 	n, tokens := productLens[row[4]], productTokens[row[5]]
 	c := trial{
 		shape: shape{
-			dt: storages[row[0]], headDim: productHeadDims[row[1]], vDim: productVDims[row[2]], heads: productHeads[row[3]],
+			dt: storings[row[0]].dt, arithmetic: storings[row[0]].arithmetic, headDim: productHeadDims[row[1]], vDim: productVDims[row[2]], heads: productHeads[row[3]],
 			len: n, tokens: tokens, offset: int64(productOffsets[row[7]](n, tokens)),
 		},
 		threads: productThreads[row[6]], variant: row[8], mixture: row[9],
@@ -312,14 +322,15 @@ func TestVectorAnyShape(t *testing.T) {
 	rapid.Check(t, func(r *rapid.T) {
 		c := trial{
 			shape: shape{
-				dt: rapid.SampledFrom(storages).Draw(r, "dtype"), headDim: rapid.IntRange(1, 140).Draw(r, "head_dim"),
-				vDim: rapid.IntRange(1, 140).Draw(r, "v_dim"), tokens: rapid.IntRange(1, 20).Draw(r, "tokens"),
+				headDim: rapid.IntRange(1, 140).Draw(r, "head_dim"),
+				vDim:    rapid.IntRange(1, 140).Draw(r, "v_dim"), tokens: rapid.IntRange(1, 20).Draw(r, "tokens"),
 				heads: rapid.IntRange(1, 9).Draw(r, "heads"), len: rapid.IntRange(0, 300).Draw(r, "len"),
 				offset: rapid.Int64Range(-20, 320).Draw(r, "offset"), firstHead: rapid.IntRange(0, 2).Draw(r, "first head"),
 			},
 			variant: rapid.IntRange(0, len(variants)-1).Draw(r, "variant"), mixture: rapid.IntRange(0, len(mixtures)-1).Draw(r, "mixture"),
 			threads: rapid.IntRange(1, 3).Draw(r, "threads"), seed: rapid.Uint64().Draw(r, "seed"),
 		}
+		c.shape = c.as(rapid.SampledFrom(storings).Draw(r, "storing"))
 		c.alike(r)
 	})
 }
@@ -333,11 +344,12 @@ func FuzzVector(f *testing.F) {
 	f.Fuzz(func(t *testing.T, seed uint64, dt uint8, headDim, vDim uint16, tokens, heads uint8, n uint16, offset int16, variant, mixture, threads uint8) {
 		c := trial{
 			shape: shape{
-				dt: storages[int(dt)%len(storages)], headDim: 1 + int(headDim)%MaxHeadDim, vDim: 1 + int(vDim)%MaxHeadDim,
+				headDim: 1 + int(headDim)%MaxHeadDim, vDim: 1 + int(vDim)%MaxHeadDim,
 				tokens: 1 + int(tokens)%80, heads: 1 + int(heads)%40, len: int(n) % 5000, offset: int64(offset), firstHead: int(seed % 3),
 			},
 			variant: int(variant) % len(variants), mixture: int(mixture) % len(mixtures), threads: 1 + int(threads)%4, seed: seed,
 		}
+		c.shape = c.as(storings[int(dt)%len(storings)])
 		if c.cost() > 20_000_000 {
 			t.Skip("a fuzzer wants more trials, not larger ones")
 		}

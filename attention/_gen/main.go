@@ -90,6 +90,9 @@ func main() {
 		column(size)
 	}
 	weave()
+	split()
+	tileScores()
+	tileValues()
 	Generate()
 }
 
@@ -164,20 +167,39 @@ func zero(r reg.Register) {
 // unroll is how many dimensions, or positions, an inner loop does at a time.
 const unroll = 4
 
-// A tile is rows × cols chains in registers.
-type tile struct{ rows, cols int }
+// A tile is rows × cols chains in registers, or pairs of chains: one of even dimensions, or positions, and one of odd.
+type tile struct {
+	rows, cols int
+	pairs      bool
+}
 
 func (t tile) acc(r, c int) reg.Register { return isa.reg[r*t.cols+c] }
+
+// chain is the chain that dimension, or position, d adds to.
+func (t tile) chain(d, r, c int) reg.Register {
+	if t.pairs {
+		return isa.reg[2*(r*t.cols+c)+d%2]
+	}
+	return t.acc(r, c)
+}
+
+// chains is how many registers the chains take.
+func (t tile) chains() int {
+	if t.pairs {
+		return 2 * t.rows * t.cols
+	}
+	return t.rows * t.cols
+}
 
 // mask returns the register that holds the upper half of each lane, if the storage type has pairs and there is room for it.
 func (t tile) mask(dt dtype) (reg.Register, bool) {
 	// The numbers of each row, or the vectors of each column, and one more.
-	return isa.reg[len(isa.reg)-1], dt.per() == 2 && t.rows*t.cols+min(t.rows, t.cols)+1 < len(isa.reg)
+	return isa.reg[len(isa.reg)-1], dt.per() == 2 && t.chains()+min(t.rows, t.cols)+1 < len(isa.reg)
 }
 
 // rest returns the registers that the chains and the mask leave.
 func (t tile) rest(dt dtype) []reg.Register {
-	rest := isa.reg[t.rows*t.cols:]
+	rest := isa.reg[t.chains():]
 	if _, ok := t.mask(dt); ok {
 		return rest[:len(rest)-1]
 	}
@@ -225,7 +247,7 @@ func (t tile) step(dt dtype, d int, row, col func(i int) Mem) {
 			x := loads[c%len(loads)]
 			t.widen(dt, d, col(c), x)
 			for r := range t.rows {
-				VFMADD231PS(x, rest[r], t.acc(r, c))
+				VFMADD231PS(x, rest[r], t.chain(d, r, c))
 			}
 		}
 		return
@@ -238,7 +260,7 @@ func (t tile) step(dt dtype, d int, row, col func(i int) Mem) {
 		x := numbers[r%len(numbers)]
 		VBROADCASTSS(row(r), x)
 		for c := range t.cols {
-			VFMADD231PS(rest[c], x, t.acc(r, c))
+			VFMADD231PS(rest[c], x, t.chain(d, r, c))
 		}
 	}
 }
@@ -445,7 +467,7 @@ func scores(dt dtype) {
 	tiles(rows, len(dt.columns()), func(rows int) {
 		Load(Param("k"), from)
 		for _, run := range dt.cut(pageLen/isa.w, rows) {
-			t := tile{rows, run.width}
+			t := tile{rows: rows, cols: run.width}
 			again, carry, begin := label("block"), label("carry"), label("begin")
 			t.begin(dt)
 			if run.blocks > 1 {
@@ -803,7 +825,7 @@ func accumulate(dt dtype) {
 			Label(loop)
 			CMPQ(left, U8(width))
 			JLT(LabelRef(less))
-			block(tile{rows, width})
+			block(tile{rows: rows, cols: width})
 			JMP(LabelRef(loop))
 			Label(less)
 		}

@@ -34,8 +34,8 @@ var constants = []constant{
 var data = map[string]Mem{}
 
 // lanes is 1, 2, 4 … 128, the bits of a byte, for AVX2 alone. The upper half of a lane, and for AVX2 of all lanes, is for
-// elements in pairs.
-var lanes, highHalf, highHalves Mem
+// elements in pairs. belowLarge is the largest binary32 below 2⁶³.
+var lanes, highHalf, highHalves, belowLarge Mem
 
 func constData(all []constant) {
 	for _, c := range all {
@@ -51,6 +51,8 @@ func consts() {
 	constData(constants)
 	highHalf = GLOBL("highHalf_"+isa.name, RODATA|NOPTR)
 	DATA(0, U32(0xffff0000))
+	belowLarge = GLOBL("belowLarge_"+isa.name, RODATA|NOPTR)
+	DATA(0, U32(0x5effffff))
 	if wide() {
 		return
 	}

@@ -54,5 +54,8 @@ func generate() (assembly, declarations string) {
 		column(size)
 	}
 	weave()
+	split()
+	tileScores()
+	tileValues()
 	return text.String(), stubs.String()
 }

@@ -64,11 +64,29 @@ func (t tile) widen(base r, disp int, a, b v) {
 type tile struct {
 	dt         dtype
 	rows, cols int
+	// twice has two chains for each column: of even dimensions or positions, and of odd.
+	twice bool
 }
 
 func (t tile) acc(row, c int) v { return v(row*t.cols + c) }
 
-func (t tile) numbers(row int) v { return v(t.rows*t.cols + row) }
+// chain is the chain that the first (0) or second of a pair adds to.
+func (t tile) chain(half, row, c int) v {
+	if t.twice {
+		return v(2*(row*t.cols+c) + half)
+	}
+	return t.acc(row, c)
+}
+
+// chains is how many there are.
+func (t tile) chains() int {
+	if t.twice {
+		return 2 * t.rows * t.cols
+	}
+	return t.rows * t.cols
+}
+
+func (t tile) numbers(row int) v { return v(t.chains() + row) }
 
 // pair returns registers for the columns c and c + 1.
 func (t tile) pair(c int) (a, b v) {
@@ -170,7 +188,7 @@ func (t tile) half(lane, which int, base r, disp int) {
 			upperHalf(x, x)
 		}
 		for row := range t.rows {
-			words(fmlaLane(t.acc(row, c), x, t.numbers(row), lane))
+			words(fmlaLane(t.chain(which, row, c), x, t.numbers(row), lane))
 		}
 	}
 }
@@ -184,12 +202,12 @@ func (t tile) bothHalves(lane int, base r, disp int) {
 		lowerHalf(first, a)
 		lowerHalf(second, b)
 		for row := range t.rows {
-			words(fmlaLane(t.acc(row, c), first, t.numbers(row), lane), fmlaLane(t.acc(row, c+1), second, t.numbers(row), lane))
+			words(fmlaLane(t.chain(0, row, c), first, t.numbers(row), lane), fmlaLane(t.chain(0, row, c+1), second, t.numbers(row), lane))
 		}
 		upperHalf(a, a)
 		upperHalf(b, b)
 		for row := range t.rows {
-			words(fmlaLane(t.acc(row, c), a, t.numbers(row), lane+1), fmlaLane(t.acc(row, c+1), b, t.numbers(row), lane+1))
+			words(fmlaLane(t.chain(1, row, c), a, t.numbers(row), lane+1), fmlaLane(t.chain(1, row, c+1), b, t.numbers(row), lane+1))
 		}
 	}
 }
@@ -245,20 +263,22 @@ func tiles(count r, body func(rows int)) {
 	at(done)
 }
 
-// unrolled writes loops over the count in i: by unroll while asking for memory from fetch on, unless that is 0, by unroll, and
+// unrolled writes loops over the count in i: by unroll while asking for memory from fetch on, unless that is 0 or ask is nil, by unroll, and
 // as many at a time as lie in a word, and then, of a pair the first. steps writes n steps, and what follows each.
 func (t dtype) unrolled(i, fetch r, steps func(n int, after func(d int)), ask func(d int)) {
 	asking, short, plain, loop := label("asking"), label("short"), label("plain"), label("loop")
 	some, done := label("some"), label("summed")
-	op("CBZ %v, %s", fetch, plain)
-	op("SUBS $%d, %v, %v", unroll, i, i)
-	op("BLT %s", short)
-	at(asking)
-	steps(unroll, ask)
-	op("SUBS $%d, %v, %v", unroll, i, i)
-	op("BGE %s", asking)
-	op("B %s", short)
-	at(plain)
+	if ask != nil {
+		op("CBZ %v, %s", fetch, plain)
+		op("SUBS $%d, %v, %v", unroll, i, i)
+		op("BLT %s", short)
+		at(asking)
+		steps(unroll, ask)
+		op("SUBS $%d, %v, %v", unroll, i, i)
+		op("BGE %s", asking)
+		op("B %s", short)
+		at(plain)
+	}
 	op("SUBS $%d, %v, %v", unroll, i, i)
 	op("BLT %s", short)
 	at(loop)
@@ -306,7 +326,7 @@ func scores(dt dtype) {
 	op("MOVD (%v), %v", fetch, fetch)
 	at(none)
 	tiles(rows, func(rows int) {
-		t := tile{dt, rows, wide[rows-1]}
+		t := tile{dt: dt, rows: rows, cols: wide[rows-1]}
 		again, carried, begin := label("block"), label("carried"), label("begin")
 		t.begin(i)
 		op("MOVD %v, %v", K, from)
@@ -494,7 +514,7 @@ func accumulate(dt dtype) {
 			at(loop)
 			op("CMP $%d, %v", width, left)
 			op("BLT %s", less)
-			block(tile{dt, rows, width})
+			block(tile{dt: dt, rows: rows, cols: width})
 			op("B %s", loop)
 			at(less)
 		}

@@ -1,0 +1,321 @@
+//go:build unix
+
+package attention
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"strings"
+	"testing"
+
+	"headwater.example/tensor"
+)
+
+func TestArithmeticNames(t *testing.T) {
+	for i, name := range ArithmeticNames() {
+		a, err := ParseArithmetic(name)
+		if err != nil || a != Arithmetic(i) || a.String() != name {
+			t.Errorf("%s: %v, %v", name, a, err)
+		}
+	}
+	for _, name := range []string{"", "Chain", "tiles_bf16"} {
+		if _, err := ParseArithmetic(name); err == nil {
+			t.Errorf("%q passes", name)
+		}
+	}
+	for _, dt := range storages {
+		l, err := NewLayout(dt, 8, 8)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if l.Arithmetic() != Chain {
+			t.Errorf("%s: arithmetic %s by default", dt, l.Arithmetic())
+		}
+		tiles, err := l.WithArithmetic(Tiles)
+		if dt != tensor.BF16 {
+			if err == nil || !strings.Contains(err.Error(), "tiles takes keys and values stored as BF16, not as "+dt.String()) {
+				t.Errorf("%s: %v", dt, err)
+			}
+			continue
+		}
+		if err != nil || tiles == l || tiles.Arithmetic() != Tiles || tiles.Differentiable() || !l.Differentiable() {
+			t.Errorf("%s: %+v, %v", dt, tiles, err)
+		}
+		if _, err := l.WithArithmetic(7); err == nil {
+			t.Error("arithmetic 7 passes")
+		}
+	}
+}
+
+// TestWhatTilesStore: what is below 2⁻⁵⁶ is stored as +0, what is not below 2⁶³ is refused.
+func TestWhatTilesStore(t *testing.T) {
+	l := storing{tensor.BF16, Tiles}.layout(t, 1, 1)
+	page := make([]byte, l.PageBytes())
+	bits := func(x float32) []byte { return binary.LittleEndian.AppendUint16(nil, uint16(math.Float32bits(x)>>16)) }
+	inf := float32(math.Inf(1))
+	for _, c := range []struct {
+		x, want float32
+		refused bool
+	}{
+		{x: 1, want: 1},
+		{x: -0x1p-56, want: -0x1p-56},
+		{x: 0x1.fep-57},
+		{x: -0x1.fep-57},
+		{x: float32(math.Copysign(0, -1))},
+		{x: 0x1p-133},
+		{x: 0x1.fep62, want: 0x1.fep62},
+		{x: 0x1p63, refused: true},
+		{x: -0x1p63, refused: true},
+		{x: inf, refused: true},
+		{x: nan, refused: true},
+	} {
+		for _, rows := range []Rows{{K: bits(c.x), V: bits(1)}, {K: bits(1), V: bits(c.x)}} {
+			err := l.Write(page, 3, 1, rows)
+			if c.refused {
+				if err == nil || !strings.Contains(err.Error(), "arithmetic tiles: element 0 is not below 2⁶³") {
+					t.Errorf("%x: %v", c.x, err)
+				}
+				continue
+			}
+			got := rowsOf(l, 1)
+			if err := errors.Join(err, l.Read(page, 3, 1, got)); err != nil {
+				t.Fatal(err)
+			}
+			if k, v := string(got.K), string(got.V); k+v != string(bits(c.want))+string(bits(1)) && k+v != string(bits(1))+string(bits(c.want)) {
+				t.Errorf("%x: %x and %x are stored, not %x", c.x, k, v, bits(c.want))
+			}
+		}
+	}
+	chain := storing{dt: tensor.BF16}.layout(t, 1, 1)
+	if err := chain.Write(page, 0, 1, Rows{K: bits(0x1p100), V: bits(0x1p-130)}); err != nil {
+		t.Errorf("a chain: %v", err)
+	}
+}
+
+// TestQueriesThatHaveNoParts: the error names the first row, whatever the kernel and threads, and those before 2⁶³ pass.
+func TestQueriesThatHaveNoParts(t *testing.T) {
+	for _, bad := range []float32{0x1p63, -0x1p63, math.MaxFloat32, float32(math.Inf(-1)), nan} {
+		for i := range kernels {
+			for threads := range 3 {
+				e := draw(t, 3, shape{headDim: 37, vDim: 4, tokens: 70, heads: 2, len: 70, spread: 1, firstHead: 4}.as(storing{tensor.BF16, Tiles}))
+				e.q.Q[(66*2+1)*37+36], e.q.Q[68*2*37] = bad, bad
+				_, err := e.by(&kernels[i], 1+threads)
+				var row *RowError
+				if !errors.As(err, &row) || row.Head != 5 || row.Token != 66 || row.Rule != "an element of the query is not below 2⁶³" {
+					t.Errorf("%s: %g: %v", kernels[i].name, bad, err)
+				}
+			}
+		}
+	}
+}
+
+// TestSplit: the parts are bf16 and multiples of 2⁻⁶³, and their sum is the number.
+func TestSplit(t *testing.T) {
+	const n = 1 << 14
+	rnd := rand.New(rand.NewPCG(5, 5))
+	x, parts := make([]float32, n), [3][]float32{make([]float32, n), make([]float32, n), make([]float32, n)}
+	for i := range x {
+		x[i] = math.Float32frombits(rnd.Uint32()&0x807fffff | uint32(127-44+rnd.IntN(44+63))<<23)
+		if i%5 == 0 { // ties and carries
+			x[i] = math.Float32frombits(math.Float32bits(x[i])&0xffff0000 | []uint32{0x7fff, 0x8000, 0x8001, 0xff80, 0xffff}[i/5%5])
+		}
+	}
+	x[0], x[1], x[2], x[3] = 0x1p-40, 0x1.fffffep-41, -0x1.fffffep62, 0
+	if found := split(parts[0], parts[1], parts[2], x); found != manyParts {
+		t.Fatalf("found %b", found)
+	}
+	for i, want := range x {
+		if math.Abs(float64(want)) < 0x1p-40 {
+			want = 0
+		}
+		sum := 0.0
+		for _, p := range parts {
+			if math.Float32bits(p[i])&0xffff != 0 {
+				t.Fatalf("%x: part %x is no bf16", x[i], p[i])
+			}
+			if m := math.Ldexp(float64(p[i]), 63); m != math.Trunc(m) {
+				t.Fatalf("%x: part %x is no multiple of 2⁻⁶³", x[i], p[i])
+			}
+			sum += float64(p[i])
+		}
+		if sum != float64(want) {
+			t.Fatalf("%x: the parts are %x", x[i], sum)
+		}
+	}
+	if found := split(parts[0][:2], parts[1][:2], parts[2][:2], []float32{1, 0x1.fep3}); found != 0 {
+		t.Errorf("bf16: found %b", found)
+	}
+	if found := split(parts[0][:2], parts[1][:2], parts[2][:2], []float32{1, nan}); found&outOfRange == 0 {
+		t.Errorf("NaN: found %b", found)
+	}
+}
+
+// TestTileRoutines holds the routines for tiles in assembly against the matrix unit's sums, as TestRoutines does.
+func TestTileRoutines(t *testing.T) {
+	skipIfRaced(t)
+	for i := range kernels {
+		v := kernels[i].vector
+		if v == nil {
+			continue
+		}
+		for j := range 300 {
+			r := &routines{guards: guards{t: t}, v: v, rnd: rand.New(rand.NewPCG(uint64(j), 4)), first: j%2 == 0}
+			r.what = fmt.Sprintf("%s, round %d", kernels[i].name, j)
+			r.split()
+			r.tileScores()
+			r.tileValues()
+			r.free()
+		}
+	}
+}
+
+func (r *routines) split() {
+	n := vectorLen * (1 + r.rnd.IntN(9))
+	x := r.drawn(n, r.anyKind())
+	if r.rnd.IntN(3) == 0 {
+		x[r.rnd.IntN(n)] = []float32{0x1p63, 0x1.fffffep62, 0x1p-40, 0x1.fffffep-41}[r.rnd.IntN(4)]
+	}
+	want, got := [3][]float32{make([]float32, n), make([]float32, n), make([]float32, n)}, [3][]float32{}
+	for p := range got {
+		got[p] = r.filled(n, nan)
+	}
+	found := split(want[0], want[1], want[2], x)
+	if f := r.v.split(&got[0][0], &got[1][0], &got[2][0], &x[0], n); f != found {
+		r.t.Fatalf("%s: split of %x found %b, not %b", r.what, x, f, found)
+	}
+	for p := range got {
+		for i := range x {
+			r.same(fmt.Sprintf("part %d of %x", p, x[i]), i, got[p][i], want[p][i])
+		}
+	}
+}
+
+// operands returns n numbers that tiles take, as bf16 has them.
+func (r *routines) operands(n int) []float32 {
+	kind := r.anyKind().bounded()
+	x := r.filled(n, 0)
+	for i := range x {
+		if y := bf16(kind.draw(r.rnd)); math.Abs(float64(y)) >= leastStored {
+			x[i] = y
+		}
+	}
+	return x
+}
+
+func (r *routines) tileScores() {
+	rows, n := 1+r.rnd.IntN(20), 1+r.rnd.IntN(tileLen)
+	stride := n + r.rnd.IntN(3)
+	q, wide := r.filled((rows-1)*stride+n, nan), r.operands(n*PageLen)
+	for i := range rows {
+		copy(q[i*stride:][:n], r.operands(n))
+	}
+	b := make([]byte, 2*len(wide))
+	if err := tensor.Narrow(b, wide, tensor.BF16); err != nil {
+		r.t.Fatal(err)
+	}
+	k := r.copied(inPairs(tensor.BF16, b, n, PageLen), r.first)
+	s, carry := r.drawn(rows*PageLen, normal), r.rnd.IntN(2)
+	want := make([]float32, len(s))
+	if carry != 0 {
+		copy(want, s)
+	}
+	key := make([]float32, n)
+	for i := range want {
+		for j := range n {
+			key[j] = wide[j*PageLen+i%PageLen]
+		}
+		want[i] = matrixUnit(want[i], q[i/PageLen*stride:][:n], key)
+	}
+	r.v.tileScores(&s[0], &q[0], &k[0], 4*stride, n, rows, carry)
+	for i := range s {
+		r.same(fmt.Sprintf("tile of scores, %d rows of %d, carry %d", rows, n, carry), i, s[i], want[i])
+	}
+}
+
+func (r *routines) tileValues() {
+	rows, cols, beside := 1+r.rnd.IntN(20), 1+r.rnd.IntN(9), 16*r.rnd.IntN(2)
+	width := cols * vectorLen
+	oStride, vStride := width+beside, width+16*r.rnd.IntN(2)
+	lo := r.rnd.IntN(tileLen)
+	hi := lo + 1 + r.rnd.IntN(tileLen-lo)
+	w := r.filled((rows-1)*PageLen+tileLen, nan)
+	for row := range rows {
+		copy(w[row*PageLen+lo:][:hi-lo], r.operands(hi-lo))
+	}
+	wide := r.operands(tileLen * vStride)
+	b := make([]byte, 2*len(wide))
+	if err := tensor.Narrow(b, wide, tensor.BF16); err != nil {
+		r.t.Fatal(err)
+	}
+	for i := range b {
+		if at := i / 2 / vStride; at < lo || at >= hi {
+			b[i] = 0xff
+		}
+	}
+	v := r.copied(inPairs(tensor.BF16, b, tileLen, vStride), r.first)
+	o, carry := r.drawn((rows-1)*oStride+width, normal), r.rnd.IntN(2)
+	want := append([]float32(nil), o...)
+	for row := range rows {
+		for i := range width {
+			// The chains begin at an even position.
+			weights, values := make([]float32, hi-lo/2*2), make([]float32, hi-lo/2*2)
+			for at := lo; at < hi; at++ {
+				weights[at-lo/2*2], values[at-lo/2*2] = w[row*PageLen+at], wide[at*vStride+i]
+			}
+			sum := &want[row*oStride+i]
+			if carry == 0 {
+				*sum = 0
+			}
+			*sum = matrixUnit(*sum, weights, values)
+		}
+	}
+	r.v.tileValues(&o[0], &w[0], &v[0], 4*oStride, 2*2*vStride, cols, rows, lo, hi, carry)
+	for i := range o {
+		r.same(fmt.Sprintf("tile of values, %d rows, %d vectors, positions %d to %d", rows, cols, lo, hi), i, o[i], want[i])
+	}
+}
+
+// TestBF16QueriesTakeOnePart: what a query of bf16 values attends is the same with its parts that are all 0 and without.
+func TestBF16QueriesTakeOnePart(t *testing.T) {
+	e := draw(t, 7, shape{headDim: 70, vDim: 33, tokens: 5, heads: 3, len: 300, spread: 2, offset: 295}.as(storing{tensor.BF16, Tiles}))
+	for i, x := range e.q.Q {
+		e.q.Q[i] = bf16(x)
+	}
+	mixed := *e
+	mixed.q.Tokens++
+	mixed.q.Offset--
+	mixed.q.Q = append(normals(rand.New(rand.NewPCG(1, 1)), 3*70, 1), e.q.Q...)
+	for i := range kernels {
+		out, err := e.by(&kernels[i], 1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		both, err := mixed.by(&kernels[i], 1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		mixed.sameRows(t, kernels[i].name, both, out, 1, 5, 0, 3)
+	}
+}
+
+// TestTilesNoAllocation: a call in tiles allocates nothing once there was one as large.
+func TestTilesNoAllocation(t *testing.T) {
+	skipIfRaced(t)
+	p := NewPool(1)
+	defer p.Close()
+	thread := acquire(t, p, Foreground)
+	defer thread.Release()
+	e := draw(t, 8, shape{headDim: 64, vDim: 64, tokens: 3, heads: 2, len: 300, spread: 1, offset: 297}.as(storing{tensor.BF16, Tiles}))
+	out := e.room()
+	if n := testing.AllocsPerRun(20, func() {
+		if err := thread.Attend(context.Background(), e.kv, e.q, e.opts, out); err != nil {
+			t.Fatal(err)
+		}
+	}); n != 0 {
+		t.Errorf("%g allocations", n)
+	}
+}
