@@ -12,7 +12,7 @@ VENV := .cache/python
 export GOFLAGS += -trimpath -buildvcs=false
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo demo-model check map test unit lint format proto generate breaking fuzz bench bench-plots figures-kernels figures-job figures-sessions figures-learn figures-model figures-observe figures-ops figures-faults simulate soak explore \
+.PHONY: help build demo demo-model check map test unit lint format proto generate breaking fuzz bench bench-plots figures-kernels figures-job figures-sessions figures-learn figures-model figures-observe figures-ops figures-faults simulate soak explore walk \
 	fixtures image test-alerts test-amx test-avx512 test-browser test-traces test-arm64 test-k8s test-python test-model pytest wheel wheels clean
 
 help: ## list the targets
@@ -187,6 +187,10 @@ explore: ## explore the protocol of sessions in all orders of a small case; prin
 
 simulate: ## simulate where sessions lie on clusters of up to 1,000 workers; prints `figure NAME VALUE`, draws docs/images/spread.png
 	@$(GO) run ./internal/figures/simulate -samples figures/simulate.json -plot docs/images/spread.png
+
+WALK ?= 5m
+walk: ## have several clients drive the same sessions in bad company, WALK=5m for each cluster, with the race detector
+	HEADWATER_WALK=$(WALK) $(GO) test -race -count=1 -timeout 24h -v ./internal/testkit/drivers
 
 soak: build ## load a worker for 10 minutes with clients that fill it, of which some never read; prints `figure NAME VALUE`
 	@$(GO) run ./internal/figures/faults -bin bin -run '^soak_' -soak 10m

@@ -38,6 +38,8 @@ type Config struct {
 	Drivers  int   // of each session
 	Budget   int64 // of each worker, in bytes
 	Seed     uint64
+	Time     time.Duration // for which the sessions are driven, once they are open; 0 is until the context ends
+	Steps    int64         // after which the drivers stop earlier, 0 is never
 
 	// Command is the program coord, for a cluster of processes; "" is a cluster in this process.
 	Command string
@@ -70,6 +72,7 @@ type run struct {
 	seeds  atomic.Uint32 // of positions, each other than all before
 	losses losses
 	slots  []*slot
+	enough func() // ends the driving
 	tally  struct {
 		steps, contexts, takeovers, forks, truncations, snapshots, unknown, refused, lost, gone, stuck, absent, stops, kills atomic.Int64
 	}
@@ -124,6 +127,10 @@ func (r *run) run(ctx context.Context) error {
 	}
 	driving, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
+	r.enough = sync.OnceFunc(func() { stop(nil) })
+	if r.config.Time > 0 {
+		defer time.AfterFunc(r.config.Time, r.enough).Stop()
+	}
 	var all sync.WaitGroup
 	begin := func(do func(context.Context) error) {
 		all.Go(func() {
@@ -340,7 +347,7 @@ func (d *driver) append(ctx context.Context, s *client.Session, seeds []uint32) 
 		return seeds[:min(len(seeds), s.Len())], err
 	}
 	d.book.acknowledge(len(seeds), added)
-	d.tally.steps.Add(1)
+	d.stepped()
 	return all, d.compare("a step", all, q, got)
 }
 
@@ -353,8 +360,15 @@ func (d *driver) attend(ctx context.Context, s *client.Session, seeds []uint32) 
 	if err := s.Step(ctx, 0, q, nil, nil, got, nil); err != nil {
 		return err
 	}
-	d.tally.steps.Add(1)
+	d.stepped()
 	return d.compare("a query", seeds, q, got)
+}
+
+// stepped counts a step, and ends the driving once there are enough.
+func (d *driver) stepped() {
+	if n := d.tally.steps.Add(1); n == d.config.Steps && d.enough != nil {
+		d.enough()
+	}
 }
 
 func (d *driver) compare(what string, seeds []uint32, q, got []float32) error {

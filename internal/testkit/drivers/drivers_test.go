@@ -1,7 +1,6 @@
 package drivers_test
 
 import (
-	"context"
 	"flag"
 	"os"
 	"os/exec"
@@ -14,22 +13,34 @@ import (
 	"headwater.example/internal/testkit/drivers"
 )
 
+// walked is how long each walk drives sessions, and after how many steps it ends before. HEADWATER_WALK names another time, for walks
+// of any number of steps (make walk).
+func walked(t *testing.T, each time.Duration, steps int64) (time.Duration, int64) {
+	if long := os.Getenv("HEADWATER_WALK"); long != "" {
+		d, err := time.ParseDuration(long)
+		if err != nil {
+			t.Fatalf("HEADWATER_WALK: %v", err)
+		}
+		return d, 0
+	}
+	if testing.Short() {
+		return time.Second, steps
+	}
+	return each, steps
+}
+
 // TestSeveralDriversAgreeWithWhatTheyWereTold drives sessions for some seconds, with room for all and with little.
 func TestSeveralDriversAgreeWithWhatTheyWereTold(t *testing.T) {
 	defer goleak.VerifyNone(t)
-	each := 4 * time.Second
-	if testing.Short() {
-		each = time.Second
-	}
+	each, steps := walked(t, 4*time.Second, 1500)
 	for name, config := range map[string]drivers.Config{
 		"two workers":   {Workers: 2, Sessions: 4, Drivers: 3, Budget: 64 << 20, Seed: 1},
 		"three workers": {Workers: 3, Sessions: 4, Drivers: 4, Budget: 64 << 20, Seed: 2},
 		"little room":   {Workers: 2, Sessions: 6, Drivers: 2, Budget: 192 << 10, Seed: 3},
 	} {
 		t.Run(name, func(t *testing.T) {
-			ctx, cancel := context.WithTimeout(t.Context(), each)
-			defer cancel()
-			tally, err := drivers.Run(ctx, config)
+			config.Time, config.Steps = each, steps
+			tally, err := drivers.Run(t.Context(), config)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -50,10 +61,7 @@ func TestSeveralDriversOverProcesses(t *testing.T) {
 	if out, err := exec.Command("go", "build", "-o", bin, "headwater.example/cmd/coord").CombinedOutput(); err != nil {
 		t.Fatalf("build: %v\n%s", err, out)
 	}
-	each := 8 * time.Second
-	if testing.Short() {
-		each = 3 * time.Second
-	}
+	each, _ := walked(t, 6*time.Second, 0) // the number of kills is what counts
 	from := *seed
 	if from == 0 {
 		from = uint64(time.Now().UnixNano())
@@ -65,10 +73,8 @@ func TestSeveralDriversOverProcesses(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			config.Command, config.Log, config.Seed = bin, os.Stderr, from
-			ctx, cancel := context.WithTimeout(t.Context(), each)
-			defer cancel()
-			tally, err := drivers.Run(ctx, config)
+			config.Command, config.Log, config.Seed, config.Time = bin, os.Stderr, from, each
+			tally, err := drivers.Run(t.Context(), config)
 			t.Logf("seed %d: %+v", from, tally)
 			if err != nil {
 				t.Fatal(err)

@@ -125,7 +125,11 @@ func (r *run) settle(ctx context.Context) error {
 	for _, direct := range []bool{false, true} {
 		for i, s := range r.slots {
 			d := &driver{run: r, slot: s, book: s.book, direct: direct, rand: rand.New(rand.NewPCG(r.config.Seed, uint64(i)))}
-			if err := d.last(coming); err != nil {
+			// One that does not come back leaves time for the others.
+			one, done := context.WithTimeout(coming, settled/4)
+			err := d.last(one)
+			done()
+			if err != nil {
 				return err
 			}
 		}

@@ -51,7 +51,7 @@ func (p *processes) disturb(ctx context.Context, r *run) error {
 		}
 		var err error
 		switch {
-		case n%3 == 0:
+		case n%3 == 1:
 			err = p.kill(ctx, r, victim, 5*length)
 		case n%8 == 0:
 			err = p.halt(ctx, r, victim, 10*length) // longer than calls last
