@@ -268,6 +268,8 @@ def test_wrong_use_is_said(model: Any, hub: headwater.Client) -> None:
             model.generate(**inputs, **OPTIONS, **other)
     with pytest.raises(ValueError, match=r"model.eval\(\)"):
         headwater.Cache(hub, tiny().train())
+    with pytest.raises(ValueError, match="compiled by torch.compile"):
+        headwater.Cache(hub, torch.compile(model))
     sdpa = tiny()
     sdpa.set_attn_implementation("sdpa")
     with pytest.raises(ValueError, match='attn_implementation="headwater"'):

@@ -82,3 +82,31 @@ def test_at_the_end_of_the_process(cluster: str, hub: headwater.Client, end: str
             process.send_signal(signal.SIGINT)
             process.communicate(timeout=60)
     assert not hub.sessions().sessions
+
+
+TAKES = """
+    import sys
+    import headwater
+    import torch
+    from model.conftest import tiny
+    model = tiny()
+    ids = torch.tensor([[int(x) for x in sys.argv[3].split(",")]])
+    with headwater.Client(sys.argv[1]) as client, headwater.Cache.attach(client, model, sys.argv[2]) as cache:
+        assert cache.get_seq_length() == ids.shape[1] - 1
+        print(model.generate(input_ids=ids, cache=cache, max_new_tokens=5, do_sample=False)[0].tolist())
+"""
+
+
+def test_another_process_takes_it_up_by_its_receipt(model: Any, cluster: str, hub: headwater.Client) -> None:
+    """A generation that is cut in two, each part in a process of its own, has the tokens of one that is not."""
+    inputs = prompt()
+    with headwater.Cache(hub, model) as whole:
+        want = model.generate(**inputs, cache=whole, max_new_tokens=10, do_sample=False)[0].tolist()
+    cache = headwater.Cache(hub, model)
+    half = model.generate(**inputs, cache=cache, max_new_tokens=5, do_sample=False)[0].tolist()
+    receipt = cache.receipt()
+    cache.close(keep=True)
+    command = [sys.executable, "-c", textwrap.dedent(TAKES), cluster, receipt, ",".join(map(str, half))]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=TESTS, env=ENVIRONMENT, timeout=120)
+    assert done.stdout.strip() == str(want), done.stderr
+    assert not hub.sessions().sessions
