@@ -19,6 +19,7 @@ import (
 	"headwater.example/internal/address"
 	"headwater.example/internal/rpc"
 	"headwater.example/internal/session/fanout"
+	"headwater.example/internal/tenants"
 	headwaterv1 "headwater.example/proto/headwater/v1"
 )
 
@@ -44,6 +45,7 @@ type Client struct {
 	conns   *fanout.Conns
 	kept    rpc.Kept     // that to the coordinator
 	lane    *fanout.Lane // which drives the sessions
+	relayed bool         // no session is direct, since the client has a token, which no worker sees
 	closed  atomic.Bool
 	telling sync.WaitGroup // the coordinator of what this client has found
 }
@@ -53,6 +55,9 @@ type DialOptions struct {
 	// TLSDir is the folder of the client's certificate, as `coord certs issue client NAME` makes it. A coordinator that other
 	// machines reach asks for one. Its files are read again when they change.
 	TLSDir string
+	// Token is the tenant's token, as `coord tenants add NAME` prints it, and TokenFile a file that has it, which is read again for
+	// each call; at most one is given. TLSDir then needs no certificate, only ca.crt. A client with a token has no direct sessions.
+	Token, TokenFile string
 	// Insecure lets plain text go to other machines: a cluster whose processes were started with --insecure.
 	Insecure bool
 	// Proxy connects through the proxy that HTTPS_PROXY names, unless NO_PROXY names the address. Errors name the proxy.
@@ -77,7 +82,11 @@ func DialWith(address string, o DialOptions) (*Client, error) {
 	if o.Proxy {
 		options, proxy = rpc.ProxyDialOptions(), rpc.Proxy(a.String())
 	}
-	security, err := rpc.NewSecurity(rpc.SecurityConfig{Folder: o.TLSDir, Insecure: o.Insecure, Logger: slog.New(slog.DiscardHandler)})
+	token, err := o.token()
+	if err != nil {
+		return nil, err
+	}
+	security, err := rpc.NewSecurity(rpc.SecurityConfig{Folder: o.TLSDir, Token: token, Insecure: o.Insecure, Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		return nil, fmt.Errorf("certificates: %w", err)
 	}
@@ -85,6 +94,20 @@ func DialWith(address string, o DialOptions) (*Client, error) {
 		return nil, fmt.Errorf("coordinator: %w", err)
 	}
 	return dial(a, proxy, security, append(options, o.GRPC...))
+}
+
+// token says where the token comes from; nil if there is none.
+func (o *DialOptions) token() (func() (string, error), error) {
+	switch {
+	case o.Token != "" && o.TokenFile != "":
+		return nil, errors.New("Token and TokenFile are both given: leave out one of them")
+	case o.Token != "":
+		return func() (string, error) { return o.Token, nil }, tenants.Check(o.Token)
+	case o.TokenFile != "":
+		_, err := tenants.ReadToken(o.TokenFile)
+		return func() (string, error) { return tenants.ReadToken(o.TokenFile) }, err
+	}
+	return nil, nil
 }
 
 func parseAddress(text string) (address.Address, error) {
@@ -96,14 +119,14 @@ func parseAddress(text string) (address.Address, error) {
 }
 
 func dial(a address.Address, proxy string, security *rpc.Security, opts []grpc.DialOption) (*Client, error) {
-	conn, err := grpc.NewClient(a.Target(), append(opts[:len(opts):len(opts)], security.Dial(rpc.Expectation{}))...)
+	conn, err := grpc.NewClient(a.Target(), append(opts[:len(opts):len(opts)], security.Dial(rpc.Expectation{}), security.Sign(rpc.Expectation{}))...)
 	if err != nil {
 		return nil, fmt.Errorf("coordinator address %q: %w", a, err)
 	}
 	conns := fanout.NewConns(security, opts...)
 	c := &Client{
 		address: a.String(), proxy: proxy, conn: conn, service: headwaterv1.NewCoordinatorServiceClient(conn), cluster: headwaterv1.NewClusterServiceClient(conn),
-		conns: conns, lane: fanout.NewLane(conns.NewName(), conns),
+		conns: conns, relayed: security.HasToken(), lane: fanout.NewLane(conns.NewName(), conns),
 	}
 	conns.Locate = c.locate
 	c.kept.Set(conns.Conns, rpc.Peer{Name: c.address, Address: c.address})

@@ -159,6 +159,7 @@ const (
 	BadCertificate   Reason = "bad_certificate"   // anything else that is wrong with it
 	WrongRole        Reason = "wrong_role"        // it may not do what it asked for
 	WrongName        Reason = "wrong_name"        // it is another than it says
+	BadToken         Reason = "bad_token"         // its token is nobody's
 	Handshake        Reason = "handshake"         // TLS did not come about
 	Crowded          Reason = "crowded"           // too many that are to be refused are there
 	GossipPlain      Reason = "gossip_plain"      // its gossip is not encrypted, and gossip is here, or the other way round
@@ -167,7 +168,7 @@ const (
 )
 
 // Reasons are all reasons.
-var Reasons = []Reason{PlainText, NoCertificate, UnknownAuthority, Expired, BadCertificate, WrongRole, WrongName, Handshake, Crowded, GossipPlain, GossipKey, GossipMalformed}
+var Reasons = []Reason{PlainText, NoCertificate, UnknownAuthority, Expired, BadCertificate, WrongRole, WrongName, BadToken, Handshake, Crowded, GossipPlain, GossipKey, GossipMalformed}
 
 // Error is why a certificate is refused.
 type Error struct {

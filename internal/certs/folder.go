@@ -58,6 +58,26 @@ func Read(folder string) (*Own, error) {
 	return own, nil
 }
 
+// ReadTrust reads the folder of a client that has a token in place of a certificate, of which there may be none: its authorities.
+func ReadTrust(folder string) (*Own, error) {
+	if _, err := os.Lstat(filepath.Join(folder, CertFile)); !errors.Is(err, fs.ErrNotExist) {
+		return Read(folder)
+	}
+	trust, err := readTrust(filepath.Join(folder, TrustFile))
+	if err != nil {
+		return nil, err
+	}
+	return &Own{Trust: trust}, nil
+}
+
+// Expires is when the own certificate expires; the zero time without one.
+func (o *Own) Expires() time.Time {
+	if o.Cert.Leaf == nil {
+		return time.Time{}
+	}
+	return o.Cert.Leaf.NotAfter
+}
+
 // Check says what is wrong with the own certificate: peers would refuse it.
 func (o *Own) Check(now time.Time) error {
 	chain, err := o.chain()

@@ -17,18 +17,20 @@ import (
 type remote struct {
 	address  string
 	proxy    bool
+	token    string // its file
 	security securityFlags
 }
 
 func (r *remote) flags(flags *pflag.FlagSet) {
 	flags.StringVar(&r.address, "coordinator", fmt.Sprintf("127.0.0.1:%d", client.DefaultPort), "`host:port` of the coordinator, or unix:/path")
 	flags.BoolVar(&r.proxy, "proxy", false, "reach the cluster through the proxy that HTTPS_PROXY names (default: without a proxy)")
+	flags.StringVar(&r.token, "token-file", "", "`file` of a tenant's token, as coord tenants add prints it; the folder of --tls-dir then needs ca.crt alone (default: the certificate's tenant)")
 	r.security.flags(flags)
 }
 
 // dial prepares a connection to the coordinator.
 func (r *remote) dial() (*client.Client, error) {
-	return client.DialWith(r.address, client.DialOptions{TLSDir: r.security.folder, Insecure: r.security.insecure, Proxy: r.proxy})
+	return client.DialWith(r.address, client.DialOptions{TLSDir: r.security.folder, TokenFile: r.token, Insecure: r.security.insecure, Proxy: r.proxy})
 }
 
 // with calls do with a connection.

@@ -52,6 +52,9 @@ func (a *app) relay() *cobra.Command {
 		Example: `  coord relay --coordinator 10.0.0.1:7600 --listen unix:/run/headwater.sock
   coord relay --coordinator 10.0.0.1:7600 --listen 127.0.0.1:0`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if coordinator.token != "" {
+				return usage("--token-file: a relay speaks to workers, which know no tokens: give a client's certificate by --tls-dir")
+			}
 			at, err := relayAddress("--listen", listen, open)
 			if err != nil {
 				return err

@@ -83,7 +83,7 @@ func (a *app) coord() *cobra.Command {
   coord jobs list`)
 	worker := group("worker", "Run a worker", "  coord worker serve", a.serveWorker())
 	worker.Hidden = true
-	root.AddCommand(a.serveCoordinator(), a.relay(), a.submit(), a.jobs(), a.sessions(), a.status(), a.events(), a.top(), a.health(), a.drain(), a.rebalance(), a.plan(), a.size(), a.explain(), a.local(), a.learn(), a.bench(), a.diff(), a.check(), a.certs(), a.version(true), worker)
+	root.AddCommand(a.serveCoordinator(), a.relay(), a.submit(), a.jobs(), a.sessions(), a.status(), a.events(), a.top(), a.health(), a.drain(), a.rebalance(), a.plan(), a.size(), a.explain(), a.local(), a.learn(), a.bench(), a.diff(), a.check(), a.certs(), a.tenants(), a.version(true), worker)
 	return root
 }
 

@@ -19,6 +19,7 @@ import (
 type securityFlags struct {
 	folder   string
 	insecure bool
+	tenants  string // a coordinator's
 }
 
 func (f *securityFlags) flags(flags *pflag.FlagSet) {
@@ -28,11 +29,19 @@ func (f *securityFlags) flags(flags *pflag.FlagSet) {
 
 // open reads the certificates.
 func (f *securityFlags) open(log *slog.Logger) (*rpc.Security, error) {
-	s, err := rpc.NewSecurity(rpc.SecurityConfig{Folder: f.folder, Insecure: f.insecure, Logger: log})
+	s, err := rpc.NewSecurity(rpc.SecurityConfig{Folder: f.folder, Tenants: f.tenants, Insecure: f.insecure, Logger: log})
 	if err != nil {
-		return nil, usage("--tls-dir: %w", err)
+		return nil, usage("--tls-dir%s: %w", f.also(), err)
 	}
 	return s, nil
+}
+
+// also names the flag of tenants, if it is given.
+func (f *securityFlags) also() string {
+	if f.tenants == "" {
+		return ""
+	}
+	return " and --tenants"
 }
 
 // alone tells whether the process is to be reached by this machine alone, for want of a certificate.

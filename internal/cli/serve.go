@@ -80,6 +80,7 @@ func (a *app) serveCoordinator() *cobra.Command {
 	at.flags(flags, certs.Coordinator, coordinatorListen, coordinatorGossip)
 	admin.flag(flags, "/metrics, and on loopback alone the dashboard and /debug/pprof")
 	admin.access(flags)
+	flags.StringVar(&at.security.tenants, "tenants", "", "`file` of tenants whose tokens clients may show in place of a certificate, as coord tenants add writes it; it is read again when it changes (default: no tokens)")
 	flags.StringVar(&workers, "workers", "", "a list of workers instead of gossip, `name=host:port,...`")
 	flags.StringVar(&config.DataDir, "data-dir", "headwater-data", "`folder` of jobs and results")
 	flags.DurationVar(&config.WorkerWait, "worker-wait", coordinator.DefaultWorkerWait, "how long a job waits for a worker that answers")

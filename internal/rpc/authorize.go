@@ -60,8 +60,14 @@ func (s *Security) guard(ctx context.Context, call *tap.Info) (context.Context, 
 	}
 	own := s.current().Holder.Role
 	c := callerOf(p)
+	token, shown := tokenOf(call.Header)
 	switch {
+	case shown && (c.refusal != nil && c.refusal.Reason == certs.NoCertificate || c.holder.Role == certs.Client):
+		return s.guardToken(ctx, p, c, call, token)
 	case c.refusal != nil:
+		if s.takesTokens() && c.refusal.Reason == certs.NoCertificate {
+			s.refuse(p.Addr.String(), c.refusal.Reason, c.refusal.Why) // not before: it might have shown a token
+		}
 		return ctx, status.Errorf(codes.Unauthenticated, "the %s refuses this client: %s", own, c.refusal.Why)
 	case c.holder.Role == "": // over a Unix socket
 		return ctx, nil
@@ -73,6 +79,23 @@ func (s *Security) guard(ctx context.Context, call *tap.Info) (context.Context, 
 	who, err := callerFor(c.holder, call.Header)
 	if err != nil {
 		return ctx, status.Error(codes.InvalidArgument, err.Error())
+	}
+	return As(ctx, who), nil
+}
+
+// guardToken is guard for a call that shows a token, which says more than a client's certificate.
+func (s *Security) guardToken(ctx context.Context, p *peer.Peer, c caller, call *tap.Info, token string) (context.Context, error) {
+	tenant, err := s.prove(c, p.Addr.String(), token)
+	if err != nil {
+		return ctx, err
+	}
+	who := Caller{Tenant: tenant.Name, Bound: !tenant.Admin, Holder: certs.Holder{Role: certs.Client, Names: []string{tenant.Name}}}
+	if tenant.Admin {
+		who.Tenant, who.Holder.Role = "", certs.Admin
+	}
+	if err := authorize(s.current().Holder.Role, who.Holder.Role, call.FullMethodName); err != nil {
+		s.refuse(p.Addr.String(), certs.WrongRole, err.Error())
+		return ctx, status.Error(codes.PermissionDenied, err.Error())
 	}
 	return As(ctx, who), nil
 }

@@ -54,7 +54,7 @@ func (c *Conns) Use(to Peer) (*Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		made, err := grpc.NewClient(target, append(c.options[:len(c.options):len(c.options)], c.security.Dial(expect(to)))...)
+		made, err := grpc.NewClient(target, append(c.options[:len(c.options):len(c.options)], c.security.Dial(expect(to)), c.security.Sign(expect(to)))...)
 		if err != nil {
 			return nil, fmt.Errorf("address %q: %w", to.Address, err)
 		}

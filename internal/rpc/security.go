@@ -16,6 +16,7 @@ import (
 
 	"headwater.example/internal/address"
 	"headwater.example/internal/certs"
+	"headwater.example/internal/tenants"
 )
 
 const (
@@ -32,6 +33,10 @@ type SecurityConfig struct {
 	// Folder has the process's certificate, its key, and the authorities that it trusts, as package certs names them. "" is plain
 	// text.
 	Folder string
+	// Tenants is the file of tenants whose tokens a server takes in place of certificates; "" takes none.
+	Tenants string
+	// Token returns the token that a client shows its coordinator; nil is none. Then the folder needs no certificate.
+	Token func() (string, error)
 	// Insecure lets plain text go to other machines, and come from them.
 	Insecure bool
 	Logger   *slog.Logger // nil is slog.Default
@@ -48,14 +53,19 @@ type Security struct {
 
 	mu      sync.Mutex
 	own     *certs.Own
-	files   [3]fileState
+	tenants *tenants.Table // nil takes no tokens
+	files   [watched]fileState
 	looked  time.Time
 	trouble string // why the files could not be read again, as it was logged
 	live    map[*securedConn]struct{}
 	refused map[certs.Reason]uint64
 	said    map[certs.Reason]time.Time
 	crowd   int // connections of strangers
+	proven  int // connections that have shown a token and no certificate
 }
+
+// watched is how many files are looked at.
+const watched = 4
 
 // fileState tells whether a file has changed.
 type fileState struct {
@@ -71,7 +81,12 @@ func NewSecurity(cfg SecurityConfig) (*Security, error) {
 		cfg.Now = time.Now
 	}
 	s := &Security{cfg: cfg, live: map[*securedConn]struct{}{}, refused: map[certs.Reason]uint64{}, said: map[certs.Reason]time.Time{}}
-	if cfg.Folder == "" {
+	switch {
+	case cfg.Folder == "" && cfg.Tenants != "":
+		return nil, errors.New("tokens are taken by TLS alone: give a certificate by --tls-dir")
+	case cfg.Folder == "" && cfg.Token != nil:
+		return nil, errors.New("a token is sent by TLS alone: give the folder of ca.crt by --tls-dir")
+	case cfg.Folder == "":
 		return s, nil
 	}
 	if cfg.Insecure {
@@ -79,11 +94,24 @@ func NewSecurity(cfg SecurityConfig) (*Security, error) {
 	}
 	var err error
 	s.files = s.look()
-	if s.own, err = certs.Read(cfg.Folder); err != nil {
+	if s.own, s.tenants, err = s.read(); err != nil {
 		return nil, err
 	}
 	s.looked = cfg.Now()
 	return s, nil
+}
+
+// read reads all files.
+func (s *Security) read() (own *certs.Own, table *tenants.Table, err error) {
+	if s.cfg.Token != nil {
+		own, err = certs.ReadTrust(s.cfg.Folder)
+	} else {
+		own, err = certs.Read(s.cfg.Folder)
+	}
+	if err == nil && s.cfg.Tenants != "" {
+		table, err = tenants.Read(s.cfg.Tenants)
+	}
+	return own, table, err
 }
 
 // secured tells whether connections are by TLS.
@@ -124,7 +152,7 @@ func (s *Security) Expires() time.Time {
 	if !s.secured() {
 		return time.Time{}
 	}
-	return s.current().Cert.Leaf.NotAfter
+	return s.current().Expires()
 }
 
 // Refused counts what was refused of peers, by reason: connections, calls, and messages of gossip.
@@ -151,7 +179,7 @@ func (s *Security) Count(reason certs.Reason) {
 // Tend looks at the files at each tick, some seconds apart, until ctx ends, and says in time that the certificate expires. A server
 // does so; without it, files are looked at for each new connection.
 func (s *Security) Tend(ctx context.Context, ticks <-chan time.Time) {
-	if !s.secured() {
+	if !s.secured() || s.current().Cert.Leaf == nil {
 		return
 	}
 	var warned time.Time
@@ -171,9 +199,10 @@ func (s *Security) Tend(ctx context.Context, ticks <-chan time.Time) {
 }
 
 // look returns the states of the files.
-func (s *Security) look() (now [3]fileState) {
-	for i, name := range []string{certs.TrustFile, certs.CertFile, certs.KeyFile} {
-		if info, err := os.Stat(filepath.Join(s.cfg.Folder, name)); err == nil {
+func (s *Security) look() (now [watched]fileState) {
+	in := func(name string) string { return filepath.Join(s.cfg.Folder, name) }
+	for i, path := range [watched]string{in(certs.TrustFile), in(certs.CertFile), in(certs.KeyFile), s.cfg.Tenants} {
+		if info, err := os.Stat(path); err == nil && path != "" {
 			now[i] = fileState{info.Size(), info.ModTime(), info}
 		}
 	}
@@ -201,7 +230,7 @@ func (s *Security) current() *certs.Own {
 	if !changed {
 		return s.own
 	}
-	own, err := certs.Read(s.cfg.Folder)
+	own, table, err := s.read()
 	if err == nil && own.Holder.Role != s.own.Holder.Role {
 		err = fmt.Errorf("%s: the certificate is that of %s, and this process began as %s", s.cfg.Folder, own.Holder, s.own.Holder)
 	}
@@ -212,14 +241,29 @@ func (s *Security) current() *certs.Own {
 		}
 		return s.own
 	}
-	s.files, s.own, s.trouble = files, own, ""
-	s.cfg.Logger.Info("certificates were read again", "folder", s.cfg.Folder, "holder", own.Holder.String(), "expires", own.Cert.Leaf.NotAfter, "authorities", own.Trust.String())
+	s.files, s.own, s.tenants, s.trouble = files, own, table, ""
+	s.cfg.Logger.Info("certificates were read again", "folder", s.cfg.Folder, "holder", own.Holder.String(), "expires", own.Expires(), "authorities", own.Trust.String())
 	for c := range s.live {
-		if _, err := own.Trust.Verify(c.chain, now); err != nil {
+		if s.doubtful(c) != "" {
 			c.timer.Reset(0)
 		}
 	}
 	return s.own
+}
+
+// doubtful says why a connection that was good is not any more; "" if it is. The lock is held.
+func (s *Security) doubtful(c *securedConn) string {
+	if c.chain != nil {
+		if _, err := s.own.Trust.Verify(c.chain, s.cfg.Now()); err != nil {
+			return err.Error()
+		}
+	}
+	for hash := range c.tokens {
+		if _, ok := s.tenants.Find(hash); !ok {
+			return "the tenant's token was removed"
+		}
+	}
+	return ""
 }
 
 // refuse counts a refusal and logs it.

@@ -20,6 +20,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"headwater.example/internal/certs"
+	"headwater.example/internal/tenants"
 	headwaterv1 "headwater.example/proto/headwater/v1"
 )
 
@@ -436,4 +437,134 @@ func TestACertificateIsThatOfItsProcess(t *testing.T) {
 	if err := worker.Serves(certs.Worker, "w-1"); err == nil || !strings.Contains(err.Error(), "peers will refuse this process: the certificate of worker w-* expired at") {
 		t.Errorf("an expired one: %v", err)
 	}
+}
+
+// TestATokenStandsForACertificate: a client that shows a tenant's token is that tenant, with or without a certificate. One that is
+// nobody's is refused in words, and so is one that was removed, whose connection ends.
+func TestATokenStandsForACertificate(t *testing.T) {
+	t.Parallel()
+	c := newCity(t)
+	server, client := c.issue(certs.Coordinator, "c1", time.Hour), c.issue(certs.Client, "app", time.Hour)
+	bare := t.TempDir()
+	trust, err := os.ReadFile(filepath.Join(client, certs.TrustFile))
+	if err == nil {
+		err = os.WriteFile(filepath.Join(bare, certs.TrustFile), trust, 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "tenants.json")
+	table := &tenants.Table{}
+	ann, err := table.Add("ann", false, c.now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ops, err := table.Add("ops", true, c.now())
+	if err == nil {
+		err = table.Write(file)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	var said strings.Builder
+	s, err := NewSecurity(SecurityConfig{Folder: server, Tenants: file, Logger: slog.New(slog.NewTextHandler(&said, nil)), Now: c.now})
+	if err != nil {
+		t.Fatal(err)
+	}
+	callers := make(chan Caller, 1)
+	address := whoever(t, s, callers)
+	as := func(folder, token string) *grpc.ClientConn {
+		cs, err := NewSecurity(SecurityConfig{Folder: folder, Token: func() (string, error) { return token, nil }, Logger: slog.New(slog.DiscardHandler), Now: c.now})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return dialed(t, address, cs.Dial(Expectation{}), cs.Sign(Expectation{}))
+	}
+	ask := func(conn *grpc.ClientConn) error {
+		_, err := headwaterv1.NewCoordinatorServiceClient(conn).Status(t.Context(), &headwaterv1.StatusRequest{})
+		return err
+	}
+	hers := as(bare, ann)
+	for _, k := range []struct {
+		conn   *grpc.ClientConn
+		tenant string
+		bound  bool
+	}{{hers, "ann", true}, {as(client, ann), "ann", true}, {as(bare, ops), "", false}} {
+		if err := ask(k.conn); status.Code(err) != codes.Unimplemented {
+			t.Fatalf("%q is refused: %v", k.tenant, err)
+		}
+		if got := <-callers; got.Tenant != k.tenant || got.Bound != k.bound {
+			t.Errorf("a call is for %+v, not %q", got, k.tenant)
+		}
+	}
+	for what, conn := range map[string]*grpc.ClientConn{"a wrong token": as(bare, ann+"x"), "one beside a certificate": as(client, "x")} {
+		if err := ask(conn); status.Code(err) != codes.Unauthenticated || !strings.Contains(err.Error(), "its token is no tenant's") {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	if n := s.Refused()[certs.BadToken]; n != 2 {
+		t.Errorf("%d tokens are counted as bad, not 2", n)
+	}
+	plain := dialed(t, address, c.of(client).Dial(Expectation{}))
+	if err := ask(plain); status.Code(err) != codes.Unimplemented {
+		t.Fatalf("a client with a certificate is refused: %v", err)
+	}
+	if got := <-callers; got.Tenant != "app" {
+		t.Errorf("a client with a certificate is %+v", got)
+	}
+	if _, err := table.Rotate("ann", false); err != nil {
+		t.Fatal(err)
+	}
+	if err := table.Write(file); err != nil {
+		t.Fatal(err)
+	}
+	state := hers.GetState()
+	c.ahead.Add(int64(2 * lookEvery))
+	if err := ask(plain); status.Code(err) != codes.Unimplemented { // which looks at the files
+		t.Fatal(err)
+	}
+	<-callers
+	if !hers.WaitForStateChange(t.Context(), state) {
+		t.Fatal("the connection of a token that was rotated stays")
+	}
+	if err := ask(hers); status.Code(err) != codes.Unauthenticated {
+		t.Errorf("a token that was rotated: %v", err)
+	}
+	for _, token := range []string{ann, ops, tenants.Hash(ann), tenants.Hash(ops)} {
+		if strings.Contains(said.String(), token) {
+			t.Error("the log has a token, or its hash")
+		}
+	}
+}
+
+// asked tells for whom it is asked for the status, and does not say it.
+type asked struct {
+	headwaterv1.UnimplementedCoordinatorServiceServer
+	callers chan<- Caller
+}
+
+func (a asked) Status(ctx context.Context, r *headwaterv1.StatusRequest) (*headwaterv1.StatusResponse, error) {
+	a.callers <- CallerOf(ctx)
+	return a.UnimplementedCoordinatorServiceServer.Status(ctx, r)
+}
+
+// whoever serves the coordinator's calls, and tells for whom each is that is let through.
+func whoever(t *testing.T, s *Security, callers chan<- Caller) (address string) {
+	t.Helper()
+	flight := NewFlight(FlightConfig{})
+	server := grpc.NewServer(flight.ServerOptions(Secure(s))...)
+	headwaterv1.RegisterCoordinatorServiceServer(Registrar(server), asked{callers: callers})
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- server.Serve(listener) }()
+	t.Cleanup(func() {
+		server.Stop()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
+	return listener.Addr().String()
 }

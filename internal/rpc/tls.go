@@ -1,6 +1,7 @@
 package rpc
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -22,13 +23,17 @@ import (
 type securedConn struct {
 	net.Conn
 	s     *Security
-	chain []*x509.Certificate // the peer's; nil of a stranger
+	chain []*x509.Certificate // the peer's; nil if it has shown none
 	timer *time.Timer         // ends it
 	ended atomic.Bool
+
+	// The security's lock guards what follows.
+	stranger bool                // it is to be refused, unless it shows a token
+	tokens   map[string]struct{} // hashes of those that its calls have shown
 }
 
 // keep makes a connection end when a certificate of the peer's expires.
-func (s *Security) keep(conn net.Conn, chain []*x509.Certificate) net.Conn {
+func (s *Security) keep(conn net.Conn, chain []*x509.Certificate) *securedConn {
 	c := &securedConn{Conn: conn, s: s, chain: chain}
 	until := chain[0].NotAfter
 	for _, cert := range chain[1:] {
@@ -45,11 +50,11 @@ func (s *Security) keep(conn net.Conn, chain []*x509.Certificate) net.Conn {
 
 // end closes a connection that was good before.
 func (c *securedConn) end() {
-	why := "it has expired"
-	if _, refusal := c.s.verify(c.chain); refusal != nil {
-		why = refusal.Why
-	}
-	c.s.cfg.Logger.Info("a connection ends: the peer's certificate holds no more", "peer", c.RemoteAddr().String(), "error", why)
+	c.s.current()
+	c.s.mu.Lock()
+	why := cmp.Or(c.s.doubtful(c), "it has expired")
+	c.s.mu.Unlock()
+	c.s.cfg.Logger.Info("a connection ends: what the peer has shown holds no more", "peer", c.RemoteAddr().String(), "error", why)
 	_ = c.Close() // It is closed either way.
 }
 
@@ -58,8 +63,12 @@ func (c *securedConn) Close() error {
 	if !c.ended.Swap(true) {
 		c.timer.Stop()
 		c.s.mu.Lock()
-		if delete(c.s.live, c); c.chain == nil {
+		delete(c.s.live, c)
+		switch {
+		case c.stranger:
 			c.s.crowd--
+		case c.chain == nil:
+			c.s.proven--
 		}
 		c.s.mu.Unlock()
 	}
@@ -184,7 +193,8 @@ type serverCredentials struct{ s *Security }
 type caller struct {
 	credentials.AuthInfo
 	holder  certs.Holder
-	refusal *certs.Error // why each call is refused
+	refusal *certs.Error // why each call is refused that shows no token
+	conn    *securedConn // nil in plain text
 }
 
 func (c serverCredentials) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
@@ -216,13 +226,14 @@ func (c serverCredentials) ServerHandshake(raw net.Conn) (net.Conn, credentials.
 	}
 	state := conn.ConnectionState()
 	if len(state.PeerCertificates) == 0 {
-		return c.stranger(conn, &certs.Error{Reason: certs.NoCertificate, Why: "it shows no certificate: give it one by --tls-dir (HEADWATER_TLS_DIR, in Python tls=), which `coord certs issue client NAME` makes"})
+		return c.nameless(conn, &certs.Error{Reason: certs.NoCertificate, Why: "it shows no certificate: give it one by --tls-dir (HEADWATER_TLS_DIR, in Python tls=), which `coord certs issue client NAME` makes"})
 	}
 	holder, refusal := c.s.verify(state.PeerCertificates)
 	if refusal != nil {
 		return c.stranger(conn, refusal)
 	}
-	return c.s.keep(conn, state.PeerCertificates), caller{AuthInfo: credentials.TLSInfo{State: state, CommonAuthInfo: private()}, holder: holder}, nil
+	kept := c.s.keep(conn, state.PeerCertificates)
+	return kept, caller{AuthInfo: credentials.TLSInfo{State: state, CommonAuthInfo: private()}, holder: holder, conn: kept}, nil
 }
 
 // The first bytes of a client.
@@ -233,8 +244,20 @@ const (
 
 // stranger lets a connection in for a moment, to be told why it is refused. It is none of those that a Flight counts.
 func (c serverCredentials) stranger(conn net.Conn, why *certs.Error) (net.Conn, credentials.AuthInfo, error) {
+	c.s.refuse(conn.RemoteAddr().String(), why.Reason, why.Why)
+	return c.admit(conn, why)
+}
+
+// nameless lets in a connection by TLS without a certificate: its calls may show tokens. Without one in time it is a stranger's.
+func (c serverCredentials) nameless(conn net.Conn, why *certs.Error) (net.Conn, credentials.AuthInfo, error) {
+	if !c.s.takesTokens() {
+		return c.stranger(conn, why)
+	}
+	return c.admit(conn, why)
+}
+
+func (c serverCredentials) admit(conn net.Conn, why *certs.Error) (net.Conn, credentials.AuthInfo, error) {
 	s := c.s
-	s.refuse(conn.RemoteAddr().String(), why.Reason, why.Why)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.crowd >= maxStrangers {
@@ -242,9 +265,9 @@ func (c serverCredentials) stranger(conn net.Conn, why *certs.Error) (net.Conn, 
 		return nil, nil, why
 	}
 	s.crowd++
-	made := &securedConn{Conn: conn, s: s}
+	made := &securedConn{Conn: conn, s: s, stranger: true}
 	made.timer = time.AfterFunc(strangerTimeout, func() { _ = made.Close() }) // It is closed either way.
-	return made, caller{AuthInfo: plainInfo(), refusal: why}, nil
+	return made, caller{AuthInfo: plainInfo(), refusal: why, conn: made}, nil
 }
 
 func (c serverCredentials) ClientHandshake(context.Context, string, net.Conn) (net.Conn, credentials.AuthInfo, error) {

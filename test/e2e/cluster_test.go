@@ -30,6 +30,7 @@ type cluster struct {
 	*localcluster.Cluster
 	*client.Client
 	data string // the coordinator's folder
+	tls  string // the folder of the authority, if a test has made one
 	logs *logs
 }
 

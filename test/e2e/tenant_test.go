@@ -6,7 +6,9 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -23,6 +25,7 @@ func tenants(t *testing.T, opts localcluster.Options, holders ...[2]string) (*cl
 	folder := authority(t)
 	opts.TLS = folder
 	c, as := start(t, opts), map[string]*client.Client{}
+	c.tls = folder
 	for _, h := range holders {
 		coord(t, "certs", "issue", h[0], h[1], "--dir", folder).succeeds(t)
 		one, err := client.DialWith(c.Address(), client.DialOptions{TLSDir: filepath.Join(folder, h[0]+"-"+h[1])})
@@ -208,5 +211,85 @@ func tenantsJobs(t *testing.T, ctx context.Context, c *cluster, ann, bob, ops *c
 	}
 	if _, err := ops.Delete(ctx, hers.ID); err != nil {
 		t.Errorf("an admin can't delete a job: %v", err)
+	}
+}
+
+// TestATokenIsATenant: a client with a token and no certificate of its own uses the cluster as its tenant, by the command line and by
+// the library, until the token is rotated. No process says a token.
+func TestATokenIsATenant(t *testing.T) {
+	t.Parallel()
+	folder := t.TempDir()
+	file := filepath.Join(folder, "tenants.json")
+	add := func(name string, args ...string) (path, token string) {
+		said := coord(t, append([]string{"tenants", "add", name, "--file", file}, args...)...)
+		said.succeeds(t)
+		path = filepath.Join(folder, name+".token")
+		if err := os.WriteFile(path, []byte(said.out), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path, strings.TrimSpace(said.out)
+	}
+	annFile, annToken := add("ann")
+	opsFile, opsToken := add("ops", "--admin")
+	c, as := tenants(t, localcluster.Options{Workers: 1, Threads: 1, CoordinatorArgs: append([]string{"--tenants", file}, admin...)}, [2]string{"client", "bob"})
+	trust, err := os.ReadFile(filepath.Join(c.tls, "ca.crt"))
+	if err == nil {
+		err = os.WriteFile(filepath.Join(folder, "ca.crt"), trust, 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	ann, err := client.DialWith(c.Address(), client.DialOptions{TLSDir: folder, TokenFile: annFile})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ann.Close()
+	g, layers := generate(t, c)
+	s, err := ann.OpenSession(g.ctx, client.SessionOptions{Layers: layers})
+	if err != nil {
+		t.Fatal(err)
+	}
+	g.step(s, 0, 5)
+	if found, err := ann.FindSession(g.ctx, s.ID()); err != nil || found.Tenant != "ann" {
+		t.Errorf("the session is %+v: %v", found, err)
+	}
+	if _, err := as["bob"].FindSession(g.ctx, s.ID()); !errors.Is(err, client.ErrNotFound) {
+		t.Errorf("another tenant finds it: %v", err)
+	}
+	if _, err := ann.OpenSession(g.ctx, client.SessionOptions{Layers: layers, Direct: true}); !errors.Is(err, client.ErrRefused) {
+		t.Errorf("a direct session with a token: %v", err)
+	}
+	by := func(token string, args ...string) said {
+		return coord(t, append(args, "--coordinator", c.Address(), "--tls-dir", folder, "--token-file", token)...)
+	}
+	for token, want := range map[string]bool{annFile: true, opsFile: true} {
+		listed := by(token, "sessions", "list", "-o", "json")
+		listed.succeeds(t)
+		if strings.Contains(listed.out, s.ID().String()) != want {
+			t.Errorf("the list is %s", listed.out)
+		}
+	}
+	wrong := filepath.Join(folder, "wrong.token")
+	if err := os.WriteFile(wrong, []byte("hwt_wrong"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	by(wrong, "status").fails(t, 4, "its token is no tenant's")
+	coord(t, "status", "--coordinator", c.Address(), "--token-file", annFile).fails(t, 2, "a token is sent by TLS alone")
+	g.step(s, 5, 6)
+	listed := coord(t, "tenants", "list", "--file", file, "-o", "json")
+	listed.succeeds(t)
+	coord(t, "tenants", "remove", "ann", "--file", file).succeeds(t)
+	awaitReading(t, c, 1)
+	by(annFile, "status").fails(t, 4, "its token is no tenant's")
+	by(opsFile, "sessions", "drop", s.ID().String()).succeeds(t)
+	c.logs.mu.Lock()
+	defer c.logs.mu.Unlock()
+	metrics := fmt.Sprint(scrape(t, c.Admin(-1)))
+	for _, secret := range []string{annToken, opsToken} {
+		for where, text := range map[string]string{"log": c.logs.text.String(), "list": listed.out, "metrics": metrics} {
+			if strings.Contains(text, secret) {
+				t.Errorf("the %s has a token", where)
+			}
+		}
 	}
 }

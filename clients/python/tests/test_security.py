@@ -43,7 +43,10 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str
     issue(root / "certs", ("coordinator", "c1"), ("worker", "w1"), ("client", "ann"))
     with ExitStack() as stack:
         worker = serving(stack, "worker", "serve", "--name", "w1", "--memory", "64MiB", "--tls-dir", f"{root}/certs/worker-w1")
-        coordinator = serving(stack, "serve", "--name", "c1", "--workers", f"w1={worker}", "--data-dir", f"{root}/data", "--tls-dir", f"{root}/certs/coordinator-c1")
+        (root / "bob.token").write_text(subprocess.run([COORD, "tenants", "add", "bob", "--file", root / "tenants"], check=True, stdout=subprocess.PIPE, text=True).stdout)
+        coordinator = serving(
+            stack, "serve", "--name", "c1", "--workers", f"w1={worker}", "--data-dir", f"{root}/data", "--tls-dir", f"{root}/certs/coordinator-c1", "--tenants", f"{root}/tenants"
+        )
         yield coordinator, worker, root / "certs"
 
 
@@ -58,6 +61,32 @@ def test_a_client_with_a_certificate_is_let_in(secured: tuple[str, str, Path], d
         issue(folder, ("client", "ann"))  # anew: a later call has another channel
         s.step(0, np.ones((1, 4, 8), np.float32), v, v)
         assert c.sessions()
+
+
+def test_a_token_stands_for_a_certificate(secured: tuple[str, str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    coordinator, _, folder = secured
+    file = folder.parent / "bob.token"
+    (tmp_path / "ca.crt").write_bytes((folder / "ca.crt").read_bytes())
+    layers, token = [Layer(4, 2, 8)], file.read_text().strip()
+    with headwater.Client(coordinator, timeout=60, tls=folder / "client-ann") as ann, ann.open(layers) as hers:
+        with headwater.Client(coordinator, timeout=60, tls=tmp_path, token=token) as bob, bob.open(layers) as his:
+            v = np.arange(16, dtype=np.float32).reshape(1, 2, 8)
+            his.step(0, np.ones((1, 4, 8), np.float32), v, v)
+            assert [s.session for s in bob.sessions().sessions] == [his.id]
+            assert [s.session for s in ann.sessions().sessions] == [hers.id]
+            with pytest.raises(headwater.GoneError):
+                bob.attach(hers.id)
+            assert token not in repr(bob)
+        monkeypatch.setenv("HEADWATER_TOKEN_FILE", str(file))
+        with headwater.Client(coordinator, timeout=60, tls=tmp_path) as bob:
+            assert bob.sessions().caches
+    with headwater.Client(coordinator, timeout=60, tls=tmp_path, token="hwt_wrong") as nobody:
+        with pytest.raises(headwater.HeadwaterError, match="its token is no tenant's"):
+            nobody.sessions()
+    with pytest.raises(ValueError, match="direct needs a client's certificate"):
+        headwater.Client(coordinator, tls=tmp_path, token=token, direct=True)
+    with pytest.raises(ValueError, match="it is sent by TLS alone"):
+        headwater.Client(coordinator, tls="", token=token)
 
 
 def test_others_are_told_why_they_are_not(secured: tuple[str, str, Path], tmp_path: Path) -> None:

@@ -50,6 +50,9 @@ class Client:
     HEADWATER_TLS_DIR says, and "" is none. Without one, plain text stays within this machine, unless insecure is True
     (HEADWATER_INSECURE).
 
+    token is the tenant's token, as `coord tenants add NAME` prints it, or the path of a file that has it; by default the file that
+    the environment's HEADWATER_TOKEN_FILE names, if there is a folder. The folder then needs no certificate, only ca.crt.
+
     No proxy is taken, whatever the environment says, unless proxy is True.
 
     address  the coordinator's address, in its usual form
@@ -69,8 +72,11 @@ class Client:
         proxy: bool = False,
         tls: str | os.PathLike[str] | None = None,
         insecure: bool | None = None,
+        token: str | os.PathLike[str] | None = None,
     ) -> None:
-        security = Security(tls, insecure)
+        security = Security(tls, insecure, token)
+        if direct and security.has_token:
+            raise ValueError("direct needs a client's certificate: workers know no tokens")
         self._coordinator = Connection(address, proxy=proxy, security=security)
         self.address = self._coordinator.address
         self.timeout = None if timeout is None else options.number("timeout", timeout)

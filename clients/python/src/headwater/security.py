@@ -6,12 +6,14 @@ import ipaddress
 import os
 import re
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import grpc
 
 _COORDINATOR = "coordinator.headwater.internal"  # a DNS name that certificates of coordinators bear
-_FOLDER, _INSECURE = "HEADWATER_TLS_DIR", "HEADWATER_INSECURE"
+_FOLDER, _INSECURE, _TOKEN = "HEADWATER_TLS_DIR", "HEADWATER_INSECURE", "HEADWATER_TOKEN_FILE"
+_TOKENS = re.compile(r"[!-~]{1,4096}")
 _FILES = ("ca.crt", "tls.crt", "tls.key")
 _ISSUE = "`coord certs issue client NAME` makes it"
 
@@ -19,11 +21,24 @@ Stamp = tuple[tuple[int, int, int], ...]
 """Tells whether the files of a certificate have changed."""
 
 
+class _Bearer(grpc.AuthMetadataPlugin):
+    """Adds the token to each call."""
+
+    def __init__(self, read: Callable[[], str]) -> None:
+        self._read = read
+
+    def __call__(self, context: grpc.AuthMetadataContext, callback: grpc.AuthMetadataPluginCallback) -> None:
+        try:
+            callback((("authorization", "Bearer " + self._read()),), None)
+        except ValueError as e:
+            callback((), e)
+
+
 class Security:
     """The certificate of a client, if it has one. folder and insecure are by default what the environment says; folder "" is plain
     text whatever it says."""
 
-    def __init__(self, folder: str | os.PathLike[str] | None = None, insecure: bool | None = None) -> None:
+    def __init__(self, folder: str | os.PathLike[str] | None = None, insecure: bool | None = None, token: str | os.PathLike[str] | None = None) -> None:
         if folder is None:
             folder = "" if insecure else os.environ.get(_FOLDER, "")
         if insecure is None:
@@ -31,13 +46,43 @@ class Security:
         self.folder, self.insecure = os.fspath(folder), insecure
         if self.folder and insecure:
             raise ValueError("tls and insecure contradict each other: leave out one of them")
+        if token is None and self.folder and os.environ.get(_TOKEN):
+            token = Path(os.environ[_TOKEN])
+        self._token = token
+        if token is not None:
+            if not self.folder:
+                raise ValueError(f"token: it is sent by TLS alone: give the folder of ca.crt by tls= ({_FOLDER})")
+            self._read_token()
         if self.folder:
             self.stamp()
+
+    @property
+    def has_token(self) -> bool:
+        """Whether the client shows a token. No worker knows it."""
+        return self._token is not None
+
+    def _read_token(self) -> str:
+        """The token now: a path is read again each time."""
+        token = self._token
+        if isinstance(token, os.PathLike):
+            try:
+                token = Path(token).read_text("ascii").strip()
+            except (OSError, UnicodeDecodeError) as e:
+                raise ValueError(f"token: {os.fspath(self._token)} can't be read: {e.__class__.__name__}") from None  # type: ignore[arg-type]
+        if not isinstance(token, str) or not _TOKENS.fullmatch(token):
+            raise ValueError("token is not 1 to 4096 letters, digits and signs")  # and not what it is
+        return token
+
+    def _files(self) -> tuple[str, ...]:
+        """The files that are needed: a token stands for the certificate if there is none."""
+        if self._token is not None and not Path(self.folder, _FILES[1]).exists():
+            return _FILES[:1]
+        return _FILES
 
     def stamp(self) -> Stamp:
         """What the files are now. A ValueError says which is missing."""
         found = []
-        for name in _FILES:
+        for name in self._files():
             path = Path(self.folder, name)
             try:
                 stat = path.stat()
@@ -55,10 +100,14 @@ class Security:
         """A channel to a coordinator."""
         if not self.folder or target.startswith("unix:"):
             return grpc.insecure_channel(target, options=options)
-        authority, certificate, key = (Path(self.folder, name).read_bytes() for name in _FILES)
+        authority, *own = (Path(self.folder, name).read_bytes() for name in self._files())
+        certificate, key = own or (None, None)
         # Whoever has this name in its certificate is a coordinator, at whatever address.
         named = [*options, ("grpc.ssl_target_name_override", _COORDINATOR)]
-        return grpc.secure_channel(target, grpc.ssl_channel_credentials(authority, key, certificate), options=named)
+        credentials = grpc.ssl_channel_credentials(authority, key, certificate)
+        if self._token is not None:
+            credentials = grpc.composite_channel_credentials(credentials, grpc.metadata_call_credentials(_Bearer(self._read_token)))
+        return grpc.secure_channel(target, credentials, options=named)
 
     def flags(self) -> list[str]:
         """The flags that have a program speak in the same way."""
