@@ -75,7 +75,8 @@ type Worker struct {
 	machine  *machine.Machine
 	jobs     *jobs.Service
 	sessions *sessions.Service
-	draining atomic.Bool // as Describe says to coordinators
+	draining atomic.Bool // as Describe says to coordinators, and leaving as well
+	leaving  atomic.Bool
 }
 
 const (
@@ -154,6 +155,7 @@ func (w *Worker) ServePlain(ctx context.Context, listener net.Listener) error {
 
 // SetDraining sets whether coordinators are to move away what the worker holds, and to give it nothing more.
 func (w *Worker) SetDraining(_ context.Context, m *headwaterv1.SetDrainingRequest) (*headwaterv1.SetDrainingResponse, error) {
+	w.leaving.Store(m.GetDraining() && m.GetLeaving())
 	if w.draining.Swap(m.GetDraining()) != m.GetDraining() {
 		text := "it is drained: its sessions move away"
 		if !m.GetDraining() {
@@ -189,8 +191,12 @@ func (w *Worker) describe() *headwaterv1.DescribeResponse {
 		Processor:   processor.Name(),
 		// For people, as the kernel's name is.
 		ProcessorFeatures: processor.Names(),
+		Leaving:           w.leaving.Load(),
 	}
 }
+
+// Sessions returns how many sessions the worker holds.
+func (w *Worker) Sessions() int { return w.machine.Store.Cache().Sessions }
 
 // Run serves one job's share.
 func (w *Worker) Run(stream grpc.BidiStreamingServer[headwaterv1.RunRequest, headwaterv1.RunResponse]) error {

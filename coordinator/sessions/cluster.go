@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"headwater.example/coordinator/workers"
 	"headwater.example/internal/membership"
 	"headwater.example/internal/observe"
 	headwaterv1 "headwater.example/proto/headwater/v1"
@@ -86,8 +87,12 @@ func (c *Cluster) WatchEvents(req *headwaterv1.WatchEventsRequest, stream grpc.S
 	}
 }
 
-// progressEvery is how often a drain says how far it has come, if nothing else makes it.
-const progressEvery = time.Second
+const (
+	// progressEvery is how often a drain says how far it has come, if nothing else makes it, and leavingEvery the same if the worker
+	// waits for it to end.
+	progressEvery = time.Second
+	leavingEvery  = 50 * time.Millisecond
+)
 
 // DrainWorker implements headwater.v1.ClusterService.
 func (c *Cluster) DrainWorker(req *headwaterv1.DrainWorkerRequest, stream grpc.ServerStreamingServer[headwaterv1.DrainWorkerResponse]) error {
@@ -97,7 +102,7 @@ func (c *Cluster) DrainWorker(req *headwaterv1.DrainWorkerRequest, stream grpc.S
 	if i < 0 {
 		return status.Errorf(codes.NotFound, "worker %q is none of the cluster's %d workers", req.GetWorker(), len(all))
 	}
-	if err := c.setDraining(ctx, all[i], !req.GetUndo()); err != nil {
+	if err := c.setDraining(ctx, all[i], &headwaterv1.SetDrainingRequest{Draining: !req.GetUndo(), Leaving: req.GetLeaving()}); err != nil {
 		return err
 	}
 	if req.GetUndo() {
@@ -106,7 +111,13 @@ func (c *Cluster) DrainWorker(req *headwaterv1.DrainWorkerRequest, stream grpc.S
 		return stream.Send(&headwaterv1.DrainWorkerResponse{Moves: &headwaterv1.Moves{Done: true}})
 	}
 	c.observe.Happened(observe.Draining, all[i].Name, 1)
-	return c.moves(ctx, func(m *headwaterv1.Moves) error {
+	every := progressEvery
+	if req.GetLeaving() {
+		every = leavingEvery
+		c.leaving.Add(1)
+		defer c.leaving.Add(-1)
+	}
+	return c.moves(ctx, every, func(m *headwaterv1.Moves) error {
 		return stream.Send(&headwaterv1.DrainWorkerResponse{Moves: m})
 	}, func() (left uint64, err error) {
 		resp, err := c.conns.List(ctx, all[i].Name, all[i].Address, &headwaterv1.ListSessionsRequest{CachesOnly: true})
@@ -124,13 +135,13 @@ func (c *Cluster) DrainWorker(req *headwaterv1.DrainWorkerRequest, stream grpc.S
 }
 
 // setDraining tells a worker whether it is drained, which every coordinator learns of it.
-func (k *keeper) setDraining(ctx context.Context, m membership.Member, draining bool) error {
+func (k *keeper) setDraining(ctx context.Context, m membership.Member, req *headwaterv1.SetDrainingRequest) error {
 	conn, err := k.workers.Use(m)
 	if err != nil {
 		return status.Error(codes.Unavailable, err.Error())
 	}
 	defer conn.Release()
-	_, err = headwaterv1.NewWorkerServiceClient(conn).SetDraining(ctx, &headwaterv1.SetDrainingRequest{Draining: draining})
+	_, err = headwaterv1.NewWorkerServiceClient(conn).SetDraining(ctx, req)
 	if status.Code(err) == codes.Unimplemented {
 		return status.Errorf(codes.FailedPrecondition, "worker %q can not be drained: its protocol is older than 1.3", m.Name)
 	}
@@ -140,12 +151,13 @@ func (k *keeper) setDraining(ctx context.Context, m membership.Member, draining 
 	return nil
 }
 
-// moves lets the keeper look at all sessions until none is left, and says how far it has come.
-func (k *keeper) moves(ctx context.Context, say func(*headwaterv1.Moves) error, count func() (uint64, error)) error {
+// moves lets the keeper look at all sessions until none is left, and says how far it has come. If the caller ends soon, it fails once
+// nobody could take what is left.
+func (k *keeper) moves(ctx context.Context, every time.Duration, say func(*headwaterv1.Moves) error, count func() (uint64, error)) error {
 	before := k.told()
-	tick := time.NewTicker(progressEvery)
+	tick := time.NewTicker(every)
 	defer tick.Stop()
-	for {
+	for turns := 0; ; {
 		looked := k.lookAtAll()
 		left, err := count()
 		if err != nil {
@@ -157,8 +169,14 @@ func (k *keeper) moves(ctx context.Context, say func(*headwaterv1.Moves) error, 
 		}); err != nil || left == 0 {
 			return err
 		}
+		if turns > 0 && every == leavingEvery {
+			if _, err := workers.Placeable(k.workers.Describe(ctx, k.workers.List())); err != nil {
+				return err
+			}
+		}
 		select {
 		case <-looked:
+			turns++
 		case <-tick.C:
 		case <-ctx.Done():
 			return status.FromContextError(ctx.Err()).Err()

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"headwater.example/attention"
@@ -38,8 +39,9 @@ const (
 // the other.
 type keeper struct {
 	*Relay
-	rate rate
-	kick chan struct{} // holds one element once there is something to look at
+	rate    rate
+	kick    chan struct{} // holds one element once there is something to look at
+	leaving atomic.Int64  // workers that wait to be drained before they end
 
 	mu      sync.Mutex // guards what follows
 	kicked  map[[16]byte]struct{}
@@ -107,7 +109,7 @@ func (k *keeper) run(ctx context.Context) {
 		case <-timer.C:
 			all = true
 		case <-changed:
-			all = true
+			all, again = true, restoreEvery
 		case <-pulse:
 			all = true
 		case <-k.kick: // What has come at the same time is not forgotten.
@@ -146,11 +148,16 @@ func (k *keeper) pass(ctx context.Context, all bool) (unfinished bool) {
 		k.turn = nil
 	}
 	k.mu.Unlock()
+	if all && k.leaving.Load() > 0 {
+		// First what needs no copy, then what would be lost, and all else when they have left.
+		_, _ = k.passAll(ctx, (*plan).releases) // what is left comes below again
+		_, _ = k.passAll(ctx, (*plan).leaves)
+	}
 	for some := range slices.Chunk(kicked, restoreAtOnce) {
-		unfinished = k.tendAll(ctx, some) || unfinished
+		unfinished = k.tendAll(ctx, some, (*plan).todo) || unfinished
 	}
 	if all {
-		left, answered := k.passAll(ctx)
+		left, answered := k.passAll(ctx, (*plan).todo)
 		unfinished = left || unfinished
 		k.mu.Lock()
 		k.looked, k.answered = k.now(), answered
@@ -163,8 +170,9 @@ func (k *keeper) pass(ctx context.Context, all bool) (unfinished bool) {
 	return unfinished
 }
 
-// passAll looks at all sessions that workers hold, and returns the boots of those that answered as it began.
-func (k *keeper) passAll(ctx context.Context) (unfinished bool, answered [][16]byte) {
+// passAll looks at all sessions that workers hold, does what there is to do for those of some plans, and returns the boots of those that
+// answered as it began.
+func (k *keeper) passAll(ctx context.Context, some func(*plan) bool) (unfinished bool, answered [][16]byte) {
 	seen := map[[16]byte]bool{}
 	req := &headwaterv1.ListSessionsRequest{Limit: lookAtOnce}
 	for ctx.Err() == nil {
@@ -180,8 +188,8 @@ func (k *keeper) passAll(ctx context.Context) (unfinished bool, answered [][16]b
 		}
 		ids := slices.SortedFunc(maps.Keys(bySession(members, answers)), func(a, b [16]byte) int { return bytes.Compare(a[:], b[:]) })
 		ids = ids[:min(len(ids), lookAtOnce)] // of those beyond parts may be missing
-		for some := range slices.Chunk(ids, restoreAtOnce) {
-			unfinished = k.tendAll(ctx, some) || unfinished
+		for chunk := range slices.Chunk(ids, restoreAtOnce) {
+			unfinished = k.tendAll(ctx, chunk, some) || unfinished
 		}
 		for _, id := range ids {
 			seen[id] = true
@@ -217,8 +225,8 @@ func (k *keeper) keepOnly(seen map[[16]byte]bool) {
 	maps.DeleteFunc(k.lost, func(id [16]byte, _ struct{}) bool { return !seen[id] })
 }
 
-// tendAll does for some sessions what can be done, and reports whether something is left.
-func (k *keeper) tendAll(ctx context.Context, ids [][16]byte) (unfinished bool) {
+// tendAll does for sessions what can be done, if their plans are among some, and reports whether something is left.
+func (k *keeper) tendAll(ctx context.Context, ids [][16]byte, some func(*plan) bool) (unfinished bool) {
 	told, err := k.states(ctx, ids...)
 	if err != nil {
 		return true
@@ -231,23 +239,26 @@ func (k *keeper) tendAll(ctx context.Context, ids [][16]byte) (unfinished bool) 
 			k.note(id, 0, false)
 			continue
 		}
-		if p := k.plan(id, told[id], described); p.todo() {
+		if p := k.plan(id, told[id], described); some(p) {
 			todo = append(todo, id)
 		}
 	}
 	k.say()
 	for _, id := range todo {
-		unfinished = k.tend(ctx, id, told[id], described) || unfinished
+		unfinished = k.tend(ctx, id, told[id], described, some) || unfinished
 	}
 	return unfinished
 }
 
-// tend does for one session what can be done.
-func (k *keeper) tend(ctx context.Context, id [16]byte, states []*headwaterv1.SessionState, described []workers.Description) (unfinished bool) {
+// tend does for one session what can be done while its plan is among some.
+func (k *keeper) tend(ctx context.Context, id [16]byte, states []*headwaterv1.SessionState, described []workers.Description, some func(*plan) bool) (unfinished bool) {
 	for ctx.Err() == nil && len(states) > 0 {
 		p := k.plan(id, states, described)
-		if !p.todo() {
+		if !some(p) {
 			return false
+		}
+		if k.leaving.Load() > 0 && !p.leaves() {
+			return true // those who leave wait: this comes after them
 		}
 		done, err := k.act(ctx, p)
 		k.mu.Lock()
@@ -284,11 +295,16 @@ type plan struct {
 	lacking  int            // copies of shards
 	target   *fanout.Holder // who is to have more, with all that it is to have then; nil is nobody
 	draining []string       // holders that are drained
+	leaving  []string       // those of them that end soon
 }
 
 func (p *plan) todo() bool {
 	return p != nil && (len(p.stale) > 0 || p.lacking > 0 || len(p.draining) > 0)
 }
+
+// leaves reports whether a holder ends soon, and releases whether the session can go on without it as it is.
+func (p *plan) leaves() bool   { return p != nil && len(p.leaving) > 0 }
+func (p *plan) releases() bool { return p.leaves() && p.whole() }
 
 // plan says what there is to do for a session, and notes what it lacks.
 func (k *keeper) plan(id [16]byte, states []*headwaterv1.SessionState, described []workers.Description) *plan {
@@ -307,6 +323,9 @@ func (k *keeper) plan(id [16]byte, states []*headwaterv1.SessionState, described
 			places = append(places, w)
 		case holds:
 			p.draining = append(p.draining, w.Name)
+			if w.Said.GetLeaving() {
+				p.leaving = append(p.leaving, w.Name)
+			}
 		}
 	}
 	held := holders(h, p.draining)
@@ -316,7 +335,11 @@ func (k *keeper) plan(id [16]byte, states []*headwaterv1.SessionState, described
 			p.lacking += max(0, 1+replicas-len(by))
 		}
 	}
-	p.target = lackedBy(h.Layers(), held, current, 1+replicas, places, len(p.draining) > 0)
+	times := 1 + replicas
+	if p.leaves() {
+		times = 1 // copies beside that come when it has left
+	}
+	p.target = lackedBy(h.Layers(), held, current, times, places, len(p.draining) > 0)
 	if len(p.draining) > 0 { // It is not missing what is about to be moved.
 		lacking := 0
 		for _, groups := range holders(h, nil) {
@@ -355,7 +378,7 @@ func (k *keeper) act(ctx context.Context, p *plan) (done bool, _ error) {
 		k.observe.Happened(observe.CopiesMade, p.target.Name, 1)
 		k.log.Info("a copy of a session was made", "session", fmt.Sprintf("%x", p.id), "worker", p.target.Name)
 		return true, nil
-	case len(p.draining) > 0 && k.whole(p):
+	case len(p.draining) > 0 && p.whole():
 		if err := k.conns.Release(ctx, p.id, p.holding, p.current[0], p.draining...); err != nil {
 			return false, err
 		}
@@ -366,9 +389,17 @@ func (k *keeper) act(ctx context.Context, p *plan) (done bool, _ error) {
 	return false, nil
 }
 
+// copying is called before so many bytes of a session are copied. Workers that leave do not wait for the rate.
+func (k *keeper) copying(ctx context.Context, bytes int, still bool) error {
+	return k.rate.take(ctx, bytes, still || k.leaving.Load() > 0)
+}
+
 // whole reports whether each shard has a holder that is not drained.
-func (k *keeper) whole(p *plan) bool {
-	for _, groups := range holders(p.holding, p.draining) {
+func (p *plan) whole() bool { return wholeWithout(p.holding, p.draining) }
+
+// wholeWithout reports whether each shard has a holder that is none of those named.
+func wholeWithout(h *fanout.Holding, names []string) bool {
+	for _, groups := range holders(h, names) {
 		if slices.ContainsFunc(groups, func(by []string) bool { return len(by) == 0 }) {
 			return false
 		}

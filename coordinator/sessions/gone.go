@@ -51,20 +51,25 @@ func (r *Relay) left(id [16]byte, lost []string) {
 	r.log.Warn("a session goes on without workers that are lost: others have copies of all that they held", "session", fmt.Sprintf("%x", id), "workers", strings.Join(lost, " "))
 }
 
-// lost logs which sessions a worker that is gone held, as far as they are remembered here.
+// lost logs which sessions are lost with a worker that is gone, as far as they are remembered here, and nothing has moved them since.
 func (r *Relay) lost(m membership.Member, restarted bool) {
 	r.mu.Lock()
-	var held []string
-	for id, h := range r.holdings {
-		for _, o := range h.place.Holding().Holders() {
+	var held []string // as a whole by no others
+	count := 0
+	for id, known := range r.holdings {
+		h := known.place.Holding()
+		for _, o := range h.Holders() {
 			// A list of workers knows no boots.
-			if o.Name == m.Name && (m.Boot == [16]byte{} || bytes.Equal(o.Boot, m.Boot[:])) {
+			if known.doubted || o.Name != m.Name || m.Boot != [16]byte{} && !bytes.Equal(o.Boot, m.Boot[:]) {
+				continue
+			}
+			if count++; !wholeWithout(h, []string{m.Name}) {
 				held = append(held, fmt.Sprintf("%x", id))
 			}
 		}
 	}
 	r.mu.Unlock()
-	r.observe.WorkerLost(m.Name, restarted, len(held))
+	r.observe.WorkerLost(m.Name, restarted, count)
 	if len(held) == 0 {
 		return
 	}

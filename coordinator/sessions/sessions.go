@@ -98,7 +98,7 @@ func New(c Config) *Relay {
 		now: c.Now, await: slices.Clone(c.Await), awaitUntil: c.Now().Add(cmp.Or(c.AwaitFor, DefaultAwaitFor)),
 	}
 	r.copies = newKeeper(r, c.CopyRate)
-	conns.OnCopy = r.copies.rate.take
+	conns.OnCopy = r.copies.copying
 	r.locate = r.askWorkers
 	conns.OnLeave = r.left
 	conns.Locate = func(ctx context.Context, id [16]byte) (*fanout.Holding, error) { return r.locate(ctx, id) }

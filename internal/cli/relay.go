@@ -186,7 +186,7 @@ func (a *app) runRelay(ctx context.Context, at address.Address, lanes *address.A
 
 	ctx, end := context.WithCancel(ctx)
 	defer end()
-	defer endHard(ctx, log)()
+	defer endHard(ctx, stopTimeout, log)()
 	if a.inputIsPipe() {
 		a.endWithInput(end)
 	}

@@ -138,7 +138,7 @@ func (a *app) runCoordinator(ctx context.Context, at endpointFlags, admin *admin
 	prepareProcess(c, config.DataDir, log)
 	server := grpc.NewServer(c.ServerOptions(rpc.LogTo(log))...)
 	c.Register(rpc.Registrar(server))
-	s := &service{log: log, server: server, view: view, health: rpc.Register(server, headwaterv1.CoordinatorService_ServiceDesc.ServiceName, headwaterv1.SessionService_ServiceDesc.ServiceName)}
+	s := &service{log: log, server: server, view: view, within: stopTimeout, health: rpc.Register(server, headwaterv1.CoordinatorService_ServiceDesc.ServiceName, headwaterv1.SessionService_ServiceDesc.ServiceName)}
 	if admin.on() {
 		defer serveDashboard(admin, c, config.Observe, log)()
 	}
@@ -146,7 +146,7 @@ func (a *app) runCoordinator(ctx context.Context, at endpointFlags, admin *admin
 	defer at.watchReady(ctx, s, config.Security, readyCheck{own: listener})()
 	// Should running jobs fail, for the disk's sake, so does the process: it would take jobs that never run.
 	ctx, stop := context.WithCancelCause(ctx)
-	defer endHard(ctx, log)()
+	defer endHard(ctx, stopTimeout, log)()
 	running, end := context.WithCancel(context.WithoutCancel(ctx))
 	ran := make(chan error, 1)
 	go func() {
@@ -165,7 +165,7 @@ func (a *app) runCoordinator(ctx context.Context, at endpointFlags, admin *admin
 			ran <- nil
 			return err
 		case <-within.Done():
-			return fmt.Errorf("the running job did not stop within %v; the next start queues it again", drainTimeout)
+			return fmt.Errorf("the running job did not stop within %v; the next start queues it again", stopTimeout)
 		}
 	})
 	end()
@@ -195,6 +195,7 @@ func (a *app) serveWorker() *cobra.Command {
 		admin  adminFlag
 		memory memorySize
 		config worker.Config
+		within time.Duration
 	)
 	cmd := &cobra.Command{
 		Use: "serve", Short: "Run a worker", Args: exactly(),
@@ -205,8 +206,11 @@ func (a *app) serveWorker() *cobra.Command {
 			if err := positive(cmd.Flags(), "session-ttl", "max-sessions"); err != nil {
 				return err
 			}
+			if within < 0 {
+				return usage("--drain-timeout %v: less than 0", within)
+			}
 			config.Budget = int64(memory.byteSize)
-			return a.runWorker(cmd.Context(), at, &admin, config)
+			return a.runWorker(cmd.Context(), at, &admin, config, within)
 		},
 	}
 	flags := cmd.Flags()
@@ -217,11 +221,12 @@ func (a *app) serveWorker() *cobra.Command {
 	flags.IntVar(&config.Weight, "weight", 1, "share of the groups that this worker gets, relative to the other workers' weights")
 	flags.StringVar(&config.Zone, "zone", "", "what fails together with this worker, as a rack or a data center: copies of sessions are held in other zones if there are")
 	flags.DurationVar(&config.SessionTTL, "session-ttl", worker.DefaultSessionTTL, "time after which an unused session is dropped unless it is pinned; sessions may ask for less")
+	flags.DurationVar(&within, "drain-timeout", defaultDrainTimeout, "when the worker is asked to end, how long it gives its sessions to other workers before it ends; 0 is not at all")
 	flags.IntVar(&config.MaxSessions, "max-sessions", worker.DefaultMaxSessions, "sessions that are held at once")
 	return cmd
 }
 
-func (a *app) runWorker(ctx context.Context, at endpointFlags, admin *adminFlag, config worker.Config) (err error) {
+func (a *app) runWorker(ctx context.Context, at endpointFlags, admin *adminFlag, config worker.Config, drainWithin time.Duration) (err error) {
 	// At once, and not with the first query.
 	if err := attention.KernelError(); err != nil {
 		return usageError{err}
@@ -266,10 +271,12 @@ func (a *app) runWorker(ctx context.Context, at endpointFlags, admin *adminFlag,
 	if err != nil {
 		return errors.Join(err, listener.Close())
 	}
-	defer endHard(ctx, log)()
+	stopWithin := max(stopTimeout, drainWithin+restTimeout)
+	leaving := &departure{name: name, view: view, security: config.Security, within: drainWithin, log: log, holds: w.Sessions}
+	defer endHard(ctx, stopWithin, log)()
 	server := grpc.NewServer(w.ServerOptions(rpc.LogTo(log))...)
 	w.Register(rpc.Registrar(server))
-	s := &service{log: log, server: server, view: view, health: rpc.Register(server, headwaterv1.WorkerService_ServiceDesc.ServiceName, headwaterv1.SessionService_ServiceDesc.ServiceName)}
+	s := &service{log: log, server: server, view: view, departs: leaving.run, within: stopWithin, health: rpc.Register(server, headwaterv1.WorkerService_ServiceDesc.ServiceName, headwaterv1.SessionService_ServiceDesc.ServiceName)}
 	if admin.on() {
 		defer admin.serve(config.Observe.Registry, log, func(*observe.Admin) {})()
 	}

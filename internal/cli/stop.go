@@ -20,10 +20,12 @@ import (
 const (
 	// leaveTimeout is how long a stopping process tries to say that it leaves.
 	leaveTimeout = time.Second
-	// drainTimeout is how long it waits for what it has accepted, the leave in it.
-	drainTimeout = 22 * time.Second
-	// hardStop is when it ends in any case.
-	hardStop = 27 * time.Second
+	// stopTimeout is how long it waits for what it has accepted, the leave in it. A worker that gives its sessions away first has
+	// restTimeout for that.
+	stopTimeout = 22 * time.Second
+	restTimeout = stopTimeout - defaultDrainTimeout
+	// hardStop is how much later it ends in any case.
+	hardStop = 5 * time.Second
 )
 
 // service is a process that serves until its context ends.
@@ -32,10 +34,13 @@ type service struct {
 	server *grpc.Server
 	health *health.Server
 	view   membership.View
+	within time.Duration // of a stop
+
+	departs func(context.Context) // what comes first, while all is served; nil is nothing
 }
 
-// serve answers calls until ctx ends; then it says so, lets drain end what was accepted, leaves and stops. After
-// drainTimeout it closes every connection.
+// serve answers calls until ctx ends; then it departs, says so, lets drain end what was accepted, leaves and stops. When the time is
+// over it closes every connection.
 func (s *service) serve(ctx context.Context, listener *connections, drain func(context.Context) error) error {
 	served := make(chan error, 1)
 	go func() { served <- serveUntilStopped(s.server, listener) }()
@@ -46,9 +51,12 @@ func (s *service) serve(ctx context.Context, listener *connections, drain func(c
 	case <-ctx.Done():
 	}
 	s.log.Info("stopping")
-	s.health.Shutdown()
-	within, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
+	within, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.within)
 	defer cancel()
+	if s.departs != nil && err == nil {
+		s.departs(within)
+	}
+	s.health.Shutdown()
 	// Those who look for it should know before they are refused. When they stop as well, nobody is left to be told.
 	leaving, left := context.WithTimeout(within, leaveTimeout)
 	defer left()
@@ -74,8 +82,8 @@ func serveUntilStopped(server *grpc.Server, listener net.Listener) error {
 	return nil
 }
 
-// endHard ends the process hardStop after ctx has ended, unless done is called before.
-func endHard(ctx context.Context, log *slog.Logger) (done func()) {
+// endHard ends the process after a stop that lasts too long, hardStop longer than it may, unless done is called before.
+func endHard(ctx context.Context, within time.Duration, log *slog.Logger) (done func()) {
 	ended := make(chan struct{})
 	go func() {
 		select {
@@ -83,11 +91,11 @@ func endHard(ctx context.Context, log *slog.Logger) (done func()) {
 		case <-ended:
 			return
 		}
-		timer := time.NewTimer(hardStop)
+		timer := time.NewTimer(within + hardStop)
 		defer timer.Stop()
 		select {
 		case <-timer.C:
-			log.Error(fmt.Sprintf("the stop did not end within %v; the process ends now", hardStop))
+			log.Error(fmt.Sprintf("the stop did not end within %v; the process ends now", within+hardStop))
 			os.Exit(exitFailed)
 		case <-ended:
 		}

@@ -21,8 +21,10 @@ const (
 	copyBytes = 1 << 20
 	// copyRounds is how often a copy follows a session that goes on before it is given up for the time being.
 	copyRounds = 32
-	// copyRest is how many bytes a copy may lack when the session is held up for them.
+	// copyRest is how many bytes a copy may lack when the session is held up for them, and copyTail how many are left until then:
+	// what a model takes back is mostly among its newest positions.
 	copyRest = 4 << 20
+	copyTail = 2 << 20
 )
 
 // errChanged is a session that was truncated while it was copied, or whose holders are at odds: the copy is made anew later.
@@ -116,6 +118,9 @@ func (r *restore) make(ctx context.Context) error {
 	}
 	for range copyRounds {
 		lengths := r.from.least(states)
+		for l := range lengths {
+			lengths[l] = max(lengths[l]-min(lengths[l], r.tail()), min(lengths[l], r.filled[l].length))
+		}
 		if err := r.follow(ctx, lengths); err != nil {
 			return err
 		}
@@ -138,6 +143,15 @@ func (r *restore) behind(s *headwaterv1.SessionState) bool {
 		}
 	}
 	return lacks > copyRest
+}
+
+// tail is how many positions of each layer are left until the session is held up.
+func (r *restore) tail() uint64 {
+	bytes := 0
+	for l := range r.layers {
+		bytes += r.row(l)
+	}
+	return copyTail / uint64(max(bytes, 1))
 }
 
 // row is the size of one position of a layer at the target.

@@ -366,7 +366,10 @@ type DrainWorkerRequest struct {
 	// Its name.
 	Worker string `protobuf:"bytes,1,opt,name=worker,proto3" json:"worker,omitempty"`
 	// Whether to undo it: the worker gets sessions again.
-	Undo          bool `protobuf:"varint,2,opt,name=undo,proto3" json:"undo,omitempty"`
+	Undo bool `protobuf:"varint,2,opt,name=undo,proto3" json:"undo,omitempty"`
+	// Whether the worker ends soon, as it says itself when it is asked to end: sessions that others hold as a whole go on without it at
+	// once, and what would be lost is copied then. The call fails if no other worker has room for that.
+	Leaving       bool `protobuf:"varint,3,opt,name=leaving,proto3" json:"leaving,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -411,6 +414,13 @@ func (x *DrainWorkerRequest) GetWorker() string {
 func (x *DrainWorkerRequest) GetUndo() bool {
 	if x != nil {
 		return x.Undo
+	}
+	return false
+}
+
+func (x *DrainWorkerRequest) GetLeaving() bool {
+	if x != nil {
+		return x.Leaving
 	}
 	return false
 }
@@ -652,10 +662,11 @@ const file_headwater_v1_cluster_proto_rawDesc = "" +
 	"\x05after\x18\x01 \x01(\x04R\x05after\x12\x16\n" +
 	"\x06follow\x18\x02 \x01(\bR\x06follow\"@\n" +
 	"\x13WatchEventsResponse\x12)\n" +
-	"\x05event\x18\x01 \x01(\v2\x13.headwater.v1.EventR\x05event\"@\n" +
+	"\x05event\x18\x01 \x01(\v2\x13.headwater.v1.EventR\x05event\"Z\n" +
 	"\x12DrainWorkerRequest\x12\x16\n" +
 	"\x06worker\x18\x01 \x01(\tR\x06worker\x12\x12\n" +
-	"\x04undo\x18\x02 \x01(\bR\x04undo\"@\n" +
+	"\x04undo\x18\x02 \x01(\bR\x04undo\x12\x18\n" +
+	"\aleaving\x18\x03 \x01(\bR\aleaving\"@\n" +
 	"\x13DrainWorkerResponse\x12)\n" +
 	"\x05moves\x18\x01 \x01(\v2\x13.headwater.v1.MovesR\x05moves\"\x12\n" +
 	"\x10RebalanceRequest\">\n" +

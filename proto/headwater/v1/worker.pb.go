@@ -617,7 +617,10 @@ type DescribeResponse struct {
 	ProcessorFeatures []string `protobuf:"bytes,13,rep,name=processor_features,json=processorFeatures,proto3" json:"processor_features,omitempty"`
 	// What fails together with the worker, as a rack or a data center: copies are held in other zones if there are. At most 63 bytes;
 	// empty is not known. Since version 1.3.
-	Zone          string `protobuf:"bytes,14,opt,name=zone,proto3" json:"zone,omitempty"`
+	Zone string `protobuf:"bytes,14,opt,name=zone,proto3" json:"zone,omitempty"`
+	// Whether the worker ends soon: sessions that others hold as a whole go on without it before anything is copied. Since version
+	// 1.3.
+	Leaving       bool `protobuf:"varint,15,opt,name=leaving,proto3" json:"leaving,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -750,11 +753,20 @@ func (x *DescribeResponse) GetZone() string {
 	return ""
 }
 
+func (x *DescribeResponse) GetLeaving() bool {
+	if x != nil {
+		return x.Leaving
+	}
+	return false
+}
+
 // SetDrainingRequest says whether a worker is drained.
 type SetDrainingRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Whether it is.
-	Draining      bool `protobuf:"varint,1,opt,name=draining,proto3" json:"draining,omitempty"`
+	Draining bool `protobuf:"varint,1,opt,name=draining,proto3" json:"draining,omitempty"`
+	// Whether it ends soon.
+	Leaving       bool `protobuf:"varint,2,opt,name=leaving,proto3" json:"leaving,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -792,6 +804,13 @@ func (*SetDrainingRequest) Descriptor() ([]byte, []int) {
 func (x *SetDrainingRequest) GetDraining() bool {
 	if x != nil {
 		return x.Draining
+	}
+	return false
+}
+
+func (x *SetDrainingRequest) GetLeaving() bool {
+	if x != nil {
+		return x.Leaving
 	}
 	return false
 }
@@ -3208,7 +3227,7 @@ const file_headwater_v1_worker_proto_rawDesc = "" +
 	"\x06before\x18\x06 \x03(\x02R\x06before\x12\x12\n" +
 	"\x04sink\x18\a \x03(\x02R\x04sink\x12\x16\n" +
 	"\x06tokens\x18\b \x03(\rR\x06tokens\"\x11\n" +
-	"\x0fDescribeRequest\"\xac\x03\n" +
+	"\x0fDescribeRequest\"\xc6\x03\n" +
 	"\x10DescribeResponse\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04boot\x18\x02 \x01(\fR\x04boot\x12\x18\n" +
@@ -3226,9 +3245,11 @@ const file_headwater_v1_worker_proto_rawDesc = "" +
 	"\bdraining\x18\v \x01(\bR\bdraining\x12\x1c\n" +
 	"\tprocessor\x18\f \x01(\tR\tprocessor\x12-\n" +
 	"\x12processor_features\x18\r \x03(\tR\x11processorFeatures\x12\x12\n" +
-	"\x04zone\x18\x0e \x01(\tR\x04zone\"0\n" +
+	"\x04zone\x18\x0e \x01(\tR\x04zone\x12\x18\n" +
+	"\aleaving\x18\x0f \x01(\bR\aleaving\"J\n" +
 	"\x12SetDrainingRequest\x12\x1a\n" +
-	"\bdraining\x18\x01 \x01(\bR\bdraining\"\x15\n" +
+	"\bdraining\x18\x01 \x01(\bR\bdraining\x12\x18\n" +
+	"\aleaving\x18\x02 \x01(\bR\aleaving\"\x15\n" +
 	"\x13SetDrainingResponse\"\xc4\x01\n" +
 	"\n" +
 	"WorkerLoad\x12/\n" +

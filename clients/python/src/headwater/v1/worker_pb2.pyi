@@ -125,7 +125,7 @@ class DescribeRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class DescribeResponse(_message.Message):
-    __slots__ = ("name", "boot", "version", "weight", "budget_bytes", "used_bytes", "threads", "kernel", "spare_bytes", "load", "draining", "processor", "processor_features", "zone")
+    __slots__ = ("name", "boot", "version", "weight", "budget_bytes", "used_bytes", "threads", "kernel", "spare_bytes", "load", "draining", "processor", "processor_features", "zone", "leaving")
     NAME_FIELD_NUMBER: _ClassVar[int]
     BOOT_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -140,6 +140,7 @@ class DescribeResponse(_message.Message):
     PROCESSOR_FIELD_NUMBER: _ClassVar[int]
     PROCESSOR_FEATURES_FIELD_NUMBER: _ClassVar[int]
     ZONE_FIELD_NUMBER: _ClassVar[int]
+    LEAVING_FIELD_NUMBER: _ClassVar[int]
     name: str
     boot: bytes
     version: str
@@ -154,13 +155,16 @@ class DescribeResponse(_message.Message):
     processor: str
     processor_features: _containers.RepeatedScalarFieldContainer[str]
     zone: str
-    def __init__(self, name: _Optional[str] = ..., boot: _Optional[bytes] = ..., version: _Optional[str] = ..., weight: _Optional[int] = ..., budget_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ..., threads: _Optional[int] = ..., kernel: _Optional[str] = ..., spare_bytes: _Optional[int] = ..., load: _Optional[_Union[WorkerLoad, _Mapping]] = ..., draining: bool = ..., processor: _Optional[str] = ..., processor_features: _Optional[_Iterable[str]] = ..., zone: _Optional[str] = ...) -> None: ...
+    leaving: bool
+    def __init__(self, name: _Optional[str] = ..., boot: _Optional[bytes] = ..., version: _Optional[str] = ..., weight: _Optional[int] = ..., budget_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ..., threads: _Optional[int] = ..., kernel: _Optional[str] = ..., spare_bytes: _Optional[int] = ..., load: _Optional[_Union[WorkerLoad, _Mapping]] = ..., draining: bool = ..., processor: _Optional[str] = ..., processor_features: _Optional[_Iterable[str]] = ..., zone: _Optional[str] = ..., leaving: bool = ...) -> None: ...
 
 class SetDrainingRequest(_message.Message):
-    __slots__ = ("draining",)
+    __slots__ = ("draining", "leaving")
     DRAINING_FIELD_NUMBER: _ClassVar[int]
+    LEAVING_FIELD_NUMBER: _ClassVar[int]
     draining: bool
-    def __init__(self, draining: bool = ...) -> None: ...
+    leaving: bool
+    def __init__(self, draining: bool = ..., leaving: bool = ...) -> None: ...
 
 class SetDrainingResponse(_message.Message):
     __slots__ = ()
