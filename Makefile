@@ -182,6 +182,10 @@ figures-learn: build $(VENV_MODEL)/ready ## measure gradients; prints `figure NA
 figures-faults: build ## measure how the programs bear bad luck and bad company; prints `figure NAME VALUE`
 	@$(GO) run ./internal/figures/faults -bin bin
 
+.PHONY: figures-survive
+figures-survive: build ## measure what users see of failures; prints `figure NAME VALUE` (FLAGS='-kills 5 -run kill' for a quick look)
+	@$(GO) run ./internal/figures/survive -bin bin $(FLAGS)
+
 explore: ## explore the protocol of sessions in all orders of a small case; prints `figure explored_states N`
 	@HEADWATER_EXPLORE=1 $(GO) test -count=1 -timeout 90m -v -run 'TestSmallCase$$' ./test/explore
 

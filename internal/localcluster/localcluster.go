@@ -120,6 +120,15 @@ func (c *Cluster) Health(worker int) string {
 	return c.workers[worker].ready.Health
 }
 
+// Addresses are the host:port of a worker's gRPC service and of its gossip; those of the coordinator for -1.
+func (c *Cluster) Addresses(worker int) (service, gossip string) {
+	p := c.coordinator
+	if worker >= 0 {
+		p = c.workers[worker]
+	}
+	return p.ready.Address, p.ready.Gossip
+}
+
 // Process is the id of a worker's process; that of the coordinator's for -1.
 func (c *Cluster) Process(worker int) int {
 	if worker < 0 {

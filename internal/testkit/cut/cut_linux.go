@@ -1,0 +1,111 @@
+package cut
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+)
+
+// inside is the variable by which a program knows that it runs in a namespace of its own.
+const inside = "OWN_NETWORK_NAMESPACE"
+
+// Inside reports whether this program was started by Again.
+func Inside() bool { return os.Getenv(inside) != "" }
+
+// Again runs this program once more, with the same arguments, in a network namespace of its own, and returns its exit code. The
+// error says why that is not possible here; then nothing was run. The program ends with this one.
+func Again(ctx context.Context) (code int, err error) {
+	for _, tool := range []string{"nft", "ip"} {
+		if _, err := exec.LookPath(tool); err != nil {
+			return 0, fmt.Errorf("no network namespace: %w", err)
+		}
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return 0, err
+	}
+	cmd := exec.CommandContext(ctx, self, os.Args[1:]...)
+	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	cmd.Env = append(os.Environ(), inside+"=1")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
+	if os.Getuid() != 0 {
+		cmd.SysProcAttr.Cloneflags |= syscall.CLONE_NEWUSER
+		cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}}
+		cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}}
+	}
+	if err := cmd.Start(); err != nil {
+		return 0, fmt.Errorf("no network namespace: %w", err)
+	}
+	var ended *exec.ExitError
+	if err := cmd.Wait(); errors.As(err, &ended) {
+		return ended.ExitCode(), nil
+	} else if err != nil {
+		return 1, err
+	}
+	return 0, nil
+}
+
+// Network is this program's own network.
+type Network struct{}
+
+// Open brings the loopback interface up. It fails outside of a namespace of this program's own.
+func Open() (*Network, error) {
+	if !Inside() {
+		return nil, errors.New("this program has no network namespace of its own")
+	}
+	if err := run("", "ip", "link", "set", "lo", "up"); err != nil {
+		return nil, err
+	}
+	return &Network{}, run("add table inet cut\nadd chain inet cut way { type filter hook input priority 0; policy accept; }\n", "nft", "-f", "-")
+}
+
+// Direction says which packets are dropped.
+type Direction int
+
+// The directions.
+const (
+	Both Direction = iota
+	To             // those to the ports
+	From           // those from the ports
+)
+
+// Drop drops packets to or from the ports of some addresses, host:port, from now on.
+func (*Network) Drop(d Direction, addresses ...string) error {
+	var ports []string
+	for _, a := range addresses {
+		_, port, err := net.SplitHostPort(a)
+		if err != nil {
+			return err
+		}
+		ports = append(ports, port)
+	}
+	var rules strings.Builder
+	for _, protocol := range []string{"tcp", "udp"} {
+		if d != From {
+			fmt.Fprintf(&rules, "add rule inet cut way %s dport { %s } drop\n", protocol, strings.Join(ports, ", "))
+		}
+		if d != To {
+			fmt.Fprintf(&rules, "add rule inet cut way %s sport { %s } drop\n", protocol, strings.Join(ports, ", "))
+		}
+	}
+	return run(rules.String(), "nft", "-f", "-")
+}
+
+// Heal lets all packets pass again.
+func (*Network) Heal() error { return run("", "nft", "flush", "chain", "inet", "cut", "way") }
+
+func run(input, name string, args ...string) error {
+	cmd := exec.Command(name, args...)
+	cmd.Stdin = strings.NewReader(input)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, bytes.TrimSpace(out))
+	}
+	return nil
+}

@@ -1,0 +1,38 @@
+//go:build !linux
+
+package cut
+
+import (
+	"context"
+	"errors"
+)
+
+var errLinux = errors.New("network namespaces need Linux")
+
+// Inside reports whether this program was started by Again.
+func Inside() bool { return false }
+
+// Again says that it is not possible here.
+func Again(context.Context) (code int, err error) { return 0, errLinux }
+
+// Network is this program's own network.
+type Network struct{}
+
+// Open says that it is not possible here.
+func Open() (*Network, error) { return nil, errLinux }
+
+// Direction says which packets are dropped.
+type Direction int
+
+// The directions.
+const (
+	Both Direction = iota
+	To
+	From
+)
+
+// Drop says that it is not possible here.
+func (*Network) Drop(Direction, ...string) error { return errLinux }
+
+// Heal says that it is not possible here.
+func (*Network) Heal() error { return errLinux }
