@@ -24,11 +24,14 @@ var (
 	exactStorings = storings[:5]
 )
 
-// variants are the options, each alone and several together. They change a sample of any shape.
-var variants = []struct {
+// variant changes the options of a sample, of any shape.
+type variant struct {
 	name  string
 	apply func(e *sample, rnd *rand.Rand)
-}{
+}
+
+// variants are the options, each alone and several together.
+var variants = []variant{
 	{"plain", func(*sample, *rand.Rand) {}},
 	{"causal", func(e *sample, _ *rand.Rand) { e.opts.Causal = true }},
 	{"window", func(e *sample, _ *rand.Rand) { e.opts.WindowLeft, e.opts.WindowRight = 70, 3 }},
@@ -89,31 +92,37 @@ func bias(e *sample, heads int, rnd *rand.Rand) {
 	}
 }
 
-// TestAttendOptions: every option, storage type and spread of scores, and group sizes 1 to 9 in turn.
-func TestAttendOptions(t *testing.T) {
+// drawn is a case that tests draw: the shape, the options, and the seed of its numbers.
+type drawn struct {
+	shape
+	variant
+	seed uint64
+}
+
+// eachOption checks every option, storage type and spread of scores, and group sizes 1 to 9 in turn. change may change the shape;
+// check returns the error, of which the largest is logged.
+func eachOption(t *testing.T, stored []storing, change func(c *drawn), check func(t *testing.T, c drawn) float64) {
 	skipIfRaced(t)
 	most, seed := 0.0, uint64(0)
-	for _, st := range exactStorings {
+	for _, st := range stored {
 		for _, spread := range spreads {
 			for _, v := range variants {
 				seed++
-				s := shape{
+				c := drawn{shape{
 					dt: st.dt, arithmetic: st.arithmetic, headDim: 64, vDim: 24, tokens: 3, heads: int(1 + seed%9), len: 150, spread: spread,
 					offset: 147, firstHead: int(seed % 3),
-				}
-				t.Run(fmt.Sprint(v.name, " ", s), func(t *testing.T) {
-					e := draw(t, seed, s)
-					v.apply(e, rand.New(rand.NewPCG(seed, 8)))
-					most = max(most, e.near(t, e.attend(t, 2)))
-				})
+				}, v, seed}
+				change(&c)
+				t.Run(fmt.Sprint(v.name, " ", c.shape), func(t *testing.T) { most = max(most, check(t, c)) })
 			}
 		}
 	}
 	t.Logf("largest error: %.3f units", most)
 }
 
-// TestAttendShapes: head sizes, lengths around the borders of pages and splits, with options and spreads in turn.
-func TestAttendShapes(t *testing.T) {
+// eachShape checks head sizes, and lengths around the borders of pages, blocks and splits, with options and spreads in turn. change
+// may change the shape, and says whether the case is checked.
+func eachShape(t *testing.T, stored []storing, change func(c *drawn) bool, check func(t *testing.T, c drawn) float64) {
 	skipIfRaced(t)
 	most, seed := 0.0, uint64(100)
 	for _, dims := range [][2]int{{1, 1}, {3, 5}, {64, 64}, {80, 80}, {128, 128}, {257, 257}, {512, 512}, {1, 512}, {192, 128}, {512, 1}} {
@@ -121,25 +130,35 @@ func TestAttendShapes(t *testing.T) {
 			if n > 2049 && dims[0] > 128 {
 				continue
 			}
-			for _, st := range exactStorings {
+			for _, st := range stored {
 				seed++
-				s := shape{
+				c := drawn{shape{
 					dt: st.dt, arithmetic: st.arithmetic, headDim: dims[0], vDim: dims[1], tokens: int(1 + seed%2), heads: int(1 + seed%3), len: n,
 					spread: spreads[seed/3%4], offset: int64(n) - 1,
-				}
+				}, variants[seed/2%uint64(len(variants))], seed}
 				if n > 1000 {
-					s.tokens, s.heads = 1, 1+int(seed%2)
+					c.tokens, c.heads = 1, 1+int(seed%2)
 				}
-				v := variants[seed/2%uint64(len(variants))]
-				t.Run(fmt.Sprint(v.name, " ", s), func(t *testing.T) {
-					e := draw(t, seed, s)
-					v.apply(e, rand.New(rand.NewPCG(seed, 8)))
-					most = max(most, e.near(t, e.attend(t, 2)))
-				})
+				if change(&c) {
+					t.Run(fmt.Sprint(c.name, " ", c.shape), func(t *testing.T) { most = max(most, check(t, c)) })
+				}
 			}
 		}
 	}
 	t.Logf("largest error: %.3f units", most)
+}
+
+// attended attends over a case, and returns its error.
+func attended(t *testing.T, c drawn) float64 {
+	e := draw(t, c.seed, c.shape)
+	c.apply(e, rand.New(rand.NewPCG(c.seed, 8)))
+	return e.near(t, e.attend(t, 2))
+}
+
+func TestAttendOptions(t *testing.T) { eachOption(t, exactStorings, func(*drawn) {}, attended) }
+
+func TestAttendShapes(t *testing.T) {
+	eachShape(t, exactStorings, func(*drawn) bool { return true }, attended)
 }
 
 // TestAttendIsOneFunction: the same bits for any threads, chunks of tokens and heads, and those of the contract.

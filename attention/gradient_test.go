@@ -121,66 +121,35 @@ func (e *sample) nearGradients(t rapid.TB, d Differentiation, got Gradients) (mo
 	return most
 }
 
-// TestGradientsOfOptions: every option, storage type and spread of scores, and group sizes 1 to 9 in turn.
-func TestGradientsOfOptions(t *testing.T) {
-	skipIfRaced(t)
-	most, seed := 0.0, uint64(0)
-	for _, dt := range floats {
-		for _, spread := range spreads {
-			for _, v := range variants {
-				seed++
-				s := shape{
-					dt: dt, headDim: 64, vDim: 24, tokens: 3 + 67*int(seed%5/4), heads: int(1 + seed%9), len: 150, spread: spread,
-					offset: 147, firstHead: int(seed % 3),
-				}
-				t.Run(fmt.Sprint(v.name, " ", s), func(t *testing.T) {
-					e := draw(t, seed, s)
-					rnd := rand.New(rand.NewPCG(seed, 8))
-					v.apply(e, rnd)
-					d := e.lesson(t, rnd)
-					most = max(most, e.nearGradients(t, d, e.gradients(t, d, &kernels[0], 2)))
-				})
-			}
-		}
+// plainly are storage types with the arithmetic of Chain.
+func plainly(types []tensor.DType) []storing {
+	var all []storing
+	for _, dt := range types {
+		all = append(all, storing{dt: dt})
 	}
-	t.Logf("largest error: %.3f units", most)
+	return all
 }
 
-// TestGradientsOfShapes: head sizes, lengths around the borders of pages, blocks and splits, with options in turn.
+// weighed makes the gradients of a case, and returns their error.
+func weighed(t *testing.T, c drawn) float64 {
+	e := draw(t, c.seed, c.shape)
+	rnd := rand.New(rand.NewPCG(c.seed, 8))
+	c.apply(e, rnd)
+	d := e.lesson(t, rnd)
+	return e.nearGradients(t, d, e.gradients(t, d, &kernels[0], 2))
+}
+
+func TestGradientsOfOptions(t *testing.T) {
+	eachOption(t, plainly(floats), func(c *drawn) { c.tokens += 67 * int(c.seed%5/4) }, weighed)
+}
+
 func TestGradientsOfShapes(t *testing.T) {
-	skipIfRaced(t)
-	most, seed := 0.0, uint64(100)
-	for _, dims := range [][2]int{{1, 1}, {3, 5}, {64, 64}, {80, 80}, {128, 128}, {257, 257}, {512, 512}, {1, 512}, {192, 128}, {512, 1}} {
-		for _, n := range []int{1, 2, 63, 64, 65, 127, 128, 129, 2047, 2048, 2049, 4097} {
-			if n > 2049 && dims[0] > 128 {
-				continue
-			}
-			for _, dt := range floats {
-				seed++
-				if testing.Short() && n > 129 && seed%8 != 0 {
-					continue
-				}
-				s := shape{
-					dt: dt, headDim: dims[0], vDim: dims[1], tokens: int(1 + seed%2), heads: int(1 + seed%3), len: n,
-					spread: spreads[seed/3%4], offset: int64(n) - 1,
-				}
-				if n > 1000 {
-					s.tokens, s.heads = 1, 1+int(seed%2)
-				} else if dims[0] <= 128 {
-					s.tokens = []int{1, 63, 64, 65, 129}[seed%5]
-				}
-				v := variants[seed/2%uint64(len(variants))]
-				t.Run(fmt.Sprint(v.name, " ", s), func(t *testing.T) {
-					e := draw(t, seed, s)
-					rnd := rand.New(rand.NewPCG(seed, 8))
-					v.apply(e, rnd)
-					d := e.lesson(t, rnd)
-					most = max(most, e.nearGradients(t, d, e.gradients(t, d, &kernels[0], 2)))
-				})
-			}
+	eachShape(t, plainly(floats), func(c *drawn) bool {
+		if c.len <= 1000 && c.headDim <= 128 {
+			c.tokens = []int{1, 63, 64, 65, 129}[c.seed%5]
 		}
-	}
-	t.Logf("largest error: %.3f units", most)
+		return !testing.Short() || c.len <= 129 || c.seed%8 == 0
+	}, weighed)
 }
 
 // TestGradientsAreTheContract: every kernel, any number of threads, and several items together give the bits of the

@@ -158,7 +158,7 @@ func checkHost(host string) error {
 		return nil
 	}
 	if ip, err := netip.ParseAddr(host); err == nil {
-		if !hostCharacters(ip.Zone()) && ip.Zone() != "" {
+		if !HostCharacters(ip.Zone()) && ip.Zone() != "" {
 			return fmt.Errorf("zone %q is no name of an interface", ip.Zone())
 		}
 		return nil
@@ -169,13 +169,14 @@ func checkHost(host string) error {
 	if len(host) > maxHost {
 		return fmt.Errorf("the host name has %d bytes, at most %d are allowed", len(host), maxHost)
 	}
-	if !hostCharacters(host) || strings.Trim(host, "0123456789.") == "" {
+	if !HostCharacters(host) || strings.Trim(host, "0123456789.") == "" {
 		return fmt.Errorf("%q is neither an IP address nor a host name", host)
 	}
 	return nil
 }
 
-func hostCharacters(s string) bool {
+// HostCharacters tells whether a name, which is not empty, has only the characters of host names and addresses.
+func HostCharacters(s string) bool {
 	for i := range len(s) {
 		c := s[i]
 		switch {

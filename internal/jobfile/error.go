@@ -5,6 +5,8 @@ import (
 	"strconv"
 	"strings"
 	"unicode"
+
+	"headwater.example/tensor"
 )
 
 // Error says what a job file or its options break.
@@ -17,21 +19,7 @@ type Error struct {
 
 // Error is one line: FILE: tensor "T"[INDEX]: RULE.
 func (e *Error) Error() string {
-	var b strings.Builder
-	if e.File != "" {
-		b.WriteString(oneLine(e.File))
-		b.WriteString(": ")
-	}
-	if e.Tensor != "" {
-		b.WriteString("tensor ")
-		b.WriteString(quote(e.Tensor))
-		if e.Index >= 0 {
-			fmt.Fprintf(&b, "[%d]", e.Index)
-		}
-		b.WriteString(": ")
-	}
-	b.WriteString(e.Rule)
-	return b.String()
+	return (*tensor.FormatError)(e).Error()
 }
 
 // oneLine quotes a name that would break a line or a terminal.

@@ -103,7 +103,7 @@ func validateName(name string) error {
 	if name == "" || len(name) > maxName {
 		return fmt.Errorf("a member's name has %d bytes, not 1 to %d", len(name), maxName)
 	}
-	if !hostCharacters(name) {
+	if !address.HostCharacters(name) {
 		return fmt.Errorf("member name %q has other characters than letters, digits, '.', '_' and '-'", name)
 	}
 	return nil
@@ -113,16 +113,4 @@ func validateName(name string) error {
 func validateAddress(text string) error {
 	_, err := address.ParseAdvertised(text, 0)
 	return err
-}
-
-func hostCharacters(s string) bool {
-	for i := range len(s) {
-		c := s[i]
-		switch {
-		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9', c == '.', c == '_', c == '-':
-		default:
-			return false
-		}
-	}
-	return s != ""
 }

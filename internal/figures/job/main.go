@@ -10,25 +10,24 @@
 package main
 
 import (
-	"bufio"
 	"context"
-	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
-	"math"
 	"math/rand/v2"
 	"os"
 	"os/signal"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"headwater.example/client"
 	"headwater.example/internal/accuracy"
+	"headwater.example/internal/figures/jobs"
 	"headwater.example/internal/localcluster"
 	"headwater.example/tensor"
 )
@@ -95,7 +94,7 @@ func measure(ctx context.Context, bin, fixtures, samples string) (err error) {
 	}
 
 	path := filepath.Join(dir, "job.safetensors")
-	if r.JobBytes, err = writeJob(path); err != nil {
+	if r.JobBytes, err = jobs.Write(path, jobs.Attention(queries, positions, heads, groups, headDim), nil, jobs.Uniform(rand.New(rand.NewPCG(1, 2)))); err != nil {
 		return err
 	}
 	// A cluster of its own, so that nothing else has grown its processes.
@@ -144,40 +143,6 @@ func measure(ctx context.Context, bin, fixtures, samples string) (err error) {
 	return os.WriteFile(samples, text, 0o644)
 }
 
-// writeJob writes the big job, of seeded random numbers.
-func writeJob(path string) (size int64, err error) {
-	layout, err := tensor.NewLayout([]tensor.Info{
-		{Name: "q", DType: tensor.F32, Shape: []int{queries, heads, headDim}},
-		{Name: "k", DType: tensor.F32, Shape: []int{positions, groups, headDim}},
-		{Name: "v", DType: tensor.F32, Shape: []int{positions, groups, headDim}},
-	}, 0)
-	if err != nil {
-		return 0, err
-	}
-	header, err := layout.Header(nil)
-	if err != nil {
-		return 0, err
-	}
-	f, err := os.Create(path)
-	if err != nil {
-		return 0, err
-	}
-	defer func() { err = errors.Join(err, f.Close()) }()
-	w := bufio.NewWriterSize(f, 1<<20)
-	if _, err := w.Write(header); err != nil {
-		return 0, err
-	}
-	rng := rand.New(rand.NewPCG(1, 2))
-	var p [4]byte
-	for range (layout.Size() - int64(len(header))) / 4 {
-		binary.LittleEndian.PutUint32(p[:], math.Float32bits(rng.Float32()*2-1))
-		if _, err := w.Write(p[:]); err != nil {
-			return 0, err
-		}
-	}
-	return layout.Size(), w.Flush()
-}
-
 // memory runs the big job and watches the processes.
 func (r *record) memory(ctx context.Context, start func() (*localcluster.Cluster, *client.Client, error), path string) (err error) {
 	cluster, c, err := start()
@@ -209,42 +174,18 @@ func (r *record) memory(ctx context.Context, start func() (*localcluster.Cluster
 
 // sample reads the anonymous memory of processes until done.
 func (r *record) sample(pids map[string]int, done <-chan struct{}) error {
-	for name := range pids {
-		r.Processes[name] = &process{}
+	var watches errgroup.Group
+	for name, pid := range pids {
+		p := &process{}
+		r.Processes[name] = p
+		watches.Go(func() error {
+			return jobs.Watch(pid, sampleEvery, done, func(n int64) {
+				p.Samples = append(p.Samples, n)
+				p.PeakAnonymous = max(p.PeakAnonymous, n)
+			})
+		})
 	}
-	tick := time.NewTicker(sampleEvery)
-	defer tick.Stop()
-	for {
-		for name, pid := range pids {
-			n, err := anonymous(pid)
-			if err != nil {
-				return err
-			}
-			p := r.Processes[name]
-			p.Samples = append(p.Samples, n)
-			p.PeakAnonymous = max(p.PeakAnonymous, n)
-		}
-		select {
-		case <-done:
-			return nil
-		case <-tick.C:
-		}
-	}
-}
-
-// anonymous is a process's anonymous resident memory in bytes (proc(5), RssAnon).
-func anonymous(pid int) (int64, error) {
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	if err != nil {
-		return 0, err
-	}
-	for line := range strings.Lines(string(text)) {
-		if value, ok := strings.CutPrefix(line, "RssAnon:"); ok {
-			kib, err := strconv.ParseInt(strings.TrimSuffix(strings.TrimSpace(value), " kB"), 10, 64)
-			return kib << 10, err
-		}
-	}
-	return 0, fmt.Errorf("process %d has no RssAnon", pid)
+	return watches.Wait()
 }
 
 // shares notes the bytes of K and V that each worker held, by the plan.

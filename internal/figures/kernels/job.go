@@ -21,8 +21,8 @@ import (
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"headwater.example/client"
+	"headwater.example/internal/figures/jobs"
 	"headwater.example/internal/localcluster"
-	"headwater.example/tensor"
 )
 
 // jobWorkers are the workers of the cluster that the job runs on.
@@ -60,7 +60,7 @@ func (c *command) measureJob(ctx context.Context, out, log io.Writer) (err error
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	path := filepath.Join(dir, "job.safetensors")
-	if r.JobBytes, err = writeJob(path, r.Positions, r.Queries); err != nil {
+	if r.JobBytes, err = jobs.Write(path, jobs.Attention(r.Queries, r.Positions, heads, groups, headDim), nil, jobs.Uniform(rand.New(rand.NewPCG(9, 10)))); err != nil {
 		return fmt.Errorf("write the job: %w", err)
 	}
 	coord, err := filepath.Abs(filepath.Join(c.bin, "coord"))
@@ -148,40 +148,6 @@ func (r *jobReport) round(ctx context.Context, to *client.Client, peers []*bareP
 	}
 	s.Sync = time.Since(began).Seconds()
 	return s, os.Remove(result)
-}
-
-// writeJob writes a job of seeded random numbers and returns its size.
-func writeJob(path string, positions, queries int) (size int64, err error) {
-	layout, err := tensor.NewLayout([]tensor.Info{
-		{Name: "q", DType: tensor.F32, Shape: []int{queries, heads, headDim}},
-		{Name: "k", DType: tensor.F32, Shape: []int{positions, groups, headDim}},
-		{Name: "v", DType: tensor.F32, Shape: []int{positions, groups, headDim}},
-	}, 0)
-	if err != nil {
-		return 0, err
-	}
-	header, err := layout.Header(nil)
-	if err != nil {
-		return 0, err
-	}
-	f, err := os.Create(path)
-	if err != nil {
-		return 0, err
-	}
-	defer func() { err = errors.Join(err, f.Close()) }()
-	w := bufio.NewWriterSize(f, 1<<20)
-	if _, err := w.Write(header); err != nil {
-		return 0, err
-	}
-	rng := rand.New(rand.NewPCG(9, 10))
-	for left := (layout.Size() - int64(len(header))) / 4; left > 0; {
-		x := random(int(min(left, 1<<16)), rng)
-		if err := binary.Write(w, binary.LittleEndian, x); err != nil {
-			return 0, err
-		}
-		left -= int64(len(x))
-	}
-	return layout.Size(), w.Flush()
 }
 
 // writeSynced writes size bytes into a file that is on the disk when it returns.

@@ -1,19 +1,16 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"errors"
-	"fmt"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
-	"strconv"
-	"strings"
 	"sync"
 	"time"
 
 	"headwater.example/client"
+	"headwater.example/internal/figures/jobs"
 	"headwater.example/internal/localcluster"
 	"headwater.example/tensor"
 )
@@ -36,8 +33,14 @@ func memory(ctx context.Context, bin string, tokens int) (_ *memoryUsed, err err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	path := filepath.Join(dir, "job.safetensors")
-	bytes, err := writeJob(path, tokens)
-	if err != nil {
+	infos := append(jobs.Attention(tokens, tokens, heads, groups, headDim), tensor.Info{Name: "d_context", DType: tensor.F32, Shape: []int{tokens, heads, headDim}})
+	m := &memoryUsed{}
+	for _, i := range infos {
+		m.Tensors += 2 * i.Bytes() // d_context stands for the context too
+	}
+	rng := rand.New(rand.NewPCG(1, 2))
+	draw := func(n int) []float32 { return normals(rng, n) }
+	if _, err := jobs.Write(path, infos, map[string]string{"headwater": `{"kind":"attention_grad","causal":true}`}, draw); err != nil {
 		return nil, err
 	}
 	command, err := filepath.Abs(filepath.Join(bin, "coord"))
@@ -54,11 +57,12 @@ func memory(ctx context.Context, bin string, tokens int) (_ *memoryUsed, err err
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, c.Close()) }()
-	m := &memoryUsed{Tensors: bytes}
 	done := make(chan struct{})
 	var sampling sync.WaitGroup
 	var sampleErr error
-	sampling.Go(func() { m.Peak, sampleErr = peak(cluster.Process(0), done) })
+	sampling.Go(func() {
+		sampleErr = jobs.Watch(cluster.Process(0), sampleEvery, done, func(n int64) { m.Peak = max(m.Peak, n) })
+	})
 	began := time.Now()
 	job, err := c.Submit(ctx, client.SubmitOptions{Path: path})
 	if err == nil {
@@ -68,81 +72,4 @@ func memory(ctx context.Context, bin string, tokens int) (_ *memoryUsed, err err
 	close(done)
 	sampling.Wait()
 	return m, errors.Join(err, sampleErr)
-}
-
-// peak is the most anonymous resident memory that a process has until done.
-func peak(pid int, done <-chan struct{}) (most int64, err error) {
-	tick := time.NewTicker(sampleEvery)
-	defer tick.Stop()
-	for {
-		n, err := anonymous(pid)
-		if err != nil {
-			return 0, err
-		}
-		most = max(most, n)
-		select {
-		case <-done:
-			return most, nil
-		case <-tick.C:
-		}
-	}
-}
-
-// anonymous is a process's anonymous resident memory in bytes (proc(5), RssAnon).
-func anonymous(pid int) (int64, error) {
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	if err != nil {
-		return 0, err
-	}
-	for line := range strings.Lines(string(text)) {
-		if value, ok := strings.CutPrefix(line, "RssAnon:"); ok {
-			kib, err := strconv.ParseInt(strings.TrimSuffix(strings.TrimSpace(value), " kB"), 10, 64)
-			return kib << 10, err
-		}
-	}
-	return 0, fmt.Errorf("process %d has no RssAnon", pid)
-}
-
-// writeJob writes the job, and returns the bytes of q, k, v, context and their gradients.
-func writeJob(path string, tokens int) (bytes int64, err error) {
-	infos := []tensor.Info{
-		{Name: "q", DType: tensor.F32, Shape: []int{tokens, heads, headDim}},
-		{Name: "k", DType: tensor.F32, Shape: []int{tokens, groups, headDim}},
-		{Name: "v", DType: tensor.F32, Shape: []int{tokens, groups, headDim}},
-		{Name: "d_context", DType: tensor.F32, Shape: []int{tokens, heads, headDim}},
-	}
-	for _, i := range infos {
-		bytes += 2 * i.Bytes() // d_context stands for the context too
-	}
-	metadata := map[string]string{"headwater": `{"kind":"attention_grad","causal":true}`}
-	reserve, err := tensor.MetadataBytes(metadata)
-	if err != nil {
-		return 0, err
-	}
-	layout, err := tensor.NewLayout(infos, reserve)
-	if err != nil {
-		return 0, err
-	}
-	header, err := layout.Header(metadata)
-	if err != nil {
-		return 0, err
-	}
-	f, err := os.Create(path)
-	if err != nil {
-		return 0, err
-	}
-	defer func() { err = errors.Join(err, f.Close()) }()
-	w := bufio.NewWriterSize(f, 1<<20)
-	if _, err := w.Write(header); err != nil {
-		return 0, err
-	}
-	rnd := rand.New(rand.NewPCG(1, 2))
-	for left := (layout.Size() - int64(len(header))) / 4; left > 0; {
-		n := min(left, 1<<16)
-		if _, err := w.Write(littleEndian(normals(rnd, int(n)))); err != nil {
-			return 0, err
-		}
-		left -= n
-	}
-	return bytes, w.Flush()
 }
