@@ -16,10 +16,10 @@ func TestGradientsOfLayersOfShapes(t *testing.T) {
 		{"causal": true}, {"window_left": 20}, {"causal": true, "window_left": 5, "softcap": 15}, {"kv_len": 1}, {"scale": -0.3}, {}, {"causal": true, "sinks": true}, {"alibi_slopes": true},
 	}
 	m, problems, tensors, seed := newMaker(17), map[string]any{}, 0, 0
-	for _, dims := range [][2]int{{1, 1}, {2, 5}, {8, 8}, {64, 24}, {80, 80}, {128, 1}, {6, 128}} {
-		for _, tokens := range []int{1, 2, 63, 64, 65, 128, 129} {
+	for _, dims := range [][2]int{{1, 1}, {2, 5}, {8, 8}, {64, 24}, {128, 1}, {6, 80}} {
+		for _, tokens := range []int{1, 63, 64, 65, 129} {
 			seed++
-			groups, size, model := 1+seed%3, []int{1, 4, 2, 7, 3}[seed%5], []int{1, 5, 16, 33, 64}[seed/2%5]
+			groups, size, model := 1+seed%2, []int{1, 3, 2}[seed%3], []int{1, 5, 16, 33}[seed/2%4]
 			heads, prefix := groups*size, fmt.Sprintf("seqs.%d.", seed)
 			options := map[string]any{"n_heads": heads, "head_dim": dims[0]}
 			for name, v := range variants[seed%len(variants)] {
