@@ -13,7 +13,7 @@ export GOFLAGS += -trimpath -buildvcs=false
 
 .DEFAULT_GOAL := help
 .PHONY: help build demo demo-model check map test unit lint format proto generate breaking fuzz bench bench-plots figures-kernels figures-job figures-sessions figures-learn figures-model figures-observe figures-ops figures-faults simulate soak explore walk \
-	fixtures image test-alerts test-amx test-avx512 test-browser test-traces test-arm64 test-k8s test-python test-model pytest wheel wheels clean
+	fixtures image packages test-alerts test-amx test-avx512 test-browser test-traces test-arm64 test-k8s test-python test-model pytest wheel wheels clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -101,8 +101,9 @@ format: ## format the code
 	$(TOOL) gofumpt -w .
 	$(TOOL) buf format -w
 
-proto: $(VENV)/ready ## generate the protocol's code, for Go and Python
+proto: $(VENV)/ready ## generate the protocol's code, for Go and Python, and docs/api.md
 	$(TOOL) buf generate
+	cd tools && $(GO) run ./apidoc
 	PYTHON=$(CURDIR)/$(VENV)/bin/python clients/python/generate.sh
 
 generate: ## generate the assembly of the attention kernels, conversions and codecs
@@ -172,9 +173,10 @@ figures-observe: build ## measure what metrics, traces and viewers cost a step, 
 	-@$(MAKE) -s .cache/chromium $(AXE) >&2
 	@cd tools/browser && $(BROWSER) $(GO) run ./figures
 
-figures-ops: image ## measure what TLS costs a step, and the size of the images; prints `figure NAME VALUE`
+figures-ops: image ## measure what TLS costs a step, the size of the images, and with HEADWATER_KUBE how sessions bear the loss of pods; prints `figure NAME VALUE`
 	@$(GO) run ./internal/figures/sessions -bin bin -run '^mtls_' -samples figures/ops.json
 	@wc -c < out/images.tar | awk '{printf "figure image_mb %.1f\n", $$1 / 1e6}'
+	@test -z "$$HEADWATER_KUBE" || k8s/test.sh figures
 
 figures-learn: build $(VENV_MODEL)/ready ## measure gradients; prints `figure NAME VALUE` (installs torch)
 	@$(GO) run ./internal/figures/learn -bin bin -python $(VENV_MODEL)/bin/python -samples figures/learn.json
@@ -208,6 +210,11 @@ REVISION = $(shell git rev-parse HEAD 2>/dev/null)
 image: build ## pack the binaries into out/images.tar, without a container engine, and say beside it in SPDX what they are made of
 	@mkdir -p out
 	$(GO) run ./internal/image/cmd -out out/images.tar -version $(VERSION) -also local -made $(MADE) -revision '$(REVISION)' -bills out bin/coord bin/worker
+
+# nfpm is a module of its own, pinned to the last version all of whose modules can be had.
+packages: ## build Debian packages and tarballs for Linux on x86-64 and arm64 into out/packages/
+	cd tools/nfpm && GOFLAGS='$(GOFLAGS) -mod=readonly' $(GO) build -o ../../.cache/nfpm github.com/goreleaser/nfpm/v2/cmd/nfpm
+	NFPM=.cache/nfpm LDFLAGS='$(LDFLAGS)' packaging/packages.sh $(VERSION) $(MADE)
 
 test-avx512: ## run the tests of the AVX-512 kernels on an emulated processor (.ci/avx512 says what it needs)
 	@bash .ci/avx512
