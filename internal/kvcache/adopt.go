@@ -18,8 +18,8 @@ type AdoptRequest struct {
 	Pinned                    bool
 }
 
-// Adopt makes From the session, in the place of what is held of that one, which must not be driven under a higher epoch. What was filled
-// must have the lengths and hashes that are named.
+// Adopt makes From the session, in the place of what is held of that one under the same closed epoch. Of whatever else is held of it
+// nobody knows whether the copy has that too. What was filled must have the lengths and hashes that are named.
 func (st *Store) Adopt(ctx context.Context, req AdoptRequest) (State, error) {
 	if req.From == req.Session || req.Epoch.Counter < 1 {
 		return State{}, refuse(Invalid, "session %s: it can not adopt session %s under epoch %d", req.Session, req.From, req.Epoch.Counter)
@@ -37,7 +37,7 @@ func (st *Store) Adopt(ctx context.Context, req AdoptRequest) (State, error) {
 		return State{}, err
 	}
 	if old != nil {
-		if req.Epoch.compare(old.epoch) < 0 {
+		if req.Epoch.compare(old.epoch) != 0 {
 			defer old.unlock()
 			return State{}, old.stale(req.Epoch)
 		}

@@ -29,6 +29,12 @@ func TestACopyIsAdopted(t *testing.T) {
 		l.Chain, l.AppendID, l.Before = 8, 9, &LayerState{Layer: l.Layer, Length: 69, Hashes: []uint64{1, 2}, Chain: 7}
 		req.Layers = append(req.Layers, l)
 	}
+	if _, err := st.Adopt(context.Background(), req); reasonOf(err) != StaleEpoch {
+		t.Errorf("in the place of what is open: %v", err)
+	}
+	if _, err := st.Take(context.Background(), id, req.Epoch.taken(), nil, 0, false); err != nil {
+		t.Fatal(err)
+	}
 	for name, c := range map[string]struct {
 		spoil func(r *AdoptRequest)
 		want  Reason
@@ -40,6 +46,7 @@ func TestACopyIsAdopted(t *testing.T) {
 		"other contents":  {func(r *AdoptRequest) { r.Layers[1].Hashes = []uint64{4, 4} }, Different},
 		"too few before":  {func(r *AdoptRequest) { r.Layers[1].Before = &LayerState{Layer: 1, Hashes: []uint64{1}} }, Invalid},
 		"an older epoch":  {func(r *AdoptRequest) { r.Epoch.Lane = LaneID{}; r.Epoch.Counter = 1 }, StaleEpoch},
+		"a newer epoch":   {func(r *AdoptRequest) { r.Epoch.Counter++ }, StaleEpoch},
 		"an epoch of old": {func(r *AdoptRequest) { r.Epoch.Counter = 0 }, Invalid},
 	} {
 		bad := req

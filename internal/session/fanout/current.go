@@ -12,9 +12,11 @@ import (
 	headwaterv1 "headwater.example/proto/headwater/v1"
 )
 
-// Current returns who holds a session, of the states that workers tell of it: those of the highest epoch. Workers of a lower one
-// count only if without them the session is not whole, since an epoch may be stepped at some only, or if another lane's take is to
-// come to them; and if the highest epoch says who has it, only those that it names.
+// Current returns who holds a session, of the states that workers tell of it: those of the highest epoch that is complete, which all that
+// it names tell and which is open. An epoch above it has come only to some, and not to all that go on under the complete one. If none is
+// complete, it is those of the highest epoch. Workers of a lower one count then only if without them the session is not whole, since an
+// epoch may be stepped at some only, or if another lane's take is to come to them; and if the highest epoch says who has it, only those
+// that it names.
 func Current(states []*headwaterv1.SessionState) (*Holding, []*headwaterv1.SessionState, error) {
 	layers, err := layerproto.ReadSessionLayers(states[0].GetConfig().GetLayers())
 	if err != nil {
@@ -22,25 +24,53 @@ func Current(states []*headwaterv1.SessionState) (*Holding, []*headwaterv1.Sessi
 	}
 	states = slices.Clone(states)
 	slices.SortStableFunc(states, func(a, b *headwaterv1.SessionState) int { return compareEpochs(b.GetEpoch(), a.GetEpoch()) })
+	for _, one := range complete(states) {
+		if h, err := ParseHolding(layers, allHolders(one)); err == nil {
+			return h.Under(one...), one, nil
+		}
+	}
 	top := states[0].GetEpoch()
 	states = slices.DeleteFunc(states, func(s *headwaterv1.SessionState) bool {
 		return compareEpochs(s.GetEpoch(), top) < 0 && leftOut(s, top)
 	})
-	var holders []*headwaterv1.Holder
 	for i, s := range states {
-		holders = append(holders, s.GetHolders()...)
 		if i+1 < len(states) && (compareEpochs(s.GetEpoch(), states[i+1].GetEpoch()) == 0 || taking(states[i+1], top)) {
 			continue
 		}
 		var h *Holding
-		if h, err = ParseHolding(layers, holders); err == nil {
+		if h, err = ParseHolding(layers, allHolders(states[:i+1])); err == nil {
 			h = h.Under(states[:i+1]...)
 			h.closed = h.closed || compareEpochs(s.GetEpoch(), top) < 0
 			h.split = slices.ContainsFunc(states[:i+1], func(s *headwaterv1.SessionState) bool { return !bytes.Equal(s.GetEpoch().GetLane(), top.GetLane()) })
 			return h, states[:i+1], nil
 		}
 	}
-	return nil, nil, missed(top, holders, err)
+	return nil, nil, missed(top, allHolders(states), err)
+}
+
+func allHolders(states []*headwaterv1.SessionState) (all []*headwaterv1.Holder) {
+	for _, s := range states {
+		all = append(all, s.GetHolders()...)
+	}
+	return all
+}
+
+// complete returns the states of each complete epoch, the highest first, of states in this order.
+func complete(states []*headwaterv1.SessionState) (all [][]*headwaterv1.SessionState) {
+	for len(states) > 0 {
+		n := slices.IndexFunc(states, func(s *headwaterv1.SessionState) bool { return compareEpochs(s.GetEpoch(), states[0].GetEpoch()) != 0 })
+		if n < 0 {
+			n = len(states)
+		}
+		one := states[:n:n]
+		if !slices.ContainsFunc(one, func(s *headwaterv1.SessionState) bool {
+			return s.GetEpoch().GetClosed() || len(s.GetEpoch().GetMembers()) != n || slices.ContainsFunc(one, func(other *headwaterv1.SessionState) bool { return leftOut(other, s.GetEpoch()) })
+		}) {
+			all = append(all, one)
+		}
+		states = states[n:]
+	}
+	return all
 }
 
 // leftOut reports whether an epoch names its holders, and not the one that tells a state.
@@ -70,7 +100,7 @@ func missed(epoch *headwaterv1.Epoch, holders []*headwaterv1.Holder, err error) 
 }
 
 // Stale returns the states of workers that were left out of a session: they do not hold it any more, and what they have of it is of
-// no use. There are none while holders are being exchanged.
+// no use. There are none while holders are being exchanged, nor if other workers hold the session under a complete epoch of their own.
 func Stale(h *Holding, current, all []*headwaterv1.SessionState) []*headwaterv1.SessionState {
 	if h.closed || len(current) == 0 {
 		return nil
@@ -79,13 +109,12 @@ func Stale(h *Holding, current, all []*headwaterv1.SessionState) []*headwaterv1.
 	if slices.ContainsFunc(current, func(s *headwaterv1.SessionState) bool { return compareEpochs(s.GetEpoch(), top) != 0 }) {
 		return nil
 	}
-	var stale []*headwaterv1.SessionState
-	for _, s := range all {
-		if compareEpochs(s.GetEpoch(), top) < 0 {
-			stale = append(stale, s)
-		}
+	all = slices.Clone(all)
+	slices.SortStableFunc(all, func(a, b *headwaterv1.SessionState) int { return compareEpochs(b.GetEpoch(), a.GetEpoch()) })
+	if len(complete(all)) > 1 {
+		return nil
 	}
-	return stale
+	return slices.DeleteFunc(all, func(s *headwaterv1.SessionState) bool { return slices.Contains(current, s) })
 }
 
 func compareEpochs(a, b *headwaterv1.Epoch) int {

@@ -71,7 +71,7 @@ func (c *Conns) leave(ctx context.Context, p *Place, from *Holding, driver *head
 func (c *Conns) without(ctx context.Context, p *Place, from *Holding, driver *headwaterv1.Epoch, tell func([16]byte, []string), lost ...string) error {
 	return p.move(ctx, from, func() (*Holding, error) {
 		h, at := from, map[string]uint64{} // counters that holders have taken here
-		counter := max(from.counter, driver.GetCounter()) + 1
+		counter := c.above(max(from.counter, driver.GetCounter()))
 		for {
 			rest, whole := h.without(lost...)
 			if !whole {
@@ -93,16 +93,19 @@ func (c *Conns) without(ctx context.Context, p *Place, from *Holding, driver *he
 					return h, nil
 				}
 				clear(at)
-				counter = h.counter + 1
+				counter = c.above(h.counter)
 			case gone(err) != "":
 				lost = append(lost, gone(err))
-				counter++
+				counter = c.above(counter)
 			default:
 				return nil, err
 			}
 		}
 	})
 }
+
+// above returns a counter above another, for an epoch that is stepped on a lane's behalf. Two who do so hardly choose the same.
+func (c *Conns) above(counter uint64) uint64 { return counter + 1 + c.NewID()%(1<<20) }
 
 // names reports whether some of these are holders.
 func (h *Holding) names(some []string) bool {
@@ -182,7 +185,7 @@ func (c *Conns) settled(ctx context.Context, p *Place, from *Holding, driver *he
 		return nil, errNoWay // no lane drives all of them: the next take ends that
 	}
 	// Who was exchanging them has not come to an end.
-	counter := max(h.counter, from.counter) + 1
+	counter := c.above(max(h.counter, from.counter))
 	if err := c.reopen(ctx, p, h, &headwaterv1.Epoch{Counter: counter, Lane: driver.GetLane(), Base: driver.GetCounter()}, nil); err != nil {
 		return nil, err
 	}
@@ -258,13 +261,22 @@ func (c *Conns) over(ctx context.Context, p *Place, driver *headwaterv1.Epoch, d
 		if errors.Is(moved, errNotWhole) && c.moved(ctx, p, h, driver) {
 			continue
 		}
-		if errors.Is(moved, errNotWhole) || errors.Is(moved, errNoWay) {
-			return nil, err
-		}
 		if moved != nil {
-			return nil, fmt.Errorf("%w; and to go on with other holders: %v", err, moved)
+			return nil, instead(err, moved)
 		}
 	}
+}
+
+// instead returns the error of a call that failed, after which it could not go on with other holders: what these say of that, since they
+// may have the session still, or else what the call says.
+func instead(err, moved error) error {
+	if _, told := session.FromError(moved); told {
+		return moved
+	}
+	if errors.Is(moved, errNotWhole) || errors.Is(moved, errNoWay) {
+		return err
+	}
+	return fmt.Errorf("%w; and to go on with other holders: %v", err, moved)
 }
 
 // past makes a call that raises no epoch with all holders of a session, or with the reachable ones if they have all

@@ -310,31 +310,44 @@ func (r *restore) copy(ctx context.Context, l int, n uint64) error {
 	return nil
 }
 
-// exchange holds the session up, copies the rest, and makes the target one of its holders.
+// exchange holds the session up, copies the rest, and makes the target one of its holders. Only holders that it has closed are opened,
+// and the target last: if another driver is above the closed epoch at one of them, the target must not be above that one.
 func (r *restore) exchange(ctx context.Context) error {
 	told := r.state.GetEpoch()
 	at := told.GetCounter()
-	epoch := &headwaterv1.Epoch{Counter: at + 1, Lane: told.GetLane(), Base: cmp.Or(told.GetBase(), at), Closed: true}
-	states, err := r.step(ctx, r.from.holders, epoch, at)
+	epoch := &headwaterv1.Epoch{Counter: r.above(at), Lane: told.GetLane(), Base: cmp.Or(told.GetBase(), at), Closed: true}
+	states, err := r.step(ctx, r.from.holders, r.from.holders, epoch, at)
+	var closed []*Holder
+	for i, s := range states {
+		if s != nil {
+			closed = append(closed, r.from.holders[i])
+		}
+	}
 	if err == nil {
 		r.still = true
 		err = r.finish(ctx, states, epoch)
 	}
-	holders := r.from.holders
+	members, last := r.from.holders, []*Holder(nil)
 	if err == nil {
-		holders = slices.DeleteFunc(slices.Clone(holders), func(o *Holder) bool { return o.Name == r.target.Name })
-		holders = append(holders, r.target)
+		last = []*Holder{r.target}
+		isTarget := func(o *Holder) bool { return o.Name == r.target.Name }
+		closed = slices.DeleteFunc(closed, isTarget)
+		members = append(slices.DeleteFunc(slices.Clone(members), isTarget), r.target)
 	}
 	// Also where the caller has gone: nobody may be kept waiting.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.abandonTimeout)
 	defer cancel()
-	_, opened := r.step(ctx, holders, &headwaterv1.Epoch{Counter: epoch.Counter + 1, Lane: epoch.Lane, Base: epoch.Base}, epoch.Counter)
+	open := &headwaterv1.Epoch{Counter: r.above(epoch.Counter), Lane: epoch.Lane, Base: epoch.Base}
+	_, opened := r.step(ctx, closed, members, open, epoch.Counter)
+	if opened == nil {
+		_, opened = r.step(ctx, last, members, open, epoch.Counter)
+	}
 	return errors.Join(err, opened)
 }
 
-// step steps the epoch at holders that have the counter at.
-func (r *restore) step(ctx context.Context, holders []*Holder, epoch *headwaterv1.Epoch, at uint64) ([]*headwaterv1.SessionState, error) {
-	named := (&Holding{holders: holders}).named(epoch)
+// step steps the epoch, which names all members, at holders that have the counter at.
+func (r *restore) step(ctx context.Context, holders, members []*Holder, epoch *headwaterv1.Epoch, at uint64) ([]*headwaterv1.SessionState, error) {
+	named := (&Holding{holders: members}).named(epoch)
 	named.At = at
 	return r.gather(ctx, holders, always, func(ctx context.Context, s headwaterv1.SessionServiceClient, _ int) (*headwaterv1.SessionState, error) {
 		resp, err := s.TakeSession(ctx, &headwaterv1.TakeSessionRequest{Session: r.state.GetSession(), Epoch: named})

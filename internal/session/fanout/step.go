@@ -2,6 +2,7 @@ package fanout
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync/atomic"
 	"time"
@@ -317,11 +318,10 @@ func (c *Call) wait(ctx context.Context, attempts int) error {
 				continue
 			}
 			if err != nil {
-				c.release()
-				return err
+				failure = err
 			}
 		}
-		if attempt >= attempts || !transient(failure) || !pause(ctx, firstPause<<(attempt-1)) {
+		if attempt >= attempts || errors.Is(failure, errMoved) || !transient(failure) || !pause(ctx, firstPause<<(attempt-1)) {
 			c.release()
 			return failure
 		}
@@ -350,10 +350,13 @@ func (c *Call) endSpans() {
 var errMoved = session.Errorf(session.Busy, "the session's holders have changed: send the step again")
 
 // moves reports whether to send the step again: to other holders, because lost ones were left out or the session has moved, or once
-// more to the same ones, because the stream to a holder broke that the others can replace. It fails if the payload was given away.
+// more to the same ones, because the stream to a holder broke that the others can replace. The error says more than the step's: why
+// others can't be gone on with, or that the payload was given away.
 func (c *Call) moves(ctx context.Context) (bool, error) {
-	if c.place.Holding() == c.holding && !c.others(ctx) {
-		return false, nil
+	if c.place.Holding() == c.holding {
+		if again, err := c.others(ctx); !again {
+			return false, err
+		}
 	}
 	moved := c.place.Holding() != c.holding
 	if c.step.Input == nil {
@@ -369,8 +372,8 @@ func (c *Call) moves(ctx context.Context) (bool, error) {
 }
 
 // others brings the place to other holders, if those that the step was sent to are not the right ones any more, and reports whether to
-// send it again.
-func (c *Call) others(ctx context.Context) bool {
+// send it again, or what the others say of that.
+func (c *Call) others(ctx context.Context) (bool, error) {
 	var missing []string
 	all := true // whether all that failed are streams that broke
 	driver, conns := epochOf(c.step.Epoch, c.lane.id), c.lane.conns
@@ -384,7 +387,7 @@ func (c *Call) others(ctx context.Context) bool {
 		}
 		if stale(err, driver) != 0 && c.refreshed < refreshes && conns.refresh(ctx, c.place, c.holding, driver) == nil {
 			c.refreshed++
-			return true
+			return true, nil
 		}
 		if gone(err) != "" {
 			missing = append(missing, p.holder.Name)
@@ -392,17 +395,20 @@ func (c *Call) others(ctx context.Context) bool {
 		}
 	}
 	if len(missing) == 0 {
-		return false
+		return false, nil
 	}
 	if _, whole := c.holding.without(missing...); !whole {
-		return conns.moved(ctx, c.place, c.holding, driver)
+		return conns.moved(ctx, c.place, c.holding, driver), nil
 	}
 	if all && !c.again {
 		c.again = true
-		return true
+		return true, nil
 	}
-	// If it fails, the failure of the step says more.
-	return conns.leave(ctx, c.place, c.holding, driver, missing...) == nil
+	err := conns.leave(ctx, c.place, c.holding, driver, missing...)
+	if _, told := session.FromError(err); told {
+		return false, err
+	}
+	return err == nil, nil
 }
 
 // pause waits, and reports whether the context is still alive.
@@ -426,7 +432,7 @@ func (c *Call) release() {
 	c.lane.calls.Put(c)
 }
 
-// failure returns the call's error; a refusal outranks a transient failure.
+// failure returns the call's error, as outranks orders those of its holders.
 func (c *Call) failure() error {
 	if c.refused != nil {
 		return c.refused
@@ -442,7 +448,7 @@ func (c *Call) failure() error {
 		default:
 			continue
 		}
-		if first == nil || transient(first) && !transient(err) {
+		if outranks(err, first) {
 			first = err
 		}
 	}

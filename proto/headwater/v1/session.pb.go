@@ -2655,7 +2655,7 @@ type AdoptSessionRequest struct {
 	Filled []byte `protobuf:"bytes,1,opt,name=filled,proto3" json:"filled,omitempty"`
 	// Id of the session, 16 bytes.
 	Session []byte `protobuf:"bytes,2,opt,name=session,proto3" json:"session,omitempty"`
-	// The session's epoch at its other holders. A worker that has accepted a higher one refuses.
+	// The session's epoch at its other holders, which is closed. A worker that holds the session under another one refuses.
 	Epoch *Epoch `protobuf:"bytes,3,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	// What is there: truncations, and of every layer that was filled length, hashes, chain, append_id and before, as another holder has
 	// told them. Lengths and hashes must be those of what was filled.
