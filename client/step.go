@@ -47,6 +47,9 @@ type Step struct {
 
 	// Err is the step's error, set by Do; nil if the step was done.
 	Err error
+	// Kernel is how long the step attended, set by Do: at the holder where that took the longest, of each message that the step
+	// went in.
+	Kernel time.Duration
 }
 
 // Rows are keys and values of consecutive positions in a layer's storage type, little endian, group by group.
@@ -180,6 +183,7 @@ func (b *batch) start(ctx context.Context, step *Step) error {
 	if s == nil {
 		return wrong("step: it names no session")
 	}
+	step.Kernel = 0
 	already := s.user.Load() == b
 	if err := s.use(b); err != nil {
 		return err
@@ -420,6 +424,7 @@ func (f *flight) land(ctx context.Context) error {
 	}
 	f.held.length, f.held.chain = f.Length+uint64(f.Append), f.Chain
 	copy(f.held.hashes, f.hashes)
+	f.step.Kernel += time.Duration(f.ComputeNanos)
 	if f.auto {
 		took := time.Since(f.sent) - time.Duration(f.ComputeNanos+f.QueueNanos)
 		f.step.Session.chooser.measured(f.Codec, took, f.attend.n*f.layer.Heads*f.layer.VDim())

@@ -52,6 +52,8 @@ type Row struct {
 	Elapsed   time.Duration // while they did
 	Latencies *hdrhistogram.Histogram
 	Rates     []float64 // tokens per second of each repetition
+
+	kernel time.Duration // that the steps attended, each at its slowest holder, while Elapsed passed
 }
 
 // Latencies are recorded in microseconds from 1 to ten minutes, to three digits.
@@ -92,6 +94,15 @@ func (r *Row) MeanRate() (mean, deviation float64, known bool) {
 		deviation += (rate - mean) * (rate - mean)
 	}
 	return mean, math.Sqrt(deviation / (n - 1)), true
+}
+
+// KernelShare returns the part of the time in which kernels computed, each step's at its slowest holder: what sessions reach of the
+// kernels' own rate. It is known of one session, which makes its steps one after the other.
+func (r *Row) KernelShare() (share float64, known bool) {
+	if r.Batch != 1 || r.Test == Load {
+		return 0, false
+	}
+	return r.kernel.Seconds() / r.Elapsed.Seconds(), true
 }
 
 // BytesPerSecond returns the bytes of keys and values that a decode's tokens had to read in a second; 0 for a prefill, whose
@@ -242,6 +253,9 @@ func (b *bench) pass(ctx context.Context) error {
 		if err := client.Do(ctx, b.steps...); err != nil {
 			return err
 		}
+		for _, step := range b.steps {
+			b.row.kernel += step.Kernel
+		}
 	}
 	return nil
 }
@@ -321,6 +335,7 @@ func (b *bench) decode(ctx context.Context) error {
 	if err := b.pass(ctx); err != nil { // the first touches what all others find warm
 		return err
 	}
+	b.row.kernel = 0
 	grown := 1
 	return b.repeat(func() (int64, time.Duration, error) {
 		if grown == decodeRun {

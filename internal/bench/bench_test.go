@@ -28,3 +28,17 @@ func TestRepetitionsHaveARateEach(t *testing.T) {
 		t.Errorf("one repetition has a mean of %g, and a deviation: %v", mean, known)
 	}
 }
+
+// TestTheShareOfKernels is known of one session's steps.
+func TestTheShareOfKernels(t *testing.T) {
+	r := &Row{Case: Case{Test: Decode, Batch: 1}, Elapsed: 4 * time.Second, kernel: 3 * time.Second}
+	if share, known := r.KernelShare(); !known || share != 0.75 {
+		t.Errorf("%g, %v", share, known)
+	}
+	for _, other := range []Case{{Test: Decode, Batch: 2}, {Test: Load, Batch: 1}} {
+		r.Case = other
+		if _, known := r.KernelShare(); known {
+			t.Errorf("%+v has a share", other)
+		}
+	}
+}

@@ -44,6 +44,8 @@ func (a *app) bench() *cobra.Command {
 			"of the lists has one row. Keys and values are random, from a fixed seed.\n\n" +
 			"Rates count attention alone, through --layers layers; the default is one layer, and a model of 32 layers makes\n" +
 			"about a thirty-second part of its tokens. ± is the standard deviation of the rate over --repeat repetitions.\n" +
+			"In kernel is the part of the time in which kernels computed, of each step at its slowest worker: what one session\n" +
+			"reaches of the kernels' own rate. Several sessions at once share kernel threads, so they have none.\n" +
 			"What all rows share stands above a Markdown table, in the last columns of CSV, and beside the rows in JSON.\n\n" +
 			"A latency is that of a whole prompt, of a token in all sessions of the batch, or of a token of a load. A\n" +
 			"quantile needs enough tokens: below a thousand, p99.9 is the slowest. If the cluster can not keep up with a\n" +
@@ -271,7 +273,7 @@ func answering(status *client.Status) (all []client.WorkerStatus) {
 
 // header are the columns of a measurement. In Markdown those that name what was measured are folded where all rows are alike.
 func (f *benchFlags) header(cases []bench.Case) []column {
-	header := columns("test", "geometry", "kv", "codec", "way", "workers", "batch", "positions", "±tokens/s", ">p50 ms", ">p99 ms", ">p99.9 ms", ">KV GB/s", ">GFLOP/s")
+	header := columns("test", "geometry", "kv", "codec", "way", "workers", "batch", "positions", "±tokens/s", ">p50 ms", ">p99 ms", ">p99.9 ms", ">KV GB/s", ">GFLOP/s", ">in kernel")
 	// Rates of one layer are easily taken for a model's.
 	header[slices.IndexFunc(header, func(c column) bool { return c.spread })].aside = "(" + plural(f.layers, "layer") + ")"
 	all := len(cases)
@@ -391,6 +393,10 @@ func benchCells(r *bench.Row, all int) []any {
 	if n := r.BytesPerSecond(); n > 0 {
 		rate = n / 1e9
 	}
+	in := any(nil)
+	if share, known := r.KernelShare(); known {
+		in = share
+	}
 	ms := func(q float64) float64 { return float64(r.Quantile(q)) / float64(time.Millisecond) }
 	mean, deviation, known := r.MeanRate()
 	test := string(r.Test)
@@ -400,7 +406,7 @@ func benchCells(r *bench.Row, all int) []any {
 	return []any{
 		test, fmt.Sprintf("%dx %d/%d d %d", r.Layers, r.Heads, r.KVHeads, r.HeadDim), storedAs(r.Case), codecName(r.Case), way, workers, r.Batch, r.Positions,
 		spread{mean, deviation, known},
-		ms(0.5), ms(0.99), ms(0.999), rate, r.FlopsPerSecond() / 1e9,
+		ms(0.5), ms(0.99), ms(0.999), rate, r.FlopsPerSecond() / 1e9, in,
 	}
 }
 
