@@ -37,7 +37,7 @@ type block struct {
 	does                 []uint8
 	partBias             [PageLen]float32
 	partMask             [PageLen]byte
-	ahead                [maxStreams + 2]uintptr // the argument of scores and accumulate
+	ahead                asks // the argument of scores and accumulate
 }
 
 // enter takes up a call whose blocks have at most that many rows, and sees to it that there is room for them.

@@ -196,7 +196,7 @@ type tile struct {
 	product *product
 	call    uint64
 	row     int
-	ahead   [maxStreams + 2]uintptr // the argument of scores
+	ahead   asks // the argument of scores
 }
 
 // pack returns n rows of x from row on, by tiles: where in is a power of two, the rows of a tile would otherwise share a few
@@ -312,7 +312,7 @@ func (l *tile) prefetch(v *vector, w []float32, in, n int) *uintptr {
 	for i := range v.streams {
 		l.ahead[i] = uintptr(unsafe.Pointer(&w[0])) + uintptr(i*PageLen/v.streams*4*in)
 	}
-	l.ahead[v.streams], l.ahead[v.streams+1] = uintptr((n+most-1)/most), uintptr(4*(in-projectDepth))
+	l.ahead[v.streams], l.ahead[v.streams+1], l.ahead[v.streams+2] = uintptr((n+most-1)/most), uintptr(4*(in-projectDepth)), 0
 	return &l.ahead[0]
 }
 

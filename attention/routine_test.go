@@ -146,10 +146,11 @@ func (r *routines) ahead() *uintptr {
 	if r.rnd.IntN(2) == 0 {
 		return nil
 	}
-	var all [maxStreams + 2]uintptr
+	var all asks
 	for i := range all {
 		all[i] = uintptr(r.rnd.Uint64())
 	}
+	all[r.v.streams+2] &= 1
 	return &all[0]
 }
 

@@ -14,6 +14,9 @@ import (
 // maxStreams bounds vector.streams.
 const maxStreams = 4
 
+// asks is what scores and accumulate are told of memory to prefetch: the streams' addresses, and what scoresFunc says.
+type asks [maxStreams + 3]uintptr
+
 // vectorLen is the elements that assembly reads and writes at once, at most: rows of parts, and their number, are padded
 // to it.
 const vectorLen = 16
@@ -22,6 +25,8 @@ const vectorLen = 16
 type vector struct {
 	// streams is how many streams of memory scores and accumulate prefetch side by side, at most maxStreams.
 	streams int
+	// oneStream has all tiles prefetch one stream, into the first cache: what the processor does best.
+	oneStream bool
 	// tileRows is how many rows the largest tile has, in the order of storageIndex. It is only needed if all tiles prefetch.
 	tileRows [4]int
 	// scores and accumulate by storage type, in the order of storageIndex.
@@ -72,7 +77,8 @@ type (
 	// scoresFunc is kernel.scores for rows of q that lie stride bytes apart; carry 0 begins the chains at +0 instead of
 	// s. Meanwhile it prefetches as much memory as k has, in equal parts from each of the addresses ahead [streams] on,
 	// unless ahead is nil: in the first tile of rows, or in all of them. In the latter case ahead goes on: how many tiles
-	// there are, and how many bytes each stream skips after every 512 of them.
+	// there are, how many bytes each stream skips after every 512 of them, and whether there is one stream alone, from the first
+	// address, without skips.
 	scoresFunc = func(s, q *float32, k *byte, stride, n, rows, carry int, ahead *uintptr)
 	// accumulateFunc makes o' [rows][cols·16], the chains of rows of weights w [rows][64] over the positions in mask, at
 	// least one, each begun at +0. It sets o to o', or to fma(o, a, o'·b) if a is not nil, a and b one of each row. It
@@ -135,7 +141,10 @@ func (b *block) vectorPage(page, from, to int, part parts) {
 	base, rows, storage := page*PageLen, to-from, storageIndex(l.dt)
 	s := b.s[:rows*PageLen]
 	if most := v.tileRows[storage]; most > 0 {
-		b.ahead[v.streams], b.ahead[v.streams+1] = uintptr((rows+most-1)/most), 0
+		b.ahead[v.streams], b.ahead[v.streams+1], b.ahead[v.streams+2] = uintptr((rows+most-1)/most), 0, 0
+		if v.oneStream {
+			b.ahead[v.streams+2] = 1
+		}
 	}
 	if l.arithmetic == Chain {
 		v.scores[storage](&s[0], &b.q.Q[(b.first+from)*l.headDim], &bytes[0], 4*l.headDim, l.headDim, rows, 0, b.askByKeys(page))
@@ -351,7 +360,10 @@ func (b *block) askByValues(page int) *uintptr {
 	return b.ask(next, l.kBytes()/streams)
 }
 
-func (b *block) far() bool { return b.kernel.vector.streams > 1 && b.hi-b.lo > farAhead*PageLen }
+func (b *block) far() bool {
+	v := b.kernel.vector
+	return v.streams > 1 && !v.oneStream && b.hi-b.lo > farAhead*PageLen
+}
 
 // nextPage returns the page that the block comes to after that one, wherever it is, or nil.
 func (b *block) nextPage(page int) []byte {

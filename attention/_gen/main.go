@@ -28,8 +28,8 @@ type vec struct {
 	// streams is how many streams of memory are prefetched side by side. near is how many dimensions or positions before
 	// its use a line is prefetched a second time, or pairs of them where they share a word; 0 means never.
 	streams, near int
-	// spread lets every tile of rows prefetch its part, into the second cache. Otherwise the first tile prefetches all,
-	// into the first cache.
+	// spread lets every tile of rows prefetch its part, into the second cache, or in one stream into the first, as it is told.
+	// Otherwise the first tile prefetches all, into the first cache.
 	spread bool
 }
 
@@ -274,8 +274,8 @@ func (t tile) steps(dt dtype, n int, row func(d, r int) Mem, col func(d, c int) 
 }
 
 // A spread is for memory that is needed later, prefetched by all tiles of rows: one after the other, each stream's next
-// line. table points to the streams' addresses and, after them, to how many tiles there are and to how many bytes a stream
-// skips after each 512. ahead is how many bytes of each stream were passed. credit is how many bytes the loop may read until it prefetches again.
+// line. table points to the streams' addresses and, after them, to how many tiles there are, to how many bytes a stream
+// skips after each 512, and to whether all is one stream from the first address, for the first cache, without skips. ahead is how many bytes of each stream were passed. credit is how many bytes the loop may read until it prefetches again.
 type spread struct {
 	table, ahead, line reg.Register
 	credit             Op
@@ -285,22 +285,34 @@ type spread struct {
 func (s spread) lines(bytes int) int { return max(bytes/(64*isa.streams), 1) }
 
 // after prefetches, when dimension or position d of a turn of that many bytes is done, its part of the lines.
-func (s spread) after(d, bytes int) {
+func (s spread) after(d, bytes int, one bool) {
 	lines := s.lines(bytes) * isa.streams
-	for j := d * lines / unroll; j < (d+1)*lines/unroll; j++ {
+	first, last := d*lines/unroll, (d+1)*lines/unroll
+	if one && first < last {
+		MOVQ(Mem{Base: s.table}, s.line)
+	}
+	for j := first; j < last; j++ {
+		if one {
+			PREFETCHT0(Mem{Base: s.line, Index: s.ahead, Scale: 1, Disp: 64 * j})
+			continue
+		}
 		MOVQ(Mem{Base: s.table, Disp: 8 * (j % isa.streams)}, s.line)
 		PREFETCHT1(Mem{Base: s.line, Index: s.ahead, Scale: 1, Disp: 64 * (j / isa.streams)})
 	}
 }
 
 // done ends a turn that has prefetched.
-func (s spread) done(bytes int) {
-	ADDQ(U32(64*s.lines(bytes)), s.ahead)
-	row := label("row")
-	TESTQ(U32(511), s.ahead)
-	JNZ(LabelRef(row))
-	ADDQ(Mem{Base: s.table, Disp: 8 * (isa.streams + 1)}, s.ahead)
-	Label(row)
+func (s spread) done(bytes int, one bool) {
+	if one {
+		ADDQ(U32(64*isa.streams*s.lines(bytes)), s.ahead)
+	} else {
+		ADDQ(U32(64*s.lines(bytes)), s.ahead)
+		row := label("row")
+		TESTQ(U32(511), s.ahead)
+		JNZ(LabelRef(row))
+		ADDQ(Mem{Base: s.table, Disp: 8 * (isa.streams + 1)}, s.ahead)
+		Label(row)
+	}
 	IMUL3Q(U32(64*isa.streams*s.lines(bytes)), Mem{Base: s.table, Disp: 8 * isa.streams}, s.line)
 	ADDQ(s.line, s.credit)
 }
@@ -310,14 +322,20 @@ const never = 1 << 40
 
 // loop writes an inner loop over the steps in count, unroll at a time, that prefetches in some of its turns.
 func (s spread) loop(count reg.Register, bytes int, turn func(after func(d int))) {
-	loop, quiet, end := label("turn"), label("quiet"), label("end")
+	loop, alone, quiet, end := label("turn"), label("one"), label("quiet"), label("end")
 	Label(loop)
 	SUBQ(U8(unroll), count)
 	JLT(LabelRef(end))
 	SUBQ(U32(bytes), s.credit)
 	JGE(LabelRef(quiet))
-	turn(func(d int) { s.after(d, bytes) })
-	s.done(bytes)
+	CMPQ(Mem{Base: s.table, Disp: 8 * (isa.streams + 2)}, U8(0))
+	JNE(LabelRef(alone))
+	turn(func(d int) { s.after(d, bytes, false) })
+	s.done(bytes, false)
+	JMP(LabelRef(loop))
+	Label(alone)
+	turn(func(d int) { s.after(d, bytes, true) })
+	s.done(bytes, true)
 	JMP(LabelRef(loop))
 	Label(quiet)
 	turn(nothing)

@@ -34,5 +34,8 @@ var features = func() (all []Feature) {
 // Name is what the processor calls itself.
 func Name() string { return cpuid.CPU.BrandName }
 
+// AMD says whether AMD makes it.
+func AMD() bool { return cpuid.CPU.VendorID == cpuid.AMD }
+
 // SlowPEXT says that PEXT and PDEP are microcode, as AMD's processors before Zen 3 have them.
-func SlowPEXT() bool { return cpuid.CPU.VendorID == cpuid.AMD && cpuid.CPU.Family < 0x19 }
+func SlowPEXT() bool { return AMD() && cpuid.CPU.Family < 0x19 }
