@@ -199,7 +199,8 @@ type Epoch struct {
 	// In a call: counter of the epoch under which the caller knows the session's holders, or 0. A holder that has
 	// accepted another counter refuses the call (STALE_EPOCH), because the holders have changed.
 	At uint64 `protobuf:"varint,4,opt,name=at,proto3" json:"at,omitempty"`
-	// Whether no call is accepted under the epoch, since holders are being exchanged: a higher one follows. Only the session's end is.
+	// Whether no call is accepted under the epoch, since holders are being exchanged: a higher one follows. Only the session's end is,
+	// and a TakeSession that names this epoch's counter (at), of who has waited in vain for the higher one.
 	Closed bool `protobuf:"varint,5,opt,name=closed,proto3" json:"closed,omitempty"`
 	// How many holders have the epoch, 0 is not known. Who finds fewer of them does not go on under it.
 	Holders uint32 `protobuf:"varint,6,opt,name=holders,proto3" json:"holders,omitempty"`
