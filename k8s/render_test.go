@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"go.yaml.in/yaml/v3"
 )
@@ -394,9 +395,13 @@ func graces(t *testing.T, objects []object) {
 	if rate == "" {
 		rate = "64MiB" // docs/limits.md
 	}
-	need := sizeOf(t, set.Containers[0].env("HEADWATER_MEMORY"))/sizeOf(t, rate) + 60
-	if set.TerminationGracePeriodSeconds < need {
-		t.Errorf("a worker that is full needs %d s to hand over what it holds, and has %d s", need, set.TerminationGracePeriodSeconds)
+	drain, err := time.ParseDuration(set.Containers[0].env("HEADWATER_DRAIN_TIMEOUT"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	need := sizeOf(t, set.Containers[0].env("HEADWATER_MEMORY")) / sizeOf(t, rate)
+	if has := int(drain.Seconds()); has < need || set.TerminationGracePeriodSeconds < has+20 {
+		t.Errorf("a worker that is full needs %d s to move away what it holds, and has %d s, of %d s in all", need, has, set.TerminationGracePeriodSeconds)
 	}
 }
 

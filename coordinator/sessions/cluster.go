@@ -12,8 +12,10 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"headwater.example/coordinator/workers"
+	"headwater.example/internal/certs"
 	"headwater.example/internal/membership"
 	"headwater.example/internal/observe"
+	"headwater.example/internal/rpc"
 	headwaterv1 "headwater.example/proto/headwater/v1"
 )
 
@@ -97,6 +99,9 @@ const (
 // DrainWorker implements headwater.v1.ClusterService.
 func (c *Cluster) DrainWorker(req *headwaterv1.DrainWorkerRequest, stream grpc.ServerStreamingServer[headwaterv1.DrainWorkerResponse]) error {
 	ctx := stream.Context()
+	if by := rpc.CallerOf(ctx).Holder; by.Role == certs.Worker && !by.Is(req.GetWorker()) {
+		return status.Errorf(codes.PermissionDenied, "a worker drains itself alone, and %s asks to drain %q", by, req.GetWorker())
+	}
 	all := c.workers.List()
 	i := slices.IndexFunc(all, func(m membership.Member) bool { return m.Name == req.GetWorker() })
 	if i < 0 {

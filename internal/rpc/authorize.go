@@ -23,6 +23,8 @@ var allowed = map[certs.Role]map[string][]certs.Role{
 		sessionService:            {certs.Client, certs.Relay, certs.Coordinator, certs.Admin},
 		clusterService:            {certs.Admin, certs.Coordinator},
 		clusterService + "Copies": {certs.Client, certs.Relay, certs.Coordinator, certs.Admin, certs.Worker},
+		// Of workers itself alone, as the coordinator sees to.
+		clusterService + "DrainWorker": {certs.Admin, certs.Coordinator, certs.Worker},
 	},
 	certs.Worker: {
 		workerService:  {certs.Coordinator},

@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"syscall"
 	"testing"
 	"time"
 
@@ -65,4 +66,27 @@ func TestAReadyWorkerMeansThatAnotherMayGo(t *testing.T) {
 		awaitReady(t, c.Health(worker))
 	}
 	g.step(s, position, position+1)
+}
+
+// TestAWorkerWithACertificateDrainsItself asks one of two workers to end, which has the only copy of a part of a session. The session
+// goes on with the bits of the job. With the certificate of a worker nobody drains another one.
+func TestAWorkerWithACertificateDrainsItself(t *testing.T) {
+	t.Parallel()
+	folder := authority(t)
+	coord(t, "certs", "issue", "worker", "w2", "--dir", folder).succeeds(t)
+	c := start(t, localcluster.Options{Workers: 2, Threads: 1, TLS: folder})
+	coord(t, "drain", "w1", "--coordinator", c.Address(), "--tls-dir", folder+"/worker-w2").fails(t, 4, `a worker drains itself alone, and worker w2 asks to drain "w1"`)
+	g, layers := generate(t, c)
+	s, err := c.OpenSession(g.ctx, client.SessionOptions{Layers: layers})
+	if err != nil {
+		t.Fatal(err)
+	}
+	g.step(s, 0, 70)
+	c.signal(t, 1, syscall.SIGTERM)
+	select {
+	case <-c.WorkerDone(1):
+	case <-g.ctx.Done():
+		t.Fatal("the worker does not end")
+	}
+	g.step(s, 70, 72)
 }
