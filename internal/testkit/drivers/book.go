@@ -91,11 +91,11 @@ type book struct {
 	parent map[uint32]uint32 // of each seed, that of the position before
 	placed map[uint32]int    // of each seed, when its append was begun
 	acked  map[uint32]int    // seeds whose append was acknowledged, with their positions
-	cuts   []cut
+	cuts   []taken
 }
 
-// cut is a truncation that somebody has asked for.
-type cut struct{ at, to int }
+// taken is a truncation that somebody has asked for.
+type taken struct{ at, to int }
 
 // tick returns the time, which goes on.
 func (b *book) tick() int { b.clock++; return b.clock }
@@ -127,7 +127,7 @@ func (b *book) beginCut(to int) int {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	now := b.tick()
-	b.cuts = append(b.cuts, cut{now, to})
+	b.cuts = append(b.cuts, taken{now, to})
 	return now
 }
 
@@ -161,7 +161,7 @@ func (b *book) check(what string, seeds []uint32, promised map[uint32]int) error
 		if position < len(seeds) && seeds[position] == s {
 			continue
 		}
-		if !slices.ContainsFunc(b.cuts, func(c cut) bool { return c.at > b.placed[s] && c.to <= position }) {
+		if !slices.ContainsFunc(b.cuts, func(c taken) bool { return c.at > b.placed[s] && c.to <= position }) {
 			return fmt.Errorf("session %s: %s: %d was acknowledged at position %d and not taken back, and there is %v", b.id, what, s, position, seeds)
 		}
 	}

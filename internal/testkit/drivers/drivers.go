@@ -29,6 +29,7 @@ import (
 	"time"
 
 	"headwater.example/client"
+	"headwater.example/internal/testkit/cut"
 )
 
 // Config is what a run is made with.
@@ -46,6 +47,8 @@ type Config struct {
 	// Replicas is how many copies sessions have, and Dim the size of a head, 0 is 4: of processes alone.
 	Replicas, Dim int
 	Log           io.Writer // of the processes
+	// Network, unless nil, is this program's own, in which the processes are cut off as well.
+	Network *cut.Network
 }
 
 // Tally counts what drivers have done.
@@ -58,8 +61,11 @@ type Tally struct {
 	Stuck, Absent int64
 	// Refused are calls that found no room, Lost those that found a worker lost, Gone sessions that were lost with a worker.
 	Refused, Lost, Gone int64
-	// Stops and Kills are those of processes.
-	Stops, Kills int64
+	// Stops, Kills and Cuts are those of processes; cut is off the network.
+	Stops, Kills, Cuts int64
+	// Appends are those that were acknowledged. Attempts are calls that had two seconds, but for those that found another driver, and
+	// Timely those of them that went well.
+	Appends, Attempts, Timely int64
 }
 
 // maxLen is about how many positions a session gets.
@@ -74,7 +80,7 @@ type run struct {
 	slots  []*slot
 	enough func() // ends the driving
 	tally  struct {
-		steps, contexts, takeovers, forks, truncations, snapshots, unknown, refused, lost, gone, stuck, absent, stops, kills atomic.Int64
+		steps, contexts, takeovers, forks, truncations, snapshots, unknown, refused, lost, gone, stuck, absent, stops, kills, cuts, appends, attempts, timely atomic.Int64
 	}
 }
 
@@ -105,7 +111,8 @@ func Run(ctx context.Context, config Config) (Tally, error) {
 	return Tally{
 		Steps: t.steps.Load(), Contexts: t.contexts.Load(), Takeovers: t.takeovers.Load(), Forks: t.forks.Load(),
 		Truncations: t.truncations.Load(), Snapshots: t.snapshots.Load(), Unknown: t.unknown.Load(),
-		Refused: t.refused.Load(), Lost: t.lost.Load(), Gone: t.gone.Load(), Stuck: t.stuck.Load(), Absent: t.absent.Load(), Stops: t.stops.Load(), Kills: t.kills.Load(),
+		Refused: t.refused.Load(), Lost: t.lost.Load(), Gone: t.gone.Load(), Stuck: t.stuck.Load(), Absent: t.absent.Load(), Stops: t.stops.Load(), Kills: t.kills.Load(), Cuts: t.cuts.Load(),
+		Appends: t.appends.Load(), Attempts: t.attempts.Load(), Timely: t.timely.Load(),
 	}, errors.Join(err, c.stop())
 }
 
@@ -240,7 +247,7 @@ func (d *driver) claim(attaching, ctx context.Context) (*client.Session, []uint3
 		return nil, nil, err // Somebody else has it again, so that what was read may be anything.
 	}
 	if err := d.book.check("taken over", seeds, promised); err != nil {
-		return nil, nil, wrong{err}
+		return nil, nil, wrong{fmt.Errorf("%w; the workers tell:\n%s", err, d.told(ctx))}
 	}
 	return s, seeds, nil
 }
@@ -308,6 +315,18 @@ func (d *driver) last(ctx context.Context) (err error) {
 func (d *driver) act(ctx context.Context, s *client.Session, seeds []uint32) ([]uint32, error) {
 	one, cancel := d.deadline(ctx)
 	defer cancel()
+	end, _ := one.Deadline() // it has one
+	patient := time.Until(end) > time.Second
+	seeds, err := d.actWithin(one, s, seeds)
+	if patient && ctx.Err() == nil && !errors.Is(err, client.ErrTakenOver) {
+		if d.tally.attempts.Add(1); err == nil {
+			d.tally.timely.Add(1)
+		}
+	}
+	return seeds, err
+}
+
+func (d *driver) actWithin(one context.Context, s *client.Session, seeds []uint32) ([]uint32, error) {
 	switch n := d.rand.IntN(20); {
 	case n < 12 && len(seeds) < maxLen:
 		return d.append(one, s, seeds)
@@ -347,6 +366,7 @@ func (d *driver) append(ctx context.Context, s *client.Session, seeds []uint32) 
 		return seeds[:min(len(seeds), s.Len())], err
 	}
 	d.book.acknowledge(len(seeds), added)
+	d.tally.appends.Add(1)
 	d.stepped()
 	return all, d.compare("a step", all, q, got)
 }

@@ -11,6 +11,7 @@ import (
 
 	"headwater.example/client"
 	"headwater.example/internal/localcluster"
+	"headwater.example/internal/testkit/cut"
 )
 
 // processes are a cluster of processes, that are stopped, killed and started again.
@@ -55,6 +56,8 @@ func (p *processes) disturb(ctx context.Context, r *run) error {
 			err = p.kill(ctx, r, victim, 5*length)
 		case n%8 == 0:
 			err = p.halt(ctx, r, victim, 10*length) // longer than calls last
+		case n%3 == 2 && p.config.Network != nil:
+			err = p.cut(ctx, r, victim, cut.Direction(random.IntN(3)), 10*length)
 		default:
 			err = p.halt(ctx, r, victim, length)
 		}
@@ -73,6 +76,25 @@ func (p *processes) halt(ctx context.Context, r *run, victim int, length time.Du
 	}
 	wait(ctx, length)
 	return syscall.Kill(id, syscall.SIGCONT)
+}
+
+// cut drops packets to a process, from it, or both, for some time. Where sessions have copies, it waits until they have them again.
+func (p *processes) cut(ctx context.Context, r *run, victim int, which cut.Direction, length time.Duration) error {
+	r.tally.cuts.Add(1)
+	service, gossip := p.Addresses(victim)
+	if err := p.config.Network.Drop(which, service, gossip); err != nil {
+		return err
+	}
+	wait(ctx, length)
+	if err := p.config.Network.Heal(); err != nil {
+		return err
+	}
+	healed, cancel := context.WithTimeout(context.WithoutCancel(ctx), settled)
+	defer cancel()
+	if err := p.AwaitWorkers(healed); err != nil {
+		return err
+	}
+	return p.copies(ctx, r)
 }
 
 // kill kills a process, and starts it again after some time. Where sessions have copies, it waits until they have them again.
