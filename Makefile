@@ -198,6 +198,10 @@ WALK ?= 5m
 walk: ## have several clients drive the same sessions in bad company, WALK=5m for each cluster, with the race detector
 	HEADWATER_WALK=$(WALK) $(GO) test -race -count=1 -timeout 24h -v ./internal/testkit/drivers
 
+.PHONY: chaos
+chaos: build ## cut processes off the network, kill and stop them for 10 minutes while clients drive their sessions; prints `figure NAME VALUE`
+	@$(GO) run ./internal/figures/chaos -bin bin $(FLAGS)
+
 soak: build ## load a worker for 10 minutes with clients that fill it, of which some never read; prints `figure NAME VALUE`
 	@$(GO) run ./internal/figures/faults -bin bin -run '^soak_' -soak 10m
 

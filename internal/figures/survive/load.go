@@ -47,6 +47,22 @@ type walker struct {
 
 // startLoad starts a cluster with sessions, which are stepped once walk is called.
 func (f *figures) startLoad(ctx context.Context, o localcluster.Options, direct bool) (_ *load, err error) {
+	l, err := f.start(ctx, o)
+	if err != nil {
+		return nil, err
+	}
+	for range sessions {
+		s, err := l.open(ctx, client.SessionOptions{Direct: direct}, positions)
+		if err != nil {
+			return nil, errors.Join(err, l.end(ctx))
+		}
+		l.walkers = append(l.walkers, &walker{session: s, patient: !direct})
+	}
+	return l, nil
+}
+
+// start starts a cluster without sessions.
+func (f *figures) start(ctx context.Context, o localcluster.Options) (*load, error) {
 	program, err := filepath.Abs(filepath.Join(f.bin, "coord"))
 	if err != nil {
 		return nil, err
@@ -57,31 +73,30 @@ func (f *figures) startLoad(ctx context.Context, o localcluster.Options, direct 
 		return nil, err
 	}
 	l := &load{Cluster: cluster, stop: func() {}}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, l.end(ctx))
-		}
-	}()
 	if l.client, err = cluster.Dial(); err != nil {
-		return nil, err
-	}
-	shape := client.Layer{Heads: heads, KVHeads: kvHeads, HeadDim: headDim, Storage: tensor.BF16}
-	m := newModel(1024)
-	for range sessions {
-		s, err := l.client.OpenSession(ctx, client.SessionOptions{Layers: []client.Layer{shape, shape}, Direct: direct, Codec: client.Raw})
-		if err != nil {
-			return nil, err
-		}
-		for layer := range layers {
-			for range positions / 1024 {
-				if err := s.Do(ctx, m.step(s, layer, 1024, false)); err != nil {
-					return nil, err
-				}
-			}
-		}
-		l.walkers = append(l.walkers, &walker{session: s, patient: !direct})
+		return nil, errors.Join(err, l.end(ctx))
 	}
 	return l, nil
+}
+
+// open opens a session and fills it.
+func (l *load) open(ctx context.Context, o client.SessionOptions, positions int) (*client.Session, error) {
+	shape := client.Layer{Heads: heads, KVHeads: kvHeads, HeadDim: headDim, Storage: tensor.BF16}
+	o.Layers, o.Codec = []client.Layer{shape, shape}, client.Raw
+	s, err := l.client.OpenSession(ctx, o)
+	if err != nil {
+		return nil, err
+	}
+	const piece = 1024
+	m := newModel(piece)
+	for layer := range layers {
+		for done := 0; done < positions; done += piece {
+			if err := s.Do(ctx, m.step(s, layer, min(piece, positions-done), false)); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return s, nil
 }
 
 // walk steps all sessions until end is called.

@@ -8,6 +8,7 @@
 //	blackhole_pause_ms the same if all packets to and from the worker are dropped for three seconds
 //	coord_down_kill_ms the same as kill_pause_ms while the only coordinator is down
 //	coord_restart_ms   kill and restart of the only coordinator, through which the clients speak: p99 over the longest gap
+//	replica_cost, replica_cost_128   a token of one session that sees 16,384 or 128 positions, with one copy / without
 //	drain_p99          p99 of tokens while a worker is drained / before
 //	drain_errors       errors that the sessions have had meanwhile
 //	drain_mbs          bytes a second of sessions that nobody steps, while a worker is drained without a bound of --copy-rate / those of a
@@ -81,6 +82,7 @@ var groups = []group{
 	{[]string{"blackhole_pause_ms"}, blackholePause},
 	{[]string{"coord_down_kill_ms"}, downKillPause},
 	{[]string{"coord_restart_ms"}, restartPause},
+	{[]string{"replica_cost", "replica_cost_128"}, replicaCost},
 	{[]string{"drain_p99", "drain_errors"}, drainTokens},
 	{[]string{"drain_mbs"}, drainRate},
 }
