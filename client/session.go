@@ -255,7 +255,7 @@ func (s *Session) adopt(h *fanout.Holding, state *headwaterv1.SessionState, dire
 func (s *Session) update(state *headwaterv1.SessionState) error {
 	layers := s.place.Holding().Layers()
 	if len(state.GetLayers()) != len(layers) {
-		return fmt.Errorf("%d of %d layers are told of", len(state.GetLayers()), len(layers))
+		return fmt.Errorf("it tells of %d of %d layers", len(state.GetLayers()), len(layers))
 	}
 	next := make([]held, len(layers))
 	for i, l := range state.GetLayers() {

@@ -141,7 +141,7 @@ func (s *Session) header(ctx context.Context) (*snapshot.Header, error) {
 	h := &snapshot.Header{Name: c.GetName(), Tenant: c.GetTenant(), Model: c.GetModel(), TTL: c.GetTtl().AsDuration(), Pinned: found.GetPinned()}
 	layers := s.place.Holding().Layers()
 	if len(c.GetLayers()) != len(layers) || len(found.GetLayers()) != len(layers) {
-		return nil, session.Errorf(session.Lost, "only %d of its %d layers are held still", len(found.GetLayers()), len(layers))
+		return nil, session.Errorf(session.Lost, "only %d of its %d layers are still held", len(found.GetLayers()), len(layers))
 	}
 	for i := range layers {
 		l, state := &layers[i], found.GetLayers()[i]

@@ -212,7 +212,7 @@ func (b *batch) start(ctx context.Context, step *Step) error {
 		position = *step.Position
 	}
 	if queries > 0 && (position < 0 || position+queries > int(h.length)+tokens) {
-		return wrong("%d queries from position %d, the layer has %d then", queries, position, int(h.length)+tokens)
+		return wrong("%d queries from position %d on go beyond the layer, which then has %d positions", queries, position, int(h.length)+tokens)
 	}
 	// In pieces, a query must see the same positions as in one message. So it may attend before the rest is appended
 	// only if it sees nothing after its own position.
@@ -297,7 +297,7 @@ func (step *Step) check(l *shard.LayerSpec) (tokens, queries int, err error) {
 	case len(step.Tokens) != 0 && len(step.Tokens) != tokens:
 		return 0, 0, wrong("layer %d: %d ids for %d tokens", step.Layer, len(step.Tokens), tokens)
 	case step.Mask != nil && (queries == 0 || len(step.Mask)%queries != 0 || len(step.Mask) == 0):
-		return 0, 0, wrong("layer %d: a mask of %d elements for %d queries", step.Layer, len(step.Mask), queries)
+		return 0, 0, wrong("layer %d: a mask of %d elements does not fit %d queries", step.Layer, len(step.Mask), queries)
 	}
 	return tokens, queries, nil
 }

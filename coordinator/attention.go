@@ -95,7 +95,7 @@ func (c *Coordinator) JobAttention(ctx context.Context, look dashboard.Look) (_ 
 		return nil, fmt.Errorf("group %d is not in 0 to %d", look.Group, p.Shape.KVHeads-1)
 	}
 	if work := max(p.Shape.KVHeads, p.DModel); p.KVLen > maxExplained/p.Shape.HeadDim/work {
-		return nil, fmt.Errorf("the %d positions of this job are too many to be looked at here: coord explain does", p.KVLen)
+		return nil, fmt.Errorf("the job has %d positions, too many to look at here: use coord explain", p.KVLen)
 	}
 	select { // one at a time
 	case c.explaining <- struct{}{}:

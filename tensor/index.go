@@ -73,7 +73,7 @@ func openIndex(path string, text []byte, open shardOpener) (_ *File, err error) 
 			if got := shardOf[name]; got == "" {
 				return nil, broken(file, name, "is not in the index %s", filepath.Base(path))
 			} else if got != shard {
-				return nil, broken(file, name, "lies in this shard, and by the index %s in %s", filepath.Base(path), quote(got))
+				return nil, broken(file, name, "is in this shard, but the index %s puts it in %s", filepath.Base(path), quote(got))
 			}
 			tensors = append(tensors, f.tensors[name])
 		}

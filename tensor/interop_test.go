@@ -267,7 +267,7 @@ func TestShardedFile(t *testing.T) {
 		{`{"weight_map":{"q":"a.safetensors","k":"c.safetensors"}}`, q, k, "open shard: "},
 		{`{"weight_map":{"q":"a.safetensors"}}`, q + "," + strings.Replace(k, "0,8", "8,16", 1), k, `a.safetensors: tensor "k": truncated`},
 		{`{"weight_map":{"q":"b.safetensors"}}`, q, k, `tensor "k": is not in the index`},
-		{`{"weight_map":{"q":"a.safetensors","k":"b.safetensors"}}`, k, k, `tensor "k": lies in this shard, and by the index`},
+		{`{"weight_map":{"q":"a.safetensors","k":"b.safetensors"}}`, k, k, `tensor "k": is in this shard, but the index`},
 		{`{"weight_map":{"q":"a.safetensors","r":"a.safetensors"}}`, q, k, `tensor "r": missing from its shard "a.safetensors"`},
 		{`{"metadata":{"format":"pt"},"weight_map":{"q":"a.safetensors"}}`, conflict + q, k, `metadata "format" differs`},
 		{`{"weight_map":{"q":"../a.safetensors"}}`, q, k, "is not the name of a .safetensors file beside the index"},

@@ -106,7 +106,7 @@ func checkMembers(path string, members []*zip.File, size int64) error {
 		case m.Method != zip.Store && m.Method != zip.Deflate:
 			return broken(path, name, "is compressed by %s, which is not read: write the archive with numpy.savez or numpy.savez_compressed", compression(m.Method))
 		case m.Method == zip.Store && m.CompressedSize64 != m.UncompressedSize64:
-			return broken(path, name, "stored in %d bytes, said to be %d", m.CompressedSize64, m.UncompressedSize64)
+			return broken(path, name, "is stored in %d bytes, but the archive says %d", m.CompressedSize64, m.UncompressedSize64)
 		case m.UncompressedSize64 > math.MaxInt64 || m.UncompressedSize64/maxDeflate > m.CompressedSize64:
 			return broken(path, name, "%d bytes can not be deflated to %d", m.UncompressedSize64, m.CompressedSize64)
 		}
@@ -272,7 +272,7 @@ func inflateMember(file, name string, m *zip.File) (_ *os.File, err error) {
 	case err != nil:
 		return nil, broken(file, name, "%v", err)
 	case n != int64(m.UncompressedSize64):
-		return nil, broken(file, name, "inflates to %d bytes, said to be %d", n, m.UncompressedSize64)
+		return nil, broken(file, name, "inflates to %d bytes, but the archive says %d", n, m.UncompressedSize64)
 	}
 	return f, nil
 }

@@ -106,7 +106,7 @@ func New(cfg Config) (*Worker, error) {
 	case cfg.SessionTTL < 0:
 		return nil, fmt.Errorf("worker %s: a session TTL of %v is less than 0", cfg.Name, cfg.SessionTTL)
 	case cfg.MaxSessions < 0:
-		return nil, fmt.Errorf("worker %s: at most %d sessions are fewer than 0", cfg.Name, cfg.MaxSessions)
+		return nil, fmt.Errorf("worker %s: the largest number of sessions is %d, less than 0", cfg.Name, cfg.MaxSessions)
 	}
 	m := machine.New(machine.Config{
 		Name:        cfg.Name,

@@ -287,7 +287,7 @@ func (u *upload) receive(file io.Writer) (hash []byte, short uint64, err error) 
 		case p.message.GetBegin() != nil:
 			err = refuse("the announcement came twice")
 		case len(data) > rpc.BlockBytes:
-			err = refuse("a piece of %d bytes, at most %d are taken", len(data), rpc.BlockBytes)
+			err = refuse("a piece has %d bytes, and at most %d are taken", len(data), rpc.BlockBytes)
 		case end != nil:
 			err = refuse("the end of the file was not the last message")
 		case p.message.GetEnd() != nil && announced:

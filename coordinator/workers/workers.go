@@ -129,7 +129,7 @@ type Description struct {
 }
 
 // errStranger ends the asking of workers that have never answered.
-var errStranger = fmt.Errorf("it has never answered, and did not within %v of another", strangerTimeout)
+var errStranger = fmt.Errorf("it has never answered, nor within %v after another did", strangerTimeout)
 
 // Describe asks each member for its identity and its memory. A worker of another protocol version is an error.
 // It waits for those that have answered before; for the others only a moment once one answers.

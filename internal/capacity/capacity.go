@@ -41,7 +41,7 @@ func Measure(d Demand) (Size, error) {
 	case len(d.Layers) == 0:
 		return s, errors.New("a model has at least one layer")
 	case d.Positions < 1 || d.Sessions < 1 || d.Memory < 1:
-		return s, errors.New("positions, sessions and memory are at least 1")
+		return s, errors.New("positions, sessions and memory must each be at least 1")
 	case d.Replicas < 0 || d.Replicas > shard.MaxReplicas:
 		return s, fmt.Errorf("%d copies are not from 0 to %d", d.Replicas, shard.MaxReplicas)
 	case d.Spare < 0 || d.Spare >= shard.MaxWorkers:

@@ -69,14 +69,14 @@ func TestNoWorkerHoldsMoreThanItsRoom(t *testing.T) {
 func TestDemandsThatCanNotBe(t *testing.T) {
 	good := Demand{Layers: layers(t, 1, shard.LayerShape{Heads: 1, KVHeads: 1, HeadDim: 64, VDim: 64}, tensor.F32), Positions: 1000, Sessions: 1, Memory: 1 << 30}
 	for says, change := range map[string]func(*Demand){
-		"at least one layer":     func(d *Demand) { d.Layers = nil },
-		"are at least 1":         func(d *Demand) { d.Positions = 0 },
-		"copies are not":         func(d *Demand) { d.Replicas = shard.MaxReplicas + 1 },
-		"spare workers":          func(d *Demand) { d.Spare = -1 },
-		"one shard of a session": func(d *Demand) { d.Positions = 1 << 30 },
-		"larger than can be":     func(d *Demand) { d.Sessions = 1 << 62 },
-		"a shard is larger":      func(d *Demand) { d.Positions = 1 << 62 },
-		"a cluster has at most":  func(d *Demand) { d.Sessions = 1 << 30 },
+		"at least one layer":      func(d *Demand) { d.Layers = nil },
+		"must each be at least 1": func(d *Demand) { d.Positions = 0 },
+		"copies are not":          func(d *Demand) { d.Replicas = shard.MaxReplicas + 1 },
+		"spare workers":           func(d *Demand) { d.Spare = -1 },
+		"one shard of a session":  func(d *Demand) { d.Positions = 1 << 30 },
+		"larger than can be":      func(d *Demand) { d.Sessions = 1 << 62 },
+		"a shard is larger":       func(d *Demand) { d.Positions = 1 << 62 },
+		"a cluster has at most":   func(d *Demand) { d.Sessions = 1 << 30 },
 	} {
 		d := good
 		change(&d)

@@ -174,7 +174,7 @@ func readSigner(path string) (*signer, error) {
 		}
 	}
 	if s.cert == nil || len(s.gossip) != gossipKeyBytes || s.key == nil && filepath.Base(path) != oldFile {
-		return nil, fmt.Errorf("%s is damaged: it has not all of a certificate, a key and a key of gossip", path)
+		return nil, fmt.Errorf("%s is damaged: it lacks a certificate, a key or a key of gossip", path)
 	}
 	return s, nil
 }

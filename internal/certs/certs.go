@@ -87,7 +87,7 @@ func (i Identity) Validate() error {
 		}
 	}
 	if i.Role == Client && name != i.Name {
-		return fmt.Errorf("name %q: that of a client is its tenant, which one certificate has one of", i.Name)
+		return fmt.Errorf("name %q: a client's name is its tenant, and a certificate has only one", i.Name)
 	}
 	return nil
 }
@@ -131,13 +131,13 @@ func holderOf(cert *x509.Certificate) (Holder, error) {
 			return Holder{}, err
 		}
 		if h.Role != "" && h.Role != id.Role {
-			return Holder{}, fmt.Errorf("it has the roles %s and %s, and one is allowed", h.Role, id.Role)
+			return Holder{}, fmt.Errorf("it has the roles %s and %s, and only one is allowed", h.Role, id.Role)
 		}
 		if len(h.Names) == maxIdentities {
 			return Holder{}, fmt.Errorf("it has more than %d names", maxIdentities)
 		}
 		if id.Role == Client && len(h.Names) > 0 {
-			return Holder{}, errors.New("it is that of two clients, and a client's name is its tenant")
+			return Holder{}, errors.New("it names two clients, and a client's name is its tenant, of which a certificate has one")
 		}
 		h.Role, h.Names = id.Role, append(h.Names, id.Name)
 	}

@@ -136,7 +136,7 @@ func TestAFolderIsReadWholeOrNotAtAll(t *testing.T) {
 	for file, c := range map[string]struct{ content, says string }{
 		TrustFile: {"", "there is no certificate in it"},
 		CertFile:  {"nonsense", "failed to find any PEM data"},
-		KeyFile:   {string(must(os.ReadFile(filepath.Join(another, KeyFile)))), "the key is not that of the certificate"},
+		KeyFile:   {string(must(os.ReadFile(filepath.Join(another, KeyFile)))), "the key does not belong to the certificate"},
 	} {
 		folder := t.TempDir()
 		for _, f := range []string{TrustFile, CertFile, KeyFile} {

@@ -101,7 +101,7 @@ func (o *Own) chain() ([]*x509.Certificate, error) {
 // plainly says in other words that key and certificate do not belong together.
 func plainly(err error) error {
 	if strings.Contains(err.Error(), "private key does not match public key") {
-		return errors.New("the key is not that of the certificate")
+		return errors.New("the key does not belong to the certificate")
 	}
 	return errors.New(strings.TrimPrefix(err.Error(), "tls: "))
 }

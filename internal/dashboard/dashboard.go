@@ -205,7 +205,7 @@ func (d *Dashboard) enter(v *viewer) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if len(d.viewers) >= maxViewers {
-		return fmt.Errorf("%d look at the dashboard, the most that may", maxViewers)
+		return fmt.Errorf("%d people look at the dashboard, the most that are allowed", maxViewers)
 	}
 	d.viewers[v] = struct{}{}
 	if last := d.latest[v.view()]; last != nil {

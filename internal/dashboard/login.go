@@ -84,7 +84,7 @@ func ReadLogins(from io.Reader) (Logins, error) {
 			u.Tenant = &tenant
 		}
 		if _, twice := all[[sha256.Size]byte(hash)]; twice {
-			return nil, fmt.Errorf("line %d: its token is another's, too", n)
+			return nil, fmt.Errorf("line %d: another line has the same token", n)
 		}
 		all[[sha256.Size]byte(hash)] = u
 	}
@@ -201,7 +201,7 @@ func (d *doors) login(w http.ResponseWriter, r *http.Request) {
 		d.failed = d.failed[1:]
 	}
 	if d.Logins == nil {
-		http.Error(w, "who is on this machine needs no login", http.StatusNotFound)
+		http.Error(w, "a request from this machine needs no login", http.StatusNotFound)
 		return
 	}
 	if len(d.failed) >= maxFailed {

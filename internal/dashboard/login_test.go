@@ -323,7 +323,7 @@ func TestLoginsAreReadOrRefused(t *testing.T) {
 		"alice root " + hash:                     `line 1: role "root"`,
 		"\nalice admin abc":                      "line 2: the third field is no SHA-256",
 		"alice admin " + hash + " t":             `line 1: "t" is not tenant=NAME`,
-		"a admin " + hash + "\nb viewer " + hash: "line 2: its token is another's",
+		"a admin " + hash + "\nb viewer " + hash: "line 2: another line has the same token",
 		"alice admin " + hash + " tenant=t":      "",
 	} {
 		if _, err := ReadLogins(strings.NewReader(text)); (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {

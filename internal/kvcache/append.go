@@ -164,7 +164,7 @@ func (s *session) check(a *Append) (int, *Error) {
 	case len(a.Hashes) != groups:
 		return 0, invalid("%d hashes, %d groups are held", len(a.Hashes), groups)
 	case n < 0 || n > shard.MaxStepTokens:
-		return 0, invalid("an append of %d positions, at most %d are allowed: cut it into several", n, shard.MaxStepTokens)
+		return 0, invalid("an append has %d positions, and at most %d are allowed: cut it into several", n, shard.MaxStepTokens)
 	case a.Length > shard.MaxPositions:
 		return 0, invalid("length %d is more than %d", a.Length, int64(shard.MaxPositions))
 	case n > 0 && a.Encoding != dt && a.Encoding != tensor.F32:

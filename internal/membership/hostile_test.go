@@ -107,7 +107,7 @@ func TestWhatGossipHoldsIsBounded(t *testing.T) {
 	for i := range maxMembers {
 		g.nodes[fmt.Sprint(i)] = &node{}
 	}
-	if err := g.admitLocked(now.Add(2 * time.Hour)); err == nil || !strings.Contains(err.Error(), "1024 members are there") {
+	if err := g.admitLocked(now.Add(2 * time.Hour)); err == nil || !strings.Contains(err.Error(), "there are 1024 members") {
 		t.Errorf("got %v", err)
 	}
 	for i := range 2 * maxOutsiders {

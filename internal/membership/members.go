@@ -115,7 +115,7 @@ func (g *gossip) admitLocked(now time.Time) error {
 		g.hour, g.newcomers = now, 0
 	}
 	if len(g.nodes) >= maxMembers {
-		return fmt.Errorf("%d members are there, the most that are allowed", maxMembers)
+		return fmt.Errorf("there are %d members, the most that are allowed", maxMembers)
 	}
 	if g.newcomers >= maxNewcomers {
 		return fmt.Errorf("%d processes joined within an hour, the most that are allowed", maxNewcomers)

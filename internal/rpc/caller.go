@@ -73,7 +73,7 @@ func callerFor(h certs.Holder, header metadata.MD) (Caller, error) {
 		c.Bound, c.Tenant = true, h.Names[0] // which are one
 	case certs.Relay, certs.Coordinator:
 		if len(said) > 1 {
-			return c, fmt.Errorf("a call is made for %d tenants, and one is allowed", len(said))
+			return c, fmt.Errorf("a call names %d tenants, and only one is allowed", len(said))
 		}
 		if len(said) == 1 {
 			c.Bound, c.Tenant = true, said[0]

@@ -88,7 +88,7 @@ type waiter struct {
 // Errors of a message or an answer for which there is no room.
 var (
 	// ErrBusy says that others had the room for as long as one waits.
-	ErrBusy  = errors.New("messages in flight take all of the memory for them: send it again later")
+	ErrBusy  = errors.New("messages in flight take all the memory that they may: send it again later")
 	errEnded = status.Error(codes.Canceled, "the call has ended")
 	// errUnread ends a call whose peer holds back what others need.
 	errUnread = status.Error(codes.ResourceExhausted, "the peer neither reads its answers nor sends on, and others need the memory that they take")

@@ -212,7 +212,7 @@ func (s *countedStream) length(m any) (int, error) {
 		if _, ok := m.(refusable); ok {
 			what = "cut the step into fewer tokens"
 		}
-		return 0, status.Errorf(codes.ResourceExhausted, "a message of %d bytes, at most %d are allowed: %s", n, MaxMessageBytes, what)
+		return 0, status.Errorf(codes.ResourceExhausted, "a message has %d bytes, and at most %d are allowed: %s", n, MaxMessageBytes, what)
 	}
 	return int(n), nil
 }

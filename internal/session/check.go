@@ -44,7 +44,7 @@ func (s *Step) checkFields(l *shard.LayerSpec, groups int) error {
 	case attend > shard.MaxStepTokens || appended > shard.MaxStepTokens:
 		return fmt.Errorf("a step appends and attends at most %d tokens, not %d and %d: cut it into several", shard.MaxStepTokens, appended, attend)
 	case attend == 0 && appended == 0:
-		return fmt.Errorf("a step without tokens")
+		return fmt.Errorf("the step has no tokens")
 	case len(s.Hashes) != groups:
 		return fmt.Errorf("%d hashes for %d groups", len(s.Hashes), groups)
 	case len(s.Answers) != 0 && (attend == 0 || len(s.Answers) != (groups+7)/8 || groups%8 != 0 && s.Answers[groups/8]>>(groups%8) != 0):
@@ -60,13 +60,13 @@ func (s *Step) checkFields(l *shard.LayerSpec, groups int) error {
 	case s.QueryPosition > shard.MaxPositions:
 		return fmt.Errorf("query at position %d, more than %d", s.QueryPosition, int64(shard.MaxPositions))
 	case s.Tree > shard.MaxTreePositions:
-		return fmt.Errorf("a tree mask of %d positions, at most %d are allowed", s.Tree, shard.MaxTreePositions)
+		return fmt.Errorf("a tree mask has %d positions, and at most %d are allowed", s.Tree, shard.MaxTreePositions)
 	case s.Tree > 0 && (attend == 0 || uint64(s.Tree) > s.Length+uint64(appended)):
 		return fmt.Errorf("a tree mask of %d positions for %d tokens over %d", s.Tree, attend, s.Length+uint64(appended))
 	case int64(len(s.TreeMask)) != attend*row:
 		return fmt.Errorf("the tree mask has %d bytes, %d tokens of %d positions need %d", len(s.TreeMask), attend, s.Tree, attend*row)
 	case attend*int64(s.Tree) > shard.MaxTreeElements:
-		return fmt.Errorf("a tree mask of %d elements, at most %d are allowed: cut the step into fewer tokens", attend*int64(s.Tree), shard.MaxTreeElements)
+		return fmt.Errorf("a tree mask has %d elements, and at most %d are allowed: cut the step into fewer tokens", attend*int64(s.Tree), shard.MaxTreeElements)
 	}
 	return nil
 }

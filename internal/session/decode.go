@@ -65,7 +65,7 @@ func decode(in *rpc.Incoming, id *uint64, scratch *[]byte, body func([]byte) err
 	c := cursor{in: in, left: in.Len()}
 	if c.left > rpc.MaxMessageBytes {
 		// gRPC reads larger messages at clients, so that the error is given here and by name.
-		return status.Errorf(codes.ResourceExhausted, "a message of %d bytes, at most %d are allowed: cut the step into fewer tokens", c.left, rpc.MaxMessageBytes)
+		return status.Errorf(codes.ResourceExhausted, "a message has %d bytes, and at most %d are allowed: cut the step into fewer tokens", c.left, rpc.MaxMessageBytes)
 	}
 	for c.left > 0 {
 		field, kind, err := c.tag()
@@ -165,7 +165,7 @@ func (c *cursor) length() (int, error) {
 		return 0, err
 	}
 	if n > uint64(c.left) {
-		return 0, fmt.Errorf("a field of %d bytes, %d are left", n, c.left)
+		return 0, fmt.Errorf("a field has %d bytes, and only %d are left", n, c.left)
 	}
 	return int(n), nil
 }

@@ -57,7 +57,7 @@ func tooLarge(bytes int) *Error {
 	if bytes <= rpc.MaxMessageBytes {
 		return nil
 	}
-	return Errorf(Invalid, "a message of %d bytes, at most %d are allowed: cut the step into fewer tokens", bytes, rpc.MaxMessageBytes)
+	return Errorf(Invalid, "a message has %d bytes, and at most %d are allowed: cut the step into fewer tokens", bytes, rpc.MaxMessageBytes)
 }
 
 // MarshalMessage implements rpc.SelfCoded. It takes the payload; gRPC frees it when it has been written.

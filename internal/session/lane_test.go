@@ -277,7 +277,7 @@ func TestLyingLengthsTakeNoMemory(t *testing.T) {
 	m = append(m, 1, 2, 3)
 	data := mem.BufferSlice{mem.SliceBuffer(m)}
 	var r Request
-	if err := r.unmarshal(rpc.NewIncoming(data)); err == nil || err.Error() != "a field of 32505856 bytes, 3 are left" {
+	if err := r.unmarshal(rpc.NewIncoming(data)); err == nil || err.Error() != "a field has 32505856 bytes, and only 3 are left" {
 		t.Fatalf("got %v", err)
 	}
 	r.Step.Tokens = nil
@@ -455,7 +455,7 @@ func TestMessagesTooLarge(t *testing.T) {
 	r.Payload = rpc.NewBuffer(n + 1)
 	var refused *Error
 	if err := s.Send(&r); !errors.As(err, &refused) || refused.Reason() != Invalid || r.Payload != nil ||
-		!strings.Contains(err.Error(), "33554433 bytes, at most 33554432") || !strings.Contains(err.Error(), "fewer tokens") {
+		!strings.Contains(err.Error(), "33554433 bytes, and at most 33554432") || !strings.Contains(err.Error(), "fewer tokens") {
 		t.Fatalf("got %v", err)
 	}
 	for _, size := range []int{n - 100, 3} { // the echo's answer has some fields more
@@ -488,7 +488,7 @@ func TestMessagesTooLarge(t *testing.T) {
 	if err := stock.Send(&headwaterv1.LaneRequest{Payload: make([]byte, rpc.MaxMessageBytes)}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := stock.Recv(); status.Code(err) != codes.ResourceExhausted || !strings.Contains(err.Error(), "a message of 33554437 bytes, at most 33554432 are allowed: cut the step into fewer tokens") {
+	if _, err := stock.Recv(); status.Code(err) != codes.ResourceExhausted || !strings.Contains(err.Error(), "a message has 33554437 bytes, and at most 33554432 are allowed: cut the step into fewer tokens") {
 		t.Fatalf("got %v", err)
 	}
 }

@@ -105,7 +105,7 @@ func readHello(b [plainHello]byte) (LaneID, error) {
 	case string(b[:4]) != plainMagic:
 		return LaneID{}, fmt.Errorf("a plain lane begins with %q, not %q", b[:4], plainMagic)
 	case version != plainVersion || b[6] != 0 || b[7] != 0:
-		return LaneID{}, fmt.Errorf("a plain lane of version %d, this side speaks %d", version, plainVersion)
+		return LaneID{}, fmt.Errorf("the plain lane has version %d, and this side speaks %d", version, plainVersion)
 	}
 	return LaneID(b[8:]), nil
 }

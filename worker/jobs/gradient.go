@@ -64,7 +64,7 @@ func (r *run) gradient(m *headwaterv1.GradientBlock) error {
 	n := int64(m.GetCount())
 	switch {
 	case m.GetProblem() != q.index || m.GetGroup() != uint32(q.shards[0].id.Group):
-		return invalid("%s: tokens of problem %d group %d come before its own are complete", q, m.GetProblem(), m.GetGroup())
+		return invalid("%s: tokens of problem %d group %d come before the shard's own are complete", q, m.GetProblem(), m.GetGroup())
 	case m.GetStart() != uint64(q.lesson.have) || n < 1 || n > int64(q.count-q.lesson.have):
 		return invalid("%s: %d tokens from %d, %d of %d are here", q, n, m.GetStart(), q.lesson.have, q.count)
 	}
@@ -107,7 +107,7 @@ func (q *query) takeTokens(m *headwaterv1.GradientBlock, from, to int) error {
 	} {
 		if !rows.given {
 			if len(rows.bytes) > 0 {
-				return invalid("%s: %s was not to be given", q, rows.name)
+				return invalid("%s: %s must not be given", q, rows.name)
 			}
 			continue
 		}
@@ -128,7 +128,7 @@ func (r *run) beginGradient(m *headwaterv1.GradientBlock) (*query, error) {
 	q := &query{problem: p, index: m.GetProblem(), shards: shards, count: p.tokens, lesson: &lesson{}, arrived: time.Now()}
 	switch {
 	case p.gradients == nil:
-		return nil, invalid("%s: contexts are asked of the problem, and no gradients", q)
+		return nil, invalid("%s: the problem asks for contexts, not for gradients", q)
 	case !shards[0].sealed:
 		return nil, misplaced("%s: %s is not sealed", q, shards[0])
 	}

@@ -234,7 +234,7 @@ func TestGradientsOfLayersThatAreRefused(t *testing.T) {
 		"no cosines":    {last(func(m *headwaterv1.GradientBlock) { m.Cos = nil }), codes.InvalidArgument, "cos has 0 and sin 4 bytes"},
 		"short x":       {last(func(m *headwaterv1.GradientBlock) { m.Q = m.Q[4:] }), codes.InvalidArgument, "q from token 4: 20 bytes are not 6"},
 		"NaN in d_y":    {last(func(m *headwaterv1.GradientBlock) { copy(m.DContext, bytesOf(nan)) }), codes.InvalidArgument, "d_y from token 4: element 0 is NaN"},
-		"given context": {last(func(m *headwaterv1.GradientBlock) { m.Context = m.Q }), codes.InvalidArgument, "context was not to be given"},
+		"given context": {last(func(m *headwaterv1.GradientBlock) { m.Context = m.Q }), codes.InvalidArgument, "context must not be given"},
 		"d_context": {large(func(l *layer, dY []float32) {
 			dY[3*6+1], dY[3*6+2] = most, most
 			for c := range l.wo {

@@ -68,13 +68,13 @@ func TestGradientMessagesAreChecked(t *testing.T) {
 		"no tokens":                  {loaded, block(func(m *headwaterv1.GradientBlock) { m.Count = 0 }), bad, "0 tokens from 0"},
 		"not the first":              {loaded, block(func(m *headwaterv1.GradientBlock) { m.Start = 1 }), bad, "2 tokens from 1, 0 of 3 are here"},
 		"too many":                   {append(slices.Clone(loaded), first), first, bad, "2 tokens from 0, 2 of 3 are here"},
-		"other group":                {append(slices.Clone(loaded), first), block(func(m *headwaterv1.GradientBlock) { m.Group, m.Start = 1, 2 }), bad, "before its own are complete"},
+		"other group":                {append(slices.Clone(loaded), first), block(func(m *headwaterv1.GradientBlock) { m.Group, m.Start = 1, 2 }), bad, "before the shard's own are complete"},
 		"short q":                    {loaded, block(func(m *headwaterv1.GradientBlock) { m.Q = m.Q[4:] }), bad, "q from token 0: 60 bytes are not 16"},
 		"short gradient":             {loaded, block(func(m *headwaterv1.GradientBlock) { m.DContext = nil }), bad, "d_context from token 0: 0 bytes"},
 		"NaN":                        {loaded, block(func(m *headwaterv1.GradientBlock) { copy(m.DContext[8:], bytesOf(nan)) }), bad, "d_context from token 0: element 2 is NaN"},
-		"context":                    {loaded, block(func(m *headwaterv1.GradientBlock) { m.Context = m.DContext }), bad, "context was not to be given"},
-		"lse":                        {loaded, block(func(m *headwaterv1.GradientBlock) { m.Lse = make([]byte, 16) }), bad, "lse was not to be given"},
-		"query":                      {loaded, queryBlock(&headwaterv1.QueryBlock{Groups: []uint32{0}, Count: 1, Q: make([]byte, 32)}), bad, "gradients are asked of the problem, and no contexts"},
+		"context":                    {loaded, block(func(m *headwaterv1.GradientBlock) { m.Context = m.DContext }), bad, "context must not be given"},
+		"lse":                        {loaded, block(func(m *headwaterv1.GradientBlock) { m.Lse = make([]byte, 16) }), bad, "lse must not be given"},
+		"query":                      {loaded, queryBlock(&headwaterv1.QueryBlock{Groups: []uint32{0}, Count: 1, Q: make([]byte, 32)}), bad, "the problem asks for gradients, not for contexts"},
 		"mask is too long":           {append(slices.Clone(loaded), first, rest), mask(3*70 + 1), bad, "ends at byte 211 of 210"},
 		"between":                    {append(slices.Clone(loaded), first), shardClose(&headwaterv1.ShardClose{}), bad, "its operands follow before any other message"},
 	} {
@@ -90,7 +90,7 @@ func TestGradientMessagesAreChecked(t *testing.T) {
 	}
 	forward := smallJob(t, headwaterv1.StorageType_STORAGE_TYPE_F32)
 	_, err := play(t, newPlace(t, 1<<24, 1), false, append(slices.Concat([]*headwaterv1.RunRequest{openOf(forward.problem)}, forward.load(t, 0, []uint32{0, 1}, 64)), first)...)
-	if status.Code(err) != bad || !strings.Contains(err.Error(), "contexts are asked of the problem, and no gradients") {
+	if status.Code(err) != bad || !strings.Contains(err.Error(), "the problem asks for contexts, not for gradients") {
 		t.Errorf("gradients of a problem without: %v", err)
 	}
 }

@@ -70,7 +70,7 @@ func (r *run) query(m *headwaterv1.QueryBlock) error {
 		arrived: time.Now(),
 	}
 	if q.problem.gradients != nil {
-		return invalid("%s: gradients are asked of the problem, and no contexts", q)
+		return invalid("%s: the problem asks for gradients, not for contexts", q)
 	}
 	if err := q.ready(m); err != nil {
 		return err

@@ -181,7 +181,7 @@ func (r *run) dispatch(req *headwaterv1.RunRequest) error {
 	case *headwaterv1.RunRequest_Output:
 		return r.output(m.Output)
 	}
-	return invalid("the message asks nothing that this worker knows")
+	return invalid("the message asks for nothing that this worker knows")
 }
 
 // problem returns the problem that a message names.

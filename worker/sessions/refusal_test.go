@@ -45,7 +45,7 @@ func TestStepsAreRefusedByName(t *testing.T) {
 		"different":         {session.Different, "group 1", func(m *move) { m.step.Hashes[1]++ }},
 		"stale epoch":       {session.StaleEpoch, "epoch 0", func(m *move) { m.step.Epoch = 0 }},
 		"other truncations": {session.OtherTruncations, "truncated 0 times", func(m *move) { m.step.Truncations = 3 }},
-		"no tokens":         {problemInvalid, "without tokens", func(m *move) { m.step.Append, m.step.Attend, m.payload = 0, 0, nil }},
+		"no tokens":         {problemInvalid, "the step has no tokens", func(m *move) { m.step.Append, m.step.Attend, m.payload = 0, 0, nil }},
 		"2³¹ to append":     {problemInvalid, "at most 65536 tokens", func(m *move) { m.step.Append = 1 << 31 }},
 		"2³¹ to attend":     {problemInvalid, "at most 65536 tokens", func(m *move) { m.step.Attend = 1 << 31 }},
 		"2³² - 1 of both":   {problemInvalid, "at most 65536 tokens", func(m *move) { m.step.Append, m.step.Attend = math.MaxUint32, math.MaxUint32 }},

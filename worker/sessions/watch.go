@@ -67,7 +67,7 @@ func (w *watches) add(one *watch) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if len(w.all) >= maxWatches {
-		return status.Errorf(codes.ResourceExhausted, "%d watch the attention of sessions here, the most that may", maxWatches)
+		return status.Errorf(codes.ResourceExhausted, "%d callers watch the attention of sessions here, the most that are allowed", maxWatches)
 	}
 	if w.all == nil {
 		w.all = map[*watch]struct{}{}
@@ -166,7 +166,7 @@ func (s *Service) WatchAttention(m *headwaterv1.WatchAttentionRequest, stream gr
 }
 
 // errOvertaken is that the positions are not those any more that a query saw. There will be another query.
-var errOvertaken = errors.New("the session was truncated since")
+var errOvertaken = errors.New("the session was truncated meanwhile")
 
 // sendWeights sends the weights of a query, unless its positions are not there any more.
 func (s *Service) sendWeights(stream grpc.ServerStreamingServer[headwaterv1.WatchAttentionResponse], one *watch, layer *shard.LayerSpec, q *query, most int) error {

@@ -226,7 +226,7 @@ func (p *Payload) Cut(l *shard.LayerSpec, s *session.Step, payload []byte) error
 		at += n
 	}
 	if at != len(payload) {
-		return invalid("layer %d: a payload of %d bytes, %d are for %d queries and %d positions of %d groups", s.Layer, len(payload), at, s.Attend, s.Append, l.KVHeads)
+		return invalid("layer %d: the payload has %d bytes, and %d are needed for %d queries and %d positions of %d groups", s.Layer, len(payload), at, s.Attend, s.Append, l.KVHeads)
 	}
 	return nil
 }

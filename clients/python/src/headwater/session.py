@@ -260,7 +260,7 @@ class Session:
 
     def _update(self, state: session_pb2.SessionState) -> None:
         if len(state.layers) != len(self.layers):
-            raise ProtocolError(f"session {self.id.hex()}: {len(state.layers)} of {len(self.layers)} layers are told of")
+            raise ProtocolError(f"session {self.id.hex()}: it tells of {len(state.layers)} of {len(self.layers)} layers")
         lengths = []
         for i, (told, layer) in enumerate(zip(state.layers, self.layers)):
             if told.layer != i or len(told.hashes) != layer.n_kv_heads:

@@ -200,7 +200,7 @@ func encode(r Record) ([]byte, error) {
 		return nil, err
 	}
 	if head+len(job)+len(request)+8 > maxRecord {
-		return nil, fmt.Errorf("a record of %d bytes, at most %d are stored", len(job)+len(request), maxRecord)
+		return nil, fmt.Errorf("a record has %d bytes, and at most %d are stored", len(job)+len(request), maxRecord)
 	}
 	b := append(make([]byte, 0, head+len(job)+len(request)+8), magic...)
 	b = binary.LittleEndian.AppendUint64(b, r.InputHash)
