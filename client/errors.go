@@ -23,7 +23,7 @@ import (
 var (
 	// ErrTryAgain: the same call may succeed later.
 	ErrTryAgain = errors.New("try again")
-	// ErrGone: the session no longer exists. Open another one, or restore a snapshot.
+	// ErrGone: the session no longer exists. Open another one, have Session.Recover make one like it, or restore a snapshot.
 	ErrGone = errors.New("gone")
 	// ErrRefused: the same call fails in the same way. Change the request.
 	ErrRefused = errors.New("refused")

@@ -337,3 +337,38 @@ func TestASnapshotOutlivesAWorker(t *testing.T) {
 	}
 	g.step(back, 100, g.tokens)
 }
+
+// TestALostSessionIsRecovered kills a worker that alone had a part of a session: its client makes a new one of the keys and values that it
+// has, and goes on with the bits of the job.
+func TestALostSessionIsRecovered(t *testing.T) {
+	t.Parallel()
+	c := start(t, localcluster.Options{Workers: 3, Threads: 1})
+	g, layers := generate(t, c)
+	kv := g.kv * g.dim
+	rows := func(layer, start, count int) (k, v []float32, _ error) {
+		return g.layers[layer].k[start*kv:][:count*kv], g.layers[layer].v[start*kv:][:count*kv], nil
+	}
+	var all []*client.Session
+	for _, direct := range []bool{false, true} {
+		s, err := c.OpenSession(g.ctx, client.SessionOptions{Layers: layers, Direct: direct})
+		if err != nil {
+			t.Fatal(err)
+		}
+		g.step(s, 0, 100)
+		all = append(all, s)
+	}
+	c.Kill(1)
+	for _, s := range all {
+		if err := s.Truncate(g.ctx, 90); err == nil {
+			t.Fatal("a session without one of its workers is truncated")
+		}
+		next, err := s.Recover(g.ctx, rows)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if next.ID() == s.ID() || next.Len() != 90 {
+			t.Fatalf("session %s of %d positions became %s of %d", s.ID(), s.Len(), next.ID(), next.Len())
+		}
+		g.step(next, 90, g.tokens)
+	}
+}

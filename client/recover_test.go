@@ -1,0 +1,62 @@
+package client_test
+
+import (
+	"errors"
+	"testing"
+
+	"headwater.example/client"
+)
+
+// TestARecoveredSessionIsLikeTheLostOne: with the rows that were appended, it has the receipt that the lost one had. With other rows, or
+// with too few, nothing is made.
+func TestARecoveredSessionIsLikeTheLostOne(t *testing.T) {
+	each(t, func(t *testing.T, c *cluster, direct bool) {
+		s, m, r := open(t, c.Client, client.SessionOptions{Layers: layers, Direct: direct}), newModel(layers), rng(1)
+		grow(t, s, m, r, 3, 70)
+		rows := func(layer, start, count int) (k, v []float32, _ error) {
+			kv, vv := layers[layer].KVHeads*layers[layer].HeadDim, layers[layer].KVHeads*m.vDim(layer)
+			return m.k[layer][start*kv:][:count*kv], m.v[layer][start*vv:][:count*vv], nil
+		}
+		held := func(want int) {
+			t.Helper()
+			if all, err := c.Sessions(t.Context()); err != nil || len(all.Sessions) != want {
+				t.Fatalf("%d sessions are held, not %d: %v", len(all.Sessions), want, err)
+			}
+		}
+		for what, bad := range map[string]func(layer, start, count int) ([]float32, []float32, error){
+			"other rows": func(layer, start, count int) ([]float32, []float32, error) {
+				k, v, err := rows(layer, start, count)
+				k = append([]float32(nil), k...)
+				k[len(k)-1]++
+				return k, v, err
+			},
+			"too few": func(layer, start, count int) ([]float32, []float32, error) { return rows(layer, start, count-1) },
+		} {
+			if _, err := s.Recover(t.Context(), bad); !errors.Is(err, client.ErrRefused) {
+				t.Errorf("%s: %v", what, err)
+			}
+			held(1)
+		}
+		own := errors.New("the rows are not kept")
+		if _, err := s.Recover(t.Context(), func(int, int, int) ([]float32, []float32, error) { return nil, nil, own }); !errors.Is(err, own) {
+			t.Errorf("got %v", err)
+		}
+		held(1)
+		before := s.Receipt()
+		next, err := s.Recover(t.Context(), rows)
+		if err != nil {
+			t.Fatal(err)
+		}
+		held(1)
+		after := next.Receipt()
+		for l := range before.Layers {
+			if before.Layers[l].Length != after.Layers[l].Length || before.Layers[l].Hashes[0] != after.Layers[l].Hashes[0] {
+				t.Errorf("layer %d: its receipt was %v, and is %v", l, before.Layers[l], after.Layers[l])
+			}
+		}
+		grow(t, next, m, r, 1, 2)
+		if err := next.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+}
