@@ -225,45 +225,85 @@ func (r *restore) rows(ctx context.Context, layer int, start, count uint64, do f
 	})
 }
 
-// follow copies what the session's holders have up to these lengths.
+// block is a run of positions of a layer on its way to the target.
+type block struct {
+	layer    int
+	start, n uint64
+	step     session.Step
+	payload  *rpc.Buffer
+	after    []uint64 // by group of the target, the hash after it
+}
+
+// follow copies what the session's holders have up to these lengths. While a block is appended the next one is fetched.
 func (r *restore) follow(ctx context.Context, lengths []uint64) error {
+	var blocks []*block
 	for l, groups := range r.target.Groups {
 		if len(groups) == 0 {
 			continue
 		}
-		f := &r.filled[l]
+		at := r.filled[l].length
 		most := uint64(max(1, min(copyBytes/r.row(l), shard.MaxStepTokens)))
-		if lengths[l] < f.length {
+		if lengths[l] < at {
 			return errChanged
 		}
-		for f.length < lengths[l] {
-			if err := r.copy(ctx, l, min(most, lengths[l]-f.length)); err != nil {
-				return err
-			}
+		for ; at < lengths[l]; at += min(most, lengths[l]-at) {
+			blocks = append(blocks, &block{layer: l, start: at, n: min(most, lengths[l]-at)})
+		}
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	fetched := make(chan *block)
+	var unfetched error // written before fetched is closed
+	go func() {
+		defer close(fetched)
+		unfetched = rpc.Guard(r.Log, "copying a session", func() error { return r.fetchAll(ctx, blocks, fetched) })
+	}()
+	var err error
+	for b := range fetched {
+		if err != nil {
+			b.payload.Free()
+		} else if err = r.append(b); err != nil {
+			cancel()
+		}
+	}
+	return cmp.Or(err, unfetched)
+}
+
+// fetchAll fetches blocks, one after the other.
+func (r *restore) fetchAll(ctx context.Context, blocks []*block, fetched chan<- *block) error {
+	for _, b := range blocks {
+		if err := r.fetch(ctx, b); err != nil {
+			return err
+		}
+		select {
+		case fetched <- b:
+		case <-ctx.Done():
+			b.payload.Free()
+			return ctx.Err()
 		}
 	}
 	return nil
 }
 
-// copy appends the next n positions of a layer to what is filled.
-func (r *restore) copy(ctx context.Context, l int, n uint64) error {
-	layer, f, groups := &r.layers[l], &r.filled[l], r.target.Groups[l]
-	m := session.Step{
-		Session: r.temp, Epoch: 1, Layer: uint32(l), Length: f.length, Hashes: f.hashes, Chain: f.chain,
-		Append: uint32(n), Encoding: layerproto.StorageType(layer.Storage()), AppendID: r.NewID(),
+// fetch takes a block from the session's holders.
+func (r *restore) fetch(ctx context.Context, b *block) error {
+	layer, groups := &r.layers[b.layer], r.target.Groups[b.layer]
+	b.step = session.Step{
+		Session: r.temp, Epoch: 1, Layer: uint32(b.layer), Append: uint32(b.n), Encoding: layerproto.StorageType(layer.Storage()), AppendID: r.NewID(),
 	}
-	sizes := m.Sizes(layer, len(groups))
+	sizes := b.step.Sizes(layer, len(groups))
 	if r.OnCopy != nil {
 		if err := r.OnCopy(ctx, int(sizes.Total()), r.still); err != nil {
 			return err
 		}
 	}
-	payload := rpc.NewBuffer(int(sizes.Total()))
-	b := payload.Bytes()
-	after, have := make([]uint64, len(groups)), make([]uint64, len(groups))
-	err := r.rows(ctx, l, f.length, n, func(i int, x *headwaterv1.ExportSessionResponse) {
-		at := x.GetStart() - f.length
-		if x.GetStart() < f.length || at != have[i] || at+uint64(x.GetCount()) > n {
+	b.payload = rpc.NewBuffer(int(sizes.Total()))
+	bytes := b.payload.Bytes()
+	have := make([]uint64, len(groups))
+	b.after = make([]uint64, len(groups))
+	err := r.rows(ctx, b.layer, b.start, b.n, func(i int, x *headwaterv1.ExportSessionResponse) {
+		at := x.GetStart() - b.start
+		if x.GetStart() < b.start || at != have[i] || at+uint64(x.GetCount()) > b.n {
 			return // what is missing is seen below
 		}
 		scale := 0
@@ -272,7 +312,7 @@ func (r *restore) copy(ctx context.Context, l int, n uint64) error {
 		}
 		put := func(from int64, width int, rows []byte) {
 			if len(rows) == width*int(x.GetCount()) {
-				copy(b[from+int64(width)*int64(uint64(i)*n+at):], rows)
+				copy(bytes[from+int64(width)*int64(uint64(i)*b.n+at):], rows)
 			}
 		}
 		put(0, layer.HeadDim()*layer.Storage().Size(), x.GetK())
@@ -280,17 +320,23 @@ func (r *restore) copy(ctx context.Context, l int, n uint64) error {
 		put(sizes.K+sizes.V, scale, x.GetKScale())
 		put(sizes.K+sizes.V+sizes.Scale, scale, x.GetVScale())
 		have[i] += uint64(x.GetCount())
-		after[i] = x.GetHashAfter()
+		b.after[i] = x.GetHashAfter()
 	})
-	if err == nil && slices.ContainsFunc(have, func(x uint64) bool { return x != n }) {
+	if err == nil && slices.ContainsFunc(have, func(x uint64) bool { return x != b.n }) {
 		err = errChanged
 	}
 	if err != nil {
-		payload.Free()
-		return err
+		b.payload.Free()
 	}
+	return err
+}
+
+// append appends a block to what is filled.
+func (r *restore) append(b *block) error {
+	f := &r.filled[b.layer]
+	b.step.Length, b.step.Hashes, b.step.Chain = f.length, f.hashes, f.chain
 	r.steps++
-	if err := r.stream.Send(&session.Request{ID: r.steps, Step: m, Payload: payload}); err != nil {
+	if err := r.stream.Send(&session.Request{ID: r.steps, Step: b.step, Payload: b.payload}); err != nil {
 		return lost(r.target.Name, err)
 	}
 	var resp session.Response
@@ -301,7 +347,7 @@ func (r *restore) copy(ctx context.Context, l int, n uint64) error {
 	switch x := &resp.Result; {
 	case x.Err != nil:
 		return refused(r.target.Name, x.Err)
-	case !slices.Equal(x.Hashes, after):
+	case !slices.Equal(x.Hashes, b.after):
 		return errChanged // the session was truncated in between, or a row was damaged on its way
 	default:
 		f.length, f.chain = x.Length, x.Chain
