@@ -61,30 +61,17 @@ func (w *Workers) List() []membership.Member {
 	return slices.DeleteFunc(w.Members(), func(m membership.Member) bool { return m.Role != membership.RoleWorker })
 }
 
-// Keep keeps the connections to the workers, until ctx ends. A connection to anyone else ends with the calls that use it. A worker that
-// has started is asked at once, and not when the pause after the last failure is over.
+// Keep keeps the connections to the workers, until ctx ends. A connection to anyone else ends with the calls that use it.
 func (w *Workers) Keep(ctx context.Context) {
 	var kept rpc.Kept
 	defer kept.Set(w.conns)
-	boots := map[rpc.Peer][16]byte{}
 	for {
 		changed := w.Changed()
 		var peers []rpc.Peer
-		now := map[rpc.Peer][16]byte{}
 		for _, m := range w.List() {
-			peers, now[peer(m)] = append(peers, peer(m)), m.Boot
+			peers = append(peers, peer(m))
 		}
 		kept.Set(w.conns, peers...)
-		for to, boot := range now {
-			if before, ok := boots[to]; ok && before == boot {
-				continue
-			}
-			if conn, err := w.conns.Use(to); err == nil {
-				conn.ResetConnectBackoff()
-				conn.Release()
-			}
-		}
-		boots = now
 		select {
 		case <-changed:
 		case <-ctx.Done():
