@@ -18,6 +18,8 @@ type Layer struct {
 	VDim    int // elements of a value, 1 to 512; 0: HeadDim
 
 	Storage tensor.DType // F32, F16, BF16, or I8 with one scale per position and head; 0: F32
+	// Arithmetic is that of the products; other than attention.Chain, which is the zero value, it is for BF16. It never changes.
+	Arithmetic attention.Arithmetic
 
 	NotCausal   bool      // whether a query sees positions after its own as well
 	WindowLeft  Window    // positions seen before the own one; zero: Unbounded
@@ -97,14 +99,18 @@ func (l *Layer) spec() (shard.LayerSpec, error) {
 	if options.Scale == 0 {
 		options.Scale = attention.DefaultScale(shape.HeadDim)
 	}
-	return shard.NewLayerSpec(shape, storage, options)
+	spec, err := shard.NewLayerSpec(shape, storage, options)
+	if err != nil {
+		return spec, err
+	}
+	return spec.WithArithmetic(l.Arithmetic)
 }
 
 // layerOf converts a checked layer.
 func layerOf(l *shard.LayerSpec) Layer {
 	o := &l.Options
 	return Layer{
-		Heads: l.Heads, KVHeads: l.KVHeads, HeadDim: l.HeadDim(), VDim: l.VDim(), Storage: l.Storage(),
+		Heads: l.Heads, KVHeads: l.KVHeads, HeadDim: l.HeadDim(), VDim: l.VDim(), Storage: l.Storage(), Arithmetic: l.Arithmetic(),
 		NotCausal: !o.Causal, WindowLeft: windowOf(o.WindowLeft), WindowRight: windowOf(o.WindowRight),
 		Scale: o.Scale, Softcap: o.Softcap, AlibiSlopes: slices.Clone(o.AlibiSlopes), Sinks: slices.Clone(o.Sinks),
 	}

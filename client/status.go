@@ -3,6 +3,8 @@ package client
 import (
 	"time"
 
+	"headwater.example/attention"
+	"headwater.example/internal/layerproto"
 	headwaterv1 "headwater.example/proto/headwater/v1"
 )
 
@@ -98,6 +100,8 @@ type SessionState struct {
 	OwnBytes      uint64 // the part of these that no other session and no prefix shares
 	Layers        []LayerState
 	Holders       []Holder
+	// Arithmetics are those of the layers; empty if the state was asked for without the config.
+	Arithmetics []attention.Arithmetic
 }
 
 // LayerState is the state of one layer.
@@ -132,6 +136,9 @@ func newSession(m *headwaterv1.SessionState) SessionState {
 	copy(s.ID[:], m.GetSession())
 	for _, l := range m.GetLayers() {
 		s.Layers = append(s.Layers, LayerState{int(l.GetLayer()), l.GetLength(), l.GetFirst(), l.GetHashes()})
+	}
+	for _, l := range m.GetConfig().GetLayers() {
+		s.Arithmetics = append(s.Arithmetics, layerproto.ReadArithmetic(l.GetArithmetic()))
 	}
 	for _, h := range m.GetHolders() {
 		one := Holder{Name: h.GetName(), Address: h.GetAddress(), Boot: h.GetBoot(), PageBytes: h.GetPageBytes(), OwnBytes: h.GetOwnBytes()}

@@ -12,7 +12,7 @@ import (
 type LayerSpec struct {
 	Heads   int // n_heads, 1 to MaxHeads
 	KVHeads int // n_kv_heads, divides Heads
-	// Layout has the storage type, head_dim and v_dim.
+	// Layout has the storage type, the arithmetic, head_dim and v_dim.
 	Layout attention.Layout
 	// Options have every default filled in.
 	Options attention.Options
@@ -29,6 +29,13 @@ func NewLayerSpec(shape LayerShape, storage tensor.DType, options attention.Opti
 	}
 	spec := LayerSpec{Heads: shape.Heads, KVHeads: shape.KVHeads, Layout: layout, Options: options}
 	return spec, spec.Check()
+}
+
+// WithArithmetic returns the layer in another arithmetic. Only keys and values stored as bf16 have other than attention.Chain.
+func (s LayerSpec) WithArithmetic(a attention.Arithmetic) (LayerSpec, error) {
+	var err error
+	s.Layout, err = s.Layout.WithArithmetic(a)
+	return s, err
 }
 
 // Check finds what no layer can have. Layers that NewLayerSpec made pass.
@@ -55,6 +62,9 @@ func (s *LayerSpec) VDim() int { return s.Layout.VDim() }
 
 // Storage returns the type in which keys and values are held.
 func (s *LayerSpec) Storage() tensor.DType { return s.Layout.DType() }
+
+// Arithmetic returns the arithmetic in which queries attend.
+func (s *LayerSpec) Arithmetic() attention.Arithmetic { return s.Layout.Arithmetic() }
 
 // GroupSize returns the number of query heads that read one KV head.
 func (s *LayerSpec) GroupSize() int { return s.Heads / s.KVHeads }

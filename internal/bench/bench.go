@@ -10,6 +10,7 @@ import (
 
 	"github.com/HdrHistogram/hdrhistogram-go"
 
+	"headwater.example/attention"
 	"headwater.example/client"
 	"headwater.example/tensor"
 )
@@ -32,10 +33,12 @@ type Case struct {
 	KVHeads int
 	HeadDim int
 	Storage tensor.DType
-	Codec   client.Codec
-	SendF32 bool // keys and values go out as float32, and not as they are stored
-	Direct  bool // the client speaks to the workers itself
-	Workers int  // at most so many hold a session; 0 is all
+	// Arithmetic is that of the layers; other than attention.Chain it is for BF16.
+	Arithmetic attention.Arithmetic
+	Codec      client.Codec
+	SendF32    bool // keys and values go out as float32, and not as they are stored
+	Direct     bool // the client speaks to the workers itself
+	Workers    int  // at most so many hold a session; 0 is all
 
 	Positions int           // that each session has before a token, or in all after a prefill
 	Batch     int           // sessions at once
@@ -201,7 +204,7 @@ func (b *bench) makeTensors() {
 func (b *bench) open(ctx context.Context, positions int) error {
 	layers := make([]client.Layer, b.Layers)
 	for i := range layers {
-		layers[i] = client.Layer{Heads: b.Heads, KVHeads: b.KVHeads, HeadDim: b.HeadDim, Storage: b.Storage}
+		layers[i] = client.Layer{Heads: b.Heads, KVHeads: b.KVHeads, HeadDim: b.HeadDim, Storage: b.Storage, Arithmetic: b.Arithmetic}
 	}
 	for i := range b.Batch {
 		s, err := b.client.OpenSession(ctx, client.SessionOptions{

@@ -26,6 +26,7 @@ type benchFlags struct {
 	local, threads                  int
 	tests, positions, batch         string
 	storage, send, codec, workers   string
+	arithmetic                      string
 	layers, heads, kvHeads, headDim int
 	chunk, repeat                   int
 	spend                           time.Duration
@@ -68,6 +69,7 @@ func (a *app) bench() *cobra.Command {
 	flags.StringVar(&f.positions, "positions", "1k,8k", "`positions` that a token sees, or a prompt has in all; 1k is 1024")
 	flags.StringVar(&f.batch, "batch", "1", "`sessions` at once")
 	flags.StringVar(&f.storage, "storage", "f16", "how keys and values are stored: `f32,f16,bf16,int8`")
+	flags.StringVar(&f.arithmetic, "arithmetic", "chain", "how products are summed: `chain,tiles,tiles-bf16`; the last two with --storage bf16; the last is lossy")
 	flags.StringVar(&f.send, "send", "stored", "how keys and values go out: `stored,f32`; stored: the client narrows them to the storage type; f32: the workers do")
 	flags.StringVar(&f.codec, "codec", "auto", "how contexts come back: `auto,raw,exact,bf16,f16,int8`; the last three are lossy")
 	flags.StringVar(&f.workers, "workers", "0", "most `workers` that hold a session, 0 is all")
@@ -83,7 +85,7 @@ func (a *app) bench() *cobra.Command {
 	flags.StringVar(&f.codecs, "codecs", "", "measure the codecs on the contexts of this result `file`, or on the keys and values of this job file, instead")
 	flags.BoolVarP(&f.quiet, "quiet", "q", false, "show no progress")
 	choice(cmd, flags, &f.format, "format", "markdown", "how rows are printed; --output json is json as well", "markdown", "csv", "json")
-	flagOnly(flags, "local", "tests", "positions", "batch", "storage", "send", "codec", "workers", "layers", "heads", "kv-heads", "head-dim",
+	flagOnly(flags, "local", "tests", "positions", "batch", "storage", "arithmetic", "send", "codec", "workers", "layers", "heads", "kv-heads", "head-dim",
 		"chunk", "spend", "repeat", "rate", "direct", "codecs", "format")
 	return cmd
 }
@@ -93,6 +95,15 @@ func storageTypes() map[string]tensor.DType {
 	all := map[string]tensor.DType{}
 	for _, dtype := range shard.StorageTypes() {
 		all[shard.StorageName(dtype)] = dtype
+	}
+	return all
+}
+
+// arithmetics are those of layers by their names.
+func arithmetics() map[string]attention.Arithmetic {
+	all := map[string]attention.Arithmetic{}
+	for a, name := range attention.ArithmeticNames() {
+		all[name] = attention.Arithmetic(a)
 	}
 	return all
 }
@@ -144,6 +155,15 @@ func (f *benchFlags) cases() (all []bench.Case, err error) {
 	if err != nil {
 		return nil, err
 	}
+	sums, err := words("arithmetic", f.arithmetic, arithmetics())
+	if err != nil {
+		return nil, err
+	}
+	for _, name := range sums {
+		if i := slices.IndexFunc(storage, func(dtype string) bool { return dtype != "bf16" }); name != "chain" && i >= 0 {
+			return nil, usage("--arithmetic %s takes --storage bf16, not %s", name, storage[i])
+		}
+	}
 	sends, err := words("send", f.send, map[string]bool{"stored": false, "f32": true})
 	if err != nil {
 		return nil, err
@@ -181,22 +201,33 @@ func (f *benchFlags) cases() (all []bench.Case, err error) {
 					if i > 0 && dtype == "f32" {
 						break // all go out alike
 					}
-					for _, codec := range codecs {
-						for _, batch := range batches {
-							for _, long := range positions {
-								all = append(all, bench.Case{
-									Test: benchTests[test], Layers: f.layers, Heads: f.heads, KVHeads: f.kvHeads, HeadDim: f.headDim,
-									Storage: storageTypes()[dtype], SendF32: send == "f32", Codec: sessionCodecs()[codec], Direct: f.direct, Workers: int(n),
-									Positions: int(long), Batch: int(batch), Chunk: f.chunk, Spend: f.spend, Repeat: f.repeat, Rate: f.rate,
-								})
-							}
-						}
+					for _, c := range f.cut(sums, codecs, batches, positions) {
+						c.Test, c.Workers, c.Storage, c.SendF32 = benchTests[test], int(n), storageTypes()[dtype], send == "f32"
+						all = append(all, c)
 					}
 				}
 			}
 		}
 	}
 	return all, nil
+}
+
+// cut are the cases of one test, storage type and number of workers.
+func (f *benchFlags) cut(sums, codecs []string, batches, positions []int64) (all []bench.Case) {
+	for _, sum := range sums {
+		for _, codec := range codecs {
+			for _, batch := range batches {
+				for _, long := range positions {
+					all = append(all, bench.Case{
+						Layers: f.layers, Heads: f.heads, KVHeads: f.kvHeads, HeadDim: f.headDim, Arithmetic: arithmetics()[sum],
+						Codec: sessionCodecs()[codec], Direct: f.direct,
+						Positions: int(long), Batch: int(batch), Chunk: f.chunk, Spend: f.spend, Repeat: f.repeat, Rate: f.rate,
+					})
+				}
+			}
+		}
+	}
+	return all
 }
 
 func (a *app) runBench(cmd *cobra.Command, f benchFlags) (err error) {
@@ -366,12 +397,17 @@ func each(answering []client.WorkerStatus, of func(*client.WorkerStatus) string)
 	return strings.Join(all, " and ")
 }
 
-// storedAs says how a case's keys and values are stored, and sent where that is not the same.
+// storedAs says how a case's keys and values are stored, in which arithmetic unless it is chain, and how they are sent where that
+// is not the same.
 func storedAs(c bench.Case) string {
-	if c.SendF32 && c.Storage != tensor.F32 {
-		return shard.StorageName(c.Storage) + " sent f32"
+	name := shard.StorageName(c.Storage)
+	if c.Arithmetic != attention.Chain {
+		name += " " + c.Arithmetic.String()
 	}
-	return shard.StorageName(c.Storage)
+	if c.SendF32 && c.Storage != tensor.F32 {
+		name += " sent f32"
+	}
+	return name
 }
 
 func codecName(c bench.Case) string {

@@ -3,12 +3,14 @@ package cli
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/jedib0t/go-pretty/v6/table"
 	"github.com/spf13/cobra"
 
+	"headwater.example/attention"
 	"headwater.example/client"
 )
 
@@ -34,6 +36,7 @@ type sessionView struct {
 	Created     *time.Time   `json:"created,omitempty"`
 	Used        *time.Time   `json:"used,omitempty"`
 	Holders     []holderView `json:"holders"`
+	Arithmetics []string     `json:"arithmetics,omitempty"` // of each layer, as far as they were asked for
 }
 
 type holderView struct {
@@ -65,6 +68,9 @@ func viewSession(s *client.SessionState) sessionView {
 	for _, l := range s.Layers {
 		v.Lengths = append(v.Lengths, l.Length)
 	}
+	for _, a := range s.Arithmetics {
+		v.Arithmetics = append(v.Arithmetics, a.String())
+	}
 	for _, h := range s.Holders {
 		one := holderView{h.Name, h.Address, h.PageBytes, h.OwnBytes, make([][]uint32, len(v.Lengths))}
 		for i := range one.Groups {
@@ -78,6 +84,15 @@ func viewSession(s *client.SessionState) sessionView {
 		v.Holders = append(v.Holders, one)
 	}
 	return v
+}
+
+// sums says in which arithmetics the layers are, unless all are in chain.
+func (v *sessionView) sums() string {
+	names := slices.Compact(slices.Sorted(slices.Values(v.Arithmetics)))
+	if len(names) == 0 || len(names) == 1 && names[0] == attention.Chain.String() {
+		return ""
+	}
+	return " in " + strings.Join(names, " and ")
 }
 
 // positions are what all layers of a session have.
@@ -207,8 +222,8 @@ func (a *app) sessionsShow() *cobra.Command {
 				if v.Pinned {
 					pinned = ", pinned"
 				}
-				title := fmt.Sprintf("session %s %s\n%s, %d positions, %d truncations, epoch %d%s;\n%s of pages, %s its own; last used %s\n",
-					v.ID, clean(v.Name), plural(len(v.Lengths), "layer"), v.positions(), v.Truncations, v.Epoch, pinned, sizeOf(int64(v.PageBytes)), sizeOf(int64(v.OwnBytes)), clock(found.Used))
+				title := fmt.Sprintf("session %s %s\n%s%s, %d positions, %d truncations, epoch %d%s;\n%s of pages, %s its own; last used %s\n",
+					v.ID, clean(v.Name), plural(len(v.Lengths), "layer"), v.sums(), v.positions(), v.Truncations, v.Epoch, pinned, sizeOf(int64(v.PageBytes)), sizeOf(int64(v.OwnBytes)), clock(found.Used))
 				holders := a.newTable(title, "worker", "address", ">bytes", ">own")
 				for _, h := range v.Holders {
 					holders.AppendRow(table.Row{a.narrow(h.Name, nameWidth), a.narrow(h.Address, 30), sizeOf(int64(h.PageBytes)), sizeOf(int64(h.OwnBytes))})

@@ -370,6 +370,9 @@ func (p *Problem) apply(kind Kind, o *Options) *Error {
 	a.WindowRight = deref(o.WindowRight, -1)
 	a.Scale = deref(o.Scale, a.Scale)
 	a.Softcap = deref(o.Softcap, 0)
+	if err := p.setArithmetic(kind, o, of); err != nil {
+		return err
+	}
 	for _, s := range []struct {
 		name  string
 		given []float32
@@ -441,4 +444,20 @@ func deref[T any](p *T, absent T) T {
 		return absent
 	}
 	return *p
+}
+
+// setArithmetic takes the option. Only keys and values of bf16, and no gradients, have other than attention.Chain.
+func (p *Problem) setArithmetic(kind Kind, o *Options, of string) *Error {
+	if o.Arithmetic == nil {
+		return nil
+	}
+	p.Arithmetic, _ = attention.ParseArithmetic(*o.Arithmetic) // parseObject has looked
+	switch {
+	case p.Arithmetic == attention.Chain:
+	case kind.differentiates():
+		return optionErrorf("option \"arithmetic\"%s is %q: gradients have %q alone", of, p.Arithmetic, attention.Chain)
+	case p.Storage != tensor.BF16:
+		return optionErrorf("option \"arithmetic\"%s is %q, which takes keys and values of %s, not of %s", of, p.Arithmetic, tensor.BF16, p.Storage)
+	}
+	return nil
 }

@@ -58,6 +58,9 @@ func (p *Problem) effective(kind Kind) map[string]json.RawMessage {
 	put("window_right", a.WindowRight)
 	put("scale", a.Scale)
 	put("softcap", a.Softcap)
+	if p.Arithmetic != attention.Chain {
+		put("arithmetic", p.Arithmetic.String())
+	}
 	put("kv_len", p.KVLen)
 	put("alibi_slopes", orEmpty(a.AlibiSlopes))
 	put("sinks", orEmpty(a.Sinks))

@@ -87,9 +87,10 @@ type Problem struct {
 	DModel   int   // elements of a hidden state; kinds layer and layer_grad
 	Offset   int64 // position of query 0
 
-	Storage tensor.DType // of keys and values: F32, F16, BF16 or I8; F32 for kinds layer and layer_grad
-	Options attention.Options
-	Rope    *attention.Rope // nil for none
+	Storage    tensor.DType // of keys and values: F32, F16, BF16 or I8; F32 for kinds layer and layer_grad
+	Arithmetic attention.Arithmetic
+	Options    attention.Options
+	Rope       *attention.Rope // nil for none
 
 	// Names of the tensors, "" if the problem has none. TokenIDs is a tensor of token ids.
 	Q, K, V, KScale, VScale string
@@ -232,6 +233,15 @@ func (j *Job) TokensOf(p *Problem) []string {
 // Geometry is the layers and groups to place, one layer for each problem.
 func (j *Job) Geometry() *shard.Geometry { return j.geometry }
 
+// Layout is that of the pages of keys and values.
+func (p *Problem) Layout() (attention.Layout, error) {
+	l, err := attention.NewLayout(p.Storage, p.Shape.HeadDim, p.Shape.VDim)
+	if err != nil {
+		return l, err
+	}
+	return l.WithArithmetic(p.Arithmetic)
+}
+
 // ResultInfos lists the tensors of the result in the order of the problems: PREFIXcontext [tokens, n_heads, v_dim],
 // PREFIXlse [tokens, n_heads] and, where there is an output projection, PREFIXy [tokens, d_model]; of gradients one for each
 // tensor that has one, under its name with d_ before the last part, in its shape, and PREFIXd_sinks where there are sinks. A
@@ -247,7 +257,7 @@ func (j *Job) sums() *Error {
 	listed := map[string]bool{}
 	for i := range j.Problems {
 		p := &j.Problems[i]
-		layout, err := attention.NewLayout(p.Storage, p.Shape.HeadDim, p.Shape.VDim)
+		layout, err := p.Layout()
 		if err != nil {
 			return &Error{Tensor: p.anchor(j.Kind), Index: -1, Rule: err.Error()}
 		}

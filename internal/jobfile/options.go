@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"unicode/utf8"
 
+	"headwater.example/attention"
 	"headwater.example/shard"
 )
 
@@ -24,6 +25,7 @@ type Options struct {
 	WindowRight *int64       `json:"window_right,omitempty"` // positions after the own one, -1 unbounded
 	Scale       *float32     `json:"scale,omitempty"`
 	Softcap     *float32     `json:"softcap,omitempty"`
+	Arithmetic  *string      `json:"arithmetic,omitempty"`  // a name of attention.ArithmeticNames
 	AlibiSlopes []float32    `json:"alibi_slopes,omitzero"` // [n_heads], empty for none
 	Sinks       []float32    `json:"sinks,omitzero"`        // [n_heads], empty for none
 	KVLen       *int64       `json:"kv_len,omitempty"`
@@ -99,6 +101,14 @@ func parseObject(data []byte, what string, top bool) (*Options, *Error) {
 			}
 			if *o.Softcap < 0 {
 				return optionErrorf("option %q is %v, must be at least 0 (0 is off)", key, *o.Softcap)
+			}
+			return nil
+		case "arithmetic":
+			if err := parseString(value, key, &o.Arithmetic); err != nil {
+				return err
+			}
+			if _, err := attention.ParseArithmetic(*o.Arithmetic); err != nil {
+				return optionErrorf("option %q is %s, must be \"chain\", \"tiles\" or \"tiles-bf16\"", key, quote(*o.Arithmetic))
 			}
 			return nil
 		case "alibi_slopes":
@@ -338,6 +348,7 @@ func (o *Options) over(top *Options) *Options {
 	m.WindowRight = given(top.WindowRight, m.WindowRight)
 	m.Scale = given(top.Scale, m.Scale)
 	m.Softcap = given(top.Softcap, m.Softcap)
+	m.Arithmetic = given(top.Arithmetic, m.Arithmetic)
 	m.KVLen = given(top.KVLen, m.KVLen)
 	m.NHeads = given(top.NHeads, m.NHeads)
 	m.NKVHeads = given(top.NKVHeads, m.NKVHeads)

@@ -104,7 +104,7 @@ func (e *encoder) write(s *session, l int, a *Append, i int) error {
 	return nil
 }
 
-// encode returns positions [at, at+m) of the append's i-th group in the storage type. They are valid until the next call.
+// encode returns positions [at, at+m) of the append's i-th group in the storage type, settled. They are valid until the next call.
 func (e *encoder) encode(h *heldLayer, a *Append, i, at, m int) (attention.Rows, error) {
 	at += i * a.Positions
 	dt := h.Layout.DType()
@@ -118,7 +118,7 @@ func (e *encoder) encode(h *heldLayer, a *Append, i, at, m int) (attention.Rows,
 				return rows, err
 			}
 		}
-		return rows, nil
+		return rows, h.Layout.Settle(rows)
 	}
 	e.k, e.v = resize(e.k, m*h.Layout.KRowBytes()), resize(e.v, m*h.Layout.VRowBytes())
 	rows := attention.Rows{K: e.k, V: e.v}
@@ -159,7 +159,7 @@ func (e *encoder) encode(h *heldLayer, a *Append, i, at, m int) (attention.Rows,
 			}
 		}
 	}
-	return rows, nil
+	return rows, h.Layout.Settle(rows)
 }
 
 // resize returns s, or another slice if s is too small, with n elements of any value.

@@ -177,7 +177,7 @@ func (c *Config) content() prefixKey {
 		if o.Causal {
 			causal = 1
 		}
-		number(uint64(l.Heads), uint64(l.KVHeads), uint64(l.Layout.DType()), uint64(l.Layout.HeadDim()), uint64(l.Layout.VDim()),
+		number(uint64(l.Heads), uint64(l.KVHeads), uint64(l.Layout.DType()), uint64(l.Layout.Arithmetic()), uint64(l.Layout.HeadDim()), uint64(l.Layout.VDim()),
 			causal, uint64(max(o.WindowLeft, -1)), uint64(max(o.WindowRight, -1)))
 		floats([]float32{o.Scale, o.Softcap})
 		floats(o.AlibiSlopes)

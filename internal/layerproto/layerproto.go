@@ -25,6 +25,43 @@ func ReadStorage(storage headwaterv1.StorageType) (tensor.DType, error) {
 	return shard.StorageByNumber(uint8(storage))
 }
 
+// Stored returns the message's values for a storage type and an arithmetic. With an arithmetic in tiles the storage type is
+// not given: a peer that does not know arithmetics then refuses.
+func Stored(layout attention.Layout) (headwaterv1.StorageType, headwaterv1.Arithmetic) {
+	if layout.Arithmetic() == attention.Chain {
+		return StorageType(layout.DType()), headwaterv1.Arithmetic_ARITHMETIC_UNSPECIFIED
+	}
+	return headwaterv1.StorageType_STORAGE_TYPE_UNSPECIFIED, headwaterv1.Arithmetic_ARITHMETIC_CHAIN + headwaterv1.Arithmetic(layout.Arithmetic())
+}
+
+// ReadArithmetic returns the arithmetic of a message. One that is unknown has no name.
+func ReadArithmetic(a headwaterv1.Arithmetic) attention.Arithmetic {
+	if a == headwaterv1.Arithmetic_ARITHMETIC_UNSPECIFIED {
+		return attention.Chain
+	}
+	return attention.Arithmetic(a - headwaterv1.Arithmetic_ARITHMETIC_CHAIN)
+}
+
+// readLayer reads and checks a layer. Its error says which number can not be.
+func readLayer(shape shard.LayerShape, storage headwaterv1.StorageType, arithmetic headwaterv1.Arithmetic, options attention.Options) (shard.LayerSpec, error) {
+	if _, known := headwaterv1.Arithmetic_name[int32(arithmetic)]; !known {
+		return shard.LayerSpec{}, fmt.Errorf("arithmetic %d is unknown", int32(arithmetic))
+	}
+	a := ReadArithmetic(arithmetic)
+	if a != attention.Chain && storage == headwaterv1.StorageType_STORAGE_TYPE_UNSPECIFIED {
+		storage = headwaterv1.StorageType_STORAGE_TYPE_BF16
+	}
+	dtype, err := ReadStorage(storage)
+	if err != nil {
+		return shard.LayerSpec{}, err
+	}
+	l, err := shard.NewLayerSpec(shape, dtype, options)
+	if err != nil {
+		return l, err
+	}
+	return l.WithArithmetic(a)
+}
+
 // ContextCodec returns the message's value for the codec of a job's contexts.
 func ContextCodec(codec contextframe.Codec) headwaterv1.ContextCodec {
 	return headwaterv1.ContextCodec(codec)
@@ -55,8 +92,9 @@ func ReadStepCodec(codec headwaterv1.StepCodec) (contextframe.Codec, bool) {
 // SessionLayer writes one layer of a session's config.
 func SessionLayer(l *shard.LayerSpec) *headwaterv1.SessionLayer {
 	o := &l.Options
+	storage, arithmetic := Stored(l.Layout)
 	return &headwaterv1.SessionLayer{
-		NHeads: uint32(l.Heads), NKvHeads: uint32(l.KVHeads), HeadDim: uint32(l.HeadDim()), VDim: uint32(l.VDim()), Storage: StorageType(l.Storage()),
+		NHeads: uint32(l.Heads), NKvHeads: uint32(l.KVHeads), HeadDim: uint32(l.HeadDim()), VDim: uint32(l.VDim()), Storage: storage, Arithmetic: arithmetic,
 		Causal: o.Causal, WindowLeft: max(o.WindowLeft, -1), WindowRight: max(o.WindowRight, -1),
 		Scale: o.Scale, Softcap: o.Softcap, AlibiSlopes: o.AlibiSlopes, Sinks: o.Sinks,
 	}
@@ -79,10 +117,7 @@ func ReadSessionLayers(messages []*headwaterv1.SessionLayer) ([]shard.LayerSpec,
 	}
 	layers := make([]shard.LayerSpec, len(messages))
 	for i, m := range messages {
-		storage, err := ReadStorage(m.GetStorage())
-		if err != nil {
-			return nil, fmt.Errorf("layer %d: %w", i, err)
-		}
+		var err error
 		shape := shard.LayerShape{Heads: int(m.GetNHeads()), KVHeads: int(m.GetNKvHeads()), HeadDim: int(m.GetHeadDim()), VDim: int(m.GetVDim())}
 		options := attention.Options{
 			Causal: m.GetCausal(), WindowLeft: m.GetWindowLeft(), WindowRight: m.GetWindowRight(),
@@ -91,7 +126,7 @@ func ReadSessionLayers(messages []*headwaterv1.SessionLayer) ([]shard.LayerSpec,
 		if options.Scale == 0 {
 			options.Scale = attention.DefaultScale(shape.HeadDim)
 		}
-		if layers[i], err = shard.NewLayerSpec(shape, storage, options); err != nil {
+		if layers[i], err = readLayer(shape, m.GetStorage(), m.GetArithmetic(), options); err != nil {
 			return nil, fmt.Errorf("layer %d: %w", i, err)
 		}
 	}
@@ -103,12 +138,8 @@ func ReadSessionLayers(messages []*headwaterv1.SessionLayer) ([]shard.LayerSpec,
 
 // ReadProblem reads and checks the layer of a job's problem. A scale of 0 is 0 there.
 func ReadProblem(m *headwaterv1.Problem) (shard.LayerSpec, error) {
-	storage, err := ReadStorage(m.GetStorage())
-	if err != nil {
-		return shard.LayerSpec{}, err
-	}
 	shape := shard.LayerShape{Heads: int(m.GetNHeads()), KVHeads: int(m.GetNKvHeads()), HeadDim: int(m.GetHeadDim()), VDim: int(m.GetVDim())}
-	return shard.NewLayerSpec(shape, storage, attention.Options{
+	return readLayer(shape, m.GetStorage(), m.GetArithmetic(), attention.Options{
 		Causal: m.GetCausal(), WindowLeft: m.GetWindowLeft(), WindowRight: m.GetWindowRight(),
 		Scale: m.GetScale(), Softcap: m.GetSoftcap(), AlibiSlopes: m.GetAlibiSlopes(), Sinks: m.GetSinks(),
 	})

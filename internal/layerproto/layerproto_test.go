@@ -35,6 +35,9 @@ func drawLayer(t *rapid.T) shard.LayerSpec {
 		o.Sinks = make([]float32, shape.Heads)
 	}
 	l, err := shard.NewLayerSpec(shape, rapid.SampledFrom(shard.StorageTypes()).Draw(t, "storage"), o)
+	if err == nil && l.Storage() == tensor.BF16 {
+		l, err = l.WithArithmetic(attention.Arithmetic(rapid.IntRange(0, 2).Draw(t, "arithmetic")))
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -68,7 +71,7 @@ func TestLayersComeBackFromMessages(t *testing.T) {
 		// A problem of a job has the same fields.
 		m := layerproto.SessionLayer(&layers[0])
 		if one, err := layerproto.ReadProblem(&headwaterv1.Problem{
-			NHeads: m.NHeads, NKvHeads: m.NKvHeads, HeadDim: m.HeadDim, VDim: m.VDim, Storage: m.Storage,
+			NHeads: m.NHeads, NKvHeads: m.NKvHeads, HeadDim: m.HeadDim, VDim: m.VDim, Storage: m.Storage, Arithmetic: m.Arithmetic,
 			Causal: m.Causal, WindowLeft: m.WindowLeft, WindowRight: m.WindowRight, Scale: m.Scale, Softcap: m.Softcap, AlibiSlopes: m.AlibiSlopes, Sinks: m.Sinks,
 		}); err != nil || !same(one, layers[0]) {
 			t.Fatalf("as a problem %+v became %+v: %v", layers[0], one, err)
@@ -156,6 +159,46 @@ func TestNumbersAreThoseOfTheProtocol(t *testing.T) {
 		}
 		if _, ok := layerproto.ReadStepCodec(headwaterv1.StepCodec(n)); ok && n != 5 {
 			t.Errorf("step codec %d has frames", n)
+		}
+	}
+}
+
+// TestArithmetic: a peer that does not know arithmetics is given no storage type, which it refuses; and what can't be is refused by
+// name.
+func TestArithmetic(t *testing.T) {
+	layer := func() *headwaterv1.SessionLayer {
+		return &headwaterv1.SessionLayer{NHeads: 1, NKvHeads: 1, HeadDim: 4, VDim: 4, WindowLeft: -1, WindowRight: -1, Storage: headwaterv1.StorageType_STORAGE_TYPE_BF16}
+	}
+	for _, a := range []attention.Arithmetic{attention.Tiles, attention.TilesBF16} {
+		m := layer()
+		m.Arithmetic = headwaterv1.Arithmetic_ARITHMETIC_CHAIN + headwaterv1.Arithmetic(a)
+		l, err := layerproto.ReadSessionLayers([]*headwaterv1.SessionLayer{m})
+		if err != nil || l[0].Arithmetic() != a {
+			t.Fatalf("%s: %v", a, err)
+		}
+		sent := layerproto.SessionLayer(&l[0])
+		if sent.GetStorage() != headwaterv1.StorageType_STORAGE_TYPE_UNSPECIFIED {
+			t.Errorf("%s is sent with storage %s", a, sent.GetStorage())
+		}
+		sent.Arithmetic = headwaterv1.Arithmetic_ARITHMETIC_UNSPECIFIED // as a peer of before reads it
+		if _, err := layerproto.ReadSessionLayers([]*headwaterv1.SessionLayer{sent}); err == nil {
+			t.Errorf("%s: a peer that does not know it takes the layer", a)
+		}
+	}
+	for want, spoil := range map[string]func(m *headwaterv1.SessionLayer){
+		"arithmetic 4 is unknown":  func(m *headwaterv1.SessionLayer) { m.Arithmetic = 4 },
+		"arithmetic -1 is unknown": func(m *headwaterv1.SessionLayer) { m.Arithmetic = -1 },
+		"arithmetic tiles takes keys and values stored as BF16, not as F16": func(m *headwaterv1.SessionLayer) {
+			m.Arithmetic, m.Storage = headwaterv1.Arithmetic_ARITHMETIC_TILES, headwaterv1.StorageType_STORAGE_TYPE_F16
+		},
+		"storage type 0 is unknown": func(m *headwaterv1.SessionLayer) {
+			m.Arithmetic, m.Storage = headwaterv1.Arithmetic_ARITHMETIC_CHAIN, headwaterv1.StorageType_STORAGE_TYPE_UNSPECIFIED
+		},
+	} {
+		m := layer()
+		spoil(m)
+		if _, err := layerproto.ReadSessionLayers([]*headwaterv1.SessionLayer{m}); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v, want one with %q", err, want)
 		}
 	}
 }

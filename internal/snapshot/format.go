@@ -10,8 +10,22 @@ import (
 	"headwater.example/shard"
 )
 
-// formatVersion is the one that is written, and the only one that is read.
-const formatVersion = 1
+// formatVersion is the newest, and arithmeticVersion the one that has arithmetics: a snapshot in which all layers have
+// attention.Chain is of the first version.
+const (
+	formatVersion     = 2
+	arithmeticVersion = 2
+)
+
+// version returns the version of a snapshot with that header.
+func (h *Header) version() uint32 {
+	for i := range h.Layers {
+		if h.Layers[i].Arithmetic() != attention.Chain {
+			return arithmeticVersion
+		}
+	}
+	return 1
+}
 
 // magic begins a snapshot. Its control bytes show a transfer that took it for text.
 const magic = "\x89HWSNP\r\n"
@@ -74,7 +88,7 @@ func appendHeader(b []byte, h *Header) []byte {
 		for _, n := range []int{l.Heads, l.KVHeads, l.Layout.HeadDim(), l.Layout.VDim()} {
 			b = le.AppendUint32(b, uint32(n))
 		}
-		b = append(b, shard.StorageNumber(l.Storage()), flags, 0, 0)
+		b = append(b, shard.StorageNumber(l.Storage()), flags, byte(l.Arithmetic()), 0)
 		b = le.AppendUint64(b, uint64(max(o.WindowLeft, -1)))
 		b = le.AppendUint64(b, uint64(max(o.WindowRight, -1)))
 		b = le.AppendUint32(b, math.Float32bits(o.Scale))
@@ -164,8 +178,8 @@ func (c *cursor) hashes(n int) []uint64 {
 // layerBytes is the least that a layer takes in a header.
 const layerBytes = 4*4 + 4 + 2*8 + 2*4 + 2*8
 
-// parseHeader reads a header and checks it.
-func parseHeader(payload []byte) (*Header, *Error) {
+// parseHeader reads the header of a snapshot of that version and checks it.
+func parseHeader(payload []byte, version uint32) (*Header, *Error) {
 	c := &cursor{b: payload}
 	h := &Header{}
 	layers := c.u32()
@@ -180,14 +194,17 @@ func parseHeader(payload []byte) (*Header, *Error) {
 	case layers > shard.MaxLayers:
 		return nil, refuse(Invalid, "a header of %d layers, at most %d are allowed", layers, shard.MaxLayers)
 	case flags&^flagPinned != 0 || anySet(reserved):
-		return nil, refuse(Invalid, "the header has flags that version %d does not know", formatVersion)
+		return nil, refuse(Invalid, "the header has flags that version %d does not know", version)
 	}
 	h.Pinned = flags&flagPinned != 0
 	h.Layers = make([]Layer, layers)
 	for i := range h.Layers {
-		if err := parseLayer(c, &h.Layers[i], i); err != nil {
+		if err := parseLayer(c, &h.Layers[i], i, version); err != nil {
 			return nil, err
 		}
+	}
+	if have := h.version(); have != version {
+		return nil, refuse(Invalid, "the header is one of version %d in a snapshot of version %d", have, version)
 	}
 	if len(c.b) != 0 {
 		return nil, refuse(Invalid, "the header has %d bytes after its last layer", len(c.b))
@@ -198,10 +215,10 @@ func parseHeader(payload []byte) (*Header, *Error) {
 	return h, nil
 }
 
-func parseLayer(c *cursor, l *Layer, i int) *Error {
+func parseLayer(c *cursor, l *Layer, i int, version uint32) *Error {
 	heads, kvHeads, headDim, vDim := c.u32(), c.u32(), c.u32(), c.u32()
 	storage, flags := c.u8(), c.u8()
-	reserved := c.bytes(2)
+	arithmetic, reserved := c.u8(), c.u8()
 	var o attention.Options
 	o.WindowLeft, o.WindowRight = int64(c.u64()), int64(c.u64())
 	o.Scale, o.Softcap = math.Float32frombits(c.u32()), math.Float32frombits(c.u32())
@@ -209,8 +226,8 @@ func parseLayer(c *cursor, l *Layer, i int) *Error {
 	switch {
 	case c.short:
 		return refuse(Invalid, "the header ends in layer %d", i)
-	case flags&^(flagCausal|flagAlibi|flagSinks) != 0 || anySet(reserved):
-		return refuse(Invalid, "layer %d has flags that version %d does not know", i, formatVersion)
+	case flags&^(flagCausal|flagAlibi|flagSinks) != 0 || reserved != 0 || arithmetic != 0 && version < arithmeticVersion:
+		return refuse(Invalid, "layer %d has flags that version %d does not know", i, version)
 	case heads > shard.MaxHeads || kvHeads > heads: // before memory is taken for them
 		return refuse(Invalid, "layer %d: %d query heads, %d key/value heads", i, heads, kvHeads)
 	case o.WindowLeft < -1 || o.WindowRight < -1:
@@ -234,7 +251,10 @@ func parseLayer(c *cursor, l *Layer, i int) *Error {
 		return refuse(Invalid, "layer %d: %v", i, err)
 	}
 	shape := shard.LayerShape{Heads: int(heads), KVHeads: int(kvHeads), HeadDim: int(headDim), VDim: int(vDim)}
-	if l.LayerSpec, err = shard.NewLayerSpec(shape, dtype, o); err != nil {
+	if l.LayerSpec, err = shard.NewLayerSpec(shape, dtype, o); err == nil {
+		l.LayerSpec, err = l.WithArithmetic(attention.Arithmetic(arithmetic))
+	}
+	if err != nil {
 		return refuse(Invalid, "layer %d: %v", i, err)
 	}
 	return nil

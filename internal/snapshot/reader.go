@@ -21,6 +21,7 @@ type Reader struct {
 	r       io.Reader
 	sum     hash.Hash
 	decoder *zstd.Decoder
+	version uint32
 	header  *Header
 	next    progress
 	after   [][]uint64
@@ -59,8 +60,9 @@ func (s *Reader) begin() error {
 	case err != nil:
 		return fmt.Errorf("read the snapshot: %w", err)
 	}
-	if version := binary.LittleEndian.Uint32(head[len(magic):]); version != formatVersion {
-		return refuse(OtherVersion, "it is a snapshot of version %d, this program reads version %d: restore it with the program that it is of", version, formatVersion)
+	s.version = binary.LittleEndian.Uint32(head[len(magic):])
+	if s.version < 1 || s.version > formatVersion {
+		return refuse(OtherVersion, "it is a snapshot of version %d, this program reads versions 1 to %d: restore it with the program that it is of", s.version, formatVersion)
 	}
 	s.sum.Write(head[:])
 	kind, err := s.getRecord()
@@ -70,7 +72,7 @@ func (s *Reader) begin() error {
 	if kind != kindHeader {
 		return refuse(Invalid, "the snapshot begins with a record of kind %d, not with its header", kind)
 	}
-	h, bad := parseHeader(s.payload)
+	h, bad := parseHeader(s.payload, s.version)
 	if bad != nil {
 		return bad
 	}
@@ -113,7 +115,7 @@ func (s *Reader) get() (*Block, error) {
 	case kindEnd:
 		return nil, s.end()
 	}
-	return nil, refuse(Invalid, "a record of kind %d, which version %d does not know", kind, formatVersion)
+	return nil, refuse(Invalid, "a record of kind %d, which version %d does not know", kind, s.version)
 }
 
 func truncated() *Error {
@@ -166,7 +168,7 @@ func (s *Reader) getRecord() (kind byte, _ error) {
 	s.sum.Write(s.stored)
 	switch {
 	case head[2] != 0 || head[3] != 0 || head[1] > codingZstd:
-		return 0, refuse(Invalid, "a record at byte %d has a coding that version %d does not know", at, formatVersion)
+		return 0, refuse(Invalid, "a record at byte %d has a coding that version %d does not know", at, s.version)
 	case head[1] == codingPlain && stored != decoded:
 		return 0, refuse(Invalid, "a record at byte %d of %d bytes is said to have %d", at, stored, decoded)
 	case head[1] == codingPlain:

@@ -600,6 +600,71 @@ func TestGolden(t *testing.T) {
 	}
 }
 
+// A snapshot is of the second version if a layer has an arithmetic, and of the first else. The golden file is of the second.
+func TestArithmetic(t *testing.T) {
+	c := small(t)
+	for i, a := range []attention.Arithmetic{attention.TilesBF16, attention.Chain} {
+		l := &c.header.Layers[0].LayerSpec
+		var err error
+		if *l, err = l.WithArithmetic(a); err != nil {
+			t.Fatal(err)
+		}
+		var plain bytes.Buffer
+		w, err := newWriter(&plain, &c.header, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.writeTo(t, w)
+		file := plain.Bytes()
+		if version := binary.LittleEndian.Uint32(file[len(magic):]); version != uint32(2-i) {
+			t.Fatalf("%s: version %d", a, version)
+		}
+		got, err := read(bytes.NewReader(file))
+		if err != nil {
+			t.Fatal(err)
+		}
+		same(t, got, &c)
+		if have := got.header.Layers[0].Arithmetic(); have != a {
+			t.Errorf("%s came back as %s", a, have)
+		}
+		if a == attention.Chain {
+			continue
+		}
+		const path = "testdata/tiles.snapshot"
+		if *update {
+			if err := os.WriteFile(path, file, 0o666); err != nil {
+				t.Fatal(err)
+			}
+		}
+		golden, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(golden, file) {
+			t.Errorf("%s is written otherwise: version 2 does not change", path)
+		}
+		// The same header in the other version.
+		if _, err := parseHeader(appendHeader(nil, &c.header), 1); err == nil || err.Reason != Invalid {
+			t.Errorf("an arithmetic in version 1: %v", err)
+		}
+	}
+	if _, err := parseHeader(appendHeader(nil, &c.header), 2); err == nil || err.Reason != Invalid {
+		t.Errorf("version 2 without an arithmetic: %v", err)
+	}
+	header := appendHeader(nil, &c.header)
+	at := bytes.Index(header, binary.LittleEndian.AppendUint32(nil, 2)) // n_heads of the first layer
+	for _, b := range []struct {
+		at int
+		to byte
+	}{{18, 3}, {19, 1}} {
+		spoilt := bytes.Clone(header)
+		spoilt[at+b.at] = b.to
+		if _, err := parseHeader(spoilt, 2); err == nil || err.Reason != Invalid {
+			t.Errorf("byte %d of a layer is %d: %v", b.at, b.to, err)
+		}
+	}
+}
+
 // A stream that names more than it has costs no memory for it, and a frame that unfolds to more than it says is refused.
 func TestHostileLengths(t *testing.T) {
 	c := small(t)
@@ -633,7 +698,7 @@ func TestHostileLengths(t *testing.T) {
 	// More layers than a session has, before there is memory for them.
 	payload := make([]byte, 70000*layerBytes+100)
 	binary.LittleEndian.PutUint32(payload, 70000)
-	if _, err := parseHeader(payload); err == nil || err.Reason != Invalid || !strings.Contains(err.Rule, "70000 layers, at most 65536") {
+	if _, err := parseHeader(payload, 1); err == nil || err.Reason != Invalid || !strings.Contains(err.Rule, "70000 layers, at most 65536") {
 		t.Fatal(err)
 	}
 }

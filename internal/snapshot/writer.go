@@ -42,7 +42,7 @@ func newWriter(w io.Writer, header *Header, encoder *zstd.Encoder) (*Writer, err
 	if len(s.payload) > maxPayload {
 		return nil, refuse(Invalid, "a header of %d bytes, at most %d are allowed", len(s.payload), maxPayload)
 	}
-	if s.err = s.put(binary.LittleEndian.AppendUint32([]byte(magic), formatVersion)); s.err == nil {
+	if s.err = s.put(binary.LittleEndian.AppendUint32([]byte(magic), header.version())); s.err == nil {
 		s.err = s.putRecord(kindHeader)
 	}
 	return s, s.err

@@ -103,6 +103,21 @@ def test_narrowed_here_or_there(client: headwater.Client, model: Model, storage:
     np.testing.assert_array_equal(got.lse, want["lse"])
 
 
+@pytest.mark.parametrize("arithmetic", ["tiles", "tiles-bf16"])
+def test_in_tiles_as_a_job_in_tiles(client: headwater.Client, model: Model, arithmetic: headwater.Arithmetic) -> None:
+    layer = headwater.Layer(n_heads=9, n_kv_heads=3, head_dim=64, storage="bf16", arithmetic=arithmetic)
+    q, k, v = model.q[0][:70], model.k[0][:70], model.v[0][:70]
+    job = {"q": q, "k": headwater.narrow_bfloat16(k).view("bfloat16"), "v": headwater.narrow_bfloat16(v).view("bfloat16")}
+    want, chain = client.run(job, causal=True, arithmetic=arithmetic), client.run(job, causal=True)
+    with client.open([layer]) as s:
+        got = s.step(0, q, k, v)
+    np.testing.assert_array_equal(got.context, want["context"])
+    np.testing.assert_array_equal(got.lse, want["lse"])
+    assert (got.context != chain["context"]).any()
+    with pytest.raises(headwater.HeadwaterError, match="arithmetic.*takes keys and values of BF16, not of F32"):
+        client.run({"q": q, "k": k, "v": v}, arithmetic=arithmetic)
+
+
 def test_a_prefix_is_found(client: headwater.Client, model: Model) -> None:
     ids = list(range(1000, 1000 + model.tokens))
     options = {"tenant": f"t{client}", "model": b"smollm2"}

@@ -53,6 +53,18 @@ def test_a_layer_takes_numbers_of_numpy() -> None:
     assert headwater.Layer(2, 1, 4, window_left=-1, window_right=None).window_left is None
 
 
+def test_arithmetic() -> None:
+    for arithmetic in ("chain", "tiles", "tiles-bf16"):
+        made = headwater.Layer(2, 1, 4, storage="bf16", arithmetic=arithmetic)  # type: ignore[arg-type]
+        sent = made.to_proto()
+        assert headwater.Layer.from_proto(sent) == made
+        assert (sent.storage == 0) == (arithmetic != "chain")  # a cluster that does not know it refuses
+    with pytest.raises(ValueError, match="^arithmetic is 'tile', not one of chain, tiles, tiles-bf16"):
+        headwater.Layer(2, 1, 4, storage="bf16", arithmetic="tile")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="^arithmetic tiles takes keys and values stored as bf16, not as f32"):
+        headwater.Layer(2, 1, 4, arithmetic="tiles")
+
+
 @pytest.mark.parametrize(
     ("storage", "want"),
     [("float32", "f32"), ("float16", "f16"), ("half", "f16"), (np.float16, "f16"), (np.dtype("float32"), "f32"), (ml_dtypes.bfloat16, "bf16"), (np.int8, "int8"), (types.SimpleNamespace(), None), ("f64", None), (np.float64, None), (None, None)],

@@ -710,6 +710,9 @@ func appended(r *rows, layer *shard.LayerSpec, m *session.Step, index int, paylo
 			return nil, refuse(invalid, "element %d is %v", i, x)
 		}
 	}
+	if bad := layout.Settle(attention.Rows{K: k, V: v}); bad != nil {
+		return nil, refuse(invalid, "%v", bad)
+	}
 	next.k, next.v = append(next.k, k...), append(next.v, v...)
 	next.kScale, next.vScale = append(next.kScale, ks...), append(next.vScale, vs...)
 	var hasher kvcache.Hasher

@@ -145,7 +145,7 @@ func writeJob(t *rapid.T, dir string, attends []Attend) string {
 		if a.mask != nil {
 			add("mask", tensor.U8, a.mask, 1, a.tokens(), n)
 		}
-		o := map[string]any{"causal": !l.NotCausal, "offset": a.position, "softcap": l.Softcap}
+		o := map[string]any{"causal": !l.NotCausal, "offset": a.position, "softcap": l.Softcap, "arithmetic": l.Arithmetic.String()}
 		if n, bounded := l.WindowLeft.Positions(); bounded {
 			o["window_left"] = n
 		}

@@ -233,6 +233,9 @@ func drawLayer(t *rapid.T, i int) client.Layer {
 		VDim:    rapid.SampledFrom([]int{0, 0, 3, 8}).Draw(t, "v_dim"),
 		Storage: rapid.SampledFrom([]tensor.DType{tensor.F32, tensor.F16, tensor.BF16, tensor.I8}).Draw(t, "storage"),
 	}
+	if l.Storage == tensor.BF16 {
+		l.Arithmetic = rapid.SampledFrom([]attention.Arithmetic{attention.Chain, attention.Tiles}).Draw(t, "arithmetic")
+	}
 	option := func(name string) bool { return rapid.IntRange(0, 3).Draw(t, name) == 0 }
 	if option("scale") {
 		l.Scale = 0.75

@@ -402,7 +402,8 @@ type SessionLayer struct {
 	HeadDim uint32 `protobuf:"varint,3,opt,name=head_dim,json=headDim,proto3" json:"head_dim,omitempty"`
 	// Elements of a value, 1 to 512.
 	VDim uint32 `protobuf:"varint,4,opt,name=v_dim,json=vDim,proto3" json:"v_dim,omitempty"`
-	// How keys and values are stored.
+	// How keys and values are stored. Not given with an arithmetic in tiles, which has one: so a peer that does not know
+	// arithmetics refuses, and does not compute in another.
 	Storage StorageType `protobuf:"varint,5,opt,name=storage,proto3,enum=headwater.v1.StorageType" json:"storage,omitempty"`
 	// Whether a query sees no position after its own.
 	Causal bool `protobuf:"varint,6,opt,name=causal,proto3" json:"causal,omitempty"`
@@ -417,7 +418,9 @@ type SessionLayer struct {
 	// Empty, or one slope for each query head.
 	AlibiSlopes []float32 `protobuf:"fixed32,11,rep,packed,name=alibi_slopes,json=alibiSlopes,proto3" json:"alibi_slopes,omitempty"`
 	// Empty, or one logit for each query head.
-	Sinks         []float32 `protobuf:"fixed32,12,rep,packed,name=sinks,proto3" json:"sinks,omitempty"`
+	Sinks []float32 `protobuf:"fixed32,12,rep,packed,name=sinks,proto3" json:"sinks,omitempty"`
+	// The arithmetic. It never changes. Since version 1.3.
+	Arithmetic    Arithmetic `protobuf:"varint,13,opt,name=arithmetic,proto3,enum=headwater.v1.Arithmetic" json:"arithmetic,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -534,6 +537,13 @@ func (x *SessionLayer) GetSinks() []float32 {
 		return x.Sinks
 	}
 	return nil
+}
+
+func (x *SessionLayer) GetArithmetic() Arithmetic {
+	if x != nil {
+		return x.Arithmetic
+	}
+	return Arithmetic_ARITHMETIC_UNSPECIFIED
 }
 
 // HeldLayer says which groups of a layer a holder has.
@@ -3341,7 +3351,7 @@ const file_headwater_v1_session_proto_rawDesc = "" +
 	"\x04name\x18\x05 \x01(\tR\x04name\x12\x1a\n" +
 	"\bunshared\x18\x06 \x01(\bR\bunshared\x12\x1f\n" +
 	"\breplicas\x18\a \x01(\rH\x00R\breplicas\x88\x01\x01B\v\n" +
-	"\t_replicas\"\xef\x02\n" +
+	"\t_replicas\"\xa9\x03\n" +
 	"\fSessionLayer\x12\x17\n" +
 	"\an_heads\x18\x01 \x01(\rR\x06nHeads\x12\x1c\n" +
 	"\n" +
@@ -3357,7 +3367,10 @@ const file_headwater_v1_session_proto_rawDesc = "" +
 	"\asoftcap\x18\n" +
 	" \x01(\x02R\asoftcap\x12!\n" +
 	"\falibi_slopes\x18\v \x03(\x02R\valibiSlopes\x12\x14\n" +
-	"\x05sinks\x18\f \x03(\x02R\x05sinks\"9\n" +
+	"\x05sinks\x18\f \x03(\x02R\x05sinks\x128\n" +
+	"\n" +
+	"arithmetic\x18\r \x01(\x0e2\x18.headwater.v1.ArithmeticR\n" +
+	"arithmetic\"9\n" +
 	"\tHeldLayer\x12\x14\n" +
 	"\x05layer\x18\x01 \x01(\rR\x05layer\x12\x16\n" +
 	"\x06groups\x18\x02 \x03(\rR\x06groups\"\xb7\x01\n" +
@@ -3680,81 +3693,83 @@ var file_headwater_v1_session_proto_goTypes = []any{
 	(*SessionError)(nil),            // 37: headwater.v1.SessionError
 	(*durationpb.Duration)(nil),     // 38: google.protobuf.Duration
 	(StorageType)(0),                // 39: headwater.v1.StorageType
-	(*timestamppb.Timestamp)(nil),   // 40: google.protobuf.Timestamp
+	(Arithmetic)(0),                 // 40: headwater.v1.Arithmetic
+	(*timestamppb.Timestamp)(nil),   // 41: google.protobuf.Timestamp
 }
 var file_headwater_v1_session_proto_depIdxs = []int32{
 	4,  // 0: headwater.v1.SessionConfig.layers:type_name -> headwater.v1.SessionLayer
 	38, // 1: headwater.v1.SessionConfig.ttl:type_name -> google.protobuf.Duration
 	39, // 2: headwater.v1.SessionLayer.storage:type_name -> headwater.v1.StorageType
-	5,  // 3: headwater.v1.Holder.layers:type_name -> headwater.v1.HeldLayer
-	7,  // 4: headwater.v1.LayerState.before:type_name -> headwater.v1.LayerState
-	2,  // 5: headwater.v1.SessionState.epoch:type_name -> headwater.v1.Epoch
-	7,  // 6: headwater.v1.SessionState.layers:type_name -> headwater.v1.LayerState
-	40, // 7: headwater.v1.SessionState.created:type_name -> google.protobuf.Timestamp
-	40, // 8: headwater.v1.SessionState.used:type_name -> google.protobuf.Timestamp
-	6,  // 9: headwater.v1.SessionState.holders:type_name -> headwater.v1.Holder
-	3,  // 10: headwater.v1.SessionState.config:type_name -> headwater.v1.SessionConfig
-	2,  // 11: headwater.v1.CreateSessionRequest.epoch:type_name -> headwater.v1.Epoch
-	3,  // 12: headwater.v1.CreateSessionRequest.config:type_name -> headwater.v1.SessionConfig
-	5,  // 13: headwater.v1.CreateSessionRequest.held:type_name -> headwater.v1.HeldLayer
-	10, // 14: headwater.v1.CreateSessionRequest.begin:type_name -> headwater.v1.BeginLayer
-	8,  // 15: headwater.v1.CreateSessionResponse.state:type_name -> headwater.v1.SessionState
-	2,  // 16: headwater.v1.TakeSessionRequest.epoch:type_name -> headwater.v1.Epoch
-	7,  // 17: headwater.v1.TakeSessionRequest.expect:type_name -> headwater.v1.LayerState
-	8,  // 18: headwater.v1.TakeSessionResponse.state:type_name -> headwater.v1.SessionState
-	2,  // 19: headwater.v1.ForkSessionRequest.epoch:type_name -> headwater.v1.Epoch
-	2,  // 20: headwater.v1.ForkSessionRequest.child_epoch:type_name -> headwater.v1.Epoch
-	7,  // 21: headwater.v1.ForkSessionRequest.expect:type_name -> headwater.v1.LayerState
-	8,  // 22: headwater.v1.ForkSessionResponse.state:type_name -> headwater.v1.SessionState
-	2,  // 23: headwater.v1.TruncateSessionRequest.epoch:type_name -> headwater.v1.Epoch
-	7,  // 24: headwater.v1.TruncateSessionRequest.expect:type_name -> headwater.v1.LayerState
-	8,  // 25: headwater.v1.TruncateSessionResponse.state:type_name -> headwater.v1.SessionState
-	8,  // 26: headwater.v1.PinSessionResponse.state:type_name -> headwater.v1.SessionState
-	2,  // 27: headwater.v1.DropSessionRequest.epoch:type_name -> headwater.v1.Epoch
-	23, // 28: headwater.v1.ListSessionsRequest.prefix:type_name -> headwater.v1.PrefixQuery
-	3,  // 29: headwater.v1.PrefixQuery.config:type_name -> headwater.v1.SessionConfig
-	5,  // 30: headwater.v1.PrefixHolding.layers:type_name -> headwater.v1.HeldLayer
-	8,  // 31: headwater.v1.ListSessionsResponse.sessions:type_name -> headwater.v1.SessionState
-	27, // 32: headwater.v1.ListSessionsResponse.caches:type_name -> headwater.v1.CacheState
-	26, // 33: headwater.v1.ListSessionsResponse.silent:type_name -> headwater.v1.SilentWorker
-	24, // 34: headwater.v1.ListSessionsResponse.prefixes:type_name -> headwater.v1.PrefixHolding
-	28, // 35: headwater.v1.CacheState.pages:type_name -> headwater.v1.PageState
-	2,  // 36: headwater.v1.AdoptSessionRequest.epoch:type_name -> headwater.v1.Epoch
-	8,  // 37: headwater.v1.AdoptSessionRequest.state:type_name -> headwater.v1.SessionState
-	8,  // 38: headwater.v1.AdoptSessionResponse.state:type_name -> headwater.v1.SessionState
-	34, // 39: headwater.v1.LaneRequest.step:type_name -> headwater.v1.Step
-	39, // 40: headwater.v1.Step.encoding:type_name -> headwater.v1.StorageType
-	0,  // 41: headwater.v1.Step.codec:type_name -> headwater.v1.StepCodec
-	36, // 42: headwater.v1.LaneResponse.result:type_name -> headwater.v1.StepResult
-	37, // 43: headwater.v1.StepResult.error:type_name -> headwater.v1.SessionError
-	0,  // 44: headwater.v1.StepResult.codec:type_name -> headwater.v1.StepCodec
-	1,  // 45: headwater.v1.SessionError.problem:type_name -> headwater.v1.SessionProblem
-	2,  // 46: headwater.v1.SessionError.epoch:type_name -> headwater.v1.Epoch
-	9,  // 47: headwater.v1.SessionService.CreateSession:input_type -> headwater.v1.CreateSessionRequest
-	12, // 48: headwater.v1.SessionService.TakeSession:input_type -> headwater.v1.TakeSessionRequest
-	14, // 49: headwater.v1.SessionService.ForkSession:input_type -> headwater.v1.ForkSessionRequest
-	16, // 50: headwater.v1.SessionService.TruncateSession:input_type -> headwater.v1.TruncateSessionRequest
-	18, // 51: headwater.v1.SessionService.PinSession:input_type -> headwater.v1.PinSessionRequest
-	20, // 52: headwater.v1.SessionService.DropSession:input_type -> headwater.v1.DropSessionRequest
-	22, // 53: headwater.v1.SessionService.ListSessions:input_type -> headwater.v1.ListSessionsRequest
-	29, // 54: headwater.v1.SessionService.ExportSession:input_type -> headwater.v1.ExportSessionRequest
-	31, // 55: headwater.v1.SessionService.AdoptSession:input_type -> headwater.v1.AdoptSessionRequest
-	33, // 56: headwater.v1.SessionService.Lane:input_type -> headwater.v1.LaneRequest
-	11, // 57: headwater.v1.SessionService.CreateSession:output_type -> headwater.v1.CreateSessionResponse
-	13, // 58: headwater.v1.SessionService.TakeSession:output_type -> headwater.v1.TakeSessionResponse
-	15, // 59: headwater.v1.SessionService.ForkSession:output_type -> headwater.v1.ForkSessionResponse
-	17, // 60: headwater.v1.SessionService.TruncateSession:output_type -> headwater.v1.TruncateSessionResponse
-	19, // 61: headwater.v1.SessionService.PinSession:output_type -> headwater.v1.PinSessionResponse
-	21, // 62: headwater.v1.SessionService.DropSession:output_type -> headwater.v1.DropSessionResponse
-	25, // 63: headwater.v1.SessionService.ListSessions:output_type -> headwater.v1.ListSessionsResponse
-	30, // 64: headwater.v1.SessionService.ExportSession:output_type -> headwater.v1.ExportSessionResponse
-	32, // 65: headwater.v1.SessionService.AdoptSession:output_type -> headwater.v1.AdoptSessionResponse
-	35, // 66: headwater.v1.SessionService.Lane:output_type -> headwater.v1.LaneResponse
-	57, // [57:67] is the sub-list for method output_type
-	47, // [47:57] is the sub-list for method input_type
-	47, // [47:47] is the sub-list for extension type_name
-	47, // [47:47] is the sub-list for extension extendee
-	0,  // [0:47] is the sub-list for field type_name
+	40, // 3: headwater.v1.SessionLayer.arithmetic:type_name -> headwater.v1.Arithmetic
+	5,  // 4: headwater.v1.Holder.layers:type_name -> headwater.v1.HeldLayer
+	7,  // 5: headwater.v1.LayerState.before:type_name -> headwater.v1.LayerState
+	2,  // 6: headwater.v1.SessionState.epoch:type_name -> headwater.v1.Epoch
+	7,  // 7: headwater.v1.SessionState.layers:type_name -> headwater.v1.LayerState
+	41, // 8: headwater.v1.SessionState.created:type_name -> google.protobuf.Timestamp
+	41, // 9: headwater.v1.SessionState.used:type_name -> google.protobuf.Timestamp
+	6,  // 10: headwater.v1.SessionState.holders:type_name -> headwater.v1.Holder
+	3,  // 11: headwater.v1.SessionState.config:type_name -> headwater.v1.SessionConfig
+	2,  // 12: headwater.v1.CreateSessionRequest.epoch:type_name -> headwater.v1.Epoch
+	3,  // 13: headwater.v1.CreateSessionRequest.config:type_name -> headwater.v1.SessionConfig
+	5,  // 14: headwater.v1.CreateSessionRequest.held:type_name -> headwater.v1.HeldLayer
+	10, // 15: headwater.v1.CreateSessionRequest.begin:type_name -> headwater.v1.BeginLayer
+	8,  // 16: headwater.v1.CreateSessionResponse.state:type_name -> headwater.v1.SessionState
+	2,  // 17: headwater.v1.TakeSessionRequest.epoch:type_name -> headwater.v1.Epoch
+	7,  // 18: headwater.v1.TakeSessionRequest.expect:type_name -> headwater.v1.LayerState
+	8,  // 19: headwater.v1.TakeSessionResponse.state:type_name -> headwater.v1.SessionState
+	2,  // 20: headwater.v1.ForkSessionRequest.epoch:type_name -> headwater.v1.Epoch
+	2,  // 21: headwater.v1.ForkSessionRequest.child_epoch:type_name -> headwater.v1.Epoch
+	7,  // 22: headwater.v1.ForkSessionRequest.expect:type_name -> headwater.v1.LayerState
+	8,  // 23: headwater.v1.ForkSessionResponse.state:type_name -> headwater.v1.SessionState
+	2,  // 24: headwater.v1.TruncateSessionRequest.epoch:type_name -> headwater.v1.Epoch
+	7,  // 25: headwater.v1.TruncateSessionRequest.expect:type_name -> headwater.v1.LayerState
+	8,  // 26: headwater.v1.TruncateSessionResponse.state:type_name -> headwater.v1.SessionState
+	8,  // 27: headwater.v1.PinSessionResponse.state:type_name -> headwater.v1.SessionState
+	2,  // 28: headwater.v1.DropSessionRequest.epoch:type_name -> headwater.v1.Epoch
+	23, // 29: headwater.v1.ListSessionsRequest.prefix:type_name -> headwater.v1.PrefixQuery
+	3,  // 30: headwater.v1.PrefixQuery.config:type_name -> headwater.v1.SessionConfig
+	5,  // 31: headwater.v1.PrefixHolding.layers:type_name -> headwater.v1.HeldLayer
+	8,  // 32: headwater.v1.ListSessionsResponse.sessions:type_name -> headwater.v1.SessionState
+	27, // 33: headwater.v1.ListSessionsResponse.caches:type_name -> headwater.v1.CacheState
+	26, // 34: headwater.v1.ListSessionsResponse.silent:type_name -> headwater.v1.SilentWorker
+	24, // 35: headwater.v1.ListSessionsResponse.prefixes:type_name -> headwater.v1.PrefixHolding
+	28, // 36: headwater.v1.CacheState.pages:type_name -> headwater.v1.PageState
+	2,  // 37: headwater.v1.AdoptSessionRequest.epoch:type_name -> headwater.v1.Epoch
+	8,  // 38: headwater.v1.AdoptSessionRequest.state:type_name -> headwater.v1.SessionState
+	8,  // 39: headwater.v1.AdoptSessionResponse.state:type_name -> headwater.v1.SessionState
+	34, // 40: headwater.v1.LaneRequest.step:type_name -> headwater.v1.Step
+	39, // 41: headwater.v1.Step.encoding:type_name -> headwater.v1.StorageType
+	0,  // 42: headwater.v1.Step.codec:type_name -> headwater.v1.StepCodec
+	36, // 43: headwater.v1.LaneResponse.result:type_name -> headwater.v1.StepResult
+	37, // 44: headwater.v1.StepResult.error:type_name -> headwater.v1.SessionError
+	0,  // 45: headwater.v1.StepResult.codec:type_name -> headwater.v1.StepCodec
+	1,  // 46: headwater.v1.SessionError.problem:type_name -> headwater.v1.SessionProblem
+	2,  // 47: headwater.v1.SessionError.epoch:type_name -> headwater.v1.Epoch
+	9,  // 48: headwater.v1.SessionService.CreateSession:input_type -> headwater.v1.CreateSessionRequest
+	12, // 49: headwater.v1.SessionService.TakeSession:input_type -> headwater.v1.TakeSessionRequest
+	14, // 50: headwater.v1.SessionService.ForkSession:input_type -> headwater.v1.ForkSessionRequest
+	16, // 51: headwater.v1.SessionService.TruncateSession:input_type -> headwater.v1.TruncateSessionRequest
+	18, // 52: headwater.v1.SessionService.PinSession:input_type -> headwater.v1.PinSessionRequest
+	20, // 53: headwater.v1.SessionService.DropSession:input_type -> headwater.v1.DropSessionRequest
+	22, // 54: headwater.v1.SessionService.ListSessions:input_type -> headwater.v1.ListSessionsRequest
+	29, // 55: headwater.v1.SessionService.ExportSession:input_type -> headwater.v1.ExportSessionRequest
+	31, // 56: headwater.v1.SessionService.AdoptSession:input_type -> headwater.v1.AdoptSessionRequest
+	33, // 57: headwater.v1.SessionService.Lane:input_type -> headwater.v1.LaneRequest
+	11, // 58: headwater.v1.SessionService.CreateSession:output_type -> headwater.v1.CreateSessionResponse
+	13, // 59: headwater.v1.SessionService.TakeSession:output_type -> headwater.v1.TakeSessionResponse
+	15, // 60: headwater.v1.SessionService.ForkSession:output_type -> headwater.v1.ForkSessionResponse
+	17, // 61: headwater.v1.SessionService.TruncateSession:output_type -> headwater.v1.TruncateSessionResponse
+	19, // 62: headwater.v1.SessionService.PinSession:output_type -> headwater.v1.PinSessionResponse
+	21, // 63: headwater.v1.SessionService.DropSession:output_type -> headwater.v1.DropSessionResponse
+	25, // 64: headwater.v1.SessionService.ListSessions:output_type -> headwater.v1.ListSessionsResponse
+	30, // 65: headwater.v1.SessionService.ExportSession:output_type -> headwater.v1.ExportSessionResponse
+	32, // 66: headwater.v1.SessionService.AdoptSession:output_type -> headwater.v1.AdoptSessionResponse
+	35, // 67: headwater.v1.SessionService.Lane:output_type -> headwater.v1.LaneResponse
+	58, // [58:68] is the sub-list for method output_type
+	48, // [48:58] is the sub-list for method input_type
+	48, // [48:48] is the sub-list for extension type_name
+	48, // [48:48] is the sub-list for extension extendee
+	0,  // [0:48] is the sub-list for field type_name
 }
 
 func init() { file_headwater_v1_session_proto_init() }

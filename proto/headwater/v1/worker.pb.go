@@ -148,6 +148,63 @@ func (StorageType) EnumDescriptor() ([]byte, []int) {
 	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{1}
 }
 
+// Arithmetic is the order of operations of the two products of attention (docs/numerics.md).
+type Arithmetic int32
+
+const (
+	// Not given: chain.
+	Arithmetic_ARITHMETIC_UNSPECIFIED Arithmetic = 0
+	// One chain of fused multiply-adds for each score and each element of a context.
+	Arithmetic_ARITHMETIC_CHAIN Arithmetic = 1
+	// In tiles, with queries and weights in three exact parts of bf16. Keys and values are stored as bf16.
+	Arithmetic_ARITHMETIC_TILES Arithmetic = 2
+	// In tiles, with queries and weights rounded to bf16: lossy. Keys and values are stored as bf16.
+	Arithmetic_ARITHMETIC_TILES_BF16 Arithmetic = 3
+)
+
+// Enum value maps for Arithmetic.
+var (
+	Arithmetic_name = map[int32]string{
+		0: "ARITHMETIC_UNSPECIFIED",
+		1: "ARITHMETIC_CHAIN",
+		2: "ARITHMETIC_TILES",
+		3: "ARITHMETIC_TILES_BF16",
+	}
+	Arithmetic_value = map[string]int32{
+		"ARITHMETIC_UNSPECIFIED": 0,
+		"ARITHMETIC_CHAIN":       1,
+		"ARITHMETIC_TILES":       2,
+		"ARITHMETIC_TILES_BF16":  3,
+	}
+)
+
+func (x Arithmetic) Enum() *Arithmetic {
+	p := new(Arithmetic)
+	*p = x
+	return p
+}
+
+func (x Arithmetic) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Arithmetic) Descriptor() protoreflect.EnumDescriptor {
+	return file_headwater_v1_worker_proto_enumTypes[2].Descriptor()
+}
+
+func (Arithmetic) Type() protoreflect.EnumType {
+	return &file_headwater_v1_worker_proto_enumTypes[2]
+}
+
+func (x Arithmetic) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Arithmetic.Descriptor instead.
+func (Arithmetic) EnumDescriptor() ([]byte, []int) {
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{2}
+}
+
 // Weight names a projection.
 type Weight int32
 
@@ -197,11 +254,11 @@ func (x Weight) String() string {
 }
 
 func (Weight) Descriptor() protoreflect.EnumDescriptor {
-	return file_headwater_v1_worker_proto_enumTypes[2].Descriptor()
+	return file_headwater_v1_worker_proto_enumTypes[3].Descriptor()
 }
 
 func (Weight) Type() protoreflect.EnumType {
-	return &file_headwater_v1_worker_proto_enumTypes[2]
+	return &file_headwater_v1_worker_proto_enumTypes[3]
 }
 
 func (x Weight) Number() protoreflect.EnumNumber {
@@ -210,7 +267,7 @@ func (x Weight) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Weight.Descriptor instead.
 func (Weight) EnumDescriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{2}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{3}
 }
 
 // Operand names a tensor that modifies the scores.
@@ -250,11 +307,11 @@ func (x Operand) String() string {
 }
 
 func (Operand) Descriptor() protoreflect.EnumDescriptor {
-	return file_headwater_v1_worker_proto_enumTypes[3].Descriptor()
+	return file_headwater_v1_worker_proto_enumTypes[4].Descriptor()
 }
 
 func (Operand) Type() protoreflect.EnumType {
-	return &file_headwater_v1_worker_proto_enumTypes[3]
+	return &file_headwater_v1_worker_proto_enumTypes[4]
 }
 
 func (x Operand) Number() protoreflect.EnumNumber {
@@ -263,7 +320,7 @@ func (x Operand) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Operand.Descriptor instead.
 func (Operand) EnumDescriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{3}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{4}
 }
 
 // GradientTensor names a gradient.
@@ -347,11 +404,11 @@ func (x GradientTensor) String() string {
 }
 
 func (GradientTensor) Descriptor() protoreflect.EnumDescriptor {
-	return file_headwater_v1_worker_proto_enumTypes[4].Descriptor()
+	return file_headwater_v1_worker_proto_enumTypes[5].Descriptor()
 }
 
 func (GradientTensor) Type() protoreflect.EnumType {
-	return &file_headwater_v1_worker_proto_enumTypes[4]
+	return &file_headwater_v1_worker_proto_enumTypes[5]
 }
 
 func (x GradientTensor) Number() protoreflect.EnumNumber {
@@ -360,7 +417,7 @@ func (x GradientTensor) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use GradientTensor.Descriptor instead.
 func (GradientTensor) EnumDescriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{4}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{5}
 }
 
 // WatchAttentionRequest names a group of a layer of a session.
@@ -1457,7 +1514,8 @@ type Problem struct {
 	KvLen uint64 `protobuf:"varint,6,opt,name=kv_len,json=kvLen,proto3" json:"kv_len,omitempty"`
 	// Absolute position of query token 0; query token i is at offset + i.
 	Offset int64 `protobuf:"varint,7,opt,name=offset,proto3" json:"offset,omitempty"`
-	// How keys and values are stored.
+	// How keys and values are stored. Not given with an arithmetic in tiles, which has one: so a peer that does not know
+	// arithmetics refuses, and does not compute in another.
 	Storage StorageType `protobuf:"varint,8,opt,name=storage,proto3,enum=headwater.v1.StorageType" json:"storage,omitempty"`
 	// Whether a query sees no position after its own.
 	Causal bool `protobuf:"varint,9,opt,name=causal,proto3" json:"causal,omitempty"`
@@ -1476,7 +1534,9 @@ type Problem struct {
 	// Set if the worker projects queries, keys and values itself.
 	Projection *Projection `protobuf:"bytes,16,opt,name=projection,proto3" json:"projection,omitempty"`
 	// Set if the job asks for gradients instead of contexts.
-	Gradients     *Gradients `protobuf:"bytes,17,opt,name=gradients,proto3" json:"gradients,omitempty"`
+	Gradients *Gradients `protobuf:"bytes,17,opt,name=gradients,proto3" json:"gradients,omitempty"`
+	// The arithmetic; gradients have chain alone. Since version 1.3.
+	Arithmetic    Arithmetic `protobuf:"varint,18,opt,name=arithmetic,proto3,enum=headwater.v1.Arithmetic" json:"arithmetic,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1628,6 +1688,13 @@ func (x *Problem) GetGradients() *Gradients {
 		return x.Gradients
 	}
 	return nil
+}
+
+func (x *Problem) GetArithmetic() Arithmetic {
+	if x != nil {
+		return x.Arithmetic
+	}
+	return Arithmetic_ARITHMETIC_UNSPECIFIED
 }
 
 // Gradients says which tensors come with a group's tokens, and therefore which gradients come back. With a projection, hidden
@@ -3294,7 +3361,7 @@ const file_headwater_v1_worker_proto_rawDesc = "" +
 	"\x04Open\x12\x15\n" +
 	"\x06job_id\x18\x01 \x01(\tR\x05jobId\x121\n" +
 	"\bproblems\x18\x02 \x03(\v2\x15.headwater.v1.ProblemR\bproblems\x120\n" +
-	"\x05codec\x18\x03 \x01(\x0e2\x1a.headwater.v1.ContextCodecR\x05codec\"\xa2\x04\n" +
+	"\x05codec\x18\x03 \x01(\x0e2\x1a.headwater.v1.ContextCodecR\x05codec\"\xdc\x04\n" +
 	"\aProblem\x12\x17\n" +
 	"\an_heads\x18\x01 \x01(\rR\x06nHeads\x12\x1c\n" +
 	"\n" +
@@ -3317,7 +3384,10 @@ const file_headwater_v1_worker_proto_rawDesc = "" +
 	"\n" +
 	"projection\x18\x10 \x01(\v2\x18.headwater.v1.ProjectionR\n" +
 	"projection\x125\n" +
-	"\tgradients\x18\x11 \x01(\v2\x17.headwater.v1.GradientsR\tgradients\"\x80\x01\n" +
+	"\tgradients\x18\x11 \x01(\v2\x17.headwater.v1.GradientsR\tgradients\x128\n" +
+	"\n" +
+	"arithmetic\x18\x12 \x01(\x0e2\x18.headwater.v1.ArithmeticR\n" +
+	"arithmetic\"\x80\x01\n" +
 	"\tGradients\x12\x14\n" +
 	"\x05given\x18\x01 \x01(\bR\x05given\x12\x1d\n" +
 	"\n" +
@@ -3463,7 +3533,13 @@ const file_headwater_v1_worker_proto_rawDesc = "" +
 	"\x10STORAGE_TYPE_F32\x10\x01\x12\x14\n" +
 	"\x10STORAGE_TYPE_F16\x10\x02\x12\x15\n" +
 	"\x11STORAGE_TYPE_BF16\x10\x03\x12\x13\n" +
-	"\x0fSTORAGE_TYPE_I8\x10\x04*{\n" +
+	"\x0fSTORAGE_TYPE_I8\x10\x04*o\n" +
+	"\n" +
+	"Arithmetic\x12\x1a\n" +
+	"\x16ARITHMETIC_UNSPECIFIED\x10\x00\x12\x14\n" +
+	"\x10ARITHMETIC_CHAIN\x10\x01\x12\x14\n" +
+	"\x10ARITHMETIC_TILES\x10\x02\x12\x19\n" +
+	"\x15ARITHMETIC_TILES_BF16\x10\x03*{\n" +
 	"\x06Weight\x12\x16\n" +
 	"\x12WEIGHT_UNSPECIFIED\x10\x00\x12\x10\n" +
 	"\fWEIGHT_QUERY\x10\x01\x12\x0e\n" +
@@ -3510,87 +3586,89 @@ func file_headwater_v1_worker_proto_rawDescGZIP() []byte {
 	return file_headwater_v1_worker_proto_rawDescData
 }
 
-var file_headwater_v1_worker_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
+var file_headwater_v1_worker_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
 var file_headwater_v1_worker_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
 var file_headwater_v1_worker_proto_goTypes = []any{
 	(ContextCodec)(0),              // 0: headwater.v1.ContextCodec
 	(StorageType)(0),               // 1: headwater.v1.StorageType
-	(Weight)(0),                    // 2: headwater.v1.Weight
-	(Operand)(0),                   // 3: headwater.v1.Operand
-	(GradientTensor)(0),            // 4: headwater.v1.GradientTensor
-	(*WatchAttentionRequest)(nil),  // 5: headwater.v1.WatchAttentionRequest
-	(*WatchAttentionResponse)(nil), // 6: headwater.v1.WatchAttentionResponse
-	(*DescribeRequest)(nil),        // 7: headwater.v1.DescribeRequest
-	(*DescribeResponse)(nil),       // 8: headwater.v1.DescribeResponse
-	(*SetDrainingRequest)(nil),     // 9: headwater.v1.SetDrainingRequest
-	(*SetDrainingResponse)(nil),    // 10: headwater.v1.SetDrainingResponse
-	(*WorkerLoad)(nil),             // 11: headwater.v1.WorkerLoad
-	(*LayerLoad)(nil),              // 12: headwater.v1.LayerLoad
-	(*RunRequest)(nil),             // 13: headwater.v1.RunRequest
-	(*RunResponse)(nil),            // 14: headwater.v1.RunResponse
-	(*Open)(nil),                   // 15: headwater.v1.Open
-	(*Problem)(nil),                // 16: headwater.v1.Problem
-	(*Gradients)(nil),              // 17: headwater.v1.Gradients
-	(*Projection)(nil),             // 18: headwater.v1.Projection
-	(*ShardOpen)(nil),              // 19: headwater.v1.ShardOpen
-	(*ShardOpened)(nil),            // 20: headwater.v1.ShardOpened
-	(*KeyValueBlock)(nil),          // 21: headwater.v1.KeyValueBlock
-	(*WeightBlock)(nil),            // 22: headwater.v1.WeightBlock
-	(*HiddenBlock)(nil),            // 23: headwater.v1.HiddenBlock
-	(*ShardSeal)(nil),              // 24: headwater.v1.ShardSeal
-	(*Receipt)(nil),                // 25: headwater.v1.Receipt
-	(*ShardSealed)(nil),            // 26: headwater.v1.ShardSealed
-	(*ShardClose)(nil),             // 27: headwater.v1.ShardClose
-	(*QueryBlock)(nil),             // 28: headwater.v1.QueryBlock
-	(*GradientBlock)(nil),          // 29: headwater.v1.GradientBlock
-	(*OperandBlock)(nil),           // 30: headwater.v1.OperandBlock
-	(*Context)(nil),                // 31: headwater.v1.Context
-	(*Gradient)(nil),               // 32: headwater.v1.Gradient
-	(*OutputBlock)(nil),            // 33: headwater.v1.OutputBlock
-	(*Output)(nil),                 // 34: headwater.v1.Output
+	(Arithmetic)(0),                // 2: headwater.v1.Arithmetic
+	(Weight)(0),                    // 3: headwater.v1.Weight
+	(Operand)(0),                   // 4: headwater.v1.Operand
+	(GradientTensor)(0),            // 5: headwater.v1.GradientTensor
+	(*WatchAttentionRequest)(nil),  // 6: headwater.v1.WatchAttentionRequest
+	(*WatchAttentionResponse)(nil), // 7: headwater.v1.WatchAttentionResponse
+	(*DescribeRequest)(nil),        // 8: headwater.v1.DescribeRequest
+	(*DescribeResponse)(nil),       // 9: headwater.v1.DescribeResponse
+	(*SetDrainingRequest)(nil),     // 10: headwater.v1.SetDrainingRequest
+	(*SetDrainingResponse)(nil),    // 11: headwater.v1.SetDrainingResponse
+	(*WorkerLoad)(nil),             // 12: headwater.v1.WorkerLoad
+	(*LayerLoad)(nil),              // 13: headwater.v1.LayerLoad
+	(*RunRequest)(nil),             // 14: headwater.v1.RunRequest
+	(*RunResponse)(nil),            // 15: headwater.v1.RunResponse
+	(*Open)(nil),                   // 16: headwater.v1.Open
+	(*Problem)(nil),                // 17: headwater.v1.Problem
+	(*Gradients)(nil),              // 18: headwater.v1.Gradients
+	(*Projection)(nil),             // 19: headwater.v1.Projection
+	(*ShardOpen)(nil),              // 20: headwater.v1.ShardOpen
+	(*ShardOpened)(nil),            // 21: headwater.v1.ShardOpened
+	(*KeyValueBlock)(nil),          // 22: headwater.v1.KeyValueBlock
+	(*WeightBlock)(nil),            // 23: headwater.v1.WeightBlock
+	(*HiddenBlock)(nil),            // 24: headwater.v1.HiddenBlock
+	(*ShardSeal)(nil),              // 25: headwater.v1.ShardSeal
+	(*Receipt)(nil),                // 26: headwater.v1.Receipt
+	(*ShardSealed)(nil),            // 27: headwater.v1.ShardSealed
+	(*ShardClose)(nil),             // 28: headwater.v1.ShardClose
+	(*QueryBlock)(nil),             // 29: headwater.v1.QueryBlock
+	(*GradientBlock)(nil),          // 30: headwater.v1.GradientBlock
+	(*OperandBlock)(nil),           // 31: headwater.v1.OperandBlock
+	(*Context)(nil),                // 32: headwater.v1.Context
+	(*Gradient)(nil),               // 33: headwater.v1.Gradient
+	(*OutputBlock)(nil),            // 34: headwater.v1.OutputBlock
+	(*Output)(nil),                 // 35: headwater.v1.Output
 }
 var file_headwater_v1_worker_proto_depIdxs = []int32{
-	11, // 0: headwater.v1.DescribeResponse.load:type_name -> headwater.v1.WorkerLoad
-	12, // 1: headwater.v1.WorkerLoad.layers:type_name -> headwater.v1.LayerLoad
-	15, // 2: headwater.v1.RunRequest.open:type_name -> headwater.v1.Open
-	19, // 3: headwater.v1.RunRequest.shard_open:type_name -> headwater.v1.ShardOpen
-	21, // 4: headwater.v1.RunRequest.key_values:type_name -> headwater.v1.KeyValueBlock
-	22, // 5: headwater.v1.RunRequest.weights:type_name -> headwater.v1.WeightBlock
-	23, // 6: headwater.v1.RunRequest.hidden:type_name -> headwater.v1.HiddenBlock
-	24, // 7: headwater.v1.RunRequest.shard_seal:type_name -> headwater.v1.ShardSeal
-	28, // 8: headwater.v1.RunRequest.query:type_name -> headwater.v1.QueryBlock
-	30, // 9: headwater.v1.RunRequest.operand:type_name -> headwater.v1.OperandBlock
-	27, // 10: headwater.v1.RunRequest.shard_close:type_name -> headwater.v1.ShardClose
-	33, // 11: headwater.v1.RunRequest.output:type_name -> headwater.v1.OutputBlock
-	29, // 12: headwater.v1.RunRequest.gradient:type_name -> headwater.v1.GradientBlock
-	20, // 13: headwater.v1.RunResponse.shard_opened:type_name -> headwater.v1.ShardOpened
-	26, // 14: headwater.v1.RunResponse.shard_sealed:type_name -> headwater.v1.ShardSealed
-	31, // 15: headwater.v1.RunResponse.context:type_name -> headwater.v1.Context
-	34, // 16: headwater.v1.RunResponse.output:type_name -> headwater.v1.Output
-	32, // 17: headwater.v1.RunResponse.gradient:type_name -> headwater.v1.Gradient
-	16, // 18: headwater.v1.Open.problems:type_name -> headwater.v1.Problem
+	12, // 0: headwater.v1.DescribeResponse.load:type_name -> headwater.v1.WorkerLoad
+	13, // 1: headwater.v1.WorkerLoad.layers:type_name -> headwater.v1.LayerLoad
+	16, // 2: headwater.v1.RunRequest.open:type_name -> headwater.v1.Open
+	20, // 3: headwater.v1.RunRequest.shard_open:type_name -> headwater.v1.ShardOpen
+	22, // 4: headwater.v1.RunRequest.key_values:type_name -> headwater.v1.KeyValueBlock
+	23, // 5: headwater.v1.RunRequest.weights:type_name -> headwater.v1.WeightBlock
+	24, // 6: headwater.v1.RunRequest.hidden:type_name -> headwater.v1.HiddenBlock
+	25, // 7: headwater.v1.RunRequest.shard_seal:type_name -> headwater.v1.ShardSeal
+	29, // 8: headwater.v1.RunRequest.query:type_name -> headwater.v1.QueryBlock
+	31, // 9: headwater.v1.RunRequest.operand:type_name -> headwater.v1.OperandBlock
+	28, // 10: headwater.v1.RunRequest.shard_close:type_name -> headwater.v1.ShardClose
+	34, // 11: headwater.v1.RunRequest.output:type_name -> headwater.v1.OutputBlock
+	30, // 12: headwater.v1.RunRequest.gradient:type_name -> headwater.v1.GradientBlock
+	21, // 13: headwater.v1.RunResponse.shard_opened:type_name -> headwater.v1.ShardOpened
+	27, // 14: headwater.v1.RunResponse.shard_sealed:type_name -> headwater.v1.ShardSealed
+	32, // 15: headwater.v1.RunResponse.context:type_name -> headwater.v1.Context
+	35, // 16: headwater.v1.RunResponse.output:type_name -> headwater.v1.Output
+	33, // 17: headwater.v1.RunResponse.gradient:type_name -> headwater.v1.Gradient
+	17, // 18: headwater.v1.Open.problems:type_name -> headwater.v1.Problem
 	0,  // 19: headwater.v1.Open.codec:type_name -> headwater.v1.ContextCodec
 	1,  // 20: headwater.v1.Problem.storage:type_name -> headwater.v1.StorageType
-	18, // 21: headwater.v1.Problem.projection:type_name -> headwater.v1.Projection
-	17, // 22: headwater.v1.Problem.gradients:type_name -> headwater.v1.Gradients
-	2,  // 23: headwater.v1.WeightBlock.weight:type_name -> headwater.v1.Weight
-	25, // 24: headwater.v1.ShardSeal.receipt:type_name -> headwater.v1.Receipt
-	25, // 25: headwater.v1.ShardSealed.receipt:type_name -> headwater.v1.Receipt
-	3,  // 26: headwater.v1.OperandBlock.operand:type_name -> headwater.v1.Operand
-	4,  // 27: headwater.v1.Gradient.tensor:type_name -> headwater.v1.GradientTensor
-	7,  // 28: headwater.v1.WorkerService.Describe:input_type -> headwater.v1.DescribeRequest
-	9,  // 29: headwater.v1.WorkerService.SetDraining:input_type -> headwater.v1.SetDrainingRequest
-	13, // 30: headwater.v1.WorkerService.Run:input_type -> headwater.v1.RunRequest
-	5,  // 31: headwater.v1.WorkerService.WatchAttention:input_type -> headwater.v1.WatchAttentionRequest
-	8,  // 32: headwater.v1.WorkerService.Describe:output_type -> headwater.v1.DescribeResponse
-	10, // 33: headwater.v1.WorkerService.SetDraining:output_type -> headwater.v1.SetDrainingResponse
-	14, // 34: headwater.v1.WorkerService.Run:output_type -> headwater.v1.RunResponse
-	6,  // 35: headwater.v1.WorkerService.WatchAttention:output_type -> headwater.v1.WatchAttentionResponse
-	32, // [32:36] is the sub-list for method output_type
-	28, // [28:32] is the sub-list for method input_type
-	28, // [28:28] is the sub-list for extension type_name
-	28, // [28:28] is the sub-list for extension extendee
-	0,  // [0:28] is the sub-list for field type_name
+	19, // 21: headwater.v1.Problem.projection:type_name -> headwater.v1.Projection
+	18, // 22: headwater.v1.Problem.gradients:type_name -> headwater.v1.Gradients
+	2,  // 23: headwater.v1.Problem.arithmetic:type_name -> headwater.v1.Arithmetic
+	3,  // 24: headwater.v1.WeightBlock.weight:type_name -> headwater.v1.Weight
+	26, // 25: headwater.v1.ShardSeal.receipt:type_name -> headwater.v1.Receipt
+	26, // 26: headwater.v1.ShardSealed.receipt:type_name -> headwater.v1.Receipt
+	4,  // 27: headwater.v1.OperandBlock.operand:type_name -> headwater.v1.Operand
+	5,  // 28: headwater.v1.Gradient.tensor:type_name -> headwater.v1.GradientTensor
+	8,  // 29: headwater.v1.WorkerService.Describe:input_type -> headwater.v1.DescribeRequest
+	10, // 30: headwater.v1.WorkerService.SetDraining:input_type -> headwater.v1.SetDrainingRequest
+	14, // 31: headwater.v1.WorkerService.Run:input_type -> headwater.v1.RunRequest
+	6,  // 32: headwater.v1.WorkerService.WatchAttention:input_type -> headwater.v1.WatchAttentionRequest
+	9,  // 33: headwater.v1.WorkerService.Describe:output_type -> headwater.v1.DescribeResponse
+	11, // 34: headwater.v1.WorkerService.SetDraining:output_type -> headwater.v1.SetDrainingResponse
+	15, // 35: headwater.v1.WorkerService.Run:output_type -> headwater.v1.RunResponse
+	7,  // 36: headwater.v1.WorkerService.WatchAttention:output_type -> headwater.v1.WatchAttentionResponse
+	33, // [33:37] is the sub-list for method output_type
+	29, // [29:33] is the sub-list for method input_type
+	29, // [29:29] is the sub-list for extension type_name
+	29, // [29:29] is the sub-list for extension extendee
+	0,  // [0:29] is the sub-list for field type_name
 }
 
 func init() { file_headwater_v1_worker_proto_init() }
@@ -3623,7 +3701,7 @@ func file_headwater_v1_worker_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_headwater_v1_worker_proto_rawDesc), len(file_headwater_v1_worker_proto_rawDesc)),
-			NumEnums:      5,
+			NumEnums:      6,
 			NumMessages:   30,
 			NumExtensions: 0,
 			NumServices:   1,

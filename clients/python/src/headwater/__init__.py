@@ -45,7 +45,7 @@ from .errors import (
     UnreachableError,
 )
 from .jobs import Codec
-from .layer import Layer, Receipt, Storage
+from .layer import Arithmetic, Layer, Receipt, Storage
 from .session import Session
 from .steps import Attention, Step
 from .together import batch, step_many
@@ -66,6 +66,7 @@ def __getattr__(name: str) -> Any:
 
 __all__ = [
     "AheadError",
+    "Arithmetic",
     "Attention",
     "BehindError",
     "BusyError",

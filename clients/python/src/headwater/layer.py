@@ -22,6 +22,14 @@ STORAGE: dict[Storage, worker_pb2.StorageType] = {
     "bf16": worker_pb2.STORAGE_TYPE_BF16,
     "int8": worker_pb2.STORAGE_TYPE_I8,
 }
+Arithmetic = Literal["chain", "tiles", "tiles-bf16"]
+"""The order of operations of attention's products. tiles is for bf16 and as exact as chain, tiles-bf16 is lossy."""
+
+ARITHMETIC: dict[Arithmetic, worker_pb2.Arithmetic] = {
+    "chain": worker_pb2.ARITHMETIC_UNSPECIFIED,
+    "tiles": worker_pb2.ARITHMETIC_TILES,
+    "tiles-bf16": worker_pb2.ARITHMETIC_TILES_BF16,
+}
 # What users of NumPy and PyTorch call them.
 _NAMES: dict[str, Storage] = {"float32": "f32", "float16": "f16", "half": "f16", "bfloat16": "bf16"}
 _MOST = (1 << 31) - 1
@@ -70,6 +78,7 @@ class Layer:
     softcap       cap of the scores; 0 is none
     alibi_slopes  a slope for each query head; empty is none
     sinks         a logit for each query head, counted once in the denominator; empty is none
+    arithmetic    "chain", or for bf16 "tiles", which is as exact, or "tiles-bf16", which is lossy. It never changes
     """
 
     n_heads: int
@@ -84,6 +93,7 @@ class Layer:
     softcap: float = 0.0
     alibi_slopes: Sequence[float] = ()
     sinks: Sequence[float] = ()
+    arithmetic: Arithmetic = "chain"
 
     @property
     def group_size(self) -> int:
@@ -110,6 +120,10 @@ class Layer:
         put("softcap", float(np.float32(options.number("softcap", self.softcap))))
         if self.softcap < 0:
             raise ValueError(f"softcap is {self.softcap}, not at least 0")
+        if self.arithmetic not in ARITHMETIC:
+            raise ValueError(f"arithmetic is {self.arithmetic!r}, not one of {', '.join(ARITHMETIC)}")
+        if self.arithmetic != "chain" and self.storage != "bf16":
+            raise ValueError(f"arithmetic {self.arithmetic} takes keys and values stored as bf16, not as {self.storage}")
         for name in ("alibi_slopes", "sinks"):
             values = options.numbers(name, getattr(self, name), self.n_heads)
             put(name, tuple(float(np.float32(x)) for x in values))
@@ -121,7 +135,9 @@ class Layer:
             n_kv_heads=self.n_kv_heads,
             head_dim=self.head_dim,
             v_dim=self.v_dim,
-            storage=STORAGE[self.storage],
+            # A peer that does not know arithmetics refuses a layer without storage, and does not compute in another.
+            storage=STORAGE[self.storage] if self.arithmetic == "chain" else worker_pb2.STORAGE_TYPE_UNSPECIFIED,
+            arithmetic=ARITHMETIC[self.arithmetic],
             causal=self.causal,
             window_left=-1 if self.window_left is None else self.window_left,
             window_right=-1 if self.window_right is None else self.window_right,
@@ -135,13 +151,18 @@ class Layer:
     def from_proto(p: session_pb2.SessionLayer) -> Layer:
         """Reads what to_proto makes; a ProtocolError says that it is no layer."""
         names = {number: name for name, number in STORAGE.items()}
+        arithmetics = {number: name for name, number in ARITHMETIC.items()} | {worker_pb2.ARITHMETIC_CHAIN: "chain"}
+        if p.arithmetic not in arithmetics:
+            raise ProtocolError(f"a layer of arithmetic {p.arithmetic}, which this client does not know")
+        if arithmetics[p.arithmetic] != "chain":
+            names[worker_pb2.STORAGE_TYPE_UNSPECIFIED] = "bf16"
         if p.storage not in names:
             raise ProtocolError(f"a layer of storage {p.storage}, which this client does not know")
         try:
             return Layer(
                 p.n_heads, p.n_kv_heads, p.head_dim, p.v_dim, names[p.storage], p.causal,
                 None if p.window_left < 0 else p.window_left, None if p.window_right < 0 else p.window_right,
-                p.scale, p.softcap, p.alibi_slopes, p.sinks,
+                p.scale, p.softcap, p.alibi_slopes, p.sinks, arithmetics[p.arithmetic],
             )  # fmt: skip
         except ValueError as e:
             raise ProtocolError(f"a layer that can't be: {e}") from e

@@ -128,6 +128,9 @@ func (r *run) loadKeyValues(ctx context.Context, p *problem, shares []*share) er
 			}
 			for i, g := range s.groups {
 				rows := attention.Rows{K: m.K[i*n*kRow : (i+1)*n*kRow], V: m.V[i*n*vRow : (i+1)*n*vRow]}
+				if err := p.layout.Settle(rows); err != nil {
+					return fmt.Errorf("%s: problem %q group %d, positions from %d: %w", r.input.Path(), p.Prefix, g, start, err)
+				}
 				if p.KScale != "" {
 					rows.KScale, rows.VScale = floats(m.KScale[i*n*4:(i+1)*n*4]), floats(m.VScale[i*n*4:(i+1)*n*4])
 				}

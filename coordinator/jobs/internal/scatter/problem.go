@@ -34,7 +34,7 @@ type problem struct {
 }
 
 func newProblem(index int, p *jobfile.Problem) (*problem, error) {
-	layout, err := attention.NewLayout(p.Storage, p.Shape.HeadDim, p.Shape.VDim)
+	layout, err := p.Layout()
 	if err != nil {
 		return nil, fmt.Errorf("problem %q: %w", p.Prefix, err)
 	}
@@ -82,9 +82,10 @@ func (p *problem) projects() bool { return p.X != "" }
 
 // message describes the problem to a worker.
 func (p *problem) message() *headwaterv1.Problem {
+	storage, arithmetic := layerproto.Stored(p.layout)
 	m := &headwaterv1.Problem{
 		NHeads: uint32(p.Shape.Heads), NKvHeads: uint32(p.Shape.KVHeads), HeadDim: uint32(p.Shape.HeadDim), VDim: uint32(p.Shape.VDim),
-		Tokens: uint64(p.Tokens), KvLen: uint64(p.KVLen), Offset: p.Offset, Storage: layerproto.StorageType(p.Storage),
+		Tokens: uint64(p.Tokens), KvLen: uint64(p.KVLen), Offset: p.Offset, Storage: storage, Arithmetic: arithmetic,
 		Causal: p.Options.Causal, WindowLeft: p.Options.WindowLeft, WindowRight: p.Options.WindowRight,
 		Scale: p.Options.Scale, Softcap: p.Options.Softcap, AlibiSlopes: p.Options.AlibiSlopes, Sinks: p.Options.Sinks,
 	}

@@ -559,7 +559,7 @@ func (r *run) tell(now bool) {
 // ShardBytes is what a worker reserves for one shard of a problem: pages of keys and values, and the rows of w_q, w_k and w_v
 // where it projects them itself.
 func ShardBytes(p *jobfile.Problem) (uint64, error) {
-	layout, err := attention.NewLayout(p.Storage, p.Shape.HeadDim, p.Shape.VDim)
+	layout, err := p.Layout()
 	if err != nil {
 		return 0, fmt.Errorf("problem %q: %w", p.Prefix, err)
 	}

@@ -96,6 +96,7 @@ class Cache(transformers.Cache, hooks.Told):  # type: ignore[misc]
     cluster      a Client, or what headwater.local() gives
     model        the model that it is for, with attention "headwater"
     storage      how keys and values are stored; by default as the model has them
+    arithmetic   "chain", or if keys and values are stored as bf16 "tiles" or, which is lossy, "tiles-bf16"
     tokens       ids [batch, tokens] or [tokens] of a prompt: what the cluster has of it already need not be computed again
     padding      the prompt's attention_mask [batch, tokens], with padding at the left alone
     share        whether rows begin with what the cluster has of their tokens, and leave theirs to others. Tokens are told with
@@ -111,6 +112,7 @@ class Cache(transformers.Cache, hooks.Told):  # type: ignore[misc]
         model: Any,
         *,
         storage: layers.Storage | None = None,
+        arithmetic: layers.Arithmetic = "chain",
         tokens: Any = None,
         padding: Any = None,
         share: bool = True,
@@ -131,11 +133,11 @@ class Cache(transformers.Cache, hooks.Told):  # type: ignore[misc]
                 raise ValueError(f"the model's numbers are {model.dtype}, and attention is computed in float32: model.float() makes them so, or name a storage")
             storage = _STORAGE[model.dtype]
         self._places = {at: i for i, at in enumerate(self._geometry.shapes)}  # the session's layer of a model's
-        self._layers = [shape.to_layer(storage) for shape in self._geometry.shapes.values()]
+        self._layers = [shape.to_layer(storage, arithmetic) for shape in self._geometry.shapes.values()]
         self._open: dict[str, Any] = {"tenant": tenant, "ttl": ttl, "workers": workers, "replicas": replicas, "codec": codec}
         if fingerprint is None and share:
             fingerprint = prints.fingerprint(model)
-        self._options = {"storage": storage, "share": share, "fingerprint": fingerprint, **self._open}  # of a fork
+        self._options = {"storage": storage, "arithmetic": arithmetic, "share": share, "fingerprint": fingerprint, **self._open}  # of a fork
         self.shares = share and fingerprint is not None
         self._open |= {"model": fingerprint or b"", "shared": self.shares}
         self._rows: list[Row] = []

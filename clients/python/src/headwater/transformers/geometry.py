@@ -39,11 +39,12 @@ class Shape:
     window: int | None
     sinks: torch.Tensor | None = field(compare=False)
 
-    def to_layer(self, storage: layers.Storage) -> layers.Layer:
+    def to_layer(self, storage: layers.Storage, arithmetic: layers.Arithmetic) -> layers.Layer:
         """The layer of a session."""
         return layers.Layer(
             self.n_heads, self.n_kv_heads, self.head_dim, self.v_dim,
             storage=storage,
+            arithmetic=arithmetic,
             window_left=None if self.window is None else self.window - 1,  # the library counts the own position
             scale=self.scale,
             softcap=self.softcap,

@@ -95,7 +95,7 @@ class SessionConfig(_message.Message):
     def __init__(self, layers: _Optional[_Iterable[_Union[SessionLayer, _Mapping]]] = ..., tenant: _Optional[str] = ..., model: _Optional[bytes] = ..., ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., name: _Optional[str] = ..., unshared: bool = ..., replicas: _Optional[int] = ...) -> None: ...
 
 class SessionLayer(_message.Message):
-    __slots__ = ("n_heads", "n_kv_heads", "head_dim", "v_dim", "storage", "causal", "window_left", "window_right", "scale", "softcap", "alibi_slopes", "sinks")
+    __slots__ = ("n_heads", "n_kv_heads", "head_dim", "v_dim", "storage", "causal", "window_left", "window_right", "scale", "softcap", "alibi_slopes", "sinks", "arithmetic")
     N_HEADS_FIELD_NUMBER: _ClassVar[int]
     N_KV_HEADS_FIELD_NUMBER: _ClassVar[int]
     HEAD_DIM_FIELD_NUMBER: _ClassVar[int]
@@ -108,6 +108,7 @@ class SessionLayer(_message.Message):
     SOFTCAP_FIELD_NUMBER: _ClassVar[int]
     ALIBI_SLOPES_FIELD_NUMBER: _ClassVar[int]
     SINKS_FIELD_NUMBER: _ClassVar[int]
+    ARITHMETIC_FIELD_NUMBER: _ClassVar[int]
     n_heads: int
     n_kv_heads: int
     head_dim: int
@@ -120,7 +121,8 @@ class SessionLayer(_message.Message):
     softcap: float
     alibi_slopes: _containers.RepeatedScalarFieldContainer[float]
     sinks: _containers.RepeatedScalarFieldContainer[float]
-    def __init__(self, n_heads: _Optional[int] = ..., n_kv_heads: _Optional[int] = ..., head_dim: _Optional[int] = ..., v_dim: _Optional[int] = ..., storage: _Optional[_Union[_worker_pb2.StorageType, str]] = ..., causal: bool = ..., window_left: _Optional[int] = ..., window_right: _Optional[int] = ..., scale: _Optional[float] = ..., softcap: _Optional[float] = ..., alibi_slopes: _Optional[_Iterable[float]] = ..., sinks: _Optional[_Iterable[float]] = ...) -> None: ...
+    arithmetic: _worker_pb2.Arithmetic
+    def __init__(self, n_heads: _Optional[int] = ..., n_kv_heads: _Optional[int] = ..., head_dim: _Optional[int] = ..., v_dim: _Optional[int] = ..., storage: _Optional[_Union[_worker_pb2.StorageType, str]] = ..., causal: bool = ..., window_left: _Optional[int] = ..., window_right: _Optional[int] = ..., scale: _Optional[float] = ..., softcap: _Optional[float] = ..., alibi_slopes: _Optional[_Iterable[float]] = ..., sinks: _Optional[_Iterable[float]] = ..., arithmetic: _Optional[_Union[_worker_pb2.Arithmetic, str]] = ...) -> None: ...
 
 class HeldLayer(_message.Message):
     __slots__ = ("layer", "groups")

@@ -23,6 +23,13 @@ class StorageType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     STORAGE_TYPE_BF16: _ClassVar[StorageType]
     STORAGE_TYPE_I8: _ClassVar[StorageType]
 
+class Arithmetic(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ARITHMETIC_UNSPECIFIED: _ClassVar[Arithmetic]
+    ARITHMETIC_CHAIN: _ClassVar[Arithmetic]
+    ARITHMETIC_TILES: _ClassVar[Arithmetic]
+    ARITHMETIC_TILES_BF16: _ClassVar[Arithmetic]
+
 class Weight(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     WEIGHT_UNSPECIFIED: _ClassVar[Weight]
@@ -64,6 +71,10 @@ STORAGE_TYPE_F32: StorageType
 STORAGE_TYPE_F16: StorageType
 STORAGE_TYPE_BF16: StorageType
 STORAGE_TYPE_I8: StorageType
+ARITHMETIC_UNSPECIFIED: Arithmetic
+ARITHMETIC_CHAIN: Arithmetic
+ARITHMETIC_TILES: Arithmetic
+ARITHMETIC_TILES_BF16: Arithmetic
 WEIGHT_UNSPECIFIED: Weight
 WEIGHT_QUERY: Weight
 WEIGHT_KEY: Weight
@@ -245,7 +256,7 @@ class Open(_message.Message):
     def __init__(self, job_id: _Optional[str] = ..., problems: _Optional[_Iterable[_Union[Problem, _Mapping]]] = ..., codec: _Optional[_Union[ContextCodec, str]] = ...) -> None: ...
 
 class Problem(_message.Message):
-    __slots__ = ("n_heads", "n_kv_heads", "head_dim", "v_dim", "tokens", "kv_len", "offset", "storage", "causal", "window_left", "window_right", "scale", "softcap", "alibi_slopes", "sinks", "projection", "gradients")
+    __slots__ = ("n_heads", "n_kv_heads", "head_dim", "v_dim", "tokens", "kv_len", "offset", "storage", "causal", "window_left", "window_right", "scale", "softcap", "alibi_slopes", "sinks", "projection", "gradients", "arithmetic")
     N_HEADS_FIELD_NUMBER: _ClassVar[int]
     N_KV_HEADS_FIELD_NUMBER: _ClassVar[int]
     HEAD_DIM_FIELD_NUMBER: _ClassVar[int]
@@ -263,6 +274,7 @@ class Problem(_message.Message):
     SINKS_FIELD_NUMBER: _ClassVar[int]
     PROJECTION_FIELD_NUMBER: _ClassVar[int]
     GRADIENTS_FIELD_NUMBER: _ClassVar[int]
+    ARITHMETIC_FIELD_NUMBER: _ClassVar[int]
     n_heads: int
     n_kv_heads: int
     head_dim: int
@@ -280,7 +292,8 @@ class Problem(_message.Message):
     sinks: _containers.RepeatedScalarFieldContainer[float]
     projection: Projection
     gradients: Gradients
-    def __init__(self, n_heads: _Optional[int] = ..., n_kv_heads: _Optional[int] = ..., head_dim: _Optional[int] = ..., v_dim: _Optional[int] = ..., tokens: _Optional[int] = ..., kv_len: _Optional[int] = ..., offset: _Optional[int] = ..., storage: _Optional[_Union[StorageType, str]] = ..., causal: bool = ..., window_left: _Optional[int] = ..., window_right: _Optional[int] = ..., scale: _Optional[float] = ..., softcap: _Optional[float] = ..., alibi_slopes: _Optional[_Iterable[float]] = ..., sinks: _Optional[_Iterable[float]] = ..., projection: _Optional[_Union[Projection, _Mapping]] = ..., gradients: _Optional[_Union[Gradients, _Mapping]] = ...) -> None: ...
+    arithmetic: Arithmetic
+    def __init__(self, n_heads: _Optional[int] = ..., n_kv_heads: _Optional[int] = ..., head_dim: _Optional[int] = ..., v_dim: _Optional[int] = ..., tokens: _Optional[int] = ..., kv_len: _Optional[int] = ..., offset: _Optional[int] = ..., storage: _Optional[_Union[StorageType, str]] = ..., causal: bool = ..., window_left: _Optional[int] = ..., window_right: _Optional[int] = ..., scale: _Optional[float] = ..., softcap: _Optional[float] = ..., alibi_slopes: _Optional[_Iterable[float]] = ..., sinks: _Optional[_Iterable[float]] = ..., projection: _Optional[_Union[Projection, _Mapping]] = ..., gradients: _Optional[_Union[Gradients, _Mapping]] = ..., arithmetic: _Optional[_Union[Arithmetic, str]] = ...) -> None: ...
 
 class Gradients(_message.Message):
     __slots__ = ("given", "mask_heads", "bias_heads", "output_bias")
