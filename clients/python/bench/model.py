@@ -9,6 +9,9 @@ float32, greedy, torch with one thread and workers with one thread, against sdpa
     model_memory   resident bytes of the client's process at 32k / (those of plain transformers − its keys and values)
 
     python bench/model.py FOLDER [--run REGEX] [--rounds N] [--samples FILE]
+    python bench/model.py FOLDER --table 128,512,2048,8192,32768 [--rounds N]
+
+With --table it prints, in Markdown, the tokens/s of both by the length of the context and the number of workers.
 """
 
 from __future__ import annotations
@@ -122,6 +125,21 @@ class Bench:
                     samples.append({"value": y / x, "one_tokens_per_second": x, "two_tokens_per_second": y})
         return samples
 
+    def table(self, contexts: list[int]) -> None:
+        """Tokens/s of plain transformers and on clusters of one and of two workers, which take turns at each length of the context."""
+        print("| context | plain transformers, tokens/s | one worker | two workers |\n| ---: | ---: | ---: | ---: |", flush=True)
+        for positions in contexts:
+            tokens = 12 if positions <= 8 << 10 else 6
+            with headwater.local(workers=1, threads=1) as one, headwater.local(workers=2, threads=1) as two:
+                with self.on(one, 1, positions) as a, self.on(two, 1, positions) as b:
+                    ways = [(self.plain(1, positions), "sdpa"), (a, "headwater"), (b, "headwater")]
+                    for way, kind in ways:
+                        self.rate(way, kind, 1, 2)
+                    rounds = [[self.rate(way, kind, 1, tokens) for way, kind in ways] for _ in range(self.rounds)]
+            plain = statistics.median(r[0] for r in rounds)
+            ratios = (statistics.median(r[i] / r[0] for r in rounds) for i in (1, 2))
+            print(f"| {positions:,} | {plain:.2f} | " + " | ".join(f"× {r:.2f}" for r in ratios) + " |", flush=True)
+
     def prefix(self) -> list[Sample]:
         samples = []
         self.model.set_attn_implementation("headwater")
@@ -171,12 +189,16 @@ def main() -> None:
     parser.add_argument("--run", default="")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--samples", default="")
+    parser.add_argument("--table", type=lambda words: [int(word) for word in words.split(",")])
     parser.add_argument("--resident", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.resident:
         print_resident(args.folder, args.resident)
         return
     bench = Bench(args.folder, args.rounds)
+    if args.table:
+        bench.table(args.table)
+        return
     figures: dict[str, Callable[[], list[Sample]]] = {
         "model_tokens_512": lambda: bench.race(1, 512, 24),
         "model_tokens_8k": lambda: bench.race(1, 8 << 10, 12),
