@@ -43,6 +43,7 @@ var standIns = [][2]string{
 	{"snapshot ID FILE", "snapshot ID new.snapshot"},
 	{"7c12460567eb4e982cbcc4ec446bf019", "ID"},
 	{"drain WORKER", "drain w1"},
+	{"rotate NAME", "rotate ann"},
 	{"JOB", "job.safetensors"},
 	{"RESULT", "context.safetensors"},
 }

@@ -116,9 +116,10 @@ func TestCommandsInDocuments(t *testing.T) {
 }
 
 var (
-	code    = regexp.MustCompile("`([^`\n]+)`")
-	comment = regexp.MustCompile(`\s(#.*|\s{2,}.*)$`)
-	program = regexp.MustCompile(`^(\$ )?((?:[A-Z_]+=\S+ )*)(bin/|\./bin/)?(coord|worker(?: serve| --)|make|go test|go run)( .*|)$`)
+	code       = regexp.MustCompile("`([^`\n]+)`")
+	redirected = regexp.MustCompile(` > [\w./-]+`) // what a command prints goes into a file
+	comment    = regexp.MustCompile(`\s(#.*|\s{2,}.*)$`)
+	program    = regexp.MustCompile(`^(\$ )?((?:[A-Z_]+=\S+ )*)(bin/|\./bin/)?(coord|worker(?: serve| --)|make|go test|go run)( .*|)$`)
 )
 
 // command is a command that a page shows: in a block of lines to type, or in a sentence.
@@ -150,7 +151,7 @@ func commands(page string) []command {
 	}
 	var found []command
 	for _, l := range lines {
-		m := program.FindStringSubmatch(l.line)
+		m := program.FindStringSubmatch(redirected.ReplaceAllString(l.line, ""))
 		if m == nil || strings.ContainsAny(m[5], "…|<>{[") || strings.Contains(m[5], "...") {
 			continue
 		}
