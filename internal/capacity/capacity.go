@@ -8,11 +8,9 @@ import (
 
 	"headwater.example/attention"
 	"headwater.example/internal/kvcache"
+	"headwater.example/internal/placement"
 	"headwater.example/shard"
 )
-
-// Headroom is the part of a worker's memory that copies leave free, as a divisor.
-const Headroom = 8
 
 // Demand is what is to be held.
 type Demand struct {
@@ -70,7 +68,7 @@ func Measure(d Demand) (Size, error) {
 	if !total.IsInt64() {
 		return s, errors.New("the sessions are larger than can be counted")
 	}
-	s.SessionBytes, s.TotalBytes, s.RoomBytes = session.Int64(), total.Int64(), d.Memory-d.Memory/Headroom
+	s.SessionBytes, s.TotalBytes, s.RoomBytes = session.Int64(), total.Int64(), d.Memory-d.Memory/placement.Headroom
 	if largest >= s.RoomBytes {
 		return s, fmt.Errorf("one shard of a session takes %d bytes, and a worker has room for %d", largest, s.RoomBytes)
 	}

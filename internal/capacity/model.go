@@ -12,8 +12,8 @@ import (
 	"headwater.example/tensor"
 )
 
-// maxModel bounds the bytes of a model's config.json.
-const maxModel = 1 << 20
+// maxConfig bounds the bytes of a model's config.json.
+const maxConfig = 1 << 20
 
 // model is what a config.json of Hugging Face says of attention.
 type model struct {
@@ -32,12 +32,12 @@ type model struct {
 // ReadModel reads the layers of a model of Hugging Face transformers from its config.json: those with keys and values, which are kept
 // in a storage type. Where the file names windows by layer, or the model is one whose layers all have one, they count.
 func ReadModel(r io.Reader, storage tensor.DType) ([]shard.LayerSpec, error) {
-	b, err := io.ReadAll(io.LimitReader(r, maxModel+1))
+	b, err := io.ReadAll(io.LimitReader(r, maxConfig+1))
 	if err != nil {
 		return nil, err
 	}
-	if len(b) > maxModel {
-		return nil, fmt.Errorf("it has more than %d bytes", maxModel)
+	if len(b) > maxConfig {
+		return nil, fmt.Errorf("it has more than %d bytes", maxConfig)
 	}
 	var m model
 	if err := json.Unmarshal(b, &m); err != nil {

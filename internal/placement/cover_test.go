@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"reflect"
+	"slices"
 	"testing"
 
 	"pgregory.net/rapid"
@@ -47,7 +48,6 @@ func longest(owned map[shard.ID]int, shards, times int, all []placement.Prefix, 
 
 // A cover has each shard as often as it is to be, with a prefix as long as any cover of so many workers has.
 func TestACoverHasTheLongestPrefix(t *testing.T) {
-	covered := map[int]int{}
 	rapid.Check(t, func(t *rapid.T) {
 		g := drawGeometry(t)
 		times := rapid.IntRange(1, 3).Draw(t, "times")
@@ -84,7 +84,6 @@ func TestACoverHasTheLongestPrefix(t *testing.T) {
 			}
 			return
 		}
-		covered[times]++
 		have, owned := uint64(1<<20), map[shard.ID]int{}
 		for worker, groups := range placed {
 			var longest uint64
@@ -109,9 +108,29 @@ func TestACoverHasTheLongestPrefix(t *testing.T) {
 			t.Fatalf("%v: %d positions, want %d by %d workers", placed, have, want, n)
 		}
 	})
+}
+
+// Where each of three workers has a third of the groups, and copies of others' thirds, all of them are the cover.
+func TestACoverIsFoundForCopies(t *testing.T) {
+	g, err := shard.NewGeometry([]shard.LayerShape{{Heads: 3, KVHeads: 3, HeadDim: 8, VDim: 8}})
+	if err != nil {
+		t.Fatal(err)
+	}
 	for times := 1; times <= 3; times++ {
-		if covered[times] == 0 {
-			t.Errorf("no cover of %d times was found at all", times)
+		var all []placement.Prefix
+		want := map[string][][]int{}
+		for i := range 3 {
+			var groups []int
+			for copies := range times {
+				groups = append(groups, (i+copies)%3)
+			}
+			slices.Sort(groups)
+			name := fmt.Sprintf("w%d", i)
+			want[name] = [][]int{groups}
+			all = append(all, placement.Prefix{Worker: name, Groups: [][]int{groups}, Positions: 64})
+		}
+		if at := placement.Cover(g, all, 3, times, 0); !reflect.DeepEqual(at, want) {
+			t.Errorf("%d holders of each group: %v, not %v", times, at, want)
 		}
 	}
 }

@@ -48,7 +48,7 @@ func Lacking(held [][][]string, groupBytes []uint64, times int, rooms []Room, mu
 			}
 			free := r.Free
 			if !must {
-				free -= min(free, r.Budget/headroom)
+				free -= min(free, r.Budget/Headroom)
 			}
 			if more && free >= bytes {
 				return r.Name, groups

@@ -10,8 +10,8 @@ import (
 	"headwater.example/shard"
 )
 
-// headroom is the part of a worker's memory below which others are chosen first, and which stays free of copies, as a divisor.
-const headroom = 8
+// Headroom is the part of a worker's memory below which others are chosen first, and which stays free of copies, as a divisor.
+const Headroom = 8
 
 // Room is a worker that may hold a part of a session.
 type Room struct {
@@ -21,7 +21,7 @@ type Room struct {
 }
 
 // Crowded reports whether a worker has little room left: others are chosen first.
-func (r Room) Crowded() bool { return r.Free < r.Budget/headroom }
+func (r Room) Crowded() bool { return r.Free < r.Budget/Headroom }
 
 // Place says which groups each worker is to hold, by name and layer, of those that hold any. At most so many workers take
 // part, 0 is all. A session of fewer shards than workers is owned by as many as it has shards. Shares are by weight. The key draws
