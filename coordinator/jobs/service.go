@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"log/slog"
 	"os"
 
 	"google.golang.org/grpc/codes"
@@ -11,6 +12,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"headwater.example/coordinator/workers"
+	"headwater.example/internal/certs"
 	"headwater.example/internal/rpc"
 	headwaterv1 "headwater.example/proto/headwater/v1"
 )
@@ -59,6 +61,7 @@ func (q *Queue) CancelJob(ctx context.Context, r *headwaterv1.CancelJobRequest) 
 	if err != nil {
 		return nil, err
 	}
+	q.audit(ctx, "a job is cancelled", e)
 	if err := q.cancel(e); err != nil {
 		return nil, statusOf(err).Err()
 	}
@@ -77,12 +80,20 @@ func (q *Queue) CancelJob(ctx context.Context, r *headwaterv1.CancelJobRequest) 
 	}
 }
 
+// audit logs what an admin does to a job.
+func (q *Queue) audit(ctx context.Context, did string, e *entry) {
+	if job := e.snapshot(); rpc.CallerOf(ctx).Holder.Role == certs.Admin {
+		rpc.Audit(ctx, q.Logger, did, slog.String("job", job.GetId()), slog.String("tenant", job.GetTenant()))
+	}
+}
+
 // DeleteJob implements headwater.v1.CoordinatorService.
 func (q *Queue) DeleteJob(ctx context.Context, r *headwaterv1.DeleteJobRequest) (*headwaterv1.DeleteJobResponse, error) {
 	e, err := q.jobs.find(rpc.CallerOf(ctx), r.GetId())
 	if err != nil {
 		return nil, err
 	}
+	q.audit(ctx, "a job is deleted", e)
 	job, err := q.delete(e)
 	if err != nil {
 		return nil, statusOf(err).Err()

@@ -3,6 +3,7 @@ package sessions
 import (
 	"bytes"
 	"context"
+	"log/slog"
 	"slices"
 	"time"
 
@@ -107,6 +108,7 @@ func (c *Cluster) DrainWorker(req *headwaterv1.DrainWorkerRequest, stream grpc.S
 	if i < 0 {
 		return status.Errorf(codes.NotFound, "worker %q is none of the cluster's %d workers", req.GetWorker(), len(all))
 	}
+	rpc.Audit(ctx, c.log, "a worker is drained", slog.String("worker", all[i].Name), slog.Bool("undo", req.GetUndo()), slog.Bool("leaving", req.GetLeaving()))
 	if err := c.setDraining(ctx, all[i], &headwaterv1.SetDrainingRequest{Draining: !req.GetUndo(), Leaving: req.GetLeaving()}); err != nil {
 		return err
 	}

@@ -14,6 +14,7 @@ import (
 	"headwater.example/coordinator/workers"
 	"headwater.example/internal/observe"
 	"headwater.example/internal/placement"
+	"headwater.example/internal/rpc"
 	"headwater.example/internal/session/fanout"
 	headwaterv1 "headwater.example/proto/headwater/v1"
 	"headwater.example/shard"
@@ -22,6 +23,7 @@ import (
 // Rebalance implements headwater.v1.ClusterService.
 func (c *Cluster) Rebalance(_ *headwaterv1.RebalanceRequest, stream grpc.ServerStreamingServer[headwaterv1.RebalanceResponse]) error {
 	ctx := stream.Context()
+	rpc.Audit(ctx, c.log, "sessions are rebalanced")
 	loads, err := c.loads(ctx)
 	if err != nil {
 		return refusal(err)

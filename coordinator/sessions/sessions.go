@@ -28,6 +28,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"headwater.example/coordinator/workers"
+	"headwater.example/internal/certs"
 	"headwater.example/internal/layerproto"
 	"headwater.example/internal/membership"
 	"headwater.example/internal/observe"
@@ -327,6 +328,9 @@ func (r *Relay) DropSession(ctx context.Context, req *headwaterv1.DropSessionReq
 	// Workers that do not hold it are not asked, so that a dead one is in nobody's way.
 	members, awaited := r.listed()
 	p, err := r.find(ctx, req.GetSession())
+	if caller := rpc.CallerOf(ctx); err == nil && caller.Holder.Role == certs.Admin {
+		rpc.Audit(ctx, r.log, "a session is dropped", slog.String("session", fmt.Sprintf("%x", id)), slog.String("tenant", p.Tenant()))
+	}
 	if err == nil && req.GetCall() == 0 {
 		err = r.conns.End(ctx, p, req)
 	} else {

@@ -209,6 +209,9 @@ func (a *Authority) writeTrust(folder string) error {
 	for _, s := range a.signers() {
 		_ = pem.Encode(&b, &pem.Block{Type: certificateBlock, Bytes: s.cert.Raw}) // never fails
 	}
+	if err := a.writeRevoked(folder); err != nil {
+		return err
+	}
 	return a.write(filepath.Join(folder, TrustFile), b.Bytes(), false)
 }
 
@@ -250,8 +253,12 @@ func (a *Authority) issue(h Holder, folder string, life time.Duration) (expires 
 	if err != nil {
 		return expires, err
 	}
+	from, err := a.begins(h)
+	if err != nil {
+		return expires, err
+	}
 	template := &x509.Certificate{
-		SerialNumber: serial, Subject: pkix.Name{CommonName: h.String()}, NotBefore: now.Add(-skew), NotAfter: expires,
+		SerialNumber: serial, Subject: pkix.Name{CommonName: h.String()}, NotBefore: from, NotAfter: expires,
 		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}, BasicConstraintsValid: true,
 	}
 	if len(template.Subject.CommonName) > maxCommonName {

@@ -156,6 +156,7 @@ const (
 	NoCertificate    Reason = "no_certificate"    // it shows none
 	UnknownAuthority Reason = "unknown_authority" // none that is trusted here has signed its certificate
 	Expired          Reason = "expired"           // or it is of the future
+	Revoked          Reason = "revoked"           // its holder's certificates were revoked since it was issued
 	BadCertificate   Reason = "bad_certificate"   // anything else that is wrong with it
 	WrongRole        Reason = "wrong_role"        // it may not do what it asked for
 	WrongName        Reason = "wrong_name"        // it is another than it says
@@ -168,7 +169,7 @@ const (
 )
 
 // Reasons are all reasons.
-var Reasons = []Reason{PlainText, NoCertificate, UnknownAuthority, Expired, BadCertificate, WrongRole, WrongName, BadToken, Handshake, Crowded, GossipPlain, GossipKey, GossipMalformed}
+var Reasons = []Reason{PlainText, NoCertificate, UnknownAuthority, Expired, Revoked, BadCertificate, WrongRole, WrongName, BadToken, Handshake, Crowded, GossipPlain, GossipKey, GossipMalformed}
 
 // Error is why a certificate is refused.
 type Error struct {
@@ -180,8 +181,9 @@ func (e *Error) Error() string { return e.Why }
 
 // Trust are the authorities whose certificates are believed.
 type Trust struct {
-	pool *x509.CertPool
-	all  []*x509.Certificate
+	pool    *x509.CertPool
+	all     []*x509.Certificate
+	revoked revocations
 }
 
 // Verify says who holds the first certificate of a chain, if an authority that is trusted signed it and it holds now. Its error
@@ -209,6 +211,9 @@ func (t *Trust) Verify(chain []*x509.Certificate, now time.Time) (Holder, error)
 		return Holder{}, &Error{Expired, expired(chain[0], invalid.Cert, now)}
 	default:
 		return Holder{}, &Error{BadCertificate, fmt.Sprintf("the certificate of %s is wrong: %v", describe(chain[0]), err)}
+	}
+	if t.revoked.revoked(chain[0]) {
+		return Holder{}, &Error{Revoked, fmt.Sprintf("the certificate of %s is revoked: issue it anew with `coord certs issue`", describe(chain[0]))}
 	}
 	holder, err := holderOf(chain[0])
 	if err != nil {

@@ -129,7 +129,8 @@ func readTrust(path string) (*Trust, error) {
 	if len(t.all) == 0 {
 		return nil, fmt.Errorf("%s: there is no certificate in it", path)
 	}
-	return t, nil
+	t.revoked, err = readRevoked(filepath.Join(filepath.Dir(path), RevokedFile))
+	return t, err
 }
 
 // readFile reads a file of a folder of certificates.

@@ -41,7 +41,7 @@ const (
 func (a *app) certs() *cobra.Command {
 	return group("certs", "Make the certificates by which a cluster's parts know each other",
 		"  coord certs init\n  coord certs issue coordinator c1\n  coord certs issue worker w1\n  coord certs issue client ann",
-		a.certsInit(), a.certsIssue(), a.certsRenew(), a.certsRotate(), a.certsList(), a.certsSecrets())
+		a.certsInit(), a.certsIssue(), a.certsRenew(), a.certsRotate(), a.certsRevoke(), a.certsList(), a.certsSecrets())
 }
 
 func (a *app) certsInit() *cobra.Command {
@@ -191,6 +191,33 @@ func (a *app) certsRotate() *cobra.Command {
 	at.flags(cmd.Flags())
 	cmd.Flags().IntVar(&life, "days", int(certs.AuthorityLife/day), "how long a new authority holds")
 	flagOnly(cmd.Flags(), "days")
+	return cmd
+}
+
+func (a *app) certsRevoke() *cobra.Command {
+	var at authorityFlags
+	cmd := &cobra.Command{
+		Use: "revoke ROLE NAME", Short: "Make the certificates worthless that a holder has", Args: exactly("ROLE", "NAME"),
+		Long: "Make all certificates worthless that were issued to a holder until now. Give the folders to all processes, which have\n" +
+			"revoked.txt then: they refuse these certificates, and connections that use them end. `certs issue` issues another. The key\n" +
+			"of gossip that a coordinator or a worker has is worth as much as before: replace it by `certs rotate`.",
+		Example: "  coord certs revoke client ann",
+		RunE: func(_ *cobra.Command, args []string) error {
+			id := certs.Identity{Role: certs.Role(args[0]), Name: args[1]}
+			if err := id.Validate(); err != nil {
+				return usageError{err}
+			}
+			authority, err := at.open()
+			if err != nil {
+				return err
+			}
+			if err := authority.Revoke(id); err != nil {
+				return err
+			}
+			return a.say("%s is revoked; give the folders to all processes\n", id)
+		},
+	}
+	at.flags(cmd.Flags())
 	return cmd
 }
 

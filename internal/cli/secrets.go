@@ -3,7 +3,9 @@ package cli
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -124,6 +126,11 @@ func secretsOf(authority *certs.Authority, namespace string, roles []certs.Role)
 			if s.Data[file], err = os.ReadFile(filepath.Join(one.Folder, file)); err != nil {
 				return nil, err
 			}
+		}
+		if revoked, err := os.ReadFile(filepath.Join(one.Folder, certs.RevokedFile)); err == nil {
+			s.Data[certs.RevokedFile] = revoked
+		} else if !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
 		}
 		all = append(all, s)
 		if role := one.Holder.Role; role != certs.Coordinator && role != certs.Worker {

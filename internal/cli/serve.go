@@ -112,6 +112,9 @@ func (a *app) runCoordinator(ctx context.Context, at endpointFlags, admin *admin
 		return err
 	}
 	defer func() { err = admin.close(err) }()
+	if err := leaveNoDump(); err != nil {
+		log.Warn("a crash may leave keys and values on the disk", "error", err)
+	}
 	if admin.on() {
 		config.Observe = observe.NewCoordinator()
 	}
@@ -240,6 +243,9 @@ func (a *app) runWorker(ctx context.Context, at endpointFlags, admin *adminFlag,
 		return err
 	}
 	defer func() { err = admin.close(err) }()
+	if err := leaveNoDump(); err != nil {
+		log.Warn("a crash may leave keys and values on the disk", "error", err)
+	}
 	if config.Budget == 0 {
 		if config.Budget, err = memoryBudget(); err != nil {
 			return err

@@ -3,6 +3,7 @@ package kvcache
 import (
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"maps"
 	"math/bits"
 	"slices"
@@ -80,7 +81,17 @@ type chunk struct {
 	idle   int
 	vacant []uint64 // [slots] bits
 	held   []uint64 // [slots] bits: reserved, in use or idle
+	owners []owner  // [slots] whose keys and values are in it
 }
+
+// owner stands for a tenant; 0 is nobody, as of memory that the machine has just cleared.
+type owner uint64
+
+// owners is the seed by which a process names tenants.
+var owners = maphash.MakeSeed()
+
+// ownerOf returns the owner that stands for a tenant.
+func ownerOf(tenant string) owner { return owner(maphash.String(owners, tenant) | 1) }
 
 func newPages(budget *Budget, now func() time.Time) *pages {
 	return &pages{budget: budget, now: now, classes: make(map[int]*class)}
@@ -117,9 +128,9 @@ func (p *pages) count(left int64) []PageState {
 	return all
 }
 
-// take fills ids with pages, or with none and an error: a *BudgetError where there is no room. The pages hold whatever
-// they held.
-func (p *pages) take(c *class, ids []pageID) error {
+// take fills ids with pages, or with none and an error: a *BudgetError where there is no room. The pages hold what their owner has
+// left in them, or zeros.
+func (p *pages) take(c *class, ids []pageID, as owner) error {
 	short := max(len(ids)-c.idle, 0)
 	if err := p.budget.Reserve(int64(short) * int64(c.size)); err != nil {
 		return err
@@ -131,13 +142,13 @@ func (p *pages) take(c *class, ids []pageID) error {
 		}
 	}
 	for i := range ids {
-		ids[i] = p.one(c)
+		ids[i] = p.one(c, as)
 	}
 	return nil
 }
 
 // one takes a page: an idle one, or where there is none a vacant one, which the caller has reserved.
-func (p *pages) one(c *class) pageID {
+func (p *pages) one(c *class, as owner) pageID {
 	if c.idle > 0 {
 		for c.chunks[c.lowIdle].idle == 0 {
 			c.lowIdle++
@@ -147,7 +158,7 @@ func (p *pages) one(c *class) pageID {
 		k.idle--
 		c.idle--
 		p.idle -= int64(c.size)
-		return p.occupy(c, c.lowIdle, slot)
+		return p.occupy(c, c.lowIdle, slot, as)
 	}
 	for k := &c.chunks[c.low]; k.used == k.slots; k = &c.chunks[c.low] {
 		c.low++
@@ -155,11 +166,17 @@ func (p *pages) one(c *class) pageID {
 	k := &c.chunks[c.low]
 	slot := lowest(k.vacant, k.vacant)
 	k.held[slot/64] |= 1 << (slot % 64)
-	return p.occupy(c, c.low, slot)
+	return p.occupy(c, c.low, slot, as)
 }
 
-func (p *pages) occupy(c *class, chunk, slot int) pageID {
+func (p *pages) occupy(c *class, chunk, slot int, as owner) pageID {
 	k := &c.chunks[chunk]
+	if before := k.owners[slot]; before != as {
+		if before != 0 {
+			clear(k.arena.Bytes()[slot*c.size:][:c.size])
+		}
+		k.owners[slot] = as
+	}
 	k.vacant[slot/64] &^= 1 << (slot % 64)
 	k.used++
 	if k.kept {
@@ -198,7 +215,7 @@ func (p *pages) grow(c *class, want int) error {
 	if err != nil {
 		return fmt.Errorf("map %d pages: %w", slots, err)
 	}
-	k := chunk{arena: arena, slots: slots, vacant: make([]uint64, (slots+63)/64), held: make([]uint64, (slots+63)/64)}
+	k := chunk{arena: arena, slots: slots, vacant: make([]uint64, (slots+63)/64), held: make([]uint64, (slots+63)/64), owners: make([]owner, slots)}
 	for i := range slots {
 		k.vacant[i/64] |= 1 << (i % 64)
 	}

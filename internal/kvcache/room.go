@@ -136,7 +136,7 @@ func (st *Store) roomLocked(e *encoder, need int64) (int64, error) {
 	evicted := false
 	for i, w := range e.wants {
 		for {
-			err := st.pages.take(w.class, w.ids)
+			err := st.pages.take(w.class, w.ids, w.row.shape.owner)
 			if err == nil {
 				need -= int64(len(w.ids) * w.class.size)
 				break

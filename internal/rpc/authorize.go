@@ -16,7 +16,7 @@ import (
 )
 
 // allowed says which roles may use which services and methods of a server of a role; of several that fit, the longest holds. Health
-// and reflection are for everyone with a certificate.
+// is for everyone with a certificate.
 var allowed = map[certs.Role]map[string][]certs.Role{
 	certs.Coordinator: {
 		coordinatorService:        {certs.Client, certs.Relay, certs.Coordinator, certs.Admin},
@@ -25,13 +25,16 @@ var allowed = map[certs.Role]map[string][]certs.Role{
 		clusterService + "Copies": {certs.Client, certs.Relay, certs.Coordinator, certs.Admin, certs.Worker},
 		// Of workers itself alone, as the coordinator sees to.
 		clusterService + "DrainWorker": {certs.Admin, certs.Coordinator, certs.Worker},
+		reflectionService:              {certs.Admin},
 	},
 	certs.Worker: {
-		workerService:  {certs.Coordinator},
-		sessionService: {certs.Client, certs.Relay, certs.Coordinator, certs.Worker, certs.Admin},
+		workerService:     {certs.Coordinator},
+		sessionService:    {certs.Client, certs.Relay, certs.Coordinator, certs.Worker, certs.Admin},
+		reflectionService: {certs.Admin},
 	},
 	certs.Relay: {
-		sessionService: {certs.Client, certs.Admin},
+		sessionService:    {certs.Client, certs.Admin},
+		reflectionService: {certs.Admin},
 	},
 }
 

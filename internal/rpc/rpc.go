@@ -40,6 +40,7 @@ const (
 	coordinatorService = "/headwater.v1.CoordinatorService/"
 	workerService      = "/headwater.v1.WorkerService/"
 	clusterService     = "/headwater.v1.ClusterService/"
+	reflectionService  = "/grpc.reflection."
 
 	sessionService = "/headwater.v1.SessionService/"
 	sessionMinor   = 2
@@ -58,6 +59,8 @@ const (
 	// maxReceiveBytes is what gRPC reads of a message, so that a lane's message that is too large is refused by name. Beyond it
 	// gRPC ends the call itself.
 	maxReceiveBytes = 2 * MaxMessageBytes
+	// maxHeaderBytes bounds the metadata of a call.
+	maxHeaderBytes = 64 << 10
 )
 
 // Time after which a silent connection is probed, and that the answer may take. A peer that hangs is lost after the sum,
@@ -94,6 +97,7 @@ func ServerOptions(options ...ServerOption) []grpc.ServerOption {
 		grpc.ForceServerCodecV2(MessageCodec{}),
 		grpc.ConnectionTimeout(connectTimeout),
 		grpc.MaxRecvMsgSize(maxReceiveBytes),
+		grpc.MaxHeaderListSize(maxHeaderBytes),
 		grpc.MaxSendMsgSize(MaxMessageBytes),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepaliveTime, Timeout: keepaliveTimeout}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: keepaliveTime / 2, PermitWithoutStream: true}),

@@ -65,7 +65,7 @@ type Security struct {
 }
 
 // watched is how many files are looked at.
-const watched = 4
+const watched = 5
 
 // fileState tells whether a file has changed.
 type fileState struct {
@@ -201,7 +201,7 @@ func (s *Security) Tend(ctx context.Context, ticks <-chan time.Time) {
 // look returns the states of the files.
 func (s *Security) look() (now [watched]fileState) {
 	in := func(name string) string { return filepath.Join(s.cfg.Folder, name) }
-	for i, path := range [watched]string{in(certs.TrustFile), in(certs.CertFile), in(certs.KeyFile), s.cfg.Tenants} {
+	for i, path := range [watched]string{in(certs.TrustFile), in(certs.CertFile), in(certs.KeyFile), in(certs.RevokedFile), s.cfg.Tenants} {
 		if info, err := os.Stat(path); err == nil && path != "" {
 			now[i] = fileState{info.Size(), info.ModTime(), info}
 		}

@@ -17,6 +17,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/metadata"
+	reflectionv1 "google.golang.org/grpc/reflection/grpc_reflection_v1"
 	"google.golang.org/grpc/status"
 
 	"headwater.example/internal/certs"
@@ -567,4 +569,87 @@ func whoever(t *testing.T, s *Security, callers chan<- Caller) (address string) 
 		}
 	})
 	return listener.Addr().String()
+}
+
+// TestWhatNobodyNeedsIsShut: reflection is for admins, and the metadata of a call has a bound.
+func TestWhatNobodyNeedsIsShut(t *testing.T) {
+	t.Parallel()
+	c := newCity(t)
+	s := c.of(c.issue(certs.Coordinator, "c1", time.Hour))
+	address := everything(t, s)
+	for role, want := range map[certs.Role]codes.Code{certs.Client: codes.PermissionDenied, certs.Admin: codes.OK} {
+		conn := dialed(t, address, c.of(c.issue(role, "it", time.Hour)).Dial(Expectation{}))
+		stream, err := reflectionv1.NewServerReflectionClient(conn).ServerReflectionInfo(t.Context())
+		if err == nil {
+			if err = stream.Send(&reflectionv1.ServerReflectionRequest{MessageRequest: &reflectionv1.ServerReflectionRequest_ListServices{}}); err == nil || err == io.EOF {
+				_, err = stream.Recv()
+			}
+		}
+		if status.Code(err) != want {
+			t.Errorf("reflection for a %s: %v", role, err)
+		}
+	}
+	if n := s.Refused()[certs.WrongRole]; n != 1 {
+		t.Errorf("%d are counted as of the wrong role, not 1", n)
+	}
+	conn := dialed(t, address, c.of(c.issue(certs.Client, "ann", time.Hour)).Dial(Expectation{}))
+	asks := func(bytes int) error {
+		ctx := metadata.AppendToOutgoingContext(t.Context(), "note", strings.Repeat("x", bytes))
+		_, err := headwaterv1.NewCoordinatorServiceClient(conn).Status(ctx, &headwaterv1.StatusRequest{})
+		return err
+	}
+	if err := asks(maxHeaderBytes); err == nil || status.Code(err) == codes.Unimplemented {
+		t.Errorf("a call with too much metadata: %v", err)
+	}
+	if err := asks(1000); status.Code(err) != codes.Unimplemented {
+		t.Errorf("the next one: %v", err)
+	}
+}
+
+// TestWhoeverIsRevokedIsPutOut: the connection ends, and the next one is refused and counted. Others stay.
+func TestWhoeverIsRevokedIsPutOut(t *testing.T) {
+	t.Parallel()
+	c := newCity(t)
+	s := c.of(c.issue(certs.Coordinator, "c1", time.Hour))
+	callers := make(chan Caller, 1)
+	address := whoever(t, s, callers)
+	// The client has a copy of its folder, as a thief would.
+	thief := t.TempDir()
+	if err := os.CopyFS(thief, os.DirFS(c.issue(certs.Client, "ann", time.Hour))); err != nil {
+		t.Fatal(err)
+	}
+	ann := dialed(t, address, c.of(thief).Dial(Expectation{}))
+	bob := dialed(t, address, c.of(c.issue(certs.Client, "bob", time.Hour)).Dial(Expectation{}))
+	ask := func(conn *grpc.ClientConn) error {
+		_, err := headwaterv1.NewCoordinatorServiceClient(conn).Status(t.Context(), &headwaterv1.StatusRequest{})
+		if status.Code(err) == codes.Unimplemented {
+			<-callers
+		}
+		return err
+	}
+	for _, conn := range []*grpc.ClientConn{ann, bob} {
+		if err := ask(conn); status.Code(err) != codes.Unimplemented {
+			t.Fatal(err)
+		}
+	}
+	c.ahead.Add(int64(time.Minute))
+	if err := c.authority.Revoke(certs.Identity{Role: certs.Client, Name: "ann"}); err != nil {
+		t.Fatal(err)
+	}
+	was, others := ann.GetState(), bob.GetState()
+	if err := ask(bob); status.Code(err) != codes.Unimplemented { // which looks at the files
+		t.Fatal(err)
+	}
+	if !ann.WaitForStateChange(t.Context(), was) {
+		t.Fatal("a revoked connection stays")
+	}
+	if err := ask(ann); status.Code(err) != codes.Unauthenticated || !strings.Contains(err.Error(), "the certificate of client ann is revoked") {
+		t.Errorf("a revoked certificate: %v", err)
+	}
+	if n := s.Refused()[certs.Revoked]; n < 1 {
+		t.Error("it is not counted")
+	}
+	if bob.GetState() != others {
+		t.Error("another connection has ended, too")
+	}
 }
