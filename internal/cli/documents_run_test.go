@@ -31,7 +31,6 @@ var notRun = []struct {
 	{command: "coord bench --send", why: "measures for minutes: testdata/bench.txt runs it on less"},
 	{command: "coord learn", why: "teaches for most of a minute: testdata/learn.txt runs it with fewer steps"},
 	{command: "coord submit job.safetensors --tls-dir", why: "is for a cluster with certificates: testdata/secure.txt runs it on one"},
-	{command: "coord tenants rotate", why: "needs the file of the line before, whose output goes to a file: testdata/tenants.txt runs both"},
 	{command: "coord status --tls-dir", why: "is for a cluster with certificates: testdata/secure.txt runs it on one"},
 }
 
