@@ -28,6 +28,7 @@ var notRun = []struct {
 	{command: "coord relay", why: "serves until it is ended: test/network runs it"},
 	{command: "coord events --watch", why: "goes on until Ctrl-C: the tests of coordinator watch"},
 	{command: "coord bench --local", why: "measures for minutes: testdata/bench.txt runs it on less"},
+	{command: "coord bench --storage", why: "measures for minutes: testdata/bench.txt runs it on less"},
 	{command: "coord bench --send", why: "measures for minutes: testdata/bench.txt runs it on less"},
 	{command: "coord learn", why: "teaches for most of a minute: testdata/learn.txt runs it with fewer steps"},
 	{command: "coord submit job.safetensors --tls-dir", why: "is for a cluster with certificates: testdata/secure.txt runs it on one"},
