@@ -8,6 +8,9 @@ import (
 
 	"headwater.example/client"
 	"headwater.example/coordinator"
+	"headwater.example/internal/rpc"
+	"headwater.example/internal/session/fanout"
+	headwaterv1 "headwater.example/proto/headwater/v1"
 	"headwater.example/tensor"
 )
 
@@ -188,5 +191,33 @@ func TestMissingCopiesAreMade(t *testing.T) {
 			}
 			both(1)
 		})
+	}
+}
+
+// TestASessionBeginsWithTheNamesOfItsHolders: a session, and a fork, whose holders never changed say who they are. A coordinator that
+// has started and finds some of them, which together have all groups, must not take these for all: what they acknowledge the others
+// would miss.
+func TestASessionBeginsWithTheNamesOfItsHolders(t *testing.T) {
+	c := startCluster(t, clusterOptions{workers: workers(3)})
+	s, err := c.OpenSession(t.Context(), client.SessionOptions{Layers: []client.Layer{{Heads: 6, KVHeads: 3, HeadDim: 16}}, Replicas: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	child, err := s.Fork(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	conns := fanout.NewConns(nil, rpc.DialOptions()...)
+	defer conns.Close()
+	for _, id := range []client.SessionID{s.ID(), child.ID()} {
+		for _, w := range c.workers {
+			resp, err := conns.List(t.Context(), w.Name, w.Address, &headwaterv1.ListSessionsRequest{Sessions: [][]byte{id[:]}, HoldersOnly: true})
+			if err != nil || len(resp.GetSessions()) != 1 {
+				t.Fatalf("%s holds %v, %v", w.Name, resp.GetSessions(), err)
+			}
+			if names := slices.Sorted(slices.Values(resp.GetSessions()[0].GetEpoch().GetMembers())); !slices.Equal(names, []string{"w0", "w1", "w2"}) {
+				t.Errorf("session %s at %s: its epoch names %v", id, w.Name, names)
+			}
+		}
 	}
 }

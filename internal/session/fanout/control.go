@@ -74,7 +74,7 @@ func (c *Conns) Create(ctx context.Context, h *Holding, req *headwaterv1.CreateS
 		if err != nil {
 			return nil, err
 		}
-		own := &headwaterv1.CreateSessionRequest{Session: req.GetSession(), Epoch: req.GetEpoch(), Config: req.GetConfig(), Held: h.holders[i].held(), Tokens: req.GetTokens(), Workers: req.GetWorkers(), Begin: begin, Call: call}
+		own := &headwaterv1.CreateSessionRequest{Session: req.GetSession(), Epoch: h.first(req.GetEpoch()), Config: req.GetConfig(), Held: h.holders[i].held(), Tokens: req.GetTokens(), Workers: req.GetWorkers(), Begin: begin, Call: call}
 		resp, err := s.CreateSession(ctx, own)
 		return resp.GetState(), err
 	})
@@ -404,7 +404,7 @@ func (c *Conns) fork(ctx context.Context, h *Holding, req *headwaterv1.ForkSessi
 			return nil, err
 		}
 		own := &headwaterv1.ForkSessionRequest{
-			Session: req.GetSession(), Epoch: h.epoch(req.GetEpoch()), Truncations: req.GetTruncations(), Child: req.GetChild(), ChildEpoch: req.GetChildEpoch(),
+			Session: req.GetSession(), Epoch: h.epoch(req.GetEpoch()), Truncations: req.GetTruncations(), Child: req.GetChild(), ChildEpoch: h.first(req.GetChildEpoch()),
 			Position: req.Position, Expect: expect, Call: call,
 		}
 		resp, err := s.ForkSession(ctx, own)

@@ -87,6 +87,14 @@ func (h *Holding) same(other *Holding) bool {
 	})
 }
 
+// first is the epoch with which a session begins. It says who has it, or who finds some of them would take these for all.
+func (h *Holding) first(e *headwaterv1.Epoch) *headwaterv1.Epoch {
+	if h.holders[0].Groups == nil {
+		return e // the coordinator is the one holder, and places it
+	}
+	return h.named(e)
+}
+
 // named is an epoch that says who has it.
 func (h *Holding) named(e *headwaterv1.Epoch) *headwaterv1.Epoch {
 	named := &headwaterv1.Epoch{Counter: e.GetCounter(), Lane: e.GetLane(), Base: e.GetBase(), Closed: e.GetClosed(), Holders: uint32(len(h.holders))}

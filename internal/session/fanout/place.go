@@ -144,6 +144,22 @@ func (c *Conns) refresh(ctx context.Context, p *Place, from *Holding, driver *he
 	})
 }
 
+// opened returns who holds a session, once nobody exchanges its holders and all that have its epoch are known: those who have it would
+// take a call that the others miss.
+func (c *Conns) opened(ctx context.Context, p *Place, h *Holding, driver *headwaterv1.Epoch) (*Holding, error) {
+	if !h.closed {
+		return h, nil
+	}
+	err := c.refresh(ctx, p, h, driver)
+	if now := p.Holding(); err == nil && !now.closed {
+		return now, nil
+	}
+	if _, ok := session.FromError(err); err != nil && (ok || ctx.Err() != nil) {
+		return h, err
+	}
+	return h, session.Errorf(session.Busy, "not all holders of session %x are known: try again", p.id[:])
+}
+
 // moved looks whether a session has other holders than it was known to have, after some of these were not found to hold it and are
 // missed, and reports whether it has. Driver is the epoch of a lane that drives it, if it may be raised for that.
 func (c *Conns) moved(ctx context.Context, p *Place, from *Holding, driver *headwaterv1.Epoch) bool {
@@ -238,9 +254,9 @@ func gone(err error) string {
 // succeed at a holder that has done it.
 func (c *Conns) over(ctx context.Context, p *Place, driver *headwaterv1.Epoch, do func(h *Holding) (*headwaterv1.SessionState, error)) (*headwaterv1.SessionState, error) {
 	for again := 0; ; again++ {
-		h := p.Holding()
-		if h.closed && again == 0 && c.refresh(ctx, p, h, driver) == nil {
-			h = p.Holding()
+		h, err := c.opened(ctx, p, p.Holding(), driver)
+		if err != nil {
+			return nil, err
 		}
 		state, err := do(h)
 		if err == nil || ctx.Err() != nil || again > refreshes {

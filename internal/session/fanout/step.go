@@ -97,9 +97,6 @@ func (c *Call) finished() {
 func (l *Lane) Start(ctx context.Context, p *Place, s *Step) *Call {
 	c := l.calls.Get().(*Call)
 	c.place, c.holding, c.step, c.again, c.refreshed = p, p.Holding(), s, false, 0
-	if c.holding.closed && l.conns.refresh(ctx, p, c.holding, epochOf(s.Epoch, l.id)) == nil {
-		c.holding = p.Holding()
-	} // else the holders refuse it and say why
 	if silent := l.conns.silent(c.holding); silent != nil && s.Input != nil && l.conns.leave(ctx, p, c.holding, epochOf(s.Epoch, l.id), silent...) == nil {
 		c.holding = p.Holding()
 	} // else they are waited for
@@ -108,8 +105,17 @@ func (l *Lane) Start(ctx context.Context, p *Place, s *Step) *Call {
 }
 
 func (c *Call) send(ctx context.Context) {
-	s, layer := c.step, &c.holding.layers[c.step.Layer]
 	c.parts = c.parts[:0]
+	if c.holding.closed {
+		c.holding, c.refused = c.lane.conns.opened(ctx, c.place, c.holding, epochOf(c.step.Epoch, c.lane.id))
+		if c.refused != nil {
+			c.step.Payload.Free()
+			c.step.Payload = nil
+			c.done <- struct{}{}
+			return
+		}
+	}
+	s, layer := c.step, &c.holding.layers[c.step.Layer]
 	for _, held := range c.holding.parts[s.Layer] {
 		if s.Append == 0 && len(held.answers) == 0 {
 			continue // it has nothing to do
