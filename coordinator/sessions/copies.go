@@ -47,7 +47,8 @@ type keeper struct {
 	kicked  map[[16]byte]struct{}
 	lacking map[[16]byte]int // copies of shards that a session lacks
 	lost    map[[16]byte]struct{}
-	said    int // copies that the newest event says are missing
+	begun   map[[16]byte]struct{} // sessions that held nothing and lacked copies when they were looked at first
+	said    int                   // copies that the newest event says are missing
 	copies  uint64
 	looked  time.Time
 	// answered are the boots of the workers that answered at the newest look at all sessions.
@@ -59,7 +60,7 @@ type keeper struct {
 func newKeeper(r *Relay, perSecond int64) *keeper {
 	return &keeper{
 		Relay: r, rate: rate{perSecond: perSecond}, kick: make(chan struct{}, 1),
-		kicked: map[[16]byte]struct{}{}, lacking: map[[16]byte]int{}, lost: map[[16]byte]struct{}{},
+		kicked: map[[16]byte]struct{}{}, lacking: map[[16]byte]int{}, lost: map[[16]byte]struct{}{}, begun: map[[16]byte]struct{}{},
 	}
 }
 
@@ -223,6 +224,7 @@ func (k *keeper) keepOnly(seen map[[16]byte]bool) {
 	defer k.mu.Unlock()
 	maps.DeleteFunc(k.lacking, func(id [16]byte, _ int) bool { return !seen[id] })
 	maps.DeleteFunc(k.lost, func(id [16]byte, _ struct{}) bool { return !seen[id] })
+	maps.DeleteFunc(k.begun, func(id [16]byte, _ struct{}) bool { return !seen[id] })
 }
 
 // tendAll does for sessions what can be done, if their plans are among some, and reports whether something is left.
@@ -239,7 +241,11 @@ func (k *keeper) tendAll(ctx context.Context, ids [][16]byte, some func(*plan) b
 			k.note(id, 0, false)
 			continue
 		}
-		if p := k.plan(id, told[id], described); some(p) {
+		p := k.plan(id, told[id], described)
+		if k.begins(p) {
+			k.note(id, 0, false)
+			unfinished = true
+		} else if some(p) {
 			todo = append(todo, id)
 		}
 	}
@@ -248,6 +254,30 @@ func (k *keeper) tendAll(ctx context.Context, ids [][16]byte, some func(*plan) b
 		unfinished = k.tend(ctx, id, told[id], described, some) || unfinished
 	}
 	return unfinished
+}
+
+// begins reports whether a session may be in the making, as some of its workers hold nothing of it yet and others do not know it: at the
+// first look it is left alone. A copy that is made meanwhile would keep it from being made.
+func (k *keeper) begins(p *plan) bool {
+	if p == nil {
+		return false
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	_, again := k.begun[p.id]
+	delete(k.begun, p.id)
+	if again || p.lacking == 0 {
+		return false
+	}
+	for _, s := range p.current {
+		for _, l := range s.GetLayers() {
+			if l.GetLength() > 0 {
+				return false
+			}
+		}
+	}
+	k.begun[p.id] = struct{}{}
+	return true
 }
 
 // tend does for one session what can be done while its plan is among some.
