@@ -112,9 +112,7 @@ func (a *app) runCoordinator(ctx context.Context, at endpointFlags, admin *admin
 		return err
 	}
 	defer func() { err = admin.close(err) }()
-	if err := leaveNoDump(); err != nil {
-		log.Warn("a crash may leave keys and values on the disk", "error", err)
-	}
+	warnOfDumps(log)
 	if admin.on() {
 		config.Observe = observe.NewCoordinator()
 	}
@@ -173,6 +171,13 @@ func (a *app) runCoordinator(ctx context.Context, at endpointFlags, admin *admin
 	})
 	end()
 	return errors.Join(err, <-ran, c.Close())
+}
+
+// warnOfDumps has crashes leave no memory on the disk, or says that they may.
+func warnOfDumps(log *slog.Logger) {
+	if err := leaveNoDump(); err != nil {
+		log.Warn("a crash may leave keys and values on the disk", "error", err)
+	}
 }
 
 // prepareProcess bounds the process's heap, unless GOMEMLIMIT does, and has crashes recorded beside the jobs.
@@ -243,9 +248,7 @@ func (a *app) runWorker(ctx context.Context, at endpointFlags, admin *adminFlag,
 		return err
 	}
 	defer func() { err = admin.close(err) }()
-	if err := leaveNoDump(); err != nil {
-		log.Warn("a crash may leave keys and values on the disk", "error", err)
-	}
+	warnOfDumps(log)
 	if config.Budget == 0 {
 		if config.Budget, err = memoryBudget(); err != nil {
 			return err

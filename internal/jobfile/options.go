@@ -104,13 +104,7 @@ func parseObject(data []byte, what string, top bool) (*Options, *Error) {
 			}
 			return nil
 		case "arithmetic":
-			if err := parseString(value, key, &o.Arithmetic); err != nil {
-				return err
-			}
-			if _, err := attention.ParseArithmetic(*o.Arithmetic); err != nil {
-				return optionErrorf("option %q is %s, must be \"chain\", \"tiles\" or \"tiles-bf16\"", key, quote(*o.Arithmetic))
-			}
-			return nil
+			return parseArithmetic(value, key, o)
 		case "alibi_slopes":
 			return parseFloats(value, key, 32, shard.MaxHeads, func(v []float64) { o.AlibiSlopes = narrow(v) })
 		case "sinks":
@@ -151,6 +145,16 @@ func parseObject(data []byte, what string, top bool) (*Options, *Error) {
 		return nil, err
 	}
 	return o, nil
+}
+
+func parseArithmetic(value json.RawMessage, key string, o *Options) *Error {
+	if err := parseString(value, key, &o.Arithmetic); err != nil {
+		return err
+	}
+	if _, err := attention.ParseArithmetic(*o.Arithmetic); err != nil {
+		return optionErrorf("option %q is %s, must be \"chain\", \"tiles\" or \"tiles-bf16\"", key, quote(*o.Arithmetic))
+	}
+	return nil
 }
 
 func parseProblems(value json.RawMessage, o *Options) *Error {

@@ -680,8 +680,7 @@ func appended(r *rows, layer *shard.LayerSpec, m *session.Step, index int, paylo
 	if count == 0 {
 		return r, nil
 	}
-	layout := layer.Layout
-	var bad error
+	layout, bad := layer.Layout, error(nil)
 	next := r.clone(int(m.Length))
 	size := layer.Storage().Size()
 	if m.Encoding == headwaterv1.StorageType_STORAGE_TYPE_F32 {

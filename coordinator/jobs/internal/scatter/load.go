@@ -98,17 +98,9 @@ func (r *run) loadKeyValues(ctx context.Context, p *problem, shares []*share) er
 	}
 	for start := 0; start < p.KVLen; start += positions {
 		n := min(positions, p.KVLen-start)
-		for _, t := range []struct {
-			name string
-			data []byte
-			row  int
-		}{{p.K, k, kRow}, {p.V, v, vRow}, {p.KScale, ks, 4}, {p.VScale, vs, 4}} {
-			if t.name == "" {
-				continue
-			}
-			if err := r.input.ReadAt(t.data[:n*groups*t.row], t.name, int64(start)*int64(groups*t.row)); err != nil {
-				return err
-			}
+		if err := r.readRows(start, n*groups, positionRows{p.K, k, groups, kRow}, positionRows{p.V, v, groups, vRow},
+			positionRows{p.KScale, ks, groups, 4}, positionRows{p.VScale, vs, groups, 4}); err != nil {
+			return err
 		}
 		for _, s := range shares {
 			rows := len(s.groups) * n
@@ -148,6 +140,26 @@ func (r *run) loadKeyValues(ctx context.Context, p *problem, shares []*share) er
 		receipt := hashers[g].Receipt()
 		return &headwaterv1.Receipt{Length: receipt.Length, Hash: receipt.Hash}
 	})
+}
+
+// positionRows is a tensor of the input with one row of bytes for each group of each position. It is absent if it has no name.
+type positionRows struct {
+	name        string
+	data        []byte
+	groups, row int
+}
+
+// readRows reads so many rows of tensors from a position on.
+func (r *run) readRows(start, rows int, tensors ...positionRows) error {
+	for _, t := range tensors {
+		if t.name == "" {
+			continue
+		}
+		if err := r.input.ReadAt(t.data[:rows*t.row], t.name, int64(start)*int64(t.groups*t.row)); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // loadHidden gives each stream its groups' rows of the projections, then the hidden states.
