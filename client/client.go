@@ -100,7 +100,7 @@ func DialWith(address string, o DialOptions) (*Client, error) {
 func (o *DialOptions) token() (func() (string, error), error) {
 	switch {
 	case o.Token != "" && o.TokenFile != "":
-		return nil, errors.New("Token and TokenFile are both given: leave out one of them")
+		return nil, errors.New("both Token and TokenFile are given: leave out one of them")
 	case o.Token != "":
 		return func() (string, error) { return o.Token, nil }, tenants.Check(o.Token)
 	case o.TokenFile != "":
