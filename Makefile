@@ -42,7 +42,7 @@ test: ALSO = $(WITH_PYTHON)
 # times as slow.
 ALONE = attention/reference internal/figures/kernels internal/heatmap internal/snapshot k8s test/explore
 # Tests over processes and networks wait more than they compute: they come first, and other packages run beside them.
-WAITING = test/network test/e2e
+WAITING = test/network test/e2e internal/cli
 unit: ## run all tests, with the race detector if a test has several goroutines
 	$(ALSO) $(GO) test -race -p 3 -parallel 4 -timeout 20m $(WAITING:%=./%) \
 		$(filter-out $(addprefix $(shell $(GO) list -m)/,$(ALONE) $(WAITING)),$(shell $(GO) list ./...))

@@ -93,7 +93,7 @@ func TestAFileThatBreaksARuleIsRefused(t *testing.T) {
 		`{"tenant":[]}`:                "unknown field",
 		`{"tenants":[{"name":"a/b"}]}`: "other characters",
 		`{"tenants":[{"name":""}]}`:    "0 bytes",
-		`{"tenants":[{"name":"a*"}]}`:  "has one of",
+		`{"tenants":[{"name":"a*"}]}`:  "has only one",
 		`{"tenants":[{"name":"a"},{"name":"a"}]}`:                                                     "there twice",
 		`{"tenants":[{"name":"a","tokens":["ff"]}]}`:                                                  "not a SHA-256",
 		`{"tenants":[{"name":"a","tokens":["` + strings.ToUpper(hash) + `"]}]}`:                       "not a SHA-256",

@@ -83,8 +83,9 @@ func (s *heldSession) layer(held *headwaterv1.HeldLayer) *headwaterv1.LayerState
 
 // became notes a layer's newest change.
 func (s *heldSession) became(before *headwaterv1.LayerState, chain, appendID uint64) {
-	before.Before, before.AppendId = nil, 0
-	*s.stories[before.GetLayer()] = story{chain: chain, appendID: appendID, before: before}
+	// Answers that are being sent may have the message.
+	was := &headwaterv1.LayerState{Layer: before.GetLayer(), Length: before.GetLength(), Chain: before.GetChain(), Hashes: before.GetHashes()}
+	*s.stories[was.GetLayer()] = story{chain: chain, appendID: appendID, before: was}
 }
 
 func tell(held []*headwaterv1.HeldLayer) map[uint32]*story {
