@@ -1,6 +1,7 @@
 package soak
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -36,8 +37,7 @@ func newGroup(limit int64, id int) (group, bool) {
 		if os.Mkdir(g.folder, 0o755) != nil {
 			continue
 		}
-		if os.WriteFile(filepath.Join(g.folder, at.limit), fmt.Append(nil, limit), 0o600) == nil &&
-			os.WriteFile(filepath.Join(g.folder, "cgroup.procs"), fmt.Append(nil, id), 0o600) == nil {
+		if set(filepath.Join(g.folder, at.limit), fmt.Append(nil, limit)) == nil && set(filepath.Join(g.folder, "cgroup.procs"), fmt.Append(nil, id)) == nil {
 			return g, true
 		}
 		g.remove()
@@ -52,8 +52,18 @@ func (g group) remove() {
 	}
 	if procs, err := os.ReadFile(filepath.Join(g.folder, "cgroup.procs")); err == nil {
 		for _, id := range strings.Fields(string(procs)) {
-			_ = os.WriteFile(filepath.Join(filepath.Dir(g.folder), "cgroup.procs"), []byte(id), 0o600)
+			_ = set(filepath.Join(filepath.Dir(g.folder), "cgroup.procs"), []byte(id))
 		}
 	}
 	_ = os.Remove(g.folder) // What can not be removed is empty.
+}
+
+// set writes to a file of a group. A folder that is no group has none, and gets none.
+func set(path string, value []byte) error {
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(value)
+	return errors.Join(err, f.Close())
 }
