@@ -7,7 +7,7 @@ var kernels = func() []kernel {
 	var all []kernel
 	if processor.Has(processor.AVX2, processor.FMA, processor.F16C, processor.BMI1) {
 		if processor.Has(processor.AVX512F, processor.AVX512BW, processor.AVX512DQ, processor.AVX512VL) {
-			avx512.oneStream = processor.AMD()
+			avx512.oneStream = processor.AMD(processor.Zen5)
 			all = append(all, assembled("avx512", &avx512))
 		}
 		all = append(all, assembled("avx2", &avx2))

@@ -34,8 +34,14 @@ var features = func() (all []Feature) {
 // Name is what the processor calls itself.
 func Name() string { return cpuid.CPU.BrandName }
 
-// AMD says whether AMD makes it.
-func AMD() bool { return cpuid.CPU.VendorID == cpuid.AMD }
+// AMD says whether AMD makes it, and it is of that family or a later one.
+func AMD(family int) bool { return cpuid.CPU.VendorID == cpuid.AMD && cpuid.CPU.Family >= family }
+
+// Families of AMD's processors.
+const (
+	zen3 = 0x19 // and Zen 4
+	Zen5 = 0x1a
+)
 
 // SlowPEXT says that PEXT and PDEP are microcode, as AMD's processors before Zen 3 have them.
-func SlowPEXT() bool { return AMD() && cpuid.CPU.Family < 0x19 }
+func SlowPEXT() bool { return AMD(0) && !AMD(zen3) }

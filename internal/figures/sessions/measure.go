@@ -159,9 +159,13 @@ func steps(ctx context.Context, f *figures) (err error) {
 				return err
 			}
 			const turns = 5
-			var step, kernel, echo []float64
+			var step, computed, kernel, echo []float64
 			for range turns {
-				took, err := times(figure.times/turns, func() error { return s.Do(ctx, one) })
+				took, err := times(figure.times/turns, func() error {
+					err := s.Do(ctx, one)
+					computed = append(computed, one.Kernel.Seconds())
+					return err
+				})
 				if err != nil {
 					return err
 				}
@@ -182,7 +186,7 @@ func steps(ctx context.Context, f *figures) (err error) {
 			}
 			if round > 0 { // the first warms up
 				f.add(figure.name, median(step)/(median(kernel)+median(echo)), map[string]float64{
-					"step_seconds": median(step), "kernel_seconds": median(kernel), "echo_seconds": median(echo),
+					"step_seconds": median(step), "computed_seconds": median(computed), "kernel_seconds": median(kernel), "echo_seconds": median(echo),
 				})
 				f.add(figure.share, median(kernel)/median(step), nil)
 			}
