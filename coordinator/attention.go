@@ -30,7 +30,7 @@ func (c *Coordinator) WatchAttention(ctx context.Context, look dashboard.Look, s
 		return fmt.Errorf("a session's id is 32 hexadecimal digits, not %q", look.Session)
 	}
 	req := &headwaterv1.WatchAttentionRequest{Session: id, Layer: uint32(look.Layer), Group: uint32(look.Group), Positions: uint32(look.Positions)}
-	return c.sessions.WatchAttention(ctx, req, func(m *headwaterv1.WatchAttentionResponse) error {
+	return c.sessions.WatchAttention(ofDashboard(ctx), req, func(m *headwaterv1.WatchAttentionResponse) error {
 		a := &dashboard.Attention{
 			Position: int64(m.GetPosition()), FirstHead: int(m.GetFirstHead()), Start: int64(m.GetStart()), Before: parts(m.GetBefore()), Sink: parts(m.GetSink()),
 			Tokens: []string{},

@@ -9,6 +9,7 @@ import (
 
 	"headwater.example/coordinator/jobs"
 	"headwater.example/internal/dashboard"
+	"headwater.example/internal/rpc"
 	headwaterv1 "headwater.example/proto/headwater/v1"
 )
 
@@ -18,8 +19,12 @@ const (
 	shownJobs     = 100
 )
 
+// ofDashboard is the context of what the dashboard asks: it knows by itself who may see and do what.
+func ofDashboard(ctx context.Context) context.Context { return rpc.As(ctx, rpc.Anyone) }
+
 // Picture is the cluster as the dashboard shows it: what Status, ListSessions and ListJobs answer, and what is counted here.
 func (c *Coordinator) Picture(ctx context.Context) (*dashboard.Snapshot, error) {
+	ctx = ofDashboard(ctx)
 	status, err := c.jobs.Status(ctx, &headwaterv1.StatusRequest{})
 	if err != nil {
 		return nil, fmt.Errorf("ask for the status: %w", err)
@@ -117,7 +122,7 @@ func (c *Coordinator) Map(ctx context.Context, id string) (*dashboard.Map, error
 	if err != nil {
 		return nil, fmt.Errorf("a session's id is 32 hexadecimal digits, not %q", id)
 	}
-	shards, err := c.sessions.Shards(ctx, key)
+	shards, err := c.sessions.Shards(ofDashboard(ctx), key)
 	if err != nil {
 		return nil, err
 	}
@@ -145,7 +150,7 @@ func (c *Coordinator) Map(ctx context.Context, id string) (*dashboard.Map, error
 			layer.Owner, layer.Copies = append(layer.Owner, owner), append(layer.Copies, max(len(held)-1, 0))
 		}
 	}
-	for i, load := range c.sessions.Loads(ctx, index) {
+	for i, load := range c.sessions.Loads(ofDashboard(ctx), index) {
 		for _, l := range load.GetLayers() {
 			m.Holders[i].Load = append(m.Holders[i].Load, [3]uint64{uint64(l.GetLayer()), l.GetSteps(), l.GetKernelNanos()})
 		}
@@ -155,7 +160,7 @@ func (c *Coordinator) Map(ctx context.Context, id string) (*dashboard.Map, error
 
 // CancelJob ends a job.
 func (c *Coordinator) CancelJob(ctx context.Context, id string) error {
-	_, err := c.jobs.CancelJob(ctx, &headwaterv1.CancelJobRequest{Id: id})
+	_, err := c.jobs.CancelJob(ofDashboard(ctx), &headwaterv1.CancelJobRequest{Id: id})
 	return err
 }
 
@@ -165,6 +170,6 @@ func (c *Coordinator) DropSession(ctx context.Context, id string) error {
 	if err != nil {
 		return fmt.Errorf("a session's id is 32 hexadecimal digits, not %q", id)
 	}
-	_, err = c.sessions.DropSession(ctx, &headwaterv1.DropSessionRequest{Session: key})
+	_, err = c.sessions.DropSession(ofDashboard(ctx), &headwaterv1.DropSessionRequest{Session: key})
 	return err
 }

@@ -148,9 +148,9 @@ func (w *Worker) ListenLocal(ctx context.Context) (net.Listener, error) {
 	return session.ListenLocal(ctx, w.cfg.Boot)
 }
 
-// ServePlain serves plain lanes until ctx ends, when it closes the listener, and returns when all of them have ended.
+// ServePlain serves plain lanes of this user's processes until ctx ends, when it closes the listener, and returns when all of them have ended.
 func (w *Worker) ServePlain(ctx context.Context, listener net.Listener) error {
-	return session.ServePlain(ctx, listener, w.machine.Flight, w.machine.Log, w.sessions.Lane)
+	return session.ServePlain(rpc.As(ctx, rpc.Anyone), listener, w.machine.Flight, w.machine.Log, w.sessions.Lane)
 }
 
 // SetDraining sets whether coordinators are to move away what the worker holds, and to give it nothing more.

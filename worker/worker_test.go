@@ -11,6 +11,7 @@ import (
 	"go.uber.org/goleak"
 
 	"headwater.example/attention"
+	"headwater.example/internal/kvcache"
 	"headwater.example/internal/processor"
 )
 
@@ -80,7 +81,7 @@ func TestMemoryOfEndedJobsIsSpareForAWhile(t *testing.T) {
 		return d.GetUsedBytes(), d.GetSpareBytes()
 	}
 	const size = 8 << 20
-	memory, err := w.machine.Budget.Map(size)
+	memory, err := w.machine.Budget.Map(size, kvcache.Nobody)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -43,7 +43,7 @@ func (q *Queue) execute(ctx context.Context, e *entry) error {
 	if d := e.begun().GetDeadline().AsDuration(); d > 0 {
 		deadline = min(d, deadline)
 	}
-	running, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	running, cancel := context.WithCancelCause(rpc.As(context.WithoutCancel(ctx), ownerOf(e.snapshot())))
 	stop := context.AfterFunc(ctx, func() { cancel(errStopping) })
 	if e.cancellable(cancel) {
 		cancel(errCancelled)
@@ -75,6 +75,14 @@ func (q *Queue) execute(ctx context.Context, e *entry) error {
 	q.Logger.Log(ctx, level(err), "job ended", "job", id, "state", ended.GetState(), "error", err)
 	q.retain()
 	return nil
+}
+
+// ownerOf is for whom a job runs: workers are told, who keep tenants' memory apart.
+func ownerOf(job *headwaterv1.Job) rpc.Caller {
+	if job.GetTenant() == "" {
+		return rpc.Anyone
+	}
+	return rpc.Caller{Tenant: job.GetTenant()}
 }
 
 // waitsForRoom is the phase of a job for which the coordinator's disk has no room.

@@ -153,7 +153,7 @@ func (q *Queue) counts(caller rpc.Caller) map[headwaterv1.JobState]uint64 {
 // Counts returns how many jobs are kept in each state that any is in, by the state's name.
 func (q *Queue) Counts() map[string]uint64 {
 	named := map[string]uint64{}
-	for state, n := range q.counts(rpc.Caller{}) {
+	for state, n := range q.counts(rpc.Anyone) {
 		named[StateName(state)] = n
 	}
 	return named

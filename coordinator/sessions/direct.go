@@ -45,7 +45,7 @@ func NewDirect(address string, coordinator grpc.ClientConnInterface, security *r
 
 // ServePlain serves lanes on plain connections until ctx ends, when it closes the listener. The flight counts them.
 func (d *Direct) ServePlain(ctx context.Context, listener net.Listener, flight *rpc.Flight) error {
-	return session.ServePlain(ctx, listener, flight, d.log, d.Lane)
+	return session.ServePlain(rpc.As(ctx, rpc.Anyone), listener, flight, d.log, d.Lane) // its owner's
 }
 
 // CreateSession implements headwater.v1.SessionService: the coordinator places the session and makes it.
@@ -106,7 +106,7 @@ func (d *Direct) askCoordinator(ctx context.Context, id [16]byte) (*fanout.Holdi
 func (d *Direct) tell(id [16]byte, lost []string) {
 	d.left(id, lost)
 	d.lanes.Go(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), tellTimeout)
+		ctx, cancel := context.WithTimeout(rpc.As(context.Background(), rpc.Anyone), tellTimeout)
 		defer cancel()
 		_, _ = d.askCoordinator(ctx, id) // If nobody answers, it is seen later.
 	})

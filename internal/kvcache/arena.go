@@ -12,6 +12,7 @@ import (
 // and gone at Close. A collector that lets its heap double would otherwise hold twice what a cache holds.
 type Arena struct {
 	bytes []byte
+	of    Owner // whose it was mapped as by a budget
 }
 
 // MapArena maps size bytes, at least 0. It counts against no budget.

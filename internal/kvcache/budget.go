@@ -104,17 +104,24 @@ func unmap(arenas []keptArena) {
 	}
 }
 
-// Map reserves n bytes as Reserve does, and maps them. What lies in them is anything. Unmap gives them back.
-func (b *Budget) Map(n int64) (*Arena, error) {
+// Map reserves n bytes as Reserve does, and maps them for an owner. What lies in them is zeros, or what the owner has left there. Unmap
+// gives them back.
+func (b *Budget) Map(n int64, as Owner) (*Arena, error) {
 	arena, gone, err := b.reserve(n, n >= leastKept)
 	unmap(gone)
-	if arena != nil || err != nil {
-		return arena, err
+	switch {
+	case err != nil:
+		return nil, err
+	case arena == nil:
+		if arena, err = MapArena(n); err != nil {
+			b.Release(n)
+			return nil, err
+		}
+	case as == Nobody || arena.of != as:
+		clear(arena.bytes)
 	}
-	if arena, err = MapArena(n); err != nil {
-		b.Release(n)
-	}
-	return arena, err
+	arena.of = as
+	return arena, nil
 }
 
 // Unmap gives an arena of Map back, which must not be used any more.

@@ -18,7 +18,7 @@ func TestMemoryIsKeptForTheNextOfItsSize(t *testing.T) {
 	b := NewBudget(3 * leastKept)
 	open := func(n int64) *Arena {
 		t.Helper()
-		a, err := b.Map(n)
+		a, err := b.Map(n, OwnerOf(""))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -52,18 +52,18 @@ func TestMemoryIsKeptForTheNextOfItsSize(t *testing.T) {
 		t.Errorf("%d bytes of a small one are kept", b.Kept())
 	}
 	var full *BudgetError
-	if _, err := b.Map(3*leastKept + 1); !errors.As(err, &full) {
+	if _, err := b.Map(3*leastKept+1, Nobody); !errors.As(err, &full) {
 		t.Errorf("too much: %v", err)
 	}
 }
 
 func TestKeptMemoryAges(t *testing.T) {
 	b := NewBudget(4 * leastKept)
-	old, err := b.Map(leastKept)
+	old, err := b.Map(leastKept, Nobody)
 	if err != nil {
 		t.Fatal(err)
 	}
-	young, err := b.Map(2 * leastKept)
+	young, err := b.Map(2*leastKept, Nobody)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -81,7 +81,7 @@ func TestKeptMemoryAges(t *testing.T) {
 	if b.Kept() != 0 {
 		t.Fatalf("%d bytes kept", b.Kept())
 	}
-	again, err := b.Map(leastKept)
+	again, err := b.Map(leastKept, Nobody)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -107,7 +107,7 @@ func TestBudgetModel(t *testing.T) {
 		t.Repeat(map[string]func(*rapid.T){
 			"map": func(t *rapid.T) {
 				n := rapid.SampledFrom([]int64{1 << 12, leastKept, leastKept + 4096, 2 * leastKept, 5 * leastKept}).Draw(t, "bytes")
-				a, err := b.Map(n)
+				a, err := b.Map(n, Nobody)
 				if (err == nil) != (used+n <= total) {
 					t.Fatalf("map %d of %d: %v", n, total-used, err)
 				}
@@ -197,7 +197,7 @@ func TestShardInUsedMemoryAttendsAlike(t *testing.T) {
 		defer budget.Trim()
 		var want []float32
 		for _, used := range []bool{false, true} {
-			s, err := OpenShard(budget, layout, capacity)
+			s, err := OpenShard(budget, OwnerOf(""), layout, capacity)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -68,7 +68,7 @@ func TestReceiptDoesNotDependOnBlocks(t *testing.T) {
 		n := rapid.IntRange(1, 150).Draw(t, "n")
 		layout, rows := draw(t, n)
 		budget := NewBudget(1 << 20)
-		s, err := OpenShard(budget, layout, n)
+		s, err := OpenShard(budget, Nobody, layout, n)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -153,7 +153,7 @@ func TestReceiptIsPinned(t *testing.T) {
 
 func TestAppendRefusesAndLeavesTheShard(t *testing.T) {
 	layout := mustLayout(t, tensor.F32, 2, 1)
-	s, err := OpenShard(NewBudget(1<<20), layout, 100)
+	s, err := OpenShard(NewBudget(1<<20), Nobody, layout, 100)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -202,14 +202,14 @@ func TestBudget(t *testing.T) {
 	layout := mustLayout(t, tensor.F32, 4, 4)
 	one := int64(layout.PageBytes())
 	b := NewBudget(3 * one)
-	s, err := OpenShard(b, layout, attention.PageLen+1)
+	s, err := OpenShard(b, Nobody, layout, attention.PageLen+1)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if b.Used() != 2*one || s.Reserved() != 2*one {
 		t.Fatalf("two pages take %d and %d bytes, want %d", b.Used(), s.Reserved(), 2*one)
 	}
-	_, err = OpenShard(b, layout, 2*attention.PageLen)
+	_, err = OpenShard(b, Nobody, layout, 2*attention.PageLen)
 	var full *BudgetError
 	if !errors.As(err, &full) || *full != (BudgetError{Asked: 2 * one, Free: one, Total: 3 * one}) {
 		t.Fatalf("got %v", err)
@@ -217,13 +217,13 @@ func TestBudget(t *testing.T) {
 	if err := b.Reserve(-1); err == nil {
 		t.Fatal("a negative size was reserved")
 	}
-	if _, err := OpenShard(b, layout, -1); err == nil {
+	if _, err := OpenShard(b, Nobody, layout, -1); err == nil {
 		t.Fatal("a negative capacity was taken")
 	}
-	if _, err := OpenShard(NewBudget(math.MaxInt64), layout, math.MaxInt); err == nil {
+	if _, err := OpenShard(NewBudget(math.MaxInt64), Nobody, layout, math.MaxInt); err == nil {
 		t.Fatal("a shard of all positions was taken")
 	}
-	empty, err := OpenShard(b, layout, 0)
+	empty, err := OpenShard(b, Nobody, layout, 0)
 	if err != nil || b.Used() != 3*one {
 		t.Fatalf("an empty shard takes %d bytes: %v", b.Used(), err)
 	}
@@ -292,7 +292,7 @@ func BenchmarkAppend(b *testing.B) {
 	rows := attention.Rows{K: make([]byte, n*layout.KRowBytes()), V: make([]byte, n*layout.VRowBytes())}
 	b.SetBytes(int64(len(rows.K) + len(rows.V)))
 	for range b.N {
-		s, err := OpenShard(NewBudget(1<<30), layout, n)
+		s, err := OpenShard(NewBudget(1<<30), Nobody, layout, n)
 		if err != nil {
 			b.Fatal(err)
 		}

@@ -81,17 +81,20 @@ type chunk struct {
 	idle   int
 	vacant []uint64 // [slots] bits
 	held   []uint64 // [slots] bits: reserved, in use or idle
-	owners []owner  // [slots] whose keys and values are in it
+	owners []Owner  // [slots] whose keys and values are in it
 }
 
-// owner stands for a tenant; 0 is nobody, as of memory that the machine has just cleared.
-type owner uint64
+// Owner stands for a tenant.
+type Owner uint64
+
+// Nobody is the owner of memory that the machine has just cleared, or that is another's the next time, whoever that is.
+const Nobody Owner = 0
 
 // owners is the seed by which a process names tenants.
 var owners = maphash.MakeSeed()
 
-// ownerOf returns the owner that stands for a tenant.
-func ownerOf(tenant string) owner { return owner(maphash.String(owners, tenant) | 1) }
+// OwnerOf returns the owner that stands for a tenant.
+func OwnerOf(tenant string) Owner { return Owner(maphash.String(owners, tenant) | 1) }
 
 func newPages(budget *Budget, now func() time.Time) *pages {
 	return &pages{budget: budget, now: now, classes: make(map[int]*class)}
@@ -130,7 +133,7 @@ func (p *pages) count(left int64) []PageState {
 
 // take fills ids with pages, or with none and an error: a *BudgetError where there is no room. The pages hold what their owner has
 // left in them, or zeros.
-func (p *pages) take(c *class, ids []pageID, as owner) error {
+func (p *pages) take(c *class, ids []pageID, as Owner) error {
 	short := max(len(ids)-c.idle, 0)
 	if err := p.budget.Reserve(int64(short) * int64(c.size)); err != nil {
 		return err
@@ -148,7 +151,7 @@ func (p *pages) take(c *class, ids []pageID, as owner) error {
 }
 
 // one takes a page: an idle one, or where there is none a vacant one, which the caller has reserved.
-func (p *pages) one(c *class, as owner) pageID {
+func (p *pages) one(c *class, as Owner) pageID {
 	if c.idle > 0 {
 		for c.chunks[c.lowIdle].idle == 0 {
 			c.lowIdle++
@@ -169,7 +172,7 @@ func (p *pages) one(c *class, as owner) pageID {
 	return p.occupy(c, c.low, slot, as)
 }
 
-func (p *pages) occupy(c *class, chunk, slot int, as owner) pageID {
+func (p *pages) occupy(c *class, chunk, slot int, as Owner) pageID {
 	k := &c.chunks[chunk]
 	if before := k.owners[slot]; before != as {
 		if before != 0 {
@@ -215,7 +218,7 @@ func (p *pages) grow(c *class, want int) error {
 	if err != nil {
 		return fmt.Errorf("map %d pages: %w", slots, err)
 	}
-	k := chunk{arena: arena, slots: slots, vacant: make([]uint64, (slots+63)/64), held: make([]uint64, (slots+63)/64), owners: make([]owner, slots)}
+	k := chunk{arena: arena, slots: slots, vacant: make([]uint64, (slots+63)/64), held: make([]uint64, (slots+63)/64), owners: make([]Owner, slots)}
 	for i := range slots {
 		k.vacant[i/64] |= 1 << (i % 64)
 	}

@@ -49,7 +49,7 @@ type shape struct {
 	// Sessions and rows that have the shape, guarded by Store.mu. Without any it is no more.
 	sessions, rows int
 	// owner stands for the tenant, whose pages are cleared before others get them.
-	owner owner
+	owner Owner
 	// content is the hash of all that decides which keys and values belong to a token. root, the key of prefixes before their
 	// first token, is that with where they stand.
 	content, root prefixKey
@@ -108,7 +108,7 @@ func newShape(config Config, held []HeldLayer) (*shape, *Error) {
 			return nil, refuse(Invalid, "layer %d: %v", i, err).at(shard.Layer(i), 0)
 		}
 	}
-	sh := &shape{config: config, owner: ownerOf(config.Tenant)}
+	sh := &shape{config: config, owner: OwnerOf(config.Tenant)}
 	before := shard.Layer(-1)
 	for _, h := range held {
 		if h.Layer <= before || int(h.Layer) >= len(config.Layers) {

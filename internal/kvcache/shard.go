@@ -34,13 +34,13 @@ func shardBytes(layout attention.Layout, capacity int) (int64, error) {
 	return pages * int64(layout.PageBytes()), nil
 }
 
-// OpenShard reserves the memory of capacity positions from the budget, then maps it. Without room it returns a *BudgetError.
-func OpenShard(budget *Budget, layout attention.Layout, capacity int) (*Shard, error) {
+// OpenShard reserves the memory of capacity positions from the budget, then maps it for an owner. Without room it returns a *BudgetError.
+func OpenShard(budget *Budget, as Owner, layout attention.Layout, capacity int) (*Shard, error) {
 	size, err := shardBytes(layout, capacity)
 	if err != nil {
 		return nil, err
 	}
-	arena, err := budget.Map(size)
+	arena, err := budget.Map(size, as)
 	if err != nil {
 		if _, full := errors.AsType[*BudgetError](err); full {
 			return nil, err

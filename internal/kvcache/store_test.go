@@ -705,7 +705,7 @@ func (o *openView) compare(t *rapid.T) {
 		if l.length() == 0 {
 			continue
 		}
-		job, err := OpenShard(NewBudget(1<<30), l.config.Layout, l.length())
+		job, err := OpenShard(NewBudget(1<<30), Nobody, l.config.Layout, l.length())
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -61,7 +61,7 @@ func authorize(own, role certs.Role, method string) error {
 func (s *Security) guard(ctx context.Context, call *tap.Info) (context.Context, error) {
 	p, ok := peer.FromContext(ctx)
 	if !ok {
-		return ctx, nil
+		return ctx, status.Error(codes.Unauthenticated, "the call has no peer")
 	}
 	own := s.current().Holder.Role
 	c := callerOf(p)
@@ -75,7 +75,7 @@ func (s *Security) guard(ctx context.Context, call *tap.Info) (context.Context, 
 		}
 		return ctx, status.Errorf(codes.Unauthenticated, "the %s refuses this client: %s", own, c.refusal.Why)
 	case c.holder.Role == "": // over a Unix socket
-		return ctx, nil
+		return As(ctx, Anyone), nil
 	}
 	if err := authorize(own, c.holder.Role, call.FullMethodName); err != nil {
 		s.refuse(p.Addr.String(), certs.WrongRole, err.Error())
@@ -94,7 +94,7 @@ func (s *Security) guardToken(ctx context.Context, p *peer.Peer, c caller, call 
 	if err != nil {
 		return ctx, err
 	}
-	who := Caller{Tenant: tenant.Name, Bound: !tenant.Admin, Holder: certs.Holder{Role: certs.Client, Names: []string{tenant.Name}}}
+	who := Caller{Tenant: tenant.Name, Unbound: tenant.Admin, Holder: certs.Holder{Role: certs.Client, Names: []string{tenant.Name}}}
 	if tenant.Admin {
 		who.Tenant, who.Holder.Role = "", certs.Admin
 	}
@@ -115,10 +115,10 @@ func callerOf(p *peer.Peer) caller {
 	return c
 }
 
-// serverOptions are the options of a server that is secured.
+// serverOptions are the options of a server by its security. One without certificates says of each call that anyone may make it.
 func (s *Security) serverOptions() []grpc.ServerOption {
 	if !s.secured() {
-		return nil
+		return []grpc.ServerOption{grpc.InTapHandle(func(ctx context.Context, _ *tap.Info) (context.Context, error) { return As(ctx, Anyone), nil })}
 	}
 	return []grpc.ServerOption{grpc.Creds(serverCredentials{s}), grpc.InTapHandle(s.guard)}
 }

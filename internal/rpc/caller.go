@@ -2,6 +2,7 @@ package rpc
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 
@@ -13,17 +14,21 @@ import (
 // tenantKey carries the tenant for whom a coordinator or a relay makes a call.
 const tenantKey = "headwater-tenant"
 
-// Caller is for whom a call is made, as it was proven. The zero value is bound to no tenant: whoever uses a cluster without
-// certificates, and with them the cluster's own parts and its admins.
+// Caller is for whom a call is made, as it was proven. The zero value is nobody, who owns nothing: a call of which nothing was proven
+// must not be taken for one that may do everything.
 type Caller struct {
-	Tenant string
-	Bound  bool         // to what is the tenant's
-	Holder certs.Holder // of the certificate, if there is one
+	Tenant  string       // whose own is all that may be seen and done
+	Unbound bool         // or bound to no tenant
+	Holder  certs.Holder // of the certificate, if there is one
 }
+
+// Anyone is bound to no tenant: whoever uses a server without certificates or by its Unix socket, and what a process does of its own
+// accord. Who is let in by a certificate as the cluster's own part, or as its admin, is unbound as well.
+var Anyone = Caller{Unbound: true}
 
 type callerKey struct{}
 
-// CallerOf returns for whom the call is made whose context it is.
+// CallerOf returns for whom the call is made whose context it is: nobody, unless As has said it.
 func CallerOf(ctx context.Context) Caller {
 	c, _ := ctx.Value(callerKey{}).(Caller)
 	return c
@@ -40,15 +45,17 @@ const part = "/"
 // Owns tells whether what belongs to a tenant, or to a part of one, is the caller's.
 func (c Caller) Owns(tenant string) bool {
 	owner, _, _ := strings.Cut(tenant, part)
-	return !c.Bound || owner == c.Tenant
+	return c.Unbound || c.Tenant != "" && owner == c.Tenant
 }
 
 // Claim returns the tenant of what a caller makes who says that it is a tenant's: its own, or a part of it. The error is for
 // PERMISSION_DENIED.
 func (c Caller) Claim(said string) (string, error) {
 	switch {
-	case !c.Bound || said != "" && c.Owns(said):
+	case c.Unbound || said != "" && c.Owns(said):
 		return said, nil
+	case c.Tenant == "":
+		return "", errors.New("the call is made for no tenant that was proven")
 	case said == "":
 		return c.Tenant, nil
 	}
@@ -58,7 +65,7 @@ func (c Caller) Claim(said string) (string, error) {
 // outgoing adds for whom a call is made to what a server is told.
 func outgoing(ctx context.Context, version string) context.Context {
 	ctx = metadata.AppendToOutgoingContext(ctx, MetadataKey, version)
-	if c := CallerOf(ctx); c.Bound {
+	if c := CallerOf(ctx); c.Tenant != "" {
 		ctx = metadata.AppendToOutgoingContext(ctx, tenantKey, c.Tenant)
 	}
 	return ctx
@@ -66,19 +73,19 @@ func outgoing(ctx context.Context, version string) context.Context {
 
 // callerFor is for whom the holder of a certificate makes a call. Coordinators and relays say whom they serve, and are believed.
 func callerFor(h certs.Holder, header metadata.MD) (Caller, error) {
-	c := Caller{Holder: h}
+	c := Caller{Holder: h, Unbound: true}
 	said := header.Get(tenantKey)
 	switch h.Role {
 	case certs.Client:
-		c.Bound, c.Tenant = true, h.Names[0] // which are one
+		c.Unbound, c.Tenant = false, h.Names[0] // which are one
 	case certs.Relay, certs.Coordinator:
 		if len(said) > 1 {
 			return c, fmt.Errorf("a call names %d tenants, and only one is allowed", len(said))
 		}
 		if len(said) == 1 {
-			c.Bound, c.Tenant = true, said[0]
+			c.Unbound, c.Tenant = false, said[0]
 		} else if h.Role == certs.Relay {
-			c.Bound, c.Tenant = true, "" // nobody's
+			c.Unbound = false // nobody's
 		}
 	}
 	return c, nil

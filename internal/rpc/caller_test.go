@@ -30,7 +30,7 @@ func TestACallIsForWhomItsCertificateNames(t *testing.T) {
 		{certs.Relay, said("one", "other"), "", false, true},
 	} {
 		c, err := callerFor(certs.Holder{Role: k.role, Names: []string{"it"}}, k.header)
-		if (err != nil) != k.fails || !k.fails && (c.Tenant != k.tenant || c.Bound != k.bound) {
+		if (err != nil) != k.fails || !k.fails && (c.Tenant != k.tenant || c.Unbound == k.bound) {
 			t.Errorf("%s that says %v: %+v, %v", k.role, k.header, c, err)
 		}
 	}
@@ -38,7 +38,7 @@ func TestACallIsForWhomItsCertificateNames(t *testing.T) {
 
 func TestATenantClaimsItselfAndItsParts(t *testing.T) {
 	t.Parallel()
-	ann := Caller{Tenant: "ann", Bound: true}
+	ann := Caller{Tenant: "ann"}
 	for said, want := range map[string]string{"": "ann", "ann": "ann", "ann/x": "ann/x", "ann/x/y": "ann/x/y"} {
 		if got, err := ann.Claim(said); got != want || err != nil {
 			t.Errorf("%q: %q, %v", said, got, err)
@@ -49,11 +49,13 @@ func TestATenantClaimsItselfAndItsParts(t *testing.T) {
 			t.Errorf("%q is taken as %q", said, got)
 		}
 	}
-	nobody := Caller{Bound: true} // a relay that names no tenant
-	if nobody.Owns("ann") {
-		t.Error("who is nobody owns what is somebody's")
+	nobody := CallerOf(t.Context()) // and a relay that names no tenant
+	for _, tenant := range []string{"", "ann", "/", "/ann"} {
+		if got, err := nobody.Claim(tenant); nobody.Owns(tenant) || err == nil {
+			t.Errorf("who is nobody owns what is %q's, or makes something as %q", tenant, got)
+		}
 	}
-	if got, err := (Caller{}).Claim("bob"); got != "bob" || err != nil {
+	if got, err := Anyone.Claim("bob"); got != "bob" || err != nil || !Anyone.Owns("ann") || !Anyone.Owns("") {
 		t.Errorf("whoever is bound to none: %q, %v", got, err)
 	}
 }

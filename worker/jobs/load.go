@@ -141,7 +141,7 @@ func (r *run) openShard(m *headwaterv1.ShardOpen) error {
 	}
 	h := &openShard{id: id, problem: p, epoch: m.GetEpoch()}
 	err = r.take(func() (err error) {
-		h.cache, err = kvcache.OpenShard(r.m.Budget, p.Layout, p.kvLen)
+		h.cache, err = kvcache.OpenShard(r.m.Budget, r.owner, p.Layout, p.kvLen)
 		return err
 	})
 	if err != nil {

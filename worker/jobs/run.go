@@ -34,6 +34,7 @@ type run struct {
 	stream   runStream
 	ctx      context.Context // ends with the stream, or at the first error, which is its cause
 	cancel   context.CancelCauseFunc
+	owner    kvcache.Owner
 	problems []*problem // nil before Open
 	codec    contextframe.Codec
 	shards   map[shard.ID]*openShard
@@ -62,6 +63,7 @@ func (s *Service) Run(stream runStream) error {
 		stream: stream,
 		ctx:    ctx,
 		cancel: cancel,
+		owner:  ownerOf(rpc.CallerOf(ctx)),
 		shards: map[shard.ID]*openShard{},
 		slots:  make(chan struct{}, 2*s.m.Threads+2),
 	}
@@ -89,6 +91,17 @@ func (s *Service) Run(stream runStream) error {
 	s.m.Log.LogAttrs(context.WithoutCancel(ctx), level, "run ended",
 		slog.String("job", job), slog.Duration("took", time.Since(began)), slog.String("code", status.Code(err).String()), slog.Any("error", err))
 	return err
+}
+
+// ownerOf is whose a run's memory is. Where there are tenants and a coordinator says none, it is taken for another's than all before.
+func ownerOf(c rpc.Caller) kvcache.Owner {
+	switch {
+	case c.Tenant != "":
+		return kvcache.OwnerOf(c.Tenant)
+	case c.Unbound && c.Holder.Role == "":
+		return kvcache.OwnerOf("")
+	}
+	return kvcache.Nobody
 }
 
 // request is a message, and the memory that its bytes lie in while it is handled.
@@ -337,7 +350,7 @@ func (r *run) mapMemory(size int64) (mapped, error) {
 	size = (size + mapUnit - 1) / mapUnit * mapUnit
 	var arena *kvcache.Arena
 	err := r.take(func() (err error) {
-		arena, err = r.m.Budget.Map(size)
+		arena, err = r.m.Budget.Map(size, r.owner)
 		return err
 	})
 	if err != nil {

@@ -383,6 +383,7 @@ func TestAStepAllocatesNothing(t *testing.T) {
 	s.check(t, m, r)
 	m = s.draw(t, 0, 0, 1, false)
 	tk := &task{start: make(chan struct{}, 1)}
+	ours := rpc.As(context.Background(), rpc.Anyone)
 	do := func() {
 		tk.request.Step = session.Step{
 			Session: [16]byte(s.id), Epoch: 1, Length: 100, Hashes: append(tk.request.Step.Hashes[:0], m.step.Hashes...), Attend: 1,
@@ -392,7 +393,7 @@ func TestAStepAllocatesNothing(t *testing.T) {
 		copy(tk.request.Payload.Bytes(), m.payload)
 		tk.response.Reset()
 		tk.queued = -1
-		if err := p.service.do(context.Background(), d.id, tk); err != nil {
+		if err := p.service.do(ours, d.id, tk); err != nil {
 			t.Fatal(err)
 		}
 		tk.request.Payload.Free()

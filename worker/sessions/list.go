@@ -23,7 +23,7 @@ const (
 func (s *Service) ListSessions(ctx context.Context, m *headwaterv1.ListSessionsRequest) (*headwaterv1.ListSessionsResponse, error) {
 	caller := rpc.CallerOf(ctx)
 	resp := &headwaterv1.ListSessionsResponse{Caches: []*headwaterv1.CacheState{s.Cache()}}
-	if caller.Bound {
+	if !caller.Unbound {
 		veil(resp.Caches[0])
 	}
 	if m.GetCachesOnly() {
@@ -108,7 +108,7 @@ func (s *Service) asked(m *headwaterv1.ListSessionsRequest, caller rpc.Caller) (
 		}
 		after = &id
 	}
-	if !caller.Bound {
+	if caller.Unbound {
 		return s.m.Store.IDs(after, int(m.GetLimit()), nil), nil
 	}
 	return s.m.Store.IDs(after, int(m.GetLimit()), caller.Owns), nil

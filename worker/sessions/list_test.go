@@ -9,6 +9,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"headwater.example/internal/rpc"
 	headwaterv1 "headwater.example/proto/headwater/v1"
 	"headwater.example/worker/internal/machine"
 )
@@ -57,7 +58,7 @@ func TestListsAreBounded(t *testing.T) {
 	if n != sessions {
 		t.Errorf("pages have %d sessions of %d", n, sessions)
 	}
-	gone, cancel := context.WithCancel(t.Context())
+	gone, cancel := context.WithCancel(rpc.As(t.Context(), rpc.Anyone))
 	cancel()
 	if _, err := p.service.ListSessions(gone, &headwaterv1.ListSessionsRequest{}); status.Code(err) != codes.Canceled {
 		t.Errorf("for a caller that is gone: %v", err)

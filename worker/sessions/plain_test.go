@@ -12,6 +12,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	"headwater.example/internal/rpc"
 	"headwater.example/internal/session"
 	headwaterv1 "headwater.example/proto/headwater/v1"
 	"headwater.example/worker/internal/machine"
@@ -27,7 +28,9 @@ func (p *place) plain(t testing.TB, id session.LaneID) net.Conn {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	served := make(chan error, 1)
-	go func() { served <- session.ServePlain(ctx, listener, p.m.Flight, p.m.Log, p.service.Lane) }()
+	go func() {
+		served <- session.ServePlain(rpc.As(ctx, rpc.Anyone), listener, p.m.Flight, p.m.Log, p.service.Lane)
+	}()
 	t.Cleanup(func() {
 		cancel()
 		if err := <-served; err != nil {

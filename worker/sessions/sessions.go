@@ -231,7 +231,7 @@ func (s *Service) own(ctx context.Context, field string, b []byte) (kvcache.Sess
 
 func (s *Service) admit(ctx context.Context, id kvcache.SessionID) error {
 	caller := rpc.CallerOf(ctx)
-	if !caller.Bound {
+	if caller.Unbound {
 		return nil
 	}
 	if err := s.m.Store.Admit(id, caller.Owns); err != nil {

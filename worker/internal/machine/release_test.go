@@ -6,6 +6,8 @@ import (
 	"runtime/debug"
 	"testing"
 	"time"
+
+	"headwater.example/internal/kvcache"
 )
 
 // TestTheHeapMakesWayForPages fills the heap with garbage that the collector may keep while there are no pages, and then takes
@@ -32,7 +34,7 @@ func TestTheHeapMakesWayForPages(t *testing.T) {
 		t.Fatalf("%d MiB of heap, too little for this test", footprint()>>20)
 	}
 	for taken := int64(0); taken < 240<<20; taken += 4 << 20 {
-		arena, err := m.Budget.Map(4 << 20)
+		arena, err := m.Budget.Map(4<<20, kvcache.Nobody)
 		if err != nil {
 			t.Fatal(err)
 		}
