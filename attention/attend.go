@@ -301,6 +301,14 @@ func (c *call) work(rows int) float64 {
 	return float64(rows) * float64(c.kv.Len) * float64(c.kv.Layout.headDim+c.kv.Layout.vDim)
 }
 
+// mostRows returns how many rows a block has at most.
+func (c *call) mostRows() int {
+	if c.kv.Layout.arithmetic != Chain && c.kernel.vector.hasMatrix() {
+		return matrixRows
+	}
+	return blockRows
+}
+
 // splitBytes returns how much memory the parts of one split take, those of all blocks.
 func (c *call) splitBytes() int {
 	return 4 * c.blocks() * padded(c.size) * c.kv.Layout.vStride()

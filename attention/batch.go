@@ -57,7 +57,7 @@ func (b *batch) failure() error {
 func (b *batch) run(ctx context.Context, t *Thread) error {
 	threads, total := t.pool.threads, 0.0
 	for _, c := range b.calls[:b.n] {
-		c.size, c.cut = min(c.rows(), blockRows), false
+		c.size, c.cut = min(c.rows(), c.mostRows()), false
 		total += c.work(c.rows())
 	}
 	helped := threads > 1 && total >= float64(b.alone)

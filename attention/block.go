@@ -24,11 +24,12 @@ type block struct {
 	split, row     parts     // [n]
 	lse            []float32 // [n]
 
-	// What only arithmetic in tiles uses: the parts of the rows' queries [n][head_dim], as many as there are, and room for
-	// them and for the parts of weights.
-	qParts        [][]float32
-	values        []float32 // [rows][stride] what a page adds
-	qRoom, wParts [tileParts][]float32
+	// What only arithmetic in tiles uses: how many parts the rows' queries have, the parts of queries [n][head_dim] and of
+	// weights, and what a matrix unit has instead of these.
+	parts          int
+	values         []float32 // [rows][stride] what a page adds
+	qParts, wParts [tileParts][]float32
+	matrix         matrix
 
 	// What only a vector kernel uses, of each row in one page: the positions it sees, those of weight other than 0, m
 	// and l, what is to be done, and the coefficients of the merge.
@@ -200,7 +201,7 @@ func (b *block) products(s []float32, from, to int) {
 	for p, x := range b.qParts {
 		parts[p] = x[from*dim:]
 	}
-	portableTileScores(s, parts[:len(b.qParts)], b.k, to-from, dim)
+	portableTileScores(s, parts[:b.parts], b.k, to-from, dim)
 }
 
 func (b *block) sees(r, base int) bool { return b.low[r] < base+PageLen && b.end[r] > base }

@@ -1,6 +1,9 @@
 package attention
 
-import "headwater.example/internal/processor"
+import (
+	"headwater.example/attention/internal/amx"
+	"headwater.example/internal/processor"
+)
 
 // kernels are what this machine can run, the best first.
 var kernels = func() []kernel {
@@ -8,12 +11,22 @@ var kernels = func() []kernel {
 	if processor.Has(processor.AVX2, processor.FMA, processor.F16C, processor.BMI1) {
 		if processor.Has(processor.AVX512F, processor.AVX512BW, processor.AVX512DQ, processor.AVX512VL) {
 			avx512.oneStream = processor.AMD(processor.Zen5)
+			if processor.Tiles() == nil {
+				all = append(all, withMatrixUnit(&avx512))
+			}
 			all = append(all, assembled("avx512", &avx512))
 		}
 		all = append(all, assembled("avx2", &avx2))
 	}
 	return append(all, portable)
 }()
+
+// withMatrixUnit returns the kernel of that vector with AMX for products in tiles.
+func withMatrixUnit(v *vector) kernel {
+	with := *v
+	with.multiply = (*amx.Product).Multiply
+	return assembled("amx", &with)
+}
 
 var avx512 = vector{
 	streams:       4,
@@ -35,6 +48,7 @@ var avx512 = vector{
 	column:        [...]columnFunc{1: column1_avx512, 2: column2_avx512, 4: column4_avx512},
 	weave:         weave_avx512,
 	split:         split_avx512,
+	splitHalves:   splitHalves_avx512,
 	tileScores:    tileScores_avx512,
 	tileValues:    tileValues_avx512,
 }
@@ -58,6 +72,7 @@ var avx2 = vector{
 	column:        [...]columnFunc{1: column1_avx2, 2: column2_avx2, 4: column4_avx2},
 	weave:         weave_avx2,
 	split:         split_avx2,
+	splitHalves:   splitHalves_avx2,
 	tileScores:    tileScores_avx2,
 	tileValues:    tileValues_avx2,
 }

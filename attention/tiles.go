@@ -86,18 +86,24 @@ func portableTileValues(o []float32, w *[PageLen]float32, v []float32, stride, p
 	}
 }
 
-// splitQueries makes the parts of the block's queries, as many as differ from 0, and says which of them can have none.
+// splitQueries makes the parts of the block's queries, counts those that differ from 0, and says which of the queries can have
+// none.
 func (b *block) splitQueries() {
-	l := b.kv.Layout
+	l, found := b.kv.Layout, 0
 	n := b.n * l.headDim
 	q := b.q.Q[b.first*l.headDim:][:n]
-	for p := range b.qRoom {
-		b.qRoom[p] = growAligned(b.qRoom[p], n)
+	if v := b.kernel.vector; v.hasMatrix() {
+		b.matrix.q.grow(tileParts, b.n, l.headDim)
+		found = b.matrix.q.split(v, q, b.n, l.headDim)
+	} else {
+		for p := range b.qParts {
+			b.qParts[p] = growAligned(b.qParts[p], n)
+		}
+		found = b.kernel.split(b.qParts[0], b.qParts[1], b.qParts[2], q)
 	}
-	found := b.kernel.split(b.qRoom[0], b.qRoom[1], b.qRoom[2], q)
-	b.qParts = b.qRoom[:l.arithmetic.parts()]
+	b.parts = l.arithmetic.parts()
 	if found&manyParts == 0 {
-		b.qParts = b.qRoom[:1]
+		b.parts = 1
 	}
 	if found&outOfRange == 0 {
 		return
@@ -128,9 +134,9 @@ func (k *kernel) split(first, second, third, x []float32) (found int) {
 func (b *block) vectorTileScores(s []float32, page []byte, from, to int) {
 	v, dim := b.kernel.vector, b.kv.Layout.headDim
 	for c := 0; c < dim; c += tileLen {
-		for p := len(b.qParts) - 1; p >= 0; p-- {
+		for p := b.parts - 1; p >= 0; p-- {
 			carry := 1
-			if c == 0 && p == len(b.qParts)-1 {
+			if c == 0 && p == b.parts-1 {
 				carry = 0
 			}
 			v.tileScores(&s[0], &b.qParts[p][from*dim+c], &page[c/2*PageLen*pairSize], 4*dim, min(tileLen, dim-c), to-from, carry)
@@ -139,19 +145,33 @@ func (b *block) vectorTileScores(s []float32, page []byte, from, to int) {
 }
 
 // mergeTileValues is vectorValues for the n rows from r on, which all do the same. No other weights than those of nonzero
-// differ from 0, and at least one does. The weights of row from are the first.
-func (b *block) mergeTileValues(page, r, n, from int, part parts, nonzero uint64) {
-	v, l, bytes := b.kernel.vector, b.kv.Layout, b.kv.Pages[page]
-	w := b.s[(r-from)*PageLen:][:n*PageLen]
-	for p := range b.wParts {
-		b.wParts[p] = growAligned(b.wParts[p], len(w))
-	}
-	b.kernel.split(b.wParts[0], b.wParts[1], b.wParts[2], w)
-	o := part.row(r)
+// differ from 0, and at least one does; seen is what any of the rows sees. The weights of row from are the first.
+func (b *block) mergeTileValues(page, r, n, from int, part parts, nonzero, seen uint64, ahead *uintptr) {
+	v, w, o := b.kernel.vector, b.s[(r-from)*PageLen:][:n*PageLen], part.o[r*part.stride:]
 	if b.does[r] == merged {
 		b.values = growAligned(b.values, n*part.stride)
 		o = b.values
 	}
+	if v.hasMatrix() {
+		b.matrixValues(o, w, part.stride, page, n, nonzero, seen, ahead)
+	} else {
+		b.tileValues(o, w, part.stride, page, n, nonzero)
+	}
+	if b.does[r] == merged {
+		for i := range n {
+			own := part.row(r + i)
+			v.merge(&own[0], &b.values[i*part.stride], b.a[r+i], b.b[r+i], len(own))
+		}
+	}
+}
+
+// tileValues sets o [n][stride] to the sum of a page's values weighed by w [n][64].
+func (b *block) tileValues(o, w []float32, stride, page, n int, nonzero uint64) {
+	v, l, bytes := b.kernel.vector, b.kv.Layout, b.kv.Pages[page]
+	for p := range b.wParts {
+		b.wParts[p] = growAligned(b.wParts[p], len(w))
+	}
+	b.kernel.split(b.wParts[0], b.wParts[1], b.wParts[2], w)
 	carry := 0
 	for t := 0; t < PageLen; t += tileLen {
 		lo, hi := hull(uint32(nonzero >> t))
@@ -159,15 +179,9 @@ func (b *block) mergeTileValues(page, r, n, from int, part parts, nonzero uint64
 			continue
 		}
 		for p := l.arithmetic.parts() - 1; p >= 0; p-- {
-			v.tileValues(&o[0], &b.wParts[p][t], &bytes[l.kBytes()+t/2*l.vRowStride()], 4*part.stride, l.vRowStride(),
+			v.tileValues(&o[0], &b.wParts[p][t], &bytes[l.kBytes()+t/2*l.vRowStride()], 4*stride, l.vRowStride(),
 				l.vStride()/vectorLen, n, lo, hi, carry)
 			carry = 1
-		}
-	}
-	if b.does[r] == merged {
-		for i := range n {
-			own := part.row(r + i)
-			v.merge(&own[0], &b.values[i*part.stride], b.a[r+i], b.b[r+i], len(own))
 		}
 	}
 }

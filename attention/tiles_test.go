@@ -11,7 +11,9 @@ import (
 	"math/rand/v2"
 	"strings"
 	"testing"
+	"unsafe"
 
+	"headwater.example/attention/internal/amx"
 	"headwater.example/tensor"
 )
 
@@ -168,6 +170,9 @@ func TestTileRoutines(t *testing.T) {
 			r.split()
 			r.tileScores()
 			r.tileValues()
+			if v.hasMatrix() && j%3 == 0 {
+				r.product()
+			}
 			r.free()
 		}
 	}
@@ -276,6 +281,99 @@ func (r *routines) tileValues() {
 	r.v.tileValues(&o[0], &w[0], &v[0], 4*oStride, 2*2*vStride, cols, rows, lo, hi, carry)
 	for i := range o {
 		r.same(fmt.Sprintf("tile of values, %d rows, %d vectors, positions %d to %d", rows, cols, lo, hi), i, o[i], want[i])
+	}
+}
+
+// product holds the matrix unit's products against matrixUnit, with tiles that end where the memory does.
+func (r *routines) product() {
+	parts, rows, columns, tiles, pairs := []int{1, 3}[r.rnd.IntN(2)], 1+r.rnd.IntN(amx.MostRows), 1+r.rnd.IntN(9), 1+r.rnd.IntN(3), tileLen/2
+	if tiles == 1 {
+		pairs = 1 + r.rnd.IntN(tileLen/2)
+	}
+	width, n := columns*vectorLen, 2*((tiles-1)*tileLen/2+pairs)
+	cStride, aStride, bStride := width+16*r.rnd.IntN(2), n+2*r.rnd.IntN(3), width+16*r.rnd.IntN(2)
+	aPart := (rows-1)*aStride + n + 2*r.rnd.IntN(3)
+	own := func(x []float32) []byte {
+		b := make([]byte, 2*len(x))
+		if err := tensor.Narrow(b, x, tensor.BF16); err != nil {
+			r.t.Fatal(err)
+		}
+		return b
+	}
+	aWide, bWide := r.operands((parts-1)*aPart+(rows-1)*aStride+n), r.operands(n*bStride)
+	a, b := r.copied(own(aWide), r.first), r.copied(inPairs(tensor.BF16, own(bWide), n, bStride)[:4*((n/2-1)*bStride+width)], r.first)
+	c, carry := r.drawn((rows-1)*cStride+width, normal), r.rnd.IntN(2) == 0
+	want := append([]float32(nil), c...)
+	column := make([]float32, n)
+	for row := range rows {
+		for i := range width {
+			for at := range n {
+				column[at] = bWide[at*bStride+i]
+			}
+			sum := &want[row*cStride+i]
+			if !carry {
+				*sum = 0
+			}
+			for at := 0; at < n; at += tileLen {
+				for p := parts - 1; p >= 0; p-- {
+					last := min(at+tileLen, n)
+					*sum = matrixUnit(*sum, aWide[p*aPart+row*aStride:][at:last], column[at:last])
+				}
+			}
+		}
+	}
+	p := amx.Product{
+		C: &c[0], CStride: 4 * cStride, A: &a[0], AStride: 2 * aStride, APart: 2 * aPart, Parts: parts, Rows: rows,
+		B: &b[0], BStride: 4 * bStride, Columns: columns, Tiles: tiles, Pairs: pairs, Carry: carry,
+	}
+	if r.rnd.IntN(2) == 0 { // to ask for memory is no access, wherever it is
+		p.Ahead = [4]uintptr{1, uintptr(r.rnd.Uint64()), uintptr(r.rnd.Uint64()), uintptr(r.rnd.Uint64())}
+	}
+	r.v.multiply(&p)
+	for i := range c {
+		r.same(fmt.Sprintf("product of %d rows in %d parts, %d columns, %d tiles of %d pairs", rows, parts, columns, tiles, pairs), i, c[i], want[i])
+	}
+}
+
+// TestHalves: the parts as bf16 are those as binary32, of rows of any length; what follows an odd one is +0.
+func TestHalves(t *testing.T) {
+	for i := range kernels {
+		v := kernels[i].vector
+		if v == nil || v.splitHalves == nil {
+			continue
+		}
+		for j := range 200 {
+			r := &routines{guards: guards{t: t}, v: v, rnd: rand.New(rand.NewPCG(uint64(j), 6)), first: j%2 == 0}
+			r.what = kernels[i].name
+			rows, n := 1+r.rnd.IntN(5), 1+r.rnd.IntN(100)
+			x := r.drawn(rows*n, r.anyKind())
+			var want [tileParts][]float32
+			for p := range want {
+				want[p] = make([]float32, len(x))
+			}
+			found := split(want[0], want[1], want[2], x)
+			var h halves
+			h.grow(tileParts, rows, n)
+			for i := range h.words {
+				h.words[i] = nan
+			}
+			if f := h.split(v, x, rows, n); f != found {
+				t.Fatalf("%s: split of %x found %b, not %b", r.what, x, f, found)
+			}
+			all := unsafe.Slice(h.at(0), tileParts*h.part)
+			for p := range want {
+				for at := range rows * (n + n%2) {
+					row, i := at/(n+n%2), at%(n+n%2)
+					expected := float32(0)
+					if i < n {
+						expected = want[p][row*n+i]
+					}
+					got := math.Float32frombits(uint32(binary.LittleEndian.Uint16(all[p*h.part+row*h.stride+2*i:])) << 16)
+					r.same(fmt.Sprintf("part %d of row %d of %d", p, row, n), i, got, expected)
+				}
+			}
+			r.free()
+		}
 	}
 }
 

@@ -3,6 +3,7 @@ package attention
 import (
 	"unsafe"
 
+	"headwater.example/attention/internal/amx"
 	"headwater.example/tensor"
 )
 
@@ -10,6 +11,7 @@ import (
 //go:generate sh -c "cd _gen && go run . -isa avx512 -out ../vector_avx512_amd64.s -stubs ../vector_avx512_amd64.go -pkg attention"
 //go:generate sh -c "cd _gen && go run . -isa avx2 -out ../vector_avx2_amd64.s -stubs ../vector_avx2_amd64.go -pkg attention"
 //go:generate sh -c "cd _gen && go run ./arm64 -out ../vector_neon_arm64.s -stubs ../vector_neon_arm64.go"
+//go:generate sh -c "cd _gen && go run ./amx -out ../internal/amx/multiply_amd64.s -stubs ../internal/amx/multiply_amd64.go"
 
 // maxStreams bounds vector.streams.
 const maxStreams = 4
@@ -61,15 +63,23 @@ type vector struct {
 	columns [3]columnsFunc
 	// column writes one row of n elements as a column of dst [n][64], by the size of an element.
 	column [5]columnFunc
-	// split, tileScores and tileValues are for arithmetic in tiles. split is the function split over n elements, a multiple of vectorLen. tileScores is one part of one tile of
-	// kernel.scores: it adds to s, or with carry 0 sets it to, the two chains over n dimensions. tileValues does so for o
-	// [rows][cols·16], weights w [rows][64] and the positions [lo, hi) of a tile, of which no other is looked at.
+	// split, tileScores and tileValues are for arithmetic in tiles. split is the function split over n elements, a multiple of
+	// vectorLen. tileScores is one part of one tile of kernel.scores: it adds to s, or with carry 0 sets it to, the two chains
+	// over n dimensions. tileValues does so for o [rows][cols·16], weights w [rows][64] and the positions [lo, hi) of a tile,
+	// of which no other is looked at.
 	split      func(first, second, third, x *float32, n int) int
 	tileScores func(s, q *float32, k *byte, stride, n, rows, carry int)
 	tileValues func(o, w *float32, v *byte, oStride, vStride, cols, rows, lo, hi, carry int)
+	// multiply, where there is a matrix unit, takes the place of these three: with splitHalves, which is the function of that
+	// name over n elements, a multiple of vectorLen.
+	multiply    func(p *amx.Product)
+	splitHalves func(first, second, third *byte, x *float32, n int) int
 	// weave writes two rows of n elements of 2 bytes, n a multiple of vectorLen, as pairs.
 	weave func(dst, first, second *byte, n int)
 }
+
+// hasMatrix says whether arithmetic in tiles has a matrix unit.
+func (v *vector) hasMatrix() bool { return v != nil && v.multiply != nil }
 
 type (
 	columnsFunc = func(dst, src *byte, stride, n int)
@@ -146,9 +156,12 @@ func (b *block) vectorPage(page, from, to int, part parts) {
 			b.ahead[v.streams+2] = 1
 		}
 	}
-	if l.arithmetic == Chain {
+	switch {
+	case l.arithmetic == Chain:
 		v.scores[storage](&s[0], &b.q.Q[(b.first+from)*l.headDim], &bytes[0], 4*l.headDim, l.headDim, rows, 0, b.askByKeys(page))
-	} else {
+	case v.hasMatrix():
+		b.matrixScores(s, bytes, from, to, b.askByKeys(page))
+	default:
 		b.vectorTileScores(s, bytes, from, to)
 	}
 
@@ -200,9 +213,10 @@ func (b *block) vectorValues(page, from, to int, part parts) {
 	for r := from; r < to; {
 		// What some of the rows do not see weighs 0 there, which can change no more than the sign of a zero: v is finite
 		// where anything is seen. A row with a NaN weighs all positions NaN, even those that do not exist.
-		n, nonzero := 0, uint64(0)
+		n, nonzero, seen := 0, uint64(0), uint64(0)
 		for ; r+n < to && b.does[r+n] == b.does[r]; n++ {
 			nonzero |= b.nonzero[r+n] & b.visibleBits[r+n]
+			seen |= b.visibleBits[r+n]
 		}
 		switch o := part.row(r); {
 		case b.does[r] == passedOver:
@@ -216,7 +230,7 @@ func (b *block) vectorValues(page, from, to int, part parts) {
 				}
 			}
 		case l.arithmetic != Chain:
-			b.mergeTileValues(page, r, n, from, part, nonzero)
+			b.mergeTileValues(page, r, n, from, part, nonzero, seen, ahead)
 		case b.does[r] == copied:
 			add(&o[0], &s[(r-from)*PageLen], values, 4*part.stride, vStride, cols, n, nonzero, nil, nil, ahead)
 		default:

@@ -132,6 +132,11 @@ func weave_avx2(dst *byte, first *byte, second *byte, n int)
 //go:noescape
 func split_avx2(first *float32, second *float32, third *float32, x *float32, n int) int
 
+// splitHalves_avx2 is splitHalves over n elements, a multiple of 16.
+//
+//go:noescape
+func splitHalves_avx2(first *byte, second *byte, third *byte, x *float32, n int) int
+
 // tileScores_avx2 is one part of one tile of kernel.scores.
 //
 //go:noescape

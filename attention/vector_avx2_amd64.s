@@ -36039,6 +36039,77 @@ inRange859:
 	VZEROUPPER
 	RET
 
+// func splitHalves_avx2(first *byte, second *byte, third *byte, x *float32, n int) int
+// Requires: AVX, AVX2
+TEXT ·splitHalves_avx2(SB), NOSPLIT, $0-48
+	MOVQ    first+0(FP), DI
+	MOVQ    second+8(FP), SI
+	MOVQ    third+16(FP), BX
+	MOVQ    x+24(FP), R8
+	MOVQ    n+32(FP), CX
+	VMOVUPS magnitude_avx2<>+0(SB), Y8
+	VMOVUPS belowSplit_avx2<>+0(SB), Y9
+	VMOVUPS upperHalves_avx2<>+0(SB), Y10
+	VMOVUPS half_avx2<>+0(SB), Y11
+	VMOVUPS odd_avx2<>+0(SB), Y12
+	VXORPS  Y0, Y0, Y0
+	VXORPS  Y1, Y1, Y1
+
+loop860:
+	SUBQ      $0x08, CX
+	JLT       done861
+	VMOVUPS   (R8), Y2
+	VPAND     Y8, Y2, Y4
+	VPMAXSD   Y4, Y0, Y0
+	VPCMPGTD  Y9, Y4, Y4
+	VPAND     Y4, Y2, Y2
+	VPSRLD    $0x10, Y2, Y3
+	VPAND     Y12, Y3, Y3
+	VPADDD    Y11, Y3, Y3
+	VPADDD    Y2, Y3, Y3
+	VPAND     Y10, Y3, Y3
+	VPSRLD    $0x10, Y3, Y5
+	VPACKUSDW Y5, Y5, Y5
+	VPERMQ    $0x08, Y5, Y5
+	VMOVUPS   X5, (DI)
+	VSUBPS    Y3, Y2, Y2
+	VPSRLD    $0x10, Y2, Y3
+	VPAND     Y12, Y3, Y3
+	VPADDD    Y11, Y3, Y3
+	VPADDD    Y2, Y3, Y3
+	VPAND     Y10, Y3, Y3
+	VPSRLD    $0x10, Y3, Y5
+	VPACKUSDW Y5, Y5, Y5
+	VPERMQ    $0x08, Y5, Y5
+	VMOVUPS   X5, (SI)
+	VPOR      Y3, Y1, Y1
+	VSUBPS    Y3, Y2, Y2
+	VPSRLD    $0x10, Y2, Y5
+	VPACKUSDW Y5, Y5, Y5
+	VPERMQ    $0x08, Y5, Y5
+	VMOVUPS   X5, (BX)
+	ADDQ      $0x10, DI
+	ADDQ      $0x10, SI
+	ADDQ      $0x10, BX
+	ADDQ      $0x20, R8
+	JMP       loop860
+
+done861:
+	XORQ         AX, AX
+	VPTEST       Y1, Y1
+	SETNE        AL
+	VPBROADCASTD belowLarge_avx2<>+0(SB), Y2
+	VPCMPGTD     Y2, Y0, Y0
+	VPMOVMSKB    Y0, DX
+	TESTL        DX, DX
+	JZ           inRange862
+	ORQ          $0x02, AX
+
+inRange862:
+	MOVQ AX, ret+40(FP)
+	VZEROUPPER
+	RET
+
 // func tileScores_avx2(s *float32, q *float32, k *byte, stride int, n int, rows int, carry int)
 // Requires: AVX, AVX2, FMA3
 TEXT ·tileScores_avx2(SB), NOSPLIT, $0-56
@@ -36047,16 +36118,16 @@ TEXT ·tileScores_avx2(SB), NOSPLIT, $0-56
 	MOVQ stride+24(FP), R8
 	MOVQ rows+40(FP), R10
 
-rows860:
+rows863:
 	CMPQ R10, $0x09
-	JLT  fewer861
+	JLT  fewer864
 
-tile869:
+tile872:
 	MOVQ         k+16(FP), R13
 	VBROADCASTSS highHalf_avx2<>+0(SB), Y15
 	MOVQ         $0x00000008, R11
 
-block870:
+block873:
 	VXORPS Y0, Y0, Y0
 	VXORPS Y1, Y1, Y1
 	VXORPS Y2, Y2, Y2
@@ -36075,9 +36146,9 @@ block870:
 	ADDQ   SI, CX
 	MOVQ   n+32(FP), R12
 	SUBQ   $0x04, R12
-	JLT    few872
+	JLT    few875
 
-dims871:
+dims874:
 	VMOVUPS      (AX), Y12
 	VPSLLD       $0x10, Y12, Y12
 	VBROADCASTSS (BX), Y13
@@ -36136,13 +36207,13 @@ dims871:
 	ADDQ         $0x10, BX
 	ADDQ         $0x10, CX
 	SUBQ         $0x04, R12
-	JGE          dims871
+	JGE          dims874
 
-few872:
+few875:
 	ADDQ         $0x04, R12
-	JZ           store873
+	JZ           store876
 	CMPQ         R12, $0x02
-	JLT          some875
+	JLT          some878
 	VMOVUPS      (AX), Y12
 	VPSLLD       $0x10, Y12, Y12
 	VBROADCASTSS (BX), Y13
@@ -36174,9 +36245,9 @@ few872:
 	ADDQ         $0x08, BX
 	ADDQ         $0x08, CX
 	SUBQ         $0x02, R12
-	JZ           store873
+	JZ           store876
 
-some875:
+some878:
 	VMOVUPS      (AX), Y12
 	VPSLLD       $0x10, Y12, Y12
 	VBROADCASTSS (BX), Y13
@@ -36195,7 +36266,7 @@ some875:
 	ADDQ         $0x04, BX
 	ADDQ         $0x04, CX
 
-store873:
+store876:
 	VADDPS  Y1, Y0, Y0
 	VADDPS  Y3, Y2, Y2
 	VADDPS  Y5, Y4, Y4
@@ -36203,7 +36274,7 @@ store873:
 	VADDPS  Y9, Y8, Y8
 	VADDPS  Y11, Y10, Y10
 	CMPQ    carry+48(FP), $0x00
-	JEQ     first876
+	JEQ     first879
 	VADDPS  (DI), Y0, Y0
 	VMOVUPS Y0, (DI)
 	VADDPS  256(DI), Y2, Y2
@@ -36216,9 +36287,9 @@ store873:
 	VMOVUPS Y8, 1024(DI)
 	VADDPS  1280(DI), Y10, Y10
 	VMOVUPS Y10, 1280(DI)
-	JMP     stored874
+	JMP     stored877
 
-first876:
+first879:
 	VMOVUPS Y0, (DI)
 	VMOVUPS Y2, 256(DI)
 	VMOVUPS Y4, 512(DI)
@@ -36226,40 +36297,40 @@ first876:
 	VMOVUPS Y8, 1024(DI)
 	VMOVUPS Y10, 1280(DI)
 
-stored874:
+stored877:
 	ADDQ   $0x00000020, DI
 	ADDQ   $0x00000020, R13
 	DECQ   R11
-	JNZ    block870
+	JNZ    block873
 	ADDQ   $0x00000500, DI
 	IMUL3Q $0x06, R8, R12
 	ADDQ   R12, SI
 	SUBQ   $0x06, R10
-	JMP    rows860
+	JMP    rows863
 
-fewer861:
+fewer864:
 	CMPQ R10, $0x01
-	JEQ  tile864
-	CMPQ R10, $0x02
-	JEQ  tile865
-	CMPQ R10, $0x03
-	JEQ  tile866
-	CMPQ R10, $0x04
 	JEQ  tile867
-	CMPQ R10, $0x05
+	CMPQ R10, $0x02
 	JEQ  tile868
-	CMPQ R10, $0x06
+	CMPQ R10, $0x03
 	JEQ  tile869
+	CMPQ R10, $0x04
+	JEQ  tile870
+	CMPQ R10, $0x05
+	JEQ  tile871
 	CMPQ R10, $0x06
-	JGT  tile867
-	JMP  done862
+	JEQ  tile872
+	CMPQ R10, $0x06
+	JGT  tile870
+	JMP  done865
 
-tile864:
+tile867:
 	MOVQ         k+16(FP), R13
 	VBROADCASTSS highHalf_avx2<>+0(SB), Y15
 	MOVQ         $0x00000002, R11
 
-block877:
+block880:
 	VXORPS Y0, Y0, Y0
 	VXORPS Y1, Y1, Y1
 	VXORPS Y2, Y2, Y2
@@ -36272,9 +36343,9 @@ block877:
 	MOVQ   SI, BX
 	MOVQ   n+32(FP), R12
 	SUBQ   $0x04, R12
-	JLT    few879
+	JLT    few882
 
-dims878:
+dims881:
 	VBROADCASTSS (BX), Y8
 	VMOVUPS      (AX), Y9
 	VPSLLD       $0x10, Y9, Y9
@@ -36322,13 +36393,13 @@ dims878:
 	ADDQ         $0x00000200, AX
 	ADDQ         $0x10, BX
 	SUBQ         $0x04, R12
-	JGE          dims878
+	JGE          dims881
 
-few879:
+few882:
 	ADDQ         $0x04, R12
-	JZ           store880
+	JZ           store883
 	CMPQ         R12, $0x02
-	JLT          some882
+	JLT          some885
 	VBROADCASTSS (BX), Y8
 	VMOVUPS      (AX), Y9
 	VPSLLD       $0x10, Y9, Y9
@@ -36354,9 +36425,9 @@ few879:
 	ADDQ         $0x00000100, AX
 	ADDQ         $0x08, BX
 	SUBQ         $0x02, R12
-	JZ           store880
+	JZ           store883
 
-some882:
+some885:
 	VBROADCASTSS (BX), Y8
 	VMOVUPS      (AX), Y9
 	VPSLLD       $0x10, Y9, Y9
@@ -36373,13 +36444,13 @@ some882:
 	ADDQ         $0x00000080, AX
 	ADDQ         $0x04, BX
 
-store880:
+store883:
 	VADDPS  Y1, Y0, Y0
 	VADDPS  Y3, Y2, Y2
 	VADDPS  Y5, Y4, Y4
 	VADDPS  Y7, Y6, Y6
 	CMPQ    carry+48(FP), $0x00
-	JEQ     first883
+	JEQ     first886
 	VADDPS  (DI), Y0, Y0
 	VMOVUPS Y0, (DI)
 	VADDPS  32(DI), Y2, Y2
@@ -36388,30 +36459,30 @@ store880:
 	VMOVUPS Y4, 64(DI)
 	VADDPS  96(DI), Y6, Y6
 	VMOVUPS Y6, 96(DI)
-	JMP     stored881
+	JMP     stored884
 
-first883:
+first886:
 	VMOVUPS Y0, (DI)
 	VMOVUPS Y2, 32(DI)
 	VMOVUPS Y4, 64(DI)
 	VMOVUPS Y6, 96(DI)
 
-stored881:
+stored884:
 	ADDQ   $0x00000080, DI
 	ADDQ   $0x00000080, R13
 	DECQ   R11
-	JNZ    block877
+	JNZ    block880
 	IMUL3Q $0x01, R8, R12
 	ADDQ   R12, SI
 	SUBQ   $0x01, R10
-	JMP    rows860
+	JMP    rows863
 
-tile865:
+tile868:
 	MOVQ         k+16(FP), R13
 	VBROADCASTSS highHalf_avx2<>+0(SB), Y15
 	MOVQ         $0x00000004, R11
 
-block884:
+block887:
 	VXORPS Y0, Y0, Y0
 	VXORPS Y1, Y1, Y1
 	VXORPS Y2, Y2, Y2
@@ -36424,9 +36495,9 @@ block884:
 	MOVQ   SI, BX
 	MOVQ   n+32(FP), R12
 	SUBQ   $0x04, R12
-	JLT    few886
+	JLT    few889
 
-dims885:
+dims888:
 	VMOVUPS      (AX), Y8
 	VPSLLD       $0x10, Y8, Y8
 	VMOVUPS      32(AX), Y9
@@ -36466,13 +36537,13 @@ dims885:
 	ADDQ         $0x00000200, AX
 	ADDQ         $0x10, BX
 	SUBQ         $0x04, R12
-	JGE          dims885
+	JGE          dims888
 
-few886:
+few889:
 	ADDQ         $0x04, R12
-	JZ           store887
+	JZ           store890
 	CMPQ         R12, $0x02
-	JLT          some889
+	JLT          some892
 	VMOVUPS      (AX), Y8
 	VPSLLD       $0x10, Y8, Y8
 	VMOVUPS      32(AX), Y9
@@ -36494,9 +36565,9 @@ few886:
 	ADDQ         $0x00000100, AX
 	ADDQ         $0x08, BX
 	SUBQ         $0x02, R12
-	JZ           store887
+	JZ           store890
 
-some889:
+some892:
 	VMOVUPS      (AX), Y8
 	VPSLLD       $0x10, Y8, Y8
 	VMOVUPS      32(AX), Y9
@@ -36510,13 +36581,13 @@ some889:
 	ADDQ         $0x00000080, AX
 	ADDQ         $0x04, BX
 
-store887:
+store890:
 	VADDPS  Y1, Y0, Y0
 	VADDPS  Y3, Y2, Y2
 	VADDPS  Y5, Y4, Y4
 	VADDPS  Y7, Y6, Y6
 	CMPQ    carry+48(FP), $0x00
-	JEQ     first890
+	JEQ     first893
 	VADDPS  (DI), Y0, Y0
 	VMOVUPS Y0, (DI)
 	VADDPS  32(DI), Y2, Y2
@@ -36525,31 +36596,31 @@ store887:
 	VMOVUPS Y4, 256(DI)
 	VADDPS  288(DI), Y6, Y6
 	VMOVUPS Y6, 288(DI)
-	JMP     stored888
+	JMP     stored891
 
-first890:
+first893:
 	VMOVUPS Y0, (DI)
 	VMOVUPS Y2, 32(DI)
 	VMOVUPS Y4, 256(DI)
 	VMOVUPS Y6, 288(DI)
 
-stored888:
+stored891:
 	ADDQ   $0x00000040, DI
 	ADDQ   $0x00000040, R13
 	DECQ   R11
-	JNZ    block884
+	JNZ    block887
 	ADDQ   $0x00000100, DI
 	IMUL3Q $0x02, R8, R12
 	ADDQ   R12, SI
 	SUBQ   $0x02, R10
-	JMP    rows860
+	JMP    rows863
 
-tile866:
+tile869:
 	MOVQ         k+16(FP), R13
 	VBROADCASTSS highHalf_avx2<>+0(SB), Y15
 	MOVQ         $0x00000004, R11
 
-block891:
+block894:
 	VXORPS Y0, Y0, Y0
 	VXORPS Y1, Y1, Y1
 	VXORPS Y2, Y2, Y2
@@ -36566,9 +36637,9 @@ block891:
 	MOVQ   SI, BX
 	MOVQ   n+32(FP), R12
 	SUBQ   $0x04, R12
-	JLT    few893
+	JLT    few896
 
-dims892:
+dims895:
 	VMOVUPS      (AX), Y12
 	VPSLLD       $0x10, Y12, Y12
 	VMOVUPS      32(AX), Y13
@@ -36620,13 +36691,13 @@ dims892:
 	ADDQ         $0x00000200, AX
 	ADDQ         $0x10, BX
 	SUBQ         $0x04, R12
-	JGE          dims892
+	JGE          dims895
 
-few893:
+few896:
 	ADDQ         $0x04, R12
-	JZ           store894
+	JZ           store897
 	CMPQ         R12, $0x02
-	JLT          some896
+	JLT          some899
 	VMOVUPS      (AX), Y12
 	VPSLLD       $0x10, Y12, Y12
 	VMOVUPS      32(AX), Y13
@@ -36654,9 +36725,9 @@ few893:
 	ADDQ         $0x00000100, AX
 	ADDQ         $0x08, BX
 	SUBQ         $0x02, R12
-	JZ           store894
+	JZ           store897
 
-some896:
+some899:
 	VMOVUPS      (AX), Y12
 	VPSLLD       $0x10, Y12, Y12
 	VMOVUPS      32(AX), Y13
@@ -36673,7 +36744,7 @@ some896:
 	ADDQ         $0x00000080, AX
 	ADDQ         $0x04, BX
 
-store894:
+store897:
 	VADDPS  Y1, Y0, Y0
 	VADDPS  Y3, Y2, Y2
 	VADDPS  Y5, Y4, Y4
@@ -36681,7 +36752,7 @@ store894:
 	VADDPS  Y9, Y8, Y8
 	VADDPS  Y11, Y10, Y10
 	CMPQ    carry+48(FP), $0x00
-	JEQ     first897
+	JEQ     first900
 	VADDPS  (DI), Y0, Y0
 	VMOVUPS Y0, (DI)
 	VADDPS  32(DI), Y2, Y2
@@ -36694,9 +36765,9 @@ store894:
 	VMOVUPS Y8, 512(DI)
 	VADDPS  544(DI), Y10, Y10
 	VMOVUPS Y10, 544(DI)
-	JMP     stored895
+	JMP     stored898
 
-first897:
+first900:
 	VMOVUPS Y0, (DI)
 	VMOVUPS Y2, 32(DI)
 	VMOVUPS Y4, 256(DI)
@@ -36704,23 +36775,23 @@ first897:
 	VMOVUPS Y8, 512(DI)
 	VMOVUPS Y10, 544(DI)
 
-stored895:
+stored898:
 	ADDQ   $0x00000040, DI
 	ADDQ   $0x00000040, R13
 	DECQ   R11
-	JNZ    block891
+	JNZ    block894
 	ADDQ   $0x00000200, DI
 	IMUL3Q $0x03, R8, R12
 	ADDQ   R12, SI
 	SUBQ   $0x03, R10
-	JMP    rows860
+	JMP    rows863
 
-tile867:
+tile870:
 	MOVQ         k+16(FP), R13
 	VBROADCASTSS highHalf_avx2<>+0(SB), Y15
 	MOVQ         $0x00000008, R11
 
-block898:
+block901:
 	VXORPS Y0, Y0, Y0
 	VXORPS Y1, Y1, Y1
 	VXORPS Y2, Y2, Y2
@@ -36735,9 +36806,9 @@ block898:
 	ADDQ   SI, CX
 	MOVQ   n+32(FP), R12
 	SUBQ   $0x04, R12
-	JLT    few900
+	JLT    few903
 
-dims899:
+dims902:
 	VMOVUPS      (AX), Y8
 	VPSLLD       $0x10, Y8, Y8
 	VBROADCASTSS (BX), Y9
@@ -36780,13 +36851,13 @@ dims899:
 	ADDQ         $0x10, BX
 	ADDQ         $0x10, CX
 	SUBQ         $0x04, R12
-	JGE          dims899
+	JGE          dims902
 
-few900:
+few903:
 	ADDQ         $0x04, R12
-	JZ           store901
+	JZ           store904
 	CMPQ         R12, $0x02
-	JLT          some903
+	JLT          some906
 	VMOVUPS      (AX), Y8
 	VPSLLD       $0x10, Y8, Y8
 	VBROADCASTSS (BX), Y9
@@ -36810,9 +36881,9 @@ few900:
 	ADDQ         $0x08, BX
 	ADDQ         $0x08, CX
 	SUBQ         $0x02, R12
-	JZ           store901
+	JZ           store904
 
-some903:
+some906:
 	VMOVUPS      (AX), Y8
 	VPSLLD       $0x10, Y8, Y8
 	VBROADCASTSS (BX), Y9
@@ -36827,13 +36898,13 @@ some903:
 	ADDQ         $0x04, BX
 	ADDQ         $0x04, CX
 
-store901:
+store904:
 	VADDPS  Y1, Y0, Y0
 	VADDPS  Y3, Y2, Y2
 	VADDPS  Y5, Y4, Y4
 	VADDPS  Y7, Y6, Y6
 	CMPQ    carry+48(FP), $0x00
-	JEQ     first904
+	JEQ     first907
 	VADDPS  (DI), Y0, Y0
 	VMOVUPS Y0, (DI)
 	VADDPS  256(DI), Y2, Y2
@@ -36842,31 +36913,31 @@ store901:
 	VMOVUPS Y4, 512(DI)
 	VADDPS  768(DI), Y6, Y6
 	VMOVUPS Y6, 768(DI)
-	JMP     stored902
+	JMP     stored905
 
-first904:
+first907:
 	VMOVUPS Y0, (DI)
 	VMOVUPS Y2, 256(DI)
 	VMOVUPS Y4, 512(DI)
 	VMOVUPS Y6, 768(DI)
 
-stored902:
+stored905:
 	ADDQ   $0x00000020, DI
 	ADDQ   $0x00000020, R13
 	DECQ   R11
-	JNZ    block898
+	JNZ    block901
 	ADDQ   $0x00000300, DI
 	IMUL3Q $0x04, R8, R12
 	ADDQ   R12, SI
 	SUBQ   $0x04, R10
-	JMP    rows860
+	JMP    rows863
 
-tile868:
+tile871:
 	MOVQ         k+16(FP), R13
 	VBROADCASTSS highHalf_avx2<>+0(SB), Y15
 	MOVQ         $0x00000008, R11
 
-block905:
+block908:
 	VXORPS Y0, Y0, Y0
 	VXORPS Y1, Y1, Y1
 	VXORPS Y2, Y2, Y2
@@ -36883,9 +36954,9 @@ block905:
 	ADDQ   SI, CX
 	MOVQ   n+32(FP), R12
 	SUBQ   $0x04, R12
-	JLT    few907
+	JLT    few910
 
-dims906:
+dims909:
 	VMOVUPS      (AX), Y10
 	VPSLLD       $0x10, Y10, Y10
 	VBROADCASTSS (BX), Y11
@@ -36936,13 +37007,13 @@ dims906:
 	ADDQ         $0x10, BX
 	ADDQ         $0x10, CX
 	SUBQ         $0x04, R12
-	JGE          dims906
+	JGE          dims909
 
-few907:
+few910:
 	ADDQ         $0x04, R12
-	JZ           store908
+	JZ           store911
 	CMPQ         R12, $0x02
-	JLT          some910
+	JLT          some913
 	VMOVUPS      (AX), Y10
 	VPSLLD       $0x10, Y10, Y10
 	VBROADCASTSS (BX), Y11
@@ -36970,9 +37041,9 @@ few907:
 	ADDQ         $0x08, BX
 	ADDQ         $0x08, CX
 	SUBQ         $0x02, R12
-	JZ           store908
+	JZ           store911
 
-some910:
+some913:
 	VMOVUPS      (AX), Y10
 	VPSLLD       $0x10, Y10, Y10
 	VBROADCASTSS (BX), Y11
@@ -36989,14 +37060,14 @@ some910:
 	ADDQ         $0x04, BX
 	ADDQ         $0x04, CX
 
-store908:
+store911:
 	VADDPS  Y1, Y0, Y0
 	VADDPS  Y3, Y2, Y2
 	VADDPS  Y5, Y4, Y4
 	VADDPS  Y7, Y6, Y6
 	VADDPS  Y9, Y8, Y8
 	CMPQ    carry+48(FP), $0x00
-	JEQ     first911
+	JEQ     first914
 	VADDPS  (DI), Y0, Y0
 	VMOVUPS Y0, (DI)
 	VADDPS  256(DI), Y2, Y2
@@ -37007,27 +37078,27 @@ store908:
 	VMOVUPS Y6, 768(DI)
 	VADDPS  1024(DI), Y8, Y8
 	VMOVUPS Y8, 1024(DI)
-	JMP     stored909
+	JMP     stored912
 
-first911:
+first914:
 	VMOVUPS Y0, (DI)
 	VMOVUPS Y2, 256(DI)
 	VMOVUPS Y4, 512(DI)
 	VMOVUPS Y6, 768(DI)
 	VMOVUPS Y8, 1024(DI)
 
-stored909:
+stored912:
 	ADDQ   $0x00000020, DI
 	ADDQ   $0x00000020, R13
 	DECQ   R11
-	JNZ    block905
+	JNZ    block908
 	ADDQ   $0x00000400, DI
 	IMUL3Q $0x05, R8, R12
 	ADDQ   R12, SI
 	SUBQ   $0x05, R10
-	JMP    rows860
+	JMP    rows863
 
-done862:
+done865:
 	VZEROUPPER
 	RET
 
@@ -37043,19 +37114,19 @@ TEXT ·tileValues_avx2(SB), NOSPLIT, $0-80
 	SHRQ  $0x01, R11
 	IMULQ R9, R11
 
-rows912:
+rows915:
 	CMPQ R10, $0x09
-	JLT  fewer913
+	JLT  fewer916
 
-tile921:
+tile924:
 	MOVQ v+16(FP), DX
 	MOVQ R15, DI
 	MOVQ cols+40(FP), R14
 	ADDQ R14, R14
 
-columns922:
+columns925:
 	CMPQ         R14, $0x01
-	JLT          less923
+	JLT          less926
 	VBROADCASTSS highHalf_avx2<>+0(SB), Y15
 	VXORPS       Y0, Y0, Y0
 	VXORPS       Y1, Y1, Y1
@@ -37075,7 +37146,7 @@ columns922:
 	MOVQ         hi+64(FP), R13
 	SUBQ         AX, R13
 	TESTQ        $0x00000001, AX
-	JZ           even924
+	JZ           even927
 	VANDPS       (SI), Y15, Y12
 	VBROADCASTSS (R12), Y13
 	VFMADD231PS  Y12, Y13, Y1
@@ -37092,13 +37163,13 @@ columns922:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JZ           store927
+	JZ           store930
 
-even924:
+even927:
 	SUBQ $0x04, R13
-	JLT  few926
+	JLT  few929
 
-positions925:
+positions928:
 	VMOVUPS      (SI), Y12
 	VPSLLD       $0x10, Y12, Y12
 	VBROADCASTSS (R12), Y13
@@ -37156,13 +37227,13 @@ positions925:
 	LEAQ         (SI)(R9*2), SI
 	ADDQ         $0x10, R12
 	SUBQ         $0x04, R13
-	JGE          positions925
+	JGE          positions928
 
-few926:
+few929:
 	ADDQ         $0x04, R13
-	JZ           store927
+	JZ           store930
 	CMPQ         R13, $0x02
-	JLT          some929
+	JLT          some932
 	VMOVUPS      (SI), Y12
 	VPSLLD       $0x10, Y12, Y12
 	VBROADCASTSS (R12), Y13
@@ -37193,9 +37264,9 @@ few926:
 	LEAQ         (SI)(R9*1), SI
 	ADDQ         $0x08, R12
 	SUBQ         $0x02, R13
-	JZ           store927
+	JZ           store930
 
-some929:
+some932:
 	VMOVUPS      (SI), Y12
 	VPSLLD       $0x10, Y12, Y12
 	VBROADCASTSS (R12), Y13
@@ -37213,7 +37284,7 @@ some929:
 	LEAQ         (SI)(R9*1), SI
 	ADDQ         $0x04, R12
 
-store927:
+store930:
 	VADDPS  Y1, Y0, Y0
 	VADDPS  Y3, Y2, Y2
 	VADDPS  Y5, Y4, Y4
@@ -37221,7 +37292,7 @@ store927:
 	VADDPS  Y9, Y8, Y8
 	VADDPS  Y11, Y10, Y10
 	CMPQ    carry+72(FP), $0x00
-	JNE     begun930
+	JNE     begun933
 	MOVQ    DI, AX
 	VMOVUPS Y0, (AX)
 	ADDQ    R8, AX
@@ -37234,9 +37305,9 @@ store927:
 	VMOVUPS Y8, (AX)
 	ADDQ    R8, AX
 	VMOVUPS Y10, (AX)
-	JMP     stored928
+	JMP     stored931
 
-begun930:
+begun933:
 	MOVQ    DI, AX
 	VADDPS  (AX), Y0, Y0
 	VMOVUPS Y0, (AX)
@@ -37256,45 +37327,45 @@ begun930:
 	VADDPS  (AX), Y10, Y10
 	VMOVUPS Y10, (AX)
 
-stored928:
+stored931:
 	ADDQ $0x00000020, DI
 	ADDQ $0x00000020, DX
 	SUBQ $0x01, R14
-	JMP  columns922
+	JMP  columns925
 
-less923:
+less926:
 	ADDQ   $0x00000600, BX
 	IMUL3Q $0x06, R8, R13
 	ADDQ   R13, R15
 	SUBQ   $0x06, R10
-	JMP    rows912
+	JMP    rows915
 
-fewer913:
+fewer916:
 	CMPQ R10, $0x01
-	JEQ  tile916
-	CMPQ R10, $0x02
-	JEQ  tile917
-	CMPQ R10, $0x03
-	JEQ  tile918
-	CMPQ R10, $0x04
 	JEQ  tile919
-	CMPQ R10, $0x05
+	CMPQ R10, $0x02
 	JEQ  tile920
-	CMPQ R10, $0x06
+	CMPQ R10, $0x03
 	JEQ  tile921
+	CMPQ R10, $0x04
+	JEQ  tile922
+	CMPQ R10, $0x05
+	JEQ  tile923
 	CMPQ R10, $0x06
-	JGT  tile919
-	JMP  done914
+	JEQ  tile924
+	CMPQ R10, $0x06
+	JGT  tile922
+	JMP  done917
 
-tile916:
+tile919:
 	MOVQ v+16(FP), DX
 	MOVQ R15, DI
 	MOVQ cols+40(FP), R14
 	ADDQ R14, R14
 
-columns931:
+columns934:
 	CMPQ         R14, $0x04
-	JLT          less932
+	JLT          less935
 	VBROADCASTSS highHalf_avx2<>+0(SB), Y15
 	VXORPS       Y0, Y0, Y0
 	VXORPS       Y1, Y1, Y1
@@ -37310,7 +37381,7 @@ columns931:
 	MOVQ         hi+64(FP), R13
 	SUBQ         AX, R13
 	TESTQ        $0x00000001, AX
-	JZ           even933
+	JZ           even936
 	VBROADCASTSS (R12), Y8
 	VANDPS       (SI), Y15, Y9
 	VFMADD231PS  Y9, Y8, Y1
@@ -37323,13 +37394,13 @@ columns931:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JZ           store936
+	JZ           store939
 
-even933:
+even936:
 	SUBQ $0x04, R13
-	JLT  few935
+	JLT  few938
 
-positions934:
+positions937:
 	VBROADCASTSS (R12), Y8
 	VMOVUPS      (SI), Y9
 	VPSLLD       $0x10, Y9, Y9
@@ -37377,13 +37448,13 @@ positions934:
 	LEAQ         (SI)(R9*2), SI
 	ADDQ         $0x10, R12
 	SUBQ         $0x04, R13
-	JGE          positions934
+	JGE          positions937
 
-few935:
+few938:
 	ADDQ         $0x04, R13
-	JZ           store936
+	JZ           store939
 	CMPQ         R13, $0x02
-	JLT          some938
+	JLT          some941
 	VBROADCASTSS (R12), Y8
 	VMOVUPS      (SI), Y9
 	VPSLLD       $0x10, Y9, Y9
@@ -37409,9 +37480,9 @@ few935:
 	LEAQ         (SI)(R9*1), SI
 	ADDQ         $0x08, R12
 	SUBQ         $0x02, R13
-	JZ           store936
+	JZ           store939
 
-some938:
+some941:
 	VBROADCASTSS (R12), Y8
 	VMOVUPS      (SI), Y9
 	VPSLLD       $0x10, Y9, Y9
@@ -37428,21 +37499,21 @@ some938:
 	LEAQ         (SI)(R9*1), SI
 	ADDQ         $0x04, R12
 
-store936:
+store939:
 	VADDPS  Y1, Y0, Y0
 	VADDPS  Y3, Y2, Y2
 	VADDPS  Y5, Y4, Y4
 	VADDPS  Y7, Y6, Y6
 	CMPQ    carry+72(FP), $0x00
-	JNE     begun939
+	JNE     begun942
 	MOVQ    DI, AX
 	VMOVUPS Y0, (AX)
 	VMOVUPS Y2, 32(AX)
 	VMOVUPS Y4, 64(AX)
 	VMOVUPS Y6, 96(AX)
-	JMP     stored937
+	JMP     stored940
 
-begun939:
+begun942:
 	MOVQ    DI, AX
 	VADDPS  (AX), Y0, Y0
 	VMOVUPS Y0, (AX)
@@ -37453,16 +37524,16 @@ begun939:
 	VADDPS  96(AX), Y6, Y6
 	VMOVUPS Y6, 96(AX)
 
-stored937:
+stored940:
 	ADDQ $0x00000080, DI
 	ADDQ $0x00000080, DX
 	SUBQ $0x04, R14
-	JMP  columns931
+	JMP  columns934
 
-less932:
-columns940:
+less935:
+columns943:
 	CMPQ         R14, $0x02
-	JLT          less941
+	JLT          less944
 	VBROADCASTSS highHalf_avx2<>+0(SB), Y15
 	VXORPS       Y0, Y0, Y0
 	VXORPS       Y1, Y1, Y1
@@ -37474,7 +37545,7 @@ columns940:
 	MOVQ         hi+64(FP), R13
 	SUBQ         AX, R13
 	TESTQ        $0x00000001, AX
-	JZ           even942
+	JZ           even945
 	VBROADCASTSS (R12), Y4
 	VANDPS       (SI), Y15, Y5
 	VFMADD231PS  Y5, Y4, Y1
@@ -37483,13 +37554,13 @@ columns940:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JZ           store945
+	JZ           store948
 
-even942:
+even945:
 	SUBQ $0x04, R13
-	JLT  few944
+	JLT  few947
 
-positions943:
+positions946:
 	VBROADCASTSS (R12), Y4
 	VMOVUPS      (SI), Y5
 	VPSLLD       $0x10, Y5, Y5
@@ -37517,13 +37588,13 @@ positions943:
 	LEAQ         (SI)(R9*2), SI
 	ADDQ         $0x10, R12
 	SUBQ         $0x04, R13
-	JGE          positions943
+	JGE          positions946
 
-few944:
+few947:
 	ADDQ         $0x04, R13
-	JZ           store945
+	JZ           store948
 	CMPQ         R13, $0x02
-	JLT          some947
+	JLT          some950
 	VBROADCASTSS (R12), Y4
 	VMOVUPS      (SI), Y5
 	VPSLLD       $0x10, Y5, Y5
@@ -37539,9 +37610,9 @@ few944:
 	LEAQ         (SI)(R9*1), SI
 	ADDQ         $0x08, R12
 	SUBQ         $0x02, R13
-	JZ           store945
+	JZ           store948
 
-some947:
+some950:
 	VBROADCASTSS (R12), Y4
 	VMOVUPS      (SI), Y5
 	VPSLLD       $0x10, Y5, Y5
@@ -37552,33 +37623,33 @@ some947:
 	LEAQ         (SI)(R9*1), SI
 	ADDQ         $0x04, R12
 
-store945:
+store948:
 	VADDPS  Y1, Y0, Y0
 	VADDPS  Y3, Y2, Y2
 	CMPQ    carry+72(FP), $0x00
-	JNE     begun948
+	JNE     begun951
 	MOVQ    DI, AX
 	VMOVUPS Y0, (AX)
 	VMOVUPS Y2, 32(AX)
-	JMP     stored946
+	JMP     stored949
 
-begun948:
+begun951:
 	MOVQ    DI, AX
 	VADDPS  (AX), Y0, Y0
 	VMOVUPS Y0, (AX)
 	VADDPS  32(AX), Y2, Y2
 	VMOVUPS Y2, 32(AX)
 
-stored946:
+stored949:
 	ADDQ $0x00000040, DI
 	ADDQ $0x00000040, DX
 	SUBQ $0x02, R14
-	JMP  columns940
+	JMP  columns943
 
-less941:
-columns949:
+less944:
+columns952:
 	CMPQ         R14, $0x01
-	JLT          less950
+	JLT          less953
 	VBROADCASTSS highHalf_avx2<>+0(SB), Y15
 	VXORPS       Y0, Y0, Y0
 	VXORPS       Y1, Y1, Y1
@@ -37588,20 +37659,20 @@ columns949:
 	MOVQ         hi+64(FP), R13
 	SUBQ         AX, R13
 	TESTQ        $0x00000001, AX
-	JZ           even951
+	JZ           even954
 	VANDPS       (SI), Y15, Y2
 	VBROADCASTSS (R12), Y3
 	VFMADD231PS  Y2, Y3, Y1
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JZ           store954
+	JZ           store957
 
-even951:
+even954:
 	SUBQ $0x04, R13
-	JLT  few953
+	JLT  few956
 
-positions952:
+positions955:
 	VMOVUPS      (SI), Y2
 	VPSLLD       $0x10, Y2, Y2
 	VBROADCASTSS (R12), Y3
@@ -37619,13 +37690,13 @@ positions952:
 	LEAQ         (SI)(R9*2), SI
 	ADDQ         $0x10, R12
 	SUBQ         $0x04, R13
-	JGE          positions952
+	JGE          positions955
 
-few953:
+few956:
 	ADDQ         $0x04, R13
-	JZ           store954
+	JZ           store957
 	CMPQ         R13, $0x02
-	JLT          some956
+	JLT          some959
 	VMOVUPS      (SI), Y2
 	VPSLLD       $0x10, Y2, Y2
 	VBROADCASTSS (R12), Y3
@@ -37636,9 +37707,9 @@ few953:
 	LEAQ         (SI)(R9*1), SI
 	ADDQ         $0x08, R12
 	SUBQ         $0x02, R13
-	JZ           store954
+	JZ           store957
 
-some956:
+some959:
 	VMOVUPS      (SI), Y2
 	VPSLLD       $0x10, Y2, Y2
 	VBROADCASTSS (R12), Y3
@@ -37646,41 +37717,41 @@ some956:
 	LEAQ         (SI)(R9*1), SI
 	ADDQ         $0x04, R12
 
-store954:
+store957:
 	VADDPS  Y1, Y0, Y0
 	CMPQ    carry+72(FP), $0x00
-	JNE     begun957
+	JNE     begun960
 	MOVQ    DI, AX
 	VMOVUPS Y0, (AX)
-	JMP     stored955
+	JMP     stored958
 
-begun957:
+begun960:
 	MOVQ    DI, AX
 	VADDPS  (AX), Y0, Y0
 	VMOVUPS Y0, (AX)
 
-stored955:
+stored958:
 	ADDQ $0x00000020, DI
 	ADDQ $0x00000020, DX
 	SUBQ $0x01, R14
-	JMP  columns949
+	JMP  columns952
 
-less950:
+less953:
 	ADDQ   $0x00000100, BX
 	IMUL3Q $0x01, R8, R13
 	ADDQ   R13, R15
 	SUBQ   $0x01, R10
-	JMP    rows912
+	JMP    rows915
 
-tile917:
+tile920:
 	MOVQ v+16(FP), DX
 	MOVQ R15, DI
 	MOVQ cols+40(FP), R14
 	ADDQ R14, R14
 
-columns958:
+columns961:
 	CMPQ         R14, $0x02
-	JLT          less959
+	JLT          less962
 	VBROADCASTSS highHalf_avx2<>+0(SB), Y15
 	VXORPS       Y0, Y0, Y0
 	VXORPS       Y1, Y1, Y1
@@ -37696,7 +37767,7 @@ columns958:
 	MOVQ         hi+64(FP), R13
 	SUBQ         AX, R13
 	TESTQ        $0x00000001, AX
-	JZ           even960
+	JZ           even963
 	VANDPS       (SI), Y15, Y8
 	VANDPS       32(SI), Y15, Y9
 	VBROADCASTSS (R12), Y10
@@ -37708,13 +37779,13 @@ columns958:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JZ           store963
+	JZ           store966
 
-even960:
+even963:
 	SUBQ $0x04, R13
-	JLT  few962
+	JLT  few965
 
-positions961:
+positions964:
 	VMOVUPS      (SI), Y8
 	VPSLLD       $0x10, Y8, Y8
 	VMOVUPS      32(SI), Y9
@@ -37754,13 +37825,13 @@ positions961:
 	LEAQ         (SI)(R9*2), SI
 	ADDQ         $0x10, R12
 	SUBQ         $0x04, R13
-	JGE          positions961
+	JGE          positions964
 
-few962:
+few965:
 	ADDQ         $0x04, R13
-	JZ           store963
+	JZ           store966
 	CMPQ         R13, $0x02
-	JLT          some965
+	JLT          some968
 	VMOVUPS      (SI), Y8
 	VPSLLD       $0x10, Y8, Y8
 	VMOVUPS      32(SI), Y9
@@ -37782,9 +37853,9 @@ few962:
 	LEAQ         (SI)(R9*1), SI
 	ADDQ         $0x08, R12
 	SUBQ         $0x02, R13
-	JZ           store963
+	JZ           store966
 
-some965:
+some968:
 	VMOVUPS      (SI), Y8
 	VPSLLD       $0x10, Y8, Y8
 	VMOVUPS      32(SI), Y9
@@ -37798,22 +37869,22 @@ some965:
 	LEAQ         (SI)(R9*1), SI
 	ADDQ         $0x04, R12
 
-store963:
+store966:
 	VADDPS  Y1, Y0, Y0
 	VADDPS  Y3, Y2, Y2
 	VADDPS  Y5, Y4, Y4
 	VADDPS  Y7, Y6, Y6
 	CMPQ    carry+72(FP), $0x00
-	JNE     begun966
+	JNE     begun969
 	MOVQ    DI, AX
 	VMOVUPS Y0, (AX)
 	VMOVUPS Y2, 32(AX)
 	ADDQ    R8, AX
 	VMOVUPS Y4, (AX)
 	VMOVUPS Y6, 32(AX)
-	JMP     stored964
+	JMP     stored967
 
-begun966:
+begun969:
 	MOVQ    DI, AX
 	VADDPS  (AX), Y0, Y0
 	VMOVUPS Y0, (AX)
@@ -37825,16 +37896,16 @@ begun966:
 	VADDPS  32(AX), Y6, Y6
 	VMOVUPS Y6, 32(AX)
 
-stored964:
+stored967:
 	ADDQ $0x00000040, DI
 	ADDQ $0x00000040, DX
 	SUBQ $0x02, R14
-	JMP  columns958
+	JMP  columns961
 
-less959:
-columns967:
+less962:
+columns970:
 	CMPQ         R14, $0x01
-	JLT          less968
+	JLT          less971
 	VBROADCASTSS highHalf_avx2<>+0(SB), Y15
 	VXORPS       Y0, Y0, Y0
 	VXORPS       Y1, Y1, Y1
@@ -37846,7 +37917,7 @@ columns967:
 	MOVQ         hi+64(FP), R13
 	SUBQ         AX, R13
 	TESTQ        $0x00000001, AX
-	JZ           even969
+	JZ           even972
 	VANDPS       (SI), Y15, Y4
 	VBROADCASTSS (R12), Y5
 	VFMADD231PS  Y4, Y5, Y1
@@ -37855,13 +37926,13 @@ columns967:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JZ           store972
+	JZ           store975
 
-even969:
+even972:
 	SUBQ $0x04, R13
-	JLT  few971
+	JLT  few974
 
-positions970:
+positions973:
 	VMOVUPS      (SI), Y4
 	VPSLLD       $0x10, Y4, Y4
 	VBROADCASTSS (R12), Y5
@@ -37887,13 +37958,13 @@ positions970:
 	LEAQ         (SI)(R9*2), SI
 	ADDQ         $0x10, R12
 	SUBQ         $0x04, R13
-	JGE          positions970
+	JGE          positions973
 
-few971:
+few974:
 	ADDQ         $0x04, R13
-	JZ           store972
+	JZ           store975
 	CMPQ         R13, $0x02
-	JLT          some974
+	JLT          some977
 	VMOVUPS      (SI), Y4
 	VPSLLD       $0x10, Y4, Y4
 	VBROADCASTSS (R12), Y5
@@ -37908,9 +37979,9 @@ few971:
 	LEAQ         (SI)(R9*1), SI
 	ADDQ         $0x08, R12
 	SUBQ         $0x02, R13
-	JZ           store972
+	JZ           store975
 
-some974:
+some977:
 	VMOVUPS      (SI), Y4
 	VPSLLD       $0x10, Y4, Y4
 	VBROADCASTSS (R12), Y5
@@ -37920,18 +37991,18 @@ some974:
 	LEAQ         (SI)(R9*1), SI
 	ADDQ         $0x04, R12
 
-store972:
+store975:
 	VADDPS  Y1, Y0, Y0
 	VADDPS  Y3, Y2, Y2
 	CMPQ    carry+72(FP), $0x00
-	JNE     begun975
+	JNE     begun978
 	MOVQ    DI, AX
 	VMOVUPS Y0, (AX)
 	ADDQ    R8, AX
 	VMOVUPS Y2, (AX)
-	JMP     stored973
+	JMP     stored976
 
-begun975:
+begun978:
 	MOVQ    DI, AX
 	VADDPS  (AX), Y0, Y0
 	VMOVUPS Y0, (AX)
@@ -37939,28 +38010,28 @@ begun975:
 	VADDPS  (AX), Y2, Y2
 	VMOVUPS Y2, (AX)
 
-stored973:
+stored976:
 	ADDQ $0x00000020, DI
 	ADDQ $0x00000020, DX
 	SUBQ $0x01, R14
-	JMP  columns967
+	JMP  columns970
 
-less968:
+less971:
 	ADDQ   $0x00000200, BX
 	IMUL3Q $0x02, R8, R13
 	ADDQ   R13, R15
 	SUBQ   $0x02, R10
-	JMP    rows912
+	JMP    rows915
 
-tile918:
+tile921:
 	MOVQ v+16(FP), DX
 	MOVQ R15, DI
 	MOVQ cols+40(FP), R14
 	ADDQ R14, R14
 
-columns976:
+columns979:
 	CMPQ         R14, $0x02
-	JLT          less977
+	JLT          less980
 	VBROADCASTSS highHalf_avx2<>+0(SB), Y15
 	VXORPS       Y0, Y0, Y0
 	VXORPS       Y1, Y1, Y1
@@ -37980,7 +38051,7 @@ columns976:
 	MOVQ         hi+64(FP), R13
 	SUBQ         AX, R13
 	TESTQ        $0x00000001, AX
-	JZ           even978
+	JZ           even981
 	VANDPS       (SI), Y15, Y12
 	VANDPS       32(SI), Y15, Y13
 	VBROADCASTSS (R12), Y14
@@ -37995,13 +38066,13 @@ columns976:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JZ           store981
+	JZ           store984
 
-even978:
+even981:
 	SUBQ $0x04, R13
-	JLT  few980
+	JLT  few983
 
-positions979:
+positions982:
 	VMOVUPS      (SI), Y12
 	VPSLLD       $0x10, Y12, Y12
 	VMOVUPS      32(SI), Y13
@@ -38053,13 +38124,13 @@ positions979:
 	LEAQ         (SI)(R9*2), SI
 	ADDQ         $0x10, R12
 	SUBQ         $0x04, R13
-	JGE          positions979
+	JGE          positions982
 
-few980:
+few983:
 	ADDQ         $0x04, R13
-	JZ           store981
+	JZ           store984
 	CMPQ         R13, $0x02
-	JLT          some983
+	JLT          some986
 	VMOVUPS      (SI), Y12
 	VPSLLD       $0x10, Y12, Y12
 	VMOVUPS      32(SI), Y13
@@ -38087,9 +38158,9 @@ few980:
 	LEAQ         (SI)(R9*1), SI
 	ADDQ         $0x08, R12
 	SUBQ         $0x02, R13
-	JZ           store981
+	JZ           store984
 
-some983:
+some986:
 	VMOVUPS      (SI), Y12
 	VPSLLD       $0x10, Y12, Y12
 	VMOVUPS      32(SI), Y13
@@ -38106,7 +38177,7 @@ some983:
 	LEAQ         (SI)(R9*1), SI
 	ADDQ         $0x04, R12
 
-store981:
+store984:
 	VADDPS  Y1, Y0, Y0
 	VADDPS  Y3, Y2, Y2
 	VADDPS  Y5, Y4, Y4
@@ -38114,7 +38185,7 @@ store981:
 	VADDPS  Y9, Y8, Y8
 	VADDPS  Y11, Y10, Y10
 	CMPQ    carry+72(FP), $0x00
-	JNE     begun984
+	JNE     begun987
 	MOVQ    DI, AX
 	VMOVUPS Y0, (AX)
 	VMOVUPS Y2, 32(AX)
@@ -38124,9 +38195,9 @@ store981:
 	ADDQ    R8, AX
 	VMOVUPS Y8, (AX)
 	VMOVUPS Y10, 32(AX)
-	JMP     stored982
+	JMP     stored985
 
-begun984:
+begun987:
 	MOVQ    DI, AX
 	VADDPS  (AX), Y0, Y0
 	VMOVUPS Y0, (AX)
@@ -38143,16 +38214,16 @@ begun984:
 	VADDPS  32(AX), Y10, Y10
 	VMOVUPS Y10, 32(AX)
 
-stored982:
+stored985:
 	ADDQ $0x00000040, DI
 	ADDQ $0x00000040, DX
 	SUBQ $0x02, R14
-	JMP  columns976
+	JMP  columns979
 
-less977:
-columns985:
+less980:
+columns988:
 	CMPQ         R14, $0x01
-	JLT          less986
+	JLT          less989
 	VBROADCASTSS highHalf_avx2<>+0(SB), Y15
 	VXORPS       Y0, Y0, Y0
 	VXORPS       Y1, Y1, Y1
@@ -38166,7 +38237,7 @@ columns985:
 	MOVQ         hi+64(FP), R13
 	SUBQ         AX, R13
 	TESTQ        $0x00000001, AX
-	JZ           even987
+	JZ           even990
 	VANDPS       (SI), Y15, Y6
 	VBROADCASTSS (R12), Y7
 	VFMADD231PS  Y6, Y7, Y1
@@ -38177,13 +38248,13 @@ columns985:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JZ           store990
+	JZ           store993
 
-even987:
+even990:
 	SUBQ $0x04, R13
-	JLT  few989
+	JLT  few992
 
-positions988:
+positions991:
 	VMOVUPS      (SI), Y6
 	VPSLLD       $0x10, Y6, Y6
 	VBROADCASTSS (R12), Y7
@@ -38217,13 +38288,13 @@ positions988:
 	LEAQ         (SI)(R9*2), SI
 	ADDQ         $0x10, R12
 	SUBQ         $0x04, R13
-	JGE          positions988
+	JGE          positions991
 
-few989:
+few992:
 	ADDQ         $0x04, R13
-	JZ           store990
+	JZ           store993
 	CMPQ         R13, $0x02
-	JLT          some992
+	JLT          some995
 	VMOVUPS      (SI), Y6
 	VPSLLD       $0x10, Y6, Y6
 	VBROADCASTSS (R12), Y7
@@ -38242,9 +38313,9 @@ few989:
 	LEAQ         (SI)(R9*1), SI
 	ADDQ         $0x08, R12
 	SUBQ         $0x02, R13
-	JZ           store990
+	JZ           store993
 
-some992:
+some995:
 	VMOVUPS      (SI), Y6
 	VPSLLD       $0x10, Y6, Y6
 	VBROADCASTSS (R12), Y7
@@ -38256,21 +38327,21 @@ some992:
 	LEAQ         (SI)(R9*1), SI
 	ADDQ         $0x04, R12
 
-store990:
+store993:
 	VADDPS  Y1, Y0, Y0
 	VADDPS  Y3, Y2, Y2
 	VADDPS  Y5, Y4, Y4
 	CMPQ    carry+72(FP), $0x00
-	JNE     begun993
+	JNE     begun996
 	MOVQ    DI, AX
 	VMOVUPS Y0, (AX)
 	ADDQ    R8, AX
 	VMOVUPS Y2, (AX)
 	ADDQ    R8, AX
 	VMOVUPS Y4, (AX)
-	JMP     stored991
+	JMP     stored994
 
-begun993:
+begun996:
 	MOVQ    DI, AX
 	VADDPS  (AX), Y0, Y0
 	VMOVUPS Y0, (AX)
@@ -38281,28 +38352,28 @@ begun993:
 	VADDPS  (AX), Y4, Y4
 	VMOVUPS Y4, (AX)
 
-stored991:
+stored994:
 	ADDQ $0x00000020, DI
 	ADDQ $0x00000020, DX
 	SUBQ $0x01, R14
-	JMP  columns985
+	JMP  columns988
 
-less986:
+less989:
 	ADDQ   $0x00000300, BX
 	IMUL3Q $0x03, R8, R13
 	ADDQ   R13, R15
 	SUBQ   $0x03, R10
-	JMP    rows912
+	JMP    rows915
 
-tile919:
+tile922:
 	MOVQ v+16(FP), DX
 	MOVQ R15, DI
 	MOVQ cols+40(FP), R14
 	ADDQ R14, R14
 
-columns994:
+columns997:
 	CMPQ         R14, $0x01
-	JLT          less995
+	JLT          less998
 	VBROADCASTSS highHalf_avx2<>+0(SB), Y15
 	VXORPS       Y0, Y0, Y0
 	VXORPS       Y1, Y1, Y1
@@ -38318,7 +38389,7 @@ columns994:
 	MOVQ         hi+64(FP), R13
 	SUBQ         AX, R13
 	TESTQ        $0x00000001, AX
-	JZ           even996
+	JZ           even999
 	VANDPS       (SI), Y15, Y8
 	VBROADCASTSS (R12), Y9
 	VFMADD231PS  Y8, Y9, Y1
@@ -38331,13 +38402,13 @@ columns994:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JZ           store999
+	JZ           store1002
 
-even996:
+even999:
 	SUBQ $0x04, R13
-	JLT  few998
+	JLT  few1001
 
-positions997:
+positions1000:
 	VMOVUPS      (SI), Y8
 	VPSLLD       $0x10, Y8, Y8
 	VBROADCASTSS (R12), Y9
@@ -38379,13 +38450,13 @@ positions997:
 	LEAQ         (SI)(R9*2), SI
 	ADDQ         $0x10, R12
 	SUBQ         $0x04, R13
-	JGE          positions997
+	JGE          positions1000
 
-few998:
+few1001:
 	ADDQ         $0x04, R13
-	JZ           store999
+	JZ           store1002
 	CMPQ         R13, $0x02
-	JLT          some1001
+	JLT          some1004
 	VMOVUPS      (SI), Y8
 	VPSLLD       $0x10, Y8, Y8
 	VBROADCASTSS (R12), Y9
@@ -38408,9 +38479,9 @@ few998:
 	LEAQ         (SI)(R9*1), SI
 	ADDQ         $0x08, R12
 	SUBQ         $0x02, R13
-	JZ           store999
+	JZ           store1002
 
-some1001:
+some1004:
 	VMOVUPS      (SI), Y8
 	VPSLLD       $0x10, Y8, Y8
 	VBROADCASTSS (R12), Y9
@@ -38424,13 +38495,13 @@ some1001:
 	LEAQ         (SI)(R9*1), SI
 	ADDQ         $0x04, R12
 
-store999:
+store1002:
 	VADDPS  Y1, Y0, Y0
 	VADDPS  Y3, Y2, Y2
 	VADDPS  Y5, Y4, Y4
 	VADDPS  Y7, Y6, Y6
 	CMPQ    carry+72(FP), $0x00
-	JNE     begun1002
+	JNE     begun1005
 	MOVQ    DI, AX
 	VMOVUPS Y0, (AX)
 	ADDQ    R8, AX
@@ -38439,9 +38510,9 @@ store999:
 	VMOVUPS Y4, (AX)
 	ADDQ    R8, AX
 	VMOVUPS Y6, (AX)
-	JMP     stored1000
+	JMP     stored1003
 
-begun1002:
+begun1005:
 	MOVQ    DI, AX
 	VADDPS  (AX), Y0, Y0
 	VMOVUPS Y0, (AX)
@@ -38455,28 +38526,28 @@ begun1002:
 	VADDPS  (AX), Y6, Y6
 	VMOVUPS Y6, (AX)
 
-stored1000:
+stored1003:
 	ADDQ $0x00000020, DI
 	ADDQ $0x00000020, DX
 	SUBQ $0x01, R14
-	JMP  columns994
+	JMP  columns997
 
-less995:
+less998:
 	ADDQ   $0x00000400, BX
 	IMUL3Q $0x04, R8, R13
 	ADDQ   R13, R15
 	SUBQ   $0x04, R10
-	JMP    rows912
+	JMP    rows915
 
-tile920:
+tile923:
 	MOVQ v+16(FP), DX
 	MOVQ R15, DI
 	MOVQ cols+40(FP), R14
 	ADDQ R14, R14
 
-columns1003:
+columns1006:
 	CMPQ         R14, $0x01
-	JLT          less1004
+	JLT          less1007
 	VBROADCASTSS highHalf_avx2<>+0(SB), Y15
 	VXORPS       Y0, Y0, Y0
 	VXORPS       Y1, Y1, Y1
@@ -38494,7 +38565,7 @@ columns1003:
 	MOVQ         hi+64(FP), R13
 	SUBQ         AX, R13
 	TESTQ        $0x00000001, AX
-	JZ           even1005
+	JZ           even1008
 	VANDPS       (SI), Y15, Y10
 	VBROADCASTSS (R12), Y11
 	VFMADD231PS  Y10, Y11, Y1
@@ -38509,13 +38580,13 @@ columns1003:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JZ           store1008
+	JZ           store1011
 
-even1005:
+even1008:
 	SUBQ $0x04, R13
-	JLT  few1007
+	JLT  few1010
 
-positions1006:
+positions1009:
 	VMOVUPS      (SI), Y10
 	VPSLLD       $0x10, Y10, Y10
 	VBROADCASTSS (R12), Y11
@@ -38565,13 +38636,13 @@ positions1006:
 	LEAQ         (SI)(R9*2), SI
 	ADDQ         $0x10, R12
 	SUBQ         $0x04, R13
-	JGE          positions1006
+	JGE          positions1009
 
-few1007:
+few1010:
 	ADDQ         $0x04, R13
-	JZ           store1008
+	JZ           store1011
 	CMPQ         R13, $0x02
-	JLT          some1010
+	JLT          some1013
 	VMOVUPS      (SI), Y10
 	VPSLLD       $0x10, Y10, Y10
 	VBROADCASTSS (R12), Y11
@@ -38598,9 +38669,9 @@ few1007:
 	LEAQ         (SI)(R9*1), SI
 	ADDQ         $0x08, R12
 	SUBQ         $0x02, R13
-	JZ           store1008
+	JZ           store1011
 
-some1010:
+some1013:
 	VMOVUPS      (SI), Y10
 	VPSLLD       $0x10, Y10, Y10
 	VBROADCASTSS (R12), Y11
@@ -38616,14 +38687,14 @@ some1010:
 	LEAQ         (SI)(R9*1), SI
 	ADDQ         $0x04, R12
 
-store1008:
+store1011:
 	VADDPS  Y1, Y0, Y0
 	VADDPS  Y3, Y2, Y2
 	VADDPS  Y5, Y4, Y4
 	VADDPS  Y7, Y6, Y6
 	VADDPS  Y9, Y8, Y8
 	CMPQ    carry+72(FP), $0x00
-	JNE     begun1011
+	JNE     begun1014
 	MOVQ    DI, AX
 	VMOVUPS Y0, (AX)
 	ADDQ    R8, AX
@@ -38634,9 +38705,9 @@ store1008:
 	VMOVUPS Y6, (AX)
 	ADDQ    R8, AX
 	VMOVUPS Y8, (AX)
-	JMP     stored1009
+	JMP     stored1012
 
-begun1011:
+begun1014:
 	MOVQ    DI, AX
 	VADDPS  (AX), Y0, Y0
 	VMOVUPS Y0, (AX)
@@ -38653,19 +38724,19 @@ begun1011:
 	VADDPS  (AX), Y8, Y8
 	VMOVUPS Y8, (AX)
 
-stored1009:
+stored1012:
 	ADDQ $0x00000020, DI
 	ADDQ $0x00000020, DX
 	SUBQ $0x01, R14
-	JMP  columns1003
+	JMP  columns1006
 
-less1004:
+less1007:
 	ADDQ   $0x00000500, BX
 	IMUL3Q $0x05, R8, R13
 	ADDQ   R13, R15
 	SUBQ   $0x05, R10
-	JMP    rows912
+	JMP    rows915
 
-done914:
+done917:
 	VZEROUPPER
 	RET

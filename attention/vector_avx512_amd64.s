@@ -62841,6 +62841,75 @@ inRange1914:
 	VZEROUPPER
 	RET
 
+// func splitHalves_avx512(first *byte, second *byte, third *byte, x *float32, n int) int
+// Requires: AVX, AVX2, AVX512F
+TEXT ·splitHalves_avx512(SB), NOSPLIT, $0-48
+	MOVQ    first+0(FP), DI
+	MOVQ    second+8(FP), SI
+	MOVQ    third+16(FP), BX
+	MOVQ    x+24(FP), R8
+	MOVQ    n+32(FP), CX
+	VMOVUPS magnitude_avx512<>+0(SB), Z8
+	VMOVUPS belowSplit_avx512<>+0(SB), Z9
+	VMOVUPS upperHalves_avx512<>+0(SB), Z10
+	VMOVUPS half_avx512<>+0(SB), Z11
+	VMOVUPS odd_avx512<>+0(SB), Z12
+	VPXORD  Z0, Z0, Z0
+	VPXORD  Z1, Z1, Z1
+
+loop1915:
+	SUBQ      $0x10, CX
+	JLT       done1916
+	VMOVUPS   (R8), Z2
+	VPANDD    Z8, Z2, Z4
+	VPMAXSD   Z4, Z0, Z0
+	VPCMPD    $0x06, Z9, Z4, K1
+	VMOVUPS.Z Z2, K1, Z2
+	VPSRLD    $0x10, Z2, Z3
+	VPANDD    Z12, Z3, Z3
+	VPADDD    Z11, Z3, Z3
+	VPADDD    Z2, Z3, Z3
+	VPANDD    Z10, Z3, Z3
+	VPSRLD    $0x10, Z3, Z5
+	VPMOVDW   Z5, (DI)
+	VSUBPS    Z3, Z2, Z2
+	VPSRLD    $0x10, Z2, Z3
+	VPANDD    Z12, Z3, Z3
+	VPADDD    Z11, Z3, Z3
+	VPADDD    Z2, Z3, Z3
+	VPANDD    Z10, Z3, Z3
+	VPSRLD    $0x10, Z3, Z5
+	VPMOVDW   Z5, (SI)
+	VPORD     Z3, Z1, Z1
+	VSUBPS    Z3, Z2, Z2
+	VPSRLD    $0x10, Z2, Z5
+	VPMOVDW   Z5, (BX)
+	ADDQ      $0x20, DI
+	ADDQ      $0x20, SI
+	ADDQ      $0x20, BX
+	ADDQ      $0x40, R8
+	JMP       loop1915
+
+done1916:
+	VEXTRACTI64X4 $0x01, Z0, Y2
+	VPMAXSD       Y2, Y0, Y0
+	VEXTRACTI64X4 $0x01, Z1, Y2
+	VPOR          Y2, Y1, Y1
+	XORQ          AX, AX
+	VPTEST        Y1, Y1
+	SETNE         AL
+	VPBROADCASTD  belowLarge_avx512<>+0(SB), Y2
+	VPCMPGTD      Y2, Y0, Y0
+	VPMOVMSKB     Y0, DX
+	TESTL         DX, DX
+	JZ            inRange1917
+	ORQ           $0x02, AX
+
+inRange1917:
+	MOVQ AX, ret+40(FP)
+	VZEROUPPER
+	RET
+
 // func tileScores_avx512(s *float32, q *float32, k *byte, stride int, n int, rows int, carry int)
 // Requires: AVX, AVX512F
 TEXT ·tileScores_avx512(SB), NOSPLIT, $0-56
@@ -62849,16 +62918,16 @@ TEXT ·tileScores_avx512(SB), NOSPLIT, $0-56
 	MOVQ stride+24(FP), R8
 	MOVQ rows+40(FP), R10
 
-rows1915:
+rows1918:
 	CMPQ R10, $0x09
-	JLT  fewer1916
+	JLT  fewer1919
 
-tile1924:
+tile1927:
 	MOVQ         k+16(FP), R13
 	VBROADCASTSS highHalf_avx512<>+0(SB), Z31
 	MOVQ         $0x00000002, R11
 
-block1925:
+block1928:
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -62889,9 +62958,9 @@ block1925:
 	ADDQ   SI, CX
 	MOVQ   n+32(FP), R12
 	SUBQ   $0x04, R12
-	JLT    few1927
+	JLT    few1930
 
-dims1926:
+dims1929:
 	VPSLLD       $0x10, (AX), Z24
 	VPSLLD       $0x10, 64(AX), Z25
 	VBROADCASTSS (BX), Z26
@@ -62976,13 +63045,13 @@ dims1926:
 	ADDQ         $0x10, BX
 	ADDQ         $0x10, CX
 	SUBQ         $0x04, R12
-	JGE          dims1926
+	JGE          dims1929
 
-few1927:
+few1930:
 	ADDQ         $0x04, R12
-	JZ           store1928
+	JZ           store1931
 	CMPQ         R12, $0x02
-	JLT          some1930
+	JLT          some1933
 	VPSLLD       $0x10, (AX), Z24
 	VPSLLD       $0x10, 64(AX), Z25
 	VBROADCASTSS (BX), Z26
@@ -63027,9 +63096,9 @@ few1927:
 	ADDQ         $0x08, BX
 	ADDQ         $0x08, CX
 	SUBQ         $0x02, R12
-	JZ           store1928
+	JZ           store1931
 
-some1930:
+some1933:
 	VPSLLD       $0x10, (AX), Z24
 	VPSLLD       $0x10, 64(AX), Z25
 	VBROADCASTSS (BX), Z26
@@ -63054,7 +63123,7 @@ some1930:
 	ADDQ         $0x04, BX
 	ADDQ         $0x04, CX
 
-store1928:
+store1931:
 	VADDPS  Z1, Z0, Z0
 	VADDPS  Z3, Z2, Z2
 	VADDPS  Z5, Z4, Z4
@@ -63068,7 +63137,7 @@ store1928:
 	VADDPS  Z21, Z20, Z20
 	VADDPS  Z23, Z22, Z22
 	CMPQ    carry+48(FP), $0x00
-	JEQ     first1931
+	JEQ     first1934
 	VADDPS  (DI), Z0, Z0
 	VMOVUPS Z0, (DI)
 	VADDPS  64(DI), Z2, Z2
@@ -63093,9 +63162,9 @@ store1928:
 	VMOVUPS Z20, 1280(DI)
 	VADDPS  1344(DI), Z22, Z22
 	VMOVUPS Z22, 1344(DI)
-	JMP     stored1929
+	JMP     stored1932
 
-first1931:
+first1934:
 	VMOVUPS Z0, (DI)
 	VMOVUPS Z2, 64(DI)
 	VMOVUPS Z4, 256(DI)
@@ -63109,40 +63178,40 @@ first1931:
 	VMOVUPS Z20, 1280(DI)
 	VMOVUPS Z22, 1344(DI)
 
-stored1929:
+stored1932:
 	ADDQ   $0x00000080, DI
 	ADDQ   $0x00000080, R13
 	DECQ   R11
-	JNZ    block1925
+	JNZ    block1928
 	ADDQ   $0x00000500, DI
 	IMUL3Q $0x06, R8, R12
 	ADDQ   R12, SI
 	SUBQ   $0x06, R10
-	JMP    rows1915
+	JMP    rows1918
 
-fewer1916:
+fewer1919:
 	CMPQ R10, $0x01
-	JEQ  tile1919
-	CMPQ R10, $0x02
-	JEQ  tile1920
-	CMPQ R10, $0x03
-	JEQ  tile1921
-	CMPQ R10, $0x04
 	JEQ  tile1922
-	CMPQ R10, $0x05
+	CMPQ R10, $0x02
 	JEQ  tile1923
-	CMPQ R10, $0x06
+	CMPQ R10, $0x03
 	JEQ  tile1924
+	CMPQ R10, $0x04
+	JEQ  tile1925
+	CMPQ R10, $0x05
+	JEQ  tile1926
 	CMPQ R10, $0x06
-	JGT  tile1922
-	JMP  done1917
+	JEQ  tile1927
+	CMPQ R10, $0x06
+	JGT  tile1925
+	JMP  done1920
 
-tile1919:
+tile1922:
 	MOVQ         k+16(FP), R13
 	VBROADCASTSS highHalf_avx512<>+0(SB), Z31
 	MOVQ         $0x00000001, R11
 
-block1932:
+block1935:
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -63155,9 +63224,9 @@ block1932:
 	MOVQ   SI, BX
 	MOVQ   n+32(FP), R12
 	SUBQ   $0x04, R12
-	JLT    few1934
+	JLT    few1937
 
-dims1933:
+dims1936:
 	VBROADCASTSS (BX), Z8
 	VPSLLD       $0x10, (AX), Z9
 	VFMADD231PS  Z9, Z8, Z0
@@ -63197,13 +63266,13 @@ dims1933:
 	ADDQ         $0x00000200, AX
 	ADDQ         $0x10, BX
 	SUBQ         $0x04, R12
-	JGE          dims1933
+	JGE          dims1936
 
-few1934:
+few1937:
 	ADDQ         $0x04, R12
-	JZ           store1935
+	JZ           store1938
 	CMPQ         R12, $0x02
-	JLT          some1937
+	JLT          some1940
 	VBROADCASTSS (BX), Z8
 	VPSLLD       $0x10, (AX), Z9
 	VFMADD231PS  Z9, Z8, Z0
@@ -63225,9 +63294,9 @@ few1934:
 	ADDQ         $0x00000100, AX
 	ADDQ         $0x08, BX
 	SUBQ         $0x02, R12
-	JZ           store1935
+	JZ           store1938
 
-some1937:
+some1940:
 	VBROADCASTSS (BX), Z8
 	VPSLLD       $0x10, (AX), Z9
 	VFMADD231PS  Z9, Z8, Z0
@@ -63240,13 +63309,13 @@ some1937:
 	ADDQ         $0x00000080, AX
 	ADDQ         $0x04, BX
 
-store1935:
+store1938:
 	VADDPS  Z1, Z0, Z0
 	VADDPS  Z3, Z2, Z2
 	VADDPS  Z5, Z4, Z4
 	VADDPS  Z7, Z6, Z6
 	CMPQ    carry+48(FP), $0x00
-	JEQ     first1938
+	JEQ     first1941
 	VADDPS  (DI), Z0, Z0
 	VMOVUPS Z0, (DI)
 	VADDPS  64(DI), Z2, Z2
@@ -63255,30 +63324,30 @@ store1935:
 	VMOVUPS Z4, 128(DI)
 	VADDPS  192(DI), Z6, Z6
 	VMOVUPS Z6, 192(DI)
-	JMP     stored1936
+	JMP     stored1939
 
-first1938:
+first1941:
 	VMOVUPS Z0, (DI)
 	VMOVUPS Z2, 64(DI)
 	VMOVUPS Z4, 128(DI)
 	VMOVUPS Z6, 192(DI)
 
-stored1936:
+stored1939:
 	ADDQ   $0x00000100, DI
 	ADDQ   $0x00000100, R13
 	DECQ   R11
-	JNZ    block1932
+	JNZ    block1935
 	IMUL3Q $0x01, R8, R12
 	ADDQ   R12, SI
 	SUBQ   $0x01, R10
-	JMP    rows1915
+	JMP    rows1918
 
-tile1920:
+tile1923:
 	MOVQ         k+16(FP), R13
 	VBROADCASTSS highHalf_avx512<>+0(SB), Z31
 	MOVQ         $0x00000001, R11
 
-block1939:
+block1942:
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -63299,9 +63368,9 @@ block1939:
 	MOVQ   SI, BX
 	MOVQ   n+32(FP), R12
 	SUBQ   $0x04, R12
-	JLT    few1941
+	JLT    few1944
 
-dims1940:
+dims1943:
 	VBROADCASTSS (BX), Z16
 	VBROADCASTSS (BX)(R8*1), Z17
 	VPSLLD       $0x10, (AX), Z18
@@ -63361,13 +63430,13 @@ dims1940:
 	ADDQ         $0x00000200, AX
 	ADDQ         $0x10, BX
 	SUBQ         $0x04, R12
-	JGE          dims1940
+	JGE          dims1943
 
-few1941:
+few1944:
 	ADDQ         $0x04, R12
-	JZ           store1942
+	JZ           store1945
 	CMPQ         R12, $0x02
-	JLT          some1944
+	JLT          some1947
 	VBROADCASTSS (BX), Z16
 	VBROADCASTSS (BX)(R8*1), Z17
 	VPSLLD       $0x10, (AX), Z18
@@ -63399,9 +63468,9 @@ few1941:
 	ADDQ         $0x00000100, AX
 	ADDQ         $0x08, BX
 	SUBQ         $0x02, R12
-	JZ           store1942
+	JZ           store1945
 
-some1944:
+some1947:
 	VBROADCASTSS (BX), Z16
 	VBROADCASTSS (BX)(R8*1), Z17
 	VPSLLD       $0x10, (AX), Z18
@@ -63419,7 +63488,7 @@ some1944:
 	ADDQ         $0x00000080, AX
 	ADDQ         $0x04, BX
 
-store1942:
+store1945:
 	VADDPS  Z1, Z0, Z0
 	VADDPS  Z3, Z2, Z2
 	VADDPS  Z5, Z4, Z4
@@ -63429,7 +63498,7 @@ store1942:
 	VADDPS  Z13, Z12, Z12
 	VADDPS  Z15, Z14, Z14
 	CMPQ    carry+48(FP), $0x00
-	JEQ     first1945
+	JEQ     first1948
 	VADDPS  (DI), Z0, Z0
 	VMOVUPS Z0, (DI)
 	VADDPS  64(DI), Z2, Z2
@@ -63446,9 +63515,9 @@ store1942:
 	VMOVUPS Z12, 384(DI)
 	VADDPS  448(DI), Z14, Z14
 	VMOVUPS Z14, 448(DI)
-	JMP     stored1943
+	JMP     stored1946
 
-first1945:
+first1948:
 	VMOVUPS Z0, (DI)
 	VMOVUPS Z2, 64(DI)
 	VMOVUPS Z4, 128(DI)
@@ -63458,23 +63527,23 @@ first1945:
 	VMOVUPS Z12, 384(DI)
 	VMOVUPS Z14, 448(DI)
 
-stored1943:
+stored1946:
 	ADDQ   $0x00000100, DI
 	ADDQ   $0x00000100, R13
 	DECQ   R11
-	JNZ    block1939
+	JNZ    block1942
 	ADDQ   $0x00000100, DI
 	IMUL3Q $0x02, R8, R12
 	ADDQ   R12, SI
 	SUBQ   $0x02, R10
-	JMP    rows1915
+	JMP    rows1918
 
-tile1921:
+tile1924:
 	MOVQ         k+16(FP), R13
 	VBROADCASTSS highHalf_avx512<>+0(SB), Z31
 	MOVQ         $0x00000002, R11
 
-block1946:
+block1949:
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -63491,9 +63560,9 @@ block1946:
 	MOVQ   SI, BX
 	MOVQ   n+32(FP), R12
 	SUBQ   $0x04, R12
-	JLT    few1948
+	JLT    few1951
 
-dims1947:
+dims1950:
 	VPSLLD       $0x10, (AX), Z12
 	VPSLLD       $0x10, 64(AX), Z13
 	VBROADCASTSS (BX), Z14
@@ -63541,13 +63610,13 @@ dims1947:
 	ADDQ         $0x00000200, AX
 	ADDQ         $0x10, BX
 	SUBQ         $0x04, R12
-	JGE          dims1947
+	JGE          dims1950
 
-few1948:
+few1951:
 	ADDQ         $0x04, R12
-	JZ           store1949
+	JZ           store1952
 	CMPQ         R12, $0x02
-	JLT          some1951
+	JLT          some1954
 	VPSLLD       $0x10, (AX), Z12
 	VPSLLD       $0x10, 64(AX), Z13
 	VBROADCASTSS (BX), Z14
@@ -63573,9 +63642,9 @@ few1948:
 	ADDQ         $0x00000100, AX
 	ADDQ         $0x08, BX
 	SUBQ         $0x02, R12
-	JZ           store1949
+	JZ           store1952
 
-some1951:
+some1954:
 	VPSLLD       $0x10, (AX), Z12
 	VPSLLD       $0x10, 64(AX), Z13
 	VBROADCASTSS (BX), Z14
@@ -63590,7 +63659,7 @@ some1951:
 	ADDQ         $0x00000080, AX
 	ADDQ         $0x04, BX
 
-store1949:
+store1952:
 	VADDPS  Z1, Z0, Z0
 	VADDPS  Z3, Z2, Z2
 	VADDPS  Z5, Z4, Z4
@@ -63598,7 +63667,7 @@ store1949:
 	VADDPS  Z9, Z8, Z8
 	VADDPS  Z11, Z10, Z10
 	CMPQ    carry+48(FP), $0x00
-	JEQ     first1952
+	JEQ     first1955
 	VADDPS  (DI), Z0, Z0
 	VMOVUPS Z0, (DI)
 	VADDPS  64(DI), Z2, Z2
@@ -63611,9 +63680,9 @@ store1949:
 	VMOVUPS Z8, 512(DI)
 	VADDPS  576(DI), Z10, Z10
 	VMOVUPS Z10, 576(DI)
-	JMP     stored1950
+	JMP     stored1953
 
-first1952:
+first1955:
 	VMOVUPS Z0, (DI)
 	VMOVUPS Z2, 64(DI)
 	VMOVUPS Z4, 256(DI)
@@ -63621,23 +63690,23 @@ first1952:
 	VMOVUPS Z8, 512(DI)
 	VMOVUPS Z10, 576(DI)
 
-stored1950:
+stored1953:
 	ADDQ   $0x00000080, DI
 	ADDQ   $0x00000080, R13
 	DECQ   R11
-	JNZ    block1946
+	JNZ    block1949
 	ADDQ   $0x00000200, DI
 	IMUL3Q $0x03, R8, R12
 	ADDQ   R12, SI
 	SUBQ   $0x03, R10
-	JMP    rows1915
+	JMP    rows1918
 
-tile1922:
+tile1925:
 	MOVQ         k+16(FP), R13
 	VBROADCASTSS highHalf_avx512<>+0(SB), Z31
 	MOVQ         $0x00000002, R11
 
-block1953:
+block1956:
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -63660,9 +63729,9 @@ block1953:
 	ADDQ   SI, CX
 	MOVQ   n+32(FP), R12
 	SUBQ   $0x04, R12
-	JLT    few1955
+	JLT    few1958
 
-dims1954:
+dims1957:
 	VPSLLD       $0x10, (AX), Z16
 	VPSLLD       $0x10, 64(AX), Z17
 	VBROADCASTSS (BX), Z18
@@ -63723,13 +63792,13 @@ dims1954:
 	ADDQ         $0x10, BX
 	ADDQ         $0x10, CX
 	SUBQ         $0x04, R12
-	JGE          dims1954
+	JGE          dims1957
 
-few1955:
+few1958:
 	ADDQ         $0x04, R12
-	JZ           store1956
+	JZ           store1959
 	CMPQ         R12, $0x02
-	JLT          some1958
+	JLT          some1961
 	VPSLLD       $0x10, (AX), Z16
 	VPSLLD       $0x10, 64(AX), Z17
 	VBROADCASTSS (BX), Z18
@@ -63762,9 +63831,9 @@ few1955:
 	ADDQ         $0x08, BX
 	ADDQ         $0x08, CX
 	SUBQ         $0x02, R12
-	JZ           store1956
+	JZ           store1959
 
-some1958:
+some1961:
 	VPSLLD       $0x10, (AX), Z16
 	VPSLLD       $0x10, 64(AX), Z17
 	VBROADCASTSS (BX), Z18
@@ -63783,7 +63852,7 @@ some1958:
 	ADDQ         $0x04, BX
 	ADDQ         $0x04, CX
 
-store1956:
+store1959:
 	VADDPS  Z1, Z0, Z0
 	VADDPS  Z3, Z2, Z2
 	VADDPS  Z5, Z4, Z4
@@ -63793,7 +63862,7 @@ store1956:
 	VADDPS  Z13, Z12, Z12
 	VADDPS  Z15, Z14, Z14
 	CMPQ    carry+48(FP), $0x00
-	JEQ     first1959
+	JEQ     first1962
 	VADDPS  (DI), Z0, Z0
 	VMOVUPS Z0, (DI)
 	VADDPS  64(DI), Z2, Z2
@@ -63810,9 +63879,9 @@ store1956:
 	VMOVUPS Z12, 768(DI)
 	VADDPS  832(DI), Z14, Z14
 	VMOVUPS Z14, 832(DI)
-	JMP     stored1957
+	JMP     stored1960
 
-first1959:
+first1962:
 	VMOVUPS Z0, (DI)
 	VMOVUPS Z2, 64(DI)
 	VMOVUPS Z4, 256(DI)
@@ -63822,23 +63891,23 @@ first1959:
 	VMOVUPS Z12, 768(DI)
 	VMOVUPS Z14, 832(DI)
 
-stored1957:
+stored1960:
 	ADDQ   $0x00000080, DI
 	ADDQ   $0x00000080, R13
 	DECQ   R11
-	JNZ    block1953
+	JNZ    block1956
 	ADDQ   $0x00000300, DI
 	IMUL3Q $0x04, R8, R12
 	ADDQ   R12, SI
 	SUBQ   $0x04, R10
-	JMP    rows1915
+	JMP    rows1918
 
-tile1923:
+tile1926:
 	MOVQ         k+16(FP), R13
 	VBROADCASTSS highHalf_avx512<>+0(SB), Z31
 	MOVQ         $0x00000002, R11
 
-block1960:
+block1963:
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -63865,9 +63934,9 @@ block1960:
 	ADDQ   SI, CX
 	MOVQ   n+32(FP), R12
 	SUBQ   $0x04, R12
-	JLT    few1962
+	JLT    few1965
 
-dims1961:
+dims1964:
 	VPSLLD       $0x10, (AX), Z20
 	VPSLLD       $0x10, 64(AX), Z21
 	VBROADCASTSS (BX), Z22
@@ -63940,13 +64009,13 @@ dims1961:
 	ADDQ         $0x10, BX
 	ADDQ         $0x10, CX
 	SUBQ         $0x04, R12
-	JGE          dims1961
+	JGE          dims1964
 
-few1962:
+few1965:
 	ADDQ         $0x04, R12
-	JZ           store1963
+	JZ           store1966
 	CMPQ         R12, $0x02
-	JLT          some1965
+	JLT          some1968
 	VPSLLD       $0x10, (AX), Z20
 	VPSLLD       $0x10, 64(AX), Z21
 	VBROADCASTSS (BX), Z22
@@ -63985,9 +64054,9 @@ few1962:
 	ADDQ         $0x08, BX
 	ADDQ         $0x08, CX
 	SUBQ         $0x02, R12
-	JZ           store1963
+	JZ           store1966
 
-some1965:
+some1968:
 	VPSLLD       $0x10, (AX), Z20
 	VPSLLD       $0x10, 64(AX), Z21
 	VBROADCASTSS (BX), Z22
@@ -64009,7 +64078,7 @@ some1965:
 	ADDQ         $0x04, BX
 	ADDQ         $0x04, CX
 
-store1963:
+store1966:
 	VADDPS  Z1, Z0, Z0
 	VADDPS  Z3, Z2, Z2
 	VADDPS  Z5, Z4, Z4
@@ -64021,7 +64090,7 @@ store1963:
 	VADDPS  Z17, Z16, Z16
 	VADDPS  Z19, Z18, Z18
 	CMPQ    carry+48(FP), $0x00
-	JEQ     first1966
+	JEQ     first1969
 	VADDPS  (DI), Z0, Z0
 	VMOVUPS Z0, (DI)
 	VADDPS  64(DI), Z2, Z2
@@ -64042,9 +64111,9 @@ store1963:
 	VMOVUPS Z16, 1024(DI)
 	VADDPS  1088(DI), Z18, Z18
 	VMOVUPS Z18, 1088(DI)
-	JMP     stored1964
+	JMP     stored1967
 
-first1966:
+first1969:
 	VMOVUPS Z0, (DI)
 	VMOVUPS Z2, 64(DI)
 	VMOVUPS Z4, 256(DI)
@@ -64056,18 +64125,18 @@ first1966:
 	VMOVUPS Z16, 1024(DI)
 	VMOVUPS Z18, 1088(DI)
 
-stored1964:
+stored1967:
 	ADDQ   $0x00000080, DI
 	ADDQ   $0x00000080, R13
 	DECQ   R11
-	JNZ    block1960
+	JNZ    block1963
 	ADDQ   $0x00000400, DI
 	IMUL3Q $0x05, R8, R12
 	ADDQ   R12, SI
 	SUBQ   $0x05, R10
-	JMP    rows1915
+	JMP    rows1918
 
-done1917:
+done1920:
 	VZEROUPPER
 	RET
 
@@ -64083,18 +64152,18 @@ TEXT ·tileValues_avx512(SB), NOSPLIT, $0-80
 	SHRQ  $0x01, R11
 	IMULQ R9, R11
 
-rows1967:
+rows1970:
 	CMPQ R10, $0x09
-	JLT  fewer1968
+	JLT  fewer1971
 
-tile1976:
+tile1979:
 	MOVQ v+16(FP), DX
 	MOVQ R15, DI
 	MOVQ cols+40(FP), R14
 
-columns1977:
+columns1980:
 	CMPQ         R14, $0x02
-	JLT          less1978
+	JLT          less1981
 	VBROADCASTSS highHalf_avx512<>+0(SB), Z31
 	VPXORD       Z0, Z0, Z0
 	VPXORD       Z1, Z1, Z1
@@ -64126,7 +64195,7 @@ columns1977:
 	MOVQ         hi+64(FP), R13
 	SUBQ         AX, R13
 	TESTQ        $0x00000001, AX
-	JZ           even1979
+	JZ           even1982
 	VPANDD       (SI), Z31, Z24
 	VPANDD       64(SI), Z31, Z25
 	VBROADCASTSS (R12), Z26
@@ -64150,13 +64219,13 @@ columns1977:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JZ           store1982
+	JZ           store1985
 
-even1979:
+even1982:
 	SUBQ $0x04, R13
-	JLT  few1981
+	JLT  few1984
 
-positions1980:
+positions1983:
 	VPSLLD       $0x10, (SI), Z24
 	VPSLLD       $0x10, 64(SI), Z25
 	VBROADCASTSS (R12), Z26
@@ -64240,13 +64309,13 @@ positions1980:
 	LEAQ         (SI)(R9*2), SI
 	ADDQ         $0x10, R12
 	SUBQ         $0x04, R13
-	JGE          positions1980
+	JGE          positions1983
 
-few1981:
+few1984:
 	ADDQ         $0x04, R13
-	JZ           store1982
+	JZ           store1985
 	CMPQ         R13, $0x02
-	JLT          some1984
+	JLT          some1987
 	VPSLLD       $0x10, (SI), Z24
 	VPSLLD       $0x10, 64(SI), Z25
 	VBROADCASTSS (R12), Z26
@@ -64290,9 +64359,9 @@ few1981:
 	LEAQ         (SI)(R9*1), SI
 	ADDQ         $0x08, R12
 	SUBQ         $0x02, R13
-	JZ           store1982
+	JZ           store1985
 
-some1984:
+some1987:
 	VPSLLD       $0x10, (SI), Z24
 	VPSLLD       $0x10, 64(SI), Z25
 	VBROADCASTSS (R12), Z26
@@ -64316,7 +64385,7 @@ some1984:
 	LEAQ         (SI)(R9*1), SI
 	ADDQ         $0x04, R12
 
-store1982:
+store1985:
 	VADDPS  Z1, Z0, Z0
 	VADDPS  Z3, Z2, Z2
 	VADDPS  Z5, Z4, Z4
@@ -64330,7 +64399,7 @@ store1982:
 	VADDPS  Z21, Z20, Z20
 	VADDPS  Z23, Z22, Z22
 	CMPQ    carry+72(FP), $0x00
-	JNE     begun1985
+	JNE     begun1988
 	MOVQ    DI, AX
 	VMOVUPS Z0, (AX)
 	VMOVUPS Z2, 64(AX)
@@ -64349,9 +64418,9 @@ store1982:
 	ADDQ    R8, AX
 	VMOVUPS Z20, (AX)
 	VMOVUPS Z22, 64(AX)
-	JMP     stored1983
+	JMP     stored1986
 
-begun1985:
+begun1988:
 	MOVQ    DI, AX
 	VADDPS  (AX), Z0, Z0
 	VMOVUPS Z0, (AX)
@@ -64383,16 +64452,16 @@ begun1985:
 	VADDPS  64(AX), Z22, Z22
 	VMOVUPS Z22, 64(AX)
 
-stored1983:
+stored1986:
 	ADDQ $0x00000080, DI
 	ADDQ $0x00000080, DX
 	SUBQ $0x02, R14
-	JMP  columns1977
+	JMP  columns1980
 
-less1978:
-columns1986:
+less1981:
+columns1989:
 	CMPQ         R14, $0x01
-	JLT          less1987
+	JLT          less1990
 	VBROADCASTSS highHalf_avx512<>+0(SB), Z31
 	VPXORD       Z0, Z0, Z0
 	VPXORD       Z1, Z1, Z1
@@ -64412,7 +64481,7 @@ columns1986:
 	MOVQ         hi+64(FP), R13
 	SUBQ         AX, R13
 	TESTQ        $0x00000001, AX
-	JZ           even1988
+	JZ           even1991
 	VPANDD       (SI), Z31, Z12
 	VBROADCASTSS (R12), Z13
 	VFMADD231PS  Z12, Z13, Z1
@@ -64429,13 +64498,13 @@ columns1986:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JZ           store1991
+	JZ           store1994
 
-even1988:
+even1991:
 	SUBQ $0x04, R13
-	JLT  few1990
+	JLT  few1993
 
-positions1989:
+positions1992:
 	VPSLLD       $0x10, (SI), Z12
 	VBROADCASTSS (R12), Z13
 	VFMADD231PS  Z12, Z13, Z0
@@ -64491,13 +64560,13 @@ positions1989:
 	LEAQ         (SI)(R9*2), SI
 	ADDQ         $0x10, R12
 	SUBQ         $0x04, R13
-	JGE          positions1989
+	JGE          positions1992
 
-few1990:
+few1993:
 	ADDQ         $0x04, R13
-	JZ           store1991
+	JZ           store1994
 	CMPQ         R13, $0x02
-	JLT          some1993
+	JLT          some1996
 	VPSLLD       $0x10, (SI), Z12
 	VBROADCASTSS (R12), Z13
 	VFMADD231PS  Z12, Z13, Z0
@@ -64527,9 +64596,9 @@ few1990:
 	LEAQ         (SI)(R9*1), SI
 	ADDQ         $0x08, R12
 	SUBQ         $0x02, R13
-	JZ           store1991
+	JZ           store1994
 
-some1993:
+some1996:
 	VPSLLD       $0x10, (SI), Z12
 	VBROADCASTSS (R12), Z13
 	VFMADD231PS  Z12, Z13, Z0
@@ -64546,7 +64615,7 @@ some1993:
 	LEAQ         (SI)(R9*1), SI
 	ADDQ         $0x04, R12
 
-store1991:
+store1994:
 	VADDPS  Z1, Z0, Z0
 	VADDPS  Z3, Z2, Z2
 	VADDPS  Z5, Z4, Z4
@@ -64554,7 +64623,7 @@ store1991:
 	VADDPS  Z9, Z8, Z8
 	VADDPS  Z11, Z10, Z10
 	CMPQ    carry+72(FP), $0x00
-	JNE     begun1994
+	JNE     begun1997
 	MOVQ    DI, AX
 	VMOVUPS Z0, (AX)
 	ADDQ    R8, AX
@@ -64567,9 +64636,9 @@ store1991:
 	VMOVUPS Z8, (AX)
 	ADDQ    R8, AX
 	VMOVUPS Z10, (AX)
-	JMP     stored1992
+	JMP     stored1995
 
-begun1994:
+begun1997:
 	MOVQ    DI, AX
 	VADDPS  (AX), Z0, Z0
 	VMOVUPS Z0, (AX)
@@ -64589,44 +64658,44 @@ begun1994:
 	VADDPS  (AX), Z10, Z10
 	VMOVUPS Z10, (AX)
 
-stored1992:
+stored1995:
 	ADDQ $0x00000040, DI
 	ADDQ $0x00000040, DX
 	SUBQ $0x01, R14
-	JMP  columns1986
+	JMP  columns1989
 
-less1987:
+less1990:
 	ADDQ   $0x00000600, BX
 	IMUL3Q $0x06, R8, R13
 	ADDQ   R13, R15
 	SUBQ   $0x06, R10
-	JMP    rows1967
+	JMP    rows1970
 
-fewer1968:
+fewer1971:
 	CMPQ R10, $0x01
-	JEQ  tile1971
-	CMPQ R10, $0x02
-	JEQ  tile1972
-	CMPQ R10, $0x03
-	JEQ  tile1973
-	CMPQ R10, $0x04
 	JEQ  tile1974
-	CMPQ R10, $0x05
+	CMPQ R10, $0x02
 	JEQ  tile1975
-	CMPQ R10, $0x06
+	CMPQ R10, $0x03
 	JEQ  tile1976
+	CMPQ R10, $0x04
+	JEQ  tile1977
+	CMPQ R10, $0x05
+	JEQ  tile1978
 	CMPQ R10, $0x06
-	JGT  tile1974
-	JMP  done1969
+	JEQ  tile1979
+	CMPQ R10, $0x06
+	JGT  tile1977
+	JMP  done1972
 
-tile1971:
+tile1974:
 	MOVQ v+16(FP), DX
 	MOVQ R15, DI
 	MOVQ cols+40(FP), R14
 
-columns1995:
+columns1998:
 	CMPQ         R14, $0x04
-	JLT          less1996
+	JLT          less1999
 	VBROADCASTSS highHalf_avx512<>+0(SB), Z31
 	VPXORD       Z0, Z0, Z0
 	VPXORD       Z1, Z1, Z1
@@ -64642,7 +64711,7 @@ columns1995:
 	MOVQ         hi+64(FP), R13
 	SUBQ         AX, R13
 	TESTQ        $0x00000001, AX
-	JZ           even1997
+	JZ           even2000
 	VBROADCASTSS (R12), Z8
 	VPANDD       (SI), Z31, Z9
 	VFMADD231PS  Z9, Z8, Z1
@@ -64655,13 +64724,13 @@ columns1995:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JZ           store2000
+	JZ           store2003
 
-even1997:
+even2000:
 	SUBQ $0x04, R13
-	JLT  few1999
+	JLT  few2002
 
-positions1998:
+positions2001:
 	VBROADCASTSS (R12), Z8
 	VPSLLD       $0x10, (SI), Z9
 	VFMADD231PS  Z9, Z8, Z0
@@ -64701,13 +64770,13 @@ positions1998:
 	LEAQ         (SI)(R9*2), SI
 	ADDQ         $0x10, R12
 	SUBQ         $0x04, R13
-	JGE          positions1998
+	JGE          positions2001
 
-few1999:
+few2002:
 	ADDQ         $0x04, R13
-	JZ           store2000
+	JZ           store2003
 	CMPQ         R13, $0x02
-	JLT          some2002
+	JLT          some2005
 	VBROADCASTSS (R12), Z8
 	VPSLLD       $0x10, (SI), Z9
 	VFMADD231PS  Z9, Z8, Z0
@@ -64729,9 +64798,9 @@ few1999:
 	LEAQ         (SI)(R9*1), SI
 	ADDQ         $0x08, R12
 	SUBQ         $0x02, R13
-	JZ           store2000
+	JZ           store2003
 
-some2002:
+some2005:
 	VBROADCASTSS (R12), Z8
 	VPSLLD       $0x10, (SI), Z9
 	VFMADD231PS  Z9, Z8, Z0
@@ -64744,21 +64813,21 @@ some2002:
 	LEAQ         (SI)(R9*1), SI
 	ADDQ         $0x04, R12
 
-store2000:
+store2003:
 	VADDPS  Z1, Z0, Z0
 	VADDPS  Z3, Z2, Z2
 	VADDPS  Z5, Z4, Z4
 	VADDPS  Z7, Z6, Z6
 	CMPQ    carry+72(FP), $0x00
-	JNE     begun2003
+	JNE     begun2006
 	MOVQ    DI, AX
 	VMOVUPS Z0, (AX)
 	VMOVUPS Z2, 64(AX)
 	VMOVUPS Z4, 128(AX)
 	VMOVUPS Z6, 192(AX)
-	JMP     stored2001
+	JMP     stored2004
 
-begun2003:
+begun2006:
 	MOVQ    DI, AX
 	VADDPS  (AX), Z0, Z0
 	VMOVUPS Z0, (AX)
@@ -64769,16 +64838,16 @@ begun2003:
 	VADDPS  192(AX), Z6, Z6
 	VMOVUPS Z6, 192(AX)
 
-stored2001:
+stored2004:
 	ADDQ $0x00000100, DI
 	ADDQ $0x00000100, DX
 	SUBQ $0x04, R14
-	JMP  columns1995
+	JMP  columns1998
 
-less1996:
-columns2004:
+less1999:
+columns2007:
 	CMPQ         R14, $0x02
-	JLT          less2005
+	JLT          less2008
 	VBROADCASTSS highHalf_avx512<>+0(SB), Z31
 	VPXORD       Z0, Z0, Z0
 	VPXORD       Z1, Z1, Z1
@@ -64790,7 +64859,7 @@ columns2004:
 	MOVQ         hi+64(FP), R13
 	SUBQ         AX, R13
 	TESTQ        $0x00000001, AX
-	JZ           even2006
+	JZ           even2009
 	VBROADCASTSS (R12), Z4
 	VPANDD       (SI), Z31, Z5
 	VFMADD231PS  Z5, Z4, Z1
@@ -64799,13 +64868,13 @@ columns2004:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JZ           store2009
+	JZ           store2012
 
-even2006:
+even2009:
 	SUBQ $0x04, R13
-	JLT  few2008
+	JLT  few2011
 
-positions2007:
+positions2010:
 	VBROADCASTSS (R12), Z4
 	VPSLLD       $0x10, (SI), Z5
 	VFMADD231PS  Z5, Z4, Z0
@@ -64829,13 +64898,13 @@ positions2007:
 	LEAQ         (SI)(R9*2), SI
 	ADDQ         $0x10, R12
 	SUBQ         $0x04, R13
-	JGE          positions2007
+	JGE          positions2010
 
-few2008:
+few2011:
 	ADDQ         $0x04, R13
-	JZ           store2009
+	JZ           store2012
 	CMPQ         R13, $0x02
-	JLT          some2011
+	JLT          some2014
 	VBROADCASTSS (R12), Z4
 	VPSLLD       $0x10, (SI), Z5
 	VFMADD231PS  Z5, Z4, Z0
@@ -64849,9 +64918,9 @@ few2008:
 	LEAQ         (SI)(R9*1), SI
 	ADDQ         $0x08, R12
 	SUBQ         $0x02, R13
-	JZ           store2009
+	JZ           store2012
 
-some2011:
+some2014:
 	VBROADCASTSS (R12), Z4
 	VPSLLD       $0x10, (SI), Z5
 	VFMADD231PS  Z5, Z4, Z0
@@ -64860,33 +64929,33 @@ some2011:
 	LEAQ         (SI)(R9*1), SI
 	ADDQ         $0x04, R12
 
-store2009:
+store2012:
 	VADDPS  Z1, Z0, Z0
 	VADDPS  Z3, Z2, Z2
 	CMPQ    carry+72(FP), $0x00
-	JNE     begun2012
+	JNE     begun2015
 	MOVQ    DI, AX
 	VMOVUPS Z0, (AX)
 	VMOVUPS Z2, 64(AX)
-	JMP     stored2010
+	JMP     stored2013
 
-begun2012:
+begun2015:
 	MOVQ    DI, AX
 	VADDPS  (AX), Z0, Z0
 	VMOVUPS Z0, (AX)
 	VADDPS  64(AX), Z2, Z2
 	VMOVUPS Z2, 64(AX)
 
-stored2010:
+stored2013:
 	ADDQ $0x00000080, DI
 	ADDQ $0x00000080, DX
 	SUBQ $0x02, R14
-	JMP  columns2004
+	JMP  columns2007
 
-less2005:
-columns2013:
+less2008:
+columns2016:
 	CMPQ         R14, $0x01
-	JLT          less2014
+	JLT          less2017
 	VBROADCASTSS highHalf_avx512<>+0(SB), Z31
 	VPXORD       Z0, Z0, Z0
 	VPXORD       Z1, Z1, Z1
@@ -64896,20 +64965,20 @@ columns2013:
 	MOVQ         hi+64(FP), R13
 	SUBQ         AX, R13
 	TESTQ        $0x00000001, AX
-	JZ           even2015
+	JZ           even2018
 	VPANDD       (SI), Z31, Z2
 	VBROADCASTSS (R12), Z3
 	VFMADD231PS  Z2, Z3, Z1
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JZ           store2018
+	JZ           store2021
 
-even2015:
+even2018:
 	SUBQ $0x04, R13
-	JLT  few2017
+	JLT  few2020
 
-positions2016:
+positions2019:
 	VPSLLD       $0x10, (SI), Z2
 	VBROADCASTSS (R12), Z3
 	VFMADD231PS  Z2, Z3, Z0
@@ -64925,13 +64994,13 @@ positions2016:
 	LEAQ         (SI)(R9*2), SI
 	ADDQ         $0x10, R12
 	SUBQ         $0x04, R13
-	JGE          positions2016
+	JGE          positions2019
 
-few2017:
+few2020:
 	ADDQ         $0x04, R13
-	JZ           store2018
+	JZ           store2021
 	CMPQ         R13, $0x02
-	JLT          some2020
+	JLT          some2023
 	VPSLLD       $0x10, (SI), Z2
 	VBROADCASTSS (R12), Z3
 	VFMADD231PS  Z2, Z3, Z0
@@ -64941,49 +65010,49 @@ few2017:
 	LEAQ         (SI)(R9*1), SI
 	ADDQ         $0x08, R12
 	SUBQ         $0x02, R13
-	JZ           store2018
+	JZ           store2021
 
-some2020:
+some2023:
 	VPSLLD       $0x10, (SI), Z2
 	VBROADCASTSS (R12), Z3
 	VFMADD231PS  Z2, Z3, Z0
 	LEAQ         (SI)(R9*1), SI
 	ADDQ         $0x04, R12
 
-store2018:
+store2021:
 	VADDPS  Z1, Z0, Z0
 	CMPQ    carry+72(FP), $0x00
-	JNE     begun2021
+	JNE     begun2024
 	MOVQ    DI, AX
 	VMOVUPS Z0, (AX)
-	JMP     stored2019
+	JMP     stored2022
 
-begun2021:
+begun2024:
 	MOVQ    DI, AX
 	VADDPS  (AX), Z0, Z0
 	VMOVUPS Z0, (AX)
 
-stored2019:
+stored2022:
 	ADDQ $0x00000040, DI
 	ADDQ $0x00000040, DX
 	SUBQ $0x01, R14
-	JMP  columns2013
+	JMP  columns2016
 
-less2014:
+less2017:
 	ADDQ   $0x00000100, BX
 	IMUL3Q $0x01, R8, R13
 	ADDQ   R13, R15
 	SUBQ   $0x01, R10
-	JMP    rows1967
+	JMP    rows1970
 
-tile1972:
+tile1975:
 	MOVQ v+16(FP), DX
 	MOVQ R15, DI
 	MOVQ cols+40(FP), R14
 
-columns2022:
+columns2025:
 	CMPQ         R14, $0x04
-	JLT          less2023
+	JLT          less2026
 	VBROADCASTSS highHalf_avx512<>+0(SB), Z31
 	VPXORD       Z0, Z0, Z0
 	VPXORD       Z1, Z1, Z1
@@ -65007,7 +65076,7 @@ columns2022:
 	MOVQ         hi+64(FP), R13
 	SUBQ         AX, R13
 	TESTQ        $0x00000001, AX
-	JZ           even2024
+	JZ           even2027
 	VBROADCASTSS (R12), Z16
 	VBROADCASTSS 256(R12), Z17
 	VPANDD       (SI), Z31, Z18
@@ -65025,13 +65094,13 @@ columns2022:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JZ           store2027
+	JZ           store2030
 
-even2024:
+even2027:
 	SUBQ $0x04, R13
-	JLT  few2026
+	JLT  few2029
 
-positions2025:
+positions2028:
 	VBROADCASTSS (R12), Z16
 	VBROADCASTSS 256(R12), Z17
 	VPSLLD       $0x10, (SI), Z18
@@ -65091,13 +65160,13 @@ positions2025:
 	LEAQ         (SI)(R9*2), SI
 	ADDQ         $0x10, R12
 	SUBQ         $0x04, R13
-	JGE          positions2025
+	JGE          positions2028
 
-few2026:
+few2029:
 	ADDQ         $0x04, R13
-	JZ           store2027
+	JZ           store2030
 	CMPQ         R13, $0x02
-	JLT          some2029
+	JLT          some2032
 	VBROADCASTSS (R12), Z16
 	VBROADCASTSS 256(R12), Z17
 	VPSLLD       $0x10, (SI), Z18
@@ -65129,9 +65198,9 @@ few2026:
 	LEAQ         (SI)(R9*1), SI
 	ADDQ         $0x08, R12
 	SUBQ         $0x02, R13
-	JZ           store2027
+	JZ           store2030
 
-some2029:
+some2032:
 	VBROADCASTSS (R12), Z16
 	VBROADCASTSS 256(R12), Z17
 	VPSLLD       $0x10, (SI), Z18
@@ -65149,7 +65218,7 @@ some2029:
 	LEAQ         (SI)(R9*1), SI
 	ADDQ         $0x04, R12
 
-store2027:
+store2030:
 	VADDPS  Z1, Z0, Z0
 	VADDPS  Z3, Z2, Z2
 	VADDPS  Z5, Z4, Z4
@@ -65159,7 +65228,7 @@ store2027:
 	VADDPS  Z13, Z12, Z12
 	VADDPS  Z15, Z14, Z14
 	CMPQ    carry+72(FP), $0x00
-	JNE     begun2030
+	JNE     begun2033
 	MOVQ    DI, AX
 	VMOVUPS Z0, (AX)
 	VMOVUPS Z2, 64(AX)
@@ -65170,9 +65239,9 @@ store2027:
 	VMOVUPS Z10, 64(AX)
 	VMOVUPS Z12, 128(AX)
 	VMOVUPS Z14, 192(AX)
-	JMP     stored2028
+	JMP     stored2031
 
-begun2030:
+begun2033:
 	MOVQ    DI, AX
 	VADDPS  (AX), Z0, Z0
 	VMOVUPS Z0, (AX)
@@ -65192,16 +65261,16 @@ begun2030:
 	VADDPS  192(AX), Z14, Z14
 	VMOVUPS Z14, 192(AX)
 
-stored2028:
+stored2031:
 	ADDQ $0x00000100, DI
 	ADDQ $0x00000100, DX
 	SUBQ $0x04, R14
-	JMP  columns2022
+	JMP  columns2025
 
-less2023:
-columns2031:
+less2026:
+columns2034:
 	CMPQ         R14, $0x02
-	JLT          less2032
+	JLT          less2035
 	VBROADCASTSS highHalf_avx512<>+0(SB), Z31
 	VPXORD       Z0, Z0, Z0
 	VPXORD       Z1, Z1, Z1
@@ -65217,7 +65286,7 @@ columns2031:
 	MOVQ         hi+64(FP), R13
 	SUBQ         AX, R13
 	TESTQ        $0x00000001, AX
-	JZ           even2033
+	JZ           even2036
 	VPANDD       (SI), Z31, Z8
 	VPANDD       64(SI), Z31, Z9
 	VBROADCASTSS (R12), Z10
@@ -65229,13 +65298,13 @@ columns2031:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JZ           store2036
+	JZ           store2039
 
-even2033:
+even2036:
 	SUBQ $0x04, R13
-	JLT  few2035
+	JLT  few2038
 
-positions2034:
+positions2037:
 	VPSLLD       $0x10, (SI), Z8
 	VPSLLD       $0x10, 64(SI), Z9
 	VBROADCASTSS (R12), Z10
@@ -65271,13 +65340,13 @@ positions2034:
 	LEAQ         (SI)(R9*2), SI
 	ADDQ         $0x10, R12
 	SUBQ         $0x04, R13
-	JGE          positions2034
+	JGE          positions2037
 
-few2035:
+few2038:
 	ADDQ         $0x04, R13
-	JZ           store2036
+	JZ           store2039
 	CMPQ         R13, $0x02
-	JLT          some2038
+	JLT          some2041
 	VPSLLD       $0x10, (SI), Z8
 	VPSLLD       $0x10, 64(SI), Z9
 	VBROADCASTSS (R12), Z10
@@ -65297,9 +65366,9 @@ few2035:
 	LEAQ         (SI)(R9*1), SI
 	ADDQ         $0x08, R12
 	SUBQ         $0x02, R13
-	JZ           store2036
+	JZ           store2039
 
-some2038:
+some2041:
 	VPSLLD       $0x10, (SI), Z8
 	VPSLLD       $0x10, 64(SI), Z9
 	VBROADCASTSS (R12), Z10
@@ -65311,22 +65380,22 @@ some2038:
 	LEAQ         (SI)(R9*1), SI
 	ADDQ         $0x04, R12
 
-store2036:
+store2039:
 	VADDPS  Z1, Z0, Z0
 	VADDPS  Z3, Z2, Z2
 	VADDPS  Z5, Z4, Z4
 	VADDPS  Z7, Z6, Z6
 	CMPQ    carry+72(FP), $0x00
-	JNE     begun2039
+	JNE     begun2042
 	MOVQ    DI, AX
 	VMOVUPS Z0, (AX)
 	VMOVUPS Z2, 64(AX)
 	ADDQ    R8, AX
 	VMOVUPS Z4, (AX)
 	VMOVUPS Z6, 64(AX)
-	JMP     stored2037
+	JMP     stored2040
 
-begun2039:
+begun2042:
 	MOVQ    DI, AX
 	VADDPS  (AX), Z0, Z0
 	VMOVUPS Z0, (AX)
@@ -65338,16 +65407,16 @@ begun2039:
 	VADDPS  64(AX), Z6, Z6
 	VMOVUPS Z6, 64(AX)
 
-stored2037:
+stored2040:
 	ADDQ $0x00000080, DI
 	ADDQ $0x00000080, DX
 	SUBQ $0x02, R14
-	JMP  columns2031
+	JMP  columns2034
 
-less2032:
-columns2040:
+less2035:
+columns2043:
 	CMPQ         R14, $0x01
-	JLT          less2041
+	JLT          less2044
 	VBROADCASTSS highHalf_avx512<>+0(SB), Z31
 	VPXORD       Z0, Z0, Z0
 	VPXORD       Z1, Z1, Z1
@@ -65359,7 +65428,7 @@ columns2040:
 	MOVQ         hi+64(FP), R13
 	SUBQ         AX, R13
 	TESTQ        $0x00000001, AX
-	JZ           even2042
+	JZ           even2045
 	VPANDD       (SI), Z31, Z4
 	VBROADCASTSS (R12), Z5
 	VFMADD231PS  Z4, Z5, Z1
@@ -65368,13 +65437,13 @@ columns2040:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JZ           store2045
+	JZ           store2048
 
-even2042:
+even2045:
 	SUBQ $0x04, R13
-	JLT  few2044
+	JLT  few2047
 
-positions2043:
+positions2046:
 	VPSLLD       $0x10, (SI), Z4
 	VBROADCASTSS (R12), Z5
 	VFMADD231PS  Z4, Z5, Z0
@@ -65398,13 +65467,13 @@ positions2043:
 	LEAQ         (SI)(R9*2), SI
 	ADDQ         $0x10, R12
 	SUBQ         $0x04, R13
-	JGE          positions2043
+	JGE          positions2046
 
-few2044:
+few2047:
 	ADDQ         $0x04, R13
-	JZ           store2045
+	JZ           store2048
 	CMPQ         R13, $0x02
-	JLT          some2047
+	JLT          some2050
 	VPSLLD       $0x10, (SI), Z4
 	VBROADCASTSS (R12), Z5
 	VFMADD231PS  Z4, Z5, Z0
@@ -65418,9 +65487,9 @@ few2044:
 	LEAQ         (SI)(R9*1), SI
 	ADDQ         $0x08, R12
 	SUBQ         $0x02, R13
-	JZ           store2045
+	JZ           store2048
 
-some2047:
+some2050:
 	VPSLLD       $0x10, (SI), Z4
 	VBROADCASTSS (R12), Z5
 	VFMADD231PS  Z4, Z5, Z0
@@ -65429,18 +65498,18 @@ some2047:
 	LEAQ         (SI)(R9*1), SI
 	ADDQ         $0x04, R12
 
-store2045:
+store2048:
 	VADDPS  Z1, Z0, Z0
 	VADDPS  Z3, Z2, Z2
 	CMPQ    carry+72(FP), $0x00
-	JNE     begun2048
+	JNE     begun2051
 	MOVQ    DI, AX
 	VMOVUPS Z0, (AX)
 	ADDQ    R8, AX
 	VMOVUPS Z2, (AX)
-	JMP     stored2046
+	JMP     stored2049
 
-begun2048:
+begun2051:
 	MOVQ    DI, AX
 	VADDPS  (AX), Z0, Z0
 	VMOVUPS Z0, (AX)
@@ -65448,27 +65517,27 @@ begun2048:
 	VADDPS  (AX), Z2, Z2
 	VMOVUPS Z2, (AX)
 
-stored2046:
+stored2049:
 	ADDQ $0x00000040, DI
 	ADDQ $0x00000040, DX
 	SUBQ $0x01, R14
-	JMP  columns2040
+	JMP  columns2043
 
-less2041:
+less2044:
 	ADDQ   $0x00000200, BX
 	IMUL3Q $0x02, R8, R13
 	ADDQ   R13, R15
 	SUBQ   $0x02, R10
-	JMP    rows1967
+	JMP    rows1970
 
-tile1973:
+tile1976:
 	MOVQ v+16(FP), DX
 	MOVQ R15, DI
 	MOVQ cols+40(FP), R14
 
-columns2049:
+columns2052:
 	CMPQ         R14, $0x02
-	JLT          less2050
+	JLT          less2053
 	VBROADCASTSS highHalf_avx512<>+0(SB), Z31
 	VPXORD       Z0, Z0, Z0
 	VPXORD       Z1, Z1, Z1
@@ -65488,7 +65557,7 @@ columns2049:
 	MOVQ         hi+64(FP), R13
 	SUBQ         AX, R13
 	TESTQ        $0x00000001, AX
-	JZ           even2051
+	JZ           even2054
 	VPANDD       (SI), Z31, Z12
 	VPANDD       64(SI), Z31, Z13
 	VBROADCASTSS (R12), Z14
@@ -65503,13 +65572,13 @@ columns2049:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JZ           store2054
+	JZ           store2057
 
-even2051:
+even2054:
 	SUBQ $0x04, R13
-	JLT  few2053
+	JLT  few2056
 
-positions2052:
+positions2055:
 	VPSLLD       $0x10, (SI), Z12
 	VPSLLD       $0x10, 64(SI), Z13
 	VBROADCASTSS (R12), Z14
@@ -65557,13 +65626,13 @@ positions2052:
 	LEAQ         (SI)(R9*2), SI
 	ADDQ         $0x10, R12
 	SUBQ         $0x04, R13
-	JGE          positions2052
+	JGE          positions2055
 
-few2053:
+few2056:
 	ADDQ         $0x04, R13
-	JZ           store2054
+	JZ           store2057
 	CMPQ         R13, $0x02
-	JLT          some2056
+	JLT          some2059
 	VPSLLD       $0x10, (SI), Z12
 	VPSLLD       $0x10, 64(SI), Z13
 	VBROADCASTSS (R12), Z14
@@ -65589,9 +65658,9 @@ few2053:
 	LEAQ         (SI)(R9*1), SI
 	ADDQ         $0x08, R12
 	SUBQ         $0x02, R13
-	JZ           store2054
+	JZ           store2057
 
-some2056:
+some2059:
 	VPSLLD       $0x10, (SI), Z12
 	VPSLLD       $0x10, 64(SI), Z13
 	VBROADCASTSS (R12), Z14
@@ -65606,7 +65675,7 @@ some2056:
 	LEAQ         (SI)(R9*1), SI
 	ADDQ         $0x04, R12
 
-store2054:
+store2057:
 	VADDPS  Z1, Z0, Z0
 	VADDPS  Z3, Z2, Z2
 	VADDPS  Z5, Z4, Z4
@@ -65614,7 +65683,7 @@ store2054:
 	VADDPS  Z9, Z8, Z8
 	VADDPS  Z11, Z10, Z10
 	CMPQ    carry+72(FP), $0x00
-	JNE     begun2057
+	JNE     begun2060
 	MOVQ    DI, AX
 	VMOVUPS Z0, (AX)
 	VMOVUPS Z2, 64(AX)
@@ -65624,9 +65693,9 @@ store2054:
 	ADDQ    R8, AX
 	VMOVUPS Z8, (AX)
 	VMOVUPS Z10, 64(AX)
-	JMP     stored2055
+	JMP     stored2058
 
-begun2057:
+begun2060:
 	MOVQ    DI, AX
 	VADDPS  (AX), Z0, Z0
 	VMOVUPS Z0, (AX)
@@ -65643,16 +65712,16 @@ begun2057:
 	VADDPS  64(AX), Z10, Z10
 	VMOVUPS Z10, 64(AX)
 
-stored2055:
+stored2058:
 	ADDQ $0x00000080, DI
 	ADDQ $0x00000080, DX
 	SUBQ $0x02, R14
-	JMP  columns2049
+	JMP  columns2052
 
-less2050:
-columns2058:
+less2053:
+columns2061:
 	CMPQ         R14, $0x01
-	JLT          less2059
+	JLT          less2062
 	VBROADCASTSS highHalf_avx512<>+0(SB), Z31
 	VPXORD       Z0, Z0, Z0
 	VPXORD       Z1, Z1, Z1
@@ -65666,7 +65735,7 @@ columns2058:
 	MOVQ         hi+64(FP), R13
 	SUBQ         AX, R13
 	TESTQ        $0x00000001, AX
-	JZ           even2060
+	JZ           even2063
 	VPANDD       (SI), Z31, Z6
 	VBROADCASTSS (R12), Z7
 	VFMADD231PS  Z6, Z7, Z1
@@ -65677,13 +65746,13 @@ columns2058:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JZ           store2063
+	JZ           store2066
 
-even2060:
+even2063:
 	SUBQ $0x04, R13
-	JLT  few2062
+	JLT  few2065
 
-positions2061:
+positions2064:
 	VPSLLD       $0x10, (SI), Z6
 	VBROADCASTSS (R12), Z7
 	VFMADD231PS  Z6, Z7, Z0
@@ -65715,13 +65784,13 @@ positions2061:
 	LEAQ         (SI)(R9*2), SI
 	ADDQ         $0x10, R12
 	SUBQ         $0x04, R13
-	JGE          positions2061
+	JGE          positions2064
 
-few2062:
+few2065:
 	ADDQ         $0x04, R13
-	JZ           store2063
+	JZ           store2066
 	CMPQ         R13, $0x02
-	JLT          some2065
+	JLT          some2068
 	VPSLLD       $0x10, (SI), Z6
 	VBROADCASTSS (R12), Z7
 	VFMADD231PS  Z6, Z7, Z0
@@ -65739,9 +65808,9 @@ few2062:
 	LEAQ         (SI)(R9*1), SI
 	ADDQ         $0x08, R12
 	SUBQ         $0x02, R13
-	JZ           store2063
+	JZ           store2066
 
-some2065:
+some2068:
 	VPSLLD       $0x10, (SI), Z6
 	VBROADCASTSS (R12), Z7
 	VFMADD231PS  Z6, Z7, Z0
@@ -65752,21 +65821,21 @@ some2065:
 	LEAQ         (SI)(R9*1), SI
 	ADDQ         $0x04, R12
 
-store2063:
+store2066:
 	VADDPS  Z1, Z0, Z0
 	VADDPS  Z3, Z2, Z2
 	VADDPS  Z5, Z4, Z4
 	CMPQ    carry+72(FP), $0x00
-	JNE     begun2066
+	JNE     begun2069
 	MOVQ    DI, AX
 	VMOVUPS Z0, (AX)
 	ADDQ    R8, AX
 	VMOVUPS Z2, (AX)
 	ADDQ    R8, AX
 	VMOVUPS Z4, (AX)
-	JMP     stored2064
+	JMP     stored2067
 
-begun2066:
+begun2069:
 	MOVQ    DI, AX
 	VADDPS  (AX), Z0, Z0
 	VMOVUPS Z0, (AX)
@@ -65777,27 +65846,27 @@ begun2066:
 	VADDPS  (AX), Z4, Z4
 	VMOVUPS Z4, (AX)
 
-stored2064:
+stored2067:
 	ADDQ $0x00000040, DI
 	ADDQ $0x00000040, DX
 	SUBQ $0x01, R14
-	JMP  columns2058
+	JMP  columns2061
 
-less2059:
+less2062:
 	ADDQ   $0x00000300, BX
 	IMUL3Q $0x03, R8, R13
 	ADDQ   R13, R15
 	SUBQ   $0x03, R10
-	JMP    rows1967
+	JMP    rows1970
 
-tile1974:
+tile1977:
 	MOVQ v+16(FP), DX
 	MOVQ R15, DI
 	MOVQ cols+40(FP), R14
 
-columns2067:
+columns2070:
 	CMPQ         R14, $0x02
-	JLT          less2068
+	JLT          less2071
 	VBROADCASTSS highHalf_avx512<>+0(SB), Z31
 	VPXORD       Z0, Z0, Z0
 	VPXORD       Z1, Z1, Z1
@@ -65821,7 +65890,7 @@ columns2067:
 	MOVQ         hi+64(FP), R13
 	SUBQ         AX, R13
 	TESTQ        $0x00000001, AX
-	JZ           even2069
+	JZ           even2072
 	VPANDD       (SI), Z31, Z16
 	VPANDD       64(SI), Z31, Z17
 	VBROADCASTSS (R12), Z18
@@ -65839,13 +65908,13 @@ columns2067:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JZ           store2072
+	JZ           store2075
 
-even2069:
+even2072:
 	SUBQ $0x04, R13
-	JLT  few2071
+	JLT  few2074
 
-positions2070:
+positions2073:
 	VPSLLD       $0x10, (SI), Z16
 	VPSLLD       $0x10, 64(SI), Z17
 	VBROADCASTSS (R12), Z18
@@ -65905,13 +65974,13 @@ positions2070:
 	LEAQ         (SI)(R9*2), SI
 	ADDQ         $0x10, R12
 	SUBQ         $0x04, R13
-	JGE          positions2070
+	JGE          positions2073
 
-few2071:
+few2074:
 	ADDQ         $0x04, R13
-	JZ           store2072
+	JZ           store2075
 	CMPQ         R13, $0x02
-	JLT          some2074
+	JLT          some2077
 	VPSLLD       $0x10, (SI), Z16
 	VPSLLD       $0x10, 64(SI), Z17
 	VBROADCASTSS (R12), Z18
@@ -65943,9 +66012,9 @@ few2071:
 	LEAQ         (SI)(R9*1), SI
 	ADDQ         $0x08, R12
 	SUBQ         $0x02, R13
-	JZ           store2072
+	JZ           store2075
 
-some2074:
+some2077:
 	VPSLLD       $0x10, (SI), Z16
 	VPSLLD       $0x10, 64(SI), Z17
 	VBROADCASTSS (R12), Z18
@@ -65963,7 +66032,7 @@ some2074:
 	LEAQ         (SI)(R9*1), SI
 	ADDQ         $0x04, R12
 
-store2072:
+store2075:
 	VADDPS  Z1, Z0, Z0
 	VADDPS  Z3, Z2, Z2
 	VADDPS  Z5, Z4, Z4
@@ -65973,7 +66042,7 @@ store2072:
 	VADDPS  Z13, Z12, Z12
 	VADDPS  Z15, Z14, Z14
 	CMPQ    carry+72(FP), $0x00
-	JNE     begun2075
+	JNE     begun2078
 	MOVQ    DI, AX
 	VMOVUPS Z0, (AX)
 	VMOVUPS Z2, 64(AX)
@@ -65986,9 +66055,9 @@ store2072:
 	ADDQ    R8, AX
 	VMOVUPS Z12, (AX)
 	VMOVUPS Z14, 64(AX)
-	JMP     stored2073
+	JMP     stored2076
 
-begun2075:
+begun2078:
 	MOVQ    DI, AX
 	VADDPS  (AX), Z0, Z0
 	VMOVUPS Z0, (AX)
@@ -66010,16 +66079,16 @@ begun2075:
 	VADDPS  64(AX), Z14, Z14
 	VMOVUPS Z14, 64(AX)
 
-stored2073:
+stored2076:
 	ADDQ $0x00000080, DI
 	ADDQ $0x00000080, DX
 	SUBQ $0x02, R14
-	JMP  columns2067
+	JMP  columns2070
 
-less2068:
-columns2076:
+less2071:
+columns2079:
 	CMPQ         R14, $0x01
-	JLT          less2077
+	JLT          less2080
 	VBROADCASTSS highHalf_avx512<>+0(SB), Z31
 	VPXORD       Z0, Z0, Z0
 	VPXORD       Z1, Z1, Z1
@@ -66035,7 +66104,7 @@ columns2076:
 	MOVQ         hi+64(FP), R13
 	SUBQ         AX, R13
 	TESTQ        $0x00000001, AX
-	JZ           even2078
+	JZ           even2081
 	VPANDD       (SI), Z31, Z8
 	VBROADCASTSS (R12), Z9
 	VFMADD231PS  Z8, Z9, Z1
@@ -66048,13 +66117,13 @@ columns2076:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JZ           store2081
+	JZ           store2084
 
-even2078:
+even2081:
 	SUBQ $0x04, R13
-	JLT  few2080
+	JLT  few2083
 
-positions2079:
+positions2082:
 	VPSLLD       $0x10, (SI), Z8
 	VBROADCASTSS (R12), Z9
 	VFMADD231PS  Z8, Z9, Z0
@@ -66094,13 +66163,13 @@ positions2079:
 	LEAQ         (SI)(R9*2), SI
 	ADDQ         $0x10, R12
 	SUBQ         $0x04, R13
-	JGE          positions2079
+	JGE          positions2082
 
-few2080:
+few2083:
 	ADDQ         $0x04, R13
-	JZ           store2081
+	JZ           store2084
 	CMPQ         R13, $0x02
-	JLT          some2083
+	JLT          some2086
 	VPSLLD       $0x10, (SI), Z8
 	VBROADCASTSS (R12), Z9
 	VFMADD231PS  Z8, Z9, Z0
@@ -66122,9 +66191,9 @@ few2080:
 	LEAQ         (SI)(R9*1), SI
 	ADDQ         $0x08, R12
 	SUBQ         $0x02, R13
-	JZ           store2081
+	JZ           store2084
 
-some2083:
+some2086:
 	VPSLLD       $0x10, (SI), Z8
 	VBROADCASTSS (R12), Z9
 	VFMADD231PS  Z8, Z9, Z0
@@ -66137,13 +66206,13 @@ some2083:
 	LEAQ         (SI)(R9*1), SI
 	ADDQ         $0x04, R12
 
-store2081:
+store2084:
 	VADDPS  Z1, Z0, Z0
 	VADDPS  Z3, Z2, Z2
 	VADDPS  Z5, Z4, Z4
 	VADDPS  Z7, Z6, Z6
 	CMPQ    carry+72(FP), $0x00
-	JNE     begun2084
+	JNE     begun2087
 	MOVQ    DI, AX
 	VMOVUPS Z0, (AX)
 	ADDQ    R8, AX
@@ -66152,9 +66221,9 @@ store2081:
 	VMOVUPS Z4, (AX)
 	ADDQ    R8, AX
 	VMOVUPS Z6, (AX)
-	JMP     stored2082
+	JMP     stored2085
 
-begun2084:
+begun2087:
 	MOVQ    DI, AX
 	VADDPS  (AX), Z0, Z0
 	VMOVUPS Z0, (AX)
@@ -66168,27 +66237,27 @@ begun2084:
 	VADDPS  (AX), Z6, Z6
 	VMOVUPS Z6, (AX)
 
-stored2082:
+stored2085:
 	ADDQ $0x00000040, DI
 	ADDQ $0x00000040, DX
 	SUBQ $0x01, R14
-	JMP  columns2076
+	JMP  columns2079
 
-less2077:
+less2080:
 	ADDQ   $0x00000400, BX
 	IMUL3Q $0x04, R8, R13
 	ADDQ   R13, R15
 	SUBQ   $0x04, R10
-	JMP    rows1967
+	JMP    rows1970
 
-tile1975:
+tile1978:
 	MOVQ v+16(FP), DX
 	MOVQ R15, DI
 	MOVQ cols+40(FP), R14
 
-columns2085:
+columns2088:
 	CMPQ         R14, $0x02
-	JLT          less2086
+	JLT          less2089
 	VBROADCASTSS highHalf_avx512<>+0(SB), Z31
 	VPXORD       Z0, Z0, Z0
 	VPXORD       Z1, Z1, Z1
@@ -66216,7 +66285,7 @@ columns2085:
 	MOVQ         hi+64(FP), R13
 	SUBQ         AX, R13
 	TESTQ        $0x00000001, AX
-	JZ           even2087
+	JZ           even2090
 	VPANDD       (SI), Z31, Z20
 	VPANDD       64(SI), Z31, Z21
 	VBROADCASTSS (R12), Z22
@@ -66237,13 +66306,13 @@ columns2085:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JZ           store2090
+	JZ           store2093
 
-even2087:
+even2090:
 	SUBQ $0x04, R13
-	JLT  few2089
+	JLT  few2092
 
-positions2088:
+positions2091:
 	VPSLLD       $0x10, (SI), Z20
 	VPSLLD       $0x10, 64(SI), Z21
 	VBROADCASTSS (R12), Z22
@@ -66315,13 +66384,13 @@ positions2088:
 	LEAQ         (SI)(R9*2), SI
 	ADDQ         $0x10, R12
 	SUBQ         $0x04, R13
-	JGE          positions2088
+	JGE          positions2091
 
-few2089:
+few2092:
 	ADDQ         $0x04, R13
-	JZ           store2090
+	JZ           store2093
 	CMPQ         R13, $0x02
-	JLT          some2092
+	JLT          some2095
 	VPSLLD       $0x10, (SI), Z20
 	VPSLLD       $0x10, 64(SI), Z21
 	VBROADCASTSS (R12), Z22
@@ -66359,9 +66428,9 @@ few2089:
 	LEAQ         (SI)(R9*1), SI
 	ADDQ         $0x08, R12
 	SUBQ         $0x02, R13
-	JZ           store2090
+	JZ           store2093
 
-some2092:
+some2095:
 	VPSLLD       $0x10, (SI), Z20
 	VPSLLD       $0x10, 64(SI), Z21
 	VBROADCASTSS (R12), Z22
@@ -66382,7 +66451,7 @@ some2092:
 	LEAQ         (SI)(R9*1), SI
 	ADDQ         $0x04, R12
 
-store2090:
+store2093:
 	VADDPS  Z1, Z0, Z0
 	VADDPS  Z3, Z2, Z2
 	VADDPS  Z5, Z4, Z4
@@ -66394,7 +66463,7 @@ store2090:
 	VADDPS  Z17, Z16, Z16
 	VADDPS  Z19, Z18, Z18
 	CMPQ    carry+72(FP), $0x00
-	JNE     begun2093
+	JNE     begun2096
 	MOVQ    DI, AX
 	VMOVUPS Z0, (AX)
 	VMOVUPS Z2, 64(AX)
@@ -66410,9 +66479,9 @@ store2090:
 	ADDQ    R8, AX
 	VMOVUPS Z16, (AX)
 	VMOVUPS Z18, 64(AX)
-	JMP     stored2091
+	JMP     stored2094
 
-begun2093:
+begun2096:
 	MOVQ    DI, AX
 	VADDPS  (AX), Z0, Z0
 	VMOVUPS Z0, (AX)
@@ -66439,16 +66508,16 @@ begun2093:
 	VADDPS  64(AX), Z18, Z18
 	VMOVUPS Z18, 64(AX)
 
-stored2091:
+stored2094:
 	ADDQ $0x00000080, DI
 	ADDQ $0x00000080, DX
 	SUBQ $0x02, R14
-	JMP  columns2085
+	JMP  columns2088
 
-less2086:
-columns2094:
+less2089:
+columns2097:
 	CMPQ         R14, $0x01
-	JLT          less2095
+	JLT          less2098
 	VBROADCASTSS highHalf_avx512<>+0(SB), Z31
 	VPXORD       Z0, Z0, Z0
 	VPXORD       Z1, Z1, Z1
@@ -66466,7 +66535,7 @@ columns2094:
 	MOVQ         hi+64(FP), R13
 	SUBQ         AX, R13
 	TESTQ        $0x00000001, AX
-	JZ           even2096
+	JZ           even2099
 	VPANDD       (SI), Z31, Z10
 	VBROADCASTSS (R12), Z11
 	VFMADD231PS  Z10, Z11, Z1
@@ -66481,13 +66550,13 @@ columns2094:
 	ADDQ         R9, SI
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JZ           store2099
+	JZ           store2102
 
-even2096:
+even2099:
 	SUBQ $0x04, R13
-	JLT  few2098
+	JLT  few2101
 
-positions2097:
+positions2100:
 	VPSLLD       $0x10, (SI), Z10
 	VBROADCASTSS (R12), Z11
 	VFMADD231PS  Z10, Z11, Z0
@@ -66535,13 +66604,13 @@ positions2097:
 	LEAQ         (SI)(R9*2), SI
 	ADDQ         $0x10, R12
 	SUBQ         $0x04, R13
-	JGE          positions2097
+	JGE          positions2100
 
-few2098:
+few2101:
 	ADDQ         $0x04, R13
-	JZ           store2099
+	JZ           store2102
 	CMPQ         R13, $0x02
-	JLT          some2101
+	JLT          some2104
 	VPSLLD       $0x10, (SI), Z10
 	VBROADCASTSS (R12), Z11
 	VFMADD231PS  Z10, Z11, Z0
@@ -66567,9 +66636,9 @@ few2098:
 	LEAQ         (SI)(R9*1), SI
 	ADDQ         $0x08, R12
 	SUBQ         $0x02, R13
-	JZ           store2099
+	JZ           store2102
 
-some2101:
+some2104:
 	VPSLLD       $0x10, (SI), Z10
 	VBROADCASTSS (R12), Z11
 	VFMADD231PS  Z10, Z11, Z0
@@ -66584,14 +66653,14 @@ some2101:
 	LEAQ         (SI)(R9*1), SI
 	ADDQ         $0x04, R12
 
-store2099:
+store2102:
 	VADDPS  Z1, Z0, Z0
 	VADDPS  Z3, Z2, Z2
 	VADDPS  Z5, Z4, Z4
 	VADDPS  Z7, Z6, Z6
 	VADDPS  Z9, Z8, Z8
 	CMPQ    carry+72(FP), $0x00
-	JNE     begun2102
+	JNE     begun2105
 	MOVQ    DI, AX
 	VMOVUPS Z0, (AX)
 	ADDQ    R8, AX
@@ -66602,9 +66671,9 @@ store2099:
 	VMOVUPS Z6, (AX)
 	ADDQ    R8, AX
 	VMOVUPS Z8, (AX)
-	JMP     stored2100
+	JMP     stored2103
 
-begun2102:
+begun2105:
 	MOVQ    DI, AX
 	VADDPS  (AX), Z0, Z0
 	VMOVUPS Z0, (AX)
@@ -66621,19 +66690,19 @@ begun2102:
 	VADDPS  (AX), Z8, Z8
 	VMOVUPS Z8, (AX)
 
-stored2100:
+stored2103:
 	ADDQ $0x00000040, DI
 	ADDQ $0x00000040, DX
 	SUBQ $0x01, R14
-	JMP  columns2094
+	JMP  columns2097
 
-less2095:
+less2098:
 	ADDQ   $0x00000500, BX
 	IMUL3Q $0x05, R8, R13
 	ADDQ   R13, R15
 	SUBQ   $0x05, R10
-	JMP    rows1967
+	JMP    rows1970
 
-done1969:
+done1972:
 	VZEROUPPER
 	RET

@@ -369,7 +369,7 @@ func TestSelectKernel(t *testing.T) {
 			t.Errorf("%s: %v, in use is %s", name, err, KernelName())
 		}
 	}
-	for _, name := range []string{"sse", "AVX2", "NEON", "avx512", "avx2", "neon"} {
+	for _, name := range []string{"sse", "AVX2", "NEON", "amx", "avx512", "avx2", "neon"} {
 		if slices.Contains(KernelNames(), name) {
 			continue
 		}

@@ -90,7 +90,8 @@ func main() {
 		column(size)
 	}
 	weave()
-	split()
+	split(false)
+	split(true)
 	tileScores()
 	tileValues()
 	Generate()

@@ -239,10 +239,16 @@ func tileValues() {
 	end()
 }
 
-// split: the parts of bf16 of x.
-func split() {
-	constData([]constant{{"magnitude", 0x7fffffff}, {"belowSplit", 0x2b7fffff}, {"upperHalves", 0xffff0000}, {"half", 0x7fff}, {"odd", 1}})
-	function("split", "func(first, second, third, x *float32, n int) int", "is split over n elements, a multiple of 16.")
+// split: the parts of bf16 of x, as binary32 or, if halves, as bf16.
+func split(halves bool) {
+	size := 4
+	if halves {
+		size = 2
+		function("splitHalves", "func(first, second, third *byte, x *float32, n int) int", "is splitHalves over n elements, a multiple of 16.")
+	} else {
+		constData([]constant{{"magnitude", 0x7fffffff}, {"belowSplit", 0x2b7fffff}, {"upperHalves", 0xffff0000}, {"half", 0x7fff}, {"odd", 1}})
+		function("split", "func(first, second, third, x *float32, n int) int", "is split over n elements, a multiple of 16.")
+	}
 	first, second, third, x, n := reg.RDI, reg.RSI, reg.RBX, reg.R8, reg.RCX
 	Load(Param("first"), first)
 	Load(Param("second"), second)
@@ -272,6 +278,21 @@ func split() {
 		VPADDD(x, dst, dst)
 		and(upper, dst, dst)
 	}
+	store := func(part reg.Register, to Mem) {
+		half := r[5]
+		switch {
+		case !halves:
+			VMOVUPS(part, to)
+		case wide():
+			VPSRLD(U8(16), part, half)
+			VPMOVDW(half, to)
+		default:
+			VPSRLD(U8(16), part, half)
+			VPACKUSDW(half, half, half)
+			VPERMQ(U8(0b1000), half, half)
+			VMOVUPS(reg.X5, to)
+		}
+	}
 	zero(most)
 	zero(some)
 	loop, done := label("loop"), label("done")
@@ -289,20 +310,21 @@ func split() {
 		VPAND(a, y, y)
 	}
 	round(y, high)
-	VMOVUPS(high, Mem{Base: first})
+	store(high, Mem{Base: first})
 	VSUBPS(high, y, y)
 	round(y, high)
-	VMOVUPS(high, Mem{Base: second})
+	store(high, Mem{Base: second})
 	if wide() {
 		VPORD(high, some, some)
 	} else {
 		VPOR(high, some, some)
 	}
 	VSUBPS(high, y, y)
-	VMOVUPS(y, Mem{Base: third})
-	for _, p := range []reg.GPPhysical{first, second, third, x} {
-		ADDQ(U8(4*isa.w), p)
+	store(y, Mem{Base: third})
+	for _, p := range []reg.GPPhysical{first, second, third} {
+		ADDQ(U8(size*isa.w), p)
 	}
+	ADDQ(U8(4*isa.w), x)
 	JMP(LabelRef(loop))
 	Label(done)
 	// The largest and the parts of both halves, and a bit for each of what was found.

@@ -27,6 +27,8 @@ const (
 	colsAt      = 16
 	rowsAt      = 48
 	entries     = 16
+
+	longest = 15 // bytes of an instruction
 )
 
 type tile [tileRows][rowBytes]byte
@@ -50,8 +52,9 @@ func (s *state) has(t int) bool { return t < tiles && s.configured() && s.rows(t
 type machine interface {
 	// register is a general register by its number.
 	register(number int) uint64
-	read(address uint64, into []byte) error
-	write(address uint64, from []byte) error
+	// read and write are of rows, stride bytes apart from the first one's address on.
+	read(address, stride uint64, into ...[]byte) error
+	write(address, stride uint64, from ...[]byte) error
 }
 
 // instruction is one of AMX, taken apart.
@@ -69,7 +72,6 @@ type instruction struct {
 
 // decode takes apart the VEX encodings of AMX: 128 bits, map 0F38, W0.
 func decode(code []byte, at uint64, m machine) (in instruction, err error) {
-	const maxLength = 15
 	whole := code
 	next := func(n int) []byte {
 		if n > len(code) {
@@ -124,7 +126,7 @@ func decode(code []byte, at uint64, m machine) (in instruction, err error) {
 	if relative {
 		in.base += at + uint64(in.length)
 	}
-	if in.length > maxLength {
+	if in.length > longest {
 		err = errUndefined
 	}
 	return in, err
@@ -164,12 +166,12 @@ func (s *state) control(in *instruction, m machine) error {
 		return errUndefined
 	case in.memory && in.prefix == none && in.reg == 0:
 		var config [configBytes]byte
-		if err := m.read(in.base, config[:]); err != nil {
+		if err := m.read(in.base, 0, config[:]); err != nil {
 			return err
 		}
 		return s.configure(config)
 	case in.memory && in.prefix == x66 && in.reg == 0:
-		return m.write(in.base, s.config[:])
+		return m.write(in.base, 0, s.config[:])
 	case !in.memory && in.prefix == none && in.reg == 0 && in.rm == 0:
 		*s = state{}
 	case !in.memory && in.prefix == xF2 && in.rm == 0 && s.has(in.reg):
@@ -207,25 +209,26 @@ func (s *state) move(in *instruction, m machine) error {
 	if !in.memory || !in.indexed || in.vvvv != 0 || !s.has(in.reg) {
 		return errUndefined
 	}
-	var t tile
-	for row := range s.rows(in.reg) {
-		address := in.base + uint64(row)*in.stride
-		var err error
-		switch in.prefix {
-		case x66, xF2:
-			err = m.read(address, t[row][:s.cols(in.reg)])
-		case xF3:
-			err = m.write(address, s.tiles[in.reg][row][:s.cols(in.reg)])
-		default:
-			err = errUndefined
-		}
-		if err != nil {
-			return err
-		}
-	}
+	next := s.tiles[in.reg]
+	var rows [tileRows][]byte
+	n := s.rows(in.reg)
 	if in.prefix != xF3 {
-		s.tiles[in.reg] = t
+		next = tile{}
 	}
+	for row := range n {
+		rows[row] = next[row][:s.cols(in.reg)]
+	}
+	err := errUndefined
+	switch in.prefix {
+	case x66, xF2:
+		err = m.read(in.base, in.stride, rows[:n]...)
+	case xF3:
+		err = m.write(in.base, in.stride, rows[:n]...)
+	}
+	if err != nil {
+		return err
+	}
+	s.tiles[in.reg] = next
 	return nil
 }
 

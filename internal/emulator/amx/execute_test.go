@@ -26,16 +26,26 @@ func (m *memory) at(address uint64, n int) ([]byte, error) {
 	return m[address-0x1000:][:n], nil
 }
 
-func (m *memory) read(address uint64, into []byte) error {
-	b, err := m.at(address, len(into))
-	copy(into, b)
-	return err
+func (m *memory) read(address, stride uint64, into ...[]byte) error {
+	for i, row := range into {
+		b, err := m.at(address+uint64(i)*stride, len(row))
+		if err != nil {
+			return err
+		}
+		copy(row, b)
+	}
+	return nil
 }
 
-func (m *memory) write(address uint64, from []byte) error {
-	b, err := m.at(address, len(from))
-	copy(b, from)
-	return err
+func (m *memory) write(address, stride uint64, from ...[]byte) error {
+	for i, row := range from {
+		b, err := m.at(address+uint64(i)*stride, len(row))
+		if err != nil {
+			return err
+		}
+		copy(b, row)
+	}
+	return nil
 }
 
 // shaped gives the tiles these rows and bytes of a row.

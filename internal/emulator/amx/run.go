@@ -145,32 +145,42 @@ func (t *tracer) next() error {
 	return nil
 }
 
-// emulate does the instruction at which a thread has stopped. It returns the signal that the thread gets, 0 if there is none.
+// emulate does the instruction at which a thread has stopped, and those of AMX that follow it. It returns the signal that the thread
+// gets, 0 if there is none.
 func (t *tracer) emulate(thread int, s *state) (signal int, err error) {
 	v := view{thread: thread}
 	if err := unix.PtraceGetRegs(thread, &v.registers); err != nil {
 		return 0, err
 	}
-	code := make([]byte, 15)
-	n, _ := v.readSome(v.registers.Rip, code) // fewer where a mapping ends
-	length, err := s.execute(code[:n], v.registers.Rip, &v)
-	switch {
-	case errors.Is(err, errUndefined):
-		return int(unix.SIGILL), nil
-	case errors.Is(err, errProtection):
-		return int(unix.SIGSEGV), nil
-	case err != nil:
-		return 0, err
+	var code [256]byte
+	at, n := 0, 0
+	for first := true; ; first = false {
+		if n-at < longest {
+			at, n = 0, v.readSome(v.registers.Rip, code[:]) // fewer where a mapping ends
+		}
+		length, err := s.execute(code[at:n], v.registers.Rip, &v)
+		switch {
+		case err != nil && !first: // what it is is seen when the thread comes to it
+			return 0, unix.PtraceSetRegs(thread, &v.registers)
+		case errors.Is(err, errUndefined):
+			return int(unix.SIGILL), nil
+		case errors.Is(err, errProtection):
+			return int(unix.SIGSEGV), nil
+		case err != nil:
+			return 0, err
+		}
+		t.result.Instructions++
+		v.registers.Rip += uint64(length)
+		at += length
 	}
-	t.result.Instructions++
-	v.registers.Rip += uint64(length)
-	return 0, unix.PtraceSetRegs(thread, &v.registers)
 }
 
 // view is what a stopped thread has.
 type view struct {
 	thread    int
 	registers unix.PtraceRegs
+	here      [tileRows]unix.Iovec
+	there     [tileRows]unix.RemoteIovec
 }
 
 func (v *view) register(number int) uint64 {
@@ -178,22 +188,35 @@ func (v *view) register(number int) uint64 {
 	return [...]uint64{r.Rax, r.Rcx, r.Rdx, r.Rbx, r.Rsp, r.Rbp, r.Rsi, r.Rdi, r.R8, r.R9, r.R10, r.R11, r.R12, r.R13, r.R14, r.R15}[number]
 }
 
-func (v *view) readSome(address uint64, into []byte) (int, error) {
-	local := []unix.Iovec{{Base: &into[0], Len: uint64(len(into))}}
-	return unix.ProcessVMReadv(v.thread, local, []unix.RemoteIovec{{Base: uintptr(address), Len: len(into)}}, 0)
+func (v *view) readSome(address uint64, into []byte) int {
+	n, err := unix.ProcessVMReadv(v.thread, []unix.Iovec{{Base: &into[0], Len: uint64(len(into))}}, []unix.RemoteIovec{{Base: uintptr(address), Len: len(into)}}, 0)
+	if err != nil {
+		return 0
+	}
+	return n
 }
 
-func (v *view) read(address uint64, into []byte) error {
-	if n, err := v.readSome(address, into); err != nil || n < len(into) {
+// rows says where rows lie here and there, and how many bytes they have in all.
+func (v *view) rows(address, stride uint64, all [][]byte) (here []unix.Iovec, there []unix.RemoteIovec, bytes int) {
+	for i, row := range all {
+		v.here[i] = unix.Iovec{Base: &row[0], Len: uint64(len(row))}
+		v.there[i] = unix.RemoteIovec{Base: uintptr(address + uint64(i)*stride), Len: len(row)}
+		bytes += len(row)
+	}
+	return v.here[:len(all)], v.there[:len(all)], bytes
+}
+
+func (v *view) read(address, stride uint64, into ...[]byte) error {
+	here, there, bytes := v.rows(address, stride, into)
+	if n, err := unix.ProcessVMReadv(v.thread, here, there, 0); err != nil || n < bytes {
 		return errProtection
 	}
 	return nil
 }
 
-func (v *view) write(address uint64, from []byte) error {
-	local := []unix.Iovec{{Base: &from[0], Len: uint64(len(from))}}
-	n, err := unix.ProcessVMWritev(v.thread, local, []unix.RemoteIovec{{Base: uintptr(address), Len: len(from)}}, 0)
-	if err != nil || n < len(from) {
+func (v *view) write(address, stride uint64, from ...[]byte) error {
+	here, there, bytes := v.rows(address, stride, from)
+	if n, err := unix.ProcessVMWritev(v.thread, here, there, 0); err != nil || n < bytes {
 		return errProtection
 	}
 	return nil
