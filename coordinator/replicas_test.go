@@ -1,10 +1,14 @@
 package coordinator_test
 
 import (
+	"context"
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"sync"
 	"testing"
+
+	"google.golang.org/grpc"
 
 	"headwater.example/client"
 	"headwater.example/coordinator"
@@ -218,6 +222,66 @@ func TestASessionBeginsWithTheNamesOfItsHolders(t *testing.T) {
 			if names := slices.Sorted(slices.Values(resp.GetSessions()[0].GetEpoch().GetMembers())); !slices.Equal(names, []string{"w0", "w1", "w2"}) {
 				t.Errorf("session %s at %s: its epoch names %v", id, w.Name, names)
 			}
+		}
+	}
+}
+
+// TestACopyFollowsATruncation: a session that takes back positions which were copied already, just before it is held up for the rest,
+// gets its copy all the same, and it is the same in every position.
+func TestACopyFollowsATruncation(t *testing.T) {
+	layers := []client.Layer{{Heads: 8, KVHeads: 4, HeadDim: 16, Storage: tensor.BF16}, {Heads: 4, KVHeads: 2, HeadDim: 16, Storage: tensor.I8}}
+	c := startCluster(t, clusterOptions{workers: workers(2)})
+	s, err := c.OpenSession(t.Context(), client.SessionOptions{Layers: layers, Workers: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for layer := range layers {
+		if err := s.Do(t.Context(), drawn(rand.New(rand.NewPCG(1, uint64(layer))), layers[layer], layer, 150, 1)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	truncate := sync.OnceValue(func() error { return s.Truncate(t.Context(), 60) })
+	conns := fanout.NewConns(nil, append(rpc.DialOptions(), grpc.WithChainUnaryInterceptor(
+		func(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+			if take, ok := req.(*headwaterv1.TakeSessionRequest); ok && take.GetEpoch().GetClosed() {
+				if err := truncate(); err != nil {
+					return err
+				}
+			}
+			return invoke(ctx, method, req, reply, cc, opts...)
+		}))...)
+	defer conns.Close()
+	id := s.ID()
+	// told is what the workers tell, as of a worker that has nothing of it: nil.
+	told := func() (all []*headwaterv1.SessionState) {
+		t.Helper()
+		for _, w := range c.workers {
+			resp, err := conns.List(t.Context(), w.Name, w.Address, &headwaterv1.ListSessionsRequest{Sessions: [][]byte{id[:]}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			all = append(all, append(resp.GetSessions(), nil)[0])
+		}
+		return all
+	}
+	before := told()
+	held := slices.IndexFunc(before, func(s *headwaterv1.SessionState) bool { return s != nil })
+	for _, o := range before[held].GetHolders() {
+		o.Name, o.Address = c.workers[held].Name, c.workers[held].Address
+	}
+	h, _, err := fanout.Current(before[held : held+1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	target := &fanout.Holder{Name: c.workers[1-held].Name, Address: c.workers[1-held].Address, Groups: [][]int{{0, 1, 2, 3}, {0, 1}}}
+	if err := conns.Restore(t.Context(), h, before[held], target); err != nil {
+		t.Fatal(err)
+	}
+	after := told()
+	for l := range layers {
+		one, other := after[0].GetLayers()[l], after[1].GetLayers()[l]
+		if one.GetLength() != 60 || other.GetLength() != 60 || !slices.Equal(one.GetHashes(), other.GetHashes()) || one.GetChain() != other.GetChain() {
+			t.Errorf("layer %d: %v at one worker, %v at the other", l, one, other)
 		}
 	}
 }

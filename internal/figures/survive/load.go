@@ -175,19 +175,25 @@ func (l *load) failed() error {
 	return nil
 }
 
+// gap is a time between two tokens of a session.
+type gap struct {
+	began time.Time
+	lasts time.Duration
+}
+
 // gaps returns, of each session, the longest time between two tokens that began before until and ended after from.
-func (l *load) gaps(from, until time.Time) ([]time.Duration, error) {
-	var all []time.Duration
+func (l *load) gaps(from, until time.Time) ([]gap, error) {
+	var all []gap
 	for _, w := range l.walkers {
 		w.mu.Lock()
-		longest := time.Duration(0)
+		var longest gap
 		for i := 1; i < len(w.tokens); i++ {
-			if w.tokens[i].After(from) && w.tokens[i-1].Before(until) {
-				longest = max(longest, w.tokens[i].Sub(w.tokens[i-1]))
+			if lasts := w.tokens[i].Sub(w.tokens[i-1]); w.tokens[i].After(from) && w.tokens[i-1].Before(until) && lasts > longest.lasts {
+				longest = gap{w.tokens[i-1], lasts}
 			}
 		}
 		w.mu.Unlock()
-		if longest == 0 {
+		if longest.lasts == 0 {
 			return nil, fmt.Errorf("session %s had no tokens", w.session.ID())
 		}
 		all = append(all, longest)

@@ -62,8 +62,10 @@ func (f *figures) pauses(ctx context.Context, one fault, kills int) (_ []float64
 			return nil, err
 		}
 		for j, gap := range whole {
-			all = append(all, milliseconds(gap))
-			f.add(one.name, milliseconds(gap), map[string]float64{"fault": float64(i), "session": float64(j), "until_over_ms": milliseconds(first[j]), "whole_after_s": time.Since(began).Seconds()})
+			all = append(all, milliseconds(gap.lasts))
+			f.add(one.name, milliseconds(gap.lasts), map[string]float64{
+				"fault": float64(i), "session": float64(j), "after_ms": milliseconds(gap.began.Sub(began)), "until_over_ms": milliseconds(first[j].lasts), "whole_after_s": time.Since(began).Seconds(),
+			})
 		}
 		pause(ctx, 200*time.Millisecond)
 	}

@@ -8,6 +8,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	"headwater.example/internal/rpc"
 	"headwater.example/internal/session"
 	headwaterv1 "headwater.example/proto/headwater/v1"
 )
@@ -102,60 +103,102 @@ func (c *Conns) export(ctx context.Context, h *Holding, req *headwaterv1.ExportS
 func (c *Conns) exportParts(ctx context.Context, h *Holding, req *headwaterv1.ExportSessionRequest, do func(*headwaterv1.ExportSessionResponse) error) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	x, err := c.openExport(ctx, h, req)
+	defer x.close()
+	if err != nil {
+		return err
+	}
+	return x.read(do)
+}
+
+// exporting is an export that was asked for, of one layer. Its streams end with the context that they were opened with.
+type exporting struct {
+	layer   uint32
+	parts   []part
+	owner   []int // by group, the part that is asked for it, or -1
+	streams []headwaterv1.SessionService_ExportSessionClient
+	heads   []*headwaterv1.ExportSessionResponse // by part, the message that is not given out yet
+	memory  []*rpc.Buffer                        // by part, where that lies
+	reuse   bool                                 // nothing of a message is used once it was given out
+	conns   []*rpc.Conn
+}
+
+// close ends the use of connections, also after an error of openExport.
+func (x *exporting) close() {
+	for _, conn := range x.conns {
+		conn.Release()
+	}
+}
+
+// openExport asks the holders that answer for what is to be exported, and waits for nothing.
+func (c *Conns) openExport(ctx context.Context, h *Holding, req *headwaterv1.ExportSessionRequest) (*exporting, error) {
 	parts := h.parts[req.GetLayer()]
-	owner := slices.Repeat([]int{-1}, h.layers[req.GetLayer()].KVHeads) // part of each group that is asked for
-	streams := make([]headwaterv1.SessionService_ExportSessionClient, len(parts))
-	heads := make([]*headwaterv1.ExportSessionResponse, len(parts))
+	x := &exporting{
+		layer: req.GetLayer(), parts: parts, owner: slices.Repeat([]int{-1}, h.layers[req.GetLayer()].KVHeads),
+		streams: make([]headwaterv1.SessionService_ExportSessionClient, len(parts)), heads: make([]*headwaterv1.ExportSessionResponse, len(parts)),
+		memory: make([]*rpc.Buffer, len(parts)),
+	}
 	for i, p := range parts {
 		own := p.asked(req)
 		if own == nil {
 			continue
 		}
 		for _, g := range own.GetGroups() {
-			owner[g] = i
+			x.owner[g] = i
 		}
 		if p.holder.Groups == nil && len(own.GetGroups()) == len(p.groups) {
 			own.Groups = nil
 		} // else they are named: the holder may have more of the session by now
 		conn, err := c.Use(p.holder.peer())
 		if err != nil {
-			return lost(p.holder.Name, err)
+			return x, lost(p.holder.Name, err)
 		}
-		defer conn.Release()
-		if streams[i], err = headwaterv1.NewSessionServiceClient(conn).ExportSession(ctx, own); err != nil {
-			return callError(p.holder.Name, err)
+		x.conns = append(x.conns, conn)
+		if x.streams[i], err = headwaterv1.NewSessionServiceClient(conn).ExportSession(ctx, own); err != nil {
+			return x, callError(p.holder.Name, err)
 		}
 	}
-	next := func(i int) (err error) {
-		if streams[i] == nil {
-			return nil
-		}
-		if heads[i], err = streams[i].Recv(); errors.Is(err, io.EOF) {
-			heads[i] = nil
-			return nil
-		} else if err != nil {
-			return callError(parts[i].holder.Name, err)
-		}
+	return x, nil
+}
+
+// next receives the next message of a part, nil after the last.
+func (x *exporting) next(i int) (err error) {
+	if x.streams[i] == nil {
 		return nil
 	}
-	for i := range parts {
-		if err := next(i); err != nil {
+	if x.reuse {
+		x.memory[i].Free()
+	}
+	x.heads[i] = new(headwaterv1.ExportSessionResponse)
+	if x.memory[i], err = rpc.RecvBulk(x.streams[i], x.heads[i]); errors.Is(err, io.EOF) {
+		x.heads[i] = nil
+		return nil
+	} else if err != nil {
+		return callError(x.parts[i].holder.Name, err)
+	}
+	return nil
+}
+
+// read calls do with each message, ascending by group, then by position.
+func (x *exporting) read(do func(*headwaterv1.ExportSessionResponse) error) error {
+	for i := range x.parts {
+		if err := x.next(i); err != nil {
 			return err
 		}
 	}
-	for g, i := range owner {
-		for i >= 0 && heads[i] != nil && int64(heads[i].GetGroup()) == int64(g) {
-			if err := do(heads[i]); err != nil {
+	for g, i := range x.owner {
+		for i >= 0 && x.heads[i] != nil && int64(x.heads[i].GetGroup()) == int64(g) {
+			if err := do(x.heads[i]); err != nil {
 				return err
 			}
-			if err := next(i); err != nil {
+			if err := x.next(i); err != nil {
 				return err
 			}
 		}
 	}
-	for i, m := range heads {
+	for i, m := range x.heads {
 		if m != nil {
-			return wrong(parts[i].holder.Name, "it sends group %d of layer %d out of turn", m.GetGroup(), req.GetLayer())
+			return wrong(x.parts[i].holder.Name, "it sends group %d of layer %d out of turn", m.GetGroup(), x.layer)
 		}
 	}
 	return nil

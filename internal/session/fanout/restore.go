@@ -8,23 +8,19 @@ import (
 	"slices"
 	"strings"
 
-	"headwater.example/internal/layerproto"
-	"headwater.example/internal/rpc"
 	"headwater.example/internal/session"
 	headwaterv1 "headwater.example/proto/headwater/v1"
 	"headwater.example/shard"
-	"headwater.example/tensor"
 )
 
 const (
-	// copyBytes is about how many bytes of keys and values a step of a copy appends.
-	copyBytes = 1 << 20
 	// copyRounds is how often a copy follows a session that goes on before it is given up for the time being.
 	copyRounds = 32
-	// copyRest is how many bytes a copy may lack when the session is held up for them, and copyTail how many are left until then:
-	// what a model takes back is mostly among its newest positions.
+	// copyRest is how many bytes a copy may lack when it comes to its end, and copyTail how many are left until then: what a model takes
+	// back is mostly among its newest positions. All but copyLast positions of them are copied just before the session is held up.
 	copyRest = 4 << 20
 	copyTail = 2 << 20
+	copyLast = 32
 )
 
 // errChanged is a session that was truncated while it was copied, or whose holders are at odds: the copy is made anew later.
@@ -80,6 +76,7 @@ type restore struct {
 	stream *session.Stream
 	steps  uint64
 	filled []filled // by layer
+	cuts   uint64   // truncations of what is filled
 	still  bool     // whether the session is held up
 }
 
@@ -117,21 +114,69 @@ func (r *restore) make(ctx context.Context) error {
 		return lost(r.target.Name, err)
 	}
 	for range copyRounds {
-		lengths := r.from.least(states)
-		for l := range lengths {
-			lengths[l] = max(lengths[l]-min(lengths[l], r.tail()), min(lengths[l], r.filled[l].length))
-		}
-		if err := r.follow(ctx, lengths); err != nil {
+		if err := r.approach(ctx, states, r.tail()); err != nil {
 			return err
 		}
 		if states, err = r.ask(ctx); err != nil {
 			return err
 		}
 		if !slices.ContainsFunc(states, r.behind) {
+			if err := r.approach(ctx, states, min(r.tail(), copyLast)); err != nil {
+				return err
+			}
 			return r.exchange(ctx)
 		}
 	}
 	return errFaster
+}
+
+// approach copies what all holders told that they have, but for the newest positions of each layer.
+func (r *restore) approach(ctx context.Context, states []*headwaterv1.SessionState, but uint64) error {
+	lengths := r.from.least(states)
+	for l := range lengths {
+		lengths[l] = max(lengths[l]-min(lengths[l], but), min(lengths[l], r.filled[l].length))
+	}
+	if err := r.cut(ctx, lengths); err != nil {
+		return err
+	}
+	return r.follow(ctx, lengths)
+}
+
+// cut takes back what is filled beyond these lengths: the session has taken back positions that were copied already.
+func (r *restore) cut(ctx context.Context, lengths []uint64) error {
+	req := &headwaterv1.TruncateSessionRequest{Session: r.temp[:], Epoch: epochOf(1, r.lane), Truncations: r.cuts, Count: r.cuts + 1}
+	shorter := false
+	for l, groups := range r.target.Groups {
+		f := &r.filled[l]
+		if req.Lengths = append(req.Lengths, f.length); len(groups) == 0 {
+			continue
+		}
+		req.Expect = append(req.Expect, &headwaterv1.LayerState{Layer: uint32(l), Length: f.length, Hashes: f.hashes, Chain: f.chain})
+		if lengths[l] < f.length {
+			req.Lengths[l], shorter = lengths[l], true
+		}
+	}
+	if !shorter {
+		return nil
+	}
+	req.Id = r.NewID()
+	states, err := r.each(ctx, []*Holder{r.target}, func(ctx context.Context, s headwaterv1.SessionServiceClient, _ int) (*headwaterv1.SessionState, error) {
+		resp, err := s.TruncateSession(ctx, req)
+		return resp.GetState(), err
+	})
+	if err != nil {
+		return err
+	}
+	if err := r.from.check(r.target, r.temp[:], states[0]); err != nil {
+		return err
+	}
+	r.cuts++
+	for _, x := range states[0].GetLayers() {
+		f := &r.filled[x.GetLayer()]
+		f.length, f.chain = x.GetLength(), x.GetChain()
+		copy(f.hashes, x.GetHashes())
+	}
+	return nil
 }
 
 // behind reports whether what is filled lacks more of what a holder has than a session may be held up for.
@@ -194,7 +239,13 @@ func (r *restore) begin(ctx context.Context, states []*headwaterv1.SessionState)
 		}
 		b := &headwaterv1.BeginLayer{Layer: uint32(l), First: first[l], Length: max(first[l], lengths[l])}
 		if first[l] > 0 {
-			err := r.rows(ctx, l, first[l], 1, func(i int, m *headwaterv1.ExportSessionResponse) { f.hashes[i] = m.GetHashBefore() })
+			err := r.export(ctx, r.from, r.wanted(l, first[l], 1), func(m *headwaterv1.ExportSessionResponse) error {
+				i, err := r.index(l, m)
+				if err == nil {
+					f.hashes[i] = m.GetHashBefore()
+				}
+				return err
+			})
 			if err != nil {
 				return err
 			}
@@ -207,153 +258,6 @@ func (r *restore) begin(ctx context.Context, states []*headwaterv1.SessionState)
 		return resp.GetState(), err
 	})
 	return err
-}
-
-// rows calls do with the rows of the target's groups of a layer as the session's holders have them, and with each group's index.
-func (r *restore) rows(ctx context.Context, layer int, start, count uint64, do func(i int, m *headwaterv1.ExportSessionResponse)) error {
-	req := &headwaterv1.ExportSessionRequest{Session: r.state.GetSession(), Layer: uint32(layer), Start: start, Count: count}
-	for _, g := range r.target.Groups[layer] {
-		req.Groups = append(req.Groups, uint32(g))
-	}
-	return r.export(ctx, r.from, req, func(m *headwaterv1.ExportSessionResponse) error {
-		i, ok := slices.BinarySearch(r.target.Groups[layer], int(m.GetGroup()))
-		if !ok {
-			return wrong("", "group %d of layer %d was not asked for", m.GetGroup(), layer)
-		}
-		do(i, m)
-		return nil
-	})
-}
-
-// block is a run of positions of a layer on its way to the target.
-type block struct {
-	layer    int
-	start, n uint64
-	step     session.Step
-	payload  *rpc.Buffer
-	after    []uint64 // by group of the target, the hash after it
-}
-
-// follow copies what the session's holders have up to these lengths. While a block is appended the next one is fetched.
-func (r *restore) follow(ctx context.Context, lengths []uint64) error {
-	var blocks []*block
-	for l, groups := range r.target.Groups {
-		if len(groups) == 0 {
-			continue
-		}
-		at := r.filled[l].length
-		most := uint64(max(1, min(copyBytes/r.row(l), shard.MaxStepTokens)))
-		if lengths[l] < at {
-			return errChanged
-		}
-		for ; at < lengths[l]; at += min(most, lengths[l]-at) {
-			blocks = append(blocks, &block{layer: l, start: at, n: min(most, lengths[l]-at)})
-		}
-	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	fetched := make(chan *block)
-	var unfetched error // written before fetched is closed
-	go func() {
-		defer close(fetched)
-		unfetched = rpc.Guard(r.Log, "copying a session", func() error { return r.fetchAll(ctx, blocks, fetched) })
-	}()
-	var err error
-	for b := range fetched {
-		if err != nil {
-			b.payload.Free()
-		} else if err = r.append(b); err != nil {
-			cancel()
-		}
-	}
-	return cmp.Or(err, unfetched)
-}
-
-// fetchAll fetches blocks, one after the other.
-func (r *restore) fetchAll(ctx context.Context, blocks []*block, fetched chan<- *block) error {
-	for _, b := range blocks {
-		if err := r.fetch(ctx, b); err != nil {
-			return err
-		}
-		select {
-		case fetched <- b:
-		case <-ctx.Done():
-			b.payload.Free()
-			return ctx.Err()
-		}
-	}
-	return nil
-}
-
-// fetch takes a block from the session's holders.
-func (r *restore) fetch(ctx context.Context, b *block) error {
-	layer, groups := &r.layers[b.layer], r.target.Groups[b.layer]
-	b.step = session.Step{
-		Session: r.temp, Epoch: 1, Layer: uint32(b.layer), Append: uint32(b.n), Encoding: layerproto.StorageType(layer.Storage()), AppendID: r.NewID(),
-	}
-	sizes := b.step.Sizes(layer, len(groups))
-	if r.OnCopy != nil {
-		if err := r.OnCopy(ctx, int(sizes.Total()), r.still); err != nil {
-			return err
-		}
-	}
-	b.payload = rpc.NewBuffer(int(sizes.Total()))
-	bytes := b.payload.Bytes()
-	have := make([]uint64, len(groups))
-	b.after = make([]uint64, len(groups))
-	err := r.rows(ctx, b.layer, b.start, b.n, func(i int, x *headwaterv1.ExportSessionResponse) {
-		at := x.GetStart() - b.start
-		if x.GetStart() < b.start || at != have[i] || at+uint64(x.GetCount()) > b.n {
-			return // what is missing is seen below
-		}
-		scale := 0
-		if layer.Storage() == tensor.I8 {
-			scale = 4
-		}
-		put := func(from int64, width int, rows []byte) {
-			if len(rows) == width*int(x.GetCount()) {
-				copy(bytes[from+int64(width)*int64(uint64(i)*b.n+at):], rows)
-			}
-		}
-		put(0, layer.HeadDim()*layer.Storage().Size(), x.GetK())
-		put(sizes.K, layer.VDim()*layer.Storage().Size(), x.GetV())
-		put(sizes.K+sizes.V, scale, x.GetKScale())
-		put(sizes.K+sizes.V+sizes.Scale, scale, x.GetVScale())
-		have[i] += uint64(x.GetCount())
-		b.after[i] = x.GetHashAfter()
-	})
-	if err == nil && slices.ContainsFunc(have, func(x uint64) bool { return x != b.n }) {
-		err = errChanged
-	}
-	if err != nil {
-		b.payload.Free()
-	}
-	return err
-}
-
-// append appends a block to what is filled.
-func (r *restore) append(b *block) error {
-	f := &r.filled[b.layer]
-	b.step.Length, b.step.Hashes, b.step.Chain = f.length, f.hashes, f.chain
-	r.steps++
-	if err := r.stream.Send(&session.Request{ID: r.steps, Step: b.step, Payload: b.payload}); err != nil {
-		return lost(r.target.Name, err)
-	}
-	var resp session.Response
-	if err := r.stream.Recv(&resp); err != nil {
-		return lost(r.target.Name, err)
-	}
-	resp.Payload.Free()
-	switch x := &resp.Result; {
-	case x.Err != nil:
-		return refused(r.target.Name, x.Err)
-	case !slices.Equal(x.Hashes, b.after):
-		return errChanged // the session was truncated in between, or a row was damaged on its way
-	default:
-		f.length, f.chain = x.Length, x.Chain
-		copy(f.hashes, x.Hashes)
-	}
-	return nil
 }
 
 // exchange holds the session up, copies the rest, and makes the target one of its holders. Only holders that it has closed are opened,
@@ -423,6 +327,9 @@ func (r *restore) finish(ctx context.Context, states []*headwaterv1.SessionState
 		}
 		lengths[l] = one.GetLength()
 		whole.Layers = append(whole.Layers, one)
+	}
+	if err := r.cut(ctx, lengths); err != nil {
+		return err
 	}
 	if err := r.follow(ctx, lengths); err != nil {
 		return err
