@@ -35,7 +35,7 @@ check: ## check format, code and the quick tests, in less than a minute once bui
 map: ## draw the map of packages in CONTRIBUTING.md anew, from their imports
 	@cd tools && HEADWATER_MAP=write $(GO) test -count=1 -run 'TestHouse/map' ./house
 
-test: lint build $(VENV)/ready unit pytest $(if $(filter 1,$(HEADWATER_TEST_MODEL)),test-model) ## run the linters and all tests, with the race detector
+test: lint build $(VENV)/ready unit pytest $(if $(filter 0,$(HEADWATER_TEST_MODEL)),,test-model) ## run the linters and all tests, with the race detector (HEADWATER_TEST_MODEL=0: without models)
 test: ALSO = $(WITH_PYTHON)
 
 # Tests of these packages start no goroutines, or run one at a time: the race detector would find nothing, and make them up to twenty
@@ -64,12 +64,14 @@ pytest: build $(VENV)/ready
 	cd clients/python && ../../$(VENV)/bin/mypy && ../../$(VENV)/bin/python -m pytest
 
 # What needs torch, in another one, and the small model that it is tried with.
+NO_TORCH = { echo 'torch and what models need can not be installed, as pip says above; without them: make test HEADWATER_TEST_MODEL=0' >&2; exit 1; }
 VENV_MODEL := .cache/model
 SMOLLM2 := .cache/smollm2
 $(VENV_MODEL)/ready: clients/python/model/requirements.txt clients/python/model/torch.txt clients/python/model/slim.py
 	@$(PYTHON) -m venv --clear $(VENV_MODEL)
-	$(VENV_MODEL)/bin/pip install -q --disable-pip-version-check --no-deps -r clients/python/model/torch.txt
-	$(VENV_MODEL)/bin/pip install -q --disable-pip-version-check --no-warn-conflicts -r clients/python/model/requirements.txt
+	@echo 'installing torch and transformers into $(VENV_MODEL), once: 1.8 GB'
+	@$(VENV_MODEL)/bin/pip install -q --disable-pip-version-check --no-deps -r clients/python/model/torch.txt || $(NO_TORCH)
+	@$(VENV_MODEL)/bin/pip install -q --disable-pip-version-check --no-warn-conflicts -r clients/python/model/requirements.txt || $(NO_TORCH)
 	$(VENV_MODEL)/bin/python clients/python/model/slim.py
 	$(VENV_MODEL)/bin/python -c 'import torch, transformers'
 	@touch $@
@@ -78,7 +80,7 @@ $(SMOLLM2)/ready: $(VENV_MODEL)/ready clients/python/model/smollm2.py
 	$(VENV_MODEL)/bin/python clients/python/model/smollm2.py $(SMOLLM2) 2>.cache/smollm2.log || { cat .cache/smollm2.log >&2; exit 1; }
 	@touch $@
 
-test-model: build $(VENV_MODEL)/ready $(SMOLLM2)/ready ## run models of transformers on a local cluster (installs torch; HEADWATER_TEST_MODEL=1 makes it a part of test)
+test-model: build $(VENV_MODEL)/ready $(SMOLLM2)/ready ## run models of transformers on a local cluster (installs torch; a part of test unless HEADWATER_TEST_MODEL=0)
 	cd clients/python && HEADWATER_SMOLLM2=$(CURDIR)/$(SMOLLM2) ../../$(VENV_MODEL)/bin/python -m pytest tests/model
 
 demo-model: build $(VENV_MODEL)/ready $(SMOLLM2)/ready ## have a language model answer a question on a local cluster (installs torch)

@@ -137,27 +137,33 @@ def test_in_a_terminal_ctrl_c_stops_the_answer_and_not_the_chat(cluster: str) ->
             told, _, seen = seen.partition(what)
             return told
 
-        until("> ")
-        os.write(terminal, b"Tell me a very long story of a river.\n")
-        until("river.")
-        while len(seen.split()) < 4:
-            seen += os.read(terminal, 4096).decode(errors="replace")
-        os.write(terminal, b"\x03")
-        until("stopped: ")
-        assert "tokens/s" in until("> ")
-        os.write(terminal, b"\x03")  # at the prompt it only makes a new one
-        until("> ")
-        os.write(terminal, b"/where\n")
-        assert "positions in 30 layers" in until("w1")
-        until("> ")
-        os.write(terminal, b"\x04")
-        assert p.wait(60) == 0
+        try:
+            until("> ")
+            os.write(terminal, b"Tell me a very long story of a river.\n")
+            until("river.")
+            while len(seen.split()) < 4:
+                seen += os.read(terminal, 4096).decode(errors="replace")
+            os.write(terminal, b"\x03")
+            until("stopped: ")
+            assert "tokens/s" in until("> ")
+            os.write(terminal, b"\x03")  # at the prompt it only makes a new one
+            until("> ")
+            os.write(terminal, b"/where\n")
+            assert "positions in 30 layers" in until("w1")
+            until("> ")
+            os.write(terminal, b"\x04")
+            assert p.wait(60) == 0
+        except BaseException:
+            p.kill()  # else it would be waited for
+            raise
     os.close(terminal)
 
 
 def own_terminal() -> None:
-    """Makes standard input the terminal of a new session, whose Ctrl-C comes as a signal."""
+    """Makes standard input the terminal of a new session, whose Ctrl-C comes as a signal, whoever has started the tests."""
     import fcntl
+    import signal
     import termios
 
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)

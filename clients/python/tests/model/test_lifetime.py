@@ -71,7 +71,10 @@ def test_at_the_end_of_the_process(cluster: str, hub: headwater.Client, end: str
     """Nothing closes the cache there."""
     tokens = 4 if end == "itself" else 1 << 20
     command = [sys.executable, "-c", textwrap.dedent(SCRIPT), cluster, str(tokens)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=TESTS, env=ENVIRONMENT) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=TESTS, env=ENVIRONMENT,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # who has started the tests may ignore it
+    ) as process:  # fmt: skip
         assert process.stdout is not None
         for _ in range(3):
             assert process.stdout.readline() == "token\n"
