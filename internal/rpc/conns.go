@@ -93,6 +93,9 @@ func (c *Conns) Close() error {
 	return errors.Join(errs...)
 }
 
+// Plain reports whether connections are plain text, so that a peer on this machine may be spoken to in other ways as well.
+func (c *Conns) Plain() bool { return !c.security.secured() }
+
 // Kept are connections that are kept to some peers, whether or not they are in use. The zero value keeps none. It is
 // used by one goroutine at a time.
 type Kept struct {

@@ -91,8 +91,16 @@ var (
 	hungUp     = regexp.MustCompile(`EOF|connection reset|broken pipe`)
 )
 
+// unanswered is said of a peer that was there and does not answer.
+var unanswered = fmt.Sprintf("it did not answer for %v: it hangs, or the network to it is cut", keepaliveTime+keepaliveTimeout)
+
 // mute begins what is said of a peer whose system accepts connections for it.
 const mute = "it accepts connections and says nothing"
+
+// Mute is the error of a peer that accepted a connection and did not say in time what it speaks.
+func Mute() error {
+	return status.Errorf(codes.Unavailable, "%s within %v: it hangs", mute, connectTimeout)
+}
 
 // withoutPreface says why a peer's first bytes are not those of HTTP/2: none came in time, the peer closed the connection, or it
 // speaks another protocol.
@@ -136,7 +144,7 @@ func inOwnWords(err error) error {
 	}
 	said = strings.TrimPrefix(said, "grpc: ")
 	if strings.Contains(said, "keepalive ping failed") {
-		said = fmt.Sprintf("it did not answer for %v: it hangs, or the network to it is cut", keepaliveTime+keepaliveTimeout)
+		said = unanswered
 	}
 	if said == message {
 		return err

@@ -435,6 +435,9 @@ func (f *Flight) serve(d direction) {
 
 // receiving notes that a message is being received, or that a part of it came.
 func (s *Share) receiving(partly bool) {
+	if s == nil {
+		return
+	}
 	s.f.mu.Lock()
 	defer s.f.mu.Unlock()
 	s.partly, s.moved = partly, time.Now()

@@ -9,13 +9,18 @@ import (
 // Incoming is one message as it comes, in pieces, as a SelfCoded message reads it once from the front to the end. After an error of the
 // stream nothing more comes, and what was read is of no use.
 type Incoming struct {
-	transport transportStream // nil if all is here
+	transport pieceReader // nil if all is here
 	share     *Share
 	pieces    mem.BufferSlice
 	at        int   // of pieces
 	left      int   // bytes that have not come yet
 	over      error // why its large part is to be passed over
 	err       error
+}
+
+// pieceReader is a stream of which the next bytes of a message are read.
+type pieceReader interface {
+	Read(n int) (mem.BufferSlice, error)
 }
 
 // NewIncoming is a message that is here.

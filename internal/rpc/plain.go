@@ -3,10 +3,8 @@ package rpc
 import (
 	"bufio"
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"sync"
 	"time"
@@ -45,8 +43,7 @@ func (f *Flight) ServePlain(ctx context.Context, conn net.Conn, greet func(net.C
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	p := &plainStream{
-		conn: counted, ctx: ctx, cancel: cancel, patience: f.cfg.Patience,
-		in: bufio.NewReaderSize(counted, plainBuffer), out: bufio.NewWriterSize(counted, plainBuffer),
+		conn: counted, ctx: ctx, cancel: cancel, in: newRecords(counted, f.cfg.Patience), out: bufio.NewWriterSize(counted, plainBuffer),
 	}
 	share, err := f.open(counted, cancel)
 	if err == nil {
@@ -63,15 +60,12 @@ func (f *Flight) ServePlain(ctx context.Context, conn net.Conn, greet func(net.C
 
 // plainStream is the transport of one call on a connection. One goroutine receives while others send.
 type plainStream struct {
-	conn     net.Conn
-	ctx      context.Context
-	cancel   context.CancelCauseFunc
-	patience time.Duration
+	conn   net.Conn
+	ctx    context.Context
+	cancel context.CancelCauseFunc
 
-	in    *bufio.Reader
-	left  int           // of the message that comes
-	taken int           // bytes at the front of in that were handed out as piece
-	piece [1]mem.Buffer // of the last Read
+	in   records
+	left int // of the message that comes
 
 	mu    sync.Mutex // guards what follows
 	out   *bufio.Writer
@@ -80,21 +74,18 @@ type plainStream struct {
 }
 
 // ReadMessageHeader implements transportStream. It waits for a message as long as the client likes, but not for its rest.
-func (p *plainStream) ReadMessageHeader(header []byte) error {
-	p.drop()
-	if _, err := p.in.Peek(1); err != nil {
+func (p *plainStream) ReadMessageHeader(header []byte) (err error) {
+	if err := p.in.wait(); err != nil {
 		p.cancel(errClosed)
 		return errClosed
 	}
-	err := p.within(len(header), func() error {
-		_, err := io.ReadFull(p.in, header)
-		return err
-	})
-	p.left = int(binary.BigEndian.Uint32(header[1:]))
-	if err == nil && p.left == 0 {
+	if p.left, err = p.in.header(header); err != nil {
+		return p.cut(err)
+	}
+	if p.left == 0 {
 		p.received()
 	}
-	return err
+	return nil
 }
 
 // errClosed is how a call ends whose client has closed the connection.
@@ -102,58 +93,23 @@ var errClosed = status.Error(codes.Canceled, "the client has closed the connecti
 
 // Read implements transportStream.
 func (p *plainStream) Read(n int) (mem.BufferSlice, error) {
-	p.drop()
-	if n <= plainBuffer {
-		err := p.within(n, func() error {
-			b, err := p.in.Peek(n)
-			p.piece[0], p.taken = mem.SliceBuffer(b), len(b)
-			return err
-		})
-		p.came(n, err)
-		return p.piece[:], err
+	piece, err := p.in.Read(n)
+	if err != nil {
+		return piece, p.cut(err)
 	}
-	b := NewBuffer(n)
-	err := p.within(n, func() error {
-		_, err := io.ReadFull(p.in, b.Bytes())
-		return err
-	})
-	p.piece[0] = mem.NewBuffer(&b.bytes, (*owned)(b))
-	p.came(n, err)
-	return p.piece[:], err
+	if p.left -= n; p.left == 0 {
+		p.received()
+	}
+	return piece, nil
 }
 
 // more says whether something has come after the message that was received last. Only who receives asks.
-func (p *plainStream) more() bool { return p.in.Buffered() > p.taken }
+func (p *plainStream) more() bool { return p.in.more() }
 
-// came counts bytes of a message.
-func (p *plainStream) came(n int, err error) {
-	if p.left -= n; err == nil && p.left == 0 {
-		p.received()
-	}
-}
-
-// drop passes over what was handed out before.
-func (p *plainStream) drop() {
-	_, _ = p.in.Discard(p.taken) // which is there
-	p.taken = 0
-}
-
-// within reads n bytes, which come soon.
-func (p *plainStream) within(n int, read func() error) error {
-	waits := p.in.Buffered() < n
-	if waits {
-		_ = p.conn.SetReadDeadline(time.Now().Add(p.patience)) // if it fails, so does the reading
-	}
-	err := read()
-	if waits {
-		_ = p.conn.SetReadDeadline(time.Time{})
-	}
-	if err == nil {
-		return nil
-	}
-	var slow net.Error
-	if errors.As(err, &slow) && slow.Timeout() {
-		err = status.Errorf(codes.DeadlineExceeded, "the rest of a record did not come within %v", p.patience)
+// cut ends the call within a record.
+func (p *plainStream) cut(err error) error {
+	if errors.As(err, new(slowError)) {
+		err = status.Error(codes.DeadlineExceeded, err.Error())
 	} else {
 		err = status.Error(codes.Canceled, "the client has closed the connection within a record")
 	}
@@ -196,9 +152,7 @@ func (p *plainStream) SendMsg(m any) error {
 
 // write writes a record. The lock is held.
 func (p *plainStream) write(kind byte, message mem.BufferSlice) error {
-	var header [5]byte
-	header[0] = kind
-	binary.BigEndian.PutUint32(header[1:], uint32(message.Len()))
+	header := recordOf(kind, message.Len())
 	_, err := p.out.Write(header[:])
 	for _, piece := range message {
 		if err == nil {

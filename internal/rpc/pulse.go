@@ -2,6 +2,7 @@ package rpc
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -151,6 +152,18 @@ func (c *Conns) fallsSilent(ctx context.Context, may func() bool, peers []Peer) 
 			return Peer{}
 		}
 	}
+}
+
+// Alive asks the peer of a connection whether it is there, on behalf of a call that has waited for keepaliveTime by another way. It is
+// an error if it accepts what is sent to it and answers nothing.
+func (c *Conn) Alive(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, keepaliveTimeout)
+	defer cancel()
+	_, err := healthv1.NewHealthClient(c).Check(ctx, &healthv1.HealthCheckRequest{})
+	if IsMute(err) || errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		return status.Error(codes.Unavailable, unanswered)
+	}
+	return nil
 }
 
 // ErrSilent says why a call to a silent peer was ended.

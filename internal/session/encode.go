@@ -43,6 +43,9 @@ const (
 	resultChain        protowire.Number = 7
 )
 
+// Bytes returns the size of the request's message.
+func (r *Request) Bytes() int { return r.messageBytes(len(r.Payload.Bytes())) }
+
 // messageBytes returns the size of the message for the step with a payload of that many bytes.
 func (r *Request) messageBytes(payload int) int {
 	return messageBytes(r.ID, sizeOfStep(&r.Step), payload)

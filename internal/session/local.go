@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"headwater.example/internal/address"
+	"headwater.example/internal/rpc"
 )
 
 // sweepAfter is how old a socket is that nobody listens on before it is removed: a process that has just bound one may not listen yet.
@@ -28,7 +29,7 @@ func ListenLocal(ctx context.Context, boot [16]byte) (net.Listener, error) {
 			return nil, fmt.Errorf("the folder of lanes on this machine: %w", err)
 		}
 		sweep(ctx, folder)
-		listener, err := address.Address{Path: filepath.Join(folder, fmt.Sprintf("%x.sock", boot))}.Listen(ctx)
+		listener, err := address.Address{Path: localSocket(boot[:])}.Listen(ctx)
 		if err == nil {
 			return inFolder{listener, folder}, nil
 		}
@@ -58,11 +59,57 @@ func localFolder() string {
 	return filepath.Join(os.TempDir(), "headwater-lanes-"+strconv.Itoa(os.Getuid()))
 }
 
+// localSocket is where the worker of a boot listens.
+func localSocket(boot []byte) string {
+	return filepath.Join(localFolder(), fmt.Sprintf("%x.sock", boot))
+}
+
+// ErrNotLocal says that a worker has no socket on this machine.
+var ErrNotLocal = errors.New("the worker has no socket for lanes on this machine")
+
+// OpenLocal opens a plain lane to the worker of a boot, or fails with ErrNotLocal. It lives as one of Open. If no answer has come for as
+// long as a silent connection may be, quiet is asked, and its error ends the lane.
+func OpenLocal(ctx context.Context, boot []byte, id LaneID, quiet func() error) (*Stream, error) {
+	path := localSocket(boot)
+	if info, err := os.Lstat(path); err != nil || info.Mode().Type() != fs.ModeSocket || isOwnFolder(localFolder()) != nil {
+		return nil, ErrNotLocal
+	}
+	within, cancel := context.WithTimeout(ctx, plainPatience)
+	defer cancel()
+	var dialer net.Dialer
+	conn, err := dialer.DialContext(within, "unix", path)
+	if err != nil {
+		return nil, errors.Join(ErrNotLocal, err)
+	}
+	interrupted := context.AfterFunc(within, func() { _ = conn.SetDeadline(time.Now()) })
+	err = greetServer(conn, id)
+	if !interrupted() && err == nil {
+		err = context.Cause(within)
+	}
+	switch {
+	case err == nil:
+		return &Stream{rpc.NewPlainClient(ctx, conn, quiet)}, nil
+	case ctx.Err() != nil:
+		err = ctx.Err()
+	case within.Err() != nil:
+		err = rpc.Mute()
+	default:
+		err = errors.Join(ErrNotLocal, err)
+	}
+	_ = conn.Close() // it is of no use
+	return nil, err
+}
+
 // makeOwnFolder makes a folder that nobody else may use, or checks that it is one.
 func makeOwnFolder(path string) error {
 	if err := os.Mkdir(path, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
+	return isOwnFolder(path)
+}
+
+// isOwnFolder checks that a folder is one that nobody else may use: whoever listens there else may be anybody.
+func isOwnFolder(path string) error {
 	info, err := os.Lstat(path)
 	if err != nil {
 		return err

@@ -98,6 +98,25 @@ func greet(conn net.Conn) (LaneID, error) {
 	return id, conn.SetDeadline(time.Time{})
 }
 
+// greetServer greets as a lane, and reads what the server speaks.
+func greetServer(conn net.Conn, id LaneID) error {
+	var hello [plainHello]byte
+	copy(hello[:], plainMagic)
+	binary.LittleEndian.PutUint16(hello[4:], plainVersion)
+	copy(hello[8:], id[:])
+	if _, err := conn.Write(hello[:]); err != nil {
+		return err
+	}
+	var answer [plainAnswer]byte
+	if _, err := io.ReadFull(conn, answer[:]); err != nil {
+		return err
+	}
+	if version := binary.LittleEndian.Uint16(answer[4:]); string(answer[:4]) != plainMagic || version != plainVersion {
+		return fmt.Errorf("the server speaks version %d of plain lanes, and this side %d", version, plainVersion)
+	}
+	return nil
+}
+
 // readHello reads the lane's id of a greeting.
 func readHello(b [plainHello]byte) (LaneID, error) {
 	version := binary.LittleEndian.Uint16(b[4:])

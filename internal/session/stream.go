@@ -35,7 +35,11 @@ func parseLaneID(text string) (LaneID, error) {
 
 // Stream is the client's end of a lane. One goroutine may send while another receives.
 type Stream struct {
-	stream grpc.ClientStream
+	stream interface {
+		SendMsg(m any) error
+		RecvMsg(m any) error
+		CloseSend() error
+	}
 }
 
 // Open opens a lane. It lives until ctx ends or Recv returns an error.
@@ -55,7 +59,7 @@ var clientDesc = grpc.StreamDesc{StreamName: "Lane", ServerStreams: true, Client
 // io.EOF, Recv says why the lane has ended.
 func (s *Stream) Send(r *Request) error {
 	var err error
-	if refused := tooLarge(r.messageBytes(len(r.Payload.Bytes()))); refused != nil {
+	if refused := tooLarge(r.Bytes()); refused != nil {
 		err = refused
 	} else {
 		err = s.stream.SendMsg(r)

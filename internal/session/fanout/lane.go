@@ -5,18 +5,30 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"headwater.example/internal/rpc"
 	"headwater.example/internal/session"
 )
 
-// inFlight bounds a lane's unanswered steps at one holder; further steps wait.
-const inFlight = 256
+const (
+	// inFlight bounds the unanswered steps of a stream; further steps wait.
+	inFlight = 256
+	// plainStreams is how many plain streams a lane has to one holder at most.
+	plainStreams = 8
+	// directBytes is how much of unanswered steps a socket takes at once, whether or not the other end reads.
+	directBytes = 64 << 10
+)
 
-// Lane is one client's lane: a stream to each holder that it has steps for, opened at the first of them. Safe for
-// concurrent use; steps that are started one after the other reach each holder in that order.
+// Lane is one client's lane: a stream to each holder that it has steps for, opened at the first of them. To a holder on this
+// machine they are plain streams (docs/wire.md), one for each session that has steps in flight: its holder reads no further on
+// one while it does a short step. Safe for concurrent use; steps of a session that are started one after the other reach each
+// holder in that order.
 type Lane struct {
 	id    session.LaneID
 	conns *Conns
@@ -26,7 +38,8 @@ type Lane struct {
 	calls sync.Pool // *Call
 
 	mu      sync.Mutex
-	streams map[rpc.Peer]*stream
+	streams map[rpc.Peer][]*stream
+	full    map[rpc.Peer]bool // who has no room for a further stream
 	closed  bool
 }
 
@@ -38,7 +51,7 @@ func NewLane(id session.LaneID, conns *Conns) *Lane {
 // NewLaneFor makes a lane for whom a call is made, whose context it is. It does not end with the context.
 func NewLaneFor(of context.Context, id session.LaneID, conns *Conns) *Lane {
 	ctx, cancel := context.WithCancel(context.WithoutCancel(of))
-	l := &Lane{id: id, conns: conns, ctx: ctx, end: cancel, streams: map[rpc.Peer]*stream{}}
+	l := &Lane{id: id, conns: conns, ctx: ctx, end: cancel, streams: map[rpc.Peer][]*stream{}, full: map[rpc.Peer]bool{}}
 	l.calls.New = func() any { return &Call{lane: l, done: make(chan struct{}, 1)} }
 	return l
 }
@@ -55,14 +68,15 @@ func (l *Lane) Close() {
 	l.tasks.Wait()
 }
 
-// stream returns the stream to a holder, a new one where there is none that lives.
-func (l *Lane) stream(o *Holder) (*stream, error) {
+// stream returns the stream to a holder for the steps of a session, a new one where there is none that lives.
+func (l *Lane) stream(o *Holder, session [16]byte) (*stream, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.closed {
 		return nil, rpc.ErrClosed
 	}
-	if s, ok := l.streams[o.peer()]; ok && s.ctx.Err() == nil {
+	streams := l.streams[o.peer()]
+	if s := choose(streams, session, l.full[o.peer()]); s != nil {
 		return s, nil
 	}
 	conn, err := l.conns.Use(o.peer())
@@ -70,35 +84,73 @@ func (l *Lane) stream(o *Holder) (*stream, error) {
 		return nil, err
 	}
 	ctx, cancel := context.WithCancelCause(l.ctx)
-	s := &stream{ctx: ctx, fail: cancel, queue: make(chan *callPart, inFlight), room: make(chan struct{}, inFlight), pending: map[uint64]*callPart{}}
-	l.streams[o.peer()] = s
+	s := &stream{
+		ctx: ctx, fail: cancel, queue: make(chan *callPart, inFlight), room: make(chan struct{}, inFlight),
+		pending: map[uint64]*callPart{}, sessions: map[[16]byte]int{}, more: len(streams) > 0,
+	}
+	l.streams[o.peer()] = append(streams, s)
 	l.tasks.Go(func() {
-		s.run(conn, l.id, func(what string, f func()) {
-			s.guard(l.conns.Log, what+" holder "+o.Name, f)
-		})
+		s.run(conn, o, l)
 		l.mu.Lock()
 		defer l.mu.Unlock()
-		if l.streams[o.peer()] == s {
+		if errors.As(context.Cause(ctx), new(fullError)) {
+			l.full[o.peer()] = true
+		}
+		left := slices.DeleteFunc(l.streams[o.peer()], func(other *stream) bool { return other == s })
+		if l.streams[o.peer()] = left; len(left) == 0 {
 			delete(l.streams, o.peer())
 		}
 	})
 	return s, nil
 }
 
-// stream is the stream to one holder, with the goroutine that sends on it and the one that receives.
+// choose returns the stream for the next step of a session: the one that has some of it already, so that they stay in order, or
+// else one that has none, or else the one that has the fewest. It is nil if a new one is to be made.
+func choose(streams []*stream, session [16]byte, full bool) *stream {
+	var best *stream
+	least, living, plain := 0, 0, true
+	for _, s := range streams {
+		if s.ctx.Err() != nil {
+			continue
+		}
+		s.mu.Lock()
+		own, n := s.sessions[session], len(s.pending)
+		plain = plain && s.wire != nil
+		s.mu.Unlock()
+		if own > 0 {
+			return s
+		}
+		if living++; best == nil || n < least {
+			best, least = s, n
+		}
+	}
+	if least > 0 && plain && living < plainStreams && !full {
+		return nil
+	}
+	return best
+}
+
+// stream is a stream to one holder, with the goroutine that sends on it and the one that receives.
 type stream struct {
 	ctx   context.Context // ends with the stream, its cause says why
 	fail  context.CancelCauseFunc
 	queue chan *callPart
 	room  chan struct{} // holds one element for each step that has no answer yet
+	more  bool          // there was another when it was made
 
-	mu      sync.Mutex
-	next    uint64
-	pending map[uint64]*callPart // by id
+	sending sync.Mutex // one sender at a time
+
+	mu       sync.Mutex // guards what follows
+	next     uint64
+	pending  map[uint64]*callPart // by id
+	sessions map[[16]byte]int     // how many of these are of each session
+	bytes    int                  // of these
+	unsent   int                  // of these
+	wire     *session.Stream      // once it is open, if it is plain; nil is one of gRPC
 }
 
-// add queues a part; it waits for room. call.finished is then called exactly twice, once for the send and once for the
-// answer, even if the stream fails.
+// add queues a part, or sends it where that takes no time; it waits for room. call.finished is then called exactly twice, once for
+// the send and once for the answer, even if the stream fails.
 func (s *stream) add(ctx context.Context, p *callPart) error {
 	select {
 	case s.room <- struct{}{}:
@@ -107,16 +159,52 @@ func (s *stream) add(ctx context.Context, p *callPart) error {
 			return err
 		}
 	}
+	wire, err := s.register(p)
+	if err != nil {
+		return err
+	}
+	if wire != nil {
+		defer s.sending.Unlock()
+		s.guard(p.call.lane.conns.Log, "sending to a holder", func() { _ = s.sendPart(wire, p) }) // Recv says why it failed
+	}
+	return nil
+}
+
+// register notes a part that is to be sent and queues it. If the caller is to send it, it returns the stream and holds sending.
+func (s *stream) register(p *callPart) (*session.Stream, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.ctx.Err() != nil {
-		return context.Cause(s.ctx)
+		return nil, context.Cause(s.ctx)
 	}
 	s.next++
 	p.request.ID = s.next
 	s.pending[s.next] = p
+	s.sessions[p.request.Step.Session]++
+	p.bytes = p.request.Bytes()
+	s.bytes += p.bytes
+	s.unsent++
+	if s.wire != nil && s.unsent == 1 && s.bytes <= directBytes {
+		s.sending.Lock() // which nobody has
+		return s.wire, nil
+	}
 	s.queue <- p // has room for all that are pending
-	return nil
+	return nil, nil
+}
+
+// forget ends that a part is pending, and returns it; nil if it is not. The lock is held.
+func (s *stream) forget(id uint64) *callPart {
+	p := s.pending[id]
+	if p == nil {
+		return nil
+	}
+	delete(s.pending, id)
+	s.bytes -= p.bytes
+	of := p.request.Step.Session
+	if s.sessions[of]--; s.sessions[of] == 0 {
+		delete(s.sessions, of)
+	}
+	return p
 }
 
 // brokenError is the error of a stream that ended after it was opened.
@@ -124,24 +212,60 @@ type brokenError struct{ error }
 
 func (e brokenError) Unwrap() error { return e.error }
 
+// fullError is the error of a stream that its holder has no room for, beside another that it has.
+type fullError struct{ error }
+
+func (e fullError) Unwrap() error { return e.error }
+
 // faultError is the error of a stream that ended by a fault of this side, which a new stream would have as well.
 type faultError struct{ error }
 
 func (e faultError) Unwrap() error { return e.error }
 
 // run opens the stream, sends and receives until it ends, and fails what is pending then.
-func (s *stream) run(conn *rpc.Conn, id session.LaneID, guard func(what string, f func())) {
+func (s *stream) run(conn *rpc.Conn, o *Holder, l *Lane) {
 	defer conn.Release()
 	defer s.finish()
-	wire, err := session.Open(s.ctx, conn, id)
+	wire, err := s.open(conn, o, l)
 	if err != nil {
 		s.fail(err)
 		return
 	}
+	guard := func(what string, f func()) { s.guard(l.conns.Log, what+" holder "+o.Name, f) }
 	var sender sync.WaitGroup
 	defer sender.Wait()
 	sender.Go(func() { guard("sending to", func() { s.send(wire) }) })
 	guard("reading the answers of", func() { s.receive(wire) })
+}
+
+// open opens the stream: a plain one if the holder has a socket on this machine and connections are plain text as well, else one of
+// gRPC.
+func (s *stream) open(conn *rpc.Conn, o *Holder, l *Lane) (*session.Stream, error) {
+	if l.conns.Plain() {
+		wire, err := session.OpenLocal(s.ctx, o.Boot, l.id, func() error { return s.quiet(conn) })
+		if err == nil {
+			s.mu.Lock()
+			s.wire = wire
+			s.mu.Unlock()
+			return wire, nil
+		}
+		if !errors.Is(err, session.ErrNotLocal) {
+			return nil, err
+		}
+	}
+	return session.Open(s.ctx, conn, l.id)
+}
+
+// quiet asks whether a holder is there that has not answered any of the pending steps for long. What HTTP/2 asks by itself, a plain
+// stream asks by the holder's connection of gRPC.
+func (s *stream) quiet(conn *rpc.Conn) error {
+	s.mu.Lock()
+	waits := len(s.pending) > 0
+	s.mu.Unlock()
+	if !waits {
+		return nil
+	}
+	return conn.Alive(s.ctx)
 }
 
 // guard calls f in a goroutine of the stream. A panic of it fails the stream, and nothing else.
@@ -157,10 +281,13 @@ func (s *stream) guard(log *slog.Logger, what string, f func()) {
 
 func (s *stream) receive(wire *session.Stream) {
 	response := new(session.Response)
-	for {
+	for answers := 0; ; answers++ {
 		err := wire.Recv(response)
 		if err == nil {
 			response, err = s.answered(response)
+		}
+		if s.more && answers == 0 && status.Code(err) == codes.ResourceExhausted {
+			err = fullError{status.Error(codes.Unavailable, status.Convert(err).Message())}
 		}
 		if err != nil {
 			s.fail(brokenError{fmt.Errorf("the lane ended: %w", err)})
@@ -173,7 +300,7 @@ func (s *stream) send(wire *session.Stream) {
 	for {
 		select {
 		case p := <-s.queue:
-			if s.sendPart(wire, p) != nil {
+			if s.sendNext(wire, p) != nil {
 				return // Recv says why
 			}
 		case <-s.ctx.Done():
@@ -182,22 +309,31 @@ func (s *stream) send(wire *session.Stream) {
 	}
 }
 
+func (s *stream) sendNext(wire *session.Stream, p *callPart) error {
+	s.sending.Lock()
+	defer s.sending.Unlock()
+	return s.sendPart(wire, p)
+}
+
+// sendPart sends a part. The caller holds sending; nothing that takes the lock comes after the part is sent.
 func (s *stream) sendPart(wire *session.Stream, p *callPart) error {
 	defer p.call.finished()
 	err := wire.Send(p.request)
 	if err != nil && s.refused(p, err) {
-		return nil
+		err = nil
 	}
+	s.mu.Lock()
+	s.unsent--
+	s.mu.Unlock()
 	return err
 }
 
 // answered gives a response to its waiter, and returns an empty one for the next.
 func (s *stream) answered(r *session.Response) (*session.Response, error) {
 	s.mu.Lock()
-	p, ok := s.pending[r.ID]
-	delete(s.pending, r.ID)
+	p := s.forget(r.ID)
 	s.mu.Unlock()
-	if !ok {
+	if p == nil {
 		return r, fmt.Errorf("an answer to step %d, which is not open", r.ID)
 	}
 	<-s.room
@@ -222,10 +358,9 @@ func (s *stream) refused(p *callPart, err error) bool {
 // refuse ends a part that was not sent.
 func (s *stream) refuse(p *callPart, err error) {
 	s.mu.Lock()
-	_, ok := s.pending[p.request.ID]
-	delete(s.pending, p.request.ID)
+	pending := s.forget(p.request.ID) != nil
 	s.mu.Unlock()
-	if ok { // else the stream has ended meanwhile
+	if pending { // else the stream has ended meanwhile
 		<-s.room
 		p.err = err
 		p.call.finished()

@@ -80,6 +80,7 @@ type callPart struct {
 	answers  []int // groups of these that it answers for, empty if nothing attends
 	request  *session.Request
 	response *session.Response
+	bytes    int // of the request
 	answered bool
 	err      error
 	end      func(at time.Time, err error) // of its span, nil if there is none
@@ -153,7 +154,7 @@ func (c *Call) send(ctx context.Context) {
 		} else {
 			p.request.Payload = s.cut(p, layer)
 		}
-		stream, err := c.lane.stream(p.holder)
+		stream, err := c.lane.stream(p.holder, s.Session)
 		if err == nil {
 			err = stream.add(ctx, p)
 		}

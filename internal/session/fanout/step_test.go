@@ -37,6 +37,7 @@ func count(req *session.Request, resp *session.Response) error {
 // TestEveryHolderGetsItsGroups deals groups out at random. What each holder is sent are the tensors of its groups and no
 // others, and what they answer comes out by group.
 func TestEveryHolderGetsItsGroups(t *testing.T) {
+	thisMachine(t)
 	const most = 4
 	var mu sync.Mutex
 	sent := map[string]*headwaterv1.LaneRequest{}
@@ -69,6 +70,9 @@ func TestEveryHolderGetsItsGroups(t *testing.T) {
 			return nil
 		}}
 		addresses[i] = serve(t, s.Register)
+		if i%2 == 1 {
+			near(t, boot(i), s.Lane)
+		}
 	}
 	p := connect(t)
 	rapid.Check(t, func(t *rapid.T) {
@@ -80,7 +84,7 @@ func TestEveryHolderGetsItsGroups(t *testing.T) {
 		var holders []*fanout.Holder
 		n := rapid.IntRange(1, most).Draw(t, "holders")
 		for i := range n {
-			holders = append(holders, &fanout.Holder{Name: fmt.Sprintf("w%d", i), Address: addresses[i], Groups: make([][]int, 1)})
+			holders = append(holders, &fanout.Holder{Name: fmt.Sprintf("w%d", i), Boot: boot(i), Address: addresses[i], Groups: make([][]int, 1)})
 		}
 		for g := range groups {
 			o := holders[rapid.IntRange(0, n-1).Draw(t, "holder")]
@@ -448,8 +452,10 @@ func TestGarbageIsNoAnswer(t *testing.T) {
 	})
 }
 
-// TestWhatBreaksIsSentAgain: a lane that ends under a step is opened anew, and a holder that has too much to do is asked again.
+// TestWhatBreaksIsSentAgain: a lane that ends under a step is opened anew, and a holder that has too much to do is asked again. So it
+// is on a holder's socket on this machine.
 func TestWhatBreaksIsSentAgain(t *testing.T) {
+	thisMachine(t)
 	l := shape(1, 1, 1, 1)
 	for name, fail := range map[string]func(resp *session.Response) error{
 		"broken": func(*session.Response) error { return status.Error(codes.Unavailable, "it stops") },
@@ -458,15 +464,19 @@ func TestWhatBreaksIsSentAgain(t *testing.T) {
 			return nil
 		},
 	} {
-		for _, times := range []int{1, 3, 4} {
+		for i, times := range []int{1, 3, 4, 1, 3, 4} {
 			p := connect(t)
 			asked := 0
-			h := alone(t, &script{step: func(req *session.Request, resp *session.Response) error {
+			s := &script{step: func(req *session.Request, resp *session.Response) error {
 				if asked++; asked <= times {
 					return fail(resp)
 				}
 				return count(req, resp)
-			}}, l)
+			}}
+			h := alone(t, s, l)
+			if i >= 3 {
+				h = beside(t, s, l)
+			}
 			step, _ := draw(rng(1), []shard.LayerSpec{l}, 0, [16]byte{1}, 0, []uint64{0}, 1, 0)
 			err := p.lane.Start(t.Context(), at(h), step).Wait(t.Context())
 			if times < 4 && (err != nil || step.Hashes[0] != 1) {

@@ -1,0 +1,123 @@
+package rpc
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"time"
+
+	statuspb "google.golang.org/genproto/googleapis/rpc/status"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+)
+
+// PlainClient is the client's end of a plain stream. One goroutine receives while another sends.
+type PlainClient struct {
+	conn   net.Conn
+	in     records
+	every  time.Duration // when nothing comes, until quiet is asked
+	quiet  func() error
+	header [recordHeader]byte // of what is received
+
+	// What is sent.
+	first  [recordHeader]byte
+	pieces [][]byte
+	all    net.Buffers
+}
+
+// NewPlainClient makes a plain stream of a connection that was greeted, which is closed when ctx ends. If nothing has come for as
+// long as a silent connection of gRPC is waited for before it is probed, quiet is asked, and its error ends the stream. A record
+// that has begun has the same time for its rest.
+func NewPlainClient(ctx context.Context, conn net.Conn, quiet func() error) *PlainClient {
+	c := &PlainClient{conn: conn, in: newRecords(conn, keepaliveTime+keepaliveTimeout), every: keepaliveTime, quiet: quiet}
+	context.AfterFunc(ctx, func() { _ = conn.Close() }) // it is closed either way
+	return c
+}
+
+// SendMsg sends a SelfCoded message.
+func (c *PlainClient) SendMsg(m any) error {
+	message, err := m.(SelfCoded).MarshalMessage()
+	if err != nil {
+		return err
+	}
+	defer message.Free()
+	c.first = recordOf(0, message.Len())
+	c.pieces = append(c.pieces[:0], c.first[:])
+	for _, b := range message {
+		c.pieces = append(c.pieces, b.ReadOnlyData())
+	}
+	c.all = c.pieces
+	_, err = c.all.WriteTo(c.conn)
+	clear(c.pieces)
+	if err != nil {
+		return status.Error(codes.Unavailable, err.Error())
+	}
+	return nil
+}
+
+// RecvMsg receives a SelfCoded message.
+func (c *PlainClient) RecvMsg(m any) error {
+	n, err := c.next()
+	switch {
+	case err != nil:
+		return closed(err)
+	case c.header[0] == PlainEnd && n <= plainBuffer:
+		return c.ended(n)
+	case c.header[0] != 0:
+		return status.Errorf(codes.Internal, "a record of kind %d and %d bytes", c.header[0], n)
+	case n > MaxMessageBytes:
+		return status.Errorf(codes.ResourceExhausted, "a message has %d bytes, and at most %d are allowed", n, MaxMessageBytes)
+	}
+	in := Incoming{transport: &c.in, left: n}
+	err = m.(SelfCoded).UnmarshalMessage(&in)
+	in.free()
+	if in.err != nil {
+		return closed(in.err)
+	}
+	return err
+}
+
+// next waits for a record, and returns how many bytes follow its header.
+func (c *PlainClient) next() (int, error) {
+	for {
+		if !c.in.more() {
+			_ = c.conn.SetReadDeadline(time.Now().Add(c.every)) // if it fails, so does the reading
+		}
+		err := c.in.wait()
+		if timedOut(err) {
+			if err := c.quiet(); err != nil {
+				return 0, err
+			}
+			continue
+		}
+		if err != nil {
+			return 0, err
+		}
+		return c.in.header(c.header[:])
+	}
+}
+
+// ended reads why the server has ended the stream.
+func (c *PlainClient) ended(n int) error {
+	said := &statuspb.Status{}
+	pieces, err := c.in.Read(n)
+	if err == nil {
+		err = proto.Unmarshal(pieces[0].ReadOnlyData(), said)
+	}
+	if err != nil {
+		return closed(fmt.Errorf("the end of a plain stream: %w", err))
+	}
+	return status.ErrorProto(said)
+}
+
+// closed gives the error of a connection that was closed its status.
+func closed(err error) error {
+	if _, ok := status.FromError(err); ok {
+		return err
+	}
+	return status.Errorf(codes.Unavailable, "the connection was closed: %v", err)
+}
+
+// CloseSend closes the connection: a plain stream has no half that ends.
+func (c *PlainClient) CloseSend() error { return c.conn.Close() }
