@@ -16,6 +16,7 @@ type encoder struct {
 	spare  []*row // new ones for copies of shared rows
 	made   int    // of all these, how many are new and not the session's yet
 	wants  []want
+	ids    []pageID // scratch of straighten
 	copies []struct{ to, from []byte }
 	pages  [][]byte // [groups][pages]
 	hashes []uint64 // [groups]

@@ -1,6 +1,8 @@
 package kvcache
 
 import (
+	"slices"
+
 	"headwater.example/attention"
 )
 
@@ -8,7 +10,8 @@ import (
 type want struct {
 	row   *row
 	class *class
-	ids   []pageID
+	ids   []pageID // by group
+	own   bool     // of the layer that is appended to
 }
 
 // copies says whether the copy that an append to held layer l makes of page p's row has pages of held layer m.
@@ -69,7 +72,7 @@ func (st *Store) reserve(s *session, l, first int, e *encoder) *Error {
 	e.wants, e.copies, e.pages = e.wants[:0], e.copies[:0], e.pages[:0]
 	var need int64
 	add := func(r *row, h *heldLayer) {
-		e.wants = append(e.wants, want{row: r, class: h.class, ids: r.pages[h.first : h.first+len(h.groups)]})
+		e.wants = append(e.wants, want{row: r, class: h.class, ids: r.pages[h.first : h.first+len(h.groups)], own: h == &s.shape.layers[l]})
 		need += int64(len(h.groups) * h.class.size)
 	}
 	for i, r := range e.rows {
@@ -103,6 +106,7 @@ func (st *Store) reserve(s *session, l, first int, e *encoder) *Error {
 		e.forget()
 		return s.noRoom(l, need, err)
 	}
+	e.straighten(groups)
 	for i, r := range e.rows {
 		if p := first + i; e.fresh[i] && p < s.end() {
 			st.copyRowLocked(s, l, p, r, e)
@@ -114,6 +118,32 @@ func (st *Store) reserve(s *session, l, first int, e *encoder) *Error {
 		}
 	}
 	return nil
+}
+
+// straighten lets the pages of each group that were taken for one layer lie one behind the other, as a kernel goes through them: where
+// the next page is elsewhere, what the processor asks memory for beyond the end of one is in vain.
+func (e *encoder) straighten(groups int) {
+	e.ids = e.ids[:0]
+	for _, w := range e.wants {
+		if w.own {
+			e.ids = append(e.ids, w.ids...)
+		}
+	}
+	rows := len(e.ids) / groups
+	if rows < 2 {
+		return
+	}
+	slices.Sort(e.ids)
+	at := 0
+	for _, w := range e.wants {
+		if !w.own {
+			continue
+		}
+		for g := range groups {
+			w.ids[g] = e.ids[g*rows+at]
+		}
+		at++
+	}
 }
 
 // copyRowLocked notes what to copy of the shared page p of a session into its own row: what each layer has there.

@@ -299,6 +299,32 @@ func TestPinnedSessionsMakeNoRoom(t *testing.T) {
 	st.Close()
 }
 
+// TestPagesOfAGroupLieTogether as far as one append takes them and a chunk has them, in each layer.
+func TestPagesOfAGroupLieTogether(t *testing.T) {
+	const groups, pages = 3, 5
+	cfg, held := uniform(t, 2, groups, 32, tensor.F32)
+	st := NewStore(StoreConfig{Budget: NewBudget(1 << 30)})
+	create(t, st, SessionID{1}, cfg, held, nil)
+	for range 8 {
+		grow(t, st, SessionID{1}, pages*attention.PageLen, nil)
+	}
+	s := st.sessions[SessionID{1}]
+	for l := range s.shape.layers {
+		h := &s.shape.layers[l]
+		for g := range groups {
+			for p := range 8*pages - 1 {
+				if (p+1)%pages == 0 {
+					continue
+				}
+				one, next := s.row(p).pages[h.first+g], s.row(p + 1).pages[h.first+g]
+				if next != one+1 && (next-1)&(1<<h.class.shift-1) != 0 { // else it is the first of a chunk
+					t.Errorf("layer %d, group %d: page %d has the number %d, the next one %d", l, g, p, one, next)
+				}
+			}
+		}
+	}
+}
+
 func TestWindowFreesPages(t *testing.T) {
 	cfg := Config{Layers: []shard.LayerSpec{testLayer(t, tensor.F32, 1, 1, 4, 4, 100)}}
 	page := int64(cfg.Layers[0].Layout.PageBytes())
