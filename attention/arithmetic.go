@@ -1,6 +1,7 @@
 package attention
 
 import (
+	"encoding/binary"
 	"fmt"
 	"math"
 
@@ -100,7 +101,30 @@ var (
 )
 
 func settle(row []byte) error {
-	for i := 0; i+2 <= len(row); i += 2 {
+	// Most often none of 16 elements is so small or so large, which is seen in four words at once: added to a magnitude, either of
+	// these sets the bit above it from the bound on.
+	const each, above = 1<<48 | 1<<32 | 1<<16 | 1, 1 << 15 * (1<<48 | 1<<32 | 1<<16 | 1)
+	least, tooLarge := above-each*uint64(leastBF16), above-each*uint64(tooLargeBF16)
+	inside := func(x uint64) uint64 {
+		x &= above - each
+		return (x + least) &^ (x + tooLarge)
+	}
+	i := 0
+	for ; i+32 <= len(row); i += 32 {
+		b := row[i:][:32]
+		if inside(binary.LittleEndian.Uint64(b))&inside(binary.LittleEndian.Uint64(b[8:]))&
+			inside(binary.LittleEndian.Uint64(b[16:]))&inside(binary.LittleEndian.Uint64(b[24:]))&above == above {
+			continue
+		}
+		if err := settleEach(row, i, i+32); err != nil {
+			return err
+		}
+	}
+	return settleEach(row, i, len(row))
+}
+
+func settleEach(row []byte, from, to int) error {
+	for i := from; i+2 <= to; i += 2 {
 		x := uint16(row[i]) | uint16(row[i+1])<<8
 		switch x &= 0x7fff; {
 		case x >= tooLargeBF16:

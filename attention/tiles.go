@@ -130,17 +130,32 @@ func (k *kernel) split(first, second, third, x []float32) (found int) {
 	return found | split(first[whole:], second[whole:], third[whole:], x[whole:])
 }
 
-// vectorTileScores is portableTileScores for rows [from, to) of the block and keys as a page has them.
-func (b *block) vectorTileScores(s []float32, page []byte, from, to int) {
-	v, dim := b.kernel.vector, b.kv.Layout.headDim
+// pairRows is how many rows the largest tile of tileScores and tileValues has, but for NEON, where they prefetch nothing.
+const pairRows = 6
+
+// vectorTileScores is portableTileScores for rows [from, to) of the block and keys as a page has them. Meanwhile it asks memory
+// for what ahead says, if anything.
+func (b *block) vectorTileScores(s []float32, page []byte, from, to int, ahead *uintptr) {
+	v, dim, carry := b.kernel.vector, b.kv.Layout.headDim, 0
 	for c := 0; c < dim; c += tileLen {
+		n, ask := min(tileLen, dim-c), ahead
 		for p := b.parts - 1; p >= 0; p-- {
-			carry := 1
-			if c == 0 && p == b.parts-1 {
-				carry = 0
-			}
-			v.tileScores(&s[0], &b.qParts[p][from*dim+c], &page[c/2*PageLen*pairSize], 4*dim, min(tileLen, dim-c), to-from, carry)
+			v.tileScores(&s[0], &b.qParts[p][from*dim+c], &page[c/2*PageLen*pairSize], 4*dim, n, to-from, carry, ask)
+			carry, ask = 1, nil
 		}
+		b.goOn(n * PageLen * pairSize / 2)
+	}
+}
+
+// goOn has what is asked for go on by what so many bytes of a tile asked for.
+func (b *block) goOn(bytes int) {
+	v := b.kernel.vector
+	if v.oneStream {
+		b.ahead[0] += uintptr(bytes)
+		return
+	}
+	for i := range v.streams {
+		b.ahead[i] += uintptr(bytes / v.streams)
 	}
 }
 
@@ -155,7 +170,7 @@ func (b *block) mergeTileValues(page, r, n, from int, part parts, nonzero, seen 
 	if v.hasMatrix() {
 		b.matrixValues(o, w, part.stride, page, n, nonzero, seen, ahead)
 	} else {
-		b.tileValues(o, w, part.stride, page, n, nonzero)
+		b.tileValues(o, w, part.stride, page, n, nonzero, ahead)
 	}
 	if b.does[r] == merged {
 		for i := range n {
@@ -166,23 +181,24 @@ func (b *block) mergeTileValues(page, r, n, from int, part parts, nonzero, seen 
 }
 
 // tileValues sets o [n][stride] to the sum of a page's values weighed by w [n][64].
-func (b *block) tileValues(o, w []float32, stride, page, n int, nonzero uint64) {
-	v, l, bytes := b.kernel.vector, b.kv.Layout, b.kv.Pages[page]
+func (b *block) tileValues(o, w []float32, stride, page, n int, nonzero uint64, ahead *uintptr) {
+	v, l, carry := b.kernel.vector, b.kv.Layout, 0
+	values, vStride := l.v(b.kv.Pages[page]), l.vRowStride()
 	for p := range b.wParts {
 		b.wParts[p] = growAligned(b.wParts[p], len(w))
 	}
 	b.kernel.split(b.wParts[0], b.wParts[1], b.wParts[2], w)
-	carry := 0
 	for t := 0; t < PageLen; t += tileLen {
 		lo, hi := hull(uint32(nonzero >> t))
 		if lo == hi {
 			continue
 		}
+		ask := ahead
 		for p := l.arithmetic.parts() - 1; p >= 0; p-- {
-			v.tileValues(&o[0], &b.wParts[p][t], &bytes[l.kBytes()+t/2*l.vRowStride()], 4*stride, l.vRowStride(),
-				l.vStride()/vectorLen, n, lo, hi, carry)
-			carry = 1
+			v.tileValues(&o[0], &b.wParts[p][t], &values[t/2*vStride], 4*stride, vStride, l.vStride()/vectorLen, n, lo, hi, carry, ask)
+			carry, ask = 1, nil
 		}
+		b.goOn(tileLen / 2 * vStride)
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 	"unsafe"
@@ -95,6 +96,38 @@ func TestWhatTilesStore(t *testing.T) {
 	chain := storing{dt: tensor.BF16}.layout(t, 1, 1)
 	if err := chain.Write(page, 0, 1, Rows{K: bits(0x1p100), V: bits(0x1p-130)}); err != nil {
 		t.Errorf("a chain: %v", err)
+	}
+}
+
+// TestSettle: every element of a row of any length is looked at, whatever stands beside it.
+func TestSettle(t *testing.T) {
+	rnd := rand.New(rand.NewPCG(8, 8))
+	for i := range 2000 {
+		row := make([]byte, 2*rnd.IntN(70))
+		for at := 0; at < len(row); at += 2 {
+			x := uint16(rnd.Uint32())&0x8000 | leastBF16 + uint16(rnd.IntN(int(tooLargeBF16-leastBF16)))
+			if i%2 == 0 && rnd.IntN(20) == 0 {
+				x = x&0x8000 | []uint16{0, 1, leastBF16 - 1, leastBF16, tooLargeBF16 - 1}[rnd.IntN(5)]
+			}
+			binary.LittleEndian.PutUint16(row[at:], x)
+		}
+		bad := -1
+		if n := len(row) / 2; i%3 == 0 && n > 0 {
+			bad = rnd.IntN(n)
+			binary.LittleEndian.PutUint16(row[2*bad:], uint16(rnd.Uint32())&0x8000|tooLargeBF16+uint16(rnd.IntN(1<<15-int(tooLargeBF16))))
+		}
+		want := slices.Clone(row)
+		for at := 0; at < len(row); at += 2 {
+			if binary.LittleEndian.Uint16(row[at:])&0x7fff < leastBF16 {
+				copy(want[at:], []byte{0, 0})
+			}
+		}
+		switch err := settle(row); {
+		case bad >= 0 && (err == nil || err.Error() != fmt.Sprintf("element %d is not below 2⁶³", bad)):
+			t.Fatalf("element %d of %d: %v", bad, len(row)/2, err)
+		case bad < 0 && (err != nil || !slices.Equal(row, want)):
+			t.Fatalf("%x, not %x: %v", row, want, err)
+		}
 	}
 }
 
@@ -235,7 +268,7 @@ func (r *routines) tileScores() {
 		}
 		want[i] = matrixUnit(want[i], q[i/PageLen*stride:][:n], key)
 	}
-	r.v.tileScores(&s[0], &q[0], &k[0], 4*stride, n, rows, carry)
+	r.v.tileScores(&s[0], &q[0], &k[0], 4*stride, n, rows, carry, r.ahead())
 	for i := range s {
 		r.same(fmt.Sprintf("tile of scores, %d rows of %d, carry %d", rows, n, carry), i, s[i], want[i])
 	}
@@ -278,7 +311,7 @@ func (r *routines) tileValues() {
 			*sum = matrixUnit(*sum, weights, values)
 		}
 	}
-	r.v.tileValues(&o[0], &w[0], &v[0], 4*oStride, 2*2*vStride, cols, rows, lo, hi, carry)
+	r.v.tileValues(&o[0], &w[0], &v[0], 4*oStride, 2*2*vStride, cols, rows, lo, hi, carry, r.ahead())
 	for i := range o {
 		r.same(fmt.Sprintf("tile of values, %d rows, %d vectors, positions %d to %d", rows, cols, lo, hi), i, o[i], want[i])
 	}

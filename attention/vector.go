@@ -66,10 +66,10 @@ type vector struct {
 	// split, tileScores and tileValues are for arithmetic in tiles. split is the function split over n elements, a multiple of
 	// vectorLen. tileScores is one part of one tile of kernel.scores: it adds to s, or with carry 0 sets it to, the two chains
 	// over n dimensions. tileValues does so for o [rows][cols·16], weights w [rows][64] and the positions [lo, hi) of a tile,
-	// of which no other is looked at.
+	// of which no other is looked at. Both prefetch as scores does where all tiles of rows do, of up to pairRows rows.
 	split      func(first, second, third, x *float32, n int) int
-	tileScores func(s, q *float32, k *byte, stride, n, rows, carry int)
-	tileValues func(o, w *float32, v *byte, oStride, vStride, cols, rows, lo, hi, carry int)
+	tileScores func(s, q *float32, k *byte, stride, n, rows, carry int, ahead *uintptr)
+	tileValues func(o, w *float32, v *byte, oStride, vStride, cols, rows, lo, hi, carry int, ahead *uintptr)
 	// multiply, where there is a matrix unit, takes the place of these three: with splitHalves, which is the function of that
 	// name over n elements, a multiple of vectorLen.
 	multiply    func(p *amx.Product)
@@ -150,7 +150,11 @@ func (b *block) vectorPage(page, from, to int, part parts) {
 	v, l, bytes := b.kernel.vector, b.kv.Layout, b.kv.Pages[page]
 	base, rows, storage := page*PageLen, to-from, storageIndex(l.dt)
 	s := b.s[:rows*PageLen]
-	if most := v.tileRows[storage]; most > 0 {
+	most := v.tileRows[storage]
+	if l.arithmetic != Chain {
+		most = pairRows
+	}
+	if most > 0 {
 		b.ahead[v.streams], b.ahead[v.streams+1], b.ahead[v.streams+2] = uintptr((rows+most-1)/most), 0, 0
 		if v.oneStream {
 			b.ahead[v.streams+2] = 1
@@ -162,7 +166,7 @@ func (b *block) vectorPage(page, from, to int, part parts) {
 	case v.hasMatrix():
 		b.matrixScores(s, bytes, from, to, b.askByKeys(page))
 	default:
-		b.vectorTileScores(s, bytes, from, to)
+		b.vectorTileScores(s, bytes, from, to, b.askByKeys(page))
 	}
 
 	softmax, scale, kScale, vScale := v.softmax, b.opts.Scale, (*float32)(nil), (*float32)(nil)

@@ -140,9 +140,9 @@ func splitHalves_avx2(first *byte, second *byte, third *byte, x *float32, n int)
 // tileScores_avx2 is one part of one tile of kernel.scores.
 //
 //go:noescape
-func tileScores_avx2(s *float32, q *float32, k *byte, stride int, n int, rows int, carry int)
+func tileScores_avx2(s *float32, q *float32, k *byte, stride int, n int, rows int, carry int, ahead *uintptr)
 
 // tileValues_avx2 is one part of one tile of kernel.accumulate.
 //
 //go:noescape
-func tileValues_avx2(o *float32, w *float32, v *byte, oStride int, vStride int, cols int, rows int, lo int, hi int, carry int)
+func tileValues_avx2(o *float32, w *float32, v *byte, oStride int, vStride int, cols int, rows int, lo int, hi int, carry int, ahead *uintptr)

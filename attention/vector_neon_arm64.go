@@ -130,9 +130,9 @@ func split_neon(first, second, third, x *float32, n int) int
 // tileScores_neon is one part of one tile of kernel.scores.
 //
 //go:noescape
-func tileScores_neon(s, q *float32, k *byte, stride, n, rows, carry int)
+func tileScores_neon(s, q *float32, k *byte, stride, n, rows, carry int, ahead *uintptr)
 
 // tileValues_neon is one part of one tile of kernel.accumulate.
 //
 //go:noescape
-func tileValues_neon(o, w *float32, v *byte, oStride, vStride, cols, rows, lo, hi, carry int)
+func tileValues_neon(o, w *float32, v *byte, oStride, vStride, cols, rows, lo, hi, carry int, ahead *uintptr)

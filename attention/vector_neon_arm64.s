@@ -31002,9 +31002,9 @@ end4:
 	MOVD R4, ret+40(FP)
 	RET
 
-// func tileScores_neon(s, q *float32, k *byte, stride, n, rows, carry int)
+// func tileScores_neon(s, q *float32, k *byte, stride, n, rows, carry int, ahead *uintptr)
 // Requires: ASIMD
-TEXT ·tileScores_neon(SB), NOSPLIT, $0-56
+TEXT ·tileScores_neon(SB), NOSPLIT, $0-64
 	MOVD s+0(FP), R0
 	MOVD q+8(FP), R1
 	MOVD k+16(FP), R2
@@ -32299,9 +32299,9 @@ stored70:
 done3:
 	RET
 
-// func tileValues_neon(o, w *float32, v *byte, oStride, vStride, cols, rows, lo, hi, carry int)
+// func tileValues_neon(o, w *float32, v *byte, oStride, vStride, cols, rows, lo, hi, carry int, ahead *uintptr)
 // Requires: ASIMD
-TEXT ·tileValues_neon(SB), NOSPLIT, $0-80
+TEXT ·tileValues_neon(SB), NOSPLIT, $0-88
 	MOVD o+0(FP), R0
 	MOVD w+8(FP), R1
 	MOVD v+16(FP), R2

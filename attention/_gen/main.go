@@ -282,6 +282,19 @@ type spread struct {
 	credit             Op
 }
 
+// begin takes up the parameter ahead, which may be nil.
+func (s spread) begin() {
+	some := label("ahead")
+	Load(Param("ahead"), s.table)
+	XORQ(s.ahead, s.ahead)
+	MOVQ(s.ahead, s.credit)
+	TESTQ(s.table, s.table)
+	JNZ(LabelRef(some))
+	MOVQ(U64(never), s.line)
+	MOVQ(s.line, s.credit)
+	Label(some)
+}
+
 // lines is how many lines of each stream are prefetched in a turn that reads so many bytes.
 func (s spread) lines(bytes int) int { return max(bytes/(64*isa.streams), 1) }
 

@@ -46,19 +46,21 @@ var bf16 = types[2]
 
 // tileScores: a tile of K [n][64] times the rows of a part of q.
 func tileScores() {
-	function("tileScores", "func(s, q *float32, k *byte, stride, n, rows, carry int)", "is one part of one tile of kernel.scores.")
+	function("tileScores", "func(s, q *float32, k *byte, stride, n, rows, carry int, ahead *uintptr)", "is one part of one tile of kernel.scores.")
 	S, Q, stride, rows := reg.RDI, reg.RSI, reg.R8, reg.R10
 	kp, qp, qp3, i, from, block := reg.RAX, reg.RBX, reg.RCX, reg.R12, reg.R13, reg.R11
 	Load(Param("s"), S)
 	Load(Param("q"), Q)
 	Load(Param("stride"), stride)
 	Load(Param("rows"), rows)
+	all := spread{table: reg.R14, ahead: reg.R15, line: reg.RDX, credit: reg.R9}
+	all.begin()
 	tiles(rows, len(pairColumns()), func(rows int) {
 		Load(Param("k"), from)
 		t := tile{rows: rows, cols: pairColumns()[rows-1], pairs: true}
 		t.begin(bf16)
 		MOVQ(U32(pageLen/isa.w/t.cols), block)
-		again, loop, few, store, end := label("block"), label("dims"), label("few"), label("store"), label("stored")
+		again, store, end := label("block"), label("store"), label("stored")
 		Label(again)
 		t.zeroChains()
 		MOVQ(from, kp)
@@ -67,7 +69,7 @@ func tileScores() {
 			LEAQ(Mem{Base: stride, Index: stride, Scale: 2}, qp3)
 			ADDQ(Q, qp3)
 		}
-		steps := func(n int) {
+		steps := func(n int, after func(d int)) {
 			t.steps(
 				bf16, n,
 				func(d, r int) Mem {
@@ -81,7 +83,7 @@ func tileScores() {
 					return m
 				},
 				func(d, c int) Mem { return Mem{Base: kp, Disp: (d/2*pageLen + c*isa.w) * bf16.word()} },
-				nothing,
+				after,
 			)
 			ADDQ(U32(n*pageLen*bf16.size), kp)
 			ADDQ(U8(4*n), qp)
@@ -90,14 +92,8 @@ func tileScores() {
 			}
 		}
 		Load(Param("n"), i)
-		SUBQ(U8(unroll), i)
-		JLT(LabelRef(few))
-		Label(loop)
-		steps(unroll)
-		SUBQ(U8(unroll), i)
-		JGE(LabelRef(loop))
-		Label(few)
-		bf16.last(i, store, steps)
+		all.loop(i, unroll*t.cols*isa.w*bf16.size, func(after func(int)) { steps(unroll, after) })
+		bf16.last(i, store, func(n int) { steps(n, nothing) })
 		Label(store)
 		t.sum()
 		s := func(r, c int) Mem { return Mem{Base: S, Disp: r*pageLen*4 + c*isa.w*4} }
@@ -135,15 +131,19 @@ func tileScores() {
 
 // tileValues: a part of weights [rows][64] times a tile of V.
 func tileValues() {
-	function("tileValues", "func(o, w *float32, v *byte, oStride, vStride, cols, rows, lo, hi, carry int)",
+	function("tileValues", "func(o, w *float32, v *byte, oStride, vStride, cols, rows, lo, hi, carry int, ahead *uintptr)",
 		"is one part of one tile of kernel.accumulate.")
 	O, W, oStride, vStride, rows := reg.RDI, reg.RBX, reg.R8, reg.R9, reg.R10
-	from, vp, wp, i, op, first, left, row := reg.RDX, reg.RSI, reg.R12, reg.R13, reg.RAX, reg.R11, reg.R14, reg.R15
+	from, vp, wp, i, op, first, row := reg.RDX, reg.RSI, reg.R12, reg.R13, reg.RAX, reg.R11, reg.R15
+	// op is free in the inner loops.
+	all := spread{table: reg.R14, ahead: reg.RCX, line: op, credit: AllocLocal(8)}
+	left := AllocLocal(8)
 	Load(Param("o"), row)
 	Load(Param("w"), W)
 	Load(Param("oStride"), oStride)
 	Load(Param("vStride"), vStride)
 	Load(Param("rows"), rows)
+	all.begin()
 	// The tile's first pair of positions, from the beginning of V.
 	Load(Param("lo"), first)
 	SHRQ(U8(1), first)
@@ -159,12 +159,12 @@ func tileValues() {
 			}
 			return m
 		}
-		steps := func(n int) {
-			t.steps(bf16, n, weights, values, nothing)
+		steps := func(n int, after func(d int)) {
+			t.steps(bf16, n, weights, values, after)
 			LEAQ(Mem{Base: vp, Index: vStride, Scale: uint8(max(n/2, 1))}, vp)
 			ADDQ(U8(4*n), wp)
 		}
-		even, loop, few, store, done := label("even"), label("positions"), label("few"), label("store"), label("stored")
+		even, store, done := label("even"), label("store"), label("stored")
 		LEAQ(Mem{Base: from, Index: first, Scale: 1}, vp)
 		Load(Param("lo"), op)
 		LEAQ(Mem{Base: W, Index: op, Scale: 4}, wp)
@@ -178,14 +178,8 @@ func tileValues() {
 		DECQ(i)
 		JZ(LabelRef(store))
 		Label(even)
-		SUBQ(U8(unroll), i)
-		JLT(LabelRef(few))
-		Label(loop)
-		steps(unroll)
-		SUBQ(U8(unroll), i)
-		JGE(LabelRef(loop))
-		Label(few)
-		bf16.last(i, store, steps)
+		all.loop(i, unroll*t.cols*isa.w*bf16.size, func(after func(int)) { steps(unroll, after) })
+		bf16.last(i, store, func(n int) { steps(n, nothing) })
 		Label(store)
 		t.sum()
 		each := func(carry bool) {
@@ -219,10 +213,11 @@ func tileValues() {
 	tiles(rows, len(pairColumns()), func(rows int) {
 		Load(Param("v"), from)
 		MOVQ(row, O)
-		Load(Param("cols"), left)
+		Load(Param("cols"), op)
 		if !wide() {
-			ADDQ(left, left)
+			ADDQ(op, op)
 		}
+		MOVQ(op, left)
 		for _, width := range slices.Compact(widths(rows)) {
 			loop, less := label("columns"), label("less")
 			Label(loop)

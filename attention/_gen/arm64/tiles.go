@@ -50,7 +50,7 @@ func (t tile) sum(carry, base r, where func(row, c int) int, next func()) {
 
 // tileScores: a tile of K [n][64] times the rows of a part of q.
 func tileScores() {
-	function("tileScores", "s, q *float32, k *byte, stride, n, rows, carry int", "", "is one part of one tile of kernel.scores.")
+	function("tileScores", "s, q *float32, k *byte, stride, n, rows, carry int, ahead *uintptr", "", "is one part of one tile of kernel.scores.")
 	const S, Q, K, stride, n, rows, carry, kp, i, from, block r = 0, 1, 2, 3, 4, 5, 6, 8, 9, 10, 11
 	qp := [tileRows]r{12, 13, 14, 15, 19, 20}
 	load("s", S)
@@ -98,7 +98,7 @@ func tileScores() {
 
 // tileValues: a part of weights [rows][64] times a tile of V.
 func tileValues() {
-	function("tileValues", "o, w *float32, v *byte, oStride, vStride, cols, rows, lo, hi, carry int", "",
+	function("tileValues", "o, w *float32, v *byte, oStride, vStride, cols, rows, lo, hi, carry int, ahead *uintptr", "",
 		"is one part of one tile of kernel.accumulate.")
 	const O, W, V, oStride, vStride, left, rows, carry r = 22, 1, 2, 3, 4, 5, 6, 7
 	const lo, hi, vp, wp, op0, i, first, from, row0 r = 8, 9, 10, 11, 12, 13, 14, 21, 0
