@@ -30,6 +30,9 @@ type kernel struct {
 	divide func(dst, o []float32, l float32) bool
 }
 
+// kernelAMX is the name of the one kernel with a matrix unit.
+const kernelAMX = "amx"
+
 // KernelVariable names the kernel to use, in the environment; unset or empty leaves the choice to the machine.
 const KernelVariable = "HEADWATER_KERNEL"
 
@@ -66,6 +69,10 @@ func KernelName() string {
 	}
 	return ""
 }
+
+// HasMatrixUnit says whether the kernel of that name, of whatever machine, has a matrix unit for arithmetic in tiles. One that has
+// none takes longer for it than for Chain.
+func HasMatrixUnit(kernel string) bool { return kernel == kernelAMX }
 
 // KernelError says why the choice in the environment can not run here; Attend and Project return it. It is nil after a
 // successful SelectKernel.

@@ -25,7 +25,7 @@ var kernels = func() []kernel {
 func withMatrixUnit(v *vector) kernel {
 	with := *v
 	with.multiply = (*amx.Product).Multiply
-	return assembled("amx", &with)
+	return assembled(kernelAMX, &with)
 }
 
 var avx512 = vector{

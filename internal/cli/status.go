@@ -51,8 +51,10 @@ type workerView struct {
 	Processor   string `json:"processor,omitempty"`
 	// Features are those of the processor that kernels use.
 	Features []string `json:"processor_features,omitempty"`
-	Draining bool     `json:"draining"`
-	Error    string   `json:"error,omitempty"`
+	// MatrixUnit is whether one computes arithmetic in tiles, which is slower elsewhere.
+	MatrixUnit bool   `json:"matrix_unit"`
+	Draining   bool   `json:"draining"`
+	Error      string `json:"error,omitempty"`
 
 	// Cache is null where the worker, or the coordinator, knows nothing of sessions.
 	Cache *cacheView `json:"cache"`
@@ -148,7 +150,7 @@ func viewStatus(address string, status *client.Status, caches []client.Cache) st
 		w := s
 		one := workerView{
 			Name: w.Name, Address: s.Address, Version: w.Version, Weight: w.Weight, Zone: w.Zone, BudgetBytes: w.BudgetBytes,
-			UsedBytes: w.UsedBytes, SpareBytes: w.SpareBytes, Threads: w.Threads, Kernel: w.Kernel, Processor: w.Processor, Features: w.Features, Draining: w.Draining, Error: s.Error,
+			UsedBytes: w.UsedBytes, SpareBytes: w.SpareBytes, Threads: w.Threads, Kernel: w.Kernel, Processor: w.Processor, Features: w.Features, MatrixUnit: attention.HasMatrixUnit(w.Kernel), Draining: w.Draining, Error: s.Error,
 		}
 		if boot, err := uuid.FromBytes(w.Boot); err == nil {
 			one.Boot = boot.String()
@@ -215,7 +217,7 @@ func (a *app) printStatus(v statusView) error {
 func (a *app) printWorkers(workers []workerView) error {
 	header := []string{"name", "address", ">used", ">budget", "state"}
 	if a.wide() {
-		header = []string{"name", "address", "zone", ">weight", ">used", ">spare", ">budget", ">threads", "kernel", "processor", "features", "version", "state"}
+		header = []string{"name", "address", "zone", ">weight", ">used", ">spare", ">budget", ">threads", "kernel", "processor", "features", "tiles", "version", "state"}
 	}
 	t := a.newTable("workers", header...)
 	for _, w := range workers {
@@ -228,7 +230,7 @@ func (a *app) printWorkers(workers []workerView) error {
 		}
 		used, budget := sizeOf(int64(w.UsedBytes)), sizeOf(int64(w.BudgetBytes))
 		if a.wide() {
-			t.AppendRow(table.Row{w.Name, w.Address, w.Zone, w.Weight, used, sizeOf(int64(w.SpareBytes)), budget, w.Threads, w.Kernel, w.Processor, strings.Join(w.Features, " "), w.Version, is})
+			t.AppendRow(table.Row{w.Name, w.Address, w.Zone, w.Weight, used, sizeOf(int64(w.SpareBytes)), budget, w.Threads, w.Kernel, w.Processor, strings.Join(w.Features, " "), speedOfTiles(w), w.Version, is})
 		} else {
 			t.AppendRow(table.Row{shorten(w.Name, nameWidth), shorten(w.Address, 21), used, budget, is})
 		}
@@ -245,6 +247,17 @@ func (a *app) printWorkers(workers []workerView) error {
 		}
 	}
 	return nil
+}
+
+// speedOfTiles says how a worker computes arithmetic in tiles.
+func speedOfTiles(w workerView) string {
+	switch {
+	case w.Kernel == "": // it does not answer
+		return ""
+	case w.MatrixUnit:
+		return "matrix unit"
+	}
+	return "slower"
 }
 
 // printCaches prints a line for each worker and size of its pages. A value that a worker does not report is "-".

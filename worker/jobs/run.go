@@ -166,6 +166,9 @@ func (r *run) dispatch(req *headwaterv1.RunRequest) error {
 	case opening:
 		var err error
 		r.problems, r.codec, err = checkOpen(open.Open)
+		for _, p := range r.problems {
+			r.m.Take(p.LayerSpec)
+		}
 		return err
 	case r.problems == nil:
 		return invalid("the first message of a stream is open")

@@ -78,6 +78,7 @@ func (s *Service) CreateSession(ctx context.Context, m *headwaterv1.CreateSessio
 	if err != nil {
 		return nil, refusal(err)
 	}
+	s.m.Take(req.Config.Layers...)
 	return &headwaterv1.CreateSessionResponse{State: s.state(state, whole)}, nil
 }
 

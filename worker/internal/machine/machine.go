@@ -17,6 +17,7 @@ import (
 	"headwater.example/internal/kvcache"
 	"headwater.example/internal/observe"
 	"headwater.example/internal/rpc"
+	"headwater.example/shard"
 )
 
 // MaxAnswerBytes bounds the raw bytes of an answer so that it fits a message with its coding and its other fields.
@@ -52,6 +53,7 @@ type Machine struct {
 
 	threads  *attention.Pool
 	stopping chan struct{} // closed when draining
+	slower   sync.Once     // arithmetic in tiles was said to be
 
 	bound atomic.Bool // whether Go's heap is bounded
 	heap  struct {
@@ -180,6 +182,18 @@ func (m *Machine) Expire(ctx context.Context, ticks <-chan time.Time) {
 			if n := m.Store.Expire(); n > 0 {
 				m.Log.Info("sessions expired", "sessions", n)
 			}
+		}
+	}
+}
+
+// Take is told of layers that queries will attend. The log says once if some are in an arithmetic that is slower here than elsewhere.
+func (m *Machine) Take(layers ...shard.LayerSpec) {
+	for i := range layers {
+		if kernel := attention.KernelName(); layers[i].Arithmetic() != attention.Chain && !attention.HasMatrixUnit(kernel) {
+			m.slower.Do(func() {
+				m.Log.Warn("arithmetic in tiles is slower on this worker: its kernel has no matrix unit", "kernel", kernel)
+			})
+			return
 		}
 	}
 }
