@@ -62,6 +62,9 @@ type DialOptions struct {
 	Insecure bool
 	// Proxy connects through the proxy that HTTPS_PROXY names, unless NO_PROXY names the address. Errors name the proxy.
 	Proxy bool
+	// HedgeShare is the most of all attends of direct sessions with copies that are asked of another worker as well, since the first
+	// is late; 0 is 0.05, one of twenty, and a negative one asks none twice. The first answer is taken; all are equal in every bit.
+	HedgeShare float64
 	// GRPC are further options, for tests, for example another dialer.
 	GRPC []grpc.DialOption
 }
@@ -93,7 +96,11 @@ func DialWith(address string, o DialOptions) (*Client, error) {
 	if err := security.Reaches(a, proxy != ""); err != nil {
 		return nil, fmt.Errorf("coordinator: %w", err)
 	}
-	return dial(a, proxy, security, append(options, o.GRPC...))
+	c, err := dial(a, proxy, security, append(options, o.GRPC...))
+	if err == nil && o.HedgeShare != 0 {
+		c.conns.HedgeShare = min(max(o.HedgeShare, 0), 1)
+	}
+	return c, err
 }
 
 // token says where the token comes from; nil if there is none.

@@ -73,6 +73,8 @@ type Config struct {
 	Replicas int
 	// CopyRate bounds the bytes a second of copies that are made in the background; 0 is no bound.
 	CopyRate int64
+	// HedgeShare is the most of all attends of sessions with copies that are asked of another holder as well; 0 is none.
+	HedgeShare float64
 
 	// Observe is what counts; nil counts nothing. It is this coordinator's alone.
 	Observe *observe.Coordinator
@@ -121,7 +123,7 @@ func Open(c Config) (*Coordinator, error) {
 
 		config: c, flight: sessions.NewFlight(c.Flight, c.Conns, c.Logger), jobs: queue,
 		sessions: sessions.New(sessions.Config{
-			View: c.View, Logger: c.Logger, Replicas: c.Replicas, CopyRate: c.CopyRate, Await: known, AwaitFor: c.AwaitFor, Now: c.Now, Observe: c.Observe, Tracer: c.Tracer, Security: c.Security,
+			View: c.View, Logger: c.Logger, Replicas: c.Replicas, CopyRate: c.CopyRate, HedgeShare: c.HedgeShare, Await: known, AwaitFor: c.AwaitFor, Now: c.Now, Observe: c.Observe, Tracer: c.Tracer, Security: c.Security,
 		}),
 	}
 	made.observe(c)

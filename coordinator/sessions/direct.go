@@ -31,10 +31,10 @@ type Direct struct {
 }
 
 // NewDirect makes a relay to the workers of a coordinator, whose address is for errors. The connection stays the caller's. Security
-// is how workers are spoken to.
-func NewDirect(address string, coordinator grpc.ClientConnInterface, security *rpc.Security, log *slog.Logger) *Direct {
+// is how workers are spoken to, hedgeShare is Config.HedgeShare.
+func NewDirect(address string, coordinator grpc.ClientConnInterface, security *rpc.Security, hedgeShare float64, log *slog.Logger) *Direct {
 	d := &Direct{
-		Relay:       New(Config{View: membership.Static(nil), Security: security, Logger: log}),
+		Relay:       New(Config{View: membership.Static(nil), Security: security, HedgeShare: hedgeShare, Logger: log}),
 		address:     address,
 		coordinator: headwaterv1.NewSessionServiceClient(coordinator),
 	}

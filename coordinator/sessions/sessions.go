@@ -52,6 +52,8 @@ type Config struct {
 	Replicas int   // copies of each shard beside the owner's, for sessions that say nothing of it, if there are so many workers
 	CopyRate int64 // most bytes a second of copies that are made in the background; 0 is no bound
 
+	HedgeShare float64 // most of all attends that are asked of another holder as well, since the first is late; 0 is none
+
 	// Await are workers that are expected to join: for AwaitFor, 0 is DefaultAwaitFor, a session that is not found may be theirs.
 	Await    []membership.Member
 	AwaitFor time.Duration
@@ -91,6 +93,7 @@ func New(c Config) *Relay {
 		c.Now = time.Now
 	}
 	conns := fanout.NewConns(c.Security, c.Dial...)
+	conns.HedgeShare = c.HedgeShare
 	conns.Log = cmp.Or(c.Logger, slog.New(slog.DiscardHandler))
 	r := &Relay{
 		log: conns.Log, conns: conns, workers: workers.New(c.View, conns.Conns),

@@ -41,6 +41,7 @@ func (a *app) relay() *cobra.Command {
 	var listen, lanes string
 	var open bool
 	var coordinator remote
+	var hedges float64
 	cmd := &cobra.Command{
 		Use: "relay", Short: "Take sessions' steps of this machine directly to the workers", Args: exactly(),
 		Long: "Serve sessions on this machine as a coordinator does, but without jobs: clients speak to the relay, and it\n" +
@@ -55,6 +56,9 @@ func (a *app) relay() *cobra.Command {
 			if coordinator.token != "" {
 				return usage("--token-file: a relay speaks to workers, which know no tokens: give a client's certificate by --tls-dir")
 			}
+			if err := checkHedges(hedges); err != nil {
+				return err
+			}
 			at, err := relayAddress("--listen", listen, open)
 			if err != nil {
 				return err
@@ -67,13 +71,14 @@ func (a *app) relay() *cobra.Command {
 				}
 				plain = &one
 			}
-			return a.runRelay(cmd.Context(), at, plain, coordinator)
+			return a.runRelay(cmd.Context(), at, plain, coordinator, hedges)
 		},
 	}
 	flags := cmd.Flags()
 	flags.StringVar(&listen, "listen", "127.0.0.1:0", "`address` to serve on, unix:/path or host:port; port 0 takes a free one")
 	flags.StringVar(&lanes, "lanes", "", "a second `address` for plain lanes, which carry steps without HTTP/2: unix:/path, or host:port of loopback; empty is none")
 	coordinator.flags(flags)
+	hedgeFlag(flags, &hedges)
 	flags.BoolVar(&open, "allow-remote", false, "let --listen name an address that other machines reach: --tls-dir is then the folder of a relay; with --insecure, everyone who reaches it can use every session")
 	return cmd
 }
@@ -156,7 +161,7 @@ func listenRelay(ctx context.Context, at address.Address) (*relayListener, error
 	return &relayListener{bound, serving.String(), release}, nil
 }
 
-func (a *app) runRelay(ctx context.Context, at address.Address, lanes *address.Address, coordinator remote) (err error) {
+func (a *app) runRelay(ctx context.Context, at address.Address, lanes *address.Address, coordinator remote, hedges float64) (err error) {
 	log := a.logger().With("relay", os.Getpid())
 	security, options, err := secureRelay(at, coordinator.security, log)
 	if err != nil {
@@ -181,7 +186,7 @@ func (a *app) runRelay(ctx context.Context, at address.Address, lanes *address.A
 		defer func() { err = errors.Join(err, plain.release()) }()
 		ready.Lanes = plain.address
 	}
-	relay := sessions.NewDirect(name, conn, security, log)
+	relay := sessions.NewDirect(name, conn, security, hedges, log)
 	flight := sessions.NewFlight(0, maxConnections(), log)
 
 	ctx, end := context.WithCancel(ctx)

@@ -16,6 +16,7 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	"google.golang.org/grpc"
 
 	"headwater.example/attention"
@@ -28,6 +29,7 @@ import (
 	"headwater.example/internal/observe"
 	"headwater.example/internal/processor"
 	"headwater.example/internal/rpc"
+	"headwater.example/internal/session/fanout"
 	headwaterv1 "headwater.example/proto/headwater/v1"
 	"headwater.example/shard"
 	"headwater.example/worker"
@@ -72,6 +74,9 @@ func (a *app) serveCoordinator() *cobra.Command {
 			if err := checkReplicas(config.Replicas); err != nil {
 				return err
 			}
+			if err := checkHedges(config.HedgeShare); err != nil {
+				return err
+			}
 			config.KeepBytes, config.BlockBytes, config.CopyRate = int64(keep), int(block), int64(copyRate)
 			return a.runCoordinator(cmd.Context(), at, &admin, workers, config)
 		},
@@ -90,8 +95,22 @@ func (a *app) serveCoordinator() *cobra.Command {
 	flags.Var(&keep, "keep-bytes", "bytes of results that are kept")
 	flags.IntVar(&config.Replicas, "replicas", defaultReplicas, "copies of each shard of a session, on other workers than its owner, if there are so many: a session outlives so many of its workers; a session may ask for another number. 0 takes half the memory")
 	flags.Var(&copyRate, "copy-rate", "bytes a second of sessions' copies that are made in the background, after a loss and by drain and rebalance; 0 is no bound")
+	hedgeFlag(flags, &config.HedgeShare)
 	flags.Var(&block, "block", "size to which keys and values are cut on their way to workers; results do not depend on it")
 	return cmd
+}
+
+// hedgeFlag adds the flag of how much is asked twice.
+func hedgeFlag(flags *pflag.FlagSet, share *float64) {
+	flags.Float64Var(share, "hedge-share", fanout.DefaultHedgeShare, "most of all attends of sessions with copies that are asked of another worker as well, since the first is late; 0 asks none twice")
+}
+
+// checkHedges refuses what is no share.
+func checkHedges(share float64) error {
+	if share < 0 || share > 1 || math.IsNaN(share) {
+		return usage("--hedge-share %v: from 0 to 1", share)
+	}
+	return nil
 }
 
 // checkReplicas refuses a number of copies that no session may have.

@@ -15,7 +15,7 @@
 //	sim_messages     messages that one step of one layer is for its coordinator: to all holders, and back
 //	sim_tail         p99 of a token of 32 layers / its median, each layer as slow as the slowest of 8 holders, of whom one in a
 //	                 thousand is held up for twenty times as long as usual
-//	sim_tail_hedged  what it would be if another holder were asked after three times as long as usual, which nothing does yet
+//	sim_tail_hedged  what it would be if another holder were asked after three times as long as usual, as attends are that append nothing
 package main
 
 import (

@@ -26,13 +26,21 @@ type Conns struct {
 	// Locate, unless nil, says who holds a session now. Set it before calls are made.
 	Locate func(ctx context.Context, session [16]byte) (*Holding, error)
 
+	// HedgeShare is the most of all attends that are asked of another holder as well, since the first one is late: 0.05 is one of
+	// twenty, 0 none. Set it before calls are made.
+	HedgeShare float64
+
+	began  time.Time // the beginning of its clock
+	paces  paces
+	hedges hedges
+
 	random         io.Reader     // of ids, nil is the system's
 	abandonTimeout time.Duration // for dropping a session that was made in vain
 }
 
 // NewConns returns an empty set. Security and options apply to its connections.
 func NewConns(security *rpc.Security, options ...grpc.DialOption) *Conns {
-	c := &Conns{Conns: rpc.NewConns(security, options...), abandonTimeout: 10 * time.Second}
+	c := &Conns{Conns: rpc.NewConns(security, options...), HedgeShare: DefaultHedgeShare, began: time.Now(), abandonTimeout: 10 * time.Second}
 	for _, o := range options {
 		if r, ok := o.(randomOption); ok {
 			c.random = r.random

@@ -74,7 +74,7 @@ func TestAHolderThatHasMoreByNow(t *testing.T) {
 	}
 	var before []*fanout.Holder // as they were without copies
 	for i, o := range p.holding.Holders() {
-		o := *o
+		o := &fanout.Holder{Name: o.Name, Boot: o.Boot, Address: o.Address}
 		o.Groups = make([][]int, len(two))
 		for l, layer := range two {
 			for g := range layer.KVHeads {
@@ -83,7 +83,7 @@ func TestAHolderThatHasMoreByNow(t *testing.T) {
 				}
 			}
 		}
-		before = append(before, &o)
+		before = append(before, o)
 	}
 	old, err := fanout.NewHolding(p.layers, before...)
 	if err != nil {

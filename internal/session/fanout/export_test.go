@@ -19,3 +19,26 @@ func (c *Conns) Leave(ctx context.Context, p *Place, driver *headwaterv1.Epoch, 
 func (c *Conns) Reopen(ctx context.Context, p *Place, epoch *headwaterv1.Epoch) error {
 	return c.reopen(ctx, p, p.Holding(), epoch, nil)
 }
+
+// Times are the times that answers took.
+type Times struct{ times }
+
+// Add adds an answer that came now and took so long.
+func (t *Times) Add(now, took time.Duration) { t.add(now, took) }
+
+// Quantiles returns how many answers count now, and the two quantiles.
+func (t *Times) Quantiles(now time.Duration, low, high float64) (uint64, [2]time.Duration) {
+	return t.quantiles(now, low, high)
+}
+
+// Budget is what may be asked twice.
+type Budget struct{ hedges }
+
+// Earn counts attends, of which a share may be asked twice.
+func (b *Budget) Earn(attends int, share float64) { b.earn(attends, share) }
+
+// Take reports whether so many attends may be asked twice.
+func (b *Budget) Take(attends int) bool { return b.take(attends) }
+
+// Counts returns all attends, and those that were asked twice.
+func (b *Budget) Counts() (attends, asked uint64) { return b.attends.Load(), b.asked.Load() }

@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"sync/atomic"
 
 	"headwater.example/internal/rpc"
 	headwaterv1 "headwater.example/proto/headwater/v1"
@@ -17,6 +18,8 @@ type Holder struct {
 	Boot    []byte
 	Address string
 	Groups  [][]int // by layer, ascending; nil is all groups of all layers
+
+	pace atomic.Pointer[pace] // the one that Conns.pace returned last
 }
 
 // peer is whom a connection to the holder is to.

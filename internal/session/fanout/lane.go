@@ -52,7 +52,7 @@ func NewLane(id session.LaneID, conns *Conns) *Lane {
 func NewLaneFor(of context.Context, id session.LaneID, conns *Conns) *Lane {
 	ctx, cancel := context.WithCancel(context.WithoutCancel(of))
 	l := &Lane{id: id, conns: conns, ctx: ctx, end: cancel, streams: map[rpc.Peer][]*stream{}, full: map[rpc.Peer]bool{}}
-	l.calls.New = func() any { return &Call{lane: l, done: make(chan struct{}, 1)} }
+	l.calls.New = func() any { return &Call{lane: l, done: make(chan struct{}, 1), news: make(chan struct{}, 1)} }
 	return l
 }
 
@@ -158,7 +158,26 @@ func (s *stream) add(ctx context.Context, p *callPart) error {
 		if err := s.awaitRoom(ctx, p); err != nil {
 			return err
 		}
+		p.sent = p.call.lane.conns.now()
 	}
+	return s.put(p)
+}
+
+// errNoRoom is the error of a part that finds no room.
+var errNoRoom = errors.New("no room for another step")
+
+// addNow is add for a part that does not wait for room.
+func (s *stream) addNow(p *callPart) error {
+	select {
+	case s.room <- struct{}{}:
+		return s.put(p)
+	default:
+		return errNoRoom
+	}
+}
+
+// put queues or sends a part that has room.
+func (s *stream) put(p *callPart) error {
 	wire, err := s.register(p)
 	if err != nil {
 		return err
@@ -177,6 +196,7 @@ func (s *stream) register(p *callPart) (*session.Stream, error) {
 	if s.ctx.Err() != nil {
 		return nil, context.Cause(s.ctx)
 	}
+	p.begun()
 	s.next++
 	p.request.ID = s.next
 	s.pending[s.next] = p
@@ -317,7 +337,7 @@ func (s *stream) sendNext(wire *session.Stream, p *callPart) error {
 
 // sendPart sends a part. The caller holds sending; nothing that takes the lock comes after the part is sent.
 func (s *stream) sendPart(wire *session.Stream, p *callPart) error {
-	defer p.call.finished()
+	defer p.finished()
 	err := wire.Send(p.request)
 	if err != nil && s.refused(p, err) {
 		err = nil
@@ -341,7 +361,8 @@ func (s *stream) answered(r *session.Response) (*session.Response, error) {
 	if p.answered = true; p.end != nil {
 		p.at = time.Now()
 	}
-	p.call.finished()
+	p.ended()
+	p.finished()
 	return r, nil
 }
 
@@ -363,7 +384,8 @@ func (s *stream) refuse(p *callPart, err error) {
 	if pending { // else the stream has ended meanwhile
 		<-s.room
 		p.err = err
-		p.call.finished()
+		p.ended()
+		p.finished()
 	}
 }
 
@@ -376,11 +398,12 @@ func (s *stream) finish() {
 		p := <-s.queue
 		p.request.Payload.Free()
 		p.request.Payload = nil
-		p.call.finished()
+		p.finished()
 	}
 	for _, p := range s.pending {
 		p.err = context.Cause(s.ctx)
-		p.call.finished()
+		p.ended()
+		p.finished()
 	}
 	clear(s.pending)
 }

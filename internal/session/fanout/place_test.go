@@ -439,7 +439,7 @@ func TestALossIsNotedOverANewCopy(t *testing.T) {
 		p, alone := startCopied(t, 3, 2, two...), start(t, 1, two...)
 		var before []*fanout.Holder // of the lane's knowledge
 		for i, o := range p.holding.Holders() {
-			o := *o
+			o := &fanout.Holder{Name: o.Name, Boot: o.Boot, Address: o.Address}
 			o.Groups = make([][]int, len(two))
 			for l, layer := range two {
 				for g := range layer.KVHeads {
@@ -448,7 +448,7 @@ func TestALossIsNotedOverANewCopy(t *testing.T) {
 					}
 				}
 			}
-			before = append(before, &o)
+			before = append(before, o)
 		}
 		h, err := fanout.NewHolding(p.layers, before...)
 		if err != nil {

@@ -52,18 +52,8 @@ func (c *Call) await(ctx context.Context) (silent []string, err error) {
 	if silent := conns.silent(c.holding); silent != nil {
 		return silent, nil
 	}
-	if c.slow == nil {
-		c.slow = time.NewTimer(rpc.SlowAfter)
-	} else {
-		c.slow.Reset(rpc.SlowAfter)
-	}
-	defer c.slow.Stop()
-	select {
-	case <-c.done:
-		return nil, nil
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	case <-c.slow.C:
+	if over, err := c.awaitSlow(ctx); over || err != nil {
+		return nil, err
 	}
 	defer conns.watch(c.holding)()
 	for {
@@ -71,23 +61,60 @@ func (c *Call) await(ctx context.Context) (silent []string, err error) {
 		if silent := conns.silent(c.holding); silent != nil {
 			return silent, nil
 		}
-		select {
-		case <-c.done:
-			return nil, nil
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		case <-changed:
+		if over, err := c.awaitUntil(ctx, changed, nil); over || err != nil {
+			return nil, err
 		}
 	}
 }
 
-// awaitAll waits until all parts of a call are sent and answered, whoever hangs.
+// awaitSlow waits until a call has its answers, for SlowAfter at most, and reports whether it has. If an answer is late, others are
+// asked as well.
+func (c *Call) awaitSlow(ctx context.Context) (over bool, err error) {
+	wait, hedges := rpc.SlowAfter, c.mayHedge()
+	for {
+		next := wait
+		if hedges {
+			next = min(wait, max(c.nextLate(), time.Microsecond))
+		}
+		if c.slow == nil {
+			c.slow = time.NewTimer(next)
+		} else {
+			c.slow.Reset(next)
+		}
+		over, err = c.awaitUntil(ctx, nil, c.slow.C)
+		c.slow.Stop()
+		if over || err != nil || next == wait {
+			return over, err
+		}
+		wait -= next
+		hedges = !c.hedge()
+	}
+}
+
+// awaitAll waits until a call has its answers, whoever hangs.
 func (c *Call) awaitAll(ctx context.Context) error {
-	select {
-	case <-c.done:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
+	_, err := c.awaitUntil(ctx, nil, nil)
+	return err
+}
+
+// awaitUntil waits until a call has its answers, or something has changed or a time has passed, and reports whether it has them.
+func (c *Call) awaitUntil(ctx context.Context, changed <-chan struct{}, passed <-chan time.Time) (over bool, err error) {
+	for {
+		select {
+		case <-c.done:
+			c.complete()
+			return true, nil
+		case <-c.news:
+			if c.enough() {
+				return true, nil
+			}
+		case <-ctx.Done():
+			return false, ctx.Err()
+		case <-changed:
+			return false, nil
+		case <-passed:
+			return false, nil
+		}
 	}
 }
 
@@ -102,6 +129,7 @@ func (c *Call) elsewhere(ctx context.Context, silent []string) (*Call, error) {
 	if err != nil {
 		return nil, err
 	}
+	c.noOther()
 	for _, p := range c.parts {
 		if p.end != nil {
 			p.end(time.Now(), rpc.ErrSilent)

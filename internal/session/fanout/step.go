@@ -60,13 +60,22 @@ type Call struct {
 	holding   *Holding // of the place, as the step was sent
 	step      *Step
 	parts     []*callPart
-	left      atomic.Int32  // parts that are not sent, and parts that are not answered
-	done      chan struct{} // one element when none is left
-	slow      *time.Timer   // nil before the first wait
-	refused   error         // why it was not sent
-	again     bool          // it was sent again over new streams, to the same holders
-	refreshed int           // how often it was sent again since holders were others
-	context   []float32     // scratch: one holder's context and LSE
+	left      atomic.Int32         // parts that are not sent and answered
+	done      chan struct{}        // one element when none is left
+	slow      *time.Timer          // nil before the first wait
+	refused   error                // why it was not sent
+	again     bool                 // it was sent again over new streams, to the same holders
+	refreshed int                  // how often it was sent again since holders were others
+	sent      time.Duration        // when it was sent last, on the clock of Conns
+	other     *Call                // what was asked of other holders in the place of late ones, nil if nothing was
+	heard     []*callPart          // those whose answers are the step's: parts, or of late ones the parts of other
+	late      []*callPart          // those of parts whose place other takes
+	retry     time.Duration        // how long after it was sent others may be asked, after that could not be done
+	over      bool                 // whether all of parts are sent and answered
+	watcher   atomic.Pointer[Call] // who is told in news when a part has ended, nil is nobody
+	news      chan struct{}        // has an element after a part has ended
+	ends      atomic.Int32         // how many of callEnds have come
+	context   []float32            // scratch: one holder's context and LSE
 	lse       []float32
 	hashes    []uint64 // scratch: by group, the hash after the step where it is known
 	known     []bool
@@ -77,7 +86,13 @@ type callPart struct {
 	call     *Call
 	holder   *Holder
 	groups   []int
-	answers  []int // groups of these that it answers for, empty if nothing attends
+	answers  []int         // groups of these that it answers for, empty if nothing attends
+	bits     []byte        // answers as Step.Answers has them
+	own      own           // memory of answers and bits where they are not as a rule
+	pace     *pace         // of the holder
+	left     atomic.Int32  // 2 before it is sent, 0 once it is sent and answered
+	state    atomic.Int32  // partWaits, partLate or partEnded, if it attends
+	sent     time.Duration // when it was sent, on the clock of Conns
 	request  *session.Request
 	response *session.Response
 	bytes    int // of the request
@@ -87,10 +102,36 @@ type callPart struct {
 	at       time.Time                     // when the answer came, with a span
 }
 
-// finished counts. Parts of an abandoned call count as well; nobody waits for them then.
-func (c *Call) finished() {
+// finished counts that a part is sent, or answered. Parts of an abandoned call count as well; nobody waits for them then.
+func (p *callPart) finished() {
+	if p.left.Add(-1) > 0 {
+		return
+	}
+	c := p.call
+	watcher := c.watcher.Load()
 	if c.left.Add(-1) == 0 {
-		c.done <- struct{}{}
+		if c.ends.Add(1) == callEnds {
+			c.release()
+		} else {
+			c.done <- struct{}{}
+		}
+	}
+	if watcher != nil {
+		select {
+		case watcher.news <- struct{}{}:
+		default: // there is one
+		}
+	}
+}
+
+// callEnds is who ends a call: who finishes its last part, and who does not wait for it any more.
+const callEnds = 2
+
+// drop releases a call that nobody waits for any more, once nothing of it is left.
+func (c *Call) drop() {
+	if c.ends.Add(1) == callEnds {
+		<-c.done
+		c.release()
 	}
 }
 
@@ -106,7 +147,9 @@ func (l *Lane) Start(ctx context.Context, p *Place, s *Step) *Call {
 }
 
 func (c *Call) send(ctx context.Context) {
-	c.parts = c.parts[:0]
+	c.parts, c.heard, c.over = c.parts[:0], nil, false
+	c.retry = 0
+	c.ends.Store(0)
 	if c.holding.closed {
 		c.holding, c.refused = c.lane.conns.opened(ctx, c.place, c.holding, epochOf(c.step.Epoch, c.lane.id))
 		if c.refused != nil {
@@ -117,38 +160,25 @@ func (c *Call) send(ctx context.Context) {
 		}
 	}
 	s, layer := c.step, &c.holding.layers[c.step.Layer]
-	for _, held := range c.holding.parts[s.Layer] {
-		if s.Append == 0 && len(held.answers) == 0 {
-			continue // it has nothing to do
-		}
-		c.parts = append(c.parts, c.nextPart())
-		p := c.parts[len(c.parts)-1]
-		p.holder, p.groups, p.answers, p.answered, p.err = held.holder, held.groups, held.answers, false, nil
-		if s.Attend == 0 {
-			p.answers = nil
-		}
-		m := &p.request.Step
-		hashes, mask, tokens := m.Hashes[:0], m.TreeMask[:0], m.Tokens[:0]
-		*m = s.Step
-		if p.end = nil; s.Span != nil {
-			m.Trace, p.end = s.Span(held.holder.Name)
-		}
-		m.Hashes, m.TreeMask, m.Tokens = hashes, append(mask, s.TreeMask...), append(tokens, s.Tokens...)
-		for _, g := range p.groups {
-			m.Hashes = append(m.Hashes, s.Hashes[g])
-		}
-		if m.At = c.holding.counter; s.Attend > 0 {
-			m.Answers = held.bits
-		}
+	c.sent = c.lane.conns.now()
+	spared := c.share(true)
+	c.refused = c.fits(layer)
+	if spared && c.refused != nil {
+		c.share(false)
+		c.refused = c.fits(layer)
 	}
-	if c.refused = c.fits(layer); c.refused != nil {
+	if c.refused != nil {
 		s.Payload.Free()
 		s.Payload = nil
 		c.done <- struct{}{}
 		return
 	}
-	c.left.Store(int32(2 * len(c.parts)))
+	if s.Attend > 0 && copied(c.holding.parts[s.Layer]) {
+		c.lane.conns.hedges.earn(len(c.parts), c.lane.conns.HedgeShare)
+	}
+	c.left.Store(int32(len(c.parts)))
 	for _, p := range c.parts {
+		c.ask(p)
 		if s.Payload != nil {
 			p.request.Payload, s.Payload = s.Payload, nil
 		} else {
@@ -158,23 +188,81 @@ func (c *Call) send(ctx context.Context) {
 		if err == nil {
 			err = stream.add(ctx, p)
 		}
-		if err != nil {
-			p.request.Payload.Free()
-			p.request.Payload, p.err = nil, err
-			c.finished()
-			c.finished()
-		}
+		p.failed(err)
 	}
 }
 
-// nextPart returns a part for the next holder, one of an earlier step where there is one.
-func (c *Call) nextPart() *callPart {
-	if n := len(c.parts); n < cap(c.parts) {
-		if p := c.parts[:n+1][n]; p != nil {
-			return p
+// share makes the parts of a call: what each holder of the layer is asked. It reports whether one of them is spared reading, which it
+// is not where may is false.
+func (c *Call) share(may bool) (spared bool) {
+	s, held := c.step, c.holding.parts[c.step.Layer]
+	spare := -1
+	if may && s.Attend > 0 {
+		spare = c.lane.conns.longest(held, c.sent)
+	}
+	c.parts = c.parts[:0]
+	for i := range held {
+		p := c.nextPart(&held[i])
+		if s.Attend == 0 {
+			p.answers = nil
 		}
 	}
-	return &callPart{call: c, request: new(session.Request), response: new(session.Response)}
+	if spare >= 0 {
+		c.spareReads(spare)
+	}
+	if s.Append == 0 && s.Attend > 0 {
+		c.keepAsked()
+	}
+	c.heard = c.parts
+	return spare >= 0
+}
+
+// ask makes the message of a part, without its payload.
+func (c *Call) ask(p *callPart) {
+	s, m := c.step, &p.request.Step
+	hashes, mask, tokens := m.Hashes[:0], m.TreeMask[:0], m.Tokens[:0]
+	*m = s.Step
+	if s.Span != nil {
+		m.Trace, p.end = s.Span(p.holder.Name)
+	}
+	m.Hashes, m.TreeMask, m.Tokens = hashes, append(mask, s.TreeMask...), append(tokens, s.Tokens...)
+	for _, g := range p.groups {
+		m.Hashes = append(m.Hashes, s.Hashes[g])
+	}
+	if m.At = c.holding.counter; s.Attend > 0 {
+		m.Answers = p.bits
+	}
+}
+
+// nextPart adds a part for a holder, one of an earlier step where there is one.
+func (c *Call) nextPart(held *part) *callPart {
+	n := len(c.parts)
+	if n < cap(c.parts) {
+		c.parts = c.parts[:n+1]
+	} else {
+		c.parts = append(c.parts, nil)
+	}
+	p := c.parts[n]
+	if p == nil {
+		p = &callPart{call: c, request: new(session.Request), response: new(session.Response)}
+		c.parts[n] = p
+	}
+	p.holder, p.groups, p.answers, p.bits, p.answered, p.err, p.end = held.holder, held.groups, held.answers, held.bits, false, nil, nil
+	p.pace, p.sent = c.lane.conns.pace(held.holder), c.sent
+	p.left.Store(2)
+	p.state.Store(partWaits)
+	return p
+}
+
+// failed ends a part that was not queued, if there is an error.
+func (p *callPart) failed(err error) {
+	if err == nil {
+		return
+	}
+	p.request.Payload.Free()
+	p.request.Payload, p.err = nil, err
+	p.finished()
+	p.finished()
 }
 
 // fits refuses a step before anything is sent, if one holder's part or its answer does not fit in a message.
@@ -305,6 +393,7 @@ func (c *Call) wait(ctx context.Context, attempts int) error {
 		}
 		if err != nil {
 			// Its parts may still be written to: it is not used again.
+			c.noOther()
 			return fmt.Errorf("step of layer %d: %w", c.step.Layer, err)
 		}
 		c.endSpans()
@@ -314,7 +403,7 @@ func (c *Call) wait(ctx context.Context, attempts int) error {
 		}
 		if failure == nil {
 			err := c.gather()
-			c.release()
+			c.end()
 			return err
 		}
 		if c.refused == nil {
@@ -338,7 +427,12 @@ func (c *Call) wait(ctx context.Context, attempts int) error {
 
 // endSpans ends the spans of the parts, if the step is traced.
 func (c *Call) endSpans() {
-	for _, p := range c.parts {
+	for _, p := range c.late {
+		if p.end != nil {
+			p.end(time.Now(), errLate)
+		}
+	}
+	for _, p := range c.heard {
 		if p.end == nil {
 			continue
 		}
@@ -384,7 +478,7 @@ func (c *Call) others(ctx context.Context) (bool, error) {
 	var missing []string
 	all := true // whether all that failed are streams that broke
 	driver, conns := epochOf(c.step.Epoch, c.lane.id), c.lane.conns
-	for _, p := range c.parts {
+	for _, p := range c.heard {
 		var err error
 		switch {
 		case p.err != nil:
@@ -430,12 +524,38 @@ func pause(ctx context.Context, d time.Duration) bool {
 	}
 }
 
+// end ends a call whose answers were taken.
+func (c *Call) end() {
+	over := c.over // else what is late is waited for by nobody
+	c.noOther()
+	if over {
+		c.release()
+	} else {
+		c.drop()
+	}
+}
+
+// noOther ends what was asked of other holders in the place of late ones.
+func (c *Call) noOther() {
+	if c.other != nil {
+		for _, p := range c.other.parts {
+			if p.end != nil {
+				p.end(time.Now(), errLate)
+			}
+		}
+		c.other.drop()
+		c.other = nil
+	}
+	c.late = c.late[:0]
+}
+
 func (c *Call) release() {
 	for _, p := range c.parts {
 		p.response.Payload.Free()
 		p.response.Payload = nil
 	}
-	c.place, c.holding, c.step, c.refused = nil, nil, nil, nil
+	c.place, c.holding, c.step, c.refused, c.heard = nil, nil, nil, nil, nil
+	c.watcher.Store(nil)
 	c.lane.calls.Put(c)
 }
 
@@ -445,7 +565,7 @@ func (c *Call) failure() error {
 		return c.refused
 	}
 	var first error
-	for _, p := range c.parts {
+	for _, p := range c.heard {
 		var err error
 		switch {
 		case p.err != nil:
@@ -466,13 +586,13 @@ func (c *Call) failure() error {
 func (c *Call) gather() error {
 	s, layer := c.step, &c.holding.layers[c.step.Layer]
 	after := s.Length + uint64(s.Append)
-	for _, p := range c.parts {
+	for _, p := range c.heard {
 		r := &p.response.Result
 		switch {
 		case r.Length != after || len(r.Hashes) != len(p.groups):
 			return wrong(p.holder.Name, "it answers a step to %d positions of %d groups with %d and %d hashes", after, len(p.groups), r.Length, len(r.Hashes))
-		case r.Chain != c.parts[0].response.Result.Chain:
-			return wrong(p.holder.Name, "its chain is %016x then, that of holder %q %016x", r.Chain, c.parts[0].holder.Name, c.parts[0].response.Result.Chain)
+		case r.Chain != c.heard[0].response.Result.Chain:
+			return wrong(p.holder.Name, "its chain is %016x then, that of holder %q %016x", r.Chain, c.heard[0].holder.Name, c.heard[0].response.Result.Chain)
 		case len(p.answers) == 0 && p.response.Payload != nil:
 			return wrong(p.holder.Name, "it answers with a context where nothing attends")
 		case len(p.answers) > 0 && r.Codec != s.Codec:
@@ -482,7 +602,7 @@ func (c *Call) gather() error {
 	if err := c.agree(); err != nil {
 		return err
 	}
-	for _, p := range c.parts {
+	for _, p := range c.heard {
 		switch {
 		case s.Input == nil:
 			s.Answer, p.response.Payload = p.response.Payload, nil
@@ -492,8 +612,8 @@ func (c *Call) gather() error {
 			}
 		}
 	}
-	s.ComputeNanos, s.QueueNanos, s.Chain = 0, 0, c.parts[0].response.Result.Chain
-	for _, p := range c.parts {
+	s.ComputeNanos, s.QueueNanos, s.Chain = 0, 0, c.heard[0].response.Result.Chain
+	for _, p := range c.heard {
 		r := &p.response.Result
 		for j, g := range p.groups {
 			s.Hashes[g] = r.Hashes[j]
@@ -511,7 +631,7 @@ func (c *Call) agree() error {
 	}
 	hashes, known := c.hashes[:groups], c.known[:groups]
 	clear(known)
-	for _, p := range c.parts {
+	for _, p := range c.heard {
 		for j, g := range p.groups {
 			h := p.response.Result.Hashes[j]
 			if known[g] && h != hashes[g] {

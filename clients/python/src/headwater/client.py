@@ -50,6 +50,9 @@ class Client:
     HEADWATER_TLS_DIR says, and "" is none. Without one, plain text stays within this machine, unless insecure is True
     (HEADWATER_INSECURE).
 
+    hedge_share is the most of all attends of direct sessions with copies that are asked of another worker as well, since the first
+    is late: 0.05 by default, one of twenty, and 0 for none.
+
     token is the tenant's token, as `coord tenants add NAME` prints it, or the path of a file that has it; by default the file that
     the environment's HEADWATER_TOKEN_FILE names, if there is a folder. The folder then needs no certificate, only ca.crt.
 
@@ -73,7 +76,10 @@ class Client:
         tls: str | os.PathLike[str] | None = None,
         insecure: bool | None = None,
         token: str | os.PathLike[str] | None = None,
+        hedge_share: float | None = None,
     ) -> None:
+        if hedge_share is not None and not 0 <= hedge_share <= 1:
+            raise ValueError(f"hedge_share is {hedge_share}, must be from 0 to 1")
         security = Security(tls, insecure, token)
         if direct and security.has_token:
             raise ValueError("direct needs a client's certificate: workers know no tokens")
@@ -83,7 +89,8 @@ class Client:
         self._relay: Relay | None = None
         self._holder = self._coordinator
         if direct:
-            self._relay = Relay(self.address, coord, proxy=proxy, flags=security.flags())
+            hedges = [] if hedge_share is None else ["--hedge-share", repr(float(hedge_share))]
+            self._relay = Relay(self.address, coord, proxy=proxy, flags=[*security.flags(), *hedges])
             self._holder = Connection(self._relay.address, relay=self._relay)
         # Also where nobody closes it: gRPC's threads would outlive their use, and the relay the client.
         self._finalize = weakref.finalize(self, _close, self._holder, self._coordinator, self._relay)
