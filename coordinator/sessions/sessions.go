@@ -116,6 +116,24 @@ func (r *Relay) Open() (lanes, known int) {
 	return int(r.open.Load()), len(r.holdings)
 }
 
+// Hedges returns how many attends were asked, and how many twice.
+func (r *Relay) Hedges() fanout.Hedges { return r.conns.Hedges() }
+
+// AnswerTimes returns how long the workers take to answer, of those that were asked, by name.
+func (r *Relay) AnswerTimes() map[string]fanout.AnswerTimes {
+	members := map[string]string{}
+	for _, m := range r.workers.List() {
+		members[m.Name] = m.Address
+	}
+	all := map[string]fanout.AnswerTimes{}
+	for _, one := range r.conns.AnswerTimes() {
+		if members[one.Holder] == one.Address {
+			all[one.Holder] = one
+		}
+	}
+	return all
+}
+
 // Run keeps the connections to the workers until ctx ends, once. Lanes end then, so that a server can stop gracefully.
 func (r *Relay) Run(ctx context.Context) {
 	defer close(r.stopping)

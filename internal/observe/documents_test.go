@@ -79,6 +79,9 @@ func TestEveryMetricIsServedByItsProcessAndNoOther(t *testing.T) {
 		for _, m := range observe.All() {
 			f := served[m.Name]
 			delete(served, m.Name)
+			if m.Label == "worker" && m.Who&role != 0 && f == nil {
+				continue // no worker was asked anything
+			}
 			if (m.Who&role != 0) != (f != nil) {
 				t.Errorf("%s: served by role %d: %v", m.Name, role, f != nil)
 				continue

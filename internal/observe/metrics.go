@@ -24,7 +24,7 @@ type Metric struct {
 	Kind  Kind
 	Help  string
 	Label string   // the one label that it may have, or ""
-	Of    []string // all values of the label; nil is one value that is fixed for the process, as its version
+	Of    []string // all values of the label; nil is one that is fixed for the process, as its version, or the names of workers
 	Who   Role
 	// Buckets are a histogram's upper bounds in seconds.
 	Buckets []float64
@@ -135,6 +135,12 @@ var (
 	CopiesLacked = Metric{Name: "headwater_coordinator_copies_lacking", Kind: Gauge, Who: OfCoordinator, Help: "Copies of shards that sessions are to have and lack: under-replicated shards."}
 	CopiesDone   = Metric{Name: "headwater_coordinator_copies_made_total", Kind: Counter, Who: OfCoordinator, Help: "Copies of sessions that were made at a worker, after a loss or to move them."}
 	CopiedBytes  = Metric{Name: "headwater_coordinator_copied_bytes_total", Kind: Counter, Who: OfCoordinator, Help: "Bytes of keys and values that were copied between workers."}
+	Attends      = Metric{Name: "headwater_coordinator_attends_total", Kind: Counter, Who: OfCoordinator, Help: "Attends of relayed sessions with copies, those of each worker counted apart."}
+	Hedged       = Metric{Name: "headwater_coordinator_attends_hedged_total", Kind: Counter, Who: OfCoordinator, Help: "The part of these that was asked of another worker as well, since the first was late."}
+	HedgesWon    = Metric{Name: "headwater_coordinator_hedges_won_total", Kind: Counter, Who: OfCoordinator, Help: "Attends that were asked of another worker as well and whose answer came from there first."}
+	AnswerP50    = Metric{Name: "headwater_coordinator_answer_p50_seconds", Kind: Gauge, Who: OfCoordinator, Label: "worker", Help: "Time within which a worker answered half of the attends of at most 64 tokens, over the last 10 to 20 seconds; 0 without any."}
+	AnswerP95    = Metric{Name: "headwater_coordinator_answer_p95_seconds", Kind: Gauge, Who: OfCoordinator, Label: "worker", Help: "The same for 19 of 20 attends. After three times as long an answer is late."}
+	Unanswered   = Metric{Name: "headwater_coordinator_attends_waiting", Kind: Gauge, Who: OfCoordinator, Label: "worker", Help: "Attends that a worker has not answered."}
 	JobsOfStates = Metric{Name: "headwater_coordinator_jobs", Kind: Gauge, Who: OfCoordinator, Label: "state", Of: JobStates, Help: "Jobs that are kept, by state."}
 )
 
@@ -147,6 +153,7 @@ func All() []Metric {
 		MemoryBudget, MemoryUsed, MemorySpare, Threads, Bus, Sessions, Lanes, QueuedSteps, QueuedTokens, Pages,
 		CacheUsed, CacheFree, CacheRoom, CacheRows, CacheHeap, PrefixBytes, PrefixAsked, PrefixHits, PrefixSaved, Evicted,
 		RelayLanes, RelayKnown, Workers, WorkersLeft, CopiesLacked, CopiesDone, CopiedBytes, JobsOfStates,
+		Attends, Hedged, HedgesWon, AnswerP50, AnswerP95, Unanswered,
 	}
 	slices.SortFunc(all, func(a, b Metric) int {
 		if a.Name < b.Name {
