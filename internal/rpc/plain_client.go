@@ -12,8 +12,15 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// PlainClient is the client's end of a plain stream. One goroutine receives while another sends.
-type PlainClient struct {
+// ClientStream is the client's end of a stream of SelfCoded messages, of gRPC or plain. One goroutine receives while another sends.
+type ClientStream interface {
+	SendMsg(m any) error
+	RecvMsg(m any) error
+	CloseSend() error
+}
+
+// plainClient is the client's end of a plain stream.
+type plainClient struct {
 	conn   net.Conn
 	in     records
 	every  time.Duration // when nothing comes, until quiet is asked
@@ -26,17 +33,20 @@ type PlainClient struct {
 	all    net.Buffers
 }
 
-// NewPlainClient makes a plain stream of a connection that was greeted, which is closed when ctx ends. If nothing has come for as
-// long as a silent connection of gRPC is waited for before it is probed, quiet is asked, and its error ends the stream. A record
-// that has begun has the same time for its rest.
-func NewPlainClient(ctx context.Context, conn net.Conn, quiet func() error) *PlainClient {
-	c := &PlainClient{conn: conn, in: newRecords(conn, keepaliveTime+keepaliveTimeout), every: keepaliveTime, quiet: quiet}
+// OpenPlain makes the client's end of a plain stream of a connection that was greeted, which is closed when ctx ends. If nothing has
+// come for as long as a silent connection of gRPC is waited for before it is probed, quiet is asked, and its error ends the stream.
+func OpenPlain(ctx context.Context, conn net.Conn, quiet func() error) ClientStream {
+	return newPlainClient(ctx, conn, quiet)
+}
+
+func newPlainClient(ctx context.Context, conn net.Conn, quiet func() error) *plainClient {
+	c := &plainClient{conn: conn, in: newRecords(conn, keepaliveTime+keepaliveTimeout), every: keepaliveTime, quiet: quiet}
 	context.AfterFunc(ctx, func() { _ = conn.Close() }) // it is closed either way
 	return c
 }
 
 // SendMsg sends a SelfCoded message.
-func (c *PlainClient) SendMsg(m any) error {
+func (c *plainClient) SendMsg(m any) error {
 	message, err := m.(SelfCoded).MarshalMessage()
 	if err != nil {
 		return err
@@ -57,7 +67,7 @@ func (c *PlainClient) SendMsg(m any) error {
 }
 
 // RecvMsg receives a SelfCoded message.
-func (c *PlainClient) RecvMsg(m any) error {
+func (c *plainClient) RecvMsg(m any) error {
 	n, err := c.next()
 	switch {
 	case err != nil:
@@ -79,7 +89,7 @@ func (c *PlainClient) RecvMsg(m any) error {
 }
 
 // next waits for a record, and returns how many bytes follow its header.
-func (c *PlainClient) next() (int, error) {
+func (c *plainClient) next() (int, error) {
 	for {
 		if !c.in.more() {
 			_ = c.conn.SetReadDeadline(time.Now().Add(c.every)) // if it fails, so does the reading
@@ -99,7 +109,7 @@ func (c *PlainClient) next() (int, error) {
 }
 
 // ended reads why the server has ended the stream.
-func (c *PlainClient) ended(n int) error {
+func (c *plainClient) ended(n int) error {
 	said := &statuspb.Status{}
 	pieces, err := c.in.Read(n)
 	if err == nil {
@@ -120,4 +130,4 @@ func closed(err error) error {
 }
 
 // CloseSend closes the connection: a plain stream has no half that ends.
-func (c *PlainClient) CloseSend() error { return c.conn.Close() }
+func (c *plainClient) CloseSend() error { return c.conn.Close() }

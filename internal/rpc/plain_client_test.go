@@ -31,7 +31,7 @@ func TestAPlainStreamAsksAboutAQuietPeer(t *testing.T) {
 	defer there.Close()
 	asked, hangs := make(chan struct{}), errors.New("it hangs")
 	answer := make(chan error)
-	c := NewPlainClient(t.Context(), here, func() error {
+	c := newPlainClient(t.Context(), here, func() error {
 		asked <- struct{}{}
 		return <-answer
 	})

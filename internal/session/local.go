@@ -88,7 +88,7 @@ func OpenLocal(ctx context.Context, boot []byte, id LaneID, quiet func() error) 
 	}
 	switch {
 	case err == nil:
-		return &Stream{rpc.NewPlainClient(ctx, conn, quiet)}, nil
+		return &Stream{rpc.OpenPlain(ctx, conn, quiet)}, nil
 	case ctx.Err() != nil:
 		err = ctx.Err()
 	case within.Err() != nil:

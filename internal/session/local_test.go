@@ -206,7 +206,7 @@ func FuzzPlainAnswers(f *testing.F) {
 			_, _ = there.Write(b) // the reader may have seen enough
 			_ = there.Close()
 		}()
-		s := &Stream{rpc.NewPlainClient(t.Context(), here, func() error { return nil })}
+		s := &Stream{rpc.OpenPlain(t.Context(), here, func() error { return nil })}
 		var in Response
 		for answers := 0; ; answers++ {
 			err := s.Recv(&in)

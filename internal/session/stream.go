@@ -35,11 +35,7 @@ func parseLaneID(text string) (LaneID, error) {
 
 // Stream is the client's end of a lane. One goroutine may send while another receives.
 type Stream struct {
-	stream interface {
-		SendMsg(m any) error
-		RecvMsg(m any) error
-		CloseSend() error
-	}
+	stream rpc.ClientStream
 }
 
 // Open opens a lane. It lives until ctx ends or Recv returns an error.

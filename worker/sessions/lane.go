@@ -95,7 +95,9 @@ func (s *Service) Lane(stream *session.ServerStream) error {
 	select {
 	case err = <-l.ended:
 	case <-l.ctx.Done():
-		err = status.FromContextError(context.Cause(l.ctx)).Err()
+		if err = context.Cause(l.ctx); status.Code(err) == codes.Unknown {
+			err = status.FromContextError(err).Err()
+		} // else the transport has said what the end is
 	case <-s.m.Stopping():
 		err = status.Error(codes.Unavailable, s.m.StoppingText())
 	}
